@@ -1,0 +1,6 @@
+//! Bytes to values and back: no socket, no clock, no random source, no log.
+
+pub mod audio;
+pub mod identity;
+pub mod message;
+pub mod mqtt;
