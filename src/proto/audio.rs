@@ -1,1 +1,201 @@
-//! audio
+//! Audio as bytes: the 16-byte UDP header, AES-128-CTR under it, the 16-byte WebSocket header, and the order of sequences.
+//!
+//! A UDP packet is `type u8 = 1 | flags u8 | payload length u16 | ssrc u32 | timestamp u32 | sequence u32 | payload`, all big
+//! endian, its payload encrypted with AES-128-CTR; the 16 header bytes are the initial counter block. A WebSocket frame is
+//! `version u16 = 2 | type u16 = 0 | reserved u32 = 0 | timestamp u32 | payload size u32 | payload`. Both headers are 16 bytes with
+//! the timestamp at offset 8, so a packet becomes a frame in place.
+
+use std::fmt;
+
+use aes::Aes128;
+use aes::cipher::{Array, InnerIvInit, KeyInit, StreamCipherCore};
+use ctr::{CtrCore, flavors};
+
+mod window;
+
+pub use window::{Verdict, Window};
+
+/// Bytes of a UDP packet's header, and of a WebSocket frame's.
+pub const HEADER: usize = 16;
+
+/// The longest payload passed either way, in bytes: longer packets do not fit what devices' modems receive.
+pub const MAX_PAYLOAD: usize = 1400;
+
+/// The first byte of every UDP packet.
+const TYPE: u8 = 1;
+
+/// The header of a UDP packet whose type is 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Read by no known client; part of the counter block, so it keeps the two directions' keystreams apart.
+    pub flags: u8,
+    /// Payload length in bytes.
+    pub len: u16,
+    /// Which call the packet belongs to.
+    pub ssrc: u32,
+    /// Milliseconds; from a device 0, or what it played last when the server cancels echo.
+    pub timestamp: u32,
+    /// From 1 in each direction of a call.
+    pub sequence: u32,
+}
+
+impl Header {
+    /// The header of a whole datagram: type 1, a payload of 1 to [`MAX_PAYLOAD`] bytes, and no byte more or less than it says.
+    pub fn parse(datagram: &[u8]) -> Result<Self, BadDatagram> {
+        if datagram.is_empty() {
+            return Err(BadDatagram::Empty);
+        }
+        let Some((head, payload)) = datagram.split_first_chunk::<HEADER>() else {
+            return Err(BadDatagram::Short);
+        };
+        let [kind, flags, l0, l1, s0, s1, s2, s3, t0, t1, t2, t3, q0, q1, q2, q3] = *head;
+        let len = u16::from_be_bytes([l0, l1]);
+        if kind != TYPE {
+            Err(BadDatagram::Type)
+        } else if usize::from(len) != payload.len() {
+            Err(BadDatagram::Length)
+        } else if payload.is_empty() {
+            Err(BadDatagram::Empty)
+        } else if payload.len() > MAX_PAYLOAD {
+            Err(BadDatagram::Oversized)
+        } else {
+            Ok(Self {
+                flags,
+                len,
+                ssrc: u32::from_be_bytes([s0, s1, s2, s3]),
+                timestamp: u32::from_be_bytes([t0, t1, t2, t3]),
+                sequence: u32::from_be_bytes([q0, q1, q2, q3]),
+            })
+        }
+    }
+
+    /// The header on the wire, which is also the payload's initial counter block.
+    pub fn bytes(&self) -> [u8; HEADER] {
+        let [l0, l1] = self.len.to_be_bytes();
+        let [s0, s1, s2, s3] = self.ssrc.to_be_bytes();
+        let [t0, t1, t2, t3] = self.timestamp.to_be_bytes();
+        let [q0, q1, q2, q3] = self.sequence.to_be_bytes();
+        [TYPE, self.flags, l0, l1, s0, s1, s2, s3, t0, t1, t2, t3, q0, q1, q2, q3]
+    }
+}
+
+/// Why a datagram is no audio packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BadDatagram {
+    /// Fewer bytes than a header.
+    Short,
+    /// The first byte is not 1.
+    Type,
+    /// The length field and the bytes that came differ.
+    Length,
+    /// A payload over [`MAX_PAYLOAD`].
+    Oversized,
+    /// No payload, or no byte at all (health checks of load balancers).
+    Empty,
+}
+
+impl BadDatagram {
+    /// The name under which it is counted; stable.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Short => "short",
+            Self::Type => "type",
+            Self::Length => "length",
+            Self::Oversized => "oversized",
+            Self::Empty => "empty",
+        }
+    }
+}
+
+impl fmt::Display for BadDatagram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Short => write!(f, "fewer than the {HEADER} bytes of a header"),
+            Self::Type => write!(f, "the first byte is not {TYPE}"),
+            Self::Length => write!(f, "the length field differs from the bytes that came"),
+            Self::Oversized => write!(f, "more than {MAX_PAYLOAD} bytes of payload"),
+            Self::Empty => write!(f, "no payload"),
+        }
+    }
+}
+
+impl std::error::Error for BadDatagram {}
+
+/// The nonce told to a device in its hello reply: a header of which it overwrites length, timestamp and sequence.
+pub fn nonce(ssrc: u32) -> [u8; HEADER] {
+    Header { flags: 0, len: 0, ssrc, timestamp: 0, sequence: 0 }.bytes()
+}
+
+/// A call's AES-128 key, expanded once.
+pub struct Cipher(Aes128);
+
+impl Cipher {
+    /// Expand `key`.
+    pub fn new(key: &[u8; 16]) -> Self {
+        Self(Aes128::new(key.into()))
+    }
+
+    /// Encrypt or decrypt `data` in place in counter mode, the 128-bit big-endian counter starting at `iv`.
+    pub fn apply(&self, iv: &[u8; 16], data: &mut [u8]) {
+        /// AES in software works on four blocks at once and pays as much for one.
+        const BATCH: usize = 64;
+
+        let mut keystream = CtrCore::<&Aes128, flavors::Ctr128BE>::inner_iv_init(&self.0, iv.into());
+        let (body, tail) = data.split_at_mut(data.len() / BATCH * BATCH);
+        keystream.apply_keystream_blocks(Array::slice_as_chunks_mut(body).0);
+        let mut padded = [0; BATCH];
+        let (used, _) = padded.split_at_mut(tail.len());
+        used.copy_from_slice(tail);
+        keystream.apply_keystream_blocks(Array::slice_as_chunks_mut(&mut padded).0);
+        tail.copy_from_slice(&padded[..tail.len()]);
+    }
+}
+
+impl fmt::Debug for Cipher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Cipher(..)")
+    }
+}
+
+/// The header of a WebSocket audio frame with `len` bytes of payload.
+pub fn ws_header(timestamp: u32, len: usize) -> [u8; HEADER] {
+    let [t0, t1, t2, t3] = timestamp.to_be_bytes();
+    let [l0, l1, l2, l3] = (len as u32).to_be_bytes();
+    [0, 2, 0, 0, 0, 0, 0, 0, t0, t1, t2, t3, l0, l1, l2, l3]
+}
+
+/// Timestamp and payload of a binary WebSocket frame whose header is consistent: it holds the length of what follows it.
+///
+/// Only bytes 8 to 16 are read. Known servers write other things than version and type into the first eight.
+pub fn parse_ws(frame: &[u8]) -> Option<(u32, &[u8])> {
+    let (head, payload) = frame.split_first_chunk::<HEADER>()?;
+    let [.., t0, t1, t2, t3, l0, l1, l2, l3] = *head;
+    let len = u32::from_be_bytes([l0, l1, l2, l3]);
+    (usize::try_from(len) == Ok(payload.len())).then_some((u32::from_be_bytes([t0, t1, t2, t3]), payload))
+}
+
+/// The configuration number (0 to 31) of an Opus packet, if it can be one (RFC 6716 section 3): its frame-count code agrees with
+/// its length, and no frame is over 1,275 bytes. Most other bytes fail sooner or later, which tells a guesser from a device.
+pub fn opus_config(payload: &[u8]) -> Option<u8> {
+    const MAX_FRAME: usize = 1275;
+    const MAX_FRAMES: u8 = 48;
+
+    let (&toc, rest) = payload.split_first()?;
+    let plausible = match toc & 0b11 {
+        0 => rest.len() <= MAX_FRAME,
+        1 => rest.len().is_multiple_of(2) && rest.len() / 2 <= MAX_FRAME,
+        2 => {
+            let (first, frames) = match *rest {
+                [short @ 0..252, ref frames @ ..] => (usize::from(short), frames),
+                [low, high, ref frames @ ..] => (usize::from(low) + 4 * usize::from(high), frames),
+                _ => return None,
+            };
+            frames.len().checked_sub(first).is_some_and(|second| second <= MAX_FRAME)
+        }
+        _ => (1..=MAX_FRAMES).contains(&(rest.first()? & 0x3f)),
+    };
+    plausible.then_some(toc >> 3)
+}
+
+#[cfg(test)]
+mod tests;

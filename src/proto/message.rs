@@ -1,1 +1,205 @@
-//! message
+//! JSON envelopes. Text is forwarded as it came, never re-serialised: what changes is cut out and replaced in place.
+//!
+//! Values are looked at one level deep and kept as the bytes they came in. Where a key occurs twice, readers differ in which one
+//! they take: looking up takes the last, as `JSON.parse` does, and changing changes each.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+mod hello;
+mod mcp;
+mod object;
+
+pub use hello::{BadHello, DeviceHello, HelloReply, ServerHello, device_hello, hello_reply, server_hello};
+pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, replace_rpc_id, rpc};
+pub use object::Object;
+
+/// What routing a message takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peek<'a> {
+    /// The value of `type`; "" when absent or not a string.
+    pub kind: Cow<'a, str>,
+    /// The value of `session_id`, only when a non-empty string.
+    pub session_id: Option<Cow<'a, str>>,
+    /// The value of `state`, only when a string.
+    pub state: Option<Cow<'a, str>>,
+}
+
+/// Look at a message without building a tree.
+pub fn peek(text: &str) -> Result<Peek<'_>, BadMessage> {
+    let mut peek = Peek { kind: Cow::Borrowed(""), session_id: None, state: None };
+    scan(text, |key, raw| match &*key {
+        "type" => peek.kind = string(raw).unwrap_or_default(),
+        "session_id" => peek.session_id = string(raw).filter(|id| !id.is_empty()),
+        "state" => peek.state = string(raw),
+        _ => {}
+    })?;
+    Ok(peek)
+}
+
+/// Why a text is no message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadMessage {
+    /// Not JSON (RFC 8259).
+    NotJson,
+    /// JSON, but not an object.
+    NotObject,
+}
+
+impl fmt::Display for BadMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotJson => "not JSON",
+            Self::NotObject => "JSON, but not an object",
+        })
+    }
+}
+
+impl std::error::Error for BadMessage {}
+
+/// The message with a `session_id`: as it is when that is a non-empty string, else with `id` in place of what it holds, or put
+/// first when there is none. All other bytes are unchanged, and so is a text that is no JSON object.
+pub fn ensure_session_id<'a>(text: &'a str, id: &str) -> Cow<'a, str> {
+    let new = quote(id);
+    let lacking = |raw: &str| string(raw).is_none_or(|id| id.is_empty());
+    match replace_values(text, "session_id", &new, lacking) {
+        Ok(Replaced { found: 0, .. }) => {
+            // An object's first byte that is no whitespace is its brace.
+            let Some((before, after)) = text.split_once('{') else {
+                return Cow::Borrowed(text);
+            };
+            let comma = if after.trim_ascii_start().starts_with('}') { "" } else { "," };
+            Cow::Owned(format!("{before}{{\"session_id\":{new}{comma}{after}"))
+        }
+        Ok(Replaced { text, .. }) => text,
+        Err(_) => Cow::Borrowed(text),
+    }
+}
+
+/// The message with its `session_id` changed to `to` if it is `from`. All other bytes are unchanged.
+pub fn replace_session_id<'a>(text: &'a str, from: &str, to: &str) -> Cow<'a, str> {
+    let is_from = |raw: &str| string(raw).is_some_and(|id| id == from);
+    replace_values(text, "session_id", &quote(to), is_from)
+        .map_or(Cow::Borrowed(text), |replaced| replaced.text)
+}
+
+/// `text` as a JSON string literal.
+pub fn quote(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// `goodbye`, to a device. Without an id the key is left out: devices refuse, or stumble over, a null.
+pub fn goodbye(session_id: Option<&str>) -> String {
+    envelope("goodbye", session_id, "")
+}
+
+/// `alert`, which a device shows on its screen.
+pub fn alert(session_id: Option<&str>, status: &str, message: &str, emotion: &str) -> String {
+    let (status, message, emotion) = (quote(status), quote(message), quote(emotion));
+    let fields = format!(r#","status":{status},"message":{message},"emotion":{emotion}"#);
+    envelope("alert", session_id, &fields)
+}
+
+/// `tts` with state `stop`: the device stops speaking.
+pub fn tts_stop(session_id: &str) -> String {
+    envelope("tts", Some(session_id), r#","state":"stop""#)
+}
+
+/// `goodbye`, to a chat server before its WebSocket is closed.
+pub fn server_goodbye(session_id: Option<&str>, reason: &str, duration_ms: u64) -> String {
+    envelope("goodbye", session_id, &format!(r#","reason":{},"duration_ms":{duration_ms}"#, quote(reason)))
+}
+
+/// A message of type `kind`; `fields` is raw and begins with a comma, or is empty.
+fn envelope(kind: &str, session_id: Option<&str>, fields: &str) -> String {
+    match session_id {
+        Some(id) => format!(r#"{{"type":"{kind}","session_id":{}{fields}}}"#, quote(id)),
+        None => format!(r#"{{"type":"{kind}"{fields}}}"#),
+    }
+}
+
+/// An object's text after [`replace_values`].
+struct Replaced<'a> {
+    text: Cow<'a, str>,
+    /// How often the key occurs.
+    found: usize,
+}
+
+/// Put `new` (raw) in place of each value of `key` that is `unwanted`.
+fn replace_values<'a>(
+    text: &'a str,
+    key: &str,
+    new: &str,
+    unwanted: impl Fn(&str) -> bool,
+) -> Result<Replaced<'a>, BadMessage> {
+    let (mut found, mut out, mut copied) = (0, String::new(), 0);
+    scan(text, |k, raw| {
+        if k != key {
+            return;
+        }
+        found += 1;
+        if unwanted(raw) {
+            let start = offset(text, raw);
+            out.push_str(&text[copied..start]);
+            out.push_str(new);
+            copied = start + raw.len();
+        }
+    })?;
+    if copied == 0 {
+        return Ok(Replaced { text: Cow::Borrowed(text), found });
+    }
+    out.push_str(&text[copied..]);
+    Ok(Replaced { text: Cow::Owned(out), found })
+}
+
+/// Where `part`, a slice of `text`, begins in it.
+fn offset(text: &str, part: &str) -> usize {
+    part.as_ptr().addr() - text.as_ptr().addr()
+}
+
+/// Show each key and raw value of a JSON object, in order. An error may come after some of them.
+///
+/// Values are checked to be JSON without recursion (serde_json's `RawValue`), so depth costs a byte a level and no stack.
+fn scan<'a>(text: &'a str, each: impl FnMut(Cow<'a, str>, &'a str)) -> Result<(), BadMessage> {
+    struct Entries<F>(F);
+
+    impl<'de, F: FnMut(Cow<'de, str>, &'de str)> Visitor<'de> for Entries<F> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+            while let Some((key, value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
+                (self.0)(key.0, value.get());
+            }
+            Ok(())
+        }
+    }
+
+    let mut json = serde_json::Deserializer::from_str(text);
+    if json.deserialize_map(Entries(each)).and_then(|()| json.end()).is_ok() {
+        return Ok(());
+    }
+    let object = text.trim_ascii_start().starts_with('{');
+    let json = || serde_json::from_str::<IgnoredAny>(text).is_ok();
+    Err(if !object && json() { BadMessage::NotObject } else { BadMessage::NotJson })
+}
+
+/// The text of a raw value that is a string.
+fn string(raw: &str) -> Option<Cow<'_, str>> {
+    // Other values would cost serde_json the making of an error.
+    raw.starts_with('"').then(|| serde_json::from_str::<Text<'_>>(raw).ok()).flatten().map(|text| text.0)
+}
+
+/// A JSON string, borrowed when it holds no escape; a plain `Cow` would always be copied.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[cfg(test)]
+mod tests;

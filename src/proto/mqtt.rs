@@ -1,1 +1,280 @@
-//! mqtt
+//! MQTT 3.1.1 (OASIS, 29 October 2014) and 3.1 as far as QoS 0 goes: a server's view, and what a client needs.
+//!
+//! Decoding borrows from the bytes received and copies nothing. Section numbers in this module are those of MQTT 3.1.1.
+
+use std::fmt;
+
+mod decode;
+pub mod encode;
+
+pub use decode::{decode, decode_reply};
+
+/// The protocol version of a connection. Every other is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// `MQIsdp` with level 3.
+    V31,
+    /// `MQTT` with level 4.
+    V311,
+}
+
+/// What a client sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packet<'a> {
+    /// Section 3.1.
+    Connect(Connect<'a>),
+    /// Section 3.3, with QoS 0.
+    Publish(Publish<'a>),
+    /// Section 3.8.
+    Subscribe(Subscribe<'a>),
+    /// Section 3.10.
+    Unsubscribe(Unsubscribe<'a>),
+    /// Section 3.12.
+    PingReq,
+    /// Section 3.14.
+    Disconnect,
+}
+
+/// CONNECT, section 3.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connect<'a> {
+    /// Protocol version.
+    pub level: Level,
+    /// May be empty as far as MQTT goes.
+    pub client_id: &'a str,
+    /// The client wants no stored state.
+    pub clean_session: bool,
+    /// Seconds; 0 turns the limit off.
+    pub keep_alive: u16,
+    /// The message to publish if the client vanishes.
+    pub will: Option<Will<'a>>,
+    /// User name.
+    pub user_name: Option<&'a str>,
+    /// Password, any bytes; never without a user name.
+    pub password: Option<&'a [u8]>,
+}
+
+/// The will in a CONNECT, section 3.1.3.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Will<'a> {
+    /// Topic name, not empty and without wildcards.
+    pub topic: &'a str,
+    /// Any bytes.
+    pub message: &'a [u8],
+    /// 0, 1 or 2.
+    pub qos: u8,
+    /// To be retained.
+    pub retain: bool,
+}
+
+/// PUBLISH with QoS 0, section 3.3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Publish<'a> {
+    /// Topic name, not empty and without wildcards.
+    pub topic: &'a str,
+    /// Any bytes, also none.
+    pub payload: &'a [u8],
+    /// To be retained.
+    pub retain: bool,
+}
+
+/// SUBSCRIBE, section 3.8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subscribe<'a> {
+    /// Never 0.
+    pub packet_id: u16,
+    /// Checked pairs of filter and QoS.
+    body: &'a [u8],
+    len: usize,
+}
+
+impl<'a> Subscribe<'a> {
+    /// Topic filters and the QoS asked for, at least one.
+    pub fn filters(&self) -> impl Iterator<Item = (&'a str, u8)> + use<'a> {
+        decode::filters(self.body, true)
+    }
+
+    /// How many filters there are.
+    #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
+/// UNSUBSCRIBE, section 3.10.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unsubscribe<'a> {
+    /// Never 0.
+    pub packet_id: u16,
+    /// Checked filters.
+    body: &'a [u8],
+}
+
+impl<'a> Unsubscribe<'a> {
+    /// Topic filters, at least one.
+    pub fn filters(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        decode::filters(self.body, false).map(|(filter, _)| filter)
+    }
+}
+
+/// What a server sends to a client that subscribes with QoS 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply<'a> {
+    /// Section 3.2.
+    ConnAck {
+        /// The server has state of this client.
+        session_present: bool,
+        /// 0 is accepted, see [`ConnectCode`].
+        code: u8,
+    },
+    /// Section 3.3, with QoS 0.
+    Publish(Publish<'a>),
+    /// Section 3.9.
+    SubAck {
+        /// That of the SUBSCRIBE.
+        packet_id: u16,
+        /// One per filter: granted QoS, or 0x80.
+        codes: &'a [u8],
+    },
+    /// Section 3.11.
+    UnsubAck {
+        /// That of the UNSUBSCRIBE.
+        packet_id: u16,
+    },
+    /// Section 3.13.
+    PingResp,
+}
+
+/// Return codes of CONNACK, section 3.2.2.3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectCode {
+    /// Connection accepted.
+    Accepted = 0,
+    /// Unacceptable protocol version.
+    UnsupportedLevel = 1,
+    /// Identifier rejected.
+    ClientId = 2,
+    /// Server unavailable.
+    Unavailable = 3,
+    /// Bad user name or password.
+    Credentials = 4,
+    /// Not authorised.
+    NotAuthorised = 5,
+}
+
+/// Why bytes are not a packet of this protocol. The connection is to be closed (section 4.8); only [`Self::UnsupportedLevel`] has an
+/// answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Malformed {
+    /// A packet type that this side does not receive (section 2.2.1), QoS above 0 included.
+    PacketType(u8),
+    /// Reserved flags in the first byte (section 2.2.2): the byte.
+    HeaderFlags(u8),
+    /// DUP on a PUBLISH with QoS 0 (section 3.3.1.1).
+    DupAtQos0,
+    /// A PUBLISH with QoS 3 (section 3.3.1.2).
+    Qos3,
+    /// A PUBLISH with QoS 1 or 2: legal MQTT, but not served here.
+    QosNotSupported(u8),
+    /// A remaining length of more than four bytes (section 2.2.3).
+    RemainingLength,
+    /// A packet over the limit.
+    TooLarge {
+        /// Its remaining length in bytes.
+        len: usize,
+        /// What is allowed.
+        max: usize,
+    },
+    /// A field runs past the end of its packet.
+    Truncated,
+    /// Bytes are left after a packet's last field.
+    TrailingBytes,
+    /// A string is not UTF-8 (section 1.5.3).
+    Utf8,
+    /// A string holds U+0000 (section 1.5.3).
+    Nul,
+    /// A CONNECT of another protocol (section 3.1.2.1): closed without an answer.
+    ProtocolName,
+    /// A protocol level other than 4 of `MQTT` and 3 of `MQIsdp` (section 3.1.2.2): answered with return code 1.
+    UnsupportedLevel(u8),
+    /// The reserved connect flag is set (section 3.1.2.3).
+    ReservedConnectFlag,
+    /// Will QoS or will retain without a will (sections 3.1.2.6 and 3.1.2.7).
+    WillFlags,
+    /// Will QoS 3 (section 3.1.2.6).
+    WillQos3,
+    /// A password without a user name (section 3.1.2.9).
+    PasswordWithoutUserName,
+    /// A topic name that is empty or has a wildcard (section 4.7).
+    TopicName,
+    /// A topic filter that is empty or has a misplaced wildcard (section 4.7).
+    TopicFilter,
+    /// Packet identifier 0 (section 2.3.1).
+    PacketId,
+    /// SUBSCRIBE or UNSUBSCRIBE without a filter (sections 3.8.3 and 3.10.3).
+    NoFilter,
+    /// A requested QoS above 2 or with reserved bits (section 3.8.3.1).
+    RequestedQos(u8),
+    /// Reserved flags in CONNACK (section 3.2.2.1).
+    ConnAckFlags(u8),
+    /// A return code that SUBACK does not have (section 3.9.3).
+    SubAckCode(u8),
+}
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PacketType(kind) => write!(f, "packet type {kind} is not expected here"),
+            Self::HeaderFlags(byte) => write!(f, "reserved flags in first byte {byte:#04x}"),
+            Self::DupAtQos0 => f.write_str("DUP on a PUBLISH with QoS 0"),
+            Self::Qos3 => f.write_str("PUBLISH with QoS 3, 0 is allowed"),
+            Self::QosNotSupported(qos) => write!(f, "PUBLISH with QoS {qos}, only 0 is supported"),
+            Self::RemainingLength => f.write_str("remaining length of more than four bytes"),
+            Self::TooLarge { len, max } => write!(f, "packet of {len} bytes, {max} are allowed"),
+            Self::Truncated => f.write_str("a field runs past the end of its packet"),
+            Self::TrailingBytes => f.write_str("bytes left after the last field"),
+            Self::Utf8 => f.write_str("a string is not UTF-8"),
+            Self::Nul => f.write_str("a string holds U+0000"),
+            Self::ProtocolName => f.write_str("protocol name is neither MQTT nor MQIsdp"),
+            Self::UnsupportedLevel(level) => {
+                write!(f, "protocol level {level}, only 4 (MQTT) and 3 (MQIsdp) are supported")
+            }
+            Self::ReservedConnectFlag => f.write_str("reserved connect flag is set"),
+            Self::WillFlags => f.write_str("will QoS or will retain without a will"),
+            Self::WillQos3 => f.write_str("will QoS 3, at most 2 is allowed"),
+            Self::PasswordWithoutUserName => f.write_str("password without a user name"),
+            Self::TopicName => f.write_str("topic name is empty or has a wildcard"),
+            Self::TopicFilter => f.write_str("topic filter is empty or has a misplaced wildcard"),
+            Self::PacketId => f.write_str("packet identifier 0"),
+            Self::NoFilter => f.write_str("no topic filter"),
+            Self::RequestedQos(qos) => write!(f, "requested QoS byte {qos:#04x}, at most 2 is allowed"),
+            Self::ConnAckFlags(flags) => write!(f, "reserved flags {flags:#04x} in CONNACK"),
+            Self::SubAckCode(code) => write!(f, "return code {code:#04x} in SUBACK"),
+        }
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+// Packet types, section 2.2.1.
+const CONNECT: u8 = 1;
+const CONNACK: u8 = 2;
+const PUBLISH: u8 = 3;
+const SUBSCRIBE: u8 = 8;
+const SUBACK: u8 = 9;
+const UNSUBSCRIBE: u8 = 10;
+const UNSUBACK: u8 = 11;
+const PINGREQ: u8 = 12;
+const PINGRESP: u8 = 13;
+const DISCONNECT: u8 = 14;
+
+// Connect flags, section 3.1.2.3. Bits 3 and 4 are the will's QoS.
+const RESERVED: u8 = 1;
+const CLEAN_SESSION: u8 = 1 << 1;
+const WILL: u8 = 1 << 2;
+const WILL_RETAIN: u8 = 1 << 5;
+const PASSWORD: u8 = 1 << 6;
+const USER_NAME: u8 = 1 << 7;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+//! The three hellos: the device's, the chat server's, and the reply to the device.
+
+use std::fmt;
+
+use data_encoding::HEXLOWER;
+
+use super::{BadMessage, Object, quote};
+
+/// The device's hello, and what it becomes for the chat server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceHello {
+    /// The hello with all fields the device sent, but `transport` "websocket" and `version` 2.
+    pub to_server: Box<str>,
+    /// `audio_params` as written, when an object.
+    pub audio_params: Option<Box<str>>,
+    /// `features.mcp` is true: the device answers MCP requests.
+    pub mcp: bool,
+}
+
+/// Read a device's hello. A `version` other than 3 is refused; an absent one is taken for 3.
+pub fn device_hello(text: &str) -> Result<DeviceHello, BadHello> {
+    let mut hello = Object::parse(text).map_err(BadHello::Message)?;
+    if let Some(found) = hello.raw("version")
+        && hello.number("version") != Some(3.0)
+    {
+        return Err(BadHello::Version(found.chars().take(BadHello::SHOWN).collect()));
+    }
+    hello.set("version", "2");
+    hello.set("transport", r#""websocket""#);
+    Ok(DeviceHello {
+        audio_params: raw_object(&hello, "audio_params"),
+        mcp: hello.object("features").is_some_and(|features| features.raw("mcp") == Some("true")),
+        to_server: hello.to_string().into(),
+    })
+}
+
+/// Why a device's hello is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BadHello {
+    /// A version that is not the number 3: what was found, as JSON, cut to 40 characters.
+    Version(String),
+    /// Not a message at all.
+    Message(BadMessage),
+}
+
+impl BadHello {
+    /// How many characters of a wrong version are worth a log line.
+    const SHOWN: usize = 40;
+}
+
+impl fmt::Display for BadHello {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version(found) => write!(f, "hello with version {found}, only 3 is supported"),
+            Self::Message(bad) => write!(f, "hello is {bad}"),
+        }
+    }
+}
+
+impl std::error::Error for BadHello {}
+
+/// What counts in the chat server's hello.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServerHello {
+    /// `session_id`, only when a non-empty string.
+    pub session_id: Option<Box<str>>,
+    /// `audio_params` as written, when an object.
+    pub audio_params: Option<Box<str>>,
+}
+
+/// Read a chat server's hello, of which nothing is required.
+pub fn server_hello(text: &str) -> ServerHello {
+    let hello = Object::parse(text).unwrap_or_default();
+    ServerHello {
+        session_id: hello.string("session_id").filter(|id| !id.is_empty()).map(|id| id.into()),
+        audio_params: raw_object(&hello, "audio_params"),
+    }
+}
+
+fn raw_object(object: &Object<'_>, key: &str) -> Option<Box<str>> {
+    object.raw(key).filter(|raw| raw.starts_with('{')).map(Into::into)
+}
+
+/// What the device is told in answer to its hello.
+#[derive(Debug, Clone, Copy)]
+pub struct HelloReply<'a> {
+    /// Not empty: devices ignore goodbyes of a session without an id.
+    pub session_id: &'a str,
+    /// The server's `audio_params`, raw; left out when `None`, and the device keeps its default.
+    pub audio_params: Option<&'a str>,
+    /// Host name or IPv4 address of the UDP port.
+    pub server: &'a str,
+    /// UDP port.
+    pub port: u16,
+    /// AES-128 key of the call.
+    pub key: &'a [u8; 16],
+    /// Template of the packet header, see [`nonce`](crate::proto::audio::nonce).
+    pub nonce: &'a [u8; 16],
+}
+
+/// The reply as JSON. Every field is one that some device needs.
+pub fn hello_reply(reply: &HelloReply<'_>) -> String {
+    let audio_params = reply.audio_params.map(|raw| format!(r#","audio_params":{raw}"#)).unwrap_or_default();
+    format!(
+        concat!(
+            r#"{{"type":"hello","version":3,"transport":"udp","session_id":{}{},"#,
+            r#""udp":{{"server":{},"port":{},"encryption":"aes-128-ctr","key":"{}","nonce":"{}"}}}}"#,
+        ),
+        quote(reply.session_id),
+        audio_params,
+        quote(reply.server),
+        reply.port,
+        HEXLOWER.encode(reply.key),
+        HEXLOWER.encode(reply.nonce),
+    )
+}

@@ -1,0 +1,59 @@
+//! MCP: JSON-RPC 2.0 in the payload of messages of type `mcp`.
+
+use std::borrow::Cow;
+
+use super::{Object, envelope, offset, quote, replace_values, string};
+
+/// A request; `params` is raw JSON. Devices take numbers up to 2^31 - 1 as ids, and nothing else.
+pub fn mcp_request(session_id: Option<&str>, id: u32, method: &str, params: &str) -> String {
+    mcp(session_id, &format!(r#""id":{id},"method":{},"params":{params}"#, quote(method)))
+}
+
+/// A notification, which has no reply.
+pub fn mcp_notification(session_id: Option<&str>, method: &str) -> String {
+    mcp(session_id, &format!(r#""method":{}"#, quote(method)))
+}
+
+/// The answer to a request; `id` and `result` are raw JSON.
+pub fn mcp_result(session_id: Option<&str>, id: &str, result: &str) -> String {
+    mcp(session_id, &format!(r#""id":{id},"result":{result}"#))
+}
+
+fn mcp(session_id: Option<&str>, rpc: &str) -> String {
+    envelope("mcp", session_id, &format!(r#","payload":{{"jsonrpc":"2.0",{rpc}}}"#))
+}
+
+/// The payload of an `mcp` message. Everything but the method is raw JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rpc<'a> {
+    /// `None` when absent or null: nobody waits for an answer.
+    pub id: Option<&'a str>,
+    /// Of a request or a notification.
+    pub method: Option<Cow<'a, str>>,
+    /// Of a request or a notification.
+    pub params: Option<&'a str>,
+    /// Of a good answer.
+    pub result: Option<&'a str>,
+    /// Of a bad answer.
+    pub error: Option<&'a str>,
+}
+
+/// The payload of a message of type `mcp`; `None` when it is absent or not an object.
+pub fn rpc(text: &str) -> Option<Rpc<'_>> {
+    let payload = Object::parse(text).ok()?.object("payload")?;
+    Some(Rpc {
+        id: payload.raw("id").filter(|id| *id != "null"),
+        method: payload.raw("method").and_then(string),
+        params: payload.raw("params"),
+        result: payload.raw("result"),
+        error: payload.raw("error"),
+    })
+}
+
+/// The message with `id` (raw JSON) in place of its payload's id, all else byte for byte; `None` when there is no id to replace.
+pub fn replace_rpc_id(text: &str, id: &str) -> Option<String> {
+    let payload = Object::parse(text).ok()?.raw("payload")?;
+    let replaced = replace_values(payload, "id", id, |_| true).ok().filter(|replaced| replaced.found > 0)?;
+    let start = offset(text, payload);
+    Some(format!("{}{}{}", &text[..start], replaced.text, &text[start + payload.len()..]))
+}

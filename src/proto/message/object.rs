@@ -1,0 +1,70 @@
+//! A JSON object one level deep.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use super::{BadMessage, quote, scan, string};
+
+/// A JSON object one level deep: keys and raw values in their order. Shown, it is JSON again, its values byte for byte.
+#[derive(Debug, Clone, Default)]
+pub struct Object<'a> {
+    entries: Vec<(Cow<'a, str>, &'a str)>,
+}
+
+impl<'a> Object<'a> {
+    /// Read an object.
+    pub fn parse(text: &'a str) -> Result<Self, BadMessage> {
+        let mut entries = Vec::new();
+        scan(text, |key, raw| entries.push((key, raw)))?;
+        Ok(Self { entries })
+    }
+
+    /// The value of `key` as it was written.
+    pub fn raw(&self, key: &str) -> Option<&'a str> {
+        self.entries.iter().rfind(|(k, _)| k == key).map(|(_, raw)| *raw)
+    }
+
+    /// The value of `key` if it is a string.
+    pub fn string(&self, key: &str) -> Option<Cow<'a, str>> {
+        self.raw(key).and_then(string)
+    }
+
+    /// The value of `key` if it is a number that fits a double.
+    pub fn number(&self, key: &str) -> Option<f64> {
+        // A raw value is JSON, and of all JSON values only numbers are numbers to Rust.
+        self.raw(key)?.parse().ok().filter(|number: &f64| number.is_finite())
+    }
+
+    /// The value of `key` if it is an object.
+    pub fn object(&self, key: &str) -> Option<Object<'a>> {
+        Object::parse(self.raw(key)?).ok()
+    }
+
+    /// Give `key` the value `raw`, which is JSON, in its place, or at the end when the key is new.
+    pub fn set(&mut self, key: &'a str, raw: &'a str) {
+        let mut found = false;
+        for (_, value) in self.entries.iter_mut().filter(|(k, _)| k == key) {
+            *value = raw;
+            found = true;
+        }
+        if !found {
+            self.entries.push((Cow::Borrowed(key), raw));
+        }
+    }
+
+    /// Keys and raw values in their order, those of repeated keys included.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &'a str)> {
+        self.entries.iter().map(|(key, raw)| (&**key, *raw))
+    }
+}
+
+impl fmt::Display for Object<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("{")?;
+        for (index, (key, raw)) in self.entries().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma}{}:{raw}", quote(key))?;
+        }
+        f.write_str("}")
+    }
+}

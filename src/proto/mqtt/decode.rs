@@ -1,0 +1,268 @@
+//! Bytes to packets.
+
+use super::{
+    CLEAN_SESSION, CONNACK, CONNECT, Connect, DISCONNECT, Level, Malformed, PASSWORD, PINGREQ, PINGRESP,
+    PUBLISH, Packet, Publish, RESERVED, Reply, SUBACK, SUBSCRIBE, Subscribe, UNSUBACK, UNSUBSCRIBE,
+    USER_NAME, Unsubscribe, WILL, WILL_RETAIN, Will,
+};
+
+/// Decode the packet of a client at the start of `bytes`: the packet and the bytes it took, or `None` when more are needed.
+///
+/// What can be judged is judged as early as it can: type and flags by the first byte, `max_remaining` (bytes of the remaining length)
+/// when the fixed header is complete, a CONNECT's protocol when its level is there.
+pub fn decode(bytes: &[u8], max_remaining: usize) -> Result<Option<(Packet<'_>, usize)>, Malformed> {
+    let Some(&first) = bytes.first() else {
+        return Ok(None);
+    };
+    match first >> 4 {
+        CONNECT | PINGREQ | DISCONNECT => header_flags(first, 0)?,
+        SUBSCRIBE | UNSUBSCRIBE => header_flags(first, 0b0010)?,
+        PUBLISH => publish_flags(first)?,
+        other => return Err(Malformed::PacketType(other)),
+    }
+    let Some((start, len)) = remaining_length(bytes, max_remaining)? else {
+        return Ok(None);
+    };
+    if matches!(first >> 4, PINGREQ | DISCONNECT) && len != 0 {
+        return Err(Malformed::TrailingBytes);
+    }
+    let Some(body) = bytes.get(start..start + len) else {
+        if first >> 4 == CONNECT {
+            // A client of another version or protocol need not send the rest to be refused.
+            match protocol(&mut Reader(&bytes[start..])) {
+                Ok(_) | Err(Malformed::Truncated) => {}
+                Err(malformed) => return Err(malformed),
+            }
+        }
+        return Ok(None);
+    };
+    let packet = match first >> 4 {
+        CONNECT => Packet::Connect(connect(body)?),
+        PUBLISH => Packet::Publish(publish(first, body)?),
+        SUBSCRIBE => {
+            let (packet_id, body, len) = subscriptions(body, true)?;
+            Packet::Subscribe(Subscribe { packet_id, body, len })
+        }
+        UNSUBSCRIBE => {
+            let (packet_id, body, _) = subscriptions(body, false)?;
+            Packet::Unsubscribe(Unsubscribe { packet_id, body })
+        }
+        PINGREQ => Packet::PingReq,
+        _ => Packet::Disconnect,
+    };
+    Ok(Some((packet, start + len)))
+}
+
+/// Decode the packet of a server at the start of `bytes`, as [`decode`] does that of a client.
+pub fn decode_reply(bytes: &[u8], max_remaining: usize) -> Result<Option<(Reply<'_>, usize)>, Malformed> {
+    let Some(&first) = bytes.first() else {
+        return Ok(None);
+    };
+    match first >> 4 {
+        CONNACK | SUBACK | UNSUBACK | PINGRESP => header_flags(first, 0)?,
+        PUBLISH => publish_flags(first)?,
+        other => return Err(Malformed::PacketType(other)),
+    }
+    let Some((start, len)) = remaining_length(bytes, max_remaining)? else {
+        return Ok(None);
+    };
+    let Some(body) = bytes.get(start..start + len) else {
+        return Ok(None);
+    };
+    let mut fields = Reader(body);
+    let reply = match first >> 4 {
+        CONNACK => {
+            let flags = fields.byte()?;
+            if flags > 1 {
+                return Err(Malformed::ConnAckFlags(flags));
+            }
+            Reply::ConnAck { session_present: flags == 1, code: fields.byte()? }
+        }
+        PUBLISH => return Ok(Some((Reply::Publish(publish(first, body)?), start + len))),
+        SUBACK => {
+            let packet_id = fields.packet_id()?;
+            let codes = std::mem::take(&mut fields.0);
+            if let Some(&code) = codes.iter().find(|code| !matches!(code, 0..=2 | 0x80)) {
+                return Err(Malformed::SubAckCode(code));
+            }
+            Reply::SubAck { packet_id, codes }
+        }
+        UNSUBACK => Reply::UnsubAck { packet_id: fields.packet_id()? },
+        _ => Reply::PingResp,
+    };
+    fields.end()?;
+    Ok(Some((reply, start + len)))
+}
+
+/// The filters of a checked body, with the QoS after each of them in a SUBSCRIBE.
+pub(super) fn filters(body: &[u8], with_qos: bool) -> impl Iterator<Item = (&str, u8)> {
+    let mut fields = Reader(body);
+    std::iter::from_fn(move || {
+        let filter = fields.string().ok()?;
+        let qos = if with_qos { fields.byte().ok()? } else { 0 };
+        Some((filter, qos))
+    })
+}
+
+/// The flags of a packet that leaves them no choice (section 2.2.2).
+fn header_flags(first: u8, expected: u8) -> Result<(), Malformed> {
+    if first & 0x0f == expected { Ok(()) } else { Err(Malformed::HeaderFlags(first)) }
+}
+
+/// DUP, QoS and RETAIN of a PUBLISH (section 3.3.1).
+fn publish_flags(first: u8) -> Result<(), Malformed> {
+    let dup = first & 0b1000 != 0;
+    match first >> 1 & 0b11 {
+        0 if dup => Err(Malformed::DupAtQos0),
+        0 => Ok(()),
+        3 => Err(Malformed::Qos3),
+        qos => Err(Malformed::QosNotSupported(qos)),
+    }
+}
+
+/// Where the fixed header ends, and the remaining length after it (section 2.2.3).
+fn remaining_length(bytes: &[u8], max: usize) -> Result<Option<(usize, usize)>, Malformed> {
+    let mut len = 0;
+    for index in 0..4 {
+        let Some(&byte) = bytes.get(1 + index) else {
+            return Ok(None);
+        };
+        len |= usize::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            return if len > max {
+                Err(Malformed::TooLarge { len, max })
+            } else {
+                Ok(Some((2 + index, len)))
+            };
+        }
+    }
+    Err(Malformed::RemainingLength)
+}
+
+fn connect(body: &[u8]) -> Result<Connect<'_>, Malformed> {
+    let mut fields = Reader(body);
+    let level = protocol(&mut fields)?;
+    let flags = fields.byte()?;
+    if level == Level::V311 && flags & RESERVED != 0 {
+        return Err(Malformed::ReservedConnectFlag);
+    }
+    let keep_alive = fields.u16()?;
+    let client_id = fields.string()?;
+    let will = will(level, flags, &mut fields)?;
+    // MQTT 3.1 section 3.1, "User name and password flags": the remaining length takes precedence over these flags.
+    let present =
+        |flag, fields: &Reader<'_>| flags & flag != 0 && !(level == Level::V31 && fields.0.is_empty());
+    if flags & USER_NAME == 0 && flags & PASSWORD != 0 {
+        return Err(Malformed::PasswordWithoutUserName);
+    }
+    let user_name = if present(USER_NAME, &fields) { Some(fields.string()?) } else { None };
+    let password = if present(PASSWORD, &fields) { Some(fields.binary()?) } else { None };
+    fields.end()?;
+    let clean_session = flags & CLEAN_SESSION != 0;
+    Ok(Connect { level, client_id, clean_session, keep_alive, will, user_name, password })
+}
+
+/// Protocol name and level (sections 3.1.2.1 and 3.1.2.2).
+fn protocol(fields: &mut Reader<'_>) -> Result<Level, Malformed> {
+    let name = fields.binary()?;
+    if !matches!(name, b"MQTT" | b"MQIsdp") {
+        return Err(Malformed::ProtocolName);
+    }
+    match (name, fields.byte()?) {
+        (b"MQTT", 4) => Ok(Level::V311),
+        (b"MQIsdp", 3) => Ok(Level::V31),
+        (_, level) => Err(Malformed::UnsupportedLevel(level)),
+    }
+}
+
+/// The will, and its flags (sections 3.1.2.5 to 3.1.2.7). MQTT 3.1 has its QoS and retain ignored when there is none.
+fn will<'a>(level: Level, flags: u8, fields: &mut Reader<'a>) -> Result<Option<Will<'a>>, Malformed> {
+    let qos = flags >> 3 & 0b11;
+    let retain = flags & WILL_RETAIN != 0;
+    if flags & WILL == 0 {
+        let stray = level == Level::V311 && (qos != 0 || retain);
+        return if stray { Err(Malformed::WillFlags) } else { Ok(None) };
+    }
+    if qos == 3 {
+        return Err(Malformed::WillQos3);
+    }
+    Ok(Some(Will { topic: fields.topic_name()?, message: fields.binary()?, qos, retain }))
+}
+
+fn publish(first: u8, body: &[u8]) -> Result<Publish<'_>, Malformed> {
+    let mut fields = Reader(body);
+    Ok(Publish { topic: fields.topic_name()?, payload: fields.0, retain: first & 1 != 0 })
+}
+
+/// Packet identifier, the bytes after it, and how many filters they hold; all checked.
+fn subscriptions(body: &[u8], with_qos: bool) -> Result<(u16, &[u8], usize), Malformed> {
+    let mut fields = Reader(body);
+    let packet_id = fields.packet_id()?;
+    let body = fields.0;
+    let mut count = 0;
+    while !fields.0.is_empty() {
+        if !is_filter(fields.string()?) {
+            return Err(Malformed::TopicFilter);
+        }
+        if with_qos && let qos @ 3.. = fields.byte()? {
+            return Err(Malformed::RequestedQos(qos));
+        }
+        count += 1;
+    }
+    if count == 0 { Err(Malformed::NoFilter) } else { Ok((packet_id, body, count)) }
+}
+
+/// Wildcards fill a level, and `#` only the last (section 4.7.1).
+fn is_filter(filter: &str) -> bool {
+    let mut levels = filter.split('/').rev();
+    let fits = |level: &str| level == "+" || !level.contains(['+', '#']);
+    !filter.is_empty() && levels.next().is_some_and(|last| last == "#" || fits(last)) && levels.all(fits)
+}
+
+/// The fields of a packet not read yet.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn byte(&mut self) -> Result<u8, Malformed> {
+        let (&byte, rest) = self.0.split_first().ok_or(Malformed::Truncated)?;
+        self.0 = rest;
+        Ok(byte)
+    }
+
+    fn u16(&mut self) -> Result<u16, Malformed> {
+        let (&bytes, rest) = self.0.split_first_chunk().ok_or(Malformed::Truncated)?;
+        self.0 = rest;
+        Ok(u16::from_be_bytes(bytes))
+    }
+
+    /// Bytes behind their length.
+    fn binary(&mut self) -> Result<&'a [u8], Malformed> {
+        let len = self.u16()?;
+        let (bytes, rest) = self.0.split_at_checked(len.into()).ok_or(Malformed::Truncated)?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+
+    /// A string (section 1.5.3).
+    fn string(&mut self) -> Result<&'a str, Malformed> {
+        let text = str::from_utf8(self.binary()?).map_err(|_| Malformed::Utf8)?;
+        if text.contains('\0') { Err(Malformed::Nul) } else { Ok(text) }
+    }
+
+    /// Not empty, no wildcard (section 4.7).
+    fn topic_name(&mut self) -> Result<&'a str, Malformed> {
+        let name = self.string()?;
+        if name.is_empty() || name.contains(['+', '#']) { Err(Malformed::TopicName) } else { Ok(name) }
+    }
+
+    fn packet_id(&mut self) -> Result<u16, Malformed> {
+        match self.u16()? {
+            0 => Err(Malformed::PacketId),
+            id => Ok(id),
+        }
+    }
+
+    fn end(&self) -> Result<(), Malformed> {
+        if self.0.is_empty() { Ok(()) } else { Err(Malformed::TrailingBytes) }
+    }
+}
