@@ -1,1 +1,461 @@
-//! config
+//! The configuration: checked types with the documented defaults, where they come from, and what changes between two of them.
+//!
+//! [`Config`] is only ever built from values that are allowed, so nothing behind this module checks again.
+//! [`Source`] reads one: defaults, then the file, then the environment, then the command line, the later over the earlier.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::LevelFilter;
+
+use crate::proto::identity::Mac;
+
+mod server;
+
+pub use server::{BadUrl, Framing, Server};
+
+/// Everything an operator can choose. `Default` is what is documented in `config/gateway.json`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// Where devices connect, and their limits.
+    pub mqtt: Mqtt,
+    /// The audio socket.
+    pub udp: Udp,
+    /// The chat servers.
+    pub websocket: WebSocket,
+    /// What is logged, and where.
+    pub logging: Logging,
+    /// The device's tools.
+    pub mcp: Mcp,
+    /// The management listener.
+    pub api: Api,
+    /// Log at debug level at least; see [`Config::log_level`].
+    pub debug: bool,
+    /// Dotted keys that the file holds for another program: accepted, without effect.
+    pub unused: Vec<String>,
+}
+
+/// Section `mqtt`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mqtt {
+    /// The address to listen on.
+    pub host: IpAddr,
+    /// The TCP port to listen on; 0 is any free port.
+    pub port: u16,
+    /// Devices connected at once, at least 1.
+    pub max_connections: usize,
+    /// Devices connected at once from one IP address; 0 is no limit.
+    pub max_connections_per_ip: usize,
+    /// The longest packet a device may send, in bytes, counted on the remaining length.
+    pub max_payload_size: usize,
+    /// How long a call outlives its lost MQTT connection; zero ends it at once.
+    pub resume_grace: Duration,
+    /// Whether client ids of two parts, which carry no signature, are let in although there is a key.
+    pub allow_legacy_ids: bool,
+    /// The key of the devices' passwords; without one every device is let in.
+    pub signature_key: Option<Secret>,
+}
+
+impl Default for Mqtt {
+    fn default() -> Self {
+        Self {
+            host: Ipv4Addr::UNSPECIFIED.into(),
+            port: 1883,
+            max_connections: 10_000,
+            max_connections_per_ip: 0,
+            max_payload_size: 65_536,
+            resume_grace: Duration::from_secs(20),
+            allow_legacy_ids: false,
+            signature_key: None,
+        }
+    }
+}
+
+/// Section `udp`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Udp {
+    /// The address to receive audio on.
+    pub host: IpAddr,
+    /// The UDP port to receive audio on; 0 is any free port.
+    pub port: u16,
+    /// The address devices are told to send audio to.
+    pub public_ip: PublicIp,
+    /// Which source addresses a call's audio may come from.
+    pub peer_policy: PeerPolicy,
+    /// Whether downlink packets carry `0x80 | (sequence & 0x7f)` as flags, so that no two packets of a call share keystream.
+    pub downlink_flags: bool,
+    /// How long after a device's first `listen` start its first datagram may take before that is logged; zero is never.
+    pub first_packet_warn: Duration,
+    /// Whether the device shows that no datagram of it arrived.
+    pub first_packet_alert: bool,
+}
+
+impl Default for Udp {
+    fn default() -> Self {
+        Self {
+            host: Ipv4Addr::UNSPECIFIED.into(),
+            port: 8884,
+            public_ip: PublicIp::Auto,
+            peer_policy: PeerPolicy::Adaptive,
+            downlink_flags: true,
+            first_packet_warn: Duration::from_secs(3),
+            first_packet_alert: true,
+        }
+    }
+}
+
+/// The address devices are told to send their audio to. Displays as it is written in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublicIp {
+    /// For each device the local address its own TCP connection reached.
+    Auto,
+    /// This address.
+    Ip(IpAddr),
+    /// This name, which the device resolves.
+    Host(String),
+}
+
+impl fmt::Display for PublicIp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Host(name) => f.write_str(name),
+        }
+    }
+}
+
+/// Which source addresses a call's audio may come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerPolicy {
+    /// Any port of the MQTT connection's IP; another IP once it has proved itself.
+    Adaptive,
+    /// Any port of the MQTT connection's IP, no other.
+    Strict,
+}
+
+/// Section `websocket`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WebSocket {
+    /// The chat servers of all devices but the listed ones (`production_servers`).
+    pub production: Vec<Arc<Server>>,
+    /// The chat servers of the listed devices (`development_servers`).
+    pub development: Vec<Arc<Server>>,
+    /// The listed devices (`development_mac_addresses`).
+    pub development_macs: Vec<Mac>,
+    /// Whether `production` is the built-in echo server, which stands in when no server was configured at start.
+    pub echo: bool,
+    /// The key of the bearer token sent to chat servers (`server_secret`); without one no token is sent.
+    pub secret: Option<Secret>,
+    /// PEM certificates trusted beside the system's own.
+    pub ca_file: Option<PathBuf>,
+    /// Whether certificates are not verified at all.
+    pub insecure: bool,
+    /// How often a chat server is pinged; zero is never.
+    pub ping_interval: Duration,
+    /// How long a chat server may take to answer a ping.
+    pub ping_timeout: Duration,
+    /// How a call redials a chat server that failed.
+    pub reconnect: Reconnect,
+    /// Whether the chat server gets a `goodbye` with the call's facts before the close.
+    pub send_goodbye: bool,
+    /// How long a call may stay without audio and text in either direction; zero is for ever.
+    pub call_idle: Duration,
+    /// Calls at once; 0 is no limit.
+    pub max_calls: usize,
+    /// Sockets being connected to chat servers at once, at least 1.
+    pub max_dials: usize,
+}
+
+impl Default for WebSocket {
+    fn default() -> Self {
+        Self {
+            production: Vec::new(),
+            development: Vec::new(),
+            development_macs: Vec::new(),
+            echo: false,
+            secret: None,
+            ca_file: None,
+            insecure: false,
+            ping_interval: Duration::from_secs(20),
+            ping_timeout: Duration::from_secs(20),
+            reconnect: Reconnect::default(),
+            send_goodbye: true,
+            call_idle: Duration::from_secs(300),
+            max_calls: 0,
+            max_dials: 256,
+        }
+    }
+}
+
+/// Section `websocket.reconnect`: the n-th pause is `initial` times `multiplier` to the power of n, and `max` at most.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reconnect {
+    /// The first pause.
+    pub initial: Duration,
+    /// The longest pause.
+    pub max: Duration,
+    /// How much longer each pause is than the one before, at least 1.
+    pub multiplier: f64,
+    /// How long a call goes on redialling before it ends; zero is for ever.
+    pub give_up_after: Duration,
+}
+
+impl Default for Reconnect {
+    fn default() -> Self {
+        Self {
+            initial: Duration::from_millis(250),
+            max: Duration::from_secs(30),
+            multiplier: 2.0,
+            give_up_after: Duration::from_secs(110),
+        }
+    }
+}
+
+/// Section `logging`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logging {
+    /// Whether anything is logged at all; an error that ends the program is told in any case.
+    pub enabled: bool,
+    /// The least important lines that are logged; see [`Config::log_level`] for what is in force.
+    pub level: LevelFilter,
+    /// A file that gets every line beside stderr.
+    pub file: Option<PathBuf>,
+}
+
+impl Default for Logging {
+    fn default() -> Self {
+        Self { enabled: true, level: LevelFilter::Info, file: None }
+    }
+}
+
+/// Section `mcp`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mcp {
+    /// Whether the gateway learns a device's tools when it connects, and answers for it.
+    pub enabled: bool,
+    /// Tools remembered per device, at least 1.
+    pub max_tools_count: usize,
+    /// The capabilities the gateway declares to a device: the text of a JSON object.
+    pub capabilities: String,
+    /// The name and version the gateway gives to a device: the text of a JSON object.
+    pub client_info: String,
+}
+
+impl Default for Mcp {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            max_tools_count: 32,
+            capabilities: "{}".to_owned(),
+            client_info: concat!(
+                r#"{"name":"mqtt-websocket-proxy","version":""#,
+                env!("CARGO_PKG_VERSION"),
+                r#""}"#
+            )
+            .to_owned(),
+        }
+    }
+}
+
+/// Section `api`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Api {
+    /// The TCP port of the management listener.
+    pub port: u16,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { port: 8007 }
+    }
+}
+
+/// A key that no log line and no debug output shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Box<str>);
+
+impl Secret {
+    /// The secret of this text; `None` when it is empty, which means that there is none.
+    pub fn new(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self(text.into()))
+    }
+
+    /// The secret itself.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Config {
+    /// The chat servers of the device with this MAC: the development list when it is listed and that list has servers,
+    /// else the production list.
+    pub fn servers_for(&self, mac: Mac) -> &[Arc<Server>] {
+        let websocket = &self.websocket;
+        if !websocket.development.is_empty() && websocket.development_macs.contains(&mac) {
+            &websocket.development
+        } else {
+            &websocket.production
+        }
+    }
+
+    /// The least important lines that are to be logged, all of section `logging` and `debug` taken into account.
+    pub fn log_level(&self) -> LevelFilter {
+        match (self.logging.enabled, self.debug) {
+            (false, _) => LevelFilter::Off,
+            (true, true) => self.logging.level.max(LevelFilter::Debug),
+            (true, false) => self.logging.level,
+        }
+    }
+
+    /// What an operator should know about this configuration, one sentence each. Resolves no name: see
+    /// [`Udp::resolution_warning`].
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.mqtt.signature_key.is_none() {
+            warnings.push(
+                "mqtt.signature_key is not set: every device is let in, whatever its password".to_owned(),
+            );
+        }
+        if let PublicIp::Ip(ip) = &self.udp.public_ip {
+            warnings.extend(unreachable(&ip.to_string(), *ip));
+        }
+        self.websocket.warn_into(&mut warnings);
+        if !self.unused.is_empty() {
+            warnings.push(format!("{}: accepted, but not used by this gateway", self.unused.join(", ")));
+        }
+        warnings
+    }
+}
+
+impl WebSocket {
+    fn warn_into(&self, warnings: &mut Vec<String>) {
+        if self.insecure {
+            warnings
+                .push("websocket.insecure is on: certificates of chat servers are not verified".to_owned());
+        }
+        for server in self.production.iter().chain(&self.development) {
+            if server.insecure == Some(true) && !self.insecure {
+                warnings.push(format!("the certificate of {server} is not verified: it is marked insecure"));
+            }
+        }
+        if self.development.is_empty() && !self.development_macs.is_empty() {
+            warnings.push(
+                "websocket.development_servers is empty: the devices of development_mac_addresses use \
+                 production_servers"
+                    .to_owned(),
+            );
+        }
+        if self.production.is_empty() && !self.development.is_empty() {
+            warnings.push(
+                "websocket.production_servers is empty: devices that are not in development_mac_addresses \
+                 have no chat server"
+                    .to_owned(),
+            );
+        }
+    }
+}
+
+impl Udp {
+    /// What is wrong with a `public_ip` that is a name. Asks the system's resolver, so it may block for many seconds.
+    pub fn resolution_warning(&self) -> Option<String> {
+        use std::net::ToSocketAddrs;
+        let PublicIp::Host(name) = &self.public_ip else { return None };
+        match (name.as_str(), self.port).to_socket_addrs() {
+            Err(error) => Some(format!("udp.public_ip: {name} does not resolve here: {error}")),
+            Ok(mut addresses) => {
+                addresses.find_map(|address| unreachable(&format!("{name} ({})", address.ip()), address.ip()))
+            }
+        }
+    }
+}
+
+fn unreachable(shown: &str, ip: IpAddr) -> Option<String> {
+    let kind = match ip {
+        ip if ip.is_loopback() => "a loopback address",
+        ip if ip.is_unspecified() => "the unspecified address",
+        _ => return None,
+    };
+    Some(format!("udp.public_ip: {shown} is {kind}: no device outside this machine can send audio to it"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn servers(urls: &[&str]) -> Vec<Arc<Server>> {
+        urls.iter().map(|url| Arc::new(url.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn listed_devices_use_the_development_servers_when_there_are_any() {
+        let listed: Mac = "aa:bb:cc:dd:ee:ff".parse().unwrap();
+        let other: Mac = "11:22:33:44:55:66".parse().unwrap();
+        let mut config = Config::default();
+        config.websocket.production = servers(&["ws://production"]);
+        config.websocket.development = servers(&["ws://development"]);
+        config.websocket.development_macs = vec![listed];
+        assert_eq!(config.servers_for(listed), config.websocket.development);
+        assert_eq!(config.servers_for(other), config.websocket.production);
+
+        config.websocket.development.clear();
+        assert_eq!(config.servers_for(listed), config.websocket.production);
+    }
+
+    #[test]
+    fn debug_raises_the_level_and_disabled_silences_it() {
+        for (enabled, debug, level, expected) in [
+            (true, false, LevelFilter::Warn, LevelFilter::Warn),
+            (true, true, LevelFilter::Warn, LevelFilter::Debug),
+            (true, true, LevelFilter::Trace, LevelFilter::Trace),
+            (false, true, LevelFilter::Trace, LevelFilter::Off),
+        ] {
+            let logging = Logging { enabled, level, file: None };
+            let config = Config { logging, debug, ..Config::default() };
+            assert_eq!(config.log_level(), expected, "{enabled} {debug} {level}");
+        }
+    }
+
+    #[test]
+    fn each_doubtful_setting_gets_one_warning() {
+        let mut config = Config::default();
+        config.mqtt.signature_key = Secret::new("key");
+        assert_eq!(config.warnings(), Vec::<String>::new());
+
+        config.mqtt.signature_key = None;
+        config.udp.public_ip = PublicIp::Ip(Ipv4Addr::LOCALHOST.into());
+        config.websocket.insecure = true;
+        config.websocket.development_macs = vec!["aa:bb:cc:dd:ee:ff".parse().unwrap()];
+        config.unused = vec!["gateway.device_id".to_owned()];
+        let warnings = config.warnings();
+        assert_eq!(warnings.len(), 5, "{warnings:#?}");
+        for text in ["mqtt.signature_key", "loopback", "insecure", "development_servers", "gateway.device_id"]
+        {
+            assert_eq!(warnings.iter().filter(|warning| warning.contains(text)).count(), 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let secret = Secret::new("hunter2").unwrap();
+        assert_eq!((format!("{secret}"), format!("{secret:?}")), ("***".to_owned(), "***".to_owned()));
+        assert_eq!(secret.as_bytes(), b"hunter2");
+        assert_eq!(Secret::new(""), None);
+    }
+}
