@@ -13,9 +13,18 @@ use log::LevelFilter;
 
 use crate::proto::identity::Mac;
 
+mod diff;
+mod error;
+mod file;
 mod server;
+mod source;
+mod value;
 
+pub use diff::{Changes, check_reload, diff};
+pub use error::ConfigError;
 pub use server::{BadUrl, Framing, Server};
+pub use source::{DEFAULT_FILE, Source, VARIABLES};
+pub use value::{LEVELS, parse_level};
 
 /// Everything an operator can choose. `Default` is what is documented in `config/gateway.json`.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -1,0 +1,137 @@
+//! The configuration file: which keys it may hold, and what each may be.
+
+use std::sync::Arc;
+
+use super::error::Problem;
+use super::value::{
+    self, Section, Value, boolean, ip, level, millis, number, path, port, seconds, secret, text, whole,
+};
+use super::{Config, Framing, Logging, Mcp, Mqtt, PeerPolicy, Server, Udp, WebSocket};
+
+const DAY: u32 = 86_400;
+const ANY_COUNT: usize = 10_000_000;
+
+/// The longest remaining length four bytes can tell (MQTT 3.1.1 section 2.2.3).
+const MQTT_MAX: usize = 268_435_455;
+
+/// Reads the text of a configuration file. What it leaves out keeps its default.
+pub(super) fn parse(text: &str) -> Result<Config, Problem> {
+    // Some editors begin a file with a byte order mark, which JSON does not allow.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut config = Config::default();
+    let mut root = Value::root(text)?.section()?;
+    root.take("$schema");
+    root.inner("mqtt", |section| mqtt(section, &mut config.mqtt))?;
+    root.inner("udp", |section| udp(section, &mut config.udp))?;
+    root.inner("websocket", |section| websocket(section, &mut config.websocket))?;
+    root.inner("logging", |section| logging(section, &mut config.logging))?;
+    root.inner("mcp", |section| mcp(section, &mut config.mcp))?;
+    root.inner("api", |section| section.set("port", &mut config.api.port, port))?;
+    root.set("debug", &mut config.debug, boolean)?;
+    root.inner("gateway", |section| {
+        for (key, dotted) in [("device_id", "gateway.device_id"), ("client_id", "gateway.client_id")] {
+            config.unused.extend(section.take(key).map(|_| dotted.to_owned()));
+        }
+        Ok(())
+    })?;
+    root.finish()?;
+    Ok(config)
+}
+
+fn mqtt(section: &mut Section<'_>, mqtt: &mut Mqtt) -> Result<(), Problem> {
+    section.set("host", &mut mqtt.host, ip)?;
+    section.set("port", &mut mqtt.port, port)?;
+    section.set("max_connections", &mut mqtt.max_connections, whole(1..=ANY_COUNT))?;
+    section.set("max_connections_per_ip", &mut mqtt.max_connections_per_ip, whole(0..=ANY_COUNT))?;
+    section.set("max_payload_size", &mut mqtt.max_payload_size, whole(1..=MQTT_MAX))?;
+    section.set("resume_grace_s", &mut mqtt.resume_grace, seconds(0..=DAY))?;
+    section.set("allow_legacy_ids", &mut mqtt.allow_legacy_ids, boolean)?;
+    section.set("signature_key", &mut mqtt.signature_key, secret)
+}
+
+fn udp(section: &mut Section<'_>, udp: &mut Udp) -> Result<(), Problem> {
+    section.set("host", &mut udp.host, ip)?;
+    section.set("port", &mut udp.port, port)?;
+    section.set("public_ip", &mut udp.public_ip, value::public_ip)?;
+    let policies = [("adaptive", PeerPolicy::Adaptive), ("strict", PeerPolicy::Strict)];
+    section.set("peer_policy", &mut udp.peer_policy, value::word(&policies))?;
+    section.set("downlink_flags", &mut udp.downlink_flags, boolean)?;
+    section.set("first_packet_warn_s", &mut udp.first_packet_warn, seconds(0..=DAY))?;
+    section.set("first_packet_alert", &mut udp.first_packet_alert, boolean)
+}
+
+fn websocket(section: &mut Section<'_>, websocket: &mut WebSocket) -> Result<(), Problem> {
+    section.set("production_servers", &mut websocket.production, servers)?;
+    section.set("development_servers", &mut websocket.development, servers)?;
+    section.set("development_mac_addresses", &mut websocket.development_macs, |value| {
+        let mac = |item: &Value<'_>| {
+            let allowed = "a MAC address such as \"aa:bb:cc:dd:ee:ff\"";
+            text(item)?.parse().map_err(|_| item.refuse(allowed))
+        };
+        value.list("a list of MAC addresses")?.iter().map(mac).collect()
+    })?;
+    section.set("server_secret", &mut websocket.secret, secret)?;
+    section.set("ca_file", &mut websocket.ca_file, path)?;
+    section.set("insecure", &mut websocket.insecure, boolean)?;
+    section.set("ping_interval_s", &mut websocket.ping_interval, seconds(0..=DAY))?;
+    section.set("ping_timeout_s", &mut websocket.ping_timeout, seconds(1..=DAY))?;
+    section.inner("reconnect", |section| {
+        let reconnect = &mut websocket.reconnect;
+        section.set("initial_ms", &mut reconnect.initial, millis(1..=600_000))?;
+        section.set("max_ms", &mut reconnect.max, millis(1..=3_600_000))?;
+        section.set("multiplier", &mut reconnect.multiplier, number(1..=100))?;
+        section.set("give_up_after_s", &mut reconnect.give_up_after, seconds(0..=DAY))
+    })?;
+    section.set("send_goodbye", &mut websocket.send_goodbye, boolean)?;
+    section.set("call_idle_s", &mut websocket.call_idle, seconds(0..=DAY))?;
+    section.set("max_calls", &mut websocket.max_calls, whole(0..=ANY_COUNT))?;
+    section.set("max_dials", &mut websocket.max_dials, whole(1..=ANY_COUNT))
+}
+
+fn logging(section: &mut Section<'_>, logging: &mut Logging) -> Result<(), Problem> {
+    section.set("enabled", &mut logging.enabled, boolean)?;
+    section.set("level", &mut logging.level, level)?;
+    section.set("file_path", &mut logging.file, path)
+}
+
+fn mcp(section: &mut Section<'_>, mcp: &mut Mcp) -> Result<(), Problem> {
+    section.set("enabled", &mut mcp.enabled, boolean)?;
+    section.set("max_tools_count", &mut mcp.max_tools_count, whole(1..=10_000))?;
+    section.set("capabilities", &mut mcp.capabilities, value::object)?;
+    section.set("client_info", &mut mcp.client_info, value::object)
+}
+
+fn servers(value: &Value<'_>) -> Result<Vec<Arc<Server>>, Problem> {
+    let items = value.list("a list of chat servers")?;
+    items.iter().map(|item| server(item).map(Arc::new)).collect()
+}
+
+/// A server is given as its URL, or as an object with the URL and settings of its own.
+fn server(value: &Value<'_>) -> Result<Server, Problem> {
+    if !value.is_object() {
+        return url(value);
+    }
+    let mut section = value.section()?;
+    let mut server = match section.take("url") {
+        Some(value) => url(&value)?,
+        None => return Err(value.refuse("an object with a \"url\"")),
+    };
+    let framings = [("auto", Framing::Auto), ("header", Framing::Header), ("raw", Framing::Raw)];
+    section.set("framing", &mut server.framing, value::word(&framings))?;
+    section.set("insecure", &mut server.insecure, |value| boolean(value).map(Some))?;
+    section.set("ca_file", &mut server.ca_file, path)?;
+    section.finish()?;
+    Ok(server)
+}
+
+fn url(value: &Value<'_>) -> Result<Server, Problem> {
+    let text = text(value).map_err(|_| value.refuse("a ws:// or wss:// URL"))?;
+    text.parse().map_err(|error: super::BadUrl| {
+        // A password before the host, or a token in the query, belongs in no message.
+        if text.contains(['@', '?']) {
+            value.refuse_unseen("a URL with parts that are not shown", error.to_string())
+        } else {
+            value.refuse(error.to_string())
+        }
+    })
+}

@@ -1,0 +1,305 @@
+//! The configuration file's JSON, key by key: who reads a key names what it may be, and what nobody asked for is an error.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::LevelFilter;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::error::Problem;
+use super::server::is_host_name;
+use super::{PublicIp, Secret};
+
+/// One JSON value and where it stands.
+pub(super) struct Value<'a> {
+    /// The dotted path from the top; empty for the whole file.
+    path: String,
+    raw: &'a str,
+}
+
+impl<'a> Value<'a> {
+    /// The file as a whole.
+    ///
+    /// # Errors
+    /// When it is not JSON.
+    pub(super) fn root(text: &'a str) -> Result<Self, Problem> {
+        let raw = serde_json::from_str::<&RawValue>(text).map_err(|error| {
+            let message = error.to_string();
+            let message = message.split(" at line ").next().unwrap_or_default().to_owned();
+            Problem::Json { line: error.line(), column: error.column(), message }
+        })?;
+        Ok(Self { path: String::new(), raw: raw.get() })
+    }
+
+    /// The problem that this value is not what is allowed here.
+    pub(super) fn refuse(&self, allowed: impl Into<String>) -> Problem {
+        let found = match self.raw.as_bytes().first() {
+            Some(b'{' | b'[') => self.kind().to_owned(),
+            _ if self.raw.chars().count() > 80 => {
+                format!("{}...", self.raw.chars().take(80).collect::<String>())
+            }
+            _ => self.raw.to_owned(),
+        };
+        Problem::value(self.shown_path(), found, allowed)
+    }
+
+    /// As [`Value::refuse`], for a value that may hold a secret.
+    pub(super) fn refuse_unseen(&self, found: &str, allowed: impl Into<String>) -> Problem {
+        Problem::value(self.shown_path(), found, allowed)
+    }
+
+    fn shown_path(&self) -> &str {
+        if self.path.is_empty() { "the whole file" } else { &self.path }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.raw.as_bytes().first() {
+            Some(b'{') => "an object",
+            Some(b'[') => "an array",
+            Some(b'"') => "a string",
+            Some(b't' | b'f') => "true or false",
+            Some(b'n') => "null",
+            _ => "a number",
+        }
+    }
+
+    fn json<T: Deserialize<'a>>(&self, allowed: impl Into<String>) -> Result<T, Problem> {
+        serde_json::from_str(self.raw).map_err(|_| self.refuse(allowed))
+    }
+
+    /// Whether this is a JSON object.
+    pub(super) fn is_object(&self) -> bool {
+        self.raw.starts_with('{')
+    }
+
+    pub(super) fn section(&self) -> Result<Section<'a>, Problem> {
+        let Entries(entries) = self.json("an object")?;
+        for (index, (key, _)) in entries.iter().enumerate() {
+            if entries[..index].iter().any(|(other, _)| other == key) {
+                let path = join(&self.path, key);
+                return Err(Problem::value(path, "the key twice", "each key once"));
+            }
+        }
+        Ok(Section { path: self.path.clone(), entries, asked: Vec::new() })
+    }
+
+    pub(super) fn list(&self, allowed: &str) -> Result<Vec<Value<'a>>, Problem> {
+        let items: Vec<&RawValue> = self.json(allowed)?;
+        let item = |(index, raw): (usize, &&'a RawValue)| Value {
+            path: format!("{}[{index}]", self.path),
+            raw: raw.get(),
+        };
+        Ok(items.iter().enumerate().map(item).collect())
+    }
+}
+
+/// A JSON object whose keys are taken out one by one.
+pub(super) struct Section<'a> {
+    path: String,
+    entries: Vec<(String, &'a RawValue)>,
+    asked: Vec<&'static str>,
+}
+
+impl<'a> Section<'a> {
+    pub(super) fn take(&mut self, key: &'static str) -> Option<Value<'a>> {
+        self.asked.push(key);
+        let index = self.entries.iter().position(|(name, _)| name == key)?;
+        let (_, raw) = self.entries.swap_remove(index);
+        Some(Value { path: join(&self.path, key), raw: raw.get() })
+    }
+
+    /// Reads `key` into `target`, which keeps its value when the key is absent.
+    pub(super) fn set<T>(
+        &mut self,
+        key: &'static str,
+        target: &mut T,
+        read: impl FnOnce(&Value<'a>) -> Result<T, Problem>,
+    ) -> Result<(), Problem> {
+        if let Some(value) = self.take(key) {
+            *target = read(&value)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the object at `key`, if there is one, and refuses what `read` did not ask for.
+    pub(super) fn inner(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&mut Section<'a>) -> Result<(), Problem>,
+    ) -> Result<(), Problem> {
+        let Some(value) = self.take(key) else { return Ok(()) };
+        let mut section = value.section()?;
+        read(&mut section)?;
+        section.finish()
+    }
+
+    /// Refuses a key that nobody asked for.
+    pub(super) fn finish(mut self) -> Result<(), Problem> {
+        let Some((unknown, _)) = self.entries.first() else { return Ok(()) };
+        self.asked.sort_by_key(|asked| (distance(unknown, asked).min(4), *asked));
+        let shown = if self.path.is_empty() { "the file" } else { &self.path };
+        Err(Problem::value(
+            join(&self.path, unknown),
+            format!("an unknown key in {shown}"),
+            self.asked.join(", "),
+        ))
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    let key = key.escape_debug();
+    if path.is_empty() { key.to_string() } else { format!("{path}.{key}") }
+}
+
+/// The number of insertions, removals and replacements of bytes that make one text of the other.
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.bytes().enumerate() {
+        let mut corner = i;
+        row[0] = i + 1;
+        for (j, b) in other.bytes().enumerate() {
+            let replaced = corner + usize::from(!a.eq_ignore_ascii_case(&b));
+            corner = row[j + 1];
+            row[j + 1] = replaced.min(corner + 1).min(row[j] + 1);
+        }
+    }
+    row[other.len()]
+}
+
+/// An object's entries in their order, a repeated key as often as it stands there.
+struct Entries<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Vec<(String, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(entries)
+            }
+        }
+
+        deserializer.deserialize_map(Collect).map(Entries)
+    }
+}
+
+pub(super) fn boolean(value: &Value<'_>) -> Result<bool, Problem> {
+    value.json("true or false")
+}
+
+pub(super) fn port(value: &Value<'_>) -> Result<u16, Problem> {
+    value.json(PORT)
+}
+
+pub(super) const PORT: &str = "a whole number from 0 to 65535";
+
+pub(super) fn whole(range: RangeInclusive<usize>) -> impl FnOnce(&Value<'_>) -> Result<usize, Problem> {
+    move |value| {
+        let allowed = format!("a whole number from {} to {}", range.start(), range.end());
+        let number = value.json(allowed.clone())?;
+        if range.contains(&number) { Ok(number) } else { Err(value.refuse(allowed)) }
+    }
+}
+
+pub(super) fn number(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> Result<f64, Problem> {
+    move |value| {
+        let allowed = format!("a number from {} to {}", range.start(), range.end());
+        let number: f64 = value.json(allowed.clone())?;
+        let range = f64::from(*range.start())..=f64::from(*range.end());
+        if range.contains(&number) { Ok(number) } else { Err(value.refuse(allowed)) }
+    }
+}
+
+/// A number of seconds, fractions allowed.
+pub(super) fn seconds(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> Result<Duration, Problem> {
+    move |value| number(range)(value).map(Duration::from_secs_f64)
+}
+
+/// A whole number of milliseconds.
+pub(super) fn millis(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> Result<Duration, Problem> {
+    let range = *range.start() as usize..=*range.end() as usize;
+    move |value| whole(range)(value).map(|millis| Duration::from_millis(millis as u64))
+}
+
+pub(super) fn text(value: &Value<'_>) -> Result<String, Problem> {
+    value.json("a string")
+}
+
+/// A string that is a secret; an empty one is none.
+pub(super) fn secret(value: &Value<'_>) -> Result<Option<Secret>, Problem> {
+    let text: String =
+        text(value).map_err(|_| value.refuse_unseen(value.kind(), "a string, empty for none"))?;
+    Ok(Secret::new(&text))
+}
+
+/// A path; an empty one is none.
+pub(super) fn path(value: &Value<'_>) -> Result<Option<PathBuf>, Problem> {
+    let text = text(value).map_err(|_| value.refuse("a path, \"\" for none"))?;
+    Ok((!text.is_empty()).then(|| PathBuf::from(text)))
+}
+
+pub(super) fn ip(value: &Value<'_>) -> Result<IpAddr, Problem> {
+    value.json("an IPv4 or IPv6 address to listen on, such as \"0.0.0.0\" or \"::\"")
+}
+
+/// One of some words, in any case.
+pub(super) fn word<T: Copy>(words: &[(&str, T)]) -> impl FnOnce(&Value<'_>) -> Result<T, Problem> {
+    move |value| {
+        let allowed = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+        let text: String = value.json(allowed.clone())?;
+        let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(&text));
+        found.map(|(_, meaning)| *meaning).ok_or_else(|| value.refuse(allowed))
+    }
+}
+
+pub(super) fn level(value: &Value<'_>) -> Result<LevelFilter, Problem> {
+    parse_level(&text(value).map_err(|_| value.refuse(LEVELS))?).ok_or_else(|| value.refuse(LEVELS))
+}
+
+/// What [`parse_level`] accepts, for error messages and the help text.
+pub const LEVELS: &str = "off, error, warn, info, debug, trace";
+
+/// The log level of this name, in any case; `warning` and `fatal` are understood too.
+pub fn parse_level(name: &str) -> Option<LevelFilter> {
+    match name.to_ascii_lowercase().as_str() {
+        "warning" => Some(LevelFilter::Warn),
+        "fatal" => Some(LevelFilter::Error),
+        name => name.parse().ok(),
+    }
+}
+
+pub(super) fn public_ip(value: &Value<'_>) -> Result<PublicIp, Problem> {
+    let text = text(value).map_err(|_| value.refuse(PUBLIC_IP))?;
+    parse_public_ip(&text).ok_or_else(|| value.refuse(PUBLIC_IP))
+}
+
+pub(super) const PUBLIC_IP: &str = "\"auto\", an IP address or a host name, without a port";
+
+pub(super) fn parse_public_ip(text: &str) -> Option<PublicIp> {
+    if text.eq_ignore_ascii_case("auto") {
+        return Some(PublicIp::Auto);
+    }
+    let ip = text.parse().ok().map(PublicIp::Ip);
+    ip.or_else(|| is_host_name(text).then(|| PublicIp::Host(text.to_owned())))
+}
+
+/// The text of an object, without its white space.
+pub(super) fn object(value: &Value<'_>) -> Result<String, Problem> {
+    let object: serde_json::Map<String, serde_json::Value> = value.json("an object")?;
+    serde_json::to_string(&object).map_err(|_: serde_json::Error| value.refuse("an object"))
+}
