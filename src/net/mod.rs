@@ -1,1 +1,4 @@
 //! net
+
+pub mod token;
+pub mod wheel;

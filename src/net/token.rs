@@ -1,0 +1,72 @@
+//! Names of event sources and of sessions.
+//!
+//! A [`mio::Token`] names a place in a slab and which of its sockets woke up; it is only trusted within one batch of
+//! events. What outlives a batch holds a [`SessionId`] instead.
+
+use mio::Token;
+
+/// A session that may be gone by the time it is looked up: its slot in the slab, and which of the slot's successive
+/// tenants is meant.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Hash)]
+pub struct SessionId {
+    /// Key in the slab of sessions.
+    pub slot: u32,
+    /// Differs for every tenant of the slot.
+    pub epoch: u32,
+}
+
+/// Whose socket an event is for.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Listeners, the UDP socket, the waker: there from start to end.
+    Fixed,
+    /// A session's MQTT connection.
+    Device,
+    /// A session's connection to its chat server.
+    Backend,
+    /// A connection to the admin port.
+    Admin,
+}
+
+/// The token of socket `role` at `slot`: `slot << 2 | role`, so that it also fits the `usize` of 32-bit routers.
+pub fn token(role: Role, slot: usize) -> Token {
+    let role = match role {
+        Role::Fixed => 0,
+        Role::Device => 1,
+        Role::Backend => 2,
+        Role::Admin => 3,
+    };
+    Token(slot << 2 | role)
+}
+
+/// The token of the `n`th fixed source.
+pub const fn fixed(n: usize) -> Token {
+    Token(n << 2)
+}
+
+/// What [`token`] was made from.
+pub fn split(token: Token) -> (Role, usize) {
+    let role = match token.0 & 3 {
+        0 => Role::Fixed,
+        1 => Role::Device,
+        2 => Role::Backend,
+        _ => Role::Admin,
+    };
+    (role, token.0 >> 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_gives_back_role_and_slot() {
+        for role in [Role::Fixed, Role::Device, Role::Backend, Role::Admin] {
+            for slot in [0, 1, 9_999, (1 << 30) - 1] {
+                assert_eq!(split(token(role, slot)), (role, slot));
+            }
+        }
+        assert_eq!(split(fixed(2)), (Role::Fixed, 2));
+        assert_ne!(token(Role::Device, 7), token(Role::Backend, 7));
+    }
+}

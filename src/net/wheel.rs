@@ -1,0 +1,379 @@
+//! A timer wheel of two levels: the alarm clock of the loop.
+//!
+//! Time is counted in ticks of 8 ms since the wheel's start. The near level has one slot per tick of the current block
+//! of 256 ticks (2.048 s); the far level has one slot per block, for the 255 blocks ahead (8.7 minutes). What is farther
+//! away waits in the last slot and is put back when that comes. Nothing is cancelled: the owner remembers the tick of
+//! its one live entry and ignores every other ring.
+//!
+//! Entries are linked lists in one arena, so a quiet wheel costs 2 KiB however many timers once waited in one slot, and
+//! moving an entry between slots copies nothing.
+
+use std::time::{Duration, Instant};
+
+const TICK: Duration = Duration::from_millis(8);
+const TICKS_PER_SECOND: u64 = 125;
+const SLOTS: u64 = 256;
+const NONE: u32 = u32::MAX;
+
+/// Timers that each carry a `T`.
+pub struct Wheel<T> {
+    start: Instant,
+    /// Every tick up to this one has rung. The near level holds later ticks of the same block only.
+    done: u64,
+    near: Level,
+    far: Level,
+    /// Head of the list of entries that were late when they were armed.
+    late: u32,
+    nodes: Vec<Node<T>>,
+    /// Head of the list of unused nodes.
+    free: u32,
+    len: usize,
+}
+
+struct Node<T> {
+    tick: u64,
+    what: T,
+    next: u32,
+}
+
+impl<T: Copy> Wheel<T> {
+    /// An empty wheel whose first tick is `start`.
+    pub fn new(start: Instant) -> Self {
+        Self {
+            start,
+            done: 0,
+            near: Level::new(),
+            far: Level::new(),
+            late: NONE,
+            nodes: Vec::new(),
+            free: NONE,
+            len: 0,
+        }
+    }
+
+    /// Rings `what` at the first tick that is not before `at`, and returns that tick. An `at` in the past rings at the
+    /// next [`expire`](Self::expire).
+    pub fn arm(&mut self, at: Instant, what: T) -> u64 {
+        let since = at.saturating_duration_since(self.start);
+        let tick = since.as_secs() * TICKS_PER_SECOND
+            + u64::from(since.subsec_nanos()).div_ceil(TICK.as_nanos() as u64);
+        let node = Node { tick, what, next: NONE };
+        let index = match self.free {
+            NONE => {
+                self.nodes.push(node);
+                (self.nodes.len() - 1) as u32
+            }
+            index => {
+                self.free = self.nodes[index as usize].next;
+                self.nodes[index as usize] = node;
+                index
+            }
+        };
+        self.len += 1;
+        self.place(index);
+        tick
+    }
+
+    /// When to call [`expire`](Self::expire) next: never after the earliest ring, at times before it (once per entry
+    /// and 8.7 minutes, when it moves from the far level to the near one). None when no timer is armed.
+    pub fn next(&self) -> Option<Instant> {
+        let tick = if self.late != NONE {
+            self.done
+        } else if let Some(tick) = self.next_near() {
+            tick
+        } else {
+            self.next_far()? * SLOTS
+        };
+        // Within 9 minutes of `done`, which `expire` was called at.
+        Some(self.start + Duration::from_millis(tick * TICK.as_millis() as u64))
+    }
+
+    /// Moves every entry due at `now` into `due`, each with the tick that [`arm`](Self::arm) returned for it: first
+    /// those that were late when armed, then by tick. Costs nothing per tick that has passed, only per entry.
+    pub fn expire(&mut self, now: Instant, due: &mut Vec<(u64, T)>) {
+        let since = now.saturating_duration_since(self.start);
+        let now =
+            since.as_secs() * TICKS_PER_SECOND + u64::from(since.subsec_nanos()) / TICK.as_nanos() as u64;
+        let late = std::mem::replace(&mut self.late, NONE);
+        self.ring(late, due);
+        while self.done < now {
+            if let Some(tick) = self.next_near() {
+                if tick > now {
+                    break;
+                }
+                self.done = tick;
+                let list = self.near.take(tick);
+                self.ring(list, due);
+            } else if let Some(block) = self.next_far().filter(|block| block * SLOTS <= now) {
+                self.done = block * SLOTS;
+                self.cascade(block);
+                let late = std::mem::replace(&mut self.late, NONE);
+                self.ring(late, due);
+            } else {
+                break;
+            }
+        }
+        self.done = self.done.max(now);
+    }
+
+    /// Entries armed and not yet rung, stale ones included.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True when nothing will ring.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn place(&mut self, index: u32) {
+        let node = &mut self.nodes[index as usize];
+        let (block, here) = (node.tick / SLOTS, self.done / SLOTS);
+        let head = if node.tick <= self.done {
+            &mut self.late
+        } else if block == here {
+            self.near.head(node.tick)
+        } else {
+            self.far.head(block.min(here + SLOTS - 1))
+        };
+        node.next = std::mem::replace(head, index);
+    }
+
+    fn ring(&mut self, mut list: u32, due: &mut Vec<(u64, T)>) {
+        while list != NONE {
+            let node = &mut self.nodes[list as usize];
+            due.push((node.tick, node.what));
+            let next = std::mem::replace(&mut node.next, self.free);
+            self.free = std::mem::replace(&mut list, next);
+            self.len -= 1;
+        }
+    }
+
+    /// Puts the entries of far slot `block` where they belong now that the block has begun.
+    fn cascade(&mut self, block: u64) {
+        let mut list = self.far.take(block);
+        while list != NONE {
+            let next = self.nodes[list as usize].next;
+            self.place(list);
+            list = next;
+        }
+    }
+
+    fn next_near(&self) -> Option<u64> {
+        let tick = self.near.next_after(self.done)?;
+        (tick / SLOTS == self.done / SLOTS).then_some(tick)
+    }
+
+    fn next_far(&self) -> Option<u64> {
+        self.far.next_after(self.done / SLOTS)
+    }
+}
+
+/// 256 list heads, and a bitmap of those in use.
+struct Level {
+    heads: [u32; SLOTS as usize],
+    occupied: [u64; 4],
+}
+
+impl Level {
+    fn new() -> Self {
+        Self { heads: [NONE; SLOTS as usize], occupied: [0; 4] }
+    }
+
+    /// The head of the list at `position`, for something to be put there.
+    fn head(&mut self, position: u64) -> &mut u32 {
+        let slot = (position % SLOTS) as usize;
+        self.occupied[slot / 64] |= 1 << (slot % 64);
+        &mut self.heads[slot]
+    }
+
+    /// Empties the list at `position` and returns its old head.
+    fn take(&mut self, position: u64) -> u32 {
+        let slot = (position % SLOTS) as usize;
+        self.occupied[slot / 64] &= !(1 << (slot % 64));
+        std::mem::replace(&mut self.heads[slot], NONE)
+    }
+
+    /// The first position in use among the 255 that follow `position`.
+    fn next_after(&self, position: u64) -> Option<u64> {
+        let mut at = position + 1;
+        while at < position + SLOTS {
+            let slot = (at % SLOTS) as usize;
+            let ahead = self.occupied[slot / 64] >> (slot % 64);
+            if ahead != 0 {
+                // The slot of `position` itself is never in use, so what is found is less than a round away.
+                return Some(at + u64::from(ahead.trailing_zeros()));
+            }
+            at += 64 - (slot % 64) as u64;
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn rings_at_its_tick_and_not_before() {
+        let start = Instant::now();
+        // Delay asked, tick expected: both sides of tick, block and horizon borders.
+        let table = [
+            (0, 0),
+            (1, 1),
+            (8, 1),
+            (9, 2),
+            (2_039, 255),
+            (2_040, 255),
+            (2_041, 256),
+            (2_048, 256),
+            (2_049, 257),
+            (524_287, 65_536),
+            (524_288, 65_536),
+            (524_289, 65_537),
+            (36_000_000, 4_500_000),
+        ];
+        for (delay, tick) in table {
+            let mut wheel = Wheel::new(start);
+            let mut due = Vec::new();
+            assert_eq!(wheel.arm(start + ms(delay), 'a'), tick, "{delay} ms");
+            if tick > 0 {
+                wheel.expire(start + ms(tick * 8) - Duration::from_nanos(1), &mut due);
+                assert_eq!(due, [], "{delay} ms rang early");
+            }
+            wheel.expire(start + ms(tick * 8), &mut due);
+            assert_eq!(due, [(tick, 'a')], "{delay} ms");
+            assert!(wheel.is_empty() && wheel.next().is_none());
+        }
+    }
+
+    #[test]
+    fn an_alarm_in_the_past_rings_at_the_next_call_even_in_the_same_tick() {
+        let start = Instant::now();
+        let mut wheel = Wheel::new(start);
+        let now = start + ms(10_000);
+        let mut due = Vec::new();
+        wheel.expire(now, &mut due);
+        let tick = wheel.arm(start + ms(4), 1);
+        assert!(wheel.next().is_some_and(|at| at <= now));
+        wheel.expire(now, &mut due);
+        assert_eq!(due, [(tick, 1)]);
+    }
+
+    #[test]
+    fn clocks_before_the_start_do_no_harm() {
+        let start = Instant::now() + ms(1_000);
+        let mut wheel = Wheel::new(start);
+        let mut due = Vec::new();
+        wheel.expire(start - ms(500), &mut due);
+        assert_eq!(wheel.arm(start - ms(900), 1), 0);
+        wheel.expire(start - ms(500), &mut due);
+        assert_eq!(due, [(0, 1)]);
+    }
+
+    #[test]
+    fn following_next_reaches_a_far_alarm_in_few_steps() {
+        let start = Instant::now();
+        let mut wheel = Wheel::new(start);
+        let at = start + Duration::from_secs(10 * 3_600) + ms(3);
+        wheel.arm(at, ());
+        let (mut due, mut steps) = (Vec::new(), 0);
+        while let Some(now) = wheel.next() {
+            assert!(due.is_empty() && now < at + TICK);
+            wheel.expire(now, &mut due);
+            steps += 1;
+        }
+        assert_eq!(due.len(), 1);
+        assert!(steps < 80, "{steps} wake-ups for one alarm in ten hours");
+    }
+
+    #[test]
+    fn nodes_are_used_again() {
+        let start = Instant::now();
+        let mut wheel = Wheel::new(start);
+        let mut due = Vec::new();
+        for turn in 0..1_000 {
+            let now = start + ms(turn * 100);
+            for n in 0..10 {
+                wheel.arm(now + ms(50 + n), n);
+            }
+            due.clear();
+            wheel.expire(now, &mut due);
+            assert!(wheel.len() <= 10);
+        }
+        assert!(wheel.nodes.len() <= 20, "{} nodes", wheel.nodes.len());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Arm this long from now, or before now when negative (milliseconds).
+        Arm(i64),
+        /// Let this much time pass, microseconds.
+        Sleep(u64),
+        /// Sleep exactly until `next()`.
+        Follow,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (-100i64..5_000).prop_map(Step::Arm),
+            1 => (0i64..2_000_000).prop_map(Step::Arm),
+            1 => (0i64..40_000_000).prop_map(Step::Arm),
+            3 => (0u64..300_000).prop_map(Step::Sleep),
+            1 => (0u64..600_000_000).prop_map(Step::Sleep),
+            1 => (0u64..20_000_000_000).prop_map(Step::Sleep),
+            3 => Just(Step::Follow),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn behaves_like_a_sorted_list(steps in prop::collection::vec(step(), 1..120)) {
+            let start = Instant::now();
+            let mut now = start;
+            let mut wheel = Wheel::new(start);
+            // What is armed: (tick, number). An entry is due when its tick has come.
+            let mut model: Vec<(u64, u32)> = Vec::new();
+            let mut number = 0;
+            for step in steps {
+                match step {
+                    Step::Arm(delay) => {
+                        let at = if delay < 0 { now.checked_sub(ms(delay.unsigned_abs())).unwrap_or(now) } else { now + ms(delay as u64) };
+                        let tick = wheel.arm(at, number);
+                        prop_assert!(start + ms(tick * 8) >= at, "rings before it should");
+                        prop_assert!(start + ms(tick * 8) < at.max(start) + TICK, "rings over a tick late");
+                        model.push((tick, number));
+                        number += 1;
+                        continue;
+                    }
+                    Step::Sleep(micros) => now += Duration::from_micros(micros),
+                    Step::Follow => now = wheel.next().map_or(now, |at| at.max(now)),
+                }
+                let mut due = Vec::new();
+                wheel.expire(now, &mut due);
+                let elapsed = (now - start).as_millis() as u64 / 8;
+                let (mut expected, rest): (Vec<_>, Vec<_>) = model.into_iter().partition(|entry| entry.0 <= elapsed);
+                model = rest;
+                due.sort_unstable();
+                expected.sort_unstable();
+                prop_assert_eq!(due, expected);
+                prop_assert_eq!(wheel.len(), model.len());
+                match (wheel.next(), model.iter().map(|entry| entry.0).min()) {
+                    (None, None) => {}
+                    (Some(at), Some(tick)) => {
+                        prop_assert!(at <= start + ms(tick * 8), "next() is too late");
+                        prop_assert!(at > now, "next() would spin");
+                    }
+                    (next, tick) => prop_assert!(false, "next() {:?} but the first tick is {:?}", next, tick),
+                }
+            }
+        }
+    }
+}
