@@ -1,4 +1,5 @@
 //! net
 
+pub mod datagrams;
 pub mod token;
 pub mod wheel;

@@ -1,0 +1,210 @@
+//! Batches on Linux and Android: recvmmsg(2) and sendmmsg(2), with the local address of each datagram in a control
+//! message (IP_PKTINFO of ip(7), IPV6_PKTINFO of RFC 3542 section 6).
+
+use std::array;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsRawFd, RawFd};
+
+use mio::net::UdpSocket;
+use nix::cmsg_space;
+use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6, SockaddrLike,
+    recvmmsg, sendmmsg, setsockopt, sockopt,
+};
+use socket2::Socket;
+
+use super::{BATCH, BUFFER, Inbox, Meta, Outgoing, SOCKET_BUFFER};
+
+/// The headers of a batch, made once: system calls take them from here without allocating.
+pub(super) enum Wire {
+    V4(Headers<SockaddrIn>),
+    V6(Headers<SockaddrIn6>),
+}
+
+impl Wire {
+    pub(super) fn new(socket: &Socket, addr: SocketAddr) -> Self {
+        // Beyond the limit of /proc/sys/net/core, which root may pass. Anyone else keeps what that granted.
+        let _ = setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER);
+        let _ = setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER);
+        // Where it fails, answers leave from the address that the routes choose.
+        if addr.is_ipv4() {
+            let _ = setsockopt(socket, sockopt::Ipv4PacketInfo, &true);
+            Self::V4(Headers::new())
+        } else {
+            // IPv4 datagrams at this socket carry it too, with a mapped address.
+            let _ = setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true);
+            Self::V6(Headers::new())
+        }
+    }
+
+    /// Fills the empty inbox.
+    pub(super) fn receive(&mut self, socket: &UdpSocket, inbox: &mut Inbox) -> io::Result<()> {
+        match self {
+            Self::V4(headers) => headers.receive(socket.as_raw_fd(), inbox),
+            Self::V6(headers) => headers.receive(socket.as_raw_fd(), inbox),
+        }
+    }
+
+    /// Sends datagrams from the front of the queue and returns how many the system took, at least one. An error
+    /// concerns the first.
+    pub(super) fn send(&mut self, socket: &UdpSocket, queue: &VecDeque<Outgoing>) -> io::Result<usize> {
+        match self {
+            Self::V4(headers) => headers.send(socket.as_raw_fd(), queue),
+            Self::V6(headers) => headers.send(socket.as_raw_fd(), queue),
+        }
+    }
+}
+
+/// Headers for a socket whose addresses are all of kind `S`.
+pub(super) struct Headers<S> {
+    inbound: MultiHeaders<S>,
+    /// For datagrams without a control message, and with one: the system reads the whole room that headers have for it.
+    plain: MultiHeaders<S>,
+    sourced: MultiHeaders<S>,
+}
+
+impl<S: Address> Headers<S> {
+    fn new() -> Self {
+        Self {
+            inbound: MultiHeaders::preallocate(BATCH, Some(S::control_space())),
+            plain: MultiHeaders::preallocate(BATCH, None),
+            sourced: MultiHeaders::preallocate(BATCH, Some(S::control_space())),
+        }
+    }
+
+    fn receive(&mut self, fd: RawFd, inbox: &mut Inbox) -> io::Result<()> {
+        let mut buffers = inbox.bytes.chunks_exact_mut(BUFFER);
+        let mut slices: [_; BATCH] =
+            array::from_fn(|_| [IoSliceMut::new(buffers.next().unwrap_or_default())]);
+        let batch = recvmmsg(fd, &mut self.inbound, &mut slices, MsgFlags::MSG_DONTWAIT, None)?;
+        for message in batch {
+            // The socket's domain allows no other address, so there is one.
+            let Some(from) = message.address else { continue };
+            let local = message.cmsgs().ok().and_then(|mut all| all.find_map(S::local));
+            let truncated = message.flags.contains(MsgFlags::MSG_TRUNC);
+            inbox.filled.push((Meta::new(from.into(), local, truncated), message.bytes));
+        }
+        Ok(())
+    }
+
+    /// One call sends one source address: a batch ends where the next datagram wants another.
+    fn send(&mut self, fd: RawFd, queue: &VecDeque<Outgoing>) -> io::Result<usize> {
+        let local = queue.front().and_then(|first| first.local);
+        let info = local.and_then(S::info);
+        let mut run = queue.iter().take_while(|outgoing| outgoing.local == local);
+        let mut addresses = [None; BATCH];
+        let slices: [_; BATCH] = array::from_fn(|i| {
+            let next = run.next();
+            addresses[i] = next.and_then(|outgoing| S::reach(outgoing.to));
+            [IoSlice::new(next.map_or(&[], |outgoing| &outgoing.data))]
+        });
+        // A target of a kind the socket cannot reach ends the batch before it.
+        let count = addresses.iter().position(Option::is_none).unwrap_or(BATCH);
+        if count == 0 {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        }
+        let (addresses, flags) = (&addresses[..count], MsgFlags::MSG_DONTWAIT);
+        let sent = match &info {
+            Some(info) => {
+                sendmmsg(fd, &mut self.sourced, &slices, addresses, [S::message(info)], flags)?.count()
+            }
+            None => sendmmsg(fd, &mut self.plain, &slices, addresses, [], flags)?.count(),
+        };
+        Ok(sent)
+    }
+}
+
+/// What differs between the two kinds of socket.
+pub(super) trait Address: SockaddrLike + Copy + Into<SocketAddr> {
+    /// What tells the system the local address.
+    type Info;
+
+    /// A buffer of exactly the size that one control message with the local address takes.
+    fn control_space() -> Vec<u8>;
+    /// The address of `to` as this socket reaches it.
+    fn reach(to: SocketAddr) -> Option<Self>;
+    /// The local address that a received control message holds.
+    fn local(message: ControlMessageOwned) -> Option<IpAddr>;
+    /// What makes a datagram leave from `local`.
+    fn info(local: IpAddr) -> Option<Self::Info>;
+    fn message(info: &Self::Info) -> ControlMessage<'_>;
+}
+
+impl Address for SockaddrIn {
+    type Info = in_pktinfo;
+
+    fn control_space() -> Vec<u8> {
+        cmsg_space!(in_pktinfo)
+    }
+
+    fn reach(to: SocketAddr) -> Option<Self> {
+        match to {
+            SocketAddr::V4(to) => Some(to.into()),
+            SocketAddr::V6(_) => None,
+        }
+    }
+
+    fn local(message: ControlMessageOwned) -> Option<IpAddr> {
+        match message {
+            // Not ipi_addr: a datagram to a broadcast address is to be answered from our own.
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                Some(Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes()).into())
+            }
+            _ => None,
+        }
+    }
+
+    fn info(local: IpAddr) -> Option<in_pktinfo> {
+        match local {
+            IpAddr::V4(local) => Some(in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: in_addr { s_addr: u32::from_ne_bytes(local.octets()) },
+                ipi_addr: in_addr { s_addr: 0 },
+            }),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    fn message(info: &in_pktinfo) -> ControlMessage<'_> {
+        ControlMessage::Ipv4PacketInfo(info)
+    }
+}
+
+impl Address for SockaddrIn6 {
+    type Info = in6_pktinfo;
+
+    fn control_space() -> Vec<u8> {
+        cmsg_space!(in6_pktinfo)
+    }
+
+    fn reach(to: SocketAddr) -> Option<Self> {
+        Some(match to {
+            SocketAddr::V4(to) => SocketAddrV6::new(to.ip().to_ipv6_mapped(), to.port(), 0, 0).into(),
+            SocketAddr::V6(to) => to.into(),
+        })
+    }
+
+    fn local(message: ControlMessageOwned) -> Option<IpAddr> {
+        match message {
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical())
+            }
+            _ => None,
+        }
+    }
+
+    fn info(local: IpAddr) -> Option<in6_pktinfo> {
+        let local = match local {
+            IpAddr::V4(local) => local.to_ipv6_mapped(),
+            IpAddr::V6(local) => local,
+        };
+        Some(in6_pktinfo { ipi6_addr: in6_addr { s6_addr: local.octets() }, ipi6_ifindex: 0 })
+    }
+
+    fn message(info: &in6_pktinfo) -> ControlMessage<'_> {
+        ControlMessage::Ipv6PacketInfo(info)
+    }
+}
