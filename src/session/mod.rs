@@ -1,1 +1,35 @@
-//! session
+//! The state machines of a device and its call: pure, driven with virtual time.
+//!
+//! # The invariant
+//!
+//! Every `&mut` call on a [`Core`] that takes a [`Cx`] may push [`Action`]s. The caller carries them out, in order,
+//! before it calls this core or any other one again. What a core wants to be woken for is [`Core::deadline`]; waking it
+//! early, twice or for nothing is harmless.
+//!
+//! ```text
+//! device            AwaitingConnect -> Online -> Leaving
+//!                                        |  ^
+//!            connection lost in a call   v  |  same client id connects again
+//!                                       Away
+//!
+//! its call          Dialing -> Greeting -> Live -> (gone)
+//!                      ^                    |
+//!                      +---- Backoff <------+  the chat server failed
+//! ```
+
+mod action;
+mod call;
+mod core;
+mod deadlines;
+mod mcp;
+mod media;
+mod queue;
+mod servers;
+
+pub use action::{
+    Action, Admission, Counter, Cx, DialRequest, Discard, EndReason, Failure, Gone, Grant, Note, Reason, Summary,
+};
+pub use call::Uplink;
+pub use core::Core;
+pub use media::{Facts, Peer, Sealed};
+pub use servers::{Servers, Spoken};

@@ -1,0 +1,448 @@
+//! What a core is lent and what it answers: [`Cx`] in, [`Action`]s out, with the values they carry.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::media::{Facts, Sealed};
+use super::servers::Servers;
+use crate::config::{Config, Server};
+use crate::proto::audio::BadDatagram;
+use crate::proto::identity::Mac;
+use crate::proto::mqtt::{ConnectCode, Malformed};
+
+/// What a core is lent for one call: the time, the configuration of this moment, and where actions go.
+pub struct Cx<'a> {
+    /// The time of this turn.
+    pub now: Instant,
+    /// Swapped whole by a reload; never stored.
+    pub config: &'a Config,
+    /// Health and framing of the chat servers, shared by all calls.
+    pub servers: &'a mut Servers,
+    /// To be carried out in order.
+    pub out: &'a mut Vec<Action>,
+}
+
+/// What the shell must do for a core.
+#[derive(Debug)]
+pub enum Action {
+    /// The device's credentials are good: look for an older connection of the same client id and for a free place,
+    /// then call [`Core::admitted`](super::Core::admitted) or [`Core::take_over`](super::Core::take_over).
+    Admit,
+    /// Answer CONNECT with this code, after the delay that failed logins from this address have earned; then
+    /// [`Action::Close`] follows.
+    Refuse(ConnectCode),
+    /// CONNACK 0.
+    Welcome,
+    /// SUBACK with one 0x00 for each of so many filters.
+    SubAck {
+        /// The packet id of the SUBSCRIBE.
+        packet_id: u16,
+        /// How many filters it had.
+        filters: usize,
+    },
+    /// UNSUBACK.
+    UnsubAck(u16),
+    /// PINGRESP.
+    PingResp,
+    /// A JSON text for the device, to its own topic.
+    Publish(String),
+    /// A device said hello: mint a [`Grant`] and call [`Core::granted`](super::Core::granted).
+    Grant,
+    /// Open a WebSocket to a chat server; the one before, if any, is dropped.
+    Dial(Box<DialRequest>),
+    /// A text for the chat server.
+    Say(String),
+    /// A WebSocket ping for the chat server.
+    Ping,
+    /// Close the chat server's WebSocket with this code, or stop dialling.
+    HangUp(u16),
+    /// A held audio packet whose time has come.
+    Datagram(Sealed, Box<[u8]>),
+    /// Forget audio of this ssrc that waits in the socket's queue.
+    FlushAudio(u32),
+    /// A call is over: forget its ssrc, log its line.
+    Ended(Box<Summary>),
+    /// One more of these.
+    Count(Counter),
+    /// For the log.
+    Note(Note),
+    /// Close the device's connection once what is queued for it is written, and bury the session.
+    Close(Reason),
+}
+
+/// What the shell minted for a hello, from the system's random source.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// Unique among the calls of this gateway.
+    pub ssrc: u32,
+    /// AES-128 key of the call's audio.
+    pub key: [u8; 16],
+    /// A fresh UUID, for servers that name no session.
+    pub session_id: Box<str>,
+    /// Seed of the redial jitter.
+    pub seed: u64,
+    /// The host this device is told to send its datagrams to.
+    pub udp_host: Box<str>,
+    /// And the port.
+    pub udp_port: u16,
+    /// False when `max_calls` is reached: the device is told so.
+    pub allowed: bool,
+}
+
+/// The shell's answer to [`Action::Admit`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// There is room.
+    Welcome,
+    /// `max_connections` is reached.
+    Full,
+}
+
+/// Which server to open a WebSocket to, with the request headers that depend on the device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DialRequest {
+    /// The chat server.
+    pub server: Arc<Server>,
+    /// `device-id`, and part of the token.
+    pub mac: Mac,
+    /// `client-id`, and part of the token: the uuid of the client id. A two-part id has none, unless a token is signed.
+    pub client_id: Option<String>,
+    /// `x-forwarded-for`: the device's address.
+    pub forwarded_for: IpAddr,
+    /// Skip cached addresses: the server just failed.
+    pub fresh: bool,
+}
+
+/// How a chat server's WebSocket, or the attempt to open one, ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// A Close frame came, with its code if it had one.
+    Closed(Option<u16>),
+    /// Anything else.
+    Failed(Failure),
+}
+
+/// A stage that failed, and why, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// `resolve`, `connect`, `tls`, `upgrade`, `hello` or `live`: also a metric label.
+    pub stage: &'static str,
+    /// For a person.
+    pub why: String,
+}
+
+/// Why a call ended: the log line and the metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EndReason {
+    /// The device said goodbye.
+    DeviceGoodbye,
+    /// The device said that it hears no UDP.
+    DeviceUdpTimeout,
+    /// The device sent DISCONNECT.
+    DeviceDisconnected,
+    /// The device's connection was lost and did not come back in time.
+    DeviceLost,
+    /// The device broke the protocol.
+    DeviceError,
+    /// The device, or another connection with its client id, began anew.
+    Replaced,
+    /// The chat server closed its WebSocket normally, or said goodbye.
+    ServerClosed,
+    /// No chat server could be reached for the hello.
+    NoServer,
+    /// Redialling was given up.
+    ServerLost,
+    /// Neither audio nor text for `call_idle_s`.
+    Idle,
+    /// A queue of text was full.
+    Overflow,
+    /// `max_calls` was reached.
+    Refused,
+    /// The gateway stops.
+    Shutdown,
+    /// An operator hung up.
+    Operator,
+}
+
+/// A call's end, for its log line and the metrics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// The id the device knew, or would have known.
+    pub session_id: Box<str>,
+    /// Why it ended.
+    pub reason: EndReason,
+    /// From the device's hello to the end.
+    pub duration: Duration,
+    /// Whether the device ever had its hello reply.
+    pub answered: bool,
+    /// URL of the last chat server.
+    pub server: Option<Arc<Server>>,
+    /// The ssrc to forget.
+    pub ssrc: Option<u32>,
+    /// Packets, bytes and what went missing.
+    pub facts: Facts,
+}
+
+/// Why a device's connection is closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// CONNECT was refused.
+    Refused(ConnectCode, &'static str),
+    /// No CONNECT in time.
+    ConnectTimeout,
+    /// Nothing came for one and a half keep alives.
+    KeepAlive,
+    /// DISCONNECT, or the connection's end.
+    Left,
+    /// The same client id connected again.
+    TakenOver,
+    /// A broken packet.
+    Protocol(Malformed),
+    /// A packet that has no place here, in words.
+    OutOfPlace(&'static str),
+    /// A hello with another version than 3.
+    HelloVersion(String),
+    /// The device does not read what it is sent.
+    SlowReader,
+    /// The gateway stops.
+    Shutdown,
+    /// An operator disconnected it.
+    Operator,
+}
+
+/// Why an audio packet was dropped: the metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Discard {
+    /// Not a datagram of this protocol.
+    Datagram(BadDatagram),
+    /// No call has this ssrc.
+    UnknownSsrc,
+    /// Came before.
+    Duplicate,
+    /// Came after a later one.
+    Late,
+    /// Below the replay window.
+    TooOld,
+    /// Too far ahead to believe at once.
+    Jump,
+    /// From an address that is not, or not yet, the device's.
+    ForeignSource,
+    /// No chat server to take it.
+    NoServer,
+    /// The chat server does not read.
+    ServerBlocked,
+    /// The device has not sent a datagram yet, so there is nowhere to send to.
+    NoPeer,
+    /// A binary frame that is neither headed nor raw audio, or too long.
+    BadFrame,
+    /// The queue of held audio is full.
+    HeldFull,
+    /// The socket's queue is full.
+    SocketFull,
+    /// Flushed by the device's abort.
+    Aborted,
+}
+
+/// Things that are counted and have no other effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Counter {
+    /// A payload from a device that is not a JSON object.
+    BadDeviceText,
+    /// A text from a chat server that is not a JSON object.
+    BadServerText,
+    /// A chat server said hello again in mid-call.
+    RepeatedHello,
+    /// An audio packet was dropped.
+    Dropped(Discard),
+    /// An attempt to reach a chat server failed at this stage.
+    DialFailed(&'static str),
+    /// A chat server took a call, so long after the device's hello, in milliseconds.
+    Answered(u32),
+    /// A call went on with another WebSocket.
+    Redialled,
+}
+
+/// A line for the log; the shell adds the session's prefix.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Note {
+    /// A device was let in.
+    Connected {
+        /// It took over the call of a lost connection.
+        resumed: bool,
+    },
+    /// The connection was lost in a call that is kept for a while.
+    Away(Duration),
+    /// A call is up.
+    CallBegan {
+        /// The session id the device was given.
+        session_id: Box<str>,
+        /// The chat server's URL.
+        url: String,
+        /// Since the device's hello.
+        after: Duration,
+    },
+    /// The chat server could not be used for this call.
+    DialFailed {
+        /// Its URL.
+        url: String,
+        /// Where and why.
+        failure: Failure,
+    },
+    /// The chat server failed in mid-call; the call redials after this pause.
+    Redialling {
+        /// The URL of the server that failed.
+        url: String,
+        /// Where and why.
+        failure: Failure,
+        /// Pause before the next attempt.
+        pause: Duration,
+    },
+    /// The call goes on.
+    Redialled {
+        /// The new server's URL.
+        url: String,
+        /// Since the failure.
+        after: Duration,
+    },
+    /// A server is from now on tried last by new calls.
+    ServerFailing {
+        /// Its URL.
+        url: String,
+        /// Why.
+        why: String,
+    },
+    /// It works again.
+    ServerRecovered {
+        /// Its URL.
+        url: String,
+        /// Since its first failure.
+        after: Duration,
+    },
+    /// The server sent no hello but audio or text: the call is up without one.
+    NoServerHello(String),
+    /// Audio was held for the device's first datagram, and dropped.
+    HeldDropped(usize),
+    /// The device listens, but no datagram of it came.
+    Unheard {
+        /// Since the device began to listen.
+        after: Duration,
+        /// `host:port` it was told to send to.
+        advertised: String,
+    },
+    /// The device's tools are known, or why not.
+    Tools(Result<usize, &'static str>),
+}
+
+impl EndReason {
+    /// Stable name, for logs and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::DeviceGoodbye => "device_goodbye",
+            Self::DeviceUdpTimeout => "device_udp_timeout",
+            Self::DeviceDisconnected => "device_disconnected",
+            Self::DeviceLost => "device_lost",
+            Self::DeviceError => "device_error",
+            Self::Replaced => "replaced",
+            Self::ServerClosed => "server_closed",
+            Self::NoServer => "no_server",
+            Self::ServerLost => "server_lost",
+            Self::Idle => "idle",
+            Self::Overflow => "overflow",
+            Self::Refused => "refused",
+            Self::Shutdown => "shutdown",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+impl Discard {
+    /// Stable name, for logs and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Datagram(bad) => bad.label(),
+            Self::UnknownSsrc => "unknown_ssrc",
+            Self::Duplicate => "duplicate",
+            Self::Late => "late",
+            Self::TooOld => "too_old",
+            Self::Jump => "jump",
+            Self::ForeignSource => "foreign_source",
+            Self::NoServer => "no_server",
+            Self::ServerBlocked => "server_blocked",
+            Self::NoPeer => "no_peer",
+            Self::BadFrame => "bad_frame",
+            Self::HeldFull => "held_full",
+            Self::SocketFull => "socket_full",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} failed: {}", self.stage, self.why)
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(code, why) => write!(f, "refused with return code {}: {why}", *code as u8),
+            Self::ConnectTimeout => f.write_str("no CONNECT in time"),
+            Self::KeepAlive => f.write_str("nothing heard for one and a half keep alives"),
+            Self::Left => f.write_str("left"),
+            Self::TakenOver => f.write_str("the same client id connected again"),
+            Self::Protocol(malformed) => write!(f, "protocol error: {malformed}"),
+            Self::OutOfPlace(what) => write!(f, "protocol error: {what}"),
+            Self::HelloVersion(found) => {
+                write!(f, "hello with version {found}, only 3 is known: update the device's firmware")
+            }
+            Self::SlowReader => f.write_str("the device does not read what it is sent"),
+            Self::Shutdown => f.write_str("the gateway stops"),
+            Self::Operator => f.write_str("disconnected by an operator"),
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connected { resumed: false } => f.write_str("connected"),
+            Self::Connected { resumed: true } => f.write_str("connected again, its call goes on"),
+            Self::Away(grace) => {
+                write!(f, "connection lost in a call, kept for {} s", grace.as_secs())
+            }
+            Self::CallBegan { session_id, url, after } => {
+                write!(f, "call begins: session={session_id} server={url} answered_after={}ms", after.as_millis())
+            }
+            Self::DialFailed { url, failure } => write!(f, "chat server {url}: {failure}"),
+            Self::Redialling { url, failure, pause } => {
+                write!(f, "chat server {url}: {failure}; redialling in {} ms", pause.as_millis())
+            }
+            Self::Redialled { url, after } => {
+                write!(f, "call goes on: server={url} gap={}ms", after.as_millis())
+            }
+            Self::ServerFailing { url, why } => {
+                write!(f, "chat server {url} fails, new calls try it last: {why}")
+            }
+            Self::ServerRecovered { url, after } => {
+                write!(f, "chat server {url} works again after {} s", after.as_secs())
+            }
+            Self::NoServerHello(url) => {
+                write!(f, "chat server {url} sent audio or text but no hello: taken as live")
+            }
+            Self::HeldDropped(frames) => write!(
+                f,
+                "the device has sent no datagram, so {frames} audio frames for it were dropped: check that UDP reaches this gateway"
+            ),
+            Self::Unheard { after, advertised } => write!(
+                f,
+                "no audio: the device listens but no datagram of it came in {} s; it was told to send to udp {advertised}",
+                after.as_secs()
+            ),
+            Self::Tools(Ok(count)) => write!(f, "learned {count} tools of the device"),
+            Self::Tools(Err(why)) => write!(f, "the device's tools are not known ({why}): requests are forwarded"),
+        }
+    }
+}

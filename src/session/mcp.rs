@@ -1,0 +1,240 @@
+//! The device's tools: learned once per connection, answered from memory, with request ids that collide with nobody's.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::action::{Action, Cx, Note};
+use crate::proto::message::{self, Object, Rpc};
+
+/// Our request ids start here: above the ids of servers and devices, and within int32, to which devices truncate.
+const FIRST_ID: u32 = 0x4000_0000;
+const LAST_ID: u32 = 0x7fff_ffff;
+/// A device that has not answered by now will not.
+const REPLY_WITHIN: Duration = Duration::from_secs(10);
+/// More pages than any device has.
+const MAX_PAGES: usize = 64;
+/// Bytes of tools remembered; more are not cached.
+const MAX_TOOLS_BYTES: usize = 256 * 1024;
+/// Requests under way at once; the oldest is forgotten.
+const MAX_PENDING: usize = 64;
+
+/// What became of an `mcp` message of the device.
+pub(super) enum FromDevice {
+    /// It is for the chat server.
+    Forward,
+    /// It answered a request of ours.
+    Taken,
+    /// It answered a translated request: this goes to the chat server.
+    Reply(String),
+}
+
+/// What became of an `mcp` message of the chat server.
+pub(super) enum FromServer {
+    /// It is for the device.
+    Forward,
+    /// Nothing more to do.
+    Taken,
+    /// Answered from memory: this goes back.
+    Answer(String),
+    /// For the device, under an id of ours.
+    Translated(String),
+}
+
+/// Discovery, memory, and requests under way of one device.
+pub(super) struct Mcp {
+    step: Step,
+    /// The device's answer to `initialize`, raw.
+    initialized: Option<Box<str>>,
+    /// We answered the server's `initialize`, so its `notifications/initialized` is ours too.
+    spoke_for_device: bool,
+    next_id: u32,
+    pending: VecDeque<Pending>,
+}
+
+enum Step {
+    Initializing,
+    Listing { tools: Vec<Box<str>>, cursors: Vec<Box<str>> },
+    /// All tools as one raw JSON array.
+    Known(Box<str>),
+    Unknown,
+}
+
+struct Pending {
+    id: u32,
+    until: Instant,
+    what: Asked,
+}
+
+enum Asked {
+    Discovery,
+    /// The chat server's own id, raw.
+    Translated(Box<str>),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ToolsPage<'a> {
+    #[serde(borrow)]
+    tools: Vec<&'a RawValue>,
+    #[serde(default)]
+    next_cursor: Option<String>,
+}
+
+impl Mcp {
+    /// Asks a device that just connected for its tools.
+    pub(super) fn begin(session_id: Option<&str>, cx: &mut Cx<'_>) -> Self {
+        let mut mcp = Self {
+            step: Step::Initializing,
+            initialized: None,
+            spoke_for_device: false,
+            next_id: FIRST_ID,
+            pending: VecDeque::new(),
+        };
+        let params = format!(
+            r#"{{"protocolVersion":"2024-11-05","capabilities":{},"clientInfo":{}}}"#,
+            cx.config.mcp.capabilities, cx.config.mcp.client_info
+        );
+        mcp.ask("initialize", &params, session_id, cx);
+        mcp
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.pending.iter().map(|pending| pending.until).min()
+    }
+
+    pub(super) fn timeout(&mut self, cx: &mut Cx<'_>) {
+        let late = self.pending.iter().any(|one| one.until <= cx.now && matches!(one.what, Asked::Discovery));
+        self.pending.retain(|one| one.until > cx.now);
+        if late {
+            self.fail("no answer in 10 s", cx);
+        }
+    }
+
+    /// A message of the device.
+    pub(super) fn from_device(&mut self, text: &str, session_id: Option<&str>, cx: &mut Cx<'_>) -> FromDevice {
+        let Some(rpc) = message::rpc(text).filter(|rpc| rpc.method.is_none()) else { return FromDevice::Forward };
+        let ours = rpc.id.and_then(|id| id.parse::<u32>().ok()).filter(|id| (FIRST_ID..=LAST_ID).contains(id));
+        let Some(id) = ours else { return FromDevice::Forward };
+        let Some(place) = self.pending.iter().position(|pending| pending.id == id) else { return FromDevice::Taken };
+        match self.pending.remove(place).map(|pending| pending.what) {
+            Some(Asked::Translated(original)) => match message::replace_rpc_id(text, &original) {
+                Some(text) => FromDevice::Reply(text),
+                None => FromDevice::Taken,
+            },
+            Some(Asked::Discovery) => {
+                self.discovered(&rpc, session_id, cx);
+                FromDevice::Taken
+            }
+            None => FromDevice::Taken,
+        }
+    }
+
+    fn discovered(&mut self, rpc: &Rpc<'_>, session_id: Option<&str>, cx: &mut Cx<'_>) {
+        let Some(result) = rpc.result else { return self.fail("the device answered with an error", cx) };
+        match &mut self.step {
+            Step::Initializing => {
+                self.initialized = Some(result.into());
+                self.step = Step::Listing { tools: Vec::new(), cursors: Vec::new() };
+                cx.out.push(Action::Publish(message::mcp_notification(session_id, "notifications/initialized")));
+                self.ask("tools/list", r#"{"cursor":""}"#, session_id, cx);
+            }
+            Step::Listing { tools, cursors } => {
+                let Ok(page) = serde_json::from_str::<ToolsPage<'_>>(result) else {
+                    return self.fail("a page of tools that is none", cx);
+                };
+                let max = cx.config.mcp.max_tools_count;
+                let room = max.saturating_sub(tools.len());
+                tools.extend(page.tools.iter().take(room).map(|tool| Box::from(tool.get())));
+                if tools.iter().map(|tool| tool.len()).sum::<usize>() > MAX_TOOLS_BYTES {
+                    return self.fail("more tools than are remembered", cx);
+                }
+                let next = page.next_cursor.filter(|cursor| !cursor.is_empty());
+                let Some(next) = next.filter(|_| tools.len() < max) else {
+                    cx.out.push(Action::Note(Note::Tools(Ok(tools.len()))));
+                    self.step = Step::Known(format!("[{}]", tools.join(",")).into_boxed_str());
+                    return;
+                };
+                if cursors.len() >= MAX_PAGES || cursors.iter().any(|seen| **seen == *next) {
+                    return self.fail("its pages never end", cx);
+                }
+                let params = format!(r#"{{"cursor":{}}}"#, message::quote(&next));
+                cursors.push(next.into_boxed_str());
+                self.ask("tools/list", &params, session_id, cx);
+            }
+            Step::Known(_) | Step::Unknown => {}
+        }
+    }
+
+    fn fail(&mut self, why: &'static str, cx: &mut Cx<'_>) {
+        self.step = Step::Unknown;
+        cx.out.push(Action::Note(Note::Tools(Err(why))));
+    }
+
+    fn ask(&mut self, method: &str, params: &str, session_id: Option<&str>, cx: &mut Cx<'_>) {
+        let id = self.remember(Asked::Discovery, cx.now);
+        cx.out.push(Action::Publish(message::mcp_request(session_id, id, method, params)));
+    }
+
+    fn remember(&mut self, what: Asked, now: Instant) -> u32 {
+        let id = self.next_id;
+        self.next_id = if id == LAST_ID { FIRST_ID } else { id + 1 };
+        if self.pending.len() >= MAX_PENDING {
+            self.pending.pop_front();
+        }
+        self.pending.push_back(Pending { id, until: now + REPLY_WITHIN, what });
+        id
+    }
+
+    /// A message of the chat server, which knows itself by `session_id`.
+    pub(super) fn from_server(&mut self, text: &str, session_id: Option<&str>, cx: &mut Cx<'_>) -> FromServer {
+        let Some(rpc) = message::rpc(text) else { return FromServer::Forward };
+        let Some(method) = rpc.method.as_deref() else { return FromServer::Forward };
+        match (method, rpc.id, &self.step, &self.initialized) {
+            ("tools/list", Some(id), Step::Known(tools), _) if asks_for_all(rpc.params) => {
+                let result = format!(r#"{{"tools":{tools}}}"#);
+                FromServer::Answer(message::mcp_result(session_id, id, &result))
+            }
+            ("initialize", Some(id), _, Some(result)) if !carries_capabilities(rpc.params) => {
+                self.spoke_for_device = true;
+                FromServer::Answer(message::mcp_result(session_id, id, result))
+            }
+            ("initialize", ..) => {
+                self.spoke_for_device = false;
+                self.translate(text, &rpc, cx)
+            }
+            ("notifications/initialized", None, ..) if self.spoke_for_device => FromServer::Taken,
+            _ => self.translate(text, &rpc, cx),
+        }
+    }
+
+    /// Gives a request an id of ours when the server's own could be taken for one, or is not one devices answer.
+    fn translate(&mut self, text: &str, rpc: &Rpc<'_>, cx: &mut Cx<'_>) -> FromServer {
+        let Some(id) = rpc.id else { return FromServer::Forward };
+        if id.parse::<u32>().is_ok_and(|id| id < FIRST_ID) {
+            return FromServer::Forward;
+        }
+        let ours = self.remember(Asked::Translated(id.into()), cx.now);
+        match message::replace_rpc_id(text, &ours.to_string()) {
+            Some(text) => FromServer::Translated(text),
+            None => FromServer::Forward,
+        }
+    }
+}
+
+/// A tools/list that any complete list answers: no parameters, or none but an empty cursor.
+fn asks_for_all(params: Option<&str>) -> bool {
+    let Some(params) = params.filter(|params| *params != "null") else { return true };
+    Object::parse(params).is_ok_and(|params| {
+        params.entries().all(|(key, value)| key == "cursor" && matches!(value, "\"\"" | "null"))
+    })
+}
+
+/// The camera's vision URL travels in the capabilities of `initialize`.
+fn carries_capabilities(params: Option<&str>) -> bool {
+    let params = params.and_then(|params| Object::parse(params).ok());
+    let capabilities = params.as_ref().and_then(|params| params.object("capabilities"));
+    capabilities.is_some_and(|capabilities| capabilities.entries().next().is_some())
+}

@@ -1,0 +1,143 @@
+//! Bounded queues of text, and of text and audio in order.
+
+use std::collections::VecDeque;
+
+/// Messages a text queue holds.
+const MAX_TEXTS: usize = 128;
+/// Bytes a text queue holds.
+const MAX_TEXT_BYTES: usize = 256 * 1024;
+/// Audio frames held: 15 s of 60 ms frames, as long as a device waits for its hello and then some.
+const MAX_FRAMES: usize = 256;
+
+/// Too much text: the call ends.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Overflow;
+
+/// Text that waits for a peer to be there.
+#[derive(Debug, Default)]
+pub(super) struct Texts {
+    waiting: VecDeque<Box<str>>,
+    bytes: usize,
+}
+
+impl Texts {
+    pub(super) fn push(&mut self, text: &str) -> Result<(), Overflow> {
+        if self.waiting.len() >= MAX_TEXTS || self.bytes + text.len() > MAX_TEXT_BYTES {
+            return Err(Overflow);
+        }
+        self.bytes += text.len();
+        self.waiting.push_back(text.into());
+        Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Everything, in order; the queue's memory goes with it.
+    pub(super) fn take(&mut self) -> VecDeque<Box<str>> {
+        std::mem::take(self).waiting
+    }
+}
+
+/// Something from the chat server that waits.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// A text as the server sent it, and whether it is `tts start`.
+    Text { text: Box<str>, tts_start: bool },
+    /// A binary frame as the server sent it.
+    Frame(Box<[u8]>),
+}
+
+/// Text and audio from the chat server, in the order they came.
+#[derive(Debug, Default)]
+pub(super) struct HeldQueue {
+    items: VecDeque<Held>,
+    texts: usize,
+    text_bytes: usize,
+    frames: usize,
+}
+
+impl HeldQueue {
+    pub(super) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    pub(super) fn front(&self) -> Option<&Held> {
+        self.items.front()
+    }
+
+    pub(super) fn push_text(&mut self, text: &str, tts_start: bool) -> Result<(), Overflow> {
+        if self.texts >= MAX_TEXTS || self.text_bytes + text.len() > MAX_TEXT_BYTES {
+            return Err(Overflow);
+        }
+        self.texts += 1;
+        self.text_bytes += text.len();
+        self.items.push_back(Held::Text { text: text.into(), tts_start });
+        Ok(())
+    }
+
+    /// False when full: the newest frame is the loser.
+    pub(super) fn push_frame(&mut self, frame: &[u8]) -> bool {
+        if self.frames >= MAX_FRAMES {
+            return false;
+        }
+        self.frames += 1;
+        self.items.push_back(Held::Frame(frame.into()));
+        true
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Held> {
+        let item = self.items.pop_front()?;
+        match &item {
+            Held::Text { text, .. } => {
+                self.texts -= 1;
+                self.text_bytes -= text.len();
+            }
+            Held::Frame(_) => self.frames -= 1,
+        }
+        if self.items.is_empty() {
+            *self = Self::default();
+        }
+        Some(item)
+    }
+
+    /// Forgets every frame, keeps the text in order; says how many frames went.
+    pub(super) fn drop_frames(&mut self) -> usize {
+        self.items.retain(|item| matches!(item, Held::Text { .. }));
+        std::mem::take(&mut self.frames)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_bounded_in_number_and_bytes() {
+        let mut texts = Texts::default();
+        for _ in 0..MAX_TEXTS {
+            texts.push("{}").unwrap();
+        }
+        assert_eq!(texts.push("{}"), Err(Overflow));
+        assert_eq!(texts.take().len(), MAX_TEXTS);
+        assert_eq!(texts.push(&"x".repeat(MAX_TEXT_BYTES + 1)), Err(Overflow));
+        texts.push(&"x".repeat(MAX_TEXT_BYTES)).unwrap();
+        assert_eq!(texts.push("x"), Err(Overflow));
+    }
+
+    #[test]
+    fn held_frames_are_bounded_and_text_keeps_its_order() {
+        let mut held = HeldQueue::default();
+        held.push_text("a", true).unwrap();
+        for _ in 0..MAX_FRAMES {
+            assert!(held.push_frame(b"f"));
+        }
+        assert!(!held.push_frame(b"f"));
+        held.push_text("b", false).unwrap();
+        assert_eq!(held.drop_frames(), MAX_FRAMES);
+        assert_eq!(held.pop(), Some(Held::Text { text: "a".into(), tts_start: true }));
+        assert_eq!(held.pop(), Some(Held::Text { text: "b".into(), tts_start: false }));
+        assert!(held.is_empty() && held.push_frame(b"f"));
+    }
+}
