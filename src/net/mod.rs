@@ -1,5 +1,6 @@
 //! net
 
 pub mod datagrams;
+pub mod resolver;
 pub mod token;
 pub mod wheel;
