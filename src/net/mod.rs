@@ -2,5 +2,6 @@
 
 pub mod datagrams;
 pub mod resolver;
+pub mod stream;
 pub mod token;
 pub mod wheel;
