@@ -1,6 +1,7 @@
 //! net
 
 pub mod datagrams;
+pub mod doorkeeper;
 pub mod resolver;
 pub mod stream;
 pub mod token;

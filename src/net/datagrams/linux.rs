@@ -107,6 +107,7 @@ impl<S: Address> Headers<S> {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         }
         let (addresses, flags) = (&addresses[..count], MsgFlags::MSG_DONTWAIT);
+        // The results of a send hold no addresses: there is nothing to do with them but count.
         let sent = match &info {
             Some(info) => {
                 sendmmsg(fd, &mut self.sourced, &slices, addresses, [S::message(info)], flags)?.count()
