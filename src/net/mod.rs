@@ -1,8 +1,33 @@
-//! net
+//! The shell: sockets, the loop, time, randomness. It does what the [core](crate::session) decides.
+//!
+//! ```text
+//!             accept          device            calls, backend, upgrade
+//!   devices ----------> MQTT over TCP \        / WebSocket ------------> chat servers
+//!                        datagrams     gateway
+//!   devices <---------> audio by UDP  /    |   \ resolver (threads), wheel (time), watch (file)
+//!                                        Core
+//! ```
 
+mod accept;
+mod backend;
+mod calls;
 pub mod datagrams;
+mod device;
 pub mod doorkeeper;
+mod gateway;
+mod grant;
+mod handle;
+mod index;
+mod metrics;
+mod outbox;
 pub mod resolver;
+mod session;
 pub mod stream;
 pub mod token;
+mod upgrade;
+mod watch;
 pub mod wheel;
+
+pub use gateway::{BindError, Gateway};
+pub use handle::{Addresses, Handle, Running};
+pub use metrics::Metrics;

@@ -54,9 +54,7 @@ impl<T: Copy> Wheel<T> {
     /// Rings `what` at the first tick that is not before `at`, and returns that tick. An `at` in the past rings at the
     /// next [`expire`](Self::expire).
     pub fn arm(&mut self, at: Instant, what: T) -> u64 {
-        let since = at.saturating_duration_since(self.start);
-        let tick = since.as_secs() * TICKS_PER_SECOND
-            + u64::from(since.subsec_nanos()).div_ceil(TICK.as_nanos() as u64);
+        let tick = self.tick(at);
         let node = Node { tick, what, next: NONE };
         let index = match self.free {
             NONE => {
@@ -72,6 +70,12 @@ impl<T: Copy> Wheel<T> {
         self.len += 1;
         self.place(index);
         tick
+    }
+
+    /// The first tick that is not before `at`: what [`arm`](Self::arm) would return.
+    pub fn tick(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.start);
+        since.as_secs() * TICKS_PER_SECOND + u64::from(since.subsec_nanos()).div_ceil(TICK.as_nanos() as u64)
     }
 
     /// When to call [`expire`](Self::expire) next: never after the earliest ring, at times before it (once per entry

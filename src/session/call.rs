@@ -166,6 +166,11 @@ impl Call {
         self.server_id.as_deref().or(self.id.as_deref())
     }
 
+    /// The server for logs: without its query, where tokens live.
+    fn server_name(&self) -> String {
+        self.server.as_ref().map(|server| server.to_string()).unwrap_or_default()
+    }
+
     pub(super) fn is_closing(&self) -> bool {
         self.closing.is_some()
     }
@@ -270,7 +275,7 @@ impl Call {
 
     /// The present server is of no use any more: on to the next, after a pause if the call was up.
     fn failed(&mut self, failure: Failure, caller: Caller<'_>, cx: &mut Cx<'_>) -> Flow {
-        let url = self.server.as_ref().map(|server| server.url.clone()).unwrap_or_default();
+        let url = self.server_name();
         cx.out.push(Action::Count(Counter::DialFailed(failure.stage)));
         if let Some(server) = &self.server
             && self.stage != (Stage::Dialing { connecting: false })
@@ -393,7 +398,7 @@ impl Call {
         self.id = Some(id.clone());
         self.publish(reply, cx)?;
         let after = cx.now.saturating_duration_since(self.began);
-        let url = self.server.as_ref().map(|server| server.url.clone()).unwrap_or_default();
+        let url = self.server_name();
         cx.out.push(Action::Count(Counter::Answered(after.as_millis() as u32)));
         cx.out.push(Action::Note(Note::CallBegan { session_id: id, url, after }));
         self.last_activity = cx.now;
@@ -407,7 +412,7 @@ impl Call {
     fn resume(&mut self, cx: &mut Cx<'_>) {
         self.media.facts.redials += 1;
         let lost = self.outage.map_or(cx.now, |outage| outage.lost);
-        let url = self.server.as_ref().map(|server| server.url.clone()).unwrap_or_default();
+        let url = self.server_name();
         cx.out.push(Action::Count(Counter::Redialled));
         cx.out.push(Action::Note(Note::Redialled { url, after: cx.now.saturating_duration_since(lost) }));
         if let Some(listen) = self.last_listen.take().filter(|_| !self.listen_queued) {
@@ -466,7 +471,7 @@ impl Call {
         if !(self.server_spoke && self.greet_over) {
             return Ok(());
         }
-        let url = self.server.as_ref().map(|server| server.url.clone()).unwrap_or_default();
+        let url = self.server_name();
         cx.out.push(Action::Note(Note::NoServerHello(url)));
         self.greeted(ServerHello { session_id: None, audio_params: self.hello.audio_params.clone() }, cx)
     }

@@ -99,6 +99,17 @@ impl Core {
         self.call.as_ref().is_some_and(|call| !call.is_closing())
     }
 
+    /// Whether the device is gone for good: its client id is free.
+    pub fn is_gone(&self) -> bool {
+        self.phase == Phase::Leaving
+    }
+
+    /// Nothing is left to decide: the session only sees to the end of a socket.
+    pub fn retire(&mut self) {
+        self.phase = Phase::Leaving;
+        self.deadline = None;
+    }
+
     /// Whether anything is left to do: a call may outlive its device.
     pub fn is_over(&self) -> bool {
         self.phase == Phase::Leaving && self.call.is_none()
@@ -146,6 +157,11 @@ impl Core {
             }
             (Phase::Admitting | Phase::Away | Phase::Leaving, _) => {}
         }
+    }
+
+    /// A first byte that cannot begin a CONNECT.
+    pub fn no_connect(&mut self, cx: &mut Cx<'_>) {
+        self.out_of_place("a first byte that is not CONNECT's", cx);
     }
 
     /// Bytes that are no packet.

@@ -61,7 +61,7 @@ impl Servers {
             return None;
         }
         known.failing_since = Some(now);
-        Some(Note::ServerFailing { url: server.url.clone(), why: why.to_owned() })
+        Some(Note::ServerFailing { url: server.to_string(), why: why.to_owned() })
     }
 
     /// Remembers that a server took a call. A note comes back when it had been failing.
@@ -69,7 +69,7 @@ impl Servers {
         let known = self.known.get_mut(&server.url)?;
         known.last_failure = None;
         let since = known.failing_since.take()?;
-        Some(Note::ServerRecovered { url: server.url.clone(), after: now.saturating_duration_since(since) })
+        Some(Note::ServerRecovered { url: server.to_string(), after: now.saturating_duration_since(since) })
     }
 
     /// How the server frames audio, when that is configured or was learnt.

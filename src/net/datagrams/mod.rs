@@ -36,6 +36,11 @@ const SOCKET_BUFFER: usize = 4 << 20;
 /// Errors in a row after which the socket, and not one of its peers, is taken to be broken.
 const ERRORS: usize = 1024;
 
+/// The ssrc of a datagram, if it is long enough to have one: which call it is for.
+pub fn ssrc(datagram: &[u8]) -> Option<u32> {
+    datagram.get(4..8)?.try_into().ok().map(u32::from_be_bytes)
+}
+
 /// The UDP socket with its incoming batch and its outgoing queue.
 pub struct Datagrams {
     socket: UdpSocket,

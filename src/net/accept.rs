@@ -1,0 +1,138 @@
+//! New connections on the MQTT port.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use log::warn;
+use mio::Interest;
+use mio::net::{TcpListener, TcpStream};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use super::device::Device;
+use super::gateway::{Alarm, Gateway, Ready};
+use super::token::{self, Role};
+use crate::session::Core;
+
+/// Connections accepted per dispatch.
+const ACCEPTS: usize = 64;
+/// Connections beyond `max_connections` that may be on their way in or out.
+const IN_PASSING: usize = 512;
+/// Connections the system keeps for us while we are busy: a power cut brings all devices back at once.
+const BACKLOG: i32 = 4096;
+/// How long accepting pauses when descriptors ran out.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A non-blocking listener, for IPv4 too when the address is `[::]`.
+pub(super) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(!addr.ip().is_unspecified())?;
+    }
+    // On Windows the option would let two programs share the port.
+    #[cfg(not(windows))]
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(TcpListener::from_std(socket.into()))
+}
+
+/// Connections by address, counted only while `max_connections_per_ip` is set.
+#[derive(Default)]
+pub(super) struct PerIp(HashMap<IpAddr, usize>);
+
+impl PerIp {
+    fn of(&self, ip: IpAddr) -> usize {
+        self.0.get(&ip).copied().unwrap_or_default()
+    }
+
+    fn came(&mut self, ip: IpAddr) {
+        *self.0.entry(ip).or_default() += 1;
+    }
+
+    pub(super) fn left(&mut self, ip: IpAddr) {
+        if let Some(count) = self.0.get_mut(&ip) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&ip);
+            }
+        }
+    }
+}
+
+impl Gateway {
+    pub(super) fn accept(&mut self) {
+        for _ in 0..ACCEPTS {
+            if !self.accepting {
+                return;
+            }
+            match self.listener.accept() {
+                Ok((tcp, peer)) => self.let_in(tcp, peer),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                // The peer left while it waited; the next one may still be there.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
+                Err(error) => {
+                    // Out of descriptors: those who wait bring no further edge, so the wheel does.
+                    warn!("cannot accept: {error}; trying again in {} ms", PAUSE.as_millis());
+                    self.accepting = false;
+                    self.wheel.arm(self.now + PAUSE, Alarm::Accept);
+                    return;
+                }
+            }
+        }
+        self.ready.push_back(Ready::Accept);
+    }
+
+    pub(super) fn resume_accepting(&mut self) {
+        if !self.is_stopping() {
+            self.accepting = true;
+            self.ready.push_back(Ready::Accept);
+        }
+    }
+
+    fn let_in(&mut self, mut tcp: TcpStream, peer: SocketAddr) {
+        self.metrics.connections += 1;
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let limit = self.config.mqtt.max_connections_per_ip;
+        let crowded = limit > 0 && self.per_ip.of(peer.ip()) >= limit;
+        if crowded || self.sessions.len() >= self.config.mqtt.max_connections + IN_PASSING {
+            self.metrics.turned_away += 1;
+            return;
+        }
+        let token = token::token(Role::Device, self.sessions.next_slot());
+        let both = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().register(&mut tcp, token, both) {
+            return warn!("[{peer}] cannot register: {error}");
+        }
+        // A connection without these options still works.
+        let _ = tcp.set_nodelay(true);
+        let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive());
+        if limit > 0 {
+            self.per_ip.came(peer.ip());
+        }
+        let core = Core::new(peer.ip(), self.now);
+        let id = self.sessions.insert(core, Some(Device::new(tcp, peer)), None);
+        self.rearm(id);
+    }
+
+    /// Counts the connections of each address anew, after a reload that may have set or unset the limit.
+    pub(super) fn recount(&mut self) {
+        self.per_ip = PerIp::default();
+        if self.config.mqtt.max_connections_per_ip > 0 {
+            for device in self.sessions.iter().filter_map(|session| session.device.as_ref()) {
+                self.per_ip.came(device.peer.ip());
+            }
+        }
+    }
+}
+
+/// Finds devices that vanished without a word while their keep alive is long or none.
+fn keepalive() -> TcpKeepalive {
+    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
+    #[cfg(not(any(windows, target_os = "openbsd")))]
+    let keepalive = keepalive.with_retries(3);
+    keepalive
+}

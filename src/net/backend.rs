@@ -1,0 +1,404 @@
+//! The connection to a chat server: dial stages, each resumable at any edge, then a WebSocket.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tungstenite::{Bytes, Error, Message, Utf8Bytes, WebSocket};
+
+use super::stream::{Handshake, Progress, Stream, TlsClient};
+use super::upgrade::Upgrade;
+use crate::config::Server;
+use crate::session::{DialRequest, Failure, Gone};
+
+/// Read ahead per read; small, since every call owns a buffer of this size.
+const READ_BUFFER: usize = 512;
+/// Frames gather up to here before they are written; the end of the turn writes them anyway.
+const WRITE_BUFFER: usize = 16 * 1024;
+/// What a chat server that does not read may let pile up: then audio is dropped, and text ends the call.
+const MAX_WRITE_BUFFER: usize = 128 * 1024;
+/// The longest message of a chat server.
+const MAX_MESSAGE: usize = 1024 * 1024;
+/// A message longer than this makes the buffers it grew worth giving back.
+const BULKY: usize = 8 * 1024;
+/// The next address of the same host is tried when this one has not answered by then.
+const PER_ADDRESS: Duration = Duration::from_millis(1000);
+
+/// One WebSocket to a chat server, or the way there.
+pub(super) struct Backend {
+    pub(super) request: Box<DialRequest>,
+    stage: Stage,
+    /// Of the name that is being resolved.
+    pub(super) ticket: u64,
+    /// Counts against `max_dials`.
+    pub(super) counted: bool,
+    /// Bytes taken from the stream, minus those accounted for by whole messages: zero between messages.
+    unread: u64,
+    /// A long message passed: give its buffers back when they are empty.
+    bulky: bool,
+}
+
+enum Stage {
+    /// Waits for a name, or for its turn.
+    Waiting(VecDeque<SocketAddr>),
+    Connecting {
+        tcp: TcpStream,
+        rest: VecDeque<SocketAddr>,
+        until: Instant,
+    },
+    Securing(Box<Handshake>),
+    Upgrading(Box<Upgrade>),
+    Open(Box<WebSocket<Counting>>),
+    Spent,
+}
+
+/// How far a dial came.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Wait,
+    Opened,
+    Failed(Failure),
+}
+
+/// What a chat server sent.
+pub(super) enum Incoming {
+    Text(Utf8Bytes),
+    Audio(Bytes),
+    /// A ping, whose pong must be flushed, or a pong.
+    Alive,
+    /// Nothing more for now.
+    Blocked,
+    Gone(Gone),
+}
+
+/// The write buffer is full: the frame was not queued.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refused;
+
+/// What a dial needs from outside.
+pub(super) struct Dialer<'a> {
+    pub(super) registry: &'a Registry,
+    pub(super) token: Token,
+    pub(super) now: Instant,
+    pub(super) tls: &'a mut TlsClient,
+    /// The `authorization` header.
+    pub(super) authorization: String,
+}
+
+impl Backend {
+    pub(super) fn new(request: Box<DialRequest>) -> Self {
+        Self { request, stage: Stage::Waiting(VecDeque::new()), ticket: 0, counted: false, unread: 0, bulky: false }
+    }
+
+    pub(super) fn server(&self) -> &Arc<Server> {
+        &self.request.server
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Open(_))
+    }
+
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(self.stage, Stage::Waiting(_))
+    }
+
+    /// The addresses to be tried once there is a free place.
+    pub(super) fn resolved(&mut self, addresses: Vec<SocketAddr>) {
+        self.stage = Stage::Waiting(addresses.into());
+    }
+
+    /// When to give this address up for the next.
+    pub(super) fn next_address_at(&self) -> Option<Instant> {
+        match &self.stage {
+            Stage::Connecting { rest, until, .. } if !rest.is_empty() => Some(*until),
+            _ => None,
+        }
+    }
+
+    // ----- dialling -----------------------------------------------------------------------------------------------
+
+    /// Leaves the queue: connects to the first address.
+    pub(super) fn connect(&mut self, dialer: &mut Dialer<'_>) -> Step {
+        match std::mem::replace(&mut self.stage, Stage::Spent) {
+            Stage::Waiting(addresses) => self.connect_to(addresses, None, dialer),
+            stage => {
+                self.stage = stage;
+                Step::Wait
+            }
+        }
+    }
+
+    fn connect_to(
+        &mut self,
+        mut addresses: VecDeque<SocketAddr>,
+        mut last: Option<io::Error>,
+        dialer: &mut Dialer<'_>,
+    ) -> Step {
+        while let Some(address) = addresses.pop_front() {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            let connected = TcpStream::connect(address).and_then(|mut tcp| {
+                dialer.registry.register(&mut tcp, dialer.token, interest)?;
+                Ok(tcp)
+            });
+            match connected {
+                Ok(tcp) => {
+                    let until = dialer.now + PER_ADDRESS;
+                    self.stage = Stage::Connecting { tcp, rest: addresses, until };
+                    return Step::Wait;
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        let why = last.map_or_else(|| "the name has no address".to_owned(), |error| error.to_string());
+        Step::Failed(Failure { stage: "connect", why })
+    }
+
+    /// Goes on as far as the socket allows. Harmless at any time.
+    pub(super) fn advance(&mut self, dialer: &mut Dialer<'_>) -> Step {
+        loop {
+            match std::mem::replace(&mut self.stage, Stage::Spent) {
+                Stage::Connecting { tcp, rest, until } => {
+                    let error = match (tcp.take_error(), tcp.peer_addr()) {
+                        (Ok(Some(error)), _) | (Err(error), _) => Some(error),
+                        (Ok(None), Ok(_)) => None,
+                        (Ok(None), Err(_)) if dialer.now < until || rest.is_empty() => {
+                            self.stage = Stage::Connecting { tcp, rest, until };
+                            return Step::Wait;
+                        }
+                        (Ok(None), Err(_)) => Some(ErrorKind::TimedOut.into()),
+                    };
+                    if let Some(error) = error {
+                        drop(tcp);
+                        match self.connect_to(rest, Some(error), dialer) {
+                            Step::Wait => continue,
+                            step => return step,
+                        }
+                    }
+                    if let Err(failure) = self.connected(tcp, dialer) {
+                        return Step::Failed(failure);
+                    }
+                }
+                Stage::Securing(handshake) => match handshake.advance() {
+                    Ok(Progress::Done(stream)) => self.upgrade(stream, dialer),
+                    Ok(Progress::Blocked(handshake)) => {
+                        self.stage = Stage::Securing(Box::new(handshake));
+                        return Step::Wait;
+                    }
+                    Err(error) => {
+                        return Step::Failed(Failure { stage: "tls", why: error.to_string() });
+                    }
+                },
+                Stage::Upgrading(mut upgrade) => match upgrade.advance() {
+                    Ok(None) => {
+                        self.stage = Stage::Upgrading(upgrade);
+                        return Step::Wait;
+                    }
+                    Ok(Some(tail)) => {
+                        self.unread = tail.len() as u64;
+                        let stream = Counting { stream: upgrade.into_stream(), taken: 0 };
+                        let socket = WebSocket::from_partially_read(stream, tail, Role::Client, Some(websocket_config()));
+                        self.stage = Stage::Open(Box::new(socket));
+                        return Step::Opened;
+                    }
+                    Err(why) => return Step::Failed(Failure { stage: "upgrade", why }),
+                },
+                stage => {
+                    self.stage = stage;
+                    return Step::Wait;
+                }
+            }
+        }
+    }
+
+    fn connected(&mut self, tcp: TcpStream, dialer: &mut Dialer<'_>) -> Result<(), Failure> {
+        // Frames leave when their turn ends, not when Nagle's algorithm likes; a socket without the option still works.
+        let _ = tcp.set_nodelay(true);
+        if !self.request.server.tls {
+            self.upgrade(Stream::Plain(tcp), dialer);
+            return Ok(());
+        }
+        match dialer.tls.start(&self.request.server.host, tcp) {
+            Ok(handshake) => {
+                self.stage = Stage::Securing(Box::new(handshake));
+                Ok(())
+            }
+            Err(error) => Err(Failure { stage: "tls", why: error.to_string() }),
+        }
+    }
+
+    fn upgrade(&mut self, stream: Stream, dialer: &Dialer<'_>) {
+        self.stage = Stage::Upgrading(Box::new(Upgrade::new(stream, &self.request, &dialer.authorization)));
+    }
+
+    /// Moves the registration of an open WebSocket to another token.
+    pub(super) fn reregister(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        match &mut self.stage {
+            Stage::Open(socket) => {
+                let tcp = socket.get_mut().stream.tcp_mut();
+                registry.reregister(tcp, token, Interest::READABLE | Interest::WRITABLE)
+            }
+            _ => Err(ErrorKind::NotConnected.into()),
+        }
+    }
+
+    // ----- the open WebSocket -------------------------------------------------------------------------------------
+
+    /// The next message, if one is there.
+    pub(super) fn read(&mut self) -> Incoming {
+        let Stage::Open(socket) = &mut self.stage else { return Incoming::Blocked };
+        let outcome = socket.read();
+        self.unread += std::mem::take(&mut socket.get_mut().taken);
+        match outcome {
+            Ok(Message::Text(text)) => {
+                self.account(text.len());
+                Incoming::Text(text)
+            }
+            Ok(Message::Binary(bytes)) => {
+                self.account(bytes.len());
+                Incoming::Audio(bytes)
+            }
+            Ok(Message::Ping(bytes) | Message::Pong(bytes)) => {
+                self.account(bytes.len());
+                Incoming::Alive
+            }
+            Ok(Message::Close(frame)) => Incoming::Gone(Gone::Closed(frame.map(|frame| frame.code.into()))),
+            Ok(Message::Frame(_)) => Incoming::Alive,
+            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
+                self.slim();
+                Incoming::Blocked
+            }
+            Err(error) => {
+                self.fail(&error);
+                Incoming::Gone(Gone::Failed(Failure { stage: "live", why: describe(&error) }))
+            }
+        }
+    }
+
+    /// Tells the server what was wrong with its frames, as RFC 6455 section 7.4.1 names it.
+    fn fail(&mut self, error: &Error) {
+        let code = match error {
+            Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => return,
+            Error::Protocol(_) => CloseCode::Protocol,
+            Error::Utf8(_) => CloseCode::Invalid,
+            Error::Capacity(_) => CloseCode::Size,
+            _ => return,
+        };
+        self.close(code);
+    }
+
+    pub(super) fn send_text(&mut self, text: String) -> Result<(), Refused> {
+        self.bulky |= text.len() > BULKY;
+        self.send(Message::Text(text.into()))
+    }
+
+    pub(super) fn send_audio(&mut self, frame: &[u8]) -> Result<(), Refused> {
+        self.send(Message::Binary(Bytes::copy_from_slice(frame)))
+    }
+
+    pub(super) fn ping(&mut self) -> Result<(), Refused> {
+        self.send(Message::Ping(Bytes::new()))
+    }
+
+    /// An error other than a full buffer shows itself at the next read.
+    fn send(&mut self, message: Message) -> Result<(), Refused> {
+        let Stage::Open(socket) = &mut self.stage else { return Ok(()) };
+        match socket.write(message) {
+            Err(Error::WriteBufferFull(_)) => Err(Refused),
+            _ => Ok(()),
+        }
+    }
+
+    /// Queues a Close frame, after what is queued already.
+    pub(super) fn close(&mut self, code: CloseCode) {
+        if let Stage::Open(socket) = &mut self.stage {
+            let _ = socket.close(Some(CloseFrame { code, reason: Utf8Bytes::default() }));
+        }
+    }
+
+    /// Writes what is queued. False when the connection is broken.
+    pub(super) fn flush(&mut self) -> bool {
+        let Stage::Open(socket) = &mut self.stage else { return true };
+        match socket.flush() {
+            Ok(()) => true,
+            Err(Error::Io(error)) => error.kind() == ErrorKind::WouldBlock,
+            Err(_) => false,
+        }
+    }
+
+    /// A whole message was read: its frame is accounted for, if it was one frame with the shortest header.
+    fn account(&mut self, payload: usize) {
+        let header = match payload {
+            0..=125 => 2,
+            126..=0xffff => 4,
+            _ => 10,
+        };
+        self.unread = self.unread.wrapping_sub(payload as u64 + header);
+        self.bulky |= payload > BULKY;
+    }
+
+    /// Gives back buffers that grew for one long message. tungstenite never shrinks its own, so it is made anew, which
+    /// loses nothing exactly when every byte read was part of a message handed out and every byte written has left.
+    fn slim(&mut self) {
+        if !self.bulky || self.unread != 0 || !self.flush() {
+            return;
+        }
+        match std::mem::replace(&mut self.stage, Stage::Spent) {
+            Stage::Open(socket) if socket.can_write() && socket.can_read() => {
+                let stream = socket.into_inner();
+                let socket = WebSocket::from_raw_socket(stream, Role::Client, Some(websocket_config()));
+                self.stage = Stage::Open(Box::new(socket));
+                self.bulky = false;
+            }
+            stage => self.stage = stage,
+        }
+    }
+}
+
+fn websocket_config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(WRITE_BUFFER)
+        .max_write_buffer_size(MAX_WRITE_BUFFER)
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE))
+}
+
+fn describe(error: &Error) -> String {
+    match error {
+        Error::ConnectionClosed | Error::AlreadyClosed => "the connection ended".to_owned(),
+        Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => {
+            "the connection ended without a Close frame (1006)".to_owned()
+        }
+        error => error.to_string(),
+    }
+}
+
+/// A stream that counts what is read from it.
+struct Counting {
+    stream: Stream,
+    taken: u64,
+}
+
+impl Read for Counting {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.stream.read(buffer)?;
+        self.taken += n as u64;
+        Ok(n)
+    }
+}
+
+impl Write for Counting {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.stream.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}

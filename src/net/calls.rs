@@ -1,0 +1,351 @@
+//! Calls in the shell: dials, text and audio between a device and its chat server.
+
+use std::time::SystemTime;
+
+use tungstenite::protocol::frame::coding::CloseCode;
+
+use super::backend::{Backend, Dialer, Incoming, Step};
+use super::gateway::{Gateway, LINGER, Ready};
+use super::resolver::Lookup;
+use super::stream::TlsClient;
+use super::token::{self, Role, SessionId};
+use crate::proto::identity;
+use crate::session::{Core, DialRequest, Discard, Failure, Gone, Peer, Sealed};
+
+/// Messages per dispatch: a chat server that sends without end must let others in.
+const MESSAGES: usize = 32;
+/// Datagrams per dispatch.
+const DATAGRAMS: usize = 256;
+/// A sealed datagram: header and the longest payload.
+const SEALED: usize = crate::proto::audio::HEADER + crate::proto::audio::MAX_PAYLOAD;
+
+impl Gateway {
+    // ----- dialling -----------------------------------------------------------------------------------------------
+
+    /// A core asks for a WebSocket: first the name, then a free place, then the connection.
+    pub(super) fn dial(&mut self, id: SessionId, request: Box<DialRequest>) {
+        self.drop_backend(id);
+        let (host, port, fresh) = (request.server.host.clone(), request.server.port, request.fresh);
+        let Some(session) = self.sessions.live(id) else { return };
+        session.backend = Some(Box::new(Backend::new(request)));
+        self.next_ticket += 1;
+        let ticket = self.next_ticket;
+        match self.resolver.lookup(&host, port, ticket, fresh, self.now) {
+            Lookup::Ready(addresses) => self.resolved(id, Ok(addresses)),
+            Lookup::Failed(why) => self.resolved(id, Err(why)),
+            Lookup::Pending => {
+                self.tickets.insert(ticket, id);
+                if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
+                    backend.ticket = ticket;
+                }
+            }
+        }
+    }
+
+    /// Hands out what the resolver has found out.
+    pub(super) fn collect_names(&mut self) {
+        let mut finished = std::mem::take(&mut self.names);
+        self.resolver.finished(self.now, &mut finished);
+        for (ticket, outcome) in finished.drain(..) {
+            let Some(id) = self.tickets.remove(&ticket) else { continue };
+            let waits = self.sessions.live(id).and_then(|session| session.backend.as_ref());
+            if waits.is_some_and(|backend| backend.ticket == ticket && backend.is_waiting()) {
+                self.resolved(id, outcome);
+            }
+        }
+        self.names = finished;
+    }
+
+    fn resolved(&mut self, id: SessionId, outcome: Result<Vec<std::net::SocketAddr>, String>) {
+        match outcome {
+            Ok(addresses) => {
+                let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
+                    return;
+                };
+                backend.resolved(addresses);
+                self.dial_queue.push_back(id);
+                self.start_dials();
+            }
+            Err(why) => self.dial_failed(id, Failure { stage: "resolve", why }),
+        }
+    }
+
+    /// Starts dials while there are free places.
+    pub(super) fn start_dials(&mut self) {
+        while self.dialing < self.config.websocket.max_dials
+            && let Some(id) = self.dial_queue.pop_front()
+        {
+            let Some(session) = self.sessions.live(id) else { continue };
+            let Some(backend) = session.backend.as_mut().filter(|backend| backend.is_waiting()) else { continue };
+            if backend.counted {
+                continue;
+            }
+            backend.counted = true;
+            self.dialing += 1;
+            session.core.backend_connecting();
+            self.advance_dial(id, Backend::connect);
+        }
+    }
+
+    /// Goes on with a dial after an event, or when an address took too long.
+    pub(super) fn advance_dial(
+        &mut self,
+        id: SessionId,
+        go_on: impl FnOnce(&mut Backend, &mut Dialer<'_>) -> Step,
+    ) {
+        let authorization = self.authorization(id);
+        let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else { return };
+        let tls = match self.tls.client(backend.server(), &self.config.websocket) {
+            Ok(tls) => tls,
+            Err(why) => return self.dial_failed(id, Failure { stage: "tls", why }),
+        };
+        let mut dialer = Dialer {
+            registry: self.poll.registry(),
+            token: token::token(Role::Backend, id.slot as usize),
+            now: self.now,
+            tls,
+            authorization,
+        };
+        match go_on(backend, &mut dialer) {
+            Step::Wait => {}
+            Step::Failed(failure) => self.dial_failed(id, failure),
+            Step::Opened => {
+                self.dial_over(id);
+                self.drive(id, Core::backend_open);
+                // The first frames may be in a buffer already, and no edge will announce them.
+                self.ready.push_back(Ready::Backend(id));
+            }
+        }
+    }
+
+    fn authorization(&self, id: SessionId) -> String {
+        let request = self.sessions.get(id).and_then(|session| session.backend.as_ref()).map(|b| &b.request);
+        match (&self.config.websocket.secret, request) {
+            (Some(secret), Some(request)) => {
+                let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                let client_id = request.client_id.as_deref().unwrap_or_default();
+                format!("Bearer {}", identity::token(secret.as_bytes(), client_id, request.mac, unix.as_secs()))
+            }
+            _ => "Bearer test-token".to_owned(),
+        }
+    }
+
+    fn dial_failed(&mut self, id: SessionId, failure: Failure) {
+        self.drop_backend(id);
+        self.drive(id, |core, cx| core.backend_gone(Gone::Failed(failure), cx));
+    }
+
+    /// The dial gives its place to the next.
+    fn dial_over(&mut self, id: SessionId) {
+        if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut())
+            && std::mem::take(&mut backend.counted)
+        {
+            self.dialing -= 1;
+            self.ready.push_back(Ready::Dials);
+        }
+    }
+
+    /// Drops the connection to the chat server, whatever its state.
+    pub(super) fn drop_backend(&mut self, id: SessionId) {
+        self.dial_over(id);
+        if let Some(session) = self.sessions.live(id) {
+            session.backend = None;
+        }
+        self.bury_if_spent(id);
+    }
+
+    /// Closes the WebSocket properly: Close frame, then a moment for the server's answer, in a session of its own, so
+    /// that this one is free for the next call.
+    pub(super) fn hang_up(&mut self, id: SessionId, code: u16) {
+        self.dial_over(id);
+        let Some(session) = self.sessions.live(id) else { return };
+        let Some(mut backend) = session.backend.take() else { return };
+        if !backend.is_open() {
+            return self.bury_if_spent(id);
+        }
+        backend.close(CloseCode::from(code));
+        let token = token::token(Role::Backend, self.sessions.next_slot());
+        if backend.reregister(self.poll.registry(), token).is_ok() && backend.flush() {
+            let mut core = Core::new(std::net::Ipv4Addr::UNSPECIFIED.into(), self.now);
+            core.retire();
+            let rest = self.sessions.insert(core, None, Some(backend));
+            if let Some(session) = self.sessions.live(rest) {
+                session.linger = Some(self.now + LINGER);
+            }
+            self.rearm(rest);
+        }
+        self.bury_if_spent(id);
+    }
+
+    // ----- from the chat server -----------------------------------------------------------------------------------
+
+    /// Goes on with the dial, or reads what has come, within the budget.
+    pub(super) fn pump_backend(&mut self, id: SessionId) {
+        self.advance_dial_if_any(id);
+        for _ in 0..MESSAGES {
+            let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else { return };
+            if !backend.is_open() {
+                return;
+            }
+            match backend.read() {
+                Incoming::Blocked => {
+                    self.touch(id);
+                    return self.rearm(id);
+                }
+                Incoming::Audio(frame) => self.downlink(id, &frame),
+                Incoming::Text(text) => self.drive(id, |core, cx| core.backend_text(text.as_str(), cx)),
+                Incoming::Alive => {
+                    self.touch(id);
+                    if let Some(session) = self.sessions.live(id) {
+                        session.core.backend_alive(self.now);
+                    }
+                }
+                Incoming::Gone(gone) => return self.backend_gone(id, gone),
+            }
+        }
+        self.touch(id);
+        self.ready.push_back(Ready::Backend(id));
+    }
+
+    fn advance_dial_if_any(&mut self, id: SessionId) {
+        let backend = self.sessions.live(id).and_then(|session| session.backend.as_ref());
+        if backend.is_some_and(|backend| !backend.is_open() && !backend.is_waiting()) {
+            self.advance_dial(id, Backend::advance);
+            self.rearm(id);
+        }
+    }
+
+    fn backend_gone(&mut self, id: SessionId, gone: Gone) {
+        // A Close frame of the server is answered; hanging up sends the answer and lingers for the connection's end.
+        let lingers = self.sessions.get(id).is_some_and(|session| session.core.is_over());
+        match &gone {
+            Gone::Closed(_) if lingers => return self.ready.push_back(Ready::Backend(id)),
+            Gone::Closed(_) => self.hang_up(id, 1000),
+            Gone::Failed(_) => self.drop_backend(id),
+        }
+        self.drive(id, |core, cx| core.backend_gone(gone, cx));
+    }
+
+    fn downlink(&mut self, id: SessionId, frame: &[u8]) {
+        let mut out = [0; SEALED];
+        let now = self.now;
+        let Some(session) = self.sessions.live(id) else { return };
+        match session.core.downlink(frame, &mut out, &self.config, &mut self.servers, now) {
+            Ok(Some(sealed)) => self.queue_datagram(id, sealed, &out),
+            Ok(None) => self.drive(id, Core::audible),
+            Err(discard) => self.metrics.discarded(discard),
+        }
+    }
+
+    /// Queues one datagram for the end of the turn. Text that came before it leaves first.
+    pub(super) fn queue_datagram(&mut self, id: SessionId, sealed: Sealed, bytes: &[u8]) {
+        let Some(session) = self.sessions.live(id) else { return };
+        let ssrc = session.core.ssrc().unwrap_or_default();
+        if session.device.as_ref().is_some_and(|device| !device.outbox.is_empty()) {
+            self.flush_device(id);
+        }
+        match self.udp.queue(sealed.peer.addr, sealed.peer.local, ssrc) {
+            Some(buffer) => buffer.extend_from_slice(&bytes[..sealed.len]),
+            None => self.metrics.discarded(Discard::SocketFull),
+        }
+    }
+
+    // ----- from the device ----------------------------------------------------------------------------------------
+
+    /// Receives datagrams, within the budget.
+    pub(super) fn drain_udp(&mut self) {
+        let mut budget = DATAGRAMS;
+        while budget > 0 {
+            let received = match self.udp.receive() {
+                Ok(received) => received,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    log::error!("UDP socket: {error}");
+                    return;
+                }
+            };
+            for i in 0..received {
+                self.uplink(i);
+            }
+            if received < super::datagrams::BATCH {
+                return;
+            }
+            budget = budget.saturating_sub(received);
+        }
+        self.ready.push_back(Ready::Udp);
+    }
+
+    fn uplink(&mut self, i: usize) {
+        let now = self.now;
+        let (meta, datagram) = self.udp.datagram(i);
+        self.metrics.datagrams_in += 1;
+        let outcome = match super::datagrams::ssrc(datagram).and_then(|ssrc| self.index.call(ssrc)) {
+            None => Err(Discard::UnknownSsrc),
+            Some(id) => match self.sessions.live(id) {
+                None => Err(Discard::UnknownSsrc),
+                Some(session) => {
+                    let from = Peer { addr: meta.from, local: meta.local };
+                    match session.core.uplink(from, datagram, &self.config, now) {
+                        Err(discard) => Err(discard),
+                        Ok(uplink) => {
+                            let first = uplink.first;
+                            match session.backend.as_mut().map(|backend| backend.send_audio(uplink.frame)) {
+                                Some(Ok(())) => Ok((id, first)),
+                                Some(Err(_)) => Err(Discard::ServerBlocked),
+                                None => Err(Discard::NoServer),
+                            }
+                        }
+                    }
+                }
+            },
+        };
+        match outcome {
+            Ok((id, first)) => {
+                self.touch(id);
+                if first {
+                    self.drive(id, Core::audible);
+                }
+            }
+            Err(discard) => {
+                self.metrics.discarded(discard);
+                self.sightings.discarded(meta.from.ip(), discard.label());
+            }
+        }
+    }
+}
+
+/// TLS clients by what they trust; each loads its roots once, when first needed.
+#[derive(Default)]
+pub(super) struct TlsClients(std::collections::HashMap<(Option<std::path::PathBuf>, bool), TlsClient>);
+
+impl TlsClients {
+    /// The client for this server. CA files are read when first needed.
+    ///
+    /// # Errors
+    /// Why the CA file cannot be read, in words.
+    pub(super) fn client(
+        &mut self,
+        server: &crate::config::Server,
+        defaults: &crate::config::WebSocket,
+    ) -> Result<&mut TlsClient, String> {
+        let ca_file = server.ca_file.as_ref().or(defaults.ca_file.as_ref()).filter(|_| server.tls);
+        let key = (ca_file.cloned(), server.insecure.unwrap_or(defaults.insecure));
+        match self.0.entry(key) {
+            std::collections::hash_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                let (ca_file, insecure) = entry.key();
+                let pem = match ca_file {
+                    Some(path) => Some(std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?),
+                    None => None,
+                };
+                let client = TlsClient::new(pem, *insecure);
+                Ok(entry.insert(client))
+            }
+        }
+    }
+
+    /// Forgets all, so that changed files are read again.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}

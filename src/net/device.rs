@@ -1,0 +1,202 @@
+//! The device's TCP connection: bytes in, packets to the core, bytes out.
+
+use std::io::{ErrorKind, Read};
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::time::Instant;
+
+use mio::net::TcpStream;
+
+use super::gateway::{Gateway, Ready};
+use super::outbox::{Flush, Outbox};
+use super::token::SessionId;
+use crate::proto::mqtt;
+
+/// Reads per dispatch: a device that sends without end must let others in.
+const READS: usize = 8;
+/// The packet type of CONNECT.
+const CONNECT: u8 = 1;
+
+/// One device's connection.
+pub(super) struct Device {
+    pub(super) tcp: TcpStream,
+    pub(super) peer: SocketAddr,
+    /// A partial packet; empty, and without memory, between packets.
+    inbox: Vec<u8>,
+    pub(super) outbox: Outbox,
+    /// What waits to be written is a refusal that comes late on purpose.
+    pub(super) hold_until: Option<Instant>,
+    /// Nothing is served any more: the rest is written, then the connection ends.
+    pub(super) closing: bool,
+    /// Our side is shut down; the peer's last bytes are read and dropped.
+    shut: bool,
+    /// The peer has ended its side, or the connection is broken.
+    pub(super) ended: bool,
+}
+
+/// What came of writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    Done,
+    Blocked,
+    /// Closed down and no longer needed.
+    Over,
+    /// The connection is broken.
+    Lost,
+}
+
+impl Device {
+    pub(super) fn new(tcp: TcpStream, peer: SocketAddr) -> Self {
+        Self {
+            tcp,
+            peer,
+            inbox: Vec::new(),
+            outbox: Outbox::default(),
+            hold_until: None,
+            closing: false,
+            shut: false,
+            ended: false,
+        }
+    }
+
+    /// The local address the device reached, for `public_ip: auto`.
+    pub(super) fn local_ip(&self) -> Option<IpAddr> {
+        self.tcp.local_addr().ok().map(|addr| addr.ip().to_canonical())
+    }
+
+    pub(super) fn flush(&mut self, now: Instant) -> Written {
+        if self.hold_until.is_some_and(|at| at > now) {
+            return Written::Blocked;
+        }
+        self.hold_until = None;
+        match self.outbox.flush(&mut self.tcp) {
+            Ok(Flush::Done) if !self.closing => Written::Done,
+            Ok(Flush::Done) if self.ended => Written::Over,
+            Ok(Flush::Done) => {
+                // Dropping now could reset the connection and take with it what was just written.
+                if !std::mem::replace(&mut self.shut, true) && self.tcp.shutdown(Shutdown::Write).is_err() {
+                    return Written::Over;
+                }
+                Written::Done
+            }
+            Ok(Flush::Blocked) if self.ended && self.closing => Written::Over,
+            Ok(Flush::Blocked) => Written::Blocked,
+            Err(_) if self.closing => Written::Over,
+            Err(_) => Written::Lost,
+        }
+    }
+}
+
+impl Gateway {
+    /// Reads what has come, within the budget, and serves each packet.
+    pub(super) fn pump_device(&mut self, id: SessionId) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut id = id;
+        let mut reads = 0;
+        while self.read_device(&mut id, &mut scratch) {
+            reads += 1;
+            if reads == READS {
+                self.ready.push_back(Ready::Device(id));
+                break;
+            }
+        }
+        self.scratch = scratch;
+        self.rearm(id);
+    }
+
+    /// One read. False when there is nothing more to do now. `id` moves on when the connection takes over a call.
+    fn read_device(&mut self, id: &mut SessionId, scratch: &mut [u8]) -> bool {
+        let now = self.now;
+        let Some(session) = self.sessions.live(*id) else { return false };
+        let Some(device) = &mut session.device else { return false };
+        match device.tcp.read(scratch) {
+            Ok(0) => self.device_ended(*id),
+            Ok(_) if device.closing => return true,
+            Ok(n) => {
+                session.core.heard(now);
+                let kept = std::mem::take(&mut device.inbox);
+                return match kept.is_empty() {
+                    true => self.serve(id, &scratch[..n], Vec::new()),
+                    false => {
+                        let mut bytes = kept;
+                        bytes.extend_from_slice(&scratch[..n]);
+                        self.serve(id, &[], bytes)
+                    }
+                };
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => return true,
+            Err(_) => self.device_ended(*id),
+        }
+        false
+    }
+
+    /// The peer's side is over: what it sent before has been served.
+    fn device_ended(&mut self, id: SessionId) {
+        if let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut()) {
+            device.ended = true;
+        }
+        self.drive(id, |core, cx| core.connection_lost(cx));
+        self.touch(id);
+    }
+
+    /// Serves the packets in `bytes`, or in `kept` when there was a partial packet before; keeps what is left over.
+    fn serve(&mut self, id: &mut SessionId, bytes: &[u8], kept: Vec<u8>) -> bool {
+        let mut rest = if kept.is_empty() { bytes } else { &kept[..] };
+        while !rest.is_empty() {
+            let Some(session) = self.sessions.live(*id) else { return false };
+            if !session.core.is_listening() {
+                return true;
+            }
+            if session.core.awaits_connect() && rest[0] >> 4 != CONNECT {
+                self.drive(*id, |core, cx| core.no_connect(cx));
+                return true;
+            }
+            match mqtt::decode(rest, session.core.max_packet(&self.config)) {
+                Ok(Some((packet, length))) => {
+                    rest = &rest[length..];
+                    self.drive(*id, |core, cx| core.packet(packet, cx));
+                    *id = self.moved.take().unwrap_or(*id);
+                }
+                Ok(None) => break,
+                Err(malformed) => {
+                    self.drive(*id, |core, cx| core.malformed(malformed, cx));
+                    return true;
+                }
+            }
+        }
+        if let Some(device) = self.sessions.live(*id).and_then(|session| session.device.as_mut()) {
+            device.inbox = rest.to_vec();
+        }
+        true
+    }
+
+    /// Appends to what the device is sent. A device that does not read loses its connection.
+    pub(super) fn write_device(&mut self, id: SessionId, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut()) else { return };
+        if device.closing {
+            return;
+        }
+        let fits = device.outbox.append(write);
+        self.touch(id);
+        if !fits {
+            device_is_slow(self, id);
+        }
+    }
+
+    /// Writes what waits for the device, at the end of the turn or before audio that must come later.
+    pub(super) fn flush_device(&mut self, id: SessionId) {
+        let now = self.now;
+        let Some(session) = self.sessions.live(id) else { return };
+        let Some(device) = &mut session.device else { return };
+        match device.flush(now) {
+            Written::Done | Written::Blocked => {}
+            Written::Over => self.drop_device(id),
+            Written::Lost => self.device_ended(id),
+        }
+    }
+}
+
+/// Deferred to its own list: the core is in the middle of its actions.
+fn device_is_slow(gateway: &mut Gateway, id: SessionId) {
+    gateway.ready.push_back(Ready::SlowDevice(id));
+}

@@ -1,0 +1,52 @@
+//! What a call is granted: keys and ids from the system's random source, and where its audio goes.
+
+use std::net::IpAddr;
+
+use super::index::{Index, Sighting};
+use crate::config::PublicIp;
+use crate::session::Grant;
+
+/// A fresh grant, whose ssrc no other call has.
+pub(super) fn mint(index: &Index) -> Result<Grant, getrandom::Error> {
+    let mut key = [0; 16];
+    getrandom::fill(&mut key)?;
+    let mut uuid = [0; 16];
+    getrandom::fill(&mut uuid)?;
+    let ssrc = loop {
+        let ssrc = getrandom::u32()?;
+        if ssrc != 0 && index.call(ssrc).is_none() {
+            break ssrc;
+        }
+    };
+    let session_id = uuid::Builder::from_random_bytes(uuid).into_uuid().to_string().into_boxed_str();
+    Ok(Grant {
+        ssrc,
+        key,
+        session_id,
+        seed: getrandom::u64()?,
+        udp_host: Box::default(),
+        udp_port: 0,
+        allowed: true,
+    })
+}
+
+/// The host a device is told to send its datagrams to. `local` is the address of ours that its connection reached.
+pub(super) fn udp_host(public_ip: &PublicIp, local: Option<IpAddr>) -> Box<str> {
+    match public_ip {
+        PublicIp::Auto => local.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_string().into_boxed_str(),
+        PublicIp::Ip(ip) => ip.to_string().into_boxed_str(),
+        PublicIp::Host(host) => host.as_str().into(),
+    }
+}
+
+/// What the operator of a device without sound should know of its datagrams, and look at.
+pub(super) fn seen(sighting: &Sighting) -> String {
+    match (sighting.datagrams, sighting.last) {
+        (0, _) | (_, None) => "nothing was seen from its address: check that this UDP port is open in every firewall \
+            and forwarded by every router and tunnel, and that udp.public_ip is right"
+            .to_owned(),
+        (datagrams, Some(last)) => {
+            format!("{datagrams} datagrams came from its address but were dropped, the last as {last}")
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Finding sessions: by the ssrc of a datagram, and by the client id or MAC of a device.
+
+use std::hash::BuildHasher;
+use std::net::IpAddr;
+
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
+
+use super::session::Sessions;
+use super::token::SessionId;
+use crate::proto::identity::{ClientId, Mac};
+
+/// Both indexes. They repeat no key: entries are names of sessions, which hold the keys.
+#[derive(Default)]
+pub(super) struct Index {
+    calls: HashTable<(u32, SessionId)>,
+    /// By MAC: a client id contains it, and several client ids may share it.
+    devices: HashTable<SessionId>,
+    hasher: DefaultHashBuilder,
+}
+
+impl Index {
+    pub(super) fn call(&self, ssrc: u32) -> Option<SessionId> {
+        self.calls.find(spread(ssrc), |call| call.0 == ssrc).map(|call| call.1)
+    }
+
+    pub(super) fn add_call(&mut self, ssrc: u32, id: SessionId) {
+        self.calls.insert_unique(spread(ssrc), (ssrc, id), |call| spread(call.0));
+    }
+
+    /// Forgets the call if it is still this session's.
+    pub(super) fn remove_call(&mut self, ssrc: u32, id: SessionId) {
+        if let Ok(entry) = self.calls.find_entry(spread(ssrc), |call| *call == (ssrc, id)) {
+            entry.remove();
+        }
+    }
+
+    pub(super) fn calls(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// The session of exactly this client id.
+    pub(super) fn device(&self, client_id: &ClientId, sessions: &Sessions) -> Option<SessionId> {
+        let same = |id: &SessionId| client_id_of(*id, sessions).is_some_and(|found| found == client_id);
+        self.devices.find(self.hash(client_id.mac()), same).copied()
+    }
+
+    pub(super) fn add_device(&mut self, mac: Mac, id: SessionId, sessions: &Sessions) {
+        let hasher = &self.hasher;
+        let hash_of = |id: &SessionId| client_id_of(*id, sessions).map_or(0, |found| hasher.hash_one(found.mac()));
+        self.devices.insert_unique(hasher.hash_one(mac), id, hash_of);
+    }
+
+    /// Forgets the device if the entry is still this session's.
+    pub(super) fn remove_device(&mut self, mac: Mac, id: SessionId) {
+        if let Ok(entry) = self.devices.find_entry(self.hash(mac), |found| *found == id) {
+            entry.remove();
+        }
+    }
+
+    pub(super) fn devices(&self) -> usize {
+        self.devices.len()
+    }
+
+    fn hash(&self, mac: Mac) -> u64 {
+        self.hasher.hash_one(mac)
+    }
+}
+
+fn client_id_of(id: SessionId, sessions: &Sessions) -> Option<&ClientId> {
+    sessions.get(id)?.core.client_id()
+}
+
+/// Ssrcs are ours and random; this only moves their entropy to where the table looks.
+fn spread(ssrc: u32) -> u64 {
+    u64::from(ssrc).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// What was seen from an IP address that should have sent audio: for the line that says why there is none.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sighting {
+    calls: u32,
+    pub(super) datagrams: u64,
+    pub(super) last: Option<&'static str>,
+}
+
+/// Sightings of the addresses that have calls, and of no others: a flood from elsewhere costs nothing.
+#[derive(Default)]
+pub(super) struct Sightings(HashMap<IpAddr, Sighting>);
+
+impl Sightings {
+    pub(super) fn watch(&mut self, ip: IpAddr) {
+        self.0.entry(ip).or_default().calls += 1;
+    }
+
+    pub(super) fn forget(&mut self, ip: IpAddr) {
+        if let Some(sighting) = self.0.get_mut(&ip) {
+            sighting.calls -= 1;
+            if sighting.calls == 0 {
+                self.0.remove(&ip);
+            }
+        }
+    }
+
+    pub(super) fn discarded(&mut self, ip: IpAddr, why: &'static str) {
+        if let Some(sighting) = self.0.get_mut(&ip) {
+            sighting.datagrams += 1;
+            sighting.last = Some(why);
+        }
+    }
+
+    pub(super) fn of(&self, ip: IpAddr) -> Sighting {
+        self.0.get(&ip).copied().unwrap_or_default()
+    }
+}

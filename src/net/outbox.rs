@@ -1,0 +1,92 @@
+//! Bytes on their way to a peer that may not take them all at once.
+
+use std::io::{self, ErrorKind, Write};
+
+/// The most that waits for a device: several of the largest messages known (100 KB), then it does not read.
+const MAX: usize = 512 * 1024;
+
+/// A bounded queue of bytes; it owns no memory while it is empty.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+/// What became of a flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flush {
+    Done,
+    Blocked,
+}
+
+impl Outbox {
+    /// Appends what `write` appends. False when that is too much: the peer does not read.
+    #[must_use]
+    pub(super) fn append(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let before = self.bytes.len();
+        write(&mut self.bytes);
+        // A peer that had nothing to read yet is not slow, however large its first message.
+        before == self.written || self.bytes.len() - self.written <= MAX
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.len() == self.written
+    }
+
+    pub(super) fn flush(&mut self, to: &mut impl Write) -> io::Result<Flush> {
+        while !self.is_empty() {
+            match to.write(&self.bytes[self.written..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(n) => self.written += n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Flush::Blocked),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        *self = Self::default();
+        Ok(Flush::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes three bytes, then blocks until asked again.
+    struct Trickle(Vec<u8>, bool);
+
+    impl Write for Trickle {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.1 = !self.1;
+            if !self.1 {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+            let n = bytes.len().min(3);
+            self.0.extend_from_slice(&bytes[..n]);
+            Ok(n)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn partial_writes_lose_and_repeat_nothing() {
+        let mut outbox = Outbox::default();
+        let mut peer = Trickle(Vec::new(), false);
+        assert!(outbox.append(|bytes| bytes.extend_from_slice(b"abcdefgh")));
+        assert_eq!(outbox.flush(&mut peer).unwrap(), Flush::Blocked);
+        assert!(outbox.append(|bytes| bytes.extend_from_slice(b"ij")));
+        while outbox.flush(&mut peer).unwrap() == Flush::Blocked {}
+        assert_eq!(peer.0, b"abcdefghij");
+        assert_eq!(outbox.bytes.capacity(), 0);
+    }
+
+    #[test]
+    fn one_large_message_passes_but_not_a_growing_heap() {
+        let mut outbox = Outbox::default();
+        assert!(outbox.append(|bytes| bytes.resize(MAX * 2, 0)));
+        assert!(!outbox.append(|bytes| bytes.push(0)));
+    }
+}

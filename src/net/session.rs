@@ -1,0 +1,107 @@
+//! A session holds both its sockets: the pair is the unit of life, death, time and metrics.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use slab::Slab;
+
+use super::backend::Backend;
+use super::device::Device;
+use super::token::SessionId;
+use crate::session::Core;
+
+/// One device with its call, or what is left of them.
+pub(super) struct Session {
+    epoch: u32,
+    pub(super) core: Core,
+    pub(super) device: Option<Device>,
+    pub(super) backend: Option<Box<Backend>>,
+    /// The tick of the one live entry in the wheel.
+    pub(super) alarm: Option<u64>,
+    /// Sockets that only wait for their peer's last word are dropped then.
+    pub(super) linger: Option<Instant>,
+    /// The address under which the call's datagrams are looked out for.
+    pub(super) call_ip: Option<IpAddr>,
+    /// Something waits to be written at the end of the turn.
+    pub(super) dirty: bool,
+    /// On the list of those to be buried at the end of the turn.
+    pub(super) doomed: bool,
+}
+
+impl Session {
+    /// When something is due, in the core or for a socket.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let refusal = self.device.as_ref().and_then(|device| device.hold_until);
+        let address = self.backend.as_ref().and_then(|backend| backend.next_address_at());
+        [self.core.deadline(), self.linger, refusal, address].into_iter().flatten().min()
+    }
+
+    /// Nothing is left: no socket, no call.
+    pub(super) fn is_spent(&self) -> bool {
+        self.device.is_none() && self.backend.is_none() && self.core.is_over()
+    }
+}
+
+/// All sessions, by slot; names that outlive a batch are checked by epoch.
+#[derive(Default)]
+pub(super) struct Sessions {
+    slab: Slab<Session>,
+    epoch: u32,
+}
+
+impl Sessions {
+    pub(super) fn insert(&mut self, core: Core, device: Option<Device>, backend: Option<Box<Backend>>) -> SessionId {
+        self.epoch = self.epoch.wrapping_add(1);
+        let epoch = self.epoch;
+        let session = Session {
+            epoch,
+            core,
+            device,
+            backend,
+            alarm: None,
+            linger: None,
+            call_ip: None,
+            dirty: false,
+            doomed: false,
+        };
+        SessionId { slot: self.slab.insert(session) as u32, epoch }
+    }
+
+    /// The slot the next session will get, for its token.
+    pub(super) fn next_slot(&self) -> usize {
+        self.slab.vacant_key()
+    }
+
+    /// The name of whoever is in this slot now.
+    pub(super) fn at(&self, slot: usize) -> Option<SessionId> {
+        self.slab.get(slot).map(|session| SessionId { slot: slot as u32, epoch: session.epoch })
+    }
+
+    pub(super) fn live(&mut self, id: SessionId) -> Option<&mut Session> {
+        self.slab.get_mut(id.slot as usize).filter(|session| session.epoch == id.epoch)
+    }
+
+    pub(super) fn get(&self, id: SessionId) -> Option<&Session> {
+        self.slab.get(id.slot as usize).filter(|session| session.epoch == id.epoch)
+    }
+
+    pub(super) fn remove(&mut self, id: SessionId) -> Option<Session> {
+        self.live(id)?;
+        self.slab.try_remove(id.slot as usize)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub(super) fn ids(&self) -> Vec<SessionId> {
+        self.slab
+            .iter()
+            .map(|(slot, session)| SessionId { slot: slot as u32, epoch: session.epoch })
+            .collect()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {
+        self.slab.iter().map(|(_, session)| session)
+    }
+}

@@ -1,0 +1,180 @@
+//! The WebSocket upgrade: one request, one response (RFC 6455 section 4.1).
+//!
+//! Done here because a handshake by tungstenite pins 4 KiB per connection for life; its key functions are used.
+
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Read, Write};
+
+use tungstenite::handshake::client::generate_key;
+use tungstenite::handshake::derive_accept_key;
+
+use super::stream::Stream;
+use crate::session::DialRequest;
+
+/// The longest response head.
+const MAX_HEAD: usize = 8 * 1024;
+const MAX_HEADERS: usize = 64;
+
+/// A request on its way, then a response on its way.
+pub(super) struct Upgrade {
+    stream: Stream,
+    request: Vec<u8>,
+    sent: usize,
+    head: Vec<u8>,
+    accept: String,
+}
+
+impl Upgrade {
+    pub(super) fn new(stream: Stream, dial: &DialRequest, authorization: &str) -> Self {
+        let key = generate_key();
+        Self {
+            stream,
+            request: request(dial, authorization, &key).into_bytes(),
+            sent: 0,
+            head: Vec::new(),
+            accept: derive_accept_key(key.as_bytes()),
+        }
+    }
+
+    pub(super) fn into_stream(self) -> Stream {
+        self.stream
+    }
+
+    /// Goes on as far as the socket allows. With the response comes what followed it: the first frames.
+    ///
+    /// # Errors
+    /// Why the server is of no use, in words.
+    pub(super) fn advance(&mut self) -> Result<Option<Vec<u8>>, String> {
+        if !self.send()? {
+            return Ok(None);
+        }
+        let mut buffer = [0; 2048];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err("the server closed the connection instead of answering".to_owned()),
+                Ok(n) => self.head.extend_from_slice(&buffer[..n]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.to_string()),
+            }
+            if let Some(length) = judge(&self.head, &self.accept)? {
+                return Ok(Some(self.head.split_off(length)));
+            }
+            if self.head.len() > MAX_HEAD {
+                return Err(format!("a response head of more than {MAX_HEAD} bytes"));
+            }
+        }
+    }
+
+    fn send(&mut self) -> Result<bool, String> {
+        while self.sent < self.request.len() {
+            match self.stream.write(&self.request[self.sent..]) {
+                Ok(0) => return Err("the connection takes no more".to_owned()),
+                Ok(n) => self.sent += n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        match self.stream.flush() {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// Some servers compare `connection` with exactly `Upgrade`, so it stands alone.
+fn request(dial: &DialRequest, authorization: &str, key: &str) -> String {
+    let server = &dial.server;
+    let mut text = format!(
+        "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: {key}\r\ndevice-id: {}\r\nprotocol-version: 2\r\nauthorization: {authorization}\r\n\
+         x-forwarded-for: {}\r\n",
+        server.path, server.authority, dial.mac, dial.forwarded_for
+    );
+    if let Some(client_id) = &dial.client_id {
+        let _ = write!(text, "client-id: {client_id}\r\n");
+    }
+    text.push_str("\r\n");
+    text
+}
+
+/// The length of the response's head once it is complete and agrees to the upgrade.
+fn judge(head: &[u8], accept: &str) -> Result<Option<usize>, String> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut headers);
+    let length = match response.parse(head) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(error) => return Err(format!("not an HTTP response: {error}")),
+    };
+    let header = |name: &str| {
+        let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+        found.and_then(|header| std::str::from_utf8(header.value).ok()).map(str::trim)
+    };
+    let code = response.code.unwrap_or_default();
+    if code != 101 {
+        let reason = response.reason.unwrap_or_default();
+        let hint = match (code, header("location")) {
+            (300..=399, Some(location)) => format!(", redirected to {location}: put that address into the configuration"),
+            (401 | 403, _) => ": check SERVER_SECRET".to_owned(),
+            (404, _) => ": check the path of the URL".to_owned(),
+            _ => String::new(),
+        };
+        return Err(format!("HTTP {code} {reason}{hint}"));
+    }
+    if !header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket")) {
+        return Err("its answer has no `Upgrade: websocket`".to_owned());
+    }
+    let connection = header("connection").unwrap_or_default();
+    if !connection.split(',').any(|word| word.trim().eq_ignore_ascii_case("upgrade")) {
+        return Err("its answer has no `Connection: Upgrade`".to_owned());
+    }
+    if header("sec-websocket-accept") != Some(accept) {
+        return Err("its Sec-WebSocket-Accept does not match the key".to_owned());
+    }
+    if header("sec-websocket-extensions").is_some() || header("sec-websocket-protocol").is_some() {
+        return Err("it chose an extension or subprotocol that was not offered".to_owned());
+    }
+    Ok(Some(length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+    fn response(status: &str, headers: &str) -> Result<Option<usize>, String> {
+        judge(format!("HTTP/1.1 {status}\r\n{headers}\r\n\r\n").as_bytes(), ACCEPT)
+    }
+
+    #[test]
+    fn key_and_accept_agree_with_rfc_6455() {
+        assert_eq!(derive_accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), ACCEPT);
+    }
+
+    #[test]
+    fn only_a_full_agreement_passes() {
+        let good = format!("Upgrade: WebSocket\r\nConnection: keep-alive, upgrade\r\nSec-WebSocket-Accept: {ACCEPT}");
+        let text = format!("HTTP/1.1 101 Switching Protocols\r\n{good}\r\n\r\n");
+        assert_eq!(judge(text.as_bytes(), ACCEPT), Ok(Some(text.len())));
+        for end in 0..text.len() {
+            assert_eq!(judge(&text.as_bytes()[..end], ACCEPT), Ok(None), "{end}");
+        }
+        for (status, headers, expected) in [
+            ("200 OK", good.as_str(), "HTTP 200"),
+            ("403 Forbidden", "", "SERVER_SECRET"),
+            ("302 Found", "Location: http://elsewhere/", "redirected to http://elsewhere/"),
+            ("101 X", "Connection: Upgrade", "Upgrade: websocket"),
+            ("101 X", "Upgrade: websocket", "Connection: Upgrade"),
+            ("101 X", "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x", "Accept"),
+            ("101 X", &format!("{good}\r\nSec-WebSocket-Extensions: permessage-deflate"), "extension"),
+        ] {
+            let found = response(status, headers).unwrap_err();
+            assert!(found.contains(expected), "{status}: {found}");
+        }
+        assert!(judge(b"SSH-2.0-OpenSSH\r\n\r\n", ACCEPT).is_err());
+    }
+}
