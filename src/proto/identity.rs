@@ -200,3 +200,198 @@ fn signature(key: &[u8], parts: &[&str]) -> Hmac<Sha256> {
     hmac.update(parts.join("|").as_bytes());
     hmac
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAC: Mac = Mac([0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0x0f]);
+
+    #[test]
+    fn macs() {
+        for text in ["aa:bb:cc:dd:ee:0f", "AA:BB:CC:DD:EE:0F", "aa_bb_cc_dd_ee_0f", "Aa-bB-cc-DD-ee-0F"] {
+            assert_eq!(text.parse(), Ok(MAC), "{text}");
+        }
+        assert_eq!(MAC.to_string(), "aa:bb:cc:dd:ee:0f");
+        assert_eq!(MAC.underscored(), "aa_bb_cc_dd_ee_0f");
+        assert_eq!(MAC.bytes(), [0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0x0f]);
+        let bad = [
+            "",
+            "aa",
+            "aabbccddee0f",
+            "aa:bb:cc:dd:ee",
+            "aa:bb:cc:dd:ee:",
+            "aa:bb:cc:dd:ee:0f:",
+            "aa:bb:cc:dd:ee:0f:11",
+            "aa:bb_cc:dd_ee:0f",
+            "aa.bb.cc.dd.ee.0f",
+            "aa:bb:cc:dd:ee:0g",
+            "aa:bb:cc:dd:ee:+f",
+            "aa:bb:cc:dd:ee: f",
+            "aa:bb:cc:dd:ee:f",
+            "aa:bb:cc:dd:ee:00f",
+            " aa:bb:cc:dd:ee:0f",
+            "aa:bb:cc:dd:ee:0f\n",
+            "ää:bb:cc:dd:ee:0f",
+        ];
+        for text in bad {
+            assert_eq!(text.parse::<Mac>(), Err(BadMac), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn client_ids() {
+        let id = ClientId::parse("GID_test@@@AA_bb_cc_dd_ee_0f@@@0b0e8c7a-1").unwrap();
+        assert_eq!(
+            (id.as_str(), id.group(), id.mac(), id.uuid()),
+            ("GID_test@@@AA_bb_cc_dd_ee_0f@@@0b0e8c7a-1", "GID_test", MAC, Some("0b0e8c7a-1"))
+        );
+        let id = ClientId::parse("组@@@aa:bb:cc:dd:ee:0f").unwrap();
+        assert_eq!((id.group(), id.mac(), id.uuid()), ("组", MAC, None));
+        // Java issues the MAC a second time as the third part.
+        let id = ClientId::parse("g@@@aa_bb_cc_dd_ee_0f@@@aa_bb_cc_dd_ee_0f").unwrap();
+        assert_eq!(id.uuid(), Some("aa_bb_cc_dd_ee_0f"));
+    }
+
+    #[test]
+    fn bad_client_ids() {
+        let cases = [
+            ("", BadClientId::Parts),
+            ("mqtt-explorer-1", BadClientId::Parts),
+            ("g@@aa_bb_cc_dd_ee_0f", BadClientId::Parts),
+            ("g@@@aa_bb_cc_dd_ee_0f@@@u@@@x", BadClientId::Parts),
+            ("g@@@aa_bb_cc_dd_ee_0f@@@u@@@", BadClientId::Parts),
+            ("@@@aa_bb_cc_dd_ee_0f@@@u", BadClientId::Group),
+            ("@@@", BadClientId::Group),
+            ("g@@@@aa_bb_cc_dd_ee_0f@@@u", BadClientId::Mac),
+            ("g@@@@@@u", BadClientId::Mac),
+            ("g@@@aa_bb_cc_dd_ee@@@u", BadClientId::Mac),
+            ("g@@@aa_bb_cc_dd_ee_0f@@@", BadClientId::Uuid),
+            ("g@@@aa_bb_cc_dd_ee_0f@@@u\r\nx: y", BadClientId::Control),
+            ("g\t@@@aa_bb_cc_dd_ee_0f@@@u", BadClientId::Control),
+            ("g@@@aa_bb_cc_dd_ee_0f@@@u\u{7f}", BadClientId::Control),
+            ("g@@@aa_bb_cc_dd_ee_0f@@@u\u{85}", BadClientId::Control),
+            ("\u{1b}[31m", BadClientId::Control),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(ClientId::parse(text), Err(expected), "{text:?}");
+        }
+    }
+
+    /// Passwords computed with Python's hmac and with OpenSSL.
+    #[test]
+    fn passwords() {
+        let id = "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid-1";
+        let user = "eyJpcCI6IjEuMi4zLjQifQ==";
+        let cases: [(&[u8], &str, &str, &str); 4] = [
+            (b"test-key", id, user, "2ILB9lesNCpktIvJ13DMzHmxlnFCcOX6CEnnT0jrlSc="),
+            (b"", id, "", "kLVOSyQJAjQgx9f0luV9smzAzQlpNBVDCiZOOLYoL/w="),
+            (&[b'k'; 100], id, user, "g9HJ55AuTNb2DDjBmecWWNRPhaQyqUxynasKhgrhZQI="),
+            (
+                "密钥".as_bytes(),
+                "组@@@aa_bb_cc_dd_ee_ff",
+                user,
+                "NC3CjWO4Lwp8Ror+knr83ebK9hmWhoqPSZLboiRBTH4=",
+            ),
+        ];
+        for (key, id, user, expected) in cases {
+            assert_eq!(password(key, id, user), expected);
+            assert!(password_matches(key, id, user, expected.as_bytes()));
+        }
+        let (key, good) = (cases[0].0, cases[0].3);
+        let refused = [
+            "",
+            "=",
+            &good[1..],
+            good.trim_end_matches('='),
+            &good.replace("2I", "2J"),
+            &good.to_lowercase(),
+            &format!("{good}\n"),
+            &format!("{good}{good}"),
+            // A tag cut short must not pass for the whole.
+            "2ILB9lesNCpktIvJ13DMzA==",
+        ];
+        for text in refused {
+            assert!(!password_matches(key, id, user, text.as_bytes()), "{text:?}");
+        }
+        assert!(!password_matches(b"test-kez", id, user, good.as_bytes()));
+        assert!(!password_matches(key, "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid-2", user, good.as_bytes()));
+        assert!(!password_matches(key, id, "eyJpcCI6IjEuMi4zLjUifQ==", good.as_bytes()));
+        assert!(!password_matches(key, id, user, &[0xff; 44]));
+    }
+
+    #[test]
+    fn user_names() {
+        let cases = [
+            (r#"{"ip":"1.2.3.4"}"#, true),
+            ("{}", true),
+            (" { } ", true),
+            ("", false),
+            ("[]", false),
+            ("1", false),
+            ("null", false),
+            (r#""{}""#, false),
+            ("{", false),
+            ("{}{}", false),
+            ("user", false),
+        ];
+        for (json, expected) in cases {
+            assert_eq!(is_user_name(&BASE64.encode(json.as_bytes())), expected, "{json}");
+        }
+        for text in [
+            "{}",
+            "user",
+            "e30",
+            "e30=\n",
+            " e30=",
+            "e3==",
+            "e30=e30=",
+            "é",
+            &BASE64.encode(b"{\"a\":\"\xff\"}"),
+        ] {
+            assert!(!is_user_name(text), "{text:?}");
+        }
+        assert!(is_user_name("e30="));
+    }
+
+    /// Tokens computed with Python's hmac.
+    #[test]
+    fn tokens() {
+        let mac = Mac([0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff]);
+        let cases = [
+            (1_700_000_000, "2m-STvO-TqgekZacIQw6fzFHHsTIUX6ROEGGLyZzzCA.1700000000"),
+            (1_700_000_001, "ffI6bF2Wpsn6cXvUqLg1qFVXtqUeGT2dV-vtoq8v2sc.1700000001"),
+            (0, "3nRgU9TZpCoIW53SmFxMuJ-x2koxY5DXPAvTmhi7NTo.0"),
+        ];
+        for (seconds, expected) in cases {
+            assert_eq!(token(b"secret", "uuid-1", mac, seconds), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn identities_survive(bytes in any::<[u8; 6]>(), key in prop::collection::vec(any::<u8>(), 0..200), user in ".*") {
+            let mac = Mac(bytes);
+            prop_assert_eq!(mac.to_string().parse(), Ok(mac));
+            prop_assert_eq!(mac.underscored().to_uppercase().parse(), Ok(mac));
+            let id = format!("g@@@{}@@@u", mac.underscored());
+            prop_assert_eq!(ClientId::parse(&id).map(|id| id.mac()), Ok(mac));
+            prop_assert!(password_matches(&key, &id, &user, password(&key, &id, &user).as_bytes()));
+        }
+
+        #[test]
+        fn any_text_is_judged(text in ".*", parts in prop::collection::vec("[a-z@:_0-9]*", 0..5)) {
+            let _ = (text.parse::<Mac>(), is_user_name(&text));
+            for text in [text, parts.join(SEPARATOR)] {
+                if let Ok(id) = ClientId::parse(&text) {
+                    let joined = format!("{}@@@{}", id.group(), text.split(SEPARATOR).skip(1).collect::<Vec<_>>().join(SEPARATOR));
+                    prop_assert_eq!(joined, text);
+                }
+            }
+        }
+    }
+}
