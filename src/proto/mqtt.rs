@@ -166,7 +166,7 @@ pub enum ConnectCode {
 /// answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Malformed {
-    /// A packet type that this side does not receive (section 2.2.1), QoS above 0 included.
+    /// A packet type that this side does not receive (section 2.2.1); those of QoS 1 and 2 are among them.
     PacketType(u8),
     /// Reserved flags in the first byte (section 2.2.2): the byte.
     HeaderFlags(u8),
