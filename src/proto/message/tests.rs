@@ -1,1 +1,497 @@
+#![allow(clippy::unwrap_used)]
 
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+
+#[test]
+fn peeking() {
+    let cases = [
+        (r#"{"type":"listen","session_id":"s","state":"start"}"#, ("listen", Some("s"), Some("start"))),
+        (" \r\n\t{ \"type\" : \"tts\" } \n", ("tts", None, None)),
+        ("{}", ("", None, None)),
+        (r#"{"type":null,"session_id":null,"state":null}"#, ("", None, None)),
+        (r#"{"type":1,"session_id":2,"state":[]}"#, ("", None, None)),
+        (r#"{"type":"","session_id":"","state":""}"#, ("", None, Some(""))),
+        (r#"{"type":"a","type":"b"}"#, ("b", None, None)),
+        (r#"{"type":"a","type":1}"#, ("", None, None)),
+        (r#"{"session_id":"s","session_id":""}"#, ("", None, None)),
+        (r#"{"t\u0079pe":"he\u006clo","session\u005fid":"\"\n"}"#, ("hello", Some("\"\n"), None)),
+        (r#"{"payload":{"type":"x","session_id":"y"},"type":"mcp"}"#, ("mcp", None, None)),
+        (r#"{"text":"\"type\":\"no\"","type":"stt"}"#, ("stt", None, None)),
+        (r#"{"TYPE":"x"," type":"y"}"#, ("", None, None)),
+        // A lone surrogate is JSON but no text.
+        (r#"{"type":"stt","session_id":"\ud800","text":"\ud83d"}"#, ("stt", None, None)),
+        (r#"{"n":1e999,"m":-0.0E+7,"type":"x"}"#, ("x", None, None)),
+    ];
+    for (text, (kind, session_id, state)) in cases {
+        let expected =
+            Peek { kind: kind.into(), session_id: session_id.map(Into::into), state: state.map(Into::into) };
+        assert_eq!(peek(text), Ok(expected), "{text}");
+    }
+    let Ok(Peek { kind: Cow::Borrowed("tts"), session_id: Some(Cow::Borrowed("s")), .. }) =
+        peek(r#"{"type":"tts","session_id":"s"}"#)
+    else {
+        panic!("copied");
+    };
+}
+
+#[test]
+fn texts_that_are_no_messages() {
+    let not_objects = ["[]", "1", " null ", "true", r#""{}""#, r#"[{"type":"x"}]"#, "-0.5e3"];
+    let not_json = [
+        "",
+        " ",
+        "{",
+        "}",
+        "hello",
+        "认证失败",
+        "{}}",
+        "{} {}",
+        "{},",
+        "[",
+        "[1,]",
+        "nul",
+        r#"{"a"}"#,
+        r#"{"a":}"#,
+        r#"{"a":1,}"#,
+        r#"{,"a":1}"#,
+        r#"{"a":1 "b":2}"#,
+        r#"{a:1}"#,
+        r#"{'a':1}"#,
+        r#"{"a":01}"#,
+        r#"{"a":+1}"#,
+        r#"{"a":.5}"#,
+        r#"{"a":NaN}"#,
+        r#"{"a":"\x"}"#,
+        r#"{"a":"\u12"}"#,
+        "{\"a\":\"\n\"}",
+        r#"{"a":"}"#,
+        r#"{"a":[}"#,
+        r#"{"a":[1}}"#,
+        r#"{"a":{]}"#,
+        r#"{"type":"listen","state":"detect","text":"x""#,
+        "\u{feff}{}",
+        "{}\0",
+    ];
+    for text in not_objects {
+        assert_eq!(peek(text), Err(BadMessage::NotObject), "{text}");
+    }
+    for text in not_json {
+        assert_eq!(peek(text), Err(BadMessage::NotJson), "{text}");
+    }
+    for text in not_objects.into_iter().chain(not_json) {
+        assert_eq!(Object::parse(text).err(), peek(text).err(), "{text}");
+        assert_eq!(ensure_session_id(text, "new"), text);
+        assert_eq!(replace_session_id(text, "", "new"), text);
+        assert_eq!(rpc(text), None, "{text}");
+        assert_eq!(replace_rpc_id(text, "1"), None, "{text}");
+        assert_eq!(server_hello(text), ServerHello::default(), "{text}");
+        assert_eq!(device_hello(text), Err(BadHello::Message(peek(text).unwrap_err())), "{text}");
+    }
+}
+
+#[test]
+fn depth_costs_no_stack() {
+    const DEPTH: usize = 300_000;
+    for (open, close) in [("[", "]"), (r#"{"a":"#, "}"), (r#"[{"session_id":"#, "}]")] {
+        let nested = |inner: &str| format!("{}{inner}{}", open.repeat(DEPTH), close.repeat(DEPTH));
+        let good = format!(r#"{{"deep":{},"type":"x"}}"#, nested("1"));
+        assert_eq!(peek(&good).unwrap().kind, "x");
+        assert_eq!(ensure_session_id(&good, "s"), format!(r#"{{"session_id":"s",{}"#, &good[1..]));
+        let params = format!(r#"{{"payload":{{"id":1,"params":{}}}}}"#, nested("1"));
+        assert_eq!(rpc(&params).unwrap().params, Some(&*nested("1")));
+        let bad = format!(r#"{{"deep":{}],"type":"x"}}"#, nested("1"));
+        assert_eq!(peek(&bad), Err(BadMessage::NotJson));
+    }
+    let array = format!("{}{}", "[".repeat(DEPTH), "]".repeat(DEPTH));
+    assert_eq!(peek(&array), Err(BadMessage::NotObject));
+    assert_eq!(peek(&array[1..]), Err(BadMessage::NotJson));
+}
+
+#[test]
+fn session_id_ensured() {
+    let cases = [
+        // There is one.
+        (r#"{"type":"tts","session_id":"old"}"#, None),
+        (" { \"session_id\" : \"old\" } ", None),
+        (r#"{"session\u005fid":"old"}"#, None),
+        (r#"{"session_id":"\u0000"}"#, None),
+        (r#"{"session_id":"a","session_id":"b"}"#, None),
+        // There is none.
+        ("{}", Some(r#"{"session_id":"new"}"#)),
+        ("{ }", Some(r#"{"session_id":"new" }"#)),
+        ("{\n}\n", Some("{\"session_id\":\"new\"\n}\n")),
+        (r#"{"type":"tts"}"#, Some(r#"{"session_id":"new","type":"tts"}"#)),
+        ("\t{ \"type\" :\"tts\" } ", Some("\t{\"session_id\":\"new\", \"type\" :\"tts\" } ")),
+        (
+            r#"{"payload":{"session_id":"old"}}"#,
+            Some(r#"{"session_id":"new","payload":{"session_id":"old"}}"#),
+        ),
+        (r#"{"a":[{"session_id":"x"}]}"#, Some(r#"{"session_id":"new","a":[{"session_id":"x"}]}"#)),
+        (r#"{"text":"\"session_id\":\"x\""}"#, Some(r#"{"session_id":"new","text":"\"session_id\":\"x\""}"#)),
+        (
+            r#"{"Session_id":"x","session_id ":"y"}"#,
+            Some(r#"{"session_id":"new","Session_id":"x","session_id ":"y"}"#),
+        ),
+        (r#"{"}":"{","":"}"}"#, Some(r#"{"session_id":"new","}":"{","":"}"}"#)),
+        (
+            r#"{"n":1.0,"m":1E2,"s":"\u00e9é\/"}"#,
+            Some(r#"{"session_id":"new","n":1.0,"m":1E2,"s":"\u00e9é\/"}"#),
+        ),
+        // There is one that is none.
+        (r#"{"session_id":null}"#, Some(r#"{"session_id":"new"}"#)),
+        (r#"{"session_id":"","type":"tts"}"#, Some(r#"{"session_id":"new","type":"tts"}"#)),
+        (
+            "{ \"a\":1, \"session_id\" : null , \"b\":2 }",
+            Some("{ \"a\":1, \"session_id\" : \"new\" , \"b\":2 }"),
+        ),
+        (r#"{"a":1,"session_id":{"session_id":"x"}}"#, Some(r#"{"a":1,"session_id":"new"}"#)),
+        (r#"{"session_id":[ 1, "]" ]}"#, Some(r#"{"session_id":"new"}"#)),
+        (r#"{"session_id":12.5e3}"#, Some(r#"{"session_id":"new"}"#)),
+        (r#"{"session_id":"\udc00"}"#, Some(r#"{"session_id":"new"}"#)),
+        (r#"{"session\u005fid":false}"#, Some(r#"{"session\u005fid":"new"}"#)),
+        (
+            r#"{"session_id":null,"x":1,"session_id":"b"}"#,
+            Some(r#"{"session_id":"new","x":1,"session_id":"b"}"#),
+        ),
+        (r#"{"session_id":"b","session_id":0}"#, Some(r#"{"session_id":"b","session_id":"new"}"#)),
+        (
+            r#"{"session_id":1,"x":2,"session_id":3}"#,
+            Some(r#"{"session_id":"new","x":2,"session_id":"new"}"#),
+        ),
+    ];
+    for (text, expected) in cases {
+        let found = ensure_session_id(text, "new");
+        assert_eq!(found, expected.unwrap_or(text), "{text}");
+        assert_eq!(matches!(found, Cow::Borrowed(_)), expected.is_none(), "{text}");
+    }
+    assert_eq!(ensure_session_id("{}", "a\"\\\u{1}"), r#"{"session_id":"a\"\\\u0001"}"#);
+}
+
+#[test]
+fn session_id_replaced() {
+    let cases = [
+        (r#"{"session_id":"from","a":1}"#, Some(r#"{"session_id":"to","a":1}"#)),
+        (" {\"a\": 1 , \"session_id\" :\t\"from\" } ", Some(" {\"a\": 1 , \"session_id\" :\t\"to\" } ")),
+        (r#"{"session\u005fid":"\u0066rom"}"#, Some(r#"{"session\u005fid":"to"}"#)),
+        (r#"{"session_id":"from","session_id":"from"}"#, Some(r#"{"session_id":"to","session_id":"to"}"#)),
+        (
+            r#"{"session_id":"other","session_id":"from"}"#,
+            Some(r#"{"session_id":"other","session_id":"to"}"#),
+        ),
+        (r#"{"session_id":"other"}"#, None),
+        (r#"{"session_id":"from "}"#, None),
+        (r#"{"session_id":"fro"}"#, None),
+        (r#"{"session_id":["from"]}"#, None),
+        (r#"{"session_id":null}"#, None),
+        (r#"{"id":"from","payload":{"session_id":"from"}}"#, None),
+        ("{}", None),
+    ];
+    for (text, expected) in cases {
+        let found = replace_session_id(text, "from", "to");
+        assert_eq!(found, expected.unwrap_or(text), "{text}");
+        assert_eq!(matches!(found, Cow::Borrowed(_)), expected.is_none(), "{text}");
+    }
+    assert_eq!(replace_session_id(r#"{"session_id":""}"#, "", "to"), r#"{"session_id":"to"}"#);
+}
+
+#[test]
+fn objects() {
+    let text =
+        r#" { "b" : 1.50 , "a":"x\ny","o":{ "k": [1, 2] },"n":null,"k\u0065y":-3e2,"big":1e999,"b":2 } "#;
+    let mut object = Object::parse(text).unwrap();
+    assert_eq!(object.raw("b"), Some("2"));
+    assert_eq!(object.raw("o"), Some(r#"{ "k": [1, 2] }"#));
+    assert_eq!(object.raw("k"), None);
+    assert_eq!(object.string("a"), Some("x\ny".into()));
+    assert_eq!(object.string("n"), None);
+    assert_eq!(object.number("key"), Some(-300.0));
+    assert_eq!((object.number("a"), object.number("n"), object.number("big")), (None, None, None));
+    assert_eq!(object.object("o").unwrap().raw("k"), Some("[1, 2]"));
+    assert!(object.object("a").is_none());
+    let keys: Vec<_> = object.entries().map(|(key, _)| key).collect();
+    assert_eq!(keys, ["b", "a", "o", "n", "key", "big", "b"]);
+    object.set("n", "[]");
+    object.set("b", "3");
+    object.set("ne\"w", "{}");
+    let expected = r#"{"b":3,"a":"x\ny","o":{ "k": [1, 2] },"n":[],"key":-3e2,"big":1e999,"b":3,"ne\"w":{}}"#;
+    assert_eq!(object.to_string(), expected);
+    assert_eq!(Object::parse("{ }").unwrap().to_string(), "{}");
+}
+
+#[test]
+fn device_hellos() {
+    let text = concat!(
+        r#"{"type":"hello","version": 3,"transport":"udp","features":{"mcp":true,"aec":true},"#,
+        r#""text_font":{"bundle":"b","size":1.0},"audio_params":{"format":"opus", "sample_rate":16000},"x":"\u00e9"}"#
+    );
+    let hello = device_hello(text).unwrap();
+    let expected = concat!(
+        r#"{"type":"hello","version":2,"transport":"websocket","features":{"mcp":true,"aec":true},"#,
+        r#""text_font":{"bundle":"b","size":1.0},"audio_params":{"format":"opus", "sample_rate":16000},"x":"\u00e9"}"#
+    );
+    assert_eq!(&*hello.to_server, expected);
+    assert_eq!(hello.audio_params.as_deref(), Some(r#"{"format":"opus", "sample_rate":16000}"#));
+    assert!(hello.mcp);
+
+    let cases = [
+        ("{}", r#"{"version":2,"transport":"websocket"}"#),
+        (r#"{"version":3.0}"#, r#"{"version":2,"transport":"websocket"}"#),
+        (r#"{"version":1,"version":3}"#, r#"{"version":2,"version":2,"transport":"websocket"}"#),
+        (r#"{"transport":null}"#, r#"{"transport":"websocket","version":2}"#),
+        (r#"{"features":{"mcp":1}}"#, r#"{"features":{"mcp":1},"version":2,"transport":"websocket"}"#),
+        (r#"{"features":true}"#, r#"{"features":true,"version":2,"transport":"websocket"}"#),
+        (
+            r#"{"mcp":true,"audio_params":[]}"#,
+            r#"{"mcp":true,"audio_params":[],"version":2,"transport":"websocket"}"#,
+        ),
+    ];
+    for (text, to_server) in cases {
+        let hello = DeviceHello { to_server: to_server.into(), audio_params: None, mcp: false };
+        assert_eq!(device_hello(text), Ok(hello), "{text}");
+    }
+
+    let long = format!("{:?}", "é".repeat(100));
+    for version in ["1", "2", "4", "-3", "3.1", r#""3""#, "null", "[3]", "true", r#"{"version":3}"#, &long] {
+        let shown: String = version.chars().take(40).collect();
+        let found = device_hello(&format!(r#"{{"type":"hello","version":{version}}}"#));
+        assert_eq!(found, Err(BadHello::Version(shown.clone())));
+        assert_eq!(
+            found.unwrap_err().to_string(),
+            format!("hello with version {shown}, only 3 is supported")
+        );
+    }
+}
+
+#[test]
+fn server_hellos() {
+    let hello = |session_id: Option<&str>, audio_params: Option<&str>| ServerHello {
+        session_id: session_id.map(Into::into),
+        audio_params: audio_params.map(Into::into),
+    };
+    let cases = [
+        (r#"{"session_id":"s","audio_params":{ "a":1 }}"#, hello(Some("s"), Some(r#"{ "a":1 }"#))),
+        (r#"{"session_id":"\u0073"}"#, hello(Some("s"), None)),
+        (r#"{"session_id":""}"#, hello(None, None)),
+        (r#"{"session_id":7,"audio_params":null}"#, hello(None, None)),
+        (r#"{"session_id":null,"audio_params":[{}]}"#, hello(None, None)),
+        ("{}", hello(None, None)),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(server_hello(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn hello_replies() {
+    let key =
+        [0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0a, 0x0b, 0x0c, 0x0d, 0x0e, 0xff];
+    let nonce = crate::proto::audio::nonce(0xdead_beef);
+    let reply = HelloReply {
+        session_id: "s\"1",
+        audio_params: Some(r#"{ "sample_rate":24000 }"#),
+        server: "192.0.2.1",
+        port: 8884,
+        key: &key,
+        nonce: &nonce,
+    };
+    let udp = concat!(
+        r#""udp":{"server":"192.0.2.1","port":8884,"encryption":"aes-128-ctr","#,
+        r#""key":"000102030405060708090a0b0c0d0eff","nonce":"01000000deadbeef0000000000000000"}}"#
+    );
+    let head = r#"{"type":"hello","version":3,"transport":"udp","session_id":"s\"1","#;
+    assert_eq!(hello_reply(&reply), format!(r#"{head}"audio_params":{{ "sample_rate":24000 }},{udp}"#));
+    assert_eq!(hello_reply(&HelloReply { audio_params: None, ..reply }), format!("{head}{udp}"));
+}
+
+#[test]
+fn built_messages() {
+    let cases = [
+        (goodbye(Some("s\"")), json!({"type": "goodbye", "session_id": "s\""})),
+        (goodbye(None), json!({"type": "goodbye"})),
+        (
+            alert(Some("s"), "错误", "a\nb", "sad"),
+            json!({"type": "alert", "session_id": "s", "status": "错误", "message": "a\nb", "emotion": "sad"}),
+        ),
+        (alert(None, "", "", ""), json!({"type": "alert", "status": "", "message": "", "emotion": ""})),
+        (tts_stop("s"), json!({"type": "tts", "session_id": "s", "state": "stop"})),
+        (
+            server_goodbye(Some("s"), "device \"left\"", u64::MAX),
+            json!({"type": "goodbye", "session_id": "s", "reason": "device \"left\"", "duration_ms": u64::MAX}),
+        ),
+        (server_goodbye(None, "r", 0), json!({"type": "goodbye", "reason": "r", "duration_ms": 0})),
+        (
+            mcp_request(Some("s"), 0x4000_0000, "tools/list", r#"{"cursor":""}"#),
+            json!({"type": "mcp", "session_id": "s", "payload":
+                {"jsonrpc": "2.0", "id": 0x4000_0000, "method": "tools/list", "params": {"cursor": ""}}}),
+        ),
+        (
+            mcp_notification(None, "notifications/initialized"),
+            json!({"type": "mcp", "payload": {"jsonrpc": "2.0", "method": "notifications/initialized"}}),
+        ),
+        (
+            mcp_result(None, r#""a""#, r#"{"tools":[]}"#),
+            json!({"type": "mcp", "payload": {"jsonrpc": "2.0", "id": "a", "result": {"tools": []}}}),
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected, "{text}");
+    }
+}
+
+#[test]
+fn rpcs() {
+    let none = Rpc { id: None, method: None, params: None, result: None, error: None };
+    let cases = [
+        (r#"{"type":"mcp"}"#, None),
+        (r#"{"payload":null}"#, None),
+        (r#"{"payload":[{"id":1}]}"#, None),
+        (r#"{"payload":"{}"}"#, None),
+        (r#"{"payload":{}}"#, Some(none.clone())),
+        (
+            r#"{"id":1,"payload":{"id":null,"params":null}}"#,
+            Some(Rpc { params: Some("null"), ..none.clone() }),
+        ),
+        (
+            r#"{"payload":{"jsonrpc":"2.0","id": 1.0 ,"method":"tools\/call","params":{ "id":2 }}}"#,
+            Some(Rpc {
+                id: Some("1.0"),
+                method: Some("tools/call".into()),
+                params: Some(r#"{ "id":2 }"#),
+                ..none.clone()
+            }),
+        ),
+        (
+            r#"{"payload":{"id":"x","result":{},"error":{"message":"m"},"method":5}}"#,
+            Some(Rpc { id: Some(r#""x""#), result: Some("{}"), error: Some(r#"{"message":"m"}"#), ..none }),
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(rpc(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn rpc_ids_replaced() {
+    let cases = [
+        (r#"{"payload":{"id":1}}"#, Some(r#"{"payload":{"id":77}}"#)),
+        (
+            " { \"id\":1, \"payload\" : { \"params\":{\"id\":2}, \"id\" : \"x\" , \"é\":1.0 } , \"z\":[] } ",
+            Some(
+                " { \"id\":1, \"payload\" : { \"params\":{\"id\":2}, \"id\" : 77 , \"é\":1.0 } , \"z\":[] } ",
+            ),
+        ),
+        (r#"{"payload":{"\u0069d":null}}"#, Some(r#"{"payload":{"\u0069d":77}}"#)),
+        (r#"{"payload":{"id":1,"id":2}}"#, Some(r#"{"payload":{"id":77,"id":77}}"#)),
+        (r#"{"payload":{"id":1},"payload":{"id":2}}"#, Some(r#"{"payload":{"id":1},"payload":{"id":77}}"#)),
+        (r#"{"payload":{"params":{"id":2}}}"#, None),
+        (r#"{"payload":{}}"#, None),
+        (r#"{"payload":[{"id":1}]}"#, None),
+        (r#"{"id":1}"#, None),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(replace_rpc_id(text, "77").as_deref(), expected, "{text}");
+    }
+}
+
+#[test]
+fn quoting() {
+    for text in ["", "plain", "a\"b\\c", "\0\u{1f}\u{7f}\n\t", "é😀\u{2028}", "</script>"] {
+        assert_eq!(serde_json::from_str::<String>(&quote(text)).unwrap(), text);
+    }
+}
+
+/// JSON values as trees, three levels deep, with keys that matter here.
+fn value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        prop_oneof![Just(String::new()), ".{0,6}", Just("from".into())].prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 20, 5, |inner| {
+        prop_oneof![prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from), object_of(inner)]
+    })
+}
+
+fn object_of(value: impl Strategy<Value = Value>) -> impl Strategy<Value = Value> {
+    let key = prop_oneof!["type|state|session_id|payload|id|method", ".{0,4}"];
+    prop::collection::hash_map(key, value, 0..6)
+        .prop_map(|entries| Value::Object(entries.into_iter().collect()))
+}
+
+/// An object as text, with or without white space.
+fn message() -> impl Strategy<Value = (Value, String)> {
+    (object_of(value()), any::<bool>()).prop_map(|(value, pretty)| {
+        let text = if pretty { format!("\n{value:#} ") } else { value.to_string() };
+        (value, text)
+    })
+}
+
+proptest! {
+    #[test]
+    fn messages_read_as_trees_do((value, text) in message()) {
+        let text_of = |key: &str| value[key].as_str();
+        let peek = peek(&text).unwrap();
+        prop_assert_eq!(&*peek.kind, text_of("type").unwrap_or(""));
+        prop_assert_eq!(peek.session_id.as_deref(), text_of("session_id").filter(|id| !id.is_empty()));
+        prop_assert_eq!(peek.state.as_deref(), text_of("state"));
+        let object = Object::parse(&text).unwrap().to_string();
+        prop_assert_eq!(&serde_json::from_str::<Value>(&object).unwrap(), &value);
+        prop_assert_eq!(rpc(&text).is_some(), value["payload"].is_object());
+    }
+
+    #[test]
+    fn changes_are_what_they_say((value, text) in message(), to in ".{1,9}") {
+        let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+
+        let mut ensured = value.clone();
+        if value["session_id"].as_str().is_none_or(str::is_empty) {
+            ensured["session_id"] = to.as_str().into();
+        }
+        let found = ensure_session_id(&text, &to);
+        prop_assert_eq!(parsed(&found), ensured);
+        let again = ensure_session_id(&found, "again");
+        prop_assert!(matches!(again, Cow::Borrowed(_)));
+
+        let mut replaced = value.clone();
+        if value["session_id"] == "from" {
+            replaced["session_id"] = to.as_str().into();
+        }
+        prop_assert_eq!(parsed(&replace_session_id(&text, "from", &to)), replaced);
+
+        match replace_rpc_id(&text, "77") {
+            None => prop_assert!(value["payload"].get("id").is_none()),
+            Some(found) => {
+                let mut replaced = value;
+                replaced["payload"]["id"] = 77.into();
+                prop_assert_eq!(parsed(&found), replaced);
+            }
+        }
+    }
+
+    #[test]
+    fn damage_is_found_as_a_tree_would_find_it((_, text) in message(), at in any::<prop::sample::Index>(), with in r#"[\[\]{}",:\\a0 \n]?"#) {
+        // One character gone or changed.
+        let (at, old) = text.char_indices().nth(at.index(text.chars().count())).unwrap();
+        let damaged = format!("{}{with}{}", &text[..at], &text[at + old.len_utf8()..]);
+        let expected = match serde_json::from_str::<Value>(&damaged) {
+            Ok(Value::Object(_)) => Ok(()),
+            Ok(_) => Err(BadMessage::NotObject),
+            Err(_) => Err(BadMessage::NotJson),
+        };
+        prop_assert_eq!(peek(&damaged).map(|_| ()), expected);
+        if expected.is_err() {
+            prop_assert_eq!(ensure_session_id(&damaged, "s"), &*damaged);
+        }
+        let _ = (device_hello(&damaged), server_hello(&damaged), rpc(&damaged), replace_rpc_id(&damaged, "1"));
+    }
+
+    #[test]
+    fn any_text_is_judged(text in ".{0,80}") {
+        let _ = (peek(&text), device_hello(&text), rpc(&text), replace_rpc_id(&text, "1"));
+        prop_assert_eq!(serde_json::from_str::<String>(&quote(&text)).unwrap(), text);
+    }
+}
