@@ -143,11 +143,12 @@ impl Cipher {
         let mut keystream = CtrCore::<&Aes128, flavors::Ctr128BE>::inner_iv_init(&self.0, iv.into());
         let (body, tail) = data.split_at_mut(data.len() / BATCH * BATCH);
         keystream.apply_keystream_blocks(Array::slice_as_chunks_mut(body).0);
-        let mut padded = [0; BATCH];
-        let (used, _) = padded.split_at_mut(tail.len());
-        used.copy_from_slice(tail);
-        keystream.apply_keystream_blocks(Array::slice_as_chunks_mut(&mut padded).0);
-        tail.copy_from_slice(&padded[..tail.len()]);
+        if !tail.is_empty() {
+            let mut padded = [0; BATCH];
+            padded[..tail.len()].copy_from_slice(tail);
+            keystream.apply_keystream_blocks(Array::slice_as_chunks_mut(&mut padded).0);
+            tail.copy_from_slice(&padded[..tail.len()]);
+        }
     }
 }
 

@@ -123,8 +123,8 @@ fn key_is_not_shown() {
 fn websocket_header() {
     assert_eq!(ws_header(0x0102_0304, 0x0578), block("00020000000000000102030400000578"));
     let frame = |head: &str, payload: &[u8]| [&hex(head), payload].concat();
-    let cases: [(Vec<u8>, Option<(u32, &[u8])>); 7] = [
-        (frame("00020000000000000102030400000003", b"abc"), Some((0x0102_0304, b"abc"))),
+    for (frame, expected) in [
+        (frame("00020000000000000102030400000003", b"abc"), Some((0x0102_0304, &b"abc"[..]))),
         // As a known server writes it: length and sequence in the first eight bytes.
         (frame("0100000300000009ffffffff00000003", b"abc"), Some((u32::MAX, b"abc"))),
         (frame("00020000000000000000000000000000", b""), Some((0, b""))),
@@ -132,8 +132,7 @@ fn websocket_header() {
         (frame("00020000000000000102030400000004", b"abc"), None),
         (frame("0002000000000000010203040000", b""), None),
         (vec![], None),
-    ];
-    for (frame, expected) in cases {
+    ] {
         assert_eq!(parse_ws(&frame), expected, "{frame:x?}");
     }
 }
