@@ -140,7 +140,7 @@ fn websocket_header() {
 #[test]
 fn opus_packets_told_by_their_shape() {
     let long = |toc: u8, len: usize| [&[toc][..], &vec![0; len]].concat();
-    let cases: [(&str, Vec<u8>, Option<u8>); 21] = [
+    let cases: [(&str, Vec<u8>, Option<u8>); 23] = [
         ("nothing", vec![], None),
         ("one frame, lost (DTX)", vec![0xf8], Some(31)),
         ("one frame", vec![0x58, 1, 2, 3], Some(11)),
@@ -158,6 +158,8 @@ fn opus_packets_told_by_their_shape() {
         ("two frames, half a length", vec![0x5a, 252], None),
         ("two frames, 252 bytes", [&[0x5a, 252, 0][..], &[0; 253]].concat(), Some(11)),
         ("two frames, 252 of 251", [&[0x5a, 252, 0][..], &[0; 251]].concat(), None),
+        ("two frames, the second of 1275", [&[0x02, 0][..], &[0; 1275]].concat(), Some(0)),
+        ("two frames, the second of 1276", [&[0x02, 0][..], &[0; 1276]].concat(), None),
         ("many frames, no count", vec![0x5b], None),
         ("no frames", vec![0x5b, 0xc0, 1], None),
         ("48 frames", vec![0x5b, 48, 1], Some(11)),
@@ -189,7 +191,7 @@ fn sequences_scripted() {
     }
     use Verdict::{Duplicate, Jump, Late, TooOld};
 
-    let cases: [(&str, &[u32], &[Verdict]); 19] = [
+    let cases: [(&str, &[u32], &[Verdict]); 20] = [
         ("in order", &[1, 2, 3], &[FRESH, FRESH, FRESH]),
         ("first lost", &[3, 4], &[lost(2), FRESH]),
         ("a client that starts at 0", &[0, 1, 0], &[FRESH, FRESH, Duplicate]),
@@ -214,6 +216,11 @@ fn sequences_scripted() {
             "not when another comes between",
             &[1, 900_000, 900_001, 2, 900_002, 900_003, 900_004],
             &[FRESH, Jump, Jump, FRESH, Jump, Jump, FRESH],
+        ),
+        (
+            "nor a stale one",
+            &[1, 900_000, 900_001, 1, 900_002, 900_003, 0, 900_004, 900_005, 900_006],
+            &[FRESH, Jump, Jump, Duplicate, Jump, Jump, TooOld, Jump, Jump, FRESH],
         ),
         (
             "not when they are not consecutive",
