@@ -1,0 +1,306 @@
+//! The log: lines to stderr and to a file, written by threads of their own, so that nobody who logs waits for a disk
+//! or for a terminal.
+//!
+//! Each place has a bounded queue. A line that does not fit, or that cannot be written, is lost and counted, and
+//! nothing else happens. The level is `log`'s own maximum and can change at any time.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use log::{LevelFilter, Log, Metadata, Record};
+use simplelog::{ConfigBuilder, WriteLogger};
+
+/// Lines that wait for one place.
+const QUEUE: usize = 1024;
+
+/// The modules whose lines are written. Those of libraries are not: a WebSocket library's show request headers, and
+/// so the token in them.
+const OURS: &str = "mqtt_websocket_proxy";
+
+static LOST: AtomicU64 = AtomicU64::new(0);
+static PLACES: OnceLock<Places> = OnceLock::new();
+
+/// Starts logging to stderr and, when given, to the end of `file`, whose missing parent folders are made.
+///
+/// # Errors
+/// When the file cannot be opened, a thread cannot be started, or there is a logger already.
+pub fn start(level: LevelFilter, file: Option<&Path>) -> io::Result<()> {
+    let file = file.map(open).transpose()?;
+    let mut places = vec![place("log-stderr", io::stderr())?];
+    if let Some(file) = file {
+        places.push(place("log-file", file)?);
+    }
+    let places = PLACES.get_or_init(|| places.into());
+    let logger = Logger { inner: WriteLogger::new(LevelFilter::Trace, format(), Lines::to(places)) };
+    log::set_boxed_logger(Box::new(logger)).map_err(io::Error::other)?;
+    set_level(level);
+    Ok(())
+}
+
+/// Changes which lines are written, from now on.
+pub fn set_level(level: LevelFilter) {
+    log::set_max_level(level);
+}
+
+/// The number of lines that could not be written since the start, for each place they were missing in.
+pub fn lost_lines() -> u64 {
+    LOST.load(Ordering::Relaxed)
+}
+
+/// Waits until every line logged so far is written, but no longer than `limit`.
+pub fn flush(limit: Duration) {
+    let Some(places) = PLACES.get() else { return };
+    let end = Instant::now() + limit;
+    let (done, all_done) = mpsc::channel();
+    for place in places.iter() {
+        let mut marker = Line::Marker(done.clone());
+        while let Err(TrySendError::Full(back)) = place.try_send(marker)
+            && Instant::now() < end
+        {
+            marker = back;
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    drop(done);
+    // Ends when the last marker is gone, whether it was reached or could not be queued.
+    let _ = all_done.recv_timeout(end.saturating_duration_since(Instant::now()));
+}
+
+type Places = Arc<[SyncSender<Line>]>;
+
+enum Line {
+    Text(Arc<[u8]>),
+    /// Dropped when everything before it is written.
+    Marker(#[allow(dead_code)] mpsc::Sender<()>),
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+fn place(name: &str, mut sink: impl Write + Send + 'static) -> io::Result<SyncSender<Line>> {
+    let (sender, lines): (_, Receiver<Line>) = mpsc::sync_channel(QUEUE);
+    let write = move || {
+        for line in lines {
+            if let Line::Text(text) = line
+                && sink.write_all(&text).is_err()
+            {
+                LOST.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    };
+    thread::Builder::new().name(name.to_owned()).stack_size(128 * 1024).spawn(write)?;
+    Ok(sender)
+}
+
+/// `2026-01-31T23:59:59.999Z [INFO ] text`
+fn format() -> simplelog::Config {
+    ConfigBuilder::new()
+        .set_time_format_rfc3339()
+        .set_time_level(LevelFilter::Error)
+        .set_level_padding(simplelog::LevelPadding::Right)
+        .set_thread_level(LevelFilter::Off)
+        .set_target_level(LevelFilter::Off)
+        .set_location_level(LevelFilter::Off)
+        .build()
+}
+
+/// Keeps messages to one line each, and to our own modules.
+struct Logger {
+    inner: Box<WriteLogger<Lines>>,
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with(OURS)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let text = one_line(record.args().to_string());
+        let metadata = record.metadata().clone();
+        self.inner.log(&Record::builder().metadata(metadata).args(format_args!("{text}")).build());
+    }
+
+    fn flush(&self) {
+        flush(Duration::from_millis(500));
+    }
+}
+
+/// Escapes what could end a line or steer a terminal: a peer's text must not pass for a line of ours.
+fn one_line(text: String) -> String {
+    let harmless = |c: char| !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}');
+    if text.chars().all(harmless) {
+        return text;
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if harmless(c) { escaped.push(c) } else { escaped.extend(c.escape_default()) }
+    }
+    escaped
+}
+
+/// Takes a line in pieces and hands it on whole.
+struct Lines {
+    partial: Vec<u8>,
+    places: Places,
+}
+
+impl Lines {
+    fn to(places: &Places) -> Self {
+        Self { partial: Vec::new(), places: Arc::clone(places) }
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.partial.extend_from_slice(bytes);
+        // A message holds no line feed, so this one is the formatter's own, at the end.
+        if self.partial.ends_with(b"\n") {
+            fix_decimals(&mut self.partial);
+            let text: Arc<[u8]> = self.partial.as_slice().into();
+            self.partial.clear();
+            for place in self.places.iter() {
+                if place.try_send(Line::Text(Arc::clone(&text))).is_err() {
+                    LOST.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Gives the time at the start of `line` three decimals: the formatter writes as many as are not zero.
+fn fix_decimals(line: &mut Vec<u8>) {
+    const SECONDS: usize = "2026-01-31T23:59:59".len();
+    let Some(end) = line.iter().position(|byte| *byte == b'Z').filter(|end| *end >= SECONDS) else { return };
+    let mut millis = *b".000";
+    for (digit, found) in millis.iter_mut().zip(&line[SECONDS..end]) {
+        *digit = *found;
+    }
+    line.splice(SECONDS..end, millis);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// What was written, and a door that a writer waits at.
+    #[derive(Clone, Default)]
+    struct Sink {
+        written: Arc<Mutex<Vec<u8>>>,
+        door: Arc<Mutex<()>>,
+    }
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _open = self.door.lock().unwrap();
+            self.written.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A logger of its own, beside the process's.
+    fn logger(places: Vec<SyncSender<Line>>) -> Logger {
+        Logger { inner: WriteLogger::new(LevelFilter::Trace, format(), Lines::to(&places.into())) }
+    }
+
+    fn say(logger: &Logger, target: &str, text: &str) {
+        let level = log::Level::Info;
+        logger.log(&Record::builder().target(target).level(level).args(format_args!("{text}")).build());
+    }
+
+    fn drain(place: &SyncSender<Line>) {
+        let (done, all_done) = mpsc::channel();
+        place.send(Line::Marker(done)).unwrap();
+        assert!(all_done.recv_timeout(Duration::from_secs(5)).is_err());
+    }
+
+    #[test]
+    fn a_line_has_time_level_and_text_that_cannot_forge_another() {
+        let sink = Sink::default();
+        let place = place("test", sink.clone()).unwrap();
+        let logger = logger(vec![place.clone()]);
+        say(&logger, "mqtt_websocket_proxy::net", "a\r\n2026 [INFO ] b \u{1b}[31m \u{9b} \u{2028} ü");
+        say(&logger, "tungstenite::protocol", "authorization: Bearer hunter2");
+        drain(&place);
+        let written = String::from_utf8(sink.written.lock().unwrap().clone()).unwrap();
+        let (time, text) = written.split_once(' ').unwrap();
+        assert_eq!(time.len(), "2026-01-31T23:59:59.999Z".len(), "{time}");
+        assert!(time.ends_with('Z') && time.as_bytes()[10] == b'T' && time.as_bytes()[19] == b'.', "{time}");
+        assert_eq!(text, "[INFO ] a\\r\\n2026 [INFO ] b \\u{1b}[31m \\u{9b} \\u{2028} ü\n");
+    }
+
+    #[test]
+    fn a_time_has_three_decimals() {
+        for (found, expected) in [
+            ("2026-01-31T23:59:59Z x", "2026-01-31T23:59:59.000Z x"),
+            ("2026-01-31T23:59:59.5Z x", "2026-01-31T23:59:59.500Z x"),
+            ("2026-01-31T23:59:59.123456789Z Z", "2026-01-31T23:59:59.123Z Z"),
+            ("Z", "Z"),
+            ("", ""),
+        ] {
+            let mut line = found.as_bytes().to_vec();
+            fix_decimals(&mut line);
+            assert_eq!(line, expected.as_bytes(), "{found}");
+        }
+    }
+
+    // One test for both, since they count in the same place.
+    #[test]
+    fn lines_that_cannot_be_written_are_lost_and_counted_and_nobody_waits() {
+        let stalled = Sink::default();
+        let closed = stalled.door.lock().unwrap();
+        let (slow, broken) = (place("slow", stalled.clone()).unwrap(), place("broken", Broken).unwrap());
+        let before = lost_lines();
+        {
+            let logger = logger(vec![slow.clone()]);
+            // One line is with the writer or about to be, the queue is full, and ten more come.
+            (0..QUEUE + 11).for_each(|_| say(&logger, OURS, "text"));
+            let lost = lost_lines() - before;
+            assert!((10..=11).contains(&lost), "{lost}");
+        }
+        let before = lost_lines();
+        say(&logger(vec![broken.clone()]), OURS, "text");
+        drain(&broken);
+        assert_eq!(lost_lines() - before, 1);
+
+        drop(closed);
+        drain(&slow);
+        assert!(stalled.written.lock().unwrap().ends_with(b"text\n"));
+    }
+}
