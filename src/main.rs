@@ -1,1 +1,234 @@
-fn main() {}
+//! The gateway's command: arguments, configuration, log, signals, and the exit code.
+
+use std::fmt::Display;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{self, ExitCode};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use log::{error, info, log_enabled, warn};
+use mqtt_websocket_proxy::config::{Config, DEFAULT_FILE, PublicIp, Source, Udp};
+use mqtt_websocket_proxy::logger;
+use mqtt_websocket_proxy::net::gateway::{Gateway, Handle};
+use mqtt_websocket_proxy::tools::echo::EchoServer;
+use mqtt_websocket_proxy::tools::{credentials, demo, probe};
+use pico_args::Arguments;
+
+use crate::args::{Command, Run, Tool};
+
+mod args;
+
+/// How long devices and chat servers may take to part after the first signal to stop.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// How long the last log lines may take.
+const LAST_LINES: Duration = Duration::from_millis(500);
+
+fn main() -> ExitCode {
+    let run = match args::parse(Arguments::from_env()) {
+        Ok(Command::Run(run)) => run,
+        Ok(Command::Tool(Tool::Demo, args)) => return demo::run(args),
+        Ok(Command::Tool(Tool::Probe, args)) => return probe::run(args),
+        Ok(Command::Tool(Tool::Credentials, args)) => return credentials::run(args),
+        Ok(Command::Help) => return print(&args::help()),
+        Ok(Command::Version) => return print(args::version()),
+        Err(error) => return Failure::usage(format!("{error}; see mqtt-websocket-proxy --help")).exit(),
+    };
+    let result = serve(run);
+    if let Err(failure) = result {
+        return failure.exit();
+    }
+    logger::flush(LAST_LINES);
+    ExitCode::SUCCESS
+}
+
+/// Runs the gateway until it is told to stop.
+fn serve(run: Run) -> Result<(), Failure> {
+    let mut source = Source::new(run.config, run.level, |name| std::env::var_os(name));
+    let mut config = source.load().map_err(Failure::usage)?;
+    let echo = start_echo(&mut source, &mut config)?;
+    start_log(&config)?;
+    describe(&source, &config, echo.as_ref());
+
+    let gateway = Gateway::bind(config.clone(), Some(source)).map_err(Failure::run)?;
+    watch_signals(gateway.handle(), run.pid.clone())
+        .map_err(|error| Failure::run(format!("signals cannot be watched: {error}")))?;
+    // Only now, so that a second gateway that finds the port in use leaves the first one's file alone.
+    let _pid = run.pid.map(PidFile::write).transpose()?;
+    let addresses = gateway.addresses();
+    info!(
+        "{}: MQTT on {}, UDP on {}, public ip {}, chat servers: {}",
+        args::version(),
+        addresses.mqtt,
+        addresses.udp,
+        config.udp.public_ip,
+        config.websocket.production.len() + config.websocket.development.len(),
+    );
+    gateway.run().map_err(|error| Failure::run(format!("the gateway failed: {error}")))?;
+    info!("stopped");
+    Ok(())
+}
+
+/// Starts the built-in chat server when no other is configured, so that a device is answered by its own voice.
+fn start_echo(source: &mut Source, config: &mut Config) -> Result<Option<EchoServer>, Failure> {
+    if !config.websocket.production.is_empty() || !config.websocket.development.is_empty() {
+        return Ok(None);
+    }
+    let failed = |error: &dyn Display| Failure::run(format!("the built-in echo server failed: {error}"));
+    let echo = EchoServer::start().map_err(|error| failed(&error))?;
+    source.set_echo(Arc::new(echo.url().parse().map_err(|error| failed(&error))?));
+    *config = source.load().map_err(Failure::usage)?;
+    Ok(Some(echo))
+}
+
+fn start_log(config: &Config) -> Result<(), Failure> {
+    let file = config.logging.file.as_deref();
+    logger::start(config.log_level(), file).map_err(|error| {
+        Failure::run(match file {
+            Some(path) => format!("the log file {} cannot be opened: {error}", path.display()),
+            None => format!("the log cannot be started: {error}"),
+        })
+    })
+}
+
+/// Says what the gateway runs on, and what is doubtful about it.
+fn describe(source: &Source, config: &Config, echo: Option<&EchoServer>) {
+    match source.path() {
+        Some(path) => info!("configuration: {}", path.display()),
+        None => info!("no configuration file ({DEFAULT_FILE}): running on defaults"),
+    }
+    if echo.is_some() {
+        info!(
+            "no chat server is configured: the built-in echo server answers calls with the device's own voice"
+        );
+    }
+    for warning in config.warnings() {
+        warn!("{warning}");
+    }
+    if let PublicIp::Host(_) = config.udp.public_ip {
+        resolve_public_ip(config.udp.clone());
+    }
+}
+
+/// Resolving can take long, and nothing waits for it: devices resolve the name themselves.
+fn resolve_public_ip(udp: Udp) {
+    let resolve = move || {
+        if let Some(warning) = udp.resolution_warning() {
+            warn!("{warning}");
+        }
+    };
+    let spawned = thread::Builder::new().name("public-ip".to_owned()).stack_size(256 * 1024).spawn(resolve);
+    if let Err(error) = spawned {
+        warn!("udp.public_ip was not resolved: {error}");
+    }
+}
+
+/// The file with our process id; removed when dropped.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: PathBuf) -> Result<Self, Failure> {
+        fs::write(&path, format!("{}\n", process::id())).map_err(|error| {
+            Failure::run(format!("the pid file {} cannot be written: {error}", path.display()))
+        })?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        remove_pid_file(&self.0);
+    }
+}
+
+fn remove_pid_file(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        warn!("the pid file {} cannot be removed: {error}", path.display());
+    }
+}
+
+/// SIGINT and SIGTERM stop, a SIGINT after them ends the process at once, SIGHUP reloads.
+#[cfg(unix)]
+fn watch_signals(handle: Handle, pid_file: Option<PathBuf>) -> io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let watch = move || {
+        let mut stopping = false;
+        for signal in signals.forever() {
+            match signal {
+                SIGHUP => handle.reload_file(),
+                SIGINT if stopping => exit_at_once(pid_file.as_deref()),
+                _ => stop(&handle, &mut stopping),
+            }
+        }
+    };
+    thread::Builder::new().name("signals".to_owned()).stack_size(128 * 1024).spawn(watch)?;
+    Ok(())
+}
+
+/// Ctrl-C stops, another one ends the process at once.
+#[cfg(windows)]
+fn watch_signals(handle: Handle, pid_file: Option<PathBuf>) -> io::Result<()> {
+    let mut stopping = false;
+    let watch = move || match stopping {
+        true => exit_at_once(pid_file.as_deref()),
+        false => stop(&handle, &mut stopping),
+    };
+    ctrlc::set_handler(watch).map_err(io::Error::other)
+}
+
+fn stop(handle: &Handle, stopping: &mut bool) {
+    if !*stopping {
+        info!("stopping: {} s for calls to end", GRACE.as_secs());
+    }
+    *stopping = true;
+    handle.stop(GRACE);
+}
+
+fn exit_at_once(pid_file: Option<&Path>) -> ! {
+    warn!("stopped at once, calls in progress are cut off");
+    if let Some(path) = pid_file {
+        remove_pid_file(path);
+    }
+    logger::flush(LAST_LINES);
+    process::exit(1)
+}
+
+/// Why the program ends, and with which code.
+struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    fn usage(message: impl Display) -> Self {
+        Self { code: 2, message: message.to_string() }
+    }
+
+    fn run(message: impl Display) -> Self {
+        Self { code: 1, message: message.to_string() }
+    }
+
+    /// Tells it once: in the log, or on stderr when there is none or it is silenced.
+    fn exit(self) -> ExitCode {
+        let Self { code, message } = self;
+        if log_enabled!(log::Level::Error) {
+            error!("{message}");
+            logger::flush(LAST_LINES);
+        } else {
+            // Nothing is left to tell it to when this fails.
+            let _ = writeln!(io::stderr(), "error: {message}");
+        }
+        ExitCode::from(code)
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    // A reader that has seen enough, such as `head`, is no failure.
+    let _ = writeln!(io::stdout(), "{text}");
+    ExitCode::SUCCESS
+}

@@ -1,5 +1,7 @@
 //! `config/gateway.json`, its schema, the defaults and the parser say the same of every key.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;

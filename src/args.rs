@@ -1,0 +1,183 @@
+//! The command line.
+
+use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use log::LevelFilter;
+use mqtt_websocket_proxy::config::{DEFAULT_FILE, LEVELS, VARIABLES, parse_level};
+use pico_args::Arguments;
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Run the gateway.
+    Run(Run),
+    /// Run a sub-command with the arguments behind its name.
+    Tool(Tool, Arguments),
+    /// Print the help text.
+    Help,
+    /// Print the version.
+    Version,
+}
+
+/// The options of the gateway.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Run {
+    /// The configuration file.
+    pub(crate) config: Option<PathBuf>,
+    /// The log level, over file and environment.
+    pub(crate) level: Option<LevelFilter>,
+    /// The file that holds the process id while the gateway runs.
+    pub(crate) pid: Option<PathBuf>,
+}
+
+/// The sub-commands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Tool {
+    Demo,
+    Probe,
+    Credentials,
+}
+
+/// Reads the command line, without the program's name.
+///
+/// # Errors
+/// When it is not understood: one line that says why.
+pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
+    let tool = match args.subcommand().map_err(|error| error.to_string())?.as_deref() {
+        Some("demo") => Some(Tool::Demo),
+        Some("probe") => Some(Tool::Probe),
+        Some("credentials") => Some(Tool::Credentials),
+        Some(other) => return Err(format!("unknown command {other:?}")),
+        None => None,
+    };
+    if let Some(tool) = tool {
+        return Ok(Command::Tool(tool, args));
+    }
+    if args.contains(["-h", "--help"]) {
+        return Ok(Command::Help);
+    }
+    if args.contains(["-v", "--version"]) {
+        return Ok(Command::Version);
+    }
+    let run = Run {
+        config: path(&mut args, ["-c", "--config"])?,
+        level: level(&mut args)?,
+        pid: path(&mut args, ["-p", "--pid"])?,
+    };
+    match args.finish().first() {
+        Some(unknown) => Err(format!("unknown or repeated argument {unknown:?}")),
+        None => Ok(Command::Run(run)),
+    }
+}
+
+fn path(args: &mut Arguments, keys: [&'static str; 2]) -> Result<Option<PathBuf>, String> {
+    let path = |text: &OsStr| Ok::<_, Infallible>(PathBuf::from(text));
+    args.opt_value_from_os_str(keys, path).map_err(|error| error.to_string())
+}
+
+fn level(args: &mut Arguments) -> Result<Option<LevelFilter>, String> {
+    let name: Option<String> =
+        args.opt_value_from_str(["-l", "--log-level"]).map_err(|error| error.to_string())?;
+    let known =
+        |name: String| parse_level(&name).ok_or(format!("--log-level: found {name:?}, allowed: {LEVELS}"));
+    name.map(known).transpose()
+}
+
+/// The help text.
+pub(crate) fn help() -> String {
+    let mut variables = String::new();
+    for (name, meaning) in VARIABLES {
+        // Writing to a String cannot fail.
+        let _ = writeln!(variables, "  {name:<22}{meaning}");
+    }
+    format!(
+        "\
+{version}
+Gateway between XiaoZhi voice devices (MQTT, encrypted UDP audio) and WebSocket chat servers.
+
+Usage:
+  mqtt-websocket-proxy [options]
+  mqtt-websocket-proxy demo [options]               show a call: gateway, echo server and device in one
+  mqtt-websocket-proxy probe HOST[:PORT] [options]  be a device: say what works at a gateway, step by step
+  mqtt-websocket-proxy credentials [options]        print what a device must be given to log in
+Each command has a --help of its own.
+
+Options:
+  -c, --config FILE       configuration file (default: {DEFAULT_FILE} if there is one, else defaults)
+  -l, --log-level LEVEL   {LEVELS}
+  -p, --pid FILE          write the process id to FILE, and remove it at the end
+  -v, --version           print the version
+  -h, --help              print this text
+
+Environment, over the file and under the options:
+{variables}
+Signals: SIGINT and SIGTERM stop, SIGHUP reads the configuration file again.
+Exit codes: 0 stopped as asked, 1 failed to start or to run, 2 wrong command line or configuration.",
+        version = version(),
+    )
+}
+
+/// Name and version.
+pub(crate) fn version() -> &'static str {
+    concat!("mqtt-websocket-proxy ", env!("CARGO_PKG_VERSION"))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, String> {
+        parse(Arguments::from_vec(line.split_whitespace().map(Into::into).collect()))
+    }
+
+    #[test]
+    fn options_are_understood_in_both_forms() {
+        for line in ["-c a.json -l DEBUG -p a.pid", "--pid a.pid --log-level debug --config a.json"] {
+            let Ok(Command::Run(run)) = parsed(line) else { panic!("{line}") };
+            assert_eq!(run.config, Some("a.json".into()));
+            assert_eq!(run.level, Some(LevelFilter::Debug));
+            assert_eq!(run.pid, Some("a.pid".into()));
+        }
+        let Ok(Command::Run(run)) = parsed("") else { panic!() };
+        assert_eq!(run, Run { config: None, level: None, pid: None });
+        assert!(matches!(parsed("-h"), Ok(Command::Help)));
+        assert!(matches!(parsed("-c x --version"), Ok(Command::Version)));
+    }
+
+    #[test]
+    fn a_sub_command_gets_all_that_follows() {
+        let Ok(Command::Tool(Tool::Probe, rest)) = parsed("probe host:1883 --help") else { panic!() };
+        assert_eq!(rest.finish(), ["host:1883", "--help"]);
+        assert!(matches!(parsed("demo"), Ok(Command::Tool(Tool::Demo, _))));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        for (line, part) in [
+            ("--nonsense", "--nonsense"),
+            ("-l info extra", "extra"),
+            ("nonsense", "nonsense"),
+            ("-c", "-c"),
+            ("-l loud", "--log-level: found \"loud\", allowed: off, error"),
+            ("-c a -c b", "-c"),
+        ] {
+            let error = parsed(line).unwrap_err();
+            assert!(error.contains(part) && !error.contains('\n'), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_help_text_names_every_option_and_variable() {
+        let help = help();
+        let options =
+            ["--config", "--log-level", "--pid", "--version", "--help", "demo", "probe HOST[:PORT]"];
+        for name in options.into_iter().chain(VARIABLES.map(|(name, _)| name)) {
+            assert!(help.contains(name), "{name}");
+        }
+        assert!(help.lines().all(|line| line.len() <= 110), "{help}");
+    }
+}

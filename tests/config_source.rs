@@ -1,0 +1,283 @@
+//! What a configuration file, the environment and the command line may say, and what is answered when they may not.
+
+#![allow(clippy::unwrap_used)]
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use log::LevelFilter;
+use mqtt_websocket_proxy::config::{Config, Framing, PublicIp, Secret, Source};
+
+fn temporary(name: &str, bytes: &[u8]) -> PathBuf {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("source-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(format!("{count}-{name}"));
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn load_with(bytes: &[u8], level: Option<LevelFilter>, variables: &[(&str, &str)]) -> Result<Config, String> {
+    let path = temporary("gateway.json", bytes);
+    let variable =
+        |name: &str| Some(OsString::from(variables.iter().find(|(variable, _)| *variable == name)?.1));
+    let result = Source::new(Some(path.clone()), level, variable).load();
+    fs::remove_file(&path).unwrap();
+    result.map_err(|error| error.to_string().replace(path.to_str().unwrap(), "FILE"))
+}
+
+fn load(text: &str) -> Result<Config, String> {
+    load_with(text.as_bytes(), None, &[])
+}
+
+const SEED: &str = r#"{
+  "mqtt": { "host": "0.0.0.0", "port": 1883, "max_connections": 10000, "max_payload_size": 8192 },
+  "udp": { "host": "0.0.0.0", "port": 8884, "public_ip": "mqtt.xiaozhi.me" },
+  "websocket": {
+    "development_servers": ["wss://dev-chat.xiaozhi.me/ws"],
+    "production_servers": ["wss://chat.xiaozhi.me/ws", "wss://chat2.xiaozhi.me/ws"],
+    "development_mac_addresses": ["aa:bb:cc:dd:ee:ff", "11:22:33:44:55:66"]
+  },
+  "gateway": { "device_id": "your-gateway-device-id", "client_id": "your-gateway-client-id" },
+  "logging": { "enabled": true, "level": "info", "file_path": "logs/gateway.log" },
+  "mcp": { "enabled": true, "max_tools_count": 32 },
+  "debug": false
+}"#;
+
+#[test]
+fn a_file_of_the_seed_loads_unchanged() {
+    let config = load(SEED).unwrap();
+    assert_eq!(config.mqtt.max_payload_size, 8192);
+    assert_eq!(config.udp.public_ip, PublicIp::Host("mqtt.xiaozhi.me".to_owned()));
+    let urls: Vec<_> = config.websocket.production.iter().map(|server| server.url.as_str()).collect();
+    assert_eq!(urls, ["wss://chat.xiaozhi.me/ws", "wss://chat2.xiaozhi.me/ws"]);
+    assert_eq!(config.websocket.development[0].url, "wss://dev-chat.xiaozhi.me/ws");
+    assert_eq!(config.websocket.development_macs[1].to_string(), "11:22:33:44:55:66");
+    assert_eq!(config.logging.file, Some("logs/gateway.log".into()));
+    assert_eq!(config.unused, ["gateway.device_id", "gateway.client_id"]);
+    assert_eq!(config.warnings().iter().filter(|warning| warning.contains("gateway.device_id")).count(), 1);
+}
+
+#[test]
+fn a_server_is_a_url_or_an_object() {
+    let ca = temporary("ca.pem", b"# a comment\n-----BEGIN CERTIFICATE-----\n");
+    let text = format!(
+        r#"{{"websocket":{{"production_servers":["ws://a/x",
+            {{"url":"wss://b","framing":"RAW","insecure":false,"ca_file":{ca:?}}},{{"url":"ws://c"}}]}}}}"#
+    );
+    let servers = load(&text).unwrap().websocket.production;
+    let facts: Vec<_> = servers.iter().map(|s| (s.framing, s.insecure, s.ca_file.clone())).collect();
+    let plain = (Framing::Auto, None, None);
+    assert_eq!(facts, [plain.clone(), (Framing::Raw, Some(false), Some(ca)), plain]);
+}
+
+#[test]
+fn a_file_may_begin_with_a_byte_order_mark_and_leave_everything_out() {
+    assert_eq!(load("\u{feff}{ }"), Ok(Config::default()));
+    assert_eq!(load(r#"{"$schema":"x","mqtt":{},"websocket":{"reconnect":{}}}"#), Ok(Config::default()));
+    let grace = load(r#"{"mqtt":{"resume_grace_s":0.25}}"#).unwrap().mqtt.resume_grace;
+    assert_eq!(grace, Duration::from_millis(250));
+}
+
+#[test]
+fn a_bad_file_is_refused_in_one_line_with_file_field_found_and_allowed() {
+    for (text, expected) in [
+        (
+            r#"{"mqtt":{"port":"abc"}}"#,
+            r#"FILE: mqtt.port: found "abc", allowed: a whole number from 0 to 65535"#,
+        ),
+        (r#"{"mqtt":{"port":-1}}"#, "FILE: mqtt.port: found -1, allowed: "),
+        (
+            r#"{"mqtt":{"max_connections":1e3}}"#,
+            "FILE: mqtt.max_connections: found 1e3, allowed: a whole number from 1",
+        ),
+        (r#"{"mqtt":{"prt":1}}"#, "FILE: mqtt.prt: found an unknown key in mqtt, allowed: port, "),
+        (r#"{"mqt":{}}"#, "FILE: mqt: found an unknown key in the file, allowed: mqtt, "),
+        (r#"{"a\nb":1}"#, r"FILE: a\nb: found an unknown key in the file, allowed: "),
+        (r#"{"websocket":{"reconnect":{"x":1}}}"#, "FILE: websocket.reconnect.x: found an unknown key"),
+        (r#"{"gateway":{"name":1}}"#, "FILE: gateway.name: found an unknown key in gateway, allowed: "),
+        (r#"{"mqtt":1}"#, "FILE: mqtt: found 1, allowed: an object"),
+        (r"[]", "FILE: the whole file: found an array, allowed: an object"),
+        (r#"{"mqtt":{"port":1,"port":2}}"#, "FILE: mqtt.port: found the key twice, allowed: each key once"),
+        (r#"{"debug":true,"debug":true}"#, "FILE: debug: found the key twice, allowed: "),
+        (
+            r#"{"mqtt":{"host":"localhost"}}"#,
+            r#"FILE: mqtt.host: found "localhost", allowed: an IPv4 or IPv6 address"#,
+        ),
+        (
+            r#"{"udp":{"public_ip":"1.2.3.4:8884"}}"#,
+            r#"FILE: udp.public_ip: found "1.2.3.4:8884", allowed: "auto", an IP"#,
+        ),
+        (r#"{"udp":{"public_ip":""}}"#, r#"FILE: udp.public_ip: found "", allowed: "auto""#),
+        (
+            r#"{"udp":{"peer_policy":"loose"}}"#,
+            r#"FILE: udp.peer_policy: found "loose", allowed: "adaptive", "strict""#,
+        ),
+        (
+            r#"{"logging":{"level":"loud"}}"#,
+            r#"FILE: logging.level: found "loud", allowed: off, error, warn, info"#,
+        ),
+        (r#"{"debug":"yes"}"#, r#"FILE: debug: found "yes", allowed: true or false"#),
+        (
+            r#"{"websocket":{"production_servers":["ws://a","http://b/"]}}"#,
+            r#"FILE: websocket.production_servers[1]: found "http://b/", allowed: a ws:// or wss:// URL; did you mean ws://"#,
+        ),
+        (
+            r#"{"websocket":{"production_servers":"ws://a"}}"#,
+            r#"FILE: websocket.production_servers: found "ws://a", allowed: a list"#,
+        ),
+        (
+            r#"{"websocket":{"production_servers":[{}]}}"#,
+            "FILE: websocket.production_servers[0]: found an object, allowed: ",
+        ),
+        (
+            r#"{"websocket":{"development_servers":[{"url":"ws://a","framing":"x"}]}}"#,
+            r#"FILE: websocket.development_servers[0].framing: found "x", allowed: "auto", "header", "raw""#,
+        ),
+        (
+            r#"{"websocket":{"development_servers":[{"url":"ws://a","frame":"x"}]}}"#,
+            "FILE: websocket.development_servers[0].frame: found an unknown key in websocket.development_servers[0], allowed: framing",
+        ),
+        (
+            r#"{"websocket":{"development_mac_addresses":["aa:bb:cc:dd:ee"]}}"#,
+            r#"FILE: websocket.development_mac_addresses[0]: found "aa:bb:cc:dd:ee", allowed: a MAC address"#,
+        ),
+        (
+            r#"{"websocket":{"ca_file":"absent.pem"}}"#,
+            r#"FILE: websocket.ca_file: found "absent.pem" (No such file"#,
+        ),
+        (r#"{"mcp":{"capabilities":[]}}"#, "FILE: mcp.capabilities: found an array, allowed: an object"),
+        ("", "FILE: line 1, column 0: not JSON: EOF"),
+        (
+            "{\n \"mqtt\": {\n  \"port\": 1883,\n }\n}",
+            "FILE: line 4, column 2: not JSON: key must be a string",
+        ),
+        ("{} {}", "FILE: line 1, column 4: not JSON: trailing characters"),
+    ] {
+        let error = load(text).expect_err(text);
+        assert!(error.starts_with(expected), "{error}\nfor {text}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+    let error = load_with(b"{\"debug\":\xff}", None, &[]).unwrap_err();
+    assert!(error.starts_with("FILE: cannot be read: it is not UTF-8"), "{error}");
+}
+
+#[test]
+fn hostile_nesting_is_refused_and_nothing_else_happens() {
+    let nested = format!("{{\"mqtt\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    let error = load(&nested).unwrap_err();
+    assert!(error.len() < 200, "{error}");
+}
+
+#[test]
+fn a_message_never_holds_a_secret() {
+    for text in [
+        r#"{"mqtt":{"signature_key":732201}}"#,
+        r#"{"websocket":{"server_secret":["732201"]}}"#,
+        r#"{"websocket":{"production_servers":["ws://user:732201@a/"]}}"#,
+        r#"{"websocket":{"production_servers":["ws://user:732201/@a/"]}}"#,
+        r#"{"websocket":{"production_servers":["http://a/?token=732201"]}}"#,
+        r#"{"mqtt":{"signature_kye":"732201"}}"#,
+    ] {
+        let error = load(text).expect_err(text);
+        assert!(!error.contains("732201"), "{error}");
+    }
+    let config = load(
+        r#"{"mqtt":{"signature_key":"732201"},"websocket":{"production_servers":["ws://a/?t=732201"]}}"#,
+    );
+    assert!(!format!("{config:?}").contains("732201"));
+}
+
+#[test]
+fn the_environment_goes_over_the_file_and_the_command_line_over_both() {
+    let file = br#"{"mqtt":{"port":1,"signature_key":"file"},"udp":{"port":2},"logging":{"level":"warn"},"debug":true}"#;
+    let variables = [
+        ("MQTT_PORT", "11"),
+        ("UDP_PORT", "12"),
+        ("API_PORT", "13"),
+        ("PUBLIC_IP", "192.0.2.1"),
+        ("MQTT_SIGNATURE_KEY", "environment"),
+        ("SERVER_SECRET", "secret"),
+        ("LOG_LEVEL", "Error"),
+    ];
+    let config = load_with(file, None, &variables).unwrap();
+    assert_eq!((config.mqtt.port, config.udp.port, config.api.port), (11, 12, 13));
+    assert_eq!(config.udp.public_ip, PublicIp::Ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))));
+    assert_eq!(config.mqtt.signature_key, Secret::new("environment"));
+    assert_eq!(config.websocket.secret, Secret::new("secret"));
+    assert_eq!(config.log_level(), LevelFilter::Error);
+
+    let config = load_with(file, Some(LevelFilter::Info), &variables).unwrap();
+    assert_eq!(config.log_level(), LevelFilter::Info);
+
+    let empty = variables.map(|(name, _)| (name, ""));
+    assert_eq!(load_with(file, None, &empty), load_with(file, None, &[]));
+}
+
+#[test]
+fn debug_and_level_are_weighed_by_where_they_come_from() {
+    for (file, variables, expected) in [
+        (r#"{"debug":true}"#, &[][..], LevelFilter::Debug),
+        (r#"{"debug":true}"#, &[("DEBUG", "off")], LevelFilter::Info),
+        (r#"{"debug":true}"#, &[("LOG_LEVEL", "warning")], LevelFilter::Warn),
+        ("{}", &[("LOG_LEVEL", "warn"), ("DEBUG", "1")], LevelFilter::Debug),
+        ("{}", &[("DEBUG", "YES")], LevelFilter::Debug),
+        ("{}", &[("DEBUG", "0")], LevelFilter::Info),
+        ("{}", &[("DEBUG", "")], LevelFilter::Info),
+    ] {
+        let config = load_with(file.as_bytes(), None, variables).unwrap();
+        assert_eq!(config.log_level(), expected, "{file} {variables:?}");
+    }
+}
+
+#[test]
+fn a_bad_variable_is_refused_with_its_name() {
+    for (name, value, allowed) in [
+        ("MQTT_PORT", "abc", "a whole number from 0 to 65535"),
+        ("UDP_PORT", "65536", "a whole number from 0 to 65535"),
+        ("API_PORT", "-1", "a whole number from 0 to 65535"),
+        ("PUBLIC_IP", "a b", "\"auto\", an IP address or a host name"),
+        ("LOG_LEVEL", "loud", "off, error, warn, info, debug, trace"),
+        ("DEBUG", "2", "1, true, yes, on, 0, false, no, off"),
+    ] {
+        let error = load_with(b"{}", None, &[(name, value)]).unwrap_err();
+        let expected = format!("environment: {name}: found {value:?}, allowed: {allowed}");
+        assert!(error.starts_with(&expected), "{error}");
+    }
+}
+
+#[test]
+fn the_echo_server_stands_in_only_when_there_is_no_other() {
+    let echo = Arc::new("ws://127.0.0.1:4/".parse().unwrap());
+    for (text, stands_in) in [
+        ("{}", true),
+        (r#"{"websocket":{"production_servers":["ws://a"]}}"#, false),
+        (r#"{"websocket":{"development_servers":["ws://a"]}}"#, false),
+    ] {
+        let path = temporary("gateway.json", text.as_bytes());
+        let mut source = Source::new(Some(path.clone()), None, |_| None);
+        assert_eq!(source.path(), Some(path.as_path()));
+        assert!(!source.load().unwrap().websocket.echo);
+        source.set_echo(Arc::clone(&echo));
+        let config = source.load().unwrap();
+        assert_eq!(config.websocket.echo, stands_in, "{text}");
+        assert_eq!(config.websocket.production.contains(&echo), stands_in, "{text}");
+    }
+}
+
+#[test]
+fn the_file_is_the_one_of_the_command_line_then_of_the_environment() {
+    let named = |name: &str| (name == "CONFIG_FILE").then(|| OsString::from("environment.json"));
+    let path = |config: Option<&str>| {
+        let source = Source::new(config.map(PathBuf::from), None, named);
+        source.path().map(|path| path.display().to_string())
+    };
+    assert_eq!(path(Some("argument.json")).as_deref(), Some("argument.json"));
+    assert_eq!(path(None).as_deref(), Some("environment.json"));
+}
