@@ -19,6 +19,7 @@ mod file;
 mod server;
 mod source;
 mod value;
+mod warnings;
 
 pub use diff::{Changes, check_reload, diff};
 pub use error::ConfigError;
@@ -331,76 +332,6 @@ impl Config {
             (true, false) => self.logging.level,
         }
     }
-
-    /// What an operator should know about this configuration, one sentence each. Resolves no name: see
-    /// [`Udp::resolution_warning`].
-    pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if self.mqtt.signature_key.is_none() {
-            warnings.push(
-                "mqtt.signature_key is not set: every device is let in, whatever its password".to_owned(),
-            );
-        }
-        if let PublicIp::Ip(ip) = &self.udp.public_ip {
-            warnings.extend(unreachable(&ip.to_string(), *ip));
-        }
-        self.websocket.warn_into(&mut warnings);
-        if !self.unused.is_empty() {
-            warnings.push(format!("{}: accepted, but not used by this gateway", self.unused.join(", ")));
-        }
-        warnings
-    }
-}
-
-impl WebSocket {
-    fn warn_into(&self, warnings: &mut Vec<String>) {
-        if self.insecure {
-            warnings
-                .push("websocket.insecure is on: certificates of chat servers are not verified".to_owned());
-        }
-        for server in self.production.iter().chain(&self.development) {
-            if server.insecure == Some(true) && !self.insecure {
-                warnings.push(format!("the certificate of {server} is not verified: it is marked insecure"));
-            }
-        }
-        if self.development.is_empty() && !self.development_macs.is_empty() {
-            warnings.push(
-                "websocket.development_servers is empty: the devices of development_mac_addresses use \
-                 production_servers"
-                    .to_owned(),
-            );
-        }
-        if self.production.is_empty() && !self.development.is_empty() {
-            warnings.push(
-                "websocket.production_servers is empty: devices that are not in development_mac_addresses \
-                 have no chat server"
-                    .to_owned(),
-            );
-        }
-    }
-}
-
-impl Udp {
-    /// What is wrong with a `public_ip` that is a name. Asks the system's resolver, so it may block for many seconds.
-    pub fn resolution_warning(&self) -> Option<String> {
-        use std::net::ToSocketAddrs;
-        let PublicIp::Host(name) = &self.public_ip else { return None };
-        match (name.as_str(), self.port).to_socket_addrs() {
-            Err(error) => Some(format!("udp.public_ip: {name} does not resolve here: {error}")),
-            Ok(mut addresses) => {
-                addresses.find_map(|address| unreachable(&format!("{name} ({})", address.ip()), address.ip()))
-            }
-        }
-    }
-}
-
-fn unreachable(shown: &str, ip: IpAddr) -> Option<String> {
-    let kind = match ip {
-        ip if ip.is_loopback() => "a loopback address",
-        ip if ip.is_unspecified() => "the unspecified address",
-        _ => return None,
-    };
-    Some(format!("udp.public_ip: {shown} is {kind}: no device outside this machine can send audio to it"))
 }
 
 #[cfg(test)]
@@ -438,25 +369,6 @@ mod tests {
             let logging = Logging { enabled, level, file: None };
             let config = Config { logging, debug, ..Config::default() };
             assert_eq!(config.log_level(), expected, "{enabled} {debug} {level}");
-        }
-    }
-
-    #[test]
-    fn each_doubtful_setting_gets_one_warning() {
-        let mut config = Config::default();
-        config.mqtt.signature_key = Secret::new("key");
-        assert_eq!(config.warnings(), Vec::<String>::new());
-
-        config.mqtt.signature_key = None;
-        config.udp.public_ip = PublicIp::Ip(Ipv4Addr::LOCALHOST.into());
-        config.websocket.insecure = true;
-        config.websocket.development_macs = vec!["aa:bb:cc:dd:ee:ff".parse().unwrap()];
-        config.unused = vec!["gateway.device_id".to_owned()];
-        let warnings = config.warnings();
-        assert_eq!(warnings.len(), 5, "{warnings:#?}");
-        for text in ["mqtt.signature_key", "loopback", "insecure", "development_servers", "gateway.device_id"]
-        {
-            assert_eq!(warnings.iter().filter(|warning| warning.contains(text)).count(), 1, "{text}");
         }
     }
 
