@@ -17,20 +17,21 @@
 //! # }
 //! ```
 
+mod call;
 mod failure;
 pub mod voice;
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use data_encoding::{BASE64, HEXLOWER_PERMISSIVE};
+use data_encoding::BASE64;
 
+pub use self::call::{Audio, Call, Counts, Grant};
 pub use self::failure::{Failure, Seen, Step};
-use crate::proto::audio::{self, Cipher, Header};
 use crate::proto::identity::{self, Mac};
-use crate::proto::message::{self, Object};
+use crate::proto::message;
 use crate::proto::mqtt::{self, Connect, Level, Reply, encode};
 
 /// The hello of current firmware, without MCP.
@@ -46,8 +47,8 @@ const MAX_PACKET: usize = 1024 * 1024;
 const MAX_KEPT: usize = 1024;
 const NO_WAIT: Duration = Duration::ZERO;
 
-/// What a device presents in CONNECT.
-#[derive(Clone, Debug)]
+/// What a device presents in CONNECT. It is a secret: there is no `Debug`.
+#[derive(Clone)]
 pub struct Login {
     /// `group@@@mac_with_underscores@@@uuid`.
     pub client_id: String,
@@ -361,324 +362,6 @@ fn is_kind(text: &str, kind: &str) -> bool {
     message::peek(text).is_ok_and(|peek| peek.kind == kind)
 }
 
-/// What the gateway's hello grants: a session, and where and how to send audio.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
-    /// Never empty.
-    pub session_id: String,
-    /// Host name or address the gateway advertises.
-    pub server: String,
-    /// Never 0.
-    pub port: u16,
-    /// AES-128 key of both directions.
-    pub key: [u8; 16],
-    /// Template of the packet header.
-    pub nonce: [u8; 16],
-    /// The server's `audio_params`, raw JSON.
-    pub audio_params: Option<String>,
-}
-
-impl Grant {
-    /// Reads a hello reply as strictly as the firmware does; the error says what a device could not use.
-    ///
-    /// # Errors
-    /// One clause in English.
-    pub fn parse(reply: &str) -> Result<Self, String> {
-        let hello = Object::parse(reply).map_err(|error| error.to_string())?;
-        if hello.string("transport").as_deref() != Some("udp") {
-            let found = hello.raw("transport").unwrap_or("nothing");
-            return Err(format!("transport is {found}, a device accepts only \"udp\""));
-        }
-        let session_id = hello.string("session_id").filter(|id| !id.is_empty());
-        let session_id = session_id.ok_or("it holds no session_id")?.into_owned();
-        let udp = hello.object("udp").ok_or("it holds no udp object")?;
-        let server = udp.string("server").filter(|server| !server.is_empty());
-        let port = udp.number("port").filter(|port| (1.0..=65535.0).contains(port));
-        let hex16 = |field: &str| {
-            let text = udp.string(field)?;
-            HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?.try_into().ok()
-        };
-        Ok(Self {
-            session_id,
-            server: server.ok_or("udp.server is missing")?.into_owned(),
-            port: port.ok_or("udp.port is not a number from 1 to 65535")? as u16,
-            key: hex16("key").ok_or("udp.key is not 16 bytes in hex")?,
-            nonce: hex16("nonce").ok_or("udp.nonce is not 16 bytes in hex")?,
-            audio_params: hello.raw("audio_params").map(str::to_owned),
-        })
-    }
-}
-
-/// The audio of one call.
-pub struct Call {
-    /// What the gateway granted.
-    pub grant: Grant,
-    /// What happened so far.
-    pub counts: Counts,
-    socket: UdpSocket,
-    cipher: Cipher,
-    /// Sequence numbers last sent and last received.
-    sent: u32,
-    heard: u32,
-}
-
-/// What a call's audio socket saw.
-#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Packets sent.
-    pub sent: u64,
-    /// Packets received and accepted.
-    pub received: u64,
-    /// Sequence numbers from the gateway that were skipped.
-    pub lost: u64,
-    /// Packets at or below the highest sequence seen: late or twice.
-    pub stale: u64,
-    /// Datagrams that are no audio packet.
-    pub bad: u64,
-}
-
-/// An audio packet from the gateway, decrypted.
-#[derive(Clone, Debug)]
-pub struct Audio {
-    /// As it came.
-    pub header: Header,
-    /// One Opus packet.
-    pub payload: Vec<u8>,
-}
-
-impl Call {
-    /// Opens the audio socket, connected to where the grant points.
-    ///
-    /// # Errors
-    /// [`Step::Udp`]: the name does not resolve, or the system knows no way there.
-    pub fn open(grant: Grant) -> Result<Self, Failure> {
-        let at_udp = |error| Failure::io(Step::Udp, error, NO_WAIT);
-        let server = (&*grant.server, grant.port).to_socket_addrs().map_err(at_udp)?.next();
-        let server = server.ok_or_else(|| at_udp(io::ErrorKind::NotFound.into()))?;
-        let socket = connect_udp(server).map_err(at_udp)?;
-        let cipher = Cipher::new(&grant.key);
-        Ok(Self { grant, counts: Counts::default(), socket, cipher, sent: 0, heard: 0 })
-    }
-
-    /// Goes on from a new socket, towards `server`: what a NAT that forgot the old one does.
-    ///
-    /// # Errors
-    /// [`Step::Udp`].
-    pub fn rebind(&mut self, server: SocketAddr) -> Result<(), Failure> {
-        self.socket = connect_udp(server).map_err(|error| Failure::io(Step::Udp, error, NO_WAIT))?;
-        Ok(())
-    }
-
-    /// Where the audio goes.
-    ///
-    /// # Errors
-    /// [`Step::Udp`].
-    pub fn server_addr(&self) -> Result<SocketAddr, Failure> {
-        self.socket.peer_addr().map_err(|error| Failure::io(Step::Udp, error, NO_WAIT))
-    }
-
-    /// The socket, for what this type has no word for.
-    pub fn socket(&self) -> &UdpSocket {
-        &self.socket
-    }
-
-    /// Builds the next packet without sending it: for tests that lose, repeat or reorder.
-    pub fn seal(&mut self, timestamp: u32, payload: &[u8]) -> Vec<u8> {
-        self.sent += 1;
-        // As the firmware does: the nonce is the template, three fields of it are overwritten.
-        let mut iv = self.grant.nonce;
-        iv[2..4].copy_from_slice(&(payload.len() as u16).to_be_bytes());
-        iv[8..12].copy_from_slice(&timestamp.to_be_bytes());
-        iv[12..16].copy_from_slice(&self.sent.to_be_bytes());
-        let mut packet = Vec::with_capacity(audio::HEADER + payload.len());
-        packet.extend_from_slice(&iv);
-        packet.extend_from_slice(payload);
-        self.cipher.apply(&iv, &mut packet[audio::HEADER..]);
-        packet
-    }
-
-    /// Sends one Opus packet.
-    ///
-    /// # Errors
-    /// [`Step::Udp`]. "Connection refused" belongs to an earlier packet: nothing listens there.
-    pub fn send(&mut self, timestamp: u32, payload: &[u8]) -> Result<(), Failure> {
-        let packet = self.seal(timestamp, payload);
-        self.send_packet(&packet)
-    }
-
-    /// Sends a packet made by [`Self::seal`], or anything else.
-    ///
-    /// # Errors
-    /// As [`Self::send`].
-    pub fn send_packet(&mut self, packet: &[u8]) -> Result<(), Failure> {
-        self.counts.sent += 1;
-        self.socket.send(packet).map(drop).map_err(|error| Failure::io(Step::Udp, error, NO_WAIT))
-    }
-
-    /// The next audio packet that a device would accept; `None` when none came in time.
-    ///
-    /// # Errors
-    /// [`Step::Udp`].
-    pub fn receive(&mut self, wait: Duration) -> Result<Option<Audio>, Failure> {
-        let deadline = Instant::now() + wait;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let mut buffer = [0; 2048];
-            match receive_udp(&self.socket, &mut buffer, left) {
-                Ok(n) => {
-                    if let Some(audio) = self.accept(&buffer[..n]) {
-                        return Ok(Some(audio));
-                    }
-                }
-                Err(error) if failure::is_timeout(&error) => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Failure::io(Step::Udp, error, wait)),
-            }
-        }
-    }
-
-    fn accept(&mut self, datagram: &[u8]) -> Option<Audio> {
-        let Ok(header) = Header::parse(datagram) else {
-            self.counts.bad += 1;
-            return None;
-        };
-        // The firmware's rule: only ever forwards.
-        if header.sequence <= self.heard {
-            self.counts.stale += 1;
-            return None;
-        }
-        self.counts.lost += u64::from(header.sequence - self.heard - 1);
-        self.counts.received += 1;
-        self.heard = header.sequence;
-        let (iv, payload) = datagram.split_first_chunk::<{ audio::HEADER }>()?;
-        let mut payload = payload.to_vec();
-        self.cipher.apply(iv, &mut payload);
-        Some(Audio { header, payload })
-    }
-}
-
-fn connect_udp(server: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = match server {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0))?;
-    socket.connect(server)?;
-    Ok(socket)
-}
-
-fn receive_udp(socket: &UdpSocket, buffer: &mut [u8], wait: Duration) -> io::Result<usize> {
-    if wait.is_zero() {
-        socket.set_nonblocking(true)?;
-        let result = socket.recv(buffer);
-        socket.set_nonblocking(false)?;
-        result
-    } else {
-        socket.set_read_timeout(Some(wait))?;
-        socket.recv(buffer)
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::proto::mqtt::ConnectCode;
-    use crate::tools::fake::{Fake, Script};
-
-    const WAIT: Duration = Duration::from_secs(10);
-
-    fn login() -> Login {
-        Login::new("02:00:00:00:00:01".parse().unwrap(), Some(b"key"))
-    }
-
-    #[test]
-    fn a_call() {
-        let gateway = Fake::start(Script::default());
-        let mut device = Device::connect(gateway.addr, &login(), WAIT).unwrap();
-        let mut call = device.call().unwrap();
-        assert_eq!(call.grant.session_id, "the-session");
-        for i in 1..=5 {
-            call.send(i, &voice::packet(i, 0)).unwrap();
-            let audio = call.receive(WAIT).unwrap().unwrap();
-            assert_eq!((audio.header.sequence, audio.header.timestamp), (i, i));
-            assert_eq!(voice::parse(&audio.payload), Some((i, 0)));
-        }
-        assert_eq!(call.counts, Counts { sent: 5, received: 5, ..Counts::default() });
-        let kept = device.receive_text(WAIT).unwrap().unwrap();
-        assert!(kept.contains("mcp"), "what came before the hello: {kept}");
-        device.ping().unwrap();
-        assert_eq!(device.receive(WAIT).unwrap(), Some(Incoming::Pong));
-        assert_eq!(device.receive(Duration::ZERO).unwrap(), None);
-        device.goodbye(&call).unwrap();
-        device.disconnect().unwrap();
-        gateway.join();
-    }
-
-    #[test]
-    fn gaps_and_stale_packets_are_counted() {
-        let grant = Grant {
-            session_id: "s".into(),
-            server: "127.0.0.1".into(),
-            port: 9,
-            key: [1; 16],
-            nonce: audio::nonce(5),
-            audio_params: None,
-        };
-        let mut call = Call::open(grant).unwrap();
-        let packets: Vec<_> = (0..9).map(|_| call.seal(0, b"x")).collect();
-        for i in [0, 3, 2, 3, 8] {
-            call.accept(&packets[i]);
-        }
-        call.accept(&packets[0][..10]);
-        assert_eq!(call.counts, Counts { sent: 0, received: 3, lost: 6, stale: 2, bad: 1 });
-    }
-
-    #[test]
-    fn a_failure_names_the_step_and_what_was_seen() {
-        let refused = Script { code: ConnectCode::Credentials, ..Script::default() };
-        let http = Script { not_mqtt: Some(b"HTTP/1.1 400 Bad Request\r\n\r\n"), ..Script::default() };
-        let closes = Script { not_mqtt: Some(b""), ..Script::default() };
-        let old = Script { reply: Some(r#"{"type":"hello","transport":"websocket"}"#), ..Script::default() };
-        let cases = [
-            (refused, "login: refused with CONNACK 4: bad user name or password"),
-            (http, "MQTT: the answer is not MQTT as a gateway speaks it"),
-            (closes, "MQTT: the other side closed the connection"),
-            (old, "hello: a device could not use the hello reply: transport is \"websocket\""),
-        ];
-        for (script, expected) in cases {
-            let gateway = Fake::start(script);
-            let result =
-                Device::connect(gateway.addr, &login(), WAIT).and_then(|mut device| device.hello(HELLO));
-            let error = result.unwrap_err().to_string();
-            assert!(error.starts_with(expected), "{error}");
-        }
-        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let error = Device::connect(nobody, &login(), WAIT).unwrap_err();
-        assert_eq!(error.step, Step::Tcp, "{error}");
-    }
-
-    #[test]
-    fn a_grant_is_read_as_strictly_as_the_firmware_reads_it() {
-        let good = r#"{"type":"hello","transport":"udp","session_id":"s","audio_params":{"sample_rate":24000},"udp":{"server":"h","port":8884,"key":"000102030405060708090a0b0c0d0e0F","nonce":"01000000000000010000000000000000"}}"#;
-        let grant = Grant::parse(good).unwrap();
-        assert_eq!((grant.port, grant.key[15]), (8884, 15));
-        assert_eq!(grant.audio_params.as_deref(), Some(r#"{"sample_rate":24000}"#));
-        for (from, to) in [
-            (r#""s""#, r#""""#),
-            (r#""s""#, "null"),
-            (r#""udp","s"#, r#""tcp","s"#),
-            ("8884", "0"),
-            ("8884", "65536"),
-            ("8884", "\"8884\""),
-            ("0001", "00"),
-            ("0100", "01xx"),
-            (r#""h""#, "7"),
-            ("}}", ""),
-        ] {
-            let bad = good.replace(from, to);
-            assert_ne!(bad, good, "{from}");
-            assert!(Grant::parse(&bad).is_err(), "{bad}");
-        }
-    }
-}
+mod tests;

@@ -23,13 +23,11 @@ pub fn packet(number: u32, micros: u64) -> [u8; LEN] {
     packet
 }
 
-/// Number and time of a packet made by [`packet`]; `None` for any other voice.
-pub fn parse(packet: &[u8]) -> Option<(u32, u64)> {
-    let said: &[u8; LEN] = packet.try_into().ok()?;
-    let (mark, rest) = said[HEAD..].split_first_chunk::<4>()?;
-    let (number, rest) = rest.split_first_chunk::<4>()?;
-    let (micros, _) = rest.split_first_chunk::<8>()?;
-    (*mark == MARK).then(|| (u32::from_be_bytes(*number), u64::from_be_bytes(*micros)))
+/// Number and time of a packet made by [`packet`], every byte of which is compared; `None` for any other voice.
+pub fn parse(said: &[u8]) -> Option<(u32, u64)> {
+    let number = u32::from_be_bytes(*said.get(HEAD + 4..)?.first_chunk()?);
+    let micros = u64::from_be_bytes(*said.get(HEAD + 8..)?.first_chunk()?);
+    (packet(number, micros) == said).then_some((number, micros))
 }
 
 #[cfg(test)]

@@ -1,0 +1,230 @@
+//! The audio of a call, from the hello reply to the packets.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::time::{Duration, Instant};
+
+use data_encoding::HEXLOWER_PERMISSIVE;
+
+use super::NO_WAIT;
+use super::failure::{self, Failure, Step};
+use crate::proto::audio::{self, Cipher, Header};
+use crate::proto::message::Object;
+
+/// What the gateway's hello grants: a session, and where and how to send audio.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Never empty.
+    pub session_id: String,
+    /// Host name or address the gateway advertises.
+    pub server: String,
+    /// Never 0.
+    pub port: u16,
+    /// AES-128 key of both directions.
+    pub key: [u8; 16],
+    /// Template of the packet header.
+    pub nonce: [u8; 16],
+    /// The server's `audio_params`, raw JSON.
+    pub audio_params: Option<String>,
+}
+
+impl Grant {
+    /// Reads a hello reply as strictly as the firmware does; the error says what a device could not use.
+    ///
+    /// # Errors
+    /// One clause in English.
+    pub fn parse(reply: &str) -> Result<Self, String> {
+        let hello = Object::parse(reply).map_err(|error| error.to_string())?;
+        if hello.string("transport").as_deref() != Some("udp") {
+            let found = hello.raw("transport").unwrap_or("nothing");
+            return Err(format!("transport is {found}, a device accepts only \"udp\""));
+        }
+        let session_id = hello.string("session_id").filter(|id| !id.is_empty());
+        let session_id = session_id.ok_or("it holds no session_id")?.into_owned();
+        let udp = hello.object("udp").ok_or("it holds no udp object")?;
+        let server = udp.string("server").filter(|server| !server.is_empty());
+        let port = udp.number("port").filter(|port| (1.0..=65535.0).contains(port));
+        let hex16 = |field: &str| {
+            let text = udp.string(field)?;
+            HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?.try_into().ok()
+        };
+        Ok(Self {
+            session_id,
+            server: server.ok_or("udp.server is missing")?.into_owned(),
+            port: port.ok_or("udp.port is not a number from 1 to 65535")? as u16,
+            key: hex16("key").ok_or("udp.key is not 16 bytes in hex")?,
+            nonce: hex16("nonce").ok_or("udp.nonce is not 16 bytes in hex")?,
+            audio_params: hello.raw("audio_params").map(str::to_owned),
+        })
+    }
+}
+
+/// The audio of one call.
+pub struct Call {
+    /// What the gateway granted.
+    pub grant: Grant,
+    /// What happened so far.
+    pub counts: Counts,
+    socket: UdpSocket,
+    cipher: Cipher,
+    /// Sequence numbers last sent and last received.
+    sent: u32,
+    heard: u32,
+}
+
+/// What a call's audio socket saw.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets received and accepted.
+    pub received: u64,
+    /// Sequence numbers from the gateway that were skipped.
+    pub lost: u64,
+    /// Packets at or below the highest sequence seen: late or twice.
+    pub stale: u64,
+    /// Datagrams that are no audio packet.
+    pub bad: u64,
+}
+
+/// An audio packet from the gateway, decrypted.
+#[derive(Clone, Debug)]
+pub struct Audio {
+    /// As it came.
+    pub header: Header,
+    /// One Opus packet.
+    pub payload: Vec<u8>,
+}
+
+impl Call {
+    /// Opens the audio socket, connected to where the grant points.
+    ///
+    /// # Errors
+    /// [`Step::Udp`]: the name does not resolve, or the system knows no way there.
+    pub fn open(grant: Grant) -> Result<Self, Failure> {
+        let at_udp = |error| Failure::io(Step::Udp, error, NO_WAIT);
+        let server = (&*grant.server, grant.port).to_socket_addrs().map_err(at_udp)?.next();
+        let server = server.ok_or_else(|| at_udp(io::ErrorKind::NotFound.into()))?;
+        let socket = connect_udp(server).map_err(at_udp)?;
+        let cipher = Cipher::new(&grant.key);
+        Ok(Self { grant, counts: Counts::default(), socket, cipher, sent: 0, heard: 0 })
+    }
+
+    /// Goes on from a new socket, towards `server`: what a NAT that forgot the old one does.
+    ///
+    /// # Errors
+    /// [`Step::Udp`].
+    pub fn rebind(&mut self, server: SocketAddr) -> Result<(), Failure> {
+        self.socket = connect_udp(server).map_err(|error| Failure::io(Step::Udp, error, NO_WAIT))?;
+        Ok(())
+    }
+
+    /// Where the audio goes.
+    ///
+    /// # Errors
+    /// [`Step::Udp`].
+    pub fn server_addr(&self) -> Result<SocketAddr, Failure> {
+        self.socket.peer_addr().map_err(|error| Failure::io(Step::Udp, error, NO_WAIT))
+    }
+
+    /// The socket, for what this type has no word for.
+    pub fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+
+    /// Builds the next packet without sending it: for tests that lose, repeat or reorder.
+    pub fn seal(&mut self, timestamp: u32, payload: &[u8]) -> Vec<u8> {
+        self.sent += 1;
+        // As the firmware does: the nonce is the template, three fields of it are overwritten.
+        let mut iv = self.grant.nonce;
+        iv[2..4].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+        iv[8..12].copy_from_slice(&timestamp.to_be_bytes());
+        iv[12..16].copy_from_slice(&self.sent.to_be_bytes());
+        let mut packet = Vec::with_capacity(audio::HEADER + payload.len());
+        packet.extend_from_slice(&iv);
+        packet.extend_from_slice(payload);
+        self.cipher.apply(&iv, &mut packet[audio::HEADER..]);
+        packet
+    }
+
+    /// Sends one Opus packet.
+    ///
+    /// # Errors
+    /// [`Step::Udp`]. "Connection refused" belongs to an earlier packet: nothing listens there.
+    pub fn send(&mut self, timestamp: u32, payload: &[u8]) -> Result<(), Failure> {
+        let packet = self.seal(timestamp, payload);
+        self.send_packet(&packet)
+    }
+
+    /// Sends a packet made by [`Self::seal`], or anything else.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub fn send_packet(&mut self, packet: &[u8]) -> Result<(), Failure> {
+        self.counts.sent += 1;
+        self.socket.send(packet).map(drop).map_err(|error| Failure::io(Step::Udp, error, NO_WAIT))
+    }
+
+    /// The next audio packet that a device would accept; `None` when none came in time.
+    ///
+    /// # Errors
+    /// [`Step::Udp`].
+    pub fn receive(&mut self, wait: Duration) -> Result<Option<Audio>, Failure> {
+        let deadline = Instant::now() + wait;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut buffer = [0; 2048];
+            match receive_udp(&self.socket, &mut buffer, left) {
+                Ok(n) => {
+                    if let Some(audio) = self.accept(&buffer[..n]) {
+                        return Ok(Some(audio));
+                    }
+                }
+                Err(error) if failure::is_timeout(&error) => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Failure::io(Step::Udp, error, wait)),
+            }
+        }
+    }
+
+    pub(super) fn accept(&mut self, datagram: &[u8]) -> Option<Audio> {
+        let Ok(header) = Header::parse(datagram) else {
+            self.counts.bad += 1;
+            return None;
+        };
+        // The firmware's rule: only ever forwards.
+        if header.sequence <= self.heard {
+            self.counts.stale += 1;
+            return None;
+        }
+        self.counts.lost += u64::from(header.sequence - self.heard - 1);
+        self.counts.received += 1;
+        self.heard = header.sequence;
+        let (iv, payload) = datagram.split_first_chunk::<{ audio::HEADER }>()?;
+        let mut payload = payload.to_vec();
+        self.cipher.apply(iv, &mut payload);
+        Some(Audio { header, payload })
+    }
+}
+
+fn connect_udp(server: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = match server {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(server)?;
+    Ok(socket)
+}
+
+fn receive_udp(socket: &UdpSocket, buffer: &mut [u8], wait: Duration) -> io::Result<usize> {
+    if wait.is_zero() {
+        socket.set_nonblocking(true)?;
+        let result = socket.recv(buffer);
+        socket.set_nonblocking(false)?;
+        result
+    } else {
+        socket.set_read_timeout(Some(wait))?;
+        socket.recv(buffer)
+    }
+}

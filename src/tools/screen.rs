@@ -1,0 +1,63 @@
+//! What the sub-commands show: lines that stay, and on a terminal a block that is redrawn in place.
+
+use std::io::{self, IsTerminal, Write};
+
+/// An output for people. Its reader may go away at any time: that is no error.
+pub(super) struct Screen {
+    out: Box<dyn Write>,
+    live: bool,
+    /// Lines of the block that is on the screen now.
+    drawn: usize,
+}
+
+impl Screen {
+    pub(super) fn stdout() -> Self {
+        let out = io::stdout();
+        Self { live: can_move(out.is_terminal()), out: Box::new(out), drawn: 0 }
+    }
+
+    pub(super) fn stderr() -> Self {
+        let out = io::stderr();
+        Self { live: can_move(out.is_terminal()), out: Box::new(out), drawn: 0 }
+    }
+
+    /// True when [`Self::draw`] shows anything.
+    pub(super) fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// Prints a line that stays, in the place of the block.
+    pub(super) fn say(&mut self, line: &str) {
+        let text = format!("{}{line}\n", self.erase());
+        self.write(&text);
+    }
+
+    /// Shows a block in the place of the one before. Lines must be shorter than the terminal is wide.
+    pub(super) fn draw(&mut self, lines: &[String]) {
+        if self.live {
+            let text = format!("{}{}\n", self.erase(), lines.join("\n"));
+            self.write(&text);
+            self.drawn = lines.len();
+        }
+    }
+
+    /// The control sequence that removes the block: cursor up, clear to the end (ECMA-48 CUU and ED).
+    fn erase(&mut self) -> String {
+        match std::mem::take(&mut self.drawn) {
+            0 => String::new(),
+            lines => format!("\x1b[{lines}A\x1b[J"),
+        }
+    }
+
+    fn write(&mut self, text: &str) {
+        let _ = self.out.write_all(text.as_bytes());
+        let _ = self.out.flush();
+    }
+}
+
+fn can_move(terminal: bool) -> bool {
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    // The old Windows console shows control sequences as text; Windows Terminal says that it is there.
+    let old_console = cfg!(windows) && std::env::var_os("WT_SESSION").is_none();
+    terminal && !dumb && !old_console
+}
