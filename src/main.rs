@@ -12,7 +12,7 @@ use std::time::Duration;
 use log::{error, info, log_enabled, warn};
 use mqtt_websocket_proxy::config::{Config, DEFAULT_FILE, PublicIp, Source, Udp};
 use mqtt_websocket_proxy::logger;
-use mqtt_websocket_proxy::net::gateway::{Gateway, Handle};
+use mqtt_websocket_proxy::net::{Gateway, Handle};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use mqtt_websocket_proxy::tools::{credentials, demo, probe};
 use pico_args::Arguments;

@@ -131,7 +131,8 @@ impl Gateway {
 
 /// Finds devices that vanished without a word while their keep alive is long or none.
 fn keepalive() -> TcpKeepalive {
-    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
     #[cfg(not(any(windows, target_os = "openbsd")))]
     let keepalive = keepalive.with_retries(3);
     keepalive

@@ -93,7 +93,14 @@ pub(super) struct Dialer<'a> {
 
 impl Backend {
     pub(super) fn new(request: Box<DialRequest>) -> Self {
-        Self { request, stage: Stage::Waiting(VecDeque::new()), ticket: 0, counted: false, unread: 0, bulky: false }
+        Self {
+            request,
+            stage: Stage::Waiting(VecDeque::new()),
+            ticket: 0,
+            counted: false,
+            unread: 0,
+            bulky: false,
+        }
     }
 
     pub(super) fn server(&self) -> &Arc<Server> {
@@ -202,7 +209,12 @@ impl Backend {
                     Ok(Some(tail)) => {
                         self.unread = tail.len() as u64;
                         let stream = Counting { stream: upgrade.into_stream(), taken: 0 };
-                        let socket = WebSocket::from_partially_read(stream, tail, Role::Client, Some(websocket_config()));
+                        let socket = WebSocket::from_partially_read(
+                            stream,
+                            tail,
+                            Role::Client,
+                            Some(websocket_config()),
+                        );
                         self.stage = Stage::Open(Box::new(socket));
                         return Step::Opened;
                     }

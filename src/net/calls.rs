@@ -59,7 +59,8 @@ impl Gateway {
     fn resolved(&mut self, id: SessionId, outcome: Result<Vec<std::net::SocketAddr>, String>) {
         match outcome {
             Ok(addresses) => {
-                let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
+                let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut())
+                else {
                     return;
                 };
                 backend.resolved(addresses);
@@ -76,7 +77,9 @@ impl Gateway {
             && let Some(id) = self.dial_queue.pop_front()
         {
             let Some(session) = self.sessions.live(id) else { continue };
-            let Some(backend) = session.backend.as_mut().filter(|backend| backend.is_waiting()) else { continue };
+            let Some(backend) = session.backend.as_mut().filter(|backend| backend.is_waiting()) else {
+                continue;
+            };
             if backend.counted {
                 continue;
             }
@@ -94,7 +97,9 @@ impl Gateway {
         go_on: impl FnOnce(&mut Backend, &mut Dialer<'_>) -> Step,
     ) {
         let authorization = self.authorization(id);
-        let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else { return };
+        let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
+            return;
+        };
         let tls = match self.tls.client(backend.server(), &self.config.websocket) {
             Ok(tls) => tls,
             Err(why) => return self.dial_failed(id, Failure { stage: "tls", why }),
@@ -124,7 +129,10 @@ impl Gateway {
             (Some(secret), Some(request)) => {
                 let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                 let client_id = request.client_id.as_deref().unwrap_or_default();
-                format!("Bearer {}", identity::token(secret.as_bytes(), client_id, request.mac, unix.as_secs()))
+                format!(
+                    "Bearer {}",
+                    identity::token(secret.as_bytes(), client_id, request.mac, unix.as_secs())
+                )
             }
             _ => "Bearer test-token".to_owned(),
         }
@@ -183,7 +191,9 @@ impl Gateway {
     pub(super) fn pump_backend(&mut self, id: SessionId) {
         self.advance_dial_if_any(id);
         for _ in 0..MESSAGES {
-            let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else { return };
+            let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
+                return;
+            };
             if !backend.is_open() {
                 return;
             }
@@ -335,7 +345,9 @@ impl TlsClients {
             std::collections::hash_map::Entry::Vacant(entry) => {
                 let (ca_file, insecure) = entry.key();
                 let pem = match ca_file {
-                    Some(path) => Some(std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?),
+                    Some(path) => {
+                        Some(std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?)
+                    }
                     None => None,
                 };
                 let client = TlsClient::new(pem, *insecure);

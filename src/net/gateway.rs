@@ -145,7 +145,8 @@ impl Gateway {
     pub fn bind(config: Config, source: Option<Source>) -> Result<Self, BindError> {
         let setup = |what| move |error| BindError::Setup(what, error);
         let poll = Poll::new().map_err(setup("poll"))?;
-        let waker = Arc::new(Waker::new(poll.registry(), token::fixed(WAKER)).map_err(setup("create a waker"))?);
+        let waker =
+            Arc::new(Waker::new(poll.registry(), token::fixed(WAKER)).map_err(setup("create a waker"))?);
         let mqtt = SocketAddr::new(config.mqtt.host, config.mqtt.port);
         let mut listener = accept::listen(mqtt).map_err(|error| BindError::Port("MQTT", mqtt, error))?;
         let udp = SocketAddr::new(config.udp.host, config.udp.port);
@@ -222,7 +223,7 @@ impl Gateway {
     ///
     /// # Errors
     /// When the system's poll fails.
-    pub fn run(&mut self) -> io::Result<()> {
+    pub fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
         while !self.is_stopped() {
             self.turn(&mut events)?;
@@ -342,7 +343,8 @@ impl Gateway {
         }
         session.alarm = None;
         let lingered = session.linger.is_some_and(|until| until <= now);
-        let refusal = session.device.as_ref().and_then(|device| device.hold_until).is_some_and(|at| at <= now);
+        let refusal =
+            session.device.as_ref().and_then(|device| device.hold_until).is_some_and(|at| at <= now);
         let address = session.backend.as_ref().and_then(|backend| backend.next_address_at());
         if lingered {
             session.linger = None;
@@ -442,7 +444,8 @@ impl Gateway {
     pub(super) fn drive(&mut self, id: SessionId, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) {
         debug_assert!(self.actions.is_empty(), "no action is left for the next session");
         let Some(session) = self.sessions.live(id) else { return };
-        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut self.actions };
+        let mut cx =
+            Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut self.actions };
         decide(&mut session.core, &mut cx);
         self.apply(id);
     }
@@ -497,13 +500,17 @@ impl Gateway {
     }
 
     fn publish(&mut self, id: SessionId, text: &str) {
-        let Some(client_id) = self.sessions.get(id).and_then(|session| session.core.client_id()) else { return };
+        let Some(client_id) = self.sessions.get(id).and_then(|session| session.core.client_id()) else {
+            return;
+        };
         let topic = format!("devices/p2p/{}", client_id.mac().underscored());
         self.write_device(id, |out| encode::publish(out, &topic, text.as_bytes()));
     }
 
     fn say(&mut self, id: SessionId, text: String) {
-        let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else { return };
+        let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
+            return;
+        };
         if backend.send_text(text).is_err() {
             self.ready.push_back(Ready::SlowBackend(id));
         }
@@ -598,7 +605,9 @@ impl Gateway {
 
     /// Credentials are good: an older connection of the same device gives way, or lends its call.
     fn admit(&mut self, id: SessionId) {
-        let Some(client_id) = self.sessions.get(id).and_then(|session| session.core.client_id()) else { return };
+        let Some(client_id) = self.sessions.get(id).and_then(|session| session.core.client_id()) else {
+            return;
+        };
         let mac = client_id.mac();
         let older = self.index.device(client_id, &self.sessions);
         let full = older.is_none() && self.index.devices() >= self.config.mqtt.max_connections;
@@ -685,7 +694,9 @@ impl Gateway {
                 let Some(ip) = self.sessions.get(id).map(|session| session.core.ip()) else { return };
                 match self.doorkeeper.log_worthy(ip, self.now) {
                     Some(0) => warn!("{prefix} {reason}"),
-                    Some(suppressed) => warn!("{prefix} {reason} ({suppressed} more refused from this address)"),
+                    Some(suppressed) => {
+                        warn!("{prefix} {reason} ({suppressed} more refused from this address)")
+                    }
                     None => debug!("{prefix} {reason}"),
                 }
             }

@@ -42,9 +42,11 @@ pub(super) fn udp_host(public_ip: &PublicIp, local: Option<IpAddr>) -> Box<str> 
 /// What the operator of a device without sound should know of its datagrams, and look at.
 pub(super) fn seen(sighting: &Sighting) -> String {
     match (sighting.datagrams, sighting.last) {
-        (0, _) | (_, None) => "nothing was seen from its address: check that this UDP port is open in every firewall \
+        (0, _) | (_, None) => {
+            "nothing was seen from its address: check that this UDP port is open in every firewall \
             and forwarded by every router and tunnel, and that udp.public_ip is right"
-            .to_owned(),
+                .to_owned()
+        }
         (datagrams, Some(last)) => {
             format!("{datagrams} datagrams came from its address but were dropped, the last as {last}")
         }

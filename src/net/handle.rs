@@ -82,7 +82,7 @@ impl Running {
     pub fn start(config: Config, source: Option<Source>) -> Result<Self, BindError> {
         let (bound, outcome) = mpsc::channel();
         let thread = thread::Builder::new().name("gateway".to_owned()).spawn(move || {
-            let mut gateway = match Gateway::bind(config, source) {
+            let gateway = match Gateway::bind(config, source) {
                 Ok(gateway) => gateway,
                 Err(error) => {
                     let _ = bound.send(Err(error));

@@ -46,7 +46,8 @@ impl Index {
 
     pub(super) fn add_device(&mut self, mac: Mac, id: SessionId, sessions: &Sessions) {
         let hasher = &self.hasher;
-        let hash_of = |id: &SessionId| client_id_of(*id, sessions).map_or(0, |found| hasher.hash_one(found.mac()));
+        let hash_of =
+            |id: &SessionId| client_id_of(*id, sessions).map_or(0, |found| hasher.hash_one(found.mac()));
         self.devices.insert_unique(hasher.hash_one(mac), id, hash_of);
     }
 

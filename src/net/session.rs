@@ -50,7 +50,12 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
-    pub(super) fn insert(&mut self, core: Core, device: Option<Device>, backend: Option<Box<Backend>>) -> SessionId {
+    pub(super) fn insert(
+        &mut self,
+        core: Core,
+        device: Option<Device>,
+        backend: Option<Box<Backend>>,
+    ) -> SessionId {
         self.epoch = self.epoch.wrapping_add(1);
         let epoch = self.epoch;
         let session = Session {

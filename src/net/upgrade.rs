@@ -117,7 +117,9 @@ fn judge(head: &[u8], accept: &str) -> Result<Option<usize>, String> {
     if code != 101 {
         let reason = response.reason.unwrap_or_default();
         let hint = match (code, header("location")) {
-            (300..=399, Some(location)) => format!(", redirected to {location}: put that address into the configuration"),
+            (300..=399, Some(location)) => {
+                format!(", redirected to {location}: put that address into the configuration")
+            }
             (401 | 403, _) => ": check SERVER_SECRET".to_owned(),
             (404, _) => ": check the path of the URL".to_owned(),
             _ => String::new(),
@@ -157,7 +159,9 @@ mod tests {
 
     #[test]
     fn only_a_full_agreement_passes() {
-        let good = format!("Upgrade: WebSocket\r\nConnection: keep-alive, upgrade\r\nSec-WebSocket-Accept: {ACCEPT}");
+        let good = format!(
+            "Upgrade: WebSocket\r\nConnection: keep-alive, upgrade\r\nSec-WebSocket-Accept: {ACCEPT}"
+        );
         let text = format!("HTTP/1.1 101 Switching Protocols\r\n{good}\r\n\r\n");
         assert_eq!(judge(text.as_bytes(), ACCEPT), Ok(Some(text.len())));
         for end in 0..text.len() {

@@ -414,7 +414,11 @@ impl fmt::Display for Note {
                 write!(f, "connection lost in a call, kept for {} s", grace.as_secs())
             }
             Self::CallBegan { session_id, url, after } => {
-                write!(f, "call begins: session={session_id} server={url} answered_after={}ms", after.as_millis())
+                write!(
+                    f,
+                    "call begins: session={session_id} server={url} answered_after={}ms",
+                    after.as_millis()
+                )
             }
             Self::DialFailed { url, failure } => write!(f, "chat server {url}: {failure}"),
             Self::Redialling { url, failure, pause } => {
@@ -442,7 +446,9 @@ impl fmt::Display for Note {
                 after.as_secs()
             ),
             Self::Tools(Ok(count)) => write!(f, "learned {count} tools of the device"),
-            Self::Tools(Err(why)) => write!(f, "the device's tools are not known ({why}): requests are forwarded"),
+            Self::Tools(Err(why)) => {
+                write!(f, "the device's tools are not known ({why}): requests are forwarded")
+            }
         }
     }
 }

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::action::{Action, Counter, Cx, DialRequest, Discard, EndReason, Failure, Gone, Grant, Note, Summary};
+use super::action::{
+    Action, Counter, Cx, DialRequest, Discard, EndReason, Failure, Gone, Grant, Note, Summary,
+};
 use super::deadlines::{Deadlines, Timer};
 use super::media::{Frame, Framing, Media, Opened, Peer, Sealed};
 use super::queue::{Held, HeldQueue, Overflow, Texts};
@@ -432,7 +434,13 @@ impl Call {
         })
     }
 
-    pub(super) fn server_text(&mut self, text: &str, peek: &Peek<'_>, caller: Caller<'_>, cx: &mut Cx<'_>) -> Flow {
+    pub(super) fn server_text(
+        &mut self,
+        text: &str,
+        peek: &Peek<'_>,
+        caller: Caller<'_>,
+        cx: &mut Cx<'_>,
+    ) -> Flow {
         self.server_heard = cx.now;
         self.last_activity = cx.now;
         let speech = matches!(&*peek.kind, "tts" | "stt");
@@ -543,7 +551,11 @@ impl Call {
         self.last_listen = Some(text.into());
         let warn = cx.config.udp.first_packet_warn;
         let starts = peek.state.as_deref() == Some("start");
-        if starts && !std::mem::replace(&mut self.listened, true) && self.media.peer().is_none() && !warn.is_zero() {
+        if starts
+            && !std::mem::replace(&mut self.listened, true)
+            && self.media.peer().is_none()
+            && !warn.is_zero()
+        {
             self.deadlines.set(Timer::Unheard, cx.now + warn);
         }
     }
@@ -551,7 +563,9 @@ impl Call {
     /// A device's text goes to the server, with the id the server knows.
     pub(super) fn say(&self, text: &str, cx: &mut Cx<'_>) {
         let text = match (&self.id, &self.server_id) {
-            (Some(id), Some(server_id)) if id != server_id => message::replace_session_id(text, id, server_id),
+            (Some(id), Some(server_id)) if id != server_id => {
+                message::replace_session_id(text, id, server_id)
+            }
             _ => text.into(),
         };
         cx.out.push(Action::Say(text.into_owned()));
@@ -874,7 +888,11 @@ impl Call {
         let open = matches!(self.stage, Stage::Greeting | Stage::Live);
         if open && reason != EndReason::ServerClosed && cx.config.websocket.send_goodbye {
             let id = self.server_id.as_deref().or(self.id.as_deref());
-            cx.out.push(Action::Say(message::server_goodbye(id, reason.label(), duration.as_millis() as u64)));
+            cx.out.push(Action::Say(message::server_goodbye(
+                id,
+                reason.label(),
+                duration.as_millis() as u64,
+            )));
         }
         cx.out.push(Action::HangUp(if reason == EndReason::Shutdown { 1001 } else { 1000 }));
     }
@@ -910,14 +928,20 @@ impl EndReason {
     /// Status and message for the device's screen, in the two languages its users read.
     fn words(self) -> (&'static str, &'static str) {
         match self {
-            Self::NoServer => {
-                ("连接失败 / Call failed", "聊天服务器无法连接，请稍后再试 / No chat server can be reached, try again later")
+            Self::NoServer => (
+                "连接失败 / Call failed",
+                "聊天服务器无法连接，请稍后再试 / No chat server can be reached, try again later",
+            ),
+            Self::ServerLost => (
+                "连接中断 / Call lost",
+                "与聊天服务器的连接中断 / The connection to the chat server was lost",
+            ),
+            Self::Refused => {
+                ("忙 / Busy", "网关通话数已满，请稍后再试 / The gateway has no free line, try again later")
             }
-            Self::ServerLost => {
-                ("连接中断 / Call lost", "与聊天服务器的连接中断 / The connection to the chat server was lost")
+            Self::Shutdown => {
+                ("网关重启 / Restart", "网关正在重启，请稍后再试 / The gateway restarts, try again later")
             }
-            Self::Refused => ("忙 / Busy", "网关通话数已满，请稍后再试 / The gateway has no free line, try again later"),
-            Self::Shutdown => ("网关重启 / Restart", "网关正在重启，请稍后再试 / The gateway restarts, try again later"),
             _ => ("通话结束 / Call ended", "通话无法继续 / The call cannot go on"),
         }
     }

@@ -283,7 +283,8 @@ impl Core {
     // ----- what the device says -----------------------------------------------------------------------------------
 
     fn publish(&mut self, payload: &[u8], cx: &mut Cx<'_>) {
-        let parsed = std::str::from_utf8(payload).ok().and_then(|text| Some((text, message::peek(text).ok()?)));
+        let parsed =
+            std::str::from_utf8(payload).ok().and_then(|text| Some((text, message::peek(text).ok()?)));
         let Some((text, peek)) = parsed else {
             cx.out.push(Action::Count(Counter::BadDeviceText));
             return;
@@ -507,12 +508,19 @@ impl Core {
     }
 }
 
-fn authenticate(id: &ClientId, connect: &Connect<'_>, config: &Config) -> Result<(), (ConnectCode, &'static str)> {
+fn authenticate(
+    id: &ClientId,
+    connect: &Connect<'_>,
+    config: &Config,
+) -> Result<(), (ConnectCode, &'static str)> {
     let Some(key) = &config.mqtt.signature_key else { return Ok(()) };
     if id.uuid().is_none() {
         return match config.mqtt.allow_legacy_ids {
             true => Ok(()),
-            false => Err((ConnectCode::NotAuthorised, "two-part client ids are not allowed (mqtt.allow_legacy_ids)")),
+            false => Err((
+                ConnectCode::NotAuthorised,
+                "two-part client ids are not allowed (mqtt.allow_legacy_ids)",
+            )),
         };
     }
     let (Some(user_name), Some(password)) = (connect.user_name, connect.password) else {

@@ -56,7 +56,10 @@ pub(super) struct Mcp {
 
 enum Step {
     Initializing,
-    Listing { tools: Vec<Box<str>>, cursors: Vec<Box<str>> },
+    Listing {
+        tools: Vec<Box<str>>,
+        cursors: Vec<Box<str>>,
+    },
     /// All tools as one raw JSON array.
     Known(Box<str>),
     Unknown,
@@ -114,11 +117,21 @@ impl Mcp {
     }
 
     /// A message of the device.
-    pub(super) fn from_device(&mut self, text: &str, session_id: Option<&str>, cx: &mut Cx<'_>) -> FromDevice {
-        let Some(rpc) = message::rpc(text).filter(|rpc| rpc.method.is_none()) else { return FromDevice::Forward };
-        let ours = rpc.id.and_then(|id| id.parse::<u32>().ok()).filter(|id| (FIRST_ID..=LAST_ID).contains(id));
+    pub(super) fn from_device(
+        &mut self,
+        text: &str,
+        session_id: Option<&str>,
+        cx: &mut Cx<'_>,
+    ) -> FromDevice {
+        let Some(rpc) = message::rpc(text).filter(|rpc| rpc.method.is_none()) else {
+            return FromDevice::Forward;
+        };
+        let ours =
+            rpc.id.and_then(|id| id.parse::<u32>().ok()).filter(|id| (FIRST_ID..=LAST_ID).contains(id));
         let Some(id) = ours else { return FromDevice::Forward };
-        let Some(place) = self.pending.iter().position(|pending| pending.id == id) else { return FromDevice::Taken };
+        let Some(place) = self.pending.iter().position(|pending| pending.id == id) else {
+            return FromDevice::Taken;
+        };
         match self.pending.remove(place).map(|pending| pending.what) {
             Some(Asked::Translated(original)) => match message::replace_rpc_id(text, &original) {
                 Some(text) => FromDevice::Reply(text),
@@ -138,7 +151,10 @@ impl Mcp {
             Step::Initializing => {
                 self.initialized = Some(result.into());
                 self.step = Step::Listing { tools: Vec::new(), cursors: Vec::new() };
-                cx.out.push(Action::Publish(message::mcp_notification(session_id, "notifications/initialized")));
+                cx.out.push(Action::Publish(message::mcp_notification(
+                    session_id,
+                    "notifications/initialized",
+                )));
                 self.ask("tools/list", r#"{"cursor":""}"#, session_id, cx);
             }
             Step::Listing { tools, cursors } => {
@@ -189,7 +205,12 @@ impl Mcp {
     }
 
     /// A message of the chat server, which knows itself by `session_id`.
-    pub(super) fn from_server(&mut self, text: &str, session_id: Option<&str>, cx: &mut Cx<'_>) -> FromServer {
+    pub(super) fn from_server(
+        &mut self,
+        text: &str,
+        session_id: Option<&str>,
+        cx: &mut Cx<'_>,
+    ) -> FromServer {
         let Some(rpc) = message::rpc(text) else { return FromServer::Forward };
         let Some(method) = rpc.method.as_deref() else { return FromServer::Forward };
         match (method, rpc.id, &self.step, &self.initialized) {

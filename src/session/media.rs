@@ -205,10 +205,13 @@ impl Media {
         policy: PeerPolicy,
         now: Instant,
     ) -> Result<Opened, Discard> {
-        if policy == PeerPolicy::Strict || !matches!(self.window.check(header.sequence), Verdict::Fresh { .. }) {
+        if policy == PeerPolicy::Strict
+            || !matches!(self.window.check(header.sequence), Verdict::Fresh { .. })
+        {
             return Err(Discard::ForeignSource);
         }
-        let silent = self.peer.is_none() || now.saturating_duration_since(self.peer_heard) >= KNOWN_SOURCE_SILENT;
+        let silent =
+            self.peer.is_none() || now.saturating_duration_since(self.peer_heard) >= KNOWN_SOURCE_SILENT;
         let payload = &mut datagram[audio::HEADER..];
         self.cipher.apply(&header.bytes(), payload);
         let Some(config) = audio::opus_config(payload) else {

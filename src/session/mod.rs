@@ -27,7 +27,8 @@ mod queue;
 mod servers;
 
 pub use action::{
-    Action, Admission, Counter, Cx, DialRequest, Discard, EndReason, Failure, Gone, Grant, Note, Reason, Summary,
+    Action, Admission, Counter, Cx, DialRequest, Discard, EndReason, Failure, Gone, Grant, Note, Reason,
+    Summary,
 };
 pub use call::Uplink;
 pub use core::Core;

@@ -14,7 +14,7 @@ use super::echo::EchoServer;
 use super::exchange::{Exchange, PACE};
 use super::screen::Screen;
 use crate::config::{Config, PublicIp, Secret};
-use crate::net::gateway::{Addresses, Gateway, Handle};
+use crate::net::{Addresses, Gateway, Handle};
 use crate::proto::identity::Mac;
 
 const HELP: &str = "\
