@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use log::warn;
+use log::{info, warn};
 use mio::Interest;
 use mio::net::{TcpListener, TcpStream};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -69,14 +69,24 @@ impl Gateway {
                 return;
             }
             match self.listener.accept() {
-                Ok((tcp, peer)) => self.let_in(tcp, peer),
+                Ok((tcp, peer)) => {
+                    if std::mem::take(&mut self.accept_failing) {
+                        info!("connections are accepted again");
+                    }
+                    self.let_in(tcp, peer);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 // The peer left while it waited; the next one may still be there.
                 Err(error)
                     if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
                 Err(error) => {
                     // Out of descriptors: those who wait bring no further edge, so the wheel does.
-                    warn!("cannot accept: {error}; trying again in {} ms", PAUSE.as_millis());
+                    if !std::mem::replace(&mut self.accept_failing, true) {
+                        warn!(
+                            "cannot accept connections: {error}; trying again every {} ms",
+                            PAUSE.as_millis()
+                        );
+                    }
                     self.accepting = false;
                     self.wheel.arm(self.now + PAUSE, Alarm::Accept);
                     return;

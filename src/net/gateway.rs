@@ -1,17 +1,17 @@
 //! The gateway: it owns everything, and turns.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 use std::{fmt, io, mem};
 
-use log::{Level, debug, error, info, log, warn};
 use mio::event::Event;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Waker};
 
+use super::accept;
 use super::backend::Backend;
 use super::calls::TlsClients;
 use super::datagrams::Datagrams;
@@ -24,11 +24,8 @@ use super::session::Sessions;
 use super::token::{self, Role, SessionId};
 use super::watch::{self, Watch};
 use super::wheel::Wheel;
-use super::{accept, grant};
-use crate::config::{self, Config, Source};
-use crate::logger;
-use crate::proto::mqtt::{ConnectCode, encode};
-use crate::session::{Action, Admission, Core, Cx, Note, Reason, Servers, Summary};
+use crate::config::{Config, Source};
+use crate::session::{Action, Core, Servers};
 
 const MQTT: usize = 0;
 const UDP: usize = 1;
@@ -57,8 +54,8 @@ pub struct Gateway {
     pub(super) scratch: Box<[u8]>,
     due: Vec<(u64, Alarm)>,
     pub(super) config: Arc<Config>,
-    source: Option<Source>,
-    watch: Option<Watch>,
+    pub(super) source: Option<Source>,
+    pub(super) watch: Option<Watch>,
     pub(super) servers: Servers,
     pub(super) resolver: Resolver,
     pub(super) tickets: HashMap<u64, SessionId>,
@@ -71,14 +68,16 @@ pub struct Gateway {
     pub(super) sightings: Sightings,
     pub(super) per_ip: accept::PerIp,
     pub(super) accepting: bool,
+    /// Descriptors ran out, and the log knows.
+    pub(super) accept_failing: bool,
     pub(super) metrics: Metrics,
     /// Where a connection's device went when it took over a call.
     pub(super) moved: Option<SessionId>,
     pub(super) now: Instant,
-    addresses: Addresses,
+    pub(super) addresses: Addresses,
     handle: Handle,
     commands: Receiver<Command>,
-    stopping: Option<Instant>,
+    pub(super) stopping: Option<Instant>,
 }
 
 /// What the wheel rings for.
@@ -190,6 +189,7 @@ impl Gateway {
             sightings: Sightings::default(),
             per_ip: accept::PerIp::default(),
             accepting: true,
+            accept_failing: false,
             metrics: Metrics::default(),
             moved: None,
             now,
@@ -437,339 +437,4 @@ impl Gateway {
             self.doomed.push(id);
         }
     }
-
-    // ----- the core decides, the shell does -----------------------------------------------------------------------
-
-    /// Lets a core decide, then does what it says, then sees to its alarm.
-    pub(super) fn drive(&mut self, id: SessionId, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) {
-        debug_assert!(self.actions.is_empty(), "no action is left for the next session");
-        let Some(session) = self.sessions.live(id) else { return };
-        let mut cx =
-            Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut self.actions };
-        decide(&mut session.core, &mut cx);
-        self.apply(id);
-    }
-
-    fn apply(&mut self, id: SessionId) {
-        if !self.actions.is_empty() {
-            let mut actions = mem::take(&mut self.actions);
-            for action in actions.drain(..) {
-                self.carry_out(id, action);
-            }
-            if self.actions.is_empty() {
-                self.actions = actions;
-            }
-        }
-        self.rearm(id);
-        self.bury_if_spent(id);
-    }
-
-    fn carry_out(&mut self, id: SessionId, action: Action) {
-        match action {
-            Action::Admit => self.admit(id),
-            Action::Welcome => self.write_device(id, |out| encode::connack(out, ConnectCode::Accepted)),
-            Action::Refuse(code) => self.refuse(id, code),
-            Action::SubAck { packet_id, filters } => {
-                self.write_device(id, |out| encode::suback(out, packet_id, filters));
-            }
-            Action::UnsubAck(packet_id) => self.write_device(id, |out| encode::unsuback(out, packet_id)),
-            Action::PingResp => self.write_device(id, encode::pingresp),
-            Action::Publish(text) => self.publish(id, &text),
-            Action::Grant => self.grant(id),
-            Action::Dial(request) => self.dial(id, request),
-            Action::Say(text) => self.say(id, text),
-            Action::Ping => {
-                if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
-                    // A server that takes no ping does not read: its missing pong will tell.
-                    let _ = backend.ping();
-                    self.touch(id);
-                }
-            }
-            Action::HangUp(code) => self.hang_up(id, code),
-            Action::Datagram(sealed, bytes) => self.queue_datagram(id, sealed, &bytes),
-            Action::FlushAudio(ssrc) => {
-                for _ in 0..self.udp.drop_queued(ssrc) {
-                    self.metrics.discarded(crate::session::Discard::Aborted);
-                }
-            }
-            Action::Ended(summary) => self.call_ended(id, &summary),
-            Action::Count(counter) => self.metrics.count(counter),
-            Action::Note(note) => self.note(id, &note),
-            Action::Close(reason) => self.close_device(id, &reason),
-        }
-    }
-
-    fn publish(&mut self, id: SessionId, text: &str) {
-        let Some(client_id) = self.sessions.get(id).and_then(|session| session.core.client_id()) else {
-            return;
-        };
-        let topic = format!("devices/p2p/{}", client_id.mac().underscored());
-        self.write_device(id, |out| encode::publish(out, &topic, text.as_bytes()));
-    }
-
-    fn say(&mut self, id: SessionId, text: String) {
-        let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
-            return;
-        };
-        if backend.send_text(text).is_err() {
-            self.ready.push_back(Ready::SlowBackend(id));
-        }
-        self.touch(id);
-    }
-
-    fn grant(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get(id) else { return };
-        let local = session.device.as_ref().and_then(|device| device.local_ip());
-        let ip = session.core.ip();
-        let mut grant = match grant::mint(&self.index) {
-            Ok(grant) => grant,
-            Err(error) => {
-                error!("the system's random source failed, the call is refused: {error}");
-                return self.drive(id, |core, cx| core.shutdown(cx));
-            }
-        };
-        let limit = self.config.websocket.max_calls;
-        grant.allowed = limit == 0 || self.index.calls() < limit;
-        grant.udp_host = grant::udp_host(&self.config.udp.public_ip, local);
-        grant.udp_port = self.addresses.udp.port();
-        self.index.add_call(grant.ssrc, id);
-        self.sightings.watch(ip);
-        if let Some(session) = self.sessions.live(id) {
-            session.call_ip = Some(ip);
-        }
-        self.drive(id, |core, cx| core.granted(grant, cx));
-    }
-
-    fn call_ended(&mut self, id: SessionId, summary: &Summary) {
-        if let Some(ssrc) = summary.ssrc {
-            self.index.remove_call(ssrc, id);
-        }
-        if let Some(ip) = self.sessions.live(id).and_then(|session| session.call_ip.take()) {
-            self.sightings.forget(ip);
-        }
-        self.metrics.ended(summary);
-        let facts = &summary.facts;
-        let server = summary.server.as_ref().map_or("none".to_owned(), |server| server.to_string());
-        info!(
-            "{} call ends: session={} reason={} duration={:.3}s server={server} up={}p/{}B down={}p/{}B lost={} \
-             reordered={} duplicates={} dropped={} redials={}",
-            self.prefix(id),
-            summary.session_id,
-            summary.reason.label(),
-            summary.duration.as_secs_f64(),
-            facts.up_packets,
-            facts.up_bytes,
-            facts.down_packets,
-            facts.down_bytes,
-            facts.lost,
-            facts.reordered,
-            facts.duplicates,
-            facts.dropped,
-            facts.redials,
-        );
-    }
-
-    fn note(&mut self, id: SessionId, note: &Note) {
-        let level = match note {
-            Note::CallBegan { .. } => Level::Info,
-            Note::Redialling { .. } | Note::Redialled { .. } | Note::Away(_) => Level::Info,
-            Note::Connected { .. } | Note::DialFailed { .. } | Note::Tools(_) => Level::Debug,
-            Note::ServerRecovered { .. } => Level::Info,
-            _ => Level::Warn,
-        };
-        match note {
-            Note::ServerFailing { .. } | Note::ServerRecovered { .. } => log!(level, "{note}"),
-            Note::Unheard { .. } => {
-                let ip = self.sessions.get(id).map(|session| session.core.ip());
-                let seen = ip.map(|ip| self.sightings.of(ip)).unwrap_or_default();
-                log!(level, "{} {note}; {}", self.prefix(id), grant::seen(&seen));
-            }
-            _ => log!(level, "{} {note}", self.prefix(id)),
-        }
-    }
-
-    /// What every line of a session begins with.
-    pub(super) fn prefix(&self, id: SessionId) -> String {
-        let session = self.sessions.get(id);
-        let peer = session.and_then(|session| session.device.as_ref()).map(|device| device.peer);
-        let client_id = session.and_then(|session| session.core.client_id()).map(|id| id.as_str());
-        match (client_id, peer) {
-            (Some(client_id), Some(peer)) => format!("[{client_id} {peer}]"),
-            (Some(client_id), None) => format!("[{client_id}]"),
-            (None, Some(peer)) => format!("[{peer}]"),
-            (None, None) => "[gone]".to_owned(),
-        }
-    }
-
-    // ----- letting in and out -------------------------------------------------------------------------------------
-
-    /// Credentials are good: an older connection of the same device gives way, or lends its call.
-    fn admit(&mut self, id: SessionId) {
-        let Some(client_id) = self.sessions.get(id).and_then(|session| session.core.client_id()) else {
-            return;
-        };
-        let mac = client_id.mac();
-        let older = self.index.device(client_id, &self.sessions);
-        let full = older.is_none() && self.index.devices() >= self.config.mqtt.max_connections;
-        if full {
-            return self.drive(id, |core, cx| core.admitted(Admission::Full, cx));
-        }
-        self.metrics.admitted += 1;
-        if let Some(older) = older {
-            let keep = !self.config.mqtt.resume_grace.is_zero();
-            if keep && self.sessions.get(older).is_some_and(|session| session.core.has_call()) {
-                return self.take_over(id, older);
-            }
-            self.drive(older, Core::replaced);
-        }
-        self.index.add_device(mac, id, &self.sessions);
-        self.drive(id, |core, cx| core.admitted(Admission::Welcome, cx));
-    }
-
-    /// The call stays where it is; the new connection moves into its session.
-    fn take_over(&mut self, id: SessionId, older: SessionId) {
-        let now = self.now;
-        let Some(session) = self.sessions.live(id) else { return };
-        let Some(mut device) = session.device.take() else { return };
-        let mut retired = Core::new(session.core.ip(), now);
-        retired.retire();
-        let newer = mem::replace(&mut session.core, retired);
-        self.bury_if_spent(id);
-        let token = token::token(Role::Device, older.slot as usize);
-        let both = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self.poll.registry().reregister(&mut device.tcp, token, both) {
-            error!("{} cannot take over: {error}", self.prefix(older));
-            return;
-        }
-        if let Some(session) = self.sessions.live(older) {
-            if let Some(left) = session.device.replace(device) {
-                self.per_ip.left(left.peer.ip());
-            }
-            session.linger = None;
-        }
-        self.moved = Some(older);
-        self.drive(older, |core, cx| core.take_over(newer, cx));
-    }
-
-    fn refuse(&mut self, id: SessionId, code: ConnectCode) {
-        let now = self.now;
-        let ip = self.sessions.get(id).map_or(IpAddr::from([0, 0, 0, 0]), |session| session.core.ip());
-        self.write_device(id, |out| encode::connack(out, code));
-        if !matches!(code, ConnectCode::Credentials | ConnectCode::NotAuthorised) {
-            return;
-        }
-        let delay = self.doorkeeper.failed(ip, now);
-        if let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut())
-            && !delay.is_zero()
-        {
-            device.hold_until = Some(now + delay);
-        }
-    }
-
-    fn close_device(&mut self, id: SessionId, reason: &Reason) {
-        self.log_close(id, reason);
-        let now = self.now;
-        let Some(session) = self.sessions.live(id) else { return };
-        if session.core.is_gone() {
-            if let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) {
-                self.index.remove_device(mac, id);
-            }
-        }
-        let Some(session) = self.sessions.live(id) else { return };
-        match &mut session.device {
-            Some(device) => {
-                device.closing = true;
-                let from = device.hold_until.unwrap_or(now);
-                session.linger = Some(from + LINGER);
-                self.touch(id);
-            }
-            None => self.bury_if_spent(id),
-        }
-    }
-
-    fn log_close(&mut self, id: SessionId, reason: &Reason) {
-        let prefix = self.prefix(id);
-        match reason {
-            Reason::Refused(..) => {
-                let Some(ip) = self.sessions.get(id).map(|session| session.core.ip()) else { return };
-                match self.doorkeeper.log_worthy(ip, self.now) {
-                    Some(0) => warn!("{prefix} {reason}"),
-                    Some(suppressed) => {
-                        warn!("{prefix} {reason} ({suppressed} more refused from this address)")
-                    }
-                    None => debug!("{prefix} {reason}"),
-                }
-            }
-            Reason::HelloVersion(_) => warn!("{prefix} closed: {reason}"),
-            _ => debug!("{prefix} closed: {reason}"),
-        }
-    }
-
-    pub(super) fn drop_device(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.live(id)
-            && let Some(device) = session.device.take()
-        {
-            session.linger = None;
-            self.per_ip.left(device.peer.ip());
-        }
-        self.bury_if_spent(id);
-    }
-
-    // ----- reload and stop ----------------------------------------------------------------------------------------
-
-    fn look_at_file(&mut self) {
-        if self.watch.as_mut().is_some_and(Watch::look) {
-            self.reload_file();
-        }
-        self.wheel.arm(self.now + watch::INTERVAL, Alarm::Watch);
-    }
-
-    fn reload_file(&mut self) {
-        let Some(source) = &self.source else {
-            return info!("reload: there is no configuration file to read");
-        };
-        match source.load() {
-            Ok(config) => self.reload(config),
-            Err(error) => error!("reload: nothing changes: {error}"),
-        }
-    }
-
-    fn reload(&mut self, new: Config) {
-        let changes = match config::check_reload(&self.config, &new) {
-            Ok(changes) => changes,
-            Err(error) => return error!("reload: nothing changes: {error}"),
-        };
-        if changes.is_empty() {
-            return info!("reload: nothing has changed");
-        }
-        let new = new.after_reload(&self.config);
-        for warning in new.warnings() {
-            warn!("{warning}");
-        }
-        logger::set_level(new.log_level());
-        self.config = Arc::new(new);
-        self.tls.clear();
-        self.recount();
-        info!("reload: applied: {}; needs restart: {}", list(&changes.applied), list(&changes.needs_restart));
-        self.start_dials();
-    }
-
-    fn stop(&mut self, grace: Duration) {
-        if self.stopping.is_some() {
-            self.stopping = Some(self.now);
-            return;
-        }
-        info!("stopping: {} calls, {} devices", self.index.calls(), self.index.devices());
-        self.stopping = Some(self.now + grace);
-        self.wheel.arm(self.now + grace, Alarm::Stop);
-        self.accepting = false;
-        let _ = self.poll.registry().deregister(&mut self.listener);
-        for id in self.sessions.ids() {
-            self.drive(id, Core::shutdown);
-        }
-    }
-}
-
-fn list(keys: &[&str]) -> String {
-    if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") }
 }

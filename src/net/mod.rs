@@ -9,6 +9,8 @@
 //! ```
 
 mod accept;
+mod actions;
+mod admission;
 mod backend;
 mod calls;
 pub mod datagrams;
@@ -22,6 +24,7 @@ mod metrics;
 mod outbox;
 pub mod resolver;
 mod session;
+mod steer;
 pub mod stream;
 pub mod token;
 mod upgrade;

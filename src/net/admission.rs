@@ -1,0 +1,126 @@
+//! Letting devices in, by their client id, and out.
+
+use std::mem;
+use std::net::{IpAddr, Ipv4Addr};
+
+use log::{debug, error, warn};
+use mio::Interest;
+
+use super::gateway::{Gateway, LINGER};
+use super::token::{self, Role, SessionId};
+use crate::proto::mqtt::{ConnectCode, encode};
+use crate::session::{Admission, Core, Reason};
+
+impl Gateway {
+    /// Credentials are good: an older connection of the same device gives way, or lends its call.
+    pub(super) fn admit(&mut self, id: SessionId) {
+        let Some(client_id) = self.sessions.get(id).and_then(|session| session.core.client_id()) else {
+            return;
+        };
+        let mac = client_id.mac();
+        let older = self.index.device(client_id, &self.sessions);
+        let full = older.is_none() && self.index.devices() >= self.config.mqtt.max_connections;
+        if full {
+            return self.drive(id, |core, cx| core.admitted(Admission::Full, cx));
+        }
+        self.metrics.admitted += 1;
+        if let Some(older) = older {
+            let keep = !self.config.mqtt.resume_grace.is_zero();
+            if keep && self.sessions.get(older).is_some_and(|session| session.core.has_call()) {
+                return self.take_over(id, older);
+            }
+            self.drive(older, Core::replaced);
+        }
+        self.index.add_device(mac, id, &self.sessions);
+        self.drive(id, |core, cx| core.admitted(Admission::Welcome, cx));
+    }
+
+    /// The call stays where it is; the new connection moves into its session.
+    fn take_over(&mut self, id: SessionId, older: SessionId) {
+        let now = self.now;
+        let Some(session) = self.sessions.live(id) else { return };
+        let Some(mut device) = session.device.take() else { return };
+        let mut retired = Core::new(session.core.ip(), now);
+        retired.retire();
+        let newer = mem::replace(&mut session.core, retired);
+        self.bury_if_spent(id);
+        let token = token::token(Role::Device, older.slot as usize);
+        let both = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.poll.registry().reregister(&mut device.tcp, token, both) {
+            error!("{} cannot take over: {error}", self.prefix(older));
+            return;
+        }
+        if let Some(session) = self.sessions.live(older) {
+            if let Some(left) = session.device.replace(device) {
+                self.per_ip.left(left.peer.ip());
+            }
+            session.linger = None;
+        }
+        self.moved = Some(older);
+        self.drive(older, |core, cx| core.take_over(newer, cx));
+    }
+
+    pub(super) fn refuse(&mut self, id: SessionId, code: ConnectCode) {
+        let now = self.now;
+        let ip = self.sessions.get(id).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |session| session.core.ip());
+        self.write_device(id, |out| encode::connack(out, code));
+        if !matches!(code, ConnectCode::Credentials | ConnectCode::NotAuthorised) {
+            return;
+        }
+        let delay = self.doorkeeper.failed(ip, now);
+        if let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut())
+            && !delay.is_zero()
+        {
+            device.hold_until = Some(now + delay);
+        }
+    }
+
+    pub(super) fn close_device(&mut self, id: SessionId, reason: &Reason) {
+        self.log_close(id, reason);
+        let now = self.now;
+        let Some(session) = self.sessions.live(id) else { return };
+        if session.core.is_gone() {
+            if let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) {
+                self.index.remove_device(mac, id);
+            }
+        }
+        let Some(session) = self.sessions.live(id) else { return };
+        match &mut session.device {
+            Some(device) => {
+                device.closing = true;
+                let from = device.hold_until.unwrap_or(now);
+                session.linger = Some(from + LINGER);
+                self.touch(id);
+            }
+            None => self.bury_if_spent(id),
+        }
+    }
+
+    fn log_close(&mut self, id: SessionId, reason: &Reason) {
+        let prefix = self.prefix(id);
+        match reason {
+            Reason::Refused(..) => {
+                let Some(ip) = self.sessions.get(id).map(|session| session.core.ip()) else { return };
+                match self.doorkeeper.log_worthy(ip, self.now) {
+                    Some(0) => warn!("{prefix} {reason}"),
+                    Some(suppressed) => {
+                        warn!("{prefix} {reason} ({suppressed} more refused from this address)")
+                    }
+                    None => debug!("{prefix} {reason}"),
+                }
+            }
+            Reason::HelloVersion(_) => warn!("{prefix} closed: {reason}"),
+            _ => debug!("{prefix} closed: {reason}"),
+        }
+    }
+
+    pub(super) fn drop_device(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.live(id)
+            && let Some(device) = session.device.take()
+        {
+            session.linger = None;
+            self.per_ip.left(device.peer.ip());
+        }
+        self.bury_if_spent(id);
+    }
+}
