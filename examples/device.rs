@@ -1,0 +1,80 @@
+//! A simulated device that makes one call.
+//!
+//! ```text
+//! cargo run --example device -- 127.0.0.1:1883 --key KEY    calls through a gateway that runs already
+//! cargo run --example device                                starts a gateway and an echo chat server of its own
+//! ```
+#![allow(clippy::print_stdout)] // An example shows what it does.
+
+use std::error::Error;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use mqtt_websocket_proxy::config::Config;
+use mqtt_websocket_proxy::net::gateway::Gateway;
+use mqtt_websocket_proxy::tools::device::{Device, Login, voice};
+use mqtt_websocket_proxy::tools::echo::EchoServer;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut args = pico_args::Arguments::from_env();
+    let key: Option<String> = args.opt_value_from_str("--key")?;
+    let mac = args.opt_value_from_str("--mac")?.unwrap_or_else(|| "02:00:00:00:00:03".to_owned());
+    let packets: u32 = args.opt_value_from_str("--packets")?.unwrap_or(25);
+    let gateway: Option<SocketAddr> = args.opt_free_from_str()?;
+    if let Some(unknown) = args.finish().first() {
+        return Err(
+            format!("unknown argument {unknown:?}; allowed: ADDRESS:PORT, --key, --mac, --packets").into()
+        );
+    }
+    let echo = EchoServer::start()?;
+    let gateway = match gateway {
+        Some(gateway) => gateway,
+        None => own_gateway(&echo)?,
+    };
+
+    let login = Login::new(mac.parse()?, key.as_deref().map(str::as_bytes));
+    let mut device = Device::connect(gateway, &login, Duration::from_secs(5))?;
+    println!("connected to {gateway} as {}", login.client_id);
+    let mut call = device.call()?;
+    println!("in a call: session {}, audio to {}", call.grant.session_id, call.server_addr()?);
+
+    // Realtime is the mode in which the firmware plays and listens at once; the echo server answers it at once too.
+    device.listen(&call, "realtime")?;
+    for number in 0..packets {
+        call.send(0, &voice::packet(number, 0))?;
+        // A device sends one packet each 60 ms; waiting for the answer meanwhile keeps the pace.
+        let deadline = std::time::Instant::now() + Duration::from_millis(60);
+        while let Some(audio) = call.receive(deadline.saturating_duration_since(std::time::Instant::now()))? {
+            let what = voice::parse(&audio.payload)
+                .map_or("speech".into(), |(number, _)| format!("packet {number}"));
+            println!("heard {what}: sequence {}, {} bytes", audio.header.sequence, audio.payload.len());
+        }
+        while let Some(text) = device.receive_text(Duration::ZERO)? {
+            println!("read  {text}");
+        }
+    }
+    println!("{:?}", call.counts);
+    device.goodbye(&call)?;
+    device.disconnect()?;
+    Ok(())
+}
+
+/// A gateway in a thread of this program, which ends with it. See the example `embed`.
+fn own_gateway(echo: &EchoServer) -> Result<SocketAddr, Box<dyn Error>> {
+    let mut config = Config::default();
+    config.websocket.production = vec![Arc::new(echo.url().parse()?)];
+    (config.mqtt.host, config.mqtt.port) = (Ipv4Addr::LOCALHOST.into(), 0);
+    (config.udp.host, config.udp.port) = (Ipv4Addr::LOCALHOST.into(), 0);
+    config.api.port = 0;
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || match Gateway::bind(config, None) {
+        Ok(gateway) => {
+            let _ = tell.send(Ok(gateway.addresses().mqtt));
+            let _ = gateway.run();
+        }
+        Err(error) => drop(tell.send(Err(error.to_string()))),
+    });
+    Ok(told.recv()??)
+}

@@ -1,0 +1,54 @@
+//! The gateway as a library inside another program: it is bound on free ports, runs in a thread, and is stopped.
+//!
+//! ```text
+//! cargo run --example embed
+//! ```
+#![allow(clippy::print_stdout)] // An example shows what it does.
+
+use std::error::Error;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use mqtt_websocket_proxy::config::Config;
+use mqtt_websocket_proxy::net::gateway::Gateway;
+use mqtt_websocket_proxy::tools::device::{Device, Login};
+use mqtt_websocket_proxy::tools::echo::EchoServer;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // A chat server to forward calls to; here the built-in one, elsewhere a URL from your own settings.
+    let chat_server = EchoServer::start()?;
+    let mut config = Config::default();
+    config.websocket.production = vec![Arc::new(chat_server.url().parse()?)];
+    // Port 0 is any free port; 0.0.0.0 would let other machines in.
+    (config.mqtt.host, config.mqtt.port) = (Ipv4Addr::LOCALHOST.into(), 0);
+    (config.udp.host, config.udp.port) = (Ipv4Addr::LOCALHOST.into(), 0);
+    config.api.port = 0;
+
+    // The gateway lives in one thread, from bind to stop. Its handle works from any other.
+    let (tell, told) = mpsc::channel();
+    let gateway = thread::spawn(move || -> Result<(), String> {
+        let gateway = Gateway::bind(config, None).map_err(|error| error.to_string())?;
+        tell.send((gateway.addresses(), gateway.handle())).map_err(|error| error.to_string())?;
+        gateway.run().map_err(|error| error.to_string())
+    });
+    let Ok((addresses, handle)) = told.recv() else {
+        return Err(gateway.join().map_err(|_| "the gateway panicked")?.err().unwrap_or_default().into());
+    };
+    println!("gateway up: MQTT {}, UDP {}", addresses.mqtt, addresses.udp);
+
+    // The rest of the program does what it is for. Here: a device calls.
+    let login = Login::new("02:00:00:00:00:02".parse()?, None);
+    let mut device = Device::connect(addresses.mqtt, &login, Duration::from_secs(5))?;
+    let call = device.call()?;
+    println!("a device is in a call, session {}", call.grant.session_id);
+
+    // Devices in a call are told goodbye, then the thread ends.
+    handle.stop(Duration::from_secs(1));
+    let goodbye = device.wait_for("goodbye", Duration::from_secs(5))?;
+    println!("the gateway said {goodbye}");
+    gateway.join().map_err(|_| "the gateway panicked")??;
+    println!("gateway stopped");
+    Ok(())
+}

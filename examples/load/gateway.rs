@@ -1,0 +1,193 @@
+//! The gateway under load: started here, or elsewhere; and what /proc knows about its process.
+
+use std::error::Error;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use mqtt_websocket_proxy::config::Config;
+use mqtt_websocket_proxy::net::gateway::{self, Handle};
+use mqtt_websocket_proxy::tools::echo::EchoServer;
+
+/// The name of the gateway's thread when it runs in this process.
+const THREAD: &str = "gateway";
+
+/// A gateway to load.
+pub(crate) struct Gateway {
+    pub(crate) mqtt: SocketAddr,
+    /// From its start to the first connection it accepted; of a spawned one only.
+    pub(crate) start_up: Option<Duration>,
+    kind: Kind,
+    _echo: Option<EchoServer>,
+}
+
+enum Kind {
+    Spawned { child: Child, folder: PathBuf },
+    Running { pid: Option<u32> },
+    Inside { handle: Handle, thread: JoinHandle<Result<(), String>> },
+}
+
+impl Gateway {
+    /// Starts `binary` with a configuration of its own.
+    pub(crate) fn spawn(binary: &Path, devices: usize) -> Result<Self, Box<dyn Error>> {
+        let echo = EchoServer::start()?;
+        let (mqtt, udp, api) = (free_tcp_port()?, free_udp_port()?, free_tcp_port()?);
+        let folder = std::env::temp_dir().join(format!("load-{}", std::process::id()));
+        fs::create_dir_all(&folder)?;
+        let config = folder.join("gateway.json");
+        fs::write(
+            &config,
+            format!(
+                r#"{{"mqtt":{{"host":"127.0.0.1","port":{mqtt},"max_connections":{}}},"udp":{{"host":"127.0.0.1","port":{udp}}},"websocket":{{"production_servers":["{}"]}},"logging":{{"level":"warn"}}}}"#,
+                devices + 100,
+                echo.url()
+            ),
+        )?;
+        let begin = Instant::now();
+        let mut child = Command::new(binary)
+            .arg("--config")
+            .arg(&config)
+            .env("API_PORT", api.to_string())
+            .env_remove("MQTT_SIGNATURE_KEY")
+            .stdin(Stdio::null())
+            .stderr(fs::File::create(folder.join("gateway.log"))?)
+            .spawn()
+            .map_err(|error| format!("{}: {error}", binary.display()))?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, mqtt));
+        while TcpStream::connect(address).is_err() {
+            if child.try_wait()?.is_some() || begin.elapsed() > Duration::from_secs(10) {
+                let _ = child.kill();
+                let log = fs::read_to_string(folder.join("gateway.log")).unwrap_or_default();
+                return Err(format!("the gateway does not start: {log}").into());
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+        let start_up = Some(begin.elapsed());
+        Ok(Self { mqtt: address, start_up, kind: Kind::Spawned { child, folder }, _echo: Some(echo) })
+    }
+
+    /// One that runs already.
+    pub(crate) fn running(mqtt: SocketAddr, pid: Option<u32>) -> Self {
+        Self { mqtt, start_up: None, kind: Kind::Running { pid }, _echo: None }
+    }
+
+    /// One in a thread of this process.
+    pub(crate) fn inside(devices: usize) -> Result<Self, Box<dyn Error>> {
+        let echo = EchoServer::start()?;
+        let mut config = Config::default();
+        config.websocket.production = vec![Arc::new(echo.url().parse()?)];
+        (config.mqtt.host, config.mqtt.port) = (Ipv4Addr::LOCALHOST.into(), 0);
+        (config.udp.host, config.udp.port) = (Ipv4Addr::LOCALHOST.into(), 0);
+        (config.mqtt.max_connections, config.api.port) = (devices + 100, 0);
+        let (tell, told) = mpsc::channel();
+        let thread = thread::Builder::new().name(THREAD.into()).spawn(move || {
+            let gateway = gateway::Gateway::bind(config, None).map_err(|error| error.to_string())?;
+            tell.send((gateway.addresses().mqtt, gateway.handle())).map_err(|error| error.to_string())?;
+            gateway.run().map_err(|error| error.to_string())
+        })?;
+        let Ok((mqtt, handle)) = told.recv() else {
+            return Err(thread.join().map_err(|_| "the gateway panicked")?.err().unwrap_or_default().into());
+        };
+        Ok(Self { mqtt, start_up: None, kind: Kind::Inside { handle, thread }, _echo: Some(echo) })
+    }
+
+    pub(crate) fn name(&self) -> String {
+        match &self.kind {
+            Kind::Spawned { child, .. } => format!("{} in process {}", self.mqtt, child.id()),
+            Kind::Running { pid: Some(pid) } => format!("{} in process {pid}", self.mqtt),
+            Kind::Running { pid: None } => format!("{}, process unknown", self.mqtt),
+            Kind::Inside { .. } => format!("{} in this process", self.mqtt),
+        }
+    }
+
+    fn pid(&self) -> Option<u32> {
+        match &self.kind {
+            Kind::Spawned { child, .. } => Some(child.id()),
+            Kind::Running { pid } => *pid,
+            Kind::Inside { .. } => Some(std::process::id()),
+        }
+    }
+
+    /// True when its memory is nobody else's.
+    pub(crate) fn is_apart(&self) -> bool {
+        !matches!(self.kind, Kind::Inside { .. })
+    }
+
+    /// Its resident set in KiB.
+    pub(crate) fn memory(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()?)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
+    /// The processor time of its threads so far; of the gateway's only, when it runs in this process.
+    pub(crate) fn cpu(&self) -> Option<Duration> {
+        let mut nanoseconds = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid()?)).ok()?.flatten() {
+            let read = |file| fs::read_to_string(task.path().join(file));
+            if self.is_apart() || read("comm").is_ok_and(|name| name.trim_end() == THREAD) {
+                // Threads may end meanwhile. The first number is the time spent running.
+                let spent = read("schedstat").unwrap_or_default();
+                nanoseconds += spent.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+            }
+        }
+        Some(Duration::from_nanos(nanoseconds))
+    }
+
+    /// Ends what was started here.
+    pub(crate) fn stop(self) -> Result<(), Box<dyn Error>> {
+        match self.kind {
+            Kind::Running { .. } => {}
+            Kind::Inside { handle, thread } => {
+                handle.stop(Duration::from_secs(1));
+                thread.join().map_err(|_| "the gateway panicked")??;
+            }
+            Kind::Spawned { mut child, folder } => {
+                let early = child.try_wait()?;
+                // Its memory and CPU were read: a clean end proves nothing more here.
+                let _ = child.kill();
+                child.wait()?;
+                let log = fs::read_to_string(folder.join("gateway.log")).unwrap_or_default();
+                let _ = fs::remove_dir_all(folder);
+                if let Some(status) = early {
+                    return Err(format!("the gateway ended before the load did ({status}): {log}").into());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Ports that are free now; the gateway takes them a moment later.
+fn free_tcp_port() -> std::io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+fn free_udp_port() -> std::io::Result<u16> {
+    Ok(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// Starts this program again under the highest limit of descriptors that is allowed, when it may need more than most
+/// systems give. The gateway it starts inherits the limit.
+pub(crate) fn raise_descriptor_limit(sockets: usize) {
+    const MARK: &str = "LOAD_LIMIT_RAISED";
+    if sockets < 800 || std::env::var_os(MARK).is_some() {
+        return;
+    }
+    #[cfg(unix)]
+    if let Ok(this) = std::env::current_exe() {
+        use std::os::unix::process::CommandExt;
+        let script = r#"ulimit -n "$(ulimit -H -n)"; exec "$0" "$@""#;
+        let error = Command::new("sh")
+            .args(["-c", script])
+            .arg(this)
+            .args(std::env::args_os().skip(1))
+            .env(MARK, "1")
+            .exec();
+        eprintln!("load: the limit of open files stays as it is: {error}");
+    }
+}
