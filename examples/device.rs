@@ -8,12 +8,11 @@
 
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mqtt_websocket_proxy::config::Config;
-use mqtt_websocket_proxy::net::gateway::Gateway;
+use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::device::{Device, Login, voice};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 
@@ -29,10 +28,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
     }
     let echo = EchoServer::start()?;
-    let gateway = match gateway {
-        Some(gateway) => gateway,
-        None => own_gateway(&echo)?,
-    };
+    let own = if gateway.is_none() { Some(own_gateway(&echo)?) } else { None };
+    let gateway = gateway.or(own.as_ref().map(|own| own.addresses().mqtt)).ok_or("no gateway")?;
 
     let login = Login::new(mac.parse()?, key.as_deref().map(str::as_bytes));
     let mut device = Device::connect(gateway, &login, Duration::from_secs(5))?;
@@ -61,20 +58,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A gateway in a thread of this program, which ends with it. See the example `embed`.
-fn own_gateway(echo: &EchoServer) -> Result<SocketAddr, Box<dyn Error>> {
+/// A gateway in a thread of this program, which ends with the value. See the example `embed`.
+fn own_gateway(echo: &EchoServer) -> Result<Running, Box<dyn Error>> {
     let mut config = Config::default();
     config.websocket.production = vec![Arc::new(echo.url().parse()?)];
     (config.mqtt.host, config.mqtt.port) = (Ipv4Addr::LOCALHOST.into(), 0);
     (config.udp.host, config.udp.port) = (Ipv4Addr::LOCALHOST.into(), 0);
     config.api.port = 0;
-    let (tell, told) = mpsc::channel();
-    thread::spawn(move || match Gateway::bind(config, None) {
-        Ok(gateway) => {
-            let _ = tell.send(Ok(gateway.addresses().mqtt));
-            let _ = gateway.run();
-        }
-        Err(error) => drop(tell.send(Err(error.to_string()))),
-    });
-    Ok(told.recv()??)
+    Ok(Running::start(config, None)?)
 }

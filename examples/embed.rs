@@ -7,12 +7,11 @@
 
 use std::error::Error;
 use std::net::Ipv4Addr;
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mqtt_websocket_proxy::config::Config;
-use mqtt_websocket_proxy::net::gateway::Gateway;
+use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::device::{Device, Login};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 
@@ -27,15 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     config.api.port = 0;
 
     // The gateway lives in one thread, from bind to stop. Its handle works from any other.
-    let (tell, told) = mpsc::channel();
-    let gateway = thread::spawn(move || -> Result<(), String> {
-        let gateway = Gateway::bind(config, None).map_err(|error| error.to_string())?;
-        tell.send((gateway.addresses(), gateway.handle())).map_err(|error| error.to_string())?;
-        gateway.run().map_err(|error| error.to_string())
-    });
-    let Ok((addresses, handle)) = told.recv() else {
-        return Err(gateway.join().map_err(|_| "the gateway panicked")?.err().unwrap_or_default().into());
-    };
+    let gateway = Running::start(config, None)?;
+    let addresses = gateway.addresses();
     println!("gateway up: MQTT {}, UDP {}", addresses.mqtt, addresses.udp);
 
     // The rest of the program does what it is for. Here: a device calls.
@@ -45,10 +37,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("a device is in a call, session {}", call.grant.session_id);
 
     // Devices in a call are told goodbye, then the thread ends.
-    handle.stop(Duration::from_secs(1));
+    gateway.handle().stop(Duration::from_secs(1));
     let goodbye = device.wait_for("goodbye", Duration::from_secs(5))?;
     println!("the gateway said {goodbye}");
-    gateway.join().map_err(|_| "the gateway panicked")??;
+    gateway.stop(Duration::from_secs(1))?;
     println!("gateway stopped");
     Ok(())
 }

@@ -5,12 +5,12 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::Config;
-use mqtt_websocket_proxy::net::gateway::{self, Handle};
+use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 
 /// The name of the gateway's thread when it runs in this process.
@@ -28,7 +28,7 @@ pub(crate) struct Gateway {
 enum Kind {
     Spawned { child: Child, folder: PathBuf },
     Running { pid: Option<u32> },
-    Inside { handle: Handle, thread: JoinHandle<Result<(), String>> },
+    Inside(Running),
 }
 
 impl Gateway {
@@ -83,16 +83,9 @@ impl Gateway {
         (config.mqtt.host, config.mqtt.port) = (Ipv4Addr::LOCALHOST.into(), 0);
         (config.udp.host, config.udp.port) = (Ipv4Addr::LOCALHOST.into(), 0);
         (config.mqtt.max_connections, config.api.port) = (devices + 100, 0);
-        let (tell, told) = mpsc::channel();
-        let thread = thread::Builder::new().name(THREAD.into()).spawn(move || {
-            let gateway = gateway::Gateway::bind(config, None).map_err(|error| error.to_string())?;
-            tell.send((gateway.addresses().mqtt, gateway.handle())).map_err(|error| error.to_string())?;
-            gateway.run().map_err(|error| error.to_string())
-        })?;
-        let Ok((mqtt, handle)) = told.recv() else {
-            return Err(thread.join().map_err(|_| "the gateway panicked")?.err().unwrap_or_default().into());
-        };
-        Ok(Self { mqtt, start_up: None, kind: Kind::Inside { handle, thread }, _echo: Some(echo) })
+        let running = Running::start(config, None)?;
+        let mqtt = running.addresses().mqtt;
+        Ok(Self { mqtt, start_up: None, kind: Kind::Inside(running), _echo: Some(echo) })
     }
 
     pub(crate) fn name(&self) -> String {
@@ -100,7 +93,7 @@ impl Gateway {
             Kind::Spawned { child, .. } => format!("{} in process {}", self.mqtt, child.id()),
             Kind::Running { pid: Some(pid) } => format!("{} in process {pid}", self.mqtt),
             Kind::Running { pid: None } => format!("{}, process unknown", self.mqtt),
-            Kind::Inside { .. } => format!("{} in this process", self.mqtt),
+            Kind::Inside(_) => format!("{} in this process", self.mqtt),
         }
     }
 
@@ -108,13 +101,13 @@ impl Gateway {
         match &self.kind {
             Kind::Spawned { child, .. } => Some(child.id()),
             Kind::Running { pid } => *pid,
-            Kind::Inside { .. } => Some(std::process::id()),
+            Kind::Inside(_) => Some(std::process::id()),
         }
     }
 
     /// True when its memory is nobody else's.
     pub(crate) fn is_apart(&self) -> bool {
-        !matches!(self.kind, Kind::Inside { .. })
+        !matches!(self.kind, Kind::Inside(_))
     }
 
     /// Its resident set in KiB.
@@ -142,10 +135,7 @@ impl Gateway {
     pub(crate) fn stop(self) -> Result<(), Box<dyn Error>> {
         match self.kind {
             Kind::Running { .. } => {}
-            Kind::Inside { handle, thread } => {
-                handle.stop(Duration::from_secs(1));
-                thread.join().map_err(|_| "the gateway panicked")??;
-            }
+            Kind::Inside(running) => running.stop(Duration::from_secs(1))?,
             Kind::Spawned { mut child, folder } => {
                 let early = child.try_wait()?;
                 // Its memory and CPU were read: a clean end proves nothing more here.

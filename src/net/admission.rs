@@ -79,10 +79,10 @@ impl Gateway {
         self.log_close(id, reason);
         let now = self.now;
         let Some(session) = self.sessions.live(id) else { return };
-        if session.core.is_gone() {
-            if let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) {
-                self.index.remove_device(mac, id);
-            }
+        if session.core.is_gone()
+            && let Some(mac) = session.core.client_id().map(|client_id| client_id.mac())
+        {
+            self.index.remove_device(mac, id);
         }
         let Some(session) = self.sessions.live(id) else { return };
         match &mut session.device {

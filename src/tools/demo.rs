@@ -1,10 +1,8 @@
 //! `demo`: a whole call in one process, over real sockets, to watch.
 
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
-use std::sync::{Arc, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pico_args::Arguments;
@@ -14,7 +12,7 @@ use super::echo::EchoServer;
 use super::exchange::{Exchange, PACE};
 use super::screen::Screen;
 use crate::config::{Config, PublicIp, Secret};
-use crate::net::{Addresses, Gateway, Handle};
+use crate::net::Running;
 use crate::proto::identity::Mac;
 
 const HELP: &str = "\
@@ -77,9 +75,7 @@ fn seconds(mut args: Arguments) -> Result<u32, String> {
 struct Stage {
     echo: EchoServer,
     key: String,
-    addresses: Addresses,
-    handle: Handle,
-    gateway: JoinHandle<io::Result<()>>,
+    gateway: Running,
 }
 
 /// What the device did.
@@ -106,13 +102,15 @@ impl Stage {
         let server =
             echo.url().parse().map_err(|error| format!("the echo chat server's address: {error}"))?;
         config.websocket.production = vec![Arc::new(server)];
-        let (addresses, handle, gateway) = start(config)?;
-        Ok(Self { echo, key, addresses, handle, gateway })
+        let gateway =
+            Running::start(config, None).map_err(|error| format!("the gateway does not start: {error}"))?;
+        Ok(Self { echo, key, gateway })
     }
 
     /// The whole demo; true when audio came back.
     fn play(self, seconds: u32, screen: &mut Screen) -> Result<bool, String> {
-        let Self { echo, key, addresses, handle, gateway } = self;
+        let Self { echo, key, gateway } = self;
+        let addresses = gateway.addresses();
         screen.say("A simulated device makes a real call, over sockets of this machine:");
         screen.say("");
         let (mqtt, udp) = (addresses.mqtt.to_string(), addresses.udp.to_string());
@@ -120,38 +118,14 @@ impl Stage {
         screen.say(&format!("         --UDP--> {udp:<16}                       {}", echo.addr()));
         screen.say("");
         let call = make_call(addresses.mqtt, &key, seconds, screen);
-        handle.stop(Duration::from_secs(1));
-        let stopped = gateway.join();
+        let stopped = gateway.stop(Duration::from_secs(1));
         let (act, exchange) = call.map_err(|failure| failure.to_string())?;
-        match stopped {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(format!("the gateway stopped with an error: {error}")),
-            Err(_) => return Err("the gateway's thread panicked".into()),
-        }
+        stopped.map_err(|error| format!("the gateway stopped with an error: {error}"))?;
         for line in summary(&act, &exchange) {
             screen.say(&line);
         }
         Ok(exchange.echoed > 0)
     }
-}
-
-/// A gateway in its own thread, from bind to stop: it need not be able to move to another.
-fn start(config: Config) -> Result<(Addresses, Handle, JoinHandle<io::Result<()>>), String> {
-    let (tell, told) = mpsc::channel();
-    let thread =
-        thread::Builder::new().name("gateway".into()).spawn(move || match Gateway::bind(config, None) {
-            Ok(gateway) => {
-                let _ = tell.send(Ok((gateway.addresses(), gateway.handle())));
-                gateway.run()
-            }
-            Err(error) => {
-                let _ = tell.send(Err(format!("the gateway does not start: {error}")));
-                Ok(())
-            }
-        });
-    let thread = thread.map_err(|error| format!("the system gives no thread: {error}"))?;
-    let (addresses, handle) = told.recv().map_err(|_| "the gateway's thread panicked")??;
-    Ok((addresses, handle, thread))
 }
 
 fn make_call(
