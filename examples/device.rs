@@ -9,7 +9,7 @@
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::Config;
 use mqtt_websocket_proxy::net::Running;
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let echo = EchoServer::start()?;
     let own = if gateway.is_none() { Some(own_gateway(&echo)?) } else { None };
-    let gateway = gateway.or(own.as_ref().map(|own| own.addresses().mqtt)).ok_or("no gateway")?;
+    let gateway = gateway.or_else(|| own.as_ref().map(|own| own.addresses().mqtt)).ok_or("no gateway")?;
 
     let login = Login::new(mac.parse()?, key.as_deref().map(str::as_bytes));
     let mut device = Device::connect(gateway, &login, Duration::from_secs(5))?;
@@ -42,8 +42,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for number in 0..packets {
         call.send(0, &voice::packet(number, 0))?;
         // A device sends one packet each 60 ms; waiting for the answer meanwhile keeps the pace.
-        let deadline = std::time::Instant::now() + Duration::from_millis(60);
-        while let Some(audio) = call.receive(deadline.saturating_duration_since(std::time::Instant::now()))? {
+        let deadline = Instant::now() + Duration::from_millis(60);
+        while let Some(audio) = call.receive(deadline.saturating_duration_since(Instant::now()))? {
             let what = voice::parse(&audio.payload)
                 .map_or("speech".into(), |(number, _)| format!("packet {number}"));
             println!("heard {what}: sequence {}, {} bytes", audio.header.sequence, audio.payload.len());
@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A gateway in a thread of this program, which ends with the value. See the example `embed`.
+/// A gateway in a thread of this program. See the example `embed`.
 fn own_gateway(echo: &EchoServer) -> Result<Running, Box<dyn Error>> {
     let mut config = Config::default();
     config.websocket.production = vec![Arc::new(echo.url().parse()?)];

@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     (config.udp.host, config.udp.port) = (Ipv4Addr::LOCALHOST.into(), 0);
     config.api.port = 0;
 
-    // The gateway lives in one thread, from bind to stop. Its handle works from any other.
+    // It runs on a thread of its own; `Gateway::bind` and `Gateway::run` are there for a thread you have already.
     let gateway = Running::start(config, None)?;
     let addresses = gateway.addresses();
     println!("gateway up: MQTT {}, UDP {}", addresses.mqtt, addresses.udp);
@@ -36,11 +36,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let call = device.call()?;
     println!("a device is in a call, session {}", call.grant.session_id);
 
-    // Devices in a call are told goodbye, then the thread ends.
-    gateway.handle().stop(Duration::from_secs(1));
-    let goodbye = device.wait_for("goodbye", Duration::from_secs(5))?;
-    println!("the gateway said {goodbye}");
+    // Devices in a call are told goodbye, then the thread ends. A handle stops it from any other thread.
     gateway.stop(Duration::from_secs(1))?;
-    println!("gateway stopped");
+    let goodbye = device.wait_for("goodbye", Duration::from_secs(5))?;
+    println!("the gateway said {goodbye} and stopped");
     Ok(())
 }

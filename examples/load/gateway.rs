@@ -13,7 +13,7 @@ use mqtt_websocket_proxy::config::Config;
 use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 
-/// The name of the gateway's thread when it runs in this process.
+/// What [`Running`] names the gateway's thread.
 const THREAD: &str = "gateway";
 
 /// A gateway to load.

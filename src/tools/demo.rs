@@ -195,14 +195,11 @@ impl View<'_> {
         }
     }
 
-    /// Leaves the last state on the screen, as lines that stay.
+    /// Leaves the last state on the screen.
     fn finish(&mut self, exchange: &Exchange) {
-        if self.screen.is_live() {
-            self.screen.draw(&[]);
-            for line in self.block(exchange) {
-                self.screen.say(&line);
-            }
-        }
+        let block = self.block(exchange);
+        self.screen.draw(&block);
+        self.screen.keep();
     }
 
     fn block(&self, exchange: &Exchange) -> Vec<String> {
@@ -246,11 +243,8 @@ fn summary(act: &Act, exchange: &Exchange) -> Vec<String> {
         ),
     ];
     if let (Some(median), Some(worst)) = (exchange.round_trip(0.5), exchange.round_trip(1.0)) {
-        let worst = format!("median; worst {}", ms(worst));
-        lines.push(format!(
-            "  round trip     {:<10} {worst}; device, gateway, chat server and back",
-            ms(median)
-        ));
+        let worst = format!("median, worst {}: to the chat server and back", ms(worst));
+        lines.push(format!("  round trip     {:<10} {worst}", ms(median)));
     }
     let program = std::env::args().next().unwrap_or_else(|| "mqtt-websocket-proxy".into());
     lines.extend([

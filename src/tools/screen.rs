@@ -41,6 +41,11 @@ impl Screen {
         }
     }
 
+    /// Leaves the block where it is: it stays, and what follows goes below.
+    pub(super) fn keep(&mut self) {
+        self.drawn = 0;
+    }
+
     /// The control sequence that removes the block: cursor up, clear to the end (ECMA-48 CUU and ED).
     fn erase(&mut self) -> String {
         match std::mem::take(&mut self.drawn) {

@@ -137,14 +137,16 @@ fn up_fails(seen: &Evidence, there: &str) -> Option<String> {
     if seen.nothing_heard {
         return Some(format!("the chat server heard nothing of the audio sent to {there}"));
     }
-    let complaint = seen.complaint.as_deref().filter(|words| {
-        let words = words.to_lowercase();
-        ["udp", "audio", "音频", "语音"].iter().any(|sign| words.contains(sign))
-    });
-    if let Some(words) = complaint {
+    if let Some(words) = seen.complaint.as_deref().filter(|words| blames_audio(words)) {
         return Some(format!("the gateway says: {words}"));
     }
     unreachable_from_outside(seen).map(|why| format!("most likely: {why}"))
+}
+
+/// True of an alert that says that a device's audio does not arrive.
+pub(super) fn blames_audio(words: &str) -> bool {
+    let words = words.to_lowercase();
+    ["udp", "audio", "音频", "语音"].iter().any(|sign| words.contains(sign))
 }
 
 /// Why the advertised address cannot be the right one for a device that reaches MQTT at `host`.
