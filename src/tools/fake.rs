@@ -18,7 +18,7 @@ pub(super) struct Script {
     pub(super) code: ConnectCode,
     /// Instead of everything else, these bytes in answer to the first.
     pub(super) not_mqtt: Option<&'static [u8]>,
-    /// `None`: the audio socket's own.
+    /// `None`: the audio socket's own. Port 0: the audio socket's.
     pub(super) advertised: Option<(&'static str, u16)>,
     /// Instead of the hello reply.
     pub(super) reply: Option<&'static str>,
@@ -30,6 +30,8 @@ pub(super) struct Script {
     pub(super) down: bool,
     /// Every nth packet is not echoed; 0 = all are.
     pub(super) lose: u32,
+    /// Says goodbye after this many packets; 0 = never.
+    pub(super) hang_up_after: u32,
     /// Sent on `listen` stop, when audio was received and when none was.
     pub(super) reaction: (&'static [&'static str], &'static [&'static str]),
     /// Audio packets that the server says on `listen` detect.
@@ -49,6 +51,7 @@ impl Default for Script {
             up: true,
             down: true,
             lose: 0,
+            hang_up_after: 0,
             reaction: (&[], &[]),
             speech: 0,
             on_detect: &[],
@@ -85,6 +88,7 @@ struct Served {
     udp: UdpSocket,
     device: Option<SocketAddr>,
     heard: u32,
+    sequence: u32,
     sent: u32,
 }
 
@@ -93,7 +97,7 @@ impl Served {
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         udp.set_nonblocking(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
-        Self { script, stream, udp, device: None, heard: 0, sent: 0 }
+        Self { script, stream, udp, device: None, heard: 0, sequence: 0, sent: 0 }
     }
 
     fn run(mut self) {
@@ -141,7 +145,8 @@ impl Served {
         match (&*peek.kind, peek.state.as_deref()) {
             ("hello", _) => {
                 let port = self.udp.local_addr().unwrap().port();
-                let (server, port) = self.script.advertised.unwrap_or(("127.0.0.1", port));
+                let (server, other) = self.script.advertised.unwrap_or(("127.0.0.1", port));
+                let port = if other == 0 { port } else { other };
                 let reply = hello_reply(&HelloReply {
                     session_id: "the-session",
                     audio_params: None,
@@ -185,12 +190,16 @@ impl Served {
                 continue;
             }
             let header = Header::parse(&buffer[..n]).unwrap();
-            assert_eq!(header.sequence, self.heard + 1);
+            assert!(header.sequence > self.sequence);
+            self.sequence = header.sequence;
             assert_eq!(header.ssrc, SSRC);
             self.device = Some(from);
             self.heard += 1;
             let mut payload = buffer[HEADER..n].to_vec();
             Cipher::new(&KEY).apply(&header.bytes(), &mut payload);
+            if self.heard == self.script.hang_up_after {
+                self.say(&[r#"{"type":"goodbye","session_id":"the-session"}"#]);
+            }
             if self.script.lose == 0 || !self.heard.is_multiple_of(self.script.lose) {
                 self.answer(&payload, header.timestamp);
             }

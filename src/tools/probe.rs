@@ -2,6 +2,7 @@
 
 mod options;
 mod report;
+mod session;
 mod verdict;
 
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -11,11 +12,9 @@ use std::time::Instant;
 use pico_args::Arguments;
 
 use self::options::Options;
-use self::report::{Name, Reporter, RoundTrip, State};
-use self::verdict::{Evidence, Verdict, blames_audio, judge};
-use super::device::{Call, Device, Failure, Grant, HELLO, Seen, Step};
-use super::echo::NOTHING_HEARD;
-use super::exchange::Exchange;
+use self::report::{Name, Reporter, State};
+use self::session::Session;
+use super::device::{Device, Failure, Grant, HELLO, Seen, Step};
 use super::screen::Screen;
 use crate::proto::identity::ClientId;
 use crate::proto::message::Object;
@@ -48,11 +47,6 @@ Environment:
 
 Exit code: 0 everything works, 1 something fails, 2 wrong usage.";
 
-/// Packets sent to the host itself when the address it advertises gave no audio.
-const RETRY_PACKETS: u32 = 10;
-/// From this share of lost packets on speech breaks up.
-const BAD_LOSS: f64 = 0.1;
-
 /// Runs the sub-command with its own arguments.
 pub fn run(mut args: Arguments) -> ExitCode {
     if args.contains(["-h", "--help"]) {
@@ -84,9 +78,7 @@ fn probe(options: &Options, reporter: &mut Reporter) -> Result<(), Stop> {
     let (device, gateway) = reach(options, reporter)?;
     let mut device = log_in(device, options, reporter)?;
     let (grant, early) = hello(&mut device, options, reporter)?;
-    let mut session = Session { device, gateway, grant, exchange: Exchange::new(), stt: None };
-    session.exchange.texts = early;
-    session.talk(options, reporter);
+    Session::new(device, gateway, grant, early).talk(options, reporter);
     Ok(())
 }
 
@@ -228,164 +220,6 @@ fn complaint(text: &str) -> Option<String> {
     (kind == "alert" || kind == "error").then(|| {
         let words = object.string("message").filter(|words| !words.is_empty());
         words.map_or_else(|| text.to_owned(), |words| words.into_owned())
-    })
-}
-
-/// A call, and what was learnt from it.
-struct Session {
-    device: Device,
-    gateway: SocketAddr,
-    grant: Grant,
-    exchange: Exchange,
-    /// What the chat server said it recognised in the audio.
-    stt: Option<String>,
-}
-
-impl Session {
-    fn talk(mut self, options: &Options, reporter: &mut Reporter) {
-        let mut evidence = Evidence {
-            host: self.gateway.ip(),
-            advertised: self.grant.server.clone(),
-            port: self.grant.port,
-            ..Evidence::default()
-        };
-        match Call::open(self.grant.clone()) {
-            Ok(mut call) => {
-                evidence.target = call.server_addr().ok().map(|address| address.ip());
-                if let Err(failure) = self.converse(&mut call, options, &mut evidence, reporter) {
-                    evidence.connection_lost = Some(failure.seen.to_string());
-                }
-                self.collect(&call, &mut evidence);
-                // The gateway may be gone: then there is nobody to say goodbye to.
-                let _ = self.device.goodbye(&call);
-            }
-            Err(failure) => evidence.udp_error = Some(failure.seen.to_string()),
-        }
-        self.tell(&evidence, reporter);
-        let _ = self.device.disconnect();
-    }
-
-    fn converse(
-        &mut self,
-        call: &mut Call,
-        options: &Options,
-        evidence: &mut Evidence,
-        reporter: &mut Reporter,
-    ) -> Result<(), Failure> {
-        let Self { device, exchange, .. } = self;
-        let begin = Instant::now();
-        reporter.progress(&format!("sending {} packets of audio, one each 60 ms ...", options.packets));
-        device.listen(call, "auto")?;
-        let tick = |exchange: &Exchange| reporter.live(exchange.sent, options.packets, exchange.heard);
-        exchange.speak(device, call, options.packets, options.waits.linger, tick)?;
-        if exchange.heard > 0 || exchange.ended {
-            return Ok(());
-        }
-        reporter.progress("no audio so far; waiting for what the gateway and the chat server say ...");
-        device.stop_listening(call)?;
-        let until = (begin + options.waits.alert).max(Instant::now() + options.waits.reaction);
-        let enough = options.packets.min(5);
-        let blamed = |exchange: &Exchange| {
-            exchange.texts.iter().filter_map(|(_, text)| complaint(text)).any(|words| blames_audio(&words))
-        };
-        let spoke = |exchange: &Exchange| {
-            exchange.heard > 0 || speech(&exchange.texts, enough).is_some() || blamed(exchange)
-        };
-        exchange.listen(device, call, until, |_| {}, spoke)?;
-        self.stt = speech(&exchange.texts, enough);
-        let known = self.stt.as_deref() == Some(NOTHING_HEARD) || blamed(exchange);
-        if exchange.heard == 0 && !exchange.ended && !known {
-            reporter.progress("asking the chat server to speak ...");
-            let id = crate::proto::message::quote(&call.grant.session_id);
-            device.send_text(&format!(
-                r#"{{"session_id":{id},"type":"listen","state":"detect","text":"你好"}}"#
-            ))?;
-            let until = Instant::now() + options.waits.speech;
-            exchange.listen(device, call, until, |_| {}, |exchange| exchange.heard > 0)?;
-        }
-        // By now the verdict on the advertised address is fixed; the host's own address may tell why.
-        evidence.heard = exchange.heard;
-        if exchange.heard == 0 && !exchange.ended && evidence.target != Some(self.gateway.ip()) {
-            reporter.progress(&format!("sending some packets to {} itself ...", self.gateway.ip()));
-            call.rebind((self.gateway.ip(), call.grant.port).into())?;
-            device.listen(call, "auto")?;
-            exchange.speak(device, call, RETRY_PACKETS, options.waits.linger, |_| {})?;
-            evidence.heard_at_host = Some(exchange.heard > 0);
-        }
-        Ok(())
-    }
-
-    fn collect(&self, call: &Call, evidence: &mut Evidence) {
-        let exchange = &self.exchange;
-        if evidence.heard_at_host.is_none() {
-            evidence.heard = exchange.heard;
-        }
-        evidence.bad = call.counts.bad;
-        evidence.refused = exchange.refused;
-        evidence.udp_error = exchange.udp_error.clone();
-        evidence.ended = exchange.ended;
-        evidence.nothing_heard = self.stt.as_deref() == Some(NOTHING_HEARD);
-        evidence.recognised = self.stt.clone().filter(|_| !evidence.nothing_heard);
-        evidence.complaint = exchange.texts.iter().find_map(|(_, text)| complaint(text));
-        evidence.speaks = exchange.texts.iter().any(|(_, text)| {
-            Object::parse(text).is_ok_and(|object| {
-                object.string("type").as_deref() == Some("tts")
-                    && object.string("state").as_deref() == Some("start")
-            })
-        });
-        evidence.lost_down = call.counts.lost;
-    }
-
-    fn tell(&self, evidence: &Evidence, reporter: &mut Reporter) {
-        let Verdict { up, down, hints } = judge(evidence);
-        let works = down.0 == State::Ok && up.0 == State::Ok;
-        reporter.step(Name::UdpUp, up.0, up.1, None);
-        reporter.step(Name::UdpDown, down.0, down.1, None);
-        for hint in hints {
-            reporter.hint(hint);
-        }
-        let exchange = &self.exchange;
-        reporter.audio(exchange, evidence.lost_down);
-        if exchange.echoed == 0 {
-            let why = if works { "not measured: the chat server does not echo" } else { "not measured" };
-            reporter.step(Name::RoundTrip, State::Skipped, why.into(), None);
-            reporter.step(Name::Loss, State::Skipped, why.into(), None);
-            return;
-        }
-        let round_trip = RoundTrip::of(exchange);
-        reporter.step(Name::RoundTrip, State::Ok, round_trip.to_string(), None);
-        if !works {
-            let why = "not measured: most of the audio went to the advertised address";
-            reporter.step(Name::Loss, State::Skipped, why.into(), None);
-            return;
-        }
-        let lost = exchange.sent - exchange.echoed;
-        let share = f64::from(lost) / f64::from(exchange.sent);
-        let down = evidence.lost_down.min(lost.into());
-        let detail = match lost {
-            0 => format!("none of {} packets", exchange.sent),
-            _ => format!(
-                "{lost} of {} packets ({:.1} %), about {} on the way up and {down} on the way down",
-                exchange.sent,
-                100.0 * share,
-                u64::from(lost) - down,
-            ),
-        };
-        let state = if share < BAD_LOSS { State::Ok } else { State::Fail };
-        if state == State::Fail {
-            reporter.hint("So much loss breaks speech up: look at the Wi-Fi or mobile line here first, then at the gateway's own network.".into());
-        }
-        reporter.step(Name::Loss, state, detail, None);
-    }
-}
-
-/// What the chat server said it recognised, once enough audio was sent for that. A server may say such a thing unasked
-/// right after the hello, which proves nothing.
-fn speech(texts: &[(u32, String)], enough: u32) -> Option<String> {
-    texts.iter().filter(|(sent, _)| *sent >= enough).find_map(|(_, text)| {
-        let object = Object::parse(text).ok()?;
-        let is_stt = object.string("type").as_deref() == Some("stt");
-        is_stt.then(|| object.string("text").unwrap_or_default().into_owned())
     })
 }
 

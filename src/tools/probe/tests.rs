@@ -81,6 +81,24 @@ fn each_way_that_fails_is_told() {
 }
 
 #[test]
+fn a_call_that_ends_early_is_told() {
+    let report = probed(Script { hang_up_after: 3, ..Script::default() }, &[]);
+    assert_eq!(report.state(Name::UdpDown), State::Ok);
+    assert_eq!(report.state(Name::Loss), State::Fail, "{}", report.to_json());
+    assert!(!report.ok);
+}
+
+// Elsewhere 127.0.0.2 is no address of the machine.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_wrong_public_ip_is_proved() {
+    let report = probed(Script { advertised: Some(("127.0.0.2", 0)), ..Script::default() }, &[]);
+    let states = [Name::UdpUp, Name::UdpDown, Name::Loss].map(|name| report.state(name));
+    assert_eq!(states, [State::Fail, State::Ok, State::Skipped], "{}", report.to_json());
+    assert!(report.hints()[0].contains("to 127.0.0.1"), "{:?}", report.hints());
+}
+
+#[test]
 fn a_server_that_speaks_but_does_not_echo_works() {
     let script = Script { lose: 1, speech: 3, ..Script::default() };
     let report = probed(script, &[]);
