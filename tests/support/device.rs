@@ -1,0 +1,68 @@
+//! A device: an MQTT connection that is let in, and calls.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use super::audio::Call;
+use super::chat::{ChatServer, Peer};
+use super::mqtt::{Client, Connect};
+
+/// The hello of current firmware, with a field that only newer ones send.
+pub const HELLO: &str = r#"{"type":"hello","version":3,"transport":"udp","features":{"mcp":true},"audio_params":{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60},"text_font":{"bundle":"x","size":16}}"#;
+
+#[derive(Debug)]
+pub struct Device {
+    pub mqtt: Client,
+    pub mac: String,
+    pub client_id: String,
+}
+
+impl Device {
+    /// A device whose MAC ends in `number`, on a gateway without a key.
+    pub fn connect(gateway: SocketAddr, number: u8) -> Self {
+        let client_id = client_id(number);
+        let mqtt = Client::log_in(gateway, &Connect::new(&client_id));
+        Self { mqtt, mac: mac(number), client_id }
+    }
+
+    pub fn say(&mut self, text: &str) {
+        self.mqtt.say(text);
+    }
+
+    pub fn json(&mut self) -> Value {
+        self.mqtt.json()
+    }
+
+    /// Says hello, and lets the chat server greet; a call with both ends in hand.
+    pub fn call(&mut self, server: &ChatServer) -> (Call, Peer) {
+        self.say(HELLO);
+        let mut peer = server.accept();
+        peer.upgrade();
+        peer.greet("server-session");
+        (self.answered(), peer)
+    }
+
+    /// The hello reply.
+    pub fn answered(&mut self) -> Call {
+        Call::new(self.json())
+    }
+
+    /// Waits for the goodbye that must come next, with this session id.
+    pub fn expect_goodbye(&mut self, session_id: &str) {
+        assert_eq!(self.json(), serde_json::json!({"type": "goodbye", "session_id": session_id}));
+    }
+}
+
+pub fn mac(number: u8) -> String {
+    format!("02:00:00:00:00:{number:02x}")
+}
+
+pub fn uuid(number: u8) -> String {
+    format!("01234567-89ab-cdef-0123-4567{number:08x}")
+}
+
+/// `group@@@mac_@@@uuid`.
+pub fn client_id(number: u8) -> String {
+    format!("GID_test@@@{}@@@{}", mac(number).replace(':', "_"), uuid(number))
+}

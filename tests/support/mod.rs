@@ -1,0 +1,60 @@
+//! What the integration tests share: a gateway on free loopback ports, and peers of it that have nothing in common with
+//! its code.
+//!
+//! The gateway is what runs at the same time; a test plays its device and its chat server in turn, on blocking sockets,
+//! so what comes next is always known. Every wait has a deadline, and no wait is for time to pass.
+
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mqtt_websocket_proxy::config::{Config, PublicIp, Server};
+use mqtt_websocket_proxy::net::Running;
+
+pub mod audio;
+pub mod chat;
+pub mod device;
+pub mod mqtt;
+pub mod process;
+pub mod tls;
+
+/// How long anything may take that is expected to happen at once: long, since the machine may be busy.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// A configuration for tests: free ports on loopback, these chat servers, and no questions about tools.
+pub fn config<U: AsRef<str>>(urls: &[U]) -> Config {
+    let mut config = Config::default();
+    config.mqtt.host = [127, 0, 0, 1].into();
+    config.mqtt.port = 0;
+    config.udp.host = [127, 0, 0, 1].into();
+    config.udp.port = 0;
+    config.udp.public_ip = PublicIp::Auto;
+    config.mcp.enabled = false;
+    let server = |url: &U| Arc::new(url.as_ref().parse::<Server>().unwrap());
+    config.websocket.production = urls.iter().map(server).collect();
+    config
+}
+
+/// A gateway in this process, with these chat servers.
+pub fn gateway<U: AsRef<str>>(urls: &[U]) -> Running {
+    gateway_with(urls, |_| {})
+}
+
+/// A gateway in this process, with these chat servers and settings of its own.
+pub fn gateway_with<U: AsRef<str>>(urls: &[U], change: impl FnOnce(&mut Config)) -> Running {
+    let mut config = config(urls);
+    change(&mut config);
+    Running::start(config, None).unwrap()
+}
+
+/// The address of a port that nobody listens on.
+pub fn closed_port() -> SocketAddr {
+    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap()
+}
+
+/// What is left until `end`, never zero: sockets take zero as for ever.
+pub fn left(end: Instant) -> Duration {
+    end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+}

@@ -1,0 +1,289 @@
+//! An MQTT client that works on bytes: it sends what it is told, right or wrong, and cuts what comes into packets.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use super::{LIMIT, left};
+
+pub const CONNECT: u8 = 0x10;
+pub const CONNACK: u8 = 0x20;
+pub const PUBLISH: u8 = 0x30;
+pub const SUBSCRIBE: u8 = 0x82;
+pub const SUBACK: u8 = 0x90;
+pub const UNSUBSCRIBE: u8 = 0xa2;
+pub const UNSUBACK: u8 = 0xb0;
+pub const PINGREQ: [u8; 2] = [0xc0, 0];
+pub const PINGRESP: [u8; 2] = [0xd0, 0];
+pub const DISCONNECT: [u8; 2] = [0xe0, 0];
+
+/// A packet: its first byte, and what follows the remaining length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    pub first: u8,
+    pub body: Vec<u8>,
+}
+
+impl Packet {
+    /// The topic and payload of a PUBLISH with QoS 0.
+    pub fn message(&self) -> (&str, &str) {
+        assert_eq!(self.first, PUBLISH, "{self:?}");
+        let (len, rest) = self.body.split_at(2);
+        let (topic, payload) = rest.split_at(usize::from(u16::from_be_bytes([len[0], len[1]])));
+        (std::str::from_utf8(topic).unwrap(), std::str::from_utf8(payload).unwrap())
+    }
+}
+
+/// One TCP connection to the MQTT port.
+#[derive(Debug)]
+pub struct Client {
+    pub stream: TcpStream,
+    inbox: Vec<u8>,
+}
+
+/// Why no packet came.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Silence {
+    Closed,
+    Deadline,
+}
+
+impl Client {
+    pub fn open(gateway: SocketAddr) -> Self {
+        let stream = TcpStream::connect_timeout(&gateway, LIMIT).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_write_timeout(Some(LIMIT)).unwrap();
+        Self { stream, inbox: Vec::new() }
+    }
+
+    /// Opens a connection and is let in.
+    pub fn log_in(gateway: SocketAddr, connect: &Connect) -> Self {
+        let mut client = Self::open(gateway);
+        client.send(&connect.packet());
+        assert_eq!(client.packet(), Packet { first: CONNACK, body: vec![0, 0] });
+        client
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// Sends to a gateway that may have closed the connection meanwhile.
+    pub fn try_send(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
+    }
+
+    /// Publishes a text.
+    pub fn say(&mut self, text: &str) {
+        self.send(&publish("device-server", text.as_bytes()));
+    }
+
+    /// The next packet.
+    pub fn packet(&mut self) -> Packet {
+        self.packet_within(LIMIT).unwrap_or_else(|silence| panic!("no packet: {silence:?}"))
+    }
+
+    pub fn packet_within(&mut self, limit: Duration) -> Result<Packet, Silence> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some((packet, len)) = cut(&self.inbox) {
+                self.inbox.drain(..len);
+                return Ok(packet);
+            }
+            let mut buffer = [0; 4096];
+            self.stream.set_read_timeout(Some(left(end))).unwrap();
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(Silence::Closed),
+                Ok(n) => self.inbox.extend_from_slice(&buffer[..n]),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    if Instant::now() >= end {
+                        return Err(Silence::Deadline);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Err(Silence::Closed),
+            }
+        }
+    }
+
+    /// Every packet until the gateway closes the connection.
+    pub fn until_closed(&mut self) -> Vec<Packet> {
+        let mut packets = Vec::new();
+        let end = Instant::now() + LIMIT;
+        loop {
+            match self.packet_within(left(end)) {
+                Ok(packet) => packets.push(packet),
+                Err(Silence::Closed) => {
+                    assert!(self.inbox.is_empty(), "half a packet at the end");
+                    return packets;
+                }
+                Err(Silence::Deadline) => panic!("the connection is still open; so far {packets:?}"),
+            }
+        }
+    }
+
+    /// The payload of the next packet, which must be a PUBLISH.
+    pub fn text(&mut self) -> String {
+        self.packet().message().1.to_owned()
+    }
+
+    pub fn json(&mut self) -> serde_json::Value {
+        serde_json::from_str(&self.text()).unwrap()
+    }
+
+    /// All that the gateway had to say so far has been read: its answer to a ping comes next.
+    pub fn assert_quiet(&mut self) {
+        self.send(&PINGREQ);
+        assert_eq!(self.packet(), Packet { first: PINGRESP[0], body: Vec::new() });
+    }
+
+    /// Ends our side; the gateway's can still be read.
+    pub fn finish(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(self) {
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+}
+
+fn cut(bytes: &[u8]) -> Option<(Packet, usize)> {
+    let (&first, rest) = bytes.split_first()?;
+    let (mut length, mut i) = (0, 0);
+    loop {
+        let byte = *rest.get(i)?;
+        length |= usize::from(byte & 0x7f) << (7 * i);
+        i += 1;
+        if byte < 0x80 {
+            break;
+        }
+        assert!(i < 4, "a remaining length of five bytes from the gateway");
+    }
+    let body = rest.get(i..i + length)?.to_vec();
+    Some((Packet { first, body }, 1 + i + length))
+}
+
+/// What goes into a CONNECT. The default is what the firmware sends.
+#[derive(Clone, Debug)]
+pub struct Connect {
+    pub name: &'static str,
+    pub level: u8,
+    pub keep_alive: u16,
+    pub clean_session: bool,
+    pub client_id: String,
+    /// Topic, message, QoS, retain.
+    pub will: Option<(String, Vec<u8>, u8, bool)>,
+    pub user_name: Option<String>,
+    pub password: Option<Vec<u8>>,
+}
+
+impl Connect {
+    pub fn new(client_id: &str) -> Self {
+        Self {
+            name: "MQTT",
+            level: 4,
+            keep_alive: 0,
+            clean_session: true,
+            client_id: client_id.to_owned(),
+            will: None,
+            user_name: Some(user_name()),
+            password: Some(b"x".to_vec()),
+        }
+    }
+
+    /// With the password that a gateway with this key lets in.
+    pub fn signed(client_id: &str, key: &str) -> Self {
+        let mut connect = Self::new(client_id);
+        connect.password = Some(password(key, client_id, &user_name()).into_bytes());
+        connect
+    }
+
+    pub fn flags(&self) -> u8 {
+        let will = self.will.as_ref().map_or(0, |(_, _, qos, retain)| 4 | qos << 3 | u8::from(*retain) << 5);
+        u8::from(self.clean_session) << 1
+            | will
+            | u8::from(self.password.is_some()) << 6
+            | u8::from(self.user_name.is_some()) << 7
+    }
+
+    pub fn body(&self) -> Vec<u8> {
+        let mut body = string(self.name.as_bytes());
+        body.push(self.level);
+        body.push(self.flags());
+        body.extend(self.keep_alive.to_be_bytes());
+        body.extend(string(self.client_id.as_bytes()));
+        if let Some((topic, message, ..)) = &self.will {
+            body.extend(string(topic.as_bytes()));
+            body.extend(string(message));
+        }
+        body.extend(self.user_name.iter().flat_map(|name| string(name.as_bytes())));
+        body.extend(self.password.iter().flat_map(|password| string(password)));
+        body
+    }
+
+    pub fn packet(&self) -> Vec<u8> {
+        packet(CONNECT, &self.body())
+    }
+}
+
+/// base64 of a JSON object.
+pub fn user_name() -> String {
+    openssl::base64::encode_block(br#"{"ip":"192.0.2.7"}"#)
+}
+
+/// base64(HMAC-SHA256(key, clientId + "|" + userName)), by OpenSSL.
+pub fn password(key: &str, client_id: &str, user_name: &str) -> String {
+    openssl::base64::encode_block(&hmac(key, &format!("{client_id}|{user_name}")))
+}
+
+/// HMAC-SHA256, by OpenSSL.
+pub fn hmac(key: &str, text: &str) -> Vec<u8> {
+    let key = openssl::pkey::PKey::hmac(key.as_bytes()).unwrap();
+    let mut signer = openssl::sign::Signer::new(openssl::hash::MessageDigest::sha256(), &key).unwrap();
+    signer.sign_oneshot_to_vec(text.as_bytes()).unwrap()
+}
+
+/// A packet with the right remaining length.
+pub fn packet(first: u8, body: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![first];
+    let mut length = body.len();
+    loop {
+        let more = length >= 0x80;
+        bytes.push((length & 0x7f) as u8 | u8::from(more) << 7);
+        length >>= 7;
+        if !more {
+            break;
+        }
+    }
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// Bytes behind their length in two bytes.
+pub fn string(bytes: &[u8]) -> Vec<u8> {
+    let mut out = u16::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
+    out.extend_from_slice(bytes);
+    out
+}
+
+pub fn publish(topic: &str, payload: &[u8]) -> Vec<u8> {
+    let mut body = string(topic.as_bytes());
+    body.extend_from_slice(payload);
+    packet(PUBLISH, &body)
+}
+
+pub fn subscribe(packet_id: u16, filters: &[(&str, u8)]) -> Vec<u8> {
+    let mut body = packet_id.to_be_bytes().to_vec();
+    for (filter, qos) in filters {
+        body.extend(string(filter.as_bytes()));
+        body.push(*qos);
+    }
+    packet(SUBSCRIBE, &body)
+}
+
+pub fn unsubscribe(packet_id: u16, filters: &[&str]) -> Vec<u8> {
+    let mut body = packet_id.to_be_bytes().to_vec();
+    filters.iter().for_each(|filter| body.extend(string(filter.as_bytes())));
+    packet(UNSUBSCRIBE, &body)
+}

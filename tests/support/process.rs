@@ -1,0 +1,148 @@
+//! The program itself, in a folder of its own.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{LIMIT, left};
+
+/// A working directory, removed at the end.
+pub struct Folder(pub PathBuf);
+
+impl Folder {
+    pub fn new() -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// With a file in it.
+    pub fn with(self, name: &str, text: impl AsRef<[u8]>) -> Self {
+        let path = self.0.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        self
+    }
+
+    /// The program, with nothing in its environment but these variables.
+    pub fn command(&self, line: &str, variables: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mqtt-websocket-proxy"));
+        command.args(line.split_whitespace()).current_dir(&self.0).env_clear();
+        command.envs(variables.iter().copied()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the program to its end.
+    pub fn run(&self, line: &str, variables: &[(&str, &str)]) -> Output {
+        let mut command = self.command(line, variables);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = Guard(child);
+        let status = child.wait();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        child.0.stdout.take().unwrap().read_to_end(&mut stdout).unwrap();
+        child.0.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
+        Output { status, stdout, stderr }
+    }
+
+    /// Starts the gateway on free ports and waits until it runs. The configuration must log at info level.
+    pub fn start(&self, line: &str, variables: &[(&str, &str)]) -> Process {
+        let mut command = self.command(line, &[("MQTT_PORT", "0"), ("UDP_PORT", "0"), ("API_PORT", "0")]);
+        command.envs(variables.iter().copied());
+        let mut child = Guard(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+        let (sender, lines) = mpsc::channel();
+        let stderr = BufReader::new(child.0.stderr.take().unwrap());
+        thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let mut process = Process { child, lines, seen: Vec::new() };
+        process.line("MQTT on");
+        process
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A process that does not outlive its test.
+struct Guard(Child);
+
+impl Guard {
+    fn wait(&mut self) -> ExitStatus {
+        let end = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < end, "the program does not end");
+            // The standard library has no wait with a deadline.
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A running gateway, and what it logged.
+pub struct Process {
+    child: Guard,
+    lines: Receiver<String>,
+    pub seen: Vec<String>,
+}
+
+impl Process {
+    /// Where devices connect.
+    pub fn mqtt(&self) -> SocketAddr {
+        let line = self.seen.iter().find(|line| line.contains("MQTT on")).unwrap();
+        let address = line.split("MQTT on ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
+        let address: SocketAddr = address.parse().unwrap();
+        SocketAddr::from(([127, 0, 0, 1], address.port()))
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.0.id()
+    }
+
+    /// The first line with this in it that was not asked for before.
+    pub fn line(&mut self, part: &str) -> String {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let Ok(line) = self.lines.recv_timeout(left(end)) else {
+                panic!("no {part:?} in {:#?}", self.seen)
+            };
+            self.seen.push(line.clone());
+            if line.contains(part) {
+                return line;
+            }
+        }
+    }
+
+    /// Sends a signal, such as `TERM`.
+    #[cfg(unix)]
+    pub fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Waits for the end: the exit code, and all lines.
+    pub fn end(mut self) -> (Option<i32>, Vec<String>) {
+        let code = self.child.wait().code();
+        while let Ok(line) = self.lines.recv_timeout(LIMIT) {
+            self.seen.push(line);
+        }
+        (code, self.seen)
+    }
+}
