@@ -1,4 +1,97 @@
-//! A gateway between XiaoZhi voice devices (MQTT for control, encrypted UDP for audio) and WebSocket chat servers.
+//! A gateway between XiaoZhi voice devices and WebSocket chat servers.
+//!
+//! A device speaks MQTT (QoS 0) for control and sends its voice as AES-CTR encrypted UDP packets; a chat server wants one
+//! WebSocket per call with JSON and Opus frames on it. The gateway stands between them, and keeps the call alive when
+//! either side falters. It is a forwarder and no broker: it stores nothing, and no device hears another.
+//!
+//! # Inside another program
+//!
+//! ```
+//! use std::net::Ipv4Addr;
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! use mqtt_websocket_proxy::{Config, Running};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut config = Config::default();
+//! config.websocket.production = vec![Arc::new("ws://127.0.0.1:8000/xiaozhi/v1/".parse()?)];
+//! (config.mqtt.host, config.mqtt.port) = (Ipv4Addr::LOCALHOST.into(), 0); // 0 is any free port
+//! (config.udp.host, config.udp.port) = (Ipv4Addr::LOCALHOST.into(), 0);
+//! config.api.port = 0;
+//!
+//! let gateway = Running::start(config, None)?;
+//! println!("devices connect to {}", gateway.addresses().mqtt);
+//! assert_ne!(gateway.addresses().mqtt.port(), 0);
+//!
+//! gateway.stop(Duration::from_secs(3))?; // goodbye to devices in a call, 1001 to their chat servers
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Running`] gives the gateway a thread of its own; [`Gateway`] runs it on yours. [`Handle`] stops it and changes its
+//! configuration from anywhere. Nothing is logged unless a logger of the `log` crate is there: yours, or [`logger`].
+//!
+//! # Principles
+//!
+//! 1. *One thread owns everything.* There is no lock, no shared cell and no global on the loop. Another thread exists
+//!    only for what blocks and cannot be made not to: looking up names, writing the log.
+//! 2. *The core decides, the shell does.* [`proto`] and [`session`] know no socket, no clock and no random source. Bytes
+//!    and the time go in, decisions come out; so all behaviour is tested without a network, in virtual time.
+//! 3. *An event is a hint.* It says "try", no more. Every handler may be called for nothing, twice, or for a connection
+//!    that is gone; what counts is what the read or the write itself returns.
+//! 4. *Who stops early says so.* Sockets announce news once. A loop over one ends when the system has no more, or puts
+//!    its source on a list of those to go on with.
+//! 5. *Nobody is buried in mid-batch.* What has ended is removed at the end of a turn, so that no event of the batch
+//!    meets a stranger in its place.
+//! 6. *The session knows the time.* Its deadlines are the truth; the timer wheel is an alarm clock that may ring early.
+//! 7. *Every queue has an end and a stated loser.* Audio that does not fit is dropped and counted; text that does not
+//!    fit ends the call.
+//! 8. *A peer cannot hurt.* Whatever it sends, there is no panic, no memory without limit, no warning line per packet.
+//! 9. *Idle is nearly free.* A device that only waits costs less than a kilobyte: buffers exist while something is
+//!    partial, and not longer.
+//!
+//! # The house
+//!
+//! ```text
+//!   main ----> tools ---------------> sub-commands: demo, probe, credentials; echo server, simulated device
+//!    |           |
+//!    |           v
+//!    +--------> net ----------------> sockets, the loop, time, randomness     (impure: the shell)
+//!    |           |
+//!    |           v
+//!    |        session --------------> a device, its call, its tools           (pure: the core)
+//!    |           |
+//!    |           v
+//!    |         proto ---------------> MQTT, audio, JSON, identities           (pure: bytes and values)
+//!    |           ^
+//!    +--------> config -------------> checked settings, lent to all of them
+//! ```
+//!
+//! Arrows are imports, and none points up; `tests/house.rs` holds them.
+//!
+//! * [`proto`]: bytes to values and back.
+//! * [`session`]: the state machines of one device and its call. [`Core`](session::Core) takes what happened together
+//!   with a [`Cx`](session::Cx), and pushes [`Action`](session::Action)s.
+//! * [`net`]: carries the actions out. [`Gateway`] owns the poll, the listeners, every session with both its sockets,
+//!   the indexes and the wheel.
+//! * [`config`]: reads file, environment and command line into one [`Config`], and compares two of them for a reload.
+//! * [`logger`]: one line per message, written off the loop.
+//! * [`tools`]: what the sub-commands do, and the parts they share with tests and examples.
+//!
+//! # The turn
+//!
+//! The loop is one function that is called again and again. Each turn:
+//!
+//! 1. *Sleep* until a socket has news or the wheel rings; not at all when somebody has more to do.
+//! 2. *Poll.* An interrupted poll is an empty batch.
+//! 3. *Look at the clock,* once. This is `now` for everybody in this turn.
+//! 4. *Dispatch* each event to its source: listener, UDP socket, device, chat server, or notes from other threads. Each
+//!    does a bounded amount of work.
+//! 5. *Go on* with those who stopped early in an earlier turn, so that none of them starves the others.
+//! 6. *Fire timers,* however busy the sockets are.
+//! 7. *Flush:* each socket that was written to, once, and all datagrams together.
+//! 8. *Bury* what has ended, and take new connections again where places became free.
 
 pub mod config;
 pub mod logger;
@@ -6,3 +99,6 @@ pub mod net;
 pub mod proto;
 pub mod session;
 pub mod tools;
+
+pub use config::Config;
+pub use net::{Gateway, Handle, Running};

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Installs what a build needs beside the Rust toolchain: a C linker, pkg-config and OpenSSL's headers.
+# With the argument "test" also what the tests use: an MQTT client that is not ours.
+# Installs nothing when all of it is there. As root, or with sudo where there is one.
+set -eu
+
+missing() {
+    if ! command -v cc >/dev/null; then return 0; fi
+    # Only Linux and the BSDs use OpenSSL; macOS and Windows bring a TLS library of their own.
+    if [ "$(uname -s)" != Darwin ] && [ -z "${OPENSSL_DIR:-}" ]; then
+        if ! command -v pkg-config >/dev/null || ! pkg-config --exists openssl; then return 0; fi
+    fi
+    if [ "${1:-}" = test ] && ! command -v mosquitto_pub >/dev/null; then return 0; fi
+    return 1
+}
+
+missing "${1:-}" || exit 0
+if ! command -v apt-get >/dev/null; then
+    cat >&2 <<'HINT'
+setup.sh installs on Debian and Ubuntu only. Elsewhere, install these and go on with the next command:
+  Fedora:  sudo dnf install gcc pkgconf-pkg-config openssl-devel mosquitto
+  Arch:    sudo pacman -S --needed gcc pkgconf openssl mosquitto
+  Alpine:  sudo apk add build-base pkgconf openssl-dev mosquitto-clients
+  macOS:   xcode-select --install; brew install mosquitto
+HINT
+    exit 1
+fi
+packages="gcc libc6-dev pkg-config libssl-dev"
+if [ "${1:-}" = test ]; then packages="$packages mosquitto-clients"; fi
+as_root=
+if [ "$(id -u)" -ne 0 ]; then as_root=sudo; fi
+$as_root apt-get update -qq
+# shellcheck disable=SC2086 # a list of words
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages

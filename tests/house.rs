@@ -1,0 +1,147 @@
+//! The house keeps its shape: the pure rooms stay pure, and imports point one way.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Sockets, clocks, randomness and logs: what bytes and decisions must not depend on.
+const IMPURE: [&str; 22] = [
+    "mio",
+    "tungstenite",
+    "native_tls",
+    "socket2",
+    "nix",
+    "TcpStream",
+    "TcpListener",
+    "UdpSocket",
+    "Instant::now",
+    "SystemTime",
+    "thread_local",
+    "std::io",
+    "std::fs",
+    "std::env",
+    "std::thread",
+    "log::",
+    "trace!",
+    "debug!",
+    "info!",
+    "warn!",
+    "error!",
+    "getrandom",
+];
+
+/// A room, and the rooms it must not know.
+const DIRECTION: [(&str, &[&str]); 5] = [
+    ("proto", &["session", "net", "tools", "config", "logger"]),
+    ("session", &["net", "tools", "logger"]),
+    ("config", &["session", "net", "tools", "logger"]),
+    ("net", &["tools"]),
+    ("logger", &["session", "net", "tools", "proto"]),
+];
+
+/// Every file of a room, without those that only tests see.
+fn files(room: &str) -> Vec<PathBuf> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut found, mut folders) = (Vec::new(), vec![src.join(room)]);
+    found.extend(Some(src.join(format!("{room}.rs"))).filter(|path| path.exists()));
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            match path.is_dir() {
+                true => folders.push(path),
+                false => found.push(path),
+            }
+        }
+    }
+    let for_tests: Vec<_> = found.iter().flat_map(|path| test_modules(path)).collect();
+    found.retain(|path| {
+        !for_tests.iter().any(|test| path.starts_with(test) || path == &test.with_extension("rs"))
+    });
+    found
+}
+
+/// The modules that a file declares for tests only, as paths without `.rs`.
+fn test_modules(path: &Path) -> Vec<PathBuf> {
+    let text = fs::read_to_string(path).unwrap();
+    let folder = match path.file_stem().unwrap().to_str().unwrap() {
+        "mod" => path.parent().unwrap().to_owned(),
+        _ => path.with_extension(""),
+    };
+    let names = text.split("#[cfg(test)]").skip(1).filter_map(|rest| {
+        // Other attributes may stand in between.
+        let line = rest.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("#["))?;
+        line.strip_suffix(';')?.split_once("mod ").map(|(_, name)| name)
+    });
+    names.map(|name| folder.join(name)).collect()
+}
+
+/// What is compiled of a file outside of tests: no comments, and nothing from the tests at its end on.
+fn code(text: &str) -> String {
+    // A URL's slashes follow a colon, a comment's stand at the start or behind a space.
+    let comment = |line: &str| if line.starts_with("//") { Some(0) } else { line.find(" //") };
+    let lines = text.lines().map(|line| &line[..comment(line).unwrap_or(line.len())]);
+    let mut kept: Vec<&str> = Vec::new();
+    let mut lines = lines.peekable();
+    while let Some(line) = lines.next() {
+        let opens_tests = |next: &str| next.starts_with("mod ") && next.ends_with('{');
+        if line == "#[cfg(test)]"
+            && lines.clone().find(|next| !next.starts_with("#[")).is_some_and(opens_tests)
+        {
+            break;
+        }
+        kept.push(line);
+    }
+    kept.join("\n")
+}
+
+/// The names of `names` that occur in `code` as words of their own.
+fn named<'a>(code: &str, names: &[&'a str]) -> Vec<&'a str> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let occurs = |name: &str| {
+        code.match_indices(name).any(|(at, _)| {
+            let ends = name.ends_with(is_word) && code[at + name.len()..].starts_with(is_word);
+            !code[..at].ends_with(is_word) && !ends
+        })
+    };
+    names.iter().copied().filter(|name| occurs(name)).collect()
+}
+
+#[test]
+fn the_pure_rooms_name_no_socket_clock_random_source_or_log() {
+    for room in ["proto", "session"] {
+        let files = files(room);
+        assert!(files.len() >= 8, "{room}: {files:?}");
+        for path in files {
+            let found = named(&code(&fs::read_to_string(&path).unwrap()), &IMPURE);
+            assert!(found.is_empty(), "{} names {found:?}", path.display());
+        }
+    }
+}
+
+#[test]
+fn imports_point_one_way() {
+    for (room, above) in DIRECTION {
+        let files = files(room);
+        assert!(!files.is_empty(), "{room}");
+        for path in files {
+            let code = code(&fs::read_to_string(&path).unwrap());
+            let names: Vec<_> = above.iter().map(|other| format!("crate::{other}")).collect();
+            let found = named(&code, &names.iter().map(String::as_str).collect::<Vec<_>>());
+            assert!(found.is_empty(), "{} names {found:?}", path.display());
+            // `use crate::{a, b}` would slip past the names above.
+            assert!(!code.contains("crate::{"), "{}: one `use crate::` a line, please", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_forbidden_name_is_found_where_it_counts_and_only_there() {
+    let text = "use mio::Token; // std::io\n// log::x\n    // getrandom\nlet url = \"ws://a\"; nix();\nlet a = Instant::nowhere();\n#[cfg(test)]\nmod tests {\nlog::info!(1)\n}\n";
+    assert_eq!(named(&code(text), &IMPURE), ["mio", "nix"]);
+    assert_eq!(named("catalog::x; dialog; mio_x; std::io::Read; warn!(\"\")", &IMPURE), ["std::io", "warn!"]);
+    assert_eq!(named("let now = Instant::now();", &IMPURE), ["Instant::now"]);
+    let attributes = "a\n#[cfg(test)]\n#[allow(clippy::unwrap_used)]\nmod tests {\nmio\n}";
+    assert_eq!(code(attributes), "a");
+    assert_eq!(code("#[cfg(test)]\nmod tests;\nmio"), "#[cfg(test)]\nmod tests;\nmio");
+}
