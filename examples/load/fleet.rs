@@ -43,6 +43,9 @@ pub(crate) struct Stats {
 
 pub(crate) struct Fleet {
     poll: Poll,
+    events: Events,
+    /// The sources of this turn's events.
+    tokens: Vec<usize>,
     devices: Vec<Device>,
     world: World,
 }
@@ -87,7 +90,8 @@ impl Fleet {
         let poll = Poll::new()?;
         let (registry, start) = (poll.registry().try_clone()?, Instant::now());
         let world = World { plan, registry, due: BinaryHeap::new(), start, stats: Stats::default() };
-        Ok(Self { poll, devices: Vec::new(), world })
+        let (events, tokens) = (Events::with_capacity(1024), Vec::new());
+        Ok(Self { poll, events, tokens, devices: Vec::new(), world })
     }
 
     pub(crate) fn stats(&self) -> &Stats {
@@ -171,13 +175,14 @@ impl Fleet {
 
     fn turn(&mut self, limit: Instant) -> io::Result<()> {
         let wake = self.world.due.peek().map_or(limit, |Reverse((at, _))| limit.min(*at));
-        let mut events = Events::with_capacity(1024);
-        match self.poll.poll(&mut events, Some(wake.saturating_duration_since(Instant::now()))) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+        match self.poll.poll(&mut self.events, Some(wake.saturating_duration_since(Instant::now()))) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
             result => result?,
         }
         // Devices have even tokens, their audio has odd ones.
-        for Token(token) in events.iter().map(|event| event.token()) {
+        let mut tokens = std::mem::take(&mut self.tokens);
+        tokens.extend(self.events.iter().map(|event| event.token().0));
+        for token in tokens.drain(..) {
             let i = token / 2;
             if token % 2 == 1 {
                 self.devices[i].hear(&mut self.world);
@@ -185,6 +190,7 @@ impl Fleet {
                 self.act(i, Device::talk);
             }
         }
+        self.tokens = tokens;
         let now = Instant::now();
         while let Some(Reverse((at, i))) = self.world.due.peek().copied()
             && at <= now
