@@ -124,7 +124,7 @@ impl Gateway {
             self.per_ip.came(peer.ip());
         }
         let core = Core::new(peer.ip(), self.now);
-        let id = self.sessions.insert(core, Some(Device::new(tcp, peer)), None);
+        let id = self.sessions.insert(core, Some(Device::new(tcp, peer.port())), None);
         self.rearm(id);
     }
 
@@ -132,8 +132,8 @@ impl Gateway {
     pub(super) fn recount(&mut self) {
         self.per_ip = PerIp::default();
         if self.config.mqtt.max_connections_per_ip > 0 {
-            for device in self.sessions.iter().filter_map(|session| session.device.as_ref()) {
-                self.per_ip.came(device.peer.ip());
+            for session in self.sessions.iter().filter(|session| session.device.is_some()) {
+                self.per_ip.came(session.core.ip());
             }
         }
     }

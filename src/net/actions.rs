@@ -1,6 +1,7 @@
 //! The core decides, the shell does: carrying out a session's actions, and the lines they leave in the log.
 
 use std::mem;
+use std::net::SocketAddr;
 
 use log::{Level, error, info, log};
 
@@ -103,19 +104,13 @@ impl Gateway {
         grant.allowed = limit == 0 || self.index.calls() < limit;
         grant.udp_host = grant::udp_host(&self.config.udp.public_ip, local);
         grant.udp_port = self.addresses.udp.port();
-        self.index.add_call(grant.ssrc, id);
+        self.index.add_call(grant.ssrc, id, ip);
         self.sightings.watch(ip);
-        if let Some(session) = self.sessions.live(id) {
-            session.call_ip = Some(ip);
-        }
         self.drive(id, |core, cx| core.granted(grant, cx));
     }
 
     fn call_ended(&mut self, id: SessionId, summary: &Summary) {
-        if let Some(ssrc) = summary.ssrc {
-            self.index.remove_call(ssrc, id);
-        }
-        if let Some(ip) = self.sessions.live(id).and_then(|session| session.call_ip.take()) {
+        if let Some(ip) = summary.ssrc.and_then(|ssrc| self.index.remove_call(ssrc, id)) {
             self.sightings.forget(ip);
         }
         self.metrics.ended(summary);
@@ -162,7 +157,8 @@ impl Gateway {
     /// What every line of a session begins with.
     pub(super) fn prefix(&self, id: SessionId) -> String {
         let session = self.sessions.get(id);
-        let peer = session.and_then(|session| session.device.as_ref()).map(|device| device.peer);
+        let peer = session
+            .and_then(|session| Some(SocketAddr::new(session.core.ip(), session.device.as_ref()?.port)));
         let client_id = session.and_then(|session| session.core.client_id()).map(|id| id.as_str());
         match (client_id, peer) {
             (Some(client_id), Some(peer)) => format!("[{client_id} {peer}]"),

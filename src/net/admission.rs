@@ -51,8 +51,8 @@ impl Gateway {
             return;
         }
         if let Some(session) = self.sessions.live(older) {
-            if let Some(left) = session.device.replace(device) {
-                self.per_ip.left(left.peer.ip());
+            if session.device.replace(device).is_some() {
+                self.per_ip.left(session.core.ip());
             }
             session.linger = None;
         }
@@ -71,7 +71,7 @@ impl Gateway {
         if let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut())
             && !delay.is_zero()
         {
-            device.hold_until = Some(now + delay);
+            device.hold(now + delay);
         }
     }
 
@@ -88,7 +88,7 @@ impl Gateway {
         match &mut session.device {
             Some(device) => {
                 device.closing = true;
-                let from = device.hold_until.unwrap_or(now);
+                let from = device.hold_until().unwrap_or(now);
                 session.linger = Some(from + LINGER);
                 self.touch(id);
             }
@@ -116,10 +116,10 @@ impl Gateway {
 
     pub(super) fn drop_device(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.live(id)
-            && let Some(device) = session.device.take()
+            && session.device.take().is_some()
         {
             session.linger = None;
-            self.per_ip.left(device.peer.ip());
+            self.per_ip.left(session.core.ip());
         }
         self.bury_if_spent(id);
     }

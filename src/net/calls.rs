@@ -251,7 +251,7 @@ impl Gateway {
     pub(super) fn queue_datagram(&mut self, id: SessionId, sealed: Sealed, bytes: &[u8]) {
         let Some(session) = self.sessions.live(id) else { return };
         let ssrc = session.core.ssrc().unwrap_or_default();
-        if session.device.as_ref().is_some_and(|device| !device.outbox.is_empty()) {
+        if session.device.as_ref().is_some_and(|device| device.has_output()) {
             self.flush_device(id);
         }
         match self.udp.queue(sealed.peer.addr, sealed.peer.local, ssrc) {

@@ -1,7 +1,7 @@
 //! The device's TCP connection: bytes in, packets to the core, bytes out.
 
 use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::net::{IpAddr, Shutdown};
 use std::time::Instant;
 
 use mio::net::TcpStream;
@@ -16,21 +16,26 @@ const READS: usize = 8;
 /// The packet type of CONNECT.
 const CONNECT: u8 = 1;
 
-/// One device's connection.
+/// One device's connection. Small, since there may be tens of thousands: what is partial or waits is elsewhere.
 pub(super) struct Device {
     pub(super) tcp: TcpStream,
-    pub(super) peer: SocketAddr,
-    /// A partial packet; empty, and without memory, between packets.
-    inbox: Vec<u8>,
-    pub(super) outbox: Outbox,
-    /// What waits to be written is a refusal that comes late on purpose.
-    pub(super) hold_until: Option<Instant>,
+    pub(super) port: u16,
     /// Nothing is served any more: the rest is written, then the connection ends.
     pub(super) closing: bool,
     /// Our side is shut down; the peer's last bytes are read and dropped.
     shut: bool,
     /// The peer has ended its side, or the connection is broken.
-    pub(super) ended: bool,
+    ended: bool,
+    partial: Option<Box<Partial>>,
+}
+
+/// Bytes on their way in or out; not there between packets.
+#[derive(Default)]
+struct Partial {
+    inbox: Vec<u8>,
+    outbox: Outbox,
+    /// What waits to be written is a refusal that comes late on purpose.
+    hold_until: Option<Instant>,
 }
 
 /// What came of writing.
@@ -45,17 +50,8 @@ pub(super) enum Written {
 }
 
 impl Device {
-    pub(super) fn new(tcp: TcpStream, peer: SocketAddr) -> Self {
-        Self {
-            tcp,
-            peer,
-            inbox: Vec::new(),
-            outbox: Outbox::default(),
-            hold_until: None,
-            closing: false,
-            shut: false,
-            ended: false,
-        }
+    pub(super) fn new(tcp: TcpStream, port: u16) -> Self {
+        Self { tcp, port, closing: false, shut: false, ended: false, partial: None }
     }
 
     /// The local address the device reached, for `public_ip: auto`.
@@ -63,12 +59,45 @@ impl Device {
         self.tcp.local_addr().ok().map(|addr| addr.ip().to_canonical())
     }
 
-    pub(super) fn flush(&mut self, now: Instant) -> Written {
-        if self.hold_until.is_some_and(|at| at > now) {
-            return Written::Blocked;
+    /// Whether something waits to be written.
+    pub(super) fn has_output(&self) -> bool {
+        self.partial.as_ref().is_some_and(|partial| !partial.outbox.is_empty())
+    }
+
+    /// Until when output waits on purpose.
+    pub(super) fn hold_until(&self) -> Option<Instant> {
+        self.partial.as_ref().and_then(|partial| partial.hold_until)
+    }
+
+    /// Lets the output wait on purpose.
+    pub(super) fn hold(&mut self, until: Instant) {
+        self.partial.get_or_insert_default().hold_until = Some(until);
+    }
+
+    fn take_inbox(&mut self) -> Vec<u8> {
+        self.partial.as_mut().map(|partial| std::mem::take(&mut partial.inbox)).unwrap_or_default()
+    }
+
+    fn keep_inbox(&mut self, rest: &[u8]) {
+        if !rest.is_empty() {
+            self.partial.get_or_insert_default().inbox = rest.to_vec();
         }
-        self.hold_until = None;
-        match self.outbox.flush(&mut self.tcp) {
+    }
+
+    pub(super) fn flush(&mut self, now: Instant) -> Written {
+        let flushed = match &mut self.partial {
+            None => Ok(Flush::Done),
+            Some(partial) if partial.hold_until.is_some_and(|at| at > now) => return Written::Blocked,
+            Some(partial) => {
+                partial.hold_until = None;
+                partial.outbox.flush(&mut self.tcp)
+            }
+        };
+        if self.partial.as_ref().is_some_and(|partial| partial.inbox.is_empty() && partial.outbox.is_empty())
+        {
+            self.partial = None;
+        }
+        match flushed {
             Ok(Flush::Done) if !self.closing => Written::Done,
             Ok(Flush::Done) if self.ended => Written::Over,
             Ok(Flush::Done) => {
@@ -113,7 +142,7 @@ impl Gateway {
             Ok(_) if device.closing => return true,
             Ok(n) => {
                 session.core.heard(now);
-                let kept = std::mem::take(&mut device.inbox);
+                let kept = device.take_inbox();
                 return match kept.is_empty() {
                     true => self.serve(id, &scratch[..n], Vec::new()),
                     false => {
@@ -165,7 +194,7 @@ impl Gateway {
             }
         }
         if let Some(device) = self.sessions.live(*id).and_then(|session| session.device.as_mut()) {
-            device.inbox = rest.to_vec();
+            device.keep_inbox(rest);
         }
         true
     }
@@ -176,7 +205,7 @@ impl Gateway {
         if device.closing {
             return;
         }
-        let fits = device.outbox.append(write);
+        let fits = device.partial.get_or_insert_default().outbox.append(write);
         self.touch(id);
         if !fits {
             device_is_slow(self, id);

@@ -344,7 +344,7 @@ impl Gateway {
         session.alarm = None;
         let lingered = session.linger.is_some_and(|until| until <= now);
         let refusal =
-            session.device.as_ref().and_then(|device| device.hold_until).is_some_and(|at| at <= now);
+            session.device.as_ref().and_then(|device| device.hold_until()).is_some_and(|at| at <= now);
         let address = session.backend.as_ref().and_then(|backend| backend.next_address_at());
         if lingered {
             session.linger = None;

@@ -12,26 +12,32 @@ use crate::proto::identity::{ClientId, Mac};
 /// Both indexes. They repeat no key: entries are names of sessions, which hold the keys.
 #[derive(Default)]
 pub(super) struct Index {
-    calls: HashTable<(u32, SessionId)>,
+    /// With the address whose datagrams are looked out for.
+    calls: HashTable<Call>,
     /// By MAC: a client id contains it, and several client ids may share it.
     devices: HashTable<SessionId>,
     hasher: DefaultHashBuilder,
 }
 
+struct Call {
+    ssrc: u32,
+    id: SessionId,
+    ip: IpAddr,
+}
+
 impl Index {
     pub(super) fn call(&self, ssrc: u32) -> Option<SessionId> {
-        self.calls.find(spread(ssrc), |call| call.0 == ssrc).map(|call| call.1)
+        self.calls.find(spread(ssrc), |call| call.ssrc == ssrc).map(|call| call.id)
     }
 
-    pub(super) fn add_call(&mut self, ssrc: u32, id: SessionId) {
-        self.calls.insert_unique(spread(ssrc), (ssrc, id), |call| spread(call.0));
+    pub(super) fn add_call(&mut self, ssrc: u32, id: SessionId, ip: IpAddr) {
+        self.calls.insert_unique(spread(ssrc), Call { ssrc, id, ip }, |call| spread(call.ssrc));
     }
 
-    /// Forgets the call if it is still this session's.
-    pub(super) fn remove_call(&mut self, ssrc: u32, id: SessionId) {
-        if let Ok(entry) = self.calls.find_entry(spread(ssrc), |call| *call == (ssrc, id)) {
-            entry.remove();
-        }
+    /// Forgets the call if it is still this session's, and returns its address.
+    pub(super) fn remove_call(&mut self, ssrc: u32, id: SessionId) -> Option<IpAddr> {
+        let entry = self.calls.find_entry(spread(ssrc), |call| call.ssrc == ssrc && call.id == id).ok()?;
+        Some(entry.remove().0.ip)
     }
 
     pub(super) fn calls(&self) -> usize {

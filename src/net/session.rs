@@ -1,6 +1,5 @@
 //! A session holds both its sockets: the pair is the unit of life, death, time and metrics.
 
-use std::net::IpAddr;
 use std::time::Instant;
 
 use slab::Slab;
@@ -20,8 +19,6 @@ pub(super) struct Session {
     pub(super) alarm: Option<u64>,
     /// Sockets that only wait for their peer's last word are dropped then.
     pub(super) linger: Option<Instant>,
-    /// The address under which the call's datagrams are looked out for.
-    pub(super) call_ip: Option<IpAddr>,
     /// Something waits to be written at the end of the turn.
     pub(super) dirty: bool,
     /// On the list of those to be buried at the end of the turn.
@@ -31,7 +28,7 @@ pub(super) struct Session {
 impl Session {
     /// When something is due, in the core or for a socket.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let refusal = self.device.as_ref().and_then(|device| device.hold_until);
+        let refusal = self.device.as_ref().and_then(|device| device.hold_until());
         let address = self.backend.as_ref().and_then(|backend| backend.next_address_at());
         [self.core.deadline(), self.linger, refusal, address].into_iter().flatten().min()
     }
@@ -58,17 +55,8 @@ impl Sessions {
     ) -> SessionId {
         self.epoch = self.epoch.wrapping_add(1);
         let epoch = self.epoch;
-        let session = Session {
-            epoch,
-            core,
-            device,
-            backend,
-            alarm: None,
-            linger: None,
-            call_ip: None,
-            dirty: false,
-            doomed: false,
-        };
+        let session =
+            Session { epoch, core, device, backend, alarm: None, linger: None, dirty: false, doomed: false };
         SessionId { slot: self.slab.insert(session) as u32, epoch }
     }
 
