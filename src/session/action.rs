@@ -25,7 +25,7 @@ pub struct Cx<'a> {
 }
 
 /// What the shell must do for a core.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub enum Action {
     /// The device's credentials are good: look for an older connection of the same client id and for a free place,
     /// then call [`Core::admitted`](super::Core::admitted) or [`Core::take_over`](super::Core::take_over).

@@ -1,5 +1,6 @@
 //! One device: its MQTT session, and at most one call.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -189,9 +190,10 @@ impl Core {
             return;
         }
         let grace = cx.config.mqtt.resume_grace;
-        let kept = self.has_call() && !grace.is_zero();
-        self.mcp = None;
-        if kept && let Some(call) = &mut self.call {
+        if self.has_call()
+            && !grace.is_zero()
+            && let Some(call) = &mut self.call
+        {
             call.device_lost();
             self.phase = Phase::Away;
             self.deadline = Some(cx.now + grace);
@@ -199,9 +201,7 @@ impl Core {
             cx.out.push(Action::Close(reason));
             return;
         }
-        if !self.call.as_ref().is_some_and(|call| call.is_closing()) {
-            self.end_call(EndReason::DeviceLost, cx);
-        }
+        self.abandon_call(EndReason::DeviceLost, cx);
         self.close(reason, cx);
     }
 
@@ -215,6 +215,9 @@ impl Core {
     }
 
     fn close(&mut self, reason: Reason, cx: &mut Cx<'_>) {
+        if self.phase == Phase::Leaving {
+            return;
+        }
         self.phase = Phase::Leaving;
         self.deadline = None;
         self.mcp = None;
@@ -260,11 +263,15 @@ impl Core {
         cx.out.push(Action::Welcome);
         cx.out.push(Action::Note(Note::Connected { resumed }));
         let session_id = self.call.as_ref().and_then(|call| call.session_id());
-        self.mcp = cx.config.mcp.enabled.then(|| Box::new(Mcp::begin(session_id, cx)));
+        let earlier = self.mcp.take();
+        self.mcp = cx.config.mcp.enabled.then(|| Box::new(Mcp::begin(earlier, session_id, cx)));
     }
 
     /// Another connection with this client id was let in, and this core has a call: it becomes that connection's.
     pub fn take_over(&mut self, newer: Core, cx: &mut Cx<'_>) {
+        if self.phase == Phase::Leaving {
+            return;
+        }
         self.ip = newer.ip;
         self.id = newer.id;
         self.patience = newer.patience;
@@ -276,7 +283,7 @@ impl Core {
 
     /// Another connection with this client id was let in, and there is no call to keep.
     pub fn replaced(&mut self, cx: &mut Cx<'_>) {
-        self.end_call(EndReason::Replaced, cx);
+        self.abandon_call(EndReason::Replaced, cx);
         self.close(Reason::TakenOver, cx);
     }
 
@@ -292,13 +299,21 @@ impl Core {
         if peek.kind == "hello" {
             return self.hello(text, cx);
         }
-        if peek.kind == "mcp" && self.device_mcp(text, cx) {
-            return;
+        let mut forwarded = Cow::Borrowed(text);
+        if peek.kind == "mcp"
+            && let Some(mcp) = &mut self.mcp
+        {
+            let session_id = self.call.as_ref().and_then(|call| call.session_id());
+            match mcp.from_device(text, session_id, cx) {
+                FromDevice::Forward => {}
+                FromDevice::Taken => return,
+                FromDevice::Reply(text) => forwarded = Cow::Owned(text),
+            }
         }
         let Some(call) = self.call.as_mut().filter(|call| !call.is_closing()) else {
             return self.without_call(&peek, cx);
         };
-        match call.device_text(text, &peek, cx) {
+        match call.device_text(&forwarded, &peek, cx) {
             Err(EndReason::DeviceGoodbye) => self.hang_up(EndReason::DeviceGoodbye, cx),
             flow => self.ended(flow, cx),
         }
@@ -346,21 +361,6 @@ impl Core {
         }
     }
 
-    fn device_mcp(&mut self, text: &str, cx: &mut Cx<'_>) -> bool {
-        let Some(mcp) = &mut self.mcp else { return false };
-        let session_id = self.call.as_ref().and_then(|call| call.session_id());
-        match mcp.from_device(text, session_id, cx) {
-            FromDevice::Forward => false,
-            FromDevice::Taken => true,
-            FromDevice::Reply(text) => {
-                if let Some(call) = &mut self.call {
-                    call.say(&text, cx);
-                }
-                true
-            }
-        }
-    }
-
     // ----- what the chat server says ------------------------------------------------------------------------------
 
     /// The dial left the queue and the resolver: a connection is being made.
@@ -375,30 +375,29 @@ impl Core {
         if let Some(call) = &mut self.call {
             call.opened(cx);
         }
+        if let Some(mcp) = &mut self.mcp {
+            mcp.another_server();
+        }
     }
 
     /// A text message.
     pub fn backend_text(&mut self, text: &str, cx: &mut Cx<'_>) {
         let Some(caller) = self.id.as_ref().map(|id| Caller { id, ip: self.ip }) else { return };
-        let Some(call) = &mut self.call else { return };
+        let Some(call) = self.call.as_mut().filter(|call| call.has_server()) else { return };
+        call.server_said(cx.now);
         let Ok(peek) = message::peek(text) else {
-            call.server_alive(cx.now);
             cx.out.push(Action::Count(Counter::BadServerText));
             return;
         };
-        let mut forwarded = text.into();
+        let mut forwarded = Cow::Borrowed(text);
         if peek.kind == "mcp"
             && let Some(mcp) = &mut self.mcp
         {
             match mcp.from_server(text, call.server_session_id(), cx) {
                 FromServer::Forward => {}
-                FromServer::Taken => return call.server_alive(cx.now),
-                FromServer::Answer(reply) => {
-                    call.server_alive(cx.now);
-                    cx.out.push(Action::Say(reply));
-                    return;
-                }
-                FromServer::Translated(text) => forwarded = std::borrow::Cow::Owned(text),
+                FromServer::Taken => return,
+                FromServer::Answer(reply) => return cx.out.push(Action::Say(reply)),
+                FromServer::Translated(text) => forwarded = Cow::Owned(text),
             }
         }
         let flow = call.server_text(&forwarded, &peek, caller, cx);
@@ -420,9 +419,11 @@ impl Core {
         self.ended(flow, cx);
     }
 
-    /// The chat server does not read its text: the call ends.
+    /// The chat server does not read its text: the call ends. News of a WebSocket that is gone already is ignored.
     pub fn backend_blocked(&mut self, cx: &mut Cx<'_>) {
-        self.end_call(EndReason::Overflow, cx);
+        if self.call.as_ref().is_some_and(|call| call.has_server()) {
+            self.end_call(EndReason::Overflow, cx);
+        }
     }
 
     // ----- audio, the hot path: no action, no allocation, borrowed results ----------------------------------------
@@ -485,9 +486,6 @@ impl Core {
 
     /// The gateway stops: the device in a call is told goodbye, the chat server gets 1001.
     pub fn shutdown(&mut self, cx: &mut Cx<'_>) {
-        if self.phase == Phase::Leaving && self.call.is_none() {
-            return;
-        }
         self.end_call(EndReason::Shutdown, cx);
         self.close(Reason::Shutdown, cx);
     }
@@ -498,10 +496,17 @@ impl Core {
         }
     }
 
+    /// The device is gone. A call that only waits to pass on its last words goes on without it.
+    fn abandon_call(&mut self, reason: EndReason, cx: &mut Cx<'_>) {
+        if !self.call.as_ref().is_some_and(|call| call.is_closing()) {
+            self.end_call(reason, cx);
+        }
+    }
+
     fn end_call(&mut self, reason: EndReason, cx: &mut Cx<'_>) {
         self.hello = None;
         let Some(call) = self.call.take() else { return };
-        self.last_id = Some(call.finish(reason, cx));
+        self.last_id = call.finish(reason, cx).or(self.last_id.take());
         if self.phase == Phase::Away {
             self.close(Reason::Left, cx);
         }

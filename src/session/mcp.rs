@@ -18,8 +18,10 @@ const REPLY_WITHIN: Duration = Duration::from_secs(10);
 const MAX_PAGES: usize = 64;
 /// Bytes of tools remembered; more are not cached.
 const MAX_TOOLS_BYTES: usize = 256 * 1024;
-/// Requests under way at once; the oldest is forgotten.
-const MAX_PENDING: usize = 64;
+/// The chat server's requests under way at once; the oldest is forgotten.
+const MAX_TRANSLATED: usize = 64;
+/// Bytes of a chat server's id that are worth remembering.
+const MAX_ID_BYTES: usize = 128;
 
 /// What became of an `mcp` message of the device.
 pub(super) enum FromDevice {
@@ -51,7 +53,10 @@ pub(super) struct Mcp {
     /// We answered the server's `initialize`, so its `notifications/initialized` is ours too.
     spoke_for_device: bool,
     next_id: u32,
-    pending: VecDeque<Pending>,
+    /// Our own request under way.
+    asked: Option<Asked>,
+    /// Ids of ours that stand for the chat server's own, which are raw.
+    translated: VecDeque<(u32, Box<str>)>,
 }
 
 enum Step {
@@ -65,16 +70,9 @@ enum Step {
     Unknown,
 }
 
-struct Pending {
+struct Asked {
     id: u32,
     until: Instant,
-    what: Asked,
-}
-
-enum Asked {
-    Discovery,
-    /// The chat server's own id, raw.
-    Translated(Box<str>),
 }
 
 #[derive(Deserialize)]
@@ -87,14 +85,18 @@ struct ToolsPage<'a> {
 }
 
 impl Mcp {
-    /// Asks a device that just connected for its tools.
-    pub(super) fn begin(session_id: Option<&str>, cx: &mut Cx<'_>) -> Self {
+    /// Asks a device that just connected for its tools. Requests of the chat server that were under way when an
+    /// `earlier` connection was lost may still be answered.
+    pub(super) fn begin(earlier: Option<Box<Self>>, session_id: Option<&str>, cx: &mut Cx<'_>) -> Self {
+        let (next_id, translated) =
+            earlier.map(|mcp| (mcp.next_id, mcp.translated)).unwrap_or((FIRST_ID, VecDeque::new()));
         let mut mcp = Self {
             step: Step::Initializing,
             initialized: None,
             spoke_for_device: false,
-            next_id: FIRST_ID,
-            pending: VecDeque::new(),
+            next_id,
+            asked: None,
+            translated,
         };
         let params = format!(
             r#"{{"protocolVersion":"2024-11-05","capabilities":{},"clientInfo":{}}}"#,
@@ -105,15 +107,18 @@ impl Mcp {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.pending.iter().map(|pending| pending.until).min()
+        self.asked.as_ref().map(|asked| asked.until)
     }
 
     pub(super) fn timeout(&mut self, cx: &mut Cx<'_>) {
-        let late = self.pending.iter().any(|one| one.until <= cx.now && matches!(one.what, Asked::Discovery));
-        self.pending.retain(|one| one.until > cx.now);
-        if late {
+        if self.asked.take_if(|asked| asked.until <= cx.now).is_some() {
             self.fail("no answer in 10 s", cx);
         }
+    }
+
+    /// A new WebSocket: what an earlier server asked is not for this one to hear.
+    pub(super) fn another_server(&mut self) {
+        self.translated = VecDeque::new();
     }
 
     /// A message of the device.
@@ -129,18 +134,14 @@ impl Mcp {
         let ours =
             rpc.id.and_then(|id| id.parse::<u32>().ok()).filter(|id| (FIRST_ID..=LAST_ID).contains(id));
         let Some(id) = ours else { return FromDevice::Forward };
-        let Some(place) = self.pending.iter().position(|pending| pending.id == id) else {
+        if self.asked.take_if(|asked| asked.id == id).is_some() {
+            self.discovered(&rpc, session_id, cx);
             return FromDevice::Taken;
-        };
-        match self.pending.remove(place).map(|pending| pending.what) {
-            Some(Asked::Translated(original)) => match message::replace_rpc_id(text, &original) {
-                Some(text) => FromDevice::Reply(text),
-                None => FromDevice::Taken,
-            },
-            Some(Asked::Discovery) => {
-                self.discovered(&rpc, session_id, cx);
-                FromDevice::Taken
-            }
+        }
+        let place = self.translated.iter().position(|(ours, _)| *ours == id);
+        let original = place.and_then(|place| self.translated.remove(place));
+        match original.and_then(|(_, original)| message::replace_rpc_id(text, &original)) {
+            Some(text) => FromDevice::Reply(text),
             None => FromDevice::Taken,
         }
     }
@@ -190,17 +191,14 @@ impl Mcp {
     }
 
     fn ask(&mut self, method: &str, params: &str, session_id: Option<&str>, cx: &mut Cx<'_>) {
-        let id = self.remember(Asked::Discovery, cx.now);
+        let id = self.fresh_id();
+        self.asked = Some(Asked { id, until: cx.now + REPLY_WITHIN });
         cx.out.push(Action::Publish(message::mcp_request(session_id, id, method, params)));
     }
 
-    fn remember(&mut self, what: Asked, now: Instant) -> u32 {
+    fn fresh_id(&mut self) -> u32 {
         let id = self.next_id;
         self.next_id = if id == LAST_ID { FIRST_ID } else { id + 1 };
-        if self.pending.len() >= MAX_PENDING {
-            self.pending.pop_front();
-        }
-        self.pending.push_back(Pending { id, until: now + REPLY_WITHIN, what });
         id
     }
 
@@ -211,7 +209,9 @@ impl Mcp {
         session_id: Option<&str>,
         cx: &mut Cx<'_>,
     ) -> FromServer {
-        let Some(rpc) = message::rpc(text) else { return FromServer::Forward };
+        let Some(rpc) = message::rpc(text).filter(|_| cx.config.mcp.enabled) else {
+            return FromServer::Forward;
+        };
         let Some(method) = rpc.method.as_deref() else { return FromServer::Forward };
         match (method, rpc.id, &self.step, &self.initialized) {
             ("tools/list", Some(id), Step::Known(tools), _) if asks_for_all(rpc.params) => {
@@ -224,24 +224,28 @@ impl Mcp {
             }
             ("initialize", ..) => {
                 self.spoke_for_device = false;
-                self.translate(text, &rpc, cx)
+                self.translate(text, &rpc)
             }
             ("notifications/initialized", None, ..) if self.spoke_for_device => FromServer::Taken,
-            _ => self.translate(text, &rpc, cx),
+            _ => self.translate(text, &rpc),
         }
     }
 
     /// Gives a request an id of ours when the server's own could be taken for one, or is not one devices answer.
-    fn translate(&mut self, text: &str, rpc: &Rpc<'_>, cx: &mut Cx<'_>) -> FromServer {
-        let Some(id) = rpc.id else { return FromServer::Forward };
-        if id.parse::<u32>().is_ok_and(|id| id < FIRST_ID) {
+    fn translate(&mut self, text: &str, rpc: &Rpc<'_>) -> FromServer {
+        let plain = |id: &str| id.parse::<u32>().is_ok_and(|id| id < FIRST_ID);
+        let Some(id) = rpc.id.filter(|id| !plain(id) && id.len() <= MAX_ID_BYTES) else {
             return FromServer::Forward;
+        };
+        let ours = self.fresh_id();
+        let Some(translated) = message::replace_rpc_id(text, &ours.to_string()) else {
+            return FromServer::Forward;
+        };
+        if self.translated.len() >= MAX_TRANSLATED {
+            self.translated.pop_front();
         }
-        let ours = self.remember(Asked::Translated(id.into()), cx.now);
-        match message::replace_rpc_id(text, &ours.to_string()) {
-            Some(text) => FromServer::Translated(text),
-            None => FromServer::Forward,
-        }
+        self.translated.push_back((ours, id.into()));
+        FromServer::Translated(translated)
     }
 }
 

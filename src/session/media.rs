@@ -44,7 +44,7 @@ pub struct Facts {
     pub reordered: u64,
     /// Uplink packets that came twice.
     pub duplicates: u64,
-    /// Audio dropped in either direction while no one could take it.
+    /// Audio dropped in either direction: no one could take it, or it was none.
     pub dropped: u64,
     /// Times the chat server was replaced in mid-call.
     pub redials: u32,

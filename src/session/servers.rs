@@ -46,11 +46,13 @@ impl Servers {
         healthy.into_iter().chain(failing).collect()
     }
 
-    /// The server that follows `last` in `list`; the first when `last` is no longer listed.
+    /// The server that follows `last` in `list`, another one if there is any; the first when `last` is no longer listed.
     pub fn after(list: &[Arc<Server>], last: &Server) -> Option<Arc<Server>> {
-        let place = list.iter().position(|server| server.url == last.url);
-        let next = place.map_or(0, |place| (place + 1) % list.len());
-        list.get(next).cloned()
+        let Some(place) = list.iter().position(|server| server.url == last.url) else {
+            return list.first().cloned();
+        };
+        let following = list[place..].iter().chain(&list[..place]);
+        following.clone().find(|server| server.url != last.url).or(following.clone().next()).cloned()
     }
 
     /// Remembers a failure. A note comes back when this is news, not at every call.

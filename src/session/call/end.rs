@@ -1,0 +1,120 @@
+//! The end of a call: who is told, in which words, and what is summed up.
+
+use std::time::Duration;
+
+use super::super::action::{Action, Cx, Discard, EndReason, Summary};
+use super::super::queue::Texts;
+use super::Call;
+use crate::proto::message;
+
+/// What a device that named none is told in a hello that only announces a failure.
+const DEFAULT_AUDIO: &str = r#"{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}"#;
+
+impl Call {
+    /// The device hangs up. True: the call must go on by itself until what the device said is sent.
+    pub(in super::super) fn hang_up(&mut self, reason: EndReason) -> bool {
+        if self.id.is_some() || self.to_server.is_empty() {
+            return false;
+        }
+        self.closing.get_or_insert(reason);
+        self.away = Some(Texts::default());
+        true
+    }
+
+    /// Says goodbye to both sides as the reason demands, and sums the call up. Returns the id the device was given.
+    pub(in super::super) fn finish(mut self, reason: EndReason, cx: &mut Cx<'_>) -> Option<Box<str>> {
+        let duration = cx.now.saturating_duration_since(self.began);
+        self.leave_server(reason, duration, cx);
+        self.drop_held_audio(Discard::NoPeer, cx);
+        let answered = self.id.is_some();
+        let told = self.away.is_none() && reason.is_news_to_device();
+        if told {
+            // The call ends anyway, and a device that is there takes all text.
+            let _ = self.release_texts(cx);
+        }
+        let id = self.id.take().unwrap_or_else(|| self.grant.session_id.clone());
+        if told {
+            self.tell_device(&id, answered, reason, cx);
+        }
+        let summary = Summary {
+            session_id: id.clone(),
+            reason,
+            duration,
+            answered,
+            server: self.server.take(),
+            ssrc: Some(self.media.ssrc()),
+            facts: self.media.facts,
+        };
+        cx.out.push(Action::Ended(Box::new(summary)));
+        (answered || told).then_some(id)
+    }
+
+    fn leave_server(&self, reason: EndReason, duration: Duration, cx: &mut Cx<'_>) {
+        if self.has_server() && reason != EndReason::ServerClosed && cx.config.websocket.send_goodbye {
+            let id = self.server_session_id().unwrap_or(&self.grant.session_id);
+            cx.out.push(Action::Say(message::server_goodbye(
+                Some(id),
+                reason.label(),
+                duration.as_millis() as u64,
+            )));
+        }
+        cx.out.push(Action::HangUp(if reason == EndReason::Shutdown { 1001 } else { 1000 }));
+    }
+
+    /// One goodbye. A device that still waits for its hello reply is given one first, since nothing else ends its wait.
+    fn tell_device(&mut self, id: &str, answered: bool, reason: EndReason, cx: &mut Cx<'_>) {
+        if !answered || matches!(reason, EndReason::ServerLost | EndReason::Overflow) {
+            let (status, why) = reason.words();
+            cx.out.push(Action::Publish(message::alert(Some(id), status, why, "sad")));
+        }
+        if !answered {
+            let audio_params = self.hello.audio_params.as_deref().unwrap_or(DEFAULT_AUDIO);
+            cx.out.push(Action::Publish(self.hello_reply(id, Some(audio_params))));
+        }
+        let goodbye = self.farewell.take().unwrap_or_else(|| message::goodbye(Some(id)));
+        cx.out.push(Action::Publish(goodbye));
+    }
+}
+
+impl EndReason {
+    /// Whether the device must hear of it: it did not bring it about.
+    fn is_news_to_device(self) -> bool {
+        match self {
+            Self::ServerClosed
+            | Self::NoServer
+            | Self::ServerLost
+            | Self::Idle
+            | Self::Overflow
+            | Self::Refused
+            | Self::Shutdown
+            | Self::Operator
+            | Self::DeviceUdpTimeout => true,
+            Self::DeviceGoodbye
+            | Self::DeviceDisconnected
+            | Self::DeviceLost
+            | Self::DeviceError
+            | Self::Replaced => false,
+        }
+    }
+
+    /// Status and message for the device's screen, in the two languages its users read.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::NoServer => (
+                "连接失败 / Call failed",
+                "聊天服务器无法连接，请稍后再试 / No chat server can be reached, try again later",
+            ),
+            Self::ServerLost => (
+                "连接中断 / Call lost",
+                "与聊天服务器的连接中断 / The connection to the chat server was lost",
+            ),
+            Self::Refused => {
+                ("忙 / Busy", "网关通话数已满，请稍后再试 / The gateway has no free line, try again later")
+            }
+            Self::Shutdown => {
+                ("网关重启 / Restart", "网关正在重启，请稍后再试 / The gateway restarts, try again later")
+            }
+            _ => ("通话结束 / Call ended", "通话无法继续 / The call cannot go on"),
+        }
+    }
+}
