@@ -1,0 +1,293 @@
+//! Who is let in over MQTT, and for how long: credentials, client ids, keep alive, and the same client id twice.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mqtt_websocket_proxy::config::{Config, Secret};
+use support::chat::ChatServer;
+use support::device::{Device, HELLO, client_id, mac};
+use support::mqtt::{CONNACK, Client, Connect, PINGREQ, Packet, Silence, password, publish, user_name};
+use support::{LIMIT, gateway, gateway_with};
+
+const NONE: [&str; 0] = [];
+const KEY: &str = "a-Key-of-10";
+
+fn with_key(config: &mut Config) {
+    config.mqtt.signature_key = Secret::new(KEY);
+}
+
+/// Sends CONNECT, and behind it what must never be served; the return code, and whether anything came behind it.
+fn verdict(gateway: SocketAddr, connect: &Connect) -> u8 {
+    let mut client = Client::open(gateway);
+    client.send(&[&connect.packet()[..], &PINGREQ].concat());
+    let Packet { first: CONNACK, body } = client.packet() else { panic!("no CONNACK") };
+    assert_eq!((body.len(), body[0]), (2, 0), "{body:?}");
+    match body[1] {
+        0 => assert_eq!(client.packet().first, 0xd0),
+        _ => assert_eq!(client.until_closed(), [], "served behind a refused CONNECT"),
+    }
+    body[1]
+}
+
+fn two_parts(number: u8) -> String {
+    format!("GID_test@@@{}", mac(number).replace(':', "_"))
+}
+
+#[test]
+fn with_a_key_only_a_good_signature_of_a_json_user_name_is_let_in() {
+    let gateway = gateway_with(&NONE, with_key);
+    let addr = gateway.addresses().mqtt;
+    let id = client_id(1);
+    let good = Connect::signed(&id, KEY);
+    assert_eq!(verdict(addr, &good), 0);
+
+    let with = |change: &dyn Fn(&mut Connect)| {
+        let mut connect = good.clone();
+        change(&mut connect);
+        connect
+    };
+    // Signed well, but not base64 of a JSON object.
+    let named = |name: &str| {
+        let password = password(KEY, &id, name).into_bytes();
+        with(&move |connect| {
+            connect.user_name = Some(name.to_owned());
+            connect.password = Some(password.clone());
+        })
+    };
+    let base64 = |text: &[u8]| openssl::base64::encode_block(text);
+    assert_eq!(verdict(addr, &named(&base64(b"{}"))), 0);
+    let mut flipped = good.password.clone().unwrap();
+    flipped[0] ^= 1;
+    let cut = good.password.clone().unwrap()[..43].to_vec();
+    let cases = [
+        ("another key", Connect::signed(&id, "another key")),
+        ("signature of another id", with(&|connect| connect.client_id = client_id(2))),
+        (
+            "signature of another user name",
+            with(&|connect| connect.user_name = Some(base64(br#"{"ip":"x"}"#))),
+        ),
+        ("one bit wrong", with(&|connect| connect.password = Some(flipped.clone()))),
+        ("cut short", with(&|connect| connect.password = Some(cut.clone()))),
+        ("empty password", with(&|connect| connect.password = Some(Vec::new()))),
+        ("bytes that are no text", with(&|connect| connect.password = Some(vec![0xff; 44]))),
+        ("no password", with(&|connect| connect.password = None)),
+        (
+            "no user name",
+            with(&|connect| {
+                connect.user_name = None;
+                connect.password = None;
+            }),
+        ),
+        ("user name not base64", named("{\"ip\":1}")),
+        ("user name empty", named("")),
+        ("user name not JSON", named(&base64(b"hello"))),
+        ("user name a JSON list", named(&base64(b"[1]"))),
+        ("user name a JSON string", named(&base64(b"\"{}\""))),
+        ("user name null", named(&base64(b"null"))),
+    ];
+    // Failed logins from one address are answered late, one second at most: side by side, they wait together.
+    thread::scope(|scope| {
+        for (what, connect) in cases {
+            scope.spawn(move || assert_eq!(verdict(addr, &connect), 4, "{what}"));
+        }
+    });
+}
+
+#[test]
+fn with_a_key_two_part_ids_are_let_in_only_if_the_configuration_says_so() {
+    let refusing = gateway_with(&NONE, with_key);
+    for connect in [Connect::new(&two_parts(1)), Connect::signed(&two_parts(1), KEY)] {
+        assert_eq!(verdict(refusing.addresses().mqtt, &connect), 5);
+    }
+    let allowing = gateway_with(&NONE, |config| {
+        with_key(config);
+        config.mqtt.allow_legacy_ids = true;
+    });
+    assert_eq!(verdict(allowing.addresses().mqtt, &Connect::new(&two_parts(1))), 0);
+    // Three parts are still checked.
+    assert_eq!(verdict(allowing.addresses().mqtt, &Connect::new(&client_id(1))), 4);
+}
+
+#[test]
+fn without_a_key_both_forms_are_let_in() {
+    let gateway = gateway(&NONE);
+    for id in [two_parts(1), client_id(1)] {
+        let mut connect = Connect::new(&id);
+        assert_eq!(verdict(gateway.addresses().mqtt, &connect), 0);
+        connect.user_name = None;
+        connect.password = None;
+        assert_eq!(verdict(gateway.addresses().mqtt, &connect), 0);
+    }
+}
+
+#[test]
+fn a_hello_behind_a_refused_connect_reaches_no_chat_server() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], with_key);
+    let mut connect = Connect::signed(&client_id(1), KEY);
+    connect.password = Some(b"wrong".to_vec());
+    let mut client = Client::open(gateway.addresses().mqtt);
+    client.send(&[connect.packet(), publish("t", HELLO.as_bytes())].concat());
+    assert_eq!(client.until_closed(), [Packet { first: CONNACK, body: vec![0, 4] }]);
+    // A call that is let in shows that an earlier one would have come first.
+    let mut client = Client::log_in(gateway.addresses().mqtt, &Connect::signed(&client_id(2), KEY));
+    client.say(HELLO);
+    let request = server.accept().upgrade();
+    assert_eq!(request.header("device-id"), Some(mac(2).as_str()));
+    assert!(server.is_idle());
+}
+
+#[test]
+fn max_connections_is_answered_with_3_and_a_place_that_is_left_can_be_taken() {
+    let gateway = gateway_with(&NONE, |config| config.mqtt.max_connections = 2);
+    let addr = gateway.addresses().mqtt;
+    let mut first = Client::log_in(addr, &Connect::new(&client_id(1)));
+    let mut second = Client::log_in(addr, &Connect::new(&client_id(2)));
+    assert_eq!(verdict(addr, &Connect::new(&client_id(3))), 3);
+    // The same client id again needs no new place.
+    let _again = Client::log_in(addr, &Connect::new(&client_id(1)));
+    assert_eq!(first.until_closed(), []);
+    second.send(&[0xe0, 0]);
+    assert_eq!(second.until_closed(), []);
+    assert_eq!(verdict(addr, &Connect::new(&client_id(3))), 0);
+}
+
+#[test]
+fn the_same_client_id_again_replaces_the_older_connection() {
+    let gateway = gateway(&NONE);
+    let connect = Connect::new(&client_id(1));
+    let mut older = Client::log_in(gateway.addresses().mqtt, &connect);
+    for _ in 0..5 {
+        let mut newer = Client::log_in(gateway.addresses().mqtt, &connect);
+        assert_eq!(older.until_closed(), []);
+        newer.assert_quiet();
+        older = newer;
+    }
+    // Another device, and the same MAC in another group, are not touched.
+    Client::log_in(gateway.addresses().mqtt, &Connect::new(&client_id(2)));
+    older.assert_quiet();
+}
+
+#[test]
+fn a_refused_connect_does_not_replace_a_connection() {
+    let gateway = gateway_with(&NONE, with_key);
+    let mut older = Client::log_in(gateway.addresses().mqtt, &Connect::signed(&client_id(1), KEY));
+    assert_eq!(verdict(gateway.addresses().mqtt, &Connect::signed(&client_id(1), "wrong")), 4);
+    older.assert_quiet();
+}
+
+/// The connection's end, and how long after `since` it came.
+fn end(client: &mut Client, since: Instant) -> Duration {
+    client.until_closed();
+    since.elapsed()
+}
+
+// Each of these waits for seconds to pass, so they wait together.
+#[test]
+fn keep_alive_is_one_and_a_half_times_on_inbound_bytes_only() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| config.mqtt.resume_grace = Duration::ZERO);
+    let addr = gateway.addresses().mqtt;
+    let connect = |number, keep_alive| {
+        let mut connect = Connect::new(&client_id(number));
+        connect.keep_alive = keep_alive;
+        Client::log_in(addr, &connect)
+    };
+    let in_time = |passed: Duration, expected: f64| {
+        let passed = passed.as_secs_f64();
+        assert!(passed >= expected - 0.05 && passed < expected + 1.0, "{passed} s instead of {expected} s");
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let since = Instant::now();
+            in_time(end(&mut connect(1, 1), since), 1.5);
+        });
+        scope.spawn(|| {
+            let since = Instant::now();
+            in_time(end(&mut connect(2, 2), since), 3.0);
+        });
+        scope.spawn(|| {
+            // Half a packet is a sign of life: each byte counts.
+            let mut client = connect(3, 1);
+            let start = Instant::now();
+            let bytes = publish("t", &[b'x'; 100]);
+            for byte in &bytes[..5] {
+                assert_eq!(client.packet_within(Duration::from_secs(1)), Err(Silence::Deadline));
+                client.send(&[*byte]);
+            }
+            let since = Instant::now();
+            assert!(start.elapsed() >= Duration::from_secs(4));
+            in_time(end(&mut client, since), 1.5);
+        });
+        scope.spawn(|| {
+            // No limit: it is there when all others are gone.
+            let mut client = connect(4, 0);
+            assert_eq!(client.packet_within(Duration::from_secs(5)), Err(Silence::Deadline));
+            client.assert_quiet();
+        });
+        scope.spawn(move || {
+            // What the gateway sends keeps nobody alive.
+            let mut connect = Connect::new(&client_id(5));
+            connect.keep_alive = 2;
+            let mut device =
+                Device { mqtt: Client::log_in(addr, &connect), mac: mac(5), client_id: client_id(5) };
+            let (_call, mut peer) = device.call(&server);
+            let since = Instant::now();
+            let mut texts = 0;
+            let passed = loop {
+                peer.say(r#"{"type":"llm","session_id":"x"}"#);
+                match device.mqtt.packet_within(LIMIT) {
+                    Ok(_) => texts += 1,
+                    Err(silence) => {
+                        assert_eq!(silence, Silence::Closed);
+                        break since.elapsed();
+                    }
+                }
+                assert!(since.elapsed() < LIMIT);
+                thread::yield_now();
+            };
+            assert!(texts > 10, "{texts}");
+            in_time(passed, 3.0);
+            // The call is over too, since nothing is kept.
+            while !matches!(peer.message(), support::chat::Message::Close(_) | support::chat::Message::End) {}
+        });
+        scope.spawn(|| {
+            // Without CONNECT a connection lasts ten seconds, whatever trickles in.
+            let since = Instant::now();
+            let mut client = Client::open(addr);
+            client.send(&Connect::new(&client_id(6)).packet()[..5]);
+            assert_eq!(client.packet_within(Duration::from_secs(5)), Err(Silence::Deadline));
+            client.send(&Connect::new(&client_id(6)).packet()[5..8]);
+            in_time(end(&mut client, since), 10.0);
+        });
+    });
+}
+
+#[test]
+fn a_flood_of_garbage_does_not_keep_others_from_being_served() {
+    let gateway = gateway(&NONE);
+    let addr = gateway.addresses().mqtt;
+    let flood = || {
+        let mut client = Client::log_in(addr, &Connect::new(&client_id(9)));
+        let bytes = publish("t", b"not JSON").repeat(5000);
+        (0..20).for_each(|_| client.try_send(&bytes));
+    };
+    thread::scope(|scope| {
+        scope.spawn(flood);
+        let mut client = Client::log_in(addr, &Connect::new(&client_id(1)));
+        for _ in 0..200 {
+            client.assert_quiet();
+        }
+    });
+}
+
+#[test]
+fn a_user_name_is_the_one_of_the_seed() {
+    // The Node.js gateway's own example, checked by hand: base64 of {"ip":"192.0.2.7"}.
+    assert_eq!(user_name(), "eyJpcCI6IjE5Mi4wLjIuNyJ9");
+}
