@@ -97,7 +97,10 @@ fn start_log(config: &Config) -> Result<(), Failure> {
 /// Says what the gateway runs on, and what is doubtful about it.
 fn describe(source: &Source, config: &Config, echo: Option<&EchoServer>) {
     match source.path() {
-        Some(path) => info!("configuration: {}", path.display()),
+        Some(path) => match &config.node {
+            None => info!("configuration: {}", path.display()),
+            Some(node) => info!("configuration: {}: {node}", path.display()),
+        },
         None => info!("no configuration file ({DEFAULT_FILE}): running on defaults"),
     }
     if echo.is_some() {

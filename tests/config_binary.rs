@@ -285,6 +285,48 @@ fn the_log_goes_to_the_file_too_and_no_line_holds_a_secret() {
 
 #[cfg(unix)]
 #[test]
+fn a_node_gateways_directory_works_unchanged_and_says_so() {
+    let file =
+        r#"{"production":{"chat_servers":["ws://127.0.0.1:9/"]},"max_mqtt_payload_size":8192,"debug":false}"#;
+    let env = "PUBLIC_IP=192.0.2.7 # mine\nMQTT_SIGNATURE_KEY=hunter$2\nSERVER_SECRET=\"hunter#3\"\nUDP_PORT=1\nDEBUG=x\n";
+    let folder = Folder::new().with("config/mqtt.json", file).with(".env", env);
+    let mut running = folder.start("--config config/mqtt.json", &[]);
+    let line = running.seen.iter().find(|line| line.contains("config/mqtt.json")).unwrap();
+    assert!(line.contains("Node.js") && line.contains(".env gives PUBLIC_IP, MQTT_SIGNATURE_KEY"), "{line}");
+    // UDP_PORT is set in the environment, so that of the file does not count.
+    assert!(!line.contains("UDP_PORT"), "{line}");
+    assert!(running.seen.last().unwrap().contains("public ip 192.0.2.7"), "{:#?}", running.seen);
+
+    fs::write(folder.0.join("new.json"), file.replace(":9/", ":10/").replace("8192", "null")).unwrap();
+    fs::rename(folder.0.join("new.json"), folder.0.join("config/mqtt.json")).unwrap();
+    running.signal("HUP");
+    let line = running.wait_for("applied");
+    assert!(
+        line.contains("mqtt.max_payload_size") && line.contains("websocket.production_servers"),
+        "{line}"
+    );
+    assert!(!line.contains("signature_key") && !line.contains("server_secret"), "{line}");
+
+    running.signal("TERM");
+    let (code, lines) = running.end();
+    assert_eq!(code, Some(0), "{lines:#?}");
+    assert!(!lines.join("\n").contains("hunter") && !lines.join("\n").contains("signature_key is not set"));
+}
+
+#[test]
+fn the_env_file_counts_for_a_node_file_only() {
+    let folder = Folder::new()
+        .with(".env", "MQTT_PORT=abc\n")
+        .with("mqtt.json", r#"{"production":{}}"#)
+        .with("bad.json", r#"{"mqtt":{"port":"abc"}}"#);
+    let error = stderr_line(&folder.run("-c mqtt.json", &[]));
+    assert!(error.starts_with(r#"error: .env: MQTT_PORT: found "abc", allowed: "#), "{error}");
+    let error = stderr_line(&folder.run("-c bad.json", &[]));
+    assert!(error.starts_with("error: bad.json: mqtt.port"), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
 fn a_disabled_log_is_silent() {
     let folder = Folder::new().with("gateway.json", r#"{"logging":{"enabled":false}}"#);
     let mut child = Guard(

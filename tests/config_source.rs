@@ -281,3 +281,118 @@ fn the_file_is_the_one_of_the_command_line_then_of_the_environment() {
     assert_eq!(path(Some("argument.json")).as_deref(), Some("argument.json"));
     assert_eq!(path(None).as_deref(), Some("environment.json"));
 }
+
+const NODE: &str = r#"{
+    "production": { "chat_servers": ["ws://127.0.0.1:8000/xiaozhi/v1/?from=mqtt_gateway", "http://b:8080", "HTTPS://c/x"] },
+    "development": { "chat_servers": ["ws://d:8180"], "mac_addresss": ["aa:bb:cc:dd:ee:ff", "your-mac", 7] },
+    "debug": true,
+    "max_mqtt_payload_size": 8192,
+    "mcp_client": {
+        "capabilities": { "roots": {} },
+        "client_info": { "name": "xiaozhi-mqtt-client", "version": "1.0.0" },
+        "max_tools_count": 128
+    },
+    "backend_connect_timeout_ms": 2500
+}"#;
+
+#[test]
+fn a_file_of_the_node_gateway_loads_unchanged() {
+    let config = load(NODE).unwrap();
+    let urls: Vec<_> = config.websocket.production.iter().map(|server| server.url.as_str()).collect();
+    assert_eq!(urls, ["ws://127.0.0.1:8000/xiaozhi/v1/?from=mqtt_gateway", "ws://b:8080", "wss://c/x"]);
+    assert_eq!(config.websocket.development[0].url, "ws://d:8180");
+    assert_eq!(config.websocket.development_macs, ["aa:bb:cc:dd:ee:ff".parse().unwrap()]);
+    assert_eq!((config.debug, config.mqtt.max_payload_size, config.mcp.max_tools_count), (true, 8192, 128));
+    assert_eq!(config.mcp.capabilities, r#"{"roots":{}}"#);
+    assert_eq!(config.mcp.client_info, r#"{"name":"xiaozhi-mqtt-client","version":"1.0.0"}"#);
+    // Where the file and the environment say nothing: that gateway's defaults.
+    assert_eq!((config.mqtt.port, config.udp.port, config.api.port), (1883, 1883, 8007));
+    assert_eq!(config.udp.public_ip, PublicIp::Host("mqtt.xiaozhi.me".to_owned()));
+    assert_eq!(
+        config.unused,
+        ["development.mac_addresss[1]", "development.mac_addresss[2]", "backend_connect_timeout_ms"]
+    );
+    let warnings = config.warnings().join("\n");
+    assert!(warnings.contains("PUBLIC_IP is not set") && warnings.contains("backend_connect_timeout_ms"));
+    assert!(config.node.is_some_and(|node| node.env_file.is_none()));
+}
+
+#[test]
+fn the_udp_port_of_the_node_gateway_is_its_mqtt_port_unless_it_is_set() {
+    for (variables, expected) in [
+        (vec![], (1883, 1883)),
+        (vec![("MQTT_PORT", "2000")], (2000, 2000)),
+        (vec![("UDP_PORT", "8884")], (1883, 8884)),
+        (vec![("MQTT_PORT", "2000"), ("UDP_PORT", "")], (2000, 2000)),
+    ] {
+        let config = load_with(NODE.as_bytes(), None, &variables).unwrap();
+        assert_eq!((config.mqtt.port, config.udp.port), expected, "{variables:?}");
+    }
+    let ours = load_with(br#"{"mqtt":{"port":2000}}"#, None, &[]).unwrap();
+    assert_eq!(ours.udp.port, 8884);
+}
+
+#[test]
+fn what_javascript_takes_for_nothing_counts_as_absent_in_a_node_file() {
+    let text = r#"{"production":{"chat_servers":["ws://a"]},"development":null,"debug":0,"max_mqtt_payload_size":0,
+        "mcp_client":{"capabilities":null,"max_tools_count":0}}"#;
+    let (config, bare) =
+        (load(text).unwrap(), load(r#"{"production":{"chat_servers":["ws://a"]}}"#).unwrap());
+    assert_eq!(config, bare);
+}
+
+#[test]
+fn a_shape_is_told_by_its_keys() {
+    for (text, is_node) in [
+        ("{}", false),
+        (r#"{"debug":true}"#, false),
+        (r#"{"production":{}}"#, true),
+        (r#"{"development":{}}"#, true),
+        (r#"{"mcp_client":{}}"#, true),
+        (r#"{"max_mqtt_payload_size":1}"#, true),
+        (r#"{"mqtt":{}}"#, false),
+    ] {
+        assert_eq!(load(text).unwrap().node.is_some(), is_node, "{text}");
+    }
+    let mixed = load(r#"{"mqtt":{},"production":{}}"#).unwrap_err();
+    assert!(mixed.starts_with("FILE: production: found an unknown key in the file"), "{mixed}");
+}
+
+#[test]
+fn a_bad_node_file_is_refused_with_its_field() {
+    for (text, expected) in [
+        (
+            r#"{"production":{"chat_servers":"ws://a"}}"#,
+            r#"FILE: production.chat_servers: found "ws://a", allowed: a list of chat servers"#,
+        ),
+        (
+            r#"{"production":{"chat_servers":["ftp://a"]}}"#,
+            r#"FILE: production.chat_servers[0]: found "ftp://a", allowed: a ws:// or wss:// URL"#,
+        ),
+        (r#"{"production":[]}"#, "FILE: production: found an array, allowed: an object"),
+        (
+            r#"{"max_mqtt_payload_size":"8192"}"#,
+            r#"FILE: max_mqtt_payload_size: found "8192", allowed: a whole"#,
+        ),
+        (r#"{"production":{"chat_servers":["ws://a",]}}"#, "FILE: line 1, column 41: not JSON: "),
+    ] {
+        let error = load(text).unwrap_err();
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn everything_that_is_wrong_is_told_at_once() {
+    let text = r#"{"mqtt":{"port":"x","prt":1},"websocket":{"production_servers":["http://a","ws://b","c"],"insecure":1},"x":0}"#;
+    let path = temporary("gateway.json", text.as_bytes());
+    let source = Source::new(Some(path.clone()), None, |name| (name == "UDP_PORT").then(|| "-1".into()));
+    let (_, errors) = source.examine();
+    fs::remove_file(&path).unwrap();
+    let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    let parts =
+        ["mqtt.port", "mqtt.prt", "_servers[0]", "_servers[2]", "websocket.insecure", ": x: ", "UDP_PORT"];
+    assert_eq!(errors.len(), parts.len(), "{errors:#?}");
+    for (error, part) in errors.iter().zip(parts) {
+        assert!(error.contains(part), "{error}");
+    }
+}

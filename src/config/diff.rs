@@ -74,8 +74,8 @@ impl Config {
     }
 }
 
-struct Key {
-    name: &'static str,
+pub(super) struct Key {
+    pub(super) name: &'static str,
     differs: fn(&Config, &Config) -> bool,
     fixed: bool,
 }
@@ -89,7 +89,7 @@ macro_rules! keys {
 }
 
 /// Every key of the file.
-static KEYS: [Key; 40] = keys! {
+pub(super) static KEYS: [Key; 40] = keys! {
     "mqtt.host" mqtt.host fixed;
     "mqtt.port" mqtt.port fixed;
     "mqtt.max_connections" mqtt.max_connections live;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::error::Problem;
+use super::node;
 use super::value::{
     self, Section, Value, boolean, ip, level, millis, number, path, port, seconds, secret, text, whole,
 };
@@ -12,99 +13,105 @@ const DAY: u32 = 86_400;
 const ANY_COUNT: usize = 10_000_000;
 
 /// The longest remaining length four bytes can tell (MQTT 3.1.1 section 2.2.3).
-const MQTT_MAX: usize = 268_435_455;
+pub(super) const MQTT_MAX: usize = 268_435_455;
 
-/// Reads the text of a configuration file. What it leaves out keeps its default.
-pub(super) fn parse(text: &str) -> Result<Config, Problem> {
+/// Reads the text of a configuration file, in this gateway's own shape or in that of the Node.js gateway. What it leaves
+/// out keeps its default, and so does what is refused: that goes to `problems`.
+pub(super) fn parse(text: &str, problems: &mut Vec<Problem>) -> Config {
     // Some editors begin a file with a byte order mark, which JSON does not allow.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    match Value::root(text).and_then(|root| root.section()) {
+        Ok(root) if node::is_node(&root) => node::read(root, problems),
+        Ok(root) => read(root, problems),
+        Err(problem) => {
+            problems.push(problem);
+            Config::default()
+        }
+    }
+}
+
+fn read(mut root: Section<'_>, problems: &mut Vec<Problem>) -> Config {
     let mut config = Config::default();
-    let mut root = Value::root(text)?.section()?;
     root.take("$schema");
-    root.inner("mqtt", |section| mqtt(section, &mut config.mqtt))?;
-    root.inner("udp", |section| udp(section, &mut config.udp))?;
-    root.inner("websocket", |section| websocket(section, &mut config.websocket))?;
-    root.inner("logging", |section| logging(section, &mut config.logging))?;
-    root.inner("mcp", |section| mcp(section, &mut config.mcp))?;
-    root.inner("api", |section| section.set("port", &mut config.api.port, port))?;
-    root.set("debug", &mut config.debug, boolean)?;
+    root.inner("mqtt", |section| mqtt(section, &mut config.mqtt));
+    root.inner("udp", |section| udp(section, &mut config.udp));
+    root.inner("websocket", |section| websocket(section, &mut config.websocket));
+    root.inner("logging", |section| logging(section, &mut config.logging));
+    root.inner("mcp", |section| mcp(section, &mut config.mcp));
+    root.inner("api", |section| section.set("port", &mut config.api.port, port));
+    root.set("debug", &mut config.debug, boolean);
     root.inner("gateway", |section| {
         for (key, dotted) in [("device_id", "gateway.device_id"), ("client_id", "gateway.client_id")] {
             config.unused.extend(section.take(key).map(|_| dotted.to_owned()));
         }
-        Ok(())
-    })?;
-    root.finish()?;
-    Ok(config)
+    });
+    problems.extend(root.finish());
+    config
 }
 
-fn mqtt(section: &mut Section<'_>, mqtt: &mut Mqtt) -> Result<(), Problem> {
-    section.set("host", &mut mqtt.host, ip)?;
-    section.set("port", &mut mqtt.port, port)?;
-    section.set("max_connections", &mut mqtt.max_connections, whole(1..=ANY_COUNT))?;
-    section.set("max_connections_per_ip", &mut mqtt.max_connections_per_ip, whole(0..=ANY_COUNT))?;
-    section.set("max_payload_size", &mut mqtt.max_payload_size, whole(1..=MQTT_MAX))?;
-    section.set("resume_grace_s", &mut mqtt.resume_grace, seconds(0..=DAY))?;
-    section.set("allow_legacy_ids", &mut mqtt.allow_legacy_ids, boolean)?;
-    section.set("signature_key", &mut mqtt.signature_key, secret)
+fn mqtt(section: &mut Section<'_>, mqtt: &mut Mqtt) {
+    section.set("host", &mut mqtt.host, ip);
+    section.set("port", &mut mqtt.port, port);
+    section.set("max_connections", &mut mqtt.max_connections, whole(1..=ANY_COUNT));
+    section.set("max_connections_per_ip", &mut mqtt.max_connections_per_ip, whole(0..=ANY_COUNT));
+    section.set("max_payload_size", &mut mqtt.max_payload_size, whole(1..=MQTT_MAX));
+    section.set("resume_grace_s", &mut mqtt.resume_grace, seconds(0..=DAY));
+    section.set("allow_legacy_ids", &mut mqtt.allow_legacy_ids, boolean);
+    section.set("signature_key", &mut mqtt.signature_key, secret);
 }
 
-fn udp(section: &mut Section<'_>, udp: &mut Udp) -> Result<(), Problem> {
-    section.set("host", &mut udp.host, ip)?;
-    section.set("port", &mut udp.port, port)?;
-    section.set("public_ip", &mut udp.public_ip, value::public_ip)?;
+fn udp(section: &mut Section<'_>, udp: &mut Udp) {
+    section.set("host", &mut udp.host, ip);
+    section.set("port", &mut udp.port, port);
+    section.set("public_ip", &mut udp.public_ip, value::public_ip);
     let policies = [("adaptive", PeerPolicy::Adaptive), ("strict", PeerPolicy::Strict)];
-    section.set("peer_policy", &mut udp.peer_policy, value::word(&policies))?;
-    section.set("downlink_flags", &mut udp.downlink_flags, boolean)?;
-    section.set("first_packet_warn_s", &mut udp.first_packet_warn, seconds(0..=DAY))?;
-    section.set("first_packet_alert", &mut udp.first_packet_alert, boolean)
+    section.set("peer_policy", &mut udp.peer_policy, value::word(&policies));
+    section.set("downlink_flags", &mut udp.downlink_flags, boolean);
+    section.set("first_packet_warn_s", &mut udp.first_packet_warn, seconds(0..=DAY));
+    section.set("first_packet_alert", &mut udp.first_packet_alert, boolean);
 }
 
-fn websocket(section: &mut Section<'_>, websocket: &mut WebSocket) -> Result<(), Problem> {
-    section.set("production_servers", &mut websocket.production, servers)?;
-    section.set("development_servers", &mut websocket.development, servers)?;
-    section.set("development_mac_addresses", &mut websocket.development_macs, |value| {
-        let mac = |item: &Value<'_>| {
-            let allowed = "a MAC address such as \"aa:bb:cc:dd:ee:ff\"";
-            text(item)?.parse().map_err(|_| item.refuse(allowed))
-        };
-        value.list("a list of MAC addresses")?.iter().map(mac).collect()
-    })?;
-    section.set("server_secret", &mut websocket.secret, secret)?;
-    section.set("ca_file", &mut websocket.ca_file, path)?;
-    section.set("insecure", &mut websocket.insecure, boolean)?;
-    section.set("ping_interval_s", &mut websocket.ping_interval, seconds(0..=DAY))?;
-    section.set("ping_timeout_s", &mut websocket.ping_timeout, seconds(1..=DAY))?;
+fn websocket(section: &mut Section<'_>, websocket: &mut WebSocket) {
+    let server = |value: &Value<'_>| server(value).map(Arc::new);
+    section.each("production_servers", SERVERS, &mut websocket.production, server);
+    section.each("development_servers", SERVERS, &mut websocket.development, server);
+    let macs = &mut websocket.development_macs;
+    section.each("development_mac_addresses", "a list of MAC addresses", macs, |item| {
+        let allowed = "a MAC address such as \"aa:bb:cc:dd:ee:ff\"";
+        text(item)?.parse().map_err(|_| item.refuse(allowed))
+    });
+    section.set("server_secret", &mut websocket.secret, secret);
+    section.set("ca_file", &mut websocket.ca_file, path);
+    section.set("insecure", &mut websocket.insecure, boolean);
+    section.set("ping_interval_s", &mut websocket.ping_interval, seconds(0..=DAY));
+    section.set("ping_timeout_s", &mut websocket.ping_timeout, seconds(1..=DAY));
     section.inner("reconnect", |section| {
         let reconnect = &mut websocket.reconnect;
-        section.set("initial_ms", &mut reconnect.initial, millis(1..=600_000))?;
-        section.set("max_ms", &mut reconnect.max, millis(1..=3_600_000))?;
-        section.set("multiplier", &mut reconnect.multiplier, number(1..=100))?;
-        section.set("give_up_after_s", &mut reconnect.give_up_after, seconds(0..=DAY))
-    })?;
-    section.set("send_goodbye", &mut websocket.send_goodbye, boolean)?;
-    section.set("call_idle_s", &mut websocket.call_idle, seconds(0..=DAY))?;
-    section.set("max_calls", &mut websocket.max_calls, whole(0..=ANY_COUNT))?;
-    section.set("max_dials", &mut websocket.max_dials, whole(1..=ANY_COUNT))
+        section.set("initial_ms", &mut reconnect.initial, millis(1..=600_000));
+        section.set("max_ms", &mut reconnect.max, millis(1..=3_600_000));
+        section.set("multiplier", &mut reconnect.multiplier, number(1..=100));
+        section.set("give_up_after_s", &mut reconnect.give_up_after, seconds(0..=DAY));
+    });
+    section.set("send_goodbye", &mut websocket.send_goodbye, boolean);
+    section.set("call_idle_s", &mut websocket.call_idle, seconds(0..=DAY));
+    section.set("max_calls", &mut websocket.max_calls, whole(0..=ANY_COUNT));
+    section.set("max_dials", &mut websocket.max_dials, whole(1..=ANY_COUNT));
 }
 
-fn logging(section: &mut Section<'_>, logging: &mut Logging) -> Result<(), Problem> {
-    section.set("enabled", &mut logging.enabled, boolean)?;
-    section.set("level", &mut logging.level, level)?;
-    section.set("file_path", &mut logging.file, path)
+fn logging(section: &mut Section<'_>, logging: &mut Logging) {
+    section.set("enabled", &mut logging.enabled, boolean);
+    section.set("level", &mut logging.level, level);
+    section.set("file_path", &mut logging.file, path);
 }
 
-fn mcp(section: &mut Section<'_>, mcp: &mut Mcp) -> Result<(), Problem> {
-    section.set("enabled", &mut mcp.enabled, boolean)?;
-    section.set("max_tools_count", &mut mcp.max_tools_count, whole(1..=10_000))?;
-    section.set("capabilities", &mut mcp.capabilities, value::object)?;
-    section.set("client_info", &mut mcp.client_info, value::object)
+fn mcp(section: &mut Section<'_>, mcp: &mut Mcp) {
+    section.set("enabled", &mut mcp.enabled, boolean);
+    section.set("max_tools_count", &mut mcp.max_tools_count, whole(1..=10_000));
+    section.set("capabilities", &mut mcp.capabilities, value::object);
+    section.set("client_info", &mut mcp.client_info, value::object);
 }
 
-fn servers(value: &Value<'_>) -> Result<Vec<Arc<Server>>, Problem> {
-    let items = value.list("a list of chat servers")?;
-    items.iter().map(|item| server(item).map(Arc::new)).collect()
-}
+pub(super) const SERVERS: &str = "a list of chat servers";
 
 /// A server is given as its URL, or as an object with the URL and settings of its own.
 fn server(value: &Value<'_>) -> Result<Server, Problem> {
@@ -117,15 +124,19 @@ fn server(value: &Value<'_>) -> Result<Server, Problem> {
         None => return Err(value.refuse("an object with a \"url\"")),
     };
     let framings = [("auto", Framing::Auto), ("header", Framing::Header), ("raw", Framing::Raw)];
-    section.set("framing", &mut server.framing, value::word(&framings))?;
-    section.set("insecure", &mut server.insecure, |value| boolean(value).map(Some))?;
-    section.set("ca_file", &mut server.ca_file, path)?;
-    section.finish()?;
-    Ok(server)
+    section.set("framing", &mut server.framing, value::word(&framings));
+    section.set("insecure", &mut server.insecure, |value| boolean(value).map(Some));
+    section.set("ca_file", &mut server.ca_file, path);
+    section.finish().into_iter().next().map_or(Ok(server), Err)
 }
 
 fn url(value: &Value<'_>) -> Result<Server, Problem> {
     let text = text(value).map_err(|_| value.refuse("a ws:// or wss:// URL"))?;
+    parse_url(value, &text)
+}
+
+/// The server of the URL `text`, which stands in `value`.
+pub(super) fn parse_url(value: &Value<'_>, text: &str) -> Result<Server, Problem> {
     text.parse().map_err(|error: super::BadUrl| {
         // A password before the host, or a token in the query, belongs in no message.
         if text.contains(['@', '?']) {

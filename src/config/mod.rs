@@ -14,8 +14,11 @@ use log::LevelFilter;
 use crate::proto::identity::Mac;
 
 mod diff;
+mod dotenv;
 mod error;
 mod file;
+mod migrate;
+mod node;
 mod server;
 mod source;
 mod value;
@@ -23,6 +26,7 @@ mod warnings;
 
 pub use diff::{Changes, check_reload, diff};
 pub use error::ConfigError;
+pub use node::Node;
 pub use server::{BadUrl, Framing, Server};
 pub use source::{DEFAULT_FILE, Source, VARIABLES};
 pub use value::{LEVELS, parse_level};
@@ -46,6 +50,8 @@ pub struct Config {
     pub debug: bool,
     /// Dotted keys that the file holds for another program: accepted, without effect.
     pub unused: Vec<String>,
+    /// Set when the file is one of the Node.js gateway, in that gateway's own shape.
+    pub node: Option<Node>,
 }
 
 /// Section `mqtt`.
@@ -298,6 +304,22 @@ impl Secret {
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
+
+    /// Why this is too weak for a signature key, by the rule that the Node.js gateway and its console share.
+    pub fn weakness(&self) -> Option<String> {
+        const GUESSED: [&str; 6] = ["test", "1234", "admin", "password", "qwerty", "xiaozhi"];
+        let lower = self.0.to_lowercase();
+        if self.0.chars().count() < 8 {
+            return Some("it is shorter than 8 characters".to_owned());
+        }
+        if !self.0.contains(|c: char| c.is_ascii_lowercase())
+            || !self.0.contains(|c: char| c.is_ascii_uppercase())
+        {
+            return Some("it lacks lower-case or upper-case letters".to_owned());
+        }
+        let guessed = GUESSED.into_iter().find(|word| lower.contains(word))?;
+        Some(format!("it contains \"{guessed}\""))
+    }
 }
 
 impl fmt::Debug for Secret {
@@ -378,5 +400,27 @@ mod tests {
         assert_eq!((format!("{secret}"), format!("{secret:?}")), ("***".to_owned(), "***".to_owned()));
         assert_eq!(secret.as_bytes(), b"hunter2");
         assert_eq!(Secret::new(""), None);
+    }
+
+    #[test]
+    fn a_weak_key_is_told_why() {
+        for (key, why) in [
+            ("Abcdefgh", None),
+            ("Abcdefg", Some("shorter")),
+            ("abcdefgh", Some("upper-case")),
+            ("ABCDEFGH", Some("lower-case")),
+            ("密钥密钥密钥密钥", Some("lower-case")),
+            ("MyTeStKey", Some("\"test\"")),
+            ("Abcd1234", Some("\"1234\"")),
+            ("XiaoZhi-99", Some("\"xiaozhi\"")),
+        ] {
+            let found = Secret::new(key).unwrap().weakness();
+            match why {
+                None => assert_eq!(found, None, "{key}"),
+                Some(why) => {
+                    assert!(found.as_ref().is_some_and(|found| found.contains(why)), "{key}: {found:?}")
+                }
+            }
+        }
     }
 }

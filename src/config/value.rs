@@ -53,10 +53,6 @@ impl<'a> Value<'a> {
         Problem::value(self.shown_path(), found, allowed)
     }
 
-    fn shown_path(&self) -> &str {
-        if self.path.is_empty() { "the whole file" } else { &self.path }
-    }
-
     fn kind(&self) -> &'static str {
         match self.raw.as_bytes().first() {
             Some(b'{') => "an object",
@@ -72,6 +68,11 @@ impl<'a> Value<'a> {
         serde_json::from_str(self.raw).map_err(|_| self.refuse(allowed))
     }
 
+    /// The dotted path, as messages show it.
+    pub(super) fn shown_path(&self) -> &str {
+        if self.path.is_empty() { "the whole file" } else { &self.path }
+    }
+
     /// Whether this is a JSON object.
     pub(super) fn is_object(&self) -> bool {
         self.raw.starts_with('{')
@@ -85,10 +86,10 @@ impl<'a> Value<'a> {
                 return Err(Problem::value(path, "the key twice", "each key once"));
             }
         }
-        Ok(Section { path: self.path.clone(), entries, asked: Vec::new() })
+        Ok(Section { path: self.path.clone(), entries, asked: Vec::new(), problems: Vec::new() })
     }
 
-    pub(super) fn list(&self, allowed: &str) -> Result<Vec<Value<'a>>, Problem> {
+    fn list(&self, allowed: &str) -> Result<Vec<Value<'a>>, Problem> {
         let items: Vec<&RawValue> = self.json(allowed)?;
         let item = |(index, raw): (usize, &&'a RawValue)| Value {
             path: format!("{}[{index}]", self.path),
@@ -98,14 +99,24 @@ impl<'a> Value<'a> {
     }
 }
 
-/// A JSON object whose keys are taken out one by one.
+/// A JSON object whose keys are taken out one by one, and what was wrong with them.
 pub(super) struct Section<'a> {
     path: String,
     entries: Vec<(String, &'a RawValue)>,
     asked: Vec<&'static str>,
+    problems: Vec<Problem>,
 }
 
 impl<'a> Section<'a> {
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.entries.iter().any(|(name, _)| name == key)
+    }
+
+    /// Forgets the keys whose values JavaScript takes for nothing, so that they count as absent.
+    pub(super) fn forget_falsy(&mut self) {
+        self.entries.retain(|(_, raw)| !matches!(raw.get(), "null" | "false" | "0" | "\"\""));
+    }
+
     pub(super) fn take(&mut self, key: &'static str) -> Option<Value<'a>> {
         self.asked.push(key);
         let index = self.entries.iter().position(|(name, _)| name == key)?;
@@ -113,41 +124,92 @@ impl<'a> Section<'a> {
         Some(Value { path: join(&self.path, key), raw: raw.get() })
     }
 
-    /// Reads `key` into `target`, which keeps its value when the key is absent.
+    /// Reads `key` into `target`, which keeps its value when the key is absent or refused.
     pub(super) fn set<T>(
         &mut self,
         key: &'static str,
         target: &mut T,
         read: impl FnOnce(&Value<'a>) -> Result<T, Problem>,
-    ) -> Result<(), Problem> {
-        if let Some(value) = self.take(key) {
-            *target = read(&value)?;
+    ) {
+        match self.take(key).map(|value| read(&value)) {
+            None => {}
+            Some(Ok(found)) => *target = found,
+            Some(Err(problem)) => self.problems.push(problem),
         }
-        Ok(())
+    }
+
+    /// Reads every item of the list at `key` into `target`, which keeps its items when the key is absent.
+    pub(super) fn each<T>(
+        &mut self,
+        key: &'static str,
+        allowed: &str,
+        target: &mut Vec<T>,
+        read: impl FnMut(&Value<'a>) -> Result<T, Problem>,
+    ) {
+        match self.take(key).map(|value| value.list(allowed)) {
+            None => {}
+            Some(Ok(items)) => {
+                target.clear();
+                for item in items.iter().map(read) {
+                    match item {
+                        Ok(item) => target.push(item),
+                        Err(problem) => self.problems.push(problem),
+                    }
+                }
+            }
+            Some(Err(problem)) => self.problems.push(problem),
+        }
     }
 
     /// Reads the object at `key`, if there is one, and refuses what `read` did not ask for.
-    pub(super) fn inner(
-        &mut self,
-        key: &'static str,
-        read: impl FnOnce(&mut Section<'a>) -> Result<(), Problem>,
-    ) -> Result<(), Problem> {
-        let Some(value) = self.take(key) else { return Ok(()) };
-        let mut section = value.section()?;
-        read(&mut section)?;
-        section.finish()
+    pub(super) fn inner(&mut self, key: &'static str, read: impl FnOnce(&mut Section<'a>)) {
+        match self.take(key).map(|value| value.section()) {
+            None => {}
+            Some(Ok(mut section)) => {
+                read(&mut section);
+                self.problems.extend(section.finish());
+            }
+            Some(Err(problem)) => self.problems.push(problem),
+        }
     }
 
-    /// Refuses a key that nobody asked for.
-    pub(super) fn finish(mut self) -> Result<(), Problem> {
-        let Some((unknown, _)) = self.entries.first() else { return Ok(()) };
-        self.asked.sort_by_key(|asked| (distance(unknown, asked).min(4), *asked));
+    /// As [`Section::inner`] for a file of another program, where what `read` did not ask for is no error: those keys,
+    /// dotted, go to `unused`.
+    pub(super) fn inner_lenient(
+        &mut self,
+        key: &'static str,
+        unused: &mut Vec<String>,
+        read: impl FnOnce(&mut Section<'a>, &mut Vec<String>),
+    ) {
+        match self.take(key).map(|value| value.section()) {
+            None => {}
+            Some(Ok(mut section)) => {
+                section.forget_falsy();
+                read(&mut section, unused);
+                self.problems.extend(section.finish_lenient(unused));
+            }
+            Some(Err(problem)) => self.problems.push(problem),
+        }
+    }
+
+    /// All that was wrong; the keys that nobody asked for go to `unused`.
+    pub(super) fn finish_lenient(self, unused: &mut Vec<String>) -> Vec<Problem> {
+        unused.extend(self.entries.iter().map(|(key, _)| join(&self.path, key)));
+        self.problems
+    }
+
+    /// All that was wrong, keys that nobody asked for included.
+    pub(super) fn finish(mut self) -> Vec<Problem> {
         let shown = if self.path.is_empty() { "the file" } else { &self.path };
-        Err(Problem::value(
-            join(&self.path, unknown),
-            format!("an unknown key in {shown}"),
-            self.asked.join(", "),
-        ))
+        for (unknown, _) in &self.entries {
+            self.asked.sort_by_key(|asked| (distance(unknown, asked).min(4), *asked));
+            self.problems.push(Problem::value(
+                join(&self.path, unknown),
+                format!("an unknown key in {shown}"),
+                self.asked.join(", "),
+            ));
+        }
+        self.problems
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, ToSocketAddrs};
 
-use super::{Config, PublicIp, Udp, WebSocket};
+use super::{Config, PublicIp, Udp, WebSocket, node};
 
 impl Config {
     /// What an operator should know about this configuration, one sentence each. Resolves no name: see
@@ -16,6 +16,12 @@ impl Config {
         }
         if let PublicIp::Ip(ip) = &self.udp.public_ip {
             warnings.extend(unreachable(&ip.to_string(), *ip));
+        }
+        if self.node.is_some() && self.udp.public_ip == PublicIp::Host(node::PUBLIC_IP.to_owned()) {
+            warnings.push(format!(
+                "PUBLIC_IP is not set: devices are told to send audio to {}, as the Node.js gateway does",
+                node::PUBLIC_IP
+            ));
         }
         self.websocket.warn_into(&mut warnings);
         if !self.unused.is_empty() {

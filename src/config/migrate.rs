@@ -1,0 +1,227 @@
+//! A configuration as the text of `config/gateway.json`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Config, Framing, PeerPolicy, Secret, Server};
+
+/// Keys that are written although they hold their defaults: what every operator should see.
+const SHOWN: [&str; 4] = ["mqtt.port", "udp.port", "udp.public_ip", "websocket.production_servers"];
+
+impl Config {
+    /// This configuration as a file in the gateway's own shape: what differs from the defaults, and what every operator
+    /// should see. **It holds the secrets.** Reading it gives this configuration again, but for [`Config::unused`],
+    /// [`Config::node`] and the built-in echo server.
+    pub fn to_file(&self) -> String {
+        let mut entries = entries(self);
+        let defaults = self::entries(&Self::default());
+        entries.retain(|(key, value)| {
+            SHOWN.contains(key) || !defaults.iter().any(|(name, default)| name == key && default == value)
+        });
+        let entries: Vec<_> = entries.iter().map(|(key, value)| (*key, value)).collect();
+        let mut text = String::new();
+        write(&entries, 0, &mut text);
+        text.push('\n');
+        text
+    }
+}
+
+/// Every key of the file, dotted, in the order of the documented file, with its value.
+fn entries(config: &Config) -> Vec<(&'static str, Value)> {
+    let Config { mqtt, udp, websocket, logging, mcp, api, debug, unused: _, node: _ } = config;
+    let reconnect = &websocket.reconnect;
+    vec![
+        ("mqtt.host", json!(mqtt.host)),
+        ("mqtt.port", json!(mqtt.port)),
+        ("mqtt.max_connections", json!(mqtt.max_connections)),
+        ("mqtt.max_connections_per_ip", json!(mqtt.max_connections_per_ip)),
+        ("mqtt.max_payload_size", json!(mqtt.max_payload_size)),
+        ("mqtt.resume_grace_s", seconds(mqtt.resume_grace)),
+        ("mqtt.allow_legacy_ids", json!(mqtt.allow_legacy_ids)),
+        ("mqtt.signature_key", secret(mqtt.signature_key.as_ref())),
+        ("udp.host", json!(udp.host)),
+        ("udp.port", json!(udp.port)),
+        ("udp.public_ip", json!(udp.public_ip.to_string())),
+        (
+            "udp.peer_policy",
+            json!(match udp.peer_policy {
+                PeerPolicy::Adaptive => "adaptive",
+                PeerPolicy::Strict => "strict",
+            }),
+        ),
+        ("udp.downlink_flags", json!(udp.downlink_flags)),
+        ("udp.first_packet_warn_s", seconds(udp.first_packet_warn)),
+        ("udp.first_packet_alert", json!(udp.first_packet_alert)),
+        ("websocket.production_servers", servers(&websocket.production)),
+        ("websocket.development_servers", servers(&websocket.development)),
+        (
+            "websocket.development_mac_addresses",
+            websocket.development_macs.iter().map(|mac| json!(mac.to_string())).collect(),
+        ),
+        ("websocket.server_secret", secret(websocket.secret.as_ref())),
+        ("websocket.ca_file", path(websocket.ca_file.as_ref())),
+        ("websocket.insecure", json!(websocket.insecure)),
+        ("websocket.ping_interval_s", seconds(websocket.ping_interval)),
+        ("websocket.ping_timeout_s", seconds(websocket.ping_timeout)),
+        ("websocket.reconnect.initial_ms", json!(reconnect.initial.as_millis() as u64)),
+        ("websocket.reconnect.max_ms", json!(reconnect.max.as_millis() as u64)),
+        ("websocket.reconnect.multiplier", float(reconnect.multiplier)),
+        ("websocket.reconnect.give_up_after_s", seconds(reconnect.give_up_after)),
+        ("websocket.send_goodbye", json!(websocket.send_goodbye)),
+        ("websocket.call_idle_s", seconds(websocket.call_idle)),
+        ("websocket.max_calls", json!(websocket.max_calls)),
+        ("websocket.max_dials", json!(websocket.max_dials)),
+        ("logging.enabled", json!(logging.enabled)),
+        ("logging.level", json!(logging.level.as_str().to_lowercase())),
+        ("logging.file_path", path(logging.file.as_ref())),
+        ("mcp.enabled", json!(mcp.enabled)),
+        ("mcp.max_tools_count", json!(mcp.max_tools_count)),
+        ("mcp.capabilities", object(&mcp.capabilities)),
+        ("mcp.client_info", object(&mcp.client_info)),
+        ("api.port", json!(api.port)),
+        ("debug", json!(debug)),
+    ]
+}
+
+fn seconds(duration: Duration) -> Value {
+    float(duration.as_secs_f64())
+}
+
+/// Whole numbers without a fraction, as people write them.
+fn float(number: f64) -> Value {
+    if number.fract() == 0.0 && (0.0..1e9).contains(&number) { json!(number as u64) } else { json!(number) }
+}
+
+fn secret(secret: Option<&Secret>) -> Value {
+    json!(secret.map_or("", |secret| &secret.0))
+}
+
+fn path(path: Option<&PathBuf>) -> Value {
+    json!(path.map(|path| path.to_string_lossy()).unwrap_or_default())
+}
+
+/// The text was made from an object.
+fn object(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| json!({}))
+}
+
+fn servers(servers: &[Arc<Server>]) -> Value {
+    servers.iter().map(|server| self::server(server)).collect()
+}
+
+fn server(server: &Server) -> Value {
+    let mut object = json!({ "url": server.url });
+    match server.framing {
+        Framing::Auto => {}
+        Framing::Header => object["framing"] = json!("header"),
+        Framing::Raw => object["framing"] = json!("raw"),
+    }
+    if let Some(insecure) = server.insecure {
+        object["insecure"] = json!(insecure);
+    }
+    if let Some(ca_file) = &server.ca_file {
+        object["ca_file"] = path(Some(ca_file));
+    }
+    if object.as_object().is_some_and(|object| object.len() == 1) { json!(server.url) } else { object }
+}
+
+/// Writes the entries, whose keys are dotted from this depth on, as an object; those of a section stand together.
+fn write(entries: &[(&str, &Value)], depth: usize, out: &mut String) {
+    let indent = "  ".repeat(depth + 1);
+    out.push('{');
+    let section = |key: &str| key.split('.').next().unwrap_or_default().to_owned();
+    for (index, group) in entries.chunk_by(|(a, _), (b, _)| section(a) == section(b)).enumerate() {
+        let name = section(group[0].0);
+        out.push_str(if index == 0 { "\n" } else { ",\n" });
+        out.push_str(&format!("{indent}\"{name}\": "));
+        let inner: Vec<_> =
+            group.iter().filter_map(|(key, value)| Some((key.split_once('.')?.1, *value))).collect();
+        if inner.is_empty() {
+            // A JSON value displays without an error.
+            out.push_str(&format!("{:#}", group[0].1).replace('\n', &format!("\n{indent}")));
+        } else {
+            write(&inner, depth + 1, out);
+        }
+    }
+    out.push_str(&format!("\n{}}}", "  ".repeat(depth)));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::config::diff::KEYS;
+    use crate::config::file;
+
+    fn parsed(text: &str) -> Config {
+        let mut problems = Vec::new();
+        let config = file::parse(text, &mut problems);
+        assert_eq!(problems, [], "{text}");
+        config
+    }
+
+    #[test]
+    fn every_key_is_known() {
+        let mut known: Vec<_> = entries(&Config::default()).into_iter().map(|(key, _)| key).collect();
+        let mut all: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+        known.sort_unstable();
+        all.sort_unstable();
+        assert_eq!(known, all);
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for text in [
+            "{}",
+            include_str!("../../config/gateway.json"),
+            r#"{"mqtt":{"host":"::1","port":1,"max_connections":2,"max_connections_per_ip":3,"max_payload_size":4,
+                "resume_grace_s":0.25,"allow_legacy_ids":true,"signature_key":"a\"\\$ä"},
+                "udp":{"host":"127.0.0.1","port":5,"public_ip":"gw.example","peer_policy":"strict","downlink_flags":false,
+                "first_packet_warn_s":6,"first_packet_alert":false},
+                "websocket":{"production_servers":["ws://a/?from=mqtt_gateway",{"url":"wss://b","framing":"raw","insecure":false},
+                {"url":"ws://c","framing":"header"}],"development_servers":["ws://d"],
+                "development_mac_addresses":["AA-BB-CC-DD-EE-FF"],"server_secret":"s","insecure":true,"ping_interval_s":7,
+                "ping_timeout_s":8,"reconnect":{"initial_ms":9,"max_ms":10,"multiplier":1.5,"give_up_after_s":0},
+                "send_goodbye":false,"call_idle_s":11,"max_calls":12,"max_dials":13},
+                "logging":{"enabled":false,"level":"warn","file_path":"a b.log"},
+                "mcp":{"enabled":false,"max_tools_count":14,"capabilities":{"x":[1,{"y":null}]},"client_info":{"name":"n"}},
+                "api":{"port":15},"debug":true}"#,
+            r#"{"production":{"chat_servers":["ws://a/"]},"development":{"chat_servers":["ws://b"],
+                "mac_addresss":["aa:bb:cc:dd:ee:ff"]},"max_mqtt_payload_size":8192,"debug":true,
+                "mcp_client":{"capabilities":{"a":{}},"client_info":{"name":"x"},"max_tools_count":128}}"#,
+        ] {
+            let config = parsed(text);
+            let written = config.to_file();
+            let again = parsed(&written);
+            assert_eq!(again, Config { node: None, ..config }, "{written}");
+        }
+    }
+
+    #[test]
+    fn only_what_matters_is_written() {
+        let config =
+            parsed(r#"{"production":{"chat_servers":["ws://a/"]},"mcp_client":{"max_tools_count":64}}"#);
+        let expected = r#"{
+  "mqtt": {
+    "port": 1883
+  },
+  "udp": {
+    "port": 8884,
+    "public_ip": "mqtt.xiaozhi.me"
+  },
+  "websocket": {
+    "production_servers": [
+      "ws://a/"
+    ]
+  },
+  "mcp": {
+    "max_tools_count": 64
+  }
+}
+"#;
+        assert_eq!(config.to_file(), expected);
+    }
+}
