@@ -1,7 +1,5 @@
 //! Calls in the shell: dials, text and audio between a device and its chat server.
 
-use std::time::SystemTime;
-
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::backend::{Backend, Dialer, Incoming, Step};
@@ -9,7 +7,6 @@ use super::gateway::{Gateway, LINGER, Ready};
 use super::resolver::Lookup;
 use super::stream::TlsClient;
 use super::token::{self, Role, SessionId};
-use crate::proto::identity;
 use crate::session::{Core, DialRequest, Discard, Failure, Gone, Peer, Sealed};
 
 /// Messages per dispatch: a chat server that sends without end must let others in.
@@ -96,7 +93,6 @@ impl Gateway {
         id: SessionId,
         go_on: impl FnOnce(&mut Backend, &mut Dialer<'_>) -> Step,
     ) {
-        let authorization = self.authorization(id);
         let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
             return;
         };
@@ -109,7 +105,7 @@ impl Gateway {
             token: token::token(Role::Backend, id.slot as usize),
             now: self.now,
             tls,
-            authorization,
+            secret: self.config.websocket.secret.as_ref(),
         };
         match go_on(backend, &mut dialer) {
             Step::Wait => {}
@@ -120,21 +116,6 @@ impl Gateway {
                 // The first frames may be in a buffer already, and no edge will announce them.
                 self.ready.push_back(Ready::Backend(id));
             }
-        }
-    }
-
-    fn authorization(&self, id: SessionId) -> String {
-        let request = self.sessions.get(id).and_then(|session| session.backend.as_ref()).map(|b| &b.request);
-        match (&self.config.websocket.secret, request) {
-            (Some(secret), Some(request)) => {
-                let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-                let client_id = request.client_id.as_deref().unwrap_or_default();
-                format!(
-                    "Bearer {}",
-                    identity::token(secret.as_bytes(), client_id, request.mac, unix.as_secs())
-                )
-            }
-            _ => "Bearer test-token".to_owned(),
         }
     }
 

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use aes::Aes128;
+use aes::Aes128Enc;
 use aes::cipher::{Array, InnerIvInit, KeyInit, StreamCipherCore};
 use ctr::{CtrCore, flavors};
 
@@ -127,12 +127,12 @@ pub fn nonce(ssrc: u32) -> [u8; HEADER] {
 }
 
 /// A call's AES-128 key, expanded once.
-pub struct Cipher(Aes128);
+pub struct Cipher(Aes128Enc);
 
 impl Cipher {
     /// Expand `key`.
     pub fn new(key: &[u8; 16]) -> Self {
-        Self(Aes128::new(key.into()))
+        Self(Aes128Enc::new(key.into()))
     }
 
     /// Encrypt or decrypt `data` in place in counter mode, the 128-bit big-endian counter starting at `iv`.
@@ -140,7 +140,7 @@ impl Cipher {
         /// AES in software works on four blocks at once and pays as much for one.
         const BATCH: usize = 64;
 
-        let mut keystream = CtrCore::<&Aes128, flavors::Ctr128BE>::inner_iv_init(&self.0, iv.into());
+        let mut keystream = CtrCore::<&Aes128Enc, flavors::Ctr128BE>::inner_iv_init(&self.0, iv.into());
         let (body, tail) = data.split_at_mut(data.len() / BATCH * BATCH);
         keystream.apply_keystream_blocks(Array::slice_as_chunks_mut(body).0);
         if !tail.is_empty() {
