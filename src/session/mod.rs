@@ -18,6 +18,7 @@
 //! ```
 
 mod action;
+mod bridges;
 mod call;
 mod core;
 mod deadlines;
@@ -30,6 +31,7 @@ pub use action::{
     Action, Admission, Counter, Cx, DialRequest, Discard, EndReason, Failure, Gone, Grant, Note, Reason,
     Summary,
 };
+pub use bridges::{Accepted, Bridges, Effect, Presence, Requested};
 pub use call::Uplink;
 pub use core::Core;
 pub use media::{Facts, Peer, Sealed};

@@ -1,0 +1,362 @@
+//! Device-to-device calls: who rings whom, who talks to whom. Pure: it knows MACs and times, and answers with effects.
+//!
+//! ```text
+//! request(a, b)  ->  a rings b: a leaves its chat server and hears silence, b is woken
+//! accept(b), or request(b, a)  ->  a and b are bridged: b leaves its chat server too
+//! one of them leaves, or nobody answers in time  ->  the other hears goodbye
+//! ```
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::proto::identity::Mac;
+
+/// How long a caller waits for an answer.
+const RING: Duration = Duration::from_secs(60);
+
+/// What a device is doing, as far as calls between devices care.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Not connected.
+    Absent,
+    /// Connected, not in a call.
+    Idle,
+    /// In a call that can be bridged.
+    InCall,
+}
+
+/// What must be done for a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It leaves its chat server and hears silence until it is answered.
+    Ring(Mac),
+    /// It is asked to wake up and tell its user who calls.
+    Wake {
+        /// The device that is called.
+        target: Mac,
+        /// Who calls, in the caller's words.
+        nickname: String,
+    },
+    /// It is told that its call was accepted.
+    Accepted {
+        /// The caller.
+        caller: Mac,
+        /// Who accepted.
+        from: Mac,
+    },
+    /// Both leave their chat servers and hear each other.
+    Bridge(Mac, Mac),
+    /// Its call with the other device is over.
+    End(Mac),
+}
+
+/// The answer to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requested {
+    /// Both had called each other: they talk.
+    Bridged,
+    /// The other one rings.
+    Pending,
+    /// The other one is not connected.
+    Offline,
+    /// It cannot be, and why.
+    Refused(&'static str),
+}
+
+/// The answer to an accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// They talk.
+    Bridged(Mac),
+    /// Nobody calls this device.
+    NoPending,
+    /// Whoever called has left.
+    CallerGone,
+    /// It cannot be, and why.
+    Refused(&'static str),
+}
+
+/// Every call between devices.
+#[derive(Debug, Default)]
+pub struct Bridges {
+    /// Callers that wait.
+    ringing: HashMap<Mac, Ringing>,
+    /// Both ways.
+    talking: HashMap<Mac, Mac>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ringing {
+    target: Mac,
+    until: Instant,
+}
+
+impl Bridges {
+    /// `caller` wants to talk to `target`.
+    pub fn request(
+        &mut self,
+        (caller, calling): (Mac, Presence),
+        (target, called): (Mac, Presence),
+        nickname: &str,
+        now: Instant,
+        out: &mut Vec<Effect>,
+    ) -> Requested {
+        if caller == target {
+            return Requested::Refused("a device cannot call itself");
+        }
+        if calling != Presence::InCall {
+            return Requested::Refused("the caller is not in a call");
+        }
+        if called == Presence::Absent {
+            return Requested::Offline;
+        }
+        match self.ringing.get(&caller) {
+            Some(ringing) if ringing.target == target => return Requested::Pending,
+            Some(_) => return Requested::Refused("the caller is already calling another device"),
+            None => {}
+        }
+        if self.talking.contains_key(&caller) {
+            return Requested::Refused("the caller is already in a call with a device");
+        }
+        if self.ringing.get(&target).is_some_and(|ringing| ringing.target == caller) {
+            self.ringing.remove(&target);
+            self.connect(target, caller, out);
+            return Requested::Bridged;
+        }
+        if self.ringing_for(caller).is_some() {
+            return Requested::Refused("the caller is being called by another device");
+        }
+        if self.talking.contains_key(&target)
+            || self.ringing.contains_key(&target)
+            || self.ringing_for(target).is_some()
+        {
+            return Requested::Refused("the device is busy");
+        }
+        self.ringing.insert(caller, Ringing { target, until: now + RING });
+        out.push(Effect::Ring(caller));
+        out.push(Effect::Wake { target, nickname: nickname.to_owned() });
+        Requested::Pending
+    }
+
+    /// The user of `target` wants to talk to whoever calls.
+    pub fn accept(
+        &mut self,
+        (target, called): (Mac, Presence),
+        presence: impl Fn(Mac) -> Presence,
+        out: &mut Vec<Effect>,
+    ) -> Accepted {
+        let Some(caller) = self.ringing_for(target) else { return Accepted::NoPending };
+        if presence(caller) != Presence::InCall {
+            self.ringing.remove(&caller);
+            return Accepted::CallerGone;
+        }
+        if called != Presence::InCall {
+            return Accepted::Refused("the device is not in a call");
+        }
+        self.ringing.remove(&caller);
+        self.connect(caller, target, out);
+        Accepted::Bridged(caller)
+    }
+
+    fn connect(&mut self, caller: Mac, target: Mac, out: &mut Vec<Effect>) {
+        self.talking.insert(caller, target);
+        self.talking.insert(target, caller);
+        out.push(Effect::Bridge(caller, target));
+        out.push(Effect::Accepted { caller, from: target });
+    }
+
+    /// The device's call is over, for whatever reason: so is its part in all of this. Harmless for any device.
+    pub fn left(&mut self, mac: Mac, out: &mut Vec<Effect>) {
+        self.ringing.remove(&mac);
+        if let Some(peer) = self.talking.remove(&mac) {
+            self.talking.remove(&peer);
+            out.push(Effect::End(peer));
+        }
+    }
+
+    /// The device is not connected any more: who called it need not wait.
+    pub fn absent(&mut self, mac: Mac, out: &mut Vec<Effect>) {
+        self.left(mac, out);
+        if let Some(caller) = self.ringing_for(mac) {
+            self.ringing.remove(&caller);
+            out.push(Effect::End(caller));
+        }
+    }
+
+    /// An operator hangs up. False when the device takes part in nothing.
+    pub fn hang_up(&mut self, mac: Mac, out: &mut Vec<Effect>) -> bool {
+        let before = out.len();
+        if self.ringing.contains_key(&mac) || self.talking.contains_key(&mac) {
+            self.left(mac, out);
+            out.push(Effect::End(mac));
+        }
+        if let Some(caller) = self.ringing_for(mac) {
+            self.ringing.remove(&caller);
+            out.push(Effect::End(caller));
+        }
+        out.len() > before
+    }
+
+    /// Ends what nobody answered.
+    pub fn timeout(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        self.ringing.retain(|caller, ringing| {
+            let waits = ringing.until > now;
+            if !waits {
+                out.push(Effect::End(*caller));
+            }
+            waits
+        });
+    }
+
+    /// When to call [`Bridges::timeout`] next.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.ringing.values().map(|ringing| ringing.until).min()
+    }
+
+    /// Whom the device talks to.
+    pub fn peer(&self, mac: Mac) -> Option<Mac> {
+        self.talking.get(&mac).copied()
+    }
+
+    /// Who calls the device.
+    fn ringing_for(&self, target: Mac) -> Option<Mac> {
+        self.ringing.iter().find(|(_, ringing)| ringing.target == target).map(|(caller, _)| *caller)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mac(n: u8) -> Mac {
+        Mac::from([2, 0, 0, 0, 0, n])
+    }
+
+    struct Story {
+        bridges: Bridges,
+        now: Instant,
+        out: Vec<Effect>,
+    }
+
+    impl Story {
+        fn new() -> Self {
+            Self { bridges: Bridges::default(), now: Instant::now(), out: Vec::new() }
+        }
+
+        fn request(&mut self, caller: u8, target: u8) -> Requested {
+            self.out.clear();
+            let (caller, target) = ((mac(caller), Presence::InCall), (mac(target), Presence::InCall));
+            self.bridges.request(caller, target, "Ann", self.now, &mut self.out)
+        }
+
+        fn accept(&mut self, target: u8) -> Accepted {
+            self.out.clear();
+            self.bridges.accept((mac(target), Presence::InCall), |_| Presence::InCall, &mut self.out)
+        }
+
+        fn left(&mut self, who: u8) -> Vec<Effect> {
+            self.out.clear();
+            self.bridges.left(mac(who), &mut self.out);
+            self.out.clone()
+        }
+    }
+
+    #[test]
+    fn request_then_accept_bridges_and_either_side_ends_both() {
+        for leaver in [1, 2] {
+            let mut story = Story::new();
+            assert_eq!(story.request(1, 2), Requested::Pending);
+            let wake = Effect::Wake { target: mac(2), nickname: "Ann".into() };
+            assert_eq!(story.out, [Effect::Ring(mac(1)), wake]);
+            assert_eq!(story.accept(2), Accepted::Bridged(mac(1)));
+            let accepted = Effect::Accepted { caller: mac(1), from: mac(2) };
+            assert_eq!(story.out, [Effect::Bridge(mac(1), mac(2)), accepted]);
+            assert_eq!(story.left(leaver), [Effect::End(mac(3 - leaver))]);
+            assert_eq!(story.left(3 - leaver), []);
+            assert_eq!(story.accept(2), Accepted::NoPending);
+        }
+    }
+
+    #[test]
+    fn mutual_requests_bridge_at_once() {
+        let mut story = Story::new();
+        assert_eq!(story.request(1, 2), Requested::Pending);
+        assert_eq!(story.request(2, 1), Requested::Bridged);
+        assert_eq!(story.bridges.peer(mac(1)), Some(mac(2)));
+        assert_eq!(story.bridges.deadline(), None);
+    }
+
+    #[test]
+    fn self_offline_and_busy_are_told_apart() {
+        let mut story = Story::new();
+        assert!(matches!(story.request(1, 1), Requested::Refused(_)));
+        let offline = story.bridges.request(
+            (mac(1), Presence::InCall),
+            (mac(2), Presence::Absent),
+            "Ann",
+            story.now,
+            &mut story.out,
+        );
+        assert_eq!(offline, Requested::Offline);
+        assert_eq!(story.request(1, 2), Requested::Pending);
+        assert_eq!(story.request(1, 2), Requested::Pending, "asking again changes nothing");
+        assert_eq!(story.out, []);
+        assert!(matches!(story.request(1, 3), Requested::Refused(_)), "the caller is pending");
+        assert!(matches!(story.request(3, 2), Requested::Refused(_)), "the target is being called");
+        assert!(matches!(story.request(3, 1), Requested::Refused(_)), "the target is calling");
+        story.accept(2);
+        assert!(matches!(story.request(3, 1), Requested::Refused(_)), "the target is bridged");
+        assert!(matches!(story.request(1, 3), Requested::Refused(_)), "the caller is bridged");
+    }
+
+    #[test]
+    fn nobody_answers() {
+        let mut story = Story::new();
+        story.request(1, 2);
+        story.out.clear();
+        story.bridges.timeout(story.now + RING - Duration::from_millis(1), &mut story.out);
+        assert_eq!(story.out, []);
+        story.bridges.timeout(story.now + RING, &mut story.out);
+        assert_eq!(story.out, [Effect::End(mac(1))]);
+        assert_eq!(story.accept(2), Accepted::NoPending);
+    }
+
+    #[test]
+    fn a_caller_that_left_is_told_to_the_one_who_accepts() {
+        let mut story = Story::new();
+        story.request(1, 2);
+        let gone = story.bridges.accept((mac(2), Presence::InCall), |_| Presence::Absent, &mut story.out);
+        assert_eq!(gone, Accepted::CallerGone);
+        story.request(1, 2);
+        assert_eq!(story.left(1), []);
+        assert_eq!(story.accept(2), Accepted::NoPending);
+    }
+
+    #[test]
+    fn a_target_that_vanishes_ends_the_ringing_but_a_new_hello_of_it_does_not() {
+        let mut story = Story::new();
+        story.request(1, 2);
+        assert_eq!(
+            story.left(2),
+            [],
+            "its call with its chat server ended: it may still accept from the next"
+        );
+        story.bridges.absent(mac(2), &mut story.out);
+        assert_eq!(story.out, [Effect::End(mac(1))]);
+    }
+
+    #[test]
+    fn an_operator_hangs_up_on_either_part() {
+        let mut story = Story::new();
+        assert!(!story.bridges.hang_up(mac(1), &mut story.out));
+        story.request(1, 2);
+        story.out.clear();
+        assert!(story.bridges.hang_up(mac(2), &mut story.out));
+        assert_eq!(story.out, [Effect::End(mac(1))]);
+        story.request(1, 2);
+        story.accept(2);
+        story.out.clear();
+        assert!(story.bridges.hang_up(mac(1), &mut story.out));
+        assert_eq!(story.out, [Effect::End(mac(2)), Effect::End(mac(1))]);
+    }
+}
