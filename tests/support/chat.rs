@@ -341,7 +341,15 @@ impl Peer {
         }
     }
 
-    /// Where the gateway connected from.
+    /// Says nothing and understands nothing until the gateway ends the connection.
+    pub fn hold(mut self) {
+        let end = Instant::now() + LIMIT;
+        while self.fill(end) == Some(true) {
+            self.inbox.clear();
+        }
+    }
+
+    /// Whether TLS is on.
     pub fn is_tls(&self) -> bool {
         matches!(self.stream, Stream::Tls(_))
     }
