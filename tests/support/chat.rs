@@ -206,6 +206,20 @@ impl Peer {
         request
     }
 
+    /// Agrees to the upgrade unless the gateway has given this connection up.
+    pub fn is_open_for_upgrade(&mut self) -> bool {
+        let end = Instant::now() + LIMIT;
+        while !self.inbox.ends_with(b"\r\n\r\n") {
+            if self.fill(end) != Some(true) {
+                return false;
+            }
+        }
+        let request = self.request();
+        let agreed = self.stream.write_all(agreement(&request).as_bytes()).is_ok();
+        // The hello follows, or the end.
+        agreed && self.fill(end) == Some(true)
+    }
+
     /// Reads the request and answers it with this status, such as `403 Forbidden`, and closes.
     pub fn refuse(mut self, status: &str) -> Request {
         let request = self.request();

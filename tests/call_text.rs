@@ -1,0 +1,485 @@
+//! JSON through a call: what is forwarded, what is changed, what is dropped, and how a call ends.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::thread;
+use std::time::Duration;
+
+use mqtt_websocket_proxy::config::Reconnect;
+use serde_json::{Value, json};
+use support::chat::{ChatServer, Message};
+use support::device::{Device, HELLO, client_id};
+use support::mqtt::{Client, Connect, DISCONNECT, publish};
+use support::{gateway, gateway_with};
+
+#[test]
+fn text_passes_both_ways_in_order_and_unchanged() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (_call, mut peer) = device.call(&server);
+    // Spaces, escapes, numbers and doubled keys survive, since nothing is written anew.
+    let texts = [
+        r#"{"type":"listen","session_id":"server-session","state":"start","mode":"auto"}"#,
+        "{ \"session_id\" :\t\"server-session\",\n\"type\": \"abort\" , \"n\": 1.50e+2, \"u\": \"\\u00e9\\/\", \"é\":\"\u{1F600}\" }",
+        r#"{"type":"mcp","session_id":"server-session","payload":{"jsonrpc":"2.0","id":1,"result":{"a":[1,2,{"b":null}]}}}"#,
+        r#"{"type":"iot","session_id":"server-session","states":[],"a":1,"a":2}"#,
+        r#"{"type":"never heard of","session_id":"server-session"}"#,
+        r#"{"session_id":"server-session","no":"type"}"#,
+        r#"{"type":17,"session_id":"server-session"}"#,
+    ];
+    texts.iter().for_each(|text| device.say(text));
+    texts.iter().for_each(|text| assert_eq!(peer.text(), **text));
+    texts.iter().for_each(|text| peer.say(text));
+    texts.iter().for_each(|text| assert_eq!(device.mqtt.text(), **text));
+
+    let numbered = |n: usize| format!(r#"{{"type":"x","session_id":"server-session","n":{n}}}"#);
+    (0..100).for_each(|n| device.say(&numbered(n)));
+    (0..100).for_each(|n| assert_eq!(peer.text(), numbered(n)));
+    (0..100).for_each(|n| peer.say(&numbered(n)));
+    (0..100).for_each(|n| assert_eq!(device.mqtt.text(), numbered(n)));
+}
+
+#[test]
+fn a_missing_session_id_is_put_in_and_nothing_else_changes() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (_call, mut peer) = device.call(&server);
+    for (sent, expected) in [
+        (r#"{"type":"stt","text":"a"}"#, r#"{"session_id":"server-session","type":"stt","text":"a"}"#),
+        ("{}", r#"{"session_id":"server-session"}"#),
+        ("{ }", r#"{"session_id":"server-session" }"#),
+        (r#"{"type":"llm","session_id":null}"#, r#"{"type":"llm","session_id":"server-session"}"#),
+        (r#"{"type":"llm","session_id":""}"#, r#"{"type":"llm","session_id":"server-session"}"#),
+        (r#"{"type":"llm","session_id":"other"}"#, r#"{"type":"llm","session_id":"other"}"#),
+        (
+            r#"{"type":"mcp","payload":{"session_id":"inner"}}"#,
+            r#"{"session_id":"server-session","type":"mcp","payload":{"session_id":"inner"}}"#,
+        ),
+    ] {
+        peer.say(sent);
+        assert_eq!(device.mqtt.text(), expected, "{sent}");
+    }
+}
+
+#[test]
+fn bad_messages_of_the_device_are_dropped_and_the_call_goes_on() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (_call, mut peer) = device.call(&server);
+    let deep = "[".repeat(30_000);
+    for bad in [
+        &b""[..],
+        b"hello",
+        b"{",
+        br#"{"type":"listen","state":"detect","text":"x""#,
+        b"{'type':'listen'}",
+        b"[]",
+        b"null",
+        b"17",
+        br#""{}""#,
+        b"{}{}",
+        b"{\"type\":\"x\xff\"}",
+        b"\x00",
+        deep.as_bytes(),
+    ] {
+        device.mqtt.send(&publish("device-server", bad));
+    }
+    device.say(r#"{"type":"listen","session_id":"server-session"}"#);
+    assert_eq!(peer.text(), r#"{"type":"listen","session_id":"server-session"}"#);
+    device.mqtt.assert_quiet();
+}
+
+#[test]
+fn bad_messages_of_the_server_are_dropped_and_the_call_goes_on() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, mut peer) = device.call(&server);
+    call.send(0, b"\x58x");
+    peer.binary();
+    peer.send_audio(1, b"\x58x");
+    call.receive();
+    for bad in ["", "认证失败", "{", "[]", "null", "17", r#""text""#, "{}{}", r#"{"type":"mcp"}x"#] {
+        peer.say(bad);
+    }
+    // The server speaks headers: whatever has none, or one that does not fit, is bad.
+    let wrong_length = [&support::chat::headed(5, b"abcd")[..], b"x"].concat();
+    for bad in [&b""[..], b"x", &[0; 15], &[0; 16], &[0; 17], &wrong_length, &vec![7; 5000]] {
+        peer.send_binary(bad);
+    }
+    // A later hello of the server is no news to the device.
+    peer.say(r#"{"type":"hello","session_id":"another"}"#);
+    peer.say(r#"{"type":"mcp","session_id":"server-session"}"#);
+    assert_eq!(device.mqtt.text(), r#"{"type":"mcp","session_id":"server-session"}"#);
+    peer.send_audio(2, b"\x58good");
+    let audio = call.receive();
+    assert_eq!((audio.sequence(), &audio.payload[..]), (2, &b"\x58good"[..]));
+}
+
+#[test]
+fn what_the_device_says_before_the_servers_hello_waits_and_follows_in_order() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    device.say(HELLO);
+    let numbered = |n: usize| format!(r#"{{"type":"x","n":{n}}}"#);
+    (0..10).for_each(|n| device.say(&numbered(n)));
+    let mut peer = server.accept();
+    peer.request();
+    drop(peer);
+    // That server failed, and it is the only one: all of it is over.
+    assert_eq!(device.json()["type"], "alert");
+    device.answered();
+    assert_eq!(device.json()["type"], "goodbye");
+
+    device.say(HELLO);
+    (0..10).for_each(|n| device.say(&numbered(n)));
+    let mut peer = server.accept();
+    peer.upgrade();
+    (10..20).for_each(|n| device.say(&numbered(n)));
+    peer.greet("s");
+    (0..20).for_each(|n| assert_eq!(peer.text(), numbered(n)));
+    device.answered();
+}
+
+#[test]
+fn what_the_server_says_before_its_hello_waits_for_the_hello_reply() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    device.say(HELLO);
+    let mut peer = server.accept();
+    peer.upgrade();
+    peer.say(r#"{"type":"mcp","payload":{"id":1}}"#);
+    peer.say(r#"{"type":"x"}"#);
+    peer.greet("s");
+    assert_eq!(device.answered().session_id, "s");
+    assert_eq!(device.json(), json!({"session_id": "s", "type": "mcp", "payload": {"id": 1}}));
+    assert_eq!(device.json(), json!({"session_id": "s", "type": "x"}));
+}
+
+#[test]
+fn the_devices_goodbye_closes_the_websocket_and_is_not_answered() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    for goodbye in [r#"{"type":"goodbye","session_id":"server-session"}"#, r#"{"type":"goodbye"}"#] {
+        let (_call, mut peer) = device.call(&server);
+        device.say(goodbye);
+        device.say(goodbye);
+        peer.expect_close(1000);
+        device.mqtt.assert_quiet();
+    }
+}
+
+#[test]
+fn the_servers_end_sends_one_goodbye() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    for code in [Some(1000), None] {
+        let (call, mut peer) = device.call(&server);
+        peer.say(r#"{"type":"tts","state":"stop"}"#);
+        peer.send_close(code);
+        // The Close is answered, then the connection ends.
+        assert!(matches!(peer.message(), Message::Close(_)));
+        peer.shut();
+        assert_eq!(peer.message(), Message::End);
+        assert_eq!(device.json()["type"], "tts", "what came before is delivered");
+        device.expect_goodbye(&call.session_id);
+        device.mqtt.assert_quiet();
+    }
+    // The server's own goodbye is the one, as it came, whether or not the WebSocket is closed behind it.
+    let (_call, mut peer) = device.call(&server);
+    peer.say(r#"{"type":"goodbye","why":"bye"}"#);
+    peer.send_close(Some(1000));
+    assert_eq!(device.json(), json!({"session_id": "server-session", "type": "goodbye", "why": "bye"}));
+    device.mqtt.assert_quiet();
+    // The device's echo of it, as older firmware sends, changes nothing.
+    device.say(r#"{"type":"goodbye","session_id":"server-session"}"#);
+    device.mqtt.assert_quiet();
+    device.call(&server);
+}
+
+#[test]
+fn a_message_without_a_call_is_answered_with_goodbye() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let listen = |id: &str| format!(r#"{{"type":"listen"{id}}}"#);
+    // No id was ever given: the key is left out, since firmware stumbles over null.
+    device.say(&listen(""));
+    assert_eq!(device.json(), json!({"type": "goodbye"}));
+    device.say(&listen(r#","session_id":null"#));
+    assert_eq!(device.json(), json!({"type": "goodbye"}));
+    device.say(&listen(r#","session_id":"old""#));
+    device.expect_goodbye("old");
+
+    let (call, mut peer) = device.call(&server);
+    device.say(r#"{"type":"goodbye"}"#);
+    peer.expect_close(1000);
+    device.say(&listen(""));
+    device.expect_goodbye(&call.session_id);
+    device.say(&listen(r#","session_id":"old""#));
+    device.expect_goodbye("old");
+    // Never in answer to a goodbye, nor to a tool's answer.
+    device.say(r#"{"type":"goodbye","session_id":"x"}"#);
+    device.say(r#"{"type":"mcp","session_id":"x","payload":{"jsonrpc":"2.0","id":3,"result":{}}}"#);
+    device.mqtt.assert_quiet();
+}
+
+#[test]
+fn a_second_hello_replaces_the_call_without_a_goodbye() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut first, mut old) = device.call(&server);
+    device.say(HELLO);
+    let mut new = server.accept();
+    new.upgrade();
+    new.greet("second");
+    let mut second = device.answered();
+    assert_eq!(second.session_id, "second");
+    old.expect_close(1000);
+    // The old call's audio is nobody's.
+    first.send(1, b"\x58old");
+    second.send(2, b"\x58new");
+    assert_eq!(new.binary(), support::chat::headed(2, b"\x58new"));
+    device.mqtt.assert_quiet();
+
+    // Several at once leave exactly one call.
+    (0..5).for_each(|_| device.say(HELLO));
+    let mut open = 0;
+    let mut peers: Vec<_> = (0..5).map_while(|_| server.accept_within(Duration::from_secs(2))).collect();
+    for peer in &mut peers {
+        if peer.is_open_for_upgrade() {
+            open += 1;
+            peer.greet(&format!("last {open}"));
+        }
+    }
+    assert_eq!(open, 1);
+    assert_eq!(device.answered().session_id, "last 1");
+    device.mqtt.assert_quiet();
+}
+
+#[test]
+fn disconnect_closes_the_calls_websocket() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (_call, mut peer) = device.call(&server);
+    device.mqtt.send(&[&publish("t", br#"{"type":"last"}"#)[..], &DISCONNECT].concat());
+    assert_eq!(peer.text(), r#"{"type":"last"}"#);
+    peer.expect_close(1000);
+    assert_eq!(device.mqtt.until_closed(), []);
+}
+
+#[test]
+fn a_protocol_error_ends_the_call() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (_call, mut peer) = device.call(&server);
+    device.mqtt.send(&[0x3f, 0]);
+    peer.expect_close(1000);
+    assert_eq!(device.mqtt.until_closed(), []);
+}
+
+#[test]
+fn a_hello_of_another_version_closes_the_connection() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    for version in ["1", "2", "4", "\"3\"", "null"] {
+        let mut device = Device::connect(gateway.addresses().mqtt, 1);
+        device.say(&HELLO.replace("\"version\":3", &format!("\"version\":{version}")));
+        assert_eq!(device.mqtt.until_closed(), [], "{version}");
+    }
+    assert!(server.is_idle());
+    // Absent is fine, and so is the same number written otherwise.
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    device.say(&HELLO.replace("\"version\":3,", ""));
+    let mut peer = server.accept();
+    peer.upgrade();
+    assert_eq!(peer.greet("s")["version"], 2);
+    device.answered();
+}
+
+#[test]
+fn udp_timeout_of_the_device_ends_the_call_with_a_goodbye() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (call, mut peer) = device.call(&server);
+    device.say(r#"{"type":"udp_timeout","session_id":"server-session"}"#);
+    peer.expect_close(1000);
+    device.expect_goodbye(&call.session_id);
+    device.mqtt.assert_quiet();
+}
+
+#[test]
+fn a_call_survives_its_mqtt_connection_and_the_same_client_id_takes_it_over() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let addr = gateway.addresses().mqtt;
+    for how in ["FIN", "reset", "no end at all"] {
+        let mut device = Device::connect(addr, 1);
+        let (mut call, mut peer) = device.call(&server);
+        call.send(1, b"\x58a");
+        peer.binary();
+        let mut kept = None;
+        match how {
+            "FIN" => drop(device),
+            "reset" => device.mqtt.reset(),
+            _ => kept = Some(device),
+        }
+        // What comes meanwhile waits.
+        peer.say(r#"{"type":"llm","session_id":"server-session","n":1}"#);
+        let mut device = Device::connect(addr, 1);
+        peer.say(r#"{"type":"llm","session_id":"server-session","n":2}"#);
+        let mut heard: Vec<Value> = Vec::new();
+        if let Some(mut older) = kept {
+            let texts = older.mqtt.until_closed();
+            heard.extend(
+                texts.iter().map(|packet| serde_json::from_str::<Value>(packet.message().1).unwrap()),
+            );
+        }
+        // With a FIN or reset the first may have been written to a connection that no longer is; it was not known then.
+        while heard.last().is_none_or(|last| last["n"] != 2) {
+            heard.push(device.json());
+        }
+        device.say(r#"{"type":"listen","session_id":"server-session"}"#);
+        assert_eq!(peer.json()["type"], "listen", "{how}");
+        call.send(2, b"\x58b");
+        assert_eq!(peer.binary(), support::chat::headed(2, b"\x58b"), "{how}");
+        peer.send_audio(3, b"\x58c");
+        assert_eq!(call.receive().payload, b"\x58c", "{how}");
+        device.say(r#"{"type":"goodbye"}"#);
+        peer.expect_close(1000);
+        device.mqtt.assert_quiet();
+    }
+    assert!(server.is_idle());
+}
+
+#[test]
+fn a_server_that_dies_in_mid_call_is_redialled_and_the_device_notices_nothing() {
+    let (one, two) = (ChatServer::start(), ChatServer::start());
+    let gateway = gateway_with(&[one.url(), two.url()], |config| {
+        config.websocket.reconnect = Reconnect { initial: Duration::from_millis(1), ..Reconnect::default() };
+    });
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    device.say(HELLO);
+    let (first, second) = match one.accept_within(Duration::from_secs(1)) {
+        Some(peer) => (peer, &two),
+        None => (two.accept(), &one),
+    };
+    let mut peer = first;
+    peer.upgrade();
+    peer.greet("first");
+    let mut call = device.answered();
+    call.send(1, b"\x58a");
+    peer.binary();
+    device.say(r#"{"type":"listen","session_id":"first","state":"start","mode":"auto"}"#);
+    peer.text();
+    peer.reset();
+
+    let mut peer = second.accept();
+    peer.upgrade();
+    let hello = peer.greet("second");
+    assert_eq!(hello["text_font"], json!({"bundle": "x", "size": 16}), "the device's own hello");
+    assert_eq!(
+        peer.json(),
+        json!({"type": "listen", "session_id": "second", "state": "start", "mode": "auto"})
+    );
+    peer.say(r#"{"type":"stt","session_id":"second"}"#);
+    assert_eq!(device.mqtt.text(), r#"{"type":"stt","session_id":"first"}"#);
+    device.say(r#"{"type":"abort","session_id":"first"}"#);
+    assert_eq!(peer.text(), r#"{"type":"abort","session_id":"second"}"#);
+    call.send(2, b"\x58b");
+    assert_eq!(peer.binary(), support::chat::headed(2, b"\x58b"));
+    peer.send_audio(3, b"\x58c");
+    assert_eq!(call.receive().payload, b"\x58c");
+}
+
+#[test]
+fn a_servers_ping_is_answered_and_its_long_text_arrives() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (_call, mut peer) = device.call(&server);
+    peer.ping(b"are you there");
+    assert_eq!(peer.message(), Message::Pong(b"are you there".to_vec()));
+    // Longer than any buffer on the way: a remaining length of three bytes.
+    let text = json!({"type": "custom", "session_id": "s", "payload": "x".repeat(100_000)}).to_string();
+    peer.say(&text);
+    assert_eq!(device.mqtt.text(), text);
+    let text = json!({"type": "mcp", "session_id": "s", "payload": {"x": "y".repeat(60_000)}}).to_string();
+    device.say(&text);
+    assert_eq!(peer.text(), text);
+    // A message in fragments is one message.
+    peer.send_raw(&[&[0x01, 9][..], br#"{"type":""#].concat());
+    peer.send_raw(&[&[0x80, 3][..], br#"a"}"#].concat());
+    assert_eq!(device.mqtt.text(), r#"{"session_id":"server-session","type":"a"}"#);
+}
+
+#[test]
+fn many_devices_hear_only_what_is_theirs() {
+    const DEVICES: u8 = 40;
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let addr = gateway.addresses().mqtt;
+    // The server answers each with its own name, in text and in audio.
+    server.serve(|mut peer| {
+        let request = peer.upgrade();
+        let name = request.header("device-id").unwrap().to_owned();
+        peer.greet(&name);
+        loop {
+            match peer.message() {
+                Message::Text(_) => peer.say(&json!({"type": "llm", "text": name}).to_string()),
+                Message::Binary(frame) => {
+                    let opus = [&b"\x58"[..], name.as_bytes(), &frame[16..]].concat();
+                    peer.send_audio(0, &opus);
+                }
+                Message::Close(_) | Message::End => return,
+                _ => {}
+            }
+        }
+    });
+    thread::scope(|scope| {
+        for number in 0..DEVICES {
+            scope.spawn(move || {
+                let mut device = Device::connect(addr, number);
+                device.say(HELLO);
+                let mut call = device.answered();
+                assert_eq!(call.session_id, device.mac);
+                for n in 0..20 {
+                    device.say(r#"{"type":"listen"}"#);
+                    assert_eq!(device.json()["text"], device.mac);
+                    call.send(n, &[0x58, n as u8]);
+                    let expected = [&b"\x58"[..], device.mac.as_bytes(), &[0x58, n as u8]].concat();
+                    assert_eq!(call.receive().payload, expected);
+                }
+                device.say(r#"{"type":"goodbye"}"#);
+                device.mqtt.assert_quiet();
+            });
+        }
+    });
+}
+
+#[test]
+fn devices_that_call_without_a_user_name_are_as_good_as_others() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let connect =
+        Connect { user_name: None, password: None, name: "MQIsdp", level: 3, ..Connect::new(&client_id(1)) };
+    let mut client = Client::log_in(gateway.addresses().mqtt, &connect);
+    client.say(HELLO);
+    let mut peer = server.accept();
+    peer.upgrade();
+    peer.greet("s");
+    assert_eq!(client.json()["session_id"], "s");
+}
