@@ -1,0 +1,517 @@
+//! Audio through a call: UDP and AES-128-CTR on the device's side, headers or raw Opus on the server's, byte for byte.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mqtt_websocket_proxy::config::{Framing, PeerPolicy, Server};
+use mqtt_websocket_proxy::net::Running;
+use support::audio::{Audio, Call};
+use support::chat::{ChatServer, Message, Peer, headed};
+use support::device::{Device, HELLO};
+use support::{gateway, gateway_with};
+
+/// A gateway, a device in a call whose address is known, and its server.
+struct Up {
+    gateway: Running,
+    device: Device,
+    call: Call,
+    peer: Peer,
+    server: ChatServer,
+}
+
+fn up() -> Up {
+    up_with(|_| {})
+}
+
+fn up_with(change: impl FnOnce(&mut mqtt_websocket_proxy::config::Config)) -> Up {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], change);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, mut peer) = device.call(&server);
+    call.send(0, b"\x58first");
+    assert_eq!(peer.binary(), headed(0, b"\x58first"));
+    Up { gateway, device, call, peer, server }
+}
+
+impl Up {
+    /// That what was sent before did not pass: a good packet is the next to arrive.
+    fn assert_dropped(&mut self, what: &str) {
+        self.call.send(4711, b"\x58probe");
+        assert_eq!(self.peer.binary(), headed(4711, b"\x58probe"), "{what}");
+    }
+}
+
+fn opus(len: usize) -> Vec<u8> {
+    (0..len).map(|i| if i == 0 { 0x58 } else { (i * 7 + len) as u8 }).collect()
+}
+
+#[test]
+fn audio_passes_both_ways_byte_for_byte_with_its_timestamps() {
+    let mut up = up();
+    let sizes = [1, 2, 15, 16, 17, 31, 32, 33, 100, 160, 255, 256, 1000, 1275, 1399, 1400];
+    let timestamps = [0, 0, 1, 60, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 0];
+    let packets: Vec<_> = sizes.iter().zip(timestamps.iter().cycle()).collect();
+    for (size, timestamp) in &packets {
+        up.call.send(**timestamp, &opus(**size));
+        assert_eq!(up.peer.binary(), headed(**timestamp, &opus(**size)));
+    }
+    for (n, (size, timestamp)) in packets.iter().enumerate() {
+        up.peer.send_audio(**timestamp, &opus(**size));
+        let audio = up.call.receive();
+        assert_eq!((audio.timestamp(), audio.sequence()), (**timestamp, n as u32 + 1));
+        assert_eq!(audio.payload, opus(**size));
+        assert_eq!(audio.ssrc(), up.call.ssrc());
+    }
+    // Longer ones are dropped, either way, and the call goes on.
+    up.peer.send_audio(1, &opus(1401));
+    up.call.send(1, &opus(1401));
+    up.assert_dropped("1,401 bytes");
+    up.peer.send_audio(2, &opus(3));
+    assert_eq!(up.call.receive().payload, opus(3));
+}
+
+#[test]
+fn the_uplink_header_is_version_2_type_0_timestamp_and_length() {
+    let mut up = up();
+    up.call.send(0x0102_0304, b"\x58ab");
+    assert_eq!(up.peer.binary(), [&[0, 2, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0, 3][..], b"\x58ab"].concat());
+}
+
+#[test]
+fn downlink_headers_of_every_known_server_are_understood() {
+    let mut up = up();
+    // Only bytes 8 to 16 count: zeroes before, version 2, or type, length and sequence of the Python server.
+    for (sequence, before) in
+        [[0; 8], [0, 2, 0, 0, 0, 0, 0, 0], [1, 0, 0, 3, 0, 0, 0, 9], [0xff; 8]].iter().enumerate()
+    {
+        up.peer.send_binary(&[&before[..], &[0, 0, 1, 0, 0, 0, 0, 3], b"\x58ab"].concat());
+        let audio = up.call.receive();
+        assert_eq!((audio.timestamp(), audio.sequence()), (256, sequence as u32 + 1));
+        assert_eq!(audio.payload, b"\x58ab");
+    }
+}
+
+#[test]
+fn no_two_packets_of_a_call_share_a_counter_block() {
+    let mut up = up();
+    let mut blocks = std::collections::HashSet::new();
+    // Equal lengths and timestamps in both directions: the worst case.
+    for sequence in 1..=300 {
+        up.peer.send_audio(0, &opus(100));
+        let audio = up.call.receive();
+        assert_eq!(audio.flags(), 0x80 | (sequence & 0x7f) as u8);
+        let first = u128::from_be_bytes(audio.header);
+        (0..7).for_each(|block| assert!(blocks.insert(first + block), "sequence {sequence}"));
+        let mut uplink = up.call.nonce;
+        uplink[3] = 100;
+        uplink[12..].copy_from_slice(&(sequence as u32).to_be_bytes());
+        assert!(!blocks.contains(&u128::from_be_bytes(uplink)));
+    }
+}
+
+#[test]
+fn the_flags_of_the_downlink_can_be_turned_off() {
+    let mut up = up_with(|config| config.udp.downlink_flags = false);
+    for sequence in 1..=3 {
+        up.peer.send_audio(0, b"\x58a");
+        let audio = up.call.receive();
+        assert_eq!((audio.flags(), audio.sequence(), &audio.payload[..]), (0, sequence, &b"\x58a"[..]));
+    }
+}
+
+#[test]
+fn any_flags_of_the_uplink_are_taken() {
+    let mut up = up();
+    for flags in [0, 1, 0x80, 0xff] {
+        up.call.sequence += 1;
+        up.call.nonce[1] = flags;
+        let datagram = up.call.seal(5, up.call.sequence, b"\x58abc");
+        up.call.send_raw(&datagram);
+        assert_eq!(up.peer.binary(), headed(5, b"\x58abc"), "{flags}");
+    }
+}
+
+#[test]
+fn only_exact_datagrams_of_a_known_call_pass() {
+    let mut up = up();
+    let good = up.call.seal(0, 1_000, &opus(20));
+    let with = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut datagram = good.clone();
+        change(&mut datagram);
+        datagram
+    };
+    for (what, datagram) in [
+        ("empty", Vec::new()),
+        ("one byte", vec![1]),
+        ("half a header", good[..8].to_vec()),
+        ("a header without its payload", good[..16].to_vec()),
+        ("a payload of no bytes", up.call.seal(0, 1_000, b"")),
+        ("a byte short", good[..good.len() - 1].to_vec()),
+        ("a byte long", with(&|datagram| datagram.push(0))),
+        ("another type", with(&|datagram| datagram[0] = 2)),
+        ("type 0", with(&|datagram| datagram[0] = 0)),
+        ("a length that is too long", with(&|datagram| datagram[3] += 1)),
+        ("a length that is too short", with(&|datagram| datagram[3] -= 1)),
+        ("an unknown ssrc", with(&|datagram| datagram[7] ^= 1)),
+        ("noise", vec![0xa5; 300]),
+        ("as long as UDP allows", vec![1; 65_507]),
+    ] {
+        up.call.send_raw(&datagram);
+        up.assert_dropped(what);
+    }
+    // Nothing of that is ever answered.
+    assert_eq!(up.call.receive_within(Duration::from_millis(1)), None);
+    up.call.send_raw(&good);
+    assert_eq!(up.peer.binary(), headed(0, &opus(20)));
+}
+
+#[test]
+fn each_packet_is_forwarded_once_and_in_order_only() {
+    let mut up = up();
+    let payload = |sequence: u32| sequence.to_be_bytes();
+    // Sent, and whether it passes.
+    let script = [
+        (10, true),
+        (10, false),
+        (9, false),
+        (1, false),
+        (0, false),
+        (11, true),
+        (13, true),
+        (12, false),
+        (13, false),
+        (77, true),
+        (14, false),
+        (76, false),
+        (5_000, true),
+        (u32::MAX, false),
+        (0x8000_0000, false),
+        (5_001, true),
+    ];
+    for (sequence, _) in script {
+        up.call.send_raw(&up.call.seal(0, sequence, &payload(sequence)));
+    }
+    for (sequence, _) in script.iter().filter(|(_, passes)| *passes) {
+        assert_eq!(up.peer.binary(), headed(0, &payload(*sequence)));
+    }
+    up.call.sequence = 5_001;
+    up.assert_dropped("all others");
+}
+
+#[test]
+fn a_device_that_really_jumped_ahead_is_followed() {
+    let mut up = up();
+    let far = 1_000_000;
+    (0..4).for_each(|n| up.call.send_raw(&up.call.seal(0, far + n, b"\x58far")));
+    // The third in a row is believed.
+    assert_eq!(up.peer.binary(), headed(0, b"\x58far"));
+    assert_eq!(up.peer.binary(), headed(0, b"\x58far"));
+    up.call.sequence = far + 3;
+    up.assert_dropped("the first two");
+}
+
+#[test]
+fn a_change_of_port_on_a_newer_packet_is_followed_at_once() {
+    for policy in [PeerPolicy::Adaptive, PeerPolicy::Strict] {
+        let mut up = up_with(|config| config.udp.peer_policy = policy);
+        for n in 0..3 {
+            let old = std::mem::replace(&mut up.call.udp, UdpSocket::bind(("127.0.0.1", 0)).unwrap());
+            up.call.send(n, b"\x58moved");
+            assert_eq!(up.peer.binary(), headed(n, b"\x58moved"));
+            up.peer.send_audio(n, b"\x58here");
+            assert_eq!(up.call.receive().payload, b"\x58here");
+            // A replay from elsewhere moves nothing.
+            old.send_to(&up.call.seal(0, 1, b"\x58old"), up.call.gateway).unwrap();
+            up.peer.send_audio(n, b"\x58still");
+            assert_eq!(up.call.receive().payload, b"\x58still");
+        }
+    }
+}
+
+#[test]
+fn another_ip_is_adopted_by_three_plausible_packets_in_a_row_while_the_known_one_is_silent() {
+    let mut up = up_with(|config| config.udp.host = [0, 0, 0, 0].into());
+    up.call.gateway.set_ip([127, 0, 0, 1].into());
+    let foreign = UdpSocket::bind(("127.0.0.2", 0)).unwrap();
+    let send = |up: &Up, sequence: u32| {
+        foreign.send_to(&up.call.seal(0, sequence, b"\x58foreign"), up.call.gateway).unwrap();
+    };
+    // While the known source speaks, nothing of it counts: not to the server, not to the sequence.
+    (100..110).for_each(|sequence| send(&up, sequence));
+    up.assert_dropped("a foreign source");
+    up.peer.send_audio(1, b"\x58home");
+    assert_eq!(up.call.receive().payload, b"\x58home");
+
+    // Two seconds of silence: the deadline is the rule itself.
+    let silent = Instant::now();
+    let mut sequence = 200;
+    while up.peer.message_within(Duration::from_millis(100)).is_none() {
+        send(&up, sequence);
+        sequence += 1;
+        assert!(silent.elapsed() < Duration::from_secs(8), "never adopted");
+    }
+    assert!(silent.elapsed() >= Duration::from_millis(1_900), "{:?}", silent.elapsed());
+    up.call.udp = foreign;
+    up.peer.send_audio(2, b"\x58abroad");
+    assert_eq!(up.call.receive().payload, b"\x58abroad");
+}
+
+#[test]
+fn a_strict_gateway_never_adopts_another_ip() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| {
+        config.udp.peer_policy = PeerPolicy::Strict;
+        config.udp.host = [0, 0, 0, 0].into();
+    });
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, mut peer) = device.call(&server);
+    let foreign = UdpSocket::bind(("127.0.0.2", 0)).unwrap();
+    for sequence in 1..10 {
+        foreign.send_to(&call.seal(0, sequence, b"\x58x"), call.gateway).unwrap();
+    }
+    call.send(7, b"\x58home");
+    assert_eq!(peer.binary(), headed(7, b"\x58home"), "the sequence is untouched");
+    peer.send_audio(1, b"\x58y");
+    assert_eq!(call.receive().payload, b"\x58y");
+}
+
+#[test]
+fn an_adaptive_gateway_adopts_another_ip_when_none_is_known() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| config.udp.host = [0, 0, 0, 0].into());
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, mut peer) = device.call(&server);
+    call.udp = UdpSocket::bind(("127.0.0.2", 0)).unwrap();
+    (0..4).for_each(|n| call.send(n, b"\x58nat"));
+    assert_eq!(peer.binary(), headed(2, b"\x58nat"), "the third is the first that counts");
+    assert_eq!(peer.binary(), headed(3, b"\x58nat"));
+    peer.send_audio(1, b"\x58y");
+    assert_eq!(call.receive().payload, b"\x58y");
+}
+
+fn with_framing(server: &ChatServer, framing: Framing) -> Running {
+    gateway_with(&[] as &[&str], |config| {
+        let mut one: Server = server.url().parse().unwrap();
+        one.framing = framing;
+        config.websocket.production = vec![Arc::new(one)];
+    })
+}
+
+#[test]
+fn a_raw_server_gets_and_sends_bare_opus() {
+    let server = ChatServer::start();
+    let gateway = with_framing(&server, Framing::Raw);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, mut peer) = device.call(&server);
+    call.send(99, &opus(50));
+    assert_eq!(peer.binary(), opus(50));
+    let mut last = 0;
+    for n in 1..5 {
+        // What looks like a header is Opus all the same.
+        let frame = if n == 3 { headed(1, b"\x58x") } else { opus(20 + n) };
+        peer.send_binary(&frame);
+        let audio = call.receive();
+        assert_eq!((&audio.payload, audio.sequence()), (&frame, n as u32));
+        // Made from the time since the session's start: never zero, never going back.
+        assert!(audio.timestamp() >= last.max(1), "{} after {last}", audio.timestamp());
+        last = audio.timestamp();
+    }
+}
+
+#[test]
+fn a_server_fixed_to_headers_is_not_taken_for_raw() {
+    let server = ChatServer::start();
+    let gateway = with_framing(&server, Framing::Header);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, mut peer) = device.call(&server);
+    call.send(0, &opus(9));
+    assert_eq!(peer.binary(), headed(0, &opus(9)));
+    (0..5).for_each(|n| peer.send_binary(&opus(20 + n)));
+    peer.send_audio(6, &opus(7));
+    let audio = call.receive();
+    assert_eq!((audio.sequence(), audio.payload), (1, opus(7)));
+}
+
+#[test]
+fn auto_learns_raw_from_three_frames_and_remembers_it_for_that_server() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, mut peer) = device.call(&server);
+    call.send(0, &opus(9));
+    assert_eq!(peer.binary(), headed(0, &opus(9)), "headers until it is known better");
+    // The first three are held, then released in order.
+    (0..5).for_each(|n| peer.send_binary(&opus(20 + n)));
+    for n in 0..5 {
+        let audio = call.receive();
+        assert_eq!((audio.sequence(), audio.payload), (n + 1, opus(20 + n as usize)));
+    }
+    call.send(0, &opus(10));
+    assert_eq!(peer.binary(), opus(10));
+    // The next call knows from its first frame on.
+    let mut device = Device::connect(gateway.addresses().mqtt, 2);
+    let (mut call, mut peer) = device.call(&server);
+    call.send(0, &opus(11));
+    assert_eq!(peer.binary(), opus(11));
+    peer.send_binary(&opus(30));
+    assert_eq!(call.receive().payload, opus(30));
+    // A consistent header changes that, for good.
+    peer.send_audio(8, &opus(31));
+    let Audio { payload, .. } = call.receive();
+    assert_eq!(payload, opus(31));
+    call.send(0, &opus(12));
+    assert_eq!(peer.binary(), headed(0, &opus(12)));
+}
+
+#[test]
+fn auto_drops_what_it_held_when_a_header_comes() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, mut peer) = device.call(&server);
+    call.send(0, &opus(9));
+    peer.binary();
+    peer.send_binary(&opus(20));
+    peer.send_binary(&opus(21));
+    peer.send_audio(5, &opus(22));
+    let audio = call.receive();
+    assert_eq!((audio.sequence(), audio.timestamp(), audio.payload), (1, 5, opus(22)));
+    // From now on bare frames are bad, in this call and in the next.
+    (0..4).for_each(|n| peer.send_binary(&opus(20 + n)));
+    peer.send_audio(6, &opus(23));
+    assert_eq!(call.receive().payload, opus(23));
+}
+
+#[test]
+fn audio_before_the_devices_first_datagram_waits_and_keeps_its_place() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, mut peer) = device.call(&server);
+    let tts = |state: &str| format!(r#"{{"type":"tts","session_id":"server-session","state":"{state}"}}"#);
+    peer.say(r#"{"type":"stt","session_id":"server-session"}"#);
+    peer.say(&tts("start"));
+    peer.send_audio(1, &opus(20));
+    peer.send_audio(2, &opus(21));
+    peer.say(&tts("stop"));
+    // Text before the speech need not wait.
+    assert_eq!(device.json()["type"], "stt");
+    device.mqtt.assert_quiet();
+    call.send(0, &opus(5));
+    assert_eq!(device.mqtt.text(), tts("start"));
+    assert_eq!(call.receive().payload, opus(20));
+    assert_eq!(call.receive().payload, opus(21));
+    assert_eq!(device.mqtt.text(), tts("stop"));
+}
+
+#[test]
+fn text_held_for_the_first_datagram_comes_after_two_seconds_without_it() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| config.udp.first_packet_alert = false);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, mut peer) = device.call(&server);
+    let start = Instant::now();
+    for _ in 0..2 {
+        peer.say(r#"{"type":"tts","session_id":"s","state":"start"}"#);
+        peer.send_audio(1, &opus(20));
+        peer.say(r#"{"type":"tts","session_id":"s","state":"stop"}"#);
+        assert_eq!(device.json()["state"], "start");
+        assert_eq!(device.json()["state"], "stop");
+        // Once per call: the second time nothing waits.
+        let waited = start.elapsed();
+        assert!((1.9..3.5).contains(&waited.as_secs_f64()), "{waited:?}");
+    }
+    // Later audio finds its way once the device is heard.
+    call.send(0, &opus(5));
+    peer.binary();
+    peer.send_audio(9, &opus(22));
+    assert_eq!(call.receive().payload, opus(22));
+}
+
+#[test]
+fn audio_of_a_call_that_is_over_reaches_nobody() {
+    let mut up = up();
+    let (old_call, mut old_peer) = (up.call, up.peer);
+    up.device.say(HELLO);
+    let mut peer = up.server.accept();
+    peer.upgrade();
+    // The old call is over with the hello, before the new one is answered.
+    old_call.send_raw(&old_call.seal(0, 50, b"\x58old"));
+    peer.greet("new");
+    let mut call = up.device.answered();
+    call.send(3, b"\x58new");
+    assert_eq!(peer.binary(), headed(3, b"\x58new"));
+    assert!(old_peer.expect_close(1000).is_some());
+    // The device's address was forgotten: nothing goes to the old socket.
+    peer.send_audio(1, b"\x58to the new");
+    assert_eq!(call.receive().payload, b"\x58to the new");
+    assert_eq!(old_call.receive_within(Duration::from_millis(1)), None);
+    drop(up.gateway);
+}
+
+#[test]
+fn a_steady_stream_both_ways_arrives_whole_and_in_order() {
+    const PACKETS: u32 = 2_000;
+    let Up { gateway: _gateway, device: _device, mut call, mut peer, .. } = up();
+    let echo = thread::scope(|scope| {
+        let echo = scope.spawn(move || {
+            for sequence in 0..PACKETS {
+                let frame = peer.binary();
+                assert_eq!(frame, headed(sequence, &stream_payload(sequence)));
+                peer.send_binary(&frame);
+            }
+        });
+        // A window of a few packets: as fast as it goes without flooding the system's buffers.
+        let mut next = 0;
+        for expected in 0..PACKETS {
+            while next < PACKETS && next < expected + 16 {
+                call.send(next, &stream_payload(next));
+                next += 1;
+            }
+            let audio = call.receive();
+            assert_eq!((audio.timestamp(), audio.sequence()), (expected, expected + 1));
+            assert_eq!(audio.payload, stream_payload(expected));
+        }
+        echo.join()
+    });
+    echo.unwrap();
+}
+
+fn stream_payload(n: u32) -> Vec<u8> {
+    [&[0x58][..], &n.to_be_bytes(), &vec![n as u8; (n % 200) as usize]].concat()
+}
+
+#[test]
+fn a_server_that_does_not_read_costs_audio_not_the_gateway() {
+    let mut up = up();
+    // Far more than all buffers on the way hold.
+    for n in 0..12_000 {
+        up.call.send(n, &opus(1400));
+        if n % 50 == 0 {
+            up.device.mqtt.assert_quiet();
+        }
+    }
+    // What is read after all is whole frames, in order, and the call goes on.
+    let mut last = None;
+    let end = Instant::now() + support::LIMIT;
+    loop {
+        match up.peer.message_within(Duration::from_millis(200)) {
+            Some(Message::Binary(frame)) => {
+                assert_eq!(frame.len(), 1416);
+                let timestamp = u32::from_be_bytes(frame[8..12].try_into().unwrap());
+                assert!(last.is_none_or(|last| timestamp > last));
+                last = Some(timestamp);
+            }
+            None => break,
+            Some(other) => panic!("{other:?}"),
+        }
+        assert!(Instant::now() < end);
+    }
+    up.assert_dropped("what did not fit");
+}
