@@ -36,3 +36,7 @@ pub use call::Uplink;
 pub use core::Core;
 pub use media::{Facts, Peer, Sealed};
 pub use servers::{Servers, Spoken};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -165,6 +165,7 @@ impl Call {
         self.drop_held_audio(Discard::NoServer, cx);
         if self.id.is_none() {
             self.held = HeldQueue::default();
+            self.stage = Stage::Backoff;
             cx.out.push(Action::Note(Note::DialFailed { url, failure }));
             return self.dial_next(caller, cx);
         }

@@ -1,0 +1,165 @@
+//! Every way a call ends: who is told, with which id, once, and how the WebSocket is closed.
+
+use super::*;
+
+/// How an end looks from outside: the reason, what the server is told and its close code, what the device is told.
+fn check(actions: &[Action], reason: EndReason, server: &[String], code: u16, device: &[&str]) {
+    assert_eq!(summary(actions).reason, reason, "{actions:?}");
+    assert_eq!(said(actions), server, "{reason:?}");
+    let codes: Vec<_> = actions.iter().filter(|action| matches!(action, Action::HangUp(_))).collect();
+    assert_eq!(codes, [&Action::HangUp(code)], "{reason:?}");
+    assert_eq!(told(actions), device, "{reason:?}");
+}
+
+fn farewells(reason: EndReason) -> Vec<String> {
+    vec![message::server_goodbye(Some("s1"), reason.label(), 1_500)]
+}
+
+fn in_call() -> Story {
+    let mut story = Story::talking();
+    story.wait(1_500);
+    story
+}
+
+const GOODBYE: &str = r#"{"type":"goodbye","session_id":"s1"}"#;
+
+#[test]
+fn the_device_ends_it() {
+    use EndReason::*;
+    let actions = in_call().device(r#"{"type":"goodbye","session_id":"s1"}"#);
+    check(&actions, DeviceGoodbye, &farewells(DeviceGoodbye), 1000, &[]);
+    let actions = in_call().device(r#"{"type":"goodbye"}"#);
+    check(&actions, DeviceGoodbye, &farewells(DeviceGoodbye), 1000, &[]);
+    let actions = in_call().device(r#"{"type":"udp_timeout"}"#);
+    check(&actions, DeviceUdpTimeout, &farewells(DeviceUdpTimeout), 1000, &[GOODBYE]);
+    let actions = in_call().packet(Packet::Disconnect);
+    check(&actions, DeviceDisconnected, &farewells(DeviceDisconnected), 1000, &[]);
+    let actions = in_call().device(HELLO);
+    check(&actions, Replaced, &farewells(Replaced), 1000, &[]);
+    let actions = in_call().connect();
+    check(&actions, DeviceError, &farewells(DeviceError), 1000, &[]);
+}
+
+#[test]
+fn the_server_ends_it() {
+    use EndReason::ServerClosed;
+    check(&in_call().gone(Gone::Closed(None)), ServerClosed, &[], 1000, &[GOODBYE]);
+    let own = r#"{"type":"goodbye","session_id":"s1","why":"bye"}"#;
+    check(&in_call().server(own), ServerClosed, &[], 1000, &[own]);
+    let bare = in_call().server(r#"{"type":"goodbye"}"#);
+    check(&bare, ServerClosed, &[], 1000, &[r#"{"session_id":"s1","type":"goodbye"}"#]);
+    let other = in_call().server(r#"{"type":"goodbye","session_id":"of another call"}"#);
+    check(&other, ServerClosed, &[], 1000, &[GOODBYE]);
+}
+
+#[test]
+fn a_goodbye_after_a_redial_carries_the_id_the_device_knows() {
+    let mut story = in_call();
+    story.gone(failed("live"));
+    story.wait(250);
+    story.open();
+    story.server(r#"{"type":"hello","session_id":"s2"}"#);
+    let actions = story.server(r#"{"type":"goodbye","session_id":"s2"}"#);
+    check(&actions, EndReason::ServerClosed, &[], 1000, &[GOODBYE]);
+}
+
+#[test]
+fn the_gateway_ends_it() {
+    use EndReason::*;
+    let actions = in_call().drive(Core::shutdown);
+    check(&actions, Shutdown, &farewells(Shutdown), 1001, &[GOODBYE]);
+    assert_eq!(actions.last(), Some(&Action::Close(Reason::Shutdown)));
+    let actions = in_call().drive(Core::backend_blocked);
+    let alert =
+        message::alert(Some("s1"), "通话结束 / Call ended", "通话无法继续 / The call cannot go on", "sad");
+    check(&actions, Overflow, &farewells(Overflow), 1000, &[&alert, GOODBYE]);
+}
+
+#[test]
+fn a_server_that_is_told_nothing_is_only_closed() {
+    let mut story = in_call();
+    story.config.websocket.send_goodbye = false;
+    check(&story.device(r#"{"type":"goodbye"}"#), EndReason::DeviceGoodbye, &[], 1000, &[]);
+}
+
+#[test]
+fn shutdown_is_over_after_one_close_whatever_the_phase() {
+    let close = || Action::Close(Reason::Shutdown);
+    assert_eq!(Story::new().drive(Core::shutdown), [close()]);
+    let mut story = Story::online();
+    assert_eq!(story.drive(Core::shutdown), [close()]);
+    assert_eq!(story.drive(Core::shutdown), []);
+
+    let mut story = in_call();
+    story.lost();
+    let actions = story.drive(Core::shutdown);
+    check(&actions, EndReason::Shutdown, &farewells(EndReason::Shutdown), 1001, &[]);
+    assert_eq!(actions.last(), Some(&Action::Close(Reason::Left)));
+    assert!(story.core.is_over());
+
+    let mut story = Story::online();
+    story.device(HELLO);
+    story.device(LISTEN);
+    story.packet(Packet::Disconnect);
+    let actions = story.drive(Core::shutdown);
+    check(&actions, EndReason::Shutdown, &[], 1001, &[]);
+    assert!(!actions.iter().any(|action| matches!(action, Action::Close(_))), "closed before");
+
+    let mut story = Story::online();
+    story.device(HELLO);
+    let actions = story.drive(Core::shutdown);
+    assert_eq!((told(&actions).len(), told(&actions)[2]), (3, r#"{"type":"goodbye","session_id":"own-1"}"#));
+}
+
+#[test]
+fn text_that_waits_is_delivered_before_the_goodbye() {
+    let mut story = Story::in_call();
+    story.server(TTS_START);
+    story.down(&headed(1, b"\x08a")).unwrap();
+    story.server(TTS_STOP);
+    let actions = story.gone(Gone::Closed(Some(1000)));
+    assert_eq!(told(&actions), [TTS_START, TTS_STOP, GOODBYE]);
+    assert_eq!(summary(&actions).facts.dropped, 1);
+}
+
+#[test]
+fn a_message_without_a_call_is_answered_with_goodbye_but_not_every_one() {
+    let mut story = Story::online();
+    assert_eq!(story.device(r#"{"type":"listen"}"#), [publish(r#"{"type":"goodbye"}"#)]);
+    assert_eq!(story.device(r#"{"type":"listen","session_id":"x"}"#), [goodbye("x")]);
+    assert_eq!(story.device(r#"{"type":"listen","session_id":null}"#), [publish(r#"{"type":"goodbye"}"#)]);
+    story.call();
+    story.device(r#"{"type":"goodbye"}"#);
+    assert_eq!(story.device(r#"{"type":"listen"}"#), [goodbye("s1")], "the last one given");
+    assert_eq!(story.device(r#"{"type":"listen","session_id":"x"}"#), [goodbye("x")]);
+    assert_eq!(story.device(r#"{"type":"goodbye","session_id":"s1"}"#), []);
+    assert_eq!(story.device(r#"{"type":"mcp","payload":{"id":1,"result":{}}}"#), []);
+    // A call that never came about gave no id.
+    story.device(HELLO);
+    story.device(r#"{"type":"goodbye"}"#);
+    assert_eq!(story.device(r#"{"type":"listen"}"#), [goodbye("s1")]);
+}
+
+#[test]
+fn the_summary_tells_the_call() {
+    let mut story = Story::online();
+    story.call();
+    story.wait(500);
+    story.up(1, b"\x08one").unwrap();
+    story.up(3, b"\x08three").unwrap();
+    story.down(&headed(1, b"\x08four5")).unwrap();
+    story.wait(11_845);
+    let actions = story.device(r#"{"type":"goodbye"}"#);
+    let facts =
+        Facts { up_packets: 2, up_bytes: 10, down_packets: 1, down_bytes: 6, lost: 1, ..Facts::default() };
+    let expected = Summary {
+        session_id: "s1".into(),
+        reason: EndReason::DeviceGoodbye,
+        duration: Duration::from_millis(12_345),
+        answered: true,
+        server: Some(server(A)),
+        ssrc: Some(0x1001),
+        facts,
+    };
+    assert_eq!(actions.last(), Some(&Action::Ended(Box::new(expected))));
+}

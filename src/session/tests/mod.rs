@@ -1,0 +1,370 @@
+//! Stories of a device and its call, told with virtual time: what goes in, and exactly which actions come out.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::config::{Config, Server};
+use crate::proto::audio::{self, Cipher, Header};
+use crate::proto::identity::Mac;
+use crate::proto::message;
+use crate::proto::mqtt::{Connect, Level, Packet, Publish};
+
+mod ends;
+mod failover;
+mod framing;
+mod hello;
+mod letting_in;
+mod liveness;
+mod mcp;
+mod order;
+mod peer;
+mod resume;
+
+pub(super) const A: &str = "ws://a/chat";
+pub(super) const B: &str = "ws://b/chat";
+const C: &str = "ws://c/chat";
+const ID: &str = "GID_test@@@aa_bb_cc_dd_ee_ff@@@11111111-2222-4333-8444-555555555555";
+const HOME: &str = "192.0.2.7";
+const HELLO: &str =
+    r#"{"type":"hello","version":3,"transport":"udp","audio_params":{"format":"opus","sample_rate":16000}}"#;
+/// What becomes of it for the server.
+const HELLO_UP: &str = r#"{"type":"hello","version":2,"transport":"websocket","audio_params":{"format":"opus","sample_rate":16000}}"#;
+const SERVER_HELLO: &str =
+    r#"{"type":"hello","transport":"websocket","session_id":"s1","audio_params":{"sample_rate":24000}}"#;
+const TTS_START: &str = r#"{"session_id":"s1","type":"tts","state":"start"}"#;
+const TTS_STOP: &str = r#"{"session_id":"s1","type":"tts","state":"stop"}"#;
+const LISTEN: &str = r#"{"session_id":"s1","type":"listen","state":"start","mode":"auto"}"#;
+
+/// One device, its core, and a shell that does the least a shell must.
+struct Story {
+    core: Core,
+    config: Config,
+    servers: Servers,
+    start: Instant,
+    now: Instant,
+    grants: u8,
+}
+
+impl Story {
+    /// A connection of a device; three chat servers, and nothing asked about tools.
+    fn new() -> Self {
+        let start = Instant::now();
+        let mut config = Config::default();
+        config.websocket.production = servers(&[A, B, C]);
+        config.mcp.enabled = false;
+        let core = Core::new(home(), start);
+        Self { core, config, servers: Servers::default(), start, now: start, grants: 0 }
+    }
+
+    /// A device that is let in.
+    fn online() -> Self {
+        let mut story = Self::new();
+        story.connect();
+        story
+    }
+
+    /// A device in a call with server a, which named the session s1. It has sent no datagram.
+    fn in_call() -> Self {
+        let mut story = Self::online();
+        story.call();
+        story
+    }
+
+    /// The same, and one datagram has come.
+    fn talking() -> Self {
+        let mut story = Self::in_call();
+        story.up(1, b"\x08one").unwrap();
+        story
+    }
+
+    fn connect(&mut self) -> Vec<Action> {
+        self.packet(connect(ID, 60))
+    }
+
+    fn call(&mut self) {
+        self.device(HELLO);
+        self.open();
+        self.server(SERVER_HELLO);
+    }
+
+    /// What the core does, with the shell's part in letting in and granting.
+    fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) -> Vec<Action> {
+        let mut out = Vec::new();
+        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        decide(&mut self.core, &mut cx);
+        if cx.out.last() == Some(&Action::Admit) {
+            self.core.admitted(Admission::Welcome, &mut cx);
+        }
+        if cx.out.last() == Some(&Action::Grant) {
+            self.grants += 1;
+            self.core.granted(grant(self.grants), &mut cx);
+        }
+        out
+    }
+
+    fn packet(&mut self, packet: Packet<'_>) -> Vec<Action> {
+        self.drive(|core, cx| core.packet(packet, cx))
+    }
+
+    fn device(&mut self, text: &str) -> Vec<Action> {
+        self.packet(publication(text.as_bytes()))
+    }
+
+    fn open(&mut self) -> Vec<Action> {
+        self.core.backend_connecting();
+        self.drive(Core::backend_open)
+    }
+
+    fn server(&mut self, text: &str) -> Vec<Action> {
+        self.drive(|core, cx| core.backend_text(text, cx))
+    }
+
+    fn gone(&mut self, gone: Gone) -> Vec<Action> {
+        self.core.backend_connecting();
+        self.drive(|core, cx| core.backend_gone(gone, cx))
+    }
+
+    /// The same device connects again from this address, whichever way the shell finds out first.
+    fn come_back(&mut self, ip: &str) -> Vec<Action> {
+        let mut newer = Core::new(ip.parse().unwrap(), self.now);
+        let mut out = Vec::new();
+        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        newer.packet(connect(ID, 30), &mut cx);
+        assert_eq!(out, [Action::Admit]);
+        self.drive(|core, cx| core.take_over(newer, cx))
+    }
+
+    fn lost(&mut self) -> Vec<Action> {
+        self.drive(Core::connection_lost)
+    }
+
+    /// Time passes, and whatever falls due is done when it is due.
+    fn wait(&mut self, ms: u64) -> Vec<Action> {
+        let until = self.now + Duration::from_millis(ms);
+        let mut out = Vec::new();
+        while let Some(at) = self.core.deadline().filter(|at| *at <= until) {
+            self.now = self.now.max(at);
+            out.extend(self.drive(Core::timeout));
+            assert!(self.core.deadline().is_none_or(|at| at > self.now), "what was due is done");
+        }
+        self.now = until;
+        out
+    }
+
+    /// Like [`Story::wait`], and says at which millisecond of the story each action came.
+    fn watch(&mut self, ms: u64) -> Vec<(u64, Action)> {
+        let until = self.now + Duration::from_millis(ms);
+        let mut out = Vec::new();
+        while self.now < until {
+            let next = self.core.deadline().map_or(until, |at| at.min(until)).max(self.now);
+            let ms = next.saturating_duration_since(self.now).as_nanos();
+            self.now = next;
+            let at = self.ms();
+            out.extend(self.drive(Core::timeout).into_iter().map(|action| (at, action)));
+            assert!(ms > 0 || self.core.deadline().is_none_or(|at| at > self.now), "time stands still");
+        }
+        out
+    }
+
+    fn ms(&self) -> u64 {
+        (self.now - self.start).as_millis() as u64
+    }
+
+    /// A datagram from the device's usual address.
+    fn up(&mut self, sequence: u32, payload: &[u8]) -> Result<Vec<u8>, Discard> {
+        self.up_from(&format!("{HOME}:4000"), sequence, payload).map(|(frame, _)| frame)
+    }
+
+    /// A datagram from anywhere: what the server gets, and what was let go by it.
+    fn up_from(
+        &mut self,
+        from: &str,
+        sequence: u32,
+        payload: &[u8],
+    ) -> Result<(Vec<u8>, Vec<Action>), Discard> {
+        let peer = Peer { addr: from.parse().unwrap(), local: None };
+        let mut datagram = datagram(self.grants, sequence, 7, payload);
+        let uplink = self.core.uplink(peer, &mut datagram, &self.config, self.now)?;
+        let (frame, first) = (uplink.frame.to_vec(), uplink.first);
+        let out = if first { self.drive(Core::audible) } else { Vec::new() };
+        Ok((frame, out))
+    }
+
+    /// A binary frame of the server: what leaves at once, or what was let go by it.
+    fn down(&mut self, frame: &[u8]) -> Result<Vec<Action>, Discard> {
+        let mut out = [0; audio::HEADER + audio::MAX_PAYLOAD];
+        let sealed = self.core.downlink(frame, &mut out, &self.config, &mut self.servers, self.now)?;
+        match sealed {
+            Some(sealed) => Ok(vec![Action::Datagram(sealed, out[..sealed.len].into())]),
+            None => Ok(self.drive(Core::audible)),
+        }
+    }
+
+    /// The device decrypts: sequence, timestamp and payload of each datagram among the actions.
+    fn heard(&self, actions: &[Action]) -> Vec<(u32, u32, Vec<u8>)> {
+        let datagrams = actions.iter().filter_map(|action| match action {
+            Action::Datagram(_, bytes) => Some(bytes),
+            _ => None,
+        });
+        datagrams.map(|bytes| unseal(self.grants, bytes)).collect()
+    }
+}
+
+/// Without counters and log lines.
+fn traffic(actions: Vec<Action>) -> Vec<Action> {
+    actions.into_iter().filter(|action| !matches!(action, Action::Count(_) | Action::Note(_))).collect()
+}
+
+fn servers(urls: &[&str]) -> Vec<Arc<Server>> {
+    urls.iter().map(|url| server(url)).collect()
+}
+
+fn server(url: &str) -> Arc<Server> {
+    Arc::new(url.parse().unwrap())
+}
+
+fn home() -> IpAddr {
+    HOME.parse().unwrap()
+}
+
+fn mac() -> Mac {
+    "aa:bb:cc:dd:ee:ff".parse().unwrap()
+}
+
+/// The n-th grant of a story: nothing in it is like in the others.
+fn grant(n: u8) -> Grant {
+    Grant {
+        ssrc: 0x1000 + u32::from(n),
+        key: [n; 16],
+        session_id: format!("own-{n}").into(),
+        seed: u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        udp_host: "10.0.0.9".into(),
+        udp_port: 8884,
+        allowed: true,
+    }
+}
+
+fn connect(client_id: &str, keep_alive: u16) -> Packet<'_> {
+    Packet::Connect(Connect {
+        level: Level::V311,
+        client_id,
+        clean_session: true,
+        keep_alive,
+        will: None,
+        user_name: None,
+        password: None,
+    })
+}
+
+fn publication(payload: &[u8]) -> Packet<'_> {
+    Packet::Publish(Publish { topic: "device-server", payload, retain: false })
+}
+
+fn datagram(grant: u8, sequence: u32, timestamp: u32, payload: &[u8]) -> Vec<u8> {
+    let len = payload.len() as u16;
+    let header = Header { flags: 0, len, ssrc: 0x1000 + u32::from(grant), timestamp, sequence };
+    let mut datagram = header.bytes().to_vec();
+    datagram.extend_from_slice(payload);
+    Cipher::new(&[grant; 16]).apply(&header.bytes(), &mut datagram[audio::HEADER..]);
+    datagram
+}
+
+fn unseal(grant: u8, datagram: &[u8]) -> (u32, u32, Vec<u8>) {
+    let header = Header::parse(datagram).unwrap();
+    assert_eq!(header.ssrc, 0x1000 + u32::from(grant));
+    assert_eq!(header.flags, 0x80 | (header.sequence & 0x7f) as u8);
+    let mut payload = datagram[audio::HEADER..].to_vec();
+    Cipher::new(&[grant; 16]).apply(&header.bytes(), &mut payload);
+    (header.sequence, header.timestamp, payload)
+}
+
+/// A binary frame with a header.
+fn headed(timestamp: u32, payload: &[u8]) -> Vec<u8> {
+    [&audio::ws_header(timestamp, payload.len()), payload].concat()
+}
+
+fn publish(text: &str) -> Action {
+    Action::Publish(text.to_owned())
+}
+
+fn say(text: &str) -> Action {
+    Action::Say(text.to_owned())
+}
+
+fn dial(url: &str) -> Action {
+    dialled(url, false)
+}
+
+fn redial(url: &str) -> Action {
+    dialled(url, true)
+}
+
+fn dialled(url: &str, fresh: bool) -> Action {
+    Action::Dial(Box::new(DialRequest {
+        server: server(url),
+        mac: mac(),
+        client_id: Some("11111111-2222-4333-8444-555555555555".to_owned()),
+        forwarded_for: home(),
+        fresh,
+    }))
+}
+
+/// The reply to the device's hello, of the n-th grant.
+fn reply(n: u8, session_id: &str, audio_params: &str) -> Action {
+    let grant = grant(n);
+    publish(&message::hello_reply(&message::HelloReply {
+        session_id,
+        audio_params: Some(audio_params),
+        server: "10.0.0.9",
+        port: 8884,
+        key: &grant.key,
+        nonce: &audio::nonce(grant.ssrc),
+    }))
+}
+
+fn goodbye(session_id: &str) -> Action {
+    publish(&message::goodbye(Some(session_id)))
+}
+
+fn farewell(session_id: &str, reason: EndReason, ms: u64) -> Action {
+    say(&message::server_goodbye(Some(session_id), reason.label(), ms))
+}
+
+fn failed(stage: &'static str) -> Gone {
+    Gone::Failed(Failure { stage, why: "broken".to_owned() })
+}
+
+/// The summary among the actions: there is exactly one.
+fn summary(actions: &[Action]) -> &Summary {
+    let mut ends = actions.iter().filter_map(|action| match action {
+        Action::Ended(summary) => Some(&**summary),
+        _ => None,
+    });
+    let end = ends.next().expect("the call ends");
+    assert!(ends.next().is_none(), "it ends once");
+    end
+}
+
+/// Texts for the device among the actions.
+fn told(actions: &[Action]) -> Vec<&str> {
+    let texts = actions.iter().filter_map(|action| match action {
+        Action::Publish(text) => Some(&**text),
+        _ => None,
+    });
+    texts.collect()
+}
+
+/// Texts for the server among the actions.
+fn said(actions: &[Action]) -> Vec<&str> {
+    let texts = actions.iter().filter_map(|action| match action {
+        Action::Say(text) => Some(&**text),
+        _ => None,
+    });
+    texts.collect()
+}
+
+fn addr(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
