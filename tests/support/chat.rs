@@ -363,6 +363,12 @@ impl Peer {
         }
     }
 
+    /// Keeps the system from taking in much that is not read.
+    pub fn shrink_receive_buffer(&self) {
+        let tcp = self.stream.tcp().unwrap();
+        socket2::SockRef::from(tcp).set_recv_buffer_size(128 * 1024).unwrap();
+    }
+
     /// Whether TLS is on.
     pub fn is_tls(&self) -> bool {
         matches!(self.stream, Stream::Tls(_))
