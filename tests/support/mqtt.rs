@@ -50,10 +50,7 @@ pub enum Silence {
 
 impl Client {
     pub fn open(gateway: SocketAddr) -> Self {
-        let stream = TcpStream::connect_timeout(&gateway, LIMIT).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.set_write_timeout(Some(LIMIT)).unwrap();
-        Self { stream, inbox: Vec::new() }
+        TcpStream::connect_timeout(&gateway, LIMIT).unwrap().into()
     }
 
     /// Opens a connection and is let in.
@@ -145,6 +142,14 @@ impl Client {
     /// Ends the connection with a reset.
     pub fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+}
+
+impl From<TcpStream> for Client {
+    fn from(stream: TcpStream) -> Self {
+        stream.set_nodelay(true).unwrap();
+        stream.set_write_timeout(Some(LIMIT)).unwrap();
+        Self { stream, inbox: Vec::new() }
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -58,9 +59,20 @@ impl Folder {
         command.envs(variables.iter().copied());
         let mut child = Guard(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
         let (sender, lines) = mpsc::channel();
-        let stderr = BufReader::new(child.0.stderr.take().unwrap());
-        thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let mut process = Process { child, lines, seen: Vec::new() };
+        let mut stderr = BufReader::new(child.0.stderr.take().unwrap());
+        let deaf = Arc::new(Mutex::new(()));
+        let listening = Arc::clone(&deaf);
+        thread::spawn(move || {
+            let mut line = String::new();
+            while stderr.read_line(&mut line).is_ok_and(|n| n > 0) {
+                drop(listening.lock());
+                if sender.send(line.trim_end_matches('\n').to_owned()).is_err() {
+                    return;
+                }
+                line.clear();
+            }
+        });
+        let mut process = Process { child, lines, seen: Vec::new(), deaf };
         process.line("MQTT on");
         process
     }
@@ -101,6 +113,8 @@ pub struct Process {
     child: Guard,
     lines: Receiver<String>,
     pub seen: Vec<String>,
+    /// Held by whoever wants stderr to be read no further.
+    deaf: Arc<Mutex<()>>,
 }
 
 impl Process {
@@ -135,6 +149,16 @@ impl Process {
     pub fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Nobody reads stderr while this is locked.
+    pub fn stop_reading(&self) -> Arc<Mutex<()>> {
+        Arc::clone(&self.deaf)
+    }
+
+    /// Waits for the end.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        self.child.wait().code()
     }
 
     /// Waits for the end: the exit code, and all lines.

@@ -1,0 +1,296 @@
+//! The program in a call: what it logs, what it never logs, and how it stops.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::audio::Call;
+use support::chat::{ChatServer, Message, headed};
+use support::device::{Device, HELLO, client_id};
+use support::mqtt::{Client, Connect, password, user_name};
+use support::process::{Folder, Process};
+
+/// The grace of the program, and some time for a busy machine.
+const GRACE: Duration = Duration::from_millis(3_000 + 1_500);
+
+fn folder(server: &ChatServer) -> Folder {
+    let file = json!({
+        "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
+        "websocket": {"production_servers": [server.url()]},
+    });
+    Folder::new().with("gateway.json", file.to_string())
+}
+
+fn start(server: &ChatServer) -> (Folder, Process) {
+    let folder = folder(server);
+    let process = folder.start("-c gateway.json", &[]);
+    (folder, process)
+}
+
+#[test]
+fn a_signal_says_goodbye_closes_with_1001_and_ends_with_0() {
+    for signal in ["TERM", "INT"] {
+        let server = ChatServer::start();
+        let (_folder, process) = start(&server);
+        let mut idle = Device::connect(process.mqtt(), 1);
+        let mut device = Device::connect(process.mqtt(), 2);
+        let (call, mut peer) = device.call(&server);
+        let mut waiting = Device::connect(process.mqtt(), 3);
+        waiting.say(HELLO);
+        let mut stalled = server.accept();
+        stalled.request();
+
+        let start = Instant::now();
+        process.signal(signal);
+        device.expect_goodbye(&call.session_id);
+        assert_eq!(device.mqtt.until_closed(), []);
+        peer.expect_close(1001);
+        // One that waits for its call is not left waiting; one without a call just loses its connection.
+        let mut last = waiting.json();
+        while last["type"] != "goodbye" {
+            last = waiting.json();
+        }
+        waiting.mqtt.until_closed();
+        assert_eq!(idle.mqtt.until_closed(), []);
+        stalled.hold();
+        // Devices and servers see the end, and end their side: nothing is left to wait for.
+        drop((idle, device, waiting));
+        let (code, lines) = process.end();
+        assert_eq!(code, Some(0), "{lines:#?}");
+        assert!(start.elapsed() < GRACE, "{:?}", start.elapsed());
+        assert!(lines.iter().any(|line| line.contains("reason=shutdown")), "{lines:#?}");
+    }
+}
+
+#[test]
+fn it_ends_within_the_grace_though_nobody_answers() {
+    let server = ChatServer::start();
+    let (_folder, process) = start(&server);
+    let mut device = Device::connect(process.mqtt(), 1);
+    // Both stay connected, read nothing and answer nothing.
+    let (_call, _peer) = device.call(&server);
+    let start = Instant::now();
+    process.signal("TERM");
+    let (code, lines) = process.end();
+    assert_eq!(code, Some(0), "{lines:#?}");
+    assert!(start.elapsed() < GRACE, "{:?}", start.elapsed());
+}
+
+#[test]
+fn nobody_is_let_in_while_it_stops() {
+    let server = ChatServer::start();
+    let (_folder, process) = start(&server);
+    let addr = process.mqtt();
+    let mut device = Device::connect(addr, 1);
+    let (call, _peer) = device.call(&server);
+    process.signal("TERM");
+    device.expect_goodbye(&call.session_id);
+    if let Ok(stream) = std::net::TcpStream::connect_timeout(&addr, Duration::from_secs(1)) {
+        let mut client = Client::from(stream);
+        client.try_send(&Connect::new(&client_id(2)).packet());
+        assert_eq!(client.until_closed(), []);
+    }
+    assert_eq!(process.end().0, Some(0));
+}
+
+#[test]
+fn a_call_is_two_lines_with_session_duration_packets_and_loss() {
+    let server = ChatServer::start();
+    let (_folder, mut process) = start(&server);
+    let mut device = Device::connect(process.mqtt(), 1);
+    let started = Instant::now();
+    let (call, mut peer) = device.call(&server);
+    let begin = process.line("call begins");
+    for part in
+        ["[INFO ]", &format!("[{} 127.0.0.1:", device.client_id), "session=server-session", "answered_after="]
+    {
+        assert!(begin.contains(part), "{part:?} is not in {begin}");
+    }
+    assert!(begin.contains(&format!("server=ws://{}/chat", server.addr)), "{begin}");
+
+    // Sequences 1 2 3 6 5 6: 4 is lost, 5 comes late, 6 comes twice.
+    for sequence in [1, 2, 3, 6, 5, 6] {
+        call.send_raw(&call.seal(0, sequence, b"\x58abc"));
+    }
+    (0..4).for_each(|_| assert_eq!(peer.binary(), headed(0, b"\x58abc")));
+    for n in 0..5 {
+        peer.send_audio(n, b"\x58ab");
+        call.receive();
+    }
+    // Long enough for the duration to show.
+    assert_eq!(call.receive_within(Duration::from_millis(150)), None);
+    device.say(r#"{"type":"goodbye"}"#);
+    peer.expect_close(1000);
+    let took = started.elapsed().as_secs_f64();
+    let end = process.line("call ends");
+    for part in [
+        "[INFO ]",
+        &format!("[{} 127.0.0.1:", device.client_id),
+        "session=server-session",
+        "reason=device_goodbye",
+        "up=4p/16B",
+        "down=5p/15B",
+        "lost=1 ",
+        "reordered=1 ",
+        "duplicates=1 ",
+    ] {
+        assert!(end.contains(part), "{part:?} is not in {end}");
+    }
+    let duration = end.split("duration=").nth(1).and_then(|rest| rest.split('s').next()).unwrap();
+    let (whole, decimals) = duration.split_once('.').unwrap();
+    assert!(whole.parse::<u32>().is_ok() && decimals.len() == 3, "{duration}");
+    let duration: f64 = duration.parse().unwrap();
+    assert!(duration >= 0.15 && duration <= took + 0.001, "{duration} s of {took} s");
+    process.signal("TERM");
+    let (_, lines) = process.end();
+    assert_eq!(lines.iter().filter(|line| line.contains("server-session")).count(), 2, "{lines:#?}");
+}
+
+#[test]
+fn a_call_that_never_came_up_is_told_with_the_reason() {
+    let server = ChatServer::start();
+    let (_folder, mut process) = start(&server);
+    let mut device = Device::connect(process.mqtt(), 1);
+    device.say(HELLO);
+    server.accept().refuse("401 Unauthorized");
+    let line = process.line("fails");
+    assert!(line.contains("[WARN ]") && line.contains("401") && line.contains("SERVER_SECRET"), "{line}");
+    let end = process.line("call ends");
+    assert!(end.contains("reason=no_server"), "{end}");
+}
+
+#[test]
+fn no_secret_is_in_any_line_at_any_level() {
+    const KEY: &str = "signature-Key-17";
+    const SECRET: &str = "server-Secret-18";
+    let server = ChatServer::start();
+    let url = format!("ws://{}/chat?token=url-Secret-19", server.addr);
+    let file = json!({
+        "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "debug": true,
+        "websocket": {"production_servers": [url]}, "logging": {"file_path": "gateway.log"},
+    });
+    let folder = Folder::new().with("gateway.json", file.to_string());
+    let variables =
+        [("MQTT_SIGNATURE_KEY", KEY), ("SERVER_SECRET", SECRET), ("RUST_LOG", "trace"), ("DEBUG", "1")];
+    let process = folder.start("-c gateway.json -l trace", &variables);
+    let id = client_id(1);
+    let mut secrets: Vec<String> = [KEY, SECRET, "url-Secret-19"].map(str::to_owned).into();
+
+    // A login that fails and one that does not.
+    let wrong = Connect { password: Some(b"wrong-Password-20".to_vec()), ..Connect::new(&id) };
+    let mut client = Client::open(process.mqtt());
+    client.send(&wrong.packet());
+    client.until_closed();
+    secrets.extend(["wrong-Password-20".to_owned(), password(KEY, &id, &user_name())]);
+    let mqtt = Client::log_in(process.mqtt(), &Connect::signed(&id, KEY));
+    let mut device = Device { mqtt, mac: String::new(), client_id: id };
+
+    // A dial that is refused, one that is not, and a redial.
+    device.say(HELLO);
+    let request = server.accept().refuse("403 Forbidden");
+    let bearer = |request: &support::chat::Request| {
+        request.header("authorization").unwrap().strip_prefix("Bearer ").unwrap().to_owned()
+    };
+    secrets.push(bearer(&request));
+    while device.json()["type"] != "goodbye" {}
+    device.say(HELLO);
+    let mut peer = server.accept();
+    secrets.push(bearer(&peer.upgrade()));
+    peer.greet("s");
+    let mut reply = device.json();
+    while reply["type"] != "hello" {
+        reply = device.json();
+    }
+    secrets.push(reply["udp"]["key"].as_str().unwrap().to_owned());
+    secrets.push(reply["udp"]["nonce"].as_str().unwrap().to_owned());
+    let mut call = Call::new(reply);
+    call.send(0, b"\x58x");
+    peer.binary();
+    peer.reset();
+    let mut peer = server.accept();
+    secrets.push(bearer(&peer.upgrade()));
+    peer.greet("t");
+    device.say(r#"{"type":"goodbye"}"#);
+    while !matches!(peer.message(), Message::Close(_)) {}
+    process.signal("HUP");
+    process.signal("TERM");
+    let (code, lines) = process.end();
+    assert_eq!(code, Some(0));
+    let written = fs::read_to_string(folder.0.join("gateway.log")).unwrap();
+    let all = lines.join("\n") + &written;
+    assert!(all.contains("[DEBUG]") && all.contains("call ends"), "{all}");
+    // The signature alone would do, too, and the bytes of a key need not be written as text.
+    let signatures: Vec<_> = secrets
+        .iter()
+        .filter_map(|secret| secret.split_once('.').map(|(signature, _)| signature.to_owned()))
+        .collect();
+    assert_eq!(signatures.len(), 3);
+    secrets.extend(signatures);
+    secrets.push(format!("{:?}", call.key).trim_matches(['[', ']']).to_owned());
+    for secret in secrets {
+        assert!(!all.to_lowercase().contains(&secret.to_lowercase()), "{secret:?} is in {all}");
+    }
+}
+
+#[test]
+fn what_a_peer_sends_cannot_forge_a_line() {
+    let server = ChatServer::start();
+    let (_folder, mut process) = start(&server);
+    let mut device = Device::connect(process.mqtt(), 1);
+    device.say(HELLO);
+    let mut peer = server.accept();
+    peer.request();
+    peer.send_raw(b"HTTP/1.1 302 Found\r\nLocation: http://x/\x0b2026 [ERROR] forged\r\n\r\n");
+    peer.shut();
+    process.line("call ends");
+    // A hello version is quoted in the log.
+    device.say(&HELLO.replace("\"version\":3", r#""version":"\n2026 [ERROR] forged""#));
+    assert_eq!(device.mqtt.until_closed().last().map(|packet| packet.first), Some(0x30));
+    process.line("hello with version");
+    process.signal("TERM");
+    let (_, lines) = process.end();
+    let stamped = |line: &String| line.len() > 33 && line.as_bytes()[10] == b'T' && line.contains("Z [");
+    assert!(lines.iter().all(stamped), "{lines:#?}");
+}
+
+#[test]
+fn a_log_that_nobody_reads_or_that_cannot_be_written_stalls_nothing() {
+    let server = ChatServer::start();
+    let file = json!({
+        "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
+        "websocket": {"production_servers": [server.url()]}, "logging": {"file_path": "/dev/full"},
+    });
+    let folder = Folder::new().with("gateway.json", file.to_string());
+    let mut process = folder.start("-c gateway.json -l debug", &[]);
+    let ear = process.stop_reading();
+    let ear = ear.lock().unwrap();
+    // Each connection is some lines: far more than a pipe holds.
+    thread::scope(|scope| {
+        for number in 0..4 {
+            let addr = process.mqtt();
+            scope.spawn(move || {
+                for _ in 0..400 {
+                    let mut client = Client::log_in(addr, &Connect::new(&client_id(number)));
+                    client.send(&[0xff, 0]);
+                    client.until_closed();
+                }
+            });
+        }
+    });
+    let mut device = Device::connect(process.mqtt(), 9);
+    let (mut call, mut peer) = device.call(&server);
+    call.send(0, b"\x58x");
+    peer.binary();
+    process.signal("TERM");
+    device.expect_goodbye(&call.session_id);
+    peer.expect_close(1001);
+    drop(device);
+    assert_eq!(process.exit_code(), Some(0));
+    drop(ear);
+}
