@@ -164,7 +164,7 @@ pub struct WebSocket {
     pub development_macs: Vec<Mac>,
     /// Whether `production` is the built-in echo server, which stands in when no server was configured at start.
     pub echo: bool,
-    /// The key of the bearer token sent to chat servers (`server_secret`); without one no token is sent.
+    /// The key of the bearer token sent to chat servers (`server_secret`); without one the fixed text `test-token` is sent.
     pub secret: Option<Secret>,
     /// PEM certificates trusted beside the system's own.
     pub ca_file: Option<PathBuf>,
