@@ -102,3 +102,8 @@ pub mod tools;
 
 pub use config::Config;
 pub use net::{Gateway, Handle, Running};
+
+/// The Rust in the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -1,0 +1,202 @@
+//! The README, in both languages, says what the program does: keys and defaults, variables, arguments, files and links.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use mqtt_websocket_proxy::config::VARIABLES;
+use serde_json::Value;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const READMES: [&str; 2] = ["README.md", "README.zh-CN.md"];
+
+fn text(path: &str) -> String {
+    fs::read_to_string(Path::new(ROOT).join(path)).unwrap()
+}
+
+fn json(path: &str) -> Value {
+    serde_json::from_str(&text(path)).unwrap()
+}
+
+/// The tables of a page, each as its rows below the head, each row as its cells.
+fn tables(page: &str) -> Vec<Vec<Vec<String>>> {
+    let mut tables: Vec<Vec<Vec<String>>> = Vec::new();
+    let mut inside = false;
+    for line in page.lines() {
+        let row = line.strip_prefix("| ").and_then(|line| line.strip_suffix(" |"));
+        match row {
+            Some(row) if !inside => {
+                inside = true;
+                assert!(!row.starts_with('`'), "a table without a head: {row}");
+                tables.push(Vec::new());
+            }
+            Some(row) if !row.starts_with("---") => {
+                let cells = row.split(" | ").map(|cell| cell.trim().to_owned()).collect();
+                tables.last_mut().unwrap().push(cells);
+            }
+            Some(_) => {}
+            None => inside = false,
+        }
+    }
+    tables
+}
+
+/// The table whose first row begins with this cell.
+fn table(page: &str, first: &str) -> Vec<Vec<String>> {
+    let mut found = tables(page).into_iter().filter(|table| table[0][0].starts_with(first));
+    let table = found.next().unwrap_or_else(|| panic!("no table begins with {first}"));
+    assert!(found.next().is_none(), "two tables begin with {first}");
+    table
+}
+
+/// What stands between backticks.
+fn ticked(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+/// Every key of the file: its path, default, and whether it needs a restart.
+fn keys(schema: &Value, path: &str, into: &mut Vec<(String, Value, bool)>) {
+    for (key, property) in schema["properties"].as_object().unwrap() {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        // For editors, and for another program.
+        if path == "$schema" || path == "gateway" {
+            continue;
+        }
+        if property.get("properties").is_some() {
+            keys(property, &path, into);
+        } else {
+            let restart = property["description"].as_str().unwrap().contains("Needs a restart.");
+            into.push((path, property["default"].clone(), restart));
+        }
+    }
+}
+
+#[test]
+fn the_configuration_table_is_the_file_and_its_schema() {
+    let (sample, mut keys_of_schema) = (json("config/gateway.json"), Vec::new());
+    keys(&json("config/gateway.schema.json"), "", &mut keys_of_schema);
+    assert!(keys_of_schema.len() >= 40);
+    keys_of_schema.sort_by(|a, b| a.0.cmp(&b.0));
+    for page in READMES {
+        let mut table = table(&text(page), "`mqtt.host`");
+        table.sort_by(|a, b| ticked(&a[0]).cmp(&ticked(&b[0])));
+        assert_eq!(table.len(), keys_of_schema.len(), "{page}");
+        for (row, (key, default, restart)) in table.iter().zip(&keys_of_schema) {
+            let [name, value, meaning] = &row[..] else { panic!("{page}: {row:?}") };
+            assert_eq!(ticked(name), [key.as_str()], "{page}");
+            assert_eq!(name.ends_with(r"\*"), *restart, "{page}: {key}: needs a restart");
+            let shown: Value = serde_json::from_str(ticked(value)[0]).unwrap();
+            assert_eq!(&shown, default, "{page}: {key}");
+            let in_file = key.split('.').fold(&sample, |value, key| &value[key]);
+            assert_eq!(&shown, in_file, "{page}: {key}");
+            assert!(!meaning.is_empty(), "{page}: {key}");
+        }
+    }
+}
+
+#[test]
+fn the_server_table_is_the_schema() {
+    let schema = json("config/gateway.schema.json");
+    let forms = schema["$defs"]["server"]["anyOf"].as_array().unwrap();
+    let object = forms.iter().find(|form| form["type"] == "object").unwrap();
+    let mut of_schema: Vec<_> = object["properties"].as_object().unwrap().keys().collect();
+    of_schema.sort();
+    for page in READMES {
+        let table = table(&text(page), "`url`");
+        let mut names: Vec<_> = table.iter().map(|row| ticked(&row[0])[0].to_owned()).collect();
+        names.sort();
+        assert_eq!(names.iter().collect::<Vec<_>>(), of_schema, "{page}");
+    }
+}
+
+#[test]
+fn variables_and_arguments_are_those_of_the_help_text() {
+    let output = Command::new(env!("CARGO_BIN_EXE_mqtt-websocket-proxy")).arg("--help").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let options = help.lines().filter(|line| line.starts_with("  -"));
+    let options: Vec<_> = options.map(|line| line.trim().split("  ").next().unwrap().trim()).collect();
+    assert!(options.len() >= 5, "{options:?}");
+    let tools = help.lines().filter_map(|line| line.strip_prefix("  mqtt-websocket-proxy "));
+    let tools: Vec<_> =
+        tools.filter(|line| !line.starts_with('[')).map(|line| line.split(' ').next().unwrap()).collect();
+    for page in READMES {
+        let page_text = text(page);
+        let variables = table(&page_text, "`CONFIG_FILE`");
+        let variables: Vec<_> = variables
+            .iter()
+            .map(|row| (ticked(&row[0])[0], ticked(&row[1]).first().map(|set| set.to_string())))
+            .collect();
+        let of_program: Vec<_> = VARIABLES
+            .iter()
+            .map(|(name, sets)| (*name, (!sets.contains(' ')).then(|| sets.to_string())))
+            .collect();
+        assert_eq!(variables, of_program, "{page}");
+
+        let arguments = table(&page_text, "`-c`");
+        let arguments: Vec<_> = arguments.iter().map(|row| ticked(&row[0]).join(", ")).collect();
+        assert_eq!(arguments, options, "{page}");
+
+        let commands = table(&page_text, "`demo`");
+        let commands: Vec<_> =
+            commands.iter().map(|row| ticked(&row[0])[0].split(' ').next().unwrap().to_owned()).collect();
+        assert_eq!(commands, tools, "{page}");
+    }
+}
+
+/// The blocks between fences, with their language.
+fn blocks(page: &str) -> Vec<&str> {
+    page.split("```").skip(1).step_by(2).collect()
+}
+
+/// The targets of `[text](target)` outside of blocks.
+fn links(page: &str) -> Vec<String> {
+    let prose: String = page.split("```").step_by(2).collect();
+    let targets = prose.split("](").skip(1).map(|rest| rest.split(')').next().unwrap().to_owned());
+    targets.collect()
+}
+
+#[test]
+fn both_languages_are_in_step() {
+    let [english, chinese] = READMES.map(text);
+    assert_eq!(blocks(&english), blocks(&chinese));
+    assert_eq!(blocks(&english).len(), english.matches("```").count() / 2);
+    let shape = |page: &str| {
+        let heads = page.lines().filter(|line| line.starts_with('#'));
+        heads.map(|line| line.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(shape(&english), shape(&chinese));
+    let rows = |page: &str| tables(page).iter().map(Vec::len).collect::<Vec<_>>();
+    assert_eq!(rows(&english), rows(&chinese));
+    let others =
+        |page: &str| links(page).into_iter().filter(|link| !link.starts_with("README")).collect::<Vec<_>>();
+    assert_eq!(others(&english), others(&chinese));
+}
+
+#[test]
+fn what_the_pages_link_to_is_there() {
+    let mut pages: Vec<_> = READMES.map(str::to_owned).to_vec();
+    pages.extend(["CHANGELOG.md".to_owned(), "CONTRIBUTING.md".to_owned()]);
+    let docs = fs::read_dir(Path::new(ROOT).join("docs")).unwrap();
+    pages.extend(docs.map(|entry| format!("docs/{}", entry.unwrap().file_name().to_str().unwrap())));
+    for page in pages.iter().filter(|page| page.ends_with(".md")) {
+        let here = Path::new(ROOT).join(page);
+        for link in links(&text(page)) {
+            let (file, _) = link.split_once('#').unwrap_or((&link, ""));
+            if !file.is_empty() && !file.contains("://") {
+                let target = here.parent().unwrap().join(file);
+                assert!(target.exists(), "{page} links to {link}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_json_of_the_pages_is_json() {
+    for page in READMES {
+        let text = text(page);
+        let json = blocks(&text).into_iter().filter_map(|block| block.strip_prefix("json\n"));
+        assert!(json.map(|block| serde_json::from_str::<Value>(block).unwrap()).count() >= 2);
+    }
+}
