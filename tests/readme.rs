@@ -196,7 +196,11 @@ fn what_the_pages_link_to_is_there() {
 fn the_json_of_the_pages_is_json() {
     for page in READMES {
         let text = text(page);
-        let json = blocks(&text).into_iter().filter_map(|block| block.strip_prefix("json\n"));
-        assert!(json.map(|block| serde_json::from_str::<Value>(block).unwrap()).count() >= 2);
+        let json: Vec<_> =
+            blocks(&text).into_iter().filter_map(|block| block.strip_prefix("json\n")).collect();
+        assert!(json.len() >= 2, "{page}");
+        for block in json {
+            assert!(serde_json::from_str::<Value>(block).is_ok(), "{page}: {block}");
+        }
     }
 }
