@@ -184,6 +184,8 @@ fn a_message_never_holds_a_secret() {
         r#"{"websocket":{"production_servers":["ws://user:732201/@a/"]}}"#,
         r#"{"websocket":{"production_servers":["http://a/?token=732201"]}}"#,
         r#"{"mqtt":{"signature_kye":"732201"}}"#,
+        r#"{"api":{"token":"732201"}}"#,
+        r#"{"api":{"token":["732201"]}}"#,
     ] {
         let error = load(text).expect_err(text);
         assert!(!error.contains("732201"), "{error}");
@@ -201,6 +203,7 @@ fn the_environment_goes_over_the_file_and_the_command_line_over_both() {
         ("MQTT_PORT", "11"),
         ("UDP_PORT", "12"),
         ("API_PORT", "13"),
+        ("API_TOKEN", "a-token-of-the-environment"),
         ("PUBLIC_IP", "192.0.2.1"),
         ("MQTT_SIGNATURE_KEY", "environment"),
         ("SERVER_SECRET", "secret"),
@@ -209,6 +212,7 @@ fn the_environment_goes_over_the_file_and_the_command_line_over_both() {
     let config = load_with(file, None, &variables).unwrap();
     assert_eq!((config.mqtt.port, config.udp.port, config.api.port), (11, 12, 13));
     assert_eq!(config.udp.public_ip, PublicIp::Ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))));
+    assert_eq!(config.api.token, Secret::new("a-token-of-the-environment"));
     assert_eq!(config.mqtt.signature_key, Secret::new("environment"));
     assert_eq!(config.websocket.secret, Secret::new("secret"));
     assert_eq!(config.log_level(), LevelFilter::Error);

@@ -69,6 +69,8 @@ impl Config {
         self.udp.port = running.udp.port;
         self.udp.public_ip = running.udp.public_ip.clone();
         self.logging.file = running.logging.file.clone();
+        self.api.enabled = running.api.enabled;
+        self.api.host = running.api.host;
         self.api.port = running.api.port;
         self
     }
@@ -89,7 +91,7 @@ macro_rules! keys {
 }
 
 /// Every key of the file.
-pub(super) static KEYS: [Key; 40] = keys! {
+pub(super) static KEYS: [Key; 44] = keys! {
     "mqtt.host" mqtt.host fixed;
     "mqtt.port" mqtt.port fixed;
     "mqtt.max_connections" mqtt.max_connections live;
@@ -128,7 +130,11 @@ pub(super) static KEYS: [Key; 40] = keys! {
     "mcp.max_tools_count" mcp.max_tools_count live;
     "mcp.capabilities" mcp.capabilities live;
     "mcp.client_info" mcp.client_info live;
+    "api.enabled" api.enabled fixed;
+    "api.host" api.host fixed;
     "api.port" api.port fixed;
+    "api.token" api.token live;
+    "api.metrics_need_token" api.metrics_need_token live;
     "debug" debug live;
 };
 

@@ -7,7 +7,7 @@ use super::node;
 use super::value::{
     self, Section, Value, boolean, ip, level, millis, number, path, port, seconds, secret, text, whole,
 };
-use super::{Config, Framing, Logging, Mcp, Mqtt, PeerPolicy, Server, Udp, WebSocket};
+use super::{Api, Config, Framing, Logging, Mcp, Mqtt, PeerPolicy, Server, Udp, WebSocket};
 
 const DAY: u32 = 86_400;
 const ANY_COUNT: usize = 10_000_000;
@@ -38,7 +38,7 @@ fn read(mut root: Section<'_>, problems: &mut Vec<Problem>) -> Config {
     root.inner("websocket", |section| websocket(section, &mut config.websocket));
     root.inner("logging", |section| logging(section, &mut config.logging));
     root.inner("mcp", |section| mcp(section, &mut config.mcp));
-    root.inner("api", |section| section.set("port", &mut config.api.port, port));
+    root.inner("api", |section| api(section, &mut config.api));
     root.set("debug", &mut config.debug, boolean);
     root.inner("gateway", |section| {
         for (key, dotted) in [("device_id", "gateway.device_id"), ("client_id", "gateway.client_id")] {
@@ -112,6 +112,14 @@ fn mcp(section: &mut Section<'_>, mcp: &mut Mcp) {
 }
 
 pub(super) const SERVERS: &str = "a list of chat servers";
+
+fn api(section: &mut Section<'_>, api: &mut Api) {
+    section.set("enabled", &mut api.enabled, boolean);
+    section.set("host", &mut api.host, value::api_host);
+    section.set("port", &mut api.port, port);
+    section.set("token", &mut api.token, value::token);
+    section.set("metrics_need_token", &mut api.metrics_need_token, boolean);
+}
 
 /// A server is given as its URL, or as an object with the URL and settings of its own.
 fn server(value: &Value<'_>) -> Result<Server, Problem> {

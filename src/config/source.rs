@@ -10,7 +10,7 @@ use log::LevelFilter;
 
 use super::error::{ConfigError, Problem};
 use super::node::{self, Node};
-use super::value::{LEVELS, PORT, PUBLIC_IP, parse_level, parse_public_ip};
+use super::value::{LEVELS, PORT, PUBLIC_IP, TOKEN, parse_level, parse_public_ip, parse_token};
 use super::{Config, Secret, Server, dotenv, file};
 
 /// The file that is read when none is named.
@@ -22,12 +22,13 @@ const CONFIG_FILE: &str = "CONFIG_FILE";
 const ENV_FILE: &str = ".env";
 
 /// The environment variables that are read, and what each sets; an empty one counts as not set.
-pub const VARIABLES: [(&str, &str); 9] = [
+pub const VARIABLES: [(&str, &str); 10] = [
     (CONFIG_FILE, "the configuration file"),
     ("MQTT_PORT", "mqtt.port"),
     ("UDP_PORT", "udp.port"),
     ("PUBLIC_IP", "udp.public_ip"),
     ("API_PORT", "api.port"),
+    ("API_TOKEN", "api.token"),
     ("MQTT_SIGNATURE_KEY", "mqtt.signature_key"),
     ("SERVER_SECRET", "websocket.server_secret"),
     ("LOG_LEVEL", "logging.level"),
@@ -164,6 +165,10 @@ fn apply_variable(config: &mut Config, name: &'static str, value: &OsStr) -> Res
         "API_PORT" => config.api.port = port()?,
         "PUBLIC_IP" => {
             config.udp.public_ip = parse_public_ip(text.trim()).ok_or_else(|| refuse(PUBLIC_IP))?;
+        }
+        "API_TOKEN" => {
+            config.api.token =
+                parse_token(text).ok_or_else(|| Problem::value(name, "a text that is not shown", TOKEN))?;
         }
         "MQTT_SIGNATURE_KEY" => config.mqtt.signature_key = Secret::new(text),
         "SERVER_SECRET" => config.websocket.secret = Secret::new(text),

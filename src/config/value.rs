@@ -309,6 +309,29 @@ pub(super) fn secret(value: &Value<'_>) -> Result<Option<Secret>, Problem> {
     Ok(Secret::new(&text))
 }
 
+/// A token that callers show: hard to guess, and something an HTTP header can hold.
+pub(super) fn token(value: &Value<'_>) -> Result<Option<Secret>, Problem> {
+    let text = text(value).map_err(|_| value.refuse_unseen(value.kind(), TOKEN))?;
+    parse_token(&text).ok_or_else(|| value.refuse_unseen("a text that is not shown", TOKEN))
+}
+
+pub(super) const TOKEN: &str = "16 or more visible ASCII characters without spaces, empty for none";
+
+/// The token of this text, which is none when it is empty; outer `None` when it must not be one.
+pub(super) fn parse_token(text: &str) -> Option<Option<Secret>> {
+    let good = text.is_empty() || text.len() >= 16 && text.bytes().all(|byte| byte.is_ascii_graphic());
+    good.then(|| Secret::new(text))
+}
+
+/// The address of the management listener.
+pub(super) fn api_host(value: &Value<'_>) -> Result<Option<IpAddr>, Problem> {
+    const ALLOWED: &str = "\"auto\", or an IPv4 or IPv6 address to listen on";
+    match text(value).map_err(|_| value.refuse(ALLOWED))?.as_str() {
+        "auto" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| value.refuse(ALLOWED)),
+    }
+}
+
 /// A path; an empty one is none.
 pub(super) fn path(value: &Value<'_>) -> Result<Option<PathBuf>, Problem> {
     let text = text(value).map_err(|_| value.refuse("a path, \"\" for none"))?;

@@ -14,6 +14,17 @@ impl Config {
                 "mqtt.signature_key is not set: every device is let in, whatever its password".to_owned(),
             );
         }
+        if let Some(weakness) = self.mqtt.signature_key.as_ref().and_then(super::Secret::weakness)
+            && self.api.enabled
+        {
+            let rest = match self.api.token {
+                Some(_) => "only api.token opens it",
+                None => "it answers every call with 503",
+            };
+            warnings.push(format!(
+                "mqtt.signature_key is too weak for the management API: the key {weakness}; {rest} until the key is changed"
+            ));
+        }
         if let PublicIp::Ip(ip) = &self.udp.public_ip {
             warnings.extend(unreachable(&ip.to_string(), *ip));
         }
@@ -92,8 +103,18 @@ mod tests {
     #[test]
     fn each_doubtful_setting_gets_one_warning() {
         let mut config = Config::default();
-        config.mqtt.signature_key = Secret::new("key");
+        config.mqtt.signature_key = Secret::new("A-good-Key");
         assert_eq!(config.warnings(), Vec::<String>::new());
+
+        config.mqtt.signature_key = Secret::new("key");
+        for (enabled, token, part) in
+            [(true, None, "503"), (true, Secret::new("a static token, long"), "api.token"), (false, None, "")]
+        {
+            (config.api.enabled, config.api.token) = (enabled, token);
+            let warnings = config.warnings().join("; ");
+            assert_eq!(warnings.is_empty(), part.is_empty(), "{warnings}");
+            assert!(warnings.contains(part), "{warnings}");
+        }
 
         config.mqtt.signature_key = None;
         config.udp.public_ip = PublicIp::Ip(Ipv4Addr::LOCALHOST.into());

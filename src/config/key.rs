@@ -1,0 +1,61 @@
+//! Which signature keys are too weak to guard the management API.
+
+use super::Secret;
+
+/// Texts that make a key guessable, in any case.
+const FORBIDDEN: [&str; 6] = ["test", "1234", "admin", "password", "qwerty", "xiaozhi"];
+
+impl Secret {
+    /// Why this signature key must not guard the management API, in words that follow "the key"; `None` when it may.
+    ///
+    /// The rule is that of the Node.js gateway and of the consoles that hand the key out, so that a key is good for all
+    /// of them or for none.
+    pub fn weakness(&self) -> Option<String> {
+        let bytes = self.as_bytes();
+        if String::from_utf8_lossy(bytes).chars().count() < 8 {
+            return Some("is shorter than 8 characters".to_owned());
+        }
+        if !bytes.iter().any(u8::is_ascii_uppercase) {
+            return Some("has no upper-case letter (A-Z)".to_owned());
+        }
+        if !bytes.iter().any(u8::is_ascii_lowercase) {
+            return Some("has no lower-case letter (a-z)".to_owned());
+        }
+        let lower = bytes.to_ascii_lowercase();
+        let found =
+            FORBIDDEN.iter().find(|text| lower.windows(text.len()).any(|part| part == text.as_bytes()));
+        found.map(|text| format!("contains \"{text}\""))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_judged_as_by_the_node_js_gateway() {
+        for (key, part) in [
+            ("Good-Key", None),
+            ("钥匙Good钥匙", None),
+            ("Abcdefg", Some("shorter than 8")),
+            ("钥匙Ab", Some("shorter than 8")),
+            ("lower-case-only", Some("no upper-case")),
+            ("UPPER-CASE-ONLY", Some("no lower-case")),
+            ("12345678", Some("no upper-case")),
+            ("My-TeSt-Key", Some("\"test\"")),
+            ("Abcd1234", Some("\"1234\"")),
+            ("An-Administrator", Some("\"admin\"")),
+            ("PassWord-x", Some("\"password\"")),
+            ("Qwerty-key", Some("\"qwerty\"")),
+            ("XiaoZhi-key", Some("\"xiaozhi\"")),
+        ] {
+            let weakness = Secret::new(key).unwrap().weakness();
+            match (&weakness, part) {
+                (None, None) => {}
+                (Some(weakness), Some(part)) => assert!(weakness.contains(part), "{key}: {weakness}"),
+                _ => panic!("{key}: {weakness:?}"),
+            }
+        }
+    }
+}
