@@ -81,7 +81,11 @@ fn entries(config: &Config) -> Vec<(&'static str, Value)> {
         ("mcp.max_tools_count", json!(mcp.max_tools_count)),
         ("mcp.capabilities", object(&mcp.capabilities)),
         ("mcp.client_info", object(&mcp.client_info)),
+        ("api.enabled", json!(api.enabled)),
+        ("api.host", api.host.map_or(json!("auto"), |host| json!(host))),
         ("api.port", json!(api.port)),
+        ("api.token", secret(api.token.as_ref())),
+        ("api.metrics_need_token", json!(api.metrics_need_token)),
         ("debug", json!(debug)),
     ]
 }
