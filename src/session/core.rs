@@ -304,7 +304,7 @@ impl Core {
             && let Some(mcp) = &mut self.mcp
         {
             let session_id = self.call.as_ref().and_then(|call| call.session_id());
-            match mcp.from_device(text, session_id, cx) {
+            match mcp.device_says(text, session_id, cx) {
                 FromDevice::Forward => {}
                 FromDevice::Taken => return,
                 FromDevice::Reply(text) => forwarded = Cow::Owned(text),
@@ -393,7 +393,7 @@ impl Core {
         if peek.kind == "mcp"
             && let Some(mcp) = &mut self.mcp
         {
-            match mcp.from_server(text, call.server_session_id(), cx) {
+            match mcp.server_says(text, call.server_session_id(), cx) {
                 FromServer::Forward => {}
                 FromServer::Taken => return,
                 FromServer::Answer(reply) => return cx.out.push(Action::Say(reply)),

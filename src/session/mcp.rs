@@ -122,7 +122,7 @@ impl Mcp {
     }
 
     /// A message of the device.
-    pub(super) fn from_device(
+    pub(super) fn device_says(
         &mut self,
         text: &str,
         session_id: Option<&str>,
@@ -203,7 +203,7 @@ impl Mcp {
     }
 
     /// A message of the chat server, which knows itself by `session_id`.
-    pub(super) fn from_server(
+    pub(super) fn server_says(
         &mut self,
         text: &str,
         session_id: Option<&str>,

@@ -248,7 +248,7 @@ impl Media {
     }
 
     /// Writes the chat server's header over the datagram's, in place, and returns the frame it speaks.
-    pub(super) fn to_server<'b>(&mut self, opened: &Opened, datagram: &'b mut [u8]) -> &'b [u8] {
+    pub(super) fn framed<'b>(&mut self, opened: &Opened, datagram: &'b mut [u8]) -> &'b [u8] {
         let end = audio::HEADER + opened.payload;
         self.facts.up_packets += 1;
         self.facts.up_bytes += opened.payload as u64;

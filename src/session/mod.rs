@@ -39,4 +39,7 @@ pub use servers::{Servers, Spoken};
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
+mod sim;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests;

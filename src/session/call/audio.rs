@@ -37,7 +37,7 @@ impl Call {
         if self.stage != Stage::Live {
             return self.dropped(Discard::NoServer);
         }
-        Ok(Uplink { frame: self.media.to_server(&opened, datagram), first: opened.first })
+        Ok(Uplink { frame: self.media.framed(&opened, datagram), first: opened.first })
     }
 
     /// One binary frame of the chat server, encrypted into `out`. None: it waits.

@@ -1,0 +1,253 @@
+//! A seeded simulation: a device that does whatever devices do, servers that do whatever servers do, and a shadow that
+//! knows what must come of it.
+//!
+//! `SIM_SEEDS=5000 cargo test sim` runs more seeds; `SIM_SEED=17 cargo test sim` replays one.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::config::{Config, PeerPolicy, Server};
+use shadow::{Input, Shadow, Ws};
+
+mod device;
+mod server;
+mod shadow;
+
+const SEEDS: u64 = 256;
+const STEPS: usize = 400;
+const ID: &str = "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid";
+/// How late the shell may ring, in milliseconds: one slot of its wheel.
+const LATE: u64 = 100;
+
+#[test]
+fn no_seed_breaks_an_invariant() {
+    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    if let Some(seed) = number("SIM_SEED") {
+        return World::new(seed).run();
+    }
+    for seed in 0..number("SIM_SEEDS").unwrap_or(SEEDS) {
+        World::new(seed).run();
+    }
+}
+
+/// splitmix64.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform below `n`.
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn percent(&mut self, chance: u64) -> bool {
+        self.below(100) < chance
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// One connection of the device, or what is left of it, with what the shell holds for it.
+struct Session {
+    core: Core,
+    shadow: Shadow,
+}
+
+/// One device, its connections one after the other, and all its servers.
+struct World {
+    seed: u64,
+    rng: Rng,
+    start: Instant,
+    now: Instant,
+    config: Config,
+    servers: Servers,
+    sessions: Vec<Session>,
+    /// The session that is known under the device's client id.
+    current: Option<usize>,
+    /// Every grant ever minted, and whether its call has ended.
+    minted: Vec<bool>,
+    /// Numbers every text and frame.
+    serial: u64,
+    trail: Vec<String>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let skip = self.trail.len().saturating_sub(40);
+            for line in &self.trail[skip..] {
+                eprintln!("{line}");
+            }
+            eprintln!("replay with: SIM_SEED={} cargo test sim", self.seed);
+        }
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let now = Instant::now();
+        let mut config = Config::default();
+        config.websocket.production = servers(&["ws://a/", "ws://raw/", "ws://c/"]);
+        config.mcp.enabled = seed % 4 == 0;
+        let rng = Rng(seed);
+        Self {
+            seed,
+            rng,
+            start: now,
+            now,
+            config,
+            servers: Servers::default(),
+            sessions: Vec::new(),
+            current: None,
+            minted: Vec::new(),
+            serial: 0,
+            trail: Vec::new(),
+        }
+    }
+
+    fn run(mut self) {
+        for _ in 0..STEPS {
+            self.step();
+            self.check();
+        }
+        // Everybody goes away, and time sorts out the rest.
+        if let Some(current) = self.current {
+            self.drive(current, Input::Other, Core::connection_lost);
+        }
+        for _ in 0..60 {
+            self.advance(1_000);
+            self.check();
+        }
+        for session in &self.sessions {
+            assert!(session.core.is_over(), "no call is left without an owner");
+        }
+        assert!(self.minted.iter().all(|ended| *ended), "every call that was granted has ended");
+    }
+
+    fn step(&mut self) {
+        match self.rng.below(100) {
+            0..30 => self.device_acts(),
+            30..70 => self.server_acts(),
+            70..74 => self.reconfigure(),
+            74..76 => self.false_alarm(),
+            _ => {
+                let ms = self.rng.pick(&[1, 10, 60, 60, 60, 300, 1_000, 2_500, 5_000]);
+                let ms = if self.rng.percent(1) { 45_000 } else { ms };
+                self.note(format_args!("{ms} ms pass"));
+                self.advance(ms);
+            }
+        }
+    }
+
+    fn reconfigure(&mut self) {
+        let websocket = &mut self.config.websocket;
+        match self.rng.below(8) {
+            0 => {
+                websocket.production = servers(self.rng.pick(&[&["ws://a/"][..], &["ws://c/", "ws://raw/"]]))
+            }
+            1 => websocket.production = servers(&["ws://a/", "ws://raw/", "ws://c/"]),
+            2 => websocket.send_goodbye ^= true,
+            3 => websocket.call_idle = Duration::from_secs(self.rng.pick(&[0, 20, 300])),
+            4 => websocket.reconnect.give_up_after = Duration::from_secs(self.rng.pick(&[0, 5, 110])),
+            5 => websocket.ping_interval = Duration::from_secs(self.rng.pick(&[0, 5, 20])),
+            6 => self.config.mqtt.resume_grace = Duration::from_secs(self.rng.pick(&[0, 20, 20])),
+            _ => self.config.udp.peer_policy = self.rng.pick(&[PeerPolicy::Adaptive, PeerPolicy::Strict]),
+        }
+        self.note(format_args!("the configuration changes"));
+        for s in 0..self.sessions.len() {
+            self.drive(s, Input::Other, Core::timeout);
+        }
+    }
+
+    /// Waking a core for nothing, twice, is harmless.
+    fn false_alarm(&mut self) {
+        for s in (0..self.sessions.len()).chain(0..self.sessions.len()) {
+            self.drive(s, Input::Other, Core::timeout);
+        }
+    }
+
+    /// Time passes; alarms ring, now and then a little late.
+    fn advance(&mut self, ms: u64) {
+        let until = self.now + Duration::from_millis(ms);
+        loop {
+            let due = self.sessions.iter().filter_map(|session| session.core.deadline()).min();
+            let Some(due) = due.filter(|due| *due <= until) else { break };
+            let late = Duration::from_millis(self.rng.pick(&[0, 0, 1, LATE]));
+            self.now = self.now.max(due + late);
+            for s in 0..self.sessions.len() {
+                self.drive(s, Input::Other, Core::timeout);
+                let next = self.sessions[s].core.deadline();
+                assert!(next.is_none_or(|at| at > self.now), "what is due was done");
+            }
+        }
+        self.now = self.now.max(until);
+    }
+
+    /// Lets a core decide, and a shadow watch what comes of it.
+    fn drive(&mut self, s: usize, input: Input, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) -> Vec<Action> {
+        let Session { core, shadow } = &mut self.sessions[s];
+        let mut out = Vec::new();
+        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        decide(core, &mut cx);
+        let mut grant = None;
+        if cx.out.last() == Some(&Action::Grant) {
+            let minted = mint(self.minted.len() as u32, &mut self.rng);
+            self.minted.push(false);
+            core.granted(minted.clone(), &mut cx);
+            grant = Some(minted);
+        }
+        for action in &out {
+            let at = (self.now - self.start).as_millis();
+            self.trail.push(format!("{at:>8} [{s}]   {action:?}"));
+        }
+        for ssrc in shadow.watch(self.now, input, grant, &out) {
+            let ended = &mut self.minted[ssrc as usize];
+            assert!(!std::mem::replace(ended, true), "a call ends once");
+        }
+        out
+    }
+
+    fn check(&self) {
+        for session in &self.sessions {
+            session.shadow.check(self.now, &session.core);
+        }
+    }
+
+    fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        let at = (self.now - self.start).as_millis();
+        self.trail.push(format!("{at:>8} {what}"));
+    }
+
+    fn serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+}
+
+/// Nothing in a grant is like in any other.
+fn mint(ssrc: u32, rng: &mut Rng) -> Grant {
+    let mut key = [7; 16];
+    key[..4].copy_from_slice(&ssrc.to_be_bytes());
+    Grant {
+        ssrc,
+        key,
+        session_id: format!("own-{ssrc}").into(),
+        seed: rng.next(),
+        udp_host: "192.0.2.1".into(),
+        udp_port: 8884,
+        allowed: !rng.percent(5),
+    }
+}
+
+fn servers(urls: &[&str]) -> Vec<std::sync::Arc<Server>> {
+    urls.iter().map(|url| std::sync::Arc::new(url.parse().unwrap())).collect()
+}
