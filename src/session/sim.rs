@@ -3,6 +3,7 @@
 //!
 //! `SIM_SEEDS=5000 cargo test sim` runs more seeds; `SIM_SEED=17 cargo test sim` replays one.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -12,9 +13,10 @@ use shadow::{Input, Shadow, Ws};
 mod device;
 mod server;
 mod shadow;
+mod sound;
 
 const SEEDS: u64 = 256;
-const STEPS: usize = 400;
+const STEPS: usize = 800;
 const ID: &str = "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid";
 /// How late the shell may ring, in milliseconds: one slot of its wheel.
 const LATE: u64 = 100;
@@ -23,12 +25,50 @@ const LATE: u64 = 100;
 fn no_seed_breaks_an_invariant() {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     if let Some(seed) = number("SIM_SEED") {
-        return World::new(seed).run();
+        let mut world = World::new(seed);
+        world.trail = Some(Vec::new());
+        world.run();
+        return;
     }
-    for seed in 0..number("SIM_SEEDS").unwrap_or(SEEDS) {
-        World::new(seed).run();
+    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
+    let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+    let reached = std::thread::scope(|scope| {
+        let work =
+            |first| move || (first..seeds).step_by(workers as usize).flat_map(|seed| World::new(seed).run());
+        let threads: Vec<_> =
+            (0..workers).map(|first| scope.spawn(move || work(first)().collect::<BTreeSet<_>>())).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("no seed fails")).collect::<BTreeSet<_>>()
+    });
+    if seeds >= SEEDS {
+        let missed: Vec<_> = MUST_REACH.iter().filter(|what| !reached.contains(*what)).collect();
+        assert!(missed.is_empty(), "a simulation that never reaches {missed:?} proves little");
     }
 }
+
+/// Ends, and turns on the way, without which a run would be too tame.
+const MUST_REACH: [&str; 21] = [
+    "device_goodbye",
+    "device_udp_timeout",
+    "device_disconnected",
+    "device_lost",
+    "device_error",
+    "replaced",
+    "server_closed",
+    "no_server",
+    "server_lost",
+    "idle",
+    "overflow",
+    "refused",
+    "redialled",
+    "resumed",
+    "away",
+    "no server hello",
+    "held dropped",
+    "held sent",
+    "adopted",
+    "last words",
+    "keep alive",
+];
 
 /// splitmix64.
 struct Rng(u64);
@@ -77,14 +117,16 @@ struct World {
     minted: Vec<bool>,
     /// Numbers every text and frame.
     serial: u64,
-    trail: Vec<String>,
+    /// What happened, step by step, when a seed is replayed.
+    trail: Option<Vec<String>>,
+    /// What happened, for the sake of [`MUST_REACH`].
+    reached: BTreeSet<&'static str>,
 }
 
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let skip = self.trail.len().saturating_sub(40);
-            for line in &self.trail[skip..] {
+            for line in self.trail.iter().flat_map(|trail| &trail[trail.len().saturating_sub(60)..]) {
                 eprintln!("{line}");
             }
             eprintln!("replay with: SIM_SEED={} cargo test sim", self.seed);
@@ -97,7 +139,7 @@ impl World {
         let now = Instant::now();
         let mut config = Config::default();
         config.websocket.production = servers(&["ws://a/", "ws://raw/", "ws://c/"]);
-        config.mcp.enabled = seed % 4 == 0;
+        config.mcp.enabled = seed.is_multiple_of(4);
         let rng = Rng(seed);
         Self {
             seed,
@@ -110,11 +152,12 @@ impl World {
             current: None,
             minted: Vec::new(),
             serial: 0,
-            trail: Vec::new(),
+            trail: None,
+            reached: BTreeSet::new(),
         }
     }
 
-    fn run(mut self) {
+    fn run(mut self) -> BTreeSet<&'static str> {
         for _ in 0..STEPS {
             self.step();
             self.check();
@@ -131,6 +174,7 @@ impl World {
             assert!(session.core.is_over(), "no call is left without an owner");
         }
         assert!(self.minted.iter().all(|ended| *ended), "every call that was granted has ended");
+        std::mem::take(&mut self.reached)
     }
 
     fn step(&mut self) {
@@ -141,7 +185,7 @@ impl World {
             74..76 => self.false_alarm(),
             _ => {
                 let ms = self.rng.pick(&[1, 10, 60, 60, 60, 300, 1_000, 2_500, 5_000]);
-                let ms = if self.rng.percent(1) { 45_000 } else { ms };
+                let ms = if self.rng.percent(1) { 100_000 } else { ms };
                 self.note(format_args!("{ms} ms pass"));
                 self.advance(ms);
             }
@@ -206,8 +250,11 @@ impl World {
             grant = Some(minted);
         }
         for action in &out {
-            let at = (self.now - self.start).as_millis();
-            self.trail.push(format!("{at:>8} [{s}]   {action:?}"));
+            if let Some(trail) = &mut self.trail {
+                let at = (self.now - self.start).as_millis();
+                trail.push(format!("{at:>8} [{s}]   {action:?}"));
+            }
+            self.reached.extend(turn(action));
         }
         for ssrc in shadow.watch(self.now, input, grant, &out) {
             let ended = &mut self.minted[ssrc as usize];
@@ -223,8 +270,10 @@ impl World {
     }
 
     fn note(&mut self, what: std::fmt::Arguments<'_>) {
-        let at = (self.now - self.start).as_millis();
-        self.trail.push(format!("{at:>8} {what}"));
+        if let Some(trail) = &mut self.trail {
+            let at = (self.now - self.start).as_millis();
+            trail.push(format!("{at:>8} {what}"));
+        }
     }
 
     fn serial(&mut self) -> u64 {
@@ -245,6 +294,21 @@ fn mint(ssrc: u32, rng: &mut Rng) -> Grant {
         udp_host: "192.0.2.1".into(),
         udp_port: 8884,
         allowed: !rng.percent(5),
+    }
+}
+
+/// The name of this turn of events, if it has one.
+fn turn(action: &Action) -> Option<&'static str> {
+    match action {
+        Action::Ended(summary) => Some(summary.reason.label()),
+        Action::Datagram(..) => Some("held sent"),
+        Action::Close(Reason::KeepAlive) => Some("keep alive"),
+        Action::Note(Note::Redialled { .. }) => Some("redialled"),
+        Action::Note(Note::Connected { resumed: true }) => Some("resumed"),
+        Action::Note(Note::Away(_)) => Some("away"),
+        Action::Note(Note::NoServerHello(_)) => Some("no server hello"),
+        Action::Note(Note::HeldDropped(_)) => Some("held dropped"),
+        _ => None,
     }
 }
 

@@ -95,6 +95,7 @@ impl World {
     fn leave(&mut self, s: usize) {
         self.note(format_args!("[{s}] DISCONNECT"));
         self.sessions[s].shadow.device_leaves();
+        self.reached.extend(self.sessions[s].shadow.is_closing().then_some("last words"));
         self.drive(s, Input::Other, |core, cx| core.packet(Packet::Disconnect, cx));
     }
 
@@ -151,6 +152,7 @@ impl World {
         self.note(format_args!("[{s}] datagrams {sequence}.. from {from}, to be adopted: {adopts}"));
         for n in 0..3 {
             let outcome = self.datagram(s, sequence + n, from);
+            self.reached.extend((adopts && n == 2).then_some("adopted"));
             self.sessions[s].shadow.roams(from, sequence + n, adopts && n == 2, outcome, self.now);
         }
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::Value;
 
 use super::*;
-use crate::proto::audio::{Cipher, HEADER, Header};
+use crate::proto::audio::HEADER;
 
 /// What a core was told, as far as it decides what must come of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,7 +39,7 @@ impl Ws {
         }
     }
 
-    fn is_greeted(&self) -> bool {
+    pub(super) fn is_greeted(&self) -> bool {
         matches!(self, Self::Open { greeted: true, .. })
     }
 }
@@ -51,19 +51,19 @@ pub(super) struct Shadow {
     closed: bool,
     /// But the session goes on: its call is kept for the device.
     away: bool,
-    home: IpAddr,
+    pub(super) home: IpAddr,
     pub(super) ws: Ws,
-    call: Option<Call>,
+    pub(super) call: Option<Call>,
     /// What the WebSocket was before it ended.
     was_greeted: bool,
 }
 
 /// A call, from its grant to its end.
-struct Call {
-    grant: Grant,
+pub(super) struct Call {
+    pub(super) grant: Grant,
     since: Instant,
     /// The id in its hello reply.
-    id: Option<String>,
+    pub(super) id: Option<String>,
     /// The device has left, its last words are still to be sent.
     closing: bool,
     /// Texts of the device that no server has yet, with whether they carry an id.
@@ -74,22 +74,15 @@ struct Call {
     before_hello: Vec<u64>,
     /// Texts of the server that the device does not have yet, since when, and whether it was away meanwhile.
     to_device: VecDeque<(u64, Instant, bool)>,
-    last_text: u64,
-    last_audio: u64,
+    pub(super) last_text: u64,
+    pub(super) last_audio: u64,
     speaking: bool,
-    sequence: u32,
-    headers: HashSet<[u8; HEADER]>,
-    voice: u32,
-    accepted: u32,
-    peer: Option<SocketAddr>,
-    peer_heard: Option<Instant>,
-}
-
-/// The next datagram of the device.
-#[derive(Clone, Copy)]
-pub(super) struct Voice {
     pub(super) sequence: u32,
-    pub(super) from: SocketAddr,
+    pub(super) headers: HashSet<[u8; HEADER]>,
+    pub(super) voice: u32,
+    pub(super) accepted: u32,
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) peer_heard: Option<Instant>,
 }
 
 /// What one decision of the core came to.
@@ -155,6 +148,10 @@ impl Shadow {
         if let Some(call) = &mut self.call {
             call.closing |= call.id.is_none() && !call.to_server.is_empty();
         }
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.call.as_ref().is_some_and(|call| call.closing)
     }
 
     pub(super) fn opened(&mut self, since: Instant) {
@@ -392,82 +389,6 @@ impl Shadow {
         if matches!(input, Input::Back(_)) {
             call.to_device.iter_mut().for_each(|due| due.1 = now);
         }
-    }
-
-    // ----- audio --------------------------------------------------------------------------------------------------
-
-    /// One datagram for the device.
-    pub(super) fn sealed(&mut self, sealed: &Sealed, bytes: &[u8]) {
-        let call = self.call.as_mut().expect("a call");
-        assert_eq!((Some(sealed.peer.addr), sealed.len), (call.peer, bytes.len()));
-        let header = Header::parse(bytes).unwrap();
-        call.sequence += 1;
-        assert_eq!((header.sequence, header.ssrc), (call.sequence, call.grant.ssrc));
-        assert!(call.headers.insert(header.bytes()), "no key and header are used twice");
-        let mut payload = bytes[HEADER..].to_vec();
-        Cipher::new(&call.grant.key).apply(&header.bytes(), &mut payload);
-        let n = u64::from_be_bytes(payload[1..].try_into().unwrap());
-        assert!(n > call.last_audio && n > call.last_text, "audio keeps its order");
-        call.last_audio = n;
-    }
-
-    pub(super) fn key(&self) -> (u32, [u8; 16]) {
-        let call = self.call.as_ref().expect("a call");
-        (call.grant.ssrc, call.grant.key)
-    }
-
-    /// The next datagram of a device that knows its key.
-    pub(super) fn voice(&self) -> Option<Voice> {
-        let call = self.call.as_ref().filter(|call| call.id.is_some())?;
-        Some(Voice { sequence: call.voice + 1, from: SocketAddr::new(self.home, 4_000) })
-    }
-
-    /// The core has accepted a datagram from there.
-    pub(super) fn comes_from(&mut self, from: SocketAddr) {
-        self.call.as_mut().expect("a call").peer = Some(from);
-    }
-
-    pub(super) fn heard(&mut self, voice: Voice, outcome: Result<Vec<u8>, Discard>, now: Instant) {
-        let greeted = self.ws.is_greeted();
-        let call = self.call.as_mut().expect("a call");
-        if voice.sequence > call.accepted + 65_536 {
-            return assert_eq!(outcome, Err(Discard::Jump));
-        }
-        if voice.sequence <= call.accepted {
-            let refused = matches!(outcome, Err(Discard::Duplicate | Discard::Late | Discard::TooOld));
-            return assert!(refused, "{outcome:?}");
-        }
-        (call.voice, call.accepted) = (voice.sequence, voice.sequence);
-        (call.peer, call.peer_heard) = (Some(voice.from), Some(now));
-        match greeted {
-            true => assert!(outcome.is_ok(), "{outcome:?}"),
-            false => assert_eq!(outcome, Err(Discard::NoServer)),
-        }
-    }
-
-    /// Whether three datagrams in a row from there make it the device's address.
-    pub(super) fn would_adopt(&self, from: SocketAddr, now: Instant) -> bool {
-        let call = self.call.as_ref().expect("a call");
-        let silent = call.peer_heard.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(2));
-        silent && call.peer != Some(from)
-    }
-
-    pub(super) fn roams(
-        &mut self,
-        from: SocketAddr,
-        sequence: u32,
-        adopts: bool,
-        outcome: Result<Vec<u8>, Discard>,
-        now: Instant,
-    ) {
-        let call = self.call.as_mut().expect("a call");
-        let known = call.peer == Some(from) && outcome != Err(Discard::ForeignSource);
-        if !adopts && !known {
-            return assert_eq!(outcome, Err(Discard::ForeignSource));
-        }
-        assert!(outcome.is_ok() || outcome == Err(Discard::NoServer), "{outcome:?}");
-        (call.voice, call.accepted) = (sequence, sequence);
-        (call.peer, call.peer_heard) = (Some(from), Some(now));
     }
 
     // ----- at any time --------------------------------------------------------------------------------------------
