@@ -55,8 +55,15 @@ impl Folder {
 
     /// Starts the gateway on free ports and waits until it runs. The configuration must log at info level.
     pub fn start(&self, line: &str, variables: &[(&str, &str)]) -> Process {
-        let mut command = self.command(line, &[("MQTT_PORT", "0"), ("UDP_PORT", "0"), ("API_PORT", "0")]);
-        command.envs(variables.iter().copied());
+        let free = [("MQTT_PORT", "0"), ("UDP_PORT", "0"), ("API_PORT", "0")];
+        let mut process = self.spawn(line, &[&free, variables].concat());
+        process.line("MQTT on");
+        process
+    }
+
+    /// Starts the program.
+    pub fn spawn(&self, line: &str, variables: &[(&str, &str)]) -> Process {
+        let mut command = self.command(line, variables);
         let mut child = Guard(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
         let (sender, lines) = mpsc::channel();
         let mut stderr = BufReader::new(child.0.stderr.take().unwrap());
@@ -72,9 +79,7 @@ impl Folder {
                 line.clear();
             }
         });
-        let mut process = Process { child, lines, seen: Vec::new(), deaf };
-        process.line("MQTT on");
-        process
+        Process { child, lines, seen: Vec::new(), deaf }
     }
 }
 
@@ -141,6 +146,22 @@ impl Process {
             if line.contains(part) {
                 return line;
             }
+        }
+    }
+
+    /// Waits for something that only looking again can tell.
+    pub fn wait_until(&mut self, done: impl Fn() -> bool) {
+        let end = Instant::now() + LIMIT;
+        while !done() {
+            assert!(Instant::now() < end && self.child.0.try_wait().unwrap().is_none());
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits until a line with this in it was logged, now or before.
+    pub fn ever(&mut self, part: &str) {
+        if !self.seen.iter().any(|line| line.contains(part)) {
+            self.line(part);
         }
     }
 
