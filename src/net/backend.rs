@@ -13,9 +13,8 @@ use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Bytes, Error, Message, Utf8Bytes, WebSocket};
 
 use super::stream::{Handshake, Progress, Stream, TlsClient};
-use super::upgrade::Upgrade;
+use super::upgrade::{self, Upgrade};
 use crate::config::{Secret, Server};
-use crate::proto::identity;
 use crate::session::{DialRequest, Failure, Gone};
 
 /// Read ahead per read; small, since every call owns a buffer of this size.
@@ -117,6 +116,16 @@ impl Backend {
 
     pub(super) fn is_waiting(&self) -> bool {
         matches!(self.stage, Stage::Waiting(_))
+    }
+
+    /// The stage of the dial, by the name its failure would have; `live` once it is over.
+    pub(super) fn stage(&self) -> &'static str {
+        match &self.stage {
+            Stage::Waiting(_) | Stage::Connecting { .. } => "connect",
+            Stage::Securing(_) => "tls",
+            Stage::Upgrading(_) => "upgrade",
+            Stage::Open(_) | Stage::Spent => "live",
+        }
     }
 
     /// The addresses to be tried once there is a free place.
@@ -250,7 +259,8 @@ impl Backend {
 
     fn upgrade(&mut self, stream: Stream, dialer: &Dialer<'_>) {
         if let Some(request) = self.request.take() {
-            let authorization = authorization(&request, dialer);
+            let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let authorization = upgrade::authorization(dialer.secret, &request, unix.as_secs());
             self.stage = Stage::Upgrading(Box::new(Upgrade::new(stream, &request, &authorization)));
         }
     }
@@ -377,14 +387,6 @@ impl Backend {
             stage => self.stage = stage,
         }
     }
-}
-
-/// A server that checks nothing gets what the Node.js gateway sends it.
-fn authorization(request: &DialRequest, dialer: &Dialer<'_>) -> String {
-    let Some(secret) = dialer.secret else { return "Bearer test-token".to_owned() };
-    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let client_id = request.client_id.as_deref().unwrap_or_default();
-    format!("Bearer {}", identity::token(secret.as_bytes(), client_id, request.mac, unix.as_secs()))
 }
 
 fn websocket_config() -> WebSocketConfig {

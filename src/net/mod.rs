@@ -28,6 +28,7 @@ mod steer;
 pub mod stream;
 pub mod token;
 mod upgrade;
+pub mod visit;
 mod watch;
 pub mod wheel;
 

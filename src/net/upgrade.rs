@@ -9,6 +9,8 @@ use tungstenite::handshake::client::generate_key;
 use tungstenite::handshake::derive_accept_key;
 
 use super::stream::Stream;
+use crate::config::Secret;
+use crate::proto::identity;
 use crate::session::DialRequest;
 
 /// The longest response head.
@@ -84,6 +86,13 @@ impl Upgrade {
     }
 }
 
+/// The `authorization` header. A server that checks nothing gets what the Node.js gateway sends it.
+pub(super) fn authorization(secret: Option<&Secret>, dial: &DialRequest, unix_seconds: u64) -> String {
+    let Some(secret) = secret else { return "Bearer test-token".to_owned() };
+    let client_id = dial.client_id.as_deref().unwrap_or_default();
+    format!("Bearer {}", identity::token(secret.as_bytes(), client_id, dial.mac, unix_seconds))
+}
+
 /// Some servers compare `connection` with exactly `Upgrade`, so it stands alone.
 fn request(dial: &DialRequest, authorization: &str, key: &str) -> String {
     let server = &dial.server;
@@ -143,13 +152,56 @@ fn judge(head: &[u8], accept: &str) -> Result<Option<usize>, String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
     use super::*;
 
     const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
     fn response(status: &str, headers: &str) -> Result<Option<usize>, String> {
         judge(format!("HTTP/1.1 {status}\r\n{headers}\r\n\r\n").as_bytes(), ACCEPT)
+    }
+
+    #[test]
+    fn headers_are_those_of_the_node_gateway() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/data/node_vectors.json")).unwrap();
+        let cases = vectors["headers"].as_array().unwrap();
+        assert!(cases.len() >= 3);
+        for case in cases {
+            let text = |key: &str| case[key].as_str().unwrap();
+            let dial = DialRequest {
+                server: Arc::new("ws://chat.example:8000/xiaozhi/v1/?from=mqtt_gateway".parse().unwrap()),
+                mac: text("mac").parse().unwrap(),
+                client_id: Some(text("uuid").to_owned()),
+                forwarded_for: text("ip").parse().unwrap(),
+                fresh: false,
+            };
+            let secret = case["secret"].as_str().and_then(Secret::new);
+            let seconds = case["unix_seconds"].as_u64().unwrap();
+            let request = request(&dial, &authorization(secret.as_ref(), &dial, seconds), "KEY");
+            let (first, rest) = request.split_once("\r\n").unwrap();
+            assert_eq!(first, "GET /xiaozhi/v1/?from=mqtt_gateway HTTP/1.1");
+            let found: BTreeMap<_, _> =
+                rest.trim_end().lines().map(|line| line.split_once(": ").unwrap()).collect();
+            for (name, value) in case["headers"].as_object().unwrap() {
+                assert_eq!(found.get(name.as_str()), value.as_str().as_ref(), "{name}");
+            }
+            let upgrade: BTreeMap<_, _> = [
+                ("Host", "chat.example:8000"),
+                ("Connection", "Upgrade"),
+                ("Upgrade", "websocket"),
+                ("Sec-WebSocket-Version", "13"),
+                ("Sec-WebSocket-Key", "KEY"),
+            ]
+            .into();
+            let own: BTreeMap<_, _> =
+                found.into_iter().filter(|(name, _)| !case["headers"][*name].is_string()).collect();
+            assert_eq!(own, upgrade);
+        }
     }
 
     #[test]

@@ -1,0 +1,80 @@
+//! What devices, consoles and chat servers were given by the Node.js gateway is what they get here: its algorithms, by
+//! vectors that were computed elsewhere. Upgrade headers and `.env` are held to the same file beside their code.
+
+#![allow(clippy::unwrap_used)]
+
+use data_encoding::HEXLOWER;
+use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER, Header, nonce, parse_ws, ws_header};
+use mqtt_websocket_proxy::proto::identity::{ClientId, is_user_name, password, password_matches, token};
+use serde_json::Value;
+
+fn vectors(section: &str) -> Vec<Value> {
+    let all: Value = serde_json::from_str(include_str!("data/node_vectors.json")).unwrap();
+    let section = all[section].as_array().unwrap().clone();
+    assert!(section.len() >= 3);
+    section
+}
+
+fn text<'a>(case: &'a Value, key: &str) -> &'a str {
+    case[key].as_str().unwrap()
+}
+
+fn bytes(case: &Value, key: &str) -> Vec<u8> {
+    HEXLOWER.decode(text(case, key).as_bytes()).unwrap()
+}
+
+fn number(case: &Value, key: &str) -> u32 {
+    case[key].as_u64().unwrap().try_into().unwrap()
+}
+
+#[test]
+fn credentials() {
+    for case in vectors("credentials") {
+        let (key, id, user) =
+            (text(&case, "key").as_bytes(), text(&case, "client_id"), text(&case, "user_name"));
+        assert_eq!(password(key, id, user), text(&case, "password"));
+        assert!(password_matches(key, id, user, text(&case, "password").as_bytes()));
+        assert!(is_user_name(user));
+        let id = ClientId::parse(id).unwrap();
+        assert_eq!((id.mac().to_string().as_str(), id.uuid()), (text(&case, "mac"), case["uuid"].as_str()));
+    }
+}
+
+#[test]
+fn tokens_for_chat_servers() {
+    for case in vectors("tokens") {
+        let (secret, id) = (text(&case, "secret").as_bytes(), text(&case, "client_id"));
+        let mac = text(&case, "mac").parse().unwrap();
+        assert_eq!(token(secret, id, mac, case["unix_seconds"].as_u64().unwrap()), text(&case, "token"));
+    }
+}
+
+#[test]
+fn audio() {
+    for case in vectors("audio") {
+        let (packet, opus, frame) = (bytes(&case, "packet"), bytes(&case, "opus"), bytes(&case, "frame"));
+        let header = Header::parse(&packet).unwrap();
+        let expected = Header {
+            flags: 0,
+            len: opus.len().try_into().unwrap(),
+            ssrc: number(&case, "ssrc"),
+            timestamp: number(&case, "timestamp"),
+            sequence: number(&case, "sequence"),
+        };
+        assert_eq!(header, expected);
+        assert_eq!(header.bytes(), packet[..HEADER]);
+        assert_eq!(nonce(header.ssrc), *bytes(&case, "nonce"));
+
+        let cipher = Cipher::new(&bytes(&case, "key").try_into().unwrap());
+        let mut payload = packet[HEADER..].to_vec();
+        cipher.apply(&header.bytes(), &mut payload);
+        assert_eq!(payload, opus);
+        cipher.apply(&header.bytes(), &mut payload);
+        assert_eq!(payload, packet[HEADER..]);
+
+        assert_eq!(parse_ws(&frame), Some((header.timestamp, opus.as_slice())));
+        // The first eight bytes are version, type and zeros here, and all zeros there: no known server reads them.
+        let ours = ws_header(header.timestamp, opus.len());
+        assert_eq!((&ours[8..], &ours[..8]), (&frame[8..HEADER], &[0, 2, 0, 0, 0, 0, 0, 0][..]));
+    }
+}
