@@ -38,6 +38,7 @@ pub(crate) struct Run {
 pub(crate) enum Tool {
     Demo,
     Probe,
+    Check,
     Credentials,
 }
 
@@ -49,6 +50,7 @@ pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
     let tool = match args.subcommand().map_err(|error| error.to_string())?.as_deref() {
         Some("demo") => Some(Tool::Demo),
         Some("probe") => Some(Tool::Probe),
+        Some("check") => Some(Tool::Check),
         Some("credentials") => Some(Tool::Credentials),
         Some(other) => return Err(format!("unknown command {other:?}")),
         None => None,
@@ -102,11 +104,13 @@ Usage:
   mqtt-websocket-proxy [options]
   mqtt-websocket-proxy demo [options]               show a call: gateway, echo server and device in one
   mqtt-websocket-proxy probe HOST[:PORT] [options]  be a device: say what works at a gateway, step by step
+  mqtt-websocket-proxy check [options]              try configuration and chat servers: say in words what is wrong
   mqtt-websocket-proxy credentials [options]        print what a device must be given to log in
 Each command has a --help of its own.
 
 Options:
-  -c, --config FILE       configuration file (default: {DEFAULT_FILE} if there is one, else defaults)
+  -c, --config FILE       configuration file (default: {DEFAULT_FILE} if there is one, else defaults);
+                          a config/mqtt.json of the Node.js gateway works as it is, with its .env
   -l, --log-level LEVEL   {LEVELS}
   -p, --pid FILE          write the process id to FILE, and remove it at the end
   -v, --version           print the version
@@ -174,7 +178,7 @@ mod tests {
     fn the_help_text_names_every_option_and_variable() {
         let help = help();
         let options =
-            ["--config", "--log-level", "--pid", "--version", "--help", "demo", "probe HOST[:PORT]"];
+            ["--config", "--log-level", "--pid", "--version", "--help", "demo", "probe HOST[:PORT]", "check"];
         for name in options.into_iter().chain(VARIABLES.map(|(name, _)| name)) {
             assert!(help.contains(name), "{name}");
         }

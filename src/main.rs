@@ -14,7 +14,7 @@ use mqtt_websocket_proxy::config::{Config, DEFAULT_FILE, PublicIp, Source, Udp};
 use mqtt_websocket_proxy::logger;
 use mqtt_websocket_proxy::net::{Gateway, Handle};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
-use mqtt_websocket_proxy::tools::{credentials, demo, probe};
+use mqtt_websocket_proxy::tools::{check, credentials, demo, probe};
 use pico_args::Arguments;
 
 use crate::args::{Command, Run, Tool};
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Ok(Command::Run(run)) => run,
         Ok(Command::Tool(Tool::Demo, args)) => return demo::run(args),
         Ok(Command::Tool(Tool::Probe, args)) => return probe::run(args),
+        Ok(Command::Tool(Tool::Check, args)) => return check::run(args),
         Ok(Command::Tool(Tool::Credentials, args)) => return credentials::run(args),
         Ok(Command::Help) => return print(&args::help()),
         Ok(Command::Version) => return print(args::version()),

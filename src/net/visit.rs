@@ -101,10 +101,14 @@ fn dial(
     stages: &mut Vec<(&'static str, Duration)>,
 ) -> Result<Visit, Failure> {
     let order = if request.server.tls { &["connect", "tls", "upgrade"][..] } else { &["connect", "upgrade"] };
-    let (start, mut mark) = (Instant::now(), Instant::now());
     let failure = |stage, why: &dyn ToString| Failure { stage, why: why.to_string() };
     let mut tls = TlsClients::default();
     let tls = tls.client(&request.server, websocket).map_err(|why| failure("tls", &why))?;
+    // Loading the authorities takes time of its own, which is no server's.
+    if request.server.tls {
+        tls.prepare().map_err(|error| failure("tls", &error))?;
+    }
+    let (start, mut mark) = (Instant::now(), Instant::now());
     let mut poll = Poll::new().map_err(|error| failure("connect", &error))?;
     let mut backend = Backend::new(Box::new(request));
     backend.resolved(addresses);

@@ -1,5 +1,6 @@
 //! The sub-commands, and the built-in echo chat server and simulated device they are made of.
 
+pub mod check;
 pub mod credentials;
 pub mod demo;
 pub mod device;

@@ -1,0 +1,149 @@
+//! `check`: reads the configuration as the gateway would, tries every chat server as a call would, and says in words what
+//! is wrong and what to do about it.
+
+mod address;
+mod options;
+mod report;
+mod server;
+mod settings;
+mod words;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+
+use pico_args::Arguments;
+
+use self::options::Options;
+use self::report::{Report, Reporter};
+use self::server::Visitor;
+use super::screen::Screen;
+use crate::config::{Config, Server, Source};
+
+const HELP: &str = "\
+Read the configuration, try every chat server as a call would, and say in words what
+is wrong and what to do about it: the settings, the address devices send audio to, and
+for each server its name, TCP, TLS, the WebSocket upgrade, the hello and the framing.
+
+Usage: mqtt-websocket-proxy check [options]
+
+Each server gets one short call with a few packets of silence.
+
+Options:
+  -c, --config FILE  configuration file, as for the gateway; the Node.js gateway's
+                     config/mqtt.json with the .env beside it is understood too
+  --migrate          print that configuration as a gateway.json, secrets included,
+                     and do nothing else (default FILE: config/mqtt.json)
+  --mac MAC          MAC address to show to the servers (default: 02:63:68:65:63:6b);
+                     a server may answer only devices that it knows
+  --uuid UUID        client id to show to them (default: the MAC)
+  --timeout N        seconds to wait at each step, 1 to 60 (default: 5)
+  --json             print the report as one line of JSON; all else goes to stderr
+  -h, --help         show this help
+
+Environment: as for the gateway; see mqtt-websocket-proxy --help.
+
+Exit code: 0 nothing fails, 1 something fails, 2 the configuration cannot be used, or
+wrong usage.";
+
+/// Servers that are tried at once.
+const AT_ONCE: usize = 8;
+
+/// Runs the sub-command with its own arguments.
+pub fn run(mut args: Arguments) -> ExitCode {
+    if args.contains(["-h", "--help"]) {
+        Screen::stdout().say(HELP);
+        return ExitCode::SUCCESS;
+    }
+    let options = match Options::parse(args) {
+        Ok(options) => options,
+        Err(error) => return fail(&format!("{error}; see check --help")),
+    };
+    let source = Source::new(options.config.clone(), None, |name| std::env::var_os(name));
+    if options.migrate { migrate(&source) } else { check(&options, &source) }
+}
+
+fn fail(error: &str) -> ExitCode {
+    Screen::stderr().say(&format!("check: {error}"));
+    ExitCode::from(2)
+}
+
+fn check(options: &Options, source: &Source) -> ExitCode {
+    let screen = if options.json { Screen::stderr() } else { Screen::stdout() };
+    let (config, errors) = source.examine();
+    let mut reporter = Reporter::new(screen, source, &config);
+    let report = if errors.is_empty() {
+        reporter.settings(settings::judge(&config));
+        reporter.progress(&format!("trying {} chat servers ...", servers(&config).count()));
+        let mut findings = vec![address::judge(&config.udp)];
+        findings.extend(address::container(&config.udp));
+        reporter.settings(findings);
+        visit_all(&config, options, &mut reporter);
+        reporter.finish()
+    } else {
+        reporter.refused(errors.iter().map(ToString::to_string).collect())
+    };
+    if options.json {
+        Screen::stdout().say(&report.to_json());
+    }
+    exit_code(&report)
+}
+
+fn exit_code(report: &Report) -> ExitCode {
+    match (report.ok, report.problems.is_empty()) {
+        (true, _) => ExitCode::SUCCESS,
+        (false, true) => ExitCode::FAILURE,
+        (false, false) => ExitCode::from(2),
+    }
+}
+
+/// The servers with the names of their lists.
+fn servers(config: &Config) -> impl Iterator<Item = (&'static str, &Arc<Server>)> {
+    let production = config.websocket.production.iter().map(|server| ("production", server));
+    production.chain(config.websocket.development.iter().map(|server| ("development", server)))
+}
+
+fn visit_all(config: &Config, options: &Options, reporter: &mut Reporter) {
+    let all: Vec<_> = servers(config).collect();
+    let visitor = Visitor { config, options };
+    for some in all.chunks(AT_ONCE) {
+        thread::scope(|scope| {
+            let visits: Vec<_> =
+                some.iter().map(|(list, server)| scope.spawn(|| visitor.visit(list, server))).collect();
+            for visit in visits {
+                match visit.join() {
+                    Ok(seen) => reporter.server(seen),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+        });
+    }
+}
+
+/// Prints the configuration as a file in the gateway's own shape.
+fn migrate(source: &Source) -> ExitCode {
+    let config = match source.load() {
+        Ok(config) => config,
+        Err(error) => return fail(&error.to_string()),
+    };
+    let Some(node) = &config.node else {
+        let path = source.path().map_or_else(|| "there".into(), |path| path.display().to_string());
+        return fail(&format!(
+            "{path}: no configuration of the Node.js gateway, so there is nothing to migrate"
+        ));
+    };
+    let mut notes = Screen::stderr();
+    if !config.unused.is_empty() {
+        notes.say(&format!("note: left out, as this gateway does not use it: {}", config.unused.join(", ")));
+    }
+    if node.env_file.is_none() {
+        notes.say(
+            "note: there is no .env in the working directory; run this where the Node.js gateway is started",
+        );
+    }
+    if config.mqtt.signature_key.is_some() || config.websocket.secret.is_some() {
+        notes.say("note: it holds your keys: let nobody but the gateway read it");
+    }
+    Screen::stdout().say(config.to_file().trim_end());
+    ExitCode::SUCCESS
+}

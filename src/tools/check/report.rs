@@ -1,0 +1,274 @@
+//! What `check` shows: a table of settings, a table of servers, and what to do, for people or as JSON.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::config::{Config, Source};
+use crate::tools::screen::Screen;
+
+/// What was found about one thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum State {
+    Ok,
+    /// It works, or may work, but should be looked at.
+    Warn,
+    Fail,
+    /// Not tried, or not told by what was seen.
+    Skipped,
+}
+
+/// The outcome, as `--json` prints it.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) ok: bool,
+    config: Origin,
+    /// Why the configuration cannot be used; nothing else is looked at then.
+    pub(super) problems: Vec<String>,
+    settings: Vec<Finding>,
+    servers: Vec<Seen>,
+}
+
+#[derive(Debug, Serialize)]
+struct Origin {
+    file: Option<String>,
+    /// `gateway`, `node` or `defaults`.
+    shape: &'static str,
+    /// The variables taken from `.env`, when a file of the Node.js gateway has one.
+    env_file: Option<Vec<&'static str>>,
+}
+
+/// What was found about a setting.
+#[derive(Debug, Serialize)]
+pub(super) struct Finding {
+    pub(super) name: &'static str,
+    pub(super) state: State,
+    pub(super) detail: String,
+    /// What to do about it.
+    pub(super) advice: Vec<String>,
+}
+
+impl Finding {
+    pub(super) fn new(name: &'static str, state: State, detail: impl Into<String>) -> Self {
+        Self { name, state, detail: detail.into(), advice: Vec::new() }
+    }
+
+    pub(super) fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice.push(advice.into());
+        self
+    }
+}
+
+/// The steps of a visit to a chat server, in their order.
+pub(super) const STEPS: [&str; 6] = ["name", "tcp", "tls", "upgrade", "hello", "framing"];
+
+/// What was seen of a chat server.
+#[derive(Debug, Serialize)]
+pub(super) struct Seen {
+    /// Its URL, without the query.
+    pub(super) server: String,
+    /// `production` or `development`.
+    pub(super) list: &'static str,
+    /// The worst of the steps.
+    pub(super) state: State,
+    pub(super) steps: Vec<Step>,
+    pub(super) troubles: Vec<Trouble>,
+}
+
+/// What is wrong, in words, and what to do about it.
+#[derive(Debug, Serialize)]
+pub(super) struct Trouble {
+    pub(super) cause: String,
+    pub(super) advice: Vec<String>,
+}
+
+impl Trouble {
+    pub(super) fn new(cause: impl Into<String>) -> Self {
+        Self { cause: cause.into(), advice: Vec::new() }
+    }
+
+    pub(super) fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice.push(advice.into());
+        self
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Step {
+    pub(super) step: &'static str,
+    pub(super) state: State,
+    pub(super) detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ms: Option<f64>,
+}
+
+impl Seen {
+    pub(super) fn step(
+        &mut self,
+        step: &'static str,
+        state: State,
+        detail: impl Into<String>,
+        took: Option<Duration>,
+    ) {
+        // Microseconds are enough, and keep the JSON short.
+        let ms = took.map(|took| took.as_micros() as f64 / 1000.0);
+        self.steps.push(Step { step, state, detail: detail.into(), ms });
+        self.state = match (self.state, state) {
+            (State::Fail, _) | (_, State::Fail) => State::Fail,
+            (State::Warn, _) | (_, State::Warn) => State::Warn,
+            (other, _) => other,
+        };
+    }
+
+    fn cell(&self, name: &str) -> String {
+        match self.steps.iter().find(|step| step.step == name) {
+            None => "-".to_owned(),
+            Some(Step { state: State::Fail, .. }) => "FAIL".to_owned(),
+            Some(Step { state: State::Warn, .. }) => "WARN".to_owned(),
+            Some(Step { state: State::Skipped, .. }) => "?".to_owned(),
+            Some(Step { state: State::Ok, ms: Some(ms), .. }) => format!("{ms:.1} ms"),
+            Some(Step { state: State::Ok, detail, ms: None, .. }) => detail.clone(),
+        }
+    }
+}
+
+impl Report {
+    pub(super) fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_else(|error| format!("{{\"error\":{:?}}}", error.to_string()))
+    }
+}
+
+/// Columns of a line of advice, more or less.
+const WIDTH: usize = 100;
+
+/// Collects what is found, and shows it.
+pub(super) struct Reporter {
+    screen: Screen,
+    report: Report,
+}
+
+impl Reporter {
+    pub(super) fn new(mut screen: Screen, source: &Source, config: &Config) -> Self {
+        let file = source.path().map(|path| path.display().to_string());
+        let shape = match (&file, &config.node) {
+            (None, _) => "defaults",
+            (Some(_), None) => "gateway",
+            (Some(_), Some(_)) => "node",
+        };
+        screen.say(&match (&file, &config.node) {
+            (None, _) => "Checking the defaults: there is no configuration file".to_owned(),
+            (Some(file), None) => format!("Checking {file}"),
+            (Some(file), Some(node)) => format!("Checking {file}: {node}"),
+        });
+        let env_file = config.node.as_ref().and_then(|node| node.env_file.clone());
+        let config = Origin { file, shape, env_file };
+        let report =
+            Report { ok: false, config, problems: Vec::new(), settings: Vec::new(), servers: Vec::new() };
+        Self { screen, report }
+    }
+
+    pub(super) fn settings(&mut self, findings: Vec<Finding>) {
+        self.report.settings.extend(findings);
+    }
+
+    pub(super) fn server(&mut self, seen: Seen) {
+        self.report.servers.push(seen);
+    }
+
+    /// What it does now, on a terminal.
+    pub(super) fn progress(&mut self, what: &str) {
+        self.screen.draw(&[what.to_owned()]);
+    }
+
+    /// The configuration cannot be used.
+    pub(super) fn refused(mut self, problems: Vec<String>) -> Report {
+        self.screen.say("");
+        self.screen.say("The configuration cannot be used:");
+        for problem in &problems {
+            self.screen.say(&format!("  - {problem}"));
+        }
+        self.report.problems = problems;
+        self.report
+    }
+
+    /// Shows all, and says what it comes to.
+    pub(super) fn finish(mut self) -> Report {
+        let settings = self.report.settings.iter().map(|finding| finding.state);
+        let states: Vec<_> = settings.chain(self.report.servers.iter().map(|seen| seen.state)).collect();
+        self.report.ok = !states.contains(&State::Fail);
+        self.show_settings();
+        self.show_servers();
+        self.show_advice();
+        self.screen.say("");
+        self.screen.say(match (self.report.ok, states.contains(&State::Warn)) {
+            (false, _) => "Something fails.",
+            (true, true) => "Nothing fails, but look at the warnings.",
+            (true, false) => "All is well.",
+        });
+        self.report
+    }
+
+    fn show_settings(&mut self) {
+        self.screen.say("");
+        self.screen.say(&format!("  {:<16}  {:<6}  FOUND", "SETTING", "RESULT"));
+        for finding in &self.report.settings {
+            let sign = match finding.state {
+                State::Ok => "ok",
+                State::Warn => "WARN",
+                State::Fail => "FAIL",
+                State::Skipped => "-",
+            };
+            self.screen.say(&format!("  {:<16}  {sign:<6}  {}", finding.name, finding.detail));
+        }
+    }
+
+    fn show_servers(&mut self) {
+        let servers = &self.report.servers;
+        if servers.is_empty() {
+            return;
+        }
+        let width = servers.iter().map(|seen| seen.server.len()).max().unwrap_or_default().max(11);
+        let row = |name: &str, cells: &[String]| {
+            let cells: Vec<_> = cells.iter().map(|cell| format!("{cell:<9}")).collect();
+            format!("  {name:<width$}  {}", cells.join(" ")).trim_end().to_owned()
+        };
+        let mut lines = vec![String::new(), row("CHAT SERVER", &STEPS.map(|step| step.to_uppercase()))];
+        for seen in servers {
+            lines.push(row(&seen.server, &STEPS.map(|step| seen.cell(step))));
+        }
+        lines.iter().for_each(|line| self.screen.say(line));
+    }
+
+    fn show_advice(&mut self) {
+        let advised = self.report.settings.iter().filter(|finding| !finding.advice.is_empty());
+        let settings = advised.map(|finding| (finding.name, &finding.detail, &finding.advice));
+        let troubles = self.report.servers.iter().flat_map(|seen| {
+            seen.troubles.iter().map(|trouble| (seen.server.as_str(), &trouble.cause, &trouble.advice))
+        });
+        let mut lines = Vec::new();
+        for (name, cause, advice) in settings.chain(troubles) {
+            wrap("  ", "  ", &format!("{name}: {cause}"), &mut lines);
+            advice.iter().for_each(|advice| wrap("    -> ", "       ", advice, &mut lines));
+        }
+        if !lines.is_empty() {
+            self.screen.say("");
+            self.screen.say("What to look at:");
+            lines.iter().for_each(|line| self.screen.say(line));
+        }
+    }
+}
+
+/// Breaks a text into lines of about 100 characters, the first and the others begun as told.
+fn wrap(first: &str, other: &str, text: &str, lines: &mut Vec<String>) {
+    let mut line = first.to_owned();
+    for word in text.split(' ') {
+        if line.len() > other.len() && line.len() + word.len() > WIDTH {
+            lines.push(line.trim_end().to_owned());
+            line = other.to_owned();
+        }
+        line.push_str(word);
+        line.push(' ');
+    }
+    lines.push(line.trim_end().to_owned());
+}

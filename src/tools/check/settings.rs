@@ -1,0 +1,64 @@
+//! What can be said about the settings without leaving the machine.
+
+use super::report::{Finding, State};
+use crate::config::Config;
+
+/// A device's list of tools takes up to 8,000 bytes and its envelopes some hundred more; a packet over the limit costs the
+/// device its connection.
+const ENOUGH_PAYLOAD: usize = 16 * 1024;
+
+pub(super) fn judge(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![servers(config), signature_key(config), payload(config)];
+    let ports =
+        format!("MQTT {}, UDP {}, management API {}", config.mqtt.port, config.udp.port, config.api.port);
+    findings.push(Finding::new("ports", State::Ok, ports));
+    // What these say of the key and the address is judged in its own row.
+    let told = ["mqtt.signature_key", "udp.public_ip", "PUBLIC_IP"];
+    for warning in config.warnings() {
+        if !told.iter().any(|name| warning.starts_with(name)) {
+            findings.push(Finding::new("configuration", State::Warn, warning));
+        }
+    }
+    findings
+}
+
+fn servers(config: &Config) -> Finding {
+    let (production, development) = (config.websocket.production.len(), config.websocket.development.len());
+    if production + development == 0 {
+        let key =
+            if config.node.is_some() { "production.chat_servers" } else { "websocket.production_servers" };
+        let detail = "none is configured: the built-in echo server answers with the device's own voice";
+        return Finding::new("chat servers", State::Warn, detail).advise(format!("name yours in {key}"));
+    }
+    Finding::new(
+        "chat servers",
+        State::Ok,
+        format!("{production} for production, {development} for development"),
+    )
+}
+
+fn signature_key(config: &Config) -> Finding {
+    let name = "signature key";
+    let rule = "take at least 8 characters, upper and lower case, without test, 1234, admin, password, qwerty, xiaozhi; \
+                the console (server.mqtt_signature_key) must hold the same";
+    match &config.mqtt.signature_key {
+        None => Finding::new(name, State::Warn, "not set: every device is let in, whatever its password")
+            .advise(format!("set MQTT_SIGNATURE_KEY or mqtt.signature_key: {rule}")),
+        Some(key) => match key.weakness() {
+            Some(why) => Finding::new(name, State::Warn, format!("too weak for the management API: {why}"))
+                .advise(rule),
+            None => Finding::new(name, State::Ok, "set"),
+        },
+    }
+}
+
+fn payload(config: &Config) -> Finding {
+    let size = config.mqtt.max_payload_size;
+    if size >= ENOUGH_PAYLOAD {
+        return Finding::new("payload limit", State::Ok, format!("{size} bytes"));
+    }
+    let key = if config.node.is_some() { "max_mqtt_payload_size" } else { "mqtt.max_payload_size" };
+    Finding::new("payload limit", State::Warn, format!("{size} bytes is too small"))
+        .advise("a device's list of tools takes up to 8,000 bytes and its envelope, and a longer packet costs the device its connection")
+        .advise(format!("set {key} to 65536, the default"))
+}

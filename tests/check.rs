@@ -1,0 +1,491 @@
+//! `check` against configurations and chat servers that are wrong in the ways operators meet: it names the cause.
+
+#![cfg(feature = "tls")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::Read;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::chat::{ChatServer, Message, Peer, headed};
+use support::closed_port;
+use support::process::Folder;
+use support::tls::Authority;
+
+const MAC: &str = "02:63:68:65:63:6b";
+
+/// A configuration with these servers, and nothing else to complain about.
+fn config(servers: Value) -> Value {
+    json!({
+        "mqtt": {"signature_key": "GoodKeyOfOurs", "host": "127.0.0.1", "port": 0},
+        "udp": {"host": "127.0.0.1", "port": 0},
+        "websocket": {"production_servers": servers},
+    })
+}
+
+struct Outcome {
+    code: Option<i32>,
+    text: String,
+    report: Value,
+}
+
+/// Runs `check` with the configuration, for people and for programs.
+fn check(folder: &Folder, line: &str, variables: &[(&str, &str)]) -> Outcome {
+    let json = folder.run(&format!("check --timeout 2 {line} --json"), variables);
+    let stdout = String::from_utf8(json.stdout).unwrap();
+    let stderr = String::from_utf8(json.stderr).unwrap();
+    assert_eq!(stdout.lines().count(), 1, "{stdout}{stderr}");
+    Outcome { code: json.status.code(), text: stderr, report: serde_json::from_str(&stdout).unwrap() }
+}
+
+fn check_config(config: &Value) -> Outcome {
+    check(&Folder::new().with("gateway.json", config.to_string()), "-c gateway.json", &[])
+}
+
+/// The step's state at the first server.
+fn step<'a>(outcome: &'a Outcome, name: &str) -> &'a str {
+    let steps = outcome.report["servers"][0]["steps"].as_array().unwrap();
+    steps.iter().find(|step| step["step"] == name).map_or("", |step| step["state"].as_str().unwrap())
+}
+
+fn assert_names(outcome: &Outcome, code: i32, parts: &[&str]) {
+    assert_eq!(outcome.code, Some(code), "{}", outcome.text);
+    // Advice is wrapped for people; a cause must be found as a whole for all that.
+    let words = outcome.text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in parts {
+        assert!(words.contains(part), "{part:?} is not in {}", outcome.text);
+    }
+    assert_eq!(outcome.report["ok"], code == 0);
+}
+
+/// Answers with speech, as a server that is asked to greet.
+fn speak(mut peer: Peer, frame: impl Fn(u32) -> Vec<u8>) {
+    peer.upgrade();
+    peer.greet("the-session");
+    loop {
+        match peer.message_within(Duration::from_secs(10)) {
+            Some(Message::Text(text)) if text.contains("detect") => {
+                (0..5).for_each(|i| peer.send_binary(&frame(i)))
+            }
+            Some(Message::Close(_) | Message::End) | None => return,
+            Some(_) => {}
+        }
+    }
+}
+
+#[test]
+fn a_good_server_passes_every_step_with_the_requests_of_a_call() {
+    let server = ChatServer::start();
+    let url = server.url();
+    let (seen, requests) = std::sync::mpsc::channel();
+    server.serve(move |mut peer| {
+        let request = peer.upgrade();
+        let hello = peer.greet("the-session");
+        let start: Value = peer.json();
+        let frame = peer.binary();
+        seen.send((request, hello, start, frame.clone())).unwrap();
+        peer.send_binary(&frame);
+        peer.expect_close(1000);
+    });
+    let mut config = config(json!([url]));
+    config["websocket"]["server_secret"] = json!("hunter2");
+    let folder = Folder::new().with("gateway.json", config.to_string());
+    let outcome = check(&folder, "-c gateway.json --uuid the-uuid", &[]);
+    assert_names(&outcome, 0, &["header"]);
+    assert!(outcome.text.contains("UPGRADE") && !outcome.text.contains("FAIL"), "{}", outcome.text);
+    for name in ["name", "tcp", "upgrade", "hello", "framing"] {
+        assert_eq!(step(&outcome, name), "ok", "{name}: {}", outcome.text);
+    }
+    assert_eq!(outcome.report["servers"][0]["troubles"], json!([]));
+    let (request, hello, start, frame) = requests.recv().unwrap();
+    assert_eq!(request.header("device-id"), Some(MAC));
+    assert_eq!(request.header("client-id"), Some("the-uuid"));
+    assert_eq!(request.header("protocol-version"), Some("2"));
+    assert!(request.header("authorization").unwrap().starts_with("Bearer "));
+    assert_eq!((&hello["transport"], &hello["version"]), (&json!("websocket"), &json!(2)));
+    assert_eq!((&start["type"], &start["session_id"]), (&json!("listen"), &json!("the-session")));
+    assert_eq!(frame, headed(0, &[0xf8, 0xff, 0xfe]));
+    assert!(!outcome.text.contains("hunter2") && !outcome.report.to_string().contains("hunter2"));
+}
+
+#[test]
+fn the_built_in_echo_server_is_well() {
+    let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
+    let url = format!("{}?from=mqtt_gateway", echo.url());
+    let outcome = check_config(&config(json!([url, {"url": url, "framing": "header"}])));
+    assert_names(&outcome, 0, &["header"]);
+    let framing = |i: usize| outcome.report["servers"][i]["steps"][4]["detail"].clone();
+    assert_eq!([framing(0), framing(1)], [json!("header"), json!("header")]);
+}
+
+#[test]
+fn a_dead_server_is_named() {
+    let url = format!("ws://{}/x?from=mqtt_gateway", closed_port());
+    let outcome = check_config(&config(json!([url])));
+    assert_names(
+        &outcome,
+        1,
+        &["nothing listens on 127.0.0.1 port", "not running", "in a container", "refused"],
+    );
+    assert_eq!((step(&outcome, "tcp"), step(&outcome, "upgrade")), ("fail", ""));
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_named() {
+    let outcome = check_config(&config(json!(["ws://no-such-host.invalid/?from=mqtt_gateway"])));
+    assert_names(&outcome, 1, &["no-such-host.invalid does not resolve"]);
+    assert_eq!(step(&outcome, "name"), "fail");
+}
+
+#[test]
+fn a_wrong_secret_is_named_however_the_server_refuses_it() {
+    type Refuse = fn(Peer);
+    let refusals: [(&str, Refuse); 6] = [
+        ("HTTP 401", |peer| drop(peer.refuse("401 Unauthorized"))),
+        ("HTTP 403", |peer| drop(peer.refuse("403 Forbidden"))),
+        // As xiaozhi-esp32-server does: a plain text, then the close.
+        ("认证失败", |mut peer| {
+            peer.upgrade();
+            peer.say("认证失败");
+            peer.send_close(None);
+            peer.expect_close(1000);
+        }),
+        ("Authentication failed", |mut peer| {
+            peer.upgrade();
+            peer.json();
+            peer.say("Authentication failed");
+            peer.send_close(Some(1000));
+        }),
+        ("unauthorized", |mut peer| {
+            peer.upgrade();
+            peer.json();
+            peer.say(r#"{"type":"error","message":"unauthorized"}"#);
+            peer.shut();
+        }),
+        ("1008", |mut peer| {
+            peer.upgrade();
+            peer.json();
+            peer.send_close(Some(1008));
+        }),
+    ];
+    for (words, refuse) in refusals {
+        for (secret, cause) in [
+            ("", "it asks for a token, and SERVER_SECRET is not set"),
+            ("hunter2", "it refuses the token: SERVER_SECRET is the wrong secret"),
+        ] {
+            let server = ChatServer::start();
+            let url = server.url();
+            server.serve(refuse);
+            let folder = Folder::new().with("gateway.json", config(json!([url])).to_string());
+            let outcome = check(&folder, "-c gateway.json", &[("SERVER_SECRET", secret)]);
+            assert_names(&outcome, 1, &[words, cause, "server.auth_key", "server.secret"]);
+            assert!(!outcome.text.contains("hunter2"), "{}", outcome.text);
+        }
+    }
+}
+
+#[test]
+fn a_bad_certificate_is_named_with_what_is_bad_about_it() {
+    let authority = Authority::new();
+    for (host, trusted, cause) in [
+        ("127.0.0.1", true, None),
+        ("127.0.0.1", false, Some("its certificate is not from an authority known here")),
+        ("chat.example", true, Some("its certificate is for another name than 127.0.0.1")),
+    ] {
+        let server = ChatServer::start_tls(authority.server(host));
+        let url = server.url();
+        server.serve(|peer| {
+            // A client that does not trust us is gone already.
+            if peer.is_tls() {
+                speak(peer, |i| headed(i, b"opus"));
+            }
+        });
+        let mut config = config(json!([url]));
+        if trusted {
+            config["websocket"]["ca_file"] = json!("ca.pem");
+        }
+        let folder = Folder::new().with("gateway.json", config.to_string()).with("ca.pem", authority.pem());
+        let outcome = check(&folder, "-c gateway.json", &[]);
+        match cause {
+            None => assert_names(&outcome, 0, &["header"]),
+            Some(cause) => {
+                assert_names(&outcome, 1, &[cause]);
+                assert_eq!((step(&outcome, "tcp"), step(&outcome, "tls")), ("ok", "fail"));
+            }
+        }
+    }
+}
+
+#[test]
+fn tls_and_plain_taken_for_each_other_are_named() {
+    let plain = ChatServer::start();
+    let url = plain.url().replace("ws://", "wss://");
+    plain.serve(|mut peer| {
+        peer.send_raw(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        peer.expect_end();
+    });
+    assert_names(
+        &check_config(&config(json!([url]))),
+        1,
+        &["does not speak TLS", "write ws:// instead of wss://"],
+    );
+
+    let tls = ChatServer::start_tls(Authority::new().server("127.0.0.1"));
+    let url = tls.url().replace("wss://", "ws://");
+    tls.serve(drop);
+    assert_names(
+        &check_config(&config(json!([url]))),
+        1,
+        &["does not speak WebSocket", "write wss:// instead"],
+    );
+}
+
+#[test]
+fn a_missing_suffix_is_named() {
+    let raw = |i: u32| vec![0xf8, 0xff, i as u8];
+    let suffix = "its URL lacks ?from=mqtt_gateway";
+    let exactly = "let the URL end with exactly ?from=mqtt_gateway (ws://127.0.0.1:";
+    let noise = "takes the gateway's 16-byte header for sound";
+    // Path, what the server speaks (none: nothing), exit code, words.
+    let table: [(&str, Option<bool>, i32, &[&str]); 8] = [
+        ("/xiaozhi/v1/", Some(true), 1, &[suffix, exactly, noise]),
+        ("/", Some(true), 1, &[suffix, exactly, "\"framing\": \"raw\""]),
+        ("/xiaozhi/v1/?token=hunter2", Some(true), 1, &[suffix, "in the place of its query"]),
+        ("/xiaozhi/v1/?from=mqtt_gateway", Some(true), 1, &["although its URL ends with", "before 0.7.7"]),
+        ("/xiaozhi/v1/?from=mqtt_gateway", Some(false), 0, &[]),
+        ("/other", Some(false), 0, &[]),
+        ("/xiaozhi/v1/", None, 1, &[suffix, exactly]),
+        ("/other", None, 0, &[suffix]),
+    ];
+    for (path, speaks_raw, code, parts) in table {
+        let server = ChatServer::start();
+        let url = format!("ws://{}{path}", server.addr);
+        server.serve(move |peer| match speaks_raw {
+            Some(true) => speak(peer, raw),
+            Some(false) => speak(peer, |i| headed(i, b"opus")),
+            None => {
+                let mut peer = peer;
+                peer.upgrade();
+                peer.greet("the-session");
+                while !matches!(peer.message(), Message::Close(_) | Message::End) {}
+            }
+        });
+        let outcome = check_config(&config(json!([url])));
+        assert_names(&outcome, code, parts);
+        assert_eq!(outcome.text.contains("lacks ?from="), parts.contains(&suffix), "{}", outcome.text);
+        assert!(!outcome.text.contains("hunter2"));
+    }
+}
+
+#[test]
+fn a_framing_that_contradicts_the_configuration_is_named() {
+    for (framing, is_raw, code, part) in [
+        ("raw", true, 0, "raw"),
+        ("raw", false, 1, "\"framing\" is set to \"raw\""),
+        ("header", true, 1, "it sends bare Opus"),
+    ] {
+        let server = ChatServer::start();
+        let url = format!("ws://{}/", server.addr);
+        server.serve(move |peer| speak(peer, |i| if is_raw { vec![0xf8, 1, 2] } else { headed(i, b"opus") }));
+        let outcome = check_config(&config(json!([{"url": url, "framing": framing}])));
+        assert_names(&outcome, code, &[part]);
+    }
+}
+
+#[test]
+fn a_server_that_is_something_else_is_named() {
+    type Behave = fn(Peer);
+    let table: [(Behave, &[&str]); 9] = [
+        (|peer| drop(peer.refuse("404 Not Found")), &["there is no WebSocket at the path", "/xiaozhi/v1/"]),
+        (|peer| drop(peer.refuse("200 OK")), &["answers as a web server", "proxy_http_version 1.1"]),
+        (|peer| drop(peer.refuse("502 Bad Gateway")), &["the chat server behind it does not"]),
+        (|peer| drop(peer.refuse("301 Moved")), &["it redirects"]),
+        (
+            |mut peer| {
+                peer.request();
+                peer.send_raw(b"SSH-2.0-OpenSSH_9.2\r\n");
+            },
+            &["does not speak WebSocket"],
+        ),
+        (|mut peer| drop(peer.request()), &["does not speak WebSocket", "write wss://"]),
+        // Takes the connection and nothing else.
+        (
+            |mut peer| {
+                peer.request();
+                peer.expect_end();
+            },
+            &["says nothing", "no answer within 2 s"],
+        ),
+        (
+            |mut peer| {
+                peer.upgrade();
+                while !matches!(peer.message(), Message::Close(_) | Message::End) {}
+            },
+            &["does not answer the hello: none within 2 s"],
+        ),
+        (
+            |mut peer| {
+                peer.upgrade();
+                peer.json();
+                peer.shut();
+            },
+            &["it ends the connection before its hello", "--mac"],
+        ),
+    ];
+    for (behave, parts) in table {
+        let server = ChatServer::start();
+        let url = server.url();
+        server.serve(behave);
+        assert_names(&check_config(&config(json!([url]))), 1, parts);
+    }
+}
+
+#[test]
+fn a_server_that_wants_the_device_bound_is_no_failure() {
+    let server = ChatServer::start();
+    let url = server.url();
+    server.serve(|mut peer| {
+        peer.upgrade();
+        peer.json();
+        peer.say(r#"{"type":"stt","text":"请登录控制面板添加设备"}"#);
+        (0..5).for_each(|i| peer.send_binary(&headed(i, b"opus")));
+        while !matches!(peer.message(), Message::Close(_) | Message::End) {}
+    });
+    let outcome = check_config(&config(json!([url])));
+    assert_names(&outcome, 0, &["it does not know this device", "--mac", "WARN"]);
+    assert_eq!((step(&outcome, "hello"), step(&outcome, "framing")), ("warn", "ok"));
+}
+
+#[test]
+fn a_server_that_never_stops_talking_is_left_in_time() {
+    let server = ChatServer::start();
+    let url = server.url();
+    server.serve(|mut peer| {
+        peer.upgrade();
+        // Ends when the other side has hung up.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            loop {
+                peer.say(r#"{"type":"llm","text":"..."}"#);
+            }
+        }));
+    });
+    assert_names(&check_config(&config(json!([url]))), 1, &["does not answer the hello"]);
+}
+
+#[test]
+fn a_public_ip_that_no_device_can_reach_is_named() {
+    let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
+    for (public_ip, part) in [
+        ("127.0.0.1", "127.0.0.1 is a loopback address: no device outside this machine can send audio to it"),
+        ("localhost", "localhost (127.0.0.1) is a loopback address"),
+        ("0.0.0.0", "0.0.0.0 is the unspecified address"),
+        ("no-such-host.invalid", "no-such-host.invalid does not resolve here"),
+    ] {
+        let folder = Folder::new().with("gateway.json", config(json!([echo.url()])).to_string());
+        let outcome = check(&folder, "-c gateway.json", &[("PUBLIC_IP", public_ip)]);
+        assert_names(&outcome, 1, &[part, "set PUBLIC_IP or udp.public_ip"]);
+    }
+}
+
+#[test]
+fn settings_of_the_seed_that_are_too_small_are_advised_on() {
+    let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
+    let mut seed = config(json!([echo.url()]));
+    seed["mqtt"]["max_payload_size"] = json!(8192);
+    let outcome = check_config(&seed);
+    assert_names(&outcome, 0, &["8192 bytes is too small", "set mqtt.max_payload_size to 65536"]);
+    seed["mqtt"]["signature_key"] = json!("test");
+    assert_names(
+        &check_config(&seed),
+        0,
+        &["too weak for the management API: it is shorter than 8 characters"],
+    );
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_told_in_full_and_nothing_is_dialled() {
+    let server = ChatServer::start();
+    let text = json!({"mqtt": {"port": "x", "prt": 1}, "websocket": {"production_servers": [server.url(), "http://a"]}});
+    let folder = Folder::new().with("gateway.json", text.to_string());
+    let outcome = check(&folder, "-c gateway.json", &[("UDP_PORT", "-1")]);
+    let parts = ["mqtt.port: found \"x\"", "mqtt.prt", "did you mean ws://", "UDP_PORT"];
+    assert_names(&outcome, 2, &parts);
+    assert_eq!(outcome.report["problems"].as_array().unwrap().len(), parts.len());
+    assert!(server.is_idle());
+    assert_names(&check(&folder, "-c absent.json", &[]), 2, &["absent.json: cannot be read"]);
+    for line in ["check --frob", "check --timeout 0", "check --mac x", "check -c"] {
+        let output = folder.run(line, &[]);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{line}");
+        assert!(String::from_utf8(output.stderr).unwrap().contains("check --help"), "{line}");
+    }
+}
+
+#[test]
+fn the_table_for_people_stands_on_stdout() {
+    let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
+    let dead = format!("ws://{}/", closed_port());
+    let servers = json!([format!("{}?from=mqtt_gateway", echo.url()), dead]);
+    let folder = Folder::new().with("gateway.json", config(servers).to_string());
+    let output = folder.run("check -c gateway.json", &[]);
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(1), 0));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let row =
+        |start: &str| text.lines().find(|line| line.trim_start().starts_with(start)).unwrap().to_owned();
+    let (head, good, bad) = (row("CHAT SERVER"), row(echo.url().as_str()), row(&dead));
+    let column = |name: &str| head.find(name).unwrap();
+    assert!(good[column("FRAMING")..].starts_with("header"), "{text}");
+    assert!(bad[column("TCP")..].starts_with("FAIL") && bad.trim_end().ends_with('-'), "{text}");
+    assert!(text.lines().all(|line| line.trim_end() == line), "{text}");
+    let mut help = folder.command("check --help", &[]);
+    let mut shown = String::new();
+    let mut child = help.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    child.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
+    assert!(child.wait().unwrap().success());
+    for option in ["--config", "--migrate", "--mac", "--uuid", "--timeout", "--json", "--help", "Exit code"] {
+        assert!(shown.contains(option), "{option}");
+    }
+}
+
+const NODE: &str = r#"{"production":{"chat_servers":["ws://127.0.0.1:9/xiaozhi/v1/?from=mqtt_gateway"]},
+    "development":{"chat_servers":["http://127.0.0.1:10"],"mac_addresss":["AA:BB:CC:DD:EE:FF"]},"debug":true,
+    "max_mqtt_payload_size":8192,"mcp_client":{"max_tools_count":128},"_comment":"x"}"#;
+
+#[test]
+fn a_node_configuration_is_checked_and_migrated() {
+    let env = "PUBLIC_IP=192.0.2.9\nMQTT_PORT=2883\nMQTT_SIGNATURE_KEY='Key$with#all'\nSERVER_SECRET=s\n";
+    let folder = Folder::new().with("config/mqtt.json", NODE).with(".env", env);
+    let outcome = check(&folder, "--config config/mqtt.json", &[]);
+    assert_names(
+        &outcome,
+        1,
+        &["Node.js", ".env gives MQTT_PORT", "set max_mqtt_payload_size to 65536", "_comment"],
+    );
+    assert_eq!(outcome.report["config"]["shape"], "node");
+
+    let output = folder.run("check --migrate", &[("API_PORT", "9007")]);
+    assert_eq!(output.status.code(), Some(0));
+    let migrated: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let expected = json!({
+        "mqtt": {"port": 2883, "max_payload_size": 8192, "signature_key": "Key$with#all"},
+        "udp": {"port": 2883, "public_ip": "192.0.2.9"},
+        "websocket": {
+            "production_servers": ["ws://127.0.0.1:9/xiaozhi/v1/?from=mqtt_gateway"],
+            "development_servers": ["ws://127.0.0.1:10"],
+            "development_mac_addresses": ["aa:bb:cc:dd:ee:ff"],
+            "server_secret": "s",
+        },
+        "mcp": {"max_tools_count": 128},
+        "api": {"port": 9007},
+        "debug": true,
+    });
+    assert_eq!(migrated, expected);
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(notes.contains("_comment") && notes.contains("your keys"), "{notes}");
+
+    let folder = folder.with("gateway.json", output.stdout);
+    assert_eq!(check(&folder, "-c gateway.json", &[]).report["config"]["shape"], "gateway");
+    let again = folder.run("check --migrate -c gateway.json", &[]);
+    assert_eq!((again.status.code(), again.stdout.len()), (Some(2), 0));
+}
