@@ -98,6 +98,10 @@ fn behind_nat(shown: &str, ip: Ipv4Addr, udp: &Udp) -> Finding {
     );
     let probe = "run `mqtt-websocket-proxy probe` from outside: it says whether audio gets through";
     match here {
+        _ if ip.is_documentation() => {
+            let detail = format!("{shown} is an address for examples (RFC 5737): nobody has it");
+            Finding::new(NAME, State::Fail, detail).advise(SET)
+        }
         Some(here) if is_private(here) && !is_private(ip) => {
             let detail = format!("{shown} is not this machine's own ({inner}): plausible behind NAT");
             Finding::new(NAME, State::Ok, detail).advise(forward).advise(probe)
@@ -118,7 +122,6 @@ fn unusable(ip: Ipv4Addr) -> Option<&'static str> {
         ip if ip.is_loopback() => Some("a loopback address"),
         ip if ip.is_unspecified() => Some("the unspecified address"),
         ip if ip.is_broadcast() || ip.is_multicast() => Some("a broadcast or multicast address"),
-        ip if ip.is_documentation() => Some("an address for examples (RFC 5737)"),
         ip if ip.is_link_local() => Some("a link-local address"),
         _ => None,
     }
@@ -193,7 +196,7 @@ mod tests {
             ("0.0.0.0", "the unspecified address"),
             ("224.0.0.1", "multicast"),
             ("255.255.255.255", "broadcast"),
-            ("203.0.113.7", "for examples"),
+            ("203.0.113.77", "for examples"),
             ("169.254.1.1", "link-local"),
             ("::1", "IPv6"),
             ("no-such-host.invalid", "does not resolve"),

@@ -66,6 +66,10 @@ impl Words<'_> {
         let has = |part: &str| why.to_ascii_lowercase().contains(part);
         let own_ca = "give the certificate of its authority as websocket.ca_file (or \"ca_file\" of this server), or get \
                       one from a public authority; \"insecure\": true would accept any certificate";
+        if has("built without tls") {
+            return Trouble::new(format!("this program cannot speak TLS ({why})"))
+                .advise("use a build with the feature \"tls\", which is on by default");
+        }
         if has("expired") {
             return Trouble::new(format!("its certificate has expired ({why})"))
                 .advise("renew the certificate; if it is new, look at this machine's clock");
@@ -295,4 +299,67 @@ fn is_about_trust(words: &str) -> bool {
 /// those that servers make of the HTTP codes.
 fn is_refusal(gone: &Gone) -> bool {
     matches!(gone, Gone::Closed(Some(1008 | 3000 | 3003 | 4001 | 4003 | 4401 | 4403)))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_bad_about_tls_is_told_from_the_words_of_the_librarys() {
+        let server: Server = "wss://chat.example/?from=mqtt_gateway".parse().unwrap();
+        let words = Words { server: &server, config: &Config::default() };
+        for (why, cause) in [
+            // OpenSSL.
+            (
+                "..:certificate verify failed:ssl/statem/statem_clnt.c:2092: (certificate has expired)",
+                "has expired",
+            ),
+            ("certificate verify failed (certificate is not yet valid)", "not valid yet"),
+            ("certificate verify failed (hostname mismatch)", "for another name than chat.example"),
+            ("certificate verify failed (IP address mismatch)", "for another name than chat.example"),
+            (
+                "certificate verify failed (unable to get local issuer certificate)",
+                "not from an authority known",
+            ),
+            ("certificate verify failed (self-signed certificate)", "not from an authority known"),
+            ("error:0A00010B:SSL routines:ssl3_get_record:wrong version number", "does not speak TLS"),
+            // Secure Transport and Schannel.
+            (
+                "One or more parameters passed to a function were not valid. The certificate was not trusted.",
+                "not from",
+            ),
+            (
+                "A certificate chain processed, but terminated in a root certificate which is not trusted",
+                "not from",
+            ),
+            ("The certificate's CN name does not match the passed value.", "for another name"),
+            ("no answer within 5 s", "no TLS connection: no answer"),
+            ("built without TLS: only ws:// servers can be reached", "this program cannot speak TLS"),
+        ] {
+            let failure = Failure { stage: "tls", why: why.to_owned() };
+            let troubles = words.undialled(&failure);
+            assert_eq!(troubles.len(), 1, "{why}");
+            assert!(troubles[0].cause.contains(cause), "{why}: {}", troubles[0].cause);
+            assert!(!troubles[0].advice.is_empty());
+        }
+    }
+
+    #[test]
+    fn only_words_that_complain_are_complaints() {
+        for (text, expected) in [
+            ("认证失败", Some("认证失败")),
+            (" \u{1b}[31mno\n", Some("[31mno")),
+            (r#"{"type":"error","message":"no token"}"#, Some("no token")),
+            (r#"{"error":"bad device"}"#, Some("bad device")),
+            (r#"{"type":"stt","text":"a"}"#, None),
+            (r#"{"type":"tts","state":"start"}"#, None),
+            (r#"{"type":"mcp","payload":{}}"#, None),
+            ("", None),
+        ] {
+            assert_eq!(complaint(text).as_deref(), expected, "{text}");
+        }
+        assert_eq!(complaint(&"x".repeat(1000)).unwrap().len(), 120);
+    }
 }
