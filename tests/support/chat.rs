@@ -32,8 +32,16 @@ impl ChatServer {
         Self::listen(Some(acceptor))
     }
 
+    /// One that is back on its old port.
+    pub fn start_at(addr: SocketAddr) -> Self {
+        Self::on(TcpListener::bind(addr).unwrap(), None)
+    }
+
     fn listen(tls: Option<SslAcceptor>) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        Self::on(TcpListener::bind(("127.0.0.1", 0)).unwrap(), tls)
+    }
+
+    fn on(listener: TcpListener, tls: Option<SslAcceptor>) -> Self {
         let addr = listener.local_addr().unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let (sender, came) = mpsc::channel();
@@ -339,6 +347,11 @@ impl Peer {
 
     pub fn send_raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
+    }
+
+    /// The TCP connection, to set its options.
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        self.stream.tcp()
     }
 
     /// Ends our side of the TCP connection.

@@ -15,7 +15,10 @@ use mqtt_websocket_proxy::net::Running;
 
 pub mod audio;
 pub mod chat;
+pub mod crowd;
 pub mod device;
+pub mod host;
+pub mod logged;
 pub mod mqtt;
 pub mod process;
 pub mod tls;

@@ -1,0 +1,448 @@
+//! A chat server fails in mid-call, and the call goes on.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use mqtt_websocket_proxy::config::Config;
+use serde_json::{Value, json};
+use support::audio::Call;
+use support::chat::{ChatServer, Message, Peer, headed};
+use support::crowd::kill;
+use support::device::{Device, HELLO, client_id};
+use support::logged::{Logged, fact};
+use support::{gateway, gateway_with};
+
+/// Pauses short enough for a test.
+fn hasty(config: &mut Config) {
+    config.websocket.reconnect.initial = Duration::from_millis(20);
+    config.websocket.reconnect.max = Duration::from_millis(40);
+}
+
+/// A call on `server` after which the gateway knows the device's UDP address.
+fn talk(device: &mut Device, server: &ChatServer) -> (Call, Peer) {
+    let (mut call, mut peer) = device.call(server);
+    call.send(0, b"\x58a");
+    assert_eq!(peer.binary(), headed(0, b"\x58a"));
+    (call, peer)
+}
+
+/// The next dial is taken up; the hello that came with it.
+fn take_up(server: &ChatServer, session_id: &str) -> (Peer, Value) {
+    let mut peer = server.accept();
+    peer.upgrade();
+    let hello = peer.greet(session_id);
+    (peer, hello)
+}
+
+/// Audio passes both ways, under the key the device was first given. What the device sends until the gateway has taken
+/// the new chat server's hello is dropped.
+fn assert_audible(call: &mut Call, peer: &mut Peer, mark: &[u8]) {
+    peer.say(r#"{"type":"stt","text":"ready"}"#);
+    peer.send_audio(9, mark);
+    assert_eq!(call.receive().payload, mark);
+    call.send(8, mark);
+    assert_eq!(peer.binary(), headed(8, mark));
+}
+
+#[test]
+fn two_hundred_calls_outlive_their_chat_server() {
+    const CALLS: u8 = 200;
+    let doomed = ChatServer::start();
+    let other = ChatServer::start();
+    let mut log = Logged::about(doomed.addr.to_string());
+    let gateway = gateway(&[doomed.url(), other.url()]);
+    let mut devices: Vec<(Device, Call)> = Vec::new();
+    let mut peers: Vec<HashMap<String, Peer>> = vec![HashMap::new(), HashMap::new()];
+    for number in 0..CALLS {
+        let mut device = Device::connect(gateway.addresses().mqtt, number);
+        device.say(HELLO);
+        // Calls are spread over the list in turn.
+        let at = usize::from(number % 2);
+        let mut peer = [&doomed, &other][at].accept();
+        peer.upgrade();
+        peer.greet(&format!("first-{number}"));
+        let mut call = device.answered();
+        call.send(0, b"\x58a");
+        peer.binary();
+        peers[at].insert(device.mac.clone(), peer);
+        devices.push((device, call));
+    }
+    let killed = Instant::now();
+    let lost = peers.remove(0);
+    let mut going_on = peers.remove(0);
+    let count = lost.len();
+    kill(doomed, lost.into_values());
+    for _ in 0..count {
+        let mut peer = other.accept();
+        let request = peer.upgrade();
+        peer.greet("second");
+        going_on.insert(request.header("device-id").unwrap().to_owned(), peer);
+    }
+    for (device, call) in &mut devices {
+        let peer = going_on.get_mut(&device.mac).unwrap();
+        let mark = [b"\x58", device.mac.as_bytes()].concat();
+        peer.send_audio(1, &mark);
+        assert_eq!(call.receive().payload, mark);
+        call.send(2, &mark);
+        assert_eq!(peer.binary(), headed(2, &mark));
+    }
+    let silent = killed.elapsed();
+    assert!(silent < Duration::from_secs(2), "audio flows again after {silent:?}");
+    devices.iter_mut().for_each(|(device, _)| device.mqtt.assert_quiet());
+    log.line("new calls try it last");
+    assert_eq!(log.count("new calls try it last"), 0, "once per change, not per call");
+}
+
+#[test]
+fn a_call_waits_until_a_chat_server_is_back() {
+    let (first, second) = (ChatServer::start(), ChatServer::start());
+    let gateway = gateway_with(&[first.url(), second.url()], hasty);
+    let mut log = Logged::about(client_id(1));
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, peer) = talk(&mut device, &first);
+    kill(second, []);
+    let addr = kill(first, [peer]);
+    log.line("redialling");
+    // In the gap: audio is dropped, text waits in order.
+    (0..5).for_each(|_| call.send(0, b"\x58gap"));
+    for n in 0..3 {
+        device.say(&json!({"type": "custom", "session_id": call.session_id, "n": n}).to_string());
+    }
+    (0..6).for_each(|_| drop(log.line("redialling")));
+    let back = ChatServer::start_at(addr);
+    let (mut peer, _) = take_up(&back, "later");
+    for n in 0..3 {
+        assert_eq!(peer.json(), json!({"type": "custom", "session_id": "later", "n": n}));
+    }
+    assert_audible(&mut call, &mut peer, b"\x58new");
+    assert_eq!(device.json()["type"], "stt");
+    device.mqtt.assert_quiet();
+    device.say(r#"{"type":"goodbye"}"#);
+    let end = log.line("call ends");
+    let dropped: u32 = fact(&end, "dropped").parse().unwrap();
+    assert_eq!((dropped, fact(&end, "redials")), (5, "1"), "{end}");
+}
+
+#[test]
+fn how_a_websocket_ends_decides_whether_the_call_goes_on() {
+    type End = fn(Peer) -> Option<Peer>;
+    fn raw(mut peer: Peer, bytes: &[u8]) -> Option<Peer> {
+        peer.send_raw(bytes);
+        Some(peer)
+    }
+    fn close(mut peer: Peer, code: Option<u16>) -> Option<Peer> {
+        peer.send_close(code);
+        Some(peer)
+    }
+    let table: [(&str, End, bool); 20] = [
+        (
+            "reset",
+            |peer| {
+                peer.reset();
+                None
+            },
+            true,
+        ),
+        (
+            "end without a Close frame",
+            |mut peer| {
+                peer.shut();
+                Some(peer)
+            },
+            true,
+        ),
+        ("1001", |peer| close(peer, Some(1001)), true),
+        ("1002", |peer| close(peer, Some(1002)), true),
+        ("1003", |peer| close(peer, Some(1003)), true),
+        ("1008", |peer| close(peer, Some(1008)), true),
+        ("1011", |peer| close(peer, Some(1011)), true),
+        ("1012", |peer| close(peer, Some(1012)), true),
+        ("1013", |peer| close(peer, Some(1013)), true),
+        ("1014", |peer| close(peer, Some(1014)), true),
+        ("4000", |peer| close(peer, Some(4000)), true),
+        ("a code that must not be sent", |peer| close(peer, Some(1006)), true),
+        ("a Close of one byte", |peer| raw(peer, &[0x88, 1, 3]), true),
+        ("an unknown opcode", |peer| raw(peer, &[0x83, 0]), true),
+        ("reserved bits", |peer| raw(peer, &[0xc1, 0]), true),
+        ("text that is not UTF-8", |peer| raw(peer, &[0x81, 2, 0xff, 0xfe]), true),
+        ("a masked frame", |peer| raw(peer, &[0x81, 0x82, 0, 0, 0, 0, b'{', b'}']), true),
+        ("a frame of 2 MiB", |peer| raw(peer, &[0x82, 127, 0, 0, 0, 0, 0, 0x20, 0, 0]), true),
+        ("1000", |peer| close(peer, Some(1000)), false),
+        ("a Close without a code", |peer| close(peer, None), false),
+    ];
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], hasty);
+    let mut device = Device::connect(gateway.addresses().mqtt, 2);
+    for (how, end, goes_on) in table {
+        let (mut call, peer) = talk(&mut device, &server);
+        let old = end(peer);
+        if goes_on {
+            let (mut peer, _) = take_up(&server, "again");
+            assert_audible(&mut call, &mut peer, b"\x58on");
+            assert_eq!(device.json()["session_id"], "server-session", "{how}");
+            device.mqtt.assert_quiet();
+            device.say(r#"{"type":"goodbye"}"#);
+            peer.expect_close(1000);
+        } else {
+            device.expect_goodbye("server-session");
+            device.mqtt.assert_quiet();
+            assert!(server.is_idle(), "{how}");
+        }
+        // The gateway's side of the old WebSocket is over too: a Close was answered, or one told what was wrong.
+        if let Some(mut old) = old {
+            old.shut();
+            while !matches!(old.message(), Message::End) {}
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_is_none_ends_that_websocket_with_its_code() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], hasty);
+    let mut device = Device::connect(gateway.addresses().mqtt, 3);
+    for (bytes, code) in
+        [(&[0x83, 0][..], 1002), (&[0x81, 1, 0xff], 1007), (&[0x82, 127, 0, 0, 0, 0, 0, 0x20, 0, 0], 1009)]
+    {
+        let (_, mut peer) = device.call(&server);
+        peer.send_raw(bytes);
+        assert_eq!(peer.message(), Message::Close(Some(code)));
+        take_up(&server, "again");
+    }
+}
+
+#[test]
+fn the_new_chat_server_learns_where_the_device_was() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], hasty);
+    let mut device = Device::connect(gateway.addresses().mqtt, 4);
+    device.say(HELLO);
+    let mut peer = server.accept();
+    peer.upgrade();
+    let first_hello = peer.greet("old");
+    let mut call = device.answered();
+    let listen = json!({"type": "listen", "session_id": "old", "state": "start", "mode": "realtime"});
+    device.say(r#"{"type":"listen","session_id":"old","state":"detect","text":"hi"}"#);
+    device.say(&listen.to_string());
+    assert_eq!(peer.json()["state"], "detect");
+    assert_eq!(peer.json(), listen);
+    call.send(1, b"\x58a");
+    peer.binary();
+    peer.send_audio(1, b"\x58x");
+    assert_eq!(call.receive().sequence(), 1);
+    peer.reset();
+
+    let (mut peer, hello) = take_up(&server, "new");
+    assert_eq!(hello, first_hello, "hello with the device's own parameters");
+    // The last listen again, once, with the id this server knows.
+    let mut repeated = listen.clone();
+    repeated["session_id"] = "new".into();
+    assert_eq!(peer.json(), repeated);
+    // Ids are mapped both ways; the device keeps the one it was given, and its sequences.
+    peer.say(r#"{"type":"llm","session_id":"new","emotion":"happy"}"#);
+    assert_eq!(device.mqtt.text(), r#"{"type":"llm","session_id":"old","emotion":"happy"}"#);
+    device.say(r#"{"type":"listen","session_id":"old","state":"stop"}"#);
+    assert_eq!(peer.text(), r#"{"type":"listen","session_id":"new","state":"stop"}"#);
+    peer.send_audio(2, b"\x58y");
+    let audio = call.receive();
+    assert_eq!((audio.sequence(), audio.ssrc(), &audio.payload[..]), (2, call.ssrc(), &b"\x58y"[..]));
+    call.send(3, b"\x58b");
+    assert_eq!(peer.binary(), headed(3, b"\x58b"));
+    // A third server, which names no session.
+    peer.reset();
+    let mut peer = server.accept();
+    peer.upgrade();
+    assert_eq!(peer.json(), first_hello);
+    peer.say(r#"{"type":"hello","transport":"websocket"}"#);
+    assert_eq!(peer.json()["state"], "stop");
+    peer.say(r#"{"type":"stt","text":"x"}"#);
+    assert_eq!(device.json()["session_id"], "old");
+    peer.say(r#"{"type":"goodbye","session_id":"old"}"#);
+    device.expect_goodbye("old");
+    device.mqtt.assert_quiet();
+}
+
+#[test]
+fn a_listen_that_waits_is_not_said_twice() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], hasty);
+    let mut log = Logged::about(client_id(5));
+    let mut device = Device::connect(gateway.addresses().mqtt, 5);
+    let (_call, mut peer) = device.call(&server);
+    device.say(r#"{"type":"listen","state":"start","mode":"auto"}"#);
+    peer.json();
+    let addr = kill(server, [peer]);
+    log.line("redialling");
+    device.say(r#"{"type":"listen","state":"stop"}"#);
+    device.say(r#"{"type":"abort"}"#);
+    let (mut peer, _) = take_up(&ChatServer::start_at(addr), "server-session");
+    assert_eq!(peer.json()["state"], "stop");
+    assert_eq!(peer.json()["type"], "abort");
+    device.say(r#"{"type":"goodbye"}"#);
+    peer.expect_close(1000);
+}
+
+#[test]
+fn the_next_chat_server_is_dialled_once_per_attempt() {
+    let servers = [ChatServer::start(), ChatServer::start(), ChatServer::start()];
+    let gateway = gateway_with(&servers.each_ref().map(ChatServer::url), hasty);
+    let mut device = Device::connect(gateway.addresses().mqtt, 6);
+    let (_call, mut peer) = device.call(&servers[0]);
+    for at in [1, 2, 0, 1, 2, 0] {
+        peer.reset();
+        peer = servers[at].accept();
+        assert!(servers.iter().all(ChatServer::is_idle));
+    }
+    peer.upgrade();
+    peer.greet("back");
+    device.mqtt.assert_quiet();
+}
+
+#[test]
+fn pauses_grow_to_their_limit_with_a_jitter_of_a_fifth_at_most() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| {
+        config.websocket.reconnect.initial = Duration::from_millis(50);
+        config.websocket.reconnect.max = Duration::from_millis(400);
+    });
+    let mut log = Logged::about(client_id(7));
+    let mut device = Device::connect(gateway.addresses().mqtt, 7);
+    let (_call, mut peer) = device.call(&server);
+    let mut seen = Vec::new();
+    for nominal in [50, 100, 200, 400, 400, 400] {
+        let failed = Instant::now();
+        peer.reset();
+        peer = server.accept();
+        let measured = failed.elapsed();
+        let said = log.line("redialling in ");
+        let said: u64 =
+            said.split("redialling in ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        assert!((nominal * 4 / 5..=nominal).contains(&said), "{said} ms instead of {nominal} ms");
+        let (least, most) =
+            (Duration::from_millis(nominal * 4 / 5), Duration::from_millis(nominal * 6 / 5 + 40));
+        assert!((least..most).contains(&measured), "{measured:?} instead of {nominal} ms");
+        seen.push(said);
+    }
+    assert!(seen[3..].iter().any(|pause| *pause != seen[3]), "no jitter in {seen:?}");
+}
+
+#[test]
+fn a_call_that_is_given_up_gets_one_goodbye() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| {
+        hasty(config);
+        config.websocket.reconnect.give_up_after = Duration::from_millis(300);
+    });
+    let mut log = Logged::about(client_id(8));
+    let mut device = Device::connect(gateway.addresses().mqtt, 8);
+    let (_call, peer) = device.call(&server);
+    let lost = Instant::now();
+    kill(server, [peer]);
+    let alert = device.json();
+    assert_eq!(
+        (&alert["type"], &alert["session_id"]),
+        (&"alert".into(), &"server-session".into()),
+        "{alert}"
+    );
+    device.expect_goodbye("server-session");
+    assert!(lost.elapsed() >= Duration::from_millis(300));
+    assert_eq!(fact(&log.line("call ends"), "reason"), "server_lost");
+    device.mqtt.assert_quiet();
+    // And a new hello is answered at once: nothing is left of the old call.
+    device.say(r#"{"type":"listen","session_id":"server-session","state":"start"}"#);
+    device.expect_goodbye("server-session");
+}
+
+#[test]
+fn a_device_that_hangs_up_ends_the_redialling() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], hasty);
+    let mut log = Logged::about(client_id(9));
+    let mut device = Device::connect(gateway.addresses().mqtt, 9);
+    let (_call, peer) = device.call(&server);
+    let addr = kill(server, [peer]);
+    log.line("redialling");
+    device.say(r#"{"type":"goodbye","session_id":"server-session"}"#);
+    assert_eq!(fact(&log.line("call ends"), "reason"), "device_goodbye");
+    device.mqtt.assert_quiet();
+    let back = ChatServer::start_at(addr);
+    assert!(back.accept_within(Duration::from_millis(200)).is_none(), "dialled for nobody");
+}
+
+#[test]
+fn text_that_waits_too_long_ends_the_call() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], hasty);
+    let mut log = Logged::about(client_id(10));
+    let mut device = Device::connect(gateway.addresses().mqtt, 10);
+    let (_call, peer) = device.call(&server);
+    kill(server, [peer]);
+    log.line("redialling");
+    let text = json!({"type": "custom", "filler": "x".repeat(10_000)}).to_string();
+    (0..100).for_each(|_| device.say(&text));
+    assert_eq!(fact(&log.line("call ends"), "reason"), "overflow");
+    device.expect_goodbye("server-session");
+}
+
+#[test]
+fn a_chat_server_that_failed_is_tried_last_but_not_later() {
+    let (first, second) = (ChatServer::start(), ChatServer::start());
+    let gateway = gateway_with(&[first.url(), second.url()], hasty);
+    let mut log = Logged::about(first.addr.to_string());
+    let mut device = Device::connect(gateway.addresses().mqtt, 11);
+    let (_call, peer) = device.call(&first);
+    peer.reset();
+    let (_peer, _) = take_up(&second, "x");
+    assert!(log.line("new calls try it last").starts_with("WARN"));
+    // New calls, whoever's turn it is, begin with the second.
+    let mut calls = Vec::new();
+    for number in 12..16 {
+        let mut device = Device::connect(gateway.addresses().mqtt, number);
+        let call = device.call(&second);
+        calls.push((device, call));
+        assert!(first.is_idle());
+    }
+    // Only when that fails too is the first tried, without delay.
+    let mut device = Device::connect(gateway.addresses().mqtt, 16);
+    device.say(HELLO);
+    let began = Instant::now();
+    second.accept().reset();
+    let (_peer, _) = take_up(&first, "y");
+    device.answered();
+    assert!(began.elapsed() < Duration::from_millis(500));
+    assert!(log.line("works again").starts_with("INFO"));
+    assert_eq!(log.count("new calls try it last"), 0);
+}
+
+#[test]
+fn the_only_chat_server_is_dialled_at_once_although_it_failed() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], hasty);
+    let mut device = Device::connect(gateway.addresses().mqtt, 17);
+    device.say(HELLO);
+    server.accept().reset();
+    assert_eq!(device.json()["type"], "alert");
+    device.answered();
+    assert_eq!(device.json()["type"], "goodbye");
+    let began = Instant::now();
+    device.call(&server);
+    assert!(began.elapsed() < Duration::from_millis(500));
+}
+
+#[test]
+fn speech_that_was_cut_off_is_ended_for_the_device() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], hasty);
+    let mut device = Device::connect(gateway.addresses().mqtt, 18);
+    let (_call, mut peer) = talk(&mut device, &server);
+    peer.say(r#"{"type":"tts","state":"start"}"#);
+    assert_eq!(device.json()["state"], "start");
+    peer.reset();
+    assert_eq!(device.json(), json!({"type": "tts", "state": "stop", "session_id": "server-session"}));
+    take_up(&server, "x");
+    device.mqtt.assert_quiet();
+}

@@ -1,0 +1,39 @@
+//! Many at once: cases that each wait for time to pass, and calls in numbers.
+
+use std::net::{SocketAddr, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::LIMIT;
+use super::chat::{ChatServer, Peer};
+
+/// Runs cases that mostly wait, each in a thread of its own, and names those that failed.
+pub fn together(cases: &[(&str, fn())]) {
+    let failed: Vec<&str> = thread::scope(|scope| {
+        let run = |case: fn()| catch_unwind(AssertUnwindSafe(case)).is_err();
+        let threads: Vec<_> = cases
+            .iter()
+            .map(|&(name, case)| {
+                (name, thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, move || run(case)))
+            })
+            .collect();
+        let failed =
+            threads.into_iter().filter_map(|(name, thread)| thread.unwrap().join().unwrap().then_some(name));
+        failed.collect()
+    });
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
+
+/// Ends a chat server as SIGKILL does: every connection is reset, and nobody listens any more.
+pub fn kill(server: ChatServer, peers: impl IntoIterator<Item = Peer>) -> SocketAddr {
+    let addr = server.addr;
+    drop(server);
+    peers.into_iter().for_each(Peer::reset);
+    let end = Instant::now() + LIMIT;
+    while TcpStream::connect_timeout(&addr, Duration::from_secs(1)).is_ok() {
+        assert!(Instant::now() < end, "the chat server still listens");
+        thread::yield_now();
+    }
+    addr
+}
