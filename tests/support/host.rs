@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 use super::LIMIT;
+use super::device::{Device, client_id, mac};
+use super::mqtt::{Client, Connect};
 
 /// A TCP connection that leaves from this address of ours.
 pub fn connect_from(ip: [u8; 4], to: SocketAddr) -> TcpStream {
@@ -36,4 +38,13 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "never: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A device whose MQTT connection comes from this address of ours.
+pub fn device_from(ip: [u8; 4], gateway: SocketAddr, number: u8) -> Device {
+    let client_id = client_id(number);
+    let mut mqtt = Client::over(connect_from(ip, gateway));
+    mqtt.send(&Connect::new(&client_id).packet());
+    assert_eq!(mqtt.packet().body, [0, 0]);
+    Device { mqtt, mac: mac(number), client_id }
 }

@@ -38,7 +38,10 @@ impl Logged {
                 self.from += at + 1;
                 return lines[self.from - 1].clone();
             }
-            assert!(Instant::now() < end, "no {part:?} about {:?} in {:#?}", self.about, &lines[self.from..]);
+            if Instant::now() >= end {
+                let about: Vec<_> = lines.iter().filter(|line| line.contains(&self.about)).collect();
+                panic!("no {part:?} about {:?} in {about:#?}", self.about);
+            }
             lines = CAME.wait_timeout(lines, left(end)).unwrap().0;
         }
     }

@@ -1,0 +1,195 @@
+//! Who is still there: pings, keep alive, and calls in which nothing happens.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use mqtt_websocket_proxy::config::Config;
+use support::chat::{ChatServer, Message};
+use support::device::{Device, HELLO, client_id, mac};
+use support::logged::{Logged, fact};
+use support::mqtt::{Client, Connect, PINGREQ};
+use support::{gateway, gateway_with};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+fn pinging(config: &mut Config) {
+    config.websocket.ping_interval = MS(200);
+    config.websocket.ping_timeout = MS(300);
+    config.websocket.reconnect.initial = MS(20);
+}
+
+#[test]
+fn a_chat_server_is_pinged_and_its_pings_are_answered() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], pinging);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (_call, mut peer) = device.call(&server);
+    let began = Instant::now();
+    for _ in 0..3 {
+        let Message::Ping(payload) = peer.message() else { panic!() };
+        peer.frame(10, &payload);
+    }
+    let took = began.elapsed();
+    assert!((MS(550)..MS(800)).contains(&took), "three pings in {took:?}");
+    for payload in [&b""[..], b"abc", &[7; 125]] {
+        peer.ping(payload);
+        while peer.message() != Message::Pong(payload.to_vec()) {}
+    }
+    device.mqtt.assert_quiet();
+    assert!(server.is_idle());
+}
+
+#[test]
+fn no_ping_is_sent_when_the_interval_is_zero() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| config.websocket.ping_interval = Duration::ZERO);
+    let mut device = Device::connect(gateway.addresses().mqtt, 2);
+    let (_call, mut peer) = device.call(&server);
+    assert_eq!(peer.message_within(MS(500)), None);
+}
+
+#[test]
+fn a_chat_server_that_answers_no_ping_is_replaced() {
+    let (silent, other) = (ChatServer::start(), ChatServer::start());
+    let gateway = gateway_with(&[silent.url(), other.url()], pinging);
+    let mut log = Logged::about(client_id(3));
+    let mut device = Device::connect(gateway.addresses().mqtt, 3);
+    let (_call, _peer) = device.call(&silent);
+    let began = Instant::now();
+    let mut peer = other.accept();
+    let took = began.elapsed();
+    assert!((MS(480)..MS(800)).contains(&took), "{took:?}");
+    assert!(log.line("redialling").contains("no pong"));
+    peer.upgrade();
+    peer.greet("x");
+    device.mqtt.assert_quiet();
+}
+
+#[test]
+fn any_frame_of_the_chat_server_is_a_sign_of_life() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], pinging);
+    let mut device = Device::connect(gateway.addresses().mqtt, 4);
+    let (_call, mut peer) = device.call(&server);
+    let end = Instant::now() + MS(1500);
+    while Instant::now() < end {
+        if let Some(Message::Ping(_)) = peer.message_within(MS(100)) {
+            peer.say(r#"{"type":"stt","text":"busy"}"#);
+            device.json();
+        }
+    }
+    device.mqtt.assert_quiet();
+    assert!(server.is_idle());
+}
+
+#[test]
+fn keep_alive_counts_what_comes_in_only() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let client_id = client_id(5);
+    let connect = Connect { keep_alive: 1, ..Connect::new(&client_id) };
+    let mqtt = Client::log_in(gateway.addresses().mqtt, &connect);
+    let mut log = Logged::about(&client_id);
+    let mut device = Device { mqtt, mac: mac(5), client_id };
+    let (_call, mut peer) = device.call(&server);
+    // Half a packet now and then is as good as a ping.
+    let began = Instant::now();
+    for byte in PINGREQ {
+        assert!(device.mqtt.packet_within(MS(900)).is_err());
+        device.mqtt.send(&[byte]);
+    }
+    device.mqtt.packet();
+    let heard = Instant::now();
+    assert!(heard - began > MS(1600));
+    // What is sent to the device does not keep it alive.
+    while device.mqtt.packet_within(MS(100)) != Err(support::mqtt::Silence::Closed) {
+        peer.say(r#"{"type":"stt","text":"x"}"#);
+        assert!(heard.elapsed() < MS(2500), "still open");
+    }
+    assert!(heard.elapsed() >= MS(1490), "closed after {:?}", heard.elapsed());
+    log.line("connection lost in a call, kept");
+}
+
+#[test]
+fn a_call_in_which_nothing_happens_ends() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| {
+        config.websocket.call_idle = MS(400);
+        config.websocket.ping_interval = MS(100);
+    });
+    let mut log = Logged::about(client_id(6));
+    let mut device = Device::connect(gateway.addresses().mqtt, 6);
+    let (mut call, mut peer) = device.call(&server);
+    // Each of these is a sign of life of the call; pings and pongs are none.
+    let mut last = Instant::now();
+    for step in 0..4 {
+        let end = Instant::now() + MS(250);
+        while Instant::now() < end {
+            if let Some(Message::Ping(payload)) = peer.message_within(MS(10)) {
+                peer.frame(10, &payload);
+            }
+        }
+        last = Instant::now();
+        match step {
+            0 => device.say(r#"{"type":"custom"}"#),
+            1 => peer.say(r#"{"type":"stt"}"#),
+            2 => call.send(0, b"\x58a"),
+            _ => peer.send_audio(0, b"\x58a"),
+        }
+    }
+    assert_eq!(device.json()["type"], "stt");
+    device.mqtt.send(&PINGREQ);
+    device.mqtt.packet();
+    device.expect_goodbye("server-session");
+    let quiet = last.elapsed();
+    assert!((MS(390)..MS(700)).contains(&quiet), "{quiet:?}");
+    assert_eq!(fact(&log.line("call ends"), "reason"), "idle");
+    while !matches!(peer.message(), Message::Close(Some(1000))) {}
+}
+
+#[test]
+fn a_call_in_which_nothing_happens_goes_on_when_the_limit_is_zero() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| config.websocket.call_idle = Duration::ZERO);
+    let mut device = Device::connect(gateway.addresses().mqtt, 7);
+    let (_call, mut peer) = device.call(&server);
+    assert_eq!(peer.message_within(MS(500)), None);
+    device.mqtt.assert_quiet();
+}
+
+#[test]
+fn an_unanswered_ping_does_not_end_a_call_that_is_over() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], pinging);
+    let mut device = Device::connect(gateway.addresses().mqtt, 8);
+    let (_call, mut peer) = device.call(&server);
+    while !matches!(peer.message(), Message::Ping(_)) {}
+    device.say(r#"{"type":"goodbye"}"#);
+    device.say(HELLO);
+    let mut next = server.accept();
+    next.upgrade();
+    next.greet("second");
+    assert_eq!(device.answered().session_id, "second");
+    while !matches!(peer.message(), Message::Close(Some(1000))) {}
+    device.mqtt.assert_quiet();
+}
+
+/// The kernel's own timer on the gateway's end of a connection: 2 is keep alive (proc(5), tcp_diag).
+#[cfg(target_os = "linux")]
+#[test]
+fn tcp_keepalive_is_on_for_devices() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let device = Device::connect(gateway.addresses().mqtt, 9);
+    let ends = |addr: std::net::SocketAddr| format!("0100007F:{:04X}", addr.port());
+    let pair =
+        format!("{} {}", ends(gateway.addresses().mqtt), ends(device.mqtt.stream.local_addr().unwrap()));
+    support::host::eventually("the keep-alive timer runs", || {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let line = table.lines().find(|line| line.contains(&pair)).unwrap();
+        line.split_whitespace().nth(5).unwrap().starts_with("02:")
+    });
+}
