@@ -228,11 +228,14 @@ impl Gateway {
         }
     }
 
-    /// Queues one datagram for the end of the turn. Text that came before it leaves first.
+    /// Queues one datagram for the end of the turn. Text that came before it leaves first, and before that the audio
+    /// that came before the text: a `tts stop` in between must overtake neither.
     pub(super) fn queue_datagram(&mut self, id: SessionId, sealed: Sealed, bytes: &[u8]) {
         let Some(session) = self.sessions.live(id) else { return };
         let ssrc = session.core.ssrc().unwrap_or_default();
-        if session.device.as_ref().is_some_and(|device| device.has_output()) {
+        if session.device.as_ref().is_some_and(|device| device.has_output())
+            && !self.flush_datagrams().blocked
+        {
             self.flush_device(id);
         }
         match self.udp.queue(sealed.peer.addr, sealed.peer.local, ssrc) {

@@ -14,7 +14,7 @@ use mio::{Events, Interest, Poll, Waker};
 use super::accept;
 use super::backend::Backend;
 use super::calls::TlsClients;
-use super::datagrams::Datagrams;
+use super::datagrams::{Datagrams, Flushed};
 use super::doorkeeper::Doorkeeper;
 use super::handle::{Addresses, Command, Handle};
 use super::index::{Index, Sightings};
@@ -387,9 +387,7 @@ impl Gateway {
     /// Writes what the turn has queued: datagrams in one batch, then each touched socket once. Text waits for audio
     /// that came before it.
     fn flush(&mut self) {
-        let flushed = self.udp.flush();
-        self.metrics.datagrams_out += flushed.sent as u64;
-        self.metrics.datagrams_failed += flushed.failed as u64;
+        let flushed = self.flush_datagrams();
         let mut touched = mem::take(&mut self.dirty);
         let mut i = 0;
         while i < touched.len() {
@@ -415,6 +413,13 @@ impl Gateway {
             touched.clear();
             self.dirty = touched;
         }
+    }
+
+    pub(super) fn flush_datagrams(&mut self) -> Flushed {
+        let flushed = self.udp.flush();
+        self.metrics.datagrams_out += flushed.sent as u64;
+        self.metrics.datagrams_failed += flushed.failed as u64;
+        flushed
     }
 
     /// Frees the slots of sessions of which nothing is left.
