@@ -337,9 +337,17 @@ impl Backend {
     /// An error other than a full buffer shows itself at the next read.
     fn send(&mut self, message: Message) -> Result<(), Refused> {
         let Stage::Open(socket) = &mut self.stage else { return Ok(()) };
-        match socket.write(message) {
-            Err(Error::WriteBufferFull(_)) => Err(Refused),
-            _ => Ok(()),
+        let Err(Error::WriteBufferFull(message)) = socket.write(message) else { return Ok(()) };
+        match socket.flush() {
+            // Nothing waits: the message alone is longer than the buffer, which a reading server need not suffer for.
+            Ok(()) => {
+                socket.set_config(|config| config.max_write_buffer_size = usize::MAX);
+                let _ = socket.write(*message);
+                socket.set_config(|config| config.max_write_buffer_size = MAX_WRITE_BUFFER);
+                Ok(())
+            }
+            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Err(Refused),
+            Err(_) => Ok(()),
         }
     }
 
