@@ -43,7 +43,7 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// A device whose MQTT connection comes from this address of ours.
 pub fn device_from(ip: [u8; 4], gateway: SocketAddr, number: u8) -> Device {
     let client_id = client_id(number);
-    let mut mqtt = Client::over(connect_from(ip, gateway));
+    let mut mqtt = Client::from(connect_from(ip, gateway));
     mqtt.send(&Connect::new(&client_id).packet());
     assert_eq!(mqtt.packet().body, [0, 0]);
     Device { mqtt, mac: mac(number), client_id }

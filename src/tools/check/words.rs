@@ -53,13 +53,13 @@ impl Words<'_> {
             )
         };
         let is_loopback = host == "localhost" || host.starts_with("127.") || host == "::1";
-        let trouble = match is_loopback {
+
+        match is_loopback {
             true => trouble.advise(
                 "in a container this address is the container itself: write the host's own address instead",
             ),
             false => trouble,
-        };
-        trouble
+        }
     }
 
     fn insecure(&self, why: &str) -> Trouble {
