@@ -16,7 +16,7 @@ mod shadow;
 mod sound;
 
 const SEEDS: u64 = 256;
-const STEPS: usize = 800;
+const STEPS: usize = 500;
 const ID: &str = "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid";
 /// How late the shell may ring, in milliseconds: one slot of its wheel.
 const LATE: u64 = 100;
@@ -161,6 +161,7 @@ impl World {
         for _ in 0..STEPS {
             self.step();
             self.check();
+            self.bury();
         }
         // Everybody goes away, and time sorts out the rest.
         if let Some(current) = self.current {
@@ -261,6 +262,14 @@ impl World {
             assert!(!std::mem::replace(ended, true), "a call ends once");
         }
         out
+    }
+
+    /// Forgets sessions that are over, but for the one that is still known under the client id.
+    fn bury(&mut self) {
+        let Some(current) = self.current.map(|current| self.sessions.remove(current)) else { return };
+        self.sessions.retain(|session| !session.core.is_over());
+        self.sessions.push(current);
+        self.current = Some(self.sessions.len() - 1);
     }
 
     fn check(&self) {

@@ -14,7 +14,8 @@ impl World {
             0..12 => self.hello(s),
             12..30 => self.text(s, "listen"),
             30..34 => self.text(s, "abort"),
-            34..38 => self.text(s, "iot"),
+            34..36 => self.text(s, "iot"),
+            36..38 => self.text(s, "mcp"),
             38..44 => self.goodbye(s),
             44..45 => self.text_burst(s),
             45..48 => self.leave(s),
@@ -100,8 +101,7 @@ impl World {
     }
 
     fn garbage(&mut self, s: usize) {
-        let text =
-            self.rng.pick(&["", "{", "[]", "nonsense", r#"{"type":"mcp","payload":{"id":1,"result":{}}}"#]);
+        let text = self.rng.pick(&["", "{", "[]", "nonsense"]);
         self.note(format_args!("[{s}] {text:?}"));
         self.drive(s, Input::Other, |core, cx| core.packet(publication(text.as_bytes()), cx));
     }

@@ -129,7 +129,7 @@ impl Shadow {
     pub(super) fn device_says(&mut self, text: &str) -> Input {
         let text: Value = serde_json::from_str(text).unwrap();
         let Some(call) = self.call.as_mut().filter(|call| !call.closing) else {
-            let answered = text["type"] != "goodbye" && text["type"] != "hello";
+            let answered = !["goodbye", "hello", "mcp"].map(Value::from).contains(&text["type"]);
             return if answered { Input::Stray } else { Input::Other };
         };
         if let Some(n) = text["n"].as_u64() {
