@@ -47,6 +47,10 @@ impl Gateway {
         self.recount();
         info!("reload: applied: {}; needs restart: {}", list(&changes.applied), list(&changes.needs_restart));
         self.start_dials();
+        // Limits that are deadlines of running calls.
+        for id in self.sessions.ids() {
+            self.drive(id, Core::timeout);
+        }
     }
 
     pub(super) fn stop(&mut self, grace: Duration) {
