@@ -1,4 +1,4 @@
-//! Who is let in over MQTT, and for how long: credentials, client ids, keep alive, and the same client id twice.
+//! Who is let in over MQTT: credentials, client ids, and the same client id twice.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,13 +6,12 @@ mod support;
 
 use std::net::SocketAddr;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::{Config, Secret};
 use support::chat::ChatServer;
-use support::device::{Device, HELLO, client_id, mac};
-use support::mqtt::{CONNACK, Client, Connect, PINGREQ, Packet, Silence, password, publish, user_name};
-use support::{LIMIT, gateway, gateway_with};
+use support::device::{HELLO, client_id, mac};
+use support::mqtt::{CONNACK, Client, Connect, PINGREQ, Packet, password, publish, user_name};
+use support::{gateway, gateway_with};
 
 const NONE: [&str; 0] = [];
 const KEY: &str = "a-Key-of-10";
@@ -179,93 +178,6 @@ fn a_refused_connect_does_not_replace_a_connection() {
     let mut older = Client::log_in(gateway.addresses().mqtt, &Connect::signed(&client_id(1), KEY));
     assert_eq!(verdict(gateway.addresses().mqtt, &Connect::signed(&client_id(1), "wrong")), 4);
     older.assert_quiet();
-}
-
-/// The connection's end, and how long after `since` it came.
-fn end(client: &mut Client, since: Instant) -> Duration {
-    client.until_closed();
-    since.elapsed()
-}
-
-// Each of these waits for seconds to pass, so they wait together.
-#[test]
-fn keep_alive_is_one_and_a_half_times_on_inbound_bytes_only() {
-    let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], |config| config.mqtt.resume_grace = Duration::ZERO);
-    let addr = gateway.addresses().mqtt;
-    let connect = |number, keep_alive| {
-        let mut connect = Connect::new(&client_id(number));
-        connect.keep_alive = keep_alive;
-        Client::log_in(addr, &connect)
-    };
-    let in_time = |passed: Duration, expected: f64| {
-        let passed = passed.as_secs_f64();
-        assert!(passed >= expected - 0.05 && passed < expected + 1.0, "{passed} s instead of {expected} s");
-    };
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let since = Instant::now();
-            in_time(end(&mut connect(1, 1), since), 1.5);
-        });
-        scope.spawn(|| {
-            let since = Instant::now();
-            in_time(end(&mut connect(2, 2), since), 3.0);
-        });
-        scope.spawn(|| {
-            // Half a packet is a sign of life: each byte counts.
-            let mut client = connect(3, 1);
-            let start = Instant::now();
-            let bytes = publish("t", &[b'x'; 100]);
-            for byte in &bytes[..5] {
-                assert_eq!(client.packet_within(Duration::from_secs(1)), Err(Silence::Deadline));
-                client.send(&[*byte]);
-            }
-            let since = Instant::now();
-            assert!(start.elapsed() >= Duration::from_secs(4));
-            in_time(end(&mut client, since), 1.5);
-        });
-        scope.spawn(|| {
-            // No limit: it is there when all others are gone.
-            let mut client = connect(4, 0);
-            assert_eq!(client.packet_within(Duration::from_secs(5)), Err(Silence::Deadline));
-            client.assert_quiet();
-        });
-        scope.spawn(move || {
-            // What the gateway sends keeps nobody alive.
-            let mut connect = Connect::new(&client_id(5));
-            connect.keep_alive = 2;
-            let mut device =
-                Device { mqtt: Client::log_in(addr, &connect), mac: mac(5), client_id: client_id(5) };
-            let (_call, mut peer) = device.call(&server);
-            let since = Instant::now();
-            let mut texts = 0;
-            let passed = loop {
-                peer.say(r#"{"type":"llm","session_id":"x"}"#);
-                match device.mqtt.packet_within(LIMIT) {
-                    Ok(_) => texts += 1,
-                    Err(silence) => {
-                        assert_eq!(silence, Silence::Closed);
-                        break since.elapsed();
-                    }
-                }
-                assert!(since.elapsed() < LIMIT);
-                thread::yield_now();
-            };
-            assert!(texts > 10, "{texts}");
-            in_time(passed, 3.0);
-            // The call is over too, since nothing is kept.
-            while !matches!(peer.message(), support::chat::Message::Close(_) | support::chat::Message::End) {}
-        });
-        scope.spawn(|| {
-            // Without CONNECT a connection lasts ten seconds, whatever trickles in.
-            let since = Instant::now();
-            let mut client = Client::open(addr);
-            client.send(&Connect::new(&client_id(6)).packet()[..5]);
-            assert_eq!(client.packet_within(Duration::from_secs(5)), Err(Silence::Deadline));
-            client.send(&Connect::new(&client_id(6)).packet()[5..8]);
-            in_time(end(&mut client, since), 10.0);
-        });
-    });
 }
 
 #[test]

@@ -230,16 +230,14 @@ fn mosquitto_sub_hears_what_the_gateway_publishes() {
         // The question that the gateway asks of every device comes unasked to this one too.
         config.mcp.enabled = true;
     });
-    // Long enough for one ping at the shortest keep alive it knows; a pipe gets its output at the end.
-    let more = ["-d", "-t", "devices/p2p/#", "-t", "null", "-q", "2", "-k", "5", "-W", "6", "-F", "%t %p"];
+    // A pipe gets its output at the end, so it ends after a second.
+    let more = ["-d", "-t", "devices/p2p/#", "-t", "null", "-q", "2", "-W", "1", "-F", "%t %p"];
     let mut command = mosquitto("mosquitto_sub", gateway.addresses().mqtt, 7, &more);
     let mut child = Guard(command.stdout(Stdio::piped()).spawn().unwrap());
     child.exit_code();
     let mut output = String::new();
     child.0.stdout.take().unwrap().read_to_string(&mut output).unwrap();
-    for part in
-        ["CONNACK (0)", "Subscribed (mid: 1): 0, 0", "devices/p2p/02_00_00_00_00_07 {", "received PINGRESP"]
-    {
+    for part in ["CONNACK (0)", "Subscribed (mid: 1): 0, 0", "devices/p2p/02_00_00_00_00_07 {"] {
         assert!(output.contains(part), "{part:?} is not in {output}");
     }
 }

@@ -17,6 +17,7 @@ pub mod audio;
 pub mod chat;
 pub mod crowd;
 pub mod device;
+pub mod faults;
 pub mod host;
 pub mod logged;
 pub mod mqtt;
