@@ -104,7 +104,7 @@ Usage:
   mqtt-websocket-proxy [options]
   mqtt-websocket-proxy demo [options]               show a call: gateway, echo server and device in one
   mqtt-websocket-proxy probe HOST[:PORT] [options]  be a device: say what works at a gateway, step by step
-  mqtt-websocket-proxy check [options]              try configuration and chat servers: say in words what is wrong
+  mqtt-websocket-proxy check [options]              say what is wrong with configuration and chat servers
   mqtt-websocket-proxy credentials [options]        print what a device must be given to log in
 Each command has a --help of its own.
 

@@ -45,8 +45,10 @@ fn signature_key(config: &Config) -> Finding {
         None => Finding::new(name, State::Warn, "not set: every device is let in, whatever its password")
             .advise(format!("set MQTT_SIGNATURE_KEY or mqtt.signature_key: {rule}")),
         Some(key) => match key.weakness() {
-            Some(why) => Finding::new(name, State::Warn, format!("too weak for the management API: {why}"))
-                .advise(rule),
+            Some(why) => {
+                Finding::new(name, State::Warn, format!("too weak for the management API: it {why}"))
+                    .advise(rule)
+            }
             None => Finding::new(name, State::Ok, "set"),
         },
     }

@@ -53,7 +53,6 @@ impl Words<'_> {
             )
         };
         let is_loopback = host == "localhost" || host.starts_with("127.") || host == "::1";
-
         match is_loopback {
             true => trouble.advise(
                 "in a container this address is the container itself: write the host's own address instead",
