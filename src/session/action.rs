@@ -62,6 +62,13 @@ pub enum Action {
     Datagram(Sealed, Box<[u8]>),
     /// Forget audio of this ssrc that waits in the socket's queue.
     FlushAudio(u32),
+    /// What became of an operator's [`Core::command`](super::Core::command): exactly once for each.
+    Answer {
+        /// The command's.
+        ticket: u64,
+        /// The device's result, raw JSON.
+        result: Result<Box<str>, CommandFailed>,
+    },
     /// A call is over: forget its ssrc, log its line.
     Ended(Box<Summary>),
     /// One more of these.
@@ -70,6 +77,19 @@ pub enum Action {
     Note(Note),
     /// Close the device's connection once what is queued for it is written, and bury the session.
     Close(Reason),
+}
+
+/// Why an operator's command has no result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommandFailed {
+    /// The device is not connected, or was lost meanwhile.
+    NotConnected,
+    /// No answer in 5 s.
+    Timeout,
+    /// Too many commands are under way for this device.
+    Busy,
+    /// The device answered with an error: its message.
+    Device(Box<str>),
 }
 
 /// What the shell minted for a hello, from the system's random source.

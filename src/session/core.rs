@@ -14,6 +14,11 @@ use crate::proto::identity::{self, ClientId};
 use crate::proto::message::{self, BadHello, DeviceHello, Peek};
 use crate::proto::mqtt::{Connect, ConnectCode, Malformed, Packet};
 
+mod operator;
+
+use self::operator::Commands;
+pub use self::operator::Delivery;
+
 /// A connection that has not sent CONNECT by now is closed.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// No CONNECT is longer than this.
@@ -35,6 +40,10 @@ pub struct Core {
     hello: Option<Box<DeviceHello>>,
     /// The session id last given: a goodbye must carry it.
     last_id: Option<Box<str>>,
+    /// Since when this connection is let in.
+    online_since: Option<Instant>,
+    /// What operators asked the device, while there is such a thing.
+    commands: Option<Box<Commands>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +71,8 @@ impl Core {
             mcp: None,
             hello: None,
             last_id: None,
+            online_since: None,
+            commands: None,
         }
     }
 
@@ -125,7 +136,8 @@ impl Core {
     pub fn deadline(&self) -> Option<Instant> {
         let call = self.call.as_ref().and_then(|call| call.deadline());
         let mcp = self.mcp.as_ref().and_then(|mcp| mcp.deadline());
-        [self.deadline, call, mcp].into_iter().flatten().min()
+        let commands = self.commands.as_ref().and_then(|commands| commands.deadline());
+        [self.deadline, call, mcp, commands].into_iter().flatten().min()
     }
 
     // ----- the device's connection --------------------------------------------------------------------------------
@@ -190,6 +202,7 @@ impl Core {
             return;
         }
         let grace = cx.config.mqtt.resume_grace;
+        self.fail_commands(cx);
         if self.has_call()
             && !grace.is_zero()
             && let Some(call) = &mut self.call
@@ -220,6 +233,7 @@ impl Core {
         }
         self.phase = Phase::Leaving;
         self.deadline = None;
+        self.fail_commands(cx);
         self.mcp = None;
         cx.out.push(Action::Close(reason));
     }
@@ -258,6 +272,7 @@ impl Core {
 
     fn welcome(&mut self, resumed: bool, cx: &mut Cx<'_>) {
         self.phase = Phase::Online;
+        self.online_since = Some(cx.now);
         self.heard(cx.now);
         self.deadline = (!self.patience.is_zero()).then(|| cx.now + self.patience);
         cx.out.push(Action::Welcome);
@@ -298,6 +313,9 @@ impl Core {
         };
         if peek.kind == "hello" {
             return self.hello(text, cx);
+        }
+        if peek.kind == "mcp" && self.command_answered(text, cx) {
+            return;
         }
         let mut forwarded = Cow::Borrowed(text);
         if peek.kind == "mcp"
@@ -478,6 +496,7 @@ impl Core {
         if let Some(mcp) = &mut self.mcp {
             mcp.timeout(cx);
         }
+        self.commands_timeout(cx);
         if let (Some(call), Some(id)) = (&mut self.call, &self.id) {
             let flow = call.timeout(Caller { id, ip: self.ip }, cx);
             self.ended(flow, cx);

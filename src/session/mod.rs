@@ -28,12 +28,12 @@ mod queue;
 mod servers;
 
 pub use action::{
-    Action, Admission, Counter, Cx, DialRequest, Discard, EndReason, Failure, Gone, Grant, Note, Reason,
-    Summary,
+    Action, Admission, CommandFailed, Counter, Cx, DialRequest, Discard, EndReason, Failure, Gone, Grant,
+    Note, Reason, Summary,
 };
 pub use bridges::{Accepted, Bridges, Effect, Presence, Requested};
-pub use call::Uplink;
-pub use core::Core;
+pub use call::{CallState, CallView, Uplink};
+pub use core::{Core, Delivery};
 pub use media::{Facts, Peer, Sealed};
 pub use servers::{Servers, Spoken};
 

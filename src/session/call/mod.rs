@@ -17,8 +17,10 @@ mod audio;
 mod dial;
 mod end;
 mod order;
+mod view;
 
 pub use audio::Uplink;
+pub use view::{CallState, CallView};
 
 /// What the core needs to know of its device to serve a call.
 #[derive(Clone, Copy)]
