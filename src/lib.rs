@@ -93,6 +93,7 @@
 //! 7. *Flush:* each socket that was written to, once, and all datagrams together.
 //! 8. *Bury* what has ended, and take new connections again where places became free.
 
+pub mod admin;
 pub mod config;
 pub mod logger;
 pub mod net;

@@ -1,0 +1,239 @@
+//! Who may call: bearer tokens, and callers on this machine when there is nothing to make a token from.
+
+use std::net::IpAddr;
+
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
+
+use super::http::{Head, Response};
+use crate::config::Config;
+
+/// Seconds of a day.
+const DAY: i64 = 86_400;
+
+/// What the clock says: seconds since 1970, and how far local time is ahead of UTC.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// Seconds since 1970-01-01, UTC.
+    pub unix: i64,
+    /// Seconds that local time is ahead of UTC.
+    pub offset: i64,
+}
+
+/// Checks a call that needs a token, by nothing but its caller: not by what it asks for.
+///
+/// The token is `api.token`, or the daily one that the consoles of the Node.js gateway make: hex of SHA-256 over the date
+/// (yyyy-MM-dd) followed by `mqtt.signature_key`. The date is the local or the UTC one, or a day before or after, since
+/// clocks and time zones differ. Without key and token only this machine may call, and no web page on it.
+///
+/// # Errors
+/// The answer to a caller who may not.
+pub fn admit(head: &Head, peer: IpAddr, config: &Config, clock: Clock) -> Result<(), Response> {
+    let key = config.mqtt.signature_key.as_ref();
+    let token = config.api.token.as_ref();
+    if key.is_none() && token.is_none() {
+        return admit_local(head, peer);
+    }
+    let weakness = key.and_then(|key| key.weakness());
+    if let (Some(weakness), None) = (&weakness, token) {
+        let sentence = format!(
+            "The management API is closed: mqtt.signature_key (MQTT_SIGNATURE_KEY) {weakness}. Choose a key of at \
+             least 8 characters with upper and lower case letters and without a common word."
+        );
+        return Err(Response::error(503, "weak_key", &sentence));
+    }
+    let Some(shown) = head.authorization.as_deref().and_then(bearer) else {
+        return Err(refusal("Send the header \"Authorization: Bearer <token>\"."));
+    };
+    let shown = Sha256::digest(shown);
+    let mut good = token.is_some_and(|token| same(&Sha256::digest(token.as_bytes()), &shown));
+    if let Some(key) = key.filter(|_| weakness.is_none()) {
+        for date in dates(clock) {
+            // Every candidate is compared, and as a whole: the time taken tells nothing.
+            good |= same(&Sha256::digest(daily_token(&date, key.as_bytes())), &shown);
+        }
+    }
+    if good {
+        return Ok(());
+    }
+    Err(refusal("The token is not valid, or not today: the daily one changes with the date."))
+}
+
+fn refusal(sentence: &str) -> Response {
+    Response::error(401, "unauthorized", sentence).with("WWW-Authenticate", "Bearer")
+}
+
+/// The daily token: hex of SHA-256 over the date and the key.
+pub fn daily_token(date: &str, key: &[u8]) -> String {
+    HEXLOWER.encode(&Sha256::new().chain_update(date).chain_update(key).finalize())
+}
+
+fn same(one: &[u8], other: &[u8]) -> bool {
+    one.iter().zip(other).fold(one.len() ^ other.len(), |differs, (a, b)| differs | usize::from(a ^ b)) == 0
+}
+
+/// The token of an `Authorization` field (RFC 6750 section 2.1), whose scheme may be in any case (RFC 9110 section 11.1).
+fn bearer(field: &str) -> Option<&str> {
+    let (scheme, token) = field.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Nobody needs a token, so the caller must be on this machine, and must not be a web page that its browser was lured
+/// to: such a page names its origin, or reaches us under a name of its own that leads here.
+fn admit_local(head: &Head, peer: IpAddr) -> Result<(), Response> {
+    if !peer.to_canonical().is_loopback() {
+        return Err(refusal(
+            "Without mqtt.signature_key (MQTT_SIGNATURE_KEY) or api.token only callers on the gateway's own machine are \
+             served: set one of them.",
+        ));
+    }
+    let foreign_name = head.host.as_deref().is_some_and(|host| !is_this_machine(host));
+    let foreign_page = head.origin.as_deref().is_some_and(|origin| {
+        origin.strip_prefix("http://").is_none_or(|origin| Some(origin) != head.host.as_deref())
+    });
+    if foreign_name || foreign_page {
+        return Err(Response::error(
+            403,
+            "foreign_origin",
+            "Without mqtt.signature_key or api.token, calls from web pages of other sites, or under another name than \
+             localhost or an IP address, are not served.",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a `Host` field holds a name that no one else's web page can have: an IP address or localhost.
+fn is_this_machine(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
+}
+
+/// The dates whose tokens are good: local and UTC, each with the day before and after.
+fn dates(clock: Clock) -> impl Iterator<Item = String> {
+    let utc = clock.unix.div_euclid(DAY);
+    let local = (clock.unix + clock.offset).div_euclid(DAY);
+    (utc.min(local) - 1..=utc.max(local) + 1).map(date)
+}
+
+/// yyyy-MM-dd of the so many-th day since 1970-01-01, in the Gregorian calendar.
+fn date(day: i64) -> String {
+    // Years begin in March here, so that a leap day is the last of its year; eras have 400 years, all alike.
+    let day = day + 719_468;
+    let (era, of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
+    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let of_month = of_year - (153 * month + 2) / 5 + 1;
+    let (month, january_on) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    format!("{:04}-{month:02}-{of_month:02}", era * 400 + year + january_on)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::admin::http;
+    use crate::config::Secret;
+
+    const KEY: &str = "A-good-Key-9";
+    const TOKEN: &str = "static-token-of-the-operator";
+    /// 2026-08-09 20:00:00 UTC, in China already the tenth.
+    const NOW: Clock = Clock { unix: 1_786_305_600, offset: 8 * 3600 };
+
+    fn call(fields: &str, peer: &str, key: Option<&str>, token: Option<&str>) -> u16 {
+        let head = http::head(format!("POST /api/x HTTP/1.1\r\n{fields}\r\n").as_bytes()).unwrap().unwrap();
+        let mut config = Config::default();
+        config.mqtt.signature_key = key.and_then(Secret::new);
+        config.api.token = token.and_then(Secret::new);
+        admit(&head, peer.parse().unwrap(), &config, NOW).map_or_else(|refusal| refusal.status, |()| 200)
+    }
+
+    #[test]
+    fn the_daily_token_is_that_of_the_consoles() {
+        // printf '2026-08-09A-good-Key-9' | sha256sum
+        let token = daily_token("2026-08-09", KEY.as_bytes());
+        assert_eq!(token, "1cd9d82d82bdb36b552d414e4e96657d7cab6b2319ae35a18d430ef8468adaa8");
+    }
+
+    #[test]
+    fn tokens_of_the_local_and_the_utc_date_and_a_day_around_them_are_good() {
+        let days = ["07", "08", "09", "10", "11", "12"];
+        let expected = [401, 200, 200, 200, 200, 401];
+        for (day, expected) in days.into_iter().zip(expected) {
+            let token = daily_token(&format!("2026-08-{day}"), KEY.as_bytes());
+            let field = format!("Authorization: Bearer {token}\r\n");
+            assert_eq!(call(&field, "192.0.2.1", Some(KEY), None), expected, "{day}");
+            assert_eq!(call(&field, "127.0.0.1", Some("Another-Key"), None), 401, "{day}");
+            let weak = daily_token(&format!("2026-08-{day}"), b"weak");
+            let field = format!("Authorization: Bearer {weak}\r\n");
+            assert_eq!(call(&field, "127.0.0.1", Some("weak"), Some(TOKEN)), 401, "a weak key opens nothing");
+        }
+        assert_eq!(
+            dates(Clock { offset: 0, ..NOW }).collect::<Vec<_>>(),
+            ["2026-08-08", "2026-08-09", "2026-08-10"]
+        );
+        let west = Clock { unix: NOW.unix - 19 * 3600, offset: -5 * 3600 };
+        assert_eq!(dates(west).next().unwrap(), "2026-08-07");
+    }
+
+    #[test]
+    fn who_may_call() {
+        let good = daily_token("2026-08-09", KEY.as_bytes());
+        let upper = good.to_uppercase();
+        let (near, far) = ("127.0.0.1", "192.0.2.1");
+        for (fields, peer, key, token, expected) in [
+            (format!("Authorization: bEARER  {good} \r\n"), far, Some(KEY), None, 200),
+            (format!("Authorization: Bearer {TOKEN}\r\n"), far, Some(KEY), Some(TOKEN), 200),
+            (format!("Authorization: Bearer {good}\r\n"), far, Some(KEY), Some(TOKEN), 200),
+            (format!("Authorization: Bearer {TOKEN}\r\n"), far, None, Some(TOKEN), 200),
+            (format!("Authorization: Bearer {TOKEN}\r\n"), far, Some("weak"), Some(TOKEN), 200),
+            (format!("Authorization: Bearer {TOKEN}x\r\n"), far, None, Some(TOKEN), 401),
+            (format!("Authorization: Bearer {upper}\r\n"), far, Some(KEY), None, 401),
+            (format!("Authorization: Basic {good}\r\n"), far, Some(KEY), None, 401),
+            (format!("Authorization: {good}\r\n"), far, Some(KEY), None, 401),
+            ("Authorization: Bearer \r\n".to_owned(), far, Some(KEY), None, 401),
+            (String::new(), near, Some(KEY), None, 401),
+            (String::new(), near, None, Some(TOKEN), 401),
+            (format!("Authorization: Bearer {good}\r\n"), near, Some("weak"), None, 503),
+            (String::new(), near, Some("weak"), None, 503),
+            (String::new(), far, None, None, 401),
+            (String::new(), near, None, None, 200),
+            (String::new(), "::1", None, None, 200),
+            (String::new(), "::ffff:127.0.0.1", None, None, 200),
+            ("Host: localhost:8007\r\n".to_owned(), near, None, None, 200),
+            ("Host: LOCALHOST\r\n".to_owned(), near, None, None, 200),
+            ("Host: [::1]:8007\r\n".to_owned(), near, None, None, 200),
+            ("Host: 10.0.0.1\r\n".to_owned(), near, None, None, 200),
+            ("Host: lured.example:8007\r\n".to_owned(), near, None, None, 403),
+            ("Host: a:8007\r\nOrigin: http://a:8007\r\n".to_owned(), near, None, None, 403),
+            ("Host: 127.0.0.1:8007\r\nOrigin: http://127.0.0.1:8007\r\n".to_owned(), near, None, None, 200),
+            ("Host: 127.0.0.1:8007\r\nOrigin: http://127.0.0.1:80\r\n".to_owned(), near, None, None, 403),
+            ("Host: 127.0.0.1\r\nOrigin: https://evil.example\r\n".to_owned(), near, None, None, 403),
+            ("Host: 127.0.0.1\r\nOrigin: null\r\n".to_owned(), near, None, None, 403),
+        ] {
+            assert_eq!(call(&fields, peer, key, token), expected, "{fields} {peer} {key:?} {token:?}");
+        }
+    }
+
+    #[test]
+    fn dates_of_leap_years_and_centuries() {
+        for (day, expected) in [
+            (0, "1970-01-01"),
+            (-1, "1969-12-31"),
+            (58, "1970-02-28"),
+            (59, "1970-03-01"),
+            (789, "1972-02-29"),
+            (10_957, "2000-01-01"),
+            (11_016, "2000-02-29"),
+            (20_674, "2026-08-09"),
+            (47_540, "2100-02-28"),
+            (47_541, "2100-03-01"),
+        ] {
+            assert_eq!(date(day), expected, "{day}");
+        }
+    }
+}

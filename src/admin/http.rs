@@ -1,0 +1,505 @@
+//! HTTP/1.1 (RFC 9112) as far as a management API needs it: a request out of bytes, an answer into bytes.
+
+use std::borrow::Cow;
+
+use httparse::Status;
+
+/// The longest request line and header fields together, in bytes.
+pub const MAX_HEAD: usize = 8 * 1024;
+/// The longest body, in bytes: a status call for more than a thousand devices. The Node.js gateway takes 100 KB.
+pub const MAX_BODY: usize = 128 * 1024;
+/// Header fields of a request.
+const MAX_FIELDS: usize = 64;
+
+/// The methods that any call has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Read.
+    Get,
+    /// Read, but answer without the body.
+    Head,
+    /// Do.
+    Post,
+    /// End.
+    Delete,
+    /// Any other.
+    Other,
+}
+
+impl Method {
+    /// As it stands in a request.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Delete => "DELETE",
+            Self::Other => "(other)",
+        }
+    }
+}
+
+/// A request without its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// What to do.
+    pub method: Method,
+    /// The path as it was sent: still percent-encoded, without the query.
+    pub path: String,
+    /// What follows the question mark, or nothing.
+    pub query: String,
+    /// Whether the connection is to stay open afterwards.
+    pub keep_alive: bool,
+    /// The `Authorization` field.
+    pub authorization: Option<String>,
+    /// The `Host` field.
+    pub host: Option<String>,
+    /// The `Origin` field: there when a web page makes the call.
+    pub origin: Option<String>,
+    /// The client waits for `100 Continue` before it sends the body.
+    pub expects_continue: bool,
+    /// How long the body is, in bytes; or why that is not served. To be asked only of a caller who may call at all.
+    pub body: Result<usize, Refusal>,
+    /// How long the head is, in bytes.
+    pub length: usize,
+}
+
+/// Why a request is not served, whatever it asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Not HTTP/1.x, or contradictory.
+    Malformed(&'static str),
+    /// A head over [`MAX_HEAD`] or with too many fields.
+    HeadTooLong,
+    /// A body over [`MAX_BODY`].
+    BodyTooLong,
+    /// A chunked body: its length is not known before its end.
+    LengthRequired,
+    /// A transfer coding other than chunked.
+    Coding,
+    /// An expectation other than `100-continue`.
+    Expectation,
+}
+
+impl Refusal {
+    /// The answer, after which the connection is closed: where the next request would begin is not known.
+    pub fn response(self) -> Response {
+        let (status, code, sentence): (_, _, Cow<'_, str>) = match self {
+            Self::Malformed(why) => {
+                (400, "bad_request", format!("This is no HTTP/1.1 request: {why}.").into())
+            }
+            Self::HeadTooLong => (
+                431,
+                "head_too_long",
+                format!("The request line and headers may have {MAX_HEAD} bytes and {MAX_FIELDS} fields.")
+                    .into(),
+            ),
+            Self::BodyTooLong => {
+                (413, "body_too_long", format!("A request body may have {MAX_BODY} bytes.").into())
+            }
+            Self::LengthRequired => (
+                411,
+                "length_required",
+                "Send the body with a Content-Length: chunked bodies are not taken.".into(),
+            ),
+            Self::Coding => {
+                (501, "coding_unknown", "This transfer coding is not known: send a Content-Length.".into())
+            }
+            Self::Expectation => (417, "expectation_failed", "Only 100-continue can be expected.".into()),
+        };
+        Response::error(status, code, &sentence)
+    }
+}
+
+/// Reads a request's head from what has come so far; `None` when more must come.
+///
+/// # Errors
+/// What can never become a request.
+pub fn head(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut request = httparse::Request::new(&mut fields);
+    let window = &bytes[..bytes.len().min(MAX_HEAD)];
+    let length = match request.parse(window) {
+        Ok(Status::Complete(length)) => length,
+        Ok(Status::Partial) if bytes.len() > MAX_HEAD => return Err(Refusal::HeadTooLong),
+        Ok(Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::HeadTooLong),
+        Err(httparse::Error::Version) => {
+            return Err(Refusal::Malformed("the version is not HTTP/1.0 or HTTP/1.1"));
+        }
+        Err(_) => return Err(Refusal::Malformed("the request line or a header field is broken")),
+    };
+    let method = match request.method {
+        Some("GET") => Method::Get,
+        Some("HEAD") => Method::Head,
+        Some("POST") => Method::Post,
+        Some("DELETE") => Method::Delete,
+        _ => Method::Other,
+    };
+    let target = origin_form(request.path.unwrap_or_default());
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let one = |name| field(request.headers, name);
+    let expect = one("expect");
+    let mut body = body_length(request.headers);
+    if expect.as_ref().is_some_and(|expect| !expect.eq_ignore_ascii_case("100-continue")) {
+        body = body.and(Err(Refusal::Expectation));
+    }
+    let connection = |option: &str| {
+        let fields = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("connection"));
+        let mut options = fields.flat_map(|field| field.value.split(|byte| *byte == b','));
+        options.any(|found| found.trim_ascii().eq_ignore_ascii_case(option.as_bytes()))
+    };
+    Ok(Some(Head {
+        method,
+        path: path.to_owned(),
+        query: query.to_owned(),
+        keep_alive: !connection("close") && (request.version == Some(1) || connection("keep-alive")),
+        authorization: one("authorization"),
+        host: one("host"),
+        origin: one("origin"),
+        // RFC 9110 section 10.1.1: not from a client of HTTP/1.0.
+        expects_continue: expect.is_some() && request.version == Some(1),
+        body,
+        length,
+    }))
+}
+
+/// The path and query of a target, which may be a whole URL (RFC 9112 section 3.2.2).
+fn origin_form(target: &str) -> &str {
+    let Some((scheme, rest)) = target.split_once("://") else { return target };
+    if !scheme.eq_ignore_ascii_case("http") {
+        return target;
+    }
+    rest.find(['/', '?']).map_or("/", |at| &rest[at..])
+}
+
+/// The value of a field that is to be there once; the last, when it is there more often.
+fn field(fields: &[httparse::Header<'_>], name: &str) -> Option<String> {
+    let found = fields.iter().rfind(|field| field.name.eq_ignore_ascii_case(name))?;
+    Some(String::from_utf8_lossy(found.value.trim_ascii()).into_owned())
+}
+
+/// RFC 9112 section 6.3, with nothing left to the imagination: two lengths are none.
+fn body_length(fields: &[httparse::Header<'_>]) -> Result<usize, Refusal> {
+    let all = |name: &'static str| fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
+    let mut lengths = all("content-length");
+    let first = lengths.next();
+    if let Some(coding) = all("transfer-encoding").next() {
+        if first.is_some() {
+            return Err(Refusal::Malformed("it has a Content-Length and a Transfer-Encoding"));
+        }
+        let chunked = coding.value.trim_ascii().eq_ignore_ascii_case(b"chunked");
+        return Err(if chunked { Refusal::LengthRequired } else { Refusal::Coding });
+    }
+    let Some(first) = first else { return Ok(0) };
+    let digits = first.value.trim_ascii();
+    if lengths.next().is_some() || digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(Refusal::Malformed("its Content-Length is not one whole number"));
+    }
+    let length = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+    length.filter(|length| *length <= MAX_BODY).ok_or(Refusal::BodyTooLong)
+}
+
+/// A path segment or query value without its percent-encoding (RFC 3986 section 2.1); `None` when that is broken or no
+/// UTF-8 comes out.
+pub fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains('%') {
+        return Some(Cow::Borrowed(text));
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let [high, low, tail @ ..] = rest else { return None };
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        bytes.push((digit(*high)? << 4 | digit(*low)?) as u8);
+        rest = tail;
+    }
+    String::from_utf8(bytes).ok().map(Cow::Owned)
+}
+
+/// The value of `key` in a query, decoded; "" for a key that stands alone.
+pub fn query_value<'a>(query: &'a str, key: &str) -> Option<Cow<'a, str>> {
+    let pair = |part: &'a str| part.split_once('=').unwrap_or((part, ""));
+    let (_, value) = query.split('&').map(pair).find(|(name, _)| *name == key)?;
+    percent_decode(value)
+}
+
+/// What a client is waiting for before it sends the body (RFC 9110 section 15.2.1).
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// The media type of the body.
+    pub content_type: &'static str,
+    /// A field of its own, with its value: `Allow` and the like.
+    pub field: Option<(&'static str, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// A JSON text.
+    pub fn json(status: u16, body: impl Into<String>) -> Self {
+        Self {
+            status,
+            content_type: "application/json; charset=utf-8",
+            field: None,
+            body: body.into().into_bytes(),
+        }
+    }
+
+    /// Text or HTML of this media type.
+    pub fn text(content_type: &'static str, body: impl Into<String>) -> Self {
+        Self { content_type, ..Self::json(200, body) }
+    }
+
+    /// An error of the API: a stable code for programs, a sentence for people.
+    pub fn error(status: u16, code: &str, sentence: &str) -> Self {
+        Self::json(status, serde_json::json!({ "code": code, "error": sentence }).to_string())
+    }
+
+    /// With a header field of its own.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.field = Some((name, value.into()));
+        self
+    }
+
+    /// Appends the answer's bytes: without the body in answer to HEAD, which is told its length all the same (RFC 9110
+    /// section 9.3.2).
+    pub fn write(&self, out: &mut Vec<u8>, keep_alive: bool, to_head: bool) {
+        let connection = if keep_alive { "keep-alive" } else { "close" };
+        let head = format!(
+            "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: {connection}\r\n\
+             Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n",
+            self.status,
+            reason(self.status),
+            self.content_type,
+            self.body.len(),
+        );
+        out.extend_from_slice(head.as_bytes());
+        if let Some((name, value)) = &self.field {
+            out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
+        if !to_head {
+            out.extend_from_slice(&self.body);
+        }
+    }
+}
+
+/// The phrase for a status (RFC 9110 section 15).
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        202 => "Accepted",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        417 => "Expectation Failed",
+        422 => "Unprocessable Content",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        503 => "Service Unavailable",
+        _ => "Unknown",
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parsed(text: &str) -> Head {
+        head(text.as_bytes()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_request_is_taken_apart() {
+        let text = "POST /api/commands/a%40@@x?dry=1&b HTTP/1.1\r\nHost: gate:8007\r\nauthorization:  Bearer abc \r\n\
+                    Content-Length: 12\r\nOrigin: http://x\r\n\r\n{\"a\":\"body\"}next";
+        let head = parsed(text);
+        let expected = Head {
+            method: Method::Post,
+            path: "/api/commands/a%40@@x".to_owned(),
+            query: "dry=1&b".to_owned(),
+            keep_alive: true,
+            authorization: Some("Bearer abc".to_owned()),
+            host: Some("gate:8007".to_owned()),
+            origin: Some("http://x".to_owned()),
+            expects_continue: false,
+            body: Ok(12),
+            length: text.find("{").unwrap(),
+        };
+        assert_eq!(head, expected);
+        for cut in 0..expected.length {
+            assert_eq!(super::head(&text.as_bytes()[..cut]), Ok(None), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_connection_stays_open_as_its_version_and_options_say() {
+        for (version, field, expected) in [
+            ("1.1", "", true),
+            ("1.1", "Connection: close\r\n", false),
+            ("1.1", "Connection: Upgrade, CLOSE\r\n", false),
+            ("1.1", "Connection: keep-alive\r\nConnection: close\r\n", false),
+            ("1.0", "", false),
+            ("1.0", "Connection: Keep-Alive\r\n", true),
+        ] {
+            let head = parsed(&format!("GET / HTTP/{version}\r\n{field}\r\n"));
+            assert_eq!(head.keep_alive, expected, "{version} {field}");
+        }
+    }
+
+    #[test]
+    fn a_target_may_be_a_whole_url() {
+        for (target, path, query) in [
+            ("/", "/", ""),
+            ("/a?b=c?d", "/a", "b=c?d"),
+            ("http://host:1/a?b", "/a", "b"),
+            ("HTTP://host", "/", ""),
+            ("http://host?b", "", "b"),
+            ("*", "*", ""),
+            ("/go/http://x", "/go/http://x", ""),
+        ] {
+            let head = parsed(&format!("GET {target} HTTP/1.1\r\n\r\n"));
+            assert_eq!((head.path.as_str(), head.query.as_str()), (path, query), "{target}");
+        }
+    }
+
+    #[test]
+    fn a_body_has_one_plain_length_or_is_refused() {
+        for (fields, expected) in [
+            ("", Ok(0)),
+            ("Content-Length: 0\r\n", Ok(0)),
+            ("content-length: 131072\r\n", Ok(MAX_BODY)),
+            ("Content-Length: 131073\r\n", Err(Refusal::BodyTooLong)),
+            ("Content-Length: 99999999999999999999999999\r\n", Err(Refusal::BodyTooLong)),
+            ("Content-Length: 5\r\nExpect: 100-Continue\r\n", Ok(5)),
+            ("Content-Length: 5\r\nExpect: miracles\r\n", Err(Refusal::Expectation)),
+            ("Transfer-Encoding: chunked\r\n", Err(Refusal::LengthRequired)),
+            ("Transfer-Encoding: gzip, chunked\r\n", Err(Refusal::Coding)),
+        ] {
+            assert_eq!(parsed(&format!("POST / HTTP/1.1\r\n{fields}\r\n")).body, expected, "{fields}");
+        }
+        for fields in [
+            "Content-Length: \r\n",
+            "Content-Length: -1\r\n",
+            "Content-Length: +1\r\n",
+            "Content-Length: 1, 1\r\n",
+            "Content-Length: 0x10\r\n",
+            "Content-Length: 1\r\nContent-Length: 1\r\n",
+            "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+        ] {
+            let body = parsed(&format!("POST / HTTP/1.1\r\n{fields}\r\n")).body;
+            assert!(matches!(body, Err(Refusal::Malformed(_))), "{fields}: {body:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_at_once_and_what_is_too_long_in_bounded_time() {
+        for bytes in [
+            &b"\x16\x03\x01\x02\x00\x01\x00"[..],
+            b"GET / HTTP/2.0\r\n\r\n",
+            b"GET  / HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+            b"GET / HTTP/1.1\r\na\0b: c\r\n\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"\x10\x0e\x00\x04MQTT\x04\x02\x00\x3c\x00\x02ab",
+        ] {
+            assert!(matches!(head(bytes), Err(Refusal::Malformed(_))), "{bytes:?}");
+        }
+        let long = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(MAX_HEAD));
+        assert_eq!(head(long.as_bytes()), Err(Refusal::HeadTooLong));
+        let fields = "a: b\r\n".repeat(MAX_FIELDS + 1);
+        assert_eq!(head(format!("GET / HTTP/1.1\r\n{fields}\r\n").as_bytes()), Err(Refusal::HeadTooLong));
+        let fits = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(MAX_HEAD - 18));
+        assert_eq!(fits.len(), MAX_HEAD);
+        assert!(head(fits.as_bytes()).is_ok_and(|head| head.is_some()));
+    }
+
+    #[test]
+    fn percent_encoding() {
+        for (text, expected) in [
+            ("GID_test@@@aa_bb", Some("GID_test@@@aa_bb")),
+            ("GID%5Ftest%40%40@", Some("GID_test@@@")),
+            ("%E7%BB%84", Some("组")),
+            ("%e7%bb%84%", None),
+            ("%4", None),
+            ("%zz", None),
+            ("%+1", None),
+            ("%ff", None),
+            ("a+b%20c", Some("a+b c")),
+        ] {
+            assert_eq!(percent_decode(text).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn query_values() {
+        for (query, expected) in [
+            ("", None),
+            ("disconnect", Some("")),
+            ("disconnect=true", Some("true")),
+            ("a=1&disconnect=tr%75e", Some("true")),
+            ("xdisconnect=true", None),
+            ("disconnect=%", None),
+        ] {
+            assert_eq!(query_value(query, "disconnect").as_deref(), expected, "{query}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_one_response_of_http_1_1() {
+        let response = Response::error(405, "method", "No \"such\" method.").with("Allow", "GET, HEAD");
+        for (to_head, body) in [(false, response.body.as_slice()), (true, b"")] {
+            let mut out = Vec::new();
+            response.write(&mut out, !to_head, to_head);
+            let mut fields = [httparse::EMPTY_HEADER; 16];
+            let mut read = httparse::Response::new(&mut fields);
+            let Status::Complete(length) = read.parse(&out).unwrap() else { panic!() };
+            assert_eq!((read.code, read.reason), (Some(405), Some("Method Not Allowed")));
+            let value = |name| field(read.headers, name).unwrap();
+            assert_eq!(value("content-length"), response.body.len().to_string());
+            assert_eq!(value("allow"), "GET, HEAD");
+            assert_eq!(value("connection"), if to_head { "close" } else { "keep-alive" });
+            assert_eq!(&out[length..], body);
+        }
+        let json: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+        assert_eq!(json["error"], "No \"such\" method.");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = head(&bytes);
+            let mut request = b"POST / HTTP/1.1\r\n".to_vec();
+            request.extend(&bytes);
+            let _ = head(&request);
+            if let Ok(text) = std::str::from_utf8(&bytes) {
+                let _ = percent_decode(text);
+                let _ = query_value(text, "a");
+            }
+        }
+    }
+}

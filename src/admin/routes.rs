@@ -1,0 +1,256 @@
+//! The calls there are: one table, which the OpenAPI file describes.
+
+use std::borrow::Cow;
+
+use super::http::{Method, Response, percent_decode};
+
+/// What a call is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// The gateway runs.
+    Health,
+    /// The gateway takes devices.
+    Ready,
+    /// Numbers for Prometheus.
+    Metrics,
+    /// The description of all this.
+    OpenApi,
+    /// Asks a device's tools and waits for the answer.
+    Command,
+    /// Which devices are connected, and which in a call.
+    DevicesStatus,
+    /// Sends a device a message.
+    Message,
+    /// Lists devices and calls.
+    Sessions,
+    /// Shows one device and its call.
+    Session,
+    /// Ends a device's call, or its connection too.
+    End,
+    /// Reads the configuration file again.
+    Reload,
+    /// Shows the configuration in force.
+    Config,
+}
+
+/// Who may make a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everyone.
+    Open,
+    /// Everyone, unless `api.metrics_need_token`.
+    Metrics,
+    /// Who shows a token.
+    Token,
+}
+
+/// One call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// GET answers HEAD too.
+    pub method: Method,
+    /// The path; `{clientId}`, at its end, stands for one segment.
+    pub path: &'static str,
+    /// Who may make it.
+    pub access: Access,
+    /// What it is for.
+    pub endpoint: Endpoint,
+}
+
+/// Every call.
+pub static ROUTES: [Route; 12] = {
+    use Access::{Metrics, Open, Token};
+    use Method::{Delete, Get, Post};
+    [
+        route(Get, "/healthz", Open, Endpoint::Health),
+        route(Get, "/readyz", Open, Endpoint::Ready),
+        route(Get, "/metrics", Metrics, Endpoint::Metrics),
+        route(Get, "/openapi.json", Open, Endpoint::OpenApi),
+        route(Post, "/api/commands/{clientId}", Token, Endpoint::Command),
+        route(Post, "/api/devices/status", Token, Endpoint::DevicesStatus),
+        route(Post, "/api/messages/{clientId}", Token, Endpoint::Message),
+        route(Get, "/api/sessions", Token, Endpoint::Sessions),
+        route(Get, "/api/sessions/{clientId}", Token, Endpoint::Session),
+        route(Delete, "/api/sessions/{clientId}", Token, Endpoint::End),
+        route(Post, "/api/reload", Token, Endpoint::Reload),
+        route(Get, "/api/config", Token, Endpoint::Config),
+    ]
+};
+
+const fn route(method: Method, path: &'static str, access: Access, endpoint: Endpoint) -> Route {
+    Route { method, path, access, endpoint }
+}
+
+/// The description of every call (OpenAPI 3.1).
+pub const OPENAPI: &str = include_str!("openapi.json");
+
+/// What a method and path lead to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found<'a> {
+    /// A call, and the client id in its path, decoded.
+    Call(Endpoint, Option<Cow<'a, str>>),
+    /// The path has other methods: these.
+    OtherMethods(String),
+    /// Nothing.
+    Nothing,
+}
+
+impl Found<'_> {
+    /// The answer when no call was found; `None` when one was.
+    pub fn refusal(&self) -> Option<Response> {
+        match self {
+            Self::Call(..) => None,
+            Self::OtherMethods(allowed) => {
+                let sentence = format!("This path takes {allowed}.");
+                Some(Response::error(405, "method_not_allowed", &sentence).with("Allow", allowed))
+            }
+            Self::Nothing => Some(Response::error(
+                404,
+                "not_found",
+                "There is no such call; GET /openapi.json lists them.",
+            )),
+        }
+    }
+}
+
+/// Who may ask for this path. What is not known needs a token, so that nobody learns without one what there is.
+pub fn access(path: &str) -> Access {
+    ROUTES
+        .iter()
+        .find(|route| matched(route.path, path).is_some())
+        .map_or(Access::Token, |route| route.access)
+}
+
+/// The call of this method and path, which is still percent-encoded.
+pub fn find(method: Method, path: &str) -> Found<'_> {
+    let method = if method == Method::Head { Method::Get } else { method };
+    let mut allowed: Vec<&str> = Vec::new();
+    for route in &ROUTES {
+        let Some(segment) = matched(route.path, path) else { continue };
+        if route.method != method {
+            allowed.push(route.method.name());
+            continue;
+        }
+        return match segment.map(percent_decode) {
+            Some(None) => Found::Nothing,
+            Some(Some(client_id)) => Found::Call(route.endpoint, Some(client_id)),
+            None => Found::Call(route.endpoint, None),
+        };
+    }
+    if allowed.is_empty() { Found::Nothing } else { Found::OtherMethods(allowed.join(", ")) }
+}
+
+/// Whether `path` is `pattern`, and the segment that stands for `{clientId}`.
+fn matched<'a>(pattern: &str, path: &'a str) -> Option<Option<&'a str>> {
+    match pattern.split_once('{') {
+        None => (pattern == path).then_some(None),
+        Some((start, _)) => {
+            let segment = path.strip_prefix(start)?;
+            (!segment.is_empty() && !segment.contains('/')).then_some(Some(segment))
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn paths_lead_to_calls() {
+        let id = |id: &str| Some(Cow::Owned(id.to_owned()));
+        for (method, path, expected) in [
+            (Method::Get, "/healthz", Found::Call(Endpoint::Health, None)),
+            (Method::Head, "/healthz", Found::Call(Endpoint::Health, None)),
+            (Method::Post, "/api/commands/g@@@a_b@@@c", Found::Call(Endpoint::Command, id("g@@@a_b@@@c"))),
+            (
+                Method::Post,
+                "/api/commands/g%40%40%40%E7%BB%84%2Fx",
+                Found::Call(Endpoint::Command, id("g@@@组/x")),
+            ),
+            (Method::Post, "/api/commands/%zz", Found::Nothing),
+            (Method::Post, "/api/commands/", Found::Nothing),
+            (Method::Post, "/api/commands/a/b", Found::Nothing),
+            (Method::Post, "/api/devices/status", Found::Call(Endpoint::DevicesStatus, None)),
+            (Method::Get, "/api/devices/status", Found::OtherMethods("POST".to_owned())),
+            (Method::Get, "/api/sessions", Found::Call(Endpoint::Sessions, None)),
+            (Method::Get, "/api/sessions/x", Found::Call(Endpoint::Session, id("x"))),
+            (Method::Delete, "/api/sessions/x", Found::Call(Endpoint::End, id("x"))),
+            (Method::Other, "/api/sessions/x", Found::OtherMethods("GET, DELETE".to_owned())),
+            (Method::Get, "", Found::Nothing),
+            (Method::Get, "/API/sessions", Found::Nothing),
+            (Method::Get, "//api/sessions", Found::Nothing),
+        ] {
+            assert_eq!(find(method, path), expected, "{method:?} {path}");
+        }
+    }
+
+    #[test]
+    fn only_named_paths_are_open() {
+        for (path, expected) in [
+            ("/healthz", Access::Open),
+            ("/openapi.json", Access::Open),
+            ("/metrics", Access::Metrics),
+            ("/metrics/", Access::Token),
+            ("/api/sessions", Access::Token),
+            ("/api/sessions/x", Access::Token),
+            ("/unknown", Access::Token),
+        ] {
+            assert_eq!(access(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_openapi_file_describes_every_call_and_no_other() {
+        let file: Value = serde_json::from_str(OPENAPI).unwrap();
+        let mut described = BTreeSet::new();
+        for (path, item) in file["paths"].as_object().unwrap() {
+            for (method, operation) in
+                item.as_object().unwrap().iter().filter(|(key, _)| *key != "parameters")
+            {
+                described.insert((path.clone(), method.to_uppercase()));
+                let place = format!("{method} {path}");
+                assert!(operation["summary"].is_string() && operation["operationId"].is_string(), "{place}");
+                let open = operation.get("security") == Some(&serde_json::json!([]));
+                let optional = operation.get("security") == Some(&serde_json::json!([{}, { "token": [] }]));
+                let access = match (open, optional) {
+                    (true, _) => Access::Open,
+                    (_, true) => Access::Metrics,
+                    _ => Access::Token,
+                };
+                assert_eq!(super::access(path), access, "{place}");
+                let answers = operation["responses"].as_object().unwrap();
+                assert!(answers.contains_key("200") || answers.contains_key("202"), "{place}");
+                assert_eq!(answers.contains_key("401"), access != Access::Open, "{place}");
+                assert_eq!(path.contains("{clientId}"), item["parameters"][0]["$ref"].is_string(), "{place}");
+                assert_eq!(
+                    operation.get("requestBody").is_some(),
+                    method == "post" && path != "/api/reload",
+                    "{place}"
+                );
+            }
+        }
+        let routes = ROUTES.iter().map(|route| (route.path.to_owned(), route.method.name().to_owned()));
+        assert_eq!(described, routes.collect());
+        resolve(&file, &file);
+    }
+
+    /// Every `$ref` leads somewhere.
+    fn resolve(file: &Value, value: &Value) {
+        match value {
+            Value::Object(object) => {
+                if let Some(Value::String(reference)) = object.get("$ref") {
+                    let pointer = reference.strip_prefix('#').unwrap();
+                    assert!(file.pointer(pointer).is_some(), "{reference}");
+                }
+                object.values().for_each(|value| resolve(file, value));
+            }
+            Value::Array(items) => items.iter().for_each(|value| resolve(file, value)),
+            _ => {}
+        }
+    }
+}
