@@ -60,6 +60,9 @@
 //!    +--------> net ----------------> sockets, the loop, time, randomness     (impure: the shell)
 //!    |           |
 //!    |           v
+//!    |         admin ---------------> HTTP, tokens, calls of operators, views (pure)
+//!    |           |
+//!    |           v
 //!    |        session --------------> a device, its call, its tools           (pure: the core)
 //!    |           |
 //!    |           v
@@ -75,6 +78,8 @@
 //!   with a [`Cx`](session::Cx), and pushes [`Action`](session::Action)s.
 //! * [`net`]: carries the actions out. [`Gateway`] owns the poll, the listeners, every session with both its sockets,
 //!   the indexes and the wheel.
+//! * [`admin`]: the management API without its sockets, which are in `net::admin`: requests, tokens, the table of calls,
+//!   what they show, and the text of the metrics.
 //! * [`config`]: reads file, environment and command line into one [`Config`], and compares two of them for a reload.
 //! * [`logger`]: one line per message, written off the loop.
 //! * [`tools`]: what the sub-commands do, and the parts they share with tests and examples.

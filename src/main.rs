@@ -61,10 +61,11 @@ fn serve(run: Run) -> Result<(), Failure> {
     let _pid = run.pid.map(PidFile::write).transpose()?;
     let addresses = gateway.addresses();
     info!(
-        "{}: MQTT on {}, UDP on {}, public ip {}, chat servers: {}",
+        "{}: MQTT on {}, UDP on {}, management API {}, public ip {}, chat servers: {}",
         args::version(),
         addresses.mqtt,
         addresses.udp,
+        addresses.api.map_or("off".to_owned(), |api| format!("on {api}")),
         config.udp.public_ip,
         config.websocket.production.len() + config.websocket.development.len(),
     );

@@ -1,14 +1,13 @@
 //! What calls take and show, as JSON.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::config::{Changes, Config, Framing, PeerPolicy, Secret, Server};
+use crate::config::{Changes, Server};
 use crate::proto::message;
 use crate::session::{CallView, CommandFailed, Core, Facts};
 
@@ -161,150 +160,10 @@ pub fn changes(changes: &Changes) -> String {
     json!({ "applied": changes.applied, "needsRestart": changes.needs_restart }).to_string()
 }
 
-/// The configuration in the shape of its file, without what is secret.
-pub fn config(config: &Config) -> Value {
-    let Config { mqtt, udp, websocket, logging, mcp, api, debug, unused: _ } = config;
-    let servers =
-        |list: &[std::sync::Arc<Server>]| list.iter().map(|server| masked(server)).collect::<Vec<_>>();
-    json!({
-        "mqtt": {
-            "host": mqtt.host,
-            "port": mqtt.port,
-            "max_connections": mqtt.max_connections,
-            "max_connections_per_ip": mqtt.max_connections_per_ip,
-            "max_payload_size": mqtt.max_payload_size,
-            "resume_grace_s": seconds(mqtt.resume_grace),
-            "allow_legacy_ids": mqtt.allow_legacy_ids,
-            "signature_key": secret(mqtt.signature_key.as_ref()),
-        },
-        "udp": {
-            "host": udp.host,
-            "port": udp.port,
-            "public_ip": udp.public_ip.to_string(),
-            "peer_policy": match udp.peer_policy {
-                PeerPolicy::Adaptive => "adaptive",
-                PeerPolicy::Strict => "strict",
-            },
-            "downlink_flags": udp.downlink_flags,
-            "first_packet_warn_s": seconds(udp.first_packet_warn),
-            "first_packet_alert": udp.first_packet_alert,
-        },
-        "websocket": {
-            "production_servers": servers(&websocket.production),
-            "development_servers": servers(&websocket.development),
-            "development_mac_addresses": websocket.development_macs.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "server_secret": secret(websocket.secret.as_ref()),
-            "ca_file": path(websocket.ca_file.as_deref()),
-            "insecure": websocket.insecure,
-            "ping_interval_s": seconds(websocket.ping_interval),
-            "ping_timeout_s": seconds(websocket.ping_timeout),
-            "reconnect": {
-                "initial_ms": websocket.reconnect.initial.as_millis() as u64,
-                "max_ms": websocket.reconnect.max.as_millis() as u64,
-                "multiplier": whole(websocket.reconnect.multiplier),
-                "give_up_after_s": seconds(websocket.reconnect.give_up_after),
-            },
-            "send_goodbye": websocket.send_goodbye,
-            "call_idle_s": seconds(websocket.call_idle),
-            "max_calls": websocket.max_calls,
-            "max_dials": websocket.max_dials,
-        },
-        "logging": {
-            "enabled": logging.enabled,
-            "level": logging.level.as_str().to_ascii_lowercase(),
-            "file_path": path(logging.file.as_deref()),
-        },
-        "mcp": {
-            "enabled": mcp.enabled,
-            "max_tools_count": mcp.max_tools_count,
-            "capabilities": raw(&mcp.capabilities),
-            "client_info": raw(&mcp.client_info),
-        },
-        "api": {
-            "enabled": api.enabled,
-            "host": api.host.map_or("auto".to_owned(), |host| host.to_string()),
-            "port": api.port,
-            "token": secret(api.token.as_ref()),
-            "metrics_need_token": api.metrics_need_token,
-        },
-        "debug": debug,
-    })
-}
-
-/// A URL's query may hold a token.
-fn masked(server: &Server) -> Value {
-    let query = if server.path.contains('?') { "?***" } else { "" };
-    let url = format!("{server}{query}");
-    if server.framing == Framing::Auto && server.insecure.is_none() && server.ca_file.is_none() {
-        return url.into();
-    }
-    let framing = match server.framing {
-        Framing::Auto => "auto",
-        Framing::Header => "header",
-        Framing::Raw => "raw",
-    };
-    let mut object = json!({ "url": url, "framing": framing });
-    if let Some(insecure) = server.insecure {
-        object["insecure"] = insecure.into();
-    }
-    if let Some(ca_file) = &server.ca_file {
-        object["ca_file"] = path(Some(ca_file)).into();
-    }
-    object
-}
-
-fn secret(secret: Option<&Secret>) -> String {
-    secret.map(Secret::to_string).unwrap_or_default()
-}
-
-fn path(path: Option<&Path>) -> String {
-    path.map(|path| path.display().to_string()).unwrap_or_default()
-}
-
-fn raw(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_default()
-}
-
-fn seconds(duration: Duration) -> Value {
-    whole(duration.as_secs_f64())
-}
-
-/// As an operator would write it: 20, not 20.0.
-fn whole(number: f64) -> Value {
-    if number.fract() == 0.0 { Value::from(number as u64) } else { Value::from(number) }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-
-    #[test]
-    fn the_configuration_is_shown_as_its_file_says_it() {
-        let mut sample: Value = serde_json::from_str(include_str!("../../config/gateway.json")).unwrap();
-        sample.as_object_mut().unwrap().remove("$schema").unwrap();
-        assert_eq!(config(&Config::default()), sample);
-    }
-
-    #[test]
-    fn no_secret_is_shown() {
-        let mut config = Config::default();
-        config.mqtt.signature_key = Secret::new("hunter2");
-        config.websocket.secret = Secret::new("hunter2");
-        config.api.token = Secret::new("hunter2");
-        let mut server: Server = "wss://chat.example:99/a?token=hunter2".parse().unwrap();
-        config.websocket.production = vec![Arc::new(server.clone())];
-        (server.framing, server.insecure) = (Framing::Raw, Some(true));
-        config.websocket.development = vec![Arc::new(server)];
-        let shown = super::config(&config);
-        assert!(!shown.to_string().contains("hunter2"), "{shown}");
-        assert_eq!(shown["mqtt"]["signature_key"], "***");
-        assert_eq!(shown["websocket"]["production_servers"][0], "wss://chat.example:99/a?***");
-        let expected = json!({ "url": "wss://chat.example:99/a?***", "framing": "raw", "insecure": true });
-        assert_eq!(shown["websocket"]["development_servers"][0], expected);
-    }
 
     #[test]
     fn commands_are_read_as_the_consoles_send_them() {

@@ -27,6 +27,28 @@ impl Config {
         text.push('\n');
         text
     }
+
+    /// This configuration in the same shape, with every key, for whoever may not see its secrets: those that are set, and
+    /// the queries of servers' URLs, are `***`.
+    pub fn to_masked_file(&self) -> String {
+        let mut masked = self.clone();
+        for secret in [&mut masked.mqtt.signature_key, &mut masked.websocket.secret, &mut masked.api.token] {
+            *secret = secret.as_ref().and_then(|secret| Secret::new(&secret.to_string()));
+        }
+        for list in [&mut masked.websocket.production, &mut masked.websocket.development] {
+            for server in list {
+                let query = if server.path.contains('?') { "?***" } else { "" };
+                let url = format!("{server}{query}");
+                Arc::make_mut(server).url = url;
+            }
+        }
+        let entries = entries(&masked);
+        let entries: Vec<_> = entries.iter().map(|(key, value)| (*key, value)).collect();
+        let mut text = String::new();
+        write(&entries, 0, &mut text);
+        text.push('\n');
+        text
+    }
 }
 
 /// Every key of the file, dotted, in the order of the documented file, with its value.
@@ -192,7 +214,8 @@ mod tests {
                 "send_goodbye":false,"call_idle_s":11,"max_calls":12,"max_dials":13},
                 "logging":{"enabled":false,"level":"warn","file_path":"a b.log"},
                 "mcp":{"enabled":false,"max_tools_count":14,"capabilities":{"x":[1,{"y":null}]},"client_info":{"name":"n"}},
-                "api":{"port":15},"debug":true}"#,
+                "api":{"enabled":false,"host":"::1","port":15,"token":"a-token-long-enough","metrics_need_token":true},
+                "debug":true}"#,
             r#"{"production":{"chat_servers":["ws://a/"]},"development":{"chat_servers":["ws://b"],
                 "mac_addresss":["aa:bb:cc:dd:ee:ff"]},"max_mqtt_payload_size":8192,"debug":true,
                 "mcp_client":{"capabilities":{"a":{}},"client_info":{"name":"x"},"max_tools_count":128}}"#,
@@ -202,6 +225,27 @@ mod tests {
             let again = parsed(&written);
             assert_eq!(again, Config { node: None, ..config }, "{written}");
         }
+    }
+
+    #[test]
+    fn what_is_shown_holds_every_key_and_no_secret() {
+        assert_eq!(serde_json::from_str::<Value>(&Config::default().to_masked_file()).unwrap(), {
+            let mut sample: Value = serde_json::from_str(include_str!("../../config/gateway.json")).unwrap();
+            sample.as_object_mut().unwrap().remove("$schema").unwrap();
+            sample
+        });
+        let config = parsed(
+            r#"{"mqtt":{"signature_key":"hunter2"},"api":{"token":"hunter2-hunter2-hunter2"},
+                "websocket":{"server_secret":"hunter2","production_servers":["wss://a:99/b?token=hunter2","ws://c"],
+                "development_servers":[{"url":"ws://a/?hunter2","framing":"raw"}]}}"#,
+        );
+        let shown = config.to_masked_file();
+        assert!(!shown.contains("hunter2"), "{shown}");
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!(shown["mqtt"]["signature_key"], "***");
+        assert_eq!(shown["websocket"]["production_servers"], json!(["wss://a:99/b?***", "ws://c/"]));
+        let server = json!({ "url": "ws://a/?***", "framing": "raw" });
+        assert_eq!(shown["websocket"]["development_servers"][0], server);
     }
 
     #[test]

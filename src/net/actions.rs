@@ -64,7 +64,7 @@ impl Gateway {
                     self.metrics.discarded(Discard::Aborted);
                 }
             }
-            Action::Answer { .. } => {}
+            Action::Answer { ticket, result } => self.answer_command(ticket, &result),
             Action::Ended(summary) => self.call_ended(id, &summary),
             Action::Count(counter) => self.metrics.count(counter),
             Action::Note(note) => self.note(id, &note),

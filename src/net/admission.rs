@@ -62,6 +62,7 @@ impl Gateway {
 
     pub(super) fn refuse(&mut self, id: SessionId, code: ConnectCode) {
         let now = self.now;
+        self.metrics.refused(code);
         let ip = self.sessions.get(id).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |session| session.core.ip());
         self.write_device(id, |out| encode::connack(out, code));
         if !matches!(code, ConnectCode::Credentials | ConnectCode::NotAuthorised) {

@@ -22,6 +22,7 @@ impl Gateway {
     /// A core asks for a WebSocket: first the name, then a free place, then the connection.
     pub(super) fn dial(&mut self, id: SessionId, request: Box<DialRequest>) {
         self.drop_backend(id);
+        self.metrics.dials += 1;
         let (host, port, fresh) = (request.server.host.clone(), request.server.port, request.fresh);
         let Some(session) = self.sessions.live(id) else { return };
         session.backend = Some(Box::new(Backend::new(request)));
@@ -111,6 +112,7 @@ impl Gateway {
             Step::Wait => {}
             Step::Failed(failure) => self.dial_failed(id, failure),
             Step::Opened => {
+                self.metrics.dials_opened += 1;
                 self.dial_over(id);
                 self.drive(id, Core::backend_open);
                 // The first frames may be in a buffer already, and no edge will announce them.

@@ -12,6 +12,7 @@ use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Waker};
 
 use super::accept;
+use super::admin::{Admin, ConnId};
 use super::backend::Backend;
 use super::calls::TlsClients;
 use super::datagrams::{Datagrams, Flushed};
@@ -30,6 +31,7 @@ use crate::session::{Action, Core, Servers};
 const MQTT: usize = 0;
 const UDP: usize = 1;
 const WAKER: usize = 2;
+const API: usize = 3;
 
 /// How long a socket waits for its peer's last word.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
@@ -71,6 +73,7 @@ pub struct Gateway {
     /// Descriptors ran out, and the log knows.
     pub(super) accept_failing: bool,
     pub(super) metrics: Metrics,
+    pub(super) admin: Admin,
     /// Where a connection's device went when it took over a call.
     pub(super) moved: Option<SessionId>,
     pub(super) now: Instant,
@@ -86,6 +89,10 @@ pub(super) enum Alarm {
     Session(SessionId),
     /// Try accepting again after descriptors ran out.
     Accept,
+    /// A connection to the management API.
+    Admin(ConnId),
+    /// Try accepting on the management port again.
+    AcceptAdmin,
     /// Look at the configuration file.
     Watch,
     /// The grace of the shutdown is over.
@@ -105,6 +112,8 @@ pub(super) enum Ready {
     SlowBackend(SessionId),
     /// A place for a dial became free.
     Dials,
+    AcceptAdmin,
+    Admin(ConnId),
 }
 
 /// Why a gateway cannot start: one line for the operator.
@@ -150,13 +159,23 @@ impl Gateway {
         let mut listener = accept::listen(mqtt).map_err(|error| BindError::Port("MQTT", mqtt, error))?;
         let udp = SocketAddr::new(config.udp.host, config.udp.port);
         let mut datagrams = Datagrams::bind(udp).map_err(|error| BindError::Port("UDP", udp, error))?;
+        let api = config.api.enabled.then(|| SocketAddr::new(config.api_host(), config.api.port));
+        let port = |error| BindError::Port("management API", api.unwrap_or(mqtt), error);
+        let mut admin = Admin::bind(api).map_err(port)?;
         let addresses = Addresses {
+            api: match admin.listener() {
+                Some(listener) => Some(listener.local_addr().map_err(setup("read the management address"))?),
+                None => None,
+            },
             mqtt: listener.local_addr().map_err(setup("read the MQTT address"))?,
             udp: datagrams.local_addr().map_err(setup("read the UDP address"))?,
         };
         let readable = Interest::READABLE;
         let registry = poll.registry();
         registry.register(&mut listener, token::fixed(MQTT), readable).map_err(setup("register"))?;
+        if let Some(listener) = admin.listener() {
+            registry.register(listener, token::fixed(API), readable).map_err(setup("register"))?;
+        }
         let both = readable | Interest::WRITABLE;
         registry.register(datagrams.source(), token::fixed(UDP), both).map_err(setup("register"))?;
         let (handle, commands) = Handle::new(waker.clone());
@@ -191,6 +210,7 @@ impl Gateway {
             accepting: true,
             accept_failing: false,
             metrics: Metrics::default(),
+            admin,
             moved: None,
             now,
             addresses,
@@ -265,6 +285,7 @@ impl Gateway {
         self.fire_timers();
         self.flush();
         self.bury();
+        self.metrics.turns.add(self.now.elapsed());
         Ok(())
     }
 
@@ -276,6 +297,7 @@ impl Gateway {
                 self.drain_udp();
                 // Its writable edge lets a full queue go at the end of the turn.
             }
+            Role::Fixed if slot == API => self.accept_admin(),
             Role::Fixed => self.notes(),
             Role::Device => {
                 if let Some(id) = self.sessions.at(slot) {
@@ -293,7 +315,7 @@ impl Gateway {
                     self.pump_backend(id);
                 }
             }
-            Role::Admin => {}
+            Role::Admin => self.admin_event(slot),
         }
     }
 
@@ -306,6 +328,8 @@ impl Gateway {
             Ready::SlowDevice(id) => self.drive(id, Core::blocked),
             Ready::SlowBackend(id) => self.drive(id, Core::backend_blocked),
             Ready::Dials => self.start_dials(),
+            Ready::AcceptAdmin => self.accept_admin(),
+            Ready::Admin(id) => self.pump_admin(id),
         }
     }
 
@@ -315,8 +339,13 @@ impl Gateway {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Stop(grace) => self.stop(grace),
-                Command::Reload(config) => self.reload(*config),
-                Command::ReloadFile => self.reload_file(),
+                // What comes of it is in the log.
+                Command::Reload(config) => {
+                    let _ = self.reload(*config);
+                }
+                Command::ReloadFile => {
+                    let _ = self.reload_file();
+                }
             }
         }
     }
@@ -328,6 +357,8 @@ impl Gateway {
             match alarm {
                 Alarm::Session(id) => self.session_alarm(id, tick),
                 Alarm::Accept => self.resume_accepting(),
+                Alarm::Admin(id) => self.admin_alarm(id, tick),
+                Alarm::AcceptAdmin => self.ready.push_back(Ready::AcceptAdmin),
                 Alarm::Watch => self.look_at_file(),
                 Alarm::Stop => {}
             }

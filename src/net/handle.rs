@@ -64,6 +64,8 @@ pub struct Addresses {
     pub mqtt: SocketAddr,
     /// Audio over UDP.
     pub udp: SocketAddr,
+    /// The management API; none when it is switched off.
+    pub api: Option<SocketAddr>,
 }
 
 /// A gateway on a thread of its own; it is stopped when this is dropped.

@@ -50,6 +50,22 @@ impl Index {
         self.devices.find(self.hash(client_id.mac()), same).copied()
     }
 
+    /// The session that operators mean by a client id, or else by the MAC in it, or by a MAC alone: a client id changes with
+    /// the device's group, and of several connections the latest counts.
+    pub(super) fn named(&self, name: &str, sessions: &Sessions) -> Option<SessionId> {
+        let client_id = ClientId::parse(name);
+        if let Some(exact) = client_id.as_ref().ok().and_then(|client_id| self.device(client_id, sessions)) {
+            return Some(exact);
+        }
+        let mac = client_id.map(|client_id| client_id.mac()).or_else(|_| name.parse()).ok()?;
+        let same = self
+            .devices
+            .iter_hash(self.hash(mac))
+            .copied()
+            .filter(|id| client_id_of(*id, sessions).is_some_and(|found| found.mac() == mac));
+        same.max_by_key(|id| sessions.get(*id).and_then(|session| session.core.online_since()))
+    }
+
     pub(super) fn add_device(&mut self, mac: Mac, id: SessionId, sessions: &Sessions) {
         let hasher = &self.hasher;
         let hash_of =

@@ -1,11 +1,66 @@
-//! Counters of what happened, for the management API.
+//! Counters of what happened, for the management API. Counting costs no hashing and no allocation.
 
-use std::collections::HashMap;
+use std::time::Duration;
 
-use crate::session::{Counter, Discard, EndReason, Summary};
+use crate::admin::metrics::Histogram;
+use crate::proto::audio::BadDatagram;
+use crate::proto::mqtt::ConnectCode;
+use crate::session::{Counter, Discard, EndReason, Facts, Summary};
+
+/// Every reason audio is dropped for.
+const DISCARDS: [Discard; 18] = [
+    Discard::Datagram(BadDatagram::Short),
+    Discard::Datagram(BadDatagram::Type),
+    Discard::Datagram(BadDatagram::Length),
+    Discard::Datagram(BadDatagram::Oversized),
+    Discard::Datagram(BadDatagram::Empty),
+    Discard::UnknownSsrc,
+    Discard::Duplicate,
+    Discard::Late,
+    Discard::TooOld,
+    Discard::Jump,
+    Discard::ForeignSource,
+    Discard::NoServer,
+    Discard::ServerBlocked,
+    Discard::NoPeer,
+    Discard::BadFrame,
+    Discard::HeldFull,
+    Discard::SocketFull,
+    Discard::Aborted,
+];
+
+/// Every reason a call ends for.
+const ENDS: [EndReason; 14] = [
+    EndReason::DeviceGoodbye,
+    EndReason::DeviceUdpTimeout,
+    EndReason::DeviceDisconnected,
+    EndReason::DeviceLost,
+    EndReason::DeviceError,
+    EndReason::Replaced,
+    EndReason::ServerClosed,
+    EndReason::NoServer,
+    EndReason::ServerLost,
+    EndReason::Idle,
+    EndReason::Overflow,
+    EndReason::Refused,
+    EndReason::Shutdown,
+    EndReason::Operator,
+];
+
+/// Every stage in which a chat server can fail.
+const STAGES: [&str; 6] = ["resolve", "connect", "tls", "upgrade", "hello", "live"];
+
+/// CONNECT's refusals.
+const REFUSALS: [(ConnectCode, &str); 5] = [
+    (ConnectCode::UnsupportedLevel, "protocol_level"),
+    (ConnectCode::ClientId, "client_id"),
+    (ConnectCode::Unavailable, "unavailable"),
+    (ConnectCode::Credentials, "credentials"),
+    (ConnectCode::NotAuthorised, "not_authorised"),
+];
 
 /// Everything that is counted since the start.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Metrics {
     /// TCP connections accepted on the MQTT port.
     pub connections: u64,
@@ -19,28 +74,195 @@ pub struct Metrics {
     pub datagrams_out: u64,
     /// Datagrams the system refused.
     pub datagrams_failed: u64,
-    /// Audio that was dropped, by reason.
-    pub discards: HashMap<Discard, u64>,
-    /// Everything else a core counts.
-    pub counters: HashMap<Counter, u64>,
-    /// Calls that ended, by reason.
-    pub calls_ended: HashMap<EndReason, u64>,
+    /// Payloads of devices that are no JSON object.
+    pub bad_device_texts: u64,
+    /// Texts of chat servers that are no JSON object.
+    pub bad_server_texts: u64,
+    /// Hellos of chat servers in mid-call.
+    pub repeated_hellos: u64,
+    /// Calls that went on with another WebSocket.
+    pub redials: u64,
+    /// WebSockets asked for.
+    pub dials: u64,
+    /// WebSockets that came to be open.
+    pub dials_opened: u64,
+    /// From a device's hello to its reply.
+    pub hello_to_reply: Histogram<12>,
+    /// The working part of a turn of the loop.
+    pub turns: Histogram<12>,
+    /// Packets, bytes and losses of the calls that are over.
+    pub over: Facts,
+    /// Answers of the management API by hundreds of their status.
+    pub api_answers: [u64; 6],
+    /// Connections to the management API.
+    pub api_connections: u64,
+    /// Of these, closed for a newcomer.
+    pub api_displaced: u64,
+    discards: [u64; DISCARDS.len()],
+    ends: [u64; ENDS.len()],
+    dial_failures: [u64; STAGES.len()],
+    refusals: [u64; REFUSALS.len()],
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        const fn ms(ms: [u64; 12]) -> Histogram<12> {
+            let mut limits = [Duration::ZERO; 12];
+            let mut i = 0;
+            while i < 12 {
+                limits[i] = Duration::from_millis(ms[i]);
+                i += 1;
+            }
+            Histogram::new(limits)
+        }
+        const fn us(us: [u64; 12]) -> Histogram<12> {
+            let mut limits = [Duration::ZERO; 12];
+            let mut i = 0;
+            while i < 12 {
+                limits[i] = Duration::from_micros(us[i]);
+                i += 1;
+            }
+            Histogram::new(limits)
+        }
+        Self {
+            connections: 0,
+            turned_away: 0,
+            admitted: 0,
+            datagrams_in: 0,
+            datagrams_out: 0,
+            datagrams_failed: 0,
+            bad_device_texts: 0,
+            bad_server_texts: 0,
+            repeated_hellos: 0,
+            redials: 0,
+            dials: 0,
+            dials_opened: 0,
+            hello_to_reply: ms([10, 25, 50, 100, 250, 500, 1000, 2000, 4000, 6000, 8000, 10_000]),
+            turns: us([25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 1_000_000]),
+            over: Facts::default(),
+            api_answers: [0; 6],
+            api_connections: 0,
+            api_displaced: 0,
+            discards: [0; DISCARDS.len()],
+            ends: [0; ENDS.len()],
+            dial_failures: [0; STAGES.len()],
+            refusals: [0; REFUSALS.len()],
+        }
+    }
 }
 
 impl Metrics {
+    /// Audio packets that were dropped, by reason.
+    pub fn discards(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        DISCARDS.iter().zip(self.discards).map(|(discard, count)| (discard.label(), count))
+    }
+
+    /// Calls that ended, by reason.
+    pub fn calls_ended(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        ENDS.iter().zip(self.ends).map(|(reason, count)| (reason.label(), count))
+    }
+
+    /// Chat servers that failed, by stage.
+    pub fn dial_failures(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        STAGES.into_iter().zip(self.dial_failures)
+    }
+
+    /// Devices that were refused, by reason.
+    pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        REFUSALS.iter().zip(self.refusals).map(|((_, label), count)| (*label, count))
+    }
+
     pub(super) fn discarded(&mut self, discard: Discard) {
-        *self.discards.entry(discard).or_default() += 1;
+        self.discards[place(discard)] += 1;
     }
 
     pub(super) fn count(&mut self, counter: Counter) {
         match counter {
             Counter::Dropped(discard) => self.discarded(discard),
-            Counter::Answered(_) => {}
-            counter => *self.counters.entry(counter).or_default() += 1,
+            Counter::Answered(ms) => self.hello_to_reply.add(Duration::from_millis(ms.into())),
+            Counter::BadDeviceText => self.bad_device_texts += 1,
+            Counter::BadServerText => self.bad_server_texts += 1,
+            Counter::RepeatedHello => self.repeated_hellos += 1,
+            Counter::Redialled => self.redials += 1,
+            Counter::DialFailed(stage) => {
+                if let Some(place) = STAGES.iter().position(|known| *known == stage) {
+                    self.dial_failures[place] += 1;
+                }
+            }
+        }
+    }
+
+    pub(super) fn refused(&mut self, code: ConnectCode) {
+        if let Some(place) = REFUSALS.iter().position(|(known, _)| *known == code) {
+            self.refusals[place] += 1;
         }
     }
 
     pub(super) fn ended(&mut self, summary: &Summary) {
-        *self.calls_ended.entry(summary.reason).or_default() += 1;
+        self.ends[summary.reason as usize] += 1;
+        add(&mut self.over, &summary.facts);
+    }
+}
+
+/// Adds the facts of one call to those of others.
+pub(super) fn add(sum: &mut Facts, facts: &Facts) {
+    sum.up_packets += facts.up_packets;
+    sum.up_bytes += facts.up_bytes;
+    sum.down_packets += facts.down_packets;
+    sum.down_bytes += facts.down_bytes;
+    sum.lost += facts.lost;
+    sum.reordered += facts.reordered;
+    sum.duplicates += facts.duplicates;
+    sum.dropped += facts.dropped;
+    sum.redials += facts.redials;
+}
+
+/// Where a reason stands in [`DISCARDS`].
+const fn place(discard: Discard) -> usize {
+    match discard {
+        Discard::Datagram(BadDatagram::Short) => 0,
+        Discard::Datagram(BadDatagram::Type) => 1,
+        Discard::Datagram(BadDatagram::Length) => 2,
+        Discard::Datagram(BadDatagram::Oversized) => 3,
+        Discard::Datagram(BadDatagram::Empty) => 4,
+        Discard::UnknownSsrc => 5,
+        Discard::Duplicate => 6,
+        Discard::Late => 7,
+        Discard::TooOld => 8,
+        Discard::Jump => 9,
+        Discard::ForeignSource => 10,
+        Discard::NoServer => 11,
+        Discard::ServerBlocked => 12,
+        Discard::NoPeer => 13,
+        Discard::BadFrame => 14,
+        Discard::HeldFull => 15,
+        Discard::SocketFull => 16,
+        Discard::Aborted => 17,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_place_and_a_label_of_its_own() {
+        let mut metrics = Metrics::default();
+        for (index, discard) in DISCARDS.into_iter().enumerate() {
+            assert_eq!(place(discard), index);
+            metrics.count(Counter::Dropped(discard));
+        }
+        assert!(metrics.discards().all(|(_, count)| count == 1));
+        assert_eq!(metrics.discards().map(|(label, _)| label).collect::<BTreeSet<_>>().len(), DISCARDS.len());
+        for (index, reason) in ENDS.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
+        assert_eq!(metrics.calls_ended().map(|(label, _)| label).collect::<BTreeSet<_>>().len(), ENDS.len());
+        for stage in STAGES {
+            metrics.count(Counter::DialFailed(stage));
+        }
+        assert!(metrics.dial_failures().all(|(_, count)| count == 1));
     }
 }

@@ -5,11 +5,12 @@
 //!   devices ----------> MQTT over TCP \        / WebSocket ------------> chat servers
 //!                        datagrams     gateway
 //!   devices <---------> audio by UDP  /    |   \ resolver (threads), wheel (time), watch (file)
-//!                                        Core
+//! operators ----------> admin (HTTP) /   Core
 //! ```
 
 mod accept;
 mod actions;
+mod admin;
 mod admission;
 mod backend;
 mod calls;

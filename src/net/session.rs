@@ -94,6 +94,12 @@ impl Sessions {
             .collect()
     }
 
+    /// All in this slot and those behind it, with their slots.
+    pub(super) fn from_slot(&self, slot: usize) -> impl Iterator<Item = (usize, &Session)> {
+        let occupied = |slot| self.slab.get(slot).map(|session| (slot, session));
+        (slot..self.slab.capacity()).filter_map(occupied)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {
         self.slab.iter().map(|(_, session)| session)
     }

@@ -7,35 +7,44 @@ use log::{error, info, warn};
 
 use super::gateway::{Alarm, Gateway};
 use super::watch::{self, Watch};
-use crate::config::{self, Config};
+use crate::config::{self, Changes, Config};
 use crate::logger;
 use crate::session::Core;
+
+/// Why a reload changed nothing.
+#[derive(Debug)]
+pub(super) enum ReloadError {
+    /// There is no configuration to read again.
+    NoSource,
+    /// It is not allowed: why.
+    Refused(String),
+}
 
 impl Gateway {
     pub(super) fn look_at_file(&mut self) {
         if self.watch.as_mut().is_some_and(Watch::look) {
-            self.reload_file();
+            // What comes of it is in the log.
+            let _ = self.reload_file();
         }
         self.wheel.arm(self.now + watch::INTERVAL, Alarm::Watch);
     }
 
-    pub(super) fn reload_file(&mut self) {
+    pub(super) fn reload_file(&mut self) -> Result<Changes, ReloadError> {
         let Some(source) = &self.source else {
-            return info!("reload: there is no configuration file to read");
+            info!("reload: there is no configuration file to read");
+            return Err(ReloadError::NoSource);
         };
         match source.load() {
             Ok(config) => self.reload(config),
-            Err(error) => error!("reload: nothing changes: {error}"),
+            Err(error) => Err(refused(error.to_string())),
         }
     }
 
-    pub(super) fn reload(&mut self, new: Config) {
-        let changes = match config::check_reload(&self.config, &new) {
-            Ok(changes) => changes,
-            Err(error) => return error!("reload: nothing changes: {error}"),
-        };
+    pub(super) fn reload(&mut self, new: Config) -> Result<Changes, ReloadError> {
+        let changes = config::check_reload(&self.config, &new).map_err(|error| refused(error.to_string()))?;
         if changes.is_empty() {
-            return info!("reload: nothing has changed");
+            info!("reload: nothing has changed");
+            return Ok(changes);
         }
         let new = new.after_reload(&self.config);
         for warning in new.warnings() {
@@ -51,6 +60,7 @@ impl Gateway {
         for id in self.sessions.ids() {
             self.drive(id, Core::timeout);
         }
+        Ok(changes)
     }
 
     pub(super) fn stop(&mut self, grace: Duration) {
@@ -67,6 +77,11 @@ impl Gateway {
             self.drive(id, Core::shutdown);
         }
     }
+}
+
+fn refused(why: String) -> ReloadError {
+    error!("reload: nothing changes: {why}");
+    ReloadError::Refused(why)
 }
 
 fn list(keys: &[&str]) -> String {

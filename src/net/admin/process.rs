@@ -1,0 +1,98 @@
+//! What the system tells of this process; nothing where it tells nothing.
+
+use std::fs;
+
+/// Numbers under the names that Prometheus knows for every process. Opening the files that hold them can fail in a busy
+/// hour: then they are left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Process {
+    pub(super) resident_bytes: Option<u64>,
+    pub(super) virtual_bytes: Option<u64>,
+    pub(super) descriptors: Option<u64>,
+    pub(super) max_descriptors: Option<u64>,
+    pub(super) threads: Option<u64>,
+    pub(super) cpu_seconds: Option<f64>,
+}
+
+/// Reads it all: microseconds, on Linux 6.2 and later however many descriptors are open.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(super) fn read() -> Process {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    Process {
+        resident_bytes: kilobytes(&status, "VmRSS:"),
+        virtual_bytes: kilobytes(&status, "VmSize:"),
+        descriptors: descriptors(),
+        max_descriptors: number(&limits, "Max open files"),
+        threads: number(&status, "Threads:"),
+        cpu_seconds: cpu_seconds(&stat),
+    }
+}
+
+/// Other systems have no such files.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(super) fn read() -> Process {
+    Process::default()
+}
+
+/// The first number on the line that begins so.
+fn number(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    Some(number(text, name)? * 1024)
+}
+
+/// proc_pid_stat(5): fields 14 and 15, in hundredths of a second on every system that is in use. The second field, a name
+/// in brackets, may hold spaces.
+fn cpu_seconds(stat: &str) -> Option<f64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some((user + system) as f64 / 100.0)
+}
+
+/// Linux 6.2 and later tell the number as the folder's size; before, they are counted.
+fn descriptors() -> Option<u64> {
+    let folder = "/proc/self/fd";
+    match fs::metadata(folder).ok()?.len() {
+        // The folder itself is open while it is read.
+        0 => Some(fs::read_dir(folder).ok()?.count().saturating_sub(1) as u64),
+        count => Some(count),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_proc() {
+        let status = "Name:\tx\nVmSize:\t  123456 kB\nVmRSS:\t    2048 kB\nThreads:\t4\n";
+        assert_eq!(kilobytes(status, "VmRSS:"), Some(2048 * 1024));
+        assert_eq!(number(status, "Threads:"), Some(4));
+        assert_eq!(number(status, "Absent:"), None);
+        let limits = "Limit      Soft Limit  Hard Limit  Units\nMax open files            1024        4096     files\n";
+        assert_eq!(number(limits, "Max open files"), Some(1024));
+        assert_eq!(number("Max open files   unlimited  unlimited files\n", "Max open files"), None);
+        let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 4 0 1 2 3";
+        assert_eq!(cpu_seconds(stat), Some(3.0));
+        assert_eq!(cpu_seconds(""), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn this_process_has_memory_descriptors_and_threads() {
+        let process = read();
+        assert!(process.resident_bytes.unwrap() > 100_000);
+        assert!(process.virtual_bytes >= process.resident_bytes);
+        let before = process.descriptors.unwrap();
+        let files: Vec<_> = (0..50).map(|_| fs::File::open("/proc/self/stat").unwrap()).collect();
+        assert!(read().descriptors.unwrap() >= before.saturating_sub(20) + 50);
+        assert!(process.threads.unwrap() >= 1 && process.cpu_seconds.unwrap() >= 0.0);
+        drop(files);
+    }
+}

@@ -1,0 +1,233 @@
+//! What each call does.
+
+use log::info;
+
+use super::conn::Stage;
+use super::{ConnId, Next};
+use crate::admin::http::{Head, Response, query_value};
+use crate::admin::json::{self, Command};
+use crate::admin::metrics::CONTENT_TYPE;
+use crate::admin::routes::{self, Endpoint, Found, OPENAPI};
+use crate::net::gateway::{Gateway, Ready};
+use crate::net::steer::ReloadError;
+use crate::net::token::SessionId;
+use crate::proto::message;
+use crate::session::{CommandFailed, Core, Delivery};
+
+/// Devices on a page, at most and if nothing else is asked for.
+const PAGE: usize = 1000;
+/// What an operator may send to a device: other types are the gateway's and the chat server's own.
+const MESSAGES: [&str; 4] = ["alert", "system", "custom", "notify"];
+
+impl Gateway {
+    /// Carries a call out. None: the answer comes later.
+    pub(super) fn answer_call(&mut self, id: ConnId, head: &Head, body: &[u8]) -> Option<Response> {
+        let found = routes::find(head.method, &head.path);
+        if let Some(refusal) = found.refusal() {
+            return Some(refusal);
+        }
+        let Found::Call(endpoint, client_id) = found else { return None };
+        let client_id = client_id.unwrap_or_default();
+        let Ok(body) = std::str::from_utf8(body) else {
+            return Some(Response::error(400, "bad_json", "The body is not UTF-8."));
+        };
+        Some(match endpoint {
+            Endpoint::Health => Response::json(200, r#"{"status":"ok"}"#),
+            Endpoint::Ready => self.ready_answer(),
+            Endpoint::Metrics => Response::text(CONTENT_TYPE, self.scrape()),
+            Endpoint::OpenApi => Response::json(200, OPENAPI),
+            Endpoint::Command => return self.command(id, head, &client_id, body),
+            Endpoint::DevicesStatus => self.devices_status(body),
+            Endpoint::Message => self.push_message(&client_id, body),
+            Endpoint::Sessions => self.list_sessions(&head.query),
+            Endpoint::Session => self.show_session(&client_id),
+            Endpoint::End => self.end_session(&client_id, &head.query),
+            Endpoint::Reload => self.reload_answer(),
+            Endpoint::Config => Response::json(200, self.config.to_masked_file()),
+        })
+    }
+
+    fn ready_answer(&self) -> Response {
+        match (self.is_stopping(), self.accepting) {
+            (true, _) => Response::json(503, r#"{"status":"stopping"}"#),
+            (false, false) => Response::json(503, r#"{"status":"exhausted"}"#),
+            (false, true) => Response::json(200, r#"{"status":"ready"}"#),
+        }
+    }
+
+    /// The device that a caller means.
+    fn device_named(&self, name: &str) -> Option<SessionId> {
+        let found = self.index.named(name, &self.sessions)?;
+        self.sessions.get(found).is_some_and(|session| session.core.is_present()).then_some(found)
+    }
+
+    fn client_id_of(&self, id: SessionId) -> &str {
+        let client_id = self.sessions.get(id).and_then(|session| session.core.client_id());
+        client_id.map_or("", |client_id| client_id.as_str())
+    }
+
+    // ----- compatible ---------------------------------------------------------------------------------------------
+
+    fn command(&mut self, id: ConnId, head: &Head, client_id: &str, body: &str) -> Option<Response> {
+        let failed = |status, why: &str| {
+            Some(Response::json(status, serde_json::json!({ "success": false, "error": why }).to_string()))
+        };
+        if message::peek(body).is_err() {
+            return failed(400, "the body is no JSON object");
+        }
+        let Some(device) = self.device_named(client_id) else {
+            let (status, body) = json::command_answer(&Err(CommandFailed::NotConnected));
+            return Some(Response::json(status, body));
+        };
+        let Some(command) = Command::parse(body) else { return failed(500, "指令类型无效") };
+        self.admin.tickets = self.admin.tickets.wrapping_add(1);
+        let ticket = u64::from(self.admin.tickets) << 32 | u64::from(id.slot);
+        let now = self.now;
+        let conn = self.admin.live(id)?;
+        conn.enter(Stage::Asking { ticket, keep_alive: head.keep_alive }, now);
+        self.drive(device, |core, cx| core.command(ticket, &command.method, &command.params, cx));
+        None
+    }
+
+    /// A device answered a command, or will not.
+    pub(in crate::net) fn answer_command(&mut self, ticket: u64, result: &Result<Box<str>, CommandFailed>) {
+        let slot = ticket as u32;
+        let Some(conn) = self.admin.conns.get(slot as usize) else { return };
+        let Stage::Asking { ticket: asked, keep_alive } = conn.stage else { return };
+        if asked != ticket {
+            return;
+        }
+        let id = ConnId { slot, epoch: conn.epoch };
+        let (status, body) = json::command_answer(result);
+        if let Next::Again = self.respond(id, &Response::json(status, body), keep_alive, false) {
+            // Not now: a core may be in the middle of its actions.
+            self.ready.push_back(Ready::Admin(id));
+        }
+    }
+
+    fn devices_status(&self, body: &str) -> Response {
+        let Some(ids) = json::status_ids(body) else {
+            return Response::json(400, r#"{"error":"clientIds必须是一个数组"}"#);
+        };
+        let status = |name: &str| {
+            let core =
+                self.device_named(name).and_then(|id| self.sessions.get(id)).map(|session| &session.core);
+            match core.map(Core::has_call) {
+                Some(true) => serde_json::json!({ "isAlive": true, "exists": true }),
+                Some(false) => serde_json::json!({ "isAlive": null, "exists": true }),
+                None => serde_json::json!({ "isAlive": false, "exists": false }),
+            }
+        };
+        let all: serde_json::Map<_, _> = ids.into_iter().map(|id| (id.clone(), status(&id))).collect();
+        Response::json(200, serde_json::Value::Object(all).to_string())
+    }
+
+    // ----- devices ------------------------------------------------------------------------------------------------
+
+    fn push_message(&mut self, client_id: &str, body: &str) -> Response {
+        let Ok(peek) = message::peek(body) else {
+            return Response::error(400, "bad_json", "The body is no JSON object.");
+        };
+        if !MESSAGES.contains(&&*peek.kind) {
+            let sentence = format!("\"type\" must be one of {}.", MESSAGES.join(", "));
+            return Response::error(400, "bad_type", &sentence);
+        }
+        let Some(device) = self.device_named(client_id) else { return not_connected() };
+        let mut delivery = Delivery::NotConnected;
+        self.drive(device, |core, cx| delivery = core.message(body.trim_ascii(), cx));
+        let (status, delivery) = match delivery {
+            Delivery::Sent => (200, "sent"),
+            Delivery::Queued => (202, "queued"),
+            Delivery::NotConnected => return not_connected(),
+        };
+        let client_id = self.client_id_of(device);
+        Response::json(status, serde_json::json!({ "clientId": client_id, "delivery": delivery }).to_string())
+    }
+
+    fn list_sessions(&self, query: &str) -> Response {
+        let number = |key, default| match query_value(query, key) {
+            None => Some(default),
+            Some(text) => text.parse::<usize>().ok(),
+        };
+        let limits = number("after", 0).zip(number("limit", PAGE).filter(|limit| (1..=PAGE).contains(limit)));
+        let Some((after, limit)) = limits else {
+            let sentence = format!("\"after\" must be a whole number, and \"limit\" one from 1 to {PAGE}.");
+            return Response::error(400, "bad_parameter", &sentence);
+        };
+        let mut page = json::Sessions {
+            devices: self.index.devices(),
+            calls: self.index.calls(),
+            next: None,
+            sessions: Vec::new(),
+        };
+        for (slot, session) in self.sessions.from_slot(after) {
+            let Some(view) = json::session(&session.core, self.now) else { continue };
+            if page.sessions.len() == limit {
+                page.next = Some(slot);
+                break;
+            }
+            page.sessions.push(view);
+        }
+        as_json(&page)
+    }
+
+    fn show_session(&self, client_id: &str) -> Response {
+        let session = self.device_named(client_id).and_then(|id| self.sessions.get(id));
+        session
+            .and_then(|session| json::session(&session.core, self.now))
+            .map_or_else(not_connected, |view| as_json(&view))
+    }
+
+    fn end_session(&mut self, client_id: &str, query: &str) -> Response {
+        let Some(device) = self.device_named(client_id) else { return not_connected() };
+        let disconnect =
+            query_value(query, "disconnect").is_some_and(|value| matches!(&*value, "" | "1" | "true"));
+        let hung_up = self.sessions.get(device).is_some_and(|session| session.core.has_call());
+        if !hung_up && !disconnect {
+            return Response::error(
+                409,
+                "no_call",
+                "The device is in no call; ?disconnect=true ends its connection.",
+            );
+        }
+        let client_id = self.client_id_of(device).to_owned();
+        let what = if disconnect { "disconnects the device" } else { "hangs up" };
+        info!("{} an operator {what}", self.prefix(device));
+        self.drive(device, |core, cx| match disconnect {
+            true => core.operator_disconnects(cx),
+            false => {
+                core.operator_hangs_up(cx);
+            }
+        });
+        let done =
+            serde_json::json!({ "clientId": client_id, "hungUp": hung_up, "disconnected": disconnect });
+        Response::json(200, done.to_string())
+    }
+
+    // ----- the gateway --------------------------------------------------------------------------------------------
+
+    fn reload_answer(&mut self) -> Response {
+        match self.reload_file() {
+            Ok(changes) => Response::json(200, json::changes(&changes)),
+            Err(ReloadError::NoSource) => Response::error(
+                409,
+                "no_source",
+                "This gateway was started without a configuration to read again.",
+            ),
+            Err(ReloadError::Refused(error)) => {
+                Response::error(422, "bad_config", &format!("Nothing has changed: {error}."))
+            }
+        }
+    }
+}
+
+fn not_connected() -> Response {
+    Response::error(404, "not_connected", "No device with this client id or MAC is connected.")
+}
+
+fn as_json(view: &impl serde::Serialize) -> Response {
+    match serde_json::to_string(view) {
+        Ok(text) => Response::json(200, text),
+        Err(error) => Response::error(500, "internal", &error.to_string()),
+    }
+}
