@@ -95,7 +95,7 @@ impl Sessions {
     }
 
     /// All in this slot and those behind it, with their slots.
-    pub(super) fn from_slot(&self, slot: usize) -> impl Iterator<Item = (usize, &Session)> {
+    pub(super) fn starting_at(&self, slot: usize) -> impl Iterator<Item = (usize, &Session)> {
         let occupied = |slot| self.slab.get(slot).map(|session| (slot, session));
         (slot..self.slab.capacity()).filter_map(occupied)
     }

@@ -148,7 +148,7 @@ impl Gateway {
     /// Closes the connection that is least of a loss. False when there is none.
     fn displace_admin(&mut self) -> bool {
         let Some((slot, conn)) =
-            self.admin.conns.iter().min_by_key(|(_, conn)| (conn.stage.worth(), conn.since))
+            self.admin.conns.iter().min_by_key(|(_, conn)| (conn.stage.worth(), conn.since, conn.epoch))
         else {
             return false;
         };

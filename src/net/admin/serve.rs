@@ -160,7 +160,7 @@ impl Gateway {
             next: None,
             sessions: Vec::new(),
         };
-        for (slot, session) in self.sessions.from_slot(after) {
+        for (slot, session) in self.sessions.starting_at(after) {
             let Some(view) = json::session(&session.core, self.now) else { continue };
             if page.sessions.len() == limit {
                 page.next = Some(slot);

@@ -1,0 +1,486 @@
+//! The management API over real sockets, as consoles and operators call it.
+
+#![allow(clippy::unwrap_used)]
+
+mod admin_support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use admin_support::{KEY, LIMIT, Raw, TOKEN, config, request, stage, stage_with};
+use mqtt_websocket_proxy::config::{Secret, Source};
+use mqtt_websocket_proxy::net::Running;
+use mqtt_websocket_proxy::tools::device::Device;
+use mqtt_websocket_proxy::tools::echo::EchoServer;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+const MAC: &str = "aa:bb:cc:dd:ee:01";
+const CLIENT_ID: &str = "GID_test@@@aa_bb_cc_dd_ee_01@@@aa_bb_cc_dd_ee_01";
+
+/// The token a console makes, out of the date as another program tells it.
+#[cfg(unix)]
+fn console_token(date: &str) -> String {
+    let output = Command::new("date").args(["-u", "-d", date, "+%Y-%m-%d"]).output().unwrap();
+    let date = String::from_utf8(output.stdout).unwrap();
+    let digest = Sha256::digest(format!("{}{KEY}", date.trim()));
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A device that answers each MCP request with what `reply` makes of it, so many times.
+fn answering(
+    mut device: Device,
+    times: usize,
+    reply: impl Fn(&Value) -> Value + Send + 'static,
+) -> thread::JoinHandle<Device> {
+    thread::spawn(move || {
+        for _ in 0..times {
+            let request: Value = serde_json::from_str(&device.wait_for("mcp", LIMIT).unwrap()).unwrap();
+            let mut payload = reply(&request["payload"]);
+            payload["jsonrpc"] = "2.0".into();
+            payload["id"] = request["payload"]["id"].clone();
+            device.send_text(&json!({ "type": "mcp", "payload": payload }).to_string()).unwrap();
+        }
+        device
+    })
+}
+
+#[cfg(unix)]
+#[test]
+fn a_console_finds_its_devices_and_uses_their_tools() {
+    let stage = stage(|config| config.api.token = None);
+    let status = |day: &str, id: &str| {
+        let body = json!({ "clientIds": [id] }).to_string();
+        let (code, text) =
+            stage.call_with("POST", "/api/devices/status", Some(&body), Some(&console_token(day)));
+        (code, serde_json::from_str::<Value>(&text).unwrap()[id].clone())
+    };
+    for day in ["today", "yesterday", "tomorrow"] {
+        assert_eq!(status(day, CLIENT_ID), (200, json!({ "isAlive": false, "exists": false })), "{day}");
+    }
+    for day in ["2 days ago", "3 days"] {
+        assert_eq!(status(day, CLIENT_ID).0, 401, "{day}");
+    }
+
+    let mut device = stage.device(MAC);
+    // Connected and idle is null: false would be shown as offline.
+    assert_eq!(status("today", CLIENT_ID), (200, json!({ "isAlive": null, "exists": true })));
+    // The console makes the group out of the board, which changes when a device is bound.
+    assert_eq!(status("today", "other@@@aa_bb_cc_dd_ee_01@@@aa_bb_cc_dd_ee_01").1["exists"], true);
+    let call = device.call().unwrap();
+    assert_eq!(status("today", CLIENT_ID), (200, json!({ "isAlive": true, "exists": true })));
+    device.goodbye(&call).unwrap();
+    let end = Instant::now() + LIMIT;
+    while status("today", CLIENT_ID).1["isAlive"] != Value::Null {
+        assert!(Instant::now() < end);
+    }
+
+    let device = answering(device, 2, |payload| match payload["method"].as_str() {
+        Some("tools/list") => json!({ "result": { "tools": [payload["params"]], "nextCursor": "" } }),
+        _ => json!({ "result": { "content": [{ "type": "text", "text": "done" }] } }),
+    });
+    let token = console_token("today");
+    for path in [
+        "/api/commands/GID_test@@@aa_bb_cc_dd_ee_01@@@aa_bb_cc_dd_ee_01",
+        "/api/commands/GID_other%40%40%40aa_bb_cc_dd_ee_01%40%40%40aa_bb_cc_dd_ee_01",
+    ] {
+        let list = json!({ "type": "mcp", "payload": { "jsonrpc": "2.0", "id": 1, "method": "tools/list",
+            "params": { "withUserTools": true, "cursor": "" } } });
+        // As the console does: the id is in the path as it is.
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+        );
+        let list = list.to_string();
+        let reply = Raw::ask(stage.api, &format!("{head}Content-Length: {}\r\n\r\n{list}", list.len()));
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let expected = json!({ "success": true,
+            "data": { "tools": [{ "withUserTools": true, "cursor": "" }], "nextCursor": "" } });
+        assert_eq!(reply.json(), expected);
+    }
+    device.join().unwrap();
+}
+
+#[test]
+fn every_failure_of_a_command_is_told_as_the_consoles_expect() {
+    let stage = stage(|_| {});
+    let path = format!("/api/commands/{CLIENT_ID}");
+    let tool = r#"{"type":"mcp","payload":{"method":"tools/call","params":{"name":"x"}}}"#;
+    let failure = |error: &str| json!({ "success": false, "error": error });
+    assert_eq!(stage.call("POST", &path, Some(tool)), (500, failure("设备未连接")));
+
+    let device = answering(
+        stage.device(MAC),
+        1,
+        |_| json!({ "error": { "code": -32601, "message": "Unknown tool: x" } }),
+    );
+    assert_eq!(stage.call("POST", &path, Some(tool)), (500, failure("Unknown tool: x")));
+    for body in [r#"{"type":"iot","payload":{}}"#, r#"{"type":"mcp"}"#, "{}"] {
+        assert_eq!(stage.call("POST", &path, Some(body)), (500, failure("指令类型无效")), "{body}");
+    }
+    for body in ["", "{", "[]", "\"x\""] {
+        let (status, answer) = stage.call("POST", &path, Some(body));
+        assert_eq!((status, &answer["success"]), (400, &json!(false)), "{body}");
+    }
+
+    // A device that does not answer, while others are served.
+    let device = device.join().unwrap();
+    let begun = Instant::now();
+    let mut silent = Raw::open(stage.api);
+    silent.send(request("POST", &path, tool));
+    assert_eq!(stage.call("GET", "/healthz", None).0, 200);
+    let reply = silent.reply().unwrap();
+    assert_eq!((reply.status, reply.json()), (500, failure("timeout")));
+    assert!(begun.elapsed() >= Duration::from_secs(5) && begun.elapsed() < Duration::from_secs(8));
+    // The connection is as good as new, and a device that goes is told at once.
+    silent.send(request("POST", &path, tool));
+    stage.call("GET", "/healthz", None);
+    let begun = Instant::now();
+    device.disconnect().unwrap();
+    let reply = silent.reply().unwrap();
+    assert_eq!((reply.status, reply.json()), (500, failure("设备未连接")));
+    assert!(begun.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn a_command_and_tool_discovery_do_not_disturb_each_other() {
+    let stage = stage(|config| config.mcp.enabled = true);
+    let mut device = stage.device(MAC);
+    let asked = thread::scope(|scope| {
+        let command = scope.spawn(|| {
+            let body = r#"{"type":"mcp","payload":{"method":"tools/call","params":{"name":"a"}}}"#;
+            stage.call("POST", &format!("/api/commands/{MAC}"), Some(body))
+        });
+        // initialize, tools/list and the operator's request, in the order in which they come.
+        let mut asked = Vec::new();
+        while asked.len() < 3 {
+            let request: Value = serde_json::from_str(&device.wait_for("mcp", LIMIT).unwrap()).unwrap();
+            let payload = &request["payload"];
+            if payload["id"].is_null() {
+                continue;
+            }
+            let method = payload["method"].as_str().unwrap().to_owned();
+            let result = match method.as_str() {
+                "tools/list" => json!({ "tools": [{ "name": "a" }], "nextCursor": "" }),
+                method => json!({ "of": method }),
+            };
+            let reply = json!({ "jsonrpc": "2.0", "id": payload["id"], "result": result });
+            device.send_text(&json!({ "type": "mcp", "payload": reply }).to_string()).unwrap();
+            asked.push(method);
+        }
+        let answer = json!({ "success": true, "data": { "of": "tools/call" } });
+        assert_eq!(command.join().unwrap(), (200, answer));
+        asked
+    });
+    let mut asked = asked;
+    asked.sort();
+    assert_eq!(asked, ["initialize", "tools/call", "tools/list"]);
+}
+
+#[test]
+fn status_is_asked_for_many_devices_at_once() {
+    let stage = stage(|_| {});
+    let _device = stage.device(MAC);
+    // What is no id has no device; deviceIds is understood too, and so is a MAC alone.
+    let (status, answer) =
+        stage.call("POST", "/api/devices/status", Some(r#"{"deviceIds":["aa:bb:cc:dd:ee:01","x",""]}"#));
+    let (present, absent) =
+        (json!({ "isAlive": null, "exists": true }), json!({ "isAlive": false, "exists": false }));
+    assert_eq!((status, answer), (200, json!({ "aa:bb:cc:dd:ee:01": present, "x": absent, "": absent })));
+
+    let ids: Vec<_> = (0..1200)
+        .map(|n| format!("GID_default@@@aa_bb_cc_dd_{:02x}_{:02x}@@@aa_bb_cc_dd_ee_ff", n / 256, n % 256))
+        .collect();
+    let (status, answer) =
+        stage.call("POST", "/api/devices/status", Some(&json!({ "clientIds": ids }).to_string()));
+    assert_eq!((status, answer.as_object().unwrap().len()), (200, 1200));
+
+    for body in ["{}", r#"{"clientIds":"x"}"#, "{", ""] {
+        let (status, answer) = stage.call("POST", "/api/devices/status", Some(body));
+        assert_eq!((status, answer), (400, json!({ "error": "clientIds必须是一个数组" })), "{body}");
+    }
+}
+
+#[test]
+fn a_mac_means_the_device_that_connected_last() {
+    let stage = stage(|_| {});
+    let _first = stage.device_named("one@@@aa_bb_cc_dd_ee_01@@@u");
+    let mut second = stage.device_named("two@@@aa_bb_cc_dd_ee_01@@@u");
+    let found = |name: &str| stage.call("GET", &format!("/api/sessions/{name}"), None).1["clientId"].clone();
+    assert_eq!(found("aa:bb:cc:dd:ee:01"), "two@@@aa_bb_cc_dd_ee_01@@@u");
+    assert_eq!(found("three@@@aa_bb_cc_dd_ee_01"), "two@@@aa_bb_cc_dd_ee_01@@@u");
+    assert_eq!(found("one@@@aa_bb_cc_dd_ee_01@@@u"), "one@@@aa_bb_cc_dd_ee_01@@@u");
+    let _third = stage.device_named("one@@@aa_bb_cc_dd_ee_01@@@v");
+    assert_eq!(found("aa-bb-cc-dd-ee-01"), "one@@@aa_bb_cc_dd_ee_01@@@v");
+    assert_eq!(
+        stage.call("POST", "/api/messages/AA:BB:CC:DD:EE:01", Some(r#"{"type":"system"}"#)).1["delivery"],
+        "sent"
+    );
+    assert_eq!(second.receive_text(Duration::from_millis(50)).unwrap(), None);
+}
+
+#[test]
+fn a_message_reaches_the_device_idle_or_in_a_call() {
+    let stage = stage(|_| {});
+    let mut device = stage.device(MAC);
+    let path = format!("/api/messages/{CLIENT_ID}");
+    for kind in ["alert", "system", "custom", "notify"] {
+        let text = format!(r#"{{ "type":"{kind}", "message":"你好","n":1.50 }}"#);
+        let sent = (200, json!({ "clientId": CLIENT_ID, "delivery": "sent" }));
+        assert_eq!(stage.call("POST", &path, Some(&text)), sent);
+        assert_eq!(device.wait_for(kind, LIMIT).unwrap(), text);
+    }
+    let call = device.call().unwrap();
+    stage.call("POST", &path, Some(r#"{"type":"alert","status":"x"}"#));
+    let expected = format!(r#"{{"session_id":"{}","type":"alert","status":"x"}}"#, call.grant.session_id);
+    assert_eq!(device.wait_for("alert", LIMIT).unwrap(), expected);
+    stage.call("POST", &path, Some(r#"{"type":"alert","session_id":"mine"}"#));
+    assert_eq!(device.wait_for("alert", LIMIT).unwrap(), r#"{"type":"alert","session_id":"mine"}"#);
+
+    for (path, body, status, code) in [
+        (path.as_str(), r#"{"type":"goodbye"}"#, 400, "bad_type"),
+        (&path, r#"{"type":7}"#, 400, "bad_type"),
+        (&path, "{}", 400, "bad_type"),
+        (&path, "[]", 400, "bad_json"),
+        (&path, "", 400, "bad_json"),
+        ("/api/messages/aa:bb:cc:dd:ee:99", r#"{"type":"alert"}"#, 404, "not_connected"),
+        ("/api/messages/nobody", r#"{"type":"alert"}"#, 404, "not_connected"),
+    ] {
+        let (found, answer) = stage.call("POST", path, Some(body));
+        assert_eq!((found, &answer["code"]), (status, &json!(code)), "{body}");
+        assert!(answer["error"].as_str().is_some_and(|sentence| sentence.ends_with('.')), "{answer}");
+    }
+
+    // The connection is lost in the call: the message waits.
+    drop(device);
+    let queued = |answer: &Value| answer["connected"] == json!(false);
+    stage.until(&format!("/api/sessions/{CLIENT_ID}"), queued);
+    let (status, answer) = stage.call("POST", &path, Some(r#"{"type":"alert","status":"later"}"#));
+    assert_eq!((status, &answer["delivery"]), (202, &json!("queued")));
+    let mut device = stage.device(MAC);
+    assert!(device.wait_for("alert", LIMIT).unwrap().contains("later"));
+}
+
+#[test]
+fn sessions_are_shown_hung_up_and_disconnected() {
+    let stage = stage(|_| {});
+    assert_eq!(
+        stage.call("GET", "/api/sessions", None),
+        (200, json!({ "devices": 0, "calls": 0, "next": null, "sessions": [] }))
+    );
+    let mut device = stage.device(MAC);
+    let mut call = device.call().unwrap();
+    call.send(0, b"audio").unwrap();
+    assert!(call.receive(LIMIT).unwrap().is_some());
+    let path = format!("/api/sessions/{CLIENT_ID}");
+    let (_, shown) = stage.call("GET", &path, None);
+    let (_, list) = stage.call("GET", "/api/sessions", None);
+    assert_eq!((&list["devices"], &list["calls"]), (&json!(1), &json!(1)));
+    for view in [&shown, &list["sessions"][0]] {
+        assert_eq!((&view["clientId"], &view["mac"]), (&json!(CLIENT_ID), &json!(MAC)));
+        assert_eq!((&view["ip"], &view["connected"]), (&json!("127.0.0.1"), &json!(true)));
+        let shown = &view["call"];
+        assert_eq!((&shown["state"], &shown["sessionId"]), (&json!("live"), &json!(call.grant.session_id)));
+        assert_eq!((&shown["packetsUp"], &shown["bytesUp"]), (&json!(1), &json!(5)));
+        assert_eq!((&shown["packetsDown"], &shown["lost"]), (&json!(1), &json!(0)));
+        assert!(stage.echo.url().starts_with(shown["server"].as_str().unwrap()), "{shown}");
+        assert!(shown["audioFrom"].as_str().unwrap().starts_with("127.0.0.1:"), "{shown}");
+    }
+
+    let done = |hung_up, disconnected| {
+        (200, json!({ "clientId": CLIENT_ID, "hungUp": hung_up, "disconnected": disconnected }))
+    };
+    assert_eq!(stage.call("DELETE", &path, None), done(true, false));
+    let goodbye: Value = serde_json::from_str(&device.wait_for("goodbye", LIMIT).unwrap()).unwrap();
+    assert_eq!(goodbye["session_id"], json!(call.grant.session_id));
+    let (status, refused) = stage.call("DELETE", &path, None);
+    assert_eq!((status, &refused["code"]), (409, &json!("no_call")));
+    // Still connected, and free for the next call.
+    let call = device.call().unwrap();
+    assert_eq!(stage.call("DELETE", &format!("{path}?disconnect=true"), None), done(true, true));
+    let goodbye = device.wait_for("goodbye", LIMIT).unwrap();
+    assert!(goodbye.contains(&call.grant.session_id), "{goodbye}");
+    assert!(device.receive(LIMIT).is_err(), "the connection ends");
+    for method in ["GET", "DELETE"] {
+        let (status, refused) = stage.call(method, &path, None);
+        assert_eq!((status, &refused["code"]), (404, &json!("not_connected")), "{method}");
+    }
+    let mut device = stage.device(MAC);
+    assert_eq!(stage.call("DELETE", &format!("{path}?disconnect"), None), done(false, true));
+    assert!(device.receive(LIMIT).is_err());
+}
+
+#[test]
+fn sessions_come_in_pages() {
+    let stage = stage(|_| {});
+    let devices: Vec<_> = (0..25).map(|n| stage.device(&format!("aa:bb:cc:dd:ee:{n:02x}"))).collect();
+    let (mut seen, mut after) = (Vec::new(), 0);
+    loop {
+        let (_, page) = stage.call("GET", &format!("/api/sessions?limit=10&after={after}"), None);
+        assert_eq!(page["devices"], 25);
+        let sessions = page["sessions"].as_array().unwrap();
+        assert!(sessions.len() <= 10);
+        seen.extend(sessions.iter().map(|session| session["mac"].as_str().unwrap().to_owned()));
+        match page["next"].as_u64() {
+            Some(next) => after = next,
+            None => break,
+        }
+    }
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), devices.len());
+    for query in ["limit=0", "limit=1001", "limit=x", "after=-1", "after=%"] {
+        let (status, refused) = stage.call("GET", &format!("/api/sessions?{query}"), None);
+        if query == "after=%" {
+            assert_eq!(status, 200);
+        } else {
+            assert_eq!((status, &refused["code"]), (400, &json!("bad_parameter")), "{query}");
+        }
+    }
+    assert_eq!(stage.call("GET", "/api/sessions?after=99999999999", None).1["sessions"], json!([]));
+}
+
+#[test]
+fn a_reload_says_what_it_did() {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("admin-{}.json", std::process::id()));
+    let write = |value: Value| fs::write(&path, value.to_string()).unwrap();
+    let source = Source::new(Some(path.clone()), None, |_| None);
+    let file = |echo: &EchoServer, loopback: &str, max: u32| {
+        json!({
+            "mqtt": { "host": loopback, "port": 0, "signature_key": KEY, "max_connections": max },
+            "udp": { "host": loopback, "port": 0 },
+            "api": { "host": "127.0.0.1", "port": 0, "token": TOKEN },
+            "mcp": { "enabled": false },
+            "websocket": { "production_servers": [echo.url()] },
+        })
+    };
+    let stage = stage_with(Some(source), |_| {});
+    write(file(&stage.echo, "127.0.0.1", 77));
+    let expected = json!({ "applied": ["mqtt.max_connections"], "needsRestart": [] });
+    assert_eq!(stage.call("POST", "/api/reload", None), (200, expected));
+    let (_, shown) = stage.call("GET", "/api/config", None);
+    assert_eq!(shown["mqtt"]["max_connections"], 77);
+    assert_eq!((&shown["mqtt"]["signature_key"], &shown["api"]["token"]), (&json!("***"), &json!("***")));
+
+    write(file(&stage.echo, "127.0.0.2", 77));
+    let expected = json!({ "applied": [], "needsRestart": ["mqtt.host", "udp.host"] });
+    assert_eq!(stage.call("POST", "/api/reload", None), (200, expected));
+    assert_eq!(stage.call("GET", "/api/config", None).1["mqtt"]["host"], "127.0.0.1", "what is in force");
+
+    write(file(&stage.echo, "127.0.0.1", 0));
+    let (status, refused) = stage.call("POST", "/api/reload", None);
+    assert_eq!((status, &refused["code"]), (422, &json!("bad_config")));
+    assert!(refused["error"].as_str().unwrap().contains("mqtt.max_connections: found 0"), "{refused}");
+    assert_eq!(stage.call("GET", "/api/config", None).1["mqtt"]["max_connections"], 77);
+
+    // A new token is in force at once.
+    let mut other = file(&stage.echo, "127.0.0.1", 77);
+    other["api"]["token"] = json!("another-token-for-tests");
+    write(other);
+    assert_eq!(stage.call("POST", "/api/reload", None).0, 200);
+    assert_eq!(stage.call_with("GET", "/api/config", None, Some(TOKEN)).0, 401);
+    assert_eq!(stage.call_with("GET", "/api/config", None, Some("another-token-for-tests")).0, 200);
+    fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn without_a_source_there_is_nothing_to_reload() {
+    let stage = stage(|_| {});
+    let (status, refused) = stage.call("POST", "/api/reload", None);
+    assert_eq!((status, &refused["code"]), (409, &json!("no_source")));
+}
+
+#[test]
+fn the_token_is_checked_before_path_body_and_length() {
+    let stage = stage(|_| {});
+    for request in [
+        "GET /api/sessions HTTP/1.1\r\n\r\n",
+        "GET /nothing/here HTTP/1.1\r\n\r\n",
+        "PATCH /api/reload HTTP/1.1\r\n\r\n",
+        "POST /api/reload HTTP/1.1\r\nContent-Length: 999999999\r\n\r\n",
+        "POST /api/reload HTTP/1.1\r\nContent-Length: nonsense\r\n\r\n",
+        "POST /api/reload HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "POST /api/commands/x HTTP/1.1\r\nContent-Length: 5\r\n\r\n",
+        "POST /api/commands/x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+        "POST /api/devices/status HTTP/1.1\r\nAuthorization: Bearer wrong\r\nContent-Length: 1\r\n\r\n{",
+    ] {
+        let reply = Raw::ask(stage.api, request);
+        assert_eq!(reply.status, 401, "{request}");
+        assert_eq!(reply.field("www-authenticate"), Some("Bearer"));
+        assert_eq!(reply.json()["code"], "unauthorized");
+        assert!(reply.json()["error"].is_string());
+    }
+    let with = |line: &str| {
+        Raw::ask(stage.api, &format!("{line} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"))
+    };
+    assert_eq!(with("GET /nothing/here").json()["code"], "not_found");
+    let reply = with("PATCH /api/sessions/x");
+    assert_eq!((reply.status, reply.field("allow")), (405, Some("GET, DELETE")));
+}
+
+#[test]
+fn health_and_readiness_need_no_token_and_metrics_only_if_so_configured() {
+    for need in [false, true] {
+        let stage = stage(|config| config.api.metrics_need_token = need);
+        let without = |path: &str| stage.call_with("GET", path, None, None).0;
+        assert_eq!((without("/healthz"), without("/readyz"), without("/openapi.json")), (200, 200, 200));
+        assert_eq!(without("/metrics"), if need { 401 } else { 200 });
+        assert_eq!(stage.call_with("GET", "/metrics", None, Some(TOKEN)).0, 200);
+        let reply = Raw::ask(stage.api, "GET /healthz HTTP/1.1\r\n\r\n");
+        assert_eq!(reply.json(), json!({ "status": "ok" }));
+        let mut raw = Raw::open(stage.api);
+        raw.send("HEAD /healthz HTTP/1.1\r\nConnection: close\r\n\r\n");
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut raw.stream, &mut text).unwrap();
+        assert!(text.contains("Content-Length: 15\r\n") && text.ends_with("\r\n\r\n"), "{text}");
+    }
+}
+
+#[test]
+fn a_weak_key_closes_the_api_and_the_port_says_why() {
+    let stage = stage(|config| {
+        config.mqtt.signature_key = Secret::new("my-test-key");
+        config.api.token = None;
+    });
+    for path in ["/api/sessions", "/api/commands/x", "/nothing"] {
+        let (status, text) = stage.call_with("GET", path, None, Some("whatever"));
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((status, &answer["code"]), (503, &json!("weak_key")));
+        assert!(answer["error"].as_str().unwrap().contains("no upper-case letter"), "{answer}");
+    }
+    assert_eq!(stage.call_with("GET", "/healthz", None, None).0, 200);
+}
+
+#[test]
+fn without_key_and_token_this_machine_may_call_but_no_web_page() {
+    let stage = stage(|config| {
+        config.mqtt.signature_key = None;
+        config.api.token = None;
+    });
+    assert_eq!(stage.call_with("GET", "/api/sessions", None, None).0, 200);
+    let reply = Raw::ask(
+        stage.api,
+        "POST /api/reload HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://evil.example\r\n\r\n",
+    );
+    assert_eq!((reply.status, &reply.json()["code"]), (403, &json!("foreign_origin")));
+}
+
+#[test]
+fn a_port_in_use_is_a_clear_error_and_the_api_can_be_switched_off() {
+    let stage = stage(|_| {});
+    let error =
+        Running::start(config(&stage.echo, |config| config.api.port = stage.api.port()), None).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("management API port") && error.contains(&stage.api.port().to_string()),
+        "{error}"
+    );
+    assert!(error.contains("in use"), "{error}");
+    let other = config(&stage.echo, |config| {
+        config.api.port = stage.api.port();
+        config.api.enabled = false;
+    });
+    assert_eq!(Running::start(other, None).unwrap().addresses().api, None);
+}

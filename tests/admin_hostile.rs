@@ -1,0 +1,320 @@
+//! The management port under clients that are slow, wrong, many or malicious, while calls go on.
+
+#![allow(clippy::unwrap_used)]
+
+mod admin_support;
+
+use std::io::Read;
+use std::net::Shutdown;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use admin_support::{LIMIT, Raw, Stage, TOKEN, request, stage};
+use mqtt_websocket_proxy::tools::device::{Call, Device};
+use serde_json::json;
+
+/// A call that is measured while something else happens.
+struct Measured {
+    device: Device,
+    call: Call,
+    sent: u32,
+}
+
+impl Measured {
+    fn begin(stage: &Stage) -> Self {
+        let mut device = stage.device("aa:bb:cc:dd:ee:01");
+        let call = device.call().unwrap();
+        Self { device, call, sent: 0 }
+    }
+
+    /// One packet there and back.
+    fn packet(&mut self) -> Duration {
+        self.sent += 1;
+        let begun = Instant::now();
+        self.call.send(self.sent, b"an Opus packet").unwrap();
+        let audio = self.call.receive(LIMIT).unwrap().expect("an echo");
+        assert_eq!(audio.payload, b"an Opus packet");
+        begun.elapsed()
+    }
+
+    /// The worst of so many packets, sent as fast as they come back.
+    fn worst(&mut self, packets: u32) -> Duration {
+        (0..packets).map(|_| self.packet()).max().unwrap()
+    }
+
+    fn end(mut self) {
+        self.device.goodbye(&self.call).unwrap();
+    }
+}
+
+/// How many connections this process may hold, leaving room for the tests beside this one.
+fn many() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap_or_default();
+    let soft: usize = line.split_whitespace().next().and_then(|soft| soft.parse().ok()).unwrap_or(256);
+    1000.min(soft.saturating_sub(400))
+}
+
+#[test]
+fn a_thousand_connections_that_say_nothing_or_little_cost_a_call_nothing() {
+    let stage = stage(|_| {});
+    let mut call = Measured::begin(&stage);
+    let alone = call.worst(200);
+    let beginnings: [&[u8]; 4] =
+        [b"", b"G", b"POST /api/commands/x HTTP/1.1\r\nContent-Length: 9\r\n", b"\x16\x03\x01"];
+    let mut held = Vec::new();
+    let mut worst = Duration::ZERO;
+    for n in 0..many() {
+        let mut raw = Raw::open(stage.api);
+        // The gateway may have closed it already, for a newcomer.
+        let _ = std::io::Write::write_all(&mut raw.stream, beginnings[n % beginnings.len()]);
+        held.push(raw);
+        if n % 10 == 0 {
+            worst = worst.max(call.packet());
+        }
+        if n % 100 == 99 {
+            let begun = Instant::now();
+            assert_eq!(stage.call("GET", "/healthz", None).0, 200);
+            assert!(begun.elapsed() < Duration::from_secs(2), "a newcomer is always served");
+        }
+    }
+    worst = worst.max(call.worst(200));
+    assert!(worst < Duration::from_millis(250), "{worst:?}, {alone:?} before");
+    let text = stage.call_with("GET", "/metrics", None, None).1;
+    let value = |name: &str| -> usize {
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).unwrap();
+        line.parse().unwrap()
+    };
+    assert!(value("gateway_api_connections") <= 128);
+    assert!(value("gateway_api_displaced_total") >= held.len().saturating_sub(128) / 2);
+    call.end();
+}
+
+#[test]
+fn the_one_that_waits_longest_for_its_request_makes_room_and_no_other() {
+    let stage = stage(|_| {});
+    let mut device = stage.device("aa:bb:cc:dd:ee:01");
+    // The first asks a device and waits for its answer.
+    let mut asking = Raw::open(stage.api);
+    let tool = r#"{"type":"mcp","payload":{"method":"tools/list"}}"#;
+    asking.send(request("POST", "/api/commands/aa:bb:cc:dd:ee:01", tool));
+    let asked = device.wait_for("mcp", LIMIT).unwrap();
+    let mut oldest = Raw::open(stage.api);
+    oldest.send("GET /healthz HTTP/1.1\r\n");
+    let mut others: Vec<_> = (0..200).map(|_| Raw::open(stage.api)).collect();
+    assert!(oldest.reply().is_none(), "closed");
+    // The youngest are still there.
+    for raw in others.iter_mut().rev().take(100) {
+        raw.send("GET /healthz HTTP/1.1\r\n\r\n");
+        assert_eq!(raw.reply().unwrap().status, 200);
+    }
+    let id = asked.split("\"id\":").nth(1).unwrap().split(',').next().unwrap();
+    device
+        .send_text(&format!(r#"{{"type":"mcp","payload":{{"jsonrpc":"2.0","id":{id},"result":7}}}}"#))
+        .unwrap();
+    assert_eq!(asking.reply().unwrap().json(), json!({ "success": true, "data": 7 }));
+}
+
+#[test]
+fn a_request_that_does_not_come_in_its_time_is_closed() {
+    let stage = stage(|_| {});
+    let begun = Instant::now();
+    let trickle = |mut raw: Raw, bytes: &'static [u8]| {
+        thread::spawn(move || {
+            let mut writer = raw.stream.try_clone().unwrap();
+            thread::spawn(move || {
+                for byte in bytes.iter().cycle() {
+                    if std::io::Write::write_all(&mut writer, &[*byte]).is_err() {
+                        return;
+                    }
+                    thread::sleep(Duration::from_millis(200));
+                }
+            });
+            let status = raw.reply().map(|reply| reply.status);
+            (status, raw.reply().is_none())
+        })
+    };
+    let head = trickle(Raw::open(stage.api), b"x");
+    let mut raw = Raw::open(stage.api);
+    let body = format!(
+        "POST /api/reload HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 100000\r\n\r\n"
+    );
+    raw.send(body);
+    let body = trickle(raw, b" ");
+    let mut silent = Raw::open(stage.api);
+    assert!(silent.reply().is_none());
+    for late in [head, body] {
+        assert_eq!(late.join().unwrap(), (Some(408), true));
+    }
+    assert!(
+        (Duration::from_secs(9)..Duration::from_secs(15)).contains(&begun.elapsed()),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let stage = stage(|_| {});
+    let mut raw = Raw::open(stage.api);
+    let mut all = String::new();
+    for n in 0..200 {
+        let body = json!({ "clientIds": [n.to_string()] }).to_string();
+        all.push_str(&request("POST", "/api/devices/status", &body));
+    }
+    all.push_str("GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n");
+    raw.send(all);
+    for n in 0..200 {
+        let reply = raw.reply().unwrap();
+        assert_eq!(reply.json(), json!({ n.to_string(): { "isAlive": false, "exists": false } }));
+        assert_eq!(reply.field("connection"), Some("keep-alive"));
+    }
+    let last = raw.reply().unwrap();
+    assert_eq!((last.json(), last.field("connection")), (json!({ "status": "ok" }), Some("close")));
+    assert!(raw.reply().is_none(), "nothing is served behind close");
+}
+
+#[test]
+fn a_request_may_come_in_any_pieces() {
+    let stage = stage(|_| {});
+    let text = request("POST", "/api/devices/status", r#"{"clientIds":["组"]}"#);
+    for cut in 1..text.len() {
+        let mut raw = Raw::open(stage.api);
+        raw.send(&text.as_bytes()[..cut]);
+        raw.send(&text.as_bytes()[cut..]);
+        raw.stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(raw.reply().unwrap().status, 200, "{cut}");
+        assert!(raw.reply().is_none());
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_request_is_said_and_ends_the_connection() {
+    let stage = stage(|_| {});
+    let mut call = Measured::begin(&stage);
+    let auth = format!("Authorization: Bearer {TOKEN}\r\n");
+    let post = |fields: &str| format!("POST /api/reload HTTP/1.1\r\n{auth}{fields}\r\n");
+    for (request, status, code) in [
+        (format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(10_000)), 431, "head_too_long"),
+        (format!("GET / HTTP/1.1\r\nx: {}", "y".repeat(1_000_000)), 431, "head_too_long"),
+        (format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(200)), 431, "head_too_long"),
+        ("\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("GET / HTTP/3.0\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("nonsense\r\n\r\n".to_owned(), 400, "bad_request"),
+        (post("Content-Length: 131073\r\n"), 413, "body_too_long"),
+        (post("Content-Length: 1\r\nContent-Length: 1\r\n"), 400, "bad_request"),
+        (post("Content-Length: -5\r\n"), 400, "bad_request"),
+        (post("Transfer-Encoding: chunked\r\n"), 411, "length_required"),
+        (post("Transfer-Encoding: br\r\n"), 501, "coding_unknown"),
+        (post("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n"), 400, "bad_request"),
+        (post("Expect: a-miracle\r\n"), 417, "expectation_failed"),
+    ] {
+        let mut raw = Raw::open(stage.api);
+        // The answer may come before everything is sent.
+        let _ = std::io::Write::write_all(&mut raw.stream, request.as_bytes());
+        let reply = raw.reply().unwrap_or_else(|| panic!("no answer to {request:.80}"));
+        assert_eq!((reply.status, &reply.json()["code"]), (status, &json!(code)), "{request:.80}");
+        assert_eq!(reply.field("connection"), Some("close"), "{request:.80}");
+        assert!(raw.reply().is_none(), "{request:.80}");
+        call.packet();
+    }
+    call.end();
+}
+
+#[test]
+fn bodies_that_are_not_what_they_should_be_are_refused_and_the_connection_goes_on() {
+    let stage = stage(|_| {});
+    let mut raw = Raw::open(stage.api);
+    let deep = format!("{}{}", "[".repeat(60_000), "]".repeat(60_000));
+    let nested = format!(r#"{{"clientIds":[{deep}]}}"#);
+    let long = format!(r#"{{"clientIds":["{}"]}}"#, "x".repeat(100_000));
+    for (path, body, status) in [
+        ("/api/devices/status", "{", 400),
+        ("/api/devices/status", &deep, 400),
+        ("/api/devices/status", &nested, 400),
+        ("/api/devices/status", &long, 200),
+        ("/api/devices/status", r#"{"clientIds":["\ud800"]}"#, 400),
+        ("/api/messages/x", &deep, 400),
+        ("/api/messages/x", r#"{"type":"alert"}"#, 404),
+        ("/api/commands/x", &deep, 400),
+        ("/api/commands/%", "{}", 404),
+        ("/api/commands/..%2F..%2Fetc", "{}", 500),
+    ] {
+        raw.send(request("POST", path, body));
+        let reply = raw.reply().unwrap();
+        assert_eq!(reply.status, status, "{path} {body:.60} {reply:?}");
+        assert_eq!(reply.field("connection"), Some("keep-alive"));
+        reply.json();
+    }
+    let mut bytes = request("POST", "/api/messages/x", "12").into_bytes();
+    bytes.truncate(bytes.len() - 2);
+    bytes.extend([0xff, 0xfe]);
+    raw.send(bytes);
+    assert_eq!(raw.reply().unwrap().status, 400);
+}
+
+#[test]
+fn who_does_not_read_the_answers_gets_no_more_and_holds_up_nobody() {
+    let stage = stage(|_| {});
+    let mut call = Measured::begin(&stage);
+    let mut raw = Raw::open(stage.api);
+    raw.stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let many = "GET /metrics HTTP/1.1\r\n\r\n".repeat(200);
+    let mut written = 0;
+    // Requests without end, answers unread: at some point the gateway takes no more.
+    while written < 64 << 20 {
+        match std::io::Write::write(&mut raw.stream, many.as_bytes()) {
+            Ok(n) => written += n,
+            Err(_) => break,
+        }
+    }
+    assert!(written < 64 << 20, "{written}");
+    let worst = call.worst(100);
+    assert!(worst < Duration::from_millis(250), "{worst:?}");
+    assert_eq!(stage.call("GET", "/healthz", None).0, 200);
+    // What was answered is all there, and whole.
+    for _ in 0..20 {
+        let reply = raw.reply().unwrap();
+        assert!(reply.status == 200 && reply.body.ends_with('\n'));
+    }
+    call.end();
+}
+
+#[test]
+fn a_client_that_waits_to_be_told_to_send_its_body_is_told() {
+    let stage = stage(|_| {});
+    let mut raw = Raw::open(stage.api);
+    let body = r#"{"clientIds":[]}"#;
+    let text = request("POST", "/api/devices/status", body).replace("Host:", "Expect: 100-continue\r\nHost:");
+    raw.send(&text[..text.len() - body.len()]);
+    let mut told = [0; 25];
+    raw.stream.read_exact(&mut told).unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    raw.send(body);
+    assert_eq!(raw.reply().unwrap().json(), json!({}));
+}
+
+#[test]
+fn connections_that_vanish_leave_nothing_behind() {
+    let stage = stage(|_| {});
+    let mut device = stage.device("aa:bb:cc:dd:ee:01");
+    let tool = r#"{"type":"mcp","payload":{"method":"tools/list"}}"#;
+    for _ in 0..10 {
+        let mut raw = Raw::open(stage.api);
+        raw.send(request("POST", "/api/commands/aa:bb:cc:dd:ee:01", tool));
+        let asked = device.wait_for("mcp", LIMIT).unwrap();
+        drop(raw);
+        let id = asked.split("\"id\":").nth(1).unwrap().split(',').next().unwrap();
+        device
+            .send_text(&format!(r#"{{"type":"mcp","payload":{{"jsonrpc":"2.0","id":{id},"result":7}}}}"#))
+            .unwrap();
+    }
+    let end = Instant::now() + LIMIT;
+    loop {
+        let text = stage.call_with("GET", "/metrics", None, None).1;
+        if text.contains("gateway_api_connections 1\n") {
+            break;
+        }
+        assert!(Instant::now() < end, "{text}");
+    }
+}

@@ -1,0 +1,186 @@
+//! `/metrics`, read by a parser that is not ours, against what happened; and the dashboard that shows it.
+
+#![allow(clippy::unwrap_used)]
+
+mod admin_support;
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use admin_support::{LIMIT, Stage, stage};
+use mqtt_websocket_proxy::tools::device::Device;
+use prometheus_parse::{Scrape, Value};
+
+fn scrape(stage: &Stage) -> (String, Scrape) {
+    let (status, text) = stage.call_with("GET", "/metrics", None, None);
+    assert_eq!(status, 200);
+    let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
+    (text, scrape)
+}
+
+/// The value of a counter or gauge with these labels; the sum of all, without.
+fn value(scrape: &Scrape, name: &str, labels: &[(&str, &str)]) -> f64 {
+    let fits = |sample: &&prometheus_parse::Sample| {
+        sample.metric == name && labels.iter().all(|(label, of)| sample.labels.get(label) == Some(of))
+    };
+    let mut found = scrape.samples.iter().filter(fits).peekable();
+    assert!(found.peek().is_some(), "{name} {labels:?}");
+    found
+        .map(|sample| match sample.value {
+            Value::Counter(value) | Value::Gauge(value) | Value::Untyped(value) => value,
+            ref other => panic!("{name}: {other:?}"),
+        })
+        .sum()
+}
+
+/// How many a histogram counted, after its shape is checked.
+fn count(scrape: &Scrape, name: &str) -> f64 {
+    let sample = scrape.samples.iter().find(|sample| sample.metric == name).unwrap();
+    let Value::Histogram(buckets) = &sample.value else { panic!("{sample:?}") };
+    assert!(
+        buckets.len() > 5
+            && buckets
+                .windows(2)
+                .all(|pair| { pair[0].less_than < pair[1].less_than && pair[0].count <= pair[1].count }),
+        "{buckets:?}"
+    );
+    let last = buckets.last().unwrap();
+    assert_eq!(last.less_than, f64::INFINITY);
+    assert_eq!(value(scrape, &format!("{name}_count"), &[]), last.count);
+    last.count
+}
+
+fn until(stage: &Stage, wanted: impl Fn(&Scrape) -> bool) -> Scrape {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let (text, scrape) = scrape(stage);
+        if wanted(&scrape) {
+            return scrape;
+        }
+        assert!(Instant::now() < end, "{text}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn numbers_tell_what_happened() {
+    let stage = stage(|_| {});
+    let (_, before) = scrape(&stage);
+    assert_eq!(value(&before, "gateway_devices_online", &[]), 0.0);
+    assert_eq!(value(&before, "gateway_calls", &[]), 0.0);
+
+    let mut device = stage.device("aa:bb:cc:dd:ee:01");
+    let mut call = device.call().unwrap();
+    for _ in 0..10 {
+        call.send(0, b"an Opus packet").unwrap();
+        assert!(call.receive(LIMIT).unwrap().is_some());
+    }
+    device.send_text("no JSON").unwrap();
+    let other = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    other.send_to(&[1; 20], stage.gateway.addresses().udp).unwrap();
+    other.send_to(&[], stage.gateway.addresses().udp).unwrap();
+
+    let during = until(&stage, |scrape| {
+        value(scrape, "gateway_audio_discarded_total", &[("reason", "unknown_ssrc")]) == 2.0
+            && value(scrape, "gateway_bad_texts_total", &[("from", "device")]) == 1.0
+    });
+    for (name, labels, expected) in [
+        ("gateway_devices_online", &[][..], 1.0),
+        ("gateway_logins_total", &[], 1.0),
+        ("gateway_mqtt_connections_total", &[], 1.0),
+        ("gateway_calls", &[("state", "live")], 1.0),
+        ("gateway_calls", &[], 1.0),
+        ("gateway_calls_ended_total", &[], 0.0),
+        ("gateway_dials_total", &[], 1.0),
+        ("gateway_dials_opened_total", &[], 1.0),
+        ("gateway_dials", &[], 0.0),
+        ("gateway_audio_packets_total", &[("direction", "up")], 10.0),
+        ("gateway_audio_packets_total", &[("direction", "down")], 10.0),
+        ("gateway_audio_bytes_total", &[("direction", "up")], 140.0),
+        ("gateway_datagrams_total", &[("outcome", "received")], 12.0),
+        ("gateway_datagrams_total", &[("outcome", "sent")], 10.0),
+        ("gateway_queue_length", &[], 0.0),
+        ("gateway_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0),
+    ] {
+        assert_eq!(value(&during, name, labels), expected, "{name} {labels:?}");
+    }
+    assert_eq!(count(&during, "gateway_hello_to_reply_seconds"), 1.0);
+    assert!(count(&during, "gateway_turn_seconds") > 10.0);
+    #[cfg(target_os = "linux")]
+    {
+        assert!(value(&during, "process_resident_memory_bytes", &[]) > 1e5);
+        assert!(value(&during, "process_open_fds", &[]) > 5.0);
+        assert!(value(&during, "process_max_fds", &[]) > 5.0);
+        assert!(value(&during, "process_start_time_seconds", &[]) > 1.7e9);
+    }
+
+    device.goodbye(&call).unwrap();
+    let after = until(&stage, |scrape| value(scrape, "gateway_calls", &[]) == 0.0);
+    assert_eq!(value(&after, "gateway_calls_ended_total", &[("reason", "device_goodbye")]), 1.0);
+    assert_eq!(value(&after, "gateway_calls_ended_total", &[]), 1.0);
+    // What a call counted is not lost with it.
+    assert_eq!(value(&after, "gateway_audio_packets_total", &[("direction", "up")]), 10.0);
+}
+
+#[test]
+fn refused_devices_and_failed_servers_are_counted_by_reason() {
+    let stage = stage(|config| {
+        // A port that was free a moment ago: nobody listens.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        config.websocket.production =
+            vec![std::sync::Arc::new(format!("ws://127.0.0.1:{port}/").parse().unwrap())];
+    });
+    let wrong =
+        mqtt_websocket_proxy::tools::device::Login::new("aa:bb:cc:dd:ee:02".parse().unwrap(), Some(b"wrong"));
+    assert!(Device::connect(stage.gateway.addresses().mqtt, &wrong, LIMIT).is_err());
+    let mut device = stage.device("aa:bb:cc:dd:ee:01");
+    let _ = device.call();
+    let scrape =
+        until(&stage, |scrape| value(scrape, "gateway_calls_ended_total", &[("reason", "no_server")]) == 1.0);
+    assert_eq!(value(&scrape, "gateway_server_failures_total", &[("stage", "connect")]), 1.0);
+    assert_eq!(value(&scrape, "gateway_server_failures_total", &[]), 1.0);
+    assert_eq!(value(&scrape, "gateway_logins_refused_total", &[]), 1.0);
+    assert_eq!(count(&scrape, "gateway_hello_to_reply_seconds"), 0.0);
+}
+
+#[test]
+fn every_name_has_a_type_a_help_text_and_no_label_without_end() {
+    let stage = stage(|_| {});
+    let devices: Vec<_> = (0..20).map(|n| stage.device(&format!("aa:bb:cc:dd:ee:{n:02x}"))).collect();
+    let (text, scrape) = scrape(&stage);
+    let mut names = BTreeSet::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').unwrap();
+        assert!(names.insert(name.to_owned()), "{name} twice");
+        assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+        assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
+        assert!(name.starts_with("gateway_") || name.starts_with("process_"), "{name}");
+    }
+    assert!(!text.contains("aa:bb") && !text.contains("aa_bb"), "no device is a label");
+    assert!(scrape.samples.len() < 200, "{}", scrape.samples.len());
+    drop(devices);
+}
+
+#[test]
+fn the_dashboard_asks_only_for_numbers_that_there_are() {
+    let stage = stage(|_| {});
+    let text = scrape(&stage).0;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/config/grafana.json");
+    let dashboard: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let mut asked = 0;
+    for panel in dashboard["panels"].as_array().unwrap() {
+        assert!(
+            panel["title"].is_string() && panel["gridPos"]["w"].as_u64().is_some_and(|w| w <= 24),
+            "{panel}"
+        );
+        for target in panel["targets"].as_array().unwrap() {
+            let expression = target["expr"].as_str().unwrap();
+            let words = expression.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+            for name in words.filter(|word| word.starts_with("gateway_") || word.starts_with("process_")) {
+                assert!(text.lines().any(|line| line.starts_with(name)), "{name} in {expression}");
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked > 20, "{asked}");
+}
