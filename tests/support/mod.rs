@@ -34,6 +34,7 @@ pub fn config<U: AsRef<str>>(urls: &[U]) -> Config {
     config.mqtt.port = 0;
     config.udp.host = [127, 0, 0, 1].into();
     config.udp.port = 0;
+    config.api.port = 0;
     config.udp.public_ip = PublicIp::Auto;
     config.mcp.enabled = false;
     let server = |url: &U| Arc::new(url.as_ref().parse::<Server>().unwrap());
