@@ -375,24 +375,27 @@ impl Backend {
             126..=0xffff => 4,
             _ => 10,
         };
-        self.unread = self.unread.wrapping_sub(payload as u64 + header);
+        // What came in many frames may have had shorter headers than one long frame: then the count is no more to be trusted.
+        self.unread = self.unread.checked_sub(payload as u64 + header).unwrap_or(u64::MAX / 2);
         self.bulky |= payload > BULKY;
     }
 
     /// Gives back buffers that grew for one long message. tungstenite never shrinks its own, so it is made anew, which
     /// loses nothing exactly when every byte read was part of a message handed out and every byte written has left.
     fn slim(&mut self) {
-        if !self.bulky || self.unread != 0 || !self.flush() {
+        let Stage::Open(socket) = &mut self.stage else { return };
+        if !self.bulky || self.unread != 0 || !socket.can_write() || !socket.can_read() {
             return;
         }
-        match std::mem::replace(&mut self.stage, Stage::Spent) {
-            Stage::Open(socket) if socket.can_write() && socket.can_read() => {
-                let stream = socket.into_inner();
-                let socket = WebSocket::from_raw_socket(stream, Role::Client, Some(websocket_config()));
-                self.stage = Stage::Open(Box::new(socket));
-                self.bulky = false;
-            }
-            stage => self.stage = stage,
+        // All of it, not only what the system takes now.
+        if socket.flush().is_err() {
+            return;
+        }
+        if let Stage::Open(socket) = std::mem::replace(&mut self.stage, Stage::Spent) {
+            let stream = socket.into_inner();
+            let socket = WebSocket::from_raw_socket(stream, Role::Client, Some(websocket_config()));
+            self.stage = Stage::Open(Box::new(socket));
+            self.bulky = false;
         }
     }
 }
