@@ -284,12 +284,17 @@ impl Gateway {
                     match session.core.uplink(from, datagram, &self.config, now) {
                         Err(discard) => Err(discard),
                         Ok(uplink) => {
-                            let first = uplink.first;
-                            match session.backend.as_mut().map(|backend| backend.send_audio(uplink.frame)) {
-                                Some(Ok(())) => Ok((id, first)),
-                                Some(Err(_)) => Err(Discard::ServerBlocked),
-                                None => Err(Discard::NoServer),
+                            let (payload, first) = (uplink.payload, uplink.first);
+                            let sent =
+                                session.backend.as_mut().map(|backend| backend.send_audio(uplink.frame));
+                            if !matches!(sent, Some(Ok(()))) {
+                                session.core.unsent(payload);
+                                self.metrics.discarded(match sent {
+                                    Some(_) => Discard::ServerBlocked,
+                                    None => Discard::NoServer,
+                                });
                             }
+                            Ok((id, first))
                         }
                     }
                 }

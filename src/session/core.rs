@@ -458,6 +458,13 @@ impl Core {
         call.uplink(from, datagram, config, now)
     }
 
+    /// The packet that [`Core::uplink`] returned, of so many Opus bytes, found no room in the chat server's connection.
+    pub fn unsent(&mut self, payload: usize) {
+        if let Some(call) = &mut self.call {
+            call.unsent(payload);
+        }
+    }
+
     /// One binary frame of the chat server, encrypted into `out` (at least 16 + 1,400 bytes). None: it waits, and
     /// [`Core::audible`] must be called.
     pub fn downlink(

@@ -19,6 +19,8 @@ const HOLD: Duration = Duration::from_secs(2);
 pub struct Uplink<'b> {
     /// The binary WebSocket frame's payload.
     pub frame: &'b [u8],
+    /// The Opus bytes in it.
+    pub payload: usize,
     /// The device's address became known: call [`Core::audible`](super::super::Core::audible).
     pub first: bool,
 }
@@ -37,7 +39,16 @@ impl Call {
         if self.stage != Stage::Live {
             return self.dropped(Discard::NoServer);
         }
-        Ok(Uplink { frame: self.media.framed(&opened, datagram), first: opened.first })
+        let (payload, first) = (opened.payload, opened.first);
+        Ok(Uplink { frame: self.media.framed(&opened, datagram), payload, first })
+    }
+
+    /// The chat server's connection had no room for a packet of so many Opus bytes.
+    pub(in crate::session) fn unsent(&mut self, payload: usize) {
+        let facts = &mut self.media.facts;
+        facts.up_packets -= 1;
+        facts.up_bytes -= payload as u64;
+        facts.dropped += 1;
     }
 
     /// One binary frame of the chat server, encrypted into `out`. None: it waits.
