@@ -12,6 +12,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::device::Device;
 use super::gateway::{Alarm, Gateway, Ready};
+use super::session::Session;
 use super::token::{self, Role};
 use crate::session::Core;
 
@@ -19,6 +20,9 @@ use crate::session::Core;
 const ACCEPTS: usize = 64;
 /// Connections beyond `max_connections` that may be on their way in or out.
 const IN_PASSING: usize = 512;
+/// Connections beyond `max_connections_per_ip` that may wait to tell who they are: a device that comes back before its old
+/// connection is known to be dead takes that one's place.
+const RETURNING: usize = 8;
 /// Connections the system keeps for us while we are busy: a power cut brings all devices back at once.
 const BACKLOG: i32 = 4096;
 /// How long accepting pauses when descriptors ran out.
@@ -44,7 +48,7 @@ pub(super) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 pub(super) struct PerIp(HashMap<IpAddr, usize>);
 
 impl PerIp {
-    fn of(&self, ip: IpAddr) -> usize {
+    pub(super) fn of(&self, ip: IpAddr) -> usize {
         self.0.get(&ip).copied().unwrap_or_default()
     }
 
@@ -107,7 +111,7 @@ impl Gateway {
         self.metrics.connections += 1;
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let limit = self.config.mqtt.max_connections_per_ip;
-        let crowded = limit > 0 && self.per_ip.of(peer.ip()) >= limit;
+        let crowded = limit > 0 && self.per_ip.of(peer.ip()) >= limit + RETURNING;
         if crowded || self.sessions.len() >= self.config.mqtt.max_connections + IN_PASSING {
             self.metrics.turned_away += 1;
             return;
@@ -132,7 +136,8 @@ impl Gateway {
     pub(super) fn recount(&mut self) {
         self.per_ip = PerIp::default();
         if self.config.mqtt.max_connections_per_ip > 0 {
-            for session in self.sessions.iter().filter(|session| session.device.is_some()) {
+            let is_open = |session: &&Session| session.device.as_ref().is_some_and(|device| !device.closing);
+            for session in self.sessions.iter().filter(is_open) {
                 self.per_ip.came(session.core.ip());
             }
         }

@@ -19,9 +19,13 @@ impl Gateway {
         };
         let mac = client_id.mac();
         let older = self.index.device(client_id, &self.sessions);
-        let full = older.is_none() && self.index.devices() >= self.config.mqtt.max_connections;
-        if full {
-            return self.drive(id, |core, cx| core.admitted(Admission::Full, cx));
+        let limits = &self.config.mqtt;
+        let from_there = self.sessions.get(id).map_or(0, |session| self.per_ip.of(session.core.ip()));
+        let crowded = limits.max_connections_per_ip > 0 && from_there > limits.max_connections_per_ip;
+        let full = self.index.devices() >= limits.max_connections;
+        if older.is_none() && (full || crowded) {
+            let admission = if full { Admission::Full } else { Admission::Crowded };
+            return self.drive(id, |core, cx| core.admitted(admission, cx));
         }
         self.metrics.admitted += 1;
         if let Some(older) = older {
@@ -51,7 +55,7 @@ impl Gateway {
             return;
         }
         if let Some(session) = self.sessions.live(older) {
-            if session.device.replace(device).is_some() {
+            if session.device.replace(device).is_some_and(|left| !left.closing) {
                 self.per_ip.left(session.core.ip());
             }
             session.linger = None;
@@ -88,7 +92,9 @@ impl Gateway {
         let Some(session) = self.sessions.live(id) else { return };
         match &mut session.device {
             Some(device) => {
-                device.closing = true;
+                if !mem::replace(&mut device.closing, true) {
+                    self.per_ip.left(session.core.ip());
+                }
                 let from = device.hold_until().unwrap_or(now);
                 session.linger = Some(from + LINGER);
                 self.touch(id);
@@ -117,10 +123,12 @@ impl Gateway {
 
     pub(super) fn drop_device(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.live(id)
-            && session.device.take().is_some()
+            && let Some(device) = session.device.take()
         {
             session.linger = None;
-            self.per_ip.left(session.core.ip());
+            if !device.closing {
+                self.per_ip.left(session.core.ip());
+            }
         }
         self.bury_if_spent(id);
     }

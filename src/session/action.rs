@@ -118,6 +118,8 @@ pub enum Admission {
     Welcome,
     /// `max_connections` is reached.
     Full,
+    /// `max_connections_per_ip` is reached.
+    Crowded,
 }
 
 /// Which server to open a WebSocket to, with the request headers that depend on the device.

@@ -264,10 +264,12 @@ impl Core {
         if self.phase != Phase::Admitting {
             return;
         }
-        if admission == Admission::Full {
-            return self.refuse(ConnectCode::Unavailable, "max_connections is reached", cx);
-        }
-        self.welcome(false, cx);
+        let full = match admission {
+            Admission::Welcome => return self.welcome(false, cx),
+            Admission::Full => "max_connections is reached",
+            Admission::Crowded => "max_connections_per_ip is reached",
+        };
+        self.refuse(ConnectCode::Unavailable, full, cx);
     }
 
     fn welcome(&mut self, resumed: bool, cx: &mut Cx<'_>) {
