@@ -385,6 +385,7 @@ fn text_that_waits_too_long_ends_the_call() {
     let text = json!({"type": "custom", "filler": "x".repeat(10_000)}).to_string();
     (0..100).for_each(|_| device.say(&text));
     assert_eq!(fact(&log.line("call ends"), "reason"), "overflow");
+    assert_eq!(device.json()["type"], "alert");
     device.expect_goodbye("server-session");
 }
 

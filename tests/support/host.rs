@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 use super::LIMIT;
+use super::chat::Peer;
 use super::device::{Device, client_id, mac};
 use super::mqtt::{Client, Connect};
 
@@ -47,4 +48,43 @@ pub fn device_from(ip: [u8; 4], gateway: SocketAddr, number: u8) -> Device {
     mqtt.send(&Connect::new(&client_id).packet());
     assert_eq!(mqtt.packet().body, [0, 0]);
     Device { mqtt, mac: mac(number), client_id }
+}
+
+/// What the system says of the TCP connection of this process between these two addresses, seen from the first: its
+/// line in /proc/net/tcp, word by word.
+#[cfg(target_os = "linux")]
+pub fn connection(local: SocketAddr, remote: SocketAddr) -> Vec<String> {
+    let end = |addr: SocketAddr| match addr.ip() {
+        IpAddr::V4(ip) => format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), addr.port()),
+        IpAddr::V6(_) => panic!("{addr}"),
+    };
+    let pair = format!("{} {}", end(local), end(remote));
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let line = table.lines().find(|line| line.contains(&pair)).unwrap_or_else(|| panic!("no {pair}"));
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Lets the device say texts to a chat server that does not read, until the system takes no more of the gateway, so
+/// that the last of them wait in the gateway itself. Returns how many there were, numbered from 0.
+#[cfg(target_os = "linux")]
+pub fn clog(device: &mut Device, peer: &mut Peer) -> usize {
+    let tcp = peer.tcp().unwrap();
+    let (server, gateway) = (tcp.local_addr().unwrap(), tcp.peer_addr().unwrap());
+    let (mut sent, mut same) = (0, 0);
+    let mut before = String::new();
+    loop {
+        // Whatever the server sends lets the system think again about how much it takes.
+        peer.say(r#"{"type":"stt"}"#);
+        device.json();
+        device
+            .say(&serde_json::json!({"type": "custom", "n": sent, "filler": "x".repeat(60_000)}).to_string());
+        device.mqtt.assert_quiet();
+        sent += 1;
+        let queued = connection(gateway, server)[4].clone() + &connection(server, gateway)[4];
+        same = if queued == before { same + 1 } else { 0 };
+        if same == 1 {
+            return sent;
+        }
+        before = queued;
+    }
 }

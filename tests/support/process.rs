@@ -55,15 +55,34 @@ impl Folder {
 
     /// Starts the gateway on free ports and waits until it runs. The configuration must log at info level.
     pub fn start(&self, line: &str, variables: &[(&str, &str)]) -> Process {
-        let free = [("MQTT_PORT", "0"), ("UDP_PORT", "0"), ("API_PORT", "0")];
-        let mut process = self.spawn(line, &[&free, variables].concat());
+        let mut process = self.spawn(line, &[&PORTS, variables].concat());
         process.line("MQTT on");
         process
     }
 
     /// Starts the program.
     pub fn spawn(&self, line: &str, variables: &[(&str, &str)]) -> Process {
-        let mut command = self.command(line, variables);
+        Process::spawn(self.command(line, variables))
+    }
+
+    /// As [`Folder::start`], with no more than this many descriptors.
+    #[cfg(unix)]
+    pub fn start_within(&self, descriptors: u32, line: &str) -> Process {
+        let gateway = self.command(line, &[]);
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"")]);
+        command.arg(gateway.get_program()).args(gateway.get_args());
+        command.current_dir(&self.0).env_clear().envs(PORTS).stdin(Stdio::null());
+        let mut process = Process::spawn(command);
+        process.line("MQTT on");
+        process
+    }
+}
+
+const PORTS: [(&str, &str); 3] = [("MQTT_PORT", "0"), ("UDP_PORT", "0"), ("API_PORT", "0")];
+
+impl Process {
+    fn spawn(mut command: Command) -> Self {
         let mut child = Guard(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
         let (sender, lines) = mpsc::channel();
         let mut stderr = BufReader::new(child.0.stderr.take().unwrap());
@@ -79,7 +98,7 @@ impl Folder {
                 line.clear();
             }
         });
-        Process { child, lines, seen: Vec::new(), deaf }
+        Self { child, lines, seen: Vec::new(), deaf }
     }
 }
 
@@ -163,6 +182,13 @@ impl Process {
         if !self.seen.iter().any(|line| line.contains(part)) {
             self.line(part);
         }
+    }
+
+    /// Lines that were logged so far and not asked for.
+    pub fn lines(&mut self) -> Vec<String> {
+        let lines: Vec<String> = self.lines.try_iter().collect();
+        self.seen.extend_from_slice(&lines);
+        lines
     }
 
     /// Sends a signal, such as `TERM`.

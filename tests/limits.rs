@@ -1,0 +1,288 @@
+//! Every queue has a bound and a stated loser, and every limit a clear refusal.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use mqtt_websocket_proxy::config::Secret;
+use serde_json::json;
+use support::chat::ChatServer;
+use support::device::{Device, HELLO, client_id};
+use support::host::{clog, connect_from, device_from};
+use support::logged::{Logged, fact};
+use support::mqtt::{CONNACK, Client, Connect, DISCONNECT, Packet};
+use support::{gateway, gateway_with};
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+const NOBODY: [&str; 1] = ["ws://127.0.0.1:9/"];
+
+/// Sends CONNECT and reads the return code, within a second.
+fn code(mut client: Client, connect: &Connect) -> (u8, Client) {
+    client.send(&connect.packet());
+    let packet = client.packet_within(MS(1000)).expect("neither refused nor closed within a second");
+    assert_eq!(packet.first, CONNACK);
+    (packet.body[1], client)
+}
+
+fn connect(gateway: &mqtt_websocket_proxy::net::Running, number: u8) -> (u8, Client) {
+    code(Client::open(gateway.addresses().mqtt), &Connect::new(&client_id(number)))
+}
+
+#[test]
+fn a_device_over_max_connections_is_refused_but_not_its_own_replacement() {
+    let gateway = gateway_with(&NOBODY, |config| config.mqtt.max_connections = 2);
+    let (_, mut first) = connect(&gateway, 1);
+    let (_, second) = connect(&gateway, 2);
+    for _ in 0..3 {
+        let (code, mut refused) = connect(&gateway, 3);
+        assert_eq!(code, 3);
+        assert_eq!(refused.until_closed(), []);
+    }
+    // The same client id again is no third.
+    let (code, mut again) = connect(&gateway, 1);
+    assert_eq!((code, first.until_closed()), (0, vec![]));
+    // A place that becomes free is given away.
+    again.send(&DISCONNECT);
+    again.until_closed();
+    assert_eq!(connect(&gateway, 3).0, 0);
+    drop(second);
+}
+
+#[test]
+fn connections_that_never_connect_are_closed_when_there_are_too_many() {
+    let gateway = gateway_with(&NOBODY, |config| config.mqtt.max_connections = 1);
+    let (_, mut device) = connect(&gateway, 4);
+    let idle: Vec<Client> = (0..700).map(|_| Client::open(gateway.addresses().mqtt)).collect();
+    let closed = idle.into_iter().map(|mut client| client.packet_within(MS(1)).err());
+    assert!(closed.filter(|end| *end == Some(support::mqtt::Silence::Closed)).count() > 100);
+    device.assert_quiet();
+}
+
+#[test]
+fn max_connections_per_ip_counts_one_address_only() {
+    let gateway = gateway_with(&NOBODY, |config| config.mqtt.max_connections_per_ip = 2);
+    let (_, mut first) = connect(&gateway, 5);
+    let (_, _second) = connect(&gateway, 6);
+    assert_eq!(connect(&gateway, 7).0, 3);
+    let mut other = device_from([127, 0, 0, 2], gateway.addresses().mqtt, 7);
+    other.mqtt.assert_quiet();
+    // Its own replacement is let in here too.
+    let (code, mut again) = connect(&gateway, 5);
+    assert_eq!((code, first.until_closed()), (0, vec![]));
+    again.send(&DISCONNECT);
+    again.until_closed();
+    assert_eq!(connect(&gateway, 8).0, 0);
+    // Connections that say nothing count too, and their number is bounded.
+    let gateway = gateway_with(&NOBODY, |config| config.mqtt.max_connections_per_ip = 2);
+    let mut idle: Vec<Client> = (0..20).map(|_| Client::open(gateway.addresses().mqtt)).collect();
+    let mut last = idle.pop().unwrap();
+    assert_eq!(last.packet_within(MS(1000)), Err(support::mqtt::Silence::Closed));
+    let address = gateway.addresses().mqtt;
+    code_of(Client::from(connect_from([127, 0, 0, 3], address)), 0);
+}
+
+fn code_of(client: Client, expected: u8) {
+    assert_eq!(code(client, &Connect::new(&client_id(9))).0, expected);
+}
+
+#[test]
+fn there_is_no_limit_per_ip_by_default() {
+    let gateway = gateway(&NOBODY);
+    let devices: Vec<_> = (0..200).map(|number| connect(&gateway, number)).collect();
+    assert!(devices.iter().all(|(code, _)| *code == 0));
+}
+
+#[test]
+fn a_call_over_max_calls_is_told_so() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| config.websocket.max_calls = 1);
+    let mut log = Logged::about(client_id(11));
+    let mut first = Device::connect(gateway.addresses().mqtt, 10);
+    let (_call, mut peer) = first.call(&server);
+    let mut second = Device::connect(gateway.addresses().mqtt, 11);
+    second.say(HELLO);
+    assert_eq!(second.json()["type"], "alert");
+    let call = second.answered();
+    second.expect_goodbye(&call.session_id);
+    assert_eq!(fact(&log.line("call ends"), "reason"), "refused");
+    assert!(server.is_idle());
+    // A new hello of the first takes the place of its own call.
+    first.say(HELLO);
+    peer.expect_close(1000);
+    let (mut peer, _) = (server.accept(), ());
+    peer.upgrade();
+    peer.greet("again");
+    first.answered();
+    first.say(r#"{"type":"goodbye"}"#);
+    peer.expect_close(1000);
+    second.call(&server);
+}
+
+#[test]
+fn a_dial_waits_for_a_free_place() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| config.websocket.max_dials = 1);
+    let mut first = Device::connect(gateway.addresses().mqtt, 12);
+    let mut second = Device::connect(gateway.addresses().mqtt, 13);
+    first.say(HELLO);
+    let mut peer = server.accept();
+    second.say(HELLO);
+    second.mqtt.assert_quiet();
+    assert!(server.accept_within(MS(100)).is_none(), "two dials at once");
+    peer.upgrade();
+    // Only connecting counts; the greeting does not.
+    let mut other = server.accept();
+    other.upgrade();
+    other.greet("second");
+    second.answered();
+    peer.greet("first");
+    first.answered();
+}
+
+#[test]
+fn a_dial_whose_device_has_gone_frees_its_place() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| config.websocket.max_dials = 1);
+    let mut first = Device::connect(gateway.addresses().mqtt, 14);
+    first.say(HELLO);
+    let stuck = server.accept();
+    let mut second = Device::connect(gateway.addresses().mqtt, 15);
+    second.say(HELLO);
+    second.mqtt.assert_quiet();
+    first.mqtt.send(&DISCONNECT);
+    let mut peer = server.accept();
+    peer.upgrade();
+    peer.greet("s");
+    second.answered();
+    drop(stuck);
+}
+
+#[test]
+fn failed_logins_pay_with_a_growing_delay_and_good_ones_do_not() {
+    let gateway = gateway_with(&NOBODY, |config| config.mqtt.signature_key = Secret::new("key"));
+    let mut log = Logged::about("127.0.0.4");
+    let address = gateway.addresses().mqtt;
+    let bad = || {
+        let mut client = Client::from(connect_from([127, 0, 0, 4], address));
+        client.send(&Connect::signed(&client_id(20), "wrong").packet());
+        client
+    };
+    let good = |number| {
+        let began = Instant::now();
+        let client = Client::from(connect_from([127, 0, 0, 4], address));
+        assert_eq!(code(client, &Connect::signed(&client_id(number), "key")).0, 0);
+        assert!(began.elapsed() < MS(80), "a good login took {:?}", began.elapsed());
+    };
+    let refused = Packet { first: CONNACK, body: vec![0, 4] };
+    for delay in [0, 100, 200, 400] {
+        let began = Instant::now();
+        let mut client = bad();
+        if delay > 0 {
+            good(21);
+        }
+        assert_eq!(client.packet(), refused);
+        let took = began.elapsed();
+        assert!((MS(delay)..MS(delay + 150)).contains(&took), "{took:?} instead of {delay} ms");
+        assert_eq!(client.until_closed(), []);
+    }
+    // Many at once wait together, each a second at most, and the good one still does not.
+    let began = Instant::now();
+    let mut waiting: Vec<Client> = (0..50).map(|_| bad()).collect();
+    good(22);
+    waiting.iter_mut().for_each(|client| assert_eq!(client.packet(), refused));
+    assert!(began.elapsed() < MS(1300), "{:?}", began.elapsed());
+    // Another address starts from nothing.
+    let began = Instant::now();
+    let mut other = Client::from(connect_from([127, 0, 0, 5], address));
+    other.send(&Connect::signed(&client_id(20), "wrong").packet());
+    assert_eq!(other.packet(), refused);
+    assert!(began.elapsed() < MS(80));
+    log.line("WARN");
+    assert_eq!(log.count("WARN"), 0, "one line in 10 s");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_chat_server_that_stops_reading_costs_audio_and_then_the_call() {
+    let server = ChatServer::start_narrow();
+    let gateway = gateway(&[server.url()]);
+    let mut log = Logged::about(client_id(30));
+    let mut device = Device::connect(gateway.addresses().mqtt, 30);
+    let (mut call, mut peer) = device.call(&server);
+    clog(&mut device, &mut peer);
+    // Audio that finds no room is dropped, and the call goes on.
+    for n in 0..200 {
+        call.send(n, &[0x58; 1400]);
+        if n % 32 == 0 {
+            device.mqtt.assert_quiet();
+        }
+    }
+    peer.say(r#"{"type":"stt"}"#);
+    assert_eq!(device.json()["type"], "stt");
+    // Text that finds no room ends it.
+    let text = json!({"type": "custom", "filler": "x".repeat(60_000)}).to_string();
+    device.say(&text);
+    device.say(&text);
+    device.say(&text);
+    assert_eq!(device.json()["type"], "alert");
+    device.expect_goodbye("server-session");
+    let end = log.line("call ends");
+    assert_eq!(fact(&end, "reason"), "overflow");
+    let dropped: u32 = fact(&end, "dropped").parse().unwrap();
+    let up: u32 = fact(&end, "up").split('p').next().unwrap().parse().unwrap();
+    assert!(dropped >= 50, "{end}");
+    assert_eq!(up + dropped, 200, "what was dropped did not reach the chat server: {end}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_long_message_of_the_chat_server_does_not_cost_what_waits_for_it() {
+    let server = ChatServer::start_narrow();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 33);
+    let (_call, mut peer) = device.call(&server);
+    let sent = clog(&mut device, &mut peer);
+    let long =
+        json!({"type": "custom", "session_id": "server-session", "filler": "y".repeat(20_000)}).to_string();
+    peer.say(&long);
+    assert_eq!(device.mqtt.text(), long);
+    device.mqtt.assert_quiet();
+    for n in 0..sent {
+        assert_eq!(peer.json()["n"], n);
+    }
+}
+
+#[test]
+fn a_chat_server_that_reads_gets_texts_of_any_size() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| config.mqtt.max_payload_size = 1_000_000);
+    let mut device = Device::connect(gateway.addresses().mqtt, 31);
+    let (_call, mut peer) = device.call(&server);
+    for size in [100_000, 200_000, 300_000, 10] {
+        let text = json!({"type": "custom", "filler": "x".repeat(size)}).to_string();
+        device.say(&text);
+        assert_eq!(peer.text(), text);
+    }
+}
+
+#[test]
+fn a_device_that_stops_reading_costs_its_connection() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut log = Logged::about(client_id(32));
+    let mut device = Device::connect(gateway.addresses().mqtt, 32);
+    let (_call, mut peer) = device.call(&server);
+    let text = json!({"type": "custom", "filler": "x".repeat(100_000)}).to_string();
+    while log.count("does not read") == 0 {
+        let sent = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| peer.say(&text)));
+        if sent.is_err() {
+            break;
+        }
+    }
+    log.line("does not read");
+    // What waits for its return is bounded too.
+    assert_eq!(fact(&log.line("call ends"), "reason"), "overflow");
+    drop(device);
+}
