@@ -6,7 +6,6 @@ mod admin_support;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,17 +15,18 @@ use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::device::Device;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 const MAC: &str = "aa:bb:cc:dd:ee:01";
 const CLIENT_ID: &str = "GID_test@@@aa_bb_cc_dd_ee_01@@@aa_bb_cc_dd_ee_01";
 
 /// The token a console makes, out of the date as another program tells it.
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 fn console_token(date: &str) -> String {
-    let output = Command::new("date").args(["-u", "-d", date, "+%Y-%m-%d"]).output().unwrap();
+    use sha2::Digest as _;
+
+    let output = std::process::Command::new("date").args(["-u", "-d", date, "+%Y-%m-%d"]).output().unwrap();
     let date = String::from_utf8(output.stdout).unwrap();
-    let digest = Sha256::digest(format!("{}{KEY}", date.trim()));
+    let digest = sha2::Sha256::digest(format!("{}{KEY}", date.trim()));
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -48,7 +48,7 @@ fn answering(
     })
 }
 
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[test]
 fn a_console_finds_its_devices_and_uses_their_tools() {
     let stage = stage(|config| config.api.token = None);

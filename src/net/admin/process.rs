@@ -1,5 +1,8 @@
 //! What the system tells of this process; nothing where it tells nothing.
 
+// Elsewhere only the tests read such files.
+#![cfg_attr(not(any(target_os = "linux", target_os = "android")), allow(dead_code))]
+
 use std::fs;
 
 /// Numbers under the names that Prometheus knows for every process. Opening the files that hold them can fail in a busy
