@@ -232,7 +232,7 @@ fn what_is_doubtful_gets_one_warning_and_stops_nothing() {
         }
         file(more)
     };
-    let key = json!({"signature_key": "a-Key"});
+    let key = json!({"signature_key": "Fine-And-Long"});
     let cases = [
         (to(json!({})), vec!["signature_key"]),
         (to(json!({"mqtt": key})), vec![]),
@@ -260,7 +260,7 @@ fn what_is_doubtful_gets_one_warning_and_stops_nothing() {
                 let mut process = folder.start("-c gateway.json", &[]);
                 // A name is resolved beside the start, which does not wait for it.
                 expected.iter().for_each(|part| process.ever(part));
-                let connect = Connect::signed(&client_id(1), "a-Key");
+                let connect = Connect::signed(&client_id(1), "Fine-And-Long");
                 assert_eq!(verdict(&process, &connect), 0, "{text}");
                 #[cfg(unix)]
                 {
