@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use data_encoding::HEXLOWER;
+use mqtt_websocket_proxy::admin::auth::daily_token;
 use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER, Header, nonce, parse_ws, ws_header};
 use mqtt_websocket_proxy::proto::identity::{ClientId, is_user_name, password, password_matches, token};
 use serde_json::Value;
@@ -46,6 +47,13 @@ fn tokens_for_chat_servers() {
         let (secret, id) = (text(&case, "secret").as_bytes(), text(&case, "client_id"));
         let mac = text(&case, "mac").parse().unwrap();
         assert_eq!(token(secret, id, mac, case["unix_seconds"].as_u64().unwrap()), text(&case, "token"));
+    }
+}
+
+#[test]
+fn tokens_of_consoles() {
+    for case in vectors("api_tokens") {
+        assert_eq!(daily_token(text(&case, "date"), text(&case, "key").as_bytes()), text(&case, "token"));
     }
 }
 
