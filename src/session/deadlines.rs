@@ -1,6 +1,7 @@
 //! Named deadlines of a call: the truth about its time. The timer wheel is only an alarm clock for the earliest.
 
-use std::time::Instant;
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
 
 /// What a call may be waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,33 +47,49 @@ const ALL: [Timer; COUNT] = [
     Timer::Pong,
 ];
 
-/// One optional deadline per [`Timer`].
-#[derive(Clone, Debug, Default)]
-pub(super) struct Deadlines([Option<Instant>; COUNT]);
+/// One optional deadline per [`Timer`], in whole milliseconds since the call's start: a third of the memory, and never
+/// early, since they are rounded up.
+#[derive(Clone, Debug)]
+pub(super) struct Deadlines {
+    start: Instant,
+    /// One more than the milliseconds.
+    after: [Option<NonZeroU32>; COUNT],
+}
 
 impl Deadlines {
+    pub(super) fn new(start: Instant) -> Self {
+        Self { start, after: [None; COUNT] }
+    }
+
+    /// A deadline more than 49 days after the call's start rings then.
     pub(super) fn set(&mut self, timer: Timer, at: Instant) {
-        self.0[timer as usize] = Some(at);
+        let millis = at.saturating_duration_since(self.start).as_nanos().div_ceil(1_000_000);
+        let after = u32::try_from(millis + 1).unwrap_or(u32::MAX);
+        self.after[timer as usize] = NonZeroU32::new(after);
     }
 
     pub(super) fn clear(&mut self, timer: Timer) {
-        self.0[timer as usize] = None;
+        self.after[timer as usize] = None;
     }
 
     pub(super) fn is_set(&self, timer: Timer) -> bool {
-        self.0[timer as usize].is_some()
+        self.after[timer as usize].is_some()
+    }
+
+    fn at(&self, after: NonZeroU32) -> Instant {
+        self.start + Duration::from_millis(u64::from(after.get()) - 1)
     }
 
     /// The earliest of all.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.0.iter().flatten().min().copied()
+        self.after.iter().flatten().min().map(|&after| self.at(after))
     }
 
     /// Takes one deadline that has passed, the earliest first; equal ones in the order of [`Timer`].
     pub(super) fn take_due(&mut self, now: Instant) -> Option<Timer> {
         let due = ALL
             .into_iter()
-            .filter_map(|timer| self.0[timer as usize].map(|at| (at, timer)))
+            .filter_map(|timer| self.after[timer as usize].map(|after| (self.at(after), timer)))
             .filter(|&(at, _)| at <= now)
             .min_by_key(|&(at, timer)| (at, timer as u8))?
             .1;
@@ -83,15 +100,13 @@ impl Deadlines {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
     fn due_timers_come_out_in_order_and_once() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let mut deadlines = Deadlines::default();
+        let mut deadlines = Deadlines::new(start);
         deadlines.set(Timer::Greet, at(40));
         deadlines.set(Timer::Again, at(30));
         deadlines.set(Timer::Idle, at(900));

@@ -61,13 +61,16 @@ pub(super) struct Mcp {
 
 enum Step {
     Initializing,
-    Listing {
-        tools: Vec<Box<str>>,
-        cursors: Vec<Box<str>>,
-    },
+    Listing(Box<Listing>),
     /// All tools as one raw JSON array.
     Known(Box<str>),
     Unknown,
+}
+
+#[derive(Default)]
+struct Listing {
+    tools: Vec<Box<str>>,
+    cursors: Vec<Box<str>>,
 }
 
 struct Asked {
@@ -151,14 +154,15 @@ impl Mcp {
         match &mut self.step {
             Step::Initializing => {
                 self.initialized = Some(result.into());
-                self.step = Step::Listing { tools: Vec::new(), cursors: Vec::new() };
+                self.step = Step::Listing(Box::default());
                 cx.out.push(Action::Publish(message::mcp_notification(
                     session_id,
                     "notifications/initialized",
                 )));
                 self.ask("tools/list", r#"{"cursor":""}"#, session_id, cx);
             }
-            Step::Listing { tools, cursors } => {
+            Step::Listing(listing) => {
+                let Listing { tools, cursors } = &mut **listing;
                 let Ok(page) = serde_json::from_str::<ToolsPage<'_>>(result) else {
                     return self.fail("a page of tools that is none", cx);
                 };

@@ -109,7 +109,7 @@ impl Call {
             server_id: None,
             server: None,
             plan: VecDeque::new(),
-            deadlines: Deadlines::default(),
+            deadlines: Deadlines::new(now),
             last_activity: now,
             server_heard: now,
             pinged: now,
