@@ -1,7 +1,7 @@
 //! The connection to a chat server: dial stages, each resumable at any edge, then a WebSocket.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -13,12 +13,13 @@ use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Bytes, Error, Message, Utf8Bytes, WebSocket};
 
 use super::stream::{Handshake, Progress, Stream, TlsClient};
+use super::tap::Tap;
 use super::upgrade::{self, Upgrade};
 use crate::config::{Secret, Server};
 use crate::session::{DialRequest, Failure, Gone};
 
-/// Read ahead per read; small, since every call owns a buffer of this size.
-const READ_BUFFER: usize = 256;
+/// What tungstenite takes at a time from the chunk that was read; every call owns a buffer of this size.
+const READ_BUFFER: usize = 128;
 /// Frames gather up to here before they are written; the end of the turn writes them anyway.
 const WRITE_BUFFER: usize = 16 * 1024;
 /// What a chat server that does not read may let pile up: then audio is dropped, and text ends the call.
@@ -56,7 +57,7 @@ enum Stage {
     },
     Securing(Box<Handshake>),
     Upgrading(Box<Upgrade>),
-    Open(Box<WebSocket<Counting>>),
+    Open(Box<WebSocket<Tap>>),
     Spent,
 }
 
@@ -221,7 +222,7 @@ impl Backend {
                     }
                     Ok(Some(tail)) => {
                         self.unread = tail.len() as u64;
-                        let stream = Counting { stream: upgrade.into_stream(), taken: 0 };
+                        let stream = Tap::new(upgrade.into_stream());
                         let socket = WebSocket::from_partially_read(
                             stream,
                             tail,
@@ -269,7 +270,7 @@ impl Backend {
     pub(super) fn reregister(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match &mut self.stage {
             Stage::Open(socket) => {
-                let tcp = socket.get_mut().stream.tcp_mut();
+                let tcp = socket.get_mut().stream_mut().tcp_mut();
                 registry.reregister(tcp, token, Interest::READABLE | Interest::WRITABLE)
             }
             _ => Err(ErrorKind::NotConnected.into()),
@@ -278,11 +279,26 @@ impl Backend {
 
     // ----- the open WebSocket -------------------------------------------------------------------------------------
 
+    /// Lends the loop's chunk for the reads that follow. `more`: the system said that the end of the stream is near, so a
+    /// short read proves nothing.
+    pub(super) fn lend(&mut self, chunk: &mut Vec<u8>, more: bool) {
+        if let Stage::Open(socket) = &mut self.stage {
+            socket.get_mut().lend(chunk, more);
+        }
+    }
+
+    /// Takes the chunk back; what was not served yet is kept.
+    pub(super) fn reclaim(&mut self, chunk: &mut Vec<u8>) {
+        if let Stage::Open(socket) = &mut self.stage {
+            socket.get_mut().reclaim(chunk);
+        }
+    }
+
     /// The next message, if one is there.
     pub(super) fn read(&mut self) -> Incoming {
         let Stage::Open(socket) = &mut self.stage else { return Incoming::Blocked };
         let outcome = socket.read();
-        self.unread += std::mem::take(&mut socket.get_mut().taken);
+        self.unread += socket.get_mut().take_count();
         match outcome {
             Ok(Message::Text(text)) => {
                 self.account(text.len());
@@ -416,29 +432,5 @@ fn describe(error: &Error) -> String {
             "the connection ended without a Close frame (1006)".to_owned()
         }
         error => error.to_string(),
-    }
-}
-
-/// A stream that counts what is read from it.
-struct Counting {
-    stream: Stream,
-    taken: u64,
-}
-
-impl Read for Counting {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.stream.read(buffer)?;
-        self.taken += n as u64;
-        Ok(n)
-    }
-}
-
-impl Write for Counting {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.stream.write(data)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
     }
 }

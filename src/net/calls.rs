@@ -138,6 +138,7 @@ impl Gateway {
 
     /// Drops the connection to the chat server, whatever its state.
     pub(super) fn drop_backend(&mut self, id: SessionId) {
+        self.reclaim_chunk(id);
         self.dial_over(id);
         if let Some(session) = self.sessions.live(id) {
             session.backend = None;
@@ -148,6 +149,7 @@ impl Gateway {
     /// Closes the WebSocket properly: Close frame, then a moment for the server's answer, in a session of its own, so
     /// that this one is free for the next call.
     pub(super) fn hang_up(&mut self, id: SessionId, code: u16) {
+        self.reclaim_chunk(id);
         self.dial_over(id);
         let Some(session) = self.sessions.live(id) else { return };
         let Some(mut backend) = session.backend.take() else { return };
@@ -171,8 +173,25 @@ impl Gateway {
     // ----- from the chat server -----------------------------------------------------------------------------------
 
     /// Goes on with the dial, or reads what has come, within the budget.
-    pub(super) fn pump_backend(&mut self, id: SessionId) {
+    pub(super) fn pump_backend(&mut self, id: SessionId, more: bool) {
         self.advance_dial_if_any(id);
+        let chunk = &mut self.chunk;
+        if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
+            backend.lend(chunk, more);
+        }
+        self.read_backend(id);
+        self.reclaim_chunk(id);
+    }
+
+    /// The chunk comes home before its borrower goes elsewhere.
+    fn reclaim_chunk(&mut self, id: SessionId) {
+        let chunk = &mut self.chunk;
+        if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
+            backend.reclaim(chunk);
+        }
+    }
+
+    fn read_backend(&mut self, id: SessionId) {
         for _ in 0..MESSAGES {
             let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
                 return;

@@ -54,6 +54,8 @@ pub struct Gateway {
     doomed: Vec<SessionId>,
     pub(super) ready: VecDeque<Ready>,
     pub(super) scratch: Box<[u8]>,
+    /// Lent to the WebSocket that is read.
+    pub(super) chunk: Vec<u8>,
     due: Vec<(u64, Alarm)>,
     pub(super) config: Arc<Config>,
     pub(super) source: Option<Source>,
@@ -192,6 +194,7 @@ impl Gateway {
             doomed: Vec::new(),
             ready: VecDeque::new(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
+            chunk: Vec::new(),
             due: Vec::new(),
             watch: source.as_ref().and_then(|source| source.path()).map(|path| Watch::new(path.to_owned())),
             config: Arc::new(config),
@@ -312,7 +315,7 @@ impl Gateway {
                     if event.is_writable() {
                         self.touch(id);
                     }
-                    self.pump_backend(id);
+                    self.pump_backend(id, event.is_read_closed() || event.is_error());
                 }
             }
             Role::Admin => self.admin_event(slot),
@@ -324,7 +327,7 @@ impl Gateway {
             Ready::Accept => self.accept(),
             Ready::Udp => self.drain_udp(),
             Ready::Device(id) => self.pump_device(id),
-            Ready::Backend(id) => self.pump_backend(id),
+            Ready::Backend(id) => self.pump_backend(id, true),
             Ready::SlowDevice(id) => self.drive(id, Core::blocked),
             Ready::SlowBackend(id) => self.drive(id, Core::backend_blocked),
             Ready::Dials => self.start_dials(),

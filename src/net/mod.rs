@@ -27,6 +27,7 @@ pub mod resolver;
 mod session;
 mod steer;
 pub mod stream;
+mod tap;
 pub mod token;
 mod upgrade;
 pub mod visit;
