@@ -48,6 +48,7 @@ impl Rumqtt {
         Self { client, events }
     }
 
+    #[expect(clippy::result_large_err, reason = "the error is the library's own")]
     fn event(&self) -> Result<Incoming, rumqttc::ConnectionError> {
         self.events.recv_timeout(LIMIT).expect("no event")
     }

@@ -54,7 +54,8 @@ fn assert_goes_on(device: &mut Device, call: &mut Call, peer: &mut Peer) {
 
 #[test]
 fn a_new_connection_takes_over_the_call_whatever_became_of_the_old() {
-    let lose: [(&str, fn(Client) -> Option<Client>); 4] = [
+    type Loss = fn(Client) -> Option<Client>;
+    let lose: [(&str, Loss); 4] = [
         ("the old one stays", Some),
         ("the old one ends first", |mut mqtt| {
             mqtt.finish();
