@@ -1,0 +1,143 @@
+//! What is told of a call when it is over: in the log, and to the chat server.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use mqtt_websocket_proxy::config::Config;
+use serde_json::Value;
+use support::chat::{ChatServer, Message};
+use support::device::{Device, client_id};
+use support::gateway_with;
+use support::logged::{Logged, fact};
+use support::mqtt::DISCONNECT;
+
+fn hasty(config: &mut Config) {
+    config.websocket.reconnect.initial = Duration::from_millis(20);
+}
+
+#[test]
+fn the_end_line_has_the_facts_of_the_call() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], hasty);
+    let mut log = Logged::about(client_id(1));
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (call, mut peer) = device.call(&server);
+    for sequence in [1, 2, 3, 3, 7, 6, 8] {
+        call.send_raw(&call.seal(0, sequence, &[0x58; 10]));
+    }
+    (0..5).for_each(|_| drop(peer.binary()));
+    (0..4).for_each(|n| peer.send_audio(n, &[0x58; 100]));
+    (0..4).for_each(|_| drop(call.receive()));
+    peer.reset();
+    let mut peer = server.accept();
+    peer.upgrade();
+    peer.greet("second");
+    peer.say(r#"{"type":"stt"}"#);
+    device.json();
+    device.say(r#"{"type":"goodbye","session_id":"server-session"}"#);
+    let line = log.line("call ends");
+    assert!(line.starts_with("INFO"), "{line}");
+    for (key, value) in [
+        ("session", "server-session"),
+        ("reason", "device_goodbye"),
+        ("up", "5p/50B"),
+        ("down", "4p/400B"),
+        ("lost", "2"),
+        ("reordered", "1"),
+        ("duplicates", "1"),
+        ("redials", "1"),
+    ] {
+        assert_eq!(fact(&line, key), value, "{line}");
+    }
+    // Decimal seconds.
+    let duration = fact(&line, "duration").strip_suffix('s').unwrap();
+    assert_eq!(duration.split_once('.').unwrap().1.len(), 3, "{line}");
+    assert!(duration.parse::<f64>().unwrap() > 0.0);
+    device.mqtt.assert_quiet();
+    assert_eq!(log.count("call ends"), 0, "one line per call");
+}
+
+#[test]
+fn the_chat_server_is_told_goodbye_before_the_close() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| config.mqtt.resume_grace = Duration::ZERO);
+    type End = fn(&mut Device);
+    let table: [(&str, End, u16); 5] = [
+        ("device_goodbye", |device| device.say(r#"{"type":"goodbye"}"#), 1000),
+        ("device_udp_timeout", |device| device.say(r#"{"type":"udp_timeout"}"#), 1000),
+        ("device_error", |device| device.mqtt.send(&[0x3f, 0]), 1000),
+        ("device_disconnected", |device| device.mqtt.send(&DISCONNECT), 1000),
+        ("device_lost", |device| device.mqtt.finish(), 1000),
+    ];
+    for (reason, end, code) in table {
+        let mut device = Device::connect(gateway.addresses().mqtt, 2);
+        let (_call, mut peer) = device.call(&server);
+        end(&mut device);
+        let goodbye = peer.expect_close(code).unwrap_or_else(|| panic!("{reason}: no goodbye"));
+        assert_eq!((&goodbye["session_id"], &goodbye["reason"]), (&"server-session".into(), &reason.into()));
+        let duration = goodbye["duration_ms"].as_u64().unwrap();
+        assert!(duration < 60_000, "{goodbye}");
+    }
+}
+
+#[test]
+fn the_goodbye_has_the_id_this_chat_server_knows() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], hasty);
+    let mut device = Device::connect(gateway.addresses().mqtt, 3);
+    let (_call, peer) = device.call(&server);
+    peer.reset();
+    let mut peer = server.accept();
+    peer.upgrade();
+    peer.greet("another");
+    peer.say(r#"{"type":"stt"}"#);
+    device.json();
+    device.say(r#"{"type":"goodbye","session_id":"server-session"}"#);
+    assert_eq!(peer.expect_close(1000).unwrap()["session_id"], "another");
+}
+
+#[test]
+fn no_goodbye_is_sent_when_switched_off() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| config.websocket.send_goodbye = false);
+    let mut device = Device::connect(gateway.addresses().mqtt, 4);
+    let (_call, mut peer) = device.call(&server);
+    device.say(r#"{"type":"goodbye"}"#);
+    assert_eq!(peer.expect_close(1000), None::<Value>);
+}
+
+#[test]
+fn a_chat_server_that_hangs_up_is_not_told_goodbye() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |_| {});
+    let mut log = Logged::about(client_id(5));
+    let mut device = Device::connect(gateway.addresses().mqtt, 5);
+    let (_call, mut peer) = device.call(&server);
+    peer.send_close(Some(1000));
+    assert!(matches!(peer.message(), Message::Close(Some(1000))), "the Close is answered");
+    device.expect_goodbye("server-session");
+    assert_eq!(fact(&log.line("call ends"), "reason"), "server_closed");
+}
+
+#[test]
+fn devices_and_chat_servers_are_told_when_the_gateway_stops() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |_| {});
+    let mut log = Logged::about(client_id(6));
+    let mut device = Device::connect(gateway.addresses().mqtt, 6);
+    let (_call, mut peer) = device.call(&server);
+    let stopper = std::thread::spawn(move || gateway.stop(Duration::from_secs(3)).unwrap());
+    assert_eq!(peer.expect_close(1001).unwrap()["reason"], "shutdown");
+    let mut last = device.json();
+    if last["type"] == "alert" {
+        last = device.json();
+    }
+    assert_eq!((&last["type"], &last["session_id"]), (&"goodbye".into(), &"server-session".into()));
+    assert_eq!(device.mqtt.until_closed(), []);
+    drop(device);
+    stopper.join().unwrap();
+    assert_eq!(fact(&log.line("call ends"), "reason"), "shutdown");
+}

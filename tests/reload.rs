@@ -1,0 +1,298 @@
+//! The configuration file changes while the gateway runs.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+
+use serde_json::{Value, json};
+use support::chat::{ChatServer, Peer, headed};
+use support::device::{Device, HELLO, client_id, mac};
+use support::mqtt::{CONNACK, Client, Connect, Packet};
+use support::process::{Folder, Process};
+
+struct Scene {
+    folder: Folder,
+    process: Process,
+    config: Value,
+}
+
+/// A gateway with these chat servers and otherwise quiet defaults.
+fn scene(servers: &[&ChatServer]) -> Scene {
+    let urls: Vec<String> = servers.iter().map(|server| server.url()).collect();
+    let config = json!({
+        "mqtt": {"host": "127.0.0.1"},
+        "udp": {"host": "127.0.0.1"},
+        "websocket": {"production_servers": urls},
+        "mcp": {"enabled": false},
+    });
+    let folder = Folder::new().with("gateway.json", config.to_string());
+    let process = folder.start("-c gateway.json", &[]);
+    Scene { folder, process, config }
+}
+
+impl Scene {
+    fn write(&self, text: &str) {
+        fs::write(self.folder.0.join("gateway.json"), text).unwrap();
+    }
+
+    /// Sets a dotted key, sends SIGHUP, and waits for what the gateway says to it.
+    fn set(&mut self, key: &str, value: Value) -> String {
+        self.config[key.split_once('.').unwrap().0][key.split_once('.').unwrap().1] = value;
+        self.reload(&self.config.to_string())
+    }
+
+    fn reload(&mut self, text: &str) -> String {
+        self.write(text);
+        self.process.signal("HUP");
+        self.process.line("reload:")
+    }
+
+    fn connect(&self, number: u8) -> Device {
+        Device::connect(self.process.mqtt(), number)
+    }
+}
+
+/// The call takes text and audio both ways.
+fn assert_undisturbed(device: &mut Device, call: &mut support::audio::Call, peer: &mut Peer) {
+    call.send(1, b"\x58a");
+    assert_eq!(peer.binary(), headed(1, b"\x58a"));
+    peer.send_audio(2, b"\x58b");
+    assert_eq!(call.receive().payload, b"\x58b");
+    peer.say(r#"{"type":"stt"}"#);
+    assert_eq!(device.json()["type"], "stt");
+    device.mqtt.assert_quiet();
+}
+
+#[test]
+fn the_file_is_watched() {
+    let (first, second) = (ChatServer::start(), ChatServer::start());
+    let mut scene = scene(&[&first]);
+    let mut device = scene.connect(1);
+    let (mut call, mut peer) = device.call(&first);
+    // Edited in place.
+    scene.config["websocket"]["production_servers"] = json!([second.url()]);
+    scene.write(&scene.config.to_string());
+    let line = scene.process.line("reload:");
+    assert!(line.contains("applied: websocket.production_servers"), "{line}");
+    let mut other = scene.connect(2);
+    other.call(&second);
+    assert_undisturbed(&mut device, &mut call, &mut peer);
+    // Replaced by rename, as editors and configuration tools do.
+    scene.config["websocket"]["max_calls"] = json!(7);
+    fs::write(scene.folder.0.join("new"), scene.config.to_string()).unwrap();
+    fs::rename(scene.folder.0.join("new"), scene.folder.0.join("gateway.json")).unwrap();
+    assert!(scene.process.line("reload:").contains("applied: websocket.max_calls"));
+    // Removed and written anew.
+    fs::remove_file(scene.folder.0.join("gateway.json")).unwrap();
+    scene.config["websocket"]["max_calls"] = json!(8);
+    scene.write(&scene.config.to_string());
+    assert!(scene.process.line("reload:").contains("applied: websocket.max_calls"));
+    assert_undisturbed(&mut device, &mut call, &mut peer);
+}
+
+#[test]
+fn a_bad_file_changes_nothing_and_says_why() {
+    let (first, second) = (ChatServer::start(), ChatServer::start());
+    let mut scene = scene(&[&first]);
+    let mut device = scene.connect(3);
+    let (mut call, mut peer) = device.call(&first);
+    let good = scene.config.clone();
+    let with = |key: &str, value: Value| {
+        let mut config = good.clone();
+        // Something else that is new and right must not be applied either.
+        config["websocket"]["production_servers"] = json!([second.url()]);
+        config["websocket"][key] = value;
+        config.to_string()
+    };
+    for (text, why) in [
+        ("", "line 1"),
+        ("{", "line 1"),
+        ("[]", "object"),
+        (&with("max_call", json!(1)), "websocket.max_call"),
+        (&with("max_calls", json!("many")), "websocket.max_calls"),
+        (&with("ping_interval_s", json!(-1)), "websocket.ping_interval_s"),
+        (&with("development_mac_addresses", json!(["x"])), "websocket.development_mac_addresses[0]"),
+        (&with("ca_file", json!("nothing.pem")), "websocket.ca_file"),
+        (&with("production_servers", json!(["http://x"])), "websocket.production_servers[0]"),
+        // To empty a list in use is refused like any bad file, and the echo is chosen at start only.
+        (&with("production_servers", json!([])), "websocket.production_servers"),
+    ] {
+        let line = scene.reload(text);
+        assert!(line.contains("nothing changes") && line.contains(why), "{text}: {line}");
+        device.mqtt.assert_quiet();
+    }
+    fs::remove_file(scene.folder.0.join("gateway.json")).unwrap();
+    scene.process.signal("HUP");
+    assert!(scene.process.line("reload:").contains("nothing changes"));
+    assert_undisturbed(&mut device, &mut call, &mut peer);
+    let mut other = scene.connect(4);
+    other.call(&first);
+    let line = scene.reload(&good.to_string());
+    assert!(line.contains("nothing has changed"), "{line}");
+}
+
+#[test]
+fn what_applies_applies_at_once() {
+    let (production, development) = (ChatServer::start(), ChatServer::start());
+    let mut scene = scene(&[&production]);
+    let mut device = scene.connect(5);
+    let (mut call, mut peer) = device.call(&production);
+
+    scene.config["websocket"]["development_mac_addresses"] = json!([mac(6)]);
+    let line = scene.set("websocket.development_servers", json!([development.url()]));
+    assert!(
+        line.contains("applied: websocket.development_servers, websocket.development_mac_addresses"),
+        "{line}"
+    );
+    scene.connect(6).call(&development);
+
+    assert!(
+        scene.set("websocket.server_secret", json!("s3cret")).contains("applied: websocket.server_secret")
+    );
+    let mut other = scene.connect(7);
+    other.say(HELLO);
+    let mut dialled = production.accept();
+    let bearer = dialled.upgrade().header("authorization").unwrap().to_owned();
+    assert_ne!(bearer, "Bearer test-token");
+    assert!(!scene.process.seen.iter().any(|line| line.contains("s3cret")));
+
+    scene.set("mqtt.signature_key", json!("key"));
+    let mut client = Client::open(scene.process.mqtt());
+    client.send(&Connect::signed(&client_id(8), "other").packet());
+    assert_eq!(client.packet(), Packet { first: CONNACK, body: vec![0, 4] });
+    Client::log_in(scene.process.mqtt(), &Connect::signed(&client_id(8), "key"));
+    scene.set("mqtt.signature_key", json!(""));
+
+    scene.set("websocket.max_calls", json!(1));
+    let mut third = scene.connect(9);
+    third.say(HELLO);
+    assert_eq!(third.json()["type"], "alert");
+    scene.set("websocket.max_calls", json!(0));
+
+    scene.set("mqtt.max_connections", json!(1));
+    let mut client = Client::open(scene.process.mqtt());
+    client.send(&Connect::new(&client_id(10)).packet());
+    assert_eq!(client.packet().body, [0, 3]);
+    scene.set("mqtt.max_connections", json!(100));
+
+    scene.set("mcp.enabled", json!(true));
+    assert_eq!(scene.connect(11).json()["payload"]["method"], "initialize");
+    scene.set("mcp.enabled", json!(false));
+
+    assert_undisturbed(&mut device, &mut call, &mut peer);
+
+    // Settings of calls reach those that are up already: here the pause before a redial.
+    scene.config["websocket"]["reconnect"] = json!({"initial_ms": 20, "max_ms": 20});
+    let line = scene.set("logging.level", json!("debug"));
+    assert!(
+        line.contains("websocket.reconnect.initial_ms, websocket.reconnect.max_ms, logging.level"),
+        "{line}"
+    );
+    peer.reset();
+    let redial = scene.process.line("redialling in");
+    assert!(
+        ["16", "17", "18", "19", "20"].iter().any(|ms| redial.contains(&format!("in {ms} ms"))),
+        "{redial}"
+    );
+    scene.connect(12);
+    assert!(scene.process.line("connected").contains("DEBUG"));
+}
+
+#[test]
+fn ports_are_named_as_needing_a_restart() {
+    let server = ChatServer::start();
+    let mut scene = scene(&[&server]);
+    scene.config["udp"]["host"] = json!("127.0.0.2");
+    scene.config["udp"]["public_ip"] = json!("127.0.0.3");
+    scene.config["logging"]["file_path"] = json!("log.txt");
+    let line = scene.set("mqtt.host", json!("127.0.0.2"));
+    assert!(line.contains("applied: nothing"), "{line}");
+    assert!(line.contains("needs restart: mqtt.host, udp.host, udp.public_ip, logging.file_path"), "{line}");
+    let mut device = scene.connect(20);
+    let (call, _peer) = device.call(&server);
+    assert_eq!(call.reply["udp"]["server"], "127.0.0.1");
+    // Both kinds in one file: what can be applied is.
+    scene.config["mqtt"]["host"] = json!("127.0.0.1");
+    let line = scene.set("mqtt.max_connections", json!(50));
+    assert!(line.contains("applied: mqtt.max_connections; needs restart: udp.host, udp.public_ip"), "{line}");
+}
+
+#[test]
+fn the_port_of_a_file_needs_a_restart() {
+    let server = ChatServer::start();
+    let text = |port: u16| {
+        json!({
+            "mqtt": {"host": "127.0.0.1", "port": port}, "udp": {"host": "127.0.0.1", "port": port},
+            "api": {"port": 0}, "websocket": {"production_servers": [server.url()]}, "mcp": {"enabled": false},
+        })
+        .to_string()
+    };
+    let folder = Folder::new().with("gateway.json", text(0));
+    let mut process = folder.start_plain("-c gateway.json");
+    let folder = folder.with("gateway.json", text(5555));
+    process.signal("HUP");
+    assert!(process.line("reload:").contains("needs restart: mqtt.port, udp.port"));
+    Device::connect(process.mqtt(), 21).call(&server);
+    drop(folder);
+}
+
+#[test]
+fn the_echo_is_chosen_at_start_only() {
+    let server = ChatServer::start();
+    let mut scene = scene(&[]);
+    // Nobody is configured: the device hears itself.
+    let mut device = scene.connect(30);
+    device.say(HELLO);
+    let mut call = device.answered();
+    // A list that is not in use may stay empty.
+    assert!(scene.set("websocket.max_calls", json!(9)).contains("applied: websocket.max_calls"));
+    let line = scene.set("websocket.production_servers", json!([server.url()]));
+    assert!(line.contains("applied: websocket.production_servers"), "{line}");
+    call.send(0, b"\x58a");
+    device.mqtt.send(&support::mqtt::PINGREQ);
+    scene.connect(31).call(&server);
+    // And there is no way back.
+    let line = scene.set("websocket.production_servers", json!([]));
+    assert!(line.contains("nothing changes") && line.contains("websocket.production_servers"), "{line}");
+    scene.connect(32).call(&server);
+}
+
+#[test]
+fn the_development_list_is_not_emptied_either() {
+    let (production, development) = (ChatServer::start(), ChatServer::start());
+    let mut scene = scene(&[&production]);
+    scene.config["websocket"]["development_mac_addresses"] = json!([mac(40)]);
+    scene.set("websocket.development_servers", json!([development.url()]));
+    let line = scene.set("websocket.development_servers", json!([]));
+    assert!(line.contains("nothing changes") && line.contains("websocket.development_servers"), "{line}");
+    scene.connect(40).call(&development);
+    // With the devices taken off the list it is no longer in use.
+    scene.config["websocket"]["development_mac_addresses"] = json!([]);
+    let line = scene.set("websocket.development_servers", json!([]));
+    assert!(line.contains("applied: websocket.development_servers"), "{line}");
+}
+
+#[test]
+fn reloads_under_load_disturb_no_call() {
+    let server = ChatServer::start();
+    let mut scene = scene(&[&server]);
+    let mut calls: Vec<_> = (50..70)
+        .map(|number| {
+            let mut device = scene.connect(number);
+            let (call, peer) = device.call(&server);
+            (device, call, peer)
+        })
+        .collect();
+    for round in 0..10 {
+        scene.config["websocket"]["max_dials"] = json!(100 + round);
+        scene.write(&scene.config.to_string());
+        scene.process.signal("HUP");
+        for (device, call, peer) in &mut calls {
+            assert_undisturbed(device, call, peer);
+        }
+        scene.process.line("reload:");
+    }
+}
