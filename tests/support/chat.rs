@@ -349,7 +349,8 @@ impl Peer {
         self.send_raw(&frame(opcode, payload));
     }
 
-    fn try_frame(&mut self, opcode: u8, payload: &[u8]) {
+    /// Sends to a gateway that may have hung up meanwhile.
+    pub fn try_frame(&mut self, opcode: u8, payload: &[u8]) {
         let _ = self.stream.write_all(&frame(opcode, payload));
     }
 

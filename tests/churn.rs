@@ -1,0 +1,171 @@
+//! Calls come and go in every way there is: nothing may be left of them.
+//!
+//! Some seconds long. `CHURN_SECONDS=600 cargo test --test churn` makes it ten minutes.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::env;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::chat::{ChatServer, Message, Peer};
+use support::device::{Device, HELLO};
+use support::host::{descriptors, eventually, resident};
+use support::mqtt::{Client, Connect, DISCONNECT};
+use support::process::Folder;
+
+/// Threads that play devices.
+const PLAYERS: u8 = 8;
+
+#[test]
+fn churn_leaves_nothing_behind() {
+    let seconds = env::var("CHURN_SECONDS").map_or(4, |text| text.parse().unwrap());
+    let server = ChatServer::start();
+    let url = server.url();
+    let turn = AtomicUsize::new(0);
+    server.serve(move |peer| play_server(peer, turn.fetch_add(1, Ordering::Relaxed)));
+    let config = json!({
+        "mqtt": {"host": "127.0.0.1", "resume_grace_s": 1},
+        "udp": {"host": "127.0.0.1"},
+        "websocket": {
+            "production_servers": [url],
+            "reconnect": {"initial_ms": 5, "max_ms": 20, "give_up_after_s": 1},
+        },
+    });
+    let folder = Folder::new().with("gateway.json", config.to_string());
+    let process = folder.start("-c gateway.json", &[]);
+    let (gateway, pid) = (process.mqtt(), process.id());
+    let idle = descriptors(pid);
+
+    let calls = Arc::new(AtomicUsize::new(0));
+    let began = Instant::now();
+    let half = began + Duration::from_secs(seconds) / 2;
+    let end = began + Duration::from_secs(seconds);
+    let players: Vec<_> = (0..PLAYERS)
+        .map(|player| {
+            let calls = Arc::clone(&calls);
+            thread::spawn(move || {
+                let mut round = usize::from(player);
+                while Instant::now() < end {
+                    play_device(gateway, player, round);
+                    calls.fetch_add(1, Ordering::Relaxed);
+                    round += 1;
+                }
+            })
+        })
+        .collect();
+    thread::sleep(half.saturating_duration_since(Instant::now()));
+    let at_half = (resident(pid), calls.load(Ordering::Relaxed));
+    players.into_iter().for_each(|player| player.join().unwrap());
+    let calls = calls.load(Ordering::Relaxed);
+
+    eventually("all descriptors are closed again", || descriptors(pid) <= idle);
+    let grown = resident(pid).saturating_sub(at_half.0);
+    assert!(calls > at_half.1 && at_half.1 > 50, "only {calls} calls");
+    assert!(grown < 2 * 1024, "{grown} KiB more after {calls} calls than after {}", at_half.1);
+    // And it still works.
+    let mut device = Device::connect(gateway, 200);
+    device.say(HELLO);
+    while device.json()["type"] != "hello" {}
+}
+
+/// One connection of the gateway, ended in a way that depends on its number.
+fn play_server(mut peer: Peer, turn: usize) {
+    let quick = Duration::from_secs(5);
+    match turn % 16 {
+        3 => return peer.reset(),
+        7 => {
+            peer.refuse("503 Busy");
+            return;
+        }
+        _ => {}
+    }
+    // The gateway may give up at any point.
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        peer.upgrade();
+        peer.greet("s");
+        let mut frames = 0;
+        loop {
+            match peer.message_within(quick) {
+                Some(Message::Binary(frame)) => {
+                    frames += 1;
+                    peer.send_binary(&frame);
+                    match (turn % 16, frames) {
+                        (1, 3) => return peer.shut(),
+                        (2, 3) => return peer.send_close(Some(1011)),
+                        (5, 3) => return peer.send_close(Some(1000)),
+                        (9, 3) => return peer.send_raw(&[0xff; 40]),
+                        (11, 3) => {
+                            peer.say(&json!({"type": "custom", "filler": "x".repeat(200_000)}).to_string())
+                        }
+                        _ => {}
+                    }
+                }
+                Some(Message::Close(_)) => {
+                    peer.send_close(Some(1000));
+                    return;
+                }
+                Some(Message::End) | None => return,
+                Some(Message::Ping(payload)) => peer.frame(10, &payload),
+                Some(_) => {}
+            }
+        }
+    }));
+}
+
+/// One connection of a device, ended in a way that depends on its number.
+fn play_device(gateway: std::net::SocketAddr, player: u8, round: usize) {
+    if round.is_multiple_of(11) {
+        // One that says nothing, one that says nonsense.
+        drop(Client::open(gateway));
+        Client::open(gateway).send(b"GET / HTTP/1.1\r\n\r\n");
+    }
+    let mut device = Device::connect(gateway, player);
+    device.say(HELLO);
+    let quick = Duration::from_millis(500);
+    let Some(mut call) = answered(&mut device) else { return };
+    for _ in 0..6 {
+        call.send(0, b"\x58abc");
+        let _ = call.receive_within(Duration::from_millis(20));
+    }
+    match round % 7 {
+        0 => device.mqtt.try_send(&DISCONNECT),
+        1 => device.mqtt.reset(),
+        2 => drop(device),
+        3 => {
+            // A second call over the same connection.
+            device.mqtt.try_send(&support::mqtt::publish("x", HELLO.as_bytes()));
+            let _ = answered(&mut device);
+        }
+        4 => {
+            // Taken over, then hung up.
+            let mut next = Client::open(gateway);
+            next.try_send(&Connect::new(&device.client_id).packet());
+            let _ = next.packet_within(quick);
+            next.try_send(&support::mqtt::publish("x", br#"{"type":"goodbye"}"#));
+            next.try_send(&DISCONNECT);
+        }
+        5 => device.mqtt.try_send(&[0xff; 20]),
+        _ => {
+            device.mqtt.try_send(&support::mqtt::publish("x", br#"{"type":"goodbye"}"#));
+            device.mqtt.try_send(&DISCONNECT);
+        }
+    }
+}
+
+/// The next hello reply; alerts, goodbyes and questions about tools are passed over.
+fn answered(device: &mut Device) -> Option<support::audio::Call> {
+    loop {
+        let packet = device.mqtt.packet_within(Duration::from_secs(3)).ok()?;
+        let value: serde_json::Value = serde_json::from_str(packet.message().1).unwrap();
+        if value["type"] == "hello" {
+            return Some(support::audio::Call::new(value));
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Descriptors and memory of the program itself.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::chat::{ChatServer, Peer};
+use support::device::{Device, HELLO, client_id};
+use support::host::{descriptors, eventually, resident};
+use support::mqtt::{CONNACK, Client, Connect, Packet};
+use support::process::Folder;
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+fn folder(server: &ChatServer) -> Folder {
+    let config = json!({
+        "mqtt": {"host": "127.0.0.1"},
+        "udp": {"host": "127.0.0.1"},
+        "websocket": {"production_servers": [server.url()], "reconnect": {"initial_ms": 20, "max_ms": 20}},
+        "mcp": {"enabled": false},
+    });
+    Folder::new().with("gateway.json", config.to_string())
+}
+
+/// Processor time a process has used, in clock ticks.
+fn ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    after[11].parse::<u64>().unwrap() + after[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn running_out_of_descriptors_pauses_accepting_and_recovers() {
+    let server = ChatServer::start();
+    let folder = folder(&server);
+    let mut process = folder.start_within(48, "-c gateway.json");
+    let mut device = Device::connect(process.mqtt(), 1);
+    let (mut call, mut peer) = device.call(&server);
+    // More than there are descriptors for: those who wait are in the system's queue.
+    let connect = |number: u8| {
+        let mut client = Client::open(process.mqtt());
+        client.send(&Connect::new(&client_id(number)).packet());
+        client
+    };
+    let mut crowd: Vec<Client> = (10..90).map(connect).collect();
+    let line = process.line("cannot accept connections");
+    assert!(line.contains("WARN"), "{line}");
+    // Who is in is served as ever, and nothing spins.
+    let used = ticks(process.id());
+    let until = Instant::now() + MS(700);
+    while Instant::now() < until {
+        call.send(0, b"\x58a");
+        peer.binary();
+        device.mqtt.assert_quiet();
+        std::thread::sleep(MS(50));
+    }
+    assert!(ticks(process.id()) - used < 35, "half the time was spent on nothing");
+    assert!(!process.lines().iter().any(|line| line.contains("cannot accept")), "said once");
+    // A call that cannot be dialled for want of a descriptor is told so at once.
+    let began = Instant::now();
+    let accepted = Packet { first: CONNACK, body: vec![0, 0] };
+    assert_eq!(crowd[0].packet(), accepted);
+    crowd[0].say(HELLO);
+    assert_eq!(crowd[0].json()["type"], "alert");
+    assert!(began.elapsed() < MS(1000));
+    // As some leave, the others come in.
+    let rest = crowd.split_off(40);
+    drop(crowd);
+    for mut client in rest {
+        assert_eq!(client.packet(), accepted);
+        drop(client);
+    }
+    process.line("accepted again");
+    let mut last = Device::connect(process.mqtt(), 100);
+    last.call(&server);
+    eventually("its descriptors are closed", || descriptors(process.id()) < 20);
+}
+
+/// One long message each way in a call.
+fn long_messages(device: &mut Device, peer: &mut Peer) {
+    let long =
+        json!({"type": "custom", "session_id": "server-session", "filler": "x".repeat(900_000)}).to_string();
+    peer.say(&long);
+    assert_eq!(device.mqtt.text().len(), long.len());
+    let text = json!({"type": "custom", "filler": "x".repeat(60_000)}).to_string();
+    device.say(&text);
+    assert_eq!(peer.text().len(), text.len());
+}
+
+#[test]
+fn buffers_that_grew_for_one_long_message_are_given_back() {
+    const CALLS: u8 = 40;
+    let server = ChatServer::start();
+    let folder = folder(&server);
+    let process = folder.start("-c gateway.json", &[]);
+    let mut calls: Vec<_> = (0..CALLS)
+        .map(|number| {
+            let mut device = Device::connect(process.mqtt(), number);
+            let (call, peer) = device.call(&server);
+            (device, call, peer)
+        })
+        .collect();
+    // Once, so that what is allocated once for all is there.
+    let (device, _, peer) = &mut calls[0];
+    long_messages(device, peer);
+    let before = resident(process.id());
+    for (device, _, peer) in &mut calls {
+        long_messages(device, peer);
+    }
+    let grown = resident(process.id()).saturating_sub(before);
+    // 40 messages of 900 kB went in and out; one of them may be what the allocator keeps.
+    assert!(grown < 4 * 1024, "{grown} KiB more for {CALLS} calls");
+}
+
+#[test]
+fn memory_is_flat_while_nobody_reads() {
+    let server = ChatServer::start_narrow();
+    let folder = folder(&server);
+    let mut process = folder.start("-c gateway.json", &[]);
+    // A first round fills what is filled once.
+    let mut before = 0;
+    for round in 0..3 {
+        let mut device = Device::connect(process.mqtt(), 1);
+        let (mut call, peer) = device.call(&server);
+        // A chat server that does not read: audio, then text until the call is over.
+        (0..500).for_each(|n| call.send(n, &[0x58; 1400]));
+        let text = json!({"type": "custom", "filler": "x".repeat(60_000)}).to_string();
+        (0..150).for_each(|_| device.say(&text));
+        let line = process.line("call ends");
+        assert!(line.contains("reason=overflow"), "{line}");
+        // A device that does not read, in its next call.
+        peer.reset();
+        device.say(HELLO);
+        let mut peer = server.accept();
+        peer.upgrade();
+        peer.greet("next");
+        let long = json!({"type": "custom", "filler": "x".repeat(500_000)}).to_string();
+        // First its connection is lost, then what waits for its return is too much.
+        let mut lines = Vec::new();
+        while !lines.iter().any(|line: &String| line.contains("call ends")) {
+            peer.try_frame(1, long.as_bytes());
+            lines.extend(process.lines());
+        }
+        for part in ["connection lost in a call", "reason=overflow"] {
+            assert!(lines.iter().any(|line| line.contains(part)), "{lines:#?}");
+        }
+        drop(device);
+        match round {
+            0 => before = resident(process.id()),
+            _ => {
+                let grown = resident(process.id()).saturating_sub(before);
+                assert!(grown < 3 * 1024, "{grown} KiB more");
+            }
+        }
+    }
+}
