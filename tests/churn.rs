@@ -25,7 +25,7 @@ const PLAYERS: u8 = 8;
 
 #[test]
 fn churn_leaves_nothing_behind() {
-    let seconds = env::var("CHURN_SECONDS").map_or(4, |text| text.parse().unwrap());
+    let seconds = env::var("CHURN_SECONDS").map_or(3, |text| text.parse().unwrap());
     let server = ChatServer::start();
     let url = server.url();
     let turn = AtomicUsize::new(0);

@@ -10,7 +10,7 @@ use mqtt_websocket_proxy::config::Secret;
 use serde_json::json;
 use support::chat::ChatServer;
 use support::device::{Device, HELLO, client_id};
-use support::host::{clog, connect_from, device_from};
+use support::host::{clog, connect_from, connect_narrow, device_from, device_over};
 use support::logged::{Logged, fact};
 use support::mqtt::{CONNACK, Client, Connect, DISCONNECT, Packet};
 use support::{gateway, gateway_with};
@@ -272,7 +272,7 @@ fn a_device_that_stops_reading_costs_its_connection() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut log = Logged::about(client_id(32));
-    let mut device = Device::connect(gateway.addresses().mqtt, 32);
+    let mut device = device_over(connect_narrow(gateway.addresses().mqtt), 32);
     let (_call, mut peer) = device.call(&server);
     let text = json!({"type": "custom", "filler": "x".repeat(100_000)}).to_string();
     while log.count("does not read") == 0 {

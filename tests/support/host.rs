@@ -20,6 +20,15 @@ pub fn connect_from(ip: [u8; 4], to: SocketAddr) -> TcpStream {
     socket.into()
 }
 
+/// A TCP connection that holds little that was not read.
+pub fn connect_narrow(to: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    // Before the first window is told.
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&to.into()).unwrap();
+    socket.into()
+}
+
 /// Open descriptors of a process.
 pub fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
@@ -43,8 +52,13 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// A device whose MQTT connection comes from this address of ours.
 pub fn device_from(ip: [u8; 4], gateway: SocketAddr, number: u8) -> Device {
+    device_over(connect_from(ip, gateway), number)
+}
+
+/// A device over this connection.
+pub fn device_over(stream: TcpStream, number: u8) -> Device {
     let client_id = client_id(number);
-    let mut mqtt = Client::from(connect_from(ip, gateway));
+    let mut mqtt = Client::from(stream);
     mqtt.send(&Connect::new(&client_id).packet());
     assert_eq!(mqtt.packet().body, [0, 0]);
     Device { mqtt, mac: mac(number), client_id }
