@@ -48,7 +48,9 @@ pub(super) struct Backend {
 }
 
 enum Stage {
-    /// Waits for a name, or for its turn.
+    /// Waits for the addresses of a name.
+    Resolving,
+    /// Waits for its turn.
     Waiting(VecDeque<SocketAddr>),
     Connecting {
         tcp: TcpStream,
@@ -99,7 +101,7 @@ impl Backend {
         Self {
             server: request.server.clone(),
             request: Some(request),
-            stage: Stage::Waiting(VecDeque::new()),
+            stage: Stage::Resolving,
             ticket: 0,
             counted: false,
             unread: 0,
@@ -115,6 +117,10 @@ impl Backend {
         matches!(self.stage, Stage::Open(_))
     }
 
+    pub(super) fn is_resolving(&self) -> bool {
+        matches!(self.stage, Stage::Resolving)
+    }
+
     pub(super) fn is_waiting(&self) -> bool {
         matches!(self.stage, Stage::Waiting(_))
     }
@@ -122,11 +128,17 @@ impl Backend {
     /// The stage of the dial, by the name its failure would have; `live` once it is over.
     pub(super) fn stage(&self) -> &'static str {
         match &self.stage {
+            Stage::Resolving => "resolve",
             Stage::Waiting(_) | Stage::Connecting { .. } => "connect",
             Stage::Securing(_) => "tls",
             Stage::Upgrading(_) => "upgrade",
             Stage::Open(_) | Stage::Spent => "live",
         }
+    }
+
+    /// Whether it has a socket, but is not open yet.
+    pub(super) fn is_dialling(&self) -> bool {
+        matches!(self.stage, Stage::Connecting { .. } | Stage::Securing(_) | Stage::Upgrading(_))
     }
 
     /// The addresses to be tried once there is a free place.

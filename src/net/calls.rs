@@ -47,7 +47,7 @@ impl Gateway {
         for (ticket, outcome) in finished.drain(..) {
             let Some(id) = self.tickets.remove(&ticket) else { continue };
             let waits = self.sessions.live(id).and_then(|session| session.backend.as_ref());
-            if waits.is_some_and(|backend| backend.ticket == ticket && backend.is_waiting()) {
+            if waits.is_some_and(|backend| backend.ticket == ticket && backend.is_resolving()) {
                 self.resolved(id, outcome);
             }
         }
@@ -221,7 +221,7 @@ impl Gateway {
 
     fn advance_dial_if_any(&mut self, id: SessionId) {
         let backend = self.sessions.live(id).and_then(|session| session.backend.as_ref());
-        if backend.is_some_and(|backend| !backend.is_open() && !backend.is_waiting()) {
+        if backend.is_some_and(|backend| backend.is_dialling()) {
             self.advance_dial(id, Backend::advance);
             self.rearm(id);
         }

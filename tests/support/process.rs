@@ -65,11 +65,6 @@ impl Folder {
         Process::spawn(self.command(line, variables))
     }
 
-    /// Starts the gateway on the ports of its file.
-    pub fn start_plain(&self, line: &str) -> Process {
-        Process::start(self.command(line, &[]))
-    }
-
     /// As [`Folder::start`], with no more than this many descriptors.
     #[cfg(unix)]
     pub fn start_within(&self, descriptors: u32, line: &str) -> Process {
