@@ -231,7 +231,8 @@ fn the_port_of_a_file_needs_a_restart() {
         .to_string()
     };
     let folder = Folder::new().with("gateway.json", text(0));
-    let mut process = folder.start_plain("-c gateway.json");
+    let mut process = folder.spawn("-c gateway.json", &[]);
+    process.line("MQTT on");
     let folder = folder.with("gateway.json", text(5555));
     process.signal("HUP");
     assert!(process.line("reload:").contains("needs restart: mqtt.port, udp.port"));
@@ -295,4 +296,30 @@ fn reloads_under_load_disturb_no_call() {
         }
         scene.process.line("reload:");
     }
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn certificates_are_read_again_although_the_file_is_the_same() {
+    use support::tls::Authority;
+    let (old, new) = (Authority::new(), Authority::new());
+    let server = ChatServer::start_tls(new.server("127.0.0.1"));
+    let folder = Folder::new().with("ca.pem", old.pem());
+    let config = json!({
+        "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
+        "websocket": {"production_servers": [server.url()], "ca_file": "ca.pem"},
+    });
+    let folder = folder.with("gateway.json", config.to_string());
+    let mut process = folder.start("-c gateway.json", &[]);
+    let mut device = Device::connect(process.mqtt(), 80);
+    device.say(HELLO);
+    server.accept().expect_end();
+    assert_eq!(device.json()["type"], "alert");
+    let call = device.answered();
+    device.expect_goodbye(&call.session_id);
+    let folder = folder.with("ca.pem", new.pem());
+    process.signal("HUP");
+    process.line("reload: nothing has changed");
+    device.call(&server);
+    drop(folder);
 }

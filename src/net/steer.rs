@@ -42,6 +42,8 @@ impl Gateway {
 
     pub(super) fn reload(&mut self, new: Config) -> Result<Changes, ReloadError> {
         let changes = config::check_reload(&self.config, &new).map_err(|error| refused(error.to_string()))?;
+        // Certificates may be new in files of the same name.
+        self.tls.clear();
         if changes.is_empty() {
             info!("reload: nothing has changed");
             return Ok(changes);
@@ -52,7 +54,6 @@ impl Gateway {
         }
         logger::set_level(new.log_level());
         self.config = Arc::new(new);
-        self.tls.clear();
         self.recount();
         info!("reload: applied: {}; needs restart: {}", list(&changes.applied), list(&changes.needs_restart));
         self.start_dials();
