@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::Config;
@@ -446,4 +447,44 @@ fn speech_that_was_cut_off_is_ended_for_the_device() {
     assert_eq!(device.json(), json!({"type": "tts", "state": "stop", "session_id": "server-session"}));
     take_up(&server, "x");
     device.mqtt.assert_quiet();
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_call_over_tls_is_redialled_too() {
+    let authority = support::tls::Authority::new();
+    let folder = support::process::Folder::new().with("ca.pem", authority.pem());
+    let server = ChatServer::start_tls(authority.server("127.0.0.1"));
+    let gateway = gateway_with(&[server.url()], |config| {
+        hasty(config);
+        config.websocket.ca_file = Some(folder.0.join("ca.pem"));
+    });
+    let mut device = Device::connect(gateway.addresses().mqtt, 21);
+    let (mut call, peer) = talk(&mut device, &server);
+    peer.reset();
+    let (mut peer, _) = take_up(&server, "next");
+    assert_audible(&mut call, &mut peer, b"\x58on");
+    assert_eq!(device.json()["session_id"], "server-session");
+    // Bytes that are no TLS record, in the middle of the stream.
+    (&mut peer.tcp().unwrap()).write_all(&[0; 64]).unwrap();
+    let (mut peer, _) = take_up(&server, "last");
+    assert_audible(&mut call, &mut peer, b"\x58on");
+}
+
+#[test]
+fn a_redial_follows_the_list_of_the_moment() {
+    let (first, second) = (ChatServer::start(), ChatServer::start());
+    let gateway = gateway_with(&[first.url()], hasty);
+    let mut device = Device::connect(gateway.addresses().mqtt, 22);
+    let (mut call, mut peer) = talk(&mut device, &first);
+    let mut config = support::config(&[second.url()]);
+    hasty(&mut config);
+    gateway.handle().reload(config);
+    // The call stays where it is until its chat server fails.
+    assert_audible(&mut call, &mut peer, b"\x58on");
+    device.json();
+    peer.reset();
+    let (mut peer, _) = take_up(&second, "next");
+    assert_audible(&mut call, &mut peer, b"\x58on");
+    assert!(first.is_idle());
 }
