@@ -26,6 +26,8 @@ pub(super) struct Device {
     shut: bool,
     /// The peer has ended its side, or the connection is broken.
     ended: bool,
+    /// A write failed: what had arrived before is still read, then the connection has ended.
+    broken: bool,
     partial: Option<Box<Partial>>,
 }
 
@@ -51,7 +53,7 @@ pub(super) enum Written {
 
 impl Device {
     pub(super) fn new(tcp: TcpStream, port: u16) -> Self {
-        Self { tcp, port, closing: false, shut: false, ended: false, partial: None }
+        Self { tcp, port, closing: false, shut: false, ended: false, broken: false, partial: None }
     }
 
     /// The local address the device reached, for `public_ip: auto`.
@@ -85,6 +87,9 @@ impl Device {
     }
 
     pub(super) fn flush(&mut self, now: Instant) -> Written {
+        if self.broken {
+            return if self.closing { Written::Over } else { Written::Blocked };
+        }
         let flushed = match &mut self.partial {
             None => Ok(Flush::Done),
             Some(partial) if partial.hold_until.is_some_and(|at| at > now) => return Written::Blocked,
@@ -110,7 +115,10 @@ impl Device {
             Ok(Flush::Blocked) if self.ended && self.closing => Written::Over,
             Ok(Flush::Blocked) => Written::Blocked,
             Err(_) if self.closing => Written::Over,
-            Err(_) => Written::Lost,
+            Err(_) => {
+                self.broken = true;
+                Written::Lost
+            }
         }
     }
 }
@@ -152,7 +160,7 @@ impl Gateway {
                     }
                 };
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock && !device.broken => {}
             Err(error) if error.kind() == ErrorKind::Interrupted => return true,
             Err(_) => self.device_ended(*id),
         }
@@ -220,7 +228,8 @@ impl Gateway {
         match device.flush(now) {
             Written::Done | Written::Blocked => {}
             Written::Over => self.drop_device(id),
-            Written::Lost => self.device_ended(id),
+            // A DISCONNECT may have come before the reset: only reading tells.
+            Written::Lost => self.ready.push_back(Ready::Device(id)),
         }
     }
 }
