@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::HashMap;
+use std::net::{Ipv6Addr, TcpListener};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use mqtt_websocket_proxy::config::{PublicIp, Secret};
 use serde_json::{Value, json};
 use support::audio::Call;
-use support::chat::{ChatServer, Peer};
+use support::chat::{ChatServer, Peer, headed};
 use support::device::{Device, HELLO, client_id, mac, uuid};
 use support::faults::{Fault, QUICK, assert_told_in_words, faulty};
 use support::mqtt::{Client, Connect, hmac};
@@ -181,6 +182,30 @@ fn public_ip_auto_differs_by_the_address_each_device_reached() {
         assert_eq!(device.json()["udp"]["server"], host);
         kept.push((device, peer));
     }
+}
+
+#[test]
+fn an_ipv4_device_of_an_ipv6_socket_is_an_ipv4_device() {
+    if TcpListener::bind("[::1]:0").is_err() {
+        return eprintln!("skipped: no IPv6 here");
+    }
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| {
+        config.mqtt.host = Ipv6Addr::UNSPECIFIED.into();
+        config.udp.host = Ipv6Addr::UNSPECIFIED.into();
+    });
+    let port = gateway.addresses().mqtt.port();
+    let mut device = Device::connect(([127, 0, 0, 1], port).into(), 1);
+    device.say(HELLO);
+    let mut peer = server.accept();
+    assert_eq!(peer.upgrade().header("x-forwarded-for"), Some("127.0.0.1"));
+    peer.greet("s");
+    let mut call = device.answered();
+    assert_eq!(call.gateway.ip().to_string(), "127.0.0.1");
+    call.send(1, b"\x58up");
+    assert_eq!(peer.binary(), headed(1, b"\x58up"));
+    peer.send_audio(2, b"\x58down");
+    assert_eq!(call.receive().payload, b"\x58down");
 }
 
 #[test]
