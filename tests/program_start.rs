@@ -13,6 +13,7 @@ use support::chat::ChatServer;
 use support::device::{Device, HELLO, client_id};
 use support::mqtt::{Client, Connect, Packet, hmac};
 use support::process::{Folder, Process};
+use support::{closed_port, own_ip};
 
 /// A configuration that a test may listen on, with these sections over it.
 fn file(more: Value) -> String {
@@ -156,12 +157,11 @@ fn a_file_that_cannot_be_read_ends_it_with_2_and_one_line() {
 #[test]
 fn the_environment_goes_over_the_file_and_the_command_line_over_both() {
     let server = ChatServer::start();
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (in_file, in_environment) = (free(), free());
+    let (in_file, in_environment) = (closed_port().port(), closed_port().port());
     let folder = Folder::new().with(
         "gateway.json",
         file(json!({
-            "mqtt": {"port": in_file, "signature_key": "file-Key"},
+            "mqtt": {"host": own_ip(), "port": in_file, "signature_key": "file-Key"},
             "udp": {"public_ip": "192.0.2.1"},
             "websocket": {"production_servers": [server.url()], "server_secret": "file-Secret"},
             "logging": {"level": "error"},
@@ -333,15 +333,15 @@ fn an_empty_list_of_servers_is_the_same_as_none() {
 #[test]
 fn a_call_is_silent_when_the_log_is_disabled() {
     let server = ChatServer::start();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = closed_port();
     let text = file(json!({
-        "mqtt": {"port": port.port()}, "websocket": {"production_servers": [server.url()]},
+        "mqtt": {"host": address.ip(), "port": address.port()}, "websocket": {"production_servers": [server.url()]},
         "logging": {"enabled": false, "level": "trace", "file_path": "gateway.log"}, "debug": true,
     }));
     let folder = Folder::new().with("gateway.json", text);
     let mut process = folder.spawn("-c gateway.json -p pid", &[("UDP_PORT", "0"), ("API_PORT", "0")]);
     process.wait_until(|| folder.0.join("pid").exists());
-    let mut device = Device::connect(port, 1);
+    let mut device = Device::connect(address, 1);
     let (_call, mut peer) = device.call(&server);
     peer.send_close(Some(1000));
     device.expect_goodbye("server-session");
@@ -371,7 +371,7 @@ fn the_demo_shows_a_call_that_works() {
 
 #[test]
 fn credentials_are_those_that_let_a_device_in() {
-    const KEY: &str = "a-Key-of-10";
+    const KEY: &str = "A-strong-Key-17";
     let folder = Folder::new().with("gateway.json", file(json!({"mqtt": {"signature_key": KEY}})));
     let process = folder.start("-c gateway.json", &[]);
     let output = folder
@@ -392,7 +392,7 @@ fn credentials_are_those_that_let_a_device_in() {
 
 #[test]
 fn probe_tells_what_works_and_its_exit_code_too() {
-    const KEY: &str = "a-Key-of-10";
+    const KEY: &str = "A-strong-Key-17";
     let keyed = json!({"signature_key": KEY});
     let folder = Folder::new()
         .with("good.json", file(json!({"mqtt": keyed})))
@@ -432,7 +432,7 @@ fn probe_tells_what_works_and_its_exit_code_too() {
             assert!(stdout.contains('4') && !stdout.contains(KEY), "{stdout}");
         });
         scope.spawn(|| {
-            let (code, stdout, _) = probe(format!("probe {}", support::closed_port()));
+            let (code, stdout, _) = probe(format!("probe {}", closed_port()));
             assert_eq!(code, Some(1), "{stdout}");
             assert!(stdout.contains("refused"), "{stdout}");
         });

@@ -36,7 +36,7 @@ fn keep_alive_is_one_and_a_half_times_on_inbound_bytes_only() {
     };
     let in_time = |passed: Duration, expected: f64| {
         let passed = passed.as_secs_f64();
-        assert!(passed >= expected - 0.05 && passed < expected + 1.0, "{passed} s instead of {expected} s");
+        assert!(passed >= expected - 0.05 && passed < expected + 2.0, "{passed} s instead of {expected} s");
     };
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -52,11 +52,12 @@ fn keep_alive_is_one_and_a_half_times_on_inbound_bytes_only() {
             let mut client = connect(3, 1);
             let start = Instant::now();
             let bytes = publish("t", &[b'x'; 100]);
+            let mut since = start;
             for byte in &bytes[..5] {
                 assert_eq!(client.packet_within(Duration::from_secs(1)), Err(Silence::Deadline));
+                since = Instant::now();
                 client.send(&[*byte]);
             }
-            let since = Instant::now();
             assert!(start.elapsed() >= Duration::from_secs(4));
             in_time(end(&mut client, since), 1.5);
         });
@@ -72,8 +73,8 @@ fn keep_alive_is_one_and_a_half_times_on_inbound_bytes_only() {
             connect.keep_alive = 2;
             let mut device =
                 Device { mqtt: Client::log_in(addr, &connect), mac: mac(5), client_id: client_id(5) };
-            let (_call, mut peer) = device.call(&server);
             let since = Instant::now();
+            let (_call, mut peer) = device.call(&server);
             let mut texts = 0;
             let passed = loop {
                 peer.say(r#"{"type":"llm","session_id":"x"}"#);

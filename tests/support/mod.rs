@@ -6,7 +6,7 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,9 +54,18 @@ pub fn gateway_with<U: AsRef<str>>(urls: &[U], change: impl FnOnce(&mut Config))
     Running::start(config, None).unwrap()
 }
 
+/// An address of this machine that no other process thinks of, so that a port that is free on it stays free.
+pub fn own_ip() -> Ipv4Addr {
+    if !cfg!(target_os = "linux") {
+        return Ipv4Addr::LOCALHOST;
+    }
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 64 | a, b, c)
+}
+
 /// The address of a port that nobody listens on.
 pub fn closed_port() -> SocketAddr {
-    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap()
+    TcpListener::bind((own_ip(), 0)).unwrap().local_addr().unwrap()
 }
 
 /// What is left until `end`, never zero: sockets take zero as for ever.

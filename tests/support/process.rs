@@ -147,7 +147,10 @@ impl Process {
         let line = self.seen.iter().find(|line| line.contains("MQTT on")).unwrap();
         let address = line.split("MQTT on ").nth(1).and_then(|rest| rest.split(',').next()).unwrap();
         let address: SocketAddr = address.parse().unwrap();
-        SocketAddr::from(([127, 0, 0, 1], address.port()))
+        match address.ip().is_unspecified() {
+            true => SocketAddr::from(([127, 0, 0, 1], address.port())),
+            false => address,
+        }
     }
 
     pub fn id(&self) -> u32 {
