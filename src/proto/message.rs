@@ -109,9 +109,11 @@ pub fn tts_stop(session_id: &str) -> String {
     envelope("tts", Some(session_id), r#","state":"stop""#)
 }
 
-/// `goodbye`, to a chat server before its WebSocket is closed.
+/// `goodbye`, to a chat server before its WebSocket is closed. The duration goes out in seconds, as in the log.
 pub fn server_goodbye(session_id: Option<&str>, reason: &str, duration_ms: u64) -> String {
-    envelope("goodbye", session_id, &format!(r#","reason":{},"duration_ms":{duration_ms}"#, quote(reason)))
+    let (seconds, millis) = (duration_ms / 1000, duration_ms % 1000);
+    let rest = format!(r#","reason":{},"duration":{seconds}.{millis:03}"#, quote(reason));
+    envelope("goodbye", session_id, &rest)
 }
 
 /// A message of type `kind`; `fields` is raw and begins with a comma, or is empty.

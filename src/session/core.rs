@@ -76,7 +76,7 @@ impl Core {
         }
     }
 
-    /// The client id, once CONNECT was accepted.
+    /// The client id of the CONNECT, good or refused.
     pub fn client_id(&self) -> Option<&ClientId> {
         self.id.as_ref()
     }

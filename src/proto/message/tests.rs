@@ -318,10 +318,10 @@ fn built_messages() {
         (alert(None, "", "", ""), json!({"type": "alert", "status": "", "message": "", "emotion": ""})),
         (tts_stop("s"), json!({"type": "tts", "session_id": "s", "state": "stop"})),
         (
-            server_goodbye(Some("s"), "device \"left\"", u64::MAX),
-            json!({"type": "goodbye", "session_id": "s", "reason": "device \"left\"", "duration_ms": u64::MAX}),
+            server_goodbye(Some("s"), "device \"left\"", 12_005),
+            json!({"type": "goodbye", "session_id": "s", "reason": "device \"left\"", "duration": 12.005}),
         ),
-        (server_goodbye(None, "r", 0), json!({"type": "goodbye", "reason": "r", "duration_ms": 0})),
+        (server_goodbye(None, "r", 0), json!({"type": "goodbye", "reason": "r", "duration": 0.0})),
         (
             mcp_request(Some("s"), 0x4000_0000, "tools/list", r#"{"cursor":""}"#),
             json!({"type": "mcp", "session_id": "s", "payload":

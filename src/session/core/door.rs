@@ -115,10 +115,12 @@ impl Core {
             Ok(id) => id,
             Err(_) => return self.refuse(ConnectCode::ClientId, "client id is not group@@@mac@@@uuid", cx),
         };
-        if let Err((code, why)) = authenticate(&id, connect, cx.config) {
+        let verdict = authenticate(&id, connect, cx.config);
+        // A refused device too is named in the log.
+        self.id = Some(id);
+        if let Err((code, why)) = verdict {
             return self.refuse(code, why, cx);
         }
-        self.id = Some(id);
         self.patience = Duration::from_millis(u64::from(connect.keep_alive) * 1500);
         self.phase = Phase::Admitting;
         cx.out.push(Action::Admit);
