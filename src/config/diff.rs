@@ -91,7 +91,7 @@ macro_rules! keys {
 }
 
 /// Every key of the file.
-pub(super) static KEYS: [Key; 44] = keys! {
+pub(super) static KEYS: [Key; 45] = keys! {
     "mqtt.host" mqtt.host fixed;
     "mqtt.port" mqtt.port fixed;
     "mqtt.max_connections" mqtt.max_connections live;
@@ -107,6 +107,7 @@ pub(super) static KEYS: [Key; 44] = keys! {
     "udp.downlink_flags" udp.downlink_flags live;
     "udp.first_packet_warn_s" udp.first_packet_warn live;
     "udp.first_packet_alert" udp.first_packet_alert live;
+    "udp.coalesce_max_us" udp.coalesce_max live;
     "websocket.production_servers" websocket.production live;
     "websocket.development_servers" websocket.development live;
     "websocket.development_mac_addresses" websocket.development_macs live;

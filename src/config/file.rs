@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::error::Problem;
 use super::node;
 use super::value::{
-    self, Section, Value, boolean, ip, level, millis, number, path, port, seconds, secret, text, whole,
+    self, Section, Value, boolean, ip, level, micros, millis, number, path, port, seconds, secret, text,
+    whole,
 };
 use super::{Api, Config, Framing, Logging, Mcp, Mqtt, PeerPolicy, Server, Udp, WebSocket};
 
@@ -69,6 +70,7 @@ fn udp(section: &mut Section<'_>, udp: &mut Udp) {
     section.set("downlink_flags", &mut udp.downlink_flags, boolean);
     section.set("first_packet_warn_s", &mut udp.first_packet_warn, seconds(0..=DAY));
     section.set("first_packet_alert", &mut udp.first_packet_alert, boolean);
+    section.set("coalesce_max_us", &mut udp.coalesce_max, micros(0..=10_000));
 }
 
 fn websocket(section: &mut Section<'_>, websocket: &mut WebSocket) {

@@ -108,6 +108,8 @@ pub struct Udp {
     pub first_packet_warn: Duration,
     /// Whether the device shows that no datagram of it arrived.
     pub first_packet_alert: bool,
+    /// How long work may gather before the loop looks again while packets come thick; zero is not at all.
+    pub coalesce_max: Duration,
 }
 
 impl Default for Udp {
@@ -120,6 +122,7 @@ impl Default for Udp {
             downlink_flags: true,
             first_packet_warn: Duration::from_secs(3),
             first_packet_alert: true,
+            coalesce_max: Duration::from_micros(1_000),
         }
     }
 }

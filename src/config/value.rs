@@ -293,6 +293,12 @@ pub(super) fn seconds(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> 
 }
 
 /// A whole number of milliseconds.
+/// Whole microseconds in this range.
+pub(super) fn micros(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> Result<Duration, Problem> {
+    let range = *range.start() as usize..=*range.end() as usize;
+    move |value| whole(range)(value).map(|micros| Duration::from_micros(micros as u64))
+}
+
 pub(super) fn millis(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> Result<Duration, Problem> {
     let range = *range.start() as usize..=*range.end() as usize;
     move |value| whole(range)(value).map(|millis| Duration::from_millis(millis as u64))

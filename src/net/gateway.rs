@@ -20,6 +20,7 @@ use super::doorkeeper::Doorkeeper;
 use super::handle::{Addresses, Command, Handle};
 use super::index::{Index, Sightings};
 use super::metrics::Metrics;
+use super::pace::Pace;
 use super::resolver::Resolver;
 use super::session::Sessions;
 use super::token::{self, Role, SessionId};
@@ -78,6 +79,7 @@ pub struct Gateway {
     pub(super) admin: Admin,
     /// Where a connection's device went when it took over a call.
     pub(super) moved: Option<SessionId>,
+    pub(super) pace: Pace,
     pub(super) now: Instant,
     pub(super) addresses: Addresses,
     handle: Handle,
@@ -215,6 +217,7 @@ impl Gateway {
             metrics: Metrics::default(),
             admin,
             moved: None,
+            pace: Pace::new(now),
             now,
             addresses,
             handle,
@@ -269,6 +272,11 @@ impl Gateway {
             true => self.wheel.next().map(|at| at.saturating_duration_since(Instant::now())),
             false => Some(Duration::ZERO),
         };
+        if self.ready.is_empty()
+            && let Some(pause) = self.pace.pause(self.config.udp.coalesce_max, self.now)
+        {
+            std::thread::sleep(pause);
+        }
         match self.poll.poll(events, sleep) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),

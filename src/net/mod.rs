@@ -23,6 +23,7 @@ mod handle;
 mod index;
 mod metrics;
 mod outbox;
+mod pace;
 pub mod resolver;
 mod session;
 mod steer;

@@ -1,0 +1,78 @@
+//! Whether packets come so thick that it pays to let them gather before the next look.
+//!
+//! At ordinary load a packet means a wake-up, and the wake-up is most of its cost. A pause of a millisecond shares it
+//! among all that came meanwhile, and nobody hears a millisecond; but a quiet loop answers at once.
+
+use std::time::{Duration, Instant};
+
+/// Packets per second, both ways together, from which they count as thick: two in a millisecond.
+const THICK: u128 = 2_000;
+/// How long packets are counted before the rate is judged.
+const WINDOW: Duration = Duration::from_millis(20);
+
+/// The present rate of packets, judged window by window.
+#[derive(Debug)]
+pub(super) struct Pace {
+    since: Instant,
+    packets: u32,
+    thick: bool,
+}
+
+impl Pace {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { since: now, packets: 0, thick: false }
+    }
+
+    /// One more packet.
+    pub(super) fn packet(&mut self) {
+        self.packets = self.packets.saturating_add(1);
+    }
+
+    /// How long to let work gather before the next look, at most `most`; None when the loop is quiet.
+    pub(super) fn pause(&mut self, most: Duration, now: Instant) -> Option<Duration> {
+        let elapsed = now.saturating_duration_since(self.since);
+        if elapsed >= WINDOW {
+            self.thick = u128::from(self.packets) * 1_000_000 >= THICK * elapsed.as_micros();
+            (self.since, self.packets) = (now, 0);
+        }
+        (self.thick && !most.is_zero()).then_some(most)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is paused after a second at this rate.
+    fn after_a_second_at(rate: u32, most: Duration) -> Option<Duration> {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let mut pause = None;
+        for n in 0..rate {
+            pace.packet();
+            pause = pace.pause(most, start + Duration::from_secs(1) * n / rate);
+        }
+        pause
+    }
+
+    #[test]
+    fn only_thick_packets_gather() {
+        let most = Duration::from_millis(1);
+        assert_eq!(after_a_second_at(50, most), None);
+        assert_eq!(after_a_second_at(1_500, most), None);
+        assert_eq!(after_a_second_at(3_000, most), Some(most));
+        assert_eq!(after_a_second_at(100_000, most), Some(most));
+        assert_eq!(after_a_second_at(100_000, Duration::ZERO), None);
+    }
+
+    #[test]
+    fn the_first_quiet_window_ends_it() {
+        let start = Instant::now();
+        let most = Duration::from_millis(1);
+        let mut pace = Pace::new(start);
+        (0..100).for_each(|_| pace.packet());
+        assert_eq!(pace.pause(most, start + WINDOW), Some(most));
+        assert_eq!(pace.pause(most, start + WINDOW + most), Some(most));
+        assert_eq!(pace.pause(most, start + WINDOW * 2), None);
+    }
+}
