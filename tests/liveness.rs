@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::Config;
 use support::chat::{ChatServer, Message};
-use support::device::{Device, HELLO, client_id, mac};
+use support::device::{Device, HELLO, client_id};
 use support::logged::{Logged, fact};
-use support::mqtt::{Client, Connect, PINGREQ};
+use support::mqtt::PINGREQ;
 use support::{gateway, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -83,34 +83,6 @@ fn any_frame_of_the_chat_server_is_a_sign_of_life() {
     }
     device.mqtt.assert_quiet();
     assert!(server.is_idle());
-}
-
-#[test]
-fn keep_alive_counts_what_comes_in_only() {
-    let server = ChatServer::start();
-    let gateway = gateway(&[server.url()]);
-    let client_id = client_id(5);
-    let connect = Connect { keep_alive: 1, ..Connect::new(&client_id) };
-    let mqtt = Client::log_in(gateway.addresses().mqtt, &connect);
-    let mut log = Logged::about(&client_id);
-    let mut device = Device { mqtt, mac: mac(5), client_id };
-    let (_call, mut peer) = device.call(&server);
-    // Half a packet now and then is as good as a ping.
-    let began = Instant::now();
-    for byte in PINGREQ {
-        assert!(device.mqtt.packet_within(MS(900)).is_err());
-        device.mqtt.send(&[byte]);
-    }
-    device.mqtt.packet();
-    let heard = Instant::now();
-    assert!(heard - began > MS(1600));
-    // What is sent to the device does not keep it alive.
-    while device.mqtt.packet_within(MS(100)) != Err(support::mqtt::Silence::Closed) {
-        peer.say(r#"{"type":"stt","text":"x"}"#);
-        assert!(heard.elapsed() < MS(2500), "still open");
-    }
-    assert!(heard.elapsed() >= MS(1490), "closed after {:?}", heard.elapsed());
-    log.line("connection lost in a call, kept");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,10 @@ use mqtt_websocket_proxy::config::Config;
 use serde_json::json;
 use support::chat::{ChatServer, Message, headed};
 use support::crowd::together;
-use support::device::{Device, HELLO, client_id};
+use support::device::{Device, HELLO, client_id, mac};
 use support::logged::{Logged, fact};
-use support::mqtt::{Client, Connect, Silence};
+use support::mqtt::{Client, Connect, PINGREQ, Silence};
+use support::process::Folder;
 use support::{gateway, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -32,6 +34,8 @@ fn what_takes_its_time() {
         ("hold audio", audio_that_nobody_can_hear_is_dropped_with_one_line),
         ("adopted", another_ip_is_adopted_when_the_device_is_silent),
         ("discovery", a_device_that_does_not_answer_is_not_waited_for_for_ever),
+        ("keep alive", keep_alive_counts_what_comes_in_only),
+        ("watched", the_configuration_file_is_watched),
         ("dials", no_call_waits_for_a_free_dial_past_its_own_deadline),
     ]);
 }
@@ -156,6 +160,33 @@ fn a_device_that_does_not_answer_is_not_waited_for_for_ever() {
     let (_call, mut peer) = device.call(&server);
     peer.say(r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":1,"method":"tools/list"}}"#);
     assert_eq!(device.json()["payload"]["method"], "tools/list");
+}
+
+fn keep_alive_counts_what_comes_in_only() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let client_id = client_id(14);
+    let connect = Connect { keep_alive: 1, ..Connect::new(&client_id) };
+    let mqtt = Client::log_in(gateway.addresses().mqtt, &connect);
+    let mut log = Logged::about(&client_id);
+    let mut device = Device { mqtt, mac: mac(14), client_id };
+    let (_call, mut peer) = device.call(&server);
+    // Half a packet now and then is as good as a ping.
+    let began = Instant::now();
+    for byte in PINGREQ {
+        assert!(device.mqtt.packet_within(MS(900)).is_err());
+        device.mqtt.send(&[byte]);
+    }
+    device.mqtt.packet();
+    let heard = Instant::now();
+    assert!(heard - began > MS(1600));
+    // What is sent to the device does not keep it alive.
+    while device.mqtt.packet_within(MS(100)) != Err(Silence::Closed) {
+        peer.say(r#"{"type":"stt","text":"x"}"#);
+        assert!(heard.elapsed() < MS(2500), "still open");
+    }
+    assert!(heard.elapsed() >= MS(1490), "closed after {:?}", heard.elapsed());
+    log.line("connection lost in a call, kept");
 }
 
 // ----- the greeting ---------------------------------------------------------------------------------------------------
@@ -292,4 +323,42 @@ fn no_call_waits_for_a_free_dial_past_its_own_deadline() {
         device.expect_goodbye(&call.session_id);
     }
     drop(stuck);
+}
+
+// ----- the configuration file -----------------------------------------------------------------------------------------
+
+fn the_configuration_file_is_watched() {
+    let (first, second) = (ChatServer::start(), ChatServer::start());
+    let text = |server: &ChatServer, max_calls: u32| {
+        json!({
+            "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
+            "websocket": {"production_servers": [server.url()], "max_calls": max_calls},
+        })
+        .to_string()
+    };
+    let folder = Folder::new().with("gateway.json", text(&first, 0));
+    let file = folder.0.join("gateway.json");
+    let mut process = folder.start("-c gateway.json", &[]);
+    let mut device = Device::connect(process.mqtt(), 15);
+    let (mut call, mut peer) = device.call(&first);
+    // Edited in place.
+    fs::write(&file, text(&second, 0)).unwrap();
+    let line = process.line("reload:");
+    assert!(line.contains("applied: websocket.production_servers"), "{line}");
+    let mut other = Device::connect(process.mqtt(), 16);
+    other.call(&second);
+    // Replaced by rename, as editors and configuration tools do.
+    fs::write(folder.0.join("new"), text(&second, 7)).unwrap();
+    fs::rename(folder.0.join("new"), &file).unwrap();
+    assert!(process.line("reload:").contains("applied: websocket.max_calls"));
+    // Removed and written anew.
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, text(&second, 8)).unwrap();
+    assert!(process.line("reload:").contains("applied: websocket.max_calls"));
+    // The first call noticed nothing.
+    call.send(1, b"\x58a");
+    assert_eq!(peer.binary(), headed(1, b"\x58a"));
+    peer.send_audio(2, b"\x58b");
+    assert_eq!(call.receive().payload, b"\x58b");
+    device.mqtt.assert_quiet();
 }

@@ -67,33 +67,6 @@ fn assert_undisturbed(device: &mut Device, call: &mut support::audio::Call, peer
 }
 
 #[test]
-fn the_file_is_watched() {
-    let (first, second) = (ChatServer::start(), ChatServer::start());
-    let mut scene = scene(&[&first]);
-    let mut device = scene.connect(1);
-    let (mut call, mut peer) = device.call(&first);
-    // Edited in place.
-    scene.config["websocket"]["production_servers"] = json!([second.url()]);
-    scene.write(&scene.config.to_string());
-    let line = scene.process.line("reload:");
-    assert!(line.contains("applied: websocket.production_servers"), "{line}");
-    let mut other = scene.connect(2);
-    other.call(&second);
-    assert_undisturbed(&mut device, &mut call, &mut peer);
-    // Replaced by rename, as editors and configuration tools do.
-    scene.config["websocket"]["max_calls"] = json!(7);
-    fs::write(scene.folder.0.join("new"), scene.config.to_string()).unwrap();
-    fs::rename(scene.folder.0.join("new"), scene.folder.0.join("gateway.json")).unwrap();
-    assert!(scene.process.line("reload:").contains("applied: websocket.max_calls"));
-    // Removed and written anew.
-    fs::remove_file(scene.folder.0.join("gateway.json")).unwrap();
-    scene.config["websocket"]["max_calls"] = json!(8);
-    scene.write(&scene.config.to_string());
-    assert!(scene.process.line("reload:").contains("applied: websocket.max_calls"));
-    assert_undisturbed(&mut device, &mut call, &mut peer);
-}
-
-#[test]
 fn a_bad_file_changes_nothing_and_says_why() {
     let (first, second) = (ChatServer::start(), ChatServer::start());
     let mut scene = scene(&[&first]);
