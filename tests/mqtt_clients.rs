@@ -202,7 +202,12 @@ fn mosquitto_pub_makes_a_call_by_its_lines() {
         return;
     }
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], |config| config.mqtt.signature_key = Secret::new(KEY));
+    let gateway = gateway_with(&[server.url()], |config| {
+        config.mqtt.signature_key = Secret::new(KEY);
+        // It closes its socket without reading what came: then its system may drop the DISCONNECT that waits for the
+        // acknowledgement of what was sent before (Nagle), and the gateway sees a reset alone.
+        config.mqtt.resume_grace = Duration::ZERO;
+    });
     for version in ["mqttv311", "mqttv31"] {
         let more = ["-V", version, "-t", "device-server", "-l", "-k", "60"];
         let mut command = mosquitto("mosquitto_pub", gateway.addresses().mqtt, 1, &more);
