@@ -1,11 +1,11 @@
-//! Noticing that the configuration file changed: by its looks, once a second, which also sees files that are replaced
+//! Noticing that the configuration file changed: by its looks, twice a second, which also sees files that are replaced
 //! by rename, mounted, or shared over a network, on every system, and costs a microsecond.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 /// How often the file is looked at.
-pub(super) const INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const INTERVAL: Duration = Duration::from_millis(500);
 
 /// What a file looks like from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
