@@ -9,4 +9,6 @@ pub mod auth;
 pub mod http;
 pub mod json;
 pub mod metrics;
+pub mod page;
 pub mod routes;
+pub mod troubles;

@@ -31,6 +31,10 @@ pub enum Endpoint {
     Reload,
     /// Shows the configuration in force.
     Config,
+    /// What went wrong lately.
+    Errors,
+    /// The page for operators.
+    Page,
 }
 
 /// Who may make a call.
@@ -58,10 +62,11 @@ pub struct Route {
 }
 
 /// Every call.
-pub static ROUTES: [Route; 12] = {
+pub static ROUTES: [Route; 14] = {
     use Access::{Metrics, Open, Token};
     use Method::{Delete, Get, Post};
     [
+        route(Get, "/", Open, Endpoint::Page),
         route(Get, "/healthz", Open, Endpoint::Health),
         route(Get, "/readyz", Open, Endpoint::Ready),
         route(Get, "/metrics", Metrics, Endpoint::Metrics),
@@ -74,6 +79,7 @@ pub static ROUTES: [Route; 12] = {
         route(Delete, "/api/sessions/{clientId}", Token, Endpoint::End),
         route(Post, "/api/reload", Token, Endpoint::Reload),
         route(Get, "/api/config", Token, Endpoint::Config),
+        route(Get, "/api/errors", Token, Endpoint::Errors),
     ]
 };
 
@@ -192,6 +198,7 @@ mod tests {
     #[test]
     fn only_named_paths_are_open() {
         for (path, expected) in [
+            ("/", Access::Open),
             ("/healthz", Access::Open),
             ("/openapi.json", Access::Open),
             ("/metrics", Access::Metrics),

@@ -14,6 +14,7 @@ use super::device::Device;
 use super::gateway::{Alarm, Gateway, Ready};
 use super::session::Session;
 use super::token::{self, Role};
+use crate::admin::troubles::Kind;
 use crate::session::Core;
 
 /// Connections accepted per dispatch.
@@ -86,10 +87,12 @@ impl Gateway {
                 Err(error) => {
                     // Out of descriptors: those who wait bring no further edge, so the wheel does.
                     if !std::mem::replace(&mut self.accept_failing, true) {
-                        warn!(
+                        let sentence = format!(
                             "cannot accept connections: {error}; trying again every {} ms",
                             PAUSE.as_millis()
                         );
+                        warn!("{sentence}");
+                        self.admin.trouble(Kind::CannotAccept, None, &sentence);
                     }
                     self.accepting = false;
                     self.wheel.arm(self.now + PAUSE, Alarm::Accept);

@@ -8,6 +8,7 @@ use log::{Level, error, info, log};
 use super::gateway::{Gateway, Ready};
 use super::grant;
 use super::token::SessionId;
+use crate::admin::troubles::Kind;
 use crate::proto::mqtt::{ConnectCode, encode};
 use crate::session::{Action, Core, Cx, Discard, Note, Summary};
 
@@ -115,6 +116,10 @@ impl Gateway {
             self.sightings.forget(ip);
         }
         self.metrics.ended(summary);
+        if let Some((kind, sentence)) = Kind::of_end(summary.reason) {
+            let sentence = format!("{sentence}: session={}", summary.session_id);
+            self.trouble_of(id, kind, &sentence);
+        }
         let facts = &summary.facts;
         let server = summary.server.as_ref().map_or("none".to_owned(), |server| server.to_string());
         info!(
@@ -144,6 +149,12 @@ impl Gateway {
             Note::ServerRecovered { .. } => Level::Info,
             _ => Level::Warn,
         };
+        if let Some(kind) = Kind::of_note(note) {
+            match note {
+                Note::ServerFailing { .. } => self.admin.trouble(kind, None, &note.to_string()),
+                _ => self.trouble_of(id, kind, &note.to_string()),
+            }
+        }
         match note {
             Note::ServerFailing { .. } | Note::ServerRecovered { .. } => log!(level, "{note}"),
             Note::Unheard { .. } => {
@@ -152,6 +163,18 @@ impl Gateway {
                 log!(level, "{} {note}; {}", self.prefix(id), grant::seen(&seen));
             }
             _ => log!(level, "{} {note}", self.prefix(id)),
+        }
+    }
+
+    /// Remembers a trouble of this device.
+    pub(super) fn trouble_of(&mut self, id: SessionId, kind: Kind, sentence: &str) {
+        let core = self.sessions.get(id).map(|session| &session.core);
+        match core.and_then(Core::client_id) {
+            Some(client_id) => self.admin.trouble(kind, Some(client_id.as_str()), sentence),
+            None => {
+                let ip = core.map(|core| core.ip().to_string());
+                self.admin.trouble(kind, ip.as_deref(), sentence);
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use mio::Interest;
 
 use super::gateway::{Gateway, LINGER};
 use super::token::{self, Role, SessionId};
+use crate::admin::troubles::Kind;
 use crate::proto::mqtt::{ConnectCode, encode};
 use crate::session::{Admission, Core, Reason};
 
@@ -106,17 +107,25 @@ impl Gateway {
     fn log_close(&mut self, id: SessionId, reason: &Reason) {
         let prefix = self.prefix(id);
         match reason {
-            Reason::Refused(..) => {
+            Reason::Refused(code, _) => {
                 let Some(ip) = self.sessions.get(id).map(|session| session.core.ip()) else { return };
                 match self.doorkeeper.log_worthy(ip, self.now) {
                     Some(0) => warn!("{prefix} {reason}"),
                     Some(suppressed) => {
                         warn!("{prefix} {reason} ({suppressed} more refused from this address)")
                     }
-                    None => debug!("{prefix} {reason}"),
+                    None => return debug!("{prefix} {reason}"),
                 }
+                let kind = match code {
+                    ConnectCode::Unavailable => Kind::TooManyDevices,
+                    _ => Kind::LoginRefused,
+                };
+                self.trouble_of(id, kind, &format!("{ip} {reason}"));
             }
-            Reason::HelloVersion(_) => warn!("{prefix} closed: {reason}"),
+            Reason::HelloVersion(_) => {
+                warn!("{prefix} closed: {reason}");
+                self.trouble_of(id, Kind::HelloVersion, &reason.to_string());
+            }
             _ => debug!("{prefix} closed: {reason}"),
         }
     }

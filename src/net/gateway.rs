@@ -26,6 +26,7 @@ use super::session::Sessions;
 use super::token::{self, Role, SessionId};
 use super::watch::{self, Watch};
 use super::wheel::Wheel;
+use crate::admin::troubles::Kind;
 use crate::config::{Config, Source};
 use crate::session::{Action, Core, Servers};
 
@@ -224,6 +225,9 @@ impl Gateway {
             commands,
             stopping: None,
         };
+        for warning in gateway.config.warnings() {
+            gateway.admin.trouble(Kind::Setting, None, &warning);
+        }
         if gateway.watch.is_some() {
             gateway.wheel.arm(now + watch::INTERVAL, Alarm::Watch);
         }

@@ -7,6 +7,7 @@ use log::{error, info, warn};
 
 use super::gateway::{Alarm, Gateway};
 use super::watch::{self, Watch};
+use crate::admin::troubles::Kind;
 use crate::config::{self, Changes, Config};
 use crate::logger;
 use crate::session::Core;
@@ -36,12 +37,15 @@ impl Gateway {
         };
         match source.load() {
             Ok(config) => self.reload(config),
-            Err(error) => Err(refused(error.to_string())),
+            Err(error) => Err(self.refused(error.to_string())),
         }
     }
 
     pub(super) fn reload(&mut self, new: Config) -> Result<Changes, ReloadError> {
-        let changes = config::check_reload(&self.config, &new).map_err(|error| refused(error.to_string()))?;
+        let changes = match config::check_reload(&self.config, &new) {
+            Ok(changes) => changes,
+            Err(error) => return Err(self.refused(error.to_string())),
+        };
         // Certificates may be new in files of the same name.
         self.tls.clear();
         if changes.is_empty() {
@@ -51,6 +55,7 @@ impl Gateway {
         let new = new.after_reload(&self.config);
         for warning in new.warnings() {
             warn!("{warning}");
+            self.admin.trouble(Kind::Setting, None, &warning);
         }
         logger::set_level(new.log_level());
         self.config = Arc::new(new);
@@ -62,6 +67,12 @@ impl Gateway {
             self.drive(id, Core::timeout);
         }
         Ok(changes)
+    }
+
+    fn refused(&mut self, why: String) -> ReloadError {
+        error!("reload: nothing changes: {why}");
+        self.admin.trouble(Kind::ReloadRefused, None, &why);
+        ReloadError::Refused(why)
     }
 
     pub(super) fn stop(&mut self, grace: Duration) {
@@ -78,11 +89,6 @@ impl Gateway {
             self.drive(id, Core::shutdown);
         }
     }
-}
-
-fn refused(why: String) -> ReloadError {
-    error!("reload: nothing changes: {why}");
-    ReloadError::Refused(why)
 }
 
 fn list(keys: &[&str]) -> String {

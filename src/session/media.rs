@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::jitter::Jitter;
 use super::servers::Spoken;
 use super::{Discard, Grant};
 use crate::config::PeerPolicy;
@@ -99,6 +100,7 @@ pub(super) struct Media {
     opus_config: Option<u8>,
     candidate: Option<Candidate>,
     pub(super) framing: Framing,
+    jitter: Jitter,
     pub(super) facts: Facts,
 }
 
@@ -123,12 +125,18 @@ impl Media {
             opus_config: None,
             candidate: None,
             framing: Framing::Unknown(0),
+            jitter: Jitter::default(),
             facts: Facts::default(),
         }
     }
 
     pub(super) fn ssrc(&self) -> u32 {
         self.ssrc
+    }
+
+    /// How unevenly the device's audio arrives.
+    pub(super) fn jitter(&self) -> Duration {
+        self.jitter.value()
     }
 
     pub(super) fn peer(&self) -> Option<Peer> {
@@ -191,6 +199,7 @@ impl Media {
         let first = self.peer.is_none();
         self.peer = Some(from);
         self.peer_heard = now;
+        self.jitter.arrived(header.sequence, now);
         self.candidate = None;
         Ok(Opened { timestamp: header.timestamp, payload: payload.len(), first })
     }

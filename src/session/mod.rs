@@ -22,6 +22,7 @@ mod bridges;
 mod call;
 mod core;
 mod deadlines;
+mod jitter;
 mod mcp;
 mod media;
 mod queue;

@@ -25,7 +25,9 @@ use super::outbox::Flush;
 use super::token::{self, Role};
 use crate::admin::auth::{self, Clock};
 use crate::admin::http::{self, Head, Response};
+use crate::admin::page;
 use crate::admin::routes::{self, Access};
+use crate::admin::troubles::{Kind, Troubles};
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 128;
@@ -52,6 +54,9 @@ pub(super) struct Admin {
     tickets: u32,
     /// Local time; UTC where the system does not tell.
     zone: TimeZone,
+    /// What went wrong lately.
+    troubles: Troubles,
+    page_policy: String,
     started: SystemTime,
 }
 
@@ -73,6 +78,8 @@ impl Admin {
             epoch: 0,
             tickets: 0,
             zone: zone(),
+            troubles: Troubles::default(),
+            page_policy: page::policy(),
             started: SystemTime::now(),
         })
     }
@@ -83,6 +90,12 @@ impl Admin {
 
     fn live(&mut self, id: ConnId) -> Option<&mut Conn> {
         self.conns.get_mut(id.slot as usize).filter(|conn| conn.epoch == id.epoch)
+    }
+
+    /// Remembers what went wrong, for operators to read.
+    pub(super) fn trouble(&mut self, kind: Kind, device: Option<&str>, sentence: &str) {
+        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.troubles.note(at.as_millis() as u64, kind, device, sentence);
     }
 
     fn clock(&self) -> Clock {

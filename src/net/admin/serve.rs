@@ -7,6 +7,7 @@ use super::{ConnId, Next};
 use crate::admin::http::{Head, Response, query_value};
 use crate::admin::json::{self, Command};
 use crate::admin::metrics::CONTENT_TYPE;
+use crate::admin::page;
 use crate::admin::routes::{self, Endpoint, Found, OPENAPI};
 use crate::net::gateway::{Gateway, Ready};
 use crate::net::steer::ReloadError;
@@ -43,6 +44,9 @@ impl Gateway {
             Endpoint::Session => self.show_session(&client_id),
             Endpoint::End => self.end_session(&client_id, &head.query),
             Endpoint::Reload => self.reload_answer(),
+            Endpoint::Errors => Response::json(200, self.admin.troubles.to_json()),
+            Endpoint::Page => Response::text(page::CONTENT_TYPE, page::PAGE)
+                .with("Content-Security-Policy", self.admin.page_policy.as_str()),
             Endpoint::Config => Response::json(200, self.config.to_masked_file()),
         })
     }

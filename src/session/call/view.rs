@@ -1,7 +1,7 @@
 //! What operators see of a call.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Call, Cx, Flow, Server, Stage};
 use crate::proto::message;
@@ -48,6 +48,8 @@ pub struct CallView<'a> {
     pub server: Option<&'a Server>,
     /// Where the device's audio comes from.
     pub peer: Option<SocketAddr>,
+    /// Average deviation of the gaps between the device's packets.
+    pub jitter: Duration,
     /// Packets, bytes and what went missing.
     pub facts: &'a Facts,
 }
@@ -67,6 +69,7 @@ impl Call {
             began: self.began,
             server: self.server.as_deref(),
             peer: self.media.peer().map(|peer| peer.addr),
+            jitter: self.media.jitter(),
             facts: &self.media.facts,
         }
     }

@@ -1,0 +1,282 @@
+//! What went wrong lately, in words, with advice: for `GET /api/errors` and the page.
+
+use std::collections::VecDeque;
+
+use serde::Serialize;
+
+use crate::session::{EndReason, Note};
+
+/// Kept of each kind, so that a frequent one does not push out a rare one.
+const PER_KIND: usize = 8;
+/// Bytes of a sentence.
+const LONGEST: usize = 400;
+
+/// What kind of trouble it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A chat server cannot be used.
+    ServerFailing,
+    /// A chat server says no hello.
+    NoServerHello,
+    /// No datagram of a listening device comes.
+    NoAudio,
+    /// A device that never sent a datagram cannot be sent audio.
+    AudioDropped,
+    /// A call found no chat server.
+    NoServer,
+    /// A call lost its chat server and found no other.
+    ServerLost,
+    /// A device in a call was lost.
+    DeviceLost,
+    /// A device heard no UDP.
+    UdpTimeout,
+    /// Text was not read.
+    Overflow,
+    /// There were too many calls.
+    TooManyCalls,
+    /// There were too many devices.
+    TooManyDevices,
+    /// A device may not come in.
+    LoginRefused,
+    /// A device speaks another version.
+    HelloVersion,
+    /// The system takes no connection.
+    CannotAccept,
+    /// A changed configuration is not allowed.
+    ReloadRefused,
+    /// A setting is doubtful.
+    Setting,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 16] = [
+        Self::ServerFailing,
+        Self::NoServerHello,
+        Self::NoAudio,
+        Self::AudioDropped,
+        Self::NoServer,
+        Self::ServerLost,
+        Self::DeviceLost,
+        Self::UdpTimeout,
+        Self::Overflow,
+        Self::TooManyCalls,
+        Self::TooManyDevices,
+        Self::LoginRefused,
+        Self::HelloVersion,
+        Self::CannotAccept,
+        Self::ReloadRefused,
+        Self::Setting,
+    ];
+
+    /// Of a note; `None` when it tells of no trouble.
+    pub fn of_note(note: &Note) -> Option<Self> {
+        match note {
+            Note::ServerFailing { .. } => Some(Self::ServerFailing),
+            Note::NoServerHello(_) => Some(Self::NoServerHello),
+            Note::Unheard { .. } => Some(Self::NoAudio),
+            Note::HeldDropped(_) => Some(Self::AudioDropped),
+            _ => None,
+        }
+    }
+
+    /// Of a call's end, with the sentence; `None` when it is an ordinary one.
+    pub fn of_end(reason: EndReason) -> Option<(Self, &'static str)> {
+        match reason {
+            EndReason::NoServer => Some((Self::NoServer, "no chat server could be reached for a call")),
+            EndReason::ServerLost => {
+                Some((Self::ServerLost, "a call lost its chat server, and redialling was given up"))
+            }
+            EndReason::DeviceLost => {
+                Some((Self::DeviceLost, "the device was lost in a call and did not come back in time"))
+            }
+            EndReason::DeviceUdpTimeout => {
+                Some((Self::UdpTimeout, "the device ended a call because it heard no UDP"))
+            }
+            EndReason::Overflow => Some((Self::Overflow, "a call ended because its text was not read")),
+            EndReason::Refused => {
+                Some((Self::TooManyCalls, "a call was refused: websocket.max_calls is reached"))
+            }
+            _ => None,
+        }
+    }
+
+    /// Stable name.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::ServerFailing => "server_failing",
+            Self::NoServerHello => "no_server_hello",
+            Self::NoAudio => "no_audio",
+            Self::AudioDropped => "audio_dropped",
+            Self::NoServer => "no_server",
+            Self::ServerLost => "server_lost",
+            Self::DeviceLost => "device_lost",
+            Self::UdpTimeout => "udp_timeout",
+            Self::Overflow => "overflow",
+            Self::TooManyCalls => "too_many_calls",
+            Self::TooManyDevices => "too_many_devices",
+            Self::LoginRefused => "login_refused",
+            Self::HelloVersion => "hello_version",
+            Self::CannotAccept => "cannot_accept",
+            Self::ReloadRefused => "reload_refused",
+            Self::Setting => "setting",
+        }
+    }
+
+    /// What to look at.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::ServerFailing | Self::NoServer | Self::ServerLost => {
+                "Is the chat server up, and is its URL right? The sub-command check dials every one and says what is wrong."
+            }
+            Self::NoServerHello => {
+                "The call goes on. The chat server should answer a hello with its own: look at the path in its URL."
+            }
+            Self::NoAudio | Self::AudioDropped | Self::UdpTimeout => {
+                "Open the UDP port in every firewall and security group, publish it with /udp in Docker, and set \
+                 udp.public_ip to an address that the device reaches. A tunnel that carries only TCP carries no sound."
+            }
+            Self::DeviceLost => "Look at the device's Wi-Fi and power.",
+            Self::Overflow => {
+                "The device or the chat server did not read its text: look at the line between, and at its load."
+            }
+            Self::TooManyCalls => "Raise websocket.max_calls, or set it to 0 for no limit.",
+            Self::TooManyDevices => "Raise mqtt.max_connections or mqtt.max_connections_per_ip.",
+            Self::LoginRefused => {
+                "The key here (mqtt.signature_key) and where credentials are issued must be the same."
+            }
+            Self::HelloVersion => "Update the device's firmware.",
+            Self::CannotAccept => {
+                "Raise the limit of open files: ulimit -n, or LimitNOFILE in the systemd unit."
+            }
+            Self::ReloadRefused => {
+                "The settings before are still in force. Correct the file; it is read again when saved."
+            }
+            Self::Setting => "Change the setting if this is not meant.",
+        }
+    }
+}
+
+/// One trouble, with its repetitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// Milliseconds since 1970, of the last time.
+    pub at: u64,
+    /// Its kind.
+    pub kind: Kind,
+    /// The device's client id, or the address of one that has none.
+    pub device: Option<Box<str>>,
+    /// What happened.
+    pub sentence: Box<str>,
+    /// How often it did in a row of its kind.
+    pub times: u32,
+}
+
+/// The last few of each kind.
+#[derive(Debug, Default)]
+pub struct Troubles(VecDeque<Trouble>);
+
+impl Troubles {
+    /// Remembers one; the oldest of its kind gives way.
+    pub fn note(&mut self, at: u64, kind: Kind, device: Option<&str>, sentence: &str) {
+        let mut end = sentence.len().min(LONGEST);
+        while !sentence.is_char_boundary(end) {
+            end -= 1;
+        }
+        let sentence = &sentence[..end];
+        let of_kind = |trouble: &Trouble| trouble.kind == kind;
+        let same = self.0.iter().position(|known| {
+            of_kind(known) && known.device.as_deref() == device && *known.sentence == *sentence
+        });
+        let full = self.0.iter().filter(|known| of_kind(known)).count() >= PER_KIND;
+        let leaves = same.or_else(|| self.0.iter().position(of_kind).filter(|_| full));
+        let left = leaves.and_then(|place| self.0.remove(place));
+        let times = match (same, left) {
+            (Some(_), Some(left)) => left.times.saturating_add(1),
+            _ => 1,
+        };
+        self.0.push_back(Trouble {
+            at,
+            kind,
+            device: device.map(Box::from),
+            sentence: sentence.into(),
+            times,
+        });
+    }
+
+    /// What `GET /api/errors` answers: the newest first.
+    pub fn to_json(&self) -> String {
+        #[derive(Serialize)]
+        struct View<'a> {
+            at: u64,
+            code: &'static str,
+            device: Option<&'a str>,
+            sentence: &'a str,
+            advice: &'static str,
+            times: u32,
+        }
+        let views: Vec<View<'_>> = self
+            .0
+            .iter()
+            .rev()
+            .map(|trouble| View {
+                at: trouble.at,
+                code: trouble.kind.code(),
+                device: trouble.device.as_deref(),
+                sentence: &trouble.sentence,
+                advice: trouble.kind.advice(),
+                times: trouble.times,
+            })
+            .collect();
+        serde_json::json!({ "errors": views }).to_string()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    fn told(troubles: &Troubles) -> Vec<Value> {
+        let answer: Value = serde_json::from_str(&troubles.to_json()).unwrap();
+        answer["errors"].as_array().unwrap().clone()
+    }
+
+    #[test]
+    fn the_newest_comes_first_and_a_frequent_kind_spares_the_others() {
+        let mut troubles = Troubles::default();
+        troubles.note(1, Kind::ServerFailing, None, "ws://a fails");
+        for i in 0..100 {
+            troubles.note(2 + i, Kind::NoServer, Some(&format!("device-{i}")), "no server");
+        }
+        let told = told(&troubles);
+        assert_eq!(told.len(), PER_KIND + 1);
+        assert_eq!((&told[0]["device"], &told[0]["at"]), (&"device-99".into(), &101.into()));
+        assert_eq!(told[PER_KIND]["code"], "server_failing");
+        assert_eq!(told[PER_KIND]["device"], Value::Null);
+    }
+
+    #[test]
+    fn repetitions_are_counted_and_sentences_are_bounded() {
+        let mut troubles = Troubles::default();
+        for at in 1..=3 {
+            troubles.note(at, Kind::NoAudio, Some("a"), &"长".repeat(1000));
+        }
+        troubles.note(4, Kind::NoAudio, Some("b"), "x");
+        let told = told(&troubles);
+        assert_eq!(told.len(), 2);
+        assert_eq!((&told[1]["times"], &told[1]["at"]), (&3.into(), &3.into()));
+        assert_eq!(told[1]["sentence"].as_str().unwrap().len(), LONGEST / 3 * 3);
+    }
+
+    #[test]
+    fn every_kind_has_a_name_of_its_own_and_advice() {
+        let codes: BTreeSet<_> = Kind::ALL.iter().map(|kind| kind.code()).collect();
+        assert_eq!(codes.len(), Kind::ALL.len());
+        assert!(Kind::ALL.iter().all(|kind| kind.advice().ends_with('.')));
+    }
+}

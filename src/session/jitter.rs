@@ -1,0 +1,73 @@
+//! How unevenly a device's audio arrives.
+
+use std::time::{Duration, Instant};
+
+/// A longer silence is the device's own: it stopped listening.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Share of a new packet in the averages, as in RFC 3550 section 6.4.1.
+const WEIGHT: i32 = 16;
+
+/// Smoothed deviation of the gaps between packets from their own average. RFC 3550 takes the sender's timestamps for the
+/// latter; those of devices are often zero.
+#[derive(Debug, Default)]
+pub(super) struct Jitter {
+    last: Option<(Instant, u32)>,
+    /// Average gap, microseconds; 0 is not known.
+    gap: i32,
+    /// Microseconds.
+    deviation: i32,
+}
+
+impl Jitter {
+    /// A packet came. Where one is missing before it, the gap says nothing.
+    pub(super) fn arrived(&mut self, sequence: u32, now: Instant) {
+        let Some((at, before)) = self.last.replace((now, sequence)) else { return };
+        let gap = now.saturating_duration_since(at);
+        if sequence != before.wrapping_add(1) || gap > PAUSE {
+            return;
+        }
+        let gap = gap.as_micros() as i32;
+        if self.gap == 0 {
+            self.gap = gap;
+        }
+        let off = gap - self.gap;
+        self.gap += off / WEIGHT;
+        self.deviation += (off.abs() - self.deviation) / WEIGHT;
+    }
+
+    /// What it is now.
+    pub(super) fn value(&self) -> Duration {
+        Duration::from_micros(self.deviation.max(0) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(gaps: impl IntoIterator<Item = (u32, u64)>) -> u128 {
+        let (mut jitter, mut now, mut sequence) = (Jitter::default(), Instant::now(), 0);
+        jitter.arrived(sequence, now);
+        for (step, gap) in gaps {
+            sequence += step;
+            now += Duration::from_millis(gap);
+            jitter.arrived(sequence, now);
+        }
+        jitter.value().as_millis()
+    }
+
+    #[test]
+    fn even_packets_have_none_and_uneven_ones_their_deviation() {
+        assert_eq!(after([(1, 60); 200]), 0);
+        let uneven = after((0..200).map(|i| (1, if i % 2 == 0 { 40 } else { 80 })));
+        assert!((17..=21).contains(&uneven), "{uneven}");
+    }
+
+    #[test]
+    fn losses_and_pauses_do_not_count() {
+        let gaps = (0..200).map(|i| if i % 10 == 5 { (3, 180) } else { (1, 60) });
+        assert_eq!(after(gaps), 0);
+        let gaps = (0..200).map(|i| (1, if i % 10 == 5 { 4000 } else { 60 }));
+        assert_eq!(after(gaps), 0);
+    }
+}

@@ -1,0 +1,448 @@
+//! The page for operators, in a real browser that is steered by the Chrome DevTools Protocol.
+//!
+//! Needs Chromium (Debian: `apt-get install chromium`), or its path in `CHROME`; without it these tests say so and pass.
+//! With `PAGE_SHOTS=DIR` they leave screenshots there. `PAGE_DEVICES=1000` changes the number of simulated devices.
+
+#![allow(clippy::unwrap_used)]
+
+mod admin_support;
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use admin_support::{LIMIT, Stage, TOKEN, stage};
+use data_encoding::BASE64;
+use mqtt_websocket_proxy::tools::device::Device;
+use serde_json::{Value, json};
+use tungstenite::{Message, WebSocket};
+
+/// A MAC of the so many-th device.
+fn mac(i: usize) -> String {
+    format!("aa:bb:cc:00:{:02x}:{:02x}", i >> 8, i & 255)
+}
+
+/// What runs if a browser takes it for markup.
+const HOSTILE: &str = "<img/src=x onerror=document.title='owned'>@@@aa_bb_cc_dd_ee_ff@@@<script>document.title='owned'<\u{2f}script>";
+
+/// Devices, some of them in calls that speak until this is dropped.
+struct Crowd {
+    over: Arc<AtomicBool>,
+    speaker: Option<thread::JoinHandle<()>>,
+    _idle: Vec<Device>,
+}
+
+impl Crowd {
+    fn new(stage: &Stage, devices: usize, calls: usize) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let mut all: Vec<Device> = (0..devices).map(|i| stage.device(&mac(i))).collect();
+        let idle = all.split_off(calls);
+        let mut speaking: Vec<_> = all
+            .into_iter()
+            .map(|mut device| {
+                let call = device.call().unwrap();
+                device.listen(&call, "auto").unwrap();
+                (device, call)
+            })
+            .collect();
+        let stop = over.clone();
+        let speaker = thread::spawn(move || {
+            for turn in 0.. {
+                for (i, (_, call)) in speaking.iter_mut().enumerate() {
+                    let packet = call.seal(turn * 60, &[0x58; 120]);
+                    // Every third call has a bad line.
+                    if i % 3 != 1 || turn % 20 != 7 {
+                        let _ = call.send_packet(&packet);
+                    }
+                }
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+        Self { over, speaker: Some(speaker), _idle: idle }
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _ = self.speaker.take().map(thread::JoinHandle::join);
+    }
+}
+
+/// One tab of a browser.
+struct Browser {
+    process: Child,
+    profile: PathBuf,
+    socket: WebSocket<TcpStream>,
+    session: Option<String>,
+    calls: u64,
+    /// What the page did wrong: exceptions, and what its policy forbids.
+    complaints: Vec<String>,
+}
+
+impl Browser {
+    /// None, with a line that says so, where there is no browser.
+    fn start() -> Option<Self> {
+        static PROFILES: AtomicUsize = AtomicUsize::new(0);
+        let Some(path) = chromium() else {
+            eprintln!("skipped: no Chromium here (install it, or set CHROME to its path)");
+            return None;
+        };
+        let number = PROFILES.fetch_add(1, Ordering::Relaxed);
+        let profile = env::temp_dir().join(format!("gateway-page-{}-{number}", std::process::id()));
+        let mut process = Command::new(path)
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--disable-dev-shm-usage",
+                "--no-first-run",
+                "--remote-debugging-port=0",
+                "--lang=en-US",
+            ])
+            .arg(format!("--user-data-dir={}", profile.display()))
+            .arg("about:blank")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let url =
+            lines.find_map(|line| Some(line.split_once("DevTools listening on ")?.1.to_owned())).unwrap();
+        thread::spawn(move || lines.for_each(drop));
+        let host = url.strip_prefix("ws://").unwrap().split('/').next().unwrap();
+        let stream = TcpStream::connect(host).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        let (socket, _) = tungstenite::client(url.as_str(), stream).unwrap();
+        let mut browser = Self { process, profile, socket, session: None, calls: 0, complaints: Vec::new() };
+        let target = browser.call("Target.createTarget", json!({ "url": "about:blank" }));
+        let attached =
+            browser.call("Target.attachToTarget", json!({ "targetId": target["targetId"], "flatten": true }));
+        browser.session = Some(attached["sessionId"].as_str().unwrap().to_owned());
+        for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
+            browser.call(domain, json!({}));
+        }
+        browser.size(1280, 900);
+        Some(browser)
+    }
+
+    fn call(&mut self, method: &str, params: Value) -> Value {
+        self.calls += 1;
+        let mut request = json!({ "id": self.calls, "method": method, "params": params });
+        if let Some(session) = &self.session {
+            request["sessionId"] = session.as_str().into();
+        }
+        self.socket.send(Message::text(request.to_string())).unwrap();
+        loop {
+            let Message::Text(text) = self.socket.read().unwrap() else { continue };
+            let answer: Value = serde_json::from_str(&text).unwrap();
+            if answer["id"] == self.calls {
+                assert!(answer["error"].is_null(), "{method}: {answer}");
+                return answer["result"].clone();
+            }
+            let wrong = match answer["method"].as_str() {
+                Some("Runtime.exceptionThrown") => true,
+                Some("Log.entryAdded") => answer["params"]["entry"]["source"] == "security",
+                _ => false,
+            };
+            if wrong {
+                self.complaints.push(text.to_string());
+            }
+        }
+    }
+
+    fn open(&mut self, stage: &Stage) {
+        self.call("Page.navigate", json!({ "url": format!("http://{}/", stage.api) }));
+        self.until("document.readyState === 'complete' && typeof poll === 'function'");
+    }
+
+    /// The value of an expression in the page.
+    fn value(&mut self, expression: &str) -> Value {
+        let params = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
+        let answer = self.call("Runtime.evaluate", params);
+        assert!(answer["exceptionDetails"].is_null(), "{expression}: {answer}");
+        answer["result"]["value"].clone()
+    }
+
+    fn text(&mut self, expression: &str) -> String {
+        self.value(expression).as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Waits until an expression is true.
+    fn until(&mut self, expression: &str) {
+        let end = Instant::now() + LIMIT;
+        while self.value(expression) != true {
+            assert!(Instant::now() < end, "{expression}\n{}", self.text("document.body?.innerText ?? ''"));
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn click(&mut self, selector: &str) {
+        self.value(&format!("document.querySelector({}).click()", json!(selector)));
+    }
+
+    fn fill(&mut self, id: &str, text: &str) {
+        self.value(&format!(
+            "{{ const e = $({}); e.value = {}; e.dispatchEvent(new Event('input')); e.dispatchEvent(new Event('change')); }}",
+            json!(id),
+            json!(text)
+        ));
+    }
+
+    fn log_in(&mut self) {
+        self.until("!$('ask').hidden");
+        self.fill("token", TOKEN);
+        self.click("#login button");
+        self.until("state === 'live' && totals.series !== undefined");
+    }
+
+    fn size(&mut self, width: u32, height: u32) {
+        let mobile = width < 600;
+        let params = json!({ "width": width, "height": height, "deviceScaleFactor": if mobile { 2 } else { 1 }, "mobile": mobile });
+        self.call("Emulation.setDeviceMetricsOverride", params);
+    }
+
+    fn dark(&mut self, dark: bool) {
+        let value = if dark { "dark" } else { "light" };
+        let features = json!([{ "name": "prefers-color-scheme", "value": value }]);
+        self.call("Emulation.setEmulatedMedia", json!({ "features": features }));
+    }
+
+    /// Nothing sticks out of the screen; and a picture of it all, where pictures are wanted.
+    fn look(&mut self, name: &str) {
+        let overflow = self.value("document.documentElement.scrollWidth - innerWidth");
+        assert!(overflow.as_i64().unwrap() <= 0, "{name}: {overflow} pixels too wide");
+        let Some(folder) = env::var_os("PAGE_SHOTS") else { return };
+        let shot = self.call("Page.captureScreenshot", json!({ "captureBeyondViewport": true }));
+        fs::create_dir_all(&folder).unwrap();
+        let picture = BASE64.decode(shot["data"].as_str().unwrap().as_bytes()).unwrap();
+        fs::write(Path::new(&folder).join(format!("{name}.png")), picture).unwrap();
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir_all(&self.profile);
+    }
+}
+
+fn chromium() -> Option<PathBuf> {
+    if let Some(path) = env::var_os("CHROME") {
+        return Some(path.into());
+    }
+    let folders = env::var_os("PATH")?;
+    let names = ["chromium", "chromium-browser", "google-chrome", "chrome"];
+    env::split_paths(&folders)
+        .flat_map(|folder| names.map(|name| folder.join(name)))
+        .find(|path| path.is_file())
+}
+
+#[test]
+fn an_operator_sees_and_steers() {
+    let Some(mut browser) = Browser::start() else { return };
+    let devices: usize = env::var("PAGE_DEVICES").map_or(200, |number| number.parse().unwrap());
+    let stage = stage(|_| {});
+    let _crowd = Crowd::new(&stage, devices, 20);
+    let _hostile = stage.device_named(HOSTILE);
+
+    // The page needs no token, what it shows does; it is asked for once, and a wrong one is told.
+    browser.open(&stage);
+    browser.until("!$('ask').hidden");
+    assert_eq!(browser.text("$('refused').textContent"), "");
+    browser.look("token");
+    browser.fill("token", "wrong");
+    browser.click("#login button");
+    browser.until("$('refused').textContent.includes('not valid')");
+    assert_eq!(browser.value("$('cols').hidden && $('desk').hidden"), true);
+    browser.log_in();
+    browser.open(&stage);
+    browser.until("state === 'live'");
+    assert_eq!(browser.value("$('ask').hidden"), true, "kept for this tab");
+
+    // Totals.
+    browser.until("totals.upRate > 50 && totals.downRate > 50");
+    let tile = |name: &str| format!("$('tile-{name}').children[1].textContent.replace(/[ ,]/g, '')");
+    assert_eq!(browser.text(&tile("devices")), (devices + 1).to_string());
+    assert_eq!(browser.text(&tile("calls")), "20");
+    browser.until("totals.loss > 0.005 && totals.loss < 0.05");
+    assert!(browser.text(&tile("memory")).ends_with("MB") || cfg!(not(target_os = "linux")));
+    assert!(browser.text(&tile("turn")).ends_with('s'));
+
+    // The table: calls come first, search and order, and only rows in sight exist.
+    browser.until(&format!("devices.size === {}", devices + 1));
+    assert_eq!(browser.text("$('space').children[0].children[1].textContent"), "in a call");
+    assert!(browser.value("$('space').children.length").as_u64().unwrap() < 40);
+    browser.fill("search", "00:00:1 127.0");
+    assert_eq!(browser.value("listed.length"), 16);
+    browser.fill("search", "");
+    browser.fill("filter", "calls");
+    assert_eq!(browser.value("listed.length"), 20);
+    browser.click("#head .c-loss button");
+    let best = browser.value("listed[0].loss >= listed[19].loss && listed[0].loss > 0");
+    assert_eq!(best, true);
+    browser.fill("filter", "all");
+
+    // One call, with its plots.
+    browser.click("#space .row");
+    browser.until("history.filter((point) => point.upRate > 5).length >= 2");
+    for name in ["Duration", "Chat server", "Jitter", "Redials", "Lost"] {
+        browser.until(&format!(
+            "[...$('facts').querySelectorAll('dt')].some((e) => e.textContent === '{name}')"
+        ));
+    }
+    assert!(browser.text("$('plots').querySelector('polyline').getAttribute('points')").contains(' '));
+    browser.look("desktop");
+    browser.dark(true);
+    browser.look("dark");
+    browser.click("#language");
+    assert_eq!(browser.text("document.documentElement.lang"), "zh-CN");
+    browser.look("chinese-dark");
+    browser.dark(false);
+    browser.look("chinese");
+    browser.size(390, 844);
+    browser.look("phone-chinese");
+    browser.click("#language");
+    browser.look("phone-call");
+    browser.click("#shut");
+    browser.look("phone");
+    browser.dark(true);
+    browser.look("phone-dark");
+    browser.dark(false);
+    browser.size(1280, 900);
+
+    // Ending a call asks once more, and ends no other.
+    browser.click("#space .row");
+    let victim = browser.text("picked");
+    browser.click("#hang");
+    assert_eq!(browser.text("$('hang').textContent"), "Really?");
+    assert_eq!(stage.call("GET", "/api/sessions", None).1["calls"], 20);
+    browser.click("#hang");
+    browser.until("$('said').textContent === 'Hung up.'");
+    stage.until("/api/sessions", |answer| answer["calls"] == 19);
+    browser.until("$('hang').disabled && !$('cut').disabled");
+    browser.click("#cut");
+    browser.click("#cut");
+    browser.until("$('said').textContent === 'Disconnected.'");
+    stage.until("/api/sessions", |answer| answer["devices"] == devices);
+    browser.until(&format!("!devices.has({}) && $('cut').disabled", json!(victim)));
+
+    // What a device calls itself is text and nothing else.
+    browser.fill("search", "onerror");
+    assert_eq!(browser.value("listed.length"), 1);
+    browser.click("#space .row");
+    browser.until("$('facts').textContent.includes('<img/src=x onerror=')");
+    browser.look("hostile");
+    assert_eq!(browser.value("document.querySelectorAll('img, main script').length"), 0);
+    assert_eq!(browser.text("document.title"), "MQTT WebSocket Proxy");
+    browser.click("#forget");
+    browser.until("!$('ask').hidden && devices.size === 0 && sessionStorage.length === 0");
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+}
+
+#[test]
+fn errors_are_told_in_words_with_advice() {
+    let Some(mut browser) = Browser::start() else { return };
+    // A chat server that is not there.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let stage = stage(|config| {
+        config.websocket.production = vec![Arc::new(format!("ws://{closed}/").parse().unwrap())];
+    });
+    let mut device = stage.device_named(HOSTILE);
+    let _ = device.call();
+    let (_, told) = stage.call("GET", "/api/errors", None);
+    let codes: Vec<_> =
+        told["errors"].as_array().unwrap().iter().map(|error| error["code"].as_str().unwrap()).collect();
+    assert_eq!(codes[0], "no_server", "{told}");
+    assert!(codes.contains(&"server_failing"), "{told}");
+    assert_eq!(told["errors"][0]["device"], HOSTILE);
+    assert!(told["errors"][0]["at"].as_u64().unwrap() > 1_700_000_000_000);
+    browser.open(&stage);
+    browser.log_in();
+    browser.until("$('errors').textContent.includes('No chat server for a call')");
+    browser.until("$('errors').textContent.includes('check dials every one')");
+    assert!(browser.text("$('errors').textContent").contains(&format!("{closed}")));
+    browser.look("errors");
+    browser.click("#language");
+    browser.until("$('errors').textContent.includes('子命令 check')");
+    browser.look("errors-chinese");
+    browser.size(390, 844);
+    browser.look("errors-phone");
+    assert_eq!(browser.value("document.querySelectorAll('img, main script').length"), 0);
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+}
+
+#[test]
+fn ten_thousand_rows_do_not_hurt() {
+    let Some(mut browser) = Browser::start() else { return };
+    let stage = stage(|_| {});
+    // The page's own code with answers made in the browser: the gateway's part is to be had without it.
+    let answers = r#"
+        const real = window.fetch;
+        const call = (i) => ({ state: "live", sessionId: "s" + i, seconds: i, server: "ws://chat/" + i % 7, audioFrom: null, packetsUp: i * 9,
+            bytesUp: 1, packetsDown: 1, bytesDown: 1, lost: i % 50, jitterMs: i % 9, reordered: 0, duplicates: 0, dropped: 0, redials: 0 });
+        window.fetch = async (path, options) => {
+            const found = /^\/api\/sessions\?limit=1000&after=(\d+)$/.exec(path);
+            if (!found) return real(path, options);
+            const after = Number(found[1]);
+            const sessions = Array.from({ length: 1000 }, (_, k) => after + k).map((i) => ({ clientId: "g@@@" + i, mac: "mac-" + i,
+                ip: "10.0." + (i >> 8) + "." + (i & 255), connected: true, onlineSeconds: i, call: i % 4 ? null : call(i) }));
+            return new Response(JSON.stringify({ devices: 10000, calls: 2500, next: after < 9000 ? after + 1000 : null, sessions }));
+        };
+    "#;
+    browser.call("Page.addScriptToEvaluateOnNewDocument", json!({ "source": answers }));
+    browser.open(&stage);
+    browser.log_in();
+    browser.until("devices.size === 10000 && listed.length === 10000");
+    let rows = "$('space').children.length";
+    assert!(browser.value(rows).as_u64().unwrap() < 40);
+    // The last row is reached, and is the right one.
+    browser.click("#head .c-time button");
+    browser.value("$('scroll').scrollTop = 1e9");
+    browser.until("[...$('space').children].some((row) => row.device === listed[9999].session.clientId)");
+    assert!(browser.value(rows).as_u64().unwrap() < 40);
+    browser.look("ten-thousand");
+    let middle = |browser: &mut Browser, doing: &str| {
+        let expression = format!(
+            "(() => {{ const times = []; for (let i = 0; i < 9; i++) {{ const from = performance.now(); {doing}; times.push(performance.now() - from); }} return times.sort((a, b) => a - b)[4]; }})()"
+        );
+        browser.value(&expression).as_f64().unwrap()
+    };
+    let sorting = middle(&mut browser, "order('loss', i % 2 === 0)");
+    let scrolling = middle(&mut browser, "$('scroll').scrollTop = i * 30000; rows()");
+    eprintln!("10,000 rows: sorting {sorting:.1} ms, scrolling {scrolling:.1} ms");
+    assert!(sorting < 400.0 && scrolling < 100.0, "{sorting} {scrolling}");
+    browser.fill("search", "mac-777");
+    assert_eq!(browser.value("listed.length"), 11);
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+}
+
+#[test]
+fn the_page_itself_needs_no_token_and_nothing_from_outside() {
+    let stage = stage(|_| {});
+    let reply = admin_support::Raw::ask(stage.api, "GET / HTTP/1.1\r\nHost: gateway\r\n\r\n");
+    assert_eq!((reply.status, reply.field("content-type")), (200, Some("text/html; charset=utf-8")));
+    let policy = reply.field("content-security-policy").unwrap();
+    assert!(
+        policy.starts_with("default-src 'none'; script-src 'sha256-") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    assert!(reply.body.starts_with("<!doctype html>"));
+    let (status, _) = stage.call_with("GET", "/api/errors", None, None);
+    assert_eq!(status, 401);
+    assert_eq!(stage.call("POST", "/", Some("{}")).0, 405);
+}
