@@ -135,6 +135,7 @@ impl Browser {
         for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
             browser.call(domain, json!({}));
         }
+        browser.call("Emulation.setScrollbarsHidden", json!({ "hidden": true }));
         browser.size(1280, 900);
         Some(browser)
     }
