@@ -10,7 +10,7 @@ use super::grant;
 use super::token::SessionId;
 use crate::admin::troubles::Kind;
 use crate::proto::mqtt::{ConnectCode, encode};
-use crate::session::{Action, Core, Cx, Discard, Note, Summary};
+use crate::session::{Action, CallState, Core, Cx, Discard, Note, Summary};
 
 impl Gateway {
     /// Lets a core decide, then does what it says, then sees to its alarm.
@@ -139,6 +139,9 @@ impl Gateway {
             facts.dropped,
             facts.redials,
         );
+        if matches!(summary.state, CallState::Ringing | CallState::Bridged) {
+            self.left_device_call(id);
+        }
     }
 
     fn note(&mut self, id: SessionId, note: &Note) {

@@ -34,9 +34,12 @@ impl Gateway {
             if keep && self.sessions.get(older).is_some_and(|session| session.core.has_call()) {
                 return self.take_over(id, older);
             }
+            // Before the older one is forgotten: the device is not gone.
+            self.index.add_device(mac, id, &self.sessions);
             self.drive(older, Core::replaced);
+        } else {
+            self.index.add_device(mac, id, &self.sessions);
         }
-        self.index.add_device(mac, id, &self.sessions);
         self.drive(id, |core, cx| core.admitted(Admission::Welcome, cx));
     }
 
@@ -89,6 +92,7 @@ impl Gateway {
             && let Some(mac) = session.core.client_id().map(|client_id| client_id.mac())
         {
             self.index.remove_device(mac, id);
+            self.device_absent(mac);
         }
         let Some(session) = self.sessions.live(id) else { return };
         match &mut session.device {

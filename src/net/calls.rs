@@ -7,14 +7,14 @@ use super::gateway::{Gateway, LINGER, Ready};
 use super::resolver::Lookup;
 use super::stream::TlsClient;
 use super::token::{self, Role, SessionId};
-use crate::session::{Core, DialRequest, Discard, Failure, Gone, Peer, Sealed};
+use crate::session::{Core, DialRequest, Discard, Failure, Gone, Peer, Sealed, Uplink};
 
 /// Messages per dispatch: a chat server that sends without end must let others in.
 const MESSAGES: usize = 32;
 /// Datagrams per dispatch.
 const DATAGRAMS: usize = 256;
 /// A sealed datagram: header and the longest payload.
-const SEALED: usize = crate::proto::audio::HEADER + crate::proto::audio::MAX_PAYLOAD;
+pub(super) const SEALED: usize = crate::proto::audio::HEADER + crate::proto::audio::MAX_PAYLOAD;
 
 impl Gateway {
     // ----- dialling -----------------------------------------------------------------------------------------------
@@ -304,10 +304,10 @@ impl Gateway {
                     let from = Peer { addr: meta.from, local: meta.local };
                     match session.core.uplink(from, datagram, &self.config, now) {
                         Err(discard) => Err(discard),
-                        Ok(uplink) => {
-                            let (payload, first) = (uplink.payload, uplink.first);
-                            let sent =
-                                session.backend.as_mut().map(|backend| backend.send_audio(uplink.frame));
+                        Ok(Uplink::Peer(payload)) => return self.relay(id, i, payload),
+                        Ok(Uplink::Silence) => return self.answer_with_silence(id),
+                        Ok(Uplink::Server { frame, payload, first }) => {
+                            let sent = session.backend.as_mut().map(|backend| backend.send_audio(frame));
                             if !matches!(sent, Some(Ok(()))) {
                                 session.core.unsent(payload);
                                 self.metrics.discarded(match sent {

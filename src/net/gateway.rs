@@ -16,6 +16,7 @@ use super::admin::{Admin, ConnId};
 use super::backend::Backend;
 use super::calls::TlsClients;
 use super::datagrams::{Datagrams, Flushed};
+use super::device_calls::DeviceCalls;
 use super::doorkeeper::Doorkeeper;
 use super::handle::{Addresses, Command, Handle};
 use super::index::{Index, Sightings};
@@ -63,6 +64,7 @@ pub struct Gateway {
     pub(super) source: Option<Source>,
     pub(super) watch: Option<Watch>,
     pub(super) servers: Servers,
+    pub(super) device_calls: DeviceCalls,
     pub(super) resolver: Resolver,
     pub(super) tickets: HashMap<u64, SessionId>,
     pub(super) next_ticket: u64,
@@ -96,6 +98,8 @@ pub(super) enum Alarm {
     Accept,
     /// A connection to the management API.
     Admin(ConnId),
+    /// Nobody answered a device that calls another one.
+    DeviceCalls,
     /// Try accepting on the management port again.
     AcceptAdmin,
     /// Look at the configuration file.
@@ -203,6 +207,7 @@ impl Gateway {
             config: Arc::new(config),
             source,
             servers: Servers::default(),
+            device_calls: DeviceCalls::default(),
             resolver: Resolver::new(waker),
             tickets: HashMap::new(),
             next_ticket: 0,
@@ -373,6 +378,7 @@ impl Gateway {
                 Alarm::Session(id) => self.session_alarm(id, tick),
                 Alarm::Accept => self.resume_accepting(),
                 Alarm::Admin(id) => self.admin_alarm(id, tick),
+                Alarm::DeviceCalls => self.device_calls_alarm(tick),
                 Alarm::AcceptAdmin => self.ready.push_back(Ready::AcceptAdmin),
                 Alarm::Watch => self.look_at_file(),
                 Alarm::Stop => {}

@@ -58,12 +58,14 @@ impl Index {
             return Some(exact);
         }
         let mac = client_id.map(|client_id| client_id.mac()).or_else(|_| name.parse()).ok()?;
-        let same = self
-            .devices
-            .iter_hash(self.hash(mac))
-            .copied()
-            .filter(|id| client_id_of(*id, sessions).is_some_and(|found| found.mac() == mac));
-        same.max_by_key(|id| sessions.get(*id).and_then(|session| session.core.online_since()))
+        self.of_mac(mac, sessions)
+            .max_by_key(|id| sessions.get(*id).and_then(|session| session.core.online_since()))
+    }
+
+    /// Every session of this MAC.
+    pub(super) fn of_mac(&self, mac: Mac, sessions: &Sessions) -> impl Iterator<Item = SessionId> {
+        let same = move |id: &SessionId| client_id_of(*id, sessions).is_some_and(|found| found.mac() == mac);
+        self.devices.iter_hash(self.hash(mac)).copied().filter(same)
     }
 
     pub(super) fn add_device(&mut self, mac: Mac, id: SessionId, sessions: &Sessions) {

@@ -8,7 +8,7 @@ use crate::proto::mqtt::ConnectCode;
 use crate::session::{Counter, Discard, EndReason, Facts, Summary};
 
 /// Every reason audio is dropped for.
-const DISCARDS: [Discard; 18] = [
+const DISCARDS: [Discard; 19] = [
     Discard::Datagram(BadDatagram::Short),
     Discard::Datagram(BadDatagram::Type),
     Discard::Datagram(BadDatagram::Length),
@@ -27,10 +27,11 @@ const DISCARDS: [Discard; 18] = [
     Discard::HeldFull,
     Discard::SocketFull,
     Discard::Aborted,
+    Discard::Ringing,
 ];
 
 /// Every reason a call ends for.
-const ENDS: [EndReason; 14] = [
+const ENDS: [EndReason; 17] = [
     EndReason::DeviceGoodbye,
     EndReason::DeviceUdpTimeout,
     EndReason::DeviceDisconnected,
@@ -45,6 +46,9 @@ const ENDS: [EndReason; 14] = [
     EndReason::Refused,
     EndReason::Shutdown,
     EndReason::Operator,
+    EndReason::DeviceAbort,
+    EndReason::PeerLeft,
+    EndReason::Unanswered,
 ];
 
 /// Every stage in which a chat server can fail.
@@ -86,6 +90,10 @@ pub struct Metrics {
     pub dials: u64,
     /// WebSockets that came to be open.
     pub dials_opened: u64,
+    /// Devices that asked for another one.
+    pub device_calls: u64,
+    /// Of these, answered by it.
+    pub device_calls_bridged: u64,
     /// From a device's hello to its reply.
     pub hello_to_reply: Histogram<12>,
     /// The working part of a turn of the loop.
@@ -137,6 +145,8 @@ impl Default for Metrics {
             redials: 0,
             dials: 0,
             dials_opened: 0,
+            device_calls: 0,
+            device_calls_bridged: 0,
             hello_to_reply: ms([10, 25, 50, 100, 250, 500, 1000, 2000, 4000, 6000, 8000, 10_000]),
             turns: us([25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 1_000_000]),
             over: Facts::default(),
@@ -238,6 +248,7 @@ const fn place(discard: Discard) -> usize {
         Discard::HeldFull => 15,
         Discard::SocketFull => 16,
         Discard::Aborted => 17,
+        Discard::Ringing => 18,
     }
 }
 

@@ -16,6 +16,7 @@ mod backend;
 mod calls;
 pub mod datagrams;
 mod device;
+mod device_calls;
 pub mod doorkeeper;
 mod gateway;
 mod grant;

@@ -15,6 +15,8 @@ pub(super) struct Session {
     pub(super) core: Core,
     pub(super) device: Option<Device>,
     pub(super) backend: Option<Box<Backend>>,
+    /// Whom the device talks to instead of a chat server.
+    pub(super) peer: Option<SessionId>,
     /// The tick of the one live entry in the wheel.
     pub(super) alarm: Option<u64>,
     /// Sockets that only wait for their peer's last word are dropped then.
@@ -55,8 +57,17 @@ impl Sessions {
     ) -> SessionId {
         self.epoch = self.epoch.wrapping_add(1);
         let epoch = self.epoch;
-        let session =
-            Session { epoch, core, device, backend, alarm: None, linger: None, dirty: false, doomed: false };
+        let session = Session {
+            epoch,
+            core,
+            device,
+            backend,
+            peer: None,
+            alarm: None,
+            linger: None,
+            dirty: false,
+            doomed: false,
+        };
         SessionId { slot: self.slab.insert(session) as u32, epoch }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use log::{error, info, warn};
 
+use super::device_calls::DeviceCalls;
 use super::gateway::{Alarm, Gateway};
 use super::watch::{self, Watch};
 use crate::admin::troubles::Kind;
@@ -85,6 +86,8 @@ impl Gateway {
         self.wheel.arm(self.now + grace, Alarm::Stop);
         self.accepting = false;
         let _ = self.poll.registry().deregister(&mut self.listener);
+        // Each device is told by its own end.
+        self.device_calls = DeviceCalls::default();
         for id in self.sessions.ids() {
             self.drive(id, Core::shutdown);
         }

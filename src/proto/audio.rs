@@ -175,6 +175,22 @@ pub fn parse_ws(frame: &[u8]) -> Option<(u32, &[u8])> {
     (usize::try_from(len) == Ok(payload.len())).then_some((u32::from_be_bytes([t0, t1, t2, t3]), payload))
 }
 
+/// An Opus packet of silence as long as a device's packets are: a multiple of 20 ms up to 120 ms, or else 60 ms.
+///
+/// Its first byte says CELT, fullband, frames of 20 ms, mono, and that the number of frames is in the second (RFC 6716 section
+/// 3.2.5: code 3, constant length, no padding). Each frame is `ff fe`: the range coder reads the silence flag out of the ones
+/// (section 4.3). libopus decodes it to zeros at any rate.
+pub fn silence(duration_ms: u32) -> Box<[u8]> {
+    const TOC: u8 = 31 << 3 | 3;
+    const FRAME: [u8; 2] = [0xff, 0xfe];
+
+    let known = duration_ms.is_multiple_of(20) && (20..=120).contains(&duration_ms);
+    let frames = if known { (duration_ms / 20) as u8 } else { 3 };
+    let mut packet = vec![TOC, frames];
+    packet.extend(FRAME.repeat(frames.into()));
+    packet.into_boxed_slice()
+}
+
 /// The configuration number (0 to 31) of an Opus packet, if it can be one (RFC 6716 section 3): its frame-count code agrees with
 /// its length, and no frame is over 1,275 bytes. Most other bytes fail sooner or later, which tells a guesser from a device.
 pub fn opus_config(payload: &[u8]) -> Option<u8> {

@@ -10,6 +10,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::identity::Mac;
+
 mod hello;
 mod mcp;
 mod object;
@@ -107,6 +109,11 @@ pub fn alert(session_id: Option<&str>, status: &str, message: &str, emotion: &st
 /// `tts` with state `stop`: the device stops speaking.
 pub fn tts_stop(session_id: &str) -> String {
     envelope("tts", Some(session_id), r#","state":"stop""#)
+}
+
+/// `call_accepted`, to a device: the one that it called answers.
+pub fn call_accepted(session_id: Option<&str>, from: Mac) -> String {
+    envelope("call_accepted", session_id, &format!(r#","from":"{from}""#))
 }
 
 /// `goodbye`, to a chat server before its WebSocket is closed. The duration goes out in seconds, as in the log.

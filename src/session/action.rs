@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::call::CallState;
 use super::media::{Facts, Sealed};
 use super::servers::Servers;
 use crate::config::{Config, Server};
@@ -187,6 +188,12 @@ pub enum EndReason {
     Shutdown,
     /// An operator hung up.
     Operator,
+    /// The device aborted what it took for speech, in a call with another device.
+    DeviceAbort,
+    /// The other device of the call hung up, or left.
+    PeerLeft,
+    /// The device that was called did not answer.
+    Unanswered,
 }
 
 /// A call's end, for its log line and the metrics.
@@ -200,6 +207,8 @@ pub struct Summary {
     pub duration: Duration,
     /// Whether the device ever had its hello reply.
     pub answered: bool,
+    /// How far it was: who talks to a device takes that one along.
+    pub state: CallState,
     /// URL of the last chat server.
     pub server: Option<Arc<Server>>,
     /// The ssrc to forget.
@@ -266,6 +275,8 @@ pub enum Discard {
     SocketFull,
     /// Flushed by the device's abort.
     Aborted,
+    /// From a device that waits for another one to answer: silence goes back instead.
+    Ringing,
 }
 
 /// Things that are counted and have no other effect.

@@ -9,13 +9,14 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use super::EndReason;
 use crate::proto::identity::Mac;
 
 /// How long a caller waits for an answer.
 const RING: Duration = Duration::from_secs(60);
 
 /// What a device is doing, as far as calls between devices care.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Presence {
     /// Not connected.
     Absent,
@@ -46,8 +47,8 @@ pub enum Effect {
     },
     /// Both leave their chat servers and hear each other.
     Bridge(Mac, Mac),
-    /// Its call with the other device is over.
-    End(Mac),
+    /// Its call with the other device is over, and why.
+    End(Mac, EndReason),
 }
 
 /// The answer to a request.
@@ -70,7 +71,7 @@ pub enum Accepted {
     Bridged(Mac),
     /// Nobody calls this device.
     NoPending,
-    /// Whoever called has left.
+    /// Whoever called has left, and would still wait.
     CallerGone,
     /// It cannot be, and why.
     Refused(&'static str),
@@ -83,6 +84,8 @@ pub struct Bridges {
     ringing: HashMap<Mac, Ringing>,
     /// Both ways.
     talking: HashMap<Mac, Mac>,
+    /// Targets whose caller has left, until when it would have waited.
+    missed: HashMap<Mac, Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -102,21 +105,21 @@ impl Bridges {
         out: &mut Vec<Effect>,
     ) -> Requested {
         if caller == target {
-            return Requested::Refused("a device cannot call itself");
+            return Requested::Refused("不能呼叫自己 / A device cannot call itself");
         }
         if calling != Presence::InCall {
-            return Requested::Refused("the caller is not in a call");
+            return Requested::Refused("主叫方不在会话中 / The caller is in no call");
         }
         if called == Presence::Absent {
             return Requested::Offline;
         }
         match self.ringing.get(&caller) {
             Some(ringing) if ringing.target == target => return Requested::Pending,
-            Some(_) => return Requested::Refused("the caller is already calling another device"),
+            Some(_) => return Requested::Refused("正在呼叫其他设备 / The caller is calling another device"),
             None => {}
         }
         if self.talking.contains_key(&caller) {
-            return Requested::Refused("the caller is already in a call with a device");
+            return Requested::Refused("已在通话中 / The caller is talking to a device");
         }
         if self.ringing.get(&target).is_some_and(|ringing| ringing.target == caller) {
             self.ringing.remove(&target);
@@ -124,14 +127,12 @@ impl Bridges {
             return Requested::Bridged;
         }
         if self.ringing_for(caller).is_some() {
-            return Requested::Refused("the caller is being called by another device");
+            return Requested::Refused("有其他设备来电 / The caller is being called by another device");
         }
-        if self.talking.contains_key(&target)
-            || self.ringing.contains_key(&target)
-            || self.ringing_for(target).is_some()
-        {
-            return Requested::Refused("the device is busy");
+        if self.takes_part(target) || self.ringing_for(target).is_some() {
+            return Requested::Refused("对方正忙 / The device is busy with another one");
         }
+        self.missed.remove(&target);
         self.ringing.insert(caller, Ringing { target, until: now + RING });
         out.push(Effect::Ring(caller));
         out.push(Effect::Wake { target, nickname: nickname.to_owned() });
@@ -145,13 +146,18 @@ impl Bridges {
         presence: impl Fn(Mac) -> Presence,
         out: &mut Vec<Effect>,
     ) -> Accepted {
-        let Some(caller) = self.ringing_for(target) else { return Accepted::NoPending };
+        let Some(caller) = self.ringing_for(target) else {
+            return match self.missed.remove(&target) {
+                Some(_) => Accepted::CallerGone,
+                None => Accepted::NoPending,
+            };
+        };
         if presence(caller) != Presence::InCall {
             self.ringing.remove(&caller);
             return Accepted::CallerGone;
         }
         if called != Presence::InCall {
-            return Accepted::Refused("the device is not in a call");
+            return Accepted::Refused("设备不在会话中 / The device is in no call");
         }
         self.ringing.remove(&caller);
         self.connect(caller, target, out);
@@ -167,32 +173,35 @@ impl Bridges {
 
     /// The device's call is over, for whatever reason: so is its part in all of this. Harmless for any device.
     pub fn left(&mut self, mac: Mac, out: &mut Vec<Effect>) {
-        self.ringing.remove(&mac);
+        if let Some(Ringing { target, until }) = self.ringing.remove(&mac) {
+            self.missed.insert(target, until);
+        }
         if let Some(peer) = self.talking.remove(&mac) {
             self.talking.remove(&peer);
-            out.push(Effect::End(peer));
+            out.push(Effect::End(peer, EndReason::PeerLeft));
         }
     }
 
     /// The device is not connected any more: who called it need not wait.
     pub fn absent(&mut self, mac: Mac, out: &mut Vec<Effect>) {
         self.left(mac, out);
+        self.missed.remove(&mac);
         if let Some(caller) = self.ringing_for(mac) {
             self.ringing.remove(&caller);
-            out.push(Effect::End(caller));
+            out.push(Effect::End(caller, EndReason::PeerLeft));
         }
     }
 
     /// An operator hangs up. False when the device takes part in nothing.
     pub fn hang_up(&mut self, mac: Mac, out: &mut Vec<Effect>) -> bool {
         let before = out.len();
-        if self.ringing.contains_key(&mac) || self.talking.contains_key(&mac) {
+        if self.takes_part(mac) {
             self.left(mac, out);
-            out.push(Effect::End(mac));
+            out.push(Effect::End(mac, EndReason::Operator));
         }
         if let Some(caller) = self.ringing_for(mac) {
             self.ringing.remove(&caller);
-            out.push(Effect::End(caller));
+            out.push(Effect::End(caller, EndReason::Operator));
         }
         out.len() > before
     }
@@ -202,15 +211,22 @@ impl Bridges {
         self.ringing.retain(|caller, ringing| {
             let waits = ringing.until > now;
             if !waits {
-                out.push(Effect::End(*caller));
+                out.push(Effect::End(*caller, EndReason::Unanswered));
             }
             waits
         });
+        self.missed.retain(|_, until| *until > now);
     }
 
     /// When to call [`Bridges::timeout`] next.
     pub fn deadline(&self) -> Option<Instant> {
-        self.ringing.values().map(|ringing| ringing.until).min()
+        let ringing = self.ringing.values().map(|ringing| ringing.until);
+        ringing.chain(self.missed.values().copied()).min()
+    }
+
+    /// Whether the device calls or talks to another one.
+    fn takes_part(&self, mac: Mac) -> bool {
+        self.ringing.contains_key(&mac) || self.talking.contains_key(&mac)
     }
 
     /// Whom the device talks to.
@@ -271,7 +287,7 @@ mod tests {
             assert_eq!(story.accept(2), Accepted::Bridged(mac(1)));
             let accepted = Effect::Accepted { caller: mac(1), from: mac(2) };
             assert_eq!(story.out, [Effect::Bridge(mac(1), mac(2)), accepted]);
-            assert_eq!(story.left(leaver), [Effect::End(mac(3 - leaver))]);
+            assert_eq!(story.left(leaver), [Effect::End(mac(3 - leaver), EndReason::PeerLeft)]);
             assert_eq!(story.left(3 - leaver), []);
             assert_eq!(story.accept(2), Accepted::NoPending);
         }
@@ -317,7 +333,7 @@ mod tests {
         story.bridges.timeout(story.now + RING - Duration::from_millis(1), &mut story.out);
         assert_eq!(story.out, []);
         story.bridges.timeout(story.now + RING, &mut story.out);
-        assert_eq!(story.out, [Effect::End(mac(1))]);
+        assert_eq!(story.out, [Effect::End(mac(1), EndReason::Unanswered)]);
         assert_eq!(story.accept(2), Accepted::NoPending);
     }
 
@@ -329,7 +345,13 @@ mod tests {
         assert_eq!(gone, Accepted::CallerGone);
         story.request(1, 2);
         assert_eq!(story.left(1), []);
-        assert_eq!(story.accept(2), Accepted::NoPending);
+        assert_eq!(story.accept(2), Accepted::CallerGone);
+        assert_eq!(story.accept(2), Accepted::NoPending, "told once");
+        story.request(1, 2);
+        story.left(1);
+        story.out.clear();
+        story.bridges.timeout(story.now + RING, &mut story.out);
+        assert_eq!((story.accept(2), story.bridges.deadline()), (Accepted::NoPending, None));
     }
 
     #[test]
@@ -342,7 +364,7 @@ mod tests {
             "its call with its chat server ended: it may still accept from the next"
         );
         story.bridges.absent(mac(2), &mut story.out);
-        assert_eq!(story.out, [Effect::End(mac(1))]);
+        assert_eq!(story.out, [Effect::End(mac(1), EndReason::PeerLeft)]);
     }
 
     #[test]
@@ -352,11 +374,14 @@ mod tests {
         story.request(1, 2);
         story.out.clear();
         assert!(story.bridges.hang_up(mac(2), &mut story.out));
-        assert_eq!(story.out, [Effect::End(mac(1))]);
+        assert_eq!(story.out, [Effect::End(mac(1), EndReason::Operator)]);
         story.request(1, 2);
         story.accept(2);
         story.out.clear();
         assert!(story.bridges.hang_up(mac(1), &mut story.out));
-        assert_eq!(story.out, [Effect::End(mac(2)), Effect::End(mac(1))]);
+        assert_eq!(
+            story.out,
+            [Effect::End(mac(2), EndReason::PeerLeft), Effect::End(mac(1), EndReason::Operator)]
+        );
     }
 }

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::proto::identity::ClientId;
 use crate::proto::message::DeviceHello;
 
+mod device_call;
 mod door;
 mod operator;
 mod talk;
@@ -142,7 +143,7 @@ impl Core {
 
     // ----- audio, the hot path: no action, no allocation, borrowed results ----------------------------------------
 
-    /// One datagram with this call's ssrc, decrypted in place and framed for the chat server.
+    /// One datagram with this call's ssrc, decrypted in place, and framed if it goes to the chat server.
     pub fn uplink<'b>(
         &mut self,
         from: Peer,

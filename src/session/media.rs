@@ -31,7 +31,7 @@ pub struct Peer {
 /// Packet and byte counts of a call, and what went missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Audio packets from the device that reached the chat server's connection.
+    /// Audio packets from the device that reached the chat server's connection, or went on to another device.
     pub up_packets: u64,
     /// Opus bytes in them.
     pub up_bytes: u64,
@@ -256,11 +256,16 @@ impl Media {
         Ok(Opened { timestamp: header.timestamp, payload: payload.len(), first })
     }
 
+    /// One more packet of so many Opus bytes goes on.
+    pub(super) fn count_up(&mut self, payload: usize) {
+        self.facts.up_packets += 1;
+        self.facts.up_bytes += payload as u64;
+    }
+
     /// Writes the chat server's header over the datagram's, in place, and returns the frame it speaks.
     pub(super) fn framed<'b>(&mut self, opened: &Opened, datagram: &'b mut [u8]) -> &'b [u8] {
         let end = audio::HEADER + opened.payload;
-        self.facts.up_packets += 1;
-        self.facts.up_bytes += opened.payload as u64;
+        self.count_up(opened.payload);
         if self.framing == Framing::Known(Spoken::Raw) {
             return &datagram[audio::HEADER..end];
         }

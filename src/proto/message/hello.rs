@@ -59,6 +59,14 @@ impl fmt::Display for BadHello {
 
 impl std::error::Error for BadHello {}
 
+impl DeviceHello {
+    /// How long the device's audio packets are, in milliseconds, as far as it says.
+    pub fn frame_duration_ms(&self) -> Option<u32> {
+        let params = self.audio_params.as_deref().and_then(|raw| Object::parse(raw).ok())?;
+        params.number("frame_duration").map(|ms| ms as u32)
+    }
+}
+
 /// What counts in the chat server's hello.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServerHello {

@@ -22,6 +22,9 @@ impl EndReason {
             Self::Refused => "refused",
             Self::Shutdown => "shutdown",
             Self::Operator => "operator",
+            Self::DeviceAbort => "device_abort",
+            Self::PeerLeft => "peer_left",
+            Self::Unanswered => "unanswered",
         }
     }
 }
@@ -44,6 +47,7 @@ impl Discard {
             Self::HeldFull => "held_full",
             Self::SocketFull => "socket_full",
             Self::Aborted => "aborted",
+            Self::Ringing => "ringing",
         }
     }
 }

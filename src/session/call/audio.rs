@@ -14,19 +14,27 @@ use crate::proto::audio;
 /// How long audio and `tts start` wait for the device's first datagram.
 const HOLD: Duration = Duration::from_secs(2);
 
-/// An uplink packet ready for the chat server.
+/// Where an uplink packet goes.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Uplink<'b> {
-    /// The binary WebSocket frame's payload.
-    pub frame: &'b [u8],
-    /// The Opus bytes in it.
-    pub payload: usize,
-    /// The device's address became known: call [`Core::audible`](super::super::Core::audible).
-    pub first: bool,
+pub enum Uplink<'b> {
+    /// To the chat server.
+    Server {
+        /// The binary WebSocket frame's payload.
+        frame: &'b [u8],
+        /// The Opus bytes in it.
+        payload: usize,
+        /// The device's address became known: call [`Core::audible`](super::super::Core::audible).
+        first: bool,
+    },
+    /// To the device that this one talks to: so many Opus bytes stand decrypted behind the datagram's header, for
+    /// [`Core::relay`](super::super::Core::relay).
+    Peer(usize),
+    /// Nowhere, since the other device rings: [`Core::silence`](super::super::Core::silence) answers it.
+    Silence,
 }
 
 impl Call {
-    /// One datagram of the device, decrypted in place and framed for the chat server.
+    /// One datagram of the device, decrypted in place, and framed if it goes to the chat server.
     pub(in super::super) fn uplink<'b>(
         &mut self,
         from: Peer,
@@ -36,11 +44,19 @@ impl Call {
     ) -> Result<Uplink<'b>, Discard> {
         let opened: Opened = self.media.open(from, datagram, config.udp.peer_policy, now)?;
         self.last_activity = now;
-        if self.stage != Stage::Live {
-            return self.dropped(Discard::NoServer);
-        }
         let (payload, first) = (opened.payload, opened.first);
-        Ok(Uplink { frame: self.media.framed(&opened, datagram), payload, first })
+        match self.stage {
+            Stage::Live => Ok(Uplink::Server { frame: self.media.framed(&opened, datagram), payload, first }),
+            Stage::Bridged => {
+                self.media.count_up(payload);
+                Ok(Uplink::Peer(payload))
+            }
+            Stage::Ringing => {
+                self.media.facts.dropped += 1;
+                Ok(Uplink::Silence)
+            }
+            Stage::Dialing { .. } | Stage::Greeting | Stage::Backoff => self.dropped(Discard::NoServer),
+        }
     }
 
     /// The chat server's connection had no room for a packet of so many Opus bytes.
@@ -94,7 +110,7 @@ impl Call {
         Ok(Some(self.media.seal(peer, timestamp, payload, config.udp.downlink_flags, out)))
     }
 
-    fn dropped<T>(&mut self, discard: Discard) -> Result<T, Discard> {
+    pub(super) fn dropped<T>(&mut self, discard: Discard) -> Result<T, Discard> {
         self.media.facts.dropped += 1;
         Err(discard)
     }

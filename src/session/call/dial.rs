@@ -132,7 +132,7 @@ impl Call {
 
     pub(in super::super) fn gone(&mut self, gone: Gone, caller: Caller<'_>, cx: &mut Cx<'_>) -> Flow {
         let stage = match self.stage {
-            Stage::Backoff => return Ok(()),
+            Stage::Backoff | Stage::Ringing | Stage::Bridged => return Ok(()),
             Stage::Live if matches!(gone, Gone::Closed(None | Some(1000))) => {
                 return Err(EndReason::ServerClosed);
             }

@@ -1,7 +1,5 @@
 //! The end of a call: who is told, in which words, and what is summed up.
 
-use std::time::Duration;
-
 use super::super::action::{Action, Cx, Discard, EndReason, Summary};
 use super::super::queue::Texts;
 use super::Call;
@@ -23,8 +21,9 @@ impl Call {
 
     /// Says goodbye to both sides as the reason demands, and sums the call up. Returns the id the device was given.
     pub(in super::super) fn finish(mut self, reason: EndReason, cx: &mut Cx<'_>) -> Option<Box<str>> {
-        let duration = cx.now.saturating_duration_since(self.began);
-        self.leave_server(reason, duration, cx);
+        let (duration, state) = (cx.now.saturating_duration_since(self.began), self.view().state);
+        let goodbye = (reason != EndReason::ServerClosed).then_some(reason.label());
+        self.leave_server(goodbye, if reason == EndReason::Shutdown { 1001 } else { 1000 }, cx);
         self.drop_held_audio(Discard::NoPeer, cx);
         let answered = self.id.is_some();
         let told = self.away.is_none() && reason.is_news_to_device();
@@ -41,6 +40,7 @@ impl Call {
             reason,
             duration,
             answered,
+            state,
             server: self.server.take(),
             ssrc: Some(self.media.ssrc()),
             facts: self.media.facts,
@@ -49,16 +49,14 @@ impl Call {
         (answered || told).then_some(id)
     }
 
-    fn leave_server(&self, reason: EndReason, duration: Duration, cx: &mut Cx<'_>) {
-        if self.has_server() && reason != EndReason::ServerClosed && cx.config.websocket.send_goodbye {
+    /// Closes the chat server's WebSocket, or stops dialling; before that says goodbye for this reason.
+    pub(super) fn leave_server(&self, goodbye: Option<&str>, code: u16, cx: &mut Cx<'_>) {
+        if let Some(reason) = goodbye.filter(|_| self.has_server() && cx.config.websocket.send_goodbye) {
             let id = self.server_session_id().unwrap_or(&self.grant.session_id);
-            cx.out.push(Action::Say(message::server_goodbye(
-                Some(id),
-                reason.label(),
-                duration.as_millis() as u64,
-            )));
+            let duration = cx.now.saturating_duration_since(self.began).as_millis() as u64;
+            cx.out.push(Action::Say(message::server_goodbye(Some(id), reason, duration)));
         }
-        cx.out.push(Action::HangUp(if reason == EndReason::Shutdown { 1001 } else { 1000 }));
+        cx.out.push(Action::HangUp(code));
     }
 
     /// One goodbye. A device that still waits for its hello reply is given one first, since nothing else ends its wait.
@@ -88,7 +86,10 @@ impl EndReason {
             | Self::Refused
             | Self::Shutdown
             | Self::Operator
-            | Self::DeviceUdpTimeout => true,
+            | Self::DeviceUdpTimeout
+            | Self::DeviceAbort
+            | Self::PeerLeft
+            | Self::Unanswered => true,
             Self::DeviceGoodbye
             | Self::DeviceDisconnected
             | Self::DeviceLost

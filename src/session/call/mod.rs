@@ -14,6 +14,7 @@ use crate::proto::identity::ClientId;
 use crate::proto::message::{self, DeviceHello};
 
 mod audio;
+mod bridge;
 mod dial;
 mod end;
 mod order;
@@ -42,6 +43,10 @@ enum Stage {
     Live,
     /// Waiting to redial.
     Backoff,
+    /// The chat server was left, another device is called.
+    Ringing,
+    /// The chat server was left, another device talks.
+    Bridged,
 }
 
 pub(super) struct Call {
@@ -87,6 +92,8 @@ pub(super) struct Call {
     closing: Option<EndReason>,
     /// The server's own goodbye, to be the call's one goodbye.
     farewell: Option<String>,
+    /// What the device hears while another one rings: an Opus packet, empty before.
+    silence: Box<[u8]>,
 }
 
 /// A failure that has not yet been lived down.
@@ -128,6 +135,7 @@ impl Call {
             jitter: grant.seed | 1,
             closing: None,
             farewell: None,
+            silence: Box::default(),
             grant,
         }
     }

@@ -106,7 +106,7 @@ impl Call {
         self.server_said(cx.now);
         let tts_start = &*peek.kind == "tts" && peek.state.as_deref() == Some("start");
         match (&*peek.kind, self.stage) {
-            (_, Stage::Dialing { .. } | Stage::Backoff) => Ok(()),
+            (_, Stage::Dialing { .. } | Stage::Backoff | Stage::Ringing | Stage::Bridged) => Ok(()),
             ("hello", Stage::Greeting) => self.greeted(message::server_hello(text), cx),
             ("hello", Stage::Live) => {
                 cx.out.push(Action::Count(Counter::RepeatedHello));
@@ -183,6 +183,10 @@ impl Call {
         match &*peek.kind {
             "goodbye" => return Err(EndReason::DeviceGoodbye),
             "udp_timeout" => return Err(EndReason::DeviceUdpTimeout),
+            // The other device's voice is all that can be meant by it.
+            "abort" if self.is_with_device() => return Err(EndReason::DeviceAbort),
+            // Nobody is there to read it.
+            _ if self.is_with_device() => return Ok(()),
             "abort" => {
                 self.drop_held_audio(Discard::Aborted, cx);
                 cx.out.push(Action::FlushAudio(self.ssrc()));

@@ -18,11 +18,16 @@ pub enum CallState {
     Live,
     /// The chat server was lost; the call waits to dial the next.
     Redialing,
+    /// The chat server was left; another device is called.
+    Ringing,
+    /// The chat server was left; another device talks.
+    Bridged,
 }
 
 impl CallState {
     /// All, in the order of a call's life.
-    pub const ALL: [Self; 4] = [Self::Dialing, Self::Greeting, Self::Live, Self::Redialing];
+    pub const ALL: [Self; 6] =
+        [Self::Dialing, Self::Greeting, Self::Live, Self::Redialing, Self::Ringing, Self::Bridged];
 
     /// Stable name, for metrics and the management API.
     pub fn label(self) -> &'static str {
@@ -31,6 +36,8 @@ impl CallState {
             Self::Greeting => "greeting",
             Self::Live => "live",
             Self::Redialing => "redialing",
+            Self::Ringing => "ringing",
+            Self::Bridged => "bridged",
         }
     }
 }
@@ -44,7 +51,7 @@ pub struct CallView<'a> {
     pub session_id: Option<&'a str>,
     /// When the device said hello.
     pub began: Instant,
-    /// The chat server, or the one being dialled, or the one that was lost.
+    /// The chat server, or the one being dialled, or the one that was lost; none in a call with a device.
     pub server: Option<&'a Server>,
     /// Where the device's audio comes from.
     pub peer: Option<SocketAddr>,
@@ -64,10 +71,12 @@ impl Call {
                 Stage::Greeting => CallState::Greeting,
                 Stage::Live => CallState::Live,
                 Stage::Backoff => CallState::Redialing,
+                Stage::Ringing => CallState::Ringing,
+                Stage::Bridged => CallState::Bridged,
             },
             session_id: self.id.as_deref(),
             began: self.began,
-            server: self.server.as_deref(),
+            server: self.server.as_deref().filter(|_| !self.is_with_device()),
             peer: self.media.peer().map(|peer| peer.addr),
             jitter: self.media.jitter(),
             facts: &self.media.facts,

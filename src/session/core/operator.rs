@@ -42,6 +42,13 @@ struct Pending {
 }
 
 impl Commands {
+    /// For a request of ours. An answer to it that nobody waits for goes nowhere.
+    pub(super) fn fresh_id(&mut self) -> u32 {
+        let id = FIRST_ID + self.next;
+        self.next = (self.next + 1) % (LAST_ID - FIRST_ID + 1);
+        id
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.pending.front().map(|pending| pending.until)
     }
@@ -74,8 +81,7 @@ impl Core {
         if commands.pending.len() >= MAX_PENDING {
             return cx.out.push(failed(CommandFailed::Busy));
         }
-        let id = FIRST_ID + commands.next;
-        commands.next = (commands.next + 1) % (LAST_ID - FIRST_ID + 1);
+        let id = commands.fresh_id();
         commands.pending.push_back(Pending { id, ticket, until: cx.now + WITHIN });
         let session_id = self.call.as_ref().and_then(|call| call.session_id());
         cx.out.push(Action::Publish(message::mcp_request(session_id, id, method, params)));
