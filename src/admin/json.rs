@@ -8,8 +8,12 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::config::{Changes, Server};
-use crate::proto::message;
-use crate::session::{CallView, CommandFailed, Core, Facts};
+use crate::proto::identity::Mac;
+use crate::proto::message::{self, Object};
+use crate::session::{Accepted, CallView, CommandFailed, Core, Facts, Requested};
+
+/// Characters of a caller's name: a device's modem takes no long messages.
+const MAX_NICKNAME: usize = 64;
 
 /// One device and its call, as `GET /api/sessions` shows it.
 #[derive(Serialize)]
@@ -145,6 +149,83 @@ pub fn status_ids(body: &str) -> Option<Vec<String>> {
     Some(ids.into_iter().map(text).collect())
 }
 
+/// What `POST /api/call/request` asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CallRequest {
+    /// The device that calls.
+    pub caller: Mac,
+    /// The device that is called.
+    pub target: Mac,
+    /// Who calls, in words; empty when nobody says.
+    pub nickname: String,
+}
+
+impl CallRequest {
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// What is missing, or no MAC, in words.
+    pub fn parse(body: &str) -> Result<Self, String> {
+        let object = Object::parse(body).map_err(|error| format!("the body is {error}"))?;
+        let (caller, target) = (object.string("caller_mac"), object.string("target_mac"));
+        let Some((caller, target)) = caller.zip(target).filter(|(a, b)| !a.is_empty() && !b.is_empty())
+        else {
+            return Err("缺少必要参数: caller_mac, target_mac".to_owned());
+        };
+        let nickname = object.string("caller_nickname").unwrap_or_default();
+        let nickname = nickname.chars().take(MAX_NICKNAME).collect();
+        Ok(Self { caller: mac("caller_mac", &caller)?, target: mac("target_mac", &target)?, nickname })
+    }
+}
+
+/// The MAC that `POST /api/call/accept` and `POST /api/call/hangup` are about.
+///
+/// # Errors
+/// Why there is none, in words.
+pub fn call_mac(body: &str) -> Result<Mac, String> {
+    let object = Object::parse(body).map_err(|error| format!("the body is {error}"))?;
+    match object.string("mac").filter(|text| !text.is_empty()) {
+        Some(text) => mac("mac", &text),
+        None => Err("缺少必要参数: mac".to_owned()),
+    }
+}
+
+fn mac(key: &str, text: &str) -> Result<Mac, String> {
+    let shown: String = text.chars().take(40).collect();
+    text.trim_ascii()
+        .parse()
+        .map_err(|_| format!("{key} is no MAC address like aa:bb:cc:dd:ee:ff: {shown:?}"))
+}
+
+/// What became of a request, as the consoles expect it.
+pub fn call_requested(outcome: Requested) -> String {
+    let (status, message) = match outcome {
+        Requested::Bridged => ("bridged", "通话已接通"),
+        Requested::Pending => ("pending", "正在等待对方接听"),
+        Requested::Offline => ("offline", "对方设备不在线，请稍后重试"),
+        Requested::Refused(why) => ("error", why),
+    };
+    json!({ "status": status, "message": message }).to_string()
+}
+
+/// What became of an answer, as the consoles expect it.
+pub fn call_accepted(outcome: Accepted) -> String {
+    let (status, message) = match outcome {
+        Accepted::Bridged(peer) => {
+            return json!({ "status": "bridged", "peerMac": peer.to_string() }).to_string();
+        }
+        Accepted::NoPending => ("no_pending", "没有等待中的通话"),
+        Accepted::CallerGone => ("caller_gone", "主叫方已离开或通话已超时"),
+        Accepted::Refused(why) => ("error", why),
+    };
+    json!({ "status": status, "message": message }).to_string()
+}
+
+/// An error as the compatible calls say it.
+pub fn plain_error(why: &str) -> String {
+    json!({ "error": why }).to_string()
+}
+
 /// What became of a command, as the consoles expect it.
 pub fn command_answer(result: &Result<Box<str>, CommandFailed>) -> (u16, String) {
     let why = match result {
@@ -207,6 +288,40 @@ mod tests {
         ] {
             assert_eq!(status_ids(body), expected, "{body}");
         }
+    }
+
+    #[test]
+    fn call_requests_name_two_macs_however_they_are_written() {
+        let (a, b) = ("aa:bb:cc:dd:ee:01".parse().unwrap(), "aa:bb:cc:dd:ee:02".parse().unwrap());
+        let request = |nickname: &str| Ok(CallRequest { caller: a, target: b, nickname: nickname.into() });
+        for (body, expected) in [
+            (
+                r#"{"caller_mac":"AA:BB:CC:DD:EE:01","target_mac":"aa_bb_cc_dd_ee_02","caller_nickname":"\u5f20"}"#,
+                request("张"),
+            ),
+            (
+                r#"{"caller_mac":"AA-bb-CC-dd-EE-01","target_mac":" aa:bb:cc:dd:ee:02","caller_nickname":null}"#,
+                request(""),
+            ),
+        ] {
+            assert_eq!(CallRequest::parse(body), expected, "{body}");
+        }
+        for (body, expected) in [
+            ("", "the body is not JSON"),
+            ("[]", "the body is JSON, but not an object"),
+            ("{}", "缺少必要参数: caller_mac, target_mac"),
+            (r#"{"caller_mac":"aa:bb:cc:dd:ee:01"}"#, "缺少必要参数: caller_mac, target_mac"),
+            (r#"{"caller_mac":"","target_mac":"x"}"#, "缺少必要参数: caller_mac, target_mac"),
+            (r#"{"caller_mac":7,"target_mac":8}"#, "缺少必要参数: caller_mac, target_mac"),
+            (
+                r#"{"caller_mac":"x","target_mac":"y"}"#,
+                "caller_mac is no MAC address like aa:bb:cc:dd:ee:ff: \"x\"",
+            ),
+        ] {
+            assert_eq!(CallRequest::parse(body), Err(expected.to_owned()), "{body}");
+        }
+        assert_eq!(call_mac(r#"{"mac":"AA_BB_CC_DD_EE_01"}"#), Ok(a));
+        assert_eq!(call_mac(r#"{"mac":null}"#), Err("缺少必要参数: mac".to_owned()));
     }
 
     #[test]

@@ -19,6 +19,12 @@ pub enum Endpoint {
     Command,
     /// Which devices are connected, and which in a call.
     DevicesStatus,
+    /// A device calls another one.
+    CallRequest,
+    /// A device answers the one that calls it.
+    CallAccept,
+    /// A call between devices ends.
+    CallHangUp,
     /// Sends a device a message.
     Message,
     /// Lists devices and calls.
@@ -62,7 +68,7 @@ pub struct Route {
 }
 
 /// Every call.
-pub static ROUTES: [Route; 14] = {
+pub static ROUTES: [Route; 17] = {
     use Access::{Metrics, Open, Token};
     use Method::{Delete, Get, Post};
     [
@@ -73,6 +79,9 @@ pub static ROUTES: [Route; 14] = {
         route(Get, "/openapi.json", Open, Endpoint::OpenApi),
         route(Post, "/api/commands/{clientId}", Token, Endpoint::Command),
         route(Post, "/api/devices/status", Token, Endpoint::DevicesStatus),
+        route(Post, "/api/call/request", Token, Endpoint::CallRequest),
+        route(Post, "/api/call/accept", Token, Endpoint::CallAccept),
+        route(Post, "/api/call/hangup", Token, Endpoint::CallHangUp),
         route(Post, "/api/messages/{clientId}", Token, Endpoint::Message),
         route(Get, "/api/sessions", Token, Endpoint::Sessions),
         route(Get, "/api/sessions/{clientId}", Token, Endpoint::Session),

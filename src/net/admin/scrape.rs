@@ -104,6 +104,13 @@ impl Gateway {
             "reason",
             metrics.calls_ended(),
         );
+        text.by(
+            Counter,
+            "gateway_device_calls_total",
+            "Calls between devices, asked for and answered.",
+            "outcome",
+            [("requested", metrics.device_calls), ("bridged", metrics.device_calls_bridged)],
+        );
         text.histogram(
             "gateway_hello_to_reply_seconds",
             "From a device's hello to its reply.",

@@ -39,6 +39,9 @@ impl Gateway {
             Endpoint::OpenApi => Response::json(200, OPENAPI),
             Endpoint::Command => return self.command(id, head, &client_id, body),
             Endpoint::DevicesStatus => self.devices_status(body),
+            Endpoint::CallRequest => self.call_request(body),
+            Endpoint::CallAccept => self.call_accept(body),
+            Endpoint::CallHangUp => self.call_hang_up(body),
             Endpoint::Message => self.push_message(&client_id, body),
             Endpoint::Sessions => self.list_sessions(&head.query),
             Endpoint::Session => self.show_session(&client_id),
@@ -124,6 +127,33 @@ impl Gateway {
         };
         let all: serde_json::Map<_, _> = ids.into_iter().map(|id| (id.clone(), status(&id))).collect();
         Response::json(200, serde_json::Value::Object(all).to_string())
+    }
+
+    fn call_request(&mut self, body: &str) -> Response {
+        let request = match json::CallRequest::parse(body) {
+            Ok(request) => request,
+            Err(why) => return Response::json(400, json::plain_error(&why)),
+        };
+        let outcome = self.request_device_call(request.caller, request.target, &request.nickname);
+        Response::json(200, json::call_requested(outcome))
+    }
+
+    fn call_accept(&mut self, body: &str) -> Response {
+        match json::call_mac(body) {
+            Ok(mac) => Response::json(200, json::call_accepted(self.accept_device_call(mac))),
+            Err(why) => Response::json(400, json::plain_error(&why)),
+        }
+    }
+
+    fn call_hang_up(&mut self, body: &str) -> Response {
+        let mac = match json::call_mac(body) {
+            Ok(mac) => mac,
+            Err(why) => return Response::error(400, "bad_mac", &why),
+        };
+        match self.hang_up_device_call(mac) {
+            true => Response::json(200, r#"{"status":"ended"}"#),
+            false => Response::error(409, "no_call", "The device neither talks to another one nor rings."),
+        }
     }
 
     // ----- devices ------------------------------------------------------------------------------------------------

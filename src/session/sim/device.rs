@@ -168,7 +168,8 @@ impl World {
         datagram.extend_from_slice(&payload);
         Cipher::new(&key).apply(&header.bytes(), &mut datagram[HEADER..]);
         let uplink = core.uplink(Peer { addr: from, local: None }, &mut datagram, &self.config, self.now)?;
-        let (frame, first) = (uplink.frame.to_vec(), uplink.first);
+        let Uplink::Server { frame, first, .. } = uplink else { panic!("{uplink:?}") };
+        let frame = frame.to_vec();
         assert!(frame.ends_with(&payload), "decrypted");
         shadow.comes_from(from);
         if first {

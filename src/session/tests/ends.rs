@@ -157,6 +157,7 @@ fn the_summary_tells_the_call() {
         reason: EndReason::DeviceGoodbye,
         duration: Duration::from_millis(12_345),
         answered: true,
+        state: CallState::Live,
         server: Some(server(A)),
         ssrc: Some(0x1001),
         facts,

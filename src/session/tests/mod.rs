@@ -21,6 +21,7 @@ mod mcp;
 mod order;
 mod peer;
 mod resume;
+mod with_device;
 
 pub(super) const A: &str = "ws://a/chat";
 pub(super) const B: &str = "ws://b/chat";
@@ -187,7 +188,8 @@ impl Story {
         let peer = Peer { addr: from.parse().unwrap(), local: None };
         let mut datagram = datagram(self.grants, sequence, 7, payload);
         let uplink = self.core.uplink(peer, &mut datagram, &self.config, self.now)?;
-        let (frame, first) = (uplink.frame.to_vec(), uplink.first);
+        let Uplink::Server { frame, first, .. } = uplink else { panic!("{uplink:?}") };
+        let frame = frame.to_vec();
         let out = if first { self.drive(Core::audible) } else { Vec::new() };
         Ok((frame, out))
     }

@@ -151,7 +151,8 @@ fn the_answer_leaves_from_the_address_the_datagram_reached() {
     let local = Some("10.1.1.1".parse().unwrap());
     let mut datagram = datagram(1, 1, 7, OPUS);
     let peer = Peer { addr: addr(AT_HOME), local };
-    assert!(story.core.uplink(peer, &mut datagram, &story.config, story.now).unwrap().first);
+    let uplink = story.core.uplink(peer, &mut datagram, &story.config, story.now).unwrap();
+    assert!(matches!(uplink, Uplink::Server { first: true, .. }), "{uplink:?}");
     let actions = story.down(&headed(1, OPUS)).unwrap();
     let [Action::Datagram(sealed, _)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(sealed.peer, peer);
