@@ -191,9 +191,7 @@ fn tools_answer_in_mid_call() {
 
 #[test]
 fn ends_that_others_bring_about_are_told_once_with_the_own_id() {
-    for (reason, told_it) in
-        [(EndReason::PeerLeft, true), (EndReason::Unanswered, true), (EndReason::Operator, true)]
-    {
+    for reason in [EndReason::PeerLeft, EndReason::Unanswered, EndReason::Operator] {
         let mut story = Story::talking();
         let over = |story: &mut Story| story.drive(|core, cx| core.device_call_over(reason, cx));
         assert_eq!(over(&mut story), [], "a call with a chat server goes on");
