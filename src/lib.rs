@@ -2,7 +2,8 @@
 //!
 //! A device speaks MQTT (QoS 0) for control and sends its voice as AES-CTR encrypted UDP packets; a chat server wants one
 //! WebSocket per call with JSON and Opus frames on it. The gateway stands between them, and keeps the call alive when
-//! either side falters. It is a forwarder and no broker: it stores nothing, and no device hears another.
+//! either side falters. It is a forwarder and no broker: it stores nothing, and no device hears another but in a
+//! call between the two.
 //!
 //! # Inside another program
 //!

@@ -15,6 +15,8 @@
 //! its call          Dialing -> Greeting -> Live -> (gone)
 //!                      ^                    |
 //!                      +---- Backoff <------+  the chat server failed
+//!
+//! with a device     any of them once answered -> Ringing -> Bridged -> (gone)
 //! ```
 
 mod action;

@@ -285,8 +285,8 @@ impl Town {
                 self.reached.insert("refused");
             }
         }
-        let silent = !matches!(outcome, Requested::Bridged) && !(outcome == Requested::Pending && free);
-        assert!(!silent || self.story.out.is_empty(), "{outcome:?} {:?}", self.story.out);
+        let effects = outcome == Requested::Bridged || (outcome == Requested::Pending && free);
+        assert!(effects || self.story.out.is_empty(), "{outcome:?} {:?}", self.story.out);
     }
 
     fn answers(&mut self, a: u8) {

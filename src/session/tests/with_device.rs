@@ -8,6 +8,9 @@ const AT: &str = "192.0.2.7:4000";
 /// 60 ms of silence.
 const SILENCE: &[u8] = b"\xfb\x03\xff\xfe\xff\xfe\xff\xfe";
 
+/// Sequence, timestamp and payload of a packet.
+type Heard = (u32, u32, Vec<u8>);
+
 impl Story {
     fn ring(&mut self) -> Vec<Action> {
         self.drive(Core::ring)
@@ -28,14 +31,14 @@ impl Story {
         }
     }
 
-    /// What the device hears of the other one: where it goes, sequence, timestamp, payload.
-    fn hears(&mut self, opus: &[u8]) -> Result<(SocketAddr, (u32, u32, Vec<u8>)), Discard> {
+    /// What the device hears of the other one, and where it goes.
+    fn hears(&mut self, opus: &[u8]) -> Result<(SocketAddr, Heard), Discard> {
         let mut out = [0; audio::HEADER + audio::MAX_PAYLOAD];
         let sealed = self.core.relay(opus, &mut out, &self.config, self.now)?;
         Ok((sealed.peer.addr, unseal(self.grants, &out[..sealed.len])))
     }
 
-    fn hears_silence(&mut self) -> Result<(u32, u32, Vec<u8>), Discard> {
+    fn hears_silence(&mut self) -> Result<Heard, Discard> {
         let mut out = [0; audio::HEADER + audio::MAX_PAYLOAD];
         let sealed = self.core.silence(&mut out, &self.config)?;
         Ok(unseal(self.grants, &out[..sealed.len]))
