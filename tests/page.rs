@@ -236,6 +236,13 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
+        // Asked to, it ends its helpers as well, which write into the profile.
+        let close = json!({ "id": 0, "method": "Browser.close" });
+        let _ = self.socket.send(Message::text(close.to_string()));
+        let end = Instant::now() + LIMIT;
+        while !matches!(self.process.try_wait(), Ok(Some(_))) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(10));
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
         let _ = fs::remove_dir_all(&self.profile);
