@@ -96,6 +96,9 @@ fn two_hundred_calls_outlive_their_chat_server() {
     devices.iter_mut().for_each(|(device, _)| device.mqtt.assert_quiet());
     log.line("new calls try it last");
     assert_eq!(log.count("new calls try it last"), 0, "once per change, not per call");
+    for level in ["WARN ", "INFO "] {
+        assert_eq!(log.count(level), 0, "at the default level a call that redials says nothing of its own");
+    }
 }
 
 #[test]

@@ -146,10 +146,10 @@ impl Gateway {
 
     fn note(&mut self, id: SessionId, note: &Note) {
         let level = match note {
-            Note::CallBegan { .. } => Level::Info,
-            Note::Redialling { .. } | Note::Redialled { .. } | Note::Away(_) => Level::Info,
+            Note::CallBegan { .. } | Note::ServerRecovered { .. } => Level::Info,
+            // A server that fails is one warning; that each of its calls redials would be hundreds.
+            Note::Redialling { .. } | Note::Redialled { .. } | Note::Away(_) => Level::Debug,
             Note::Connected { .. } | Note::DialFailed { .. } | Note::Tools(_) => Level::Debug,
-            Note::ServerRecovered { .. } => Level::Info,
             _ => Level::Warn,
         };
         if let Some(kind) = Kind::of_note(note) {

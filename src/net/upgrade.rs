@@ -127,6 +127,8 @@ fn judge(head: &[u8], accept: &str) -> Result<Option<usize>, String> {
         let reason = response.reason.unwrap_or_default();
         let hint = match (code, header("location")) {
             (300..=399, Some(location)) => {
+                // The query is where tokens live, ours among them.
+                let location = location.split(['?', '#']).next().unwrap_or_default();
                 format!(", redirected to {location}: put that address into the configuration")
             }
             (401 | 403, _) => ": check SERVER_SECRET".to_owned(),
@@ -207,6 +209,13 @@ mod tests {
     #[test]
     fn key_and_accept_agree_with_rfc_6455() {
         assert_eq!(derive_accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), ACCEPT);
+    }
+
+    #[test]
+    fn a_redirect_in_the_log_does_not_show_the_urls_token() {
+        let text = "HTTP/1.1 302 Found\r\nLocation: https://host/path/?token=geheim\r\n\r\n";
+        let why = judge(text.as_bytes(), ACCEPT).unwrap_err();
+        assert!(why.contains("redirected to https://host/path/:") && !why.contains("geheim"), "{why}");
     }
 
     #[test]
