@@ -58,10 +58,21 @@ fn connections_that_never_connect_are_closed_when_there_are_too_many() {
     let (_, mut device) = connect(&gateway, 4);
     // A connection may wait for its CONNECT, but not any number of them.
     let mut idle: Vec<Client> = (0..600).map(|_| Client::open(gateway.addresses().mqtt)).collect();
-    for client in &mut idle[520..] {
+    for client in &mut idle[..80] {
         assert_eq!(client.packet_within(MS(1000)), Err(support::mqtt::Silence::Closed));
     }
     device.assert_quiet();
+}
+
+#[test]
+fn connections_that_say_nothing_shut_no_device_out() {
+    let gateway = gateway_with(&NOBODY, |config| config.mqtt.max_connections = 1);
+    let mut idle: Vec<Client> = (0..600).map(|_| Client::open(gateway.addresses().mqtt)).collect();
+    let (code, mut device) = connect(&gateway, 5);
+    assert_eq!(code, 0, "the oldest that says nothing gives way");
+    assert_eq!(idle[0].until_closed(), []);
+    device.send(&[0xc0, 0]);
+    assert_eq!(device.packet().first, 0xd0, "a device that was let in stays");
 }
 
 #[test]

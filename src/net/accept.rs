@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use super::device::Device;
 use super::gateway::{Alarm, Gateway, Ready};
 use super::session::Session;
-use super::token::{self, Role};
+use super::token::{self, Role, SessionId};
 use crate::admin::troubles::Kind;
 use crate::session::Core;
 
@@ -115,7 +115,8 @@ impl Gateway {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let limit = self.config.mqtt.max_connections_per_ip;
         let crowded = limit > 0 && self.per_ip.of(peer.ip()) >= limit + RETURNING;
-        if crowded || self.sessions.len() >= self.config.mqtt.max_connections + IN_PASSING {
+        let full = self.sessions.len() >= self.config.mqtt.max_connections + IN_PASSING;
+        if crowded || (full && !self.oldest_stranger_goes()) {
             self.metrics.turned_away += 1;
             return;
         }
@@ -132,7 +133,29 @@ impl Gateway {
         }
         let core = Core::new(peer.ip(), self.now);
         let id = self.sessions.insert(core, Some(Device::new(tcp, peer.port())), None);
+        self.strangers.push_back(id);
+        while self.strangers.front().is_some_and(|id| !self.is_stranger(*id)) {
+            self.strangers.pop_front();
+        }
         self.rearm(id);
+    }
+
+    /// Makes room among connections that say nothing: the one that has had the most time for its CONNECT goes, so that
+    /// idle connections shut no device out. False when there is none.
+    fn oldest_stranger_goes(&mut self) -> bool {
+        while let Some(id) = self.strangers.pop_front() {
+            if self.is_stranger(id) {
+                self.metrics.turned_away += 1;
+                self.drive(id, Core::connection_lost);
+                self.drop_device(id);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn is_stranger(&self, id: SessionId) -> bool {
+        self.sessions.get(id).is_some_and(|session| session.device.is_some() && session.core.awaits_connect())
     }
 
     /// Counts the connections of each address anew, after a reload that may have set or unset the limit.

@@ -16,7 +16,7 @@ use super::stream::{Handshake, Progress, Stream, TlsClient};
 use super::tap::Tap;
 use super::upgrade::{self, Upgrade};
 use crate::config::{Secret, Server};
-use crate::session::{DialRequest, Failure, Gone};
+use crate::session::{DialRequest, Failure, Gone, OWN_SHORTAGE};
 
 /// What tungstenite takes at a time from the chunk that was read; every call owns a buffer of this size.
 const READ_BUFFER: usize = 128;
@@ -188,8 +188,9 @@ impl Backend {
                 Err(error) => last = Some(error),
             }
         }
+        let stage = if last.as_ref().is_some_and(is_own_shortage) { OWN_SHORTAGE } else { "connect" };
         let why = last.map_or_else(|| "the name has no address".to_owned(), |error| error.to_string());
-        Step::Failed(Failure { stage: "connect", why })
+        Step::Failed(Failure { stage, why })
     }
 
     /// Goes on as far as the socket allows. Harmless at any time.
@@ -426,6 +427,11 @@ impl Backend {
             self.bulky = false;
         }
     }
+}
+
+/// Whether this process or system ran out of descriptors (EMFILE, ENFILE): no fault of the server.
+fn is_own_shortage(error: &io::Error) -> bool {
+    cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24))
 }
 
 fn websocket_config() -> WebSocketConfig {

@@ -9,8 +9,9 @@ use super::stream::TlsClient;
 use super::token::{self, Role, SessionId};
 use crate::session::{Core, DialRequest, Discard, Failure, Gone, Peer, Sealed, Uplink};
 
-/// Messages per dispatch: a chat server that sends without end must let others in.
+/// Messages and bytes of text per dispatch: a chat server that sends without end must let others in.
 const MESSAGES: usize = 32;
+const TEXT_BYTES: usize = 256 * 1024;
 /// Datagrams per dispatch.
 const DATAGRAMS: usize = 256;
 /// A sealed datagram: header and the longest payload.
@@ -192,7 +193,11 @@ impl Gateway {
     }
 
     fn read_backend(&mut self, id: SessionId) {
+        let mut bytes = 0;
         for _ in 0..MESSAGES {
+            if bytes > TEXT_BYTES {
+                break;
+            }
             let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
                 return;
             };
@@ -205,7 +210,10 @@ impl Gateway {
                     return self.rearm(id);
                 }
                 Incoming::Audio(frame) => self.downlink(id, &frame),
-                Incoming::Text(text) => self.drive(id, |core, cx| core.backend_text(text.as_str(), cx)),
+                Incoming::Text(text) => {
+                    bytes += text.len();
+                    self.drive(id, |core, cx| core.backend_text(text.as_str(), cx));
+                }
                 Incoming::Alive => {
                     self.touch(id);
                     if let Some(session) = self.sessions.live(id) {

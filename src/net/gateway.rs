@@ -75,6 +75,8 @@ pub struct Gateway {
     pub(super) doorkeeper: Doorkeeper,
     pub(super) sightings: Sightings,
     pub(super) per_ip: accept::PerIp,
+    /// Connections in the order they came, as far as they may still owe their CONNECT.
+    pub(super) strangers: VecDeque<SessionId>,
     pub(super) accepting: bool,
     /// Descriptors ran out, and the log knows.
     pub(super) accept_failing: bool,
@@ -218,6 +220,7 @@ impl Gateway {
             doorkeeper: Doorkeeper::default(),
             sightings: Sightings::default(),
             per_ip: accept::PerIp::default(),
+            strangers: VecDeque::new(),
             accepting: true,
             accept_failing: false,
             metrics: Metrics::default(),

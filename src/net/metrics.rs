@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::admin::metrics::Histogram;
 use crate::proto::audio::BadDatagram;
 use crate::proto::mqtt::ConnectCode;
-use crate::session::{Counter, Discard, EndReason, Facts, Summary};
+use crate::session::{Counter, Discard, EndReason, Facts, OWN_SHORTAGE, Summary};
 
 /// Every reason audio is dropped for.
 const DISCARDS: [Discard; 19] = [
@@ -52,7 +52,7 @@ const ENDS: [EndReason; 17] = [
 ];
 
 /// Every stage in which a chat server can fail.
-const STAGES: [&str; 6] = ["resolve", "connect", "tls", "upgrade", "hello", "live"];
+const STAGES: [&str; 7] = ["resolve", "connect", "tls", "upgrade", "hello", "live", OWN_SHORTAGE];
 
 /// CONNECT's refusals.
 const REFUSALS: [(ConnectCode, &str); 5] = [

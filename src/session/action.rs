@@ -148,6 +148,9 @@ pub enum Gone {
     Failed(Failure),
 }
 
+/// The stage of a [`Failure`] that is not the chat server's: this system ran out of descriptors.
+pub const OWN_SHORTAGE: &str = "shortage";
+
 /// A stage that failed, and why, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {

@@ -32,7 +32,7 @@ mod servers;
 
 pub use action::{
     Action, Admission, CommandFailed, Counter, Cx, DialRequest, Discard, EndReason, Failure, Gone, Grant,
-    Note, Reason, Summary,
+    Note, OWN_SHORTAGE, Reason, Summary,
 };
 pub use bridges::{Accepted, Bridges, Effect, Presence, Requested};
 pub use call::{CallState, CallView, Uplink};

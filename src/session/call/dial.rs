@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::action::{Action, Counter, Cx, DialRequest, Discard, EndReason, Failure, Gone, Note};
+use super::super::action::{
+    Action, Counter, Cx, DialRequest, Discard, EndReason, Failure, Gone, Note, OWN_SHORTAGE,
+};
 use super::super::deadlines::Timer;
 use super::super::media::Framing;
 use super::super::queue::HeldQueue;
@@ -154,8 +156,9 @@ impl Call {
     pub(super) fn failed(&mut self, failure: Failure, caller: Caller<'_>, cx: &mut Cx<'_>) -> Flow {
         let url = self.server_name();
         cx.out.push(Action::Count(Counter::DialFailed(failure.stage)));
-        // Waiting for a place among the dials, or for a slow resolver, is no fault of the server.
-        let at_fault = self.stage != (Stage::Dialing { connecting: false }) || failure.stage == "resolve";
+        // Waiting for a place among the dials, or for a slow resolver, is no fault of the server; nor is our shortage.
+        let waited = self.stage == (Stage::Dialing { connecting: false }) && failure.stage != "resolve";
+        let at_fault = !waited && failure.stage != OWN_SHORTAGE;
         if let Some(server) = self.server.as_ref().filter(|_| at_fault)
             && let Some(note) = cx.servers.failed(server, &failure.to_string(), cx.now)
         {
