@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::action::{Cx, Discard, EndReason, Reason};
 use super::call::{Call, Caller, Flow, Uplink};
-use super::mcp::Mcp;
+use super::mcp::Tools;
 use super::media::{Peer, Sealed};
 use super::servers::Servers;
 use crate::config::Config;
@@ -36,7 +36,7 @@ pub struct Core {
     /// What the phase waits for: CONNECT, a sign of life, or the device's return.
     deadline: Option<Instant>,
     call: Option<Box<Call>>,
-    mcp: Option<Box<Mcp>>,
+    mcp: Tools,
     /// Of a hello for which the shell is minting a grant.
     hello: Option<Box<DeviceHello>>,
     /// The session id last given: a goodbye must carry it.
@@ -69,7 +69,7 @@ impl Core {
             patience: Duration::ZERO,
             deadline: Some(now + CONNECT_WITHIN),
             call: None,
-            mcp: None,
+            mcp: Tools::Off,
             hello: None,
             last_id: None,
             online_since: None,
@@ -136,7 +136,7 @@ impl Core {
     /// When to call [`Core::timeout`] next.
     pub fn deadline(&self) -> Option<Instant> {
         let call = self.call.as_ref().and_then(|call| call.deadline());
-        let mcp = self.mcp.as_ref().and_then(|mcp| mcp.deadline());
+        let mcp = self.mcp.deadline();
         let commands = self.commands.as_ref().and_then(|commands| commands.deadline());
         [self.deadline, call, mcp, commands].into_iter().flatten().min()
     }
@@ -197,9 +197,7 @@ impl Core {
                 Phase::Admitting | Phase::Leaving => {}
             }
         }
-        if let Some(mcp) = &mut self.mcp {
-            mcp.timeout(cx);
-        }
+        self.mcp.timeout(cx);
         self.commands_timeout(cx);
         if let (Some(call), Some(id)) = (&mut self.call, &self.id) {
             let flow = call.timeout(Caller { id, ip: self.ip }, cx);

@@ -45,6 +45,18 @@ pub(super) enum FromServer {
     Translated(String),
 }
 
+/// What there is to remember of a device's tools: nothing on the heap until it answers or is asked something.
+pub(super) enum Tools {
+    /// Not wanted.
+    Off,
+    /// `initialize` is out, under our first id; an answer is awaited until then.
+    Asked(Instant),
+    /// The device did not answer.
+    Silent,
+    /// More than that.
+    Mind(Box<Mcp>),
+}
+
 /// Discovery, memory, and requests under way of one device.
 pub(super) struct Mcp {
     step: Step,
@@ -87,41 +99,92 @@ struct ToolsPage<'a> {
     next_cursor: Option<String>,
 }
 
-impl Mcp {
+impl Tools {
     /// Asks a device that just connected for its tools. Requests of the chat server that were under way when an
     /// `earlier` connection was lost may still be answered.
-    pub(super) fn begin(earlier: Option<Box<Self>>, session_id: Option<&str>, cx: &mut Cx<'_>) -> Self {
-        let (next_id, translated) =
-            earlier.map(|mcp| (mcp.next_id, mcp.translated)).unwrap_or((FIRST_ID, VecDeque::new()));
-        let mut mcp = Self {
-            step: Step::Initializing,
-            initialized: None,
-            spoke_for_device: false,
-            next_id,
-            asked: None,
-            translated,
-        };
+    pub(super) fn begin(earlier: Self, session_id: Option<&str>, cx: &mut Cx<'_>) -> Self {
+        if !cx.config.mcp.enabled {
+            return Self::Off;
+        }
         let params = format!(
             r#"{{"protocolVersion":"2024-11-05","capabilities":{},"clientInfo":{}}}"#,
             cx.config.mcp.capabilities, cx.config.mcp.client_info
         );
-        mcp.ask("initialize", &params, session_id, cx);
-        mcp
+        if let Self::Mind(mcp) = earlier
+            && !mcp.translated.is_empty()
+        {
+            let mut mcp = Box::new(Mcp {
+                next_id: mcp.next_id,
+                translated: mcp.translated,
+                ..Mcp::new(Step::Initializing)
+            });
+            mcp.ask("initialize", &params, session_id, cx);
+            return Self::Mind(mcp);
+        }
+        cx.out.push(Action::Publish(message::mcp_request(session_id, FIRST_ID, "initialize", &params)));
+        Self::Asked(cx.now + REPLY_WITHIN)
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.asked.as_ref().map(|asked| asked.until)
+        match self {
+            Self::Off | Self::Silent => None,
+            Self::Asked(until) => Some(*until),
+            Self::Mind(mcp) => mcp.asked.as_ref().map(|asked| asked.until),
+        }
     }
 
     pub(super) fn timeout(&mut self, cx: &mut Cx<'_>) {
-        if self.asked.take_if(|asked| asked.until <= cx.now).is_some() {
-            self.fail("no answer in 10 s", cx);
+        const WHY: &str = "no answer in 10 s";
+        match self {
+            Self::Asked(until) if *until <= cx.now => {
+                *self = Self::Silent;
+                cx.out.push(Action::Note(Note::Tools(Err(WHY))));
+            }
+            Self::Mind(mcp) => {
+                if mcp.asked.take_if(|asked| asked.until <= cx.now).is_some() {
+                    mcp.fail(WHY, cx);
+                }
+            }
+            Self::Off | Self::Asked(_) | Self::Silent => {}
         }
     }
 
     /// A new WebSocket: what an earlier server asked is not for this one to hear.
     pub(super) fn another_server(&mut self) {
-        self.translated = VecDeque::new();
+        if let Self::Mind(mcp) = self {
+            mcp.translated = VecDeque::new();
+        }
+    }
+
+    /// For a message to be judged; None when tools are not wanted.
+    pub(super) fn mind(&mut self) -> Option<&mut Mcp> {
+        let mcp = match self {
+            Self::Off => return None,
+            Self::Asked(until) => {
+                let asked = Some(Asked { id: FIRST_ID, until: *until });
+                Mcp { asked, next_id: FIRST_ID + 1, ..Mcp::new(Step::Initializing) }
+            }
+            Self::Silent => Mcp::new(Step::Unknown),
+            Self::Mind(mcp) => return Some(mcp),
+        };
+        *self = Self::Mind(Box::new(mcp));
+        match self {
+            Self::Mind(mcp) => Some(mcp),
+            _ => None,
+        }
+    }
+}
+
+impl Mcp {
+    fn new(step: Step) -> Self {
+        Self {
+            step,
+            initialized: None,
+            spoke_for_device: false,
+            next_id: FIRST_ID,
+            asked: None,
+            translated: VecDeque::new(),
+        }
     }
 
     /// A message of the device.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::action::{Action, Admission, Cx, EndReason, Note, Reason};
-use super::super::mcp::Mcp;
+use super::super::mcp::Tools;
 use super::{Core, Phase};
 use crate::config::Config;
 use crate::proto::identity::{self, ClientId};
@@ -104,7 +104,7 @@ impl Core {
         self.phase = Phase::Leaving;
         self.deadline = None;
         self.fail_commands(cx);
-        self.mcp = None;
+        self.mcp = Tools::Off;
         cx.out.push(Action::Close(reason));
     }
 
@@ -152,8 +152,8 @@ impl Core {
         cx.out.push(Action::Welcome);
         cx.out.push(Action::Note(Note::Connected { resumed }));
         let session_id = self.call.as_ref().and_then(|call| call.session_id());
-        let earlier = self.mcp.take();
-        self.mcp = cx.config.mcp.enabled.then(|| Box::new(Mcp::begin(earlier, session_id, cx)));
+        let earlier = std::mem::replace(&mut self.mcp, Tools::Off);
+        self.mcp = Tools::begin(earlier, session_id, cx);
     }
 
     /// Another connection with this client id was let in, and this core has a call: it becomes that connection's.

@@ -27,7 +27,7 @@ impl Core {
         }
         let mut forwarded = Cow::Borrowed(text);
         if peek.kind == "mcp"
-            && let Some(mcp) = &mut self.mcp
+            && let Some(mcp) = self.mcp.mind()
         {
             let session_id = self.call.as_ref().and_then(|call| call.session_id());
             match mcp.device_says(text, session_id, cx) {
@@ -101,9 +101,7 @@ impl Core {
         if let Some(call) = &mut self.call {
             call.opened(cx);
         }
-        if let Some(mcp) = &mut self.mcp {
-            mcp.another_server();
-        }
+        self.mcp.another_server();
     }
 
     /// A text message.
@@ -117,7 +115,7 @@ impl Core {
         };
         let mut forwarded = Cow::Borrowed(text);
         if peek.kind == "mcp"
-            && let Some(mcp) = &mut self.mcp
+            && let Some(mcp) = self.mcp.mind()
         {
             match mcp.server_says(text, call.server_session_id(), cx) {
                 FromServer::Forward => {}
