@@ -30,6 +30,8 @@ pub const LIMIT: Duration = Duration::from_secs(20);
 /// A configuration for tests: free ports on loopback, these chat servers, and no questions about tools.
 pub fn config<U: AsRef<str>>(urls: &[U]) -> Config {
     let mut config = Config::default();
+    // A reload brings its level along for all gateways of the process.
+    config.logging.level = log::LevelFilter::Debug;
     config.mqtt.host = [127, 0, 0, 1].into();
     config.mqtt.port = 0;
     config.udp.host = [127, 0, 0, 1].into();
