@@ -173,7 +173,10 @@ fn the_devices_goodbye_closes_the_websocket_and_is_not_answered() {
         device.say(goodbye);
         device.say(goodbye);
         let told = peer.expect_close(1000).unwrap();
-        assert_eq!((&told["session_id"], &told["reason"]), (&json!("server-session"), &json!("device_goodbye")));
+        assert_eq!(
+            (&told["session_id"], &told["reason"]),
+            (&json!("server-session"), &json!("device_goodbye"))
+        );
         assert!(told["duration"].is_f64(), "in seconds: {told}");
         device.mqtt.assert_quiet();
     }

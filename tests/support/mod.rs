@@ -39,6 +39,8 @@ pub fn config<U: AsRef<str>>(urls: &[U]) -> Config {
     config.api.port = 0;
     config.udp.public_ip = PublicIp::Auto;
     config.mcp.enabled = false;
+    // Applying a configuration sets the level of the whole process, and other tests read its log.
+    config.logging.level = log::LevelFilter::Debug;
     let server = |url: &U| Arc::new(url.as_ref().parse::<Server>().unwrap());
     config.websocket.production = urls.iter().map(server).collect();
     config
