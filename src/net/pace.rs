@@ -1,12 +1,14 @@
 //! Whether packets come so thick that it pays to let them gather before the next look.
 //!
-//! At ordinary load a packet means a wake-up, and the wake-up is most of its cost. A pause of a millisecond shares it
-//! among all that came meanwhile, and nobody hears a millisecond; but a quiet loop answers at once.
+//! At ordinary load a packet means a wake-up, which costs as much as the packet itself. A pause of a millisecond at most
+//! shares it among all that came meanwhile, and nobody hears a millisecond; but a quiet loop answers at once.
 
 use std::time::{Duration, Instant};
 
 /// Packets per second, both ways together, from which they count as thick: two in a millisecond.
-const THICK: u128 = 2_000;
+const THICK: u32 = 2_000;
+/// Packets that share one wake-up; more of them would save little and wait longer.
+const GATHER: u32 = 8;
 /// How long packets are counted before the rate is judged.
 const WINDOW: Duration = Duration::from_millis(20);
 
@@ -15,12 +17,13 @@ const WINDOW: Duration = Duration::from_millis(20);
 pub(super) struct Pace {
     since: Instant,
     packets: u32,
-    thick: bool,
+    /// Packets per second in the last window.
+    rate: u32,
 }
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, packets: 0, thick: false }
+        Self { since: now, packets: 0, rate: 0 }
     }
 
     /// One more packet.
@@ -32,10 +35,11 @@ impl Pace {
     pub(super) fn pause(&mut self, most: Duration, now: Instant) -> Option<Duration> {
         let elapsed = now.saturating_duration_since(self.since);
         if elapsed >= WINDOW {
-            self.thick = u128::from(self.packets) * 1_000_000 >= THICK * elapsed.as_micros();
+            self.rate = (f64::from(self.packets) / elapsed.as_secs_f64()) as u32;
             (self.since, self.packets) = (now, 0);
         }
-        (self.thick && !most.is_zero()).then_some(most)
+        let pause = most.min(Duration::from_secs(1) * GATHER / self.rate.max(1));
+        (self.rate >= THICK && !most.is_zero()).then_some(pause)
     }
 }
 
@@ -61,7 +65,8 @@ mod tests {
         assert_eq!(after_a_second_at(50, most), None);
         assert_eq!(after_a_second_at(1_500, most), None);
         assert_eq!(after_a_second_at(3_000, most), Some(most));
-        assert_eq!(after_a_second_at(100_000, most), Some(most));
+        let pause = after_a_second_at(100_000, most).unwrap();
+        assert!((75..85).contains(&pause.as_micros()), "eight packets come in 80 us: {pause:?}");
         assert_eq!(after_a_second_at(100_000, Duration::ZERO), None);
     }
 
