@@ -80,7 +80,7 @@ fn a_thousand_connections_that_say_nothing_or_little_cost_a_call_nothing() {
     }
     worst = worst.max(call.worst(200));
     assert!(worst < Duration::from_millis(250), "{worst:?}, {alone:?} before");
-    let text = stage.call_with("GET", "/metrics", None, None).1;
+    let text = stage.call_with("GET", "/metrics", None, Some(TOKEN)).1;
     let value = |name: &str| -> usize {
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).unwrap();
         line.parse().unwrap()
@@ -259,7 +259,7 @@ fn who_does_not_read_the_answers_gets_no_more_and_holds_up_nobody() {
     let mut call = Measured::begin(&stage);
     let mut raw = Raw::open(stage.api);
     raw.stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-    let many = "GET /metrics HTTP/1.1\r\n\r\n".repeat(200);
+    let many = request("GET", "/metrics", "").repeat(200);
     let mut written = 0;
     // Requests without end, answers unread: at some point the gateway takes no more.
     while written < 64 << 20 {
@@ -311,7 +311,7 @@ fn connections_that_vanish_leave_nothing_behind() {
     }
     let end = Instant::now() + LIMIT;
     loop {
-        let text = stage.call_with("GET", "/metrics", None, None).1;
+        let text = stage.call_with("GET", "/metrics", None, Some(TOKEN)).1;
         if text.contains("gateway_api_connections 1\n") {
             break;
         }

@@ -7,12 +7,12 @@ mod admin_support;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use admin_support::{LIMIT, Stage, stage};
+use admin_support::{LIMIT, Stage, TOKEN, stage};
 use mqtt_websocket_proxy::tools::device::Device;
 use prometheus_parse::{Scrape, Value};
 
 fn scrape(stage: &Stage) -> (String, Scrape) {
-    let (status, text) = stage.call_with("GET", "/metrics", None, None);
+    let (status, text) = stage.call_with("GET", "/metrics", None, Some(TOKEN));
     assert_eq!(status, 200);
     let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
     (text, scrape)

@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::HashMap;
+#[cfg(feature = "tls")]
 use std::io::Write;
 use std::time::{Duration, Instant};
 

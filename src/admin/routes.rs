@@ -48,7 +48,7 @@ pub enum Endpoint {
 pub enum Access {
     /// Everyone.
     Open,
-    /// Everyone, unless `api.metrics_need_token`.
+    /// Like a token call, unless `api.metrics_need_token` is off.
     Metrics,
     /// Who shows a token.
     Token,

@@ -298,7 +298,7 @@ pub struct Api {
 
 impl Default for Api {
     fn default() -> Self {
-        Self { enabled: true, host: None, port: 8007, token: None, metrics_need_token: false }
+        Self { enabled: true, host: None, port: 8007, token: None, metrics_need_token: true }
     }
 }
 
