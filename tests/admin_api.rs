@@ -468,6 +468,21 @@ fn without_key_and_token_this_machine_may_call_but_no_web_page() {
 }
 
 #[test]
+fn the_default_port_in_use_costs_the_api_and_not_the_gateway() {
+    let stage = stage(|_| {});
+    // Whoever has it: this test or someone else on this machine.
+    let _taken = std::net::TcpListener::bind("127.0.0.1:8007");
+    let second = Running::start(
+        config(&stage.echo, |config| {
+            config.api.port = 8007;
+            config.api.host = Some([127, 0, 0, 1].into());
+        }),
+        None,
+    );
+    assert_eq!(second.unwrap().addresses().api, None);
+}
+
+#[test]
 fn a_port_in_use_is_a_clear_error_and_the_api_can_be_switched_off() {
     let stage = stage(|_| {});
     let error =

@@ -7,6 +7,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 use std::{fmt, io, mem};
 
+use log::error;
 use mio::event::Event;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Waker};
@@ -28,7 +29,7 @@ use super::token::{self, Role, SessionId};
 use super::watch::{self, Watch};
 use super::wheel::Wheel;
 use crate::admin::troubles::Kind;
-use crate::config::{Config, Source};
+use crate::config::{Api, Config, Source};
 use crate::session::{Action, Core, Servers};
 
 const MQTT: usize = 0;
@@ -172,7 +173,14 @@ impl Gateway {
         let mut datagrams = Datagrams::bind(udp).map_err(|error| BindError::Port("UDP", udp, error))?;
         let api = config.api.enabled.then(|| SocketAddr::new(config.api_host(), config.api.port));
         let port = |error| BindError::Port("management API", api.unwrap_or(mqtt), error);
-        let mut admin = Admin::bind(api).map_err(port)?;
+        let mut admin = match Admin::bind(api).map_err(port) {
+            // A port that nobody chose: a second gateway on the same host, most often. Calls matter more.
+            Err(error) if config.api.port == Api::default().port => {
+                error!("{error}; there is no management API until api.port is free or another one");
+                Admin::bind(None).map_err(setup("prepare the management API"))?
+            }
+            bound => bound?,
+        };
         let addresses = Addresses {
             api: match admin.listener() {
                 Some(listener) => Some(listener.local_addr().map_err(setup("read the management address"))?),
