@@ -146,9 +146,7 @@ fn memory_is_flat_while_nobody_reads() {
             peer.try_frame(1, long.as_bytes());
             lines.extend(process.lines());
         }
-        for part in ["connection lost in a call", "reason=overflow"] {
-            assert!(lines.iter().any(|line| line.contains(part)), "{lines:#?}");
-        }
+        assert!(lines.iter().any(|line| line.contains("reason=overflow")), "{lines:#?}");
         drop(device);
         match round {
             0 => before = resident(process.id()),
