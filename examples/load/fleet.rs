@@ -10,7 +10,7 @@ use mio::net::{TcpStream, UdpSocket};
 use mio::{Events, Interest, Poll, Registry, Token};
 use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER, Header};
 use mqtt_websocket_proxy::proto::message;
-use mqtt_websocket_proxy::proto::mqtt::{Connect, Level, Reply, decode_reply, encode};
+use mqtt_websocket_proxy::proto::mqtt::{Reply, decode_reply, encode};
 use mqtt_websocket_proxy::tools::device::{Grant, HELLO, HELLO_WAIT, Login, TOPIC, voice};
 
 /// Connections being made at once: under the backlog of most systems.
@@ -221,17 +221,7 @@ impl Device {
             if self.stream.peer_addr().is_err() {
                 return Ok(());
             }
-            let mut packet = Vec::new();
-            let connect = Connect {
-                level: Level::V311,
-                client_id: &login.client_id,
-                clean_session: true,
-                keep_alive: login.keep_alive,
-                will: None,
-                user_name: login.user_name.as_deref(),
-                password: login.password.as_deref().map(str::as_bytes),
-            };
-            encode::connect(&mut packet, &connect);
+            let packet = login.packet();
             self.stage = Stage::LoggingIn;
             self.write(&packet)?;
         }

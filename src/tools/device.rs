@@ -72,6 +72,22 @@ impl Login {
         let password = key.map(|key| identity::password(key, &client_id, &user_name)).unwrap_or_default();
         Self { client_id, user_name: Some(user_name), password: Some(password), keep_alive: 90 }
     }
+
+    /// The CONNECT that logs in so: MQTT 3.1.1, a clean session, no will.
+    pub fn packet(&self) -> Vec<u8> {
+        let mut packet = Vec::new();
+        let connect = Connect {
+            level: Level::V311,
+            client_id: &self.client_id,
+            clean_session: true,
+            keep_alive: self.keep_alive,
+            will: None,
+            user_name: self.user_name.as_deref(),
+            password: self.password.as_deref().map(str::as_bytes),
+        };
+        encode::connect(&mut packet, &connect);
+        packet
+    }
 }
 
 /// A connected device.
@@ -142,17 +158,7 @@ impl Device {
     /// # Errors
     /// [`Step::Mqtt`] when what answers is no MQTT server, [`Step::Login`] when it refuses the credentials.
     pub fn log_in(mut self, login: &Login) -> Result<Self, Failure> {
-        let mut packet = Vec::new();
-        let connect = Connect {
-            level: Level::V311,
-            client_id: &login.client_id,
-            clean_session: true,
-            keep_alive: login.keep_alive,
-            will: None,
-            user_name: login.user_name.as_deref(),
-            password: login.password.as_deref().map(str::as_bytes),
-        };
-        encode::connect(&mut packet, &connect);
+        let packet = login.packet();
         let at_mqtt = |failure: Failure| Failure { step: Step::Mqtt, ..failure };
         self.send_raw(&packet).map_err(at_mqtt)?;
         match self.receive(self.timeout).map_err(at_mqtt)? {
