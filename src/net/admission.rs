@@ -101,7 +101,7 @@ impl Gateway {
                     self.per_ip.left(session.core.ip());
                 }
                 let from = device.hold_until().unwrap_or(now);
-                session.linger = Some(from + LINGER);
+                session.linger = Some(Box::new(from + LINGER));
                 self.touch(id);
             }
             None => self.bury_if_spent(id),

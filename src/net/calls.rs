@@ -164,7 +164,7 @@ impl Gateway {
             core.retire();
             let rest = self.sessions.insert(core, None, Some(backend));
             if let Some(session) = self.sessions.live(rest) {
-                session.linger = Some(self.now + LINGER);
+                session.linger = Some(Box::new(self.now + LINGER));
             }
             self.rearm(rest);
         }

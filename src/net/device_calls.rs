@@ -132,7 +132,7 @@ impl Gateway {
                 return;
             }
             if let Some(session) = self.sessions.live(id) {
-                session.peer = Some(peer);
+                session.peer = Some(Box::new(peer));
             }
             self.drive(id, |core, cx| core.bridge(cx));
         }
@@ -155,7 +155,7 @@ impl Gateway {
     /// The datagram in this place of the batch has so many decrypted bytes for the device at the other end.
     pub(super) fn relay(&mut self, id: SessionId, place: usize, payload: usize) {
         let mut out = [0; SEALED];
-        let peer = self.sessions.get(id).and_then(|session| session.peer);
+        let peer = self.sessions.get(id).and_then(|session| session.peer.as_deref().copied());
         let (_, datagram) = self.udp.datagram(place);
         let sealed = match peer.and_then(|peer| Some((peer, self.sessions.live(peer)?))) {
             Some((peer, session)) => session

@@ -24,7 +24,7 @@ use super::index::{Index, Sightings};
 use super::metrics::Metrics;
 use super::pace::Pace;
 use super::resolver::Resolver;
-use super::session::Sessions;
+use super::session::{NO_ALARM, Sessions};
 use super::token::{self, Role, SessionId};
 use super::watch::{self, Watch};
 use super::wheel::Wheel;
@@ -401,11 +401,11 @@ impl Gateway {
     fn session_alarm(&mut self, id: SessionId, tick: u64) {
         let now = self.now;
         let Some(session) = self.sessions.live(id) else { return };
-        if session.alarm != Some(tick) {
+        if session.alarm != tick {
             return;
         }
-        session.alarm = None;
-        let lingered = session.linger.is_some_and(|until| until <= now);
+        session.alarm = NO_ALARM;
+        let lingered = session.linger.as_deref().is_some_and(|until| *until <= now);
         let refusal =
             session.device.as_ref().and_then(|device| device.hold_until()).is_some_and(|at| at <= now);
         let address = session.backend.as_ref().and_then(|backend| backend.next_address_at());
@@ -433,8 +433,8 @@ impl Gateway {
         let Some(session) = self.sessions.live(id) else { return };
         let Some(deadline) = session.deadline() else { return };
         let tick = self.wheel.tick(deadline);
-        if session.alarm.is_none_or(|armed| tick < armed) {
-            session.alarm = Some(self.wheel.arm(deadline, Alarm::Session(id)));
+        if tick < session.alarm {
+            session.alarm = self.wheel.arm(deadline, Alarm::Session(id));
         }
     }
 

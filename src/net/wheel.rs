@@ -14,6 +14,8 @@ const TICK: Duration = Duration::from_millis(8);
 const TICKS_PER_SECOND: u64 = 125;
 const SLOTS: u64 = 256;
 const NONE: u32 = u32::MAX;
+/// How many ticks ahead an entry may be: 198 days.
+const HORIZON: u64 = i32::MAX as u64;
 
 /// Timers that each carry a `T`.
 pub struct Wheel<T> {
@@ -31,7 +33,8 @@ pub struct Wheel<T> {
 }
 
 struct Node<T> {
-    tick: u64,
+    /// The low half of it.
+    tick: u32,
     what: T,
     next: u32,
 }
@@ -52,10 +55,10 @@ impl<T: Copy> Wheel<T> {
     }
 
     /// Rings `what` at the first tick that is not before `at`, and returns that tick. An `at` in the past rings at the
-    /// next [`expire`](Self::expire).
+    /// next [`expire`](Self::expire), and one more than half a year ahead then.
     pub fn arm(&mut self, at: Instant, what: T) -> u64 {
         let tick = self.tick(at);
-        let node = Node { tick, what, next: NONE };
+        let node = Node { tick: tick as u32, what, next: NONE };
         let index = match self.free {
             NONE => {
                 self.nodes.push(node);
@@ -75,7 +78,14 @@ impl<T: Copy> Wheel<T> {
     /// The first tick that is not before `at`: what [`arm`](Self::arm) would return.
     pub fn tick(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.start);
-        since.as_secs() * TICKS_PER_SECOND + u64::from(since.subsec_nanos()).div_ceil(TICK.as_nanos() as u64)
+        let tick = since.as_secs() * TICKS_PER_SECOND
+            + u64::from(since.subsec_nanos()).div_ceil(TICK.as_nanos() as u64);
+        tick.min(self.done + HORIZON)
+    }
+
+    /// The tick whose low half this is: no node is farther from now than the horizon.
+    fn whole(&self, tick: u32) -> u64 {
+        self.done.wrapping_add_signed(i64::from(tick.wrapping_sub(self.done as u32) as i32))
     }
 
     /// When to call [`expire`](Self::expire) next: never after the earliest ring, at times before it (once per entry
@@ -131,12 +141,13 @@ impl<T: Copy> Wheel<T> {
     }
 
     fn place(&mut self, index: u32) {
+        let tick = self.whole(self.nodes[index as usize].tick);
         let node = &mut self.nodes[index as usize];
-        let (block, here) = (node.tick / SLOTS, self.done / SLOTS);
-        let head = if node.tick <= self.done {
+        let (block, here) = (tick / SLOTS, self.done / SLOTS);
+        let head = if tick <= self.done {
             &mut self.late
         } else if block == here {
-            self.near.head(node.tick)
+            self.near.head(tick)
         } else {
             self.far.head(block.min(here + SLOTS - 1))
         };
@@ -145,8 +156,9 @@ impl<T: Copy> Wheel<T> {
 
     fn ring(&mut self, mut list: u32, due: &mut Vec<(u64, T)>) {
         while list != NONE {
+            let tick = self.whole(self.nodes[list as usize].tick);
             let node = &mut self.nodes[list as usize];
-            due.push((node.tick, node.what));
+            due.push((tick, node.what));
             let next = std::mem::replace(&mut node.next, self.free);
             self.free = std::mem::replace(&mut list, next);
             self.len -= 1;

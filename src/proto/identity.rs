@@ -84,10 +84,7 @@ impl std::error::Error for BadMac {}
 
 /// An MQTT client id: `group@@@mac@@@uuid`, or `group@@@mac` from older devices.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClientId {
-    text: Box<str>,
-    mac: Mac,
-}
+pub struct ClientId(Box<str>);
 
 impl ClientId {
     /// Two or three parts, none of them empty, the second a MAC, and no control character anywhere: the id goes into HTTP
@@ -104,37 +101,38 @@ impl ClientId {
         if group.is_empty() {
             return Err(BadClientId::Group);
         }
-        let mac = mac.parse().map_err(|BadMac| BadClientId::Mac)?;
+        mac.parse::<Mac>().map_err(|BadMac| BadClientId::Mac)?;
         if uuid == Some("") {
             return Err(BadClientId::Uuid);
         }
-        Ok(Self { text: text.into(), mac })
+        Ok(Self(text.into()))
     }
 
     /// The id as the device sent it.
     pub fn as_str(&self) -> &str {
-        &self.text
+        &self.0
     }
 
     /// The first part. It changes when a device is bound to an account.
     pub fn group(&self) -> &str {
-        self.text.split(SEPARATOR).next().unwrap_or_default()
+        self.0.split(SEPARATOR).next().unwrap_or_default()
     }
 
     /// The second part.
     pub fn mac(&self) -> Mac {
-        self.mac
+        let mac = self.0.split(SEPARATOR).nth(1).and_then(|mac| mac.parse().ok());
+        mac.expect("`parse` has seen it")
     }
 
     /// The third part; an id of two parts has none.
     pub fn uuid(&self) -> Option<&str> {
-        self.text.split(SEPARATOR).nth(2)
+        self.0.split(SEPARATOR).nth(2)
     }
 }
 
 impl fmt::Display for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.0)
     }
 }
 

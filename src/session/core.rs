@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::action::{Cx, Discard, EndReason, Reason};
 use super::call::{Call, Caller, Flow, Uplink};
+use super::deadlines::Due;
 use super::mcp::Tools;
 use super::media::{Peer, Sealed};
 use super::servers::Servers;
@@ -25,26 +26,32 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// No CONNECT is longer than this.
 const MAX_CONNECT: usize = 4096;
 
-/// A device's session: what it may do now, and its call.
+/// A device's session: what it may do now, and its call. Tens of thousands of them only wait, so it is small.
 pub struct Core {
     phase: Phase,
     /// The device's address, as seen by us or told by a trusted load balancer.
     ip: IpAddr,
-    id: Option<ClientId>,
-    /// One and a half keep alives; zero for none.
-    patience: Duration,
+    /// Of the CONNECT, in seconds; 0 for none.
+    keep_alive: u16,
     /// What the phase waits for: CONNECT, a sign of life, or the device's return.
-    deadline: Option<Instant>,
+    deadline: Due,
+    id: Option<ClientId>,
+    /// When the connection came, or later was let in.
+    since: Instant,
     call: Option<Box<Call>>,
     mcp: Tools,
+    aside: Option<Box<Aside>>,
+}
+
+/// What a device has that did more than log in.
+#[derive(Default)]
+struct Aside {
     /// Of a hello for which the shell is minting a grant.
     hello: Option<Box<DeviceHello>>,
     /// The session id last given: a goodbye must carry it.
     last_id: Option<Box<str>>,
-    /// Since when this connection is let in.
-    online_since: Option<Instant>,
-    /// What operators asked the device, while there is such a thing.
-    commands: Option<Box<Commands>>,
+    /// What operators asked the device.
+    commands: Commands,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,15 +72,13 @@ impl Core {
         Self {
             phase: Phase::AwaitingConnect,
             ip,
+            keep_alive: 0,
+            deadline: Due::at(now + CONNECT_WITHIN, now),
             id: None,
-            patience: Duration::ZERO,
-            deadline: Some(now + CONNECT_WITHIN),
+            since: now,
             call: None,
             mcp: Tools::Off,
-            hello: None,
-            last_id: None,
-            online_since: None,
-            commands: None,
+            aside: None,
         }
     }
 
@@ -120,7 +125,7 @@ impl Core {
     /// Nothing is left to decide: the session only sees to the end of a socket.
     pub fn retire(&mut self) {
         self.phase = Phase::Leaving;
-        self.deadline = None;
+        self.deadline = Due::NEVER;
     }
 
     /// Whether anything is left to do: a call may outlive its device.
@@ -137,8 +142,8 @@ impl Core {
     pub fn deadline(&self) -> Option<Instant> {
         let call = self.call.as_ref().and_then(|call| call.deadline());
         let mcp = self.mcp.deadline();
-        let commands = self.commands.as_ref().and_then(|commands| commands.deadline());
-        [self.deadline, call, mcp, commands].into_iter().flatten().min()
+        let commands = self.aside.as_ref().and_then(|aside| aside.commands.deadline());
+        [self.deadline.instant(self.since), call, mcp, commands].into_iter().flatten().min()
     }
 
     // ----- audio, the hot path: no action, no allocation, borrowed results ----------------------------------------
@@ -188,8 +193,8 @@ impl Core {
 
     /// Does what is due. Calling it early, or for nothing, is harmless.
     pub fn timeout(&mut self, cx: &mut Cx<'_>) {
-        if self.deadline.is_some_and(|at| at <= cx.now) {
-            self.deadline = None;
+        if self.deadline.instant(self.since).is_some_and(|at| at <= cx.now) {
+            self.deadline = Due::NEVER;
             match self.phase {
                 Phase::AwaitingConnect => self.close(Reason::ConnectTimeout, cx),
                 Phase::Online => self.lost(Reason::KeepAlive, cx),
@@ -225,11 +230,27 @@ impl Core {
     }
 
     fn end_call(&mut self, reason: EndReason, cx: &mut Cx<'_>) {
-        self.hello = None;
+        if let Some(aside) = &mut self.aside {
+            aside.hello = None;
+        }
         let Some(call) = self.call.take() else { return };
-        self.last_id = call.finish(reason, cx).or(self.last_id.take());
+        if let Some(id) = call.finish(reason, cx) {
+            self.aside.get_or_insert_default().last_id = Some(id);
+        }
         if self.phase == Phase::Away {
             self.close(Reason::Left, cx);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tens of thousands of them only wait.
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn what_an_idle_device_costs_is_known() {
+        assert!(size_of::<Core>() <= 88, "{}", size_of::<Core>());
     }
 }

@@ -1,7 +1,26 @@
-//! Named deadlines of a call: the truth about its time. The timer wheel is only an alarm clock for the earliest.
+//! Deadlines: the truth about time. The timer wheel is only an alarm clock for the earliest.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
+
+/// One optional deadline in 4 bytes: tenths of a second since a start that its owner knows, rounded up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Due(u32);
+
+impl Due {
+    pub(super) const NEVER: Self = Self(u32::MAX);
+    const UNIT: Duration = Duration::from_millis(100);
+
+    /// A deadline more than 13 years after the start rings then.
+    pub(super) fn at(at: Instant, start: Instant) -> Self {
+        let units = at.saturating_duration_since(start).as_nanos().div_ceil(Self::UNIT.as_nanos());
+        Self(u32::try_from(units).unwrap_or(u32::MAX).min(u32::MAX - 1))
+    }
+
+    pub(super) fn instant(self, start: Instant) -> Option<Instant> {
+        (self != Self::NEVER).then(|| start + Self::UNIT * self.0)
+    }
+}
 
 /// What a call may be waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::action::{Action, Admission, Cx, EndReason, Note, Reason};
+use super::super::deadlines::Due;
 use super::super::mcp::Tools;
 use super::{Core, Phase};
 use crate::config::Config;
@@ -15,7 +16,9 @@ impl Core {
     /// Bytes came from the device: the only thing that keeps it alive.
     pub fn heard(&mut self, now: Instant) {
         if self.phase == Phase::Online {
-            self.deadline = (!self.patience.is_zero()).then(|| now + self.patience);
+            // One and a half keep alives, as MQTT has it.
+            let patience = Duration::from_millis(u64::from(self.keep_alive) * 1500);
+            self.deadline = if patience.is_zero() { Due::NEVER } else { Due::at(now + patience, self.since) };
         }
     }
 
@@ -79,7 +82,7 @@ impl Core {
         {
             call.device_lost();
             self.phase = Phase::Away;
-            self.deadline = Some(cx.now + grace);
+            self.deadline = Due::at(cx.now + grace, self.since);
             cx.out.push(Action::Note(Note::Away(grace)));
             cx.out.push(Action::Close(reason));
             return;
@@ -102,7 +105,7 @@ impl Core {
             return;
         }
         self.phase = Phase::Leaving;
-        self.deadline = None;
+        self.deadline = Due::NEVER;
         self.fail_commands(cx);
         self.mcp = Tools::Off;
         cx.out.push(Action::Close(reason));
@@ -121,7 +124,7 @@ impl Core {
         if let Err((code, why)) = verdict {
             return self.refuse(code, why, cx);
         }
-        self.patience = Duration::from_millis(u64::from(connect.keep_alive) * 1500);
+        self.keep_alive = connect.keep_alive;
         self.phase = Phase::Admitting;
         cx.out.push(Action::Admit);
     }
@@ -146,9 +149,8 @@ impl Core {
 
     fn welcome(&mut self, resumed: bool, cx: &mut Cx<'_>) {
         self.phase = Phase::Online;
-        self.online_since = Some(cx.now);
+        self.since = cx.now;
         self.heard(cx.now);
-        self.deadline = (!self.patience.is_zero()).then(|| cx.now + self.patience);
         cx.out.push(Action::Welcome);
         cx.out.push(Action::Note(Note::Connected { resumed }));
         let session_id = self.call.as_ref().and_then(|call| call.session_id());
@@ -163,7 +165,7 @@ impl Core {
         }
         self.ip = newer.ip;
         self.id = newer.id;
-        self.patience = newer.patience;
+        self.keep_alive = newer.keep_alive;
         self.welcome(true, cx);
         if let Some(call) = &mut self.call {
             call.device_back(newer.ip, cx);

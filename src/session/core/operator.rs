@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::{Core, Phase};
+use super::{Aside, Core, Phase};
 use crate::proto::message::{self, Object, Rpc};
 use crate::session::action::{Action, CommandFailed, Cx, EndReason, Reason};
 use crate::session::call::CallView;
@@ -62,7 +62,7 @@ impl Core {
 
     /// Since when this connection, or the one that was lost in a call, is let in.
     pub fn online_since(&self) -> Option<Instant> {
-        self.online_since
+        self.is_present().then_some(self.since)
     }
 
     /// The call, unless the device has left it.
@@ -77,7 +77,7 @@ impl Core {
         if self.phase != Phase::Online {
             return cx.out.push(failed(CommandFailed::NotConnected));
         }
-        let commands = self.commands.get_or_insert_default();
+        let commands = &mut self.aside.get_or_insert_default().commands;
         if commands.pending.len() >= MAX_PENDING {
             return cx.out.push(failed(CommandFailed::Busy));
         }
@@ -89,7 +89,7 @@ impl Core {
 
     /// An `mcp` message of the device. True: it answered a command.
     pub(super) fn command_answered(&mut self, text: &str, cx: &mut Cx<'_>) -> bool {
-        let Some(commands) = &mut self.commands else { return false };
+        let Some(Aside { commands, .. }) = self.aside.as_deref_mut() else { return false };
         let Some(rpc) = message::rpc(text).filter(|rpc| rpc.method.is_none()) else { return false };
         let id = rpc.id.and_then(|id| id.parse::<u32>().ok());
         let Some(place) = commands.pending.iter().position(|pending| Some(pending.id) == id) else {
@@ -103,7 +103,7 @@ impl Core {
     }
 
     pub(super) fn commands_timeout(&mut self, cx: &mut Cx<'_>) {
-        let Some(commands) = &mut self.commands else { return };
+        let Some(Aside { commands, .. }) = self.aside.as_deref_mut() else { return };
         while commands.pending.front().is_some_and(|pending| pending.until <= cx.now)
             && let Some(pending) = commands.pending.pop_front()
         {
@@ -113,10 +113,9 @@ impl Core {
 
     /// The device is gone: nobody will answer.
     pub(super) fn fail_commands(&mut self, cx: &mut Cx<'_>) {
-        let pending = self.commands.take().map(|commands| commands.pending).unwrap_or_default();
-        cx.out.extend(pending.into_iter().map(|pending| Action::Answer {
-            ticket: pending.ticket,
-            result: Err(CommandFailed::NotConnected),
+        let Some(aside) = &mut self.aside else { return };
+        cx.out.extend(std::mem::take(&mut aside.commands).pending.into_iter().map(|pending| {
+            Action::Answer { ticket: pending.ticket, result: Err(CommandFailed::NotConnected) }
         }));
     }
 

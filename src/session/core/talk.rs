@@ -50,7 +50,8 @@ impl Core {
         if peek.kind == "goodbye" || peek.kind == "mcp" {
             return;
         }
-        let id = peek.session_id.as_deref().or(self.last_id.as_deref());
+        let last_id = self.aside.as_ref().and_then(|aside| aside.last_id.as_deref());
+        let id = peek.session_id.as_deref().or(last_id);
         cx.out.push(Action::Publish(message::goodbye(id)));
     }
 
@@ -64,13 +65,14 @@ impl Core {
             }
         };
         self.end_call(EndReason::Replaced, cx);
-        self.hello = Some(Box::new(hello));
+        self.aside.get_or_insert_default().hello = Some(Box::new(hello));
         cx.out.push(Action::Grant);
     }
 
     /// The shell's answer to [`Action::Grant`]: the call begins.
     pub fn granted(&mut self, grant: Grant, cx: &mut Cx<'_>) {
-        let (Some(hello), Some(id)) = (self.hello.take(), &self.id) else { return };
+        let hello = self.aside.as_mut().and_then(|aside| aside.hello.take());
+        let (Some(hello), Some(id)) = (hello, &self.id) else { return };
         let allowed = grant.allowed;
         let call = self.call.insert(Box::new(Call::new(*hello, grant, self.ip, cx.now)));
         let flow = match allowed {
