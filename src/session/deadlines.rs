@@ -80,6 +80,10 @@ impl Deadlines {
         Self { start, after: [None; COUNT] }
     }
 
+    pub(super) fn start(&self) -> Instant {
+        self.start
+    }
+
     /// A deadline more than 49 days after the call's start rings then.
     pub(super) fn set(&mut self, timer: Timer, at: Instant) {
         let millis = at.saturating_duration_since(self.start).as_nanos().div_ceil(1_000_000);

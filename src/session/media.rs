@@ -90,7 +90,6 @@ pub(super) enum Frame<'a> {
 pub(super) struct Media {
     cipher: Cipher,
     ssrc: u32,
-    began: Instant,
     window: Window,
     sequence: u32,
     peer: Option<Peer>,
@@ -98,7 +97,7 @@ pub(super) struct Media {
     /// The IP address of the device's MQTT connection: trusted on any port.
     home: IpAddr,
     opus_config: Option<u8>,
-    candidate: Option<Candidate>,
+    candidate: Option<Box<Candidate>>,
     pub(super) framing: Framing,
     jitter: Jitter,
     pub(super) facts: Facts,
@@ -116,7 +115,6 @@ impl Media {
         Self {
             cipher: Cipher::new(&grant.key),
             ssrc: grant.ssrc,
-            began: now,
             window: Window::new(),
             sequence: 0,
             peer: None,
@@ -244,7 +242,11 @@ impl Media {
         };
         if seen < ADOPT_AFTER {
             let next = header.sequence.wrapping_add(1);
-            self.candidate = Some(Candidate { addr: from.addr, next, opus_config: config, seen });
+            let candidate = Candidate { addr: from.addr, next, opus_config: config, seen };
+            match &mut self.candidate {
+                Some(known) => **known = candidate,
+                None => self.candidate = Some(Box::new(candidate)),
+            }
             return Err(Discard::ForeignSource);
         }
         self.judge(header.sequence)?;
@@ -273,8 +275,8 @@ impl Media {
         &datagram[..end]
     }
 
-    /// Tells what a server's binary frame is, and learns from it.
-    pub(super) fn classify<'a>(&mut self, frame: &'a [u8], fixed: bool, now: Instant) -> Frame<'a> {
+    /// Tells what a binary frame of a server is, in a call of this age, and learns from it.
+    pub(super) fn classify<'a>(&mut self, frame: &'a [u8], fixed: bool, age: Duration) -> Frame<'a> {
         let headed = audio::parse_ws(frame);
         match (self.framing, headed) {
             (Framing::Known(Spoken::Header), Some((timestamp, payload))) => sized(timestamp, payload),
@@ -283,7 +285,7 @@ impl Media {
                 self.framing = Framing::Known(Spoken::Header);
                 sized(timestamp, payload)
             }
-            (Framing::Known(Spoken::Raw), _) => sized(self.elapsed(now), frame),
+            (Framing::Known(Spoken::Raw), _) => sized(millis(age), frame),
             (Framing::Unknown(_), Some((timestamp, payload))) => {
                 self.framing = Framing::Known(Spoken::Header);
                 sized(timestamp, payload)
@@ -295,18 +297,18 @@ impl Media {
             }
             (Framing::Unknown(_), None) => {
                 self.framing = Framing::Known(Spoken::Raw);
-                sized(self.elapsed(now), frame)
+                sized(millis(age), frame)
             }
         }
     }
 
     /// A frame held while the framing was unknown, now that it is known.
-    pub(super) fn reconsider<'a>(&self, frame: &'a [u8], now: Instant) -> Frame<'a> {
+    pub(super) fn reconsider<'a>(&self, frame: &'a [u8], age: Duration) -> Frame<'a> {
         match (self.framing, audio::parse_ws(frame)) {
             (Framing::Unknown(_), _) => Frame::Undecided,
             (Framing::Known(Spoken::Header), Some((timestamp, payload))) => sized(timestamp, payload),
             (Framing::Known(Spoken::Header), None) => Frame::Bad,
-            (Framing::Known(Spoken::Raw), _) => sized(self.elapsed(now), frame),
+            (Framing::Known(Spoken::Raw), _) => sized(millis(age), frame),
         }
     }
 
@@ -332,11 +334,11 @@ impl Media {
         self.facts.down_bytes += payload.len() as u64;
         Sealed { peer, len }
     }
+}
 
-    /// Timestamps for servers that send none: milliseconds since the call's start, never zero.
-    fn elapsed(&self, now: Instant) -> u32 {
-        (now.saturating_duration_since(self.began).as_millis() as u32).max(1)
-    }
+/// Timestamps for servers that send none: milliseconds since the call's start, never zero.
+fn millis(age: Duration) -> u32 {
+    (age.as_millis() as u32).max(1)
 }
 
 fn sized(timestamp: u32, payload: &[u8]) -> Frame<'_> {

@@ -13,30 +13,34 @@ const MAX_FRAMES: usize = 256;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Overflow;
 
-/// Text that waits for a peer to be there.
+/// Text that waits for a peer to be there. Mostly none does, so it is apart.
 #[derive(Debug, Default)]
-pub(super) struct Texts {
-    waiting: VecDeque<Box<str>>,
+pub(super) struct Texts(Option<Box<Waiting>>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    texts: VecDeque<Box<str>>,
     bytes: usize,
 }
 
 impl Texts {
     pub(super) fn push(&mut self, text: &str) -> Result<(), Overflow> {
-        if self.waiting.len() >= MAX_TEXTS || self.bytes + text.len() > MAX_TEXT_BYTES {
+        let waiting = self.0.get_or_insert_default();
+        if waiting.texts.len() >= MAX_TEXTS || waiting.bytes + text.len() > MAX_TEXT_BYTES {
             return Err(Overflow);
         }
-        self.bytes += text.len();
-        self.waiting.push_back(text.into());
+        waiting.bytes += text.len();
+        waiting.texts.push_back(text.into());
         Ok(())
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.0.as_ref().is_none_or(|waiting| waiting.texts.is_empty())
     }
 
     /// Everything, in order; the queue's memory goes with it.
     pub(super) fn take(&mut self) -> VecDeque<Box<str>> {
-        std::mem::take(self).waiting
+        self.0.take().map(|waiting| waiting.texts).unwrap_or_default()
     }
 }
 
@@ -49,9 +53,12 @@ pub(super) enum Held {
     Frame(Box<[u8]>),
 }
 
-/// Text and audio from the chat server, in the order they came.
+/// Text and audio from the chat server, in the order they came. Mostly there is none, so it is apart.
 #[derive(Debug, Default)]
-pub(super) struct HeldQueue {
+pub(super) struct HeldQueue(Option<Box<Items>>);
+
+#[derive(Debug, Default)]
+struct Items {
     items: VecDeque<Held>,
     texts: usize,
     text_bytes: usize,
@@ -60,52 +67,56 @@ pub(super) struct HeldQueue {
 
 impl HeldQueue {
     pub(super) fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.0.as_ref().is_none_or(|held| held.items.is_empty())
     }
 
     pub(super) fn front(&self) -> Option<&Held> {
-        self.items.front()
+        self.0.as_ref()?.items.front()
     }
 
     pub(super) fn push_text(&mut self, text: &str, tts_start: bool) -> Result<(), Overflow> {
-        if self.texts >= MAX_TEXTS || self.text_bytes + text.len() > MAX_TEXT_BYTES {
+        let held = self.0.get_or_insert_default();
+        if held.texts >= MAX_TEXTS || held.text_bytes + text.len() > MAX_TEXT_BYTES {
             return Err(Overflow);
         }
-        self.texts += 1;
-        self.text_bytes += text.len();
-        self.items.push_back(Held::Text { text: text.into(), tts_start });
+        held.texts += 1;
+        held.text_bytes += text.len();
+        held.items.push_back(Held::Text { text: text.into(), tts_start });
         Ok(())
     }
 
     /// False when full: the newest frame is the loser.
     pub(super) fn push_frame(&mut self, frame: &[u8]) -> bool {
-        if self.frames >= MAX_FRAMES {
+        let held = self.0.get_or_insert_default();
+        if held.frames >= MAX_FRAMES {
             return false;
         }
-        self.frames += 1;
-        self.items.push_back(Held::Frame(frame.into()));
+        held.frames += 1;
+        held.items.push_back(Held::Frame(frame.into()));
         true
     }
 
     pub(super) fn pop(&mut self) -> Option<Held> {
-        let item = self.items.pop_front()?;
+        let held = self.0.as_mut()?;
+        let item = held.items.pop_front()?;
         match &item {
             Held::Text { text, .. } => {
-                self.texts -= 1;
-                self.text_bytes -= text.len();
+                held.texts -= 1;
+                held.text_bytes -= text.len();
             }
-            Held::Frame(_) => self.frames -= 1,
+            Held::Frame(_) => held.frames -= 1,
         }
-        if self.items.is_empty() {
-            *self = Self::default();
+        if held.items.is_empty() {
+            self.0 = None;
         }
         Some(item)
     }
 
     /// Forgets every frame, keeps the text in order; says how many frames went.
     pub(super) fn drop_frames(&mut self) -> usize {
-        self.items.retain(|item| matches!(item, Held::Text { .. }));
-        std::mem::take(&mut self.frames)
+        let Some(held) = &mut self.0 else { return 0 };
+        held.items.retain(|item| matches!(item, Held::Text { .. }));
+        std::mem::take(&mut held.frames)
     }
 }
 

@@ -11,8 +11,6 @@ use super::{BadMessage, Object, quote};
 pub struct DeviceHello {
     /// The hello with all fields the device sent, but `transport` "websocket" and `version` 2.
     pub to_server: Box<str>,
-    /// `audio_params` as written, when an object.
-    pub audio_params: Option<Box<str>>,
     /// `features.mcp` is true: the device answers MCP requests.
     pub mcp: bool,
 }
@@ -28,7 +26,6 @@ pub fn device_hello(text: &str) -> Result<DeviceHello, BadHello> {
     hello.set("version", "2");
     hello.set("transport", r#""websocket""#);
     Ok(DeviceHello {
-        audio_params: raw_object(&hello, "audio_params"),
         mcp: hello.object("features").is_some_and(|features| features.raw("mcp") == Some("true")),
         to_server: hello.to_string().into(),
     })
@@ -60,9 +57,15 @@ impl fmt::Display for BadHello {
 impl std::error::Error for BadHello {}
 
 impl DeviceHello {
+    /// `audio_params` as written, when an object. Read anew each time: it is needed once, the hello is kept.
+    pub fn audio_params(&self) -> Option<Box<str>> {
+        raw_object(&Object::parse(&self.to_server).ok()?, "audio_params")
+    }
+
     /// How long the device's audio packets are, in milliseconds, as far as it says.
     pub fn frame_duration_ms(&self) -> Option<u32> {
-        let params = self.audio_params.as_deref().and_then(|raw| Object::parse(raw).ok())?;
+        let hello = Object::parse(&self.to_server).ok()?;
+        let params = hello.object("audio_params")?;
         params.number("frame_duration").map(|ms| ms as u32)
     }
 }

@@ -233,7 +233,7 @@ fn device_hellos() {
         r#""text_font":{"bundle":"b","size":1.0},"audio_params":{"format":"opus", "sample_rate":16000},"x":"\u00e9"}"#
     );
     assert_eq!(&*hello.to_server, expected);
-    assert_eq!(hello.audio_params.as_deref(), Some(r#"{"format":"opus", "sample_rate":16000}"#));
+    assert_eq!(hello.audio_params().as_deref(), Some(r#"{"format":"opus", "sample_rate":16000}"#));
     assert!(hello.mcp);
 
     let cases = [
@@ -249,7 +249,7 @@ fn device_hellos() {
         ),
     ];
     for (text, to_server) in cases {
-        let hello = DeviceHello { to_server: to_server.into(), audio_params: None, mcp: false };
+        let hello = DeviceHello { to_server: to_server.into(), mcp: false };
         assert_eq!(device_hello(text), Ok(hello), "{text}");
     }
 

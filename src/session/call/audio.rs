@@ -45,6 +45,9 @@ impl Call {
         let opened: Opened = self.media.open(from, datagram, config.udp.peer_policy, now)?;
         self.last_activity = now;
         let (payload, first) = (opened.payload, opened.first);
+        if first && self.id.is_some() {
+            self.grant = None;
+        }
         match self.stage {
             Stage::Live => Ok(Uplink::Server { frame: self.media.framed(&opened, datagram), payload, first }),
             Stage::Bridged => {
@@ -82,7 +85,7 @@ impl Call {
         self.server_said(now);
         let fixed = self.server.as_ref().is_some_and(|server| server.framing != FramingSetting::Auto);
         let before = self.media.framing;
-        let found = self.media.classify(frame, fixed, now);
+        let found = self.media.classify(frame, fixed, self.age(now));
         if let (Framing::Known(spoken), Some(server)) = (self.media.framing, &self.server)
             && self.media.framing != before
         {
@@ -150,7 +153,8 @@ impl Call {
             let waits = match front {
                 Held::Text { tts_start, .. } => *tts_start && self.must_hold(),
                 Held::Frame(frame) => {
-                    self.must_hold() || matches!(self.media.reconsider(frame, cx.now), Frame::Undecided)
+                    self.must_hold()
+                        || matches!(self.media.reconsider(frame, self.age(cx.now)), Frame::Undecided)
                 }
             };
             if waits {
@@ -168,7 +172,7 @@ impl Call {
     }
 
     fn release_frame(&mut self, frame: &[u8], cx: &mut Cx<'_>) {
-        let found = self.media.reconsider(frame, cx.now);
+        let found = self.media.reconsider(frame, self.age(cx.now));
         let (Frame::Audio(timestamp, payload), Some(peer)) = (found, self.media.peer()) else {
             self.media.facts.dropped += 1;
             cx.out.push(Action::Count(Counter::Dropped(Discard::BadFrame)));

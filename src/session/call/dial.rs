@@ -32,7 +32,7 @@ const NO_UUID: &str = "default-client-id";
 impl Call {
     pub(in super::super) fn begin(&mut self, caller: Caller<'_>, cx: &mut Cx<'_>) -> Flow {
         self.plan = cx.servers.plan(cx.config.servers_for(caller.id.mac()), cx.now);
-        self.deadlines.set(Timer::Answer, self.began + ANSWER_WITHIN);
+        self.deadlines.set(Timer::Answer, self.began() + ANSWER_WITHIN);
         self.dial_next(caller, cx)
     }
 
@@ -45,6 +45,7 @@ impl Call {
     fn dial(&mut self, server: Arc<Server>, fresh: bool, caller: Caller<'_>, cx: &mut Cx<'_>) {
         self.stage = Stage::Dialing { connecting: false };
         self.server_id = None;
+        self.server_named = false;
         self.server_spoke = false;
         self.greet_over = false;
         for timer in [Timer::Connect, Timer::Again, Timer::Greet] {
@@ -182,9 +183,9 @@ impl Call {
     fn back_off(&mut self, cx: &Cx<'_>) -> Duration {
         let was_live = self.stage == Stage::Live;
         let settled = was_live && cx.now.saturating_duration_since(self.live_since) >= SETTLED_AFTER;
-        let mut outage = match self.outage {
+        let mut outage = match self.outage.take() {
             Some(outage) if !settled => outage,
-            _ => Outage { since: cx.now, lost: cx.now, attempts: 0 },
+            _ => Box::new(Outage { since: cx.now, lost: cx.now, attempts: 0 }),
         };
         if was_live {
             outage.lost = cx.now;

@@ -3,6 +3,7 @@
 use super::super::action::{Action, Cx, Discard, EndReason, Summary};
 use super::super::queue::Texts;
 use super::Call;
+use super::order::hello_reply;
 use crate::proto::message;
 
 /// What a device that named none is told in a hello that only announces a failure.
@@ -21,7 +22,7 @@ impl Call {
 
     /// Says goodbye to both sides as the reason demands, and sums the call up. Returns the id the device was given.
     pub(in super::super) fn finish(mut self, reason: EndReason, cx: &mut Cx<'_>) -> Option<Box<str>> {
-        let (duration, state) = (cx.now.saturating_duration_since(self.began), self.view().state);
+        let (duration, state) = (cx.now.saturating_duration_since(self.began()), self.view().state);
         let goodbye = (reason != EndReason::ServerClosed).then_some(reason.label());
         self.leave_server(goodbye, if reason == EndReason::Shutdown { 1001 } else { 1000 }, cx);
         self.drop_held_audio(Discard::NoPeer, cx);
@@ -31,7 +32,7 @@ impl Call {
             // The call ends anyway, and a device that is there takes all text.
             let _ = self.release_texts(cx);
         }
-        let id = self.id.take().unwrap_or_else(|| self.grant.session_id.clone());
+        let id = self.id.take().unwrap_or_else(|| self.own_id().into());
         if told {
             self.tell_device(&id, answered, reason, cx);
         }
@@ -52,8 +53,8 @@ impl Call {
     /// Closes the chat server's WebSocket, or stops dialling; before that says goodbye for this reason.
     pub(super) fn leave_server(&self, goodbye: Option<&str>, code: u16, cx: &mut Cx<'_>) {
         if let Some(reason) = goodbye.filter(|_| self.has_server() && cx.config.websocket.send_goodbye) {
-            let id = self.server_session_id().unwrap_or(&self.grant.session_id);
-            let duration = cx.now.saturating_duration_since(self.began).as_millis() as u64;
+            let id = self.server_session_id().unwrap_or(self.own_id());
+            let duration = cx.now.saturating_duration_since(self.began()).as_millis() as u64;
             cx.out.push(Action::Say(message::server_goodbye(Some(id), reason, duration)));
         }
         cx.out.push(Action::HangUp(code));
@@ -65,9 +66,10 @@ impl Call {
             let (status, why) = reason.words();
             cx.out.push(Action::Publish(message::alert(Some(id), status, why, "sad")));
         }
-        if !answered {
-            let audio_params = self.hello.audio_params.as_deref().unwrap_or(DEFAULT_AUDIO);
-            cx.out.push(Action::Publish(self.hello_reply(id, Some(audio_params))));
+        if let (false, Some(grant)) = (answered, &self.grant) {
+            let audio_params = self.hello.audio_params();
+            let audio_params = audio_params.as_deref().unwrap_or(DEFAULT_AUDIO);
+            cx.out.push(Action::Publish(hello_reply(grant, id, Some(audio_params))));
         }
         let goodbye = self.farewell.take().unwrap_or_else(|| message::goodbye(Some(id)));
         cx.out.push(Action::Publish(goodbye));

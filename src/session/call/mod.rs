@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::action::{Action, Cx, EndReason, Failure, Grant, Note};
 use super::deadlines::{Deadlines, Timer};
@@ -51,15 +51,17 @@ enum Stage {
 
 pub(super) struct Call {
     stage: Stage,
-    began: Instant,
     hello: DeviceHello,
-    /// Fresh for this hello; `session_id` is the gateway's own, used when the server names none.
-    grant: Grant,
+    /// Fresh for this hello; `session_id` is the gateway's own, used when the server names none. There until the device
+    /// was answered and has shown that it understood.
+    grant: Option<Box<Grant>>,
     media: Media,
     /// The id the device was given: there once its hello reply is out.
     id: Option<Box<str>>,
-    /// The id the present server uses.
+    /// The id the present server uses, if it is another one.
     server_id: Option<Box<str>>,
+    /// The present server named a session.
+    server_named: bool,
     server: Option<Arc<Server>>,
     /// Servers not yet tried for this hello.
     plan: VecDeque<Arc<Server>>,
@@ -85,7 +87,7 @@ pub(super) struct Call {
     hold_spent: bool,
     /// The device began to listen.
     listened: bool,
-    outage: Option<Outage>,
+    outage: Option<Box<Outage>>,
     live_since: Instant,
     jitter: u64,
     /// The device left before the server was there: what it said is still sent, then the call ends.
@@ -109,11 +111,11 @@ impl Call {
     pub(super) fn new(hello: DeviceHello, grant: Grant, ip: IpAddr, now: Instant) -> Self {
         Self {
             stage: Stage::Dialing { connecting: false },
-            began: now,
             hello,
             media: Media::new(&grant, ip, now),
             id: None,
             server_id: None,
+            server_named: false,
             server: None,
             plan: VecDeque::new(),
             deadlines: Deadlines::new(now),
@@ -136,7 +138,7 @@ impl Call {
             closing: None,
             farewell: None,
             silence: Box::default(),
-            grant,
+            grant: Some(Box::new(grant)),
         }
     }
 
@@ -150,6 +152,20 @@ impl Call {
 
     pub(super) fn session_id(&self) -> Option<&str> {
         self.id.as_deref()
+    }
+
+    /// When the device said hello.
+    fn began(&self) -> Instant {
+        self.deadlines.start()
+    }
+
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.began())
+    }
+
+    /// The gateway's own name for the session, until the device knows one.
+    fn own_id(&self) -> &str {
+        self.grant.as_ref().map_or("", |grant| &grant.session_id)
     }
 
     /// The id towards the present server.
@@ -217,7 +233,8 @@ impl Call {
         if self.media.peer().is_some() {
             return Ok(());
         }
-        let advertised = format!("{}:{}", self.grant.udp_host, self.grant.udp_port);
+        let Some(grant) = &self.grant else { return Ok(()) };
+        let advertised = format!("{}:{}", grant.udp_host, grant.udp_port);
         cx.out.push(Action::Note(Note::Unheard { after: cx.config.udp.first_packet_warn, advertised }));
         if !cx.config.udp.first_packet_alert {
             return Ok(());
@@ -281,5 +298,17 @@ impl Call {
 impl From<Overflow> for EndReason {
     fn from(_: Overflow) -> Self {
         Self::Overflow
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn what_a_call_costs_is_known() {
+        // On x86-64 and ARMv8; the expanded key alone is 176 bytes.
+        assert!(size_of::<Call>() <= 768, "{}", size_of::<Call>());
     }
 }

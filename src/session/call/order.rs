@@ -1,6 +1,8 @@
 //! Text both ways: the hello of each side, what waits for it, and session ids where the two sides' differ.
 
-use super::super::action::{Action, Counter, Cx, Discard, EndReason, Failure, Note};
+use std::collections::VecDeque;
+
+use super::super::action::{Action, Counter, Cx, Discard, EndReason, Failure, Grant, Note};
 use super::super::deadlines::Timer;
 use super::{Call, Caller, Flow, Stage};
 use crate::proto::audio;
@@ -13,7 +15,8 @@ impl Call {
         self.stage = Stage::Live;
         self.live_since = cx.now;
         self.server_heard = cx.now;
-        self.server_id = hello.session_id;
+        self.plan = VecDeque::new();
+        self.server_named(hello.session_id);
         for timer in [Timer::Answer, Timer::Greet, Timer::Again, Timer::GiveUp] {
             self.deadlines.clear(timer);
         }
@@ -45,12 +48,13 @@ impl Call {
 
     /// The hello reply: the call is up.
     fn answer(&mut self, audio_params: Option<Box<str>>, cx: &mut Cx<'_>) -> Flow {
-        let id = self.server_id.clone().unwrap_or_else(|| self.grant.session_id.clone());
-        let audio_params = audio_params.or_else(|| self.hello.audio_params.clone());
-        let reply = self.hello_reply(&id, audio_params.as_deref());
+        let Some(grant) = &self.grant else { return Ok(()) };
+        let id = self.server_id.take().unwrap_or_else(|| grant.session_id.clone());
+        let audio_params = audio_params.or_else(|| self.hello.audio_params());
+        let reply = hello_reply(grant, &id, audio_params.as_deref());
         self.id = Some(id.clone());
         self.publish(reply, cx)?;
-        let after = cx.now.saturating_duration_since(self.began);
+        let after = cx.now.saturating_duration_since(self.began());
         let url = self.server_name();
         cx.out.push(Action::Count(Counter::Answered(after.as_millis() as u32)));
         cx.out.push(Action::Note(Note::CallBegan { session_id: id, url, after }));
@@ -62,21 +66,16 @@ impl Call {
         Ok(())
     }
 
-    pub(super) fn hello_reply(&self, id: &str, audio_params: Option<&str>) -> String {
-        message::hello_reply(&HelloReply {
-            session_id: id,
-            audio_params,
-            server: &self.grant.udp_host,
-            port: self.grant.udp_port,
-            key: &self.grant.key,
-            nonce: &audio::nonce(self.grant.ssrc),
-        })
+    /// The present server calls the session by this id. What is the device's own is not kept twice.
+    fn server_named(&mut self, id: Option<Box<str>>) {
+        self.server_named = id.is_some();
+        self.server_id = id.filter(|id| self.id.as_ref() != Some(id));
     }
 
     /// The call goes on with another WebSocket: the new server learns what the device was saying.
     fn resume(&mut self, cx: &mut Cx<'_>) {
         self.media.facts.redials += 1;
-        let lost = self.outage.map_or(cx.now, |outage| outage.lost);
+        let lost = self.outage.as_ref().map_or(cx.now, |outage| outage.lost);
         let url = self.server_name();
         cx.out.push(Action::Count(Counter::Redialled));
         cx.out.push(Action::Note(Note::Redialled { url, after: cx.now.saturating_duration_since(lost) }));
@@ -111,7 +110,9 @@ impl Call {
             ("hello", Stage::Live) => {
                 cx.out.push(Action::Count(Counter::RepeatedHello));
                 // The first one of a server that was taken as live without: what it names its session counts.
-                self.server_id = self.server_id.take().or_else(|| message::server_hello(text).session_id);
+                if !self.server_named {
+                    self.server_named(message::server_hello(text).session_id);
+                }
                 Ok(())
             }
             ("goodbye", Stage::Greeting) => {
@@ -140,8 +141,8 @@ impl Call {
     pub(super) fn deliver(&mut self, text: &str, cx: &mut Cx<'_>) -> Flow {
         let Some(id) = &self.id else { return Ok(()) };
         let mapped = match &self.server_id {
-            Some(server_id) if server_id != id => message::replace_session_id(text, server_id, id),
-            _ => text.into(),
+            Some(server_id) => message::replace_session_id(text, server_id, id),
+            None => text.into(),
         };
         let text = message::ensure_session_id(&mapped, id).into_owned();
         if let Ok(Peek { kind, state: Some(state), .. }) = message::peek(&text)
@@ -224,11 +225,20 @@ impl Call {
     /// A device's text goes to the server, with the id the server knows.
     fn say(&self, text: &str, cx: &mut Cx<'_>) {
         let text = match (&self.id, &self.server_id) {
-            (Some(id), Some(server_id)) if id != server_id => {
-                message::replace_session_id(text, id, server_id)
-            }
+            (Some(id), Some(server_id)) => message::replace_session_id(text, id, server_id),
             _ => text.into(),
         };
         cx.out.push(Action::Say(text.into_owned()));
     }
+}
+
+pub(super) fn hello_reply(grant: &Grant, id: &str, audio_params: Option<&str>) -> String {
+    message::hello_reply(&HelloReply {
+        session_id: id,
+        audio_params,
+        server: &grant.udp_host,
+        port: grant.udp_port,
+        key: &grant.key,
+        nonce: &audio::nonce(grant.ssrc),
+    })
 }

@@ -75,7 +75,7 @@ impl Call {
                 Stage::Bridged => CallState::Bridged,
             },
             session_id: self.id.as_deref(),
-            began: self.began,
+            began: self.began(),
             server: self.server.as_deref().filter(|_| !self.is_with_device()),
             peer: self.media.peer().map(|peer| peer.addr),
             jitter: self.media.jitter(),
