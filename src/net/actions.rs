@@ -54,7 +54,7 @@ impl Gateway {
             Action::Ping => {
                 if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
                     // A server that takes no ping does not read: its missing pong will tell.
-                    let _ = backend.ping();
+                    let _ = backend.ping(&mut self.contexts);
                     self.touch(id);
                 }
             }
@@ -85,7 +85,7 @@ impl Gateway {
         let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
             return;
         };
-        if backend.send_text(text).is_err() {
+        if backend.send_text(text, &mut self.contexts).is_err() {
             self.ready.push_back(Ready::SlowBackend(id));
         }
         self.touch(id);

@@ -9,23 +9,16 @@ use std::time::{Duration, Instant, SystemTime};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use tungstenite::protocol::frame::coding::CloseCode;
-use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
-use tungstenite::{Bytes, Error, Message, Utf8Bytes, WebSocket};
+use tungstenite::protocol::{CloseFrame, WebSocketContext};
+use tungstenite::{Bytes, Error, Message, Utf8Bytes};
 
+use super::contexts::{Contexts, MAX_WRITE_BUFFER};
 use super::stream::{Handshake, Progress, Stream, TlsClient};
 use super::tap::Tap;
 use super::upgrade::{self, Upgrade};
 use crate::config::{Secret, Server};
 use crate::session::{DialRequest, Failure, Gone, OWN_SHORTAGE};
 
-/// What tungstenite takes at a time from the chunk that was read; every call owns a buffer of this size.
-const READ_BUFFER: usize = 128;
-/// Frames gather up to here before they are written; the end of the turn writes them anyway.
-const WRITE_BUFFER: usize = 16 * 1024;
-/// What a chat server that does not read may let pile up: then audio is dropped, and text ends the call.
-const MAX_WRITE_BUFFER: usize = 128 * 1024;
-/// The longest message of a chat server.
-const MAX_MESSAGE: usize = 1024 * 1024;
 /// A message longer than this makes the buffers it grew worth giving back.
 const BULKY: usize = 8 * 1024;
 /// The next address of the same host is tried when this one has not answered by then.
@@ -41,9 +34,7 @@ pub(super) struct Backend {
     pub(super) ticket: u64,
     /// Counts against `max_dials`.
     pub(super) counted: bool,
-    /// Bytes taken from the stream, minus those accounted for by whole messages: zero between messages.
-    unread: u64,
-    /// A long message passed: give its buffers back when they are empty.
+    /// A long message passed: free its buffers when they are empty.
     bulky: bool,
 }
 
@@ -59,8 +50,15 @@ enum Stage {
     },
     Securing(Box<Handshake>),
     Upgrading(Box<Upgrade>),
-    Open(Box<WebSocket<Tap>>),
+    Open(Open),
     Spent,
+}
+
+/// An open WebSocket.
+struct Open {
+    tap: Tap,
+    /// There while a message is on its way in or out.
+    context: Option<Box<WebSocketContext>>,
 }
 
 /// How far a dial came.
@@ -104,7 +102,6 @@ impl Backend {
             stage: Stage::Resolving,
             ticket: 0,
             counted: false,
-            unread: 0,
             bulky: false,
         }
     }
@@ -234,15 +231,8 @@ impl Backend {
                         return Step::Wait;
                     }
                     Ok(Some(tail)) => {
-                        self.unread = tail.len() as u64;
-                        let stream = Tap::new(upgrade.into_stream());
-                        let socket = WebSocket::from_partially_read(
-                            stream,
-                            tail,
-                            Role::Client,
-                            Some(websocket_config()),
-                        );
-                        self.stage = Stage::Open(Box::new(socket));
+                        let tap = Tap::new(upgrade.into_stream(), tail);
+                        self.stage = Stage::Open(Open { tap, context: None });
                         return Step::Opened;
                     }
                     Err(why) => return Step::Failed(Failure { stage: "upgrade", why }),
@@ -282,8 +272,8 @@ impl Backend {
     /// Moves the registration of an open WebSocket to another token.
     pub(super) fn reregister(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match &mut self.stage {
-            Stage::Open(socket) => {
-                let tcp = socket.get_mut().stream_mut().tcp_mut();
+            Stage::Open(open) => {
+                let tcp = open.tap.stream_mut().tcp_mut();
                 registry.reregister(tcp, token, Interest::READABLE | Interest::WRITABLE)
             }
             _ => Err(ErrorKind::NotConnected.into()),
@@ -295,51 +285,42 @@ impl Backend {
     /// Lends the loop's chunk for the reads that follow. `more`: the system said that the end of the stream is near, so a
     /// short read proves nothing.
     pub(super) fn lend(&mut self, chunk: &mut Vec<u8>, more: bool) {
-        if let Stage::Open(socket) = &mut self.stage {
-            socket.get_mut().lend(chunk, more);
+        if let Stage::Open(open) = &mut self.stage {
+            open.tap.lend(chunk, more);
         }
     }
 
     /// Takes the chunk back; what was not served yet is kept.
     pub(super) fn reclaim(&mut self, chunk: &mut Vec<u8>) {
-        if let Stage::Open(socket) = &mut self.stage {
-            socket.get_mut().reclaim(chunk);
+        if let Stage::Open(open) = &mut self.stage {
+            open.tap.reclaim(chunk);
         }
     }
 
     /// The next message, if one is there.
-    pub(super) fn read(&mut self) -> Incoming {
-        let Stage::Open(socket) = &mut self.stage else { return Incoming::Blocked };
-        let outcome = socket.read();
-        self.unread += socket.get_mut().take_count();
-        match outcome {
+    pub(super) fn read(&mut self, contexts: &mut Contexts) -> Incoming {
+        let Stage::Open(open) = &mut self.stage else { return Incoming::Blocked };
+        match contexts.lend(&mut open.context).read(&mut open.tap) {
             Ok(Message::Text(text)) => {
-                self.account(text.len());
+                self.bulky |= text.len() > BULKY;
                 Incoming::Text(text)
             }
             Ok(Message::Binary(bytes)) => {
-                self.account(bytes.len());
+                self.bulky |= bytes.len() > BULKY;
                 Incoming::Audio(bytes)
             }
-            Ok(Message::Ping(bytes) | Message::Pong(bytes)) => {
-                self.account(bytes.len());
-                Incoming::Alive
-            }
             Ok(Message::Close(frame)) => Incoming::Gone(Gone::Closed(frame.map(|frame| frame.code.into()))),
-            Ok(Message::Frame(_)) => Incoming::Alive,
-            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
-                self.slim();
-                Incoming::Blocked
-            }
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Incoming::Alive,
+            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Incoming::Blocked,
             Err(error) => {
-                self.fail(&error);
+                self.fail(&error, contexts);
                 Incoming::Gone(Gone::Failed(Failure { stage: "live", why: describe(&error) }))
             }
         }
     }
 
     /// Tells the server what was wrong with its frames, as RFC 6455 section 7.4.1 names it.
-    fn fail(&mut self, error: &Error) {
+    fn fail(&mut self, error: &Error, contexts: &mut Contexts) {
         let code = match error {
             Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => return,
             Error::Protocol(_) => CloseCode::Protocol,
@@ -347,32 +328,34 @@ impl Backend {
             Error::Capacity(_) => CloseCode::Size,
             _ => return,
         };
-        self.close(code);
+        self.close(code, contexts);
     }
 
-    pub(super) fn send_text(&mut self, text: String) -> Result<(), Refused> {
+    pub(super) fn send_text(&mut self, text: String, contexts: &mut Contexts) -> Result<(), Refused> {
         self.bulky |= text.len() > BULKY;
-        self.send(Message::Text(text.into()))
+        self.send(Message::Text(text.into()), contexts)
     }
 
-    pub(super) fn send_audio(&mut self, frame: &[u8]) -> Result<(), Refused> {
-        self.send(Message::Binary(Bytes::copy_from_slice(frame)))
+    pub(super) fn send_audio(&mut self, frame: &[u8], contexts: &mut Contexts) -> Result<(), Refused> {
+        let message = contexts.binary(frame);
+        self.send(message, contexts)
     }
 
-    pub(super) fn ping(&mut self) -> Result<(), Refused> {
-        self.send(Message::Ping(Bytes::new()))
+    pub(super) fn ping(&mut self, contexts: &mut Contexts) -> Result<(), Refused> {
+        self.send(Message::Ping(Bytes::new()), contexts)
     }
 
     /// An error other than a full buffer shows itself at the next read.
-    fn send(&mut self, message: Message) -> Result<(), Refused> {
-        let Stage::Open(socket) = &mut self.stage else { return Ok(()) };
-        let Err(Error::WriteBufferFull(message)) = socket.write(message) else { return Ok(()) };
-        match socket.flush() {
+    fn send(&mut self, message: Message, contexts: &mut Contexts) -> Result<(), Refused> {
+        let Stage::Open(Open { tap, context }) = &mut self.stage else { return Ok(()) };
+        let context = contexts.lend(context);
+        let Err(Error::WriteBufferFull(message)) = context.write(tap, message) else { return Ok(()) };
+        match context.flush(tap) {
             // Nothing waits: the message alone is longer than the buffer, which a reading server need not suffer for.
             Ok(()) => {
-                socket.set_config(|config| config.max_write_buffer_size = usize::MAX);
-                let _ = socket.write(*message);
-                socket.set_config(|config| config.max_write_buffer_size = MAX_WRITE_BUFFER);
+                context.set_config(|config| config.max_write_buffer_size = usize::MAX);
+                let _ = context.write(tap, *message);
+                context.set_config(|config| config.max_write_buffer_size = MAX_WRITE_BUFFER);
                 Ok(())
             }
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Err(Refused),
@@ -381,50 +364,29 @@ impl Backend {
     }
 
     /// Queues a Close frame, after what is queued already.
-    pub(super) fn close(&mut self, code: CloseCode) {
-        if let Stage::Open(socket) = &mut self.stage {
-            let _ = socket.close(Some(CloseFrame { code, reason: Utf8Bytes::default() }));
+    pub(super) fn close(&mut self, code: CloseCode, contexts: &mut Contexts) {
+        if let Stage::Open(Open { tap, context }) = &mut self.stage {
+            let frame = CloseFrame { code, reason: Utf8Bytes::default() };
+            let _ = contexts.lend(context).close(tap, Some(frame));
         }
     }
 
-    /// Writes what is queued. False when the connection is broken.
-    pub(super) fn flush(&mut self) -> bool {
-        let Stage::Open(socket) = &mut self.stage else { return true };
-        match socket.flush() {
+    /// Writes what is queued, and lets others have the context when nothing is left in it. False when the connection is
+    /// broken.
+    pub(super) fn flush(&mut self, contexts: &mut Contexts) -> bool {
+        let Stage::Open(Open { tap, context: lent }) = &mut self.stage else { return true };
+        let Some(mut context) = lent.take() else { return true };
+        // Twice: a pong that found the buffer full comes with the second.
+        let flushed = context.flush(tap).and_then(|()| context.flush(tap));
+        if flushed.is_ok() && context.can_write() && tap.is_between_messages() {
+            contexts.take_back(context, std::mem::take(&mut self.bulky));
+        } else {
+            *lent = Some(context);
+        }
+        match flushed {
             Ok(()) => true,
             Err(Error::Io(error)) => error.kind() == ErrorKind::WouldBlock,
             Err(_) => false,
-        }
-    }
-
-    /// A whole message was read: its frame is accounted for, if it was one frame with the shortest header.
-    fn account(&mut self, payload: usize) {
-        let header = match payload {
-            0..=125 => 2,
-            126..=0xffff => 4,
-            _ => 10,
-        };
-        // What came in many frames may have had shorter headers than one long frame: then the count is no more to be trusted.
-        self.unread = self.unread.checked_sub(payload as u64 + header).unwrap_or(u64::MAX / 2);
-        self.bulky |= payload > BULKY;
-    }
-
-    /// Gives back buffers that grew for one long message. tungstenite never shrinks its own, so it is made anew, which
-    /// loses nothing exactly when every byte read was part of a message handed out and every byte written has left.
-    fn slim(&mut self) {
-        let Stage::Open(socket) = &mut self.stage else { return };
-        if !self.bulky || self.unread != 0 || !socket.can_write() || !socket.can_read() {
-            return;
-        }
-        // All of it, not only what the system takes now.
-        if socket.flush().is_err() {
-            return;
-        }
-        if let Stage::Open(socket) = std::mem::replace(&mut self.stage, Stage::Spent) {
-            let stream = socket.into_inner();
-            let socket = WebSocket::from_raw_socket(stream, Role::Client, Some(websocket_config()));
-            self.stage = Stage::Open(Box::new(socket));
-            self.bulky = false;
         }
     }
 }
@@ -434,15 +396,6 @@ fn is_own_shortage(error: &io::Error) -> bool {
     cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24))
 }
 
-fn websocket_config() -> WebSocketConfig {
-    WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER)
-        .max_write_buffer_size(MAX_WRITE_BUFFER)
-        .max_message_size(Some(MAX_MESSAGE))
-        .max_frame_size(Some(MAX_MESSAGE))
-}
-
 fn describe(error: &Error) -> String {
     match error {
         Error::ConnectionClosed | Error::AlreadyClosed => "the connection ended".to_owned(),
@@ -450,5 +403,16 @@ fn describe(error: &Error) -> String {
             "the connection ended without a Close frame (1006)".to_owned()
         }
         error => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn what_a_websocket_costs_is_known() {
+        assert!(size_of::<Backend>() <= 128, "{}", size_of::<Backend>());
     }
 }

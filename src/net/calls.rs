@@ -157,9 +157,9 @@ impl Gateway {
         if !backend.is_open() {
             return self.bury_if_spent(id);
         }
-        backend.close(CloseCode::from(code));
+        backend.close(CloseCode::from(code), &mut self.contexts);
         let token = token::token(Role::Backend, self.sessions.next_slot());
-        if backend.reregister(self.poll.registry(), token).is_ok() && backend.flush() {
+        if backend.reregister(self.poll.registry(), token).is_ok() && backend.flush(&mut self.contexts) {
             let mut core = Core::new(std::net::Ipv4Addr::UNSPECIFIED.into(), self.now);
             core.retire();
             let rest = self.sessions.insert(core, None, Some(backend));
@@ -204,7 +204,7 @@ impl Gateway {
             if !backend.is_open() {
                 return;
             }
-            match backend.read() {
+            match backend.read(&mut self.contexts) {
                 Incoming::Blocked => {
                     self.touch(id);
                     return self.rearm(id);
@@ -315,7 +315,8 @@ impl Gateway {
                         Ok(Uplink::Peer(payload)) => return self.relay(id, i, payload),
                         Ok(Uplink::Silence) => return self.answer_with_silence(id),
                         Ok(Uplink::Server { frame, payload, first }) => {
-                            let sent = session.backend.as_mut().map(|backend| backend.send_audio(frame));
+                            let backend = session.backend.as_mut();
+                            let sent = backend.map(|backend| backend.send_audio(frame, &mut self.contexts));
                             if !matches!(sent, Some(Ok(()))) {
                                 session.core.unsent(payload);
                                 self.metrics.discarded(match sent {

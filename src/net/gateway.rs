@@ -16,6 +16,7 @@ use super::accept;
 use super::admin::{Admin, ConnId};
 use super::backend::Backend;
 use super::calls::TlsClients;
+use super::contexts::Contexts;
 use super::datagrams::{Datagrams, Flushed};
 use super::device_calls::DeviceCalls;
 use super::doorkeeper::Doorkeeper;
@@ -60,6 +61,7 @@ pub struct Gateway {
     pub(super) scratch: Box<[u8]>,
     /// Lent to the WebSocket that is read.
     pub(super) chunk: Vec<u8>,
+    pub(super) contexts: Contexts,
     due: Vec<(u64, Alarm)>,
     pub(super) config: Arc<Config>,
     pub(super) source: Option<Source>,
@@ -212,6 +214,7 @@ impl Gateway {
             ready: VecDeque::new(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             chunk: Vec::new(),
+            contexts: Contexts::default(),
             due: Vec::new(),
             watch: source.as_ref().and_then(|source| source.path()).map(|path| Watch::new(path.to_owned())),
             config: Arc::new(config),
@@ -462,7 +465,8 @@ impl Gateway {
                 continue;
             }
             session.dirty = false;
-            let broken = session.backend.as_mut().is_some_and(|backend| !backend.flush());
+            let contexts = &mut self.contexts;
+            let broken = session.backend.as_mut().is_some_and(|backend| !backend.flush(contexts));
             if broken {
                 self.ready.push_back(Ready::Backend(id));
             }

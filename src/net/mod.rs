@@ -14,6 +14,7 @@ mod admin;
 mod admission;
 mod backend;
 mod calls;
+mod contexts;
 pub mod datagrams;
 mod device;
 mod device_calls;

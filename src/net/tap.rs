@@ -1,8 +1,8 @@
 //! The stream under a WebSocket, read in large chunks into memory that the loop lends.
 //!
-//! tungstenite reads into a buffer that each call owns. Reading from the system in pieces that small costs a system call
-//! or two per frame; owning large ones costs memory per call. So one chunk, lent for as long as a call is served, takes
-//! all that has come, and tungstenite is fed from it.
+//! tungstenite reads into small buffers. Reading from the system in pieces that small costs a system call or two per frame;
+//! larger ones cost memory per call. So one chunk, lent for as long as a call is served, takes all that has come, and
+//! tungstenite is fed from it, frame by frame.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -11,38 +11,103 @@ use super::stream::Stream;
 /// Bytes per read.
 pub(super) const CHUNK: usize = 16 * 1024;
 
-/// A stream with a tap: what was read and not yet passed on, and a count of what was.
+/// A stream with a tap: what was read and not yet passed on, and where in a message it stands.
 pub(super) struct Tap {
     stream: Stream,
     /// The lent chunk, or what was left when it was taken back.
     chunk: Vec<u8>,
     at: usize,
     filled: usize,
+    place: Place,
     /// The last read found less than there was room for: a new edge will announce more.
     drained: bool,
     more: bool,
-    count: u64,
+}
+
+/// Where in the stream of frames (RFC 6455 section 5.2) the next byte stands.
+#[derive(Default)]
+struct Place {
+    /// Of the frame's payload that is to come; of its length, while that is read.
+    left: u64,
+    /// Bytes of the header seen, two at most.
+    seen: u8,
+    /// Bytes of the length that follow these two.
+    length: u8,
+    /// The frame is not the last of its message.
+    unfinished: bool,
+}
+
+impl Place {
+    /// Moves on, to the end of a frame at most; by how many bytes.
+    fn advance(&mut self, bytes: &[u8]) -> usize {
+        for (i, byte) in bytes.iter().enumerate() {
+            match self.seen {
+                0 if self.left > 0 => {
+                    let n = self.left.min((bytes.len() - i) as u64);
+                    self.left -= n;
+                    return i + n as usize;
+                }
+                0 => {
+                    // Control frames may come between the frames of a message.
+                    if byte & 0x08 == 0 {
+                        self.unfinished = byte & 0x80 == 0;
+                    }
+                    self.seen = 1;
+                    continue;
+                }
+                1 => {
+                    self.seen = 2;
+                    (self.left, self.length) = match byte & 0x7f {
+                        126 => (0, 2),
+                        127 => (0, 8),
+                        left => (left.into(), 0),
+                    };
+                }
+                _ => {
+                    self.left = self.left << 8 | u64::from(*byte);
+                    self.length -= 1;
+                }
+            }
+            if self.length == 0 {
+                self.seen = 0;
+                if self.left == 0 {
+                    return i + 1;
+                }
+            }
+        }
+        bytes.len()
+    }
+
+    fn is_between_messages(&self) -> bool {
+        self.seen == 0 && self.left == 0 && !self.unfinished
+    }
 }
 
 impl Tap {
-    pub(super) fn new(stream: Stream) -> Self {
-        Self { stream, chunk: Vec::new(), at: 0, filled: 0, drained: false, more: true, count: 0 }
+    /// With what was read of the stream before.
+    pub(super) fn new(stream: Stream, read: Vec<u8>) -> Self {
+        let filled = read.len();
+        Self { stream, chunk: read, at: 0, filled, place: Place::default(), drained: false, more: true }
     }
 
     pub(super) fn stream_mut(&mut self) -> &mut Stream {
         &mut self.stream
     }
 
-    /// Bytes passed on since the last call.
-    pub(super) fn take_count(&mut self) -> u64 {
-        std::mem::take(&mut self.count)
+    /// Whether all that was passed on are whole messages.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.place.is_between_messages()
     }
 
     pub(super) fn lend(&mut self, chunk: &mut Vec<u8>, more: bool) {
         (self.drained, self.more) = (false, more);
-        if self.at == self.filled && self.chunk.len() != CHUNK {
-            self.chunk = std::mem::take(chunk);
+        // What was left is less than a chunk.
+        if self.chunk.len() != CHUNK {
+            let kept = std::mem::replace(&mut self.chunk, std::mem::take(chunk));
+            let left = &kept[self.at..self.filled];
             self.chunk.resize(CHUNK, 0);
+            self.chunk[..left.len()].copy_from_slice(left);
+            (self.at, self.filled) = (0, left.len());
         }
     }
 
@@ -68,19 +133,16 @@ impl Read for Tap {
             if self.drained {
                 return Err(ErrorKind::WouldBlock.into());
             }
-            if self.chunk.len() != CHUNK {
-                let n = self.stream.read(buffer)?;
-                self.count += n as u64;
-                return Ok(n);
-            }
+            self.chunk.resize(CHUNK, 0);
             let n = self.stream.read(&mut self.chunk)?;
             (self.at, self.filled) = (0, n);
             self.drained = n > 0 && n < CHUNK && self.short_means_empty();
         }
+        // Not beyond the frame, so that nothing is left in tungstenite's buffer when a message is whole.
         let n = buffer.len().min(self.filled - self.at);
+        let n = self.place.advance(&self.chunk[self.at..self.at + n]);
         buffer[..n].copy_from_slice(&self.chunk[self.at..self.at + n]);
         self.at += n;
-        self.count += n as u64;
         Ok(n)
     }
 }
@@ -106,7 +168,7 @@ mod tests {
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, _) = listener.accept().unwrap();
         client.set_nonblocking(true).unwrap();
-        (Tap::new(Stream::Plain(mio::net::TcpStream::from_std(client))), server)
+        (Tap::new(Stream::Plain(mio::net::TcpStream::from_std(client)), Vec::new()), server)
     }
 
     /// Reads in small pieces until nothing more comes for now, at least `length` bytes.
@@ -140,15 +202,56 @@ mod tests {
         tap.reclaim(&mut chunk);
         assert_eq!(chunk.len(), CHUNK);
         assert!(tap.chunk.len() < CHUNK);
-        // What was left comes first, without the chunk and with it.
+        // What was left comes first.
         tap.lend(&mut chunk, false);
-        assert_eq!(chunk.len(), CHUNK, "not lent while something is left");
+        assert_eq!(chunk.len(), 0);
         let rest = bytes.len() - all.len();
         all.extend(read(&mut tap, rest));
         assert_eq!(all, bytes);
-        assert_eq!(tap.take_count(), bytes.len() as u64);
         tap.reclaim(&mut chunk);
         assert_eq!(tap.chunk.capacity(), 0);
+    }
+
+    #[test]
+    fn what_is_passed_on_ends_with_each_frame() {
+        // Payload, opcode with the final bit; whether a message is whole after it.
+        let table = [
+            (0, 0x82, true),
+            (5, 0x81, true),
+            (125, 0x02, false),
+            (126, 0x00, false),
+            (7, 0x89, false),
+            (0, 0x80, true),
+            (65_535, 0x82, true),
+            (65_536, 0x02, false),
+            (1, 0x8a, false),
+            (3, 0x80, true),
+            (0, 0x89, true),
+        ];
+        for piece in [1, 2, 3, 100, usize::MAX] {
+            let mut place = Place::default();
+            for (payload, opcode, whole) in table {
+                let mut frame = vec![opcode];
+                match payload {
+                    0..=125 => frame.push(payload as u8),
+                    126..=0xffff => frame.extend([126, (payload >> 8) as u8, payload as u8]),
+                    _ => frame.extend([127, 0, 0, 0, 0, 0, (payload >> 16) as u8, (payload >> 8) as u8, 0]),
+                }
+                frame.resize(frame.len() + payload, 0xff);
+                let length = frame.len();
+                // The next frame's first bytes are there already.
+                frame.extend([0x82, 1]);
+                let mut at = 0;
+                while at < length {
+                    assert!(at == 0 || !place.is_between_messages());
+                    let n = place.advance(&frame[at..frame.len().min(at.saturating_add(piece))]);
+                    assert!(n > 0);
+                    at += n;
+                }
+                assert_eq!(at, length, "{payload} bytes in pieces of {piece}");
+                assert_eq!(place.is_between_messages(), whole, "{payload} bytes in pieces of {piece}");
+            }
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::backend::{Backend, Dialer, Incoming, Step};
 use super::calls::TlsClients;
+use super::contexts::Contexts;
 use crate::config::WebSocket;
 use crate::session::{DialRequest, Failure, Gone};
 
@@ -20,6 +21,7 @@ const SERVER: Token = Token(0);
 pub struct Visit {
     poll: Poll,
     backend: Backend,
+    contexts: Contexts,
 }
 
 /// How far a dial came.
@@ -57,27 +59,27 @@ impl Visit {
 
     /// Sends a text. An error shows itself in what is heard next.
     pub fn say(&mut self, text: String) {
-        let _ = self.backend.send_text(text);
-        self.backend.flush();
+        let _ = self.backend.send_text(text, &mut self.contexts);
+        self.backend.flush(&mut self.contexts);
     }
 
     /// Sends a binary message. An error shows itself in what is heard next.
     pub fn send_audio(&mut self, frame: &[u8]) {
-        let _ = self.backend.send_audio(frame);
-        self.backend.flush();
+        let _ = self.backend.send_audio(frame, &mut self.contexts);
+        self.backend.flush(&mut self.contexts);
     }
 
     /// The next thing the server says; `None` when nothing comes until `until`.
     pub fn listen(&mut self, until: Instant) -> Option<Said> {
         loop {
-            match self.backend.read() {
+            match self.backend.read(&mut self.contexts) {
                 Incoming::Text(text) => return Some(Said::Text(text.as_str().to_owned())),
                 Incoming::Audio(frame) => return Some(Said::Audio(frame.to_vec())),
                 Incoming::Gone(gone) => return Some(Said::Gone(gone)),
                 Incoming::Alive => continue,
                 Incoming::Blocked => {}
             }
-            self.backend.flush();
+            self.backend.flush(&mut self.contexts);
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || wait(&mut self.poll, left).is_err() {
                 return None;
@@ -87,7 +89,7 @@ impl Visit {
 
     /// Closes the WebSocket with 1000, and gives the server `limit` to agree.
     pub fn close(mut self, limit: Duration) {
-        self.backend.close(CloseCode::Normal);
+        self.backend.close(CloseCode::Normal, &mut self.contexts);
         let until = Instant::now() + limit;
         while !matches!(self.listen(until), None | Some(Said::Gone(_))) {}
     }
@@ -138,7 +140,7 @@ fn dial(
         }
         match step {
             Step::Wait => {}
-            Step::Opened => return Ok(Visit { poll, backend }),
+            Step::Opened => return Ok(Visit { poll, backend, contexts: Contexts::default() }),
             Step::Failed(failure) => return Err(failure),
         }
         let left = (start + limit).saturating_duration_since(now);

@@ -1,0 +1,72 @@
+//! Audio costs no memory: neither direction of a running call allocates anything per packet. Whatever this process
+//! allocates is counted, the peers' part too, so they have prepared all they send.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::alloc::System;
+use std::io::{Read, Write};
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+use support::audio::Call;
+use support::chat::{ChatServer, Peer, headed};
+use support::device::Device;
+
+#[global_allocator]
+static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const CALLS: u8 = 8;
+const WARM_UP: u32 = 50;
+const PACKETS: u32 = 500;
+const OPUS: [u8; 120] = [0x58; 120];
+/// A masked binary frame with two bytes of length, and the header of the audio.
+const FRAME: usize = 8 + 16 + OPUS.len();
+
+#[test]
+fn no_packet_allocates_in_either_direction() {
+    let server = ChatServer::start();
+    let gateway = support::gateway(&[server.url()]);
+    let mut devices: Vec<_> =
+        (0..CALLS).map(|number| Device::connect(gateway.addresses().mqtt, number)).collect();
+    let mut calls: Vec<_> = devices.iter_mut().map(|device| device.call(&server)).collect();
+    let up: Vec<Vec<_>> = (1..=WARM_UP + PACKETS)
+        .map(|sequence| calls.iter().map(|(call, _)| call.seal(0, sequence, &OPUS)).collect())
+        .collect();
+    let opus = headed(60, &OPUS);
+    let mut down = vec![0x82, 126, 0, opus.len() as u8];
+    down.extend(opus);
+
+    calls.iter().for_each(|(call, _)| call.udp.set_read_timeout(Some(support::LIMIT)).unwrap());
+    // The first packets of a call have more to bring about.
+    let (warm_up, measured) = up.split_at(WARM_UP as usize);
+    warm_up.iter().for_each(|packets| exchange(&mut calls, packets, &down));
+    let region = Region::new(COUNTED);
+    measured.iter().for_each(|packets| exchange(&mut calls, packets, &down));
+    let counted = region.change();
+
+    let packets = 2 * PACKETS as usize * calls.len();
+    assert!(
+        counted.allocations + counted.reallocations < packets / 100,
+        "{} allocations and {} reallocations in {packets} packets",
+        counted.allocations,
+        counted.reallocations
+    );
+}
+
+/// One packet each way in each call. All of one direction are under way at once.
+fn exchange(calls: &mut [(Call, Peer)], packets: &[Vec<u8>], down: &[u8]) {
+    for ((call, _), packet) in calls.iter().zip(packets) {
+        call.udp.send_to(packet, call.gateway).unwrap();
+    }
+    for (_, peer) in calls.iter() {
+        peer.tcp().unwrap().read_exact(&mut [0; FRAME]).unwrap();
+    }
+    for (_, peer) in calls.iter() {
+        peer.tcp().unwrap().write_all(down).unwrap();
+    }
+    for (call, _) in calls.iter() {
+        let received = call.udp.recv(&mut [0; 2048]).unwrap();
+        assert_eq!(received, 16 + OPUS.len());
+    }
+}
