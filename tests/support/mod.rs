@@ -14,6 +14,7 @@ use mqtt_websocket_proxy::config::{Config, PublicIp, Server};
 use mqtt_websocket_proxy::net::Running;
 
 pub mod audio;
+pub mod bytes;
 pub mod chat;
 pub mod crowd;
 pub mod device;

@@ -251,18 +251,20 @@ pub fn hmac(key: &str, text: &str) -> Vec<u8> {
 
 /// A packet with the right remaining length.
 pub fn packet(first: u8, body: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![first];
-    let mut length = body.len();
+    [&[first], &remaining_length(body.len())[..], body].concat()
+}
+
+/// A length in seven bits a byte, lowest first.
+pub fn remaining_length(mut length: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
     loop {
         let more = length >= 0x80;
         bytes.push((length & 0x7f) as u8 | u8::from(more) << 7);
         length >>= 7;
         if !more {
-            break;
+            return bytes;
         }
     }
-    bytes.extend_from_slice(body);
-    bytes
 }
 
 /// Bytes behind their length in two bytes.
