@@ -59,7 +59,9 @@ impl Upgrade {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error.to_string()),
             }
-            if let Some(length) = judge(&self.head, &self.accept)? {
+            if let Some(length) = judge(&self.head, &self.accept)?
+                && length <= MAX_HEAD
+            {
                 return Ok(Some(self.head.split_off(length)));
             }
             if self.head.len() > MAX_HEAD {
@@ -118,10 +120,11 @@ fn judge(head: &[u8], accept: &str) -> Result<Option<usize>, String> {
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(error) => return Err(format!("not an HTTP response: {error}")),
     };
-    let header = |name: &str| {
-        let found = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
-        found.and_then(|header| std::str::from_utf8(header.value).ok()).map(str::trim)
+    let values = |name: &'static str| {
+        let found = response.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));
+        found.map(|header| std::str::from_utf8(header.value).unwrap_or_default().trim())
     };
+    let header = |name| values(name).next();
     let code = response.code.unwrap_or_default();
     if code != 101 {
         let reason = response.reason.unwrap_or_default();
@@ -140,11 +143,11 @@ fn judge(head: &[u8], accept: &str) -> Result<Option<usize>, String> {
     if !header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket")) {
         return Err("its answer has no `Upgrade: websocket`".to_owned());
     }
-    let connection = header("connection").unwrap_or_default();
-    if !connection.split(',').any(|word| word.trim().eq_ignore_ascii_case("upgrade")) {
+    let mut options = values("connection").flat_map(|value| value.split(','));
+    if !options.any(|option| option.trim().eq_ignore_ascii_case("upgrade")) {
         return Err("its answer has no `Connection: Upgrade`".to_owned());
     }
-    if header("sec-websocket-accept") != Some(accept) {
+    if !values("sec-websocket-accept").eq([accept]) {
         return Err("its Sec-WebSocket-Accept does not match the key".to_owned());
     }
     if header("sec-websocket-extensions").is_some() || header("sec-websocket-protocol").is_some() {

@@ -87,7 +87,7 @@ impl ChatServer {
                 Err(_) => Stream::Refused,
             },
         };
-        Some(Peer { stream, inbox: Vec::new() })
+        Some(Peer { stream, inbox: Vec::new(), masks: Vec::new() })
     }
 
     /// Whether nobody waits to be accepted.
@@ -148,6 +148,8 @@ pub enum Message {
 pub struct Peer {
     stream: Stream,
     inbox: Vec<u8>,
+    /// The masking key of every frame so far.
+    pub masks: Vec<[u8; 4]>,
 }
 
 enum Stream {
@@ -354,6 +356,11 @@ impl Peer {
         let _ = self.stream.write_all(&frame(opcode, payload));
     }
 
+    /// Sends to a gateway that may hang up before it has read all.
+    pub fn try_raw(&mut self, bytes: &[u8]) {
+        let _ = self.stream.write_all(bytes);
+    }
+
     pub fn send_raw(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
@@ -440,6 +447,7 @@ impl Peer {
         let payload: Vec<u8> =
             masked.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
         self.inbox.drain(..at + 4 + length);
+        self.masks.push(mask);
         Some(match first & 0x0f {
             1 => Message::Text(String::from_utf8(payload).unwrap()),
             2 => Message::Binary(payload),
@@ -479,10 +487,15 @@ fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
 
 /// The head that agrees to an upgrade (section 4.2.2).
 pub fn agreement(request: &Request) -> String {
-    let key = request.header("sec-websocket-key").unwrap();
-    let hash = openssl::sha::sha1(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11").as_bytes());
     format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n\r\n",
-        openssl::base64::encode_block(&hash)
+        accept(request)
     )
+}
+
+/// What proves that a server has read this request.
+pub fn accept(request: &Request) -> String {
+    let key = request.header("sec-websocket-key").unwrap();
+    let hash = openssl::sha::sha1(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11").as_bytes());
+    openssl::base64::encode_block(&hash)
 }

@@ -1,0 +1,226 @@
+//! What RFC 6455 asks of a client, as byte tables (`tests/data/rfc6455.json`) that a chat server plays to a gateway, and
+//! the gateway's own frames: masks, keys and the order in which a connection is closed.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use mqtt_websocket_proxy::config::Config;
+use serde_json::Value;
+use support::audio::Call;
+use support::bytes::bytes;
+use support::chat::{ChatServer, Message, Peer, accept, headed};
+use support::device::{Device, HELLO};
+use support::logged::Logged;
+use support::{gateway, gateway_with};
+
+const LIVE: &str = r#"{"type":"stt","session_id":"server-session"}"#;
+
+fn table() -> Value {
+    serde_json::from_str(include_str!("data/rfc6455.json")).unwrap()
+}
+
+/// Redials at once.
+fn hasty(config: &mut Config) {
+    config.websocket.reconnect.initial = Duration::from_millis(20);
+    config.websocket.reconnect.max = Duration::from_millis(40);
+}
+
+/// The length of an unmasked frame (section 5.2).
+fn length(n: usize) -> Vec<u8> {
+    match n {
+        0..126 => vec![n as u8],
+        126..0x1_0000 => [&[126][..], &(n as u16).to_be_bytes()].concat(),
+        _ => [&[127][..], &(n as u64).to_be_bytes()].concat(),
+    }
+}
+
+fn frames(line: &Value) -> Vec<u8> {
+    bytes(line.as_str().unwrap(), length, &|name| panic!("{name} is no placeholder"))
+}
+
+/// A call on `server` after which the gateway knows the device's UDP address.
+fn talk(device: &mut Device, server: &ChatServer) -> (Call, Peer) {
+    let (mut call, mut peer) = device.call(server);
+    call.send(0, b"\x58a");
+    assert_eq!(peer.binary(), headed(0, b"\x58a"));
+    (call, peer)
+}
+
+#[test]
+fn frames_of_a_chat_server() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], hasty);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    for (section, rows) in table()["covered"].as_object().unwrap() {
+        for row in rows.as_array().unwrap() {
+            let what = format!("{section}: {}", row["name"]);
+            println!("{what}");
+            play(row, &mut device, &server);
+            device.mqtt.assert_quiet();
+        }
+    }
+}
+
+fn play(row: &Value, device: &mut Device, server: &ChatServer) {
+    let (call, mut peer) = talk(device, server);
+    peer.try_raw(&frames(&row["send"]));
+    if let Some(code) = row["fails"].as_u64() {
+        assert_eq!(peer.message(), Message::Close(Some(code as u16)));
+        peer.shut();
+        assert_eq!(peer.message(), Message::End);
+        let mut again = server.accept();
+        again.upgrade();
+        again.greet("again");
+        device.say(r#"{"type":"goodbye"}"#);
+        again.expect_close(1000);
+    } else if let Some(code) = row["ends"].as_u64() {
+        assert_eq!(peer.message(), Message::Close(Some(code as u16).filter(|code| *code != 0)));
+        peer.shut();
+        assert_eq!(peer.message(), Message::End);
+        device.expect_goodbye("server-session");
+    } else {
+        if row["pong"].is_string() {
+            assert_eq!(peer.message(), Message::Pong(frames(&row["pong"])));
+        }
+        if let Some(text) = row["device"].as_str() {
+            assert_eq!(device.mqtt.text(), text);
+        }
+        if row["audio"].is_string() {
+            assert_eq!(call.receive().payload, frames(&row["audio"]));
+        }
+        peer.say(LIVE);
+        assert_eq!(device.mqtt.text(), LIVE);
+        device.say(r#"{"type":"goodbye"}"#);
+        peer.expect_close(1000);
+    }
+}
+
+#[test]
+fn answers_to_the_upgrade() {
+    let server = ChatServer::start();
+    let mut log = Logged::about(server.url().split('?').next().unwrap());
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 2);
+    for row in table()["4.1 the answer to the upgrade"].as_array().unwrap() {
+        println!("{}", row["name"]);
+        device.say(HELLO);
+        let mut peer = server.accept();
+        let accept = accept(&peer.request());
+        let lines = row["answer"].as_array().unwrap().iter().map(|line| line.as_str().unwrap());
+        let head: String =
+            lines.map(|line| format!("{}\r\n", spelt_out(&line.replace("{accept}", &accept)))).collect();
+        peer.try_raw(format!("{head}\r\n").as_bytes());
+        if let Some(says) = row["says"].as_str() {
+            log.line(says);
+            assert_eq!(device.json()["type"], "alert");
+            device.answered();
+            assert_eq!(device.json()["type"], "goodbye");
+            peer.expect_end();
+        } else {
+            peer.greet("server-session");
+            device.answered();
+            device.say(r#"{"type":"goodbye"}"#);
+            peer.expect_close(1000);
+        }
+    }
+}
+
+/// `X-{n}: y*3` is a header three times, each with another name; `{z*9}` is nine letters.
+fn spelt_out(line: &str) -> String {
+    if let Some((header, times)) = line.strip_prefix("X-{n}: ").and_then(|rest| rest.split_once('*')) {
+        let headers: Vec<_> = (0..times.parse().unwrap()).map(|n: u32| format!("X-{n}: {header}")).collect();
+        return headers.join("\r\n");
+    }
+    match line.split_once("{z*") {
+        Some((name, times)) => format!("{name}{}", "z".repeat(times.trim_end_matches('}').parse().unwrap())),
+        None => line.to_owned(),
+    }
+}
+
+/// Section 5.3: each frame has a masking key of its own that cannot be told from those before. They come from the
+/// ChaCha12 generator of the `rand` crate, seeded by the system, through tungstenite.
+#[test]
+fn masking_keys_are_fresh_and_unpredictable() {
+    const FRAMES: usize = 1000;
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 3);
+    let (_, mut peer) = device.call(&server);
+    for _ in 0..FRAMES {
+        device.say(LIVE);
+        peer.text();
+    }
+    let masks: Vec<u32> = peer.masks.iter().map(|mask| u32::from_be_bytes(*mask)).collect();
+    assert!(masks.len() > FRAMES);
+    // One pair in a thousand random keys is equal once in 8,600 runs; two pairs never.
+    let distinct = |list: &[u32]| list.iter().collect::<BTreeSet<_>>().len();
+    assert!(distinct(&masks) + 1 >= masks.len(), "keys occur again");
+    for (how, step) in [
+        ("difference", (|a, b| b.wrapping_sub(a)) as fn(u32, u32) -> u32),
+        ("bits that change", |a, b| a ^ b),
+    ] {
+        let steps: Vec<u32> = masks.windows(2).map(|pair| step(pair[0], pair[1])).collect();
+        assert!(distinct(&steps) + 1 >= steps.len(), "the {how} between keys occurs again");
+    }
+    // Each bit is set in half of the keys: 8 sigma are 4 in 10,000,000,000,000,000.
+    for bit in 0..32 {
+        let set = masks.iter().filter(|mask| *mask >> bit & 1 == 1).count() as f64;
+        let (half, sigma) = (masks.len() as f64 / 2.0, (masks.len() as f64).sqrt() / 2.0);
+        assert!((set - half).abs() < 8.0 * sigma, "bit {bit} is set in {set} of {} keys", masks.len());
+    }
+}
+
+/// Section 4.1, item 7: 16 random bytes for each connection.
+#[test]
+fn the_key_of_the_upgrade_is_sixteen_bytes_and_new_each_time() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 4);
+    let mut keys = BTreeSet::new();
+    for _ in 0..20 {
+        device.say(HELLO);
+        let mut peer = server.accept();
+        let request = peer.upgrade();
+        let key = request.header("sec-websocket-key").unwrap().to_owned();
+        assert_eq!(openssl::base64::decode_block(&key).unwrap().len(), 16, "{key}");
+        assert!(keys.insert(key));
+        peer.greet("server-session");
+        device.answered();
+        device.say(r#"{"type":"goodbye"}"#);
+        peer.expect_close(1000);
+    }
+}
+
+/// Sections 5.5.1 and 7.1.1: after its Close the gateway sends nothing more, waits for the server to end the connection,
+/// and does not wait for ever.
+#[test]
+fn after_its_close_the_gateway_is_silent_and_soon_gone() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 5);
+    let (_, mut peer) = device.call(&server);
+    device.say(r#"{"type":"goodbye"}"#);
+    assert!(matches!(peer.message(), Message::Text(_)), "its goodbye");
+    assert_eq!(peer.message(), Message::Close(Some(1000)));
+    peer.try_frame(9, b"still there?");
+    peer.try_frame(1, LIVE.as_bytes());
+    assert_eq!(peer.message(), Message::End, "no pong, and no second Close");
+    device.mqtt.assert_quiet();
+}
+
+/// Section 7.4.1: 1001 when the gateway stops.
+#[test]
+fn a_gateway_that_stops_goes_away() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 6);
+    let (_, mut peer) = device.call(&server);
+    let stopping = std::thread::spawn(move || gateway.stop(Duration::from_secs(10)));
+    peer.expect_close(1001);
+    device.expect_goodbye("server-session");
+    stopping.join().unwrap().unwrap();
+}
