@@ -501,5 +501,28 @@ mod tests {
                 let _ = query_value(text, "a");
             }
         }
+
+        #[test]
+        fn more_bytes_change_no_verdict(
+            line in prop_oneof![Just("POST /a?b HTTP/1.1\r\n"), Just("GET / HTTP/1.0\r\n"), Just("")],
+            rest in proptest::collection::vec(prop_oneof![any::<u8>(), Just(b'\r'), Just(b'\n'), Just(b':')], 0..120),
+        ) {
+            let bytes = [line.as_bytes(), &rest].concat();
+            let whole = head(&bytes);
+            for end in 0..bytes.len() {
+                let part = head(&bytes[..end]);
+                prop_assert!(part == Ok(None) || part == whole, "{} bytes: {:?}, all: {:?}", end, part, whole);
+            }
+        }
+
+        #[test]
+        fn a_request_is_read_as_it_was_written(path in "/[a-z0-9/%.~-]{0,30}", query in "[a-z0-9=&%]{0,20}", length in 0..MAX_BODY, host in "[a-z.]{1,20}(:[0-9]{1,5})?", close in any::<bool>()) {
+            let connection = if close { "close" } else { "keep-alive" };
+            let text = format!("DELETE {path}?{query} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n");
+            let read = parsed(&text);
+            prop_assert_eq!((read.method, read.path, read.query), (Method::Delete, path, query));
+            prop_assert_eq!((read.host, read.body, read.keep_alive), (Some(host), Ok(length), !close));
+            prop_assert_eq!(read.length, text.len());
+        }
     }
 }

@@ -161,6 +161,8 @@ impl Write for Tap {
 mod tests {
     use std::net::TcpListener;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn tap() -> (Tap, std::net::TcpStream) {
@@ -262,5 +264,60 @@ mod tests {
         let mut chunk = Vec::new();
         tap.lend(&mut chunk, true);
         assert_eq!(read(&mut tap, usize::MAX), b"last");
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// So many bytes arrive.
+        Arrive(usize),
+        Lend(bool),
+        Reclaim,
+        /// The WebSocket asks for so many bytes.
+        Read(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (1..20_000_usize).prop_map(Step::Arrive),
+            (1..300_usize).prop_map(Step::Arrive),
+            any::<bool>().prop_map(Step::Lend),
+            Just(Step::Reclaim),
+            (1..400_usize).prop_map(Step::Read),
+            (1..20_000_usize).prop_map(Step::Read),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_stream_is_the_same_however_it_is_cut(steps in prop::collection::vec(step(), 1..40)) {
+            let (mut tap, mut server) = tap();
+            let (mut sent, mut all, mut chunk, mut buffer) = (Vec::new(), Vec::new(), Vec::new(), vec![0; CHUNK + 4000]);
+            for step in steps {
+                match step {
+                    // No more than the system holds for a reader that does not read.
+                    Step::Arrive(n) if sent.len() - all.len() + n < 60_000 => {
+                        let bytes: Vec<u8> = (sent.len()..sent.len() + n).map(|i| (i % 251) as u8).collect();
+                        server.write_all(&bytes).unwrap();
+                        sent.extend(bytes);
+                    }
+                    Step::Arrive(_) => {}
+                    Step::Lend(more) => tap.lend(&mut chunk, more),
+                    Step::Reclaim => tap.reclaim(&mut chunk),
+                    Step::Read(n) => {
+                        if let Ok(n) = tap.read(&mut buffer[..n]) {
+                            all.extend_from_slice(&buffer[..n]);
+                        }
+                    }
+                }
+                prop_assert!(sent.starts_with(&all));
+            }
+            tap.lend(&mut chunk, true);
+            let rest = sent.len() - all.len();
+            all.extend(read(&mut tap, rest));
+            prop_assert!(all == sent);
+            prop_assert_eq!(tap.take_count(), sent.len() as u64);
+        }
     }
 }

@@ -162,6 +162,8 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
@@ -244,5 +246,19 @@ mod tests {
             assert!(found.contains(expected), "{status}: {found}");
         }
         assert!(judge(b"SSH-2.0-OpenSSH\r\n\r\n", ACCEPT).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn more_bytes_change_no_verdict(tail in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'\r'), Just(b'\n'), Just(b':')], 0..120), status in "HTTP/1.1 [1-5][0-9][0-9] [a-z]{0,3}\r\n|") {
+            let head = [status.as_bytes(), &tail].concat();
+            let whole = judge(&head, ACCEPT);
+            for end in 0..head.len() {
+                let part = judge(&head[..end], ACCEPT);
+                prop_assert!(part == Ok(None) || part == whole, "{} bytes: {:?}, all: {:?}", end, part, whole);
+            }
+        }
     }
 }

@@ -564,6 +564,26 @@ proptest! {
     }
 
     #[test]
+    fn any_split_gives_the_same_packets(packets in prop::collection::vec(owned(), 1..6), sizes in prop::collection::vec(1..40_usize, 1..20)) {
+        let mut stream = Vec::new();
+        packets.iter().for_each(|packet| packet.encode(&mut stream));
+        // As a connection does it: what is not a packet yet waits for what comes next.
+        let (mut waits, mut found, mut sizes) = (Vec::new(), 0, sizes.iter().cycle());
+        let mut rest = &stream[..];
+        while !rest.is_empty() {
+            let (part, after) = rest.split_at((*sizes.next().unwrap()).min(rest.len()));
+            waits.extend_from_slice(part);
+            rest = after;
+            while let Some((packet, used)) = decode(&waits, MAX).unwrap() {
+                prop_assert!(packets[found].is(packet), "{:?} became {:?}", packets[found], packet);
+                found += 1;
+                waits.drain(..used);
+            }
+        }
+        prop_assert_eq!((found, waits.len()), (packets.len(), 0));
+    }
+
+    #[test]
     fn more_bytes_change_no_verdict(bytes in prop_oneof![damaged(), prop::collection::vec(any::<u8>(), 0..60)], max in 0..400_usize) {
         let (whole, whole_reply) = (decode(&bytes, max), decode_reply(&bytes, max));
         for len in 0..bytes.len() {

@@ -21,6 +21,7 @@ mod mcp;
 mod order;
 mod peer;
 mod resume;
+mod sealing;
 mod with_device;
 
 pub(super) const A: &str = "ws://a/chat";
