@@ -118,7 +118,8 @@ Options:
 
 Environment, over the file and under the options:
 {variables}
-Signals: SIGINT and SIGTERM stop, SIGHUP reads the configuration file again.
+Signals: SIGINT and SIGTERM stop, SIGHUP reads the configuration file again, SIGUSR1 drains: no new devices, and
+the end when the last call is over.
 Exit codes: 0 stopped as asked, 1 failed to start or to run, 2 wrong command line or configuration.",
         version = version(),
     )

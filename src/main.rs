@@ -155,17 +155,18 @@ fn remove_pid_file(path: &Path) {
     }
 }
 
-/// SIGINT and SIGTERM stop, a SIGINT after them ends the process at once, SIGHUP reloads.
+/// SIGINT and SIGTERM stop, a SIGINT after them ends the process at once, SIGHUP reloads, SIGUSR1 drains.
 #[cfg(unix)]
 fn watch_signals(handle: Handle, pid_file: Option<PathBuf>) -> io::Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
     let watch = move || {
         let mut stopping = false;
         for signal in signals.forever() {
             match signal {
                 SIGHUP => handle.reload_file(),
+                SIGUSR1 => handle.drain(),
                 SIGINT if stopping => exit_at_once(pid_file.as_deref()),
                 _ => stop(&handle, &mut stopping),
             }

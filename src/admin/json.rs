@@ -106,6 +106,8 @@ pub struct Sessions<'a> {
     pub devices: usize,
     /// Calls going on.
     pub calls: usize,
+    /// Whether the gateway takes no new devices and ends with its last call.
+    pub draining: bool,
     /// `after` for the next page; none on the last.
     pub next: Option<usize>,
     /// This page.

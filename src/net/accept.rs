@@ -73,7 +73,8 @@ impl Gateway {
             if !self.accepting {
                 return;
             }
-            match self.listener.accept() {
+            let Some(listener) = &self.listener else { return };
+            match listener.accept() {
                 Ok((tcp, peer)) => {
                     if std::mem::take(&mut self.accept_failing) {
                         info!("connections are accepted again");
@@ -104,7 +105,7 @@ impl Gateway {
     }
 
     pub(super) fn resume_accepting(&mut self) {
-        if !self.is_stopping() {
+        if self.listener.is_some() && !self.is_stopping() {
             self.accepting = true;
             self.ready.push_back(Ready::Accept);
         }

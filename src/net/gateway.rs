@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 use std::{fmt, io, mem};
 
-use log::error;
+use log::{error, info};
 use mio::event::Event;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Waker};
@@ -49,7 +49,8 @@ const SCRATCH: usize = 64 * 1024;
 /// own.
 pub struct Gateway {
     pub(super) poll: Poll,
-    pub(super) listener: TcpListener,
+    /// None once the gateway drains: a balancer must find the port closed.
+    pub(super) listener: Option<TcpListener>,
     pub(super) udp: Datagrams,
     pub(super) sessions: Sessions,
     pub(super) index: Index,
@@ -92,6 +93,7 @@ pub struct Gateway {
     pub(super) addresses: Addresses,
     handle: Handle,
     commands: Receiver<Command>,
+    pub(super) draining: bool,
     pub(super) stopping: Option<Instant>,
 }
 
@@ -203,7 +205,7 @@ impl Gateway {
         let now = Instant::now();
         let mut gateway = Self {
             poll,
-            listener,
+            listener: Some(listener),
             udp: datagrams,
             sessions: Sessions::default(),
             index: Index::default(),
@@ -242,6 +244,7 @@ impl Gateway {
             addresses,
             handle,
             commands,
+            draining: false,
             stopping: None,
         };
         for warning in gateway.config.warnings() {
@@ -268,7 +271,7 @@ impl Gateway {
         &self.metrics
     }
 
-    /// Turns until it is stopped.
+    /// Turns until it is stopped, or drained.
     ///
     /// # Errors
     /// When the system's poll fails.
@@ -276,6 +279,9 @@ impl Gateway {
         let mut events = Events::with_capacity(EVENTS);
         while !self.is_stopped() {
             self.turn(&mut events)?;
+        }
+        if self.draining && !self.is_stopping() {
+            info!("drained: no call is left");
         }
         Ok(())
     }
@@ -285,7 +291,8 @@ impl Gateway {
     }
 
     fn is_stopped(&self) -> bool {
-        self.stopping.is_some_and(|until| until <= self.now || self.sessions.len() == 0)
+        let is_empty = self.sessions.len() == 0;
+        self.stopping.map_or(self.draining && is_empty, |until| until <= self.now || is_empty)
     }
 
     // ----- the turn -----------------------------------------------------------------------------------------------
@@ -373,6 +380,7 @@ impl Gateway {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Stop(grace) => self.stop(grace),
+                Command::Drain => self.drain(),
                 // What comes of it is in the log.
                 Command::Reload(config) => {
                     let _ = self.reload(*config);

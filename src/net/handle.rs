@@ -16,6 +16,7 @@ use crate::config::{Config, Source};
 #[derive(Debug)]
 pub(super) enum Command {
     Stop(Duration),
+    Drain,
     Reload(Box<Config>),
     ReloadFile,
 }
@@ -37,6 +38,13 @@ impl Handle {
     /// [`Gateway::run`] returns when all is written or `grace` is over.
     pub fn stop(&self, grace: Duration) {
         self.send(Command::Stop(grace));
+    }
+
+    /// Drains the gateway: no new connection is taken, devices without a call are disconnected over some seconds, calls
+    /// go on to their ends, and [`Gateway::run`] returns when the last one is over. Asking again changes nothing;
+    /// [`Handle::stop`] ends it sooner.
+    pub fn drain(&self) {
+        self.send(Command::Drain);
     }
 
     /// Applies another configuration, all of it or, if it would empty a server list in use, nothing.

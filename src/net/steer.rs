@@ -1,4 +1,4 @@
-//! Reload and stop.
+//! Reload, drain and stop.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,10 @@ use crate::admin::troubles::Kind;
 use crate::config::{self, Changes, Config};
 use crate::logger;
 use crate::session::Core;
+
+/// Devices without a call leave a draining gateway one after another over this time: all at once would storm the gateways
+/// that take them.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// Why a reload changed nothing.
 #[derive(Debug)]
@@ -76,6 +80,27 @@ impl Gateway {
         ReloadError::Refused(why)
     }
 
+    pub(super) fn drain(&mut self) {
+        if self.draining || self.is_stopping() {
+            return;
+        }
+        self.draining = true;
+        self.accepting = false;
+        // Closed, not only deaf: the system would go on to take connections for us.
+        self.listener = None;
+        info!(
+            "draining: {} calls to finish; devices without one are disconnected within {} s",
+            self.index.calls(),
+            LEAVING.as_secs()
+        );
+        let ids = self.sessions.ids();
+        let count = ids.len().max(1) as u32;
+        for (place, id) in ids.into_iter().enumerate() {
+            let leave_at = self.now + LEAVING * place as u32 / count;
+            self.drive(id, |core, cx| core.drain(leave_at, cx));
+        }
+    }
+
     pub(super) fn stop(&mut self, grace: Duration) {
         if self.stopping.is_some() {
             self.stopping = Some(self.now);
@@ -85,7 +110,9 @@ impl Gateway {
         self.stopping = Some(self.now + grace);
         self.wheel.arm(self.now + grace, Alarm::Stop);
         self.accepting = false;
-        let _ = self.poll.registry().deregister(&mut self.listener);
+        if let Some(listener) = &mut self.listener {
+            let _ = self.poll.registry().deregister(listener);
+        }
         // Each device is told by its own end.
         self.device_calls = DeviceCalls::default();
         for id in self.sessions.ids() {

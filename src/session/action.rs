@@ -243,6 +243,8 @@ pub enum Reason {
     SlowReader,
     /// The gateway stops.
     Shutdown,
+    /// The gateway drains, and the device has no call.
+    Draining,
     /// An operator disconnected it.
     Operator,
 }

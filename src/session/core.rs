@@ -52,6 +52,8 @@ struct Aside {
     last_id: Option<Box<str>>,
     /// What operators asked the device.
     commands: Commands,
+    /// The gateway drains: without a call the device is to go then.
+    leave_at: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +145,7 @@ impl Core {
         let call = self.call.as_ref().and_then(|call| call.deadline());
         let mcp = self.mcp.deadline();
         let commands = self.aside.as_ref().and_then(|aside| aside.commands.deadline());
-        [self.deadline.instant(self.since), call, mcp, commands].into_iter().flatten().min()
+        [self.deadline.instant(self.since), call, mcp, commands, self.leaves_at()].into_iter().flatten().min()
     }
 
     // ----- audio, the hot path: no action, no allocation, borrowed results ----------------------------------------
@@ -208,6 +210,32 @@ impl Core {
             let flow = call.timeout(Caller { id, ip: self.ip }, cx);
             self.ended(flow, cx);
         }
+        if self.leaves_at().is_some_and(|at| at <= cx.now) {
+            self.close(Reason::Draining, cx);
+        }
+    }
+
+    /// The gateway drains. A device in a call keeps it to its end; without one it is disconnected at `leave_at`, and a
+    /// call that it begins until then is served. Who is not let in yet goes at once, and so does a call whose device lost
+    /// its connection: it cannot come back here.
+    pub fn drain(&mut self, leave_at: Instant, cx: &mut Cx<'_>) {
+        self.aside.get_or_insert_default().leave_at = Some(leave_at);
+        match self.phase {
+            Phase::AwaitingConnect | Phase::Admitting => self.close(Reason::Draining, cx),
+            Phase::Away => self.end_call(EndReason::DeviceLost, cx),
+            Phase::Online | Phase::Leaving => {}
+        }
+    }
+
+    fn leaves_at(&self) -> Option<Instant> {
+        let aside = self.aside.as_ref()?;
+        let is_idle = self.phase == Phase::Online && !self.has_call() && aside.hello.is_none();
+        aside.leave_at.filter(|_| is_idle)
+    }
+
+    /// The gateway takes no device back.
+    fn is_draining(&self) -> bool {
+        self.aside.as_ref().is_some_and(|aside| aside.leave_at.is_some())
     }
 
     /// The gateway stops: the device in a call is told goodbye, the chat server gets 1001.

@@ -216,6 +216,12 @@ impl Gateway {
             "Connections of devices, with what is left of them.",
             self.sessions.len(),
         );
+        text.single(
+            Gauge,
+            "gateway_draining",
+            "Whether the gateway takes no new devices and ends with its last call: 1 or 0.",
+            u8::from(self.draining),
+        );
         text.single(Gauge, "gateway_api_connections", "Connections to this API.", self.admin.conns.len());
         text.single(
             Counter,

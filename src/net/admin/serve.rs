@@ -55,11 +55,13 @@ impl Gateway {
     }
 
     fn ready_answer(&self) -> Response {
-        match (self.is_stopping(), self.accepting) {
-            (true, _) => Response::json(503, r#"{"status":"stopping"}"#),
-            (false, false) => Response::json(503, r#"{"status":"exhausted"}"#),
-            (false, true) => Response::json(200, r#"{"status":"ready"}"#),
-        }
+        let (status, word) = match (self.is_stopping(), self.draining, self.accepting) {
+            (true, _, _) => (503, "stopping"),
+            (false, true, _) => (503, "draining"),
+            (false, false, false) => (503, "exhausted"),
+            (false, false, true) => (200, "ready"),
+        };
+        Response::json(status, format!(r#"{{"status":"{word}"}}"#))
     }
 
     /// The device that a caller means.
@@ -191,6 +193,7 @@ impl Gateway {
         let mut page = json::Sessions {
             devices: self.index.devices(),
             calls: self.index.calls(),
+            draining: self.draining,
             next: None,
             sessions: Vec::new(),
         };

@@ -73,6 +73,7 @@ impl fmt::Display for Reason {
             }
             Self::SlowReader => f.write_str("the device does not read what it is sent"),
             Self::Shutdown => f.write_str("the gateway stops"),
+            Self::Draining => f.write_str("the gateway drains"),
             Self::Operator => f.write_str("disconnected by an operator"),
         }
     }

@@ -78,6 +78,7 @@ impl Core {
         self.fail_commands(cx);
         if self.has_call()
             && !grace.is_zero()
+            && !self.is_draining()
             && let Some(call) = &mut self.call
         {
             call.device_lost();

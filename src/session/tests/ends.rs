@@ -164,3 +164,53 @@ fn the_summary_tells_the_call() {
     };
     assert_eq!(actions.last(), Some(&Action::Ended(Box::new(expected))));
 }
+
+#[test]
+fn a_draining_gateway_lets_a_device_go_at_its_moment_or_after_its_call() {
+    let close = || Action::Close(Reason::Draining);
+    let drain = |story: &mut Story, ms| {
+        let leave_at = story.now + Duration::from_millis(ms);
+        story.drive(|core, cx| core.drain(leave_at, cx))
+    };
+
+    let mut story = Story::new();
+    assert_eq!(drain(&mut story, 1000), [close()], "not let in yet");
+
+    let mut story = Story::online();
+    assert_eq!(drain(&mut story, 1000), []);
+    assert_eq!(story.watch(5000), [(1000, close())]);
+    assert!(story.core.is_over());
+
+    // A call keeps the device, however long it takes.
+    let mut story = in_call();
+    story.config.websocket.ping_interval = Duration::ZERO;
+    assert_eq!(drain(&mut story, 1000), []);
+    assert_eq!(story.watch(20_000), []);
+    let actions = story.device(r#"{"type":"goodbye"}"#);
+    assert!(summary(&actions).reason == EndReason::DeviceGoodbye && !actions.contains(&close()));
+    assert!(story.core.deadline().is_some_and(|at| at <= story.now), "the alarm rings at once");
+    assert_eq!(story.drive(Core::timeout), [close()]);
+
+    // A call that begins before the moment is served, and one hello may follow another.
+    let mut story = Story::online();
+    drain(&mut story, 1000);
+    story.call();
+    story.call();
+    assert!(!story.wait(2000).contains(&close()));
+    assert!(story.core.has_call());
+}
+
+#[test]
+fn a_draining_gateway_keeps_no_call_for_a_device_that_is_lost() {
+    for lost_before in [true, false] {
+        let mut story = in_call();
+        let lost = |story: &mut Story| story.drive(Core::connection_lost);
+        let leave_at = story.now + Duration::from_secs(1);
+        let drain = |story: &mut Story| story.drive(|core, cx| core.drain(leave_at, cx));
+        let mut actions = if lost_before { lost(&mut story) } else { drain(&mut story) };
+        assert!(!actions.iter().any(|action| matches!(action, Action::Ended(_))));
+        actions = if lost_before { drain(&mut story) } else { lost(&mut story) };
+        assert_eq!(summary(&actions).reason, EndReason::DeviceLost);
+        assert!(story.core.is_over());
+    }
+}
