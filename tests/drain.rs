@@ -1,0 +1,163 @@
+//! Draining: the port closes, idle devices go elsewhere, calls go on to their ends, and then the program ends by itself.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::chat::{ChatServer, Message, headed};
+use support::device::Device;
+use support::host::eventually;
+use support::mqtt::Client;
+use support::process::{Folder, Process};
+use support::{LIMIT, gateway};
+
+const TOKEN: &str = "a-token-for-the-drain";
+/// Over which idle devices leave, and some time for a busy machine.
+const LEAVING: Duration = Duration::from_millis(5_000 + 1_500);
+
+fn start(server: &ChatServer) -> (Folder, Process) {
+    let file = json!({
+        "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
+        "websocket": {"production_servers": [server.url()]}, "api": {"host": "127.0.0.1", "token": TOKEN},
+    });
+    let folder = Folder::new().with("gateway.json", file.to_string());
+    let process = folder.start("-c gateway.json", &[]);
+    (folder, process)
+}
+
+fn api(process: &Process) -> SocketAddr {
+    let line = process.seen.iter().find(|line| line.contains("management API on ")).unwrap();
+    line.split("management API on ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap()
+}
+
+/// The whole answer, head and body.
+fn ask(api: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect_timeout(&api, LIMIT).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_call_goes_on_while_all_else_leaves_and_its_end_ends_the_program_with_0() {
+    let server = ChatServer::start();
+    let (_folder, mut process) = start(&server);
+    let api = api(&process);
+    let mut idle: Vec<_> = (1..=5).map(|n| Device::connect(process.mqtt(), n)).collect();
+    let mut stranger = Client::open(process.mqtt());
+    let mut device = Device::connect(process.mqtt(), 9);
+    let (mut call, mut peer) = device.call(&server);
+    eventually("all six are in", || ask(api, "/metrics").contains("gateway_sessions 7"));
+    assert!(ask(api, "/metrics").contains("gateway_draining 0"));
+    assert!(ask(api, "/readyz").starts_with("HTTP/1.1 200"));
+
+    let began = Instant::now();
+    process.signal("USR1");
+    process.line("draining: 1 calls to finish");
+    process.signal("USR1");
+    eventually("the port is closed", || TcpStream::connect(process.mqtt()).is_err());
+    assert_eq!(stranger.until_closed(), []);
+    let ready = ask(api, "/readyz");
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.ends_with(r#"{"status":"draining"}"#), "{ready}");
+    assert!(ask(api, "/healthz").starts_with("HTTP/1.1 200"));
+    assert!(ask(api, "/metrics").contains("gateway_draining 1"));
+    assert!(ask(api, "/api/sessions").contains(r#""draining":true"#));
+
+    // They leave one after another, not all at once.
+    let mut left = Vec::new();
+    for device in &mut idle {
+        assert_eq!(device.mqtt.until_closed(), []);
+        left.push(began.elapsed());
+    }
+    assert!(left[4] < LEAVING && left[4] - left[0] > Duration::from_secs(1), "{left:?}");
+
+    // The call has not noticed.
+    call.send(60, b"up");
+    assert_eq!(peer.binary(), headed(60, b"up"));
+    peer.send_audio(120, b"down");
+    assert_eq!(call.receive().payload, b"down");
+    device.say(r#"{"type":"abort"}"#);
+    assert_eq!(peer.json()["type"], "abort");
+    device.mqtt.assert_quiet();
+
+    device.say(r#"{"type":"goodbye"}"#);
+    peer.expect_close(1000);
+    assert_eq!(device.mqtt.until_closed(), []);
+    let (code, lines) = process.end();
+    assert_eq!(code, Some(0));
+    let count = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
+    assert_eq!((count("draining:"), count("drained:"), count("] stopped")), (1, 1, 1), "{lines:#?}");
+}
+
+#[test]
+fn with_nobody_there_it_ends_at_once_and_a_term_ends_a_drain_as_usual() {
+    let server = ChatServer::start();
+    let (_folder, mut process) = start(&server);
+    process.signal("USR1");
+    assert_eq!(process.exit_code(), Some(0));
+
+    let (_folder, mut process) = start(&server);
+    let mut device = Device::connect(process.mqtt(), 1);
+    let (call, mut peer) = device.call(&server);
+    process.signal("USR1");
+    process.line("draining: 1 calls");
+    process.signal("TERM");
+    device.expect_goodbye(&call.session_id);
+    peer.expect_close(1001);
+    device.mqtt.until_closed();
+    let (code, lines) = process.end();
+    assert_eq!(code, Some(0));
+    assert!(!lines.iter().any(|line| line.contains("drained:")), "{lines:#?}");
+}
+
+#[test]
+fn a_device_that_wakes_up_before_its_moment_is_served() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mqtt = gateway.addresses().mqtt;
+    // Places are taken in the order of arrival: the last one leaves last.
+    let mut others: Vec<_> = (1..=8).map(|n| Device::connect(mqtt, n)).collect();
+    let mut device = Device::connect(mqtt, 9);
+    gateway.handle().drain();
+    others[0].mqtt.until_closed();
+    let (mut call, mut peer) = device.call(&server);
+    others.iter_mut().for_each(|other| drop(other.mqtt.until_closed()));
+    call.send(60, b"still here");
+    assert_eq!(peer.binary(), headed(60, b"still here"));
+    // Its server hangs up: the goodbye reaches the device before its connection ends.
+    peer.send_close(Some(1000));
+    device.expect_goodbye(&call.session_id);
+    assert_eq!(device.mqtt.until_closed(), []);
+
+    let (over, ended) = mpsc::channel();
+    thread::spawn(move || over.send(gateway.stop(LIMIT).is_ok()));
+    assert_eq!(ended.recv_timeout(LIMIT), Ok(true), "it has ended by itself");
+}
+
+#[test]
+fn a_call_of_a_device_that_lost_its_connection_is_not_waited_for() {
+    let server = ChatServer::start();
+    let (_folder, mut process) = start(&server);
+    let mut device = Device::connect(process.mqtt(), 1);
+    let (_call, mut peer) = device.call(&server);
+    process.signal("USR1");
+    process.line("draining: 1 calls");
+    device.mqtt.reset();
+    match peer.message() {
+        Message::Text(text) => assert!(text.contains("device_lost"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    peer.expect_close(1000);
+    assert_eq!(process.exit_code(), Some(0));
+}
