@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use log::{error, info, log_enabled, warn};
-use mqtt_websocket_proxy::config::{Config, DEFAULT_FILE, PublicIp, Source, Udp};
+use mqtt_websocket_proxy::config::{Config, DEFAULT_FILE, PublicIp, Source, Udp, unknown_variables};
 use mqtt_websocket_proxy::logger;
 use mqtt_websocket_proxy::net::{Gateway, Handle};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
@@ -54,7 +54,7 @@ fn serve(run: Run) -> Result<(), Failure> {
     start_log(&config)?;
     describe(&source, &config, echo.as_ref());
 
-    let gateway = Gateway::bind(config.clone(), Some(source)).map_err(Failure::run)?;
+    let mut gateway = Gateway::bind(config.clone(), Some(source)).map_err(Failure::run)?;
     watch_signals(gateway.handle(), run.pid.clone())
         .map_err(|error| Failure::run(format!("signals cannot be watched: {error}")))?;
     // Only now, so that a second gateway that finds the port in use leaves the first one's file alone.
@@ -69,6 +69,7 @@ fn serve(run: Run) -> Result<(), Failure> {
         config.udp.public_ip,
         config.websocket.production.len() + config.websocket.development.len(),
     );
+    gateway.notify_service_manager();
     gateway.run().map_err(|error| Failure::run(format!("the gateway failed: {error}")))?;
     info!("stopped");
     Ok(())
@@ -104,6 +105,13 @@ fn describe(source: &Source, config: &Config, echo: Option<&EchoServer>) {
             Some(node) => info!("configuration: {}: {node}", path.display()),
         },
         None => info!("no configuration file ({DEFAULT_FILE}): running on defaults"),
+    }
+    let variables = source.variables();
+    if !variables.is_empty() {
+        info!("set by the environment: {}", variables.join(", "));
+    }
+    for warning in unknown_variables(std::env::vars_os().map(|(name, _)| name)) {
+        warn!("{warning}");
     }
     if echo.is_some() {
         info!(

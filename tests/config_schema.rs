@@ -129,6 +129,30 @@ fn every_example_of_the_schema_changes_its_own_key_and_nothing_else() {
     }
 }
 
+/// As an operator would write this value into a variable.
+fn in_the_environment(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[test]
+fn every_example_of_the_schema_works_as_a_variable() {
+    let bare = temporary("gateway.json");
+    fs::write(&bare, "{}").unwrap();
+    for (path, property) in schema().0 {
+        let name = format!("MQTT_PROXY_{}", path.to_uppercase().replace('.', "_"));
+        for example in property["examples"].as_array().unwrap() {
+            let value = in_the_environment(example);
+            let lookup = |asked: &str| (asked == name && !value.is_empty()).then(|| (&value).into());
+            let from_environment = Source::new(Some(bare.clone()), None, lookup).load().unwrap();
+            let from_file = load(&nested(&path, example)).unwrap();
+            assert_eq!(from_environment, from_file, "{name}={value}");
+        }
+    }
+}
+
 #[test]
 fn the_limits_of_the_schema_are_the_parsers() {
     let mut checked = 0;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use log::LevelFilter;
-use mqtt_websocket_proxy::config::{Config, Framing, PublicIp, Secret, Source};
+use mqtt_websocket_proxy::config::{Config, Framing, PublicIp, Secret, Server, Source, unknown_variables};
 
 fn temporary(name: &str, bytes: &[u8]) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -244,8 +244,8 @@ fn debug_and_level_are_weighed_by_where_they_come_from() {
 fn a_bad_variable_is_refused_with_its_name() {
     for (name, value, allowed) in [
         ("MQTT_PORT", "abc", "a whole number from 0 to 65535"),
-        ("UDP_PORT", "65536", "a whole number from 0 to 65535"),
-        ("API_PORT", "-1", "a whole number from 0 to 65535"),
+        ("UDP_PORT", "1e", "a whole number from 0 to 65535"),
+        ("API_PORT", "0x10", "a whole number from 0 to 65535"),
         ("PUBLIC_IP", "a b", "\"auto\", an IP address or a host name"),
         ("LOG_LEVEL", "loud", "off, error, warn, info, debug, trace"),
         ("DEBUG", "2", "1, true, yes, on, 0, false, no, off"),
@@ -254,6 +254,103 @@ fn a_bad_variable_is_refused_with_its_name() {
         let expected = format!("environment: {name}: found {value:?}, allowed: {allowed}");
         assert!(error.starts_with(&expected), "{error}");
     }
+}
+
+#[test]
+fn a_container_needs_no_file() {
+    let ca = temporary("ca.pem", b"-----BEGIN CERTIFICATE-----\n");
+    let list = r#"["ws://c/?t=1,2", {"url": "wss://d", "framing": "raw"}]"#;
+    let config = load_with(
+        br#"{"websocket":{"production_servers":["ws://file"],"max_calls":5},"debug":true}"#,
+        None,
+        &[
+            ("MQTT_PROXY_WEBSOCKET_PRODUCTION_SERVERS", " ws://a/x , wss://b?from=mqtt_gateway,"),
+            ("MQTT_PROXY_WEBSOCKET_DEVELOPMENT_SERVERS", list),
+            ("MQTT_PROXY_WEBSOCKET_DEVELOPMENT_MAC_ADDRESSES", "aa:bb:cc:dd:ee:ff"),
+            ("MQTT_PROXY_WEBSOCKET_RECONNECT_GIVE_UP_AFTER_S", "1.5"),
+            ("MQTT_PROXY_WEBSOCKET_CA_FILE", ca.to_str().unwrap()),
+            ("MQTT_PROXY_MCP_CLIENT_INFO", r#"{"name": "n"}"#),
+            ("MQTT_PROXY_UDP_DOWNLINK_FLAGS", "off"),
+            ("MQTT_PROXY_LOGGING_LEVEL", "warn"),
+            // The longer name wins.
+            ("PUBLIC_IP", "192.0.2.1"),
+            ("MQTT_PROXY_UDP_PUBLIC_IP", "gw.example"),
+        ],
+    )
+    .unwrap();
+    let urls = |servers: &[Arc<_>]| {
+        servers.iter().map(|server: &Arc<Server>| server.url.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(urls(&config.websocket.production), ["ws://a/x", "wss://b?from=mqtt_gateway"]);
+    assert_eq!(urls(&config.websocket.development), ["ws://c/?t=1,2", "wss://d"]);
+    assert_eq!(config.websocket.development[1].framing, Framing::Raw);
+    assert_eq!(config.websocket.development_macs.len(), 1);
+    assert_eq!(config.websocket.reconnect.give_up_after, Duration::from_millis(1500));
+    assert_eq!(config.websocket.ca_file, Some(ca));
+    assert_eq!((config.mcp.client_info.as_str(), config.udp.downlink_flags), (r#"{"name":"n"}"#, false));
+    assert_eq!((config.log_level(), config.websocket.max_calls), (LevelFilter::Warn, 5));
+    assert_eq!(config.udp.public_ip, PublicIp::Host("gw.example".to_owned()));
+}
+
+#[test]
+fn a_secret_may_stand_in_a_file_of_its_own() {
+    let key = temporary("key", "päss word\r\n".as_bytes());
+    let (empty, key) = (temporary("empty", b"\n"), key.to_str().unwrap());
+    for name in ["MQTT_SIGNATURE_KEY_FILE", "MQTT_PROXY_MQTT_SIGNATURE_KEY_FILE"] {
+        let config = load_with(b"{}", None, &[(name, key)]).unwrap();
+        assert_eq!(config.mqtt.signature_key, Secret::new("päss word"));
+    }
+    for (variables, expected) in [
+        (
+            vec![("MQTT_SIGNATURE_KEY_FILE", key), ("MQTT_SIGNATURE_KEY", "x")],
+            "environment: MQTT_SIGNATURE_KEY_FILE: found a value beside MQTT_SIGNATURE_KEY, allowed: one of",
+        ),
+        (
+            vec![("SERVER_SECRET_FILE", "/absent")],
+            "environment: SERVER_SECRET_FILE: found \"/absent\" (No such file",
+        ),
+        (vec![("API_TOKEN_FILE", empty.to_str().unwrap())], "environment: API_TOKEN_FILE: found \""),
+        (
+            vec![("API_TOKEN_FILE", key)],
+            "environment: API_TOKEN_FILE: found a text that is not shown, allowed: 16",
+        ),
+    ] {
+        let error = load_with(b"{}", None, &variables).unwrap_err();
+        assert!(error.starts_with(expected) && !error.contains("word"), "{error}");
+    }
+}
+
+#[test]
+fn a_bad_variable_of_any_key_is_refused_with_its_name() {
+    for (name, value, expected) in [
+        ("MQTT_PROXY_MQTT_PORT", "65536", "found 65536, allowed: a whole number from 0 to 65535"),
+        ("MQTT_PROXY_WEBSOCKET_INSECURE", "maybe", "found \"maybe\", allowed: 1, true, yes"),
+        ("MQTT_PROXY_UDP_PEER_POLICY", "loose", "found \"loose\", allowed: \"adaptive\", \"strict\""),
+        ("MQTT_PROXY_MCP_CAPABILITIES", "{", "found a text that is not JSON, allowed: a JSON object"),
+        ("MQTT_PROXY_MCP_CAPABILITIES", "[1]", "found an array, allowed: an object"),
+        ("MQTT_PROXY_WEBSOCKET_PRODUCTION_SERVERS", "[1", "found a text that begins like a JSON list"),
+        ("MQTT_PROXY_WEBSOCKET_CA_FILE", "/absent.pem", "found \"/absent.pem\" (No such file"),
+    ] {
+        let error = load_with(b"{}", None, &[(name, value)]).unwrap_err();
+        assert!(error.starts_with(&format!("environment: {name}: {expected}")), "{error}");
+    }
+    let error =
+        load_with(b"{}", None, &[("MQTT_PROXY_WEBSOCKET_PRODUCTION_SERVERS", "ws://a,http://b?s=732201")]);
+    let error = error.unwrap_err();
+    let expected =
+        "environment: MQTT_PROXY_WEBSOCKET_PRODUCTION_SERVERS[1]: found a URL with parts that are not shown";
+    assert!(error.starts_with(expected) && !error.contains("732201"), "{error}");
+}
+
+#[test]
+fn a_misspelt_variable_is_told_with_the_nearest_name() {
+    let names = ["MQTT_PROXY_UPD_PORT", "MQTT_PROXY_UDP_PORT", "API_TOKEN_FILE", "PATH"];
+    assert_eq!(
+        unknown_variables(names.map(OsString::from)),
+        [
+            "environment: MQTT_PROXY_UPD_PORT is no variable of this gateway; the nearest is MQTT_PROXY_UDP_PORT"
+        ]
+    );
 }
 
 #[test]

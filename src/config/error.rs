@@ -30,6 +30,14 @@ impl Problem {
         Self::Value { field: field.into(), found: found.into(), allowed: allowed.into() }
     }
 
+    /// The field it is about, dotted.
+    pub(super) fn field(&self) -> Option<&str> {
+        match self {
+            Self::Value { field, .. } => Some(field),
+            Self::Json { .. } | Self::Unreadable(_) => None,
+        }
+    }
+
     /// This problem, found in `place`: a file's path, or `environment`.
     pub(super) fn at(self, place: impl Into<String>) -> ConfigError {
         ConfigError { place: place.into(), problem: self }

@@ -23,7 +23,11 @@ pub(super) fn parse(text: &str, problems: &mut Vec<Problem>) -> Config {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match Value::root(text).and_then(|root| root.section()) {
         Ok(root) if node::is_node(&root) => node::read(root, problems),
-        Ok(root) => read(root, problems),
+        Ok(root) => {
+            let mut config = Config::default();
+            read_over(root, &mut config, problems);
+            config
+        }
         Err(problem) => {
             problems.push(problem);
             Config::default()
@@ -31,8 +35,15 @@ pub(super) fn parse(text: &str, problems: &mut Vec<Problem>) -> Config {
     }
 }
 
-fn read(mut root: Section<'_>, problems: &mut Vec<Problem>) -> Config {
-    let mut config = Config::default();
+/// As [`parse`] for a text in this gateway's own shape: what it leaves out keeps its value in `config`.
+pub(super) fn parse_over(text: &str, config: &mut Config, problems: &mut Vec<Problem>) {
+    match Value::root(text).and_then(|root| root.section()) {
+        Ok(root) => read_over(root, config, problems),
+        Err(problem) => problems.push(problem),
+    }
+}
+
+fn read_over(mut root: Section<'_>, config: &mut Config, problems: &mut Vec<Problem>) {
     root.take("$schema");
     root.inner("mqtt", |section| mqtt(section, &mut config.mqtt));
     root.inner("udp", |section| udp(section, &mut config.udp));
@@ -47,7 +58,6 @@ fn read(mut root: Section<'_>, problems: &mut Vec<Problem>) -> Config {
         }
     });
     problems.extend(root.finish());
-    config
 }
 
 fn mqtt(section: &mut Section<'_>, mqtt: &mut Mqtt) {

@@ -51,6 +51,12 @@ impl Config {
     }
 }
 
+/// The default of a dotted key, as it stands in the documented file; null for what is no key.
+pub(super) fn default_of(key: &str) -> Value {
+    let mut entries = entries(&Config::default()).into_iter();
+    entries.find(|(name, _)| *name == key).map_or(Value::Null, |(_, value)| value)
+}
+
 /// Every key of the file, dotted, in the order of the documented file, with its value.
 fn entries(config: &Config) -> Vec<(&'static str, Value)> {
     let Config { mqtt, udp, websocket, logging, mcp, api, debug, unused: _, node: _ } = config;

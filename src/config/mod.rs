@@ -15,6 +15,7 @@ use crate::proto::identity::Mac;
 
 mod diff;
 mod dotenv;
+mod environment;
 mod error;
 mod file;
 mod key;
@@ -26,10 +27,11 @@ mod value;
 mod warnings;
 
 pub use diff::{Changes, check_reload, diff};
+pub use environment::{VARIABLES, unknown_variables};
 pub use error::ConfigError;
 pub use node::Node;
 pub use server::{BadUrl, Framing, Server};
-pub use source::{DEFAULT_FILE, Source, VARIABLES};
+pub use source::{DEFAULT_FILE, Source};
 pub use value::{LEVELS, parse_level};
 
 /// Everything an operator can choose. `Default` is what is documented in `config/gateway.json`.

@@ -1,6 +1,6 @@
 //! Where a configuration comes from, so that it can be read again.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -8,32 +8,16 @@ use std::sync::Arc;
 
 use log::LevelFilter;
 
+use super::environment::{self, Variable};
 use super::error::{ConfigError, Problem};
 use super::node::{self, Node};
-use super::value::{LEVELS, PORT, PUBLIC_IP, TOKEN, parse_level, parse_public_ip, parse_token};
-use super::{Config, Secret, Server, dotenv, file};
+use super::{Config, Server, dotenv, file};
 
 /// The file that is read when none is named.
 pub const DEFAULT_FILE: &str = "config/gateway.json";
 
-const CONFIG_FILE: &str = "CONFIG_FILE";
-
 /// The Node.js gateway's own variables, in the working directory.
 const ENV_FILE: &str = ".env";
-
-/// The environment variables that are read, and what each sets; an empty one counts as not set.
-pub const VARIABLES: [(&str, &str); 10] = [
-    (CONFIG_FILE, "the configuration file"),
-    ("MQTT_PORT", "mqtt.port"),
-    ("UDP_PORT", "udp.port"),
-    ("PUBLIC_IP", "udp.public_ip"),
-    ("API_PORT", "api.port"),
-    ("API_TOKEN", "api.token"),
-    ("MQTT_SIGNATURE_KEY", "mqtt.signature_key"),
-    ("SERVER_SECRET", "websocket.server_secret"),
-    ("LOG_LEVEL", "logging.level"),
-    ("DEBUG", "debug"),
-];
 
 /// Where a configuration comes from: a file or the defaults, the environment as it was at start, and the command line.
 ///
@@ -44,10 +28,13 @@ pub struct Source {
     path: Option<PathBuf>,
     variables: Vec<Variable>,
     /// What `.env` assigns, if there is one; or why it cannot be read.
-    env_file: Option<Result<Vec<Variable>, String>>,
+    env_file: Option<Result<EnvFile, String>>,
     level: Option<LevelFilter>,
     echo: Option<Arc<Server>>,
 }
+
+/// The variables of `.env`, by their names.
+type EnvFile = Vec<(&'static str, Variable)>;
 
 impl Source {
     /// The source that the command line and the environment name. `config` is the file, over `CONFIG_FILE`, over
@@ -58,17 +45,19 @@ impl Source {
         level: Option<LevelFilter>,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Self {
-        let set = |name| Some((name, variable(name).filter(|value| !value.is_empty())?));
-        let variables: Vec<_> = VARIABLES.iter().filter_map(|(name, _)| set(*name)).collect();
-        let named =
-            || variables.iter().find(|(name, _)| *name == CONFIG_FILE).map(|(_, value)| PathBuf::from(value));
+        let named = || variable(environment::CONFIG_FILE).filter(|path| !path.is_empty()).map(PathBuf::from);
         // Whatever else is wrong with the default file is said when it is read.
         let default = || {
             let absent = matches!(Path::new(DEFAULT_FILE).try_exists(), Ok(false));
             (!absent).then(|| PathBuf::from(DEFAULT_FILE))
         };
         let path = config.or_else(named).or_else(default);
-        Self { path, variables, env_file: read_env_file(), level, echo: None }
+        Self { path, variables: environment::set(variable), env_file: read_env_file(), level, echo: None }
+    }
+
+    /// The names of the environment variables that set keys.
+    pub fn variables(&self) -> Vec<&str> {
+        self.variables.iter().map(|variable| variable.name.as_str()).collect()
     }
 
     /// The file that is read; `None` when the gateway runs on defaults.
@@ -102,11 +91,21 @@ impl Source {
             }
             None => Config::default(),
         };
-        let variables = self.variables(config.node.as_mut(), &mut errors);
-        for (place, (name, value)) in &variables {
-            errors.extend(apply_variable(&mut config, name, value).err().map(|problem| problem.at(*place)));
+        let variables = self.variables_for(config.node.as_mut(), &mut errors);
+        errors.extend(environment::conflicts(&self.variables).map(|problem| problem.at("environment")));
+        for (place, variable) in &variables {
+            errors.extend(variable.apply(&mut config).into_iter().map(|problem| problem.at(*place)));
         }
-        if config.node.is_some() && !variables.iter().any(|(_, (name, _))| *name == "UDP_PORT") {
+        let file = self.path.as_ref().map_or_else(String::new, |path| path.display().to_string());
+        for problem in bad_certificates(&config) {
+            let set =
+                |(_, variable): &&(_, &Variable)| problem.field().is_some_and(|field| variable.sets(field));
+            errors.push(match variables.iter().rfind(set) {
+                Some((place, variable)) => variable.rename(problem).at(*place),
+                None => problem.at(file.as_str()),
+            });
+        }
+        if config.node.is_some() && !variables.iter().any(|(_, variable)| variable.key == "udp.port") {
             config.udp.port = config.mqtt.port;
         }
         if let Some(level) = self.level {
@@ -125,66 +124,29 @@ impl Source {
     }
 
     /// The variables that count, each with the place that sets it. A file of the Node.js gateway brings its `.env` along.
-    fn variables(
+    fn variables_for(
         &self,
         node: Option<&mut Node>,
         errors: &mut Vec<ConfigError>,
     ) -> Vec<(&'static str, &Variable)> {
-        let mut variables: Vec<_> = self.variables.iter().map(|variable| ("environment", variable)).collect();
+        let mut variables = Vec::new();
         match (node, &self.env_file) {
             (Some(node), Some(Ok(given))) => {
-                let unset = |name| !self.variables.iter().any(|(set, _)| *set == name);
-                let taken =
-                    given.iter().filter(|(name, _)| unset(*name)).map(|variable| (ENV_FILE, variable));
-                node.env_file = Some(taken.clone().map(|(_, (name, _))| *name).collect());
-                variables.extend(taken);
+                let is_set = |name: &str| self.variables.iter().any(|variable| variable.name == name);
+                let taken: Vec<_> = given.iter().filter(|(name, _)| !is_set(name)).collect();
+                node.env_file = Some(taken.iter().map(|(name, _)| *name).collect());
+                variables.extend(taken.into_iter().map(|(_, variable)| (ENV_FILE, variable)));
             }
             (Some(_), Some(Err(error))) => errors.push(Problem::Unreadable(error.clone()).at(ENV_FILE)),
             (Some(_), None) | (None, _) => {}
         }
+        variables.extend(self.variables.iter().map(|variable| ("environment", variable)));
         variables
     }
 }
 
-/// A variable and its value, which is never empty.
-type Variable = (&'static str, OsString);
-
-fn apply_variable(config: &mut Config, name: &'static str, value: &OsStr) -> Result<(), Problem> {
-    // A path need not be UTF-8.
-    if name == CONFIG_FILE {
-        return Ok(());
-    }
-    let Some(text) = value.to_str() else {
-        return Err(Problem::value(name, "bytes that are not UTF-8", "UTF-8 text"));
-    };
-    let refuse = |allowed: &str| Problem::value(name, format!("{text:?}"), allowed);
-    let port = || text.trim().parse().map_err(|_| refuse(PORT));
-    match name {
-        "MQTT_PORT" => config.mqtt.port = port()?,
-        "UDP_PORT" => config.udp.port = port()?,
-        "API_PORT" => config.api.port = port()?,
-        "PUBLIC_IP" => {
-            config.udp.public_ip = parse_public_ip(text.trim()).ok_or_else(|| refuse(PUBLIC_IP))?;
-        }
-        "API_TOKEN" => {
-            config.api.token =
-                parse_token(text).ok_or_else(|| Problem::value(name, "a text that is not shown", TOKEN))?;
-        }
-        "MQTT_SIGNATURE_KEY" => config.mqtt.signature_key = Secret::new(text),
-        "SERVER_SECRET" => config.websocket.secret = Secret::new(text),
-        "LOG_LEVEL" => {
-            config.logging.level = parse_level(text.trim()).ok_or_else(|| refuse(LEVELS))?;
-            // The file's `debug` would raise it again. DEBUG comes behind, and may.
-            config.debug = false;
-        }
-        "DEBUG" => config.debug = parse_switch(text.trim()).ok_or_else(|| refuse(SWITCH))?,
-        _ => {}
-    }
-    Ok(())
-}
-
 /// What `.env` in the working directory assigns to the Node.js gateway's variables, if there is such a file.
-fn read_env_file() -> Option<Result<Vec<Variable>, String>> {
+fn read_env_file() -> Option<Result<EnvFile, String>> {
     let text = match fs::read_to_string(ENV_FILE) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return None,
@@ -193,19 +155,9 @@ fn read_env_file() -> Option<Result<Vec<Variable>, String>> {
     let assigned = dotenv::parse(&text);
     let last = |name: &'static str| {
         let (_, value) = assigned.iter().rev().find(|(assigned, _)| assigned == name)?;
-        (!value.is_empty()).then(|| (name, OsString::from(value)))
+        Some((name, Variable::of_name(name, value)?))
     };
     Some(Ok(node::VARIABLES.into_iter().filter_map(last).collect()))
-}
-
-const SWITCH: &str = "1, true, yes, on, 0, false, no, off";
-
-fn parse_switch(text: &str) -> Option<bool> {
-    match text.to_ascii_lowercase().as_str() {
-        "1" | "true" | "yes" | "on" => Some(true),
-        "0" | "false" | "no" | "off" | "" => Some(false),
-        _ => None,
-    }
 }
 
 fn read(path: &Path, problems: &mut Vec<Problem>) -> Config {
@@ -214,11 +166,7 @@ fn read(path: &Path, problems: &mut Vec<Problem>) -> Config {
             .map_err(|error| format!("it is not UTF-8 text (byte {})", error.utf8_error().valid_up_to()))
     });
     match text {
-        Ok(text) => {
-            let config = file::parse(&text, problems);
-            problems.extend(bad_certificates(&config));
-            config
-        }
+        Ok(text) => file::parse(&text, problems),
         Err(error) => {
             problems.push(Problem::Unreadable(error));
             Config::default()

@@ -219,7 +219,7 @@ fn join(path: &str, key: &str) -> String {
 }
 
 /// The number of insertions, removals and replacements of bytes that make one text of the other.
-fn distance(one: &str, other: &str) -> usize {
+pub(super) fn distance(one: &str, other: &str) -> usize {
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (i, a) in one.bytes().enumerate() {
         let mut corner = i;
@@ -268,7 +268,7 @@ pub(super) fn port(value: &Value<'_>) -> Result<u16, Problem> {
     value.json(PORT)
 }
 
-pub(super) const PORT: &str = "a whole number from 0 to 65535";
+const PORT: &str = "a whole number from 0 to 65535";
 
 pub(super) fn whole(range: RangeInclusive<usize>) -> impl FnOnce(&Value<'_>) -> Result<usize, Problem> {
     move |value| {
@@ -321,10 +321,10 @@ pub(super) fn token(value: &Value<'_>) -> Result<Option<Secret>, Problem> {
     parse_token(&text).ok_or_else(|| value.refuse_unseen("a text that is not shown", TOKEN))
 }
 
-pub(super) const TOKEN: &str = "16 or more visible ASCII characters without spaces, empty for none";
+const TOKEN: &str = "16 or more visible ASCII characters without spaces, empty for none";
 
 /// The token of this text, which is none when it is empty; outer `None` when it must not be one.
-pub(super) fn parse_token(text: &str) -> Option<Option<Secret>> {
+fn parse_token(text: &str) -> Option<Option<Secret>> {
     let good = text.is_empty() || text.len() >= 16 && text.bytes().all(|byte| byte.is_ascii_graphic());
     good.then(|| Secret::new(text))
 }
@@ -379,9 +379,9 @@ pub(super) fn public_ip(value: &Value<'_>) -> Result<PublicIp, Problem> {
     parse_public_ip(&text).ok_or_else(|| value.refuse(PUBLIC_IP))
 }
 
-pub(super) const PUBLIC_IP: &str = "\"auto\", an IP address or a host name, without a port";
+const PUBLIC_IP: &str = "\"auto\", an IP address or a host name, without a port";
 
-pub(super) fn parse_public_ip(text: &str) -> Option<PublicIp> {
+fn parse_public_ip(text: &str) -> Option<PublicIp> {
     if text.eq_ignore_ascii_case("auto") {
         return Some(PublicIp::Auto);
     }

@@ -26,6 +26,7 @@ use super::metrics::Metrics;
 use super::pace::Pace;
 use super::resolver::Resolver;
 use super::session::{NO_ALARM, Sessions};
+use super::supervisor::Supervisor;
 use super::token::{self, Role, SessionId};
 use super::watch::{self, Watch};
 use super::wheel::Wheel;
@@ -93,6 +94,7 @@ pub struct Gateway {
     pub(super) addresses: Addresses,
     handle: Handle,
     commands: Receiver<Command>,
+    pub(super) supervisor: Supervisor,
     pub(super) draining: bool,
     pub(super) stopping: Option<Instant>,
 }
@@ -111,6 +113,8 @@ pub(super) enum Alarm {
     AcceptAdmin,
     /// Look at the configuration file.
     Watch,
+    /// Tell the service manager that the loop turns.
+    Supervisor,
     /// The grace of the shutdown is over.
     Stop,
 }
@@ -244,6 +248,7 @@ impl Gateway {
             addresses,
             handle,
             commands,
+            supervisor: Supervisor::default(),
             draining: false,
             stopping: None,
         };
@@ -282,6 +287,7 @@ impl Gateway {
         }
         if self.draining && !self.is_stopping() {
             info!("drained: no call is left");
+            self.supervisor.stopping();
         }
         Ok(())
     }
@@ -403,6 +409,7 @@ impl Gateway {
                 Alarm::DeviceCalls => self.device_calls_alarm(tick),
                 Alarm::AcceptAdmin => self.ready.push_back(Ready::AcceptAdmin),
                 Alarm::Watch => self.look_at_file(),
+                Alarm::Supervisor => self.reassure_supervisor(),
                 Alarm::Stop => {}
             }
         }

@@ -30,6 +30,7 @@ pub mod resolver;
 mod session;
 mod steer;
 pub mod stream;
+mod supervisor;
 mod tap;
 pub mod token;
 mod upgrade;

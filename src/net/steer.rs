@@ -40,10 +40,13 @@ impl Gateway {
             info!("reload: there is no configuration file to read");
             return Err(ReloadError::NoSource);
         };
-        match source.load() {
+        self.supervisor.reloading();
+        let outcome = match source.load() {
             Ok(config) => self.reload(config),
             Err(error) => Err(self.refused(error.to_string())),
-        }
+        };
+        self.supervisor.reloaded();
+        outcome
     }
 
     pub(super) fn reload(&mut self, new: Config) -> Result<Changes, ReloadError> {
@@ -99,6 +102,7 @@ impl Gateway {
             let leave_at = self.now + LEAVING * place as u32 / count;
             self.drive(id, |core, cx| core.drain(leave_at, cx));
         }
+        self.tell_status();
     }
 
     pub(super) fn stop(&mut self, grace: Duration) {
@@ -107,6 +111,7 @@ impl Gateway {
             return;
         }
         info!("stopping: {} calls, {} devices", self.index.calls(), self.index.devices());
+        self.supervisor.stopping();
         self.stopping = Some(self.now + grace);
         self.wheel.arm(self.now + grace, Alarm::Stop);
         self.accepting = false;

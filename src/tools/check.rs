@@ -15,10 +15,10 @@ use std::thread;
 use pico_args::Arguments;
 
 use self::options::Options;
-use self::report::{Report, Reporter};
+use self::report::{Finding, Report, Reporter, State};
 use self::server::Visitor;
 use super::screen::Screen;
-use crate::config::{Config, Server, Source};
+use crate::config::{Config, Server, Source, unknown_variables};
 
 const HELP: &str = "\
 Read the configuration, try every chat server as a call would, and say in words what
@@ -76,6 +76,8 @@ fn check(options: &Options, source: &Source) -> ExitCode {
         reporter.settings(settings::judge(&config));
         reporter.progress(&format!("trying {} chat servers ...", servers(&config).count()));
         let mut findings = vec![address::judge(&config.udp)];
+        let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
+        findings.extend(unknown.into_iter().map(|what| Finding::new("configuration", State::Warn, what)));
         findings.extend(address::container(&config.udp));
         reporter.settings(findings);
         visit_all(&config, options, &mut reporter);

@@ -37,6 +37,8 @@ struct Origin {
     shape: &'static str,
     /// The variables taken from `.env`, when a file of the Node.js gateway has one.
     env_file: Option<Vec<&'static str>>,
+    /// The environment variables that set keys.
+    environment: Vec<String>,
 }
 
 /// What was found about a setting.
@@ -161,8 +163,12 @@ impl Reporter {
             (Some(file), None) => format!("Checking {file}"),
             (Some(file), Some(node)) => format!("Checking {file}: {node}"),
         });
+        let environment: Vec<_> = source.variables().into_iter().map(str::to_owned).collect();
+        if !environment.is_empty() {
+            screen.say(&format!("Set by the environment: {}", environment.join(", ")));
+        }
         let env_file = config.node.as_ref().and_then(|node| node.env_file.clone());
-        let config = Origin { file, shape, env_file };
+        let config = Origin { file, shape, env_file, environment };
         let report =
             Report { ok: false, config, problems: Vec::new(), settings: Vec::new(), servers: Vec::new() };
         Self { screen, report }

@@ -1,0 +1,208 @@
+//! Every key of the file by an environment variable, for who has no file.
+//!
+//! A variable's text becomes the JSON that would stand in the file, by the kind of value its key has, and goes the file's
+//! way: what is allowed is the same, and so are the words that say what is not.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Number, Value};
+
+use super::diff::KEYS;
+use super::error::Problem;
+use super::value::{Value as Text, distance};
+use super::{Config, file, migrate};
+
+pub(super) const CONFIG_FILE: &str = "CONFIG_FILE";
+
+/// The environment variables with names of their own, and what each sets; an empty one counts as not set. Every key of
+/// the file has one besides: `MQTT_PROXY_` and the key in upper case, with `_` for `.`.
+pub const VARIABLES: [(&str, &str); 10] = [
+    (CONFIG_FILE, "the configuration file"),
+    ("MQTT_PORT", "mqtt.port"),
+    ("UDP_PORT", "udp.port"),
+    ("PUBLIC_IP", "udp.public_ip"),
+    ("API_PORT", "api.port"),
+    ("API_TOKEN", "api.token"),
+    ("MQTT_SIGNATURE_KEY", "mqtt.signature_key"),
+    ("SERVER_SECRET", "websocket.server_secret"),
+    ("LOG_LEVEL", "logging.level"),
+    ("DEBUG", "debug"),
+];
+
+const PREFIX: &str = "MQTT_PROXY_";
+
+const FILE: &str = "_FILE";
+
+/// With `_FILE` behind its name, a variable of these names a file that holds the value.
+const SECRETS: [&str; 3] = ["mqtt.signature_key", "websocket.server_secret", "api.token"];
+
+const SWITCH: &str = "1, true, yes, on, 0, false, no, off";
+const LIST: &str = "items with commas between them, or a JSON list";
+
+/// A variable that is set, and the key that it sets.
+#[derive(Clone, Debug)]
+pub(super) struct Variable {
+    pub(super) name: String,
+    pub(super) key: &'static str,
+    /// The value is the path of a file that holds it.
+    is_file: bool,
+    value: OsString,
+}
+
+/// The variables that are set, in the order in which they count: a later one of the same key wins.
+pub(super) fn set(variable: impl Fn(&str) -> Option<OsString>) -> Vec<Variable> {
+    let set = |(name, key, is_file): (String, &'static str, bool)| {
+        let value = variable(&name).filter(|value| !value.is_empty())?;
+        Some(Variable { name, key, is_file, value })
+    };
+    names().filter_map(set).collect()
+}
+
+/// Every name, the key it sets, and whether it does so by a file.
+fn names() -> impl Iterator<Item = (String, &'static str, bool)> {
+    KEYS.iter().flat_map(|key| {
+        let own = VARIABLES.iter().filter(|(_, sets)| *sets == key.name).map(|(name, _)| (*name).to_owned());
+        let derived = format!("{PREFIX}{}", key.name.to_ascii_uppercase().replace('.', "_"));
+        let forms = if SECRETS.contains(&key.name) { &[false, true][..] } else { &[false] };
+        own.chain([derived]).flat_map(move |name| {
+            forms.iter().map(move |is_file| {
+                let suffix = if *is_file { FILE } else { "" };
+                (format!("{name}{suffix}"), key.name, *is_file)
+            })
+        })
+    })
+}
+
+/// One sentence for each variable whose name begins like ours and is none of ours.
+pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
+    let known: Vec<_> = self::names().map(|(name, ..)| name).collect();
+    let unknown = names.into_iter().filter_map(|name| {
+        let name = name.to_str()?;
+        if !name.starts_with(PREFIX) || known.iter().any(|known| known == name) {
+            return None;
+        }
+        let nearest = known.iter().min_by_key(|known| distance(name, known))?;
+        Some(format!("environment: {name} is no variable of this gateway; the nearest is {nearest}"))
+    });
+    unknown.collect()
+}
+
+/// A secret that is given both as such and by a file: which one is meant?
+pub(super) fn conflicts(variables: &[Variable]) -> impl Iterator<Item = Problem> {
+    let is_set = |name: &str| variables.iter().any(|variable| variable.name == name);
+    let files = variables.iter().filter(|variable| variable.is_file);
+    let both = files.filter_map(move |variable| {
+        let plain = variable.name.strip_suffix(FILE).filter(|name| is_set(name))?;
+        Some(Problem::value(&variable.name, format!("a value beside {plain}"), "one of the two"))
+    });
+    both
+}
+
+impl Variable {
+    /// One with a name of its own.
+    pub(super) fn of_name(name: &'static str, value: &str) -> Option<Self> {
+        let (_, key) = VARIABLES.iter().find(|(known, _)| *known == name)?;
+        (!value.is_empty()).then(|| Self { name: name.to_owned(), key, is_file: false, value: value.into() })
+    }
+
+    /// Sets its key. What is wrong carries the variable's name.
+    pub(super) fn apply(&self, config: &mut Config) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        match self.json() {
+            Ok(json) => {
+                let nested = self.key.rsplit('.').fold(json, |inner, key| format!("{{\"{key}\":{inner}}}"));
+                if self.key == "logging.level" {
+                    // The file's `debug` would raise it again. A variable for it comes behind, and may.
+                    config.debug = false;
+                }
+                file::parse_over(&nested, config, &mut problems);
+            }
+            Err(problem) => problems.push(problem),
+        }
+        problems.into_iter().map(|problem| self.rename(problem)).collect()
+    }
+
+    /// Whether a dotted path is its key's, or lies in it.
+    pub(super) fn sets(&self, field: &str) -> bool {
+        field.strip_prefix(self.key).is_some_and(|rest| rest.is_empty() || rest.starts_with(['[', '.']))
+    }
+
+    /// The problem with the variable's name for the key's.
+    pub(super) fn rename(&self, problem: Problem) -> Problem {
+        match problem {
+            Problem::Value { field, found, allowed } if self.sets(&field) => {
+                let field = format!("{}{}", self.name, &field[self.key.len()..]);
+                Problem::Value { field, found, allowed }
+            }
+            other => other,
+        }
+    }
+
+    fn refuse(&self, found: impl Into<String>, allowed: &str) -> Problem {
+        Problem::value(self.key, found, allowed)
+    }
+
+    /// The value as it would stand in the file.
+    fn json(&self) -> Result<String, Problem> {
+        let text = self.text()?;
+        let is_secret = SECRETS.contains(&self.key);
+        let trimmed = if is_secret { text.as_str() } else { text.trim() };
+        let quoted = |text: &str| Value::from(text).to_string();
+        match migrate::default_of(self.key) {
+            Value::Bool(_) => match switch(trimmed) {
+                Some(on) => Ok(on.to_string()),
+                None => Err(self.refuse(format!("{text:?}"), SWITCH)),
+            },
+            // A text in quotes is refused with the quotes, as what it is.
+            Value::Number(_) => match serde_json::from_str::<Number>(trimmed) {
+                Ok(_) => Ok(trimmed.to_owned()),
+                Err(_) => Ok(quoted(trimmed)),
+            },
+            Value::Array(_) if trimmed.starts_with('[') => match Text::root(trimmed) {
+                Ok(_) => Ok(trimmed.to_owned()),
+                Err(_) => Err(self.refuse("a text that begins like a JSON list and is none", LIST)),
+            },
+            Value::Array(_) => {
+                let items = trimmed.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Ok(items.map(Value::from).collect::<Value>().to_string())
+            }
+            Value::Object(_) => match Text::root(trimmed) {
+                Ok(_) => Ok(trimmed.to_owned()),
+                Err(_) => Err(self.refuse("a text that is not JSON", "a JSON object")),
+            },
+            Value::String(_) | Value::Null => Ok(quoted(trimmed)),
+        }
+    }
+
+    fn text(&self) -> Result<String, Problem> {
+        if self.is_file {
+            return self.read(Path::new(&self.value));
+        }
+        match self.value.to_str() {
+            Some(text) => Ok(text.to_owned()),
+            None => Err(self.refuse("bytes that are not UTF-8", "UTF-8 text")),
+        }
+    }
+
+    /// A secret from its file, where editors end it with a new line. An empty one would leave a door open unnoticed.
+    fn read(&self, path: &Path) -> Result<String, Problem> {
+        let found = match fs::read_to_string(path) {
+            Ok(text) => match text.trim_end_matches(['\r', '\n']) {
+                "" => "an empty file".to_owned(),
+                text => return Ok(text.to_owned()),
+            },
+            Err(error) => error.to_string(),
+        };
+        Err(self.refuse(format!("\"{}\" ({found})", path.display()), "a readable file that holds the secret"))
+    }
+}
+
+fn switch(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Some(true),
+        "0" | "false" | "no" | "off" | "" => Some(false),
+        _ => None,
+    }
+}
