@@ -40,6 +40,7 @@ pub(crate) enum Tool {
     Probe,
     Check,
     Credentials,
+    Health,
 }
 
 /// Reads the command line, without the program's name.
@@ -52,6 +53,7 @@ pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
         Some("probe") => Some(Tool::Probe),
         Some("check") => Some(Tool::Check),
         Some("credentials") => Some(Tool::Credentials),
+        Some("health") => Some(Tool::Health),
         Some(other) => return Err(format!("unknown command {other:?}")),
         None => None,
     };
@@ -106,6 +108,7 @@ Usage:
   mqtt-websocket-proxy probe HOST[:PORT] [options]  be a device: say what works at a gateway, step by step
   mqtt-websocket-proxy check [options]              say what is wrong with configuration and chat servers
   mqtt-websocket-proxy credentials [options]        print what a device must be given to log in
+  mqtt-websocket-proxy health [options]             ask the gateway on this machine whether it runs
 Each command has a --help of its own.
 
 Options:
@@ -122,8 +125,8 @@ Environment, over the file and under the options:
                         a list has commas or is JSON, an object is JSON
   ..._FILE              for signature key, server secret and API token: the file that holds it
 
-Signals: SIGINT and SIGTERM stop, SIGHUP reads the configuration file again, SIGUSR1 drains: no new devices, and
-the end when the last call is over.
+Signals: SIGINT and SIGTERM stop, SIGHUP reads the configuration file again, SIGUSR1 drains: no new devices,
+and the end when the last call is over.
 Exit codes: 0 stopped as asked, 1 failed to start or to run, 2 wrong command line or configuration.",
         version = version(),
     )
@@ -182,8 +185,17 @@ mod tests {
     #[test]
     fn the_help_text_names_every_option_and_variable() {
         let help = help();
-        let options =
-            ["--config", "--log-level", "--pid", "--version", "--help", "demo", "probe HOST[:PORT]", "check"];
+        let options = [
+            "--config",
+            "--log-level",
+            "--pid",
+            "--version",
+            "--help",
+            "demo",
+            "probe HOST[:PORT]",
+            "check",
+            "health",
+        ];
         for name in options.into_iter().chain(VARIABLES.map(|(name, _)| name)) {
             assert!(help.contains(name), "{name}");
         }

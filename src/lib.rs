@@ -55,7 +55,7 @@
 //! # The house
 //!
 //! ```text
-//!   main ----> tools ---------------> sub-commands: demo, probe, check, credentials; echo server, simulated device
+//!   main ----> tools ---------------> sub-commands: demo, probe, check, credentials, health; echo server, simulated device
 //!    |           |
 //!    |           v
 //!    +--------> net ----------------> sockets, the loop, time, randomness     (impure: the shell)

@@ -14,7 +14,7 @@ use mqtt_websocket_proxy::config::{Config, DEFAULT_FILE, PublicIp, Source, Udp, 
 use mqtt_websocket_proxy::logger;
 use mqtt_websocket_proxy::net::{Gateway, Handle};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
-use mqtt_websocket_proxy::tools::{check, credentials, demo, probe};
+use mqtt_websocket_proxy::tools::{check, credentials, demo, health, probe};
 use pico_args::Arguments;
 
 use crate::args::{Command, Run, Tool};
@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         Ok(Command::Tool(Tool::Probe, args)) => return probe::run(args),
         Ok(Command::Tool(Tool::Check, args)) => return check::run(args),
         Ok(Command::Tool(Tool::Credentials, args)) => return credentials::run(args),
+        Ok(Command::Tool(Tool::Health, args)) => return health::run(args),
         Ok(Command::Help) => return print(&args::help()),
         Ok(Command::Version) => return print(args::version()),
         Err(error) => return Failure::usage(format!("{error}; see mqtt-websocket-proxy --help")).exit(),

@@ -9,5 +9,6 @@ mod exchange;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod fake;
+pub mod health;
 pub mod probe;
 mod screen;

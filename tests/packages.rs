@@ -1,0 +1,137 @@
+//! What packages and containers bring along fits the program: files, variables, and a question for the health check.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use mqtt_websocket_proxy::config::{VARIABLES, unknown_variables};
+use serde_json::{Value, json};
+use support::chat::ChatServer;
+use support::closed_port;
+use support::device::Device;
+use support::process::Folder;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+fn text(path: &str) -> String {
+    fs::read_to_string(Path::new(ROOT).join(path)).unwrap()
+}
+
+fn assert_known(place: &str, names: &[&str]) {
+    assert!(names.len() >= 2, "{place}: {names:?}");
+    let is_own = |name: &&&str| !VARIABLES.iter().any(|(known, _)| known == *name);
+    let derived: Vec<_> = names.iter().filter(is_own).collect();
+    assert!(derived.iter().all(|name| name.starts_with("MQTT_PROXY_")), "{place}: {derived:?}");
+    let unknown = unknown_variables(derived.into_iter().map(OsString::from));
+    assert!(unknown.is_empty(), "{place}: {unknown:?}");
+}
+
+#[test]
+fn every_variable_that_is_set_for_a_user_is_one_of_the_program() {
+    let compose = text("config/compose.yaml");
+    let section =
+        compose.split("    environment:\n").nth(1).unwrap().split("    healthcheck:").next().unwrap();
+    assert_known(
+        "compose.yaml",
+        &section.lines().map(|line| line.trim().split(':').next().unwrap()).collect::<Vec<_>>(),
+    );
+    let template = text("config/debian/environment");
+    let names = template.lines().filter_map(|line| line.strip_prefix('#')?.split_once('='));
+    let names: Vec<_> = names.map(|(name, _)| name).filter(|name| !name.contains(' ')).collect();
+    assert_known("environment", &names);
+}
+
+#[test]
+fn what_the_packages_take_along_is_there() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
+        .current_dir(ROOT)
+        .output()
+        .unwrap();
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let deb = &metadata["packages"][0]["metadata"]["deb"];
+    let assets = deb["assets"].as_array().unwrap();
+    let sources: Vec<_> = assets.iter().map(|asset| asset[0].as_str().unwrap()).collect();
+    assert!(sources.len() >= 5 && sources[0] == "target/release/mqtt-websocket-proxy", "{sources:?}");
+    for source in &sources[1..] {
+        let folder = source.strip_suffix("/*.md").unwrap_or(source);
+        assert!(Path::new(ROOT).join(folder).exists(), "{source}");
+    }
+    let unit =
+        format!("{}/mqtt-websocket-proxy.service", deb["systemd-units"]["unit-scripts"].as_str().unwrap());
+    let unit = text(&unit);
+    for line in
+        ["Type=notify", "ExecReload=kill -HUP $MAINPID", "NoNewPrivileges=yes", "CapabilityBoundingSet="]
+    {
+        assert!(unit.lines().any(|found| found == line), "{line}");
+    }
+    for line in text("config/Dockerfile").lines().filter_map(|line| line.strip_prefix("COPY ")) {
+        let parts: Vec<_> = line.split(' ').collect();
+        for source in parts[..parts.len() - 1].iter().filter(|_| !line.starts_with("--from")) {
+            assert!(Path::new(ROOT).join(source).exists(), "COPY {line}");
+        }
+    }
+}
+
+#[test]
+fn the_openwrt_script_starts_and_reloads_the_gateway() {
+    // What procd's own functions are told.
+    let stub = "for name in open_instance set_param close_instance send_signal; do \
+                eval \"procd_$name() { echo $name \\\"\\$@\\\"; }\"; done; \
+                . config/openwrt/mqtt-websocket-proxy.init; start_service; reload_service; echo \"$USE_PROCD\"";
+    let output = Command::new("sh").args(["-euc", stub]).current_dir(ROOT).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let told = String::from_utf8(output.stdout).unwrap();
+    let told: Vec<_> = told.lines().collect();
+    let command =
+        "set_param command /usr/bin/mqtt-websocket-proxy --config /etc/mqtt-websocket-proxy/gateway.json";
+    assert_eq!((told[0].trim(), told[1]), ("open_instance", command));
+    for line in ["set_param user nobody", "set_param stderr 1", "send_signal mqtt-websocket-proxy * HUP", "1"]
+    {
+        assert!(told.contains(&line), "{line} in {told:#?}");
+    }
+}
+
+#[test]
+fn the_health_check_tells_a_running_gateway_from_a_draining_and_a_stopped_one() {
+    let server = ChatServer::start();
+    let api = closed_port();
+    let file = json!({
+        "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
+        "websocket": {"production_servers": [server.url()]}, "api": {"host": api.ip()},
+    });
+    let folder = Folder::new().with("gateway.json", file.to_string());
+    let port = api.port().to_string();
+    let variables = [("API_PORT", port.as_str()), ("CONFIG_FILE", "gateway.json")];
+    let ask = |line: &str| {
+        let output = folder.run(line, &variables);
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap(), String::from_utf8(said).unwrap())
+    };
+    assert_eq!(ask("health").0, 1, "nobody is there");
+
+    let mut process = folder.start("", &variables);
+    assert_eq!(ask("health"), (0, "{\"status\":\"ok\"}\n".to_owned()));
+    assert_eq!(ask("health --ready"), (0, "{\"status\":\"ready\"}\n".to_owned()));
+    let mut device = Device::connect(process.mqtt(), 1);
+    let (_call, _peer) = device.call(&server);
+    process.signal("USR1");
+    process.line("draining: 1 calls");
+    assert_eq!(ask("health -c gateway.json").0, 0);
+    let (code, said) = ask("health --ready");
+    assert!(code == 1 && said.contains("draining"), "{code} {said}");
+    device.say(r#"{"type":"goodbye"}"#);
+    assert_eq!(process.exit_code(), Some(0));
+    assert_eq!(ask("health").0, 1);
+
+    assert!(ask("health --help").1.contains("Exit code"));
+    for line in ["health --nonsense", "health -c absent.json"] {
+        assert_eq!(ask(line).0, 2, "{line}");
+    }
+}
