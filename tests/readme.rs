@@ -169,9 +169,27 @@ fn both_languages_are_in_step() {
     assert_eq!(shape(&english), shape(&chinese));
     let rows = |page: &str| tables(page).iter().map(Vec::len).collect::<Vec<_>>();
     assert_eq!(rows(&english), rows(&chinese));
-    let others =
-        |page: &str| links(page).into_iter().filter(|link| !link.starts_with("README")).collect::<Vec<_>>();
+    let others = |page: &str| {
+        let links = links(page).into_iter().filter(|link| !link.starts_with("README"));
+        links.map(|link| link.replace(".zh-CN", "")).collect::<Vec<_>>()
+    };
     assert_eq!(others(&english), others(&chinese));
+}
+
+#[test]
+fn how_to_install_is_told_in_both_languages_with_the_same_commands() {
+    let [english, chinese] = ["docs/install.md", "docs/install.zh-CN.md"].map(text);
+    assert_eq!(blocks(&english), blocks(&chinese));
+    let heads = |page: &str| page.lines().filter(|line| line.starts_with("## ")).count();
+    assert_eq!((heads(&english), heads(&chinese)), (6, 6));
+    // Places within a page are named by their heads.
+    for page in [english, chinese] {
+        let place = |head: &str| head.to_lowercase().replace(['、', ','], "").replace(' ', "-");
+        let places: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("## ")).map(place).collect();
+        for link in links(&page).iter().filter_map(|link| link.strip_prefix('#')) {
+            assert!(places.iter().any(|place| place == link), "{link} in {places:?}");
+        }
+    }
 }
 
 #[test]
