@@ -1,0 +1,36 @@
+//! A gateway for hours under calls that come and go in every way, with everything around it failing now and then: does
+//! its memory grow, does it keep descriptors, does it lose audio, does it get slower?
+//!
+//! ```text
+//! .ci/soak 600                                                    builds what it needs, then this
+//! cargo run --release --example soak -- --gateway target/release/mqtt-websocket-proxy --seconds 600
+//! ```
+//!
+//! A third of the calls is steady: they last as long as the run, their chat server is never touched, and so nothing may
+//! happen to them. The others use two chat servers that are killed and frozen in turn, and end in ten ways.
+#![allow(clippy::print_stdout)] // A report is what it is for.
+
+#[cfg(unix)]
+mod callers;
+#[cfg(unix)]
+mod gateway;
+#[cfg(unix)]
+mod numbers;
+#[cfg(unix)]
+mod servers;
+#[cfg(unix)]
+mod soak;
+#[cfg(unix)]
+mod trouble;
+#[cfg(unix)]
+mod world;
+
+#[cfg(unix)]
+fn main() -> std::process::ExitCode {
+    soak::main()
+}
+
+#[cfg(not(unix))]
+fn main() {
+    eprintln!("soak: it needs signals and /proc: run it on Linux");
+}
