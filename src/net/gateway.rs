@@ -43,6 +43,8 @@ const API: usize = 3;
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// Events per poll.
 const EVENTS: usize = 1024;
+/// An alarm that rings this late was not waited for: the gateway did not run. Also how long it may then read.
+const LATE: Duration = Duration::from_secs(1);
 /// One read of a device.
 const SCRATCH: usize = 64 * 1024;
 
@@ -90,6 +92,8 @@ pub struct Gateway {
     /// Where a connection's device went when it took over a call.
     pub(super) moved: Option<SessionId>,
     pub(super) pace: Pace,
+    /// Since when alarms wait until everything is read that came while the gateway did not run.
+    late_since: Option<Instant>,
     pub(super) now: Instant,
     pub(super) addresses: Addresses,
     handle: Handle,
@@ -244,6 +248,7 @@ impl Gateway {
             admin,
             moved: None,
             pace: Pace::new(now),
+            late_since: None,
             now,
             addresses,
             handle,
@@ -313,13 +318,15 @@ impl Gateway {
         {
             std::thread::sleep(pause);
         }
-        match self.poll.poll(events, sleep) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => events.clear(),
-            Err(error) => return Err(error),
+        let polled = self.poll.poll(events, sleep);
+        let interrupted = polled.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted);
+        match interrupted {
+            true => events.clear(),
+            false => polled?,
         }
         self.now = Instant::now();
         let leftovers = self.ready.len();
+        let all_read = !interrupted && events.is_empty() && leftovers == 0;
         for event in events.iter() {
             self.dispatch(event);
         }
@@ -329,7 +336,9 @@ impl Gateway {
                 None => break,
             }
         }
-        self.fire_timers();
+        if self.may_ring(all_read) {
+            self.fire_timers();
+        }
         self.flush();
         self.bury();
         self.metrics.turns.add(self.now.elapsed());
@@ -396,6 +405,17 @@ impl Gateway {
                 }
             }
         }
+    }
+
+    /// Whether deadlines may be acted on. When the gateway has not run for a while (the process was stopped, the machine
+    /// slept), what they waited for may have come long ago: all of it is read first, but not for ever.
+    fn may_ring(&mut self, all_read: bool) -> bool {
+        if all_read || self.wheel.next().is_none_or(|at| self.now < at + LATE) {
+            self.late_since = None;
+            return true;
+        }
+        let since = *self.late_since.get_or_insert(self.now);
+        self.now >= since + LATE
     }
 
     fn fire_timers(&mut self) {

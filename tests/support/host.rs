@@ -41,6 +41,47 @@ pub fn resident(pid: u32) -> usize {
     line.trim().split(' ').next().unwrap().parse().unwrap()
 }
 
+/// Runs a test in a network and with mounts of its own, where it may break what it likes. Where the system does not allow
+/// that, says so and skips the test.
+#[cfg(target_os = "linux")]
+pub fn isolated(test: impl FnOnce() + Send) {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    let alone = || -> Result<(), String> {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).map_err(|error| error.to_string())?;
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+            .map_err(|error| error.to_string())?;
+        run("ip link set lo up")
+    };
+    // A thread of its own: what it left, it cannot enter again.
+    let inside = || match alone() {
+        Ok(()) => test(),
+        Err(error) => {
+            let name = thread::current().name().unwrap_or_default().to_owned();
+            eprintln!("SKIPPED {name}: it needs root and a network of its own: {error}");
+        }
+    };
+    thread::scope(|scope| {
+        let name = thread::current().name().unwrap_or_default().to_owned();
+        let thread = thread::Builder::new().name(name).spawn_scoped(scope, inside).unwrap();
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+/// Runs a command of the system to its end.
+pub fn run(line: &str) -> Result<(), String> {
+    let mut words = line.split(' ');
+    let output = std::process::Command::new(words.next().unwrap()).args(words).output();
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(format!("{line}: {}", String::from_utf8_lossy(&output.stderr).trim_end())),
+        Err(error) => Err(format!("{line}: {error}")),
+    }
+}
+
 /// Waits until something that changes by itself is so.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + LIMIT;

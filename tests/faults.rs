@@ -1,0 +1,413 @@
+//! What fails around a running gateway, for real: processes that are killed or frozen, networks that go silent, clocks
+//! that jump, disks that fill up. Each leaves a gateway that runs, and calls that nobody disturbed.
+//!
+//! `FAULTS=long cargo test --test faults` stops the program for a minute instead of seconds. Other faults have files of
+//! their own: a log nobody reads (`program_calls`), descriptors (`scarcity`), stalled connections, SYNs without an answer
+//! and TLS handshakes (`slow`, `patience`), peers that read nothing (`limits`).
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mqtt_websocket_proxy::tools::echo::EchoServer;
+use serde_json::{Value, json};
+use support::LIMIT;
+use support::audio::Call;
+use support::chat::{ChatServer, Message, headed};
+use support::device::{Device, HELLO, client_id, mac};
+use support::faults::assert_told_in_words;
+use support::host::{connect_from, device_from, eventually, isolated, run};
+use support::mqtt::{Client, Connect, PINGREQ, PINGRESP, Packet};
+use support::process::Folder;
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+/// Whether there is time for faults as long as real ones.
+fn is_long() -> bool {
+    std::env::var("FAULTS").is_ok_and(|value| value == "long")
+}
+
+fn config(servers: &[String], change: impl FnOnce(&mut Value)) -> Folder {
+    let mut config = json!({
+        "mqtt": {"host": "127.0.0.1"},
+        "udp": {"host": "127.0.0.1"},
+        "websocket": {
+            "production_servers": servers,
+            "ping_interval_s": 1, "ping_timeout_s": 1,
+            "reconnect": {"initial_ms": 20, "max_ms": 200},
+        },
+        "mcp": {"enabled": false},
+    });
+    change(&mut config);
+    Folder::new().with("gateway.json", config.to_string())
+}
+
+/// A call of a device whose chat server needs no help.
+fn call(device: &mut Device) -> Call {
+    device.say(HELLO);
+    Call::new(device.json())
+}
+
+/// Speaks until it is heard again; how long that took.
+fn echo(call: &mut Call) -> Duration {
+    let begin = Instant::now();
+    while begin.elapsed() < LIMIT {
+        call.send(0, b"\x58abc");
+        if call.receive_within(MS(20)).is_some() {
+            while call.receive_within(MS(50)).is_some() {}
+            return begin.elapsed();
+        }
+    }
+    panic!("not heard again");
+}
+
+/// Runs `meanwhile` beside a call in which every packet is heard once.
+fn undisturbed(call: &mut Call, meanwhile: impl FnOnce()) {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let calm = scope.spawn(|| {
+            while !over.load(Ordering::Acquire) {
+                call.send(0, b"\x58calm");
+                assert_eq!(call.receive().payload, b"\x58calm");
+                thread::sleep(MS(20));
+            }
+        });
+        meanwhile();
+        over.store(true, Ordering::Release);
+        calm.join().unwrap();
+    });
+}
+
+// ----- processes ------------------------------------------------------------------------------------------------------
+
+/// A chat server that echoes, in a process of its own.
+struct ChatProcess {
+    child: Child,
+    addr: SocketAddr,
+}
+
+const ADDRESS: &str = "FAULTS_CHAT_SERVER";
+
+/// Not a test: this program in the role of a [`ChatProcess`].
+#[test]
+#[ignore = "the other tests start it"]
+fn chat_server_process() {
+    let server = EchoServer::start_on(std::env::var(ADDRESS).unwrap().parse().unwrap()).unwrap();
+    // The test runner has written half a line.
+    writeln!(std::io::stdout(), "\nlistens on {}", server.addr()).unwrap();
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+impl ChatProcess {
+    fn start(addr: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "chat_server_process", "--ignored", "--nocapture"])
+            .env(ADDRESS, addr)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = lines.map(Result::unwrap).find(|line| line.starts_with("listens on")).unwrap();
+        Self { child, addr: line.rsplit(' ').next().unwrap().parse().unwrap() }
+    }
+
+    fn url(&self) -> String {
+        format!("ws://{}/", self.addr)
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        *self = Self::start(&self.addr.to_string());
+    }
+
+    fn signal(&self, name: &str) {
+        run(&format!("kill -{name} {}", self.child.id())).unwrap();
+    }
+}
+
+impl Drop for ChatProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn chat_servers_that_are_killed_or_frozen_cost_the_others_nothing() {
+    let mut servers = [ChatProcess::start("127.0.0.1:0"), ChatProcess::start("127.0.0.1:0")];
+    let calm = ChatProcess::start("127.0.0.1:0");
+    let folder = config(&[servers[0].url(), servers[1].url()], |config| {
+        config["websocket"]["development_servers"] = json!([calm.url()]);
+        config["websocket"]["development_mac_addresses"] = json!([mac(2)]);
+    });
+    let process = folder.start("-c gateway.json", &[]);
+    let mut device = Device::connect(process.mqtt(), 1);
+    let mut fickle = call(&mut device);
+    let mut other = Device::connect(process.mqtt(), 2);
+    undisturbed(&mut call(&mut other), || {
+        for round in 0..4 {
+            let server = &mut servers[round % 2];
+            server.kill();
+            echo(&mut fickle);
+            server.restart();
+        }
+        for server in &servers {
+            server.signal("STOP");
+            // A ping is due within a second, and its answer within another; a dial may find a frozen one first.
+            let took = echo(&mut fickle);
+            assert!(took < MS(8_000), "{took:?}");
+            server.signal("CONT");
+        }
+    });
+    device.mqtt.assert_quiet();
+    other.mqtt.assert_quiet();
+}
+
+#[test]
+fn a_gateway_that_was_stopped_reads_what_came_before_it_ends_anything() {
+    let time = if is_long() { Duration::from_secs(60) } else { MS(4_000) };
+    let server = ChatServer::start();
+    let folder = config(&[server.url()], |_| {});
+    let process = folder.start("-c gateway.json", &[]);
+    let addr = process.mqtt();
+    // Many, since not all fit into one look.
+    let pinging = |number| {
+        let connect = Connect { keep_alive: 1, ..Connect::new(&client_id(number)) };
+        Client::log_in(addr, &connect)
+    };
+    let mut idle: Vec<Client> = (10..40).map(pinging).collect();
+    let mut device = device_over_pinging(addr, 1);
+    let (mut voice, mut peer) = device.call(&server);
+    while !matches!(peer.message(), Message::Ping(_)) {
+        device.mqtt.send(&PINGREQ);
+        idle.iter_mut().for_each(|client| client.send(&PINGREQ));
+    }
+
+    // Each has its say while the gateway cannot listen: no device is late, and the chat server answers.
+    process.signal("STOP");
+    peer.frame(10, b"");
+    let begin = Instant::now();
+    let mut pings = 0;
+    while begin.elapsed() < time {
+        pings += 1;
+        device.mqtt.send(&PINGREQ);
+        idle.iter_mut().for_each(|client| client.send(&PINGREQ));
+        thread::sleep(MS(300));
+    }
+    voice.send(7, b"\x58abc");
+    peer.say(r#"{"type":"stt","text":"still there"}"#);
+    process.signal("CONT");
+
+    let pong = Packet { first: PINGRESP[0], body: Vec::new() };
+    idle.iter_mut().for_each(|client| (0..pings).for_each(|_| assert_eq!(client.packet(), pong)));
+    let mut text = Value::Null;
+    while text["type"] != "stt" {
+        match device.mqtt.packet() {
+            packet if packet == pong => {}
+            packet => text = serde_json::from_str(packet.message().1).unwrap(),
+        }
+    }
+    loop {
+        match peer.message() {
+            Message::Ping(payload) => peer.frame(10, &payload),
+            message => break assert_eq!(message, Message::Binary(headed(7, b"\x58abc"))),
+        }
+    }
+    assert!(server.is_idle(), "nobody was dialled");
+}
+
+fn device_over_pinging(gateway: SocketAddr, number: u8) -> Device {
+    let client_id = client_id(number);
+    let connect = Connect { keep_alive: 1, ..Connect::new(&client_id) };
+    Device { mqtt: Client::log_in(gateway, &connect), mac: mac(number), client_id }
+}
+
+// ----- networks -------------------------------------------------------------------------------------------------------
+
+/// Nothing reaches this address any more, and nobody is told.
+fn black_hole(ip: &str) {
+    run(&format!("ip route add blackhole {ip}/32 table local")).unwrap();
+}
+
+#[test]
+fn peers_whose_network_goes_silent_are_given_up_and_come_back() {
+    isolated(|| {
+        let servers = [ChatProcess::start("127.0.0.11:0"), ChatProcess::start("127.0.0.12:0")];
+        let debug = |config: &mut Value| config["logging"]["level"] = "debug".into();
+        let folder = config(&[servers[0].url(), servers[1].url()], debug);
+        let mut process = folder.start("-c gateway.json", &[]);
+        let addr = process.mqtt();
+        let mut device = device_from([127, 0, 0, 2], addr, 1);
+        let mut voice = call(&mut device);
+        echo(&mut voice);
+        // One chat server after the other, so that it is this call's in any case.
+        black_hole("127.0.0.11");
+        let took = echo(&mut voice);
+        assert!(took < MS(8_000), "{took:?}");
+        run("ip route del blackhole 127.0.0.11/32 table local").unwrap();
+        black_hole("127.0.0.12");
+        let took = echo(&mut voice);
+        assert!(took < MS(8_000), "{took:?}");
+        device.mqtt.assert_quiet();
+
+        // The device is gone without a word, and back from elsewhere before anybody knows.
+        black_hole("127.0.0.2");
+        let mut back = Client::from(connect_from([127, 0, 0, 3], addr));
+        back.send(&Connect::new(&device.client_id).packet());
+        assert_eq!(back.packet().body, [0, 0]);
+        echo(&mut voice);
+        back.assert_quiet();
+        // Another one stays away: its keep alive tells.
+        let connect = Connect { keep_alive: 1, ..Connect::new(&client_id(2)) };
+        let mut gone = Client::from(connect_from([127, 0, 0, 4], addr));
+        gone.send(&connect.packet());
+        assert_eq!(gone.packet().body, [0, 0]);
+        black_hole("127.0.0.4");
+        process.line(&format!("[{} 127.0.0.4:", client_id(2)));
+        let line = process.line("closed: ");
+        assert!(line.contains("127.0.0.4") && line.contains("keep alive"), "{line}");
+    });
+}
+
+#[test]
+fn names_that_are_never_answered_hold_up_nobody_else() {
+    isolated(|| {
+        let echo_server = EchoServer::start().unwrap();
+        let hangs = "ws://chat.example:8000/".to_owned();
+        let folder = config(&[hangs.clone(), echo_server.url()], |config| {
+            config["websocket"]["development_servers"] = json!([hangs]);
+            config["websocket"]["development_mac_addresses"] = json!([mac(9)]);
+        })
+        .with("resolv.conf", "nameserver 127.0.0.1\n");
+        run(&format!("mount --bind {} /etc/resolv.conf", folder.0.join("resolv.conf").display())).unwrap();
+        let silent = UdpSocket::bind("127.0.0.1:53").unwrap();
+        let process = folder.start("-c gateway.json", &[]);
+        let mut asking = Device::connect(process.mqtt(), 1);
+        let mut voice = call(&mut asking);
+        undisturbed(&mut voice, || {
+            // Some begin with the name: they wait for it no longer than for any other stage of a dial.
+            for number in 2..6 {
+                let mut device = Device::connect(process.mqtt(), number);
+                let begin = Instant::now();
+                echo(&mut call(&mut device));
+                assert!(begin.elapsed() < MS(4_500), "{:?}", begin.elapsed());
+            }
+            let mut without = Device::connect(process.mqtt(), 9);
+            assert!(assert_told_in_words(&mut without) < MS(9_000));
+        });
+        silent.set_nonblocking(true).unwrap();
+        assert!(silent.recv(&mut [0; 512]).is_ok(), "it was asked");
+    });
+}
+
+// ----- the clock and the disk -----------------------------------------------------------------------------------------
+
+/// The library that fakes the clock of a process, where it is installed.
+fn clock_library() -> Option<String> {
+    let folders = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
+    let mut files = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
+    let found = files.find(|file| file.exists());
+    if found.is_none() {
+        eprintln!("SKIPPED: a clock that jumps needs faketime: ./setup.sh test installs it");
+    }
+    found.map(|file| file.display().to_string())
+}
+
+#[test]
+fn a_clock_that_jumps_disturbs_nothing() {
+    let Some(library) = clock_library() else { return };
+    let server = ChatServer::start();
+    let folder = config(&[server.url()], |_| {}).with("clock", "+0");
+    let clock = folder.0.join("clock").display().to_string();
+    let variables = [
+        ("LD_PRELOAD", library.as_str()),
+        ("FAKETIME_TIMESTAMP_FILE", &clock),
+        ("FAKETIME_NO_CACHE", "1"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ];
+    let mut process = folder.start("-c gateway.json", &variables);
+    let mut device = Device::connect(process.mqtt(), 1);
+    let (mut voice, mut peer) = device.call(&server);
+    let year = |line: &str| line[..13].to_owned();
+    let mut before = year(&process.line("call begins"));
+    for jump in ["-3600", "+86400", "-100d"] {
+        fs::write(&clock, jump).unwrap();
+        // What is due by time is due by the time that has passed: a ping each second, and its answer.
+        for _ in 0..2 {
+            while !matches!(peer.message(), Message::Ping(_)) {}
+            peer.frame(10, b"");
+        }
+        voice.send(0, b"\x58abc");
+        while !matches!(peer.message(), Message::Binary(_)) {}
+        peer.send_audio(0, b"\x58def");
+        assert_eq!(voice.receive().payload, b"\x58def");
+        device.mqtt.assert_quiet();
+        let connect = Connect { keep_alive: 1, ..Connect::new(&client_id(2)) };
+        let since = Instant::now();
+        let mut late = Client::log_in(process.mqtt(), &connect);
+        late.until_closed();
+        assert!((MS(1_400)..MS(4_000)).contains(&since.elapsed()), "{jump}: {:?}", since.elapsed());
+        // And the log shows that it was another time.
+        let mut other = Device::connect(process.mqtt(), 3);
+        let (_, mut second) = other.call(&server);
+        let after = year(&process.line("call begins"));
+        assert_ne!(after, before, "the clock has jumped");
+        before = after;
+        other.say(r#"{"type":"goodbye"}"#);
+        second.expect_close(1000);
+    }
+    assert!(server.is_idle(), "nobody was dialled");
+}
+
+#[test]
+fn a_disk_that_is_full_costs_lines_and_nothing_else() {
+    isolated(|| {
+        let echo_server = EchoServer::start().unwrap();
+        let folder = config(&[echo_server.url()], |config| {
+            config["logging"] = json!({"file_path": "disk/gateway.log", "level": "debug"});
+        })
+        .with("disk/x", "");
+        let disk = folder.0.join("disk");
+        run(&format!("mount -t tmpfs -o size=64k none {}", disk.display())).unwrap();
+        let mut process = folder.start("-c gateway.json", &[]);
+        let addr = process.mqtt();
+        let talk = |number| {
+            let mut device = Device::connect(addr, number);
+            echo(&mut call(&mut device));
+            device.say(r#"{"type":"goodbye"}"#);
+            device.mqtt.assert_quiet();
+            device.client_id
+        };
+        let written =
+            |client_id: &str| fs::read_to_string(disk.join("gateway.log")).unwrap().contains(client_id);
+        let first = talk(1);
+        eventually("the first call is in the log", || written(&first));
+        let mut filler = fs::File::create(disk.join("filler")).unwrap();
+        while filler.write_all(&[0; 64]).is_ok() {}
+        let lost: Vec<_> = (2..40).map(talk).collect();
+        assert!(!written(lost.last().unwrap()), "the disk was full");
+        fs::remove_file(disk.join("filler")).unwrap();
+        drop(filler);
+        eventually("lines are written again", || {
+            let later = talk(50);
+            written(&later)
+        });
+        process.signal("TERM");
+        assert_eq!(process.exit_code(), Some(0));
+        run(&format!("umount {}", disk.display())).unwrap();
+    });
+}
