@@ -93,11 +93,10 @@ pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<Strin
 pub(super) fn conflicts(variables: &[Variable]) -> impl Iterator<Item = Problem> {
     let is_set = |name: &str| variables.iter().any(|variable| variable.name == name);
     let files = variables.iter().filter(|variable| variable.is_file);
-    let both = files.filter_map(move |variable| {
+    files.filter_map(move |variable| {
         let plain = variable.name.strip_suffix(FILE).filter(|name| is_set(name))?;
         Some(Problem::value(&variable.name, format!("a value beside {plain}"), "one of the two"))
-    });
-    both
+    })
 }
 
 impl Variable {
