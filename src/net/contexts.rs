@@ -43,6 +43,11 @@ impl Contexts {
         }
     }
 
+    /// Frees what no call has.
+    pub(super) fn shrink(&mut self) {
+        self.spare = Vec::new();
+    }
+
     /// A binary message; its memory is used again once it is written.
     pub(super) fn binary(&mut self, payload: &[u8]) -> Message {
         self.payload.extend_from_slice(payload);

@@ -24,6 +24,7 @@ use super::handle::{Addresses, Command, Handle};
 use super::index::{Index, Sightings};
 use super::metrics::Metrics;
 use super::pace::Pace;
+use super::relief::Peak;
 use super::resolver::Resolver;
 use super::session::{NO_ALARM, Sessions};
 use super::supervisor::Supervisor;
@@ -91,6 +92,7 @@ pub struct Gateway {
     pub(super) admin: Admin,
     /// Where a connection's device went when it took over a call.
     pub(super) moved: Option<SessionId>,
+    pub(super) peak: Peak,
     pub(super) pace: Pace,
     /// Since when alarms wait until everything is read that came while the gateway did not run.
     late_since: Option<Instant>,
@@ -119,6 +121,8 @@ pub(super) enum Alarm {
     Watch,
     /// Tell the service manager that the loop turns.
     Supervisor,
+    /// Give memory back after a peak.
+    Relief,
     /// The grace of the shutdown is over.
     Stop,
 }
@@ -247,6 +251,7 @@ impl Gateway {
             metrics: Metrics::default(),
             admin,
             moved: None,
+            peak: Peak::default(),
             pace: Pace::new(now),
             late_since: None,
             now,
@@ -430,6 +435,7 @@ impl Gateway {
                 Alarm::AcceptAdmin => self.ready.push_back(Ready::AcceptAdmin),
                 Alarm::Watch => self.look_at_file(),
                 Alarm::Supervisor => self.reassure_supervisor(),
+                Alarm::Relief => self.relieve(),
                 Alarm::Stop => {}
             }
         }
@@ -526,6 +532,7 @@ impl Gateway {
 
     /// Frees the slots of sessions of which nothing is left.
     fn bury(&mut self) {
+        let before = self.sessions.len();
         while let Some(id) = self.doomed.pop() {
             let Some(session) = self.sessions.live(id) else { continue };
             session.doomed = false;
@@ -533,6 +540,9 @@ impl Gateway {
                 continue;
             }
             self.sessions.remove(id);
+        }
+        if self.sessions.len() < before {
+            self.mind_peak(before);
         }
     }
 

@@ -82,6 +82,15 @@ impl Index {
         }
     }
 
+    /// Gives back the memory of those who left.
+    pub(super) fn shrink(&mut self, sessions: &Sessions) {
+        let hasher = &self.hasher;
+        let hash_of =
+            |id: &SessionId| client_id_of(*id, sessions).map_or(0, |found| hasher.hash_one(found.mac()));
+        self.devices.shrink_to_fit(hash_of);
+        self.calls.shrink_to_fit(|call| spread(call.ssrc));
+    }
+
     pub(super) fn devices(&self) -> usize {
         self.devices.len()
     }

@@ -26,6 +26,7 @@ mod index;
 mod metrics;
 mod outbox;
 mod pace;
+mod relief;
 pub mod resolver;
 mod session;
 mod steer;

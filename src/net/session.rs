@@ -97,6 +97,11 @@ impl Sessions {
         self.slab.try_remove(id.slot as usize)
     }
 
+    /// Gives back the memory of the slots behind the last session.
+    pub(super) fn shrink(&mut self) {
+        self.slab.shrink_to_fit();
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slab.len()
     }

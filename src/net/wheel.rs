@@ -130,6 +130,22 @@ impl<T: Copy> Wheel<T> {
         self.done = self.done.max(now);
     }
 
+    /// Gives back the memory of entries behind the last one in use.
+    pub fn shrink(&mut self) {
+        let mut unused = vec![false; self.nodes.len()];
+        let mut list = std::mem::replace(&mut self.free, NONE);
+        while list != NONE {
+            unused[list as usize] = true;
+            list = self.nodes[list as usize].next;
+        }
+        let used = unused.iter().rposition(|unused| !unused).map_or(0, |last| last + 1);
+        self.nodes.truncate(used);
+        self.nodes.shrink_to_fit();
+        for index in (0..used).filter(|index| unused[*index]) {
+            self.nodes[index].next = std::mem::replace(&mut self.free, index as u32);
+        }
+    }
+
     /// Entries armed and not yet rung, stale ones included.
     pub fn len(&self) -> usize {
         self.len
@@ -306,6 +322,27 @@ mod tests {
         }
         assert_eq!(due.len(), 1);
         assert!(steps < 80, "{steps} wake-ups for one alarm in ten hours");
+    }
+
+    #[test]
+    fn after_a_peak_its_memory_goes_and_what_is_armed_stays() {
+        let start = Instant::now();
+        let mut wheel = Wheel::new(start);
+        for n in 0..1_000 {
+            wheel.arm(start + ms(if n == 10 { 900_000 } else { 100 }), n);
+        }
+        let mut due = Vec::new();
+        wheel.expire(start + ms(200), &mut due);
+        wheel.shrink();
+        assert_eq!((due.len(), wheel.nodes.len(), wheel.len()), (999, 11, 1));
+        // The gaps are used again.
+        for n in 0..10 {
+            wheel.arm(start + ms(300), 2_000 + n);
+        }
+        assert_eq!(wheel.nodes.len(), 11);
+        due.clear();
+        wheel.expire(start + ms(1_000_000), &mut due);
+        assert_eq!((due.len(), due.last().map(|(_, n)| *n)), (11, Some(10)));
     }
 
     #[test]
