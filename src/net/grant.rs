@@ -8,26 +8,24 @@ use crate::session::Grant;
 
 /// A fresh grant, whose ssrc no other call has.
 pub(super) fn mint(index: &Index) -> Result<Grant, getrandom::Error> {
-    let mut key = [0; 16];
-    getrandom::fill(&mut key)?;
-    let mut uuid = [0; 16];
-    getrandom::fill(&mut uuid)?;
-    let ssrc = loop {
-        let ssrc = getrandom::u32()?;
-        if ssrc != 0 && index.call(ssrc).is_none() {
-            break ssrc;
-        }
-    };
+    // All of it in one system call, but for an ssrc that is taken.
+    let mut random = [0; 44];
+    getrandom::fill(&mut random)?;
+    let mut rest = &random[..];
+    let (key, uuid) = (take(&mut rest), take(&mut rest));
+    let (seed, mut ssrc) = (u64::from_ne_bytes(take(&mut rest)), u32::from_ne_bytes(take(&mut rest)));
+    while ssrc == 0 || index.call(ssrc).is_some() {
+        ssrc = getrandom::u32()?;
+    }
     let session_id = uuid::Builder::from_random_bytes(uuid).into_uuid().to_string().into_boxed_str();
-    Ok(Grant {
-        ssrc,
-        key,
-        session_id,
-        seed: getrandom::u64()?,
-        udp_host: Box::default(),
-        udp_port: 0,
-        allowed: true,
-    })
+    Ok(Grant { ssrc, key, session_id, seed, udp_host: Box::default(), udp_port: 0, allowed: true })
+}
+
+/// The next `N` of as many bytes as all that are taken.
+fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
+    let (taken, rest) = bytes.split_at(N);
+    *bytes = rest;
+    std::array::from_fn(|i| taken[i])
 }
 
 /// The host a device is told to send its datagrams to. `local` is the address of ours that its connection reached.

@@ -49,6 +49,10 @@ impl Commands {
         id
     }
 
+    pub(super) fn is_unused(&self) -> bool {
+        self.next == 0
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.pending.front().map(|pending| pending.until)
     }
