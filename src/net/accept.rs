@@ -17,8 +17,8 @@ use super::token::{self, Role, SessionId};
 use crate::admin::troubles::Kind;
 use crate::session::Core;
 
-/// Connections accepted per dispatch.
-const ACCEPTS: usize = 64;
+/// Connections accepted per dispatch, and so the logins of one turn when all devices come back at once.
+const ACCEPTS: usize = 32;
 /// Connections beyond `max_connections` that may be on their way in or out.
 const IN_PASSING: usize = 512;
 /// Connections beyond `max_connections_per_ip` that may wait to tell who they are: a device that comes back before its old
@@ -26,6 +26,8 @@ const IN_PASSING: usize = 512;
 const RETURNING: usize = 8;
 /// Connections the system keeps for us while we are busy: a power cut brings all devices back at once.
 const BACKLOG: i32 = 4096;
+/// What is accepted has the options of the listener: five system calls less for each device.
+const INHERITED: bool = cfg!(target_os = "linux");
 /// How long accepting pauses when descriptors ran out.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -39,6 +41,9 @@ pub(super) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     #[cfg(not(windows))]
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    if INHERITED {
+        set_options(&socket);
+    }
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(TcpListener::from_std(socket.into()))
@@ -126,9 +131,9 @@ impl Gateway {
         if let Err(error) = self.poll.registry().register(&mut tcp, token, both) {
             return warn!("[{peer}] cannot register: {error}");
         }
-        // A connection without these options still works.
-        let _ = tcp.set_nodelay(true);
-        let _ = SockRef::from(&tcp).set_tcp_keepalive(&keepalive());
+        if !INHERITED {
+            set_options(&SockRef::from(&tcp));
+        }
         if limit > 0 {
             self.per_ip.came(peer.ip());
         }
@@ -169,6 +174,12 @@ impl Gateway {
             }
         }
     }
+}
+
+/// A connection without these options still works.
+fn set_options(socket: &Socket) {
+    let _ = socket.set_tcp_nodelay(true);
+    let _ = socket.set_tcp_keepalive(&keepalive());
 }
 
 /// Finds devices that vanished without a word while their keep alive is long or none.
