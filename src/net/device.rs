@@ -11,8 +11,8 @@ use super::outbox::{Flush, Outbox};
 use super::token::SessionId;
 use crate::proto::mqtt;
 
-/// Reads per dispatch: a device that sends without end must let others in.
-const READS: usize = 8;
+/// Reads per dispatch: a device that sends without end must let others in, within a millisecond or two.
+const READS: usize = 2;
 /// The packet type of CONNECT.
 const CONNECT: u8 = 1;
 

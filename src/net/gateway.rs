@@ -46,8 +46,8 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 const EVENTS: usize = 1024;
 /// An alarm that rings this late was not waited for: the gateway did not run. Also how long it may then read.
 const LATE: Duration = Duration::from_secs(1);
-/// One read of a device.
-const SCRATCH: usize = 64 * 1024;
+/// One read of a device: thousands of the shortest packets.
+const SCRATCH: usize = 8 * 1024;
 
 /// The whole gateway. It is bound and run on the same thread; [`Running`](super::Running) does both on a thread of its
 /// own.

@@ -1,0 +1,52 @@
+//! One chat server that sends as fast as it can does not hold up another call. What counts is the order in which things
+//! leave the gateway, not the time they take.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use support::chat::ChatServer;
+use support::device::Device;
+use support::process::Folder;
+
+/// Frames of the loud chat server that wait when the quiet one says its first.
+const FLOOD: usize = 400;
+/// Of these, so many may come first: two rounds of what a chat server may have served at once.
+const BEFORE: usize = 64;
+
+#[test]
+fn a_frame_does_not_wait_for_the_flood_of_another_call() {
+    let server = ChatServer::start();
+    let config = format!(
+        r#"{{"mqtt":{{"host":"127.0.0.1"}},"udp":{{"host":"127.0.0.1"}},"websocket":{{"production_servers":["{}"]}},"mcp":{{"enabled":false}}}}"#,
+        server.url()
+    );
+    let folder = Folder::new().with("gateway.json", config);
+    let process = folder.start("-c gateway.json", &[]);
+    let (mut loud, mut quiet) = (Device::connect(process.mqtt(), 1), Device::connect(process.mqtt(), 2));
+    let (mut loud, mut loud_server) = loud.call(&server);
+    let (mut quiet, mut quiet_server) = quiet.call(&server);
+    // Both devices behind one socket: what it receives is in the order in which the gateway sent it.
+    quiet.udp = loud.udp.try_clone().unwrap();
+    for (call, peer) in [(&mut loud, &mut loud_server), (&mut quiet, &mut quiet_server)] {
+        call.send(0, b"\x58abc");
+        peer.binary();
+    }
+
+    process.signal("STOP");
+    for _ in 0..FLOOD {
+        loud_server.send_audio(0, b"\x58loud");
+    }
+    quiet_server.send_audio(0, b"\x58quiet");
+    process.signal("CONT");
+
+    loud.udp.set_read_timeout(Some(support::LIMIT)).unwrap();
+    let mut datagram = [0; 2048];
+    let is_loud = |datagram: &[u8]| datagram[4..8] == loud.nonce[4..8];
+    let before = (0..FLOOD).take_while(|_| {
+        loud.udp.recv(&mut datagram).unwrap();
+        is_loud(&datagram)
+    });
+    let before = before.count();
+    assert!(before <= BEFORE, "{before} frames of the other call came first");
+}
