@@ -238,6 +238,7 @@ mod tests {
         ];
         for text in bad {
             assert_eq!(text.parse::<Mac>(), Err(BadMac), "{text:?}");
+            assert!(BadMac.to_string().contains("six pairs"));
         }
     }
 
@@ -253,6 +254,7 @@ mod tests {
         // Java issues the MAC a second time as the third part.
         let id = ClientId::parse("g@@@aa_bb_cc_dd_ee_0f@@@aa_bb_cc_dd_ee_0f").unwrap();
         assert_eq!(id.uuid(), Some("aa_bb_cc_dd_ee_0f"));
+        assert_eq!(id.to_string(), id.as_str());
     }
 
     #[test]
@@ -277,6 +279,7 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(ClientId::parse(text), Err(expected), "{text:?}");
+            assert!(expected.to_string().starts_with("client id"), "{expected}");
         }
     }
 

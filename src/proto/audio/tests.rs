@@ -140,7 +140,7 @@ fn websocket_header() {
 #[test]
 fn opus_packets_told_by_their_shape() {
     let long = |toc: u8, len: usize| [&[toc][..], &vec![0; len]].concat();
-    let cases: [(&str, Vec<u8>, Option<u8>); 23] = [
+    let cases: [(&str, Vec<u8>, Option<u8>); 25] = [
         ("nothing", vec![], None),
         ("one frame, lost (DTX)", vec![0xf8], Some(31)),
         ("one frame", vec![0x58, 1, 2, 3], Some(11)),
@@ -158,6 +158,8 @@ fn opus_packets_told_by_their_shape() {
         ("two frames, half a length", vec![0x5a, 252], None),
         ("two frames, 252 bytes", [&[0x5a, 252, 0][..], &[0; 253]].concat(), Some(11)),
         ("two frames, 252 of 251", [&[0x5a, 252, 0][..], &[0; 251]].concat(), None),
+        ("two frames, 256 bytes", [&[0x5a, 252, 1][..], &[0; 257]].concat(), Some(11)),
+        ("two frames, 256 of 255", [&[0x5a, 252, 1][..], &[0; 255]].concat(), None),
         ("two frames, the second of 1275", [&[0x02, 0][..], &[0; 1275]].concat(), Some(0)),
         ("two frames, the second of 1276", [&[0x02, 0][..], &[0; 1276]].concat(), None),
         ("many frames, no count", vec![0x5b], None),
@@ -167,6 +169,43 @@ fn opus_packets_told_by_their_shape() {
     ];
     for (name, packet, expected) in cases {
         assert_eq!(opus_config(&packet), expected, "{name}");
+    }
+}
+
+#[test]
+fn silence_is_as_long_as_the_devices_packets() {
+    for (duration_ms, frames) in [
+        (20, 1),
+        (40, 2),
+        (60, 3),
+        (80, 4),
+        (100, 5),
+        (120, 6),
+        (0, 3),
+        (10, 3),
+        (50, 3),
+        (140, 3),
+        (u32::MAX, 3),
+    ] {
+        // Configuration 31 (CELT, fullband, 20 ms), mono, code 3; then the count.
+        let expected = [&[0b1111_1011, frames][..], &[0xff, 0xfe].repeat(frames.into())].concat();
+        assert_eq!(*silence(duration_ms), expected, "{duration_ms} ms");
+        assert_eq!(opus_config(&expected), Some(31));
+    }
+}
+
+#[test]
+fn bad_datagrams_are_counted_under_stable_names() {
+    use BadDatagram::*;
+    for (bad, label, words) in [
+        (Short, "short", "16 bytes"),
+        (Type, "type", "first byte"),
+        (Length, "length", "length field"),
+        (Oversized, "oversized", "1400 bytes"),
+        (Empty, "empty", "no payload"),
+    ] {
+        assert_eq!(bad.label(), label);
+        assert!(bad.to_string().contains(words), "{bad}");
     }
 }
 

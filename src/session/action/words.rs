@@ -126,3 +126,86 @@ impl fmt::Display for Note {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::proto::audio::BadDatagram;
+    use crate::proto::mqtt::{ConnectCode, Malformed};
+
+    #[test]
+    fn names_in_metrics_are_stable() {
+        use EndReason::*;
+        let ends = [
+            (DeviceGoodbye, "device_goodbye"),
+            (DeviceUdpTimeout, "device_udp_timeout"),
+            (DeviceDisconnected, "device_disconnected"),
+            (DeviceLost, "device_lost"),
+            (DeviceError, "device_error"),
+            (Replaced, "replaced"),
+            (ServerClosed, "server_closed"),
+            (NoServer, "no_server"),
+            (ServerLost, "server_lost"),
+            (Idle, "idle"),
+            (Overflow, "overflow"),
+            (Refused, "refused"),
+            (Shutdown, "shutdown"),
+            (Operator, "operator"),
+            (DeviceAbort, "device_abort"),
+            (PeerLeft, "peer_left"),
+            (Unanswered, "unanswered"),
+        ];
+        for (reason, label) in ends {
+            assert_eq!(reason.label(), label);
+        }
+        let discards = [
+            (Discard::Datagram(BadDatagram::Short), "short"),
+            (Discard::UnknownSsrc, "unknown_ssrc"),
+            (Discard::Duplicate, "duplicate"),
+            (Discard::Late, "late"),
+            (Discard::TooOld, "too_old"),
+            (Discard::Jump, "jump"),
+            (Discard::ForeignSource, "foreign_source"),
+            (Discard::NoServer, "no_server"),
+            (Discard::ServerBlocked, "server_blocked"),
+            (Discard::NoPeer, "no_peer"),
+            (Discard::BadFrame, "bad_frame"),
+            (Discard::HeldFull, "held_full"),
+            (Discard::SocketFull, "socket_full"),
+            (Discard::Aborted, "aborted"),
+            (Discard::Ringing, "ringing"),
+        ];
+        for (discard, label) in discards {
+            assert_eq!(discard.label(), label);
+        }
+    }
+
+    #[test]
+    fn lines_of_the_log_name_what_they_are_about() {
+        let (url, second) = ("ws://a/".to_owned(), Duration::from_secs(1));
+        let failure = Failure { stage: "tls", why: "expired".to_owned() };
+        let reasons: [(Reason, &str); 4] = [
+            (Reason::Refused(ConnectCode::Credentials, "no key"), "refused with return code 4: no key"),
+            (Reason::Protocol(Malformed::Nul), "protocol error: a string holds U+0000"),
+            (Reason::HelloVersion("9".to_owned()), "hello with version 9, only 3 is known"),
+            (Reason::SlowReader, "does not read"),
+        ];
+        for (reason, words) in reasons {
+            assert!(reason.to_string().contains(words), "{reason}");
+        }
+        let began = Note::CallBegan { session_id: "s".into(), url: url.clone(), after: second };
+        let redialling = Note::Redialling { url: url.clone(), failure, pause: second };
+        let notes: [(Note, &str); 5] = [
+            (began, "call begins: session=s server=ws://a/ answered_after=1000ms"),
+            (redialling, "ws://a/: tls failed: expired; redialling in 1000 ms"),
+            (Note::Redialled { url, after: second }, "call goes on: server=ws://a/ gap=1000ms"),
+            (Note::HeldDropped(7), "7 audio frames"),
+            (Note::Tools(Ok(3)), "learned 3 tools"),
+        ];
+        for (note, words) in notes {
+            assert!(note.to_string().contains(words), "{note}");
+        }
+    }
+}

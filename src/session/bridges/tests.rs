@@ -88,7 +88,9 @@ fn self_offline_and_busy_are_told_apart() {
 #[test]
 fn nobody_answers() {
     let mut story = Story::new();
+    assert_eq!(story.bridges.deadline(), None);
     story.request(1, 2);
+    assert_eq!(story.bridges.deadline(), Some(story.now + RING));
     story.out.clear();
     story.bridges.timeout(story.now + RING - Duration::from_millis(1), &mut story.out);
     assert_eq!(story.out, []);

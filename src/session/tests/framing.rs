@@ -83,6 +83,7 @@ fn a_header_settles_it_for_good() {
     for _ in 0..4 {
         assert_eq!(story.down(b"\x08d"), Err(Discard::BadFrame));
     }
+    assert_eq!(summary(&story.device(r#"{"type":"goodbye"}"#)).facts.dropped, 6);
 }
 
 #[test]

@@ -165,6 +165,32 @@ fn a_silent_server_hears_the_hello_again_and_is_given_up_after_4_s_while_another
 }
 
 #[test]
+fn the_last_server_that_spoke_without_a_hello_is_taken_as_live_when_the_device_must_be_told() {
+    let mut story = Story::online();
+    story.config.websocket.production = servers(&[A]);
+    story.device(HELLO);
+    story.wait(5_000);
+    story.open();
+    story.server(TTS_START);
+    let actions = story.wait(3_500);
+    assert!(actions.contains(&Action::Note(Note::NoServerHello(A.to_owned()))), "{actions:?}");
+    assert!(told(&actions)[0].contains(r#""transport":"udp""#), "{actions:?}");
+}
+
+#[test]
+fn how_far_the_last_server_was_is_named_when_time_is_up() {
+    for (opens, stage) in [(false, "connect"), (true, "hello")] {
+        let mut story = Story::online();
+        story.config.websocket.production = servers(&[A]);
+        story.device(HELLO);
+        if opens {
+            story.open();
+        }
+        assert!(story.wait(8_500).contains(&dial_failed(A, stage, "no answer in 8.5 s")[1]), "{stage}");
+    }
+}
+
+#[test]
 fn the_last_server_may_answer_late() {
     let mut story = Story::online();
     story.config.websocket.production = servers(&[A]);

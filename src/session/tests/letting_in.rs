@@ -192,3 +192,12 @@ fn bad_payloads_never_cost_a_device_its_connection() {
     }
     assert_eq!(story.device("{}"), [publish(r#"{"type":"goodbye"}"#)], "an unknown type is a message");
 }
+
+#[test]
+fn a_session_that_is_retired_decides_nothing_more() {
+    let mut story = Story::new();
+    assert!(story.core.is_listening() && !story.core.is_gone());
+    story.core.retire();
+    assert!(story.core.is_gone() && story.core.is_over() && !story.core.is_listening());
+    assert_eq!((story.core.deadline(), story.wait(20_000)), (None, vec![]));
+}

@@ -57,3 +57,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_packet_that_found_no_room_was_dropped_and_not_sent() {
+    let mut story = Story::in_call();
+    story.up(1, b"\x08one").unwrap();
+    story.up(2, b"\x08three").unwrap();
+    story.core.unsent(6);
+    let facts = summary(&story.device(r#"{"type":"goodbye"}"#)).facts;
+    assert_eq!((facts.up_packets, facts.up_bytes, facts.dropped), (1, 4, 1));
+    story.core.unsent(6); // without a call it is nobody's
+}
