@@ -101,6 +101,8 @@
 
 pub mod admin;
 pub mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod logger;
 pub mod net;
 pub mod proto;

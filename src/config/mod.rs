@@ -18,6 +18,9 @@ mod dotenv;
 mod environment;
 mod error;
 mod file;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod fuzz;
 mod key;
 mod migrate;
 mod node;

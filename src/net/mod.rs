@@ -34,7 +34,7 @@ pub mod stream;
 mod supervisor;
 mod tap;
 pub mod token;
-mod upgrade;
+pub(crate) mod upgrade;
 pub mod visit;
 mod watch;
 pub mod wheel;

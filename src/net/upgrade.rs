@@ -96,7 +96,7 @@ pub(super) fn authorization(secret: Option<&Secret>, dial: &DialRequest, unix_se
 }
 
 /// Some servers compare `connection` with exactly `Upgrade`, so it stands alone.
-fn request(dial: &DialRequest, authorization: &str, key: &str) -> String {
+pub(crate) fn request(dial: &DialRequest, authorization: &str, key: &str) -> String {
     let server = &dial.server;
     let mut text = format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -112,7 +112,7 @@ fn request(dial: &DialRequest, authorization: &str, key: &str) -> String {
 }
 
 /// The length of the response's head once it is complete and agrees to the upgrade.
-fn judge(head: &[u8], accept: &str) -> Result<Option<usize>, String> {
+pub(crate) fn judge(head: &[u8], accept: &str) -> Result<Option<usize>, String> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
     let length = match response.parse(head) {

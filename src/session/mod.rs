@@ -40,9 +40,9 @@ pub use core::{Core, Delivery};
 pub use media::{Facts, Peer, Sealed};
 pub use servers::{Servers, Spoken};
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]
-mod sim;
+pub(crate) mod sim;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

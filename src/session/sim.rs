@@ -1,7 +1,8 @@
 //! A seeded simulation: a device that does whatever devices do, servers that do whatever servers do, and a shadow that
 //! knows what must come of it.
 //!
-//! `SIM_SEEDS=5000 cargo test sim` runs more seeds; `SIM_SEED=17 cargo test sim` replays one.
+//! `SIM_SEEDS=5000 cargo test sim` runs more seeds; `SIM_SEED=17 cargo test sim` replays one. A fuzzer's bytes may stand in
+//! for the seed: [`play`].
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -21,11 +22,18 @@ const ID: &str = "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid";
 /// How late the shell may ring, in milliseconds: one slot of its wheel.
 const LATE: u64 = 100;
 
+/// Plays a story whose every choice is taken from `script`; when that is used up, everybody goes away.
+pub(crate) fn play(script: &[u8]) {
+    let mut world = World::new(Choices::Script { bytes: script.to_vec(), used: 0 });
+    world.trail = Some(Vec::new());
+    world.run();
+}
+
 #[test]
 fn no_seed_breaks_an_invariant() {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
     if let Some(seed) = number("SIM_SEED") {
-        let mut world = World::new(seed);
+        let mut world = World::new(Choices::Seed(seed));
         world.trail = Some(Vec::new());
         world.run();
         return;
@@ -33,8 +41,13 @@ fn no_seed_breaks_an_invariant() {
     let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
     let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
     let reached = std::thread::scope(|scope| {
-        let work =
-            |first| move || (first..seeds).step_by(workers as usize).flat_map(|seed| World::new(seed).run());
+        let work = |first| {
+            move || {
+                (first..seeds)
+                    .step_by(workers as usize)
+                    .flat_map(|seed| World::new(Choices::Seed(seed)).run())
+            }
+        };
         let threads: Vec<_> =
             (0..workers).map(|first| scope.spawn(move || work(first)().collect::<BTreeSet<_>>())).collect();
         threads.into_iter().flat_map(|thread| thread.join().expect("no seed fails")).collect::<BTreeSet<_>>()
@@ -70,16 +83,34 @@ const MUST_REACH: [&str; 21] = [
     "keep alive",
 ];
 
-/// splitmix64.
-struct Rng(u64);
+/// Where the choices of a run come from.
+enum Choices {
+    /// splitmix64.
+    Seed(u64),
+    /// A byte a choice, as long as there are some.
+    Script { bytes: Vec<u8>, used: usize },
+}
 
-impl Rng {
+impl Choices {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        match self {
+            Self::Seed(state) => {
+                *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let mut z = *state;
+                z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                z ^ (z >> 31)
+            }
+            Self::Script { bytes, used } => {
+                *used += 1;
+                bytes.get(*used - 1).copied().unwrap_or_default().into()
+            }
+        }
+    }
+
+    /// Whether a script is used up.
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Script { bytes, used } if *used >= bytes.len())
     }
 
     /// Uniform below `n`.
@@ -104,8 +135,8 @@ struct Session {
 
 /// One device, its connections one after the other, and all its servers.
 struct World {
-    seed: u64,
-    rng: Rng,
+    seed: Option<u64>,
+    rng: Choices,
     start: Instant,
     now: Instant,
     config: Config,
@@ -129,18 +160,20 @@ impl Drop for World {
             for line in self.trail.iter().flat_map(|trail| &trail[trail.len().saturating_sub(60)..]) {
                 eprintln!("{line}");
             }
-            eprintln!("replay with: SIM_SEED={} cargo test sim", self.seed);
+            if let Some(seed) = self.seed {
+                eprintln!("replay with: SIM_SEED={seed} cargo test sim");
+            }
         }
     }
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(mut rng: Choices) -> Self {
         let now = Instant::now();
         let mut config = Config::default();
         config.websocket.production = servers(&["ws://a/", "ws://raw/", "ws://c/"]);
-        config.mcp.enabled = seed.is_multiple_of(4);
-        let rng = Rng(seed);
+        let seed = if let Choices::Seed(seed) = rng { Some(seed) } else { None };
+        config.mcp.enabled = seed.unwrap_or_else(|| rng.next()).is_multiple_of(4);
         Self {
             seed,
             rng,
@@ -159,6 +192,9 @@ impl World {
 
     fn run(mut self) -> BTreeSet<&'static str> {
         for _ in 0..STEPS {
+            if self.rng.is_over() {
+                break;
+            }
             self.step();
             self.check();
             self.bury();
@@ -292,7 +328,7 @@ impl World {
 }
 
 /// Nothing in a grant is like in any other.
-fn mint(ssrc: u32, rng: &mut Rng) -> Grant {
+fn mint(ssrc: u32, rng: &mut Choices) -> Grant {
     let mut key = [7; 16];
     key[..4].copy_from_slice(&ssrc.to_be_bytes());
     Grant {

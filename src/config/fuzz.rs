@@ -1,0 +1,88 @@
+//! The fuzz target of the configuration: files and `.env`.
+
+use std::sync::Arc;
+
+use super::error::Problem;
+use super::{Config, Server, dotenv, file};
+use crate::net::upgrade;
+use crate::session::DialRequest;
+
+/// The text of a file: a configuration, and all the same a `.env` and the URL of a server.
+pub(crate) fn parse(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    configuration(text);
+    assignments(text);
+    url(text);
+}
+
+/// What is read is written, and read again as it was; what is refused is told in one line a time.
+fn configuration(text: &str) {
+    let mut problems = Vec::new();
+    let mut config = file::parse(text, &mut problems);
+    assert!(problems.len() <= text.len() + 1);
+    for problem in problems {
+        told(problem, text);
+    }
+    // Whatever was refused, the rest is a good configuration.
+    (config.unused, config.node) = (Vec::new(), None);
+    let mut problems = Vec::new();
+    let again = file::parse(&config.to_file(), &mut problems);
+    assert_eq!((problems, &again), (Vec::new(), &config), "read of write is identity");
+    assert!(super::diff(&config, &again).is_empty());
+    let _: serde_json::Value = serde_json::from_str(&config.to_masked_file()).unwrap();
+    let secrets = [&config.mqtt.signature_key, &config.websocket.secret, &config.api.token];
+    for secret in secrets.into_iter().flatten() {
+        let secret = std::str::from_utf8(secret.as_bytes()).unwrap();
+        if secret.len() >= 16 && text.matches(secret).count() == 1 {
+            assert!(!config.to_masked_file().contains(secret) && !format!("{config:?}").contains(secret));
+        }
+    }
+    let _ = super::check_reload(&Config::default(), &config);
+}
+
+fn told(problem: Problem, text: &str) {
+    let line = problem.at("file").to_string();
+    assert!(line.starts_with("file: ") && line.len() <= 12 * text.len() + 4_000, "{line}");
+}
+
+/// What `.env` assigns can be written so that it is read again.
+fn assignments(text: &str) {
+    for (name, value) in dotenv::parse(text) {
+        assert!(
+            !name.is_empty()
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+        );
+        assert!(value.len() <= text.len());
+        let quote = ['\'', '`'].into_iter().find(|quote| !value.contains(*quote));
+        if let Some(quote) = quote.filter(|_| !value.ends_with('\\')) {
+            let line = format!("# before\n{name}={quote}{value}{quote} # behind\nB=1\n");
+            let expected = [(name.clone(), value.replace('\r', "\n")), ("B".to_owned(), "1".to_owned())];
+            assert_eq!(dotenv::parse(&line), expected, "{line}");
+        }
+    }
+}
+
+/// A URL that is taken leads to one request, with nothing in it that the operator did not mean.
+fn url(text: &str) {
+    let server = match text.parse::<Server>() {
+        Ok(server) => server,
+        Err(bad) => return assert!(!bad.to_string().contains(char::is_control)),
+    };
+    assert!(!server.host.is_empty() && server.path.starts_with('/') && server.url == text);
+    let scheme = if server.tls { "wss" } else { "ws" };
+    let again: Server = format!("{scheme}://{}{}", server.authority, server.path).parse().unwrap();
+    assert_eq!((&again.host, again.port, &again.path), (&server.host, server.port, &server.path));
+    let dial = DialRequest {
+        server: Arc::new(server),
+        mac: [1, 2, 3, 4, 5, 6].into(),
+        client_id: None,
+        forwarded_for: [192, 0, 2, 7].into(),
+        fresh: false,
+    };
+    let request = upgrade::request(&dial, "Bearer x", "key");
+    let mut fields = [httparse::EMPTY_HEADER; 16];
+    let mut parsed = httparse::Request::new(&mut fields);
+    let length = parsed.parse(request.as_bytes()).unwrap().unwrap();
+    assert_eq!((length, parsed.path), (request.len(), Some(dial.server.path.as_str())));
+    assert_eq!(parsed.headers.len(), 9, "no header but our own");
+}

@@ -1,0 +1,107 @@
+//! A call that is up, for targets that are about its audio.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::proto::audio::Cipher;
+use crate::proto::mqtt::{Connect, Level, Packet, Publish};
+use crate::session::{Action, Admission, Core, Cx, Discard, Grant, Peer, Sealed, Servers, Uplink};
+
+pub(super) const SSRC: u32 = 0x0102_0304;
+pub(super) const KEY: [u8; 16] = *b"sixteen byte key";
+/// Where the device's MQTT connection comes from.
+pub(super) const HOME: [u8; 4] = [192, 0, 2, 7];
+
+/// A device in a call with a chat server, and the least a shell must do for it.
+pub(super) struct Call {
+    pub(super) core: Core,
+    pub(super) config: Config,
+    pub(super) now: Instant,
+    servers: Servers,
+}
+
+impl Call {
+    pub(super) fn new(config: Config) -> Self {
+        let now = Instant::now();
+        let core = Core::new(HOME.into(), now);
+        let mut call = Self { core, config, now, servers: Servers::default() };
+        call.config.mcp.enabled = false;
+        call.config.websocket.production = vec![Arc::new("ws://a/".parse().unwrap())];
+        call.drive(|core, cx| core.packet(CONNECT, cx));
+        call.drive(|core, cx| core.admitted(Admission::Welcome, cx));
+        call.drive(|core, cx| core.packet(HELLO, cx));
+        call.drive(|core, cx| core.granted(grant(), cx));
+        call.drive(Core::backend_open);
+        call
+    }
+
+    /// The chat server says hello, and with it the call is live.
+    pub(super) fn greet(&mut self) -> Vec<Action> {
+        self.drive(|core, cx| core.backend_text(r#"{"type":"hello","session_id":"s"}"#, cx))
+    }
+
+    pub(super) fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) -> Vec<Action> {
+        let mut out = Vec::new();
+        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        decide(&mut self.core, &mut cx);
+        out
+    }
+
+    /// Time passes; what is due is done.
+    pub(super) fn advance(&mut self, ms: u64) -> Vec<Action> {
+        self.now += Duration::from_millis(ms);
+        self.core.heard(self.now);
+        self.core.backend_alive(self.now);
+        self.drive(Core::timeout)
+    }
+
+    /// What the chat server gets of a datagram.
+    pub(super) fn uplink<'b>(
+        &mut self,
+        from: SocketAddr,
+        datagram: &'b mut [u8],
+    ) -> Result<&'b [u8], Discard> {
+        match self.core.uplink(Peer { addr: from, local: None }, datagram, &self.config, self.now)? {
+            Uplink::Server { frame, .. } => Ok(frame),
+            other => panic!("no device was called: {other:?}"),
+        }
+    }
+
+    pub(super) fn downlink(&mut self, frame: &[u8], out: &mut [u8]) -> Result<Option<Sealed>, Discard> {
+        self.core.downlink(frame, out, &self.config, &mut self.servers, self.now)
+    }
+}
+
+pub(super) fn cipher() -> Cipher {
+    Cipher::new(&KEY)
+}
+
+fn grant() -> Grant {
+    Grant {
+        ssrc: SSRC,
+        key: KEY,
+        session_id: "own".into(),
+        seed: 1,
+        udp_host: "192.0.2.1".into(),
+        udp_port: 8884,
+        allowed: true,
+    }
+}
+
+const HELLO: Packet<'static> = Packet::Publish(Publish {
+    topic: "device-server",
+    payload: br#"{"type":"hello","version":3,"transport":"udp"}"#,
+    retain: false,
+});
+
+const CONNECT: Packet<'static> = Packet::Connect(Connect {
+    level: Level::V311,
+    client_id: "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid",
+    clean_session: true,
+    keep_alive: 0,
+    will: None,
+    user_name: None,
+    password: None,
+});

@@ -1,0 +1,148 @@
+//! Requests to the management API.
+
+use std::net::Ipv4Addr;
+
+use super::cuts;
+use crate::admin::auth::{self, Clock};
+use crate::admin::http::{Head, MAX_BODY, MAX_HEAD, Method, head, percent_decode, query_value};
+use crate::admin::routes::{self, Access, Found};
+use crate::config::{Config, Secret};
+
+const TOKEN: &str = "a-token-of-sixteen-bytes";
+
+/// The bytes of a connection: a request's head, and what follows it.
+pub fn http_parse(data: &[u8]) {
+    let whole = head(data);
+    let mut refused = false;
+    for end in cuts(data.len()) {
+        let part = head(&data[..end]);
+        match &whole {
+            Ok(Some(found)) if end >= found.length => {
+                assert_eq!(part, whole, "what follows a head is not its matter")
+            }
+            Ok(_) => assert_eq!(part, Ok(None), "{end} bytes ask for more"),
+            Err(_) if refused => assert!(part.is_err(), "refused for good"),
+            Err(_) => assert!(!matches!(part, Ok(Some(_))), "what is refused was never a request"),
+        }
+        refused |= part.is_err();
+    }
+    match whole {
+        Ok(Some(found)) => request(&data[..found.length], &found),
+        Ok(None) => assert!(data.len() <= MAX_HEAD, "a head has an end"),
+        Err(refusal) => answered(&refusal.response(), false),
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        percent(text);
+    }
+}
+
+fn request(bytes: &[u8], found: &Head) {
+    assert!(bytes.ends_with(b"\n\r\n") || bytes.ends_with(b"\n\n"), "a head ends with an empty line");
+    assert!(found.length <= MAX_HEAD && found.body.is_none_or_at_most(MAX_BODY));
+    let target = format!("{}{}", found.path, found.query);
+    assert!(!found.path.contains('?') && !target.contains([' ', '\r', '\n', '\t', '\0']), "{target:?}");
+    for text in [&found.authorization, &found.host, &found.origin].into_iter().flatten() {
+        assert!(!text.contains(['\r', '\n', '\0']), "{text:?}");
+    }
+    assert_eq!(head(&written(found)).map(|again| again.map(normal)), Ok(Some(normal(found.clone()))));
+    routed(found);
+}
+
+/// The request as this gateway understands it, in its plainest form.
+fn written(found: &Head) -> Vec<u8> {
+    let query = if found.query.is_empty() { String::new() } else { format!("?{}", found.query) };
+    // A target cannot be empty, and an absolute one without a path has an empty one.
+    let path = if found.path.is_empty() { "http://host" } else { &found.path };
+    let method = if found.method == Method::Other { "PUT" } else { found.method.name() };
+    let mut text = format!("{method} {path}{query} HTTP/1.1\r\n");
+    let fields = [("Authorization", &found.authorization), ("Host", &found.host), ("Origin", &found.origin)];
+    for (name, value) in fields {
+        text.extend(value.iter().map(|value| format!("{name}: {value}\r\n")));
+    }
+    text.extend(found.body.iter().map(|length| format!("Content-Length: {length}\r\n")));
+    text.extend(found.expects_continue.then_some("Expect: 100-continue\r\n"));
+    text.push_str(if found.keep_alive { "\r\n" } else { "Connection: close\r\n\r\n" });
+    text.into_bytes()
+}
+
+/// Without what is lost in writing it again.
+fn normal(found: Head) -> Head {
+    Head { length: 0, body: found.body.or(Ok(0)), ..found }
+}
+
+trait Bounded {
+    fn is_none_or_at_most(&self, max: usize) -> bool;
+}
+
+impl<E> Bounded for Result<usize, E> {
+    fn is_none_or_at_most(&self, max: usize) -> bool {
+        self.as_ref().map_or(true, |length| *length <= max)
+    }
+}
+
+/// Who shows no good token gets nothing that needs one; every answer is HTTP.
+fn routed(found: &Head) {
+    let route = routes::find(found.method, &found.path);
+    if let Found::Call(_, Some(id)) = &route {
+        assert!(!id.is_empty());
+    }
+    if let Some(response) = route.refusal() {
+        answered(&response, found.method == Method::Head);
+    }
+    let mut config = Config::default();
+    config.api.token = Secret::new(TOKEN);
+    let clock = Clock { unix: 1_750_000_000, offset: 0 };
+    let peer = Ipv4Addr::LOCALHOST.into();
+    let shown =
+        found.authorization.as_ref().and_then(|field| field.split_once(' ')).map(|(_, token)| token.trim());
+    match auth::admit(found, peer, &config, clock) {
+        Ok(()) => assert_eq!(shown, Some(TOKEN)),
+        Err(response) => {
+            assert!(
+                shown != Some(TOKEN)
+                    || !found.authorization.as_ref().unwrap().to_ascii_lowercase().starts_with("bearer ")
+            );
+            answered(&response, found.method == Method::Head);
+        }
+    }
+    // Nothing to make a token from: this machine only, and no page of another site.
+    config.api.token = None;
+    assert!(auth::admit(found, Ipv4Addr::new(192, 0, 2, 1).into(), &config, clock).is_err());
+    if auth::admit(found, peer, &config, clock).is_ok()
+        && let (Some(origin), Some(host)) = (&found.origin, &found.host)
+    {
+        assert_eq!(origin.strip_prefix("http://"), Some(host.as_str()));
+    }
+    if let Found::Nothing = route {
+        assert!(matches!(routes::access(&found.path), Access::Token) || found.path.contains('%'));
+    }
+}
+
+/// Another parser finds in an answer what was put into it.
+fn answered(response: &crate::admin::http::Response, to_head: bool) {
+    let mut bytes = Vec::new();
+    response.write(&mut bytes, true, to_head);
+    let mut fields = [httparse::EMPTY_HEADER; 16];
+    let mut parsed = httparse::Response::new(&mut fields);
+    let length = parsed.parse(&bytes).unwrap().unwrap();
+    assert_eq!(parsed.code, Some(response.status));
+    let told = parsed.headers.iter().find(|field| field.name == "Content-Length").unwrap();
+    assert_eq!(told.value, response.body.len().to_string().as_bytes());
+    assert_eq!(&bytes[length..], if to_head { &[][..] } else { &response.body });
+}
+
+/// What is decoded is no longer than it was, and all of it can be written again.
+fn percent(text: &str) {
+    if let Some(decoded) = percent_decode(text) {
+        assert!(decoded.len() <= text.len());
+        let encoded: String = decoded.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        assert_eq!(percent_decode(&encoded).as_deref(), Some(&*decoded));
+    }
+    let _ = query_value(text, "a");
+    let query = format!("a={}&b=1", text.replace('&', "%26"));
+    assert_eq!(
+        query_value(&query, "a"),
+        percent_decode(&text.replace('&', "%26")).map(|v| v.into_owned().into())
+    );
+    assert_eq!(query_value(&query, "b").as_deref(), Some("1"));
+}

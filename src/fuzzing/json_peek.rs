@@ -1,0 +1,155 @@
+//! Messages of devices and chat servers: peeking, mapping session ids, the hellos, MCP.
+
+use serde_json::{Map, Value};
+
+use crate::proto::message::{
+    self, BadMessage, DeviceHello, HelloReply, Object, device_hello, ensure_session_id, hello_reply, peek,
+    replace_rpc_id, replace_session_id, rpc, server_hello,
+};
+
+/// The text of one message.
+pub fn json_peek(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let tree = serde_json::from_str::<Value>(text);
+    let peeked = peek(text);
+    match (&tree, &peeked) {
+        (Ok(Value::Object(tree)), Ok(peeked)) => {
+            let string = |key: &str| tree.get(key).and_then(Value::as_str);
+            assert_eq!(peeked.kind, string("type").unwrap_or_default());
+            assert_eq!(peeked.session_id.as_deref(), string("session_id").filter(|id| !id.is_empty()));
+            assert_eq!(peeked.state.as_deref(), string("state"));
+        }
+        (Ok(Value::Object(_)), Err(bad)) => panic!("{bad}"),
+        (Ok(_), _) => assert_eq!(peeked, Err(BadMessage::NotObject)),
+        // serde_json's tree does not go as deep, and holds no number over a double and no half of a surrogate pair.
+        (Err(error), Ok(_)) => {
+            let why = error.to_string();
+            let known = [
+                "recursion limit",
+                "number out of range",
+                "surrogate",
+                "hex escape",
+                "unexpected end of hex",
+            ];
+            assert!(known.iter().any(|known| why.contains(known)), "{why}");
+        }
+        (Err(_), Err(_)) => {}
+    }
+    let tree = tree.ok().and_then(|tree| if let Value::Object(tree) = tree { Some(tree) } else { None });
+    for (from, to) in [("s", "an-id"), ("an-id", "s"), ("s", "\"quoted\\\u{1f600}"), ("s", "s")] {
+        mapped(text, tree.as_ref(), from, to);
+    }
+    hellos(text, tree.as_ref());
+    calls(text, tree.as_ref());
+    objects(text, tree.as_ref());
+}
+
+fn tree(text: &str) -> Map<String, Value> {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// `tree` with another value of `key`.
+fn with(tree: &Map<String, Value>, key: &str, value: &str) -> Map<String, Value> {
+    let mut changed = tree.clone();
+    changed.insert(key.to_owned(), value.into());
+    changed
+}
+
+/// Session ids are put in, changed and changed back, and nothing else is.
+fn mapped(text: &str, before: Option<&Map<String, Value>>, from: &str, to: &str) {
+    let ensured = ensure_session_id(text, to);
+    let replaced = replace_session_id(text, from, to);
+    let Ok(peeked) = peek(text) else {
+        return assert_eq!((&*ensured, &*replaced), (text, text), "what is no message stays as it is");
+    };
+    let escaped = message::quote(to).len();
+    let occurs = text.matches("session_id").count() + text.matches("\\u").count() + 1;
+    assert!(ensured.len() <= text.len() + occurs * (escaped + 14), "bounded growth");
+    assert!(replaced.len() <= text.len() + occurs * escaped, "bounded growth");
+    assert_eq!(ensure_session_id(&ensured, "other"), ensured, "an id that is there stays");
+
+    let after = peek(&ensured).unwrap();
+    assert_eq!(after.session_id.as_deref(), peeked.session_id.as_deref().or(Some(to)));
+    let after = peek(&replaced).unwrap();
+    let expected = peeked.session_id.as_deref().map(|id| if id == from { to } else { id });
+    assert_eq!(after.session_id.as_deref(), expected);
+    let object = Object::parse(text).unwrap();
+    let mut ids = object.entries().filter(|(key, _)| *key == "session_id").map(|(_, raw)| raw);
+    let plain = |raw: &str| raw != message::quote(to) && (raw == message::quote(from) || !raw.contains('\\'));
+    if from != to && ids.all(plain) {
+        assert_eq!(replace_session_id(&replaced, to, from), text, "mapped back, byte for byte");
+    }
+    let Some(before) = before else { return };
+    let lacking = peeked.session_id.is_none();
+    assert_eq!(tree(&ensured), if lacking { with(before, "session_id", to) } else { before.clone() });
+    let is_from = peeked.session_id.as_deref() == Some(from);
+    assert_eq!(tree(&replaced), if is_from { with(before, "session_id", to) } else { before.clone() });
+}
+
+/// A hello becomes one for the server, and a reply for the device, that other parsers read.
+fn hellos(text: &str, before: Option<&Map<String, Value>>) {
+    let server = server_hello(text);
+    assert!(server.session_id.as_deref() != Some(""));
+    if let Some(params) = &server.audio_params {
+        assert!(peek(params).is_ok(), "{params}");
+    }
+    let device = match device_hello(text) {
+        Ok(device) => device,
+        Err(bad) => {
+            let why = bad.to_string();
+            assert!(why.len() < 300, "bounded: {why}");
+            return;
+        }
+    };
+    let DeviceHello { to_server, audio_params, .. } = &device;
+    assert!(to_server.len() <= 6 * text.len() + 64, "bounded growth");
+    assert!(peek(to_server).is_ok(), "{to_server}");
+    let _ = device.frame_duration_ms();
+    let reply = hello_reply(&HelloReply {
+        session_id: "s\"1",
+        audio_params: audio_params.as_deref(),
+        server: "192.0.2.1",
+        port: 8884,
+        key: &[7; 16],
+        nonce: &[1; 16],
+    });
+    assert_eq!(peek(&reply).unwrap().session_id.as_deref(), Some("s\"1"));
+    let Some(before) = before else { return };
+    let mut expected = with(before, "transport", "websocket");
+    expected.insert("version".to_owned(), 2.into());
+    assert_eq!(tree(to_server), expected, "all the device sent, but for two fields");
+    let params = before.get("audio_params").filter(|params| params.is_object());
+    assert_eq!(tree(&reply).get("audio_params"), params);
+    assert_eq!(device.mcp, before.get("features").is_some_and(|features| features["mcp"] == true));
+}
+
+/// The id of an MCP call is replaced, and nothing else.
+fn calls(text: &str, before: Option<&Map<String, Value>>) {
+    let call = rpc(text);
+    let replaced = replace_rpc_id(text, "4711");
+    if let Some(found) = call.as_ref().and_then(|call| call.id) {
+        assert!(!found.is_empty());
+        let replaced = replaced.as_deref().expect("an id to replace");
+        assert_eq!(rpc(replaced).unwrap().id, Some("4711"));
+    }
+    let (Some(replaced), Some(before)) = (replaced, before) else { return };
+    let mut expected = before.clone();
+    expected["payload"]["id"] = 4711.into();
+    assert_eq!(tree(&replaced), expected);
+}
+
+/// An object that is written again reads the same.
+fn objects(text: &str, before: Option<&Map<String, Value>>) {
+    let Ok(object) = Object::parse(text) else { return };
+    let written = object.to_string();
+    let again = Object::parse(&written).unwrap();
+    assert!(again.entries().eq(object.entries()));
+    assert_eq!(again.to_string(), written);
+    let Some(before) = before else { return };
+    assert_eq!(&tree(&written), before);
+    for (key, value) in before {
+        assert_eq!(object.string(key).as_deref(), value.as_str());
+        assert_eq!(object.object(key).is_some(), value.is_object());
+        assert_eq!(object.number(key), value.as_f64());
+    }
+}

@@ -1,0 +1,153 @@
+//! MQTT, both ways.
+
+use std::fmt::Debug;
+
+use super::cuts;
+use crate::proto::identity::ClientId;
+use crate::proto::mqtt::{Malformed, Packet, Reply, decode, decode_reply, encode};
+
+/// The gateway's default limit.
+const MAX: usize = 65_536;
+
+type Decoded<P> = Result<Option<(P, usize)>, Malformed>;
+
+/// What a client sends in one go, and the same bytes as if a server sent them.
+pub fn mqtt_decode(data: &[u8]) {
+    walk(data, decode, |packet, used| {
+        let again = client_bytes(&packet);
+        assert!(again.len() <= used, "{packet:?}: written again it is longer");
+        assert_eq!(decode(&again, MAX), Ok(Some((packet, again.len()))), "decode of encode is identity");
+        is_as_promised(&packet);
+    });
+    walk(data, decode_reply, |reply, used| {
+        if let Some(again) = server_bytes(&reply) {
+            assert!(again.len() <= used, "{reply:?}: written again it is longer");
+            assert_eq!(decode_reply(&again, MAX), Ok(Some((reply, again.len()))));
+        }
+    });
+}
+
+/// Decodes packet after packet, and holds what is true of each place whatever the packets are.
+fn walk<'a, P: Copy + Debug + PartialEq>(
+    mut rest: &'a [u8],
+    decode: fn(&'a [u8], usize) -> Decoded<P>,
+    mut each: impl FnMut(P, usize),
+) {
+    loop {
+        let whole = decode(rest, MAX);
+        in_any_pieces(rest, &whole, decode);
+        match whole {
+            Ok(Some((packet, used))) => {
+                assert!((2..=rest.len()).contains(&used));
+                limits_hold(&rest[..used], whole, decode);
+                each(packet, used);
+                rest = &rest[used..];
+            }
+            Ok(None) => return,
+            Err(malformed) => {
+                let text = malformed.to_string();
+                assert!(!text.is_empty() && !text.contains(char::is_control), "{text:?}");
+                return;
+            }
+        }
+    }
+}
+
+/// However few bytes have come, they ask for more or meet the fate of the whole; and more of them change nothing.
+fn in_any_pieces<'a, P: Copy + Debug + PartialEq>(
+    bytes: &'a [u8],
+    whole: &Decoded<P>,
+    decode: fn(&'a [u8], usize) -> Decoded<P>,
+) {
+    let mut refused = false;
+    for end in cuts(bytes.len()) {
+        let part = decode(&bytes[..end], MAX);
+        match whole {
+            Ok(Some((_, used))) if end >= *used => {
+                assert_eq!(part, *whole, "what follows a packet is not its matter")
+            }
+            Err(_) if refused => assert_eq!(part, *whole, "refused for good"),
+            Err(_) if part.is_err() => assert_eq!(part, *whole, "refused for the same reason"),
+            _ => assert_eq!(part, Ok(None), "{end} bytes ask for more"),
+        }
+        refused |= part.is_err();
+    }
+}
+
+/// A limit refuses what is longer than it, and nothing else.
+fn limits_hold<'a, P: Copy + Debug + PartialEq>(
+    packet: &'a [u8],
+    whole: Decoded<P>,
+    decode: fn(&'a [u8], usize) -> Decoded<P>,
+) {
+    let header = 2 + packet[1..].iter().take_while(|byte| **byte & 0x80 != 0).count();
+    let len = packet.len() - header;
+    for max in [0, 1, len.saturating_sub(1), len, len + 1] {
+        let expected = if len > max { Err(Malformed::TooLarge { len, max }) } else { whole };
+        assert_eq!(decode(packet, max), expected, "limit {max}");
+    }
+}
+
+fn client_bytes(packet: &Packet<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    match packet {
+        Packet::Connect(connect) => encode::connect(&mut out, connect),
+        Packet::Publish(publish) => {
+            encode::publish(&mut out, publish.topic, publish.payload);
+            out[0] |= u8::from(publish.retain);
+        }
+        Packet::Subscribe(subscribe) => {
+            encode::subscribe(&mut out, subscribe.packet_id, &subscribe.filters().collect::<Vec<_>>());
+        }
+        Packet::Unsubscribe(unsubscribe) => {
+            encode::unsubscribe(&mut out, unsubscribe.packet_id, &unsubscribe.filters().collect::<Vec<_>>());
+        }
+        Packet::PingReq => encode::pingreq(&mut out),
+        Packet::Disconnect => encode::disconnect(&mut out),
+    }
+    out
+}
+
+/// Of what this gateway can send.
+fn server_bytes(reply: &Reply<'_>) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    match reply {
+        Reply::Publish(publish) if !publish.retain => {
+            encode::publish(&mut out, publish.topic, publish.payload)
+        }
+        Reply::SubAck { packet_id, codes } if codes.iter().all(|code| *code == 0) => {
+            encode::suback(&mut out, *packet_id, codes.len());
+        }
+        Reply::UnsubAck { packet_id } => encode::unsuback(&mut out, *packet_id),
+        Reply::PingResp => encode::pingresp(&mut out),
+        _ => return None,
+    }
+    Some(out)
+}
+
+/// What the documentation of the fields promises.
+fn is_as_promised(packet: &Packet<'_>) {
+    let is_name = |topic: &str| !topic.is_empty() && !topic.contains(['+', '#', '\0']);
+    match packet {
+        Packet::Connect(connect) => {
+            assert!(connect.password.is_none() || connect.user_name.is_some());
+            assert!(connect.will.is_none_or(|will| is_name(will.topic) && will.qos <= 2));
+            if let Ok(id) = ClientId::parse(connect.client_id) {
+                assert_eq!(id.as_str(), connect.client_id);
+                assert!(!id.as_str().contains(char::is_control), "it goes into HTTP headers and log lines");
+                assert_eq!(id.mac().underscored().parse(), Ok(id.mac()));
+            }
+        }
+        Packet::Publish(publish) => assert!(is_name(publish.topic)),
+        Packet::Subscribe(subscribe) => {
+            assert_ne!((subscribe.packet_id, subscribe.len()), (0, 0));
+            assert_eq!(subscribe.filters().count(), subscribe.len());
+            assert!(subscribe.filters().all(|(filter, qos)| !filter.is_empty() && qos <= 2));
+        }
+        Packet::Unsubscribe(unsubscribe) => {
+            assert_ne!(unsubscribe.packet_id, 0);
+            assert!(unsubscribe.filters().count() > 0);
+        }
+        Packet::PingReq | Packet::Disconnect => {}
+    }
+}

@@ -1,0 +1,50 @@
+//! A chat server's answer to the upgrade.
+
+use super::cuts;
+use crate::net::upgrade::judge;
+
+/// What the answer must prove, for every input: the example of RFC 6455 section 1.3.
+const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// The bytes of an answer, and the first frames behind it.
+pub fn upgrade_reply(data: &[u8]) {
+    let whole = judge(data, ACCEPT);
+    let mut refused = false;
+    for end in cuts(data.len()) {
+        let part = judge(&data[..end], ACCEPT);
+        match &whole {
+            Ok(Some(length)) if end >= *length => assert_eq!(part, whole, "frames behind it change nothing"),
+            Ok(_) => assert_eq!(part, Ok(None), "{end} bytes ask for more"),
+            Err(_) if refused => assert!(part.is_err(), "refused for good"),
+            Err(_) => assert!(!matches!(part, Ok(Some(_))), "what is refused never agreed"),
+        }
+        refused |= part.is_err();
+    }
+    match whole {
+        Ok(Some(length)) => agrees(&data[..length]),
+        Ok(None) => {}
+        Err(why) => assert!(!why.is_empty() && why.len() <= data.len() + 200, "{why}"),
+    }
+}
+
+/// Another reading of RFC 6455 section 4.1: line by line.
+fn agrees(head: &[u8]) {
+    let head = String::from_utf8_lossy(head);
+    let mut lines = head.trim_start_matches(['\r', '\n']).lines();
+    assert!(
+        lines.next().is_some_and(|line| line.starts_with("HTTP/1.") && line[8..].starts_with(" 101")),
+        "{head}"
+    );
+    let fields: Vec<_> = lines.filter_map(|line| line.split_once(':')).collect();
+    let of = |name: &str| {
+        let name = name.to_owned();
+        fields
+            .iter()
+            .filter(move |(found, _)| found.eq_ignore_ascii_case(&name))
+            .map(|(_, value)| value.trim())
+    };
+    assert!(of("upgrade").any(|value| value.eq_ignore_ascii_case("websocket")), "{head}");
+    assert!(of("connection").any(|value| value.to_ascii_lowercase().contains("upgrade")), "{head}");
+    assert!(of("sec-websocket-accept").any(|value| value == ACCEPT), "{head}");
+    assert_eq!(of("sec-websocket-extensions").chain(of("sec-websocket-protocol")).next(), None, "{head}");
+}
