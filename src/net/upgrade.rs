@@ -150,7 +150,10 @@ pub(crate) fn judge(head: &[u8], accept: &str) -> Result<Option<usize>, String> 
     if !values("sec-websocket-accept").eq([accept]) {
         return Err("its Sec-WebSocket-Accept does not match the key".to_owned());
     }
-    if header("sec-websocket-extensions").is_some() || header("sec-websocket-protocol").is_some() {
+    // Chosen is chosen, in whatever bytes.
+    let chosen = ["sec-websocket-extensions", "sec-websocket-protocol"];
+    if response.headers.iter().any(|header| chosen.iter().any(|name| header.name.eq_ignore_ascii_case(name)))
+    {
         return Err("it chose an extension or subprotocol that was not offered".to_owned());
     }
     Ok(Some(length))
@@ -241,10 +244,14 @@ mod tests {
             ("101 X", "Upgrade: websocket", "Connection: Upgrade"),
             ("101 X", "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x", "Accept"),
             ("101 X", &format!("{good}\r\nSec-WebSocket-Extensions: permessage-deflate"), "extension"),
+            ("101 X", &format!("{good}\r\nsec-websocket-protocol:"), "extension"),
         ] {
             let found = response(status, headers).unwrap_err();
             assert!(found.contains(expected), "{status}: {found}");
         }
+        // Not UTF-8.
+        let text = [&text.as_bytes()[..text.len() - 2], b"Sec-WebSocket-Extensions: \xff\r\n\r\n"].concat();
+        assert!(judge(&text, ACCEPT).is_err());
         assert!(judge(b"SSH-2.0-OpenSSH\r\n\r\n", ACCEPT).is_err());
     }
 
