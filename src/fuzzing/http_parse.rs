@@ -38,7 +38,7 @@ pub fn http_parse(data: &[u8]) {
 
 fn request(bytes: &[u8], found: &Head) {
     assert!(bytes.ends_with(b"\n\r\n") || bytes.ends_with(b"\n\n"), "a head ends with an empty line");
-    assert!(found.length <= MAX_HEAD && found.body.is_none_or_at_most(MAX_BODY));
+    assert!(found.length <= MAX_HEAD && found.body.unwrap_or_default() <= MAX_BODY);
     let target = format!("{}{}", found.path, found.query);
     assert!(!found.path.contains('?') && !target.contains([' ', '\r', '\n', '\t', '\0']), "{target:?}");
     for text in [&found.authorization, &found.host, &found.origin].into_iter().flatten() {
@@ -50,11 +50,14 @@ fn request(bytes: &[u8], found: &Head) {
 
 /// The request as this gateway understands it, in its plainest form.
 fn written(found: &Head) -> Vec<u8> {
-    let query = if found.query.is_empty() { String::new() } else { format!("?{}", found.query) };
-    // A target cannot be empty, and an absolute one without a path has an empty one.
-    let path = if found.path.is_empty() { "http://host" } else { &found.path };
+    // A target cannot be empty; that of a whole URL without a path is.
+    let target = match (&*found.path, &*found.query) {
+        ("", query) => format!("http://host?{query}"),
+        (path, "") => path.to_owned(),
+        (path, query) => format!("{path}?{query}"),
+    };
     let method = if found.method == Method::Other { "PUT" } else { found.method.name() };
-    let mut text = format!("{method} {path}{query} HTTP/1.1\r\n");
+    let mut text = format!("{method} {target} HTTP/1.1\r\n");
     let fields = [("Authorization", &found.authorization), ("Host", &found.host), ("Origin", &found.origin)];
     for (name, value) in fields {
         text.extend(value.iter().map(|value| format!("{name}: {value}\r\n")));
@@ -68,16 +71,6 @@ fn written(found: &Head) -> Vec<u8> {
 /// Without what is lost in writing it again.
 fn normal(found: Head) -> Head {
     Head { length: 0, body: found.body.or(Ok(0)), ..found }
-}
-
-trait Bounded {
-    fn is_none_or_at_most(&self, max: usize) -> bool;
-}
-
-impl<E> Bounded for Result<usize, E> {
-    fn is_none_or_at_most(&self, max: usize) -> bool {
-        self.as_ref().map_or(true, |length| *length <= max)
-    }
 }
 
 /// Who shows no good token gets nothing that needs one; every answer is HTTP.

@@ -1,12 +1,12 @@
 //! Binary frames of a chat server: with the 16-byte header, or raw Opus.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
 use super::Fields;
 use super::call::{Call, HOME, SSRC, cipher};
 use crate::config::Config;
 use crate::proto::audio::{HEADER, Header, MAX_PAYLOAD, parse_ws, ws_header};
-use crate::session::{Action, Discard};
+use crate::session::{Action, Core, Counter, Discard};
 
 /// First a byte of settings, then frames, each behind a byte that says how it is made and one for its length:
 ///
@@ -53,8 +53,8 @@ pub fn ws_audio(data: &[u8]) {
                 assert!(device.held.is_empty(), "audio keeps its order");
             }
             Ok(None) => {
-                device.held.push(frame);
-                device.act(call.drive(crate::session::Core::audible));
+                device.held.push_back(frame);
+                device.act(call.drive(Core::audible));
             }
             Err(why) => assert!(
                 matches!(why, Discard::NoServer | Discard::BadFrame | Discard::HeldFull | Discard::NoPeer),
@@ -95,7 +95,7 @@ fn speak(call: &mut Call, sequence: u32) -> Vec<Action> {
     cipher().apply(&header.bytes(), &mut datagram[HEADER..]);
     // A chat server that is not there yet gets nothing.
     let _ = call.uplink((HOME, 4_000).into(), &mut datagram);
-    call.drive(crate::session::Core::audible)
+    call.drive(Core::audible)
 }
 
 /// The device's end of the downlink.
@@ -105,7 +105,7 @@ struct Device {
     sequence: u32,
     headers: HashSet<[u8; HEADER]>,
     /// Frames that wait in the gateway.
-    held: Vec<Vec<u8>>,
+    held: VecDeque<Vec<u8>>,
 }
 
 impl Device {
@@ -121,18 +121,20 @@ impl Device {
         (header.timestamp, payload)
     }
 
-    /// Held frames that leave, or are forgotten, do so in their order.
+    /// Held frames leave, or are dropped, one after the other.
     fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
                 Action::Datagram(sealed, bytes) => {
                     assert_eq!(sealed.len, bytes.len());
                     let (_, payload) = self.hear(&bytes);
-                    let place = self.held.iter().position(|frame| frame.ends_with(&payload));
-                    self.held.drain(..=place.expect("it was held"));
+                    let frame = self.held.pop_front().expect("it was held");
+                    assert!(frame.ends_with(&payload), "in the order they came");
+                }
+                Action::Count(Counter::Dropped(_)) => {
+                    self.held.pop_front().expect("it was held");
                 }
                 Action::HangUp(_) | Action::Ended(_) => self.held.clear(),
-                Action::Note(crate::session::Note::HeldDropped(_)) => self.held.clear(),
                 _ => {}
             }
         }

@@ -42,6 +42,7 @@ pub use servers::{Servers, Spoken};
 
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]
+#[cfg_attr(not(test), allow(dead_code))]
 pub(crate) mod sim;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
