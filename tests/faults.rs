@@ -25,8 +25,8 @@ use support::audio::Call;
 use support::chat::{ChatServer, Message, headed};
 use support::device::{Device, HELLO, client_id, mac};
 use support::faults::assert_told_in_words;
-use support::host::{connect_from, device_from, eventually, isolated, run};
-use support::mqtt::{Client, Connect, PINGREQ, PINGRESP, Packet};
+use support::host::{connect_from, device_from, eventually, isolated, resident, run};
+use support::mqtt::{Client, Connect, PINGREQ, PINGRESP, Packet, publish};
 use support::process::Folder;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -312,6 +312,46 @@ fn names_that_are_never_answered_hold_up_nobody_else() {
         silent.set_nonblocking(true).unwrap();
         assert!(silent.recv(&mut [0; 512]).is_ok(), "it was asked");
     });
+}
+
+// ----- memory ---------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_flood_under_a_limit_of_memory_is_refused_and_disturbs_no_call() {
+    const MANY: usize = 400;
+    let (echo_server, stalls) = (EchoServer::start().unwrap(), ChatServer::start());
+    let folder = config(&[stalls.url()], |config| {
+        config["websocket"]["development_servers"] = json!([echo_server.url()]);
+        config["websocket"]["development_mac_addresses"] = json!([mac(1), mac(2)]);
+    });
+    // Threads and libraries take 200 MB of addresses, of which 6 MB are used.
+    let process = folder.start_within("-v 300000", "-c gateway.json");
+    let addr = process.mqtt();
+    let mut device = Device::connect(addr, 1);
+    let mut voice = call(&mut device);
+    echo(&mut voice);
+    let before = resident(process.id());
+    let mut most = 0;
+    undisturbed(&mut voice, || {
+        let text = json!({"type": "custom", "filler": "x".repeat(60_000)}).to_string();
+        let text = publish("t", text.as_bytes());
+        let mut crowd = Vec::new();
+        for number in 0..MANY {
+            let id = format!("GID_test@@@02_00_00_01_{:02x}_{:02x}@@@uuid", number >> 8, number & 0xff);
+            let mut client = Client::log_in(addr, &Connect::new(&id));
+            // Text for a chat server that does not answer, and a packet that does not end.
+            client.try_send(&publish("t", HELLO.as_bytes()));
+            (0..4).for_each(|_| client.try_send(&text));
+            client.try_send(&text[..text.len() - 1]);
+            crowd.push(client);
+            most = most.max(resident(process.id()));
+        }
+        let mut late = Device::connect(addr, 2);
+        echo(&mut call(&mut late));
+    });
+    let grown = most - before;
+    assert!(grown < 48 * 1024, "{grown} KiB more for {MANY} times 300 kB");
+    device.mqtt.assert_quiet();
 }
 
 // ----- the clock and the disk -----------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ fn ticks(pid: u32) -> u64 {
 fn running_out_of_descriptors_pauses_accepting_and_recovers() {
     let server = ChatServer::start();
     let folder = folder(&server);
-    let mut process = folder.start_within(48, "-c gateway.json");
+    let mut process = folder.start_within("-n 48", "-c gateway.json");
     let mut device = Device::connect(process.mqtt(), 1);
     let (mut call, mut peer) = device.call(&server);
     // More than there are descriptors for: those who wait are in the system's queue.

@@ -76,6 +76,11 @@ impl Device {
         self.partial.get_or_insert_default().hold_until = Some(until);
     }
 
+    /// Bytes that are partial or wait to be written, and room for them.
+    pub(super) fn kept(&self) -> usize {
+        self.partial.as_ref().map_or(0, |partial| partial.inbox.capacity() + partial.outbox.capacity())
+    }
+
     fn take_inbox(&mut self) -> Vec<u8> {
         self.partial.as_mut().map(|partial| std::mem::take(&mut partial.inbox)).unwrap_or_default()
     }
@@ -137,6 +142,7 @@ impl Gateway {
             }
         }
         self.scratch = scratch;
+        self.weigh(id);
         self.rearm(id);
     }
 

@@ -22,6 +22,7 @@ use super::device_calls::DeviceCalls;
 use super::doorkeeper::Doorkeeper;
 use super::handle::{Addresses, Command, Handle};
 use super::index::{Index, Sightings};
+use super::memory::Kept;
 use super::metrics::Metrics;
 use super::pace::Pace;
 use super::relief::Peak;
@@ -88,6 +89,7 @@ pub struct Gateway {
     pub(super) accepting: bool,
     /// Descriptors ran out, and the log knows.
     pub(super) accept_failing: bool,
+    pub(super) kept: Kept,
     pub(super) metrics: Metrics,
     pub(super) admin: Admin,
     /// Where a connection's device went when it took over a call.
@@ -138,6 +140,8 @@ pub(super) enum Ready {
     SlowDevice(SessionId),
     /// A chat server does not read its text.
     SlowBackend(SessionId),
+    /// More is kept for a device than its share.
+    Hog(SessionId),
     /// A place for a dial became free.
     Dials,
     AcceptAdmin,
@@ -248,6 +252,7 @@ impl Gateway {
             strangers: VecDeque::new(),
             accepting: true,
             accept_failing: false,
+            kept: Kept::default(),
             metrics: Metrics::default(),
             admin,
             moved: None,
@@ -388,6 +393,7 @@ impl Gateway {
             Ready::Backend(id) => self.pump_backend(id, true),
             Ready::SlowDevice(id) => self.drive(id, Core::blocked),
             Ready::SlowBackend(id) => self.drive(id, Core::backend_blocked),
+            Ready::Hog(id) => self.drive(id, Core::too_much_kept),
             Ready::Dials => self.start_dials(),
             Ready::AcceptAdmin => self.accept_admin(),
             Ready::Admin(id) => self.pump_admin(id),
@@ -512,6 +518,7 @@ impl Gateway {
                 self.ready.push_back(Ready::Backend(id));
             }
             self.flush_device(id);
+            self.weigh(id);
             if i == touched.len() && !flushed.blocked {
                 // Flushing may have touched others.
                 touched.append(&mut self.dirty);
@@ -539,7 +546,9 @@ impl Gateway {
             if !session.is_spent() {
                 continue;
             }
+            let kept = session.kept;
             self.sessions.remove(id);
+            self.forget(kept);
         }
         if self.sessions.len() < before {
             self.mind_peak(before);

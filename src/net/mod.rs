@@ -23,6 +23,7 @@ mod gateway;
 mod grant;
 mod handle;
 mod index;
+mod memory;
 mod metrics;
 mod outbox;
 mod pace;

@@ -23,10 +23,20 @@ impl Outbox {
     /// Appends what `write` appends. False when that is too much: the peer does not read.
     #[must_use]
     pub(super) fn append(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+        // A peer may read as fast as it is written to and never have read all.
+        if self.written > self.bytes.len() / 2 {
+            self.bytes.drain(..self.written);
+            self.written = 0;
+        }
         let before = self.bytes.len();
         write(&mut self.bytes);
         // A peer that had nothing to read yet is not slow, however large its first message.
         before == self.written || self.bytes.len() - self.written <= MAX
+    }
+
+    /// Bytes of memory it owns.
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -81,6 +91,25 @@ mod tests {
         while outbox.flush(&mut peer).unwrap() == Flush::Blocked {}
         assert_eq!(peer.0, b"abcdefghij");
         assert_eq!(outbox.bytes.capacity(), 0);
+    }
+
+    #[test]
+    fn a_peer_that_never_has_read_all_does_not_make_it_grow() {
+        let mut outbox = Outbox::default();
+        let (mut peer, mut sent) = (Trickle(Vec::new(), false), Vec::new());
+        for n in 0..100_000_u32 {
+            let bytes = &n.to_be_bytes()[1..];
+            sent.extend_from_slice(bytes);
+            assert!(outbox.append(|out| out.extend_from_slice(bytes)));
+            if n > 100 {
+                // Three bytes come, three are taken: a hundred messages always wait.
+                peer.1 = false;
+                assert_eq!(outbox.flush(&mut peer).unwrap(), Flush::Blocked);
+            }
+        }
+        assert!(outbox.capacity() < 4 * 1024, "{} bytes", outbox.capacity());
+        while outbox.flush(&mut peer).unwrap() == Flush::Blocked {}
+        assert!(peer.0 == sent);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(super) struct Session {
     pub(super) dirty: bool,
     /// On the list of those to be buried at the end of the turn.
     pub(super) doomed: bool,
+    /// What is kept for it above what everybody may keep, in bytes, when last looked at.
+    pub(super) kept: u32,
 }
 
 impl Session {
@@ -70,6 +72,7 @@ impl Sessions {
             linger: None,
             dirty: false,
             doomed: false,
+            kept: 0,
         };
         SessionId { slot: self.slab.insert(session) as u32, epoch }
     }

@@ -241,6 +241,8 @@ pub enum Reason {
     HelloVersion(String),
     /// The device does not read what it is sent.
     SlowReader,
+    /// Too much is kept for it while others need the room.
+    Memory,
     /// The gateway stops.
     Shutdown,
     /// The gateway drains, and the device has no call.

@@ -114,6 +114,11 @@ impl Core {
         if self.awaits_connect() { MAX_CONNECT } else { config.mqtt.max_payload_size }
     }
 
+    /// Bytes that are kept for the device and its chat server: texts and frames that wait or are said again, tools.
+    pub fn kept(&self) -> usize {
+        self.call.as_ref().map_or(0, |call| call.kept()) + self.mcp.kept()
+    }
+
     /// Whether a call goes on that another connection of the device could take over.
     pub fn has_call(&self) -> bool {
         self.call.as_ref().is_some_and(|call| !call.is_closing())

@@ -125,6 +125,18 @@ impl Tools {
         Self::Asked(cx.now + REPLY_WITHIN)
     }
 
+    /// Bytes of what the device told.
+    pub(super) fn kept(&self) -> usize {
+        let Self::Mind(mcp) = self else { return 0 };
+        let all = |texts: &[Box<str>]| texts.iter().map(|text| text.len()).sum::<usize>();
+        let step = match &mcp.step {
+            Step::Listing(listing) => all(&listing.tools) + all(&listing.cursors),
+            Step::Known(tools) => tools.len(),
+            Step::Initializing | Step::Unknown => 0,
+        };
+        step + mcp.initialized.as_ref().map_or(0, |text| text.len())
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self {
             Self::Off | Self::Silent => None,

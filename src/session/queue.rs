@@ -38,6 +38,11 @@ impl Texts {
         self.0.as_ref().is_none_or(|waiting| waiting.texts.is_empty())
     }
 
+    /// Bytes of text that wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |waiting| waiting.bytes)
+    }
+
     /// Everything, in order; the queue's memory goes with it.
     pub(super) fn take(&mut self) -> VecDeque<Box<str>> {
         self.0.take().map(|waiting| waiting.texts).unwrap_or_default()
@@ -63,11 +68,17 @@ struct Items {
     texts: usize,
     text_bytes: usize,
     frames: usize,
+    frame_bytes: usize,
 }
 
 impl HeldQueue {
     pub(super) fn is_empty(&self) -> bool {
         self.0.as_ref().is_none_or(|held| held.items.is_empty())
+    }
+
+    /// Bytes of text and audio that wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |held| held.text_bytes + held.frame_bytes)
     }
 
     pub(super) fn front(&self) -> Option<&Held> {
@@ -92,6 +103,7 @@ impl HeldQueue {
             return false;
         }
         held.frames += 1;
+        held.frame_bytes += frame.len();
         held.items.push_back(Held::Frame(frame.into()));
         true
     }
@@ -104,7 +116,10 @@ impl HeldQueue {
                 held.texts -= 1;
                 held.text_bytes -= text.len();
             }
-            Held::Frame(_) => held.frames -= 1,
+            Held::Frame(frame) => {
+                held.frames -= 1;
+                held.frame_bytes -= frame.len();
+            }
         }
         if held.items.is_empty() {
             self.0 = None;
@@ -116,6 +131,7 @@ impl HeldQueue {
     pub(super) fn drop_frames(&mut self) -> usize {
         let Some(held) = &mut self.0 else { return 0 };
         held.items.retain(|item| matches!(item, Held::Text { .. }));
+        held.frame_bytes = 0;
         std::mem::take(&mut held.frames)
     }
 }

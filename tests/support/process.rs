@@ -65,12 +65,12 @@ impl Folder {
         Process::spawn(self.command(line, variables))
     }
 
-    /// As [`Folder::start`], with no more than this many descriptors.
+    /// As [`Folder::start`], under a limit of the system: an option of `ulimit` and its value.
     #[cfg(unix)]
-    pub fn start_within(&self, descriptors: u32, line: &str) -> Process {
+    pub fn start_within(&self, limit: &str, line: &str) -> Process {
         let gateway = self.command(line, &[]);
         let mut command = Command::new("sh");
-        command.args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"")]);
+        command.args(["-c", &format!("ulimit {limit}; exec \"$0\" \"$@\"")]);
         command.arg(gateway.get_program()).args(gateway.get_args());
         command.current_dir(&self.0).env_clear().envs(PORTS).stdin(Stdio::null());
         let mut process = Process::spawn(command);

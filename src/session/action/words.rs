@@ -72,6 +72,7 @@ impl fmt::Display for Reason {
                 write!(f, "hello with version {found}, only 3 is known: update the device's firmware")
             }
             Self::SlowReader => f.write_str("the device does not read what it is sent"),
+            Self::Memory => f.write_str("it makes the gateway keep more than its share of the memory"),
             Self::Shutdown => f.write_str("the gateway stops"),
             Self::Draining => f.write_str("the gateway drains"),
             Self::Operator => f.write_str("disconnected by an operator"),

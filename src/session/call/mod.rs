@@ -178,6 +178,18 @@ impl Call {
         self.server.as_ref().map(|server| server.to_string()).unwrap_or_default()
     }
 
+    /// Bytes that wait or are said again.
+    pub(super) fn kept(&self) -> usize {
+        let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
+        self.to_server.bytes()
+            + self.held.bytes()
+            + self.away.as_ref().map_or(0, Texts::bytes)
+            + self.hello.to_server.len()
+            + text(&self.last_listen)
+            + text(&self.id)
+            + text(&self.server_id)
+    }
+
     pub(super) fn is_closing(&self) -> bool {
         self.closing.is_some()
     }

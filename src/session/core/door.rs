@@ -70,6 +70,11 @@ impl Core {
         self.lost(Reason::SlowReader, cx);
     }
 
+    /// The gateway keeps more for the device than it can: its call goes too, and all that waits for it.
+    pub fn too_much_kept(&mut self, cx: &mut Cx<'_>) {
+        self.fail(Reason::Memory, cx);
+    }
+
     pub(super) fn lost(&mut self, reason: Reason, cx: &mut Cx<'_>) {
         if self.phase == Phase::Leaving || self.phase == Phase::Away {
             return;
