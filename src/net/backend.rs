@@ -138,6 +138,17 @@ impl Backend {
         matches!(self.stage, Stage::Connecting { .. } | Stage::Securing(_) | Stage::Upgrading(_))
     }
 
+    /// Whether a dial can go on when its socket takes bytes but has none to give. A handshake could; but not on Windows,
+    /// where each attempt to read asks for the next such event.
+    pub(super) fn waits_to_write(&self) -> bool {
+        match &self.stage {
+            Stage::Connecting { .. } => true,
+            Stage::Securing(_) => !cfg!(windows),
+            Stage::Upgrading(upgrade) => !upgrade.is_sent(),
+            _ => false,
+        }
+    }
+
     /// The addresses to be tried once there is a free place.
     pub(super) fn resolved(&mut self, addresses: Vec<SocketAddr>) {
         self.stage = Stage::Waiting(addresses.into());

@@ -184,6 +184,12 @@ impl Gateway {
         self.reclaim_chunk(id);
     }
 
+    /// Whether this session's connection to its chat server can go on when it may write.
+    pub(super) fn waits_to_write(&self, id: SessionId) -> bool {
+        let backend = self.sessions.get(id).and_then(|session| session.backend.as_ref());
+        backend.is_some_and(|backend| backend.waits_to_write())
+    }
+
     /// The chunk comes home before its borrower goes elsewhere.
     fn reclaim_chunk(&mut self, id: SessionId) {
         let chunk = &mut self.chunk;

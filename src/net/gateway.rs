@@ -357,11 +357,15 @@ impl Gateway {
 
     fn dispatch(&mut self, event: &Event) {
         let (role, slot) = token::split(event.token());
+        // On Windows every read that finds nothing asks for the writable event again: to read at that one would never end.
+        let readable = event.is_readable() || event.is_read_closed() || event.is_error();
         match role {
             Role::Fixed if slot == MQTT => self.accept(),
             Role::Fixed if slot == UDP => {
-                self.drain_udp();
                 // Its writable edge lets a full queue go at the end of the turn.
+                if readable {
+                    self.drain_udp();
+                }
             }
             Role::Fixed if slot == API => self.accept_admin(),
             Role::Fixed => self.notes(),
@@ -370,7 +374,9 @@ impl Gateway {
                     if event.is_writable() {
                         self.touch(id);
                     }
-                    self.pump_device(id);
+                    if readable {
+                        self.pump_device(id);
+                    }
                 }
             }
             Role::Backend => {
@@ -378,10 +384,12 @@ impl Gateway {
                     if event.is_writable() {
                         self.touch(id);
                     }
-                    self.pump_backend(id, event.is_read_closed() || event.is_error());
+                    if readable || self.waits_to_write(id) {
+                        self.pump_backend(id, event.is_read_closed() || event.is_error());
+                    }
                 }
             }
-            Role::Admin => self.admin_event(slot),
+            Role::Admin => self.admin_event(slot, readable),
         }
     }
 

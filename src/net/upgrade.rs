@@ -70,6 +70,11 @@ impl Upgrade {
         }
     }
 
+    /// Whether the request has left, so that all depends on the answer.
+    pub(super) fn is_sent(&self) -> bool {
+        self.sent == self.request.len()
+    }
+
     fn send(&mut self) -> Result<bool, String> {
         while self.sent < self.request.len() {
             match self.stream.write(&self.request[self.sent..]) {

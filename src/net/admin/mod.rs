@@ -171,8 +171,10 @@ impl Gateway {
         true
     }
 
-    pub(super) fn admin_event(&mut self, slot: usize) {
-        if let Some(conn) = self.admin.conns.get(slot) {
+    pub(super) fn admin_event(&mut self, slot: usize, readable: bool) {
+        if let Some(conn) = self.admin.conns.get(slot)
+            && (readable || matches!(conn.stage, Stage::Writing { .. }))
+        {
             self.pump_admin(ConnId { slot: slot as u32, epoch: conn.epoch });
         }
     }
