@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,7 +24,8 @@ const QUEUE: usize = 1024;
 /// so the token in them.
 const OURS: &str = "mqtt_websocket_proxy";
 
-static LOST: AtomicU64 = AtomicU64::new(0);
+/// Not 64 bits: MIPS and older ARM have no such atomic.
+static LOST: AtomicUsize = AtomicUsize::new(0);
 static PLACES: OnceLock<Places> = OnceLock::new();
 
 /// Starts logging to stderr and, when given, to the end of `file`, whose missing parent folders are made.
@@ -51,7 +52,7 @@ pub fn set_level(level: LevelFilter) {
 
 /// The number of lines that could not be written since the start, for each place they were missing in.
 pub fn lost_lines() -> u64 {
-    LOST.load(Ordering::Relaxed)
+    LOST.load(Ordering::Relaxed) as u64
 }
 
 /// Waits until every line logged so far is written, but no longer than `limit`.
