@@ -11,7 +11,7 @@ use crate::proto::identity::{ClientId, Mac};
 
 /// Both indexes. They repeat no key: entries are names of sessions, which hold the keys.
 #[derive(Default)]
-pub(super) struct Index {
+pub struct Index {
     /// With the address whose datagrams are looked out for.
     calls: HashTable<Call>,
     /// By MAC: a client id contains it, and several client ids may share it.
@@ -26,11 +26,13 @@ struct Call {
 }
 
 impl Index {
-    pub(super) fn call(&self, ssrc: u32) -> Option<SessionId> {
+    /// The session of the call with this ssrc.
+    pub fn call(&self, ssrc: u32) -> Option<SessionId> {
         self.calls.find(spread(ssrc), |call| call.ssrc == ssrc).map(|call| call.id)
     }
 
-    pub(super) fn add_call(&mut self, ssrc: u32, id: SessionId, ip: IpAddr) {
+    /// A call begins. Its ssrc is nobody else's; datagrams from `ip` are looked out for.
+    pub fn add_call(&mut self, ssrc: u32, id: SessionId, ip: IpAddr) {
         self.calls.insert_unique(spread(ssrc), Call { ssrc, id, ip }, |call| spread(call.ssrc));
     }
 

@@ -22,7 +22,7 @@ pub mod doorkeeper;
 mod gateway;
 mod grant;
 mod handle;
-mod index;
+pub mod index;
 mod memory;
 mod metrics;
 mod outbox;

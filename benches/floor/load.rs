@@ -1,0 +1,518 @@
+//! The load: many devices and their chat server in one thread. At the usual pace it sleeps between packets, as devices and
+//! chat servers do: to wake them is part of what a relay costs. When it is to be fast, it never sleeps.
+
+use std::error::Error;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
+
+use mio::net::{TcpListener, TcpStream};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use mqtt_websocket_proxy::net::datagrams::{self, Datagrams};
+use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER, Header};
+use mqtt_websocket_proxy::proto::mqtt::{Reply, decode_reply, encode};
+use mqtt_websocket_proxy::tools::device::{Grant, HELLO, Login, TOPIC, voice};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use tungstenite::handshake::derive_accept_key;
+
+use super::frame;
+
+const UDP: Token = Token(0);
+const LISTENER: Token = Token(1);
+const TIMER: Token = Token(usize::MAX - 1);
+/// MQTT events between two looks at the audio, which a storm of connections must not hold up here.
+const CONTROL: usize = 16;
+/// Packets per second up to which there is time to sleep in between.
+const LEISURELY: f64 = 10_000.0;
+/// The gateway's signature key.
+pub(crate) const KEY: &str = "a key for the benchmark";
+/// Connections or calls that are not up by then, never will be.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Packets sent at once, when time has run ahead.
+const BATCH: usize = 64;
+const SERVER_HELLO: &[u8] = br#"{"type":"hello","transport":"websocket","session_id":"1","audio_params":{"format":"opus","sample_rate":24000,"channels":1,"frame_duration":60}}"#;
+
+pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
+
+pub(crate) struct Load {
+    /// Audio and chat connections.
+    poll: Poll,
+    events: Events,
+    timer: TimerFd,
+    /// Devices' MQTT connections.
+    control: Poll,
+    control_events: Events,
+    tokens: Vec<usize>,
+    mqtt: SocketAddr,
+    udp: Datagrams,
+    /// Of a device that floods, or is flooded and does not read.
+    flooded: Datagrams,
+    udp_target: Option<SocketAddr>,
+    listener: TcpListener,
+    devices: Vec<Device>,
+    connected: usize,
+    chats: Vec<Option<Chat>>,
+    calls: Vec<Call>,
+    /// Calls by ssrc.
+    ssrcs: std::collections::HashMap<u32, usize>,
+    scratch: Vec<u8>,
+    reply: Vec<u8>,
+    start: Instant,
+    /// The packet that the next one sent is, of all since the start of [`Self::speak`].
+    next: u64,
+    /// The chat server sends every frame back.
+    pub(crate) echo: bool,
+    /// A chat connection that sends without end.
+    babbler: Option<usize>,
+    pub(crate) seen: Seen,
+}
+
+/// What was seen since it was last reset.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub(crate) sent: u64,
+    /// Frames at the chat server.
+    pub(crate) up: u64,
+    /// Packets back at the devices.
+    pub(crate) down: u64,
+    /// From device to chat server, or there and back with `echo`; nanoseconds.
+    pub(crate) delays: Vec<u64>,
+    /// From hello to its answer.
+    pub(crate) set_ups: Vec<u64>,
+    pub(crate) lost_devices: usize,
+}
+
+struct Device {
+    stream: TcpStream,
+    inbox: Vec<u8>,
+    stage: Stage,
+}
+
+enum Stage {
+    Connecting,
+    LoggingIn,
+    Idle,
+    Hello(Instant),
+    Call,
+    Gone,
+}
+
+struct Call {
+    cipher: Cipher,
+    nonce: [u8; HEADER],
+    sent: u32,
+    /// Its delays are not counted: it floods.
+    flood: bool,
+}
+
+struct Chat {
+    stream: TcpStream,
+    open: bool,
+    inbox: Vec<u8>,
+    outbox: Vec<u8>,
+    written: usize,
+}
+
+impl Load {
+    pub(crate) fn new() -> Outcome<Self> {
+        let poll = Poll::new()?;
+        let mut listener = super::listen((Ipv4Addr::LOCALHOST, 0).into())?;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK)?;
+        let mut udp = Datagrams::bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        poll.registry().register(udp.source(), UDP, Interest::READABLE)?;
+        let fd = timer.as_fd().as_raw_fd();
+        poll.registry().register(&mut SourceFd(&fd), TIMER, Interest::READABLE)?;
+        Ok(Self {
+            poll,
+            events: Events::with_capacity(1024),
+            timer,
+            control: Poll::new()?,
+            control_events: Events::with_capacity(CONTROL),
+            flooded: Datagrams::bind((Ipv4Addr::LOCALHOST, 0).into())?,
+            tokens: Vec::new(),
+            mqtt: (Ipv4Addr::LOCALHOST, 0).into(),
+            udp,
+            udp_target: None,
+            listener,
+            devices: Vec::new(),
+            connected: 0,
+            chats: Vec::new(),
+            calls: Vec::new(),
+            ssrcs: Default::default(),
+            scratch: vec![0; 64 * 1024],
+            reply: Vec::new(),
+            start: Instant::now(),
+            next: 0,
+            echo: false,
+            babbler: None,
+            seen: Seen::default(),
+        })
+    }
+
+    /// Where the chat server listens.
+    pub(crate) fn chat(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Where the devices connect to.
+    pub(crate) fn aim(&mut self, mqtt: SocketAddr) {
+        self.mqtt = mqtt;
+    }
+
+    pub(crate) fn connected(&self) -> usize {
+        self.connected
+    }
+
+    /// Connects until there are `many` devices, with at most `at_once` in the making.
+    pub(crate) fn connect(&mut self, many: usize, at_once: usize) -> Outcome<()> {
+        let begin = Instant::now();
+        while self.connected < many {
+            self.connect_more(many, at_once)?;
+            self.turn()?;
+            if begin.elapsed() > PATIENCE {
+                return Err(format!("only {} of {many} devices connected", self.connected).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins one more connection, if there may be one.
+    pub(crate) fn connect_more(&mut self, many: usize, at_once: usize) -> io::Result<()> {
+        let i = self.devices.len();
+        if i < many && i < self.connected + at_once {
+            let mut stream = TcpStream::connect(self.mqtt)?;
+            let both = Interest::READABLE | Interest::WRITABLE;
+            self.control.registry().register(&mut stream, Token(2 * i + 2), both)?;
+            self.devices.push(Device { stream, inbox: Vec::new(), stage: Stage::Connecting });
+        }
+        Ok(())
+    }
+
+    /// Every device up to the `many`th that has no call says hello, `at_once` at a time.
+    pub(crate) fn call(&mut self, many: usize, at_once: usize) -> Outcome<()> {
+        let (begin, mut asked) = (Instant::now(), self.calls.len());
+        while self.calls.len() < many {
+            if asked < many && asked < self.calls.len() + at_once {
+                let mut packet = Vec::new();
+                encode::publish(&mut packet, TOPIC, HELLO.as_bytes());
+                self.devices[asked].stage = Stage::Hello(Instant::now());
+                self.devices[asked].stream.write_all(&packet)?;
+                asked += 1;
+            }
+            self.turn()?;
+            if begin.elapsed() > PATIENCE {
+                return Err(format!("only {} of {many} calls came to be", self.calls.len()).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The calls `0..many` speak, together `rate` packets per second, evenly spread, one call after the other; `also` is
+    /// done in between.
+    pub(crate) fn speak(
+        &mut self,
+        many: usize,
+        rate: f64,
+        time: Duration,
+        mut also: impl FnMut(&mut Self) -> Outcome<()>,
+    ) -> Outcome<()> {
+        let begin = Instant::now();
+        let mut said = 0;
+        loop {
+            let elapsed = begin.elapsed();
+            if elapsed >= time {
+                return Ok(());
+            }
+            let due = (elapsed.as_secs_f64() * rate) as u64;
+            for _ in 0..(due - said).min(BATCH as u64) {
+                let call = (self.next % many as u64) as usize;
+                self.next += 1;
+                said += 1;
+                self.say(call)?;
+            }
+            self.udp.flush();
+            also(self)?;
+            match Duration::from_secs_f64((said + 1) as f64 / rate).saturating_sub(begin.elapsed()) {
+                pause if rate <= LEISURELY && !pause.is_zero() => self.sleep(pause)?,
+                _ => self.turn()?,
+            }
+        }
+    }
+
+    /// Waits for news, but not longer than this.
+    fn sleep(&mut self, pause: Duration) -> Outcome<()> {
+        self.timer.set(Expiration::OneShot(TimeSpec::from_duration(pause)), TimerSetTimeFlags::empty())?;
+        self.act(None)
+    }
+
+    pub(crate) fn turn(&mut self) -> Outcome<()> {
+        self.act(Some(Duration::ZERO))
+    }
+
+    /// Speaks, then lets what is on its way arrive; counts from zero.
+    pub(crate) fn measure(&mut self, many: usize, rate: f64, time: Duration) -> Outcome<()> {
+        self.seen = Seen::default();
+        self.speak(many, rate, time, |_| Ok(()))
+    }
+
+    /// What is on its way arrives.
+    pub(crate) fn settle(&mut self, time: Duration) -> Outcome<()> {
+        let begin = Instant::now();
+        while begin.elapsed() < time {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// Sends `count` packets of one call at once, which floods from now on.
+    pub(crate) fn flood(&mut self, call: usize, count: usize) -> Outcome<()> {
+        self.calls[call].flood = true;
+        for _ in 0..count {
+            self.say(call)?;
+        }
+        self.flooded.flush();
+        Ok(())
+    }
+
+    /// The latest chat connection sends without end.
+    pub(crate) fn babble(&mut self) {
+        self.babbler = Some(self.chats.len() - 1);
+    }
+
+    fn say(&mut self, call: usize) -> Outcome<()> {
+        let target = self.udp_target.ok_or("no call was granted")?;
+        let nanos = self.start.elapsed().as_nanos() as u64;
+        let call = &mut self.calls[call];
+        call.sent += 1;
+        let mut head = call.nonce;
+        head[2..4].copy_from_slice(&(voice::LEN as u16).to_be_bytes());
+        head[12..].copy_from_slice(&call.sent.to_be_bytes());
+        // A number of 0 tells that nobody is interested in its delay.
+        let mut payload = voice::packet(u32::from(!call.flood), nanos);
+        call.cipher.apply(&head, &mut payload);
+        let udp = if call.flood { &mut self.flooded } else { &mut self.udp };
+        if let Some(room) = udp.queue(target, None, 0) {
+            room.extend_from_slice(&head);
+            room.extend_from_slice(&payload);
+        }
+        self.seen.sent += u64::from(!call.flood);
+        Ok(())
+    }
+
+    fn act(&mut self, wait: Option<Duration>) -> Outcome<()> {
+        if let Err(error) = self.poll.poll(&mut self.events, wait)
+            && error.kind() != ErrorKind::Interrupted
+        {
+            return Err(error.into());
+        }
+        self.control.poll(&mut self.control_events, Some(Duration::ZERO))?;
+        let mut tokens = std::mem::take(&mut self.tokens);
+        tokens.extend(self.events.iter().chain(&self.control_events).map(|event| event.token().0));
+        for token in tokens.drain(..) {
+            match token {
+                0 => self.hear()?,
+                1 => self.accept()?,
+                n if Token(n) == TIMER => {}
+                n if n % 2 == 0 => self.device(n / 2 - 1)?,
+                n => self.serve(n / 2 - 1)?,
+            }
+        }
+        self.tokens = tokens;
+        if let Some(i) = self.babbler {
+            self.serve_babbler(i)?;
+        }
+        Ok(())
+    }
+
+    // ----- devices ------------------------------------------------------------------------------------------------
+
+    fn device(&mut self, i: usize) -> Outcome<()> {
+        let device = &mut self.devices[i];
+        if matches!(device.stage, Stage::Connecting) {
+            if device.stream.peer_addr().is_err() {
+                return Ok(());
+            }
+            let [_, a, b, c] = (i as u32).to_be_bytes();
+            let mac = format!("02:00:00:{a:02x}:{b:02x}:{c:02x}").parse()?;
+            device.stream.set_nodelay(true)?;
+            device.stream.write_all(&Login::new(mac, Some(KEY.as_bytes())).packet())?;
+            device.stage = Stage::LoggingIn;
+        }
+        let len = match device.stream.read(&mut self.scratch) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Ok(len) if len > 0 => len,
+            _ => {
+                self.seen.lost_devices += usize::from(!matches!(device.stage, Stage::Gone));
+                device.stage = Stage::Gone;
+                return Ok(());
+            }
+        };
+        device.inbox.extend_from_slice(&self.scratch[..len]);
+        let inbox = std::mem::take(&mut device.inbox);
+        let mut rest = &inbox[..];
+        while let Some((reply, used)) = decode_reply(rest, 1 << 20)? {
+            rest = &rest[used..];
+            match (reply, &self.devices[i].stage) {
+                (Reply::ConnAck { code: 0, .. }, _) => {
+                    self.devices[i].stage = Stage::Idle;
+                    self.connected += 1;
+                }
+                (Reply::Publish(publish), Stage::Hello(since)) => {
+                    let since = since.elapsed();
+                    if let Ok(grant) = Grant::parse(std::str::from_utf8(publish.payload)?) {
+                        self.seen.set_ups.push(since.as_nanos() as u64);
+                        self.granted(i, &grant);
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.devices[i].inbox = rest.to_vec();
+        Ok(())
+    }
+
+    fn granted(&mut self, i: usize, grant: &Grant) {
+        self.devices[i].stage = Stage::Call;
+        self.udp_target = Some((Ipv4Addr::LOCALHOST, grant.port).into());
+        self.ssrcs.extend(datagrams::ssrc(&grant.nonce).map(|ssrc| (ssrc, self.calls.len())));
+        self.calls.push(Call { cipher: Cipher::new(&grant.key), nonce: grant.nonce, sent: 0, flood: false });
+    }
+
+    fn hear(&mut self) -> Outcome<()> {
+        loop {
+            let count = match self.udp.receive() {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                count => count?,
+            };
+            let now = self.start.elapsed().as_nanos() as u64;
+            for n in 0..count {
+                let datagram = self.udp.datagram(n).1;
+                let Ok(header) = Header::parse(datagram) else { continue };
+                let Some(call) = self.ssrcs.get(&header.ssrc) else { continue };
+                self.calls[*call].cipher.apply(&header.bytes(), &mut datagram[HEADER..]);
+                if let Some((1, nanos)) = voice::parse(&datagram[HEADER..]) {
+                    self.seen.down += 1;
+                    self.seen.delays.push(now.saturating_sub(nanos));
+                }
+            }
+            if count < datagrams::BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    // ----- the chat server ----------------------------------------------------------------------------------------
+
+    fn accept(&mut self) -> Outcome<()> {
+        loop {
+            let (mut stream, _) = match self.listener.accept() {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                accepted => accepted?,
+            };
+            stream.set_nodelay(true)?;
+            let token = Token(2 * self.chats.len() + 3);
+            self.poll.registry().register(&mut stream, token, Interest::READABLE)?;
+            let (inbox, outbox) = (Vec::new(), Vec::new());
+            self.chats.push(Some(Chat { stream, open: false, inbox, outbox, written: 0 }));
+        }
+    }
+
+    fn serve(&mut self, i: usize) -> Outcome<()> {
+        let Some(chat) = &mut self.chats[i] else { return Ok(()) };
+        loop {
+            let kept = chat.inbox.len();
+            self.scratch[..kept].copy_from_slice(&chat.inbox);
+            let len = match chat.stream.read(&mut self.scratch[kept..]) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Ok(len) if len > 0 => kept + len,
+                _ => {
+                    self.chats[i] = None;
+                    return Ok(());
+                }
+            };
+            let now = self.start.elapsed().as_nanos() as u64;
+            let mut rest = &mut self.scratch[..len];
+            self.reply.clear();
+            if !chat.open {
+                let request = String::from_utf8_lossy(rest);
+                let Some(end) = request.find("\r\n\r\n") else { return Err("half a request came".into()) };
+                let key = request.lines().find_map(|line| {
+                    line.split_once(": ").filter(|(name, _)| name.eq_ignore_ascii_case("sec-websocket-key"))
+                });
+                let accept = derive_accept_key(key.map_or("", |(_, key)| key).as_bytes());
+                self.reply.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ");
+                self.reply.extend_from_slice(accept.as_bytes());
+                self.reply.extend_from_slice(b"\r\n\r\n");
+                chat.open = true;
+                rest = &mut self.scratch[end + 4..len];
+            }
+            while let Some((opcode, start, end)) = frame::head(rest) {
+                let (this, others) = std::mem::take(&mut rest).split_at_mut(end);
+                let (head, payload) = this.split_at_mut(start);
+                if let Some(mask) = head.last_chunk() {
+                    frame::mask(payload, *mask);
+                }
+                match opcode {
+                    1 if payload.windows(7).any(|word| word == b"\"hello\"") => {
+                        frame::append(&mut self.reply, 1, SERVER_HELLO);
+                    }
+                    2 => {
+                        if let Some((1, nanos)) = payload.get(HEADER..).and_then(voice::parse) {
+                            self.seen.up += 1;
+                            if !self.echo {
+                                self.seen.delays.push(now.saturating_sub(nanos));
+                            }
+                            if self.echo {
+                                frame::append(&mut self.reply, 2, payload);
+                            }
+                        }
+                    }
+                    9 => frame::append(&mut self.reply, 10, payload),
+                    _ => {}
+                }
+                rest = others;
+            }
+            chat.inbox = rest.to_vec();
+            if !self.reply.is_empty() {
+                chat.write(&self.reply)?;
+            }
+            if len < self.scratch.len() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn serve_babbler(&mut self, i: usize) -> Outcome<()> {
+        let Some(chat) = &mut self.chats[i] else { return Err("the babbling chat server was left".into()) };
+        if chat.outbox.is_empty() {
+            let mut audio = mqtt_websocket_proxy::proto::audio::ws_header(1, voice::LEN).to_vec();
+            audio.extend_from_slice(&voice::packet(0, 0));
+            self.reply.clear();
+            (0..64).for_each(|_| frame::append(&mut self.reply, 2, &audio));
+            return chat.write(&self.reply);
+        }
+        chat.write(&[])
+    }
+}
+
+impl Chat {
+    /// Writes, and keeps what the socket does not take.
+    fn write(&mut self, bytes: &[u8]) -> Outcome<()> {
+        self.outbox.extend_from_slice(bytes);
+        while self.written < self.outbox.len() {
+            match self.stream.write(&self.outbox[self.written..]) {
+                Ok(n) => self.written += n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                // It shows itself when it is read.
+                Err(_) => break,
+            }
+        }
+        self.outbox.clear();
+        self.written = 0;
+        Ok(())
+    }
+}

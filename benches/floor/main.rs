@@ -1,0 +1,46 @@
+//! The gateway beside the floor, the least that any relay can do: both in turn, under the same load, on this machine.
+//!
+//! ```text
+//! cargo bench --bench floor                          every figure, about ten minutes
+//! cargo bench --bench floor -- --only audio,curve    some of them
+//! cargo bench --bench floor -- --quick               whether it runs at all
+//! ```
+#![allow(clippy::print_stdout)] // A report is what it is for.
+
+#[cfg(target_os = "linux")]
+mod figures;
+#[cfg(target_os = "linux")]
+mod frame;
+#[cfg(target_os = "linux")]
+mod load;
+#[cfg(target_os = "linux")]
+mod relay;
+#[cfg(target_os = "linux")]
+mod report;
+#[cfg(target_os = "linux")]
+mod target;
+
+#[cfg(target_os = "linux")]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.split_first() {
+        Some((role, rest)) if role == "relay" => relay::main(rest),
+        _ => figures::main(),
+    }
+}
+
+/// A listener whose backlog holds a storm.
+#[cfg(target_os = "linux")]
+fn listen(at: std::net::SocketAddr) -> std::io::Result<mio::net::TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&at.into())?;
+    socket.listen(4096)?;
+    Ok(mio::net::TcpListener::from_std(socket.into()))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() {
+    println!("floor: it reads /proc and batches datagrams, which needs Linux");
+}

@@ -1,0 +1,301 @@
+//! The floor: the least that any relay between devices and chat servers can do. One thread, one poll, datagrams received
+//! in batches; each is decrypted and leaves as one masked frame with one write. No authentication, no replay window, no
+//! timers, no MCP, and one key for all. What a gateway costs beyond it, is what the gateway does beyond it.
+
+use std::error::Error;
+use std::io::{self, IoSliceMut, Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use mio::net::{TcpListener, TcpStream, UdpSocket};
+use mio::{Events, Interest, Poll, Token};
+use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER, Header};
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg};
+
+const LISTENER: Token = Token(0);
+const UDP: Token = Token(1);
+/// Every call's key.
+const KEY: [u8; 16] = *b"a key of no use ";
+/// Every frame's mask.
+const MASK: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
+/// Datagrams per system call.
+const BATCH: usize = 32;
+const BUFFER: usize = 2048;
+/// Bytes of a frame's head with a mask and a two-byte length: room for it is left before each datagram.
+const HEAD: usize = 8;
+const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: chat\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+/// The program: `relay MQTT UDP CHAT WAIT`, two ports, an address and microseconds.
+pub(crate) fn main(args: &[String]) -> Result<(), Box<dyn Error>> {
+    let [mqtt, udp, chat, wait] = args else { return Err("relay MQTT UDP CHAT WAIT".into()) };
+    let here =
+        |port: &str| -> Result<SocketAddr, Box<dyn Error>> { Ok(([127, 0, 0, 1], port.parse()?).into()) };
+    let mut relay = Relay::bind(here(mqtt)?, here(udp)?, chat.parse()?)?;
+    let wait = Duration::from_micros(wait.parse()?);
+    let mut events = Events::with_capacity(1024);
+    loop {
+        if !wait.is_zero() {
+            thread::sleep(wait);
+        }
+        relay.poll.poll(&mut events, None)?;
+        for event in &events {
+            relay.event(event.token())?;
+        }
+    }
+}
+
+struct Relay {
+    poll: Poll,
+    listener: TcpListener,
+    udp: UdpSocket,
+    udp_port: u16,
+    chat: SocketAddr,
+    cipher: Cipher,
+    headers: MultiHeaders<SockaddrIn>,
+    datagrams: Vec<u8>,
+    scratch: Vec<u8>,
+    /// An ssrc is a place in here.
+    devices: Vec<Option<Device>>,
+}
+
+struct Device {
+    mqtt: TcpStream,
+    call: Option<Box<Call>>,
+}
+
+struct Call {
+    stream: TcpStream,
+    stage: Stage,
+    peer: Option<SocketAddr>,
+    sequence: u32,
+    /// The part of a frame that came so far.
+    partial: Vec<u8>,
+}
+
+#[derive(PartialEq)]
+enum Stage {
+    Connecting,
+    Upgrading,
+    Live,
+}
+
+impl Relay {
+    fn bind(mqtt: SocketAddr, udp: SocketAddr, chat: SocketAddr) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let mut listener = super::listen(mqtt)?;
+        let mut udp = UdpSocket::bind(udp)?;
+        let _ = nix::sys::socket::setsockopt(&udp, nix::sys::socket::sockopt::RcvBufForce, &(4 << 20));
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        poll.registry().register(&mut udp, UDP, Interest::READABLE)?;
+        Ok(Self {
+            poll,
+            listener,
+            udp_port: udp.local_addr()?.port(),
+            udp,
+            chat,
+            cipher: Cipher::new(&KEY),
+            headers: MultiHeaders::preallocate(BATCH, None),
+            datagrams: vec![0; BATCH * BUFFER],
+            scratch: vec![0; 64 * 1024],
+            devices: Vec::new(),
+        })
+    }
+
+    fn event(&mut self, token: Token) -> io::Result<()> {
+        match token {
+            LISTENER => self.accept(),
+            UDP => self.uplink(),
+            Token(n) => {
+                let slot = n / 2 - 1;
+                let done = if n % 2 == 0 { self.control(slot) } else { self.chat(slot) };
+                if done.is_err() {
+                    self.devices[slot] = None;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        loop {
+            let (mut mqtt, _) = match self.listener.accept() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                accepted => accepted?,
+            };
+            let _ = mqtt.set_nodelay(true);
+            self.poll.registry().register(
+                &mut mqtt,
+                Token(self.devices.len() * 2 + 2),
+                Interest::READABLE,
+            )?;
+            self.devices.push(Some(Device { mqtt, call: None }));
+        }
+    }
+
+    /// What a device says comes in whole packets here, which is true of loopback.
+    fn control(&mut self, slot: usize) -> io::Result<()> {
+        let Some(device) = self.devices[slot].as_mut() else { return Ok(()) };
+        loop {
+            let len = match device.mqtt.read(&mut self.scratch) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                read => read?,
+            };
+            match self.scratch[0] >> 4 {
+                1 => device.mqtt.write_all(&[0x20, 2, 0, 0])?,
+                3 if contains(&self.scratch[..len], b"\"hello\"") => {
+                    let mut stream = TcpStream::connect(self.chat)?;
+                    let both = Interest::READABLE | Interest::WRITABLE;
+                    self.poll.registry().register(&mut stream, Token(slot * 2 + 3), both)?;
+                    let (stage, partial) = (Stage::Connecting, Vec::new());
+                    device.call = Some(Box::new(Call { stream, stage, peer: None, sequence: 0, partial }));
+                }
+                3 => {}
+                12 => device.mqtt.write_all(&[0xd0, 0])?,
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            }
+            if len < self.scratch.len() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn uplink(&mut self) -> io::Result<()> {
+        loop {
+            let mut rooms = self.datagrams.chunks_exact_mut(BUFFER);
+            let mut slices: [_; BATCH] =
+                std::array::from_fn(|_| [IoSliceMut::new(&mut rooms.next().unwrap_or_default()[HEAD..])]);
+            let flags = MsgFlags::MSG_DONTWAIT;
+            let received = match recvmmsg(self.udp.as_raw_fd(), &mut self.headers, &mut slices, flags, None) {
+                Err(nix::Error::EAGAIN) => return Ok(()),
+                received => received?,
+            };
+            let mut lens = [(0, None); BATCH];
+            let mut count = 0;
+            for (len, message) in lens.iter_mut().zip(received) {
+                *len = (message.bytes, message.address);
+                count += 1;
+            }
+            for (i, (len, from)) in lens[..count].iter().enumerate() {
+                let room = &mut self.datagrams[i * BUFFER..][..HEAD + len];
+                let Ok(header) = Header::parse(&room[HEAD..]) else { continue };
+                let Some(call) =
+                    self.devices.get_mut(header.ssrc as usize).and_then(|d| d.as_mut()?.call.as_mut())
+                else {
+                    continue;
+                };
+                call.peer = from.map(SocketAddr::from);
+                self.cipher.apply(&header.bytes(), &mut room[HEAD + HEADER..]);
+                room[HEAD..HEAD + HEADER]
+                    .copy_from_slice(&audio::ws_header(header.timestamp, header.len.into()));
+                // A full socket costs the frame; a broken one shows itself when it is read.
+                let _ = call.stream.write(frame(room, 2));
+            }
+            if count < BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    fn chat(&mut self, slot: usize) -> io::Result<()> {
+        let Some(device) = self.devices[slot].as_mut() else { return Ok(()) };
+        let Some(call) = &mut device.call else { return Ok(()) };
+        if call.stage == Stage::Connecting {
+            if call.stream.peer_addr().is_err() {
+                return Ok(());
+            }
+            let _ = call.stream.set_nodelay(true);
+            call.stream.write_all(UPGRADE.as_bytes())?;
+            call.stage = Stage::Upgrading;
+        }
+        loop {
+            let kept = call.partial.len();
+            self.scratch[..kept].copy_from_slice(&call.partial);
+            let len = match call.stream.read(&mut self.scratch[kept..]) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                read => kept + read?,
+            };
+            let mut rest = &mut self.scratch[..len];
+            if call.stage == Stage::Upgrading && rest.ends_with(b"\r\n\r\n") {
+                call.stage = Stage::Live;
+                let hello = br#"{"type":"hello","version":1,"transport":"websocket","audio_params":{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}}"#;
+                let mut room = [0; 256];
+                room[HEAD..HEAD + hello.len()].copy_from_slice(hello);
+                let _ = call.stream.write(frame(&mut room[..HEAD + hello.len()], 1))?;
+                rest = &mut [];
+            }
+            while let Some((opcode, start, end)) = super::frame::head(rest) {
+                let (this, others) = std::mem::take(&mut rest).split_at_mut(end);
+                match opcode {
+                    1 if contains(this, b"\"hello\"") => {
+                        let reply = hello_reply(slot as u32, self.udp_port);
+                        let mut packet = Vec::new();
+                        mqtt_websocket_proxy::proto::mqtt::encode::publish(
+                            &mut packet,
+                            "devices/p2p/device",
+                            reply.as_bytes(),
+                        );
+                        device.mqtt.write_all(&packet)?;
+                    }
+                    2 if this.len() > start + HEADER => {
+                        let Some(peer) = call.peer else { break };
+                        call.sequence += 1;
+                        let [.., t0, t1, t2, t3, _, _, _, _] = this[..start + HEADER] else { break };
+                        let header = Header {
+                            flags: 0x80,
+                            len: (end - start - HEADER) as u16,
+                            ssrc: slot as u32,
+                            timestamp: u32::from_be_bytes([t0, t1, t2, t3]),
+                            sequence: call.sequence,
+                        };
+                        let bytes = header.bytes();
+                        this[start..start + HEADER].copy_from_slice(&bytes);
+                        self.cipher.apply(&bytes, &mut this[start + HEADER..]);
+                        let _ = self.udp.send_to(&this[start..], peer);
+                    }
+                    _ => {}
+                }
+                rest = others;
+            }
+            call.partial = rest.to_vec();
+            if len < self.scratch.len() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Puts the head of a frame into the room before its payload, and masks the payload.
+fn frame(room: &mut [u8], opcode: u8) -> &[u8] {
+    let len = room.len() - HEAD;
+    for (byte, mask) in room[HEAD..].iter_mut().zip(MASK.iter().cycle()) {
+        *byte ^= mask;
+    }
+    let start = if len < 126 {
+        room[2..4].copy_from_slice(&[0x80 | opcode, 0x80 | len as u8]);
+        2
+    } else {
+        room[..2].copy_from_slice(&[0x80 | opcode, 0x80 | 126]);
+        room[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+        0
+    };
+    room[4..HEAD].copy_from_slice(&MASK);
+    &room[start..]
+}
+
+fn hello_reply(ssrc: u32, port: u16) -> String {
+    format!(
+        r#"{{"type":"hello","version":3,"transport":"udp","session_id":"{ssrc}","audio_params":{{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}},"udp":{{"server":"127.0.0.1","port":{port},"encryption":"aes-128-ctr","key":"{}","nonce":"{}"}}}}"#,
+        HEXLOWER.encode(&KEY),
+        HEXLOWER.encode(&audio::nonce(ssrc)),
+    )
+}
+
+fn contains(text: &[u8], word: &[u8]) -> bool {
+    text.windows(word.len()).any(|part| part == word)
+}

@@ -1,0 +1,192 @@
+//! What is measured: the gateway or the floor, each as a process of its own on a core of its own.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+use std::{fmt, fs};
+
+use mqtt_websocket_proxy::tools::device::Login;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use super::load::{KEY, Outcome};
+
+/// The core of what is measured, and that of the load.
+const CORES: [usize; 2] = [0, 1];
+
+/// Whose cost is measured.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Subject {
+    /// With the microseconds it waits before each poll.
+    Floor(u32),
+    /// With its `udp.coalesce_max_us`.
+    Gateway(u32),
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Floor(0) => write!(f, "floor"),
+            Self::Floor(wait) => write!(f, "floor, waiting {wait} us"),
+            Self::Gateway(0) => write!(f, "gateway, not gathering"),
+            Self::Gateway(most) => write!(f, "gateway, gathering {most} us"),
+        }
+    }
+}
+
+impl FromStr for Subject {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (kind, wait) = text.split_once(':').unwrap_or((text, "0"));
+        let wait = wait.parse().map_err(|_| format!("{wait:?} is no number of microseconds"))?;
+        match kind {
+            "floor" => Ok(Self::Floor(wait)),
+            "gateway" => Ok(Self::Gateway(wait)),
+            _ => Err(format!("{text:?} is neither floor:N nor gateway:N")),
+        }
+    }
+}
+
+pub(crate) struct Target {
+    pub(crate) mqtt: SocketAddr,
+    /// From the start of its process to the first CONNACK.
+    pub(crate) start_up: Duration,
+    api: u16,
+    child: Child,
+    folder: PathBuf,
+}
+
+/// Kilobytes of a process that are in memory: all, and those that are no file's.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory {
+    pub(crate) rss: f64,
+    pub(crate) anonymous: f64,
+}
+
+impl Target {
+    pub(crate) fn start(subject: Subject, chat: SocketAddr) -> Outcome<Self> {
+        let [mqtt, api] = [free_tcp_port()?, free_tcp_port()?];
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let folder = std::env::temp_dir().join(format!("floor-{}", std::process::id()));
+        fs::create_dir_all(&folder)?;
+        let mut command = match subject {
+            Subject::Floor(wait) => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.args([
+                    "relay",
+                    &mqtt.to_string(),
+                    &udp.to_string(),
+                    &chat.to_string(),
+                    &wait.to_string(),
+                ]);
+                command
+            }
+            Subject::Gateway(coalesce) => {
+                let config = folder.join("gateway.json");
+                let text = format!(
+                    r#"{{"mqtt":{{"host":"127.0.0.1","port":{mqtt},"max_connections":30000,"signature_key":"{KEY}"}},"udp":{{"host":"127.0.0.1","port":{udp},"coalesce_max_us":{coalesce}}},"websocket":{{"production_servers":["ws://{chat}/"]}},"logging":{{"level":"warn"}},"api":{{"host":"127.0.0.1","port":{api},"metrics_need_token":false}}}}"#
+                );
+                fs::write(&config, text)?;
+                let mut command = Command::new(env!("CARGO_BIN_EXE_mqtt-websocket-proxy"));
+                command.arg("--config").arg(config);
+                command
+            }
+        };
+        let log = fs::File::create(folder.join("log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // The child inherits where its parent runs.
+        pin(CORES[0]);
+        let begin = Instant::now();
+        let child = command.spawn()?;
+        pin(CORES[1]);
+        let mqtt = SocketAddr::from((Ipv4Addr::LOCALHOST, mqtt));
+        let mut target = Self { mqtt, start_up: Duration::ZERO, api, child, folder };
+        target.log_in(begin)?;
+        target.start_up = begin.elapsed();
+        Ok(target)
+    }
+
+    /// Tries until a device is let in.
+    fn log_in(&mut self, begin: Instant) -> Outcome<()> {
+        loop {
+            if let Ok(mut stream) = TcpStream::connect(self.mqtt) {
+                stream.write_all(&Login::new("02:ff:ff:ff:ff:ff".parse()?, Some(KEY.as_bytes())).packet())?;
+                let mut connack = [0; 4];
+                stream.read_exact(&mut connack)?;
+                return if connack[3] == 0 { Ok(()) } else { Err("the device was refused".into()) };
+            }
+            if self.child.try_wait()?.is_some() || begin.elapsed() > Duration::from_secs(5) {
+                return Err(format!("it does not start: {}", self.log()).into());
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// The processor time of all its threads so far, in microseconds: the first number of schedstat is nanoseconds.
+    pub(crate) fn cpu(&self) -> f64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).into_iter().flatten().flatten();
+        let spent = tasks.filter_map(|task| {
+            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<f64>().ok()
+        });
+        spent.sum::<f64>() / 1000.0
+    }
+
+    pub(crate) fn memory(&self) -> Outcome<Memory> {
+        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()))?;
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            line.split_whitespace().next().and_then(|kb| kb.parse().ok()).unwrap_or(f64::NAN)
+        };
+        Ok(Memory { rss: value("Rss:"), anonymous: value("Anonymous:") })
+    }
+
+    /// How many turns of the gateway took up to how many seconds, cumulated, as /metrics tells.
+    pub(crate) fn turns(&self) -> Outcome<Vec<(f64, f64)>> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.api))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let buckets = text.lines().filter(|line| line.starts_with("gateway_turn_seconds_bucket{le=\""));
+        let parsed = buckets.filter_map(|line| {
+            let (limit, count) = line.split_once("le=\"")?.1.split_once("\"} ")?;
+            Some((limit.replace("+Inf", "inf").parse().ok()?, count.parse().ok()?))
+        });
+        Ok(parsed.collect())
+    }
+
+    /// Ends it; an error if it ended before.
+    pub(crate) fn stop(mut self) -> Outcome<()> {
+        match self.child.try_wait()? {
+            Some(status) => Err(format!("it ended early ({status}): {}", self.log()).into()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Moves this thread, and what it starts, to one core; where there is only one, they share it.
+fn pin(core: usize) {
+    let mut set = CpuSet::new();
+    let _ = set.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+}
+
+fn free_tcp_port() -> std::io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}

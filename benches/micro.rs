@@ -1,0 +1,182 @@
+//! The hot paths one by one, with what each allocates.
+//!
+//! ```text
+//! cargo bench --bench micro             all of them
+//! cargo bench --bench micro -- audio    those whose name contains a word
+//! ```
+#![allow(clippy::unwrap_used)]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use divan::counter::ItemsCount;
+use divan::{AllocProfiler, Bencher, Divan, black_box};
+use mqtt_websocket_proxy::Config;
+use mqtt_websocket_proxy::net::index::Index;
+use mqtt_websocket_proxy::net::token::SessionId;
+use mqtt_websocket_proxy::net::wheel::Wheel;
+use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER, Header, MAX_PAYLOAD};
+use mqtt_websocket_proxy::proto::message;
+use mqtt_websocket_proxy::proto::mqtt::{Connect, Level, Packet, Publish, decode, encode};
+use mqtt_websocket_proxy::session::{Admission, Core, Cx, Grant, Peer, Servers};
+use mqtt_websocket_proxy::tools::device::{HELLO, Login, voice};
+
+#[global_allocator]
+static ALLOC: AllocProfiler = AllocProfiler::system();
+
+const KEY: [u8; 16] = [7; 16];
+const SSRC: u32 = 0x1234_5678;
+const SERVER_HELLO: &str =
+    r#"{"type":"hello","transport":"websocket","session_id":"s1","audio_params":{"sample_rate":24000}}"#;
+const SENTENCE: &str = r#"{"session_id":"0b1e2c5a-6c0f-4b7e-9a57-1f0c3a3a1c55","type":"tts","state":"sentence_start","text":"The weather will be fine tomorrow, with a light wind from the west."}"#;
+
+fn main() {
+    Divan::default().max_time(Duration::from_millis(500)).config_with_args().main();
+}
+
+// ----- text -----------------------------------------------------------------------------------------------------------
+
+#[divan::bench]
+fn mqtt_decode_connect(bencher: Bencher) {
+    let packet = Login::new("02:00:00:00:00:01".parse().unwrap(), Some(b"key")).packet();
+    bencher.bench(|| decode(black_box(&packet), 4096).unwrap().map(|(_, used)| used));
+}
+
+#[divan::bench]
+fn mqtt_decode_publish(bencher: Bencher) {
+    let mut packet = Vec::new();
+    encode::publish(&mut packet, "device-server", SENTENCE.as_bytes());
+    bencher.bench(|| decode(black_box(&packet), 65_536).unwrap().map(|(_, used)| used));
+}
+
+#[divan::bench]
+fn message_peek() -> bool {
+    message::peek(black_box(SENTENCE)).is_ok()
+}
+
+// ----- audio ----------------------------------------------------------------------------------------------------------
+
+/// The cipher alone: a packet of 60 ms, and the longest.
+#[divan::bench(args = [voice::LEN, MAX_PAYLOAD])]
+fn audio_cipher(bencher: Bencher, len: usize) {
+    let (cipher, mut payload) = (Cipher::new(&KEY), vec![0; len]);
+    bencher.bench_local(|| cipher.apply(black_box(&[1; 16]), &mut payload));
+}
+
+/// A datagram becomes the payload of a WebSocket frame.
+#[divan::bench]
+fn audio_open(bencher: Bencher) {
+    let (mut call, mut sequence) = (Talk::new(), 0);
+    let datagrams = || {
+        sequence += 1;
+        datagram(sequence)
+    };
+    bencher.with_inputs(datagrams).bench_local_refs(|datagram| call.up(datagram));
+}
+
+/// A chat server's frame becomes a datagram.
+#[divan::bench]
+fn audio_seal(bencher: Bencher) {
+    let mut call = Talk::new();
+    call.up(&mut datagram(1));
+    let mut frame = audio::ws_header(1, voice::LEN).to_vec();
+    frame.extend_from_slice(&voice::packet(1, 1));
+    let mut out = [0; HEADER + MAX_PAYLOAD];
+    bencher.bench_local(|| call.down(black_box(&frame), &mut out));
+}
+
+/// A core in a call, and what it needs around it.
+struct Talk {
+    core: Core,
+    config: Config,
+    servers: Servers,
+    now: Instant,
+}
+
+impl Talk {
+    fn new() -> Self {
+        let (mut config, now) = (Config::default(), Instant::now());
+        config.websocket.production = vec![Arc::new("ws://chat/".parse().unwrap())];
+        let home = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let mut talk = Self { core: Core::new(home, now), config, servers: Servers::default(), now };
+        let connect = Connect {
+            level: Level::V311,
+            client_id: "GID_test@@@02_00_00_00_00_01@@@1",
+            clean_session: true,
+            keep_alive: 90,
+            will: None,
+            user_name: None,
+            password: None,
+        };
+        let hello = Publish { topic: "device-server", payload: HELLO.as_bytes(), retain: false };
+        talk.drive(|core, cx| core.packet(Packet::Connect(connect), cx));
+        talk.drive(|core, cx| core.admitted(Admission::Welcome, cx));
+        talk.drive(|core, cx| core.packet(Packet::Publish(hello), cx));
+        let (session_id, udp_host) = ("own".into(), "127.0.0.1".into());
+        let grant = Grant { ssrc: SSRC, key: KEY, session_id, seed: 1, udp_host, udp_port: 1, allowed: true };
+        talk.drive(|core, cx| core.granted(grant, cx));
+        talk.core.backend_connecting();
+        talk.drive(Core::backend_open);
+        talk.drive(|core, cx| core.backend_text(SERVER_HELLO, cx));
+        talk
+    }
+
+    fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) {
+        let mut out = Vec::new();
+        let Self { core, config, servers, now } = self;
+        decide(core, &mut Cx { now: *now, config, servers, out: &mut out });
+    }
+
+    fn up(&mut self, datagram: &mut [u8]) {
+        let from = Peer { addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 4000)), local: None };
+        self.core.uplink(from, datagram, &self.config, self.now).unwrap();
+    }
+
+    fn down(&mut self, frame: &[u8], out: &mut [u8]) {
+        let sealed = self.core.downlink(frame, out, &self.config, &mut self.servers, self.now);
+        assert!(sealed.unwrap().is_some());
+    }
+}
+
+fn datagram(sequence: u32) -> Vec<u8> {
+    let header = Header { flags: 0, len: voice::LEN as u16, ssrc: SSRC, timestamp: 0, sequence };
+    let mut datagram = header.bytes().to_vec();
+    datagram.extend_from_slice(&voice::packet(sequence, 0));
+    Cipher::new(&KEY).apply(&header.bytes(), &mut datagram[HEADER..]);
+    datagram
+}
+
+// ----- the loop -------------------------------------------------------------------------------------------------------
+
+/// A datagram's session among so many calls.
+#[divan::bench(args = [100, 9_000])]
+fn session_lookup(bencher: Bencher, calls: u32) {
+    let mut index = Index::default();
+    let ssrc = |n: u32| n.wrapping_mul(0x9e37_79b9);
+    for n in 0..calls {
+        index.add_call(ssrc(n), SessionId { slot: n, epoch: n }, Ipv4Addr::LOCALHOST.into());
+    }
+    let mut n = 0;
+    bencher.counter(ItemsCount::new(1_u32)).bench_local(|| {
+        n = (n + 7) % calls;
+        index.call(black_box(ssrc(n)))
+    });
+}
+
+/// One timer is armed and one rings, among so many.
+#[divan::bench(args = [100, 10_000])]
+fn wheel_turn(bencher: Bencher, timers: u64) {
+    let start = Instant::now();
+    let mut wheel = Wheel::new(start);
+    for n in 0..timers {
+        wheel.arm(start + Duration::from_millis(8 * n), n);
+    }
+    let (mut now, mut due) = (start, Vec::new());
+    bencher.bench_local(|| {
+        now += Duration::from_millis(8);
+        wheel.arm(now + Duration::from_millis(8 * timers), 0);
+        wheel.expire(now, &mut due);
+        due.drain(..).count()
+    });
+}
