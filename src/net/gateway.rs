@@ -319,21 +319,7 @@ impl Gateway {
     // ----- the turn -----------------------------------------------------------------------------------------------
 
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
-        let sleep = match self.ready.is_empty() {
-            true => self.wheel.next().map(|at| at.saturating_duration_since(Instant::now())),
-            false => Some(Duration::ZERO),
-        };
-        if self.ready.is_empty()
-            && let Some(pause) = self.pace.pause(self.config.udp.coalesce_max, self.now)
-        {
-            std::thread::sleep(pause);
-        }
-        let polled = self.poll.poll(events, sleep);
-        let interrupted = polled.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted);
-        match interrupted {
-            true => events.clear(),
-            false => polled?,
-        }
+        let interrupted = !self.wait(events)?;
         self.now = Instant::now();
         let leftovers = self.ready.len();
         let all_read = !interrupted && events.is_empty() && leftovers == 0;
@@ -353,6 +339,34 @@ impl Gateway {
         self.bury();
         self.metrics.turns.add(self.now.elapsed());
         Ok(())
+    }
+
+    /// Sleeps until there is news. When packets come thick, what comes during a pause is taken at once after it; but only
+    /// when there is nothing to do before. False when a signal cut it short.
+    fn wait(&mut self, events: &mut Events) -> io::Result<bool> {
+        let mut sleep = Some(Duration::ZERO);
+        if self.ready.is_empty() {
+            if let Some(pause) = self.pace.pause(self.config.udp.coalesce_max, self.now) {
+                let whole = self.look(events, sleep)?;
+                if !events.is_empty() {
+                    return Ok(whole);
+                }
+                std::thread::sleep(pause);
+            }
+            sleep = self.wheel.next().map(|at| at.saturating_duration_since(Instant::now()));
+        }
+        self.look(events, sleep)
+    }
+
+    fn look(&mut self, events: &mut Events, sleep: Option<Duration>) -> io::Result<bool> {
+        match self.poll.poll(events, sleep) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                events.clear();
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn dispatch(&mut self, event: &Event) {
