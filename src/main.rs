@@ -62,9 +62,13 @@ fn serve(run: Run) -> Result<(), Failure> {
     let _pid = run.pid.map(PidFile::write).transpose()?;
     let addresses = gateway.addresses();
     info!(
-        "{}: MQTT on {}, UDP on {}, management API {}, public ip {}, chat servers: {}",
+        "{}: {}, UDP on {}, management API {}, public ip {}, chat servers: {}",
         args::version(),
-        addresses.mqtt,
+        match addresses.mqtts {
+            None => format!("MQTT on {}", addresses.mqtt),
+            Some(mqtts) if mqtts == addresses.mqtt => format!("MQTT over TLS on {mqtts}"),
+            Some(mqtts) => format!("MQTT on {}, over TLS on {mqtts}", addresses.mqtt),
+        },
         addresses.udp,
         addresses.api.map_or("off".to_owned(), |api| format!("on {api}")),
         config.udp.public_ip,

@@ -34,7 +34,8 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
 /// As [`diff`], for a reload that takes the gateway from `old` to `new`.
 ///
 /// # Errors
-/// When it would empty a server list that is in use: that is far more often a half-edited file than a wish.
+/// When it would empty a server list that is in use, which is far more often a half-edited file than a wish, or close the
+/// only port for devices.
 pub fn check_reload(old: &Config, new: &Config) -> Result<Changes, ConfigError> {
     let (then, now) = (&old.websocket, &new.websocket);
     let refused = |key: &str| {
@@ -47,6 +48,10 @@ pub fn check_reload(old: &Config, new: &Config) -> Result<Changes, ConfigError> 
     }
     if serves_listed(then) && now.development.is_empty() && !now.development_macs.is_empty() {
         return refused("websocket.development_servers");
+    }
+    if !old.mqtt.plain && new.mqtt.tls.files().is_none() {
+        let allowed = "a certificate, since mqtt.plain is off until the next start";
+        return Err(Problem::value("mqtt.tls.cert_file", "none", allowed).at("reload"));
     }
     Ok(diff(old, new))
 }
@@ -65,6 +70,7 @@ impl Config {
     pub fn after_reload(mut self, running: &Self) -> Self {
         self.mqtt.host = running.mqtt.host;
         self.mqtt.port = running.mqtt.port;
+        self.mqtt.plain = running.mqtt.plain;
         self.udp.host = running.udp.host;
         self.udp.port = running.udp.port;
         self.udp.public_ip = running.udp.public_ip.clone();
@@ -91,9 +97,15 @@ macro_rules! keys {
 }
 
 /// Every key of the file.
-pub(super) static KEYS: [Key; 45] = keys! {
+pub(super) static KEYS: [Key; 51] = keys! {
     "mqtt.host" mqtt.host fixed;
     "mqtt.port" mqtt.port fixed;
+    "mqtt.plain" mqtt.plain fixed;
+    "mqtt.tls.port" mqtt.tls.port live;
+    "mqtt.tls.cert_file" mqtt.tls.cert_file live;
+    "mqtt.tls.key_file" mqtt.tls.key_file live;
+    "mqtt.tls.max_handshakes" mqtt.tls.max_handshakes live;
+    "mqtt.proxy_protocol_from" mqtt.proxy_protocol_from live;
     "mqtt.max_connections" mqtt.max_connections live;
     "mqtt.max_connections_per_ip" mqtt.max_connections_per_ip live;
     "mqtt.max_payload_size" mqtt.max_payload_size live;

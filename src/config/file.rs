@@ -63,6 +63,16 @@ fn read_over(mut root: Section<'_>, config: &mut Config, problems: &mut Vec<Prob
 fn mqtt(section: &mut Section<'_>, mqtt: &mut Mqtt) {
     section.set("host", &mut mqtt.host, ip);
     section.set("port", &mut mqtt.port, port);
+    section.set("plain", &mut mqtt.plain, boolean);
+    section.inner("tls", |section| {
+        let tls = &mut mqtt.tls;
+        section.set("port", &mut tls.port, port);
+        section.set("cert_file", &mut tls.cert_file, path);
+        section.set("key_file", &mut tls.key_file, path);
+        section.set("max_handshakes", &mut tls.max_handshakes, whole(1..=ANY_COUNT));
+    });
+    let networks = &mut mqtt.proxy_protocol_from;
+    section.each("proxy_protocol_from", "a list of networks", networks, value::network);
     section.set("max_connections", &mut mqtt.max_connections, whole(1..=ANY_COUNT));
     section.set("max_connections_per_ip", &mut mqtt.max_connections_per_ip, whole(0..=ANY_COUNT));
     section.set("max_payload_size", &mut mqtt.max_payload_size, whole(1..=MQTT_MAX));

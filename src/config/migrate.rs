@@ -64,6 +64,15 @@ fn entries(config: &Config) -> Vec<(&'static str, Value)> {
     vec![
         ("mqtt.host", json!(mqtt.host)),
         ("mqtt.port", json!(mqtt.port)),
+        ("mqtt.plain", json!(mqtt.plain)),
+        ("mqtt.tls.port", json!(mqtt.tls.port)),
+        ("mqtt.tls.cert_file", path(mqtt.tls.cert_file.as_ref())),
+        ("mqtt.tls.key_file", path(mqtt.tls.key_file.as_ref())),
+        ("mqtt.tls.max_handshakes", json!(mqtt.tls.max_handshakes)),
+        (
+            "mqtt.proxy_protocol_from",
+            mqtt.proxy_protocol_from.iter().map(|network| json!(network.to_string())).collect(),
+        ),
         ("mqtt.max_connections", json!(mqtt.max_connections)),
         ("mqtt.max_connections_per_ip", json!(mqtt.max_connections_per_ip)),
         ("mqtt.max_payload_size", json!(mqtt.max_payload_size)),

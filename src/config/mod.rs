@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ mod file;
 pub(crate) mod fuzz;
 mod key;
 mod migrate;
+mod network;
 mod node;
 mod server;
 mod source;
@@ -32,6 +33,7 @@ mod warnings;
 pub use diff::{Changes, check_reload, diff};
 pub use environment::{VARIABLES, unknown_variables};
 pub use error::ConfigError;
+pub use network::{Network, NoNetwork};
 pub use node::Node;
 pub use server::{BadUrl, Framing, Server};
 pub use source::{DEFAULT_FILE, Source};
@@ -67,6 +69,12 @@ pub struct Mqtt {
     pub host: IpAddr,
     /// The TCP port to listen on; 0 is any free port.
     pub port: u16,
+    /// Whether that port is listened on: off leaves devices nothing but TLS.
+    pub plain: bool,
+    /// MQTT over TLS.
+    pub tls: Tls,
+    /// Balancers: every connection from these networks begins with a PROXY protocol header, and no other does.
+    pub proxy_protocol_from: Vec<Network>,
     /// Devices connected at once, at least 1.
     pub max_connections: usize,
     /// Devices connected at once from one IP address; 0 is no limit.
@@ -86,6 +94,9 @@ impl Default for Mqtt {
         Self {
             host: Ipv4Addr::UNSPECIFIED.into(),
             port: 1883,
+            plain: true,
+            tls: Tls::default(),
+            proxy_protocol_from: Vec::new(),
             max_connections: 10_000,
             max_connections_per_ip: 0,
             max_payload_size: 65_536,
@@ -93,6 +104,32 @@ impl Default for Mqtt {
             allow_legacy_ids: false,
             signature_key: None,
         }
+    }
+}
+
+/// Section `mqtt.tls`. There is TLS when both files are named.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tls {
+    /// The TCP port to listen on; 0 is any free port.
+    pub port: u16,
+    /// PEM certificates: the gateway's own, then those between it and an authority that devices know.
+    pub cert_file: Option<PathBuf>,
+    /// The PEM private key of the first of them.
+    pub key_file: Option<PathBuf>,
+    /// Handshakes under way at once, at least 1; the oldest gives way to one more.
+    pub max_handshakes: usize,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self { port: 8883, cert_file: None, key_file: None, max_handshakes: 256 }
+    }
+}
+
+impl Tls {
+    /// Certificate and key, when there is to be TLS.
+    pub fn files(&self) -> Option<(&Path, &Path)> {
+        self.cert_file.as_deref().zip(self.key_file.as_deref())
     }
 }
 

@@ -112,6 +112,7 @@ impl Source {
             config.logging.level = level;
             config.debug = false;
         }
+        errors.extend(config.mqtt.conflict().map(|problem| problem.at(self.place())));
         let websocket = &mut config.websocket;
         if let Some(echo) = &self.echo
             && websocket.production.is_empty()
@@ -121,6 +122,11 @@ impl Source {
             websocket.echo = true;
         }
         (config, errors)
+    }
+
+    /// Where most of it comes from, for what concerns several keys.
+    fn place(&self) -> String {
+        self.path.as_ref().map_or_else(|| "environment".to_owned(), |path| path.display().to_string())
     }
 
     /// The variables that count, each with the place that sets it. A file of the Node.js gateway brings its `.env` along.

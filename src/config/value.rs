@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::error::Problem;
 use super::server::is_host_name;
-use super::{PublicIp, Secret};
+use super::{Network, PublicIp, Secret};
 
 /// One JSON value and where it stands.
 pub(super) struct Value<'a> {
@@ -346,6 +346,12 @@ pub(super) fn path(value: &Value<'_>) -> Result<Option<PathBuf>, Problem> {
 
 pub(super) fn ip(value: &Value<'_>) -> Result<IpAddr, Problem> {
     value.json("an IPv4 or IPv6 address to listen on, such as \"0.0.0.0\" or \"::\"")
+}
+
+/// A range of addresses.
+pub(super) fn network(value: &Value<'_>) -> Result<Network, Problem> {
+    const ALLOWED: &str = "a network such as \"10.0.0.0/8\" or \"2001:db8::/32\", or an IP address";
+    text(value).ok().and_then(|text| text.parse().ok()).ok_or_else(|| value.refuse(ALLOWED))
 }
 
 /// One of some words, in any case.

@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, ToSocketAddrs};
 
-use super::{Config, PublicIp, Udp, WebSocket, node};
+use super::error::Problem;
+use super::{Config, Mqtt, Network, PublicIp, Udp, WebSocket, node};
 
 impl Config {
     /// What an operator should know about this configuration, one sentence each. Resolves no name: see
@@ -34,11 +35,43 @@ impl Config {
                 node::PUBLIC_IP
             ));
         }
+        if self.mqtt.proxy_protocol_from.iter().any(Network::is_everything) {
+            warnings.push(
+                "mqtt.proxy_protocol_from holds every address: whoever connects can claim any address"
+                    .to_owned(),
+            );
+        }
+        if !self.mqtt.proxy_protocol_from.is_empty() && self.udp.public_ip == PublicIp::Auto {
+            warnings.push(
+                "udp.public_ip is auto behind a balancer: devices are told to send audio to the address the \
+                 balancer reached; name the one at which they reach this gateway"
+                    .to_owned(),
+            );
+        }
         self.websocket.warn_into(&mut warnings);
         if !self.unused.is_empty() {
             warnings.push(format!("{}: accepted, but not used by this gateway", self.unused.join(", ")));
         }
         warnings
+    }
+}
+
+impl Mqtt {
+    /// Keys that do not go together.
+    pub(super) fn conflict(&self) -> Option<Problem> {
+        let missing = match (&self.tls.cert_file, &self.tls.key_file) {
+            (Some(_), None) => Some(("mqtt.tls.key_file", "the PEM private key of mqtt.tls.cert_file")),
+            (None, Some(_)) => Some(("mqtt.tls.cert_file", "the PEM certificate of mqtt.tls.key_file")),
+            _ => None,
+        };
+        if let Some((key, allowed)) = missing {
+            return Some(Problem::value(key, "none", allowed));
+        }
+        let silent = !self.plain && self.tls.files().is_none();
+        silent.then(|| {
+            let allowed = "true, unless mqtt.tls.cert_file and mqtt.tls.key_file are set";
+            Problem::value("mqtt.plain", "false", allowed)
+        })
     }
 }
 

@@ -101,7 +101,8 @@ fn hellos(text: &str, before: Option<&Map<String, Value>>) {
             return;
         }
     };
-    let DeviceHello { to_server, audio_params, .. } = &device;
+    let DeviceHello { to_server, .. } = &device;
+    let audio_params = device.audio_params();
     assert!(to_server.len() <= 6 * text.len() + 64, "bounded growth");
     assert!(peek(to_server).is_ok(), "{to_server}");
     let _ = device.frame_duration_ms();

@@ -1,4 +1,4 @@
-//! New connections on the MQTT port.
+//! New connections on the MQTT ports.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
@@ -12,6 +12,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::device::Device;
 use super::gateway::{Alarm, Gateway, Ready};
+use super::link::Link;
 use super::session::Session;
 use super::token::{self, Role, SessionId};
 use crate::admin::troubles::Kind;
@@ -23,13 +24,22 @@ const ACCEPTS: usize = 32;
 const IN_PASSING: usize = 512;
 /// Connections beyond `max_connections_per_ip` that may wait to tell who they are: a device that comes back before its old
 /// connection is known to be dead takes that one's place.
-const RETURNING: usize = 8;
+pub(super) const RETURNING: usize = 8;
 /// Connections the system keeps for us while we are busy: a power cut brings all devices back at once.
 const BACKLOG: i32 = 4096;
 /// What is accepted has the options of the listener: five system calls less for each device.
 const INHERITED: bool = cfg!(target_os = "linux");
 /// How long accepting pauses when descriptors ran out.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where a connection comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Door {
+    /// `mqtt.port`.
+    Plain,
+    /// `mqtt.tls.port`.
+    Tls,
+}
 
 /// A non-blocking listener, for IPv4 too when the address is `[::]`.
 pub(super) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
@@ -58,7 +68,7 @@ impl PerIp {
         self.0.get(&ip).copied().unwrap_or_default()
     }
 
-    fn came(&mut self, ip: IpAddr) {
+    pub(super) fn came(&mut self, ip: IpAddr) {
         *self.0.entry(ip).or_default() += 1;
     }
 
@@ -73,18 +83,21 @@ impl PerIp {
 }
 
 impl Gateway {
-    pub(super) fn accept(&mut self) {
+    pub(super) fn accept(&mut self, door: Door) {
         for _ in 0..ACCEPTS {
             if !self.accepting {
                 return;
             }
-            let Some(listener) = &self.listener else { return };
-            match listener.accept() {
+            let listener = match door {
+                Door::Plain => self.listener.as_ref(),
+                Door::Tls => self.tls_door.as_ref().map(|door| &door.listener),
+            };
+            match listener.map_or(Err(ErrorKind::WouldBlock.into()), TcpListener::accept) {
                 Ok((tcp, peer)) => {
                     if std::mem::take(&mut self.accept_failing) {
                         info!("connections are accepted again");
                     }
-                    self.let_in(tcp, peer);
+                    self.let_in(tcp, peer, door);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 // The peer left while it waited; the next one may still be there.
@@ -106,21 +119,23 @@ impl Gateway {
                 }
             }
         }
-        self.ready.push_back(Ready::Accept);
+        self.ready.push_back(Ready::Accept(door));
     }
 
     pub(super) fn resume_accepting(&mut self) {
-        if self.listener.is_some() && !self.is_stopping() {
+        if !self.draining && !self.is_stopping() {
             self.accepting = true;
-            self.ready.push_back(Ready::Accept);
+            self.ready.extend([Ready::Accept(Door::Plain), Ready::Accept(Door::Tls)]);
         }
     }
 
-    fn let_in(&mut self, mut tcp: TcpStream, peer: SocketAddr) {
+    fn let_in(&mut self, mut tcp: TcpStream, peer: SocketAddr, door: Door) {
         self.metrics.connections += 1;
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let limit = self.config.mqtt.max_connections_per_ip;
-        let crowded = limit > 0 && self.per_ip.of(peer.ip()) >= limit + RETURNING;
+        let proxied = self.config.mqtt.proxy_protocol_from.iter().any(|network| network.contains(peer.ip()));
+        // A balancer may have many; its clients are counted when it has named them.
+        let crowded = limit > 0 && !proxied && self.per_ip.of(peer.ip()) >= limit + RETURNING;
         let full = self.sessions.len() >= self.config.mqtt.max_connections + IN_PASSING;
         if crowded || (full && !self.oldest_stranger_goes()) {
             self.metrics.turned_away += 1;
@@ -137,8 +152,16 @@ impl Gateway {
         if limit > 0 {
             self.per_ip.came(peer.ip());
         }
+        let secured = door == Door::Tls;
+        if secured {
+            self.limit_handshakes();
+        }
         let core = Core::new(peer.ip(), self.now);
-        let id = self.sessions.insert(core, Some(Device::new(tcp, peer.port())), None);
+        let device = Device::new(Link::new(tcp, proxied, secured), peer.port());
+        let id = self.sessions.insert(core, Some(device), None);
+        if secured {
+            self.handshakes.push_back(id);
+        }
         self.strangers.push_back(id);
         while self.strangers.front().is_some_and(|id| !self.is_stranger(*id)) {
             self.strangers.pop_front();

@@ -54,7 +54,8 @@ impl Gateway {
         self.bury_if_spent(id);
         let token = token::token(Role::Device, older.slot as usize);
         let both = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self.poll.registry().reregister(&mut device.tcp, token, both) {
+        let Some(tcp) = device.link.tcp_mut() else { return };
+        if let Err(error) = self.poll.registry().reregister(tcp, token, both) {
             error!("{} cannot take over: {error}", self.prefix(older));
             return;
         }
@@ -142,6 +143,7 @@ impl Gateway {
             if !device.closing {
                 self.per_ip.left(session.core.ip());
             }
+            self.metrics.tls_failed += u64::from(device.link.shakes_hands());
         }
         self.bury_if_spent(id);
     }

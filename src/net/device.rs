@@ -1,12 +1,11 @@
 //! The device's TCP connection: bytes in, packets to the core, bytes out.
 
 use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, Shutdown};
+use std::net::IpAddr;
 use std::time::Instant;
 
-use mio::net::TcpStream;
-
 use super::gateway::{Gateway, Ready};
+use super::link::Link;
 use super::outbox::{Flush, Outbox};
 use super::token::SessionId;
 use crate::proto::mqtt;
@@ -18,7 +17,7 @@ const CONNECT: u8 = 1;
 
 /// One device's connection. Small, since there may be tens of thousands: what is partial or waits is elsewhere.
 pub(super) struct Device {
-    pub(super) tcp: TcpStream,
+    pub(super) link: Link,
     pub(super) port: u16,
     /// Nothing is served any more: the rest is written, then the connection ends.
     pub(super) closing: bool,
@@ -52,13 +51,13 @@ pub(super) enum Written {
 }
 
 impl Device {
-    pub(super) fn new(tcp: TcpStream, port: u16) -> Self {
-        Self { tcp, port, closing: false, shut: false, ended: false, broken: false, partial: None }
+    pub(super) fn new(link: Link, port: u16) -> Self {
+        Self { link, port, closing: false, shut: false, ended: false, broken: false, partial: None }
     }
 
     /// The local address the device reached, for `public_ip: auto`.
     pub(super) fn local_ip(&self) -> Option<IpAddr> {
-        self.tcp.local_addr().ok().map(|addr| addr.ip().to_canonical())
+        self.link.tcp()?.local_addr().ok().map(|addr| addr.ip().to_canonical())
     }
 
     /// Whether something waits to be written.
@@ -92,7 +91,7 @@ impl Device {
     }
 
     pub(super) fn flush(&mut self, now: Instant) -> Written {
-        if self.broken {
+        if self.broken || !self.link.is_open() {
             return if self.closing { Written::Over } else { Written::Blocked };
         }
         let flushed = match &mut self.partial {
@@ -100,7 +99,7 @@ impl Device {
             Some(partial) if partial.hold_until.is_some_and(|at| at > now) => return Written::Blocked,
             Some(partial) => {
                 partial.hold_until = None;
-                partial.outbox.flush(&mut self.tcp)
+                partial.outbox.flush(&mut self.link)
             }
         };
         if self.partial.as_ref().is_some_and(|partial| partial.inbox.is_empty() && partial.outbox.is_empty())
@@ -112,8 +111,13 @@ impl Device {
             Ok(Flush::Done) if self.ended => Written::Over,
             Ok(Flush::Done) => {
                 // Dropping now could reset the connection and take with it what was just written.
-                if !std::mem::replace(&mut self.shut, true) && self.tcp.shutdown(Shutdown::Write).is_err() {
-                    return Written::Over;
+                if self.shut {
+                    return Written::Done;
+                }
+                match self.link.shut_down() {
+                    Ok(()) => self.shut = true,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return Written::Blocked,
+                    Err(_) => return Written::Over,
                 }
                 Written::Done
             }
@@ -151,7 +155,10 @@ impl Gateway {
         let now = self.now;
         let Some(session) = self.sessions.live(*id) else { return false };
         let Some(device) = &mut session.device else { return false };
-        match device.tcp.read(scratch) {
+        if !device.link.is_open() {
+            return !device.closing && self.go_in(*id, scratch);
+        }
+        match device.link.read(scratch) {
             Ok(0) => self.device_ended(*id),
             Ok(_) if device.closing => return true,
             Ok(n) => {
@@ -191,7 +198,8 @@ impl Gateway {
                 return true;
             }
             if session.core.awaits_connect() && rest[0] >> 4 != CONNECT {
-                self.drive(*id, |core, cx| core.no_connect(cx));
+                let first = rest[0];
+                self.drive(*id, |core, cx| core.no_connect(first, cx));
                 return true;
             }
             match mqtt::decode(rest, session.core.max_packet(&self.config)) {

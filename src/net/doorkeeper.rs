@@ -19,8 +19,26 @@ pub struct Doorkeeper {
 struct Record {
     last: Instant,
     failures: u32,
+    lines: Sparse,
+}
+
+/// Something that deserves a line in the log now and then only.
+#[derive(Default)]
+pub(super) struct Sparse {
     logged: Option<Instant>,
     suppressed: u64,
+}
+
+impl Sparse {
+    /// Whether it deserves a line: one in 10 s does, and is told how many since the last did not.
+    pub(super) fn worthy(&mut self, now: Instant) -> Option<u64> {
+        if self.logged.is_some_and(|logged| now.saturating_duration_since(logged) < LOG_EVERY) {
+            self.suppressed += 1;
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.suppressed))
+    }
 }
 
 impl Doorkeeper {
@@ -43,13 +61,7 @@ impl Doorkeeper {
     /// Whether a refusal of `ip` deserves a line in the log: one in 10 s does, and is told how many since the last did
     /// not.
     pub fn log_worthy(&mut self, ip: IpAddr, now: Instant) -> Option<u64> {
-        let record = self.record(ip, now);
-        if record.logged.is_some_and(|logged| now.saturating_duration_since(logged) < LOG_EVERY) {
-            record.suppressed += 1;
-            return None;
-        }
-        record.logged = Some(now);
-        Some(std::mem::take(&mut record.suppressed))
+        self.record(ip, now).lines.worthy(now)
     }
 
     fn record(&mut self, ip: IpAddr, now: Instant) -> &mut Record {
@@ -57,7 +69,7 @@ impl Doorkeeper {
         if self.addresses.len() >= ADDRESSES && !self.addresses.contains_key(&ip) {
             self.make_room();
         }
-        self.addresses.entry(ip).or_insert(Record { last: now, failures: 0, logged: None, suppressed: 0 })
+        self.addresses.entry(ip).or_insert(Record { last: now, failures: 0, lines: Sparse::default() })
     }
 
     /// Forgets the older half: rarely much work, so that a flood of addresses costs little per address.

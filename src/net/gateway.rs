@@ -12,14 +12,16 @@ use mio::event::Event;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Waker};
 
-use super::accept;
+use super::accept::{self, Door};
 use super::admin::{Admin, ConnId};
 use super::backend::Backend;
 use super::calls::TlsClients;
+use super::certificate::CertificateError;
 use super::contexts::Contexts;
 use super::datagrams::{Datagrams, Flushed};
 use super::device_calls::DeviceCalls;
-use super::doorkeeper::Doorkeeper;
+use super::doorkeeper::{Doorkeeper, Sparse};
+use super::early::HANDSHAKES;
 use super::handle::{Addresses, Command, Handle};
 use super::index::{Index, Sightings};
 use super::memory::Kept;
@@ -29,8 +31,9 @@ use super::relief::Peak;
 use super::resolver::Resolver;
 use super::session::{NO_ALARM, Sessions};
 use super::supervisor::Supervisor;
+use super::tls_door::TlsDoor;
 use super::token::{self, Role, SessionId};
-use super::watch::{self, Watch};
+use super::watch::Watch;
 use super::wheel::Wheel;
 use crate::admin::troubles::Kind;
 use crate::config::{Api, Config, Source};
@@ -40,6 +43,7 @@ const MQTT: usize = 0;
 const UDP: usize = 1;
 const WAKER: usize = 2;
 const API: usize = 3;
+pub(super) const MQTTS: usize = 4;
 
 /// How long a socket waits for its peer's last word.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
@@ -54,8 +58,9 @@ const SCRATCH: usize = 8 * 1024;
 /// own.
 pub struct Gateway {
     pub(super) poll: Poll,
-    /// None once the gateway drains: a balancer must find the port closed.
+    /// None once the gateway drains: a balancer must find the port closed. Nor while only TLS is wanted.
     pub(super) listener: Option<TcpListener>,
+    pub(super) tls_door: Option<TlsDoor>,
     pub(super) udp: Datagrams,
     pub(super) sessions: Sessions,
     pub(super) index: Index,
@@ -72,6 +77,8 @@ pub struct Gateway {
     pub(super) config: Arc<Config>,
     pub(super) source: Option<Source>,
     pub(super) watch: Option<Watch>,
+    /// The wheel rings for a look at the files.
+    pub(super) watching: bool,
     pub(super) servers: Servers,
     pub(super) device_calls: DeviceCalls,
     pub(super) resolver: Resolver,
@@ -86,6 +93,11 @@ pub struct Gateway {
     pub(super) per_ip: accept::PerIp,
     /// Connections in the order they came, as far as they may still owe their CONNECT.
     pub(super) strangers: VecDeque<SessionId>,
+    /// Connections in the order they came, as far as their TLS may not be there yet.
+    pub(super) handshakes: VecDeque<SessionId>,
+    /// Steps of handshakes that this turn may still take.
+    pub(super) handshakes_left: usize,
+    pub(super) tls_failures: Sparse,
     pub(super) accepting: bool,
     /// Descriptors ran out, and the log knows.
     pub(super) accept_failing: bool,
@@ -119,7 +131,7 @@ pub(super) enum Alarm {
     DeviceCalls,
     /// Try accepting on the management port again.
     AcceptAdmin,
-    /// Look at the configuration file.
+    /// Look at the configuration file and the certificate.
     Watch,
     /// Tell the service manager that the loop turns.
     Supervisor,
@@ -132,9 +144,11 @@ pub(super) enum Alarm {
 /// Work left over from an earlier turn, which no edge will announce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ready {
-    Accept,
+    Accept(Door),
     Udp,
     Device(SessionId),
+    /// A handshake that has waited for a turn with room for it.
+    Handshake(SessionId),
     Backend(SessionId),
     /// A device does not read what it is sent.
     SlowDevice(SessionId),
@@ -153,6 +167,8 @@ pub(super) enum Ready {
 pub enum BindError {
     /// A port cannot be listened on: what for, where, and the system's word.
     Port(&'static str, SocketAddr, io::Error),
+    /// There is no certificate to use for devices.
+    Certificate(CertificateError),
     /// Something else was refused by the system.
     Setup(&'static str, io::Error),
 }
@@ -170,6 +186,7 @@ impl fmt::Display for BindError {
                     _ => Ok(()),
                 }
             }
+            Self::Certificate(error) => error.fmt(f),
             Self::Setup(what, error) => write!(f, "cannot {what}: {error}"),
         }
     }
@@ -181,14 +198,16 @@ impl Gateway {
     /// Opens all sockets. With a `source`, its file is watched and can be read again.
     ///
     /// # Errors
-    /// A port that is in use or not permitted, or a system without descriptors.
+    /// A port that is in use or not permitted, a certificate that cannot be used, or a system without descriptors.
     pub fn bind(config: Config, source: Option<Source>) -> Result<Self, BindError> {
         let setup = |what| move |error| BindError::Setup(what, error);
         let poll = Poll::new().map_err(setup("poll"))?;
         let waker =
             Arc::new(Waker::new(poll.registry(), token::fixed(WAKER)).map_err(setup("create a waker"))?);
         let mqtt = SocketAddr::new(config.mqtt.host, config.mqtt.port);
-        let mut listener = accept::listen(mqtt).map_err(|error| BindError::Port("MQTT", mqtt, error))?;
+        let listen = |addr| accept::listen(addr).map_err(|error| BindError::Port("MQTT", addr, error));
+        let mut listener = config.mqtt.plain.then(|| listen(mqtt)).transpose()?;
+        let mut tls_door = TlsDoor::open(config.mqtt.host, &config.mqtt.tls)?;
         let udp = SocketAddr::new(config.udp.host, config.udp.port);
         let mut datagrams = Datagrams::bind(udp).map_err(|error| BindError::Port("UDP", udp, error))?;
         let api = config.api.enabled.then(|| SocketAddr::new(config.api_host(), config.api.port));
@@ -201,17 +220,27 @@ impl Gateway {
             }
             bound => bound?,
         };
+        let local = |listener: Option<&TcpListener>| listener.map(TcpListener::local_addr).transpose();
+        let no_address = || setup("read the MQTT address");
+        let mqtts = local(tls_door.as_ref().map(|door| &door.listener)).map_err(no_address())?;
+        let plain = local(listener.as_ref()).map_err(no_address())?;
         let addresses = Addresses {
             api: match admin.listener() {
                 Some(listener) => Some(listener.local_addr().map_err(setup("read the management address"))?),
                 None => None,
             },
-            mqtt: listener.local_addr().map_err(setup("read the MQTT address"))?,
+            mqtt: plain.or(mqtts).unwrap_or(mqtt),
+            mqtts,
             udp: datagrams.local_addr().map_err(setup("read the UDP address"))?,
         };
         let readable = Interest::READABLE;
         let registry = poll.registry();
-        registry.register(&mut listener, token::fixed(MQTT), readable).map_err(setup("register"))?;
+        let doors = [(MQTT, listener.as_mut()), (MQTTS, tls_door.as_mut().map(|door| &mut door.listener))];
+        for (place, listener) in doors {
+            if let Some(listener) = listener {
+                registry.register(listener, token::fixed(place), readable).map_err(setup("register"))?;
+            }
+        }
         if let Some(listener) = admin.listener() {
             registry.register(listener, token::fixed(API), readable).map_err(setup("register"))?;
         }
@@ -221,7 +250,8 @@ impl Gateway {
         let now = Instant::now();
         let mut gateway = Self {
             poll,
-            listener: Some(listener),
+            listener,
+            tls_door,
             udp: datagrams,
             sessions: Sessions::default(),
             index: Index::default(),
@@ -235,6 +265,7 @@ impl Gateway {
             contexts: Contexts::default(),
             due: Vec::new(),
             watch: source.as_ref().and_then(|source| source.path()).map(|path| Watch::new(path.to_owned())),
+            watching: false,
             config: Arc::new(config),
             source,
             servers: Servers::default(),
@@ -250,6 +281,9 @@ impl Gateway {
             sightings: Sightings::default(),
             per_ip: accept::PerIp::default(),
             strangers: VecDeque::new(),
+            handshakes: VecDeque::new(),
+            handshakes_left: HANDSHAKES,
+            tls_failures: Sparse::default(),
             accepting: true,
             accept_failing: false,
             kept: Kept::default(),
@@ -270,9 +304,8 @@ impl Gateway {
         for warning in gateway.config.warnings() {
             gateway.admin.trouble(Kind::Setting, None, &warning);
         }
-        if gateway.watch.is_some() {
-            gateway.wheel.arm(now + watch::INTERVAL, Alarm::Watch);
-        }
+        gateway.describe_certificate();
+        gateway.watch_files();
         Ok(gateway)
     }
 
@@ -321,6 +354,7 @@ impl Gateway {
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
         let interrupted = !self.wait(events)?;
         self.now = Instant::now();
+        self.handshakes_left = HANDSHAKES;
         let leftovers = self.ready.len();
         let all_read = !interrupted && events.is_empty() && leftovers == 0;
         for event in events.iter() {
@@ -374,7 +408,8 @@ impl Gateway {
         // On Windows every read that finds nothing asks for the writable event again: to read at that one would never end.
         let readable = event.is_readable() || event.is_read_closed() || event.is_error();
         match role {
-            Role::Fixed if slot == MQTT => self.accept(),
+            Role::Fixed if slot == MQTT => self.accept(Door::Plain),
+            Role::Fixed if slot == MQTTS => self.accept(Door::Tls),
             Role::Fixed if slot == UDP => {
                 // Its writable edge lets a full queue go at the end of the turn.
                 if readable {
@@ -409,9 +444,10 @@ impl Gateway {
 
     fn go_on(&mut self, ready: Ready) {
         match ready {
-            Ready::Accept => self.accept(),
+            Ready::Accept(door) => self.accept(door),
             Ready::Udp => self.drain_udp(),
             Ready::Device(id) => self.pump_device(id),
+            Ready::Handshake(id) => self.go_on_with_handshake(id),
             Ready::Backend(id) => self.pump_backend(id, true),
             Ready::SlowDevice(id) => self.drive(id, Core::blocked),
             Ready::SlowBackend(id) => self.drive(id, Core::backend_blocked),
@@ -461,7 +497,7 @@ impl Gateway {
                 Alarm::Admin(id) => self.admin_alarm(id, tick),
                 Alarm::DeviceCalls => self.device_calls_alarm(tick),
                 Alarm::AcceptAdmin => self.ready.push_back(Ready::AcceptAdmin),
-                Alarm::Watch => self.look_at_file(),
+                Alarm::Watch => self.look_at_files(),
                 Alarm::Supervisor => self.reassure_supervisor(),
                 Alarm::Relief => self.relieve(),
                 Alarm::Stop => {}

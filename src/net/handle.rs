@@ -68,8 +68,10 @@ impl Handle {
 /// The addresses a gateway listens on, with the ports the system chose where 0 was configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
-    /// MQTT over TCP.
+    /// MQTT over TCP; over TLS when `mqtt.plain` is off.
     pub mqtt: SocketAddr,
+    /// MQTT over TLS; none when it was off at start.
+    pub mqtts: Option<SocketAddr>,
     /// Audio over UDP.
     pub udp: SocketAddr,
     /// The management API; none when it is switched off.

@@ -70,6 +70,10 @@ pub struct Metrics {
     pub connections: u64,
     /// Of these, closed at once because there were too many.
     pub turned_away: u64,
+    /// TLS handshakes of devices that were finished.
+    pub tls_handshakes: u64,
+    /// TLS handshakes that failed, or were never finished.
+    pub tls_failed: u64,
     /// Devices let in.
     pub admitted: u64,
     /// Datagrams received.
@@ -135,6 +139,8 @@ impl Default for Metrics {
         Self {
             connections: 0,
             turned_away: 0,
+            tls_handshakes: 0,
+            tls_failed: 0,
             admitted: 0,
             datagrams_in: 0,
             datagrams_out: 0,

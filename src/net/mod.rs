@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!             accept          device            calls, backend, upgrade
-//!   devices ----------> MQTT over TCP \        / WebSocket ------------> chat servers
+//!   devices ----------> MQTT, TLS, TCP \       / WebSocket ------------> chat servers
 //!                        datagrams     gateway
 //!   devices <---------> audio by UDP  /    |   \ resolver (threads), wheel (time), watch (file)
 //! operators ----------> admin (HTTP) /   Core
@@ -14,15 +14,18 @@ mod admin;
 mod admission;
 mod backend;
 mod calls;
+pub mod certificate;
 mod contexts;
 pub mod datagrams;
 mod device;
 mod device_calls;
 pub mod doorkeeper;
+mod early;
 mod gateway;
 mod grant;
 mod handle;
 pub mod index;
+mod link;
 mod memory;
 mod metrics;
 mod outbox;
@@ -34,6 +37,7 @@ mod steer;
 pub mod stream;
 mod supervisor;
 mod tap;
+mod tls_door;
 pub mod token;
 pub(crate) mod upgrade;
 pub mod visit;

@@ -27,11 +27,20 @@ pub(super) enum ReloadError {
 }
 
 impl Gateway {
-    pub(super) fn look_at_file(&mut self) {
+    /// Lets the wheel ring for a look at the files that may change, unless it does.
+    pub(super) fn watch_files(&mut self) {
+        let any = self.watch.is_some() || self.tls_door.is_some();
+        if any && !std::mem::replace(&mut self.watching, true) {
+            self.wheel.arm(self.now + watch::INTERVAL, Alarm::Watch);
+        }
+    }
+
+    pub(super) fn look_at_files(&mut self) {
         if self.watch.as_mut().is_some_and(Watch::look) {
             // What comes of it is in the log.
             let _ = self.reload_file();
         }
+        self.look_at_certificate();
         self.wheel.arm(self.now + watch::INTERVAL, Alarm::Watch);
     }
 
@@ -54,6 +63,9 @@ impl Gateway {
             Ok(changes) => changes,
             Err(error) => return Err(self.refused(error.to_string())),
         };
+        if let Err(error) = self.reload_tls(&new) {
+            return Err(self.refused(error.to_string()));
+        }
         // Certificates may be new in files of the same name.
         self.tls.clear();
         if changes.is_empty() {
@@ -90,7 +102,7 @@ impl Gateway {
         self.draining = true;
         self.accepting = false;
         // Closed, not only deaf: the system would go on to take connections for us.
-        self.listener = None;
+        (self.listener, self.tls_door) = (None, None);
         info!(
             "draining: {} calls to finish; devices without one are disconnected within {} s",
             self.index.calls(),
@@ -115,7 +127,8 @@ impl Gateway {
         self.stopping = Some(self.now + grace);
         self.wheel.arm(self.now + grace, Alarm::Stop);
         self.accepting = false;
-        if let Some(listener) = &mut self.listener {
+        let doors = [self.listener.as_mut(), self.tls_door.as_mut().map(|door| &mut door.listener)];
+        for listener in doors.into_iter().flatten() {
             let _ = self.poll.registry().deregister(listener);
         }
         // Each device is told by its own end.

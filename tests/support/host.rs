@@ -97,9 +97,9 @@ pub fn device_from(ip: [u8; 4], gateway: SocketAddr, number: u8) -> Device {
 }
 
 /// A device over this connection.
-pub fn device_over(stream: TcpStream, number: u8) -> Device {
+pub fn device_over(stream: impl Into<Client>, number: u8) -> Device {
     let client_id = client_id(number);
-    let mut mqtt = Client::from(stream);
+    let mut mqtt = stream.into();
     mqtt.send(&Connect::new(&client_id).packet());
     assert_eq!(mqtt.packet().body, [0, 0]);
     Device { mqtt, mac: mac(number), client_id }

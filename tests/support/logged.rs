@@ -39,7 +39,9 @@ impl Logged {
                 return lines[self.from - 1].clone();
             }
             if Instant::now() >= end {
-                let about: Vec<_> = lines.iter().filter(|line| line.contains(&self.about)).collect();
+                let about: Vec<_> = lines.iter().filter(|line| line.contains(&self.about)).cloned().collect();
+                // The other tests go on.
+                drop(lines);
                 panic!("no {part:?} about {:?} in {about:#?}", self.about);
             }
             lines = CAME.wait_timeout(lines, left(end)).unwrap().0;

@@ -1,8 +1,11 @@
 //! An MQTT client that works on bytes: it sends what it is told, right or wrong, and cuts what comes into packets.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::ops::Deref;
 use std::time::{Duration, Instant};
+
+use openssl::ssl::SslStream;
 
 use super::{LIMIT, left};
 
@@ -34,11 +37,51 @@ impl Packet {
     }
 }
 
-/// One TCP connection to the MQTT port.
+/// One connection to the MQTT port.
 #[derive(Debug)]
 pub struct Client {
-    pub stream: TcpStream,
+    pub stream: Wire,
     inbox: Vec<u8>,
+}
+
+/// What a connection is made of.
+#[derive(Debug)]
+pub enum Wire {
+    Plain(TcpStream),
+    Tls(SslStream<TcpStream>),
+}
+
+impl Deref for Wire {
+    type Target = TcpStream;
+
+    fn deref(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref(),
+        }
+    }
+}
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.read(buffer),
+            Self::Tls(tls) => tls.read(buffer),
+        }
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(tcp) => tcp.write(bytes),
+            Self::Tls(tls) => tls.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Why no packet came.
@@ -141,7 +184,7 @@ impl Client {
 
     /// Ends the connection with a reset.
     pub fn reset(self) {
-        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+        socket2::SockRef::from(&*self.stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
 }
 
@@ -149,7 +192,15 @@ impl From<TcpStream> for Client {
     fn from(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_write_timeout(Some(LIMIT)).unwrap();
-        Self { stream, inbox: Vec::new() }
+        Self { stream: Wire::Plain(stream), inbox: Vec::new() }
+    }
+}
+
+impl From<SslStream<TcpStream>> for Client {
+    fn from(stream: SslStream<TcpStream>) -> Self {
+        stream.get_ref().set_nodelay(true).unwrap();
+        stream.get_ref().set_write_timeout(Some(LIMIT)).unwrap();
+        Self { stream: Wire::Tls(stream), inbox: Vec::new() }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Certificates for a chat server behind TLS, made on the spot.
+//! Certificates for chat servers and gateways, made on the spot.
 
 use std::net::IpAddr;
 
@@ -8,8 +8,9 @@ use openssl::ec::{EcGroup, EcKey};
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
-use openssl::ssl::{SslAcceptor, SslMethod};
+use openssl::ssl::{SslAcceptor, SslConnector, SslMethod};
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
+use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509, X509Builder, X509Name};
 
 /// A certificate authority nobody else knows.
@@ -36,8 +37,24 @@ impl Authority {
 
     /// What a server needs to be this host (a name or an IP address).
     pub fn server(&self, host: &str) -> SslAcceptor {
-        let key = new_key();
+        let Pair { certificate, key } = self.issue(host);
+        // Also speaks TLS 1.3, whose session tickets arrive after the handshake.
+        let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
+        acceptor.set_private_key(&key).unwrap();
+        acceptor.set_certificate(&certificate).unwrap();
+        acceptor.build()
+    }
+
+    /// A certificate for this host, good for 30 days.
+    pub fn issue(&self, host: &str) -> Pair {
+        self.issue_for(host, new_key(), -1, 30)
+    }
+
+    /// A certificate for this host and key, good from and until so many days from now.
+    pub fn issue_for(&self, host: &str, key: PKey<Private>, from: i64, until: i64) -> Pair {
         let mut builder = builder(host, &key);
+        builder.set_not_before(&days_from_now(from)).unwrap();
+        builder.set_not_after(&days_from_now(until)).unwrap();
         builder.set_issuer_name(self.certificate.subject_name()).unwrap();
         let mut names = SubjectAlternativeName::new();
         match host.parse::<IpAddr>() {
@@ -47,15 +64,51 @@ impl Authority {
         let names = names.build(&builder.x509v3_context(Some(&self.certificate), None)).unwrap();
         builder.append_extension(names).unwrap();
         builder.sign(&self.key, MessageDigest::sha256()).unwrap();
-        // Also speaks TLS 1.3, whose session tickets arrive after the handshake.
-        let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
-        acceptor.set_private_key(&key).unwrap();
-        acceptor.set_certificate(&builder.build()).unwrap();
-        acceptor.build()
+        Pair { certificate: builder.build(), key }
+    }
+
+    /// Another authority, which this one vouches for.
+    pub fn intermediate(&self) -> Self {
+        let key = new_key();
+        let mut builder = builder("Test intermediate", &key);
+        builder.append_extension(BasicConstraints::new().critical().ca().build().unwrap()).unwrap();
+        builder.set_issuer_name(self.certificate.subject_name()).unwrap();
+        builder.sign(&self.key, MessageDigest::sha256()).unwrap();
+        Self { certificate: builder.build(), key }
+    }
+
+    /// A client that believes this authority alone.
+    pub fn client(&self) -> SslConnector {
+        let mut connector = SslConnector::builder(SslMethod::tls_client()).unwrap();
+        let mut store = X509StoreBuilder::new().unwrap();
+        store.add_cert(self.certificate.clone()).unwrap();
+        connector.set_cert_store(store.build());
+        connector.build()
     }
 }
 
-fn new_key() -> PKey<Private> {
+/// A certificate and its key.
+pub struct Pair {
+    pub certificate: X509,
+    pub key: PKey<Private>,
+}
+
+impl Pair {
+    pub fn certificate_pem(&self) -> Vec<u8> {
+        self.certificate.to_pem().unwrap()
+    }
+
+    pub fn key_pem(&self) -> Vec<u8> {
+        self.key.private_key_to_pem_pkcs8().unwrap()
+    }
+}
+
+fn days_from_now(days: i64) -> Asn1Time {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    Asn1Time::from_unix(now as i64 + days * 86_400).unwrap()
+}
+
+pub fn new_key() -> PKey<Private> {
     let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
     PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap()
 }
@@ -75,9 +128,7 @@ fn builder(common: &str, key: &PKey<Private>) -> X509Builder {
     builder.set_subject_name(&name(common)).unwrap();
     builder.set_pubkey(key).unwrap();
     // A day back, so that a clock that is a little behind does not matter.
-    let yesterday = std::time::SystemTime::now() - std::time::Duration::from_secs(86_400);
-    let unix = yesterday.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    builder.set_not_before(&Asn1Time::from_unix(unix as i64).unwrap()).unwrap();
-    builder.set_not_after(&Asn1Time::days_from_now(30).unwrap()).unwrap();
+    builder.set_not_before(&days_from_now(-1)).unwrap();
+    builder.set_not_after(&days_from_now(30)).unwrap();
     builder
 }

@@ -8,6 +8,7 @@ use crate::admin::metrics::Text;
 use crate::logger;
 use crate::net::gateway::Gateway;
 use crate::net::metrics;
+use crate::net::tls_door::TlsDoor;
 use crate::session::{CallState, Facts};
 
 /// What a look at every session finds.
@@ -76,6 +77,21 @@ impl Gateway {
             "Of these, closed at once because there were too many.",
             metrics.turned_away,
         );
+        text.by(
+            Counter,
+            "gateway_tls_handshakes_total",
+            "TLS handshakes of devices.",
+            "result",
+            [("ok", metrics.tls_handshakes), ("failed", metrics.tls_failed)],
+        );
+        if let Some(expires) = self.tls_door.as_ref().and_then(TlsDoor::expires) {
+            text.single(
+                Gauge,
+                "gateway_tls_certificate_expires_timestamp_seconds",
+                "When the certificate for devices expires.",
+                expires,
+            );
+        }
         text.single(Counter, "gateway_logins_total", "Devices let in.", metrics.admitted);
         text.by(
             Counter,

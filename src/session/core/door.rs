@@ -1,5 +1,6 @@
 //! The device's connection: letting in, losing, coming back, breaking the protocol.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::super::action::{Action, Admission, Cx, EndReason, Note, Reason};
@@ -46,8 +47,19 @@ impl Core {
     }
 
     /// A first byte that cannot begin a CONNECT.
-    pub fn no_connect(&mut self, cx: &mut Cx<'_>) {
-        self.out_of_place("a first byte that is not CONNECT's", cx);
+    pub fn no_connect(&mut self, first: u8, cx: &mut Cx<'_>) {
+        let what = match first {
+            22 => "a TLS handshake on the port without TLS",
+            _ => "a first byte that is not CONNECT's",
+        };
+        self.out_of_place(what, cx);
+    }
+
+    /// A balancer has said whose connection it is: that address counts from now on.
+    pub fn comes_from(&mut self, ip: IpAddr) {
+        if self.phase == Phase::AwaitingConnect {
+            self.ip = ip;
+        }
     }
 
     /// Bytes that are no packet.

@@ -130,7 +130,11 @@ fn what_breaks_the_protocol_closes_once() {
 
     let mut story = Story::new();
     let close = Action::Close(Reason::OutOfPlace("a first byte that is not CONNECT's"));
-    assert_eq!(story.drive(Core::no_connect), [close]);
+    assert_eq!(story.drive(|core, cx| core.no_connect(0xc0, cx)), [close]);
+
+    let mut story = Story::new();
+    let close = Action::Close(Reason::OutOfPlace("a TLS handshake on the port without TLS"));
+    assert_eq!(story.drive(|core, cx| core.no_connect(22, cx)), [close]);
 
     let mut story = Story::online();
     assert_eq!(story.connect(), [Action::Close(Reason::OutOfPlace("a second CONNECT"))]);

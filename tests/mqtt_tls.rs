@@ -1,0 +1,552 @@
+//! MQTT over TLS: devices that verify, certificates that change, and what a bad handshake costs.
+
+#![cfg(feature = "tls")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mqtt_websocket_proxy::config::{Config, Network};
+use mqtt_websocket_proxy::net::{BindError, Running};
+use openssl::pkey::PKey;
+use openssl::rsa::Rsa;
+use openssl::ssl::{SslConnector, SslStream};
+use openssl::symm::Cipher;
+use support::chat::{ChatServer, headed};
+use support::device::{Device, client_id};
+use support::host::{device_over, eventually};
+use support::logged::Logged;
+use support::mqtt::{Client, Connect, Silence};
+use support::process::Folder;
+use support::tls::{Authority, Pair, new_key};
+use support::{LIMIT, config, gateway_with};
+
+const NOBODY: [&str; 0] = [];
+
+/// A certificate and its key in files, and who signed it.
+struct Files {
+    authority: Authority,
+    folder: Folder,
+}
+
+impl Files {
+    fn new() -> Self {
+        let authority = Authority::new();
+        let files = Self { authority, folder: Folder::new() };
+        files.write(&files.authority.issue("127.0.0.1"));
+        files
+    }
+
+    fn cert(&self) -> PathBuf {
+        self.folder.0.join("cert.pem")
+    }
+
+    fn key(&self) -> PathBuf {
+        self.folder.0.join("key.pem")
+    }
+
+    fn write(&self, pair: &Pair) {
+        fs::write(self.cert(), pair.certificate_pem()).unwrap();
+        fs::write(self.key(), pair.key_pem()).unwrap();
+    }
+
+    fn set(&self, config: &mut Config) {
+        config.mqtt.tls.port = 0;
+        config.mqtt.tls.cert_file = Some(self.cert());
+        config.mqtt.tls.key_file = Some(self.key());
+    }
+
+    fn gateway(&self, change: impl FnOnce(&mut Config)) -> Running {
+        self.gateway_to(&NOBODY, change)
+    }
+
+    fn gateway_to<U: AsRef<str>>(&self, urls: &[U], change: impl FnOnce(&mut Config)) -> Running {
+        gateway_with(urls, |config| {
+            self.set(config);
+            change(config);
+        })
+    }
+
+    fn connect(&self, gateway: &Running) -> SslStream<TcpStream> {
+        secure(&self.authority.client(), tcp(mqtts(gateway))).unwrap()
+    }
+
+    fn device(&self, gateway: &Running, number: u8) -> Device {
+        device_over(self.connect(gateway), number)
+    }
+
+    /// The gateway that cannot start with what the files hold.
+    fn refusal(&self) -> String {
+        let mut config = config(&NOBODY);
+        self.set(&mut config);
+        let error = Running::start(config, None).unwrap_err();
+        assert!(matches!(error, BindError::Certificate(_)), "{error}");
+        error.to_string()
+    }
+}
+
+fn mqtts(gateway: &Running) -> SocketAddr {
+    gateway.addresses().mqtts.unwrap()
+}
+
+fn tcp(addr: SocketAddr) -> TcpStream {
+    let tcp = TcpStream::connect_timeout(&addr, LIMIT).unwrap();
+    tcp.set_read_timeout(Some(LIMIT)).unwrap();
+    tcp.set_write_timeout(Some(LIMIT)).unwrap();
+    tcp
+}
+
+/// A verified TLS connection, or why not.
+fn secure(connector: &SslConnector, tcp: TcpStream) -> Result<SslStream<TcpStream>, String> {
+    connector.connect("127.0.0.1", tcp).map_err(|error| error.to_string())
+}
+
+/// The connection ends, with or without a reset.
+fn assert_ends(mut tcp: TcpStream) {
+    let mut rest = Vec::new();
+    let _ = tcp.read_to_end(&mut rest);
+    assert_ne!(tcp.read(&mut [0]).ok(), Some(1));
+}
+
+#[test]
+fn a_whole_call_goes_over_a_verified_connection() {
+    let (server, files) = (ChatServer::start(), Files::new());
+    let gateway = files.gateway_to(&[server.url()], |_| {});
+    let mut device = files.device(&gateway, 1);
+    let (mut call, mut peer) = device.call(&server);
+    for n in 0..50 {
+        call.send(n, b"\x58up");
+        assert_eq!(peer.binary(), headed(n, b"\x58up"));
+        peer.send_audio(n, b"\x58down");
+        assert_eq!(call.receive().payload, b"\x58down");
+    }
+    // Both longer than a TLS record, and than one read.
+    let long = format!(r#"{{"type":"x","session_id":"s","long":"{}"}}"#, "y".repeat(60_000));
+    let start = Instant::now();
+    for _ in 0..20 {
+        peer.say(&long);
+        device.say(&long);
+        assert_eq!(device.mqtt.text(), long);
+        assert_eq!(peer.text(), long);
+    }
+    // No record waits in the TLS library for somebody to come by.
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    // The plain port is there beside it.
+    Device::connect(gateway.addresses().mqtt, 2).mqtt.assert_quiet();
+    device.say(r#"{"type":"goodbye"}"#);
+    peer.expect_close(1000);
+    device.mqtt.send(&support::mqtt::DISCONNECT);
+    // The end is TLS's own: nobody cut the connection.
+    assert_eq!(device.mqtt.until_closed(), []);
+    let support::mqtt::Wire::Tls(tls) = &mut device.mqtt.stream else { unreachable!() };
+    assert_eq!(tls.get_shutdown(), openssl::ssl::ShutdownState::RECEIVED);
+}
+
+#[test]
+fn a_client_that_does_not_know_the_authority_refuses() {
+    let files = Files::new();
+    let mut log = Logged::about("no TLS connection");
+    let gateway = files.gateway(|_| {});
+    let why = secure(&Authority::new().client(), tcp(mqtts(&gateway))).unwrap_err();
+    assert!(why.contains("certificate verify failed"), "{why}");
+    // Both authorities have one name, so it is the signature that is wrong.
+    log.line("alert decrypt error");
+    files.device(&gateway, 1).mqtt.assert_quiet();
+}
+
+#[test]
+fn tls_can_take_the_place_of_the_plain_port() {
+    let files = Files::new();
+    let gateway = files.gateway(|config| config.mqtt.plain = false);
+    assert_eq!(Some(gateway.addresses().mqtt), gateway.addresses().mqtts);
+    files.device(&gateway, 1).mqtt.assert_quiet();
+}
+
+#[test]
+fn a_refused_login_hears_why_over_tls_too() {
+    let files = Files::new();
+    let gateway = files.gateway(|config| {
+        config.mqtt.signature_key = mqtt_websocket_proxy::config::Secret::new("A-good-Key");
+    });
+    let mut client = Client::from(files.connect(&gateway));
+    client.send(&Connect::new(&client_id(1)).packet());
+    let packets = client.until_closed();
+    assert_eq!(packets.len(), 1);
+    assert_eq!(packets[0].body, [0, 4]);
+}
+
+#[test]
+fn keys_in_older_forms_are_read() {
+    let files = Files::new();
+    let ec = new_key();
+    let rsa = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
+    let sec1 = ec.ec_key().unwrap().private_key_to_pem().unwrap();
+    let parameters = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n";
+    for (pem, key) in [
+        (rsa.rsa().unwrap().private_key_to_pem().unwrap(), rsa),
+        (sec1.clone(), ec.clone()),
+        ([&parameters[..], &sec1].concat(), ec.clone()),
+    ] {
+        files.write(&files.authority.issue_for("127.0.0.1", key, -1, 30));
+        fs::write(files.key(), &pem).unwrap();
+        let gateway = files.gateway(|_| {});
+        files.device(&gateway, 1).mqtt.assert_quiet();
+    }
+}
+
+#[test]
+fn what_is_wrong_with_the_files_is_said_at_start() {
+    let files = Files::new();
+    let pair = files.authority.issue("127.0.0.1");
+    let other = new_key();
+    let encrypted = pair.key.private_key_to_pem_pkcs8_passphrase(Cipher::aes_128_cbc(), b"x").unwrap();
+    let rsa = Rsa::generate(2048).unwrap();
+    let classic = rsa.private_key_to_pem_passphrase(Cipher::aes_128_cbc(), b"x").unwrap();
+    let (cert, key) = (pair.certificate_pem(), pair.key_pem());
+    let command =
+        |key: &PathBuf| format!("openssl pkcs8 -topk8 -nocrypt -in {0} -out {0}.pk8", key.display());
+    for (cert, key, parts) in [
+        (
+            Vec::new(),
+            key.clone(),
+            vec!["cert_file", "cert.pem is no list of PEM certificates: there is none"],
+        ),
+        (
+            b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec(),
+            key.clone(),
+            vec!["cert.pem is no list"],
+        ),
+        (key.clone(), key.clone(), vec!["there is none in it"]),
+        (cert.clone(), Vec::new(), vec!["key_file", "key.pem holds no PEM private key: there is none"]),
+        (cert.clone(), cert.clone(), vec!["key.pem holds no PEM private key: there is none"]),
+        (
+            cert.clone(),
+            b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n".to_vec(),
+            vec!["key.pem holds no PEM private key"],
+        ),
+        (cert.clone(), encrypted, vec!["is encrypted", &command(&files.key())]),
+        (cert.clone(), classic, vec!["is encrypted", &command(&files.key())]),
+        (cert.clone(), other.private_key_to_pem_pkcs8().unwrap(), vec!["key.pem does not match", "cert.pem"]),
+    ] {
+        fs::write(files.cert(), cert).unwrap();
+        fs::write(files.key(), key).unwrap();
+        let refusal = files.refusal();
+        for part in parts {
+            assert!(refusal.contains(part), "{part:?} in {refusal}");
+        }
+        assert!(!refusal.contains('\n'), "{refusal}");
+    }
+    fs::remove_file(files.key()).unwrap();
+    assert!(files.refusal().contains("mqtt.tls.key_file: "), "{}", files.refusal());
+    fs::remove_file(files.cert()).unwrap();
+    assert!(files.refusal().contains("cert.pem cannot be read: No such file"), "{}", files.refusal());
+}
+
+#[test]
+fn what_devices_will_not_like_is_said_but_served() {
+    let files = Files::new();
+    let intermediate = files.authority.intermediate();
+    let expired = files.authority.issue_for("expired.example", new_key(), -9, -2);
+    let early = files.authority.issue_for("early.example", new_key(), 2, 9);
+    let alone = intermediate.issue("alone.example");
+    let whole = intermediate.issue("whole.example");
+    let with = |pair: &Pair, authority: &Authority| [pair.certificate_pem(), authority.pem()].concat();
+    for (pair, pem, name, line) in [
+        (
+            &expired,
+            with(&expired, &files.authority),
+            "expired.example",
+            Some("ERROR mqtt.tls: the certificate for expired.example expired on"),
+        ),
+        (
+            &early,
+            with(&early, &files.authority),
+            "early.example",
+            Some("WARN mqtt.tls: the certificate for early.example is not valid before"),
+        ),
+        (&alone, alone.certificate_pem(), "alone.example", Some("without its issuer, Test intermediate")),
+        (&whole, with(&whole, &intermediate), "whole.example", None),
+    ] {
+        fs::write(files.cert(), pem).unwrap();
+        fs::write(files.key(), pair.key_pem()).unwrap();
+        let mut log = Logged::about(name);
+        let gateway = files.gateway(|_| {});
+        log.line("INFO TLS certificate");
+        match line {
+            Some(line) => drop(log.line(line)),
+            None => assert_eq!(log.count("mqtt.tls:"), 0),
+        }
+        // A device that verifies nothing gets in with each of them.
+        let mut connector = files.authority.client().configure().unwrap();
+        connector.set_verify(openssl::ssl::SslVerifyMode::NONE);
+        let tls = connector.connect("127.0.0.1", tcp(mqtts(&gateway))).unwrap();
+        device_over(tls, 1).mqtt.assert_quiet();
+    }
+}
+
+#[test]
+fn a_chain_is_sent_whole() {
+    let files = Files::new();
+    let intermediate = files.authority.intermediate();
+    let pair = intermediate.issue("127.0.0.1");
+    fs::write(files.cert(), [pair.certificate_pem(), intermediate.pem()].concat()).unwrap();
+    fs::write(files.key(), pair.key_pem()).unwrap();
+    let gateway = files.gateway(|_| {});
+    files.device(&gateway, 1).mqtt.assert_quiet();
+}
+
+/// What the certificate that is shown says.
+fn shown(files: &Files, gateway: &Running) -> Option<Vec<u8>> {
+    let tls = secure(&files.authority.client(), TcpStream::connect(mqtts(gateway)).ok()?).ok()?;
+    tls.ssl().peer_certificate().map(|certificate| certificate.to_pem().unwrap())
+}
+
+#[test]
+fn a_certificate_is_renewed_under_load_and_nobody_is_dropped() {
+    let files = Files::new();
+    let gateway = files.gateway(|_| {});
+    let mut devices: Vec<_> = (0..30).map(|number| files.device(&gateway, number)).collect();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // Connects all the time, and never fails.
+        let load = scope.spawn(|| {
+            let mut rounds = 0;
+            while !over.load(Ordering::Relaxed) {
+                files.device(&gateway, 200).mqtt.assert_quiet();
+                rounds += 1;
+            }
+            rounds
+        });
+        for _ in 0..2 {
+            let new = files.authority.issue("127.0.0.1");
+            let pem = new.certificate_pem();
+            let mut log = Logged::about("the TLS certificate in use stays");
+            fs::write(files.cert(), &pem).unwrap();
+            // Seen half renewed, it changes nothing.
+            log.line("key.pem does not match the first certificate in");
+            assert_ne!(shown(&files, &gateway), Some(pem.clone()));
+            fs::write(files.key(), new.key_pem()).unwrap();
+            eventually("the new certificate", || shown(&files, &gateway) == Some(pem.clone()));
+        }
+        over.store(true, Ordering::Relaxed);
+        assert!(load.join().unwrap() > 0);
+    });
+    devices.iter_mut().for_each(|device| device.mqtt.assert_quiet());
+}
+
+#[test]
+fn a_reload_takes_new_files_or_refuses_and_switches_tls_on_and_off() {
+    let (files, others) = (Files::new(), Files::new());
+    let mut config = config(&NOBODY);
+    config.mqtt.max_connections = 77;
+    let gateway = Running::start(config.clone(), None).unwrap();
+    assert_eq!(gateway.addresses().mqtts, None);
+    // On, on a port that is known to be free a moment ago.
+    let port = support::closed_port().port();
+    files.set(&mut config);
+    config.mqtt.tls.port = port;
+    gateway.handle().reload(config.clone());
+    let addr = SocketAddr::from(([127, 0, 0, 1], port));
+    eventually("TLS is on", || TcpStream::connect(addr).is_ok());
+    let mut device = device_over(secure(&files.authority.client(), tcp(addr)).unwrap(), 1);
+    // Other files.
+    others.set(&mut config);
+    config.mqtt.tls.port = port;
+    gateway.handle().reload(config.clone());
+    eventually("other files", || secure(&others.authority.client(), tcp(addr)).is_ok());
+    // Files that cannot be used change nothing.
+    let mut log = Logged::about("nowhere.pem");
+    let mut bad = config.clone();
+    bad.mqtt.tls.key_file = Some("nowhere.pem".into());
+    gateway.handle().reload(bad);
+    log.line("ERROR reload: nothing changes: mqtt.tls.key_file");
+    secure(&others.authority.client(), tcp(addr)).unwrap();
+    // Nor does a certificate that has expired, under the same names.
+    let mut log = Logged::about(others.cert().display().to_string());
+    others.write(&others.authority.issue_for("127.0.0.1", new_key(), -9, -2));
+    log.line("has expired");
+    secure(&others.authority.client(), tcp(addr)).unwrap();
+    // Off.
+    config.mqtt.tls.cert_file = None;
+    config.mqtt.tls.key_file = None;
+    gateway.handle().reload(config);
+    eventually("TLS is off", || TcpStream::connect(addr).is_err());
+    device.mqtt.assert_quiet();
+    Device::connect(gateway.addresses().mqtt, 2).mqtt.assert_quiet();
+}
+
+#[test]
+fn a_newcomer_displaces_the_oldest_unfinished_handshake() {
+    let files = Files::new();
+    let gateway = files.gateway(|config| config.mqtt.tls.max_handshakes = 20);
+    // Half of them have sent half a hello, the others nothing.
+    let mut stalled: Vec<_> = (0..60)
+        .map(|n| {
+            let mut tcp = tcp(mqtts(&gateway));
+            if n % 2 == 0 {
+                tcp.write_all(&[22, 3, 1, 2, 0, 1]).unwrap();
+            }
+            tcp
+        })
+        .collect();
+    let mut device = files.device(&gateway, 1);
+    for old in stalled.drain(..40) {
+        assert_ends(old);
+    }
+    // The others are still there, and so is the device.
+    for tcp in &stalled[5..] {
+        tcp.set_nonblocking(true).unwrap();
+        let error = tcp.peek(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    }
+    device.mqtt.assert_quiet();
+}
+
+#[test]
+fn a_stalled_handshake_ends_in_bounded_time() {
+    let files = Files::new();
+    let gateway = files.gateway(|_| {});
+    let start = Instant::now();
+    let mut stalled = tcp(mqtts(&gateway));
+    stalled.write_all(&[22, 3, 1, 2, 0, 1]).unwrap();
+    assert_ends(stalled);
+    let took = start.elapsed();
+    assert!(took > Duration::from_secs(9) && took < Duration::from_secs(13), "{took:?}");
+}
+
+#[test]
+fn what_is_no_tls_ends_at_once_and_fills_no_log() {
+    let files = Files::new();
+    let mut log = Logged::about("no TLS connection");
+    let gateway = files.gateway(|_| {});
+    let connect = Connect::new(&client_id(1)).packet();
+    for garbage in [
+        &connect[..],
+        b"GET / HTTP/1.1\r\n\r\n",
+        &[0; 100],
+        &[22, 3, 1, 0, 4, 9, 0, 0, 0],
+        &[22, 9, 9, 0, 4, 1, 0, 0, 0],
+    ] {
+        for _ in 0..20 {
+            let mut tcp = tcp(mqtts(&gateway));
+            let _ = tcp.write_all(garbage);
+            assert_ends(tcp);
+        }
+    }
+    // A look whether the port is open is no failure.
+    for _ in 0..20 {
+        drop(tcp(mqtts(&gateway)));
+    }
+    files.device(&gateway, 1).mqtt.assert_quiet();
+    assert!(log.line("INFO").contains("it does not begin with TLS: first byte 0x10"));
+    // Other tests of this file may bring a line of their own.
+    assert!(log.count("INFO") < 4);
+    // TLS on the plain port.
+    let start = Instant::now();
+    secure(&files.authority.client(), tcp(gateway.addresses().mqtt)).unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(3));
+}
+
+/// Passes one byte at a time.
+struct Trickle(TcpStream);
+
+impl std::fmt::Debug for Trickle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Trickle")
+    }
+}
+
+impl Read for Trickle {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Trickle {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(&bytes[..bytes.len().min(1)])
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_handshake_and_packets_may_be_cut_anywhere() {
+    let files = Files::new();
+    let gateway = files.gateway(|_| {});
+    let tcp = tcp(mqtts(&gateway));
+    tcp.set_nodelay(true).unwrap();
+    let mut tls = files.authority.client().connect("127.0.0.1", Trickle(tcp)).unwrap();
+    tls.write_all(&Connect::new(&client_id(1)).packet()).unwrap();
+    let mut answer = [0; 4];
+    tls.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, [0x20, 2, 0, 0]);
+    // Many packets in one record, and one packet in many records.
+    tls.write_all(&[0xc0, 0].repeat(3000)).unwrap();
+    let mut answers = vec![0; 6000];
+    tls.read_exact(&mut answers).unwrap();
+    assert_eq!(answers, [0xd0, 0].repeat(3000));
+}
+
+#[test]
+fn a_device_that_vanishes_keeps_its_call_and_takes_it_over_on_either_port() {
+    let (server, files) = (ChatServer::start(), Files::new());
+    let gateway = files.gateway_to(&[server.url()], |_| {});
+    let mut device = files.device(&gateway, 1);
+    let (mut call, mut peer) = device.call(&server);
+    // Cut without a word of TLS, then back in plain, then over TLS again.
+    device.mqtt.reset();
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    peer.say(r#"{"type":"stt","n":1}"#);
+    assert_eq!(device.json()["n"], 1);
+    let mut again = files.device(&gateway, 1);
+    peer.say(r#"{"type":"stt","n":2}"#);
+    assert_eq!(again.json()["n"], 2);
+    device.mqtt.until_closed();
+    call.send(1, b"\x58a");
+    assert_eq!(peer.binary(), headed(1, b"\x58a"));
+    again.mqtt.assert_quiet();
+}
+
+#[test]
+fn a_device_that_does_not_read_loses_its_connection() {
+    let (server, files) = (ChatServer::start(), Files::new());
+    let gateway = files.gateway_to(&[server.url()], |config| config.mqtt.resume_grace = Duration::ZERO);
+    let tls = secure(&files.authority.client(), support::host::connect_narrow(mqtts(&gateway))).unwrap();
+    let mut log = Logged::about(client_id(7));
+    let mut device = device_over(tls, 7);
+    let (_call, mut peer) = device.call(&server);
+    let long = format!(r#"{{"type":"x","long":"{}"}}"#, "y".repeat(90_000));
+    for _ in 0..200 {
+        // The gateway may have hung up meanwhile.
+        peer.try_frame(1, long.as_bytes());
+    }
+    log.line("call ends");
+}
+
+#[test]
+fn a_proxy_header_comes_before_the_handshake() {
+    let files = Files::new();
+    let network: Network = "127.0.0.0/8".parse().unwrap();
+    let mut log = Logged::about("192.0.2.77:4242");
+    let gateway = files.gateway(|config| config.mqtt.proxy_protocol_from = vec![network]);
+    let mut tcp = tcp(mqtts(&gateway));
+    for byte in b"PROXY TCP4 192.0.2.77 198.51.100.1 4242 8883\r\n" {
+        tcp.write_all(&[*byte]).unwrap();
+    }
+    let mut device = device_over(secure(&files.authority.client(), tcp).unwrap(), 1);
+    device.mqtt.assert_quiet();
+    log.line("connected");
+    // Without a header there is no handshake.
+    secure(&files.authority.client(), self::tcp(mqtts(&gateway))).unwrap_err();
+    assert_eq!(Client::open(gateway.addresses().mqtt).packet_within(Duration::ZERO), Err(Silence::Deadline));
+}
