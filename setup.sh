@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what a build needs beside the Rust toolchain: a C linker, pkg-config and OpenSSL's headers.
-# With the argument "test" also what the tests use: an MQTT client that is not ours, and a clock that jumps.
+# With the argument "test" also what the tests use: an MQTT client that is not ours, a clock that jumps, a balancer.
 # Installs nothing when all of it is there. As root, or with sudo where there is one.
 set -eu
 
@@ -15,6 +15,7 @@ missing() {
         # The faults that only Linux can be given.
         if [ "$(uname -s)" = Linux ]; then
             if ! command -v faketime >/dev/null || ! command -v ip >/dev/null; then return 0; fi
+            if ! command -v haproxy >/dev/null && [ ! -x /usr/sbin/haproxy ]; then return 0; fi
         fi
     fi
     return 1
@@ -32,7 +33,7 @@ HINT
     exit 1
 fi
 packages="gcc libc6-dev pkg-config libssl-dev"
-if [ "${1:-}" = test ]; then packages="$packages mosquitto-clients faketime iproute2"; fi
+if [ "${1:-}" = test ]; then packages="$packages mosquitto-clients faketime iproute2 haproxy"; fi
 as_root=
 if [ "$(id -u)" -ne 0 ]; then as_root=sudo; fi
 $as_root apt-get update -qq

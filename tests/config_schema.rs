@@ -118,11 +118,7 @@ fn every_example_of_the_schema_changes_its_own_key_and_nothing_else() {
             examples.push(json!(certificates));
         }
         assert!(!examples.is_empty(), "{path}");
-        // Keys that mean nothing without others.
-        let base = match path.starts_with("mqtt.tls.") || path == "mqtt.plain" {
-            true => json!({"mqtt": {"tls": {"cert_file": "cert.pem", "key_file": "key.pem"}}}),
-            false => json!({}),
-        };
+        let base = base(&path);
         let before = load(&base).unwrap();
         for example in examples {
             let mut whole = base.clone();
@@ -137,6 +133,14 @@ fn every_example_of_the_schema_changes_its_own_key_and_nothing_else() {
     }
 }
 
+/// What a key needs beside it: some mean nothing without others.
+fn base(path: &str) -> Value {
+    match path.starts_with("mqtt.tls.") || path == "mqtt.plain" {
+        true => json!({"mqtt": {"tls": {"cert_file": "cert.pem", "key_file": "key.pem"}}}),
+        false => json!({}),
+    }
+}
+
 /// As an operator would write this value into a variable.
 fn in_the_environment(value: &Value) -> String {
     match value {
@@ -148,14 +152,16 @@ fn in_the_environment(value: &Value) -> String {
 #[test]
 fn every_example_of_the_schema_works_as_a_variable() {
     let bare = temporary("gateway.json");
-    fs::write(&bare, "{}").unwrap();
     for (path, property) in schema().0 {
+        fs::write(&bare, base(&path).to_string()).unwrap();
         let name = format!("MQTT_PROXY_{}", path.to_uppercase().replace('.', "_"));
         for example in property["examples"].as_array().unwrap() {
             let value = in_the_environment(example);
             let lookup = |asked: &str| (asked == name && !value.is_empty()).then(|| (&value).into());
             let from_environment = Source::new(Some(bare.clone()), None, lookup).load().unwrap();
-            let from_file = load(&nested(&path, example)).unwrap();
+            let mut whole = base(&path);
+            merge(&mut whole, nested(&path, example));
+            let from_file = load(&whole).unwrap();
             assert_eq!(from_environment, from_file, "{name}={value}");
         }
     }

@@ -1,0 +1,359 @@
+//! Balancers in front: the PROXY protocol byte by byte, and a real HAProxy with two gateways behind it.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use mqtt_websocket_proxy::config::{Config, PeerPolicy, Secret};
+use mqtt_websocket_proxy::net::Running;
+use support::chat::{ChatServer, headed};
+use support::device::{Device, HELLO, client_id};
+use support::host::{connect_from, device_from, device_over};
+use support::logged::Logged;
+use support::mqtt::{Client, Connect, Silence};
+use support::{LIMIT, gateway_with};
+
+const NOBODY: [&str; 0] = [];
+/// Where balancers are, in these tests; and somebody who is none.
+const BALANCER: [u8; 4] = [127, 0, 0, 5];
+const OTHER: [u8; 4] = [127, 0, 0, 6];
+
+fn gateway<U: AsRef<str>>(urls: &[U], change: impl FnOnce(&mut Config)) -> Running {
+    gateway_with(urls, |config| {
+        config.mqtt.proxy_protocol_from = vec!["127.0.0.5".parse().unwrap()];
+        change(config);
+    })
+}
+
+fn v1(client: &str) -> Vec<u8> {
+    format!("PROXY TCP4 {client} 198.51.100.1 4242 1883\r\n").into_bytes()
+}
+
+fn v2(command: u8, client: [u8; 4], more: &[u8]) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n".to_vec();
+    header.extend([0x20 | command, 0x11]);
+    header.extend((12 + more.len() as u16).to_be_bytes());
+    header.extend(client);
+    header.extend([198, 51, 100, 1, 0x10, 0x92, 0x07, 0x5b]);
+    header.extend(more);
+    header
+}
+
+/// A connection from the balancer that has said this.
+fn through(gateway: &Running, header: &[u8]) -> TcpStream {
+    let mut tcp = connect_from(BALANCER, gateway.addresses().mqtt);
+    tcp.set_nodelay(true).unwrap();
+    tcp.set_read_timeout(Some(LIMIT)).unwrap();
+    tcp.write_all(header).unwrap();
+    tcp
+}
+
+fn assert_ends(mut tcp: TcpStream) {
+    let mut rest = Vec::new();
+    let _ = tcp.read_to_end(&mut rest);
+    assert!(rest.is_empty(), "{rest:?}");
+    assert_ne!(
+        tcp.set_read_timeout(Some(Duration::from_millis(1))).and_then(|()| tcp.read(&mut [0])).ok(),
+        Some(1)
+    );
+}
+
+#[test]
+fn the_client_a_header_names_is_the_one_that_counts() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()], |_| {});
+    let extensions = [3, 0, 4, 1, 2, 3, 4].repeat(40);
+    for (number, header) in
+        [v1("192.0.2.7"), v2(1, [192, 0, 2, 7], &[]), v2(1, [192, 0, 2, 7], &extensions)].iter().enumerate()
+    {
+        let mut log = Logged::about("192.0.2.7:4242");
+        let number = number as u8;
+        // Header, CONNECT and hello in one piece.
+        let mut bytes = header.clone();
+        bytes.extend(Connect::new(&client_id(number)).packet());
+        let mut mqtt = Client::from(through(&gateway, &bytes));
+        assert_eq!(mqtt.packet().body, [0, 0]);
+        log.line(&client_id(number));
+        mqtt.say(HELLO);
+        let mut peer = server.accept();
+        assert_eq!(peer.upgrade().header("x-forwarded-for"), Some("192.0.2.7"));
+    }
+}
+
+#[test]
+fn a_header_may_be_cut_anywhere() {
+    let gateway = gateway(&NOBODY, |_| {});
+    for header in [v1("192.0.2.7"), v2(1, [192, 0, 2, 7], b"\x04\0\x01\0")] {
+        let mut bytes = header.clone();
+        bytes.extend(Connect::new(&client_id(1)).packet());
+        for cut in 1..header.len() + 2 {
+            let mut tcp = through(&gateway, &bytes[..cut]);
+            // Sent on its own: the gateway has most likely seen the first part alone.
+            tcp.write_all(&bytes[cut..]).unwrap();
+            assert_eq!(Client::from(tcp).packet().body, [0, 0], "{cut}");
+        }
+        let mut tcp = through(&gateway, &[]);
+        for byte in &bytes {
+            tcp.write_all(&[*byte]).unwrap();
+            std::thread::yield_now();
+        }
+        assert_eq!(Client::from(tcp).packet().body, [0, 0]);
+    }
+}
+
+#[test]
+fn who_must_and_who_must_not_send_one() {
+    let gateway = gateway(&NOBODY, |_| {});
+    // Elsewhere nothing has changed, and a header is no MQTT.
+    device_from(OTHER, gateway.addresses().mqtt, 1).mqtt.assert_quiet();
+    for header in [v1("192.0.2.7"), v2(1, [192, 0, 2, 7], &[])] {
+        let mut tcp = connect_from(OTHER, gateway.addresses().mqtt);
+        tcp.set_read_timeout(Some(LIMIT)).unwrap();
+        tcp.write_all(&header).unwrap();
+        assert_ends(tcp);
+    }
+    // The balancer must send one, and one that is right.
+    let mut log = Logged::about("[127.0.0.5]");
+    let long = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"[..], &[0; 300]].concat();
+    let endless = [b"PROXY TCP4 ".to_vec(), vec![b'1'; 300]].concat();
+    for bytes in [&Connect::new(&client_id(1)).packet()[..], b"PROXY TCP4 1.2.3.4\r\n", &long, &endless] {
+        assert_ends(through(&gateway, bytes));
+    }
+    let line = log.line("mqtt.proxy_protocol_from");
+    assert!(
+        line.starts_with("WARN") && line.contains("does not begin with a PROXY protocol header"),
+        "{line}"
+    );
+    assert_eq!(log.count("mqtt.proxy_protocol_from"), 0, "one line in ten seconds");
+}
+
+#[test]
+fn a_health_check_is_no_device_and_no_news() {
+    let gateway = gateway(&NOBODY, |_| {});
+    let mut log = Logged::about("127.0.0.5");
+    for bytes in [&b""[..], b"PROXY UNKNOWN\r\n", &v2(0, [0; 4], &[]), b"PROXY TC"] {
+        drop(through(&gateway, bytes));
+    }
+    // One that goes on to be a device is known by its own address.
+    let mut tcp = through(&gateway, &v2(0, [192, 0, 2, 9], &[]));
+    tcp.write_all(&Connect::new(&client_id(3)).packet()).unwrap();
+    assert_eq!(Client::from(tcp).packet().body, [0, 0]);
+    log.line(&client_id(3));
+    assert_eq!(log.count("WARN") + log.count("INFO") + log.count("ERROR"), 0);
+}
+
+#[test]
+fn a_header_has_as_long_as_a_connect() {
+    let gateway = gateway(&NOBODY, |_| {});
+    let start = std::time::Instant::now();
+    assert_ends(through(&gateway, b"PROXY TCP4 "));
+    let took = start.elapsed();
+    assert!(took > Duration::from_secs(9) && took < Duration::from_secs(14), "{took:?}");
+}
+
+#[test]
+fn limits_count_clients_and_not_the_balancer() {
+    let gateway = gateway(&NOBODY, |config| {
+        config.mqtt.max_connections_per_ip = 2;
+        config.mqtt.signature_key = Secret::new("A-good-Key");
+    });
+    let log_in = |client: &str, number: u8| {
+        let mut mqtt = Client::from(through(&gateway, &v1(client)));
+        mqtt.send(&Connect::signed(&client_id(number), "A-good-Key").packet());
+        let code = mqtt.packet().body[1];
+        (code, mqtt)
+    };
+    // Many behind one balancer, two of each client.
+    let all: Vec<_> = (0..20_u8).map(|n| log_in(&format!("192.0.2.{}", n / 2), n)).collect();
+    assert!(all.iter().all(|(code, _)| *code == 0));
+    assert_eq!(log_in("192.0.2.3", 90).0, 3);
+    drop(all);
+    support::host::eventually("room again", || log_in("192.0.2.3", 91).0 == 0);
+    // A client that says nothing has a bounded number of connections too.
+    let mut idle: Vec<_> = (0..20).map(|_| Client::from(through(&gateway, &v1("192.0.2.200")))).collect();
+    assert_eq!(idle.pop().unwrap().packet_within(LIMIT), Err(Silence::Closed));
+    // Failed logins are paid for by who failed.
+    let fail = |client: &str| {
+        let mut mqtt = Client::from(through(&gateway, &v1(client)));
+        let start = std::time::Instant::now();
+        mqtt.send(&Connect::new(&client_id(50)).packet());
+        assert_eq!(mqtt.until_closed()[0].body, [0, 4]);
+        start.elapsed()
+    };
+    for _ in 0..5 {
+        fail("192.0.2.100");
+    }
+    assert!(fail("192.0.2.100") >= Duration::from_secs(1));
+}
+
+#[test]
+fn audio_may_come_from_the_client_the_header_names() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()], |config| config.udp.peer_policy = PeerPolicy::Strict);
+    // The audio of these tests comes from 127.0.0.1.
+    for (client, heard) in [("127.0.0.1", true), ("127.0.0.9", false)] {
+        let mut device = device_over(through(&gateway, &v1(client)), 1);
+        let (mut call, mut peer) = device.call(&server);
+        call.send(1, b"\x58a");
+        if heard {
+            assert_eq!(peer.binary(), headed(1, b"\x58a"));
+        } else {
+            device.mqtt.assert_quiet();
+            assert!(peer.message_within(Duration::from_millis(300)).is_none());
+        }
+        device.say(r#"{"type":"goodbye"}"#);
+        peer.expect_close(1000);
+    }
+}
+
+/// HAProxy, with the sample configuration.
+struct HaProxy {
+    process: std::process::Child,
+    mqtt: SocketAddr,
+    #[cfg_attr(not(feature = "tls"), expect(dead_code))]
+    mqtts: SocketAddr,
+    _folder: support::process::Folder,
+}
+
+impl HaProxy {
+    /// In front of these gateways; none where HAProxy is not installed.
+    fn start(gateways: &[Running; 2], version: &str) -> Option<Self> {
+        let [mqtt, mqtts] = [(); 2].map(|()| support::closed_port());
+        let sample = include_str!("../config/haproxy.cfg");
+        let line = |line: &str| {
+            let mut line = line.replace("maxconn 50000", "maxconn 500").replace("send-proxy-v2", version);
+            line = line.replace("bind :1883", &format!("bind {mqtt}"));
+            line = line.replace("bind :8883", &format!("bind {mqtts}"));
+            for (n, gateway) in gateways.iter().enumerate() {
+                let name = format!("10.0.0.1{}", n + 1);
+                if line.contains(&name) {
+                    let addresses = gateway.addresses();
+                    let api = format!("check port {}", addresses.api.unwrap().port());
+                    line = line.replace("check port 8007", &api);
+                    line = line.replace(&format!("{name}:1883"), &addresses.mqtt.to_string());
+                    let secured = addresses.mqtts.unwrap_or(addresses.mqtt);
+                    line = line.replace(&format!("{name}:8883"), &secured.to_string());
+                }
+            }
+            line
+        };
+        let text = sample.lines().map(line).collect::<Vec<_>>().join("\n") + "\n";
+        let folder = support::process::Folder::new().with("haproxy.cfg", text);
+        let mut command = std::process::Command::new("haproxy");
+        command.env("PATH", "/usr/sbin:/usr/local/sbin:/usr/bin:/bin");
+        command.args(["-db", "-f", "haproxy.cfg"]).current_dir(&folder.0).stdout(std::process::Stdio::null());
+        match command.spawn() {
+            Ok(process) => {
+                let this = Self { process, mqtt, mqtts, _folder: folder };
+                support::host::eventually("HAProxy listens", || TcpStream::connect(this.mqtt).is_ok());
+                Some(this)
+            }
+            Err(error) => {
+                eprintln!("skipped: haproxy: {error}; ./setup.sh test installs it");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for HaProxy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A device at this address, once it gets through.
+fn device_through(balancer: &HaProxy, n: u8) -> Option<Device> {
+    let tcp = connect_from([127, 0, 1, n], balancer.mqtt);
+    let mut mqtt = Client::from(tcp);
+    mqtt.try_send(&Connect::new(&client_id(n)).packet());
+    let packet = mqtt.packet_within(LIMIT).ok()?;
+    assert_eq!(packet.body, [0, 0]);
+    Some(Device { mqtt, mac: support::device::mac(n), client_id: client_id(n) })
+}
+
+#[test]
+fn two_gateways_behind_haproxy_and_one_of_them_dies() {
+    for version in ["send-proxy-v2", "send-proxy"] {
+        let server = ChatServer::start();
+        let start = || {
+            gateway_with(&[server.url()], |config| {
+                config.mqtt.proxy_protocol_from = vec!["127.0.0.1".parse().unwrap()];
+                config.udp.public_ip =
+                    mqtt_websocket_proxy::config::PublicIp::Ip(IpAddr::from([127, 0, 0, 1]));
+                config.mqtt.max_connections_per_ip = 1;
+            })
+        };
+        let gateways = [start(), start()];
+        let Some(balancer) = HaProxy::start(&gateways, version) else { return };
+        let mut at = [Vec::new(), Vec::new()];
+        for n in 1..=12 {
+            let mut device = device_through(&balancer, n).unwrap();
+            device.say(HELLO);
+            let mut peer = server.accept();
+            assert_eq!(peer.upgrade().header("x-forwarded-for"), Some(&*format!("127.0.1.{n}")), "{version}");
+            peer.greet("s");
+            let mut call = device.answered();
+            // Each gateway tells its own UDP endpoint, and audio goes there directly.
+            let place = gateways.iter().position(|gateway| gateway.addresses().udp == call.gateway).unwrap();
+            // Three in a row: the audio of these tests comes from an address of its own.
+            (1..=3).for_each(|n| call.send(n, b"\x58a"));
+            assert!(peer.binary().ends_with(b"\x58a"));
+            at[place].push((n, device, peer));
+        }
+        assert!(at.iter().all(|devices| !devices.is_empty()), "all devices at one gateway");
+        // The first dies with its calls; its devices find the other one, where those who were there stay.
+        let [first, second] = gateways;
+        let [lost, kept] = &mut at;
+        let mut moved = Vec::new();
+        first.stop(Duration::ZERO).unwrap();
+        for (n, device, _) in lost.iter_mut() {
+            while device.mqtt.packet_within(LIMIT).is_ok() {}
+            let mut again = None;
+            support::host::eventually("a gateway takes it", || {
+                again = device_through(&balancer, *n);
+                again.is_some()
+            });
+            let mut again = again.unwrap();
+            again.say(HELLO);
+            let mut peer = server.accept();
+            peer.upgrade();
+            peer.greet("s");
+            assert_eq!(again.answered().gateway, second.addresses().udp);
+            moved.push((again, peer));
+        }
+        kept.iter_mut().for_each(|(_, device, _)| device.mqtt.assert_quiet());
+    }
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn tls_goes_through_haproxy_unopened() {
+    let authority = support::tls::Authority::new();
+    let pair = authority.issue("127.0.0.1");
+    let folder = support::process::Folder::new();
+    let folder = folder.with("cert.pem", pair.certificate_pem()).with("key.pem", pair.key_pem());
+    let start = || {
+        gateway_with(&NOBODY, |config| {
+            config.mqtt.proxy_protocol_from = vec!["127.0.0.1".parse().unwrap()];
+            config.mqtt.tls.port = 0;
+            config.mqtt.tls.cert_file = Some(folder.0.join("cert.pem"));
+            config.mqtt.tls.key_file = Some(folder.0.join("key.pem"));
+        })
+    };
+    let gateways = [start(), start()];
+    let Some(balancer) = HaProxy::start(&gateways, "send-proxy-v2") else { return };
+    for n in 1..=6 {
+        let mut log = Logged::about(format!("127.0.2.{n}:"));
+        let tls =
+            authority.client().connect("127.0.0.1", connect_from([127, 0, 2, n], balancer.mqtts)).unwrap();
+        device_over(tls, n).mqtt.assert_quiet();
+        log.line(&client_id(n));
+    }
+}
