@@ -1,7 +1,8 @@
 //! What can be said about the settings without leaving the machine.
 
 use super::report::{Finding, State};
-use crate::config::Config;
+use crate::config::{Config, Tls};
+use crate::net::certificate::Certificate;
 
 /// A device's list of tools takes up to 8,000 bytes and its envelopes some hundred more; a packet over the limit costs the
 /// device its connection.
@@ -9,9 +10,10 @@ const ENOUGH_PAYLOAD: usize = 16 * 1024;
 
 pub(super) fn judge(config: &Config) -> Vec<Finding> {
     let mut findings = vec![servers(config), signature_key(config), payload(config)];
-    let ports =
-        format!("MQTT {}, UDP {}, management API {}", config.mqtt.port, config.udp.port, config.api.port);
+    let plain = if config.mqtt.plain { format!("MQTT {}, ", config.mqtt.port) } else { String::new() };
+    let ports = format!("{plain}UDP {}, management API {}", config.udp.port, config.api.port);
     findings.push(Finding::new("ports", State::Ok, ports));
+    findings.extend(certificate(&config.mqtt.tls));
     // What these say of the key and the address is judged in its own row.
     let told = ["mqtt.signature_key", "udp.public_ip", "PUBLIC_IP"];
     for warning in config.warnings() {
@@ -52,6 +54,30 @@ fn signature_key(config: &Config) -> Finding {
             None => Finding::new(name, State::Ok, "set"),
         },
     }
+}
+
+fn certificate(tls: &Tls) -> Option<Finding> {
+    let name = "TLS for devices";
+    let (cert_file, key_file) = tls.files()?;
+    let certificate = match Certificate::load(cert_file, key_file) {
+        Ok(certificate) => certificate,
+        Err(error) => return Some(Finding::new(name, State::Fail, error.to_string())),
+    };
+    let Some(facts) = certificate.facts else {
+        return Some(Finding::new(name, State::Ok, format!("port {}", tls.port)));
+    };
+    Some(match (facts.doubts.first(), facts.expired) {
+        (None, _) => {
+            let detail = format!(
+                "port {}, certificate for {}, valid until {}",
+                tls.port, facts.names, facts.expires.0
+            );
+            Finding::new(name, State::Ok, detail)
+        }
+        (Some(doubt), false) => Finding::new(name, State::Warn, doubt.clone()),
+        (Some(doubt), true) => Finding::new(name, State::Fail, doubt.clone())
+            .advise("renew it; the gateway takes the new one from the same files by itself"),
+    })
 }
 
 fn payload(config: &Config) -> Finding {
