@@ -88,11 +88,11 @@ impl Link {
 
     /// Whether TLS was begun and is not there yet.
     pub(super) fn shakes_hands(&self) -> bool {
-        match self {
-            #[cfg(feature = "tls")]
-            Self::Early(early) => matches!(early.stage, Stage::Handshake(_)),
-            _ => false,
+        #[cfg(feature = "tls")]
+        if let Self::Early(early) = self {
+            return matches!(early.stage, Stage::Handshake(_));
         }
+        false
     }
 
     /// Whether it is to be TLS and is not there yet.
@@ -180,7 +180,10 @@ impl Link {
             #[cfg(feature = "tls")]
             Stage::Handshake(midway) => self.shaken(midway.handshake()),
             #[cfg(not(feature = "tls"))]
-            Stage::Silent(_) => Step::Left,
+            Stage::Silent(_) => match acceptor {
+                Some(acceptor) => match *acceptor {},
+                None => Step::NoTls("this program was built without TLS".to_owned()),
+            },
             Stage::Over => Step::Left,
         }
     }
