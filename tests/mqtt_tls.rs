@@ -550,3 +550,22 @@ fn a_proxy_header_comes_before_the_handshake() {
     secure(&files.authority.client(), self::tcp(mqtts(&gateway))).unwrap_err();
     assert_eq!(Client::open(gateway.addresses().mqtt).packet_within(Duration::ZERO), Err(Silence::Deadline));
 }
+
+/// A connection whose home is another worker moves there with its TLS state and what it had sent.
+#[test]
+fn several_workers_share_the_tls_port() {
+    let (server, files) = (ChatServer::start(), Files::new());
+    let gateway = files.gateway_to(&[server.url()], |config| config.workers = 3);
+    let mut devices: Vec<Device> = (1..=12).map(|n| files.device(&gateway, n)).collect();
+    // A call that ends would dial anew, and be taken for the next.
+    let mut peers = Vec::new();
+    for device in &mut devices {
+        let (mut call, mut peer) = device.call(&server);
+        call.send(1, b"\x58up");
+        assert_eq!(peer.binary(), headed(1, b"\x58up"));
+        let long = format!(r#"{{"type":"x","session_id":"s","long":"{}"}}"#, "y".repeat(40_000));
+        device.say(&long);
+        assert_eq!(peer.text(), long);
+        peers.push(peer);
+    }
+}

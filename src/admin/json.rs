@@ -109,7 +109,7 @@ pub struct Sessions<'a> {
     /// Whether the gateway takes no new devices and ends with its last call.
     pub draining: bool,
     /// `after` for the next page; none on the last.
-    pub next: Option<usize>,
+    pub next: Option<u64>,
     /// This page.
     pub sessions: Vec<Session<'a>>,
 }

@@ -8,6 +8,7 @@
 pub mod auth;
 pub mod http;
 pub mod json;
+pub mod merge;
 pub mod metrics;
 pub mod page;
 pub mod routes;

@@ -43,6 +43,32 @@ pub enum Endpoint {
     Page,
 }
 
+/// Which worker can answer a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Any: it is about the gateway.
+    Gateway,
+    /// The one that has the device.
+    Device,
+    /// All of them together.
+    Everyone,
+}
+
+impl Endpoint {
+    /// Which worker can answer it.
+    pub fn scope(self) -> Scope {
+        match self {
+            Self::Command | Self::CallRequest | Self::CallAccept | Self::CallHangUp | Self::Message => {
+                Scope::Device
+            }
+            Self::Session | Self::End => Scope::Device,
+            Self::Metrics | Self::DevicesStatus | Self::Sessions => Scope::Everyone,
+            Self::Health | Self::Ready | Self::OpenApi | Self::Page => Scope::Gateway,
+            Self::Reload | Self::Config | Self::Errors => Scope::Gateway,
+        }
+    }
+}
+
 /// Who may make a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {

@@ -78,6 +78,7 @@ impl Config {
         self.api.enabled = running.api.enabled;
         self.api.host = running.api.host;
         self.api.port = running.api.port;
+        self.workers = running.workers;
         self
     }
 }
@@ -97,7 +98,7 @@ macro_rules! keys {
 }
 
 /// Every key of the file.
-pub(super) static KEYS: [Key; 51] = keys! {
+pub(super) static KEYS: [Key; 52] = keys! {
     "mqtt.host" mqtt.host fixed;
     "mqtt.port" mqtt.port fixed;
     "mqtt.plain" mqtt.plain fixed;
@@ -148,6 +149,7 @@ pub(super) static KEYS: [Key; 51] = keys! {
     "api.port" api.port fixed;
     "api.token" api.token live;
     "api.metrics_need_token" api.metrics_need_token live;
+    "workers" workers fixed;
     "debug" debug live;
 };
 

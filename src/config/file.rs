@@ -51,6 +51,7 @@ fn read_over(mut root: Section<'_>, config: &mut Config, problems: &mut Vec<Prob
     root.inner("logging", |section| logging(section, &mut config.logging));
     root.inner("mcp", |section| mcp(section, &mut config.mcp));
     root.inner("api", |section| api(section, &mut config.api));
+    root.set("workers", &mut config.workers, whole(1..=64));
     root.set("debug", &mut config.debug, boolean);
     root.inner("gateway", |section| {
         for (key, dotted) in [("device_id", "gateway.device_id"), ("client_id", "gateway.client_id")] {

@@ -59,7 +59,7 @@ pub(super) fn default_of(key: &str) -> Value {
 
 /// Every key of the file, dotted, in the order of the documented file, with its value.
 fn entries(config: &Config) -> Vec<(&'static str, Value)> {
-    let Config { mqtt, udp, websocket, logging, mcp, api, debug, unused: _, node: _ } = config;
+    let Config { mqtt, udp, websocket, logging, mcp, api, workers, debug, unused: _, node: _ } = config;
     let reconnect = &websocket.reconnect;
     vec![
         ("mqtt.host", json!(mqtt.host)),
@@ -124,6 +124,7 @@ fn entries(config: &Config) -> Vec<(&'static str, Value)> {
         ("api.port", json!(api.port)),
         ("api.token", secret(api.token.as_ref())),
         ("api.metrics_need_token", json!(api.metrics_need_token)),
+        ("workers", json!(workers)),
         ("debug", json!(debug)),
     ]
 }

@@ -40,7 +40,7 @@ pub use source::{DEFAULT_FILE, Source};
 pub use value::{LEVELS, parse_level};
 
 /// Everything an operator can choose. `Default` is what is documented in `config/gateway.json`.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where devices connect, and their limits.
     pub mqtt: Mqtt,
@@ -54,12 +54,31 @@ pub struct Config {
     pub mcp: Mcp,
     /// The management listener.
     pub api: Api,
+    /// Loops that serve devices, each on a thread of its own; 1 to 64.
+    pub workers: usize,
     /// Log at debug level at least; see [`Config::log_level`].
     pub debug: bool,
     /// Dotted keys that the file holds for another program: accepted, without effect.
     pub unused: Vec<String>,
     /// Set when the file is one of the Node.js gateway, in that gateway's own shape.
     pub node: Option<Node>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mqtt: Mqtt::default(),
+            udp: Udp::default(),
+            websocket: WebSocket::default(),
+            logging: Logging::default(),
+            mcp: Mcp::default(),
+            api: Api::default(),
+            workers: 1,
+            debug: false,
+            unused: Vec::new(),
+            node: None,
+        }
+    }
 }
 
 /// Section `mqtt`.

@@ -108,6 +108,18 @@ impl Source {
         if config.node.is_some() && !variables.iter().any(|(_, variable)| variable.key == "udp.port") {
             config.udp.port = config.mqtt.port;
         }
+        // Each worker has an audio port of its own.
+        if usize::from(config.udp.port) + config.workers > 1 << 16 {
+            let allowed = format!(
+                "at most {} with udp.port {}",
+                (1 << 16) - usize::from(config.udp.port),
+                config.udp.port
+            );
+            let place =
+                self.path.as_ref().map_or("configuration".to_owned(), |path| path.display().to_string());
+            errors.push(Problem::value("workers", config.workers.to_string(), allowed).at(place));
+            config.workers = 1;
+        }
         if let Some(level) = self.level {
             config.logging.level = level;
             config.debug = false;

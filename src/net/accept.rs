@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use log::{info, warn};
@@ -14,6 +15,7 @@ use super::device::Device;
 use super::gateway::{Alarm, Gateway, Ready};
 use super::link::Link;
 use super::session::Session;
+use super::team::Adopted;
 use super::token::{self, Role, SessionId};
 use crate::admin::troubles::Kind;
 use crate::session::Core;
@@ -41,8 +43,9 @@ pub(super) enum Door {
     Tls,
 }
 
-/// A non-blocking listener, for IPv4 too when the address is `[::]`.
-pub(super) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+/// A non-blocking listener, for IPv4 too when the address is `[::]`. A shared one is one of several on the same port,
+/// among which the system spreads connections.
+pub(super) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(!addr.ip().is_unspecified())?;
@@ -50,6 +53,8 @@ pub(super) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     // On Windows the option would let two programs share the port.
     #[cfg(not(windows))]
     socket.set_reuse_address(true)?;
+    #[cfg(unix)]
+    socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     if INHERITED {
         set_options(&socket);
@@ -61,25 +66,63 @@ pub(super) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 
 /// Connections by address, counted only while `max_connections_per_ip` is set.
 #[derive(Default)]
-pub(super) struct PerIp(HashMap<IpAddr, usize>);
+pub(super) struct PerIp {
+    own: HashMap<IpAddr, usize>,
+    /// Those of all workers, when there are several.
+    all: Option<Shared>,
+}
+
+/// Connections by address, of all workers.
+pub(super) type Shared = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
 impl PerIp {
+    /// From now on, connections of all workers count.
+    pub(super) fn share(&mut self, all: Shared) {
+        self.all = Some(all);
+    }
+
     pub(super) fn of(&self, ip: IpAddr) -> usize {
-        self.0.get(&ip).copied().unwrap_or_default()
+        let count = |counts: &HashMap<_, _>| counts.get(&ip).copied().unwrap_or_default();
+        self.all.as_ref().map_or_else(|| count(&self.own), |all| count(&locked(all)))
     }
 
     pub(super) fn came(&mut self, ip: IpAddr) {
-        *self.0.entry(ip).or_default() += 1;
+        *self.own.entry(ip).or_default() += 1;
+        if let Some(all) = &self.all {
+            *locked(all).entry(ip).or_default() += 1;
+        }
     }
 
     pub(super) fn left(&mut self, ip: IpAddr) {
-        if let Some(count) = self.0.get_mut(&ip) {
-            *count -= 1;
-            if *count == 0 {
-                self.0.remove(&ip);
+        if subtract(&mut self.own, ip, 1)
+            && let Some(all) = &self.all
+        {
+            subtract(&mut locked(all), ip, 1);
+        }
+    }
+
+    fn clear(&mut self) {
+        for (ip, count) in self.own.drain() {
+            if let Some(all) = &self.all {
+                subtract(&mut locked(all), ip, count);
             }
         }
     }
+}
+
+/// Counts are right after every change, so those of a worker that panicked are too.
+fn locked(all: &Shared) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+    all.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// False when there was nothing to take away.
+fn subtract(counts: &mut HashMap<IpAddr, usize>, ip: IpAddr, taken: usize) -> bool {
+    let Some(count) = counts.get_mut(&ip) else { return false };
+    *count = count.saturating_sub(taken);
+    if *count == 0 {
+        counts.remove(&ip);
+    }
+    true
 }
 
 impl Gateway {
@@ -129,7 +172,7 @@ impl Gateway {
         }
     }
 
-    fn let_in(&mut self, mut tcp: TcpStream, peer: SocketAddr, door: Door) {
+    fn let_in(&mut self, tcp: TcpStream, peer: SocketAddr, door: Door) {
         self.metrics.connections += 1;
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let limit = self.config.mqtt.max_connections_per_ip;
@@ -141,32 +184,48 @@ impl Gateway {
             self.metrics.turned_away += 1;
             return;
         }
-        let token = token::token(Role::Device, self.sessions.next_slot());
-        let both = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self.poll.registry().register(&mut tcp, token, both) {
-            return warn!("[{peer}] cannot register: {error}");
-        }
         if !INHERITED {
             set_options(&SockRef::from(&tcp));
-        }
-        if limit > 0 {
-            self.per_ip.came(peer.ip());
         }
         let secured = door == Door::Tls;
         if secured {
             self.limit_handshakes();
         }
-        let core = Core::new(peer.ip(), self.now);
         let device = Device::new(Link::new(tcp, proxied, secured), peer.port());
-        let id = self.sessions.insert(core, Some(device), None);
-        if secured {
-            self.handshakes.push_back(id);
+        let id = self.take_in(device, peer.ip());
+        self.handshakes.extend(id.filter(|_| secured));
+    }
+
+    /// Makes a session of a connection that still owes its CONNECT.
+    fn take_in(&mut self, mut device: Device, ip: IpAddr) -> Option<SessionId> {
+        let token = token::token(Role::Device, self.sessions.next_slot());
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let tcp = device.link.tcp_mut()?;
+        if let Err(error) = self.poll.registry().register(tcp, token, both) {
+            warn!("[{ip}] cannot register: {error}");
+            return None;
         }
+        if self.config.mqtt.max_connections_per_ip > 0 {
+            self.per_ip.came(ip);
+        }
+        let id = self.sessions.insert(Core::new(ip, self.now), Some(device), None);
         self.strangers.push_back(id);
         while self.strangers.front().is_some_and(|id| !self.is_stranger(*id)) {
             self.strangers.pop_front();
         }
         self.rearm(id);
+        Some(id)
+    }
+
+    /// Takes in a connection that another worker accepted.
+    pub(super) fn adopt(&mut self, adopted: Adopted) {
+        if self.is_stopping() || self.draining {
+            return;
+        }
+        if let Some(mut id) = self.take_in(adopted.device, adopted.ip) {
+            self.serve(&mut id, &adopted.bytes, Vec::new());
+            self.ready.push_back(Ready::Device(id));
+        }
     }
 
     /// Makes room among connections that say nothing: the one that has had the most time for its CONNECT goes, so that
@@ -189,7 +248,7 @@ impl Gateway {
 
     /// Counts the connections of each address anew, after a reload that may have set or unset the limit.
     pub(super) fn recount(&mut self) {
-        self.per_ip = PerIp::default();
+        self.per_ip.clear();
         if self.config.mqtt.max_connections_per_ip > 0 {
             let is_open = |session: &&Session| session.device.as_ref().is_some_and(|device| !device.closing);
             for session in self.sessions.iter().filter(is_open) {

@@ -103,7 +103,7 @@ impl Gateway {
             }
         };
         let limit = self.config.websocket.max_calls;
-        grant.allowed = limit == 0 || self.index.calls() < limit;
+        grant.allowed = limit == 0 || self.all_calls() < limit;
         grant.udp_host = grant::udp_host(&self.config.udp.public_ip, local);
         grant.udp_port = self.addresses.udp.port();
         self.index.add_call(grant.ssrc, id, ip);

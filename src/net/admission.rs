@@ -23,7 +23,7 @@ impl Gateway {
         let limits = &self.config.mqtt;
         let from_there = self.sessions.get(id).map_or(0, |session| self.per_ip.of(session.core.ip()));
         let crowded = limits.max_connections_per_ip > 0 && from_there > limits.max_connections_per_ip;
-        let full = self.index.devices() >= limits.max_connections;
+        let full = self.all_devices() >= limits.max_connections;
         if older.is_none() && (full || crowded) {
             let admission = if full { Admission::Full } else { Admission::Crowded };
             return self.drive(id, |core, cx| core.admitted(admission, cx));

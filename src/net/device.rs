@@ -8,7 +8,7 @@ use super::gateway::{Gateway, Ready};
 use super::link::Link;
 use super::outbox::{Flush, Outbox};
 use super::token::SessionId;
-use crate::proto::mqtt;
+use crate::proto::mqtt::{self, Packet};
 
 /// Reads per dispatch: a device that sends without end must let others in, within a millisecond or two.
 const READS: usize = 2;
@@ -190,7 +190,7 @@ impl Gateway {
     }
 
     /// Serves the packets in `bytes`, or in `kept` when there was a partial packet before; keeps what is left over.
-    fn serve(&mut self, id: &mut SessionId, bytes: &[u8], kept: Vec<u8>) -> bool {
+    pub(super) fn serve(&mut self, id: &mut SessionId, bytes: &[u8], kept: Vec<u8>) -> bool {
         let mut rest = if kept.is_empty() { bytes } else { &kept[..] };
         while !rest.is_empty() {
             let Some(session) = self.sessions.live(*id) else { return false };
@@ -203,6 +203,11 @@ impl Gateway {
                 return true;
             }
             match mqtt::decode(rest, session.core.max_packet(&self.config)) {
+                Ok(Some((Packet::Connect(connect), _)))
+                    if !self.team.is_alone() && self.send_home(*id, connect.client_id, rest) =>
+                {
+                    return false;
+                }
                 Ok(Some((packet, length))) => {
                     rest = &rest[length..];
                     self.drive(*id, |core, cx| core.packet(packet, cx));

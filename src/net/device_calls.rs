@@ -34,6 +34,11 @@ impl Gateway {
     // ----- what operators ask for ---------------------------------------------------------------------------------
 
     pub(super) fn request_device_call(&mut self, caller: Mac, target: Mac, nickname: &str) -> Requested {
+        if self.team.elsewhere(target).is_some() {
+            return Requested::Refused(
+                "两台设备由不同的工作线程服务，需设 workers 为 1 / The devices are served by different workers; set workers to 1",
+            );
+        }
         let (calling, called) = (self.presence(caller), self.presence(target));
         let mut effects = Vec::new();
         let bridges = &mut self.device_calls.bridges;

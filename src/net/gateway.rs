@@ -31,6 +31,7 @@ use super::relief::Peak;
 use super::resolver::Resolver;
 use super::session::{NO_ALARM, Sessions};
 use super::supervisor::Supervisor;
+use super::team::Team;
 use super::tls_door::TlsDoor;
 use super::token::{self, Role, SessionId};
 use super::watch::Watch;
@@ -117,6 +118,7 @@ pub struct Gateway {
     pub(super) supervisor: Supervisor,
     pub(super) draining: bool,
     pub(super) stopping: Option<Instant>,
+    pub(super) team: Team,
 }
 
 /// What the wheel rings for.
@@ -195,19 +197,33 @@ impl fmt::Display for BindError {
 impl std::error::Error for BindError {}
 
 impl Gateway {
-    /// Opens all sockets. With a `source`, its file is watched and can be read again.
+    /// Opens all sockets, and starts the other workers. With a `source`, its file is watched and can be read again.
     ///
     /// # Errors
     /// A port that is in use or not permitted, a certificate that cannot be used, or a system without descriptors.
     pub fn bind(config: Config, source: Option<Source>) -> Result<Self, BindError> {
+        if config.workers > 1 {
+            Team::claim_ports(&config.mqtt)?;
+        }
+        let mut gateway = Self::open(config, source)?;
+        if gateway.config.workers > 1 {
+            Team::gather(&mut gateway)?;
+        }
+        Ok(gateway)
+    }
+
+    /// Opens the sockets of one worker.
+    pub(super) fn open(config: Config, source: Option<Source>) -> Result<Self, BindError> {
         let setup = |what| move |error| BindError::Setup(what, error);
         let poll = Poll::new().map_err(setup("poll"))?;
         let waker =
             Arc::new(Waker::new(poll.registry(), token::fixed(WAKER)).map_err(setup("create a waker"))?);
         let mqtt = SocketAddr::new(config.mqtt.host, config.mqtt.port);
-        let listen = |addr| accept::listen(addr).map_err(|error| BindError::Port("MQTT", addr, error));
+        let shared = config.workers > 1;
+        let listen =
+            |addr| accept::listen(addr, shared).map_err(|error| BindError::Port("MQTT", addr, error));
         let mut listener = config.mqtt.plain.then(|| listen(mqtt)).transpose()?;
-        let mut tls_door = TlsDoor::open(config.mqtt.host, &config.mqtt.tls)?;
+        let mut tls_door = TlsDoor::open(config.mqtt.host, &config.mqtt.tls, shared)?;
         let udp = SocketAddr::new(config.udp.host, config.udp.port);
         let mut datagrams = Datagrams::bind(udp).map_err(|error| BindError::Port("UDP", udp, error))?;
         let api = config.api.enabled.then(|| SocketAddr::new(config.api_host(), config.api.port));
@@ -300,6 +316,7 @@ impl Gateway {
             supervisor: Supervisor::default(),
             draining: false,
             stopping: None,
+            team: Team::default(),
         };
         for warning in gateway.config.warnings() {
             gateway.admin.trouble(Kind::Setting, None, &warning);
@@ -333,11 +350,11 @@ impl Gateway {
         while !self.is_stopped() {
             self.turn(&mut events)?;
         }
-        if self.draining && !self.is_stopping() {
+        if self.draining && !self.is_stopping() && self.team.leads() {
             info!("drained: no call is left");
             self.supervisor.stopping();
         }
-        Ok(())
+        self.team.wait()
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -346,7 +363,8 @@ impl Gateway {
 
     fn is_stopped(&self) -> bool {
         let is_empty = self.sessions.len() == 0;
-        self.stopping.map_or(self.draining && is_empty, |until| until <= self.now || is_empty)
+        let is_drained = self.draining && is_empty && self.team.others_ended();
+        self.stopping.map_or(is_drained, |until| until <= self.now || is_empty)
     }
 
     // ----- the turn -----------------------------------------------------------------------------------------------
@@ -371,6 +389,7 @@ impl Gateway {
         }
         self.flush();
         self.bury();
+        self.team.publish(self.index.devices(), self.index.calls());
         self.metrics.turns.add(self.now.elapsed());
         Ok(())
     }
@@ -472,6 +491,11 @@ impl Gateway {
                 Command::ReloadFile => {
                     let _ = self.reload_file();
                 }
+                Command::Adopt(adopted) => self.adopt(*adopted),
+                Command::Errand(errand) => self.run_errand(&errand),
+                Command::Reply(reply) => self.reply(*reply),
+                Command::Ping(asked) => self.team.heard(asked),
+                Command::WorkerEnded => self.team.worker_ended(),
             }
         }
     }

@@ -9,16 +9,27 @@ use std::{io, thread};
 
 use mio::Waker;
 
+use super::admin::{Errand, Reply};
 use super::gateway::{BindError, Gateway};
+use super::team::Adopted;
 use crate::config::{Config, Source};
 
 /// What other threads may ask of the loop.
-#[derive(Debug)]
 pub(super) enum Command {
     Stop(Duration),
     Drain,
     Reload(Box<Config>),
     ReloadFile,
+    /// From another worker: a connection whose home is here.
+    Adopt(Box<Adopted>),
+    /// From the leader: a call of the management API.
+    Errand(Box<Errand>),
+    /// To the leader: the answer to that.
+    Reply(Box<Reply>),
+    /// To the leader: another worker has ended.
+    WorkerEnded,
+    /// From the leader: whether the loop turns.
+    Ping(usize),
 }
 
 /// Asks things of a running gateway, from any thread.
@@ -57,7 +68,7 @@ impl Handle {
         self.send(Command::ReloadFile);
     }
 
-    fn send(&self, command: Command) {
+    pub(super) fn send(&self, command: Command) {
         // A gateway that is gone needs nothing.
         if self.commands.send(command).is_ok() {
             let _ = self.waker.wake();

@@ -133,13 +133,18 @@ impl Link {
         }
     }
 
-    /// The socket of an open connection, for registration with the poll.
+    /// The socket of a fresh or an open connection, for registration with the poll.
     pub(super) fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
         match self {
             Self::Plain(tcp) => Some(tcp),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => Some(tls.get_mut()),
-            Self::Early(_) => None,
+            Self::Early(early) => match &mut early.stage {
+                Stage::Header { tcp, .. } | Stage::Silent(tcp) => Some(tcp),
+                #[cfg(feature = "tls")]
+                Stage::Handshake(_) => None,
+                Stage::Over => None,
+            },
         }
     }
 

@@ -37,6 +37,7 @@ mod steer;
 pub mod stream;
 mod supervisor;
 mod tap;
+mod team;
 mod tls_door;
 pub mod token;
 pub(crate) mod upgrade;

@@ -7,6 +7,7 @@ use log::{error, info, warn};
 
 use super::device_calls::DeviceCalls;
 use super::gateway::{Alarm, Gateway};
+use super::handle::Command;
 use super::watch::{self, Watch};
 use crate::admin::troubles::Kind;
 use crate::config::{self, Changes, Config};
@@ -66,27 +67,36 @@ impl Gateway {
         if let Err(error) = self.reload_tls(&new) {
             return Err(self.refused(error.to_string()));
         }
+        self.team.tell(|| Command::Reload(Box::new(new.clone())));
         // Certificates may be new in files of the same name.
         self.tls.clear();
         if changes.is_empty() {
-            info!("reload: nothing has changed");
+            if self.team.leads() {
+                info!("reload: nothing has changed");
+            }
             return Ok(changes);
         }
         let new = new.after_reload(&self.config);
-        for warning in new.warnings() {
-            warn!("{warning}");
-            self.admin.trouble(Kind::Setting, None, &warning);
+        if self.team.leads() {
+            self.tell_of(&new, &changes);
         }
         logger::set_level(new.log_level());
         self.config = Arc::new(new);
         self.recount();
-        info!("reload: applied: {}; needs restart: {}", list(&changes.applied), list(&changes.needs_restart));
         self.start_dials();
         // Limits that are deadlines of running calls.
         for id in self.sessions.ids() {
             self.drive(id, Core::timeout);
         }
         Ok(changes)
+    }
+
+    fn tell_of(&mut self, new: &Config, changes: &Changes) {
+        for warning in new.warnings() {
+            warn!("{warning}");
+            self.admin.trouble(Kind::Setting, None, &warning);
+        }
+        info!("reload: applied: {}; needs restart: {}", list(&changes.applied), list(&changes.needs_restart));
     }
 
     fn refused(&mut self, why: String) -> ReloadError {
@@ -103,11 +113,14 @@ impl Gateway {
         self.accepting = false;
         // Closed, not only deaf: the system would go on to take connections for us.
         (self.listener, self.tls_door) = (None, None);
-        info!(
-            "draining: {} calls to finish; devices without one are disconnected within {} s",
-            self.index.calls(),
-            LEAVING.as_secs()
-        );
+        self.team.tell(|| Command::Drain);
+        if self.team.leads() {
+            info!(
+                "draining: {} calls to finish; devices without one are disconnected within {} s",
+                self.all_calls(),
+                LEAVING.as_secs()
+            );
+        }
         let ids = self.sessions.ids();
         let count = ids.len().max(1) as u32;
         for (place, id) in ids.into_iter().enumerate() {
@@ -118,11 +131,14 @@ impl Gateway {
     }
 
     pub(super) fn stop(&mut self, grace: Duration) {
+        self.team.tell(|| Command::Stop(grace));
         if self.stopping.is_some() {
             self.stopping = Some(self.now);
             return;
         }
-        info!("stopping: {} calls, {} devices", self.index.calls(), self.index.devices());
+        if self.team.leads() {
+            info!("stopping: {} calls, {} devices", self.all_calls(), self.all_devices());
+        }
         self.supervisor.stopping();
         self.stopping = Some(self.now + grace);
         self.wheel.arm(self.now + grace, Alarm::Stop);

@@ -119,7 +119,10 @@ impl Gateway {
 
     pub(super) fn reassure_supervisor(&mut self) {
         let Some(interval) = self.supervisor.interval else { return };
-        self.supervisor.tell(&format!("WATCHDOG=1\nSTATUS={}", self.status()));
+        // A worker that hangs is as bad as all of them.
+        if self.team.is_alive() {
+            self.supervisor.tell(&format!("WATCHDOG=1\nSTATUS={}", self.status()));
+        }
         self.wheel.arm(self.now + interval, Alarm::Supervisor);
     }
 
@@ -133,6 +136,6 @@ impl Gateway {
             (false, true) => "draining",
             (false, false) => "serving",
         };
-        format!("{word}: {} devices, {} calls", self.index.devices(), self.index.calls())
+        format!("{word}: {} devices, {} calls", self.all_devices(), self.all_calls())
     }
 }

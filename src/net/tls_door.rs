@@ -26,13 +26,14 @@ impl TlsDoor {
     ///
     /// # Errors
     /// A certificate that cannot be used, or a port that cannot be listened on.
-    pub(super) fn open(host: IpAddr, tls: &Tls) -> Result<Option<Self>, BindError> {
+    pub(super) fn open(host: IpAddr, tls: &Tls, shared: bool) -> Result<Option<Self>, BindError> {
         let Some((cert_file, key_file)) = tls.files() else { return Ok(None) };
         // Watched from before it is read, so that no change is missed.
         let watches = [cert_file, key_file].map(|path| Watch::new(path.to_owned()));
         let certificate = Certificate::load(cert_file, key_file).map_err(BindError::Certificate)?;
         let addr = SocketAddr::new(host, tls.port);
-        let listener = accept::listen(addr).map_err(|error| BindError::Port("MQTT over TLS", addr, error))?;
+        let listener =
+            accept::listen(addr, shared).map_err(|error| BindError::Port("MQTT over TLS", addr, error))?;
         Ok(Some(Self { listener, certificate, watches }))
     }
 
@@ -74,7 +75,7 @@ impl Gateway {
                 door.watches = watches;
             }
             _ => {
-                let mut door = TlsDoor::open(self.config.mqtt.host, now)?;
+                let mut door = TlsDoor::open(self.config.mqtt.host, now, !self.team.is_alone())?;
                 if let Some(door) = &mut door {
                     let registry = self.poll.registry();
                     registry
@@ -119,7 +120,7 @@ impl Gateway {
 
     /// Says which certificate is in use, and what is doubtful about it.
     pub(super) fn describe_certificate(&mut self) {
-        let Some(door) = &self.tls_door else { return };
+        let Some(door) = self.tls_door.as_ref().filter(|_| self.team.leads()) else { return };
         let Some(facts) = door.certificate.facts.clone() else { return };
         info!("TLS certificate for {}, valid until {}", facts.names, facts.expires.0);
         for doubt in facts.doubts {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 
+use super::errand::Asking;
 use super::{LINGER, Next};
 use crate::admin::http::{Head, MAX_HEAD};
 use crate::net::outbox::Outbox;
@@ -39,8 +40,8 @@ pub(super) struct Conn {
 pub(super) enum Stage {
     /// Waits for a request, or for its body: then the caller may call, and this is the head.
     Reading(Option<Box<Head>>),
-    /// Waits for a device's answer.
-    Asking { ticket: u64, keep_alive: bool },
+    /// Waits for the answer of a device or of other workers.
+    Asking(Box<Asking>),
     /// Waits until the client has read the answer.
     Writing { keep_alive: bool },
     /// Nothing more is served; the client's last bytes are dropped, so that they cost it not the answer.
@@ -54,7 +55,7 @@ impl Stage {
             Self::Parting => 0,
             Self::Reading(_) => 1,
             Self::Writing { .. } => 2,
-            Self::Asking { .. } => 3,
+            Self::Asking(_) => 3,
         }
     }
 }
@@ -99,7 +100,7 @@ impl Conn {
                 None if self.used => self.since + IDLE,
                 _ => self.since + REQUEST_WITHIN,
             },
-            Stage::Asking { .. } => self.since + ANSWER_WITHIN,
+            Stage::Asking(_) => self.since + ANSWER_WITHIN,
             Stage::Writing { .. } => self.since + READ_WITHIN,
             Stage::Parting => self.since + LINGER,
         }

@@ -4,12 +4,14 @@
 //! taken, the connection that has waited longest for its request makes room for a newcomer.
 
 mod conn;
+mod errand;
 mod process;
 mod scrape;
 mod serve;
 
 use std::io::{self, ErrorKind, Read};
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use log::{debug, warn};
@@ -19,15 +21,18 @@ use slab::Slab;
 use tz::TimeZone;
 
 use self::conn::{Conn, Stage};
+pub(super) use self::errand::{Errand, Reply};
 use super::accept;
 use super::gateway::{Alarm, Gateway, LINGER, Ready};
 use super::outbox::Flush;
 use super::token::{self, Role};
 use crate::admin::auth::{self, Clock};
 use crate::admin::http::{self, Head, Response};
+use crate::admin::json;
 use crate::admin::page;
 use crate::admin::routes::{self, Access};
 use crate::admin::troubles::{Kind, Troubles};
+use crate::session::CommandFailed;
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 128;
@@ -50,12 +55,12 @@ pub(super) struct Admin {
     listener: Option<TcpListener>,
     conns: Slab<Conn>,
     epoch: u32,
-    /// Of commands, so that each has a ticket of its own.
+    /// Of requests, so that each has a ticket of its own.
     tickets: u32,
     /// Local time; UTC where the system does not tell.
     zone: TimeZone,
-    /// What went wrong lately.
-    troubles: Troubles,
+    /// What went wrong lately, at any worker.
+    troubles: Arc<Mutex<Troubles>>,
     page_policy: String,
     started: SystemTime,
 }
@@ -73,12 +78,12 @@ impl Admin {
     /// Listens on this address; not at all without one.
     pub(super) fn bind(addr: Option<SocketAddr>) -> io::Result<Self> {
         Ok(Self {
-            listener: addr.map(accept::listen).transpose()?,
+            listener: addr.map(|addr| accept::listen(addr, false)).transpose()?,
             conns: Slab::new(),
             epoch: 0,
             tickets: 0,
             zone: zone(),
-            troubles: Troubles::default(),
+            troubles: Arc::default(),
             page_policy: page::policy(),
             started: SystemTime::now(),
         })
@@ -95,7 +100,28 @@ impl Admin {
     /// Remembers what went wrong, for operators to read.
     pub(super) fn trouble(&mut self, kind: Kind, device: Option<&str>, sentence: &str) {
         let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.troubles.note(at.as_millis() as u64, kind, device, sentence);
+        self.troubles().note(at.as_millis() as u64, kind, device, sentence);
+    }
+
+    /// Whole after every note, so that those of a worker that panicked are good too.
+    fn troubles(&self) -> MutexGuard<'_, Troubles> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where other workers may note theirs.
+    pub(super) fn notebook(&self) -> Arc<Mutex<Troubles>> {
+        self.troubles.clone()
+    }
+
+    /// Notes trouble at the leader from now on.
+    pub(super) fn report_to(&mut self, troubles: Arc<Mutex<Troubles>>) {
+        self.troubles = troubles;
+    }
+
+    /// Names a request of this connection; the answer may come later.
+    fn ticket(&mut self, id: ConnId) -> u64 {
+        self.tickets = self.tickets.wrapping_add(1);
+        u64::from(self.tickets) << 32 | u64::from(id.slot)
     }
 
     fn clock(&self) -> Clock {
@@ -206,7 +232,7 @@ impl Gateway {
         let Some(conn) = self.admin.live(id) else { return Next::Wait };
         match &conn.stage {
             Stage::Reading(_) => self.read_request(id),
-            Stage::Asking { .. } => Next::Wait,
+            Stage::Asking(_) => Next::Wait,
             Stage::Writing { keep_alive } => match (conn.outbox.flush(&mut conn.tcp), keep_alive) {
                 (Ok(Flush::Done), true) => conn.enter(Stage::Reading(None), now),
                 (Ok(Flush::Done), false) => conn.part(now),
@@ -257,10 +283,7 @@ impl Gateway {
         let rest = conn.inbox.split_off(total);
         let request = std::mem::replace(&mut conn.inbox, rest);
         conn.stage = Stage::Reading(None);
-        match self.answer_call(id, &head, &request[head.length..]) {
-            Some(response) => self.respond(id, &response, head.keep_alive, head.method == http::Method::Head),
-            None => Next::Again,
-        }
+        self.answer(id, &head, &request[head.length..])
     }
 
     /// Whether the caller may call at all, and then how long the body is. Else the answer, and whether the connection can
@@ -310,9 +333,11 @@ impl Gateway {
                 self.respond(id, &late, false, false);
                 self.pump_admin(id);
             }
-            Stage::Asking { ticket, .. } => {
-                let ticket = *ticket;
-                self.answer_command(ticket, &Err(crate::session::CommandFailed::Timeout));
+            Stage::Asking(asking) => {
+                let (keep_alive, to_head) = (asking.keep_alive, asking.to_head);
+                let (status, body) = json::command_answer(&Err(CommandFailed::Timeout));
+                self.respond(id, &Response::json(status, body), keep_alive, to_head);
+                self.pump_admin(id);
             }
             Stage::Reading(_) | Stage::Writing { .. } | Stage::Parting => self.drop_admin(id),
         }

@@ -34,7 +34,9 @@ impl Gateway {
         self.servers_into(&census, &mut text);
         self.audio_into(&census, &mut text);
         self.loop_into(&mut text);
-        self.process_into(&mut text);
+        if self.team.leads() {
+            self.process_into(&mut text);
+        }
         text.finish()
     }
 
@@ -232,12 +234,6 @@ impl Gateway {
             "Connections of devices, with what is left of them.",
             self.sessions.len(),
         );
-        text.single(
-            Gauge,
-            "gateway_draining",
-            "Whether the gateway takes no new devices and ends with its last call: 1 or 0.",
-            u8::from(self.draining),
-        );
         text.single(Gauge, "gateway_api_connections", "Connections to this API.", self.admin.conns.len());
         text.single(
             Counter,
@@ -254,15 +250,22 @@ impl Gateway {
         let classes = ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"];
         let answers = classes.into_iter().zip(metrics.api_answers).skip(2);
         text.by(Counter, "gateway_api_answers_total", "Answers of this API by status.", "status", answers);
+    }
+
+    /// What there is once, however many workers there are.
+    fn process_into(&self, text: &mut Text) {
+        text.single(
+            Gauge,
+            "gateway_draining",
+            "Whether the gateway takes no new devices and ends with its last call: 1 or 0.",
+            u8::from(self.draining),
+        );
         text.single(
             Counter,
             "gateway_log_lines_lost_total",
             "Log lines that could not be written.",
             logger::lost_lines(),
         );
-    }
-
-    fn process_into(&self, text: &mut Text) {
         let tls = if cfg!(feature = "tls") { "true" } else { "false" };
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("tls", tls)];
         text.family(Gauge, "gateway_build_info", "The build; its value is always 1.", [(labels, 1)]);

@@ -2,14 +2,13 @@
 
 use log::info;
 
-use super::conn::Stage;
-use super::{ConnId, Next};
-use crate::admin::http::{Head, Response, query_value};
+use super::errand::Errand;
+use crate::admin::http::{Response, query_value};
 use crate::admin::json::{self, Command};
 use crate::admin::metrics::CONTENT_TYPE;
 use crate::admin::page;
-use crate::admin::routes::{self, Endpoint, Found, OPENAPI};
-use crate::net::gateway::{Gateway, Ready};
+use crate::admin::routes::{Endpoint, OPENAPI};
+use crate::net::gateway::Gateway;
 use crate::net::steer::ReloadError;
 use crate::net::token::SessionId;
 use crate::proto::message;
@@ -22,32 +21,24 @@ const MESSAGES: [&str; 4] = ["alert", "system", "custom", "notify"];
 
 impl Gateway {
     /// Carries a call out. None: the answer comes later.
-    pub(super) fn answer_call(&mut self, id: ConnId, head: &Head, body: &[u8]) -> Option<Response> {
-        let found = routes::find(head.method, &head.path);
-        if let Some(refusal) = found.refusal() {
-            return Some(refusal);
-        }
-        let Found::Call(endpoint, client_id) = found else { return None };
-        let client_id = client_id.unwrap_or_default();
-        let Ok(body) = std::str::from_utf8(body) else {
-            return Some(Response::error(400, "bad_json", "The body is not UTF-8."));
-        };
+    pub(super) fn serve_errand(&mut self, errand: &Errand) -> Option<Response> {
+        let Errand { ticket, endpoint, client_id, query, body } = errand;
         Some(match endpoint {
             Endpoint::Health => Response::json(200, r#"{"status":"ok"}"#),
             Endpoint::Ready => self.ready_answer(),
             Endpoint::Metrics => Response::text(CONTENT_TYPE, self.scrape()),
             Endpoint::OpenApi => Response::json(200, OPENAPI),
-            Endpoint::Command => return self.command(id, head, &client_id, body),
+            Endpoint::Command => return self.command(*ticket, client_id, body),
             Endpoint::DevicesStatus => self.devices_status(body),
             Endpoint::CallRequest => self.call_request(body),
             Endpoint::CallAccept => self.call_accept(body),
             Endpoint::CallHangUp => self.call_hang_up(body),
-            Endpoint::Message => self.push_message(&client_id, body),
-            Endpoint::Sessions => self.list_sessions(&head.query),
-            Endpoint::Session => self.show_session(&client_id),
-            Endpoint::End => self.end_session(&client_id, &head.query),
+            Endpoint::Message => self.push_message(client_id, body),
+            Endpoint::Sessions => self.list_sessions(query),
+            Endpoint::Session => self.show_session(client_id),
+            Endpoint::End => self.end_session(client_id, query),
             Endpoint::Reload => self.reload_answer(),
-            Endpoint::Errors => Response::json(200, self.admin.troubles.to_json()),
+            Endpoint::Errors => Response::json(200, self.admin.troubles().to_json()),
             Endpoint::Page => Response::text(page::CONTENT_TYPE, page::PAGE)
                 .with("Content-Security-Policy", self.admin.page_policy.as_str()),
             Endpoint::Config => Response::json(200, self.config.to_masked_file()),
@@ -77,7 +68,7 @@ impl Gateway {
 
     // ----- compatible ---------------------------------------------------------------------------------------------
 
-    fn command(&mut self, id: ConnId, head: &Head, client_id: &str, body: &str) -> Option<Response> {
+    fn command(&mut self, ticket: u64, client_id: &str, body: &str) -> Option<Response> {
         let failed = |status, why: &str| {
             Some(Response::json(status, serde_json::json!({ "success": false, "error": why }).to_string()))
         };
@@ -89,29 +80,14 @@ impl Gateway {
             return Some(Response::json(status, body));
         };
         let Some(command) = Command::parse(body) else { return failed(500, "指令类型无效") };
-        self.admin.tickets = self.admin.tickets.wrapping_add(1);
-        let ticket = u64::from(self.admin.tickets) << 32 | u64::from(id.slot);
-        let now = self.now;
-        let conn = self.admin.live(id)?;
-        conn.enter(Stage::Asking { ticket, keep_alive: head.keep_alive }, now);
         self.drive(device, |core, cx| core.command(ticket, &command.method, &command.params, cx));
         None
     }
 
     /// A device answered a command, or will not.
     pub(in crate::net) fn answer_command(&mut self, ticket: u64, result: &Result<Box<str>, CommandFailed>) {
-        let slot = ticket as u32;
-        let Some(conn) = self.admin.conns.get(slot as usize) else { return };
-        let Stage::Asking { ticket: asked, keep_alive } = conn.stage else { return };
-        if asked != ticket {
-            return;
-        }
-        let id = ConnId { slot, epoch: conn.epoch };
         let (status, body) = json::command_answer(result);
-        if let Next::Again = self.respond(id, &Response::json(status, body), keep_alive, false) {
-            // Not now: a core may be in the middle of its actions.
-            self.ready.push_back(Ready::Admin(id));
-        }
+        self.send_reply(ticket, Response::json(status, body));
     }
 
     fn devices_status(&self, body: &str) -> Response {
@@ -181,14 +157,16 @@ impl Gateway {
     }
 
     fn list_sessions(&self, query: &str) -> Response {
-        let number = |key, default| match query_value(query, key) {
-            None => Some(default),
-            Some(text) => text.parse::<usize>().ok(),
-        };
-        let limits = number("after", 0).zip(number("limit", PAGE).filter(|limit| (1..=PAGE).contains(limit)));
-        let Some((after, limit)) = limits else {
+        let Some((after, limit)) = page_asked_for(query) else {
             let sentence = format!("\"after\" must be a whole number, and \"limit\" one from 1 to {PAGE}.");
             return Response::error(400, "bad_parameter", &sentence);
+        };
+        let me = page_start(self.team.me());
+        // A page that begins at another worker has all of ours, or none.
+        let (after, limit) = match after.checked_sub(me) {
+            None => (0, limit),
+            Some(slot) if slot < page_start(1) => (slot as usize, limit),
+            Some(_) => (usize::MAX, limit),
         };
         let mut page = json::Sessions {
             devices: self.index.devices(),
@@ -200,7 +178,7 @@ impl Gateway {
         for (slot, session) in self.sessions.starting_at(after) {
             let Some(view) = json::session(&session.core, self.now) else { continue };
             if page.sessions.len() == limit {
-                page.next = Some(slot);
+                page.next = Some(me + slot as u64);
                 break;
             }
             page.sessions.push(view);
@@ -256,6 +234,21 @@ impl Gateway {
             }
         }
     }
+}
+
+/// The cursor and the length of the page that is asked for.
+pub(super) fn page_asked_for(query: &str) -> Option<(u64, usize)> {
+    let number = |key, default| match query_value(query, key) {
+        None => Some(default),
+        Some(text) => text.parse::<u64>().ok(),
+    };
+    let limit = number("limit", PAGE as u64).filter(|limit| (1..=PAGE as u64).contains(limit))?;
+    Some((number("after", 0)?, limit as usize))
+}
+
+/// The cursor of a worker's first slot.
+pub(super) fn page_start(worker: usize) -> u64 {
+    (worker as u64) << 32
 }
 
 fn not_connected() -> Response {

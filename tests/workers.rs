@@ -1,0 +1,291 @@
+//! Several workers: devices, calls, limits and the management API, whichever worker they come to.
+
+#![allow(clippy::unwrap_used)]
+
+mod admin_support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use admin_support::{KEY, LIMIT, Stage, stage};
+use mqtt_websocket_proxy::net::Running;
+use mqtt_websocket_proxy::tools::device::{Call, Device, Failure, Login};
+use mqtt_websocket_proxy::tools::echo::EchoServer;
+use serde_json::{Value, json};
+
+/// Enough that the system has connections for every worker, and every worker has devices.
+const DEVICES: u8 = 24;
+
+fn mac(n: u8) -> String {
+    format!("aa:bb:cc:00:00:{n:02x}")
+}
+
+/// Speaks until it hears itself.
+fn speak(call: &mut Call) {
+    for number in 0..50 {
+        call.send(number * 60, b"\x58voice").unwrap();
+        if call
+            .receive(Duration::from_millis(400))
+            .unwrap()
+            .is_some_and(|audio| audio.payload == b"\x58voice")
+        {
+            return;
+        }
+    }
+    panic!("the echo was never heard");
+}
+
+fn sessions(stage: &Stage, query: &str) -> Value {
+    let (status, page) = stage.call("GET", &format!("/api/sessions{query}"), None);
+    assert_eq!(status, 200, "{page}");
+    page
+}
+
+fn macs(page: &Value) -> Vec<String> {
+    let sessions = page["sessions"].as_array().unwrap();
+    sessions.iter().map(|session| session["mac"].as_str().unwrap().to_owned()).collect()
+}
+
+fn call(device: &mut Device) -> Call {
+    let call = device.call().unwrap();
+    device.listen(&call, "auto").unwrap();
+    call
+}
+
+/// What `/metrics` says, by sample.
+fn metrics(stage: &Stage) -> BTreeMap<String, f64> {
+    let (status, text) = stage.call_with("GET", "/metrics", None, Some(admin_support::TOKEN));
+    assert_eq!(status, 200);
+    let samples =
+        text.lines().filter(|line| !line.starts_with('#')).map(|line| line.rsplit_once(' ').unwrap());
+    let all: Vec<_> = samples.map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect();
+    let by_name: BTreeMap<_, _> = all.iter().cloned().collect();
+    assert_eq!(by_name.len(), all.len(), "a sample is there once");
+    by_name
+}
+
+#[test]
+fn every_worker_has_calls_and_the_api_sees_all_of_them() {
+    let stage = stage(|config| config.workers = 3);
+    let mut devices: Vec<Device> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
+    let mut calls: Vec<Call> = devices.iter_mut().map(call).collect();
+    calls.iter_mut().for_each(speak);
+
+    // Each worker has an audio port of its own.
+    let ports: BTreeSet<u16> = calls.iter().map(|call| call.server_addr().unwrap().port()).collect();
+    assert_eq!(ports.len(), 3);
+
+    let page = sessions(&stage, "");
+    assert_eq!((&page["devices"], &page["calls"], &page["next"]), (&json!(24), &json!(24), &Value::Null));
+    let expected: BTreeSet<String> = (0..DEVICES).map(mac).collect();
+    assert_eq!(macs(&page).into_iter().collect::<BTreeSet<_>>(), expected);
+    assert!(
+        page["sessions"].as_array().unwrap().iter().all(|one| one["call"]["packetsUp"].as_u64() > Some(0))
+    );
+    // Page by page, of whatever length, each device is there once.
+    for limit in [1, 2, 5, 23] {
+        let (mut seen, mut after) = (Vec::new(), json!(0));
+        while !after.is_null() {
+            let page = sessions(&stage, &format!("?after={after}&limit={limit}"));
+            assert_eq!(page["devices"], 24);
+            let on_page = macs(&page);
+            assert!((1..=limit).contains(&on_page.len()), "{} of {limit}", on_page.len());
+            seen.extend(on_page);
+            after = page["next"].clone();
+        }
+        assert_eq!(seen.len(), 24);
+        assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), expected);
+    }
+
+    let numbers = metrics(&stage);
+    assert_eq!(numbers["gateway_devices_online"], 24.0);
+    assert_eq!(numbers["gateway_mqtt_connections_total"], 24.0);
+    assert_eq!(numbers["gateway_calls{state=\"live\"}"], 24.0);
+    assert!(numbers["gateway_audio_packets_total{direction=\"up\"}"] >= 24.0);
+    assert!(numbers["process_threads"] >= 3.0 && numbers["gateway_log_lines_lost_total"] == 0.0);
+
+    // What is about one device reaches the worker that has it.
+    for (n, device) in (0..DEVICES).zip(&mut devices) {
+        assert_eq!(stage.call("GET", &format!("/api/sessions/{}", mac(n)), None).1["mac"], mac(n));
+        let message = r#"{"type":"alert","message":"hi"}"#;
+        assert_eq!(stage.call("POST", &format!("/api/messages/{}", mac(n)), Some(message)).0, 200);
+        assert_eq!(
+            serde_json::from_str::<Value>(&device.wait_for("alert", LIMIT).unwrap()).unwrap()["message"],
+            "hi"
+        );
+    }
+    let ids: Vec<String> = (0..=DEVICES).map(mac).collect();
+    let (_, status) =
+        stage.call("POST", "/api/devices/status", Some(&json!({ "clientIds": ids }).to_string()));
+    for id in &ids[..24] {
+        assert_eq!(status[id], json!({ "isAlive": true, "exists": true }));
+    }
+    assert_eq!(status[&ids[24]], json!({ "isAlive": false, "exists": false }));
+    for (n, device) in (0..DEVICES).zip(&mut devices) {
+        assert_eq!(stage.call("DELETE", &format!("/api/sessions/{}", mac(n)), None).0, 200);
+        device.wait_for("goodbye", LIMIT).unwrap();
+    }
+    stage.until("/api/sessions", |page| page["calls"] == 0);
+    assert_eq!(stage.call("GET", "/api/sessions/aa:bb:cc:00:00:ff", None).0, 404);
+}
+
+/// A device's tools are asked at the worker that has it; the answer comes back to who asked.
+#[test]
+fn commands_reach_the_worker_of_their_device() {
+    let stage = stage(|config| config.workers = 2);
+    for n in 0..8 {
+        let mut device = stage.device(&mac(n));
+        let device = std::thread::spawn(move || {
+            let request: Value = serde_json::from_str(&device.wait_for("mcp", LIMIT).unwrap()).unwrap();
+            let result = json!({ "jsonrpc": "2.0", "id": request["payload"]["id"], "result": { "n": n } });
+            device.send_text(&json!({ "type": "mcp", "payload": result }).to_string()).unwrap();
+            device
+        });
+        let command = r#"{"type":"mcp","payload":{"method":"tools/call","params":{}}}"#;
+        let (status, answer) = stage.call("POST", &format!("/api/commands/{}", mac(n)), Some(command));
+        assert_eq!((status, &answer["data"]["n"]), (200, &json!(n)), "{answer}");
+        drop(device.join().unwrap());
+    }
+}
+
+/// The system may give each connection of a device to another worker.
+#[test]
+fn a_client_id_is_taken_over_from_wherever_it_was() {
+    let stage = stage(|config| config.workers = 4);
+    let mut older = stage.device(&mac(1));
+    let mut held = call(&mut older);
+    speak(&mut held);
+    for _ in 0..24 {
+        let newer = stage.device(&mac(1));
+        // The call goes on: same key, same port, and nothing is said to the new connection.
+        speak(&mut held);
+        assert!(matches!(older.wait_for("goodbye", LIMIT), Err(failure) if failure.is_closed()));
+        older = newer;
+    }
+    let page = sessions(&stage, "");
+    assert_eq!((&page["devices"], &page["calls"]), (&json!(1), &json!(1)));
+    older.goodbye(&held).unwrap();
+    stage.until("/api/sessions", |page| page["calls"] == 0);
+}
+
+/// Whether it was let in; a limit is told of at CONNECT.
+fn tries(stage: &Stage, n: u8) -> Option<Device> {
+    let login = Login::new(mac(n).parse().unwrap(), Some(KEY.as_bytes()));
+    let tried: Result<Device, Failure> = Device::connect(stage.gateway.addresses().mqtt, &login, LIMIT);
+    tried.ok()
+}
+
+#[test]
+fn limits_hold_for_all_workers_together() {
+    let full = stage(|config| (config.workers, config.mqtt.max_connections) = (3, 10));
+    let mut inside: Vec<Device> = Vec::new();
+    for n in 0..30 {
+        inside.extend(tries(&full, n));
+        let online = inside.len();
+        full.until("/api/sessions", |page| page["devices"] == online);
+    }
+    assert_eq!(inside.len(), 10);
+    drop(inside);
+    full.until("/api/sessions", |page| page["devices"] == 0);
+    assert!(tries(&full, 40).is_some());
+
+    let crowded = stage(|config| (config.workers, config.mqtt.max_connections_per_ip) = (3, 7));
+    let inside: Vec<Device> = (0..30).filter_map(|n| tries(&crowded, n)).collect();
+    assert_eq!(inside.len(), 7);
+    drop(inside);
+    crowded.until("/api/sessions", |page| page["devices"] == 0);
+    assert_eq!((0..7).filter_map(|n| tries(&crowded, n)).count(), 7);
+
+    let busy = stage(|config| (config.workers, config.websocket.max_calls) = (3, 5));
+    let mut devices: Vec<Device> = (0..20).map(|n| busy.device(&mac(n))).collect();
+    let mut calls = Vec::new();
+    for device in &mut devices {
+        // One call too many is answered, and ended in words.
+        calls.push(device.call().unwrap());
+        let going_on = calls.len().min(5);
+        busy.until("/api/sessions", |page| page["calls"] == going_on);
+    }
+    for device in &mut devices[5..] {
+        device.wait_for("goodbye", LIMIT).unwrap();
+    }
+}
+
+#[test]
+fn a_reload_and_a_stop_reach_every_worker() {
+    let stage = stage(|config| config.workers = 3);
+    let mut devices: Vec<Device> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
+    let other = EchoServer::start().unwrap();
+    let mut config = admin_support::config(&other, |config| config.workers = 3);
+    config.api.host = None;
+    stage.gateway.handle().reload(config);
+    stage.until("/api/config", |config| {
+        config["websocket"]["production_servers"][0].to_string().contains(&other.addr().port().to_string())
+    });
+    let _calls: Vec<Call> = devices.iter_mut().map(call).collect();
+    let page = sessions(&stage, "");
+    let at = |session: &Value| session["call"]["server"].as_str().unwrap().to_owned();
+    for session in page["sessions"].as_array().unwrap() {
+        assert!(at(session).contains(&other.addr().port().to_string()), "{session}");
+    }
+
+    stage.gateway.stop(LIMIT).unwrap();
+    for device in &mut devices {
+        device.wait_for("goodbye", LIMIT).unwrap();
+    }
+}
+
+/// A shared port could be bound twice: a second gateway must still hear that it is in use.
+#[test]
+fn a_second_gateway_on_the_same_port_is_refused() {
+    let stage = stage(|config| config.workers = 2);
+    for workers in [1, 2] {
+        let second = admin_support::config(&stage.echo, |config| {
+            (config.workers, config.mqtt.port) = (workers, stage.gateway.addresses().mqtt.port());
+        });
+        let error = Running::start(second, None).map(drop).unwrap_err().to_string();
+        assert!(error.contains("another program uses it"), "{error}");
+    }
+}
+
+/// Audio between two devices would cross from one loop to another: it is refused in words.
+#[test]
+fn a_call_between_devices_of_two_workers_is_refused_and_of_one_works() {
+    let stage = stage(|config| config.workers = 2);
+    let mut devices: Vec<Device> = (0..6).map(|n| stage.device(&mac(n))).collect();
+    let calls: Vec<Call> = devices.iter_mut().map(call).collect();
+    let port = |n: usize| calls[n].server_addr().unwrap().port();
+    let same = (1..6).find(|n| port(*n) == port(0)).unwrap();
+    let apart = (1..6).find(|n| port(*n) != port(0)).unwrap();
+    let ask = |other: usize| {
+        let body = json!({ "caller_mac": mac(0), "target_mac": mac(other as u8), "caller_nickname": "me" });
+        stage.call("POST", "/api/call/request", Some(&body.to_string())).1
+    };
+    let refused = ask(apart);
+    assert!(refused.to_string().contains("set workers to 1"), "{refused}");
+    let pending = ask(same);
+    assert_eq!(pending["status"], "pending", "{pending}");
+}
+
+#[test]
+fn a_drain_ends_with_the_last_call_of_any_worker() {
+    let stage = stage(|config| config.workers = 3);
+    let mut devices: Vec<Device> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
+    let mut calls: Vec<Call> = devices[..8].iter_mut().map(call).collect();
+    stage.gateway.handle().drain();
+    for idle in &mut devices[8..] {
+        assert!(idle.wait_for("goodbye", LIMIT).is_err_and(|failure| failure.is_closed()));
+    }
+    assert_eq!(stage.call_with("GET", "/readyz", None, None).0, 503);
+    // The API is there until the last call is over.
+    for (device, call) in devices[..8].iter_mut().zip(&mut calls) {
+        speak(call);
+        assert_eq!(sessions(&stage, "")["draining"], true);
+        device.goodbye(call).unwrap();
+    }
+    let end = Instant::now() + LIMIT;
+    while TcpStream::connect(stage.api).is_ok() {
+        assert!(Instant::now() < end, "it goes on without a call");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
