@@ -150,3 +150,33 @@ fn a_forbidden_name_is_found_where_it_counts_and_only_there() {
     assert_eq!(code(attributes), "a");
     assert_eq!(code("#[cfg(test)]\nmod tests;\nmio"), "#[cfg(test)]\nmod tests;\nmio");
 }
+
+#[test]
+fn every_test_that_the_threat_model_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let model = fs::read_to_string(root.join("docs/security.md")).unwrap();
+    let rows = model.split("## Threats").nth(1).unwrap().lines().filter(|line| line.starts_with("| "));
+    for row in rows.skip(2) {
+        let (_, tests) = row.trim_end_matches(" |").rsplit_once(" | ").unwrap();
+        for test in tests.split(", ") {
+            let name = test
+                .strip_prefix('`')
+                .and_then(|test| test.strip_suffix('`'))
+                .unwrap_or_else(|| panic!("{row}"));
+            let (file, name) = name.split_once("::").unwrap_or_else(|| panic!("{name} names no file"));
+            let text = fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+            let found = text.split("#[test]").skip(1).any(|rest| {
+                let line = rest.lines().map(str::trim).find(|line| line.starts_with("fn "));
+                line.is_some_and(|line| line.starts_with(&format!("fn {name}(")))
+            });
+            assert!(found, "docs/security.md names {name}, which is no test of {file}");
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_is_forbidden() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
+    assert!(manifest.contains("\n[lints.rust]\nunsafe_code = \"forbid\"\n"), "the compiler holds it");
+}
