@@ -15,6 +15,8 @@ mod device;
 mod server;
 mod shadow;
 mod sound;
+#[cfg(test)]
+mod town;
 
 const SEEDS: u64 = 256;
 const STEPS: usize = 500;
