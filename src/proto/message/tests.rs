@@ -81,6 +81,8 @@ fn texts_that_are_no_messages() {
     for text in not_json {
         assert_eq!(peek(text), Err(BadMessage::NotJson), "{text}");
     }
+    assert_eq!(BadMessage::NotObject.to_string(), "JSON, but not an object");
+    assert_eq!(BadMessage::NotJson.to_string(), "not JSON");
     for text in not_objects.into_iter().chain(not_json) {
         assert_eq!(Object::parse(text).err(), peek(text).err(), "{text}");
         assert_eq!(ensure_session_id(text, "new"), text);
@@ -311,6 +313,10 @@ fn built_messages() {
     let cases = [
         (goodbye(Some("s\"")), json!({"type": "goodbye", "session_id": "s\""})),
         (goodbye(None), json!({"type": "goodbye"})),
+        (
+            call_accepted(Some("s"), [0xa, 1, 2, 3, 4, 0xff].into()),
+            json!({"type": "call_accepted", "session_id": "s", "from": "0a:01:02:03:04:ff"}),
+        ),
         (
             alert(Some("s"), "错误", "a\nb", "sad"),
             json!({"type": "alert", "session_id": "s", "status": "错误", "message": "a\nb", "emotion": "sad"}),

@@ -326,3 +326,19 @@ fn stale_news_of_a_websocket_that_is_gone_changes_nothing() {
     assert_eq!(story.drive(Core::backend_open), []);
     assert!(story.core.has_call());
 }
+
+#[test]
+fn only_speech_that_was_going_on_is_ended_by_a_redial() {
+    for (said_before, ended) in [(&[TTS_START][..], 1), (&[TTS_START, TTS_STOP], 0), (&[], 0)] {
+        let mut story = Story::talking();
+        for text in said_before {
+            story.server(text);
+        }
+        let mut actions = story.gone(failed("live"));
+        actions.extend(story.wait(400));
+        actions.extend(story.open());
+        actions.extend(story.server(SERVER_HELLO));
+        let stops = told(&actions).into_iter().filter(|text| text.contains("stop")).count();
+        assert_eq!(stops, ended, "{said_before:?}: {actions:?}");
+    }
+}

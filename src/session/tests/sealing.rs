@@ -68,3 +68,15 @@ fn a_packet_that_found_no_room_was_dropped_and_not_sent() {
     assert_eq!((facts.up_packets, facts.up_bytes, facts.dropped), (1, 4, 1));
     story.core.unsent(6); // without a call it is nobody's
 }
+
+#[test]
+fn audio_that_comes_unevenly_is_shown_to_operators() {
+    for (late, uneven) in [(0, false), (40, true)] {
+        let mut story = Story::in_call();
+        for sequence in 1..60 {
+            story.wait(60 + late * u64::from(sequence % 2));
+            story.up(sequence, b"\x08x").unwrap();
+        }
+        assert_eq!(story.core.call().unwrap().jitter > Duration::from_millis(5), uneven, "{late} ms late");
+    }
+}

@@ -173,6 +173,10 @@ fn of_the_devices_texts_only_its_goodbyes_count() {
             for other in [LISTEN, r#"{"type":"iot"}"#, r#"{"type":"mcp","payload":{"method":"x"}}"#] {
                 assert_eq!(story.device(other), [], "{other}");
             }
+            let much = format!(r#"{{"type":"iot","much":"{}"}}"#, "x".repeat(60_000));
+            for _ in 0..10 {
+                assert_eq!(story.device(&much), [], "it waits for nobody, so no queue runs over");
+            }
             let out = story.device(text);
             assert_eq!(summary(&out).reason, reason);
             assert_eq!(told(&out), vec![message::goodbye(Some("s1")); goodbyes]);
