@@ -70,4 +70,17 @@ mod tests {
         let gaps = (0..200).map(|i| (1, if i % 10 == 5 { 4000 } else { 60 }));
         assert_eq!(after(gaps), 0);
     }
+
+    #[test]
+    fn a_device_that_changes_its_pace_is_even_again() {
+        let change = (0..600).map(|i| (1, if i < 100 { 60 } else { 120 }));
+        assert!(after(change) <= 1);
+    }
+
+    #[test]
+    fn half_a_second_is_the_longest_gap_that_counts() {
+        let with = |pause| after((0..50).map(|i| (1, if i == 25 { pause } else { 60 })));
+        assert!(with(500) > 0);
+        assert_eq!(with(501), 0);
+    }
 }

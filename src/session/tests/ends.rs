@@ -227,3 +227,36 @@ fn a_servers_goodbye_that_names_another_session_is_put_into_our_own_words() {
         assert_eq!(told(&story.server(&sent)), [expected], "{sent}");
     }
 }
+
+#[test]
+fn operators_see_how_far_a_call_is() {
+    let mut story = Story::online();
+    let state = |story: &Story| story.core.call().map(|call| call.state);
+    assert_eq!(state(&story), None);
+    let mut seen = Vec::new();
+    let mut see = |story: &Story| seen.push(state(story).unwrap().label());
+    story.device(HELLO);
+    see(&story);
+    story.open();
+    see(&story);
+    story.server(SERVER_HELLO);
+    see(&story);
+    story.gone(failed("live"));
+    see(&story);
+    story.wait(250);
+    see(&story);
+    story.open();
+    see(&story);
+    story.server(SERVER_HELLO);
+    story.drive(Core::ring);
+    see(&story);
+    story.drive(Core::bridge);
+    see(&story);
+    let expected =
+        ["dialing", "greeting", "live", "redialing", "redialing", "redialing", "ringing", "bridged"];
+    assert_eq!(seen, expected);
+    assert_eq!(
+        CallState::ALL.map(CallState::label),
+        ["dialing", "greeting", "live", "redialing", "ringing", "bridged"]
+    );
+}

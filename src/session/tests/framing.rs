@@ -72,6 +72,17 @@ fn three_frames_without_a_header_show_a_raw_server() {
 }
 
 #[test]
+fn the_longest_packets_show_a_raw_server_too_and_longer_ones_show_nothing() {
+    let longest = [8; audio::MAX_PAYLOAD];
+    let mut story = Story::talking();
+    assert_eq!(story.down(&[8; audio::MAX_PAYLOAD + 1]), Err(Discard::BadFrame));
+    assert_eq!(story.down(&longest), Ok(vec![]));
+    assert_eq!(story.down(&longest), Ok(vec![]));
+    let let_go = story.down(&longest).unwrap();
+    assert_eq!(payloads(&story, &let_go), [longest; 3]);
+}
+
+#[test]
 fn a_header_settles_it_for_good() {
     let mut story = Story::talking();
     story.down(b"\x08a").unwrap();

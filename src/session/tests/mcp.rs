@@ -81,6 +81,22 @@ fn a_list_is_cut_at_max_tools_count_and_counts_as_complete() {
 }
 
 #[test]
+fn two_hundred_kibibytes_of_tools_are_remembered() {
+    let tools: Vec<_> =
+        (0..10).map(|n| format!(r#"{{"name":"{n}","much":"{}"}}"#, "x".repeat(20 * 1024))).collect();
+    let pages: Vec<_> = tools
+        .iter()
+        .enumerate()
+        .map(|(n, tool)| match n {
+            9 => format!(r#"{{"tools":[{tool}]}}"#),
+            _ => format!(r#"{{"tools":[{tool}],"nextCursor":"{n}"}}"#),
+        })
+        .collect();
+    let pages: Vec<_> = pages.iter().map(String::as_str).collect();
+    assert_eq!(online().learn(&pages), [note(Ok(10))]);
+}
+
+#[test]
 fn a_failed_discovery_means_forwarding() {
     let ends = |pages: &[&str], why: &'static str| {
         let mut story = online();
