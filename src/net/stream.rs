@@ -140,7 +140,11 @@ impl TlsClient {
         Ok(Handshake(Stage::Fresh { connector, host: bare.to_owned(), tcp }))
     }
 
-    fn connector(&mut self) -> Result<&TlsConnector, TlsError> {
+    /// The library's own maker of connections, for blocking sockets.
+    ///
+    /// # Errors
+    /// Those of [`prepare`](Self::prepare).
+    pub(crate) fn connector(&mut self) -> Result<&TlsConnector, TlsError> {
         let connector = match self.connector.take() {
             Some(connector) => connector,
             None => {

@@ -20,6 +20,7 @@
 mod call;
 mod failure;
 pub mod voice;
+mod wire;
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -30,6 +31,8 @@ use data_encoding::BASE64;
 
 pub use self::call::{Audio, Call, Counts, Grant};
 pub use self::failure::{Failure, Seen, Step};
+use self::wire::Wire;
+use crate::net::stream::TlsClient;
 use crate::proto::identity::{self, Mac};
 use crate::proto::message;
 use crate::proto::mqtt::{self, Connect, Level, Reply, encode};
@@ -93,7 +96,7 @@ impl Login {
 /// A connected device.
 #[derive(Debug)]
 pub struct Device {
-    stream: TcpStream,
+    stream: Wire,
     timeout: Duration,
     inbox: Vec<u8>,
     kept: VecDeque<String>,
@@ -148,8 +151,27 @@ impl Device {
             Ok(stream)
         };
         match open() {
-            Ok(stream) => Ok(Self { stream, timeout, inbox: Vec::new(), kept: VecDeque::new() }),
+            Ok(stream) => {
+                Ok(Self { stream: Wire::Plain(stream), timeout, inbox: Vec::new(), kept: VecDeque::new() })
+            }
             Err(error) => Err(Failure::io(Step::Tcp, error, timeout)),
+        }
+    }
+
+    /// A TLS handshake, before any MQTT: the certificate must be good for `host`, a name or an IP address. It is verified
+    /// against the system's authorities and those in `ca_pem`, a bundle of PEM certificates.
+    ///
+    /// # Errors
+    /// [`Step::Tls`], with [`Seen::BadTls`] in the words of the TLS library.
+    pub fn secure(self, host: &str, ca_pem: Option<Vec<u8>>) -> Result<Self, Failure> {
+        let Self { stream, timeout, .. } = self;
+        stream
+            .tcp()
+            .set_read_timeout(Some(timeout))
+            .map_err(|error| Failure::io(Step::Tls, error, timeout))?;
+        match stream.secure(host, &mut TlsClient::new(ca_pem, false)) {
+            Ok(stream) => Ok(Self { stream, ..self }),
+            Err(seen) => Err(Failure { step: Step::Tls, seen }),
         }
     }
 
@@ -173,7 +195,7 @@ impl Device {
 
     /// The socket, for what this type has no word for.
     pub fn stream(&self) -> &TcpStream {
-        &self.stream
+        self.stream.tcp()
     }
 
     /// Publishes a text to the gateway.
@@ -250,12 +272,12 @@ impl Device {
         let mut chunk = [0; 4096];
         // A read timeout of zero is an error, so "no wait" is another mode of the socket.
         let result = if wait.is_zero() {
-            self.stream.set_nonblocking(true)?;
+            self.stream.tcp().set_nonblocking(true)?;
             let result = self.stream.read(&mut chunk);
-            self.stream.set_nonblocking(false)?;
+            self.stream.tcp().set_nonblocking(false)?;
             result
         } else {
-            self.stream.set_read_timeout(Some(wait))?;
+            self.stream.tcp().set_read_timeout(Some(wait))?;
             self.stream.read(&mut chunk)
         };
         if let Ok(n) = result {
@@ -360,7 +382,9 @@ impl Device {
     pub fn disconnect(mut self) -> Result<(), Failure> {
         let mut packet = Vec::new();
         encode::disconnect(&mut packet);
-        self.send_raw(&packet)
+        self.send_raw(&packet)?;
+        self.stream.shutdown();
+        Ok(())
     }
 }
 

@@ -12,3 +12,4 @@ mod fake;
 pub mod health;
 pub mod probe;
 mod screen;
+mod tls_words;

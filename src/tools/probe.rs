@@ -16,16 +16,17 @@ use self::report::{Name, Reporter, State};
 use self::session::Session;
 use super::device::{Device, Failure, Grant, HELLO, Seen, Step};
 use super::screen::Screen;
+use super::tls_words::Cause;
 use crate::proto::identity::ClientId;
 use crate::proto::message::Object;
 
 const HELP: &str = "\
-Act as a device against a gateway and say, step by step, what works: TCP, MQTT,
+Act as a device against a gateway and say, step by step, what works: TCP, TLS, MQTT,
 authentication, hello, UDP up, UDP down, round trip, loss.
 
 Usage: mqtt-websocket-proxy probe HOST[:PORT] [options]
 
-The port is that of MQTT over TCP (default: 1883).
+The port is that of MQTT (default: 1883, with --tls 8883).
 
 Options:
   --key KEY          the gateway's signature key (default: MQTT_SIGNATURE_KEY)
@@ -36,6 +37,9 @@ Options:
   --client-id ID     the whole client id, instead of --mac, --uuid and --group
   --user-name NAME   user name, base64 of a JSON object
   --password WORD    password as it is, instead of one signed with the key
+  --tls              MQTT over TLS, as mqtts://HOST is: the certificate must be
+                     good for HOST and come from an authority known here
+  --ca-file FILE     PEM certificates of authorities known beside the system's
   --seconds N        how long to send audio, 1 to 3600 (default: 3)
   --packets N        the same as a number of packets of 60 ms, 1 to 60000
   --timeout N        seconds to wait for TCP and for the CONNACK (default: 5)
@@ -61,7 +65,7 @@ pub fn run(mut args: Arguments) -> ExitCode {
         }
     };
     let screen = if options.json { Screen::stderr() } else { Screen::stdout() };
-    let mut reporter = Reporter::new(screen, &options.target(), &options.login.client_id);
+    let mut reporter = Reporter::new(screen, &options);
     // A stop is on the report already.
     let _ = probe(&options, &mut reporter);
     let report = reporter.finish();
@@ -76,6 +80,7 @@ struct Stop;
 
 fn probe(options: &Options, reporter: &mut Reporter) -> Result<(), Stop> {
     let (device, gateway) = reach(options, reporter)?;
+    let device = if options.tls { secure(device, options, reporter)? } else { device };
     let mut device = log_in(device, options, reporter)?;
     let (grant, early) = hello(&mut device, options, reporter)?;
     Session::new(device, gateway, grant, early).talk(options, reporter);
@@ -113,6 +118,66 @@ fn reach(options: &Options, reporter: &mut Reporter) -> Result<(Device, SocketAd
     Err(reporter.stop(Name::Tcp, failures.join("; ")))
 }
 
+/// TLS: the certificate is verified, as most devices do.
+fn secure(device: Device, options: &Options, reporter: &mut Reporter) -> Result<Device, Stop> {
+    let begin = Instant::now();
+    match device.secure(&options.host, options.ca_pem.clone()) {
+        Ok(device) => {
+            let detail = format!("the certificate is good for {}", options.host);
+            reporter.step(Name::Tls, State::Ok, detail, Some(begin.elapsed()));
+            Ok(device)
+        }
+        Err(failure) => {
+            let why = failure.seen.to_string();
+            let (what, hints) = tls_words(Cause::of(&why), options);
+            for hint in hints {
+                reporter.hint(hint);
+            }
+            Err(reporter.stop(Name::Tls, format!("{what} ({why})")))
+        }
+    }
+}
+
+/// What was seen, and what to look at.
+fn tls_words(cause: Cause, options: &Options) -> (String, Vec<String>) {
+    let Options { host, port, .. } = options;
+    let (what, hints): (String, &[&str]) = match cause {
+        Cause::Expired => (
+            "the certificate has expired".into(),
+            &[
+                "Renew the certificate: the gateway takes it from its files by itself. If it is new, look at this machine's clock.",
+            ],
+        ),
+        Cause::NotYetValid => {
+            ("the certificate is not valid yet".into(), &["Look at the clock of this machine."])
+        }
+        Cause::OtherName => (
+            format!("the certificate is for another name than {host}"),
+            &[
+                "Probe by the name in the certificate. The endpoint in the OTA answer must be that name too: a device looks as closely.",
+            ],
+        ),
+        Cause::UnknownAuthority => (
+            "the certificate is from an authority that is not known here".into(),
+            &[
+                "Does mqtt.tls.cert_file hold the whole chain (fullchain.pem, not cert.pem)?",
+                "Your own authority: name its certificate with --ca-file. Devices know public authorities only.",
+            ],
+        ),
+        Cause::NotTls => (
+            format!("port {port} does not speak TLS"),
+            &[
+                "Is mqtt.tls set in the gateway's configuration, and is this its mqtt.tls.port? Without --tls the plain port is probed.",
+            ],
+        ),
+        Cause::Absent | Cause::Other => (
+            "no TLS connection".into(),
+            &["Is this the gateway's mqtt.tls.port? Its log says from its side why a TLS connection failed."],
+        ),
+    };
+    (what, hints.iter().map(|hint| (*hint).to_owned()).collect())
+}
+
 fn log_in(device: Device, options: &Options, reporter: &mut Reporter) -> Result<Device, Stop> {
     let begin = Instant::now();
     match device.log_in(&options.login) {
@@ -132,11 +197,8 @@ fn log_in(device: Device, options: &Options, reporter: &mut Reporter) -> Result<
             Err(reporter.stop(Name::Authentication, seen.to_string()))
         }
         Err(failure) => {
-            if options.port == 8883 {
-                reporter.hint(
-                    "Port 8883 speaks TLS, and the probe does not: probe the gateway's plain MQTT port."
-                        .into(),
-                );
+            if !options.tls {
+                reporter.hint("Does this port speak TLS, as 8883 does? Then probe it with --tls.".into());
             }
             reporter.hint(format!("Is {} the MQTT port? A tunnel or proxy may accept connections and have no gateway behind it.", options.port));
             Err(reporter.stop(Name::Mqtt, failure.seen.to_string()))

@@ -8,6 +8,7 @@ use crate::config::{Config, Framing, Server};
 use crate::proto::audio;
 use crate::proto::message::{self, Object};
 use crate::session::{Failure, Gone};
+use crate::tools::tls_words::Cause;
 
 /// Texts that are kept of what a server says instead of a hello.
 pub(super) const TEXTS: usize = 5;
@@ -62,38 +63,30 @@ impl Words<'_> {
     }
 
     fn insecure(&self, why: &str) -> Trouble {
-        let has = |part: &str| why.to_ascii_lowercase().contains(part);
-        let own_ca = "give the certificate of its authority as websocket.ca_file (or \"ca_file\" of this server), or get \
-                      one from a public authority; \"insecure\": true would accept any certificate";
-        if has("built without tls") {
-            return Trouble::new(format!("this program cannot speak TLS ({why})"))
-                .advise("use a build with the feature \"tls\", which is on by default");
+        match Cause::of(why) {
+            Cause::Absent => Trouble::new(format!("this program cannot speak TLS ({why})"))
+                .advise("use a build with the feature \"tls\", which is on by default"),
+            Cause::Expired => Trouble::new(format!("its certificate has expired ({why})"))
+                .advise("renew the certificate; if it is new, look at this machine's clock"),
+            Cause::NotYetValid => Trouble::new(format!("its certificate is not valid yet ({why})"))
+                .advise("look at this machine's clock"),
+            Cause::OtherName => {
+                let host = &self.server.host;
+                Trouble::new(format!("its certificate is for another name than {host} ({why})")).advise(
+                    "write the name that the certificate is for into the URL, or get one for this name",
+                )
+            }
+            Cause::UnknownAuthority => {
+                Trouble::new(format!("its certificate is not from an authority known here ({why})")).advise(
+                    "give the certificate of its authority as websocket.ca_file (or \"ca_file\" of this server), or get \
+                     one from a public authority; \"insecure\": true would accept any certificate",
+                )
+            }
+            Cause::NotTls => Trouble::new(format!("port {} does not speak TLS ({why})", self.server.port))
+                .advise("write ws:// instead of wss://, or the port of the TLS endpoint"),
+            Cause::Other => Trouble::new(format!("no TLS connection: {why}"))
+                .advise("is this the port of a TLS endpoint (if not, write ws:// instead of wss://), and does it speak TLS 1.2 or newer?"),
         }
-        if has("expired") {
-            return Trouble::new(format!("its certificate has expired ({why})"))
-                .advise("renew the certificate; if it is new, look at this machine's clock");
-        }
-        if has("not yet valid") {
-            return Trouble::new(format!("its certificate is not valid yet ({why})"))
-                .advise("look at this machine's clock");
-        }
-        if has("mismatch") || has("not match") {
-            return Trouble::new(format!(
-                "its certificate is for another name than {} ({why})",
-                self.server.host
-            ))
-            .advise("write the name that the certificate is for into the URL, or get one for this name");
-        }
-        if has("certificate") || has("self signed") || has("self-signed") || has("trust") {
-            return Trouble::new(format!("its certificate is not from an authority known here ({why})"))
-                .advise(own_ca);
-        }
-        if has("wrong version") || has("packet length") || has("http request") || has("record") {
-            return Trouble::new(format!("port {} does not speak TLS ({why})", self.server.port))
-                .advise("write ws:// instead of wss://, or the port of the TLS endpoint");
-        }
-        Trouble::new(format!("no TLS connection: {why}"))
-            .advise("is this the port of a TLS endpoint (if not, write ws:// instead of wss://), and does it speak TLS 1.2 or newer?")
     }
 
     fn not_upgraded(&self, why: &str) -> Trouble {

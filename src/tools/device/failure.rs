@@ -9,6 +9,8 @@ use std::time::Duration;
 pub enum Step {
     /// The TCP connection.
     Tcp,
+    /// The TLS handshake.
+    Tls,
     /// The first MQTT answer.
     Mqtt,
     /// The credentials.
@@ -32,6 +34,8 @@ pub enum Seen {
     Closed,
     /// A CONNACK with this return code.
     Refused(u8),
+    /// No TLS, in the words of the library: the certificate was refused, the other side does not speak TLS ..
+    BadTls(String),
     /// Bytes that are no MQTT packet a server sends, or not in this place.
     NotMqtt(String),
     /// A hello reply that a device could not use.
@@ -75,6 +79,7 @@ impl Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Tcp => "TCP connection",
+            Self::Tls => "TLS",
             Self::Mqtt => "MQTT",
             Self::Login => "login",
             Self::Hello => "hello",
@@ -91,6 +96,7 @@ impl Display for Seen {
             Self::Silence(waited) => write!(f, "no answer within {:.1} s", waited.as_secs_f64()),
             Self::Closed => f.write_str("the other side closed the connection"),
             Self::Refused(code) => write!(f, "refused with CONNACK {code}: {}", connack_words(*code)),
+            Self::BadTls(what) => f.write_str(what),
             Self::NotMqtt(what) => write!(f, "the answer is not MQTT as a gateway speaks it: {what}"),
             Self::BadReply(what) => write!(f, "a device could not use the hello reply: {what}"),
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use pico_args::Arguments;
 
+use crate::net::stream::TlsClient;
 use crate::proto::identity::Mac;
 use crate::tools::device::Login;
 use crate::tools::exchange::PACE;
@@ -36,6 +37,10 @@ pub(super) const WAITS: Waits = Waits {
 pub(super) struct Options {
     pub(super) host: String,
     pub(super) port: u16,
+    /// MQTT over TLS.
+    pub(super) tls: bool,
+    /// PEM certificates to trust beside the system's.
+    pub(super) ca_pem: Option<Vec<u8>>,
     pub(super) login: Login,
     pub(super) has_key: bool,
     pub(super) packets: u32,
@@ -54,12 +59,13 @@ impl Options {
         let (uuid, group, client_id) = (text("--uuid")?, text("--group")?, text("--client-id")?);
         let user_name =
             text("--user-name")?.unwrap_or_else(|| data_encoding::BASE64.encode(br#"{"ip":"0.0.0.0"}"#));
+        let ca_file = text("--ca-file")?;
         let mac = text("--mac")?.unwrap_or_else(|| MAC.into());
         let mac = mac.parse::<Mac>().map_err(|error| format!("--mac: found {mac:?}: {error}"))?;
         let seconds = whole(&mut args, "--seconds", 3600)?;
         let packets = whole(&mut args, "--packets", 60_000)?;
         let timeout = whole(&mut args, "--timeout", 60)?.unwrap_or(5);
-        let json = args.contains("--json");
+        let (json, tls) = (args.contains("--json"), args.contains("--tls"));
         if seconds.is_some() && packets.is_some() {
             return Err("--seconds and --packets mean the same: give one of them".into());
         }
@@ -72,7 +78,16 @@ impl Options {
         if let Some(unknown) = args.finish().first() {
             return Err(format!("unknown argument {}", unknown.to_string_lossy()));
         }
+        let tls = tls || target.starts_with("mqtts://");
+        if tls && !cfg!(feature = "tls") {
+            return Err("this program was built without TLS: use a build with the feature \"tls\", which is on by default".into());
+        }
+        if ca_file.is_some() && !tls {
+            return Err("--ca-file is about TLS: give --tls too".into());
+        }
+        let ca_pem = ca_file.as_deref().map(certificates).transpose()?;
         let (host, port) = split_target(&target)?;
+        let port = port.unwrap_or(if tls { 8883 } else { 1883 });
         let mac_ = mac.underscored();
         let client_id = client_id.unwrap_or_else(|| {
             format!(
@@ -84,7 +99,18 @@ impl Options {
         let mut login = Login::signed(client_id, user_name, key.as_deref().map(str::as_bytes));
         login.password = password.or(login.password);
         let timeout = Duration::from_secs(timeout.into());
-        Ok(Self { host, port, login, has_key: key.is_some(), packets, timeout, waits: WAITS, json })
+        Ok(Self {
+            host,
+            port,
+            tls,
+            ca_pem,
+            login,
+            has_key: key.is_some(),
+            packets,
+            timeout,
+            waits: WAITS,
+            json,
+        })
     }
 
     pub(super) fn target(&self) -> String {
@@ -94,6 +120,15 @@ impl Options {
             format!("{}:{}", self.host, self.port)
         }
     }
+}
+
+fn certificates(file: &str) -> Result<Vec<u8>, String> {
+    let pem = std::fs::read(file).map_err(|error| format!("--ca-file: cannot read {file}: {error}"))?;
+    // A bundle without certificates would look like a certificate that nobody vouches for.
+    TlsClient::new(Some(pem.clone()), false)
+        .prepare()
+        .map_err(|error| format!("--ca-file {file}: {error}"))?;
+    Ok(pem)
 }
 
 fn whole(args: &mut Arguments, name: &'static str, most: u32) -> Result<Option<u32>, String> {
@@ -106,11 +141,12 @@ fn whole(args: &mut Arguments, name: &'static str, most: u32) -> Result<Option<u
     }
 }
 
-/// `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address.
-pub(super) fn split_target(target: &str) -> Result<(String, u16), String> {
+/// `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address, after a scheme or not.
+pub(super) fn split_target(target: &str) -> Result<(String, Option<u16>), String> {
     let bad =
         || format!("found {target:?}, allowed: HOST or HOST:PORT, IPv6 addresses with a port in brackets");
-    let text = target.strip_prefix("mqtt://").unwrap_or(target).trim_end_matches('/');
+    let text = target.strip_prefix("mqtt://").or(target.strip_prefix("mqtts://")).unwrap_or(target);
+    let text = text.trim_end_matches('/');
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']').ok_or_else(bad)?;
         (host, if rest.is_empty() { None } else { Some(rest.strip_prefix(':').ok_or_else(bad)?) })
@@ -121,8 +157,8 @@ pub(super) fn split_target(target: &str) -> Result<(String, u16), String> {
             None => (text, None),
         }
     };
-    let port = port.map_or(Ok(1883), |port| port.parse().map_err(|_| bad()))?;
-    if host.is_empty() || port == 0 || host.contains(['/', '@', ' ']) || host.starts_with('-') {
+    let port = port.map(|port| port.parse().map_err(|_| bad())).transpose()?;
+    if host.is_empty() || port == Some(0) || host.contains(['/', '@', ' ']) || host.starts_with('-') {
         return Err(bad());
     }
     Ok((host.to_owned(), port))

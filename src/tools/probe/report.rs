@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::Stop;
+use super::options::Options;
 use crate::tools::exchange::Exchange;
 use crate::tools::screen::Screen;
 
@@ -14,6 +15,7 @@ use crate::tools::screen::Screen;
 #[serde(rename_all = "snake_case")]
 pub(super) enum Name {
     Tcp,
+    Tls,
     Mqtt,
     Authentication,
     Hello,
@@ -23,8 +25,9 @@ pub(super) enum Name {
     Loss,
 }
 
-const STEPS: [Name; 8] = [
+const STEPS: [Name; 9] = [
     Name::Tcp,
+    Name::Tls,
     Name::Mqtt,
     Name::Authentication,
     Name::Hello,
@@ -38,6 +41,7 @@ impl Name {
     fn words(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
+            Self::Tls => "TLS",
             Self::Mqtt => "MQTT",
             Self::Authentication => "authentication",
             Self::Hello => "hello",
@@ -136,17 +140,20 @@ impl Report {
 pub(super) struct Reporter {
     screen: Screen,
     report: Report,
+    /// Whether TLS is a step at all.
+    tls: bool,
     redraw: Instant,
 }
 
 impl Reporter {
-    pub(super) fn new(mut screen: Screen, target: &str, client_id: &str) -> Self {
-        screen.say(&format!("Probing {target} as device {client_id}"));
+    pub(super) fn new(mut screen: Screen, options: &Options) -> Self {
+        let (target, client_id) = (options.target(), options.login.client_id.clone());
+        let over = if options.tls { " over TLS" } else { "" };
+        screen.say(&format!("Probing {target}{over} as device {client_id}"));
         screen.say("");
-        let (target, client_id) = (target.to_owned(), client_id.to_owned());
         let report =
             Report { target, client_id, ok: false, steps: Vec::new(), audio: None, hints: Vec::new() };
-        Self { screen, report, redraw: Instant::now() }
+        Self { screen, report, tls: options.tls, redraw: Instant::now() }
     }
 
     pub(super) fn step(&mut self, step: Name, state: State, detail: String, took: Option<Duration>) {
@@ -200,7 +207,8 @@ impl Reporter {
 
     /// Fills in what was not reached, and says what it comes to.
     pub(super) fn finish(mut self) -> Report {
-        for step in STEPS {
+        let tls = self.tls;
+        for step in STEPS.into_iter().filter(|step| tls || *step != Name::Tls) {
             if !self.report.steps.iter().any(|line| line.step == step) {
                 self.step(step, State::Skipped, "not reached".into(), None);
             }

@@ -18,7 +18,7 @@ fn probed(script: Script, args: &[&str]) -> Report {
     let mut options = options(&all).unwrap();
     let soon = Duration::from_millis(400);
     options.waits = Waits { linger: soon, alert: soon, reaction: soon, speech: soon, ..WAITS };
-    let mut reporter = Reporter::new(Screen::stderr(), &options.target(), "test");
+    let mut reporter = Reporter::new(Screen::stderr(), &options);
     let _ = probe(&options, &mut reporter);
     reporter.finish()
 }
@@ -125,13 +125,14 @@ fn the_steps_before_audio_are_told() {
 #[test]
 fn targets() {
     let good = [
-        ("gw", "gw", 1883),
-        ("gw:1", "gw", 1),
-        ("mqtt://gw:99/", "gw", 99),
-        ("10.0.0.1:65535", "10.0.0.1", 65535),
-        ("[::1]:5", "::1", 5),
-        ("[::1]", "::1", 1883),
-        ("fe80::1", "fe80::1", 1883),
+        ("gw", "gw", None),
+        ("gw:1", "gw", Some(1)),
+        ("mqtt://gw:99/", "gw", Some(99)),
+        ("mqtts://gw", "gw", None),
+        ("10.0.0.1:65535", "10.0.0.1", Some(65535)),
+        ("[::1]:5", "::1", Some(5)),
+        ("[::1]", "::1", None),
+        ("fe80::1", "fe80::1", None),
     ];
     for (text, host, port) in good {
         assert_eq!(split_target(text), Ok((host.to_owned(), port)));
@@ -157,7 +158,14 @@ fn arguments() {
         (&*login.client_id, login.user_name.as_deref(), login.password.as_deref()),
         ("c", Some("u"), Some("p"))
     );
-    assert!(parsed.json);
+    assert!(parsed.json && !parsed.tls);
+    #[cfg(feature = "tls")]
+    for (args, port) in [(&["gw", "--tls"][..], 8883), (&["mqtts://gw"], 8883), (&["--tls", "gw:1"], 1)] {
+        let parsed = options(args).unwrap();
+        assert_eq!((parsed.tls, parsed.port), (true, port), "{args:?}");
+    }
+    #[cfg(not(feature = "tls"))]
+    assert!(options(&["gw", "--tls"]).is_err_and(|error| error.contains("built without TLS")));
     for bad in [
         &[][..],
         &["gw", "extra"],
@@ -167,6 +175,9 @@ fn arguments() {
         &["gw", "--seconds", "1", "--packets", "1"],
         &["gw", "--timeout", "-1"],
         &["gw", "--key"],
+        &["gw", "--ca-file", "Cargo.toml"],
+        &["gw", "--tls", "--ca-file", "Cargo.toml"],
+        &["gw", "--tls", "--ca-file", "nowhere.pem"],
     ] {
         assert!(options(bad).is_err(), "{bad:?}");
     }

@@ -1,0 +1,34 @@
+//! What is wrong with a TLS connection, told from the words of the platforms' libraries.
+
+/// The likeliest cause.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// This program was built without TLS.
+    Absent,
+    Expired,
+    NotYetValid,
+    /// The certificate is for another host.
+    OtherName,
+    /// Nobody who is trusted here vouches for the certificate.
+    UnknownAuthority,
+    /// The port speaks something else.
+    NotTls,
+    Other,
+}
+
+impl Cause {
+    /// From what the library said.
+    pub(super) fn of(why: &str) -> Self {
+        let why = why.to_ascii_lowercase();
+        let has = |parts: &[&str]| parts.iter().any(|part| why.contains(part));
+        match () {
+            () if has(&["built without tls"]) => Self::Absent,
+            () if has(&["expired"]) => Self::Expired,
+            () if has(&["not yet valid"]) => Self::NotYetValid,
+            () if has(&["mismatch", "not match"]) => Self::OtherName,
+            () if has(&["certificate", "self signed", "self-signed", "trust"]) => Self::UnknownAuthority,
+            () if has(&["wrong version", "packet length", "http request", "record"]) => Self::NotTls,
+            () => Self::Other,
+        }
+    }
+}
