@@ -1,3 +1,9 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| mqtt_websocket_proxy::fuzzing::mqtt_decode(data));
+#[path = "../../tests/support/mqtt_reference.rs"]
+mod reference;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    mqtt_websocket_proxy::fuzzing::mqtt_decode(data);
+    reference::agrees(data);
+});

@@ -32,7 +32,7 @@ impl Call {
         call.drive(|core, cx| core.packet(CONNECT, cx));
         call.drive(|core, cx| core.admitted(Admission::Welcome, cx));
         call.drive(|core, cx| core.packet(HELLO, cx));
-        call.drive(|core, cx| core.granted(grant(), cx));
+        call.drive(|core, cx| core.granted(grant(SSRC), cx));
         call.drive(Core::backend_open);
         call
     }
@@ -78,9 +78,10 @@ pub(super) fn cipher() -> Cipher {
     Cipher::new(&KEY)
 }
 
-fn grant() -> Grant {
+/// Its key is the same for every call: whose headers differ by their ssrc.
+pub(super) fn grant(ssrc: u32) -> Grant {
     Grant {
-        ssrc: SSRC,
+        ssrc,
         key: KEY,
         session_id: "own".into(),
         seed: 1,
@@ -96,7 +97,8 @@ const HELLO: Packet<'static> = Packet::Publish(Publish {
     retain: false,
 });
 
-const CONNECT: Packet<'static> = Packet::Connect(Connect {
+/// Lets a device in where no password is asked for.
+pub(super) const CONNECT: Packet<'static> = Packet::Connect(Connect {
     level: Level::V311,
     client_id: "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid",
     clean_session: true,

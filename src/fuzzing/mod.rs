@@ -10,6 +10,7 @@ mod http_parse;
 mod json_peek;
 mod mqtt_decode;
 mod proxy_header;
+mod session_bytes;
 mod udp_open;
 mod upgrade_reply;
 mod ws_audio;
@@ -18,6 +19,7 @@ pub use http_parse::http_parse;
 pub use json_peek::json_peek;
 pub use mqtt_decode::mqtt_decode;
 pub use proxy_header::proxy_header;
+pub use session_bytes::session_bytes;
 pub use udp_open::udp_open;
 pub use upgrade_reply::upgrade_reply;
 pub use ws_audio::ws_audio;
@@ -68,12 +70,13 @@ mod tests {
 
     use super::*;
 
-    const TARGETS: [(&str, fn(&[u8])); 9] = [
+    const TARGETS: [(&str, fn(&[u8])); 10] = [
         ("config_parse", config_parse),
         ("http_parse", http_parse),
         ("json_peek", json_peek),
         ("mqtt_decode", mqtt_decode),
         ("proxy_header", proxy_header),
+        ("session_bytes", session_bytes),
         ("session_core", session_core),
         ("udp_open", udp_open),
         ("upgrade_reply", upgrade_reply),

@@ -254,10 +254,18 @@ mod tests {
             let found = response(status, headers).unwrap_err();
             assert!(found.contains(expected), "{status}: {found}");
         }
-        // Not UTF-8.
-        let text = [&text.as_bytes()[..text.len() - 2], b"Sec-WebSocket-Extensions: \xff\r\n\r\n"].concat();
-        assert!(judge(&text, ACCEPT).is_err());
         assert!(judge(b"SSH-2.0-OpenSSH\r\n\r\n", ACCEPT).is_err());
+    }
+
+    #[test]
+    fn an_extension_that_is_not_text_is_refused() {
+        for name in ["Sec-WebSocket-Extensions", "sec-websocket-protocol"] {
+            let head = format!(
+                "HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {ACCEPT}\r\n"
+            );
+            let text = [head.as_bytes(), name.as_bytes(), b": \xff\r\n\r\n"].concat();
+            assert!(judge(&text, ACCEPT).unwrap_err().contains("extension"), "{name}");
+        }
     }
 
     proptest! {
