@@ -168,4 +168,41 @@ mod tests {
         assert_eq!(held.pop(), Some(Held::Text { text: "b".into(), tts_start: false }));
         assert!(held.is_empty() && held.push_frame(b"f"));
     }
+
+    #[test]
+    fn held_texts_are_bounded_in_number_and_bytes() {
+        let mut held = HeldQueue::default();
+        for _ in 0..MAX_TEXTS {
+            held.push_text("{}", false).unwrap();
+        }
+        assert_eq!(held.push_text("{}", false), Err(Overflow));
+        let mut held = HeldQueue::default();
+        assert_eq!(held.push_text(&"x".repeat(MAX_TEXT_BYTES + 1), false), Err(Overflow));
+        held.push_text("x", false).unwrap();
+        assert_eq!(held.push_text(&"x".repeat(MAX_TEXT_BYTES), false), Err(Overflow));
+        held.push_text(&"x".repeat(MAX_TEXT_BYTES - 1), false).unwrap();
+        assert_eq!((held.bytes(), held.push_text("x", false)), (MAX_TEXT_BYTES, Err(Overflow)));
+    }
+
+    #[test]
+    fn what_has_left_makes_room() {
+        let mut held = HeldQueue::default();
+        held.push_text("x", false).unwrap();
+        held.push_text(&"x".repeat(MAX_TEXT_BYTES - 1), false).unwrap();
+        held.pop();
+        held.push_text("x", false).unwrap();
+        assert_eq!(held.push_text("x", false), Err(Overflow));
+
+        let mut held = HeldQueue::default();
+        (0..MAX_TEXTS).for_each(|_| held.push_text("", false).unwrap());
+        held.pop();
+        held.push_text("", false).unwrap();
+        assert_eq!(held.push_text("", false), Err(Overflow));
+
+        let mut held = HeldQueue::default();
+        (0..MAX_FRAMES).for_each(|_| assert!(held.push_frame(b"f")));
+        held.pop();
+        assert_eq!(held.bytes(), MAX_FRAMES - 1);
+        assert!(held.push_frame(b"f") && !held.push_frame(b"f"));
+    }
 }

@@ -224,6 +224,21 @@ fn objects() {
 }
 
 #[test]
+fn the_length_of_a_devices_packets() {
+    for (audio_params, expected) in [
+        (r#","audio_params":{"frame_duration":60}"#, Some(60)),
+        (r#","audio_params":{"frame_duration":20.0}"#, Some(20)),
+        (r#","audio_params":{"frame_duration":"60"}"#, None),
+        (r#","audio_params":{}"#, None),
+        (r#","audio_params":[]"#, None),
+        ("", None),
+    ] {
+        let text = format!(r#"{{"type":"hello","version":3{audio_params}}}"#);
+        assert_eq!(device_hello(&text).unwrap().frame_duration_ms(), expected, "{text}");
+    }
+}
+
+#[test]
 fn device_hellos() {
     let text = concat!(
         r#"{"type":"hello","version": 3,"transport":"udp","features":{"mcp":true,"aec":true},"#,

@@ -290,6 +290,10 @@ fn first_byte_alone() {
             _ => Err(Malformed::PacketType(kind)),
         };
         assert_eq!(decode(&[first], MAX), expected, "{first:#04x}");
+        if let Err(malformed) = expected {
+            let named = [format!("{first:#04x}"), format!(" {kind} "), "QoS".to_owned()];
+            assert!(named.iter().any(|word| malformed.to_string().contains(word)), "{malformed}");
+        }
 
         let expected = match (kind, flags) {
             (3, _) => expected,

@@ -300,4 +300,13 @@ mod tests {
         assert!(bench.out.is_empty());
         assert_eq!(bench.act(|core, cx| core.message(text, cx)), Delivery::NotConnected);
     }
+
+    #[test]
+    fn ids_begin_again_behind_the_last_that_devices_take() {
+        let mut commands = Commands { next: LAST_ID - FIRST_ID, ..Commands::default() };
+        assert_eq!(
+            [commands.fresh_id(), commands.fresh_id(), commands.fresh_id()],
+            [LAST_ID, FIRST_ID, FIRST_ID + 1]
+        );
+    }
 }

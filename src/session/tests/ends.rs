@@ -260,3 +260,17 @@ fn operators_see_how_far_a_call_is() {
         ["dialing", "greeting", "live", "redialing", "ringing", "bridged"]
     );
 }
+
+#[test]
+fn a_device_that_waits_for_its_answer_is_told_why_there_is_none() {
+    for (end, words) in [
+        (Core::shutdown as fn(&mut Core, &mut Cx<'_>), "The gateway restarts"),
+        (|core, cx| assert!(core.operator_hangs_up(cx)), "The call cannot go on"),
+    ] {
+        let mut story = Story::online();
+        story.device(HELLO);
+        let actions = story.drive(end);
+        let alert = told(&actions)[0];
+        assert!(alert.contains(r#""type":"alert""#) && alert.contains(words), "{alert}");
+    }
+}

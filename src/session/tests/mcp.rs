@@ -81,6 +81,18 @@ fn a_list_is_cut_at_max_tools_count_and_counts_as_complete() {
 }
 
 #[test]
+fn an_alarm_that_rings_early_changes_nothing() {
+    let mut story = online();
+    story.connect();
+    story.wait(9_999);
+    assert_eq!(story.drive(Core::timeout), []);
+    assert_eq!(story.answer(FIRST, r#"{"serverInfo":{}}"#).len(), 2, "it is still waited for");
+    story.wait(9_999);
+    assert_eq!(story.drive(Core::timeout), []);
+    assert_eq!(story.answer(FIRST + 1, r#"{"tools":[1]}"#), [note(Ok(1))]);
+}
+
+#[test]
 fn two_hundred_kibibytes_of_tools_are_remembered() {
     let tools: Vec<_> =
         (0..10).map(|n| format!(r#"{{"name":"{n}","much":"{}"}}"#, "x".repeat(20 * 1024))).collect();
@@ -94,6 +106,8 @@ fn two_hundred_kibibytes_of_tools_are_remembered() {
         .collect();
     let pages: Vec<_> = pages.iter().map(String::as_str).collect();
     assert_eq!(online().learn(&pages), [note(Ok(10))]);
+    let most = format!(r#"{{"tools":["{}"]}}"#, "x".repeat(256 * 1024 - 2));
+    assert_eq!(online().learn(&[&most]), [note(Ok(1))]);
 }
 
 #[test]
