@@ -72,7 +72,9 @@ impl Core {
     /// The shell's answer to [`Action::Grant`]: the call begins.
     pub fn granted(&mut self, grant: Grant, cx: &mut Cx<'_>) {
         let hello = self.aside.as_mut().and_then(|aside| aside.hello.take());
-        self.aside.take_if(|aside| aside.last_id.is_none() && aside.commands.is_unused());
+        self.aside.take_if(|aside| {
+            aside.last_id.is_none() && aside.commands.is_unused() && aside.leave_at.is_none()
+        });
         let (Some(hello), Some(id)) = (hello, &self.id) else { return };
         let allowed = grant.allowed;
         let call = self.call.insert(Box::new(Call::new(*hello, grant, self.ip, cx.now)));

@@ -198,6 +198,14 @@ fn a_draining_gateway_lets_a_device_go_at_its_moment_or_after_its_call() {
     story.call();
     assert!(!story.wait(2000).contains(&close()));
     assert!(story.core.has_call());
+
+    // The end of such a call is the device's moment.
+    let mut story = Story::online();
+    drain(&mut story, 1000);
+    story.call();
+    assert!(!story.wait(2000).contains(&close()));
+    story.device(r#"{"type":"goodbye"}"#);
+    assert_eq!(story.drive(Core::timeout), [close()]);
 }
 
 #[test]
