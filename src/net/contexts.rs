@@ -22,6 +22,7 @@ const SPARE: usize = 256;
 /// The contexts that no call has.
 #[derive(Default)]
 pub(super) struct Contexts {
+    #[expect(clippy::vec_box, reason = "a box moves between here and a call as it is")]
     spare: Vec<Box<WebSocketContext>>,
     /// Audio on its way into a frame.
     payload: BytesMut,
