@@ -268,7 +268,7 @@ fn sessions_are_shown_hung_up_and_disconnected() {
     let stage = stage(|_| {});
     assert_eq!(
         stage.call("GET", "/api/sessions", None),
-        (200, json!({ "devices": 0, "calls": 0, "next": null, "sessions": [] }))
+        (200, json!({ "devices": 0, "calls": 0, "draining": false, "next": null, "sessions": [] }))
     );
     let mut device = stage.device(MAC);
     let mut call = device.call().unwrap();

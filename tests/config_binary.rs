@@ -190,7 +190,7 @@ fn a_wrong_configuration_ends_with_2_and_names_file_field_found_and_allowed() {
         (
             "-c good.json",
             vec![("UDP_PORT", "65536")],
-            r#"error: environment: UDP_PORT: found "65536", allowed: a whole number from 0 to 65535"#,
+            r#"error: environment: UDP_PORT: found 65536, allowed: a whole number from 0 to 65535"#,
         ),
         ("", vec![("DEBUG", "maybe")], r#"error: environment: DEBUG: found "maybe", allowed: 1, true"#),
     ] {
