@@ -11,6 +11,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "tls")]
+use mqtt_websocket_proxy::net::Running;
 use serde_json::json;
 use support::chat::{ChatServer, Message, headed};
 use support::device::Device;
@@ -18,6 +20,8 @@ use support::host::eventually;
 use support::mqtt::Client;
 use support::process::{Folder, Process};
 use support::{LIMIT, gateway};
+#[cfg(feature = "tls")]
+use support::{config, host::device_over, own_ip, tls::Authority};
 
 const TOKEN: &str = "a-token-for-the-drain";
 /// Over which idle devices leave, and some time for a busy machine.
@@ -162,4 +166,41 @@ fn a_call_of_a_device_that_lost_its_connection_is_not_waited_for() {
     }
     peer.expect_close(1000);
     assert_eq!(process.exit_code(), Some(0));
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn the_tls_port_closes_too_and_its_calls_go_on() {
+    let (server, authority) = (ChatServer::start(), Authority::new());
+    let pair = authority.issue("127.0.0.1");
+    let folder = Folder::new().with("cert.pem", pair.certificate_pem()).with("key.pem", pair.key_pem());
+    let without_tls = config(&[server.url()]);
+    let mut settings = without_tls.clone();
+    (settings.mqtt.host, settings.udp.host) = (own_ip().into(), own_ip().into());
+    settings.mqtt.tls.port = 0;
+    settings.mqtt.tls.cert_file = Some(folder.0.join("cert.pem"));
+    settings.mqtt.tls.key_file = Some(folder.0.join("key.pem"));
+    let gateway = Running::start(settings.clone(), None).unwrap();
+    let doors = [gateway.addresses().mqtt, gateway.addresses().mqtts.unwrap()];
+    let tcp = || TcpStream::connect_timeout(&doors[1], LIMIT).unwrap();
+    let mut device = device_over(authority.client().connect("127.0.0.1", tcp()).unwrap(), 1);
+    let (mut call, mut peer) = device.call(&server);
+    let mut in_handshake = Client::from(tcp());
+
+    gateway.handle().drain();
+    assert_eq!(in_handshake.until_closed(), []);
+    let closed = || doors.iter().all(|door| TcpStream::connect(door).is_err());
+    assert!(closed());
+    // A reload that switches TLS off, and on again, does not open it.
+    gateway.handle().reload(without_tls);
+    settings.mqtt.tls.port = doors[1].port();
+    gateway.handle().reload(settings);
+    call.send(60, b"up");
+    assert_eq!(peer.binary(), headed(60, b"up"));
+    device.mqtt.assert_quiet();
+    assert!(closed());
+
+    device.say(r#"{"type":"goodbye"}"#);
+    peer.expect_close(1000);
+    assert_eq!(device.mqtt.until_closed(), []);
 }

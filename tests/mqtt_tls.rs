@@ -346,14 +346,15 @@ fn a_reload_takes_new_files_or_refuses_and_switches_tls_on_and_off() {
     let (files, others) = (Files::new(), Files::new());
     let mut config = config(&NOBODY);
     config.mqtt.max_connections = 77;
+    config.mqtt.host = support::own_ip().into();
     let gateway = Running::start(config.clone(), None).unwrap();
     assert_eq!(gateway.addresses().mqtts, None);
-    // On, on a port that is known to be free a moment ago.
-    let port = support::closed_port().port();
+    // On, on a port that stays free.
+    let addr = support::closed_port();
+    let port = addr.port();
     files.set(&mut config);
     config.mqtt.tls.port = port;
     gateway.handle().reload(config.clone());
-    let addr = SocketAddr::from(([127, 0, 0, 1], port));
     eventually("TLS is on", || TcpStream::connect(addr).is_ok());
     let mut device = device_over(secure(&files.authority.client(), tcp(addr)).unwrap(), 1);
     // Other files.
