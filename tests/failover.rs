@@ -320,7 +320,7 @@ fn pauses_grow_to_their_limit_with_a_jitter_of_a_fifth_at_most() {
     let mut log = Logged::about(client_id(7));
     let mut device = Device::connect(gateway.addresses().mqtt, 7);
     let (_call, mut peer) = device.call(&server);
-    let mut seen = Vec::new();
+    let (mut seen, mut late) = (Vec::new(), Vec::new());
     for nominal in [50, 100, 200, 400, 400, 400] {
         let failed = Instant::now();
         peer.reset();
@@ -330,11 +330,12 @@ fn pauses_grow_to_their_limit_with_a_jitter_of_a_fifth_at_most() {
         let said: u64 =
             said.split("redialling in ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
         assert!((nominal * 4 / 5..=nominal).contains(&said), "{said} ms instead of {nominal} ms");
-        let (least, most) =
-            (Duration::from_millis(nominal * 4 / 5), Duration::from_millis(nominal * 6 / 5 + 40));
-        assert!((least..most).contains(&measured), "{measured:?} instead of {nominal} ms");
+        late.push(measured.checked_sub(Duration::from_millis(said)).unwrap());
         seen.push(said);
     }
+    // A busy machine is late now and then.
+    late.sort();
+    assert!(late[2] < Duration::from_millis(40), "{late:?} after what was said");
     assert!(seen[3..].iter().any(|pause| *pause != seen[3]), "no jitter in {seen:?}");
 }
 

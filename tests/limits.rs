@@ -255,7 +255,7 @@ fn a_chat_server_that_stops_reading_costs_audio_and_then_the_call() {
 #[test]
 fn a_long_message_of_the_chat_server_does_not_cost_what_waits_for_it() {
     let server = ChatServer::start_narrow();
-    let gateway = gateway(&[server.url()]);
+    let gateway = gateway_with(&[server.url()], |config| config.websocket.ping_interval = MS(0));
     let mut device = Device::connect(gateway.addresses().mqtt, 33);
     let (_call, mut peer) = device.call(&server);
     let sent = clog(&mut device, &mut peer);
