@@ -342,3 +342,18 @@ fn only_speech_that_was_going_on_is_ended_by_a_redial() {
         assert_eq!(stops, ended, "{said_before:?}: {actions:?}");
     }
 }
+
+#[test]
+fn pauses_are_spread_evenly_over_their_last_fifth() {
+    let mut story = Story::in_call();
+    let reconnect = &mut story.config.websocket.reconnect;
+    (reconnect.initial, reconnect.max) = (Duration::from_secs(5), Duration::from_secs(5));
+    reconnect.give_up_after = Duration::ZERO;
+    story.config.websocket.call_idle = Duration::ZERO;
+    story.gone(failed("live"));
+    let mut buckets = [0; 5];
+    for pause in pauses(&mut story, 200) {
+        buckets[((pause - 4_000) / 201) as usize] += 1;
+    }
+    assert!(buckets.into_iter().all(|count| (15..=80).contains(&count)), "{buckets:?}");
+}
