@@ -190,3 +190,18 @@ fn unsafe_code_is_refused_but_in_one_place() {
     }
     assert_eq!(allowed, [root.join("src/net/relief.rs")]);
 }
+
+#[test]
+fn the_page_about_tests_names_each_file_of_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/testing.md")).unwrap();
+    let (_, table) = page.split_once("| file | what |").unwrap();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let mut named: Vec<_> = rows.map(|row| row.split('`').nth(1).unwrap().to_owned()).collect();
+    let entries = fs::read_dir(root.join("tests")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut files: Vec<_> = names.filter(|name| name.ends_with(".rs")).collect();
+    named.sort();
+    files.sort();
+    assert_eq!(named, files);
+}
