@@ -282,3 +282,30 @@ fn a_device_that_waits_for_its_answer_is_told_why_there_is_none() {
         assert!(alert.contains(r#""type":"alert""#) && alert.contains(words), "{alert}");
     }
 }
+
+#[test]
+fn an_operators_message_waits_for_a_device_that_is_away() {
+    let mut story = Story::talking();
+    assert_eq!(story.core.online_since(), Some(story.start));
+    let deliver = |story: &mut Story| {
+        let mut delivery = None;
+        let out = story.drive(|core, cx| delivery = Some(core.message(r#"{"type":"alert"}"#, cx)));
+        (delivery.unwrap(), told(&out).join(""))
+    };
+    let text = r#"{"session_id":"s1","type":"alert"}"#;
+    assert_eq!(deliver(&mut story), (Delivery::Sent, text.to_owned()));
+    story.lost();
+    assert_eq!(deliver(&mut story), (Delivery::Queued, String::new()));
+    assert!(told(&story.come_back("192.0.2.7")).contains(&text));
+}
+
+#[test]
+fn an_error_of_null_is_none() {
+    let mut story = Story::online();
+    let asked = story.drive(|core, cx| core.command(7, "x", "{}", cx));
+    let request: serde_json::Value = serde_json::from_str(told(&asked)[0]).unwrap();
+    let id = &request["payload"]["id"];
+    let answer =
+        format!(r#"{{"type":"mcp","payload":{{"jsonrpc":"2.0","id":{id},"error":null,"result":5}}}}"#);
+    assert_eq!(story.device(&answer), [Action::Answer { ticket: 7, result: Ok("5".into()) }]);
+}
