@@ -182,29 +182,104 @@ fn how_to_install_is_told_in_both_languages_with_the_same_commands() {
     assert_eq!(blocks(&english), blocks(&chinese));
     let heads = |page: &str| page.lines().filter(|line| line.starts_with("## ")).count();
     assert_eq!((heads(&english), heads(&chinese)), (6, 6));
-    // Places within a page are named by their heads.
-    for page in [english, chinese] {
-        let place = |head: &str| head.to_lowercase().replace(['、', ','], "").replace(' ', "-");
-        let places: Vec<_> = page.lines().filter_map(|line| line.strip_prefix("## ")).map(place).collect();
-        for link in links(&page).iter().filter_map(|link| link.strip_prefix('#')) {
-            assert!(places.iter().any(|place| place == link), "{link} in {places:?}");
+}
+
+/// Every page there is.
+fn pages() -> Vec<String> {
+    let mut pages: Vec<_> = READMES.map(str::to_owned).to_vec();
+    pages.extend(["CHANGELOG.md".to_owned(), "CONTRIBUTING.md".to_owned()]);
+    let docs = fs::read_dir(Path::new(ROOT).join("docs")).unwrap();
+    pages.extend(docs.map(|entry| format!("docs/{}", entry.unwrap().file_name().to_str().unwrap())));
+    pages.retain(|page| page.ends_with(".md"));
+    pages
+}
+
+/// What a link to each head of a page is called.
+fn places(page: &str) -> Vec<String> {
+    let prose: String = page.split("```").step_by(2).collect();
+    let heads = prose.lines().filter(|line| line.starts_with('#'));
+    let words = heads.map(|line| line.trim_start_matches('#').trim().to_lowercase());
+    let kept = |c: &char| c.is_alphanumeric() || "-_ ".contains(*c);
+    words.map(|head| head.chars().filter(kept).collect::<String>().replace(' ', "-")).collect()
+}
+
+#[test]
+fn what_the_pages_link_to_is_there() {
+    for page in pages() {
+        let here = Path::new(ROOT).join(&page);
+        for link in links(&text(&page)) {
+            let (file, place) = link.split_once('#').unwrap_or((&link, ""));
+            if file.contains("://") {
+                continue;
+            }
+            let target = if file.is_empty() { here.clone() } else { here.parent().unwrap().join(file) };
+            assert!(target.exists(), "{page} links to {link}");
+            if !place.is_empty() {
+                let places = places(&fs::read_to_string(&target).unwrap());
+                assert!(places.iter().any(|known| known == place), "{page} links to {link}: {places:?}");
+            }
         }
     }
 }
 
 #[test]
-fn what_the_pages_link_to_is_there() {
-    let mut pages: Vec<_> = READMES.map(str::to_owned).to_vec();
-    pages.extend(["CHANGELOG.md".to_owned(), "CONTRIBUTING.md".to_owned()]);
-    let docs = fs::read_dir(Path::new(ROOT).join("docs")).unwrap();
-    pages.extend(docs.map(|entry| format!("docs/{}", entry.unwrap().file_name().to_str().unwrap())));
-    for page in pages.iter().filter(|page| page.ends_with(".md")) {
-        let here = Path::new(ROOT).join(page);
-        for link in links(&text(page)) {
-            let (file, _) = link.split_once('#').unwrap_or((&link, ""));
-            if !file.is_empty() && !file.contains("://") {
-                let target = here.parent().unwrap().join(file);
-                assert!(target.exists(), "{page} links to {link}");
+fn the_commands_of_the_pages_exist() {
+    let help = |tool: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mqtt-websocket-proxy"));
+        let output = command.args((!tool.is_empty()).then_some(tool)).arg("--help").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let of_program = help("");
+    let mut seen = 0;
+    for page in pages() {
+        let text = text(&page).replace("\\\n", " ");
+        let lines = blocks(&text)
+            .into_iter()
+            .filter(|block| block.starts_with("sh\n"))
+            .flat_map(str::lines)
+            .map(str::trim);
+        for line in lines {
+            let called = line.split_once("mqtt-websocket-proxy ").or(line.split_once("--release -- "));
+            let Some((before, arguments)) = called else { continue };
+            // Other programs take the name as an argument.
+            if !["", "(umask 077; ", "target/release/", "cargo run "].contains(&before) {
+                continue;
+            }
+            let arguments = arguments.split([')', '#', '>']).next().unwrap();
+            let mut words = arguments.split_whitespace().peekable();
+            let tool = words.next_if(|word| !word.starts_with('-')).unwrap_or("");
+            assert!(of_program.contains(&format!("mqtt-websocket-proxy {tool}")), "{page}: {line}");
+            let options = help(tool);
+            for option in words.filter(|word| word.starts_with('-')) {
+                let known = |found: &str| found.trim_end_matches(',') == option;
+                assert!(options.split_whitespace().any(known), "{page}: {option} in {line}");
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen >= 15, "{seen}");
+}
+
+/// What the tables quote of the log and of the probe stands in the source; `...` is where something is filled in.
+#[test]
+fn what_troubleshooting_quotes_is_said() {
+    fn all(folder: &Path) -> String {
+        let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        entries
+            .map(|path| if path.is_dir() { all(&path) } else { fs::read_to_string(&path).unwrap() })
+            .collect()
+    }
+    let source = all(&Path::new(ROOT).join("src")).replace("{} ", " ");
+    let page = text("docs/troubleshooting.md");
+    for first in ["`refused with return code 4", "`the certificate is for"] {
+        for row in table(&page, first) {
+            for quoted in ticked(&row[0]) {
+                let said = quoted.trim_start_matches("closed: ");
+                let said = said.strip_prefix("refused with return code ").map_or(said, |rest| &rest[1..]);
+                for part in said.split("...") {
+                    let part = part.trim().trim_start_matches(": ");
+                    assert!(source.contains(part), "{quoted}: {part}");
+                }
             }
         }
     }
