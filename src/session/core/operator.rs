@@ -133,8 +133,11 @@ impl Core {
         };
         match self.call.as_mut().filter(|call| !call.is_closing()) {
             Some(call) => {
-                let flow = call.operator_text(text, cx);
-                self.ended(flow, cx);
+                if let Err(reason) = call.operator_text(text, cx) {
+                    // It waited with others, and was one too many: the call ends, and all of them go with it.
+                    self.end_call(reason, cx);
+                    return Delivery::NotConnected;
+                }
             }
             None => cx.out.push(Action::Publish(text.to_owned())),
         }

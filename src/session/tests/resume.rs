@@ -157,3 +157,26 @@ fn last_words_survive_a_new_connection() {
     assert_eq!(said(&story.server(SERVER_HELLO))[0], LISTEN);
     assert!(story.core.is_over());
 }
+
+/// It was said to be queued.
+#[test]
+fn an_operators_message_that_overflows_the_queue_of_an_absent_device_is_not_delivered() {
+    let mut story = Story::talking();
+    story.drive(Core::connection_lost);
+    let mut message = || {
+        let mut delivery = None;
+        let actions = story.drive(|core, cx| delivery = Some(core.message(r#"{"type":"alert"}"#, cx)));
+        (delivery.unwrap(), actions)
+    };
+    for _ in 0..128 {
+        assert_eq!(message(), (Delivery::Queued, vec![]));
+    }
+    let (delivery, actions) = message();
+    assert_eq!(delivery, Delivery::NotConnected);
+    assert!(
+        actions
+            .iter()
+            .any(|action| matches!(action, Action::Ended(summary) if summary.reason == EndReason::Overflow))
+    );
+    assert_eq!(message(), (Delivery::NotConnected, vec![]));
+}
