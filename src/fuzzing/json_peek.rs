@@ -48,6 +48,11 @@ fn tree(text: &str) -> Map<String, Value> {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
+/// By the letter of RFC 8259, which has nothing against half a surrogate pair.
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
+}
+
 /// `tree` with another value of `key`.
 fn with(tree: &Map<String, Value>, key: &str, value: &str) -> Map<String, Value> {
     let mut changed = tree.clone();
@@ -91,7 +96,7 @@ fn hellos(text: &str, before: Option<&Map<String, Value>>) {
     let server = server_hello(text);
     assert!(server.session_id.as_deref() != Some(""));
     if let Some(params) = &server.audio_params {
-        assert!(peek(params).is_ok(), "{params}");
+        assert!(params.starts_with('{') && is_json(params), "{params}");
     }
     let device = match device_hello(text) {
         Ok(device) => device,
@@ -104,7 +109,7 @@ fn hellos(text: &str, before: Option<&Map<String, Value>>) {
     let DeviceHello { to_server, .. } = &device;
     let audio_params = device.audio_params();
     assert!(to_server.len() <= 6 * text.len() + 64, "bounded growth");
-    assert!(peek(to_server).is_ok(), "{to_server}");
+    assert!(is_json(to_server), "{to_server}");
     let _ = device.frame_duration_ms();
     let reply = hello_reply(&HelloReply {
         session_id: "s\"1",

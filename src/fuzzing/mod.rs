@@ -70,7 +70,9 @@ mod tests {
 
     use super::*;
 
-    const TARGETS: [(&str, fn(&[u8])); 10] = [
+    type Target = (&'static str, fn(&[u8]));
+
+    const TARGETS: [Target; 10] = [
         ("config_parse", config_parse),
         ("http_parse", http_parse),
         ("json_peek", json_peek),
@@ -83,7 +85,7 @@ mod tests {
         ("ws_audio", ws_audio),
     ];
 
-    /// The name of the file at hand, should its target panic.
+    /// The file at hand, should its target panic.
     struct Named(String);
 
     impl Drop for Named {
