@@ -58,7 +58,7 @@ fn frames_of_a_chat_server() {
     for (section, rows) in table()["covered"].as_object().unwrap() {
         for row in rows.as_array().unwrap() {
             let what = format!("{section}: {}", row["name"]);
-            println!("{what}");
+            eprintln!("{what}");
             play(row, &mut device, &server);
             device.mqtt.assert_quiet();
         }
@@ -106,7 +106,7 @@ fn answers_to_the_upgrade() {
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 2);
     for row in table()["4.1 the answer to the upgrade"].as_array().unwrap() {
-        println!("{}", row["name"]);
+        eprintln!("{}", row["name"]);
         device.say(HELLO);
         let mut peer = server.accept();
         let accept = accept(&peer.request());

@@ -15,7 +15,7 @@ fn rumqttc_reads_the_same() {
     let Ok(files) = fs::read_dir(corpus) else { return };
     for file in files {
         let path = file.unwrap().path();
-        println!("{}", path.display());
+        eprintln!("{}", path.display());
         reference::agrees(&fs::read(path).unwrap());
     }
 }

@@ -204,10 +204,14 @@ impl Team {
         self.ended == self.threads.len()
     }
 
-    /// Waits for the other workers, which were told to stop.
+    /// Waits for the other workers, which were told to stop: for all of them, even if one failed.
     pub(super) fn wait(&mut self) -> io::Result<()> {
         let panicked = |_| Err(io::Error::other("a worker panicked"));
-        self.threads.drain(..).map(|thread| thread.join().unwrap_or_else(panicked)).collect()
+        let mut ended = Ok(());
+        for thread in self.threads.drain(..) {
+            ended = ended.and(thread.join().unwrap_or_else(panicked));
+        }
+        ended
     }
 }
 
