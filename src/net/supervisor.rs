@@ -3,12 +3,12 @@
 //! The loop itself tells it, so that a loop that hangs is silent and gets restarted. The socket is opened once, at start:
 //! a gateway that is out of descriptors is alive and can still say so. It never blocks.
 
-use std::env;
 use std::io;
 #[cfg(unix)]
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::process;
 use std::time::Duration;
+#[cfg(unix)]
+use std::{env, process};
 
 use log::warn;
 
@@ -83,6 +83,7 @@ fn address(path: &std::ffi::OsStr) -> io::Result<SocketAddr> {
 }
 
 /// Half of what the manager waits, when it is this process that it watches.
+#[cfg(unix)]
 fn interval() -> Option<Duration> {
     let number = |name| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let is_other = number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(process::id()));

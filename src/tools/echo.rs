@@ -165,7 +165,15 @@ impl Server {
         }
         let now = Instant::now();
         let left_over = std::mem::take(&mut self.ready);
-        for source in events.iter().map(|event| event.token()).chain(left_over) {
+        for event in events.iter() {
+            // On Windows every read that finds nothing asks for the writable event again: to read at that one would never end.
+            if event.is_readable() || event.is_read_closed() || event.is_error() {
+                self.dispatch(event.token(), now);
+            } else {
+                self.flush(event.token());
+            }
+        }
+        for source in left_over {
             self.dispatch(source, now);
         }
         while let Some(&(at, source)) = self.alarms.first()
@@ -231,13 +239,7 @@ impl Server {
         match peer.advance(now) {
             Ok(Progress::Idle) => {}
             Ok(Progress::More) => self.ready.push(Token(slot)),
-            Err(Gone) => {
-                if let Some(at) = peer.alarm {
-                    self.alarms.remove(&(at, Token(slot)));
-                }
-                self.peers.remove(slot);
-                return;
-            }
+            Err(Gone) => return self.drop_peer(slot),
         }
         if let Some(due) = peer.deadline()
             && peer.alarm.is_none_or(|at| due < at)
@@ -246,6 +248,21 @@ impl Server {
                 self.alarms.remove(&(at, Token(slot)));
             }
             self.alarms.insert((due, Token(slot)));
+        }
+    }
+
+    /// Sends what waits in a peer's queue. An upgrade needs none of this: its answer fits into the empty socket.
+    fn flush(&mut self, source: Token) {
+        if let Some(Peer { link: Link::Open(socket), .. }) = self.peers.get_mut(source.0)
+            && flush(socket).is_err()
+        {
+            self.drop_peer(source.0);
+        }
+    }
+
+    fn drop_peer(&mut self, slot: usize) {
+        if let Some(at) = self.peers.remove(slot).alarm {
+            self.alarms.remove(&(at, Token(slot)));
         }
     }
 }
@@ -278,10 +295,8 @@ impl Peer {
             send(socket, &mut replies)?;
         }
         let progress = converse(socket, &mut self.talk, &mut replies, now)?;
-        match socket.flush() {
-            Err(error) if !would_block(&error) => Err(Gone),
-            _ => Ok(progress),
-        }
+        flush(socket)?;
+        Ok(progress)
     }
 
     fn upgrade(&mut self, now: Instant) -> Result<(), Gone> {
@@ -333,6 +348,13 @@ fn send(socket: &mut WebSocket<TcpStream>, replies: &mut Vec<Message>) -> Result
         }
     }
     Ok(())
+}
+
+fn flush(socket: &mut WebSocket<TcpStream>) -> Result<(), Gone> {
+    match socket.flush() {
+        Err(error) if !would_block(&error) => Err(Gone),
+        _ => Ok(()),
+    }
 }
 
 fn is_audio(message: &Message) -> bool {
