@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use mio::event::Event;
 use mio::net::{TcpStream, UdpSocket};
 use mio::{Events, Interest, Poll, Registry, Token};
 use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER, Header};
@@ -181,7 +182,13 @@ impl Fleet {
         }
         // Devices have even tokens, their audio has odd ones.
         let mut tokens = std::mem::take(&mut self.tokens);
-        tokens.extend(self.events.iter().map(|event| event.token().0));
+        // A device waits for a writable socket only while it connects; on Windows each vain read brings such an event.
+        let devices = &self.devices;
+        let matters = |event: &&Event| {
+            let connecting = || matches!(devices[event.token().0 / 2].stage, Stage::Connecting(_));
+            event.is_readable() || event.is_read_closed() || event.is_error() || connecting()
+        };
+        tokens.extend(self.events.iter().filter(matters).map(|event| event.token().0));
         for token in tokens.drain(..) {
             let i = token / 2;
             if token % 2 == 1 {
