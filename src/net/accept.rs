@@ -55,6 +55,13 @@ pub(super) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> 
     socket.set_reuse_address(true)?;
     #[cfg(unix)]
     socket.set_reuse_port(shared)?;
+    #[cfg(windows)]
+    if shared {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "Windows does not share a port: set `workers` to 1",
+        ));
+    }
     socket.set_nonblocking(true)?;
     if INHERITED {
         set_options(&socket);
