@@ -113,7 +113,6 @@ impl Gateway {
         self.accepting = false;
         // Closed, not only deaf: the system would go on to take connections for us.
         (self.listener, self.tls_door) = (None, None);
-        self.team.tell(|| Command::Drain);
         if self.team.leads() {
             info!(
                 "draining: {} calls to finish; devices without one are disconnected within {} s",
@@ -121,6 +120,7 @@ impl Gateway {
                 LEAVING.as_secs()
             );
         }
+        self.team.tell(|| Command::Drain);
         let ids = self.sessions.ids();
         let count = ids.len().max(1) as u32;
         for (place, id) in ids.into_iter().enumerate() {
@@ -131,14 +131,15 @@ impl Gateway {
     }
 
     pub(super) fn stop(&mut self, grace: Duration) {
-        self.team.tell(|| Command::Stop(grace));
         if self.stopping.is_some() {
+            self.team.tell(|| Command::Stop(grace));
             self.stopping = Some(self.now);
             return;
         }
         if self.team.leads() {
             info!("stopping: {} calls, {} devices", self.all_calls(), self.all_devices());
         }
+        self.team.tell(|| Command::Stop(grace));
         self.supervisor.stopping();
         self.stopping = Some(self.now + grace);
         self.wheel.arm(self.now + grace, Alarm::Stop);
