@@ -35,10 +35,10 @@ impl Gateway {
                 return self.take_over(id, older);
             }
             // Before the older one is forgotten: the device is not gone.
-            self.index.add_device(mac, id, &self.sessions);
+            self.index.add_device(mac, id);
             self.drive(older, Core::replaced);
         } else {
-            self.index.add_device(mac, id, &self.sessions);
+            self.index.add_device(mac, id);
         }
         self.drive(id, |core, cx| core.admitted(Admission::Welcome, cx));
     }

@@ -9,13 +9,14 @@ use super::session::Sessions;
 use super::token::SessionId;
 use crate::proto::identity::{ClientId, Mac};
 
-/// Both indexes. They repeat no key: entries are names of sessions, which hold the keys.
+/// Both indexes. They repeat no key: entries are names of sessions, which hold the keys. What a larger table needs to move an
+/// entry is in the entry: thousands of sessions looked up at once would be heard by those who speak.
 #[derive(Default)]
 pub struct Index {
     /// With the address whose datagrams are looked out for.
     calls: HashTable<Call>,
     /// By MAC: a client id contains it, and several client ids may share it.
-    devices: HashTable<SessionId>,
+    devices: HashTable<Device>,
     hasher: DefaultHashBuilder,
 }
 
@@ -23,6 +24,12 @@ struct Call {
     ssrc: u32,
     id: SessionId,
     ip: IpAddr,
+}
+
+struct Device {
+    /// Of the MAC.
+    hash: u32,
+    id: SessionId,
 }
 
 impl Index {
@@ -48,8 +55,8 @@ impl Index {
 
     /// The session of exactly this client id.
     pub(super) fn device(&self, client_id: &ClientId, sessions: &Sessions) -> Option<SessionId> {
-        let same = |id: &SessionId| client_id_of(*id, sessions).is_some_and(|found| found == client_id);
-        self.devices.find(self.hash(client_id.mac()), same).copied()
+        self.of_mac(client_id.mac(), sessions)
+            .find(|id| client_id_of(*id, sessions).is_some_and(|found| found == client_id))
     }
 
     /// The session that operators mean by a client id, or else by the MAC in it, or by a MAC alone: a client id changes with
@@ -66,30 +73,27 @@ impl Index {
 
     /// Every session of this MAC.
     pub(super) fn of_mac(&self, mac: Mac, sessions: &Sessions) -> impl Iterator<Item = SessionId> {
+        let hash = self.hash(mac);
         let same = move |id: &SessionId| client_id_of(*id, sessions).is_some_and(|found| found.mac() == mac);
-        self.devices.iter_hash(self.hash(mac)).copied().filter(same)
+        let alike = self.devices.iter_hash(spread(hash)).filter(move |device| device.hash == hash);
+        alike.map(|device| device.id).filter(same)
     }
 
-    pub(super) fn add_device(&mut self, mac: Mac, id: SessionId, sessions: &Sessions) {
-        let hasher = &self.hasher;
-        let hash_of =
-            |id: &SessionId| client_id_of(*id, sessions).map_or(0, |found| hasher.hash_one(found.mac()));
-        self.devices.insert_unique(hasher.hash_one(mac), id, hash_of);
+    pub(super) fn add_device(&mut self, mac: Mac, id: SessionId) {
+        let hash = self.hash(mac);
+        self.devices.insert_unique(spread(hash), Device { hash, id }, |device| spread(device.hash));
     }
 
     /// Forgets the device if the entry is still this session's.
     pub(super) fn remove_device(&mut self, mac: Mac, id: SessionId) {
-        if let Ok(entry) = self.devices.find_entry(self.hash(mac), |found| *found == id) {
+        if let Ok(entry) = self.devices.find_entry(spread(self.hash(mac)), |device| device.id == id) {
             entry.remove();
         }
     }
 
     /// Gives back the memory of those who left.
-    pub(super) fn shrink(&mut self, sessions: &Sessions) {
-        let hasher = &self.hasher;
-        let hash_of =
-            |id: &SessionId| client_id_of(*id, sessions).map_or(0, |found| hasher.hash_one(found.mac()));
-        self.devices.shrink_to_fit(hash_of);
+    pub(super) fn shrink(&mut self) {
+        self.devices.shrink_to_fit(|device| spread(device.hash));
         self.calls.shrink_to_fit(|call| spread(call.ssrc));
     }
 
@@ -97,8 +101,8 @@ impl Index {
         self.devices.len()
     }
 
-    fn hash(&self, mac: Mac) -> u64 {
-        self.hasher.hash_one(mac)
+    fn hash(&self, mac: Mac) -> u32 {
+        self.hasher.hash_one(mac) as u32
     }
 }
 
@@ -106,7 +110,7 @@ fn client_id_of(id: SessionId, sessions: &Sessions) -> Option<&ClientId> {
     sessions.get(id)?.core.client_id()
 }
 
-/// Ssrcs are ours and random; this only moves their entropy to where the table looks.
+/// Ssrcs are ours and random, hashes are keyed; this only moves their entropy to where the table looks.
 fn spread(ssrc: u32) -> u64 {
     u64::from(ssrc).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

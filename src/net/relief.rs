@@ -32,7 +32,7 @@ impl Gateway {
         self.peak = Peak { most: self.sessions.len(), armed: false };
         self.sessions.shrink();
         self.wheel.shrink();
-        self.index.shrink(&self.sessions);
+        self.index.shrink();
         self.contexts.shrink();
         self.strangers.shrink_to_fit();
         trim();
