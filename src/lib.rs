@@ -92,9 +92,10 @@
 //! 1. *Sleep* until a socket has news or the wheel rings; not at all when somebody has more to do.
 //! 2. *Poll.* An interrupted poll is an empty batch.
 //! 3. *Look at the clock,* once. This is `now` for everybody in this turn.
-//! 4. *Dispatch* each event to its source: listener, UDP socket, device, chat server, or notes from other threads. Each
-//!    does a bounded amount of work.
-//! 5. *Go on* with those who stopped early in an earlier turn, so that none of them starves the others.
+//! 4. *Dispatch* each event to its source: UDP socket, chat server, or notes from other threads. Each does a bounded amount
+//!    of work. Devices' connections, and new ones, stand in line.
+//! 5. *Go on* with those who stopped early in an earlier turn, so that none of them starves the others; then with the line
+//!    of devices, for a millisecond.
 //! 6. *Fire timers,* however busy the sockets are.
 //! 7. *Flush:* each socket that was written to, once, and all datagrams together.
 //! 8. *Bury* what has ended, and take new connections again where places became free.

@@ -1,9 +1,13 @@
 //! One chat server that sends as fast as it can does not hold up another call. What counts is the order in which things
-//! leave the gateway, not the time they take.
+//! leave the gateway and the work that waits, not the time they take.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
 mod support;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
 
 use support::chat::ChatServer;
 use support::device::Device;
@@ -49,4 +53,35 @@ fn a_frame_does_not_wait_for_the_flood_of_another_call() {
     });
     let before = before.count();
     assert!(before <= BEFORE, "{before} frames of the other call came first");
+}
+
+#[test]
+fn what_is_left_of_a_flood_waits_once_however_many_edges_it_causes() {
+    let server = ChatServer::start();
+    let gateway = support::gateway_with(&[server.url()], |config| config.api.metrics_need_token = false);
+    let metrics = format!("http://{}/metrics", gateway.addresses().api.unwrap());
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, mut peer) = device.call(&server);
+    call.send(0, b"\x58abc");
+    peer.binary();
+
+    let flooding = AtomicBool::new(true);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let end = Instant::now() + support::LIMIT;
+            while flooding.load(Ordering::Relaxed) && Instant::now() < end {
+                peer.send_audio(0, b"\x58loud");
+            }
+        });
+        let waits = |_| {
+            let text = ureq::get(&metrics).call().unwrap().body_mut().read_to_string().unwrap();
+            let line =
+                text.lines().find_map(|line| line.strip_prefix("gateway_queue_length{queue=\"leftovers\"} "));
+            line.unwrap().parse::<usize>().unwrap()
+        };
+        let most = (0..100).map(waits).max();
+        flooding.store(false, Ordering::Relaxed);
+        // The chat server's connection, and the one that asks.
+        assert!(most <= Some(2), "{most:?} pieces of work wait");
+    });
 }

@@ -12,7 +12,8 @@ use mio::net::{TcpListener, TcpStream};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use super::device::Device;
-use super::gateway::{Alarm, Gateway, Ready};
+use super::gateway::{Alarm, Gateway};
+use super::leftovers::Ready;
 use super::link::Link;
 use super::session::Session;
 use super::team::Adopted;
@@ -20,8 +21,8 @@ use super::token::{self, Role, SessionId};
 use crate::admin::troubles::Kind;
 use crate::session::Core;
 
-/// Connections accepted per dispatch, and so the logins of one turn when all devices come back at once.
-const ACCEPTS: usize = 32;
+/// Connections accepted at a time, when all devices come back at once.
+const ACCEPTS: usize = 16;
 /// Connections beyond `max_connections` that may be on their way in or out.
 const IN_PASSING: usize = 512;
 /// Connections beyond `max_connections_per_ip` that may wait to tell who they are: a device that comes back before its old
@@ -35,7 +36,7 @@ const INHERITED: bool = cfg!(target_os = "linux");
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where a connection comes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Door {
     /// `mqtt.port`.
     Plain,
@@ -169,13 +170,15 @@ impl Gateway {
                 }
             }
         }
-        self.ready.push_back(Ready::Accept(door));
+        self.ready.push(Ready::Accept(door));
     }
 
     pub(super) fn resume_accepting(&mut self) {
         if !self.draining && !self.is_stopping() {
             self.accepting = true;
-            self.ready.extend([Ready::Accept(Door::Plain), Ready::Accept(Door::Tls)]);
+            for door in [Door::Plain, Door::Tls] {
+                self.ready.push(Ready::Accept(door));
+            }
         }
     }
 
@@ -231,7 +234,7 @@ impl Gateway {
         }
         if let Some(mut id) = self.take_in(adopted.device, adopted.ip) {
             self.serve(&mut id, &adopted.bytes, Vec::new());
-            self.ready.push_back(Ready::Device(id));
+            self.ready.push(Ready::Device(id));
         }
     }
 

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 
 use log::{Level, error, info, log};
 
-use super::gateway::{Gateway, Ready};
+use super::gateway::Gateway;
 use super::grant;
+use super::leftovers::Ready;
 use super::token::SessionId;
 use crate::admin::troubles::Kind;
 use crate::proto::mqtt::{ConnectCode, encode};
@@ -86,7 +87,7 @@ impl Gateway {
             return;
         };
         if backend.send_text(text, &mut self.contexts).is_err() {
-            self.ready.push_back(Ready::SlowBackend(id));
+            self.ready.push(Ready::SlowBackend(id));
         }
         self.touch(id);
     }

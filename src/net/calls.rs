@@ -3,7 +3,8 @@
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::backend::{Backend, Dialer, Incoming, Step};
-use super::gateway::{Gateway, LINGER, Ready};
+use super::gateway::{Gateway, LINGER};
+use super::leftovers::Ready;
 use super::resolver::Lookup;
 use super::stream::TlsClient;
 use super::token::{self, Role, SessionId};
@@ -117,7 +118,7 @@ impl Gateway {
                 self.dial_over(id);
                 self.drive(id, Core::backend_open);
                 // The first frames may be in a buffer already, and no edge will announce them.
-                self.ready.push_back(Ready::Backend(id));
+                self.ready.push(Ready::Backend(id));
             }
         }
     }
@@ -133,7 +134,7 @@ impl Gateway {
             && std::mem::take(&mut backend.counted)
         {
             self.dialing -= 1;
-            self.ready.push_back(Ready::Dials);
+            self.ready.push(Ready::Dials);
         }
     }
 
@@ -230,7 +231,7 @@ impl Gateway {
             }
         }
         self.touch(id);
-        self.ready.push_back(Ready::Backend(id));
+        self.ready.push(Ready::Backend(id));
     }
 
     fn advance_dial_if_any(&mut self, id: SessionId) {
@@ -245,7 +246,7 @@ impl Gateway {
         // A Close frame of the server is answered; hanging up sends the answer and lingers for the connection's end.
         let lingers = self.sessions.get(id).is_some_and(|session| session.core.is_over());
         match &gone {
-            Gone::Closed(_) if lingers => return self.ready.push_back(Ready::Backend(id)),
+            Gone::Closed(_) if lingers => return self.ready.push(Ready::Backend(id)),
             Gone::Closed(_) => self.hang_up(id, 1000),
             Gone::Failed(_) => self.drop_backend(id),
         }
@@ -302,7 +303,7 @@ impl Gateway {
             }
             budget = budget.saturating_sub(received);
         }
-        self.ready.push_back(Ready::Udp);
+        self.ready.push(Ready::Udp);
     }
 
     fn uplink(&mut self, i: usize) {

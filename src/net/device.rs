@@ -4,7 +4,8 @@ use std::io::{ErrorKind, Read};
 use std::net::IpAddr;
 use std::time::Instant;
 
-use super::gateway::{Gateway, Ready};
+use super::gateway::Gateway;
+use super::leftovers::Ready;
 use super::link::Link;
 use super::outbox::{Flush, Outbox};
 use super::token::SessionId;
@@ -141,7 +142,7 @@ impl Gateway {
         while self.read_device(&mut id, &mut scratch) {
             reads += 1;
             if reads == READS {
-                self.ready.push_back(Ready::Device(id));
+                self.ready.push(Ready::Device(id));
                 break;
             }
         }
@@ -248,12 +249,12 @@ impl Gateway {
             Written::Done | Written::Blocked => {}
             Written::Over => self.drop_device(id),
             // A DISCONNECT may have come before the reset: only reading tells.
-            Written::Lost => self.ready.push_back(Ready::Device(id)),
+            Written::Lost => self.ready.push(Ready::Device(id)),
         }
     }
 }
 
 /// Deferred to its own list: the core is in the middle of its actions.
 fn device_is_slow(gateway: &mut Gateway, id: SessionId) {
-    gateway.ready.push_back(Ready::SlowDevice(id));
+    gateway.ready.push(Ready::SlowDevice(id));
 }

@@ -3,15 +3,11 @@
 use log::{Level, log, warn};
 
 use super::accept::RETURNING;
-use super::gateway::{Gateway, Ready};
+use super::gateway::Gateway;
 use super::link::Step;
 use super::token::SessionId;
 use crate::proto::proxy::Origin;
 use crate::session::Core;
-
-/// Steps of handshakes per turn. One takes up to a millisecond, and all devices come back at once after a power cut: calls
-/// that go on must not hear it.
-pub(super) const HANDSHAKES: usize = 16;
 
 impl Gateway {
     /// Goes on with what comes first. False when there is nothing more to do now.
@@ -19,15 +15,6 @@ impl Gateway {
         let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut()) else {
             return false;
         };
-        if device.link.may_shake_hands() {
-            if self.handshakes_left == 0 {
-                if device.link.start_waiting() {
-                    self.ready.push_back(Ready::Handshake(id));
-                }
-                return false;
-            }
-            self.handshakes_left -= 1;
-        }
         match device.link.advance(self.tls_door.as_ref().map(|door| door.acceptor()), scratch) {
             Step::Blocked => return false,
             Step::From(origin) => return self.comes_from(id, origin),
@@ -59,13 +46,6 @@ impl Gateway {
         }
         self.drive(id, Core::connection_lost);
         false
-    }
-
-    pub(super) fn go_on_with_handshake(&mut self, id: SessionId) {
-        if let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut()) {
-            device.link.stop_waiting();
-            self.pump_device(id);
-        }
     }
 
     /// From now on it is the client's address that counts. False when that one has too many connections.

@@ -19,11 +19,12 @@ use super::calls::TlsClients;
 use super::certificate::CertificateError;
 use super::contexts::Contexts;
 use super::datagrams::{Datagrams, Flushed};
+use super::descriptors;
 use super::device_calls::DeviceCalls;
 use super::doorkeeper::{Doorkeeper, Sparse};
-use super::early::HANDSHAKES;
 use super::handle::{Addresses, Command, Handle};
 use super::index::{Index, Sightings};
+use super::leftovers::{Leftovers, Ready};
 use super::memory::Kept;
 use super::metrics::Metrics;
 use super::pace::Pace;
@@ -52,6 +53,8 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 const EVENTS: usize = 1024;
 /// An alarm that rings this late was not waited for: the gateway did not run. Also how long it may then read.
 const LATE: Duration = Duration::from_secs(1);
+/// How long a turn serves devices' connections; what is left waits for the next turn, behind the audio that came.
+const SLICE: Duration = Duration::from_millis(1);
 /// One read of a device: thousands of the shortest packets.
 const SCRATCH: usize = 8 * 1024;
 
@@ -69,7 +72,7 @@ pub struct Gateway {
     pub(super) actions: Vec<Action>,
     dirty: Vec<SessionId>,
     doomed: Vec<SessionId>,
-    pub(super) ready: VecDeque<Ready>,
+    pub(super) ready: Leftovers,
     pub(super) scratch: Box<[u8]>,
     /// Lent to the WebSocket that is read.
     pub(super) chunk: Vec<u8>,
@@ -96,8 +99,6 @@ pub struct Gateway {
     pub(super) strangers: VecDeque<SessionId>,
     /// Connections in the order they came, as far as their TLS may not be there yet.
     pub(super) handshakes: VecDeque<SessionId>,
-    /// Steps of handshakes that this turn may still take.
-    pub(super) handshakes_left: usize,
     pub(super) tls_failures: Sparse,
     pub(super) accepting: bool,
     /// Descriptors ran out, and the log knows.
@@ -143,27 +144,6 @@ pub(super) enum Alarm {
     Stop,
 }
 
-/// Work left over from an earlier turn, which no edge will announce.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ready {
-    Accept(Door),
-    Udp,
-    Device(SessionId),
-    /// A handshake that has waited for a turn with room for it.
-    Handshake(SessionId),
-    Backend(SessionId),
-    /// A device does not read what it is sent.
-    SlowDevice(SessionId),
-    /// A chat server does not read its text.
-    SlowBackend(SessionId),
-    /// More is kept for a device than its share.
-    Hog(SessionId),
-    /// A place for a dial became free.
-    Dials,
-    AcceptAdmin,
-    Admin(ConnId),
-}
-
 /// Why a gateway cannot start: one line for the operator.
 #[derive(Debug)]
 pub enum BindError {
@@ -202,6 +182,7 @@ impl Gateway {
     /// # Errors
     /// A port that is in use or not permitted, a certificate that cannot be used, or a system without descriptors.
     pub fn bind(config: Config, source: Option<Source>) -> Result<Self, BindError> {
+        descriptors::reserve(config.mqtt.max_connections);
         if config.workers > 1 {
             Team::claim_ports(&config.mqtt)?;
         }
@@ -275,7 +256,7 @@ impl Gateway {
             actions: Vec::new(),
             dirty: Vec::new(),
             doomed: Vec::new(),
-            ready: VecDeque::new(),
+            ready: Leftovers::default(),
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             chunk: Vec::new(),
             contexts: Contexts::default(),
@@ -298,7 +279,6 @@ impl Gateway {
             per_ip: accept::PerIp::default(),
             strangers: VecDeque::new(),
             handshakes: VecDeque::new(),
-            handshakes_left: HANDSHAKES,
             tls_failures: Sparse::default(),
             accepting: true,
             accept_failing: false,
@@ -372,18 +352,16 @@ impl Gateway {
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
         let interrupted = !self.wait(events)?;
         self.now = Instant::now();
-        self.handshakes_left = HANDSHAKES;
-        let leftovers = self.ready.len();
-        let all_read = !interrupted && events.is_empty() && leftovers == 0;
+        let leftovers = self.ready.prompt();
+        let all_read = !interrupted && events.is_empty() && self.ready.is_empty();
         for event in events.iter() {
             self.dispatch(event);
         }
         for _ in 0..leftovers {
-            match self.ready.pop_front() {
-                Some(ready) => self.go_on(ready),
-                None => break,
-            }
+            let Some(ready) = self.ready.pop_prompt() else { break };
+            self.go_on(ready);
         }
+        self.serve_devices();
         if self.may_ring(all_read) {
             self.fire_timers();
         }
@@ -392,6 +370,18 @@ impl Gateway {
         self.team.publish(self.index.devices(), self.index.calls());
         self.metrics.turns.add(self.now.elapsed());
         Ok(())
+    }
+
+    /// What devices have to say, as long as calls can wait for it.
+    fn serve_devices(&mut self) {
+        let begin = Instant::now();
+        for _ in 0..self.ready.patient() {
+            let Some(ready) = self.ready.pop_patient() else { break };
+            self.go_on(ready);
+            if begin.elapsed() >= SLICE {
+                break;
+            }
+        }
     }
 
     /// Sleeps until there is news. When packets come thick, what comes during a pause is taken at once after it; but only
@@ -427,15 +417,15 @@ impl Gateway {
         // On Windows every read that finds nothing asks for the writable event again: to read at that one would never end.
         let readable = event.is_readable() || event.is_read_closed() || event.is_error();
         match role {
-            Role::Fixed if slot == MQTT => self.accept(Door::Plain),
-            Role::Fixed if slot == MQTTS => self.accept(Door::Tls),
+            Role::Fixed if slot == MQTT => self.ready.push(Ready::Accept(Door::Plain)),
+            Role::Fixed if slot == MQTTS => self.ready.push(Ready::Accept(Door::Tls)),
             Role::Fixed if slot == UDP => {
                 // Its writable edge lets a full queue go at the end of the turn.
                 if readable {
-                    self.drain_udp();
+                    self.begin(Ready::Udp);
                 }
             }
-            Role::Fixed if slot == API => self.accept_admin(),
+            Role::Fixed if slot == API => self.begin(Ready::AcceptAdmin),
             Role::Fixed => self.notes(),
             Role::Device => {
                 if let Some(id) = self.sessions.at(slot) {
@@ -443,7 +433,7 @@ impl Gateway {
                         self.touch(id);
                     }
                     if readable {
-                        self.pump_device(id);
+                        self.ready.push(Ready::Device(id));
                     }
                 }
             }
@@ -452,12 +442,20 @@ impl Gateway {
                     if event.is_writable() {
                         self.touch(id);
                     }
-                    if readable || self.waits_to_write(id) {
-                        self.pump_backend(id, event.is_read_closed() || event.is_error());
+                    let more = event.is_read_closed() || event.is_error();
+                    if (readable || self.waits_to_write(id)) && !self.ready.holds(Ready::Backend(id)) {
+                        self.pump_backend(id, more);
                     }
                 }
             }
             Role::Admin => self.admin_event(slot, readable),
+        }
+    }
+
+    /// Does what an edge announces; what waits from an earlier turn anyway is not done twice in this one.
+    pub(super) fn begin(&mut self, ready: Ready) {
+        if !self.ready.holds(ready) {
+            self.go_on(ready);
         }
     }
 
@@ -466,7 +464,6 @@ impl Gateway {
             Ready::Accept(door) => self.accept(door),
             Ready::Udp => self.drain_udp(),
             Ready::Device(id) => self.pump_device(id),
-            Ready::Handshake(id) => self.go_on_with_handshake(id),
             Ready::Backend(id) => self.pump_backend(id, true),
             Ready::SlowDevice(id) => self.drive(id, Core::blocked),
             Ready::SlowBackend(id) => self.drive(id, Core::backend_blocked),
@@ -520,7 +517,7 @@ impl Gateway {
                 Alarm::Accept => self.resume_accepting(),
                 Alarm::Admin(id) => self.admin_alarm(id, tick),
                 Alarm::DeviceCalls => self.device_calls_alarm(tick),
-                Alarm::AcceptAdmin => self.ready.push_back(Ready::AcceptAdmin),
+                Alarm::AcceptAdmin => self.ready.push(Ready::AcceptAdmin),
                 Alarm::Watch => self.look_at_files(),
                 Alarm::Supervisor => self.reassure_supervisor(),
                 Alarm::Relief => self.relieve(),
@@ -597,7 +594,7 @@ impl Gateway {
             let contexts = &mut self.contexts;
             let broken = session.backend.as_mut().is_some_and(|backend| !backend.flush(contexts));
             if broken {
-                self.ready.push_back(Ready::Backend(id));
+                self.ready.push(Ready::Backend(id));
             }
             self.flush_device(id);
             self.weigh(id);

@@ -30,8 +30,6 @@ pub(super) enum Link {
 /// A connection that is not open for the device's bytes yet.
 pub(super) struct Early {
     stage: Stage,
-    /// On the list of handshakes that wait for a later turn.
-    waits: bool,
 }
 
 enum Stage {
@@ -70,20 +68,12 @@ impl Link {
             (true, _) => Stage::Header { tcp, seen: Vec::new(), tls },
             (false, true) => Stage::Silent(tcp),
         };
-        Self::Early(Box::new(Early { stage, waits: false }))
+        Self::Early(Box::new(Early { stage }))
     }
 
     /// Whether the device's own bytes are what is read and written.
     pub(super) fn is_open(&self) -> bool {
         !matches!(self, Self::Early(_))
-    }
-
-    /// Whether the next step may be one of a handshake, which costs time.
-    pub(super) fn may_shake_hands(&self) -> bool {
-        match self {
-            Self::Early(early) => !matches!(early.stage, Stage::Header { .. }),
-            _ => false,
-        }
     }
 
     /// Whether TLS was begun and is not there yet.
@@ -100,21 +90,6 @@ impl Link {
         match self {
             Self::Early(early) => !matches!(early.stage, Stage::Header { tls: false, .. }),
             _ => false,
-        }
-    }
-
-    /// Its handshake waits for a later turn. False when it did so already.
-    pub(super) fn start_waiting(&mut self) -> bool {
-        match self {
-            Self::Early(early) => !mem::replace(&mut early.waits, true),
-            _ => false,
-        }
-    }
-
-    /// The later turn is there.
-    pub(super) fn stop_waiting(&mut self) {
-        if let Self::Early(early) = self {
-            early.waits = false;
         }
     }
 

@@ -4,7 +4,8 @@
 
 use std::mem;
 
-use super::gateway::{Gateway, Ready};
+use super::gateway::Gateway;
+use super::leftovers::Ready;
 use super::token::SessionId;
 
 /// What a connection may keep in any case, in bytes: any ordinary message, and a device's list of tools.
@@ -37,7 +38,7 @@ impl Gateway {
             return;
         }
         if !self.kept.change(before, above) && above > before {
-            self.ready.push_back(Ready::Hog(id));
+            self.ready.push(Ready::Hog(id));
         }
     }
 

@@ -6,8 +6,9 @@ use super::{ConnId, Next};
 use crate::admin::http::{Head, Method, Response};
 use crate::admin::routes::{self, Endpoint, Found, Scope};
 use crate::admin::{json, merge};
-use crate::net::gateway::{Gateway, Ready};
+use crate::net::gateway::Gateway;
 use crate::net::handle::Command;
+use crate::net::leftovers::Ready;
 use crate::proto::identity::{ClientId, Mac};
 
 /// A call, as any worker can carry it out.
@@ -147,7 +148,7 @@ impl Gateway {
         let id = ConnId { slot, epoch: conn.epoch };
         if let Next::Again = self.respond(id, &response, keep_alive, to_head) {
             // Not now: a core may be in the middle of its actions.
-            self.ready.push_back(Ready::Admin(id));
+            self.ready.push(Ready::Admin(id));
         }
     }
 }

@@ -23,7 +23,8 @@ use tz::TimeZone;
 use self::conn::{Conn, Stage};
 pub(super) use self::errand::{Errand, Reply};
 use super::accept;
-use super::gateway::{Alarm, Gateway, LINGER, Ready};
+use super::gateway::{Alarm, Gateway, LINGER};
+use super::leftovers::Ready;
 use super::outbox::Flush;
 use super::token::{self, Role};
 use crate::admin::auth::{self, Clock};
@@ -44,7 +45,7 @@ const STEPS: usize = 16;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection that may be gone by the time it is looked up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ConnId {
     slot: u32,
     epoch: u32,
@@ -161,7 +162,7 @@ impl Gateway {
                 }
             }
         }
-        self.ready.push_back(Ready::AcceptAdmin);
+        self.ready.push(Ready::AcceptAdmin);
     }
 
     fn let_admin_in(&mut self, mut tcp: TcpStream, peer: SocketAddr) {
@@ -201,7 +202,7 @@ impl Gateway {
         if let Some(conn) = self.admin.conns.get(slot)
             && (readable || matches!(conn.stage, Stage::Writing { .. }))
         {
-            self.pump_admin(ConnId { slot: slot as u32, epoch: conn.epoch });
+            self.begin(Ready::Admin(ConnId { slot: slot as u32, epoch: conn.epoch }));
         }
     }
 
@@ -217,7 +218,7 @@ impl Gateway {
                 }
             }
         }
-        self.ready.push_back(Ready::Admin(id));
+        self.ready.push(Ready::Admin(id));
         self.rearm_admin(id);
     }
 
