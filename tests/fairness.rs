@@ -9,17 +9,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use support::chat::ChatServer;
+use socket2::SockRef;
+use support::audio::Call;
+use support::chat::{ChatServer, Peer, headed};
 use support::device::Device;
-use support::process::Folder;
+use support::process::{Folder, Process};
 
 /// Frames of the loud chat server that wait when the quiet one says its first.
 const FLOOD: usize = 400;
 /// Of these, so many may come first: two rounds of what a chat server may have served at once.
 const BEFORE: usize = 64;
 
-#[test]
-fn a_frame_does_not_wait_for_the_flood_of_another_call() {
+/// The program, and two calls with their chat servers' ends. Both devices are behind one socket: what it receives is in
+/// the order in which the gateway sent it.
+fn two_calls() -> (Process, Folder, [(Call, Peer); 2]) {
     let server = ChatServer::start();
     let config = format!(
         r#"{{"mqtt":{{"host":"127.0.0.1"}},"udp":{{"host":"127.0.0.1"}},"websocket":{{"production_servers":["{}"]}},"mcp":{{"enabled":false}}}}"#,
@@ -27,31 +30,42 @@ fn a_frame_does_not_wait_for_the_flood_of_another_call() {
     );
     let folder = Folder::new().with("gateway.json", config);
     let process = folder.start("-c gateway.json", &[]);
-    let (mut loud, mut quiet) = (Device::connect(process.mqtt(), 1), Device::connect(process.mqtt(), 2));
-    let (mut loud, mut loud_server) = loud.call(&server);
-    let (mut quiet, mut quiet_server) = quiet.call(&server);
-    // Both devices behind one socket: what it receives is in the order in which the gateway sent it.
-    quiet.udp = loud.udp.try_clone().unwrap();
-    for (call, peer) in [(&mut loud, &mut loud_server), (&mut quiet, &mut quiet_server)] {
+    let mut calls = [1, 2].map(|number| {
+        let mut device = Device::connect(process.mqtt(), number);
+        let call = device.call(&server);
+        // Its connection lasts as long as the test.
+        std::mem::forget(device);
+        call
+    });
+    calls[1].0.udp = calls[0].0.udp.try_clone().unwrap();
+    for (call, peer) in &mut calls {
         call.send(0, b"\x58abc");
         peer.binary();
     }
+    (process, folder, calls)
+}
 
+/// How many packets of the loud call come before the first of the quiet one.
+fn before_the_quiet_one(loud: &Call) -> usize {
+    loud.udp.set_read_timeout(Some(support::LIMIT)).unwrap();
+    let mut datagram = [0; 2048];
+    let before = (0..FLOOD).take_while(|_| {
+        loud.udp.recv(&mut datagram).unwrap();
+        datagram[4..8] == loud.nonce[4..8]
+    });
+    before.count()
+}
+
+#[test]
+fn a_frame_does_not_wait_for_the_flood_of_another_call() {
+    let (process, _folder, [(loud, mut loud_server), (_quiet, mut quiet_server)]) = two_calls();
     process.signal("STOP");
     for _ in 0..FLOOD {
         loud_server.send_audio(0, b"\x58loud");
     }
     quiet_server.send_audio(0, b"\x58quiet");
     process.signal("CONT");
-
-    loud.udp.set_read_timeout(Some(support::LIMIT)).unwrap();
-    let mut datagram = [0; 2048];
-    let is_loud = |datagram: &[u8]| datagram[4..8] == loud.nonce[4..8];
-    let before = (0..FLOOD).take_while(|_| {
-        loud.udp.recv(&mut datagram).unwrap();
-        is_loud(&datagram)
-    });
-    let before = before.count();
+    let before = before_the_quiet_one(&loud);
     assert!(before <= BEFORE, "{before} frames of the other call came first");
 }
 
@@ -84,4 +98,25 @@ fn what_is_left_of_a_flood_waits_once_however_many_edges_it_causes() {
         // The chat server's connection, and the one that asks.
         assert!(most <= Some(2), "{most:?} pieces of work wait");
     });
+}
+
+/// To the library that reads WebSockets they are one message, and it reads on until that is whole.
+#[test]
+fn a_frame_does_not_wait_for_fragments_without_end() {
+    let (process, _folder, [(loud, mut loud_server), (_quiet, mut quiet_server)]) = two_calls();
+    process.signal("STOP");
+    let first = headed(0, b"\x58loud");
+    let mut message = vec![0x02, first.len() as u8];
+    message.extend(first);
+    // Empty ones, so that the message never gets too long.
+    message.extend([0x00, 0].repeat(80_000));
+    message.extend([0x80, 0]);
+    // All of it is there before the gateway looks.
+    let tcp = loud_server.tcp().unwrap();
+    SockRef::from(tcp).set_send_buffer_size(1 << 20).unwrap();
+    tcp.set_nonblocking(true).unwrap();
+    loud_server.send_raw(&message);
+    quiet_server.send_audio(0, b"\x58quiet");
+    process.signal("CONT");
+    assert_eq!(before_the_quiet_one(&loud), 0);
 }

@@ -75,8 +75,10 @@ pub(super) enum Incoming {
     Audio(Bytes),
     /// A ping, whose pong must be flushed, or a pong.
     Alive,
-    /// Nothing more for now.
+    /// Nothing more for now: the socket will tell.
     Blocked,
+    /// It was enough for now: there may be more.
+    Enough,
     Gone(Gone),
 }
 
@@ -322,7 +324,13 @@ impl Backend {
             }
             Ok(Message::Close(frame)) => Incoming::Gone(Gone::Closed(frame.map(|frame| frame.code.into()))),
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Incoming::Alive,
-            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Incoming::Blocked,
+            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
+                if open.tap.was_enough() {
+                    Incoming::Enough
+                } else {
+                    Incoming::Blocked
+                }
+            }
             Err(error) => {
                 self.fail(&error, contexts);
                 Incoming::Gone(Gone::Failed(Failure { stage: "live", why: describe(&error) }))

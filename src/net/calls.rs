@@ -216,6 +216,7 @@ impl Gateway {
                     self.touch(id);
                     return self.rearm(id);
                 }
+                Incoming::Enough => break,
                 Incoming::Audio(frame) => self.downlink(id, &frame),
                 Incoming::Text(text) => {
                     bytes += text.len();

@@ -10,6 +10,11 @@ use super::stream::Stream;
 
 /// Bytes per read.
 pub(super) const CHUNK: usize = 16 * 1024;
+/// Bytes after which it is time for other calls: tungstenite reads on until a message is whole, however many frames that
+/// takes.
+const ENOUGH: u16 = 2 * CHUNK as u16;
+/// A piece costs as much as so many bytes, however short it is: fragments may be empty.
+const PIECE: usize = 64;
 
 /// A stream with a tap: what was read and not yet passed on, and where in a message it stands.
 pub(super) struct Tap {
@@ -18,6 +23,8 @@ pub(super) struct Tap {
     chunk: Vec<u8>,
     at: usize,
     filled: usize,
+    /// Bytes until it is time for other calls.
+    left: u16,
     place: Place,
     /// The last read found less than there was room for: a new edge will announce more.
     drained: bool,
@@ -87,7 +94,8 @@ impl Tap {
     /// With what was read of the stream before.
     pub(super) fn new(stream: Stream, read: Vec<u8>) -> Self {
         let filled = read.len();
-        Self { stream, chunk: read, at: 0, filled, place: Place::default(), drained: false, more: true }
+        let place = Place::default();
+        Self { stream, chunk: read, at: 0, filled, left: ENOUGH, place, drained: false, more: true }
     }
 
     pub(super) fn stream_mut(&mut self) -> &mut Stream {
@@ -100,7 +108,7 @@ impl Tap {
     }
 
     pub(super) fn lend(&mut self, chunk: &mut Vec<u8>, more: bool) {
-        (self.drained, self.more) = (false, more);
+        (self.left, self.drained, self.more) = (ENOUGH, false, more);
         // What was left is less than a chunk.
         if self.chunk.len() != CHUNK {
             let kept = std::mem::replace(&mut self.chunk, std::mem::take(chunk));
@@ -120,6 +128,15 @@ impl Tap {
         }
     }
 
+    /// Whether it stopped where it had read enough, and there may be more. From now on it may read as much again.
+    pub(super) fn was_enough(&mut self) -> bool {
+        let enough = self.left == 0;
+        if enough {
+            self.left = ENOUGH;
+        }
+        enough
+    }
+
     /// Whether a read of less than there was room for means that the socket is empty: not where bytes may wait in the
     /// TLS library, and only where the system is known to announce every arrival.
     fn short_means_empty(&self) -> bool {
@@ -129,6 +146,9 @@ impl Tap {
 
 impl Read for Tap {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
         if self.at == self.filled {
             if self.drained {
                 return Err(ErrorKind::WouldBlock.into());
@@ -143,6 +163,7 @@ impl Read for Tap {
         let n = self.place.advance(&self.chunk[self.at..self.at + n]);
         buffer[..n].copy_from_slice(&self.chunk[self.at..self.at + n]);
         self.at += n;
+        self.left = self.left.saturating_sub(n.max(PIECE).min(ENOUGH.into()) as u16);
         Ok(n)
     }
 }
@@ -182,7 +203,7 @@ mod tests {
                 Ok(0) => return all,
                 Ok(n) => all.extend_from_slice(&piece[..n]),
                 Err(_) if all.len() >= length => return all,
-                Err(_) => tap.drained = false,
+                Err(_) => (tap.drained, tap.left) = (false, ENOUGH),
             }
         }
     }
@@ -212,6 +233,34 @@ mod tests {
         assert_eq!(all, bytes);
         tap.reclaim(&mut chunk);
         assert_eq!(tap.chunk.capacity(), 0);
+    }
+
+    #[test]
+    fn it_stops_after_so_many_bytes_or_pieces_and_says_so() {
+        let frame = |payload: usize| {
+            [&[0x82, 126, (payload >> 8) as u8, payload as u8][..], &vec![7; payload]].concat()
+        };
+        for (bytes, most) in [
+            (frame(60_000).repeat(2), usize::from(ENOUGH) + 1000),
+            ([0x00, 0].repeat(40_000), 2 * usize::from(ENOUGH) / PIECE),
+        ] {
+            let (mut tap, mut server) = tap();
+            let all = bytes.len();
+            let sent = std::thread::spawn(move || server.write_all(&bytes));
+            let (mut chunk, mut piece, mut came) = (Vec::new(), [0; 1000], 0);
+            while came < all {
+                tap.lend(&mut chunk, false);
+                let mut lent = 0;
+                while let Ok(n) = tap.read(&mut piece) {
+                    lent += n;
+                }
+                assert!(lent <= most, "{lent}");
+                assert!(tap.was_enough() || lent < most);
+                came += lent;
+                tap.reclaim(&mut chunk);
+            }
+            sent.join().unwrap().unwrap();
+        }
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Visit {
                 Incoming::Text(text) => return Some(Said::Text(text.as_str().to_owned())),
                 Incoming::Audio(frame) => return Some(Said::Audio(frame.to_vec())),
                 Incoming::Gone(gone) => return Some(Said::Gone(gone)),
-                Incoming::Alive => continue,
+                Incoming::Alive | Incoming::Enough => continue,
                 Incoming::Blocked => {}
             }
             self.backend.flush(&mut self.contexts);
