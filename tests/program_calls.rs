@@ -294,3 +294,26 @@ fn a_log_that_nobody_reads_or_that_cannot_be_written_stalls_nothing() {
     assert_eq!(process.exit_code(), Some(0));
     drop(ear);
 }
+
+#[test]
+fn hellos_without_end_fill_no_log() {
+    let server = ChatServer::start();
+    let (_folder, process) = start(&server);
+    let mut device = Device::connect(process.mqtt(), 1);
+    for _ in 0..2_000 {
+        device.say(HELLO);
+    }
+    device.mqtt.assert_quiet();
+    // Another connection each time, and a hello of older firmware.
+    for _ in 0..50 {
+        let mut device = Device::connect(process.mqtt(), 2);
+        device.say(r#"{"type":"hello","version":2}"#);
+        device.mqtt.until_closed();
+    }
+    process.signal("TERM");
+    let (_, lines) = process.end();
+    let count = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
+    assert!((8..20).contains(&count("call ends")), "{lines:#?}");
+    // One in ten seconds, and the machine may be slow.
+    assert!((1..5).contains(&count("hello with version 2")), "{lines:#?}");
+}

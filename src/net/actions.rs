@@ -3,13 +3,14 @@
 use std::mem;
 use std::net::SocketAddr;
 
-use log::{Level, error, info, log};
+use log::{Level, error, log};
 
 use super::gateway::Gateway;
 use super::grant;
 use super::leftovers::Ready;
 use super::token::SessionId;
 use crate::admin::troubles::Kind;
+use crate::proto::identity::ClientId;
 use crate::proto::mqtt::{ConnectCode, encode};
 use crate::session::{Action, CallState, Core, Cx, Discard, Note, Summary};
 
@@ -123,9 +124,11 @@ impl Gateway {
         }
         let facts = &summary.facts;
         let server = summary.server.as_ref().map_or("none".to_owned(), |server| server.to_string());
-        info!(
+        let (level, left_out) = self.worth_of_line(id);
+        log!(
+            level,
             "{} call ends: session={} reason={} duration={:.3}s server={server} up={}p/{}B down={}p/{}B lost={} \
-             reordered={} duplicates={} dropped={} redials={}",
+             reordered={} duplicates={} dropped={} redials={}{left_out}",
             self.prefix(id),
             summary.session_id,
             summary.reason.label(),
@@ -166,7 +169,23 @@ impl Gateway {
                 let seen = ip.map(|ip| self.sightings.of(ip)).unwrap_or_default();
                 log!(level, "{} {note}; {}", self.prefix(id), grant::seen(&seen));
             }
+            Note::CallBegan { .. } => {
+                let (level, left_out) = self.worth_of_line(id);
+                log!(level, "{} {note}{left_out}", self.prefix(id));
+            }
             _ => log!(level, "{} {note}", self.prefix(id)),
+        }
+    }
+
+    /// At which level a line about a call of this device is logged, and what it ends with.
+    fn worth_of_line(&mut self, id: SessionId) -> (Level, String) {
+        let mac = self.sessions.get(id).and_then(|session| session.core.client_id()).map(ClientId::mac);
+        match mac.map_or(Some(0), |mac| self.lines.worthy(mac, self.now)) {
+            Some(0) => (Level::Info, String::new()),
+            Some(left_out) => {
+                (Level::Info, format!(" ({left_out} lines about this device's calls left out)"))
+            }
+            None => (Level::Debug, String::new()),
         }
     }
 

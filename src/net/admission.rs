@@ -114,12 +114,8 @@ impl Gateway {
         match reason {
             Reason::Refused(code, _) => {
                 let Some(ip) = self.sessions.get(id).map(|session| session.core.ip()) else { return };
-                match self.doorkeeper.log_worthy(ip, self.now) {
-                    Some(0) => warn!("{prefix} {reason}"),
-                    Some(suppressed) => {
-                        warn!("{prefix} {reason} ({suppressed} more refused from this address)")
-                    }
-                    None => return debug!("{prefix} {reason}"),
+                if !self.warn_of_address(ip, &format!("{prefix} {reason}")) {
+                    return;
                 }
                 let kind = match code {
                     ConnectCode::Unavailable => Kind::TooManyDevices,
@@ -128,11 +124,25 @@ impl Gateway {
                 self.trouble_of(id, kind, &format!("{ip} {reason}"));
             }
             Reason::HelloVersion(_) => {
-                warn!("{prefix} closed: {reason}");
+                let Some(ip) = self.sessions.get(id).map(|session| session.core.ip()) else { return };
+                if !self.warn_of_address(ip, &format!("{prefix} closed: {reason}")) {
+                    return;
+                }
                 self.trouble_of(id, Kind::HelloVersion, &reason.to_string());
             }
             _ => debug!("{prefix} closed: {reason}"),
         }
+    }
+
+    /// Warns of what an address did, if that deserves a line. Whether it did.
+    fn warn_of_address(&mut self, ip: IpAddr, sentence: &str) -> bool {
+        let worthy = self.doorkeeper.log_worthy(ip, self.now);
+        match worthy {
+            Some(0) => warn!("{sentence}"),
+            Some(suppressed) => warn!("{sentence} ({suppressed} more refused from this address)"),
+            None => debug!("{sentence}"),
+        }
+        worthy.is_some()
     }
 
     pub(super) fn drop_device(&mut self, id: SessionId) {

@@ -25,6 +25,7 @@ use super::doorkeeper::{Doorkeeper, Sparse};
 use super::handle::{Addresses, Command, Handle};
 use super::index::{Index, Sightings};
 use super::leftovers::{Leftovers, Ready};
+use super::lines::Lines;
 use super::memory::Kept;
 use super::metrics::Metrics;
 use super::pace::Pace;
@@ -93,6 +94,7 @@ pub struct Gateway {
     pub(super) dial_queue: VecDeque<SessionId>,
     pub(super) dialing: usize,
     pub(super) doorkeeper: Doorkeeper,
+    pub(super) lines: Lines,
     pub(super) sightings: Sightings,
     pub(super) per_ip: accept::PerIp,
     /// Connections in the order they came, as far as they may still owe their CONNECT.
@@ -275,6 +277,7 @@ impl Gateway {
             dial_queue: VecDeque::new(),
             dialing: 0,
             doorkeeper: Doorkeeper::default(),
+            lines: Lines::default(),
             sightings: Sightings::default(),
             per_ip: accept::PerIp::default(),
             strangers: VecDeque::new(),

@@ -27,6 +27,7 @@ mod grant;
 mod handle;
 pub mod index;
 mod leftovers;
+mod lines;
 mod link;
 mod memory;
 mod metrics;

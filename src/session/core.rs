@@ -54,6 +54,8 @@ struct Aside {
     commands: Commands,
     /// The gateway drains: without a call the device is to go then.
     leave_at: Option<Instant>,
+    /// Hellos in a row that were not answered, and when the last of them came.
+    hasty: Option<(u8, Instant)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,6 +269,9 @@ impl Core {
             aside.hello = None;
         }
         let Some(call) = self.call.take() else { return };
+        if call.session_id().is_none() {
+            self.aside.get_or_insert_default().hasty = Some((call.hasty, call.began()));
+        }
         if let Some(id) = call.finish(reason, cx) {
             self.aside.get_or_insert_default().last_id = Some(id);
         }

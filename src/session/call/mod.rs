@@ -90,6 +90,8 @@ pub(super) struct Call {
     outage: Option<Box<Outage>>,
     live_since: Instant,
     jitter: u64,
+    /// Hellos in a row, to this call's, that were not answered.
+    pub(super) hasty: u8,
     /// The device left before the server was there: what it said is still sent, then the call ends.
     closing: Option<EndReason>,
     /// The server's own goodbye, to be the call's one goodbye.
@@ -135,6 +137,7 @@ impl Call {
             outage: None,
             live_since: now,
             jitter: grant.seed | 1,
+            hasty: 0,
             closing: None,
             farewell: None,
             silence: Box::default(),
@@ -155,7 +158,7 @@ impl Call {
     }
 
     /// When the device said hello.
-    fn began(&self) -> Instant {
+    pub(super) fn began(&self) -> Instant {
         self.deadlines.start()
     }
 

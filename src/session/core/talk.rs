@@ -1,13 +1,18 @@
 //! What the device and the chat server say.
 
 use std::borrow::Cow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::super::action::{Action, Counter, Cx, EndReason, Gone, Grant, Reason};
 use super::super::call::{Call, Caller};
 use super::super::mcp::{FromDevice, FromServer};
 use super::Core;
 use crate::proto::message::{self, BadHello, Peek};
+
+/// Hellos that may come one after the other, without an answer to any of them.
+const HASTY: u8 = 8;
+/// After these, one is taken after so long.
+const HASTE: Duration = Duration::from_secs(1);
 
 impl Core {
     // ----- what the device says -----------------------------------------------------------------------------------
@@ -64,20 +69,38 @@ impl Core {
                 return;
             }
         };
+        if self.is_hasty(cx.now) {
+            cx.out.push(Action::Count(Counter::BadDeviceText));
+            return;
+        }
         self.end_call(EndReason::Replaced, cx);
         self.aside.get_or_insert_default().hello = Some(Box::new(hello));
         cx.out.push(Action::Grant);
     }
 
+    /// Whether this is one hello too many: each costs a dial, and one that comes before the answer costs it for nothing.
+    fn is_hasty(&self, now: Instant) -> bool {
+        let unanswered = match &self.call {
+            Some(call) if call.session_id().is_some() => None,
+            Some(call) => Some((call.hasty, call.began())),
+            None => self.aside.as_ref().and_then(|aside| aside.hasty),
+        };
+        unanswered.is_some_and(|(count, last)| count >= HASTY && now.saturating_duration_since(last) < HASTE)
+    }
+
     /// The shell's answer to [`Action::Grant`]: the call begins.
     pub fn granted(&mut self, grant: Grant, cx: &mut Cx<'_>) {
-        let hello = self.aside.as_mut().and_then(|aside| aside.hello.take());
+        let (hello, hasty) = match &mut self.aside {
+            Some(aside) => (aside.hello.take(), aside.hasty.take()),
+            None => (None, None),
+        };
         self.aside.take_if(|aside| {
             aside.last_id.is_none() && aside.commands.is_unused() && aside.leave_at.is_none()
         });
         let (Some(hello), Some(id)) = (hello, &self.id) else { return };
         let allowed = grant.allowed;
         let call = self.call.insert(Box::new(Call::new(*hello, grant, self.ip, cx.now)));
+        call.hasty = hasty.map_or(1, |(count, _)| count.saturating_add(1));
         let flow = match allowed {
             true => call.begin(Caller { id, ip: self.ip }, cx),
             false => Err(EndReason::Refused),

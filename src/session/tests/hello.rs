@@ -404,3 +404,30 @@ fn without_any_server_the_device_hears_at_once() {
     story.config.websocket.production.clear();
     assert_eq!(story.device(HELLO)[2..5], no_server(1, EndReason::NoServer));
 }
+
+/// The dials that so many hellos cost, each with something else behind it.
+fn dials(story: &mut Story, hellos: usize, other: &str) -> usize {
+    let mut actions = Vec::new();
+    for _ in 0..hellos {
+        actions.extend(story.device(HELLO));
+        actions.extend(story.device(other));
+    }
+    actions.iter().filter(|action| matches!(action, Action::Dial(_))).count()
+}
+
+#[test]
+fn hellos_without_end_cost_a_dial_in_a_second() {
+    let mut story = Story::online();
+    // Replaced, or hung up, before they are answered.
+    assert_eq!(dials(&mut story, 100, LISTEN), 8);
+    story.wait(999);
+    assert_eq!(story.device(HELLO), [Action::Count(Counter::BadDeviceText)]);
+    story.wait(1);
+    assert_eq!(dials(&mut story, 100, r#"{"type":"goodbye"}"#), 1);
+    story.wait(1_000);
+    assert_eq!(dials(&mut story, 100, "[]"), 1);
+    // The one that was taken is served, and after an answer hellos are as good as ever.
+    story.open();
+    assert_eq!(told(&story.server(SERVER_HELLO)).len(), 1);
+    assert_eq!(dials(&mut story, 100, "[]"), 8);
+}
