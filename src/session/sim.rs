@@ -21,6 +21,10 @@ mod town;
 const SEEDS: u64 = 256;
 const STEPS: usize = 500;
 const ID: &str = "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid";
+/// Texts that come at once: of short ones a queue takes the former and not the latter, of long ones neither.
+const MANY: [usize; 2] = [70, 140];
+/// Bytes of a long text.
+const LONG: usize = 6_000;
 /// How late the shell may ring, in milliseconds: one slot of its wheel.
 const LATE: u64 = 100;
 

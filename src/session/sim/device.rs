@@ -12,10 +12,10 @@ impl World {
         self.sessions[s].core.heard(self.now);
         match self.rng.below(100) {
             0..12 => self.hello(s),
-            12..30 => self.text(s, "listen"),
-            30..34 => self.text(s, "abort"),
-            34..36 => self.text(s, "iot"),
-            36..38 => self.text(s, "mcp"),
+            12..30 => self.text(s, "listen", ""),
+            30..34 => self.text(s, "abort", ""),
+            34..36 => self.text(s, "iot", ""),
+            36..38 => self.text(s, "mcp", ""),
             38..44 => self.goodbye(s),
             44..45 => self.text_burst(s),
             45..48 => self.leave(s),
@@ -74,17 +74,19 @@ impl World {
         self.say(s, r#"{"type":"hello","version":3,"transport":"udp"}"#);
     }
 
-    fn text(&mut self, s: usize, kind: &str) {
+    fn text(&mut self, s: usize, kind: &str, filler: &str) {
         let n = self.serial();
         let id = self.sessions[s].shadow.session_id().filter(|_| !self.rng.percent(10));
         let id = id.map(|id| format!(r#","session_id":"{id}""#)).unwrap_or_default();
         self.note(format_args!("[{s}] {kind} {n}"));
-        self.say(s, &format!(r#"{{"type":"{kind}","state":"start","n":{n}{id}}}"#));
+        self.say(s, &format!(r#"{{"type":"{kind}","state":"start","n":{n}{id},"x":"{filler}"}}"#));
     }
 
+    /// Too many, or too long together.
     fn text_burst(&mut self, s: usize) {
-        for _ in 0..140 {
-            self.text(s, "iot");
+        let filler = "x".repeat(self.rng.pick(&[0, LONG]));
+        for _ in 0..self.rng.pick(&MANY) {
+            self.text(s, "iot", &filler);
         }
     }
 

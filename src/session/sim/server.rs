@@ -47,9 +47,9 @@ impl World {
 
     fn server_talks(&mut self, s: usize) {
         match self.rng.below(100) {
-            0..10 => self.server_text(s, "tts", "start"),
-            10..20 => self.server_text(s, "tts", "stop"),
-            20..30 => self.server_text(s, "llm", ""),
+            0..10 => self.server_text(s, "tts", "start", ""),
+            10..20 => self.server_text(s, "tts", "stop", ""),
+            20..30 => self.server_text(s, "llm", "", ""),
             30..80 => self.server_audio(s),
             80..82 => {
                 self.note(format_args!("[{s}] bad frames"));
@@ -63,8 +63,9 @@ impl World {
                 }
             }
             84..85 => {
-                for _ in 0..140 {
-                    self.server_text(s, "llm", "");
+                let filler = "x".repeat(self.rng.pick(&[0, LONG]));
+                for _ in 0..self.rng.pick(&MANY) {
+                    self.server_text(s, "llm", "", &filler);
                 }
             }
             85..88 => self.sessions[s].core.backend_alive(self.now),
@@ -101,13 +102,13 @@ impl World {
         self.sessions[s].shadow.ws_was_gone();
     }
 
-    fn server_text(&mut self, s: usize, kind: &str, state: &str) {
+    fn server_text(&mut self, s: usize, kind: &str, state: &str, filler: &str) {
         let n = self.serial();
         let id = self.sessions[s].shadow.server_id().filter(|_| self.rng.percent(50));
         let id = id.map(|id| format!(r#","session_id":"{id}""#)).unwrap_or_default();
         self.note(format_args!("[{s}] the server's {kind} {state} {n}"));
         self.sessions[s].shadow.server_says(n, self.now);
-        let text = format!(r#"{{"type":"{kind}","state":"{state}","n":{n}{id}}}"#);
+        let text = format!(r#"{{"type":"{kind}","state":"{state}","n":{n}{id},"x":"{filler}"}}"#);
         self.drive(s, Input::Other, |core, cx| core.backend_text(&text, cx));
     }
 

@@ -99,9 +99,28 @@ struct Tally {
     /// The call outlives the connection.
     kept: bool,
     repeated: u32,
-    said: usize,
-    told: usize,
+    said: Amount,
+    told: Amount,
     heard: usize,
+}
+
+/// Texts of one decision: what was let go from a queue is not more than it may hold.
+#[derive(Default)]
+struct Amount {
+    texts: usize,
+    bytes: usize,
+}
+
+impl Amount {
+    fn add(&mut self, text: &str) {
+        self.texts += 1;
+        self.bytes += text.len();
+    }
+
+    /// Of so many full queues, and a little that never waited.
+    fn is_within(&self, queues: usize) -> bool {
+        self.texts <= 128 * queues + 6 && self.bytes <= (256 * queues + 16) * 1024
+    }
 }
 
 impl Shadow {
@@ -265,7 +284,10 @@ impl Shadow {
         for (goodbye, id) in tally.goodbyes.iter().zip(&tally.news) {
             assert_eq!(goodbye["session_id"], **id, "with the id the device knows");
         }
-        assert!(tally.said <= 130 && tally.told <= 262 && tally.heard <= 256, "no queue over its bound");
+        assert!(
+            tally.said.is_within(1) && tally.told.is_within(1) && tally.heard <= 256,
+            "no queue over its bound"
+        );
         self.settle(now, input, connected, &tally);
         tally.ended
     }
@@ -296,7 +318,7 @@ impl Shadow {
 
     fn published(&mut self, text: &str, tally: &mut Tally) {
         assert!(self.is_connected(), "told to nobody: {text}");
-        tally.told += 1;
+        tally.told.add(text);
         let value: Value = serde_json::from_str(text).unwrap();
         assert!(value.get("session_id").is_none_or(|id| id.as_str().is_some_and(|id| !id.is_empty())));
         if value["type"] == "goodbye" {
@@ -323,7 +345,7 @@ impl Shadow {
 
     fn said(&mut self, text: &str, tally: &mut Tally) {
         let Ws::Open { session, hellos, .. } = &mut self.ws else { panic!("said to nobody: {text}") };
-        tally.said += 1;
+        tally.said.add(text);
         let value: Value = serde_json::from_str(text).unwrap();
         if value["type"] == "hello" {
             *hellos += 1;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::*;
 
 /// More than any core may keep: its queues are full.
-const KEPT: usize = 1024 * 1024;
+pub(super) const KEPT: usize = 1024 * 1024;
 
 /// One session of a device: its connection, its core, its chat server's connection.
 pub(super) struct Link {
@@ -15,8 +15,9 @@ pub(super) struct Link {
     pub(super) ws: Option<Ws>,
     /// When the last that the device sent arrives.
     pub(super) uplink: Instant,
+    pub(super) since: Instant,
     /// Another session took its device.
-    moved: bool,
+    pub(super) moved: bool,
 }
 
 /// A chat server's connection, or the attempt at one.
@@ -26,8 +27,17 @@ pub(super) struct Ws {
     pub(super) open: bool,
     /// When the last that the server sent arrives.
     pub(super) arrives: Instant,
-    greeted: bool,
-    since: Instant,
+    pub(super) greeted: bool,
+    pub(super) since: Instant,
+    pub(super) opened: Instant,
+    /// Another server could be tried instead.
+    pub(super) strict: bool,
+}
+
+impl Link {
+    pub(super) fn new(core: Core, device: usize, now: Instant) -> Self {
+        Self { core, device, connected: true, ws: None, uplink: now, since: now, moved: false }
+    }
 }
 
 /// A call that was granted; its place in the list is its ssrc.
@@ -40,6 +50,8 @@ pub(super) struct Granted {
     pub(super) spoken: u32,
     heard: u32,
     pub(super) ended: bool,
+    /// Datagrams for the device.
+    sealed: u32,
     /// The device hung up: it expects no goodbye.
     hung_up: bool,
     goodbyes: u32,
@@ -65,8 +77,8 @@ impl Town {
             (self.links[older].connected, self.links[older].uplink) = (true, self.now);
             return self.drive(older, |core, cx| core.take_over(newer, cx));
         }
-        let (s, uplink) = (self.links.len(), self.now);
-        self.links.push(Link { core: newer, device, connected: true, ws: None, uplink, moved: false });
+        let s = self.links.len();
+        self.links.push(Link::new(newer, device, self.now));
         self.known[device] = Some(s);
         self.note(format_args!("[{s}] device {device} connects"));
         if let Some(older) = older {
@@ -100,7 +112,9 @@ impl Town {
             Mail::Datagram(ssrc, datagram) => self.datagram(ssrc, datagram),
             Mail::Dialled(s, number, outcome) if self.is_present(s, number) => match outcome {
                 Ok(()) => {
-                    self.ws(s).open = true;
+                    let now = self.now;
+                    let ws = self.ws(s);
+                    (ws.open, ws.opened) = (true, now);
                     self.links[s].core.backend_connecting();
                     self.drive(s, Core::backend_open);
                 }
@@ -193,7 +207,10 @@ impl Town {
     fn sealed(&mut self, s: usize, bytes: &[u8]) {
         let header = Header::parse(bytes).unwrap();
         assert_eq!(self.links[s].core.ssrc(), Some(header.ssrc), "sealed for its own device");
-        let key = self.calls[header.ssrc as usize].key;
+        let call = &mut self.calls[header.ssrc as usize];
+        call.sealed += 1;
+        assert_eq!(header.sequence, call.sealed, "downlink sequences go up by one");
+        let key = call.key;
         assert!(self.sealed.insert((key, header.bytes())), "no (key, header) is used twice");
     }
 
@@ -236,6 +253,7 @@ impl Town {
                     id: None,
                     spoken: 0,
                     heard: 0,
+                    sealed: 0,
                     ended: false,
                     hung_up: false,
                     goodbyes: 0,
@@ -259,6 +277,10 @@ impl Town {
                 }
             }
             Action::HangUp(_) => self.links[s].ws = None,
+            Action::Answer { ticket, result } => {
+                self.asked.remove(&ticket).expect("an operator is answered once");
+                self.reached.insert(if result == Err(CommandFailed::Busy) { "busy" } else { "asked" });
+            }
             Action::Datagram(_, bytes) => self.sealed(s, &bytes),
             Action::Ended(summary) => {
                 let ssrc = summary.ssrc.expect("it was granted") as usize;
@@ -317,9 +339,20 @@ impl Town {
         assert!(self.links[s].ws.is_none(), "the one before is hung up first");
         self.serial += 1;
         let number = self.serial;
-        let (open, greeted) = (false, false);
-        self.links[s].ws =
-            Some(Ws { number, open, greeted, since: self.now, arrives: self.now, url: url.clone() });
+        let (open, greeted, now) = (false, false, self.now);
+        let answered = self.links[s].core.call().is_some_and(|call| call.session_id.is_some());
+        let others = self.config.websocket.production.iter().any(|server| server.url != url);
+        let ws = Ws {
+            number,
+            open,
+            greeted,
+            since: now,
+            opened: now,
+            strict: answered && others,
+            arrives: now,
+            url: url.clone(),
+        };
+        self.links[s].ws = Some(ws);
         let outcome = match self.rng.below(20) {
             // The resolver, the server's network or the server says nothing for ever.
             0..2 => return,
@@ -369,42 +402,6 @@ impl Town {
     fn drive_mac(&mut self, mac: Mac, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) {
         if let Some(s) = self.session_of(mac) {
             self.drive(s, decide);
-        }
-    }
-
-    // ----- what must hold at any time -------------------------------------------------------------------------------
-
-    pub(super) fn check(&self) {
-        let mut owners = vec![0; self.calls.len()];
-        for (s, link) in self.links.iter().enumerate() {
-            assert!(link.core.kept() < KEPT, "no queue over its bound: {} bytes", link.core.kept());
-            assert!(
-                link.core.is_over() || !link.core.is_gone() || link.core.deadline().is_some(),
-                "{s} waits for nothing"
-            );
-            if let Some(ws) = &link.ws {
-                let late = Duration::from_millis(8_500 + 2 * LATE);
-                assert!(
-                    ws.greeted
-                        || self.now <= ws.since + late
-                        || link.core.call().is_some_and(|call| call.state == CallState::Live),
-                    "every dial ends"
-                );
-                assert!(link.core.ssrc().is_some(), "a WebSocket of nobody");
-            }
-            if let Some(ssrc) = link.core.ssrc() {
-                owners[ssrc as usize] += 1;
-                assert!(link.core.deadline().is_some(), "a call always waits for something");
-            }
-        }
-        for (ssrc, call) in self.calls.iter().enumerate() {
-            assert_eq!(owners[ssrc], u32::from(!call.ended), "call {ssrc} has one owner while it lasts");
-        }
-        for device in 0..DEVICES {
-            let core = self.known[device].map(|s| &self.links[s].core);
-            let Some(peer) = self.bridges.peer(mac(device)) else { continue };
-            assert_eq!(self.bridges.peer(peer), Some(mac(device)), "both or none");
-            assert!(core.is_some_and(Core::is_with_device), "who talks is in a call");
         }
     }
 }
