@@ -12,6 +12,12 @@ impl Town {
 
     /// No new connections; who has no call goes within 5 s.
     pub(super) fn drain(&mut self) {
+        // Somebody in a call is away just then.
+        let calls = |s: &usize| self.links[*s].connected && self.links[*s].core.has_call();
+        if let Some(s) = self.known.into_iter().flatten().find(calls) {
+            self.drive(s, Core::connection_lost);
+            self.reached.extend(self.links[s].core.is_present().then_some("away in a drain"));
+        }
         let leave_at = self.now + Duration::from_secs(5);
         self.leave_at = Some(leave_at);
         self.reached.insert("drained");
