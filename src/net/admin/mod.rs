@@ -39,8 +39,9 @@ use crate::session::CommandFailed;
 const MAX_CONNECTIONS: usize = 128;
 /// Connections accepted per dispatch.
 const ACCEPTS: usize = 64;
-/// Reads, writes and requests per dispatch and connection.
-const STEPS: usize = 16;
+/// Reads, writes and requests per dispatch and connection: enough for one request, so that many that are sent at once
+/// hold up no call.
+const STEPS: usize = 4;
 /// How long accepting pauses when descriptors ran out.
 const PAUSE: Duration = Duration::from_millis(100);
 
