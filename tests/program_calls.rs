@@ -317,3 +317,25 @@ fn hellos_without_end_fill_no_log() {
     // One in ten seconds, and the machine may be slow.
     assert!((1..5).contains(&count("hello with version 2")), "{lines:#?}");
 }
+
+#[test]
+fn why_a_device_that_was_let_in_is_closed_is_said_once_in_a_while() {
+    let server = ChatServer::start();
+    let (_folder, mut process) = start(&server);
+    for _ in 0..20 {
+        let mut device = Device::connect(process.mqtt(), 1);
+        // A PUBLISH with QoS 1.
+        device.mqtt.send(&[0x32, 7, 0, 1, b't', 0, 1, b'{', b'}']);
+        device.mqtt.until_closed();
+    }
+    let line = process.line("closed: protocol error");
+    assert!(line.contains("WARN") && line.contains(&client_id(1)) && line.contains("QoS 1"), "{line}");
+    // A stranger's garbage is worth no line.
+    let mut stranger = Client::open(process.mqtt());
+    stranger.try_send(b"garbage");
+    stranger.until_closed();
+    process.signal("TERM");
+    let (_, lines) = process.end();
+    let warnings = lines.iter().filter(|line| line.contains("protocol error")).count();
+    assert!((1..5).contains(&warnings), "{lines:#?}");
+}

@@ -130,8 +130,17 @@ impl Gateway {
                 }
                 self.trouble_of(id, Kind::HelloVersion, &reason.to_string());
             }
+            // A device that was let in: whoever looks after it should know. Strangers are none of ours.
+            Reason::Protocol(_) | Reason::OutOfPlace(_) | Reason::Memory if self.is_known(id) => {
+                let Some(ip) = self.sessions.get(id).map(|session| session.core.ip()) else { return };
+                self.warn_of_address(ip, &format!("{prefix} closed: {reason}"));
+            }
             _ => debug!("{prefix} closed: {reason}"),
         }
+    }
+
+    fn is_known(&self, id: SessionId) -> bool {
+        self.sessions.get(id).is_some_and(|session| session.core.client_id().is_some())
     }
 
     /// Warns of what an address did, if that deserves a line. Whether it did.
@@ -139,7 +148,7 @@ impl Gateway {
         let worthy = self.doorkeeper.log_worthy(ip, self.now);
         match worthy {
             Some(0) => warn!("{sentence}"),
-            Some(suppressed) => warn!("{sentence} ({suppressed} more refused from this address)"),
+            Some(suppressed) => warn!("{sentence} ({suppressed} more from this address)"),
             None => debug!("{sentence}"),
         }
         worthy.is_some()
