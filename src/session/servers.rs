@@ -9,6 +9,9 @@ use crate::config::{Framing, Server};
 
 /// How long a server that failed is tried last by new calls.
 const COOL_OFF: Duration = Duration::from_secs(30);
+/// A server that fails and works in turns makes news so often in this time; what it is after that is told later.
+const NEWS: u8 = 5;
+const NEWS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Passive health and learnt framing of every server that was ever dialled, by URL.
 #[derive(Debug, Default)]
@@ -21,6 +24,10 @@ pub struct Servers {
 struct Known {
     failing_since: Option<Instant>,
     last_failure: Option<Instant>,
+    /// That it fails was told.
+    told: bool,
+    /// Since when its failures are counted, and how many were told since.
+    news: Option<(Instant, u8)>,
     learnt: Option<Spoken>,
 }
 
@@ -31,6 +38,18 @@ pub enum Spoken {
     Header,
     /// The Opus packet alone.
     Raw,
+}
+
+impl Known {
+    fn makes_news(&mut self, now: Instant) -> bool {
+        let (since, count) = self.news.unwrap_or((now, 0));
+        if now.saturating_duration_since(since) >= NEWS_WITHIN {
+            self.news = Some((now, 1));
+            return true;
+        }
+        self.news = Some((since, (count + 1).min(NEWS)));
+        count < NEWS
+    }
 }
 
 impl Servers {
@@ -59,10 +78,11 @@ impl Servers {
     pub fn failed(&mut self, server: &Server, why: &str, now: Instant) -> Option<Note> {
         let known = self.known.entry(server.url.clone()).or_default();
         known.last_failure = Some(now);
-        if known.failing_since.is_some() {
+        known.failing_since.get_or_insert(now);
+        if known.told || !known.makes_news(now) {
             return None;
         }
-        known.failing_since = Some(now);
+        known.told = true;
         Some(Note::ServerFailing { url: server.to_string(), why: why.to_owned() })
     }
 
@@ -71,7 +91,11 @@ impl Servers {
         let known = self.known.get_mut(&server.url)?;
         known.last_failure = None;
         let since = known.failing_since.take()?;
-        Some(Note::ServerRecovered { url: server.to_string(), after: now.saturating_duration_since(since) })
+        let told = std::mem::take(&mut known.told);
+        told.then(|| Note::ServerRecovered {
+            url: server.to_string(),
+            after: now.saturating_duration_since(since),
+        })
     }
 
     /// How the server frames audio, when that is configured or was learnt.
@@ -94,5 +118,33 @@ impl Servers {
     fn cooling_off(&self, server: &Server, now: Instant) -> bool {
         let last = self.known.get(&server.url).and_then(|known| known.last_failure);
         last.is_some_and(|at| now.saturating_duration_since(at) < COOL_OFF)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_fails_and_works_in_turns_fills_no_log_and_its_last_state_is_told() {
+        let (mut servers, start) = (Servers::default(), Instant::now());
+        let server: Server = "ws://a/".parse().unwrap();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut news = 0;
+        for n in 0..1_000 {
+            news += usize::from(servers.failed(&server, "reset", at(n * 5)).is_some());
+            news += usize::from(servers.works(&server, at(n * 5)).is_some());
+        }
+        assert_eq!(news, 2 * usize::from(NEWS));
+        // Now it fails for good.
+        assert_eq!(servers.failed(&server, "refused", at(5_000)), None);
+        assert_eq!(servers.failed(&server, "refused", at(9_999)), None);
+        assert!(servers.failed(&server, "refused", at(10_000)).is_some());
+        assert_eq!(servers.failed(&server, "refused", at(30_000)), None, "once is enough");
+        let after = Duration::from_secs(35);
+        let recovered = Note::ServerRecovered { url: server.to_string(), after };
+        assert_eq!(servers.works(&server, at(40_000)), Some(recovered));
+        assert_eq!(servers.works(&server, at(40_000)), None);
     }
 }
