@@ -1,5 +1,5 @@
-//! One chat server that sends as fast as it can does not hold up another call. What counts is the order in which things
-//! leave the gateway and the work that waits, not the time they take.
+//! Who sends as fast as it can, a chat server or a hundred devices, does not hold up others. What counts is the order in
+//! which things leave the gateway and the work that waits, not the time they take.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
@@ -7,12 +7,13 @@ mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use support::audio::Call;
 use support::chat::{ChatServer, Peer, headed};
-use support::device::Device;
+use support::device::{Device, client_id};
+use support::mqtt::{Client, Connect, PINGREQ};
 use support::process::{Folder, Process};
 
 /// Frames of the loud chat server that wait when the quiet one says its first.
@@ -119,4 +120,35 @@ fn a_frame_does_not_wait_for_fragments_without_end() {
     quiet_server.send_audio(0, b"\x58quiet");
     process.signal("CONT");
     assert_eq!(before_the_quiet_one(&loud), 0);
+}
+
+/// Each is served a little at a time.
+#[test]
+fn a_ping_does_not_wait_for_all_that_a_hundred_devices_send() {
+    const DEVICES: u8 = 100;
+    const PINGS: usize = 8192;
+    let folder = Folder::new().with(
+        "gateway.json",
+        r#"{"mqtt":{"host":"127.0.0.1"},"udp":{"host":"127.0.0.1"},"mcp":{"enabled":false}}"#,
+    );
+    let process = folder.start("-c gateway.json", &[]);
+    let connect = |number| Client::log_in(process.mqtt(), &Connect::new(&client_id(number)));
+    let mut quiet = connect(0);
+    let mut loud: Vec<Client> = (1..=DEVICES).map(connect).collect();
+    process.signal("STOP");
+    for client in &mut loud {
+        client.send(&PINGREQ.repeat(PINGS));
+    }
+    quiet.send(&PINGREQ);
+    process.signal("CONT");
+    quiet.packet();
+    process.signal("STOP");
+    let mut answered = 0;
+    for client in &mut loud {
+        while client.packet_within(Duration::from_millis(1)).is_ok() {
+            answered += 1;
+        }
+    }
+    process.signal("CONT");
+    assert!(answered < usize::from(DEVICES) * PINGS / 2, "{answered} pings of others were answered first");
 }

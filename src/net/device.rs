@@ -11,8 +11,10 @@ use super::outbox::{Flush, Outbox};
 use super::token::SessionId;
 use crate::proto::mqtt::{self, Packet};
 
-/// Reads per dispatch: a device that sends without end must let others in, within a millisecond or two.
+/// Reads at a time, and bytes of each: more than any message of a usual device, and not many of the shortest packets. Others
+/// wait meanwhile.
 const READS: usize = 2;
+const PIECE: usize = 2 * 1024;
 /// The packet type of CONNECT.
 const CONNECT: u8 = 1;
 
@@ -159,7 +161,7 @@ impl Gateway {
         if !device.link.is_open() {
             return !device.closing && self.go_in(*id, scratch);
         }
-        match device.link.read(scratch) {
+        match device.link.read(&mut scratch[..PIECE]) {
             Ok(0) => self.device_ended(*id),
             Ok(_) if device.closing => return true,
             Ok(n) => {

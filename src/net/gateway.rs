@@ -40,6 +40,7 @@ use super::watch::Watch;
 use super::wheel::Wheel;
 use crate::admin::troubles::Kind;
 use crate::config::{Api, Config, Source};
+use crate::proto::proxy;
 use crate::session::{Action, Core, Servers};
 
 const MQTT: usize = 0;
@@ -56,8 +57,8 @@ const EVENTS: usize = 1024;
 const LATE: Duration = Duration::from_secs(1);
 /// How long a turn serves devices' connections; what is left waits for the next turn, behind the audio that came.
 const SLICE: Duration = Duration::from_millis(1);
-/// One read of a device: thousands of the shortest packets.
-const SCRATCH: usize = 8 * 1024;
+/// The longest read from a device's connection: a balancer's header.
+const SCRATCH: usize = proxy::MAX_V2;
 
 /// The whole gateway. It is bound and run on the same thread; [`Running`](super::Running) does both on a thread of its
 /// own.
