@@ -40,6 +40,8 @@ struct Place {
     seen: u8,
     /// Bytes of the length that follow these two.
     length: u8,
+    /// Bytes of the mask: a server must not send one, but until that is found out they are part of the frame.
+    mask: u8,
     /// The frame is not the last of its message.
     unfinished: bool,
 }
@@ -64,6 +66,7 @@ impl Place {
                 }
                 1 => {
                     self.seen = 2;
+                    self.mask = byte >> 7 << 2;
                     (self.left, self.length) = match byte & 0x7f {
                         126 => (0, 2),
                         127 => (0, 8),
@@ -77,6 +80,7 @@ impl Place {
             }
             if self.length == 0 {
                 self.seen = 0;
+                self.left = self.left.saturating_add(self.mask.into());
                 if self.left == 0 {
                     return i + 1;
                 }
@@ -279,7 +283,7 @@ mod tests {
             (3, 0x80, true),
             (0, 0x89, true),
         ];
-        for piece in [1, 2, 3, 100, usize::MAX] {
+        for (piece, mask) in [1, 2, 3, 100, usize::MAX].into_iter().flat_map(|n| [(n, 0), (n, 0x80)]) {
             let mut place = Place::default();
             for (payload, opcode, whole) in table {
                 let mut frame = vec![opcode];
@@ -288,7 +292,8 @@ mod tests {
                     126..=0xffff => frame.extend([126, (payload >> 8) as u8, payload as u8]),
                     _ => frame.extend([127, 0, 0, 0, 0, 0, (payload >> 16) as u8, (payload >> 8) as u8, 0]),
                 }
-                frame.resize(frame.len() + payload, 0xff);
+                frame[1] |= mask;
+                frame.resize(frame.len() + payload + if mask == 0 { 0 } else { 4 }, 0xff);
                 let length = frame.len();
                 // The next frame's first bytes are there already.
                 frame.extend([0x82, 1]);
