@@ -245,6 +245,13 @@ mod tests {
     }
 
     #[test]
+    fn a_number_of_many_digits_is_written_as_it_is_read() {
+        let digits = "14444444444444444444444444444444444444444444444444444444444444444444444444444";
+        let config = parsed(&format!(r#"{{"mcp":{{"capabilities":{{"a":{digits}}}}}}}"#));
+        assert_eq!(parsed(&config.to_file()), config);
+    }
+
+    #[test]
     fn what_is_shown_holds_every_key_and_no_secret() {
         assert_eq!(serde_json::from_str::<Value>(&Config::default().to_masked_file()).unwrap(), {
             let mut sample: Value = serde_json::from_str(include_str!("../../config/gateway.json")).unwrap();
