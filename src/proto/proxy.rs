@@ -298,6 +298,58 @@ mod tests {
         }
     }
 
+    /// All 256 bytes of family and protocol, with exactly the addresses they announce, and with a byte less.
+    #[test]
+    fn families_and_protocols_all() {
+        for byte in 0..=255 {
+            let needed = [0, 12, 36, 216].get(usize::from(byte >> 4)).copied();
+            let Some(needed) = needed.filter(|_| byte & 0xf <= 2) else {
+                assert_eq!(decode(&v2(0x21, byte, &[0; 300])), Err(BadHeader::V2Family(byte)));
+                continue;
+            };
+            let origin = match byte {
+                0x11 => client_at("0.0.0.0:0"),
+                0x21 => client_at("[::]:0"),
+                _ => Origin::Balancer,
+            };
+            let header = v2(0x21, byte, &vec![0; needed]);
+            assert_eq!(decode(&header), Ok(Some((origin, header.len()))), "{byte:#04x}");
+            if let Some(len) = needed.checked_sub(1) {
+                let short = BadHeader::V2TooShort { len, needed };
+                assert_eq!(decode(&v2(0x21, byte, &vec![0; len])), Err(short), "{byte:#04x}");
+            }
+        }
+        for version_and_command in 0..=255_u8 {
+            let expected = match (version_and_command >> 4, version_and_command & 0xf) {
+                (2, 0) => Ok(Some((Origin::Balancer, 28))),
+                (2, 1) => Ok(Some((client_at("192.0.2.7:12345"), 28))),
+                (2, command) => Err(BadHeader::V2Command(command)),
+                (version, _) => Err(BadHeader::V2Version(version)),
+            };
+            assert_eq!(decode(&v2(version_and_command, 0x11, &FOUR)), expected, "{version_and_command:#04x}");
+        }
+    }
+
+    #[test]
+    fn bad_headers_in_words() {
+        use BadHeader::*;
+        for (bad, words) in [
+            (Absent, "does not begin with a PROXY protocol header"),
+            (V1TooLong, "PROXY line of more than 107 bytes"),
+            (V1Protocol, "PROXY line with a protocol other than TCP4, TCP6 and UNKNOWN"),
+            (V1Fields, "PROXY line without exactly two addresses and two ports"),
+            (V1Address, "PROXY line with an address that is not one of its protocol"),
+            (V1Port, "PROXY line with a port that is not a number up to 65535"),
+            (V2Version(3), "PROXY header of version 3, 1 and 2 are known"),
+            (V2Command(2), "PROXY header with command 2, 0 and 1 are known"),
+            (V2Family(0x41), "PROXY header with unknown family and protocol 0x41"),
+            (V2TooLong { len: 4097 }, "PROXY header of 4097 bytes, 4096 are allowed"),
+            (V2TooShort { len: 11, needed: 12 }, "PROXY header with 11 bytes for addresses that take 12"),
+        ] {
+            assert_eq!(bad.to_string(), words);
+        }
+    }
+
     /// Good headers with a few bytes changed get further than random ones.
     fn damaged() -> impl Strategy<Value = Vec<u8>> {
         let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);

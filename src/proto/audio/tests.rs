@@ -140,7 +140,7 @@ fn websocket_header() {
 #[test]
 fn opus_packets_told_by_their_shape() {
     let long = |toc: u8, len: usize| [&[toc][..], &vec![0; len]].concat();
-    let cases: [(&str, Vec<u8>, Option<u8>); 25] = [
+    let cases: [(&str, Vec<u8>, Option<u8>); 27] = [
         ("nothing", vec![], None),
         ("one frame, lost (DTX)", vec![0xf8], Some(31)),
         ("one frame", vec![0x58, 1, 2, 3], Some(11)),
@@ -156,9 +156,11 @@ fn opus_packets_told_by_their_shape() {
         ("two frames, the first too long", vec![0x5a, 2, 9], None),
         ("two frames, the second empty", vec![0x5a, 2, 9, 9], Some(11)),
         ("two frames, half a length", vec![0x5a, 252], None),
+        ("two frames, 251 bytes, no second byte of length", [&[0x5a, 251][..], &[0; 251]].concat(), Some(11)),
         ("two frames, 252 bytes", [&[0x5a, 252, 0][..], &[0; 253]].concat(), Some(11)),
         ("two frames, 252 of 251", [&[0x5a, 252, 0][..], &[0; 251]].concat(), None),
         ("two frames, 256 bytes", [&[0x5a, 252, 1][..], &[0; 257]].concat(), Some(11)),
+        ("two frames, 256 bytes, the second empty", [&[0x5a, 252, 1][..], &[0; 256]].concat(), Some(11)),
         ("two frames, 256 of 255", [&[0x5a, 252, 1][..], &[0; 255]].concat(), None),
         ("two frames, the second of 1275", [&[0x02, 0][..], &[0; 1275]].concat(), Some(0)),
         ("two frames, the second of 1276", [&[0x02, 0][..], &[0; 1276]].concat(), None),
@@ -198,14 +200,13 @@ fn silence_is_as_long_as_the_devices_packets() {
 fn bad_datagrams_are_counted_under_stable_names() {
     use BadDatagram::*;
     for (bad, label, words) in [
-        (Short, "short", "16 bytes"),
-        (Type, "type", "first byte"),
-        (Length, "length", "length field"),
-        (Oversized, "oversized", "1400 bytes"),
+        (Short, "short", "fewer than the 16 bytes of a header"),
+        (Type, "type", "the first byte is not 1"),
+        (Length, "length", "the length field differs from the bytes that came"),
+        (Oversized, "oversized", "more than 1400 bytes of payload"),
         (Empty, "empty", "no payload"),
     ] {
-        assert_eq!(bad.label(), label);
-        assert!(bad.to_string().contains(words), "{bad}");
+        assert_eq!((bad.label(), bad.to_string().as_str()), (label, words));
     }
 }
 
@@ -230,7 +231,7 @@ fn sequences_scripted() {
     }
     use Verdict::{Duplicate, Jump, Late, TooOld};
 
-    let cases: [(&str, &[u32], &[Verdict]); 20] = [
+    let cases: [(&str, &[u32], &[Verdict]); 21] = [
         ("in order", &[1, 2, 3], &[FRESH, FRESH, FRESH]),
         ("first lost", &[3, 4], &[lost(2), FRESH]),
         ("a client that starts at 0", &[0, 1, 0], &[FRESH, FRESH, Duplicate]),
@@ -255,6 +256,11 @@ fn sequences_scripted() {
             "not when another comes between",
             &[1, 900_000, 900_001, 2, 900_002, 900_003, 900_004],
             &[FRESH, Jump, Jump, FRESH, Jump, Jump, FRESH],
+        ),
+        (
+            "nor a late one",
+            &[3, 900_000, 900_001, 2, 900_002, 900_003, 900_004],
+            &[lost(2), Jump, Jump, Late, Jump, Jump, FRESH],
         ),
         (
             "nor a stale one",

@@ -280,6 +280,9 @@ fn device_hellos() {
             format!("hello with version {shown}, only 3 is supported")
         );
     }
+    for (text, expected) in [("[]", "hello is JSON, but not an object"), ("{", "hello is not JSON")] {
+        assert_eq!(device_hello(text).unwrap_err().to_string(), expected);
+    }
 }
 
 #[test]
@@ -342,6 +345,7 @@ fn built_messages() {
             server_goodbye(Some("s"), "device \"left\"", 12_005),
             json!({"type": "goodbye", "session_id": "s", "reason": "device \"left\"", "duration": 12.005}),
         ),
+        (server_goodbye(None, "r", 1_998), json!({"type": "goodbye", "reason": "r", "duration": 1.998})),
         (server_goodbye(None, "r", 0), json!({"type": "goodbye", "reason": "r", "duration": 0.0})),
         (
             mcp_request(Some("s"), 0x4000_0000, "tools/list", r#"{"cursor":""}"#),

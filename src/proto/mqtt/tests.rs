@@ -383,6 +383,52 @@ fn server_packets() {
 }
 
 #[test]
+fn return_codes_of_suback() {
+    for code in 0..=255 {
+        let bytes = [0x90, 4, 0, 1, 0, code];
+        let expected = match code {
+            0 | 1 | 2 | 0x80 => Ok(Some((Reply::SubAck { packet_id: 1, codes: &[0, code] }, 6))),
+            _ => Err(Malformed::SubAckCode(code)),
+        };
+        assert_eq!(decode_reply(&bytes, MAX), expected, "{code}");
+    }
+}
+
+#[test]
+fn malformed_packets_in_words() {
+    use Malformed::*;
+
+    for (malformed, words) in [
+        (PacketType(5), "packet type 5 is not expected here"),
+        (HeaderFlags(0xc1), "reserved flags in first byte 0xc1"),
+        (DupAtQos0, "DUP on a PUBLISH with QoS 0"),
+        (Qos3, "PUBLISH with QoS 3, 0 is allowed"),
+        (QosNotSupported(1), "PUBLISH with QoS 1, only 0 is supported"),
+        (RemainingLength, "remaining length of more than four bytes"),
+        (TooLarge { len: 5000, max: 4096 }, "packet of 5000 bytes, 4096 are allowed"),
+        (Truncated, "a field runs past the end of its packet"),
+        (TrailingBytes, "bytes left after the last field"),
+        (Utf8, "a string is not UTF-8"),
+        (Nul, "a string holds U+0000"),
+        (ProtocolName, "protocol name is neither MQTT nor MQIsdp"),
+        (UnsupportedLevel(5), "protocol level 5, only 4 (MQTT) and 3 (MQIsdp) are supported"),
+        (ReservedConnectFlag, "reserved connect flag is set"),
+        (WillFlags, "will QoS or will retain without a will"),
+        (WillQos3, "will QoS 3, at most 2 is allowed"),
+        (PasswordWithoutUserName, "password without a user name"),
+        (TopicName, "topic name is empty or has a wildcard"),
+        (TopicFilter, "topic filter is empty or has a misplaced wildcard"),
+        (PacketId, "packet identifier 0"),
+        (NoFilter, "no topic filter"),
+        (RequestedQos(3), "requested QoS byte 0x03, at most 2 is allowed"),
+        (ConnAckFlags(2), "reserved flags 0x02 in CONNACK"),
+        (SubAckCode(0x81), "return code 0x81 in SUBACK"),
+    ] {
+        assert_eq!(malformed.to_string(), words);
+    }
+}
+
+#[test]
 fn client_packets() {
     let mut out = Vec::new();
     let will = Some(Will { qos: 2, retain: true, ..WILL });
