@@ -126,6 +126,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn tenths_are_rounded_up_and_end_with_the_number() {
+        let start = Instant::now();
+        let ms = Duration::from_millis;
+        let longest = ms(100 * (u64::from(u32::MAX) - 1));
+        for (after, expected) in [
+            (ms(0), ms(0)),
+            (Duration::from_nanos(1), ms(100)),
+            (ms(99), ms(100)),
+            (ms(100), ms(100)),
+            (ms(101), ms(200)),
+            (longest, longest),
+            (longest + ms(1), longest),
+            (longest * 2, longest),
+        ] {
+            assert_eq!(Due::at(start + after, start).instant(start), Some(start + expected), "{after:?}");
+        }
+        assert_eq!(Due::at(start, start + ms(1)).instant(start), Some(start));
+        assert_eq!(Due::NEVER.instant(start), None);
+    }
+
+    #[test]
     fn due_timers_come_out_in_order_and_once() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);

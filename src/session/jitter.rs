@@ -58,6 +58,7 @@ mod tests {
 
     #[test]
     fn even_packets_have_none_and_uneven_ones_their_deviation() {
+        assert_eq!(Jitter::default().value(), Duration::ZERO);
         assert_eq!(after([(1, 60); 200]), 0);
         let uneven = after((0..200).map(|i| (1, if i % 2 == 0 { 40 } else { 80 })));
         assert!((17..=21).contains(&uneven), "{uneven}");

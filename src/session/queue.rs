@@ -185,6 +185,31 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_is_counted_and_its_memory_given_back() {
+        let mut texts = Texts::default();
+        assert_eq!(texts.bytes(), 0);
+        texts.push("four").unwrap();
+        texts.push("and more").unwrap();
+        assert_eq!(texts.bytes(), 12);
+        texts.take();
+        assert_eq!(texts.bytes(), 0);
+
+        let mut held = HeldQueue::default();
+        assert_eq!(held.bytes(), 0);
+        held.push_text("four", false).unwrap();
+        held.push_frame(b"seven b");
+        held.push_frame(b"two");
+        assert_eq!(held.bytes(), 14);
+        held.pop();
+        held.pop();
+        assert_eq!(held.bytes(), 3);
+        held.push_text("text", false).unwrap();
+        assert_eq!((held.drop_frames(), held.bytes()), (1, 4));
+        held.pop();
+        assert!(held.0.is_none());
+    }
+
+    #[test]
     fn what_has_left_makes_room() {
         let mut held = HeldQueue::default();
         held.push_text("x", false).unwrap();

@@ -127,6 +127,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_server_that_works_again_has_its_turn_again() {
+        let (mut servers, now) = (Servers::default(), Instant::now());
+        let list: Vec<Arc<Server>> = ["ws://a/", "ws://b/"].map(|url| Arc::new(url.parse().unwrap())).into();
+        let mut first = |act: &dyn Fn(&mut Servers)| {
+            act(&mut servers);
+            servers.turn = 0;
+            servers.plan(&list, now)[0].url.clone()
+        };
+        let failed = |servers: &mut Servers| drop(servers.failed(&list[0], "reset", now));
+        assert_eq!(first(&|_| {}), list[0].url);
+        assert_eq!(first(&failed), list[1].url);
+        assert_eq!(first(&|servers| drop(servers.works(&list[0], now))), list[0].url);
+    }
+
+    #[test]
     fn a_server_that_fails_and_works_in_turns_fills_no_log_and_its_last_state_is_told() {
         let (mut servers, start) = (Servers::default(), Instant::now());
         let server: Server = "ws://a/".parse().unwrap();

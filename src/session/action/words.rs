@@ -184,29 +184,72 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_the_log_name_what_they_are_about() {
-        let (url, second) = ("ws://a/".to_owned(), Duration::from_secs(1));
-        let failure = Failure { stage: "tls", why: "expired".to_owned() };
-        let reasons: [(Reason, &str); 4] = [
+    fn reasons_in_words() {
+        for (reason, words) in [
             (Reason::Refused(ConnectCode::Credentials, "no key"), "refused with return code 4: no key"),
+            (Reason::ConnectTimeout, "no CONNECT in time"),
+            (Reason::KeepAlive, "nothing heard for one and a half keep alives"),
+            (Reason::Left, "left"),
+            (Reason::TakenOver, "the same client id connected again"),
             (Reason::Protocol(Malformed::Nul), "protocol error: a string holds U+0000"),
-            (Reason::HelloVersion("9".to_owned()), "hello with version 9, only 3 is known"),
-            (Reason::SlowReader, "does not read"),
-        ];
-        for (reason, words) in reasons {
-            assert!(reason.to_string().contains(words), "{reason}");
+            (Reason::OutOfPlace("a second CONNECT"), "protocol error: a second CONNECT"),
+            (
+                Reason::HelloVersion("9".to_owned()),
+                "hello with version 9, only 3 is known: update the device's firmware",
+            ),
+            (Reason::SlowReader, "the device does not read what it is sent"),
+            (Reason::Memory, "it makes the gateway keep more than its share of the memory"),
+            (Reason::Shutdown, "the gateway stops"),
+            (Reason::Draining, "the gateway drains"),
+            (Reason::Operator, "disconnected by an operator"),
+        ] {
+            assert_eq!(reason.to_string(), words);
         }
-        let began = Note::CallBegan { session_id: "s".into(), url: url.clone(), after: second };
-        let redialling = Note::Redialling { url: url.clone(), failure, pause: second };
-        let notes: [(Note, &str); 5] = [
-            (began, "call begins: session=s server=ws://a/ answered_after=1000ms"),
-            (redialling, "ws://a/: tls failed: expired; redialling in 1000 ms"),
-            (Note::Redialled { url, after: second }, "call goes on: server=ws://a/ gap=1000ms"),
-            (Note::HeldDropped(7), "7 audio frames"),
-            (Note::Tools(Ok(3)), "learned 3 tools"),
-        ];
-        for (note, words) in notes {
-            assert!(note.to_string().contains(words), "{note}");
+    }
+
+    #[test]
+    fn lines_of_the_log() {
+        let (after, pause) = (Duration::from_millis(12_345), Duration::from_millis(250));
+        let url = || "ws://a/".to_owned();
+        let failure = || Failure { stage: "tls", why: "expired".to_owned() };
+        for (note, words) in [
+            (Note::Connected { resumed: false }, "connected"),
+            (Note::Connected { resumed: true }, "connected again, its call goes on"),
+            (Note::Away(after), "connection lost in a call, kept for 12 s"),
+            (
+                Note::CallBegan { session_id: "s".into(), url: url(), after },
+                "call begins: session=s server=ws://a/ answered_after=12345ms",
+            ),
+            (Note::DialFailed { url: url(), failure: failure() }, "chat server ws://a/: tls failed: expired"),
+            (
+                Note::Redialling { url: url(), failure: failure(), pause },
+                "chat server ws://a/: tls failed: expired; redialling in 250 ms",
+            ),
+            (Note::Redialled { url: url(), after }, "call goes on: server=ws://a/ gap=12345ms"),
+            (
+                Note::ServerFailing { url: url(), why: "refused".to_owned() },
+                "chat server ws://a/ fails, new calls try it last: refused",
+            ),
+            (Note::ServerRecovered { url: url(), after }, "chat server ws://a/ works again after 12 s"),
+            (
+                Note::NoServerHello(url()),
+                "chat server ws://a/ sent audio or text but no hello: taken as live",
+            ),
+            (
+                Note::HeldDropped(7),
+                "the device has sent no datagram, so 7 audio frames for it were dropped: check that UDP reaches this gateway",
+            ),
+            (
+                Note::Unheard { after, advertised: "192.0.2.1:8884".to_owned() },
+                "no audio: the device listens but no datagram of it came in 12 s; it was told to send to udp 192.0.2.1:8884",
+            ),
+            (Note::Tools(Ok(3)), "learned 3 tools of the device"),
+            (
+                Note::Tools(Err("its pages never end")),
+                "the device's tools are not known (its pages never end): requests are forwarded",
+            ),
+        ] {
+            assert_eq!(note.to_string(), words);
         }
     }
 }

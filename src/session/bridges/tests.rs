@@ -86,6 +86,53 @@ fn self_offline_and_busy_are_told_apart() {
 }
 
 #[test]
+fn what_cannot_be_is_refused_in_words() {
+    use Presence::{Idle, InCall};
+
+    let request = |before: &[(u8, u8)], (caller, calling): (u8, Presence), target| {
+        let mut story = Story::new();
+        for &(caller, target) in before {
+            story.request(caller, target);
+        }
+        let (caller, target) = ((mac(caller), calling), (mac(target), InCall));
+        story.bridges.request(caller, target, "Ann", story.now, &mut Vec::new())
+    };
+    let ringing = [(1, 2)];
+    let talking = [(1, 2), (2, 1)];
+    for (before, caller, target, words) in [
+        (&[][..], (1, InCall), 1, "不能呼叫自己 / A device cannot call itself"),
+        (&[], (1, Idle), 2, "主叫方不在会话中 / The caller is in no call"),
+        (&ringing, (1, InCall), 3, "正在呼叫其他设备 / The caller is calling another device"),
+        (&talking, (1, InCall), 3, "已在通话中 / The caller is talking to a device"),
+        (&ringing, (2, InCall), 3, "有其他设备来电 / The caller is being called by another device"),
+        (&ringing, (3, InCall), 1, "对方正忙 / The device is busy with another one"),
+        (&ringing, (3, InCall), 2, "对方正忙 / The device is busy with another one"),
+        (&talking, (3, InCall), 2, "对方正忙 / The device is busy with another one"),
+    ] {
+        assert_eq!(request(before, caller, target), Requested::Refused(words), "{before:?} {caller:?}");
+    }
+    let mut story = Story::new();
+    story.request(1, 2);
+    let accepted = story.bridges.accept((mac(2), Idle), |_| InCall, &mut story.out);
+    assert_eq!(accepted, Accepted::Refused("设备不在会话中 / The device is in no call"));
+    assert_eq!(story.accept(2), Accepted::Bridged(mac(1)), "it still rings");
+}
+
+#[test]
+fn the_next_moment_is_that_of_the_one_who_has_waited_longest() {
+    let mut story = Story::new();
+    let first = story.now;
+    story.request(1, 2);
+    story.now += Duration::from_secs(1);
+    story.request(3, 4);
+    assert_eq!(story.bridges.deadline(), Some(first + RING));
+    // A call that was missed is forgotten with the next one.
+    story.left(1);
+    story.request(5, 2);
+    assert_eq!(story.bridges.deadline(), Some(story.now + RING));
+}
+
+#[test]
 fn nobody_answers() {
     let mut story = Story::new();
     assert_eq!(story.bridges.deadline(), None);
@@ -105,6 +152,7 @@ fn a_caller_that_left_is_told_to_the_one_who_accepts() {
     story.request(1, 2);
     let gone = story.bridges.accept((mac(2), Presence::InCall), |_| Presence::Absent, &mut story.out);
     assert_eq!(gone, Accepted::CallerGone);
+    assert_eq!((story.accept(2), story.bridges.deadline()), (Accepted::NoPending, None));
     story.request(1, 2);
     assert_eq!(story.left(1), []);
     assert_eq!(story.accept(2), Accepted::CallerGone);
