@@ -179,7 +179,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::proto::mqtt::{Connect, Level, Packet, Publish};
-    use crate::session::{Admission, Servers};
+    use crate::session::{Admission, Grant, Servers};
 
     /// A core with the actions of its last call.
     struct Bench {
@@ -286,6 +286,46 @@ mod tests {
         assert_eq!(bench.answers(), [(1, Err(CommandFailed::NotConnected))]);
         bench.act(|core, cx| core.command(2, "m", "{}", cx));
         assert_eq!(bench.answers(), [(2, Err(CommandFailed::NotConnected))]);
+    }
+
+    #[test]
+    fn the_oldest_command_is_the_first_to_be_late() {
+        let mut bench = Bench::online();
+        let begun = bench.now;
+        bench.act(|core, cx| core.command(1, "m", "{}", cx));
+        bench.now += Duration::from_secs(1);
+        bench.act(|core, cx| core.command(2, "m", "{}", cx));
+        for ticket in [1, 2] {
+            let due = begun + WITHIN + Duration::from_secs(ticket - 1);
+            assert_eq!(bench.core.deadline(), Some(due));
+            bench.now = due;
+            bench.act(Core::timeout);
+            assert_eq!(bench.answers(), [(ticket, Err(CommandFailed::Timeout))]);
+        }
+    }
+
+    #[test]
+    fn what_is_empty_again_is_given_back() {
+        let mut commands = Commands::default();
+        assert!(commands.is_unused());
+        commands.fresh_id();
+        assert!(!commands.is_unused());
+
+        let grant = Grant {
+            ssrc: 1,
+            key: [1; 16],
+            session_id: "own".into(),
+            seed: 1,
+            udp_host: "192.0.2.2".into(),
+            udp_port: 8884,
+            allowed: true,
+        };
+        let mut bench = Bench::online();
+        bench.config.websocket.production = vec![std::sync::Arc::new("ws://a/".parse().unwrap())];
+        bench.device_says(r#"{"type":"hello","version":3}"#);
+        assert!(bench.core.aside.is_some());
+        bench.act(|core, cx| core.granted(grant, cx));
+        assert!(bench.core.aside.is_none() && bench.core.has_call());
     }
 
     #[test]

@@ -271,15 +271,22 @@ fn operators_see_how_far_a_call_is() {
 
 #[test]
 fn a_device_that_waits_for_its_answer_is_told_why_there_is_none() {
-    for (end, words) in [
-        (Core::shutdown as fn(&mut Core, &mut Cx<'_>), "The gateway restarts"),
-        (|core, cx| assert!(core.operator_hangs_up(cx)), "The call cannot go on"),
+    for (end, status, why) in [
+        (
+            Core::shutdown as fn(&mut Core, &mut Cx<'_>),
+            "网关重启 / Restart",
+            "网关正在重启，请稍后再试 / The gateway restarts, try again later",
+        ),
+        (
+            |core, cx| assert!(core.operator_hangs_up(cx)),
+            "通话结束 / Call ended",
+            "通话无法继续 / The call cannot go on",
+        ),
     ] {
         let mut story = Story::online();
         story.device(HELLO);
         let actions = story.drive(end);
-        let alert = told(&actions)[0];
-        assert!(alert.contains(r#""type":"alert""#) && alert.contains(words), "{alert}");
+        assert_eq!(told(&actions)[0], message::alert(Some("own-1"), status, why, "sad"));
     }
 }
 

@@ -111,8 +111,13 @@ fn a_device_that_listens_unheard_is_told_and_logged_once() {
     let actions = story.wait(1);
     let note = Note::Unheard { after: Duration::from_secs(3), advertised: "10.0.0.9:8884".to_owned() };
     assert_eq!(actions[0], Action::Note(note));
-    let [alert] = told(&actions)[..] else { panic!("{actions:?}") };
-    assert!(alert.starts_with(r#"{"type":"alert","session_id":"s1","status":"没有声音 / No audio""#));
+    let alert = message::alert(
+        Some("s1"),
+        "没有声音 / No audio",
+        "网关收不到设备的 UDP 音频，请检查防火墙和 UDP 端口 / The gateway receives no UDP audio: check firewall and UDP port",
+        "sad",
+    );
+    assert_eq!(actions[1..], [publish(&alert)]);
     story.device(LISTEN);
     assert_eq!(story.wait(10_000), []);
 }
@@ -151,4 +156,18 @@ fn a_device_is_expected_to_be_heard_only_after_its_hello_reply() {
     story.server(SERVER_HELLO);
     assert_eq!(story.wait(2_999), []);
     assert_eq!(told(&story.wait(1)).len(), 1);
+}
+
+#[test]
+fn a_call_that_is_up_without_a_hello_is_idle_from_its_answer() {
+    let mut story = Story::online();
+    story.config.websocket.production = servers(&[A]);
+    story.config.websocket.call_idle = Duration::from_secs(10);
+    story.device(HELLO);
+    story.open();
+    story.wait(1_000);
+    story.server(TTS_START);
+    story.wait(12_999);
+    assert!(story.core.has_call(), "answered at 4 s");
+    assert_eq!(summary(&story.wait(1)).reason, EndReason::Idle);
 }

@@ -273,3 +273,26 @@ fn a_server_that_asks_before_its_hello_is_answered_from_memory() {
     assert_eq!(story.server(&call), [], "what the device must answer waits");
     assert_eq!(told(&story.server(SERVER_HELLO))[1], call);
 }
+
+#[test]
+fn ids_of_ours_end_where_int32_does() {
+    let mut story = online();
+    story.learn(&[r#"{"tools":[]}"#]);
+    story.call();
+    for (id, ours) in
+        [("1073741823", false), ("1073741824", true), ("2147483647", true), ("2147483648", false)]
+    {
+        let reply = message::mcp_result(Some("s1"), id, "{}");
+        let expected = if ours { vec![] } else { vec![say(&reply)] };
+        assert_eq!(story.device(&reply), expected, "{id}");
+    }
+}
+
+#[test]
+fn the_servers_word_that_it_is_initialized_is_ours_only_when_we_answered() {
+    let mut story = online();
+    story.learn(&[r#"{"tools":[]}"#]);
+    story.call();
+    let initialized = r#"{"session_id":"s1","type":"mcp","payload":{"method":"notifications/initialized"}}"#;
+    assert_eq!(story.server(initialized), [publish(initialized)]);
+}

@@ -165,3 +165,61 @@ fn without_a_call_no_datagram_is_known() {
     assert_eq!(story.up(1, OPUS), Err(Discard::UnknownSsrc));
     assert_eq!(story.down(&headed(1, OPUS)), Err(Discard::NoPeer));
 }
+
+#[test]
+fn whatever_comes_between_begins_the_proof_anew() {
+    let noise: &[u8] = b"\x0b\x00";
+    for (what, (from, sequence, payload), policy_passes) in [
+        ("the device's own packet", (AT_HOME, 1, OPUS), true),
+        ("no Opus", (ABROAD, 9, noise), false),
+        ("no Opus from elsewhere", ("203.0.113.1:1", 9, noise), false),
+    ] {
+        let mut story = Story::in_call();
+        story.foreign(ABROAD, 2, OPUS);
+        story.foreign(ABROAD, 3, OPUS);
+        assert_eq!(story.up_from(from, sequence, payload).is_ok(), policy_passes, "{what}");
+        story.wait(2_000);
+        story.foreign(ABROAD, 4, OPUS);
+        story.foreign(ABROAD, 5, OPUS);
+        story.accepted(ABROAD, 6);
+    }
+    // Another Opus configuration than the device's, and what came before it was silent long enough.
+    let mut story = Story::in_call();
+    story.accepted(AT_HOME, 1);
+    story.wait(2_000);
+    story.foreign(ABROAD, 2, OPUS);
+    story.foreign(ABROAD, 3, OPUS);
+    story.foreign(ABROAD, 9, OTHER);
+    story.foreign(ABROAD, 4, OPUS);
+
+    let mut story = Story::in_call();
+    story.accepted(AT_HOME, 1);
+    story.wait(1_999);
+    story.foreign(ABROAD, 2, OPUS);
+    story.wait(1);
+    story.foreign(ABROAD, 3, OPUS);
+    story.foreign(ABROAD, 4, OPUS);
+    story.accepted(ABROAD, 5);
+}
+
+#[test]
+fn an_adopted_address_is_the_known_one() {
+    let elsewhere = "203.0.113.1:1";
+    let adopted = || {
+        let mut story = Story::in_call();
+        story.foreign(ABROAD, 1, OPUS);
+        story.foreign(ABROAD, 2, OPUS);
+        story.wait(2_000);
+        story.accepted(ABROAD, 3);
+        story
+    };
+    let mut story = adopted();
+    story.wait(1_999);
+    (4..9).for_each(|n| story.foreign(elsewhere, n, OPUS));
+    assert_eq!(story.target(), addr(ABROAD), "it was heard just now");
+
+    let mut story = adopted();
+    story.wait(2_000);
+    (4..9).for_each(|n| story.foreign(elsewhere, n, OTHER));
+    assert_eq!(story.target(), addr(ABROAD), "and says how the device speaks");
+}
