@@ -120,7 +120,7 @@ fn a_redial_knows_nothing_of_the_server_before() {
     let mut story = Story::in_call();
     story.server(TTS_START);
     story.gone(failed("live"));
-    story.wait(250);
+    story.wait(2_500);
     story.open();
     story.server(SERVER_HELLO);
     story.wait(1_000);
@@ -140,5 +140,32 @@ fn a_gap_is_counted_from_its_own_failure() {
         let after = Duration::from_millis(after);
         assert_eq!(actions[1], Action::Note(Note::Redialled { url: url.to_owned(), after }));
         story.wait(5_000);
+    }
+}
+
+#[test]
+fn any_seed_spreads_the_redials() {
+    for seed in [0, 1, u64::MAX] {
+        let mut story = Story::online();
+        let reconnect = &mut story.config.websocket.reconnect;
+        (reconnect.initial, reconnect.max) = (Duration::from_secs(5), Duration::from_secs(5));
+        reconnect.give_up_after = Duration::ZERO;
+        let mut cx =
+            Cx { now: story.now, config: &story.config, servers: &mut story.servers, out: &mut Vec::new() };
+        story.core.packet(publication(HELLO.as_bytes()), &mut cx);
+        story.core.granted(Grant { seed, ..grant(1) }, &mut cx);
+        story.open();
+        story.server(SERVER_HELLO);
+        let mut pauses = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            let actions = story.gone(failed("live"));
+            let Some(Action::Note(Note::Redialling { pause, .. })) = actions.last() else {
+                panic!("{actions:?}")
+            };
+            pauses.insert(pause.as_millis());
+            story.core.heard(story.now);
+            story.wait(5_001);
+        }
+        assert!(pauses.len() > 10, "{seed}: {pauses:?}");
     }
 }

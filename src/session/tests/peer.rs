@@ -169,7 +169,7 @@ fn without_a_call_no_datagram_is_known() {
 #[test]
 fn whatever_comes_between_begins_the_proof_anew() {
     let noise: &[u8] = b"\x0b\x00";
-    for (what, (from, sequence, payload), policy_passes) in [
+    for (what, (from, sequence, payload), passes) in [
         ("the device's own packet", (AT_HOME, 1, OPUS), true),
         ("no Opus", (ABROAD, 9, noise), false),
         ("no Opus from elsewhere", ("203.0.113.1:1", 9, noise), false),
@@ -177,7 +177,7 @@ fn whatever_comes_between_begins_the_proof_anew() {
         let mut story = Story::in_call();
         story.foreign(ABROAD, 2, OPUS);
         story.foreign(ABROAD, 3, OPUS);
-        assert_eq!(story.up_from(from, sequence, payload).is_ok(), policy_passes, "{what}");
+        assert_eq!(story.up_from(from, sequence, payload).is_ok(), passes, "{what}");
         story.wait(2_000);
         story.foreign(ABROAD, 4, OPUS);
         story.foreign(ABROAD, 5, OPUS);
