@@ -162,4 +162,15 @@ mod tests {
         assert_eq!(servers.works(&server, at(40_000)), Some(recovered));
         assert_eq!(servers.works(&server, at(40_000)), None);
     }
+
+    #[test]
+    fn news_of_a_server_is_counted_anew_when_its_time_is_over() {
+        let (mut known, start) = (Known::default(), Instant::now());
+        let mut count = |from: Duration| (0..50).filter(|_| known.makes_news(start + from)).count();
+        assert_eq!(count(Duration::ZERO), usize::from(NEWS));
+        assert_eq!(count(NEWS_WITHIN - Duration::from_millis(1)), 0);
+        assert_eq!(count(NEWS_WITHIN), usize::from(NEWS));
+        assert_eq!(count(2 * NEWS_WITHIN - Duration::from_millis(1)), 0);
+        assert_eq!(count(2 * NEWS_WITHIN), usize::from(NEWS));
+    }
 }

@@ -244,6 +244,8 @@ mod tests {
         for (reply, expected) in [
             (r#""result":{"tools":[]}"#, Ok(r#"{"tools":[]}"#)),
             (r#""result":null"#, Ok("null")),
+            (r#""neither":1"#, Ok("null")),
+            (r#""error":null"#, Ok("null")),
             (
                 r#""error":{"code":-32601,"message":"no \"such\" tool"}"#,
                 Err(CommandFailed::Device("no \"such\" tool".into())),
