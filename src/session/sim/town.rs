@@ -394,6 +394,10 @@ impl Town {
         }
         self.reached.insert("reloaded");
         self.note(format_args!("the configuration changes"));
+        let production = &self.config.websocket.production;
+        for ws in self.links.iter_mut().filter_map(|link| link.ws.as_mut()) {
+            ws.strict &= production.iter().any(|server| server.url != ws.url);
+        }
         (0..self.links.len()).for_each(|s| self.drive(s, Core::timeout));
     }
 
