@@ -10,7 +10,7 @@ use super::Core;
 use crate::proto::message::{self, BadHello, Peek};
 
 /// Hellos that may come one after the other, without an answer to any of them.
-const HASTY: u8 = 8;
+const HASTY: u8 = 32;
 /// After these, one is taken after so long.
 const HASTE: Duration = Duration::from_secs(1);
 
