@@ -21,16 +21,21 @@ const FLOOD: usize = 400;
 /// Of these, so many may come first: two rounds of what a chat server may have served at once.
 const BEFORE: usize = 64;
 
-/// The program, and two calls with their chat servers' ends. Both devices are behind one socket: what it receives is in
-/// the order in which the gateway sent it.
-fn two_calls() -> (Process, Folder, [(Call, Peer); 2]) {
-    let server = ChatServer::start();
+fn program(server: &ChatServer) -> (Process, Folder) {
     let config = format!(
         r#"{{"mqtt":{{"host":"127.0.0.1"}},"udp":{{"host":"127.0.0.1"}},"websocket":{{"production_servers":["{}"]}},"mcp":{{"enabled":false}}}}"#,
         server.url()
     );
     let folder = Folder::new().with("gateway.json", config);
     let process = folder.start("-c gateway.json", &[]);
+    (process, folder)
+}
+
+/// The program, and two calls with their chat servers' ends. Both devices are behind one socket: what it receives is in
+/// the order in which the gateway sent it.
+fn two_calls() -> (Process, Folder, [(Call, Peer); 2]) {
+    let server = ChatServer::start();
+    let (process, folder) = program(&server);
     let mut calls = [1, 2].map(|number| {
         let mut device = Device::connect(process.mqtt(), number);
         let call = device.call(&server);
@@ -151,4 +156,20 @@ fn a_ping_does_not_wait_for_all_that_a_hundred_devices_send() {
     }
     process.signal("CONT");
     assert!(answered < usize::from(DEVICES) * PINGS / 2, "{answered} pings of others were answered first");
+}
+
+#[test]
+fn what_a_device_said_before_its_server_comes_before_it() {
+    let server = ChatServer::start();
+    let (process, _folder) = program(&server);
+    let mut device = Device::connect(process.mqtt(), 1);
+    let (_call, mut peer) = device.call(&server);
+
+    // Both are seen in one look: that the call is over, and then what its chat server says.
+    process.signal("STOP");
+    device.say(r#"{"type":"goodbye"}"#);
+    peer.say(r#"{"type":"stt","text":"too late"}"#);
+    process.signal("CONT");
+    peer.expect_close(1000);
+    device.mqtt.assert_quiet();
 }

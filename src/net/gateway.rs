@@ -75,6 +75,8 @@ pub struct Gateway {
     dirty: Vec<SessionId>,
     doomed: Vec<SessionId>,
     pub(super) ready: Leftovers,
+    /// How much of this turn devices' connections had.
+    given: Duration,
     pub(super) scratch: Box<[u8]>,
     /// Lent to the WebSocket that is read.
     pub(super) chunk: Vec<u8>,
@@ -260,6 +262,7 @@ impl Gateway {
             dirty: Vec::new(),
             doomed: Vec::new(),
             ready: Leftovers::default(),
+            given: Duration::ZERO,
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             chunk: Vec::new(),
             contexts: Contexts::default(),
@@ -356,6 +359,7 @@ impl Gateway {
     fn turn(&mut self, events: &mut Events) -> io::Result<()> {
         let interrupted = !self.wait(events)?;
         self.now = Instant::now();
+        self.given = Duration::ZERO;
         let leftovers = self.ready.prompt();
         let all_read = !interrupted && events.is_empty() && self.ready.is_empty();
         for event in events.iter() {
@@ -378,14 +382,28 @@ impl Gateway {
 
     /// What devices have to say, as long as calls can wait for it.
     fn serve_devices(&mut self) {
-        let begin = Instant::now();
         for _ in 0..self.ready.patient() {
-            let Some(ready) = self.ready.pop_patient() else { break };
-            self.go_on(ready);
-            if begin.elapsed() >= SLICE {
+            if self.given >= SLICE {
                 break;
             }
+            let Some(ready) = self.ready.pop_patient() else { break };
+            self.give(ready);
         }
+    }
+
+    /// Serves a device in the order of what came, unless others wait already or the turn's time for devices is spent.
+    fn serve_device(&mut self, ready: Ready) {
+        if self.ready.patient() == 0 && self.given < SLICE {
+            self.give(ready);
+        } else {
+            self.ready.push(ready);
+        }
+    }
+
+    fn give(&mut self, ready: Ready) {
+        let begin = Instant::now();
+        self.go_on(ready);
+        self.given += begin.elapsed();
     }
 
     /// Sleeps until there is news. When packets come thick, what comes during a pause is taken at once after it; but only
@@ -421,8 +439,8 @@ impl Gateway {
         // On Windows every read that finds nothing asks for the writable event again: to read at that one would never end.
         let readable = event.is_readable() || event.is_read_closed() || event.is_error();
         match role {
-            Role::Fixed if slot == MQTT => self.ready.push(Ready::Accept(Door::Plain)),
-            Role::Fixed if slot == MQTTS => self.ready.push(Ready::Accept(Door::Tls)),
+            Role::Fixed if slot == MQTT => self.serve_device(Ready::Accept(Door::Plain)),
+            Role::Fixed if slot == MQTTS => self.serve_device(Ready::Accept(Door::Tls)),
             Role::Fixed if slot == UDP => {
                 // Its writable edge lets a full queue go at the end of the turn.
                 if readable {
@@ -437,7 +455,7 @@ impl Gateway {
                         self.touch(id);
                     }
                     if readable {
-                        self.ready.push(Ready::Device(id));
+                        self.serve_device(Ready::Device(id));
                     }
                 }
             }
