@@ -68,6 +68,8 @@ pub struct Gateway {
     pub(super) listener: Option<TcpListener>,
     pub(super) tls_door: Option<TlsDoor>,
     pub(super) udp: Datagrams,
+    /// Its writable edge is asked for.
+    udp_blocked: bool,
     pub(super) sessions: Sessions,
     pub(super) index: Index,
     pub(super) wheel: Wheel<Alarm>,
@@ -246,8 +248,7 @@ impl Gateway {
         if let Some(listener) = admin.listener() {
             registry.register(listener, token::fixed(API), readable).map_err(setup("register"))?;
         }
-        let both = readable | Interest::WRITABLE;
-        registry.register(datagrams.source(), token::fixed(UDP), both).map_err(setup("register"))?;
+        registry.register(datagrams.source(), token::fixed(UDP), readable).map_err(setup("register"))?;
         let (handle, commands) = Handle::new(waker.clone());
         let now = Instant::now();
         let mut gateway = Self {
@@ -255,6 +256,7 @@ impl Gateway {
             listener,
             tls_door,
             udp: datagrams,
+            udp_blocked: false,
             sessions: Sessions::default(),
             index: Index::default(),
             wheel: Wheel::new(now),
@@ -602,6 +604,7 @@ impl Gateway {
     /// that came before it.
     fn flush(&mut self) {
         let flushed = self.flush_datagrams();
+        self.await_room(flushed.blocked);
         let mut touched = mem::take(&mut self.dirty);
         let mut i = 0;
         while i < touched.len() {
@@ -636,6 +639,19 @@ impl Gateway {
         self.metrics.datagrams_out += flushed.sent as u64;
         self.metrics.datagrams_failed += flushed.failed as u64;
         flushed
+    }
+
+    /// Asks for the writable edge of the UDP socket only while datagrams wait for it: Linux has one for each that was sent.
+    fn await_room(&mut self, blocked: bool) {
+        if blocked != self.udp_blocked {
+            let interest = if blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            let registry = self.poll.registry();
+            // When it fails, they wait for the next turn.
+            let done = registry.reregister(self.udp.source(), token::fixed(UDP), interest);
+            if done.is_ok() {
+                self.udp_blocked = blocked;
+            }
+        }
     }
 
     /// Frees the slots of sessions of which nothing is left.
