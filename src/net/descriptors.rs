@@ -1,8 +1,8 @@
 //! Room in the process's table of descriptors, made before it is needed.
 
-/// Makes room for the descriptors of so many devices, half of them in calls, as far as the limit allows. Linux doubles the table whenever it is full, and lets a
-/// process with several threads wait for 10 to 25 ms meanwhile: calls would hear each doubling when devices come by the
-/// thousand. Best before the first thread starts, when nobody waits.
+/// Makes room for the descriptors of so many devices, half of them in calls, as far as the limit allows. Linux doubles the
+/// table whenever it is full, and lets a process with several threads wait for 10 to 25 ms meanwhile: calls would hear each
+/// doubling when devices come by the thousand. Best before the first thread starts, when nobody waits.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub fn reserve(devices: usize) {
     use nix::fcntl::{FcntlArg, fcntl};

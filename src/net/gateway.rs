@@ -15,6 +15,7 @@ use mio::{Events, Interest, Poll, Waker};
 use super::accept::{self, Door};
 use super::admin::{Admin, ConnId};
 use super::backend::Backend;
+use super::bell::Bell;
 use super::calls::TlsClients;
 use super::certificate::CertificateError;
 use super::contexts::Contexts;
@@ -48,6 +49,7 @@ const UDP: usize = 1;
 const WAKER: usize = 2;
 const API: usize = 3;
 pub(super) const MQTTS: usize = 4;
+const BELL: usize = 5;
 
 /// How long a socket waits for its peer's last word.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
@@ -73,6 +75,7 @@ pub struct Gateway {
     pub(super) sessions: Sessions,
     pub(super) index: Index,
     pub(super) wheel: Wheel<Alarm>,
+    bell: Bell,
     pub(super) actions: Vec<Action>,
     dirty: Vec<SessionId>,
     doomed: Vec<SessionId>,
@@ -251,6 +254,7 @@ impl Gateway {
         registry.register(datagrams.source(), token::fixed(UDP), readable).map_err(setup("register"))?;
         let (handle, commands) = Handle::new(waker.clone());
         let now = Instant::now();
+        let bell = Bell::new(registry, token::fixed(BELL));
         let mut gateway = Self {
             poll,
             listener,
@@ -260,6 +264,7 @@ impl Gateway {
             sessions: Sessions::default(),
             index: Index::default(),
             wheel: Wheel::new(now),
+            bell,
             actions: Vec::new(),
             dirty: Vec::new(),
             doomed: Vec::new(),
@@ -420,7 +425,7 @@ impl Gateway {
                 }
                 std::thread::sleep(pause);
             }
-            sleep = self.wheel.next().map(|at| at.saturating_duration_since(Instant::now()));
+            sleep = self.bell.patience(self.wheel.next(), self.now);
         }
         self.look(events, sleep)
     }
@@ -450,6 +455,7 @@ impl Gateway {
                 }
             }
             Role::Fixed if slot == API => self.begin(Ready::AcceptAdmin),
+            Role::Fixed if slot == BELL => self.bell.rang(),
             Role::Fixed => self.notes(),
             Role::Device => {
                 if let Some(id) = self.sessions.at(slot) {

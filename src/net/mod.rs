@@ -13,6 +13,7 @@ mod actions;
 mod admin;
 mod admission;
 mod backend;
+mod bell;
 mod calls;
 pub mod certificate;
 mod contexts;

@@ -1,0 +1,140 @@
+//! Wakes the loop for the next alarm of its wheel.
+//!
+//! The timeout of a poll does that everywhere. But Linux sets a clock of the hardware for each wait that has one and takes
+//! it back after it: where every wait ends with a packet, that is a tenth of the packet's cost. A timerfd(2) is only set when
+//! an alarm comes before all that are known; one that was put off rings too early, once.
+
+use std::time::{Duration, Instant};
+
+use mio::{Registry, Token};
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use timer::Timer;
+
+/// The bell of one poll.
+pub(super) struct Bell {
+    /// None where the system refuses one.
+    timer: Option<Timer>,
+    /// When it rings, as long as it has not.
+    at: Option<Instant>,
+}
+
+impl Bell {
+    pub(super) fn new(registry: &Registry, token: Token) -> Self {
+        Self { timer: Timer::new(registry, token), at: None }
+    }
+
+    /// How long a poll may wait when the next alarm is this one: for ever where the bell ends it.
+    pub(super) fn patience(&mut self, next: Option<Instant>, now: Instant) -> Option<Duration> {
+        let next = next?;
+        let Some(timer) = self.timer.as_ref().filter(|_| next > now) else {
+            return Some(next.saturating_duration_since(Instant::now()));
+        };
+        if self.at.is_none_or(|at| next < at) {
+            let left = next.saturating_duration_since(Instant::now());
+            if left.is_zero() || !timer.set(left) {
+                return Some(left);
+            }
+            self.at = Some(next);
+        }
+        None
+    }
+
+    /// It rang.
+    pub(super) fn rang(&mut self) {
+        self.at = None;
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod timer {
+    use std::os::fd::{AsFd, AsRawFd};
+    use std::time::Duration;
+
+    use mio::unix::SourceFd;
+    use mio::{Interest, Registry, Token};
+    use nix::sys::time::TimeSpec;
+    use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+
+    pub(super) struct Timer(TimerFd);
+
+    impl Timer {
+        pub(super) fn new(registry: &Registry, token: Token) -> Option<Self> {
+            let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+            let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).ok()?;
+            let fd = timer.as_fd().as_raw_fd();
+            registry.register(&mut SourceFd(&fd), token, Interest::READABLE).ok()?;
+            Some(Self(timer))
+        }
+
+        /// Each ring is an edge, so nobody needs to read how many there were.
+        pub(super) fn set(&self, left: Duration) -> bool {
+            let once = Expiration::OneShot(TimeSpec::from_duration(left));
+            self.0.set(once, TimerSetTimeFlags::empty()).is_ok()
+        }
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+struct Timer;
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+impl Timer {
+    fn new(_: &Registry, _: Token) -> Option<Self> {
+        None
+    }
+
+    fn set(&self, _: Duration) -> bool {
+        false
+    }
+}
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+mod tests {
+    use mio::{Events, Poll};
+
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    #[test]
+    fn it_is_set_for_the_earliest_and_ends_a_wait_without_end() {
+        let mut poll = Poll::new().unwrap();
+        let mut bell = Bell::new(poll.registry(), Token(7));
+        let mut events = Events::with_capacity(8);
+        let start = Instant::now();
+        assert_eq!(bell.patience(None, start), None);
+        for (next, set) in [(60_000, 60_000), (70_000, 60_000), (20, 20), (40, 20)] {
+            assert_eq!(bell.patience(Some(start + MS(next)), start), None);
+            assert_eq!(bell.at, Some(start + MS(set)), "{next}");
+        }
+        for at in [20, 40] {
+            assert_eq!(bell.patience(Some(start + MS(40)), start), None);
+            poll.poll(&mut events, None).unwrap();
+            assert_eq!(events.iter().map(mio::event::Event::token).collect::<Vec<_>>(), [Token(7)]);
+            assert!(start.elapsed() >= MS(at));
+            bell.rang();
+        }
+    }
+
+    #[test]
+    fn what_is_due_is_waited_for_no_more() {
+        let poll = Poll::new().unwrap();
+        let mut bell = Bell::new(poll.registry(), Token(7));
+        let now = Instant::now();
+        assert_eq!(bell.patience(Some(now), now), Some(Duration::ZERO));
+        // It became due after the turn had begun.
+        let turn = now.checked_sub(MS(10)).unwrap();
+        assert_eq!(bell.patience(Some(turn + MS(5)), turn), Some(Duration::ZERO));
+        assert_eq!(bell.at, None);
+    }
+
+    #[test]
+    fn without_a_timer_the_poll_has_a_timeout() {
+        let mut bell = Bell { timer: None, at: None };
+        let now = Instant::now();
+        let patience = bell.patience(Some(now + MS(60_000)), now).unwrap();
+        assert!(MS(50_000) < patience && patience <= MS(60_000), "{patience:?}");
+        assert_eq!(bell.patience(None, now), None);
+    }
+}
