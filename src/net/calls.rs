@@ -255,7 +255,7 @@ impl Gateway {
     }
 
     fn downlink(&mut self, id: SessionId, frame: &[u8]) {
-        self.pace.packet();
+        self.pace.down();
         let mut out = [0; SEALED];
         let now = self.now;
         let Some(session) = self.sessions.live(id) else { return };
@@ -311,7 +311,7 @@ impl Gateway {
         let now = self.now;
         let (meta, datagram) = self.udp.datagram(i);
         self.metrics.datagrams_in += 1;
-        self.pace.packet();
+        self.pace.up();
         let outcome = match super::datagrams::ssrc(datagram).and_then(|ssrc| self.index.call(ssrc)) {
             None => Err(Discard::UnknownSsrc),
             Some(id) => match self.sessions.live(id) {

@@ -413,17 +413,19 @@ impl Gateway {
         self.given += begin.elapsed();
     }
 
-    /// Sleeps until there is news. When packets come thick, what comes during a pause is taken at once after it; but only
-    /// when there is nothing to do before. False when a signal cut it short.
+    /// Sleeps until there is news. When packets come thick, what comes during a pause is taken at once after it. False when a
+    /// signal cut it short.
     fn wait(&mut self, events: &mut Events) -> io::Result<bool> {
         let mut sleep = Some(Duration::ZERO);
         if self.ready.is_empty() {
-            if let Some(pause) = self.pace.pause(self.config.udp.coalesce_max, self.now) {
-                let whole = self.look(events, sleep)?;
-                if !events.is_empty() {
-                    return Ok(whole);
+            if let Some(pause) = self.pace.pause(self.config.udp.coalesce_max, self.now, Instant::now()) {
+                if pause.look {
+                    let whole = self.look(events, sleep)?;
+                    if !events.is_empty() {
+                        return Ok(whole);
+                    }
                 }
-                std::thread::sleep(pause);
+                std::thread::sleep(pause.time);
             }
             sleep = self.bell.patience(self.wheel.next(), self.now);
         }

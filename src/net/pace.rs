@@ -14,35 +14,58 @@ const OVERSLEPT: Duration = Duration::from_micros(50);
 /// How long packets are counted before the rate is judged.
 const WINDOW: Duration = Duration::from_millis(20);
 
-/// The present rate of packets, judged window by window.
+/// The present rates of packets, judged window by window.
 #[derive(Debug)]
 pub(super) struct Pace {
     since: Instant,
-    packets: u32,
-    /// Packets per second in the last window.
+    up: u32,
+    down: u32,
+    /// Packets per second in the last window, both ways.
     rate: u32,
+    /// Many of them came from chat servers.
+    is_dialogue: bool,
+}
+
+/// How work gathers before the next look.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Pause {
+    pub(super) time: Duration,
+    /// Only after a look that finds nothing: chat servers may answer at once, and an answer should not wait a whole pause
+    /// after what it answers has waited one.
+    pub(super) look: bool,
 }
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, packets: 0, rate: 0 }
+        Self { since: now, up: 0, down: 0, rate: 0, is_dialogue: false }
     }
 
-    /// One more packet.
-    pub(super) fn packet(&mut self) {
-        self.packets = self.packets.saturating_add(1);
+    /// One more packet from a device.
+    pub(super) fn up(&mut self) {
+        self.up = self.up.saturating_add(1);
     }
 
-    /// How long to let work gather before the next look, at most `most`; None when the loop is quiet.
-    pub(super) fn pause(&mut self, most: Duration, now: Instant) -> Option<Duration> {
+    /// One more packet from a chat server.
+    pub(super) fn down(&mut self) {
+        self.down = self.down.saturating_add(1);
+    }
+
+    /// What to let gather before the next look, when the last was at `looked`: looks are `most` apart at most. None when
+    /// the loop is quiet, or so busy that enough has gathered.
+    pub(super) fn pause(&mut self, most: Duration, looked: Instant, now: Instant) -> Option<Pause> {
         let elapsed = now.saturating_duration_since(self.since);
         if elapsed >= WINDOW {
-            self.rate = (f64::from(self.packets) / elapsed.as_secs_f64()) as u32;
-            (self.since, self.packets) = (now, 0);
+            let packets = self.up.saturating_add(self.down);
+            self.rate = (f64::from(packets) / elapsed.as_secs_f64()) as u32;
+            self.is_dialogue = self.down >= packets / 4;
+            (self.since, self.up, self.down) = (now, 0, 0);
         }
-        let pause = most.min(Duration::from_secs(1) * GATHER / self.rate.max(1));
-        let pause = pause.saturating_sub(OVERSLEPT);
-        (self.rate >= THICK && !pause.is_zero()).then_some(pause)
+        if self.rate < THICK {
+            return None;
+        }
+        let apart = most.min(Duration::from_secs(1) * GATHER / self.rate);
+        let time = apart.checked_sub(now.saturating_duration_since(looked) + OVERSLEPT)?;
+        (!time.is_zero()).then_some(Pause { time, look: self.is_dialogue })
     }
 }
 
@@ -50,38 +73,63 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// What is paused after a second at this rate.
-    fn after_a_second_at(rate: u32, most: Duration) -> Option<Duration> {
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    /// What is paused after a second of this many packets from devices and from chat servers.
+    fn after_a_second_of(up: u32, down: u32, most: Duration) -> Option<Pause> {
         let start = Instant::now();
         let mut pace = Pace::new(start);
         let mut pause = None;
-        for n in 0..rate {
-            pace.packet();
-            pause = pace.pause(most, start + Duration::from_secs(1) * n / rate);
+        for window in 1..=50 {
+            (0..up / 50).for_each(|_| pace.up());
+            (0..down / 50).for_each(|_| pace.down());
+            let now = start + WINDOW * window;
+            pause = pace.pause(most, now, now);
         }
         pause
     }
 
     #[test]
     fn only_thick_packets_gather() {
-        let most = Duration::from_millis(1);
-        assert_eq!(after_a_second_at(50, most), None);
-        assert_eq!(after_a_second_at(1_500, most), None);
-        assert_eq!(after_a_second_at(3_000, most), Some(most - OVERSLEPT));
-        let pause = after_a_second_at(50_000, most).unwrap() + OVERSLEPT;
-        assert!((620..660).contains(&pause.as_micros()), "32 packets come in 640 us: {pause:?}");
-        assert_eq!(after_a_second_at(1_000_000, most), None, "no sleep is that short");
-        assert_eq!(after_a_second_at(100_000, Duration::ZERO), None);
+        assert_eq!(after_a_second_of(50, 0, MS(1)), None);
+        assert_eq!(after_a_second_of(1_000, 500, MS(1)), None);
+        let whole = MS(1) - OVERSLEPT;
+        assert_eq!(after_a_second_of(3_000, 0, MS(1)), Some(Pause { time: whole, look: false }));
+        let pause = after_a_second_of(50_000, 0, MS(1)).unwrap();
+        assert_eq!(pause.time + OVERSLEPT, Duration::from_micros(640), "in which 32 packets come");
+        assert_eq!(after_a_second_of(1_000_000, 0, MS(1)), None, "no sleep is that short");
+        assert_eq!(after_a_second_of(100_000, 0, Duration::ZERO), None);
+    }
+
+    #[test]
+    fn what_chat_servers_answer_is_looked_for_first() {
+        for (up, down, look) in [(8_000, 1_000, false), (8_000, 8_000, true), (1_000, 8_000, true)] {
+            assert_eq!(after_a_second_of(up, down, MS(1)).unwrap().look, look, "{up} {down}");
+        }
+    }
+
+    #[test]
+    fn a_turn_that_took_as_long_is_not_followed_by_a_pause() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        (0..100).for_each(|_| pace.up());
+        let looked = start + WINDOW;
+        let time = |took: u64| {
+            pace.pause(MS(1), looked, looked + Duration::from_micros(took)).map(|pause| pause.time)
+        };
+        let times = [0, 400, 949, 950, 2_000].map(time);
+        let micros = Duration::from_micros;
+        assert_eq!(times, [Some(micros(950)), Some(micros(550)), Some(micros(1)), None, None]);
     }
 
     #[test]
     fn the_first_quiet_window_ends_it() {
         let start = Instant::now();
-        let most = Duration::from_millis(1);
         let mut pace = Pace::new(start);
-        (0..100).for_each(|_| pace.packet());
-        assert!(pace.pause(most, start + WINDOW).is_some());
-        assert!(pace.pause(most, start + WINDOW + most).is_some());
-        assert_eq!(pace.pause(most, start + WINDOW * 2), None);
+        (0..100).for_each(|_| pace.up());
+        let mut at = |since: Duration| pace.pause(MS(1), start + since, start + since);
+        assert!(at(WINDOW).is_some());
+        assert!(at(WINDOW + MS(1)).is_some());
+        assert_eq!(at(WINDOW * 2), None);
     }
 }
