@@ -6,6 +6,7 @@
 //! ```
 #![allow(clippy::unwrap_used)]
 
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher, Divan, black_box};
 use mqtt_websocket_proxy::Config;
+use mqtt_websocket_proxy::net::contexts::Contexts;
 use mqtt_websocket_proxy::net::index::Index;
 use mqtt_websocket_proxy::net::token::SessionId;
 use mqtt_websocket_proxy::net::wheel::Wheel;
@@ -84,6 +86,44 @@ fn audio_seal(bencher: Bencher) {
     frame.extend_from_slice(&voice::packet(1, 1));
     let mut out = [0; HEADER + MAX_PAYLOAD];
     bencher.bench_local(|| call.down(black_box(&frame), &mut out));
+}
+
+/// The payload becomes a masked frame, and leaves with one write.
+#[divan::bench]
+fn websocket_frame(bencher: Bencher) {
+    let (mut contexts, mut stream) = (Contexts::default(), Nowhere);
+    let mut frame = audio::ws_header(1, voice::LEN).to_vec();
+    frame.extend_from_slice(&voice::packet(1, 1));
+    let mut send = || {
+        let mut lent = None;
+        let message = contexts.binary(black_box(&frame));
+        let context = contexts.lend(&mut lent);
+        context.write(&mut stream, message).unwrap();
+        context.flush(&mut stream).unwrap();
+        contexts.take_back(lent.unwrap(), false);
+    };
+    // The first of all allocates what those after it use again.
+    send();
+    bencher.bench_local(send);
+}
+
+/// Takes all that is written.
+struct Nowhere;
+
+impl Write for Nowhere {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(black_box(bytes).len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Read for Nowhere {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
 }
 
 /// A core in a call, and what it needs around it.

@@ -21,7 +21,7 @@ const SPARE: usize = 256;
 
 /// The contexts that no call has.
 #[derive(Default)]
-pub(super) struct Contexts {
+pub struct Contexts {
     #[expect(clippy::vec_box, reason = "a box moves between here and a call as it is")]
     spare: Vec<Box<WebSocketContext>>,
     /// Audio on its way into a frame.
@@ -30,15 +30,12 @@ pub(super) struct Contexts {
 
 impl Contexts {
     /// The context of a call, which it gets now if it has none.
-    pub(super) fn lend<'a>(
-        &mut self,
-        context: &'a mut Option<Box<WebSocketContext>>,
-    ) -> &'a mut WebSocketContext {
+    pub fn lend<'a>(&mut self, context: &'a mut Option<Box<WebSocketContext>>) -> &'a mut WebSocketContext {
         context.get_or_insert_with(|| self.spare.pop().unwrap_or_else(fresh))
     }
 
     /// Takes back a context that is as good as new. One that grew for a long message (`bulky`) is freed.
-    pub(super) fn take_back(&mut self, context: Box<WebSocketContext>, bulky: bool) {
+    pub fn take_back(&mut self, context: Box<WebSocketContext>, bulky: bool) {
         if !bulky && self.spare.len() < SPARE {
             self.spare.push(context);
         }
@@ -50,7 +47,7 @@ impl Contexts {
     }
 
     /// A binary message; its memory is used again once it is written.
-    pub(super) fn binary(&mut self, payload: &[u8]) -> Message {
+    pub fn binary(&mut self, payload: &[u8]) -> Message {
         self.payload.extend_from_slice(payload);
         let payload: Bytes = self.payload.split().freeze();
         Message::Binary(payload)

@@ -16,7 +16,7 @@ mod backend;
 mod bell;
 mod calls;
 pub mod certificate;
-mod contexts;
+pub mod contexts;
 pub mod datagrams;
 pub mod descriptors;
 mod device;
