@@ -18,9 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mqtt_websocket_proxy::config::PublicIp;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
-use support::LIMIT;
 use support::audio::Call;
 use support::chat::{ChatServer, Message, headed};
 use support::device::{Device, HELLO, client_id, mac};
@@ -28,6 +28,7 @@ use support::faults::assert_told_in_words;
 use support::host::{connect_from, device_from, eventually, isolated, resident, run};
 use support::mqtt::{Client, Connect, PINGREQ, PINGRESP, Packet, publish};
 use support::process::Folder;
+use support::{LIMIT, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
@@ -280,6 +281,53 @@ fn peers_whose_network_goes_silent_are_given_up_and_come_back() {
         process.line(&format!("[{} 127.0.0.4:", client_id(2)));
         let line = process.line("closed: ");
         assert!(line.contains("127.0.0.4") && line.contains("keep alive"), "{line}");
+    });
+}
+
+#[test]
+fn audio_that_the_network_does_not_take_yet_goes_on_when_it_does() {
+    isolated(|| {
+        // Where 10.9.0.9 is, nobody says: what is sent there waits, as long as the sender's socket has room for it.
+        run("ip link add v0 type veth peer name v1").unwrap();
+        for line in
+            ["link set v0 up", "link set v1 up", "addr add 10.9.0.1/24 dev v0", "addr add 10.9.0.9/32 dev lo"]
+        {
+            run(&format!("ip {line}")).unwrap();
+        }
+        for (name, value) in [("unres_qlen_bytes", "100000000"), ("mcast_solicit", "10000")] {
+            fs::write(format!("/proc/sys/net/ipv4/neigh/v0/{name}"), value).unwrap();
+        }
+        let server = ChatServer::start();
+        let gateway = gateway_with(&[server.url()], |config| {
+            config.udp.host = [0, 0, 0, 0].into();
+            config.udp.public_ip = PublicIp::Ip([10, 9, 0, 1].into());
+            config.websocket.ping_interval = Duration::from_secs(3600);
+        });
+        let mut device = Device::connect(gateway.addresses().mqtt, 1);
+        let (mut voice, mut peer) = device.call(&server);
+        voice.udp = UdpSocket::bind("10.9.0.9:0").unwrap();
+        // Its audio is not from where its MQTT is: it takes three packets to be believed.
+        (0..3).for_each(|_| voice.send(0, b"\x58abc"));
+        peer.binary();
+        peer.send_audio(0, b"\x58abc");
+        voice.receive();
+
+        // The device's address is behind v0 now.
+        run("ip addr del 10.9.0.9/32 dev lo").unwrap();
+        (0..60_000).for_each(|n| peer.send_audio(n, &[0x58; 100]));
+        // Text does not overtake audio.
+        peer.say(r#"{"type":"stt","text":"behind it"}"#);
+        // The bytes that wait in sockets, by protocol: the most that one sends, and all that were not read.
+        let waiting = |protocol: &str| {
+            let table = fs::read_to_string(format!("/proc/thread-self/net/{protocol}")).unwrap();
+            let queues = table.lines().filter_map(|line| line.split_whitespace().nth(4)?.split_once(':'));
+            let bytes = |hex| usize::from_str_radix(hex, 16).unwrap_or_default();
+            queues.fold((0, 0), |(most, all), (tx, rx)| (bytes(tx).max(most), bytes(rx) + all))
+        };
+        eventually("the socket is full", || waiting("udp").0 >= 8 << 20);
+        eventually("all frames are read", || waiting("tcp") == (0, 0));
+        run("ip neigh replace 10.9.0.9 lladdr 02:00:00:00:00:09 dev v0 nud permanent").unwrap();
+        assert_eq!(device.json()["text"], "behind it");
     });
 }
 
