@@ -89,13 +89,15 @@
 //!
 //! The loop is one function that is called again and again. Each turn:
 //!
-//! 1. *Sleep* until a socket has news or the wheel rings; not at all when somebody has more to do.
+//! 1. *Sleep* until a socket has news or the wheel rings; not at all when somebody has more to do. While packets come thick,
+//!    pause first.
 //! 2. *Poll.* An interrupted poll is an empty batch.
 //! 3. *Look at the clock,* once. This is `now` for everybody in this turn.
-//! 4. *Dispatch* each event to its source: UDP socket, chat server, or notes from other threads. Each does a bounded amount
-//!    of work. Devices' connections, and new ones, stand in line.
+//! 4. *Dispatch* each event to its source: UDP socket, chat server, device, listener, or notes from other threads. Each does
+//!    a bounded amount of work. When devices and new connections have had their millisecond of this turn, or others of them
+//!    wait already, they stand in line.
 //! 5. *Go on* with those who stopped early in an earlier turn, so that none of them starves the others; then with the line
-//!    of devices, for a millisecond.
+//!    of devices, as long as their millisecond lasts.
 //! 6. *Fire timers,* however busy the sockets are.
 //! 7. *Flush:* each socket that was written to, once, and all datagrams together.
 //! 8. *Bury* what has ended, and take new connections again where places became free.
