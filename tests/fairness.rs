@@ -1,5 +1,5 @@
-//! Who sends as fast as it can, a chat server or a hundred devices, does not hold up others. What counts is the order in
-//! which things leave the gateway and the work that waits, not the time they take.
+//! Who sends as fast as it can, a chat server or a hundred devices, does not hold up others; and what came first is done
+//! first. What counts is the order in which things leave the gateway and the work that waits, not the time they take.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 

@@ -26,8 +26,8 @@ pub(super) enum Ready {
     Admin(ConnId),
 }
 
-/// What waits, in the order it came, each once: whoever sends without end gets one budget a turn, however many edges it
-/// causes meanwhile.
+/// What waits, in the order it came, each once: whoever sends without end gets one budget a turn, two in the turn it begins,
+/// however many edges it causes meanwhile.
 #[derive(Default)]
 pub(super) struct Leftovers {
     /// All of it is done in the next turn.
