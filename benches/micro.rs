@@ -6,7 +6,7 @@
 //! ```
 #![allow(clippy::unwrap_used)]
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -91,7 +91,7 @@ fn audio_seal(bencher: Bencher) {
 /// The payload becomes a masked frame, and leaves with one write.
 #[divan::bench]
 fn websocket_frame(bencher: Bencher) {
-    let (mut contexts, mut stream) = (Contexts::default(), Nowhere);
+    let (mut contexts, mut stream) = (Contexts::default(), io::empty());
     let mut frame = audio::ws_header(1, voice::LEN).to_vec();
     frame.extend_from_slice(&voice::packet(1, 1));
     let mut send = || {
@@ -105,25 +105,6 @@ fn websocket_frame(bencher: Bencher) {
     // The first of all allocates what those after it use again.
     send();
     bencher.bench_local(send);
-}
-
-/// Takes all that is written.
-struct Nowhere;
-
-impl Write for Nowhere {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(black_box(bytes).len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Read for Nowhere {
-    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::WouldBlock.into())
-    }
 }
 
 /// A core in a call, and what it needs around it.
