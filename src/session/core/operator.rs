@@ -179,7 +179,8 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::proto::mqtt::{Connect, Level, Packet, Publish};
-    use crate::session::{Admission, Grant, Servers};
+    use crate::session::tests::grant;
+    use crate::session::{Admission, Servers};
 
     /// A core with the actions of its last call.
     struct Bench {
@@ -313,20 +314,11 @@ mod tests {
         commands.fresh_id();
         assert!(!commands.is_unused());
 
-        let grant = Grant {
-            ssrc: 1,
-            key: [1; 16],
-            session_id: "own".into(),
-            seed: 1,
-            udp_host: "192.0.2.2".into(),
-            udp_port: 8884,
-            allowed: true,
-        };
         let mut bench = Bench::online();
         bench.config.websocket.production = vec![std::sync::Arc::new("ws://a/".parse().unwrap())];
         bench.device_says(r#"{"type":"hello","version":3}"#);
         assert!(bench.core.aside.is_some());
-        bench.act(|core, cx| core.granted(grant, cx));
+        bench.act(|core, cx| core.granted(grant(1), cx));
         assert!(bench.core.aside.is_none() && bench.core.has_call());
     }
 

@@ -240,7 +240,7 @@ fn mac() -> Mac {
 }
 
 /// The n-th grant of a story: nothing in it is like in the others.
-fn grant(n: u8) -> Grant {
+pub(super) fn grant(n: u8) -> Grant {
     Grant {
         ssrc: 0x1000 + u32::from(n),
         key: [n; 16],
