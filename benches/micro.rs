@@ -21,7 +21,7 @@ use mqtt_websocket_proxy::net::wheel::Wheel;
 use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER, Header, MAX_PAYLOAD};
 use mqtt_websocket_proxy::proto::message;
 use mqtt_websocket_proxy::proto::mqtt::{Connect, Level, Packet, Publish, decode, encode};
-use mqtt_websocket_proxy::session::{Admission, Core, Cx, Grant, Peer, Servers};
+use mqtt_websocket_proxy::session::{Admission, Core, Cx, Grant, Peer, RequestIds, Servers};
 use mqtt_websocket_proxy::tools::device::{HELLO, Login, voice};
 
 #[global_allocator]
@@ -146,7 +146,8 @@ impl Talk {
     fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) {
         let mut out = Vec::new();
         let Self { core, config, servers, now } = self;
-        decide(core, &mut Cx { now: *now, config, servers, out: &mut out });
+        let ids = &RequestIds::new();
+        decide(core, &mut Cx { now: *now, config, servers, ids, out: &mut out });
     }
 
     fn up(&mut self, datagram: &mut [u8]) {

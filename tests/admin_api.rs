@@ -145,6 +145,34 @@ fn every_failure_of_a_command_is_told_as_the_consoles_expect() {
 }
 
 #[test]
+fn a_late_answer_of_a_device_is_not_given_to_another_operators_command() {
+    let stage = stage(|_| {});
+    let tool = r#"{"type":"mcp","payload":{"method":"tools/call","params":{"name":"x"}}}"#;
+    let asked = |device: &mut Device| {
+        let request: Value = serde_json::from_str(&device.wait_for("mcp", LIMIT).unwrap()).unwrap();
+        request["payload"]["id"].clone()
+    };
+    let answer = |device: &mut Device, id: &Value, result: &str| {
+        let payload = json!({ "jsonrpc": "2.0", "id": id, "result": result });
+        device.send_text(&json!({ "type": "mcp", "payload": payload }).to_string()).unwrap();
+    };
+    let mut device = stage.device(MAC);
+    let mut first = Raw::open(stage.api);
+    first.send(request("POST", &format!("/api/commands/{MAC}"), tool));
+    let late = asked(&mut device);
+    device.disconnect().unwrap();
+    assert_eq!(first.reply().unwrap().json()["error"], "设备未连接");
+
+    let mut device = stage.device(MAC);
+    let mut second = Raw::open(stage.api);
+    second.send(request("POST", &format!("/api/commands/{MAC}"), tool));
+    let id = asked(&mut device);
+    answer(&mut device, &late, "to the first operator");
+    answer(&mut device, &id, "to the second operator");
+    assert_eq!(second.reply().unwrap().json(), json!({ "success": true, "data": "to the second operator" }));
+}
+
+#[test]
 fn a_command_and_tool_discovery_do_not_disturb_each_other() {
     let stage = stage(|config| config.mcp.enabled = true);
     let mut device = stage.device(MAC);

@@ -289,3 +289,18 @@ fn a_drain_ends_with_the_last_call_of_any_worker() {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+#[test]
+fn ids_of_requests_repeat_at_no_worker_and_after_no_reconnection() {
+    let stage = stage(|config| (config.workers, config.mcp.enabled) = (3, true));
+    let mut ids = BTreeSet::new();
+    for _ in 0..2 {
+        let mut devices: Vec<Device> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
+        for device in &mut devices {
+            let request: Value = serde_json::from_str(&device.wait_for("mcp", LIMIT).unwrap()).unwrap();
+            let id = request["payload"]["id"].as_u64().unwrap();
+            assert!((0x4000_0000..0x8000_0000).contains(&id), "{id}");
+            assert!(ids.insert(id), "{id} again");
+        }
+    }
+}

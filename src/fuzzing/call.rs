@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use crate::config::Config;
 use crate::proto::audio::Cipher;
 use crate::proto::mqtt::{Connect, Level, Packet, Publish};
-use crate::session::{Action, Admission, Core, Cx, Discard, Grant, Peer, Sealed, Servers, Uplink};
+use crate::session::{
+    Action, Admission, Core, Cx, Discard, Grant, Peer, RequestIds, Sealed, Servers, Uplink,
+};
 
 pub(super) const SSRC: u32 = 0x0102_0304;
 pub(super) const KEY: [u8; 16] = *b"sixteen byte key";
@@ -20,13 +22,14 @@ pub(super) struct Call {
     pub(super) config: Config,
     pub(super) now: Instant,
     servers: Servers,
+    ids: RequestIds,
 }
 
 impl Call {
     pub(super) fn new(config: Config) -> Self {
         let now = Instant::now();
         let core = Core::new(HOME.into(), now);
-        let mut call = Self { core, config, now, servers: Servers::default() };
+        let mut call = Self { core, config, now, servers: Servers::default(), ids: RequestIds::new() };
         call.config.mcp.enabled = false;
         call.config.websocket.production = vec![Arc::new("ws://a/".parse().unwrap())];
         call.drive(|core, cx| core.packet(CONNECT, cx));
@@ -44,7 +47,13 @@ impl Call {
 
     pub(super) fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) -> Vec<Action> {
         let mut out = Vec::new();
-        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        let mut cx = Cx {
+            now: self.now,
+            config: &self.config,
+            servers: &mut self.servers,
+            ids: &self.ids,
+            out: &mut out,
+        };
         decide(&mut self.core, &mut cx);
         out
     }

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::proto::audio::{HEADER, Header, MAX_PAYLOAD};
 use crate::proto::message::{Object, peek};
 use crate::proto::mqtt::{Packet, Publish, decode};
-use crate::session::{Action, Admission, Core, Cx, Delivery, Failure, Gone, Peer, Servers};
+use crate::session::{Action, Admission, Core, Cx, Delivery, Failure, Gone, Peer, RequestIds, Servers};
 
 /// First a byte of settings, then steps. The lower half of a step's byte is what happens, as numbered in [`Shell::step`];
 /// the upper half says more.
@@ -41,6 +41,7 @@ struct Shell {
     core: Core,
     config: Config,
     servers: Servers,
+    ids: RequestIds,
     now: Instant,
     inbox: Vec<u8>,
     /// Let in, and not to be closed.
@@ -71,6 +72,7 @@ impl Shell {
             core: Core::new([192, 0, 2, 7].into(), now),
             config,
             servers: Servers::default(),
+            ids: RequestIds::new(),
             now,
             inbox: Vec::new(),
             connected: false,
@@ -243,7 +245,13 @@ impl Shell {
     fn comes_back(&mut self) {
         let mut newer = Core::new([192, 0, 2, 8].into(), self.now);
         let mut out = Vec::new();
-        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        let mut cx = Cx {
+            now: self.now,
+            config: &self.config,
+            servers: &mut self.servers,
+            ids: &self.ids,
+            out: &mut out,
+        };
         newer.packet(CONNECT, &mut cx);
         assert_eq!(out, [Action::Admit]);
         let keeps = !self.config.mqtt.resume_grace.is_zero();
@@ -272,7 +280,13 @@ impl Shell {
 
     fn drive<T>(&mut self, decide: impl FnOnce(&mut Core, &mut Cx<'_>) -> T) -> T {
         let mut out = Vec::new();
-        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        let mut cx = Cx {
+            now: self.now,
+            config: &self.config,
+            servers: &mut self.servers,
+            ids: &self.ids,
+            out: &mut out,
+        };
         let result = decide(&mut self.core, &mut cx);
         if cx.out.last() == Some(&Action::Admit) {
             self.core.admitted(Admission::Welcome, &mut cx);

@@ -12,15 +12,23 @@ use super::token::SessionId;
 use crate::admin::troubles::Kind;
 use crate::proto::identity::ClientId;
 use crate::proto::mqtt::{ConnectCode, encode};
-use crate::session::{Action, CallState, Core, Cx, Discard, Note, Summary};
+use crate::session::{Action, CallState, Core, Cx, Discard, Note, RequestIds, Summary};
+
+/// One source for all workers, and for all gateways of a process: a device may come back to another one.
+static REQUEST_IDS: RequestIds = RequestIds::new();
 
 impl Gateway {
     /// Lets a core decide, then does what it says, then sees to its alarm.
     pub(super) fn drive(&mut self, id: SessionId, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) {
         debug_assert!(self.actions.is_empty(), "no action is left for the next session");
         let Some(session) = self.sessions.live(id) else { return };
-        let mut cx =
-            Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut self.actions };
+        let mut cx = Cx {
+            now: self.now,
+            config: &self.config,
+            servers: &mut self.servers,
+            ids: &REQUEST_IDS,
+            out: &mut self.actions,
+        };
         decide(&mut session.core, &mut cx);
         self.apply(id);
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::call::CallState;
 use super::media::{Facts, Sealed};
+use super::request_ids::RequestIds;
 use super::servers::Servers;
 use crate::config::{Config, Server};
 use crate::proto::audio::BadDatagram;
@@ -22,6 +23,8 @@ pub struct Cx<'a> {
     pub config: &'a Config,
     /// Health and framing of the chat servers, shared by all calls.
     pub servers: &'a mut Servers,
+    /// For requests to devices, shared by all sessions of the process.
+    pub ids: &'a RequestIds,
     /// To be carried out in order.
     pub out: &'a mut Vec<Action>,
 }

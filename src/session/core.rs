@@ -1,5 +1,6 @@
 //! One device: its MQTT session, and at most one call.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,8 @@ mod door;
 mod operator;
 mod talk;
 
-use self::operator::Commands;
 pub use self::operator::Delivery;
+use self::operator::Pending;
 
 /// A connection that has not sent CONNECT by now is closed.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -51,7 +52,7 @@ struct Aside {
     /// The session id last given: a goodbye must carry it.
     last_id: Option<Box<str>>,
     /// What operators asked the device.
-    commands: Commands,
+    commands: VecDeque<Pending>,
     /// The gateway drains: without a call the device is to go then.
     leave_at: Option<Instant>,
     /// Hellos in a row that were not answered, and when the last of them came.
@@ -150,8 +151,9 @@ impl Core {
     /// When to call [`Core::timeout`] next.
     pub fn deadline(&self) -> Option<Instant> {
         let call = self.call.as_ref().and_then(|call| call.deadline());
-        let mcp = self.mcp.deadline();
-        let commands = self.aside.as_ref().and_then(|aside| aside.commands.deadline());
+        let mcp = self.mcp.deadline(self.since);
+        let commands =
+            self.aside.as_ref().and_then(|aside| aside.commands.front().map(|pending| pending.until));
         [self.deadline.instant(self.since), call, mcp, commands, self.leaves_at()].into_iter().flatten().min()
     }
 
@@ -211,7 +213,7 @@ impl Core {
                 Phase::Admitting | Phase::Leaving => {}
             }
         }
-        self.mcp.timeout(cx);
+        self.mcp.timeout(self.since, cx);
         self.commands_timeout(cx);
         if let (Some(call), Some(id)) = (&mut self.call, &self.id) {
             let flow = call.timeout(Caller { id, ip: self.ip }, cx);

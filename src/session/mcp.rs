@@ -7,11 +7,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::action::{Action, Cx, Note};
+use super::request_ids::RequestIds;
 use crate::proto::message::{self, Object, Rpc};
 
-/// Our request ids start here: above the ids of servers and devices, and within int32, to which devices truncate.
-const FIRST_ID: u32 = 0x4000_0000;
-const LAST_ID: u32 = 0x7fff_ffff;
 /// A device that has not answered by now will not.
 const REPLY_WITHIN: Duration = Duration::from_secs(10);
 /// More pages than any device has.
@@ -49,8 +47,8 @@ pub(super) enum FromServer {
 pub(super) enum Tools {
     /// Not wanted.
     Off,
-    /// `initialize` is out, under our first id; an answer is awaited until then.
-    Asked(Instant),
+    /// `initialize` is out since the device was let in, under this id.
+    Asked(u32),
     /// The device did not answer.
     Silent,
     /// More than that.
@@ -64,7 +62,6 @@ pub(super) struct Mcp {
     initialized: Option<Box<str>>,
     /// We answered the server's `initialize`, so its `notifications/initialized` is ours too.
     spoke_for_device: bool,
-    next_id: u32,
     /// Our own request under way.
     asked: Option<Asked>,
     /// Ids of ours that stand for the chat server's own, which are raw.
@@ -113,16 +110,13 @@ impl Tools {
         if let Self::Mind(mcp) = earlier
             && !mcp.translated.is_empty()
         {
-            let mut mcp = Box::new(Mcp {
-                next_id: mcp.next_id,
-                translated: mcp.translated,
-                ..Mcp::new(Step::Initializing)
-            });
+            let mut mcp = Box::new(Mcp { translated: mcp.translated, ..Mcp::new(Step::Initializing) });
             mcp.ask("initialize", &params, session_id, cx);
             return Self::Mind(mcp);
         }
-        cx.out.push(Action::Publish(message::mcp_request(session_id, FIRST_ID, "initialize", &params)));
-        Self::Asked(cx.now + REPLY_WITHIN)
+        let id = cx.ids.issue();
+        cx.out.push(Action::Publish(message::mcp_request(session_id, id, "initialize", &params)));
+        Self::Asked(id)
     }
 
     /// Bytes of what the device told.
@@ -137,18 +131,19 @@ impl Tools {
         step + mcp.initialized.as_ref().map_or(0, |text| text.len())
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    /// `since`: when the device was let in.
+    pub(super) fn deadline(&self, since: Instant) -> Option<Instant> {
         match self {
             Self::Off | Self::Silent => None,
-            Self::Asked(until) => Some(*until),
+            Self::Asked(_) => Some(since + REPLY_WITHIN),
             Self::Mind(mcp) => mcp.asked.as_ref().map(|asked| asked.until),
         }
     }
 
-    pub(super) fn timeout(&mut self, cx: &mut Cx<'_>) {
+    pub(super) fn timeout(&mut self, since: Instant, cx: &mut Cx<'_>) {
         const WHY: &str = "no answer in 10 s";
         match self {
-            Self::Asked(until) if *until <= cx.now => {
+            Self::Asked(_) if since + REPLY_WITHIN <= cx.now => {
                 *self = Self::Silent;
                 cx.out.push(Action::Note(Note::Tools(Err(WHY))));
             }
@@ -169,12 +164,12 @@ impl Tools {
     }
 
     /// For a message to be judged; None when tools are not wanted.
-    pub(super) fn mind(&mut self) -> Option<&mut Mcp> {
+    pub(super) fn mind(&mut self, since: Instant) -> Option<&mut Mcp> {
         let mcp = match self {
             Self::Off => return None,
-            Self::Asked(until) => {
-                let asked = Some(Asked { id: FIRST_ID, until: *until });
-                Mcp { asked, next_id: FIRST_ID + 1, ..Mcp::new(Step::Initializing) }
+            Self::Asked(id) => {
+                let asked = Some(Asked { id: *id, until: since + REPLY_WITHIN });
+                Mcp { asked, ..Mcp::new(Step::Initializing) }
             }
             Self::Silent => Mcp::new(Step::Unknown),
             Self::Mind(mcp) => return Some(mcp),
@@ -189,14 +184,7 @@ impl Tools {
 
 impl Mcp {
     fn new(step: Step) -> Self {
-        Self {
-            step,
-            initialized: None,
-            spoke_for_device: false,
-            next_id: FIRST_ID,
-            asked: None,
-            translated: VecDeque::new(),
-        }
+        Self { step, initialized: None, spoke_for_device: false, asked: None, translated: VecDeque::new() }
     }
 
     /// A message of the device.
@@ -209,14 +197,14 @@ impl Mcp {
         let Some(rpc) = message::rpc(text).filter(|rpc| rpc.method.is_none()) else {
             return FromDevice::Forward;
         };
-        let ours =
-            rpc.id.and_then(|id| id.parse::<u32>().ok()).filter(|id| (FIRST_ID..=LAST_ID).contains(id));
+        let ours = rpc.id.and_then(|id| id.parse::<u32>().ok()).filter(|id| RequestIds::contains(*id));
         let Some(id) = ours else { return FromDevice::Forward };
         if self.asked.take_if(|asked| asked.id == id).is_some() {
             self.discovered(&rpc, session_id, cx);
             return FromDevice::Taken;
         }
-        let place = self.translated.iter().position(|(ours, _)| *ours == id);
+        // Of two with one id, 2^30 requests apart, the later one is still waited for.
+        let place = self.translated.iter().rposition(|(ours, _)| *ours == id);
         let original = place.and_then(|place| self.translated.remove(place));
         match original.and_then(|(_, original)| message::replace_rpc_id(text, &original)) {
             Some(text) => FromDevice::Reply(text),
@@ -270,15 +258,9 @@ impl Mcp {
     }
 
     fn ask(&mut self, method: &str, params: &str, session_id: Option<&str>, cx: &mut Cx<'_>) {
-        let id = self.fresh_id();
+        let id = cx.ids.issue();
         self.asked = Some(Asked { id, until: cx.now + REPLY_WITHIN });
         cx.out.push(Action::Publish(message::mcp_request(session_id, id, method, params)));
-    }
-
-    fn fresh_id(&mut self) -> u32 {
-        let id = self.next_id;
-        self.next_id = if id == LAST_ID { FIRST_ID } else { id + 1 };
-        id
     }
 
     /// A message of the chat server, which knows itself by `session_id`.
@@ -303,20 +285,20 @@ impl Mcp {
             }
             ("initialize", ..) => {
                 self.spoke_for_device = false;
-                self.translate(text, &rpc)
+                self.translate(text, &rpc, cx)
             }
             ("notifications/initialized", None, ..) if self.spoke_for_device => FromServer::Taken,
-            _ => self.translate(text, &rpc),
+            _ => self.translate(text, &rpc, cx),
         }
     }
 
     /// Gives a request an id of ours when the server's own could be taken for one, or is not one devices answer.
-    fn translate(&mut self, text: &str, rpc: &Rpc<'_>) -> FromServer {
-        let plain = |id: &str| id.parse::<u32>().is_ok_and(|id| id < FIRST_ID);
+    fn translate(&mut self, text: &str, rpc: &Rpc<'_>, cx: &Cx<'_>) -> FromServer {
+        let plain = |id: &str| id.parse::<u32>().is_ok_and(|id| id < RequestIds::FIRST);
         let Some(id) = rpc.id.filter(|id| !plain(id) && id.len() <= MAX_ID_BYTES) else {
             return FromServer::Forward;
         };
-        let ours = self.fresh_id();
+        let ours = cx.ids.issue();
         let Some(translated) = message::replace_rpc_id(text, &ours.to_string()) else {
             return FromServer::Forward;
         };

@@ -28,6 +28,7 @@ mod jitter;
 mod mcp;
 mod media;
 mod queue;
+mod request_ids;
 mod servers;
 
 pub use action::{
@@ -38,6 +39,7 @@ pub use bridges::{Accepted, Bridges, Effect, Presence, Requested};
 pub use call::{CallState, CallView, Uplink};
 pub use core::{Core, Delivery};
 pub use media::{Facts, Peer, Sealed};
+pub use request_ids::RequestIds;
 pub use servers::{Servers, Spoken};
 
 #[cfg(any(test, fuzzing))]

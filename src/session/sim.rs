@@ -148,6 +148,7 @@ struct World {
     now: Instant,
     config: Config,
     servers: Servers,
+    ids: RequestIds,
     sessions: Vec<Session>,
     /// The session that is known under the device's client id.
     current: Option<usize>,
@@ -188,6 +189,7 @@ impl World {
             now,
             config,
             servers: Servers::default(),
+            ids: RequestIds::new(),
             sessions: Vec::new(),
             current: None,
             minted: Vec::new(),
@@ -284,7 +286,13 @@ impl World {
     fn drive(&mut self, s: usize, input: Input, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) -> Vec<Action> {
         let Session { core, shadow } = &mut self.sessions[s];
         let mut out = Vec::new();
-        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        let mut cx = Cx {
+            now: self.now,
+            config: &self.config,
+            servers: &mut self.servers,
+            ids: &self.ids,
+            out: &mut out,
+        };
         decide(core, &mut cx);
         let mut grant = None;
         if cx.out.last() == Some(&Action::Grant) {

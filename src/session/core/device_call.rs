@@ -58,7 +58,7 @@ impl Core {
         let reason = message::quote(&format!("[device_call]您收到来自{nickname}的来电，是否接听？"));
         let params =
             format!(r#"{{"name":"self.remote_wakeup","arguments":{{"reason":{reason},"action":"listen"}}}}"#);
-        let id = self.aside.get_or_insert_default().commands.fresh_id();
+        let id = cx.ids.issue();
         match self.call.as_mut().filter(|call| !call.is_closing()) {
             Some(call) => {
                 let text = message::mcp_request(call.session_id(), id, "tools/call", &params);

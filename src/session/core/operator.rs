@@ -1,16 +1,13 @@
 //! What operators do with a device: ask its tools, send it messages, hang up, disconnect, look.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::{Aside, Core, Phase};
 use crate::proto::message::{self, Object, Rpc};
 use crate::session::action::{Action, CommandFailed, Cx, EndReason, Reason};
 use crate::session::call::CallView;
+use crate::session::mcp::Tools;
 
-/// Request ids of commands: apart from those that tool discovery uses, and within int32, to which devices truncate.
-const FIRST_ID: u32 = 0x6000_0000;
-const LAST_ID: u32 = 0x7fff_ffff;
 /// The consoles' own limit is 10 s for the whole way there and back.
 const WITHIN: Duration = Duration::from_secs(5);
 /// Commands under way at once for one device.
@@ -27,35 +24,11 @@ pub enum Delivery {
     NotConnected,
 }
 
-/// Commands under way.
-#[derive(Default)]
-pub(super) struct Commands {
-    /// Of the next, above [`FIRST_ID`].
-    next: u32,
-    pending: VecDeque<Pending>,
-}
-
-struct Pending {
+/// An operator's command under way.
+pub(super) struct Pending {
     id: u32,
     ticket: u64,
-    until: Instant,
-}
-
-impl Commands {
-    /// For a request of ours. An answer to it that nobody waits for goes nowhere.
-    pub(super) fn fresh_id(&mut self) -> u32 {
-        let id = FIRST_ID + self.next;
-        self.next = (self.next + 1) % (LAST_ID - FIRST_ID + 1);
-        id
-    }
-
-    pub(super) fn is_unused(&self) -> bool {
-        self.next == 0
-    }
-
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.pending.front().map(|pending| pending.until)
-    }
+    pub(super) until: Instant,
 }
 
 impl Core {
@@ -82,44 +55,45 @@ impl Core {
             return cx.out.push(failed(CommandFailed::NotConnected));
         }
         let commands = &mut self.aside.get_or_insert_default().commands;
-        if commands.pending.len() >= MAX_PENDING {
+        if commands.len() >= MAX_PENDING {
             return cx.out.push(failed(CommandFailed::Busy));
         }
-        let id = commands.fresh_id();
-        commands.pending.push_back(Pending { id, ticket, until: cx.now + WITHIN });
+        let id = cx.ids.issue();
+        commands.push_back(Pending { id, ticket, until: cx.now + WITHIN });
         let session_id = self.call.as_ref().and_then(|call| call.session_id());
         cx.out.push(Action::Publish(message::mcp_request(session_id, id, method, params)));
     }
 
-    /// An `mcp` message of the device. True: it answered a command.
+    /// An `mcp` message of the device. True: it answered a request of the gateway, and is for nobody else.
     pub(super) fn command_answered(&mut self, text: &str, cx: &mut Cx<'_>) -> bool {
-        let Some(Aside { commands, .. }) = self.aside.as_deref_mut() else { return false };
         let Some(rpc) = message::rpc(text).filter(|rpc| rpc.method.is_none()) else { return false };
-        let id = rpc.id.and_then(|id| id.parse::<u32>().ok());
-        let Some(place) = commands.pending.iter().position(|pending| Some(pending.id) == id) else {
-            // An answer that comes too late is nobody else's either.
-            return id.is_some_and(|id| (FIRST_ID..FIRST_ID + commands.next).contains(&id));
-        };
-        if let Some(Pending { ticket, .. }) = commands.pending.remove(place) {
+        let Some(id) = rpc.id.and_then(|id| id.parse::<u32>().ok()) else { return false };
+        if let Some(Aside { commands, .. }) = self.aside.as_deref_mut()
+            && let Some(place) = commands.iter().position(|pending| pending.id == id)
+            && let Some(Pending { ticket, .. }) = commands.remove(place)
+        {
             cx.out.push(Action::Answer { ticket, result: result(&rpc) });
+            return true;
         }
-        true
+        // What comes too late is nobody else's either. With tools, they see to that.
+        matches!(self.mcp, Tools::Off) && cx.ids.is_issued(id)
     }
 
     pub(super) fn commands_timeout(&mut self, cx: &mut Cx<'_>) {
         let Some(Aside { commands, .. }) = self.aside.as_deref_mut() else { return };
-        while commands.pending.front().is_some_and(|pending| pending.until <= cx.now)
-            && let Some(pending) = commands.pending.pop_front()
+        while commands.front().is_some_and(|pending| pending.until <= cx.now)
+            && let Some(Pending { ticket, .. }) = commands.pop_front()
         {
-            cx.out.push(Action::Answer { ticket: pending.ticket, result: Err(CommandFailed::Timeout) });
+            cx.out.push(Action::Answer { ticket, result: Err(CommandFailed::Timeout) });
         }
     }
 
     /// The device is gone: nobody will answer.
     pub(super) fn fail_commands(&mut self, cx: &mut Cx<'_>) {
         let Some(aside) = &mut self.aside else { return };
-        cx.out.extend(std::mem::take(&mut aside.commands).pending.into_iter().map(|pending| {
-            Action::Answer { ticket: pending.ticket, result: Err(CommandFailed::NotConnected) }
+        cx.out.extend(std::mem::take(&mut aside.commands).into_iter().map(|pending| Action::Answer {
+            ticket: pending.ticket,
+            result: Err(CommandFailed::NotConnected),
         }));
     }
 
@@ -180,13 +154,14 @@ mod tests {
     use crate::config::Config;
     use crate::proto::mqtt::{Connect, Level, Packet, Publish};
     use crate::session::tests::grant;
-    use crate::session::{Admission, Servers};
+    use crate::session::{Admission, RequestIds, Servers};
 
     /// A core with the actions of its last call.
     struct Bench {
         core: Core,
         config: Config,
         servers: Servers,
+        ids: RequestIds,
         now: Instant,
         out: Vec<Action>,
     }
@@ -196,7 +171,14 @@ mod tests {
             let (now, mut config) = (Instant::now(), Config::default());
             config.mcp.enabled = false;
             let core = Core::new([192, 0, 2, 1].into(), now);
-            let mut bench = Self { core, config, servers: Servers::default(), now, out: Vec::new() };
+            let mut bench = Self {
+                core,
+                config,
+                servers: Servers::default(),
+                ids: RequestIds::new(),
+                now,
+                out: Vec::new(),
+            };
             let connect = Connect {
                 level: Level::V311,
                 client_id: "g@@@aa_bb_cc_dd_ee_ff@@@u",
@@ -213,8 +195,13 @@ mod tests {
 
         fn act<T>(&mut self, act: impl FnOnce(&mut Core, &mut Cx<'_>) -> T) -> T {
             self.out.clear();
-            let mut cx =
-                Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut self.out };
+            let mut cx = Cx {
+                now: self.now,
+                config: &self.config,
+                servers: &mut self.servers,
+                ids: &self.ids,
+                out: &mut self.out,
+            };
             act(&mut self.core, &mut cx)
         }
 
@@ -309,11 +296,6 @@ mod tests {
 
     #[test]
     fn what_is_empty_again_is_given_back() {
-        let mut commands = Commands::default();
-        assert!(commands.is_unused());
-        commands.fresh_id();
-        assert!(!commands.is_unused());
-
         let mut bench = Bench::online();
         bench.config.websocket.production = vec![std::sync::Arc::new("ws://a/".parse().unwrap())];
         bench.device_says(r#"{"type":"hello","version":3}"#);
@@ -336,14 +318,5 @@ mod tests {
         bench.act(Core::operator_disconnects);
         assert!(bench.out.is_empty());
         assert_eq!(bench.act(|core, cx| core.message(text, cx)), Delivery::NotConnected);
-    }
-
-    #[test]
-    fn ids_begin_again_behind_the_last_that_devices_take() {
-        let mut commands = Commands { next: LAST_ID - FIRST_ID, ..Commands::default() };
-        assert_eq!(
-            [commands.fresh_id(), commands.fresh_id(), commands.fresh_id()],
-            [LAST_ID, FIRST_ID, FIRST_ID + 1]
-        );
     }
 }

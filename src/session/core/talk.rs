@@ -32,7 +32,7 @@ impl Core {
         }
         let mut forwarded = Cow::Borrowed(text);
         if peek.kind == "mcp"
-            && let Some(mcp) = self.mcp.mind()
+            && let Some(mcp) = self.mcp.mind(self.since)
         {
             let session_id = self.call.as_ref().and_then(|call| call.session_id());
             match mcp.device_says(text, session_id, cx) {
@@ -95,7 +95,7 @@ impl Core {
             None => (None, None),
         };
         self.aside.take_if(|aside| {
-            aside.last_id.is_none() && aside.commands.is_unused() && aside.leave_at.is_none()
+            aside.last_id.is_none() && aside.commands.is_empty() && aside.leave_at.is_none()
         });
         let (Some(hello), Some(id)) = (hello, &self.id) else { return };
         let allowed = grant.allowed;
@@ -143,7 +143,7 @@ impl Core {
         };
         let mut forwarded = Cow::Borrowed(text);
         if peek.kind == "mcp"
-            && let Some(mcp) = self.mcp.mind()
+            && let Some(mcp) = self.mcp.mind(self.since)
         {
             match mcp.server_says(text, call.server_session_id(), cx) {
                 FromServer::Forward => {}

@@ -43,7 +43,13 @@ impl World {
         let ip = self.rng.pick(&["192.0.2.7", "192.0.2.7", "192.0.2.8"]).parse().unwrap();
         let mut newer = Core::new(ip, self.now);
         let mut out = Vec::new();
-        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        let mut cx = Cx {
+            now: self.now,
+            config: &self.config,
+            servers: &mut self.servers,
+            ids: &self.ids,
+            out: &mut out,
+        };
         newer.packet(connect(), &mut cx);
         assert_eq!(out, [Action::Admit]);
         let older = self.current.filter(|s| !self.sessions[*s].core.is_gone());

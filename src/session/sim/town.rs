@@ -94,6 +94,7 @@ struct Town {
     now: Instant,
     config: Config,
     servers: Servers,
+    ids: RequestIds,
     bridges: Bridges,
     /// Every session there ever was.
     links: Vec<Link>,
@@ -138,6 +139,7 @@ impl Town {
             now,
             config,
             servers: Servers::default(),
+            ids: RequestIds::new(),
             bridges: Bridges::default(),
             links: Vec::new(),
             known: [None; DEVICES],

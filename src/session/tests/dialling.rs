@@ -150,8 +150,13 @@ fn any_seed_spreads_the_redials() {
         let reconnect = &mut story.config.websocket.reconnect;
         (reconnect.initial, reconnect.max) = (Duration::from_secs(5), Duration::from_secs(5));
         reconnect.give_up_after = Duration::ZERO;
-        let mut cx =
-            Cx { now: story.now, config: &story.config, servers: &mut story.servers, out: &mut Vec::new() };
+        let mut cx = Cx {
+            now: story.now,
+            config: &story.config,
+            servers: &mut story.servers,
+            ids: &story.ids,
+            out: &mut Vec::new(),
+        };
         story.core.packet(publication(HELLO.as_bytes()), &mut cx);
         story.core.granted(Grant { seed, ..grant(1) }, &mut cx);
         story.open();

@@ -342,7 +342,13 @@ fn several_hellos_at_once_leave_one_call() {
 fn a_gateway_that_is_full_says_so() {
     let mut story = Story::online();
     let mut out = Vec::new();
-    let mut cx = Cx { now: story.now, config: &story.config, servers: &mut story.servers, out: &mut out };
+    let mut cx = Cx {
+        now: story.now,
+        config: &story.config,
+        servers: &mut story.servers,
+        ids: &story.ids,
+        out: &mut out,
+    };
     story.core.packet(publication(HELLO.as_bytes()), &mut cx);
     story.core.granted(Grant { allowed: false, ..grant(1) }, &mut cx);
     assert_eq!(out[2..5], no_server(1, EndReason::Refused));

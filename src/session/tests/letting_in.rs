@@ -85,7 +85,13 @@ fn two_part_ids_get_in_with_a_key_only_when_that_is_allowed() {
 fn a_full_house_says_so() {
     let mut story = Story::new();
     let mut out = Vec::new();
-    let mut cx = Cx { now: story.now, config: &story.config, servers: &mut story.servers, out: &mut out };
+    let mut cx = Cx {
+        now: story.now,
+        config: &story.config,
+        servers: &mut story.servers,
+        ids: &story.ids,
+        out: &mut out,
+    };
     story.core.packet(connect(ID, 60), &mut cx);
     assert!(!story.core.is_listening(), "nothing is served before the shell has found a place");
     story.core.packet(Packet::PingReq, &mut cx);

@@ -296,3 +296,61 @@ fn the_servers_word_that_it_is_initialized_is_ours_only_when_we_answered() {
     let initialized = r#"{"session_id":"s1","type":"mcp","payload":{"method":"notifications/initialized"}}"#;
     assert_eq!(story.server(initialized), [publish(initialized)]);
 }
+
+/// The id of the one request of ours among the actions.
+fn asked(actions: &[Action]) -> u32 {
+    message::rpc(told(actions)[0]).unwrap().id.unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_late_answer_is_not_taken_for_one_that_a_new_connection_waits_for() {
+    let mut story = online();
+    let first = asked(&story.connect());
+    story.lost();
+    let second = asked(&story.connect_anew());
+    assert_eq!(story.answer(first, r#"{"late":1}"#), []);
+    let actions = story.answer(second, r#"{"serverInfo":{}}"#);
+    let first = message::rpc(told(&actions)[1]).unwrap().id.unwrap().parse().unwrap();
+    story.lost();
+    let initialize = asked(&story.connect_anew());
+    let actions = story.answer(initialize, r#"{"serverInfo":{}}"#);
+    let second = message::rpc(told(&actions)[1]).unwrap().id.unwrap().parse().unwrap();
+    assert_eq!(story.answer(first, r#"{"tools":[1,2]}"#), [], "a list of the connection before");
+    assert_eq!(story.answer(second, r#"{"tools":[3]}"#), [note(Ok(1))]);
+}
+
+#[test]
+fn a_late_answer_to_the_gateway_is_not_given_to_a_chat_server() {
+    let mut story = online();
+    let initialize = asked(&story.connect());
+    story.wait(10_000);
+    story.call();
+    story.server(&asks("\"a\"", "tools/call", None));
+    assert_eq!(story.answer(initialize, "{}"), [], "the device was silent for 10 s");
+
+    let mut story = online();
+    story.connect();
+    story.call();
+    let first = asked(&story.server(&asks("\"a\"", "tools/call", None)));
+    story.packet(Packet::Disconnect);
+    story.connect_anew();
+    story.call();
+    let second = asked(&story.server(&asks("\"b\"", "tools/call", None)));
+    assert_eq!(story.answer(first, "{}"), [], "what the server before asked");
+    assert_eq!(said(&story.answer(second, "{}")).len(), 1);
+}
+
+#[test]
+fn of_two_requests_with_one_id_2_30_apart_the_later_one_is_answered() {
+    let mut story = online();
+    story.learn(&[r#"{"tools":[]}"#]);
+    story.call();
+    story.server(&asks("\"a\"", "tools/call", None));
+    story.ids = RequestIds::new();
+    for _ in 0..2 {
+        story.ids.issue();
+    }
+    story.server(&asks("\"b\"", "tools/call", None));
+    let to_b = message::mcp_result(None, "\"b\"", "{}");
+    assert_eq!(story.answer(FIRST + 2, "{}"), [say(&to_b)]);
+}

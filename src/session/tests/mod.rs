@@ -47,6 +47,7 @@ struct Story {
     core: Core,
     config: Config,
     servers: Servers,
+    ids: RequestIds,
     start: Instant,
     now: Instant,
     grants: u8,
@@ -60,7 +61,15 @@ impl Story {
         config.websocket.production = servers(&[A, B, C]);
         config.mcp.enabled = false;
         let core = Core::new(home(), start);
-        Self { core, config, servers: Servers::default(), start, now: start, grants: 0 }
+        Self {
+            core,
+            config,
+            servers: Servers::default(),
+            ids: RequestIds::new(),
+            start,
+            now: start,
+            grants: 0,
+        }
     }
 
     /// A device that is let in.
@@ -97,7 +106,13 @@ impl Story {
     /// What the core does, with the shell's part in letting in and granting.
     fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) -> Vec<Action> {
         let mut out = Vec::new();
-        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        let mut cx = Cx {
+            now: self.now,
+            config: &self.config,
+            servers: &mut self.servers,
+            ids: &self.ids,
+            out: &mut out,
+        };
         decide(&mut self.core, &mut cx);
         if cx.out.last() == Some(&Action::Admit) {
             self.core.admitted(Admission::Welcome, &mut cx);
@@ -135,10 +150,22 @@ impl Story {
     fn come_back(&mut self, ip: &str) -> Vec<Action> {
         let mut newer = Core::new(ip.parse().unwrap(), self.now);
         let mut out = Vec::new();
-        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        let mut cx = Cx {
+            now: self.now,
+            config: &self.config,
+            servers: &mut self.servers,
+            ids: &self.ids,
+            out: &mut out,
+        };
         newer.packet(connect(ID, 30), &mut cx);
         assert_eq!(out, [Action::Admit]);
         self.drive(|core, cx| core.take_over(newer, cx))
+    }
+
+    /// The same device connects again, and no call is left to be taken over.
+    fn connect_anew(&mut self) -> Vec<Action> {
+        self.core = Core::new(home(), self.now);
+        self.connect()
     }
 
     fn lost(&mut self) -> Vec<Action> {

@@ -7,7 +7,13 @@ impl Story {
     /// Without the shell's part in letting in and granting.
     fn alone<T>(&mut self, decide: impl FnOnce(&mut Core, &mut Cx<'_>) -> T) -> (T, Vec<Action>) {
         let mut out = Vec::new();
-        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        let mut cx = Cx {
+            now: self.now,
+            config: &self.config,
+            servers: &mut self.servers,
+            ids: &self.ids,
+            out: &mut out,
+        };
         let value = decide(&mut self.core, &mut cx);
         (value, out)
     }
@@ -86,8 +92,13 @@ fn a_call_is_taken_over_with_the_newer_id_and_not_from_a_session_that_is_over() 
         }
         let mut newer = Core::new("198.51.100.1".parse().unwrap(), story.now);
         let mut asked = Vec::new();
-        let mut cx =
-            Cx { now: story.now, config: &story.config, servers: &mut story.servers, out: &mut asked };
+        let mut cx = Cx {
+            now: story.now,
+            config: &story.config,
+            servers: &mut story.servers,
+            ids: &story.ids,
+            out: &mut asked,
+        };
         newer.packet(connect(&newer_id, 30), &mut cx);
         let actions = story.drive(|core, cx| core.take_over(newer, cx));
         let welcome = [Action::Welcome, Action::Note(Note::Connected { resumed: true })];
@@ -150,4 +161,44 @@ fn a_command_outlives_the_hello_behind_it() {
     story.call();
     let answer = message::mcp_result(None, &id.to_string(), "{}");
     assert_eq!(story.device(&answer), [Action::Answer { ticket: 7, result: Ok("{}".into()) }]);
+}
+
+type Reconnect = fn(&mut Story);
+
+/// Every way a device loses its connection and comes back.
+fn reconnections() -> [(&'static str, Reconnect); 3] {
+    [
+        ("without a call", |story| {
+            story.lost();
+            story.connect_anew();
+        }),
+        ("in a call that is kept", |story| {
+            story.call();
+            story.lost();
+            story.come_back(HOME);
+        }),
+        ("in a call that is over", |story| {
+            story.call();
+            story.packet(Packet::Disconnect);
+            story.connect_anew();
+        }),
+    ]
+}
+
+#[test]
+fn a_late_answer_is_not_given_to_another_operators_command() {
+    let answer = |id: u32| message::mcp_result(None, &id.to_string(), "{}");
+    for mcp in [false, true] {
+        for (how, reconnect) in reconnections() {
+            let mut story = Story::new();
+            story.config.mcp.enabled = mcp;
+            story.connect();
+            let first = story.command(7);
+            reconnect(&mut story);
+            let second = story.command(8);
+            assert_eq!(story.device(&answer(first)), [], "{how}, mcp {mcp}");
+            let answered = [Action::Answer { ticket: 8, result: Ok("{}".into()) }];
+            assert_eq!(story.device(&answer(second)), answered, "{how}, mcp {mcp}");
+        }
+    }
 }

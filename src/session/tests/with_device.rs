@@ -261,7 +261,7 @@ fn who_is_called_is_woken_in_a_call_and_idle_and_its_answer_goes_nowhere() {
             serde_json::json!({ "reason": "[device_call]您收到来自An\"n的来电，是否接听？", "action": "listen" })
         );
         let id = text["payload"]["id"].as_u64().unwrap();
-        assert!((0x6000_0000..0x8000_0000).contains(&id));
+        assert!((0x4000_0000..0x8000_0000).contains(&id));
         let reply = format!(r#"{{"type":"mcp","payload":{{"jsonrpc":"2.0","id":{id},"result":{{}}}}}}"#);
         assert_eq!(story.device(&reply), []);
     };

@@ -64,7 +64,13 @@ impl Town {
         let id = format!("GID_test@@@{mac_}@@@{mac_}");
         let mut newer = Core::new([192, 0, 2, device as u8].into(), self.now);
         let mut out = Vec::new();
-        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        let mut cx = Cx {
+            now: self.now,
+            config: &self.config,
+            servers: &mut self.servers,
+            ids: &self.ids,
+            out: &mut out,
+        };
         newer.packet(super::connect(&id), &mut cx);
         assert_eq!(out, [Action::Admit]);
         let older = self.known[device];
@@ -219,7 +225,13 @@ impl Town {
     /// Lets a core decide, does what it says, and sees that each call that ended by it was ended properly.
     pub(super) fn drive(&mut self, s: usize, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) {
         let mut out = Vec::new();
-        let mut cx = Cx { now: self.now, config: &self.config, servers: &mut self.servers, out: &mut out };
+        let mut cx = Cx {
+            now: self.now,
+            config: &self.config,
+            servers: &mut self.servers,
+            ids: &self.ids,
+            out: &mut out,
+        };
         decide(&mut self.links[s].core, &mut cx);
         let connected = self.links[s].connected;
         let mut ended = Vec::new();

@@ -1,0 +1,74 @@
+//! The ids of the gateway's own JSON-RPC requests to devices.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// The last one is the largest int32: devices truncate to that.
+const COUNT: u32 = 0x4000_0000;
+
+/// Gives each request an id of its own, across the devices and workers of a process, so that a late answer is never taken for
+/// the answer to another request. After 2^30 ids it starts again with the first.
+#[derive(Debug, Default)]
+pub struct RequestIds {
+    /// The next one, above the first id; after the first round `COUNT` is added.
+    next: AtomicU32,
+}
+
+impl RequestIds {
+    /// The first one: above the ids that servers and devices choose.
+    pub const FIRST: u32 = 0x4000_0000;
+
+    /// Begins with the first id.
+    pub const fn new() -> Self {
+        Self { next: AtomicU32::new(0) }
+    }
+
+    /// An id that no request has had.
+    pub fn issue(&self) -> u32 {
+        let following = |next| Some(if next == 2 * COUNT - 1 { COUNT } else { next + 1 });
+        let (Ok(next) | Err(next)) = self.next.fetch_update(Relaxed, Relaxed, following);
+        Self::FIRST + next % COUNT
+    }
+
+    /// Whether a request has had this id.
+    pub fn is_issued(&self, id: u32) -> bool {
+        Self::contains(id) && id - Self::FIRST < self.next.load(Relaxed)
+    }
+
+    /// Whether a request could have this id, now or later.
+    pub fn contains(id: u32) -> bool {
+        (Self::FIRST..=Self::FIRST + (COUNT - 1)).contains(&id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: u32 = RequestIds::FIRST;
+    const LAST: u32 = i32::MAX as u32;
+
+    #[test]
+    fn ids_are_counted_up_to_the_largest_that_devices_take_and_begin_again() {
+        let ids = RequestIds { next: AtomicU32::new(COUNT - 1) };
+        assert!(!ids.is_issued(LAST) && ids.is_issued(LAST - 1));
+        for round in 0..3 {
+            assert_eq!([ids.issue(), ids.issue(), ids.issue()], [LAST, FIRST, FIRST + 1], "{round}");
+            assert!([FIRST, FIRST + 2, LAST].into_iter().all(|id| ids.is_issued(id)), "{round}");
+            ids.next.store(2 * COUNT - 1, Relaxed);
+        }
+    }
+
+    #[test]
+    fn what_was_not_issued_is_told_from_what_was() {
+        let ids = RequestIds::new();
+        assert!(!ids.is_issued(FIRST));
+        assert_eq!([ids.issue(), ids.issue()], [FIRST, FIRST + 1]);
+        for (id, issued) in
+            [(0, false), (FIRST - 1, false), (FIRST, true), (FIRST + 1, true), (FIRST + 2, false)]
+        {
+            assert_eq!(ids.is_issued(id), issued, "{id}");
+        }
+        assert!(!ids.is_issued(LAST + 1) && !ids.is_issued(u32::MAX));
+        assert!(RequestIds::contains(LAST) && !RequestIds::contains(LAST + 1));
+    }
+}
