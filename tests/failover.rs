@@ -367,6 +367,26 @@ fn a_call_that_is_given_up_gets_one_goodbye() {
 }
 
 #[test]
+fn each_failure_of_a_chat_server_that_works_is_followed_by_a_redial() {
+    let server = ChatServer::start();
+    // Over before any pause is, and before any redial has lived.
+    let gateway = gateway_with(&[server.url()], |config| {
+        hasty(config);
+        config.websocket.reconnect.give_up_after = Duration::from_millis(1);
+    });
+    let mut device = Device::connect(gateway.addresses().mqtt, 19);
+    let (mut call, mut peer) = talk(&mut device, &server);
+    for round in 0..5 {
+        peer.send_close(Some(1011));
+        (peer, _) = take_up(&server, "server-session");
+        assert_audible(&mut call, &mut peer, &[0x58, round]);
+        assert_eq!(device.json()["type"], "stt");
+    }
+    device.say(r#"{"type":"goodbye"}"#);
+    peer.expect_close(1000);
+}
+
+#[test]
 fn a_device_that_hangs_up_ends_the_redialling() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], hasty);

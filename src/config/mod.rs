@@ -281,7 +281,7 @@ pub struct Reconnect {
     pub max: Duration,
     /// How much longer each pause is than the one before, at least 1.
     pub multiplier: f64,
-    /// How long a call goes on redialling before it ends; zero is for ever.
+    /// How long after the loss of its chat server a call ends, once a redial has failed; zero is never.
     pub give_up_after: Duration,
 }
 

@@ -185,17 +185,17 @@ impl Call {
         let settled = was_live && cx.now.saturating_duration_since(self.live_since) >= SETTLED_AFTER;
         let mut outage = match self.outage.take() {
             Some(outage) if !settled => outage,
-            _ => Box::new(Outage { since: cx.now, lost: cx.now, attempts: 0 }),
+            _ => Box::new(Outage { lost: cx.now, attempts: 0 }),
         };
-        if was_live {
-            outage.lost = cx.now;
-        }
         let reconnect = &cx.config.websocket.reconnect;
+        if was_live {
+            // Giving up waits for the first redial to fail: one is tried however long the pause is.
+            outage.lost = cx.now;
+        } else if !reconnect.give_up_after.is_zero() {
+            self.deadlines.set(Timer::GiveUp, outage.lost + reconnect.give_up_after);
+        }
         let pause = backoff(reconnect, outage.attempts).mul_f64(1.0 - JITTER * self.random());
         outage.attempts = outage.attempts.saturating_add(1);
-        if !reconnect.give_up_after.is_zero() {
-            self.deadlines.set(Timer::GiveUp, outage.since + reconnect.give_up_after);
-        }
         self.outage = Some(outage);
         self.stage = Stage::Backoff;
         for timer in [Timer::Connect, Timer::Again, Timer::Greet, Timer::Answer, Timer::Ping, Timer::Pong] {

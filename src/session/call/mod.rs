@@ -103,9 +103,9 @@ pub(super) struct Call {
 /// A failure that has not yet been lived down.
 #[derive(Clone, Copy, Debug)]
 struct Outage {
-    since: Instant,
-    /// When the connection was lost this time.
+    /// When the connection was lost the last time.
     lost: Instant,
+    /// Redials, of earlier losses too until a server lives for a while.
     attempts: u32,
 }
 

@@ -357,3 +357,110 @@ fn pauses_are_spread_evenly_over_their_last_fifth() {
     }
     assert!(buckets.into_iter().all(|count| (15..=80).contains(&count)), "{buckets:?}");
 }
+
+/// Waits for the next redial, with a device that shows life; None when the call ends before.
+fn next_dial(story: &mut Story) -> Option<u64> {
+    loop {
+        story.core.heard(story.now);
+        let step =
+            story.core.deadline()?.saturating_duration_since(story.now).as_micros().div_ceil(1000) as u64;
+        let actions = story.wait(step);
+        if actions.iter().any(|action| matches!(action, Action::Ended(_))) {
+            return None;
+        }
+        if actions.iter().any(|action| matches!(action, Action::Dial(_))) {
+            return Some(story.ms());
+        }
+    }
+}
+
+/// A call of one server that gives up after so many milliseconds.
+fn giving_up_after(ms: u64) -> Story {
+    let mut story = Story::talking();
+    story.config.websocket.production = servers(&[A]);
+    story.config.websocket.reconnect.give_up_after = Duration::from_millis(ms);
+    story.config.websocket.call_idle = Duration::ZERO;
+    story
+}
+
+#[test]
+fn each_failure_of_a_server_that_works_is_followed_by_a_redial() {
+    for (give_up_ms, live_ms) in [
+        (3_000, 3_500),
+        (20_000, 6_500),
+        (1_000, 0),
+        (1, 100),
+        (5_000, 9_999),
+        (110_000, 9_000),
+        (3_000, 10_000),
+    ] {
+        let mut story = giving_up_after(give_up_ms);
+        let mut pauses = Vec::new();
+        for n in 0..40 {
+            let lost = story.ms();
+            story.gone(Gone::Closed(Some(1011)));
+            let dialled = next_dial(&mut story);
+            let dialled =
+                dialled.unwrap_or_else(|| panic!("{give_up_ms}, {live_ms}: failure {n} has no dial"));
+            pauses.push(dialled - lost);
+            story.open();
+            story.server(SERVER_HELLO);
+            for _ in 0..live_ms / 100 {
+                story.wait(100);
+                story.core.heard(story.now);
+            }
+        }
+        // The pauses grow unless it lived for 10 s.
+        let nominal = |n: i32| if live_ms < 10_000 { (250 << n.min(7)).min(30_000) } else { 250 };
+        for (pause, full) in pauses.into_iter().zip((0..).map(nominal)) {
+            assert!((full * 4 / 5..=full + 1).contains(&pause), "{give_up_ms}, {live_ms}: {pause}");
+        }
+    }
+}
+
+#[test]
+fn redialling_is_given_up_so_long_after_the_last_loss_and_not_before_one_redial_failed() {
+    for (give_up_ms, live_ms) in [(3_000, 3_500), (20_000, 6_500), (5_000, 0), (110_000, 9_999)] {
+        let mut story = giving_up_after(give_up_ms);
+        for _ in 0..3 {
+            story.gone(Gone::Closed(Some(1011)));
+            next_dial(&mut story).unwrap();
+            story.open();
+            story.server(SERVER_HELLO);
+            story.wait(live_ms);
+            story.core.heard(story.now);
+        }
+        let lost = story.ms();
+        story.gone(Gone::Closed(Some(1011)));
+        while next_dial(&mut story).is_some() {
+            story.gone(failed("connect"));
+        }
+        assert_eq!(story.ms() - lost, give_up_ms, "{live_ms}");
+    }
+    // The first redial comes after the time to give up: it is the only one.
+    let mut story = giving_up_after(100);
+    let lost = story.ms();
+    story.gone(failed("live"));
+    let dialled = next_dial(&mut story).unwrap();
+    assert!(dialled >= lost + 200);
+    story.gone(failed("connect"));
+    assert_eq!(summary(&story.wait(0)).reason, EndReason::ServerLost);
+}
+
+#[test]
+fn the_first_redial_is_not_cut_off_by_giving_up() {
+    let mut story = giving_up_after(1_000);
+    story.gone(failed("live"));
+    next_dial(&mut story).unwrap();
+    assert_eq!(story.wait(2_000), []);
+    story.open();
+    assert_eq!(story.wait(2_000), []);
+    assert!(story.server(SERVER_HELLO).contains(&Action::Count(Counter::Redialled)));
+    assert_eq!(story.wait(5_000), []);
+    // One that gets no answer is: no other follows.
+    let lost = story.ms();
+    story.gone(failed("live"));
+    let dialled = next_dial(&mut story).unwrap();
+    assert_eq!(next_dial(&mut story), None);
+    assert!((8_500..=8_502).contains(&(story.ms() - dialled)) && story.ms() > lost + 1_000);
+}
