@@ -369,6 +369,53 @@ fn auto_learns_raw_from_three_frames_and_remembers_it_for_that_server() {
     assert_eq!(peer.binary(), headed(0, &opus(12)));
 }
 
+/// The protocol versions that the next dial says: in its upgrade, and in its hello.
+fn versions(server: &ChatServer) -> (Peer, [String; 2]) {
+    let mut peer = server.accept();
+    let header = peer.upgrade().header("protocol-version").unwrap().to_owned();
+    let hello = peer.greet("server-session")["version"].to_string();
+    (peer, [header, hello])
+}
+
+#[test]
+fn bare_opus_is_protocol_version_1_and_the_header_is_2() {
+    for (framing, version) in [(Framing::Raw, "1"), (Framing::Header, "2"), (Framing::Auto, "2")] {
+        let server = ChatServer::start();
+        let gateway = with_framing(&server, framing);
+        let mut device = Device::connect(gateway.addresses().mqtt, 1);
+        device.say(HELLO);
+        let (peer, said) = versions(&server);
+        assert_eq!(said, [version; 2], "{framing:?}");
+        let _call = device.answered();
+        peer.reset();
+        assert_eq!(versions(&server).1, [version; 2], "{framing:?}: a redial");
+    }
+}
+
+#[test]
+fn a_server_that_was_learnt_to_be_raw_is_told_protocol_version_1() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, mut peer) = device.call(&server);
+    call.send(0, &opus(9));
+    (0..3).for_each(|n| peer.send_binary(&opus(20 + n)));
+    (0..3).for_each(|_| drop(call.receive()));
+    peer.reset();
+    assert_eq!(versions(&server).1, ["1"; 2], "a redial");
+    let mut device = Device::connect(gateway.addresses().mqtt, 2);
+    device.say(HELLO);
+    let (mut peer, said) = versions(&server);
+    assert_eq!(said, ["1"; 2], "a later call");
+    let mut call = device.answered();
+    call.send(0, &opus(9));
+    assert_eq!(peer.binary(), opus(9));
+    peer.send_audio(8, &opus(31));
+    assert_eq!(call.receive().payload, opus(31));
+    peer.reset();
+    assert_eq!(versions(&server).1, ["2"; 2], "it speaks headers after all");
+}
+
 #[test]
 fn auto_drops_what_it_held_when_a_header_comes() {
     let server = ChatServer::start();

@@ -111,6 +111,25 @@ fn a_good_server_passes_every_step_with_the_requests_of_a_call() {
 }
 
 #[test]
+fn a_raw_server_is_told_protocol_version_1() {
+    for (framing, version) in [("raw", 1), ("header", 2), ("auto", 2)] {
+        let server = ChatServer::start();
+        let url = server.url();
+        let (seen, requests) = std::sync::mpsc::channel();
+        server.serve(move |mut peer| {
+            let request = peer.upgrade();
+            let hello = peer.greet("the-session");
+            seen.send((request, hello)).unwrap();
+            let _ = peer.message_within(Duration::from_secs(10));
+        });
+        check_config(&config(json!([{"url": url, "framing": framing}])));
+        let (request, hello) = requests.recv().unwrap();
+        assert_eq!(request.header("protocol-version"), Some(&*version.to_string()), "{framing}");
+        assert_eq!(hello["version"], version, "{framing}");
+    }
+}
+
+#[test]
 fn the_built_in_echo_server_is_well() {
     let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
     let url = format!("{}?from=mqtt_gateway", echo.url());

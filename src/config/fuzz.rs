@@ -77,6 +77,7 @@ fn url(text: &str) {
         mac: [1, 2, 3, 4, 5, 6].into(),
         client_id: None,
         forwarded_for: [192, 0, 2, 7].into(),
+        protocol_version: 2,
         fresh: false,
     };
     let request = upgrade::request(&dial, "Bearer x", "key");

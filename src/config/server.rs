@@ -37,9 +37,9 @@ pub struct Server {
 pub enum Framing {
     /// The 16-byte header, until the server is seen to send none.
     Auto,
-    /// The 16-byte header.
+    /// The 16-byte header: protocol version 2.
     Header,
-    /// Bare Opus packets.
+    /// Bare Opus packets: protocol version 1.
     Raw,
 }
 

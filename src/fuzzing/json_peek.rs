@@ -124,6 +124,9 @@ fn hellos(text: &str, before: Option<&Map<String, Value>>) {
     let mut expected = with(before, "transport", "websocket");
     expected.insert("version".to_owned(), 2.into());
     assert_eq!(tree(to_server), expected, "all the device sent, but for two fields");
+    assert_eq!(device.for_server(2), **to_server);
+    expected.insert("version".to_owned(), 1.into());
+    assert_eq!(tree(&device.for_server(1)), expected);
     let params = before.get("audio_params").filter(|params| params.is_object());
     assert_eq!(tree(&reply).get("audio_params"), params);
     assert_eq!(device.mcp, before.get("features").is_some_and(|features| features["mcp"] == true));

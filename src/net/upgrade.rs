@@ -105,9 +105,9 @@ pub(crate) fn request(dial: &DialRequest, authorization: &str, key: &str) -> Str
     let server = &dial.server;
     let mut text = format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-         Sec-WebSocket-Key: {key}\r\ndevice-id: {}\r\nprotocol-version: 2\r\nauthorization: {authorization}\r\n\
+         Sec-WebSocket-Key: {key}\r\ndevice-id: {}\r\nprotocol-version: {}\r\nauthorization: {authorization}\r\n\
          x-forwarded-for: {}\r\n",
-        server.path, server.authority, dial.mac, dial.forwarded_for
+        server.path, server.authority, dial.mac, dial.protocol_version, dial.forwarded_for
     );
     if let Some(client_id) = &dial.client_id {
         let _ = write!(text, "client-id: {client_id}\r\n");
@@ -193,6 +193,7 @@ mod tests {
                 mac: text("mac").parse().unwrap(),
                 client_id: Some(text("uuid").to_owned()),
                 forwarded_for: text("ip").parse().unwrap(),
+                protocol_version: 2,
                 fresh: false,
             };
             let secret = case["secret"].as_str().and_then(Secret::new);

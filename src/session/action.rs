@@ -138,6 +138,8 @@ pub struct DialRequest {
     pub client_id: Option<String>,
     /// `x-forwarded-for`: the device's address.
     pub forwarded_for: IpAddr,
+    /// `protocol-version`: 1 for bare Opus, 2 for the header.
+    pub protocol_version: u8,
     /// Skip cached addresses: the server just failed.
     pub fresh: bool,
 }

@@ -107,6 +107,14 @@ impl Servers {
         }
     }
 
+    /// The version of the WebSocket protocol to speak with the server: 1 has bare Opus, 2 the header.
+    pub fn protocol_version(&self, server: &Server) -> u8 {
+        match self.spoken(server) {
+            Some(Spoken::Raw) => 1,
+            Some(Spoken::Header) | None => 2,
+        }
+    }
+
     /// Remembers how the server frames audio. Headers, once seen, are for good.
     pub fn learn(&mut self, server: &Server, spoken: Spoken) {
         let learnt = &mut self.known.entry(server.url.clone()).or_default().learnt;

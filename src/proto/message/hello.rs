@@ -57,6 +57,18 @@ impl fmt::Display for BadHello {
 impl std::error::Error for BadHello {}
 
 impl DeviceHello {
+    /// The hello for a chat server that is dialled with this version of the WebSocket protocol.
+    pub fn for_server(&self, protocol_version: u8) -> String {
+        let version = protocol_version.to_string();
+        match Object::parse(&self.to_server) {
+            Ok(mut hello) if protocol_version != 2 => {
+                hello.set("version", &version);
+                hello.to_string()
+            }
+            _ => self.to_server.to_string(),
+        }
+    }
+
     /// `audio_params` as written, when an object. Read anew each time: it is needed once, the hello is kept.
     pub fn audio_params(&self) -> Option<Box<str>> {
         raw_object(&Object::parse(&self.to_server).ok()?, "audio_params")

@@ -250,6 +250,8 @@ fn device_hellos() {
         r#""text_font":{"bundle":"b","size":1.0},"audio_params":{"format":"opus", "sample_rate":16000},"x":"\u00e9"}"#
     );
     assert_eq!(&*hello.to_server, expected);
+    assert_eq!(hello.for_server(2), expected);
+    assert_eq!(hello.for_server(1), expected.replace(r#""version":2"#, r#""version":1"#));
     assert_eq!(hello.audio_params().as_deref(), Some(r#"{"format":"opus", "sample_rate":16000}"#));
     assert!(hello.mcp);
 

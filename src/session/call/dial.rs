@@ -58,6 +58,7 @@ impl Call {
             Some(spoken) => Framing::Known(spoken),
             None => Framing::Unknown(0),
         };
+        self.protocol_version = cx.servers.protocol_version(&server);
         let client_id = match caller.id.uuid() {
             Some(uuid) => Some(uuid.to_owned()),
             None => cx.config.websocket.secret.is_some().then(|| NO_UUID.to_owned()),
@@ -67,6 +68,7 @@ impl Call {
             mac: caller.id.mac(),
             client_id,
             forwarded_for: caller.ip,
+            protocol_version: self.protocol_version,
             fresh,
         };
         self.server = Some(server);
@@ -100,7 +102,7 @@ impl Call {
     }
 
     pub(super) fn say_hello(&self, cx: &mut Cx<'_>) {
-        cx.out.push(Action::Say(self.hello.to_server.to_string()));
+        cx.out.push(Action::Say(self.hello.for_server(self.protocol_version)));
     }
 
     // ----- a server takes too long --------------------------------------------------------------------------------

@@ -63,6 +63,8 @@ pub(super) struct Call {
     /// The present server named a session.
     server_named: bool,
     server: Option<Arc<Server>>,
+    /// Of the present dial: its upgrade and its hello say the same, whatever is learnt in between.
+    protocol_version: u8,
     /// Servers not yet tried for this hello.
     plan: VecDeque<Arc<Server>>,
     deadlines: Deadlines,
@@ -119,6 +121,7 @@ impl Call {
             server_id: None,
             server_named: false,
             server: None,
+            protocol_version: 2,
             plan: VecDeque::new(),
             deadlines: Deadlines::new(now),
             last_activity: now,

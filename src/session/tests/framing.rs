@@ -154,3 +154,66 @@ fn flags_of_the_downlink_can_be_turned_off() {
     let [Action::Datagram(sealed, without)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!((without[1], sealed.len), (0, without.len()));
 }
+
+/// The URL and the protocol version of the dial among the actions.
+fn dialled(actions: &[Action]) -> (&str, u8) {
+    let mut dials = actions.iter().filter_map(|action| match action {
+        Action::Dial(request) => Some((&*request.server.url, request.protocol_version)),
+        _ => None,
+    });
+    dials.next().unwrap()
+}
+
+fn hello_up(version: u8) -> String {
+    HELLO_UP.replace(r#""version":2"#, &format!(r#""version":{version}"#))
+}
+
+#[test]
+fn a_configured_framing_decides_the_protocol_version_of_upgrade_and_hello() {
+    for (framing, version) in [(Framing::Raw, 1), (Framing::Header, 2), (Framing::Auto, 2)] {
+        let mut story = Story::online();
+        story.config.websocket.production = vec![Arc::new(Server { framing, ..A.parse().unwrap() })];
+        assert_eq!(dialled(&story.device(HELLO)), (A, version), "{framing:?}");
+        assert_eq!(story.open(), [say(&hello_up(version))], "{framing:?}");
+        assert_eq!(story.wait(3_000), [say(&hello_up(version))], "{framing:?}: once more");
+        story.server(SERVER_HELLO);
+        story.gone(failed("live"));
+        assert_eq!(dialled(&story.wait(250)), (A, version), "{framing:?}: a redial");
+        assert_eq!(story.open(), [say(&hello_up(version))], "{framing:?}: a redial");
+    }
+}
+
+#[test]
+fn a_learnt_framing_decides_the_protocol_version_of_later_dials() {
+    let mut story = Story::talking();
+    story.config.websocket.production = servers(&[A, B]);
+    for _ in 0..3 {
+        story.down(b"\x08a").unwrap();
+    }
+    // Redials of the same call, each to the next server.
+    for (pause, url, version) in [(250, B, 2), (500, A, 1), (1_000, B, 2)] {
+        story.gone(failed("live"));
+        assert_eq!(dialled(&story.wait(pause)), (url, version));
+        assert_eq!(story.open(), [say(&hello_up(version))]);
+        story.server(SERVER_HELLO);
+    }
+    // Later calls, until the server sends a header after all.
+    story.config.websocket.production = servers(&[A]);
+    assert_eq!(dialled(&story.device(HELLO)), (A, 1));
+    assert_eq!(story.open(), [say(&hello_up(1))]);
+    story.server(SERVER_HELLO);
+    story.down(&headed(5, b"\x08c")).unwrap();
+    assert_eq!(dialled(&story.device(HELLO)), (A, 2));
+}
+
+#[test]
+fn a_hello_says_the_protocol_version_of_its_upgrade_whatever_is_learnt_in_between() {
+    let mut story = Story::online();
+    story.config.websocket.production = servers(&[A]);
+    assert_eq!(dialled(&story.device(HELLO)), (A, 2));
+    assert_eq!(story.open(), [say(&hello_up(2))]);
+    for _ in 0..3 {
+        story.down(b"\x08a").unwrap();
+    }
+    assert_eq!(story.wait(3_000), [say(&hello_up(2))]);
+}

@@ -340,6 +340,7 @@ fn dialled(url: &str, fresh: bool) -> Action {
         mac: mac(),
         client_id: Some("11111111-2222-4333-8444-555555555555".to_owned()),
         forwarded_for: home(),
+        protocol_version: 2,
         fresh,
     }))
 }

@@ -11,7 +11,7 @@ use super::words::{self, Words};
 use crate::config::{Config, Framing, Server};
 use crate::net::visit::{Dialled, Said, Visit};
 use crate::proto::{audio, message};
-use crate::session::{DialRequest, Gone};
+use crate::session::{DialRequest, Gone, Servers};
 use crate::tools::device::HELLO;
 
 /// 20 ms of silence (RFC 6716 section 3.1: CELT only, full band, mono, one frame).
@@ -79,6 +79,7 @@ impl Visitor<'_> {
             mac: self.options.mac,
             client_id: Some(self.options.uuid.clone()),
             forwarded_for: Ipv4Addr::LOCALHOST.into(),
+            protocol_version: protocol_version(server),
             fresh: false,
         };
         let Dialled { stages, outcome } =
@@ -100,7 +101,7 @@ impl Visitor<'_> {
         let mut talk = Talk::default();
         let start = Instant::now();
         match message::device_hello(HELLO) {
-            Ok(hello) => visit.say(hello.to_server.into_string()),
+            Ok(hello) => visit.say(hello.for_server(protocol_version(server))),
             Err(error) => return seen.step("hello", State::Fail, error.to_string(), None),
         }
         // A server that has not bound the device says so by voice, and never says hello.
@@ -186,6 +187,11 @@ impl Talk {
     fn framing_is_told(&self) -> bool {
         self.frames.len() >= ENOUGH || self.frames.iter().any(|frame| audio::parse_ws(frame).is_some())
     }
+}
+
+/// What the gateway says to a server of which it has learnt nothing.
+fn protocol_version(server: &Server) -> u8 {
+    Servers::default().protocol_version(server)
 }
 
 /// The step that a stage of the gateway's dial is shown as.
