@@ -14,6 +14,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use serde_json::{Value, json};
 use support::audio::Call;
 use support::chat::{ChatServer, Message, headed};
 use support::device::{Device, HELLO, client_id, mac};
-use support::faults::assert_told_in_words;
+use support::faults::{Fault, assert_told_in_words, faulty};
 use support::host::{connect_from, device_from, eventually, isolated, resident, run};
 use support::mqtt::{Client, Connect, PINGREQ, PINGRESP, Packet, publish};
 use support::process::Folder;
@@ -364,6 +365,36 @@ fn names_that_are_never_answered_hold_up_nobody_else() {
         });
         silent.set_nonblocking(true).unwrap();
         assert!(silent.recv(&mut [0; 512]).is_ok(), "it was asked");
+    });
+}
+
+#[test]
+fn a_dial_that_waited_for_its_place_tries_the_next_address_in_time() {
+    isolated(|| {
+        let (url, _kept) = faulty(Fault::StallsAtConnect);
+        let port = url.trim_end_matches('/').rsplit_once(':').unwrap().1;
+        let (occupied, answers) =
+            (ChatServer::start(), ChatServer::start_at(format!("127.0.0.5:{port}").parse().unwrap()));
+        let folder = Folder::new().with("hosts", "127.0.0.1 chat.example\n127.0.0.5 chat.example\n");
+        run(&format!("mount --bind {} /etc/hosts", folder.0.join("hosts").display())).unwrap();
+        let gateway = gateway_with(&[format!("ws://chat.example:{port}/")], |config| {
+            config.websocket.max_dials = 1;
+            config.websocket.development = vec![Arc::new(occupied.url().parse().unwrap())];
+            config.websocket.development_macs = [mac(1).parse().unwrap()].into();
+        });
+        let mut first = Device::connect(gateway.addresses().mqtt, 1);
+        first.say(HELLO);
+        let held = occupied.accept();
+        let mut second = Device::connect(gateway.addresses().mqtt, 2);
+        second.say(HELLO);
+        second.mqtt.assert_quiet();
+        let begin = Instant::now();
+        drop((first, held));
+        let mut peer = answers.accept();
+        assert!((MS(900)..MS(4_000)).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+        peer.upgrade();
+        peer.greet("s");
+        second.answered();
     });
 }
 
