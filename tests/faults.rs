@@ -20,10 +20,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::PublicIp;
+use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
 use support::audio::Call;
-use support::chat::{ChatServer, Message, headed};
+use support::chat::{ChatServer, Message, Peer, headed};
 use support::device::{Device, HELLO, client_id, mac};
 use support::faults::{Fault, assert_told_in_words, faulty};
 use support::host::{connect_from, device_from, eventually, isolated, resident, run};
@@ -285,8 +286,8 @@ fn peers_whose_network_goes_silent_are_given_up_and_come_back() {
     });
 }
 
-#[test]
-fn audio_that_the_network_does_not_take_yet_goes_on_when_it_does() {
+/// A gateway whose UDP socket is full of one call's audio: the device, its chat server's end, and the gateway.
+fn with_a_full_udp_socket(test: impl FnOnce(&mut Device, &mut Peer, &Running, &ChatServer) + Send) {
     isolated(|| {
         // Where 10.9.0.9 is, nobody says: what is sent there waits, as long as the sender's socket has room for it.
         let settings = [("unres_qlen_bytes", "100000000"), ("mcast_solicit", "10000")];
@@ -330,10 +331,32 @@ fn audio_that_the_network_does_not_take_yet_goes_on_when_it_does() {
             table.lines().skip(1).any(|line| line.split_whitespace().nth(4) != Some("00000000:00000000"))
         };
         eventually("all frames are read", || !waiting());
-        // The CONNECT's deadline is over then, and no other is near: nothing wakes the gateway but the socket.
-        assert!(device.mqtt.packet_within(Duration::from_secs(11)).is_err(), "it overtook audio");
+        test(&mut device, &mut peer, &gateway, &server);
         run("ip neigh replace 10.9.0.9 lladdr 02:00:00:00:00:09 dev v0 nud permanent").unwrap();
         assert_eq!(device.json()["text"], "behind it");
+    });
+}
+
+#[test]
+fn audio_that_the_network_does_not_take_yet_goes_on_when_it_does() {
+    with_a_full_udp_socket(|device, _, _, _| {
+        // The CONNECT's deadline is over then, and no other is near: nothing wakes the gateway but the socket.
+        assert!(device.mqtt.packet_within(Duration::from_secs(11)).is_err(), "it overtook audio");
+    });
+}
+
+#[test]
+fn while_the_udp_socket_is_full_only_text_behind_audio_waits() {
+    with_a_full_udp_socket(|device, peer, gateway, server| {
+        let text = r#"{"type":"custom","text":"up"}"#;
+        device.say(text);
+        while peer.json()["text"] != "up" {}
+        // No audio of this one waits.
+        let mut other = Device::connect(gateway.addresses().mqtt, 2);
+        let (_, mut peer) = other.call(server);
+        peer.say(r#"{"type":"stt","text":"down"}"#);
+        assert_eq!(other.json()["text"], "down");
+        assert!(device.mqtt.packet_within(MS(100)).is_err(), "it overtook audio");
     });
 }
 

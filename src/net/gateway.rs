@@ -608,8 +608,8 @@ impl Gateway {
         }
     }
 
-    /// Writes what the turn has queued: datagrams in one batch, then each touched socket once. Text waits for audio
-    /// that came before it.
+    /// Writes what the turn has queued: datagrams in one batch, then each touched socket once. A device's text waits for
+    /// its audio that came before it; nothing else waits for a full UDP socket.
     fn flush(&mut self) {
         let flushed = self.flush_datagrams();
         self.await_room(flushed.blocked);
@@ -619,16 +619,16 @@ impl Gateway {
             let id = touched[i];
             i += 1;
             let Some(session) = self.sessions.live(id) else { continue };
-            if flushed.blocked && session.core.ssrc().is_some() {
-                self.dirty.push(id);
-                continue;
-            }
-            session.dirty = false;
             let contexts = &mut self.contexts;
             let broken = session.backend.as_mut().is_some_and(|backend| !backend.flush(contexts));
             if broken {
                 self.ready.push(Ready::Backend(id));
             }
+            if flushed.blocked && session.core.ssrc().is_some_and(|ssrc| self.udp.holds(ssrc)) {
+                self.dirty.push(id);
+                continue;
+            }
+            session.dirty = false;
             self.flush_device(id);
             self.weigh(id);
             if i == touched.len() && !flushed.blocked {
