@@ -14,17 +14,19 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::PublicIp;
+use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
 use support::audio::Call;
-use support::chat::{ChatServer, Message, headed};
+use support::chat::{ChatServer, Message, Peer, headed};
 use support::device::{Device, HELLO, client_id, mac};
-use support::faults::assert_told_in_words;
+use support::faults::{Fault, assert_told_in_words, faulty};
 use support::host::{connect_from, device_from, eventually, isolated, resident, run};
 use support::mqtt::{Client, Connect, PINGREQ, PINGRESP, Packet, publish};
 use support::process::Folder;
@@ -284,8 +286,8 @@ fn peers_whose_network_goes_silent_are_given_up_and_come_back() {
     });
 }
 
-#[test]
-fn audio_that_the_network_does_not_take_yet_goes_on_when_it_does() {
+/// A gateway whose UDP socket is full of one call's audio: the device, its chat server's end, and the gateway.
+fn with_a_full_udp_socket(test: impl FnOnce(&mut Device, &mut Peer, &Running, &ChatServer) + Send) {
     isolated(|| {
         // Where 10.9.0.9 is, nobody says: what is sent there waits, as long as the sender's socket has room for it.
         let settings = [("unres_qlen_bytes", "100000000"), ("mcast_solicit", "10000")];
@@ -329,10 +331,32 @@ fn audio_that_the_network_does_not_take_yet_goes_on_when_it_does() {
             table.lines().skip(1).any(|line| line.split_whitespace().nth(4) != Some("00000000:00000000"))
         };
         eventually("all frames are read", || !waiting());
-        // The CONNECT's deadline is over then, and no other is near: nothing wakes the gateway but the socket.
-        assert!(device.mqtt.packet_within(Duration::from_secs(11)).is_err(), "it overtook audio");
+        test(&mut device, &mut peer, &gateway, &server);
         run("ip neigh replace 10.9.0.9 lladdr 02:00:00:00:00:09 dev v0 nud permanent").unwrap();
         assert_eq!(device.json()["text"], "behind it");
+    });
+}
+
+#[test]
+fn audio_that_the_network_does_not_take_yet_goes_on_when_it_does() {
+    with_a_full_udp_socket(|device, _, _, _| {
+        // The CONNECT's deadline is over then, and no other is near: nothing wakes the gateway but the socket.
+        assert!(device.mqtt.packet_within(Duration::from_secs(11)).is_err(), "it overtook audio");
+    });
+}
+
+#[test]
+fn while_the_udp_socket_is_full_only_text_behind_audio_waits() {
+    with_a_full_udp_socket(|device, peer, gateway, server| {
+        let text = r#"{"type":"custom","text":"up"}"#;
+        device.say(text);
+        while peer.json()["text"] != "up" {}
+        // No audio of this one waits.
+        let mut other = Device::connect(gateway.addresses().mqtt, 2);
+        let (_, mut peer) = other.call(server);
+        peer.say(r#"{"type":"stt","text":"down"}"#);
+        assert_eq!(other.json()["text"], "down");
+        assert!(device.mqtt.packet_within(MS(100)).is_err(), "it overtook audio");
     });
 }
 
@@ -364,6 +388,36 @@ fn names_that_are_never_answered_hold_up_nobody_else() {
         });
         silent.set_nonblocking(true).unwrap();
         assert!(silent.recv(&mut [0; 512]).is_ok(), "it was asked");
+    });
+}
+
+#[test]
+fn a_dial_that_waited_for_its_place_tries_the_next_address_in_time() {
+    isolated(|| {
+        let (url, _kept) = faulty(Fault::StallsAtConnect);
+        let port = url.trim_end_matches('/').rsplit_once(':').unwrap().1;
+        let (occupied, answers) =
+            (ChatServer::start(), ChatServer::start_at(format!("127.0.0.5:{port}").parse().unwrap()));
+        let folder = Folder::new().with("hosts", "127.0.0.1 chat.example\n127.0.0.5 chat.example\n");
+        run(&format!("mount --bind {} /etc/hosts", folder.0.join("hosts").display())).unwrap();
+        let gateway = gateway_with(&[format!("ws://chat.example:{port}/")], |config| {
+            config.websocket.max_dials = 1;
+            config.websocket.development = vec![Arc::new(occupied.url().parse().unwrap())];
+            config.websocket.development_macs = [mac(1).parse().unwrap()].into();
+        });
+        let mut first = Device::connect(gateway.addresses().mqtt, 1);
+        first.say(HELLO);
+        let held = occupied.accept();
+        let mut second = Device::connect(gateway.addresses().mqtt, 2);
+        second.say(HELLO);
+        second.mqtt.assert_quiet();
+        let begin = Instant::now();
+        drop((first, held));
+        let mut peer = answers.accept();
+        assert!((MS(900)..MS(4_000)).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+        peer.upgrade();
+        peer.greet("s");
+        second.answered();
     });
 }
 

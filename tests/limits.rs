@@ -4,12 +4,15 @@
 
 mod support;
 
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use mqtt_websocket_proxy::config::Secret;
+use mqtt_websocket_proxy::config::{Config, Secret, Server};
+use mqtt_websocket_proxy::net::{Addresses, Gateway, Handle};
 use serde_json::json;
 use support::chat::ChatServer;
-use support::device::{Device, HELLO, client_id};
+use support::device::{Device, HELLO, client_id, mac};
 #[cfg(target_os = "linux")]
 use support::host::clog;
 use support::host::{connect_from, connect_narrow, device_from, device_over};
@@ -298,4 +301,71 @@ fn a_device_that_stops_reading_costs_its_connection() {
     (0..3).for_each(|_| peer.try_frame(1, text.as_bytes()));
     assert_eq!(fact(&log.line("call ends"), "reason"), "overflow");
     drop(device);
+}
+
+/// Runs a gateway on a thread whose stack is small: what calls itself once for each of many does not fit.
+fn on_a_small_stack(config: Config) -> (Addresses, Handle, JoinHandle<()>) {
+    let (bound, outcome) = mpsc::channel();
+    let run = move || {
+        let gateway = Gateway::bind(config, None).unwrap();
+        bound.send((gateway.addresses(), gateway.handle())).unwrap();
+        gateway.run().unwrap();
+    };
+    let thread = thread::Builder::new().stack_size(256 << 10).spawn(run).unwrap();
+    let (addresses, handle) = outcome.recv().unwrap();
+    (addresses, handle, thread)
+}
+
+/// Chat servers that fail without a packet, each kind at another place: a broadcast address that TCP refuses, a name
+/// that is too long for any query, authorities that cannot be read.
+fn failing_at_once(path: usize) -> [Arc<Server>; 3] {
+    let urls = ["ws://255.255.255.255:9", "ws://name", "wss://127.0.0.1:9"];
+    let mut servers = urls.map(|url| format!("{url}/{path}").parse::<Server>().unwrap());
+    servers[1].host = vec!["a".repeat(63); 5].join(".");
+    servers[2].ca_file = Some("/nowhere/ca.pem".into());
+    servers.map(Arc::new)
+}
+
+#[test]
+fn dials_that_wait_and_fail_at_once_do_not_pile_up_on_the_stack() {
+    const MANY: usize = 400;
+    let stalls = ChatServer::start();
+    let mut config = support::config(&[stalls.url()]);
+    config.websocket.max_dials = 1;
+    config.websocket.development = std::mem::take(&mut config.websocket.production);
+    config.websocket.development_macs = [mac(1).parse().unwrap()].into();
+    config.websocket.production = failing_at_once(0).into();
+    let (addresses, handle, thread) = on_a_small_stack(config);
+
+    let mut first = Device::connect(addresses.mqtt, 1);
+    first.say(HELLO);
+    let stalled = stalls.accept();
+    let hello = |number: usize| {
+        let id = format!("GID_test@@@02_00_00_01_{:02x}_{:02x}@@@uuid", number >> 8, number & 0xff);
+        let mut client = Client::log_in(addresses.mqtt, &Connect::new(&id));
+        client.say(HELLO);
+        client
+    };
+    let mut others: Vec<Client> = (0..MANY).map(hello).collect();
+    // All wait for the one place.
+    others.iter_mut().for_each(Client::assert_quiet);
+    first.mqtt.send(&DISCONNECT);
+    for other in &mut others {
+        assert_eq!(other.json()["type"], "alert");
+    }
+    drop(stalled);
+    handle.stop(Duration::ZERO);
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_long_list_of_servers_that_fail_at_once_does_not_pile_up_on_the_stack() {
+    let mut config = support::config(&NOBODY);
+    config.websocket.production = (0..400).flat_map(failing_at_once).collect();
+    let (addresses, handle, thread) = on_a_small_stack(config);
+    let mut device = Device::connect(addresses.mqtt, 1);
+    device.say(HELLO);
+    assert_eq!(device.json()["type"], "alert");
+    handle.stop(Duration::ZERO);
+    thread.join().unwrap();
 }

@@ -41,6 +41,8 @@ pub(super) struct Backend {
 enum Stage {
     /// Waits for the addresses of a name.
     Resolving,
+    /// There are no addresses, and why.
+    Unresolved(String),
     /// Waits for its turn.
     Waiting(VecDeque<SocketAddr>),
     Connecting {
@@ -127,7 +129,7 @@ impl Backend {
     /// The stage of the dial, by the name its failure would have; `live` once it is over.
     pub(super) fn stage(&self) -> &'static str {
         match &self.stage {
-            Stage::Resolving => "resolve",
+            Stage::Resolving | Stage::Unresolved(_) => "resolve",
             Stage::Waiting(_) | Stage::Connecting { .. } => "connect",
             Stage::Securing(_) => "tls",
             Stage::Upgrading(_) => "upgrade",
@@ -135,9 +137,10 @@ impl Backend {
         }
     }
 
-    /// Whether it has a socket, but is not open yet.
+    /// Whether [`advance`](Self::advance) may change something: it has a socket that is not open yet, or has failed.
     pub(super) fn is_dialling(&self) -> bool {
-        matches!(self.stage, Stage::Connecting { .. } | Stage::Securing(_) | Stage::Upgrading(_))
+        use Stage::{Connecting, Securing, Unresolved, Upgrading};
+        matches!(self.stage, Unresolved(_) | Connecting { .. } | Securing(_) | Upgrading(_))
     }
 
     /// Whether a dial can go on when its socket takes bytes but has none to give. A handshake could; but not on Windows,
@@ -154,6 +157,11 @@ impl Backend {
     /// The addresses to be tried once there is a free place.
     pub(super) fn resolved(&mut self, addresses: Vec<SocketAddr>) {
         self.stage = Stage::Waiting(addresses.into());
+    }
+
+    /// The name has no addresses: the dial fails when it goes on.
+    pub(super) fn unresolved(&mut self, why: String) {
+        self.stage = Stage::Unresolved(why);
     }
 
     /// When to give this address up for the next.
@@ -207,6 +215,7 @@ impl Backend {
     pub(super) fn advance(&mut self, dialer: &mut Dialer<'_>) -> Step {
         loop {
             match std::mem::replace(&mut self.stage, Stage::Spent) {
+                Stage::Unresolved(why) => return Step::Failed(Failure { stage: "resolve", why }),
                 Stage::Connecting { tcp, rest, until } => {
                     let error = match (tcp.take_error(), tcp.peer_addr()) {
                         (Ok(Some(error)), _) | (Err(error), _) => Some(error),

@@ -13,6 +13,8 @@ use crate::session::{Core, DialRequest, Discard, Failure, Gone, Peer, Sealed, Up
 /// Messages and bytes of text per dispatch: a chat server that sends without end must let others in.
 const MESSAGES: usize = 32;
 const TEXT_BYTES: usize = 256 * 1024;
+/// Dials begun per dispatch: those that fail at once, thousands of them after an outage, take no place and end at no limit.
+const DIALS: usize = 32;
 /// Datagrams per dispatch.
 const DATAGRAMS: usize = 256;
 /// A sealed datagram: header and the longest payload.
@@ -56,26 +58,32 @@ impl Gateway {
         self.names = finished;
     }
 
+    /// Queues what comes next. Not now: a core may be in the middle of its actions, and one dial that fails at once leads to
+    /// the next.
     fn resolved(&mut self, id: SessionId, outcome: Result<Vec<std::net::SocketAddr>, String>) {
+        let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
+            return;
+        };
         match outcome {
             Ok(addresses) => {
-                let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut())
-                else {
-                    return;
-                };
                 backend.resolved(addresses);
                 self.dial_queue.push_back(id);
-                self.start_dials();
+                self.ready.push(Ready::Dials);
             }
-            Err(why) => self.dial_failed(id, Failure { stage: "resolve", why }),
+            Err(why) => {
+                backend.unresolved(why);
+                self.ready.push(Ready::Backend(id));
+            }
         }
     }
 
-    /// Starts dials while there are free places.
+    /// Starts dials while there are free places, within the budget.
     pub(super) fn start_dials(&mut self) {
-        while self.dialing < self.config.websocket.max_dials
-            && let Some(id) = self.dial_queue.pop_front()
-        {
+        for _ in 0..DIALS {
+            if self.dialing >= self.config.websocket.max_dials {
+                return;
+            }
+            let Some(id) = self.dial_queue.pop_front() else { return };
             let Some(session) = self.sessions.live(id) else { continue };
             let Some(backend) = session.backend.as_mut().filter(|backend| backend.is_waiting()) else {
                 continue;
@@ -88,6 +96,7 @@ impl Gateway {
             session.core.backend_connecting();
             self.advance_dial(id, Backend::connect);
         }
+        self.ready.push(Ready::Dials);
     }
 
     /// Goes on with a dial after an event, or when an address took too long.
@@ -111,7 +120,7 @@ impl Gateway {
             secret: self.config.websocket.secret.as_ref(),
         };
         match go_on(backend, &mut dialer) {
-            Step::Wait => {}
+            Step::Wait => self.rearm(id),
             Step::Failed(failure) => self.dial_failed(id, failure),
             Step::Opened => {
                 self.metrics.dials_opened += 1;
@@ -239,7 +248,6 @@ impl Gateway {
         let backend = self.sessions.live(id).and_then(|session| session.backend.as_ref());
         if backend.is_some_and(|backend| backend.is_dialling()) {
             self.advance_dial(id, Backend::advance);
-            self.rearm(id);
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 use std::{fmt, io, mem};
 
-use log::{error, info};
+use log::error;
 use mio::event::Event;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Waker};
@@ -54,7 +54,7 @@ const BELL: usize = 5;
 /// How long a socket waits for its peer's last word.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// Events per poll.
-const EVENTS: usize = 1024;
+pub(super) const EVENTS: usize = 1024;
 /// An alarm that rings this late was not waited for: the gateway did not run. Also how long it may then read.
 const LATE: Duration = Duration::from_secs(1);
 /// How long a turn serves devices' connections; what is left waits for the next turn, behind the audio that came.
@@ -335,35 +335,9 @@ impl Gateway {
         &self.metrics
     }
 
-    /// Turns until it is stopped, or drained.
-    ///
-    /// # Errors
-    /// When the system's poll fails.
-    pub fn run(mut self) -> io::Result<()> {
-        let mut events = Events::with_capacity(EVENTS);
-        while !self.is_stopped() {
-            self.turn(&mut events)?;
-        }
-        if self.draining && !self.is_stopping() && self.team.leads() {
-            info!("drained: no call is left");
-            self.supervisor.stopping();
-        }
-        self.team.wait()
-    }
-
-    pub(super) fn is_stopping(&self) -> bool {
-        self.stopping.is_some()
-    }
-
-    fn is_stopped(&self) -> bool {
-        let is_empty = self.sessions.len() == 0;
-        let is_drained = self.draining && is_empty && self.team.others_ended();
-        self.stopping.map_or(is_drained, |until| until <= self.now || is_empty)
-    }
-
     // ----- the turn -----------------------------------------------------------------------------------------------
 
-    fn turn(&mut self, events: &mut Events) -> io::Result<()> {
+    pub(super) fn turn(&mut self, events: &mut Events) -> io::Result<()> {
         let interrupted = !self.wait(events)?;
         self.now = Instant::now();
         self.given = Duration::ZERO;
@@ -524,7 +498,11 @@ impl Gateway {
                 Command::Errand(errand) => self.run_errand(&errand),
                 Command::Reply(reply) => self.reply(*reply),
                 Command::Ping(asked) => self.team.heard(asked),
-                Command::WorkerEnded => self.team.worker_ended(),
+                Command::WorkerEnded { failed } => self.worker_ended(failed),
+                #[cfg(test)]
+                Command::Panic(worker) if worker != self.team.me() => self.team.send(worker, command),
+                #[cfg(test)]
+                Command::Panic(_) => panic!("injected"),
             }
         }
     }
@@ -608,8 +586,8 @@ impl Gateway {
         }
     }
 
-    /// Writes what the turn has queued: datagrams in one batch, then each touched socket once. Text waits for audio
-    /// that came before it.
+    /// Writes what the turn has queued: datagrams in one batch, then each touched socket once. A device's text waits for
+    /// its audio that came before it; nothing else waits for a full UDP socket.
     fn flush(&mut self) {
         let flushed = self.flush_datagrams();
         self.await_room(flushed.blocked);
@@ -619,16 +597,16 @@ impl Gateway {
             let id = touched[i];
             i += 1;
             let Some(session) = self.sessions.live(id) else { continue };
-            if flushed.blocked && session.core.ssrc().is_some() {
-                self.dirty.push(id);
-                continue;
-            }
-            session.dirty = false;
             let contexts = &mut self.contexts;
             let broken = session.backend.as_mut().is_some_and(|backend| !backend.flush(contexts));
             if broken {
                 self.ready.push(Ready::Backend(id));
             }
+            if flushed.blocked && session.core.ssrc().is_some_and(|ssrc| self.udp.holds(ssrc)) {
+                self.dirty.push(id);
+                continue;
+            }
+            session.dirty = false;
             self.flush_device(id);
             self.weigh(id);
             if i == touched.len() && !flushed.blocked {

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use std::{io, thread};
 
+use log::error;
 use mio::Waker;
 
 use super::admin::{Errand, Reply};
@@ -27,9 +28,14 @@ pub(super) enum Command {
     /// To the leader: the answer to that.
     Reply(Box<Reply>),
     /// To the leader: another worker has ended.
-    WorkerEnded,
+    WorkerEnded {
+        failed: bool,
+    },
     /// From the leader: whether the loop turns.
     Ping(usize),
+    /// This worker is to panic.
+    #[cfg(test)]
+    Panic(usize),
 }
 
 /// Asks things of a running gateway, from any thread.
@@ -113,7 +119,8 @@ impl Running {
                 }
             };
             let _ = bound.send(Ok((gateway.addresses(), gateway.handle())));
-            gateway.run()
+            // Nobody may wait for its end.
+            gateway.run().inspect_err(|error| error!("the gateway failed: {error}"))
         });
         let thread = thread.map_err(|error| BindError::Setup("start a thread", error))?;
         let gone = || BindError::Setup("start", io::Error::other("the thread ended"));
@@ -135,8 +142,16 @@ impl Running {
     ///
     /// # Errors
     /// Those of [`Gateway::run`].
-    pub fn stop(mut self, grace: Duration) -> io::Result<()> {
+    pub fn stop(self, grace: Duration) -> io::Result<()> {
         self.handle.stop(grace);
+        self.wait()
+    }
+
+    /// Waits for its end: it was stopped or drained, or it failed.
+    ///
+    /// # Errors
+    /// Those of [`Gateway::run`].
+    pub fn wait(mut self) -> io::Result<()> {
         match self.thread.take().map(JoinHandle::join) {
             Some(Ok(outcome)) => outcome,
             Some(Err(_)) => Err(io::Error::other("the gateway's thread panicked")),

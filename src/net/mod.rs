@@ -36,6 +36,7 @@ mod outbox;
 mod pace;
 mod relief;
 pub mod resolver;
+mod run;
 mod session;
 mod steer;
 pub mod stream;

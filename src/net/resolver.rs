@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -163,7 +164,9 @@ impl Worker {
         loop {
             let job = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(host) = job else { return };
-            let answer = match (self.resolve)(&host) {
+            // Whoever waits must hear of it, and the next host needs this thread.
+            let asked = panic::catch_unwind(AssertUnwindSafe(|| (self.resolve)(&host)));
+            let answer = match asked.unwrap_or_else(|_| Err(io::Error::other("the lookup panicked"))) {
                 Ok(addresses) if addresses.is_empty() => {
                     Err(format!("cannot resolve {host}: it has no address"))
                 }
@@ -223,6 +226,7 @@ mod tests {
                 match host {
                     "none.test" => Ok(Vec::new()),
                     "bad.test" => Err(io::Error::other("no such name")),
+                    "panic.test" => panic!("injected"),
                     _ => Ok(vec!["192.0.2.1:0".parse().unwrap(), "[2001:db8::1]:0".parse().unwrap()]),
                 }
             });
@@ -312,6 +316,18 @@ mod tests {
             assert_eq!(bench.fresh(host, 3, 4), Lookup::Failed(expected));
             assert_eq!(bench.lookup(host, 4, 5), Lookup::Pending);
         }
+    }
+
+    #[test]
+    fn a_lookup_that_panics_is_answered_and_takes_no_thread_with_it() {
+        let mut bench = Bench::new();
+        for round in 0..THREADS as u64 + 1 {
+            assert_eq!(bench.lookup("panic.test", round, round * 5), Lookup::Pending);
+            let expected = "cannot resolve panic.test: the lookup panicked".to_owned();
+            assert_eq!(bench.finished(1, round * 5), [(round, Err(expected))]);
+        }
+        assert_eq!(bench.lookup("a.test", 9, 0), Lookup::Pending);
+        assert_eq!(bench.finished(1, 0), [(9, Ok(good(80)))]);
     }
 
     #[test]

@@ -5,19 +5,19 @@
 //! connections over the listeners without knowing devices: one whose CONNECT comes to another worker is handed over with
 //! what it has sent. The first worker leads: it watches the configuration file, has the management API, and asks the others.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
+use std::{io, iter};
 
 use log::error;
 
 use super::accept::{self, Shared};
 use super::device::Device;
-use super::gateway::{BindError, Gateway};
+use super::gateway::{BindError, Gateway, LINGER};
 use super::handle::{Addresses, Command, Handle};
 use super::token::SessionId;
 use crate::admin::troubles::Troubles;
@@ -172,11 +172,8 @@ impl Team {
                 let Ok(joining) = hears.recv() else { return Ok(()) };
                 gateway.join(joining);
                 let outcome = gateway.run();
-                if let Err(error) = &outcome {
-                    error!("worker {me} failed: {error}");
-                }
                 counts[me].heard.store(usize::MAX, Relaxed);
-                boss.send(Command::WorkerEnded);
+                boss.send(Command::WorkerEnded { failed: outcome.is_err() });
                 outcome
             };
             let thread = thread::Builder::new().name(format!("worker-{me}")).spawn(run);
@@ -204,14 +201,25 @@ impl Team {
         self.ended == self.threads.len()
     }
 
-    /// Waits for the other workers, which were told to stop: for all of them, even if one failed.
-    pub(super) fn wait(&mut self) -> io::Result<()> {
-        let panicked = |_| Err(io::Error::other("a worker panicked"));
-        let mut ended = Ok(());
-        for thread in self.threads.drain(..) {
-            ended = ended.and(thread.join().unwrap_or_else(panicked));
+    /// This worker has ended. The leader waits for the others, for all of them even if one failed, and ends them if it
+    /// failed itself.
+    ///
+    /// # Errors
+    /// What ended this worker, or for the leader any of them, by its number.
+    pub(super) fn end(&mut self, outcome: io::Result<()>) -> io::Result<()> {
+        if !self.leads() || self.is_alone() {
+            return outcome;
         }
-        ended
+        if outcome.is_err() {
+            self.tell(|| Command::Stop(LINGER));
+        }
+        let panicked = |_| Err(io::Error::other("its thread panicked"));
+        let others = self.threads.drain(..).map(|thread| thread.join().unwrap_or_else(panicked));
+        let all: Vec<_> = iter::once(outcome).chain(others).collect();
+        let named = |(worker, outcome): (usize, io::Result<()>)| {
+            outcome.map_err(|error| io::Error::new(error.kind(), format!("worker {worker}: {error}")))
+        };
+        all.into_iter().enumerate().try_for_each(named)
     }
 }
 
@@ -219,7 +227,7 @@ impl Drop for Team {
     fn drop(&mut self) {
         if !self.threads.is_empty() {
             self.tell(|| Command::Stop(Duration::ZERO));
-            let _ = self.wait();
+            let _ = self.end(Ok(()));
         }
     }
 }

@@ -199,6 +199,11 @@ impl Datagrams {
         self.outbox.len()
     }
 
+    /// Whether a datagram of call `ssrc` waits.
+    pub fn holds(&self, ssrc: u32) -> bool {
+        self.outbox.iter().any(|outgoing| outgoing.ssrc == ssrc)
+    }
+
     /// Forgets the datagrams queued for call `ssrc` and returns how many they were.
     pub fn drop_queued(&mut self, ssrc: u32) -> usize {
         let before = self.outbox.len();
