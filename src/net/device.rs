@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read};
 use std::net::IpAddr;
 use std::time::Instant;
 
+use super::accept::Counted;
 use super::gateway::Gateway;
 use super::leftovers::Ready;
 use super::link::Link;
@@ -24,6 +25,8 @@ pub(super) struct Device {
     pub(super) port: u16,
     /// Nothing is served any more: the rest is written, then the connection ends.
     pub(super) closing: bool,
+    /// Its place among the connections of its address, while these are limited and until it closes.
+    pub(super) counted: Option<Box<Counted>>,
     /// Our side is shut down; the peer's last bytes are read and dropped.
     shut: bool,
     /// The peer has ended its side, or the connection is broken.
@@ -55,7 +58,16 @@ pub(super) enum Written {
 
 impl Device {
     pub(super) fn new(link: Link, port: u16) -> Self {
-        Self { link, port, closing: false, shut: false, ended: false, broken: false, partial: None }
+        Self {
+            link,
+            port,
+            closing: false,
+            counted: None,
+            shut: false,
+            ended: false,
+            broken: false,
+            partial: None,
+        }
     }
 
     /// The local address the device reached, for `public_ip: auto`.

@@ -363,7 +363,7 @@ impl Gateway {
 
     // ----- the turn -----------------------------------------------------------------------------------------------
 
-    fn turn(&mut self, events: &mut Events) -> io::Result<()> {
+    pub(super) fn turn(&mut self, events: &mut Events) -> io::Result<()> {
         let interrupted = !self.wait(events)?;
         self.now = Instant::now();
         self.given = Duration::ZERO;
