@@ -69,9 +69,7 @@ impl Bench {
 
     fn in_call(&mut self, client_id: &str) -> (TcpStream, SessionId) {
         let (mut client, id) = self.online(client_id);
-        let mut hello = Vec::new();
-        encode::publish(&mut hello, "t", br#"{"type":"hello","version":3}"#);
-        client.write_all(&hello).unwrap();
+        client.write_all(&hello()).unwrap();
         self.until("its call begins", |gateway| gateway.sessions.get(id).unwrap().core.has_call());
         (client, id)
     }
@@ -103,6 +101,12 @@ fn connect(client_id: &str) -> Vec<u8> {
     body.extend((client_id.len() as u16).to_be_bytes());
     body.extend_from_slice(client_id.as_bytes());
     [&[0x10, body.len() as u8], &body[..]].concat()
+}
+
+fn hello() -> Vec<u8> {
+    let mut hello = Vec::new();
+    encode::publish(&mut hello, "t", br#"{"type":"hello","version":3}"#);
+    hello
 }
 
 fn client_id(n: u8) -> String {
@@ -240,4 +244,18 @@ fn a_reload_that_sets_or_unsets_the_limit_counts_what_is_open() {
     }
     two.write_all(&[0xe0, 0]).unwrap();
     bench.until("one has left", |gateway| gateway.per_ip.of(HERE) == 1);
+}
+
+#[test]
+fn a_call_over_max_calls_is_told_to_operators() {
+    let mut bench = Bench::new(|config| config.websocket.max_calls = 1);
+    let (_one, _) = bench.in_call(&client_id(1));
+    let (mut two, _) = bench.online(&client_id(2));
+    two.write_all(&hello()).unwrap();
+    let said = |gateway: &Gateway| {
+        let errors = gateway.admin.notebook().lock().unwrap().to_json();
+        errors.contains("too_many_calls") && errors.contains("websocket.max_calls is reached")
+    };
+    bench.until("it is told", said);
+    assert_eq!(bench.gateway.index.calls(), 1);
 }
