@@ -461,6 +461,57 @@ fn a_flood_under_a_limit_of_memory_is_refused_and_disturbs_no_call() {
     device.mqtt.assert_quiet();
 }
 
+// ----- the random source ------------------------------------------------------------------------------------------------
+
+/// A library whose `getrandom` fails while there is a file of this name in the working directory.
+const RANDOM_SOURCE: &str = r#"
+    #define _GNU_SOURCE
+    #include <errno.h>
+    #include <sys/syscall.h>
+    #include <sys/types.h>
+    #include <unistd.h>
+    ssize_t getrandom(void *buffer, size_t length, unsigned flags) {
+        if (access("no-random", F_OK) == 0) { errno = EIO; return -1; }
+        return syscall(SYS_getrandom, buffer, length, flags);
+    }
+"#;
+
+#[test]
+#[cfg(target_env = "gnu")]
+fn a_random_source_that_fails_refuses_calls_and_costs_no_connection() {
+    let server = ChatServer::start();
+    let folder = config(&[server.url()], |_| {}).with("random.c", RANDOM_SOURCE);
+    let (source, library) = (folder.0.join("random.c"), folder.0.join("random.so"));
+    let compiler = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
+    if !compiler.is_ok_and(|status| status.success()) {
+        return eprintln!("SKIPPED: a random source that fails needs a C compiler");
+    }
+    let mut process = folder.start("-c gateway.json", &[("LD_PRELOAD", library.to_str().unwrap())]);
+    // One call goes on all the while.
+    let mut other = Device::connect(process.mqtt(), 1);
+    let (mut voice, mut peer) = other.call(&server);
+    let mut device = Device::connect(process.mqtt(), 2);
+    fs::write(folder.0.join("no-random"), "").unwrap();
+    for _ in 0..2 {
+        device.say(HELLO);
+        let alert = device.json();
+        assert_eq!((&alert["type"], &alert["status"]), (&json!("alert"), &json!("忙 / Busy")));
+        let session_id = device.answered().session_id;
+        device.expect_goodbye(&session_id);
+        let line = process.line("random source failed");
+        assert!(line.contains("ERROR") && line.contains("the call is refused"), "{line}");
+        let line = process.line("call ends");
+        assert!(line.contains("reason=refused"), "{line}");
+    }
+    voice.send(0, b"\x58abc");
+    while !matches!(peer.message(), Message::Binary(_)) {}
+    fs::remove_file(folder.0.join("no-random")).unwrap();
+    device.mqtt.send(&PINGREQ);
+    assert_eq!(device.mqtt.packet(), Packet { first: PINGRESP[0], body: Vec::new() }, "its connection stays");
+    device.call(&server);
+    assert!(!process.lines().iter().any(|line| line.contains("closed")), "nobody lost a connection");
+}
+
 // ----- the clock and the disk -----------------------------------------------------------------------------------------
 
 /// The library that fakes the clock of a process, where it is installed.

@@ -94,9 +94,6 @@ impl Kind {
                 Some((Self::UdpTimeout, "the device ended a call because it heard no UDP"))
             }
             EndReason::Overflow => Some((Self::Overflow, "a call ended because its text was not read")),
-            EndReason::Refused => {
-                Some((Self::TooManyCalls, "a call was refused: websocket.max_calls is reached"))
-            }
             _ => None,
         }
     }

@@ -1,6 +1,7 @@
 //! New connections on the MQTT ports.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,6 @@ use super::device::Device;
 use super::gateway::{Alarm, Gateway};
 use super::leftovers::Ready;
 use super::link::Link;
-use super::session::Session;
 use super::team::Adopted;
 use super::token::{self, Role, SessionId};
 use crate::admin::troubles::Kind;
@@ -72,65 +72,43 @@ pub(super) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> 
     Ok(TcpListener::from_std(socket.into()))
 }
 
-/// Connections by address, counted only while `max_connections_per_ip` is set.
-#[derive(Default)]
-pub(super) struct PerIp {
-    own: HashMap<IpAddr, usize>,
-    /// Those of all workers, when there are several.
-    all: Option<Shared>,
+/// How many connections each address has, at all workers together; counted only while `max_connections_per_ip` is set.
+#[derive(Clone, Default)]
+pub(super) struct PerIp(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One connection in the count of its address, for as long as this exists: whoever drops the connection need not remember
+/// to give it back.
+pub(super) struct Counted {
+    counts: PerIp,
+    ip: IpAddr,
 }
 
-/// Connections by address, of all workers.
-pub(super) type Shared = Arc<Mutex<HashMap<IpAddr, usize>>>;
-
 impl PerIp {
-    /// From now on, connections of all workers count.
-    pub(super) fn share(&mut self, all: Shared) {
-        self.all = Some(all);
-    }
-
     pub(super) fn of(&self, ip: IpAddr) -> usize {
-        let count = |counts: &HashMap<_, _>| counts.get(&ip).copied().unwrap_or_default();
-        self.all.as_ref().map_or_else(|| count(&self.own), |all| count(&locked(all)))
+        self.locked().get(&ip).copied().unwrap_or_default()
     }
 
-    pub(super) fn came(&mut self, ip: IpAddr) {
-        *self.own.entry(ip).or_default() += 1;
-        if let Some(all) = &self.all {
-            *locked(all).entry(ip).or_default() += 1;
-        }
+    /// Counts one more connection of this address.
+    pub(super) fn count(&self, ip: IpAddr) -> Box<Counted> {
+        *self.locked().entry(ip).or_default() += 1;
+        Box::new(Counted { counts: self.clone(), ip })
     }
 
-    pub(super) fn left(&mut self, ip: IpAddr) {
-        if subtract(&mut self.own, ip, 1)
-            && let Some(all) = &self.all
-        {
-            subtract(&mut locked(all), ip, 1);
-        }
+    /// Counts are right after every change, so those of a worker that panicked are too.
+    fn locked(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn clear(&mut self) {
-        for (ip, count) in self.own.drain() {
-            if let Some(all) = &self.all {
-                subtract(&mut locked(all), ip, count);
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut entry) = self.counts.locked().entry(self.ip) {
+            match entry.get() {
+                1 => drop(entry.remove()),
+                _ => *entry.get_mut() -= 1,
             }
         }
     }
-}
-
-/// Counts are right after every change, so those of a worker that panicked are too.
-fn locked(all: &Shared) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-    all.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// False when there was nothing to take away.
-fn subtract(counts: &mut HashMap<IpAddr, usize>, ip: IpAddr, taken: usize) -> bool {
-    let Some(count) = counts.get_mut(&ip) else { return false };
-    *count = count.saturating_sub(taken);
-    if *count == 0 {
-        counts.remove(&ip);
-    }
-    true
 }
 
 impl Gateway {
@@ -207,7 +185,7 @@ impl Gateway {
     }
 
     /// Makes a session of a connection that still owes its CONNECT.
-    fn take_in(&mut self, mut device: Device, ip: IpAddr) -> Option<SessionId> {
+    pub(super) fn take_in(&mut self, mut device: Device, ip: IpAddr) -> Option<SessionId> {
         let token = token::token(Role::Device, self.sessions.next_slot());
         let both = Interest::READABLE | Interest::WRITABLE;
         let tcp = device.link.tcp_mut()?;
@@ -215,8 +193,10 @@ impl Gateway {
             warn!("[{ip}] cannot register: {error}");
             return None;
         }
-        if self.config.mqtt.max_connections_per_ip > 0 {
-            self.per_ip.came(ip);
+        let limited = self.config.mqtt.max_connections_per_ip > 0;
+        // One that another worker accepted is counted already.
+        if limited && device.counted.is_none() {
+            device.counted = Some(self.per_ip.count(ip));
         }
         let id = self.sessions.insert(Core::new(ip, self.now), Some(device), None);
         self.strangers.push_back(id);
@@ -256,13 +236,15 @@ impl Gateway {
         self.sessions.get(id).is_some_and(|session| session.device.is_some() && session.core.awaits_connect())
     }
 
-    /// Counts the connections of each address anew, after a reload that may have set or unset the limit.
+    /// Counts the connections of each address, or no longer, after a reload that may have set or unset the limit.
     pub(super) fn recount(&mut self) {
-        self.per_ip.clear();
-        if self.config.mqtt.max_connections_per_ip > 0 {
-            let is_open = |session: &&Session| session.device.as_ref().is_some_and(|device| !device.closing);
-            for session in self.sessions.iter().filter(is_open) {
-                self.per_ip.came(session.core.ip());
+        let limited = self.config.mqtt.max_connections_per_ip > 0;
+        for session in self.sessions.iter_mut() {
+            let Some(device) = session.device.as_mut().filter(|device| !device.closing) else { continue };
+            if !limited {
+                device.counted = None;
+            } else if device.counted.is_none() {
+                device.counted = Some(self.per_ip.count(session.core.ip()));
             }
         }
     }

@@ -108,16 +108,23 @@ impl Gateway {
         let mut grant = match grant::mint(&self.index) {
             Ok(grant) => grant,
             Err(error) => {
-                error!("the system's random source failed, the call is refused: {error}");
-                return self.drive(id, |core, cx| core.shutdown(cx));
+                error!("{} the system's random source failed, the call is refused: {error}", self.prefix(id));
+                grant::without_keys()
             }
         };
-        let limit = self.config.websocket.max_calls;
-        grant.allowed = limit == 0 || self.all_calls() < limit;
         grant.udp_host = grant::udp_host(&self.config.udp.public_ip, local);
         grant.udp_port = self.addresses.udp.port();
-        self.index.add_call(grant.ssrc, id, ip);
-        self.sightings.watch(ip);
+        let limit = self.config.websocket.max_calls;
+        if grant.allowed && limit > 0 && self.all_calls() >= limit {
+            grant.allowed = false;
+            let sentence =
+                format!("a call was refused: websocket.max_calls is reached: session={}", grant.session_id);
+            self.trouble_of(id, Kind::TooManyCalls, &sentence);
+        }
+        if grant.allowed {
+            self.index.add_call(grant.ssrc, id, ip);
+            self.sightings.watch(ip);
+        }
         self.drive(id, |core, cx| core.granted(grant, cx));
     }
 

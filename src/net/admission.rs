@@ -60,9 +60,7 @@ impl Gateway {
             return;
         }
         if let Some(session) = self.sessions.live(older) {
-            if session.device.replace(device).is_some_and(|left| !left.closing) {
-                self.per_ip.left(session.core.ip());
-            }
+            session.device = Some(device);
             session.linger = None;
         }
         self.moved = Some(older);
@@ -98,9 +96,8 @@ impl Gateway {
         let Some(session) = self.sessions.live(id) else { return };
         match &mut session.device {
             Some(device) => {
-                if !mem::replace(&mut device.closing, true) {
-                    self.per_ip.left(session.core.ip());
-                }
+                device.closing = true;
+                device.counted = None;
                 let from = device.hold_until().unwrap_or(now);
                 session.linger = Some(Box::new(from + LINGER));
                 self.touch(id);
@@ -159,11 +156,12 @@ impl Gateway {
             && let Some(device) = session.device.take()
         {
             session.linger = None;
-            if !device.closing {
-                self.per_ip.left(session.core.ip());
-            }
             self.metrics.tls_failed += u64::from(device.link.shakes_hands());
         }
         self.bury_if_spent(id);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

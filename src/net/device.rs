@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read};
 use std::net::IpAddr;
 use std::time::Instant;
 
+use super::accept::Counted;
 use super::gateway::Gateway;
 use super::leftovers::Ready;
 use super::link::Link;
@@ -24,6 +25,8 @@ pub(super) struct Device {
     pub(super) port: u16,
     /// Nothing is served any more: the rest is written, then the connection ends.
     pub(super) closing: bool,
+    /// Its place among the connections of its address, while these are limited and until it closes.
+    pub(super) counted: Option<Box<Counted>>,
     /// Our side is shut down; the peer's last bytes are read and dropped.
     shut: bool,
     /// The peer has ended its side, or the connection is broken.
@@ -55,7 +58,16 @@ pub(super) enum Written {
 
 impl Device {
     pub(super) fn new(link: Link, port: u16) -> Self {
-        Self { link, port, closing: false, shut: false, ended: false, broken: false, partial: None }
+        Self {
+            link,
+            port,
+            closing: false,
+            counted: None,
+            shut: false,
+            ended: false,
+            broken: false,
+            partial: None,
+        }
     }
 
     /// The local address the device reached, for `public_ip: auto`.
@@ -87,9 +99,9 @@ impl Device {
         self.partial.as_mut().map(|partial| std::mem::take(&mut partial.inbox)).unwrap_or_default()
     }
 
-    fn keep_inbox(&mut self, rest: &[u8]) {
+    fn keep_inbox(&mut self, rest: Vec<u8>) {
         if !rest.is_empty() {
-            self.partial.get_or_insert_default().inbox = rest.to_vec();
+            self.partial.get_or_insert_default().inbox = rest;
         }
     }
 
@@ -135,6 +147,18 @@ impl Device {
     }
 }
 
+/// Appends to the start of a packet. Its room doubles, so that each byte is copied about once however small the pieces are,
+/// but not beyond what the packet needs.
+fn append(kept: &mut Vec<u8>, more: &[u8]) {
+    let needed = kept.len() + more.len();
+    if needed > kept.capacity() {
+        let whole = mqtt::packet_len(kept).unwrap_or(needed);
+        let room = (2 * kept.capacity()).min(whole).max(needed);
+        kept.reserve_exact(room - kept.len());
+    }
+    kept.extend_from_slice(more);
+}
+
 impl Gateway {
     /// Reads what has come, within the budget, and serves each packet.
     pub(super) fn pump_device(&mut self, id: SessionId) {
@@ -166,13 +190,12 @@ impl Gateway {
             Ok(_) if device.closing => return true,
             Ok(n) => {
                 session.core.heard(now);
-                let kept = device.take_inbox();
+                let mut kept = device.take_inbox();
                 return match kept.is_empty() {
-                    true => self.serve(id, &scratch[..n], Vec::new()),
+                    true => self.serve(id, &scratch[..n], kept),
                     false => {
-                        let mut bytes = kept;
-                        bytes.extend_from_slice(&scratch[..n]);
-                        self.serve(id, &[], bytes)
+                        append(&mut kept, &scratch[..n]);
+                        self.serve(id, &[], kept)
                     }
                 };
             }
@@ -224,7 +247,9 @@ impl Gateway {
             }
         }
         if let Some(device) = self.sessions.live(*id).and_then(|session| session.device.as_mut()) {
-            device.keep_inbox(rest);
+            // A packet that is not whole yet stays where it is: to copy it each time would be work without end.
+            let begun = rest.len() == kept.len();
+            device.keep_inbox(if begun { kept } else { rest.to_vec() });
         }
         true
     }
@@ -259,4 +284,43 @@ impl Gateway {
 /// Deferred to its own list: the core is in the middle of its actions.
 fn device_is_slow(gateway: &mut Gateway, id: SessionId) {
     gateway.ready.push(Ready::SlowDevice(id));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+
+    use super::super::harness::{Harness, client_id};
+    use super::*;
+    use crate::proto::mqtt::encode;
+
+    #[test]
+    fn a_long_packet_is_copied_a_few_times_and_not_once_for_each_piece() {
+        const LONG: usize = 1024 * 1024;
+        let mut harness = Harness::new(|config| config.mqtt.max_payload_size = 2 * LONG);
+        let (mut client, id) = harness.online(&client_id(1));
+        let device = |gateway: &Gateway| {
+            let device = gateway.sessions.get(id).unwrap().device.as_ref().unwrap();
+            (device.partial.as_ref().map_or(0, |partial| partial.inbox.len()), device.kept())
+        };
+        let mut packet = Vec::new();
+        encode::publish(&mut packet, "t", &vec![b' '; LONG]);
+        let (last, begin) = packet.split_last().unwrap();
+        let (mut came, mut room, mut moves) = (0, 0, 0);
+        for piece in begin.chunks(PIECE) {
+            client.write_all(piece).unwrap();
+            came += piece.len();
+            harness.until("it is read", |gateway| device(gateway).0 == came);
+            let now = device(&harness.gateway).1;
+            moves += usize::from(now != room);
+            room = now;
+        }
+        assert!(moves <= 12, "moved {moves} times");
+        assert_eq!(room, packet.len(), "no more room than the packet takes");
+        // Its end comes with the next packet, and the start of another.
+        client.write_all(&[*last, 0xc0, 0, 0x30, 5]).unwrap();
+        harness.until("both are served", |gateway| device(gateway).0 == 2);
+        assert!(harness.gateway.sessions.get(id).unwrap().core.is_online());
+    }
 }

@@ -53,18 +53,16 @@ impl Gateway {
         let Origin::Client(client) = origin else { return true };
         let ip = client.ip().to_canonical();
         let Some(session) = self.sessions.live(id) else { return false };
-        let balancer = session.core.ip();
         session.core.comes_from(ip);
-        if let Some(device) = &mut session.device {
-            device.port = client.port();
-        }
+        let Some(device) = &mut session.device else { return false };
+        device.port = client.port();
+        device.counted = None;
         let limit = self.config.mqtt.max_connections_per_ip;
         if limit == 0 {
             return true;
         }
-        self.per_ip.left(balancer);
         let crowded = self.per_ip.of(ip) >= limit + RETURNING;
-        self.per_ip.came(ip);
+        device.counted = Some(self.per_ip.count(ip));
         if crowded {
             self.metrics.turned_away += 1;
             self.drive(id, Core::connection_lost);

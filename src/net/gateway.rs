@@ -222,7 +222,9 @@ impl Gateway {
         let mut admin = match Admin::bind(api).map_err(port) {
             // A port that nobody chose: a second gateway on the same host, most often. Calls matter more.
             Err(error) if config.api.port == Api::default().port => {
-                error!("{error}; there is no management API until api.port is free or another one");
+                error!(
+                    "{error}; there is no management API: free that port or set another api.port, then start again"
+                );
                 Admin::bind(None).map_err(setup("prepare the management API"))?
             }
             bound => bound?,

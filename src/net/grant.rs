@@ -6,19 +6,32 @@ use super::index::{Index, Sighting};
 use crate::config::PublicIp;
 use crate::session::Grant;
 
+/// The random bytes of a grant: key, UUID, seed and ssrc.
+const RANDOM: usize = 16 + 16 + 8 + 4;
+
 /// A fresh grant, whose ssrc no other call has.
 pub(super) fn mint(index: &Index) -> Result<Grant, getrandom::Error> {
     // All of it in one system call, but for an ssrc that is taken.
-    let mut random = [0; 44];
+    let mut random = [0; RANDOM];
     getrandom::fill(&mut random)?;
-    let mut rest = &random[..];
-    let (key, uuid) = (take(&mut rest), take(&mut rest));
-    let (seed, mut ssrc) = (u64::from_ne_bytes(take(&mut rest)), u32::from_ne_bytes(take(&mut rest)));
-    while ssrc == 0 || index.call(ssrc).is_some() {
-        ssrc = getrandom::u32()?;
+    let mut grant = from_bytes(&random);
+    while grant.ssrc == 0 || index.call(grant.ssrc).is_some() {
+        grant.ssrc = getrandom::u32()?;
     }
+    Ok(grant)
+}
+
+/// For a call that is refused since there are no random bytes: nothing in it is secret, and no call has its ssrc of 0.
+pub(super) fn without_keys() -> Grant {
+    Grant { allowed: false, ..from_bytes(&[0; RANDOM]) }
+}
+
+fn from_bytes(bytes: &[u8; RANDOM]) -> Grant {
+    let mut rest = &bytes[..];
+    let (key, uuid) = (take(&mut rest), take(&mut rest));
+    let (seed, ssrc) = (u64::from_ne_bytes(take(&mut rest)), u32::from_ne_bytes(take(&mut rest)));
     let session_id = uuid::Builder::from_random_bytes(uuid).into_uuid().to_string().into_boxed_str();
-    Ok(Grant { ssrc, key, session_id, seed, udp_host: Box::default(), udp_port: 0, allowed: true })
+    Grant { ssrc, key, session_id, seed, udp_host: Box::default(), udp_port: 0, allowed: true }
 }
 
 /// The next `N` of as many bytes as all that are taken.

@@ -26,6 +26,8 @@ mod early;
 mod gateway;
 mod grant;
 mod handle;
+#[cfg(test)]
+mod harness;
 pub mod index;
 mod leftovers;
 mod lines;

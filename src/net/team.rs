@@ -15,7 +15,7 @@ use std::{io, iter};
 
 use log::error;
 
-use super::accept::{self, Shared};
+use super::accept::{self, PerIp};
 use super::device::Device;
 use super::gateway::{BindError, Gateway, LINGER};
 use super::handle::{Addresses, Command, Handle};
@@ -51,7 +51,7 @@ struct Counts {
 /// What a worker needs to know before it begins.
 struct Joining {
     team: Team,
-    addresses: Shared,
+    per_ip: PerIp,
     troubles: Arc<Mutex<Troubles>>,
 }
 
@@ -153,7 +153,6 @@ impl Team {
         team.counts = (0..count).map(|_| Counts::default()).collect();
         team.workers.push(leader.handle());
         let mut waiting = Vec::new();
-        let addresses = Shared::default();
         for me in 1..count {
             let (told, hears) = mpsc::channel();
             let (bound, outcome) = mpsc::channel();
@@ -185,10 +184,9 @@ impl Team {
         for (told, me) in waiting.iter().zip(1..) {
             let (workers, counts) = (team.workers.clone(), team.counts.clone());
             let team = Self { me, workers, counts, threads: Vec::new(), ended: 0, asked: 0 };
-            let _ =
-                told.send(Joining { team, addresses: addresses.clone(), troubles: leader.admin.notebook() });
+            let (per_ip, troubles) = (leader.per_ip.clone(), leader.admin.notebook());
+            let _ = told.send(Joining { team, per_ip, troubles });
         }
-        leader.per_ip.share(addresses);
         leader.team = team;
         Ok(())
     }
@@ -267,7 +265,7 @@ impl Gateway {
 
     fn join(&mut self, joining: Joining) {
         self.team = joining.team;
-        self.per_ip.share(joining.addresses);
+        self.per_ip = joining.per_ip;
         self.admin.report_to(joining.troubles);
     }
 
@@ -278,8 +276,8 @@ impl Gateway {
         let Some(session) = self.sessions.live(id) else { return false };
         let ip = session.core.ip();
         let Some(mut device) = session.device.take() else { return false };
-        self.per_ip.left(ip);
-        self.sessions.remove(id);
+        session.core.retire();
+        self.bury_if_spent(id);
         let Some(tcp) = device.link.tcp_mut() else { return true };
         if let Err(error) = self.poll.registry().deregister(tcp) {
             error!("[{ip}] cannot be handed to worker {home}: {error}");

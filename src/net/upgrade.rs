@@ -52,20 +52,15 @@ impl Upgrade {
         }
         let mut buffer = [0; 2048];
         loop {
-            match self.stream.read(&mut buffer) {
+            let n = match self.stream.read(&mut buffer) {
                 Ok(0) => return Err("the server closed the connection instead of answering".to_owned()),
-                Ok(n) => self.head.extend_from_slice(&buffer[..n]),
+                Ok(n) => n,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error.to_string()),
-            }
-            if let Some(length) = judge(&self.head, &self.accept)?
-                && length <= MAX_HEAD
-            {
-                return Ok(Some(self.head.split_off(length)));
-            }
-            if self.head.len() > MAX_HEAD {
-                return Err(format!("a response head of more than {MAX_HEAD} bytes"));
+            };
+            if let Some(tail) = append(&mut self.head, &buffer[..n], |head| judge(head, &self.accept))? {
+                return Ok(Some(tail));
             }
         }
     }
@@ -91,6 +86,27 @@ impl Upgrade {
             Err(error) => Err(error.to_string()),
         }
     }
+}
+
+/// Appends to a response's head, and returns what follows it once it is whole. All of it is judged again only when a line
+/// ends, of which it has few: not for each byte of a server that sends them one by one.
+fn append(
+    head: &mut Vec<u8>,
+    more: &[u8],
+    judge: impl FnOnce(&[u8]) -> Result<Option<usize>, String>,
+) -> Result<Option<Vec<u8>>, String> {
+    let begins = head.is_empty();
+    head.extend_from_slice(more);
+    if (begins || more.contains(&b'\n'))
+        && let Some(length) = judge(head)?
+        && length <= MAX_HEAD
+    {
+        return Ok(Some(head.split_off(length)));
+    }
+    if head.len() > MAX_HEAD {
+        return Err(format!("a response head of more than {MAX_HEAD} bytes"));
+    }
+    Ok(None)
 }
 
 /// The `authorization` header. A server that checks nothing gets what the Node.js gateway sends it.
@@ -267,6 +283,33 @@ mod tests {
             let text = [head.as_bytes(), name.as_bytes(), b": \xff\r\n\r\n"].concat();
             assert!(judge(&text, ACCEPT).unwrap_err().contains("extension"), "{name}");
         }
+    }
+
+    #[test]
+    fn a_head_that_comes_byte_by_byte_is_judged_once_a_line() {
+        let good = format!("Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {ACCEPT}\r\n");
+        let long = format!("X-Filler: {}\r\n", "x".repeat(6000));
+        let text = format!("HTTP/1.1 101 Switching Protocols\r\n{long}{good}\r\n");
+        let (mut head, mut judged) = (Vec::new(), 0);
+        for (at, byte) in text.bytes().enumerate() {
+            let outcome = append(&mut head, &[byte], |head| {
+                judged += 1;
+                judge(head, ACCEPT)
+            });
+            let last = at + 1 == text.len();
+            assert_eq!(outcome, Ok(last.then(Vec::new)), "{at}");
+        }
+        assert_eq!(judged, 1 + text.matches('\n').count());
+    }
+
+    #[test]
+    fn what_is_no_answer_is_told_at_its_first_bytes() {
+        let tls_alert = [0x15, 3, 1, 0, 2, 2, 70];
+        assert!(append(&mut Vec::new(), &tls_alert, |head| judge(head, ACCEPT)).is_err());
+        let mut head = Vec::new();
+        assert_eq!(append(&mut head, b"HTTP/1.1 101 ", |head| judge(head, ACCEPT)), Ok(None));
+        let endless = append(&mut head, &[b'x'; MAX_HEAD], |head| judge(head, ACCEPT));
+        assert!(endless.unwrap_err().contains("more than"));
     }
 
     proptest! {

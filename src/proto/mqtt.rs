@@ -7,7 +7,7 @@ use std::fmt;
 mod decode;
 pub mod encode;
 
-pub use decode::{decode, decode_reply};
+pub use decode::{decode, decode_reply, packet_len};
 
 /// The protocol version of a connection. Every other is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

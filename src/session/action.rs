@@ -112,7 +112,7 @@ pub struct Grant {
     pub udp_host: Box<str>,
     /// And the port.
     pub udp_port: u16,
-    /// False when `max_calls` is reached: the device is told so.
+    /// False when `max_calls` is reached, or the random source failed: the device is told that the call is refused.
     pub allowed: bool,
 }
 
@@ -190,7 +190,7 @@ pub enum EndReason {
     Idle,
     /// A queue of text was full.
     Overflow,
-    /// `max_calls` was reached.
+    /// `max_calls` was reached, or the random source failed.
     Refused,
     /// The gateway stops.
     Shutdown,

@@ -26,6 +26,8 @@ pub(super) struct Conn {
     pub(super) peer: SocketAddr,
     /// What came and is not served yet: at most one request, and the beginning of the next.
     pub(super) inbox: Vec<u8>,
+    /// So much of it has been looked at for a head.
+    looked_at: usize,
     pub(super) outbox: Outbox,
     pub(super) stage: Stage,
     /// When the stage began.
@@ -67,6 +69,7 @@ impl Conn {
             tcp,
             peer,
             inbox: Vec::new(),
+            looked_at: 0,
             outbox: Outbox::default(),
             stage: Stage::Reading(None),
             since: now,
@@ -78,6 +81,7 @@ impl Conn {
 
     pub(super) fn enter(&mut self, stage: Stage, now: Instant) -> Next {
         self.used = true;
+        self.looked_at = 0;
         self.since = now;
         self.begun = (!self.inbox.is_empty()).then_some(now);
         self.stage = stage;
@@ -91,6 +95,15 @@ impl Conn {
         }
         self.inbox = Vec::new();
         self.enter(Stage::Parting, now)
+    }
+
+    /// Whether what came since the last look may end a head: only then is all of it parsed again, and not for each byte of a
+    /// client that sends them one by one.
+    pub(super) fn may_have_head(&mut self) -> bool {
+        let came = self.inbox.get(self.looked_at..).unwrap_or_default();
+        let may = self.looked_at == 0 || came.contains(&b'\n') || self.inbox.len() > MAX_HEAD;
+        self.looked_at = self.inbox.len();
+        may
     }
 
     pub(super) fn deadline(&self) -> Instant {
@@ -122,5 +135,34 @@ impl Conn {
             Err(error) if error.kind() == ErrorKind::Interrupted => Next::Again,
             Err(_) => Next::Drop,
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_that_comes_byte_by_byte_is_parsed_once_a_line() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let tcp = TcpStream::from_std(std::net::TcpStream::connect(addr).unwrap());
+        let mut conn = Conn::new(tcp, addr, 1, Instant::now());
+        let text = format!("GET / HTTP/1.1\r\nX-Filler: {}\r\n\r\n", "x".repeat(6000));
+        for _ in 0..2 {
+            let mut parsed = 0;
+            for byte in text.bytes() {
+                conn.inbox.push(byte);
+                parsed += usize::from(conn.may_have_head());
+            }
+            assert_eq!(parsed, 1 + text.matches('\n').count());
+            // The next request on the same connection.
+            conn.inbox.clear();
+            conn.enter(Stage::Reading(None), Instant::now());
+        }
+        conn.inbox = vec![b'x'; MAX_HEAD + 1];
+        conn.looked_at = MAX_HEAD;
+        assert!(conn.may_have_head(), "too long, which is to be told");
     }
 }

@@ -257,6 +257,7 @@ impl Gateway {
         let Stage::Reading(known) = &mut conn.stage else { return Next::Wait };
         let head = match known.take() {
             Some(head) => head,
+            None if !conn.may_have_head() => return conn.read(None, &mut self.scratch, self.now),
             None => match http::head(&conn.inbox) {
                 Ok(Some(head)) => {
                     let peer = conn.peer.ip();

@@ -53,6 +53,12 @@ pub fn decode(bytes: &[u8], max_remaining: usize) -> Result<Option<(Packet<'_>, 
     Ok(Some((packet, start + len)))
 }
 
+/// How long the packet at the start of `bytes` is with its fixed header, or `None` when more are needed to tell, or it is none.
+pub fn packet_len(bytes: &[u8]) -> Option<usize> {
+    let (start, len) = remaining_length(bytes, usize::MAX).ok()??;
+    Some(start + len)
+}
+
 /// Decode the packet of a server at the start of `bytes`, as [`decode`] does that of a client.
 pub fn decode_reply(bytes: &[u8], max_remaining: usize) -> Result<Option<(Reply<'_>, usize)>, Malformed> {
     let Some(&first) = bytes.first() else {

@@ -1,0 +1,111 @@
+//! A gateway for tests of this module: real sockets, and a loop that turns only when a test says so.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::Events;
+
+use super::gateway::{Alarm, Gateway};
+use super::token::SessionId;
+use crate::config::Config;
+use crate::proto::mqtt::encode;
+
+pub(super) const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// A gateway that runs only when told to, and a chat server that never answers.
+pub(super) struct Harness {
+    pub(super) gateway: Gateway,
+    events: Events,
+    _server: TcpListener,
+}
+
+impl Harness {
+    pub(super) fn new(change: impl FnOnce(&mut Config)) -> Self {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut config = Config::default();
+        (config.mqtt.host, config.mqtt.port) = (HERE, 0);
+        (config.udp.host, config.udp.port) = (HERE, 0);
+        config.api.enabled = false;
+        config.mcp.enabled = false;
+        config.mqtt.max_connections_per_ip = 100;
+        let url = format!("ws://{}/", server.local_addr().unwrap());
+        config.websocket.production = vec![Arc::new(url.parse().unwrap())];
+        change(&mut config);
+        let gateway = Gateway::bind(config, None).unwrap();
+        Self { gateway, events: Events::with_capacity(64), _server: server }
+    }
+
+    /// Runs until `done`.
+    pub(super) fn until(&mut self, what: &str, done: impl Fn(&Gateway) -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !done(&self.gateway) {
+            assert!(Instant::now() < end, "never: {what}");
+            // So that no poll sleeps past the end.
+            self.gateway.wheel.arm(Instant::now() + Duration::from_millis(1), Alarm::Stop);
+            self.gateway.turn(&mut self.events).unwrap();
+        }
+    }
+
+    /// A connection that has said nothing.
+    pub(super) fn connection(&mut self) -> (TcpStream, SessionId) {
+        let before = self.gateway.sessions.ids();
+        let client = TcpStream::connect(self.gateway.addresses().mqtt).unwrap();
+        self.until("the connection is accepted", |gateway| gateway.sessions.ids().len() > before.len());
+        let id = self.gateway.sessions.ids().into_iter().find(|id| !before.contains(id)).unwrap();
+        (client, id)
+    }
+
+    pub(super) fn online(&mut self, client_id: &str) -> (TcpStream, SessionId) {
+        let (mut client, id) = self.connection();
+        client.write_all(&connect(client_id)).unwrap();
+        self.until("the device is let in", |gateway| gateway.sessions.get(id).unwrap().core.is_online());
+        (client, id)
+    }
+
+    pub(super) fn in_call(&mut self, client_id: &str) -> (TcpStream, SessionId) {
+        let (mut client, id) = self.online(client_id);
+        client.write_all(&hello()).unwrap();
+        self.until("its call begins", |gateway| gateway.sessions.get(id).unwrap().core.has_call());
+        (client, id)
+    }
+
+    /// Takes a connection's socket from the poll behind the gateway's back, so that what the gateway asks of the poll fails.
+    pub(super) fn lose_registration(&mut self, id: SessionId) {
+        let device = self.gateway.sessions.live(id).unwrap().device.as_mut().unwrap();
+        self.gateway.poll.registry().deregister(device.link.tcp_mut().unwrap()).unwrap();
+    }
+
+    /// Reads from a connection that no event announces.
+    pub(super) fn pump_until(&mut self, id: SessionId, done: impl Fn(&Gateway) -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !done(&self.gateway) {
+            assert!(Instant::now() < end);
+            self.gateway.pump_device(id);
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn assert_counted(&self, ip: IpAddr, expected: usize) {
+        assert_eq!(self.gateway.per_ip.of(ip), expected);
+    }
+}
+
+pub(super) fn connect(client_id: &str) -> Vec<u8> {
+    let mut body = vec![0, 4];
+    body.extend_from_slice(b"MQTT\x04\x02\x00\x00");
+    body.extend((client_id.len() as u16).to_be_bytes());
+    body.extend_from_slice(client_id.as_bytes());
+    [&[0x10, body.len() as u8], &body[..]].concat()
+}
+
+pub(super) fn hello() -> Vec<u8> {
+    let mut hello = Vec::new();
+    encode::publish(&mut hello, "t", br#"{"type":"hello","version":3}"#);
+    hello
+}
+
+pub(super) fn client_id(n: u8) -> String {
+    format!("g@@@02_00_00_00_00_{n:02x}@@@u")
+}
