@@ -16,7 +16,9 @@ mod hello;
 mod mcp;
 mod object;
 
-pub use hello::{BadHello, DeviceHello, HelloReply, ServerHello, device_hello, hello_reply, server_hello};
+pub use hello::{
+    BadHello, DeviceHello, HelloReply, ServerHello, device_hello, hello_reply, is_for_devices, server_hello,
+};
 pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, replace_rpc_id, rpc};
 pub use object::Object;
 

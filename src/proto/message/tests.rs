@@ -305,6 +305,20 @@ fn server_hellos() {
 }
 
 #[test]
+fn session_ids_that_devices_can_be_shown() {
+    let (longest, too_long) = ("é".repeat(64), "é".repeat(65));
+    for id in ["s", " ", "a'b/c{}", "0b1e2c5a-6c0f-4b7e-9a57-1f0c3a3a1c55", "会话\u{1f600}", &longest] {
+        assert!(is_for_devices(id), "{id:?}");
+        assert_eq!(quote(id), format!("\"{id}\""), "{id:?}");
+    }
+    let control = (0..0x20).chain(0x7f..=0x9f).filter_map(char::from_u32).map(String::from);
+    let odd = ["", "\"", "a\\", "\u{2028}", "\u{2029}", "\u{202e}", "\u{200f}", "\u{2069}", &too_long];
+    for id in odd.into_iter().map(String::from).chain(control) {
+        assert!(!is_for_devices(&id), "{id:?}");
+    }
+}
+
+#[test]
 fn hello_replies() {
     let key =
         [0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0a, 0x0b, 0x0c, 0x0d, 0x0e, 0xff];

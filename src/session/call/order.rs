@@ -49,7 +49,8 @@ impl Call {
     /// The hello reply: the call is up.
     fn answer(&mut self, audio_params: Option<Box<str>>, cx: &mut Cx<'_>) -> Flow {
         let Some(grant) = &self.grant else { return Ok(()) };
-        let id = self.server_id.take().unwrap_or_else(|| grant.session_id.clone());
+        let id = self.server_id.take_if(|id| message::is_for_devices(id));
+        let id = id.unwrap_or_else(|| grant.session_id.clone());
         let audio_params = audio_params.or_else(|| self.hello.audio_params());
         let reply = hello_reply(grant, &id, audio_params.as_deref());
         self.id = Some(id.clone());
