@@ -113,3 +113,85 @@ fn audio_parameters_without_end_are_not_passed_on() {
         }]
     );
 }
+
+/// What a peer writes, and what the device, which knows the session as s1, must be sent.
+const EDITS: [(&str, &str); 20] = [
+    // As it must be.
+    (r#"{"type":"T","session_id":"s1","a":1}"#, r#"{"type":"T","session_id":"s1","a":1}"#),
+    (r#"{"type":"T","session\u005fid":"\u00731"}"#, r#"{"type":"T","session\u005fid":"\u00731"}"#),
+    // Another one, or none that counts.
+    (r#"{"type":"T"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (r#"{"type":"T","session_id":"other","x":[ ]}"#, r#"{"type":"T","session_id":"s1","x":[ ]}"#),
+    (r#"{"type":"T","session_id":""}"#, r#"{"type":"T","session_id":"s1"}"#),
+    (r#"{"type":"T","session_id":null}"#, r#"{"type":"T","session_id":"s1"}"#),
+    (r#"{"type":"T","session_id":1.5e3 , "a":1}"#, r#"{"type":"T","session_id":"s1" , "a":1}"#),
+    (r#"{"type":"T","session_id":{"session_id":"s1"}}"#, r#"{"type":"T","session_id":"s1"}"#),
+    (r#"{"type":"T","session_id":["s1"]}"#, r#"{"type":"T","session_id":"s1"}"#),
+    (r#"{"type":"T","session_id":"s1\u0000"}"#, r#"{"type":"T","session_id":"s1"}"#),
+    // Twice and more often.
+    (r#"{"session_id":"x","type":"T","session_id":"s1"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (r#"{"session_id":"s1","type":"T","session_id":"x"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (r#"{"session_id":"s1","session_id":"s1","type":"T"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (
+        "\t{ \"session_id\" : null , \"type\" : \"T\" ,\n \"session_id\" : 2 , \"a\" : 1 , \"session_id\" : [] } ",
+        "\t{ \"session_id\" : \"s1\" , \"type\" : \"T\" , \"a\" : 1 } ",
+    ),
+    // In other letters: a device that ignores their case, and one that does not, find the same one.
+    (r#"{"Session_Id":"s1","type":"T"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (r#"{"type":"T" , "SESSION_ID" : "x" }"#, r#"{"type":"T" , "session_id":"s1" }"#),
+    (r#"{"Session_Id":"x","type":"T","session_id":"s1"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (r#"{"session_id":"s1","type":"T","session\u005fID":"x"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (r#"{"type":"T","session_id\u0000y":"s1"}"#, r#"{"type":"T","session_id":"s1"}"#),
+    // What only looks like one.
+    (
+        r#"{"type":"T","payload":{"session_id":"x","Session_Id":1},"session_id ":"y","text":"\"session_id\":\"x\""}"#,
+        r#"{"session_id":"s1","type":"T","payload":{"session_id":"x","Session_Id":1},"session_id ":"y","text":"\"session_id\":\"x\""}"#,
+    ),
+];
+
+#[test]
+fn what_reaches_the_device_has_one_session_id_which_is_its_own() {
+    for (theirs, expected) in EDITS {
+        for kind in ["llm", "goodbye"] {
+            let (theirs, expected) = (theirs.replace('T', kind), expected.replace('T', kind));
+            let mut story = Story::talking();
+            assert_eq!(told(&story.server(&theirs)), [&*expected], "{theirs}");
+            let mut story = Story::talking();
+            let actions = story.drive(|core, cx| drop(core.message(&theirs, cx)));
+            assert_eq!(told(&actions), [&*expected], "an operator's {theirs}");
+        }
+    }
+}
+
+#[test]
+fn the_servers_own_id_is_mapped_wherever_it_stands() {
+    let mut story = Story::in_call();
+    story.gone(failed("live"));
+    story.wait(2000);
+    story.open();
+    story.server(&server_hello("s2"));
+    let twice = r#"{"type":"llm","session_id":"s2","Session_Id":"s2","session_id":"s1"}"#;
+    assert_eq!(told(&story.server(twice)), [r#"{"type":"llm","session_id":"s1"}"#]);
+    let twice = r#"{"type":"x","Session_Id":"s1","session_id":"s1","session\u005fid":"other"}"#;
+    let expected = r#"{"type":"x","Session_Id":"s2","session_id":"s2","session\u005fid":"other"}"#;
+    assert_eq!(story.device(twice), [say(expected)]);
+}
+
+#[test]
+fn without_a_call_an_operators_session_id_is_one_string_or_none() {
+    for (text, expected) in [
+        (r#"{"type":"alert"}"#, r#"{"type":"alert"}"#),
+        (r#"{"type":"goodbye","session_id":"x"}"#, r#"{"type":"goodbye","session_id":"x"}"#),
+        (r#"{"type":"goodbye","session_id":""}"#, r#"{"type":"goodbye","session_id":""}"#),
+        (r#"{"type":"goodbye","session_id":null}"#, r#"{"type":"goodbye","session_id":""}"#),
+        (r#"{"Session_Id":7,"type":"goodbye"}"#, r#"{"session_id":"","type":"goodbye"}"#),
+        (r#"{"Session_Id":"x","session_id":null}"#, r#"{"session_id":"x"}"#),
+        (r#"{"session_id":"x","session_id":null}"#, r#"{"session_id":"x"}"#),
+    ] {
+        let mut story = Story::online();
+        let mut say = |story: &mut Story| story.drive(|core, cx| drop(core.message(text, cx)));
+        assert_eq!(told(&say(&mut story)), [expected], "{text}");
+        story.device(HELLO);
+        assert_eq!(told(&say(&mut story)), [expected], "before the answer to hello: {text}");
+    }
+}
