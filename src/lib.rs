@@ -110,6 +110,7 @@ pub mod logger;
 pub mod net;
 pub mod proto;
 pub mod session;
+mod text;
 pub mod tools;
 
 pub use config::Config;

@@ -17,8 +17,13 @@ use std::time::{Duration, Instant};
 use log::{LevelFilter, Log, Metadata, Record};
 use simplelog::{ConfigBuilder, WriteLogger};
 
+use crate::text;
+
 /// Lines that wait for one place.
 const QUEUE: usize = 1024;
+
+/// Bytes of a message; the rest is cut off.
+const LONGEST: usize = 8 * 1024;
 
 /// The modules whose lines are written. Those of libraries are not: a WebSocket library's show request headers, and
 /// so the token in them.
@@ -130,7 +135,9 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let text = one_line(record.args().to_string());
+        let message = record.args().to_string();
+        // A peer's text must not pass for a line of ours.
+        let text = text::printable(&message, LONGEST);
         let metadata = record.metadata().clone();
         self.inner.log(&Record::builder().metadata(metadata).args(format_args!("{text}")).build());
     }
@@ -138,19 +145,6 @@ impl Log for Logger {
     fn flush(&self) {
         flush(Duration::from_millis(500));
     }
-}
-
-/// Escapes what could end a line or steer a terminal: a peer's text must not pass for a line of ours.
-fn one_line(text: String) -> String {
-    let harmless = |c: char| !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}');
-    if text.chars().all(harmless) {
-        return text;
-    }
-    let mut escaped = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        if harmless(c) { escaped.push(c) } else { escaped.extend(c.escape_default()) }
-    }
-    escaped
 }
 
 /// Takes a line in pieces and hands it on whole.
@@ -256,14 +250,30 @@ mod tests {
         let sink = Sink::default();
         let place = place("test", sink.clone()).unwrap();
         let logger = logger(vec![place.clone()]);
-        say(&logger, "mqtt_websocket_proxy::net", "a\r\n2026 [INFO ] b \u{1b}[31m \u{9b} \u{2028} ü");
+        say(
+            &logger,
+            "mqtt_websocket_proxy::net",
+            "a\r\n2026 [INFO ] b \u{1b}[31m \u{9b} \u{2028} \u{202e} ü",
+        );
         say(&logger, "tungstenite::protocol", "authorization: Bearer hunter2");
         drain(&place);
         let written = String::from_utf8(sink.written.lock().unwrap().clone()).unwrap();
         let (time, text) = written.split_once(' ').unwrap();
         assert_eq!(time.len(), "2026-01-31T23:59:59.999Z".len(), "{time}");
         assert!(time.ends_with('Z') && time.as_bytes()[10] == b'T' && time.as_bytes()[19] == b'.', "{time}");
-        assert_eq!(text, "[INFO ] a\\r\\n2026 [INFO ] b \\u{1b}[31m \\u{9b} \\u{2028} ü\n");
+        assert_eq!(text, "[INFO ] a\\r\\n2026 [INFO ] b \\u{1b}[31m \\u{9b} \\u{2028} \\u{202e} ü\n");
+    }
+
+    #[test]
+    fn a_message_without_end_is_cut() {
+        let sink = Sink::default();
+        let place = place("test", sink.clone()).unwrap();
+        let logger = logger(vec![place.clone()]);
+        say(&logger, OURS, &"x".repeat(900_000));
+        say(&logger, OURS, "next");
+        drain(&place);
+        let written = String::from_utf8(sink.written.lock().unwrap().clone()).unwrap();
+        assert!(written.len() < LONGEST + 100 && written.ends_with("] next\n"), "{}", written.len());
     }
 
     #[test]

@@ -264,8 +264,8 @@ fn a_message_reaches_the_device_idle_or_in_a_call() {
     stage.call("POST", &path, Some(r#"{"type":"alert","status":"x"}"#));
     let expected = format!(r#"{{"session_id":"{}","type":"alert","status":"x"}}"#, call.grant.session_id);
     assert_eq!(device.wait_for("alert", LIMIT).unwrap(), expected);
-    stage.call("POST", &path, Some(r#"{"type":"alert","session_id":"mine"}"#));
-    assert_eq!(device.wait_for("alert", LIMIT).unwrap(), r#"{"type":"alert","session_id":"mine"}"#);
+    stage.call("POST", &path, Some(r#"{"Session_Id":"mine","type":"alert","status":"x","session_id":null}"#));
+    assert_eq!(device.wait_for("alert", LIMIT).unwrap(), expected);
 
     for (path, body, status, code) in [
         (path.as_str(), r#"{"type":"goodbye"}"#, 400, "bad_type"),

@@ -43,7 +43,7 @@ fn text_passes_both_ways_in_order_and_unchanged() {
 }
 
 #[test]
-fn a_missing_session_id_is_put_in_and_nothing_else_changes() {
+fn the_device_gets_its_session_id_once_and_nothing_else_changes() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
@@ -54,7 +54,11 @@ fn a_missing_session_id_is_put_in_and_nothing_else_changes() {
         ("{ }", r#"{"session_id":"server-session" }"#),
         (r#"{"type":"llm","session_id":null}"#, r#"{"type":"llm","session_id":"server-session"}"#),
         (r#"{"type":"llm","session_id":""}"#, r#"{"type":"llm","session_id":"server-session"}"#),
-        (r#"{"type":"llm","session_id":"other"}"#, r#"{"type":"llm","session_id":"other"}"#),
+        (r#"{"type":"llm","session_id":"other"}"#, r#"{"type":"llm","session_id":"server-session"}"#),
+        (
+            r#"{"Session_Id":"other","type":"llm", "session_id" :"server-session" ,"session_id":1}"#,
+            r#"{"session_id":"server-session","type":"llm"}"#,
+        ),
         (
             r#"{"type":"mcp","payload":{"session_id":"inner"}}"#,
             r#"{"session_id":"server-session","type":"mcp","payload":{"session_id":"inner"}}"#,
@@ -419,7 +423,8 @@ fn a_servers_ping_is_answered_and_its_long_text_arrives() {
     peer.ping(b"are you there");
     assert_eq!(peer.message(), Message::Pong(b"are you there".to_vec()));
     // Longer than any buffer on the way: a remaining length of three bytes.
-    let text = json!({"type": "custom", "session_id": "s", "payload": "x".repeat(100_000)}).to_string();
+    let text =
+        json!({"type": "custom", "session_id": "server-session", "payload": "x".repeat(100_000)}).to_string();
     peer.say(&text);
     assert_eq!(device.mqtt.text(), text);
     let text = json!({"type": "mcp", "session_id": "s", "payload": {"x": "y".repeat(60_000)}}).to_string();

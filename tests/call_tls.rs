@@ -31,7 +31,7 @@ fn assert_call_works(gateway: &Running, server: &ChatServer) {
         peer.send_audio(n, b"\x58down");
         assert_eq!(call.receive().payload, b"\x58down");
     }
-    let long = format!(r#"{{"type":"x","session_id":"s","long":"{}"}}"#, "y".repeat(60_000));
+    let long = format!(r#"{{"type":"x","session_id":"server-session","long":"{}"}}"#, "y".repeat(60_000));
     peer.say(&long);
     assert_eq!(device.mqtt.text(), long);
     device.say(&long);

@@ -128,7 +128,7 @@ fn a_whole_call_goes_over_a_verified_connection() {
         assert_eq!(call.receive().payload, b"\x58down");
     }
     // Both longer than a TLS record, and than one read.
-    let long = format!(r#"{{"type":"x","session_id":"s","long":"{}"}}"#, "y".repeat(60_000));
+    let long = format!(r#"{{"type":"x","session_id":"server-session","long":"{}"}}"#, "y".repeat(60_000));
     let start = Instant::now();
     for _ in 0..20 {
         peer.say(&long);
@@ -564,7 +564,7 @@ fn several_workers_share_the_tls_port() {
         let (mut call, mut peer) = device.call(&server);
         call.send(1, b"\x58up");
         assert_eq!(peer.binary(), headed(1, b"\x58up"));
-        let long = format!(r#"{{"type":"x","session_id":"s","long":"{}"}}"#, "y".repeat(40_000));
+        let long = format!(r#"{{"type":"x","session_id":"server-session","long":"{}"}}"#, "y".repeat(40_000));
         device.say(&long);
         assert_eq!(peer.text(), long);
         peers.push(peer);

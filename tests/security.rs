@@ -59,6 +59,10 @@ fn what_a_device_calls_itself_becomes_no_header_and_no_line() {
             assert!(if control == "\0" { code.is_none() } else { code == Some(2) }, "{id:?}: {answer:?}");
         }
     }
+    // One that would be most of each line is refused.
+    let mut client = Client::open(process.mqtt());
+    client.send(&Connect::new(&id(&"g".repeat(300), "uuid")).packet());
+    assert_eq!(client.until_closed().first().map(|packet| packet.body[1]), Some(2));
     // These are let in, and stay where they belong.
     for (n, (client_id, user_name)) in [
         (id("group: a", "b: c; d, e"), user_name()),
@@ -88,6 +92,58 @@ fn what_a_device_calls_itself_becomes_no_header_and_no_line() {
     let stamped = |line: &String| line.len() > 33 && line.as_bytes()[10] == b'T' && line.contains("Z [");
     assert!(lines.len() > 10 && lines.iter().all(stamped), "{lines:#?}");
     assert!(!lines.iter().any(|line| line.starts_with("2026-01-01T00:00:00.000Z")), "{lines:#?}");
+}
+
+#[test]
+fn what_a_chat_server_writes_stays_short_and_in_its_line() {
+    const TOKEN: &str = "Api-Token-18-of-operators";
+    let server = ChatServer::start();
+    let file = json!({
+        "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
+        "websocket": {"production_servers": [server.url()]}, "logging": {"level": "debug"},
+        "api": {"host": "127.0.0.1"},
+    });
+    let folder = Folder::new().with("gateway.json", file.to_string());
+    let process = folder.start("-c gateway.json", &[("API_TOKEN", TOKEN)]);
+    let api = api_of(&process);
+    let mut device = Device::connect(process.mqtt(), 1);
+    // An answer to the upgrade, 7 KiB long, that goes on at the left.
+    let (long, odd) = ("x".repeat(3500), "\u{202e}\u{85}\u{2028}");
+    for head in [
+        format!("HTTP/1.1 500 {long}{long}\r\n\r\n"),
+        format!("HTTP/1.1 302 {long}\r\nLocation: http://{odd}{long}\r\n\r\n"),
+    ] {
+        device.say(HELLO);
+        let mut peer = server.accept();
+        peer.request();
+        peer.send_raw(head.as_bytes());
+        while device.json()["type"] != "goodbye" {}
+    }
+    let mut shown = String::new();
+    for id in ["x".repeat(900_000), "\"\n2026-01-01T00:00:00.000Z [ERROR] forged".to_owned(), odd.to_owned()]
+    {
+        device.say(HELLO);
+        let mut peer = server.accept();
+        peer.upgrade();
+        peer.greet(&id);
+        let call = device.answered();
+        assert_eq!(call.session_id.len(), 36, "{:.40}", call.session_id);
+        shown += &ask(api, "GET /api/sessions", TOKEN);
+        assert!(shown.contains(&call.session_id));
+        // The reason of a Close frame is told to nobody.
+        peer.frame(8, &[&1000_u16.to_be_bytes()[..], odd.repeat(15).as_bytes()].concat());
+        while device.json()["type"] != "goodbye" {}
+    }
+    shown += &ask(api, "GET /api/errors", TOKEN);
+    shown += &ask(api, "GET /metrics", TOKEN);
+    process.signal("TERM");
+    let (_, lines) = process.end();
+    assert!(lines.len() > 10 && lines.iter().all(|line| line.len() < 1000), "{lines:#?}");
+    let stamped = |line: &String| line.len() > 33 && line.as_bytes()[10] == b'T' && line.contains("Z [");
+    assert!(lines.iter().all(stamped), "{lines:#?}");
+    shown += &lines.concat();
+    assert!(shown.contains("http://\\u{202e}"), "{shown}");
+    assert!(shown.len() < 40_000 && !shown.contains(|c| odd.contains(c)), "{shown}");
 }
 
 #[test]
@@ -121,6 +177,12 @@ fn nobody_but_the_configuration_says_where_the_gateway_connects_to() {
     peer.reset();
     server.accept().upgrade();
     assert!(elsewhere.is_idle());
+}
+
+/// Where operators call.
+fn api_of(process: &Process) -> SocketAddr {
+    let line = process.seen.iter().find(|line| line.contains("management API on ")).unwrap();
+    line.split("management API on ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap()
 }
 
 /// What an operator sees.
@@ -165,9 +227,7 @@ fn no_secret_is_in_the_log_or_the_api_however_it_is_written() {
     let folder = Folder::new().with("gateway.json", file.to_string());
     let variables = [("MQTT_SIGNATURE_KEY", KEY), ("SERVER_SECRET", SECRET), ("API_TOKEN", TOKEN)];
     let process = folder.start("-c gateway.json -l trace", &variables);
-    let line = process.seen.iter().find(|line| line.contains("management API on ")).unwrap();
-    let api: SocketAddr =
-        line.split("management API on ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap();
+    let api = api_of(&process);
     let mut secrets: Vec<Vec<u8>> = [KEY, SECRET, TOKEN, "url-Secret-20"].map(|text| text.into()).into();
 
     // Logins and tokens that are wrong, and those that are right.

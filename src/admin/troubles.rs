@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 use serde::Serialize;
 
 use crate::session::{EndReason, Note};
+use crate::text;
 
 /// Kept of each kind, so that a frequent one does not push out a rare one.
 const PER_KIND: usize = 8;
-/// Bytes of a sentence.
+/// Bytes of a sentence, before escapes.
 const LONGEST: usize = 400;
 
 /// What kind of trouble it is.
@@ -176,11 +177,7 @@ pub struct Troubles(VecDeque<Trouble>);
 impl Troubles {
     /// Remembers one; the oldest of its kind gives way.
     pub fn note(&mut self, at: u64, kind: Kind, device: Option<&str>, sentence: &str) {
-        let mut end = sentence.len().min(LONGEST);
-        while !sentence.is_char_boundary(end) {
-            end -= 1;
-        }
-        let sentence = &sentence[..end];
+        let sentence = text::printable(sentence, LONGEST);
         let of_kind = |trouble: &Trouble| trouble.kind == kind;
         let same = self.0.iter().position(|known| {
             of_kind(known) && known.device.as_deref() == device && *known.sentence == *sentence
@@ -263,11 +260,12 @@ mod tests {
         for at in 1..=3 {
             troubles.note(at, Kind::NoAudio, Some("a"), &"长".repeat(1000));
         }
-        troubles.note(4, Kind::NoAudio, Some("b"), "x");
+        troubles.note(4, Kind::NoAudio, Some("b"), "x\n\u{85}\u{202e}");
         let told = told(&troubles);
         assert_eq!(told.len(), 2);
         assert_eq!((&told[1]["times"], &told[1]["at"]), (&3.into(), &3.into()));
         assert_eq!(told[1]["sentence"].as_str().unwrap().len(), LONGEST / 3 * 3);
+        assert_eq!(told[0]["sentence"], "x\\n\\u{85}\\u{202e}");
     }
 
     #[test]

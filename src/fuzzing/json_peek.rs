@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 
 use crate::proto::message::{
-    self, BadMessage, DeviceHello, HelloReply, Object, device_hello, ensure_session_id, hello_reply, peek,
-    replace_rpc_id, replace_session_id, rpc, server_hello,
+    self, BadMessage, DeviceHello, HelloReply, Object, device_hello, hello_reply, peek, replace_rpc_id,
+    replace_session_id, rpc, server_hello, with_session_id,
 };
 
 /// The text of one message.
@@ -62,33 +62,43 @@ fn with(tree: &Map<String, Value>, key: &str, value: &str) -> Map<String, Value>
 
 /// Session ids are put in, changed and changed back, and nothing else is.
 fn mapped(text: &str, before: Option<&Map<String, Value>>, from: &str, to: &str) {
-    let ensured = ensure_session_id(text, to);
+    let told = with_session_id(text, Some(to));
     let replaced = replace_session_id(text, from, to);
     let Ok(peeked) = peek(text) else {
-        return assert_eq!((&*ensured, &*replaced), (text, text), "what is no message stays as it is");
+        return assert_eq!((&*told, &*replaced), (text, text), "what is no message stays as it is");
     };
     let escaped = message::quote(to).len();
-    let occurs = text.matches("session_id").count() + text.matches("\\u").count() + 1;
-    assert!(ensured.len() <= text.len() + occurs * (escaped + 14), "bounded growth");
+    let occurs = text.to_ascii_lowercase().matches("session_id").count() + text.matches("\\u").count() + 1;
+    assert!(told.len() <= text.len() + escaped + 14, "bounded growth");
     assert!(replaced.len() <= text.len() + occurs * escaped, "bounded growth");
-    assert_eq!(ensure_session_id(&ensured, "other"), ensured, "an id that is there stays");
+    assert_eq!(with_session_id(&told, Some(to)), told, "an id that is right stays");
+    let idle = with_session_id(text, None);
+    assert!(idle.len() <= text.len() + 2, "bounded growth");
 
-    let after = peek(&ensured).unwrap();
-    assert_eq!(after.session_id.as_deref(), peeked.session_id.as_deref().or(Some(to)));
+    let of_session =
+        |key: &str| key.split('\0').next().is_some_and(|key| key.eq_ignore_ascii_case("session_id"));
+    let ids = |text: &str| Object::parse(text).unwrap().entries().filter(|(key, _)| of_session(key)).count();
+    assert_eq!((ids(&told), peek(&told).unwrap().session_id.as_deref()), (1, Some(to)));
+    assert_eq!(ids(&idle), ids(text).min(1));
     let after = peek(&replaced).unwrap();
     let expected = peeked.session_id.as_deref().map(|id| if id == from { to } else { id });
     assert_eq!(after.session_id.as_deref(), expected);
     let object = Object::parse(text).unwrap();
-    let mut ids = object.entries().filter(|(key, _)| *key == "session_id").map(|(_, raw)| raw);
+    let mut ids = object.entries().filter(|(key, _)| of_session(key)).map(|(_, raw)| raw);
     let plain = |raw: &str| raw != message::quote(to) && (raw == message::quote(from) || !raw.contains('\\'));
     if from != to && ids.all(plain) {
         assert_eq!(replace_session_id(&replaced, to, from), text, "mapped back, byte for byte");
     }
     let Some(before) = before else { return };
-    let lacking = peeked.session_id.is_none();
-    assert_eq!(tree(&ensured), if lacking { with(before, "session_id", to) } else { before.clone() });
-    let is_from = peeked.session_id.as_deref() == Some(from);
-    assert_eq!(tree(&replaced), if is_from { with(before, "session_id", to) } else { before.clone() });
+    let mut expected = before.clone();
+    expected.retain(|key, _| !of_session(key));
+    assert_eq!(tree(&told), with(&expected, "session_id", to));
+    let mut expected = before.clone();
+    expected
+        .iter_mut()
+        .filter(|(key, id)| of_session(key) && *id == from)
+        .for_each(|(_, id)| *id = to.into());
+    assert_eq!(tree(&replaced), expected);
 }
 
 /// A hello becomes one for the server, and a reply for the device, that other parsers read.
@@ -143,7 +153,9 @@ fn calls(text: &str, before: Option<&Map<String, Value>>) {
     }
     let (Some(replaced), Some(before)) = (replaced, before) else { return };
     let mut expected = before.clone();
-    expected["payload"]["id"] = 4711.into();
+    let named_id = |key: &str| key.split('\0').next().is_some_and(|key| key.eq_ignore_ascii_case("id"));
+    let payload = expected["payload"].as_object_mut().unwrap();
+    payload.iter_mut().filter(|(key, _)| named_id(key)).for_each(|(_, id)| *id = 4711.into());
     assert_eq!(tree(&replaced), expected);
 }
 

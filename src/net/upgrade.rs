@@ -12,10 +12,13 @@ use super::stream::Stream;
 use crate::config::Secret;
 use crate::proto::identity;
 use crate::session::DialRequest;
+use crate::text;
 
 /// The longest response head.
 const MAX_HEAD: usize = 8 * 1024;
 const MAX_HEADERS: usize = 64;
+/// How much of its status line, or of the address that it names, is shown.
+const SHOWN: usize = 200;
 
 /// A request on its way, then a response on its way.
 pub(super) struct Upgrade {
@@ -148,11 +151,12 @@ pub(crate) fn judge(head: &[u8], accept: &str) -> Result<Option<usize>, String> 
     let header = |name| values(name).next();
     let code = response.code.unwrap_or_default();
     if code != 101 {
-        let reason = response.reason.unwrap_or_default();
+        let reason = text::printable(response.reason.unwrap_or_default(), SHOWN);
         let hint = match (code, header("location")) {
             (300..=399, Some(location)) => {
                 // The query is where tokens live, ours among them.
                 let location = location.split(['?', '#']).next().unwrap_or_default();
+                let location = text::printable(location, SHOWN);
                 format!(", redirected to {location}: put that address into the configuration")
             }
             (401 | 403, _) => ": check SERVER_SECRET".to_owned(),
@@ -246,6 +250,15 @@ mod tests {
         let text = "HTTP/1.1 302 Found\r\nLocation: https://host/path/?token=geheim\r\n\r\n";
         let why = judge(text.as_bytes(), ACCEPT).unwrap_err();
         assert!(why.contains("redirected to https://host/path/:") && !why.contains("geheim"), "{why}");
+    }
+
+    #[test]
+    fn a_refusal_without_end_is_shown_in_part_and_in_one_line() {
+        let long = "x".repeat(3000);
+        let location = format!("Location: http://\u{202e}\u{85}{long}");
+        let why = response(&format!("302 a\tb{long}"), &location).unwrap_err();
+        assert!(why.starts_with("HTTP 302 a\\tb") && why.contains("http://\\u{202e}\\u{85}x"), "{why}");
+        assert!(why.len() < 3 * SHOWN, "{why}");
     }
 
     #[test]

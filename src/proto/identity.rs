@@ -11,6 +11,8 @@ use super::message;
 
 /// What separates the parts of a client id.
 const SEPARATOR: &str = "@@@";
+/// Bytes of a client id.
+const MAX_CLIENT_ID: usize = 256;
 
 /// A device's hardware address. It is shown as `aa:bb:cc:dd:ee:ff`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,9 +89,12 @@ impl std::error::Error for BadMac {}
 pub struct ClientId(Box<str>);
 
 impl ClientId {
-    /// Two or three parts, none of them empty, the second a MAC, and no control character anywhere: the id goes into HTTP
-    /// headers and log lines.
+    /// Two or three parts, none of them empty, the second a MAC, no control character anywhere, and 256 bytes at most: the
+    /// id goes into HTTP headers and log lines.
     pub fn parse(text: &str) -> Result<Self, BadClientId> {
+        if text.len() > MAX_CLIENT_ID {
+            return Err(BadClientId::Long);
+        }
         if text.contains(char::is_control) {
             return Err(BadClientId::Control);
         }
@@ -149,6 +154,8 @@ pub enum BadClientId {
     Uuid,
     /// A control character.
     Control,
+    /// More than 256 bytes.
+    Long,
 }
 
 impl fmt::Display for BadClientId {
@@ -159,6 +166,7 @@ impl fmt::Display for BadClientId {
             Self::Mac => "client id's second part is not a MAC",
             Self::Uuid => "client id has an empty third part",
             Self::Control => "client id holds a control character",
+            Self::Long => "client id is longer than 256 bytes",
         })
     }
 }
@@ -259,6 +267,7 @@ mod tests {
         let id = ClientId::parse("g@@@aa_bb_cc_dd_ee_0f@@@aa_bb_cc_dd_ee_0f").unwrap();
         assert_eq!(id.uuid(), Some("aa_bb_cc_dd_ee_0f"));
         assert_eq!(id.to_string(), id.as_str());
+        assert!(ClientId::parse(&format!("{}@@@aa_bb_cc_dd_ee_0f@@@u", "g".repeat(232))).is_ok());
     }
 
     #[test]
@@ -280,6 +289,7 @@ mod tests {
             ("g@@@aa_bb_cc_dd_ee_0f@@@u\u{7f}", BadClientId::Control),
             ("g@@@aa_bb_cc_dd_ee_0f@@@u\u{85}", BadClientId::Control),
             ("\u{1b}[31m", BadClientId::Control),
+            (&format!("{}@@@aa_bb_cc_dd_ee_0f@@@u", "g".repeat(233)), BadClientId::Long),
         ];
         for (text, expected) in cases {
             assert_eq!(ClientId::parse(text), Err(expected), "{text:?}");

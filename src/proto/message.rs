@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 use serde::Deserialize;
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
@@ -16,7 +17,9 @@ mod hello;
 mod mcp;
 mod object;
 
-pub use hello::{BadHello, DeviceHello, HelloReply, ServerHello, device_hello, hello_reply, server_hello};
+pub use hello::{
+    BadHello, DeviceHello, HelloReply, ServerHello, device_hello, hello_reply, is_for_devices, server_hello,
+};
 pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, replace_rpc_id, rpc};
 pub use object::Object;
 
@@ -63,26 +66,46 @@ impl fmt::Display for BadMessage {
 
 impl std::error::Error for BadMessage {}
 
-/// The message with a `session_id`: as it is when that is a non-empty string, else with `id` in place of what it holds, or put
-/// first when there is none. All other bytes are unchanged, and so is a text that is no JSON object.
-pub fn ensure_session_id<'a>(text: &'a str, id: &str) -> Cow<'a, str> {
-    let new = quote(id);
-    let lacking = |raw: &str| string(raw).is_none_or(|id| id.is_empty());
-    match replace_values(text, "session_id", &new, lacking) {
-        Ok(Replaced { found: 0, .. }) => {
-            // An object's first byte that is no whitespace is its brace.
-            let Some((before, after)) = text.split_once('{') else {
-                return Cow::Borrowed(text);
-            };
-            let comma = if after.trim_ascii_start().starts_with('}') { "" } else { "," };
-            Cow::Owned(format!("{before}{{\"session_id\":{new}{comma}{after}"))
+/// The message for a device that knows its session by `id`: with one `session_id`, this one, under whatever name a device
+/// takes for it. Where there are several, the first is kept. A device without a session, `None`, may be told any, but no more
+/// than one, and a string. All other bytes are unchanged, and so is a text that is no JSON object.
+pub fn with_session_id<'a>(text: &'a str, id: Option<&str>) -> Cow<'a, str> {
+    const NAME: &str = "session_id";
+    let new = || quote(id.unwrap_or_default());
+    let (mut edit, mut found, mut end) = (Edit::of(text), false, 0);
+    let scanned = scan(text, |key, raw| {
+        let start = offset(text, raw);
+        let before = std::mem::replace(&mut end, start + raw.len());
+        if !is_named(&key, NAME) {
+            return;
         }
-        Ok(Replaced { text, .. }) => text,
-        Err(_) => Cow::Borrowed(text),
+        if std::mem::replace(&mut found, true) {
+            edit.put(before..end, "");
+            return;
+        }
+        let value = string(raw);
+        if key != NAME {
+            // Before the first quote are a brace or a comma, and white space.
+            let name = before + text[before..].find('"').unwrap_or_default();
+            let kept = value.as_ref().filter(|value| id.is_none_or(|id| id == *value));
+            edit.put(name..end, &format!("\"{NAME}\":{}", kept.map_or_else(new, |_| raw.to_owned())));
+        } else if value.is_none_or(|value| id.is_some_and(|id| id != value)) {
+            edit.put(start..end, &new());
+        }
+    });
+    match (scanned, id) {
+        (Err(_), _) => Cow::Borrowed(text),
+        (Ok(()), Some(id)) if !found => {
+            // An object's first byte that is no white space is its brace.
+            let (before, after) = text.split_once('{').unwrap_or_default();
+            let comma = if after.trim_ascii_start().starts_with('}') { "" } else { "," };
+            Cow::Owned(format!("{before}{{\"{NAME}\":{}{comma}{after}", quote(id)))
+        }
+        (Ok(()), _) => edit.done(),
     }
 }
 
-/// The message with its `session_id` changed to `to` if it is `from`. All other bytes are unchanged.
+/// The message with each `session_id` that is `from` changed to `to`. All other bytes are unchanged.
 pub fn replace_session_id<'a>(text: &'a str, from: &str, to: &str) -> Cow<'a, str> {
     let is_from = |raw: &str| string(raw).is_some_and(|id| id == from);
     replace_values(text, "session_id", &quote(to), is_from)
@@ -138,31 +161,58 @@ struct Replaced<'a> {
     found: usize,
 }
 
-/// Put `new` (raw) in place of each value of `key` that is `unwanted`.
+/// Put `new` (raw) in place of each value that is `unwanted` under any name that a device takes for `key`.
 fn replace_values<'a>(
     text: &'a str,
     key: &str,
     new: &str,
     unwanted: impl Fn(&str) -> bool,
 ) -> Result<Replaced<'a>, BadMessage> {
-    let (mut found, mut out, mut copied) = (0, String::new(), 0);
-    scan(text, |k, raw| {
-        if k != key {
+    let (mut found, mut edit) = (0, Edit::of(text));
+    scan(text, |name, raw| {
+        if !is_named(&name, key) {
             return;
         }
         found += 1;
         if unwanted(raw) {
             let start = offset(text, raw);
-            out.push_str(&text[copied..start]);
-            out.push_str(new);
-            copied = start + raw.len();
+            edit.put(start..start + raw.len(), new);
         }
     })?;
-    if copied == 0 {
-        return Ok(Replaced { text: Cow::Borrowed(text), found });
+    Ok(Replaced { text: edit.done(), found })
+}
+
+/// A text of which parts are replaced, from its start to its end. Nothing is copied before the first.
+struct Edit<'a> {
+    text: &'a str,
+    out: String,
+    /// So much of `text` is in `out`, or was replaced.
+    taken: usize,
+}
+
+impl<'a> Edit<'a> {
+    fn of(text: &'a str) -> Self {
+        Self { text, out: String::new(), taken: 0 }
     }
-    out.push_str(&text[copied..]);
-    Ok(Replaced { text: Cow::Owned(out), found })
+
+    fn put(&mut self, range: Range<usize>, new: &str) {
+        self.out.push_str(&self.text[self.taken..range.start]);
+        self.out.push_str(new);
+        self.taken = range.end;
+    }
+
+    fn done(mut self) -> Cow<'a, str> {
+        if self.taken == 0 {
+            return Cow::Borrowed(self.text);
+        }
+        self.out.push_str(&self.text[self.taken..]);
+        Cow::Owned(self.out)
+    }
+}
+
+/// Whether a device takes `key` for this name: it ignores the case of ASCII letters, and its strings end at U+0000.
+fn is_named(key: &str, name: &str) -> bool {
+    key.split('\0').next().is_some_and(|key| key.eq_ignore_ascii_case(name))
 }
 
 /// Where `part`, a slice of `text`, begins in it.

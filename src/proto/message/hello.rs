@@ -5,6 +5,7 @@ use std::fmt;
 use data_encoding::HEXLOWER;
 
 use super::{BadMessage, Object, quote};
+use crate::text;
 
 /// The device's hello, and what it becomes for the chat server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,12 +83,24 @@ impl DeviceHello {
     }
 }
 
+/// The longest session id that a device is shown, in bytes.
+const MAX_SESSION_ID: usize = 128;
+/// The longest `audio_params` of a chat server that a device is shown, in bytes.
+const MAX_AUDIO_PARAMS: usize = 1024;
+
+/// Whether a device can be shown this session id. Devices put it between quotes without escaping it, so it must not need
+/// that; it goes into log lines, so all of it must be printable: DEL and the C1 controls, which JSON allows, are refused.
+pub fn is_for_devices(session_id: &str) -> bool {
+    let plain = |c| c != '"' && c != '\\' && text::is_printable(c);
+    (1..=MAX_SESSION_ID).contains(&session_id.len()) && session_id.chars().all(plain)
+}
+
 /// What counts in the chat server's hello.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServerHello {
     /// `session_id`, only when a non-empty string.
     pub session_id: Option<Box<str>>,
-    /// `audio_params` as written, when an object.
+    /// `audio_params` as written, when an object of at most 1024 bytes.
     pub audio_params: Option<Box<str>>,
 }
 
@@ -96,7 +109,7 @@ pub fn server_hello(text: &str) -> ServerHello {
     let hello = Object::parse(text).unwrap_or_default();
     ServerHello {
         session_id: hello.string("session_id").filter(|id| !id.is_empty()).map(|id| id.into()),
-        audio_params: raw_object(&hello, "audio_params"),
+        audio_params: raw_object(&hello, "audio_params").filter(|raw| raw.len() <= MAX_AUDIO_PARAMS),
     }
 }
 

@@ -85,7 +85,10 @@ fn texts_that_are_no_messages() {
     assert_eq!(BadMessage::NotJson.to_string(), "not JSON");
     for text in not_objects.into_iter().chain(not_json) {
         assert_eq!(Object::parse(text).err(), peek(text).err(), "{text}");
-        assert_eq!(ensure_session_id(text, "new"), text);
+        assert_eq!(
+            (with_session_id(text, Some("new")), with_session_id(text, None)),
+            (text.into(), text.into())
+        );
         assert_eq!(replace_session_id(text, "", "new"), text);
         assert_eq!(rpc(text), None, "{text}");
         assert_eq!(replace_rpc_id(text, "1"), None, "{text}");
@@ -101,7 +104,7 @@ fn depth_costs_no_stack() {
         let nested = |inner: &str| format!("{}{inner}{}", open.repeat(DEPTH), close.repeat(DEPTH));
         let good = format!(r#"{{"deep":{},"type":"x"}}"#, nested("1"));
         assert_eq!(peek(&good).unwrap().kind, "x");
-        assert_eq!(ensure_session_id(&good, "s"), format!(r#"{{"session_id":"s",{}"#, &good[1..]));
+        assert_eq!(with_session_id(&good, Some("s")), format!(r#"{{"session_id":"s",{}"#, &good[1..]));
         let params = format!(r#"{{"payload":{{"id":1,"params":{}}}}}"#, nested("1"));
         assert_eq!(rpc(&params).unwrap().params, Some(&*nested("1")));
         let bad = format!(r#"{{"deep":{}],"type":"x"}}"#, nested("1"));
@@ -113,63 +116,76 @@ fn depth_costs_no_stack() {
 }
 
 #[test]
-fn session_id_ensured() {
+fn a_device_is_told_one_session_id() {
     let cases = [
-        // There is one.
-        (r#"{"type":"tts","session_id":"old"}"#, None),
-        (" { \"session_id\" : \"old\" } ", None),
-        (r#"{"session\u005fid":"old"}"#, None),
-        (r#"{"session_id":"\u0000"}"#, None),
-        (r#"{"session_id":"a","session_id":"b"}"#, None),
+        // There is one, and it is the device's.
+        (r#"{"type":"tts","session_id":"id"}"#, None),
+        (" { \"session_id\" : \"id\" } ", None),
+        (r#"{"session\u005fid":"\u0069d"}"#, None),
         // There is none.
-        ("{}", Some(r#"{"session_id":"new"}"#)),
-        ("{ }", Some(r#"{"session_id":"new" }"#)),
-        ("{\n}\n", Some("{\"session_id\":\"new\"\n}\n")),
-        (r#"{"type":"tts"}"#, Some(r#"{"session_id":"new","type":"tts"}"#)),
-        ("\t{ \"type\" :\"tts\" } ", Some("\t{\"session_id\":\"new\", \"type\" :\"tts\" } ")),
+        ("{}", Some(r#"{"session_id":"id"}"#)),
+        ("{ }", Some(r#"{"session_id":"id" }"#)),
+        ("{\n}\n", Some("{\"session_id\":\"id\"\n}\n")),
+        ("\t{ \"type\" :\"tts\" } ", Some("\t{\"session_id\":\"id\", \"type\" :\"tts\" } ")),
+        (r#"{"payload":{"session_id":"x"}}"#, Some(r#"{"session_id":"id","payload":{"session_id":"x"}}"#)),
+        (r#"{"a":[{"session_id":"x"}]}"#, Some(r#"{"session_id":"id","a":[{"session_id":"x"}]}"#)),
+        (r#"{"text":"\"session_id\":\"x\""}"#, Some(r#"{"session_id":"id","text":"\"session_id\":\"x\""}"#)),
         (
-            r#"{"payload":{"session_id":"old"}}"#,
-            Some(r#"{"session_id":"new","payload":{"session_id":"old"}}"#),
+            r#"{"session_id ":"y","ſession_id":1}"#,
+            Some(r#"{"session_id":"id","session_id ":"y","ſession_id":1}"#),
         ),
-        (r#"{"a":[{"session_id":"x"}]}"#, Some(r#"{"session_id":"new","a":[{"session_id":"x"}]}"#)),
-        (r#"{"text":"\"session_id\":\"x\""}"#, Some(r#"{"session_id":"new","text":"\"session_id\":\"x\""}"#)),
-        (
-            r#"{"Session_id":"x","session_id ":"y"}"#,
-            Some(r#"{"session_id":"new","Session_id":"x","session_id ":"y"}"#),
-        ),
-        (r#"{"}":"{","":"}"}"#, Some(r#"{"session_id":"new","}":"{","":"}"}"#)),
+        (r#"{"}":"{","":"}"}"#, Some(r#"{"session_id":"id","}":"{","":"}"}"#)),
         (
             r#"{"n":1.0,"m":1E2,"s":"\u00e9é\/"}"#,
-            Some(r#"{"session_id":"new","n":1.0,"m":1E2,"s":"\u00e9é\/"}"#),
+            Some(r#"{"session_id":"id","n":1.0,"m":1E2,"s":"\u00e9é\/"}"#),
         ),
-        // There is one that is none.
-        (r#"{"session_id":null}"#, Some(r#"{"session_id":"new"}"#)),
-        (r#"{"session_id":"","type":"tts"}"#, Some(r#"{"session_id":"new","type":"tts"}"#)),
+        // There is another one, or one that is none.
+        (r#"{"session_id":"x","type":"tts"}"#, Some(r#"{"session_id":"id","type":"tts"}"#)),
+        (r#"{"session_id":"id\u0000"}"#, Some(r#"{"session_id":"id"}"#)),
         (
             "{ \"a\":1, \"session_id\" : null , \"b\":2 }",
-            Some("{ \"a\":1, \"session_id\" : \"new\" , \"b\":2 }"),
+            Some("{ \"a\":1, \"session_id\" : \"id\" , \"b\":2 }"),
         ),
-        (r#"{"a":1,"session_id":{"session_id":"x"}}"#, Some(r#"{"a":1,"session_id":"new"}"#)),
-        (r#"{"session_id":[ 1, "]" ]}"#, Some(r#"{"session_id":"new"}"#)),
-        (r#"{"session_id":12.5e3}"#, Some(r#"{"session_id":"new"}"#)),
-        (r#"{"session_id":"\udc00"}"#, Some(r#"{"session_id":"new"}"#)),
-        (r#"{"session\u005fid":false}"#, Some(r#"{"session\u005fid":"new"}"#)),
-        (
-            r#"{"session_id":null,"x":1,"session_id":"b"}"#,
-            Some(r#"{"session_id":"new","x":1,"session_id":"b"}"#),
-        ),
-        (r#"{"session_id":"b","session_id":0}"#, Some(r#"{"session_id":"b","session_id":"new"}"#)),
-        (
-            r#"{"session_id":1,"x":2,"session_id":3}"#,
-            Some(r#"{"session_id":"new","x":2,"session_id":"new"}"#),
-        ),
+        (r#"{"a":1,"session_id":{"session_id":"id"}}"#, Some(r#"{"a":1,"session_id":"id"}"#)),
+        (r#"{"session_id":[ 1, "]" ]}"#, Some(r#"{"session_id":"id"}"#)),
+        (r#"{"session_id":12.5e3}"#, Some(r#"{"session_id":"id"}"#)),
+        (r#"{"session_id":"\udc00"}"#, Some(r#"{"session_id":"id"}"#)),
+        (r#"{"session\u005fid":false}"#, Some(r#"{"session\u005fid":"id"}"#)),
+        // There are several.
+        (r#"{"session_id":null,"x":1,"session_id":"id"}"#, Some(r#"{"session_id":"id","x":1}"#)),
+        (r#"{"session_id":"id","session_id":0}"#, Some(r#"{"session_id":"id"}"#)),
+        (r#"{"a":1 , "session_id":"id" , "session_id" : 3}"#, Some(r#"{"a":1 , "session_id":"id"}"#)),
+        (r#"{"session_id":1,"x":2,"session_id":3,"y":4}"#, Some(r#"{"session_id":"id","x":2,"y":4}"#)),
+        // It has another name.
+        (r#"{"Session_Id":"id","session_id":"id"}"#, Some(r#"{"session_id":"id"}"#)),
+        (r#"{ "SESSION_ID" : 1 , "x":2}"#, Some(r#"{ "session_id":"id" , "x":2}"#)),
+        (r#"{"a":1, "session_id\u0000x":"id" }"#, Some(r#"{"a":1, "session_id":"id" }"#)),
+        (r#"{"session\u005FID":"i\u0064"}"#, Some(r#"{"session_id":"i\u0064"}"#)),
     ];
     for (text, expected) in cases {
-        let found = ensure_session_id(text, "new");
+        let found = with_session_id(text, Some("id"));
+        assert_eq!(found, expected.unwrap_or(text), "{text}");
+        assert_eq!(matches!(found, Cow::Borrowed(_)), expected.is_none(), "{text}");
+        assert!(matches!(with_session_id(&found, Some("id")), Cow::Borrowed(_)), "{text}");
+    }
+    assert_eq!(with_session_id("{}", Some("a\"\\\u{1}")), r#"{"session_id":"a\"\\\u0001"}"#);
+}
+
+#[test]
+fn a_device_without_a_session_is_told_no_more_than_one_string() {
+    for (text, expected) in [
+        ("{}", None),
+        (r#"{"type":"alert"}"#, None),
+        (r#"{"session_id":"x"}"#, None),
+        (r#"{"session_id":""}"#, None),
+        (r#"{"session_id":null}"#, Some(r#"{"session_id":""}"#)),
+        (r#"{"session_id":1,"session_id":"x"}"#, Some(r#"{"session_id":""}"#)),
+        (r#"{"Session_Id":"x","session_id":2}"#, Some(r#"{"session_id":"x"}"#)),
+    ] {
+        let found = with_session_id(text, None);
         assert_eq!(found, expected.unwrap_or(text), "{text}");
         assert_eq!(matches!(found, Cow::Borrowed(_)), expected.is_none(), "{text}");
     }
-    assert_eq!(ensure_session_id("{}", "a\"\\\u{1}"), r#"{"session_id":"a\"\\\u0001"}"#);
 }
 
 #[test]
@@ -183,6 +199,7 @@ fn session_id_replaced() {
             r#"{"session_id":"other","session_id":"from"}"#,
             Some(r#"{"session_id":"other","session_id":"to"}"#),
         ),
+        (r#"{"Session_Id":"from","x":1}"#, Some(r#"{"Session_Id":"to","x":1}"#)),
         (r#"{"session_id":"other"}"#, None),
         (r#"{"session_id":"from "}"#, None),
         (r#"{"session_id":"fro"}"#, None),
@@ -303,6 +320,20 @@ fn server_hellos() {
     ];
     for (text, expected) in cases {
         assert_eq!(server_hello(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn session_ids_that_devices_can_be_shown() {
+    let (longest, too_long) = ("é".repeat(64), "é".repeat(65));
+    for id in ["s", " ", "a'b/c{}", "0b1e2c5a-6c0f-4b7e-9a57-1f0c3a3a1c55", "会话\u{1f600}", &longest] {
+        assert!(is_for_devices(id), "{id:?}");
+        assert_eq!(quote(id), format!("\"{id}\""), "{id:?}");
+    }
+    let control = (0..0x20).chain(0x7f..=0x9f).filter_map(char::from_u32).map(String::from);
+    let odd = ["", "\"", "a\\", "\u{2028}", "\u{2029}", "\u{202e}", "\u{200f}", "\u{2069}", &too_long];
+    for id in odd.into_iter().map(String::from).chain(control) {
+        assert!(!is_for_devices(&id), "{id:?}");
     }
 }
 
@@ -444,7 +475,7 @@ fn value() -> impl Strategy<Value = Value> {
 }
 
 fn object_of(value: impl Strategy<Value = Value>) -> impl Strategy<Value = Value> {
-    let key = prop_oneof!["type|state|session_id|payload|id|method", ".{0,4}"];
+    let key = prop_oneof!["type|state|session_id|Session_ID|payload|id|method", ".{0,4}"];
     prop::collection::hash_map(key, value, 0..6)
         .prop_map(|entries| Value::Object(entries.into_iter().collect()))
 }
@@ -474,18 +505,20 @@ proptest! {
     fn changes_are_what_they_say((value, text) in message(), to in ".{1,9}") {
         let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
 
-        let mut ensured = value.clone();
-        if value["session_id"].as_str().is_none_or(str::is_empty) {
-            ensured["session_id"] = to.as_str().into();
-        }
-        let found = ensure_session_id(&text, &to);
-        prop_assert_eq!(parsed(&found), ensured);
-        let again = ensure_session_id(&found, "again");
-        prop_assert!(matches!(again, Cow::Borrowed(_)));
+        let mut expected = value.clone();
+        let own = |key: &String| !is_named(key, "session_id");
+        expected.as_object_mut().unwrap().retain(|key, _| own(key));
+        expected["session_id"] = to.as_str().into();
+        let found = with_session_id(&text, Some(&to));
+        prop_assert_eq!(parsed(&found), expected);
+        prop_assert_eq!(Object::parse(&found).unwrap().entries().filter(|(key, _)| is_named(key, "session_id")).count(), 1);
+        prop_assert!(matches!(with_session_id(&found, Some(&to)), Cow::Borrowed(_)));
 
         let mut replaced = value.clone();
-        if value["session_id"] == "from" {
-            replaced["session_id"] = to.as_str().into();
+        for key in ["session_id", "Session_ID"] {
+            if value[key] == "from" {
+                replaced[key] = to.as_str().into();
+            }
         }
         prop_assert_eq!(parsed(&replace_session_id(&text, "from", &to)), replaced);
 
@@ -511,7 +544,7 @@ proptest! {
         };
         prop_assert_eq!(peek(&damaged).map(|_| ()), expected);
         if expected.is_err() {
-            prop_assert_eq!(ensure_session_id(&damaged, "s"), &*damaged);
+            prop_assert_eq!(with_session_id(&damaged, Some("s")), &*damaged);
         }
         let _ = (device_hello(&damaged), server_hello(&damaged), rpc(&damaged), replace_rpc_id(&damaged, "1"));
     }

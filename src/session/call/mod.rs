@@ -52,7 +52,7 @@ enum Stage {
 pub(super) struct Call {
     stage: Stage,
     hello: DeviceHello,
-    /// Fresh for this hello; `session_id` is the gateway's own, used when the server names none. There until the device
+    /// Fresh for this hello; `session_id` is the gateway's own, used when the server names none that a device can be shown. There until the device
     /// was answered and has shown that it understood.
     grant: Option<Box<Grant>>,
     media: Media,

@@ -49,7 +49,8 @@ impl Call {
     /// The hello reply: the call is up.
     fn answer(&mut self, audio_params: Option<Box<str>>, cx: &mut Cx<'_>) -> Flow {
         let Some(grant) = &self.grant else { return Ok(()) };
-        let id = self.server_id.take().unwrap_or_else(|| grant.session_id.clone());
+        let id = self.server_id.take_if(|id| message::is_for_devices(id));
+        let id = id.unwrap_or_else(|| grant.session_id.clone());
         let audio_params = audio_params.or_else(|| self.hello.audio_params());
         let reply = hello_reply(grant, &id, audio_params.as_deref());
         self.id = Some(id.clone());
@@ -120,7 +121,7 @@ impl Call {
                 self.failed(failure, caller, cx)
             }
             ("goodbye", Stage::Live) => {
-                self.farewell = self.own_goodbye(text, peek);
+                self.farewell = Some(message::with_session_id(text, self.session_id()).into_owned());
                 Err(EndReason::ServerClosed)
             }
             (kind, Stage::Greeting) => {
@@ -137,14 +138,10 @@ impl Call {
         }
     }
 
-    /// A server's text goes to the device, with the id the device knows.
+    /// A server's text goes to the device, with the id the device knows: one WebSocket speaks of one session.
     pub(super) fn deliver(&mut self, text: &str, cx: &mut Cx<'_>) -> Flow {
         let Some(id) = &self.id else { return Ok(()) };
-        let mapped = match &self.server_id {
-            Some(server_id) => message::replace_session_id(text, server_id, id),
-            None => text.into(),
-        };
-        let text = message::ensure_session_id(&mapped, id).into_owned();
+        let text = message::with_session_id(text, Some(id)).into_owned();
         if let Ok(Peek { kind, state: Some(state), .. }) = message::peek(&text)
             && kind == "tts"
         {
@@ -155,18 +152,6 @@ impl Call {
             }
         }
         self.publish(text, cx)
-    }
-
-    /// The server's goodbye with the id the device knows, if it speaks of this call.
-    fn own_goodbye(&self, text: &str, peek: &Peek<'_>) -> Option<String> {
-        let id = self.id.as_deref()?;
-        match peek.session_id.as_deref() {
-            None => Some(message::ensure_session_id(text, id).into_owned()),
-            Some(given) if given == id || self.server_id.as_deref() == Some(given) => {
-                Some(message::replace_session_id(text, given, id).into_owned())
-            }
-            Some(_) => None,
-        }
     }
 
     pub(super) fn publish(&mut self, text: String, cx: &mut Cx<'_>) -> Flow {

@@ -83,12 +83,8 @@ impl Call {
         }
     }
 
-    /// An operator's text for the device, with the call's session id if it has none.
+    /// An operator's text for the device, with the call's session id.
     pub(in crate::session) fn operator_text(&mut self, text: &str, cx: &mut Cx<'_>) -> Flow {
-        let text = match &self.id {
-            Some(id) => message::ensure_session_id(text, id).into_owned(),
-            None => text.to_owned(),
-        };
-        self.publish(text, cx)
+        self.publish(message::with_session_id(text, self.session_id()).into_owned(), cx)
     }
 }

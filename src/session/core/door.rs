@@ -8,7 +8,7 @@ use super::super::deadlines::Due;
 use super::super::mcp::Tools;
 use super::{Core, Phase};
 use crate::config::Config;
-use crate::proto::identity::{self, ClientId};
+use crate::proto::identity::{self, BadClientId, ClientId};
 use crate::proto::mqtt::{Connect, ConnectCode, Malformed, Packet};
 
 impl Core {
@@ -134,7 +134,13 @@ impl Core {
     fn connect(&mut self, connect: &Connect<'_>, cx: &mut Cx<'_>) {
         let id = match ClientId::parse(connect.client_id) {
             Ok(id) => id,
-            Err(_) => return self.refuse(ConnectCode::ClientId, "client id is not group@@@mac@@@uuid", cx),
+            Err(bad) => {
+                let why = match bad {
+                    BadClientId::Long => "client id is longer than 256 bytes",
+                    _ => "client id is not group@@@mac@@@uuid",
+                };
+                return self.refuse(ConnectCode::ClientId, why, cx);
+            }
         };
         let verdict = authenticate(&id, connect, cx.config);
         // A refused device too is named in the log.

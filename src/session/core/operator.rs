@@ -97,8 +97,7 @@ impl Core {
         }));
     }
 
-    /// An operator's message for the device: a JSON object, which gets the session id of the call, if there is one, unless
-    /// it has one.
+    /// An operator's message for the device: a JSON object, which gets the session id of the call, if there is one.
     pub fn message(&mut self, text: &str, cx: &mut Cx<'_>) -> Delivery {
         let delivery = match self.phase {
             Phase::Online => Delivery::Sent,
@@ -113,7 +112,7 @@ impl Core {
                     return Delivery::NotConnected;
                 }
             }
-            None => cx.out.push(Action::Publish(text.to_owned())),
+            None => cx.out.push(Action::Publish(message::with_session_id(text, None).into_owned())),
         }
         delivery
     }

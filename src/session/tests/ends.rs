@@ -224,12 +224,12 @@ fn a_draining_gateway_keeps_no_call_for_a_device_that_is_lost() {
 }
 
 #[test]
-fn a_servers_goodbye_that_names_another_session_is_put_into_our_own_words() {
+fn a_servers_goodbye_is_forwarded_with_the_session_that_the_device_knows() {
     let theirs = |id: &str| format!(r#"{{"type":"goodbye","session_id":"{id}","why":"theirs"}}"#);
     for (sent, expected) in [
         (theirs("s1"), theirs("s1")),
         (r#"{"type":"goodbye"}"#.to_owned(), r#"{"session_id":"s1","type":"goodbye"}"#.to_owned()),
-        (theirs("another"), message::goodbye(Some("s1"))),
+        (theirs("another"), theirs("s1")),
     ] {
         let mut story = Story::talking();
         assert_eq!(told(&story.server(&sent)), [expected], "{sent}");

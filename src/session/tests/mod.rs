@@ -25,6 +25,7 @@ mod peer;
 mod phases;
 mod resume;
 mod sealing;
+mod session_ids;
 mod with_device;
 
 pub(super) const A: &str = "ws://a/chat";

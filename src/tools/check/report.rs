@@ -5,7 +5,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::config::{Config, Source};
+use crate::text;
 use crate::tools::screen::Screen;
+
+/// Bytes of a detail.
+const SHOWN: usize = 1000;
 
 /// What was found about one thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -115,7 +119,9 @@ impl Seen {
     ) {
         // Microseconds are enough, and keep the JSON short.
         let ms = took.map(|took| took.as_micros() as f64 / 1000.0);
-        self.steps.push(Step { step, state, detail: detail.into(), ms });
+        // A chat server's words may be among it.
+        let detail = text::printable(&detail.into(), SHOWN).into_owned();
+        self.steps.push(Step { step, state, detail, ms });
         self.state = match (self.state, state) {
             (State::Fail, _) | (_, State::Fail) => State::Fail,
             (State::Warn, _) | (_, State::Warn) => State::Warn,

@@ -7,8 +7,12 @@ use serde::Serialize;
 
 use super::Stop;
 use super::options::Options;
+use crate::text;
 use crate::tools::exchange::Exchange;
 use crate::tools::screen::Screen;
+
+/// Bytes of a detail.
+const SHOWN: usize = 1000;
 
 /// The steps, in their order.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
@@ -157,6 +161,8 @@ impl Reporter {
     }
 
     pub(super) fn step(&mut self, step: Name, state: State, detail: String, took: Option<Duration>) {
+        // The gateway's words, or its chat server's, may be among it.
+        let detail = text::printable(&detail, SHOWN).into_owned();
         let ms = took.map(ms);
         let sign = match state {
             State::Ok => " ok ",

@@ -182,3 +182,10 @@ fn arguments() {
         assert!(options(bad).is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn what_a_chat_server_recognised_cannot_steer_the_terminal() {
+    const HEARD: &[&str] = &[r#"{"type":"stt","text":"a\u001b[31m\r\u0085b"}"#];
+    let report = probed(Script { down: false, reaction: (HEARD, &[]), ..Script::default() }, &[]);
+    assert!(report.to_json().contains(r"a\\u{1b}[31m\\r\\u{85}b"), "{}", report.to_json());
+}

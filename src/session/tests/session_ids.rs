@@ -1,0 +1,197 @@
+//! The session id that a device is shown, and the ids in what passes both ways.
+
+use super::*;
+
+/// `text` as a JSON string.
+fn quoted(text: &str) -> String {
+    message::quote(text)
+}
+
+fn server_hello(id: &str) -> String {
+    format!(r#"{{"type":"hello","session_id":{}}}"#, quoted(id))
+}
+
+fn named(kind: &str, id: &str) -> String {
+    format!(r#"{{"type":"{kind}","session_id":{}}}"#, quoted(id))
+}
+
+/// A device whose call is answered by a server that calls the session `id`, and what that caused.
+fn call_with(id: &str) -> (Story, Vec<Action>) {
+    let mut story = Story::online();
+    story.device(HELLO);
+    story.open();
+    let actions = story.server(&server_hello(id));
+    (story, actions)
+}
+
+fn shown(actions: &[Action]) -> &str {
+    let began = actions.iter().find_map(|action| match action {
+        Action::Note(Note::CallBegan { session_id, .. }) => Some(&**session_id),
+        _ => None,
+    });
+    began.expect("the call begins")
+}
+
+#[test]
+fn a_session_id_that_a_device_or_a_log_would_break_on_stays_with_the_server() {
+    let long = ["x".repeat(129), "é".repeat(65), "x".repeat(900_000)];
+    let odd = [
+        "a\"b",
+        "\"",
+        "a\\",
+        "\\n",
+        "a\nb",
+        "\0",
+        "\u{1f}",
+        "\u{7f}",
+        "\u{85}",
+        "\u{2028}",
+        "\u{202e}x",
+        "\u{2066}",
+    ];
+    for id in odd.iter().copied().chain(long.iter().map(|id| &**id)) {
+        let (mut story, began) = call_with(id);
+        assert!(told(&began)[0].contains(r#""session_id":"own-1""#), "{id:.40?}");
+        assert_eq!(
+            (shown(&began), story.core.call().unwrap().session_id),
+            ("own-1", Some("own-1")),
+            "{id:.40?}"
+        );
+        assert_eq!(story.server(&named("llm", id)), [publish(&named("llm", "own-1"))], "{id:.40?}");
+        assert_eq!(story.device(&named("listen", "own-1")), [say(&named("listen", id))], "{id:.40?}");
+        let end = story.device(&named("goodbye", "own-1"));
+        assert_eq!(&*summary(&end).session_id, "own-1");
+        let to_server: Vec<_> =
+            said(&end).iter().map(|text| message::server_hello(text).session_id).collect();
+        assert_eq!(to_server, [Some(id.into())], "{id:.40?}");
+    }
+}
+
+#[test]
+fn a_session_id_that_needs_no_escape_is_the_devices_too() {
+    let longest = ["x".repeat(128), "é".repeat(64)];
+    for id in ["s1", " ", "a b'{}/", "会话-1", "\u{1f600}"].into_iter().chain(longest.iter().map(|id| &**id))
+    {
+        let (mut story, began) = call_with(id);
+        assert!(told(&began)[0].contains(&format!(r#""session_id":"{id}""#)), "{id}");
+        assert_eq!((shown(&began), story.core.call().unwrap().session_id), (id, Some(id)));
+        for kind in ["llm", "goodbye"] {
+            assert_eq!(told(&story.server(&named(kind, id))), [named(kind, id)]);
+        }
+    }
+}
+
+#[test]
+fn the_servers_goodbye_has_the_id_that_the_device_was_shown() {
+    let (mut story, _) = call_with("a\"b");
+    assert_eq!(told(&story.server(&named("goodbye", "a\"b"))), [named("goodbye", "own-1")]);
+}
+
+#[test]
+fn ids_stay_apart_after_a_redial_to_a_server_with_such_an_id() {
+    let mut story = Story::in_call();
+    story.gone(failed("live"));
+    story.wait(2000);
+    story.open();
+    story.server(&server_hello("a\nb"));
+    assert_eq!(story.server(&named("llm", "a\nb")), [publish(&named("llm", "s1"))]);
+    assert_eq!(story.device(&named("abort", "s1")).last(), Some(&say(&named("abort", "a\nb"))));
+}
+
+#[test]
+fn audio_parameters_without_end_are_not_passed_on() {
+    let mut story = Story::online();
+    story.device(HELLO);
+    story.open();
+    let params = format!(r#"{{"x":"{}"}}"#, "x".repeat(900_000));
+    let began = story.server(&format!(r#"{{"type":"hello","session_id":"s1","audio_params":{params}}}"#));
+    assert_eq!(
+        told(&began),
+        [match reply(1, "s1", r#"{"format":"opus","sample_rate":16000}"#) {
+            Action::Publish(text) => text,
+            other => panic!("{other:?}"),
+        }]
+    );
+}
+
+/// What a peer writes, and what the device, which knows the session as s1, must be sent.
+const EDITS: [(&str, &str); 20] = [
+    // As it must be.
+    (r#"{"type":"T","session_id":"s1","a":1}"#, r#"{"type":"T","session_id":"s1","a":1}"#),
+    (r#"{"type":"T","session\u005fid":"\u00731"}"#, r#"{"type":"T","session\u005fid":"\u00731"}"#),
+    // Another one, or none that counts.
+    (r#"{"type":"T"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (r#"{"type":"T","session_id":"other","x":[ ]}"#, r#"{"type":"T","session_id":"s1","x":[ ]}"#),
+    (r#"{"type":"T","session_id":""}"#, r#"{"type":"T","session_id":"s1"}"#),
+    (r#"{"type":"T","session_id":null}"#, r#"{"type":"T","session_id":"s1"}"#),
+    (r#"{"type":"T","session_id":1.5e3 , "a":1}"#, r#"{"type":"T","session_id":"s1" , "a":1}"#),
+    (r#"{"type":"T","session_id":{"session_id":"s1"}}"#, r#"{"type":"T","session_id":"s1"}"#),
+    (r#"{"type":"T","session_id":["s1"]}"#, r#"{"type":"T","session_id":"s1"}"#),
+    (r#"{"type":"T","session_id":"s1\u0000"}"#, r#"{"type":"T","session_id":"s1"}"#),
+    // Twice and more often.
+    (r#"{"session_id":"x","type":"T","session_id":"s1"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (r#"{"session_id":"s1","type":"T","session_id":"x"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (r#"{"session_id":"s1","session_id":"s1","type":"T"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (
+        "\t{ \"session_id\" : null , \"type\" : \"T\" ,\n \"session_id\" : 2 , \"a\" : 1 , \"session_id\" : [] } ",
+        "\t{ \"session_id\" : \"s1\" , \"type\" : \"T\" , \"a\" : 1 } ",
+    ),
+    // In other letters: a device that ignores their case, and one that does not, find the same one.
+    (r#"{"Session_Id":"s1","type":"T"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (r#"{"type":"T" , "SESSION_ID" : "x" }"#, r#"{"type":"T" , "session_id":"s1" }"#),
+    (r#"{"Session_Id":"x","type":"T","session_id":"s1"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (r#"{"session_id":"s1","type":"T","session\u005fID":"x"}"#, r#"{"session_id":"s1","type":"T"}"#),
+    (r#"{"type":"T","session_id\u0000y":"s1"}"#, r#"{"type":"T","session_id":"s1"}"#),
+    // What only looks like one.
+    (
+        r#"{"type":"T","payload":{"session_id":"x","Session_Id":1},"session_id ":"y","text":"\"session_id\":\"x\""}"#,
+        r#"{"session_id":"s1","type":"T","payload":{"session_id":"x","Session_Id":1},"session_id ":"y","text":"\"session_id\":\"x\""}"#,
+    ),
+];
+
+#[test]
+fn what_reaches_the_device_has_one_session_id_which_is_its_own() {
+    for (theirs, expected) in EDITS {
+        for kind in ["llm", "goodbye"] {
+            let (theirs, expected) = (theirs.replace('T', kind), expected.replace('T', kind));
+            let mut story = Story::talking();
+            assert_eq!(told(&story.server(&theirs)), [&*expected], "{theirs}");
+            let mut story = Story::talking();
+            let actions = story.drive(|core, cx| drop(core.message(&theirs, cx)));
+            assert_eq!(told(&actions), [&*expected], "an operator's {theirs}");
+        }
+    }
+}
+
+#[test]
+fn the_servers_own_id_is_mapped_wherever_it_stands() {
+    let mut story = Story::in_call();
+    story.gone(failed("live"));
+    story.wait(2000);
+    story.open();
+    story.server(&server_hello("s2"));
+    let twice = r#"{"type":"llm","session_id":"s2","Session_Id":"s2","session_id":"s1"}"#;
+    assert_eq!(told(&story.server(twice)), [r#"{"type":"llm","session_id":"s1"}"#]);
+    let twice = r#"{"type":"x","Session_Id":"s1","session_id":"s1","session\u005fid":"other"}"#;
+    let expected = r#"{"type":"x","Session_Id":"s2","session_id":"s2","session\u005fid":"other"}"#;
+    assert_eq!(story.device(twice), [say(expected)]);
+}
+
+#[test]
+fn without_a_call_an_operators_session_id_is_one_string_or_none() {
+    for (text, expected) in [
+        (r#"{"type":"alert"}"#, r#"{"type":"alert"}"#),
+        (r#"{"type":"goodbye","session_id":"x"}"#, r#"{"type":"goodbye","session_id":"x"}"#),
+        (r#"{"type":"goodbye","session_id":""}"#, r#"{"type":"goodbye","session_id":""}"#),
+        (r#"{"type":"goodbye","session_id":null}"#, r#"{"type":"goodbye","session_id":""}"#),
+        (r#"{"Session_Id":7,"type":"goodbye"}"#, r#"{"session_id":"","type":"goodbye"}"#),
+        (r#"{"Session_Id":"x","session_id":null}"#, r#"{"session_id":"x"}"#),
+        (r#"{"session_id":"x","session_id":null}"#, r#"{"session_id":"x"}"#),
+    ] {
+        let mut story = Story::online();
+        let mut say = |story: &mut Story| story.drive(|core, cx| drop(core.message(text, cx)));
+        assert_eq!(told(&say(&mut story)), [expected], "{text}");
+        story.device(HELLO);
+        assert_eq!(told(&say(&mut story)), [expected], "before the answer to hello: {text}");
+    }
+}

@@ -1,0 +1,53 @@
+//! Text that peers wrote, made fit to be shown: in the log, by the management API, on a terminal.
+
+use std::borrow::Cow;
+
+/// Whether a character stays in its line and changes nothing but its own place: no control character (C0, DEL, C1), no
+/// line or paragraph separator, and none of those that change the direction of the text around them.
+pub(crate) fn is_printable(c: char) -> bool {
+    !c.is_control()
+        && !matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// The first `max` bytes, or a few less: no character is split.
+pub(crate) fn cut(text: &str, max: usize) -> &str {
+    let mut end = text.len().min(max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// The text [`cut`] to `max` bytes, and what is not printable escaped.
+pub(crate) fn printable(text: &str, max: usize) -> Cow<'_, str> {
+    let text = cut(text, max);
+    if text.chars().all(is_printable) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_printable(c) { escaped.push(c) } else { escaped.extend(c.escape_default()) }
+    }
+    Cow::Owned(escaped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_bounded_and_stays_in_its_line() {
+        for (text, max, expected) in [
+            ("", 9, ""),
+            ("a\"\\ 你好 \u{1f600} \u{301}\u{200d}", 99, "a\"\\ 你好 \u{1f600} \u{301}\u{200d}"),
+            ("a\r\nb\t\u{1b}[31m\u{7f}\u{85}", 99, "a\\r\\nb\\t\\u{1b}[31m\\u{7f}\\u{85}"),
+            ("\u{2028}\u{202e}\u{2069}\u{200f}\u{61c}", 99, "\\u{2028}\\u{202e}\\u{2069}\\u{200f}\\u{61c}"),
+            ("abc", 2, "ab"),
+            ("你好", 5, "你"),
+            ("你好", 2, ""),
+            ("\n\n", 1, "\\n"),
+        ] {
+            assert_eq!(printable(text, max), expected, "{text:?}");
+        }
+    }
+}
