@@ -409,7 +409,8 @@ fn the_token_is_checked_before_path_body_and_length() {
         let reply = Raw::ask(stage.api, request);
         assert_eq!(reply.status, 401, "{request}");
         assert_eq!(reply.field("www-authenticate"), Some("Bearer"));
-        assert_eq!(reply.json()["code"], "unauthorized");
+        let compatible = request.contains("/api/commands/") || request.contains("/api/devices/");
+        assert_eq!(reply.json()["code"] == "unauthorized", !compatible, "{request}");
         assert!(reply.json()["error"].is_string());
     }
     let with = |line: &str| {
@@ -444,7 +445,7 @@ fn a_weak_key_closes_the_api_and_the_port_says_why() {
         config.mqtt.signature_key = Secret::new("my-test-key");
         config.api.token = None;
     });
-    for path in ["/api/sessions", "/api/commands/x", "/nothing"] {
+    for path in ["/api/sessions", "/api/messages/x", "/nothing"] {
         let (status, text) = stage.call_with("GET", path, None, Some("whatever"));
         let answer: Value = serde_json::from_str(&text).unwrap();
         assert_eq!((status, &answer["code"]), (503, &json!("weak_key")));
@@ -498,4 +499,73 @@ fn a_port_in_use_is_a_clear_error_and_the_api_can_be_switched_off() {
         config.api.enabled = false;
     });
     assert_eq!(Running::start(other, None).unwrap().addresses().api, None);
+}
+
+/// What is compatible with the Node.js gateway answers every error as that one does.
+#[test]
+fn compatible_calls_answer_every_error_in_their_own_form() {
+    let stage = stage(|_| {});
+    let token = format!("Authorization: Bearer {TOKEN}\r\n");
+    let not_utf8: &[u8] = b"{\"type\":\"\xff\xfe\"}";
+    for (path, is_command) in [
+        ("/api/commands/x", true),
+        ("/api/devices/status", false),
+        ("/api/call/request", false),
+        ("/api/call/accept", false),
+    ] {
+        for (method, fields, body, status) in [
+            ("POST", "", not_utf8, 400),
+            ("POST", "", b"{", 400),
+            ("POST", "", b"[]", 400),
+            ("POST", "", b"", 400),
+            ("PUT", "", b"{}", 405),
+            ("GET", "", b"", 405),
+            ("POST", "Authorization: Bearer wrong\r\n", b"", 401),
+            ("POST", "Expect: a-miracle\r\n", b"", 417),
+            ("POST", "Transfer-Encoding: br\r\n", b"", 501),
+            ("POST", "Content-Length: 131073\r\n", b"", 413),
+            ("POST", "Content-Length: nonsense\r\n", b"", 400),
+        ] {
+            let length = format!("Content-Length: {}\r\n", body.len());
+            let framing = fields.starts_with("Content-Length") || fields.starts_with("Transfer-Encoding");
+            let head = format!(
+                "{method} {path} HTTP/1.1\r\nHost: gateway\r\n{token}{fields}{}\r\n",
+                if framing { "" } else { &length }
+            );
+            let mut raw = Raw::open(stage.api);
+            raw.send([head.as_bytes(), body].concat());
+            let reply = raw.reply().unwrap();
+            assert_eq!(reply.status, status, "{head} {reply:?}");
+            own_form(&reply.json(), is_command);
+        }
+    }
+}
+
+/// `{success: false, error}` for commands, `{error}` for the others, and nothing else.
+fn own_form(answer: &Value, is_command: bool) {
+    let mut members: Vec<_> = answer.as_object().unwrap().keys().map(String::as_str).collect();
+    members.sort_unstable();
+    let expected: &[&str] = if is_command { &["error", "success"] } else { &["error"] };
+    assert_eq!(members, expected, "{answer}");
+    assert!(answer["error"].is_string() && (!is_command || answer["success"] == json!(false)), "{answer}");
+}
+
+#[test]
+fn compatible_calls_answer_in_their_own_form_who_may_not_call() {
+    let weak = stage(|config| {
+        config.mqtt.signature_key = Secret::new("my-test-key");
+        config.api.token = None;
+    });
+    let open = stage(|config| {
+        config.mqtt.signature_key = None;
+        config.api.token = None;
+    });
+    for (path, is_command) in [("/api/commands/x", true), ("/api/devices/status", false)] {
+        let request = format!("POST {path} HTTP/1.1\r\nHost: elsewhere\r\nContent-Length: 0\r\n\r\n");
+        for (api, status) in [(weak.api, 503), (open.api, 403)] {
+            let reply = Raw::ask(api, &request);
+            assert_eq!(reply.status, status);
+            own_form(&reply.json(), is_command);
+        }
+    }
 }

@@ -130,21 +130,23 @@ fn a_request_that_does_not_come_in_its_time_is_closed() {
                     thread::sleep(Duration::from_millis(200));
                 }
             });
-            let status = raw.reply().map(|reply| reply.status);
-            (status, raw.reply().is_none())
+            let reply = raw.reply().map(|reply| (reply.status, reply.json()["success"] == json!(false)));
+            (reply, raw.reply().is_none())
         })
     };
     let head = trickle(Raw::open(stage.api), b"x");
-    let mut raw = Raw::open(stage.api);
-    let body = format!(
-        "POST /api/reload HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 100000\r\n\r\n"
-    );
-    raw.send(body);
-    let body = trickle(raw, b" ");
+    let with_body = |path: &str| {
+        let mut raw = Raw::open(stage.api);
+        raw.send(format!(
+            "POST {path} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 100000\r\n\r\n"
+        ));
+        trickle(raw, b" ")
+    };
+    let (body, command) = (with_body("/api/reload"), with_body("/api/commands/x"));
     let mut silent = Raw::open(stage.api);
     assert!(silent.reply().is_none());
-    for late in [head, body] {
-        assert_eq!(late.join().unwrap(), (Some(408), true));
+    for (late, in_the_form_of_commands) in [(head, false), (body, false), (command, true)] {
+        assert_eq!(late.join().unwrap(), (Some((408, in_the_form_of_commands)), true));
     }
     assert!(
         (Duration::from_secs(9)..Duration::from_secs(15)).contains(&begun.elapsed()),

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use httparse::Status;
 
+use super::error::{ApiError, ErrorStyle};
+
 /// The longest request line and header fields together, in bytes.
 pub const MAX_HEAD: usize = 8 * 1024;
 /// The longest body, in bytes: a status call for more than a thousand devices. The Node.js gateway takes 100 KB.
@@ -82,8 +84,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The answer, after which the connection is closed: where the next request would begin is not known.
-    pub fn response(self) -> Response {
+    /// The error to answer with, after which the connection is closed: where the next request would begin is not known.
+    pub fn error(self) -> ApiError {
         let (status, code, sentence): (_, _, Cow<'_, str>) = match self {
             Self::Malformed(why) => {
                 (400, "bad_request", format!("This is no HTTP/1.1 request: {why}.").into())
@@ -107,7 +109,7 @@ impl Refusal {
             }
             Self::Expectation => (417, "expectation_failed", "Only 100-continue can be expected.".into()),
         };
-        Response::error(status, code, &sentence)
+        ApiError::new(status, code, sentence)
     }
 }
 
@@ -262,8 +264,8 @@ impl Response {
     }
 
     /// An error of the API: a stable code for programs, a sentence for people.
-    pub fn error(status: u16, code: &str, sentence: &str) -> Self {
-        Self::json(status, serde_json::json!({ "code": code, "error": sentence }).to_string())
+    pub fn error(status: u16, code: &'static str, sentence: &str) -> Self {
+        ApiError::new(status, code, sentence.to_owned()).response(ErrorStyle::Coded)
     }
 
     /// With a header field of its own.

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::cuts;
 use crate::admin::auth::{self, Clock};
+use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::http::{Head, MAX_BODY, MAX_HEAD, Method, head, percent_decode, query_value};
 use crate::admin::routes::{self, Access, Found};
 use crate::config::{Config, Secret};
@@ -29,7 +30,7 @@ pub fn http_parse(data: &[u8]) {
     match whole {
         Ok(Some(found)) => request(&data[..found.length], &found),
         Ok(None) => assert!(data.len() <= MAX_HEAD, "a head has an end"),
-        Err(refusal) => answered(&refusal.response(), false),
+        Err(refusal) => answered(refusal.error(), false),
     }
     if let Ok(text) = std::str::from_utf8(data) {
         percent(text);
@@ -79,8 +80,8 @@ fn routed(found: &Head) {
     if let Found::Call(_, Some(id)) = &route {
         assert!(!id.is_empty());
     }
-    if let Some(response) = route.refusal() {
-        answered(&response, found.method == Method::Head);
+    if let Some(error) = route.refusal() {
+        answered(error, found.method == Method::Head);
     }
     let mut config = Config::default();
     config.api.token = Secret::new(TOKEN);
@@ -90,12 +91,12 @@ fn routed(found: &Head) {
         found.authorization.as_ref().and_then(|field| field.split_once(' ')).map(|(_, token)| token.trim());
     match auth::admit(found, peer, &config, clock) {
         Ok(()) => assert_eq!(shown, Some(TOKEN)),
-        Err(response) => {
+        Err(error) => {
             assert!(
                 shown != Some(TOKEN)
                     || !found.authorization.as_ref().unwrap().to_ascii_lowercase().starts_with("bearer ")
             );
-            answered(&response, found.method == Method::Head);
+            answered(error, found.method == Method::Head);
         }
     }
     // Nothing to make a token from: this machine only, and no page of another site.
@@ -112,7 +113,8 @@ fn routed(found: &Head) {
 }
 
 /// Another parser finds in an answer what was put into it.
-fn answered(response: &crate::admin::http::Response, to_head: bool) {
+fn answered(error: ApiError, to_head: bool) {
+    let response = error.response(ErrorStyle::Coded);
     let mut bytes = Vec::new();
     response.write(&mut bytes, true, to_head);
     let mut fields = [httparse::EMPTY_HEADER; 16];

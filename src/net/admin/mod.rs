@@ -28,12 +28,11 @@ use super::leftovers::Ready;
 use super::outbox::Flush;
 use super::token::{self, Role};
 use crate::admin::auth::{self, Clock};
+use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::http::{self, Head, Response};
-use crate::admin::json;
 use crate::admin::page;
 use crate::admin::routes::{self, Access};
 use crate::admin::troubles::{Kind, Troubles};
-use crate::session::CommandFailed;
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 128;
@@ -263,6 +262,7 @@ impl Gateway {
                     let wait_for_body = match self.check(&head, peer) {
                         Ok(length) => length > 0,
                         Err((refusal, keep_alive)) => {
+                            let refusal = refusal.response(routes::error_style(&head.path));
                             return self.refuse_request(id, &head, &refusal, keep_alive);
                         }
                     };
@@ -274,7 +274,9 @@ impl Gateway {
                     Box::new(head)
                 }
                 Ok(None) => return conn.read(None, &mut self.scratch, self.now),
-                Err(refusal) => return self.respond(id, &refusal.response(), false, false),
+                Err(refusal) => {
+                    return self.respond(id, &refusal.error().response(ErrorStyle::Coded), false, false);
+                }
             },
         };
         let total = head.length + head.body.unwrap_or(0);
@@ -288,9 +290,9 @@ impl Gateway {
         self.answer(id, &head, &request[head.length..])
     }
 
-    /// Whether the caller may call at all, and then how long the body is. Else the answer, and whether the connection can
+    /// Whether the caller may call at all, and then how long the body is. Else the error, and whether the connection can
     /// stay.
-    fn check(&self, head: &Head, peer: std::net::IpAddr) -> Result<usize, (Response, bool)> {
+    fn check(&self, head: &Head, peer: std::net::IpAddr) -> Result<usize, (ApiError, bool)> {
         let needs_token = match routes::access(&head.path) {
             Access::Open => false,
             Access::Metrics => self.config.api.metrics_need_token,
@@ -302,7 +304,7 @@ impl Gateway {
             auth::admit(head, peer, &self.config, self.admin.clock())
                 .map_err(|refusal| (refusal, keep_alive))?;
         }
-        head.body.map_err(|refusal| (refusal.response(), false))
+        head.body.map_err(|refusal| (refusal.error(), false))
     }
 
     fn refuse_request(&mut self, id: ConnId, head: &Head, refusal: &Response, keep_alive: bool) -> Next {
@@ -330,15 +332,16 @@ impl Gateway {
             return self.rearm_admin(id);
         }
         match &conn.stage {
-            Stage::Reading(_) if !conn.inbox.is_empty() => {
-                let late = Response::error(408, "request_timeout", "The request did not come in its time.");
-                self.respond(id, &late, false, false);
+            Stage::Reading(head) if !conn.inbox.is_empty() => {
+                let style = head.as_ref().map_or(ErrorStyle::Coded, |head| routes::error_style(&head.path));
+                let late = ApiError::new(408, "request_timeout", "The request did not come in its time.");
+                self.respond(id, &late.response(style), false, false);
                 self.pump_admin(id);
             }
             Stage::Asking(asking) => {
                 let (keep_alive, to_head) = (asking.keep_alive, asking.to_head);
-                let (status, body) = json::command_answer(&Err(CommandFailed::Timeout));
-                self.respond(id, &Response::json(status, body), keep_alive, to_head);
+                let late = ApiError::new(500, "timeout", "timeout").response(asking.endpoint.error_style());
+                self.respond(id, &late, keep_alive, to_head);
                 self.pump_admin(id);
             }
             Stage::Reading(_) | Stage::Writing { .. } | Stage::Parting => self.drop_admin(id),
