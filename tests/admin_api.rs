@@ -396,15 +396,15 @@ fn without_a_source_there_is_nothing_to_reload() {
 fn the_token_is_checked_before_path_body_and_length() {
     let stage = stage(|_| {});
     for request in [
-        "GET /api/sessions HTTP/1.1\r\n\r\n",
-        "GET /nothing/here HTTP/1.1\r\n\r\n",
-        "PATCH /api/reload HTTP/1.1\r\n\r\n",
-        "POST /api/reload HTTP/1.1\r\nContent-Length: 999999999\r\n\r\n",
-        "POST /api/reload HTTP/1.1\r\nContent-Length: nonsense\r\n\r\n",
-        "POST /api/reload HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "POST /api/commands/x HTTP/1.1\r\nContent-Length: 5\r\n\r\n",
-        "POST /api/commands/x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
-        "POST /api/devices/status HTTP/1.1\r\nAuthorization: Bearer wrong\r\nContent-Length: 1\r\n\r\n{",
+        "GET /api/sessions HTTP/1.1\r\nHost: gateway\r\n\r\n",
+        "GET /nothing/here HTTP/1.1\r\nHost: gateway\r\n\r\n",
+        "PATCH /api/reload HTTP/1.1\r\nHost: gateway\r\n\r\n",
+        "POST /api/reload HTTP/1.1\r\nHost: gateway\r\nContent-Length: 999999999\r\n\r\n",
+        "POST /api/reload HTTP/1.1\r\nHost: gateway\r\nContent-Length: nonsense\r\n\r\n",
+        "POST /api/reload HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "POST /api/commands/x HTTP/1.1\r\nHost: gateway\r\nContent-Length: 5\r\n\r\n",
+        "POST /api/commands/x HTTP/1.1\r\nHost: gateway\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+        "POST /api/devices/status HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer wrong\r\nContent-Length: 1\r\n\r\n{",
     ] {
         let reply = Raw::ask(stage.api, request);
         assert_eq!(reply.status, 401, "{request}");
@@ -414,7 +414,10 @@ fn the_token_is_checked_before_path_body_and_length() {
         assert!(reply.json()["error"].is_string());
     }
     let with = |line: &str| {
-        Raw::ask(stage.api, &format!("{line} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"))
+        Raw::ask(
+            stage.api,
+            &format!("{line} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"),
+        )
     };
     assert_eq!(with("GET /nothing/here").json()["code"], "not_found");
     let reply = with("PATCH /api/sessions/x");
@@ -429,10 +432,10 @@ fn health_and_readiness_need_no_token_and_metrics_only_if_so_configured() {
         assert_eq!((without("/healthz"), without("/readyz"), without("/openapi.json")), (200, 200, 200));
         assert_eq!(without("/metrics"), if need { 401 } else { 200 });
         assert_eq!(stage.call_with("GET", "/metrics", None, Some(TOKEN)).0, 200);
-        let reply = Raw::ask(stage.api, "GET /healthz HTTP/1.1\r\n\r\n");
+        let reply = Raw::ask(stage.api, "GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n");
         assert_eq!(reply.json(), json!({ "status": "ok" }));
         let mut raw = Raw::open(stage.api);
-        raw.send("HEAD /healthz HTTP/1.1\r\nConnection: close\r\n\r\n");
+        raw.send("HEAD /healthz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n");
         let mut text = String::new();
         std::io::Read::read_to_string(&mut raw.stream, &mut text).unwrap();
         assert!(text.contains("Content-Length: 15\r\n") && text.ends_with("\r\n\r\n"), "{text}");

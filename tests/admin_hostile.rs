@@ -60,8 +60,12 @@ fn a_thousand_connections_that_say_nothing_or_little_cost_a_call_nothing() {
     let stage = stage(|_| {});
     let mut call = Measured::begin(&stage);
     let alone = call.worst(200);
-    let beginnings: [&[u8]; 4] =
-        [b"", b"G", b"POST /api/commands/x HTTP/1.1\r\nContent-Length: 9\r\n", b"\x16\x03\x01"];
+    let beginnings: [&[u8]; 4] = [
+        b"",
+        b"G",
+        b"POST /api/commands/x HTTP/1.1\r\nHost: gateway\r\nContent-Length: 9\r\n",
+        b"\x16\x03\x01",
+    ];
     let mut held = Vec::new();
     let mut worst = Duration::ZERO;
     for n in 0..many() {
@@ -100,12 +104,12 @@ fn the_one_that_waits_longest_for_its_request_makes_room_and_no_other() {
     asking.send(request("POST", "/api/commands/aa:bb:cc:dd:ee:01", tool));
     let asked = device.wait_for("mcp", LIMIT).unwrap();
     let mut oldest = Raw::open(stage.api);
-    oldest.send("GET /healthz HTTP/1.1\r\n");
+    oldest.send("GET /healthz HTTP/1.1\r\nHost: gateway\r\n");
     let mut others: Vec<_> = (0..200).map(|_| Raw::open(stage.api)).collect();
     assert!(oldest.reply().is_none(), "closed");
     // The youngest are still there.
     for raw in others.iter_mut().rev().take(100) {
-        raw.send("GET /healthz HTTP/1.1\r\n\r\n");
+        raw.send("GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n");
         assert_eq!(raw.reply().unwrap().status, 200);
     }
     let id = asked.split("\"id\":").nth(1).unwrap().split(',').next().unwrap();
@@ -164,7 +168,7 @@ fn pipelined_requests_are_answered_in_order() {
         let body = json!({ "clientIds": [n.to_string()] }).to_string();
         all.push_str(&request("POST", "/api/devices/status", &body));
     }
-    all.push_str("GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n");
+    all.push_str("GET /healthz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\nGET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n");
     raw.send(all);
     for n in 0..200 {
         let reply = raw.reply().unwrap();
@@ -195,11 +199,11 @@ fn what_is_wrong_with_a_request_is_said_and_ends_the_connection() {
     let stage = stage(|_| {});
     let mut call = Measured::begin(&stage);
     let auth = format!("Authorization: Bearer {TOKEN}\r\n");
-    let post = |fields: &str| format!("POST /api/reload HTTP/1.1\r\n{auth}{fields}\r\n");
+    let post = |fields: &str| format!("POST /api/reload HTTP/1.1\r\nHost: gateway\r\n{auth}{fields}\r\n");
     for (request, status, code) in [
-        (format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(10_000)), 431, "head_too_long"),
-        (format!("GET / HTTP/1.1\r\nx: {}", "y".repeat(1_000_000)), 431, "head_too_long"),
-        (format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(200)), 431, "head_too_long"),
+        (format!("GET /{} HTTP/1.1\r\nHost: gateway\r\n\r\n", "x".repeat(10_000)), 431, "head_too_long"),
+        (format!("GET / HTTP/1.1\r\nHost: gateway\r\nx: {}", "y".repeat(1_000_000)), 431, "head_too_long"),
+        (format!("GET / HTTP/1.1\r\nHost: gateway\r\n{}\r\n", "a: b\r\n".repeat(200)), 431, "head_too_long"),
         ("\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n".to_owned(), 400, "bad_request"),
         ("GET / HTTP/3.0\r\n\r\n".to_owned(), 400, "bad_request"),
         ("nonsense\r\n\r\n".to_owned(), 400, "bad_request"),
@@ -319,5 +323,66 @@ fn connections_that_vanish_leave_nothing_behind() {
             break;
         }
         assert!(Instant::now() < end, "{text}");
+    }
+}
+
+#[test]
+fn a_request_without_one_valid_host_is_refused() {
+    let stage = stage(|_| {});
+    let auth = format!("Authorization: Bearer {TOKEN}\r\n");
+    for (request, status) in [
+        ("GET /healthz HTTP/1.1\r\n", 400),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nHost: a\r\n", 400),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nhost: b\r\n", 400),
+        ("GET /healthz HTTP/1.1\r\nHost: a/b\r\n", 400),
+        ("GET /healthz HTTP/1.1\r\nHost: a b\r\n", 400),
+        ("GET /healthz HTTP/1.0\r\nHost: a b\r\n", 400),
+        ("GET /healthz HTTP/1.0\r\nHost: a\r\nHost: a\r\n", 400),
+        // Before the token, which is missing.
+        ("GET /api/sessions HTTP/1.1\r\n", 400),
+        ("GET /healthz HTTP/1.0\r\n", 200),
+        ("GET /healthz HTTP/1.1\r\nHost:\r\n", 200),
+        ("GET /healthz HTTP/1.1\r\nHost: [::1]:8007\r\n", 200),
+    ] {
+        let mut raw = Raw::open(stage.api);
+        raw.send(format!("{request}Connection: keep-alive\r\n\r\n"));
+        let reply = raw.reply().unwrap();
+        assert_eq!(reply.status, status, "{request}");
+        let stays = if status == 200 { "keep-alive" } else { "close" };
+        assert_eq!(reply.field("connection"), Some(stays), "{request}");
+        assert_eq!(reply.json()["code"] == json!("bad_request"), status == 400, "{request}");
+    }
+    let reply = Raw::ask(stage.api, &format!("POST /api/commands/x HTTP/1.1\r\n{auth}\r\n"));
+    assert_eq!((reply.status, &reply.json()["success"]), (400, &json!(false)));
+}
+
+#[test]
+fn a_contradictory_length_or_a_bad_request_line_is_refused() {
+    let stage = stage(|_| {});
+    let fields = format!("Host: a\r\nAuthorization: Bearer {TOKEN}\r\n");
+    for start in [
+        "POST /api/reload HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n",
+        "POST /api/reload HTTP/1.1\r\nContent-Length: 1, 2\r\n",
+        "POST /api/reload HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+        "POST /api/reload HTTP/1.0\r\nTransfer-Encoding: chunked\r\n",
+        "POST /api/reload HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        "POST /api/reload HTTP/1.1\r\nTransfer-Encoding: chunked, chunked\r\n",
+        "POST /api/reload HTTP/1.1\r\nTransfer-Encoding:\r\n",
+        "GET healthz HTTP/1.1\r\n",
+        "GET * HTTP/1.1\r\n",
+        "GET https://a/healthz HTTP/1.1\r\n",
+        "GET  /healthz HTTP/1.1\r\n",
+        "GET /healthz  HTTP/1.1\r\n",
+        "GET /health z HTTP/1.1\r\n",
+        "GET /healthz\r\n",
+        "GET /healthz HTTP/1\r\n",
+        "GET /healthz http/1.1\r\n",
+        " GET /healthz HTTP/1.1\r\n",
+        "G@T /healthz HTTP/1.1\r\n",
+        "CONNECT a:80 HTTP/1.1\r\n",
+    ] {
+        let reply = Raw::ask(stage.api, &format!("{start}{fields}\r\n"));
+        assert_eq!((reply.status, &reply.json()["code"]), (400, &json!("bad_request")), "{start}");
+        assert_eq!(reply.field("connection"), Some("close"), "{start}");
     }
 }

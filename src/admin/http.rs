@@ -60,6 +60,8 @@ pub struct Head {
     pub origin: Option<String>,
     /// The client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
+    /// The request is none of HTTP/1.1, whoever sends it: why.
+    pub malformed: Option<&'static str>,
     /// How long the body is, in bytes; or why that is not served. To be asked only of a caller who may call at all.
     pub body: Result<usize, Refusal>,
     /// How long the head is, in bytes.
@@ -138,11 +140,14 @@ pub fn head(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
         Some("DELETE") => Method::Delete,
         _ => Method::Other,
     };
-    let target = origin_form(request.path.unwrap_or_default());
+    let Some(target) = origin_form(request.method.unwrap_or_default(), request.path.unwrap_or_default())
+    else {
+        return Err(Refusal::Malformed("its target is neither a path nor an http URL"));
+    };
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let one = |name| field(request.headers, name);
     let expect = one("expect");
-    let mut body = body_length(request.headers);
+    let mut body = body_length(request.headers, request.version == Some(1));
     if expect.as_ref().is_some_and(|expect| !expect.eq_ignore_ascii_case("100-continue")) {
         body = body.and(Err(Refusal::Expectation));
     }
@@ -159,6 +164,7 @@ pub fn head(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
         authorization: one("authorization"),
         host: one("host"),
         origin: one("origin"),
+        malformed: bad_host(request.headers, request.version == Some(1)),
         // RFC 9110 section 10.1.1: not from a client of HTTP/1.0.
         expects_continue: expect.is_some() && request.version == Some(1),
         body,
@@ -166,13 +172,42 @@ pub fn head(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
     }))
 }
 
-/// The path and query of a target, which may be a whole URL (RFC 9112 section 3.2.2).
-fn origin_form(target: &str) -> &str {
-    let Some((scheme, rest)) = target.split_once("://") else { return target };
-    if !scheme.eq_ignore_ascii_case("http") {
-        return target;
+/// The path and query of a target, which may be a whole URL (RFC 9112 section 3.2); `None` when the target has no form
+/// that the method may have.
+fn origin_form<'a>(method: &str, target: &'a str) -> Option<&'a str> {
+    if target.starts_with('/') || (method == "OPTIONS" && target == "*") {
+        return Some(target);
     }
-    rest.find(['/', '?']).map_or("/", |at| &rest[at..])
+    let (scheme, rest) = target.split_once("://")?;
+    let at = rest.find(['/', '?']).unwrap_or(rest.len());
+    let known = scheme.eq_ignore_ascii_case("http") && at > 0 && is_authority(&rest[..at]);
+    known.then(|| if at == rest.len() { "/" } else { &rest[at..] })
+}
+
+/// What is wrong with the `Host` field (RFC 9112 section 3.2).
+fn bad_host(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Option<&'static str> {
+    let mut hosts = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
+    let Some(host) = hosts.next() else { return is_http_1_1.then_some("it has no Host") };
+    if hosts.next().is_some() {
+        return Some("it has more than one Host");
+    }
+    let valid = std::str::from_utf8(host.value.trim_ascii()).is_ok_and(is_authority);
+    (!valid).then_some("its Host is not a host name or IP address with an optional port")
+}
+
+/// Whether this is `host [":" port]` (RFC 3986 section 3.2); the host may be empty.
+fn is_authority(text: &str) -> bool {
+    let (is_host, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(None) => return false,
+        Some(Some((address, port))) => (address.parse::<std::net::Ipv6Addr>().is_ok(), port),
+        None => {
+            let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
+            (name.bytes().all(allowed) && percent_decode(name).is_some(), port)
+        }
+    };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
 
 /// The value of a field that is to be there once; the last, when it is there more often.
@@ -182,16 +217,30 @@ fn field(fields: &[httparse::Header<'_>], name: &str) -> Option<String> {
 }
 
 /// RFC 9112 section 6.3, with nothing left to the imagination: two lengths are none.
-fn body_length(fields: &[httparse::Header<'_>]) -> Result<usize, Refusal> {
+fn body_length(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Result<usize, Refusal> {
     let all = |name: &'static str| fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
     let mut lengths = all("content-length");
     let first = lengths.next();
-    if let Some(coding) = all("transfer-encoding").next() {
+    let mut codings = all("transfer-encoding").flat_map(|field| field.value.split(|byte| *byte == b','));
+    if all("transfer-encoding").next().is_some() {
         if first.is_some() {
             return Err(Refusal::Malformed("it has a Content-Length and a Transfer-Encoding"));
         }
-        let chunked = coding.value.trim_ascii().eq_ignore_ascii_case(b"chunked");
-        return Err(if chunked { Refusal::LengthRequired } else { Refusal::Coding });
+        if !is_http_1_1 {
+            return Err(Refusal::Malformed("HTTP/1.0 has no Transfer-Encoding"));
+        }
+        let unknown = |coding: &&[u8]| {
+            let coding = coding.trim_ascii();
+            !coding.is_empty() && !coding.eq_ignore_ascii_case(b"chunked")
+        };
+        if codings.clone().any(|coding| unknown(&coding)) {
+            return Err(Refusal::Coding);
+        }
+        let chunked = codings.next().is_some_and(|coding| !coding.trim_ascii().is_empty());
+        return match chunked && codings.next().is_none() {
+            true => Err(Refusal::LengthRequired),
+            false => Err(Refusal::Malformed("its Transfer-Encoding is not chunked once")),
+        };
     }
     let Some(first) = first else { return Ok(0) };
     let digits = first.value.trim_ascii();
@@ -346,6 +395,7 @@ mod tests {
             authorization: Some("Bearer abc".to_owned()),
             host: Some("gate:8007".to_owned()),
             origin: Some("http://x".to_owned()),
+            malformed: None,
             expects_continue: false,
             body: Ok(12),
             length: text.find("{").unwrap(),
@@ -379,11 +429,74 @@ mod tests {
             ("http://host:1/a?b", "/a", "b"),
             ("HTTP://host", "/", ""),
             ("http://host?b", "", "b"),
-            ("*", "*", ""),
+            ("http://[::1]:80/a", "/a", ""),
             ("/go/http://x", "/go/http://x", ""),
         ] {
             let head = parsed(&format!("GET {target} HTTP/1.1\r\n\r\n"));
             assert_eq!((head.path.as_str(), head.query.as_str()), (path, query), "{target}");
+        }
+    }
+
+    #[test]
+    fn a_target_that_is_no_path_and_no_http_url_is_refused() {
+        for (method, target) in [
+            ("GET", "*"),
+            ("GET", "api/sessions"),
+            ("GET", "?a=b"),
+            ("GET", "http:/a"),
+            ("GET", "http:///a"),
+            ("GET", "http://user@host/a"),
+            ("GET", "https://host/a"),
+            ("GET", "://host/a"),
+            ("CONNECT", "host:80"),
+            ("OPTIONS", "**"),
+        ] {
+            let text = format!("{method} {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert!(matches!(super::head(text.as_bytes()), Err(Refusal::Malformed(_))), "{text}");
+        }
+        assert_eq!(parsed("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").path, "*");
+    }
+
+    #[test]
+    fn there_is_one_valid_host() {
+        for (version, fields, expected) in [
+            ("1.1", "", Some("it has no Host")),
+            ("1.0", "", None),
+            ("1.1", "Host: a\r\nhost: a\r\n", Some("it has more than one Host")),
+            ("1.0", "Host: a\r\nHost: b\r\n", Some("it has more than one Host")),
+        ] {
+            let head = parsed(&format!("GET / HTTP/{version}\r\n{fields}\r\n"));
+            assert_eq!(head.malformed, expected, "{version} {fields}");
+        }
+        for (host, valid) in [
+            ("", true),
+            ("gateway", true),
+            ("my_gateway.example:8007", true),
+            ("gateway:", true),
+            ("192.0.2.1:80", true),
+            ("[2001:db8::1]", true),
+            ("[::ffff:192.0.2.1]:80", true),
+            ("a%2Db", true),
+            ("a%2", false),
+            ("a b", false),
+            ("a, b", false),
+            ("a/b", false),
+            ("http://a", false),
+            ("user@a", false),
+            ("a:b", false),
+            ("a:80:80", false),
+            ("::1", false),
+            ("[::1", false),
+            ("[::1]80", false),
+            ("[a]", false),
+            ("[]", false),
+            ("组", false),
+            ("a\"b", false),
+        ] {
+            for version in ["1.0", "1.1"] {
+                let head = parsed(&format!("GET / HTTP/{version}\r\nHost: {host} \r\n\r\n"));
+                assert_eq!(head.malformed.is_none(), valid, "{version} {host:?}");
+            }
         }
     }
 

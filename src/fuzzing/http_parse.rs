@@ -57,7 +57,11 @@ fn written(found: &Head) -> Vec<u8> {
         (path, "") => path.to_owned(),
         (path, query) => format!("{path}?{query}"),
     };
-    let method = if found.method == Method::Other { "PUT" } else { found.method.name() };
+    let method = match found.method {
+        Method::Other if found.path == "*" => "OPTIONS",
+        Method::Other => "PUT",
+        method => method.name(),
+    };
     let mut text = format!("{method} {target} HTTP/1.1\r\n");
     let fields = [("Authorization", &found.authorization), ("Host", &found.host), ("Origin", &found.origin)];
     for (name, value) in fields {
@@ -71,7 +75,7 @@ fn written(found: &Head) -> Vec<u8> {
 
 /// Without what is lost in writing it again.
 fn normal(found: Head) -> Head {
-    Head { length: 0, body: found.body.or(Ok(0)), ..found }
+    Head { length: 0, malformed: None, body: found.body.or(Ok(0)), ..found }
 }
 
 /// Who shows no good token gets nothing that needs one; every answer is HTTP.

@@ -29,7 +29,7 @@ use super::outbox::Flush;
 use super::token::{self, Role};
 use crate::admin::auth::{self, Clock};
 use crate::admin::error::{ApiError, ErrorStyle};
-use crate::admin::http::{self, Head, Response};
+use crate::admin::http::{self, Head, Refusal, Response};
 use crate::admin::page;
 use crate::admin::routes::{self, Access};
 use crate::admin::troubles::{Kind, Troubles};
@@ -290,9 +290,12 @@ impl Gateway {
         self.answer(id, &head, &request[head.length..])
     }
 
-    /// Whether the caller may call at all, and then how long the body is. Else the error, and whether the connection can
+    /// Whether this is a request of HTTP, whether the caller may call at all, and then how long the body is. Else the error, and whether the connection can
     /// stay.
     fn check(&self, head: &Head, peer: std::net::IpAddr) -> Result<usize, (ApiError, bool)> {
+        if let Some(why) = head.malformed {
+            return Err((Refusal::Malformed(why).error(), false));
+        }
         let needs_token = match routes::access(&head.path) {
             Access::Open => false,
             Access::Metrics => self.config.api.metrics_need_token,
