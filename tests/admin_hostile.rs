@@ -60,8 +60,12 @@ fn a_thousand_connections_that_say_nothing_or_little_cost_a_call_nothing() {
     let stage = stage(|_| {});
     let mut call = Measured::begin(&stage);
     let alone = call.worst(200);
-    let beginnings: [&[u8]; 4] =
-        [b"", b"G", b"POST /api/commands/x HTTP/1.1\r\nContent-Length: 9\r\n", b"\x16\x03\x01"];
+    let beginnings: [&[u8]; 4] = [
+        b"",
+        b"G",
+        b"POST /api/commands/x HTTP/1.1\r\nHost: gateway\r\nContent-Length: 9\r\n",
+        b"\x16\x03\x01",
+    ];
     let mut held = Vec::new();
     let mut worst = Duration::ZERO;
     for n in 0..many() {
@@ -100,12 +104,12 @@ fn the_one_that_waits_longest_for_its_request_makes_room_and_no_other() {
     asking.send(request("POST", "/api/commands/aa:bb:cc:dd:ee:01", tool));
     let asked = device.wait_for("mcp", LIMIT).unwrap();
     let mut oldest = Raw::open(stage.api);
-    oldest.send("GET /healthz HTTP/1.1\r\n");
+    oldest.send("GET /healthz HTTP/1.1\r\nHost: gateway\r\n");
     let mut others: Vec<_> = (0..200).map(|_| Raw::open(stage.api)).collect();
     assert!(oldest.reply().is_none(), "closed");
     // The youngest are still there.
     for raw in others.iter_mut().rev().take(100) {
-        raw.send("GET /healthz HTTP/1.1\r\n\r\n");
+        raw.send("GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n");
         assert_eq!(raw.reply().unwrap().status, 200);
     }
     let id = asked.split("\"id\":").nth(1).unwrap().split(',').next().unwrap();
@@ -130,21 +134,23 @@ fn a_request_that_does_not_come_in_its_time_is_closed() {
                     thread::sleep(Duration::from_millis(200));
                 }
             });
-            let status = raw.reply().map(|reply| reply.status);
-            (status, raw.reply().is_none())
+            let reply = raw.reply().map(|reply| (reply.status, reply.json()["success"] == json!(false)));
+            (reply, raw.reply().is_none())
         })
     };
     let head = trickle(Raw::open(stage.api), b"x");
-    let mut raw = Raw::open(stage.api);
-    let body = format!(
-        "POST /api/reload HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 100000\r\n\r\n"
-    );
-    raw.send(body);
-    let body = trickle(raw, b" ");
+    let with_body = |path: &str| {
+        let mut raw = Raw::open(stage.api);
+        raw.send(format!(
+            "POST {path} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 100000\r\n\r\n"
+        ));
+        trickle(raw, b" ")
+    };
+    let (body, command) = (with_body("/api/reload"), with_body("/api/commands/x"));
     let mut silent = Raw::open(stage.api);
     assert!(silent.reply().is_none());
-    for late in [head, body] {
-        assert_eq!(late.join().unwrap(), (Some(408), true));
+    for (late, in_the_form_of_commands) in [(head, false), (body, false), (command, true)] {
+        assert_eq!(late.join().unwrap(), (Some((408, in_the_form_of_commands)), true));
     }
     assert!(
         (Duration::from_secs(9)..Duration::from_secs(15)).contains(&begun.elapsed()),
@@ -162,7 +168,7 @@ fn pipelined_requests_are_answered_in_order() {
         let body = json!({ "clientIds": [n.to_string()] }).to_string();
         all.push_str(&request("POST", "/api/devices/status", &body));
     }
-    all.push_str("GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n");
+    all.push_str("GET /healthz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\nGET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n");
     raw.send(all);
     for n in 0..200 {
         let reply = raw.reply().unwrap();
@@ -193,18 +199,17 @@ fn what_is_wrong_with_a_request_is_said_and_ends_the_connection() {
     let stage = stage(|_| {});
     let mut call = Measured::begin(&stage);
     let auth = format!("Authorization: Bearer {TOKEN}\r\n");
-    let post = |fields: &str| format!("POST /api/reload HTTP/1.1\r\n{auth}{fields}\r\n");
+    let post = |fields: &str| format!("POST /api/reload HTTP/1.1\r\nHost: gateway\r\n{auth}{fields}\r\n");
     for (request, status, code) in [
-        (format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(10_000)), 431, "head_too_long"),
-        (format!("GET / HTTP/1.1\r\nx: {}", "y".repeat(1_000_000)), 431, "head_too_long"),
-        (format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(200)), 431, "head_too_long"),
+        (format!("GET /{} HTTP/1.1\r\nHost: gateway\r\n\r\n", "x".repeat(10_000)), 431, "head_too_long"),
+        (format!("GET / HTTP/1.1\r\nHost: gateway\r\nx: {}", "y".repeat(1_000_000)), 431, "head_too_long"),
+        (format!("GET / HTTP/1.1\r\nHost: gateway\r\n{}\r\n", "a: b\r\n".repeat(200)), 431, "head_too_long"),
         ("\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n".to_owned(), 400, "bad_request"),
         ("GET / HTTP/3.0\r\n\r\n".to_owned(), 400, "bad_request"),
         ("nonsense\r\n\r\n".to_owned(), 400, "bad_request"),
         (post("Content-Length: 131073\r\n"), 413, "body_too_long"),
         (post("Content-Length: 1\r\nContent-Length: 1\r\n"), 400, "bad_request"),
         (post("Content-Length: -5\r\n"), 400, "bad_request"),
-        (post("Transfer-Encoding: chunked\r\n"), 411, "length_required"),
         (post("Transfer-Encoding: br\r\n"), 501, "coding_unknown"),
         (post("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n"), 400, "bad_request"),
         (post("Expect: a-miracle\r\n"), 417, "expectation_failed"),
@@ -318,4 +323,143 @@ fn connections_that_vanish_leave_nothing_behind() {
         }
         assert!(Instant::now() < end, "{text}");
     }
+}
+
+#[test]
+fn a_request_without_one_valid_host_is_refused() {
+    let stage = stage(|_| {});
+    let auth = format!("Authorization: Bearer {TOKEN}\r\n");
+    for (request, status) in [
+        ("GET /healthz HTTP/1.1\r\n", 400),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nHost: a\r\n", 400),
+        ("GET /healthz HTTP/1.1\r\nHost: a\r\nhost: b\r\n", 400),
+        ("GET /healthz HTTP/1.1\r\nHost: a/b\r\n", 400),
+        ("GET /healthz HTTP/1.1\r\nHost: a b\r\n", 400),
+        ("GET /healthz HTTP/1.0\r\nHost: a b\r\n", 400),
+        ("GET /healthz HTTP/1.0\r\nHost: a\r\nHost: a\r\n", 400),
+        // Before the token, which is missing.
+        ("GET /api/sessions HTTP/1.1\r\n", 400),
+        ("GET /healthz HTTP/1.0\r\n", 200),
+        ("GET /healthz HTTP/1.1\r\nHost:\r\n", 200),
+        ("GET /healthz HTTP/1.1\r\nHost: [::1]:8007\r\n", 200),
+    ] {
+        let mut raw = Raw::open(stage.api);
+        raw.send(format!("{request}Connection: keep-alive\r\n\r\n"));
+        let reply = raw.reply().unwrap();
+        assert_eq!(reply.status, status, "{request}");
+        let stays = if status == 200 { "keep-alive" } else { "close" };
+        assert_eq!(reply.field("connection"), Some(stays), "{request}");
+        assert_eq!(reply.json()["code"] == json!("bad_request"), status == 400, "{request}");
+    }
+    let reply = Raw::ask(stage.api, &format!("POST /api/commands/x HTTP/1.1\r\n{auth}\r\n"));
+    assert_eq!((reply.status, &reply.json()["success"]), (400, &json!(false)));
+}
+
+#[test]
+fn a_contradictory_length_or_a_bad_request_line_is_refused() {
+    let stage = stage(|_| {});
+    let fields = format!("Host: a\r\nAuthorization: Bearer {TOKEN}\r\n");
+    for start in [
+        "POST /api/reload HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n",
+        "POST /api/reload HTTP/1.1\r\nContent-Length: 1, 2\r\n",
+        "POST /api/reload HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+        "POST /api/reload HTTP/1.0\r\nTransfer-Encoding: chunked\r\n",
+        "POST /api/reload HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        "POST /api/reload HTTP/1.1\r\nTransfer-Encoding: chunked, chunked\r\n",
+        "POST /api/reload HTTP/1.1\r\nTransfer-Encoding:\r\n",
+        "GET healthz HTTP/1.1\r\n",
+        "GET * HTTP/1.1\r\n",
+        "GET https://a/healthz HTTP/1.1\r\n",
+        "GET  /healthz HTTP/1.1\r\n",
+        "GET /healthz  HTTP/1.1\r\n",
+        "GET /health z HTTP/1.1\r\n",
+        "GET /healthz\r\n",
+        "GET /healthz HTTP/1\r\n",
+        "GET /healthz http/1.1\r\n",
+        " GET /healthz HTTP/1.1\r\n",
+        "G@T /healthz HTTP/1.1\r\n",
+        "CONNECT a:80 HTTP/1.1\r\n",
+    ] {
+        let reply = Raw::ask(stage.api, &format!("{start}{fields}\r\n"));
+        assert_eq!((reply.status, &reply.json()["code"]), (400, &json!("bad_request")), "{start}");
+        assert_eq!(reply.field("connection"), Some("close"), "{start}");
+    }
+}
+
+/// The head of a call with a chunked body.
+fn chunked_head(path: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {TOKEN}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+}
+
+#[test]
+fn a_chunked_body_is_taken_in_any_pieces() {
+    let stage = stage(|_| {});
+    let head = chunked_head("/api/devices/status");
+    let chunks = "10;sig=\"x\"\r\n{\"clientIds\":[\"a\r\n3\r\n\"]}\r\n0\r\nChecksum: 1\r\n\r\n";
+    let text = head.clone() + chunks + &request("GET", "/healthz", "");
+    let expected = json!({ "a": { "isAlive": false, "exists": false } });
+    for cut in (1..text.len()).step_by(3) {
+        let mut raw = Raw::open(stage.api);
+        raw.send(&text.as_bytes()[..cut]);
+        raw.send(&text.as_bytes()[cut..]);
+        let reply = raw.reply().unwrap();
+        assert_eq!((reply.status, reply.json()), (200, expected.clone()), "{cut}");
+        assert_eq!(reply.field("connection"), Some("keep-alive"));
+        assert_eq!(raw.reply().unwrap().json(), json!({ "status": "ok" }), "{cut}: what follows is served");
+    }
+
+    // As long as a body may be, in chunks of a byte.
+    let body = r#"{"clientIds":[]}"#.to_owned() + &" ".repeat(131_056);
+    let chunks: String = body.chars().map(|c| format!("1\r\n{c}\r\n")).collect();
+    let mut raw = Raw::open(stage.api);
+    let begun = Instant::now();
+    raw.send(head + &chunks + "0\r\n\r\n");
+    assert_eq!((raw.reply().unwrap().json(), begun.elapsed() < Duration::from_secs(5)), (json!({}), true));
+
+    // A client that waits to be told.
+    let mut raw = Raw::open(stage.api);
+    raw.send(chunked_head("/api/devices/status").replace("Host:", "Expect: 100-continue\r\nHost:"));
+    let mut told = [0; 25];
+    raw.stream.read_exact(&mut told).unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    raw.send("10\r\n{\"clientIds\":[]}\r\n0\r\n\r\n");
+    assert_eq!(raw.reply().unwrap().json(), json!({}));
+}
+
+#[test]
+fn a_broken_or_endless_chunked_body_is_refused_and_ends_the_connection() {
+    let stage = stage(|_| {});
+    let mut call = Measured::begin(&stage);
+    let long = "x".repeat(1_000_000);
+    for (chunks, status) in [
+        ("\r\n\r\n".to_owned(), 400),
+        ("g\r\n".to_owned(), 400),
+        ("-1\r\n".to_owned(), 400),
+        ("2\r\n{}0\r\n\r\n".to_owned(), 400),
+        ("2\n{}\n0\n\n".to_owned(), 400),
+        ("2;x\n\r\n{}\r\n0\r\n\r\n".to_owned(), 400),
+        ("11111111111111111\r\n".to_owned(), 400),
+        (format!("1;{long}"), 400),
+        (format!("0\r\nx: {long}"), 400),
+        ("20001\r\n".to_owned(), 413),
+        ("ffffffffffffffff\r\n".to_owned(), 413),
+        (format!("20000\r\n{}\r\n1\r\n", &long[..0x20000]), 413),
+        ("1000\r\n".to_owned() + &format!("{}\r\n1000\r\n", &long[..0x1000]).repeat(100), 413),
+    ] {
+        for (path, is_command) in [("/api/messages/x", false), ("/api/commands/x", true)] {
+            let mut raw = Raw::open(stage.api);
+            // The answer may come before everything is sent.
+            let request = chunked_head(path) + &chunks;
+            let _ = std::io::Write::write_all(&mut raw.stream, request.as_bytes());
+            let reply = raw.reply().unwrap_or_else(|| panic!("no answer to {chunks:.40}"));
+            assert_eq!(reply.status, status, "{chunks:.40}");
+            assert_eq!(reply.json()["success"] == json!(false), is_command, "{chunks:.40}");
+            assert_eq!(reply.field("connection"), Some("close"), "{chunks:.40}");
+            assert!(raw.reply().is_none(), "{chunks:.40}");
+        }
+        call.packet();
+    }
+    call.end();
 }

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
-use super::http::{Head, Response};
+use super::error::ApiError;
+use super::http::Head;
 use crate::config::Config;
 
 /// Seconds of a day.
@@ -27,8 +28,8 @@ pub struct Clock {
 /// clocks and time zones differ. Without key and token only this machine may call, and no web page on it.
 ///
 /// # Errors
-/// The answer to a caller who may not.
-pub fn admit(head: &Head, peer: IpAddr, config: &Config, clock: Clock) -> Result<(), Response> {
+/// Why the caller may not.
+pub fn admit(head: &Head, peer: IpAddr, config: &Config, clock: Clock) -> Result<(), ApiError> {
     let key = config.mqtt.signature_key.as_ref();
     let token = config.api.token.as_ref();
     if key.is_none() && token.is_none() {
@@ -40,7 +41,7 @@ pub fn admit(head: &Head, peer: IpAddr, config: &Config, clock: Clock) -> Result
             "The management API is closed: mqtt.signature_key (MQTT_SIGNATURE_KEY) {weakness}. Choose a key of at \
              least 8 characters with upper and lower case letters and without a common word."
         );
-        return Err(Response::error(503, "weak_key", &sentence));
+        return Err(ApiError::new(503, "weak_key", sentence));
     }
     let Some(shown) = head.authorization.as_deref().and_then(bearer) else {
         return Err(refusal("Send the header \"Authorization: Bearer <token>\"."));
@@ -59,8 +60,8 @@ pub fn admit(head: &Head, peer: IpAddr, config: &Config, clock: Clock) -> Result
     Err(refusal("The token is not valid, or not today: the daily one changes with the date."))
 }
 
-fn refusal(sentence: &str) -> Response {
-    Response::error(401, "unauthorized", sentence).with("WWW-Authenticate", "Bearer")
+fn refusal(sentence: &'static str) -> ApiError {
+    ApiError::new(401, "unauthorized", sentence).with("WWW-Authenticate", "Bearer")
 }
 
 /// The daily token: hex of SHA-256 over the date and the key.
@@ -80,7 +81,7 @@ fn bearer(field: &str) -> Option<&str> {
 
 /// Nobody needs a token, so the caller must be on this machine, and must not be a web page that its browser was lured
 /// to: such a page names its origin, or reaches us under a name of its own that leads here.
-fn admit_local(head: &Head, peer: IpAddr) -> Result<(), Response> {
+fn admit_local(head: &Head, peer: IpAddr) -> Result<(), ApiError> {
     if !peer.to_canonical().is_loopback() {
         return Err(refusal(
             "Without mqtt.signature_key (MQTT_SIGNATURE_KEY) or api.token only callers on the gateway's own machine are \
@@ -92,7 +93,7 @@ fn admit_local(head: &Head, peer: IpAddr) -> Result<(), Response> {
         origin.strip_prefix("http://").is_none_or(|origin| Some(origin) != head.host.as_deref())
     });
     if foreign_name || foreign_page {
-        return Err(Response::error(
+        return Err(ApiError::new(
             403,
             "foreign_origin",
             "Without mqtt.signature_key or api.token, calls from web pages of other sites, or under another name than \

@@ -4,6 +4,9 @@ use std::borrow::Cow;
 
 use httparse::Status;
 
+use super::body::Framing;
+use super::error::{ApiError, ErrorStyle};
+
 /// The longest request line and header fields together, in bytes.
 pub const MAX_HEAD: usize = 8 * 1024;
 /// The longest body, in bytes: a status call for more than a thousand devices. The Node.js gateway takes 100 KB.
@@ -58,8 +61,10 @@ pub struct Head {
     pub origin: Option<String>,
     /// The client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
-    /// How long the body is, in bytes; or why that is not served. To be asked only of a caller who may call at all.
-    pub body: Result<usize, Refusal>,
+    /// The request is none of HTTP/1.1, whoever sends it: why.
+    pub malformed: Option<&'static str>,
+    /// How the body ends; or why that is not served. To be asked only of a caller who may call at all.
+    pub body: Result<Framing, Refusal>,
     /// How long the head is, in bytes.
     pub length: usize,
 }
@@ -73,8 +78,6 @@ pub enum Refusal {
     HeadTooLong,
     /// A body over [`MAX_BODY`].
     BodyTooLong,
-    /// A chunked body: its length is not known before its end.
-    LengthRequired,
     /// A transfer coding other than chunked.
     Coding,
     /// An expectation other than `100-continue`.
@@ -82,8 +85,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The answer, after which the connection is closed: where the next request would begin is not known.
-    pub fn response(self) -> Response {
+    /// The error to answer with, after which the connection is closed: where the next request would begin is not known.
+    pub fn error(self) -> ApiError {
         let (status, code, sentence): (_, _, Cow<'_, str>) = match self {
             Self::Malformed(why) => {
                 (400, "bad_request", format!("This is no HTTP/1.1 request: {why}.").into())
@@ -97,17 +100,12 @@ impl Refusal {
             Self::BodyTooLong => {
                 (413, "body_too_long", format!("A request body may have {MAX_BODY} bytes.").into())
             }
-            Self::LengthRequired => (
-                411,
-                "length_required",
-                "Send the body with a Content-Length: chunked bodies are not taken.".into(),
-            ),
             Self::Coding => {
-                (501, "coding_unknown", "This transfer coding is not known: send a Content-Length.".into())
+                (501, "coding_unknown", "The only transfer coding that is known is chunked.".into())
             }
             Self::Expectation => (417, "expectation_failed", "Only 100-continue can be expected.".into()),
         };
-        Response::error(status, code, &sentence)
+        ApiError::new(status, code, sentence)
     }
 }
 
@@ -136,11 +134,14 @@ pub fn head(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
         Some("DELETE") => Method::Delete,
         _ => Method::Other,
     };
-    let target = origin_form(request.path.unwrap_or_default());
+    let Some(target) = origin_form(request.method.unwrap_or_default(), request.path.unwrap_or_default())
+    else {
+        return Err(Refusal::Malformed("its target is neither a path nor an http URL"));
+    };
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let one = |name| field(request.headers, name);
     let expect = one("expect");
-    let mut body = body_length(request.headers);
+    let mut body = body_length(request.headers, request.version == Some(1));
     if expect.as_ref().is_some_and(|expect| !expect.eq_ignore_ascii_case("100-continue")) {
         body = body.and(Err(Refusal::Expectation));
     }
@@ -157,6 +158,7 @@ pub fn head(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
         authorization: one("authorization"),
         host: one("host"),
         origin: one("origin"),
+        malformed: bad_host(request.headers, request.version == Some(1)),
         // RFC 9110 section 10.1.1: not from a client of HTTP/1.0.
         expects_continue: expect.is_some() && request.version == Some(1),
         body,
@@ -164,13 +166,42 @@ pub fn head(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
     }))
 }
 
-/// The path and query of a target, which may be a whole URL (RFC 9112 section 3.2.2).
-fn origin_form(target: &str) -> &str {
-    let Some((scheme, rest)) = target.split_once("://") else { return target };
-    if !scheme.eq_ignore_ascii_case("http") {
-        return target;
+/// The path and query of a target, which may be a whole URL (RFC 9112 section 3.2); `None` when the target has no form
+/// that the method may have.
+fn origin_form<'a>(method: &str, target: &'a str) -> Option<&'a str> {
+    if target.starts_with('/') || (method == "OPTIONS" && target == "*") {
+        return Some(target);
     }
-    rest.find(['/', '?']).map_or("/", |at| &rest[at..])
+    let (scheme, rest) = target.split_once("://")?;
+    let at = rest.find(['/', '?']).unwrap_or(rest.len());
+    let known = scheme.eq_ignore_ascii_case("http") && at > 0 && is_authority(&rest[..at]);
+    known.then(|| if at == rest.len() { "/" } else { &rest[at..] })
+}
+
+/// What is wrong with the `Host` field (RFC 9112 section 3.2).
+fn bad_host(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Option<&'static str> {
+    let mut hosts = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
+    let Some(host) = hosts.next() else { return is_http_1_1.then_some("it has no Host") };
+    if hosts.next().is_some() {
+        return Some("it has more than one Host");
+    }
+    let valid = std::str::from_utf8(host.value.trim_ascii()).is_ok_and(is_authority);
+    (!valid).then_some("its Host is not a host name or IP address with an optional port")
+}
+
+/// Whether this is `host [":" port]` (RFC 3986 section 3.2); the host may be empty.
+fn is_authority(text: &str) -> bool {
+    let (is_host, port) = match text.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(None) => return false,
+        Some(Some((address, port))) => (address.parse::<std::net::Ipv6Addr>().is_ok(), port),
+        None => {
+            let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
+            (name.bytes().all(allowed) && percent_decode(name).is_some(), port)
+        }
+    };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
 
 /// The value of a field that is to be there once; the last, when it is there more often.
@@ -180,24 +211,38 @@ fn field(fields: &[httparse::Header<'_>], name: &str) -> Option<String> {
 }
 
 /// RFC 9112 section 6.3, with nothing left to the imagination: two lengths are none.
-fn body_length(fields: &[httparse::Header<'_>]) -> Result<usize, Refusal> {
+fn body_length(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Result<Framing, Refusal> {
     let all = |name: &'static str| fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
     let mut lengths = all("content-length");
     let first = lengths.next();
-    if let Some(coding) = all("transfer-encoding").next() {
+    let mut codings = all("transfer-encoding").flat_map(|field| field.value.split(|byte| *byte == b','));
+    if all("transfer-encoding").next().is_some() {
         if first.is_some() {
             return Err(Refusal::Malformed("it has a Content-Length and a Transfer-Encoding"));
         }
-        let chunked = coding.value.trim_ascii().eq_ignore_ascii_case(b"chunked");
-        return Err(if chunked { Refusal::LengthRequired } else { Refusal::Coding });
+        if !is_http_1_1 {
+            return Err(Refusal::Malformed("HTTP/1.0 has no Transfer-Encoding"));
+        }
+        let unknown = |coding: &&[u8]| {
+            let coding = coding.trim_ascii();
+            !coding.is_empty() && !coding.eq_ignore_ascii_case(b"chunked")
+        };
+        if codings.clone().any(|coding| unknown(&coding)) {
+            return Err(Refusal::Coding);
+        }
+        let chunked = codings.next().is_some_and(|coding| !coding.trim_ascii().is_empty());
+        return match chunked && codings.next().is_none() {
+            true => Ok(Framing::Chunked),
+            false => Err(Refusal::Malformed("its Transfer-Encoding is not chunked once")),
+        };
     }
-    let Some(first) = first else { return Ok(0) };
+    let Some(first) = first else { return Ok(Framing::Length(0)) };
     let digits = first.value.trim_ascii();
     if lengths.next().is_some() || digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(Refusal::Malformed("its Content-Length is not one whole number"));
     }
     let length = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
-    length.filter(|length| *length <= MAX_BODY).ok_or(Refusal::BodyTooLong)
+    length.filter(|length| *length <= MAX_BODY).map(Framing::Length).ok_or(Refusal::BodyTooLong)
 }
 
 /// A path segment or query value without its percent-encoding (RFC 3986 section 2.1); `None` when that is broken or no
@@ -220,13 +265,6 @@ pub fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
         rest = tail;
     }
     String::from_utf8(bytes).ok().map(Cow::Owned)
-}
-
-/// The value of `key` in a query, decoded; "" for a key that stands alone.
-pub fn query_value<'a>(query: &'a str, key: &str) -> Option<Cow<'a, str>> {
-    let pair = |part: &'a str| part.split_once('=').unwrap_or((part, ""));
-    let (_, value) = query.split('&').map(pair).find(|(name, _)| *name == key)?;
-    percent_decode(value)
 }
 
 /// What a client is waiting for before it sends the body (RFC 9110 section 15.2.1).
@@ -262,8 +300,8 @@ impl Response {
     }
 
     /// An error of the API: a stable code for programs, a sentence for people.
-    pub fn error(status: u16, code: &str, sentence: &str) -> Self {
-        Self::json(status, serde_json::json!({ "code": code, "error": sentence }).to_string())
+    pub fn error(status: u16, code: &'static str, sentence: &str) -> Self {
+        ApiError::new(status, code, sentence.to_owned()).response(ErrorStyle::Coded)
     }
 
     /// With a header field of its own.
@@ -308,7 +346,6 @@ fn reason(status: u16) -> &'static str {
         405 => "Method Not Allowed",
         408 => "Request Timeout",
         409 => "Conflict",
-        411 => "Length Required",
         413 => "Content Too Large",
         417 => "Expectation Failed",
         422 => "Unprocessable Content",
@@ -344,8 +381,9 @@ mod tests {
             authorization: Some("Bearer abc".to_owned()),
             host: Some("gate:8007".to_owned()),
             origin: Some("http://x".to_owned()),
+            malformed: None,
             expects_continue: false,
-            body: Ok(12),
+            body: Ok(Framing::Length(12)),
             length: text.find("{").unwrap(),
         };
         assert_eq!(head, expected);
@@ -377,7 +415,7 @@ mod tests {
             ("http://host:1/a?b", "/a", "b"),
             ("HTTP://host", "/", ""),
             ("http://host?b", "", "b"),
-            ("*", "*", ""),
+            ("http://[::1]:80/a", "/a", ""),
             ("/go/http://x", "/go/http://x", ""),
         ] {
             let head = parsed(&format!("GET {target} HTTP/1.1\r\n\r\n"));
@@ -386,16 +424,79 @@ mod tests {
     }
 
     #[test]
+    fn a_target_that_is_no_path_and_no_http_url_is_refused() {
+        for (method, target) in [
+            ("GET", "*"),
+            ("GET", "api/sessions"),
+            ("GET", "?a=b"),
+            ("GET", "http:/a"),
+            ("GET", "http:///a"),
+            ("GET", "http://user@host/a"),
+            ("GET", "https://host/a"),
+            ("GET", "://host/a"),
+            ("CONNECT", "host:80"),
+            ("OPTIONS", "**"),
+        ] {
+            let text = format!("{method} {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert!(matches!(super::head(text.as_bytes()), Err(Refusal::Malformed(_))), "{text}");
+        }
+        assert_eq!(parsed("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n").path, "*");
+    }
+
+    #[test]
+    fn there_is_one_valid_host() {
+        for (version, fields, expected) in [
+            ("1.1", "", Some("it has no Host")),
+            ("1.0", "", None),
+            ("1.1", "Host: a\r\nhost: a\r\n", Some("it has more than one Host")),
+            ("1.0", "Host: a\r\nHost: b\r\n", Some("it has more than one Host")),
+        ] {
+            let head = parsed(&format!("GET / HTTP/{version}\r\n{fields}\r\n"));
+            assert_eq!(head.malformed, expected, "{version} {fields}");
+        }
+        for (host, valid) in [
+            ("", true),
+            ("gateway", true),
+            ("my_gateway.example:8007", true),
+            ("gateway:", true),
+            ("192.0.2.1:80", true),
+            ("[2001:db8::1]", true),
+            ("[::ffff:192.0.2.1]:80", true),
+            ("a%2Db", true),
+            ("a%2", false),
+            ("a b", false),
+            ("a, b", false),
+            ("a/b", false),
+            ("http://a", false),
+            ("user@a", false),
+            ("a:b", false),
+            ("a:80:80", false),
+            ("::1", false),
+            ("[::1", false),
+            ("[::1]80", false),
+            ("[a]", false),
+            ("[]", false),
+            ("组", false),
+            ("a\"b", false),
+        ] {
+            for version in ["1.0", "1.1"] {
+                let head = parsed(&format!("GET / HTTP/{version}\r\nHost: {host} \r\n\r\n"));
+                assert_eq!(head.malformed.is_none(), valid, "{version} {host:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_body_has_one_plain_length_or_is_refused() {
         for (fields, expected) in [
-            ("", Ok(0)),
-            ("Content-Length: 0\r\n", Ok(0)),
-            ("content-length: 131072\r\n", Ok(MAX_BODY)),
+            ("", Ok(Framing::Length(0))),
+            ("Content-Length: 0\r\n", Ok(Framing::Length(0))),
+            ("content-length: 131072\r\n", Ok(Framing::Length(MAX_BODY))),
             ("Content-Length: 131073\r\n", Err(Refusal::BodyTooLong)),
             ("Content-Length: 99999999999999999999999999\r\n", Err(Refusal::BodyTooLong)),
-            ("Content-Length: 5\r\nExpect: 100-Continue\r\n", Ok(5)),
+            ("Content-Length: 5\r\nExpect: 100-Continue\r\n", Ok(Framing::Length(5))),
             ("Content-Length: 5\r\nExpect: miracles\r\n", Err(Refusal::Expectation)),
-            ("Transfer-Encoding: chunked\r\n", Err(Refusal::LengthRequired)),
+            ("Transfer-Encoding: Chunked\r\n", Ok(Framing::Chunked)),
             ("Transfer-Encoding: gzip, chunked\r\n", Err(Refusal::Coding)),
         ] {
             assert_eq!(parsed(&format!("POST / HTTP/1.1\r\n{fields}\r\n")).body, expected, "{fields}");
@@ -454,20 +555,6 @@ mod tests {
     }
 
     #[test]
-    fn query_values() {
-        for (query, expected) in [
-            ("", None),
-            ("disconnect", Some("")),
-            ("disconnect=true", Some("true")),
-            ("a=1&disconnect=tr%75e", Some("true")),
-            ("xdisconnect=true", None),
-            ("disconnect=%", None),
-        ] {
-            assert_eq!(query_value(query, "disconnect").as_deref(), expected, "{query}");
-        }
-    }
-
-    #[test]
     fn an_answer_is_one_response_of_http_1_1() {
         let response = Response::error(405, "method", "No \"such\" method.").with("Allow", "GET, HEAD");
         for (to_head, body) in [(false, response.body.as_slice()), (true, b"")] {
@@ -498,7 +585,6 @@ mod tests {
             let _ = head(&request);
             if let Ok(text) = std::str::from_utf8(&bytes) {
                 let _ = percent_decode(text);
-                let _ = query_value(text, "a");
             }
         }
 
@@ -521,7 +607,7 @@ mod tests {
             let text = format!("DELETE {path}?{query} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n");
             let read = parsed(&text);
             prop_assert_eq!((read.method, read.path, read.query), (Method::Delete, path, query));
-            prop_assert_eq!((read.host, read.body, read.keep_alive), (Some(host), Ok(length), !close));
+            prop_assert_eq!((read.host, read.body, read.keep_alive), (Some(host), Ok(Framing::Length(length)), !close));
             prop_assert_eq!(read.length, text.len());
         }
     }

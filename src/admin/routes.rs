@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::http::{Method, Response, percent_decode};
+use super::error::{ApiError, ErrorStyle};
+use super::http::{Method, percent_decode};
 
 /// What a call is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,15 @@ impl Endpoint {
             Self::Metrics | Self::DevicesStatus | Self::Sessions => Scope::Everyone,
             Self::Health | Self::Ready | Self::OpenApi | Self::Page => Scope::Gateway,
             Self::Reload | Self::Config | Self::Errors => Scope::Gateway,
+        }
+    }
+
+    /// The form of its errors: that of the Node.js gateway for the calls that it has.
+    pub fn error_style(self) -> ErrorStyle {
+        match self {
+            Self::Command => ErrorStyle::Command,
+            Self::DevicesStatus | Self::CallRequest | Self::CallAccept => ErrorStyle::Plain,
+            _ => ErrorStyle::Coded,
         }
     }
 }
@@ -137,29 +147,34 @@ pub enum Found<'a> {
 }
 
 impl Found<'_> {
-    /// The answer when no call was found; `None` when one was.
-    pub fn refusal(&self) -> Option<Response> {
+    /// The error when no call was found; `None` when one was.
+    pub fn refusal(&self) -> Option<ApiError> {
         match self {
             Self::Call(..) => None,
             Self::OtherMethods(allowed) => {
                 let sentence = format!("This path takes {allowed}.");
-                Some(Response::error(405, "method_not_allowed", &sentence).with("Allow", allowed))
+                Some(ApiError::new(405, "method_not_allowed", sentence).with("Allow", allowed))
             }
-            Self::Nothing => Some(Response::error(
-                404,
-                "not_found",
-                "There is no such call; GET /openapi.json lists them.",
-            )),
+            Self::Nothing => {
+                Some(ApiError::new(404, "not_found", "There is no such call; GET /openapi.json lists them."))
+            }
         }
     }
 }
 
 /// Who may ask for this path. What is not known needs a token, so that nobody learns without one what there is.
 pub fn access(path: &str) -> Access {
-    ROUTES
-        .iter()
-        .find(|route| matched(route.path, path).is_some())
-        .map_or(Access::Token, |route| route.access)
+    first(path).map_or(Access::Token, |route| route.access)
+}
+
+/// The form of errors that callers of this path expect, whatever their method.
+pub fn error_style(path: &str) -> ErrorStyle {
+    first(path).map_or(ErrorStyle::Coded, |route| route.endpoint.error_style())
+}
+
+/// Methods of one path have the same access and the same errors.
+fn first(path: &str) -> Option<&'static Route> {
+    ROUTES.iter().find(|route| matched(route.path, path).is_some())
 }
 
 /// The call of this method and path, which is still percent-encoded.

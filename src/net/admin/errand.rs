@@ -3,6 +3,7 @@
 use super::conn::Stage;
 use super::serve::{page_asked_for, page_start};
 use super::{ConnId, Next};
+use crate::admin::error::ApiError;
 use crate::admin::http::{Head, Method, Response};
 use crate::admin::routes::{self, Endpoint, Found, Scope};
 use crate::admin::{json, merge};
@@ -37,7 +38,7 @@ pub(super) struct Asking {
     pub(super) to_head: bool,
     /// What each worker said; nobody is waited for when empty.
     parts: Vec<Option<Response>>,
-    endpoint: Endpoint,
+    pub(super) endpoint: Endpoint,
     query: String,
 }
 
@@ -61,12 +62,13 @@ impl Gateway {
         let to_head = head.method == Method::Head;
         let found = routes::find(head.method, &head.path);
         if let Some(refusal) = found.refusal() {
-            return self.respond(id, &refusal, head.keep_alive, to_head);
+            let response = refusal.response(routes::error_style(&head.path));
+            return self.respond(id, &response, head.keep_alive, to_head);
         }
         let Found::Call(endpoint, client_id) = found else { return Next::Wait };
         let Ok(body) = std::str::from_utf8(body) else {
-            let refusal = Response::error(400, "bad_json", "The body is not UTF-8.");
-            return self.respond(id, &refusal, head.keep_alive, to_head);
+            let refusal = ApiError::new(400, "bad_json", "The body is not UTF-8.");
+            return self.respond(id, &refusal.response(endpoint.error_style()), head.keep_alive, to_head);
         };
         let errand = Errand {
             ticket: self.admin.ticket(id),
@@ -155,7 +157,8 @@ impl Gateway {
 
 /// One answer out of all workers'.
 fn joined(endpoint: Endpoint, query: &str, parts: &[&Response]) -> Response {
-    let Some(first) = parts.first() else { return Response::error(500, "internal", "Nobody answered.") };
+    let internal = |why| ApiError::new(500, "internal", why).response(endpoint.error_style());
+    let Some(first) = parts.first() else { return internal("Nobody answered.") };
     // What one refuses, all do.
     if let Some(refusal) = parts.iter().find(|part| part.status != 200) {
         return (*refusal).clone();
@@ -167,12 +170,12 @@ fn joined(endpoint: Endpoint, query: &str, parts: &[&Response]) -> Response {
             texts.ok().map(|texts| merge::metrics(&texts))
         }
         Endpoint::Sessions => {
-            page_asked_for(query).and_then(|(_, limit)| merge::sessions(&bodies, limit, page_start))
+            page_asked_for(query).ok().and_then(|(_, limit)| merge::sessions(&bodies, limit, page_start))
         }
         _ => merge::devices_status(&bodies),
     };
     match body {
         Some(body) => Response { body: body.into_bytes(), ..(*first).clone() },
-        None => Response::error(500, "internal", "The workers' answers do not fit together."),
+        None => internal("The workers' answers do not fit together."),
     }
 }
