@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::config::{Changes, Server};
 use crate::proto::identity::Mac;
-use crate::proto::message::{self, Object};
+use crate::proto::message::{self, Object, Reader};
 use crate::session::{Accepted, CallView, CommandFailed, Core, Facts, Requested};
 
 /// Characters of a caller's name: a device's modem takes no long messages.
@@ -126,7 +126,8 @@ pub struct Command {
 impl Command {
     /// Reads a body; `None` when it is not `{"type":"mcp","payload":{"method":..}}`.
     pub fn parse(body: &str) -> Option<Self> {
-        let rpc = message::rpc(body).filter(|_| message::peek(body).is_ok_and(|peek| peek.kind == "mcp"))?;
+        let rpc = message::rpc(body, Reader::Server)
+            .filter(|_| message::peek(body, Reader::Server).is_ok_and(|peek| peek.kind == "mcp"))?;
         let method = rpc.method?.into_owned();
         Some(Self { method, params: rpc.params.unwrap_or("{}").to_owned() })
     }

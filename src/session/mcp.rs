@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::action::{Action, Cx, Note};
-use crate::proto::message::{self, Object, Rpc};
+use crate::proto::message::{self, Object, Reader, Rpc};
 
 /// Our request ids start here: above the ids of servers and devices, and within int32, to which devices truncate.
 const FIRST_ID: u32 = 0x4000_0000;
@@ -206,7 +206,7 @@ impl Mcp {
         session_id: Option<&str>,
         cx: &mut Cx<'_>,
     ) -> FromDevice {
-        let Some(rpc) = message::rpc(text).filter(|rpc| rpc.method.is_none()) else {
+        let Some(rpc) = message::rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none()) else {
             return FromDevice::Forward;
         };
         let ours =
@@ -218,7 +218,7 @@ impl Mcp {
         }
         let place = self.translated.iter().position(|(ours, _)| *ours == id);
         let original = place.and_then(|place| self.translated.remove(place));
-        match original.and_then(|(_, original)| message::replace_rpc_id(text, &original)) {
+        match original.and_then(|(_, original)| message::replace_rpc_id(text, &original, Reader::Server)) {
             Some(text) => FromDevice::Reply(text),
             None => FromDevice::Taken,
         }
@@ -288,7 +288,7 @@ impl Mcp {
         session_id: Option<&str>,
         cx: &mut Cx<'_>,
     ) -> FromServer {
-        let Some(rpc) = message::rpc(text).filter(|_| cx.config.mcp.enabled) else {
+        let Some(rpc) = message::rpc(text, Reader::Device).filter(|_| cx.config.mcp.enabled) else {
             return FromServer::Forward;
         };
         let Some(method) = rpc.method.as_deref() else { return FromServer::Forward };
@@ -317,7 +317,7 @@ impl Mcp {
             return FromServer::Forward;
         };
         let ours = self.fresh_id();
-        let Some(translated) = message::replace_rpc_id(text, &ours.to_string()) else {
+        let Some(translated) = message::replace_rpc_id(text, &ours.to_string(), Reader::Device) else {
             return FromServer::Forward;
         };
         if self.translated.len() >= MAX_TRANSLATED {

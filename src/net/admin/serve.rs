@@ -11,7 +11,7 @@ use crate::admin::routes::{Endpoint, OPENAPI};
 use crate::net::gateway::Gateway;
 use crate::net::steer::ReloadError;
 use crate::net::token::SessionId;
-use crate::proto::message;
+use crate::proto::message::{self, Reader};
 use crate::session::{CommandFailed, Core, Delivery};
 
 /// Devices on a page, at most and if nothing else is asked for.
@@ -72,7 +72,7 @@ impl Gateway {
         let failed = |status, why: &str| {
             Some(Response::json(status, serde_json::json!({ "success": false, "error": why }).to_string()))
         };
-        if message::peek(body).is_err() {
+        if message::peek(body, Reader::Server).is_err() {
             return failed(400, "the body is no JSON object");
         }
         let Some(device) = self.device_named(client_id) else {
@@ -137,7 +137,7 @@ impl Gateway {
     // ----- devices ------------------------------------------------------------------------------------------------
 
     fn push_message(&mut self, client_id: &str, body: &str) -> Response {
-        let Ok(peek) = message::peek(body) else {
+        let Ok(peek) = message::peek(body, Reader::Device) else {
             return Response::error(400, "bad_json", "The body is no JSON object.");
         };
         if !MESSAGES.contains(&&*peek.kind) {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::{Aside, Core, Phase};
-use crate::proto::message::{self, Object, Rpc};
+use crate::proto::message::{self, Object, Reader, Rpc};
 use crate::session::action::{Action, CommandFailed, Cx, EndReason, Reason};
 use crate::session::call::CallView;
 
@@ -94,7 +94,9 @@ impl Core {
     /// An `mcp` message of the device. True: it answered a command.
     pub(super) fn command_answered(&mut self, text: &str, cx: &mut Cx<'_>) -> bool {
         let Some(Aside { commands, .. }) = self.aside.as_deref_mut() else { return false };
-        let Some(rpc) = message::rpc(text).filter(|rpc| rpc.method.is_none()) else { return false };
+        let Some(rpc) = message::rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none()) else {
+            return false;
+        };
         let id = rpc.id.and_then(|id| id.parse::<u32>().ok());
         let Some(place) = commands.pending.iter().position(|pending| Some(pending.id) == id) else {
             // An answer that comes too late is nobody else's either.
@@ -225,7 +227,7 @@ mod tests {
         /// The id of the one request that was just published.
         fn asked(&self) -> u32 {
             let [Action::Publish(text)] = &self.out[..] else { panic!("{:?}", self.out) };
-            message::rpc(text).unwrap().id.unwrap().parse().unwrap()
+            message::rpc(text, Reader::Device).unwrap().id.unwrap().parse().unwrap()
         }
 
         fn answers(&self) -> Vec<(u64, Result<&str, CommandFailed>)> {
@@ -254,7 +256,7 @@ mod tests {
         ] {
             bench.act(|core, cx| core.command(7, "tools/list", r#"{"withUserTools":true}"#, cx));
             let [Action::Publish(text)] = &bench.out[..] else { panic!("{:?}", bench.out) };
-            let rpc = message::rpc(text).unwrap();
+            let rpc = message::rpc(text, Reader::Device).unwrap();
             assert_eq!(
                 (rpc.method.as_deref(), rpc.params),
                 (Some("tools/list"), Some(r#"{"withUserTools":true}"#))
