@@ -19,7 +19,7 @@ use mqtt_websocket_proxy::net::index::Index;
 use mqtt_websocket_proxy::net::token::SessionId;
 use mqtt_websocket_proxy::net::wheel::Wheel;
 use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER, Header, MAX_PAYLOAD};
-use mqtt_websocket_proxy::proto::message;
+use mqtt_websocket_proxy::proto::message::{self, Reader};
 use mqtt_websocket_proxy::proto::mqtt::{Connect, Level, Packet, Publish, decode, encode};
 use mqtt_websocket_proxy::session::{Admission, Core, Cx, Grant, Peer, RequestIds, Servers};
 use mqtt_websocket_proxy::tools::device::{HELLO, Login, voice};
@@ -54,7 +54,13 @@ fn mqtt_decode_publish(bencher: Bencher) {
 
 #[divan::bench]
 fn message_peek() -> bool {
-    message::peek(black_box(SENTENCE)).is_ok()
+    message::peek(black_box(SENTENCE), Reader::Device).is_ok()
+}
+
+/// What a chat server usually sends has the device's session id already.
+#[divan::bench]
+fn message_with_session_id() -> usize {
+    message::with_session_id(black_box(SENTENCE), Some("0b1e2c5a-6c0f-4b7e-9a57-1f0c3a3a1c55")).len()
 }
 
 // ----- audio ----------------------------------------------------------------------------------------------------------

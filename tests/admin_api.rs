@@ -270,6 +270,8 @@ fn a_message_reaches_the_device_idle_or_in_a_call() {
 
     for (path, body, status, code) in [
         (path.as_str(), r#"{"type":"goodbye"}"#, 400, "bad_type"),
+        (&path, r#"{"Type":"hello","type":"alert"}"#, 400, "bad_type"),
+        (&path, r#"{"type\u0000":"goodbye","type":"alert"}"#, 400, "bad_type"),
         (&path, r#"{"type":7}"#, 400, "bad_type"),
         (&path, "{}", 400, "bad_type"),
         (&path, "[]", 400, "bad_json"),

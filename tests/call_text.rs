@@ -116,13 +116,25 @@ fn bad_messages_of_the_server_are_dropped_and_the_call_goes_on() {
     for bad in [&b""[..], b"x", &[0; 15], &[0; 16], &[0; 17], &wrong_length, &vec![7; 5000]] {
         peer.send_binary(bad);
     }
-    // A later hello of the server is no news to the device.
+    // A later hello of the server is no news to the device, under whatever name it takes for a type.
     peer.say(r#"{"type":"hello","session_id":"another"}"#);
+    peer.say(r#"{"Type":"hello","type":"llm"}"#);
     peer.say(r#"{"type":"mcp","session_id":"server-session"}"#);
     assert_eq!(device.mqtt.text(), r#"{"type":"mcp","session_id":"server-session"}"#);
     peer.send_audio(2, b"\x58good");
     let audio = call.receive();
     assert_eq!((audio.sequence(), &audio.payload[..]), (2, &b"\x58good"[..]));
+}
+
+#[test]
+fn a_goodbye_that_only_a_device_takes_for_one_ends_the_call() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (_call, mut peer) = device.call(&server);
+    peer.say(r#"{"TYPE":"goodbye","type":"tts","Session_Id":"x"}"#);
+    assert_eq!(device.mqtt.text(), r#"{"TYPE":"goodbye","type":"tts","session_id":"server-session"}"#);
+    assert_eq!(peer.expect_close(1000), None);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use mio::event::Event;
 use mio::net::{TcpStream, UdpSocket};
 use mio::{Events, Interest, Poll, Registry, Token};
 use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER, Header};
-use mqtt_websocket_proxy::proto::message;
+use mqtt_websocket_proxy::proto::message::{self, Reader};
 use mqtt_websocket_proxy::proto::mqtt::{Reply, decode_reply, encode};
 use mqtt_websocket_proxy::tools::device::{Grant, HELLO, HELLO_WAIT, Login, TOPIC, voice};
 
@@ -260,7 +260,7 @@ impl Device {
             (Reply::ConnAck { code, .. }, _) => return Err(io::Error::other(format!("CONNACK {code}"))),
             (Reply::Publish(publish), Stage::Hello(since)) => {
                 let text = std::str::from_utf8(publish.payload).unwrap_or_default();
-                if message::peek(text).is_ok_and(|peek| peek.kind == "hello") {
+                if message::peek(text, Reader::Device).is_ok_and(|peek| peek.kind == "hello") {
                     world.stats.set_ups.push(since.elapsed());
                     let grant = Grant::parse(text).map_err(io::Error::other)?;
                     self.stage = Stage::Call(Box::new(Call::open(&grant, i, world)?));

@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 
 use crate::proto::message::{
-    self, BadMessage, DeviceHello, HelloReply, Object, device_hello, hello_reply, peek, replace_rpc_id,
-    replace_session_id, rpc, server_hello, with_session_id,
+    self, BadMessage, DeviceHello, HelloReply, Object, Peek, Reader, Rpc, device_hello, hello_reply,
+    replace_session_id, server_hello, with_session_id,
 };
 
 /// The text of one message.
@@ -39,9 +39,50 @@ pub fn json_peek(data: &[u8]) {
     for (from, to) in [("s", "an-id"), ("an-id", "s"), ("s", "\"quoted\\\u{1f600}"), ("s", "s")] {
         mapped(text, tree.as_ref(), from, to);
     }
+    as_a_device_reads(text);
     hellos(text, tree.as_ref());
     calls(text, tree.as_ref());
     objects(text, tree.as_ref());
+}
+
+fn peek(text: &str) -> Result<Peek<'_>, BadMessage> {
+    message::peek(text, Reader::Server)
+}
+
+fn rpc(text: &str) -> Option<Rpc<'_>> {
+    message::rpc(text, Reader::Server)
+}
+
+/// What a device takes for this name: the first, whatever the case of its letters.
+fn device_takes<'a>(object: &Object<'a>, name: &str) -> Option<&'a str> {
+    object.entries().find(|(key, _)| takes(key, name)).map(|(_, raw)| raw)
+}
+
+/// Whether a device takes this key for this name.
+fn takes(key: &str, name: &str) -> bool {
+    key.split('\0').next().is_some_and(|key| key.eq_ignore_ascii_case(name))
+}
+
+/// What a device is sent is judged as the device reads it.
+fn as_a_device_reads(text: &str) {
+    let peeked = message::peek(text, Reader::Device);
+    assert_eq!(peeked.as_ref().err(), peek(text).as_ref().err());
+    let (Ok(peeked), Ok(object)) = (peeked, Object::parse(text)) else { return };
+    let string = |name: &str| {
+        let text: String = serde_json::from_str(device_takes(&object, name)?).ok()?;
+        Some(text.split('\0').next().unwrap_or_default().to_owned())
+    };
+    assert_eq!(peeked.kind, string("type").unwrap_or_default());
+    assert_eq!(peeked.state.as_deref(), string("state").as_deref());
+    assert_eq!(peeked.session_id.as_deref(), string("session_id").as_deref().filter(|id| !id.is_empty()));
+    let payload = device_takes(&object, "payload").and_then(|raw| Object::parse(raw).ok());
+    let call = message::rpc(text, Reader::Device);
+    assert_eq!(call.is_some(), payload.is_some());
+    if let Some(found) = call.and_then(|call| call.id) {
+        assert_eq!(device_takes(&payload.unwrap(), "id"), Some(found));
+        let replaced = message::replace_rpc_id(text, "4711", Reader::Device).expect("an id to replace");
+        assert_eq!(message::rpc(&replaced, Reader::Device).unwrap().id, Some("4711"));
+    }
 }
 
 fn tree(text: &str) -> Map<String, Value> {
@@ -75,8 +116,7 @@ fn mapped(text: &str, before: Option<&Map<String, Value>>, from: &str, to: &str)
     let idle = with_session_id(text, None);
     assert!(idle.len() <= text.len() + 2, "bounded growth");
 
-    let of_session =
-        |key: &str| key.split('\0').next().is_some_and(|key| key.eq_ignore_ascii_case("session_id"));
+    let of_session = |key: &str| takes(key, "session_id");
     let ids = |text: &str| Object::parse(text).unwrap().entries().filter(|(key, _)| of_session(key)).count();
     assert_eq!((ids(&told), peek(&told).unwrap().session_id.as_deref()), (1, Some(to)));
     assert_eq!(ids(&idle), ids(text).min(1));
@@ -145,7 +185,7 @@ fn hellos(text: &str, before: Option<&Map<String, Value>>) {
 /// The id of an MCP call is replaced, and nothing else.
 fn calls(text: &str, before: Option<&Map<String, Value>>) {
     let call = rpc(text);
-    let replaced = replace_rpc_id(text, "4711");
+    let replaced = message::replace_rpc_id(text, "4711", Reader::Server);
     if let Some(found) = call.as_ref().and_then(|call| call.id) {
         assert!(!found.is_empty());
         let replaced = replaced.as_deref().expect("an id to replace");
@@ -153,9 +193,8 @@ fn calls(text: &str, before: Option<&Map<String, Value>>) {
     }
     let (Some(replaced), Some(before)) = (replaced, before) else { return };
     let mut expected = before.clone();
-    let named_id = |key: &str| key.split('\0').next().is_some_and(|key| key.eq_ignore_ascii_case("id"));
     let payload = expected["payload"].as_object_mut().unwrap();
-    payload.iter_mut().filter(|(key, _)| named_id(key)).for_each(|(_, id)| *id = 4711.into());
+    payload.iter_mut().filter(|(key, _)| takes(key, "id")).for_each(|(_, id)| *id = 4711.into());
     assert_eq!(tree(&replaced), expected);
 }
 

@@ -7,7 +7,7 @@ use super::Fields;
 use super::call::{CONNECT, cipher, grant};
 use crate::config::Config;
 use crate::proto::audio::{HEADER, Header, MAX_PAYLOAD};
-use crate::proto::message::{Object, peek};
+use crate::proto::message::{Object, Reader, peek};
 use crate::proto::mqtt::{Packet, Publish, decode};
 use crate::session::{Action, Admission, Core, Cx, Delivery, Failure, Gone, Peer, RequestIds, Servers};
 
@@ -320,7 +320,7 @@ impl Shell {
             }
             Action::Say(text) => {
                 assert_eq!(self.ws, Ws::Open, "said to nobody: {text}");
-                assert!(peek(&text).is_ok(), "{text}");
+                assert!(peek(&text, Reader::Server).is_ok(), "{text}");
             }
             Action::Ping => assert_eq!(self.ws, Ws::Open),
             Action::HangUp(_) => self.ws = Ws::None,

@@ -7,7 +7,7 @@ use data_encoding::{BASE64, BASE64URL_NOPAD};
 use hmac::{Hmac, KeyInit, Mac as _};
 use sha2::Sha256;
 
-use super::message;
+use super::message::{self, Reader};
 
 /// What separates the parts of a client id.
 const SEPARATOR: &str = "@@@";
@@ -189,7 +189,7 @@ pub fn password_matches(key: &[u8], client_id: &str, user_name: &str, password: 
 pub fn is_user_name(user_name: &str) -> bool {
     BASE64
         .decode(user_name.as_bytes())
-        .is_ok_and(|json| str::from_utf8(&json).is_ok_and(|json| message::peek(json).is_ok()))
+        .is_ok_and(|json| str::from_utf8(&json).is_ok_and(|json| message::peek(json, Reader::Server).is_ok()))
 }
 
 /// The bearer token for a chat server: base64url without padding of HMAC-SHA256(`secret`, "`client_id`|`mac`|`unix_seconds`"), then

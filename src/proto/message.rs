@@ -1,7 +1,7 @@
 //! JSON envelopes. Text is forwarded as it came, never re-serialised: what changes is cut out and replaced in place.
 //!
-//! Values are looked at one level deep and kept as the bytes they came in. Where a key occurs twice, readers differ in which one
-//! they take: looking up takes the last, as `JSON.parse` does, and changing changes each.
+//! Values are looked at one level deep and kept as the bytes they came in. Where a name occurs twice, readers differ in which
+//! member they take: looking up takes what the [`Reader`] takes who is meant, and changing changes each.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -23,6 +23,41 @@ pub use hello::{
 pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, replace_rpc_id, rpc};
 pub use object::Object;
 
+/// Who reads a text in the end. The gateway must take it for the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// A device, by cJSON: the first member of a name counts, the case of ASCII letters does not, and strings, those of names
+    /// too, end at U+0000.
+    Device,
+    /// A chat server, by `JSON.parse`, `json.loads` and their like: the last member of exactly this name counts.
+    Server,
+}
+
+impl Reader {
+    /// Keeps `raw` if this reader takes it for the member `name`.
+    fn look<'a>(self, key: &str, raw: &'a str, name: &str, found: &mut Option<&'a str>) {
+        let taken = match self {
+            Self::Device => found.is_none() && is_named(key, name),
+            Self::Server => key == name,
+        };
+        if taken {
+            *found = Some(raw);
+        }
+    }
+
+    /// The text of a raw value that is a string.
+    fn string(self, raw: &str) -> Option<Cow<'_, str>> {
+        let mut text = string(raw)?;
+        // Written as an escape, so it was copied.
+        if let (Self::Device, Cow::Owned(text)) = (self, &mut text)
+            && let Some(end) = text.find('\0')
+        {
+            text.truncate(end);
+        }
+        Some(text)
+    }
+}
+
 /// What routing a message takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peek<'a> {
@@ -35,15 +70,19 @@ pub struct Peek<'a> {
 }
 
 /// Look at a message without building a tree.
-pub fn peek(text: &str) -> Result<Peek<'_>, BadMessage> {
-    let mut peek = Peek { kind: Cow::Borrowed(""), session_id: None, state: None };
-    scan(text, |key, raw| match &*key {
-        "type" => peek.kind = string(raw).unwrap_or_default(),
-        "session_id" => peek.session_id = string(raw).filter(|id| !id.is_empty()),
-        "state" => peek.state = string(raw),
-        _ => {}
+pub fn peek(text: &str, reader: Reader) -> Result<Peek<'_>, BadMessage> {
+    let (mut kind, mut session_id, mut state) = (None, None, None);
+    scan(text, |key, raw| {
+        reader.look(&key, raw, "type", &mut kind);
+        reader.look(&key, raw, "session_id", &mut session_id);
+        reader.look(&key, raw, "state", &mut state);
     })?;
-    Ok(peek)
+    let string = |raw: Option<_>| raw.and_then(|raw| reader.string(raw));
+    Ok(Peek {
+        kind: string(kind).unwrap_or_default(),
+        session_id: string(session_id).filter(|id| !id.is_empty()),
+        state: string(state),
+    })
 }
 
 /// Why a text is no message.

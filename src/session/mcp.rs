@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::action::{Action, Cx, Note};
 use super::request_ids::RequestIds;
-use crate::proto::message::{self, Object, Rpc};
+use crate::proto::message::{self, Object, Reader, Rpc};
 
 /// A device that has not answered by now will not.
 const REPLY_WITHIN: Duration = Duration::from_secs(10);
@@ -194,7 +194,7 @@ impl Mcp {
         session_id: Option<&str>,
         cx: &mut Cx<'_>,
     ) -> FromDevice {
-        let Some(rpc) = message::rpc(text).filter(|rpc| rpc.method.is_none()) else {
+        let Some(rpc) = message::rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none()) else {
             return FromDevice::Forward;
         };
         let ours = rpc.id.and_then(|id| id.parse::<u32>().ok()).filter(|id| RequestIds::contains(*id));
@@ -206,7 +206,7 @@ impl Mcp {
         // Of two with one id, 2^30 requests apart, the later one is still waited for.
         let place = self.translated.iter().rposition(|(ours, _)| *ours == id);
         let original = place.and_then(|place| self.translated.remove(place));
-        match original.and_then(|(_, original)| message::replace_rpc_id(text, &original)) {
+        match original.and_then(|(_, original)| message::replace_rpc_id(text, &original, Reader::Server)) {
             Some(text) => FromDevice::Reply(text),
             None => FromDevice::Taken,
         }
@@ -270,7 +270,7 @@ impl Mcp {
         session_id: Option<&str>,
         cx: &mut Cx<'_>,
     ) -> FromServer {
-        let Some(rpc) = message::rpc(text).filter(|_| cx.config.mcp.enabled) else {
+        let Some(rpc) = message::rpc(text, Reader::Device).filter(|_| cx.config.mcp.enabled) else {
             return FromServer::Forward;
         };
         let Some(method) = rpc.method.as_deref() else { return FromServer::Forward };
@@ -299,7 +299,7 @@ impl Mcp {
             return FromServer::Forward;
         };
         let ours = cx.ids.issue();
-        let Some(translated) = message::replace_rpc_id(text, &ours.to_string()) else {
+        let Some(translated) = message::replace_rpc_id(text, &ours.to_string(), Reader::Device) else {
             return FromServer::Forward;
         };
         if self.translated.len() >= MAX_TRANSLATED {

@@ -34,7 +34,7 @@ pub use self::failure::{Failure, Seen, Step};
 use self::wire::Wire;
 use crate::net::stream::TlsClient;
 use crate::proto::identity::{self, Mac};
-use crate::proto::message;
+use crate::proto::message::{self, Reader};
 use crate::proto::mqtt::{self, Connect, Level, Reply, encode};
 
 /// The hello of current firmware, without MCP.
@@ -389,7 +389,7 @@ impl Device {
 }
 
 fn is_kind(text: &str, kind: &str) -> bool {
-    message::peek(text).is_ok_and(|peek| peek.kind == kind)
+    message::peek(text, Reader::Device).is_ok_and(|peek| peek.kind == kind)
 }
 
 #[cfg(test)]

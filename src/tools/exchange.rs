@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::device::voice;
 use super::device::{Call, Device, Failure};
-use crate::proto::message;
+use crate::proto::message::{self, Reader};
 
 /// A device's frame.
 pub(super) const PACE: Duration = Duration::from_millis(60);
@@ -140,7 +140,7 @@ impl Exchange {
     }
 
     fn note_text(&mut self, text: String) {
-        self.ended |= message::peek(&text).is_ok_and(|peek| peek.kind == "goodbye");
+        self.ended |= message::peek(&text, Reader::Device).is_ok_and(|peek| peek.kind == "goodbye");
         if self.texts.len() < MAX_TEXTS {
             self.texts.push((self.sent, text));
         }

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::proto::audio::{Cipher, HEADER, Header, nonce};
-use crate::proto::message::{self, HelloReply, hello_reply};
+use crate::proto::message::{self, HelloReply, Reader, hello_reply};
 use crate::proto::mqtt::{ConnectCode, Packet, decode, encode};
 
 const KEY: [u8; 16] = *b"sixteen byte key";
@@ -141,7 +141,7 @@ impl Served {
     }
 
     fn text(&mut self, text: &str) {
-        let peek = message::peek(text).unwrap();
+        let peek = message::peek(text, Reader::Server).unwrap();
         match (&*peek.kind, peek.state.as_deref()) {
             ("hello", _) => {
                 let port = self.udp.local_addr().unwrap().port();

@@ -18,7 +18,7 @@ use super::device::{Device, Failure, Grant, HELLO, Seen, Step};
 use super::screen::Screen;
 use super::tls_words::Cause;
 use crate::proto::identity::ClientId;
-use crate::proto::message::Object;
+use crate::proto::message::{self, Object, Reader};
 
 const HELP: &str = "\
 Act as a device against a gateway and say, step by step, what works: TCP, TLS, MQTT,
@@ -272,7 +272,7 @@ fn hello(device: &mut Device, options: &Options, reporter: &mut Reporter) -> Res
 }
 
 fn kind(text: &str) -> String {
-    crate::proto::message::peek(text).map(|peek| peek.kind.into_owned()).unwrap_or_default()
+    message::peek(text, Reader::Device).map(|peek| peek.kind.into_owned()).unwrap_or_default()
 }
 
 /// The words of an `alert`, or of the `error` that some gateways send.

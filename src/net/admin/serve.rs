@@ -12,6 +12,7 @@ use crate::admin::routes::{Endpoint, OPENAPI};
 use crate::net::gateway::Gateway;
 use crate::net::steer::ReloadError;
 use crate::net::token::SessionId;
+use crate::proto::message::{self, Reader};
 use crate::session::{CommandFailed, Core, Delivery};
 
 /// Devices on a page, at most and if nothing else is asked for.
@@ -144,7 +145,7 @@ impl Gateway {
         let Ok(members) = Members::of_body(body) else {
             return Response::error(400, "bad_json", "The body is no JSON object.");
         };
-        if let Err(bad) = message_type(&members) {
+        if let Err(bad) = message_type(&members, body) {
             return Response::error(400, "bad_type", &format!("{bad}."));
         }
         if let Err(bad) = members.string("session_id", "a string") {
@@ -251,10 +252,16 @@ pub(super) fn page_asked_for(query: &str) -> Result<(u64, usize), BadParameter> 
 }
 
 /// Whether the message is of a type that an operator may send.
-fn message_type(members: &Members<'_>) -> Result<(), BadParameter> {
+/// The type of a message, which its device takes from the first such member, in any capitals.
+fn message_type(members: &Members<'_>, body: &str) -> Result<(), BadParameter> {
     let allowed = || format!("{} or {}", MESSAGES[..3].join(", "), MESSAGES[3]);
     match members.string("type", allowed())? {
-        Some(kind) if MESSAGES.contains(&&*kind) => Ok(()),
+        Some(kind) if MESSAGES.contains(&&*kind) => {
+            match message::peek(body, Reader::Device).ok().filter(|peek| peek.kind != kind) {
+                None => Ok(()),
+                Some(peek) => Err(BadParameter::new("type", &format!("{:?}", peek.kind), allowed())),
+            }
+        }
         Some(kind) => Err(BadParameter::new("type", &format!("{kind:?}"), allowed())),
         None => Err(BadParameter::new("type", "nothing", allowed())),
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{Object, envelope, offset, quote, replace_values, string};
+use super::{Object, Reader, envelope, offset, quote, replace_values};
 
 /// A request; `params` is raw JSON. Devices take numbers up to 2^31 - 1 as ids, and nothing else.
 pub fn mcp_request(session_id: Option<&str>, id: u32, method: &str, params: &str) -> String {
@@ -39,20 +39,21 @@ pub struct Rpc<'a> {
 }
 
 /// The payload of a message of type `mcp`; `None` when it is absent or not an object.
-pub fn rpc(text: &str) -> Option<Rpc<'_>> {
-    let payload = Object::parse(text).ok()?.object("payload")?;
+pub fn rpc(text: &str, reader: Reader) -> Option<Rpc<'_>> {
+    let payload = Object::parse(Object::parse(text).ok()?.raw_for("payload", reader)?).ok()?;
+    let raw = |key| payload.raw_for(key, reader);
     Some(Rpc {
-        id: payload.raw("id").filter(|id| *id != "null"),
-        method: payload.raw("method").and_then(string),
-        params: payload.raw("params"),
-        result: payload.raw("result"),
-        error: payload.raw("error"),
+        id: raw("id").filter(|id| *id != "null"),
+        method: raw("method").and_then(|raw| reader.string(raw)),
+        params: raw("params"),
+        result: raw("result"),
+        error: raw("error"),
     })
 }
 
 /// The message with `id` (raw JSON) in place of its payload's id, all else byte for byte; `None` when there is no id to replace.
-pub fn replace_rpc_id(text: &str, id: &str) -> Option<String> {
-    let payload = Object::parse(text).ok()?.raw("payload")?;
+pub fn replace_rpc_id(text: &str, id: &str, reader: Reader) -> Option<String> {
+    let payload = Object::parse(text).ok()?.raw_for("payload", reader)?;
     let replaced = replace_values(payload, "id", id, |_| true).ok().filter(|replaced| replaced.found > 0)?;
     let start = offset(text, payload);
     Some(format!("{}{}{}", &text[..start], replaced.text, &text[start + payload.len()..]))

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use super::{BadMessage, quote, scan, string};
+use super::{BadMessage, Reader, quote, scan, string};
 
 /// A JSON object one level deep: keys and raw values in their order. Shown, it is JSON again, its values byte for byte.
 #[derive(Debug, Clone, Default)]
@@ -19,9 +19,16 @@ impl<'a> Object<'a> {
         Ok(Self { entries })
     }
 
-    /// The value of `key` as it was written.
+    /// The value of `key` as it was written, as chat servers look it up.
     pub fn raw(&self, key: &str) -> Option<&'a str> {
-        self.entries.iter().rfind(|(k, _)| k == key).map(|(_, raw)| *raw)
+        self.raw_for(key, Reader::Server)
+    }
+
+    /// The value of `key` as it was written, as this reader looks it up.
+    pub fn raw_for(&self, key: &str, reader: Reader) -> Option<&'a str> {
+        let mut found = None;
+        self.entries.iter().for_each(|(k, raw)| reader.look(k, raw, key, &mut found));
+        found
     }
 
     /// The value of `key` if it is a string.

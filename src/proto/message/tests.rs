@@ -5,6 +5,18 @@ use serde_json::{Value, json};
 
 use super::*;
 
+fn peek(text: &str) -> Result<Peek<'_>, BadMessage> {
+    super::peek(text, Reader::Server)
+}
+
+fn rpc(text: &str) -> Option<Rpc<'_>> {
+    super::rpc(text, Reader::Server)
+}
+
+fn replace_rpc_id(text: &str, id: &str) -> Option<String> {
+    super::replace_rpc_id(text, id, Reader::Server)
+}
+
 #[test]
 fn peeking() {
     let cases = [
@@ -33,6 +45,31 @@ fn peeking() {
     let Ok(Peek { kind: Cow::Borrowed("tts"), session_id: Some(Cow::Borrowed("s")), .. }) =
         peek(r#"{"type":"tts","session_id":"s"}"#)
     else {
+        panic!("copied");
+    };
+}
+
+#[test]
+fn peeking_as_a_device_reads() {
+    let cases = [
+        (r#"{"type":"listen","session_id":"s","state":"start"}"#, ("listen", Some("s"), Some("start"))),
+        (r#"{"type":"a","type":"b","TYPE":"c"}"#, ("a", None, None)),
+        (r#"{"Type":"a","type":"b"}"#, ("a", None, None)),
+        (r#"{"type":1,"type":"b"}"#, ("", None, None)),
+        (r#"{"type":null,"state":[],"state":"b"}"#, ("", None, None)),
+        (r#"{"session_id":"","session_id":"s"}"#, ("", None, None)),
+        (r#"{"SESSION_ID":"s","STATE":"x","state":"y"}"#, ("", Some("s"), Some("x"))),
+        (r#"{"\u0054ype":"he\u006clo"}"#, ("hello", None, None)),
+        (r#"{"type\u0000x":"a\u0000b","type":"b","session_id":"\u0000s"}"#, ("a", None, None)),
+        (r#"{"payload":{"type":"x"}," type":"y","typé":"z"}"#, ("", None, None)),
+    ];
+    for (text, (kind, session_id, state)) in cases {
+        let expected =
+            Peek { kind: kind.into(), session_id: session_id.map(Into::into), state: state.map(Into::into) };
+        assert_eq!(super::peek(text, Reader::Device), Ok(expected), "{text}");
+    }
+    let found = super::peek(r#"{"Type":"tts","session_id":"s"}"#, Reader::Device);
+    let Ok(Peek { kind: Cow::Borrowed("tts"), session_id: Some(Cow::Borrowed("s")), .. }) = found else {
         panic!("copied");
     };
 }
@@ -452,6 +489,17 @@ fn rpc_ids_replaced() {
     for (text, expected) in cases {
         assert_eq!(replace_rpc_id(text, "77").as_deref(), expected, "{text}");
     }
+}
+
+#[test]
+fn rpcs_as_a_device_reads() {
+    let text = r#"{"Payload":{"ID":1,"id":2,"Method":"a\u0000b","method":"c"},"payload":{"id":3}}"#;
+    let found = super::rpc(text, Reader::Device).unwrap();
+    assert_eq!((found.id, found.method.as_deref()), (Some("1"), Some("a")));
+    assert_eq!(rpc(text).unwrap().id, Some("3"));
+    let replaced = super::replace_rpc_id(text, "77", Reader::Device);
+    assert_eq!(replaced, Some(text.replace(r#""ID":1,"id":2"#, r#""ID":77,"id":77"#)));
+    assert_eq!(super::rpc(r#"{"payload":1,"payload":{}}"#, Reader::Device), None);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::super::action::{Action, Counter, Cx, Discard, EndReason, Failure, Gra
 use super::super::deadlines::Timer;
 use super::{Call, Caller, Flow, Stage};
 use crate::proto::audio;
-use crate::proto::message::{self, HelloReply, Peek, ServerHello};
+use crate::proto::message::{self, HelloReply, Peek, Reader, ServerHello};
 
 impl Call {
     // ----- the server is there ------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ impl Call {
     pub(super) fn deliver(&mut self, text: &str, cx: &mut Cx<'_>) -> Flow {
         let Some(id) = &self.id else { return Ok(()) };
         let text = message::with_session_id(text, Some(id)).into_owned();
-        if let Ok(Peek { kind, state: Some(state), .. }) = message::peek(&text)
+        if let Ok(Peek { kind, state: Some(state), .. }) = message::peek(&text, Reader::Device)
             && kind == "tts"
         {
             match &*state {

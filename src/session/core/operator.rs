@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Aside, Core, Phase};
-use crate::proto::message::{self, Object, Rpc};
+use crate::proto::message::{self, Object, Reader, Rpc};
 use crate::session::action::{Action, CommandFailed, Cx, EndReason, Reason};
 use crate::session::call::CallView;
 use crate::session::mcp::Tools;
@@ -66,7 +66,9 @@ impl Core {
 
     /// An `mcp` message of the device. True: it answered a request of the gateway, and is for nobody else.
     pub(super) fn command_answered(&mut self, text: &str, cx: &mut Cx<'_>) -> bool {
-        let Some(rpc) = message::rpc(text).filter(|rpc| rpc.method.is_none()) else { return false };
+        let Some(rpc) = message::rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none()) else {
+            return false;
+        };
         let Some(id) = rpc.id.and_then(|id| id.parse::<u32>().ok()) else { return false };
         if let Some(Aside { commands, .. }) = self.aside.as_deref_mut()
             && let Some(place) = commands.iter().position(|pending| pending.id == id)
@@ -212,7 +214,7 @@ mod tests {
         /// The id of the one request that was just published.
         fn asked(&self) -> u32 {
             let [Action::Publish(text)] = &self.out[..] else { panic!("{:?}", self.out) };
-            message::rpc(text).unwrap().id.unwrap().parse().unwrap()
+            message::rpc(text, Reader::Device).unwrap().id.unwrap().parse().unwrap()
         }
 
         fn answers(&self) -> Vec<(u64, Result<&str, CommandFailed>)> {
@@ -241,7 +243,7 @@ mod tests {
         ] {
             bench.act(|core, cx| core.command(7, "tools/list", r#"{"withUserTools":true}"#, cx));
             let [Action::Publish(text)] = &bench.out[..] else { panic!("{:?}", bench.out) };
-            let rpc = message::rpc(text).unwrap();
+            let rpc = message::rpc(text, Reader::Device).unwrap();
             assert_eq!(
                 (rpc.method.as_deref(), rpc.params),
                 (Some("tools/list"), Some(r#"{"withUserTools":true}"#))

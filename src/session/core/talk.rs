@@ -7,7 +7,7 @@ use super::super::action::{Action, Counter, Cx, EndReason, Gone, Grant, Reason};
 use super::super::call::{Call, Caller};
 use super::super::mcp::{FromDevice, FromServer};
 use super::Core;
-use crate::proto::message::{self, BadHello, Peek};
+use crate::proto::message::{self, BadHello, Peek, Reader};
 
 /// Hellos that may come one after the other, without an answer to any of them.
 const HASTY: u8 = 32;
@@ -18,8 +18,9 @@ impl Core {
     // ----- what the device says -----------------------------------------------------------------------------------
 
     pub(super) fn publish(&mut self, payload: &[u8], cx: &mut Cx<'_>) {
-        let parsed =
-            std::str::from_utf8(payload).ok().and_then(|text| Some((text, message::peek(text).ok()?)));
+        let parsed = std::str::from_utf8(payload)
+            .ok()
+            .and_then(|text| Some((text, message::peek(text, Reader::Server).ok()?)));
         let Some((text, peek)) = parsed else {
             cx.out.push(Action::Count(Counter::BadDeviceText));
             return;
@@ -137,7 +138,7 @@ impl Core {
         let Some(caller) = self.id.as_ref().map(|id| Caller { id, ip: self.ip }) else { return };
         let Some(call) = self.call.as_mut().filter(|call| call.has_server()) else { return };
         call.server_said(cx.now);
-        let Ok(peek) = message::peek(text) else {
+        let Ok(peek) = message::peek(text, Reader::Device) else {
             cx.out.push(Action::Count(Counter::BadServerText));
             return;
         };

@@ -299,7 +299,7 @@ fn the_servers_word_that_it_is_initialized_is_ours_only_when_we_answered() {
 
 /// The id of the one request of ours among the actions.
 fn asked(actions: &[Action]) -> u32 {
-    message::rpc(told(actions)[0]).unwrap().id.unwrap().parse().unwrap()
+    message::rpc(told(actions)[0], message::Reader::Device).unwrap().id.unwrap().parse().unwrap()
 }
 
 #[test]
@@ -310,11 +310,13 @@ fn a_late_answer_is_not_taken_for_one_that_a_new_connection_waits_for() {
     let second = asked(&story.connect_anew());
     assert_eq!(story.answer(first, r#"{"late":1}"#), []);
     let actions = story.answer(second, r#"{"serverInfo":{}}"#);
-    let first = message::rpc(told(&actions)[1]).unwrap().id.unwrap().parse().unwrap();
+    let first =
+        message::rpc(told(&actions)[1], message::Reader::Device).unwrap().id.unwrap().parse().unwrap();
     story.lost();
     let initialize = asked(&story.connect_anew());
     let actions = story.answer(initialize, r#"{"serverInfo":{}}"#);
-    let second = message::rpc(told(&actions)[1]).unwrap().id.unwrap().parse().unwrap();
+    let second =
+        message::rpc(told(&actions)[1], message::Reader::Device).unwrap().id.unwrap().parse().unwrap();
     assert_eq!(story.answer(first, r#"{"tools":[1,2]}"#), [], "a list of the connection before");
     assert_eq!(story.answer(second, r#"{"tools":[3]}"#), [note(Ok(1))]);
 }

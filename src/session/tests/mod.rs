@@ -11,6 +11,7 @@ use crate::proto::identity::Mac;
 use crate::proto::message;
 use crate::proto::mqtt::{Connect, Level, Packet, Publish};
 
+mod as_read;
 mod dialling;
 mod ends;
 mod failover;

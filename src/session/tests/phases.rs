@@ -24,7 +24,7 @@ impl Story {
 
     fn command(&mut self, ticket: u64) -> u32 {
         let actions = self.drive(|core, cx| core.command(ticket, "x", "{}", cx));
-        message::rpc(told(&actions)[0]).unwrap().id.unwrap().parse().unwrap()
+        message::rpc(told(&actions)[0], message::Reader::Device).unwrap().id.unwrap().parse().unwrap()
     }
 }
 

@@ -157,7 +157,7 @@ fn what_reaches_the_device_has_one_session_id_which_is_its_own() {
             let mut story = Story::talking();
             assert_eq!(told(&story.server(&theirs)), [&*expected], "{theirs}");
             let mut story = Story::talking();
-            let actions = story.drive(|core, cx| drop(core.message(&theirs, cx)));
+            let actions = story.drive(|core, cx| _ = core.message(&theirs, cx));
             assert_eq!(told(&actions), [&*expected], "an operator's {theirs}");
         }
     }
@@ -189,7 +189,7 @@ fn without_a_call_an_operators_session_id_is_one_string_or_none() {
         (r#"{"session_id":"x","session_id":null}"#, r#"{"session_id":"x"}"#),
     ] {
         let mut story = Story::online();
-        let mut say = |story: &mut Story| story.drive(|core, cx| drop(core.message(text, cx)));
+        let say = |story: &mut Story| story.drive(|core, cx| _ = core.message(text, cx));
         assert_eq!(told(&say(&mut story)), [expected], "{text}");
         story.device(HELLO);
         assert_eq!(told(&say(&mut story)), [expected], "before the answer to hello: {text}");

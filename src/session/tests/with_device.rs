@@ -191,7 +191,7 @@ fn tools_answer_in_mid_call() {
     let mut story = Story::talking();
     story.bridge();
     let asked = story.drive(|core, cx| core.command(7, "tools/list", "{}", cx));
-    let id = message::rpc(told(&asked)[0]).unwrap().id.unwrap().to_owned();
+    let id = message::rpc(told(&asked)[0], message::Reader::Device).unwrap().id.unwrap().to_owned();
     let reply = format!(r#"{{"type":"mcp","payload":{{"jsonrpc":"2.0","id":{id},"result":{{}}}}}}"#);
     assert_eq!(story.device(&reply), [Action::Answer { ticket: 7, result: Ok("{}".into()) }]);
 }

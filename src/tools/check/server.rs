@@ -10,7 +10,8 @@ use super::report::{Seen, State};
 use super::words::{self, Words};
 use crate::config::{Config, Framing, Server};
 use crate::net::visit::{Dialled, Said, Visit};
-use crate::proto::{audio, message};
+use crate::proto::audio;
+use crate::proto::message::{self, Reader};
 use crate::session::{DialRequest, Gone, Servers};
 use crate::tools::device::HELLO;
 
@@ -169,7 +170,8 @@ impl Talk {
                 Some(Said::Audio(frame)) if self.frames.len() < ENOUGH => self.frames.push(frame),
                 Some(Said::Audio(_)) => {}
                 Some(Said::Text(text)) => {
-                    let is_hello = message::peek(&text).is_ok_and(|peek| peek.kind == "hello");
+                    let is_hello =
+                        message::peek(&text, Reader::Device).is_ok_and(|peek| peek.kind == "hello");
                     if is_hello && self.hello.is_none() {
                         self.hello = Some((text, start.elapsed()));
                     } else if self.texts.len() < words::TEXTS {

@@ -6,7 +6,7 @@ use super::report::{State, Trouble};
 use super::server::Talk;
 use crate::config::{Config, Framing, Server};
 use crate::proto::audio;
-use crate::proto::message::{self, Object};
+use crate::proto::message::{self, Object, Reader};
 use crate::session::{Failure, Gone};
 use crate::tools::tls_words::Cause;
 
@@ -249,7 +249,7 @@ impl Words<'_> {
 }
 
 fn kind(text: &str) -> String {
-    message::peek(text).map(|peek| peek.kind.into_owned()).unwrap_or_default()
+    message::peek(text, Reader::Device).map(|peek| peek.kind.into_owned()).unwrap_or_default()
 }
 
 /// A text that is no message of the protocol, or an error in words; cut short.

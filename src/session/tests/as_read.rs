@@ -1,0 +1,64 @@
+//! A message for the device is judged as the device reads it, one for the chat server as the server does.
+
+use super::*;
+
+#[test]
+fn a_servers_message_is_what_the_device_takes_it_for() {
+    // The first member of a name counts, whatever the case of its letters, and a string ends at U+0000.
+    for (text, ends) in [
+        (r#"{"Type":"goodbye","type":"llm"}"#, true),
+        (r#"{"TYPE":"goodbye"}"#, true),
+        (r#"{"type":"goodbye","type":"llm"}"#, true),
+        (r#"{"type\u0000x":"goodbye","type":"llm"}"#, true),
+        (r#"{"ty\u0050e":"goodbye\u0000x","type":"llm"}"#, true),
+        (r#"{"type":"llm","type":"goodbye"}"#, false),
+        (r#"{"type":"llm","Type":"goodbye"}"#, false),
+        (r#"{"Type":7,"type":"goodbye"}"#, false),
+        (r#"{"type":"Goodbye"}"#, false),
+    ] {
+        let mut story = Story::talking();
+        let actions = story.server(text);
+        assert_eq!(actions.iter().any(|action| matches!(action, Action::Ended(_))), ends, "{text}");
+        assert_eq!(told(&actions), [format!(r#"{{"session_id":"s1",{}"#, &text[1..])]);
+    }
+    // A second hello would give the device another key.
+    for text in [r#"{"Type":"hello","type":"llm"}"#, r#"{"type":"hello\u0000","type":"llm"}"#] {
+        assert_eq!(Story::talking().server(text), [Action::Count(Counter::RepeatedHello)], "{text}");
+    }
+}
+
+#[test]
+fn speech_begins_and_ends_as_the_device_takes_it() {
+    for (text, speaks) in [
+        (r#"{"type":"tts","State":"start","state":"stop"}"#, true),
+        (r#"{"Type":"tts","type":"llm","state":"start"}"#, true),
+        (r#"{"type":"tts","state":"stop","state":"start"}"#, false),
+        (r#"{"type":"llm","type":"tts","state":"start"}"#, false),
+    ] {
+        let mut story = Story::talking();
+        story.server(text);
+        // Speech that its server leaves unfinished is ended.
+        let stops = told(&story.gone(failed("live"))).len();
+        assert_eq!(stops, usize::from(speaks), "{text}");
+    }
+}
+
+#[test]
+fn an_mcp_request_is_what_the_device_takes_it_for() {
+    let mut story = Story::new();
+    story.config.mcp.enabled = true;
+    story.connect();
+    story.call();
+    // The device reads the first payload and the first id: these get an id that it answers.
+    let text = r#"{"session_id":"s1","type":"mcp","Payload":{"ID":"a","id":7,"method":"x"},"payload":{"id":8,"method":"x"}}"#;
+    let told_to = story.server(text);
+    let rpc = message::rpc(told(&told_to)[0], message::Reader::Server).unwrap();
+    assert_eq!(rpc.id, Some("8"), "untouched");
+    let ours = 0x4000_0001;
+    assert_eq!(
+        told(&told_to),
+        [text.replace("\"ID\":\"a\",\"id\":7", &format!("\"ID\":{ours},\"id\":{ours}"))]
+    );
+    let answer = format!(r#"{{"type":"mcp","payload":{{"id":{ours},"result":{{}}}}}}"#);
+    assert_eq!(story.device(&answer), [say(&answer.replace(&ours.to_string(), "\"a\""))]);
+}
