@@ -210,7 +210,6 @@ fn what_is_wrong_with_a_request_is_said_and_ends_the_connection() {
         (post("Content-Length: 131073\r\n"), 413, "body_too_long"),
         (post("Content-Length: 1\r\nContent-Length: 1\r\n"), 400, "bad_request"),
         (post("Content-Length: -5\r\n"), 400, "bad_request"),
-        (post("Transfer-Encoding: chunked\r\n"), 411, "length_required"),
         (post("Transfer-Encoding: br\r\n"), 501, "coding_unknown"),
         (post("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n"), 400, "bad_request"),
         (post("Expect: a-miracle\r\n"), 417, "expectation_failed"),
@@ -385,4 +384,82 @@ fn a_contradictory_length_or_a_bad_request_line_is_refused() {
         assert_eq!((reply.status, &reply.json()["code"]), (400, &json!("bad_request")), "{start}");
         assert_eq!(reply.field("connection"), Some("close"), "{start}");
     }
+}
+
+/// The head of a call with a chunked body.
+fn chunked_head(path: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {TOKEN}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+}
+
+#[test]
+fn a_chunked_body_is_taken_in_any_pieces() {
+    let stage = stage(|_| {});
+    let head = chunked_head("/api/devices/status");
+    let chunks = "10;sig=\"x\"\r\n{\"clientIds\":[\"a\r\n3\r\n\"]}\r\n0\r\nChecksum: 1\r\n\r\n";
+    let text = head.clone() + chunks + &request("GET", "/healthz", "");
+    let expected = json!({ "a": { "isAlive": false, "exists": false } });
+    for cut in (1..text.len()).step_by(3) {
+        let mut raw = Raw::open(stage.api);
+        raw.send(&text.as_bytes()[..cut]);
+        raw.send(&text.as_bytes()[cut..]);
+        let reply = raw.reply().unwrap();
+        assert_eq!((reply.status, reply.json()), (200, expected.clone()), "{cut}");
+        assert_eq!(reply.field("connection"), Some("keep-alive"));
+        assert_eq!(raw.reply().unwrap().json(), json!({ "status": "ok" }), "{cut}: what follows is served");
+    }
+
+    // As long as a body may be, in chunks of a byte.
+    let body = r#"{"clientIds":[]}"#.to_owned() + &" ".repeat(131_056);
+    let chunks: String = body.chars().map(|c| format!("1\r\n{c}\r\n")).collect();
+    let mut raw = Raw::open(stage.api);
+    let begun = Instant::now();
+    raw.send(head + &chunks + "0\r\n\r\n");
+    assert_eq!((raw.reply().unwrap().json(), begun.elapsed() < Duration::from_secs(5)), (json!({}), true));
+
+    // A client that waits to be told.
+    let mut raw = Raw::open(stage.api);
+    raw.send(chunked_head("/api/devices/status").replace("Host:", "Expect: 100-continue\r\nHost:"));
+    let mut told = [0; 25];
+    raw.stream.read_exact(&mut told).unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    raw.send("10\r\n{\"clientIds\":[]}\r\n0\r\n\r\n");
+    assert_eq!(raw.reply().unwrap().json(), json!({}));
+}
+
+#[test]
+fn a_broken_or_endless_chunked_body_is_refused_and_ends_the_connection() {
+    let stage = stage(|_| {});
+    let mut call = Measured::begin(&stage);
+    let long = "x".repeat(1_000_000);
+    for (chunks, status) in [
+        ("\r\n\r\n".to_owned(), 400),
+        ("g\r\n".to_owned(), 400),
+        ("-1\r\n".to_owned(), 400),
+        ("2\r\n{}0\r\n\r\n".to_owned(), 400),
+        ("2\n{}\n0\n\n".to_owned(), 400),
+        ("2;x\n\r\n{}\r\n0\r\n\r\n".to_owned(), 400),
+        ("11111111111111111\r\n".to_owned(), 400),
+        (format!("1;{long}"), 400),
+        (format!("0\r\nx: {long}"), 400),
+        ("20001\r\n".to_owned(), 413),
+        ("ffffffffffffffff\r\n".to_owned(), 413),
+        (format!("20000\r\n{}\r\n1\r\n", &long[..0x20000]), 413),
+        ("1000\r\n".to_owned() + &format!("{}\r\n1000\r\n", &long[..0x1000]).repeat(100), 413),
+    ] {
+        for (path, is_command) in [("/api/messages/x", false), ("/api/commands/x", true)] {
+            let mut raw = Raw::open(stage.api);
+            // The answer may come before everything is sent.
+            let request = chunked_head(path) + &chunks;
+            let _ = std::io::Write::write_all(&mut raw.stream, request.as_bytes());
+            let reply = raw.reply().unwrap_or_else(|| panic!("no answer to {chunks:.40}"));
+            assert_eq!(reply.status, status, "{chunks:.40}");
+            assert_eq!(reply.json()["success"] == json!(false), is_command, "{chunks:.40}");
+            assert_eq!(reply.field("connection"), Some("close"), "{chunks:.40}");
+            assert!(raw.reply().is_none(), "{chunks:.40}");
+        }
+        call.packet();
+    }
+    call.end();
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use httparse::Status;
 
+use super::body::Framing;
 use super::error::{ApiError, ErrorStyle};
 
 /// The longest request line and header fields together, in bytes.
@@ -62,8 +63,8 @@ pub struct Head {
     pub expects_continue: bool,
     /// The request is none of HTTP/1.1, whoever sends it: why.
     pub malformed: Option<&'static str>,
-    /// How long the body is, in bytes; or why that is not served. To be asked only of a caller who may call at all.
-    pub body: Result<usize, Refusal>,
+    /// How the body ends; or why that is not served. To be asked only of a caller who may call at all.
+    pub body: Result<Framing, Refusal>,
     /// How long the head is, in bytes.
     pub length: usize,
 }
@@ -77,8 +78,6 @@ pub enum Refusal {
     HeadTooLong,
     /// A body over [`MAX_BODY`].
     BodyTooLong,
-    /// A chunked body: its length is not known before its end.
-    LengthRequired,
     /// A transfer coding other than chunked.
     Coding,
     /// An expectation other than `100-continue`.
@@ -101,13 +100,8 @@ impl Refusal {
             Self::BodyTooLong => {
                 (413, "body_too_long", format!("A request body may have {MAX_BODY} bytes.").into())
             }
-            Self::LengthRequired => (
-                411,
-                "length_required",
-                "Send the body with a Content-Length: chunked bodies are not taken.".into(),
-            ),
             Self::Coding => {
-                (501, "coding_unknown", "This transfer coding is not known: send a Content-Length.".into())
+                (501, "coding_unknown", "The only transfer coding that is known is chunked.".into())
             }
             Self::Expectation => (417, "expectation_failed", "Only 100-continue can be expected.".into()),
         };
@@ -217,7 +211,7 @@ fn field(fields: &[httparse::Header<'_>], name: &str) -> Option<String> {
 }
 
 /// RFC 9112 section 6.3, with nothing left to the imagination: two lengths are none.
-fn body_length(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Result<usize, Refusal> {
+fn body_length(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Result<Framing, Refusal> {
     let all = |name: &'static str| fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
     let mut lengths = all("content-length");
     let first = lengths.next();
@@ -238,17 +232,17 @@ fn body_length(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Result<usi
         }
         let chunked = codings.next().is_some_and(|coding| !coding.trim_ascii().is_empty());
         return match chunked && codings.next().is_none() {
-            true => Err(Refusal::LengthRequired),
+            true => Ok(Framing::Chunked),
             false => Err(Refusal::Malformed("its Transfer-Encoding is not chunked once")),
         };
     }
-    let Some(first) = first else { return Ok(0) };
+    let Some(first) = first else { return Ok(Framing::Length(0)) };
     let digits = first.value.trim_ascii();
     if lengths.next().is_some() || digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(Refusal::Malformed("its Content-Length is not one whole number"));
     }
     let length = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
-    length.filter(|length| *length <= MAX_BODY).ok_or(Refusal::BodyTooLong)
+    length.filter(|length| *length <= MAX_BODY).map(Framing::Length).ok_or(Refusal::BodyTooLong)
 }
 
 /// A path segment or query value without its percent-encoding (RFC 3986 section 2.1); `None` when that is broken or no
@@ -359,7 +353,6 @@ fn reason(status: u16) -> &'static str {
         405 => "Method Not Allowed",
         408 => "Request Timeout",
         409 => "Conflict",
-        411 => "Length Required",
         413 => "Content Too Large",
         417 => "Expectation Failed",
         422 => "Unprocessable Content",
@@ -397,7 +390,7 @@ mod tests {
             origin: Some("http://x".to_owned()),
             malformed: None,
             expects_continue: false,
-            body: Ok(12),
+            body: Ok(Framing::Length(12)),
             length: text.find("{").unwrap(),
         };
         assert_eq!(head, expected);
@@ -503,14 +496,14 @@ mod tests {
     #[test]
     fn a_body_has_one_plain_length_or_is_refused() {
         for (fields, expected) in [
-            ("", Ok(0)),
-            ("Content-Length: 0\r\n", Ok(0)),
-            ("content-length: 131072\r\n", Ok(MAX_BODY)),
+            ("", Ok(Framing::Length(0))),
+            ("Content-Length: 0\r\n", Ok(Framing::Length(0))),
+            ("content-length: 131072\r\n", Ok(Framing::Length(MAX_BODY))),
             ("Content-Length: 131073\r\n", Err(Refusal::BodyTooLong)),
             ("Content-Length: 99999999999999999999999999\r\n", Err(Refusal::BodyTooLong)),
-            ("Content-Length: 5\r\nExpect: 100-Continue\r\n", Ok(5)),
+            ("Content-Length: 5\r\nExpect: 100-Continue\r\n", Ok(Framing::Length(5))),
             ("Content-Length: 5\r\nExpect: miracles\r\n", Err(Refusal::Expectation)),
-            ("Transfer-Encoding: chunked\r\n", Err(Refusal::LengthRequired)),
+            ("Transfer-Encoding: Chunked\r\n", Ok(Framing::Chunked)),
             ("Transfer-Encoding: gzip, chunked\r\n", Err(Refusal::Coding)),
         ] {
             assert_eq!(parsed(&format!("POST / HTTP/1.1\r\n{fields}\r\n")).body, expected, "{fields}");
@@ -636,7 +629,7 @@ mod tests {
             let text = format!("DELETE {path}?{query} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n");
             let read = parsed(&text);
             prop_assert_eq!((read.method, read.path, read.query), (Method::Delete, path, query));
-            prop_assert_eq!((read.host, read.body, read.keep_alive), (Some(host), Ok(length), !close));
+            prop_assert_eq!((read.host, read.body, read.keep_alive), (Some(host), Ok(Framing::Length(length)), !close));
             prop_assert_eq!(read.length, text.len());
         }
     }

@@ -2,10 +2,11 @@
 //! they show.
 //!
 //! ```text
-//! bytes -> http (head, body) -> auth -> routes -> [net::admin carries it out] -> json, metrics -> http -> bytes
+//! bytes -> http (head) -> body -> auth -> routes -> [net::admin carries it out] -> json, metrics -> http -> bytes
 //! ```
 
 pub mod auth;
+pub mod body;
 pub mod error;
 pub mod http;
 pub mod json;

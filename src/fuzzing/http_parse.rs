@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::cuts;
 use crate::admin::auth::{self, Clock};
+use crate::admin::body::{Body, Framing};
 use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::http::{Head, MAX_BODY, MAX_HEAD, Method, head, percent_decode, query_value};
 use crate::admin::routes::{self, Access, Found};
@@ -28,7 +29,10 @@ pub fn http_parse(data: &[u8]) {
         refused |= part.is_err();
     }
     match whole {
-        Ok(Some(found)) => request(&data[..found.length], &found),
+        Ok(Some(found)) => {
+            request(&data[..found.length], &found);
+            chunked(&data[found.length..]);
+        }
         Ok(None) => assert!(data.len() <= MAX_HEAD, "a head has an end"),
         Err(refusal) => answered(refusal.error(), false),
     }
@@ -37,9 +41,33 @@ pub fn http_parse(data: &[u8]) {
     }
 }
 
+fn bounded(found: &Head) -> bool {
+    found.length <= MAX_HEAD && !matches!(found.body, Ok(Framing::Length(length)) if length > MAX_BODY)
+}
+
+/// A chunked body, whole and cut in two: the same verdict, and what follows is not touched.
+fn chunked(data: &[u8]) {
+    let mut whole = data.to_vec();
+    let verdict = Body::new(Framing::Chunked).take(&mut whole);
+    for cut in cuts(data.len()) {
+        let mut body = Body::new(Framing::Chunked);
+        let mut inbox = data[..cut].to_vec();
+        let mut found = body.take(&mut inbox);
+        inbox.extend_from_slice(&data[cut..]);
+        if let Ok(None) = found {
+            found = body.take(&mut inbox);
+        }
+        assert_eq!(found, verdict, "{cut}");
+        assert!(verdict.is_err() || inbox == whole, "{cut}");
+    }
+    if let Ok(Some(body)) = verdict {
+        assert!(body.len() <= MAX_BODY && data.ends_with(&whole));
+    }
+}
+
 fn request(bytes: &[u8], found: &Head) {
     assert!(bytes.ends_with(b"\n\r\n") || bytes.ends_with(b"\n\n"), "a head ends with an empty line");
-    assert!(found.length <= MAX_HEAD && found.body.unwrap_or_default() <= MAX_BODY);
+    assert!(bounded(found));
     let target = format!("{}{}", found.path, found.query);
     assert!(!found.path.contains('?') && !target.contains([' ', '\r', '\n', '\t', '\0']), "{target:?}");
     for text in [&found.authorization, &found.host, &found.origin].into_iter().flatten() {
@@ -67,7 +95,11 @@ fn written(found: &Head) -> Vec<u8> {
     for (name, value) in fields {
         text.extend(value.iter().map(|value| format!("{name}: {value}\r\n")));
     }
-    text.extend(found.body.iter().map(|length| format!("Content-Length: {length}\r\n")));
+    match found.body {
+        Ok(Framing::Length(length)) => text.push_str(&format!("Content-Length: {length}\r\n")),
+        Ok(Framing::Chunked) => text.push_str("Transfer-Encoding: chunked\r\n"),
+        Err(_) => {}
+    }
     text.extend(found.expects_continue.then_some("Expect: 100-continue\r\n"));
     text.push_str(if found.keep_alive { "\r\n" } else { "Connection: close\r\n\r\n" });
     text.into_bytes()
@@ -75,7 +107,7 @@ fn written(found: &Head) -> Vec<u8> {
 
 /// Without what is lost in writing it again.
 fn normal(found: Head) -> Head {
-    Head { length: 0, malformed: None, body: found.body.or(Ok(0)), ..found }
+    Head { length: 0, malformed: None, body: found.body.or(Ok(Framing::Length(0))), ..found }
 }
 
 /// Who shows no good token gets nothing that needs one; every answer is HTTP.

@@ -8,6 +8,7 @@ use mio::net::TcpStream;
 
 use super::errand::Asking;
 use super::{LINGER, Next};
+use crate::admin::body::Body;
 use crate::admin::http::{Head, MAX_HEAD};
 use crate::net::outbox::Outbox;
 
@@ -24,7 +25,7 @@ pub(super) struct Conn {
     pub(super) epoch: u32,
     pub(super) tcp: TcpStream,
     pub(super) peer: SocketAddr,
-    /// What came and is not served yet: at most one request, and the beginning of the next.
+    /// What came and is not served yet: at most a head or a body, and the beginning of the next request.
     pub(super) inbox: Vec<u8>,
     pub(super) outbox: Outbox,
     pub(super) stage: Stage,
@@ -38,14 +39,20 @@ pub(super) struct Conn {
 }
 
 pub(super) enum Stage {
-    /// Waits for a request, or for its body: then the caller may call, and this is the head.
-    Reading(Option<Box<Head>>),
+    /// Waits for a request, or for the rest of this one.
+    Reading(Option<Box<Begun>>),
     /// Waits for the answer of a device or of other workers.
     Asking(Box<Asking>),
     /// Waits until the client has read the answer.
     Writing { keep_alive: bool },
     /// Nothing more is served; the client's last bytes are dropped, so that they cost it not the answer.
     Parting,
+}
+
+/// A request whose head is there, and whose caller may call.
+pub(super) struct Begun {
+    pub(super) head: Head,
+    pub(super) body: Body,
 }
 
 impl Stage {
@@ -106,11 +113,13 @@ impl Conn {
         }
     }
 
-    /// Reads no more than what is missing of the request with this head, or of a head.
-    pub(super) fn read(&mut self, head: Option<Box<Head>>, scratch: &mut [u8], now: Instant) -> Next {
-        let wanted = head.as_ref().map_or(MAX_HEAD + 1, |head| head.length + head.body.unwrap_or(0));
-        self.stage = Stage::Reading(head);
-        let room = wanted.saturating_sub(self.inbox.len()).clamp(1, scratch.len());
+    /// Reads no more than may be missing of the body of this request, or of a head.
+    pub(super) fn read(&mut self, begun: Option<Box<Begun>>, scratch: &mut [u8], now: Instant) -> Next {
+        let held = self.inbox.len();
+        let wanted =
+            begun.as_ref().map_or((MAX_HEAD + 1).saturating_sub(held), |begun| begun.body.wanted(held));
+        self.stage = Stage::Reading(begun);
+        let room = wanted.clamp(1, scratch.len());
         match self.tcp.read(&mut scratch[..room]) {
             Ok(0) => Next::Drop,
             Ok(n) => {

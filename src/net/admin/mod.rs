@@ -20,7 +20,7 @@ use mio::net::{TcpListener, TcpStream};
 use slab::Slab;
 use tz::TimeZone;
 
-use self::conn::{Conn, Stage};
+use self::conn::{Begun, Conn, Stage};
 pub(super) use self::errand::{Errand, Reply};
 use super::accept;
 use super::gateway::{Alarm, Gateway, LINGER};
@@ -28,6 +28,7 @@ use super::leftovers::Ready;
 use super::outbox::Flush;
 use super::token::{self, Role};
 use crate::admin::auth::{self, Clock};
+use crate::admin::body::{Body, Framing};
 use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::http::{self, Head, Refusal, Response};
 use crate::admin::page;
@@ -253,46 +254,44 @@ impl Gateway {
     /// Serves the request if it is all there, else reads some more.
     fn read_request(&mut self, id: ConnId) -> Next {
         let Some(conn) = self.admin.live(id) else { return Next::Wait };
-        let Stage::Reading(known) = &mut conn.stage else { return Next::Wait };
-        let head = match known.take() {
-            Some(head) => head,
-            None => match http::head(&conn.inbox) {
-                Ok(Some(head)) => {
-                    let peer = conn.peer.ip();
-                    let wait_for_body = match self.check(&head, peer) {
-                        Ok(length) => length > 0,
-                        Err((refusal, keep_alive)) => {
-                            let refusal = refusal.response(routes::error_style(&head.path));
-                            return self.refuse_request(id, &head, &refusal, keep_alive);
-                        }
-                    };
-                    let Some(conn) = self.admin.live(id) else { return Next::Wait };
-                    if wait_for_body && head.expects_continue && conn.inbox.len() == head.length {
-                        // A client may go on without it.
-                        let _ = io::Write::write(&mut conn.tcp, http::CONTINUE);
-                    }
-                    Box::new(head)
-                }
-                Ok(None) => return conn.read(None, &mut self.scratch, self.now),
-                Err(refusal) => {
-                    return self.respond(id, &refusal.error().response(ErrorStyle::Coded), false, false);
-                }
-            },
-        };
-        let total = head.length + head.body.unwrap_or(0);
-        let Some(conn) = self.admin.live(id) else { return Next::Wait };
-        if conn.inbox.len() < total {
-            return conn.read(Some(head), &mut self.scratch, self.now);
+        let Stage::Reading(begun) = &mut conn.stage else { return Next::Wait };
+        if let Some(begun) = begun.take() {
+            return self.read_body(id, begun);
         }
-        let rest = conn.inbox.split_off(total);
-        let request = std::mem::replace(&mut conn.inbox, rest);
-        conn.stage = Stage::Reading(None);
-        self.answer(id, &head, &request[head.length..])
+        let head = match http::head(&conn.inbox) {
+            Ok(Some(head)) => head,
+            Ok(None) => return conn.read(None, &mut self.scratch, self.now),
+            Err(refusal) => {
+                return self.respond(id, &refusal.error().response(ErrorStyle::Coded), false, false);
+            }
+        };
+        conn.inbox.drain(..head.length);
+        let peer = conn.peer.ip();
+        match self.check(&head, peer) {
+            Ok(framing) => {
+                let Some(conn) = self.admin.live(id) else { return Next::Wait };
+                if framing != Framing::Length(0) && head.expects_continue && conn.inbox.is_empty() {
+                    // A client may go on without it.
+                    let _ = io::Write::write(&mut conn.tcp, http::CONTINUE);
+                }
+                self.read_body(id, Box::new(Begun { head, body: Body::new(framing) }))
+            }
+            Err((refusal, keep_alive)) => self.refuse_request(id, &head, refusal, keep_alive),
+        }
     }
 
-    /// Whether this is a request of HTTP, whether the caller may call at all, and then how long the body is. Else the error, and whether the connection can
+    fn read_body(&mut self, id: ConnId, mut begun: Box<Begun>) -> Next {
+        let Some(conn) = self.admin.live(id) else { return Next::Wait };
+        match begun.body.take(&mut conn.inbox) {
+            Ok(None) => conn.read(Some(begun), &mut self.scratch, self.now),
+            Ok(Some(body)) => self.answer(id, &begun.head, &body),
+            Err(refusal) => self.refuse_request(id, &begun.head, refusal.error(), false),
+        }
+    }
+
+    /// Whether this is a request of HTTP, whether the caller may call at all, and then how the body ends. Else the error, and whether the connection can
     /// stay.
-    fn check(&self, head: &Head, peer: std::net::IpAddr) -> Result<usize, (ApiError, bool)> {
+    fn check(&self, head: &Head, peer: std::net::IpAddr) -> Result<Framing, (ApiError, bool)> {
         if let Some(why) = head.malformed {
             return Err((Refusal::Malformed(why).error(), false));
         }
@@ -303,18 +302,16 @@ impl Gateway {
         };
         if needs_token {
             // A body that came along is not read, so what follows it is not found.
-            let keep_alive = head.keep_alive && head.body == Ok(0);
+            let keep_alive = head.keep_alive && head.body == Ok(Framing::Length(0));
             auth::admit(head, peer, &self.config, self.admin.clock())
                 .map_err(|refusal| (refusal, keep_alive))?;
         }
         head.body.map_err(|refusal| (refusal.error(), false))
     }
 
-    fn refuse_request(&mut self, id: ConnId, head: &Head, refusal: &Response, keep_alive: bool) -> Next {
-        if let Some(conn) = self.admin.live(id) {
-            conn.inbox.drain(..head.length);
-        }
-        self.respond(id, refusal, keep_alive, head.method == http::Method::Head)
+    fn refuse_request(&mut self, id: ConnId, head: &Head, refusal: ApiError, keep_alive: bool) -> Next {
+        let response = refusal.response(routes::error_style(&head.path));
+        self.respond(id, &response, keep_alive, head.method == http::Method::Head)
     }
 
     fn respond(&mut self, id: ConnId, response: &Response, keep_alive: bool, to_head: bool) -> Next {
@@ -335,8 +332,9 @@ impl Gateway {
             return self.rearm_admin(id);
         }
         match &conn.stage {
-            Stage::Reading(head) if !conn.inbox.is_empty() => {
-                let style = head.as_ref().map_or(ErrorStyle::Coded, |head| routes::error_style(&head.path));
+            Stage::Reading(begun) if begun.is_some() || !conn.inbox.is_empty() => {
+                let style =
+                    begun.as_ref().map_or(ErrorStyle::Coded, |begun| routes::error_style(&begun.head.path));
                 let late = ApiError::new(408, "request_timeout", "The request did not come in its time.");
                 self.respond(id, &late.response(style), false, false);
                 self.pump_admin(id);
