@@ -267,13 +267,6 @@ pub fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
     String::from_utf8(bytes).ok().map(Cow::Owned)
 }
 
-/// The value of `key` in a query, decoded; "" for a key that stands alone.
-pub fn query_value<'a>(query: &'a str, key: &str) -> Option<Cow<'a, str>> {
-    let pair = |part: &'a str| part.split_once('=').unwrap_or((part, ""));
-    let (_, value) = query.split('&').map(pair).find(|(name, _)| *name == key)?;
-    percent_decode(value)
-}
-
 /// What a client is waiting for before it sends the body (RFC 9110 section 15.2.1).
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -562,20 +555,6 @@ mod tests {
     }
 
     #[test]
-    fn query_values() {
-        for (query, expected) in [
-            ("", None),
-            ("disconnect", Some("")),
-            ("disconnect=true", Some("true")),
-            ("a=1&disconnect=tr%75e", Some("true")),
-            ("xdisconnect=true", None),
-            ("disconnect=%", None),
-        ] {
-            assert_eq!(query_value(query, "disconnect").as_deref(), expected, "{query}");
-        }
-    }
-
-    #[test]
     fn an_answer_is_one_response_of_http_1_1() {
         let response = Response::error(405, "method", "No \"such\" method.").with("Allow", "GET, HEAD");
         for (to_head, body) in [(false, response.body.as_slice()), (true, b"")] {
@@ -606,7 +585,6 @@ mod tests {
             let _ = head(&request);
             if let Ok(text) = std::str::from_utf8(&bytes) {
                 let _ = percent_decode(text);
-                let _ = query_value(text, "a");
             }
         }
 

@@ -3,13 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::json;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 
+use super::params::{BadParameter, Members};
 use crate::config::{Changes, Server};
 use crate::proto::identity::Mac;
-use crate::proto::message::{self, Object};
 use crate::session::{Accepted, CallView, CommandFailed, Core, Facts, Requested};
 
 /// Characters of a caller's name: a device's modem takes no long messages.
@@ -125,30 +125,46 @@ pub struct Command {
 
 impl Command {
     /// Reads a body; `None` when it is not `{"type":"mcp","payload":{"method":..}}`.
-    pub fn parse(body: &str) -> Option<Self> {
-        let rpc = message::rpc(body).filter(|_| message::peek(body).is_ok_and(|peek| peek.kind == "mcp"))?;
-        let method = rpc.method?.into_owned();
-        Some(Self { method, params: rpc.params.unwrap_or("{}").to_owned() })
+    ///
+    /// # Errors
+    /// What is wrong with the body or a member, in words.
+    pub fn parse(body: &str) -> Result<Option<Self>, String> {
+        let members = members(body)?;
+        let words = |error: BadParameter| error.to_string();
+        let kind = members.string("type", "\"mcp\"").map_err(words)?;
+        let payload = members.object("payload", "payload.").map_err(words)?;
+        let Some(payload) = payload.filter(|_| kind.is_some_and(|kind| kind == "mcp")) else {
+            return Ok(None);
+        };
+        let method = payload.string("method", "a string").map_err(words)?;
+        payload.object("params", "payload.params.").map_err(words)?;
+        let params = payload.raw("params").map_err(words)?.unwrap_or("{}");
+        Ok(method.map(|method| Self { method: method.into_owned(), params: params.to_owned() }))
     }
 }
 
-/// The ids that `POST /api/devices/status` asks about: `clientIds`, or `deviceIds`. What is no text has no device.
-pub fn status_ids(body: &str) -> Option<Vec<String>> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Body<'a> {
-        #[serde(borrow, default)]
-        client_ids: Option<&'a RawValue>,
-        #[serde(borrow, default)]
-        device_ids: Option<&'a RawValue>,
-    }
-    let body: Body<'_> = serde_json::from_str(body).ok()?;
-    let ids: Vec<Value> = [body.client_ids, body.device_ids]
-        .into_iter()
-        .flatten()
-        .find_map(|ids| serde_json::from_str(ids.get()).ok())?;
-    let text = |id| if let Value::String(text) = id { text } else { id.to_string() };
-    Some(ids.into_iter().map(text).collect())
+/// The ids that `POST /api/devices/status` asks about: `clientIds`, or `deviceIds`.
+///
+/// # Errors
+/// What is wrong with them, in words.
+pub fn status_ids(body: &str) -> Result<Vec<String>, String> {
+    let missing = || "clientIds必须是一个数组".to_owned();
+    let members = Members::of_body(body).map_err(|_| missing())?;
+    let client_ids = array(&members, "clientIds").map_err(|error| format!("{}: {error}", missing()))?;
+    let device_ids = array(&members, "deviceIds").map_err(|error| error.to_string())?;
+    client_ids.or(device_ids).ok_or_else(missing)
+}
+
+/// A member that is an array of strings.
+fn array(members: &Members<'_>, key: &str) -> Result<Option<Vec<String>>, BadParameter> {
+    let Some(raw) = members.raw(key)? else { return Ok(None) };
+    let items: Vec<&RawValue> =
+        serde_json::from_str(raw).map_err(|_| BadParameter::new(key, raw, "an array of strings"))?;
+    let item = |(index, raw): (usize, &&RawValue)| {
+        let bad = |_| BadParameter::new(format!("{key}[{index}]"), raw.get(), "a string");
+        serde_json::from_str(raw.get()).map_err(bad)
+    };
+    items.iter().enumerate().map(item).collect::<Result<_, _>>().map(Some)
 }
 
 /// What `POST /api/call/request` asks for.
@@ -166,17 +182,16 @@ impl CallRequest {
     /// Reads a body.
     ///
     /// # Errors
-    /// What is missing, or no MAC, in words.
+    /// What is missing, or of the wrong type, in words.
     pub fn parse(body: &str) -> Result<Self, String> {
-        let object = Object::parse(body).map_err(|error| format!("the body is {error}"))?;
-        let (caller, target) = (object.string("caller_mac"), object.string("target_mac"));
-        let Some((caller, target)) = caller.zip(target).filter(|(a, b)| !a.is_empty() && !b.is_empty())
-        else {
+        let members = members(body)?;
+        let (caller, target) = (mac(&members, "caller_mac")?, mac(&members, "target_mac")?);
+        let Some((caller, target)) = caller.zip(target) else {
             return Err("缺少必要参数: caller_mac, target_mac".to_owned());
         };
-        let nickname = object.string("caller_nickname").unwrap_or_default();
-        let nickname = nickname.chars().take(MAX_NICKNAME).collect();
-        Ok(Self { caller: mac("caller_mac", &caller)?, target: mac("target_mac", &target)?, nickname })
+        let nickname = members.string("caller_nickname", "a string").map_err(|error| error.to_string())?;
+        let nickname = nickname.unwrap_or_default().chars().take(MAX_NICKNAME).collect();
+        Ok(Self { caller, target, nickname })
     }
 }
 
@@ -185,18 +200,20 @@ impl CallRequest {
 /// # Errors
 /// Why there is none, in words.
 pub fn call_mac(body: &str) -> Result<Mac, String> {
-    let object = Object::parse(body).map_err(|error| format!("the body is {error}"))?;
-    match object.string("mac").filter(|text| !text.is_empty()) {
-        Some(text) => mac("mac", &text),
-        None => Err("缺少必要参数: mac".to_owned()),
-    }
+    mac(&members(body)?, "mac")?.ok_or_else(|| "缺少必要参数: mac".to_owned())
 }
 
-fn mac(key: &str, text: &str) -> Result<Mac, String> {
-    let shown: String = text.chars().take(40).collect();
-    text.trim_ascii()
-        .parse()
-        .map_err(|_| format!("{key} is no MAC address like aa:bb:cc:dd:ee:ff: {shown:?}"))
+fn members(body: &str) -> Result<Members<'_>, String> {
+    Members::of_body(body).map_err(|error| format!("the body is {error}"))
+}
+
+/// A member that is a MAC; an empty one is as good as absent.
+fn mac(members: &Members<'_>, key: &str) -> Result<Option<Mac>, String> {
+    let allowed = "a MAC address like aa:bb:cc:dd:ee:ff";
+    let text = members.string(key, allowed).map_err(|error| error.to_string())?;
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let bad = |_| BadParameter::new(key, &format!("{text:?}"), allowed).to_string();
+    text.trim_ascii().parse().map(Some).map_err(bad)
 }
 
 /// What became of a request, as the consoles expect it.
@@ -253,42 +270,65 @@ mod tests {
     #[test]
     fn commands_are_read_as_the_consoles_send_them() {
         let command =
-            |method: &str, params: &str| Some(Command { method: method.into(), params: params.into() });
+            |method: &str, params: &str| Ok(Some(Command { method: method.into(), params: params.into() }));
         for (body, expected) in [
             (
                 r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"withUserTools": true}}}"#,
                 command("tools/list", r#"{"withUserTools": true}"#),
             ),
             (r#"{"payload":{"method":"a\"b"},"type":"mcp"}"#, command("a\"b", "{}")),
-            (r#"{"type":"mcp","payload":{"method":7}}"#, None),
-            (r#"{"type":"mcp","payload":{}}"#, None),
-            (r#"{"type":"mcp","payload":"x"}"#, None),
-            (r#"{"type":"mcp"}"#, None),
-            (r#"{"type":"iot","payload":{"method":"a"}}"#, None),
-            ("[]", None),
-            ("", None),
-            ("{", None),
+            (r#"{"type":"mcp","payload":{"method":"a","params":null}}"#, command("a", "{}")),
+            (r#"{"type":"mcp","payload":{}}"#, Ok(None)),
+            (r#"{"type":"mcp"}"#, Ok(None)),
+            (r#"{"type":"iot","payload":{"method":"a"}}"#, Ok(None)),
+            ("[]", Err("the body is JSON, but not an object")),
+            ("", Err("the body is not JSON")),
+            ("{", Err("the body is not JSON")),
+            (r#"{"type":7}"#, Err("type: found 7, allowed: \"mcp\"")),
+            (r#"{"type":"a","type":"mcp"}"#, Err("type: found it more than once, allowed: one value")),
+            (r#"{"type":"mcp","payload":"x"}"#, Err("payload: found \"x\", allowed: an object")),
+            (r#"{"type":"mcp","payload":{"method":7}}"#, Err("payload.method: found 7, allowed: a string")),
+            (
+                r#"{"type":"mcp","payload":{"method":"a","params":[1]}}"#,
+                Err("payload.params: found [1], allowed: an object"),
+            ),
+            (
+                r#"{"type":"mcp","payload":{"method":"a","params":{},"params":{}}}"#,
+                Err("payload.params: found it more than once, allowed: one value"),
+            ),
         ] {
-            assert_eq!(Command::parse(body), expected, "{body}");
+            assert_eq!(Command::parse(body), expected.map_err(str::to_owned), "{body}");
         }
     }
 
     #[test]
     fn status_is_asked_by_either_name() {
-        let ids = |ids: &[&str]| Some(ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>());
+        let ids = |ids: &[&str]| Ok(ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>());
         for (body, expected) in [
             (r#"{"clientIds":["a","b"]}"#, ids(&["a", "b"])),
             (r#"{"deviceIds":["a"]}"#, ids(&["a"])),
             (r#"{"clientIds":null,"deviceIds":["a"]}"#, ids(&["a"])),
             (r#"{"clientIds":[]}"#, ids(&[])),
-            (r#"{"clientIds":["a",7,null]}"#, ids(&["a", "7", "null"])),
-            (r#"{"clientIds":"a"}"#, None),
-            (r#"{"clientIds":{}}"#, None),
-            ("{}", None),
-            ("[]", None),
-            ("", None),
+            (r#"{"clientIds":["a"],"deviceIds":["b"]}"#, ids(&["a"])),
+            ("{}", Err("clientIds必须是一个数组")),
+            ("[]", Err("clientIds必须是一个数组")),
+            ("", Err("clientIds必须是一个数组")),
+            (
+                r#"{"clientIds":"a"}"#,
+                Err("clientIds必须是一个数组: clientIds: found \"a\", allowed: an array of strings"),
+            ),
+            (
+                r#"{"clientIds":["a",7,null]}"#,
+                Err("clientIds必须是一个数组: clientIds[1]: found 7, allowed: a string"),
+            ),
+            (r#"{"deviceIds":{}}"#, Err("deviceIds: found {}, allowed: an array of strings")),
+            (r#"{"clientIds":["a"],"deviceIds":7}"#, Err("deviceIds: found 7, allowed: an array of strings")),
+            (
+                r#"{"deviceIds":[],"deviceIds":[]}"#,
+                Err("deviceIds: found it more than once, allowed: one value"),
+            ),
         ] {
-            assert_eq!(status_ids(body), expected, "{body}");
+            assert_eq!(status_ids(body), expected.map_err(str::to_owned), "{body}");
         }
     }
 
@@ -313,11 +353,22 @@ mod tests {
             ("[]", "the body is JSON, but not an object"),
             ("{}", "缺少必要参数: caller_mac, target_mac"),
             (r#"{"caller_mac":"aa:bb:cc:dd:ee:01"}"#, "缺少必要参数: caller_mac, target_mac"),
-            (r#"{"caller_mac":"","target_mac":"x"}"#, "缺少必要参数: caller_mac, target_mac"),
-            (r#"{"caller_mac":7,"target_mac":8}"#, "缺少必要参数: caller_mac, target_mac"),
+            (r#"{"caller_mac":"","target_mac":"aa:bb:cc:dd:ee:01"}"#, "缺少必要参数: caller_mac, target_mac"),
+            (
+                r#"{"caller_mac":7,"target_mac":8}"#,
+                "caller_mac: found 7, allowed: a MAC address like aa:bb:cc:dd:ee:ff",
+            ),
             (
                 r#"{"caller_mac":"x","target_mac":"y"}"#,
-                "caller_mac is no MAC address like aa:bb:cc:dd:ee:ff: \"x\"",
+                "caller_mac: found \"x\", allowed: a MAC address like aa:bb:cc:dd:ee:ff",
+            ),
+            (
+                r#"{"caller_mac":"aa:bb:cc:dd:ee:01","target_mac":"aa:bb:cc:dd:ee:02","caller_nickname":7}"#,
+                "caller_nickname: found 7, allowed: a string",
+            ),
+            (
+                r#"{"caller_mac":"a","caller_mac":"b"}"#,
+                "caller_mac: found it more than once, allowed: one value",
             ),
         ] {
             assert_eq!(CallRequest::parse(body), Err(expected.to_owned()), "{body}");

@@ -13,5 +13,6 @@ pub mod json;
 pub mod merge;
 pub mod metrics;
 pub mod page;
+pub mod params;
 pub mod routes;
 pub mod troubles;

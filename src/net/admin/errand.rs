@@ -170,7 +170,7 @@ fn joined(endpoint: Endpoint, query: &str, parts: &[&Response]) -> Response {
             texts.ok().map(|texts| merge::metrics(&texts))
         }
         Endpoint::Sessions => {
-            page_asked_for(query).and_then(|(_, limit)| merge::sessions(&bodies, limit, page_start))
+            page_asked_for(query).ok().and_then(|(_, limit)| merge::sessions(&bodies, limit, page_start))
         }
         _ => merge::devices_status(&bodies),
     };

@@ -3,19 +3,21 @@
 use log::info;
 
 use super::errand::Errand;
-use crate::admin::http::{Response, query_value};
+use crate::admin::http::Response;
 use crate::admin::json::{self, Command};
 use crate::admin::metrics::CONTENT_TYPE;
 use crate::admin::page;
+use crate::admin::params::{BadParameter, Members, query_flag, query_number};
 use crate::admin::routes::{Endpoint, OPENAPI};
 use crate::net::gateway::Gateway;
 use crate::net::steer::ReloadError;
 use crate::net::token::SessionId;
-use crate::proto::message;
 use crate::session::{CommandFailed, Core, Delivery};
 
 /// Devices on a page, at most and if nothing else is asked for.
 const PAGE: usize = 1000;
+/// The largest cursor: what JSON's readers take without loss.
+const MAX_CURSOR: u64 = (1 << 53) - 1;
 /// What an operator may send to a device: other types are the gateway's and the chat server's own.
 const MESSAGES: [&str; 4] = ["alert", "system", "custom", "notify"];
 
@@ -72,14 +74,15 @@ impl Gateway {
         let failed = |status, why: &str| {
             Some(Response::json(status, serde_json::json!({ "success": false, "error": why }).to_string()))
         };
-        if message::peek(body).is_err() {
-            return failed(400, "the body is no JSON object");
-        }
+        let command = match Command::parse(body) {
+            Ok(command) => command,
+            Err(why) => return failed(400, &why),
+        };
         let Some(device) = self.device_named(client_id) else {
             let (status, body) = json::command_answer(&Err(CommandFailed::NotConnected));
             return Some(Response::json(status, body));
         };
-        let Some(command) = Command::parse(body) else { return failed(500, "指令类型无效") };
+        let Some(command) = command else { return failed(500, "指令类型无效") };
         self.drive(device, |core, cx| core.command(ticket, &command.method, &command.params, cx));
         None
     }
@@ -91,8 +94,9 @@ impl Gateway {
     }
 
     fn devices_status(&self, body: &str) -> Response {
-        let Some(ids) = json::status_ids(body) else {
-            return Response::json(400, r#"{"error":"clientIds必须是一个数组"}"#);
+        let ids = match json::status_ids(body) {
+            Ok(ids) => ids,
+            Err(why) => return Response::json(400, json::plain_error(&why)),
         };
         let status = |name: &str| {
             let core =
@@ -126,7 +130,7 @@ impl Gateway {
     fn call_hang_up(&mut self, body: &str) -> Response {
         let mac = match json::call_mac(body) {
             Ok(mac) => mac,
-            Err(why) => return Response::error(400, "bad_mac", &why),
+            Err(why) => return Response::error(400, "bad_mac", &format!("{why}.")),
         };
         match self.hang_up_device_call(mac) {
             true => Response::json(200, r#"{"status":"ended"}"#),
@@ -137,12 +141,14 @@ impl Gateway {
     // ----- devices ------------------------------------------------------------------------------------------------
 
     fn push_message(&mut self, client_id: &str, body: &str) -> Response {
-        let Ok(peek) = message::peek(body) else {
+        let Ok(members) = Members::of_body(body) else {
             return Response::error(400, "bad_json", "The body is no JSON object.");
         };
-        if !MESSAGES.contains(&&*peek.kind) {
-            let sentence = format!("\"type\" must be one of {}.", MESSAGES.join(", "));
-            return Response::error(400, "bad_type", &sentence);
+        if let Err(bad) = message_type(&members) {
+            return Response::error(400, "bad_type", &format!("{bad}."));
+        }
+        if let Err(bad) = members.string("session_id", "a string") {
+            return bad_parameter(&bad);
         }
         let Some(device) = self.device_named(client_id) else { return not_connected() };
         let mut delivery = Delivery::NotConnected;
@@ -157,9 +163,9 @@ impl Gateway {
     }
 
     fn list_sessions(&self, query: &str) -> Response {
-        let Some((after, limit)) = page_asked_for(query) else {
-            let sentence = format!("\"after\" must be a whole number, and \"limit\" one from 1 to {PAGE}.");
-            return Response::error(400, "bad_parameter", &sentence);
+        let (after, limit) = match page_asked_for(query) {
+            Ok(page) => page,
+            Err(bad) => return bad_parameter(&bad),
         };
         let me = page_start(self.team.me());
         // A page that begins at another worker has all of ours, or none.
@@ -194,9 +200,11 @@ impl Gateway {
     }
 
     fn end_session(&mut self, client_id: &str, query: &str) -> Response {
+        let disconnect = match query_flag(query, "disconnect") {
+            Ok(disconnect) => disconnect,
+            Err(bad) => return bad_parameter(&bad),
+        };
         let Some(device) = self.device_named(client_id) else { return not_connected() };
-        let disconnect =
-            query_value(query, "disconnect").is_some_and(|value| matches!(&*value, "" | "1" | "true"));
         let hung_up = self.sessions.get(device).is_some_and(|session| session.core.has_call());
         if !hung_up && !disconnect {
             return Response::error(
@@ -237,13 +245,23 @@ impl Gateway {
 }
 
 /// The cursor and the length of the page that is asked for.
-pub(super) fn page_asked_for(query: &str) -> Option<(u64, usize)> {
-    let number = |key, default| match query_value(query, key) {
-        None => Some(default),
-        Some(text) => text.parse::<u64>().ok(),
-    };
-    let limit = number("limit", PAGE as u64).filter(|limit| (1..=PAGE as u64).contains(limit))?;
-    Some((number("after", 0)?, limit as usize))
+pub(super) fn page_asked_for(query: &str) -> Result<(u64, usize), BadParameter> {
+    let limit = query_number(query, "limit", PAGE as u64, (1, PAGE as u64))?;
+    Ok((query_number(query, "after", 0, (0, MAX_CURSOR))?, limit as usize))
+}
+
+/// Whether the message is of a type that an operator may send.
+fn message_type(members: &Members<'_>) -> Result<(), BadParameter> {
+    let allowed = || format!("{} or {}", MESSAGES[..3].join(", "), MESSAGES[3]);
+    match members.string("type", allowed())? {
+        Some(kind) if MESSAGES.contains(&&*kind) => Ok(()),
+        Some(kind) => Err(BadParameter::new("type", &format!("{kind:?}"), allowed())),
+        None => Err(BadParameter::new("type", "nothing", allowed())),
+    }
+}
+
+fn bad_parameter(bad: &BadParameter) -> Response {
+    Response::error(400, "bad_parameter", &format!("{bad}."))
 }
 
 /// The cursor of a worker's first slot.
