@@ -161,8 +161,10 @@ mod tests {
 
     use super::*;
 
+    type Verdict = Result<Option<(Vec<u8>, Vec<u8>)>, Refusal>;
+
     /// The verdict on these bytes when they come in pieces of so many, and what follows the body.
-    fn decoded(bytes: &[u8], piece: usize) -> Result<Option<(Vec<u8>, Vec<u8>)>, Refusal> {
+    fn decoded(bytes: &[u8], piece: usize) -> Verdict {
         let (mut body, mut inbox) = (Body::new(Framing::Chunked), Vec::new());
         let mut pieces = bytes.chunks(piece);
         while let Some(piece) = pieces.next() {

@@ -282,7 +282,19 @@ mod tests {
                 assert_eq!(super::access(path), access, "{place}");
                 let answers = operation["responses"].as_object().unwrap();
                 assert!(answers.contains_key("200") || answers.contains_key("202"), "{place}");
-                assert_eq!(answers.contains_key("401"), access != Access::Open, "{place}");
+                for status in ["401", "403", "500"] {
+                    assert_eq!(answers.contains_key(status), access != Access::Open, "{place} {status}");
+                }
+                for status in ["400", "408", "413", "417", "431", "501"] {
+                    assert!(answers.contains_key(status), "any request may be answered so: {place} {status}");
+                }
+                let suffix = match error_style(path) {
+                    ErrorStyle::Coded => "BodyTooLong",
+                    ErrorStyle::Plain => "BodyTooLongPlain",
+                    ErrorStyle::Command => "BodyTooLongCommand",
+                };
+                let reference = answers["413"]["$ref"].as_str().unwrap();
+                assert_eq!(reference.rsplit('/').next(), Some(suffix), "{place}");
                 assert_eq!(path.contains("{clientId}"), item["parameters"][0]["$ref"].is_string(), "{place}");
                 assert_eq!(
                     operation.get("requestBody").is_some(),

@@ -251,8 +251,7 @@ pub(super) fn page_asked_for(query: &str) -> Result<(u64, usize), BadParameter> 
     Ok((query_number(query, "after", 0, (0, MAX_CURSOR))?, limit as usize))
 }
 
-/// Whether the message is of a type that an operator may send.
-/// The type of a message, which its device takes from the first such member, in any capitals.
+/// Whether the message is of a type that an operator may send: its device takes the first such member, in any capitals.
 fn message_type(members: &Members<'_>, body: &str) -> Result<(), BadParameter> {
     let allowed = || format!("{} or {}", MESSAGES[..3].join(", "), MESSAGES[3]);
     match members.string("type", allowed())? {
