@@ -35,22 +35,36 @@
 //!
 //! # Principles
 //!
-//! 1. *One thread owns everything.* There is no lock, no shared cell and no global on the loop. Another thread exists
-//!    only for what blocks and cannot be made not to: looking up names, writing the log.
+//! 1. *One thread owns everything.* Sockets, sessions and timers belong to one loop, and no packet of audio takes a lock. Other
+//!    threads exist for what blocks and cannot be made not to (looking up names, writing the log, waiting for signals), and
+//!    for further workers, which are loops of the same kind. What threads share is listed below.
 //! 2. *The core decides, the shell does.* [`proto`] and [`session`] know no socket, no clock and no random source. Bytes
 //!    and the time go in, decisions come out; so all behaviour is tested without a network, in virtual time.
 //! 3. *An event is a hint.* It says "try", no more. Every handler may be called for nothing, twice, or for a connection
 //!    that is gone; what counts is what the read or the write itself returns.
 //! 4. *Who stops early says so.* Sockets announce news once. A loop over one ends when the system has no more, or puts
 //!    its source on a list of those to go on with.
-//! 5. *Nobody is buried in mid-batch.* What has ended is removed at the end of a turn, so that no event of the batch
-//!    meets a stranger in its place.
+//! 5. *Nobody is buried in mid-batch.* A session that has ended is removed at the end of a turn, so that no event of the
+//!    batch meets a stranger in its place.
 //! 6. *The session knows the time.* Its deadlines are the truth; the timer wheel is an alarm clock that may ring early.
 //! 7. *Every queue has an end and a stated loser.* Audio that does not fit is dropped and counted; text that does not
 //!    fit ends the call.
 //! 8. *A peer cannot hurt.* Whatever it sends, there is no panic, no memory without limit, no warning line per packet.
 //! 9. *Idle is nearly free.* A device that only waits costs less than a kilobyte: buffers exist while something is
 //!    partial, and not longer.
+//!
+//! # What threads share
+//!
+//! * Each loop has a channel of commands and a waker, for every [`Handle`] and every other worker.
+//! * The resolver's threads get names and return addresses through channels. They take names in turn under a lock, which the
+//!   loop never takes.
+//! * The log is global, as the `log` crate wants it: its level, a bounded queue for each place it is written to, and the
+//!   count of lost lines. Who logs never waits for a writer.
+//! * Connections of each address are counted under a lock (`PerIp`), taken when a connection comes, is let in or goes, while
+//!   `max_connections_per_ip` is set. The workers share one count.
+//! * Recent errors are in a notebook under a lock (`Troubles`), taken when one is noted or read. The workers share one.
+//! * Each worker stores its numbers of devices and calls in atomics at the end of a turn; the others read them for limits that
+//!   hold for all together. By another one the leader sees that a worker turns.
 //!
 //! # The house
 //!
@@ -93,14 +107,15 @@
 //!    pause first.
 //! 2. *Poll.* An interrupted poll is an empty batch.
 //! 3. *Look at the clock,* once. This is `now` for everybody in this turn.
-//! 4. *Dispatch* each event to its source: UDP socket, chat server, device, listener, or notes from other threads. Each does
-//!    a bounded amount of work. When devices and new connections have had their millisecond of this turn, or others of them
+//! 4. *Dispatch* each event to its source: UDP socket, chat server, device, listener, management API, or notes from other
+//!    threads. Each does a bounded amount of work. When devices and new connections have had their millisecond of this turn, or others of them
 //!    wait already, they stand in line.
 //! 5. *Go on* with those who stopped early in an earlier turn, so that none of them starves the others; then with the line
 //!    of devices, as long as their millisecond lasts.
-//! 6. *Fire timers,* however busy the sockets are.
-//! 7. *Flush:* each socket that was written to, once, and all datagrams together.
-//! 8. *Bury* what has ended, and take new connections again where places became free.
+//! 6. *Fire timers,* however busy the sockets are; but after a time in which the gateway did not run, read first what came
+//!    meanwhile.
+//! 7. *Flush:* all datagrams together, then each socket that was written to, once.
+//! 8. *Bury* the sessions that have ended, and tell the other workers how many devices and calls there are.
 
 pub mod admin;
 pub mod config;

@@ -9,10 +9,10 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::chat::{ChatServer, Peer};
+use support::chat::{ChatServer, Message, Peer};
 use support::device::{Device, HELLO, client_id};
 use support::host::{connect_narrow, descriptors, device_over, eventually, resident};
-use support::mqtt::{CONNACK, Client, Connect, Packet};
+use support::mqtt::{CONNACK, Client, Connect, PINGREQ, PINGRESP, Packet};
 use support::process::Folder;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -156,4 +156,49 @@ fn memory_is_flat_while_nobody_reads() {
             }
         }
     }
+}
+
+#[test]
+fn messages_of_chat_servers_that_never_end_cost_their_websockets_and_no_device() {
+    const CALLS: u8 = 100;
+    let server = ChatServer::start();
+    let folder = folder(&server);
+    let mut process = folder.start("-c gateway.json", &[]);
+    let call = |number| {
+        let mut device = Device::connect(process.mqtt(), number);
+        let (call, peer) = device.call(&server);
+        (device, call, peer)
+    };
+    let mut usual = call(CALLS);
+    let mut calls: Vec<_> = (0..CALLS).map(call).collect();
+    let before = resident(process.id());
+    // All but the last frame of a message of almost 1 MB, then a ping: its answer shows that all was read.
+    let part = [&[0x00, 126, 0xea, 0x60][..], &[b' '; 60_000]].concat();
+    let first = [&[0x01], &part[1..]].concat();
+    let mut lost = 0;
+    for (_, _, peer) in &mut calls {
+        peer.try_raw(&first);
+        (0..15).for_each(|_| peer.try_raw(&part));
+        peer.try_frame(9, b"read");
+        let answer = loop {
+            match peer.message() {
+                answer @ (Message::Pong(_) | Message::End) => break answer,
+                _ => {}
+            }
+        };
+        lost += usize::from(answer == Message::End);
+    }
+    let grown = resident(process.id()).saturating_sub(before);
+    assert!(grown < 48 * 1024, "{grown} KiB more for {CALLS} times 960 kB");
+    assert!((1..usize::from(CALLS)).contains(&lost), "{lost} lost");
+    // Those devices stay, and so does a call that keeps little.
+    process.line("more than its share of the memory");
+    for (device, ..) in &mut calls {
+        device.mqtt.send(&PINGREQ);
+        assert_eq!(device.mqtt.packet().first, PINGRESP[0]);
+    }
+    usual.1.send(0, b"\x58a");
+    usual.2.binary();
+    usual.2.say(r#"{"type":"custom","session_id":"server-session"}"#);
+    assert_eq!(usual.0.json()["type"], "custom");
 }

@@ -287,18 +287,18 @@ pub(super) fn number(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> R
     }
 }
 
-/// A number of seconds, fractions allowed.
+/// A number of seconds in this range, fractions allowed.
 pub(super) fn seconds(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> Result<Duration, Problem> {
     move |value| number(range)(value).map(Duration::from_secs_f64)
 }
 
-/// A whole number of milliseconds.
-/// Whole microseconds in this range.
+/// A whole number of microseconds in this range.
 pub(super) fn micros(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> Result<Duration, Problem> {
     let range = *range.start() as usize..=*range.end() as usize;
     move |value| whole(range)(value).map(|micros| Duration::from_micros(micros as u64))
 }
 
+/// A whole number of milliseconds in this range.
 pub(super) fn millis(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> Result<Duration, Problem> {
     let range = *range.start() as usize..=*range.end() as usize;
     move |value| whole(range)(value).map(|millis| Duration::from_millis(millis as u64))

@@ -21,8 +21,8 @@ impl Gateway {
         let mac = client_id.mac();
         let older = self.index.device(client_id, &self.sessions);
         let limits = &self.config.mqtt;
-        let from_there = self.sessions.get(id).map_or(0, |session| self.per_ip.of(session.core.ip()));
-        let crowded = limits.max_connections_per_ip > 0 && from_there > limits.max_connections_per_ip;
+        let from_there = || self.sessions.get(id).map_or(0, |session| self.per_ip.of(session.core.ip()));
+        let crowded = limits.max_connections_per_ip > 0 && from_there() > limits.max_connections_per_ip;
         let full = self.all_devices() >= limits.max_connections;
         if older.is_none() && (full || crowded) {
             let admission = if full { Admission::Full } else { Admission::Crowded };

@@ -34,7 +34,7 @@ pub(super) struct Backend {
     pub(super) ticket: u64,
     /// Counts against `max_dials`.
     pub(super) counted: bool,
-    /// A long message passed: free its buffers when they are empty.
+    /// A long message passed, or much waited to be written: free its buffers when they are empty.
     bulky: bool,
 }
 
@@ -151,6 +151,15 @@ impl Backend {
             Stage::Securing(_) => !cfg!(windows),
             Stage::Upgrading(upgrade) => !upgrade.is_sent(),
             _ => false,
+        }
+    }
+
+    /// Bytes that wait to be written, that are partial, or that were not served yet.
+    pub(super) fn kept(&self) -> usize {
+        match &self.stage {
+            Stage::Upgrading(upgrade) => upgrade.kept(),
+            Stage::Open(open) => open.tap.kept(),
+            _ => 0,
         }
     }
 
@@ -406,6 +415,7 @@ impl Backend {
         let Some(mut context) = lent.take() else { return true };
         // Twice: a pong that found the buffer full comes with the second.
         let flushed = context.flush(tap).and_then(|()| context.flush(tap));
+        self.bulky |= tap.unwritten() > BULKY;
         if flushed.is_ok() && context.can_write() && tap.is_between_messages() {
             contexts.take_back(context, std::mem::take(&mut self.bulky));
         } else {
@@ -441,6 +451,6 @@ mod tests {
     #[test]
     #[cfg(target_pointer_width = "64")]
     fn what_a_websocket_costs_is_known() {
-        assert!(size_of::<Backend>() <= 128, "{}", size_of::<Backend>());
+        assert!(size_of::<Backend>() <= 136, "{}", size_of::<Backend>());
     }
 }

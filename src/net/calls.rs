@@ -154,6 +154,7 @@ impl Gateway {
         if let Some(session) = self.sessions.live(id) {
             session.backend = None;
         }
+        self.weigh(id);
         self.bury_if_spent(id);
     }
 
@@ -164,6 +165,7 @@ impl Gateway {
         self.dial_over(id);
         let Some(session) = self.sessions.live(id) else { return };
         let Some(mut backend) = session.backend.take() else { return };
+        self.weigh(id);
         if !backend.is_open() {
             return self.bury_if_spent(id);
         }
@@ -176,6 +178,7 @@ impl Gateway {
             if let Some(session) = self.sessions.live(rest) {
                 session.linger = Some(Box::new(self.now + LINGER));
             }
+            self.weigh(rest);
             self.rearm(rest);
         }
         self.bury_if_spent(id);
@@ -251,7 +254,7 @@ impl Gateway {
         }
     }
 
-    fn backend_gone(&mut self, id: SessionId, gone: Gone) {
+    pub(super) fn backend_gone(&mut self, id: SessionId, gone: Gone) {
         // A Close frame of the server is answered; hanging up sends the answer and lingers for the connection's end.
         let lingers = self.sessions.get(id).is_some_and(|session| session.core.is_over());
         match &gone {

@@ -475,7 +475,7 @@ impl Gateway {
             Ready::Backend(id) => self.pump_backend(id, true),
             Ready::SlowDevice(id) => self.drive(id, Core::blocked),
             Ready::SlowBackend(id) => self.drive(id, Core::backend_blocked),
-            Ready::Hog(id) => self.drive(id, Core::too_much_kept),
+            Ready::Hog(id) => self.end_hog(id),
             Ready::Dials => self.start_dials(),
             Ready::AcceptAdmin => self.accept_admin(),
             Ready::Admin(id) => self.pump_admin(id),

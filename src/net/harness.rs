@@ -1,24 +1,28 @@
 //! A gateway for tests of this module: real sockets, and a loop that turns only when a test says so.
 
-use std::io::Write;
+use std::cell::Cell;
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use mio::Events;
+use tungstenite::WebSocket;
 
 use super::gateway::{Alarm, Gateway};
 use super::token::SessionId;
 use crate::config::Config;
 use crate::proto::mqtt::encode;
+use crate::session::CallState;
 
 pub(super) const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// A gateway that runs only when told to, and a chat server that never answers.
+/// A gateway that runs only when told to, and a chat server that answers only when a test does it.
 pub(super) struct Harness {
     pub(super) gateway: Gateway,
     events: Events,
-    _server: TcpListener,
+    pub(super) server: TcpListener,
 }
 
 impl Harness {
@@ -34,11 +38,27 @@ impl Harness {
         config.websocket.production = vec![Arc::new(url.parse().unwrap())];
         change(&mut config);
         let gateway = Gateway::bind(config, None).unwrap();
-        Self { gateway, events: Events::with_capacity(64), _server: server }
+        Self { gateway, events: Events::with_capacity(64), server }
+    }
+
+    /// Runs until all is served that the device has said so far.
+    pub(super) fn serve(&mut self, client: &mut TcpStream) {
+        client.write_all(&[0xc0, 0]).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let answers = Cell::new(Vec::new());
+        self.until("a ping is answered", |_| {
+            let mut came = answers.take();
+            // It ends where no more is there yet.
+            let _ = client.read_to_end(&mut came);
+            let answered = came.ends_with(&[0xd0, 0]);
+            answers.set(came);
+            answered
+        });
+        client.set_nonblocking(false).unwrap();
     }
 
     /// Runs until `done`.
-    pub(super) fn until(&mut self, what: &str, done: impl Fn(&Gateway) -> bool) {
+    pub(super) fn until(&mut self, what: &str, mut done: impl FnMut(&Gateway) -> bool) {
         let end = Instant::now() + Duration::from_secs(10);
         while !done(&self.gateway) {
             assert!(Instant::now() < end, "never: {what}");
@@ -69,6 +89,25 @@ impl Harness {
         client.write_all(&hello()).unwrap();
         self.until("its call begins", |gateway| gateway.sessions.get(id).unwrap().core.has_call());
         (client, id)
+    }
+
+    /// A device in a call, and its chat server's end of the WebSocket.
+    pub(super) fn live_call(&mut self, client_id: &str) -> (TcpStream, SessionId, WebSocket<TcpStream>) {
+        let server = self.server.try_clone().unwrap();
+        let answers = thread::spawn(move || {
+            let (tcp, _) = server.accept().unwrap();
+            tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let mut socket = tungstenite::accept(tcp).unwrap();
+            assert!(socket.read().unwrap().to_text().unwrap().contains("hello"));
+            let hello = r#"{"type":"hello","version":1,"transport":"websocket","session_id":"s"}"#;
+            socket.send(hello.into()).unwrap();
+            socket
+        });
+        let (client, id) = self.in_call(client_id);
+        self.until("its chat server answers", |gateway| {
+            gateway.sessions.get(id).unwrap().core.call().is_some_and(|call| call.state == CallState::Live)
+        });
+        (client, id, answers.join().unwrap())
     }
 
     /// Takes a connection's socket from the poll behind the gateway's back, so that what the gateway asks of the poll fails.

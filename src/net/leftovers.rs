@@ -18,7 +18,7 @@ pub(super) enum Ready {
     SlowDevice(SessionId),
     /// A chat server does not read its text.
     SlowBackend(SessionId),
-    /// More is kept for a device than its share.
+    /// More is kept for a device and its call than their share.
     Hog(SessionId),
     /// A place for a dial became free.
     Dials,

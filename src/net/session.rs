@@ -28,7 +28,7 @@ pub(super) struct Session {
     pub(super) dirty: bool,
     /// On the list of those to be buried at the end of the turn.
     pub(super) doomed: bool,
-    /// What is kept for it above what everybody may keep, in bytes, when last looked at.
+    /// What is kept for its device and its call above what each may keep, in bytes, when last looked at.
     pub(super) kept: u32,
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Tap {
     /// The last read found less than there was room for: a new edge will announce more.
     drained: bool,
     more: bool,
+    /// Bytes that the last write found no room for: tungstenite writes all it has each time.
+    unwritten: u32,
 }
 
 /// Where in the stream of frames (RFC 6455 section 5.2) the next byte stands.
@@ -42,8 +44,14 @@ struct Place {
     length: u8,
     /// Bytes of the mask: a server must not send one, but until that is found out they are part of the frame.
     mask: u8,
-    /// The frame is not the last of its message.
+    /// The last data frame was not the last of its message.
     unfinished: bool,
+    /// The present frame is a control frame, of no message.
+    control: bool,
+    /// Payload of the present frame, for which tungstenite makes room when it has seen the header.
+    frame: u32,
+    /// Payload of the frames before it in an unfinished message.
+    message: u32,
 }
 
 impl Place {
@@ -54,11 +62,15 @@ impl Place {
                 0 if self.left > 0 => {
                     let n = self.left.min((bytes.len() - i) as u64);
                     self.left -= n;
+                    if self.left == 0 {
+                        self.end_frame();
+                    }
                     return i + n as usize;
                 }
                 0 => {
                     // Control frames may come between the frames of a message.
-                    if byte & 0x08 == 0 {
+                    self.control = byte & 0x08 != 0;
+                    if !self.control {
                         self.unfinished = byte & 0x80 == 0;
                     }
                     self.seen = 1;
@@ -80,13 +92,27 @@ impl Place {
             }
             if self.length == 0 {
                 self.seen = 0;
+                self.frame = self.left.try_into().unwrap_or(u32::MAX);
                 self.left = self.left.saturating_add(self.mask.into());
                 if self.left == 0 {
+                    self.end_frame();
                     return i + 1;
                 }
             }
         }
         bytes.len()
+    }
+
+    fn end_frame(&mut self) {
+        let frame = std::mem::take(&mut self.frame);
+        if !self.control {
+            self.message = if self.unfinished { self.message.saturating_add(frame) } else { 0 };
+        }
+    }
+
+    /// Bytes that tungstenite keeps, or has room for, of what is not whole yet.
+    fn kept(&self) -> usize {
+        self.message as usize + self.frame as usize
     }
 
     fn is_between_messages(&self) -> bool {
@@ -99,7 +125,17 @@ impl Tap {
     pub(super) fn new(stream: Stream, read: Vec<u8>) -> Self {
         let filled = read.len();
         let place = Place::default();
-        Self { stream, chunk: read, at: 0, filled, left: ENOUGH, place, drained: false, more: true }
+        Self {
+            stream,
+            chunk: read,
+            at: 0,
+            filled,
+            left: ENOUGH,
+            place,
+            drained: false,
+            more: true,
+            unwritten: 0,
+        }
     }
 
     pub(super) fn stream_mut(&mut self) -> &mut Stream {
@@ -109,6 +145,17 @@ impl Tap {
     /// Whether all that was passed on are whole messages.
     pub(super) fn is_between_messages(&self) -> bool {
         self.place.is_between_messages()
+    }
+
+    /// Bytes that wait for the server to read.
+    pub(super) fn unwritten(&self) -> usize {
+        self.unwritten as usize
+    }
+
+    /// Bytes of memory that this WebSocket takes: what is partial, what was not served yet, what was not written. To be
+    /// asked while no chunk is lent.
+    pub(super) fn kept(&self) -> usize {
+        self.chunk.capacity() + self.place.kept() + self.unwritten()
     }
 
     pub(super) fn lend(&mut self, chunk: &mut Vec<u8>, more: bool) {
@@ -174,7 +221,9 @@ impl Read for Tap {
 
 impl Write for Tap {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.stream.write(data)
+        let outcome = self.stream.write(data);
+        self.unwritten = (data.len() - outcome.as_ref().map_or(0, |n| *n)) as u32;
+        outcome
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -306,6 +355,41 @@ mod tests {
                 }
                 assert_eq!(at, length, "{payload} bytes in pieces of {piece}");
                 assert_eq!(place.is_between_messages(), whole, "{payload} bytes in pieces of {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_tungstenite_keeps_of_a_message_is_known() {
+        let frame = |first: u8, payload: usize| {
+            let head = [first, 126, (payload >> 8) as u8, payload as u8];
+            [&head[..], &vec![7; payload]].concat()
+        };
+        // A frame, how many of its bytes come, what is kept then: whole frames of an unfinished message, and the room that a
+        // frame's header asks for.
+        let table = [
+            (frame(0x01, 1000), 3, 0),
+            (Vec::new(), 4, 1000),
+            (Vec::new(), 1004, 1000),
+            (frame(0x89, 100), 4, 1100),
+            (Vec::new(), 104, 1000),
+            (frame(0x00, 5000), 5004, 6000),
+            (frame(0x80, 200), 100, 6200),
+            (Vec::new(), 204, 0),
+            (frame(0x8a, 50), 20, 50),
+            (Vec::new(), 54, 0),
+            (frame(0x82, 300), 304, 0),
+        ];
+        for step in [1, 7, usize::MAX] {
+            let (mut place, mut bytes, mut came) = (Place::default(), Vec::new(), 0_usize);
+            for (frame, end, kept) in table.clone() {
+                if !frame.is_empty() {
+                    (bytes, came) = (frame, 0);
+                }
+                while came < end {
+                    came += place.advance(&bytes[came..end.min(came.saturating_add(step))]);
+                }
+                assert_eq!(place.kept(), kept, "{end} bytes of {}, {step} at a time", bytes.len());
             }
         }
     }

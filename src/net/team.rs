@@ -1,5 +1,6 @@
 //! Several workers: loops of the same kind, each on a thread of its own with its own share of the MQTT listener and its own
-//! UDP port. On the hot path they share nothing.
+//! UDP port. They share the numbers of devices and calls of each (atomics, stored once a turn), the count of connections of
+//! each address and the recent errors (each under a lock). Audio touches none of these.
 //!
 //! A device's home is the worker its MAC names, so that two connections of one device always meet. The system spreads
 //! connections over the listeners without knowing devices: one whose CONNECT comes to another worker is handed over with

@@ -68,6 +68,11 @@ impl Upgrade {
         }
     }
 
+    /// Bytes of memory that it takes.
+    pub(super) fn kept(&self) -> usize {
+        self.request.capacity() + self.head.capacity()
+    }
+
     /// Whether the request has left, so that all depends on the answer.
     pub(super) fn is_sent(&self) -> bool {
         self.sent == self.request.len()

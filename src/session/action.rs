@@ -80,7 +80,7 @@ pub enum Action {
     Count(Counter),
     /// For the log.
     Note(Note),
-    /// Close the device's connection once what is queued for it is written, and bury the session.
+    /// Close the device's connection once what is queued for it is written. The session stays while its call does.
     Close(Reason),
 }
 

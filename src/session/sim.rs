@@ -25,7 +25,7 @@ const ID: &str = "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid";
 const MANY: [usize; 2] = [70, 140];
 /// Bytes of a long text.
 const LONG: usize = 6_000;
-/// How late the shell may ring, in milliseconds: one slot of its wheel.
+/// How late a timer may expire here, in milliseconds: more than a tick of the shell's wheel (8 ms), as after a long turn.
 const LATE: u64 = 100;
 
 /// Plays a story whose every choice is taken from `script`; when that is used up, everybody goes away.
