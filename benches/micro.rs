@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher, Divan, black_box};
 use mqtt_websocket_proxy::Config;
-use mqtt_websocket_proxy::net::contexts::Contexts;
+use mqtt_websocket_proxy::net::context_pool::Contexts;
 use mqtt_websocket_proxy::net::index::Index;
+use mqtt_websocket_proxy::net::timer_wheel::Wheel;
 use mqtt_websocket_proxy::net::token::SessionId;
-use mqtt_websocket_proxy::net::wheel::Wheel;
 use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER, Header, MAX_PAYLOAD};
 use mqtt_websocket_proxy::proto::message::{self, Reader};
 use mqtt_websocket_proxy::proto::mqtt::{Connect, Level, Packet, Publish, decode, encode};
 use mqtt_websocket_proxy::session::{Admission, Core, Cx, Grant, Peer, RequestIds, Servers};
-use mqtt_websocket_proxy::tools::device::{HELLO, Login, voice};
+use mqtt_websocket_proxy::tools::device::{HELLO, Login, test_audio};
 
 #[global_allocator]
 static ALLOC: AllocProfiler = AllocProfiler::system();
@@ -66,7 +66,7 @@ fn message_with_session_id() -> usize {
 // ----- audio ----------------------------------------------------------------------------------------------------------
 
 /// The cipher alone: a packet of 60 ms, and the longest.
-#[divan::bench(args = [voice::LEN, MAX_PAYLOAD])]
+#[divan::bench(args = [test_audio::LEN, MAX_PAYLOAD])]
 fn audio_cipher(bencher: Bencher, len: usize) {
     let (cipher, mut payload) = (Cipher::new(&KEY), vec![0; len]);
     bencher.bench_local(|| cipher.apply(black_box(&[1; 16]), &mut payload));
@@ -88,8 +88,8 @@ fn audio_open(bencher: Bencher) {
 fn audio_seal(bencher: Bencher) {
     let mut call = Talk::new();
     call.up(&mut datagram(1));
-    let mut frame = audio::ws_header(1, voice::LEN).to_vec();
-    frame.extend_from_slice(&voice::packet(1, 1));
+    let mut frame = audio::ws_header(1, test_audio::LEN).to_vec();
+    frame.extend_from_slice(&test_audio::packet(1, 1));
     let mut out = [0; HEADER + MAX_PAYLOAD];
     bencher.bench_local(|| call.down(black_box(&frame), &mut out));
 }
@@ -98,8 +98,8 @@ fn audio_seal(bencher: Bencher) {
 #[divan::bench]
 fn websocket_frame(bencher: Bencher) {
     let (mut contexts, mut stream) = (Contexts::default(), io::empty());
-    let mut frame = audio::ws_header(1, voice::LEN).to_vec();
-    frame.extend_from_slice(&voice::packet(1, 1));
+    let mut frame = audio::ws_header(1, test_audio::LEN).to_vec();
+    frame.extend_from_slice(&test_audio::packet(1, 1));
     let mut send = || {
         let mut lent = None;
         let message = contexts.binary(black_box(&frame));
@@ -168,9 +168,9 @@ impl Talk {
 }
 
 fn datagram(sequence: u32) -> Vec<u8> {
-    let header = Header { flags: 0, len: voice::LEN as u16, ssrc: SSRC, timestamp: 0, sequence };
+    let header = Header { flags: 0, len: test_audio::LEN as u16, ssrc: SSRC, timestamp: 0, sequence };
     let mut datagram = header.bytes().to_vec();
-    datagram.extend_from_slice(&voice::packet(sequence, 0));
+    datagram.extend_from_slice(&test_audio::packet(sequence, 0));
     Cipher::new(&KEY).apply(&header.bytes(), &mut datagram[HEADER..]);
     datagram
 }

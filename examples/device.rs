@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::Config;
 use mqtt_websocket_proxy::net::Running;
-use mqtt_websocket_proxy::tools::device::{Device, Login, voice};
+use mqtt_websocket_proxy::tools::device::{Device, Login, test_audio};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -40,11 +40,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Realtime is the mode in which the firmware plays and listens at once; the echo server answers it at once too.
     device.listen(&call, "realtime")?;
     for number in 0..packets {
-        call.send(0, &voice::packet(number, 0))?;
+        call.send(0, &test_audio::packet(number, 0))?;
         // A device sends one packet each 60 ms; waiting for the answer meanwhile keeps the pace.
         let deadline = Instant::now() + Duration::from_millis(60);
         while let Some(audio) = call.receive(deadline.saturating_duration_since(Instant::now()))? {
-            let what = voice::parse(&audio.payload)
+            let what = test_audio::parse(&audio.payload)
                 .map_or("speech".into(), |(number, _)| format!("packet {number}"));
             println!("heard {what}: sequence {}, {} bytes", audio.header.sequence, audio.payload.len());
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use log::{error, info, log_enabled, warn};
 use mqtt_websocket_proxy::config::{Config, DEFAULT_FILE, PublicIp, Source, Udp, unknown_variables};
 use mqtt_websocket_proxy::logger;
-use mqtt_websocket_proxy::net::{Gateway, Handle, descriptors};
+use mqtt_websocket_proxy::net::{Gateway, Handle, fd_limit};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use mqtt_websocket_proxy::tools::{check, credentials, demo, health, probe};
 use pico_args::Arguments;
@@ -52,7 +52,7 @@ fn serve(run: Run) -> Result<(), Failure> {
     let mut source = Source::new(run.config, run.level, |name| std::env::var_os(name));
     let mut config = source.load().map_err(Failure::usage)?;
     // Nobody waits for it yet: there is no other thread.
-    descriptors::reserve(config.mqtt.max_connections);
+    fd_limit::reserve(config.mqtt.max_connections);
     let echo = start_echo(&mut source, &mut config)?;
     start_log(&config)?;
     describe(&source, &config, echo.as_ref());

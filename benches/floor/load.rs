@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use mqtt_websocket_proxy::net::datagrams::{self, Datagrams};
+use mqtt_websocket_proxy::net::socket::{self, Datagrams};
 use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER, Header};
 use mqtt_websocket_proxy::proto::mqtt::{Reply, decode_reply, encode};
-use mqtt_websocket_proxy::tools::device::{Grant, HELLO, Login, TOPIC, voice};
+use mqtt_websocket_proxy::tools::device::{Grant, HELLO, Login, TOPIC, test_audio};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tungstenite::handshake::derive_accept_key;
 
-use super::frame;
+use super::websocket_frame;
 
 const UDP: Token = Token(0);
 const LISTENER: Token = Token(1);
@@ -289,10 +289,10 @@ impl Load {
         let call = &mut self.calls[call];
         call.sent += 1;
         let mut head = call.nonce;
-        head[2..4].copy_from_slice(&(voice::LEN as u16).to_be_bytes());
+        head[2..4].copy_from_slice(&(test_audio::LEN as u16).to_be_bytes());
         head[12..].copy_from_slice(&call.sent.to_be_bytes());
         // A number of 0 tells that nobody is interested in its delay.
-        let mut payload = voice::packet(u32::from(!call.flood), nanos);
+        let mut payload = test_audio::packet(u32::from(!call.flood), nanos);
         call.cipher.apply(&head, &mut payload);
         let udp = if call.flood { &mut self.flooded } else { &mut self.udp };
         if let Some(room) = udp.queue(target, None, 0) {
@@ -378,7 +378,7 @@ impl Load {
     fn granted(&mut self, i: usize, grant: &Grant) {
         self.devices[i].stage = Stage::Call;
         self.udp_target = Some((Ipv4Addr::LOCALHOST, grant.port).into());
-        self.ssrcs.extend(datagrams::ssrc(&grant.nonce).map(|ssrc| (ssrc, self.calls.len())));
+        self.ssrcs.extend(socket::ssrc(&grant.nonce).map(|ssrc| (ssrc, self.calls.len())));
         self.calls.push(Call { cipher: Cipher::new(&grant.key), nonce: grant.nonce, sent: 0, flood: false });
     }
 
@@ -394,12 +394,12 @@ impl Load {
                 let Ok(header) = Header::parse(datagram) else { continue };
                 let Some(call) = self.ssrcs.get(&header.ssrc) else { continue };
                 self.calls[*call].cipher.apply(&header.bytes(), &mut datagram[HEADER..]);
-                if let Some((1, nanos)) = voice::parse(&datagram[HEADER..]) {
+                if let Some((1, nanos)) = test_audio::parse(&datagram[HEADER..]) {
                     self.seen.down += 1;
                     self.seen.delays.push(now.saturating_sub(nanos));
                 }
             }
-            if count < datagrams::BATCH {
+            if count < socket::BATCH {
                 return Ok(());
             }
         }
@@ -450,28 +450,28 @@ impl Load {
                 chat.open = true;
                 rest = &mut self.scratch[end + 4..len];
             }
-            while let Some((opcode, start, end)) = frame::head(rest) {
+            while let Some((opcode, start, end)) = websocket_frame::head(rest) {
                 let (this, others) = std::mem::take(&mut rest).split_at_mut(end);
                 let (head, payload) = this.split_at_mut(start);
                 if let Some(mask) = head.last_chunk() {
-                    frame::mask(payload, *mask);
+                    websocket_frame::mask(payload, *mask);
                 }
                 match opcode {
                     1 if payload.windows(7).any(|word| word == b"\"hello\"") => {
-                        frame::append(&mut self.reply, 1, SERVER_HELLO);
+                        websocket_frame::append(&mut self.reply, 1, SERVER_HELLO);
                     }
                     2 => {
-                        if let Some((1, nanos)) = payload.get(HEADER..).and_then(voice::parse) {
+                        if let Some((1, nanos)) = payload.get(HEADER..).and_then(test_audio::parse) {
                             self.seen.up += 1;
                             if !self.echo {
                                 self.seen.delays.push(now.saturating_sub(nanos));
                             }
                             if self.echo {
-                                frame::append(&mut self.reply, 2, payload);
+                                websocket_frame::append(&mut self.reply, 2, payload);
                             }
                         }
                     }
-                    9 => frame::append(&mut self.reply, 10, payload),
+                    9 => websocket_frame::append(&mut self.reply, 10, payload),
                     _ => {}
                 }
                 rest = others;
@@ -489,10 +489,10 @@ impl Load {
     fn serve_babbler(&mut self, i: usize) -> Outcome<()> {
         let Some(chat) = &mut self.chats[i] else { return Err("the babbling chat server was left".into()) };
         if chat.outbox.is_empty() {
-            let mut audio = mqtt_websocket_proxy::proto::audio::ws_header(1, voice::LEN).to_vec();
-            audio.extend_from_slice(&voice::packet(0, 0));
+            let mut audio = mqtt_websocket_proxy::proto::audio::ws_header(1, test_audio::LEN).to_vec();
+            audio.extend_from_slice(&test_audio::packet(0, 0));
             self.reply.clear();
-            (0..64).for_each(|_| frame::append(&mut self.reply, 2, &audio));
+            (0..64).for_each(|_| websocket_frame::append(&mut self.reply, 2, &audio));
             return chat.write(&self.reply);
         }
         chat.write(&[])

@@ -8,24 +8,24 @@
 #![allow(clippy::print_stdout)] // A report is what it is for.
 
 #[cfg(target_os = "linux")]
-mod figures;
-#[cfg(target_os = "linux")]
-mod frame;
-#[cfg(target_os = "linux")]
 mod load;
+#[cfg(target_os = "linux")]
+mod process;
 #[cfg(target_os = "linux")]
 mod relay;
 #[cfg(target_os = "linux")]
 mod report;
 #[cfg(target_os = "linux")]
-mod target;
+mod scenarios;
+#[cfg(target_os = "linux")]
+mod websocket_frame;
 
 #[cfg(target_os = "linux")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.split_first() {
         Some((role, rest)) if role == "relay" => relay::main(rest),
-        _ => figures::main(),
+        _ => scenarios::main(),
     }
 }
 

@@ -229,7 +229,7 @@ impl Relay {
                 let _ = call.stream.write(frame(&mut room[..HEAD + hello.len()], 1))?;
                 rest = &mut [];
             }
-            while let Some((opcode, start, end)) = super::frame::head(rest) {
+            while let Some((opcode, start, end)) = super::websocket_frame::head(rest) {
                 let (this, others) = std::mem::take(&mut rest).split_at_mut(end);
                 match opcode {
                     1 if contains(this, b"\"hello\"") => {

@@ -1,6 +1,6 @@
 //! Figures of several rounds, and their medians as a table.
 
-use super::target::Subject;
+use super::process::Subject;
 
 /// Everything measured so far.
 #[derive(Default)]

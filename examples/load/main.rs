@@ -9,7 +9,7 @@
 //! The gateway's chat server must echo, as the one that this program starts does.
 #![allow(clippy::print_stdout)] // A report is what it is for.
 
-mod fleet;
+mod devices;
 mod gateway;
 
 use std::error::Error;
@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::fleet::{Fleet, Plan};
+use self::devices::{Fleet, Plan};
 use self::gateway::Gateway;
 
 const HELP: &str = "\

@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use mqtt_websocket_proxy::tools::device::{Call, Device, Failure, Incoming, Login, voice};
+use mqtt_websocket_proxy::tools::device::{Call, Device, Failure, Incoming, Login, test_audio};
 
+use crate::context::{World, login};
 use crate::gateway::STEADY;
-use crate::numbers::Rng;
-use crate::world::{World, login};
+use crate::statistics::Rng;
 
 /// The group of MACs of callers that come and go.
 const FICKLE: u8 = 3;
@@ -169,7 +169,7 @@ impl<'a> Speaker<'a> {
         while begin.elapsed() < time {
             self.said += 1;
             let micros = self.world.start.elapsed().as_micros() as u64;
-            let packet = self.call.seal(self.said.wrapping_mul(60), &voice::packet(self.said, micros));
+            let packet = self.call.seal(self.said.wrapping_mul(60), &test_audio::packet(self.said, micros));
             self.call.send_packet(&packet)?;
             self.count(&self.world.tally.steady_sent, &self.world.tally.fickle_sent);
             if let Some(rng) = &mut rng
@@ -210,7 +210,7 @@ impl<'a> Speaker<'a> {
             }
             let Some(audio) = self.call.receive(left)? else { return Ok(()) };
             // What the chat server recorded may be played back: that is no echo.
-            let Some((number, micros)) = voice::parse(&audio.payload) else { continue };
+            let Some((number, micros)) = test_audio::parse(&audio.payload) else { continue };
             let now = self.world.start.elapsed();
             let took = now.saturating_sub(Duration::from_micros(micros));
             if number <= self.heard {

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::world::mac;
+use crate::context::mac;
 
 /// The signature key, and the token of the API.
 pub(crate) const KEY: &str = "Soak-signature-Key-7";

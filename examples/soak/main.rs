@@ -11,23 +11,23 @@
 #![allow(clippy::print_stdout)] // A report is what it is for.
 
 #[cfg(unix)]
+mod background_load;
+#[cfg(unix)]
 mod callers;
+#[cfg(unix)]
+mod chat_servers;
+#[cfg(unix)]
+mod context;
 #[cfg(unix)]
 mod gateway;
 #[cfg(unix)]
-mod numbers;
+mod runner;
 #[cfg(unix)]
-mod servers;
-#[cfg(unix)]
-mod soak;
-#[cfg(unix)]
-mod trouble;
-#[cfg(unix)]
-mod world;
+mod statistics;
 
 #[cfg(unix)]
 fn main() -> std::process::ExitCode {
-    soak::main()
+    runner::main()
 }
 
 #[cfg(not(unix))]

@@ -5,14 +5,14 @@
 //! bytes -> http (head) -> body -> auth -> routes -> [net::admin carries it out] -> json, metrics -> http -> bytes
 //! ```
 
+pub mod aggregate;
 pub mod auth;
 pub mod body;
+pub mod dashboard;
+pub mod dto;
 pub mod error;
 pub mod http;
-pub mod json;
-pub mod merge;
-pub mod metrics;
-pub mod page;
 pub mod params;
+pub mod prometheus;
+pub mod recent_errors;
 pub mod routes;
-pub mod troubles;

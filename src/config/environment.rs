@@ -12,7 +12,7 @@ use serde_json::{Number, Value};
 use super::diff::KEYS;
 use super::error::Problem;
 use super::value::{Value as Text, distance};
-use super::{Config, file, migrate};
+use super::{Config, file, serialize};
 
 pub(super) const CONFIG_FILE: &str = "CONFIG_FILE";
 
@@ -149,7 +149,7 @@ impl Variable {
         let is_secret = SECRETS.contains(&self.key);
         let trimmed = if is_secret { text.as_str() } else { text.trim() };
         let quoted = |text: &str| Value::from(text).to_string();
-        match migrate::default_of(self.key) {
+        match serialize::default_of(self.key) {
             Value::Bool(_) => match switch(trimmed) {
                 Some(on) => Ok(on.to_string()),
                 None => Err(self.refuse(format!("{text:?}"), SWITCH)),

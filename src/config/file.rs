@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::error::Problem;
-use super::node;
+use super::node_config;
 use super::value::{
     self, Section, Value, boolean, ip, level, micros, millis, number, path, port, seconds, secret, text,
     whole,
@@ -22,7 +22,7 @@ pub(super) fn parse(text: &str, problems: &mut Vec<Problem>) -> Config {
     // Some editors begin a file with a byte order mark, which JSON does not allow.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match Value::root(text).and_then(|root| root.section()) {
-        Ok(root) if node::is_node(&root) => node::read(root, problems),
+        Ok(root) if node_config::is_node(&root) => node_config::read(root, problems),
         Ok(root) => {
             let mut config = Config::default();
             read_over(root, &mut config, problems);

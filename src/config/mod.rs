@@ -13,6 +13,7 @@ use log::LevelFilter;
 
 use crate::proto::identity::Mac;
 
+mod chat_server;
 mod diff;
 mod dotenv;
 mod environment;
@@ -21,21 +22,20 @@ mod file;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod fuzz;
-mod key;
-mod migrate;
 mod network;
-mod node;
-mod server;
+mod node_config;
+mod serialize;
+mod signature_key;
 mod source;
 mod value;
 mod warnings;
 
+pub use chat_server::{BadUrl, Framing, Server};
 pub use diff::{Changes, check_reload, diff};
 pub use environment::{VARIABLES, unknown_variables};
 pub use error::ConfigError;
 pub use network::{Network, NoNetwork};
-pub use node::Node;
-pub use server::{BadUrl, Framing, Server};
+pub use node_config::Node;
 pub use source::{DEFAULT_FILE, Source};
 pub use value::{LEVELS, parse_level};
 

@@ -10,7 +10,7 @@ use log::LevelFilter;
 
 use super::environment::{self, Variable};
 use super::error::{ConfigError, Problem};
-use super::node::{self, Node};
+use super::node_config::{self, Node};
 use super::{Config, Server, dotenv, file};
 
 /// The file that is read when none is named.
@@ -175,7 +175,7 @@ fn read_env_file() -> Option<Result<EnvFile, String>> {
         let (_, value) = assigned.iter().rev().find(|(assigned, _)| assigned == name)?;
         Some((name, Variable::of_name(name, value)?))
     };
-    Some(Ok(node::VARIABLES.into_iter().filter_map(last).collect()))
+    Some(Ok(node_config::VARIABLES.into_iter().filter_map(last).collect()))
 }
 
 fn read(path: &Path, problems: &mut Vec<Problem>) -> Config {

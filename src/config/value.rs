@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::chat_server::is_host_name;
 use super::error::Problem;
-use super::server::is_host_name;
 use super::{Network, PublicIp, Secret};
 
 /// One JSON value and where it stands.

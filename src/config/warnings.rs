@@ -3,7 +3,7 @@
 use std::net::{IpAddr, ToSocketAddrs};
 
 use super::error::Problem;
-use super::{Config, Mqtt, Network, PublicIp, Udp, WebSocket, node};
+use super::{Config, Mqtt, Network, PublicIp, Udp, WebSocket, node_config};
 
 impl Config {
     /// What an operator should know about this configuration, one sentence each. Resolves no name: see
@@ -29,10 +29,10 @@ impl Config {
         if let PublicIp::Ip(ip) = &self.udp.public_ip {
             warnings.extend(unreachable(&ip.to_string(), *ip));
         }
-        if self.node.is_some() && self.udp.public_ip == PublicIp::Host(node::PUBLIC_IP.to_owned()) {
+        if self.node.is_some() && self.udp.public_ip == PublicIp::Host(node_config::PUBLIC_IP.to_owned()) {
             warnings.push(format!(
                 "PUBLIC_IP is not set: devices are told to send audio to {}, as the Node.js gateway does",
-                node::PUBLIC_IP
+                node_config::PUBLIC_IP
             ));
         }
         if self.mqtt.proxy_protocol_from.iter().any(Network::is_everything) {

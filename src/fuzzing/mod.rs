@@ -5,9 +5,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod call;
 mod http_parse;
 mod json_peek;
+mod live_call;
 mod mqtt_decode;
 mod proxy_header;
 mod session_bytes;

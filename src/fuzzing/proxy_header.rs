@@ -1,7 +1,7 @@
 //! The PROXY protocol, ahead of MQTT.
 
 use super::cuts;
-use crate::proto::proxy::{MAX_V2, Origin, decode};
+use crate::proto::proxy_protocol::{MAX_V2, Origin, decode};
 
 /// The first bytes of a connection behind a balancer.
 pub fn proxy_header(data: &[u8]) {

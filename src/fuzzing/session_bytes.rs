@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::Fields;
-use super::call::{CONNECT, cipher, grant};
+use super::live_call::{CONNECT, cipher, grant};
 use crate::config::Config;
 use crate::proto::audio::{HEADER, Header, MAX_PAYLOAD};
 use crate::proto::message::{Object, Reader, peek};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use aes::cipher::{KeyIvInit, StreamCipher};
 
 use super::Fields;
-use super::call::{Call, HOME, KEY, SSRC, cipher};
+use super::live_call::{Call, HOME, KEY, SSRC, cipher};
 use crate::config::{Config, PeerPolicy};
 use crate::proto::audio::{HEADER, Header, MAX_PAYLOAD, Verdict, Window, opus_config, ws_header};
 use crate::session::Discard;

@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::Fields;
-use super::call::{Call, HOME, SSRC, cipher};
+use super::live_call::{Call, HOME, SSRC, cipher};
 use crate::config::Config;
 use crate::proto::audio::{HEADER, Header, MAX_PAYLOAD, parse_ws, ws_header};
 use crate::session::{Action, Core, Counter, Discard};

@@ -8,7 +8,7 @@ use mio::Interest;
 
 use super::gateway::{Gateway, LINGER};
 use super::token::{self, Role, SessionId};
-use crate::admin::troubles::Kind;
+use crate::admin::recent_errors::Kind;
 use crate::proto::mqtt::{ConnectCode, encode};
 use crate::session::{Admission, Core, Reason};
 

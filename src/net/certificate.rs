@@ -152,11 +152,11 @@ fn acceptor(pem: &[u8], pkcs8: &[u8], cert_file: &Path) -> Result<Acceptor, Cert
 }
 
 #[cfg(all(feature = "tls", not(any(windows, target_vendor = "apple"))))]
-use openssl_looks::make;
+use openssl_details::make;
 
 /// What OpenSSL knows of certificates and keys.
 #[cfg(all(feature = "tls", not(any(windows, target_vendor = "apple"))))]
-mod openssl_looks {
+mod openssl_details {
     use std::path::Path;
 
     use openssl::asn1::Asn1Time;

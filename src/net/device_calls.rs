@@ -2,7 +2,7 @@
 
 use log::info;
 
-use super::calls::SEALED;
+use super::connector::SEALED;
 use super::gateway::{Alarm, Gateway};
 use super::token::SessionId;
 use crate::proto::audio::HEADER;

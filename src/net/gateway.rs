@@ -12,36 +12,36 @@ use mio::event::Event;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Waker};
 
-use super::accept::{self, Door};
 use super::admin::{Admin, ConnId};
-use super::backend::Backend;
-use super::bell::Bell;
-use super::calls::TlsClients;
+use super::auth_throttle::{Doorkeeper, Sparse};
+use super::backend_connection::Backend;
+use super::call_log_limiter::Lines;
 use super::certificate::CertificateError;
-use super::contexts::Contexts;
-use super::datagrams::{Datagrams, Flushed};
-use super::descriptors;
+use super::coalesce::Pace;
+use super::connector::TlsClients;
+use super::context_pool::Contexts;
 use super::device_calls::DeviceCalls;
-use super::doorkeeper::{Doorkeeper, Sparse};
+use super::fd_limit;
+use super::file_watch::Watch;
 use super::handle::{Addresses, Command, Handle};
 use super::index::{Index, Sightings};
-use super::leftovers::{Leftovers, Ready};
-use super::lines::Lines;
-use super::memory::Kept;
+use super::listener::{self, Door};
+use super::memory_budget::Kept;
+use super::memory_trim::Peak;
 use super::metrics::Metrics;
-use super::pace::Pace;
-use super::relief::Peak;
 use super::resolver::Resolver;
-use super::session::{NO_ALARM, Sessions};
-use super::supervisor::Supervisor;
-use super::team::Team;
-use super::tls_door::TlsDoor;
+use super::run_queue::{Leftovers, Ready};
+use super::sd_notify::Supervisor;
+use super::socket::{Datagrams, Flushed};
+use super::table::{NO_ALARM, Sessions};
+use super::timer_wheel::Wheel;
+use super::tls_listener::TlsDoor;
 use super::token::{self, Role, SessionId};
-use super::watch::Watch;
-use super::wheel::Wheel;
-use crate::admin::troubles::Kind;
+use super::wakeup::Bell;
+use super::workers::Team;
+use crate::admin::recent_errors::Kind;
 use crate::config::{Api, Config, Source};
-use crate::proto::proxy;
+use crate::proto::proxy_protocol;
 use crate::session::{Action, Core, Servers};
 
 const MQTT: usize = 0;
@@ -60,7 +60,7 @@ const LATE: Duration = Duration::from_secs(1);
 /// How long a turn serves devices' connections; what is left waits for the next turn, behind the audio that came.
 const SLICE: Duration = Duration::from_millis(1);
 /// The longest read from a device's connection: a balancer's header.
-const SCRATCH: usize = proxy::MAX_V2;
+const SCRATCH: usize = proxy_protocol::MAX_V2;
 
 /// The whole gateway. It is bound and run on the same thread; [`Running`](super::Running) does both on a thread of its
 /// own.
@@ -104,7 +104,7 @@ pub struct Gateway {
     pub(super) doorkeeper: Doorkeeper,
     pub(super) lines: Lines,
     pub(super) sightings: Sightings,
-    pub(super) per_ip: accept::PerIp,
+    pub(super) per_ip: listener::PerIp,
     /// Connections in the order they came, as far as they may still owe their CONNECT.
     pub(super) strangers: VecDeque<SessionId>,
     /// Connections in the order they came, as far as their TLS may not be there yet.
@@ -192,7 +192,7 @@ impl Gateway {
     /// # Errors
     /// A port that is in use or not permitted, a certificate that cannot be used, or a system without descriptors.
     pub fn bind(config: Config, source: Option<Source>) -> Result<Self, BindError> {
-        descriptors::reserve(config.mqtt.max_connections);
+        fd_limit::reserve(config.mqtt.max_connections);
         if config.workers > 1 {
             Team::claim_ports(&config.mqtt)?;
         }
@@ -212,7 +212,7 @@ impl Gateway {
         let mqtt = SocketAddr::new(config.mqtt.host, config.mqtt.port);
         let shared = config.workers > 1;
         let listen =
-            |addr| accept::listen(addr, shared).map_err(|error| BindError::Port("MQTT", addr, error));
+            |addr| listener::listen(addr, shared).map_err(|error| BindError::Port("MQTT", addr, error));
         let mut listener = config.mqtt.plain.then(|| listen(mqtt)).transpose()?;
         let mut tls_door = TlsDoor::open(config.mqtt.host, &config.mqtt.tls, shared)?;
         let udp = SocketAddr::new(config.udp.host, config.udp.port);
@@ -292,7 +292,7 @@ impl Gateway {
             doorkeeper: Doorkeeper::default(),
             lines: Lines::default(),
             sightings: Sightings::default(),
-            per_ip: accept::PerIp::default(),
+            per_ip: listener::PerIp::default(),
             strangers: VecDeque::new(),
             handshakes: VecDeque::new(),
             tls_failures: Sparse::default(),

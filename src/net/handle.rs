@@ -12,7 +12,7 @@ use mio::Waker;
 
 use super::admin::{Errand, Reply};
 use super::gateway::{BindError, Gateway};
-use super::team::Adopted;
+use super::workers::Adopted;
 use crate::config::{Config, Source};
 
 /// What other threads may ask of the loop.

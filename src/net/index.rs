@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
-use super::session::Sessions;
+use super::table::Sessions;
 use super::token::SessionId;
 use crate::proto::identity::{ClientId, Mac};
 

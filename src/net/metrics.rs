@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::admin::metrics::Histogram;
+use crate::admin::prometheus::Histogram;
 use crate::proto::audio::BadDatagram;
 use crate::proto::mqtt::ConnectCode;
 use crate::session::{Counter, Discard, EndReason, Facts, OWN_SHORTAGE, Summary};

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read, Write};
 use tungstenite::handshake::client::generate_key;
 use tungstenite::handshake::derive_accept_key;
 
-use super::stream::Stream;
+use super::backend_transport::Stream;
 use crate::config::Secret;
 use crate::proto::identity;
 use crate::session::DialRequest;

@@ -11,9 +11,9 @@ use aes::Aes128Enc;
 use aes::cipher::{Array, InnerIvInit, KeyInit, StreamCipherCore};
 use ctr::{CtrCore, flavors};
 
-mod window;
+mod replay_window;
 
-pub use window::{Verdict, Window};
+pub use replay_window::{Verdict, Window};
 
 /// Bytes of a UDP packet's header, and of a WebSocket frame's.
 pub const HEADER: usize = 16;

@@ -4,4 +4,4 @@ pub mod audio;
 pub mod identity;
 pub mod message;
 pub mod mqtt;
-pub mod proxy;
+pub mod proxy_protocol;

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use super::call::CallState;
 use super::media::{Facts, Sealed};
 use super::request_ids::RequestIds;
-use super::servers::Servers;
+use super::server_health::Servers;
 use crate::config::{Config, Server};
 use crate::proto::audio::BadDatagram;
 use crate::proto::identity::Mac;
 use crate::proto::mqtt::{ConnectCode, Malformed};
 
-mod words;
+mod display;
 
 /// What a core is lent for one call: the time, the configuration of this moment, and where actions go.
 pub struct Cx<'a> {

@@ -9,18 +9,18 @@ use super::call::{Call, Caller, Flow, Uplink};
 use super::deadlines::Due;
 use super::mcp::Tools;
 use super::media::{Peer, Sealed};
-use super::servers::Servers;
+use super::server_health::Servers;
 use crate::config::Config;
 use crate::proto::identity::ClientId;
 use crate::proto::message::DeviceHello;
 
+mod commands;
+mod connection;
 mod device_call;
-mod door;
-mod operator;
-mod talk;
+mod messages;
 
-pub use self::operator::Delivery;
-use self::operator::Pending;
+pub use self::commands::Delivery;
+use self::commands::Pending;
 
 /// A connection that has not sent CONNECT by now is closed.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);

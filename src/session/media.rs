@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::jitter::Jitter;
-use super::servers::Spoken;
+use super::server_health::Spoken;
 use super::{Discard, Grant};
 use crate::config::PeerPolicy;
 use crate::proto::audio::{self, Cipher, Header, Verdict, Window};

@@ -20,27 +20,27 @@
 //! ```
 
 mod action;
-mod bridges;
 mod call;
 mod core;
 mod deadlines;
+mod device_calls;
 mod jitter;
 mod mcp;
 mod media;
 mod queue;
 mod request_ids;
-mod servers;
+mod server_health;
 
 pub use action::{
     Action, Admission, CommandFailed, Counter, Cx, DialRequest, Discard, EndReason, Failure, Gone, Grant,
     Note, OWN_SHORTAGE, Reason, Summary,
 };
-pub use bridges::{Accepted, Bridges, Effect, Presence, Requested};
 pub use call::{CallState, CallView, Uplink};
 pub use core::{Core, Delivery};
+pub use device_calls::{Accepted, Bridges, Effect, Presence, Requested};
 pub use media::{Facts, Peer, Sealed};
 pub use request_ids::RequestIds;
-pub use servers::{Servers, Spoken};
+pub use server_health::{Servers, Spoken};
 
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]

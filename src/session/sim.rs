@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::config::{Config, PeerPolicy, Server};
-use shadow::{Input, Shadow, Ws};
+use model::{Input, Shadow, Ws};
 
+mod audio_model;
 mod device;
-mod server;
-mod shadow;
-mod sound;
+mod model;
 #[cfg(test)]
-mod town;
+mod network;
+mod server;
 
 const SEEDS: u64 = 256;
 const STEPS: usize = 500;

@@ -1,12 +1,12 @@
 //! `check`: reads the configuration as the gateway would, tries every chat server as a call would, and says in words what
 //! is wrong and what to do about it.
 
-mod address;
+mod diagnosis;
 mod options;
+mod public_ip;
 mod report;
 mod server;
 mod settings;
-mod words;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use pico_args::Arguments;
 use self::options::Options;
 use self::report::{Finding, Report, Reporter, State};
 use self::server::Visitor;
-use super::screen::Screen;
+use super::terminal::Screen;
 use crate::config::{Config, Server, Source, unknown_variables};
 
 const HELP: &str = "\
@@ -75,10 +75,10 @@ fn check(options: &Options, source: &Source) -> ExitCode {
     let report = if errors.is_empty() {
         reporter.settings(settings::judge(&config));
         reporter.progress(&format!("trying {} chat servers ...", servers(&config).count()));
-        let mut findings = vec![address::judge(&config.udp)];
+        let mut findings = vec![public_ip::judge(&config.udp)];
         let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
         findings.extend(unknown.into_iter().map(|what| Finding::new("configuration", State::Warn, what)));
-        findings.extend(address::container(&config.udp));
+        findings.extend(public_ip::container(&config.udp));
         reporter.settings(findings);
         visit_all(&config, options, &mut reporter);
         reporter.finish()

@@ -7,7 +7,7 @@ use pico_args::Arguments;
 use serde::Serialize;
 
 use super::device::Login;
-use super::screen::Screen;
+use super::terminal::Screen;
 use crate::proto::identity::{ClientId, Mac};
 
 const HELP: &str = "\

@@ -9,8 +9,8 @@ use pico_args::Arguments;
 
 use super::device::{Device, Failure, Login};
 use super::echo::EchoServer;
-use super::exchange::{Exchange, PACE};
-use super::screen::Screen;
+use super::round_trip::{Exchange, PACE};
+use super::terminal::Screen;
 use crate::config::{Config, PublicIp, Secret};
 use crate::net::Running;
 use crate::proto::identity::Mac;

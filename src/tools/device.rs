@@ -18,9 +18,9 @@
 //! ```
 
 mod call;
-mod failure;
-pub mod voice;
-mod wire;
+mod error;
+mod stream;
+pub mod test_audio;
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -30,9 +30,9 @@ use std::time::{Duration, Instant};
 use data_encoding::BASE64;
 
 pub use self::call::{Audio, Call, Counts, Grant};
-pub use self::failure::{Failure, Seen, Step};
-use self::wire::Wire;
-use crate::net::stream::TlsClient;
+pub use self::error::{Failure, Seen, Step};
+use self::stream::Wire;
+use crate::net::backend_transport::TlsClient;
 use crate::proto::identity::{self, Mac};
 use crate::proto::message::{self, Reader};
 use crate::proto::mqtt::{self, Connect, Level, Reply, encode};
@@ -243,7 +243,7 @@ impl Device {
             match self.read(left) {
                 Ok(0) => return Err(Failure { step: Step::Control, seen: Seen::Closed }),
                 Ok(_) => {}
-                Err(error) if failure::is_timeout(&error) => return Ok(None),
+                Err(error) if error::is_timeout(&error) => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Failure::io(Step::Control, error, wait)),
             }

@@ -3,7 +3,7 @@
 //! It stands in for a real chat server when none is configured, and is the far end of the demo, the examples and the
 //! tests. One thread and one loop serve all its peers; what it says to each of them is decided in `talk`.
 
-mod talk;
+mod conversation;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -21,8 +21,8 @@ use tungstenite::handshake::server::{NoCallback, ServerHandshake};
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Error, HandshakeError, Message, WebSocket};
 
-pub(super) use self::talk::NOTHING_HEARD;
-use self::talk::Talk;
+pub(super) use self::conversation::NOTHING_HEARD;
+use self::conversation::Talk;
 
 /// A running echo server. It stops when dropped.
 ///

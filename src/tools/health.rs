@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pico_args::Arguments;
 
-use super::screen::Screen;
+use super::terminal::Screen;
 use crate::config::Source;
 
 const HELP: &str = "\

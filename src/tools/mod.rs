@@ -5,11 +5,11 @@ pub mod credentials;
 pub mod demo;
 pub mod device;
 pub mod echo;
-mod exchange;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod fake;
+mod fake_gateway;
 pub mod health;
 pub mod probe;
-mod screen;
-mod tls_words;
+mod round_trip;
+mod terminal;
+mod tls_error;

@@ -1,9 +1,9 @@
 //! `probe`: acts as a device against any gateway, and says step by step what works.
 
+mod call;
+mod diagnosis;
 mod options;
 mod report;
-mod session;
-mod verdict;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
@@ -11,12 +11,12 @@ use std::time::Instant;
 
 use pico_args::Arguments;
 
+use self::call::Session;
 use self::options::Options;
 use self::report::{Name, Reporter, State};
-use self::session::Session;
 use super::device::{Device, Failure, Grant, HELLO, Seen, Step};
-use super::screen::Screen;
-use super::tls_words::Cause;
+use super::terminal::Screen;
+use super::tls_error::Cause;
 use crate::proto::identity::ClientId;
 use crate::proto::message::{self, Object, Reader};
 

@@ -3,11 +3,11 @@
 //! Nobody can occupy it: a request must be there in its time, an answer must be read in its time, and when all places are
 //! taken, the connection that has waited longest for its request makes room for a newcomer.
 
-mod conn;
-mod errand;
-mod process;
-mod scrape;
-mod serve;
+mod collect;
+mod connection;
+mod dispatch;
+mod handlers;
+mod proc_stats;
 
 use std::io::{self, ErrorKind, Read};
 use std::net::SocketAddr;
@@ -20,20 +20,20 @@ use mio::net::{TcpListener, TcpStream};
 use slab::Slab;
 use tz::TimeZone;
 
-use self::conn::{Begun, Conn, Stage};
-pub(super) use self::errand::{Errand, Reply};
-use super::accept;
+use self::connection::{Begun, Conn, Stage};
+pub(super) use self::dispatch::{Errand, Reply};
 use super::gateway::{Alarm, Gateway, LINGER};
-use super::leftovers::Ready;
-use super::outbox::Flush;
+use super::listener;
+use super::run_queue::Ready;
 use super::token::{self, Role};
+use super::write_buffer::Flush;
 use crate::admin::auth::{self, Clock};
 use crate::admin::body::{Body, Framing};
+use crate::admin::dashboard;
 use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::http::{self, Head, Refusal, Response};
-use crate::admin::page;
+use crate::admin::recent_errors::{Kind, Troubles};
 use crate::admin::routes::{self, Access};
-use crate::admin::troubles::{Kind, Troubles};
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 128;
@@ -80,13 +80,13 @@ impl Admin {
     /// Listens on this address; not at all without one.
     pub(super) fn bind(addr: Option<SocketAddr>) -> io::Result<Self> {
         Ok(Self {
-            listener: addr.map(|addr| accept::listen(addr, false)).transpose()?,
+            listener: addr.map(|addr| listener::listen(addr, false)).transpose()?,
             conns: Slab::new(),
             epoch: 0,
             tickets: 0,
             zone: zone(),
             troubles: Arc::default(),
-            page_policy: page::policy(),
+            page_policy: dashboard::policy(),
             started: SystemTime::now(),
         })
     }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::Config;
-use crate::net::device::Device;
 use crate::net::harness::{HERE, Harness, client_id, connect, hello};
-use crate::net::link::Link;
+use crate::net::mqtt_connection::Device;
+use crate::net::mqtt_transport::Link;
 use crate::proto::identity::ClientId;
 
 fn has_no_device(id: SessionId) -> impl Fn(&Gateway) -> bool {

@@ -6,7 +6,7 @@ use super::super::action::{Action, Counter, Cx, Discard, Note};
 use super::super::deadlines::Timer;
 use super::super::media::{Frame, Framing, Opened, Peer, Sealed};
 use super::super::queue::Held;
-use super::super::servers::Servers;
+use super::super::server_health::Servers;
 use super::{Call, Flow, Stage};
 use crate::config::{Config, Framing as FramingSetting};
 use crate::proto::audio;

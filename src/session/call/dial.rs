@@ -9,7 +9,7 @@ use super::super::action::{
 use super::super::deadlines::Timer;
 use super::super::media::Framing;
 use super::super::queue::HeldQueue;
-use super::super::servers::Servers;
+use super::super::server_health::Servers;
 use super::{Call, Caller, Flow, Outage, Stage};
 use crate::config::{Config, Reconnect, Server};
 use crate::proto::message;

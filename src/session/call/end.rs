@@ -3,7 +3,7 @@
 use super::super::action::{Action, Cx, Discard, EndReason, Summary};
 use super::super::queue::Texts;
 use super::Call;
-use super::order::hello_reply;
+use super::text::hello_reply;
 use crate::proto::message;
 
 /// What a device that named none is told in a hello that only announces a failure.

@@ -14,10 +14,10 @@ use crate::proto::identity::ClientId;
 use crate::proto::message::{self, DeviceHello};
 
 mod audio;
-mod bridge;
+mod device_call;
 mod dial;
 mod end;
-mod order;
+mod text;
 mod view;
 
 pub use audio::Uplink;

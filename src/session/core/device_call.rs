@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::proto::identity::Mac;
 use crate::proto::message;
 use crate::session::action::{Action, Cx, Discard, EndReason};
-use crate::session::bridges::Presence;
+use crate::session::device_calls::Presence;
 use crate::session::media::Sealed;
 
 /// Who calls, when nobody says.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::config::{Config, Source};
 use crate::text;
-use crate::tools::screen::Screen;
+use crate::tools::terminal::Screen;
 
 /// Bytes of a detail.
 const SHOWN: usize = 1000;

@@ -5,11 +5,11 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::diagnosis::{self, Words};
 use super::options::Options;
 use super::report::{Seen, State};
-use super::words::{self, Words};
 use crate::config::{Config, Framing, Server};
-use crate::net::visit::{Dialled, Said, Visit};
+use crate::net::blocking_client::{Dialled, Said, Visit};
 use crate::proto::audio;
 use crate::proto::message::{self, Reader};
 use crate::session::{DialRequest, Gone, Servers};
@@ -174,7 +174,7 @@ impl Talk {
                         message::peek(&text, Reader::Device).is_ok_and(|peek| peek.kind == "hello");
                     if is_hello && self.hello.is_none() {
                         self.hello = Some((text, start.elapsed()));
-                    } else if self.texts.len() < words::TEXTS {
+                    } else if self.texts.len() < diagnosis::TEXTS {
                         self.texts.push(text);
                     }
                 }

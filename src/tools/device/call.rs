@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use data_encoding::HEXLOWER_PERMISSIVE;
 
 use super::NO_WAIT;
-use super::failure::{self, Failure, Step};
+use super::error::{self, Failure, Step};
 use crate::proto::audio::{self, Cipher, Header};
 use crate::proto::message::Object;
 
@@ -180,7 +180,7 @@ impl Call {
                         return Ok(Some(audio));
                     }
                 }
-                Err(error) if failure::is_timeout(&error) => return Ok(None),
+                Err(error) if error::is_timeout(&error) => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Failure::io(Step::Udp, error, wait)),
             }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::proto::audio;
 use crate::proto::mqtt::ConnectCode;
-use crate::tools::fake::{Fake, Script};
+use crate::tools::fake_gateway::{Fake, Script};
 
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -16,10 +16,10 @@ fn a_call() {
     let mut call = device.call().unwrap();
     assert_eq!(call.grant.session_id, "the-session");
     for i in 1..=5 {
-        call.send(i, &voice::packet(i, 0)).unwrap();
+        call.send(i, &test_audio::packet(i, 0)).unwrap();
         let audio = call.receive(WAIT).unwrap().unwrap();
         assert_eq!((audio.header.sequence, audio.header.timestamp), (i, i));
-        assert_eq!(voice::parse(&audio.payload), Some((i, 0)));
+        assert_eq!(test_audio::parse(&audio.payload), Some((i, 0)));
     }
     assert_eq!(call.counts, Counts { sent: 5, received: 5, ..Counts::default() });
     let kept = device.receive_text(WAIT).unwrap().unwrap();

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use pico_args::Arguments;
 
-use crate::net::stream::TlsClient;
+use crate::net::backend_transport::TlsClient;
 use crate::proto::identity::Mac;
 use crate::tools::device::Login;
-use crate::tools::exchange::PACE;
+use crate::tools::round_trip::PACE;
 
 /// Locally administered, and "probe" in ASCII.
 const MAC: &str = "02:70:72:6f:62:65";

@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::Stop;
 use super::options::Options;
 use crate::text;
-use crate::tools::exchange::Exchange;
-use crate::tools::screen::Screen;
+use crate::tools::round_trip::Exchange;
+use crate::tools::terminal::Screen;
 
 /// Bytes of a detail.
 const SHOWN: usize = 1000;

@@ -4,7 +4,7 @@ use super::options::{WAITS, Waits, split_target};
 use super::report::Report;
 use super::*;
 use crate::proto::mqtt::ConnectCode;
-use crate::tools::fake::{Fake, Script};
+use crate::tools::fake_gateway::{Fake, Script};
 
 fn options(args: &[&str]) -> Result<Options, String> {
     Options::parse(Arguments::from_vec(args.iter().map(Into::into).collect()))

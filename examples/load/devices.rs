@@ -1,0 +1,365 @@
+//! The devices: all of them in one thread and one loop, so that they cost little beside the gateway.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use mio::event::Event;
+use mio::net::{TcpStream, UdpSocket};
+use mio::{Events, Interest, Poll, Registry, Token};
+use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER, Header};
+use mqtt_websocket_proxy::proto::message::{self, Reader};
+use mqtt_websocket_proxy::proto::mqtt::{Reply, decode_reply, encode};
+use mqtt_websocket_proxy::tools::device::{Grant, HELLO, HELLO_WAIT, Login, TOPIC, test_audio};
+
+/// Connections being made at once: under the backlog of most systems.
+const CONNECTING: usize = 100;
+/// Without progress for this long, a phase has failed.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What the devices do.
+pub(crate) struct Plan {
+    pub(crate) gateway: SocketAddr,
+    pub(crate) key: Option<String>,
+    /// Between two packets of one call.
+    pub(crate) interval: Duration,
+}
+
+/// What happened so far.
+#[derive(Default)]
+pub(crate) struct Stats {
+    connected: usize,
+    /// From hello to hello reply, one for each call.
+    pub(crate) set_ups: Vec<Duration>,
+    pub(crate) round_trips: Vec<Duration>,
+    pub(crate) sent: u64,
+    pub(crate) echoed: u64,
+    /// Sequence numbers of the gateway that were skipped.
+    pub(crate) gaps: u64,
+    /// Devices whose connection ended.
+    pub(crate) gone: usize,
+}
+
+pub(crate) struct Fleet {
+    poll: Poll,
+    events: Events,
+    /// The sources of this turn's events.
+    tokens: Vec<usize>,
+    devices: Vec<Device>,
+    world: World,
+}
+
+/// What the devices share.
+struct World {
+    plan: Plan,
+    registry: Registry,
+    /// Who says hello, and who sends its next packet, when.
+    due: BinaryHeap<Reverse<(Instant, usize)>>,
+    start: Instant,
+    stats: Stats,
+}
+
+struct Device {
+    stream: TcpStream,
+    /// The part of a packet that came so far.
+    inbox: Vec<u8>,
+    stage: Stage,
+}
+
+enum Stage {
+    Connecting(Box<Login>),
+    LoggingIn,
+    Idle,
+    Hello(Instant),
+    Call(Box<Call>),
+    Gone,
+}
+
+struct Call {
+    udp: UdpSocket,
+    cipher: Cipher,
+    session_id: String,
+    nonce: [u8; HEADER],
+    sent: u32,
+    heard: u32,
+}
+
+impl Fleet {
+    pub(crate) fn new(plan: Plan) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let (registry, start) = (poll.registry().try_clone()?, Instant::now());
+        let world = World { plan, registry, due: BinaryHeap::new(), start, stats: Stats::default() };
+        let (events, tokens) = (Events::with_capacity(1024), Vec::new());
+        Ok(Self { poll, events, tokens, devices: Vec::new(), world })
+    }
+
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.world.stats
+    }
+
+    /// Connects `many` devices and logs them in; how long it took.
+    pub(crate) fn connect(&mut self, many: usize) -> io::Result<Duration> {
+        let begin = Instant::now();
+        let (mut best, mut since) = (0, begin);
+        while self.world.stats.connected < many {
+            while self.devices.len() < many && self.devices.len() < self.world.stats.connected + CONNECTING {
+                self.open()?;
+            }
+            self.turn(Instant::now() + Duration::from_millis(100))?;
+            if self.world.stats.connected > best {
+                (best, since) = (self.world.stats.connected, Instant::now());
+            }
+            if self.world.stats.gone > 0 || since.elapsed() > PATIENCE {
+                let what =
+                    format!("{best} of {many} devices connected, {} were refused", self.world.stats.gone);
+                return Err(io::Error::other(what));
+            }
+        }
+        Ok(begin.elapsed())
+    }
+
+    fn open(&mut self) -> io::Result<()> {
+        let i = self.devices.len();
+        let World { plan, registry, .. } = &self.world;
+        let mut stream = TcpStream::connect(plan.gateway)?;
+        registry.register(&mut stream, Token(2 * i), Interest::READABLE | Interest::WRITABLE)?;
+        let [_, a, b, c] = (i as u32).to_be_bytes();
+        let mac = format!("02:00:00:{a:02x}:{b:02x}:{c:02x}").parse().map_err(io::Error::other)?;
+        let login = Login { keep_alive: 0, ..Login::new(mac, plan.key.as_deref().map(str::as_bytes)) };
+        self.devices.push(Device { stream, inbox: Vec::new(), stage: Stage::Connecting(Box::new(login)) });
+        Ok(())
+    }
+
+    /// The first `many` devices say hello, `rate` each second; ends when all calls are up or their time is over.
+    pub(crate) fn call(&mut self, many: usize, rate: u32) -> io::Result<()> {
+        let begin = Instant::now();
+        for i in 0..many {
+            self.world.due.push(Reverse((begin + Duration::from_secs(i as u64) / rate, i)));
+        }
+        let until = begin + Duration::from_secs(many as u64) / rate + HELLO_WAIT;
+        while self.world.stats.set_ups.len() < many && Instant::now() < until {
+            self.turn(until.min(Instant::now() + Duration::from_millis(100)))?;
+        }
+        Ok(())
+    }
+
+    /// Lets them do what they do; how long it really was.
+    pub(crate) fn run_for(&mut self, time: Duration) -> io::Result<Duration> {
+        let begin = Instant::now();
+        while begin.elapsed() < time {
+            self.turn(begin + time)?;
+        }
+        Ok(begin.elapsed())
+    }
+
+    /// Nobody speaks any more; what is on its way still counts.
+    pub(crate) fn quiet(&mut self, time: Duration) -> io::Result<()> {
+        self.world.due.clear();
+        self.run_for(time).map(drop)
+    }
+
+    /// goodbye and DISCONNECT.
+    pub(crate) fn hang_up(&mut self) {
+        for device in &mut self.devices {
+            if let Stage::Call(call) = &device.stage {
+                let goodbye = message::goodbye(Some(&call.session_id));
+                // A connection that is gone needs no goodbye.
+                let _ = device.publish(&goodbye);
+            }
+            let mut packet = Vec::new();
+            encode::disconnect(&mut packet);
+            let _ = device.write(&packet);
+        }
+    }
+
+    fn turn(&mut self, limit: Instant) -> io::Result<()> {
+        let wake = self.world.due.peek().map_or(limit, |Reverse((at, _))| limit.min(*at));
+        match self.poll.poll(&mut self.events, Some(wake.saturating_duration_since(Instant::now()))) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
+            result => result?,
+        }
+        // Devices have even tokens, their audio has odd ones.
+        let mut tokens = std::mem::take(&mut self.tokens);
+        // A device waits for a writable socket only while it connects; on Windows each vain read brings such an event.
+        let devices = &self.devices;
+        let matters = |event: &&Event| {
+            let connecting = || matches!(devices[event.token().0 / 2].stage, Stage::Connecting(_));
+            event.is_readable() || event.is_read_closed() || event.is_error() || connecting()
+        };
+        tokens.extend(self.events.iter().filter(matters).map(|event| event.token().0));
+        for token in tokens.drain(..) {
+            let i = token / 2;
+            if token % 2 == 1 {
+                self.devices[i].hear(&mut self.world);
+            } else {
+                self.act(i, Device::talk);
+            }
+        }
+        self.tokens = tokens;
+        let now = Instant::now();
+        while let Some(Reverse((at, i))) = self.world.due.peek().copied()
+            && at <= now
+        {
+            self.world.due.pop();
+            self.act(i, |device, i, world| device.speak(at, i, world));
+        }
+        Ok(())
+    }
+
+    /// One step of a device, which may be its last.
+    fn act(&mut self, i: usize, step: impl FnOnce(&mut Device, usize, &mut World) -> io::Result<()>) {
+        let device = &mut self.devices[i];
+        if !matches!(device.stage, Stage::Gone) && step(device, i, &mut self.world).is_err() {
+            device.stage = Stage::Gone;
+            self.world.stats.gone += 1;
+        }
+    }
+}
+
+impl Device {
+    /// Reads what the gateway sent over MQTT, and goes on from it.
+    fn talk(&mut self, i: usize, world: &mut World) -> io::Result<()> {
+        if let Stage::Connecting(login) = &self.stage {
+            if let Some(error) = self.stream.take_error()? {
+                return Err(error);
+            }
+            if self.stream.peer_addr().is_err() {
+                return Ok(());
+            }
+            let packet = login.packet();
+            self.stage = Stage::LoggingIn;
+            self.write(&packet)?;
+        }
+        let mut chunk = [0; 4096];
+        loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => self.inbox.extend_from_slice(&chunk[..n]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let inbox = std::mem::take(&mut self.inbox);
+        let mut rest = &inbox[..];
+        while let Some((reply, used)) = decode_reply(rest, 1 << 20).map_err(io::Error::other)? {
+            self.reply(reply, i, world)?;
+            rest = &rest[used..];
+        }
+        self.inbox = rest.to_vec();
+        Ok(())
+    }
+
+    fn reply(&mut self, reply: Reply<'_>, i: usize, world: &mut World) -> io::Result<()> {
+        match (reply, &self.stage) {
+            (Reply::ConnAck { code: 0, .. }, Stage::LoggingIn) => {
+                self.stage = Stage::Idle;
+                world.stats.connected += 1;
+            }
+            (Reply::ConnAck { code, .. }, _) => return Err(io::Error::other(format!("CONNACK {code}"))),
+            (Reply::Publish(publish), Stage::Hello(since)) => {
+                let text = std::str::from_utf8(publish.payload).unwrap_or_default();
+                if message::peek(text, Reader::Device).is_ok_and(|peek| peek.kind == "hello") {
+                    world.stats.set_ups.push(since.elapsed());
+                    let grant = Grant::parse(text).map_err(io::Error::other)?;
+                    self.stage = Stage::Call(Box::new(Call::open(&grant, i, world)?));
+                    world.due.push(Reverse((Instant::now(), i)));
+                }
+            }
+            // Everything else a call brings is for a person.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The hello, or the next packet of audio, that was due at `at`.
+    fn speak(&mut self, at: Instant, i: usize, world: &mut World) -> io::Result<()> {
+        match &mut self.stage {
+            Stage::Idle => {
+                self.stage = Stage::Hello(Instant::now());
+                self.publish(HELLO)
+            }
+            Stage::Call(call) => {
+                call.send(world)?;
+                world.due.push(Reverse((at + world.plan.interval, i)));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the audio that came.
+    fn hear(&mut self, world: &mut World) {
+        let Stage::Call(call) = &mut self.stage else { return };
+        let mut buffer = [0; 2048];
+        loop {
+            match call.udp.recv(&mut buffer) {
+                Ok(n) => call.accept(&mut buffer[..n], world),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // It belongs to a packet sent before.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn publish(&mut self, text: &str) -> io::Result<()> {
+        let mut packet = Vec::new();
+        encode::publish(&mut packet, TOPIC, text.as_bytes());
+        self.write(&packet)
+    }
+
+    /// What a device says is far smaller than its socket's buffer.
+    fn write(&mut self, packet: &[u8]) -> io::Result<()> {
+        match self.stream.write(packet)? {
+            n if n == packet.len() => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+}
+
+impl Call {
+    fn open(grant: &Grant, i: usize, world: &World) -> io::Result<Self> {
+        let server = (&*grant.server, grant.port).to_socket_addrs()?.next().ok_or(io::ErrorKind::NotFound)?;
+        let mut udp = UdpSocket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        udp.connect(server)?;
+        world.registry.register(&mut udp, Token(2 * i + 1), Interest::READABLE)?;
+        let (cipher, session_id) = (Cipher::new(&grant.key), grant.session_id.clone());
+        Ok(Self { udp, cipher, session_id, nonce: grant.nonce, sent: 0, heard: 0 })
+    }
+
+    fn send(&mut self, world: &mut World) -> io::Result<()> {
+        let payload = test_audio::packet(self.sent, world.start.elapsed().as_micros() as u64);
+        self.sent += 1;
+        let mut packet = [0; HEADER + test_audio::LEN];
+        packet[..HEADER].copy_from_slice(&self.nonce);
+        packet[2..4].copy_from_slice(&(test_audio::LEN as u16).to_be_bytes());
+        packet[12..16].copy_from_slice(&self.sent.to_be_bytes());
+        let mut iv = [0; HEADER];
+        iv.copy_from_slice(&packet[..HEADER]);
+        packet[HEADER..].copy_from_slice(&payload);
+        self.cipher.apply(&iv, &mut packet[HEADER..]);
+        world.stats.sent += 1;
+        match self.udp.send(&packet) {
+            // A full socket is a lost packet, as on a real line.
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn accept(&mut self, datagram: &mut [u8], world: &mut World) {
+        let Ok(Header { sequence, .. }) = Header::parse(datagram) else { return };
+        if sequence <= self.heard {
+            return;
+        }
+        world.stats.gaps += u64::from(sequence - self.heard - 1);
+        self.heard = sequence;
+        let Some((iv, payload)) = datagram.split_first_chunk_mut::<HEADER>() else { return };
+        self.cipher.apply(iv, payload);
+        if let Some((_, micros)) = test_audio::parse(payload) {
+            world.stats.echoed += 1;
+            let said = world.start + Duration::from_micros(micros);
+            world.stats.round_trips.push(said.elapsed());
+        }
+    }
+}

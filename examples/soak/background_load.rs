@@ -1,0 +1,203 @@
+//! All that happens around calls: idle devices, strangers, bad datagrams, operators, new configurations. And a look at
+//! how fast the machine itself is.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use mqtt_websocket_proxy::tools::device::{Device, Failure, HELLO, Incoming, Seen, Step};
+
+use crate::context::{PATIENCE, World, login};
+use crate::gateway::{Config, TOKEN};
+
+const IDLE: u8 = 2;
+const STRANGER: u8 = 4;
+
+/// Devices that only wait: each is asked for a sign of life in turn, and now and then one is exchanged.
+pub(crate) fn idle_devices(world: &World, many: usize) {
+    let mut rng = world.rng(9_002);
+    let mut devices: Vec<Option<Device>> = (0..many).map(|_| None).collect();
+    for turn in 0.. {
+        if world.is_over() || many == 0 {
+            return;
+        }
+        let i = turn % many;
+        if let Some(device) = &mut devices[i]
+            && let Err(failure) = answers(device)
+        {
+            world.wrong(format_args!("an idle device lost its connection: {failure}"));
+            devices[i] = None;
+        }
+        if devices[i].is_none() || rng.below(20) == 0 {
+            // The older connection of the same device ends as it likes.
+            devices[i] = world
+                .connect(&login(IDLE, i, 90))
+                .inspect_err(|failure| world.wrong(format_args!("an idle device was not let in: {failure}")))
+                .ok();
+        }
+        world.sleep(Duration::from_millis(50));
+    }
+}
+
+fn answers(device: &mut Device) -> Result<(), Failure> {
+    device.ping()?;
+    // It is asked for its tools too.
+    while let Some(incoming) = device.receive(PATIENCE)? {
+        if incoming == Incoming::Pong {
+            return Ok(());
+        }
+    }
+    Err(Failure { step: Step::Control, seen: Seen::Silence(PATIENCE) })
+}
+
+/// Connections that are no devices, or no good ones.
+pub(crate) fn strangers(world: &World) {
+    let mut rng = world.rng(9_003);
+    let mut kept: Vec<TcpStream> = Vec::new();
+    while !world.is_over() {
+        world.sleep(rng.ms(20, 300));
+        let Ok(mut stream) = TcpStream::connect_timeout(&world.mqtt, PATIENCE) else {
+            world.wrong("the MQTT port takes no connection");
+            continue;
+        };
+        world.tally.strangers.fetch_add(1, Relaxed);
+        let connect = login(STRANGER, rng.below(50) as usize, 60).packet();
+        let bytes = match rng.below(8) {
+            0 => Vec::new(),
+            1 => rng.bytes(200),
+            2 => b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
+            3 => connect[..connect.len() / 2].to_vec(),
+            4 => vec![0x10, 0xff, 0xff, 0xff, 0x7f],
+            5 => {
+                // A wrong password: its last byte is another one.
+                let mut wrong = connect;
+                wrong.last_mut().into_iter().for_each(|byte| *byte ^= 1);
+                wrong
+            }
+            6 => [&connect[..], &[0x32, 5, 0, 1, b'x', 0, 1]].concat(),
+            _ => [&connect[..], &[0x30, 0x80, 0x80, 4]].concat(),
+        };
+        // The gateway may have closed it at the first byte.
+        let _ = stream.write_all(&bytes);
+        if rng.below(2) == 0 && kept.len() < 20 {
+            kept.push(stream);
+        } else if kept.len() > 10 {
+            kept.remove(0);
+        }
+    }
+}
+
+/// Datagrams of nobody.
+pub(crate) fn datagrams(world: &World, to: SocketAddr) {
+    let mut rng = world.rng(9_004);
+    let Ok(socket) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)) else { return world.wrong("no UDP socket") };
+    while !world.is_over() {
+        for _ in 0..rng.below(10) {
+            let length = rng.below(1500) as usize;
+            let mut bytes = rng.bytes(length);
+            if length > 16 && rng.below(2) == 0 {
+                // A good header of an unknown call.
+                bytes[0] = 1;
+                bytes[2..4].copy_from_slice(&((length - 16) as u16).to_be_bytes());
+            }
+            // A full socket is as good.
+            let _ = socket.send_to(&bytes, to);
+            world.tally.datagrams.fetch_add(1, Relaxed);
+        }
+        world.sleep(rng.ms(50, 200));
+    }
+}
+
+/// The management API is asked for everything, rightly and wrongly.
+pub(crate) fn operators(world: &World, api: SocketAddr) {
+    const REQUESTS: [(&str, bool, u16); 9] = [
+        ("GET /healthz", false, 200),
+        ("GET /metrics", true, 200),
+        ("GET /api/sessions", true, 200),
+        ("GET /api/config", true, 200),
+        ("GET /api/errors", true, 200),
+        ("GET /", false, 200),
+        ("GET /api/sessions", false, 401),
+        ("GET /api/sessions/nobody", true, 404),
+        ("DELETE /nowhere", true, 404),
+    ];
+    for (request, token, expected) in REQUESTS.into_iter().cycle() {
+        if world.is_over() {
+            return;
+        }
+        match ask(api, request, token) {
+            Ok(status) if status == expected => {}
+            Ok(status) => world.wrong(format_args!("{request}: answered {status}, expected {expected}")),
+            Err(error) => world.wrong(format_args!("{request}: {error}")),
+        }
+        world.tally.requests.fetch_add(1, Relaxed);
+        world.sleep(Duration::from_millis(300));
+    }
+}
+
+/// The status that a request without body is answered with.
+fn ask(api: SocketAddr, request: &str, token: bool) -> std::io::Result<u16> {
+    let mut stream = TcpStream::connect_timeout(&api, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let token = if token { format!("Authorization: Bearer {TOKEN}\r\n") } else { String::new() };
+    write!(
+        stream,
+        "{request} HTTP/1.1\r\nHost: {api}\r\n{token}Content-Length: 0\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    status.ok_or_else(|| std::io::Error::other(format!("no answer: {answer:?}")))
+}
+
+/// New configurations, and now and then a file that is none.
+pub(crate) fn reloads(world: &World, config: &Config, api: SocketAddr) {
+    for turn in 1.. {
+        world.sleep(Duration::from_secs(7));
+        if world.is_over() {
+            return;
+        }
+        let nonsense = turn % 4 == 0;
+        let written = if nonsense { config.write_nonsense() } else { config.write(turn) };
+        let answer = written.and_then(|()| ask(api, "POST /api/reload", true));
+        if !matches!((&answer, nonsense), (Ok(200), false) | (Ok(400..500), true)) {
+            world.wrong(format_args!(
+                "a reload of a {} file: {answer:?}",
+                if nonsense { "bad" } else { "good" }
+            ));
+        }
+        world.tally.reloads.fetch_add(1, Relaxed);
+    }
+}
+
+/// A datagram there and back between two sockets of this thread, twenty times a second.
+pub(crate) fn machine(world: &World) {
+    let pair = || -> std::io::Result<_> {
+        let (one, other) =
+            (UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?, UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?);
+        one.connect(other.local_addr()?)?;
+        other.connect(one.local_addr()?)?;
+        one.set_read_timeout(Some(Duration::from_secs(1)))?;
+        Ok((one, other))
+    };
+    let Ok((one, other)) = pair() else { return world.wrong("no UDP socket") };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut buffer = [0; 200];
+            while let Ok(n @ 1..) = other.recv(&mut buffer) {
+                // It ends with the other side.
+                let _ = other.send(&buffer[..n]);
+            }
+        });
+        while !world.is_over() {
+            let begin = Instant::now();
+            if one.send(HELLO.as_bytes()).is_ok() && one.recv(&mut [0; 200]).is_ok() {
+                world.machine.add(begin.elapsed());
+            }
+            world.sleep(Duration::from_millis(50));
+        }
+        let _ = one.send(&[]);
+    });
+}

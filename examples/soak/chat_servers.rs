@@ -1,0 +1,104 @@
+//! Chat servers as processes of their own, so that they can be killed and frozen: this program in another role.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use mqtt_websocket_proxy::tools::echo::EchoServer;
+
+use crate::context::World;
+
+/// The option that makes this program a chat server on that address.
+pub(crate) const ROLE: &str = "--chat-server";
+
+/// Serves until stdin ends, which is when the program that started this one does.
+pub(crate) fn serve(addr: SocketAddr) -> ExitCode {
+    let server = match EchoServer::start_on(addr) {
+        Ok(server) => server,
+        Err(error) => {
+            eprintln!("soak: the chat server cannot listen on {addr}: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("{}", server.addr());
+    // Whoever reads it may be gone already: then stdin has ended too.
+    let _ = io::stdout().flush();
+    let _ = io::stdin().read_to_end(&mut Vec::new());
+    ExitCode::SUCCESS
+}
+
+pub(crate) struct Server {
+    addr: SocketAddr,
+    child: Child,
+}
+
+impl Server {
+    pub(crate) fn start() -> io::Result<Self> {
+        Self::start_on((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    fn start_on(addr: SocketAddr) -> io::Result<Self> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args([ROLE, &addr.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        let addr = line
+            .trim()
+            .parse()
+            .map_err(|_| io::Error::other(format!("the chat server does not start on {addr}")))?;
+        Ok(Self { addr, child })
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("ws://{}/", self.addr)
+    }
+
+    /// SIGKILL, and after a while another one in its place.
+    fn replace(&mut self, world: &World, pause: Duration) -> io::Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        world.sleep(pause);
+        *self = Self::start_on(self.addr)?;
+        Ok(())
+    }
+
+    fn signal(&self, name: &str) -> io::Result<()> {
+        Command::new("kill").args([name, &self.child.id().to_string()]).status().map(drop)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One after the other is killed, or frozen for a while; the other one works meanwhile.
+pub(crate) fn accidents(world: &World, servers: &mut [Server; 2]) -> io::Result<()> {
+    let mut rng = world.rng(9_001);
+    for turn in 0.. {
+        world.sleep(rng.ms(8_000, 16_000));
+        if world.is_over() {
+            break;
+        }
+        let server = &mut servers[turn % 2];
+        if turn % 5 == 4 {
+            server.signal("-STOP")?;
+            world.sleep(rng.ms(6_000, 14_000));
+            server.signal("-CONT")?;
+            world.tally.frozen.fetch_add(1, Relaxed);
+        } else {
+            server.replace(world, rng.ms(100, 4_000))?;
+            world.tally.killed.fetch_add(1, Relaxed);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! What all who take part share: the clock, the gateway's address, and what happened.
+
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mqtt_websocket_proxy::tools::device::{Device, Failure, Login};
+
+use crate::gateway::{Gateway, KEY};
+use crate::statistics::{Latencies, Rng};
+
+/// Lines of what went wrong that are kept.
+const KEPT: usize = 20;
+/// How long the gateway may take to answer anything.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(crate) struct World {
+    pub(crate) start: Instant,
+    pub(crate) mqtt: SocketAddr,
+    pub(crate) tally: Tally,
+    /// Of audio in steady calls, there and back.
+    pub(crate) latencies: Latencies,
+    /// Of a datagram there and back without any gateway.
+    pub(crate) machine: Latencies,
+    end: Instant,
+    seed: u64,
+}
+
+/// What happened so far.
+#[derive(Default)]
+pub(crate) struct Tally {
+    pub(crate) calls: AtomicU64,
+    pub(crate) steady_sent: AtomicU64,
+    pub(crate) steady_echoed: AtomicU64,
+    pub(crate) fickle_sent: AtomicU64,
+    pub(crate) fickle_echoed: AtomicU64,
+    pub(crate) resumed: AtomicU64,
+    pub(crate) vanished: AtomicU64,
+    pub(crate) killed: AtomicU64,
+    pub(crate) frozen: AtomicU64,
+    pub(crate) strangers: AtomicU64,
+    pub(crate) datagrams: AtomicU64,
+    pub(crate) requests: AtomicU64,
+    pub(crate) reloads: AtomicU64,
+    /// The longest time a call that stood waited for an echo.
+    pub(crate) silence_ms: AtomicU64,
+    wrong_count: AtomicU64,
+    wrong: Mutex<Vec<String>>,
+}
+
+impl World {
+    pub(crate) fn new(gateway: &Gateway, total: Duration, seed: u64) -> Self {
+        let start = Instant::now();
+        Self {
+            start,
+            mqtt: gateway.mqtt,
+            tally: Tally::default(),
+            latencies: Latencies::new(start, total),
+            machine: Latencies::new(start, total),
+            end: start + total,
+            seed,
+        }
+    }
+
+    pub(crate) fn left(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.left().is_zero()
+    }
+
+    /// Waits, but not past the end.
+    pub(crate) fn sleep(&self, time: Duration) {
+        thread::sleep(time.min(self.left()));
+    }
+
+    /// The chances of one thread.
+    pub(crate) fn rng(&self, thread: usize) -> Rng {
+        Rng(self.seed.wrapping_mul(0x1_0000).wrapping_add(thread as u64))
+    }
+
+    pub(crate) fn connect(&self, login: &Login) -> Result<Device, Failure> {
+        Device::connect(self.mqtt, login, PATIENCE)
+    }
+
+    /// Something that must not happen.
+    pub(crate) fn wrong(&self, what: impl std::fmt::Display) {
+        self.tally.wrong_count.fetch_add(1, Relaxed);
+        let mut wrong = self.tally.wrong.lock().expect("nobody panics with it");
+        if wrong.len() < KEPT {
+            wrong.push(format!("{:.1} s: {what}", self.start.elapsed().as_secs_f64()));
+        }
+    }
+}
+
+/// The credentials of device `number` of this group.
+pub(crate) fn login(group: u8, number: usize, keep_alive: u16) -> Login {
+    let mac = mac(group, number).parse().expect("it is one");
+    Login { keep_alive, ..Login::new(mac, Some(KEY.as_bytes())) }
+}
+
+pub(crate) fn mac(group: u8, number: usize) -> String {
+    let [.., a, b, c] = (number as u32).to_be_bytes();
+    format!("02:00:{group:02x}:{a:02x}:{b:02x}:{c:02x}")
+}
+
+impl Tally {
+    pub(crate) fn happened(&self) -> String {
+        let facts = [
+            (&self.calls, "calls begun"),
+            (&self.resumed, "resumed or taken over"),
+            (&self.vanished, "devices vanished"),
+            (&self.killed, "chat servers killed"),
+            (&self.frozen, "frozen"),
+            (&self.strangers, "strangers at the MQTT port"),
+            (&self.datagrams, "bad datagrams"),
+            (&self.requests, "API requests"),
+            (&self.reloads, "reloads"),
+        ];
+        let facts = facts.map(|(number, what)| format!("{} {what}", number.load(Relaxed)));
+        facts.join(", ")
+    }
+
+    /// What went wrong: the first lines, and how many more.
+    pub(crate) fn wrong(&self) -> Vec<String> {
+        let mut lines = self.wrong.lock().expect("nobody panics with it").clone();
+        let more = self.wrong_count.load(Relaxed) - lines.len() as u64;
+        if more > 0 {
+            lines.push(format!("and {more} more"));
+        }
+        lines
+    }
+}

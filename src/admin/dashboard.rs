@@ -1,0 +1,62 @@
+//! The page that `GET /` answers: one file with nothing outside of it.
+
+use data_encoding::BASE64;
+use sha2::{Digest, Sha256};
+
+/// The page.
+pub const PAGE: &str = include_str!("dashboard.html");
+/// Its media type.
+pub const CONTENT_TYPE: &str = "text/html; charset=utf-8";
+
+/// What a browser may do for the page (Content Security Policy Level 3): run its one script, use its one style sheet, and
+/// call this gateway. Nothing that gets into the page by way of a device's name runs.
+pub fn policy() -> String {
+    let hash = |tag: &str| {
+        let (start, end) = (format!("<{tag}>"), format!("</{tag}>"));
+        let text =
+            PAGE.split_once(&start).and_then(|(_, rest)| rest.split_once(&end)).map_or("", |(text, _)| text);
+        BASE64.encode(&Sha256::digest(text))
+    };
+    format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; base-uri 'none'; \
+         form-action 'none'; frame-ancestors 'none'",
+        hash("script"),
+        hash("style"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::recent_errors::Kind;
+    use super::*;
+
+    #[test]
+    fn the_page_needs_nothing_from_outside() {
+        assert_eq!((PAGE.matches("<script").count(), PAGE.matches("<style").count()), (1, 1));
+        for outside in [" src=", "@import", "url(", "https://", "import(", "style=", " onclick", " onload"] {
+            assert!(!PAGE.contains(outside), "{outside}");
+        }
+        // The namespace of SVG is a name, not a place.
+        assert_eq!(PAGE.matches("http://").count(), PAGE.matches("http://www.w3.org/2000/svg").count());
+    }
+
+    #[test]
+    fn what_devices_say_cannot_become_markup() {
+        for dangerous in
+            ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("]
+        {
+            assert!(!PAGE.contains(dangerous), "{dangerous}");
+        }
+        let policy = policy();
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert!(policy.contains("default-src 'none'"), "{policy}");
+    }
+
+    #[test]
+    fn every_kind_of_trouble_is_worded_in_both_languages() {
+        for kind in Kind::ALL {
+            assert_eq!(PAGE.matches(&format!(" e_{}:", kind.code())).count(), 2, "{}", kind.code());
+            assert!(PAGE.contains(&format!(" a_{}:", kind.code())), "{}", kind.code());
+        }
+    }
+}

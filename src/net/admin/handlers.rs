@@ -1,0 +1,287 @@
+//! What each call does.
+
+use log::info;
+
+use super::dispatch::Errand;
+use crate::admin::dashboard;
+use crate::admin::dto::{self, Command};
+use crate::admin::http::Response;
+use crate::admin::params::{BadParameter, Members, query_flag, query_number};
+use crate::admin::prometheus::CONTENT_TYPE;
+use crate::admin::routes::{Endpoint, OPENAPI};
+use crate::net::gateway::Gateway;
+use crate::net::lifecycle::ReloadError;
+use crate::net::token::SessionId;
+use crate::proto::message::{self, Reader};
+use crate::session::{CommandFailed, Core, Delivery};
+
+/// Devices on a page, at most and if nothing else is asked for.
+const PAGE: usize = 1000;
+/// The largest cursor: what JSON's readers take without loss.
+const MAX_CURSOR: u64 = (1 << 53) - 1;
+/// What an operator may send to a device: other types are the gateway's and the chat server's own.
+const MESSAGES: [&str; 4] = ["alert", "system", "custom", "notify"];
+
+impl Gateway {
+    /// Carries a call out. None: the answer comes later.
+    pub(super) fn serve_errand(&mut self, errand: &Errand) -> Option<Response> {
+        let Errand { ticket, endpoint, client_id, query, body } = errand;
+        Some(match endpoint {
+            Endpoint::Health => Response::json(200, r#"{"status":"ok"}"#),
+            Endpoint::Ready => self.ready_answer(),
+            Endpoint::Metrics => Response::text(CONTENT_TYPE, self.scrape()),
+            Endpoint::OpenApi => Response::json(200, OPENAPI),
+            Endpoint::Command => return self.command(*ticket, client_id, body),
+            Endpoint::DevicesStatus => self.devices_status(body),
+            Endpoint::CallRequest => self.call_request(body),
+            Endpoint::CallAccept => self.call_accept(body),
+            Endpoint::CallHangUp => self.call_hang_up(body),
+            Endpoint::Message => self.push_message(client_id, body),
+            Endpoint::Sessions => self.list_sessions(query),
+            Endpoint::Session => self.show_session(client_id),
+            Endpoint::End => self.end_session(client_id, query),
+            Endpoint::Reload => self.reload_answer(),
+            Endpoint::Errors => Response::json(200, self.admin.troubles().to_json()),
+            Endpoint::Page => Response::text(dashboard::CONTENT_TYPE, dashboard::PAGE)
+                .with("Content-Security-Policy", self.admin.page_policy.as_str()),
+            Endpoint::Config => Response::json(200, self.config.to_masked_file()),
+        })
+    }
+
+    fn ready_answer(&self) -> Response {
+        let (status, word) = match (self.is_stopping(), self.draining, self.accepting) {
+            (true, _, _) => (503, "stopping"),
+            (false, true, _) => (503, "draining"),
+            (false, false, false) => (503, "exhausted"),
+            (false, false, true) => (200, "ready"),
+        };
+        Response::json(status, format!(r#"{{"status":"{word}"}}"#))
+    }
+
+    /// The device that a caller means.
+    fn device_named(&self, name: &str) -> Option<SessionId> {
+        let found = self.index.named(name, &self.sessions)?;
+        self.sessions.get(found).is_some_and(|session| session.core.is_present()).then_some(found)
+    }
+
+    fn client_id_of(&self, id: SessionId) -> &str {
+        let client_id = self.sessions.get(id).and_then(|session| session.core.client_id());
+        client_id.map_or("", |client_id| client_id.as_str())
+    }
+
+    // ----- compatible ---------------------------------------------------------------------------------------------
+
+    fn command(&mut self, ticket: u64, client_id: &str, body: &str) -> Option<Response> {
+        let failed = |status, why: &str| {
+            Some(Response::json(status, serde_json::json!({ "success": false, "error": why }).to_string()))
+        };
+        let command = match Command::parse(body) {
+            Ok(command) => command,
+            Err(why) => return failed(400, &why),
+        };
+        let Some(device) = self.device_named(client_id) else {
+            let (status, body) = dto::command_answer(&Err(CommandFailed::NotConnected));
+            return Some(Response::json(status, body));
+        };
+        let Some(command) = command else { return failed(500, "指令类型无效") };
+        self.drive(device, |core, cx| core.command(ticket, &command.method, &command.params, cx));
+        None
+    }
+
+    /// A device answered a command, or will not.
+    pub(in crate::net) fn answer_command(&mut self, ticket: u64, result: &Result<Box<str>, CommandFailed>) {
+        let (status, body) = dto::command_answer(result);
+        self.send_reply(ticket, Response::json(status, body));
+    }
+
+    fn devices_status(&self, body: &str) -> Response {
+        let ids = match dto::status_ids(body) {
+            Ok(ids) => ids,
+            Err(why) => return Response::json(400, dto::plain_error(&why)),
+        };
+        let status = |name: &str| {
+            let core =
+                self.device_named(name).and_then(|id| self.sessions.get(id)).map(|session| &session.core);
+            match core.map(Core::has_call) {
+                Some(true) => serde_json::json!({ "isAlive": true, "exists": true }),
+                Some(false) => serde_json::json!({ "isAlive": null, "exists": true }),
+                None => serde_json::json!({ "isAlive": false, "exists": false }),
+            }
+        };
+        let all: serde_json::Map<_, _> = ids.into_iter().map(|id| (id.clone(), status(&id))).collect();
+        Response::json(200, serde_json::Value::Object(all).to_string())
+    }
+
+    fn call_request(&mut self, body: &str) -> Response {
+        let request = match dto::CallRequest::parse(body) {
+            Ok(request) => request,
+            Err(why) => return Response::json(400, dto::plain_error(&why)),
+        };
+        let outcome = self.request_device_call(request.caller, request.target, &request.nickname);
+        Response::json(200, dto::call_requested(outcome))
+    }
+
+    fn call_accept(&mut self, body: &str) -> Response {
+        match dto::call_mac(body) {
+            Ok(mac) => Response::json(200, dto::call_accepted(self.accept_device_call(mac))),
+            Err(why) => Response::json(400, dto::plain_error(&why)),
+        }
+    }
+
+    fn call_hang_up(&mut self, body: &str) -> Response {
+        let mac = match dto::call_mac(body) {
+            Ok(mac) => mac,
+            Err(why) => return Response::error(400, "bad_mac", &format!("{why}.")),
+        };
+        match self.hang_up_device_call(mac) {
+            true => Response::json(200, r#"{"status":"ended"}"#),
+            false => Response::error(409, "no_call", "The device neither talks to another one nor rings."),
+        }
+    }
+
+    // ----- devices ------------------------------------------------------------------------------------------------
+
+    fn push_message(&mut self, client_id: &str, body: &str) -> Response {
+        let Ok(members) = Members::of_body(body) else {
+            return Response::error(400, "bad_json", "The body is no JSON object.");
+        };
+        if let Err(bad) = message_type(&members, body) {
+            return Response::error(400, "bad_type", &format!("{bad}."));
+        }
+        if let Err(bad) = members.string("session_id", "a string") {
+            return bad_parameter(&bad);
+        }
+        let Some(device) = self.device_named(client_id) else { return not_connected() };
+        let mut delivery = Delivery::NotConnected;
+        self.drive(device, |core, cx| delivery = core.message(body.trim_ascii(), cx));
+        let (status, delivery) = match delivery {
+            Delivery::Sent => (200, "sent"),
+            Delivery::Queued => (202, "queued"),
+            Delivery::NotConnected => return not_connected(),
+        };
+        let client_id = self.client_id_of(device);
+        Response::json(status, serde_json::json!({ "clientId": client_id, "delivery": delivery }).to_string())
+    }
+
+    fn list_sessions(&self, query: &str) -> Response {
+        let (after, limit) = match page_asked_for(query) {
+            Ok(page) => page,
+            Err(bad) => return bad_parameter(&bad),
+        };
+        let me = page_start(self.team.me());
+        // A page that begins at another worker has all of ours, or none.
+        let (after, limit) = match after.checked_sub(me) {
+            None => (0, limit),
+            Some(slot) if slot < page_start(1) => (slot as usize, limit),
+            Some(_) => (usize::MAX, limit),
+        };
+        let mut page = dto::Sessions {
+            devices: self.index.devices(),
+            calls: self.index.calls(),
+            draining: self.draining,
+            next: None,
+            sessions: Vec::new(),
+        };
+        for (slot, session) in self.sessions.starting_at(after) {
+            let Some(view) = dto::session(&session.core, self.now) else { continue };
+            if page.sessions.len() == limit {
+                page.next = Some(me + slot as u64);
+                break;
+            }
+            page.sessions.push(view);
+        }
+        as_json(&page)
+    }
+
+    fn show_session(&self, client_id: &str) -> Response {
+        let session = self.device_named(client_id).and_then(|id| self.sessions.get(id));
+        session
+            .and_then(|session| dto::session(&session.core, self.now))
+            .map_or_else(not_connected, |view| as_json(&view))
+    }
+
+    fn end_session(&mut self, client_id: &str, query: &str) -> Response {
+        let disconnect = match query_flag(query, "disconnect") {
+            Ok(disconnect) => disconnect,
+            Err(bad) => return bad_parameter(&bad),
+        };
+        let Some(device) = self.device_named(client_id) else { return not_connected() };
+        let hung_up = self.sessions.get(device).is_some_and(|session| session.core.has_call());
+        if !hung_up && !disconnect {
+            return Response::error(
+                409,
+                "no_call",
+                "The device is in no call; ?disconnect=true ends its connection.",
+            );
+        }
+        let client_id = self.client_id_of(device).to_owned();
+        let what = if disconnect { "disconnects the device" } else { "hangs up" };
+        info!("{} an operator {what}", self.prefix(device));
+        self.drive(device, |core, cx| match disconnect {
+            true => core.operator_disconnects(cx),
+            false => {
+                core.operator_hangs_up(cx);
+            }
+        });
+        let done =
+            serde_json::json!({ "clientId": client_id, "hungUp": hung_up, "disconnected": disconnect });
+        Response::json(200, done.to_string())
+    }
+
+    // ----- the gateway --------------------------------------------------------------------------------------------
+
+    fn reload_answer(&mut self) -> Response {
+        match self.reload_file() {
+            Ok(changes) => Response::json(200, dto::changes(&changes)),
+            Err(ReloadError::NoSource) => Response::error(
+                409,
+                "no_source",
+                "This gateway was started without a configuration to read again.",
+            ),
+            Err(ReloadError::Refused(error)) => {
+                Response::error(422, "bad_config", &format!("Nothing has changed: {error}."))
+            }
+        }
+    }
+}
+
+/// The cursor and the length of the page that is asked for.
+pub(super) fn page_asked_for(query: &str) -> Result<(u64, usize), BadParameter> {
+    let limit = query_number(query, "limit", PAGE as u64, (1, PAGE as u64))?;
+    Ok((query_number(query, "after", 0, (0, MAX_CURSOR))?, limit as usize))
+}
+
+/// Whether the message is of a type that an operator may send: its device takes the first such member, in any capitals.
+fn message_type(members: &Members<'_>, body: &str) -> Result<(), BadParameter> {
+    let allowed = || format!("{} or {}", MESSAGES[..3].join(", "), MESSAGES[3]);
+    match members.string("type", allowed())? {
+        Some(kind) if MESSAGES.contains(&&*kind) => {
+            match message::peek(body, Reader::Device).ok().filter(|peek| peek.kind != kind) {
+                None => Ok(()),
+                Some(peek) => Err(BadParameter::new("type", &format!("{:?}", peek.kind), allowed())),
+            }
+        }
+        Some(kind) => Err(BadParameter::new("type", &format!("{kind:?}"), allowed())),
+        None => Err(BadParameter::new("type", "nothing", allowed())),
+    }
+}
+
+fn bad_parameter(bad: &BadParameter) -> Response {
+    Response::error(400, "bad_parameter", &format!("{bad}."))
+}
+
+/// The cursor of a worker's first slot.
+pub(super) fn page_start(worker: usize) -> u64 {
+    (worker as u64) << 32
+}
+
+fn not_connected() -> Response {
+    Response::error(404, "not_connected", "No device with this client id or MAC is connected.")
+}
+
+fn as_json(view: &impl serde::Serialize) -> Response {
+    match serde_json::to_string(view) {
+        Ok(text) => Response::json(200, text),
+        Err(error) => Response::error(500, "internal", &error.to_string()),
+    }
+}

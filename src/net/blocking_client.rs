@@ -1,0 +1,160 @@
+//! One visit to a chat server, outside of the loop: dialled, upgraded and read by the code that calls use, but waited for.
+//!
+//! It is how `check` looks at a server exactly as the gateway would.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Token};
+use tungstenite::protocol::frame::coding::CloseCode;
+
+use super::backend_connection::{Backend, Dialer, Incoming, Step};
+use super::connector::TlsClients;
+use super::context_pool::Contexts;
+use crate::config::WebSocket;
+use crate::session::{DialRequest, Failure, Gone};
+
+const SERVER: Token = Token(0);
+
+/// An open WebSocket to a chat server, for one thread that has nothing else to do.
+pub struct Visit {
+    poll: Poll,
+    backend: Backend,
+    contexts: Contexts,
+}
+
+/// How far a dial came.
+pub struct Dialled {
+    /// The stages that were done, of `connect`, `tls` and `upgrade`, and how long each took.
+    pub stages: Vec<(&'static str, Duration)>,
+    /// The open WebSocket, or the stage that failed.
+    pub outcome: Result<Visit, Failure>,
+}
+
+/// What a chat server says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Said {
+    /// A text message.
+    Text(String),
+    /// A binary message.
+    Audio(Vec<u8>),
+    /// Its WebSocket ended.
+    Gone(Gone),
+}
+
+impl Visit {
+    /// Connects to the first of `addresses` that answers, secures and upgrades the connection as `request` and
+    /// `websocket` say. Blocks for `limit` at most.
+    pub fn open(
+        request: DialRequest,
+        addresses: Vec<SocketAddr>,
+        websocket: &WebSocket,
+        limit: Duration,
+    ) -> Dialled {
+        let mut stages = Vec::new();
+        let outcome = dial(request, addresses, websocket, limit, &mut stages);
+        Dialled { stages, outcome }
+    }
+
+    /// Sends a text. An error shows itself in what is heard next.
+    pub fn say(&mut self, text: String) {
+        let _ = self.backend.send_text(text, &mut self.contexts);
+        self.backend.flush(&mut self.contexts);
+    }
+
+    /// Sends a binary message. An error shows itself in what is heard next.
+    pub fn send_audio(&mut self, frame: &[u8]) {
+        let _ = self.backend.send_audio(frame, &mut self.contexts);
+        self.backend.flush(&mut self.contexts);
+    }
+
+    /// The next thing the server says; `None` when nothing comes until `until`.
+    pub fn listen(&mut self, until: Instant) -> Option<Said> {
+        loop {
+            match self.backend.read(&mut self.contexts) {
+                Incoming::Text(text) => return Some(Said::Text(text.as_str().to_owned())),
+                Incoming::Audio(frame) => return Some(Said::Audio(frame.to_vec())),
+                Incoming::Gone(gone) => return Some(Said::Gone(gone)),
+                Incoming::Alive | Incoming::Enough => continue,
+                Incoming::Blocked => {}
+            }
+            self.backend.flush(&mut self.contexts);
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || wait(&mut self.poll, left).is_err() {
+                return None;
+            }
+        }
+    }
+
+    /// Closes the WebSocket with 1000, and gives the server `limit` to agree.
+    pub fn close(mut self, limit: Duration) {
+        self.backend.close(CloseCode::Normal, &mut self.contexts);
+        let until = Instant::now() + limit;
+        while !matches!(self.listen(until), None | Some(Said::Gone(_))) {}
+    }
+}
+
+fn dial(
+    request: DialRequest,
+    addresses: Vec<SocketAddr>,
+    websocket: &WebSocket,
+    limit: Duration,
+    stages: &mut Vec<(&'static str, Duration)>,
+) -> Result<Visit, Failure> {
+    let order = if request.server.tls { &["connect", "tls", "upgrade"][..] } else { &["connect", "upgrade"] };
+    let failure = |stage, why: &dyn ToString| Failure { stage, why: why.to_string() };
+    let mut tls = TlsClients::default();
+    let tls = tls.client(&request.server, websocket).map_err(|why| failure("tls", &why))?;
+    // Loading the authorities takes time of its own, which is no server's.
+    if request.server.tls {
+        tls.prepare().map_err(|error| failure("tls", &error))?;
+    }
+    let (start, mut mark) = (Instant::now(), Instant::now());
+    let mut poll = Poll::new().map_err(|error| failure("connect", &error))?;
+    let mut backend = Backend::new(Box::new(request));
+    backend.resolved(addresses);
+    let mut go_on: fn(&mut Backend, &mut Dialer<'_>) -> Step = Backend::connect;
+    loop {
+        let now = Instant::now();
+        let step = go_on(
+            &mut backend,
+            &mut Dialer {
+                registry: poll.registry(),
+                token: SERVER,
+                now,
+                tls,
+                secret: websocket.secret.as_ref(),
+            },
+        );
+        go_on = Backend::advance;
+        let stage = match &step {
+            Step::Wait => backend.stage(),
+            Step::Opened => "live",
+            Step::Failed(failure) => failure.stage,
+        };
+        let done = order.iter().take_while(|name| **name != stage).skip(stages.len()).copied();
+        for name in done.collect::<Vec<_>>() {
+            stages.push((name, mark.elapsed()));
+            mark = Instant::now();
+        }
+        match step {
+            Step::Wait => {}
+            Step::Opened => return Ok(Visit { poll, backend, contexts: Contexts::default() }),
+            Step::Failed(failure) => return Err(failure),
+        }
+        let left = (start + limit).saturating_duration_since(now);
+        if left.is_zero() {
+            return Err(failure(stage, &format!("no answer within {} s", limit.as_secs())));
+        }
+        let next = backend.next_address_at().map_or(left, |at| at.saturating_duration_since(now).min(left));
+        wait(&mut poll, next).map_err(|error| failure(stage, &error))?;
+    }
+}
+
+fn wait(poll: &mut Poll, limit: Duration) -> io::Result<()> {
+    match poll.poll(&mut Events::with_capacity(4), Some(limit)) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(()),
+    }
+}

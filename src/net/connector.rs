@@ -1,0 +1,403 @@
+//! Calls in the shell: dials, text and audio between a device and its chat server.
+
+use tungstenite::protocol::frame::coding::CloseCode;
+
+use super::backend_connection::{Backend, Dialer, Incoming, Step};
+use super::backend_transport::TlsClient;
+use super::gateway::{Gateway, LINGER};
+use super::resolver::Lookup;
+use super::run_queue::Ready;
+use super::token::{self, Role, SessionId};
+use crate::session::{Core, DialRequest, Discard, Failure, Gone, Peer, Sealed, Uplink};
+
+/// Messages and bytes of text per dispatch: a chat server that sends without end must let others in.
+const MESSAGES: usize = 32;
+const TEXT_BYTES: usize = 256 * 1024;
+/// Dials begun per dispatch: those that fail at once, thousands of them after an outage, take no place and end at no limit.
+const DIALS: usize = 32;
+/// Datagrams per dispatch.
+const DATAGRAMS: usize = 256;
+/// A sealed datagram: header and the longest payload.
+pub(super) const SEALED: usize = crate::proto::audio::HEADER + crate::proto::audio::MAX_PAYLOAD;
+
+impl Gateway {
+    // ----- dialling -----------------------------------------------------------------------------------------------
+
+    /// A core asks for a WebSocket: first the name, then a free place, then the connection.
+    pub(super) fn dial(&mut self, id: SessionId, request: Box<DialRequest>) {
+        self.drop_backend(id);
+        self.metrics.dials += 1;
+        let (host, port, fresh) = (request.server.host.clone(), request.server.port, request.fresh);
+        let Some(session) = self.sessions.live(id) else { return };
+        session.backend = Some(Box::new(Backend::new(request)));
+        self.next_ticket += 1;
+        let ticket = self.next_ticket;
+        match self.resolver.lookup(&host, port, ticket, fresh, self.now) {
+            Lookup::Ready(addresses) => self.resolved(id, Ok(addresses)),
+            Lookup::Failed(why) => self.resolved(id, Err(why)),
+            Lookup::Pending => {
+                self.tickets.insert(ticket, id);
+                if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
+                    backend.ticket = ticket;
+                }
+            }
+        }
+    }
+
+    /// Hands out what the resolver has found out.
+    pub(super) fn collect_names(&mut self) {
+        let mut finished = std::mem::take(&mut self.names);
+        self.resolver.finished(self.now, &mut finished);
+        for (ticket, outcome) in finished.drain(..) {
+            let Some(id) = self.tickets.remove(&ticket) else { continue };
+            let waits = self.sessions.live(id).and_then(|session| session.backend.as_ref());
+            if waits.is_some_and(|backend| backend.ticket == ticket && backend.is_resolving()) {
+                self.resolved(id, outcome);
+            }
+        }
+        self.names = finished;
+    }
+
+    /// Queues what comes next. Not now: a core may be in the middle of its actions, and one dial that fails at once leads to
+    /// the next.
+    fn resolved(&mut self, id: SessionId, outcome: Result<Vec<std::net::SocketAddr>, String>) {
+        let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
+            return;
+        };
+        match outcome {
+            Ok(addresses) => {
+                backend.resolved(addresses);
+                self.dial_queue.push_back(id);
+                self.ready.push(Ready::Dials);
+            }
+            Err(why) => {
+                backend.unresolved(why);
+                self.ready.push(Ready::Backend(id));
+            }
+        }
+    }
+
+    /// Starts dials while there are free places, within the budget.
+    pub(super) fn start_dials(&mut self) {
+        for _ in 0..DIALS {
+            if self.dialing >= self.config.websocket.max_dials {
+                return;
+            }
+            let Some(id) = self.dial_queue.pop_front() else { return };
+            let Some(session) = self.sessions.live(id) else { continue };
+            let Some(backend) = session.backend.as_mut().filter(|backend| backend.is_waiting()) else {
+                continue;
+            };
+            if backend.counted {
+                continue;
+            }
+            backend.counted = true;
+            self.dialing += 1;
+            session.core.backend_connecting();
+            self.advance_dial(id, Backend::connect);
+        }
+        self.ready.push(Ready::Dials);
+    }
+
+    /// Goes on with a dial after an event, or when an address took too long.
+    pub(super) fn advance_dial(
+        &mut self,
+        id: SessionId,
+        go_on: impl FnOnce(&mut Backend, &mut Dialer<'_>) -> Step,
+    ) {
+        let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
+            return;
+        };
+        let tls = match self.tls.client(backend.server(), &self.config.websocket) {
+            Ok(tls) => tls,
+            Err(why) => return self.dial_failed(id, Failure { stage: "tls", why }),
+        };
+        let mut dialer = Dialer {
+            registry: self.poll.registry(),
+            token: token::token(Role::Backend, id.slot as usize),
+            now: self.now,
+            tls,
+            secret: self.config.websocket.secret.as_ref(),
+        };
+        match go_on(backend, &mut dialer) {
+            Step::Wait => self.rearm(id),
+            Step::Failed(failure) => self.dial_failed(id, failure),
+            Step::Opened => {
+                self.metrics.dials_opened += 1;
+                self.dial_over(id);
+                self.drive(id, Core::backend_open);
+                // The first frames may be in a buffer already, and no edge will announce them.
+                self.ready.push(Ready::Backend(id));
+            }
+        }
+    }
+
+    fn dial_failed(&mut self, id: SessionId, failure: Failure) {
+        self.drop_backend(id);
+        self.drive(id, |core, cx| core.backend_gone(Gone::Failed(failure), cx));
+    }
+
+    /// The dial gives its place to the next.
+    fn dial_over(&mut self, id: SessionId) {
+        if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut())
+            && std::mem::take(&mut backend.counted)
+        {
+            self.dialing -= 1;
+            self.ready.push(Ready::Dials);
+        }
+    }
+
+    /// Drops the connection to the chat server, whatever its state.
+    pub(super) fn drop_backend(&mut self, id: SessionId) {
+        self.reclaim_chunk(id);
+        self.dial_over(id);
+        if let Some(session) = self.sessions.live(id) {
+            session.backend = None;
+        }
+        self.weigh(id);
+        self.bury_if_spent(id);
+    }
+
+    /// Closes the WebSocket properly: Close frame, then a moment for the server's answer, in a session of its own, so
+    /// that this one is free for the next call.
+    pub(super) fn hang_up(&mut self, id: SessionId, code: u16) {
+        self.reclaim_chunk(id);
+        self.dial_over(id);
+        let Some(session) = self.sessions.live(id) else { return };
+        let Some(mut backend) = session.backend.take() else { return };
+        self.weigh(id);
+        if !backend.is_open() {
+            return self.bury_if_spent(id);
+        }
+        backend.close(CloseCode::from(code), &mut self.contexts);
+        let token = token::token(Role::Backend, self.sessions.next_slot());
+        if backend.reregister(self.poll.registry(), token).is_ok() && backend.flush(&mut self.contexts) {
+            let mut core = Core::new(std::net::Ipv4Addr::UNSPECIFIED.into(), self.now);
+            core.retire();
+            let rest = self.sessions.insert(core, None, Some(backend));
+            if let Some(session) = self.sessions.live(rest) {
+                session.linger = Some(Box::new(self.now + LINGER));
+            }
+            self.weigh(rest);
+            self.rearm(rest);
+        }
+        self.bury_if_spent(id);
+    }
+
+    // ----- from the chat server -----------------------------------------------------------------------------------
+
+    /// Goes on with the dial, or reads what has come, within the budget.
+    pub(super) fn pump_backend(&mut self, id: SessionId, more: bool) {
+        self.advance_dial_if_any(id);
+        let chunk = &mut self.chunk;
+        if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
+            backend.lend(chunk, more);
+        }
+        self.read_backend(id);
+        self.reclaim_chunk(id);
+    }
+
+    /// Whether this session's connection to its chat server can go on when it may write.
+    pub(super) fn waits_to_write(&self, id: SessionId) -> bool {
+        let backend = self.sessions.get(id).and_then(|session| session.backend.as_ref());
+        backend.is_some_and(|backend| backend.waits_to_write())
+    }
+
+    /// The chunk comes home before its borrower goes elsewhere.
+    fn reclaim_chunk(&mut self, id: SessionId) {
+        let chunk = &mut self.chunk;
+        if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
+            backend.reclaim(chunk);
+        }
+    }
+
+    fn read_backend(&mut self, id: SessionId) {
+        let mut bytes = 0;
+        for _ in 0..MESSAGES {
+            if bytes > TEXT_BYTES {
+                break;
+            }
+            let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
+                return;
+            };
+            if !backend.is_open() {
+                return;
+            }
+            match backend.read(&mut self.contexts) {
+                Incoming::Blocked => {
+                    self.touch(id);
+                    return self.rearm(id);
+                }
+                Incoming::Enough => break,
+                Incoming::Audio(frame) => self.downlink(id, &frame),
+                Incoming::Text(text) => {
+                    bytes += text.len();
+                    self.drive(id, |core, cx| core.backend_text(text.as_str(), cx));
+                }
+                Incoming::Alive => {
+                    self.touch(id);
+                    if let Some(session) = self.sessions.live(id) {
+                        session.core.backend_alive(self.now);
+                    }
+                }
+                Incoming::Gone(gone) => return self.backend_gone(id, gone),
+            }
+        }
+        self.touch(id);
+        self.ready.push(Ready::Backend(id));
+    }
+
+    fn advance_dial_if_any(&mut self, id: SessionId) {
+        let backend = self.sessions.live(id).and_then(|session| session.backend.as_ref());
+        if backend.is_some_and(|backend| backend.is_dialling()) {
+            self.advance_dial(id, Backend::advance);
+        }
+    }
+
+    pub(super) fn backend_gone(&mut self, id: SessionId, gone: Gone) {
+        // A Close frame of the server is answered; hanging up sends the answer and lingers for the connection's end.
+        let lingers = self.sessions.get(id).is_some_and(|session| session.core.is_over());
+        match &gone {
+            Gone::Closed(_) if lingers => return self.ready.push(Ready::Backend(id)),
+            Gone::Closed(_) => self.hang_up(id, 1000),
+            Gone::Failed(_) => self.drop_backend(id),
+        }
+        self.drive(id, |core, cx| core.backend_gone(gone, cx));
+    }
+
+    fn downlink(&mut self, id: SessionId, frame: &[u8]) {
+        self.pace.down();
+        let mut out = [0; SEALED];
+        let now = self.now;
+        let Some(session) = self.sessions.live(id) else { return };
+        match session.core.downlink(frame, &mut out, &self.config, &mut self.servers, now) {
+            Ok(Some(sealed)) => self.queue_datagram(id, sealed, &out),
+            Ok(None) => self.drive(id, Core::audible),
+            Err(discard) => self.metrics.discarded(discard),
+        }
+    }
+
+    /// Queues one datagram for the end of the turn. Text that came before it leaves first, and before that the audio
+    /// that came before the text: a `tts stop` in between must overtake neither.
+    pub(super) fn queue_datagram(&mut self, id: SessionId, sealed: Sealed, bytes: &[u8]) {
+        let Some(session) = self.sessions.live(id) else { return };
+        let ssrc = session.core.ssrc().unwrap_or_default();
+        if session.device.as_ref().is_some_and(|device| device.has_output())
+            && !self.flush_datagrams().blocked
+        {
+            self.flush_device(id);
+        }
+        match self.udp.queue(sealed.peer.addr, sealed.peer.local, ssrc) {
+            Some(buffer) => buffer.extend_from_slice(&bytes[..sealed.len]),
+            None => self.metrics.discarded(Discard::SocketFull),
+        }
+    }
+
+    // ----- from the device ----------------------------------------------------------------------------------------
+
+    /// Receives datagrams, within the budget.
+    pub(super) fn drain_udp(&mut self) {
+        let mut budget = DATAGRAMS;
+        while budget > 0 {
+            let received = match self.udp.receive() {
+                Ok(received) => received,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    log::error!("UDP socket: {error}");
+                    return;
+                }
+            };
+            for i in 0..received {
+                self.uplink(i);
+            }
+            if received < super::socket::BATCH {
+                return;
+            }
+            budget = budget.saturating_sub(received);
+        }
+        self.ready.push(Ready::Udp);
+    }
+
+    fn uplink(&mut self, i: usize) {
+        let now = self.now;
+        let (meta, datagram) = self.udp.datagram(i);
+        self.metrics.datagrams_in += 1;
+        self.pace.up();
+        let outcome = match super::socket::ssrc(datagram).and_then(|ssrc| self.index.call(ssrc)) {
+            None => Err(Discard::UnknownSsrc),
+            Some(id) => match self.sessions.live(id) {
+                None => Err(Discard::UnknownSsrc),
+                Some(session) => {
+                    let from = Peer { addr: meta.from, local: meta.local };
+                    match session.core.uplink(from, datagram, &self.config, now) {
+                        Err(discard) => Err(discard),
+                        Ok(Uplink::Peer(payload)) => return self.relay(id, i, payload),
+                        Ok(Uplink::Silence) => return self.answer_with_silence(id),
+                        Ok(Uplink::Server { frame, payload, first }) => {
+                            let backend = session.backend.as_mut();
+                            let sent = backend.map(|backend| backend.send_audio(frame, &mut self.contexts));
+                            if !matches!(sent, Some(Ok(()))) {
+                                session.core.unsent(payload);
+                                self.metrics.discarded(match sent {
+                                    Some(_) => Discard::ServerBlocked,
+                                    None => Discard::NoServer,
+                                });
+                            }
+                            Ok((id, first))
+                        }
+                    }
+                }
+            },
+        };
+        match outcome {
+            Ok((id, first)) => {
+                self.touch(id);
+                if first {
+                    self.drive(id, Core::audible);
+                }
+            }
+            Err(discard) => {
+                self.metrics.discarded(discard);
+                self.sightings.discarded(meta.from.ip(), discard.label());
+            }
+        }
+    }
+}
+
+/// TLS clients by what they trust; each loads its roots once, when first needed.
+#[derive(Default)]
+pub(super) struct TlsClients(std::collections::HashMap<(Option<std::path::PathBuf>, bool), TlsClient>);
+
+impl TlsClients {
+    /// The client for this server. CA files are read when first needed.
+    ///
+    /// # Errors
+    /// Why the CA file cannot be read, in words.
+    pub(super) fn client(
+        &mut self,
+        server: &crate::config::Server,
+        defaults: &crate::config::WebSocket,
+    ) -> Result<&mut TlsClient, String> {
+        let ca_file = server.ca_file.as_ref().or(defaults.ca_file.as_ref()).filter(|_| server.tls);
+        let key = (ca_file.cloned(), server.insecure.unwrap_or(defaults.insecure));
+        match self.0.entry(key) {
+            std::collections::hash_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                let (ca_file, insecure) = entry.key();
+                let pem = match ca_file {
+                    Some(path) => {
+                        Some(std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?)
+                    }
+                    None => None,
+                };
+                let client = TlsClient::new(pem, *insecure);
+                Ok(entry.insert(client))
+            }
+        }
+    }
+
+    /// Forgets all, so that changed files are read again.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}

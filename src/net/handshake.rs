@@ -1,0 +1,99 @@
+//! What comes before a device's own bytes, in the loop: a balancer's word on whom it speaks for, the TLS handshake.
+
+use log::{Level, log, warn};
+
+use super::gateway::Gateway;
+use super::listener::RETURNING;
+use super::mqtt_transport::Step;
+use super::token::SessionId;
+use crate::proto::proxy_protocol::Origin;
+use crate::session::Core;
+
+impl Gateway {
+    /// Goes on with what comes first. False when there is nothing more to do now.
+    pub(super) fn go_in(&mut self, id: SessionId, scratch: &mut [u8]) -> bool {
+        let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut()) else {
+            return false;
+        };
+        match device.link.advance(self.tls_door.as_ref().map(|door| door.acceptor()), scratch) {
+            Step::Blocked => return false,
+            Step::From(origin) => return self.comes_from(id, origin),
+            Step::Open => {
+                self.metrics.tls_handshakes += 1;
+                return true;
+            }
+            Step::Left => {}
+            Step::BadHeader(bad) => {
+                let Some(ip) = self.sessions.get(id).map(|session| session.core.ip()) else { return false };
+                if let Some(suppressed) = self.doorkeeper.log_worthy(ip, self.now) {
+                    warn!(
+                        "[{ip}] is in mqtt.proxy_protocol_from, but its connection is refused: it {bad}{}",
+                        more(suppressed)
+                    );
+                }
+            }
+            Step::NoTls(why) => {
+                self.metrics.tls_failed += 1;
+                let suppressed = self.tls_failures.worthy(self.now);
+                let level = if suppressed.is_some() { Level::Info } else { Level::Debug };
+                log!(
+                    level,
+                    "{} no TLS connection: {why}{}",
+                    self.prefix(id),
+                    more(suppressed.unwrap_or_default())
+                );
+            }
+        }
+        self.drive(id, Core::connection_lost);
+        false
+    }
+
+    /// From now on it is the client's address that counts. False when that one has too many connections.
+    fn comes_from(&mut self, id: SessionId, origin: Origin) -> bool {
+        let Origin::Client(client) = origin else { return true };
+        let ip = client.ip().to_canonical();
+        let Some(session) = self.sessions.live(id) else { return false };
+        session.core.comes_from(ip);
+        let Some(device) = &mut session.device else { return false };
+        device.port = client.port();
+        device.counted = None;
+        let limit = self.config.mqtt.max_connections_per_ip;
+        if limit == 0 {
+            return true;
+        }
+        let crowded = self.per_ip.of(ip) >= limit + RETURNING;
+        device.counted = Some(self.per_ip.count(ip));
+        if crowded {
+            self.metrics.turned_away += 1;
+            self.drive(id, Core::connection_lost);
+        }
+        !crowded
+    }
+
+    /// Makes room for one more handshake: the one that has had the most time goes, never the newcomer.
+    pub(super) fn limit_handshakes(&mut self) {
+        let most = self.config.mqtt.tls.max_handshakes;
+        if self.handshakes.len() < most {
+            return;
+        }
+        let sessions = &self.sessions;
+        self.handshakes.retain(|id| {
+            let device = sessions.get(*id).and_then(|session| session.device.as_ref());
+            device.is_some_and(|device| device.link.is_unsecured())
+        });
+        while self.handshakes.len() >= most
+            && let Some(id) = self.handshakes.pop_front()
+        {
+            self.metrics.turned_away += 1;
+            self.drive(id, Core::connection_lost);
+            self.drop_device(id);
+        }
+    }
+}
+
+fn more(suppressed: u64) -> String {
+    match suppressed {
+        0 => String::new(),
+        n => format!(" ({n} more were not logged)"),
+    }
+}

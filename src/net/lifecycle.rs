@@ -1,0 +1,161 @@
+//! Reload, drain and stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::{error, info, warn};
+
+use super::device_calls::DeviceCalls;
+use super::file_watch::{self, Watch};
+use super::gateway::{Alarm, Gateway};
+use super::handle::Command;
+use crate::admin::recent_errors::Kind;
+use crate::config::{self, Changes, Config};
+use crate::logger;
+use crate::session::Core;
+
+/// Devices without a call leave a draining gateway one after another over this time: all at once would storm the gateways
+/// that take them.
+const LEAVING: Duration = Duration::from_secs(5);
+
+/// Why a reload changed nothing.
+#[derive(Debug)]
+pub(super) enum ReloadError {
+    /// There is no configuration to read again.
+    NoSource,
+    /// It is not allowed: why.
+    Refused(String),
+}
+
+impl Gateway {
+    /// Lets the wheel ring for a look at the files that may change, unless it does.
+    pub(super) fn watch_files(&mut self) {
+        let any = self.watch.is_some() || self.tls_door.is_some();
+        if any && !std::mem::replace(&mut self.watching, true) {
+            self.wheel.arm(self.now + file_watch::INTERVAL, Alarm::Watch);
+        }
+    }
+
+    pub(super) fn look_at_files(&mut self) {
+        if self.watch.as_mut().is_some_and(Watch::look) {
+            // What comes of it is in the log.
+            let _ = self.reload_file();
+        }
+        self.look_at_certificate();
+        self.wheel.arm(self.now + file_watch::INTERVAL, Alarm::Watch);
+    }
+
+    pub(super) fn reload_file(&mut self) -> Result<Changes, ReloadError> {
+        let Some(source) = &self.source else {
+            info!("reload: there is no configuration file to read");
+            return Err(ReloadError::NoSource);
+        };
+        self.supervisor.reloading();
+        let outcome = match source.load() {
+            Ok(config) => self.reload(config),
+            Err(error) => Err(self.refused(error.to_string())),
+        };
+        self.supervisor.reloaded();
+        outcome
+    }
+
+    pub(super) fn reload(&mut self, new: Config) -> Result<Changes, ReloadError> {
+        let changes = match config::check_reload(&self.config, &new) {
+            Ok(changes) => changes,
+            Err(error) => return Err(self.refused(error.to_string())),
+        };
+        if let Err(error) = self.reload_tls(&new) {
+            return Err(self.refused(error.to_string()));
+        }
+        self.team.tell(|| Command::Reload(Box::new(new.clone())));
+        // Certificates may be new in files of the same name.
+        self.tls.clear();
+        if changes.is_empty() {
+            if self.team.leads() {
+                info!("reload: nothing has changed");
+            }
+            return Ok(changes);
+        }
+        let new = new.after_reload(&self.config);
+        if self.team.leads() {
+            self.tell_of(&new, &changes);
+        }
+        logger::set_level(new.log_level());
+        self.config = Arc::new(new);
+        self.recount();
+        self.start_dials();
+        // Limits that are deadlines of running calls.
+        for id in self.sessions.ids() {
+            self.drive(id, Core::timeout);
+        }
+        Ok(changes)
+    }
+
+    fn tell_of(&mut self, new: &Config, changes: &Changes) {
+        for warning in new.warnings() {
+            warn!("{warning}");
+            self.admin.trouble(Kind::Setting, None, &warning);
+        }
+        info!("reload: applied: {}; needs restart: {}", list(&changes.applied), list(&changes.needs_restart));
+    }
+
+    fn refused(&mut self, why: String) -> ReloadError {
+        error!("reload: nothing changes: {why}");
+        self.admin.trouble(Kind::ReloadRefused, None, &why);
+        ReloadError::Refused(why)
+    }
+
+    pub(super) fn drain(&mut self) {
+        if self.draining || self.is_stopping() {
+            return;
+        }
+        self.draining = true;
+        self.accepting = false;
+        // Closed, not only deaf: the system would go on to take connections for us.
+        (self.listener, self.tls_door) = (None, None);
+        if self.team.leads() {
+            info!(
+                "draining: {} calls to finish; devices without one are disconnected within {} s",
+                self.all_calls(),
+                LEAVING.as_secs()
+            );
+        }
+        self.team.tell(|| Command::Drain);
+        let ids = self.sessions.ids();
+        let count = ids.len().max(1) as u32;
+        for (place, id) in ids.into_iter().enumerate() {
+            let leave_at = self.now + LEAVING * place as u32 / count;
+            self.drive(id, |core, cx| core.drain(leave_at, cx));
+        }
+        self.tell_status();
+    }
+
+    pub(super) fn stop(&mut self, grace: Duration) {
+        if self.stopping.is_some() {
+            self.team.tell(|| Command::Stop(grace));
+            self.stopping = Some(self.now);
+            return;
+        }
+        if self.team.leads() {
+            info!("stopping: {} calls, {} devices", self.all_calls(), self.all_devices());
+        }
+        self.team.tell(|| Command::Stop(grace));
+        self.supervisor.stopping();
+        self.stopping = Some(self.now + grace);
+        self.wheel.arm(self.now + grace, Alarm::Stop);
+        self.accepting = false;
+        let doors = [self.listener.as_mut(), self.tls_door.as_mut().map(|door| &mut door.listener)];
+        for listener in doors.into_iter().flatten() {
+            let _ = self.poll.registry().deregister(listener);
+        }
+        // Each device is told by its own end.
+        self.device_calls = DeviceCalls::default();
+        for id in self.sessions.ids() {
+            self.drive(id, Core::shutdown);
+        }
+    }
+}
+
+fn list(keys: &[&str]) -> String {
+    if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") }
+}

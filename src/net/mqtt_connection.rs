@@ -1,0 +1,326 @@
+//! The device's TCP connection: bytes in, packets to the core, bytes out.
+
+use std::io::{ErrorKind, Read};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use super::gateway::Gateway;
+use super::listener::Counted;
+use super::mqtt_transport::Link;
+use super::run_queue::Ready;
+use super::token::SessionId;
+use super::write_buffer::{Flush, Outbox};
+use crate::proto::mqtt::{self, Packet};
+
+/// Reads at a time, and bytes of each: more than any message of a usual device, and not many of the shortest packets. Others
+/// wait meanwhile.
+const READS: usize = 2;
+const PIECE: usize = 2 * 1024;
+/// The packet type of CONNECT.
+const CONNECT: u8 = 1;
+
+/// One device's connection. Small, since there may be tens of thousands: what is partial or waits is elsewhere.
+pub(super) struct Device {
+    pub(super) link: Link,
+    pub(super) port: u16,
+    /// Nothing is served any more: the rest is written, then the connection ends.
+    pub(super) closing: bool,
+    /// Its place among the connections of its address, while these are limited and until it closes.
+    pub(super) counted: Option<Box<Counted>>,
+    /// Our side is shut down; the peer's last bytes are read and dropped.
+    shut: bool,
+    /// The peer has ended its side, or the connection is broken.
+    ended: bool,
+    /// A write failed: what had arrived before is still read, then the connection has ended.
+    broken: bool,
+    partial: Option<Box<Partial>>,
+}
+
+/// Bytes on their way in or out; not there between packets.
+#[derive(Default)]
+struct Partial {
+    inbox: Vec<u8>,
+    outbox: Outbox,
+    /// What waits to be written is a refusal that comes late on purpose.
+    hold_until: Option<Instant>,
+}
+
+/// What came of writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    Done,
+    Blocked,
+    /// Closed down and no longer needed.
+    Over,
+    /// The connection is broken.
+    Lost,
+}
+
+impl Device {
+    pub(super) fn new(link: Link, port: u16) -> Self {
+        Self {
+            link,
+            port,
+            closing: false,
+            counted: None,
+            shut: false,
+            ended: false,
+            broken: false,
+            partial: None,
+        }
+    }
+
+    /// The local address the device reached, for `public_ip: auto`.
+    pub(super) fn local_ip(&self) -> Option<IpAddr> {
+        self.link.tcp()?.local_addr().ok().map(|addr| addr.ip().to_canonical())
+    }
+
+    /// Whether something waits to be written.
+    pub(super) fn has_output(&self) -> bool {
+        self.partial.as_ref().is_some_and(|partial| !partial.outbox.is_empty())
+    }
+
+    /// Until when output waits on purpose.
+    pub(super) fn hold_until(&self) -> Option<Instant> {
+        self.partial.as_ref().and_then(|partial| partial.hold_until)
+    }
+
+    /// Lets the output wait on purpose.
+    pub(super) fn hold(&mut self, until: Instant) {
+        self.partial.get_or_insert_default().hold_until = Some(until);
+    }
+
+    /// Bytes that are partial or wait to be written, and room for them.
+    pub(super) fn kept(&self) -> usize {
+        self.partial.as_ref().map_or(0, |partial| partial.inbox.capacity() + partial.outbox.capacity())
+    }
+
+    fn take_inbox(&mut self) -> Vec<u8> {
+        self.partial.as_mut().map(|partial| std::mem::take(&mut partial.inbox)).unwrap_or_default()
+    }
+
+    fn keep_inbox(&mut self, rest: Vec<u8>) {
+        if !rest.is_empty() {
+            self.partial.get_or_insert_default().inbox = rest;
+        }
+    }
+
+    pub(super) fn flush(&mut self, now: Instant) -> Written {
+        if self.broken || !self.link.is_open() {
+            return if self.closing { Written::Over } else { Written::Blocked };
+        }
+        let flushed = match &mut self.partial {
+            None => Ok(Flush::Done),
+            Some(partial) if partial.hold_until.is_some_and(|at| at > now) => return Written::Blocked,
+            Some(partial) => {
+                partial.hold_until = None;
+                partial.outbox.flush(&mut self.link)
+            }
+        };
+        if self.partial.as_ref().is_some_and(|partial| partial.inbox.is_empty() && partial.outbox.is_empty())
+        {
+            self.partial = None;
+        }
+        match flushed {
+            Ok(Flush::Done) if !self.closing => Written::Done,
+            Ok(Flush::Done) if self.ended => Written::Over,
+            Ok(Flush::Done) => {
+                // Dropping now could reset the connection and take with it what was just written.
+                if self.shut {
+                    return Written::Done;
+                }
+                match self.link.shut_down() {
+                    Ok(()) => self.shut = true,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return Written::Blocked,
+                    Err(_) => return Written::Over,
+                }
+                Written::Done
+            }
+            Ok(Flush::Blocked) if self.ended && self.closing => Written::Over,
+            Ok(Flush::Blocked) => Written::Blocked,
+            Err(_) if self.closing => Written::Over,
+            Err(_) => {
+                self.broken = true;
+                Written::Lost
+            }
+        }
+    }
+}
+
+/// Appends to the start of a packet. Its room doubles, so that each byte is copied about once however small the pieces are,
+/// but not beyond what the packet needs.
+fn append(kept: &mut Vec<u8>, more: &[u8]) {
+    let needed = kept.len() + more.len();
+    if needed > kept.capacity() {
+        let whole = mqtt::packet_len(kept).unwrap_or(needed);
+        let room = (2 * kept.capacity()).min(whole).max(needed);
+        kept.reserve_exact(room - kept.len());
+    }
+    kept.extend_from_slice(more);
+}
+
+impl Gateway {
+    /// Reads what has come, within the budget, and serves each packet.
+    pub(super) fn pump_device(&mut self, id: SessionId) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut id = id;
+        let mut reads = 0;
+        while self.read_device(&mut id, &mut scratch) {
+            reads += 1;
+            if reads == READS {
+                self.ready.push(Ready::Device(id));
+                break;
+            }
+        }
+        self.scratch = scratch;
+        self.weigh(id);
+        self.rearm(id);
+    }
+
+    /// One read. False when there is nothing more to do now. `id` moves on when the connection takes over a call.
+    fn read_device(&mut self, id: &mut SessionId, scratch: &mut [u8]) -> bool {
+        let now = self.now;
+        let Some(session) = self.sessions.live(*id) else { return false };
+        let Some(device) = &mut session.device else { return false };
+        if !device.link.is_open() {
+            return !device.closing && self.go_in(*id, scratch);
+        }
+        match device.link.read(&mut scratch[..PIECE]) {
+            Ok(0) => self.device_ended(*id),
+            Ok(_) if device.closing => return true,
+            Ok(n) => {
+                session.core.heard(now);
+                let mut kept = device.take_inbox();
+                return match kept.is_empty() {
+                    true => self.serve(id, &scratch[..n], kept),
+                    false => {
+                        append(&mut kept, &scratch[..n]);
+                        self.serve(id, &[], kept)
+                    }
+                };
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock && !device.broken => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => return true,
+            Err(_) => self.device_ended(*id),
+        }
+        false
+    }
+
+    /// The peer's side is over: what it sent before has been served.
+    fn device_ended(&mut self, id: SessionId) {
+        if let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut()) {
+            device.ended = true;
+        }
+        self.drive(id, |core, cx| core.connection_lost(cx));
+        self.touch(id);
+    }
+
+    /// Serves the packets in `bytes`, or in `kept` when there was a partial packet before; keeps what is left over.
+    pub(super) fn serve(&mut self, id: &mut SessionId, bytes: &[u8], kept: Vec<u8>) -> bool {
+        let mut rest = if kept.is_empty() { bytes } else { &kept[..] };
+        while !rest.is_empty() {
+            let Some(session) = self.sessions.live(*id) else { return false };
+            if !session.core.is_listening() {
+                return true;
+            }
+            if session.core.awaits_connect() && rest[0] >> 4 != CONNECT {
+                let first = rest[0];
+                self.drive(*id, |core, cx| core.no_connect(first, cx));
+                return true;
+            }
+            match mqtt::decode(rest, session.core.max_packet(&self.config)) {
+                Ok(Some((Packet::Connect(connect), _)))
+                    if !self.team.is_alone() && self.send_home(*id, connect.client_id, rest) =>
+                {
+                    return false;
+                }
+                Ok(Some((packet, length))) => {
+                    rest = &rest[length..];
+                    self.drive(*id, |core, cx| core.packet(packet, cx));
+                    *id = self.moved.take().unwrap_or(*id);
+                }
+                Ok(None) => break,
+                Err(malformed) => {
+                    self.drive(*id, |core, cx| core.malformed(malformed, cx));
+                    return true;
+                }
+            }
+        }
+        if let Some(device) = self.sessions.live(*id).and_then(|session| session.device.as_mut()) {
+            // A packet that is not whole yet stays where it is: to copy it each time would be work without end.
+            let begun = rest.len() == kept.len();
+            device.keep_inbox(if begun { kept } else { rest.to_vec() });
+        }
+        true
+    }
+
+    /// Appends to what the device is sent. A device that does not read loses its connection.
+    pub(super) fn write_device(&mut self, id: SessionId, write: impl FnOnce(&mut Vec<u8>)) {
+        let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut()) else { return };
+        if device.closing {
+            return;
+        }
+        let fits = device.partial.get_or_insert_default().outbox.append(write);
+        self.touch(id);
+        if !fits {
+            device_is_slow(self, id);
+        }
+    }
+
+    /// Writes what waits for the device, at the end of the turn or before audio that must come later.
+    pub(super) fn flush_device(&mut self, id: SessionId) {
+        let now = self.now;
+        let Some(session) = self.sessions.live(id) else { return };
+        let Some(device) = &mut session.device else { return };
+        match device.flush(now) {
+            Written::Done | Written::Blocked => {}
+            Written::Over => self.drop_device(id),
+            // A DISCONNECT may have come before the reset: only reading tells.
+            Written::Lost => self.ready.push(Ready::Device(id)),
+        }
+    }
+}
+
+/// Deferred to its own list: the core is in the middle of its actions.
+fn device_is_slow(gateway: &mut Gateway, id: SessionId) {
+    gateway.ready.push(Ready::SlowDevice(id));
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+
+    use super::super::harness::{Harness, client_id};
+    use super::*;
+    use crate::proto::mqtt::encode;
+
+    #[test]
+    fn a_long_packet_is_copied_a_few_times_and_not_once_for_each_piece() {
+        const LONG: usize = 1024 * 1024;
+        let mut harness = Harness::new(|config| config.mqtt.max_payload_size = 2 * LONG);
+        let (mut client, id) = harness.online(&client_id(1));
+        let device = |gateway: &Gateway| {
+            let device = gateway.sessions.get(id).unwrap().device.as_ref().unwrap();
+            (device.partial.as_ref().map_or(0, |partial| partial.inbox.len()), device.kept())
+        };
+        let mut packet = Vec::new();
+        encode::publish(&mut packet, "t", &vec![b' '; LONG]);
+        let (last, begin) = packet.split_last().unwrap();
+        let (mut came, mut room, mut moves) = (0, 0, 0);
+        for piece in begin.chunks(PIECE) {
+            client.write_all(piece).unwrap();
+            came += piece.len();
+            harness.until("it is read", |gateway| device(gateway).0 == came);
+            let now = device(&harness.gateway).1;
+            moves += usize::from(now != room);
+            room = now;
+        }
+        assert!(moves <= 12, "moved {moves} times");
+        assert_eq!(room, packet.len(), "no more room than the packet takes");
+        // Its end comes with the next packet, and the start of another.
+        client.write_all(&[*last, 0xc0, 0, 0x30, 5]).unwrap();
+        harness.until("both are served", |gateway| device(gateway).0 == 2);
+        assert!(harness.gateway.sessions.get(id).unwrap().core.is_online());
+    }
+}

@@ -1,0 +1,142 @@
+//! MQTT over TLS: the listener, its certificate, and a new certificate in mid-flight.
+
+use std::net::{IpAddr, SocketAddr};
+
+use log::{error, info, warn};
+use mio::Interest;
+use mio::net::TcpListener;
+
+use super::certificate::{Acceptor, Certificate, CertificateError};
+use super::file_watch::Watch;
+use super::gateway::{BindError, Gateway, MQTTS};
+use super::listener;
+use super::token;
+use crate::admin::recent_errors::Kind;
+use crate::config::{Config, Tls};
+
+/// The TLS listener and what its handshakes need.
+pub(super) struct TlsDoor {
+    pub(super) listener: TcpListener,
+    certificate: Certificate,
+    watches: [Watch; 2],
+}
+
+impl TlsDoor {
+    /// Opens it, when there is to be TLS.
+    ///
+    /// # Errors
+    /// A certificate that cannot be used, or a port that cannot be listened on.
+    pub(super) fn open(host: IpAddr, tls: &Tls, shared: bool) -> Result<Option<Self>, BindError> {
+        let Some((cert_file, key_file)) = tls.files() else { return Ok(None) };
+        // Watched from before it is read, so that no change is missed.
+        let watches = [cert_file, key_file].map(|path| Watch::new(path.to_owned()));
+        let certificate = Certificate::load(cert_file, key_file).map_err(BindError::Certificate)?;
+        let addr = SocketAddr::new(host, tls.port);
+        let listener =
+            listener::listen(addr, shared).map_err(|error| BindError::Port("MQTT over TLS", addr, error))?;
+        Ok(Some(Self { listener, certificate, watches }))
+    }
+
+    pub(super) fn acceptor(&self) -> &Acceptor {
+        &self.certificate.acceptor
+    }
+
+    /// When its certificate expires, in seconds since 1970, where that can be told.
+    pub(super) fn expires(&self) -> Option<i64> {
+        self.certificate.facts.as_ref().map(|facts| facts.expires.1)
+    }
+
+    fn has_expired(&self) -> bool {
+        self.certificate.facts.as_ref().is_some_and(|facts| facts.expired)
+    }
+
+    /// Whether one of the files has changed and come to rest.
+    fn look(&mut self) -> bool {
+        self.watches.iter_mut().fold(false, |changed, watch| watch.look() | changed)
+    }
+}
+
+impl Gateway {
+    /// Takes the TLS settings of `new` over, or nothing. A certificate whose files keep their names is only ever replaced
+    /// by one that works; what is wrong with them is in the log, and no reason against the rest of the configuration.
+    pub(super) fn reload_tls(&mut self, new: &Config) -> Result<(), BindError> {
+        if self.draining || self.is_stopping() {
+            return Ok(());
+        }
+        let (then, now) = (&self.config.mqtt.tls, &new.mqtt.tls);
+        if then.files() == now.files() && then.port == now.port {
+            self.renew_certificate();
+            return Ok(());
+        }
+        match (now.files(), &mut self.tls_door) {
+            (Some((cert_file, key_file)), Some(door)) if then.port == now.port => {
+                let watches = [cert_file, key_file].map(|path| Watch::new(path.to_owned()));
+                door.certificate = Certificate::load(cert_file, key_file).map_err(BindError::Certificate)?;
+                door.watches = watches;
+            }
+            _ => {
+                let mut door = TlsDoor::open(self.config.mqtt.host, now, !self.team.is_alone())?;
+                if let Some(door) = &mut door {
+                    let registry = self.poll.registry();
+                    registry
+                        .register(&mut door.listener, token::fixed(MQTTS), Interest::READABLE)
+                        .map_err(|error| BindError::Setup("register", error))?;
+                }
+                self.tls_door = door;
+                self.watch_files();
+            }
+        }
+        self.describe_certificate();
+        Ok(())
+    }
+
+    /// Looks at the certificate's files, and takes a new certificate from them if they have changed.
+    pub(super) fn look_at_certificate(&mut self) {
+        if self.tls_door.as_mut().is_some_and(TlsDoor::look) {
+            self.renew_certificate();
+        }
+    }
+
+    /// Takes a new certificate from the same files. The one in use stays when there is none, or none that is better:
+    /// files are renewed one after the other.
+    fn renew_certificate(&mut self) {
+        let Some(door) = &mut self.tls_door else { return };
+        let Some((cert_file, key_file)) = self.config.mqtt.tls.files() else { return };
+        let kept = |why: &dyn std::fmt::Display| format!("the TLS certificate in use stays: {why}");
+        let sentence = match Certificate::load(cert_file, key_file) {
+            Ok(new) if new.is_same(&door.certificate) => return,
+            Ok(new) if new.facts.as_ref().is_some_and(|facts| facts.expired) && !door.has_expired() => {
+                kept(&format_args!("the one in {} has expired", cert_file.display()))
+            }
+            Ok(new) => {
+                door.certificate = new;
+                return self.describe_certificate();
+            }
+            Err(error) => kept(&error),
+        };
+        error!("{sentence}");
+        self.admin.trouble(Kind::Setting, None, &sentence);
+    }
+
+    /// Says which certificate is in use, and what is doubtful about it.
+    pub(super) fn describe_certificate(&mut self) {
+        let Some(door) = self.tls_door.as_ref().filter(|_| self.team.leads()) else { return };
+        let Some(facts) = door.certificate.facts.clone() else { return };
+        info!("TLS certificate for {}, valid until {}", facts.names, facts.expires.0);
+        for doubt in facts.doubts {
+            let sentence = format!("mqtt.tls: {doubt}");
+            if facts.expired {
+                error!("{sentence}")
+            } else {
+                warn!("{sentence}")
+            }
+            self.admin.trouble(Kind::Setting, None, &sentence);
+        }
+    }
+}
+
+impl From<CertificateError> for BindError {
+    fn from(error: CertificateError) -> Self {
+        Self::Certificate(error)
+    }
+}

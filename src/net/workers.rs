@@ -1,0 +1,311 @@
+//! Several workers: loops of the same kind, each on a thread of its own with its own share of the MQTT listener and its own
+//! UDP port. They share the numbers of devices and calls of each (atomics, stored once a turn), the count of connections of
+//! each address and the recent errors (each under a lock). Audio touches none of these.
+//!
+//! A device's home is the worker its MAC names, so that two connections of one device always meet. The system spreads
+//! connections over the listeners without knowing devices: one whose CONNECT comes to another worker is handed over with
+//! what it has sent. The first worker leads: it watches the configuration file, has the management API, and asks the others.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use std::{io, iter};
+
+use log::error;
+
+use super::gateway::{BindError, Gateway, LINGER};
+use super::handle::{Addresses, Command, Handle};
+use super::listener::{self, PerIp};
+use super::mqtt_connection::Device;
+use super::token::SessionId;
+use crate::admin::recent_errors::Troubles;
+use crate::config::{Config, Mqtt};
+use crate::proto::identity::{ClientId, Mac};
+
+/// A worker's view of all of them.
+#[derive(Default)]
+pub(super) struct Team {
+    me: usize,
+    /// Every worker, this one too; none when there is only one.
+    workers: Vec<Handle>,
+    counts: Arc<[Counts]>,
+    /// The leader's, of the others.
+    threads: Vec<JoinHandle<io::Result<()>>>,
+    /// Of these, how many have ended.
+    ended: usize,
+    /// How often it asked whether they turn.
+    asked: usize,
+}
+
+/// What a worker lets the others know, for limits that hold for all together.
+#[derive(Default)]
+struct Counts {
+    devices: AtomicUsize,
+    calls: AtomicUsize,
+    /// The last of the leader's questions whether it turns.
+    heard: AtomicUsize,
+}
+
+/// What a worker needs to know before it begins.
+struct Joining {
+    team: Team,
+    per_ip: PerIp,
+    troubles: Arc<Mutex<Troubles>>,
+}
+
+/// A connection on its way to its home.
+pub(super) struct Adopted {
+    pub(super) device: Device,
+    pub(super) ip: IpAddr,
+    /// Its CONNECT, and whatever followed.
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Team {
+    pub(super) fn is_alone(&self) -> bool {
+        self.workers.is_empty()
+    }
+
+    pub(super) fn leads(&self) -> bool {
+        self.me == 0
+    }
+
+    pub(super) fn me(&self) -> usize {
+        self.me
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// The worker where the device belongs; none when it is this one.
+    pub(super) fn elsewhere(&self, mac: Mac) -> Option<usize> {
+        if self.is_alone() {
+            return None;
+        }
+        let home = home(mac, self.workers.len());
+        (home != self.me).then_some(home)
+    }
+
+    pub(super) fn send(&self, worker: usize, command: Command) {
+        if let Some(worker) = self.workers.get(worker) {
+            worker.send(command);
+        }
+    }
+
+    /// The leader tells everyone else.
+    pub(super) fn tell(&self, command: impl Fn() -> Command) {
+        if self.leads() {
+            self.workers.iter().skip(1).for_each(|worker| worker.send(command()));
+        }
+    }
+
+    /// Lets the others know.
+    pub(super) fn publish(&self, devices: usize, calls: usize) {
+        if let Some(counts) = self.counts.get(self.me) {
+            counts.devices.store(devices, Relaxed);
+            counts.calls.store(calls, Relaxed);
+        }
+    }
+
+    /// Whether all have turned since this was last asked. Those that have ended count as if they had.
+    pub(super) fn is_alive(&mut self) -> bool {
+        let alive = self.others().all(|counts| counts.heard.load(Relaxed) >= self.asked);
+        self.asked += 1;
+        let asked = self.asked;
+        self.tell(|| Command::Ping(asked));
+        alive
+    }
+
+    pub(super) fn heard(&self, asked: usize) {
+        if let Some(counts) = self.counts.get(self.me) {
+            counts.heard.store(asked, Relaxed);
+        }
+    }
+
+    fn others(&self) -> impl Iterator<Item = &Counts> {
+        self.counts.iter().enumerate().filter(|(worker, _)| *worker != self.me).map(|(_, counts)| counts)
+    }
+
+    /// Makes sure that nobody else has the MQTT ports: a shared one could be bound although another program shares it.
+    ///
+    /// # Errors
+    /// A port that is in use or not permitted.
+    pub(super) fn claim_ports(mqtt: &Mqtt) -> Result<(), BindError> {
+        let plain = mqtt.plain.then_some(("MQTT", mqtt.port));
+        let tls = mqtt.tls.files().map(|_| ("MQTT over TLS", mqtt.tls.port));
+        for (what, port) in [plain, tls].into_iter().flatten().filter(|(_, port)| *port != 0) {
+            let addr = SocketAddr::new(mqtt.host, port);
+            listener::listen(addr, false).map_err(|error| BindError::Port(what, addr, error))?;
+        }
+        Ok(())
+    }
+
+    /// Starts the other workers and makes `leader` one of them.
+    ///
+    /// # Errors
+    /// Those of [`Gateway::bind`], of any worker.
+    pub(super) fn gather(leader: &mut Gateway) -> Result<(), BindError> {
+        let count = leader.config.workers;
+        let mut team = Self::default();
+        team.counts = (0..count).map(|_| Counts::default()).collect();
+        team.workers.push(leader.handle());
+        let mut waiting = Vec::new();
+        for me in 1..count {
+            let (told, hears) = mpsc::channel();
+            let (bound, outcome) = mpsc::channel();
+            let (boss, counts) = (leader.handle(), team.counts.clone());
+            let config = config_of(me, &leader.config, &leader.addresses());
+            let run = move || -> io::Result<()> {
+                let mut gateway = match Gateway::open(config, None) {
+                    Ok(gateway) => gateway,
+                    Err(error) => {
+                        let _ = bound.send(Err(error));
+                        return Ok(());
+                    }
+                };
+                let _ = bound.send(Ok(gateway.handle()));
+                // The leader gave up when nothing comes.
+                let Ok(joining) = hears.recv() else { return Ok(()) };
+                gateway.join(joining);
+                let outcome = gateway.run();
+                counts[me].heard.store(usize::MAX, Relaxed);
+                boss.send(Command::WorkerEnded { failed: outcome.is_err() });
+                outcome
+            };
+            let thread = thread::Builder::new().name(format!("worker-{me}")).spawn(run);
+            team.threads.push(thread.map_err(|error| BindError::Setup("start a worker", error))?);
+            let gone = || BindError::Setup("start a worker", io::Error::other("its thread ended"));
+            team.workers.push(outcome.recv().map_err(|_| gone())??);
+            waiting.push(told);
+        }
+        for (told, me) in waiting.iter().zip(1..) {
+            let (workers, counts) = (team.workers.clone(), team.counts.clone());
+            let team = Self { me, workers, counts, threads: Vec::new(), ended: 0, asked: 0 };
+            let (per_ip, troubles) = (leader.per_ip.clone(), leader.admin.notebook());
+            let _ = told.send(Joining { team, per_ip, troubles });
+        }
+        leader.team = team;
+        Ok(())
+    }
+
+    pub(super) fn worker_ended(&mut self) {
+        self.ended += 1;
+    }
+
+    pub(super) fn others_ended(&self) -> bool {
+        self.ended == self.threads.len()
+    }
+
+    /// This worker has ended. The leader waits for the others, for all of them even if one failed, and ends them if it
+    /// failed itself.
+    ///
+    /// # Errors
+    /// What ended this worker, or for the leader any of them, by its number.
+    pub(super) fn end(&mut self, outcome: io::Result<()>) -> io::Result<()> {
+        if !self.leads() || self.is_alone() {
+            return outcome;
+        }
+        if outcome.is_err() {
+            self.tell(|| Command::Stop(LINGER));
+        }
+        let panicked = |_| Err(io::Error::other("its thread panicked"));
+        let others = self.threads.drain(..).map(|thread| thread.join().unwrap_or_else(panicked));
+        let all: Vec<_> = iter::once(outcome).chain(others).collect();
+        let named = |(worker, outcome): (usize, io::Result<()>)| {
+            outcome.map_err(|error| io::Error::new(error.kind(), format!("worker {worker}: {error}")))
+        };
+        all.into_iter().enumerate().try_for_each(named)
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            self.tell(|| Command::Stop(Duration::ZERO));
+            let _ = self.end(Ok(()));
+        }
+    }
+}
+
+/// The same for all workers, and spread evenly whatever the vendor's part of a MAC.
+fn home(mac: Mac, workers: usize) -> usize {
+    let hash = mac.bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, octet| {
+        (hash ^ u64::from(*octet)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (hash % workers as u64) as usize
+}
+
+/// What worker `me` listens on: the leader's MQTT ports, and a UDP port of its own.
+fn config_of(me: usize, leader: &Config, addresses: &Addresses) -> Config {
+    let mut config = leader.clone();
+    config.mqtt.port = addresses.mqtt.port();
+    config.mqtt.tls.port = addresses.mqtts.map_or(config.mqtt.tls.port, |mqtts| mqtts.port());
+    config.udp.port = match leader.udp.port {
+        0 => 0,
+        // `Config` has no ports beyond the last one.
+        first => first + me as u16,
+    };
+    config.api.enabled = false;
+    config
+}
+
+impl Gateway {
+    /// Devices that are let in, at any worker.
+    pub(super) fn all_devices(&self) -> usize {
+        self.index.devices() + self.team.others().map(|counts| counts.devices.load(Relaxed)).sum::<usize>()
+    }
+
+    /// Calls going on, at any worker.
+    pub(super) fn all_calls(&self) -> usize {
+        self.index.calls() + self.team.others().map(|counts| counts.calls.load(Relaxed)).sum::<usize>()
+    }
+
+    fn join(&mut self, joining: Joining) {
+        self.team = joining.team;
+        self.per_ip = joining.per_ip;
+        self.admin.report_to(joining.troubles);
+    }
+
+    /// Hands a connection to the worker where its device belongs. False when that is here.
+    pub(super) fn send_home(&mut self, id: SessionId, client_id: &str, bytes: &[u8]) -> bool {
+        let Ok(client_id) = ClientId::parse(client_id) else { return false };
+        let Some(home) = self.team.elsewhere(client_id.mac()) else { return false };
+        let Some(session) = self.sessions.live(id) else { return false };
+        let ip = session.core.ip();
+        let Some(mut device) = session.device.take() else { return false };
+        session.core.retire();
+        self.bury_if_spent(id);
+        let Some(tcp) = device.link.tcp_mut() else { return true };
+        if let Err(error) = self.poll.registry().deregister(tcp) {
+            error!("[{ip}] cannot be handed to worker {home}: {error}");
+            return true;
+        }
+        self.team.send(home, Command::Adopt(Box::new(Adopted { device, ip, bytes: bytes.to_vec() })));
+        true
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn homes_are_spread_evenly() {
+        for workers in [2, 3, 8] {
+            let mut devices = vec![0_usize; workers];
+            for n in 0..10_000_u32 {
+                let mac: Mac = format!("24:6f:28:{:02x}:{:02x}:{:02x}", n >> 16, n >> 8 & 0xff, n & 0xff)
+                    .parse()
+                    .unwrap();
+                devices[home(mac, workers)] += 1;
+            }
+            let fair = 10_000 / workers;
+            assert!(devices.iter().all(|of| (fair * 4 / 5..fair * 6 / 5).contains(of)), "{devices:?}");
+        }
+    }
+}
