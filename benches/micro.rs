@@ -18,10 +18,12 @@ use mqtt_websocket_proxy::net::context_pool::Contexts;
 use mqtt_websocket_proxy::net::index::Index;
 use mqtt_websocket_proxy::net::timer_wheel::Wheel;
 use mqtt_websocket_proxy::net::token::SessionId;
-use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER, Header, MAX_PAYLOAD};
+use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER_LEN, MAX_PAYLOAD, UdpHeader};
 use mqtt_websocket_proxy::proto::message::{self, Reader};
-use mqtt_websocket_proxy::proto::mqtt::{Connect, Level, Packet, Publish, decode, encode};
-use mqtt_websocket_proxy::session::{Admission, Core, Cx, Grant, Peer, RequestIds, Servers};
+use mqtt_websocket_proxy::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish, decode, encode};
+use mqtt_websocket_proxy::session::{
+    Admission, CallCredentials, Context, Core, RequestIds, ServerHealth, UdpPeer,
+};
 use mqtt_websocket_proxy::tools::device::{HELLO, Login, test_audio};
 
 #[global_allocator]
@@ -41,7 +43,7 @@ fn main() {
 
 #[divan::bench]
 fn mqtt_decode_connect(bencher: Bencher) {
-    let packet = Login::new("02:00:00:00:00:01".parse().unwrap(), Some(b"key")).packet();
+    let packet = Login::new("02:00:00:00:00:01".parse().unwrap(), Some(b"key")).connect_packet();
     bencher.bench(|| decode(black_box(&packet), 4096).unwrap().map(|(_, used)| used));
 }
 
@@ -66,7 +68,7 @@ fn message_with_session_id() -> usize {
 // ----- audio ----------------------------------------------------------------------------------------------------------
 
 /// The cipher alone: a packet of 60 ms, and the longest.
-#[divan::bench(args = [test_audio::LEN, MAX_PAYLOAD])]
+#[divan::bench(args = [test_audio::PACKET_LEN, MAX_PAYLOAD])]
 fn audio_cipher(bencher: Bencher, len: usize) {
     let (cipher, mut payload) = (Cipher::new(&KEY), vec![0; len]);
     bencher.bench_local(|| cipher.apply(black_box(&[1; 16]), &mut payload));
@@ -88,9 +90,9 @@ fn audio_open(bencher: Bencher) {
 fn audio_seal(bencher: Bencher) {
     let mut call = Talk::new();
     call.up(&mut datagram(1));
-    let mut frame = audio::ws_header(1, test_audio::LEN).to_vec();
+    let mut frame = audio::ws_frame_header(1, test_audio::PACKET_LEN).to_vec();
     frame.extend_from_slice(&test_audio::packet(1, 1));
-    let mut out = [0; HEADER + MAX_PAYLOAD];
+    let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
     bencher.bench_local(|| call.down(black_box(&frame), &mut out));
 }
 
@@ -98,7 +100,7 @@ fn audio_seal(bencher: Bencher) {
 #[divan::bench]
 fn websocket_frame(bencher: Bencher) {
     let (mut contexts, mut stream) = (Contexts::default(), io::empty());
-    let mut frame = audio::ws_header(1, test_audio::LEN).to_vec();
+    let mut frame = audio::ws_frame_header(1, test_audio::PACKET_LEN).to_vec();
     frame.extend_from_slice(&test_audio::packet(1, 1));
     let mut send = || {
         let mut lent = None;
@@ -117,7 +119,7 @@ fn websocket_frame(bencher: Bencher) {
 struct Talk {
     core: Core,
     config: Config,
-    servers: Servers,
+    servers: ServerHealth,
     now: Instant,
 }
 
@@ -126,9 +128,9 @@ impl Talk {
         let (mut config, now) = (Config::default(), Instant::now());
         config.websocket.production = vec![Arc::new("ws://chat/".parse().unwrap())];
         let home = IpAddr::from(Ipv4Addr::LOCALHOST);
-        let mut talk = Self { core: Core::new(home, now), config, servers: Servers::default(), now };
+        let mut talk = Self { core: Core::new(home, now), config, servers: ServerHealth::default(), now };
         let connect = Connect {
-            level: Level::V311,
+            level: ProtocolLevel::V311,
             client_id: "GID_test@@@02_00_00_00_00_01@@@1",
             clean_session: true,
             keep_alive: 90,
@@ -137,27 +139,35 @@ impl Talk {
             password: None,
         };
         let hello = Publish { topic: "device-server", payload: HELLO.as_bytes(), retain: false };
-        talk.drive(|core, cx| core.packet(Packet::Connect(connect), cx));
-        talk.drive(|core, cx| core.admitted(Admission::Welcome, cx));
-        talk.drive(|core, cx| core.packet(Packet::Publish(hello), cx));
+        talk.drive(|core, cx| core.on_packet(Packet::Connect(connect), cx));
+        talk.drive(|core, cx| core.on_admission(Admission::Accepted, cx));
+        talk.drive(|core, cx| core.on_packet(Packet::Publish(hello), cx));
         let (session_id, udp_host) = ("own".into(), "127.0.0.1".into());
-        let grant = Grant { ssrc: SSRC, key: KEY, session_id, seed: 1, udp_host, udp_port: 1, allowed: true };
-        talk.drive(|core, cx| core.granted(grant, cx));
-        talk.core.backend_connecting();
-        talk.drive(Core::backend_open);
-        talk.drive(|core, cx| core.backend_text(SERVER_HELLO, cx));
+        let grant = CallCredentials {
+            ssrc: SSRC,
+            key: KEY,
+            session_id,
+            jitter_seed: 1,
+            udp_host,
+            udp_port: 1,
+            allowed: true,
+        };
+        talk.drive(|core, cx| core.on_credentials(grant, cx));
+        talk.core.on_backend_connecting();
+        talk.drive(Core::on_backend_open);
+        talk.drive(|core, cx| core.on_backend_text(SERVER_HELLO, cx));
         talk
     }
 
-    fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) {
+    fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
         let mut out = Vec::new();
         let Self { core, config, servers, now } = self;
         let ids = &RequestIds::new();
-        decide(core, &mut Cx { now: *now, config, servers, ids, out: &mut out });
+        decide(core, &mut Context { now: *now, config, servers, ids, out: &mut out });
     }
 
     fn up(&mut self, datagram: &mut [u8]) {
-        let from = Peer { addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 4000)), local: None };
+        let from = UdpPeer { addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 4000)), local_ip: None };
         self.core.uplink(from, datagram, &self.config, self.now).unwrap();
     }
 
@@ -168,10 +178,16 @@ impl Talk {
 }
 
 fn datagram(sequence: u32) -> Vec<u8> {
-    let header = Header { flags: 0, len: test_audio::LEN as u16, ssrc: SSRC, timestamp: 0, sequence };
-    let mut datagram = header.bytes().to_vec();
+    let header = UdpHeader {
+        flags: 0,
+        payload_len: test_audio::PACKET_LEN as u16,
+        ssrc: SSRC,
+        timestamp: 0,
+        sequence,
+    };
+    let mut datagram = header.to_bytes().to_vec();
     datagram.extend_from_slice(&test_audio::packet(sequence, 0));
-    Cipher::new(&KEY).apply(&header.bytes(), &mut datagram[HEADER..]);
+    Cipher::new(&KEY).apply(&header.to_bytes(), &mut datagram[HEADER_LEN..]);
     datagram
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::Config;
 use mqtt_websocket_proxy::net::Running;
-use mqtt_websocket_proxy::tools::device::{Device, Login, test_audio};
+use mqtt_websocket_proxy::tools::device::{Login, SimulatedDevice, test_audio};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -32,13 +32,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let gateway = gateway.or_else(|| own.as_ref().map(|own| own.addresses().mqtt)).ok_or("no gateway")?;
 
     let login = Login::new(mac.parse()?, key.as_deref().map(str::as_bytes));
-    let mut device = Device::connect(gateway, &login, Duration::from_secs(5))?;
+    let mut device = SimulatedDevice::connect(gateway, &login, Duration::from_secs(5))?;
     println!("connected to {gateway} as {}", login.client_id);
     let mut call = device.call()?;
-    println!("in a call: session {}, audio to {}", call.grant.session_id, call.server_addr()?);
+    println!("in a call: session {}, audio to {}", call.parameters.session_id, call.server_addr()?);
 
     // Realtime is the mode in which the firmware plays and listens at once; the echo server answers it at once too.
-    device.listen(&call, "realtime")?;
+    device.start_listening(&call, "realtime")?;
     for number in 0..packets {
         call.send(0, &test_audio::packet(number, 0))?;
         // A device sends one packet each 60 ms; waiting for the answer meanwhile keeps the pace.

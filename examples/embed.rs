@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use mqtt_websocket_proxy::config::Config;
 use mqtt_websocket_proxy::net::Running;
-use mqtt_websocket_proxy::tools::device::{Device, Login};
+use mqtt_websocket_proxy::tools::device::{Login, SimulatedDevice};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -32,9 +32,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // The rest of the program does what it is for. Here: a device calls.
     let login = Login::new("02:00:00:00:00:02".parse()?, None);
-    let mut device = Device::connect(addresses.mqtt, &login, Duration::from_secs(5))?;
+    let mut device = SimulatedDevice::connect(addresses.mqtt, &login, Duration::from_secs(5))?;
     let call = device.call()?;
-    println!("a device is in a call, session {}", call.grant.session_id);
+    println!("a device is in a call, session {}", call.parameters.session_id);
 
     // Devices in a call are told goodbye, then the thread ends. A handle stops it from any other thread.
     gateway.stop(Duration::from_secs(1))?;

@@ -13,9 +13,9 @@ use pico_args::Arguments;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Run the gateway.
-    Run(Run),
+    Run(RunOptions),
     /// Run a sub-command with the arguments behind its name.
-    Tool(Tool, Arguments),
+    Subcommand(Subcommand, Arguments),
     /// Print the help text.
     Help,
     /// Print the version.
@@ -24,18 +24,18 @@ pub(crate) enum Command {
 
 /// The options of the gateway.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Run {
+pub(crate) struct RunOptions {
     /// The configuration file.
     pub(crate) config: Option<PathBuf>,
     /// The log level, over file and environment.
-    pub(crate) level: Option<LevelFilter>,
+    pub(crate) log_level: Option<LevelFilter>,
     /// The file that holds the process id while the gateway runs.
-    pub(crate) pid: Option<PathBuf>,
+    pub(crate) pid_file: Option<PathBuf>,
 }
 
 /// The sub-commands.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Tool {
+pub(crate) enum Subcommand {
     Demo,
     Probe,
     Check,
@@ -49,16 +49,16 @@ pub(crate) enum Tool {
 /// When it is not understood: one line that says why.
 pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
     let tool = match args.subcommand().map_err(|error| error.to_string())?.as_deref() {
-        Some("demo") => Some(Tool::Demo),
-        Some("probe") => Some(Tool::Probe),
-        Some("check") => Some(Tool::Check),
-        Some("credentials") => Some(Tool::Credentials),
-        Some("health") => Some(Tool::Health),
+        Some("demo") => Some(Subcommand::Demo),
+        Some("probe") => Some(Subcommand::Probe),
+        Some("check") => Some(Subcommand::Check),
+        Some("credentials") => Some(Subcommand::Credentials),
+        Some("health") => Some(Subcommand::Health),
         Some(other) => return Err(format!("unknown command {other:?}")),
         None => None,
     };
     if let Some(tool) = tool {
-        return Ok(Command::Tool(tool, args));
+        return Ok(Command::Subcommand(tool, args));
     }
     if args.contains(["-h", "--help"]) {
         return Ok(Command::Help);
@@ -66,10 +66,10 @@ pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
     if args.contains(["-v", "--version"]) {
         return Ok(Command::Version);
     }
-    let run = Run {
-        config: path(&mut args, ["-c", "--config"])?,
-        level: level(&mut args)?,
-        pid: path(&mut args, ["-p", "--pid"])?,
+    let run = RunOptions {
+        config: path_option(&mut args, ["-c", "--config"])?,
+        log_level: log_level_option(&mut args)?,
+        pid_file: path_option(&mut args, ["-p", "--pid"])?,
     };
     match args.finish().first() {
         Some(unknown) => Err(format!("unknown or repeated argument {unknown:?}")),
@@ -77,12 +77,12 @@ pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
     }
 }
 
-fn path(args: &mut Arguments, keys: [&'static str; 2]) -> Result<Option<PathBuf>, String> {
+fn path_option(args: &mut Arguments, keys: [&'static str; 2]) -> Result<Option<PathBuf>, String> {
     let path = |text: &OsStr| Ok::<_, Infallible>(PathBuf::from(text));
     args.opt_value_from_os_str(keys, path).map_err(|error| error.to_string())
 }
 
-fn level(args: &mut Arguments) -> Result<Option<LevelFilter>, String> {
+fn log_level_option(args: &mut Arguments) -> Result<Option<LevelFilter>, String> {
     let name: Option<String> =
         args.opt_value_from_str(["-l", "--log-level"]).map_err(|error| error.to_string())?;
     let known =
@@ -147,28 +147,30 @@ mod tests {
     }
 
     #[test]
-    fn options_are_understood_in_both_forms() {
+    fn short_and_long_options_are_parsed() {
         for line in ["-c a.json -l DEBUG -p a.pid", "--pid a.pid --log-level debug --config a.json"] {
             let Ok(Command::Run(run)) = parsed(line) else { panic!("{line}") };
             assert_eq!(run.config, Some("a.json".into()));
-            assert_eq!(run.level, Some(LevelFilter::Debug));
-            assert_eq!(run.pid, Some("a.pid".into()));
+            assert_eq!(run.log_level, Some(LevelFilter::Debug));
+            assert_eq!(run.pid_file, Some("a.pid".into()));
         }
         let Ok(Command::Run(run)) = parsed("") else { panic!() };
-        assert_eq!(run, Run { config: None, level: None, pid: None });
+        assert_eq!(run, RunOptions { config: None, log_level: None, pid_file: None });
         assert!(matches!(parsed("-h"), Ok(Command::Help)));
         assert!(matches!(parsed("-c x --version"), Ok(Command::Version)));
     }
 
     #[test]
-    fn a_sub_command_gets_all_that_follows() {
-        let Ok(Command::Tool(Tool::Probe, rest)) = parsed("probe host:1883 --help") else { panic!() };
+    fn a_subcommand_gets_the_remaining_arguments() {
+        let Ok(Command::Subcommand(Subcommand::Probe, rest)) = parsed("probe host:1883 --help") else {
+            panic!()
+        };
         assert_eq!(rest.finish(), ["host:1883", "--help"]);
-        assert!(matches!(parsed("demo"), Ok(Command::Tool(Tool::Demo, _))));
+        assert!(matches!(parsed("demo"), Ok(Command::Subcommand(Subcommand::Demo, _))));
     }
 
     #[test]
-    fn what_is_not_understood_is_named() {
+    fn unknown_arguments_are_named() {
         for (line, part) in [
             ("--nonsense", "--nonsense"),
             ("-l info extra", "extra"),

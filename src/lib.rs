@@ -90,7 +90,7 @@
 //!
 //! * [`proto`]: bytes to values and back.
 //! * [`session`]: the state machines of one device and its call. [`Core`](session::Core) takes what happened together
-//!   with a [`Cx`](session::Cx), and pushes [`Action`](session::Action)s.
+//!   with a [`Context`](session::Context), and pushes [`Action`](session::Action)s.
 //! * [`net`]: carries the actions out. [`Gateway`] owns the poll, the listeners, every session with both its sockets,
 //!   the indexes and the wheel.
 //! * [`admin`]: the management API without its sockets, which are in `net::admin`: requests, tokens, the table of calls,

@@ -20,31 +20,32 @@ use simplelog::{ConfigBuilder, WriteLogger};
 use crate::text;
 
 /// Lines that wait for one place.
-const QUEUE: usize = 1024;
+const QUEUE_CAPACITY: usize = 1024;
 
 /// Bytes of a message; the rest is cut off.
 const LONGEST: usize = 8 * 1024;
 
 /// The modules whose lines are written. Those of libraries are not: a WebSocket library's show request headers, and
 /// so the token in them.
-const OURS: &str = "mqtt_websocket_proxy";
+const CRATE_TARGET: &str = "mqtt_websocket_proxy";
 
 /// Not 64 bits: MIPS and older ARM have no such atomic.
-static LOST: AtomicUsize = AtomicUsize::new(0);
-static PLACES: OnceLock<Places> = OnceLock::new();
+static LOST_LINES: AtomicUsize = AtomicUsize::new(0);
+static QUEUES: OnceLock<Queues> = OnceLock::new();
 
 /// Starts logging to stderr and, when given, to the end of `file`, whose missing parent folders are made.
 ///
 /// # Errors
 /// When the file cannot be opened, a thread cannot be started, or there is a logger already.
 pub fn start(level: LevelFilter, file: Option<&Path>) -> io::Result<()> {
-    let file = file.map(open).transpose()?;
-    let mut places = vec![place("log-stderr", io::stderr())?];
+    let file = file.map(open_file).transpose()?;
+    let mut queues = vec![spawn_writer("log-stderr", io::stderr())?];
     if let Some(file) = file {
-        places.push(place("log-file", file)?);
+        queues.push(spawn_writer("log-file", file)?);
     }
-    let places = PLACES.get_or_init(|| places.into());
-    let logger = Logger { inner: WriteLogger::new(LevelFilter::Trace, format(), Lines::to(places)) };
+    let queues = QUEUES.get_or_init(|| queues.into());
+    let logger =
+        Logger { inner: WriteLogger::new(LevelFilter::Trace, log_format(), LineWriter::new(queues)) };
     log::set_boxed_logger(Box::new(logger)).map_err(io::Error::other)?;
     set_level(level);
     Ok(())
@@ -57,17 +58,17 @@ pub fn set_level(level: LevelFilter) {
 
 /// The number of lines that could not be written since the start, for each place they were missing in.
 pub fn lost_lines() -> u64 {
-    LOST.load(Ordering::Relaxed) as u64
+    LOST_LINES.load(Ordering::Relaxed) as u64
 }
 
 /// Waits until every line logged so far is written, but no longer than `limit`.
 pub fn flush(limit: Duration) {
-    let Some(places) = PLACES.get() else { return };
+    let Some(queues) = QUEUES.get() else { return };
     let end = Instant::now() + limit;
     let (done, all_done) = mpsc::channel();
-    for place in places.iter() {
-        let mut marker = Line::Marker(done.clone());
-        while let Err(TrySendError::Full(back)) = place.try_send(marker)
+    for queue in queues.iter() {
+        let mut marker = Line::Flush(done.clone());
+        while let Err(TrySendError::Full(back)) = queue.try_send(marker)
             && Instant::now() < end
         {
             marker = back;
@@ -79,29 +80,29 @@ pub fn flush(limit: Duration) {
     let _ = all_done.recv_timeout(end.saturating_duration_since(Instant::now()));
 }
 
-type Places = Arc<[SyncSender<Line>]>;
+type Queues = Arc<[SyncSender<Line>]>;
 
 enum Line {
     Text(Arc<[u8]>),
     /// Dropped when everything before it is written.
-    Marker(#[allow(dead_code)] mpsc::Sender<()>),
+    Flush(#[allow(dead_code)] mpsc::Sender<()>),
 }
 
-fn open(path: &Path) -> io::Result<File> {
+fn open_file(path: &Path) -> io::Result<File> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-fn place(name: &str, mut sink: impl Write + Send + 'static) -> io::Result<SyncSender<Line>> {
-    let (sender, lines): (_, Receiver<Line>) = mpsc::sync_channel(QUEUE);
+fn spawn_writer(name: &str, mut sink: impl Write + Send + 'static) -> io::Result<SyncSender<Line>> {
+    let (sender, lines): (_, Receiver<Line>) = mpsc::sync_channel(QUEUE_CAPACITY);
     let write = move || {
         for line in lines {
             if let Line::Text(text) = line
                 && sink.write_all(&text).is_err()
             {
-                LOST.fetch_add(1, Ordering::Relaxed);
+                LOST_LINES.fetch_add(1, Ordering::Relaxed);
             }
         }
     };
@@ -110,7 +111,7 @@ fn place(name: &str, mut sink: impl Write + Send + 'static) -> io::Result<SyncSe
 }
 
 /// `2026-01-31T23:59:59.999Z [INFO ] text`
-fn format() -> simplelog::Config {
+fn log_format() -> simplelog::Config {
     ConfigBuilder::new()
         .set_time_format_rfc3339()
         .set_time_level(LevelFilter::Error)
@@ -123,12 +124,12 @@ fn format() -> simplelog::Config {
 
 /// Keeps messages to one line each, and to our own modules.
 struct Logger {
-    inner: Box<WriteLogger<Lines>>,
+    inner: Box<WriteLogger<LineWriter>>,
 }
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with(OURS)
+        metadata.target().starts_with(CRATE_TARGET)
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -148,28 +149,28 @@ impl Log for Logger {
 }
 
 /// Takes a line in pieces and hands it on whole.
-struct Lines {
+struct LineWriter {
     partial: Vec<u8>,
-    places: Places,
+    queues: Queues,
 }
 
-impl Lines {
-    fn to(places: &Places) -> Self {
-        Self { partial: Vec::new(), places: Arc::clone(places) }
+impl LineWriter {
+    fn new(queues: &Queues) -> Self {
+        Self { partial: Vec::new(), queues: Arc::clone(queues) }
     }
 }
 
-impl Write for Lines {
+impl Write for LineWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.partial.extend_from_slice(bytes);
         // A message holds no line feed, so this one is the formatter's own, at the end.
         if self.partial.ends_with(b"\n") {
-            fix_decimals(&mut self.partial);
+            fix_milliseconds(&mut self.partial);
             let text: Arc<[u8]> = self.partial.as_slice().into();
             self.partial.clear();
-            for place in self.places.iter() {
-                if place.try_send(Line::Text(Arc::clone(&text))).is_err() {
-                    LOST.fetch_add(1, Ordering::Relaxed);
+            for queue in self.queues.iter() {
+                if queue.try_send(Line::Text(Arc::clone(&text))).is_err() {
+                    LOST_LINES.fetch_add(1, Ordering::Relaxed);
                 }
             }
         }
@@ -182,7 +183,7 @@ impl Write for Lines {
 }
 
 /// Gives the time at the start of `line` three decimals: the formatter writes as many as are not zero.
-fn fix_decimals(line: &mut Vec<u8>) {
+fn fix_milliseconds(line: &mut Vec<u8>) {
     const SECONDS: usize = "2026-01-31T23:59:59".len();
     let Some(end) = line.iter().position(|byte| *byte == b'Z').filter(|end| *end >= SECONDS) else { return };
     let mut millis = *b".000";
@@ -200,14 +201,14 @@ mod tests {
 
     /// What was written, and a door that a writer waits at.
     #[derive(Clone, Default)]
-    struct Sink {
+    struct TestSink {
         written: Arc<Mutex<Vec<u8>>>,
-        door: Arc<Mutex<()>>,
+        write_lock: Arc<Mutex<()>>,
     }
 
-    impl Write for Sink {
+    impl Write for TestSink {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let _open = self.door.lock().unwrap();
+            let _open = self.write_lock.lock().unwrap();
             self.written.lock().unwrap().extend_from_slice(bytes);
             Ok(bytes.len())
         }
@@ -217,9 +218,9 @@ mod tests {
         }
     }
 
-    struct Broken;
+    struct FailingWriter;
 
-    impl Write for Broken {
+    impl Write for FailingWriter {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
             Err(io::ErrorKind::StorageFull.into())
         }
@@ -230,33 +231,33 @@ mod tests {
     }
 
     /// A logger of its own, beside the process's.
-    fn logger(places: Vec<SyncSender<Line>>) -> Logger {
-        Logger { inner: WriteLogger::new(LevelFilter::Trace, format(), Lines::to(&places.into())) }
+    fn logger(queues: Vec<SyncSender<Line>>) -> Logger {
+        Logger { inner: WriteLogger::new(LevelFilter::Trace, log_format(), LineWriter::new(&queues.into())) }
     }
 
-    fn say(logger: &Logger, target: &str, text: &str) {
+    fn log_info(logger: &Logger, target: &str, text: &str) {
         let level = log::Level::Info;
         logger.log(&Record::builder().target(target).level(level).args(format_args!("{text}")).build());
     }
 
-    fn drain(place: &SyncSender<Line>) {
+    fn flush_queue(queue: &SyncSender<Line>) {
         let (done, all_done) = mpsc::channel();
-        place.send(Line::Marker(done)).unwrap();
+        queue.send(Line::Flush(done)).unwrap();
         assert!(all_done.recv_timeout(Duration::from_secs(5)).is_err());
     }
 
     #[test]
-    fn a_line_has_time_level_and_text_that_cannot_forge_another() {
-        let sink = Sink::default();
-        let place = place("test", sink.clone()).unwrap();
-        let logger = logger(vec![place.clone()]);
-        say(
+    fn a_line_has_time_level_and_escaped_text() {
+        let sink = TestSink::default();
+        let queue = spawn_writer("test", sink.clone()).unwrap();
+        let logger = logger(vec![queue.clone()]);
+        log_info(
             &logger,
             "mqtt_websocket_proxy::net",
             "a\r\n2026 [INFO ] b \u{1b}[31m \u{9b} \u{2028} \u{202e} ü",
         );
-        say(&logger, "tungstenite::protocol", "authorization: Bearer hunter2");
-        drain(&place);
+        log_info(&logger, "tungstenite::protocol", "authorization: Bearer hunter2");
+        flush_queue(&queue);
         let written = String::from_utf8(sink.written.lock().unwrap().clone()).unwrap();
         let (time, text) = written.split_once(' ').unwrap();
         assert_eq!(time.len(), "2026-01-31T23:59:59.999Z".len(), "{time}");
@@ -266,18 +267,18 @@ mod tests {
 
     #[test]
     fn a_message_without_end_is_cut() {
-        let sink = Sink::default();
-        let place = place("test", sink.clone()).unwrap();
-        let logger = logger(vec![place.clone()]);
-        say(&logger, OURS, &"x".repeat(900_000));
-        say(&logger, OURS, "next");
-        drain(&place);
+        let sink = TestSink::default();
+        let queue = spawn_writer("test", sink.clone()).unwrap();
+        let logger = logger(vec![queue.clone()]);
+        log_info(&logger, CRATE_TARGET, &"x".repeat(900_000));
+        log_info(&logger, CRATE_TARGET, "next");
+        flush_queue(&queue);
         let written = String::from_utf8(sink.written.lock().unwrap().clone()).unwrap();
         assert!(written.len() < LONGEST + 100 && written.ends_with("] next\n"), "{}", written.len());
     }
 
     #[test]
-    fn a_time_has_three_decimals() {
+    fn a_time_has_milliseconds() {
         for (found, expected) in [
             ("2026-01-31T23:59:59Z x", "2026-01-31T23:59:59.000Z x"),
             ("2026-01-31T23:59:59.5Z x", "2026-01-31T23:59:59.500Z x"),
@@ -286,32 +287,33 @@ mod tests {
             ("", ""),
         ] {
             let mut line = found.as_bytes().to_vec();
-            fix_decimals(&mut line);
+            fix_milliseconds(&mut line);
             assert_eq!(line, expected.as_bytes(), "{found}");
         }
     }
 
     // One test for both, since they count in the same place.
     #[test]
-    fn lines_that_cannot_be_written_are_lost_and_counted_and_nobody_waits() {
-        let stalled = Sink::default();
-        let closed = stalled.door.lock().unwrap();
-        let (slow, broken) = (place("slow", stalled.clone()).unwrap(), place("broken", Broken).unwrap());
+    fn lines_that_cannot_be_written_are_counted_and_callers_do_not_block() {
+        let stalled = TestSink::default();
+        let closed = stalled.write_lock.lock().unwrap();
+        let (slow, broken) =
+            (spawn_writer("slow", stalled.clone()).unwrap(), spawn_writer("broken", FailingWriter).unwrap());
         let before = lost_lines();
         {
             let logger = logger(vec![slow.clone()]);
             // One line is with the writer or about to be, the queue is full, and ten more come.
-            (0..QUEUE + 11).for_each(|_| say(&logger, OURS, "text"));
+            (0..QUEUE_CAPACITY + 11).for_each(|_| log_info(&logger, CRATE_TARGET, "text"));
             let lost = lost_lines() - before;
             assert!((10..=11).contains(&lost), "{lost}");
         }
         let before = lost_lines();
-        say(&logger(vec![broken.clone()]), OURS, "text");
-        drain(&broken);
+        log_info(&logger(vec![broken.clone()]), CRATE_TARGET, "text");
+        flush_queue(&broken);
         assert_eq!(lost_lines() - before, 1);
 
         drop(closed);
-        drain(&slow);
+        flush_queue(&slow);
         assert!(stalled.written.lock().unwrap().ends_with(b"text\n"));
     }
 }

@@ -17,51 +17,53 @@ use mqtt_websocket_proxy::tools::echo::EchoServer;
 use mqtt_websocket_proxy::tools::{check, credentials, demo, health, probe};
 use pico_args::Arguments;
 
-use crate::args::{Command, Run, Tool};
+use crate::args::{Command, RunOptions, Subcommand};
 
 mod args;
 
 /// How long devices and chat servers may take to part after the first signal to stop.
-const GRACE: Duration = Duration::from_secs(3);
+const STOP_GRACE: Duration = Duration::from_secs(3);
 
 /// How long the last log lines may take.
-const LAST_LINES: Duration = Duration::from_millis(500);
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     let run = match args::parse(Arguments::from_env()) {
         Ok(Command::Run(run)) => run,
-        Ok(Command::Tool(Tool::Demo, args)) => return demo::run(args),
-        Ok(Command::Tool(Tool::Probe, args)) => return probe::run(args),
-        Ok(Command::Tool(Tool::Check, args)) => return check::run(args),
-        Ok(Command::Tool(Tool::Credentials, args)) => return credentials::run(args),
-        Ok(Command::Tool(Tool::Health, args)) => return health::run(args),
+        Ok(Command::Subcommand(Subcommand::Demo, args)) => return demo::run(args),
+        Ok(Command::Subcommand(Subcommand::Probe, args)) => return probe::run(args),
+        Ok(Command::Subcommand(Subcommand::Check, args)) => return check::run(args),
+        Ok(Command::Subcommand(Subcommand::Credentials, args)) => return credentials::run(args),
+        Ok(Command::Subcommand(Subcommand::Health, args)) => return health::run(args),
         Ok(Command::Help) => return print(&args::help()),
         Ok(Command::Version) => return print(args::version()),
-        Err(error) => return Failure::usage(format!("{error}; see mqtt-websocket-proxy --help")).exit(),
+        Err(error) => {
+            return ExitError::usage(format!("{error}; see mqtt-websocket-proxy --help")).into_exit_code();
+        }
     };
-    let result = serve(run);
+    let result = run_gateway(run);
     if let Err(failure) = result {
-        return failure.exit();
+        return failure.into_exit_code();
     }
-    logger::flush(LAST_LINES);
+    logger::flush(LOG_FLUSH_TIMEOUT);
     ExitCode::SUCCESS
 }
 
 /// Runs the gateway until it is told to stop.
-fn serve(run: Run) -> Result<(), Failure> {
-    let mut source = Source::new(run.config, run.level, |name| std::env::var_os(name));
-    let mut config = source.load().map_err(Failure::usage)?;
+fn run_gateway(run: RunOptions) -> Result<(), ExitError> {
+    let mut source = Source::new(run.config, run.log_level, |name| std::env::var_os(name));
+    let mut config = source.load().map_err(ExitError::usage)?;
     // Nobody waits for it yet: there is no other thread.
     fd_limit::reserve(config.mqtt.max_connections);
     let echo = start_echo(&mut source, &mut config)?;
     start_log(&config)?;
-    describe(&source, &config, echo.as_ref());
+    log_startup(&source, &config, echo.as_ref());
 
-    let mut gateway = Gateway::bind(config.clone(), Some(source)).map_err(Failure::run)?;
-    watch_signals(gateway.handle(), run.pid.clone())
-        .map_err(|error| Failure::run(format!("signals cannot be watched: {error}")))?;
+    let mut gateway = Gateway::bind(config.clone(), Some(source)).map_err(ExitError::runtime)?;
+    handle_signals(gateway.handle(), run.pid_file.clone())
+        .map_err(|error| ExitError::runtime(format!("signals cannot be watched: {error}")))?;
     // Only now, so that a second gateway that finds the port in use leaves the first one's file alone.
-    let _pid = run.pid.map(PidFile::write).transpose()?;
+    let _pid = run.pid_file.map(PidFile::write).transpose()?;
     let addresses = gateway.addresses();
     let more = match config.workers - 1 {
         0 => String::new(),
@@ -81,27 +83,28 @@ fn serve(run: Run) -> Result<(), Failure> {
         config.websocket.production.len() + config.websocket.development.len(),
     );
     gateway.notify_service_manager();
-    gateway.run().map_err(|error| Failure::run(format!("the gateway failed: {error}")))?;
+    gateway.run().map_err(|error| ExitError::runtime(format!("the gateway failed: {error}")))?;
     info!("stopped");
     Ok(())
 }
 
 /// Starts the built-in chat server when no other is configured, so that a device is answered by its own voice.
-fn start_echo(source: &mut Source, config: &mut Config) -> Result<Option<EchoServer>, Failure> {
+fn start_echo(source: &mut Source, config: &mut Config) -> Result<Option<EchoServer>, ExitError> {
     if !config.websocket.production.is_empty() || !config.websocket.development.is_empty() {
         return Ok(None);
     }
-    let failed = |error: &dyn Display| Failure::run(format!("the built-in echo server failed: {error}"));
+    let failed =
+        |error: &dyn Display| ExitError::runtime(format!("the built-in echo server failed: {error}"));
     let echo = EchoServer::start().map_err(|error| failed(&error))?;
     source.set_echo(Arc::new(echo.url().parse().map_err(|error| failed(&error))?));
-    *config = source.load().map_err(Failure::usage)?;
+    *config = source.load().map_err(ExitError::usage)?;
     Ok(Some(echo))
 }
 
-fn start_log(config: &Config) -> Result<(), Failure> {
+fn start_log(config: &Config) -> Result<(), ExitError> {
     let file = config.logging.file.as_deref();
     logger::start(config.log_level(), file).map_err(|error| {
-        Failure::run(match file {
+        ExitError::runtime(match file {
             Some(path) => format!("the log file {} cannot be opened: {error}", path.display()),
             None => format!("the log cannot be started: {error}"),
         })
@@ -109,9 +112,9 @@ fn start_log(config: &Config) -> Result<(), Failure> {
 }
 
 /// Says what the gateway runs on, and what is doubtful about it.
-fn describe(source: &Source, config: &Config, echo: Option<&EchoServer>) {
+fn log_startup(source: &Source, config: &Config, echo: Option<&EchoServer>) {
     match source.path() {
-        Some(path) => match &config.node {
+        Some(path) => match &config.node_config {
             None => info!("configuration: {}", path.display()),
             Some(node) => info!("configuration: {}: {node}", path.display()),
         },
@@ -154,9 +157,9 @@ fn resolve_public_ip(udp: Udp) {
 struct PidFile(PathBuf);
 
 impl PidFile {
-    fn write(path: PathBuf) -> Result<Self, Failure> {
+    fn write(path: PathBuf) -> Result<Self, ExitError> {
         fs::write(&path, format!("{}\n", process::id())).map_err(|error| {
-            Failure::run(format!("the pid file {} cannot be written: {error}", path.display()))
+            ExitError::runtime(format!("the pid file {} cannot be written: {error}", path.display()))
         })?;
         Ok(Self(path))
     }
@@ -176,7 +179,7 @@ fn remove_pid_file(path: &Path) {
 
 /// SIGINT and SIGTERM stop, a SIGINT after them ends the process at once, SIGHUP reloads, SIGUSR1 drains.
 #[cfg(unix)]
-fn watch_signals(handle: Handle, pid_file: Option<PathBuf>) -> io::Result<()> {
+fn handle_signals(handle: Handle, pid_file: Option<PathBuf>) -> io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
@@ -186,7 +189,7 @@ fn watch_signals(handle: Handle, pid_file: Option<PathBuf>) -> io::Result<()> {
             match signal {
                 SIGHUP => handle.reload_file(),
                 SIGUSR1 => handle.drain(),
-                SIGINT if stopping => exit_at_once(pid_file.as_deref()),
+                SIGINT if stopping => exit_immediately(pid_file.as_deref()),
                 _ => stop(&handle, &mut stopping),
             }
         }
@@ -197,10 +200,10 @@ fn watch_signals(handle: Handle, pid_file: Option<PathBuf>) -> io::Result<()> {
 
 /// Ctrl-C stops, another one ends the process at once.
 #[cfg(windows)]
-fn watch_signals(handle: Handle, pid_file: Option<PathBuf>) -> io::Result<()> {
+fn handle_signals(handle: Handle, pid_file: Option<PathBuf>) -> io::Result<()> {
     let mut stopping = false;
     let watch = move || match stopping {
-        true => exit_at_once(pid_file.as_deref()),
+        true => exit_immediately(pid_file.as_deref()),
         false => stop(&handle, &mut stopping),
     };
     ctrlc::set_handler(watch).map_err(io::Error::other)
@@ -208,42 +211,42 @@ fn watch_signals(handle: Handle, pid_file: Option<PathBuf>) -> io::Result<()> {
 
 fn stop(handle: &Handle, stopping: &mut bool) {
     if !*stopping {
-        info!("stopping: {} s for calls to end", GRACE.as_secs());
+        info!("stopping: {} s for calls to end", STOP_GRACE.as_secs());
     }
     *stopping = true;
-    handle.stop(GRACE);
+    handle.stop(STOP_GRACE);
 }
 
-fn exit_at_once(pid_file: Option<&Path>) -> ! {
+fn exit_immediately(pid_file: Option<&Path>) -> ! {
     warn!("stopped at once, calls in progress are cut off");
     if let Some(path) = pid_file {
         remove_pid_file(path);
     }
-    logger::flush(LAST_LINES);
+    logger::flush(LOG_FLUSH_TIMEOUT);
     process::exit(1)
 }
 
 /// Why the program ends, and with which code.
-struct Failure {
+struct ExitError {
     code: u8,
     message: String,
 }
 
-impl Failure {
+impl ExitError {
     fn usage(message: impl Display) -> Self {
         Self { code: 2, message: message.to_string() }
     }
 
-    fn run(message: impl Display) -> Self {
+    fn runtime(message: impl Display) -> Self {
         Self { code: 1, message: message.to_string() }
     }
 
     /// Tells it once: in the log, or on stderr when there is none or it is silenced.
-    fn exit(self) -> ExitCode {
+    fn into_exit_code(self) -> ExitCode {
         let Self { code, message } = self;
         if log_enabled!(log::Level::Error) {
             error!("{message}");
-            logger::flush(LAST_LINES);
+            logger::flush(LOG_FLUSH_TIMEOUT);
         } else {
             // Nothing is left to tell it to when this fails.
             let _ = writeln!(io::stderr(), "error: {message}");

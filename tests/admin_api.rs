@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use admin_support::{KEY, LIMIT, Raw, TOKEN, config, request, stage, stage_with};
 use mqtt_websocket_proxy::config::{Secret, Source};
 use mqtt_websocket_proxy::net::Running;
-use mqtt_websocket_proxy::tools::device::Device;
+use mqtt_websocket_proxy::tools::device::SimulatedDevice;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
 
@@ -32,10 +32,10 @@ fn console_token(date: &str) -> String {
 
 /// A device that answers each MCP request with what `reply` makes of it, so many times.
 fn answering(
-    mut device: Device,
+    mut device: SimulatedDevice,
     times: usize,
     reply: impl Fn(&Value) -> Value + Send + 'static,
-) -> thread::JoinHandle<Device> {
+) -> thread::JoinHandle<SimulatedDevice> {
     thread::spawn(move || {
         for _ in 0..times {
             let request: Value = serde_json::from_str(&device.wait_for("mcp", LIMIT).unwrap()).unwrap();
@@ -148,11 +148,11 @@ fn every_failure_of_a_command_is_told_as_the_consoles_expect() {
 fn a_late_answer_of_a_device_is_not_given_to_another_operators_command() {
     let stage = stage(|_| {});
     let tool = r#"{"type":"mcp","payload":{"method":"tools/call","params":{"name":"x"}}}"#;
-    let asked = |device: &mut Device| {
+    let asked = |device: &mut SimulatedDevice| {
         let request: Value = serde_json::from_str(&device.wait_for("mcp", LIMIT).unwrap()).unwrap();
         request["payload"]["id"].clone()
     };
-    let answer = |device: &mut Device, id: &Value, result: &str| {
+    let answer = |device: &mut SimulatedDevice, id: &Value, result: &str| {
         let payload = json!({ "jsonrpc": "2.0", "id": id, "result": result });
         device.send_text(&json!({ "type": "mcp", "payload": payload }).to_string()).unwrap();
     };
@@ -263,7 +263,8 @@ fn a_message_reaches_the_device_idle_or_in_a_call() {
     }
     let call = device.call().unwrap();
     stage.call("POST", &path, Some(r#"{"type":"alert","status":"x"}"#));
-    let expected = format!(r#"{{"session_id":"{}","type":"alert","status":"x"}}"#, call.grant.session_id);
+    let expected =
+        format!(r#"{{"session_id":"{}","type":"alert","status":"x"}}"#, call.parameters.session_id);
     assert_eq!(device.wait_for("alert", LIMIT).unwrap(), expected);
     stage.call("POST", &path, Some(r#"{"Session_Id":"mine","type":"alert","status":"x","session_id":null}"#));
     assert_eq!(device.wait_for("alert", LIMIT).unwrap(), expected);
@@ -313,7 +314,10 @@ fn sessions_are_shown_hung_up_and_disconnected() {
         assert_eq!((&view["clientId"], &view["mac"]), (&json!(CLIENT_ID), &json!(MAC)));
         assert_eq!((&view["ip"], &view["connected"]), (&json!("127.0.0.1"), &json!(true)));
         let shown = &view["call"];
-        assert_eq!((&shown["state"], &shown["sessionId"]), (&json!("live"), &json!(call.grant.session_id)));
+        assert_eq!(
+            (&shown["state"], &shown["sessionId"]),
+            (&json!("live"), &json!(call.parameters.session_id))
+        );
         assert_eq!((&shown["packetsUp"], &shown["bytesUp"]), (&json!(1), &json!(5)));
         assert_eq!((&shown["packetsDown"], &shown["lost"]), (&json!(1), &json!(0)));
         assert!(stage.echo.url().starts_with(shown["server"].as_str().unwrap()), "{shown}");
@@ -325,14 +329,14 @@ fn sessions_are_shown_hung_up_and_disconnected() {
     };
     assert_eq!(stage.call("DELETE", &path, None), done(true, false));
     let goodbye: Value = serde_json::from_str(&device.wait_for("goodbye", LIMIT).unwrap()).unwrap();
-    assert_eq!(goodbye["session_id"], json!(call.grant.session_id));
+    assert_eq!(goodbye["session_id"], json!(call.parameters.session_id));
     let (status, refused) = stage.call("DELETE", &path, None);
     assert_eq!((status, &refused["code"]), (409, &json!("no_call")));
     // Still connected, and free for the next call.
     let call = device.call().unwrap();
     assert_eq!(stage.call("DELETE", &format!("{path}?disconnect=true"), None), done(true, true));
     let goodbye = device.wait_for("goodbye", LIMIT).unwrap();
-    assert!(goodbye.contains(&call.grant.session_id), "{goodbye}");
+    assert!(goodbye.contains(&call.parameters.session_id), "{goodbye}");
     assert!(device.receive(LIMIT).is_err(), "the connection ends");
     for method in ["GET", "DELETE"] {
         let (status, refused) = stage.call(method, &path, None);

@@ -10,12 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use admin_support::{LIMIT, Raw, Stage, TOKEN, request, stage};
-use mqtt_websocket_proxy::tools::device::{Call, Device};
+use mqtt_websocket_proxy::tools::device::{Call, SimulatedDevice};
 use serde_json::json;
 
 /// A call that is measured while something else happens.
 struct Measured {
-    device: Device,
+    device: SimulatedDevice,
     call: Call,
     sent: u32,
 }

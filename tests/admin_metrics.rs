@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use admin_support::{LIMIT, Stage, TOKEN, stage};
-use mqtt_websocket_proxy::tools::device::Device;
+use mqtt_websocket_proxy::tools::device::SimulatedDevice;
 use prometheus_parse::{Scrape, Value};
 
 fn scrape(stage: &Stage) -> (String, Scrape) {
@@ -132,7 +132,7 @@ fn refused_devices_and_failed_servers_are_counted_by_reason() {
     });
     let wrong =
         mqtt_websocket_proxy::tools::device::Login::new("aa:bb:cc:dd:ee:02".parse().unwrap(), Some(b"wrong"));
-    assert!(Device::connect(stage.gateway.addresses().mqtt, &wrong, LIMIT).is_err());
+    assert!(SimulatedDevice::connect(stage.gateway.addresses().mqtt, &wrong, LIMIT).is_err());
     let mut device = stage.device("aa:bb:cc:dd:ee:01");
     let _ = device.call();
     let scrape =

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mqtt_websocket_proxy::config::{Framing, PeerPolicy, Server};
+use mqtt_websocket_proxy::config::{ChatServerConfig, Framing, PeerPolicy};
 use mqtt_websocket_proxy::net::Running;
 use support::audio::{Audio, Call};
 use support::chat::{ChatServer, Message, Peer, headed};
@@ -297,7 +297,7 @@ fn an_adaptive_gateway_adopts_another_ip_when_none_is_known() {
 
 fn with_framing(server: &ChatServer, framing: Framing) -> Running {
     gateway_with(&[] as &[&str], |config| {
-        let mut one: Server = server.url().parse().unwrap();
+        let mut one: ChatServerConfig = server.url().parse().unwrap();
         one.framing = framing;
         config.websocket.production = vec![Arc::new(one)];
     })

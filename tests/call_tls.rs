@@ -8,7 +8,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mqtt_websocket_proxy::config::{Config, Server};
+use mqtt_websocket_proxy::config::{ChatServerConfig, Config};
 use mqtt_websocket_proxy::net::Running;
 use support::chat::{ChatServer, headed};
 use support::device::{Device, HELLO};
@@ -65,7 +65,7 @@ fn a_private_ca_from_the_configuration_is_trusted_for_the_names_it_signed() {
 
     // Given for one server only.
     let gateway = gateway_to(&server.url(), |config| {
-        let mut own = Server::clone(&config.websocket.production[0]);
+        let mut own = ChatServerConfig::clone(&config.websocket.production[0]);
         own.ca_file = ca_file.clone();
         config.websocket.production = vec![Arc::new(own)];
     });
@@ -98,7 +98,7 @@ fn an_unknown_authority_is_refused_unless_insecure_is_set() {
     // For one server only; and a server that insists is verified although the rest are not.
     let own = |insecure| {
         gateway_to(&server.url(), |config| {
-            let mut own = Server::clone(&config.websocket.production[0]);
+            let mut own = ChatServerConfig::clone(&config.websocket.production[0]);
             own.insecure = Some(insecure);
             config.websocket.production = vec![Arc::new(own)];
             config.websocket.insecure = !insecure;

@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use log::LevelFilter;
-use mqtt_websocket_proxy::config::{Config, Framing, PublicIp, Secret, Server, Source, unknown_variables};
+use mqtt_websocket_proxy::config::{
+    ChatServerConfig, Config, Framing, PublicIp, Secret, Source, unknown_variables,
+};
 
 fn temporary(name: &str, bytes: &[u8]) -> PathBuf {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -60,7 +62,7 @@ fn a_file_of_the_seed_loads_unchanged() {
     assert_eq!(config.websocket.development[0].url, "wss://dev-chat.xiaozhi.me/ws");
     assert_eq!(config.websocket.development_macs[1].to_string(), "11:22:33:44:55:66");
     assert_eq!(config.logging.file, Some("logs/gateway.log".into()));
-    assert_eq!(config.unused, ["gateway.device_id", "gateway.client_id"]);
+    assert_eq!(config.unused_keys, ["gateway.device_id", "gateway.client_id"]);
     assert_eq!(config.warnings().iter().filter(|warning| warning.contains("gateway.device_id")).count(), 1);
 }
 
@@ -279,7 +281,7 @@ fn a_container_needs_no_file() {
     )
     .unwrap();
     let urls = |servers: &[Arc<_>]| {
-        servers.iter().map(|server: &Arc<Server>| server.url.clone()).collect::<Vec<_>>()
+        servers.iter().map(|server: &Arc<ChatServerConfig>| server.url.clone()).collect::<Vec<_>>()
     };
     assert_eq!(urls(&config.websocket.production), ["ws://a/x", "wss://b?from=mqtt_gateway"]);
     assert_eq!(urls(&config.websocket.development), ["ws://c/?t=1,2", "wss://d"]);
@@ -410,12 +412,12 @@ fn a_file_of_the_node_gateway_loads_unchanged() {
     assert_eq!((config.mqtt.port, config.udp.port, config.api.port), (1883, 1883, 8007));
     assert_eq!(config.udp.public_ip, PublicIp::Host("mqtt.xiaozhi.me".to_owned()));
     assert_eq!(
-        config.unused,
+        config.unused_keys,
         ["development.mac_addresss[1]", "development.mac_addresss[2]", "backend_connect_timeout_ms"]
     );
     let warnings = config.warnings().join("\n");
     assert!(warnings.contains("PUBLIC_IP is not set") && warnings.contains("backend_connect_timeout_ms"));
-    assert!(config.node.is_some_and(|node| node.env_file.is_none()));
+    assert!(config.node_config.is_some_and(|node| node.env_file.is_none()));
 }
 
 #[test]
@@ -453,7 +455,7 @@ fn a_shape_is_told_by_its_keys() {
         (r#"{"max_mqtt_payload_size":1}"#, true),
         (r#"{"mqtt":{}}"#, false),
     ] {
-        assert_eq!(load(text).unwrap().node.is_some(), is_node, "{text}");
+        assert_eq!(load(text).unwrap().node_config.is_some(), is_node, "{text}");
     }
     let mixed = load(r#"{"mqtt":{},"production":{}}"#).unwrap_err();
     assert!(mixed.starts_with("FILE: production: found an unknown key in the file"), "{mixed}");
@@ -487,7 +489,7 @@ fn everything_that_is_wrong_is_told_at_once() {
     let text = r#"{"mqtt":{"port":"x","prt":1},"websocket":{"production_servers":["http://a","ws://b","c"],"insecure":1},"x":0}"#;
     let path = temporary("gateway.json", text.as_bytes());
     let source = Source::new(Some(path.clone()), None, |name| (name == "UDP_PORT").then(|| "-1".into()));
-    let (_, errors) = source.examine();
+    let (_, errors) = source.load_with_errors();
     fs::remove_file(&path).unwrap();
     let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
     let parts =

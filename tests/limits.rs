@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use mqtt_websocket_proxy::config::{Config, Secret, Server};
+use mqtt_websocket_proxy::config::{ChatServerConfig, Config, Secret};
 use mqtt_websocket_proxy::net::{Addresses, Gateway, Handle};
 use serde_json::json;
 use support::chat::ChatServer;
@@ -318,9 +318,9 @@ fn on_a_small_stack(config: Config) -> (Addresses, Handle, JoinHandle<()>) {
 
 /// Chat servers that fail without a packet, each kind at another place: a broadcast address that TCP refuses, a name
 /// that is too long for any query, authorities that cannot be read.
-fn failing_at_once(path: usize) -> [Arc<Server>; 3] {
+fn failing_at_once(path: usize) -> [Arc<ChatServerConfig>; 3] {
     let urls = ["ws://255.255.255.255:9", "ws://name", "wss://127.0.0.1:9"];
-    let mut servers = urls.map(|url| format!("{url}/{path}").parse::<Server>().unwrap());
+    let mut servers = urls.map(|url| format!("{url}/{path}").parse::<ChatServerConfig>().unwrap());
     servers[1].host = vec!["a".repeat(63); 5].join(".");
     servers[2].ca_file = Some("/nowhere/ca.pem".into());
     servers.map(Arc::new)

@@ -5,8 +5,12 @@
 
 use data_encoding::HEXLOWER;
 use mqtt_websocket_proxy::admin::auth::daily_token;
-use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER, Header, nonce, parse_ws, ws_header};
-use mqtt_websocket_proxy::proto::identity::{ClientId, is_user_name, password, password_matches, token};
+use mqtt_websocket_proxy::proto::audio::{
+    Cipher, HEADER_LEN, UdpHeader, nonce, parse_ws_frame, ws_frame_header,
+};
+use mqtt_websocket_proxy::proto::identity::{
+    ClientId, bearer_token, device_password, is_valid_user_name, verify_password,
+};
 use serde_json::Value;
 
 fn vectors(section: &str) -> Vec<Value> {
@@ -33,9 +37,9 @@ fn credentials() {
     for case in vectors("credentials") {
         let (key, id, user) =
             (text(&case, "key").as_bytes(), text(&case, "client_id"), text(&case, "user_name"));
-        assert_eq!(password(key, id, user), text(&case, "password"));
-        assert!(password_matches(key, id, user, text(&case, "password").as_bytes()));
-        assert!(is_user_name(user));
+        assert_eq!(device_password(key, id, user), text(&case, "password"));
+        assert!(verify_password(key, id, user, text(&case, "password").as_bytes()));
+        assert!(is_valid_user_name(user));
         let id = ClientId::parse(id).unwrap();
         assert_eq!((id.mac().to_string().as_str(), id.uuid()), (text(&case, "mac"), case["uuid"].as_str()));
     }
@@ -46,7 +50,10 @@ fn tokens_for_chat_servers() {
     for case in vectors("tokens") {
         let (secret, id) = (text(&case, "secret").as_bytes(), text(&case, "client_id"));
         let mac = text(&case, "mac").parse().unwrap();
-        assert_eq!(token(secret, id, mac, case["unix_seconds"].as_u64().unwrap()), text(&case, "token"));
+        assert_eq!(
+            bearer_token(secret, id, mac, case["unix_seconds"].as_u64().unwrap()),
+            text(&case, "token")
+        );
     }
 }
 
@@ -61,28 +68,28 @@ fn tokens_of_consoles() {
 fn audio() {
     for case in vectors("audio") {
         let (packet, opus, frame) = (bytes(&case, "packet"), bytes(&case, "opus"), bytes(&case, "frame"));
-        let header = Header::parse(&packet).unwrap();
-        let expected = Header {
+        let header = UdpHeader::parse(&packet).unwrap();
+        let expected = UdpHeader {
             flags: 0,
-            len: opus.len().try_into().unwrap(),
+            payload_len: opus.len().try_into().unwrap(),
             ssrc: number(&case, "ssrc"),
             timestamp: number(&case, "timestamp"),
             sequence: number(&case, "sequence"),
         };
         assert_eq!(header, expected);
-        assert_eq!(header.bytes(), packet[..HEADER]);
+        assert_eq!(header.to_bytes(), packet[..HEADER_LEN]);
         assert_eq!(nonce(header.ssrc), *bytes(&case, "nonce"));
 
         let cipher = Cipher::new(&bytes(&case, "key").try_into().unwrap());
-        let mut payload = packet[HEADER..].to_vec();
-        cipher.apply(&header.bytes(), &mut payload);
+        let mut payload = packet[HEADER_LEN..].to_vec();
+        cipher.apply(&header.to_bytes(), &mut payload);
         assert_eq!(payload, opus);
-        cipher.apply(&header.bytes(), &mut payload);
-        assert_eq!(payload, packet[HEADER..]);
+        cipher.apply(&header.to_bytes(), &mut payload);
+        assert_eq!(payload, packet[HEADER_LEN..]);
 
-        assert_eq!(parse_ws(&frame), Some((header.timestamp, opus.as_slice())));
+        assert_eq!(parse_ws_frame(&frame), Some((header.timestamp, opus.as_slice())));
         // The first eight bytes are version, type and zeros here, and all zeros there: no known server reads them.
-        let ours = ws_header(header.timestamp, opus.len());
-        assert_eq!((&ours[8..], &ours[..8]), (&frame[8..HEADER], &[0, 2, 0, 0, 0, 0, 0, 0][..]));
+        let ours = ws_frame_header(header.timestamp, opus.len());
+        assert_eq!((&ours[8..], &ours[..8]), (&frame[8..HEADER_LEN], &[0, 2, 0, 0, 0, 0, 0, 0][..]));
     }
 }

@@ -19,7 +19,7 @@ use std::{env, fs};
 
 use admin_support::{LIMIT, Stage, TOKEN, stage};
 use data_encoding::BASE64;
-use mqtt_websocket_proxy::tools::device::{Device, Login};
+use mqtt_websocket_proxy::tools::device::{Login, SimulatedDevice};
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
@@ -35,19 +35,19 @@ const HOSTILE: &str = "<img/src=x onerror=document.title='owned'>@@@aa_bb_cc_dd_
 struct Crowd {
     over: Arc<AtomicBool>,
     speaker: Option<thread::JoinHandle<()>>,
-    _idle: Vec<Device>,
+    _idle: Vec<SimulatedDevice>,
 }
 
 impl Crowd {
     fn new(stage: &Stage, devices: usize, calls: usize) -> Self {
         let over = Arc::new(AtomicBool::new(false));
-        let mut all: Vec<Device> = (0..devices).map(|i| stage.device(&mac(i))).collect();
+        let mut all: Vec<SimulatedDevice> = (0..devices).map(|i| stage.device(&mac(i))).collect();
         let idle = all.split_off(calls);
         let mut speaking: Vec<_> = all
             .into_iter()
             .map(|mut device| {
                 let call = device.call().unwrap();
-                device.listen(&call, "auto").unwrap();
+                device.start_listening(&call, "auto").unwrap();
                 (device, call)
             })
             .collect();
@@ -55,7 +55,7 @@ impl Crowd {
         let speaker = thread::spawn(move || {
             for turn in 0.. {
                 for (i, (_, call)) in speaking.iter_mut().enumerate() {
-                    let packet = call.seal(turn * 60, &[0x58; 120]);
+                    let packet = call.encrypt(turn * 60, &[0x58; 120]);
                     // Every third call has a bad line.
                     if i % 3 != 1 || turn % 20 != 7 {
                         let _ = call.send_packet(&packet);
@@ -384,7 +384,7 @@ fn recent_errors_are_told_to_programs_too() {
         device.wait_for("goodbye", LIMIT).unwrap();
     }
     let intruder = Login::new("aa:bb:cc:dd:ee:01".parse().unwrap(), Some(b"Another-Key-1"));
-    assert!(Device::connect(stage.gateway.addresses().mqtt, &intruder, LIMIT).is_err());
+    assert!(SimulatedDevice::connect(stage.gateway.addresses().mqtt, &intruder, LIMIT).is_err());
     let told = stage.until("/api/errors", |answer| answer["errors"][0]["code"] == "login_refused");
     let find = |code: &str| {
         let mut errors = told["errors"].as_array().unwrap().iter();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use admin_support::{KEY, LIMIT, Stage, stage};
 use mqtt_websocket_proxy::net::Running;
-use mqtt_websocket_proxy::tools::device::{Call, Device, Failure, Login};
+use mqtt_websocket_proxy::tools::device::{Call, DeviceError, Login, SimulatedDevice};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
 
@@ -47,9 +47,9 @@ fn macs(page: &Value) -> Vec<String> {
     sessions.iter().map(|session| session["mac"].as_str().unwrap().to_owned()).collect()
 }
 
-fn call(device: &mut Device) -> Call {
+fn call(device: &mut SimulatedDevice) -> Call {
     let call = device.call().unwrap();
-    device.listen(&call, "auto").unwrap();
+    device.start_listening(&call, "auto").unwrap();
     call
 }
 
@@ -68,7 +68,7 @@ fn metrics(stage: &Stage) -> BTreeMap<String, f64> {
 #[test]
 fn every_worker_has_calls_and_the_api_sees_all_of_them() {
     let stage = stage(|config| config.workers = 3);
-    let mut devices: Vec<Device> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
+    let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
     let mut calls: Vec<Call> = devices.iter_mut().map(call).collect();
     calls.iter_mut().for_each(speak);
 
@@ -170,16 +170,17 @@ fn a_client_id_is_taken_over_from_wherever_it_was() {
 }
 
 /// Whether it was let in; a limit is told of at CONNECT.
-fn tries(stage: &Stage, n: u8) -> Option<Device> {
+fn tries(stage: &Stage, n: u8) -> Option<SimulatedDevice> {
     let login = Login::new(mac(n).parse().unwrap(), Some(KEY.as_bytes()));
-    let tried: Result<Device, Failure> = Device::connect(stage.gateway.addresses().mqtt, &login, LIMIT);
+    let tried: Result<SimulatedDevice, DeviceError> =
+        SimulatedDevice::connect(stage.gateway.addresses().mqtt, &login, LIMIT);
     tried.ok()
 }
 
 #[test]
 fn limits_hold_for_all_workers_together() {
     let full = stage(|config| (config.workers, config.mqtt.max_connections) = (3, 10));
-    let mut inside: Vec<Device> = Vec::new();
+    let mut inside: Vec<SimulatedDevice> = Vec::new();
     for n in 0..30 {
         inside.extend(tries(&full, n));
         let online = inside.len();
@@ -191,14 +192,14 @@ fn limits_hold_for_all_workers_together() {
     assert!(tries(&full, 40).is_some());
 
     let crowded = stage(|config| (config.workers, config.mqtt.max_connections_per_ip) = (3, 7));
-    let inside: Vec<Device> = (0..30).filter_map(|n| tries(&crowded, n)).collect();
+    let inside: Vec<SimulatedDevice> = (0..30).filter_map(|n| tries(&crowded, n)).collect();
     assert_eq!(inside.len(), 7);
     drop(inside);
     crowded.until("/api/sessions", |page| page["devices"] == 0);
     assert_eq!((0..7).filter_map(|n| tries(&crowded, n)).count(), 7);
 
     let busy = stage(|config| (config.workers, config.websocket.max_calls) = (3, 5));
-    let mut devices: Vec<Device> = (0..20).map(|n| busy.device(&mac(n))).collect();
+    let mut devices: Vec<SimulatedDevice> = (0..20).map(|n| busy.device(&mac(n))).collect();
     let mut calls = Vec::new();
     for device in &mut devices {
         // One call too many is answered, and ended in words.
@@ -214,7 +215,7 @@ fn limits_hold_for_all_workers_together() {
 #[test]
 fn a_reload_and_a_stop_reach_every_worker() {
     let stage = stage(|config| config.workers = 3);
-    let mut devices: Vec<Device> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
+    let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
     let other = EchoServer::start().unwrap();
     let mut config = admin_support::config(&other, |config| config.workers = 3);
     config.api.host = None;
@@ -252,7 +253,7 @@ fn a_second_gateway_on_the_same_port_is_refused() {
 #[test]
 fn a_call_between_devices_of_two_workers_is_refused_and_of_one_works() {
     let stage = stage(|config| config.workers = 2);
-    let mut devices: Vec<Device> = (0..6).map(|n| stage.device(&mac(n))).collect();
+    let mut devices: Vec<SimulatedDevice> = (0..6).map(|n| stage.device(&mac(n))).collect();
     let calls: Vec<Call> = devices.iter_mut().map(call).collect();
     let port = |n: usize| calls[n].server_addr().unwrap().port();
     let same = (1..6).find(|n| port(*n) == port(0)).unwrap();
@@ -270,7 +271,7 @@ fn a_call_between_devices_of_two_workers_is_refused_and_of_one_works() {
 #[test]
 fn a_drain_ends_with_the_last_call_of_any_worker() {
     let stage = stage(|config| config.workers = 3);
-    let mut devices: Vec<Device> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
+    let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
     let mut calls: Vec<Call> = devices[..8].iter_mut().map(call).collect();
     stage.gateway.handle().drain();
     for idle in &mut devices[8..] {
@@ -295,7 +296,7 @@ fn ids_of_requests_repeat_at_no_worker_and_after_no_reconnection() {
     let stage = stage(|config| (config.workers, config.mcp.enabled) = (3, true));
     let mut ids = BTreeSet::new();
     for _ in 0..2 {
-        let mut devices: Vec<Device> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
+        let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
         for device in &mut devices {
             let request: Value = serde_json::from_str(&device.wait_for("mcp", LIMIT).unwrap()).unwrap();
             let id = request["payload"]["id"].as_u64().unwrap();

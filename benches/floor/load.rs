@@ -11,9 +11,9 @@ use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use mqtt_websocket_proxy::net::socket::{self, Datagrams};
-use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER, Header};
-use mqtt_websocket_proxy::proto::mqtt::{Reply, decode_reply, encode};
-use mqtt_websocket_proxy::tools::device::{Grant, HELLO, Login, TOPIC, test_audio};
+use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER_LEN, UdpHeader};
+use mqtt_websocket_proxy::proto::mqtt::{ServerPacket, decode_server_packet, encode};
+use mqtt_websocket_proxy::tools::device::{CallParameters, HELLO, Login, PUBLISH_TOPIC, test_audio};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tungstenite::handshake::derive_accept_key;
@@ -102,7 +102,7 @@ enum Stage {
 
 struct Call {
     cipher: Cipher,
-    nonce: [u8; HEADER],
+    nonce: [u8; HEADER_LEN],
     sent: u32,
     /// Its delays are not counted: it floods.
     flood: bool,
@@ -198,7 +198,7 @@ impl Load {
         while self.calls.len() < many {
             if asked < many && asked < self.calls.len() + at_once {
                 let mut packet = Vec::new();
-                encode::publish(&mut packet, TOPIC, HELLO.as_bytes());
+                encode::publish(&mut packet, PUBLISH_TOPIC, HELLO.as_bytes());
                 self.devices[asked].stage = Stage::Hello(Instant::now());
                 self.devices[asked].stream.write_all(&packet)?;
                 asked += 1;
@@ -289,7 +289,7 @@ impl Load {
         let call = &mut self.calls[call];
         call.sent += 1;
         let mut head = call.nonce;
-        head[2..4].copy_from_slice(&(test_audio::LEN as u16).to_be_bytes());
+        head[2..4].copy_from_slice(&(test_audio::PACKET_LEN as u16).to_be_bytes());
         head[12..].copy_from_slice(&call.sent.to_be_bytes());
         // A number of 0 tells that nobody is interested in its delay.
         let mut payload = test_audio::packet(u32::from(!call.flood), nanos);
@@ -339,7 +339,7 @@ impl Load {
             let [_, a, b, c] = (i as u32).to_be_bytes();
             let mac = format!("02:00:00:{a:02x}:{b:02x}:{c:02x}").parse()?;
             device.stream.set_nodelay(true)?;
-            device.stream.write_all(&Login::new(mac, Some(KEY.as_bytes())).packet())?;
+            device.stream.write_all(&Login::new(mac, Some(KEY.as_bytes())).connect_packet())?;
             device.stage = Stage::LoggingIn;
         }
         let len = match device.stream.read(&mut self.scratch) {
@@ -354,16 +354,16 @@ impl Load {
         device.inbox.extend_from_slice(&self.scratch[..len]);
         let inbox = std::mem::take(&mut device.inbox);
         let mut rest = &inbox[..];
-        while let Some((reply, used)) = decode_reply(rest, 1 << 20)? {
+        while let Some((reply, used)) = decode_server_packet(rest, 1 << 20)? {
             rest = &rest[used..];
             match (reply, &self.devices[i].stage) {
-                (Reply::ConnAck { code: 0, .. }, _) => {
+                (ServerPacket::ConnAck { code: 0, .. }, _) => {
                     self.devices[i].stage = Stage::Idle;
                     self.connected += 1;
                 }
-                (Reply::Publish(publish), Stage::Hello(since)) => {
+                (ServerPacket::Publish(publish), Stage::Hello(since)) => {
                     let since = since.elapsed();
-                    if let Ok(grant) = Grant::parse(std::str::from_utf8(publish.payload)?) {
+                    if let Ok(grant) = CallParameters::parse(std::str::from_utf8(publish.payload)?) {
                         self.seen.set_ups.push(since.as_nanos() as u64);
                         self.granted(i, &grant);
                     }
@@ -375,7 +375,7 @@ impl Load {
         Ok(())
     }
 
-    fn granted(&mut self, i: usize, grant: &Grant) {
+    fn granted(&mut self, i: usize, grant: &CallParameters) {
         self.devices[i].stage = Stage::Call;
         self.udp_target = Some((Ipv4Addr::LOCALHOST, grant.port).into());
         self.ssrcs.extend(socket::ssrc(&grant.nonce).map(|ssrc| (ssrc, self.calls.len())));
@@ -391,10 +391,10 @@ impl Load {
             let now = self.start.elapsed().as_nanos() as u64;
             for n in 0..count {
                 let datagram = self.udp.datagram(n).1;
-                let Ok(header) = Header::parse(datagram) else { continue };
+                let Ok(header) = UdpHeader::parse(datagram) else { continue };
                 let Some(call) = self.ssrcs.get(&header.ssrc) else { continue };
-                self.calls[*call].cipher.apply(&header.bytes(), &mut datagram[HEADER..]);
-                if let Some((1, nanos)) = test_audio::parse(&datagram[HEADER..]) {
+                self.calls[*call].cipher.apply(&header.to_bytes(), &mut datagram[HEADER_LEN..]);
+                if let Some((1, nanos)) = test_audio::parse(&datagram[HEADER_LEN..]) {
                     self.seen.down += 1;
                     self.seen.delays.push(now.saturating_sub(nanos));
                 }
@@ -461,7 +461,7 @@ impl Load {
                         websocket_frame::append(&mut self.reply, 1, SERVER_HELLO);
                     }
                     2 => {
-                        if let Some((1, nanos)) = payload.get(HEADER..).and_then(test_audio::parse) {
+                        if let Some((1, nanos)) = payload.get(HEADER_LEN..).and_then(test_audio::parse) {
                             self.seen.up += 1;
                             if !self.echo {
                                 self.seen.delays.push(now.saturating_sub(nanos));
@@ -489,7 +489,8 @@ impl Load {
     fn serve_babbler(&mut self, i: usize) -> Outcome<()> {
         let Some(chat) = &mut self.chats[i] else { return Err("the babbling chat server was left".into()) };
         if chat.outbox.is_empty() {
-            let mut audio = mqtt_websocket_proxy::proto::audio::ws_header(1, test_audio::LEN).to_vec();
+            let mut audio =
+                mqtt_websocket_proxy::proto::audio::ws_frame_header(1, test_audio::PACKET_LEN).to_vec();
             audio.extend_from_slice(&test_audio::packet(0, 0));
             self.reply.clear();
             (0..64).for_each(|_| websocket_frame::append(&mut self.reply, 2, &audio));

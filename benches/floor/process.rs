@@ -114,7 +114,9 @@ impl Target {
     fn log_in(&mut self, begin: Instant) -> Outcome<()> {
         loop {
             if let Ok(mut stream) = TcpStream::connect(self.mqtt) {
-                stream.write_all(&Login::new("02:ff:ff:ff:ff:ff".parse()?, Some(KEY.as_bytes())).packet())?;
+                stream.write_all(
+                    &Login::new("02:ff:ff:ff:ff:ff".parse()?, Some(KEY.as_bytes())).connect_packet(),
+                )?;
                 let mut connack = [0; 4];
                 stream.read_exact(&mut connack)?;
                 return if connack[3] == 0 { Ok(()) } else { Err("the device was refused".into()) };

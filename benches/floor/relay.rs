@@ -12,7 +12,7 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 use mio::net::{TcpListener, TcpStream, UdpSocket};
 use mio::{Events, Interest, Poll, Token};
-use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER, Header};
+use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER_LEN, UdpHeader};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg};
 
 const LISTENER: Token = Token(0);
@@ -182,16 +182,16 @@ impl Relay {
             }
             for (i, (len, from)) in lens[..count].iter().enumerate() {
                 let room = &mut self.datagrams[i * BUFFER..][..HEAD + len];
-                let Ok(header) = Header::parse(&room[HEAD..]) else { continue };
+                let Ok(header) = UdpHeader::parse(&room[HEAD..]) else { continue };
                 let Some(call) =
                     self.devices.get_mut(header.ssrc as usize).and_then(|d| d.as_mut()?.call.as_mut())
                 else {
                     continue;
                 };
                 call.peer = from.map(SocketAddr::from);
-                self.cipher.apply(&header.bytes(), &mut room[HEAD + HEADER..]);
-                room[HEAD..HEAD + HEADER]
-                    .copy_from_slice(&audio::ws_header(header.timestamp, header.len.into()));
+                self.cipher.apply(&header.to_bytes(), &mut room[HEAD + HEADER_LEN..]);
+                room[HEAD..HEAD + HEADER_LEN]
+                    .copy_from_slice(&audio::ws_frame_header(header.timestamp, header.payload_len.into()));
                 // A full socket costs the frame; a broken one shows itself when it is read.
                 let _ = call.stream.write(frame(room, 2));
             }
@@ -242,20 +242,20 @@ impl Relay {
                         );
                         device.mqtt.write_all(&packet)?;
                     }
-                    2 if this.len() > start + HEADER => {
+                    2 if this.len() > start + HEADER_LEN => {
                         let Some(peer) = call.peer else { break };
                         call.sequence += 1;
-                        let [.., t0, t1, t2, t3, _, _, _, _] = this[..start + HEADER] else { break };
-                        let header = Header {
+                        let [.., t0, t1, t2, t3, _, _, _, _] = this[..start + HEADER_LEN] else { break };
+                        let header = UdpHeader {
                             flags: 0x80,
-                            len: (end - start - HEADER) as u16,
+                            payload_len: (end - start - HEADER_LEN) as u16,
                             ssrc: slot as u32,
                             timestamp: u32::from_be_bytes([t0, t1, t2, t3]),
                             sequence: call.sequence,
                         };
-                        let bytes = header.bytes();
-                        this[start..start + HEADER].copy_from_slice(&bytes);
-                        self.cipher.apply(&bytes, &mut this[start + HEADER..]);
+                        let bytes = header.to_bytes();
+                        this[start..start + HEADER_LEN].copy_from_slice(&bytes);
+                        self.cipher.apply(&bytes, &mut this[start + HEADER_LEN..]);
                         let _ = self.udp.send_to(&this[start..], peer);
                     }
                     _ => {}

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use mio::event::Event;
 use mio::net::{TcpStream, UdpSocket};
 use mio::{Events, Interest, Poll, Registry, Token};
-use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER, Header};
+use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER_LEN, UdpHeader};
 use mqtt_websocket_proxy::proto::message::{self, Reader};
-use mqtt_websocket_proxy::proto::mqtt::{Reply, decode_reply, encode};
-use mqtt_websocket_proxy::tools::device::{Grant, HELLO, HELLO_WAIT, Login, TOPIC, test_audio};
+use mqtt_websocket_proxy::proto::mqtt::{ServerPacket, decode_server_packet, encode};
+use mqtt_websocket_proxy::tools::device::{
+    CallParameters, HELLO, HELLO_TIMEOUT, Login, PUBLISH_TOPIC, test_audio,
+};
 
 /// Connections being made at once: under the backlog of most systems.
 const CONNECTING: usize = 100;
@@ -81,7 +83,7 @@ struct Call {
     udp: UdpSocket,
     cipher: Cipher,
     session_id: String,
-    nonce: [u8; HEADER],
+    nonce: [u8; HEADER_LEN],
     sent: u32,
     heard: u32,
 }
@@ -138,7 +140,7 @@ impl Fleet {
         for i in 0..many {
             self.world.due.push(Reverse((begin + Duration::from_secs(i as u64) / rate, i)));
         }
-        let until = begin + Duration::from_secs(many as u64) / rate + HELLO_WAIT;
+        let until = begin + Duration::from_secs(many as u64) / rate + HELLO_TIMEOUT;
         while self.world.stats.set_ups.len() < many && Instant::now() < until {
             self.turn(until.min(Instant::now() + Duration::from_millis(100)))?;
         }
@@ -228,7 +230,7 @@ impl Device {
             if self.stream.peer_addr().is_err() {
                 return Ok(());
             }
-            let packet = login.packet();
+            let packet = login.connect_packet();
             self.stage = Stage::LoggingIn;
             self.write(&packet)?;
         }
@@ -243,7 +245,7 @@ impl Device {
         }
         let inbox = std::mem::take(&mut self.inbox);
         let mut rest = &inbox[..];
-        while let Some((reply, used)) = decode_reply(rest, 1 << 20).map_err(io::Error::other)? {
+        while let Some((reply, used)) = decode_server_packet(rest, 1 << 20).map_err(io::Error::other)? {
             self.reply(reply, i, world)?;
             rest = &rest[used..];
         }
@@ -251,18 +253,20 @@ impl Device {
         Ok(())
     }
 
-    fn reply(&mut self, reply: Reply<'_>, i: usize, world: &mut World) -> io::Result<()> {
+    fn reply(&mut self, reply: ServerPacket<'_>, i: usize, world: &mut World) -> io::Result<()> {
         match (reply, &self.stage) {
-            (Reply::ConnAck { code: 0, .. }, Stage::LoggingIn) => {
+            (ServerPacket::ConnAck { code: 0, .. }, Stage::LoggingIn) => {
                 self.stage = Stage::Idle;
                 world.stats.connected += 1;
             }
-            (Reply::ConnAck { code, .. }, _) => return Err(io::Error::other(format!("CONNACK {code}"))),
-            (Reply::Publish(publish), Stage::Hello(since)) => {
+            (ServerPacket::ConnAck { code, .. }, _) => {
+                return Err(io::Error::other(format!("CONNACK {code}")));
+            }
+            (ServerPacket::Publish(publish), Stage::Hello(since)) => {
                 let text = std::str::from_utf8(publish.payload).unwrap_or_default();
                 if message::peek(text, Reader::Device).is_ok_and(|peek| peek.kind == "hello") {
                     world.stats.set_ups.push(since.elapsed());
-                    let grant = Grant::parse(text).map_err(io::Error::other)?;
+                    let grant = CallParameters::parse(text).map_err(io::Error::other)?;
                     self.stage = Stage::Call(Box::new(Call::open(&grant, i, world)?));
                     world.due.push(Reverse((Instant::now(), i)));
                 }
@@ -305,7 +309,7 @@ impl Device {
 
     fn publish(&mut self, text: &str) -> io::Result<()> {
         let mut packet = Vec::new();
-        encode::publish(&mut packet, TOPIC, text.as_bytes());
+        encode::publish(&mut packet, PUBLISH_TOPIC, text.as_bytes());
         self.write(&packet)
     }
 
@@ -319,7 +323,7 @@ impl Device {
 }
 
 impl Call {
-    fn open(grant: &Grant, i: usize, world: &World) -> io::Result<Self> {
+    fn open(grant: &CallParameters, i: usize, world: &World) -> io::Result<Self> {
         let server = (&*grant.server, grant.port).to_socket_addrs()?.next().ok_or(io::ErrorKind::NotFound)?;
         let mut udp = UdpSocket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
         udp.connect(server)?;
@@ -331,14 +335,14 @@ impl Call {
     fn send(&mut self, world: &mut World) -> io::Result<()> {
         let payload = test_audio::packet(self.sent, world.start.elapsed().as_micros() as u64);
         self.sent += 1;
-        let mut packet = [0; HEADER + test_audio::LEN];
-        packet[..HEADER].copy_from_slice(&self.nonce);
-        packet[2..4].copy_from_slice(&(test_audio::LEN as u16).to_be_bytes());
+        let mut packet = [0; HEADER_LEN + test_audio::PACKET_LEN];
+        packet[..HEADER_LEN].copy_from_slice(&self.nonce);
+        packet[2..4].copy_from_slice(&(test_audio::PACKET_LEN as u16).to_be_bytes());
         packet[12..16].copy_from_slice(&self.sent.to_be_bytes());
-        let mut iv = [0; HEADER];
-        iv.copy_from_slice(&packet[..HEADER]);
-        packet[HEADER..].copy_from_slice(&payload);
-        self.cipher.apply(&iv, &mut packet[HEADER..]);
+        let mut iv = [0; HEADER_LEN];
+        iv.copy_from_slice(&packet[..HEADER_LEN]);
+        packet[HEADER_LEN..].copy_from_slice(&payload);
+        self.cipher.apply(&iv, &mut packet[HEADER_LEN..]);
         world.stats.sent += 1;
         match self.udp.send(&packet) {
             // A full socket is a lost packet, as on a real line.
@@ -348,13 +352,13 @@ impl Call {
     }
 
     fn accept(&mut self, datagram: &mut [u8], world: &mut World) {
-        let Ok(Header { sequence, .. }) = Header::parse(datagram) else { return };
+        let Ok(UdpHeader { sequence, .. }) = UdpHeader::parse(datagram) else { return };
         if sequence <= self.heard {
             return;
         }
         world.stats.gaps += u64::from(sequence - self.heard - 1);
         self.heard = sequence;
-        let Some((iv, payload)) = datagram.split_first_chunk_mut::<HEADER>() else { return };
+        let Some((iv, payload)) = datagram.split_first_chunk_mut::<HEADER_LEN>() else { return };
         self.cipher.apply(iv, payload);
         if let Some((_, micros)) = test_audio::parse(payload) {
             world.stats.echoed += 1;

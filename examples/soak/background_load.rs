@@ -6,7 +6,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use mqtt_websocket_proxy::tools::device::{Device, Failure, HELLO, Incoming, Seen, Step};
+use mqtt_websocket_proxy::tools::device::{
+    DeviceError, DeviceErrorKind, DeviceStep, HELLO, Incoming, SimulatedDevice,
+};
 
 use crate::context::{PATIENCE, World, login};
 use crate::gateway::{Config, TOKEN};
@@ -17,7 +19,7 @@ const STRANGER: u8 = 4;
 /// Devices that only wait: each is asked for a sign of life in turn, and now and then one is exchanged.
 pub(crate) fn idle_devices(world: &World, many: usize) {
     let mut rng = world.rng(9_002);
-    let mut devices: Vec<Option<Device>> = (0..many).map(|_| None).collect();
+    let mut devices: Vec<Option<SimulatedDevice>> = (0..many).map(|_| None).collect();
     for turn in 0.. {
         if world.is_over() || many == 0 {
             return;
@@ -40,15 +42,15 @@ pub(crate) fn idle_devices(world: &World, many: usize) {
     }
 }
 
-fn answers(device: &mut Device) -> Result<(), Failure> {
+fn answers(device: &mut SimulatedDevice) -> Result<(), DeviceError> {
     device.ping()?;
     // It is asked for its tools too.
     while let Some(incoming) = device.receive(PATIENCE)? {
-        if incoming == Incoming::Pong {
+        if incoming == Incoming::PingResp {
             return Ok(());
         }
     }
-    Err(Failure { step: Step::Control, seen: Seen::Silence(PATIENCE) })
+    Err(DeviceError { step: DeviceStep::MqttConnection, kind: DeviceErrorKind::Timeout(PATIENCE) })
 }
 
 /// Connections that are no devices, or no good ones.
@@ -62,7 +64,7 @@ pub(crate) fn strangers(world: &World) {
             continue;
         };
         world.tally.strangers.fetch_add(1, Relaxed);
-        let connect = login(STRANGER, rng.below(50) as usize, 60).packet();
+        let connect = login(STRANGER, rng.below(50) as usize, 60).connect_packet();
         let bytes = match rng.below(8) {
             0 => Vec::new(),
             1 => rng.bytes(200),

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use mqtt_websocket_proxy::tools::device::{Call, Device, Failure, Incoming, Login, test_audio};
+use mqtt_websocket_proxy::tools::device::{Call, DeviceError, Incoming, Login, SimulatedDevice, test_audio};
 
 use crate::context::{World, login};
 use crate::gateway::STEADY;
@@ -31,7 +31,7 @@ pub(crate) fn steady(world: &World, number: usize) {
     }
 }
 
-fn speak_to_the_end(world: &World, login: &Login) -> Result<(), Failure> {
+fn speak_to_the_end(world: &World, login: &Login) -> Result<(), DeviceError> {
     let mut device = world.connect(login)?;
     let mut speaker = Speaker::new(world, device.call()?, true);
     while !world.is_over() {
@@ -52,7 +52,7 @@ pub(crate) fn fickle(world: &World, number: usize) {
         if world.is_over() {
             return;
         }
-        ghosts.retain(|(_, _, since): &(Device, Call, Instant)| since.elapsed() < HAUNTING);
+        ghosts.retain(|(_, _, since): &(SimulatedDevice, Call, Instant)| since.elapsed() < HAUNTING);
         // A number of its own each time: who has left is away for its grace.
         let number = number + 1_000 * (round % 10_000);
         match one_call(world, number, &mut rng) {
@@ -92,13 +92,17 @@ const ENDS: [End; 10] = [
 ];
 
 /// A call from its begin to its end; a device that vanished stays for a while.
-fn one_call(world: &World, number: usize, rng: &mut Rng) -> Result<Option<(Device, Call)>, Failure> {
+fn one_call(
+    world: &World,
+    number: usize,
+    rng: &mut Rng,
+) -> Result<Option<(SimulatedDevice, Call)>, DeviceError> {
     let end = ENDS[rng.below(ENDS.len() as u64) as usize];
     let login = login(FICKLE, number, if end == End::Vanish { 15 } else { 60 });
     let mut device = world.connect(&login)?;
     let mut speaker = Speaker::new(world, device.call()?, false);
     let mode = ["realtime", "auto"][rng.below(2) as usize];
-    device.listen(&speaker.call, mode)?;
+    device.start_listening(&speaker.call, mode)?;
     let time = rng.ms(500, 20_000).min(world.left());
     speaker.speak(&mut device, Some(rng), time)?;
     match end {
@@ -136,7 +140,7 @@ fn one_call(world: &World, number: usize, rng: &mut Rng) -> Result<Option<(Devic
     Ok(None)
 }
 
-fn reset(device: Device) {
+fn reset(device: SimulatedDevice) {
     // Without it the connection ends with a FIN, which is as good.
     let _ = socket2::SockRef::from(device.stream()).set_linger(Some(Duration::ZERO));
 }
@@ -161,15 +165,16 @@ impl<'a> Speaker<'a> {
     /// Speaks for a time; with `rng`, some packets are followed by others that should not be there.
     fn speak(
         &mut self,
-        device: &mut Device,
+        device: &mut SimulatedDevice,
         mut rng: Option<&mut Rng>,
         time: Duration,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), DeviceError> {
         let (begin, mut next) = (Instant::now(), Instant::now());
         while begin.elapsed() < time {
             self.said += 1;
             let micros = self.world.start.elapsed().as_micros() as u64;
-            let packet = self.call.seal(self.said.wrapping_mul(60), &test_audio::packet(self.said, micros));
+            let packet =
+                self.call.encrypt(self.said.wrapping_mul(60), &test_audio::packet(self.said, micros));
             self.call.send_packet(&packet)?;
             self.count(&self.world.tally.steady_sent, &self.world.tally.fickle_sent);
             if let Some(rng) = &mut rng
@@ -202,7 +207,7 @@ impl<'a> Speaker<'a> {
         }
     }
 
-    fn listen_until(&mut self, end: Instant) -> Result<(), Failure> {
+    fn listen_until(&mut self, end: Instant) -> Result<(), DeviceError> {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {

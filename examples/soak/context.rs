@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mqtt_websocket_proxy::tools::device::{Device, Failure, Login};
+use mqtt_websocket_proxy::tools::device::{DeviceError, Login, SimulatedDevice};
 
 use crate::gateway::{Gateway, KEY};
 use crate::statistics::{Latencies, Rng};
@@ -82,8 +82,8 @@ impl World {
         Rng(self.seed.wrapping_mul(0x1_0000).wrapping_add(thread as u64))
     }
 
-    pub(crate) fn connect(&self, login: &Login) -> Result<Device, Failure> {
-        Device::connect(self.mqtt, login, PATIENCE)
+    pub(crate) fn connect(&self, login: &Login) -> Result<SimulatedDevice, DeviceError> {
+        SimulatedDevice::connect(self.mqtt, login, PATIENCE)
     }
 
     /// Something that must not happen.

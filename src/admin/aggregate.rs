@@ -11,12 +11,12 @@ use serde_json::value::RawValue;
 pub fn metrics(texts: &[&str]) -> String {
     let Some((first, others)) = texts.split_first() else { return String::new() };
     let mut sums: HashMap<&str, f64> = HashMap::new();
-    for (name, value) in others.iter().flat_map(|text| text.lines()).filter_map(sample) {
+    for (name, value) in others.iter().flat_map(|text| text.lines()).filter_map(parse_sample) {
         *sums.entry(name).or_default() += value;
     }
     let mut merged = String::with_capacity(first.len());
     for line in first.lines() {
-        match sample(line).and_then(|(name, value)| Some((name, value + sums.get(name)?))) {
+        match parse_sample(line).and_then(|(name, value)| Some((name, value + sums.get(name)?))) {
             Some((name, sum)) => merged.push_str(&format!("{name} {sum}")),
             None => merged.push_str(line),
         }
@@ -26,7 +26,7 @@ pub fn metrics(texts: &[&str]) -> String {
 }
 
 /// A sample's name with its labels, and its value.
-fn sample(line: &str) -> Option<(&str, f64)> {
+fn parse_sample(line: &str) -> Option<(&str, f64)> {
     let (name, value) = line.rsplit_once(' ').filter(|_| !line.starts_with('#'))?;
     Some((name, value.parse().ok()?))
 }
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metrics_are_added_up_sample_by_sample() {
+    fn metrics_are_summed_by_sample() {
         let first =
             "# HELP a All 3\n# TYPE a counter\na{of=\"x y\"} 1\na{of=\"z\"} 18014398509\nb 0.5\nc 7\n";
         let second = "# HELP a All 3\n# TYPE a counter\na{of=\"x y\"} 2\na{of=\"z\"} 1\nb 0.25\n";
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_joined_while_there_is_room() {
+    fn pages_are_joined_up_to_the_limit() {
         let page = |devices: usize, next: Option<u64>, of: &[u8]| {
             let sessions: Vec<_> = of.iter().map(|n| serde_json::json!({ "n": n })).collect();
             let page = serde_json::json!({"devices": devices, "calls": 1, "draining": false, "next": next, "sessions": sessions});

@@ -6,19 +6,19 @@ use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
 use super::error::ApiError;
-use super::http::Head;
+use super::http::RequestHead;
 use crate::config::Config;
 
 /// Seconds of a day.
-const DAY: i64 = 86_400;
+const SECONDS_PER_DAY: i64 = 86_400;
 
 /// What the clock says: seconds since 1970, and how far local time is ahead of UTC.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
+pub struct WallClock {
     /// Seconds since 1970-01-01, UTC.
-    pub unix: i64,
+    pub unix_seconds: i64,
     /// Seconds that local time is ahead of UTC.
-    pub offset: i64,
+    pub utc_offset_seconds: i64,
 }
 
 /// Checks a call that needs a token, by nothing but its caller: not by what it asks for.
@@ -29,11 +29,16 @@ pub struct Clock {
 ///
 /// # Errors
 /// Why the caller may not.
-pub fn admit(head: &Head, peer: IpAddr, config: &Config, clock: Clock) -> Result<(), ApiError> {
+pub fn authorize(
+    head: &RequestHead,
+    peer: IpAddr,
+    config: &Config,
+    clock: WallClock,
+) -> Result<(), ApiError> {
     let key = config.mqtt.signature_key.as_ref();
     let token = config.api.token.as_ref();
     if key.is_none() && token.is_none() {
-        return admit_local(head, peer);
+        return authorize_local(head, peer);
     }
     let weakness = key.and_then(|key| key.weakness());
     if let (Some(weakness), None) = (&weakness, token) {
@@ -43,24 +48,24 @@ pub fn admit(head: &Head, peer: IpAddr, config: &Config, clock: Clock) -> Result
         );
         return Err(ApiError::new(503, "weak_key", sentence));
     }
-    let Some(shown) = head.authorization.as_deref().and_then(bearer) else {
-        return Err(refusal("Send the header \"Authorization: Bearer <token>\"."));
+    let Some(shown) = head.authorization.as_deref().and_then(bearer_token) else {
+        return Err(unauthorized("Send the header \"Authorization: Bearer <token>\"."));
     };
     let shown = Sha256::digest(shown);
-    let mut good = token.is_some_and(|token| same(&Sha256::digest(token.as_bytes()), &shown));
+    let mut good = token.is_some_and(|token| constant_time_eq(&Sha256::digest(token.as_bytes()), &shown));
     if let Some(key) = key.filter(|_| weakness.is_none()) {
-        for date in dates(clock) {
+        for date in accepted_dates(clock) {
             // Every candidate is compared, and as a whole: the time taken tells nothing.
-            good |= same(&Sha256::digest(daily_token(&date, key.as_bytes())), &shown);
+            good |= constant_time_eq(&Sha256::digest(daily_token(&date, key.as_bytes())), &shown);
         }
     }
     if good {
         return Ok(());
     }
-    Err(refusal("The token is not valid, or not today: the daily one changes with the date."))
+    Err(unauthorized("The token is not valid, or not today: the daily one changes with the date."))
 }
 
-fn refusal(sentence: &'static str) -> ApiError {
+fn unauthorized(sentence: &'static str) -> ApiError {
     ApiError::new(401, "unauthorized", sentence).with("WWW-Authenticate", "Bearer")
 }
 
@@ -69,26 +74,26 @@ pub fn daily_token(date: &str, key: &[u8]) -> String {
     HEXLOWER.encode(&Sha256::new().chain_update(date).chain_update(key).finalize())
 }
 
-fn same(one: &[u8], other: &[u8]) -> bool {
+fn constant_time_eq(one: &[u8], other: &[u8]) -> bool {
     one.iter().zip(other).fold(one.len() ^ other.len(), |differs, (a, b)| differs | usize::from(a ^ b)) == 0
 }
 
 /// The token of an `Authorization` field (RFC 6750 section 2.1), whose scheme may be in any case (RFC 9110 section 11.1).
-fn bearer(field: &str) -> Option<&str> {
+fn bearer_token(field: &str) -> Option<&str> {
     let (scheme, token) = field.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
 /// Nobody needs a token, so the caller must be on this machine, and must not be a web page that its browser was lured
 /// to: such a page names its origin, or reaches us under a name of its own that leads here.
-fn admit_local(head: &Head, peer: IpAddr) -> Result<(), ApiError> {
+fn authorize_local(head: &RequestHead, peer: IpAddr) -> Result<(), ApiError> {
     if !peer.to_canonical().is_loopback() {
-        return Err(refusal(
+        return Err(unauthorized(
             "Without mqtt.signature_key (MQTT_SIGNATURE_KEY) or api.token only callers on the gateway's own machine are \
              served: set one of them.",
         ));
     }
-    let foreign_name = head.host.as_deref().is_some_and(|host| !is_this_machine(host));
+    let foreign_name = head.host.as_deref().is_some_and(|host| !is_localhost_or_ip(host));
     let foreign_page = head.origin.as_deref().is_some_and(|origin| {
         origin.strip_prefix("http://").is_none_or(|origin| Some(origin) != head.host.as_deref())
     });
@@ -104,7 +109,7 @@ fn admit_local(head: &Head, peer: IpAddr) -> Result<(), ApiError> {
 }
 
 /// Whether a `Host` field holds a name that no one else's web page can have: an IP address or localhost.
-fn is_this_machine(host: &str) -> bool {
+fn is_localhost_or_ip(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
@@ -114,14 +119,14 @@ fn is_this_machine(host: &str) -> bool {
 }
 
 /// The dates whose tokens are good: local and UTC, each with the day before and after.
-fn dates(clock: Clock) -> impl Iterator<Item = String> {
-    let utc = clock.unix.div_euclid(DAY);
-    let local = (clock.unix + clock.offset).div_euclid(DAY);
-    (utc.min(local) - 1..=utc.max(local) + 1).map(date)
+fn accepted_dates(clock: WallClock) -> impl Iterator<Item = String> {
+    let utc = clock.unix_seconds.div_euclid(SECONDS_PER_DAY);
+    let local = (clock.unix_seconds + clock.utc_offset_seconds).div_euclid(SECONDS_PER_DAY);
+    (utc.min(local) - 1..=utc.max(local) + 1).map(civil_date)
 }
 
 /// yyyy-MM-dd of the so many-th day since 1970-01-01, in the Gregorian calendar.
-fn date(day: i64) -> String {
+fn civil_date(day: i64) -> String {
     // Years begin in March here, so that a leap day is the last of its year; eras have 400 years, all alike.
     let day = day + 719_468;
     let (era, of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
@@ -143,46 +148,51 @@ mod tests {
     const KEY: &str = "A-good-Key-9";
     const TOKEN: &str = "static-token-of-the-operator";
     /// 2026-08-09 20:00:00 UTC, in China already the tenth.
-    const NOW: Clock = Clock { unix: 1_786_305_600, offset: 8 * 3600 };
+    const NOW: WallClock = WallClock { unix_seconds: 1_786_305_600, utc_offset_seconds: 8 * 3600 };
 
-    fn call(fields: &str, peer: &str, key: Option<&str>, token: Option<&str>) -> u16 {
-        let head = http::head(format!("POST /api/x HTTP/1.1\r\n{fields}\r\n").as_bytes()).unwrap().unwrap();
+    fn authorize_status(fields: &str, peer: &str, key: Option<&str>, token: Option<&str>) -> u16 {
+        let head =
+            http::parse_head(format!("POST /api/x HTTP/1.1\r\n{fields}\r\n").as_bytes()).unwrap().unwrap();
         let mut config = Config::default();
         config.mqtt.signature_key = key.and_then(Secret::new);
         config.api.token = token.and_then(Secret::new);
-        admit(&head, peer.parse().unwrap(), &config, NOW).map_or_else(|refusal| refusal.status, |()| 200)
+        authorize(&head, peer.parse().unwrap(), &config, NOW).map_or_else(|refusal| refusal.status, |()| 200)
     }
 
     #[test]
-    fn the_daily_token_is_that_of_the_consoles() {
+    fn the_daily_token_matches_the_consoles_token() {
         // printf '2026-08-09A-good-Key-9' | sha256sum
         let token = daily_token("2026-08-09", KEY.as_bytes());
         assert_eq!(token, "1cd9d82d82bdb36b552d414e4e96657d7cab6b2319ae35a18d430ef8468adaa8");
     }
 
     #[test]
-    fn tokens_of_the_local_and_the_utc_date_and_a_day_around_them_are_good() {
+    fn tokens_within_a_day_of_the_local_and_the_utc_date_are_accepted() {
         let days = ["07", "08", "09", "10", "11", "12"];
         let expected = [401, 200, 200, 200, 200, 401];
         for (day, expected) in days.into_iter().zip(expected) {
             let token = daily_token(&format!("2026-08-{day}"), KEY.as_bytes());
             let field = format!("Authorization: Bearer {token}\r\n");
-            assert_eq!(call(&field, "192.0.2.1", Some(KEY), None), expected, "{day}");
-            assert_eq!(call(&field, "127.0.0.1", Some("Another-Key"), None), 401, "{day}");
+            assert_eq!(authorize_status(&field, "192.0.2.1", Some(KEY), None), expected, "{day}");
+            assert_eq!(authorize_status(&field, "127.0.0.1", Some("Another-Key"), None), 401, "{day}");
             let weak = daily_token(&format!("2026-08-{day}"), b"weak");
             let field = format!("Authorization: Bearer {weak}\r\n");
-            assert_eq!(call(&field, "127.0.0.1", Some("weak"), Some(TOKEN)), 401, "a weak key opens nothing");
+            assert_eq!(
+                authorize_status(&field, "127.0.0.1", Some("weak"), Some(TOKEN)),
+                401,
+                "a weak key opens nothing"
+            );
         }
         assert_eq!(
-            dates(Clock { offset: 0, ..NOW }).collect::<Vec<_>>(),
+            accepted_dates(WallClock { utc_offset_seconds: 0, ..NOW }).collect::<Vec<_>>(),
             ["2026-08-08", "2026-08-09", "2026-08-10"]
         );
-        let west = Clock { unix: NOW.unix - 19 * 3600, offset: -5 * 3600 };
-        assert_eq!(dates(west).next().unwrap(), "2026-08-07");
+        let west = WallClock { unix_seconds: NOW.unix_seconds - 19 * 3600, utc_offset_seconds: -5 * 3600 };
+        assert_eq!(accepted_dates(west).next().unwrap(), "2026-08-07");
     }
 
     #[test]
-    fn who_may_call() {
+    fn tokens_local_addresses_and_origins_are_checked() {
         let good = daily_token("2026-08-09", KEY.as_bytes());
         let upper = good.to_uppercase();
         let (near, far) = ("127.0.0.1", "192.0.2.1");
@@ -216,7 +226,11 @@ mod tests {
             ("Host: 127.0.0.1\r\nOrigin: https://evil.example\r\n".to_owned(), near, None, None, 403),
             ("Host: 127.0.0.1\r\nOrigin: null\r\n".to_owned(), near, None, None, 403),
         ] {
-            assert_eq!(call(&fields, peer, key, token), expected, "{fields} {peer} {key:?} {token:?}");
+            assert_eq!(
+                authorize_status(&fields, peer, key, token),
+                expected,
+                "{fields} {peer} {key:?} {token:?}"
+            );
         }
     }
 
@@ -234,7 +248,7 @@ mod tests {
             (47_540, "2100-02-28"),
             (47_541, "2100-03-01"),
         ] {
-            assert_eq!(date(day), expected, "{day}");
+            assert_eq!(civil_date(day), expected, "{day}");
         }
     }
 }

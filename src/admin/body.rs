@@ -2,7 +2,7 @@
 
 use httparse::Status;
 
-use super::http::{MAX_BODY, MAX_HEAD, Refusal};
+use super::http::{MAX_BODY_BYTES, MAX_HEAD_BYTES, RequestError};
 
 /// How the end of a body is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,14 +23,14 @@ pub struct Body {
 impl Body {
     /// Nothing of it has come.
     pub fn new(framing: Framing) -> Self {
-        Self { framing, chunked: Chunked { state: State::Size, decoded: Vec::new(), spare: MAX_HEAD } }
+        Self { framing, chunked: Chunked { state: State::Size, decoded: Vec::new(), spare: MAX_HEAD_BYTES } }
     }
 
     /// Takes out of `inbox` what is the body's, and gives the body when it is all there. What follows it stays.
     ///
     /// # Errors
     /// What is no body, or too long a one.
-    pub fn take(&mut self, inbox: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Refusal> {
+    pub fn take(&mut self, inbox: &mut Vec<u8>) -> Result<Option<Vec<u8>>, RequestError> {
         match self.framing {
             Framing::Length(length) if inbox.len() < length => Ok(None),
             Framing::Length(length) => {
@@ -50,7 +50,7 @@ impl Body {
     pub fn wanted(&self, held: usize) -> usize {
         match self.framing {
             Framing::Length(length) => length.saturating_sub(held),
-            Framing::Chunked => MAX_HEAD,
+            Framing::Chunked => MAX_HEAD_BYTES,
         }
     }
 }
@@ -58,8 +58,8 @@ impl Body {
 /// A chunk size of 16 digits and its line end: what is longer has an extension.
 const SIZE_LINE: usize = 18;
 
-const BROKEN: Refusal = Refusal::Malformed("its chunked body is broken");
-const TOO_MUCH: Refusal = Refusal::Malformed("its chunk extensions and trailers are too long");
+const BROKEN: RequestError = RequestError::Malformed("its chunked body is broken");
+const TOO_MUCH: RequestError = RequestError::Malformed("its chunk extensions and trailers are too long");
 
 #[derive(Debug)]
 struct Chunked {
@@ -89,7 +89,7 @@ enum State {
 impl Chunked {
     /// Decodes what has come; gives how many bytes of it are used up. Each is looked at once, but for those of a size line
     /// that is not whole.
-    fn decode(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+    fn decode(&mut self, bytes: &[u8]) -> Result<usize, RequestError> {
         let mut rest = bytes;
         while !rest.is_empty() && !matches!(self.state, State::Done) {
             match self.step(rest)? {
@@ -101,7 +101,7 @@ impl Chunked {
     }
 
     /// One step; gives how many bytes it used. None when more must come.
-    fn step(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+    fn step(&mut self, bytes: &[u8]) -> Result<usize, RequestError> {
         let (state, used) = match (self.state, bytes) {
             (State::Size, _) => return self.size_line(bytes),
             (State::Data(left), _) => {
@@ -126,7 +126,7 @@ impl Chunked {
         Ok(used)
     }
 
-    fn size_line(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+    fn size_line(&mut self, bytes: &[u8]) -> Result<usize, RequestError> {
         // httparse takes a line without a digit for a zero, and a bare LF for a part of an extension.
         if !bytes.first().is_some_and(u8::is_ascii_hexdigit) {
             return Err(BROKEN);
@@ -142,13 +142,14 @@ impl Chunked {
             return Err(BROKEN);
         }
         self.spend(length.saturating_sub(SIZE_LINE))?;
-        let room = MAX_BODY - self.decoded.len();
-        let size = usize::try_from(size).ok().filter(|size| *size <= room).ok_or(Refusal::BodyTooLong)?;
+        let room = MAX_BODY_BYTES - self.decoded.len();
+        let size =
+            usize::try_from(size).ok().filter(|size| *size <= room).ok_or(RequestError::BodyTooLong)?;
         self.state = if size == 0 { State::Trailer { empty: true, cr: false } } else { State::Data(size) };
         Ok(length)
     }
 
-    fn spend(&mut self, bytes: usize) -> Result<(), Refusal> {
+    fn spend(&mut self, bytes: usize) -> Result<(), RequestError> {
         self.spare = self.spare.checked_sub(bytes).ok_or(TOO_MUCH)?;
         Ok(())
     }
@@ -161,7 +162,7 @@ mod tests {
 
     use super::*;
 
-    type Verdict = Result<Option<(Vec<u8>, Vec<u8>)>, Refusal>;
+    type Verdict = Result<Option<(Vec<u8>, Vec<u8>)>, RequestError>;
 
     /// The verdict on these bytes when they come in pieces of so many, and what follows the body.
     fn decoded(bytes: &[u8], piece: usize) -> Verdict {
@@ -229,27 +230,27 @@ mod tests {
         let bytes = |count: usize| "x".repeat(count);
         let chunk = |count: usize| format!("{count:x}\r\n{}\r\n", bytes(count));
         let end = "0\r\n\r\n";
-        let fits = format!("{}{}{end}", chunk(MAX_BODY - 1), chunk(1));
+        let fits = format!("{}{}{end}", chunk(MAX_BODY_BYTES - 1), chunk(1));
         for piece in [1, 1000, fits.len()] {
-            assert_eq!(decoded(fits.as_bytes(), piece).unwrap().unwrap().0.len(), MAX_BODY);
+            assert_eq!(decoded(fits.as_bytes(), piece).unwrap().unwrap().0.len(), MAX_BODY_BYTES);
         }
         for text in [
-            format!("{:x}\r\n", MAX_BODY + 1),
-            format!("{}1\r\n", chunk(MAX_BODY)),
+            format!("{:x}\r\n", MAX_BODY_BYTES + 1),
+            format!("{}1\r\n", chunk(MAX_BODY_BYTES)),
             "ffffffffffffffff\r\n".to_owned(),
         ] {
-            assert_eq!(decoded(text.as_bytes(), 1000), Err(Refusal::BodyTooLong));
+            assert_eq!(decoded(text.as_bytes(), 1000), Err(RequestError::BodyTooLong));
         }
         // With the digit, the semicolon and the line end, and with the last line end.
         let extension = |count: usize| format!("1;{}\r\na\r\n{end}", bytes(count));
         let trailer = |count: usize| format!("0\r\n{}\r\n\r\n", bytes(count));
         for piece in [1, 100, 100_000] {
             for (text, is_taken) in [
-                (extension(MAX_HEAD + SIZE_LINE - 4 - 2), true),
-                (extension(MAX_HEAD + SIZE_LINE - 4 - 1), false),
-                (trailer(MAX_HEAD - 4), true),
-                (trailer(MAX_HEAD - 3), false),
-                (bytes(0) + "1;" + &bytes(2 * MAX_HEAD), false),
+                (extension(MAX_HEAD_BYTES + SIZE_LINE - 4 - 2), true),
+                (extension(MAX_HEAD_BYTES + SIZE_LINE - 4 - 1), false),
+                (trailer(MAX_HEAD_BYTES - 4), true),
+                (trailer(MAX_HEAD_BYTES - 3), false),
+                (bytes(0) + "1;" + &bytes(2 * MAX_HEAD_BYTES), false),
                 (format!("1;{}\r\na\r\n", bytes(100)).repeat(200), false),
                 (format!("0\r\n{}", "a: b\r\n".repeat(2000)), false),
             ] {
@@ -262,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_body_of_many_chunks_is_decoded_in_linear_time() {
-        let text = "1\r\nx\r\n".repeat(MAX_BODY) + "0\r\n\r\n";
+        let text = "1\r\nx\r\n".repeat(MAX_BODY_BYTES) + "0\r\n\r\n";
         let (mut body, mut inbox, mut moved) = (Body::new(Framing::Chunked), Vec::new(), 0);
         let mut whole = None;
         for piece in text.as_bytes().chunks(1000) {
@@ -271,7 +272,7 @@ mod tests {
             // What is left is decoded again: never more than a line that is not whole.
             moved = moved.max(inbox.len());
         }
-        assert_eq!((whole.map(|whole| whole.len()), moved < 4), (Some(MAX_BODY), true), "{moved}");
+        assert_eq!((whole.map(|whole| whole.len()), moved < 4), (Some(MAX_BODY_BYTES), true), "{moved}");
     }
 
     proptest! {

@@ -8,29 +8,29 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::params::{BadParameter, Members};
-use crate::config::{Changes, Server};
+use crate::config::{Changes, ChatServerConfig};
 use crate::proto::identity::Mac;
-use crate::session::{Accepted, CallView, CommandFailed, Core, Facts, Requested};
+use crate::session::{AcceptOutcome, CallStats, CallView, CommandError, Core, RequestOutcome};
 
 /// Characters of a caller's name: a device's modem takes no long messages.
-const MAX_NICKNAME: usize = 64;
+const MAX_NICKNAME_CHARS: usize = 64;
 
 /// One device and its call, as `GET /api/sessions` shows it.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Session<'a> {
+pub struct SessionDto<'a> {
     client_id: &'a str,
     mac: String,
     ip: IpAddr,
     /// False while its call waits for its return.
     connected: bool,
     online_seconds: f64,
-    call: Option<Call<'a>>,
+    call: Option<CallDto<'a>>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Call<'a> {
+struct CallDto<'a> {
     state: &'static str,
     session_id: Option<&'a str>,
     seconds: f64,
@@ -50,21 +50,21 @@ struct Call<'a> {
 }
 
 /// The view of a device that is let in; `None` for any other session.
-pub fn session(core: &Core, now: Instant) -> Option<Session<'_>> {
+pub fn session_dto(core: &Core, now: Instant) -> Option<SessionDto<'_>> {
     let client_id = core.client_id().filter(|_| core.is_present())?;
-    let since = |at: Instant| round(now.saturating_duration_since(at));
-    Some(Session {
+    let since = |at: Instant| seconds(now.saturating_duration_since(at));
+    Some(SessionDto {
         client_id: client_id.as_str(),
         mac: client_id.mac().to_string(),
         ip: core.ip(),
         connected: core.is_online(),
         online_seconds: core.online_since().map_or(0.0, since),
-        call: core.call().map(|call| view(&call, since(call.began))),
+        call: core.call().map(|call| call_dto(&call, since(call.started_at))),
     })
 }
 
-fn view<'a>(call: &CallView<'a>, seconds: f64) -> Call<'a> {
-    let Facts {
+fn call_dto<'a>(call: &CallView<'a>, seconds: f64) -> CallDto<'a> {
+    let CallStats {
         up_packets,
         up_bytes,
         down_packets,
@@ -74,12 +74,12 @@ fn view<'a>(call: &CallView<'a>, seconds: f64) -> Call<'a> {
         duplicates,
         dropped,
         redials,
-    } = *call.facts;
-    Call {
+    } = *call.stats;
+    CallDto {
         state: call.state.label(),
         session_id: call.session_id,
         seconds,
-        server: call.server.map(Server::to_string),
+        server: call.server.map(ChatServerConfig::to_string),
         audio_from: call.peer,
         packets_up: up_packets,
         bytes_up: up_bytes,
@@ -95,13 +95,13 @@ fn view<'a>(call: &CallView<'a>, seconds: f64) -> Call<'a> {
 }
 
 /// Seconds, to the millisecond.
-fn round(duration: Duration) -> f64 {
+fn seconds(duration: Duration) -> f64 {
     duration.as_millis() as f64 / 1000.0
 }
 
 /// What `GET /api/sessions` answers.
 #[derive(Serialize)]
-pub struct Sessions<'a> {
+pub struct SessionPage<'a> {
     /// Devices that are let in, on this page or another.
     pub devices: usize,
     /// Calls going on.
@@ -111,19 +111,19 @@ pub struct Sessions<'a> {
     /// `after` for the next page; none on the last.
     pub next: Option<u64>,
     /// This page.
-    pub sessions: Vec<Session<'a>>,
+    pub sessions: Vec<SessionDto<'a>>,
 }
 
 /// A command for a device, as the consoles send it. The `id` in it is theirs and goes no further.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Command {
+pub struct McpCommand {
     /// The JSON-RPC method.
     pub method: String,
     /// Its parameters, raw JSON.
     pub params: String,
 }
 
-impl Command {
+impl McpCommand {
     /// Reads a body; `None` when it is not `{"type":"mcp","payload":{"method":..}}`.
     ///
     /// # Errors
@@ -147,7 +147,7 @@ impl Command {
 ///
 /// # Errors
 /// What is wrong with them, in words.
-pub fn status_ids(body: &str) -> Result<Vec<String>, String> {
+pub fn parse_status_ids(body: &str) -> Result<Vec<String>, String> {
     let missing = || "clientIds必须是一个数组".to_owned();
     let members = Members::of_body(body).map_err(|_| missing())?;
     let client_ids = array(&members, "clientIds").map_err(|error| format!("{}: {error}", missing()))?;
@@ -185,12 +185,12 @@ impl CallRequest {
     /// What is missing, or of the wrong type, in words.
     pub fn parse(body: &str) -> Result<Self, String> {
         let members = members(body)?;
-        let (caller, target) = (mac(&members, "caller_mac")?, mac(&members, "target_mac")?);
+        let (caller, target) = (parse_mac(&members, "caller_mac")?, parse_mac(&members, "target_mac")?);
         let Some((caller, target)) = caller.zip(target) else {
             return Err("缺少必要参数: caller_mac, target_mac".to_owned());
         };
         let nickname = members.string("caller_nickname", "a string").map_err(|error| error.to_string())?;
-        let nickname = nickname.unwrap_or_default().chars().take(MAX_NICKNAME).collect();
+        let nickname = nickname.unwrap_or_default().chars().take(MAX_NICKNAME_CHARS).collect();
         Ok(Self { caller, target, nickname })
     }
 }
@@ -199,8 +199,8 @@ impl CallRequest {
 ///
 /// # Errors
 /// Why there is none, in words.
-pub fn call_mac(body: &str) -> Result<Mac, String> {
-    mac(&members(body)?, "mac")?.ok_or_else(|| "缺少必要参数: mac".to_owned())
+pub fn parse_call_mac(body: &str) -> Result<Mac, String> {
+    parse_mac(&members(body)?, "mac")?.ok_or_else(|| "缺少必要参数: mac".to_owned())
 }
 
 fn members(body: &str) -> Result<Members<'_>, String> {
@@ -208,7 +208,7 @@ fn members(body: &str) -> Result<Members<'_>, String> {
 }
 
 /// A member that is a MAC; an empty one is as good as absent.
-fn mac(members: &Members<'_>, key: &str) -> Result<Option<Mac>, String> {
+fn parse_mac(members: &Members<'_>, key: &str) -> Result<Option<Mac>, String> {
     let allowed = "a MAC address like aa:bb:cc:dd:ee:ff";
     let text = members.string(key, allowed).map_err(|error| error.to_string())?;
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
@@ -217,48 +217,48 @@ fn mac(members: &Members<'_>, key: &str) -> Result<Option<Mac>, String> {
 }
 
 /// What became of a request, as the consoles expect it.
-pub fn call_requested(outcome: Requested) -> String {
+pub fn call_request_body(outcome: RequestOutcome) -> String {
     let (status, message) = match outcome {
-        Requested::Bridged => ("bridged", "通话已接通"),
-        Requested::Pending => ("pending", "正在等待对方接听"),
-        Requested::Offline => ("offline", "对方设备不在线，请稍后重试"),
-        Requested::Refused(why) => ("error", why),
+        RequestOutcome::Connected => ("bridged", "通话已接通"),
+        RequestOutcome::Ringing => ("pending", "正在等待对方接听"),
+        RequestOutcome::Offline => ("offline", "对方设备不在线，请稍后重试"),
+        RequestOutcome::Refused(why) => ("error", why),
     };
     json!({ "status": status, "message": message }).to_string()
 }
 
 /// What became of an answer, as the consoles expect it.
-pub fn call_accepted(outcome: Accepted) -> String {
+pub fn call_accept_body(outcome: AcceptOutcome) -> String {
     let (status, message) = match outcome {
-        Accepted::Bridged(peer) => {
+        AcceptOutcome::Connected(peer) => {
             return json!({ "status": "bridged", "peerMac": peer.to_string() }).to_string();
         }
-        Accepted::NoPending => ("no_pending", "没有等待中的通话"),
-        Accepted::CallerGone => ("caller_gone", "主叫方已离开或通话已超时"),
-        Accepted::Refused(why) => ("error", why),
+        AcceptOutcome::NoIncomingCall => ("no_pending", "没有等待中的通话"),
+        AcceptOutcome::CallerLeft => ("caller_gone", "主叫方已离开或通话已超时"),
+        AcceptOutcome::Refused(why) => ("error", why),
     };
     json!({ "status": status, "message": message }).to_string()
 }
 
 /// An error as the compatible calls say it.
-pub fn plain_error(why: &str) -> String {
+pub fn error_body(why: &str) -> String {
     json!({ "error": why }).to_string()
 }
 
 /// What became of a command, as the consoles expect it.
-pub fn command_answer(result: &Result<Box<str>, CommandFailed>) -> (u16, String) {
+pub fn command_response(result: &Result<Box<str>, CommandError>) -> (u16, String) {
     let why = match result {
         Ok(result) => return (200, format!(r#"{{"success":true,"data":{result}}}"#)),
-        Err(CommandFailed::NotConnected) => "设备未连接",
-        Err(CommandFailed::Timeout) => "timeout",
-        Err(CommandFailed::Busy) => "too many commands are under way for this device",
-        Err(CommandFailed::Device(message)) => message,
+        Err(CommandError::NotConnected) => "设备未连接",
+        Err(CommandError::Timeout) => "timeout",
+        Err(CommandError::Busy) => "too many commands are under way for this device",
+        Err(CommandError::Device(message)) => message,
     };
     (500, json!({ "success": false, "error": why }).to_string())
 }
 
 /// What a reload changed.
-pub fn changes(changes: &Changes) -> String {
+pub fn reload_body(changes: &Changes) -> String {
     json!({ "applied": changes.applied, "needsRestart": changes.needs_restart }).to_string()
 }
 
@@ -269,8 +269,9 @@ mod tests {
 
     #[test]
     fn commands_are_read_as_the_consoles_send_them() {
-        let command =
-            |method: &str, params: &str| Ok(Some(Command { method: method.into(), params: params.into() }));
+        let command = |method: &str, params: &str| {
+            Ok(Some(McpCommand { method: method.into(), params: params.into() }))
+        };
         for (body, expected) in [
             (
                 r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"withUserTools": true}}}"#,
@@ -297,12 +298,12 @@ mod tests {
                 Err("payload.params: found it more than once, allowed: one value"),
             ),
         ] {
-            assert_eq!(Command::parse(body), expected.map_err(str::to_owned), "{body}");
+            assert_eq!(McpCommand::parse(body), expected.map_err(str::to_owned), "{body}");
         }
     }
 
     #[test]
-    fn status_is_asked_by_either_name() {
+    fn client_ids_and_device_ids_are_both_accepted() {
         let ids = |ids: &[&str]| Ok(ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>());
         for (body, expected) in [
             (r#"{"clientIds":["a","b"]}"#, ids(&["a", "b"])),
@@ -328,12 +329,12 @@ mod tests {
                 Err("deviceIds: found it more than once, allowed: one value"),
             ),
         ] {
-            assert_eq!(status_ids(body), expected.map_err(str::to_owned), "{body}");
+            assert_eq!(parse_status_ids(body), expected.map_err(str::to_owned), "{body}");
         }
     }
 
     #[test]
-    fn call_requests_name_two_macs_however_they_are_written() {
+    fn macs_in_call_requests_are_accepted_in_every_notation() {
         let (a, b) = ("aa:bb:cc:dd:ee:01".parse().unwrap(), "aa:bb:cc:dd:ee:02".parse().unwrap());
         let request = |nickname: &str| Ok(CallRequest { caller: a, target: b, nickname: nickname.into() });
         for (body, expected) in [
@@ -373,19 +374,19 @@ mod tests {
         ] {
             assert_eq!(CallRequest::parse(body), Err(expected.to_owned()), "{body}");
         }
-        assert_eq!(call_mac(r#"{"mac":"AA_BB_CC_DD_EE_01"}"#), Ok(a));
-        assert_eq!(call_mac(r#"{"mac":null}"#), Err("缺少必要参数: mac".to_owned()));
+        assert_eq!(parse_call_mac(r#"{"mac":"AA_BB_CC_DD_EE_01"}"#), Ok(a));
+        assert_eq!(parse_call_mac(r#"{"mac":null}"#), Err("缺少必要参数: mac".to_owned()));
     }
 
     #[test]
-    fn command_answers_are_those_of_the_node_js_gateway() {
+    fn command_responses_match_the_node_js_gateway() {
         for (result, expected) in [
             (Ok(r#"{"content":[]}"#.into()), (200, r#"{"success":true,"data":{"content":[]}}"#)),
-            (Err(CommandFailed::NotConnected), (500, r#"{"error":"设备未连接","success":false}"#)),
-            (Err(CommandFailed::Timeout), (500, r#"{"error":"timeout","success":false}"#)),
-            (Err(CommandFailed::Device("a \"b\"".into())), (500, r#"{"error":"a \"b\"","success":false}"#)),
+            (Err(CommandError::NotConnected), (500, r#"{"error":"设备未连接","success":false}"#)),
+            (Err(CommandError::Timeout), (500, r#"{"error":"timeout","success":false}"#)),
+            (Err(CommandError::Device("a \"b\"".into())), (500, r#"{"error":"a \"b\"","success":false}"#)),
         ] {
-            assert_eq!(command_answer(&result), (expected.0, expected.1.to_owned()));
+            assert_eq!(command_response(&result), (expected.0, expected.1.to_owned()));
         }
     }
 }

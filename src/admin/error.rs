@@ -49,6 +49,6 @@ impl ApiError {
             ErrorStyle::Plain => json!({ "error": self.sentence }),
             ErrorStyle::Command => json!({ "success": false, "error": self.sentence }),
         };
-        Response { field: self.header, ..Response::json(self.status, body.to_string()) }
+        Response { extra_header: self.header, ..Response::json(self.status, body.to_string()) }
     }
 }

@@ -2,7 +2,7 @@
 //! they show.
 //!
 //! ```text
-//! bytes -> http (head) -> body -> auth -> routes -> [net::admin carries it out] -> json, metrics -> http -> bytes
+//! bytes -> http (head) -> body -> auth -> routes -> [net::admin carries it out] -> dto, prometheus -> http -> bytes
 //! ```
 
 pub mod aggregate;

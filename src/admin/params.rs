@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::http::percent_decode;
-use crate::proto::message::{BadMessage, Object};
+use crate::proto::message::{BadMessage, JsonObject};
 
 /// Characters of a bad value that are shown.
 const SHOWN: usize = 40;
@@ -79,7 +79,7 @@ pub fn query_number(
 
 /// The members of a JSON object. One that is null is as good as absent.
 pub struct Members<'a> {
-    object: Object<'a>,
+    object: JsonObject<'a>,
     /// Where the object is: empty, or a name and a dot.
     path: &'static str,
 }
@@ -90,7 +90,7 @@ impl<'a> Members<'a> {
     /// # Errors
     /// A body that is no JSON object.
     pub fn of_body(body: &'a str) -> Result<Self, BadMessage> {
-        Ok(Self { object: Object::parse(body)?, path: "" })
+        Ok(Self { object: JsonObject::parse(body)?, path: "" })
     }
 
     /// The value as it was written.
@@ -125,7 +125,7 @@ impl<'a> Members<'a> {
     /// When it is none, or there twice.
     pub fn object(&self, key: &str, path: &'static str) -> Result<Option<Self>, BadParameter> {
         let Some(raw) = self.raw(key)? else { return Ok(None) };
-        match Object::parse(raw) {
+        match JsonObject::parse(raw) {
             Ok(object) => Ok(Some(Self { object, path })),
             Err(_) => Err(self.bad(key, raw, "an object")),
         }

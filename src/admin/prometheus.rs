@@ -8,7 +8,7 @@ pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What a family's numbers do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricType {
     /// Only ever grow.
     Counter,
     /// Go up and down.
@@ -17,18 +17,18 @@ pub enum Kind {
 
 /// The text under construction.
 #[derive(Debug, Default)]
-pub struct Text(String);
+pub struct TextEncoder(String);
 
-impl Text {
+impl TextEncoder {
     /// One number without labels.
-    pub fn single(&mut self, kind: Kind, name: &str, help: &str, value: impl Display) {
+    pub fn scalar(&mut self, kind: MetricType, name: &str, help: &str, value: impl Display) {
         self.family(kind, name, help, [(&[] as &[(&str, &str)], value)]);
     }
 
     /// One number for each value of one label.
-    pub fn by<'a, V: Display>(
+    pub fn labelled<'a, V: Display>(
         &mut self,
-        kind: Kind,
+        kind: MetricType,
         name: &str,
         help: &str,
         label: &str,
@@ -41,16 +41,16 @@ impl Text {
     /// Numbers under one name, each with its labels.
     pub fn family<'a, L: AsRef<[(&'a str, &'a str)]>, V: Display>(
         &mut self,
-        kind: Kind,
+        kind: MetricType,
         name: &str,
         help: &str,
         samples: impl IntoIterator<Item = (L, V)>,
     ) {
         let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
+            MetricType::Counter => "counter",
+            MetricType::Gauge => "gauge",
         };
-        self.head(name, help, kind);
+        self.help_and_type(name, help, kind);
         for (labels, value) in samples {
             self.sample(name, labels.as_ref(), value);
         }
@@ -58,14 +58,14 @@ impl Text {
 
     /// A histogram of seconds.
     pub fn histogram<const N: usize>(&mut self, name: &str, help: &str, histogram: &Histogram<N>) {
-        self.head(name, help, "histogram");
+        self.help_and_type(name, help, "histogram");
         let bucket = format!("{name}_bucket");
         let mut below = 0;
-        for (limit, count) in histogram.limits.iter().zip(histogram.counts) {
+        for (limit, count) in histogram.upper_bounds.iter().zip(histogram.bucket_counts) {
             below += count;
             self.sample(&bucket, &[("le", &limit.as_secs_f64().to_string())], below);
         }
-        let all = below + histogram.beyond;
+        let all = below + histogram.overflow_count;
         self.sample(&bucket, &[("le", "+Inf")], all);
         self.sample(&format!("{name}_sum"), &[], histogram.sum.as_secs_f64());
         self.sample(&format!("{name}_count"), &[], all);
@@ -76,7 +76,7 @@ impl Text {
         self.0
     }
 
-    fn head(&mut self, name: &str, help: &str, kind: &str) {
+    fn help_and_type(&mut self, name: &str, help: &str, kind: &str) {
         // Writing to a String cannot fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
@@ -97,22 +97,22 @@ impl Text {
 #[derive(Clone, Debug)]
 pub struct Histogram<const N: usize> {
     /// Upper ends of the buckets, inclusive, in ascending order.
-    limits: [Duration; N],
-    counts: [u64; N],
-    beyond: u64,
+    upper_bounds: [Duration; N],
+    bucket_counts: [u64; N],
+    overflow_count: u64,
     sum: Duration,
 }
 
 impl<const N: usize> Histogram<N> {
     /// An empty one with buckets up to each of these limits, in ascending order.
     pub const fn new(limits: [Duration; N]) -> Self {
-        Self { limits, counts: [0; N], beyond: 0, sum: Duration::ZERO }
+        Self { upper_bounds: limits, bucket_counts: [0; N], overflow_count: 0, sum: Duration::ZERO }
     }
 
     /// One more.
-    pub fn add(&mut self, took: Duration) {
-        let bucket = self.limits.iter().position(|limit| took <= *limit);
-        *bucket.map_or(&mut self.beyond, |bucket| &mut self.counts[bucket]) += 1;
+    pub fn observe(&mut self, took: Duration) {
+        let bucket = self.upper_bounds.iter().position(|limit| took <= *limit);
+        *bucket.map_or(&mut self.overflow_count, |bucket| &mut self.bucket_counts[bucket]) += 1;
         self.sum += took;
     }
 }
@@ -122,14 +122,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_as_the_format_says() {
-        let mut text = Text::default();
-        text.single(Kind::Gauge, "a", "An a.", 1.5);
-        text.by(Kind::Counter, "b_total", "Bs.", "of", [("x", 1), ("a\\\"\n", 2)]);
-        text.family(Kind::Gauge, "c", "Cs.", [([("one", "1"), ("two", "2")], 3)]);
+    fn the_text_follows_the_exposition_format() {
+        let mut text = TextEncoder::default();
+        text.scalar(MetricType::Gauge, "a", "An a.", 1.5);
+        text.labelled(MetricType::Counter, "b_total", "Bs.", "of", [("x", 1), ("a\\\"\n", 2)]);
+        text.family(MetricType::Gauge, "c", "Cs.", [([("one", "1"), ("two", "2")], 3)]);
         let mut histogram = Histogram::new([Duration::from_millis(10), Duration::from_secs(1)]);
         for ms in [10, 11, 1000, 5000] {
-            histogram.add(Duration::from_millis(ms));
+            histogram.observe(Duration::from_millis(ms));
         }
         text.histogram("d_seconds", "Ds.", &histogram);
         let expected = r#"# HELP a An a.

@@ -4,17 +4,17 @@ use std::collections::VecDeque;
 
 use serde::Serialize;
 
-use crate::session::{EndReason, Note};
+use crate::session::{EndReason, LogEvent};
 use crate::text;
 
 /// Kept of each kind, so that a frequent one does not push out a rare one.
-const PER_KIND: usize = 8;
+const MAX_PER_KIND: usize = 8;
 /// Bytes of a sentence, before escapes.
-const LONGEST: usize = 400;
+const MAX_MESSAGE_BYTES: usize = 400;
 
 /// What kind of trouble it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RecentErrorKind {
     /// A chat server cannot be used.
     ServerFailing,
     /// A chat server says no hello.
@@ -32,7 +32,7 @@ pub enum Kind {
     /// A device heard no UDP.
     UdpTimeout,
     /// Text was not read.
-    Overflow,
+    TextOverflow,
     /// There were too many calls.
     TooManyCalls,
     /// There were too many devices.
@@ -42,14 +42,14 @@ pub enum Kind {
     /// A device speaks another version.
     HelloVersion,
     /// The system takes no connection.
-    CannotAccept,
+    AcceptFailed,
     /// A changed configuration is not allowed.
     ReloadRefused,
     /// A setting is doubtful.
-    Setting,
+    SuspectSetting,
 }
 
-impl Kind {
+impl RecentErrorKind {
     /// Every kind.
     pub const ALL: [Self; 16] = [
         Self::ServerFailing,
@@ -60,29 +60,29 @@ impl Kind {
         Self::ServerLost,
         Self::DeviceLost,
         Self::UdpTimeout,
-        Self::Overflow,
+        Self::TextOverflow,
         Self::TooManyCalls,
         Self::TooManyDevices,
         Self::LoginRefused,
         Self::HelloVersion,
-        Self::CannotAccept,
+        Self::AcceptFailed,
         Self::ReloadRefused,
-        Self::Setting,
+        Self::SuspectSetting,
     ];
 
     /// Of a note; `None` when it tells of no trouble.
-    pub fn of_note(note: &Note) -> Option<Self> {
+    pub fn from_log_event(note: &LogEvent) -> Option<Self> {
         match note {
-            Note::ServerFailing { .. } => Some(Self::ServerFailing),
-            Note::NoServerHello(_) => Some(Self::NoServerHello),
-            Note::Unheard { .. } => Some(Self::NoAudio),
-            Note::HeldDropped(_) => Some(Self::AudioDropped),
+            LogEvent::ServerFailing { .. } => Some(Self::ServerFailing),
+            LogEvent::NoServerHello(_) => Some(Self::NoServerHello),
+            LogEvent::NoUdpAudio { .. } => Some(Self::NoAudio),
+            LogEvent::HeldAudioDropped(_) => Some(Self::AudioDropped),
             _ => None,
         }
     }
 
     /// Of a call's end, with the sentence; `None` when it is an ordinary one.
-    pub fn of_end(reason: EndReason) -> Option<(Self, &'static str)> {
+    pub fn from_end_reason(reason: EndReason) -> Option<(Self, &'static str)> {
         match reason {
             EndReason::NoServer => Some((Self::NoServer, "no chat server could be reached for a call")),
             EndReason::ServerLost => {
@@ -94,7 +94,7 @@ impl Kind {
             EndReason::DeviceUdpTimeout => {
                 Some((Self::UdpTimeout, "the device ended a call because it heard no UDP"))
             }
-            EndReason::Overflow => Some((Self::Overflow, "a call ended because its text was not read")),
+            EndReason::Overflow => Some((Self::TextOverflow, "a call ended because its text was not read")),
             _ => None,
         }
     }
@@ -110,14 +110,14 @@ impl Kind {
             Self::ServerLost => "server_lost",
             Self::DeviceLost => "device_lost",
             Self::UdpTimeout => "udp_timeout",
-            Self::Overflow => "overflow",
+            Self::TextOverflow => "overflow",
             Self::TooManyCalls => "too_many_calls",
             Self::TooManyDevices => "too_many_devices",
             Self::LoginRefused => "login_refused",
             Self::HelloVersion => "hello_version",
-            Self::CannotAccept => "cannot_accept",
+            Self::AcceptFailed => "cannot_accept",
             Self::ReloadRefused => "reload_refused",
-            Self::Setting => "setting",
+            Self::SuspectSetting => "setting",
         }
     }
 
@@ -135,7 +135,7 @@ impl Kind {
                  udp.public_ip to an address that the device reaches. A tunnel that carries only TCP carries no sound."
             }
             Self::DeviceLost => "Look at the device's Wi-Fi and power.",
-            Self::Overflow => {
+            Self::TextOverflow => {
                 "The device or the chat server did not read its text: look at the line between, and at its load."
             }
             Self::TooManyCalls => "Raise websocket.max_calls, or set it to 0 for no limit.",
@@ -144,64 +144,64 @@ impl Kind {
                 "The key here (mqtt.signature_key) and where credentials are issued must be the same."
             }
             Self::HelloVersion => "Update the device's firmware.",
-            Self::CannotAccept => {
+            Self::AcceptFailed => {
                 "Raise the limit of open files: ulimit -n, or LimitNOFILE in the systemd unit."
             }
             Self::ReloadRefused => {
                 "The settings before are still in force. Correct the file; it is read again when saved."
             }
-            Self::Setting => "Change the setting if this is not meant.",
+            Self::SuspectSetting => "Change the setting if this is not meant.",
         }
     }
 }
 
 /// One trouble, with its repetitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub struct RecentError {
     /// Milliseconds since 1970, of the last time.
-    pub at: u64,
+    pub last_seen_ms: u64,
     /// Its kind.
-    pub kind: Kind,
+    pub kind: RecentErrorKind,
     /// The device's client id, or the address of one that has none.
     pub device: Option<Box<str>>,
     /// What happened.
-    pub sentence: Box<str>,
+    pub message: Box<str>,
     /// How often it did in a row of its kind.
-    pub times: u32,
+    pub count: u32,
 }
 
 /// The last few of each kind.
 #[derive(Debug, Default)]
-pub struct Troubles(VecDeque<Trouble>);
+pub struct RecentErrors(VecDeque<RecentError>);
 
-impl Troubles {
+impl RecentErrors {
     /// Remembers one; the oldest of its kind gives way.
-    pub fn note(&mut self, at: u64, kind: Kind, device: Option<&str>, sentence: &str) {
-        let sentence = text::printable(sentence, LONGEST);
-        let of_kind = |trouble: &Trouble| trouble.kind == kind;
+    pub fn record(&mut self, at: u64, kind: RecentErrorKind, device: Option<&str>, sentence: &str) {
+        let sentence = text::printable(sentence, MAX_MESSAGE_BYTES);
+        let of_kind = |error: &RecentError| error.kind == kind;
         let same = self.0.iter().position(|known| {
-            of_kind(known) && known.device.as_deref() == device && *known.sentence == *sentence
+            of_kind(known) && known.device.as_deref() == device && *known.message == *sentence
         });
-        let full = self.0.iter().filter(|known| of_kind(known)).count() >= PER_KIND;
+        let full = self.0.iter().filter(|known| of_kind(known)).count() >= MAX_PER_KIND;
         let leaves = same.or_else(|| self.0.iter().position(of_kind).filter(|_| full));
         let left = leaves.and_then(|place| self.0.remove(place));
         let times = match (same, left) {
-            (Some(_), Some(left)) => left.times.saturating_add(1),
+            (Some(_), Some(left)) => left.count.saturating_add(1),
             _ => 1,
         };
-        self.0.push_back(Trouble {
-            at,
+        self.0.push_back(RecentError {
+            last_seen_ms: at,
             kind,
             device: device.map(Box::from),
-            sentence: sentence.into(),
-            times,
+            message: sentence.into(),
+            count: times,
         });
     }
 
     /// What `GET /api/errors` answers: the newest first.
     pub fn to_json(&self) -> String {
         #[derive(Serialize)]
-        struct View<'a> {
+        struct RecentErrorDto<'a> {
             at: u64,
             code: &'static str,
             device: Option<&'a str>,
@@ -209,17 +209,17 @@ impl Troubles {
             advice: &'static str,
             times: u32,
         }
-        let views: Vec<View<'_>> = self
+        let views: Vec<RecentErrorDto<'_>> = self
             .0
             .iter()
             .rev()
-            .map(|trouble| View {
-                at: trouble.at,
-                code: trouble.kind.code(),
-                device: trouble.device.as_deref(),
-                sentence: &trouble.sentence,
-                advice: trouble.kind.advice(),
-                times: trouble.times,
+            .map(|error| RecentErrorDto {
+                at: error.last_seen_ms,
+                code: error.kind.code(),
+                device: error.device.as_deref(),
+                sentence: &error.message,
+                advice: error.kind.advice(),
+                times: error.count,
             })
             .collect();
         serde_json::json!({ "errors": views }).to_string()
@@ -235,43 +235,46 @@ mod tests {
 
     use super::*;
 
-    fn told(troubles: &Troubles) -> Vec<Value> {
-        let answer: Value = serde_json::from_str(&troubles.to_json()).unwrap();
+    fn listed(errors: &RecentErrors) -> Vec<Value> {
+        let answer: Value = serde_json::from_str(&errors.to_json()).unwrap();
         answer["errors"].as_array().unwrap().clone()
     }
 
     #[test]
-    fn the_newest_comes_first_and_a_frequent_kind_spares_the_others() {
-        let mut troubles = Troubles::default();
-        troubles.note(1, Kind::ServerFailing, None, "ws://a fails");
+    fn the_newest_comes_first_and_a_frequent_kind_does_not_evict_the_others() {
+        let mut errors = RecentErrors::default();
+        errors.record(1, RecentErrorKind::ServerFailing, None, "ws://a fails");
         for i in 0..100 {
-            troubles.note(2 + i, Kind::NoServer, Some(&format!("device-{i}")), "no server");
+            errors.record(2 + i, RecentErrorKind::NoServer, Some(&format!("device-{i}")), "no server");
         }
-        let told = told(&troubles);
-        assert_eq!(told.len(), PER_KIND + 1);
-        assert_eq!((&told[0]["device"], &told[0]["at"]), (&"device-99".into(), &101.into()));
-        assert_eq!(told[PER_KIND]["code"], "server_failing");
-        assert_eq!(told[PER_KIND]["device"], Value::Null);
+        let listed_errors = listed(&errors);
+        assert_eq!(listed_errors.len(), MAX_PER_KIND + 1);
+        assert_eq!(
+            (&listed_errors[0]["device"], &listed_errors[0]["at"]),
+            (&"device-99".into(), &101.into())
+        );
+        assert_eq!(listed_errors[MAX_PER_KIND]["code"], "server_failing");
+        assert_eq!(listed_errors[MAX_PER_KIND]["device"], Value::Null);
     }
 
     #[test]
-    fn repetitions_are_counted_and_sentences_are_bounded() {
-        let mut troubles = Troubles::default();
+    fn repetitions_are_counted_and_messages_are_bounded() {
+        let mut errors = RecentErrors::default();
         for at in 1..=3 {
-            troubles.note(at, Kind::NoAudio, Some("a"), &"长".repeat(1000));
+            errors.record(at, RecentErrorKind::NoAudio, Some("a"), &"长".repeat(1000));
         }
-        troubles.note(4, Kind::NoAudio, Some("b"), "x\n\u{85}\u{202e}");
-        let told = told(&troubles);
-        assert_eq!(told.len(), 2);
-        assert_eq!((&told[1]["times"], &told[1]["at"]), (&3.into(), &3.into()));
-        assert_eq!(told[1]["sentence"].as_str().unwrap().len(), LONGEST / 3 * 3);
-        assert_eq!(told[0]["sentence"], "x\\n\\u{85}\\u{202e}");
+        errors.record(4, RecentErrorKind::NoAudio, Some("b"), "x\n\u{85}\u{202e}");
+        let listed_errors = listed(&errors);
+        assert_eq!(listed_errors.len(), 2);
+        assert_eq!((&listed_errors[1]["times"], &listed_errors[1]["at"]), (&3.into(), &3.into()));
+        assert_eq!(listed_errors[1]["sentence"].as_str().unwrap().len(), MAX_MESSAGE_BYTES / 3 * 3);
+        assert_eq!(listed_errors[0]["sentence"], "x\\n\\u{85}\\u{202e}");
     }
 
     #[test]
-    fn every_kind_has_a_name_of_its_own_and_advice() {
-        let codes: BTreeSet<_> = Kind::ALL.iter().map(|kind| kind.code()).collect();
-        assert_eq!(codes.len(), Kind::ALL.len());
-        assert!(Kind::ALL.iter().all(|kind| kind.advice().ends_with('.')));
+    fn every_kind_has_a_unique_code_and_advice() {
+        let codes: BTreeSet<_> = RecentErrorKind::ALL.iter().map(|kind| kind.code()).collect();
+        assert_eq!(codes.len(), RecentErrorKind::ALL.len());
+        assert!(RecentErrorKind::ALL.iter().all(|kind| kind.advice().ends_with('.')));
     }
 }

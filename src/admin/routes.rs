@@ -33,7 +33,7 @@ pub enum Endpoint {
     /// Shows one device and its call.
     Session,
     /// Ends a device's call, or its connection too.
-    End,
+    EndSession,
     /// Reads the configuration file again.
     Reload,
     /// Shows the configuration in force.
@@ -41,18 +41,18 @@ pub enum Endpoint {
     /// What went wrong lately.
     Errors,
     /// The page for operators.
-    Page,
+    Dashboard,
 }
 
 /// Which worker can answer a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// Any: it is about the gateway.
-    Gateway,
+    AnyWorker,
     /// The one that has the device.
-    Device,
+    DeviceWorker,
     /// All of them together.
-    Everyone,
+    AllWorkers,
 }
 
 impl Endpoint {
@@ -60,12 +60,12 @@ impl Endpoint {
     pub fn scope(self) -> Scope {
         match self {
             Self::Command | Self::CallRequest | Self::CallAccept | Self::CallHangUp | Self::Message => {
-                Scope::Device
+                Scope::DeviceWorker
             }
-            Self::Session | Self::End => Scope::Device,
-            Self::Metrics | Self::DevicesStatus | Self::Sessions => Scope::Everyone,
-            Self::Health | Self::Ready | Self::OpenApi | Self::Page => Scope::Gateway,
-            Self::Reload | Self::Config | Self::Errors => Scope::Gateway,
+            Self::Session | Self::EndSession => Scope::DeviceWorker,
+            Self::Metrics | Self::DevicesStatus | Self::Sessions => Scope::AllWorkers,
+            Self::Health | Self::Ready | Self::OpenApi | Self::Dashboard => Scope::AnyWorker,
+            Self::Reload | Self::Config | Self::Errors => Scope::AnyWorker,
         }
     }
 
@@ -83,7 +83,7 @@ impl Endpoint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Everyone.
-    Open,
+    Public,
     /// Like a token call, unless `api.metrics_need_token` is off.
     Metrics,
     /// Who shows a token.
@@ -105,14 +105,14 @@ pub struct Route {
 
 /// Every call.
 pub static ROUTES: [Route; 17] = {
-    use Access::{Metrics, Open, Token};
+    use Access::{Metrics, Public, Token};
     use Method::{Delete, Get, Post};
     [
-        route(Get, "/", Open, Endpoint::Page),
-        route(Get, "/healthz", Open, Endpoint::Health),
-        route(Get, "/readyz", Open, Endpoint::Ready),
+        route(Get, "/", Public, Endpoint::Dashboard),
+        route(Get, "/healthz", Public, Endpoint::Health),
+        route(Get, "/readyz", Public, Endpoint::Ready),
         route(Get, "/metrics", Metrics, Endpoint::Metrics),
-        route(Get, "/openapi.json", Open, Endpoint::OpenApi),
+        route(Get, "/openapi.json", Public, Endpoint::OpenApi),
         route(Post, "/api/commands/{clientId}", Token, Endpoint::Command),
         route(Post, "/api/devices/status", Token, Endpoint::DevicesStatus),
         route(Post, "/api/call/request", Token, Endpoint::CallRequest),
@@ -121,7 +121,7 @@ pub static ROUTES: [Route; 17] = {
         route(Post, "/api/messages/{clientId}", Token, Endpoint::Message),
         route(Get, "/api/sessions", Token, Endpoint::Sessions),
         route(Get, "/api/sessions/{clientId}", Token, Endpoint::Session),
-        route(Delete, "/api/sessions/{clientId}", Token, Endpoint::End),
+        route(Delete, "/api/sessions/{clientId}", Token, Endpoint::EndSession),
         route(Post, "/api/reload", Token, Endpoint::Reload),
         route(Get, "/api/config", Token, Endpoint::Config),
         route(Get, "/api/errors", Token, Endpoint::Errors),
@@ -137,25 +137,25 @@ pub const OPENAPI: &str = include_str!("openapi.json");
 
 /// What a method and path lead to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found<'a> {
+pub enum RouteMatch<'a> {
     /// A call, and the client id in its path, decoded.
-    Call(Endpoint, Option<Cow<'a, str>>),
+    Found(Endpoint, Option<Cow<'a, str>>),
     /// The path has other methods: these.
-    OtherMethods(String),
+    MethodNotAllowed(String),
     /// Nothing.
-    Nothing,
+    NotFound,
 }
 
-impl Found<'_> {
+impl RouteMatch<'_> {
     /// The error when no call was found; `None` when one was.
-    pub fn refusal(&self) -> Option<ApiError> {
+    pub fn error_response(&self) -> Option<ApiError> {
         match self {
-            Self::Call(..) => None,
-            Self::OtherMethods(allowed) => {
+            Self::Found(..) => None,
+            Self::MethodNotAllowed(allowed) => {
                 let sentence = format!("This path takes {allowed}.");
                 Some(ApiError::new(405, "method_not_allowed", sentence).with("Allow", allowed))
             }
-            Self::Nothing => {
+            Self::NotFound => {
                 Some(ApiError::new(404, "not_found", "There is no such call; GET /openapi.json lists them."))
             }
         }
@@ -163,7 +163,7 @@ impl Found<'_> {
 }
 
 /// Who may ask for this path. What is not known needs a token, so that nobody learns without one what there is.
-pub fn access(path: &str) -> Access {
+pub fn required_access(path: &str) -> Access {
     first(path).map_or(Access::Token, |route| route.access)
 }
 
@@ -174,30 +174,30 @@ pub fn error_style(path: &str) -> ErrorStyle {
 
 /// Methods of one path have the same access and the same errors.
 fn first(path: &str) -> Option<&'static Route> {
-    ROUTES.iter().find(|route| matched(route.path, path).is_some())
+    ROUTES.iter().find(|route| match_path(route.path, path).is_some())
 }
 
 /// The call of this method and path, which is still percent-encoded.
-pub fn find(method: Method, path: &str) -> Found<'_> {
+pub fn match_route(method: Method, path: &str) -> RouteMatch<'_> {
     let method = if method == Method::Head { Method::Get } else { method };
     let mut allowed: Vec<&str> = Vec::new();
     for route in &ROUTES {
-        let Some(segment) = matched(route.path, path) else { continue };
+        let Some(segment) = match_path(route.path, path) else { continue };
         if route.method != method {
             allowed.push(route.method.name());
             continue;
         }
         return match segment.map(percent_decode) {
-            Some(None) => Found::Nothing,
-            Some(Some(client_id)) => Found::Call(route.endpoint, Some(client_id)),
-            None => Found::Call(route.endpoint, None),
+            Some(None) => RouteMatch::NotFound,
+            Some(Some(client_id)) => RouteMatch::Found(route.endpoint, Some(client_id)),
+            None => RouteMatch::Found(route.endpoint, None),
         };
     }
-    if allowed.is_empty() { Found::Nothing } else { Found::OtherMethods(allowed.join(", ")) }
+    if allowed.is_empty() { RouteMatch::NotFound } else { RouteMatch::MethodNotAllowed(allowed.join(", ")) }
 }
 
 /// Whether `path` is `pattern`, and the segment that stands for `{clientId}`.
-fn matched<'a>(pattern: &str, path: &'a str) -> Option<Option<&'a str>> {
+fn match_path<'a>(pattern: &str, path: &'a str) -> Option<Option<&'a str>> {
     match pattern.split_once('{') {
         None => (pattern == path).then_some(None),
         Some((start, _)) => {
@@ -217,52 +217,56 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_lead_to_calls() {
+    fn paths_match_routes() {
         let id = |id: &str| Some(Cow::Owned(id.to_owned()));
         for (method, path, expected) in [
-            (Method::Get, "/healthz", Found::Call(Endpoint::Health, None)),
-            (Method::Head, "/healthz", Found::Call(Endpoint::Health, None)),
-            (Method::Post, "/api/commands/g@@@a_b@@@c", Found::Call(Endpoint::Command, id("g@@@a_b@@@c"))),
+            (Method::Get, "/healthz", RouteMatch::Found(Endpoint::Health, None)),
+            (Method::Head, "/healthz", RouteMatch::Found(Endpoint::Health, None)),
+            (
+                Method::Post,
+                "/api/commands/g@@@a_b@@@c",
+                RouteMatch::Found(Endpoint::Command, id("g@@@a_b@@@c")),
+            ),
             (
                 Method::Post,
                 "/api/commands/g%40%40%40%E7%BB%84%2Fx",
-                Found::Call(Endpoint::Command, id("g@@@组/x")),
+                RouteMatch::Found(Endpoint::Command, id("g@@@组/x")),
             ),
-            (Method::Post, "/api/commands/%zz", Found::Nothing),
-            (Method::Post, "/api/commands/", Found::Nothing),
-            (Method::Post, "/api/commands/a/b", Found::Nothing),
-            (Method::Post, "/api/devices/status", Found::Call(Endpoint::DevicesStatus, None)),
-            (Method::Get, "/api/devices/status", Found::OtherMethods("POST".to_owned())),
-            (Method::Get, "/api/sessions", Found::Call(Endpoint::Sessions, None)),
-            (Method::Get, "/api/sessions/x", Found::Call(Endpoint::Session, id("x"))),
-            (Method::Delete, "/api/sessions/x", Found::Call(Endpoint::End, id("x"))),
-            (Method::Other, "/api/sessions/x", Found::OtherMethods("GET, DELETE".to_owned())),
-            (Method::Get, "", Found::Nothing),
-            (Method::Get, "/API/sessions", Found::Nothing),
-            (Method::Get, "//api/sessions", Found::Nothing),
+            (Method::Post, "/api/commands/%zz", RouteMatch::NotFound),
+            (Method::Post, "/api/commands/", RouteMatch::NotFound),
+            (Method::Post, "/api/commands/a/b", RouteMatch::NotFound),
+            (Method::Post, "/api/devices/status", RouteMatch::Found(Endpoint::DevicesStatus, None)),
+            (Method::Get, "/api/devices/status", RouteMatch::MethodNotAllowed("POST".to_owned())),
+            (Method::Get, "/api/sessions", RouteMatch::Found(Endpoint::Sessions, None)),
+            (Method::Get, "/api/sessions/x", RouteMatch::Found(Endpoint::Session, id("x"))),
+            (Method::Delete, "/api/sessions/x", RouteMatch::Found(Endpoint::EndSession, id("x"))),
+            (Method::Other, "/api/sessions/x", RouteMatch::MethodNotAllowed("GET, DELETE".to_owned())),
+            (Method::Get, "", RouteMatch::NotFound),
+            (Method::Get, "/API/sessions", RouteMatch::NotFound),
+            (Method::Get, "//api/sessions", RouteMatch::NotFound),
         ] {
-            assert_eq!(find(method, path), expected, "{method:?} {path}");
+            assert_eq!(match_route(method, path), expected, "{method:?} {path}");
         }
     }
 
     #[test]
-    fn only_named_paths_are_open() {
+    fn only_listed_paths_are_public() {
         for (path, expected) in [
-            ("/", Access::Open),
-            ("/healthz", Access::Open),
-            ("/openapi.json", Access::Open),
+            ("/", Access::Public),
+            ("/healthz", Access::Public),
+            ("/openapi.json", Access::Public),
             ("/metrics", Access::Metrics),
             ("/metrics/", Access::Token),
             ("/api/sessions", Access::Token),
             ("/api/sessions/x", Access::Token),
             ("/unknown", Access::Token),
         ] {
-            assert_eq!(access(path), expected, "{path}");
+            assert_eq!(required_access(path), expected, "{path}");
         }
     }
 
     #[test]
-    fn the_openapi_file_describes_every_call_and_no_other() {
+    fn the_openapi_file_describes_exactly_the_routes() {
         let file: Value = serde_json::from_str(OPENAPI).unwrap();
         let mut described = BTreeSet::new();
         for (path, item) in file["paths"].as_object().unwrap() {
@@ -275,15 +279,15 @@ mod tests {
                 let open = operation.get("security") == Some(&serde_json::json!([]));
                 let optional = operation.get("security") == Some(&serde_json::json!([{}, { "token": [] }]));
                 let access = match (open, optional) {
-                    (true, _) => Access::Open,
+                    (true, _) => Access::Public,
                     (_, true) => Access::Metrics,
                     _ => Access::Token,
                 };
-                assert_eq!(super::access(path), access, "{place}");
+                assert_eq!(super::required_access(path), access, "{place}");
                 let answers = operation["responses"].as_object().unwrap();
                 assert!(answers.contains_key("200") || answers.contains_key("202"), "{place}");
                 for status in ["401", "403", "500"] {
-                    assert_eq!(answers.contains_key(status), access != Access::Open, "{place} {status}");
+                    assert_eq!(answers.contains_key(status), access != Access::Public, "{place} {status}");
                 }
                 for status in ["400", "408", "413", "417", "431", "501"] {
                     assert!(answers.contains_key(status), "any request may be answered so: {place} {status}");
@@ -305,20 +309,20 @@ mod tests {
         }
         let routes = ROUTES.iter().map(|route| (route.path.to_owned(), route.method.name().to_owned()));
         assert_eq!(described, routes.collect());
-        resolve(&file, &file);
+        assert_refs_resolve(&file, &file);
     }
 
     /// Every `$ref` leads somewhere.
-    fn resolve(file: &Value, value: &Value) {
+    fn assert_refs_resolve(file: &Value, value: &Value) {
         match value {
             Value::Object(object) => {
                 if let Some(Value::String(reference)) = object.get("$ref") {
                     let pointer = reference.strip_prefix('#').unwrap();
                     assert!(file.pointer(pointer).is_some(), "{reference}");
                 }
-                object.values().for_each(|value| resolve(file, value));
+                object.values().for_each(|value| assert_refs_resolve(file, value));
             }
-            Value::Array(items) => items.iter().for_each(|value| resolve(file, value)),
+            Value::Array(items) => items.iter().for_each(|value| assert_refs_resolve(file, value)),
             _ => {}
         }
     }

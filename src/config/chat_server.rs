@@ -10,7 +10,7 @@ use std::str::FromStr;
 /// Every text in it is visible ASCII without spaces, so it can stand in an HTTP head as it is. Displays without its
 /// query, and so does Debug: some servers take a token there, which belongs in no log.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Server {
+pub struct ChatServerConfig {
     /// The URL as it was written.
     pub url: String,
     /// Whether the connection is encrypted.
@@ -43,28 +43,28 @@ pub enum Framing {
     Raw,
 }
 
-impl FromStr for Server {
-    type Err = BadUrl;
+impl FromStr for ChatServerConfig {
+    type Err = UrlError;
 
     /// Reads a URL. The settings that are not in a URL get their defaults.
-    fn from_str(url: &str) -> Result<Self, BadUrl> {
-        let (scheme, rest) = url.split_once("://").ok_or(BadUrl::Scheme)?;
+    fn from_str(url: &str) -> Result<Self, UrlError> {
+        let (scheme, rest) = url.split_once("://").ok_or(UrlError::Scheme)?;
         let tls = match scheme.to_ascii_lowercase().as_str() {
             "ws" => false,
             "wss" => true,
-            "http" => return Err(BadUrl::Http("ws://")),
-            "https" => return Err(BadUrl::Http("wss://")),
-            _ => return Err(BadUrl::Scheme),
+            "http" => return Err(UrlError::Http("ws://")),
+            "https" => return Err(UrlError::Http("wss://")),
+            _ => return Err(UrlError::Scheme),
         };
         let (authority, target) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         if authority.contains('@') {
-            return Err(BadUrl::UserInfo);
+            return Err(UrlError::UserInfo);
         }
         if target.contains('#') {
-            return Err(BadUrl::Fragment);
+            return Err(UrlError::Fragment);
         }
         if !target.bytes().all(is_target_byte) {
-            return Err(BadUrl::Target);
+            return Err(UrlError::Target);
         }
         let default_port = if tls { 443 } else { 80 };
         let (host, port) = split_authority(authority, default_port)?;
@@ -83,7 +83,7 @@ impl FromStr for Server {
     }
 }
 
-impl fmt::Display for Server {
+impl fmt::Display for ChatServerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "wss" } else { "ws" };
         let path = self.path.split('?').next().unwrap_or_default();
@@ -91,9 +91,9 @@ impl fmt::Display for Server {
     }
 }
 
-impl fmt::Debug for Server {
+impl fmt::Debug for ChatServerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server")
+        f.debug_struct("ChatServerConfig")
             .field("url", &format_args!("{self}"))
             .field("framing", &self.framing)
             .field("insecure", &self.insecure)
@@ -104,7 +104,7 @@ impl fmt::Debug for Server {
 
 /// Why a text is not the URL of a chat server. Displays as what is allowed instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BadUrl {
+pub enum UrlError {
     /// Neither ws:// nor wss://.
     Scheme,
     /// An HTTP scheme; the WebSocket scheme that was probably meant.
@@ -121,14 +121,14 @@ pub enum BadUrl {
     Target,
 }
 
-impl BadUrl {
+impl UrlError {
     /// Whether the text may hold a password, so that it must not be shown.
     pub fn hides_text(self) -> bool {
         self == Self::UserInfo
     }
 }
 
-impl fmt::Display for BadUrl {
+impl fmt::Display for UrlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a ws:// or wss:// URL")?;
         match self {
@@ -145,7 +145,7 @@ impl fmt::Display for BadUrl {
     }
 }
 
-impl std::error::Error for BadUrl {}
+impl std::error::Error for UrlError {}
 
 /// Whether `text` can be the name of a host: letters, digits, `-`, `_` and dots, no empty label but a last one.
 pub(super) fn is_host_name(text: &str) -> bool {
@@ -155,17 +155,17 @@ pub(super) fn is_host_name(text: &str) -> bool {
         && name.split('.').all(|label| (1..=63).contains(&label.len()) && label.bytes().all(is_label_byte))
 }
 
-fn split_authority(authority: &str, default_port: u16) -> Result<(String, u16), BadUrl> {
+fn split_authority(authority: &str, default_port: u16) -> Result<(String, u16), UrlError> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
-            let (host, port) = rest.split_once(']').ok_or(BadUrl::Host)?;
-            host.parse::<Ipv6Addr>().map_err(|_| BadUrl::Host)?;
+            let (host, port) = rest.split_once(']').ok_or(UrlError::Host)?;
+            host.parse::<Ipv6Addr>().map_err(|_| UrlError::Host)?;
             (host, port)
         }
         None => {
             let (host, port) = authority.split_at(authority.find(':').unwrap_or(authority.len()));
             if !is_host_name(host) {
-                return Err(BadUrl::Host);
+                return Err(UrlError::Host);
             }
             (host, port)
         }
@@ -173,11 +173,11 @@ fn split_authority(authority: &str, default_port: u16) -> Result<(String, u16), 
     let port = match port.strip_prefix(':') {
         // `parse` alone would accept a sign.
         Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-            digits.parse().ok().filter(|port| *port != 0).ok_or(BadUrl::Port)?
+            digits.parse().ok().filter(|port| *port != 0).ok_or(UrlError::Port)?
         }
-        Some(_) => return Err(BadUrl::Port),
+        Some(_) => return Err(UrlError::Port),
         None if port.is_empty() => default_port,
-        None => return Err(BadUrl::Host),
+        None => return Err(UrlError::Host),
     };
     Ok((host.to_ascii_lowercase(), port))
 }
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_is_taken_apart() {
+    fn a_url_is_parsed() {
         for (url, tls, host, port, path, authority) in [
             ("ws://chat", false, "chat", 80, "/", "chat"),
             ("WSS://Chat.Example/ws", true, "chat.example", 443, "/ws", "chat.example"),
@@ -204,7 +204,7 @@ mod tests {
             ("wss://a:80/", true, "a", 80, "/", "a:80"),
             ("ws://chat_server.local./", false, "chat_server.local.", 80, "/", "chat_server.local."),
         ] {
-            let server: Server = url.parse().unwrap();
+            let server: ChatServerConfig = url.parse().unwrap();
             let parts = (server.tls, server.host.as_str(), server.port, &*server.path, &*server.authority);
             assert_eq!(parts, (tls, host, port, path, authority), "{url}");
             assert_eq!(server.url, url);
@@ -212,45 +212,45 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_chat_server_is_refused() {
+    fn an_invalid_url_is_rejected() {
         for (url, error) in [
-            ("", BadUrl::Scheme),
-            ("chat.example", BadUrl::Scheme),
-            ("ftp://a/", BadUrl::Scheme),
-            (" ws://a/", BadUrl::Scheme),
-            ("http://a/", BadUrl::Http("ws://")),
-            ("HTTPS://a/", BadUrl::Http("wss://")),
-            ("ws://user:pass@a/", BadUrl::UserInfo),
-            ("ws://a/#x", BadUrl::Fragment),
-            ("ws://a#x", BadUrl::Fragment),
-            ("ws://", BadUrl::Host),
-            ("ws:///x", BadUrl::Host),
-            ("ws://:80/", BadUrl::Host),
-            ("ws://a b/", BadUrl::Host),
-            ("ws://a..b/", BadUrl::Host),
-            ("ws://a\r\nX: y/", BadUrl::Host),
-            ("ws://ü/", BadUrl::Host),
-            ("ws://[1.2.3.4]/", BadUrl::Host),
-            ("ws://[::1/", BadUrl::Host),
-            ("ws://[::1]x/", BadUrl::Host),
-            ("ws://::1/", BadUrl::Host),
-            ("ws://a:/", BadUrl::Port),
-            ("ws://a:0/", BadUrl::Port),
-            ("ws://a:+1/", BadUrl::Port),
-            ("ws://a:65536/", BadUrl::Port),
-            ("ws://a:80:80/", BadUrl::Port),
-            ("ws://a/b c", BadUrl::Target),
-            ("ws://a/\r\nX: y", BadUrl::Target),
-            ("ws://a/ü", BadUrl::Target),
-            ("ws://a/\0", BadUrl::Target),
+            ("", UrlError::Scheme),
+            ("chat.example", UrlError::Scheme),
+            ("ftp://a/", UrlError::Scheme),
+            (" ws://a/", UrlError::Scheme),
+            ("http://a/", UrlError::Http("ws://")),
+            ("HTTPS://a/", UrlError::Http("wss://")),
+            ("ws://user:pass@a/", UrlError::UserInfo),
+            ("ws://a/#x", UrlError::Fragment),
+            ("ws://a#x", UrlError::Fragment),
+            ("ws://", UrlError::Host),
+            ("ws:///x", UrlError::Host),
+            ("ws://:80/", UrlError::Host),
+            ("ws://a b/", UrlError::Host),
+            ("ws://a..b/", UrlError::Host),
+            ("ws://a\r\nX: y/", UrlError::Host),
+            ("ws://ü/", UrlError::Host),
+            ("ws://[1.2.3.4]/", UrlError::Host),
+            ("ws://[::1/", UrlError::Host),
+            ("ws://[::1]x/", UrlError::Host),
+            ("ws://::1/", UrlError::Host),
+            ("ws://a:/", UrlError::Port),
+            ("ws://a:0/", UrlError::Port),
+            ("ws://a:+1/", UrlError::Port),
+            ("ws://a:65536/", UrlError::Port),
+            ("ws://a:80:80/", UrlError::Port),
+            ("ws://a/b c", UrlError::Target),
+            ("ws://a/\r\nX: y", UrlError::Target),
+            ("ws://a/ü", UrlError::Target),
+            ("ws://a/\0", UrlError::Target),
         ] {
-            assert_eq!(url.parse::<Server>(), Err(error), "{url:?}");
+            assert_eq!(url.parse::<ChatServerConfig>(), Err(error), "{url:?}");
         }
     }
 
     #[test]
     fn a_query_is_never_shown() {
-        let server: Server = "wss://a/ws?token=hunter2".parse().unwrap();
+        let server: ChatServerConfig = "wss://a/ws?token=hunter2".parse().unwrap();
         assert_eq!(server.to_string(), "wss://a/ws");
         assert!(!format!("{server:?}").contains("hunter2"));
     }

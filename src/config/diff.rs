@@ -22,7 +22,7 @@ impl Changes {
 /// The keys `old` and `new` differ in.
 pub fn diff(old: &Config, new: &Config) -> Changes {
     let mut changes = Changes::default();
-    for key in &KEYS {
+    for key in &CONFIG_KEYS {
         if (key.differs)(old, new) {
             let list = if key.fixed { &mut changes.needs_restart } else { &mut changes.applied };
             list.push(key.name);
@@ -43,10 +43,10 @@ pub fn check_reload(old: &Config, new: &Config) -> Result<Changes, ConfigError> 
         Err(Problem::value(key, "an empty list", allowed).at("reload"))
     };
     // The built-in echo server is chosen at start only; it never takes the place of a configured one.
-    if serves_all(then) && !serves_all(now) || now.echo && !then.echo {
+    if has_production_servers(then) && !has_production_servers(now) || now.echo && !then.echo {
         return refused("websocket.production_servers");
     }
-    if serves_listed(then) && now.development.is_empty() && !now.development_macs.is_empty() {
+    if has_development_devices(then) && now.development.is_empty() && !now.development_macs.is_empty() {
         return refused("websocket.development_servers");
     }
     if !old.mqtt.plain && new.mqtt.tls.files().is_none() {
@@ -56,11 +56,11 @@ pub fn check_reload(old: &Config, new: &Config) -> Result<Changes, ConfigError> 
     Ok(diff(old, new))
 }
 
-fn serves_all(websocket: &WebSocket) -> bool {
+fn has_production_servers(websocket: &WebSocket) -> bool {
     !websocket.production.is_empty()
 }
 
-fn serves_listed(websocket: &WebSocket) -> bool {
+fn has_development_devices(websocket: &WebSocket) -> bool {
     !websocket.development.is_empty() && !websocket.development_macs.is_empty()
 }
 
@@ -83,7 +83,7 @@ impl Config {
     }
 }
 
-pub(super) struct Key {
+pub(super) struct ConfigKey {
     pub(super) name: &'static str,
     differs: fn(&Config, &Config) -> bool,
     fixed: bool,
@@ -91,14 +91,14 @@ pub(super) struct Key {
 
 macro_rules! keys {
     ($($name:literal $($field:ident).+ $kind:ident;)*) => {
-        [$(Key { name: $name, differs: |old, new| old.$($field).+ != new.$($field).+, fixed: keys!($kind) }),*]
+        [$(ConfigKey { name: $name, differs: |old, new| old.$($field).+ != new.$($field).+, fixed: keys!($kind) }),*]
     };
     (live) => { false };
     (fixed) => { true };
 }
 
 /// Every key of the file.
-pub(super) static KEYS: [Key; 52] = keys! {
+pub(super) static CONFIG_KEYS: [ConfigKey; 52] = keys! {
     "mqtt.host" mqtt.host fixed;
     "mqtt.port" mqtt.port fixed;
     "mqtt.plain" mqtt.plain fixed;
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_bound_at_start_needs_a_restart() {
+    fn keys_bound_at_start_need_a_restart() {
         let old = Config::default();
         let mut new = config(&["ws://a"], &[], &[]);
         new.mqtt.port = 1884;

@@ -11,9 +11,9 @@ pub(super) fn parse(text: &str) -> Vec<(String, String)> {
     while !rest.is_empty() {
         let end = rest.find('\n').unwrap_or(rest.len());
         let mut used = end;
-        if let Some((name, start)) = name(&rest[..end]) {
+        if let Some((name, start)) = parse_name(&rest[..end]) {
             let at = end - start.len();
-            let value = match quoted(&rest[at..]) {
+            let value = match quoted_len(&rest[at..]) {
                 Some(length) => {
                     used = rest[at + length..].find('\n').map_or(rest.len(), |end| at + length + end);
                     &rest[at..at + length]
@@ -28,7 +28,7 @@ pub(super) fn parse(text: &str) -> Vec<(String, String)> {
 }
 
 /// The name that a line assigns to, and what is behind its sign.
-fn name(line: &str) -> Option<(&str, &str)> {
+fn parse_name(line: &str) -> Option<(&str, &str)> {
     let line = line.trim_start();
     let line = match line.strip_prefix("export") {
         Some(rest) if rest.starts_with([' ', '\t']) => rest.trim_start(),
@@ -44,7 +44,7 @@ fn name(line: &str) -> Option<(&str, &str)> {
 }
 
 /// The length of the value in quotes that `text` begins with, these included, when nothing but a comment follows it.
-fn quoted(text: &str) -> Option<usize> {
+fn quoted_len(text: &str) -> Option<usize> {
     let quote = text.chars().next().filter(|c| "'\"`".contains(*c))?;
     let mut escaped = false;
     let (end, _) = text.char_indices().skip(1).find(|(_, c)| {
@@ -72,7 +72,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn files_mean_what_they_mean_to_node() {
+    fn files_are_parsed_as_by_the_node_package() {
         let vectors: serde_json::Value =
             serde_json::from_str(include_str!("../../tests/data/node_vectors.json")).unwrap();
         let cases = vectors["env"].as_array().unwrap();

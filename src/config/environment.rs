@@ -9,9 +9,9 @@ use std::path::Path;
 
 use serde_json::{Number, Value};
 
-use super::diff::KEYS;
+use super::diff::CONFIG_KEYS;
 use super::error::Problem;
-use super::value::{Value as Text, distance};
+use super::value::{JsonValue, edit_distance};
 use super::{Config, file, serialize};
 
 pub(super) const CONFIG_FILE: &str = "CONFIG_FILE";
@@ -33,13 +33,13 @@ pub const VARIABLES: [(&str, &str); 10] = [
 
 const PREFIX: &str = "MQTT_PROXY_";
 
-const FILE: &str = "_FILE";
+const FILE_SUFFIX: &str = "_FILE";
 
 /// With `_FILE` behind its name, a variable of these names a file that holds the value.
-const SECRETS: [&str; 3] = ["mqtt.signature_key", "websocket.server_secret", "api.token"];
+const SECRET_KEYS: [&str; 3] = ["mqtt.signature_key", "websocket.server_secret", "api.token"];
 
-const SWITCH: &str = "1, true, yes, on, 0, false, no, off";
-const LIST: &str = "items with commas between them, or a JSON list";
+const BOOLEAN_ALLOWED: &str = "1, true, yes, on, 0, false, no, off";
+const LIST_ALLOWED: &str = "items with commas between them, or a JSON list";
 
 /// A variable that is set, and the key that it sets.
 #[derive(Clone, Debug)]
@@ -52,23 +52,23 @@ pub(super) struct Variable {
 }
 
 /// The variables that are set, in the order in which they count: a later one of the same key wins.
-pub(super) fn set(variable: impl Fn(&str) -> Option<OsString>) -> Vec<Variable> {
+pub(super) fn read_variables(variable: impl Fn(&str) -> Option<OsString>) -> Vec<Variable> {
     let set = |(name, key, is_file): (String, &'static str, bool)| {
         let value = variable(&name).filter(|value| !value.is_empty())?;
         Some(Variable { name, key, is_file, value })
     };
-    names().filter_map(set).collect()
+    variable_names().filter_map(set).collect()
 }
 
 /// Every name, the key it sets, and whether it does so by a file.
-fn names() -> impl Iterator<Item = (String, &'static str, bool)> {
-    KEYS.iter().flat_map(|key| {
+fn variable_names() -> impl Iterator<Item = (String, &'static str, bool)> {
+    CONFIG_KEYS.iter().flat_map(|key| {
         let own = VARIABLES.iter().filter(|(_, sets)| *sets == key.name).map(|(name, _)| (*name).to_owned());
         let derived = format!("{PREFIX}{}", key.name.to_ascii_uppercase().replace('.', "_"));
-        let forms = if SECRETS.contains(&key.name) { &[false, true][..] } else { &[false] };
+        let forms = if SECRET_KEYS.contains(&key.name) { &[false, true][..] } else { &[false] };
         own.chain([derived]).flat_map(move |name| {
             forms.iter().map(move |is_file| {
-                let suffix = if *is_file { FILE } else { "" };
+                let suffix = if *is_file { FILE_SUFFIX } else { "" };
                 (format!("{name}{suffix}"), key.name, *is_file)
             })
         })
@@ -77,13 +77,13 @@ fn names() -> impl Iterator<Item = (String, &'static str, bool)> {
 
 /// One sentence for each variable whose name begins like ours and is none of ours.
 pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
-    let known: Vec<_> = self::names().map(|(name, ..)| name).collect();
+    let known: Vec<_> = self::variable_names().map(|(name, ..)| name).collect();
     let unknown = names.into_iter().filter_map(|name| {
         let name = name.to_str()?;
         if !name.starts_with(PREFIX) || known.iter().any(|known| known == name) {
             return None;
         }
-        let nearest = known.iter().min_by_key(|known| distance(name, known))?;
+        let nearest = known.iter().min_by_key(|known| edit_distance(name, known))?;
         Some(format!("environment: {name} is no variable of this gateway; the nearest is {nearest}"))
     });
     unknown.collect()
@@ -94,14 +94,14 @@ pub(super) fn conflicts(variables: &[Variable]) -> impl Iterator<Item = Problem>
     let is_set = |name: &str| variables.iter().any(|variable| variable.name == name);
     let files = variables.iter().filter(|variable| variable.is_file);
     files.filter_map(move |variable| {
-        let plain = variable.name.strip_suffix(FILE).filter(|name| is_set(name))?;
+        let plain = variable.name.strip_suffix(FILE_SUFFIX).filter(|name| is_set(name))?;
         Some(Problem::value(&variable.name, format!("a value beside {plain}"), "one of the two"))
     })
 }
 
 impl Variable {
     /// One with a name of its own.
-    pub(super) fn of_name(name: &'static str, value: &str) -> Option<Self> {
+    pub(super) fn from_name(name: &'static str, value: &str) -> Option<Self> {
         let (_, key) = VARIABLES.iter().find(|(known, _)| *known == name)?;
         (!value.is_empty()).then(|| Self { name: name.to_owned(), key, is_file: false, value: value.into() })
     }
@@ -109,18 +109,18 @@ impl Variable {
     /// Sets its key. What is wrong carries the variable's name.
     pub(super) fn apply(&self, config: &mut Config) -> Vec<Problem> {
         let mut problems = Vec::new();
-        match self.json() {
+        match self.to_json() {
             Ok(json) => {
                 let nested = self.key.rsplit('.').fold(json, |inner, key| format!("{{\"{key}\":{inner}}}"));
                 if self.key == "logging.level" {
                     // The file's `debug` would raise it again. A variable for it comes behind, and may.
                     config.debug = false;
                 }
-                file::parse_over(&nested, config, &mut problems);
+                file::parse_into(&nested, config, &mut problems);
             }
             Err(problem) => problems.push(problem),
         }
-        problems.into_iter().map(|problem| self.rename(problem)).collect()
+        problems.into_iter().map(|problem| self.rename_field(problem)).collect()
     }
 
     /// Whether a dotted path is its key's, or lies in it.
@@ -129,7 +129,7 @@ impl Variable {
     }
 
     /// The problem with the variable's name for the key's.
-    pub(super) fn rename(&self, problem: Problem) -> Problem {
+    pub(super) fn rename_field(&self, problem: Problem) -> Problem {
         match problem {
             Problem::Value { field, found, allowed } if self.sets(&field) => {
                 let field = format!("{}{}", self.name, &field[self.key.len()..]);
@@ -139,37 +139,37 @@ impl Variable {
         }
     }
 
-    fn refuse(&self, found: impl Into<String>, allowed: &str) -> Problem {
+    fn invalid(&self, found: impl Into<String>, allowed: &str) -> Problem {
         Problem::value(self.key, found, allowed)
     }
 
     /// The value as it would stand in the file.
-    fn json(&self) -> Result<String, Problem> {
+    fn to_json(&self) -> Result<String, Problem> {
         let text = self.text()?;
-        let is_secret = SECRETS.contains(&self.key);
+        let is_secret = SECRET_KEYS.contains(&self.key);
         let trimmed = if is_secret { text.as_str() } else { text.trim() };
         let quoted = |text: &str| Value::from(text).to_string();
-        match serialize::default_of(self.key) {
-            Value::Bool(_) => match switch(trimmed) {
+        match serialize::default_value(self.key) {
+            Value::Bool(_) => match parse_boolean(trimmed) {
                 Some(on) => Ok(on.to_string()),
-                None => Err(self.refuse(format!("{text:?}"), SWITCH)),
+                None => Err(self.invalid(format!("{text:?}"), BOOLEAN_ALLOWED)),
             },
             // A text in quotes is refused with the quotes, as what it is.
             Value::Number(_) => match serde_json::from_str::<Number>(trimmed) {
                 Ok(_) => Ok(trimmed.to_owned()),
                 Err(_) => Ok(quoted(trimmed)),
             },
-            Value::Array(_) if trimmed.starts_with('[') => match Text::root(trimmed) {
+            Value::Array(_) if trimmed.starts_with('[') => match JsonValue::root(trimmed) {
                 Ok(_) => Ok(trimmed.to_owned()),
-                Err(_) => Err(self.refuse("a text that begins like a JSON list and is none", LIST)),
+                Err(_) => Err(self.invalid("a text that begins like a JSON list and is none", LIST_ALLOWED)),
             },
             Value::Array(_) => {
                 let items = trimmed.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Ok(items.map(Value::from).collect::<Value>().to_string())
             }
-            Value::Object(_) => match Text::root(trimmed) {
+            Value::Object(_) => match JsonValue::root(trimmed) {
                 Ok(_) => Ok(trimmed.to_owned()),
-                Err(_) => Err(self.refuse("a text that is not JSON", "a JSON object")),
+                Err(_) => Err(self.invalid("a text that is not JSON", "a JSON object")),
             },
             Value::String(_) | Value::Null => Ok(quoted(trimmed)),
         }
@@ -177,16 +177,16 @@ impl Variable {
 
     fn text(&self) -> Result<String, Problem> {
         if self.is_file {
-            return self.read(Path::new(&self.value));
+            return self.read_secret_file(Path::new(&self.value));
         }
         match self.value.to_str() {
             Some(text) => Ok(text.to_owned()),
-            None => Err(self.refuse("bytes that are not UTF-8", "UTF-8 text")),
+            None => Err(self.invalid("bytes that are not UTF-8", "UTF-8 text")),
         }
     }
 
     /// A secret from its file, where editors end it with a new line. An empty one would leave a door open unnoticed.
-    fn read(&self, path: &Path) -> Result<String, Problem> {
+    fn read_secret_file(&self, path: &Path) -> Result<String, Problem> {
         let found = match fs::read_to_string(path) {
             Ok(text) => match text.trim_end_matches(['\r', '\n']) {
                 "" => "an empty file".to_owned(),
@@ -194,11 +194,12 @@ impl Variable {
             },
             Err(error) => error.to_string(),
         };
-        Err(self.refuse(format!("\"{}\" ({found})", path.display()), "a readable file that holds the secret"))
+        Err(self
+            .invalid(format!("\"{}\" ({found})", path.display()), "a readable file that holds the secret"))
     }
 }
 
-fn switch(text: &str) -> Option<bool> {
+fn parse_boolean(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "1" | "true" | "yes" | "on" => Some(true),
         "0" | "false" | "no" | "off" | "" => Some(false),

@@ -6,7 +6,7 @@ use std::fmt;
 /// allowed; a secret is never part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    place: String,
+    location: String,
     problem: Problem,
 }
 
@@ -40,13 +40,13 @@ impl Problem {
 
     /// This problem, found in `place`: a file's path, or `environment`.
     pub(super) fn at(self, place: impl Into<String>) -> ConfigError {
-        ConfigError { place: place.into(), problem: self }
+        ConfigError { location: place.into(), problem: self }
     }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = &self.place;
+        let place = &self.location;
         match &self.problem {
             Problem::Value { field, found, allowed } => {
                 write!(f, "{place}: {field}: found {found}, allowed: {allowed}")

@@ -3,50 +3,52 @@
 use std::sync::Arc;
 
 use super::error::Problem;
-use super::{Config, Server, dotenv, file};
+use super::{ChatServerConfig, Config, dotenv, file};
 use crate::net::upgrade;
 use crate::session::DialRequest;
 
 /// The text of a file: a configuration, and all the same a `.env` and the URL of a server.
 pub(crate) fn parse(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    configuration(text);
-    assignments(text);
-    url(text);
+    check_config(text);
+    check_dotenv(text);
+    check_url(text);
 }
 
 /// What is read is written, and read again as it was; what is refused is told in one line a time.
-fn configuration(text: &str) {
+fn check_config(text: &str) {
     let mut problems = Vec::new();
     let mut config = file::parse(text, &mut problems);
     assert!(problems.len() <= text.len() + 1);
     for problem in problems {
-        told(problem, text);
+        check_problem(problem, text);
     }
     // Whatever was refused, the rest is a good configuration.
-    (config.unused, config.node) = (Vec::new(), None);
+    (config.unused_keys, config.node_config) = (Vec::new(), None);
     let mut problems = Vec::new();
-    let again = file::parse(&config.to_file(), &mut problems);
+    let again = file::parse(&config.to_file_text(), &mut problems);
     assert_eq!((problems, &again), (Vec::new(), &config), "read of write is identity");
     assert!(super::diff(&config, &again).is_empty());
-    let _: serde_json::Value = serde_json::from_str(&config.to_masked_file()).unwrap();
+    let _: serde_json::Value = serde_json::from_str(&config.to_masked_file_text()).unwrap();
     let secrets = [&config.mqtt.signature_key, &config.websocket.secret, &config.api.token];
     for secret in secrets.into_iter().flatten() {
         let secret = std::str::from_utf8(secret.as_bytes()).unwrap();
         if secret.len() >= 16 && text.matches(secret).count() == 1 {
-            assert!(!config.to_masked_file().contains(secret) && !format!("{config:?}").contains(secret));
+            assert!(
+                !config.to_masked_file_text().contains(secret) && !format!("{config:?}").contains(secret)
+            );
         }
     }
     let _ = super::check_reload(&Config::default(), &config);
 }
 
-fn told(problem: Problem, text: &str) {
+fn check_problem(problem: Problem, text: &str) {
     let line = problem.at("file").to_string();
     assert!(line.starts_with("file: ") && line.len() <= 12 * text.len() + 4_000, "{line}");
 }
 
 /// What `.env` assigns can be written so that it is read again.
-fn assignments(text: &str) {
+fn check_dotenv(text: &str) {
     for (name, value) in dotenv::parse(text) {
         assert!(
             !name.is_empty()
@@ -63,14 +65,14 @@ fn assignments(text: &str) {
 }
 
 /// A URL that is taken leads to one request, with nothing in it that the operator did not mean.
-fn url(text: &str) {
-    let server = match text.parse::<Server>() {
+fn check_url(text: &str) {
+    let server = match text.parse::<ChatServerConfig>() {
         Ok(server) => server,
         Err(bad) => return assert!(!bad.to_string().contains(char::is_control)),
     };
     assert!(!server.host.is_empty() && server.path.starts_with('/') && server.url == text);
     let scheme = if server.tls { "wss" } else { "ws" };
-    let again: Server = format!("{scheme}://{}{}", server.authority, server.path).parse().unwrap();
+    let again: ChatServerConfig = format!("{scheme}://{}{}", server.authority, server.path).parse().unwrap();
     assert_eq!((&again.host, again.port, &again.path), (&server.host, server.port, &server.path));
     let dial = DialRequest {
         server: Arc::new(server),
@@ -78,7 +80,7 @@ fn url(text: &str) {
         client_id: None,
         forwarded_for: [192, 0, 2, 7].into(),
         protocol_version: 2,
-        fresh: false,
+        skip_dns_cache: false,
     };
     let request = upgrade::request(&dial, "Bearer x", "key");
     let mut fields = [httparse::EMPTY_HEADER; 16];

@@ -30,12 +30,12 @@ mod source;
 mod value;
 mod warnings;
 
-pub use chat_server::{BadUrl, Framing, Server};
+pub use chat_server::{ChatServerConfig, Framing, UrlError};
 pub use diff::{Changes, check_reload, diff};
 pub use environment::{VARIABLES, unknown_variables};
 pub use error::ConfigError;
-pub use network::{Network, NoNetwork};
-pub use node_config::Node;
+pub use network::{Network, ParseNetworkError};
+pub use node_config::NodeConfig;
 pub use source::{DEFAULT_FILE, Source};
 pub use value::{LEVELS, parse_level};
 
@@ -59,9 +59,9 @@ pub struct Config {
     /// Log at debug level at least; see [`Config::log_level`].
     pub debug: bool,
     /// Dotted keys that the file holds for another program: accepted, without effect.
-    pub unused: Vec<String>,
+    pub unused_keys: Vec<String>,
     /// Set when the file is one of the Node.js gateway, in that gateway's own shape.
-    pub node: Option<Node>,
+    pub node_config: Option<NodeConfig>,
 }
 
 impl Default for Config {
@@ -75,8 +75,8 @@ impl Default for Config {
             api: Api::default(),
             workers: 1,
             debug: false,
-            unused: Vec::new(),
-            node: None,
+            unused_keys: Vec::new(),
+            node_config: None,
         }
     }
 }
@@ -222,9 +222,9 @@ pub enum PeerPolicy {
 #[derive(Clone, Debug, PartialEq)]
 pub struct WebSocket {
     /// The chat servers of all devices but the listed ones (`production_servers`).
-    pub production: Vec<Arc<Server>>,
+    pub production: Vec<Arc<ChatServerConfig>>,
     /// The chat servers of the listed devices (`development_servers`).
-    pub development: Vec<Arc<Server>>,
+    pub development: Vec<Arc<ChatServerConfig>>,
     /// The listed devices (`development_mac_addresses`).
     pub development_macs: Vec<Mac>,
     /// Whether `production` is the built-in echo server, which stands in when no server was configured at start.
@@ -394,7 +394,7 @@ impl fmt::Display for Secret {
 impl Config {
     /// The chat servers of the device with this MAC: the development list when it is listed and that list has servers,
     /// else the production list.
-    pub fn servers_for(&self, mac: Mac) -> &[Arc<Server>] {
+    pub fn servers_for(&self, mac: Mac) -> &[Arc<ChatServerConfig>] {
         let websocket = &self.websocket;
         if !websocket.development.is_empty() && websocket.development_macs.contains(&mac) {
             &websocket.development
@@ -426,12 +426,12 @@ impl Config {
 mod tests {
     use super::*;
 
-    fn servers(urls: &[&str]) -> Vec<Arc<Server>> {
+    fn servers(urls: &[&str]) -> Vec<Arc<ChatServerConfig>> {
         urls.iter().map(|url| Arc::new(url.parse().unwrap())).collect()
     }
 
     #[test]
-    fn listed_devices_use_the_development_servers_when_there_are_any() {
+    fn listed_devices_use_the_development_servers_if_configured() {
         let listed: Mac = "aa:bb:cc:dd:ee:ff".parse().unwrap();
         let other: Mac = "11:22:33:44:55:66".parse().unwrap();
         let mut config = Config::default();
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_key_or_token_the_api_is_for_this_machine_alone() {
+    fn without_a_key_or_token_the_api_listens_on_localhost() {
         let secret = || Secret::new("a secret");
         for (key, token, host, expected) in [
             (None, None, None, "127.0.0.1"),

@@ -9,47 +9,47 @@ use std::str::FromStr;
 pub struct Network {
     ip: IpAddr,
     /// Leading bits that count.
-    bits: u32,
+    prefix_len: u32,
 }
 
 impl Network {
     /// Whether this address is in it; an IPv4 address in its IPv6 form counts as IPv4.
     pub fn contains(&self, ip: IpAddr) -> bool {
         match (self.ip, ip.to_canonical()) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= self.bits,
-            (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= self.bits,
+            (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= self.prefix_len,
+            (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= self.prefix_len,
             _ => false,
         }
     }
 
     /// Whether it holds every address.
-    pub fn is_everything(&self) -> bool {
-        self.bits == 0
+    pub fn contains_all(&self) -> bool {
+        self.prefix_len == 0
     }
 }
 
 /// A text that is no network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoNetwork;
+pub struct ParseNetworkError;
 
 impl FromStr for Network {
-    type Err = NoNetwork;
+    type Err = ParseNetworkError;
 
-    fn from_str(text: &str) -> Result<Self, NoNetwork> {
+    fn from_str(text: &str) -> Result<Self, ParseNetworkError> {
         let (ip, bits) = text.split_once('/').map_or((text, None), |(ip, bits)| (ip, Some(bits)));
-        let ip: IpAddr = ip.parse().map_err(|_| NoNetwork)?;
+        let ip: IpAddr = ip.parse().map_err(|_| ParseNetworkError)?;
         let most = if ip.is_ipv4() { 32 } else { 128 };
         let bits = match bits {
             None => most,
-            Some(bits) => bits.parse().ok().filter(|bits| *bits <= most).ok_or(NoNetwork)?,
+            Some(bits) => bits.parse().ok().filter(|bits| *bits <= most).ok_or(ParseNetworkError)?,
         };
-        Ok(Self { ip, bits })
+        Ok(Self { ip, prefix_len: bits })
     }
 }
 
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.ip, self.bits)
+        write!(f, "{}/{}", self.ip, self.prefix_len)
     }
 }
 
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_network_holds() {
+    fn a_network_contains_its_addresses() {
         for (network, ip, inside) in [
             ("10.0.0.0/8", "10.255.0.1", true),
             ("10.0.0.0/8", "11.0.0.1", false),
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network() {
+    fn an_invalid_network_is_rejected() {
         for text in [
             "",
             "/8",
@@ -95,7 +95,7 @@ mod tests {
             "host",
             "10.0.0.0/8/8",
         ] {
-            assert_eq!(text.parse::<Network>(), Err(NoNetwork), "{text}");
+            assert_eq!(text.parse::<Network>(), Err(ParseNetworkError), "{text}");
         }
     }
 }

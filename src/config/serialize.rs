@@ -6,31 +6,32 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Config, Framing, PeerPolicy, Secret, Server};
+use super::{ChatServerConfig, Config, Framing, PeerPolicy, Secret};
 
 /// Keys that are written although they hold their defaults: what every operator should see.
-const SHOWN: [&str; 4] = ["mqtt.port", "udp.port", "udp.public_ip", "websocket.production_servers"];
+const ALWAYS_WRITTEN: [&str; 4] = ["mqtt.port", "udp.port", "udp.public_ip", "websocket.production_servers"];
 
 impl Config {
     /// This configuration as a file in the gateway's own shape: what differs from the defaults, and what every operator
-    /// should see. **It holds the secrets.** Reading it gives this configuration again, but for [`Config::unused`],
-    /// [`Config::node`] and the built-in echo server.
-    pub fn to_file(&self) -> String {
+    /// should see. **It holds the secrets.** Reading it gives this configuration again, but for [`Config::unused_keys`],
+    /// [`Config::node_config`] and the built-in echo server.
+    pub fn to_file_text(&self) -> String {
         let mut entries = entries(self);
         let defaults = self::entries(&Self::default());
         entries.retain(|(key, value)| {
-            SHOWN.contains(key) || !defaults.iter().any(|(name, default)| name == key && default == value)
+            ALWAYS_WRITTEN.contains(key)
+                || !defaults.iter().any(|(name, default)| name == key && default == value)
         });
         let entries: Vec<_> = entries.iter().map(|(key, value)| (*key, value)).collect();
         let mut text = String::new();
-        write(&entries, 0, &mut text);
+        write_object(&entries, 0, &mut text);
         text.push('\n');
         text
     }
 
     /// This configuration in the same shape, with every key, for whoever may not see its secrets: those that are set, and
     /// the queries of servers' URLs, are `***`.
-    pub fn to_masked_file(&self) -> String {
+    pub fn to_masked_file_text(&self) -> String {
         let mut masked = self.clone();
         for secret in [&mut masked.mqtt.signature_key, &mut masked.websocket.secret, &mut masked.api.token] {
             *secret = secret.as_ref().and_then(|secret| Secret::new(&secret.to_string()));
@@ -45,21 +46,22 @@ impl Config {
         let entries = entries(&masked);
         let entries: Vec<_> = entries.iter().map(|(key, value)| (*key, value)).collect();
         let mut text = String::new();
-        write(&entries, 0, &mut text);
+        write_object(&entries, 0, &mut text);
         text.push('\n');
         text
     }
 }
 
 /// The default of a dotted key, as it stands in the documented file; null for what is no key.
-pub(super) fn default_of(key: &str) -> Value {
+pub(super) fn default_value(key: &str) -> Value {
     let mut entries = entries(&Config::default()).into_iter();
     entries.find(|(name, _)| *name == key).map_or(Value::Null, |(_, value)| value)
 }
 
 /// Every key of the file, dotted, in the order of the documented file, with its value.
 fn entries(config: &Config) -> Vec<(&'static str, Value)> {
-    let Config { mqtt, udp, websocket, logging, mcp, api, workers, debug, unused: _, node: _ } = config;
+    let Config { mqtt, udp, websocket, logging, mcp, api, workers, debug, unused_keys: _, node_config: _ } =
+        config;
     let reconnect = &websocket.reconnect;
     vec![
         ("mqtt.host", json!(mqtt.host)),
@@ -151,11 +153,11 @@ fn object(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| json!({}))
 }
 
-fn servers(servers: &[Arc<Server>]) -> Value {
+fn servers(servers: &[Arc<ChatServerConfig>]) -> Value {
     servers.iter().map(|server| self::server(server)).collect()
 }
 
-fn server(server: &Server) -> Value {
+fn server(server: &ChatServerConfig) -> Value {
     let mut object = json!({ "url": server.url });
     match server.framing {
         Framing::Auto => {}
@@ -172,7 +174,7 @@ fn server(server: &Server) -> Value {
 }
 
 /// Writes the entries, whose keys are dotted from this depth on, as an object; those of a section stand together.
-fn write(entries: &[(&str, &Value)], depth: usize, out: &mut String) {
+fn write_object(entries: &[(&str, &Value)], depth: usize, out: &mut String) {
     let indent = "  ".repeat(depth + 1);
     out.push('{');
     let section = |key: &str| key.split('.').next().unwrap_or_default().to_owned();
@@ -186,7 +188,7 @@ fn write(entries: &[(&str, &Value)], depth: usize, out: &mut String) {
             // A JSON value displays without an error.
             out.push_str(&format!("{:#}", group[0].1).replace('\n', &format!("\n{indent}")));
         } else {
-            write(&inner, depth + 1, out);
+            write_object(&inner, depth + 1, out);
         }
     }
     out.push_str(&format!("\n{}}}", "  ".repeat(depth)));
@@ -196,7 +198,7 @@ fn write(entries: &[(&str, &Value)], depth: usize, out: &mut String) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::config::diff::KEYS;
+    use crate::config::diff::CONFIG_KEYS;
     use crate::config::file;
 
     fn parsed(text: &str) -> Config {
@@ -207,16 +209,16 @@ mod tests {
     }
 
     #[test]
-    fn every_key_is_known() {
+    fn every_key_is_serialized() {
         let mut known: Vec<_> = entries(&Config::default()).into_iter().map(|(key, _)| key).collect();
-        let mut all: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+        let mut all: Vec<_> = CONFIG_KEYS.iter().map(|key| key.name).collect();
         known.sort_unstable();
         all.sort_unstable();
         assert_eq!(known, all);
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn a_written_file_parses_to_the_same_config() {
         for text in [
             "{}",
             include_str!("../../config/gateway.json"),
@@ -238,22 +240,22 @@ mod tests {
                 "mcp_client":{"capabilities":{"a":{}},"client_info":{"name":"x"},"max_tools_count":128}}"#,
         ] {
             let config = parsed(text);
-            let written = config.to_file();
+            let written = config.to_file_text();
             let again = parsed(&written);
-            assert_eq!(again, Config { node: None, ..config }, "{written}");
+            assert_eq!(again, Config { node_config: None, ..config }, "{written}");
         }
     }
 
     #[test]
-    fn a_number_of_many_digits_is_written_as_it_is_read() {
+    fn a_number_with_many_digits_keeps_every_digit() {
         let digits = "14444444444444444444444444444444444444444444444444444444444444444444444444444";
         let config = parsed(&format!(r#"{{"mcp":{{"capabilities":{{"a":{digits}}}}}}}"#));
-        assert_eq!(parsed(&config.to_file()), config);
+        assert_eq!(parsed(&config.to_file_text()), config);
     }
 
     #[test]
-    fn what_is_shown_holds_every_key_and_no_secret() {
-        assert_eq!(serde_json::from_str::<Value>(&Config::default().to_masked_file()).unwrap(), {
+    fn the_masked_file_holds_every_key_and_no_secret() {
+        assert_eq!(serde_json::from_str::<Value>(&Config::default().to_masked_file_text()).unwrap(), {
             let mut sample: Value = serde_json::from_str(include_str!("../../config/gateway.json")).unwrap();
             sample.as_object_mut().unwrap().remove("$schema").unwrap();
             sample
@@ -263,7 +265,7 @@ mod tests {
                 "websocket":{"server_secret":"hunter2","production_servers":["wss://a:99/b?token=hunter2","ws://c"],
                 "development_servers":[{"url":"ws://a/?hunter2","framing":"raw"}]}}"#,
         );
-        let shown = config.to_masked_file();
+        let shown = config.to_masked_file_text();
         assert!(!shown.contains("hunter2"), "{shown}");
         let shown: Value = serde_json::from_str(&shown).unwrap();
         assert_eq!(shown["mqtt"]["signature_key"], "***");
@@ -273,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_matters_is_written() {
+    fn only_values_that_differ_from_the_defaults_are_written() {
         let config =
             parsed(r#"{"production":{"chat_servers":["ws://a/"]},"mcp_client":{"max_tools_count":64}}"#);
         let expected = r#"{
@@ -294,6 +296,6 @@ mod tests {
   }
 }
 "#;
-        assert_eq!(config.to_file(), expected);
+        assert_eq!(config.to_file_text(), expected);
     }
 }

@@ -3,7 +3,7 @@
 use super::Secret;
 
 /// Texts that make a key guessable, in any case.
-const FORBIDDEN: [&str; 6] = ["test", "1234", "admin", "password", "qwerty", "xiaozhi"];
+const FORBIDDEN_WORDS: [&str; 6] = ["test", "1234", "admin", "password", "qwerty", "xiaozhi"];
 
 impl Secret {
     /// Why this signature key must not guard the management API, in words that follow "the key"; `None` when it may.
@@ -23,7 +23,7 @@ impl Secret {
         }
         let lower = bytes.to_ascii_lowercase();
         let found =
-            FORBIDDEN.iter().find(|text| lower.windows(text.len()).any(|part| part == text.as_bytes()));
+            FORBIDDEN_WORDS.iter().find(|text| lower.windows(text.len()).any(|part| part == text.as_bytes()));
         found.map(|text| format!("contains \"{text}\""))
     }
 }
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_judged_as_by_the_node_js_gateway() {
+    fn weak_keys_are_those_of_the_node_js_gateway() {
         for (key, part) in [
             ("Good-Key", None),
             ("钥匙Good钥匙", None),

@@ -10,8 +10,8 @@ use log::LevelFilter;
 
 use super::environment::{self, Variable};
 use super::error::{ConfigError, Problem};
-use super::node_config::{self, Node};
-use super::{Config, Server, dotenv, file};
+use super::node_config::{self, NodeConfig};
+use super::{ChatServerConfig, Config, dotenv, file};
 
 /// The file that is read when none is named.
 pub const DEFAULT_FILE: &str = "config/gateway.json";
@@ -30,7 +30,7 @@ pub struct Source {
     /// What `.env` assigns, if there is one; or why it cannot be read.
     env_file: Option<Result<EnvFile, String>>,
     level: Option<LevelFilter>,
-    echo: Option<Arc<Server>>,
+    echo: Option<Arc<ChatServerConfig>>,
 }
 
 /// The variables of `.env`, by their names.
@@ -52,7 +52,13 @@ impl Source {
             (!absent).then(|| PathBuf::from(DEFAULT_FILE))
         };
         let path = config.or_else(named).or_else(default);
-        Self { path, variables: environment::set(variable), env_file: read_env_file(), level, echo: None }
+        Self {
+            path,
+            variables: environment::read_variables(variable),
+            env_file: read_env_file(),
+            level,
+            echo: None,
+        }
     }
 
     /// The names of the environment variables that set keys.
@@ -66,21 +72,21 @@ impl Source {
     }
 
     /// Lets the built-in echo server stand in, from the next [`Source::load`] on, when no chat server is configured.
-    pub fn set_echo(&mut self, server: Arc<Server>) {
+    pub fn set_echo(&mut self, server: Arc<ChatServerConfig>) {
         self.echo = Some(server);
     }
 
     /// Reads the configuration, all of it or nothing. Blocks on the files it names.
     ///
     /// # Errors
-    /// When a file cannot be read, or holds or names what is not allowed: the first of [`Source::examine`]'s errors.
+    /// When a file cannot be read, or holds or names what is not allowed: the first of [`Source::load_with_errors`]'s errors.
     pub fn load(&self) -> Result<Config, ConfigError> {
-        let (config, errors) = self.examine();
+        let (config, errors) = self.load_with_errors();
         errors.into_iter().next().map_or(Ok(config), Err)
     }
 
     /// Reads the configuration as far as it goes, and tells everything that is wrong with it. Blocks on the files it names.
-    pub fn examine(&self) -> (Config, Vec<ConfigError>) {
+    pub fn load_with_errors(&self) -> (Config, Vec<ConfigError>) {
         let mut errors = Vec::new();
         let mut config = match &self.path {
             Some(path) => {
@@ -91,21 +97,21 @@ impl Source {
             }
             None => Config::default(),
         };
-        let variables = self.variables_for(config.node.as_mut(), &mut errors);
+        let variables = self.variables_for(config.node_config.as_mut(), &mut errors);
         errors.extend(environment::conflicts(&self.variables).map(|problem| problem.at("environment")));
         for (place, variable) in &variables {
             errors.extend(variable.apply(&mut config).into_iter().map(|problem| problem.at(*place)));
         }
         let file = self.path.as_ref().map_or_else(String::new, |path| path.display().to_string());
-        for problem in bad_certificates(&config) {
+        for problem in certificate_problems(&config) {
             let set =
                 |(_, variable): &&(_, &Variable)| problem.field().is_some_and(|field| variable.sets(field));
             errors.push(match variables.iter().rfind(set) {
-                Some((place, variable)) => variable.rename(problem).at(*place),
+                Some((place, variable)) => variable.rename_field(problem).at(*place),
                 None => problem.at(file.as_str()),
             });
         }
-        if config.node.is_some() && !variables.iter().any(|(_, variable)| variable.key == "udp.port") {
+        if config.node_config.is_some() && !variables.iter().any(|(_, variable)| variable.key == "udp.port") {
             config.udp.port = config.mqtt.port;
         }
         // Each worker has an audio port of its own.
@@ -124,7 +130,7 @@ impl Source {
             config.logging.level = level;
             config.debug = false;
         }
-        errors.extend(config.mqtt.conflict().map(|problem| problem.at(self.place())));
+        errors.extend(config.mqtt.tls_problem().map(|problem| problem.at(self.location())));
         let websocket = &mut config.websocket;
         if let Some(echo) = &self.echo
             && websocket.production.is_empty()
@@ -137,14 +143,14 @@ impl Source {
     }
 
     /// Where most of it comes from, for what concerns several keys.
-    fn place(&self) -> String {
+    fn location(&self) -> String {
         self.path.as_ref().map_or_else(|| "environment".to_owned(), |path| path.display().to_string())
     }
 
     /// The variables that count, each with the place that sets it. A file of the Node.js gateway brings its `.env` along.
     fn variables_for(
         &self,
-        node: Option<&mut Node>,
+        node: Option<&mut NodeConfig>,
         errors: &mut Vec<ConfigError>,
     ) -> Vec<(&'static str, &Variable)> {
         let mut variables = Vec::new();
@@ -173,7 +179,7 @@ fn read_env_file() -> Option<Result<EnvFile, String>> {
     let assigned = dotenv::parse(&text);
     let last = |name: &'static str| {
         let (_, value) = assigned.iter().rev().find(|(assigned, _)| assigned == name)?;
-        Some((name, Variable::of_name(name, value)?))
+        Some((name, Variable::from_name(name, value)?))
     };
     Some(Ok(node_config::VARIABLES.into_iter().filter_map(last).collect()))
 }
@@ -193,9 +199,9 @@ fn read(path: &Path, problems: &mut Vec<Problem>) -> Config {
 }
 
 /// A certificate file that cannot be used is better told now than by the first call.
-fn bad_certificates(config: &Config) -> Vec<Problem> {
+fn certificate_problems(config: &Config) -> Vec<Problem> {
     let websocket = &config.websocket;
-    let own = |list: &'static str, servers: &[Arc<Server>]| {
+    let own = |list: &'static str, servers: &[Arc<ChatServerConfig>]| {
         let named = servers.iter().enumerate().filter_map(move |(index, server)| {
             Some((format!("websocket.{list}[{index}].ca_file"), server.ca_file.clone()?))
         });
@@ -207,7 +213,7 @@ fn bad_certificates(config: &Config) -> Vec<Problem> {
     let bad = files.into_iter().filter_map(|(field, path)| {
         let found = match fs::read(&path) {
             Err(error) => error.to_string(),
-            Ok(bytes) if !contains(&bytes, b"-----BEGIN CERTIFICATE-----") => {
+            Ok(bytes) if !contains_bytes(&bytes, b"-----BEGIN CERTIFICATE-----") => {
                 "no certificate in it".to_owned()
             }
             Ok(_) => return None,
@@ -218,6 +224,6 @@ fn bad_certificates(config: &Config) -> Vec<Problem> {
     bad.collect()
 }
 
-fn contains(bytes: &[u8], part: &[u8]) -> bool {
+fn contains_bytes(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }

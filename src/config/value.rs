@@ -16,13 +16,13 @@ use super::error::Problem;
 use super::{Network, PublicIp, Secret};
 
 /// One JSON value and where it stands.
-pub(super) struct Value<'a> {
+pub(super) struct JsonValue<'a> {
     /// The dotted path from the top; empty for the whole file.
     path: String,
     raw: &'a str,
 }
 
-impl<'a> Value<'a> {
+impl<'a> JsonValue<'a> {
     /// The file as a whole.
     ///
     /// # Errors
@@ -37,23 +37,23 @@ impl<'a> Value<'a> {
     }
 
     /// The problem that this value is not what is allowed here.
-    pub(super) fn refuse(&self, allowed: impl Into<String>) -> Problem {
+    pub(super) fn invalid(&self, allowed: impl Into<String>) -> Problem {
         let found = match self.raw.as_bytes().first() {
-            Some(b'{' | b'[') => self.kind().to_owned(),
+            Some(b'{' | b'[') => self.json_type().to_owned(),
             _ if self.raw.chars().count() > 80 => {
                 format!("{}...", self.raw.chars().take(80).collect::<String>())
             }
             _ => self.raw.to_owned(),
         };
-        Problem::value(self.shown_path(), found, allowed)
+        Problem::value(self.display_path(), found, allowed)
     }
 
-    /// As [`Value::refuse`], for a value that may hold a secret.
-    pub(super) fn refuse_unseen(&self, found: &str, allowed: impl Into<String>) -> Problem {
-        Problem::value(self.shown_path(), found, allowed)
+    /// As [`JsonValue::invalid`], for a value that may hold a secret.
+    pub(super) fn invalid_redacted(&self, found: &str, allowed: impl Into<String>) -> Problem {
+        Problem::value(self.display_path(), found, allowed)
     }
 
-    fn kind(&self) -> &'static str {
+    fn json_type(&self) -> &'static str {
         match self.raw.as_bytes().first() {
             Some(b'{') => "an object",
             Some(b'[') => "an array",
@@ -64,12 +64,12 @@ impl<'a> Value<'a> {
         }
     }
 
-    fn json<T: Deserialize<'a>>(&self, allowed: impl Into<String>) -> Result<T, Problem> {
-        serde_json::from_str(self.raw).map_err(|_| self.refuse(allowed))
+    fn deserialize<T: Deserialize<'a>>(&self, allowed: impl Into<String>) -> Result<T, Problem> {
+        serde_json::from_str(self.raw).map_err(|_| self.invalid(allowed))
     }
 
     /// The dotted path, as messages show it.
-    pub(super) fn shown_path(&self) -> &str {
+    pub(super) fn display_path(&self) -> &str {
         if self.path.is_empty() { "the whole file" } else { &self.path }
     }
 
@@ -79,19 +79,19 @@ impl<'a> Value<'a> {
     }
 
     pub(super) fn section(&self) -> Result<Section<'a>, Problem> {
-        let Entries(entries) = self.json("an object")?;
+        let Entries(entries) = self.deserialize("an object")?;
         for (index, (key, _)) in entries.iter().enumerate() {
             if entries[..index].iter().any(|(other, _)| other == key) {
-                let path = join(&self.path, key);
+                let path = join_path(&self.path, key);
                 return Err(Problem::value(path, "the key twice", "each key once"));
             }
         }
-        Ok(Section { path: self.path.clone(), entries, asked: Vec::new(), problems: Vec::new() })
+        Ok(Section { path: self.path.clone(), entries, known_keys: Vec::new(), problems: Vec::new() })
     }
 
-    fn list(&self, allowed: &str) -> Result<Vec<Value<'a>>, Problem> {
-        let items: Vec<&RawValue> = self.json(allowed)?;
-        let item = |(index, raw): (usize, &&'a RawValue)| Value {
+    fn list(&self, allowed: &str) -> Result<Vec<JsonValue<'a>>, Problem> {
+        let items: Vec<&RawValue> = self.deserialize(allowed)?;
+        let item = |(index, raw): (usize, &&'a RawValue)| JsonValue {
             path: format!("{}[{index}]", self.path),
             raw: raw.get(),
         };
@@ -103,7 +103,7 @@ impl<'a> Value<'a> {
 pub(super) struct Section<'a> {
     path: String,
     entries: Vec<(String, &'a RawValue)>,
-    asked: Vec<&'static str>,
+    known_keys: Vec<&'static str>,
     problems: Vec<Problem>,
 }
 
@@ -113,15 +113,15 @@ impl<'a> Section<'a> {
     }
 
     /// Forgets the keys whose values JavaScript takes for nothing, so that they count as absent.
-    pub(super) fn forget_falsy(&mut self) {
+    pub(super) fn remove_falsy(&mut self) {
         self.entries.retain(|(_, raw)| !matches!(raw.get(), "null" | "false" | "0" | "\"\""));
     }
 
-    pub(super) fn take(&mut self, key: &'static str) -> Option<Value<'a>> {
-        self.asked.push(key);
+    pub(super) fn take(&mut self, key: &'static str) -> Option<JsonValue<'a>> {
+        self.known_keys.push(key);
         let index = self.entries.iter().position(|(name, _)| name == key)?;
         let (_, raw) = self.entries.swap_remove(index);
-        Some(Value { path: join(&self.path, key), raw: raw.get() })
+        Some(JsonValue { path: join_path(&self.path, key), raw: raw.get() })
     }
 
     /// Reads `key` into `target`, which keeps its value when the key is absent or refused.
@@ -129,7 +129,7 @@ impl<'a> Section<'a> {
         &mut self,
         key: &'static str,
         target: &mut T,
-        read: impl FnOnce(&Value<'a>) -> Result<T, Problem>,
+        read: impl FnOnce(&JsonValue<'a>) -> Result<T, Problem>,
     ) {
         match self.take(key).map(|value| read(&value)) {
             None => {}
@@ -139,12 +139,12 @@ impl<'a> Section<'a> {
     }
 
     /// Reads every item of the list at `key` into `target`, which keeps its items when the key is absent.
-    pub(super) fn each<T>(
+    pub(super) fn set_list<T>(
         &mut self,
         key: &'static str,
         allowed: &str,
         target: &mut Vec<T>,
-        read: impl FnMut(&Value<'a>) -> Result<T, Problem>,
+        read: impl FnMut(&JsonValue<'a>) -> Result<T, Problem>,
     ) {
         match self.take(key).map(|value| value.list(allowed)) {
             None => {}
@@ -162,7 +162,7 @@ impl<'a> Section<'a> {
     }
 
     /// Reads the object at `key`, if there is one, and refuses what `read` did not ask for.
-    pub(super) fn inner(&mut self, key: &'static str, read: impl FnOnce(&mut Section<'a>)) {
+    pub(super) fn nested(&mut self, key: &'static str, read: impl FnOnce(&mut Section<'a>)) {
         match self.take(key).map(|value| value.section()) {
             None => {}
             Some(Ok(mut section)) => {
@@ -173,9 +173,9 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// As [`Section::inner`] for a file of another program, where what `read` did not ask for is no error: those keys,
+    /// As [`Section::nested`] for a file of another program, where what `read` did not ask for is no error: those keys,
     /// dotted, go to `unused`.
-    pub(super) fn inner_lenient(
+    pub(super) fn nested_lenient(
         &mut self,
         key: &'static str,
         unused: &mut Vec<String>,
@@ -184,7 +184,7 @@ impl<'a> Section<'a> {
         match self.take(key).map(|value| value.section()) {
             None => {}
             Some(Ok(mut section)) => {
-                section.forget_falsy();
+                section.remove_falsy();
                 read(&mut section, unused);
                 self.problems.extend(section.finish_lenient(unused));
             }
@@ -194,7 +194,7 @@ impl<'a> Section<'a> {
 
     /// All that was wrong; the keys that nobody asked for go to `unused`.
     pub(super) fn finish_lenient(self, unused: &mut Vec<String>) -> Vec<Problem> {
-        unused.extend(self.entries.iter().map(|(key, _)| join(&self.path, key)));
+        unused.extend(self.entries.iter().map(|(key, _)| join_path(&self.path, key)));
         self.problems
     }
 
@@ -202,24 +202,24 @@ impl<'a> Section<'a> {
     pub(super) fn finish(mut self) -> Vec<Problem> {
         let shown = if self.path.is_empty() { "the file" } else { &self.path };
         for (unknown, _) in &self.entries {
-            self.asked.sort_by_key(|asked| (distance(unknown, asked).min(4), *asked));
+            self.known_keys.sort_by_key(|asked| (edit_distance(unknown, asked).min(4), *asked));
             self.problems.push(Problem::value(
-                join(&self.path, unknown),
+                join_path(&self.path, unknown),
                 format!("an unknown key in {shown}"),
-                self.asked.join(", "),
+                self.known_keys.join(", "),
             ));
         }
         self.problems
     }
 }
 
-fn join(path: &str, key: &str) -> String {
+fn join_path(path: &str, key: &str) -> String {
     let key = key.escape_debug();
     if path.is_empty() { key.to_string() } else { format!("{path}.{key}") }
 }
 
 /// The number of insertions, removals and replacements of bytes that make one text of the other.
-pub(super) fn distance(one: &str, other: &str) -> usize {
+pub(super) fn edit_distance(one: &str, other: &str) -> usize {
     let mut row: Vec<usize> = (0..=other.len()).collect();
     for (i, a) in one.bytes().enumerate() {
         let mut corner = i;
@@ -260,68 +260,72 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
     }
 }
 
-pub(super) fn boolean(value: &Value<'_>) -> Result<bool, Problem> {
-    value.json("true or false")
+pub(super) fn boolean(value: &JsonValue<'_>) -> Result<bool, Problem> {
+    value.deserialize("true or false")
 }
 
-pub(super) fn port(value: &Value<'_>) -> Result<u16, Problem> {
-    value.json(PORT)
+pub(super) fn port(value: &JsonValue<'_>) -> Result<u16, Problem> {
+    value.deserialize(PORT_ALLOWED)
 }
 
-const PORT: &str = "a whole number from 0 to 65535";
+const PORT_ALLOWED: &str = "a whole number from 0 to 65535";
 
-pub(super) fn whole(range: RangeInclusive<usize>) -> impl FnOnce(&Value<'_>) -> Result<usize, Problem> {
+pub(super) fn whole_number(
+    range: RangeInclusive<usize>,
+) -> impl FnOnce(&JsonValue<'_>) -> Result<usize, Problem> {
     move |value| {
         let allowed = format!("a whole number from {} to {}", range.start(), range.end());
-        let number = value.json(allowed.clone())?;
-        if range.contains(&number) { Ok(number) } else { Err(value.refuse(allowed)) }
+        let number = value.deserialize(allowed.clone())?;
+        if range.contains(&number) { Ok(number) } else { Err(value.invalid(allowed)) }
     }
 }
 
-pub(super) fn number(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> Result<f64, Problem> {
+pub(super) fn number(range: RangeInclusive<u32>) -> impl FnOnce(&JsonValue<'_>) -> Result<f64, Problem> {
     move |value| {
         let allowed = format!("a number from {} to {}", range.start(), range.end());
-        let number: f64 = value.json(allowed.clone())?;
+        let number: f64 = value.deserialize(allowed.clone())?;
         let range = f64::from(*range.start())..=f64::from(*range.end());
-        if range.contains(&number) { Ok(number) } else { Err(value.refuse(allowed)) }
+        if range.contains(&number) { Ok(number) } else { Err(value.invalid(allowed)) }
     }
 }
 
 /// A number of seconds in this range, fractions allowed.
-pub(super) fn seconds(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> Result<Duration, Problem> {
+pub(super) fn seconds(
+    range: RangeInclusive<u32>,
+) -> impl FnOnce(&JsonValue<'_>) -> Result<Duration, Problem> {
     move |value| number(range)(value).map(Duration::from_secs_f64)
 }
 
 /// A whole number of microseconds in this range.
-pub(super) fn micros(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> Result<Duration, Problem> {
+pub(super) fn micros(range: RangeInclusive<u32>) -> impl FnOnce(&JsonValue<'_>) -> Result<Duration, Problem> {
     let range = *range.start() as usize..=*range.end() as usize;
-    move |value| whole(range)(value).map(|micros| Duration::from_micros(micros as u64))
+    move |value| whole_number(range)(value).map(|micros| Duration::from_micros(micros as u64))
 }
 
 /// A whole number of milliseconds in this range.
-pub(super) fn millis(range: RangeInclusive<u32>) -> impl FnOnce(&Value<'_>) -> Result<Duration, Problem> {
+pub(super) fn millis(range: RangeInclusive<u32>) -> impl FnOnce(&JsonValue<'_>) -> Result<Duration, Problem> {
     let range = *range.start() as usize..=*range.end() as usize;
-    move |value| whole(range)(value).map(|millis| Duration::from_millis(millis as u64))
+    move |value| whole_number(range)(value).map(|millis| Duration::from_millis(millis as u64))
 }
 
-pub(super) fn text(value: &Value<'_>) -> Result<String, Problem> {
-    value.json("a string")
+pub(super) fn text(value: &JsonValue<'_>) -> Result<String, Problem> {
+    value.deserialize("a string")
 }
 
 /// A string that is a secret; an empty one is none.
-pub(super) fn secret(value: &Value<'_>) -> Result<Option<Secret>, Problem> {
+pub(super) fn secret(value: &JsonValue<'_>) -> Result<Option<Secret>, Problem> {
     let text: String =
-        text(value).map_err(|_| value.refuse_unseen(value.kind(), "a string, empty for none"))?;
+        text(value).map_err(|_| value.invalid_redacted(value.json_type(), "a string, empty for none"))?;
     Ok(Secret::new(&text))
 }
 
 /// A token that callers show: hard to guess, and something an HTTP header can hold.
-pub(super) fn token(value: &Value<'_>) -> Result<Option<Secret>, Problem> {
-    let text = text(value).map_err(|_| value.refuse_unseen(value.kind(), TOKEN))?;
-    parse_token(&text).ok_or_else(|| value.refuse_unseen("a text that is not shown", TOKEN))
+pub(super) fn token(value: &JsonValue<'_>) -> Result<Option<Secret>, Problem> {
+    let text = text(value).map_err(|_| value.invalid_redacted(value.json_type(), TOKEN_ALLOWED))?;
+    parse_token(&text).ok_or_else(|| value.invalid_redacted("a text that is not shown", TOKEN_ALLOWED))
 }
 
-const TOKEN: &str = "16 or more visible ASCII characters without spaces, empty for none";
+const TOKEN_ALLOWED: &str = "16 or more visible ASCII characters without spaces, empty for none";
 
 /// The token of this text, which is none when it is empty; outer `None` when it must not be one.
 fn parse_token(text: &str) -> Option<Option<Secret>> {
@@ -330,42 +334,42 @@ fn parse_token(text: &str) -> Option<Option<Secret>> {
 }
 
 /// The address of the management listener.
-pub(super) fn api_host(value: &Value<'_>) -> Result<Option<IpAddr>, Problem> {
+pub(super) fn api_host(value: &JsonValue<'_>) -> Result<Option<IpAddr>, Problem> {
     const ALLOWED: &str = "\"auto\", or an IPv4 or IPv6 address to listen on";
-    match text(value).map_err(|_| value.refuse(ALLOWED))?.as_str() {
+    match text(value).map_err(|_| value.invalid(ALLOWED))?.as_str() {
         "auto" => Ok(None),
-        text => text.parse().map(Some).map_err(|_| value.refuse(ALLOWED)),
+        text => text.parse().map(Some).map_err(|_| value.invalid(ALLOWED)),
     }
 }
 
 /// A path; an empty one is none.
-pub(super) fn path(value: &Value<'_>) -> Result<Option<PathBuf>, Problem> {
-    let text = text(value).map_err(|_| value.refuse("a path, \"\" for none"))?;
+pub(super) fn path(value: &JsonValue<'_>) -> Result<Option<PathBuf>, Problem> {
+    let text = text(value).map_err(|_| value.invalid("a path, \"\" for none"))?;
     Ok((!text.is_empty()).then(|| PathBuf::from(text)))
 }
 
-pub(super) fn ip(value: &Value<'_>) -> Result<IpAddr, Problem> {
-    value.json("an IPv4 or IPv6 address to listen on, such as \"0.0.0.0\" or \"::\"")
+pub(super) fn ip(value: &JsonValue<'_>) -> Result<IpAddr, Problem> {
+    value.deserialize("an IPv4 or IPv6 address to listen on, such as \"0.0.0.0\" or \"::\"")
 }
 
 /// A range of addresses.
-pub(super) fn network(value: &Value<'_>) -> Result<Network, Problem> {
+pub(super) fn network(value: &JsonValue<'_>) -> Result<Network, Problem> {
     const ALLOWED: &str = "a network such as \"10.0.0.0/8\" or \"2001:db8::/32\", or an IP address";
-    text(value).ok().and_then(|text| text.parse().ok()).ok_or_else(|| value.refuse(ALLOWED))
+    text(value).ok().and_then(|text| text.parse().ok()).ok_or_else(|| value.invalid(ALLOWED))
 }
 
 /// One of some words, in any case.
-pub(super) fn word<T: Copy>(words: &[(&str, T)]) -> impl FnOnce(&Value<'_>) -> Result<T, Problem> {
+pub(super) fn one_of<T: Copy>(words: &[(&str, T)]) -> impl FnOnce(&JsonValue<'_>) -> Result<T, Problem> {
     move |value| {
         let allowed = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
-        let text: String = value.json(allowed.clone())?;
+        let text: String = value.deserialize(allowed.clone())?;
         let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(&text));
-        found.map(|(_, meaning)| *meaning).ok_or_else(|| value.refuse(allowed))
+        found.map(|(_, meaning)| *meaning).ok_or_else(|| value.invalid(allowed))
     }
 }
 
-pub(super) fn level(value: &Value<'_>) -> Result<LevelFilter, Problem> {
-    parse_level(&text(value).map_err(|_| value.refuse(LEVELS))?).ok_or_else(|| value.refuse(LEVELS))
+pub(super) fn level(value: &JsonValue<'_>) -> Result<LevelFilter, Problem> {
+    parse_level(&text(value).map_err(|_| value.invalid(LEVELS))?).ok_or_else(|| value.invalid(LEVELS))
 }
 
 /// What [`parse_level`] accepts, for error messages and the help text.
@@ -380,12 +384,12 @@ pub fn parse_level(name: &str) -> Option<LevelFilter> {
     }
 }
 
-pub(super) fn public_ip(value: &Value<'_>) -> Result<PublicIp, Problem> {
-    let text = text(value).map_err(|_| value.refuse(PUBLIC_IP))?;
-    parse_public_ip(&text).ok_or_else(|| value.refuse(PUBLIC_IP))
+pub(super) fn public_ip(value: &JsonValue<'_>) -> Result<PublicIp, Problem> {
+    let text = text(value).map_err(|_| value.invalid(PUBLIC_IP_ALLOWED))?;
+    parse_public_ip(&text).ok_or_else(|| value.invalid(PUBLIC_IP_ALLOWED))
 }
 
-const PUBLIC_IP: &str = "\"auto\", an IP address or a host name, without a port";
+const PUBLIC_IP_ALLOWED: &str = "\"auto\", an IP address or a host name, without a port";
 
 fn parse_public_ip(text: &str) -> Option<PublicIp> {
     if text.eq_ignore_ascii_case("auto") {
@@ -396,7 +400,7 @@ fn parse_public_ip(text: &str) -> Option<PublicIp> {
 }
 
 /// The text of an object, without its white space.
-pub(super) fn object(value: &Value<'_>) -> Result<String, Problem> {
-    let object: serde_json::Map<String, serde_json::Value> = value.json("an object")?;
-    serde_json::to_string(&object).map_err(|_: serde_json::Error| value.refuse("an object"))
+pub(super) fn object(value: &JsonValue<'_>) -> Result<String, Problem> {
+    let object: serde_json::Map<String, serde_json::Value> = value.deserialize("an object")?;
+    serde_json::to_string(&object).map_err(|_: serde_json::Error| value.invalid("an object"))
 }

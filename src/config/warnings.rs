@@ -27,15 +27,17 @@ impl Config {
             ));
         }
         if let PublicIp::Ip(ip) = &self.udp.public_ip {
-            warnings.extend(unreachable(&ip.to_string(), *ip));
+            warnings.extend(unreachable_warning(&ip.to_string(), *ip));
         }
-        if self.node.is_some() && self.udp.public_ip == PublicIp::Host(node_config::PUBLIC_IP.to_owned()) {
+        if self.node_config.is_some()
+            && self.udp.public_ip == PublicIp::Host(node_config::DEFAULT_PUBLIC_IP.to_owned())
+        {
             warnings.push(format!(
                 "PUBLIC_IP is not set: devices are told to send audio to {}, as the Node.js gateway does",
-                node_config::PUBLIC_IP
+                node_config::DEFAULT_PUBLIC_IP
             ));
         }
-        if self.mqtt.proxy_protocol_from.iter().any(Network::is_everything) {
+        if self.mqtt.proxy_protocol_from.iter().any(Network::contains_all) {
             warnings.push(
                 "mqtt.proxy_protocol_from holds every address: whoever connects can claim any address"
                     .to_owned(),
@@ -48,9 +50,9 @@ impl Config {
                     .to_owned(),
             );
         }
-        self.websocket.warn_into(&mut warnings);
-        if !self.unused.is_empty() {
-            warnings.push(format!("{}: accepted, but not used by this gateway", self.unused.join(", ")));
+        self.websocket.add_warnings(&mut warnings);
+        if !self.unused_keys.is_empty() {
+            warnings.push(format!("{}: accepted, but not used by this gateway", self.unused_keys.join(", ")));
         }
         warnings
     }
@@ -58,7 +60,7 @@ impl Config {
 
 impl Mqtt {
     /// Keys that do not go together.
-    pub(super) fn conflict(&self) -> Option<Problem> {
+    pub(super) fn tls_problem(&self) -> Option<Problem> {
         let missing = match (&self.tls.cert_file, &self.tls.key_file) {
             (Some(_), None) => Some(("mqtt.tls.key_file", "the PEM private key of mqtt.tls.cert_file")),
             (None, Some(_)) => Some(("mqtt.tls.cert_file", "the PEM certificate of mqtt.tls.key_file")),
@@ -76,7 +78,7 @@ impl Mqtt {
 }
 
 impl WebSocket {
-    fn warn_into(&self, warnings: &mut Vec<String>) {
+    fn add_warnings(&self, warnings: &mut Vec<String>) {
         if self.insecure {
             warnings
                 .push("websocket.insecure is on: certificates of chat servers are not verified".to_owned());
@@ -109,14 +111,13 @@ impl Udp {
         let PublicIp::Host(name) = &self.public_ip else { return None };
         match (name.as_str(), self.port).to_socket_addrs() {
             Err(error) => Some(format!("udp.public_ip: {name} does not resolve here: {error}")),
-            Ok(mut addresses) => {
-                addresses.find_map(|address| unreachable(&format!("{name} ({})", address.ip()), address.ip()))
-            }
+            Ok(mut addresses) => addresses
+                .find_map(|address| unreachable_warning(&format!("{name} ({})", address.ip()), address.ip())),
         }
     }
 }
 
-fn unreachable(shown: &str, ip: IpAddr) -> Option<String> {
+fn unreachable_warning(shown: &str, ip: IpAddr) -> Option<String> {
     let kind = match ip {
         ip if ip.is_loopback() => "a loopback address",
         ip if ip.is_unspecified() => "the unspecified address",
@@ -153,7 +154,7 @@ mod tests {
         config.udp.public_ip = PublicIp::Ip(Ipv4Addr::LOCALHOST.into());
         config.websocket.insecure = true;
         config.websocket.development_macs = vec!["aa:bb:cc:dd:ee:ff".parse().unwrap()];
-        config.unused = vec!["gateway.device_id".to_owned()];
+        config.unused_keys = vec!["gateway.device_id".to_owned()];
         let warnings = config.warnings();
         assert_eq!(warnings.len(), 5, "{warnings:#?}");
         for text in ["mqtt.signature_key", "loopback", "insecure", "development_servers", "gateway.device_id"]

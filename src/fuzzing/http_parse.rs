@@ -2,23 +2,23 @@
 
 use std::net::Ipv4Addr;
 
-use super::cuts;
-use crate::admin::auth::{self, Clock};
+use super::split_points;
+use crate::admin::auth::{self, WallClock};
 use crate::admin::body::{Body, Framing};
 use crate::admin::error::{ApiError, ErrorStyle};
-use crate::admin::http::{Head, MAX_BODY, MAX_HEAD, Method, head, percent_decode};
+use crate::admin::http::{MAX_BODY_BYTES, MAX_HEAD_BYTES, Method, RequestHead, parse_head, percent_decode};
 use crate::admin::params::query_value;
-use crate::admin::routes::{self, Access, Found};
+use crate::admin::routes::{self, Access, RouteMatch};
 use crate::config::{Config, Secret};
 
 const TOKEN: &str = "a-token-of-sixteen-bytes";
 
 /// The bytes of a connection: a request's head, and what follows it.
 pub fn http_parse(data: &[u8]) {
-    let whole = head(data);
+    let whole = parse_head(data);
     let mut refused = false;
-    for end in cuts(data.len()) {
-        let part = head(&data[..end]);
+    for end in split_points(data.len()) {
+        let part = parse_head(&data[..end]);
         match &whole {
             Ok(Some(found)) if end >= found.length => {
                 assert_eq!(part, whole, "what follows a head is not its matter")
@@ -31,26 +31,27 @@ pub fn http_parse(data: &[u8]) {
     }
     match whole {
         Ok(Some(found)) => {
-            request(&data[..found.length], &found);
+            check_request(&data[..found.length], &found);
             chunked(&data[found.length..]);
         }
-        Ok(None) => assert!(data.len() <= MAX_HEAD, "a head has an end"),
-        Err(refusal) => answered(refusal.error(), false),
+        Ok(None) => assert!(data.len() <= MAX_HEAD_BYTES, "a head has an end"),
+        Err(refusal) => check_response(refusal.error(), false),
     }
     if let Ok(text) = std::str::from_utf8(data) {
-        percent(text);
+        check_percent_decoding(text);
     }
 }
 
-fn bounded(found: &Head) -> bool {
-    found.length <= MAX_HEAD && !matches!(found.body, Ok(Framing::Length(length)) if length > MAX_BODY)
+fn bounded(found: &RequestHead) -> bool {
+    found.length <= MAX_HEAD_BYTES
+        && !matches!(found.body, Ok(Framing::Length(length)) if length > MAX_BODY_BYTES)
 }
 
 /// A chunked body, whole and cut in two: the same verdict, and what follows is not touched.
 fn chunked(data: &[u8]) {
     let mut whole = data.to_vec();
     let verdict = Body::new(Framing::Chunked).take(&mut whole);
-    for cut in cuts(data.len()) {
+    for cut in split_points(data.len()) {
         let mut body = Body::new(Framing::Chunked);
         let mut inbox = data[..cut].to_vec();
         let mut found = body.take(&mut inbox);
@@ -62,11 +63,11 @@ fn chunked(data: &[u8]) {
         assert!(verdict.is_err() || inbox == whole, "{cut}");
     }
     if let Ok(Some(body)) = verdict {
-        assert!(body.len() <= MAX_BODY && data.ends_with(&whole));
+        assert!(body.len() <= MAX_BODY_BYTES && data.ends_with(&whole));
     }
 }
 
-fn request(bytes: &[u8], found: &Head) {
+fn check_request(bytes: &[u8], found: &RequestHead) {
     assert!(bytes.ends_with(b"\n\r\n") || bytes.ends_with(b"\n\n"), "a head ends with an empty line");
     assert!(bounded(found));
     let target = format!("{}{}", found.path, found.query);
@@ -74,12 +75,15 @@ fn request(bytes: &[u8], found: &Head) {
     for text in [&found.authorization, &found.host, &found.origin].into_iter().flatten() {
         assert!(!text.contains(['\r', '\n', '\0']), "{text:?}");
     }
-    assert_eq!(head(&written(found)).map(|again| again.map(normal)), Ok(Some(normal(found.clone()))));
-    routed(found);
+    assert_eq!(
+        parse_head(&serialize(found)).map(|again| again.map(normalize)),
+        Ok(Some(normalize(found.clone())))
+    );
+    check_routing(found);
 }
 
 /// The request as this gateway understands it, in its plainest form.
-fn written(found: &Head) -> Vec<u8> {
+fn serialize(found: &RequestHead) -> Vec<u8> {
     // A target cannot be empty; that of a whole URL without a path is.
     let target = match (&*found.path, &*found.query) {
         ("", query) => format!("http://host?{query}"),
@@ -107,64 +111,64 @@ fn written(found: &Head) -> Vec<u8> {
 }
 
 /// Without what is lost in writing it again.
-fn normal(found: Head) -> Head {
-    Head { length: 0, malformed: None, body: found.body.or(Ok(Framing::Length(0))), ..found }
+fn normalize(found: RequestHead) -> RequestHead {
+    RequestHead { length: 0, malformed: None, body: found.body.or(Ok(Framing::Length(0))), ..found }
 }
 
 /// Who shows no good token gets nothing that needs one; every answer is HTTP.
-fn routed(found: &Head) {
-    let route = routes::find(found.method, &found.path);
-    if let Found::Call(_, Some(id)) = &route {
+fn check_routing(found: &RequestHead) {
+    let route = routes::match_route(found.method, &found.path);
+    if let RouteMatch::Found(_, Some(id)) = &route {
         assert!(!id.is_empty());
     }
-    if let Some(error) = route.refusal() {
-        answered(error, found.method == Method::Head);
+    if let Some(error) = route.error_response() {
+        check_response(error, found.method == Method::Head);
     }
     let mut config = Config::default();
     config.api.token = Secret::new(TOKEN);
-    let clock = Clock { unix: 1_750_000_000, offset: 0 };
+    let clock = WallClock { unix_seconds: 1_750_000_000, utc_offset_seconds: 0 };
     let peer = Ipv4Addr::LOCALHOST.into();
     let shown =
         found.authorization.as_ref().and_then(|field| field.split_once(' ')).map(|(_, token)| token.trim());
-    match auth::admit(found, peer, &config, clock) {
+    match auth::authorize(found, peer, &config, clock) {
         Ok(()) => assert_eq!(shown, Some(TOKEN)),
         Err(error) => {
             assert!(
                 shown != Some(TOKEN)
                     || !found.authorization.as_ref().unwrap().to_ascii_lowercase().starts_with("bearer ")
             );
-            answered(error, found.method == Method::Head);
+            check_response(error, found.method == Method::Head);
         }
     }
     // Nothing to make a token from: this machine only, and no page of another site.
     config.api.token = None;
-    assert!(auth::admit(found, Ipv4Addr::new(192, 0, 2, 1).into(), &config, clock).is_err());
-    if auth::admit(found, peer, &config, clock).is_ok()
+    assert!(auth::authorize(found, Ipv4Addr::new(192, 0, 2, 1).into(), &config, clock).is_err());
+    if auth::authorize(found, peer, &config, clock).is_ok()
         && let (Some(origin), Some(host)) = (&found.origin, &found.host)
     {
         assert_eq!(origin.strip_prefix("http://"), Some(host.as_str()));
     }
-    if let Found::Nothing = route {
-        assert!(matches!(routes::access(&found.path), Access::Token) || found.path.contains('%'));
+    if let RouteMatch::NotFound = route {
+        assert!(matches!(routes::required_access(&found.path), Access::Token) || found.path.contains('%'));
     }
 }
 
 /// Another parser finds in an answer what was put into it.
-fn answered(error: ApiError, to_head: bool) {
+fn check_response(error: ApiError, head_only: bool) {
     let response = error.response(ErrorStyle::Coded);
     let mut bytes = Vec::new();
-    response.write(&mut bytes, true, to_head);
+    response.write(&mut bytes, true, head_only);
     let mut fields = [httparse::EMPTY_HEADER; 16];
     let mut parsed = httparse::Response::new(&mut fields);
     let length = parsed.parse(&bytes).unwrap().unwrap();
     assert_eq!(parsed.code, Some(response.status));
     let told = parsed.headers.iter().find(|field| field.name == "Content-Length").unwrap();
     assert_eq!(told.value, response.body.len().to_string().as_bytes());
-    assert_eq!(&bytes[length..], if to_head { &[][..] } else { &response.body });
+    assert_eq!(&bytes[length..], if head_only { &[][..] } else { &response.body });
 }
 
 /// What is decoded is no longer than it was, and all of it can be written again.
-fn percent(text: &str) {
+fn check_percent_decoding(text: &str) {
     if let Some(decoded) = percent_decode(text) {
         assert!(decoded.len() <= text.len());
         let encoded: String = decoded.bytes().map(|byte| format!("%{byte:02X}")).collect();

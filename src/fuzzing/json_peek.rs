@@ -3,8 +3,8 @@
 use serde_json::{Map, Value};
 
 use crate::proto::message::{
-    self, BadMessage, DeviceHello, HelloReply, Object, Peek, Reader, Rpc, device_hello, hello_reply,
-    replace_session_id, server_hello, with_session_id,
+    self, BadMessage, DeviceHello, HelloReply, JsonObject, Peek, Reader, Rpc, hello_reply,
+    parse_device_hello, parse_server_hello, replace_session_id, with_session_id,
 };
 
 /// The text of one message.
@@ -37,12 +37,12 @@ pub fn json_peek(data: &[u8]) {
     }
     let tree = tree.ok().and_then(|tree| if let Value::Object(tree) = tree { Some(tree) } else { None });
     for (from, to) in [("s", "an-id"), ("an-id", "s"), ("s", "\"quoted\\\u{1f600}"), ("s", "s")] {
-        mapped(text, tree.as_ref(), from, to);
+        check_session_id_mapping(text, tree.as_ref(), from, to);
     }
     as_a_device_reads(text);
-    hellos(text, tree.as_ref());
-    calls(text, tree.as_ref());
-    objects(text, tree.as_ref());
+    check_hellos(text, tree.as_ref());
+    check_rpc_ids(text, tree.as_ref());
+    check_object(text, tree.as_ref());
 }
 
 fn peek(text: &str) -> Result<Peek<'_>, BadMessage> {
@@ -50,11 +50,11 @@ fn peek(text: &str) -> Result<Peek<'_>, BadMessage> {
 }
 
 fn rpc(text: &str) -> Option<Rpc<'_>> {
-    message::rpc(text, Reader::Server)
+    message::parse_rpc(text, Reader::Server)
 }
 
 /// What a device takes for this name: the first, whatever the case of its letters.
-fn device_takes<'a>(object: &Object<'a>, name: &str) -> Option<&'a str> {
+fn device_takes<'a>(object: &JsonObject<'a>, name: &str) -> Option<&'a str> {
     object.entries().find(|(key, _)| takes(key, name)).map(|(_, raw)| raw)
 }
 
@@ -67,7 +67,7 @@ fn takes(key: &str, name: &str) -> bool {
 fn as_a_device_reads(text: &str) {
     let peeked = message::peek(text, Reader::Device);
     assert_eq!(peeked.as_ref().err(), peek(text).as_ref().err());
-    let (Ok(peeked), Ok(object)) = (peeked, Object::parse(text)) else { return };
+    let (Ok(peeked), Ok(object)) = (peeked, JsonObject::parse(text)) else { return };
     let string = |name: &str| {
         let text: String = serde_json::from_str(device_takes(&object, name)?).ok()?;
         Some(text.split('\0').next().unwrap_or_default().to_owned())
@@ -75,17 +75,17 @@ fn as_a_device_reads(text: &str) {
     assert_eq!(peeked.kind, string("type").unwrap_or_default());
     assert_eq!(peeked.state.as_deref(), string("state").as_deref());
     assert_eq!(peeked.session_id.as_deref(), string("session_id").as_deref().filter(|id| !id.is_empty()));
-    let payload = device_takes(&object, "payload").and_then(|raw| Object::parse(raw).ok());
-    let call = message::rpc(text, Reader::Device);
+    let payload = device_takes(&object, "payload").and_then(|raw| JsonObject::parse(raw).ok());
+    let call = message::parse_rpc(text, Reader::Device);
     assert_eq!(call.is_some(), payload.is_some());
     if let Some(found) = call.and_then(|call| call.id) {
         assert_eq!(device_takes(&payload.unwrap(), "id"), Some(found));
         let replaced = message::replace_rpc_id(text, "4711", Reader::Device).expect("an id to replace");
-        assert_eq!(message::rpc(&replaced, Reader::Device).unwrap().id, Some("4711"));
+        assert_eq!(message::parse_rpc(&replaced, Reader::Device).unwrap().id, Some("4711"));
     }
 }
 
-fn tree(text: &str) -> Map<String, Value> {
+fn parse_tree(text: &str) -> Map<String, Value> {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
@@ -95,20 +95,20 @@ fn is_json(text: &str) -> bool {
 }
 
 /// `tree` with another value of `key`.
-fn with(tree: &Map<String, Value>, key: &str, value: &str) -> Map<String, Value> {
+fn with_value(tree: &Map<String, Value>, key: &str, value: &str) -> Map<String, Value> {
     let mut changed = tree.clone();
     changed.insert(key.to_owned(), value.into());
     changed
 }
 
 /// Session ids are put in, changed and changed back, and nothing else is.
-fn mapped(text: &str, before: Option<&Map<String, Value>>, from: &str, to: &str) {
+fn check_session_id_mapping(text: &str, before: Option<&Map<String, Value>>, from: &str, to: &str) {
     let told = with_session_id(text, Some(to));
     let replaced = replace_session_id(text, from, to);
     let Ok(peeked) = peek(text) else {
         return assert_eq!((&*told, &*replaced), (text, text), "what is no message stays as it is");
     };
-    let escaped = message::quote(to).len();
+    let escaped = message::json_quote(to).len();
     let occurs = text.to_ascii_lowercase().matches("session_id").count() + text.matches("\\u").count() + 1;
     assert!(told.len() <= text.len() + escaped + 14, "bounded growth");
     assert!(replaced.len() <= text.len() + occurs * escaped, "bounded growth");
@@ -117,38 +117,41 @@ fn mapped(text: &str, before: Option<&Map<String, Value>>, from: &str, to: &str)
     assert!(idle.len() <= text.len() + 2, "bounded growth");
 
     let of_session = |key: &str| takes(key, "session_id");
-    let ids = |text: &str| Object::parse(text).unwrap().entries().filter(|(key, _)| of_session(key)).count();
+    let ids =
+        |text: &str| JsonObject::parse(text).unwrap().entries().filter(|(key, _)| of_session(key)).count();
     assert_eq!((ids(&told), peek(&told).unwrap().session_id.as_deref()), (1, Some(to)));
     assert_eq!(ids(&idle), ids(text).min(1));
     let after = peek(&replaced).unwrap();
     let expected = peeked.session_id.as_deref().map(|id| if id == from { to } else { id });
     assert_eq!(after.session_id.as_deref(), expected);
-    let object = Object::parse(text).unwrap();
+    let object = JsonObject::parse(text).unwrap();
     let mut ids = object.entries().filter(|(key, _)| of_session(key)).map(|(_, raw)| raw);
-    let plain = |raw: &str| raw != message::quote(to) && (raw == message::quote(from) || !raw.contains('\\'));
+    let plain = |raw: &str| {
+        raw != message::json_quote(to) && (raw == message::json_quote(from) || !raw.contains('\\'))
+    };
     if from != to && ids.all(plain) {
         assert_eq!(replace_session_id(&replaced, to, from), text, "mapped back, byte for byte");
     }
     let Some(before) = before else { return };
     let mut expected = before.clone();
     expected.retain(|key, _| !of_session(key));
-    assert_eq!(tree(&told), with(&expected, "session_id", to));
+    assert_eq!(parse_tree(&told), with_value(&expected, "session_id", to));
     let mut expected = before.clone();
     expected
         .iter_mut()
         .filter(|(key, id)| of_session(key) && *id == from)
         .for_each(|(_, id)| *id = to.into());
-    assert_eq!(tree(&replaced), expected);
+    assert_eq!(parse_tree(&replaced), expected);
 }
 
 /// A hello becomes one for the server, and a reply for the device, that other parsers read.
-fn hellos(text: &str, before: Option<&Map<String, Value>>) {
-    let server = server_hello(text);
+fn check_hellos(text: &str, before: Option<&Map<String, Value>>) {
+    let server = parse_server_hello(text);
     assert!(server.session_id.as_deref() != Some(""));
     if let Some(params) = &server.audio_params {
         assert!(params.starts_with('{') && is_json(params), "{params}");
     }
-    let device = match device_hello(text) {
+    let device = match parse_device_hello(text) {
         Ok(device) => device,
         Err(bad) => {
             let why = bad.to_string();
@@ -156,7 +159,7 @@ fn hellos(text: &str, before: Option<&Map<String, Value>>) {
             return;
         }
     };
-    let DeviceHello { to_server, .. } = &device;
+    let DeviceHello { forwarded: to_server, .. } = &device;
     let audio_params = device.audio_params();
     assert!(to_server.len() <= 6 * text.len() + 64, "bounded growth");
     assert!(is_json(to_server), "{to_server}");
@@ -171,19 +174,19 @@ fn hellos(text: &str, before: Option<&Map<String, Value>>) {
     });
     assert_eq!(peek(&reply).unwrap().session_id.as_deref(), Some("s\"1"));
     let Some(before) = before else { return };
-    let mut expected = with(before, "transport", "websocket");
+    let mut expected = with_value(before, "transport", "websocket");
     expected.insert("version".to_owned(), 2.into());
-    assert_eq!(tree(to_server), expected, "all the device sent, but for two fields");
+    assert_eq!(parse_tree(to_server), expected, "all the device sent, but for two fields");
     assert_eq!(device.for_server(2), **to_server);
     expected.insert("version".to_owned(), 1.into());
-    assert_eq!(tree(&device.for_server(1)), expected);
+    assert_eq!(parse_tree(&device.for_server(1)), expected);
     let params = before.get("audio_params").filter(|params| params.is_object());
-    assert_eq!(tree(&reply).get("audio_params"), params);
-    assert_eq!(device.mcp, before.get("features").is_some_and(|features| features["mcp"] == true));
+    assert_eq!(parse_tree(&reply).get("audio_params"), params);
+    assert_eq!(device.supports_mcp, before.get("features").is_some_and(|features| features["mcp"] == true));
 }
 
 /// The id of an MCP call is replaced, and nothing else.
-fn calls(text: &str, before: Option<&Map<String, Value>>) {
+fn check_rpc_ids(text: &str, before: Option<&Map<String, Value>>) {
     let call = rpc(text);
     let replaced = message::replace_rpc_id(text, "4711", Reader::Server);
     if let Some(found) = call.as_ref().and_then(|call| call.id) {
@@ -195,18 +198,18 @@ fn calls(text: &str, before: Option<&Map<String, Value>>) {
     let mut expected = before.clone();
     let payload = expected["payload"].as_object_mut().unwrap();
     payload.iter_mut().filter(|(key, _)| takes(key, "id")).for_each(|(_, id)| *id = 4711.into());
-    assert_eq!(tree(&replaced), expected);
+    assert_eq!(parse_tree(&replaced), expected);
 }
 
 /// An object that is written again reads the same.
-fn objects(text: &str, before: Option<&Map<String, Value>>) {
-    let Ok(object) = Object::parse(text) else { return };
+fn check_object(text: &str, before: Option<&Map<String, Value>>) {
+    let Ok(object) = JsonObject::parse(text) else { return };
     let written = object.to_string();
-    let again = Object::parse(&written).unwrap();
+    let again = JsonObject::parse(&written).unwrap();
     assert!(again.entries().eq(object.entries()));
     assert_eq!(again.to_string(), written);
     let Some(before) = before else { return };
-    assert_eq!(&tree(&written), before);
+    assert_eq!(&parse_tree(&written), before);
     for (key, value) in before {
         assert_eq!(object.string(key).as_deref(), value.as_str());
         assert_eq!(object.object(key).is_some(), value.is_object());

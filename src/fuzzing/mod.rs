@@ -31,13 +31,13 @@ pub fn config_parse(data: &[u8]) {
 
 /// A script of the choices that a device, its servers and the network make; the laws are those of the simulation.
 pub fn session_core(data: &[u8]) {
-    crate::session::sim::play(data);
+    crate::session::sim::run_script(data);
 }
 
 /// Bytes that are taken one field after the other; past their end all is 0.
-struct Fields<'a>(&'a [u8]);
+struct FieldReader<'a>(&'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> FieldReader<'a> {
     fn byte(&mut self) -> u8 {
         self.bytes(1).first().copied().unwrap_or_default()
     }
@@ -59,7 +59,7 @@ impl<'a> Fields<'a> {
 }
 
 /// Where to cut a text of this length, to see that it makes no difference: everywhere near its ends, here and there between.
-fn cuts(len: usize) -> impl Iterator<Item = usize> {
+fn split_points(len: usize) -> impl Iterator<Item = usize> {
     (0..=len).filter(move |at| *at < 64 || at % 61 == 0 || len - at < 16)
 }
 
@@ -70,9 +70,9 @@ mod tests {
 
     use super::*;
 
-    type Target = (&'static str, fn(&[u8]));
+    type FuzzTarget = (&'static str, fn(&[u8]));
 
-    const TARGETS: [Target; 10] = [
+    const TARGETS: [FuzzTarget; 10] = [
         ("config_parse", config_parse),
         ("http_parse", http_parse),
         ("json_peek", json_peek),
@@ -86,9 +86,9 @@ mod tests {
     ];
 
     /// The file at hand, should its target panic.
-    struct Named(String);
+    struct FailingInput(String);
 
-    impl Drop for Named {
+    impl Drop for FailingInput {
         fn drop(&mut self) {
             if std::thread::panicking() {
                 eprintln!("with the bytes of {}", self.0);
@@ -108,7 +108,7 @@ mod tests {
             assert!(files.len() >= 5, "{target}: {} files", files.len());
             for file in files {
                 let path = file.unwrap().path();
-                let named = Named(path.display().to_string());
+                let named = FailingInput(path.display().to_string());
                 let bytes = fs::read(path).unwrap();
                 assert!(bytes.len() < 1024, "{}: {} bytes", named.0, bytes.len());
                 run(&bytes);
@@ -118,7 +118,7 @@ mod tests {
 
     /// No target has a table of its own that this one does not know.
     #[test]
-    fn every_target_is_here() {
+    fn every_target_is_listed() {
         let targets = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/targets");
         let Ok(found) = fs::read_dir(targets) else { return };
         let mut found: Vec<_> = found.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();

@@ -2,9 +2,9 @@
 
 use std::fmt::Debug;
 
-use super::cuts;
+use super::split_points;
 use crate::proto::identity::ClientId;
-use crate::proto::mqtt::{Malformed, Packet, Reply, decode, decode_reply, encode};
+use crate::proto::mqtt::{Malformed, Packet, ServerPacket, decode, decode_server_packet, encode};
 
 /// The gateway's default limit.
 const MAX: usize = 65_536;
@@ -13,33 +13,33 @@ type Decoded<P> = Result<Option<(P, usize)>, Malformed>;
 
 /// What a client sends in one go, and the same bytes as if a server sent them.
 pub fn mqtt_decode(data: &[u8]) {
-    walk(data, decode, |packet, used| {
-        let again = client_bytes(&packet);
+    decode_all(data, decode, |packet, used| {
+        let again = encode_client_packet(&packet);
         assert!(again.len() <= used, "{packet:?}: written again it is longer");
         assert_eq!(decode(&again, MAX), Ok(Some((packet, again.len()))), "decode of encode is identity");
-        is_as_promised(&packet);
+        check_documented_fields(&packet);
     });
-    walk(data, decode_reply, |reply, used| {
-        if let Some(again) = server_bytes(&reply) {
+    decode_all(data, decode_server_packet, |reply, used| {
+        if let Some(again) = encode_server_packet(&reply) {
             assert!(again.len() <= used, "{reply:?}: written again it is longer");
-            assert_eq!(decode_reply(&again, MAX), Ok(Some((reply, again.len()))));
+            assert_eq!(decode_server_packet(&again, MAX), Ok(Some((reply, again.len()))));
         }
     });
 }
 
 /// Decodes packet after packet, and holds what is true of each place whatever the packets are.
-fn walk<'a, P: Copy + Debug + PartialEq>(
+fn decode_all<'a, P: Copy + Debug + PartialEq>(
     mut rest: &'a [u8],
     decode: fn(&'a [u8], usize) -> Decoded<P>,
     mut each: impl FnMut(P, usize),
 ) {
     loop {
         let whole = decode(rest, MAX);
-        in_any_pieces(rest, &whole, decode);
+        check_splits(rest, &whole, decode);
         match whole {
             Ok(Some((packet, used))) => {
                 assert!((2..=rest.len()).contains(&used));
-                limits_hold(&rest[..used], whole, decode);
+                check_limits(&rest[..used], whole, decode);
                 each(packet, used);
                 rest = &rest[used..];
             }
@@ -54,13 +54,13 @@ fn walk<'a, P: Copy + Debug + PartialEq>(
 }
 
 /// However few bytes have come, they ask for more or meet the fate of the whole; and more of them change nothing.
-fn in_any_pieces<'a, P: Copy + Debug + PartialEq>(
+fn check_splits<'a, P: Copy + Debug + PartialEq>(
     bytes: &'a [u8],
     whole: &Decoded<P>,
     decode: fn(&'a [u8], usize) -> Decoded<P>,
 ) {
     let mut refused = false;
-    for end in cuts(bytes.len()) {
+    for end in split_points(bytes.len()) {
         let part = decode(&bytes[..end], MAX);
         match whole {
             Ok(Some((_, used))) if end >= *used => {
@@ -75,7 +75,7 @@ fn in_any_pieces<'a, P: Copy + Debug + PartialEq>(
 }
 
 /// A limit refuses what is longer than it, and nothing else.
-fn limits_hold<'a, P: Copy + Debug + PartialEq>(
+fn check_limits<'a, P: Copy + Debug + PartialEq>(
     packet: &'a [u8],
     whole: Decoded<P>,
     decode: fn(&'a [u8], usize) -> Decoded<P>,
@@ -88,7 +88,7 @@ fn limits_hold<'a, P: Copy + Debug + PartialEq>(
     }
 }
 
-fn client_bytes(packet: &Packet<'_>) -> Vec<u8> {
+fn encode_client_packet(packet: &Packet<'_>) -> Vec<u8> {
     let mut out = Vec::new();
     match packet {
         Packet::Connect(connect) => encode::connect(&mut out, connect),
@@ -109,24 +109,24 @@ fn client_bytes(packet: &Packet<'_>) -> Vec<u8> {
 }
 
 /// Of what this gateway can send.
-fn server_bytes(reply: &Reply<'_>) -> Option<Vec<u8>> {
+fn encode_server_packet(reply: &ServerPacket<'_>) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     match reply {
-        Reply::Publish(publish) if !publish.retain => {
+        ServerPacket::Publish(publish) if !publish.retain => {
             encode::publish(&mut out, publish.topic, publish.payload)
         }
-        Reply::SubAck { packet_id, codes } if codes.iter().all(|code| *code == 0) => {
+        ServerPacket::SubAck { packet_id, codes } if codes.iter().all(|code| *code == 0) => {
             encode::suback(&mut out, *packet_id, codes.len());
         }
-        Reply::UnsubAck { packet_id } => encode::unsuback(&mut out, *packet_id),
-        Reply::PingResp => encode::pingresp(&mut out),
+        ServerPacket::UnsubAck { packet_id } => encode::unsuback(&mut out, *packet_id),
+        ServerPacket::PingResp => encode::pingresp(&mut out),
         _ => return None,
     }
     Some(out)
 }
 
 /// What the documentation of the fields promises.
-fn is_as_promised(packet: &Packet<'_>) {
+fn check_documented_fields(packet: &Packet<'_>) {
     let is_name = |topic: &str| !topic.is_empty() && !topic.contains(['+', '#', '\0']);
     match packet {
         Packet::Connect(connect) => {

@@ -3,60 +3,63 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::Fields;
-use super::live_call::{CONNECT, cipher, grant};
+use super::FieldReader;
+use super::live_call::{CONNECT_PACKET, cipher, credentials};
 use crate::config::Config;
-use crate::proto::audio::{HEADER, Header, MAX_PAYLOAD};
-use crate::proto::message::{Object, Reader, peek};
+use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD, UdpHeader};
+use crate::proto::message::{JsonObject, Reader, peek};
 use crate::proto::mqtt::{Packet, Publish, decode};
-use crate::session::{Action, Admission, Core, Cx, Delivery, Failure, Gone, Peer, RequestIds, Servers};
+use crate::session::{
+    Action, Admission, BackendClosed, BackendFailure, Context, Core, Delivery, RequestIds, ServerHealth,
+    UdpPeer,
+};
 
-/// First a byte of settings, then steps. The lower half of a step's byte is what happens, as numbered in [`Shell::step`];
+/// First a byte of settings, then steps. The lower half of a step's byte is what happens, as numbered in [`SessionHarness::step`];
 /// the upper half says more.
 pub fn session_bytes(data: &[u8]) {
-    let mut fields = Fields(data);
-    let mut shell = Shell::new(fields.byte());
+    let mut fields = FieldReader(data);
+    let mut shell = SessionHarness::new(fields.byte());
     while !fields.is_empty() {
         shell.step(&mut fields);
         shell.check();
     }
     // Everybody goes away, and time sorts out the rest.
-    shell.drive(Core::connection_lost);
+    shell.drive(Core::on_connection_lost);
     for _ in 0..60 {
         shell.advance(1_000);
         shell.check();
     }
-    assert!(shell.core.is_over() && shell.ws == Ws::None, "no call is left without an owner");
+    assert!(shell.core.is_finished() && shell.ws == WebSocketState::None, "no call is left without an owner");
     assert!(shell.tickets.is_empty(), "every command is answered");
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Ws {
+enum WebSocketState {
     None,
     Dialing,
     Open,
 }
 
-struct Shell {
+struct SessionHarness {
     core: Core,
     config: Config,
-    servers: Servers,
+    servers: ServerHealth,
     ids: RequestIds,
     now: Instant,
     inbox: Vec<u8>,
     /// Let in, and not to be closed.
     connected: bool,
-    ws: Ws,
+    ws: WebSocketState,
     /// Granted, and not ended.
-    call: Option<u32>,
+    current_ssrc: Option<u32>,
     grants: u32,
     tickets: BTreeSet<u64>,
-    asked: u64,
-    voice: u32,
-    heard: u32,
+    commands_sent: u64,
+    last_sequence_sent: u32,
+    last_sequence_received: u32,
 }
 
-impl Shell {
+impl SessionHarness {
     fn new(settings: u8) -> Self {
         let now = Instant::now();
         let mut config = Config::default();
@@ -71,102 +74,108 @@ impl Shell {
         let mut shell = Self {
             core: Core::new([192, 0, 2, 7].into(), now),
             config,
-            servers: Servers::default(),
+            servers: ServerHealth::default(),
             ids: RequestIds::new(),
             now,
             inbox: Vec::new(),
             connected: false,
-            ws: Ws::None,
-            call: None,
+            ws: WebSocketState::None,
+            current_ssrc: None,
             grants: 0,
             tickets: BTreeSet::new(),
-            asked: 0,
-            voice: 0,
-            heard: 0,
+            commands_sent: 0,
+            last_sequence_sent: 0,
+            last_sequence_received: 0,
         };
         // Else the device's own bytes must bring it in.
         if settings & 16 == 0 {
-            shell.drive(|core, cx| core.packet(CONNECT, cx));
+            shell.drive(|core, cx| core.on_packet(CONNECT_PACKET, cx));
         }
         shell
     }
 
-    fn step(&mut self, fields: &mut Fields<'_>) {
+    fn step(&mut self, fields: &mut FieldReader<'_>) {
         let op = fields.byte();
         let more = op >> 4;
         match op & 15 {
             0 => {
                 let len = fields.byte().into();
-                self.bytes(fields.bytes(len));
+                self.device_bytes(fields.bytes(len));
             }
             1 => {
                 let len = fields.byte().into();
-                self.device(fields.bytes(len));
+                self.device_text(fields.bytes(len));
             }
             2 => {
                 let len = fields.byte().into();
-                self.server(&String::from_utf8_lossy(fields.bytes(len)));
+                self.server_text(&String::from_utf8_lossy(fields.bytes(len)));
             }
             3 => {
                 let len = fields.byte().into();
-                self.frame(fields.bytes(len));
+                self.server_frame(fields.bytes(len));
             }
-            4 => self.datagram(more),
+            4 => self.device_datagram(more),
             5 => self.advance(200 * (1 + u64::from(more) * u64::from(more))),
-            6 => self.dial_goes_on(more),
-            7 if self.ws != Ws::None => {
-                let gone =
-                    [Gone::Closed(None), Gone::Closed(Some(1000)), Gone::Closed(Some(1011)), failure("live")];
-                self.gone(gone[usize::from(more & 3)].clone());
+            6 => self.dial_step(more),
+            7 if self.ws != WebSocketState::None => {
+                let gone = [
+                    BackendClosed::CloseFrame(None),
+                    BackendClosed::CloseFrame(Some(1000)),
+                    BackendClosed::CloseFrame(Some(1011)),
+                    failed_with("live"),
+                ];
+                self.close_websocket(gone[usize::from(more & 3)].clone());
             }
             8 => {
-                self.asked += 1;
-                let ticket = self.asked;
+                self.commands_sent += 1;
+                let ticket = self.commands_sent;
                 self.tickets.insert(ticket);
-                self.drive(|core, cx| core.command(ticket, "tools/call", "{}", cx));
+                self.drive(|core, cx| core.send_command(ticket, "tools/call", "{}", cx));
             }
             9 => {
                 let text =
                     [r#"{"type":"alert"}"#, r#"{"type":"tts","state":"start"}"#][usize::from(more & 1)];
-                let delivery = self.drive(|core, cx| core.message(text, cx));
+                let delivery = self.drive(|core, cx| core.send_message(text, cx));
                 assert_eq!(delivery == Delivery::NotConnected, !self.core.is_present());
             }
-            10 => self.drive(if more == 0 { Core::blocked } else { Core::connection_lost }),
-            11 => self.comes_back(),
-            12 => self.server(
+            10 => self.drive(if more == 0 { Core::on_slow_reader } else { Core::on_connection_lost }),
+            11 => self.reconnect(),
+            12 => self.server_text(
                 [r#"{"type":"hello"}"#, r#"{"type":"hello","session_id":"s"}"#][usize::from(more & 1)],
             ),
-            13 => self.device(br#"{"type":"hello","version":3,"transport":"udp","features":{"mcp":true}}"#),
-            14 => self.device(match more {
+            13 => {
+                self.device_text(br#"{"type":"hello","version":3,"transport":"udp","features":{"mcp":true}}"#)
+            }
+            14 => self.device_text(match more {
                 0..=3 => br#"{"type":"goodbye"}"#,
                 4..=7 => br#"{"type":"abort"}"#,
                 8..=9 => br#"{"type":"udp_timeout"}"#,
                 _ => br#"{"type":"listen","state":"start","session_id":"s"}"#,
             }),
             15 if more == 0 => self.drive(Core::shutdown),
-            15 if more == 1 => self.drive(Core::operator_disconnects),
+            15 if more == 1 => self.drive(Core::operator_disconnect),
             15 if more == 2 => {
-                let had = self.call.is_some() && self.core.has_call();
-                assert_eq!(self.drive(Core::operator_hangs_up), had);
+                let had = self.current_ssrc.is_some() && self.core.has_call();
+                assert_eq!(self.drive(Core::operator_hang_up), had);
             }
-            _ => self.drive(Core::timeout),
+            _ => self.drive(Core::on_timeout),
         }
     }
 
     // ----- what goes in -------------------------------------------------------------------------------------------
 
     /// As the shell reads a device's connection.
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.core.heard(self.now);
+    fn device_bytes(&mut self, bytes: &[u8]) {
+        self.core.refresh_keep_alive(self.now);
         self.inbox.extend(bytes);
         let inbox = std::mem::take(&mut self.inbox);
         let mut rest = &inbox[..];
-        while self.core.is_listening() {
-            let max = self.core.max_packet(&self.config);
+        while self.core.accepts_packets() {
+            let max = self.core.max_packet_bytes(&self.config);
             match decode(rest, max) {
                 Ok(Some((packet, used))) => {
                     rest = &rest[used..];
-                    self.drive(|core, cx| core.packet(packet, cx));
+                    self.drive(|core, cx| core.on_packet(packet, cx));
                 }
                 Ok(None) => {
                     assert!(rest.len() < max + 5, "a part of a packet has a bound");
@@ -174,95 +183,96 @@ impl Shell {
                     return;
                 }
                 Err(malformed) => {
-                    self.drive(|core, cx| core.malformed(malformed, cx));
-                    return assert!(!self.core.is_listening(), "{malformed} closes");
+                    self.drive(|core, cx| core.on_malformed_packet(malformed, cx));
+                    return assert!(!self.core.accepts_packets(), "{malformed} closes");
                 }
             }
         }
     }
 
-    fn device(&mut self, payload: &[u8]) {
+    fn device_text(&mut self, payload: &[u8]) {
         if self.connected {
-            self.core.heard(self.now);
+            self.core.refresh_keep_alive(self.now);
             let publish = Publish { topic: "device-server", payload, retain: false };
-            self.drive(|core, cx| core.packet(Packet::Publish(publish), cx));
+            self.drive(|core, cx| core.on_packet(Packet::Publish(publish), cx));
         }
     }
 
-    fn server(&mut self, text: &str) {
-        if self.ws == Ws::Open {
-            self.drive(|core, cx| core.backend_text(text, cx));
+    fn server_text(&mut self, text: &str) {
+        if self.ws == WebSocketState::Open {
+            self.drive(|core, cx| core.on_backend_text(text, cx));
         }
     }
 
-    fn frame(&mut self, frame: &[u8]) {
-        if self.ws != Ws::Open {
+    fn server_frame(&mut self, frame: &[u8]) {
+        if self.ws != WebSocketState::Open {
             return;
         }
-        let mut out = [0; HEADER + MAX_PAYLOAD];
+        let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
         match self.core.downlink(frame, &mut out, &self.config, &mut self.servers, self.now) {
-            Ok(Some(sealed)) => self.hears(&out[..sealed.len]),
-            Ok(None) => self.drive(Core::audible),
+            Ok(Some(encrypted)) => self.on_datagram(&out[..encrypted.datagram_len]),
+            Ok(None) => self.drive(Core::release_held),
             Err(_) => {}
         }
     }
 
-    fn datagram(&mut self, skipped: u8) {
-        let Some(ssrc) = self.call else { return };
-        self.voice += 1 + u32::from(skipped);
-        let header = Header { flags: 0, len: 2, ssrc, timestamp: 0, sequence: self.voice };
-        let mut datagram = [&header.bytes()[..], &[8, skipped]].concat();
-        cipher().apply(&header.bytes(), &mut datagram[HEADER..]);
-        let from = Peer { addr: ([192, 0, 2, 7], 4_000).into(), local: None };
+    fn device_datagram(&mut self, skipped: u8) {
+        let Some(ssrc) = self.current_ssrc else { return };
+        self.last_sequence_sent += 1 + u32::from(skipped);
+        let header =
+            UdpHeader { flags: 0, payload_len: 2, ssrc, timestamp: 0, sequence: self.last_sequence_sent };
+        let mut datagram = [&header.to_bytes()[..], &[8, skipped]].concat();
+        cipher().apply(&header.to_bytes(), &mut datagram[HEADER_LEN..]);
+        let from = UdpPeer { addr: ([192, 0, 2, 7], 4_000).into(), local_ip: None };
         if self.core.uplink(from, &mut datagram, &self.config, self.now).is_ok() {
-            assert_eq!(self.ws, Ws::Open, "there is a server to take it");
+            assert_eq!(self.ws, WebSocketState::Open, "there is a server to take it");
         }
-        self.drive(Core::audible);
+        self.drive(Core::release_held);
     }
 
-    fn dial_goes_on(&mut self, more: u8) {
+    fn dial_step(&mut self, more: u8) {
         match (self.ws, more) {
-            (Ws::Dialing, 0) => self.core.backend_connecting(),
-            (Ws::Dialing, 1..=3) => {
-                self.gone(failure(["resolve", "connect", "upgrade"][usize::from(more - 1)]))
+            (WebSocketState::Dialing, 0) => self.core.on_backend_connecting(),
+            (WebSocketState::Dialing, 1..=3) => {
+                self.close_websocket(failed_with(["resolve", "connect", "upgrade"][usize::from(more - 1)]))
             }
-            (Ws::Dialing, _) => {
-                self.ws = Ws::Open;
-                self.drive(Core::backend_open);
+            (WebSocketState::Dialing, _) => {
+                self.ws = WebSocketState::Open;
+                self.drive(Core::on_backend_open);
             }
-            (Ws::Open, 0..=7) => self.core.backend_alive(self.now),
-            (Ws::Open, 8) => self.drive(Core::backend_blocked),
+            (WebSocketState::Open, 0..=7) => self.core.on_backend_activity(self.now),
+            (WebSocketState::Open, 8) => self.drive(Core::on_backend_blocked),
             _ => {}
         }
     }
 
-    fn gone(&mut self, gone: Gone) {
-        self.ws = Ws::None;
-        self.drive(|core, cx| core.backend_gone(gone, cx));
+    fn close_websocket(&mut self, gone: BackendClosed) {
+        self.ws = WebSocketState::None;
+        self.drive(|core, cx| core.on_backend_closed(gone, cx));
     }
 
     /// The same device on another connection.
-    fn comes_back(&mut self) {
+    fn reconnect(&mut self) {
         let mut newer = Core::new([192, 0, 2, 8].into(), self.now);
         let mut out = Vec::new();
-        let mut cx = Cx {
+        let mut cx = Context {
             now: self.now,
             config: &self.config,
             servers: &mut self.servers,
             ids: &self.ids,
             out: &mut out,
         };
-        newer.packet(CONNECT, &mut cx);
+        newer.on_packet(CONNECT_PACKET, &mut cx);
         assert_eq!(out, [Action::Admit]);
         let keeps = !self.config.mqtt.resume_grace.is_zero();
         if self.core.is_present() && self.core.has_call() && keeps {
             self.connected = true;
             return self.drive(|core, cx| core.take_over(newer, cx));
         }
-        self.drive(Core::replaced);
-        if self.core.is_over() {
+        self.drive(Core::on_replaced);
+        if self.core.is_finished() {
             (self.core, self.inbox) = (newer, Vec::new());
-            self.drive(|core, cx| core.admitted(Admission::Welcome, cx));
+            self.drive(|core, cx| core.on_admission(Admission::Accepted, cx));
         }
     }
 
@@ -270,7 +280,7 @@ impl Shell {
         let until = self.now + Duration::from_millis(ms);
         while let Some(due) = self.core.deadline().filter(|due| *due <= until) {
             self.now = self.now.max(due);
-            self.drive(Core::timeout);
+            self.drive(Core::on_timeout);
             assert!(self.core.deadline().is_none_or(|at| at > self.now), "what is due was done");
         }
         self.now = until;
@@ -278,9 +288,9 @@ impl Shell {
 
     // ----- what comes out -----------------------------------------------------------------------------------------
 
-    fn drive<T>(&mut self, decide: impl FnOnce(&mut Core, &mut Cx<'_>) -> T) -> T {
+    fn drive<T>(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
         let mut out = Vec::new();
-        let mut cx = Cx {
+        let mut cx = Context {
             now: self.now,
             config: &self.config,
             servers: &mut self.servers,
@@ -289,73 +299,80 @@ impl Shell {
         };
         let result = decide(&mut self.core, &mut cx);
         if cx.out.last() == Some(&Action::Admit) {
-            self.core.admitted(Admission::Welcome, &mut cx);
+            self.core.on_admission(Admission::Accepted, &mut cx);
         }
-        if cx.out.last() == Some(&Action::Grant) {
+        if cx.out.last() == Some(&Action::GenerateCredentials) {
             self.grants += 1;
-            self.core.granted(grant(self.grants), &mut cx);
+            self.core.on_credentials(credentials(self.grants), &mut cx);
         }
         assert!(out.len() <= 1_024, "one step, {} actions", out.len());
-        out.into_iter().for_each(|action| self.act(action));
+        out.into_iter().for_each(|action| self.apply(action));
         result
     }
 
-    fn act(&mut self, action: Action) {
+    fn apply(&mut self, action: Action) {
         match action {
-            Action::Welcome => self.connected = true,
+            Action::AcceptConnect => self.connected = true,
             Action::Publish(text) => {
                 assert!(self.connected, "told to nobody: {text}");
-                let object = Object::parse(&text).unwrap_or_else(|bad| panic!("{bad}: {text}"));
+                let object = JsonObject::parse(&text).unwrap_or_else(|bad| panic!("{bad}: {text}"));
                 let id = object.raw("session_id").map(|_| object.string("session_id"));
                 assert!(id.is_none_or(|id| id.is_some_and(|id| !id.is_empty())), "{text}");
             }
             Action::SubAck { .. } | Action::UnsubAck(_) | Action::PingResp => assert!(self.connected),
-            Action::Grant => {
-                assert_eq!(self.call, None, "the call before has ended");
-                (self.call, self.voice, self.heard) = (Some(self.grants), 0, 0);
+            Action::GenerateCredentials => {
+                assert_eq!(self.current_ssrc, None, "the call before has ended");
+                (self.current_ssrc, self.last_sequence_sent, self.last_sequence_received) =
+                    (Some(self.grants), 0, 0);
             }
             Action::Dial(_) => {
-                assert!(self.call.is_some() && self.ws == Ws::None, "the one before is hung up first");
-                self.ws = Ws::Dialing;
+                assert!(
+                    self.current_ssrc.is_some() && self.ws == WebSocketState::None,
+                    "the one before is hung up first"
+                );
+                self.ws = WebSocketState::Dialing;
             }
-            Action::Say(text) => {
-                assert_eq!(self.ws, Ws::Open, "said to nobody: {text}");
+            Action::SendText(text) => {
+                assert_eq!(self.ws, WebSocketState::Open, "said to nobody: {text}");
                 assert!(peek(&text, Reader::Server).is_ok(), "{text}");
             }
-            Action::Ping => assert_eq!(self.ws, Ws::Open),
-            Action::HangUp(_) => self.ws = Ws::None,
-            Action::Datagram(sealed, bytes) => {
-                assert_eq!(sealed.len, bytes.len());
-                self.hears(&bytes);
+            Action::SendPing => assert_eq!(self.ws, WebSocketState::Open),
+            Action::CloseBackend(_) => self.ws = WebSocketState::None,
+            Action::SendDatagram(encrypted, bytes) => {
+                assert_eq!(encrypted.datagram_len, bytes.len());
+                self.on_datagram(&bytes);
             }
-            Action::Answer { ticket, .. } => assert!(self.tickets.remove(&ticket), "answered once"),
-            Action::Ended(summary) => {
-                assert_eq!(summary.ssrc, self.call.take(), "a call that is there ends");
-                assert_eq!(self.ws, Ws::None, "no WebSocket outlives its call");
+            Action::CommandResult { ticket, .. } => assert!(self.tickets.remove(&ticket), "answered once"),
+            Action::CallEnded(summary) => {
+                assert_eq!(summary.ssrc, self.current_ssrc.take(), "a call that is there ends");
+                assert_eq!(self.ws, WebSocketState::None, "no WebSocket outlives its call");
             }
-            Action::Close(_) => self.connected = false,
+            Action::CloseDevice(_) => self.connected = false,
             Action::Admit
-            | Action::Refuse(_)
+            | Action::RefuseConnect(_)
             | Action::FlushAudio(_)
             | Action::Count(_)
-            | Action::Note(_) => {}
+            | Action::Log(_) => {}
         }
     }
 
-    fn hears(&mut self, datagram: &[u8]) {
-        let header = Header::parse(datagram).expect("a good datagram");
-        self.heard += 1;
-        assert_eq!((Some(header.ssrc), header.sequence), (self.call, self.heard));
+    fn on_datagram(&mut self, datagram: &[u8]) {
+        let header = UdpHeader::parse(datagram).expect("a good datagram");
+        self.last_sequence_received += 1;
+        assert_eq!((Some(header.ssrc), header.sequence), (self.current_ssrc, self.last_sequence_received));
     }
 
     fn check(&self) {
-        assert_eq!(self.core.ssrc(), self.call);
+        assert_eq!(self.core.ssrc(), self.current_ssrc);
         assert_eq!(self.core.is_online(), self.connected);
         assert!(self.tickets.len() <= 16, "commands have a bound");
-        assert!(self.call.is_none() || self.core.deadline().is_some(), "a call always waits for something");
+        assert!(
+            self.current_ssrc.is_none() || self.core.deadline().is_some(),
+            "a call always waits for something"
+        );
     }
 }
 
-fn failure(stage: &'static str) -> Gone {
-    Gone::Failed(Failure { stage, why: "broken".to_owned() })
+fn failed_with(stage: &'static str) -> BackendClosed {
+    BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() })
 }

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use aes::cipher::{KeyIvInit, StreamCipher};
 
-use super::Fields;
-use super::live_call::{Call, HOME, KEY, SSRC, cipher};
+use super::FieldReader;
+use super::live_call::{KEY, LiveCall, MQTT_IP, SSRC, cipher};
 use crate::config::{Config, PeerPolicy};
-use crate::proto::audio::{HEADER, Header, MAX_PAYLOAD, Verdict, Window, opus_config, ws_header};
-use crate::session::Discard;
+use crate::proto::audio::{
+    HEADER_LEN, MAX_PAYLOAD, ReplayWindow, SequenceVerdict, UdpHeader, opus_config, ws_frame_header,
+};
+use crate::session::DropReason;
 
 /// First a byte of settings, then datagrams, each behind a byte that says how it is made:
 ///
@@ -25,18 +27,18 @@ use crate::session::Discard;
 ///
 /// Then sequence, length (one byte) and payload.
 pub fn udp_open(data: &[u8]) {
-    one_datagram(data);
-    let mut fields = Fields(data);
+    check_one_datagram(data);
+    let mut fields = FieldReader(data);
     let settings = fields.byte();
     let mut config = Config::default();
     if settings & 1 != 0 {
         config.udp.peer_policy = PeerPolicy::Strict;
     }
-    let mut call = Call::new(config);
+    let mut call = LiveCall::new(config);
     if settings & 2 == 0 {
-        call.greet();
+        call.server_hello();
     }
-    let mut judge = Judge::new(settings & 2 == 0);
+    let mut oracle = Oracle::new(settings & 2 == 0);
     let mut last = 0;
     while !fields.is_empty() {
         let op = fields.byte();
@@ -45,7 +47,7 @@ pub fn udp_open(data: &[u8]) {
             // Nobody spoke for minutes, or no server was left.
             return;
         }
-        let from = source(op & 3);
+        let from = source_addr(op & 3);
         let sequence = match op & 0x20 {
             0 => u32::wrapping_add_signed(last, (fields.byte() as i8).into()),
             _ => fields.u32(),
@@ -56,156 +58,163 @@ pub fn udp_open(data: &[u8]) {
             0 => {
                 last = sequence;
                 let timestamp = if op & 0x80 == 0 { 0 } else { 2_000 };
-                seal(sequence, timestamp, payload)
+                encrypt(sequence, timestamp, payload)
             }
             _ => payload.to_vec(),
         };
         for _ in 0..=op >> 6 & 1 {
             let mut bytes = datagram.clone();
             let outcome = call.uplink(from, &mut bytes).map(<[u8]>::to_vec);
-            judge.hear(from, &datagram, outcome, &call);
+            oracle.on_datagram(from, &datagram, outcome, &call);
         }
     }
-    let facts = call.core.call().expect("checked after each step").facts;
-    assert_eq!((facts.up_packets, facts.duplicates, facts.reordered), judge.counts);
+    let stats = call.core.call().expect("checked after each step").stats;
+    assert_eq!((stats.up_packets, stats.duplicates, stats.reordered), oracle.counts);
 }
 
 /// A header is read, and written again as it was; the cipher is the one of the book, and its own inverse.
-fn one_datagram(data: &[u8]) {
-    let parsed = Header::parse(data);
-    let whole = data.len() > HEADER
+fn check_one_datagram(data: &[u8]) {
+    let parsed = UdpHeader::parse(data);
+    let whole = data.len() > HEADER_LEN
         && data[0] == 1
-        && usize::from(u16::from_be_bytes([data[2], data[3]])) == data.len() - HEADER
-        && data.len() <= HEADER + MAX_PAYLOAD;
+        && usize::from(u16::from_be_bytes([data[2], data[3]])) == data.len() - HEADER_LEN
+        && data.len() <= HEADER_LEN + MAX_PAYLOAD;
     assert_eq!(parsed.is_ok(), whole);
     let Ok(header) = parsed else { return };
-    assert_eq!(header.bytes(), data[..HEADER]);
-    let mut payload = data[HEADER..].to_vec();
-    cipher().apply(&header.bytes(), &mut payload);
-    let mut book = data[HEADER..].to_vec();
-    ctr::Ctr128BE::<aes::Aes128>::new(&KEY.into(), &header.bytes().into()).apply_keystream(&mut book);
+    assert_eq!(header.to_bytes(), data[..HEADER_LEN]);
+    let mut payload = data[HEADER_LEN..].to_vec();
+    cipher().apply(&header.to_bytes(), &mut payload);
+    let mut book = data[HEADER_LEN..].to_vec();
+    ctr::Ctr128BE::<aes::Aes128>::new(&KEY.into(), &header.to_bytes().into()).apply_keystream(&mut book);
     assert_eq!(payload, book, "another way through AES-CTR");
-    cipher().apply(&header.bytes(), &mut payload);
-    assert_eq!(payload, data[HEADER..], "open of seal is identity");
+    cipher().apply(&header.to_bytes(), &mut payload);
+    assert_eq!(payload, data[HEADER_LEN..], "open of seal is identity");
 }
 
-fn seal(sequence: u32, timestamp: u32, payload: &[u8]) -> Vec<u8> {
-    let header = Header { flags: 0, len: payload.len() as u16, ssrc: SSRC, timestamp, sequence };
-    let mut datagram = [&header.bytes()[..], payload].concat();
-    cipher().apply(&header.bytes(), &mut datagram[HEADER..]);
+fn encrypt(sequence: u32, timestamp: u32, payload: &[u8]) -> Vec<u8> {
+    let header = UdpHeader { flags: 0, payload_len: payload.len() as u16, ssrc: SSRC, timestamp, sequence };
+    let mut datagram = [&header.to_bytes()[..], payload].concat();
+    cipher().apply(&header.to_bytes(), &mut datagram[HEADER_LEN..]);
     datagram
 }
 
-fn source(which: u8) -> SocketAddr {
+fn source_addr(which: u8) -> SocketAddr {
     match which {
-        0 => (HOME, 4_000).into(),
-        1 => (HOME, 4_001).into(),
+        0 => (MQTT_IP, 4_000).into(),
+        1 => (MQTT_IP, 4_001).into(),
         2 => ([198, 51, 100, 1], 5_000).into(),
         _ => ([203, 0, 113, 1], 6_000).into(),
     }
 }
 
 /// Knows what must come of each datagram.
-struct Judge {
+struct Oracle {
     live: bool,
-    naive: Naive,
+    naive_window: NaiveWindow,
     /// The window under test, by itself.
-    window: Window,
-    known: Option<SocketAddr>,
-    heard: Option<Instant>,
+    window: ReplayWindow,
+    known_source: Option<SocketAddr>,
+    known_source_last_seen: Option<Instant>,
     /// The configuration of the device's Opus packets.
-    opus: Option<u8>,
+    opus_config: Option<u8>,
     /// The last packets of a stranger, all alike and one after the other: source, sequence, configuration.
-    stranger: Vec<(SocketAddr, u32, u8)>,
+    candidate_packets: Vec<(SocketAddr, u32, u8)>,
     forwarded: BTreeSet<u32>,
     /// Forwarded, twice, late.
     counts: (u64, u64, u64),
 }
 
-impl Judge {
+impl Oracle {
     fn new(live: bool) -> Self {
         Self {
             live,
-            naive: Naive::new(),
-            window: Window::new(),
-            known: None,
-            heard: None,
-            opus: None,
-            stranger: Vec::new(),
+            naive_window: NaiveWindow::new(),
+            window: ReplayWindow::new(),
+            known_source: None,
+            known_source_last_seen: None,
+            opus_config: None,
+            candidate_packets: Vec::new(),
             forwarded: BTreeSet::new(),
             counts: (0, 0, 0),
         }
     }
 
-    fn hear(&mut self, from: SocketAddr, datagram: &[u8], outcome: Result<Vec<u8>, Discard>, call: &Call) {
-        let Ok(header) = Header::parse(datagram) else {
-            return assert!(matches!(outcome, Err(Discard::Datagram(_))), "{outcome:?}");
+    fn on_datagram(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        outcome: Result<Vec<u8>, DropReason>,
+        call: &LiveCall,
+    ) {
+        let Ok(header) = UdpHeader::parse(datagram) else {
+            return assert!(matches!(outcome, Err(DropReason::BadDatagram(_))), "{outcome:?}");
         };
-        let mut payload = datagram[HEADER..].to_vec();
-        cipher().apply(&header.bytes(), &mut payload);
-        let trusted = from.ip() == source(0).ip() || self.known == Some(from);
-        if !trusted && !self.may_adopt(from, header.sequence, &payload, call) {
-            return assert_eq!(outcome, Err(Discard::ForeignSource));
+        let mut payload = datagram[HEADER_LEN..].to_vec();
+        cipher().apply(&header.to_bytes(), &mut payload);
+        let trusted = from.ip() == source_addr(0).ip() || self.known_source == Some(from);
+        if !trusted && !self.may_migrate(from, header.sequence, &payload, call) {
+            return assert_eq!(outcome, Err(DropReason::ForeignSource));
         }
-        let verdict = self.naive.accept(header.sequence);
+        let verdict = self.naive_window.accept(header.sequence);
         assert_eq!(self.window.check(header.sequence), verdict, "check is accept without a change");
         assert_eq!(self.window.accept(header.sequence), verdict, "sequence {}", header.sequence);
         let expected = match verdict {
-            Verdict::Fresh { .. } if self.live => {
+            SequenceVerdict::Fresh { .. } if self.live => {
                 self.counts.0 += 1;
                 assert!(
                     self.forwarded.last().is_none_or(|last| *last < header.sequence),
                     "in order, and once"
                 );
                 self.forwarded.insert(header.sequence);
-                Ok([&ws_header(header.timestamp, payload.len())[..], &payload].concat())
+                Ok([&ws_frame_header(header.timestamp, payload.len())[..], &payload].concat())
             }
-            Verdict::Fresh { .. } => Err(Discard::NoServer),
-            Verdict::Duplicate => Err(Discard::Duplicate),
-            Verdict::Late => Err(Discard::Late),
-            Verdict::TooOld => Err(Discard::TooOld),
-            Verdict::Jump => Err(Discard::Jump),
+            SequenceVerdict::Fresh { .. } => Err(DropReason::NoServer),
+            SequenceVerdict::Duplicate => Err(DropReason::Duplicate),
+            SequenceVerdict::Late => Err(DropReason::Late),
+            SequenceVerdict::TooOld => Err(DropReason::TooOld),
+            SequenceVerdict::Jump => Err(DropReason::Jump),
         };
-        self.counts.1 += u64::from(verdict == Verdict::Duplicate);
-        self.counts.2 += u64::from(verdict == Verdict::Late);
+        self.counts.1 += u64::from(verdict == SequenceVerdict::Duplicate);
+        self.counts.2 += u64::from(verdict == SequenceVerdict::Late);
         assert_eq!(outcome, expected);
-        if matches!(verdict, Verdict::Fresh { .. }) {
-            (self.known, self.heard) = (Some(from), Some(call.now));
-            self.stranger.clear();
-            self.opus = opus_config(&payload).or(self.opus);
+        if matches!(verdict, SequenceVerdict::Fresh { .. }) {
+            (self.known_source, self.known_source_last_seen) = (Some(from), Some(call.now));
+            self.candidate_packets.clear();
+            self.opus_config = opus_config(&payload).or(self.opus_config);
         }
     }
 
     /// A stranger is taken for the device after three packets in a row that could be its own, while that is silent.
-    fn may_adopt(&mut self, from: SocketAddr, sequence: u32, payload: &[u8], call: &Call) -> bool {
+    fn may_migrate(&mut self, from: SocketAddr, sequence: u32, payload: &[u8], call: &LiveCall) -> bool {
         let strict = call.config.udp.peer_policy == PeerPolicy::Strict;
-        if strict || !matches!(self.naive.check(sequence), Verdict::Fresh { .. }) {
+        if strict || !matches!(self.naive_window.check(sequence), SequenceVerdict::Fresh { .. }) {
             return false;
         }
-        let silent = self.heard.is_none_or(|at| call.now - at >= Duration::from_secs(2));
-        let config = opus_config(payload).filter(|config| self.opus.is_none_or(|known| known == *config));
+        let silent = self.known_source_last_seen.is_none_or(|at| call.now - at >= Duration::from_secs(2));
+        let config =
+            opus_config(payload).filter(|config| self.opus_config.is_none_or(|known| known == *config));
         let Some(config) = config.filter(|_| silent) else {
-            self.stranger.clear();
+            self.candidate_packets.clear();
             return false;
         };
         let before = (from, sequence.wrapping_sub(1), config);
-        if self.stranger.last() != Some(&before) {
-            self.stranger.clear();
+        if self.candidate_packets.last() != Some(&before) {
+            self.candidate_packets.clear();
         }
-        self.stranger.push((from, sequence, config));
-        self.stranger.len() >= 3
+        self.candidate_packets.push((from, sequence, config));
+        self.candidate_packets.len() >= 3
     }
 }
 
 /// The window without a bit of cleverness: every sequence ever accepted, in a set.
-struct Naive {
+struct NaiveWindow {
     seen: BTreeSet<u32>,
     floor: u32,
     /// Too far ahead, one after the other.
     run: Vec<u32>,
 }
 
-impl Naive {
+impl NaiveWindow {
     fn new() -> Self {
         Self { seen: BTreeSet::new(), floor: 1, run: Vec::new() }
     }
@@ -214,41 +223,41 @@ impl Naive {
         self.seen.last().copied().unwrap_or_default()
     }
 
-    fn check(&self, sequence: u32) -> Verdict {
+    fn check(&self, sequence: u32) -> SequenceVerdict {
         let highest = self.highest();
         if sequence > highest || self.seen.is_empty() {
             let ahead = sequence - highest;
             return match ahead {
-                0..=65_536 => Verdict::Fresh { lost: ahead.saturating_sub(1) },
-                _ if self.run_with(sequence).len() >= 3 => Verdict::Fresh { lost: 0 },
-                _ => Verdict::Jump,
+                0..=65_536 => SequenceVerdict::Fresh { lost: ahead.saturating_sub(1) },
+                _ if self.run_with(sequence).len() >= 3 => SequenceVerdict::Fresh { lost: 0 },
+                _ => SequenceVerdict::Jump,
             };
         }
         if sequence < self.floor || highest - sequence >= 64 {
-            Verdict::TooOld
+            SequenceVerdict::TooOld
         } else if self.seen.contains(&sequence) {
-            Verdict::Duplicate
+            SequenceVerdict::Duplicate
         } else {
-            Verdict::Late
+            SequenceVerdict::Late
         }
     }
 
-    fn accept(&mut self, sequence: u32) -> Verdict {
+    fn accept(&mut self, sequence: u32) -> SequenceVerdict {
         let verdict = self.check(sequence);
         let run = self.run_with(sequence);
         self.run.clear();
         match verdict {
-            Verdict::Jump => self.run = run,
-            Verdict::Fresh { .. } if sequence - self.highest() > 65_536 => {
+            SequenceVerdict::Jump => self.run = run,
+            SequenceVerdict::Fresh { .. } if sequence - self.highest() > 65_536 => {
                 self.seen.extend(run);
                 self.floor = sequence - 2;
             }
-            Verdict::Fresh { .. } => {
+            SequenceVerdict::Fresh { .. } => {
                 self.floor = self.floor.min(sequence);
                 self.seen.insert(sequence);
             }
-            Verdict::Late => drop(self.seen.insert(sequence)),
-            Verdict::Duplicate | Verdict::TooOld => {}
+            SequenceVerdict::Late => drop(self.seen.insert(sequence)),
+            SequenceVerdict::Duplicate | SequenceVerdict::TooOld => {}
         }
         verdict
     }

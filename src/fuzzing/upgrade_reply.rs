@@ -1,6 +1,6 @@
 //! A chat server's answer to the upgrade.
 
-use super::cuts;
+use super::split_points;
 use crate::net::upgrade::judge;
 
 /// What the answer must prove, for every input: the example of RFC 6455 section 1.3.
@@ -10,7 +10,7 @@ const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 pub fn upgrade_reply(data: &[u8]) {
     let whole = judge(data, ACCEPT);
     let mut refused = false;
-    for end in cuts(data.len()) {
+    for end in split_points(data.len()) {
         let part = judge(&data[..end], ACCEPT);
         match &whole {
             Ok(Some(length)) if end >= *length => assert_eq!(part, whole, "frames behind it change nothing"),
@@ -21,14 +21,14 @@ pub fn upgrade_reply(data: &[u8]) {
         refused |= part.is_err();
     }
     match whole {
-        Ok(Some(length)) => agrees(&data[..length]),
+        Ok(Some(length)) => check_accepted(&data[..length]),
         Ok(None) => {}
         Err(why) => assert!(!why.is_empty() && why.len() <= data.len() + 200, "{why}"),
     }
 }
 
 /// Another reading of RFC 6455 section 4.1: line by line.
-fn agrees(head: &[u8]) {
+fn check_accepted(head: &[u8]) {
     let head = String::from_utf8_lossy(head);
     let mut lines = head.trim_start_matches(['\r', '\n']).lines();
     assert!(

@@ -8,9 +8,9 @@ use mio::Interest;
 
 use super::gateway::{Gateway, LINGER};
 use super::token::{self, Role, SessionId};
-use crate::admin::recent_errors::Kind;
-use crate::proto::mqtt::{ConnectCode, encode};
-use crate::session::{Admission, Core, Reason};
+use crate::admin::recent_errors::RecentErrorKind;
+use crate::proto::mqtt::{ConnectReturnCode, encode};
+use crate::session::{Admission, CloseReason, Core};
 
 impl Gateway {
     /// Credentials are good: an older connection of the same device gives way, or lends its call.
@@ -25,8 +25,8 @@ impl Gateway {
         let crowded = limits.max_connections_per_ip > 0 && from_there() > limits.max_connections_per_ip;
         let full = self.all_devices() >= limits.max_connections;
         if older.is_none() && (full || crowded) {
-            let admission = if full { Admission::Full } else { Admission::Crowded };
-            return self.drive(id, |core, cx| core.admitted(admission, cx));
+            let admission = if full { Admission::ConnectionLimit } else { Admission::PerIpLimit };
+            return self.drive(id, |core, cx| core.on_admission(admission, cx));
         }
         self.metrics.admitted += 1;
         if let Some(older) = older {
@@ -36,11 +36,11 @@ impl Gateway {
             }
             // Before the older one is forgotten: the device is not gone.
             self.index.add_device(mac, id);
-            self.drive(older, Core::replaced);
+            self.drive(older, Core::on_replaced);
         } else {
             self.index.add_device(mac, id);
         }
-        self.drive(id, |core, cx| core.admitted(Admission::Welcome, cx));
+        self.drive(id, |core, cx| core.on_admission(Admission::Accepted, cx));
     }
 
     /// The call stays where it is; the new connection moves into its session.
@@ -49,7 +49,7 @@ impl Gateway {
         let Some(session) = self.sessions.live(id) else { return };
         let Some(mut device) = session.device.take() else { return };
         let mut retired = Core::new(session.core.ip(), now);
-        retired.retire();
+        retired.mark_closed();
         let newer = mem::replace(&mut session.core, retired);
         self.bury_if_spent(id);
         let token = token::token(Role::Device, older.slot as usize);
@@ -67,12 +67,12 @@ impl Gateway {
         self.drive(older, |core, cx| core.take_over(newer, cx));
     }
 
-    pub(super) fn refuse(&mut self, id: SessionId, code: ConnectCode) {
+    pub(super) fn refuse(&mut self, id: SessionId, code: ConnectReturnCode) {
         let now = self.now;
         self.metrics.refused(code);
         let ip = self.sessions.get(id).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |session| session.core.ip());
         self.write_device(id, |out| encode::connack(out, code));
-        if !matches!(code, ConnectCode::Credentials | ConnectCode::NotAuthorised) {
+        if !matches!(code, ConnectReturnCode::BadCredentials | ConnectReturnCode::NotAuthorised) {
             return;
         }
         let delay = self.doorkeeper.failed(ip, now);
@@ -83,11 +83,11 @@ impl Gateway {
         }
     }
 
-    pub(super) fn close_device(&mut self, id: SessionId, reason: &Reason) {
+    pub(super) fn close_device(&mut self, id: SessionId, reason: &CloseReason) {
         self.log_close(id, reason);
         let now = self.now;
         let Some(session) = self.sessions.live(id) else { return };
-        if session.core.is_gone()
+        if session.core.is_closed()
             && let Some(mac) = session.core.client_id().map(|client_id| client_id.mac())
         {
             self.index.remove_device(mac, id);
@@ -106,29 +106,31 @@ impl Gateway {
         }
     }
 
-    fn log_close(&mut self, id: SessionId, reason: &Reason) {
+    fn log_close(&mut self, id: SessionId, reason: &CloseReason) {
         let prefix = self.prefix(id);
         match reason {
-            Reason::Refused(code, _) => {
+            CloseReason::Refused(code, _) => {
                 let Some(ip) = self.sessions.get(id).map(|session| session.core.ip()) else { return };
                 if !self.warn_of_address(ip, &format!("{prefix} {reason}")) {
                     return;
                 }
                 let kind = match code {
-                    ConnectCode::Unavailable => Kind::TooManyDevices,
-                    _ => Kind::LoginRefused,
+                    ConnectReturnCode::ServerUnavailable => RecentErrorKind::TooManyDevices,
+                    _ => RecentErrorKind::LoginRefused,
                 };
                 self.trouble_of(id, kind, &format!("{ip} {reason}"));
             }
-            Reason::HelloVersion(_) => {
+            CloseReason::HelloVersion(_) => {
                 let Some(ip) = self.sessions.get(id).map(|session| session.core.ip()) else { return };
                 if !self.warn_of_address(ip, &format!("{prefix} closed: {reason}")) {
                     return;
                 }
-                self.trouble_of(id, Kind::HelloVersion, &reason.to_string());
+                self.trouble_of(id, RecentErrorKind::HelloVersion, &reason.to_string());
             }
             // A device that was let in: whoever looks after it should know. Strangers are none of ours.
-            Reason::Protocol(_) | Reason::OutOfPlace(_) | Reason::Memory if self.is_known(id) => {
+            CloseReason::Protocol(_) | CloseReason::UnexpectedPacket(_) | CloseReason::MemoryLimit
+                if self.is_known(id) =>
+            {
                 let Some(ip) = self.sessions.get(id).map(|session| session.core.ip()) else { return };
                 self.warn_of_address(ip, &format!("{prefix} closed: {reason}"));
             }

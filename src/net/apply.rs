@@ -9,20 +9,20 @@ use super::credentials;
 use super::gateway::Gateway;
 use super::run_queue::Ready;
 use super::token::SessionId;
-use crate::admin::recent_errors::Kind;
+use crate::admin::recent_errors::RecentErrorKind;
 use crate::proto::identity::ClientId;
-use crate::proto::mqtt::{ConnectCode, encode};
-use crate::session::{Action, CallState, Core, Cx, Discard, Note, RequestIds, Summary};
+use crate::proto::mqtt::{ConnectReturnCode, encode};
+use crate::session::{Action, CallState, CallSummary, Context, Core, DropReason, LogEvent, RequestIds};
 
 /// One source for all workers, and for all gateways of a process: a device may come back to another one.
 static REQUEST_IDS: RequestIds = RequestIds::new();
 
 impl Gateway {
     /// Lets a core decide, then does what it says, then sees to its alarm.
-    pub(super) fn drive(&mut self, id: SessionId, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) {
+    pub(super) fn drive(&mut self, id: SessionId, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
         debug_assert!(self.actions.is_empty(), "no action is left for the next session");
         let Some(session) = self.sessions.live(id) else { return };
-        let mut cx = Cx {
+        let mut cx = Context {
             now: self.now,
             config: &self.config,
             servers: &mut self.servers,
@@ -50,36 +50,38 @@ impl Gateway {
     fn carry_out(&mut self, id: SessionId, action: Action) {
         match action {
             Action::Admit => self.admit(id),
-            Action::Welcome => self.write_device(id, |out| encode::connack(out, ConnectCode::Accepted)),
-            Action::Refuse(code) => self.refuse(id, code),
+            Action::AcceptConnect => {
+                self.write_device(id, |out| encode::connack(out, ConnectReturnCode::Accepted))
+            }
+            Action::RefuseConnect(code) => self.refuse(id, code),
             Action::SubAck { packet_id, filters } => {
                 self.write_device(id, |out| encode::suback(out, packet_id, filters));
             }
             Action::UnsubAck(packet_id) => self.write_device(id, |out| encode::unsuback(out, packet_id)),
             Action::PingResp => self.write_device(id, encode::pingresp),
             Action::Publish(text) => self.publish(id, &text),
-            Action::Grant => self.grant(id),
+            Action::GenerateCredentials => self.grant(id),
             Action::Dial(request) => self.dial(id, request),
-            Action::Say(text) => self.say(id, text),
-            Action::Ping => {
+            Action::SendText(text) => self.say(id, text),
+            Action::SendPing => {
                 if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
                     // A server that takes no ping does not read: its missing pong will tell.
                     let _ = backend.ping(&mut self.contexts);
                     self.touch(id);
                 }
             }
-            Action::HangUp(code) => self.hang_up(id, code),
-            Action::Datagram(sealed, bytes) => self.queue_datagram(id, sealed, &bytes),
+            Action::CloseBackend(code) => self.hang_up(id, code),
+            Action::SendDatagram(sealed, bytes) => self.queue_datagram(id, sealed, &bytes),
             Action::FlushAudio(ssrc) => {
                 for _ in 0..self.udp.drop_queued(ssrc) {
-                    self.metrics.discarded(Discard::Aborted);
+                    self.metrics.discarded(DropReason::Aborted);
                 }
             }
-            Action::Answer { ticket, result } => self.answer_command(ticket, &result),
-            Action::Ended(summary) => self.call_ended(id, &summary),
+            Action::CommandResult { ticket, result } => self.on_command_result(ticket, &result),
+            Action::CallEnded(summary) => self.call_ended(id, &summary),
             Action::Count(counter) => self.metrics.count(counter),
-            Action::Note(note) => self.note(id, &note),
-            Action::Close(reason) => self.close_device(id, &reason),
+            Action::Log(note) => self.note(id, &note),
+            Action::CloseDevice(reason) => self.close_device(id, &reason),
         }
     }
 
@@ -119,25 +121,25 @@ impl Gateway {
             grant.allowed = false;
             let sentence =
                 format!("a call was refused: websocket.max_calls is reached: session={}", grant.session_id);
-            self.trouble_of(id, Kind::TooManyCalls, &sentence);
+            self.trouble_of(id, RecentErrorKind::TooManyCalls, &sentence);
         }
         if grant.allowed {
             self.index.add_call(grant.ssrc, id, ip);
             self.sightings.watch(ip);
         }
-        self.drive(id, |core, cx| core.granted(grant, cx));
+        self.drive(id, |core, cx| core.on_credentials(grant, cx));
     }
 
-    fn call_ended(&mut self, id: SessionId, summary: &Summary) {
+    fn call_ended(&mut self, id: SessionId, summary: &CallSummary) {
         if let Some(ip) = summary.ssrc.and_then(|ssrc| self.index.remove_call(ssrc, id)) {
             self.sightings.forget(ip);
         }
         self.metrics.ended(summary);
-        if let Some((kind, sentence)) = Kind::of_end(summary.reason) {
+        if let Some((kind, sentence)) = RecentErrorKind::from_end_reason(summary.reason) {
             let sentence = format!("{sentence}: session={}", summary.session_id);
             self.trouble_of(id, kind, &sentence);
         }
-        let facts = &summary.facts;
+        let facts = &summary.stats;
         let server = summary.server.as_ref().map_or("none".to_owned(), |server| server.to_string());
         let (level, left_out) = self.worth_of_line(id);
         log!(
@@ -158,33 +160,37 @@ impl Gateway {
             facts.dropped,
             facts.redials,
         );
-        if matches!(summary.state, CallState::Ringing | CallState::Bridged) {
+        if matches!(summary.state, CallState::Ringing | CallState::InDeviceCall) {
             self.left_device_call(id);
         }
     }
 
-    fn note(&mut self, id: SessionId, note: &Note) {
+    fn note(&mut self, id: SessionId, note: &LogEvent) {
         let level = match note {
-            Note::CallBegan { .. } | Note::ServerRecovered { .. } => Level::Info,
+            LogEvent::CallStarted { .. } | LogEvent::ServerRecovered { .. } => Level::Info,
             // A server that fails is one warning; that each of its calls redials would be hundreds.
-            Note::Redialling { .. } | Note::Redialled { .. } | Note::Away(_) => Level::Debug,
-            Note::Connected { .. } | Note::DialFailed { .. } | Note::Tools(_) => Level::Debug,
+            LogEvent::Redialling { .. } | LogEvent::Redialled { .. } | LogEvent::ConnectionLost(_) => {
+                Level::Debug
+            }
+            LogEvent::Connected { .. } | LogEvent::DialFailed { .. } | LogEvent::ToolDiscovery(_) => {
+                Level::Debug
+            }
             _ => Level::Warn,
         };
-        if let Some(kind) = Kind::of_note(note) {
+        if let Some(kind) = RecentErrorKind::from_log_event(note) {
             match note {
-                Note::ServerFailing { .. } => self.admin.trouble(kind, None, &note.to_string()),
+                LogEvent::ServerFailing { .. } => self.admin.record_error(kind, None, &note.to_string()),
                 _ => self.trouble_of(id, kind, &note.to_string()),
             }
         }
         match note {
-            Note::ServerFailing { .. } | Note::ServerRecovered { .. } => log!(level, "{note}"),
-            Note::Unheard { .. } => {
+            LogEvent::ServerFailing { .. } | LogEvent::ServerRecovered { .. } => log!(level, "{note}"),
+            LogEvent::NoUdpAudio { .. } => {
                 let ip = self.sessions.get(id).map(|session| session.core.ip());
                 let seen = ip.map(|ip| self.sightings.of(ip)).unwrap_or_default();
                 log!(level, "{} {note}; {}", self.prefix(id), credentials::seen(&seen));
             }
-            Note::CallBegan { .. } => {
+            LogEvent::CallStarted { .. } => {
                 let (level, left_out) = self.worth_of_line(id);
                 log!(level, "{} {note}{left_out}", self.prefix(id));
             }
@@ -205,13 +211,13 @@ impl Gateway {
     }
 
     /// Remembers a trouble of this device.
-    pub(super) fn trouble_of(&mut self, id: SessionId, kind: Kind, sentence: &str) {
+    pub(super) fn trouble_of(&mut self, id: SessionId, kind: RecentErrorKind, sentence: &str) {
         let core = self.sessions.get(id).map(|session| &session.core);
         match core.and_then(Core::client_id) {
-            Some(client_id) => self.admin.trouble(kind, Some(client_id.as_str()), sentence),
+            Some(client_id) => self.admin.record_error(kind, Some(client_id.as_str()), sentence),
             None => {
                 let ip = core.map(|core| core.ip().to_string());
-                self.admin.trouble(kind, ip.as_deref(), sentence);
+                self.admin.record_error(kind, ip.as_deref(), sentence);
             }
         }
     }

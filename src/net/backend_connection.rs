@@ -16,8 +16,8 @@ use super::backend_transport::{Handshake, Progress, Stream, TlsClient};
 use super::context_pool::{Contexts, MAX_WRITE_BUFFER};
 use super::frame_reader::Tap;
 use super::upgrade::{self, Upgrade};
-use crate::config::{Secret, Server};
-use crate::session::{DialRequest, Failure, Gone, OWN_SHORTAGE};
+use crate::config::{ChatServerConfig, Secret};
+use crate::session::{BackendClosed, BackendFailure, DialRequest, LOCAL_SHORTAGE_STAGE};
 
 /// A message longer than this makes the buffers it grew worth giving back.
 const BULKY: usize = 8 * 1024;
@@ -26,7 +26,7 @@ const PER_ADDRESS: Duration = Duration::from_millis(1000);
 
 /// One WebSocket to a chat server, or the way there.
 pub(super) struct Backend {
-    server: Arc<Server>,
+    server: Arc<ChatServerConfig>,
     /// What to ask for; there until the WebSocket is open.
     request: Option<Box<DialRequest>>,
     stage: Stage,
@@ -68,7 +68,7 @@ struct Open {
 pub(super) enum Step {
     Wait,
     Opened,
-    Failed(Failure),
+    Failed(BackendFailure),
 }
 
 /// What a chat server sent.
@@ -81,7 +81,7 @@ pub(super) enum Incoming {
     Blocked,
     /// It was enough for now: there may be more.
     Enough,
-    Gone(Gone),
+    Gone(BackendClosed),
 }
 
 /// The write buffer is full: the frame was not queued.
@@ -110,7 +110,7 @@ impl Backend {
         }
     }
 
-    pub(super) fn server(&self) -> &Arc<Server> {
+    pub(super) fn server(&self) -> &Arc<ChatServerConfig> {
         &self.server
     }
 
@@ -215,16 +215,18 @@ impl Backend {
                 Err(error) => last = Some(error),
             }
         }
-        let stage = if last.as_ref().is_some_and(is_own_shortage) { OWN_SHORTAGE } else { "connect" };
+        let stage = if last.as_ref().is_some_and(is_own_shortage) { LOCAL_SHORTAGE_STAGE } else { "connect" };
         let why = last.map_or_else(|| "the name has no address".to_owned(), |error| error.to_string());
-        Step::Failed(Failure { stage, why })
+        Step::Failed(BackendFailure { stage, message: why })
     }
 
     /// Goes on as far as the socket allows. Harmless at any time.
     pub(super) fn advance(&mut self, dialer: &mut Dialer<'_>) -> Step {
         loop {
             match std::mem::replace(&mut self.stage, Stage::Spent) {
-                Stage::Unresolved(why) => return Step::Failed(Failure { stage: "resolve", why }),
+                Stage::Unresolved(why) => {
+                    return Step::Failed(BackendFailure { stage: "resolve", message: why });
+                }
                 Stage::Connecting { tcp, rest, until } => {
                     let error = match (tcp.take_error(), tcp.peer_addr()) {
                         (Ok(Some(error)), _) | (Err(error), _) => Some(error),
@@ -253,7 +255,7 @@ impl Backend {
                         return Step::Wait;
                     }
                     Err(error) => {
-                        return Step::Failed(Failure { stage: "tls", why: error.to_string() });
+                        return Step::Failed(BackendFailure { stage: "tls", message: error.to_string() });
                     }
                 },
                 Stage::Upgrading(mut upgrade) => match upgrade.advance() {
@@ -266,7 +268,7 @@ impl Backend {
                         self.stage = Stage::Open(Open { tap, context: None });
                         return Step::Opened;
                     }
-                    Err(why) => return Step::Failed(Failure { stage: "upgrade", why }),
+                    Err(why) => return Step::Failed(BackendFailure { stage: "upgrade", message: why }),
                 },
                 stage => {
                     self.stage = stage;
@@ -276,7 +278,7 @@ impl Backend {
         }
     }
 
-    fn connected(&mut self, tcp: TcpStream, dialer: &mut Dialer<'_>) -> Result<(), Failure> {
+    fn connected(&mut self, tcp: TcpStream, dialer: &mut Dialer<'_>) -> Result<(), BackendFailure> {
         // Frames leave when their turn ends, not when Nagle's algorithm likes; a socket without the option still works.
         let _ = tcp.set_nodelay(true);
         if !self.server.tls {
@@ -288,7 +290,7 @@ impl Backend {
                 self.stage = Stage::Securing(Box::new(handshake));
                 Ok(())
             }
-            Err(error) => Err(Failure { stage: "tls", why: error.to_string() }),
+            Err(error) => Err(BackendFailure { stage: "tls", message: error.to_string() }),
         }
     }
 
@@ -340,7 +342,9 @@ impl Backend {
                 self.bulky |= bytes.len() > BULKY;
                 Incoming::Audio(bytes)
             }
-            Ok(Message::Close(frame)) => Incoming::Gone(Gone::Closed(frame.map(|frame| frame.code.into()))),
+            Ok(Message::Close(frame)) => {
+                Incoming::Gone(BackendClosed::CloseFrame(frame.map(|frame| frame.code.into())))
+            }
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Incoming::Alive,
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
                 if open.tap.was_enough() {
@@ -351,7 +355,10 @@ impl Backend {
             }
             Err(error) => {
                 self.fail(&error, contexts);
-                Incoming::Gone(Gone::Failed(Failure { stage: "live", why: describe(&error) }))
+                Incoming::Gone(BackendClosed::Failed(BackendFailure {
+                    stage: "live",
+                    message: describe(&error),
+                }))
             }
         }
     }

@@ -13,7 +13,7 @@ use super::backend_connection::{Backend, Dialer, Incoming, Step};
 use super::connector::TlsClients;
 use super::context_pool::Contexts;
 use crate::config::WebSocket;
-use crate::session::{DialRequest, Failure, Gone};
+use crate::session::{BackendClosed, BackendFailure, DialRequest};
 
 const SERVER: Token = Token(0);
 
@@ -29,7 +29,7 @@ pub struct Dialled {
     /// The stages that were done, of `connect`, `tls` and `upgrade`, and how long each took.
     pub stages: Vec<(&'static str, Duration)>,
     /// The open WebSocket, or the stage that failed.
-    pub outcome: Result<Visit, Failure>,
+    pub outcome: Result<Visit, BackendFailure>,
 }
 
 /// What a chat server says.
@@ -40,7 +40,7 @@ pub enum Said {
     /// A binary message.
     Audio(Vec<u8>),
     /// Its WebSocket ended.
-    Gone(Gone),
+    Gone(BackendClosed),
 }
 
 impl Visit {
@@ -101,9 +101,9 @@ fn dial(
     websocket: &WebSocket,
     limit: Duration,
     stages: &mut Vec<(&'static str, Duration)>,
-) -> Result<Visit, Failure> {
+) -> Result<Visit, BackendFailure> {
     let order = if request.server.tls { &["connect", "tls", "upgrade"][..] } else { &["connect", "upgrade"] };
-    let failure = |stage, why: &dyn ToString| Failure { stage, why: why.to_string() };
+    let failure = |stage, why: &dyn ToString| BackendFailure { stage, message: why.to_string() };
     let mut tls = TlsClients::default();
     let tls = tls.client(&request.server, websocket).map_err(|why| failure("tls", &why))?;
     // Loading the authorities takes time of its own, which is no server's.

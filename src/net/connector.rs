@@ -8,7 +8,9 @@ use super::gateway::{Gateway, LINGER};
 use super::resolver::Lookup;
 use super::run_queue::Ready;
 use super::token::{self, Role, SessionId};
-use crate::session::{Core, DialRequest, Discard, Failure, Gone, Peer, Sealed, Uplink};
+use crate::session::{
+    BackendClosed, BackendFailure, Core, DialRequest, DropReason, Encrypted, UdpPeer, Uplink,
+};
 
 /// Messages and bytes of text per dispatch: a chat server that sends without end must let others in.
 const MESSAGES: usize = 32;
@@ -18,7 +20,7 @@ const DIALS: usize = 32;
 /// Datagrams per dispatch.
 const DATAGRAMS: usize = 256;
 /// A sealed datagram: header and the longest payload.
-pub(super) const SEALED: usize = crate::proto::audio::HEADER + crate::proto::audio::MAX_PAYLOAD;
+pub(super) const SEALED: usize = crate::proto::audio::HEADER_LEN + crate::proto::audio::MAX_PAYLOAD;
 
 impl Gateway {
     // ----- dialling -----------------------------------------------------------------------------------------------
@@ -27,7 +29,7 @@ impl Gateway {
     pub(super) fn dial(&mut self, id: SessionId, request: Box<DialRequest>) {
         self.drop_backend(id);
         self.metrics.dials += 1;
-        let (host, port, fresh) = (request.server.host.clone(), request.server.port, request.fresh);
+        let (host, port, fresh) = (request.server.host.clone(), request.server.port, request.skip_dns_cache);
         let Some(session) = self.sessions.live(id) else { return };
         session.backend = Some(Box::new(Backend::new(request)));
         self.next_ticket += 1;
@@ -93,7 +95,7 @@ impl Gateway {
             }
             backend.counted = true;
             self.dialing += 1;
-            session.core.backend_connecting();
+            session.core.on_backend_connecting();
             self.advance_dial(id, Backend::connect);
         }
         self.ready.push(Ready::Dials);
@@ -110,7 +112,7 @@ impl Gateway {
         };
         let tls = match self.tls.client(backend.server(), &self.config.websocket) {
             Ok(tls) => tls,
-            Err(why) => return self.dial_failed(id, Failure { stage: "tls", why }),
+            Err(why) => return self.dial_failed(id, BackendFailure { stage: "tls", message: why }),
         };
         let mut dialer = Dialer {
             registry: self.poll.registry(),
@@ -125,16 +127,16 @@ impl Gateway {
             Step::Opened => {
                 self.metrics.dials_opened += 1;
                 self.dial_over(id);
-                self.drive(id, Core::backend_open);
+                self.drive(id, Core::on_backend_open);
                 // The first frames may be in a buffer already, and no edge will announce them.
                 self.ready.push(Ready::Backend(id));
             }
         }
     }
 
-    fn dial_failed(&mut self, id: SessionId, failure: Failure) {
+    fn dial_failed(&mut self, id: SessionId, failure: BackendFailure) {
         self.drop_backend(id);
-        self.drive(id, |core, cx| core.backend_gone(Gone::Failed(failure), cx));
+        self.drive(id, |core, cx| core.on_backend_closed(BackendClosed::Failed(failure), cx));
     }
 
     /// The dial gives its place to the next.
@@ -173,7 +175,7 @@ impl Gateway {
         let token = token::token(Role::Backend, self.sessions.next_slot());
         if backend.reregister(self.poll.registry(), token).is_ok() && backend.flush(&mut self.contexts) {
             let mut core = Core::new(std::net::Ipv4Addr::UNSPECIFIED.into(), self.now);
-            core.retire();
+            core.mark_closed();
             let rest = self.sessions.insert(core, None, Some(backend));
             if let Some(session) = self.sessions.live(rest) {
                 session.linger = Some(Box::new(self.now + LINGER));
@@ -232,12 +234,12 @@ impl Gateway {
                 Incoming::Audio(frame) => self.downlink(id, &frame),
                 Incoming::Text(text) => {
                     bytes += text.len();
-                    self.drive(id, |core, cx| core.backend_text(text.as_str(), cx));
+                    self.drive(id, |core, cx| core.on_backend_text(text.as_str(), cx));
                 }
                 Incoming::Alive => {
                     self.touch(id);
                     if let Some(session) = self.sessions.live(id) {
-                        session.core.backend_alive(self.now);
+                        session.core.on_backend_activity(self.now);
                     }
                 }
                 Incoming::Gone(gone) => return self.backend_gone(id, gone),
@@ -254,15 +256,15 @@ impl Gateway {
         }
     }
 
-    pub(super) fn backend_gone(&mut self, id: SessionId, gone: Gone) {
+    pub(super) fn backend_gone(&mut self, id: SessionId, gone: BackendClosed) {
         // A Close frame of the server is answered; hanging up sends the answer and lingers for the connection's end.
-        let lingers = self.sessions.get(id).is_some_and(|session| session.core.is_over());
+        let lingers = self.sessions.get(id).is_some_and(|session| session.core.is_finished());
         match &gone {
-            Gone::Closed(_) if lingers => return self.ready.push(Ready::Backend(id)),
-            Gone::Closed(_) => self.hang_up(id, 1000),
-            Gone::Failed(_) => self.drop_backend(id),
+            BackendClosed::CloseFrame(_) if lingers => return self.ready.push(Ready::Backend(id)),
+            BackendClosed::CloseFrame(_) => self.hang_up(id, 1000),
+            BackendClosed::Failed(_) => self.drop_backend(id),
         }
-        self.drive(id, |core, cx| core.backend_gone(gone, cx));
+        self.drive(id, |core, cx| core.on_backend_closed(gone, cx));
     }
 
     fn downlink(&mut self, id: SessionId, frame: &[u8]) {
@@ -272,14 +274,14 @@ impl Gateway {
         let Some(session) = self.sessions.live(id) else { return };
         match session.core.downlink(frame, &mut out, &self.config, &mut self.servers, now) {
             Ok(Some(sealed)) => self.queue_datagram(id, sealed, &out),
-            Ok(None) => self.drive(id, Core::audible),
+            Ok(None) => self.drive(id, Core::release_held),
             Err(discard) => self.metrics.discarded(discard),
         }
     }
 
     /// Queues one datagram for the end of the turn. Text that came before it leaves first, and before that the audio
     /// that came before the text: a `tts stop` in between must overtake neither.
-    pub(super) fn queue_datagram(&mut self, id: SessionId, sealed: Sealed, bytes: &[u8]) {
+    pub(super) fn queue_datagram(&mut self, id: SessionId, sealed: Encrypted, bytes: &[u8]) {
         let Some(session) = self.sessions.live(id) else { return };
         let ssrc = session.core.ssrc().unwrap_or_default();
         if session.device.as_ref().is_some_and(|device| device.has_output())
@@ -287,9 +289,9 @@ impl Gateway {
         {
             self.flush_device(id);
         }
-        match self.udp.queue(sealed.peer.addr, sealed.peer.local, ssrc) {
-            Some(buffer) => buffer.extend_from_slice(&bytes[..sealed.len]),
-            None => self.metrics.discarded(Discard::SocketFull),
+        match self.udp.queue(sealed.destination.addr, sealed.destination.local_ip, ssrc) {
+            Some(buffer) => buffer.extend_from_slice(&bytes[..sealed.datagram_len]),
+            None => self.metrics.discarded(DropReason::SocketFull),
         }
     }
 
@@ -324,23 +326,23 @@ impl Gateway {
         self.metrics.datagrams_in += 1;
         self.pace.up();
         let outcome = match super::socket::ssrc(datagram).and_then(|ssrc| self.index.call(ssrc)) {
-            None => Err(Discard::UnknownSsrc),
+            None => Err(DropReason::UnknownSsrc),
             Some(id) => match self.sessions.live(id) {
-                None => Err(Discard::UnknownSsrc),
+                None => Err(DropReason::UnknownSsrc),
                 Some(session) => {
-                    let from = Peer { addr: meta.from, local: meta.local };
+                    let from = UdpPeer { addr: meta.from, local_ip: meta.local };
                     match session.core.uplink(from, datagram, &self.config, now) {
                         Err(discard) => Err(discard),
-                        Ok(Uplink::Peer(payload)) => return self.relay(id, i, payload),
+                        Ok(Uplink::OtherDevice(payload)) => return self.relay(id, i, payload),
                         Ok(Uplink::Silence) => return self.answer_with_silence(id),
-                        Ok(Uplink::Server { frame, payload, first }) => {
+                        Ok(Uplink::Server { frame, payload, peer_learned: first }) => {
                             let backend = session.backend.as_mut();
                             let sent = backend.map(|backend| backend.send_audio(frame, &mut self.contexts));
                             if !matches!(sent, Some(Ok(()))) {
-                                session.core.unsent(payload);
+                                session.core.on_uplink_dropped(payload);
                                 self.metrics.discarded(match sent {
-                                    Some(_) => Discard::ServerBlocked,
-                                    None => Discard::NoServer,
+                                    Some(_) => DropReason::ServerBlocked,
+                                    None => DropReason::NoServer,
                                 });
                             }
                             Ok((id, first))
@@ -353,7 +355,7 @@ impl Gateway {
             Ok((id, first)) => {
                 self.touch(id);
                 if first {
-                    self.drive(id, Core::audible);
+                    self.drive(id, Core::release_held);
                 }
             }
             Err(discard) => {
@@ -375,7 +377,7 @@ impl TlsClients {
     /// Why the CA file cannot be read, in words.
     pub(super) fn client(
         &mut self,
-        server: &crate::config::Server,
+        server: &crate::config::ChatServerConfig,
         defaults: &crate::config::WebSocket,
     ) -> Result<&mut TlsClient, String> {
         let ca_file = server.ca_file.as_ref().or(defaults.ca_file.as_ref()).filter(|_| server.tls);

@@ -4,13 +4,13 @@ use std::net::IpAddr;
 
 use super::index::{Index, Sighting};
 use crate::config::PublicIp;
-use crate::session::Grant;
+use crate::session::CallCredentials;
 
 /// The random bytes of a grant: key, UUID, seed and ssrc.
 const RANDOM: usize = 16 + 16 + 8 + 4;
 
 /// A fresh grant, whose ssrc no other call has.
-pub(super) fn mint(index: &Index) -> Result<Grant, getrandom::Error> {
+pub(super) fn mint(index: &Index) -> Result<CallCredentials, getrandom::Error> {
     // All of it in one system call, but for an ssrc that is taken.
     let mut random = [0; RANDOM];
     getrandom::fill(&mut random)?;
@@ -22,16 +22,24 @@ pub(super) fn mint(index: &Index) -> Result<Grant, getrandom::Error> {
 }
 
 /// For a call that is refused since there are no random bytes: nothing in it is secret, and no call has its ssrc of 0.
-pub(super) fn without_keys() -> Grant {
-    Grant { allowed: false, ..from_bytes(&[0; RANDOM]) }
+pub(super) fn without_keys() -> CallCredentials {
+    CallCredentials { allowed: false, ..from_bytes(&[0; RANDOM]) }
 }
 
-fn from_bytes(bytes: &[u8; RANDOM]) -> Grant {
+fn from_bytes(bytes: &[u8; RANDOM]) -> CallCredentials {
     let mut rest = &bytes[..];
     let (key, uuid) = (take(&mut rest), take(&mut rest));
     let (seed, ssrc) = (u64::from_ne_bytes(take(&mut rest)), u32::from_ne_bytes(take(&mut rest)));
     let session_id = uuid::Builder::from_random_bytes(uuid).into_uuid().to_string().into_boxed_str();
-    Grant { ssrc, key, session_id, seed, udp_host: Box::default(), udp_port: 0, allowed: true }
+    CallCredentials {
+        ssrc,
+        key,
+        session_id,
+        jitter_seed: seed,
+        udp_host: Box::default(),
+        udp_port: 0,
+        allowed: true,
+    }
 }
 
 /// The next `N` of as many bytes as all that are taken.

@@ -1,18 +1,20 @@
-//! Calls between devices: what [`Bridges`] decides is carried out here.
+//! Calls between devices: what [`DeviceCallTable`] decides is carried out here.
 
 use log::info;
 
 use super::connector::SEALED;
 use super::gateway::{Alarm, Gateway};
 use super::token::SessionId;
-use crate::proto::audio::HEADER;
+use crate::proto::audio::HEADER_LEN;
 use crate::proto::identity::Mac;
-use crate::session::{Accepted, Bridges, Discard, Effect, Presence, Requested};
+use crate::session::{
+    AcceptOutcome, DeviceCallEffect, DeviceCallTable, DropReason, Presence, RequestOutcome,
+};
 
 /// Who calls whom, and when somebody has waited long enough.
 #[derive(Default)]
 pub(super) struct DeviceCalls {
-    bridges: Bridges,
+    bridges: DeviceCallTable,
     /// The tick of the one live entry in the wheel.
     alarm: Option<u64>,
 }
@@ -22,7 +24,7 @@ impl Gateway {
     fn session_of(&self, mac: Mac) -> Option<SessionId> {
         self.index.of_mac(mac, &self.sessions).max_by_key(|id| {
             let core = self.sessions.get(*id).map(|session| &session.core);
-            core.map(|core| (core.is_with_device(), core.presence(), core.online_since()))
+            core.map(|core| (core.is_in_device_call(), core.presence(), core.online_since()))
         })
     }
 
@@ -33,9 +35,9 @@ impl Gateway {
 
     // ----- what operators ask for ---------------------------------------------------------------------------------
 
-    pub(super) fn request_device_call(&mut self, caller: Mac, target: Mac, nickname: &str) -> Requested {
+    pub(super) fn request_device_call(&mut self, caller: Mac, target: Mac, nickname: &str) -> RequestOutcome {
         if self.team.elsewhere(target).is_some() {
-            return Requested::Refused(
+            return RequestOutcome::Refused(
                 "两台设备由不同的工作线程服务，需设 workers 为 1 / The devices are served by different workers; set workers to 1",
             );
         }
@@ -49,7 +51,7 @@ impl Gateway {
         outcome
     }
 
-    pub(super) fn accept_device_call(&mut self, target: Mac) -> Accepted {
+    pub(super) fn accept_device_call(&mut self, target: Mac) -> AcceptOutcome {
         let mut bridges = std::mem::take(&mut self.device_calls.bridges);
         let mut effects = Vec::new();
         let called = self.presence(target);
@@ -75,7 +77,7 @@ impl Gateway {
         session.peer = None;
         let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) else { return };
         let mut effects = Vec::new();
-        self.device_calls.bridges.left(mac, &mut effects);
+        self.device_calls.bridges.on_call_ended(mac, &mut effects);
         self.bring_about(effects);
     }
 
@@ -85,7 +87,7 @@ impl Gateway {
             return;
         }
         let mut effects = Vec::new();
-        self.device_calls.bridges.absent(mac, &mut effects);
+        self.device_calls.bridges.on_device_disconnected(mac, &mut effects);
         self.bring_about(effects);
     }
 
@@ -95,7 +97,7 @@ impl Gateway {
         }
         self.device_calls.alarm = None;
         let mut effects = Vec::new();
-        self.device_calls.bridges.timeout(self.now, &mut effects);
+        self.device_calls.bridges.on_timeout(self.now, &mut effects);
         self.bring_about(effects);
         self.rearm_device_calls();
     }
@@ -108,22 +110,22 @@ impl Gateway {
         }
     }
 
-    fn bring_about(&mut self, effects: Vec<Effect>) {
+    fn bring_about(&mut self, effects: Vec<DeviceCallEffect>) {
         for effect in effects {
             match effect {
-                Effect::Ring(caller) => self.drive_mac(caller, |core, cx| core.ring(cx)),
-                Effect::Wake { target, nickname } => {
+                DeviceCallEffect::Ring(caller) => self.drive_mac(caller, |core, cx| core.start_ringing(cx)),
+                DeviceCallEffect::Wake { target, nickname } => {
                     if let Some(id) = self.session_of(target) {
                         info!("{} is called by another device", self.prefix(id));
                     }
-                    self.drive_mac(target, |core, cx| core.wake(&nickname, cx));
+                    self.drive_mac(target, |core, cx| core.wake_for_call(&nickname, cx));
                 }
-                Effect::Accepted { caller, from } => {
-                    self.drive_mac(caller, |core, cx| core.accepted_by(from, cx));
+                DeviceCallEffect::Accepted { caller, from } => {
+                    self.drive_mac(caller, |core, cx| core.on_call_accepted(from, cx));
                 }
-                Effect::Bridge(one, other) => self.bridge(one, other),
-                Effect::End(mac, reason) => {
-                    self.drive_mac(mac, |core, cx| core.device_call_over(reason, cx));
+                DeviceCallEffect::Connect(one, other) => self.bridge(one, other),
+                DeviceCallEffect::End(mac, reason) => {
+                    self.drive_mac(mac, |core, cx| core.end_device_call(reason, cx));
                 }
             }
         }
@@ -139,7 +141,7 @@ impl Gateway {
             if let Some(session) = self.sessions.live(id) {
                 session.peer = Some(Box::new(peer));
             }
-            self.drive(id, |core, cx| core.bridge(cx));
+            self.drive(id, |core, cx| core.join_device_call(cx));
         }
         self.metrics.device_calls_bridged += 1;
         info!("{} talks to {}", self.prefix(a), self.prefix(b));
@@ -148,7 +150,7 @@ impl Gateway {
     fn drive_mac(
         &mut self,
         mac: Mac,
-        decide: impl FnOnce(&mut crate::session::Core, &mut crate::session::Cx<'_>),
+        decide: impl FnOnce(&mut crate::session::Core, &mut crate::session::Context<'_>),
     ) {
         if let Some(id) = self.session_of(mac) {
             self.drive(id, decide);
@@ -165,9 +167,9 @@ impl Gateway {
         let sealed = match peer.and_then(|peer| Some((peer, self.sessions.live(peer)?))) {
             Some((peer, session)) => session
                 .core
-                .relay(&datagram[HEADER..HEADER + payload], &mut out, &self.config, self.now)
+                .relay(&datagram[HEADER_LEN..HEADER_LEN + payload], &mut out, &self.config, self.now)
                 .map(|sealed| (peer, sealed)),
-            None => Err(Discard::NoPeer),
+            None => Err(DropReason::NoPeer),
         };
         match sealed {
             Ok((peer, sealed)) => self.queue_datagram(peer, sealed, &out),
@@ -178,9 +180,9 @@ impl Gateway {
     /// A device that waits for another one hears silence, one packet for each of its own.
     pub(super) fn answer_with_silence(&mut self, id: SessionId) {
         let mut out = [0; SEALED];
-        self.metrics.discarded(Discard::Ringing);
+        self.metrics.discarded(DropReason::Ringing);
         let Some(session) = self.sessions.live(id) else { return };
-        if let Ok(sealed) = session.core.silence(&mut out, &self.config) {
+        if let Ok(sealed) = session.core.ringing_silence(&mut out, &self.config) {
             self.queue_datagram(id, sealed, &out);
         }
     }

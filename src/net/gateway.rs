@@ -12,7 +12,7 @@ use mio::event::Event;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Waker};
 
-use super::admin::{Admin, ConnId};
+use super::admin::{AdminServer, ConnId};
 use super::auth_throttle::{Doorkeeper, Sparse};
 use super::backend_connection::Backend;
 use super::call_log_limiter::Lines;
@@ -39,10 +39,10 @@ use super::tls_listener::TlsDoor;
 use super::token::{self, Role, SessionId};
 use super::wakeup::Bell;
 use super::workers::Team;
-use crate::admin::recent_errors::Kind;
+use crate::admin::recent_errors::RecentErrorKind;
 use crate::config::{Api, Config, Source};
 use crate::proto::proxy_protocol;
-use crate::session::{Action, Core, Servers};
+use crate::session::{Action, Core, ServerHealth};
 
 const MQTT: usize = 0;
 const UDP: usize = 1;
@@ -60,7 +60,7 @@ const LATE: Duration = Duration::from_secs(1);
 /// How long a turn serves devices' connections; what is left waits for the next turn, behind the audio that came.
 const SLICE: Duration = Duration::from_millis(1);
 /// The longest read from a device's connection: a balancer's header.
-const SCRATCH: usize = proxy_protocol::MAX_V2;
+const SCRATCH: usize = proxy_protocol::MAX_V2_LEN;
 
 /// The whole gateway. It is bound and run on the same thread; [`Running`](super::Running) does both on a thread of its
 /// own.
@@ -92,7 +92,7 @@ pub struct Gateway {
     pub(super) watch: Option<Watch>,
     /// The wheel rings for a look at the files.
     pub(super) watching: bool,
-    pub(super) servers: Servers,
+    pub(super) servers: ServerHealth,
     pub(super) device_calls: DeviceCalls,
     pub(super) resolver: Resolver,
     pub(super) tickets: HashMap<u64, SessionId>,
@@ -115,7 +115,7 @@ pub struct Gateway {
     pub(super) accept_failing: bool,
     pub(super) kept: Kept,
     pub(super) metrics: Metrics,
-    pub(super) admin: Admin,
+    pub(super) admin: AdminServer,
     /// Where a connection's device went when it took over a call.
     pub(super) moved: Option<SessionId>,
     pub(super) peak: Peak,
@@ -219,13 +219,13 @@ impl Gateway {
         let mut datagrams = Datagrams::bind(udp).map_err(|error| BindError::Port("UDP", udp, error))?;
         let api = config.api.enabled.then(|| SocketAddr::new(config.api_host(), config.api.port));
         let port = |error| BindError::Port("management API", api.unwrap_or(mqtt), error);
-        let mut admin = match Admin::bind(api).map_err(port) {
+        let mut admin = match AdminServer::bind(api).map_err(port) {
             // A port that nobody chose: a second gateway on the same host, most often. Calls matter more.
             Err(error) if config.api.port == Api::default().port => {
                 error!(
                     "{error}; there is no management API: free that port or set another api.port, then start again"
                 );
-                Admin::bind(None).map_err(setup("prepare the management API"))?
+                AdminServer::bind(None).map_err(setup("prepare the management API"))?
             }
             bound => bound?,
         };
@@ -280,7 +280,7 @@ impl Gateway {
             watching: false,
             config: Arc::new(config),
             source,
-            servers: Servers::default(),
+            servers: ServerHealth::default(),
             device_calls: DeviceCalls::default(),
             resolver: Resolver::new(waker),
             tickets: HashMap::new(),
@@ -315,7 +315,7 @@ impl Gateway {
             team: Team::default(),
         };
         for warning in gateway.config.warnings() {
-            gateway.admin.trouble(Kind::Setting, None, &warning);
+            gateway.admin.record_error(RecentErrorKind::SuspectSetting, None, &warning);
         }
         gateway.describe_certificate();
         gateway.watch_files();
@@ -359,7 +359,7 @@ impl Gateway {
         self.flush();
         self.bury();
         self.team.publish(self.index.devices(), self.index.calls());
-        self.metrics.turns.add(self.now.elapsed());
+        self.metrics.turns.observe(self.now.elapsed());
         Ok(())
     }
 
@@ -456,7 +456,7 @@ impl Gateway {
                     }
                 }
             }
-            Role::Admin => self.admin_event(slot, readable),
+            Role::Admin => self.on_admin_event(slot, readable),
         }
     }
 
@@ -473,12 +473,12 @@ impl Gateway {
             Ready::Udp => self.drain_udp(),
             Ready::Device(id) => self.pump_device(id),
             Ready::Backend(id) => self.pump_backend(id, true),
-            Ready::SlowDevice(id) => self.drive(id, Core::blocked),
-            Ready::SlowBackend(id) => self.drive(id, Core::backend_blocked),
+            Ready::SlowDevice(id) => self.drive(id, Core::on_slow_reader),
+            Ready::SlowBackend(id) => self.drive(id, Core::on_backend_blocked),
             Ready::Hog(id) => self.end_hog(id),
             Ready::Dials => self.start_dials(),
             Ready::AcceptAdmin => self.accept_admin(),
-            Ready::Admin(id) => self.pump_admin(id),
+            Ready::Admin(id) => self.drive_admin(id),
         }
     }
 
@@ -497,8 +497,8 @@ impl Gateway {
                     let _ = self.reload_file();
                 }
                 Command::Adopt(adopted) => self.adopt(*adopted),
-                Command::Errand(errand) => self.run_errand(&errand),
-                Command::Reply(reply) => self.reply(*reply),
+                Command::Errand(errand) => self.run_admin_request(&errand),
+                Command::Reply(reply) => self.on_admin_response(*reply),
                 Command::Ping(asked) => self.team.heard(asked),
                 Command::WorkerEnded { failed } => self.worker_ended(failed),
                 #[cfg(test)]
@@ -527,7 +527,7 @@ impl Gateway {
             match alarm {
                 Alarm::Session(id) => self.session_alarm(id, tick),
                 Alarm::Accept => self.resume_accepting(),
-                Alarm::Admin(id) => self.admin_alarm(id, tick),
+                Alarm::Admin(id) => self.on_admin_timer(id, tick),
                 Alarm::DeviceCalls => self.device_calls_alarm(tick),
                 Alarm::AcceptAdmin => self.ready.push(Ready::AcceptAdmin),
                 Alarm::Watch => self.look_at_files(),
@@ -555,7 +555,7 @@ impl Gateway {
             if session.device.as_ref().is_some_and(|device| device.closing) {
                 self.drop_device(id);
             }
-            if self.sessions.get(id).is_some_and(|session| session.core.is_over()) {
+            if self.sessions.get(id).is_some_and(|session| session.core.is_finished()) {
                 self.drop_backend(id);
             }
         }
@@ -565,7 +565,7 @@ impl Gateway {
         if address.is_some_and(|at| at <= now) {
             self.advance_dial(id, Backend::advance);
         }
-        self.drive(id, Core::timeout);
+        self.drive(id, Core::on_timeout);
         self.rearm(id);
     }
 

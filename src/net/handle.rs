@@ -10,7 +10,7 @@ use std::{io, thread};
 use log::error;
 use mio::Waker;
 
-use super::admin::{Errand, Reply};
+use super::admin::{AdminRequest, AdminResponse};
 use super::gateway::{BindError, Gateway};
 use super::workers::Adopted;
 use crate::config::{Config, Source};
@@ -24,9 +24,9 @@ pub(super) enum Command {
     /// From another worker: a connection whose home is here.
     Adopt(Box<Adopted>),
     /// From the leader: a call of the management API.
-    Errand(Box<Errand>),
+    Errand(Box<AdminRequest>),
     /// To the leader: the answer to that.
-    Reply(Box<Reply>),
+    Reply(Box<AdminResponse>),
     /// To the leader: another worker has ended.
     WorkerEnded {
         failed: bool,

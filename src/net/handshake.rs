@@ -6,7 +6,7 @@ use super::gateway::Gateway;
 use super::listener::RETURNING;
 use super::mqtt_transport::Step;
 use super::token::SessionId;
-use crate::proto::proxy_protocol::Origin;
+use crate::proto::proxy_protocol::ProxySource;
 use crate::session::Core;
 
 impl Gateway {
@@ -44,16 +44,16 @@ impl Gateway {
                 );
             }
         }
-        self.drive(id, Core::connection_lost);
+        self.drive(id, Core::on_connection_lost);
         false
     }
 
     /// From now on it is the client's address that counts. False when that one has too many connections.
-    fn comes_from(&mut self, id: SessionId, origin: Origin) -> bool {
-        let Origin::Client(client) = origin else { return true };
+    fn comes_from(&mut self, id: SessionId, origin: ProxySource) -> bool {
+        let ProxySource::Client(client) = origin else { return true };
         let ip = client.ip().to_canonical();
         let Some(session) = self.sessions.live(id) else { return false };
-        session.core.comes_from(ip);
+        session.core.set_client_ip(ip);
         let Some(device) = &mut session.device else { return false };
         device.port = client.port();
         device.counted = None;
@@ -65,7 +65,7 @@ impl Gateway {
         device.counted = Some(self.per_ip.count(ip));
         if crowded {
             self.metrics.turned_away += 1;
-            self.drive(id, Core::connection_lost);
+            self.drive(id, Core::on_connection_lost);
         }
         !crowded
     }
@@ -85,7 +85,7 @@ impl Gateway {
             && let Some(id) = self.handshakes.pop_front()
         {
             self.metrics.turned_away += 1;
-            self.drive(id, Core::connection_lost);
+            self.drive(id, Core::on_connection_lost);
             self.drop_device(id);
         }
     }

@@ -9,7 +9,7 @@ use super::device_calls::DeviceCalls;
 use super::file_watch::{self, Watch};
 use super::gateway::{Alarm, Gateway};
 use super::handle::Command;
-use crate::admin::recent_errors::Kind;
+use crate::admin::recent_errors::RecentErrorKind;
 use crate::config::{self, Changes, Config};
 use crate::logger;
 use crate::session::Core;
@@ -86,7 +86,7 @@ impl Gateway {
         self.start_dials();
         // Limits that are deadlines of running calls.
         for id in self.sessions.ids() {
-            self.drive(id, Core::timeout);
+            self.drive(id, Core::on_timeout);
         }
         Ok(changes)
     }
@@ -94,14 +94,14 @@ impl Gateway {
     fn tell_of(&mut self, new: &Config, changes: &Changes) {
         for warning in new.warnings() {
             warn!("{warning}");
-            self.admin.trouble(Kind::Setting, None, &warning);
+            self.admin.record_error(RecentErrorKind::SuspectSetting, None, &warning);
         }
         info!("reload: applied: {}; needs restart: {}", list(&changes.applied), list(&changes.needs_restart));
     }
 
     fn refused(&mut self, why: String) -> ReloadError {
         error!("reload: nothing changes: {why}");
-        self.admin.trouble(Kind::ReloadRefused, None, &why);
+        self.admin.record_error(RecentErrorKind::ReloadRefused, None, &why);
         ReloadError::Refused(why)
     }
 

@@ -18,7 +18,7 @@ use super::mqtt_transport::Link;
 use super::run_queue::Ready;
 use super::token::{self, Role, SessionId};
 use super::workers::Adopted;
-use crate::admin::recent_errors::Kind;
+use crate::admin::recent_errors::RecentErrorKind;
 use crate::session::Core;
 
 /// Connections accepted at a time, when all devices come back at once.
@@ -140,7 +140,7 @@ impl Gateway {
                             PAUSE.as_millis()
                         );
                         warn!("{sentence}");
-                        self.admin.trouble(Kind::CannotAccept, None, &sentence);
+                        self.admin.record_error(RecentErrorKind::AcceptFailed, None, &sentence);
                     }
                     self.accepting = false;
                     self.wheel.arm(self.now + PAUSE, Alarm::Accept);
@@ -224,7 +224,7 @@ impl Gateway {
         while let Some(id) = self.strangers.pop_front() {
             if self.is_stranger(id) {
                 self.metrics.turned_away += 1;
-                self.drive(id, Core::connection_lost);
+                self.drive(id, Core::on_connection_lost);
                 self.drop_device(id);
                 return true;
             }

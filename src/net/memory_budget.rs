@@ -13,7 +13,7 @@ use super::gateway::Gateway;
 use super::run_queue::Ready;
 use super::table::Session;
 use super::token::SessionId;
-use crate::session::{Core, Failure, Gone};
+use crate::session::{BackendClosed, BackendFailure, Core};
 
 /// What a device with its call may keep in any case, in bytes: any ordinary message, and a device's list of tools.
 const FREE: usize = 16 * 1024;
@@ -37,7 +37,7 @@ impl Kept {
 impl Session {
     /// Bytes that are kept for the device, and texts that wait for either side.
     fn kept_for_device(&self) -> usize {
-        self.core.kept() + self.device.as_ref().map_or(0, |device| device.kept())
+        self.core.retained_bytes() + self.device.as_ref().map_or(0, |device| device.kept())
     }
 
     /// Bytes that are kept for the WebSocket.
@@ -74,9 +74,9 @@ impl Gateway {
         let Some(session) = self.sessions.get(id) else { return };
         if session.kept_for_server() > session.kept_for_device() {
             let why = "it makes the gateway keep more than its share of the memory".to_owned();
-            self.backend_gone(id, Gone::Failed(Failure { stage: "live", why }));
+            self.backend_gone(id, BackendClosed::Failed(BackendFailure { stage: "live", message: why }));
         } else {
-            self.drive(id, Core::too_much_kept);
+            self.drive(id, Core::on_memory_limit);
         }
     }
 

@@ -4,30 +4,30 @@ use std::time::Duration;
 
 use crate::admin::prometheus::Histogram;
 use crate::proto::audio::BadDatagram;
-use crate::proto::mqtt::ConnectCode;
-use crate::session::{Counter, Discard, EndReason, Facts, OWN_SHORTAGE, Summary};
+use crate::proto::mqtt::ConnectReturnCode;
+use crate::session::{CallStats, CallSummary, Counter, DropReason, EndReason, LOCAL_SHORTAGE_STAGE};
 
 /// Every reason audio is dropped for.
-const DISCARDS: [Discard; 19] = [
-    Discard::Datagram(BadDatagram::Short),
-    Discard::Datagram(BadDatagram::Type),
-    Discard::Datagram(BadDatagram::Length),
-    Discard::Datagram(BadDatagram::Oversized),
-    Discard::Datagram(BadDatagram::Empty),
-    Discard::UnknownSsrc,
-    Discard::Duplicate,
-    Discard::Late,
-    Discard::TooOld,
-    Discard::Jump,
-    Discard::ForeignSource,
-    Discard::NoServer,
-    Discard::ServerBlocked,
-    Discard::NoPeer,
-    Discard::BadFrame,
-    Discard::HeldFull,
-    Discard::SocketFull,
-    Discard::Aborted,
-    Discard::Ringing,
+const DISCARDS: [DropReason; 19] = [
+    DropReason::BadDatagram(BadDatagram::Short),
+    DropReason::BadDatagram(BadDatagram::Type),
+    DropReason::BadDatagram(BadDatagram::Length),
+    DropReason::BadDatagram(BadDatagram::Oversized),
+    DropReason::BadDatagram(BadDatagram::Empty),
+    DropReason::UnknownSsrc,
+    DropReason::Duplicate,
+    DropReason::Late,
+    DropReason::TooOld,
+    DropReason::Jump,
+    DropReason::ForeignSource,
+    DropReason::NoServer,
+    DropReason::ServerBlocked,
+    DropReason::NoPeer,
+    DropReason::BadFrame,
+    DropReason::HeldFull,
+    DropReason::SocketFull,
+    DropReason::Aborted,
+    DropReason::Ringing,
 ];
 
 /// Every reason a call ends for.
@@ -52,15 +52,15 @@ const ENDS: [EndReason; 17] = [
 ];
 
 /// Every stage in which a chat server can fail.
-const STAGES: [&str; 7] = ["resolve", "connect", "tls", "upgrade", "hello", "live", OWN_SHORTAGE];
+const STAGES: [&str; 7] = ["resolve", "connect", "tls", "upgrade", "hello", "live", LOCAL_SHORTAGE_STAGE];
 
 /// CONNECT's refusals.
-const REFUSALS: [(ConnectCode, &str); 5] = [
-    (ConnectCode::UnsupportedLevel, "protocol_level"),
-    (ConnectCode::ClientId, "client_id"),
-    (ConnectCode::Unavailable, "unavailable"),
-    (ConnectCode::Credentials, "credentials"),
-    (ConnectCode::NotAuthorised, "not_authorised"),
+const REFUSALS: [(ConnectReturnCode, &str); 5] = [
+    (ConnectReturnCode::UnsupportedLevel, "protocol_level"),
+    (ConnectReturnCode::IdentifierRejected, "client_id"),
+    (ConnectReturnCode::ServerUnavailable, "unavailable"),
+    (ConnectReturnCode::BadCredentials, "credentials"),
+    (ConnectReturnCode::NotAuthorised, "not_authorised"),
 ];
 
 /// Everything that is counted since the start.
@@ -103,7 +103,7 @@ pub struct Metrics {
     /// The working part of a turn of the loop.
     pub turns: Histogram<12>,
     /// Packets, bytes and losses of the calls that are over.
-    pub over: Facts,
+    pub over: CallStats,
     /// Answers of the management API by hundreds of their status.
     pub api_answers: [u64; 6],
     /// Connections to the management API.
@@ -155,7 +155,7 @@ impl Default for Metrics {
             device_calls_bridged: 0,
             hello_to_reply: ms([10, 25, 50, 100, 250, 500, 1000, 2000, 4000, 6000, 8000, 10_000]),
             turns: us([25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 1_000_000]),
-            over: Facts::default(),
+            over: CallStats::default(),
             api_answers: [0; 6],
             api_connections: 0,
             api_displaced: 0,
@@ -188,14 +188,14 @@ impl Metrics {
         REFUSALS.iter().zip(self.refusals).map(|((_, label), count)| (*label, count))
     }
 
-    pub(super) fn discarded(&mut self, discard: Discard) {
+    pub(super) fn discarded(&mut self, discard: DropReason) {
         self.discards[place(discard)] += 1;
     }
 
     pub(super) fn count(&mut self, counter: Counter) {
         match counter {
             Counter::Dropped(discard) => self.discarded(discard),
-            Counter::Answered(ms) => self.hello_to_reply.add(Duration::from_millis(ms.into())),
+            Counter::Answered(ms) => self.hello_to_reply.observe(Duration::from_millis(ms.into())),
             Counter::BadDeviceText => self.bad_device_texts += 1,
             Counter::BadServerText => self.bad_server_texts += 1,
             Counter::RepeatedHello => self.repeated_hellos += 1,
@@ -208,20 +208,20 @@ impl Metrics {
         }
     }
 
-    pub(super) fn refused(&mut self, code: ConnectCode) {
+    pub(super) fn refused(&mut self, code: ConnectReturnCode) {
         if let Some(place) = REFUSALS.iter().position(|(known, _)| *known == code) {
             self.refusals[place] += 1;
         }
     }
 
-    pub(super) fn ended(&mut self, summary: &Summary) {
+    pub(super) fn ended(&mut self, summary: &CallSummary) {
         self.ends[summary.reason as usize] += 1;
-        add(&mut self.over, &summary.facts);
+        add(&mut self.over, &summary.stats);
     }
 }
 
 /// Adds the facts of one call to those of others.
-pub(super) fn add(sum: &mut Facts, facts: &Facts) {
+pub(super) fn add(sum: &mut CallStats, facts: &CallStats) {
     sum.up_packets += facts.up_packets;
     sum.up_bytes += facts.up_bytes;
     sum.down_packets += facts.down_packets;
@@ -234,27 +234,27 @@ pub(super) fn add(sum: &mut Facts, facts: &Facts) {
 }
 
 /// Where a reason stands in [`DISCARDS`].
-const fn place(discard: Discard) -> usize {
+const fn place(discard: DropReason) -> usize {
     match discard {
-        Discard::Datagram(BadDatagram::Short) => 0,
-        Discard::Datagram(BadDatagram::Type) => 1,
-        Discard::Datagram(BadDatagram::Length) => 2,
-        Discard::Datagram(BadDatagram::Oversized) => 3,
-        Discard::Datagram(BadDatagram::Empty) => 4,
-        Discard::UnknownSsrc => 5,
-        Discard::Duplicate => 6,
-        Discard::Late => 7,
-        Discard::TooOld => 8,
-        Discard::Jump => 9,
-        Discard::ForeignSource => 10,
-        Discard::NoServer => 11,
-        Discard::ServerBlocked => 12,
-        Discard::NoPeer => 13,
-        Discard::BadFrame => 14,
-        Discard::HeldFull => 15,
-        Discard::SocketFull => 16,
-        Discard::Aborted => 17,
-        Discard::Ringing => 18,
+        DropReason::BadDatagram(BadDatagram::Short) => 0,
+        DropReason::BadDatagram(BadDatagram::Type) => 1,
+        DropReason::BadDatagram(BadDatagram::Length) => 2,
+        DropReason::BadDatagram(BadDatagram::Oversized) => 3,
+        DropReason::BadDatagram(BadDatagram::Empty) => 4,
+        DropReason::UnknownSsrc => 5,
+        DropReason::Duplicate => 6,
+        DropReason::Late => 7,
+        DropReason::TooOld => 8,
+        DropReason::Jump => 9,
+        DropReason::ForeignSource => 10,
+        DropReason::NoServer => 11,
+        DropReason::ServerBlocked => 12,
+        DropReason::NoPeer => 13,
+        DropReason::BadFrame => 14,
+        DropReason::HeldFull => 15,
+        DropReason::SocketFull => 16,
+        DropReason::Aborted => 17,
+        DropReason::Ringing => 18,
     }
 }
 

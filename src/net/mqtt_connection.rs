@@ -189,7 +189,7 @@ impl Gateway {
             Ok(0) => self.device_ended(*id),
             Ok(_) if device.closing => return true,
             Ok(n) => {
-                session.core.heard(now);
+                session.core.refresh_keep_alive(now);
                 let mut kept = device.take_inbox();
                 return match kept.is_empty() {
                     true => self.serve(id, &scratch[..n], kept),
@@ -211,7 +211,7 @@ impl Gateway {
         if let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut()) {
             device.ended = true;
         }
-        self.drive(id, |core, cx| core.connection_lost(cx));
+        self.drive(id, |core, cx| core.on_connection_lost(cx));
         self.touch(id);
     }
 
@@ -220,15 +220,15 @@ impl Gateway {
         let mut rest = if kept.is_empty() { bytes } else { &kept[..] };
         while !rest.is_empty() {
             let Some(session) = self.sessions.live(*id) else { return false };
-            if !session.core.is_listening() {
+            if !session.core.accepts_packets() {
                 return true;
             }
             if session.core.awaits_connect() && rest[0] >> 4 != CONNECT {
                 let first = rest[0];
-                self.drive(*id, |core, cx| core.no_connect(first, cx));
+                self.drive(*id, |core, cx| core.on_invalid_first_byte(first, cx));
                 return true;
             }
-            match mqtt::decode(rest, session.core.max_packet(&self.config)) {
+            match mqtt::decode(rest, session.core.max_packet_bytes(&self.config)) {
                 Ok(Some((Packet::Connect(connect), _)))
                     if !self.team.is_alone() && self.send_home(*id, connect.client_id, rest) =>
                 {
@@ -236,12 +236,12 @@ impl Gateway {
                 }
                 Ok(Some((packet, length))) => {
                     rest = &rest[length..];
-                    self.drive(*id, |core, cx| core.packet(packet, cx));
+                    self.drive(*id, |core, cx| core.on_packet(packet, cx));
                     *id = self.moved.take().unwrap_or(*id);
                 }
                 Ok(None) => break,
                 Err(malformed) => {
-                    self.drive(*id, |core, cx| core.malformed(malformed, cx));
+                    self.drive(*id, |core, cx| core.on_malformed_packet(malformed, cx));
                     return true;
                 }
             }

@@ -10,7 +10,7 @@ use mio::net::TcpStream;
 use native_tls::{HandshakeError, MidHandshakeTlsStream, TlsStream};
 
 use super::certificate::Acceptor;
-use crate::proto::proxy_protocol::{self, BadHeader, Origin};
+use crate::proto::proxy_protocol::{self, BadProxyHeader, ProxySource};
 
 /// The first byte of every TLS connection: a record that is part of a handshake (RFC 5246, appendix A.1).
 #[cfg(feature = "tls")]
@@ -49,13 +49,13 @@ pub(super) enum Step {
     /// Try again at the socket's next edge.
     Blocked,
     /// The balancer has said whose connection it is.
-    From(Origin),
+    From(ProxySource),
     /// The device's own bytes are next.
     Open,
     /// The peer has left before it said anything worth a word.
     Left,
     /// What should have been a balancer's header is none.
-    BadHeader(BadHeader),
+    BadHeader(BadProxyHeader),
     /// There will be no TLS connection: why.
     NoTls(String),
 }
@@ -205,9 +205,13 @@ impl Link {
 }
 
 /// Takes a balancer's header from the socket, and no byte behind it: that may be TLS.
-fn read_header(tcp: &mut TcpStream, seen: &mut Vec<u8>, scratch: &mut [u8]) -> Result<Option<Origin>, Step> {
+fn read_header(
+    tcp: &mut TcpStream,
+    seen: &mut Vec<u8>,
+    scratch: &mut [u8],
+) -> Result<Option<ProxySource>, Step> {
     loop {
-        let came = match tcp.peek(&mut scratch[..proxy_protocol::MAX_V2]) {
+        let came = match tcp.peek(&mut scratch[..proxy_protocol::MAX_V2_LEN]) {
             Ok(0) => return Err(Step::Left),
             Ok(came) => came,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),

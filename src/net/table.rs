@@ -42,7 +42,7 @@ impl Session {
 
     /// Nothing is left: no socket, no call.
     pub(super) fn is_spent(&self) -> bool {
-        self.device.is_none() && self.backend.is_none() && self.core.is_over()
+        self.device.is_none() && self.backend.is_none() && self.core.is_finished()
     }
 }
 

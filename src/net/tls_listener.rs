@@ -11,7 +11,7 @@ use super::file_watch::Watch;
 use super::gateway::{BindError, Gateway, MQTTS};
 use super::listener;
 use super::token;
-use crate::admin::recent_errors::Kind;
+use crate::admin::recent_errors::RecentErrorKind;
 use crate::config::{Config, Tls};
 
 /// The TLS listener and what its handshakes need.
@@ -115,7 +115,7 @@ impl Gateway {
             Err(error) => kept(&error),
         };
         error!("{sentence}");
-        self.admin.trouble(Kind::Setting, None, &sentence);
+        self.admin.record_error(RecentErrorKind::SuspectSetting, None, &sentence);
     }
 
     /// Says which certificate is in use, and what is doubtful about it.
@@ -130,7 +130,7 @@ impl Gateway {
             } else {
                 warn!("{sentence}")
             }
-            self.admin.trouble(Kind::Setting, None, &sentence);
+            self.admin.record_error(RecentErrorKind::SuspectSetting, None, &sentence);
         }
     }
 }

@@ -121,7 +121,7 @@ fn append(
 pub(super) fn authorization(secret: Option<&Secret>, dial: &DialRequest, unix_seconds: u64) -> String {
     let Some(secret) = secret else { return "Bearer test-token".to_owned() };
     let client_id = dial.client_id.as_deref().unwrap_or_default();
-    format!("Bearer {}", identity::token(secret.as_bytes(), client_id, dial.mac, unix_seconds))
+    format!("Bearer {}", identity::bearer_token(secret.as_bytes(), client_id, dial.mac, unix_seconds))
 }
 
 /// Some servers compare `connection` with exactly `Upgrade`, so it stands alone.
@@ -219,7 +219,7 @@ mod tests {
                 client_id: Some(text("uuid").to_owned()),
                 forwarded_for: text("ip").parse().unwrap(),
                 protocol_version: 2,
-                fresh: false,
+                skip_dns_cache: false,
             };
             let secret = case["secret"].as_str().and_then(Secret::new);
             let seconds = case["unix_seconds"].as_u64().unwrap();

@@ -21,7 +21,7 @@ use super::handle::{Addresses, Command, Handle};
 use super::listener::{self, PerIp};
 use super::mqtt_connection::Device;
 use super::token::SessionId;
-use crate::admin::recent_errors::Troubles;
+use crate::admin::recent_errors::RecentErrors;
 use crate::config::{Config, Mqtt};
 use crate::proto::identity::{ClientId, Mac};
 
@@ -53,7 +53,7 @@ struct Counts {
 struct Joining {
     team: Team,
     per_ip: PerIp,
-    troubles: Arc<Mutex<Troubles>>,
+    troubles: Arc<Mutex<RecentErrors>>,
 }
 
 /// A connection on its way to its home.
@@ -185,7 +185,7 @@ impl Team {
         for (told, me) in waiting.iter().zip(1..) {
             let (workers, counts) = (team.workers.clone(), team.counts.clone());
             let team = Self { me, workers, counts, threads: Vec::new(), ended: 0, asked: 0 };
-            let (per_ip, troubles) = (leader.per_ip.clone(), leader.admin.notebook());
+            let (per_ip, troubles) = (leader.per_ip.clone(), leader.admin.shared_recent_errors());
             let _ = told.send(Joining { team, per_ip, troubles });
         }
         leader.team = team;
@@ -267,7 +267,7 @@ impl Gateway {
     fn join(&mut self, joining: Joining) {
         self.team = joining.team;
         self.per_ip = joining.per_ip;
-        self.admin.report_to(joining.troubles);
+        self.admin.set_recent_errors(joining.troubles);
     }
 
     /// Hands a connection to the worker where its device belongs. False when that is here.
@@ -277,7 +277,7 @@ impl Gateway {
         let Some(session) = self.sessions.live(id) else { return false };
         let ip = session.core.ip();
         let Some(mut device) = session.device.take() else { return false };
-        session.core.retire();
+        session.core.mark_closed();
         self.bury_if_spent(id);
         let Some(tcp) = device.link.tcp_mut() else { return true };
         if let Err(error) = self.poll.registry().deregister(tcp) {

@@ -13,24 +13,24 @@ use ctr::{CtrCore, flavors};
 
 mod replay_window;
 
-pub use replay_window::{Verdict, Window};
+pub use replay_window::{ReplayWindow, SequenceVerdict};
 
 /// Bytes of a UDP packet's header, and of a WebSocket frame's.
-pub const HEADER: usize = 16;
+pub const HEADER_LEN: usize = 16;
 
 /// The longest payload passed either way, in bytes: longer packets do not fit what devices' modems receive.
 pub const MAX_PAYLOAD: usize = 1400;
 
 /// The first byte of every UDP packet.
-const TYPE: u8 = 1;
+const PACKET_TYPE: u8 = 1;
 
 /// The header of a UDP packet whose type is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Header {
+pub struct UdpHeader {
     /// Read by no known client; part of the counter block, so it keeps the two directions' keystreams apart.
     pub flags: u8,
     /// Payload length in bytes.
-    pub len: u16,
+    pub payload_len: u16,
     /// Which call the packet belongs to.
     pub ssrc: u32,
     /// Milliseconds; from a device 0, or what it played last when the server cancels echo.
@@ -39,18 +39,18 @@ pub struct Header {
     pub sequence: u32,
 }
 
-impl Header {
+impl UdpHeader {
     /// The header of a whole datagram: type 1, a payload of 1 to [`MAX_PAYLOAD`] bytes, and no byte more or less than it says.
     pub fn parse(datagram: &[u8]) -> Result<Self, BadDatagram> {
         if datagram.is_empty() {
             return Err(BadDatagram::Empty);
         }
-        let Some((head, payload)) = datagram.split_first_chunk::<HEADER>() else {
+        let Some((head, payload)) = datagram.split_first_chunk::<HEADER_LEN>() else {
             return Err(BadDatagram::Short);
         };
         let [kind, flags, l0, l1, s0, s1, s2, s3, t0, t1, t2, t3, q0, q1, q2, q3] = *head;
         let len = u16::from_be_bytes([l0, l1]);
-        if kind != TYPE {
+        if kind != PACKET_TYPE {
             Err(BadDatagram::Type)
         } else if usize::from(len) != payload.len() {
             Err(BadDatagram::Length)
@@ -61,7 +61,7 @@ impl Header {
         } else {
             Ok(Self {
                 flags,
-                len,
+                payload_len: len,
                 ssrc: u32::from_be_bytes([s0, s1, s2, s3]),
                 timestamp: u32::from_be_bytes([t0, t1, t2, t3]),
                 sequence: u32::from_be_bytes([q0, q1, q2, q3]),
@@ -70,12 +70,12 @@ impl Header {
     }
 
     /// The header on the wire, which is also the payload's initial counter block.
-    pub fn bytes(&self) -> [u8; HEADER] {
-        let [l0, l1] = self.len.to_be_bytes();
+    pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
+        let [l0, l1] = self.payload_len.to_be_bytes();
         let [s0, s1, s2, s3] = self.ssrc.to_be_bytes();
         let [t0, t1, t2, t3] = self.timestamp.to_be_bytes();
         let [q0, q1, q2, q3] = self.sequence.to_be_bytes();
-        [TYPE, self.flags, l0, l1, s0, s1, s2, s3, t0, t1, t2, t3, q0, q1, q2, q3]
+        [PACKET_TYPE, self.flags, l0, l1, s0, s1, s2, s3, t0, t1, t2, t3, q0, q1, q2, q3]
     }
 }
 
@@ -110,8 +110,8 @@ impl BadDatagram {
 impl fmt::Display for BadDatagram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Short => write!(f, "fewer than the {HEADER} bytes of a header"),
-            Self::Type => write!(f, "the first byte is not {TYPE}"),
+            Self::Short => write!(f, "fewer than the {HEADER_LEN} bytes of a header"),
+            Self::Type => write!(f, "the first byte is not {PACKET_TYPE}"),
             Self::Length => write!(f, "the length field differs from the bytes that came"),
             Self::Oversized => write!(f, "more than {MAX_PAYLOAD} bytes of payload"),
             Self::Empty => write!(f, "no payload"),
@@ -122,8 +122,8 @@ impl fmt::Display for BadDatagram {
 impl std::error::Error for BadDatagram {}
 
 /// The nonce told to a device in its hello reply: a header of which it overwrites length, timestamp and sequence.
-pub fn nonce(ssrc: u32) -> [u8; HEADER] {
-    Header { flags: 0, len: 0, ssrc, timestamp: 0, sequence: 0 }.bytes()
+pub fn nonce(ssrc: u32) -> [u8; HEADER_LEN] {
+    UdpHeader { flags: 0, payload_len: 0, ssrc, timestamp: 0, sequence: 0 }.to_bytes()
 }
 
 /// A call's AES-128 key, expanded once.
@@ -159,7 +159,7 @@ impl fmt::Debug for Cipher {
 }
 
 /// The header of a WebSocket audio frame with `len` bytes of payload.
-pub fn ws_header(timestamp: u32, len: usize) -> [u8; HEADER] {
+pub fn ws_frame_header(timestamp: u32, len: usize) -> [u8; HEADER_LEN] {
     let [t0, t1, t2, t3] = timestamp.to_be_bytes();
     let [l0, l1, l2, l3] = (len as u32).to_be_bytes();
     [0, 2, 0, 0, 0, 0, 0, 0, t0, t1, t2, t3, l0, l1, l2, l3]
@@ -168,8 +168,8 @@ pub fn ws_header(timestamp: u32, len: usize) -> [u8; HEADER] {
 /// Timestamp and payload of a binary WebSocket frame whose header is consistent: it holds the length of what follows it.
 ///
 /// Only bytes 8 to 16 are read. Known servers write other things than version and type into the first eight.
-pub fn parse_ws(frame: &[u8]) -> Option<(u32, &[u8])> {
-    let (head, payload) = frame.split_first_chunk::<HEADER>()?;
+pub fn parse_ws_frame(frame: &[u8]) -> Option<(u32, &[u8])> {
+    let (head, payload) = frame.split_first_chunk::<HEADER_LEN>()?;
     let [.., t0, t1, t2, t3, l0, l1, l2, l3] = *head;
     let len = u32::from_be_bytes([l0, l1, l2, l3]);
     (usize::try_from(len) == Ok(payload.len())).then_some((u32::from_be_bytes([t0, t1, t2, t3]), payload))
@@ -180,7 +180,7 @@ pub fn parse_ws(frame: &[u8]) -> Option<(u32, &[u8])> {
 /// Its first byte says CELT, fullband, frames of 20 ms, mono, and that the number of frames is in the second (RFC 6716 section
 /// 3.2.5: code 3, constant length, no padding). Each frame is `ff fe`: the range coder reads the silence flag out of the ones
 /// (section 4.3). libopus decodes it to zeros at any rate.
-pub fn silence(duration_ms: u32) -> Box<[u8]> {
+pub fn silence_packet(duration_ms: u32) -> Box<[u8]> {
     const TOC: u8 = 31 << 3 | 3;
     const FRAME: [u8; 2] = [0xff, 0xfe];
 

@@ -55,7 +55,7 @@ impl FromStr for Mac {
         let mut bytes = [0; 6];
         for byte in &mut bytes {
             *byte = match pairs.next() {
-                Some(&[high, low]) => digit(high)? << 4 | digit(low)?,
+                Some(&[high, low]) => hex_digit(high)? << 4 | hex_digit(low)?,
                 _ => return Err(BadMac),
             };
         }
@@ -63,7 +63,7 @@ impl FromStr for Mac {
     }
 }
 
-fn digit(byte: u8) -> Result<u8, BadMac> {
+fn hex_digit(byte: u8) -> Result<u8, BadMac> {
     match byte {
         b'0'..=b'9' => Ok(byte - b'0'),
         b'a'..=b'f' => Ok(byte - b'a' + 10),
@@ -174,19 +174,19 @@ impl fmt::Display for BadClientId {
 impl std::error::Error for BadClientId {}
 
 /// The password of a device: base64(HMAC-SHA256(`key`, `client_id` + "|" + `user_name`)).
-pub fn password(key: &[u8], client_id: &str, user_name: &str) -> String {
+pub fn device_password(key: &[u8], client_id: &str, user_name: &str) -> String {
     BASE64.encode(&signature(key, &[client_id, user_name]).finalize().into_bytes())
 }
 
-/// Is `password` the one [`password()`] makes? Decoded first, then compared in constant time.
-pub fn password_matches(key: &[u8], client_id: &str, user_name: &str, password: &[u8]) -> bool {
+/// Is `password` the one [`device_password()`] makes? Decoded first, then compared in constant time.
+pub fn verify_password(key: &[u8], client_id: &str, user_name: &str, password: &[u8]) -> bool {
     BASE64
         .decode(password)
         .is_ok_and(|tag| signature(key, &[client_id, user_name]).verify_slice(&tag).is_ok())
 }
 
 /// Is it a user name as issued to devices: base64 of a JSON object?
-pub fn is_user_name(user_name: &str) -> bool {
+pub fn is_valid_user_name(user_name: &str) -> bool {
     BASE64
         .decode(user_name.as_bytes())
         .is_ok_and(|json| str::from_utf8(&json).is_ok_and(|json| message::peek(json, Reader::Server).is_ok()))
@@ -194,7 +194,7 @@ pub fn is_user_name(user_name: &str) -> bool {
 
 /// The bearer token for a chat server: base64url without padding of HMAC-SHA256(`secret`, "`client_id`|`mac`|`unix_seconds`"), then
 /// "." and `unix_seconds`. The MAC is signed with colons.
-pub fn token(secret: &[u8], client_id: &str, mac: Mac, unix_seconds: u64) -> String {
+pub fn bearer_token(secret: &[u8], client_id: &str, mac: Mac, unix_seconds: u64) -> String {
     let signature = signature(secret, &[client_id, &mac.to_string(), &unix_seconds.to_string()]);
     format!("{}.{unix_seconds}", BASE64URL_NOPAD.encode(&signature.finalize().into_bytes()))
 }
@@ -314,8 +314,8 @@ mod tests {
             ),
         ];
         for (key, id, user, expected) in cases {
-            assert_eq!(password(key, id, user), expected);
-            assert!(password_matches(key, id, user, expected.as_bytes()));
+            assert_eq!(device_password(key, id, user), expected);
+            assert!(verify_password(key, id, user, expected.as_bytes()));
         }
         let (key, good) = (cases[0].0, cases[0].3);
         let refused = [
@@ -331,12 +331,12 @@ mod tests {
             "2ILB9lesNCpktIvJ13DMzA==",
         ];
         for text in refused {
-            assert!(!password_matches(key, id, user, text.as_bytes()), "{text:?}");
+            assert!(!verify_password(key, id, user, text.as_bytes()), "{text:?}");
         }
-        assert!(!password_matches(b"test-kez", id, user, good.as_bytes()));
-        assert!(!password_matches(key, "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid-2", user, good.as_bytes()));
-        assert!(!password_matches(key, id, "eyJpcCI6IjEuMi4zLjUifQ==", good.as_bytes()));
-        assert!(!password_matches(key, id, user, &[0xff; 44]));
+        assert!(!verify_password(b"test-kez", id, user, good.as_bytes()));
+        assert!(!verify_password(key, "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid-2", user, good.as_bytes()));
+        assert!(!verify_password(key, id, "eyJpcCI6IjEuMi4zLjUifQ==", good.as_bytes()));
+        assert!(!verify_password(key, id, user, &[0xff; 44]));
     }
 
     #[test]
@@ -355,7 +355,7 @@ mod tests {
             ("user", false),
         ];
         for (json, expected) in cases {
-            assert_eq!(is_user_name(&BASE64.encode(json.as_bytes())), expected, "{json}");
+            assert_eq!(is_valid_user_name(&BASE64.encode(json.as_bytes())), expected, "{json}");
         }
         for text in [
             "{}",
@@ -368,9 +368,9 @@ mod tests {
             "é",
             &BASE64.encode(b"{\"a\":\"\xff\"}"),
         ] {
-            assert!(!is_user_name(text), "{text:?}");
+            assert!(!is_valid_user_name(text), "{text:?}");
         }
-        assert!(is_user_name("e30="));
+        assert!(is_valid_user_name("e30="));
     }
 
     /// Tokens computed with Python's hmac.
@@ -383,24 +383,24 @@ mod tests {
             (0, "3nRgU9TZpCoIW53SmFxMuJ-x2koxY5DXPAvTmhi7NTo.0"),
         ];
         for (seconds, expected) in cases {
-            assert_eq!(token(b"secret", "uuid-1", mac, seconds), expected);
+            assert_eq!(bearer_token(b"secret", "uuid-1", mac, seconds), expected);
         }
     }
 
     proptest! {
         #[test]
-        fn identities_survive(bytes in any::<[u8; 6]>(), key in prop::collection::vec(any::<u8>(), 0..200), user in ".*") {
+        fn identities_round_trip(bytes in any::<[u8; 6]>(), key in prop::collection::vec(any::<u8>(), 0..200), user in ".*") {
             let mac = Mac(bytes);
             prop_assert_eq!(mac.to_string().parse(), Ok(mac));
             prop_assert_eq!(mac.underscored().to_uppercase().parse(), Ok(mac));
             let id = format!("g@@@{}@@@u", mac.underscored());
             prop_assert_eq!(ClientId::parse(&id).map(|id| id.mac()), Ok(mac));
-            prop_assert!(password_matches(&key, &id, &user, password(&key, &id, &user).as_bytes()));
+            prop_assert!(verify_password(&key, &id, &user, device_password(&key, &id, &user).as_bytes()));
         }
 
         #[test]
-        fn any_text_is_judged(text in ".*", parts in prop::collection::vec("[a-z@:_0-9]*", 0..5)) {
-            let _ = (text.parse::<Mac>(), is_user_name(&text));
+        fn any_text_is_parsed_without_panic(text in ".*", parts in prop::collection::vec("[a-z@:_0-9]*", 0..5)) {
+            let _ = (text.parse::<Mac>(), is_valid_user_name(&text));
             for text in [text, parts.join(SEPARATOR)] {
                 if let Ok(id) = ClientId::parse(&text) {
                     let joined = format!("{}@@@{}", id.group(), text.split(SEPARATOR).skip(1).collect::<Vec<_>>().join(SEPARATOR));

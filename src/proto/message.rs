@@ -18,10 +18,11 @@ mod mcp;
 mod object;
 
 pub use hello::{
-    BadHello, DeviceHello, HelloReply, ServerHello, device_hello, hello_reply, is_for_devices, server_hello,
+    BadHello, DeviceHello, HelloReply, ServerHello, hello_reply, is_for_devices, parse_device_hello,
+    parse_server_hello,
 };
-pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, replace_rpc_id, rpc};
-pub use object::Object;
+pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, parse_rpc, replace_rpc_id};
+pub use object::JsonObject;
 
 /// Who reads a text in the end. The gateway must take it for the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +47,7 @@ impl Reader {
     }
 
     /// The text of a raw value that is a string.
-    fn string(self, raw: &str) -> Option<Cow<'_, str>> {
+    fn parse_string(self, raw: &str) -> Option<Cow<'_, str>> {
         let mut text = string(raw)?;
         // Written as an escape, so it was copied.
         if let (Self::Device, Cow::Owned(text)) = (self, &mut text)
@@ -72,12 +73,12 @@ pub struct Peek<'a> {
 /// Look at a message without building a tree.
 pub fn peek(text: &str, reader: Reader) -> Result<Peek<'_>, BadMessage> {
     let (mut kind, mut session_id, mut state) = (None, None, None);
-    scan(text, |key, raw| {
+    for_each_entry(text, |key, raw| {
         reader.look(&key, raw, "type", &mut kind);
         reader.look(&key, raw, "session_id", &mut session_id);
         reader.look(&key, raw, "state", &mut state);
     })?;
-    let string = |raw: Option<_>| raw.and_then(|raw| reader.string(raw));
+    let string = |raw: Option<_>| raw.and_then(|raw| reader.parse_string(raw));
     Ok(Peek {
         kind: string(kind).unwrap_or_default(),
         session_id: string(session_id).filter(|id| !id.is_empty()),
@@ -110,10 +111,10 @@ impl std::error::Error for BadMessage {}
 /// than one, and a string. All other bytes are unchanged, and so is a text that is no JSON object.
 pub fn with_session_id<'a>(text: &'a str, id: Option<&str>) -> Cow<'a, str> {
     const NAME: &str = "session_id";
-    let new = || quote(id.unwrap_or_default());
+    let new = || json_quote(id.unwrap_or_default());
     let (mut edit, mut found, mut end) = (Edit::of(text), false, 0);
-    let scanned = scan(text, |key, raw| {
-        let start = offset(text, raw);
+    let scanned = for_each_entry(text, |key, raw| {
+        let start = offset_in(text, raw);
         let before = std::mem::replace(&mut end, start + raw.len());
         if !is_named(&key, NAME) {
             return;
@@ -138,7 +139,7 @@ pub fn with_session_id<'a>(text: &'a str, id: Option<&str>) -> Cow<'a, str> {
             // An object's first byte that is no white space is its brace.
             let (before, after) = text.split_once('{').unwrap_or_default();
             let comma = if after.trim_ascii_start().starts_with('}') { "" } else { "," };
-            Cow::Owned(format!("{before}{{\"{NAME}\":{}{comma}{after}", quote(id)))
+            Cow::Owned(format!("{before}{{\"{NAME}\":{}{comma}{after}", json_quote(id)))
         }
         (Ok(()), _) => edit.done(),
     }
@@ -147,12 +148,12 @@ pub fn with_session_id<'a>(text: &'a str, id: Option<&str>) -> Cow<'a, str> {
 /// The message with each `session_id` that is `from` changed to `to`. All other bytes are unchanged.
 pub fn replace_session_id<'a>(text: &'a str, from: &str, to: &str) -> Cow<'a, str> {
     let is_from = |raw: &str| string(raw).is_some_and(|id| id == from);
-    replace_values(text, "session_id", &quote(to), is_from)
+    replace_values(text, "session_id", &json_quote(to), is_from)
         .map_or(Cow::Borrowed(text), |replaced| replaced.text)
 }
 
 /// `text` as a JSON string literal.
-pub fn quote(text: &str) -> String {
+pub fn json_quote(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
@@ -163,7 +164,7 @@ pub fn goodbye(session_id: Option<&str>) -> String {
 
 /// `alert`, which a device shows on its screen.
 pub fn alert(session_id: Option<&str>, status: &str, message: &str, emotion: &str) -> String {
-    let (status, message, emotion) = (quote(status), quote(message), quote(emotion));
+    let (status, message, emotion) = (json_quote(status), json_quote(message), json_quote(emotion));
     let fields = format!(r#","status":{status},"message":{message},"emotion":{emotion}"#);
     envelope("alert", session_id, &fields)
 }
@@ -181,14 +182,14 @@ pub fn call_accepted(session_id: Option<&str>, from: Mac) -> String {
 /// `goodbye`, to a chat server before its WebSocket is closed. The duration goes out in seconds, as in the log.
 pub fn server_goodbye(session_id: Option<&str>, reason: &str, duration_ms: u64) -> String {
     let (seconds, millis) = (duration_ms / 1000, duration_ms % 1000);
-    let rest = format!(r#","reason":{},"duration":{seconds}.{millis:03}"#, quote(reason));
+    let rest = format!(r#","reason":{},"duration":{seconds}.{millis:03}"#, json_quote(reason));
     envelope("goodbye", session_id, &rest)
 }
 
 /// A message of type `kind`; `fields` is raw and begins with a comma, or is empty.
 fn envelope(kind: &str, session_id: Option<&str>, fields: &str) -> String {
     match session_id {
-        Some(id) => format!(r#"{{"type":"{kind}","session_id":{}{fields}}}"#, quote(id)),
+        Some(id) => format!(r#"{{"type":"{kind}","session_id":{}{fields}}}"#, json_quote(id)),
         None => format!(r#"{{"type":"{kind}"{fields}}}"#),
     }
 }
@@ -208,13 +209,13 @@ fn replace_values<'a>(
     unwanted: impl Fn(&str) -> bool,
 ) -> Result<Replaced<'a>, BadMessage> {
     let (mut found, mut edit) = (0, Edit::of(text));
-    scan(text, |name, raw| {
+    for_each_entry(text, |name, raw| {
         if !is_named(&name, key) {
             return;
         }
         found += 1;
         if unwanted(raw) {
-            let start = offset(text, raw);
+            let start = offset_in(text, raw);
             edit.put(start..start + raw.len(), new);
         }
     })?;
@@ -255,14 +256,14 @@ fn is_named(key: &str, name: &str) -> bool {
 }
 
 /// Where `part`, a slice of `text`, begins in it.
-fn offset(text: &str, part: &str) -> usize {
+fn offset_in(text: &str, part: &str) -> usize {
     part.as_ptr().addr() - text.as_ptr().addr()
 }
 
 /// Show each key and raw value of a JSON object, in order. An error may come after some of them.
 ///
 /// Values are checked to be JSON without recursion (serde_json's `RawValue`), so depth costs a byte a level and no stack.
-fn scan<'a>(text: &'a str, each: impl FnMut(Cow<'a, str>, &'a str)) -> Result<(), BadMessage> {
+fn for_each_entry<'a>(text: &'a str, each: impl FnMut(Cow<'a, str>, &'a str)) -> Result<(), BadMessage> {
     struct Entries<F>(F);
 
     impl<'de, F: FnMut(Cow<'de, str>, &'de str)> Visitor<'de> for Entries<F> {
@@ -273,7 +274,7 @@ fn scan<'a>(text: &'a str, each: impl FnMut(Cow<'a, str>, &'a str)) -> Result<()
         }
 
         fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-            while let Some((key, value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
+            while let Some((key, value)) = map.next_entry::<JsonStr<'de>, &'de RawValue>()? {
                 (self.0)(key.0, value.get());
             }
             Ok(())
@@ -292,12 +293,12 @@ fn scan<'a>(text: &'a str, each: impl FnMut(Cow<'a, str>, &'a str)) -> Result<()
 /// The text of a raw value that is a string.
 fn string(raw: &str) -> Option<Cow<'_, str>> {
     // Other values would cost serde_json the making of an error.
-    raw.starts_with('"').then(|| serde_json::from_str::<Text<'_>>(raw).ok()).flatten().map(|text| text.0)
+    raw.starts_with('"').then(|| serde_json::from_str::<JsonStr<'_>>(raw).ok()).flatten().map(|text| text.0)
 }
 
 /// A JSON string, borrowed when it holds no escape; a plain `Cow` would always be copied.
 #[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+struct JsonStr<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[cfg(test)]
 mod tests;

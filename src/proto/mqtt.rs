@@ -7,11 +7,11 @@ use std::fmt;
 mod decode;
 pub mod encode;
 
-pub use decode::{decode, decode_reply, packet_len};
+pub use decode::{decode, decode_server_packet, packet_len};
 
 /// The protocol version of a connection. Every other is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
+pub enum ProtocolLevel {
     /// `MQIsdp` with level 3.
     V31,
     /// `MQTT` with level 4.
@@ -39,7 +39,7 @@ pub enum Packet<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connect<'a> {
     /// Protocol version.
-    pub level: Level,
+    pub level: ProtocolLevel,
     /// May be empty as far as MQTT goes.
     pub client_id: &'a str,
     /// The client wants no stored state.
@@ -84,20 +84,20 @@ pub struct Subscribe<'a> {
     /// Never 0.
     pub packet_id: u16,
     /// Checked pairs of filter and QoS.
-    body: &'a [u8],
-    len: usize,
+    raw_filters: &'a [u8],
+    filter_count: usize,
 }
 
 impl<'a> Subscribe<'a> {
     /// Topic filters and the QoS asked for, at least one.
     pub fn filters(&self) -> impl Iterator<Item = (&'a str, u8)> + use<'a> {
-        decode::filters(self.body, true)
+        decode::filters(self.raw_filters, true)
     }
 
     /// How many filters there are.
     #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> usize {
-        self.len
+        self.filter_count
     }
 }
 
@@ -107,24 +107,24 @@ pub struct Unsubscribe<'a> {
     /// Never 0.
     pub packet_id: u16,
     /// Checked filters.
-    body: &'a [u8],
+    raw_filters: &'a [u8],
 }
 
 impl<'a> Unsubscribe<'a> {
     /// Topic filters, at least one.
     pub fn filters(&self) -> impl Iterator<Item = &'a str> + use<'a> {
-        decode::filters(self.body, false).map(|(filter, _)| filter)
+        decode::filters(self.raw_filters, false).map(|(filter, _)| filter)
     }
 }
 
 /// What a server sends to a client that subscribes with QoS 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reply<'a> {
+pub enum ServerPacket<'a> {
     /// Section 3.2.
     ConnAck {
         /// The server has state of this client.
         session_present: bool,
-        /// 0 is accepted, see [`ConnectCode`].
+        /// 0 is accepted, see [`ConnectReturnCode`].
         code: u8,
     },
     /// Section 3.3, with QoS 0.
@@ -147,17 +147,17 @@ pub enum Reply<'a> {
 
 /// Return codes of CONNACK, section 3.2.2.3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ConnectCode {
+pub enum ConnectReturnCode {
     /// Connection accepted.
     Accepted = 0,
     /// Unacceptable protocol version.
     UnsupportedLevel = 1,
     /// Identifier rejected.
-    ClientId = 2,
+    IdentifierRejected = 2,
     /// Server unavailable.
-    Unavailable = 3,
+    ServerUnavailable = 3,
     /// Bad user name or password.
-    Credentials = 4,
+    BadCredentials = 4,
     /// Not authorised.
     NotAuthorised = 5,
 }
@@ -212,7 +212,7 @@ pub enum Malformed {
     /// Packet identifier 0 (section 2.3.1).
     PacketId,
     /// SUBSCRIBE or UNSUBSCRIBE without a filter (sections 3.8.3 and 3.10.3).
-    NoFilter,
+    NoTopicFilter,
     /// A requested QoS above 2 or with reserved bits (section 3.8.3.1).
     RequestedQos(u8),
     /// Reserved flags in CONNACK (section 3.2.2.1).
@@ -246,7 +246,7 @@ impl fmt::Display for Malformed {
             Self::TopicName => f.write_str("topic name is empty or has a wildcard"),
             Self::TopicFilter => f.write_str("topic filter is empty or has a misplaced wildcard"),
             Self::PacketId => f.write_str("packet identifier 0"),
-            Self::NoFilter => f.write_str("no topic filter"),
+            Self::NoTopicFilter => f.write_str("no topic filter"),
             Self::RequestedQos(qos) => write!(f, "requested QoS byte {qos:#04x}, at most 2 is allowed"),
             Self::ConnAckFlags(flags) => write!(f, "reserved flags {flags:#04x} in CONNACK"),
             Self::SubAckCode(code) => write!(f, "return code {code:#04x} in SUBACK"),
@@ -269,7 +269,7 @@ const PINGRESP: u8 = 13;
 const DISCONNECT: u8 = 14;
 
 // Connect flags, section 3.1.2.3. Bits 3 and 4 are the will's QoS.
-const RESERVED: u8 = 1;
+const RESERVED_FLAG: u8 = 1;
 const CLEAN_SESSION: u8 = 1 << 1;
 const WILL: u8 = 1 << 2;
 const WILL_RETAIN: u8 = 1 << 5;

@@ -7,29 +7,29 @@ use std::net::{IpAddr, SocketAddr};
 
 /// The longest header of version 2, in bytes, extensions included. The format goes to 65,551; headers seen in practice
 /// stay in a few hundred, and other receivers stop at 4 KiB too.
-pub const MAX_V2: usize = 4096;
+pub const MAX_V2_LEN: usize = 4096;
 
 /// The longest line of version 1 with its CRLF (section 2.1).
-const MAX_V1: usize = 107;
-const V1: &[u8] = b"PROXY ";
-const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+const MAX_V1_LEN: usize = 107;
+const V1_SIGNATURE: &[u8] = b"PROXY ";
+const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Signature, version and command, family and protocol, length.
-const V2_FIXED: usize = 16;
+const V2_FIXED_LEN: usize = 16;
 
 /// Whose connection it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum ProxySource {
     /// The balancer's own (a health check), or one whose client cannot be named: the connection's own address counts.
-    Balancer,
+    LoadBalancer,
     /// A client's, from this address.
     Client(SocketAddr),
 }
 
 /// Why bytes are no PROXY header. The connection is to be closed (section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BadHeader {
+pub enum BadProxyHeader {
     /// Neither version's signature.
-    Absent,
+    NoSignature,
     /// A line of version 1 without its end in 107 bytes.
     V1TooLong,
     /// Version 1 has `TCP4`, `TCP6` and `UNKNOWN`.
@@ -46,7 +46,7 @@ pub enum BadHeader {
     V2Command(u8),
     /// Address family and protocol in one byte, one of them unknown.
     V2Family(u8),
-    /// A header over [`MAX_V2`].
+    /// A header over [`MAX_V2_LEN`].
     V2TooLong {
         /// Bytes in all.
         len: usize,
@@ -60,11 +60,11 @@ pub enum BadHeader {
     },
 }
 
-impl fmt::Display for BadHeader {
+impl fmt::Display for BadProxyHeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Absent => f.write_str("does not begin with a PROXY protocol header"),
-            Self::V1TooLong => write!(f, "PROXY line of more than {MAX_V1} bytes"),
+            Self::NoSignature => f.write_str("does not begin with a PROXY protocol header"),
+            Self::V1TooLong => write!(f, "PROXY line of more than {MAX_V1_LEN} bytes"),
             Self::V1Protocol => f.write_str("PROXY line with a protocol other than TCP4, TCP6 and UNKNOWN"),
             Self::V1Fields => f.write_str("PROXY line without exactly two addresses and two ports"),
             Self::V1Address => f.write_str("PROXY line with an address that is not one of its protocol"),
@@ -72,7 +72,7 @@ impl fmt::Display for BadHeader {
             Self::V2Version(version) => write!(f, "PROXY header of version {version}, 1 and 2 are known"),
             Self::V2Command(command) => write!(f, "PROXY header with command {command}, 0 and 1 are known"),
             Self::V2Family(byte) => write!(f, "PROXY header with unknown family and protocol {byte:#04x}"),
-            Self::V2TooLong { len } => write!(f, "PROXY header of {len} bytes, {MAX_V2} are allowed"),
+            Self::V2TooLong { len } => write!(f, "PROXY header of {len} bytes, {MAX_V2_LEN} are allowed"),
             Self::V2TooShort { len, needed } => {
                 write!(f, "PROXY header with {len} bytes for addresses that take {needed}")
             }
@@ -80,91 +80,91 @@ impl fmt::Display for BadHeader {
     }
 }
 
-impl std::error::Error for BadHeader {}
+impl std::error::Error for BadProxyHeader {}
 
 /// Decodes the header at the start of `bytes`, and tells how long it is. `None`: more bytes are needed.
 ///
 /// # Errors
 /// As soon as the bytes cannot become a header.
-pub fn decode(bytes: &[u8]) -> Result<Option<(Origin, usize)>, BadHeader> {
+pub fn decode(bytes: &[u8]) -> Result<Option<(ProxySource, usize)>, BadProxyHeader> {
     let begins = |signature: &[u8]| bytes.iter().zip(signature).all(|(byte, expected)| byte == expected);
     match bytes.len() {
-        len if begins(V1) && len >= V1.len() => v1(bytes),
-        len if begins(V2) && len >= V2.len() => v2(bytes),
-        _ if begins(V1) || begins(V2) => Ok(None),
-        _ => Err(BadHeader::Absent),
+        len if begins(V1_SIGNATURE) && len >= V1_SIGNATURE.len() => decode_v1(bytes),
+        len if begins(V2_SIGNATURE) && len >= V2_SIGNATURE.len() => decode_v2(bytes),
+        _ if begins(V1_SIGNATURE) || begins(V2_SIGNATURE) => Ok(None),
+        _ => Err(BadProxyHeader::NoSignature),
     }
 }
 
-fn v1(bytes: &[u8]) -> Result<Option<(Origin, usize)>, BadHeader> {
-    let within = &bytes[..bytes.len().min(MAX_V1)];
+fn decode_v1(bytes: &[u8]) -> Result<Option<(ProxySource, usize)>, BadProxyHeader> {
+    let within = &bytes[..bytes.len().min(MAX_V1_LEN)];
     let Some(end) = within.windows(2).position(|pair| pair == b"\r\n") else {
-        return if bytes.len() < MAX_V1 { Ok(None) } else { Err(BadHeader::V1TooLong) };
+        return if bytes.len() < MAX_V1_LEN { Ok(None) } else { Err(BadProxyHeader::V1TooLong) };
     };
-    let mut fields = bytes[V1.len()..end].split(|byte| *byte == b' ');
+    let mut fields = bytes[V1_SIGNATURE.len()..end].split(|byte| *byte == b' ');
     let parse = match fields.next() {
         Some(b"TCP4") => |text: &str| text.parse().map(IpAddr::V4),
         Some(b"TCP6") => |text: &str| text.parse().map(IpAddr::V6),
         // What follows is for the receiver to ignore.
-        Some(b"UNKNOWN") => return Ok(Some((Origin::Balancer, end + 2))),
-        _ => return Err(BadHeader::V1Protocol),
+        Some(b"UNKNOWN") => return Ok(Some((ProxySource::LoadBalancer, end + 2))),
+        _ => return Err(BadProxyHeader::V1Protocol),
     };
     let four = [(); 4].map(|()| fields.next().and_then(|field| std::str::from_utf8(field).ok()));
     let ([Some(from), Some(to), Some(from_port), Some(to_port)], None) = (four, fields.next()) else {
-        return Err(BadHeader::V1Fields);
+        return Err(BadProxyHeader::V1Fields);
     };
-    let ip = |text| parse(text).map_err(|_| BadHeader::V1Address);
+    let ip = |text| parse(text).map_err(|_| BadProxyHeader::V1Address);
     let (from, _) = (ip(from)?, ip(to)?);
-    let (from_port, _) = (port(from_port)?, port(to_port)?);
-    Ok(Some((Origin::Client(SocketAddr::new(from, from_port)), end + 2)))
+    let (from_port, _) = (parse_port(from_port)?, parse_port(to_port)?);
+    Ok(Some((ProxySource::Client(SocketAddr::new(from, from_port)), end + 2)))
 }
 
-fn port(text: &str) -> Result<u16, BadHeader> {
+fn parse_port(text: &str) -> Result<u16, BadProxyHeader> {
     match text.bytes().all(|byte| byte.is_ascii_digit()) {
-        true => text.parse().map_err(|_| BadHeader::V1Port),
-        false => Err(BadHeader::V1Port),
+        true => text.parse().map_err(|_| BadProxyHeader::V1Port),
+        false => Err(BadProxyHeader::V1Port),
     }
 }
 
-fn v2(bytes: &[u8]) -> Result<Option<(Origin, usize)>, BadHeader> {
-    let Some(&version_and_command) = bytes.get(V2.len()) else { return Ok(None) };
+fn decode_v2(bytes: &[u8]) -> Result<Option<(ProxySource, usize)>, BadProxyHeader> {
+    let Some(&version_and_command) = bytes.get(V2_SIGNATURE.len()) else { return Ok(None) };
     let (version, command) = (version_and_command >> 4, version_and_command & 0xf);
     match (version, command) {
         (2, 0 | 1) => {}
-        (2, _) => return Err(BadHeader::V2Command(command)),
-        _ => return Err(BadHeader::V2Version(version)),
+        (2, _) => return Err(BadProxyHeader::V2Command(command)),
+        _ => return Err(BadProxyHeader::V2Version(version)),
     }
-    let Some(&family) = bytes.get(V2.len() + 1) else { return Ok(None) };
+    let Some(&family) = bytes.get(V2_SIGNATURE.len() + 1) else { return Ok(None) };
     // Two addresses and, but for Unix sockets, two ports.
     let needed = match (command, family >> 4, family & 0xf) {
         (0, ..) | (1, 0, 0..=2) => 0,
         (_, 1, 0..=2) => 12,
         (_, 2, 0..=2) => 36,
         (_, 3, 0..=2) => 216,
-        _ => return Err(BadHeader::V2Family(family)),
+        _ => return Err(BadProxyHeader::V2Family(family)),
     };
-    let Some((fixed, rest)) = bytes.split_first_chunk::<V2_FIXED>() else { return Ok(None) };
+    let Some((fixed, rest)) = bytes.split_first_chunk::<V2_FIXED_LEN>() else { return Ok(None) };
     let len = usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
-    if V2_FIXED + len > MAX_V2 {
-        return Err(BadHeader::V2TooLong { len: V2_FIXED + len });
+    if V2_FIXED_LEN + len > MAX_V2_LEN {
+        return Err(BadProxyHeader::V2TooLong { len: V2_FIXED_LEN + len });
     }
     if len < needed {
-        return Err(BadHeader::V2TooShort { len, needed });
+        return Err(BadProxyHeader::V2TooShort { len, needed });
     }
     if rest.len() < len {
         return Ok(None);
     }
     // Addresses of anything but TCP are not those of this connection's client.
     let origin = match (command, family) {
-        (1, 0x11) => client::<4>(rest),
-        (1, 0x21) => client::<16>(rest),
+        (1, 0x11) => source_address::<4>(rest),
+        (1, 0x21) => source_address::<16>(rest),
         _ => None,
     };
-    Ok(Some((origin.map_or(Origin::Balancer, Origin::Client), V2_FIXED + len)))
+    Ok(Some((origin.map_or(ProxySource::LoadBalancer, ProxySource::Client), V2_FIXED_LEN + len)))
 }
 
 /// The source's address of `N` bytes; its port is behind the destination's address.
-fn client<const N: usize>(block: &[u8]) -> Option<SocketAddr>
+fn source_address<const N: usize>(block: &[u8]) -> Option<SocketAddr>
 where
     IpAddr: From<[u8; N]>,
 {
@@ -179,13 +179,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn client_at(address: &str) -> Origin {
-        Origin::Client(address.parse().unwrap())
+    fn client_at(address: &str) -> ProxySource {
+        ProxySource::Client(address.parse().unwrap())
     }
 
     /// A header of version 2.
     fn v2(version_and_command: u8, family: u8, block: &[u8]) -> Vec<u8> {
-        let mut bytes = [V2, &[version_and_command, family]].concat();
+        let mut bytes = [V2_SIGNATURE, &[version_and_command, family]].concat();
         bytes.extend((block.len() as u16).to_be_bytes());
         bytes.extend(block);
         bytes
@@ -200,43 +200,43 @@ mod tests {
         block
     }
 
-    fn good() -> Vec<(Vec<u8>, Origin)> {
+    fn valid_headers() -> Vec<(Vec<u8>, ProxySource)> {
         let v1 = |line: &str| line.as_bytes().to_vec();
         let with_extensions = |block: &[u8], more: usize| [block, &vec![4; more]].concat();
         let longest = "PROXY TCP6 ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n";
         let longest_unknown = "PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n";
-        assert_eq!(longest_unknown.len(), MAX_V1);
+        assert_eq!(longest_unknown.len(), MAX_V1_LEN);
         vec![
             (v1("PROXY TCP4 192.0.2.7 198.51.100.1 12345 1883\r\n"), client_at("192.0.2.7:12345")),
             (v1("PROXY TCP4 0.0.0.0 255.255.255.255 0 65535\r\n"), client_at("0.0.0.0:0")),
             (v1("PROXY TCP6 2001:db8::1 ::1 12345 1883\r\n"), client_at("[2001:db8::1]:12345")),
             (v1("PROXY TCP6 ::ffff:192.0.2.7 ::1 1 2\r\n"), client_at("[::ffff:192.0.2.7]:1")),
             (v1(longest), client_at("[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff]:65535")),
-            (v1("PROXY UNKNOWN\r\n"), Origin::Balancer),
-            (b"PROXY UNKNOWN \n\r any thing \xff\r\n".to_vec(), Origin::Balancer),
-            (v1(longest_unknown), Origin::Balancer),
+            (v1("PROXY UNKNOWN\r\n"), ProxySource::LoadBalancer),
+            (b"PROXY UNKNOWN \n\r any thing \xff\r\n".to_vec(), ProxySource::LoadBalancer),
+            (v1(longest_unknown), ProxySource::LoadBalancer),
             (v2(0x21, 0x11, &FOUR), client_at("192.0.2.7:12345")),
             (v2(0x21, 0x11, &with_extensions(&FOUR, 300)), client_at("192.0.2.7:12345")),
-            (v2(0x21, 0x11, &with_extensions(&FOUR, MAX_V2 - 28)), client_at("192.0.2.7:12345")),
+            (v2(0x21, 0x11, &with_extensions(&FOUR, MAX_V2_LEN - 28)), client_at("192.0.2.7:12345")),
             (v2(0x21, 0x21, &six()), client_at("[2001:db8::1]:12345")),
             (v2(0x21, 0x21, &with_extensions(&six(), 1)), client_at("[2001:db8::1]:12345")),
             // UDP, Unix sockets, and nothing at all name no TCP client.
-            (v2(0x21, 0x12, &FOUR), Origin::Balancer),
-            (v2(0x21, 0x22, &six()), Origin::Balancer),
-            (v2(0x21, 0x31, &[7; 216]), Origin::Balancer),
-            (v2(0x21, 0x00, &[]), Origin::Balancer),
-            (v2(0x21, 0x00, &[9; 40]), Origin::Balancer),
+            (v2(0x21, 0x12, &FOUR), ProxySource::LoadBalancer),
+            (v2(0x21, 0x22, &six()), ProxySource::LoadBalancer),
+            (v2(0x21, 0x31, &[7; 216]), ProxySource::LoadBalancer),
+            (v2(0x21, 0x00, &[]), ProxySource::LoadBalancer),
+            (v2(0x21, 0x00, &[9; 40]), ProxySource::LoadBalancer),
             // LOCAL: family and addresses are ignored, known or not.
-            (v2(0x20, 0x00, &[]), Origin::Balancer),
-            (v2(0x20, 0x11, &FOUR), Origin::Balancer),
-            (v2(0x20, 0x11, &[]), Origin::Balancer),
-            (v2(0x20, 0xff, &[1; 99]), Origin::Balancer),
+            (v2(0x20, 0x00, &[]), ProxySource::LoadBalancer),
+            (v2(0x20, 0x11, &FOUR), ProxySource::LoadBalancer),
+            (v2(0x20, 0x11, &[]), ProxySource::LoadBalancer),
+            (v2(0x20, 0xff, &[1; 99]), ProxySource::LoadBalancer),
         ]
     }
 
     #[test]
-    fn good_headers() {
-        for (header, origin) in good() {
+    fn valid_headers_are_decoded() {
+        for (header, origin) in valid_headers() {
             let shown = header.escape_ascii();
             assert_eq!(decode(&header), Ok(Some((origin, header.len()))), "{shown}");
             let followed = [&header[..], b"\x10\x0c"].concat();
@@ -249,16 +249,16 @@ mod tests {
 
     /// The error, and how many bytes it takes to see it.
     #[test]
-    fn bad_headers() {
-        use BadHeader::*;
+    fn invalid_headers_are_refused_early() {
+        use BadProxyHeader::*;
         let v1 = |line: &str| line.as_bytes().to_vec();
-        let fixed = |len: u16| [V2, &[0x21, 0x11], &len.to_be_bytes()].concat();
+        let fixed = |len: u16| [V2_SIGNATURE, &[0x21, 0x11], &len.to_be_bytes()].concat();
         for (header, error, seen) in [
-            (vec![0x10, 0x0c], Absent, 1),
-            (vec![0x16, 3, 1], Absent, 1),
-            (v1("PROXX"), Absent, 5),
-            (v1("proxy TCP4"), Absent, 1),
-            (v1("\r\n\r\n\0\r\nQUIX\n"), Absent, 11),
+            (vec![0x10, 0x0c], NoSignature, 1),
+            (vec![0x16, 3, 1], NoSignature, 1),
+            (v1("PROXX"), NoSignature, 5),
+            (v1("proxy TCP4"), NoSignature, 1),
+            (v1("\r\n\r\n\0\r\nQUIX\n"), NoSignature, 11),
             (v1("PROXY TCP5 192.0.2.7 192.0.2.8 1 2\r\n"), V1Protocol, 36),
             (v1("PROXY \r\n"), V1Protocol, 8),
             (v1("PROXY  TCP4 192.0.2.7 192.0.2.8 1 2\r\n"), V1Protocol, 37),
@@ -277,7 +277,7 @@ mod tests {
             (v1("PROXY TCP4 192.0.2.7 192.0.2.8 1 +2\r\n"), V1Port, 37),
             (v1("PROXY TCP4 192.0.2.7 192.0.2.8 1 \r\n"), V1Port, 35),
             (format!("PROXY UNKNOWN {}\r\n", "x".repeat(92)).into_bytes(), V1TooLong, 107),
-            ([V1, &[b'T'; 200]].concat(), V1TooLong, 107),
+            ([V1_SIGNATURE, &[b'T'; 200]].concat(), V1TooLong, 107),
             (v2(0x11, 0x11, &FOUR), V2Version(1), 13),
             (v2(0x31, 0x11, &FOUR), V2Version(3), 13),
             (v2(0x22, 0x11, &FOUR), V2Command(2), 13),
@@ -300,41 +300,41 @@ mod tests {
 
     /// All 256 bytes of family and protocol, with exactly the addresses they announce, and with a byte less.
     #[test]
-    fn families_and_protocols_all() {
+    fn every_family_and_protocol_byte() {
         for byte in 0..=255 {
             let needed = [0, 12, 36, 216].get(usize::from(byte >> 4)).copied();
             let Some(needed) = needed.filter(|_| byte & 0xf <= 2) else {
-                assert_eq!(decode(&v2(0x21, byte, &[0; 300])), Err(BadHeader::V2Family(byte)));
+                assert_eq!(decode(&v2(0x21, byte, &[0; 300])), Err(BadProxyHeader::V2Family(byte)));
                 continue;
             };
             let origin = match byte {
                 0x11 => client_at("0.0.0.0:0"),
                 0x21 => client_at("[::]:0"),
-                _ => Origin::Balancer,
+                _ => ProxySource::LoadBalancer,
             };
             let header = v2(0x21, byte, &vec![0; needed]);
             assert_eq!(decode(&header), Ok(Some((origin, header.len()))), "{byte:#04x}");
             if let Some(len) = needed.checked_sub(1) {
-                let short = BadHeader::V2TooShort { len, needed };
+                let short = BadProxyHeader::V2TooShort { len, needed };
                 assert_eq!(decode(&v2(0x21, byte, &vec![0; len])), Err(short), "{byte:#04x}");
             }
         }
         for version_and_command in 0..=255_u8 {
             let expected = match (version_and_command >> 4, version_and_command & 0xf) {
-                (2, 0) => Ok(Some((Origin::Balancer, 28))),
+                (2, 0) => Ok(Some((ProxySource::LoadBalancer, 28))),
                 (2, 1) => Ok(Some((client_at("192.0.2.7:12345"), 28))),
-                (2, command) => Err(BadHeader::V2Command(command)),
-                (version, _) => Err(BadHeader::V2Version(version)),
+                (2, command) => Err(BadProxyHeader::V2Command(command)),
+                (version, _) => Err(BadProxyHeader::V2Version(version)),
             };
             assert_eq!(decode(&v2(version_and_command, 0x11, &FOUR)), expected, "{version_and_command:#04x}");
         }
     }
 
     #[test]
-    fn bad_headers_in_words() {
-        use BadHeader::*;
+    fn invalid_headers_as_text() {
+        use BadProxyHeader::*;
         for (bad, words) in [
-            (Absent, "does not begin with a PROXY protocol header"),
+            (NoSignature, "does not begin with a PROXY protocol header"),
             (V1TooLong, "PROXY line of more than 107 bytes"),
             (V1Protocol, "PROXY line with a protocol other than TCP4, TCP6 and UNKNOWN"),
             (V1Fields, "PROXY line without exactly two addresses and two ports"),
@@ -351,9 +351,9 @@ mod tests {
     }
 
     /// Good headers with a few bytes changed get further than random ones.
-    fn damaged() -> impl Strategy<Value = Vec<u8>> {
+    fn corrupted_header() -> impl Strategy<Value = Vec<u8>> {
         let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
-        (prop::sample::select(good()), changes).prop_map(|((mut bytes, _), changes)| {
+        (prop::sample::select(valid_headers()), changes).prop_map(|((mut bytes, _), changes)| {
             for (index, byte) in changes {
                 let index = index.index(bytes.len());
                 bytes[index] = byte;
@@ -364,20 +364,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn more_bytes_change_no_verdict(bytes in prop_oneof![damaged(), prop::collection::vec(any::<u8>(), 0..130)]) {
+        fn more_bytes_do_not_change_the_result(bytes in prop_oneof![corrupted_header(), prop::collection::vec(any::<u8>(), 0..130)]) {
             let whole = decode(&bytes);
             for len in 0..bytes.len() {
                 let part = decode(&bytes[..len]);
                 prop_assert!(part == Ok(None) || part == whole, "{} bytes: {:?}, all: {:?}", len, part, whole);
             }
             if let Ok(Some((_, used))) = whole {
-                prop_assert!(used <= bytes.len() && used <= MAX_V2);
+                prop_assert!(used <= bytes.len() && used <= MAX_V2_LEN);
             }
         }
 
         #[test]
-        fn any_address_is_read_back(ip in any::<std::net::IpAddr>(), port: u16, to_port: u16, more in 0..500_usize) {
-            let from = Origin::Client(SocketAddr::new(ip, port));
+        fn addresses_round_trip(ip in any::<std::net::IpAddr>(), port: u16, to_port: u16, more in 0..500_usize) {
+            let from = ProxySource::Client(SocketAddr::new(ip, port));
             let (name, family, own) = match ip {
                 IpAddr::V4(ip) => ("TCP4", 0x11, ip.octets().to_vec()),
                 IpAddr::V6(ip) => ("TCP6", 0x21, ip.octets().to_vec()),
@@ -391,9 +391,9 @@ mod tests {
 
         /// A header never asks for more than its bound: whatever comes, there is a verdict by then.
         #[test]
-        fn enough_bytes_always_bring_a_verdict(bytes in damaged()) {
+        fn a_full_length_header_is_always_decided(bytes in corrupted_header()) {
             let mut bytes = bytes;
-            bytes.resize(MAX_V2, 0);
+            bytes.resize(MAX_V2_LEN, 0);
             prop_assert!(decode(&bytes) != Ok(None));
         }
     }

@@ -1,28 +1,28 @@
-//! What a core is lent and what it answers: [`Cx`] in, [`Action`]s out, with the values they carry.
+//! What a core is lent and what it answers: [`Context`] in, [`Action`]s out, with the values they carry.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::call::CallState;
-use super::media::{Facts, Sealed};
+use super::media::{CallStats, Encrypted};
 use super::request_ids::RequestIds;
-use super::server_health::Servers;
-use crate::config::{Config, Server};
+use super::server_health::ServerHealth;
+use crate::config::{ChatServerConfig, Config};
 use crate::proto::audio::BadDatagram;
 use crate::proto::identity::Mac;
-use crate::proto::mqtt::{ConnectCode, Malformed};
+use crate::proto::mqtt::{ConnectReturnCode, Malformed};
 
 mod display;
 
 /// What a core is lent for one call: the time, the configuration of this moment, and where actions go.
-pub struct Cx<'a> {
+pub struct Context<'a> {
     /// The time of this turn.
     pub now: Instant,
     /// Swapped whole by a reload; never stored.
     pub config: &'a Config,
     /// Health and framing of the chat servers, shared by all calls.
-    pub servers: &'a mut Servers,
+    pub servers: &'a mut ServerHealth,
     /// For requests to devices, shared by all sessions of the process.
     pub ids: &'a RequestIds,
     /// To be carried out in order.
@@ -33,13 +33,13 @@ pub struct Cx<'a> {
 #[derive(Debug, PartialEq)]
 pub enum Action {
     /// The device's credentials are good: look for an older connection of the same client id and for a free place,
-    /// then call [`Core::admitted`](super::Core::admitted) or [`Core::take_over`](super::Core::take_over).
+    /// then call [`Core::on_admission`](super::Core::on_admission) or [`Core::take_over`](super::Core::take_over).
     Admit,
     /// Answer CONNECT with this code, after the delay that failed logins from this address have earned; then
-    /// [`Action::Close`] follows.
-    Refuse(ConnectCode),
+    /// [`Action::CloseDevice`] follows.
+    RefuseConnect(ConnectReturnCode),
     /// CONNACK 0.
-    Welcome,
+    AcceptConnect,
     /// SUBACK with one 0x00 for each of so many filters.
     SubAck {
         /// The packet id of the SUBSCRIBE.
@@ -53,40 +53,40 @@ pub enum Action {
     PingResp,
     /// A JSON text for the device, to its own topic.
     Publish(String),
-    /// A device said hello: mint a [`Grant`] and call [`Core::granted`](super::Core::granted).
-    Grant,
+    /// A device said hello: generate [`CallCredentials`] and call [`Core::on_credentials`](super::Core::on_credentials).
+    GenerateCredentials,
     /// Open a WebSocket to a chat server; the one before, if any, is dropped.
     Dial(Box<DialRequest>),
     /// A text for the chat server.
-    Say(String),
+    SendText(String),
     /// A WebSocket ping for the chat server.
-    Ping,
+    SendPing,
     /// Close the chat server's WebSocket with this code, or stop dialling.
-    HangUp(u16),
+    CloseBackend(u16),
     /// A held audio packet whose time has come.
-    Datagram(Sealed, Box<[u8]>),
+    SendDatagram(Encrypted, Box<[u8]>),
     /// Forget audio of this ssrc that waits in the socket's queue.
     FlushAudio(u32),
-    /// What became of an operator's [`Core::command`](super::Core::command): exactly once for each.
-    Answer {
+    /// What became of an operator's [`Core::send_command`](super::Core::send_command): exactly once for each.
+    CommandResult {
         /// The command's.
         ticket: u64,
         /// The device's result, raw JSON.
-        result: Result<Box<str>, CommandFailed>,
+        result: Result<Box<str>, CommandError>,
     },
     /// A call is over: forget its ssrc, log its line.
-    Ended(Box<Summary>),
+    CallEnded(Box<CallSummary>),
     /// One more of these.
     Count(Counter),
     /// For the log.
-    Note(Note),
+    Log(LogEvent),
     /// Close the device's connection once what is queued for it is written. The session stays while its call does.
-    Close(Reason),
+    CloseDevice(CloseReason),
 }
 
 /// Why an operator's command has no result.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CommandFailed {
+pub enum CommandError {
     /// The device is not connected, or was lost meanwhile.
     NotConnected,
     /// No answer in 5 s.
@@ -99,7 +99,7 @@ pub enum CommandFailed {
 
 /// What the shell minted for a hello, from the system's random source.
 #[derive(Clone, Debug)]
-pub struct Grant {
+pub struct CallCredentials {
     /// Unique among the calls of this gateway.
     pub ssrc: u32,
     /// AES-128 key of the call's audio.
@@ -107,7 +107,7 @@ pub struct Grant {
     /// A fresh UUID, for servers that name no session.
     pub session_id: Box<str>,
     /// Seed of the redial jitter.
-    pub seed: u64,
+    pub jitter_seed: u64,
     /// The host this device is told to send its datagrams to.
     pub udp_host: Box<str>,
     /// And the port.
@@ -120,18 +120,18 @@ pub struct Grant {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// There is room.
-    Welcome,
+    Accepted,
     /// `max_connections` is reached.
-    Full,
+    ConnectionLimit,
     /// `max_connections_per_ip` is reached.
-    Crowded,
+    PerIpLimit,
 }
 
 /// Which server to open a WebSocket to, with the request headers that depend on the device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DialRequest {
     /// The chat server.
-    pub server: Arc<Server>,
+    pub server: Arc<ChatServerConfig>,
     /// `device-id`, and part of the token.
     pub mac: Mac,
     /// `client-id`, and part of the token: the uuid of the client id. A two-part id has none, unless a token is signed.
@@ -141,28 +141,28 @@ pub struct DialRequest {
     /// `protocol-version`: 1 for bare Opus, 2 for the header.
     pub protocol_version: u8,
     /// Skip cached addresses: the server just failed.
-    pub fresh: bool,
+    pub skip_dns_cache: bool,
 }
 
 /// How a chat server's WebSocket, or the attempt to open one, ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Gone {
+pub enum BackendClosed {
     /// A Close frame came, with its code if it had one.
-    Closed(Option<u16>),
+    CloseFrame(Option<u16>),
     /// Anything else.
-    Failed(Failure),
+    Failed(BackendFailure),
 }
 
-/// The stage of a [`Failure`] that is not the chat server's: this system ran out of descriptors.
-pub const OWN_SHORTAGE: &str = "shortage";
+/// The stage of a [`BackendFailure`] that is not the chat server's: this system ran out of descriptors.
+pub const LOCAL_SHORTAGE_STAGE: &str = "shortage";
 
 /// A stage that failed, and why, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub struct BackendFailure {
     /// `resolve`, `connect`, `tls`, `upgrade`, `hello` or `live`: also a metric label.
     pub stage: &'static str,
     /// For a person.
-    pub why: String,
+    pub message: String,
 }
 
 /// Why a call ended: the log line and the metric label.
@@ -206,7 +206,7 @@ pub enum EndReason {
 
 /// A call's end, for its log line and the metrics.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Summary {
+pub struct CallSummary {
     /// The id the device knew, or would have known.
     pub session_id: Box<str>,
     /// Why it ended.
@@ -218,36 +218,36 @@ pub struct Summary {
     /// How far it was: who talks to a device takes that one along.
     pub state: CallState,
     /// URL of the last chat server.
-    pub server: Option<Arc<Server>>,
+    pub server: Option<Arc<ChatServerConfig>>,
     /// The ssrc to forget.
     pub ssrc: Option<u32>,
     /// Packets, bytes and what went missing.
-    pub facts: Facts,
+    pub stats: CallStats,
 }
 
 /// Why a device's connection is closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum CloseReason {
     /// CONNECT was refused.
-    Refused(ConnectCode, &'static str),
+    Refused(ConnectReturnCode, &'static str),
     /// No CONNECT in time.
     ConnectTimeout,
     /// Nothing came for one and a half keep alives.
     KeepAlive,
     /// DISCONNECT, or the connection's end.
-    Left,
+    Disconnected,
     /// The same client id connected again.
     TakenOver,
     /// A broken packet.
     Protocol(Malformed),
     /// A packet that has no place here, in words.
-    OutOfPlace(&'static str),
+    UnexpectedPacket(&'static str),
     /// A hello with another version than 3.
     HelloVersion(String),
     /// The device does not read what it is sent.
     SlowReader,
     /// Too much is kept for it while others need the room.
-    Memory,
+    MemoryLimit,
     /// The gateway stops.
     Shutdown,
     /// The gateway drains, and the device has no call.
@@ -258,9 +258,9 @@ pub enum Reason {
 
 /// Why an audio packet was dropped: the metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Discard {
+pub enum DropReason {
     /// Not a datagram of this protocol.
-    Datagram(BadDatagram),
+    BadDatagram(BadDatagram),
     /// No call has this ssrc.
     UnknownSsrc,
     /// Came before.
@@ -301,7 +301,7 @@ pub enum Counter {
     /// A chat server said hello again in mid-call.
     RepeatedHello,
     /// An audio packet was dropped.
-    Dropped(Discard),
+    Dropped(DropReason),
     /// An attempt to reach a chat server failed at this stage.
     DialFailed(&'static str),
     /// A chat server took a call, so long after the device's hello, in milliseconds.
@@ -312,16 +312,16 @@ pub enum Counter {
 
 /// A line for the log; the shell adds the session's prefix.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Note {
+pub enum LogEvent {
     /// A device was let in.
     Connected {
         /// It took over the call of a lost connection.
         resumed: bool,
     },
     /// The connection was lost in a call that is kept for a while.
-    Away(Duration),
+    ConnectionLost(Duration),
     /// A call is up.
-    CallBegan {
+    CallStarted {
         /// The session id the device was given.
         session_id: Box<str>,
         /// The chat server's URL.
@@ -334,14 +334,14 @@ pub enum Note {
         /// Its URL.
         url: String,
         /// Where and why.
-        failure: Failure,
+        failure: BackendFailure,
     },
     /// The chat server failed in mid-call; the call redials after this pause.
     Redialling {
         /// The URL of the server that failed.
         url: String,
         /// Where and why.
-        failure: Failure,
+        failure: BackendFailure,
         /// Pause before the next attempt.
         pause: Duration,
     },
@@ -369,14 +369,14 @@ pub enum Note {
     /// The server sent no hello but audio or text: the call is up without one.
     NoServerHello(String),
     /// Audio was held for the device's first datagram, and dropped.
-    HeldDropped(usize),
+    HeldAudioDropped(usize),
     /// The device listens, but no datagram of it came.
-    Unheard {
+    NoUdpAudio {
         /// Since the device began to listen.
         after: Duration,
         /// `host:port` it was told to send to.
         advertised: String,
     },
     /// The device's tools are known, or why not.
-    Tools(Result<usize, &'static str>),
+    ToolDiscovery(Result<usize, &'static str>),
 }

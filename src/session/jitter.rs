@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 /// A longer silence is the device's own: it stopped listening.
-const PAUSE: Duration = Duration::from_millis(500);
+const MAX_GAP: Duration = Duration::from_millis(500);
 /// Share of a new packet in the averages, as in RFC 3550 section 6.4.1.
-const WEIGHT: i32 = 16;
+const SMOOTHING_FACTOR: i32 = 16;
 
 /// Smoothed deviation of the gaps between packets from their own average. RFC 3550 takes the sender's timestamps for the
 /// latter; those of devices are often zero.
@@ -13,31 +13,31 @@ const WEIGHT: i32 = 16;
 pub(super) struct Jitter {
     last: Option<(Instant, u32)>,
     /// Average gap, microseconds; 0 is not known.
-    gap: i32,
+    gap_us: i32,
     /// Microseconds.
-    deviation: i32,
+    deviation_us: i32,
 }
 
 impl Jitter {
     /// A packet came. Where one is missing before it, the gap says nothing.
-    pub(super) fn arrived(&mut self, sequence: u32, now: Instant) {
+    pub(super) fn on_packet(&mut self, sequence: u32, now: Instant) {
         let Some((at, before)) = self.last.replace((now, sequence)) else { return };
         let gap = now.saturating_duration_since(at);
-        if sequence != before.wrapping_add(1) || gap > PAUSE {
+        if sequence != before.wrapping_add(1) || gap > MAX_GAP {
             return;
         }
         let gap = gap.as_micros() as i32;
-        if self.gap == 0 {
-            self.gap = gap;
+        if self.gap_us == 0 {
+            self.gap_us = gap;
         }
-        let off = gap - self.gap;
-        self.gap += off / WEIGHT;
-        self.deviation += (off.abs() - self.deviation) / WEIGHT;
+        let off = gap - self.gap_us;
+        self.gap_us += off / SMOOTHING_FACTOR;
+        self.deviation_us += (off.abs() - self.deviation_us) / SMOOTHING_FACTOR;
     }
 
     /// What it is now.
     pub(super) fn value(&self) -> Duration {
-        Duration::from_micros(self.deviation.max(0) as u64)
+        Duration::from_micros(self.deviation_us.max(0) as u64)
     }
 }
 
@@ -47,17 +47,17 @@ mod tests {
 
     fn after(gaps: impl IntoIterator<Item = (u32, u64)>) -> u128 {
         let (mut jitter, mut now, mut sequence) = (Jitter::default(), Instant::now(), 0);
-        jitter.arrived(sequence, now);
+        jitter.on_packet(sequence, now);
         for (step, gap) in gaps {
             sequence += step;
             now += Duration::from_millis(gap);
-            jitter.arrived(sequence, now);
+            jitter.on_packet(sequence, now);
         }
         jitter.value().as_millis()
     }
 
     #[test]
-    fn even_packets_have_none_and_uneven_ones_their_deviation() {
+    fn regular_packets_have_no_jitter_and_irregular_ones_their_deviation() {
         assert_eq!(Jitter::default().value(), Duration::ZERO);
         assert_eq!(after([(1, 60); 200]), 0);
         let uneven = after((0..200).map(|i| (1, if i % 2 == 0 { 40 } else { 80 })));
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_changes_its_pace_is_even_again() {
+    fn a_changed_packet_interval_converges_to_no_jitter() {
         let change = (0..600).map(|i| (1, if i < 100 { 60 } else { 120 }));
         assert!(after(change) <= 1);
     }

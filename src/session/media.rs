@@ -5,32 +5,32 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::jitter::Jitter;
-use super::server_health::Spoken;
-use super::{Discard, Grant};
+use super::server_health::WireFraming;
+use super::{CallCredentials, DropReason};
 use crate::config::PeerPolicy;
-use crate::proto::audio::{self, Cipher, Header, Verdict, Window};
+use crate::proto::audio::{self, Cipher, ReplayWindow, SequenceVerdict, UdpHeader};
 
 /// Direction bit of the downlink flags byte: no two packets of a call share a counter block with the uplink.
-const DOWNLINK: u8 = 0x80;
+const DOWNLINK_FLAG: u8 = 0x80;
 /// How long the known source must be silent before another IP address may take over.
-const KNOWN_SOURCE_SILENT: Duration = Duration::from_secs(2);
+const PATH_SILENCE_MIN: Duration = Duration::from_secs(2);
 /// Plausible packets in a row that make an unknown IP address the device's.
-const ADOPT_AFTER: u8 = 3;
+const PATH_VALIDATION_PACKETS: u8 = 3;
 /// Binary frames without a header, in one call, that show a server to speak raw Opus.
-const RAW_AFTER: u8 = 3;
+const RAW_FRAMING_AFTER: u8 = 3;
 
 /// Where the device's datagrams come from, and which of our addresses they reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
+pub struct UdpPeer {
     /// The device's address, where downlink audio goes.
     pub addr: SocketAddr,
     /// Our own address the device sends to, when the system tells: answers leave from it.
-    pub local: Option<IpAddr>,
+    pub local_ip: Option<IpAddr>,
 }
 
 /// Packet and byte counts of a call, and what went missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub struct CallStats {
     /// Audio packets from the device that reached the chat server's connection, or went on to another device.
     pub up_packets: u64,
     /// Opus bytes in them.
@@ -53,32 +53,32 @@ pub struct Facts {
 
 /// A datagram ready to leave: encrypted, in the caller's buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sealed {
+pub struct Encrypted {
     /// Where to.
-    pub peer: Peer,
+    pub destination: UdpPeer,
     /// Bytes used of the buffer.
-    pub len: usize,
+    pub datagram_len: usize,
 }
 
 /// One accepted uplink packet.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Opened {
+pub(super) struct Decrypted {
     pub(super) timestamp: u32,
-    pub(super) payload: usize,
+    pub(super) payload_len: usize,
     /// The device's address became known with this packet.
-    pub(super) first: bool,
+    pub(super) peer_learned: bool,
 }
 
 /// How this call's server frames audio, as far as is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Framing {
-    Known(Spoken),
+pub(super) enum FramingState {
+    Known(WireFraming),
     /// So many frames of this call had no header.
     Unknown(u8),
 }
 
 /// What a binary frame of the server turned out to be.
-pub(super) enum Frame<'a> {
+pub(super) enum ClassifiedFrame<'a> {
     /// An Opus packet with its timestamp.
     Audio(u32, &'a [u8]),
     /// Not known yet.
@@ -90,41 +90,41 @@ pub(super) enum Frame<'a> {
 pub(super) struct Media {
     cipher: Cipher,
     ssrc: u32,
-    window: Window,
+    window: ReplayWindow,
     sequence: u32,
-    peer: Option<Peer>,
-    peer_heard: Instant,
+    peer: Option<UdpPeer>,
+    peer_last_seen: Instant,
     /// The IP address of the device's MQTT connection: trusted on any port.
-    home: IpAddr,
+    mqtt_ip: IpAddr,
     opus_config: Option<u8>,
-    candidate: Option<Box<Candidate>>,
-    pub(super) framing: Framing,
+    candidate: Option<Box<PathCandidate>>,
+    pub(super) framing: FramingState,
     jitter: Jitter,
-    pub(super) facts: Facts,
+    pub(super) stats: CallStats,
 }
 
-struct Candidate {
+struct PathCandidate {
     addr: SocketAddr,
-    next: u32,
+    next_sequence: u32,
     opus_config: u8,
-    seen: u8,
+    packets: u8,
 }
 
 impl Media {
-    pub(super) fn new(grant: &Grant, home: IpAddr, now: Instant) -> Self {
+    pub(super) fn new(credentials: &CallCredentials, home: IpAddr, now: Instant) -> Self {
         Self {
-            cipher: Cipher::new(&grant.key),
-            ssrc: grant.ssrc,
-            window: Window::new(),
+            cipher: Cipher::new(&credentials.key),
+            ssrc: credentials.ssrc,
+            window: ReplayWindow::new(),
             sequence: 0,
             peer: None,
-            peer_heard: now,
-            home,
+            peer_last_seen: now,
+            mqtt_ip: home,
             opus_config: None,
             candidate: None,
-            framing: Framing::Unknown(0),
+            framing: FramingState::Unknown(0),
             jitter: Jitter::default(),
-            facts: Facts::default(),
+            stats: CallStats::default(),
         }
     }
 
@@ -137,213 +137,231 @@ impl Media {
         self.jitter.value()
     }
 
-    pub(super) fn peer(&self) -> Option<Peer> {
+    pub(super) fn peer(&self) -> Option<UdpPeer> {
         self.peer
     }
 
     /// The device came back over another MQTT connection.
-    pub(super) fn rehome(&mut self, home: IpAddr) {
-        self.home = home;
+    pub(super) fn set_mqtt_ip(&mut self, home: IpAddr) {
+        self.mqtt_ip = home;
     }
 
     /// Checks and decrypts one datagram in place: exact length, sequence, source, in that order, so that what is
     /// refused changes nothing.
-    pub(super) fn open(
+    pub(super) fn decrypt(
         &mut self,
-        from: Peer,
+        from: UdpPeer,
         datagram: &mut [u8],
         policy: PeerPolicy,
         now: Instant,
-    ) -> Result<Opened, Discard> {
-        let header = Header::parse(datagram).map_err(Discard::Datagram)?;
-        let trusted = from.addr.ip() == self.home || self.peer.is_some_and(|peer| peer.addr == from.addr);
+    ) -> Result<Decrypted, DropReason> {
+        let header = UdpHeader::parse(datagram).map_err(DropReason::BadDatagram)?;
+        let trusted = from.addr.ip() == self.mqtt_ip || self.peer.is_some_and(|peer| peer.addr == from.addr);
         if !trusted {
-            return self.consider(from, &header, datagram, policy, now);
+            return self.validate_path(from, &header, datagram, policy, now);
         }
-        self.judge(header.sequence)?;
-        self.accept(from, &header, datagram, now)
+        self.accept_sequence(header.sequence)?;
+        self.accept_datagram(from, &header, datagram, now)
     }
 
-    fn judge(&mut self, sequence: u32) -> Result<(), Discard> {
+    fn accept_sequence(&mut self, sequence: u32) -> Result<(), DropReason> {
         match self.window.accept(sequence) {
-            Verdict::Fresh { lost } => {
-                self.facts.lost += u64::from(lost);
+            SequenceVerdict::Fresh { lost } => {
+                self.stats.lost += u64::from(lost);
                 Ok(())
             }
-            Verdict::Duplicate => {
-                self.facts.duplicates += 1;
-                Err(Discard::Duplicate)
+            SequenceVerdict::Duplicate => {
+                self.stats.duplicates += 1;
+                Err(DropReason::Duplicate)
             }
-            Verdict::Late => {
-                self.facts.reordered += 1;
-                self.facts.lost = self.facts.lost.saturating_sub(1);
-                Err(Discard::Late)
+            SequenceVerdict::Late => {
+                self.stats.reordered += 1;
+                self.stats.lost = self.stats.lost.saturating_sub(1);
+                Err(DropReason::Late)
             }
-            Verdict::TooOld => Err(Discard::TooOld),
-            Verdict::Jump => Err(Discard::Jump),
+            SequenceVerdict::TooOld => Err(DropReason::TooOld),
+            SequenceVerdict::Jump => Err(DropReason::Jump),
         }
     }
 
-    fn accept(
+    fn accept_datagram(
         &mut self,
-        from: Peer,
-        header: &Header,
+        from: UdpPeer,
+        header: &UdpHeader,
         datagram: &mut [u8],
         now: Instant,
-    ) -> Result<Opened, Discard> {
-        let payload = &mut datagram[audio::HEADER..];
-        self.cipher.apply(&header.bytes(), payload);
+    ) -> Result<Decrypted, DropReason> {
+        let payload = &mut datagram[audio::HEADER_LEN..];
+        self.cipher.apply(&header.to_bytes(), payload);
         self.opus_config = audio::opus_config(payload).or(self.opus_config);
         let first = self.peer.is_none();
         self.peer = Some(from);
-        self.peer_heard = now;
-        self.jitter.arrived(header.sequence, now);
+        self.peer_last_seen = now;
+        self.jitter.on_packet(header.sequence, now);
         self.candidate = None;
-        Ok(Opened { timestamp: header.timestamp, payload: payload.len(), first })
+        Ok(Decrypted { timestamp: header.timestamp, payload_len: payload.len(), peer_learned: first })
     }
 
     /// A packet from an unknown IP address: adopted only as the last of several plausible ones in a row, while the
     /// known source is silent; until then it moves nothing.
-    fn consider(
+    fn validate_path(
         &mut self,
-        from: Peer,
-        header: &Header,
+        from: UdpPeer,
+        header: &UdpHeader,
         datagram: &mut [u8],
         policy: PeerPolicy,
         now: Instant,
-    ) -> Result<Opened, Discard> {
+    ) -> Result<Decrypted, DropReason> {
         if policy == PeerPolicy::Strict
-            || !matches!(self.window.check(header.sequence), Verdict::Fresh { .. })
+            || !matches!(self.window.check(header.sequence), SequenceVerdict::Fresh { .. })
         {
-            return Err(Discard::ForeignSource);
+            return Err(DropReason::ForeignSource);
         }
         let silent =
-            self.peer.is_none() || now.saturating_duration_since(self.peer_heard) >= KNOWN_SOURCE_SILENT;
-        let payload = &mut datagram[audio::HEADER..];
-        self.cipher.apply(&header.bytes(), payload);
+            self.peer.is_none() || now.saturating_duration_since(self.peer_last_seen) >= PATH_SILENCE_MIN;
+        let payload = &mut datagram[audio::HEADER_LEN..];
+        self.cipher.apply(&header.to_bytes(), payload);
         let Some(config) = audio::opus_config(payload) else {
             self.candidate = None;
-            return Err(Discard::ForeignSource);
+            return Err(DropReason::ForeignSource);
         };
         let plausible = silent && self.opus_config.is_none_or(|known| known == config);
         if !plausible {
             self.candidate = None;
-            return Err(Discard::ForeignSource);
+            return Err(DropReason::ForeignSource);
         }
         let seen = match &self.candidate {
             Some(candidate)
                 if candidate.addr == from.addr
-                    && candidate.next == header.sequence
+                    && candidate.next_sequence == header.sequence
                     && candidate.opus_config == config =>
             {
-                candidate.seen + 1
+                candidate.packets + 1
             }
             _ => 1,
         };
-        if seen < ADOPT_AFTER {
+        if seen < PATH_VALIDATION_PACKETS {
             let next = header.sequence.wrapping_add(1);
-            let candidate = Candidate { addr: from.addr, next, opus_config: config, seen };
+            let candidate =
+                PathCandidate { addr: from.addr, next_sequence: next, opus_config: config, packets: seen };
             match &mut self.candidate {
                 Some(known) => **known = candidate,
                 None => self.candidate = Some(Box::new(candidate)),
             }
-            return Err(Discard::ForeignSource);
+            return Err(DropReason::ForeignSource);
         }
-        self.judge(header.sequence)?;
+        self.accept_sequence(header.sequence)?;
         let first = self.peer.is_none();
         self.peer = Some(from);
-        self.peer_heard = now;
+        self.peer_last_seen = now;
         self.opus_config = Some(config);
         self.candidate = None;
-        Ok(Opened { timestamp: header.timestamp, payload: payload.len(), first })
+        Ok(Decrypted { timestamp: header.timestamp, payload_len: payload.len(), peer_learned: first })
     }
 
     /// One more packet of so many Opus bytes goes on.
-    pub(super) fn count_up(&mut self, payload: usize) {
-        self.facts.up_packets += 1;
-        self.facts.up_bytes += payload as u64;
+    pub(super) fn count_uplink(&mut self, payload: usize) {
+        self.stats.up_packets += 1;
+        self.stats.up_bytes += payload as u64;
     }
 
     /// Writes the chat server's header over the datagram's, in place, and returns the frame it speaks.
-    pub(super) fn framed<'b>(&mut self, opened: &Opened, datagram: &'b mut [u8]) -> &'b [u8] {
-        let end = audio::HEADER + opened.payload;
-        self.count_up(opened.payload);
-        if self.framing == Framing::Known(Spoken::Raw) {
-            return &datagram[audio::HEADER..end];
+    pub(super) fn to_server_frame<'b>(&mut self, decrypted: &Decrypted, datagram: &'b mut [u8]) -> &'b [u8] {
+        let end = audio::HEADER_LEN + decrypted.payload_len;
+        self.count_uplink(decrypted.payload_len);
+        if self.framing == FramingState::Known(WireFraming::Raw) {
+            return &datagram[audio::HEADER_LEN..end];
         }
-        datagram[..audio::HEADER].copy_from_slice(&audio::ws_header(opened.timestamp, opened.payload));
+        datagram[..audio::HEADER_LEN]
+            .copy_from_slice(&audio::ws_frame_header(decrypted.timestamp, decrypted.payload_len));
         &datagram[..end]
     }
 
     /// Tells what a binary frame of a server is, in a call of this age, and learns from it.
-    pub(super) fn classify<'a>(&mut self, frame: &'a [u8], fixed: bool, age: Duration) -> Frame<'a> {
-        let headed = audio::parse_ws(frame);
+    pub(super) fn classify<'a>(
+        &mut self,
+        frame: &'a [u8],
+        fixed: bool,
+        age: Duration,
+    ) -> ClassifiedFrame<'a> {
+        let headed = audio::parse_ws_frame(frame);
         match (self.framing, headed) {
-            (Framing::Known(Spoken::Header), Some((timestamp, payload))) => sized(timestamp, payload),
-            (Framing::Known(Spoken::Header), None) => Frame::Bad,
-            (Framing::Known(Spoken::Raw), Some((timestamp, payload))) if !fixed => {
-                self.framing = Framing::Known(Spoken::Header);
-                sized(timestamp, payload)
+            (FramingState::Known(WireFraming::Header), Some((timestamp, payload))) => {
+                checked_audio(timestamp, payload)
             }
-            (Framing::Known(Spoken::Raw), _) => sized(millis(age), frame),
-            (Framing::Unknown(_), Some((timestamp, payload))) => {
-                self.framing = Framing::Known(Spoken::Header);
-                sized(timestamp, payload)
+            (FramingState::Known(WireFraming::Header), None) => ClassifiedFrame::Bad,
+            (FramingState::Known(WireFraming::Raw), Some((timestamp, payload))) if !fixed => {
+                self.framing = FramingState::Known(WireFraming::Header);
+                checked_audio(timestamp, payload)
             }
-            (Framing::Unknown(_), None) if frame.is_empty() || frame.len() > audio::MAX_PAYLOAD => Frame::Bad,
-            (Framing::Unknown(seen), None) if seen + 1 < RAW_AFTER => {
-                self.framing = Framing::Unknown(seen + 1);
-                Frame::Undecided
+            (FramingState::Known(WireFraming::Raw), _) => checked_audio(call_timestamp(age), frame),
+            (FramingState::Unknown(_), Some((timestamp, payload))) => {
+                self.framing = FramingState::Known(WireFraming::Header);
+                checked_audio(timestamp, payload)
             }
-            (Framing::Unknown(_), None) => {
-                self.framing = Framing::Known(Spoken::Raw);
-                sized(millis(age), frame)
+            (FramingState::Unknown(_), None) if frame.is_empty() || frame.len() > audio::MAX_PAYLOAD => {
+                ClassifiedFrame::Bad
+            }
+            (FramingState::Unknown(seen), None) if seen + 1 < RAW_FRAMING_AFTER => {
+                self.framing = FramingState::Unknown(seen + 1);
+                ClassifiedFrame::Undecided
+            }
+            (FramingState::Unknown(_), None) => {
+                self.framing = FramingState::Known(WireFraming::Raw);
+                checked_audio(call_timestamp(age), frame)
             }
         }
     }
 
     /// A frame held while the framing was unknown, now that it is known.
-    pub(super) fn reconsider<'a>(&self, frame: &'a [u8], age: Duration) -> Frame<'a> {
-        match (self.framing, audio::parse_ws(frame)) {
-            (Framing::Unknown(_), _) => Frame::Undecided,
-            (Framing::Known(Spoken::Header), Some((timestamp, payload))) => sized(timestamp, payload),
-            (Framing::Known(Spoken::Header), None) => Frame::Bad,
-            (Framing::Known(Spoken::Raw), _) => sized(millis(age), frame),
+    pub(super) fn classify_held<'a>(&self, frame: &'a [u8], age: Duration) -> ClassifiedFrame<'a> {
+        match (self.framing, audio::parse_ws_frame(frame)) {
+            (FramingState::Unknown(_), _) => ClassifiedFrame::Undecided,
+            (FramingState::Known(WireFraming::Header), Some((timestamp, payload))) => {
+                checked_audio(timestamp, payload)
+            }
+            (FramingState::Known(WireFraming::Header), None) => ClassifiedFrame::Bad,
+            (FramingState::Known(WireFraming::Raw), _) => checked_audio(call_timestamp(age), frame),
         }
     }
 
     /// Encrypts one Opus packet for the device into `out`. The caller has checked that a peer is known.
-    pub(super) fn seal(
+    pub(super) fn encrypt(
         &mut self,
-        peer: Peer,
+        peer: UdpPeer,
         timestamp: u32,
         payload: &[u8],
         flags: bool,
         out: &mut [u8],
-    ) -> Sealed {
+    ) -> Encrypted {
         self.sequence = self.sequence.wrapping_add(1);
-        let flags = if flags { DOWNLINK | (self.sequence & 0x7f) as u8 } else { 0 };
-        let header =
-            Header { flags, len: payload.len() as u16, ssrc: self.ssrc, timestamp, sequence: self.sequence };
-        let bytes = header.bytes();
-        let len = audio::HEADER + payload.len();
-        out[..audio::HEADER].copy_from_slice(&bytes);
-        out[audio::HEADER..len].copy_from_slice(payload);
-        self.cipher.apply(&bytes, &mut out[audio::HEADER..len]);
-        self.facts.down_packets += 1;
-        self.facts.down_bytes += payload.len() as u64;
-        Sealed { peer, len }
+        let flags = if flags { DOWNLINK_FLAG | (self.sequence & 0x7f) as u8 } else { 0 };
+        let header = UdpHeader {
+            flags,
+            payload_len: payload.len() as u16,
+            ssrc: self.ssrc,
+            timestamp,
+            sequence: self.sequence,
+        };
+        let bytes = header.to_bytes();
+        let len = audio::HEADER_LEN + payload.len();
+        out[..audio::HEADER_LEN].copy_from_slice(&bytes);
+        out[audio::HEADER_LEN..len].copy_from_slice(payload);
+        self.cipher.apply(&bytes, &mut out[audio::HEADER_LEN..len]);
+        self.stats.down_packets += 1;
+        self.stats.down_bytes += payload.len() as u64;
+        Encrypted { destination: peer, datagram_len: len }
     }
 }
 
 /// Timestamps for servers that send none: milliseconds since the call's start, never zero.
-fn millis(age: Duration) -> u32 {
+fn call_timestamp(age: Duration) -> u32 {
     (age.as_millis() as u32).max(1)
 }
 
-fn sized(timestamp: u32, payload: &[u8]) -> Frame<'_> {
+fn checked_audio(timestamp: u32, payload: &[u8]) -> ClassifiedFrame<'_> {
     if payload.is_empty() || payload.len() > audio::MAX_PAYLOAD {
-        return Frame::Bad;
+        return ClassifiedFrame::Bad;
     }
-    Frame::Audio(timestamp, payload)
+    ClassifiedFrame::Audio(timestamp, payload)
 }

@@ -2,21 +2,21 @@
 //!
 //! # The invariant
 //!
-//! Every `&mut` call on a [`Core`] that takes a [`Cx`] may push [`Action`]s. The caller carries them out, in order,
+//! Every `&mut` call on a [`Core`] that takes a [`Context`] may push [`Action`]s. The caller carries them out, in order,
 //! before it calls this core or any other one again. What a core wants to be woken for is [`Core::deadline`]; waking it
 //! early, twice or for nothing is harmless.
 //!
 //! ```text
-//! device            AwaitingConnect -> Online -> Leaving
+//! device            AwaitingConnect -> Online -> Closed
 //!                                        |  ^
 //!            connection lost in a call   v  |  same client id connects again
-//!                                       Away
+//!                                       AwaitingReconnect
 //!
-//! its call          Dialing -> Greeting -> Live -> (gone)
-//!                      ^                    |
-//!                      +---- Backoff <------+  the chat server failed
+//! its call          Dialing -> AwaitingHello -> Live -> (gone)
+//!                      ^                         |
+//!                      +---- Backoff <-----------+  the chat server failed
 //!
-//! with a device     any of them once answered -> Ringing -> Bridged -> (gone)
+//! with a device     any of them once answered -> Ringing -> InDeviceCall -> (gone)
 //! ```
 
 mod action;
@@ -32,15 +32,15 @@ mod request_ids;
 mod server_health;
 
 pub use action::{
-    Action, Admission, CommandFailed, Counter, Cx, DialRequest, Discard, EndReason, Failure, Gone, Grant,
-    Note, OWN_SHORTAGE, Reason, Summary,
+    Action, Admission, BackendClosed, BackendFailure, CallCredentials, CallSummary, CloseReason,
+    CommandError, Context, Counter, DialRequest, DropReason, EndReason, LOCAL_SHORTAGE_STAGE, LogEvent,
 };
 pub use call::{CallState, CallView, Uplink};
 pub use core::{Core, Delivery};
-pub use device_calls::{Accepted, Bridges, Effect, Presence, Requested};
-pub use media::{Facts, Peer, Sealed};
+pub use device_calls::{AcceptOutcome, DeviceCallEffect, DeviceCallTable, Presence, RequestOutcome};
+pub use media::{CallStats, Encrypted, UdpPeer};
 pub use request_ids::RequestIds;
-pub use server_health::{Servers, Spoken};
+pub use server_health::{ServerHealth, WireFraming};
 
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]

@@ -11,23 +11,23 @@ const MAX_FRAMES: usize = 256;
 
 /// Too much text: the call ends.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Overflow;
+pub(super) struct QueueOverflow;
 
 /// Text that waits for a peer to be there. Mostly none does, so it is apart.
 #[derive(Debug, Default)]
-pub(super) struct Texts(Option<Box<Waiting>>);
+pub(super) struct TextQueue(Option<Box<QueuedTexts>>);
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct QueuedTexts {
     texts: VecDeque<Box<str>>,
     bytes: usize,
 }
 
-impl Texts {
-    pub(super) fn push(&mut self, text: &str) -> Result<(), Overflow> {
+impl TextQueue {
+    pub(super) fn push(&mut self, text: &str) -> Result<(), QueueOverflow> {
         let waiting = self.0.get_or_insert_default();
         if waiting.texts.len() >= MAX_TEXTS || waiting.bytes + text.len() > MAX_TEXT_BYTES {
-            return Err(Overflow);
+            return Err(QueueOverflow);
         }
         waiting.bytes += text.len();
         waiting.texts.push_back(text.into());
@@ -51,7 +51,7 @@ impl Texts {
 
 /// Something from the chat server that waits.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Held {
+pub(super) enum HeldItem {
     /// A text as the server sent it, and whether it is `tts start`.
     Text { text: Box<str>, tts_start: bool },
     /// A binary frame as the server sent it.
@@ -60,11 +60,11 @@ pub(super) enum Held {
 
 /// Text and audio from the chat server, in the order they came. Mostly there is none, so it is apart.
 #[derive(Debug, Default)]
-pub(super) struct HeldQueue(Option<Box<Items>>);
+pub(super) struct HeldQueue(Option<Box<HeldItems>>);
 
 #[derive(Debug, Default)]
-struct Items {
-    items: VecDeque<Held>,
+struct HeldItems {
+    items: VecDeque<HeldItem>,
     texts: usize,
     text_bytes: usize,
     frames: usize,
@@ -81,18 +81,18 @@ impl HeldQueue {
         self.0.as_ref().map_or(0, |held| held.text_bytes + held.frame_bytes)
     }
 
-    pub(super) fn front(&self) -> Option<&Held> {
+    pub(super) fn front(&self) -> Option<&HeldItem> {
         self.0.as_ref()?.items.front()
     }
 
-    pub(super) fn push_text(&mut self, text: &str, tts_start: bool) -> Result<(), Overflow> {
+    pub(super) fn push_text(&mut self, text: &str, tts_start: bool) -> Result<(), QueueOverflow> {
         let held = self.0.get_or_insert_default();
         if held.texts >= MAX_TEXTS || held.text_bytes + text.len() > MAX_TEXT_BYTES {
-            return Err(Overflow);
+            return Err(QueueOverflow);
         }
         held.texts += 1;
         held.text_bytes += text.len();
-        held.items.push_back(Held::Text { text: text.into(), tts_start });
+        held.items.push_back(HeldItem::Text { text: text.into(), tts_start });
         Ok(())
     }
 
@@ -104,19 +104,19 @@ impl HeldQueue {
         }
         held.frames += 1;
         held.frame_bytes += frame.len();
-        held.items.push_back(Held::Frame(frame.into()));
+        held.items.push_back(HeldItem::Frame(frame.into()));
         true
     }
 
-    pub(super) fn pop(&mut self) -> Option<Held> {
+    pub(super) fn pop(&mut self) -> Option<HeldItem> {
         let held = self.0.as_mut()?;
         let item = held.items.pop_front()?;
         match &item {
-            Held::Text { text, .. } => {
+            HeldItem::Text { text, .. } => {
                 held.texts -= 1;
                 held.text_bytes -= text.len();
             }
-            Held::Frame(frame) => {
+            HeldItem::Frame(frame) => {
                 held.frames -= 1;
                 held.frame_bytes -= frame.len();
             }
@@ -130,7 +130,7 @@ impl HeldQueue {
     /// Forgets every frame, keeps the text in order; says how many frames went.
     pub(super) fn drop_frames(&mut self) -> usize {
         let Some(held) = &mut self.0 else { return 0 };
-        held.items.retain(|item| matches!(item, Held::Text { .. }));
+        held.items.retain(|item| matches!(item, HeldItem::Text { .. }));
         held.frame_bytes = 0;
         std::mem::take(&mut held.frames)
     }
@@ -143,15 +143,15 @@ mod tests {
 
     #[test]
     fn texts_are_bounded_in_number_and_bytes() {
-        let mut texts = Texts::default();
+        let mut texts = TextQueue::default();
         for _ in 0..MAX_TEXTS {
             texts.push("{}").unwrap();
         }
-        assert_eq!(texts.push("{}"), Err(Overflow));
+        assert_eq!(texts.push("{}"), Err(QueueOverflow));
         assert_eq!(texts.take().len(), MAX_TEXTS);
-        assert_eq!(texts.push(&"x".repeat(MAX_TEXT_BYTES + 1)), Err(Overflow));
+        assert_eq!(texts.push(&"x".repeat(MAX_TEXT_BYTES + 1)), Err(QueueOverflow));
         texts.push(&"x".repeat(MAX_TEXT_BYTES)).unwrap();
-        assert_eq!(texts.push("x"), Err(Overflow));
+        assert_eq!(texts.push("x"), Err(QueueOverflow));
     }
 
     #[test]
@@ -164,8 +164,8 @@ mod tests {
         assert!(!held.push_frame(b"f"));
         held.push_text("b", false).unwrap();
         assert_eq!(held.drop_frames(), MAX_FRAMES);
-        assert_eq!(held.pop(), Some(Held::Text { text: "a".into(), tts_start: true }));
-        assert_eq!(held.pop(), Some(Held::Text { text: "b".into(), tts_start: false }));
+        assert_eq!(held.pop(), Some(HeldItem::Text { text: "a".into(), tts_start: true }));
+        assert_eq!(held.pop(), Some(HeldItem::Text { text: "b".into(), tts_start: false }));
         assert!(held.is_empty() && held.push_frame(b"f"));
     }
 
@@ -175,18 +175,18 @@ mod tests {
         for _ in 0..MAX_TEXTS {
             held.push_text("{}", false).unwrap();
         }
-        assert_eq!(held.push_text("{}", false), Err(Overflow));
+        assert_eq!(held.push_text("{}", false), Err(QueueOverflow));
         let mut held = HeldQueue::default();
-        assert_eq!(held.push_text(&"x".repeat(MAX_TEXT_BYTES + 1), false), Err(Overflow));
+        assert_eq!(held.push_text(&"x".repeat(MAX_TEXT_BYTES + 1), false), Err(QueueOverflow));
         held.push_text("x", false).unwrap();
-        assert_eq!(held.push_text(&"x".repeat(MAX_TEXT_BYTES), false), Err(Overflow));
+        assert_eq!(held.push_text(&"x".repeat(MAX_TEXT_BYTES), false), Err(QueueOverflow));
         held.push_text(&"x".repeat(MAX_TEXT_BYTES - 1), false).unwrap();
-        assert_eq!((held.bytes(), held.push_text("x", false)), (MAX_TEXT_BYTES, Err(Overflow)));
+        assert_eq!((held.bytes(), held.push_text("x", false)), (MAX_TEXT_BYTES, Err(QueueOverflow)));
     }
 
     #[test]
-    fn what_waits_is_counted_and_its_memory_given_back() {
-        let mut texts = Texts::default();
+    fn queued_bytes_are_counted_and_memory_is_freed() {
+        let mut texts = TextQueue::default();
         assert_eq!(texts.bytes(), 0);
         texts.push("four").unwrap();
         texts.push("and more").unwrap();
@@ -210,19 +210,19 @@ mod tests {
     }
 
     #[test]
-    fn what_has_left_makes_room() {
+    fn popped_items_make_room() {
         let mut held = HeldQueue::default();
         held.push_text("x", false).unwrap();
         held.push_text(&"x".repeat(MAX_TEXT_BYTES - 1), false).unwrap();
         held.pop();
         held.push_text("x", false).unwrap();
-        assert_eq!(held.push_text("x", false), Err(Overflow));
+        assert_eq!(held.push_text("x", false), Err(QueueOverflow));
 
         let mut held = HeldQueue::default();
         (0..MAX_TEXTS).for_each(|_| held.push_text("", false).unwrap());
         held.pop();
         held.push_text("", false).unwrap();
-        assert_eq!(held.push_text("", false), Err(Overflow));
+        assert_eq!(held.push_text("", false), Err(QueueOverflow));
 
         let mut held = HeldQueue::default();
         (0..MAX_FRAMES).for_each(|_| assert!(held.push_frame(b"f")));

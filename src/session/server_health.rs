@@ -4,69 +4,77 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Note;
-use crate::config::{Framing, Server};
+use super::LogEvent;
+use crate::config::{ChatServerConfig, Framing};
 
 /// How long a server that failed is tried last by new calls.
-const COOL_OFF: Duration = Duration::from_secs(30);
+const COOLDOWN: Duration = Duration::from_secs(30);
 /// A server that fails and works in turns makes news so often in this time; what it is after that is told later.
-const NEWS: u8 = 5;
-const NEWS_WITHIN: Duration = Duration::from_secs(10);
+const LOG_BURST: u8 = 5;
+const LOG_BURST_WINDOW: Duration = Duration::from_secs(10);
 
 /// Passive health and learnt framing of every server that was ever dialled, by URL.
 #[derive(Debug, Default)]
-pub struct Servers {
-    known: HashMap<String, Known>,
-    turn: usize,
+pub struct ServerHealth {
+    records: HashMap<String, ServerRecord>,
+    next_start: usize,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct ServerRecord {
     failing_since: Option<Instant>,
     last_failure: Option<Instant>,
     /// That it fails was told.
-    told: bool,
+    failure_logged: bool,
     /// Since when its failures are counted, and how many were told since.
-    news: Option<(Instant, u8)>,
-    learnt: Option<Spoken>,
+    log_window: Option<(Instant, u8)>,
+    framing: Option<WireFraming>,
 }
 
 /// What a server's binary frames were found to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spoken {
+pub enum WireFraming {
     /// A 16-byte header before each Opus packet.
     Header,
     /// The Opus packet alone.
     Raw,
 }
 
-impl Known {
-    fn makes_news(&mut self, now: Instant) -> bool {
-        let (since, count) = self.news.unwrap_or((now, 0));
-        if now.saturating_duration_since(since) >= NEWS_WITHIN {
-            self.news = Some((now, 1));
+impl ServerRecord {
+    fn should_log(&mut self, now: Instant) -> bool {
+        let (since, count) = self.log_window.unwrap_or((now, 0));
+        if now.saturating_duration_since(since) >= LOG_BURST_WINDOW {
+            self.log_window = Some((now, 1));
             return true;
         }
-        self.news = Some((since, (count + 1).min(NEWS)));
-        count < NEWS
+        self.log_window = Some((since, (count + 1).min(LOG_BURST)));
+        count < LOG_BURST
     }
 }
 
-impl Servers {
+impl ServerHealth {
     /// The order in which a new call tries the servers of `list`: spread over the list, those that failed lately last.
-    pub fn plan(&mut self, list: &[Arc<Server>], now: Instant) -> VecDeque<Arc<Server>> {
+    pub fn dial_order(
+        &mut self,
+        list: &[Arc<ChatServerConfig>],
+        now: Instant,
+    ) -> VecDeque<Arc<ChatServerConfig>> {
         if list.is_empty() {
             return VecDeque::new();
         }
-        let start = self.turn % list.len();
-        self.turn = self.turn.wrapping_add(1);
+        let start = self.next_start % list.len();
+        self.next_start = self.next_start.wrapping_add(1);
         let spread = list[start..].iter().chain(&list[..start]).cloned();
-        let (healthy, failing): (Vec<_>, Vec<_>) = spread.partition(|server| !self.cooling_off(server, now));
+        let (healthy, failing): (Vec<_>, Vec<_>) =
+            spread.partition(|server| !self.is_in_cooldown(server, now));
         healthy.into_iter().chain(failing).collect()
     }
 
     /// The server that follows `last` in `list`, another one if there is any; the first when `last` is no longer listed.
-    pub fn after(list: &[Arc<Server>], last: &Server) -> Option<Arc<Server>> {
+    pub fn next_after(
+        list: &[Arc<ChatServerConfig>],
+        last: &ChatServerConfig,
+    ) -> Option<Arc<ChatServerConfig>> {
         let Some(place) = list.iter().position(|server| server.url == last.url) else {
             return list.first().cloned();
         };
@@ -75,57 +83,57 @@ impl Servers {
     }
 
     /// Remembers a failure. A note comes back when this is news, not at every call.
-    pub fn failed(&mut self, server: &Server, why: &str, now: Instant) -> Option<Note> {
-        let known = self.known.entry(server.url.clone()).or_default();
-        known.last_failure = Some(now);
-        known.failing_since.get_or_insert(now);
-        if known.told || !known.makes_news(now) {
+    pub fn on_failure(&mut self, server: &ChatServerConfig, why: &str, now: Instant) -> Option<LogEvent> {
+        let record = self.records.entry(server.url.clone()).or_default();
+        record.last_failure = Some(now);
+        record.failing_since.get_or_insert(now);
+        if record.failure_logged || !record.should_log(now) {
             return None;
         }
-        known.told = true;
-        Some(Note::ServerFailing { url: server.to_string(), why: why.to_owned() })
+        record.failure_logged = true;
+        Some(LogEvent::ServerFailing { url: server.to_string(), why: why.to_owned() })
     }
 
     /// Remembers that a server took a call. A note comes back when it had been failing.
-    pub fn works(&mut self, server: &Server, now: Instant) -> Option<Note> {
-        let known = self.known.get_mut(&server.url)?;
-        known.last_failure = None;
-        let since = known.failing_since.take()?;
-        let told = std::mem::take(&mut known.told);
-        told.then(|| Note::ServerRecovered {
+    pub fn on_success(&mut self, server: &ChatServerConfig, now: Instant) -> Option<LogEvent> {
+        let record = self.records.get_mut(&server.url)?;
+        record.last_failure = None;
+        let since = record.failing_since.take()?;
+        let was_logged = std::mem::take(&mut record.failure_logged);
+        was_logged.then(|| LogEvent::ServerRecovered {
             url: server.to_string(),
             after: now.saturating_duration_since(since),
         })
     }
 
     /// How the server frames audio, when that is configured or was learnt.
-    pub fn spoken(&self, server: &Server) -> Option<Spoken> {
+    pub fn framing(&self, server: &ChatServerConfig) -> Option<WireFraming> {
         match server.framing {
-            Framing::Header => Some(Spoken::Header),
-            Framing::Raw => Some(Spoken::Raw),
-            Framing::Auto => self.known.get(&server.url).and_then(|known| known.learnt),
+            Framing::Header => Some(WireFraming::Header),
+            Framing::Raw => Some(WireFraming::Raw),
+            Framing::Auto => self.records.get(&server.url).and_then(|record| record.framing),
         }
     }
 
     /// The version of the WebSocket protocol to speak with the server: 1 has bare Opus, 2 the header.
-    pub fn protocol_version(&self, server: &Server) -> u8 {
-        match self.spoken(server) {
-            Some(Spoken::Raw) => 1,
-            Some(Spoken::Header) | None => 2,
+    pub fn protocol_version(&self, server: &ChatServerConfig) -> u8 {
+        match self.framing(server) {
+            Some(WireFraming::Raw) => 1,
+            Some(WireFraming::Header) | None => 2,
         }
     }
 
     /// Remembers how the server frames audio. Headers, once seen, are for good.
-    pub fn learn(&mut self, server: &Server, spoken: Spoken) {
-        let learnt = &mut self.known.entry(server.url.clone()).or_default().learnt;
-        if *learnt != Some(Spoken::Header) {
-            *learnt = Some(spoken);
+    pub fn learn_framing(&mut self, server: &ChatServerConfig, framing: WireFraming) {
+        let stored = &mut self.records.entry(server.url.clone()).or_default().framing;
+        if *stored != Some(WireFraming::Header) {
+            *stored = Some(framing);
         }
     }
 
-    fn cooling_off(&self, server: &Server, now: Instant) -> bool {
-        let last = self.known.get(&server.url).and_then(|known| known.last_failure);
-        last.is_some_and(|at| now.saturating_duration_since(at) < COOL_OFF)
+    fn is_in_cooldown(&self, server: &ChatServerConfig, now: Instant) -> bool {
+        let last = self.records.get(&server.url).and_then(|record| record.last_failure);
+        last.is_some_and(|at| now.saturating_duration_since(at) < COOLDOWN)
     }
 }
 
@@ -135,50 +143,51 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_works_again_has_its_turn_again() {
-        let (mut servers, now) = (Servers::default(), Instant::now());
-        let list: Vec<Arc<Server>> = ["ws://a/", "ws://b/"].map(|url| Arc::new(url.parse().unwrap())).into();
-        let mut first = |act: &dyn Fn(&mut Servers)| {
+    fn a_recovered_server_is_tried_in_normal_order_again() {
+        let (mut servers, now) = (ServerHealth::default(), Instant::now());
+        let list: Vec<Arc<ChatServerConfig>> =
+            ["ws://a/", "ws://b/"].map(|url| Arc::new(url.parse().unwrap())).into();
+        let mut first = |act: &dyn Fn(&mut ServerHealth)| {
             act(&mut servers);
-            servers.turn = 0;
-            servers.plan(&list, now)[0].url.clone()
+            servers.next_start = 0;
+            servers.dial_order(&list, now)[0].url.clone()
         };
-        let failed = |servers: &mut Servers| drop(servers.failed(&list[0], "reset", now));
+        let failed = |servers: &mut ServerHealth| drop(servers.on_failure(&list[0], "reset", now));
         assert_eq!(first(&|_| {}), list[0].url);
         assert_eq!(first(&failed), list[1].url);
-        assert_eq!(first(&|servers| drop(servers.works(&list[0], now))), list[0].url);
+        assert_eq!(first(&|servers| drop(servers.on_success(&list[0], now))), list[0].url);
     }
 
     #[test]
-    fn a_server_that_fails_and_works_in_turns_fills_no_log_and_its_last_state_is_told() {
-        let (mut servers, start) = (Servers::default(), Instant::now());
-        let server: Server = "ws://a/".parse().unwrap();
+    fn a_flapping_server_is_logged_at_a_limited_rate_and_its_last_state_is_logged() {
+        let (mut servers, start) = (ServerHealth::default(), Instant::now());
+        let server: ChatServerConfig = "ws://a/".parse().unwrap();
         let at = |ms| start + Duration::from_millis(ms);
-        let mut news = 0;
+        let mut events = 0;
         for n in 0..1_000 {
-            news += usize::from(servers.failed(&server, "reset", at(n * 5)).is_some());
-            news += usize::from(servers.works(&server, at(n * 5)).is_some());
+            events += usize::from(servers.on_failure(&server, "reset", at(n * 5)).is_some());
+            events += usize::from(servers.on_success(&server, at(n * 5)).is_some());
         }
-        assert_eq!(news, 2 * usize::from(NEWS));
+        assert_eq!(events, 2 * usize::from(LOG_BURST));
         // Now it fails for good.
-        assert_eq!(servers.failed(&server, "refused", at(5_000)), None);
-        assert_eq!(servers.failed(&server, "refused", at(9_999)), None);
-        assert!(servers.failed(&server, "refused", at(10_000)).is_some());
-        assert_eq!(servers.failed(&server, "refused", at(30_000)), None, "once is enough");
+        assert_eq!(servers.on_failure(&server, "refused", at(5_000)), None);
+        assert_eq!(servers.on_failure(&server, "refused", at(9_999)), None);
+        assert!(servers.on_failure(&server, "refused", at(10_000)).is_some());
+        assert_eq!(servers.on_failure(&server, "refused", at(30_000)), None, "once is enough");
         let after = Duration::from_secs(35);
-        let recovered = Note::ServerRecovered { url: server.to_string(), after };
-        assert_eq!(servers.works(&server, at(40_000)), Some(recovered));
-        assert_eq!(servers.works(&server, at(40_000)), None);
+        let recovered = LogEvent::ServerRecovered { url: server.to_string(), after };
+        assert_eq!(servers.on_success(&server, at(40_000)), Some(recovered));
+        assert_eq!(servers.on_success(&server, at(40_000)), None);
     }
 
     #[test]
-    fn news_of_a_server_is_counted_anew_when_its_time_is_over() {
-        let (mut known, start) = (Known::default(), Instant::now());
-        let mut count = |from: Duration| (0..50).filter(|_| known.makes_news(start + from)).count();
-        assert_eq!(count(Duration::ZERO), usize::from(NEWS));
-        assert_eq!(count(NEWS_WITHIN - Duration::from_millis(1)), 0);
-        assert_eq!(count(NEWS_WITHIN), usize::from(NEWS));
-        assert_eq!(count(2 * NEWS_WITHIN - Duration::from_millis(1)), 0);
-        assert_eq!(count(2 * NEWS_WITHIN), usize::from(NEWS));
+    fn the_log_burst_is_counted_anew_in_each_window() {
+        let (mut record, start) = (ServerRecord::default(), Instant::now());
+        let mut count = |from: Duration| (0..50).filter(|_| record.should_log(start + from)).count();
+        assert_eq!(count(Duration::ZERO), usize::from(LOG_BURST));
+        assert_eq!(count(LOG_BURST_WINDOW - Duration::from_millis(1)), 0);
+        assert_eq!(count(LOG_BURST_WINDOW), usize::from(LOG_BURST));
+        assert_eq!(count(2 * LOG_BURST_WINDOW - Duration::from_millis(1)), 0);
+        assert_eq!(count(2 * LOG_BURST_WINDOW), usize::from(LOG_BURST));
     }
 }

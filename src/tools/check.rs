@@ -14,11 +14,11 @@ use std::thread;
 
 use pico_args::Arguments;
 
-use self::options::Options;
-use self::report::{Finding, Report, Reporter, State};
-use self::server::Visitor;
-use super::terminal::Screen;
-use crate::config::{Config, Server, Source, unknown_variables};
+use self::options::CheckOptions;
+use self::report::{CheckReport, CheckReporter, CheckState, Finding};
+use self::server::ServerCheck;
+use super::terminal::Terminal;
+use crate::config::{ChatServerConfig, Config, Source, unknown_variables};
 
 const HELP: &str = "\
 Read the configuration, try every chat server as a call would, and say in words what
@@ -47,15 +47,15 @@ Exit code: 0 nothing fails, 1 something fails, 2 the configuration cannot be use
 wrong usage.";
 
 /// Servers that are tried at once.
-const AT_ONCE: usize = 8;
+const MAX_CONCURRENT_CHECKS: usize = 8;
 
 /// Runs the sub-command with its own arguments.
 pub fn run(mut args: Arguments) -> ExitCode {
     if args.contains(["-h", "--help"]) {
-        Screen::stdout().say(HELP);
+        Terminal::stdout().print_line(HELP);
         return ExitCode::SUCCESS;
     }
-    let options = match Options::parse(args) {
+    let options = match CheckOptions::parse(args) {
         Ok(options) => options,
         Err(error) => return fail(&format!("{error}; see check --help")),
     };
@@ -64,34 +64,35 @@ pub fn run(mut args: Arguments) -> ExitCode {
 }
 
 fn fail(error: &str) -> ExitCode {
-    Screen::stderr().say(&format!("check: {error}"));
+    Terminal::stderr().print_line(&format!("check: {error}"));
     ExitCode::from(2)
 }
 
-fn check(options: &Options, source: &Source) -> ExitCode {
-    let screen = if options.json { Screen::stderr() } else { Screen::stdout() };
-    let (config, errors) = source.examine();
-    let mut reporter = Reporter::new(screen, source, &config);
+fn check(options: &CheckOptions, source: &Source) -> ExitCode {
+    let terminal = if options.json { Terminal::stderr() } else { Terminal::stdout() };
+    let (config, errors) = source.load_with_errors();
+    let mut reporter = CheckReporter::new(terminal, source, &config);
     let report = if errors.is_empty() {
-        reporter.settings(settings::judge(&config));
+        reporter.add_settings(settings::check_settings(&config));
         reporter.progress(&format!("trying {} chat servers ...", servers(&config).count()));
-        let mut findings = vec![public_ip::judge(&config.udp)];
+        let mut findings = vec![public_ip::check_public_ip(&config.udp)];
         let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
-        findings.extend(unknown.into_iter().map(|what| Finding::new("configuration", State::Warn, what)));
-        findings.extend(public_ip::container(&config.udp));
-        reporter.settings(findings);
-        visit_all(&config, options, &mut reporter);
+        findings
+            .extend(unknown.into_iter().map(|what| Finding::new("configuration", CheckState::Warn, what)));
+        findings.extend(public_ip::check_container(&config.udp));
+        reporter.add_settings(findings);
+        check_servers(&config, options, &mut reporter);
         reporter.finish()
     } else {
-        reporter.refused(errors.iter().map(ToString::to_string).collect())
+        reporter.config_rejected(errors.iter().map(ToString::to_string).collect())
     };
     if options.json {
-        Screen::stdout().say(&report.to_json());
+        Terminal::stdout().print_line(&report.to_json());
     }
     exit_code(&report)
 }
 
-fn exit_code(report: &Report) -> ExitCode {
+fn exit_code(report: &CheckReport) -> ExitCode {
     match (report.ok, report.problems.is_empty()) {
         (true, _) => ExitCode::SUCCESS,
         (false, true) => ExitCode::FAILURE,
@@ -100,21 +101,21 @@ fn exit_code(report: &Report) -> ExitCode {
 }
 
 /// The servers with the names of their lists.
-fn servers(config: &Config) -> impl Iterator<Item = (&'static str, &Arc<Server>)> {
+fn servers(config: &Config) -> impl Iterator<Item = (&'static str, &Arc<ChatServerConfig>)> {
     let production = config.websocket.production.iter().map(|server| ("production", server));
     production.chain(config.websocket.development.iter().map(|server| ("development", server)))
 }
 
-fn visit_all(config: &Config, options: &Options, reporter: &mut Reporter) {
+fn check_servers(config: &Config, options: &CheckOptions, reporter: &mut CheckReporter) {
     let all: Vec<_> = servers(config).collect();
-    let visitor = Visitor { config, options };
-    for some in all.chunks(AT_ONCE) {
+    let server_check = ServerCheck { config, options };
+    for some in all.chunks(MAX_CONCURRENT_CHECKS) {
         thread::scope(|scope| {
-            let visits: Vec<_> =
-                some.iter().map(|(list, server)| scope.spawn(|| visitor.visit(list, server))).collect();
-            for visit in visits {
-                match visit.join() {
-                    Ok(seen) => reporter.server(seen),
+            let threads: Vec<_> =
+                some.iter().map(|(list, server)| scope.spawn(|| server_check.run(list, server))).collect();
+            for thread in threads {
+                match thread.join() {
+                    Ok(report) => reporter.add_server(report),
                     Err(panic) => std::panic::resume_unwind(panic),
                 }
             }
@@ -128,24 +129,27 @@ fn migrate(source: &Source) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error.to_string()),
     };
-    let Some(node) = &config.node else {
+    let Some(node) = &config.node_config else {
         let path = source.path().map_or_else(|| "there".into(), |path| path.display().to_string());
         return fail(&format!(
             "{path}: no configuration of the Node.js gateway, so there is nothing to migrate"
         ));
     };
-    let mut notes = Screen::stderr();
-    if !config.unused.is_empty() {
-        notes.say(&format!("note: left out, as this gateway does not use it: {}", config.unused.join(", ")));
+    let mut notes = Terminal::stderr();
+    if !config.unused_keys.is_empty() {
+        notes.print_line(&format!(
+            "note: left out, as this gateway does not use it: {}",
+            config.unused_keys.join(", ")
+        ));
     }
     if node.env_file.is_none() {
-        notes.say(
+        notes.print_line(
             "note: there is no .env in the working directory; run this where the Node.js gateway is started",
         );
     }
     if config.mqtt.signature_key.is_some() || config.websocket.secret.is_some() {
-        notes.say("note: it holds your keys: let nobody but the gateway read it");
+        notes.print_line("note: it holds your keys: let nobody but the gateway read it");
     }
-    Screen::stdout().say(config.to_file().trim_end());
+    Terminal::stdout().print_line(config.to_file_text().trim_end());
     ExitCode::SUCCESS
 }

@@ -7,7 +7,7 @@ use pico_args::Arguments;
 use serde::Serialize;
 
 use super::device::Login;
-use super::terminal::Screen;
+use super::terminal::Terminal;
 use crate::proto::identity::{ClientId, Mac};
 
 const HELP: &str = "\
@@ -32,26 +32,26 @@ Exit code: 0 printed, 2 wrong usage.";
 /// Runs the sub-command with its own arguments.
 pub fn run(mut args: Arguments) -> ExitCode {
     if args.contains(["-h", "--help"]) {
-        Screen::stdout().say(HELP);
+        Terminal::stdout().print_line(HELP);
         return ExitCode::SUCCESS;
     }
-    match mqtt_object(args) {
+    match mqtt_credentials(args) {
         Ok((json, notes)) => {
             for note in notes {
-                Screen::stderr().say(&format!("note: {note}"));
+                Terminal::stderr().print_line(&format!("note: {note}"));
             }
-            Screen::stdout().say(&json);
+            Terminal::stdout().print_line(&json);
             ExitCode::SUCCESS
         }
         Err(error) => {
-            Screen::stderr().say(&format!("credentials: {error}; see credentials --help"));
+            Terminal::stderr().print_line(&format!("credentials: {error}; see credentials --help"));
             ExitCode::from(2)
         }
     }
 }
 
 #[derive(Serialize)]
-struct Mqtt<'a> {
+struct MqttCredentials<'a> {
     endpoint: &'a str,
     client_id: &'a str,
     username: &'a str,
@@ -63,7 +63,7 @@ struct Mqtt<'a> {
 }
 
 /// The object as JSON, and what its reader should know.
-fn mqtt_object(mut args: Arguments) -> Result<(String, Vec<String>), String> {
+fn mqtt_credentials(mut args: Arguments) -> Result<(String, Vec<String>), String> {
     let options = (|| {
         let mac: Mac = args.value_from_str("--mac")?;
         let uuid = args.opt_value_from_str::<_, String>("--uuid")?;
@@ -97,12 +97,12 @@ fn mqtt_object(mut args: Arguments) -> Result<(String, Vec<String>), String> {
     };
     let user_name = data_encoding::BASE64.encode(br#"{"ip":"0.0.0.0"}"#);
     let login = Login::signed(client_id, user_name, key.as_deref().map(str::as_bytes));
-    let mqtt = Mqtt {
+    let mqtt = MqttCredentials {
         endpoint: &endpoint,
         client_id: &login.client_id,
         username: login.user_name.as_deref().unwrap_or_default(),
         password: login.password.as_deref().unwrap_or_default(),
-        publish_topic: super::device::TOPIC,
+        publish_topic: super::device::PUBLISH_TOPIC,
         subscribe_topic: &format!("devices/p2p/{mac_}"),
         keepalive: login.keep_alive,
     };
@@ -143,14 +143,14 @@ fn local_address() -> Option<Ipv4Addr> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::proto::message::Object;
+    use crate::proto::message::JsonObject;
 
-    fn object(args: &[&str]) -> Result<(String, Vec<String>), String> {
-        mqtt_object(Arguments::from_vec(args.iter().map(Into::into).collect()))
+    fn credentials(args: &[&str]) -> Result<(String, Vec<String>), String> {
+        mqtt_credentials(Arguments::from_vec(args.iter().map(Into::into).collect()))
     }
 
     #[test]
-    fn a_gateway_with_the_key_accepts_them() {
+    fn a_gateway_with_the_key_accepts_the_credentials() {
         let args = [
             "--mac",
             "AA:BB:CC:DD:EE:FF",
@@ -161,19 +161,19 @@ mod tests {
             "--group",
             "GID_x",
         ];
-        let (json, notes) = object(&args).unwrap();
+        let (json, notes) = credentials(&args).unwrap();
         assert_eq!(notes, [""; 0]);
-        let mqtt = Object::parse(&json).unwrap();
+        let mqtt = JsonObject::parse(&json).unwrap();
         let field = |key| mqtt.string(key).unwrap();
         assert_eq!(field("endpoint"), "gw.example.com:1883");
         assert_eq!(field("client_id"), "GID_x@@@aa_bb_cc_dd_ee_ff@@@aa_bb_cc_dd_ee_ff");
         assert_eq!(field("publish_topic"), "device-server");
         assert_eq!(field("subscribe_topic"), "devices/p2p/aa_bb_cc_dd_ee_ff");
         assert_eq!(mqtt.number("keepalive"), Some(90.0));
-        use crate::proto::identity::{is_user_name, password_matches};
-        assert!(is_user_name(&field("username")));
+        use crate::proto::identity::{is_valid_user_name, verify_password};
+        assert!(is_valid_user_name(&field("username")));
         let password = field("password");
-        assert!(password_matches(b"Secret1", &field("client_id"), &field("username"), password.as_bytes()));
+        assert!(verify_password(b"Secret1", &field("client_id"), &field("username"), password.as_bytes()));
     }
 
     #[test]
@@ -188,7 +188,7 @@ mod tests {
             (&["--mac", "aa:bb:cc:dd:ee:ff", "--endpoint", "gw:0"], "gw:0"),
         ];
         for (args, named) in cases {
-            let error = object(args).unwrap_err();
+            let error = credentials(args).unwrap_err();
             assert!(error.contains(named), "{args:?}: {error}");
         }
     }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use pico_args::Arguments;
 
-use super::device::{Device, Failure, Login};
+use super::device::{DeviceError, Login, SimulatedDevice};
 use super::echo::EchoServer;
-use super::round_trip::{Exchange, PACE};
-use super::terminal::Screen;
+use super::round_trip::{PACKET_INTERVAL, RoundTripTest};
+use super::terminal::Terminal;
 use crate::config::{Config, PublicIp, Secret};
 use crate::net::Running;
 use crate::proto::identity::Mac;
@@ -31,36 +31,36 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// After the last packet: far more than the way there and back takes.
 const LINGER: Duration = Duration::from_millis(500);
 /// Between two views of the live block, and between two plain lines.
-const REDRAW: Duration = Duration::from_millis(100);
-const LINE_EACH: Duration = Duration::from_secs(1);
+const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
+const LINE_INTERVAL: Duration = Duration::from_secs(1);
 /// Locally administered: no real device has it.
-const MAC: &str = "02:00:00:00:00:01";
+const DEMO_MAC: &str = "02:00:00:00:00:01";
 
 /// Runs the sub-command with its own arguments.
 pub fn run(mut args: Arguments) -> ExitCode {
-    let mut screen = Screen::stdout();
+    let mut terminal = Terminal::stdout();
     if args.contains(["-h", "--help"]) {
-        screen.say(HELP);
+        terminal.print_line(HELP);
         return ExitCode::SUCCESS;
     }
-    let seconds = match seconds(args) {
+    let seconds = match parse_seconds(args) {
         Ok(seconds) => seconds,
         Err(error) => {
-            Screen::stderr().say(&format!("demo: {error}; see demo --help"));
+            Terminal::stderr().print_line(&format!("demo: {error}; see demo --help"));
             return ExitCode::from(2);
         }
     };
-    match Stage::set().and_then(|stage| stage.play(seconds, &mut screen)) {
+    match Demo::start().and_then(|demo| demo.run(seconds, &mut terminal)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            screen.say(&format!("The demo failed: {error}."));
+            terminal.print_line(&format!("The demo failed: {error}."));
             ExitCode::FAILURE
         }
     }
 }
 
-fn seconds(mut args: Arguments) -> Result<u32, String> {
+fn parse_seconds(mut args: Arguments) -> Result<u32, String> {
     let seconds = args.opt_value_from_str("--seconds").map_err(|error| error.to_string())?.unwrap_or(8);
     if let Some(unknown) = args.finish().first() {
         return Err(format!("unknown argument {}", unknown.to_string_lossy()));
@@ -72,23 +72,23 @@ fn seconds(mut args: Arguments) -> Result<u32, String> {
 }
 
 /// What runs beside the device.
-struct Stage {
+struct Demo {
     echo: EchoServer,
     key: String,
     gateway: Running,
 }
 
 /// What the device did.
-struct Act {
+struct DemoCall {
     udp: SocketAddr,
-    connected_in: Duration,
-    set_up_in: Duration,
+    connect_time: Duration,
+    setup_time: Duration,
     session_id: String,
     packets: u32,
 }
 
-impl Stage {
-    fn set() -> Result<Self, String> {
+impl Demo {
+    fn start() -> Result<Self, String> {
         let echo =
             EchoServer::start().map_err(|error| format!("the echo chat server does not start: {error}"))?;
         let mut random = [0; 16];
@@ -108,23 +108,24 @@ impl Stage {
     }
 
     /// The whole demo; true when audio came back.
-    fn play(self, seconds: u32, screen: &mut Screen) -> Result<bool, String> {
+    fn run(self, seconds: u32, terminal: &mut Terminal) -> Result<bool, String> {
         let Self { echo, key, gateway } = self;
         let addresses = gateway.addresses();
-        screen.say("A simulated device makes a real call, over sockets of this machine:");
-        screen.say("");
+        terminal.print_line("A simulated device makes a real call, over sockets of this machine:");
+        terminal.print_line("");
         let (mqtt, udp) = (addresses.mqtt.to_string(), addresses.udp.to_string());
-        screen.say(&format!("  device --MQTT-> {mqtt:<16} gateway --WebSocket-> chat server (echo)"));
-        screen.say(&format!("         --UDP--> {udp:<16}                       {}", echo.addr()));
-        screen.say("");
-        let call = make_call(addresses.mqtt, &key, seconds, screen);
+        terminal
+            .print_line(&format!("  device --MQTT-> {mqtt:<16} gateway --WebSocket-> chat server (echo)"));
+        terminal.print_line(&format!("         --UDP--> {udp:<16}                       {}", echo.addr()));
+        terminal.print_line("");
+        let call = make_call(addresses.mqtt, &key, seconds, terminal);
         let stopped = gateway.stop(Duration::from_secs(1));
-        let (act, exchange) = call.map_err(|failure| failure.to_string())?;
+        let (demo_call, round_trip) = call.map_err(|failure| failure.to_string())?;
         stopped.map_err(|error| format!("the gateway stopped with an error: {error}"))?;
-        for line in summary(&act, &exchange) {
-            screen.say(&line);
+        for line in summary(&demo_call, &round_trip) {
+            terminal.print_line(&line);
         }
-        Ok(exchange.echoed > 0)
+        Ok(round_trip.echoed > 0)
     }
 }
 
@@ -132,96 +133,110 @@ fn make_call(
     mqtt: SocketAddr,
     key: &str,
     seconds: u32,
-    screen: &mut Screen,
-) -> Result<(Act, Exchange), Failure> {
-    let mac = MAC.parse::<Mac>().unwrap_or_else(|_| unreachable!("a constant, read in a test"));
+    terminal: &mut Terminal,
+) -> Result<(DemoCall, RoundTripTest), DeviceError> {
+    let mac = DEMO_MAC.parse::<Mac>().unwrap_or_else(|_| unreachable!("a constant, read in a test"));
     let begin = Instant::now();
-    let mut device = Device::connect(mqtt, &Login::new(mac, Some(key.as_bytes())), TIMEOUT)?;
+    let mut device = SimulatedDevice::connect(mqtt, &Login::new(mac, Some(key.as_bytes())), TIMEOUT)?;
     let connected_in = begin.elapsed();
-    if !screen.is_live() {
-        screen.say(&format!("  MQTT connected in {}", ms(connected_in)));
+    if !terminal.is_interactive() {
+        terminal.print_line(&format!("  MQTT connected in {}", format_ms(connected_in)));
     }
     let begin = Instant::now();
     let mut call = device.call()?;
-    let act = Act {
+    let demo_call = DemoCall {
         udp: call.server_addr()?,
-        connected_in,
-        set_up_in: begin.elapsed(),
-        session_id: call.grant.session_id.clone(),
-        packets: (Duration::from_secs(seconds.into()).as_millis() / PACE.as_millis()) as u32,
+        connect_time: connected_in,
+        setup_time: begin.elapsed(),
+        session_id: call.parameters.session_id.clone(),
+        packets: (Duration::from_secs(seconds.into()).as_millis() / PACKET_INTERVAL.as_millis()) as u32,
     };
-    if !screen.is_live() {
-        screen.say(&format!("  call up in {}, session {}", ms(act.set_up_in), act.session_id));
+    if !terminal.is_interactive() {
+        terminal.print_line(&format!(
+            "  call up in {}, session {}",
+            format_ms(demo_call.setup_time),
+            demo_call.session_id
+        ));
     }
-    device.listen(&call, "realtime")?;
-    let mut exchange = Exchange::new();
-    let mut view = View { act: &act, screen, next: Instant::now(), begin: Instant::now() };
-    exchange.speak(&mut device, &mut call, act.packets, LINGER, |exchange| view.show(exchange))?;
-    view.finish(&exchange);
+    device.start_listening(&call, "realtime")?;
+    let mut round_trip = RoundTripTest::new();
+    let mut view = ProgressView {
+        demo_call: &demo_call,
+        terminal,
+        next_update: Instant::now(),
+        started_at: Instant::now(),
+    };
+    round_trip
+        .send_audio(&mut device, &mut call, demo_call.packets, LINGER, |round_trip| view.show(round_trip))?;
+    view.finish(&round_trip);
     device.goodbye(&call)?;
     device.disconnect()?;
-    Ok((act, exchange))
+    Ok((demo_call, round_trip))
 }
 
 /// The live view.
-struct View<'a> {
-    act: &'a Act,
-    screen: &'a mut Screen,
-    begin: Instant,
-    next: Instant,
+struct ProgressView<'a> {
+    demo_call: &'a DemoCall,
+    terminal: &'a mut Terminal,
+    started_at: Instant,
+    next_update: Instant,
 }
 
-impl View<'_> {
-    fn show(&mut self, exchange: &Exchange) {
+impl ProgressView<'_> {
+    fn show(&mut self, round_trip: &RoundTripTest) {
         let now = Instant::now();
-        if now < self.next {
+        if now < self.next_update {
             return;
         }
-        if self.screen.is_live() {
-            self.next = now + REDRAW;
-            self.screen.draw(&self.block(exchange));
+        if self.terminal.is_interactive() {
+            self.next_update = now + REDRAW_INTERVAL;
+            self.terminal.redraw(&self.block(round_trip));
         } else {
-            self.next = now + LINE_EACH;
-            if exchange.sent > 1 {
-                self.screen.say(&format!(
+            self.next_update = now + LINE_INTERVAL;
+            if round_trip.sent > 1 {
+                self.terminal.print_line(&format!(
                     "  {:2.0} s: {} packets up, {} down, {} lost, round trip {}",
-                    self.begin.elapsed().as_secs_f64(),
-                    exchange.sent,
-                    exchange.echoed,
-                    exchange.lost_so_far(),
-                    exchange.round_trips.last().map_or("-".into(), |last| ms(*last)),
+                    self.started_at.elapsed().as_secs_f64(),
+                    round_trip.sent,
+                    round_trip.echoed,
+                    round_trip.lost_so_far(),
+                    round_trip.round_trips.last().map_or("-".into(), |last| format_ms(*last)),
                 ));
             }
         }
     }
 
     /// Leaves the last state on the screen.
-    fn finish(&mut self, exchange: &Exchange) {
-        let block = self.block(exchange);
-        self.screen.draw(&block);
-        self.screen.keep();
+    fn finish(&mut self, round_trip: &RoundTripTest) {
+        let block = self.block(round_trip);
+        self.terminal.redraw(&block);
+        self.terminal.keep_block();
     }
 
-    fn block(&self, exchange: &Exchange) -> Vec<String> {
+    fn block(&self, round_trip: &RoundTripTest) -> Vec<String> {
         const WIDTH: u32 = 30;
-        let done = exchange.sent * WIDTH / self.act.packets.max(1);
+        let done = round_trip.sent * WIDTH / self.demo_call.packets.max(1);
         let bar = "#".repeat(done as usize) + &"-".repeat((WIDTH - done) as usize);
-        let now = exchange.round_trips.last().map_or("-".into(), |last| ms(*last));
-        let median = exchange.round_trip(0.5).map_or("-".into(), ms);
+        let now = round_trip.round_trips.last().map_or("-".into(), |last| format_ms(*last));
+        let median = round_trip.percentile(0.5).map_or("-".into(), format_ms);
         vec![
-            format!("  MQTT         connected in {}", ms(self.act.connected_in)),
-            format!("  call         up in {}, session {}", ms(self.act.set_up_in), self.act.session_id),
-            format!("  packets up   [{bar}] {} of {}", exchange.sent, self.act.packets),
-            format!("  packets down {}", exchange.echoed),
-            format!("  lost         {}", exchange.lost_so_far()),
+            format!("  MQTT         connected in {}", format_ms(self.demo_call.connect_time)),
+            format!(
+                "  call         up in {}, session {}",
+                format_ms(self.demo_call.setup_time),
+                self.demo_call.session_id
+            ),
+            format!("  packets up   [{bar}] {} of {}", round_trip.sent, self.demo_call.packets),
+            format!("  packets down {}", round_trip.echoed),
+            format!("  lost         {}", round_trip.lost_so_far()),
             format!("  round trip   {now} now, {median} median"),
         ]
     }
 }
 
-fn summary(act: &Act, exchange: &Exchange) -> Vec<String> {
-    let lost = exchange.sent - exchange.echoed;
-    let verdict = match exchange.echoed {
+fn summary(demo_call: &DemoCall, round_trip: &RoundTripTest) -> Vec<String> {
+    let lost = round_trip.sent - round_trip.echoed;
+    let verdict = match round_trip.echoed {
         0 => "The call did NOT work: no audio came back.",
         _ if lost > 0 => "The call worked, but not every packet came back.",
         _ => "The call worked: everything the device said came back to it.",
@@ -230,21 +245,27 @@ fn summary(act: &Act, exchange: &Exchange) -> Vec<String> {
         String::new(),
         verdict.into(),
         String::new(),
-        format!("  MQTT connect   {:<10} TCP, CONNECT, signed credentials, CONNACK", ms(act.connected_in)),
+        format!(
+            "  MQTT connect   {:<10} TCP, CONNECT, signed credentials, CONNACK",
+            format_ms(demo_call.connect_time)
+        ),
         format!(
             "  call set-up    {:<10} hello, WebSocket to the chat server, hello reply",
-            ms(act.set_up_in)
+            format_ms(demo_call.setup_time)
         ),
-        format!("  packets up     {:<10} one each 60 ms, encrypted, to UDP {}", exchange.sent, act.udp),
-        format!("  packets down   {:<10} the chat server's echo, decrypted and compared", exchange.echoed),
+        format!(
+            "  packets up     {:<10} one each 60 ms, encrypted, to UDP {}",
+            round_trip.sent, demo_call.udp
+        ),
+        format!("  packets down   {:<10} the chat server's echo, decrypted and compared", round_trip.echoed),
         format!(
             "  lost           {lost:<10} {:.1} %",
-            100.0 * f64::from(lost) / f64::from(exchange.sent.max(1))
+            100.0 * f64::from(lost) / f64::from(round_trip.sent.max(1))
         ),
     ];
-    if let (Some(median), Some(worst)) = (exchange.round_trip(0.5), exchange.round_trip(1.0)) {
-        let worst = format!("median, worst {}: to the chat server and back", ms(worst));
-        lines.push(format!("  round trip     {:<10} {worst}", ms(median)));
+    if let (Some(median), Some(worst)) = (round_trip.percentile(0.5), round_trip.percentile(1.0)) {
+        let worst = format!("median, worst {}: to the chat server and back", format_ms(worst));
+        lines.push(format!("  round trip     {:<10} {worst}", format_ms(median)));
     }
     let program = std::env::args().next().unwrap_or_else(|| "mqtt-websocket-proxy".into());
     lines.extend([
@@ -264,7 +285,7 @@ fn summary(act: &Act, exchange: &Exchange) -> Vec<String> {
 }
 
 /// Milliseconds with as many digits as mean something.
-fn ms(duration: Duration) -> String {
+fn format_ms(duration: Duration) -> String {
     let ms = duration.as_secs_f64() * 1000.0;
     if ms < 10.0 { format!("{ms:.2} ms") } else { format!("{ms:.0} ms") }
 }
@@ -275,13 +296,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mac_is_one() {
-        MAC.parse::<Mac>().unwrap();
+    fn the_demo_mac_is_valid() {
+        DEMO_MAC.parse::<Mac>().unwrap();
     }
 
     #[test]
     fn arguments() {
-        let parse = |args: &[&str]| seconds(Arguments::from_vec(args.iter().map(Into::into).collect()));
+        let parse = |args: &[&str]| parse_seconds(Arguments::from_vec(args.iter().map(Into::into).collect()));
         assert_eq!(parse(&[]), Ok(8));
         assert_eq!(parse(&["--seconds", "2"]), Ok(2));
         for bad in [&["--seconds", "0"][..], &["--seconds", "x"], &["--seconds"], &["--frob"], &["extra"]] {
@@ -291,7 +312,7 @@ mod tests {
 
     #[test]
     fn audio_comes_back_and_the_summary_says_so() {
-        let mut screen = Screen::stderr();
-        assert_eq!(Stage::set().unwrap().play(1, &mut screen), Ok(true));
+        let mut terminal = Terminal::stderr();
+        assert_eq!(Demo::start().unwrap().run(1, &mut terminal), Ok(true));
     }
 }

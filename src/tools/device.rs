@@ -2,11 +2,11 @@
 //!
 //! ```no_run
 //! use std::time::Duration;
-//! use mqtt_websocket_proxy::tools::device::{Device, Login};
+//! use mqtt_websocket_proxy::tools::device::{SimulatedDevice, Login};
 //!
-//! # fn main() -> Result<(), mqtt_websocket_proxy::tools::device::Failure> {
+//! # fn main() -> Result<(), mqtt_websocket_proxy::tools::device::DeviceError> {
 //! let login = Login::new("aa:bb:cc:dd:ee:ff".parse().unwrap(), Some(b"key"));
-//! let mut device = Device::connect("127.0.0.1:1883".parse().unwrap(), &login, Duration::from_secs(5))?;
+//! let mut device = SimulatedDevice::connect("127.0.0.1:1883".parse().unwrap(), &login, Duration::from_secs(5))?;
 //! let mut call = device.call()?;
 //! call.send(0, b"an Opus packet")?;
 //! if let Some(audio) = call.receive(Duration::from_secs(1))? {
@@ -29,25 +29,25 @@ use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 
-pub use self::call::{Audio, Call, Counts, Grant};
-pub use self::error::{Failure, Seen, Step};
-use self::stream::Wire;
+pub use self::call::{AudioPacket, Call, CallParameters, PacketCounts};
+pub use self::error::{DeviceError, DeviceErrorKind, DeviceStep};
+use self::stream::DeviceStream;
 use crate::net::backend_transport::TlsClient;
 use crate::proto::identity::{self, Mac};
 use crate::proto::message::{self, Reader};
-use crate::proto::mqtt::{self, Connect, Level, Reply, encode};
+use crate::proto::mqtt::{self, Connect, ProtocolLevel, ServerPacket, encode};
 
 /// The hello of current firmware, without MCP.
 pub const HELLO: &str = r#"{"type":"hello","version":3,"transport":"udp","features":{},"audio_params":{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}}"#;
 /// How long the firmware waits for the answer to its hello.
-pub const HELLO_WAIT: Duration = Duration::from_secs(10);
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// The topic devices publish on; the gateway ignores it.
-pub const TOPIC: &str = "device-server";
+pub const PUBLISH_TOPIC: &str = "device-server";
 
 /// Bound of one packet from the gateway, bytes of its remaining length.
 const MAX_PACKET: usize = 1024 * 1024;
-/// Texts kept for [`Device::receive_text`] while the device waits for something else.
-const MAX_KEPT: usize = 1024;
+/// Texts kept for [`SimulatedDevice::receive_text`] while the device waits for something else.
+const MAX_QUEUED_TEXTS: usize = 1024;
 const NO_WAIT: Duration = Duration::ZERO;
 
 /// What a device presents in CONNECT. It is a secret: there is no `Debug`.
@@ -72,15 +72,16 @@ impl Login {
 
     /// A device with this client id and user name; without a key the password is empty.
     pub fn signed(client_id: String, user_name: String, key: Option<&[u8]>) -> Self {
-        let password = key.map(|key| identity::password(key, &client_id, &user_name)).unwrap_or_default();
+        let password =
+            key.map(|key| identity::device_password(key, &client_id, &user_name)).unwrap_or_default();
         Self { client_id, user_name: Some(user_name), password: Some(password), keep_alive: 90 }
     }
 
     /// The CONNECT that logs in so: MQTT 3.1.1, a clean session, no will.
-    pub fn packet(&self) -> Vec<u8> {
+    pub fn connect_packet(&self) -> Vec<u8> {
         let mut packet = Vec::new();
         let connect = Connect {
-            level: Level::V311,
+            level: ProtocolLevel::V311,
             client_id: &self.client_id,
             clean_session: true,
             keep_alive: self.keep_alive,
@@ -95,11 +96,11 @@ impl Login {
 
 /// A connected device.
 #[derive(Debug)]
-pub struct Device {
-    stream: Wire,
+pub struct SimulatedDevice {
+    stream: DeviceStream,
     timeout: Duration,
-    inbox: Vec<u8>,
-    kept: VecDeque<String>,
+    read_buffer: Vec<u8>,
+    queued_texts: VecDeque<String>,
 }
 
 /// What the gateway sends over MQTT.
@@ -126,24 +127,24 @@ pub enum Incoming {
         /// That of the UNSUBSCRIBE.
         packet_id: u16,
     },
-    /// Answer to [`Device::ping`].
-    Pong,
+    /// Answer to [`SimulatedDevice::ping`].
+    PingResp,
 }
 
-impl Device {
+impl SimulatedDevice {
     /// Connects and logs in. `timeout` bounds the TCP connection, each write, and the wait for the CONNACK.
     ///
     /// # Errors
-    /// [`Step::Tcp`], [`Step::Mqtt`] or [`Step::Login`].
-    pub fn connect(gateway: SocketAddr, login: &Login, timeout: Duration) -> Result<Self, Failure> {
+    /// [`DeviceStep::Tcp`], [`DeviceStep::Mqtt`] or [`DeviceStep::Login`].
+    pub fn connect(gateway: SocketAddr, login: &Login, timeout: Duration) -> Result<Self, DeviceError> {
         Self::open(gateway, timeout)?.log_in(login)
     }
 
     /// The TCP connection alone, before any MQTT.
     ///
     /// # Errors
-    /// [`Step::Tcp`].
-    pub fn open(gateway: SocketAddr, timeout: Duration) -> Result<Self, Failure> {
+    /// [`DeviceStep::Tcp`].
+    pub fn open(gateway: SocketAddr, timeout: Duration) -> Result<Self, DeviceError> {
         let open = || {
             let stream = TcpStream::connect_timeout(&gateway, timeout)?;
             stream.set_nodelay(true)?;
@@ -151,10 +152,13 @@ impl Device {
             Ok(stream)
         };
         match open() {
-            Ok(stream) => {
-                Ok(Self { stream: Wire::Plain(stream), timeout, inbox: Vec::new(), kept: VecDeque::new() })
-            }
-            Err(error) => Err(Failure::io(Step::Tcp, error, timeout)),
+            Ok(stream) => Ok(Self {
+                stream: DeviceStream::Plain(stream),
+                timeout,
+                read_buffer: Vec::new(),
+                queued_texts: VecDeque::new(),
+            }),
+            Err(error) => Err(DeviceError::io(DeviceStep::Tcp, error, timeout)),
         }
     }
 
@@ -162,34 +166,37 @@ impl Device {
     /// against the system's authorities and those in `ca_pem`, a bundle of PEM certificates.
     ///
     /// # Errors
-    /// [`Step::Tls`], with [`Seen::BadTls`] in the words of the TLS library.
-    pub fn secure(self, host: &str, ca_pem: Option<Vec<u8>>) -> Result<Self, Failure> {
+    /// [`DeviceStep::Tls`], with [`DeviceErrorKind::TlsFailed`] in the words of the TLS library.
+    pub fn start_tls(self, host: &str, ca_pem: Option<Vec<u8>>) -> Result<Self, DeviceError> {
         let Self { stream, timeout, .. } = self;
         stream
             .tcp()
             .set_read_timeout(Some(timeout))
-            .map_err(|error| Failure::io(Step::Tls, error, timeout))?;
-        match stream.secure(host, &mut TlsClient::new(ca_pem, false)) {
+            .map_err(|error| DeviceError::io(DeviceStep::Tls, error, timeout))?;
+        match stream.start_tls(host, &mut TlsClient::new(ca_pem, false)) {
             Ok(stream) => Ok(Self { stream, ..self }),
-            Err(seen) => Err(Failure { step: Step::Tls, seen }),
+            Err(seen) => Err(DeviceError { step: DeviceStep::Tls, kind: seen }),
         }
     }
 
     /// CONNECT and CONNACK.
     ///
     /// # Errors
-    /// [`Step::Mqtt`] when what answers is no MQTT server, [`Step::Login`] when it refuses the credentials.
-    pub fn log_in(mut self, login: &Login) -> Result<Self, Failure> {
-        let packet = login.packet();
-        let at_mqtt = |failure: Failure| Failure { step: Step::Mqtt, ..failure };
+    /// [`DeviceStep::Mqtt`] when what answers is no MQTT server, [`DeviceStep::Login`] when it refuses the credentials.
+    pub fn log_in(mut self, login: &Login) -> Result<Self, DeviceError> {
+        let packet = login.connect_packet();
+        let at_mqtt = |failure: DeviceError| DeviceError { step: DeviceStep::Mqtt, ..failure };
         self.send_raw(&packet).map_err(at_mqtt)?;
         match self.receive(self.timeout).map_err(at_mqtt)? {
             Some(Incoming::ConnAck(0)) => Ok(self),
-            Some(Incoming::ConnAck(code)) => Err(Failure { step: Step::Login, seen: Seen::Refused(code) }),
-            Some(other) => {
-                Err(Failure { step: Step::Mqtt, seen: Seen::NotMqtt(format!("{other:?} before CONNACK")) })
+            Some(Incoming::ConnAck(code)) => {
+                Err(DeviceError { step: DeviceStep::Login, kind: DeviceErrorKind::LoginRefused(code) })
             }
-            None => Err(Failure { step: Step::Mqtt, seen: Seen::Silence(self.timeout) }),
+            Some(other) => Err(DeviceError {
+                step: DeviceStep::Mqtt,
+                kind: DeviceErrorKind::NotMqtt(format!("{other:?} before CONNACK")),
+            }),
+            None => Err(DeviceError { step: DeviceStep::Mqtt, kind: DeviceErrorKind::Timeout(self.timeout) }),
         }
     }
 
@@ -201,26 +208,28 @@ impl Device {
     /// Publishes a text to the gateway.
     ///
     /// # Errors
-    /// [`Step::Control`].
-    pub fn send_text(&mut self, text: &str) -> Result<(), Failure> {
+    /// [`DeviceStep::MqttConnection`].
+    pub fn send_text(&mut self, text: &str) -> Result<(), DeviceError> {
         let mut packet = Vec::new();
-        encode::publish(&mut packet, TOPIC, text.as_bytes());
+        encode::publish(&mut packet, PUBLISH_TOPIC, text.as_bytes());
         self.send_raw(&packet)
     }
 
     /// Writes bytes as they are.
     ///
     /// # Errors
-    /// [`Step::Control`].
-    pub fn send_raw(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.stream.write_all(bytes).map_err(|error| Failure::io(Step::Control, error, self.timeout))
+    /// [`DeviceStep::MqttConnection`].
+    pub fn send_raw(&mut self, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.stream
+            .write_all(bytes)
+            .map_err(|error| DeviceError::io(DeviceStep::MqttConnection, error, self.timeout))
     }
 
-    /// PINGREQ; the answer is an [`Incoming::Pong`].
+    /// PINGREQ; the answer is an [`Incoming::PingResp`].
     ///
     /// # Errors
-    /// [`Step::Control`].
-    pub fn ping(&mut self) -> Result<(), Failure> {
+    /// [`DeviceStep::MqttConnection`].
+    pub fn ping(&mut self) -> Result<(), DeviceError> {
         let mut packet = Vec::new();
         encode::pingreq(&mut packet);
         self.send_raw(&packet)
@@ -229,8 +238,8 @@ impl Device {
     /// The next packet from the gateway; `None` when none came in time. No wait means: what is there already.
     ///
     /// # Errors
-    /// [`Step::Control`]: the connection ended, or what came is no MQTT.
-    pub fn receive(&mut self, wait: Duration) -> Result<Option<Incoming>, Failure> {
+    /// [`DeviceStep::MqttConnection`]: the connection ended, or what came is no MQTT.
+    pub fn receive(&mut self, wait: Duration) -> Result<Option<Incoming>, DeviceError> {
         let deadline = Instant::now() + wait;
         loop {
             if let Some(incoming) = self.decode()? {
@@ -241,30 +250,40 @@ impl Device {
                 return Ok(None);
             }
             match self.read(left) {
-                Ok(0) => return Err(Failure { step: Step::Control, seen: Seen::Closed }),
+                Ok(0) => {
+                    return Err(DeviceError {
+                        step: DeviceStep::MqttConnection,
+                        kind: DeviceErrorKind::Closed,
+                    });
+                }
                 Ok(_) => {}
                 Err(error) if error::is_timeout(&error) => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Failure::io(Step::Control, error, wait)),
+                Err(error) => return Err(DeviceError::io(DeviceStep::MqttConnection, error, wait)),
             }
         }
     }
 
-    fn decode(&mut self) -> Result<Option<Incoming>, Failure> {
-        let decoded = mqtt::decode_reply(&self.inbox, MAX_PACKET)
-            .map_err(|error| Failure { step: Step::Control, seen: Seen::NotMqtt(error.to_string()) })?;
+    fn decode(&mut self) -> Result<Option<Incoming>, DeviceError> {
+        let decoded =
+            mqtt::decode_server_packet(&self.read_buffer, MAX_PACKET).map_err(|error| DeviceError {
+                step: DeviceStep::MqttConnection,
+                kind: DeviceErrorKind::NotMqtt(error.to_string()),
+            })?;
         let Some((reply, used)) = decoded else { return Ok(None) };
         let incoming = match reply {
-            Reply::ConnAck { code, .. } => Incoming::ConnAck(code),
-            Reply::Publish(publish) => Incoming::Text {
+            ServerPacket::ConnAck { code, .. } => Incoming::ConnAck(code),
+            ServerPacket::Publish(publish) => Incoming::Text {
                 topic: publish.topic.to_owned(),
                 text: String::from_utf8_lossy(publish.payload).into_owned(),
             },
-            Reply::SubAck { packet_id, codes } => Incoming::SubAck { packet_id, codes: codes.to_vec() },
-            Reply::UnsubAck { packet_id } => Incoming::UnsubAck { packet_id },
-            Reply::PingResp => Incoming::Pong,
+            ServerPacket::SubAck { packet_id, codes } => {
+                Incoming::SubAck { packet_id, codes: codes.to_vec() }
+            }
+            ServerPacket::UnsubAck { packet_id } => Incoming::UnsubAck { packet_id },
+            ServerPacket::PingResp => Incoming::PingResp,
         };
-        self.inbox.drain(..used);
+        self.read_buffer.drain(..used);
         Ok(Some(incoming))
     }
 
@@ -281,7 +300,7 @@ impl Device {
             self.stream.read(&mut chunk)
         };
         if let Ok(n) = result {
-            self.inbox.extend_from_slice(&chunk[..n]);
+            self.read_buffer.extend_from_slice(&chunk[..n]);
         }
         result
     }
@@ -290,8 +309,8 @@ impl Device {
     ///
     /// # Errors
     /// As [`Self::receive`].
-    pub fn receive_text(&mut self, wait: Duration) -> Result<Option<String>, Failure> {
-        if let Some(text) = self.kept.pop_front() {
+    pub fn receive_text(&mut self, wait: Duration) -> Result<Option<String>, DeviceError> {
+        if let Some(text) = self.queued_texts.pop_front() {
             return Ok(Some(text));
         }
         let deadline = Instant::now() + wait;
@@ -308,11 +327,11 @@ impl Device {
     /// Waits for a text message of this `type`. Others that come first are kept for [`Self::receive_text`].
     ///
     /// # Errors
-    /// As [`Self::receive`]; [`Seen::Silence`] when none came in time.
-    pub fn wait_for(&mut self, kind: &str, wait: Duration) -> Result<String, Failure> {
+    /// As [`Self::receive`]; [`DeviceErrorKind::Timeout`] when none came in time.
+    pub fn wait_for(&mut self, kind: &str, wait: Duration) -> Result<String, DeviceError> {
         let deadline = Instant::now() + wait;
-        if let Some(i) = self.kept.iter().position(|text| is_kind(text, kind))
-            && let Some(text) = self.kept.remove(i)
+        if let Some(i) = self.queued_texts.iter().position(|text| is_kind(text, kind))
+            && let Some(text) = self.queued_texts.remove(i)
         {
             return Ok(text);
         }
@@ -321,11 +340,16 @@ impl Device {
             match self.receive(left)? {
                 Some(Incoming::Text { text, .. }) if is_kind(&text, kind) => return Ok(text),
                 Some(Incoming::Text { text, .. }) => {
-                    self.kept.push_back(text);
-                    self.kept.truncate(MAX_KEPT);
+                    self.queued_texts.push_back(text);
+                    self.queued_texts.truncate(MAX_QUEUED_TEXTS);
                 }
                 Some(_) => {}
-                None => return Err(Failure { step: Step::Control, seen: Seen::Silence(wait) }),
+                None => {
+                    return Err(DeviceError {
+                        step: DeviceStep::MqttConnection,
+                        kind: DeviceErrorKind::Timeout(wait),
+                    });
+                }
             }
         }
     }
@@ -333,53 +357,56 @@ impl Device {
     /// Says the firmware's [`HELLO`] and opens the call it is granted.
     ///
     /// # Errors
-    /// [`Step::Hello`]: no answer in 10 s, or not one a device could use. [`Step::Udp`]: no socket to where it points.
-    pub fn call(&mut self) -> Result<Call, Failure> {
+    /// [`DeviceStep::Hello`]: no answer in 10 s, or not one a device could use. [`DeviceStep::Udp`]: no socket to where it points.
+    pub fn call(&mut self) -> Result<Call, DeviceError> {
         Call::open(self.hello(HELLO)?)
     }
 
     /// Says hello and reads the answer, without opening the audio.
     ///
     /// # Errors
-    /// [`Step::Hello`].
-    pub fn hello(&mut self, hello: &str) -> Result<Grant, Failure> {
-        let at_hello = |failure: Failure| Failure { step: Step::Hello, ..failure };
+    /// [`DeviceStep::Hello`].
+    pub fn hello(&mut self, hello: &str) -> Result<CallParameters, DeviceError> {
+        let at_hello = |failure: DeviceError| DeviceError { step: DeviceStep::Hello, ..failure };
         self.send_text(hello).map_err(at_hello)?;
-        let reply = self.wait_for("hello", HELLO_WAIT).map_err(at_hello)?;
-        Grant::parse(&reply).map_err(|seen| Failure { step: Step::Hello, seen: Seen::BadReply(seen) })
+        let reply = self.wait_for("hello", HELLO_TIMEOUT).map_err(at_hello)?;
+        CallParameters::parse(&reply).map_err(|seen| DeviceError {
+            step: DeviceStep::Hello,
+            kind: DeviceErrorKind::BadHelloReply(seen),
+        })
     }
 
     /// `listen` start in a mode of the firmware: auto, manual or realtime.
     ///
     /// # Errors
-    /// [`Step::Control`].
-    pub fn listen(&mut self, call: &Call, mode: &str) -> Result<(), Failure> {
-        let (id, mode) = (message::quote(&call.grant.session_id), message::quote(mode));
+    /// [`DeviceStep::MqttConnection`].
+    pub fn start_listening(&mut self, call: &Call, mode: &str) -> Result<(), DeviceError> {
+        let (id, mode) = (message::json_quote(&call.parameters.session_id), message::json_quote(mode));
         self.send_text(&format!(r#"{{"session_id":{id},"type":"listen","state":"start","mode":{mode}}}"#))
     }
 
     /// `listen` stop.
     ///
     /// # Errors
-    /// [`Step::Control`].
-    pub fn stop_listening(&mut self, call: &Call) -> Result<(), Failure> {
-        let id = message::quote(&call.grant.session_id);
+    /// [`DeviceStep::MqttConnection`].
+    pub fn stop_listening(&mut self, call: &Call) -> Result<(), DeviceError> {
+        let id = message::json_quote(&call.parameters.session_id);
         self.send_text(&format!(r#"{{"session_id":{id},"type":"listen","state":"stop"}}"#))
     }
 
     /// Hangs up.
     ///
     /// # Errors
-    /// [`Step::Control`].
-    pub fn goodbye(&mut self, call: &Call) -> Result<(), Failure> {
-        self.send_text(&message::goodbye(Some(&call.grant.session_id)))
+    /// [`DeviceStep::MqttConnection`].
+    pub fn goodbye(&mut self, call: &Call) -> Result<(), DeviceError> {
+        self.send_text(&message::goodbye(Some(&call.parameters.session_id)))
     }
 
     /// DISCONNECT, then the end of the connection.
     ///
     /// # Errors
-    /// [`Step::Control`].
-    pub fn disconnect(mut self) -> Result<(), Failure> {
+    /// [`DeviceStep::MqttConnection`].
+    pub fn disconnect(mut self) -> Result<(), DeviceError> {
         let mut packet = Vec::new();
         encode::disconnect(&mut packet);
         self.send_raw(&packet)?;

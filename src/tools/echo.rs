@@ -1,7 +1,7 @@
 //! The built-in chat server: it answers every call with the caller's own voice.
 //!
 //! It stands in for a real chat server when none is configured, and is the far end of the demo, the examples and the
-//! tests. One thread and one loop serve all its peers; what it says to each of them is decided in `talk`.
+//! tests. One thread and one loop serve all its peers; what it says to each of them is decided in `conversation`.
 
 mod conversation;
 
@@ -21,8 +21,8 @@ use tungstenite::handshake::server::{NoCallback, ServerHandshake};
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Error, HandshakeError, Message, WebSocket};
 
+use self::conversation::Conversation;
 pub(super) use self::conversation::NOTHING_HEARD;
-use self::conversation::Talk;
 
 /// A running echo server. It stops when dropped.
 ///
@@ -58,16 +58,16 @@ impl EchoServer {
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let stop = Arc::new(AtomicBool::new(false));
-        let server = Server {
+        let server = EchoEventLoop {
             poll,
             listener,
             stop: Arc::clone(&stop),
             peers: Slab::new(),
-            alarms: BTreeSet::new(),
-            ready: Vec::new(),
+            timers: BTreeSet::new(),
+            run_queue: Vec::new(),
         };
         let thread =
-            thread::Builder::new().name("echo".into()).stack_size(STACK).spawn(move || server.run())?;
+            thread::Builder::new().name("echo".into()).stack_size(STACK_SIZE).spawn(move || server.run())?;
         Ok(Self { addr, stop, waker, thread: Some(thread) })
     }
 
@@ -97,18 +97,18 @@ impl Drop for EchoServer {
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
 
-const STACK: usize = 256 * 1024;
+const STACK_SIZE: usize = 256 * 1024;
 /// Peers beyond this are closed at once.
 const MAX_PEERS: usize = 16_384;
 /// A peer that has not finished its upgrade by then is closed.
-const UPGRADE_TIME: Duration = Duration::from_secs(10);
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long accepting rests after an error that is not the peer's, such as no descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Accepts, or messages of one peer, per visit: then the others get their turn.
-const BUDGET: usize = 64;
+const EVENT_BUDGET: usize = 64;
 
 /// tungstenite's own defaults are 128 KiB to read, zeroed before each read, and an unlimited queue to write.
-fn limits() -> WebSocketConfig {
+fn websocket_config() -> WebSocketConfig {
     WebSocketConfig::default()
         .read_buffer_size(4 * 1024)
         .write_buffer_size(4 * 1024)
@@ -117,45 +117,45 @@ fn limits() -> WebSocketConfig {
         .max_frame_size(Some(256 * 1024))
 }
 
-struct Server {
+struct EchoEventLoop {
     poll: Poll,
     listener: TcpListener,
     stop: Arc<AtomicBool>,
     peers: Slab<Peer>,
     /// When to look after which peer (or after the listener). An alarm may ring early or for nothing; it is the peer
     /// that knows what is due.
-    alarms: BTreeSet<(Instant, Token)>,
+    timers: BTreeSet<(Instant, Token)>,
     /// Sources that were left before they said "would block": no event will come for them.
-    ready: Vec<Token>,
+    run_queue: Vec<Token>,
 }
 
 struct Peer {
-    link: Link,
-    talk: Talk,
+    state: PeerState,
+    conversation: Conversation,
     /// Its one entry among the alarms.
-    alarm: Option<Instant>,
+    timer_at: Option<Instant>,
 }
 
-enum Link {
+enum PeerState {
     Upgrading { handshake: MidHandshake<ServerHandshake<TcpStream, NoCallback>>, until: Instant },
     Open(WebSocket<TcpStream>),
     Closed,
 }
 
-impl Server {
+impl EchoEventLoop {
     fn run(mut self) {
         let mut events = Events::with_capacity(1024);
         while !self.stop.load(Ordering::Acquire) {
-            if let Err(error) = self.turn(&mut events) {
+            if let Err(error) = self.run_once(&mut events) {
                 log::error!("built-in echo server: {error}; it stops");
                 return;
             }
         }
     }
 
-    fn turn(&mut self, events: &mut Events) -> io::Result<()> {
-        let sleep = if self.ready.is_empty() {
-            self.alarms.first().map(|(at, _)| at.saturating_duration_since(Instant::now()))
+    fn run_once(&mut self, events: &mut Events) -> io::Result<()> {
+        let sleep = if self.run_queue.is_empty() {
+            self.timers.first().map(|(at, _)| at.saturating_duration_since(Instant::now()))
         } else {
             Some(Duration::ZERO)
         };
@@ -164,7 +164,7 @@ impl Server {
             result => result?,
         }
         let now = Instant::now();
-        let left_over = std::mem::take(&mut self.ready);
+        let requeued = std::mem::take(&mut self.run_queue);
         for event in events.iter() {
             // On Windows every read that finds nothing asks for the writable event again: to read at that one would never end.
             if event.is_readable() || event.is_read_closed() || event.is_error() {
@@ -173,15 +173,15 @@ impl Server {
                 self.flush(event.token());
             }
         }
-        for source in left_over {
+        for source in requeued {
             self.dispatch(source, now);
         }
-        while let Some(&(at, source)) = self.alarms.first()
+        while let Some(&(at, source)) = self.timers.first()
             && at <= now
         {
-            self.alarms.pop_first();
+            self.timers.pop_first();
             if let Some(peer) = self.peers.get_mut(source.0) {
-                peer.alarm = None;
+                peer.timer_at = None;
             }
             self.dispatch(source, now);
         }
@@ -192,14 +192,14 @@ impl Server {
         match source {
             WAKER => {}
             LISTENER => self.accept(now),
-            Token(slot) => self.serve(slot, now),
+            Token(slot) => self.drive_peer(slot, now),
         }
     }
 
     fn accept(&mut self, now: Instant) {
-        for _ in 0..BUDGET {
+        for _ in 0..EVENT_BUDGET {
             match self.listener.accept() {
-                Ok((stream, _)) => self.admit(stream, now),
+                Ok((stream, _)) => self.register_peer(stream, now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // The peer's own misfortune: the next one may be fine.
                 Err(error)
@@ -208,15 +208,15 @@ impl Server {
                         io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
                     ) => {}
                 Err(_) => {
-                    self.alarms.insert((now + ACCEPT_PAUSE, LISTENER));
+                    self.timers.insert((now + ACCEPT_RETRY_DELAY, LISTENER));
                     return;
                 }
             }
         }
-        self.ready.push(LISTENER);
+        self.run_queue.push(LISTENER);
     }
 
-    fn admit(&mut self, mut stream: TcpStream, now: Instant) {
+    fn register_peer(&mut self, mut stream: TcpStream, now: Instant) {
         if self.peers.len() >= MAX_PEERS {
             return;
         }
@@ -227,33 +227,33 @@ impl Server {
         if self.poll.registry().register(&mut stream, Token(slot), both).is_err() {
             return;
         }
-        let handshake = ServerHandshake::start(stream, NoCallback, Some(limits()));
-        let link = Link::Upgrading { handshake, until: now + UPGRADE_TIME };
-        entry.insert(Peer { link, talk: Talk::new(), alarm: None });
-        self.serve(slot, now);
+        let handshake = ServerHandshake::start(stream, NoCallback, Some(websocket_config()));
+        let state = PeerState::Upgrading { handshake, until: now + UPGRADE_TIMEOUT };
+        entry.insert(Peer { state, conversation: Conversation::new(), timer_at: None });
+        self.drive_peer(slot, now);
     }
 
     /// Does all there is to do for a peer; called for an event, for an alarm, or for no reason.
-    fn serve(&mut self, slot: usize, now: Instant) {
+    fn drive_peer(&mut self, slot: usize, now: Instant) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         match peer.advance(now) {
             Ok(Progress::Idle) => {}
-            Ok(Progress::More) => self.ready.push(Token(slot)),
-            Err(Gone) => return self.drop_peer(slot),
+            Ok(Progress::More) => self.run_queue.push(Token(slot)),
+            Err(PeerClosed) => return self.drop_peer(slot),
         }
         if let Some(due) = peer.deadline()
-            && peer.alarm.is_none_or(|at| due < at)
+            && peer.timer_at.is_none_or(|at| due < at)
         {
-            if let Some(at) = peer.alarm.replace(due) {
-                self.alarms.remove(&(at, Token(slot)));
+            if let Some(at) = peer.timer_at.replace(due) {
+                self.timers.remove(&(at, Token(slot)));
             }
-            self.alarms.insert((due, Token(slot)));
+            self.timers.insert((due, Token(slot)));
         }
     }
 
     /// Sends what waits in a peer's queue. An upgrade needs none of this: its answer fits into the empty socket.
     fn flush(&mut self, source: Token) {
-        if let Some(Peer { link: Link::Open(socket), .. }) = self.peers.get_mut(source.0)
+        if let Some(Peer { state: PeerState::Open(socket), .. }) = self.peers.get_mut(source.0)
             && flush(socket).is_err()
         {
             self.drop_peer(source.0);
@@ -261,14 +261,14 @@ impl Server {
     }
 
     fn drop_peer(&mut self, slot: usize) {
-        if let Some(at) = self.peers.remove(slot).alarm {
-            self.alarms.remove(&(at, Token(slot)));
+        if let Some(at) = self.peers.remove(slot).timer_at {
+            self.timers.remove(&(at, Token(slot)));
         }
     }
 }
 
 /// The peer left, or is beyond use.
-struct Gone;
+struct PeerClosed;
 
 enum Progress {
     Idle,
@@ -277,59 +277,60 @@ enum Progress {
 
 impl Peer {
     fn deadline(&self) -> Option<Instant> {
-        match &self.link {
-            Link::Upgrading { until, .. } => Some(*until),
-            Link::Open(_) => self.talk.deadline(),
-            Link::Closed => None,
+        match &self.state {
+            PeerState::Upgrading { until, .. } => Some(*until),
+            PeerState::Open(_) => self.conversation.deadline(),
+            PeerState::Closed => None,
         }
     }
 
-    fn advance(&mut self, now: Instant) -> Result<Progress, Gone> {
-        if let Link::Upgrading { .. } = self.link {
+    fn advance(&mut self, now: Instant) -> Result<Progress, PeerClosed> {
+        if let PeerState::Upgrading { .. } = self.state {
             self.upgrade(now)?;
         }
-        let Link::Open(socket) = &mut self.link else { return Ok(Progress::Idle) };
+        let PeerState::Open(socket) = &mut self.state else { return Ok(Progress::Idle) };
         let mut replies = Vec::new();
-        if self.talk.deadline().is_some_and(|due| due <= now) {
-            self.talk.timeout(now, &mut replies);
+        if self.conversation.deadline().is_some_and(|due| due <= now) {
+            self.conversation.on_timeout(now, &mut replies);
             send(socket, &mut replies)?;
         }
-        let progress = converse(socket, &mut self.talk, &mut replies, now)?;
+        let progress = read_messages(socket, &mut self.conversation, &mut replies, now)?;
         flush(socket)?;
         Ok(progress)
     }
 
-    fn upgrade(&mut self, now: Instant) -> Result<(), Gone> {
-        let Link::Upgrading { handshake, until } = std::mem::replace(&mut self.link, Link::Closed) else {
+    fn upgrade(&mut self, now: Instant) -> Result<(), PeerClosed> {
+        let PeerState::Upgrading { handshake, until } = std::mem::replace(&mut self.state, PeerState::Closed)
+        else {
             return Ok(());
         };
         if now >= until {
-            return Err(Gone);
+            return Err(PeerClosed);
         }
-        self.link = match handshake.handshake() {
-            Ok(socket) => Link::Open(socket),
-            Err(HandshakeError::Interrupted(handshake)) => Link::Upgrading { handshake, until },
-            Err(HandshakeError::Failure(_)) => return Err(Gone),
+        self.state = match handshake.handshake() {
+            Ok(socket) => PeerState::Open(socket),
+            Err(HandshakeError::Interrupted(handshake)) => PeerState::Upgrading { handshake, until },
+            Err(HandshakeError::Failure(_)) => return Err(PeerClosed),
         };
         Ok(())
     }
 }
 
 /// Reads what the peer says, up to the budget, and answers.
-fn converse(
+fn read_messages(
     socket: &mut WebSocket<TcpStream>,
-    talk: &mut Talk,
+    conversation: &mut Conversation,
     replies: &mut Vec<Message>,
     now: Instant,
-) -> Result<Progress, Gone> {
-    for _ in 0..BUDGET {
+) -> Result<Progress, PeerClosed> {
+    for _ in 0..EVENT_BUDGET {
         match socket.read() {
-            Ok(Message::Text(text)) => talk.text(&text, now, replies),
-            Ok(Message::Binary(frame)) => talk.frame(frame, now, replies),
+            Ok(Message::Text(text)) => conversation.on_text(&text, now, replies),
+            Ok(Message::Binary(frame)) => conversation.on_frame(frame, now, replies),
             // Pings are answered, and a close is confirmed, by the reads that follow.
             Ok(_) => {}
             Err(error) if would_block(&error) => return Ok(Progress::Idle),
-            Err(_) => return Err(Gone),
+            Err(_) => return Err(PeerClosed),
         }
         send(socket, replies)?;
     }
@@ -337,22 +338,22 @@ fn converse(
 }
 
 /// Queues the replies. A peer that does not read loses audio first; when not even text fits, it is closed.
-fn send(socket: &mut WebSocket<TcpStream>, replies: &mut Vec<Message>) -> Result<(), Gone> {
+fn send(socket: &mut WebSocket<TcpStream>, replies: &mut Vec<Message>) -> Result<(), PeerClosed> {
     for reply in replies.drain(..) {
         match socket.write(reply) {
             Ok(()) => {}
             // "Would block" says that the message waits in the socket's own queue.
             Err(error) if would_block(&error) => {}
             Err(Error::WriteBufferFull(refused)) if is_audio(&refused) => {}
-            Err(_) => return Err(Gone),
+            Err(_) => return Err(PeerClosed),
         }
     }
     Ok(())
 }
 
-fn flush(socket: &mut WebSocket<TcpStream>) -> Result<(), Gone> {
+fn flush(socket: &mut WebSocket<TcpStream>) -> Result<(), PeerClosed> {
     match socket.flush() {
-        Err(error) if !would_block(&error) => Err(Gone),
+        Err(error) if !would_block(&error) => Err(PeerClosed),
         _ => Ok(()),
     }
 }

@@ -5,73 +5,73 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::proto::audio::{Cipher, HEADER, Header, nonce};
+use crate::proto::audio::{Cipher, HEADER_LEN, UdpHeader, nonce};
 use crate::proto::message::{self, HelloReply, Reader, hello_reply};
-use crate::proto::mqtt::{ConnectCode, Packet, decode, encode};
+use crate::proto::mqtt::{ConnectReturnCode, Packet, decode, encode};
 
 const KEY: [u8; 16] = *b"sixteen byte key";
 const SSRC: u32 = 0x0102_0304;
 
 /// How it behaves. The default is a gateway that works, with an echo server behind it.
 #[derive(Clone)]
-pub(super) struct Script {
-    pub(super) code: ConnectCode,
+pub(super) struct GatewayScript {
+    pub(super) connack_code: ConnectReturnCode,
     /// Instead of everything else, these bytes in answer to the first.
-    pub(super) not_mqtt: Option<&'static [u8]>,
+    pub(super) raw_reply: Option<&'static [u8]>,
     /// `None`: the audio socket's own. Port 0: the audio socket's.
-    pub(super) advertised: Option<(&'static str, u16)>,
+    pub(super) advertised_udp: Option<(&'static str, u16)>,
     /// Instead of the hello reply.
-    pub(super) reply: Option<&'static str>,
+    pub(super) hello_reply: Option<&'static str>,
     /// Sent right after the hello reply.
     pub(super) after_hello: &'static [&'static str],
     /// Audio from the device is received.
-    pub(super) up: bool,
+    pub(super) receives_audio: bool,
     /// Audio to the device is sent.
-    pub(super) down: bool,
+    pub(super) sends_audio: bool,
     /// Every nth packet is not echoed; 0 = all are.
-    pub(super) lose: u32,
+    pub(super) drop_every: u32,
     /// Says goodbye after this many packets; 0 = never.
     pub(super) hang_up_after: u32,
     /// Sent on `listen` stop, when audio was received and when none was.
-    pub(super) reaction: (&'static [&'static str], &'static [&'static str]),
+    pub(super) on_listen_stop: (&'static [&'static str], &'static [&'static str]),
     /// Audio packets that the server says on `listen` detect.
-    pub(super) speech: usize,
+    pub(super) speech_packets: usize,
     /// Sent on `listen` detect.
     pub(super) on_detect: &'static [&'static str],
 }
 
-impl Default for Script {
+impl Default for GatewayScript {
     fn default() -> Self {
         Self {
-            code: ConnectCode::Accepted,
-            not_mqtt: None,
-            advertised: None,
-            reply: None,
+            connack_code: ConnectReturnCode::Accepted,
+            raw_reply: None,
+            advertised_udp: None,
+            hello_reply: None,
             after_hello: &[],
-            up: true,
-            down: true,
-            lose: 0,
+            receives_audio: true,
+            sends_audio: true,
+            drop_every: 0,
             hang_up_after: 0,
-            reaction: (&[], &[]),
-            speech: 0,
+            on_listen_stop: (&[], &[]),
+            speech_packets: 0,
             on_detect: &[],
         }
     }
 }
 
 /// A running gateway; its thread ends with the device's connection.
-pub(super) struct Fake {
+pub(super) struct FakeGateway {
     pub(super) addr: SocketAddr,
     thread: JoinHandle<()>,
 }
 
-impl Fake {
-    pub(super) fn start(script: Script) -> Self {
+impl FakeGateway {
+    pub(super) fn start(script: GatewayScript) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let addr = listener.local_addr().unwrap();
         let thread = thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
-            Served::new(script, stream).run();
+            FakeConnection::new(script, stream).run();
         });
         Self { addr, thread }
     }
@@ -82,22 +82,22 @@ impl Fake {
     }
 }
 
-struct Served {
-    script: Script,
+struct FakeConnection {
+    script: GatewayScript,
     stream: TcpStream,
     udp: UdpSocket,
     device: Option<SocketAddr>,
-    heard: u32,
-    sequence: u32,
+    received: u32,
+    last_sequence: u32,
     sent: u32,
 }
 
-impl Served {
-    fn new(script: Script, stream: TcpStream) -> Self {
+impl FakeConnection {
+    fn new(script: GatewayScript, stream: TcpStream) -> Self {
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         udp.set_nonblocking(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
-        Self { script, stream, udp, device: None, heard: 0, sequence: 0, sent: 0 }
+        Self { script, stream, udp, device: None, received: 0, last_sequence: 0, sent: 0 }
     }
 
     fn run(mut self) {
@@ -111,41 +111,41 @@ impl Served {
                 }
                 Err(_) => return,
             }
-            if let Some(bytes) = self.script.not_mqtt
+            if let Some(bytes) = self.script.raw_reply
                 && !inbox.is_empty()
             {
                 self.stream.write_all(bytes).unwrap();
                 return;
             }
             while let Some((packet, used)) = decode(&inbox, 65536).unwrap() {
-                if !self.packet(packet) {
+                if !self.on_packet(packet) {
                     return;
                 }
                 inbox.drain(..used);
             }
-            self.datagrams();
+            self.receive_datagrams();
         }
     }
 
-    fn packet(&mut self, packet: Packet<'_>) -> bool {
+    fn on_packet(&mut self, packet: Packet<'_>) -> bool {
         let mut out = Vec::new();
         match packet {
-            Packet::Connect(_) => encode::connack(&mut out, self.script.code),
+            Packet::Connect(_) => encode::connack(&mut out, self.script.connack_code),
             Packet::PingReq => encode::pingresp(&mut out),
-            Packet::Publish(publish) => self.text(std::str::from_utf8(publish.payload).unwrap()),
+            Packet::Publish(publish) => self.on_text(std::str::from_utf8(publish.payload).unwrap()),
             Packet::Disconnect => return false,
             _ => {}
         }
         let _ = self.stream.write_all(&out);
-        self.script.code == ConnectCode::Accepted
+        self.script.connack_code == ConnectReturnCode::Accepted
     }
 
-    fn text(&mut self, text: &str) {
+    fn on_text(&mut self, text: &str) {
         let peek = message::peek(text, Reader::Server).unwrap();
         match (&*peek.kind, peek.state.as_deref()) {
             ("hello", _) => {
                 let port = self.udp.local_addr().unwrap().port();
-                let (server, other) = self.script.advertised.unwrap_or(("127.0.0.1", port));
+                let (server, other) = self.script.advertised_udp.unwrap_or(("127.0.0.1", port));
                 let port = if other == 0 { port } else { other };
                 let reply = hello_reply(&HelloReply {
                     session_id: "the-session",
@@ -156,26 +156,26 @@ impl Served {
                     nonce: &nonce(SSRC),
                 });
                 // What comes before the hello must be kept by the device.
-                self.say(&[r#"{"type":"mcp","payload":{}}"#]);
-                let reply = self.script.reply.map_or(reply, str::to_owned);
-                self.say(&[&reply]);
-                self.say(self.script.after_hello);
+                self.send_texts(&[r#"{"type":"mcp","payload":{}}"#]);
+                let reply = self.script.hello_reply.map_or(reply, str::to_owned);
+                self.send_texts(&[&reply]);
+                self.send_texts(self.script.after_hello);
             }
             ("listen", Some("stop")) => {
-                let (heard, deaf) = self.script.reaction;
-                self.say(if self.heard > 0 { heard } else { deaf });
+                let (heard, deaf) = self.script.on_listen_stop;
+                self.send_texts(if self.received > 0 { heard } else { deaf });
             }
             ("listen", Some("detect")) => {
-                self.say(self.script.on_detect);
-                for _ in 0..self.script.speech {
-                    self.answer(b"speech", 0);
+                self.send_texts(self.script.on_detect);
+                for _ in 0..self.script.speech_packets {
+                    self.send_audio(b"speech", 0);
                 }
             }
             _ => {}
         }
     }
 
-    fn say(&mut self, texts: &[&str]) {
+    fn send_texts(&mut self, texts: &[&str]) {
         for text in texts {
             let mut out = Vec::new();
             encode::publish(&mut out, "devices/p2p/x", text.as_bytes());
@@ -183,37 +183,42 @@ impl Served {
         }
     }
 
-    fn datagrams(&mut self) {
+    fn receive_datagrams(&mut self) {
         let mut buffer = [0; 2048];
         while let Ok((n, from)) = self.udp.recv_from(&mut buffer) {
-            if !self.script.up {
+            if !self.script.receives_audio {
                 continue;
             }
-            let header = Header::parse(&buffer[..n]).unwrap();
-            assert!(header.sequence > self.sequence);
-            self.sequence = header.sequence;
+            let header = UdpHeader::parse(&buffer[..n]).unwrap();
+            assert!(header.sequence > self.last_sequence);
+            self.last_sequence = header.sequence;
             assert_eq!(header.ssrc, SSRC);
             self.device = Some(from);
-            self.heard += 1;
-            let mut payload = buffer[HEADER..n].to_vec();
-            Cipher::new(&KEY).apply(&header.bytes(), &mut payload);
-            if self.heard == self.script.hang_up_after {
-                self.say(&[r#"{"type":"goodbye","session_id":"the-session"}"#]);
+            self.received += 1;
+            let mut payload = buffer[HEADER_LEN..n].to_vec();
+            Cipher::new(&KEY).apply(&header.to_bytes(), &mut payload);
+            if self.received == self.script.hang_up_after {
+                self.send_texts(&[r#"{"type":"goodbye","session_id":"the-session"}"#]);
             }
-            if self.script.lose == 0 || !self.heard.is_multiple_of(self.script.lose) {
-                self.answer(&payload, header.timestamp);
+            if self.script.drop_every == 0 || !self.received.is_multiple_of(self.script.drop_every) {
+                self.send_audio(&payload, header.timestamp);
             }
         }
     }
 
-    fn answer(&mut self, payload: &[u8], timestamp: u32) {
-        let Some(device) = self.device.filter(|_| self.script.down) else { return };
+    fn send_audio(&mut self, payload: &[u8], timestamp: u32) {
+        let Some(device) = self.device.filter(|_| self.script.sends_audio) else { return };
         self.sent += 1;
-        let header =
-            Header { flags: 0x80, len: payload.len() as u16, ssrc: SSRC, timestamp, sequence: self.sent };
-        let mut packet = header.bytes().to_vec();
+        let header = UdpHeader {
+            flags: 0x80,
+            payload_len: payload.len() as u16,
+            ssrc: SSRC,
+            timestamp,
+            sequence: self.sent,
+        };
+        let mut packet = header.to_bytes().to_vec();
         packet.extend_from_slice(payload);
-        Cipher::new(&KEY).apply(&header.bytes(), &mut packet[HEADER..]);
+        Cipher::new(&KEY).apply(&header.to_bytes(), &mut packet[HEADER_LEN..]);
         self.udp.send_to(&packet, device).unwrap();
     }
 }

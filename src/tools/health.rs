@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pico_args::Arguments;
 
-use super::terminal::Screen;
+use super::terminal::Terminal;
 use crate::config::Source;
 
 const HELP: &str = "\
@@ -28,39 +28,39 @@ Environment: as for the gateway; see mqtt-websocket-proxy --help.
 Exit code: 0 yes, 1 no, 2 the configuration cannot be used, or wrong usage.";
 
 /// A loop that takes longer is not well.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs the sub-command with its own arguments.
 pub fn run(mut args: Arguments) -> ExitCode {
     if args.contains(["-h", "--help"]) {
-        Screen::stdout().say(HELP);
+        Terminal::stdout().print_line(HELP);
         return ExitCode::SUCCESS;
     }
     let path = if args.contains("--ready") { "/readyz" } else { "/healthz" };
-    let address = match address(args) {
+    let address = match api_address(args) {
         Ok(address) => address,
         Err(error) => {
-            Screen::stderr().say(&format!("health: {error}"));
+            Terminal::stderr().print_line(&format!("health: {error}"));
             return ExitCode::from(2);
         }
     };
-    match ask(address, path) {
+    match http_get(address, path) {
         Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => {
-            Screen::stdout().say(answer.lines().last().unwrap_or_default());
+            Terminal::stdout().print_line(answer.lines().last().unwrap_or_default());
             ExitCode::SUCCESS
         }
-        Ok(answer) => no(address, answer.lines().last().unwrap_or_default()),
-        Err(error) => no(address, &error.to_string()),
+        Ok(answer) => unhealthy(address, answer.lines().last().unwrap_or_default()),
+        Err(error) => unhealthy(address, &error.to_string()),
     }
 }
 
-fn no(address: SocketAddr, why: &str) -> ExitCode {
-    Screen::stderr().say(&format!("health: {address}: {why}"));
+fn unhealthy(address: SocketAddr, why: &str) -> ExitCode {
+    Terminal::stderr().print_line(&format!("health: {address}: {why}"));
     ExitCode::FAILURE
 }
 
 /// Where the gateway of this configuration listens for management calls.
-fn address(mut args: Arguments) -> Result<SocketAddr, String> {
+fn api_address(mut args: Arguments) -> Result<SocketAddr, String> {
     let path = |text: &OsStr| Ok::<_, Infallible>(PathBuf::from(text));
     let config = args.opt_value_from_os_str(["-c", "--config"], path).map_err(|error| error.to_string())?;
     if let Some(unknown) = args.finish().first() {
@@ -80,10 +80,10 @@ fn address(mut args: Arguments) -> Result<SocketAddr, String> {
 }
 
 /// The whole answer; it is short.
-fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+fn http_get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(4096).read_to_string(&mut answer)?;

@@ -3,52 +3,60 @@
 use std::io::{self, IsTerminal, Write};
 
 /// An output for people. Its reader may go away at any time: that is no error.
-pub(super) struct Screen {
+pub(super) struct Terminal {
     out: Box<dyn Write>,
-    live: bool,
+    is_interactive: bool,
     /// Lines of the block that is on the screen now.
-    drawn: usize,
+    drawn_lines: usize,
 }
 
-impl Screen {
+impl Terminal {
     pub(super) fn stdout() -> Self {
         let out = io::stdout();
-        Self { live: can_move(out.is_terminal()), out: Box::new(out), drawn: 0 }
+        Self {
+            is_interactive: supports_cursor_control(out.is_terminal()),
+            out: Box::new(out),
+            drawn_lines: 0,
+        }
     }
 
     pub(super) fn stderr() -> Self {
         let out = io::stderr();
-        Self { live: can_move(out.is_terminal()), out: Box::new(out), drawn: 0 }
+        Self {
+            is_interactive: supports_cursor_control(out.is_terminal()),
+            out: Box::new(out),
+            drawn_lines: 0,
+        }
     }
 
-    /// True when [`Self::draw`] shows anything.
-    pub(super) fn is_live(&self) -> bool {
-        self.live
+    /// True when [`Self::redraw`] shows anything.
+    pub(super) fn is_interactive(&self) -> bool {
+        self.is_interactive
     }
 
     /// Prints a line that stays, in the place of the block.
-    pub(super) fn say(&mut self, line: &str) {
+    pub(super) fn print_line(&mut self, line: &str) {
         let text = format!("{}{line}\n", self.erase());
         self.write(&text);
     }
 
     /// Shows a block in the place of the one before. Lines must be shorter than the terminal is wide.
-    pub(super) fn draw(&mut self, lines: &[String]) {
-        if self.live {
+    pub(super) fn redraw(&mut self, lines: &[String]) {
+        if self.is_interactive {
             let text = format!("{}{}\n", self.erase(), lines.join("\n"));
             self.write(&text);
-            self.drawn = lines.len();
+            self.drawn_lines = lines.len();
         }
     }
 
     /// Leaves the block where it is: it stays, and what follows goes below.
-    pub(super) fn keep(&mut self) {
-        self.drawn = 0;
+    pub(super) fn keep_block(&mut self) {
+        self.drawn_lines = 0;
     }
 
     /// The control sequence that removes the block: cursor up, clear to the end (ECMA-48 CUU and ED).
     fn erase(&mut self) -> String {
-        match std::mem::take(&mut self.drawn) {
+        match std::mem::take(&mut self.drawn_lines) {
             0 => String::new(),
             lines => format!("\x1b[{lines}A\x1b[J"),
         }
@@ -60,7 +68,7 @@ impl Screen {
     }
 }
 
-fn can_move(terminal: bool) -> bool {
+fn supports_cursor_control(terminal: bool) -> bool {
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     // The old Windows console shows control sequences as text; Windows Terminal says that it is there.
     let old_console = cfg!(windows) && std::env::var_os("WT_SESSION").is_none();

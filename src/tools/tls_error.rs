@@ -2,13 +2,13 @@
 
 /// The likeliest cause.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
+pub(super) enum TlsErrorCause {
     /// This program was built without TLS.
-    Absent,
+    NotBuiltIn,
     Expired,
     NotYetValid,
     /// The certificate is for another host.
-    OtherName,
+    NameMismatch,
     /// Nobody who is trusted here vouches for the certificate.
     UnknownAuthority,
     /// The port speaks something else.
@@ -16,16 +16,16 @@ pub(super) enum Cause {
     Other,
 }
 
-impl Cause {
+impl TlsErrorCause {
     /// From what the library said.
-    pub(super) fn of(why: &str) -> Self {
+    pub(super) fn from_message(why: &str) -> Self {
         let why = why.to_ascii_lowercase();
         let has = |parts: &[&str]| parts.iter().any(|part| why.contains(part));
         match () {
-            () if has(&["built without tls"]) => Self::Absent,
+            () if has(&["built without tls"]) => Self::NotBuiltIn,
             () if has(&["expired"]) => Self::Expired,
             () if has(&["not yet valid"]) => Self::NotYetValid,
-            () if has(&["mismatch", "not match"]) => Self::OtherName,
+            () if has(&["mismatch", "not match"]) => Self::NameMismatch,
             () if has(&["certificate", "self signed", "self-signed", "trust"]) => Self::UnknownAuthority,
             () if has(&["wrong version", "packet length", "http request", "record"]) => Self::NotTls,
             () => Self::Other,

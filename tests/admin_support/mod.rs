@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::{Config, Secret, Source};
 use mqtt_websocket_proxy::net::Running;
-use mqtt_websocket_proxy::tools::device::{Device, Login};
+use mqtt_websocket_proxy::tools::device::{Login, SimulatedDevice};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::Value;
 
@@ -53,15 +53,15 @@ pub fn stage_with(source: Option<Source>, change: impl FnOnce(&mut Config)) -> S
 }
 
 impl Stage {
-    pub fn device(&self, mac: &str) -> Device {
+    pub fn device(&self, mac: &str) -> SimulatedDevice {
         let login = Login::new(mac.parse().unwrap(), Some(KEY.as_bytes()));
-        Device::connect(self.gateway.addresses().mqtt, &login, LIMIT).unwrap()
+        SimulatedDevice::connect(self.gateway.addresses().mqtt, &login, LIMIT).unwrap()
     }
 
     /// A device of this client id.
-    pub fn device_named(&self, client_id: &str) -> Device {
+    pub fn device_named(&self, client_id: &str) -> SimulatedDevice {
         let login = Login::signed(client_id.to_owned(), "e30=".to_owned(), Some(KEY.as_bytes()));
-        Device::connect(self.gateway.addresses().mqtt, &login, LIMIT).unwrap()
+        SimulatedDevice::connect(self.gateway.addresses().mqtt, &login, LIMIT).unwrap()
     }
 
     /// A call by an HTTP client that is not ours, with the static token.

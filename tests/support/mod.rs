@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mqtt_websocket_proxy::config::{Config, PublicIp, Server};
+use mqtt_websocket_proxy::config::{ChatServerConfig, Config, PublicIp};
 use mqtt_websocket_proxy::net::Running;
 
 pub mod audio;
@@ -42,7 +42,7 @@ pub fn config<U: AsRef<str>>(urls: &[U]) -> Config {
     config.mcp.enabled = false;
     // Applying a configuration sets the level of the whole process, and other tests read its log.
     config.logging.level = log::LevelFilter::Debug;
-    let server = |url: &U| Arc::new(url.as_ref().parse::<Server>().unwrap());
+    let server = |url: &U| Arc::new(url.as_ref().parse::<ChatServerConfig>().unwrap());
     config.websocket.production = urls.iter().map(server).collect();
     config
 }

@@ -1,6 +1,6 @@
 //! MQTT once more: another decoder's reading of the same bytes.
 
-use mqtt_websocket_proxy::proto::mqtt::{Level, Malformed, Packet, decode};
+use mqtt_websocket_proxy::proto::mqtt::{Malformed, Packet, ProtocolLevel, decode};
 use rumqttc::mqttbytes::{self, v4};
 
 const MAX: usize = 65_536;
@@ -12,7 +12,7 @@ pub(crate) fn agrees(mut bytes: &[u8]) {
         let own = decode(bytes, MAX);
         let (theirs, used) = other(bytes);
         match (own, theirs) {
-            (Ok(Some((Packet::Connect(connect), _))), _) if connect.level == Level::V31 => return,
+            (Ok(Some((Packet::Connect(connect), _))), _) if connect.level == ProtocolLevel::V31 => return,
             (Ok(Some((packet, own_used))), theirs) => {
                 assert_eq!(own_used, used, "{packet:?}");
                 match theirs {
@@ -63,7 +63,7 @@ fn is_stricter(malformed: Malformed) -> bool {
             | TopicFilter
             | PacketId
             | RequestedQos(_)
-            | NoFilter
+            | NoTopicFilter
     )
 }
 

@@ -3,52 +3,52 @@
 use std::time::SystemTime;
 
 use super::proc_stats;
-use crate::admin::prometheus::Kind::{Counter, Gauge};
-use crate::admin::prometheus::Text;
+use crate::admin::prometheus::MetricType::{Counter, Gauge};
+use crate::admin::prometheus::TextEncoder;
 use crate::logger;
 use crate::net::gateway::Gateway;
 use crate::net::metrics;
 use crate::net::tls_listener::TlsDoor;
-use crate::session::{CallState, Facts};
+use crate::session::{CallState, CallStats};
 
 /// What a look at every session finds.
 #[derive(Default)]
-struct Census {
+struct SessionCounts {
     online: usize,
     away: usize,
     calls: [usize; CallState::ALL.len()],
     dials: [usize; DIAL_STAGES.len()],
     /// Of the calls that go on.
-    facts: Facts,
+    call_stats: CallStats,
 }
 
 /// Stages of a WebSocket that is being opened.
 const DIAL_STAGES: [&str; 4] = ["waiting", "connect", "tls", "upgrade"];
 
 impl Gateway {
-    pub(super) fn scrape(&self) -> String {
-        let mut text = Text::default();
-        let census = self.census();
-        self.devices_into(&census, &mut text);
-        self.calls_into(&census, &mut text);
-        self.servers_into(&census, &mut text);
-        self.audio_into(&census, &mut text);
-        self.loop_into(&mut text);
+    pub(super) fn collect_metrics(&self) -> String {
+        let mut text = TextEncoder::default();
+        let counts = self.count_sessions();
+        self.write_device_metrics(&counts, &mut text);
+        self.write_call_metrics(&counts, &mut text);
+        self.write_server_metrics(&counts, &mut text);
+        self.write_audio_metrics(&counts, &mut text);
+        self.write_loop_metrics(&mut text);
         if self.team.leads() {
-            self.process_into(&mut text);
+            self.write_process_metrics(&mut text);
         }
         text.finish()
     }
 
-    fn census(&self) -> Census {
-        let mut census = Census::default();
+    fn count_sessions(&self) -> SessionCounts {
+        let mut counts = SessionCounts::default();
         for session in self.sessions.iter() {
             let core = &session.core;
-            census.online += usize::from(core.is_online());
-            census.away += usize::from(core.is_present() && !core.is_online());
+            counts.online += usize::from(core.is_online());
+            counts.away += usize::from(core.is_present() && !core.is_online());
             if let Some(call) = core.call() {
-                census.calls[call.state as usize] += 1;
-                metrics::add(&mut census.facts, call.facts);
+                counts.calls[call.state as usize] += 1;
+                metrics::add(&mut counts.call_stats, call.stats);
             }
             let stage = session.backend.as_ref().map(|backend| match backend.is_waiting() {
                 true => "waiting",
@@ -57,29 +57,29 @@ impl Gateway {
             // The open ones are at none of these.
             if let Some(place) = stage.and_then(|stage| DIAL_STAGES.iter().position(|known| *known == stage))
             {
-                census.dials[place] += 1;
+                counts.dials[place] += 1;
             }
         }
-        census
+        counts
     }
 
-    fn devices_into(&self, census: &Census, text: &mut Text) {
+    fn write_device_metrics(&self, counts: &SessionCounts, text: &mut TextEncoder) {
         let metrics = &self.metrics;
-        text.single(Gauge, "gateway_devices_online", "Devices that are let in.", census.online);
-        text.single(Gauge, "gateway_devices_away", "Devices whose call waits for their return.", census.away);
-        text.single(
+        text.scalar(Gauge, "gateway_devices_online", "Devices that are let in.", counts.online);
+        text.scalar(Gauge, "gateway_devices_away", "Devices whose call waits for their return.", counts.away);
+        text.scalar(
             Counter,
             "gateway_mqtt_connections_total",
             "TCP connections accepted on the MQTT port.",
             metrics.connections,
         );
-        text.single(
+        text.scalar(
             Counter,
             "gateway_mqtt_turned_away_total",
             "Of these, closed at once because there were too many.",
             metrics.turned_away,
         );
-        text.by(
+        text.labelled(
             Counter,
             "gateway_tls_handshakes_total",
             "TLS handshakes of devices.",
@@ -87,22 +87,22 @@ impl Gateway {
             [("ok", metrics.tls_handshakes), ("failed", metrics.tls_failed)],
         );
         if let Some(expires) = self.tls_door.as_ref().and_then(TlsDoor::expires) {
-            text.single(
+            text.scalar(
                 Gauge,
                 "gateway_tls_certificate_expires_timestamp_seconds",
                 "When the certificate for devices expires.",
                 expires,
             );
         }
-        text.single(Counter, "gateway_logins_total", "Devices let in.", metrics.admitted);
-        text.by(
+        text.scalar(Counter, "gateway_logins_total", "Devices let in.", metrics.admitted);
+        text.labelled(
             Counter,
             "gateway_logins_refused_total",
             "Devices refused at CONNECT.",
             "reason",
             metrics.refusals(),
         );
-        text.by(
+        text.labelled(
             Counter,
             "gateway_bad_texts_total",
             "Messages that are no JSON object.",
@@ -111,18 +111,18 @@ impl Gateway {
         );
     }
 
-    fn calls_into(&self, census: &Census, text: &mut Text) {
+    fn write_call_metrics(&self, counts: &SessionCounts, text: &mut TextEncoder) {
         let metrics = &self.metrics;
-        let states = CallState::ALL.iter().zip(census.calls).map(|(state, count)| (state.label(), count));
-        text.by(Gauge, "gateway_calls", "Calls going on.", "state", states);
-        text.by(
+        let states = CallState::ALL.iter().zip(counts.calls).map(|(state, count)| (state.label(), count));
+        text.labelled(Gauge, "gateway_calls", "Calls going on.", "state", states);
+        text.labelled(
             Counter,
             "gateway_calls_ended_total",
             "Calls that are over, by what ended them.",
             "reason",
             metrics.calls_ended(),
         );
-        text.by(
+        text.labelled(
             Counter,
             "gateway_device_calls_total",
             "Calls between devices, asked for and answered.",
@@ -136,31 +136,31 @@ impl Gateway {
         );
     }
 
-    fn servers_into(&self, census: &Census, text: &mut Text) {
+    fn write_server_metrics(&self, counts: &SessionCounts, text: &mut TextEncoder) {
         let metrics = &self.metrics;
-        text.single(Counter, "gateway_dials_total", "WebSockets asked for.", metrics.dials);
-        text.single(Counter, "gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened);
-        text.by(
+        text.scalar(Counter, "gateway_dials_total", "WebSockets asked for.", metrics.dials);
+        text.scalar(Counter, "gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened);
+        text.labelled(
             Gauge,
             "gateway_dials",
             "WebSockets being opened.",
             "stage",
-            DIAL_STAGES.into_iter().zip(census.dials),
+            DIAL_STAGES.into_iter().zip(counts.dials),
         );
-        text.by(
+        text.labelled(
             Counter,
             "gateway_server_failures_total",
             "Chat servers that failed, by stage.",
             "stage",
             metrics.dial_failures(),
         );
-        text.single(
+        text.scalar(
             Counter,
             "gateway_redials_total",
             "Calls that went on with another WebSocket.",
             metrics.redials,
         );
-        text.single(
+        text.scalar(
             Counter,
             "gateway_repeated_hellos_total",
             "Hellos of chat servers in mid-call.",
@@ -168,38 +168,38 @@ impl Gateway {
         );
     }
 
-    fn audio_into(&self, census: &Census, text: &mut Text) {
+    fn write_audio_metrics(&self, counts: &SessionCounts, text: &mut TextEncoder) {
         let metrics = &self.metrics;
         let mut all = metrics.over;
-        metrics::add(&mut all, &census.facts);
-        text.by(
+        metrics::add(&mut all, &counts.call_stats);
+        text.labelled(
             Counter,
             "gateway_audio_packets_total",
             "Audio packets passed on.",
             "direction",
             [("up", all.up_packets), ("down", all.down_packets)],
         );
-        text.by(
+        text.labelled(
             Counter,
             "gateway_audio_bytes_total",
             "Opus bytes in them.",
             "direction",
             [("up", all.up_bytes), ("down", all.down_bytes)],
         );
-        text.single(
+        text.scalar(
             Counter,
             "gateway_audio_lost_total",
             "Uplink packets that never came, counted when their call is over.",
             metrics.over.lost,
         );
-        text.by(
+        text.labelled(
             Counter,
             "gateway_audio_discarded_total",
             "Audio packets dropped.",
             "reason",
             metrics.discards(),
         );
-        text.by(
+        text.labelled(
             Counter,
             "gateway_datagrams_total",
             "UDP datagrams received, sent, and refused by the system.",
@@ -213,9 +213,9 @@ impl Gateway {
         );
     }
 
-    fn loop_into(&self, text: &mut Text) {
+    fn write_loop_metrics(&self, text: &mut TextEncoder) {
         let metrics = &self.metrics;
-        text.by(
+        text.labelled(
             Gauge,
             "gateway_queue_length",
             "What waits, by queue.",
@@ -228,20 +228,25 @@ impl Gateway {
             ],
         );
         text.histogram("gateway_turn_seconds", "The working part of a turn of the loop.", &metrics.turns);
-        text.single(
+        text.scalar(
             Gauge,
             "gateway_sessions",
             "Connections of devices, with what is left of them.",
             self.sessions.len(),
         );
-        text.single(Gauge, "gateway_api_connections", "Connections to this API.", self.admin.conns.len());
-        text.single(
+        text.scalar(
+            Gauge,
+            "gateway_api_connections",
+            "Connections to this API.",
+            self.admin.connections.len(),
+        );
+        text.scalar(
             Counter,
             "gateway_api_connections_total",
             "Connections to this API since the start.",
             metrics.api_connections,
         );
-        text.single(
+        text.scalar(
             Counter,
             "gateway_api_displaced_total",
             "Of these, closed for a newcomer.",
@@ -249,18 +254,24 @@ impl Gateway {
         );
         let classes = ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"];
         let answers = classes.into_iter().zip(metrics.api_answers).skip(2);
-        text.by(Counter, "gateway_api_answers_total", "Answers of this API by status.", "status", answers);
+        text.labelled(
+            Counter,
+            "gateway_api_answers_total",
+            "Answers of this API by status.",
+            "status",
+            answers,
+        );
     }
 
     /// What there is once, however many workers there are.
-    fn process_into(&self, text: &mut Text) {
-        text.single(
+    fn write_process_metrics(&self, text: &mut TextEncoder) {
+        text.scalar(
             Gauge,
             "gateway_draining",
             "Whether the gateway takes no new devices and ends with its last call: 1 or 0.",
             u8::from(self.draining),
         );
-        text.single(
+        text.scalar(
             Counter,
             "gateway_log_lines_lost_total",
             "Log lines that could not be written.",
@@ -269,8 +280,8 @@ impl Gateway {
         let tls = if cfg!(feature = "tls") { "true" } else { "false" };
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("tls", tls)];
         text.family(Gauge, "gateway_build_info", "The build; its value is always 1.", [(labels, 1)]);
-        let started = self.admin.started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        text.single(
+        let started = self.admin.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        text.scalar(
             Gauge,
             "process_start_time_seconds",
             "When the gateway started, in seconds since 1970.",
@@ -279,16 +290,16 @@ impl Gateway {
         let process = proc_stats::read();
         let mut gauge = |name, help, value: Option<u64>| {
             if let Some(value) = value {
-                text.single(Gauge, name, help, value);
+                text.scalar(Gauge, name, help, value);
             }
         };
         gauge("process_resident_memory_bytes", "Memory in use.", process.resident_bytes);
         gauge("process_virtual_memory_bytes", "Address space in use.", process.virtual_bytes);
-        gauge("process_open_fds", "Descriptors in use.", process.descriptors);
-        gauge("process_max_fds", "Descriptors allowed.", process.max_descriptors);
+        gauge("process_open_fds", "Descriptors in use.", process.open_fds);
+        gauge("process_max_fds", "Descriptors allowed.", process.max_fds);
         gauge("process_threads", "Threads.", process.threads);
         if let Some(seconds) = process.cpu_seconds {
-            text.single(Counter, "process_cpu_seconds_total", "CPU time used.", seconds);
+            text.scalar(Counter, "process_cpu_seconds_total", "CPU time used.", seconds);
         }
     }
 }

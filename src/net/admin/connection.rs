@@ -6,143 +6,143 @@ use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 
-use super::dispatch::Asking;
-use super::{LINGER, Next};
+use super::dispatch::PendingRequest;
+use super::{LINGER, Progress};
 use crate::admin::body::Body;
-use crate::admin::http::{Head, MAX_HEAD};
+use crate::admin::http::{MAX_HEAD_BYTES, RequestHead};
 use crate::net::write_buffer::Outbox;
 
 /// How long the first request, or one that has begun, may take to be there.
-const REQUEST_WITHIN: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection that was used stays open for the next request.
-const IDLE: Duration = Duration::from_secs(60);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an answer may take to be read.
-const READ_WITHIN: Duration = Duration::from_secs(30);
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// A device's answer is there, or given up, after 5 s; this is for what should not happen.
-const ANSWER_WITHIN: Duration = Duration::from_secs(7);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(7);
 
-pub(super) struct Conn {
+pub(super) struct Connection {
     pub(super) epoch: u32,
     pub(super) tcp: TcpStream,
     pub(super) peer: SocketAddr,
     /// What came and is not served yet: at most a head or a body, and the beginning of the next request.
-    pub(super) inbox: Vec<u8>,
+    pub(super) read_buffer: Vec<u8>,
     /// So much of it has been looked at for a head.
     looked_at: usize,
-    pub(super) outbox: Outbox,
-    pub(super) stage: Stage,
+    pub(super) write_buffer: Outbox,
+    pub(super) state: ConnectionState,
     /// When the stage began.
-    pub(super) since: Instant,
+    pub(super) state_since: Instant,
     /// When the first byte of the request came, on a connection that was used before.
-    begun: Option<Instant>,
-    used: bool,
+    request_started_at: Option<Instant>,
+    is_reused: bool,
     /// The tick of the one live entry in the wheel.
-    pub(super) alarm: Option<u64>,
+    pub(super) timer_tick: Option<u64>,
 }
 
-pub(super) enum Stage {
+pub(super) enum ConnectionState {
     /// Waits for a request, or for the rest of this one.
     Reading(Option<Box<Begun>>),
     /// Waits for the answer of a device or of other workers.
-    Asking(Box<Asking>),
+    Pending(Box<PendingRequest>),
     /// Waits until the client has read the answer.
     Writing { keep_alive: bool },
     /// Nothing more is served; the client's last bytes are dropped, so that they cost it not the answer.
-    Parting,
+    Lingering,
 }
 
 /// A request whose head is there, and whose caller may call.
 pub(super) struct Begun {
-    pub(super) head: Head,
+    pub(super) head: RequestHead,
     pub(super) body: Body,
 }
 
-impl Stage {
+impl ConnectionState {
     /// Who goes last when all places are taken.
-    pub(super) fn worth(&self) -> u8 {
+    pub(super) fn eviction_priority(&self) -> u8 {
         match self {
-            Self::Parting => 0,
+            Self::Lingering => 0,
             Self::Reading(_) => 1,
             Self::Writing { .. } => 2,
-            Self::Asking(_) => 3,
+            Self::Pending(_) => 3,
         }
     }
 }
 
-impl Conn {
+impl Connection {
     pub(super) fn new(tcp: TcpStream, peer: SocketAddr, epoch: u32, now: Instant) -> Self {
         Self {
             epoch,
             tcp,
             peer,
-            inbox: Vec::new(),
+            read_buffer: Vec::new(),
             looked_at: 0,
-            outbox: Outbox::default(),
-            stage: Stage::Reading(None),
-            since: now,
-            begun: None,
-            used: false,
-            alarm: None,
+            write_buffer: Outbox::default(),
+            state: ConnectionState::Reading(None),
+            state_since: now,
+            request_started_at: None,
+            is_reused: false,
+            timer_tick: None,
         }
     }
 
-    pub(super) fn enter(&mut self, stage: Stage, now: Instant) -> Next {
-        self.used = true;
+    pub(super) fn set_state(&mut self, stage: ConnectionState, now: Instant) -> Progress {
+        self.is_reused = true;
         self.looked_at = 0;
-        self.since = now;
-        self.begun = (!self.inbox.is_empty()).then_some(now);
-        self.stage = stage;
-        Next::Again
+        self.state_since = now;
+        self.request_started_at = (!self.read_buffer.is_empty()).then_some(now);
+        self.state = stage;
+        Progress::Continue
     }
 
     /// Ends our side; the other is given a moment to read the answer.
-    pub(super) fn part(&mut self, now: Instant) -> Next {
+    pub(super) fn start_linger(&mut self, now: Instant) -> Progress {
         if self.tcp.shutdown(Shutdown::Write).is_err() {
-            return Next::Drop;
+            return Progress::Close;
         }
-        self.inbox = Vec::new();
-        self.enter(Stage::Parting, now)
+        self.read_buffer = Vec::new();
+        self.set_state(ConnectionState::Lingering, now)
     }
 
     /// Whether what came since the last look may end a head: only then is all of it parsed again, and not for each byte of a
     /// client that sends them one by one.
     pub(super) fn may_have_head(&mut self) -> bool {
-        let came = self.inbox.get(self.looked_at..).unwrap_or_default();
-        let may = self.looked_at == 0 || came.contains(&b'\n') || self.inbox.len() > MAX_HEAD;
-        self.looked_at = self.inbox.len();
+        let came = self.read_buffer.get(self.looked_at..).unwrap_or_default();
+        let may = self.looked_at == 0 || came.contains(&b'\n') || self.read_buffer.len() > MAX_HEAD_BYTES;
+        self.looked_at = self.read_buffer.len();
         may
     }
 
     pub(super) fn deadline(&self) -> Instant {
-        match self.stage {
-            Stage::Reading(_) => match self.begun {
-                Some(begun) if self.used => begun + REQUEST_WITHIN,
-                None if self.used => self.since + IDLE,
-                _ => self.since + REQUEST_WITHIN,
+        match self.state {
+            ConnectionState::Reading(_) => match self.request_started_at {
+                Some(begun) if self.is_reused => begun + REQUEST_TIMEOUT,
+                None if self.is_reused => self.state_since + KEEP_ALIVE_TIMEOUT,
+                _ => self.state_since + REQUEST_TIMEOUT,
             },
-            Stage::Asking(_) => self.since + ANSWER_WITHIN,
-            Stage::Writing { .. } => self.since + READ_WITHIN,
-            Stage::Parting => self.since + LINGER,
+            ConnectionState::Pending(_) => self.state_since + RESPONSE_TIMEOUT,
+            ConnectionState::Writing { .. } => self.state_since + SEND_TIMEOUT,
+            ConnectionState::Lingering => self.state_since + LINGER,
         }
     }
 
     /// Reads no more than may be missing of the body of this request, or of a head.
-    pub(super) fn read(&mut self, begun: Option<Box<Begun>>, scratch: &mut [u8], now: Instant) -> Next {
-        let held = self.inbox.len();
+    pub(super) fn read(&mut self, begun: Option<Box<Begun>>, scratch: &mut [u8], now: Instant) -> Progress {
+        let held = self.read_buffer.len();
         let wanted =
-            begun.as_ref().map_or((MAX_HEAD + 1).saturating_sub(held), |begun| begun.body.wanted(held));
-        self.stage = Stage::Reading(begun);
+            begun.as_ref().map_or((MAX_HEAD_BYTES + 1).saturating_sub(held), |begun| begun.body.wanted(held));
+        self.state = ConnectionState::Reading(begun);
         let room = wanted.clamp(1, scratch.len());
         match self.tcp.read(&mut scratch[..room]) {
-            Ok(0) => Next::Drop,
+            Ok(0) => Progress::Close,
             Ok(n) => {
-                self.begun.get_or_insert(now);
-                self.inbox.extend_from_slice(&scratch[..n]);
-                Next::Again
+                self.request_started_at.get_or_insert(now);
+                self.read_buffer.extend_from_slice(&scratch[..n]);
+                Progress::Continue
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Next::Wait,
-            Err(error) if error.kind() == ErrorKind::Interrupted => Next::Again,
-            Err(_) => Next::Drop,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Progress::Wait,
+            Err(error) if error.kind() == ErrorKind::Interrupted => Progress::Continue,
+            Err(_) => Progress::Close,
         }
     }
 }
@@ -157,21 +157,21 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let tcp = TcpStream::from_std(std::net::TcpStream::connect(addr).unwrap());
-        let mut conn = Conn::new(tcp, addr, 1, Instant::now());
+        let mut conn = Connection::new(tcp, addr, 1, Instant::now());
         let text = format!("GET / HTTP/1.1\r\nX-Filler: {}\r\n\r\n", "x".repeat(6000));
         for _ in 0..2 {
             let mut parsed = 0;
             for byte in text.bytes() {
-                conn.inbox.push(byte);
+                conn.read_buffer.push(byte);
                 parsed += usize::from(conn.may_have_head());
             }
             assert_eq!(parsed, 1 + text.matches('\n').count());
             // The next request on the same connection.
-            conn.inbox.clear();
-            conn.enter(Stage::Reading(None), Instant::now());
+            conn.read_buffer.clear();
+            conn.set_state(ConnectionState::Reading(None), Instant::now());
         }
-        conn.inbox = vec![b'x'; MAX_HEAD + 1];
-        conn.looked_at = MAX_HEAD;
+        conn.read_buffer = vec![b'x'; MAX_HEAD_BYTES + 1];
+        conn.looked_at = MAX_HEAD_BYTES;
         assert!(conn.may_have_head(), "too long, which is to be told");
     }
 }

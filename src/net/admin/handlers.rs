@@ -2,9 +2,9 @@
 
 use log::info;
 
-use super::dispatch::Errand;
+use super::dispatch::AdminRequest;
 use crate::admin::dashboard;
-use crate::admin::dto::{self, Command};
+use crate::admin::dto::{self, McpCommand};
 use crate::admin::http::Response;
 use crate::admin::params::{BadParameter, Members, query_flag, query_number};
 use crate::admin::prometheus::CONTENT_TYPE;
@@ -13,42 +13,42 @@ use crate::net::gateway::Gateway;
 use crate::net::lifecycle::ReloadError;
 use crate::net::token::SessionId;
 use crate::proto::message::{self, Reader};
-use crate::session::{CommandFailed, Core, Delivery};
+use crate::session::{CommandError, Core, Delivery};
 
 /// Devices on a page, at most and if nothing else is asked for.
-const PAGE: usize = 1000;
+const MAX_PAGE_SIZE: usize = 1000;
 /// The largest cursor: what JSON's readers take without loss.
 const MAX_CURSOR: u64 = (1 << 53) - 1;
 /// What an operator may send to a device: other types are the gateway's and the chat server's own.
-const MESSAGES: [&str; 4] = ["alert", "system", "custom", "notify"];
+const MESSAGE_TYPES: [&str; 4] = ["alert", "system", "custom", "notify"];
 
 impl Gateway {
     /// Carries a call out. None: the answer comes later.
-    pub(super) fn serve_errand(&mut self, errand: &Errand) -> Option<Response> {
-        let Errand { ticket, endpoint, client_id, query, body } = errand;
+    pub(super) fn handle_admin_request(&mut self, request: &AdminRequest) -> Option<Response> {
+        let AdminRequest { request_id, endpoint, client_id, query, body } = request;
         Some(match endpoint {
             Endpoint::Health => Response::json(200, r#"{"status":"ok"}"#),
-            Endpoint::Ready => self.ready_answer(),
-            Endpoint::Metrics => Response::text(CONTENT_TYPE, self.scrape()),
+            Endpoint::Ready => self.handle_ready(),
+            Endpoint::Metrics => Response::text(CONTENT_TYPE, self.collect_metrics()),
             Endpoint::OpenApi => Response::json(200, OPENAPI),
-            Endpoint::Command => return self.command(*ticket, client_id, body),
-            Endpoint::DevicesStatus => self.devices_status(body),
-            Endpoint::CallRequest => self.call_request(body),
-            Endpoint::CallAccept => self.call_accept(body),
-            Endpoint::CallHangUp => self.call_hang_up(body),
-            Endpoint::Message => self.push_message(client_id, body),
-            Endpoint::Sessions => self.list_sessions(query),
-            Endpoint::Session => self.show_session(client_id),
-            Endpoint::End => self.end_session(client_id, query),
-            Endpoint::Reload => self.reload_answer(),
-            Endpoint::Errors => Response::json(200, self.admin.troubles().to_json()),
-            Endpoint::Page => Response::text(dashboard::CONTENT_TYPE, dashboard::PAGE)
-                .with("Content-Security-Policy", self.admin.page_policy.as_str()),
-            Endpoint::Config => Response::json(200, self.config.to_masked_file()),
+            Endpoint::Command => return self.handle_command(*request_id, client_id, body),
+            Endpoint::DevicesStatus => self.handle_devices_status(body),
+            Endpoint::CallRequest => self.handle_call_request(body),
+            Endpoint::CallAccept => self.handle_call_accept(body),
+            Endpoint::CallHangUp => self.handle_call_hang_up(body),
+            Endpoint::Message => self.handle_message(client_id, body),
+            Endpoint::Sessions => self.handle_list_sessions(query),
+            Endpoint::Session => self.handle_show_session(client_id),
+            Endpoint::EndSession => self.handle_end_session(client_id, query),
+            Endpoint::Reload => self.handle_reload(),
+            Endpoint::Errors => Response::json(200, self.admin.recent_errors().to_json()),
+            Endpoint::Dashboard => Response::text(dashboard::CONTENT_TYPE, dashboard::HTML)
+                .with_header("Content-Security-Policy", self.admin.content_security_policy.as_str()),
+            Endpoint::Config => Response::json(200, self.config.to_masked_file_text()),
         })
     }
 
-    fn ready_answer(&self) -> Response {
+    fn handle_ready(&self) -> Response {
         let (status, word) = match (self.is_stopping(), self.draining, self.accepting) {
             (true, _, _) => (503, "stopping"),
             (false, true, _) => (503, "draining"),
@@ -59,7 +59,7 @@ impl Gateway {
     }
 
     /// The device that a caller means.
-    fn device_named(&self, name: &str) -> Option<SessionId> {
+    fn find_device(&self, name: &str) -> Option<SessionId> {
         let found = self.index.named(name, &self.sessions)?;
         self.sessions.get(found).is_some_and(|session| session.core.is_present()).then_some(found)
     }
@@ -71,37 +71,41 @@ impl Gateway {
 
     // ----- compatible ---------------------------------------------------------------------------------------------
 
-    fn command(&mut self, ticket: u64, client_id: &str, body: &str) -> Option<Response> {
+    fn handle_command(&mut self, request_id: u64, client_id: &str, body: &str) -> Option<Response> {
         let failed = |status, why: &str| {
             Some(Response::json(status, serde_json::json!({ "success": false, "error": why }).to_string()))
         };
-        let command = match Command::parse(body) {
+        let command = match McpCommand::parse(body) {
             Ok(command) => command,
             Err(why) => return failed(400, &why),
         };
-        let Some(device) = self.device_named(client_id) else {
-            let (status, body) = dto::command_answer(&Err(CommandFailed::NotConnected));
+        let Some(device) = self.find_device(client_id) else {
+            let (status, body) = dto::command_response(&Err(CommandError::NotConnected));
             return Some(Response::json(status, body));
         };
         let Some(command) = command else { return failed(500, "指令类型无效") };
-        self.drive(device, |core, cx| core.command(ticket, &command.method, &command.params, cx));
+        self.drive(device, |core, cx| core.send_command(request_id, &command.method, &command.params, cx));
         None
     }
 
     /// A device answered a command, or will not.
-    pub(in crate::net) fn answer_command(&mut self, ticket: u64, result: &Result<Box<str>, CommandFailed>) {
-        let (status, body) = dto::command_answer(result);
-        self.send_reply(ticket, Response::json(status, body));
+    pub(in crate::net) fn on_command_result(
+        &mut self,
+        request_id: u64,
+        result: &Result<Box<str>, CommandError>,
+    ) {
+        let (status, body) = dto::command_response(result);
+        self.send_admin_response(request_id, Response::json(status, body));
     }
 
-    fn devices_status(&self, body: &str) -> Response {
-        let ids = match dto::status_ids(body) {
+    fn handle_devices_status(&self, body: &str) -> Response {
+        let ids = match dto::parse_status_ids(body) {
             Ok(ids) => ids,
-            Err(why) => return Response::json(400, dto::plain_error(&why)),
+            Err(why) => return Response::json(400, dto::error_body(&why)),
         };
         let status = |name: &str| {
             let core =
-                self.device_named(name).and_then(|id| self.sessions.get(id)).map(|session| &session.core);
+                self.find_device(name).and_then(|id| self.sessions.get(id)).map(|session| &session.core);
             match core.map(Core::has_call) {
                 Some(true) => serde_json::json!({ "isAlive": true, "exists": true }),
                 Some(false) => serde_json::json!({ "isAlive": null, "exists": true }),
@@ -112,24 +116,24 @@ impl Gateway {
         Response::json(200, serde_json::Value::Object(all).to_string())
     }
 
-    fn call_request(&mut self, body: &str) -> Response {
+    fn handle_call_request(&mut self, body: &str) -> Response {
         let request = match dto::CallRequest::parse(body) {
             Ok(request) => request,
-            Err(why) => return Response::json(400, dto::plain_error(&why)),
+            Err(why) => return Response::json(400, dto::error_body(&why)),
         };
         let outcome = self.request_device_call(request.caller, request.target, &request.nickname);
-        Response::json(200, dto::call_requested(outcome))
+        Response::json(200, dto::call_request_body(outcome))
     }
 
-    fn call_accept(&mut self, body: &str) -> Response {
-        match dto::call_mac(body) {
-            Ok(mac) => Response::json(200, dto::call_accepted(self.accept_device_call(mac))),
-            Err(why) => Response::json(400, dto::plain_error(&why)),
+    fn handle_call_accept(&mut self, body: &str) -> Response {
+        match dto::parse_call_mac(body) {
+            Ok(mac) => Response::json(200, dto::call_accept_body(self.accept_device_call(mac))),
+            Err(why) => Response::json(400, dto::error_body(&why)),
         }
     }
 
-    fn call_hang_up(&mut self, body: &str) -> Response {
-        let mac = match dto::call_mac(body) {
+    fn handle_call_hang_up(&mut self, body: &str) -> Response {
+        let mac = match dto::parse_call_mac(body) {
             Ok(mac) => mac,
             Err(why) => return Response::error(400, "bad_mac", &format!("{why}.")),
         };
@@ -141,7 +145,7 @@ impl Gateway {
 
     // ----- devices ------------------------------------------------------------------------------------------------
 
-    fn push_message(&mut self, client_id: &str, body: &str) -> Response {
+    fn handle_message(&mut self, client_id: &str, body: &str) -> Response {
         let Ok(members) = Members::of_body(body) else {
             return Response::error(400, "bad_json", "The body is no JSON object.");
         };
@@ -151,9 +155,9 @@ impl Gateway {
         if let Err(bad) = members.string("session_id", "a string") {
             return bad_parameter(&bad);
         }
-        let Some(device) = self.device_named(client_id) else { return not_connected() };
+        let Some(device) = self.find_device(client_id) else { return not_connected() };
         let mut delivery = Delivery::NotConnected;
-        self.drive(device, |core, cx| delivery = core.message(body.trim_ascii(), cx));
+        self.drive(device, |core, cx| delivery = core.send_message(body.trim_ascii(), cx));
         let (status, delivery) = match delivery {
             Delivery::Sent => (200, "sent"),
             Delivery::Queued => (202, "queued"),
@@ -163,19 +167,19 @@ impl Gateway {
         Response::json(status, serde_json::json!({ "clientId": client_id, "delivery": delivery }).to_string())
     }
 
-    fn list_sessions(&self, query: &str) -> Response {
-        let (after, limit) = match page_asked_for(query) {
+    fn handle_list_sessions(&self, query: &str) -> Response {
+        let (after, limit) = match parse_page_query(query) {
             Ok(page) => page,
             Err(bad) => return bad_parameter(&bad),
         };
-        let me = page_start(self.team.me());
+        let me = first_cursor(self.team.me());
         // A page that begins at another worker has all of ours, or none.
         let (after, limit) = match after.checked_sub(me) {
             None => (0, limit),
-            Some(slot) if slot < page_start(1) => (slot as usize, limit),
+            Some(slot) if slot < first_cursor(1) => (slot as usize, limit),
             Some(_) => (usize::MAX, limit),
         };
-        let mut page = dto::Sessions {
+        let mut page = dto::SessionPage {
             devices: self.index.devices(),
             calls: self.index.calls(),
             draining: self.draining,
@@ -183,29 +187,29 @@ impl Gateway {
             sessions: Vec::new(),
         };
         for (slot, session) in self.sessions.starting_at(after) {
-            let Some(view) = dto::session(&session.core, self.now) else { continue };
+            let Some(view) = dto::session_dto(&session.core, self.now) else { continue };
             if page.sessions.len() == limit {
                 page.next = Some(me + slot as u64);
                 break;
             }
             page.sessions.push(view);
         }
-        as_json(&page)
+        json_response(&page)
     }
 
-    fn show_session(&self, client_id: &str) -> Response {
-        let session = self.device_named(client_id).and_then(|id| self.sessions.get(id));
+    fn handle_show_session(&self, client_id: &str) -> Response {
+        let session = self.find_device(client_id).and_then(|id| self.sessions.get(id));
         session
-            .and_then(|session| dto::session(&session.core, self.now))
-            .map_or_else(not_connected, |view| as_json(&view))
+            .and_then(|session| dto::session_dto(&session.core, self.now))
+            .map_or_else(not_connected, |view| json_response(&view))
     }
 
-    fn end_session(&mut self, client_id: &str, query: &str) -> Response {
+    fn handle_end_session(&mut self, client_id: &str, query: &str) -> Response {
         let disconnect = match query_flag(query, "disconnect") {
             Ok(disconnect) => disconnect,
             Err(bad) => return bad_parameter(&bad),
         };
-        let Some(device) = self.device_named(client_id) else { return not_connected() };
+        let Some(device) = self.find_device(client_id) else { return not_connected() };
         let hung_up = self.sessions.get(device).is_some_and(|session| session.core.has_call());
         if !hung_up && !disconnect {
             return Response::error(
@@ -218,9 +222,9 @@ impl Gateway {
         let what = if disconnect { "disconnects the device" } else { "hangs up" };
         info!("{} an operator {what}", self.prefix(device));
         self.drive(device, |core, cx| match disconnect {
-            true => core.operator_disconnects(cx),
+            true => core.operator_disconnect(cx),
             false => {
-                core.operator_hangs_up(cx);
+                core.operator_hang_up(cx);
             }
         });
         let done =
@@ -230,9 +234,9 @@ impl Gateway {
 
     // ----- the gateway --------------------------------------------------------------------------------------------
 
-    fn reload_answer(&mut self) -> Response {
+    fn handle_reload(&mut self) -> Response {
         match self.reload_file() {
-            Ok(changes) => Response::json(200, dto::changes(&changes)),
+            Ok(changes) => Response::json(200, dto::reload_body(&changes)),
             Err(ReloadError::NoSource) => Response::error(
                 409,
                 "no_source",
@@ -246,16 +250,16 @@ impl Gateway {
 }
 
 /// The cursor and the length of the page that is asked for.
-pub(super) fn page_asked_for(query: &str) -> Result<(u64, usize), BadParameter> {
-    let limit = query_number(query, "limit", PAGE as u64, (1, PAGE as u64))?;
+pub(super) fn parse_page_query(query: &str) -> Result<(u64, usize), BadParameter> {
+    let limit = query_number(query, "limit", MAX_PAGE_SIZE as u64, (1, MAX_PAGE_SIZE as u64))?;
     Ok((query_number(query, "after", 0, (0, MAX_CURSOR))?, limit as usize))
 }
 
 /// Whether the message is of a type that an operator may send: its device takes the first such member, in any capitals.
 fn message_type(members: &Members<'_>, body: &str) -> Result<(), BadParameter> {
-    let allowed = || format!("{} or {}", MESSAGES[..3].join(", "), MESSAGES[3]);
+    let allowed = || format!("{} or {}", MESSAGE_TYPES[..3].join(", "), MESSAGE_TYPES[3]);
     match members.string("type", allowed())? {
-        Some(kind) if MESSAGES.contains(&&*kind) => {
+        Some(kind) if MESSAGE_TYPES.contains(&&*kind) => {
             match message::peek(body, Reader::Device).ok().filter(|peek| peek.kind != kind) {
                 None => Ok(()),
                 Some(peek) => Err(BadParameter::new("type", &format!("{:?}", peek.kind), allowed())),
@@ -271,7 +275,7 @@ fn bad_parameter(bad: &BadParameter) -> Response {
 }
 
 /// The cursor of a worker's first slot.
-pub(super) fn page_start(worker: usize) -> u64 {
+pub(super) fn first_cursor(worker: usize) -> u64 {
     (worker as u64) << 32
 }
 
@@ -279,7 +283,7 @@ fn not_connected() -> Response {
     Response::error(404, "not_connected", "No device with this client id or MAC is connected.")
 }
 
-fn as_json(view: &impl serde::Serialize) -> Response {
+fn json_response(view: &impl serde::Serialize) -> Response {
     match serde_json::to_string(view) {
         Ok(text) => Response::json(200, text),
         Err(error) => Response::error(500, "internal", &error.to_string()),

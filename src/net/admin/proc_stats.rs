@@ -8,45 +8,45 @@ use std::fs;
 /// Numbers under the names that Prometheus knows for every process. Opening the files that hold them can fail in a busy
 /// hour: then they are left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Process {
+pub(super) struct ProcStats {
     pub(super) resident_bytes: Option<u64>,
     pub(super) virtual_bytes: Option<u64>,
-    pub(super) descriptors: Option<u64>,
-    pub(super) max_descriptors: Option<u64>,
+    pub(super) open_fds: Option<u64>,
+    pub(super) max_fds: Option<u64>,
     pub(super) threads: Option<u64>,
     pub(super) cpu_seconds: Option<f64>,
 }
 
 /// Reads it all: microseconds, on Linux 6.2 and later however many descriptors are open.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-pub(super) fn read() -> Process {
+pub(super) fn read() -> ProcStats {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    Process {
-        resident_bytes: kilobytes(&status, "VmRSS:"),
-        virtual_bytes: kilobytes(&status, "VmSize:"),
-        descriptors: descriptors(),
-        max_descriptors: number(&limits, "Max open files"),
-        threads: number(&status, "Threads:"),
+    ProcStats {
+        resident_bytes: kilobytes_as_bytes(&status, "VmRSS:"),
+        virtual_bytes: kilobytes_as_bytes(&status, "VmSize:"),
+        open_fds: count_open_fds(),
+        max_fds: first_number(&limits, "Max open files"),
+        threads: first_number(&status, "Threads:"),
         cpu_seconds: cpu_seconds(&stat),
     }
 }
 
 /// Other systems have no such files.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(super) fn read() -> Process {
-    Process::default()
+pub(super) fn read() -> ProcStats {
+    ProcStats::default()
 }
 
 /// The first number on the line that begins so.
-fn number(text: &str, name: &str) -> Option<u64> {
+fn first_number(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-fn kilobytes(text: &str, name: &str) -> Option<u64> {
-    Some(number(text, name)? * 1024)
+fn kilobytes_as_bytes(text: &str, name: &str) -> Option<u64> {
+    Some(first_number(text, name)? * 1024)
 }
 
 /// proc_pid_stat(5): fields 14 and 15, in hundredths of a second on every system that is in use. The second field, a name
@@ -58,7 +58,7 @@ fn cpu_seconds(stat: &str) -> Option<f64> {
 }
 
 /// Linux 6.2 and later tell the number as the folder's size; before, they are counted.
-fn descriptors() -> Option<u64> {
+fn count_open_fds() -> Option<u64> {
     let folder = "/proc/self/fd";
     match fs::metadata(folder).ok()?.len() {
         // The folder itself is open while it is read.
@@ -73,14 +73,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_proc() {
+    fn proc_files_are_parsed() {
         let status = "Name:\tx\nVmSize:\t  123456 kB\nVmRSS:\t    2048 kB\nThreads:\t4\n";
-        assert_eq!(kilobytes(status, "VmRSS:"), Some(2048 * 1024));
-        assert_eq!(number(status, "Threads:"), Some(4));
-        assert_eq!(number(status, "Absent:"), None);
+        assert_eq!(kilobytes_as_bytes(status, "VmRSS:"), Some(2048 * 1024));
+        assert_eq!(first_number(status, "Threads:"), Some(4));
+        assert_eq!(first_number(status, "Absent:"), None);
         let limits = "Limit      Soft Limit  Hard Limit  Units\nMax open files            1024        4096     files\n";
-        assert_eq!(number(limits, "Max open files"), Some(1024));
-        assert_eq!(number("Max open files   unlimited  unlimited files\n", "Max open files"), None);
+        assert_eq!(first_number(limits, "Max open files"), Some(1024));
+        assert_eq!(first_number("Max open files   unlimited  unlimited files\n", "Max open files"), None);
         let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 4 0 1 2 3";
         assert_eq!(cpu_seconds(stat), Some(3.0));
         assert_eq!(cpu_seconds(""), None);
@@ -92,9 +92,9 @@ mod tests {
         let process = read();
         assert!(process.resident_bytes.unwrap() > 100_000);
         assert!(process.virtual_bytes >= process.resident_bytes);
-        let before = process.descriptors.unwrap();
+        let before = process.open_fds.unwrap();
         let files: Vec<_> = (0..50).map(|_| fs::File::open("/proc/self/stat").unwrap()).collect();
-        assert!(read().descriptors.unwrap() >= before.saturating_sub(20) + 50);
+        assert!(read().open_fds.unwrap() >= before.saturating_sub(20) + 50);
         assert!(process.threads.unwrap() >= 1 && process.cpu_seconds.unwrap() >= 0.0);
         drop(files);
     }

@@ -153,7 +153,7 @@ fn a_call_over_max_calls_is_told_to_operators() {
     let (mut two, _) = harness.online(&client_id(2));
     two.write_all(&hello()).unwrap();
     let said = |gateway: &Gateway| {
-        let errors = gateway.admin.notebook().lock().unwrap().to_json();
+        let errors = gateway.admin.shared_recent_errors().lock().unwrap().to_json();
         errors.contains("too_many_calls") && errors.contains("websocket.max_calls is reached")
     };
     harness.until("it is told", said);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::Config;
 use crate::net::Running;
 use crate::net::handle::Command;
-use crate::tools::device::{Device, Login};
+use crate::tools::device::{Login, SimulatedDevice};
 use crate::tools::echo::EchoServer;
 
 /// What must happen, happens by then.
@@ -23,10 +23,10 @@ fn gateway(workers: usize, echo: &EchoServer) -> Running {
 }
 
 /// Devices in calls, at each of the workers.
-fn devices(gateway: &Running) -> Vec<Device> {
+fn devices(gateway: &Running) -> Vec<SimulatedDevice> {
     let in_call = |n: u8| {
         let login = Login::new(format!("aa:bb:cc:00:00:{n:02x}").parse().unwrap(), None);
-        let mut device = Device::connect(gateway.addresses().mqtt, &login, LIMIT).unwrap();
+        let mut device = SimulatedDevice::connect(gateway.addresses().mqtt, &login, LIMIT).unwrap();
         device.call().unwrap();
         device
     };

@@ -6,26 +6,26 @@
 /// 64 sequences only tells a duplicate from a late packet, for the counters. A jump of more than 65,536 ahead is
 /// taken for a corrupted header until three packets in a row have consecutive sequences.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Window {
+pub struct ReplayWindow {
     /// The highest sequence accepted; 0 also before the first.
     highest: u32,
     /// Bit i: `highest - i` has been seen. 0 before the first packet.
     seen: u64,
     /// The lowest sequence the loss count covers: those before it were jumped over, or never existed.
-    floor: u32,
-    run: Run,
+    loss_floor: u32,
+    jump_run: JumpRun,
 }
 
 /// Packets in a row that all are too far ahead.
 #[derive(Debug, Clone, Copy, Default)]
-struct Run {
+struct JumpRun {
     last: u32,
     len: u8,
 }
 
 /// What a sequence is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum SequenceVerdict {
     /// The next packet to forward.
     Fresh {
         /// Sequences skipped before it, to be counted as lost.
@@ -41,60 +41,60 @@ pub enum Verdict {
     Jump,
 }
 
-impl Window {
+impl ReplayWindow {
     /// The furthest step ahead that one packet is believed.
     const MAX_AHEAD: u32 = 65_536;
     /// How many consecutive packets make a jump believed.
-    const CONFIRMING: u8 = 3;
+    const JUMP_CONFIRMATIONS: u8 = 3;
 
     /// A call that has received nothing. Its first sequence is expected to be 1.
     pub fn new() -> Self {
-        Self { floor: 1, ..Self::default() }
+        Self { loss_floor: 1, ..Self::default() }
     }
 
     /// What [`Self::accept`] would say to `seq`, changing nothing.
-    pub fn check(&self, seq: u32) -> Verdict {
+    pub fn check(&self, seq: u32) -> SequenceVerdict {
         let fresh = seq > self.highest || self.seen == 0;
         if fresh && seq - self.highest <= Self::MAX_AHEAD {
-            return Verdict::Fresh { lost: (seq - self.highest).saturating_sub(1) };
+            return SequenceVerdict::Fresh { lost: (seq - self.highest).saturating_sub(1) };
         }
         if fresh {
-            let confirmed = self.run.then(seq).len >= Self::CONFIRMING;
-            return if confirmed { Verdict::Fresh { lost: 0 } } else { Verdict::Jump };
+            let confirmed = self.jump_run.extended_by(seq).len >= Self::JUMP_CONFIRMATIONS;
+            return if confirmed { SequenceVerdict::Fresh { lost: 0 } } else { SequenceVerdict::Jump };
         }
         let behind = self.highest - seq;
-        if seq < self.floor || behind >= u64::BITS {
-            Verdict::TooOld
+        if seq < self.loss_floor || behind >= u64::BITS {
+            SequenceVerdict::TooOld
         } else if self.seen & 1 << behind != 0 {
-            Verdict::Duplicate
+            SequenceVerdict::Duplicate
         } else {
-            Verdict::Late
+            SequenceVerdict::Late
         }
     }
 
     /// Judge `seq` and remember it.
-    pub fn accept(&mut self, seq: u32) -> Verdict {
+    pub fn accept(&mut self, seq: u32) -> SequenceVerdict {
         let verdict = self.check(seq);
         match verdict {
-            Verdict::Fresh { .. } => {
+            SequenceVerdict::Fresh { .. } => {
                 let ahead = seq - self.highest;
                 if ahead > Self::MAX_AHEAD {
                     // The two packets that led to this one were seen, and nothing before them is missed.
                     self.seen = 0b111;
-                    self.floor = seq - 2;
+                    self.loss_floor = seq - 2;
                 } else {
                     self.seen = self.seen.checked_shl(ahead).unwrap_or(0) | 1;
-                    self.floor = self.floor.min(seq);
+                    self.loss_floor = self.loss_floor.min(seq);
                 }
                 self.highest = seq;
-                self.run = Run::default();
+                self.jump_run = JumpRun::default();
             }
-            Verdict::Jump => self.run = self.run.then(seq),
-            Verdict::Late => {
+            SequenceVerdict::Jump => self.jump_run = self.jump_run.extended_by(seq),
+            SequenceVerdict::Late => {
                 self.seen |= 1 << (self.highest - seq);
-                self.run = Run::default();
+                self.jump_run = JumpRun::default();
             }
-            Verdict::Duplicate | Verdict::TooOld => self.run = Run::default(),
+            SequenceVerdict::Duplicate | SequenceVerdict::TooOld => self.jump_run = JumpRun::default(),
         }
         verdict
     }
@@ -105,9 +105,9 @@ impl Window {
     }
 }
 
-impl Run {
+impl JumpRun {
     /// The run after `seq`. A packet that the network doubled neither lengthens nor breaks it.
-    fn then(self, seq: u32) -> Self {
+    fn extended_by(self, seq: u32) -> Self {
         let len = match self {
             Self { len: 0, .. } => 1,
             Self { last, len } if last == seq => len,

@@ -17,20 +17,26 @@ fn block(text: &str) -> [u8; 16] {
 
 #[test]
 fn header_on_the_wire() {
-    let header =
-        Header { flags: 0x81, len: 0x0203, ssrc: 0x0405_0607, timestamp: 0x0809_0a0b, sequence: 0x0c0d_0e0f };
-    assert_eq!(header.bytes(), block("018102030405060708090a0b0c0d0e0f"));
+    let header = UdpHeader {
+        flags: 0x81,
+        payload_len: 0x0203,
+        ssrc: 0x0405_0607,
+        timestamp: 0x0809_0a0b,
+        sequence: 0x0c0d_0e0f,
+    };
+    assert_eq!(header.to_bytes(), block("018102030405060708090a0b0c0d0e0f"));
     assert_eq!(nonce(0xdead_beef), block("01000000deadbeef0000000000000000"));
 
-    let mut datagram = header.bytes().to_vec();
+    let mut datagram = header.to_bytes().to_vec();
     datagram.resize(16 + 0x0203, 0);
-    assert_eq!(Header::parse(&datagram), Ok(header));
+    assert_eq!(UdpHeader::parse(&datagram), Ok(header));
 }
 
 #[test]
-fn datagrams_judged_by_length_and_type() {
+fn datagrams_are_checked_for_length_and_type() {
     let datagram = |kind: u8, len: u16, payload: usize| {
-        let mut bytes = Header { flags: 0, len, ssrc: 1, timestamp: 2, sequence: 3 }.bytes().to_vec();
+        let mut bytes =
+            UdpHeader { flags: 0, payload_len: len, ssrc: 1, timestamp: 2, sequence: 3 }.to_bytes().to_vec();
         bytes[0] = kind;
         bytes.resize(16 + payload, 0xaa);
         bytes
@@ -53,7 +59,7 @@ fn datagrams_judged_by_length_and_type() {
         (datagram(1, 65535, 65536), Err(BadDatagram::Length)),
     ];
     for (index, (bytes, expected)) in cases.into_iter().enumerate() {
-        assert_eq!(Header::parse(&bytes).map(|header| header.len), expected, "case {index}");
+        assert_eq!(UdpHeader::parse(&bytes).map(|header| header.payload_len), expected, "case {index}");
     }
 }
 
@@ -115,13 +121,13 @@ fn counter_carries_past_the_sequence() {
 }
 
 #[test]
-fn key_is_not_shown() {
+fn debug_output_hides_the_key() {
     assert_eq!(format!("{:?}", Cipher::new(&[7; 16])), "Cipher(..)");
 }
 
 #[test]
 fn websocket_header() {
-    assert_eq!(ws_header(0x0102_0304, 0x0578), block("00020000000000000102030400000578"));
+    assert_eq!(ws_frame_header(0x0102_0304, 0x0578), block("00020000000000000102030400000578"));
     let frame = |head: &str, payload: &[u8]| [&hex(head), payload].concat();
     for (frame, expected) in [
         (frame("00020000000000000102030400000003", b"abc"), Some((0x0102_0304, &b"abc"[..]))),
@@ -133,12 +139,12 @@ fn websocket_header() {
         (frame("0002000000000000010203040000", b""), None),
         (vec![], None),
     ] {
-        assert_eq!(parse_ws(&frame), expected, "{frame:x?}");
+        assert_eq!(parse_ws_frame(&frame), expected, "{frame:x?}");
     }
 }
 
 #[test]
-fn opus_packets_told_by_their_shape() {
+fn opus_packets_are_recognised_by_their_structure() {
     let long = |toc: u8, len: usize| [&[toc][..], &vec![0; len]].concat();
     let cases: [(&str, Vec<u8>, Option<u8>); 27] = [
         ("nothing", vec![], None),
@@ -175,7 +181,7 @@ fn opus_packets_told_by_their_shape() {
 }
 
 #[test]
-fn silence_is_as_long_as_the_devices_packets() {
+fn silence_has_the_duration_of_the_devices_packets() {
     for (duration_ms, frames) in [
         (20, 1),
         (40, 2),
@@ -191,7 +197,7 @@ fn silence_is_as_long_as_the_devices_packets() {
     ] {
         // Configuration 31 (CELT, fullband, 20 ms), mono, code 3; then the count.
         let expected = [&[0b1111_1011, frames][..], &[0xff, 0xfe].repeat(frames.into())].concat();
-        assert_eq!(*silence(duration_ms), expected, "{duration_ms} ms");
+        assert_eq!(*silence_packet(duration_ms), expected, "{duration_ms} ms");
         assert_eq!(opus_config(&expected), Some(31));
     }
 }
@@ -211,8 +217,8 @@ fn bad_datagrams_are_counted_under_stable_names() {
 }
 
 /// What each of some sequences is, from the start of a call.
-fn verdicts(sequences: &[u32]) -> Vec<Verdict> {
-    let mut window = Window::new();
+fn verdicts(sequences: &[u32]) -> Vec<SequenceVerdict> {
+    let mut window = ReplayWindow::new();
     sequences
         .iter()
         .map(|&seq| {
@@ -225,13 +231,13 @@ fn verdicts(sequences: &[u32]) -> Vec<Verdict> {
 
 #[test]
 fn sequences_scripted() {
-    const FRESH: Verdict = Verdict::Fresh { lost: 0 };
-    const fn lost(lost: u32) -> Verdict {
-        Verdict::Fresh { lost }
+    const FRESH: SequenceVerdict = SequenceVerdict::Fresh { lost: 0 };
+    const fn lost(lost: u32) -> SequenceVerdict {
+        SequenceVerdict::Fresh { lost }
     }
-    use Verdict::{Duplicate, Jump, Late, TooOld};
+    use SequenceVerdict::{Duplicate, Jump, Late, TooOld};
 
-    let cases: [(&str, &[u32], &[Verdict]); 21] = [
+    let cases: [(&str, &[u32], &[SequenceVerdict]); 21] = [
         ("in order", &[1, 2, 3], &[FRESH, FRESH, FRESH]),
         ("first lost", &[3, 4], &[lost(2), FRESH]),
         ("a client that starts at 0", &[0, 1, 0], &[FRESH, FRESH, Duplicate]),
@@ -281,10 +287,10 @@ fn sequences_scripted() {
     for (name, sequences, expected) in cases {
         assert_eq!(verdicts(sequences), expected, "{name}");
     }
-    assert_eq!(Window::new().highest(), 0);
+    assert_eq!(ReplayWindow::new().highest(), 0);
 }
 
-/// The rules of [`Window`] said again, slowly.
+/// The rules of [`ReplayWindow`] said again, slowly.
 #[derive(Default)]
 struct Model {
     seen: BTreeSet<u32>,
@@ -296,17 +302,17 @@ struct Model {
 }
 
 impl Model {
-    fn accept(&mut self, seq: u32) -> Verdict {
+    fn accept(&mut self, seq: u32) -> SequenceVerdict {
         let highest = i64::from(self.highest.unwrap_or(0));
         let ahead = i64::from(seq) - highest;
         if self.highest.is_some() && ahead <= 0 {
             self.doubtful.clear();
             return if seq < self.first || ahead <= -64 {
-                Verdict::TooOld
+                SequenceVerdict::TooOld
             } else if self.seen.insert(seq) {
-                Verdict::Late
+                SequenceVerdict::Late
             } else {
-                Verdict::Duplicate
+                SequenceVerdict::Duplicate
             };
         }
         if ahead > 65_536 {
@@ -318,7 +324,7 @@ impl Model {
                 _ => false,
             };
             if !confirmed {
-                return Verdict::Jump;
+                return SequenceVerdict::Jump;
             }
             self.seen = [seq - 2, seq - 1].into();
             self.first = seq - 2;
@@ -328,12 +334,12 @@ impl Model {
         self.doubtful.clear();
         self.seen.insert(seq);
         self.highest = Some(seq);
-        Verdict::Fresh { lost: if ahead > 65_536 { 0 } else { (ahead - 1).max(0) as u32 } }
+        SequenceVerdict::Fresh { lost: if ahead > 65_536 { 0 } else { (ahead - 1).max(0) as u32 } }
     }
 }
 
 /// Sequences as a bad network, or someone bad, would bring them.
-fn sequences() -> impl Strategy<Value = Vec<u32>> {
+fn any_sequences() -> impl Strategy<Value = Vec<u32>> {
     let step = prop_oneof![
         12 => Just(1_i64),
         4 => 2..6_i64,
@@ -358,14 +364,14 @@ fn sequences() -> impl Strategy<Value = Vec<u32>> {
 
 proptest! {
     #[test]
-    fn window_follows_its_rules(sequences in sequences()) {
-        let (mut window, mut model, mut forwarded) = (Window::new(), Model::default(), None);
+    fn window_agrees_with_the_model(sequences in any_sequences()) {
+        let (mut window, mut model, mut forwarded) = (ReplayWindow::new(), Model::default(), None);
         for seq in sequences {
             let expected = model.accept(seq);
             prop_assert_eq!(window.check(seq), expected, "peek at {}", seq);
             prop_assert_eq!(window.accept(seq), expected, "{}", seq);
             prop_assert_eq!(window.highest(), model.highest.unwrap_or(0));
-            if let Verdict::Fresh { .. } = expected {
+            if let SequenceVerdict::Fresh { .. } = expected {
                 prop_assert!(forwarded < Some(seq), "{} after {:?}", seq, forwarded);
                 forwarded = Some(seq);
             }
@@ -375,10 +381,10 @@ proptest! {
     #[test]
     fn every_sequence_is_counted_once(missing in prop::collection::btree_set(1..400_u32, 0..100), late in any::<bool>()) {
         // Whatever is missing is lost; what comes late after all is not.
-        let (mut window, mut lost) = (Window::new(), 0_i64);
+        let (mut window, mut lost) = (ReplayWindow::new(), 0_i64);
         let mut receive = |seq| match window.accept(seq) {
-            Verdict::Fresh { lost: skipped } => lost += i64::from(skipped),
-            Verdict::Late => lost -= 1,
+            SequenceVerdict::Fresh { lost: skipped } => lost += i64::from(skipped),
+            SequenceVerdict::Late => lost -= 1,
             other => panic!("{seq} is {other:?}"),
         };
         for seq in 1..=400 {
@@ -395,24 +401,24 @@ proptest! {
     }
 
     #[test]
-    fn header_survives(flags in any::<u8>(), ssrc in any::<u32>(), timestamp in any::<u32>(), sequence in any::<u32>(),
+    fn header_round_trips(flags in any::<u8>(), ssrc in any::<u32>(), timestamp in any::<u32>(), sequence in any::<u32>(),
                        payload in prop::collection::vec(any::<u8>(), 1..=MAX_PAYLOAD)) {
-        let header = Header { flags, len: payload.len() as u16, ssrc, timestamp, sequence };
-        prop_assert_eq!(Header::parse(&[&header.bytes()[..], &payload].concat()), Ok(header));
-        let frame = [&ws_header(timestamp, payload.len())[..], &payload].concat();
-        prop_assert_eq!(parse_ws(&frame), Some((timestamp, &payload[..])));
+        let header = UdpHeader { flags, payload_len: payload.len() as u16, ssrc, timestamp, sequence };
+        prop_assert_eq!(UdpHeader::parse(&[&header.to_bytes()[..], &payload].concat()), Ok(header));
+        let frame = [&ws_frame_header(timestamp, payload.len())[..], &payload].concat();
+        prop_assert_eq!(parse_ws_frame(&frame), Some((timestamp, &payload[..])));
     }
 
     #[test]
-    fn any_bytes_are_judged(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
-        if let Ok(header) = Header::parse(&bytes) {
-            prop_assert_eq!(&header.bytes()[..], &bytes[..16]);
+    fn any_bytes_are_parsed_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+        if let Ok(header) = UdpHeader::parse(&bytes) {
+            prop_assert_eq!(&header.to_bytes()[..], &bytes[..16]);
         }
-        let _ = (parse_ws(&bytes), opus_config(&bytes));
+        let _ = (parse_ws_frame(&bytes), opus_config(&bytes));
     }
 
     #[test]
-    fn cipher_undoes_itself(key in any::<[u8; 16]>(), iv in any::<[u8; 16]>(), plain in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn cipher_is_its_own_inverse(key in any::<[u8; 16]>(), iv in any::<[u8; 16]>(), plain in prop::collection::vec(any::<u8>(), 0..300)) {
         let (cipher, mut data) = (Cipher::new(&key), plain.clone());
         cipher.apply(&iv, &mut data);
         cipher.apply(&iv, &mut data);

@@ -4,31 +4,31 @@ use std::fmt;
 
 use data_encoding::HEXLOWER;
 
-use super::{BadMessage, Object, quote};
+use super::{BadMessage, JsonObject, json_quote};
 use crate::text;
 
 /// The device's hello, and what it becomes for the chat server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceHello {
     /// The hello with all fields the device sent, but `transport` "websocket" and `version` 2.
-    pub to_server: Box<str>,
+    pub forwarded: Box<str>,
     /// `features.mcp` is true: the device answers MCP requests.
-    pub mcp: bool,
+    pub supports_mcp: bool,
 }
 
 /// Read a device's hello. A `version` other than 3 is refused; an absent one is taken for 3.
-pub fn device_hello(text: &str) -> Result<DeviceHello, BadHello> {
-    let mut hello = Object::parse(text).map_err(BadHello::Message)?;
+pub fn parse_device_hello(text: &str) -> Result<DeviceHello, BadHello> {
+    let mut hello = JsonObject::parse(text).map_err(BadHello::Message)?;
     if let Some(found) = hello.raw("version")
         && hello.number("version") != Some(3.0)
     {
-        return Err(BadHello::Version(found.chars().take(BadHello::SHOWN).collect()));
+        return Err(BadHello::Version(found.chars().take(BadHello::VERSION_CHARS_MAX).collect()));
     }
     hello.set("version", "2");
     hello.set("transport", r#""websocket""#);
     Ok(DeviceHello {
-        mcp: hello.object("features").is_some_and(|features| features.raw("mcp") == Some("true")),
-        to_server: hello.to_string().into(),
+        supports_mcp: hello.object("features").is_some_and(|features| features.raw("mcp") == Some("true")),
+        forwarded: hello.to_string().into(),
     })
 }
 
@@ -43,7 +43,7 @@ pub enum BadHello {
 
 impl BadHello {
     /// How many characters of a wrong version are worth a log line.
-    const SHOWN: usize = 40;
+    const VERSION_CHARS_MAX: usize = 40;
 }
 
 impl fmt::Display for BadHello {
@@ -61,23 +61,23 @@ impl DeviceHello {
     /// The hello for a chat server that is dialled with this version of the WebSocket protocol.
     pub fn for_server(&self, protocol_version: u8) -> String {
         let version = protocol_version.to_string();
-        match Object::parse(&self.to_server) {
+        match JsonObject::parse(&self.forwarded) {
             Ok(mut hello) if protocol_version != 2 => {
                 hello.set("version", &version);
                 hello.to_string()
             }
-            _ => self.to_server.to_string(),
+            _ => self.forwarded.to_string(),
         }
     }
 
     /// `audio_params` as written, when an object. Read anew each time: it is needed once, the hello is kept.
     pub fn audio_params(&self) -> Option<Box<str>> {
-        raw_object(&Object::parse(&self.to_server).ok()?, "audio_params")
+        raw_object(&JsonObject::parse(&self.forwarded).ok()?, "audio_params")
     }
 
     /// How long the device's audio packets are, in milliseconds, as far as it says.
     pub fn frame_duration_ms(&self) -> Option<u32> {
-        let hello = Object::parse(&self.to_server).ok()?;
+        let hello = JsonObject::parse(&self.forwarded).ok()?;
         let params = hello.object("audio_params")?;
         params.number("frame_duration").map(|ms| ms as u32)
     }
@@ -105,15 +105,15 @@ pub struct ServerHello {
 }
 
 /// Read a chat server's hello, of which nothing is required.
-pub fn server_hello(text: &str) -> ServerHello {
-    let hello = Object::parse(text).unwrap_or_default();
+pub fn parse_server_hello(text: &str) -> ServerHello {
+    let hello = JsonObject::parse(text).unwrap_or_default();
     ServerHello {
         session_id: hello.string("session_id").filter(|id| !id.is_empty()).map(|id| id.into()),
         audio_params: raw_object(&hello, "audio_params").filter(|raw| raw.len() <= MAX_AUDIO_PARAMS),
     }
 }
 
-fn raw_object(object: &Object<'_>, key: &str) -> Option<Box<str>> {
+fn raw_object(object: &JsonObject<'_>, key: &str) -> Option<Box<str>> {
     object.raw(key).filter(|raw| raw.starts_with('{')).map(Into::into)
 }
 
@@ -142,9 +142,9 @@ pub fn hello_reply(reply: &HelloReply<'_>) -> String {
             r#"{{"type":"hello","version":3,"transport":"udp","session_id":{}{},"#,
             r#""udp":{{"server":{},"port":{},"encryption":"aes-128-ctr","key":"{}","nonce":"{}"}}}}"#,
         ),
-        quote(reply.session_id),
+        json_quote(reply.session_id),
         audio_params,
-        quote(reply.server),
+        json_quote(reply.server),
         reply.port,
         HEXLOWER.encode(reply.key),
         HEXLOWER.encode(reply.nonce),

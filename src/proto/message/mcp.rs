@@ -2,24 +2,24 @@
 
 use std::borrow::Cow;
 
-use super::{Object, Reader, envelope, offset, quote, replace_values};
+use super::{JsonObject, Reader, envelope, json_quote, offset_in, replace_values};
 
 /// A request; `params` is raw JSON. Devices take numbers up to 2^31 - 1 as ids, and nothing else.
 pub fn mcp_request(session_id: Option<&str>, id: u32, method: &str, params: &str) -> String {
-    mcp(session_id, &format!(r#""id":{id},"method":{},"params":{params}"#, quote(method)))
+    mcp_message(session_id, &format!(r#""id":{id},"method":{},"params":{params}"#, json_quote(method)))
 }
 
 /// A notification, which has no reply.
 pub fn mcp_notification(session_id: Option<&str>, method: &str) -> String {
-    mcp(session_id, &format!(r#""method":{}"#, quote(method)))
+    mcp_message(session_id, &format!(r#""method":{}"#, json_quote(method)))
 }
 
 /// The answer to a request; `id` and `result` are raw JSON.
 pub fn mcp_result(session_id: Option<&str>, id: &str, result: &str) -> String {
-    mcp(session_id, &format!(r#""id":{id},"result":{result}"#))
+    mcp_message(session_id, &format!(r#""id":{id},"result":{result}"#))
 }
 
-fn mcp(session_id: Option<&str>, rpc: &str) -> String {
+fn mcp_message(session_id: Option<&str>, rpc: &str) -> String {
     envelope("mcp", session_id, &format!(r#","payload":{{"jsonrpc":"2.0",{rpc}}}"#))
 }
 
@@ -39,12 +39,12 @@ pub struct Rpc<'a> {
 }
 
 /// The payload of a message of type `mcp`; `None` when it is absent or not an object.
-pub fn rpc(text: &str, reader: Reader) -> Option<Rpc<'_>> {
-    let payload = Object::parse(Object::parse(text).ok()?.raw_for("payload", reader)?).ok()?;
+pub fn parse_rpc(text: &str, reader: Reader) -> Option<Rpc<'_>> {
+    let payload = JsonObject::parse(JsonObject::parse(text).ok()?.raw_for("payload", reader)?).ok()?;
     let raw = |key| payload.raw_for(key, reader);
     Some(Rpc {
         id: raw("id").filter(|id| *id != "null"),
-        method: raw("method").and_then(|raw| reader.string(raw)),
+        method: raw("method").and_then(|raw| reader.parse_string(raw)),
         params: raw("params"),
         result: raw("result"),
         error: raw("error"),
@@ -53,8 +53,8 @@ pub fn rpc(text: &str, reader: Reader) -> Option<Rpc<'_>> {
 
 /// The message with `id` (raw JSON) in place of its payload's id, all else byte for byte; `None` when there is no id to replace.
 pub fn replace_rpc_id(text: &str, id: &str, reader: Reader) -> Option<String> {
-    let payload = Object::parse(text).ok()?.raw_for("payload", reader)?;
+    let payload = JsonObject::parse(text).ok()?.raw_for("payload", reader)?;
     let replaced = replace_values(payload, "id", id, |_| true).ok().filter(|replaced| replaced.found > 0)?;
-    let start = offset(text, payload);
+    let start = offset_in(text, payload);
     Some(format!("{}{}{}", &text[..start], replaced.text, &text[start + payload.len()..]))
 }

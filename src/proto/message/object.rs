@@ -3,19 +3,19 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use super::{BadMessage, Reader, quote, scan, string};
+use super::{BadMessage, Reader, for_each_entry, json_quote, string};
 
 /// A JSON object one level deep: keys and raw values in their order. Shown, it is JSON again, its values byte for byte.
 #[derive(Debug, Clone, Default)]
-pub struct Object<'a> {
+pub struct JsonObject<'a> {
     entries: Vec<(Cow<'a, str>, &'a str)>,
 }
 
-impl<'a> Object<'a> {
+impl<'a> JsonObject<'a> {
     /// Read an object.
     pub fn parse(text: &'a str) -> Result<Self, BadMessage> {
         let mut entries = Vec::new();
-        scan(text, |key, raw| entries.push((key, raw)))?;
+        for_each_entry(text, |key, raw| entries.push((key, raw)))?;
         Ok(Self { entries })
     }
 
@@ -43,8 +43,8 @@ impl<'a> Object<'a> {
     }
 
     /// The value of `key` if it is an object.
-    pub fn object(&self, key: &str) -> Option<Object<'a>> {
-        Object::parse(self.raw(key)?).ok()
+    pub fn object(&self, key: &str) -> Option<JsonObject<'a>> {
+        JsonObject::parse(self.raw(key)?).ok()
     }
 
     /// Give `key` the value `raw`, which is JSON, in its place, or at the end when the key is new.
@@ -65,12 +65,12 @@ impl<'a> Object<'a> {
     }
 }
 
-impl fmt::Display for Object<'_> {
+impl fmt::Display for JsonObject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("{")?;
         for (index, (key, raw)) in self.entries().enumerate() {
             let comma = if index == 0 { "" } else { "," };
-            write!(f, "{comma}{}:{raw}", quote(key))?;
+            write!(f, "{comma}{}:{raw}", json_quote(key))?;
         }
         f.write_str("}")
     }

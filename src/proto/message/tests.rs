@@ -10,7 +10,7 @@ fn peek(text: &str) -> Result<Peek<'_>, BadMessage> {
 }
 
 fn rpc(text: &str) -> Option<Rpc<'_>> {
-    super::rpc(text, Reader::Server)
+    super::parse_rpc(text, Reader::Server)
 }
 
 fn replace_rpc_id(text: &str, id: &str) -> Option<String> {
@@ -121,7 +121,7 @@ fn texts_that_are_no_messages() {
     assert_eq!(BadMessage::NotObject.to_string(), "JSON, but not an object");
     assert_eq!(BadMessage::NotJson.to_string(), "not JSON");
     for text in not_objects.into_iter().chain(not_json) {
-        assert_eq!(Object::parse(text).err(), peek(text).err(), "{text}");
+        assert_eq!(JsonObject::parse(text).err(), peek(text).err(), "{text}");
         assert_eq!(
             (with_session_id(text, Some("new")), with_session_id(text, None)),
             (text.into(), text.into())
@@ -129,13 +129,13 @@ fn texts_that_are_no_messages() {
         assert_eq!(replace_session_id(text, "", "new"), text);
         assert_eq!(rpc(text), None, "{text}");
         assert_eq!(replace_rpc_id(text, "1"), None, "{text}");
-        assert_eq!(server_hello(text), ServerHello::default(), "{text}");
-        assert_eq!(device_hello(text), Err(BadHello::Message(peek(text).unwrap_err())), "{text}");
+        assert_eq!(parse_server_hello(text), ServerHello::default(), "{text}");
+        assert_eq!(parse_device_hello(text), Err(BadHello::Message(peek(text).unwrap_err())), "{text}");
     }
 }
 
 #[test]
-fn depth_costs_no_stack() {
+fn deep_nesting_uses_no_stack() {
     const DEPTH: usize = 300_000;
     for (open, close) in [("[", "]"), (r#"{"a":"#, "}"), (r#"[{"session_id":"#, "}]")] {
         let nested = |inner: &str| format!("{}{inner}{}", open.repeat(DEPTH), close.repeat(DEPTH));
@@ -257,7 +257,7 @@ fn session_id_replaced() {
 fn objects() {
     let text =
         r#" { "b" : 1.50 , "a":"x\ny","o":{ "k": [1, 2] },"n":null,"k\u0065y":-3e2,"big":1e999,"b":2 } "#;
-    let mut object = Object::parse(text).unwrap();
+    let mut object = JsonObject::parse(text).unwrap();
     assert_eq!(object.raw("b"), Some("2"));
     assert_eq!(object.raw("o"), Some(r#"{ "k": [1, 2] }"#));
     assert_eq!(object.raw("k"), None);
@@ -274,11 +274,11 @@ fn objects() {
     object.set("ne\"w", "{}");
     let expected = r#"{"b":3,"a":"x\ny","o":{ "k": [1, 2] },"n":[],"key":-3e2,"big":1e999,"b":3,"ne\"w":{}}"#;
     assert_eq!(object.to_string(), expected);
-    assert_eq!(Object::parse("{ }").unwrap().to_string(), "{}");
+    assert_eq!(JsonObject::parse("{ }").unwrap().to_string(), "{}");
 }
 
 #[test]
-fn the_length_of_a_devices_packets() {
+fn the_frame_duration_of_a_device() {
     for (audio_params, expected) in [
         (r#","audio_params":{"frame_duration":60}"#, Some(60)),
         (r#","audio_params":{"frame_duration":20.0}"#, Some(20)),
@@ -288,7 +288,7 @@ fn the_length_of_a_devices_packets() {
         ("", None),
     ] {
         let text = format!(r#"{{"type":"hello","version":3{audio_params}}}"#);
-        assert_eq!(device_hello(&text).unwrap().frame_duration_ms(), expected, "{text}");
+        assert_eq!(parse_device_hello(&text).unwrap().frame_duration_ms(), expected, "{text}");
     }
 }
 
@@ -298,16 +298,16 @@ fn device_hellos() {
         r#"{"type":"hello","version": 3,"transport":"udp","features":{"mcp":true,"aec":true},"#,
         r#""text_font":{"bundle":"b","size":1.0},"audio_params":{"format":"opus", "sample_rate":16000},"x":"\u00e9"}"#
     );
-    let hello = device_hello(text).unwrap();
+    let hello = parse_device_hello(text).unwrap();
     let expected = concat!(
         r#"{"type":"hello","version":2,"transport":"websocket","features":{"mcp":true,"aec":true},"#,
         r#""text_font":{"bundle":"b","size":1.0},"audio_params":{"format":"opus", "sample_rate":16000},"x":"\u00e9"}"#
     );
-    assert_eq!(&*hello.to_server, expected);
+    assert_eq!(&*hello.forwarded, expected);
     assert_eq!(hello.for_server(2), expected);
     assert_eq!(hello.for_server(1), expected.replace(r#""version":2"#, r#""version":1"#));
     assert_eq!(hello.audio_params().as_deref(), Some(r#"{"format":"opus", "sample_rate":16000}"#));
-    assert!(hello.mcp);
+    assert!(hello.supports_mcp);
 
     let cases = [
         ("{}", r#"{"version":2,"transport":"websocket"}"#),
@@ -322,14 +322,14 @@ fn device_hellos() {
         ),
     ];
     for (text, to_server) in cases {
-        let hello = DeviceHello { to_server: to_server.into(), mcp: false };
-        assert_eq!(device_hello(text), Ok(hello), "{text}");
+        let hello = DeviceHello { forwarded: to_server.into(), supports_mcp: false };
+        assert_eq!(parse_device_hello(text), Ok(hello), "{text}");
     }
 
     let long = format!("{:?}", "é".repeat(100));
     for version in ["1", "2", "4", "-3", "3.1", r#""3""#, "null", "[3]", "true", r#"{"version":3}"#, &long] {
         let shown: String = version.chars().take(40).collect();
-        let found = device_hello(&format!(r#"{{"type":"hello","version":{version}}}"#));
+        let found = parse_device_hello(&format!(r#"{{"type":"hello","version":{version}}}"#));
         assert_eq!(found, Err(BadHello::Version(shown.clone())));
         assert_eq!(
             found.unwrap_err().to_string(),
@@ -337,7 +337,7 @@ fn device_hellos() {
         );
     }
     for (text, expected) in [("[]", "hello is JSON, but not an object"), ("{", "hello is not JSON")] {
-        assert_eq!(device_hello(text).unwrap_err().to_string(), expected);
+        assert_eq!(parse_device_hello(text).unwrap_err().to_string(), expected);
     }
 }
 
@@ -356,7 +356,7 @@ fn server_hellos() {
         ("{}", hello(None, None)),
     ];
     for (text, expected) in cases {
-        assert_eq!(server_hello(text), expected, "{text}");
+        assert_eq!(parse_server_hello(text), expected, "{text}");
     }
 }
 
@@ -365,7 +365,7 @@ fn session_ids_that_devices_can_be_shown() {
     let (longest, too_long) = ("é".repeat(64), "é".repeat(65));
     for id in ["s", " ", "a'b/c{}", "0b1e2c5a-6c0f-4b7e-9a57-1f0c3a3a1c55", "会话\u{1f600}", &longest] {
         assert!(is_for_devices(id), "{id:?}");
-        assert_eq!(quote(id), format!("\"{id}\""), "{id:?}");
+        assert_eq!(json_quote(id), format!("\"{id}\""), "{id:?}");
     }
     let control = (0..0x20).chain(0x7f..=0x9f).filter_map(char::from_u32).map(String::from);
     let odd = ["", "\"", "a\\", "\u{2028}", "\u{2029}", "\u{202e}", "\u{200f}", "\u{2069}", &too_long];
@@ -494,18 +494,18 @@ fn rpc_ids_replaced() {
 #[test]
 fn rpcs_as_a_device_reads() {
     let text = r#"{"Payload":{"ID":1,"id":2,"Method":"a\u0000b","method":"c"},"payload":{"id":3}}"#;
-    let found = super::rpc(text, Reader::Device).unwrap();
+    let found = super::parse_rpc(text, Reader::Device).unwrap();
     assert_eq!((found.id, found.method.as_deref()), (Some("1"), Some("a")));
     assert_eq!(rpc(text).unwrap().id, Some("3"));
     let replaced = super::replace_rpc_id(text, "77", Reader::Device);
     assert_eq!(replaced, Some(text.replace(r#""ID":1,"id":2"#, r#""ID":77,"id":77"#)));
-    assert_eq!(super::rpc(r#"{"payload":1,"payload":{}}"#, Reader::Device), None);
+    assert_eq!(super::parse_rpc(r#"{"payload":1,"payload":{}}"#, Reader::Device), None);
 }
 
 #[test]
 fn quoting() {
     for text in ["", "plain", "a\"b\\c", "\0\u{1f}\u{7f}\n\t", "é😀\u{2028}", "</script>"] {
-        assert_eq!(serde_json::from_str::<String>(&quote(text)).unwrap(), text);
+        assert_eq!(serde_json::from_str::<String>(&json_quote(text)).unwrap(), text);
     }
 }
 
@@ -538,19 +538,19 @@ fn message() -> impl Strategy<Value = (Value, String)> {
 
 proptest! {
     #[test]
-    fn messages_read_as_trees_do((value, text) in message()) {
+    fn peek_agrees_with_a_parsed_tree((value, text) in message()) {
         let text_of = |key: &str| value[key].as_str();
         let peek = peek(&text).unwrap();
         prop_assert_eq!(&*peek.kind, text_of("type").unwrap_or(""));
         prop_assert_eq!(peek.session_id.as_deref(), text_of("session_id").filter(|id| !id.is_empty()));
         prop_assert_eq!(peek.state.as_deref(), text_of("state"));
-        let object = Object::parse(&text).unwrap().to_string();
+        let object = JsonObject::parse(&text).unwrap().to_string();
         prop_assert_eq!(&serde_json::from_str::<Value>(&object).unwrap(), &value);
         prop_assert_eq!(rpc(&text).is_some(), value["payload"].is_object());
     }
 
     #[test]
-    fn changes_are_what_they_say((value, text) in message(), to in ".{1,9}") {
+    fn edits_change_only_the_session_id((value, text) in message(), to in ".{1,9}") {
         let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
 
         let mut expected = value.clone();
@@ -559,7 +559,7 @@ proptest! {
         expected["session_id"] = to.as_str().into();
         let found = with_session_id(&text, Some(&to));
         prop_assert_eq!(parsed(&found), expected);
-        prop_assert_eq!(Object::parse(&found).unwrap().entries().filter(|(key, _)| is_named(key, "session_id")).count(), 1);
+        prop_assert_eq!(JsonObject::parse(&found).unwrap().entries().filter(|(key, _)| is_named(key, "session_id")).count(), 1);
         prop_assert!(matches!(with_session_id(&found, Some(&to)), Cow::Borrowed(_)));
 
         let mut replaced = value.clone();
@@ -581,7 +581,7 @@ proptest! {
     }
 
     #[test]
-    fn damage_is_found_as_a_tree_would_find_it((_, text) in message(), at in any::<prop::sample::Index>(), with in r#"[\[\]{}",:\\a0 \n]?"#) {
+    fn invalid_json_is_rejected_as_by_a_full_parser((_, text) in message(), at in any::<prop::sample::Index>(), with in r#"[\[\]{}",:\\a0 \n]?"#) {
         // One character gone or changed.
         let (at, old) = text.char_indices().nth(at.index(text.chars().count())).unwrap();
         let damaged = format!("{}{with}{}", &text[..at], &text[at + old.len_utf8()..]);
@@ -594,12 +594,12 @@ proptest! {
         if expected.is_err() {
             prop_assert_eq!(with_session_id(&damaged, Some("s")), &*damaged);
         }
-        let _ = (device_hello(&damaged), server_hello(&damaged), rpc(&damaged), replace_rpc_id(&damaged, "1"));
+        let _ = (parse_device_hello(&damaged), parse_server_hello(&damaged), rpc(&damaged), replace_rpc_id(&damaged, "1"));
     }
 
     #[test]
-    fn any_text_is_judged(text in ".{0,80}") {
-        let _ = (peek(&text), device_hello(&text), rpc(&text), replace_rpc_id(&text, "1"));
-        prop_assert_eq!(serde_json::from_str::<String>(&quote(&text)).unwrap(), text);
+    fn any_text_is_parsed_without_panic(text in ".{0,80}") {
+        let _ = (peek(&text), parse_device_hello(&text), rpc(&text), replace_rpc_id(&text, "1"));
+        prop_assert_eq!(serde_json::from_str::<String>(&json_quote(&text)).unwrap(), text);
     }
 }

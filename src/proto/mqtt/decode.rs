@@ -1,9 +1,9 @@
 //! Bytes to packets.
 
 use super::{
-    CLEAN_SESSION, CONNACK, CONNECT, Connect, DISCONNECT, Level, Malformed, PASSWORD, PINGREQ, PINGRESP,
-    PUBLISH, Packet, Publish, RESERVED, Reply, SUBACK, SUBSCRIBE, Subscribe, UNSUBACK, UNSUBSCRIBE,
-    USER_NAME, Unsubscribe, WILL, WILL_RETAIN, Will,
+    CLEAN_SESSION, CONNACK, CONNECT, Connect, DISCONNECT, Malformed, PASSWORD, PINGREQ, PINGRESP, PUBLISH,
+    Packet, ProtocolLevel, Publish, RESERVED_FLAG, SUBACK, SUBSCRIBE, ServerPacket, Subscribe, UNSUBACK,
+    UNSUBSCRIBE, USER_NAME, Unsubscribe, WILL, WILL_RETAIN, Will,
 };
 
 /// Decode the packet of a client at the start of `bytes`: the packet and the bytes it took, or `None` when more are needed.
@@ -15,9 +15,9 @@ pub fn decode(bytes: &[u8], max_remaining: usize) -> Result<Option<(Packet<'_>, 
         return Ok(None);
     };
     match first >> 4 {
-        CONNECT | PINGREQ | DISCONNECT => header_flags(first, 0)?,
-        SUBSCRIBE | UNSUBSCRIBE => header_flags(first, 0b0010)?,
-        PUBLISH => publish_flags(first)?,
+        CONNECT | PINGREQ | DISCONNECT => check_header_flags(first, 0)?,
+        SUBSCRIBE | UNSUBSCRIBE => check_header_flags(first, 0b0010)?,
+        PUBLISH => check_publish_flags(first)?,
         other => return Err(Malformed::PacketType(other)),
     }
     let Some((start, len)) = remaining_length(bytes, max_remaining)? else {
@@ -29,7 +29,7 @@ pub fn decode(bytes: &[u8], max_remaining: usize) -> Result<Option<(Packet<'_>, 
     let Some(body) = bytes.get(start..start + len) else {
         if first >> 4 == CONNECT {
             // A client of another version or protocol need not send the rest to be refused.
-            match protocol(&mut Reader(&bytes[start..])) {
+            match decode_protocol(&mut FieldReader(&bytes[start..])) {
                 Ok(_) | Err(Malformed::Truncated) => {}
                 Err(malformed) => return Err(malformed),
             }
@@ -37,15 +37,15 @@ pub fn decode(bytes: &[u8], max_remaining: usize) -> Result<Option<(Packet<'_>, 
         return Ok(None);
     };
     let packet = match first >> 4 {
-        CONNECT => Packet::Connect(connect(body)?),
-        PUBLISH => Packet::Publish(publish(first, body)?),
+        CONNECT => Packet::Connect(decode_connect(body)?),
+        PUBLISH => Packet::Publish(decode_publish(first, body)?),
         SUBSCRIBE => {
-            let (packet_id, body, len) = subscriptions(body, true)?;
-            Packet::Subscribe(Subscribe { packet_id, body, len })
+            let (packet_id, body, len) = decode_subscriptions(body, true)?;
+            Packet::Subscribe(Subscribe { packet_id, raw_filters: body, filter_count: len })
         }
         UNSUBSCRIBE => {
-            let (packet_id, body, _) = subscriptions(body, false)?;
-            Packet::Unsubscribe(Unsubscribe { packet_id, body })
+            let (packet_id, body, _) = decode_subscriptions(body, false)?;
+            Packet::Unsubscribe(Unsubscribe { packet_id, raw_filters: body })
         }
         PINGREQ => Packet::PingReq,
         _ => Packet::Disconnect,
@@ -60,13 +60,16 @@ pub fn packet_len(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Decode the packet of a server at the start of `bytes`, as [`decode`] does that of a client.
-pub fn decode_reply(bytes: &[u8], max_remaining: usize) -> Result<Option<(Reply<'_>, usize)>, Malformed> {
+pub fn decode_server_packet(
+    bytes: &[u8],
+    max_remaining: usize,
+) -> Result<Option<(ServerPacket<'_>, usize)>, Malformed> {
     let Some(&first) = bytes.first() else {
         return Ok(None);
     };
     match first >> 4 {
-        CONNACK | SUBACK | UNSUBACK | PINGRESP => header_flags(first, 0)?,
-        PUBLISH => publish_flags(first)?,
+        CONNACK | SUBACK | UNSUBACK | PINGRESP => check_header_flags(first, 0)?,
+        PUBLISH => check_publish_flags(first)?,
         other => return Err(Malformed::PacketType(other)),
     }
     let Some((start, len)) = remaining_length(bytes, max_remaining)? else {
@@ -75,34 +78,34 @@ pub fn decode_reply(bytes: &[u8], max_remaining: usize) -> Result<Option<(Reply<
     let Some(body) = bytes.get(start..start + len) else {
         return Ok(None);
     };
-    let mut fields = Reader(body);
+    let mut fields = FieldReader(body);
     let reply = match first >> 4 {
         CONNACK => {
             let flags = fields.byte()?;
             if flags > 1 {
                 return Err(Malformed::ConnAckFlags(flags));
             }
-            Reply::ConnAck { session_present: flags == 1, code: fields.byte()? }
+            ServerPacket::ConnAck { session_present: flags == 1, code: fields.byte()? }
         }
-        PUBLISH => return Ok(Some((Reply::Publish(publish(first, body)?), start + len))),
+        PUBLISH => return Ok(Some((ServerPacket::Publish(decode_publish(first, body)?), start + len))),
         SUBACK => {
             let packet_id = fields.packet_id()?;
             let codes = std::mem::take(&mut fields.0);
             if let Some(&code) = codes.iter().find(|code| !matches!(code, 0..=2 | 0x80)) {
                 return Err(Malformed::SubAckCode(code));
             }
-            Reply::SubAck { packet_id, codes }
+            ServerPacket::SubAck { packet_id, codes }
         }
-        UNSUBACK => Reply::UnsubAck { packet_id: fields.packet_id()? },
-        _ => Reply::PingResp,
+        UNSUBACK => ServerPacket::UnsubAck { packet_id: fields.packet_id()? },
+        _ => ServerPacket::PingResp,
     };
-    fields.end()?;
+    fields.expect_end()?;
     Ok(Some((reply, start + len)))
 }
 
 /// The filters of a checked body, with the QoS after each of them in a SUBSCRIBE.
 pub(super) fn filters(body: &[u8], with_qos: bool) -> impl Iterator<Item = (&str, u8)> {
-    let mut fields = Reader(body);
+    let mut fields = FieldReader(body);
     std::iter::from_fn(move || {
         let filter = fields.string().ok()?;
         let qos = if with_qos { fields.byte().ok()? } else { 0 };
@@ -111,12 +114,12 @@ pub(super) fn filters(body: &[u8], with_qos: bool) -> impl Iterator<Item = (&str
 }
 
 /// The flags of a packet that leaves them no choice (section 2.2.2).
-fn header_flags(first: u8, expected: u8) -> Result<(), Malformed> {
+fn check_header_flags(first: u8, expected: u8) -> Result<(), Malformed> {
     if first & 0x0f == expected { Ok(()) } else { Err(Malformed::HeaderFlags(first)) }
 }
 
 /// DUP, QoS and RETAIN of a PUBLISH (section 3.3.1).
-fn publish_flags(first: u8) -> Result<(), Malformed> {
+fn check_publish_flags(first: u8) -> Result<(), Malformed> {
     let dup = first & 0b1000 != 0;
     match first >> 1 & 0b11 {
         0 if dup => Err(Malformed::DupAtQos0),
@@ -145,48 +148,53 @@ fn remaining_length(bytes: &[u8], max: usize) -> Result<Option<(usize, usize)>, 
     Err(Malformed::RemainingLength)
 }
 
-fn connect(body: &[u8]) -> Result<Connect<'_>, Malformed> {
-    let mut fields = Reader(body);
-    let level = protocol(&mut fields)?;
+fn decode_connect(body: &[u8]) -> Result<Connect<'_>, Malformed> {
+    let mut fields = FieldReader(body);
+    let level = decode_protocol(&mut fields)?;
     let flags = fields.byte()?;
-    if level == Level::V311 && flags & RESERVED != 0 {
+    if level == ProtocolLevel::V311 && flags & RESERVED_FLAG != 0 {
         return Err(Malformed::ReservedConnectFlag);
     }
     let keep_alive = fields.u16()?;
     let client_id = fields.string()?;
-    let will = will(level, flags, &mut fields)?;
+    let will = decode_will(level, flags, &mut fields)?;
     // MQTT 3.1 section 3.1, "User name and password flags": the remaining length takes precedence over these flags.
-    let present =
-        |flag, fields: &Reader<'_>| flags & flag != 0 && !(level == Level::V31 && fields.0.is_empty());
+    let present = |flag, fields: &FieldReader<'_>| {
+        flags & flag != 0 && !(level == ProtocolLevel::V31 && fields.0.is_empty())
+    };
     if flags & USER_NAME == 0 && flags & PASSWORD != 0 {
         return Err(Malformed::PasswordWithoutUserName);
     }
     let user_name = if present(USER_NAME, &fields) { Some(fields.string()?) } else { None };
     let password = if present(PASSWORD, &fields) { Some(fields.binary()?) } else { None };
-    fields.end()?;
+    fields.expect_end()?;
     let clean_session = flags & CLEAN_SESSION != 0;
     Ok(Connect { level, client_id, clean_session, keep_alive, will, user_name, password })
 }
 
 /// Protocol name and level (sections 3.1.2.1 and 3.1.2.2).
-fn protocol(fields: &mut Reader<'_>) -> Result<Level, Malformed> {
+fn decode_protocol(fields: &mut FieldReader<'_>) -> Result<ProtocolLevel, Malformed> {
     let name = fields.binary()?;
     if !matches!(name, b"MQTT" | b"MQIsdp") {
         return Err(Malformed::ProtocolName);
     }
     match (name, fields.byte()?) {
-        (b"MQTT", 4) => Ok(Level::V311),
-        (b"MQIsdp", 3) => Ok(Level::V31),
+        (b"MQTT", 4) => Ok(ProtocolLevel::V311),
+        (b"MQIsdp", 3) => Ok(ProtocolLevel::V31),
         (_, level) => Err(Malformed::UnsupportedLevel(level)),
     }
 }
 
 /// The will, and its flags (sections 3.1.2.5 to 3.1.2.7). MQTT 3.1 has its QoS and retain ignored when there is none.
-fn will<'a>(level: Level, flags: u8, fields: &mut Reader<'a>) -> Result<Option<Will<'a>>, Malformed> {
+fn decode_will<'a>(
+    level: ProtocolLevel,
+    flags: u8,
+    fields: &mut FieldReader<'a>,
+) -> Result<Option<Will<'a>>, Malformed> {
     let qos = flags >> 3 & 0b11;
     let retain = flags & WILL_RETAIN != 0;
     if flags & WILL == 0 {
-        let stray = level == Level::V311 && (qos != 0 || retain);
+        let stray = level == ProtocolLevel::V311 && (qos != 0 || retain);
         return if stray { Err(Malformed::WillFlags) } else { Ok(None) };
     }
     if qos == 3 {
@@ -195,19 +203,19 @@ fn will<'a>(level: Level, flags: u8, fields: &mut Reader<'a>) -> Result<Option<W
     Ok(Some(Will { topic: fields.topic_name()?, message: fields.binary()?, qos, retain }))
 }
 
-fn publish(first: u8, body: &[u8]) -> Result<Publish<'_>, Malformed> {
-    let mut fields = Reader(body);
+fn decode_publish(first: u8, body: &[u8]) -> Result<Publish<'_>, Malformed> {
+    let mut fields = FieldReader(body);
     Ok(Publish { topic: fields.topic_name()?, payload: fields.0, retain: first & 1 != 0 })
 }
 
 /// Packet identifier, the bytes after it, and how many filters they hold; all checked.
-fn subscriptions(body: &[u8], with_qos: bool) -> Result<(u16, &[u8], usize), Malformed> {
-    let mut fields = Reader(body);
+fn decode_subscriptions(body: &[u8], with_qos: bool) -> Result<(u16, &[u8], usize), Malformed> {
+    let mut fields = FieldReader(body);
     let packet_id = fields.packet_id()?;
     let body = fields.0;
     let mut count = 0;
     while !fields.0.is_empty() {
-        if !is_filter(fields.string()?) {
+        if !is_topic_filter(fields.string()?) {
             return Err(Malformed::TopicFilter);
         }
         if with_qos && let qos @ 3.. = fields.byte()? {
@@ -215,20 +223,20 @@ fn subscriptions(body: &[u8], with_qos: bool) -> Result<(u16, &[u8], usize), Mal
         }
         count += 1;
     }
-    if count == 0 { Err(Malformed::NoFilter) } else { Ok((packet_id, body, count)) }
+    if count == 0 { Err(Malformed::NoTopicFilter) } else { Ok((packet_id, body, count)) }
 }
 
 /// Wildcards fill a level, and `#` only the last (section 4.7.1).
-fn is_filter(filter: &str) -> bool {
+fn is_topic_filter(filter: &str) -> bool {
     let mut levels = filter.split('/').rev();
     let fits = |level: &str| level == "+" || !level.contains(['+', '#']);
     !filter.is_empty() && levels.next().is_some_and(|last| last == "#" || fits(last)) && levels.all(fits)
 }
 
 /// The fields of a packet not read yet.
-struct Reader<'a>(&'a [u8]);
+struct FieldReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> FieldReader<'a> {
     fn byte(&mut self) -> Result<u8, Malformed> {
         let (&byte, rest) = self.0.split_first().ok_or(Malformed::Truncated)?;
         self.0 = rest;
@@ -268,7 +276,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn end(&self) -> Result<(), Malformed> {
+    fn expect_end(&self) -> Result<(), Malformed> {
         if self.0.is_empty() { Ok(()) } else { Err(Malformed::TrailingBytes) }
     }
 }

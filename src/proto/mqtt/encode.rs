@@ -4,45 +4,45 @@
 //! the gateway bounds what it sends far below. A longer field is cut.
 
 use super::{
-    CLEAN_SESSION, CONNACK, CONNECT, Connect, ConnectCode, DISCONNECT, Level, PASSWORD, PINGREQ, PINGRESP,
-    PUBLISH, SUBACK, SUBSCRIBE, UNSUBACK, UNSUBSCRIBE, USER_NAME, WILL, WILL_RETAIN,
+    CLEAN_SESSION, CONNACK, CONNECT, Connect, ConnectReturnCode, DISCONNECT, PASSWORD, PINGREQ, PINGRESP,
+    PUBLISH, ProtocolLevel, SUBACK, SUBSCRIBE, UNSUBACK, UNSUBSCRIBE, USER_NAME, WILL, WILL_RETAIN,
 };
 
 /// CONNACK without session present: there are no stored sessions.
-pub fn connack(out: &mut Vec<u8>, code: ConnectCode) {
+pub fn connack(out: &mut Vec<u8>, code: ConnectReturnCode) {
     out.extend([CONNACK << 4, 2, 0, code as u8]);
 }
 
 /// SUBACK that grants QoS 0 to each of so many filters.
 pub fn suback(out: &mut Vec<u8>, packet_id: u16, filters: usize) {
-    header(out, SUBACK << 4, 2 + filters);
+    fixed_header(out, SUBACK << 4, 2 + filters);
     out.extend(packet_id.to_be_bytes());
     out.resize(out.len() + filters, 0);
 }
 
 /// UNSUBACK.
 pub fn unsuback(out: &mut Vec<u8>, packet_id: u16) {
-    header(out, UNSUBACK << 4, 2);
+    fixed_header(out, UNSUBACK << 4, 2);
     out.extend(packet_id.to_be_bytes());
 }
 
 /// PINGRESP.
 pub fn pingresp(out: &mut Vec<u8>) {
-    header(out, PINGRESP << 4, 0);
+    fixed_header(out, PINGRESP << 4, 0);
 }
 
 /// PUBLISH with QoS 0, not retained.
 pub fn publish(out: &mut Vec<u8>, topic: &str, payload: &[u8]) {
-    header(out, PUBLISH << 4, field_len(topic.as_bytes()) + payload.len());
-    field(out, topic.as_bytes());
+    fixed_header(out, PUBLISH << 4, length_prefixed_len(topic.as_bytes()) + payload.len());
+    length_prefixed(out, topic.as_bytes());
     out.extend(payload);
 }
 
 /// CONNECT.
 pub fn connect(out: &mut Vec<u8>, connect: &Connect<'_>) {
     let (name, level) = match connect.level {
-        Level::V31 => ("MQIsdp", 3),
-        Level::V311 => ("MQTT", 4),
+        ProtocolLevel::V31 => ("MQIsdp", 3),
+        ProtocolLevel::V311 => ("MQTT", 4),
     };
     let mut flags = if connect.clean_session { CLEAN_SESSION } else { 0 };
     let mut payload = vec![connect.client_id.as_bytes()];
@@ -58,49 +58,53 @@ pub fn connect(out: &mut Vec<u8>, connect: &Connect<'_>) {
         flags |= PASSWORD;
         payload.push(password);
     }
-    let fixed = field_len(name.as_bytes()) + 4;
-    header(out, CONNECT << 4, fixed + payload.iter().map(|bytes| field_len(bytes)).sum::<usize>());
-    field(out, name.as_bytes());
+    let fixed = length_prefixed_len(name.as_bytes()) + 4;
+    fixed_header(
+        out,
+        CONNECT << 4,
+        fixed + payload.iter().map(|bytes| length_prefixed_len(bytes)).sum::<usize>(),
+    );
+    length_prefixed(out, name.as_bytes());
     out.extend([level, flags]);
     out.extend(connect.keep_alive.to_be_bytes());
     for bytes in payload {
-        field(out, bytes);
+        length_prefixed(out, bytes);
     }
 }
 
 /// SUBSCRIBE to filters, each with the QoS asked for.
 pub fn subscribe(out: &mut Vec<u8>, packet_id: u16, filters: &[(&str, u8)]) {
-    let len = filters.iter().map(|(filter, _)| field_len(filter.as_bytes()) + 1).sum::<usize>();
-    header(out, SUBSCRIBE << 4 | 0b0010, 2 + len);
+    let len = filters.iter().map(|(filter, _)| length_prefixed_len(filter.as_bytes()) + 1).sum::<usize>();
+    fixed_header(out, SUBSCRIBE << 4 | 0b0010, 2 + len);
     out.extend(packet_id.to_be_bytes());
     for (filter, qos) in filters {
-        field(out, filter.as_bytes());
+        length_prefixed(out, filter.as_bytes());
         out.push(*qos);
     }
 }
 
 /// UNSUBSCRIBE from filters.
 pub fn unsubscribe(out: &mut Vec<u8>, packet_id: u16, filters: &[&str]) {
-    let len = filters.iter().map(|filter| field_len(filter.as_bytes())).sum::<usize>();
-    header(out, UNSUBSCRIBE << 4 | 0b0010, 2 + len);
+    let len = filters.iter().map(|filter| length_prefixed_len(filter.as_bytes())).sum::<usize>();
+    fixed_header(out, UNSUBSCRIBE << 4 | 0b0010, 2 + len);
     out.extend(packet_id.to_be_bytes());
     for filter in filters {
-        field(out, filter.as_bytes());
+        length_prefixed(out, filter.as_bytes());
     }
 }
 
 /// PINGREQ.
 pub fn pingreq(out: &mut Vec<u8>) {
-    header(out, PINGREQ << 4, 0);
+    fixed_header(out, PINGREQ << 4, 0);
 }
 
 /// DISCONNECT.
 pub fn disconnect(out: &mut Vec<u8>) {
-    header(out, DISCONNECT << 4, 0);
+    fixed_header(out, DISCONNECT << 4, 0);
 }
 
 /// The fixed header: first byte and remaining length (section 2.2).
-fn header(out: &mut Vec<u8>, first: u8, mut remaining: usize) {
+fn fixed_header(out: &mut Vec<u8>, first: u8, mut remaining: usize) {
     debug_assert!(remaining < 1 << 28, "no remaining length of four bytes holds {remaining}");
     out.push(first);
     while remaining > 0x7f {
@@ -111,13 +115,13 @@ fn header(out: &mut Vec<u8>, first: u8, mut remaining: usize) {
 }
 
 /// A length and its bytes.
-fn field(out: &mut Vec<u8>, bytes: &[u8]) {
+fn length_prefixed(out: &mut Vec<u8>, bytes: &[u8]) {
     let len = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
     out.extend(len.to_be_bytes());
     out.extend(&bytes[..len.into()]);
 }
 
-/// The bytes [`field`] appends.
-fn field_len(bytes: &[u8]) -> usize {
+/// The bytes [`length_prefixed`] appends.
+fn length_prefixed_len(bytes: &[u8]) -> usize {
     2 + bytes.len().min(u16::MAX.into())
 }

@@ -8,7 +8,7 @@ use super::*;
 const MAX: usize = 65_536;
 
 const CONNECT: Connect<'_> = Connect {
-    level: Level::V311,
+    level: ProtocolLevel::V311,
     client_id: "a",
     clean_session: true,
     keep_alive: 60,
@@ -22,7 +22,11 @@ const WILL: Will<'_> = Will { topic: "w", message: b"bye", qos: 0, retain: false
 fn connects() {
     let cases: [(&str, &[u8], Connect<'_>); 15] = [
         ("3.1.1", b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01a", CONNECT),
-        ("3.1", b"\x10\x0f\0\x06MQIsdp\x03\x02\0\x3c\0\x01a", Connect { level: Level::V31, ..CONNECT }),
+        (
+            "3.1",
+            b"\x10\x0f\0\x06MQIsdp\x03\x02\0\x3c\0\x01a",
+            Connect { level: ProtocolLevel::V31, ..CONNECT },
+        ),
         (
             "session kept, no keep alive",
             b"\x10\x0d\0\x04MQTT\x04\x00\0\x00\0\x01a",
@@ -76,22 +80,22 @@ fn connects() {
         (
             "3.1 knows no reserved flag",
             b"\x10\x0f\0\x06MQIsdp\x03\x03\0\x3c\0\x01a",
-            Connect { level: Level::V31, ..CONNECT },
+            Connect { level: ProtocolLevel::V31, ..CONNECT },
         ),
         (
             "3.1 ignores QoS and retain of no will",
             b"\x10\x0f\0\x06MQIsdp\x03\x3a\0\x3c\0\x01a",
-            Connect { level: Level::V31, ..CONNECT },
+            Connect { level: ProtocolLevel::V31, ..CONNECT },
         ),
         (
             "3.1 lets a flagged user name be missing",
             b"\x10\x0f\0\x06MQIsdp\x03\xc2\0\x3c\0\x01a",
-            Connect { level: Level::V31, ..CONNECT },
+            Connect { level: ProtocolLevel::V31, ..CONNECT },
         ),
         (
             "3.1 lets a flagged password be missing",
             b"\x10\x12\0\x06MQIsdp\x03\xc2\0\x3c\0\x01a\0\x01u",
-            Connect { level: Level::V31, user_name: Some("u"), ..CONNECT },
+            Connect { level: ProtocolLevel::V31, user_name: Some("u"), ..CONNECT },
         ),
     ];
     for (name, bytes, expected) in cases {
@@ -257,8 +261,8 @@ fn malformed_packets() {
         ("topic with U+0000", b"\x30\x04\0\x02t\0", Nul),
         ("topic not UTF-8", b"\x30\x04\0\x02\xc0\x80", Utf8),
         // SUBSCRIBE and UNSUBSCRIBE.
-        ("subscribe without a filter", b"\x82\x02\0\x01", NoFilter),
-        ("unsubscribe without a filter", b"\xa2\x02\0\x01", NoFilter),
+        ("subscribe without a filter", b"\x82\x02\0\x01", NoTopicFilter),
+        ("unsubscribe without a filter", b"\xa2\x02\0\x01", NoTopicFilter),
         ("subscribe with id 0", b"\x82\x06\0\0\0\x01a\0", PacketId),
         ("unsubscribe with id 0", b"\xa2\x05\0\0\0\x01a", PacketId),
         ("empty SUBSCRIBE", b"\x82\0", Truncated),
@@ -301,7 +305,7 @@ fn first_byte_alone() {
             (2 | 9 | 11 | 13, _) => Err(Malformed::HeaderFlags(first)),
             _ => Err(Malformed::PacketType(kind)),
         };
-        assert_eq!(decode_reply(&[first], MAX).map(|_| None), expected, "reply {first:#04x}");
+        assert_eq!(decode_server_packet(&[first], MAX).map(|_| None), expected, "reply {first:#04x}");
     }
 }
 
@@ -316,7 +320,7 @@ fn limit_counts_the_remaining_length() {
 
 #[test]
 fn server_packets() {
-    use ConnectCode::*;
+    use ConnectReturnCode::*;
 
     let encoded = |write: &dyn Fn(&mut Vec<u8>)| {
         let mut out = b"before".to_vec();
@@ -326,45 +330,49 @@ fn server_packets() {
     for (code, byte) in [
         (Accepted, 0),
         (UnsupportedLevel, 1),
-        (ClientId, 2),
-        (Unavailable, 3),
-        (Credentials, 4),
+        (IdentifierRejected, 2),
+        (ServerUnavailable, 3),
+        (BadCredentials, 4),
         (NotAuthorised, 5),
     ] {
         let bytes = encoded(&|out| encode::connack(out, code));
         assert_eq!(bytes, [0x20, 2, 0, byte]);
-        let reply = Reply::ConnAck { session_present: false, code: byte };
-        assert_eq!(decode_reply(&bytes, MAX), Ok(Some((reply, 4))));
+        let reply = ServerPacket::ConnAck { session_present: false, code: byte };
+        assert_eq!(decode_server_packet(&bytes, MAX), Ok(Some((reply, 4))));
     }
-    let cases: [(Vec<u8>, &[u8], Reply<'_>); 6] = [
+    let cases: [(Vec<u8>, &[u8], ServerPacket<'_>); 6] = [
         (
             encoded(&|out| encode::suback(out, 0x1234, 1)),
             b"\x90\x03\x12\x34\0",
-            Reply::SubAck { packet_id: 0x1234, codes: &[0] },
+            ServerPacket::SubAck { packet_id: 0x1234, codes: &[0] },
         ),
         (
             encoded(&|out| encode::suback(out, 1, 3)),
             b"\x90\x05\0\x01\0\0\0",
-            Reply::SubAck { packet_id: 1, codes: &[0; 3] },
+            ServerPacket::SubAck { packet_id: 1, codes: &[0; 3] },
         ),
         (
             encoded(&|out| encode::unsuback(out, 0xfffe)),
             b"\xb0\x02\xff\xfe",
-            Reply::UnsubAck { packet_id: 0xfffe },
+            ServerPacket::UnsubAck { packet_id: 0xfffe },
         ),
-        (encoded(&encode::pingresp), b"\xd0\0", Reply::PingResp),
+        (encoded(&encode::pingresp), b"\xd0\0", ServerPacket::PingResp),
         (
             encoded(&|out| encode::publish(out, "a/b", b"hi")),
             b"\x30\x07\0\x03a/bhi",
-            Reply::Publish(Publish { topic: "a/b", payload: b"hi", retain: false }),
+            ServerPacket::Publish(Publish { topic: "a/b", payload: b"hi", retain: false }),
         ),
-        (b"\x20\x02\x01\x00".to_vec(), b"\x20\x02\x01\0", Reply::ConnAck { session_present: true, code: 0 }),
+        (
+            b"\x20\x02\x01\x00".to_vec(),
+            b"\x20\x02\x01\0",
+            ServerPacket::ConnAck { session_present: true, code: 0 },
+        ),
     ];
     for (bytes, expected, reply) in cases {
         assert_eq!(bytes, expected);
-        assert_eq!(decode_reply(&bytes, MAX), Ok(Some((reply, bytes.len()))));
+        assert_eq!(decode_server_packet(&bytes, MAX), Ok(Some((reply, bytes.len()))));
         for len in 0..bytes.len() {
-            assert_eq!(decode_reply(&bytes[..len], MAX), Ok(None), "{reply:?}, {len} bytes");
+            assert_eq!(decode_server_packet(&bytes[..len], MAX), Ok(None), "{reply:?}, {len} bytes");
         }
     }
     let malformed: [(&[u8], Malformed); 8] = [
@@ -378,7 +386,7 @@ fn server_packets() {
         (b"\x30\x04\0\x02a#", Malformed::TopicName),
     ];
     for (bytes, expected) in malformed {
-        assert_eq!(decode_reply(bytes, MAX), Err(expected), "{bytes:x?}");
+        assert_eq!(decode_server_packet(bytes, MAX), Err(expected), "{bytes:x?}");
     }
 }
 
@@ -387,15 +395,15 @@ fn return_codes_of_suback() {
     for code in 0..=255 {
         let bytes = [0x90, 4, 0, 1, 0, code];
         let expected = match code {
-            0 | 1 | 2 | 0x80 => Ok(Some((Reply::SubAck { packet_id: 1, codes: &[0, code] }, 6))),
+            0 | 1 | 2 | 0x80 => Ok(Some((ServerPacket::SubAck { packet_id: 1, codes: &[0, code] }, 6))),
             _ => Err(Malformed::SubAckCode(code)),
         };
-        assert_eq!(decode_reply(&bytes, MAX), expected, "{code}");
+        assert_eq!(decode_server_packet(&bytes, MAX), expected, "{code}");
     }
 }
 
 #[test]
-fn malformed_packets_in_words() {
+fn malformed_packets_as_text() {
     use Malformed::*;
 
     for (malformed, words) in [
@@ -419,7 +427,7 @@ fn malformed_packets_in_words() {
         (TopicName, "topic name is empty or has a wildcard"),
         (TopicFilter, "topic filter is empty or has a misplaced wildcard"),
         (PacketId, "packet identifier 0"),
-        (NoFilter, "no topic filter"),
+        (NoTopicFilter, "no topic filter"),
         (RequestedQos(3), "requested QoS byte 0x03, at most 2 is allowed"),
         (ConnAckFlags(2), "reserved flags 0x02 in CONNACK"),
         (SubAckCode(0x81), "return code 0x81 in SUBACK"),
@@ -433,7 +441,7 @@ fn client_packets() {
     let mut out = Vec::new();
     let will = Some(Will { qos: 2, retain: true, ..WILL });
     encode::connect(&mut out, &Connect { will, user_name: Some("u"), password: Some(b"p"), ..CONNECT });
-    encode::connect(&mut out, &Connect { level: Level::V31, clean_session: false, ..CONNECT });
+    encode::connect(&mut out, &Connect { level: ProtocolLevel::V31, clean_session: false, ..CONNECT });
     encode::subscribe(&mut out, 258, &[("a", 0), ("b/#", 2)]);
     encode::unsubscribe(&mut out, 3, &["a"]);
     encode::pingreq(&mut out);
@@ -450,7 +458,7 @@ fn client_packets() {
 }
 
 #[test]
-fn lengths_at_their_edges() {
+fn remaining_length_boundaries() {
     let cases: [(usize, &[u8]); 8] = [
         (3, b"\x03"),
         (127, b"\x7f"),
@@ -472,7 +480,7 @@ fn lengths_at_their_edges() {
 }
 
 #[test]
-fn fields_too_long_are_cut() {
+fn overlong_fields_are_truncated() {
     let long = "x".repeat(70_000);
     let mut out = Vec::new();
     encode::publish(&mut out, &long, b"hi");
@@ -482,7 +490,7 @@ fn fields_too_long_are_cut() {
 
 /// The parts of a packet of any kind, owned.
 #[derive(Debug, Clone)]
-enum Owned {
+enum OwnedPacket {
     Connect {
         v31: bool,
         clean: bool,
@@ -498,7 +506,7 @@ enum Owned {
     Disconnect,
 }
 
-fn owned() -> impl Strategy<Value = Owned> {
+fn any_packet() -> impl Strategy<Value = OwnedPacket> {
     let bytes = || prop::collection::vec(any::<u8>(), 0..200);
     let text = || "[^\0]{0,40}";
     let topic = || "[^\0+#]{1,40}";
@@ -507,7 +515,7 @@ fn owned() -> impl Strategy<Value = Owned> {
     let user = prop::option::of((text(), prop::option::of(bytes())));
     prop_oneof![
         (any::<bool>(), any::<bool>(), any::<u16>(), text(), will, user).prop_map(
-            |(v31, clean, keep_alive, client_id, will, user)| Owned::Connect {
+            |(v31, clean, keep_alive, client_id, will, user)| OwnedPacket::Connect {
                 v31,
                 clean,
                 keep_alive,
@@ -516,22 +524,23 @@ fn owned() -> impl Strategy<Value = Owned> {
                 user
             }
         ),
-        (topic(), bytes()).prop_map(|(topic, payload)| Owned::Publish(topic, payload)),
+        (topic(), bytes()).prop_map(|(topic, payload)| OwnedPacket::Publish(topic, payload)),
         (1_u16.., prop::collection::vec((filter(), 0..3_u8), 1..8))
-            .prop_map(|(id, list)| Owned::Subscribe(id, list)),
-        (1_u16.., prop::collection::vec(filter(), 1..8)).prop_map(|(id, list)| Owned::Unsubscribe(id, list)),
-        Just(Owned::PingReq),
-        Just(Owned::Disconnect),
+            .prop_map(|(id, list)| OwnedPacket::Subscribe(id, list)),
+        (1_u16.., prop::collection::vec(filter(), 1..8))
+            .prop_map(|(id, list)| OwnedPacket::Unsubscribe(id, list)),
+        Just(OwnedPacket::PingReq),
+        Just(OwnedPacket::Disconnect),
     ]
 }
 
-impl Owned {
+impl OwnedPacket {
     fn connect(&self) -> Option<Connect<'_>> {
         let Self::Connect { v31, clean, keep_alive, client_id, will, user } = self else {
             return None;
         };
         Some(Connect {
-            level: if *v31 { Level::V31 } else { Level::V311 },
+            level: if *v31 { ProtocolLevel::V31 } else { ProtocolLevel::V311 },
             client_id,
             clean_session: *clean,
             keep_alive: *keep_alive,
@@ -583,9 +592,9 @@ impl Owned {
 }
 
 /// Bytes that get further than random ones: real packets with a few bytes changed.
-fn damaged() -> impl Strategy<Value = Vec<u8>> {
+fn corrupted_packet() -> impl Strategy<Value = Vec<u8>> {
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
-    (owned(), changes).prop_map(|(packet, changes)| {
+    (any_packet(), changes).prop_map(|(packet, changes)| {
         let mut bytes = Vec::new();
         packet.encode(&mut bytes);
         for (index, byte) in changes {
@@ -598,7 +607,7 @@ fn damaged() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn decoding_undoes_encoding(packets in prop::collection::vec(owned(), 1..5)) {
+    fn packets_round_trip(packets in prop::collection::vec(any_packet(), 1..5)) {
         let mut stream = Vec::new();
         packets.iter().for_each(|packet| packet.encode(&mut stream));
         let mut rest = &stream[..];
@@ -614,7 +623,7 @@ proptest! {
     }
 
     #[test]
-    fn any_split_gives_the_same_packets(packets in prop::collection::vec(owned(), 1..6), sizes in prop::collection::vec(1..40_usize, 1..20)) {
+    fn any_split_gives_the_same_packets(packets in prop::collection::vec(any_packet(), 1..6), sizes in prop::collection::vec(1..40_usize, 1..20)) {
         let mut stream = Vec::new();
         packets.iter().for_each(|packet| packet.encode(&mut stream));
         // As a connection does it: what is not a packet yet waits for what comes next.
@@ -634,12 +643,12 @@ proptest! {
     }
 
     #[test]
-    fn more_bytes_change_no_verdict(bytes in prop_oneof![damaged(), prop::collection::vec(any::<u8>(), 0..60)], max in 0..400_usize) {
-        let (whole, whole_reply) = (decode(&bytes, max), decode_reply(&bytes, max));
+    fn more_bytes_do_not_change_the_result(bytes in prop_oneof![corrupted_packet(), prop::collection::vec(any::<u8>(), 0..60)], max in 0..400_usize) {
+        let (whole, whole_reply) = (decode(&bytes, max), decode_server_packet(&bytes, max));
         for len in 0..bytes.len() {
             let part = decode(&bytes[..len], max);
             prop_assert!(part == Ok(None) || part == whole, "{} bytes: {:?}, all: {:?}", len, part, whole);
-            let part = decode_reply(&bytes[..len], max);
+            let part = decode_server_packet(&bytes[..len], max);
             prop_assert!(part == Ok(None) || part == whole_reply, "{} bytes: {:?}, all: {:?}", len, part, whole_reply);
         }
         if let Ok(Some((_, used))) = whole {

@@ -2,17 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::action::{Action, Counter, Cx, Discard, Note};
-use super::super::deadlines::Timer;
-use super::super::media::{Frame, Framing, Opened, Peer, Sealed};
-use super::super::queue::Held;
-use super::super::server_health::Servers;
-use super::{Call, Flow, Stage};
+use super::super::action::{Action, Context, Counter, DropReason, LogEvent};
+use super::super::deadlines::CallTimer;
+use super::super::media::{ClassifiedFrame, Decrypted, Encrypted, FramingState, UdpPeer};
+use super::super::queue::HeldItem;
+use super::super::server_health::ServerHealth;
+use super::{Call, CallResult, CallStage};
 use crate::config::{Config, Framing as FramingSetting};
 use crate::proto::audio;
 
 /// How long audio and `tts start` wait for the device's first datagram.
-const HOLD: Duration = Duration::from_secs(2);
+const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where an uplink packet goes.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,13 +23,13 @@ pub enum Uplink<'b> {
         frame: &'b [u8],
         /// The Opus bytes in it.
         payload: usize,
-        /// The device's address became known: call [`Core::audible`](super::super::Core::audible).
-        first: bool,
+        /// The device's address became known: call [`Core::release_held`](super::super::Core::release_held).
+        peer_learned: bool,
     },
     /// To the device that this one talks to: so many Opus bytes stand decrypted behind the datagram's header, for
     /// [`Core::relay`](super::super::Core::relay).
-    Peer(usize),
-    /// Nowhere, since the other device rings: [`Core::silence`](super::super::Core::silence) answers it.
+    OtherDevice(usize),
+    /// Nowhere, since the other device rings: [`Core::ringing_silence`](super::super::Core::ringing_silence) answers it.
     Silence,
 }
 
@@ -37,37 +37,43 @@ impl Call {
     /// One datagram of the device, decrypted in place, and framed if it goes to the chat server.
     pub(in super::super) fn uplink<'b>(
         &mut self,
-        from: Peer,
+        from: UdpPeer,
         datagram: &'b mut [u8],
         config: &Config,
         now: Instant,
-    ) -> Result<Uplink<'b>, Discard> {
-        let opened: Opened = self.media.open(from, datagram, config.udp.peer_policy, now)?;
+    ) -> Result<Uplink<'b>, DropReason> {
+        let decrypted: Decrypted = self.media.decrypt(from, datagram, config.udp.peer_policy, now)?;
         self.last_activity = now;
-        let (payload, first) = (opened.payload, opened.first);
-        if first && self.id.is_some() {
-            self.grant = None;
+        let (payload, first) = (decrypted.payload_len, decrypted.peer_learned);
+        if first && self.session_id.is_some() {
+            self.credentials = None;
         }
         match self.stage {
-            Stage::Live => Ok(Uplink::Server { frame: self.media.framed(&opened, datagram), payload, first }),
-            Stage::Bridged => {
-                self.media.count_up(payload);
-                Ok(Uplink::Peer(payload))
+            CallStage::Live => Ok(Uplink::Server {
+                frame: self.media.to_server_frame(&decrypted, datagram),
+                payload,
+                peer_learned: first,
+            }),
+            CallStage::InDeviceCall => {
+                self.media.count_uplink(payload);
+                Ok(Uplink::OtherDevice(payload))
             }
-            Stage::Ringing => {
-                self.media.facts.dropped += 1;
+            CallStage::Ringing => {
+                self.media.stats.dropped += 1;
                 Ok(Uplink::Silence)
             }
-            Stage::Dialing { .. } | Stage::Greeting | Stage::Backoff => self.dropped(Discard::NoServer),
+            CallStage::Dialing { .. } | CallStage::AwaitingHello | CallStage::Backoff => {
+                self.count_dropped(DropReason::NoServer)
+            }
         }
     }
 
     /// The chat server's connection had no room for a packet of so many Opus bytes.
-    pub(in crate::session) fn unsent(&mut self, payload: usize) {
-        let facts = &mut self.media.facts;
-        facts.up_packets -= 1;
-        facts.up_bytes -= payload as u64;
-        facts.dropped += 1;
+    pub(in crate::session) fn on_uplink_dropped(&mut self, payload: usize) {
+        let stats = &mut self.media.stats;
+        stats.up_packets -= 1;
+        stats.up_bytes -= payload as u64;
+        stats.dropped += 1;
     }
 
     /// One binary frame of the chat server, encrypted into `out`. None: it waits.
@@ -76,141 +82,145 @@ impl Call {
         frame: &[u8],
         out: &mut [u8],
         config: &Config,
-        servers: &mut Servers,
+        servers: &mut ServerHealth,
         now: Instant,
-    ) -> Result<Option<Sealed>, Discard> {
+    ) -> Result<Option<Encrypted>, DropReason> {
         if !self.has_server() {
-            return self.dropped(Discard::NoServer);
+            return self.count_dropped(DropReason::NoServer);
         }
-        self.server_said(now);
+        self.on_server_message(now);
         let fixed = self.server.as_ref().is_some_and(|server| server.framing != FramingSetting::Auto);
         let before = self.media.framing;
         let found = self.media.classify(frame, fixed, self.age(now));
-        if let (Framing::Known(spoken), Some(server)) = (self.media.framing, &self.server)
+        if let (FramingState::Known(framing), Some(server)) = (self.media.framing, &self.server)
             && self.media.framing != before
         {
-            servers.learn(server, spoken);
+            servers.learn_framing(server, framing);
         }
-        if matches!(found, Frame::Bad) {
-            return self.dropped(Discard::BadFrame);
+        if matches!(found, ClassifiedFrame::Bad) {
+            return self.count_dropped(DropReason::BadFrame);
         }
-        if self.stage == Stage::Greeting {
-            self.server_spoke = true;
+        if self.stage == CallStage::AwaitingHello {
+            self.server_sent_early_media = true;
             return self.hold_frame(frame);
         }
-        let Frame::Audio(timestamp, payload) = found else {
-            if self.hold_spent {
-                return self.dropped(Discard::NoPeer);
+        let ClassifiedFrame::Audio(timestamp, payload) = found else {
+            if self.hold_expired {
+                return self.count_dropped(DropReason::NoPeer);
             }
-            self.hold(now);
+            self.start_hold_timer(now);
             return self.hold_frame(frame);
         };
         if !self.held.is_empty() || self.must_hold() {
-            self.hold(now);
+            self.start_hold_timer(now);
             return self.hold_frame(frame);
         }
-        let Some(peer) = self.media.peer() else { return self.dropped(Discard::NoPeer) };
-        Ok(Some(self.media.seal(peer, timestamp, payload, config.udp.downlink_flags, out)))
+        let Some(peer) = self.media.peer() else { return self.count_dropped(DropReason::NoPeer) };
+        Ok(Some(self.media.encrypt(peer, timestamp, payload, config.udp.downlink_flags, out)))
     }
 
-    pub(super) fn dropped<T>(&mut self, discard: Discard) -> Result<T, Discard> {
-        self.media.facts.dropped += 1;
+    pub(super) fn count_dropped<T>(&mut self, discard: DropReason) -> Result<T, DropReason> {
+        self.media.stats.dropped += 1;
         Err(discard)
     }
 
-    fn hold_frame(&mut self, frame: &[u8]) -> Result<Option<Sealed>, Discard> {
+    fn hold_frame(&mut self, frame: &[u8]) -> Result<Option<Encrypted>, DropReason> {
         if self.held.push_frame(frame) {
             return Ok(None);
         }
-        self.dropped(Discard::HeldFull)
+        self.count_dropped(DropReason::HeldFull)
     }
 
     /// There is nowhere to send audio to yet, and it has not waited its time.
     pub(super) fn must_hold(&self) -> bool {
-        self.media.peer().is_none() && !self.hold_spent
+        self.media.peer().is_none() && !self.hold_expired
     }
 
-    pub(super) fn hold(&mut self, now: Instant) {
-        if !self.deadlines.is_set(Timer::Hold) {
-            self.deadlines.set(Timer::Hold, now + HOLD);
+    pub(super) fn start_hold_timer(&mut self, now: Instant) {
+        if !self.deadlines.is_set(CallTimer::HoldMedia) {
+            self.deadlines.set(CallTimer::HoldMedia, now + HOLD_TIMEOUT);
         }
     }
 
     /// Something changed that may let waiting text and audio go: the framing, the device's address, or the hello.
-    pub(in super::super) fn settle(&mut self, cx: &mut Cx<'_>) -> Flow {
-        if self.stage == Stage::Greeting {
-            return self.greet_late(cx);
+    pub(in super::super) fn release_held(&mut self, cx: &mut Context<'_>) -> CallResult {
+        if self.stage == CallStage::AwaitingHello {
+            return self.accept_missing_hello(cx);
         }
-        self.release(cx)
+        self.release_ready(cx)
     }
 
     /// Lets go, in order, all that need not wait any more.
-    pub(super) fn release(&mut self, cx: &mut Cx<'_>) -> Flow {
-        if self.stage != Stage::Live {
+    pub(super) fn release_ready(&mut self, cx: &mut Context<'_>) -> CallResult {
+        if self.stage != CallStage::Live {
             return Ok(());
         }
         while let Some(front) = self.held.front() {
             let waits = match front {
-                Held::Text { tts_start, .. } => *tts_start && self.must_hold(),
-                Held::Frame(frame) => {
+                HeldItem::Text { tts_start, .. } => *tts_start && self.must_hold(),
+                HeldItem::Frame(frame) => {
                     self.must_hold()
-                        || matches!(self.media.reconsider(frame, self.age(cx.now)), Frame::Undecided)
+                        || matches!(
+                            self.media.classify_held(frame, self.age(cx.now)),
+                            ClassifiedFrame::Undecided
+                        )
                 }
             };
             if waits {
-                self.hold(cx.now);
+                self.start_hold_timer(cx.now);
                 return Ok(());
             }
             match self.held.pop() {
-                Some(Held::Text { text, .. }) => self.deliver(&text, cx)?,
-                Some(Held::Frame(frame)) => self.release_frame(&frame, cx),
+                Some(HeldItem::Text { text, .. }) => self.deliver_to_device(&text, cx)?,
+                Some(HeldItem::Frame(frame)) => self.release_frame(&frame, cx),
                 None => {}
             }
         }
-        self.deadlines.clear(Timer::Hold);
+        self.deadlines.clear(CallTimer::HoldMedia);
         Ok(())
     }
 
-    fn release_frame(&mut self, frame: &[u8], cx: &mut Cx<'_>) {
-        let found = self.media.reconsider(frame, self.age(cx.now));
-        let (Frame::Audio(timestamp, payload), Some(peer)) = (found, self.media.peer()) else {
-            self.media.facts.dropped += 1;
-            cx.out.push(Action::Count(Counter::Dropped(Discard::BadFrame)));
+    fn release_frame(&mut self, frame: &[u8], cx: &mut Context<'_>) {
+        let found = self.media.classify_held(frame, self.age(cx.now));
+        let (ClassifiedFrame::Audio(timestamp, payload), Some(peer)) = (found, self.media.peer()) else {
+            self.media.stats.dropped += 1;
+            cx.out.push(Action::Count(Counter::Dropped(DropReason::BadFrame)));
             return;
         };
-        let mut datagram = vec![0; audio::HEADER + payload.len()];
-        let sealed = self.media.seal(peer, timestamp, payload, cx.config.udp.downlink_flags, &mut datagram);
-        cx.out.push(Action::Datagram(sealed, datagram.into_boxed_slice()));
+        let mut datagram = vec![0; audio::HEADER_LEN + payload.len()];
+        let encrypted =
+            self.media.encrypt(peer, timestamp, payload, cx.config.udp.downlink_flags, &mut datagram);
+        cx.out.push(Action::SendDatagram(encrypted, datagram.into_boxed_slice()));
     }
 
     /// Forgets waiting audio; says how much.
-    pub(super) fn drop_held_audio(&mut self, why: Discard, cx: &mut Cx<'_>) -> usize {
+    pub(super) fn drop_held_audio(&mut self, why: DropReason, cx: &mut Context<'_>) -> usize {
         let frames = self.held.drop_frames();
-        self.media.facts.dropped += frames as u64;
+        self.media.stats.dropped += frames as u64;
         cx.out.extend((0..frames).map(|_| Action::Count(Counter::Dropped(why))));
         frames
     }
 
     /// The server is gone: its text that waits goes to the device, unless it never said hello.
-    pub(super) fn release_texts(&mut self, cx: &mut Cx<'_>) -> Flow {
-        self.deadlines.clear(Timer::Hold);
+    pub(super) fn release_held_texts(&mut self, cx: &mut Context<'_>) -> CallResult {
+        self.deadlines.clear(CallTimer::HoldMedia);
         let mut held = std::mem::take(&mut self.held);
-        if self.stage != Stage::Live {
+        if self.stage != CallStage::Live {
             return Ok(());
         }
-        while let Some(Held::Text { text, .. }) = held.pop() {
-            self.deliver(&text, cx)?;
+        while let Some(HeldItem::Text { text, .. }) = held.pop() {
+            self.deliver_to_device(&text, cx)?;
         }
         Ok(())
     }
 
     /// Waited long enough: text goes on, audio is dropped.
-    pub(super) fn hold_over(&mut self, cx: &mut Cx<'_>) -> Flow {
-        self.hold_spent = true;
-        let frames = self.drop_held_audio(Discard::NoPeer, cx);
+    pub(super) fn on_hold_timeout(&mut self, cx: &mut Context<'_>) -> CallResult {
+        self.hold_expired = true;
+        let frames = self.drop_held_audio(DropReason::NoPeer, cx);
         if frames > 0 {
-            cx.out.push(Action::Note(Note::HeldDropped(frames)));
+            cx.out.push(Action::Log(LogEvent::HeldAudioDropped(frames)));
         }
-        self.release(cx)
+        self.release_ready(cx)
     }
 }

@@ -1,61 +1,62 @@
 //! A call with another device: its chat server is left, the device is told nothing.
 
-use super::super::action::{Cx, Discard};
-use super::super::deadlines::Timer;
-use super::super::media::Sealed;
-use super::super::queue::Texts;
-use super::{Call, Flow, Stage};
+use super::super::action::{Context, DropReason};
+use super::super::deadlines::CallTimer;
+use super::super::media::Encrypted;
+use super::super::queue::TextQueue;
+use super::{Call, CallResult, CallStage};
 use crate::config::Config;
 use crate::proto::{audio, message};
 
 /// What a chat server that is left is told as the reason.
-const LEFT: &str = "device_call";
+const DEVICE_CALL_GOODBYE: &str = "device_call";
 /// The usual length of a packet, in milliseconds.
-const USUAL_MS: u32 = 60;
+const DEFAULT_FRAME_MS: u32 = 60;
 
 impl Call {
     /// Whether another device can be talked to in it: the device was answered, and has not left.
-    pub(in crate::session) fn is_bridgeable(&self) -> bool {
-        self.id.is_some() && !self.is_closing()
+    pub(in crate::session) fn can_join_device_call(&self) -> bool {
+        self.session_id.is_some() && !self.is_closing()
     }
 
     /// Whether another device, not a chat server, is at the other end or called.
-    pub(in crate::session) fn is_with_device(&self) -> bool {
-        matches!(self.stage, Stage::Ringing | Stage::Bridged)
+    pub(in crate::session) fn is_in_device_call(&self) -> bool {
+        matches!(self.stage, CallStage::Ringing | CallStage::InDeviceCall)
     }
 
     /// Another device is called: silence until it answers.
-    pub(in crate::session) fn ring(&mut self, cx: &mut Cx<'_>) -> Flow {
-        self.silence = audio::silence(self.hello.frame_duration_ms().unwrap_or(USUAL_MS));
-        self.leave_for(Stage::Ringing, cx)
+    pub(in crate::session) fn start_ringing(&mut self, cx: &mut Context<'_>) -> CallResult {
+        self.silence_packet =
+            audio::silence_packet(self.hello.frame_duration_ms().unwrap_or(DEFAULT_FRAME_MS));
+        self.switch_from_server(CallStage::Ringing, cx)
     }
 
     /// Another device talks.
-    pub(in crate::session) fn bridge(&mut self, cx: &mut Cx<'_>) -> Flow {
-        self.silence = Box::default();
-        self.leave_for(Stage::Bridged, cx)
+    pub(in crate::session) fn join_device_call(&mut self, cx: &mut Context<'_>) -> CallResult {
+        self.silence_packet = Box::default();
+        self.switch_from_server(CallStage::InDeviceCall, cx)
     }
 
-    fn leave_for(&mut self, stage: Stage, cx: &mut Cx<'_>) -> Flow {
-        if self.is_with_device() {
+    fn switch_from_server(&mut self, stage: CallStage, cx: &mut Context<'_>) -> CallResult {
+        if self.is_in_device_call() {
             self.stage = stage;
             return Ok(());
         }
-        self.leave_server(Some(LEFT), 1000, cx);
-        self.drop_held_audio(Discard::NoServer, cx);
-        let flow = self.release_texts(cx);
-        self.to_server = Texts::default();
+        self.close_server(Some(DEVICE_CALL_GOODBYE), 1000, cx);
+        self.drop_held_audio(DropReason::NoServer, cx);
+        let flow = self.release_held_texts(cx);
+        self.pending_server_text = TextQueue::default();
         self.listen_queued = false;
         // What is about the chat server; whether the device is heard and does anything still counts.
         for timer in [
-            Timer::Answer,
-            Timer::Connect,
-            Timer::Greet,
-            Timer::Again,
-            Timer::Redial,
-            Timer::GiveUp,
-            Timer::Ping,
-            Timer::Pong,
+            CallTimer::HelloReply,
+            CallTimer::Connect,
+            CallTimer::ServerHello,
+            CallTimer::ResendHello,
+            CallTimer::Redial,
+            CallTimer::GiveUp,
+            CallTimer::Ping,
+            CallTimer::Pong,
         ] {
             self.deadlines.clear(timer);
         }
@@ -64,12 +65,12 @@ impl Call {
     }
 
     /// The device that was called answers.
-    pub(in crate::session) fn accepted_by(
+    pub(in crate::session) fn on_call_accepted(
         &mut self,
         from: crate::proto::identity::Mac,
-        cx: &mut Cx<'_>,
-    ) -> Flow {
-        let text = message::call_accepted(self.id.as_deref(), from);
+        cx: &mut Context<'_>,
+    ) -> CallResult {
+        let text = message::call_accepted(self.session_id.as_deref(), from);
         self.publish(text, cx)
     }
 
@@ -80,20 +81,24 @@ impl Call {
         out: &mut [u8],
         config: &Config,
         now: std::time::Instant,
-    ) -> Result<Sealed, Discard> {
+    ) -> Result<Encrypted, DropReason> {
         // Who only listens is not idle.
         self.last_activity = now;
-        let Some(peer) = self.media.peer().filter(|_| self.stage == Stage::Bridged) else {
-            return self.dropped(Discard::NoPeer);
+        let Some(peer) = self.media.peer().filter(|_| self.stage == CallStage::InDeviceCall) else {
+            return self.count_dropped(DropReason::NoPeer);
         };
-        Ok(self.media.seal(peer, 0, opus, config.udp.downlink_flags, out))
+        Ok(self.media.encrypt(peer, 0, opus, config.udp.downlink_flags, out))
     }
 
     /// What the device hears while the other one rings.
-    pub(in crate::session) fn silent(&mut self, out: &mut [u8], config: &Config) -> Result<Sealed, Discard> {
-        let Some(peer) = self.media.peer().filter(|_| self.stage == Stage::Ringing) else {
-            return Err(Discard::NoPeer);
+    pub(in crate::session) fn ringing_silence(
+        &mut self,
+        out: &mut [u8],
+        config: &Config,
+    ) -> Result<Encrypted, DropReason> {
+        let Some(peer) = self.media.peer().filter(|_| self.stage == CallStage::Ringing) else {
+            return Err(DropReason::NoPeer);
         };
-        Ok(self.media.seal(peer, 0, &self.silence, config.udp.downlink_flags, out))
+        Ok(self.media.encrypt(peer, 0, &self.silence_packet, config.udp.downlink_flags, out))
     }
 }

@@ -1,42 +1,43 @@
 //! The end of a call: who is told, in which words, and what is summed up.
 
-use super::super::action::{Action, Cx, Discard, EndReason, Summary};
-use super::super::queue::Texts;
+use super::super::action::{Action, CallSummary, Context, DropReason, EndReason};
+use super::super::queue::TextQueue;
 use super::Call;
 use super::text::hello_reply;
 use crate::proto::message;
 
 /// What a device that named none is told in a hello that only announces a failure.
-const DEFAULT_AUDIO: &str = r#"{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}"#;
+const DEFAULT_AUDIO_PARAMS: &str =
+    r#"{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}"#;
 
 impl Call {
     /// The device hangs up. True: the call must go on by itself until what the device said is sent.
     pub(in super::super) fn hang_up(&mut self, reason: EndReason) -> bool {
-        if self.id.is_some() || self.to_server.is_empty() {
+        if self.session_id.is_some() || self.pending_server_text.is_empty() {
             return false;
         }
         self.closing.get_or_insert(reason);
-        self.away = Some(Texts::default());
+        self.pending_device_text = Some(TextQueue::default());
         true
     }
 
     /// Says goodbye to both sides as the reason demands, and sums the call up. Returns the id the device was given.
-    pub(in super::super) fn finish(mut self, reason: EndReason, cx: &mut Cx<'_>) -> Option<Box<str>> {
-        let (duration, state) = (cx.now.saturating_duration_since(self.began()), self.view().state);
+    pub(in super::super) fn finish(mut self, reason: EndReason, cx: &mut Context<'_>) -> Option<Box<str>> {
+        let (duration, state) = (cx.now.saturating_duration_since(self.started_at()), self.view().state);
         let goodbye = (reason != EndReason::ServerClosed).then_some(reason.label());
-        self.leave_server(goodbye, if reason == EndReason::Shutdown { 1001 } else { 1000 }, cx);
-        self.drop_held_audio(Discard::NoPeer, cx);
-        let answered = self.id.is_some();
-        let told = self.away.is_none() && reason.is_news_to_device();
+        self.close_server(goodbye, if reason == EndReason::Shutdown { 1001 } else { 1000 }, cx);
+        self.drop_held_audio(DropReason::NoPeer, cx);
+        let answered = self.session_id.is_some();
+        let told = self.pending_device_text.is_none() && reason.notifies_device();
         if told {
             // The call ends anyway, and a device that is there takes all text.
-            let _ = self.release_texts(cx);
+            let _ = self.release_held_texts(cx);
         }
-        let id = self.id.take().unwrap_or_else(|| self.own_id().into());
+        let id = self.session_id.take().unwrap_or_else(|| self.own_session_id().into());
         if told {
-            self.tell_device(&id, answered, reason, cx);
+            self.notify_device(&id, answered, reason, cx);
         }
-        let summary = Summary {
+        let summary = CallSummary {
             session_id: id.clone(),
             reason,
             duration,
@@ -44,41 +45,41 @@ impl Call {
             state,
             server: self.server.take(),
             ssrc: Some(self.media.ssrc()),
-            facts: self.media.facts,
+            stats: self.media.stats,
         };
-        cx.out.push(Action::Ended(Box::new(summary)));
+        cx.out.push(Action::CallEnded(Box::new(summary)));
         (answered || told).then_some(id)
     }
 
     /// Closes the chat server's WebSocket, or stops dialling; before that says goodbye for this reason.
-    pub(super) fn leave_server(&self, goodbye: Option<&str>, code: u16, cx: &mut Cx<'_>) {
+    pub(super) fn close_server(&self, goodbye: Option<&str>, code: u16, cx: &mut Context<'_>) {
         if let Some(reason) = goodbye.filter(|_| self.has_server() && cx.config.websocket.send_goodbye) {
-            let id = self.server_session_id().unwrap_or(self.own_id());
-            let duration = cx.now.saturating_duration_since(self.began()).as_millis() as u64;
-            cx.out.push(Action::Say(message::server_goodbye(Some(id), reason, duration)));
+            let id = self.server_session_id().unwrap_or(self.own_session_id());
+            let duration = cx.now.saturating_duration_since(self.started_at()).as_millis() as u64;
+            cx.out.push(Action::SendText(message::server_goodbye(Some(id), reason, duration)));
         }
-        cx.out.push(Action::HangUp(code));
+        cx.out.push(Action::CloseBackend(code));
     }
 
     /// One goodbye. A device that still waits for its hello reply is given one first, since nothing else ends its wait.
-    fn tell_device(&mut self, id: &str, answered: bool, reason: EndReason, cx: &mut Cx<'_>) {
+    fn notify_device(&mut self, id: &str, answered: bool, reason: EndReason, cx: &mut Context<'_>) {
         if !answered || matches!(reason, EndReason::ServerLost | EndReason::Overflow) {
-            let (status, why) = reason.words();
+            let (status, why) = reason.alert_text();
             cx.out.push(Action::Publish(message::alert(Some(id), status, why, "sad")));
         }
-        if let (false, Some(grant)) = (answered, &self.grant) {
+        if let (false, Some(credentials)) = (answered, &self.credentials) {
             let audio_params = self.hello.audio_params();
-            let audio_params = audio_params.as_deref().unwrap_or(DEFAULT_AUDIO);
-            cx.out.push(Action::Publish(hello_reply(grant, id, Some(audio_params))));
+            let audio_params = audio_params.as_deref().unwrap_or(DEFAULT_AUDIO_PARAMS);
+            cx.out.push(Action::Publish(hello_reply(credentials, id, Some(audio_params))));
         }
-        let goodbye = self.farewell.take().unwrap_or_else(|| message::goodbye(Some(id)));
+        let goodbye = self.server_goodbye.take().unwrap_or_else(|| message::goodbye(Some(id)));
         cx.out.push(Action::Publish(goodbye));
     }
 }
 
 impl EndReason {
     /// Whether the device must hear of it: it did not bring it about.
-    fn is_news_to_device(self) -> bool {
+    fn notifies_device(self) -> bool {
         match self {
             Self::ServerClosed
             | Self::NoServer
@@ -101,7 +102,7 @@ impl EndReason {
     }
 
     /// Status and message for the device's screen, in the two languages its users read.
-    fn words(self) -> (&'static str, &'static str) {
+    fn alert_text(self) -> (&'static str, &'static str) {
         match self {
             Self::NoServer => (
                 "连接失败 / Call failed",

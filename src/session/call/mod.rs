@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::action::{Action, Cx, EndReason, Failure, Grant, Note};
-use super::deadlines::{Deadlines, Timer};
+use super::action::{Action, BackendFailure, CallCredentials, Context, EndReason, LogEvent};
+use super::deadlines::{CallTimer, Deadlines};
 use super::media::Media;
-use super::queue::{HeldQueue, Overflow, Texts};
-use crate::config::{Config, Server};
+use super::queue::{HeldQueue, QueueOverflow, TextQueue};
+use crate::config::{ChatServerConfig, Config};
 use crate::proto::identity::ClientId;
 use crate::proto::message::{self, DeviceHello};
 
@@ -25,20 +25,20 @@ pub use view::{CallState, CallView};
 
 /// What the core needs to know of its device to serve a call.
 #[derive(Clone, Copy)]
-pub(super) struct Caller<'a> {
+pub(super) struct DeviceIdentity<'a> {
     pub(super) id: &'a ClientId,
     pub(super) ip: IpAddr,
 }
 
 /// Why a call cannot go on, for [`Core`](super::Core) to end it.
-pub(super) type Flow = Result<(), EndReason>;
+pub(super) type CallResult = Result<(), EndReason>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum CallStage {
     /// A server is being resolved, connected to and upgraded; `connecting` once it is more than a queue or a name.
     Dialing { connecting: bool },
     /// Our hello is out, the server's is awaited.
-    Greeting,
+    AwaitingHello,
     /// Both sides talk.
     Live,
     /// Waiting to redial.
@@ -46,110 +46,110 @@ enum Stage {
     /// The chat server was left, another device is called.
     Ringing,
     /// The chat server was left, another device talks.
-    Bridged,
+    InDeviceCall,
 }
 
 pub(super) struct Call {
-    stage: Stage,
+    stage: CallStage,
     hello: DeviceHello,
     /// Fresh for this hello; `session_id` is the gateway's own, used when the server names none that a device can be shown. There until the device
     /// was answered and has shown that it understood.
-    grant: Option<Box<Grant>>,
+    credentials: Option<Box<CallCredentials>>,
     media: Media,
     /// The id the device was given: there once its hello reply is out.
-    id: Option<Box<str>>,
+    session_id: Option<Box<str>>,
     /// The id the present server uses, if it is another one.
-    server_id: Option<Box<str>>,
+    server_session_id: Option<Box<str>>,
     /// The present server named a session.
-    server_named: bool,
-    server: Option<Arc<Server>>,
+    server_sent_session_id: bool,
+    server: Option<Arc<ChatServerConfig>>,
     /// Of the present dial: its upgrade and its hello say the same, whatever is learnt in between.
     protocol_version: u8,
     /// Servers not yet tried for this hello.
-    plan: VecDeque<Arc<Server>>,
+    untried_servers: VecDeque<Arc<ChatServerConfig>>,
     deadlines: Deadlines,
     last_activity: Instant,
-    server_heard: Instant,
-    pinged: Instant,
+    server_last_seen: Instant,
+    ping_sent_at: Instant,
     /// Text for the server that is not there yet.
-    to_server: Texts,
+    pending_server_text: TextQueue,
     /// Text and audio for the device that must wait.
     held: HeldQueue,
     /// Text for a device whose connection is lost.
-    away: Option<Texts>,
+    pending_device_text: Option<TextQueue>,
     last_listen: Option<Box<str>>,
     /// The last listen waits in `to_server` and need not be repeated.
     listen_queued: bool,
-    speaking: bool,
+    tts_active: bool,
     /// The server sent audio or speech before its hello.
-    server_spoke: bool,
+    server_sent_early_media: bool,
     /// The server had its time to say hello.
-    greet_over: bool,
+    server_hello_overdue: bool,
     /// Text and audio have waited for the device's first datagram, once and for all.
-    hold_spent: bool,
+    hold_expired: bool,
     /// The device began to listen.
-    listened: bool,
+    listen_started: bool,
     outage: Option<Box<Outage>>,
     live_since: Instant,
-    jitter: u64,
+    rng_state: u64,
     /// Hellos in a row, to this call's, that were not answered.
-    pub(super) hasty: u8,
+    pub(super) unanswered_hellos: u8,
     /// The device left before the server was there: what it said is still sent, then the call ends.
     closing: Option<EndReason>,
     /// The server's own goodbye, to be the call's one goodbye.
-    farewell: Option<String>,
+    server_goodbye: Option<String>,
     /// What the device hears while another one rings: an Opus packet, empty before.
-    silence: Box<[u8]>,
+    silence_packet: Box<[u8]>,
 }
 
 /// A failure that has not yet been lived down.
 #[derive(Clone, Copy, Debug)]
 struct Outage {
     /// When the connection was lost the last time.
-    lost: Instant,
+    lost_at: Instant,
     /// Redials, of earlier losses too until a server lives for a while.
     attempts: u32,
 }
 
 impl Call {
-    pub(super) fn new(hello: DeviceHello, grant: Grant, ip: IpAddr, now: Instant) -> Self {
+    pub(super) fn new(hello: DeviceHello, credentials: CallCredentials, ip: IpAddr, now: Instant) -> Self {
         Self {
-            stage: Stage::Dialing { connecting: false },
+            stage: CallStage::Dialing { connecting: false },
             hello,
-            media: Media::new(&grant, ip, now),
-            id: None,
-            server_id: None,
-            server_named: false,
+            media: Media::new(&credentials, ip, now),
+            session_id: None,
+            server_session_id: None,
+            server_sent_session_id: false,
             server: None,
             protocol_version: 2,
-            plan: VecDeque::new(),
+            untried_servers: VecDeque::new(),
             deadlines: Deadlines::new(now),
             last_activity: now,
-            server_heard: now,
-            pinged: now,
-            to_server: Texts::default(),
+            server_last_seen: now,
+            ping_sent_at: now,
+            pending_server_text: TextQueue::default(),
             held: HeldQueue::default(),
-            away: None,
+            pending_device_text: None,
             last_listen: None,
             listen_queued: false,
-            speaking: false,
-            server_spoke: false,
-            greet_over: false,
-            hold_spent: false,
-            listened: false,
+            tts_active: false,
+            server_sent_early_media: false,
+            server_hello_overdue: false,
+            hold_expired: false,
+            listen_started: false,
             outage: None,
             live_since: now,
-            jitter: grant.seed | 1,
-            hasty: 0,
+            rng_state: credentials.jitter_seed | 1,
+            unanswered_hellos: 0,
             closing: None,
-            farewell: None,
-            silence: Box::default(),
-            grant: Some(Box::new(grant)),
+            server_goodbye: None,
+            silence_packet: Box::default(),
+            credentials: Some(Box::new(credentials)),
         }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.deadlines.next()
+        self.deadlines.earliest()
     }
 
     pub(super) fn ssrc(&self) -> u32 {
@@ -157,26 +157,26 @@ impl Call {
     }
 
     pub(super) fn session_id(&self) -> Option<&str> {
-        self.id.as_deref()
+        self.session_id.as_deref()
     }
 
     /// When the device said hello.
-    pub(super) fn began(&self) -> Instant {
+    pub(super) fn started_at(&self) -> Instant {
         self.deadlines.start()
     }
 
     fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.began())
+        now.saturating_duration_since(self.started_at())
     }
 
     /// The gateway's own name for the session, until the device knows one.
-    fn own_id(&self) -> &str {
-        self.grant.as_ref().map_or("", |grant| &grant.session_id)
+    fn own_session_id(&self) -> &str {
+        self.credentials.as_ref().map_or("", |credentials| &credentials.session_id)
     }
 
     /// The id towards the present server.
     pub(super) fn server_session_id(&self) -> Option<&str> {
-        self.server_id.as_deref().or(self.id.as_deref())
+        self.server_session_id.as_deref().or(self.session_id.as_deref())
     }
 
     /// The server for logs: without its query, where tokens live.
@@ -185,15 +185,15 @@ impl Call {
     }
 
     /// Bytes that wait or are said again.
-    pub(super) fn kept(&self) -> usize {
+    pub(super) fn retained_bytes(&self) -> usize {
         let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
-        self.to_server.bytes()
+        self.pending_server_text.bytes()
             + self.held.bytes()
-            + self.away.as_ref().map_or(0, Texts::bytes)
-            + self.hello.to_server.len()
+            + self.pending_device_text.as_ref().map_or(0, TextQueue::bytes)
+            + self.hello.forwarded.len()
             + text(&self.last_listen)
-            + text(&self.id)
-            + text(&self.server_id)
+            + text(&self.session_id)
+            + text(&self.server_session_id)
     }
 
     pub(super) fn is_closing(&self) -> bool {
@@ -202,63 +202,63 @@ impl Call {
 
     /// Whether a WebSocket is open: only then can its server say anything.
     pub(super) fn has_server(&self) -> bool {
-        matches!(self.stage, Stage::Greeting | Stage::Live)
+        matches!(self.stage, CallStage::AwaitingHello | CallStage::Live)
     }
 
     // ----- time ---------------------------------------------------------------------------------------------------
 
-    pub(super) fn timeout(&mut self, caller: Caller<'_>, cx: &mut Cx<'_>) -> Flow {
-        self.mind_idleness(cx.config);
-        while let Some(timer) = self.deadlines.take_due(cx.now) {
-            self.due(timer, caller, cx)?;
+    pub(super) fn on_timeout(&mut self, caller: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
+        self.update_idle_deadline(cx.config);
+        while let Some(timer) = self.deadlines.take_expired(cx.now) {
+            self.on_timer(timer, caller, cx)?;
         }
         Ok(())
     }
 
-    fn due(&mut self, timer: Timer, caller: Caller<'_>, cx: &mut Cx<'_>) -> Flow {
+    fn on_timer(&mut self, timer: CallTimer, caller: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
         match timer {
-            Timer::Answer => self.answer_overdue(caller, cx),
-            Timer::Connect => self.connect_overdue(caller, cx),
-            Timer::Greet => self.greet_overdue(caller, cx),
-            Timer::Again => {
-                self.say_hello(cx);
+            CallTimer::HelloReply => self.on_hello_reply_timeout(caller, cx),
+            CallTimer::Connect => self.on_connect_timeout(caller, cx),
+            CallTimer::ServerHello => self.on_server_hello_timeout(caller, cx),
+            CallTimer::ResendHello => {
+                self.send_hello(cx);
                 Ok(())
             }
-            Timer::Hold => self.hold_over(cx),
-            Timer::Unheard => self.unheard(cx),
-            Timer::Idle => Err(EndReason::Idle),
-            Timer::Redial => self.redial(caller, cx),
-            Timer::GiveUp => Err(EndReason::ServerLost),
-            Timer::Ping => {
-                self.ping(cx);
+            CallTimer::HoldMedia => self.on_hold_timeout(cx),
+            CallTimer::FirstDatagram => self.on_first_datagram_timeout(cx),
+            CallTimer::Idle => Err(EndReason::Idle),
+            CallTimer::Redial => self.redial(caller, cx),
+            CallTimer::GiveUp => Err(EndReason::ServerLost),
+            CallTimer::Ping => {
+                self.send_ping(cx);
                 Ok(())
             }
-            Timer::Pong => self.pong_due(caller, cx),
+            CallTimer::Pong => self.on_pong_timeout(caller, cx),
         }
     }
 
     /// Activity moves this deadline too often to store it each time, and a reload may change it.
-    fn mind_idleness(&mut self, config: &Config) {
+    fn update_idle_deadline(&mut self, config: &Config) {
         let limit = config.websocket.call_idle;
-        if self.id.is_none() || limit.is_zero() {
-            self.deadlines.clear(Timer::Idle);
+        if self.session_id.is_none() || limit.is_zero() {
+            self.deadlines.clear(CallTimer::Idle);
         } else {
-            self.deadlines.set(Timer::Idle, self.last_activity + limit);
+            self.deadlines.set(CallTimer::Idle, self.last_activity + limit);
         }
     }
 
-    fn unheard(&mut self, cx: &mut Cx<'_>) -> Flow {
+    fn on_first_datagram_timeout(&mut self, cx: &mut Context<'_>) -> CallResult {
         if self.media.peer().is_some() {
             return Ok(());
         }
-        let Some(grant) = &self.grant else { return Ok(()) };
-        let advertised = format!("{}:{}", grant.udp_host, grant.udp_port);
-        cx.out.push(Action::Note(Note::Unheard { after: cx.config.udp.first_packet_warn, advertised }));
+        let Some(credentials) = &self.credentials else { return Ok(()) };
+        let advertised = format!("{}:{}", credentials.udp_host, credentials.udp_port);
+        cx.out.push(Action::Log(LogEvent::NoUdpAudio { after: cx.config.udp.first_packet_warn, advertised }));
         if !cx.config.udp.first_packet_alert {
             return Ok(());
         }
         let text = message::alert(
-            self.id.as_deref(),
+            self.session_id.as_deref(),
             "没有声音 / No audio",
             "网关收不到设备的 UDP 音频，请检查防火墙和 UDP 端口 / The gateway receives no UDP audio: check firewall and UDP port",
             "sad",
@@ -266,55 +266,55 @@ impl Call {
         self.publish(text, cx)
     }
 
-    fn ping(&mut self, cx: &mut Cx<'_>) {
+    fn send_ping(&mut self, cx: &mut Context<'_>) {
         let websocket = &cx.config.websocket;
         if websocket.ping_interval.is_zero() {
             return;
         }
-        cx.out.push(Action::Ping);
-        self.deadlines.set(Timer::Ping, cx.now + websocket.ping_interval);
-        if !self.deadlines.is_set(Timer::Pong) && !websocket.ping_timeout.is_zero() {
-            self.pinged = cx.now;
-            self.deadlines.set(Timer::Pong, cx.now + websocket.ping_timeout);
+        cx.out.push(Action::SendPing);
+        self.deadlines.set(CallTimer::Ping, cx.now + websocket.ping_interval);
+        if !self.deadlines.is_set(CallTimer::Pong) && !websocket.ping_timeout.is_zero() {
+            self.ping_sent_at = cx.now;
+            self.deadlines.set(CallTimer::Pong, cx.now + websocket.ping_timeout);
         }
     }
 
-    fn pong_due(&mut self, caller: Caller<'_>, cx: &mut Cx<'_>) -> Flow {
-        if self.server_heard > self.pinged {
+    fn on_pong_timeout(&mut self, caller: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
+        if self.server_last_seen > self.ping_sent_at {
             return Ok(());
         }
-        let silent = cx.now.saturating_duration_since(self.pinged);
-        let failure = Failure { stage: "live", why: format!("no pong in {} s", silent.as_secs()) };
-        self.failed(failure, caller, cx)
+        let silent = cx.now.saturating_duration_since(self.ping_sent_at);
+        let failure = BackendFailure { stage: "live", message: format!("no pong in {} s", silent.as_secs()) };
+        self.on_server_failed(failure, caller, cx)
     }
 
     /// Any frame of the server, a pong above all.
-    pub(super) fn server_alive(&mut self, now: Instant) {
-        self.server_heard = now;
+    pub(super) fn on_server_frame(&mut self, now: Instant) {
+        self.server_last_seen = now;
     }
 
     /// A text of the server, whatever becomes of it.
-    pub(super) fn server_said(&mut self, now: Instant) {
-        self.server_heard = now;
+    pub(super) fn on_server_message(&mut self, now: Instant) {
+        self.server_last_seen = now;
         self.last_activity = now;
     }
 
     // ----- the device's connection comes and goes -----------------------------------------------------------------
 
-    pub(super) fn device_lost(&mut self) {
-        self.away.get_or_insert_with(Texts::default);
+    pub(super) fn on_device_lost(&mut self) {
+        self.pending_device_text.get_or_insert_with(TextQueue::default);
     }
 
-    pub(super) fn device_back(&mut self, ip: IpAddr, cx: &mut Cx<'_>) {
-        self.media.rehome(ip);
-        for text in self.away.take().map(|mut away| away.take()).unwrap_or_default() {
+    pub(super) fn on_device_reconnected(&mut self, ip: IpAddr, cx: &mut Context<'_>) {
+        self.media.set_mqtt_ip(ip);
+        for text in self.pending_device_text.take().map(|mut away| away.take()).unwrap_or_default() {
             cx.out.push(Action::Publish(text.into_string()));
         }
     }
 }
 
-impl From<Overflow> for EndReason {
-    fn from(_: Overflow) -> Self {
+impl From<QueueOverflow> for EndReason {
+    fn from(_: QueueOverflow) -> Self {
         Self::Overflow
     }
 }
@@ -325,7 +325,7 @@ mod tests {
 
     #[test]
     #[cfg(target_pointer_width = "64")]
-    fn what_a_call_costs_is_known() {
+    fn a_call_takes_at_most_768_bytes() {
         // On x86-64 and ARMv8; the expanded key alone is 176 bytes.
         assert!(size_of::<Call>() <= 768, "{}", size_of::<Call>());
     }

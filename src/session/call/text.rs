@@ -2,160 +2,170 @@
 
 use std::collections::VecDeque;
 
-use super::super::action::{Action, Counter, Cx, Discard, EndReason, Failure, Grant, Note};
-use super::super::deadlines::Timer;
-use super::{Call, Caller, Flow, Stage};
+use super::super::action::{
+    Action, BackendFailure, CallCredentials, Context, Counter, DropReason, EndReason, LogEvent,
+};
+use super::super::deadlines::CallTimer;
+use super::{Call, CallResult, CallStage, DeviceIdentity};
 use crate::proto::audio;
 use crate::proto::message::{self, HelloReply, Peek, Reader, ServerHello};
 
 impl Call {
     // ----- the server is there ------------------------------------------------------------------------------------
 
-    fn greeted(&mut self, hello: ServerHello, cx: &mut Cx<'_>) -> Flow {
-        self.stage = Stage::Live;
+    fn on_server_hello(&mut self, hello: ServerHello, cx: &mut Context<'_>) -> CallResult {
+        self.stage = CallStage::Live;
         self.live_since = cx.now;
-        self.server_heard = cx.now;
-        self.plan = VecDeque::new();
-        self.server_named(hello.session_id);
-        for timer in [Timer::Answer, Timer::Greet, Timer::Again, Timer::GiveUp] {
+        self.server_last_seen = cx.now;
+        self.untried_servers = VecDeque::new();
+        self.set_server_session_id(hello.session_id);
+        for timer in
+            [CallTimer::HelloReply, CallTimer::ServerHello, CallTimer::ResendHello, CallTimer::GiveUp]
+        {
             self.deadlines.clear(timer);
         }
         let websocket = &cx.config.websocket;
         if !websocket.ping_interval.is_zero() {
-            self.deadlines.set(Timer::Ping, cx.now + websocket.ping_interval);
+            self.deadlines.set(CallTimer::Ping, cx.now + websocket.ping_interval);
         }
         if let Some(server) = &self.server
-            && let Some(note) = cx.servers.works(server, cx.now)
+            && let Some(event) = cx.servers.on_success(server, cx.now)
         {
-            cx.out.push(Action::Note(note));
+            cx.out.push(Action::Log(event));
         }
         if self.closing.is_some() {
             // Nobody is left to be answered.
-        } else if self.id.is_none() {
-            self.answer(hello.audio_params, cx)?;
+        } else if self.session_id.is_none() {
+            self.send_hello_reply(hello.audio_params, cx)?;
         } else {
-            self.resume(cx);
+            self.resume_with_server(cx);
         }
-        for text in self.to_server.take() {
-            self.say(&text, cx);
+        for text in self.pending_server_text.take() {
+            self.send_to_server(&text, cx);
         }
         self.listen_queued = false;
         match self.closing {
             Some(reason) => Err(reason),
-            None => self.release(cx),
+            None => self.release_ready(cx),
         }
     }
 
     /// The hello reply: the call is up.
-    fn answer(&mut self, audio_params: Option<Box<str>>, cx: &mut Cx<'_>) -> Flow {
-        let Some(grant) = &self.grant else { return Ok(()) };
-        let id = self.server_id.take_if(|id| message::is_for_devices(id));
-        let id = id.unwrap_or_else(|| grant.session_id.clone());
+    fn send_hello_reply(&mut self, audio_params: Option<Box<str>>, cx: &mut Context<'_>) -> CallResult {
+        let Some(credentials) = &self.credentials else { return Ok(()) };
+        let id = self.server_session_id.take_if(|id| message::is_for_devices(id));
+        let id = id.unwrap_or_else(|| credentials.session_id.clone());
         let audio_params = audio_params.or_else(|| self.hello.audio_params());
-        let reply = hello_reply(grant, &id, audio_params.as_deref());
-        self.id = Some(id.clone());
+        let reply = hello_reply(credentials, &id, audio_params.as_deref());
+        self.session_id = Some(id.clone());
         self.publish(reply, cx)?;
-        let after = cx.now.saturating_duration_since(self.began());
+        let after = cx.now.saturating_duration_since(self.started_at());
         let url = self.server_name();
         cx.out.push(Action::Count(Counter::Answered(after.as_millis() as u32)));
-        cx.out.push(Action::Note(Note::CallBegan { session_id: id, url, after }));
+        cx.out.push(Action::Log(LogEvent::CallStarted { session_id: id, url, after }));
         self.last_activity = cx.now;
-        self.mind_idleness(cx.config);
-        if self.listened {
-            self.expect_datagram(cx);
+        self.update_idle_deadline(cx.config);
+        if self.listen_started {
+            self.expect_first_datagram(cx);
         }
         Ok(())
     }
 
     /// The present server calls the session by this id. What is the device's own is not kept twice.
-    fn server_named(&mut self, id: Option<Box<str>>) {
-        self.server_named = id.is_some();
-        self.server_id = id.filter(|id| self.id.as_ref() != Some(id));
+    fn set_server_session_id(&mut self, id: Option<Box<str>>) {
+        self.server_sent_session_id = id.is_some();
+        self.server_session_id = id.filter(|id| self.session_id.as_ref() != Some(id));
     }
 
     /// The call goes on with another WebSocket: the new server learns what the device was saying.
-    fn resume(&mut self, cx: &mut Cx<'_>) {
-        self.media.facts.redials += 1;
-        let lost = self.outage.as_ref().map_or(cx.now, |outage| outage.lost);
+    fn resume_with_server(&mut self, cx: &mut Context<'_>) {
+        self.media.stats.redials += 1;
+        let lost = self.outage.as_ref().map_or(cx.now, |outage| outage.lost_at);
         let url = self.server_name();
         cx.out.push(Action::Count(Counter::Redialled));
-        cx.out.push(Action::Note(Note::Redialled { url, after: cx.now.saturating_duration_since(lost) }));
+        cx.out.push(Action::Log(LogEvent::Redialled { url, after: cx.now.saturating_duration_since(lost) }));
         if let Some(listen) = self.last_listen.as_deref().filter(|_| !self.listen_queued) {
-            self.say(listen, cx);
+            self.send_to_server(listen, cx);
         }
     }
 
     /// A server that spoke, but said no hello in its time, is taken as live.
-    pub(super) fn greet_late(&mut self, cx: &mut Cx<'_>) -> Flow {
-        if !(self.server_spoke && self.greet_over) {
+    pub(super) fn accept_missing_hello(&mut self, cx: &mut Context<'_>) -> CallResult {
+        if !(self.server_sent_early_media && self.server_hello_overdue) {
             return Ok(());
         }
-        cx.out.push(Action::Note(Note::NoServerHello(self.server_name())));
-        self.greeted(ServerHello::default(), cx)
+        cx.out.push(Action::Log(LogEvent::NoServerHello(self.server_name())));
+        self.on_server_hello(ServerHello::default(), cx)
     }
 
     // ----- from the server ----------------------------------------------------------------------------------------
 
-    pub(in super::super) fn server_text(
+    pub(in super::super) fn on_server_text(
         &mut self,
         text: &str,
         peek: &Peek<'_>,
-        caller: Caller<'_>,
-        cx: &mut Cx<'_>,
-    ) -> Flow {
-        self.server_said(cx.now);
+        caller: DeviceIdentity<'_>,
+        cx: &mut Context<'_>,
+    ) -> CallResult {
+        self.on_server_message(cx.now);
         let tts_start = &*peek.kind == "tts" && peek.state.as_deref() == Some("start");
         match (&*peek.kind, self.stage) {
-            (_, Stage::Dialing { .. } | Stage::Backoff | Stage::Ringing | Stage::Bridged) => Ok(()),
-            ("hello", Stage::Greeting) => self.greeted(message::server_hello(text), cx),
-            ("hello", Stage::Live) => {
+            (
+                _,
+                CallStage::Dialing { .. } | CallStage::Backoff | CallStage::Ringing | CallStage::InDeviceCall,
+            ) => Ok(()),
+            ("hello", CallStage::AwaitingHello) => {
+                self.on_server_hello(message::parse_server_hello(text), cx)
+            }
+            ("hello", CallStage::Live) => {
                 cx.out.push(Action::Count(Counter::RepeatedHello));
                 // The first one of a server that was taken as live without: what it names its session counts.
-                if !self.server_named {
-                    self.server_named(message::server_hello(text).session_id);
+                if !self.server_sent_session_id {
+                    self.set_server_session_id(message::parse_server_hello(text).session_id);
                 }
                 Ok(())
             }
-            ("goodbye", Stage::Greeting) => {
-                let failure = Failure { stage: "hello", why: "the server said goodbye instead".to_owned() };
-                self.failed(failure, caller, cx)
+            ("goodbye", CallStage::AwaitingHello) => {
+                let failure =
+                    BackendFailure { stage: "hello", message: "the server said goodbye instead".to_owned() };
+                self.on_server_failed(failure, caller, cx)
             }
-            ("goodbye", Stage::Live) => {
-                self.farewell = Some(message::with_session_id(text, self.session_id()).into_owned());
+            ("goodbye", CallStage::Live) => {
+                self.server_goodbye = Some(message::with_session_id(text, self.session_id()).into_owned());
                 Err(EndReason::ServerClosed)
             }
-            (kind, Stage::Greeting) => {
-                self.server_spoke |= matches!(kind, "tts" | "stt");
+            (kind, CallStage::AwaitingHello) => {
+                self.server_sent_early_media |= matches!(kind, "tts" | "stt");
                 self.held.push_text(text, tts_start)?;
-                self.greet_late(cx)
+                self.accept_missing_hello(cx)
             }
-            (_, Stage::Live) if !self.held.is_empty() || (tts_start && self.must_hold()) => {
+            (_, CallStage::Live) if !self.held.is_empty() || (tts_start && self.must_hold()) => {
                 self.held.push_text(text, tts_start)?;
-                self.hold(cx.now);
+                self.start_hold_timer(cx.now);
                 Ok(())
             }
-            (_, Stage::Live) => self.deliver(text, cx),
+            (_, CallStage::Live) => self.deliver_to_device(text, cx),
         }
     }
 
     /// A server's text goes to the device, with the id the device knows: one WebSocket speaks of one session.
-    pub(super) fn deliver(&mut self, text: &str, cx: &mut Cx<'_>) -> Flow {
-        let Some(id) = &self.id else { return Ok(()) };
+    pub(super) fn deliver_to_device(&mut self, text: &str, cx: &mut Context<'_>) -> CallResult {
+        let Some(id) = &self.session_id else { return Ok(()) };
         let text = message::with_session_id(text, Some(id)).into_owned();
         if let Ok(Peek { kind, state: Some(state), .. }) = message::peek(&text, Reader::Device)
             && kind == "tts"
         {
             match &*state {
-                "start" => self.speaking = true,
-                "stop" => self.speaking = false,
+                "start" => self.tts_active = true,
+                "stop" => self.tts_active = false,
                 _ => {}
             }
         }
         self.publish(text, cx)
     }
 
-    pub(super) fn publish(&mut self, text: String, cx: &mut Cx<'_>) -> Flow {
-        match &mut self.away {
+    pub(super) fn publish(&mut self, text: String, cx: &mut Context<'_>) -> CallResult {
+        match &mut self.pending_device_text {
             Some(away) => away.push(&text)?,
             None => cx.out.push(Action::Publish(text)),
         }
@@ -164,66 +174,71 @@ impl Call {
 
     // ----- from the device ----------------------------------------------------------------------------------------
 
-    pub(in super::super) fn device_text(&mut self, text: &str, peek: &Peek<'_>, cx: &mut Cx<'_>) -> Flow {
+    pub(in super::super) fn on_device_text(
+        &mut self,
+        text: &str,
+        peek: &Peek<'_>,
+        cx: &mut Context<'_>,
+    ) -> CallResult {
         self.last_activity = cx.now;
         match &*peek.kind {
             "goodbye" => return Err(EndReason::DeviceGoodbye),
             "udp_timeout" => return Err(EndReason::DeviceUdpTimeout),
             // The other device's voice is all that can be meant by it.
-            "abort" if self.is_with_device() => return Err(EndReason::DeviceAbort),
+            "abort" if self.is_in_device_call() => return Err(EndReason::DeviceAbort),
             // Nobody is there to read it.
-            _ if self.is_with_device() => return Ok(()),
+            _ if self.is_in_device_call() => return Ok(()),
             "abort" => {
-                self.drop_held_audio(Discard::Aborted, cx);
+                self.drop_held_audio(DropReason::Aborted, cx);
                 cx.out.push(Action::FlushAudio(self.ssrc()));
                 // What waited behind the audio need not wait any more.
-                self.release(cx)?;
+                self.release_ready(cx)?;
             }
-            "listen" => self.listens(text, peek, cx),
+            "listen" => self.on_listen(text, peek, cx),
             _ => {}
         }
-        if self.stage == Stage::Live {
-            self.say(text, cx);
+        if self.stage == CallStage::Live {
+            self.send_to_server(text, cx);
             return Ok(());
         }
-        self.to_server.push(text)?;
+        self.pending_server_text.push(text)?;
         self.listen_queued |= peek.kind == "listen";
         Ok(())
     }
 
-    fn listens(&mut self, text: &str, peek: &Peek<'_>, cx: &Cx<'_>) {
+    fn on_listen(&mut self, text: &str, peek: &Peek<'_>, cx: &Context<'_>) {
         self.last_listen = Some(text.into());
         let starts = peek.state.as_deref() == Some("start");
-        if starts && !std::mem::replace(&mut self.listened, true) && self.id.is_some() {
-            self.expect_datagram(cx);
+        if starts && !std::mem::replace(&mut self.listen_started, true) && self.session_id.is_some() {
+            self.expect_first_datagram(cx);
         }
     }
 
     /// A device that listens sends datagrams, if it knows where to.
-    fn expect_datagram(&mut self, cx: &Cx<'_>) {
+    fn expect_first_datagram(&mut self, cx: &Context<'_>) {
         let warn = cx.config.udp.first_packet_warn;
         if self.media.peer().is_none() && !warn.is_zero() {
-            self.deadlines.set(Timer::Unheard, cx.now + warn);
+            self.deadlines.set(CallTimer::FirstDatagram, cx.now + warn);
         }
     }
 
     /// A device's text goes to the server, with the id the server knows.
-    fn say(&self, text: &str, cx: &mut Cx<'_>) {
-        let text = match (&self.id, &self.server_id) {
+    fn send_to_server(&self, text: &str, cx: &mut Context<'_>) {
+        let text = match (&self.session_id, &self.server_session_id) {
             (Some(id), Some(server_id)) => message::replace_session_id(text, id, server_id),
             _ => text.into(),
         };
-        cx.out.push(Action::Say(text.into_owned()));
+        cx.out.push(Action::SendText(text.into_owned()));
     }
 }
 
-pub(super) fn hello_reply(grant: &Grant, id: &str, audio_params: Option<&str>) -> String {
+pub(super) fn hello_reply(credentials: &CallCredentials, id: &str, audio_params: Option<&str>) -> String {
     message::hello_reply(&HelloReply {
         session_id: id,
         audio_params,
-        server: &grant.udp_host,
-        port: grant.udp_port,
-        key: &grant.key,
-        nonce: &audio::nonce(grant.ssrc),
+        server: &credentials.udp_host,
+        port: credentials.udp_port,
+        key: &credentials.key,
+        nonce: &audio::nonce(credentials.ssrc),
     })
 }

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Call, Cx, Flow, Server, Stage};
+use super::{Call, CallResult, CallStage, ChatServerConfig, Context};
 use crate::proto::message;
-use crate::session::media::Facts;
+use crate::session::media::CallStats;
 
 /// How far a call is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub enum CallState {
     /// A chat server is being resolved, connected to and upgraded.
     Dialing,
     /// It is open, its hello is awaited.
-    Greeting,
+    AwaitingHello,
     /// Both sides talk.
     Live,
     /// The chat server was lost; the call waits to dial the next.
@@ -21,23 +21,23 @@ pub enum CallState {
     /// The chat server was left; another device is called.
     Ringing,
     /// The chat server was left; another device talks.
-    Bridged,
+    InDeviceCall,
 }
 
 impl CallState {
     /// All, in the order of a call's life.
     pub const ALL: [Self; 6] =
-        [Self::Dialing, Self::Greeting, Self::Live, Self::Redialing, Self::Ringing, Self::Bridged];
+        [Self::Dialing, Self::AwaitingHello, Self::Live, Self::Redialing, Self::Ringing, Self::InDeviceCall];
 
     /// Stable name, for metrics and the management API.
     pub fn label(self) -> &'static str {
         match self {
             Self::Dialing => "dialing",
-            Self::Greeting => "greeting",
+            Self::AwaitingHello => "greeting",
             Self::Live => "live",
             Self::Redialing => "redialing",
             Self::Ringing => "ringing",
-            Self::Bridged => "bridged",
+            Self::InDeviceCall => "bridged",
         }
     }
 }
@@ -50,41 +50,41 @@ pub struct CallView<'a> {
     /// The id the device was given, once it was.
     pub session_id: Option<&'a str>,
     /// When the device said hello.
-    pub began: Instant,
+    pub started_at: Instant,
     /// The chat server, or the one being dialled, or the one that was lost; none in a call with a device.
-    pub server: Option<&'a Server>,
+    pub server: Option<&'a ChatServerConfig>,
     /// Where the device's audio comes from.
     pub peer: Option<SocketAddr>,
     /// Average deviation of the gaps between the device's packets.
     pub jitter: Duration,
     /// Packets, bytes and what went missing.
-    pub facts: &'a Facts,
+    pub stats: &'a CallStats,
 }
 
 impl Call {
     pub(in crate::session) fn view(&self) -> CallView<'_> {
-        let redial = self.id.is_some();
+        let redial = self.session_id.is_some();
         CallView {
             state: match self.stage {
-                Stage::Dialing { .. } | Stage::Greeting if redial => CallState::Redialing,
-                Stage::Dialing { .. } => CallState::Dialing,
-                Stage::Greeting => CallState::Greeting,
-                Stage::Live => CallState::Live,
-                Stage::Backoff => CallState::Redialing,
-                Stage::Ringing => CallState::Ringing,
-                Stage::Bridged => CallState::Bridged,
+                CallStage::Dialing { .. } | CallStage::AwaitingHello if redial => CallState::Redialing,
+                CallStage::Dialing { .. } => CallState::Dialing,
+                CallStage::AwaitingHello => CallState::AwaitingHello,
+                CallStage::Live => CallState::Live,
+                CallStage::Backoff => CallState::Redialing,
+                CallStage::Ringing => CallState::Ringing,
+                CallStage::InDeviceCall => CallState::InDeviceCall,
             },
-            session_id: self.id.as_deref(),
-            began: self.began(),
-            server: self.server.as_deref().filter(|_| !self.is_with_device()),
+            session_id: self.session_id.as_deref(),
+            started_at: self.started_at(),
+            server: self.server.as_deref().filter(|_| !self.is_in_device_call()),
             peer: self.media.peer().map(|peer| peer.addr),
             jitter: self.media.jitter(),
-            facts: &self.media.facts,
+            stats: &self.media.stats,
         }
     }
 
     /// An operator's text for the device, with the call's session id.
-    pub(in crate::session) fn operator_text(&mut self, text: &str, cx: &mut Cx<'_>) -> Flow {
+    pub(in crate::session) fn operator_text(&mut self, text: &str, cx: &mut Context<'_>) -> CallResult {
         self.publish(message::with_session_id(text, self.session_id()).into_owned(), cx)
     }
 }

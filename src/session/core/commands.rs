@@ -2,16 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Aside, Core, Phase};
-use crate::proto::message::{self, Object, Reader, Rpc};
-use crate::session::action::{Action, CommandFailed, Cx, EndReason, Reason};
+use super::{ColdState, Core, SessionPhase};
+use crate::proto::message::{self, JsonObject, Reader, Rpc};
+use crate::session::action::{Action, CloseReason, CommandError, Context, EndReason};
 use crate::session::call::CallView;
-use crate::session::mcp::Tools;
+use crate::session::mcp::ToolCache;
 
 /// The consoles' own limit is 10 s for the whole way there and back.
-const WITHIN: Duration = Duration::from_secs(5);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Commands under way at once for one device.
-const MAX_PENDING: usize = 16;
+const MAX_PENDING_COMMANDS: usize = 16;
 
 /// What became of an operator's message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,16 +25,16 @@ pub enum Delivery {
 }
 
 /// An operator's command under way.
-pub(super) struct Pending {
+pub(super) struct PendingCommand {
     id: u32,
     ticket: u64,
-    pub(super) until: Instant,
+    pub(super) deadline: Instant,
 }
 
 impl Core {
     /// Whether the device is let in, or its call waits for its return.
     pub fn is_present(&self) -> bool {
-        matches!(self.phase, Phase::Online | Phase::Away)
+        matches!(self.phase, SessionPhase::Online | SessionPhase::AwaitingReconnect)
     }
 
     /// Since when this connection, or the one that was lost in a call, is let in.
@@ -47,63 +47,63 @@ impl Core {
         self.call.as_ref().filter(|call| !call.is_closing()).map(|call| call.view())
     }
 
-    /// An operator asks the device something by JSON-RPC; `params` is raw JSON. [`Action::Answer`] follows in 5 s at the
+    /// An operator asks the device something by JSON-RPC; `params` is raw JSON. [`Action::CommandResult`] follows in 5 s at the
     /// latest.
-    pub fn command(&mut self, ticket: u64, method: &str, params: &str, cx: &mut Cx<'_>) {
-        let failed = |why| Action::Answer { ticket, result: Err(why) };
-        if self.phase != Phase::Online {
-            return cx.out.push(failed(CommandFailed::NotConnected));
+    pub fn send_command(&mut self, ticket: u64, method: &str, params: &str, cx: &mut Context<'_>) {
+        let failed = |why| Action::CommandResult { ticket, result: Err(why) };
+        if self.phase != SessionPhase::Online {
+            return cx.out.push(failed(CommandError::NotConnected));
         }
-        let commands = &mut self.aside.get_or_insert_default().commands;
-        if commands.len() >= MAX_PENDING {
-            return cx.out.push(failed(CommandFailed::Busy));
+        let commands = &mut self.cold.get_or_insert_default().commands;
+        if commands.len() >= MAX_PENDING_COMMANDS {
+            return cx.out.push(failed(CommandError::Busy));
         }
         let id = cx.ids.issue();
-        commands.push_back(Pending { id, ticket, until: cx.now + WITHIN });
+        commands.push_back(PendingCommand { id, ticket, deadline: cx.now + COMMAND_TIMEOUT });
         let session_id = self.call.as_ref().and_then(|call| call.session_id());
         cx.out.push(Action::Publish(message::mcp_request(session_id, id, method, params)));
     }
 
     /// An `mcp` message of the device. True: it answered a request of the gateway, and is for nobody else.
-    pub(super) fn command_answered(&mut self, text: &str, cx: &mut Cx<'_>) -> bool {
-        let Some(rpc) = message::rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none()) else {
+    pub(super) fn on_command_response(&mut self, text: &str, cx: &mut Context<'_>) -> bool {
+        let Some(rpc) = message::parse_rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none()) else {
             return false;
         };
         let Some(id) = rpc.id.and_then(|id| id.parse::<u32>().ok()) else { return false };
-        if let Some(Aside { commands, .. }) = self.aside.as_deref_mut()
+        if let Some(ColdState { commands, .. }) = self.cold.as_deref_mut()
             && let Some(place) = commands.iter().position(|pending| pending.id == id)
-            && let Some(Pending { ticket, .. }) = commands.remove(place)
+            && let Some(PendingCommand { ticket, .. }) = commands.remove(place)
         {
-            cx.out.push(Action::Answer { ticket, result: result(&rpc) });
+            cx.out.push(Action::CommandResult { ticket, result: command_result(&rpc) });
             return true;
         }
         // What comes too late is nobody else's either. With tools, they see to that.
-        matches!(self.mcp, Tools::Off) && cx.ids.is_issued(id)
+        matches!(self.mcp, ToolCache::Disabled) && cx.ids.is_issued(id)
     }
 
-    pub(super) fn commands_timeout(&mut self, cx: &mut Cx<'_>) {
-        let Some(Aside { commands, .. }) = self.aside.as_deref_mut() else { return };
-        while commands.front().is_some_and(|pending| pending.until <= cx.now)
-            && let Some(Pending { ticket, .. }) = commands.pop_front()
+    pub(super) fn expire_commands(&mut self, cx: &mut Context<'_>) {
+        let Some(ColdState { commands, .. }) = self.cold.as_deref_mut() else { return };
+        while commands.front().is_some_and(|pending| pending.deadline <= cx.now)
+            && let Some(PendingCommand { ticket, .. }) = commands.pop_front()
         {
-            cx.out.push(Action::Answer { ticket, result: Err(CommandFailed::Timeout) });
+            cx.out.push(Action::CommandResult { ticket, result: Err(CommandError::Timeout) });
         }
     }
 
     /// The device is gone: nobody will answer.
-    pub(super) fn fail_commands(&mut self, cx: &mut Cx<'_>) {
-        let Some(aside) = &mut self.aside else { return };
-        cx.out.extend(std::mem::take(&mut aside.commands).into_iter().map(|pending| Action::Answer {
+    pub(super) fn fail_commands(&mut self, cx: &mut Context<'_>) {
+        let Some(cold) = &mut self.cold else { return };
+        cx.out.extend(std::mem::take(&mut cold.commands).into_iter().map(|pending| Action::CommandResult {
             ticket: pending.ticket,
-            result: Err(CommandFailed::NotConnected),
+            result: Err(CommandError::NotConnected),
         }));
     }
 
     /// An operator's message for the device: a JSON object, which gets the session id of the call, if there is one.
-    pub fn message(&mut self, text: &str, cx: &mut Cx<'_>) -> Delivery {
+    pub fn send_message(&mut self, text: &str, cx: &mut Context<'_>) -> Delivery {
         let delivery = match self.phase {
-            Phase::Online => Delivery::Sent,
-            Phase::Away => Delivery::Queued,
+            SessionPhase::Online => Delivery::Sent,
+            SessionPhase::AwaitingReconnect => Delivery::Queued,
             _ => return Delivery::NotConnected,
         };
         match self.call.as_mut().filter(|call| !call.is_closing()) {
@@ -120,7 +120,7 @@ impl Core {
     }
 
     /// An operator ends the call. False when there is none.
-    pub fn operator_hangs_up(&mut self, cx: &mut Cx<'_>) -> bool {
+    pub fn operator_hang_up(&mut self, cx: &mut Context<'_>) -> bool {
         let had_call = self.has_call();
         if had_call {
             self.end_call(EndReason::Operator, cx);
@@ -129,20 +129,21 @@ impl Core {
     }
 
     /// An operator ends the call, if there is one, and the device's connection.
-    pub fn operator_disconnects(&mut self, cx: &mut Cx<'_>) {
+    pub fn operator_disconnect(&mut self, cx: &mut Context<'_>) {
         self.end_call(EndReason::Operator, cx);
-        if self.phase != Phase::Leaving {
-            self.close(Reason::Operator, cx);
+        if self.phase != SessionPhase::Closed {
+            self.close(CloseReason::Operator, cx);
         }
     }
 }
 
-fn result(rpc: &Rpc<'_>) -> Result<Box<str>, CommandFailed> {
+fn command_result(rpc: &Rpc<'_>) -> Result<Box<str>, CommandError> {
     match (rpc.error, rpc.result) {
         (Some(error), _) if error != "null" => {
-            let message =
-                Object::parse(error).ok().and_then(|error| error.string("message").map(|text| text.into()));
-            Err(CommandFailed::Device(message.unwrap_or_else(|| error.into())))
+            let message = JsonObject::parse(error)
+                .ok()
+                .and_then(|error| error.string("message").map(|text| text.into()));
+            Err(CommandError::Device(message.unwrap_or_else(|| error.into())))
         }
         (_, result) => Ok(result.unwrap_or("null").into()),
     }
@@ -153,35 +154,35 @@ fn result(rpc: &Rpc<'_>) -> Result<Box<str>, CommandFailed> {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::proto::mqtt::{Connect, Level, Packet, Publish};
-    use crate::session::tests::grant;
-    use crate::session::{Admission, RequestIds, Servers};
+    use crate::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish};
+    use crate::session::tests::credentials;
+    use crate::session::{Admission, RequestIds, ServerHealth};
 
     /// A core with the actions of its last call.
-    struct Bench {
+    struct Harness {
         core: Core,
         config: Config,
-        servers: Servers,
+        servers: ServerHealth,
         ids: RequestIds,
         now: Instant,
         out: Vec<Action>,
     }
 
-    impl Bench {
+    impl Harness {
         fn online() -> Self {
             let (now, mut config) = (Instant::now(), Config::default());
             config.mcp.enabled = false;
             let core = Core::new([192, 0, 2, 1].into(), now);
-            let mut bench = Self {
+            let mut harness = Self {
                 core,
                 config,
-                servers: Servers::default(),
+                servers: ServerHealth::default(),
                 ids: RequestIds::new(),
                 now,
                 out: Vec::new(),
             };
             let connect = Connect {
-                level: Level::V311,
+                level: ProtocolLevel::V311,
                 client_id: "g@@@aa_bb_cc_dd_ee_ff@@@u",
                 clean_session: true,
                 keep_alive: 0,
@@ -189,14 +190,14 @@ mod tests {
                 user_name: None,
                 password: None,
             };
-            bench.act(|core, cx| core.packet(Packet::Connect(connect), cx));
-            bench.act(|core, cx| core.admitted(Admission::Welcome, cx));
-            bench
+            harness.run(|core, cx| core.on_packet(Packet::Connect(connect), cx));
+            harness.run(|core, cx| core.on_admission(Admission::Accepted, cx));
+            harness
         }
 
-        fn act<T>(&mut self, act: impl FnOnce(&mut Core, &mut Cx<'_>) -> T) -> T {
+        fn run<T>(&mut self, act: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
             self.out.clear();
-            let mut cx = Cx {
+            let mut cx = Context {
                 now: self.now,
                 config: &self.config,
                 servers: &mut self.servers,
@@ -206,20 +207,20 @@ mod tests {
             act(&mut self.core, &mut cx)
         }
 
-        fn device_says(&mut self, text: &str) {
+        fn device_sends(&mut self, text: &str) {
             let publish = Publish { topic: "t", payload: text.as_bytes(), retain: false };
-            self.act(|core, cx| core.packet(Packet::Publish(publish), cx));
+            self.run(|core, cx| core.on_packet(Packet::Publish(publish), cx));
         }
 
         /// The id of the one request that was just published.
-        fn asked(&self) -> u32 {
+        fn published_request_id(&self) -> u32 {
             let [Action::Publish(text)] = &self.out[..] else { panic!("{:?}", self.out) };
-            message::rpc(text, Reader::Device).unwrap().id.unwrap().parse().unwrap()
+            message::parse_rpc(text, Reader::Device).unwrap().id.unwrap().parse().unwrap()
         }
 
-        fn answers(&self) -> Vec<(u64, Result<&str, CommandFailed>)> {
+        fn command_results(&self) -> Vec<(u64, Result<&str, CommandError>)> {
             let answer = |action: &'_ Action| match action {
-                Action::Answer { ticket, result } => Some((*ticket, result.clone())),
+                Action::CommandResult { ticket, result } => Some((*ticket, result.clone())),
                 _ => None,
             };
             let answers = self.out.iter().filter_map(answer);
@@ -229,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_command_gets_the_devices_result_or_its_error_once() {
-        let mut bench = Bench::online();
+        let mut harness = Harness::online();
         for (reply, expected) in [
             (r#""result":{"tools":[]}"#, Ok(r#"{"tools":[]}"#)),
             (r#""result":null"#, Ok("null")),
@@ -237,87 +238,89 @@ mod tests {
             (r#""error":null"#, Ok("null")),
             (
                 r#""error":{"code":-32601,"message":"no \"such\" tool"}"#,
-                Err(CommandFailed::Device("no \"such\" tool".into())),
+                Err(CommandError::Device("no \"such\" tool".into())),
             ),
-            (r#""error":"broken""#, Err(CommandFailed::Device("\"broken\"".into()))),
+            (r#""error":"broken""#, Err(CommandError::Device("\"broken\"".into()))),
         ] {
-            bench.act(|core, cx| core.command(7, "tools/list", r#"{"withUserTools":true}"#, cx));
-            let [Action::Publish(text)] = &bench.out[..] else { panic!("{:?}", bench.out) };
-            let rpc = message::rpc(text, Reader::Device).unwrap();
+            harness.run(|core, cx| core.send_command(7, "tools/list", r#"{"withUserTools":true}"#, cx));
+            let [Action::Publish(text)] = &harness.out[..] else { panic!("{:?}", harness.out) };
+            let rpc = message::parse_rpc(text, Reader::Device).unwrap();
             assert_eq!(
                 (rpc.method.as_deref(), rpc.params),
                 (Some("tools/list"), Some(r#"{"withUserTools":true}"#))
             );
-            let reply =
-                format!(r#"{{"type":"mcp","payload":{{"jsonrpc":"2.0","id":{},{reply}}}}}"#, bench.asked());
-            bench.device_says(&reply);
-            assert_eq!(bench.answers(), [(7, expected)]);
-            bench.device_says(&reply);
-            assert!(bench.out.is_empty(), "{:?}", bench.out);
+            let reply = format!(
+                r#"{{"type":"mcp","payload":{{"jsonrpc":"2.0","id":{},{reply}}}}}"#,
+                harness.published_request_id()
+            );
+            harness.device_sends(&reply);
+            assert_eq!(harness.command_results(), [(7, expected)]);
+            harness.device_sends(&reply);
+            assert!(harness.out.is_empty(), "{:?}", harness.out);
         }
     }
 
     #[test]
     fn commands_end_in_five_seconds_or_with_the_connection() {
-        let mut bench = Bench::online();
-        for ticket in 0..MAX_PENDING as u64 {
-            bench.act(|core, cx| core.command(ticket, "m", "{}", cx));
+        let mut harness = Harness::online();
+        for ticket in 0..MAX_PENDING_COMMANDS as u64 {
+            harness.run(|core, cx| core.send_command(ticket, "m", "{}", cx));
         }
-        bench.act(|core, cx| core.command(99, "m", "{}", cx));
-        assert_eq!(bench.answers(), [(99, Err(CommandFailed::Busy))]);
-        assert_eq!(bench.core.deadline(), Some(bench.now + WITHIN));
-        bench.now += WITHIN;
-        bench.act(Core::timeout);
-        assert_eq!(bench.answers().len(), MAX_PENDING);
-        assert!(bench.answers().iter().all(|answer| answer.1 == Err(CommandFailed::Timeout)));
-        assert_eq!(bench.core.deadline(), None);
+        harness.run(|core, cx| core.send_command(99, "m", "{}", cx));
+        assert_eq!(harness.command_results(), [(99, Err(CommandError::Busy))]);
+        assert_eq!(harness.core.deadline(), Some(harness.now + COMMAND_TIMEOUT));
+        harness.now += COMMAND_TIMEOUT;
+        harness.run(Core::on_timeout);
+        assert_eq!(harness.command_results().len(), MAX_PENDING_COMMANDS);
+        assert!(harness.command_results().iter().all(|answer| answer.1 == Err(CommandError::Timeout)));
+        assert_eq!(harness.core.deadline(), None);
 
-        bench.act(|core, cx| core.command(1, "m", "{}", cx));
-        bench.act(Core::connection_lost);
-        assert_eq!(bench.answers(), [(1, Err(CommandFailed::NotConnected))]);
-        bench.act(|core, cx| core.command(2, "m", "{}", cx));
-        assert_eq!(bench.answers(), [(2, Err(CommandFailed::NotConnected))]);
+        harness.run(|core, cx| core.send_command(1, "m", "{}", cx));
+        harness.run(Core::on_connection_lost);
+        assert_eq!(harness.command_results(), [(1, Err(CommandError::NotConnected))]);
+        harness.run(|core, cx| core.send_command(2, "m", "{}", cx));
+        assert_eq!(harness.command_results(), [(2, Err(CommandError::NotConnected))]);
     }
 
     #[test]
-    fn the_oldest_command_is_the_first_to_be_late() {
-        let mut bench = Bench::online();
-        let begun = bench.now;
-        bench.act(|core, cx| core.command(1, "m", "{}", cx));
-        bench.now += Duration::from_secs(1);
-        bench.act(|core, cx| core.command(2, "m", "{}", cx));
+    fn the_oldest_command_times_out_first() {
+        let mut harness = Harness::online();
+        let started = harness.now;
+        harness.run(|core, cx| core.send_command(1, "m", "{}", cx));
+        harness.now += Duration::from_secs(1);
+        harness.run(|core, cx| core.send_command(2, "m", "{}", cx));
         for ticket in [1, 2] {
-            let due = begun + WITHIN + Duration::from_secs(ticket - 1);
-            assert_eq!(bench.core.deadline(), Some(due));
-            bench.now = due;
-            bench.act(Core::timeout);
-            assert_eq!(bench.answers(), [(ticket, Err(CommandFailed::Timeout))]);
+            let due = started + COMMAND_TIMEOUT + Duration::from_secs(ticket - 1);
+            assert_eq!(harness.core.deadline(), Some(due));
+            harness.now = due;
+            harness.run(Core::on_timeout);
+            assert_eq!(harness.command_results(), [(ticket, Err(CommandError::Timeout))]);
         }
     }
 
     #[test]
-    fn what_is_empty_again_is_given_back() {
-        let mut bench = Bench::online();
-        bench.config.websocket.production = vec![std::sync::Arc::new("ws://a/".parse().unwrap())];
-        bench.device_says(r#"{"type":"hello","version":3}"#);
-        assert!(bench.core.aside.is_some());
-        bench.act(|core, cx| core.granted(grant(1), cx));
-        assert!(bench.core.aside.is_none() && bench.core.has_call());
+    fn empty_cold_state_is_freed() {
+        let mut harness = Harness::online();
+        harness.config.websocket.production = vec![std::sync::Arc::new("ws://a/".parse().unwrap())];
+        harness.device_sends(r#"{"type":"hello","version":3}"#);
+        assert!(harness.core.cold.is_some());
+        harness.run(|core, cx| core.on_credentials(credentials(1), cx));
+        assert!(harness.core.cold.is_none() && harness.core.has_call());
     }
 
     #[test]
-    fn a_message_goes_out_as_it_came_while_there_is_no_call() {
-        let mut bench = Bench::online();
+    fn a_message_is_forwarded_unchanged_while_there_is_no_call() {
+        let mut harness = Harness::online();
         let text = r#"{ "type":"alert","message":"你好" }"#;
-        assert_eq!(bench.act(|core, cx| core.message(text, cx)), Delivery::Sent);
-        assert_eq!(bench.out.len(), 1);
-        assert!(matches!(&bench.out[0], Action::Publish(sent) if sent == text));
-        assert!(!bench.act(Core::operator_hangs_up));
-        assert!(bench.out.is_empty());
-        bench.act(Core::operator_disconnects);
-        assert!(matches!(bench.out[..], [Action::Close(Reason::Operator)]), "{:?}", bench.out);
-        bench.act(Core::operator_disconnects);
-        assert!(bench.out.is_empty());
-        assert_eq!(bench.act(|core, cx| core.message(text, cx)), Delivery::NotConnected);
+        assert_eq!(harness.run(|core, cx| core.send_message(text, cx)), Delivery::Sent);
+        assert_eq!(harness.out.len(), 1);
+        assert!(matches!(&harness.out[0], Action::Publish(sent) if sent == text));
+        assert!(!harness.run(Core::operator_hang_up));
+        assert!(harness.out.is_empty());
+        harness.run(Core::operator_disconnect);
+        assert!(matches!(harness.out[..], [Action::CloseDevice(CloseReason::Operator)]), "{:?}", harness.out);
+        harness.run(Core::operator_disconnect);
+        assert!(harness.out.is_empty());
+        assert_eq!(harness.run(|core, cx| core.send_message(text, cx)), Delivery::NotConnected);
     }
 }

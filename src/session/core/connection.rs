@@ -3,92 +3,96 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::super::action::{Action, Admission, Cx, EndReason, Note, Reason};
-use super::super::deadlines::Due;
-use super::super::mcp::Tools;
-use super::{Core, Phase};
+use super::super::action::{Action, Admission, CloseReason, Context, EndReason, LogEvent};
+use super::super::deadlines::CoarseInstant;
+use super::super::mcp::ToolCache;
+use super::{Core, SessionPhase};
 use crate::config::Config;
 use crate::proto::identity::{self, BadClientId, ClientId};
-use crate::proto::mqtt::{Connect, ConnectCode, Malformed, Packet};
+use crate::proto::mqtt::{Connect, ConnectReturnCode, Malformed, Packet};
 
 impl Core {
     // ----- the device's connection --------------------------------------------------------------------------------
 
     /// Bytes came from the device: the only thing that keeps it alive.
-    pub fn heard(&mut self, now: Instant) {
-        if self.phase == Phase::Online {
+    pub fn refresh_keep_alive(&mut self, now: Instant) {
+        if self.phase == SessionPhase::Online {
             // One and a half keep alives, as MQTT has it.
-            let patience = Duration::from_millis(u64::from(self.keep_alive) * 1500);
-            self.deadline = if patience.is_zero() { Due::NEVER } else { Due::at(now + patience, self.since) };
+            let timeout = Duration::from_millis(u64::from(self.keep_alive) * 1500);
+            self.deadline = if timeout.is_zero() {
+                CoarseInstant::NEVER
+            } else {
+                CoarseInstant::at(now + timeout, self.since)
+            };
         }
     }
 
     /// One packet of the device.
-    pub fn packet(&mut self, packet: Packet<'_>, cx: &mut Cx<'_>) {
+    pub fn on_packet(&mut self, packet: Packet<'_>, cx: &mut Context<'_>) {
         match (self.phase, packet) {
-            (Phase::AwaitingConnect, Packet::Connect(connect)) => self.connect(&connect, cx),
-            (Phase::AwaitingConnect, _) => self.out_of_place("a packet before CONNECT", cx),
-            (Phase::Online, Packet::Connect(_)) => self.out_of_place("a second CONNECT", cx),
-            (Phase::Online, Packet::Publish(publish)) => self.publish(publish.payload, cx),
-            (Phase::Online, Packet::Subscribe(subscribe)) => {
+            (SessionPhase::AwaitingConnect, Packet::Connect(connect)) => self.on_connect(&connect, cx),
+            (SessionPhase::AwaitingConnect, _) => self.reject_packet("a packet before CONNECT", cx),
+            (SessionPhase::Online, Packet::Connect(_)) => self.reject_packet("a second CONNECT", cx),
+            (SessionPhase::Online, Packet::Publish(publish)) => self.on_publish(publish.payload, cx),
+            (SessionPhase::Online, Packet::Subscribe(subscribe)) => {
                 let filters = subscribe.filters().count();
                 cx.out.push(Action::SubAck { packet_id: subscribe.packet_id, filters });
             }
-            (Phase::Online, Packet::Unsubscribe(unsubscribe)) => {
+            (SessionPhase::Online, Packet::Unsubscribe(unsubscribe)) => {
                 cx.out.push(Action::UnsubAck(unsubscribe.packet_id));
             }
-            (Phase::Online, Packet::PingReq) => cx.out.push(Action::PingResp),
-            (Phase::Online, Packet::Disconnect) => {
+            (SessionPhase::Online, Packet::PingReq) => cx.out.push(Action::PingResp),
+            (SessionPhase::Online, Packet::Disconnect) => {
                 self.hang_up(EndReason::DeviceDisconnected, cx);
-                self.close(Reason::Left, cx);
+                self.close(CloseReason::Disconnected, cx);
             }
-            (Phase::Admitting | Phase::Away | Phase::Leaving, _) => {}
+            (SessionPhase::Admitting | SessionPhase::AwaitingReconnect | SessionPhase::Closed, _) => {}
         }
     }
 
     /// A first byte that cannot begin a CONNECT.
-    pub fn no_connect(&mut self, first: u8, cx: &mut Cx<'_>) {
+    pub fn on_invalid_first_byte(&mut self, first: u8, cx: &mut Context<'_>) {
         let what = match first {
             22 => "a TLS handshake on the port without TLS",
             _ => "a first byte that is not CONNECT's",
         };
-        self.out_of_place(what, cx);
+        self.reject_packet(what, cx);
     }
 
     /// A balancer has said whose connection it is: that address counts from now on.
-    pub fn comes_from(&mut self, ip: IpAddr) {
-        if self.phase == Phase::AwaitingConnect {
+    pub fn set_client_ip(&mut self, ip: IpAddr) {
+        if self.phase == SessionPhase::AwaitingConnect {
             self.ip = ip;
         }
     }
 
     /// Bytes that are no packet.
-    pub fn malformed(&mut self, malformed: Malformed, cx: &mut Cx<'_>) {
+    pub fn on_malformed_packet(&mut self, malformed: Malformed, cx: &mut Context<'_>) {
         match (self.phase, malformed) {
-            (Phase::AwaitingConnect, Malformed::UnsupportedLevel(_)) => {
-                self.refuse(ConnectCode::UnsupportedLevel, "protocol level not supported", cx);
+            (SessionPhase::AwaitingConnect, Malformed::UnsupportedLevel(_)) => {
+                self.refuse_connect(ConnectReturnCode::UnsupportedLevel, "protocol level not supported", cx);
             }
-            _ => self.fail(Reason::Protocol(malformed), cx),
+            _ => self.close_with_error(CloseReason::Protocol(malformed), cx),
         }
     }
 
     /// The connection ended without DISCONNECT: a call is kept for a while.
-    pub fn connection_lost(&mut self, cx: &mut Cx<'_>) {
-        self.lost(Reason::Left, cx);
+    pub fn on_connection_lost(&mut self, cx: &mut Context<'_>) {
+        self.suspend_or_close(CloseReason::Disconnected, cx);
     }
 
     /// The device does not read what it is sent.
-    pub fn blocked(&mut self, cx: &mut Cx<'_>) {
-        self.lost(Reason::SlowReader, cx);
+    pub fn on_slow_reader(&mut self, cx: &mut Context<'_>) {
+        self.suspend_or_close(CloseReason::SlowReader, cx);
     }
 
     /// The gateway keeps more for the device than it can: its call goes too, and all that waits for it.
-    pub fn too_much_kept(&mut self, cx: &mut Cx<'_>) {
-        self.fail(Reason::Memory, cx);
+    pub fn on_memory_limit(&mut self, cx: &mut Context<'_>) {
+        self.close_with_error(CloseReason::MemoryLimit, cx);
     }
 
-    pub(super) fn lost(&mut self, reason: Reason, cx: &mut Cx<'_>) {
-        if self.phase == Phase::Leaving || self.phase == Phase::Away {
+    pub(super) fn suspend_or_close(&mut self, reason: CloseReason, cx: &mut Context<'_>) {
+        if self.phase == SessionPhase::Closed || self.phase == SessionPhase::AwaitingReconnect {
             return;
         }
         let grace = cx.config.mqtt.resume_grace;
@@ -98,40 +102,40 @@ impl Core {
             && !self.is_draining()
             && let Some(call) = &mut self.call
         {
-            call.device_lost();
-            self.phase = Phase::Away;
-            self.deadline = Due::at(cx.now + grace, self.since);
-            cx.out.push(Action::Note(Note::Away(grace)));
-            cx.out.push(Action::Close(reason));
+            call.on_device_lost();
+            self.phase = SessionPhase::AwaitingReconnect;
+            self.deadline = CoarseInstant::at(cx.now + grace, self.since);
+            cx.out.push(Action::Log(LogEvent::ConnectionLost(grace)));
+            cx.out.push(Action::CloseDevice(reason));
             return;
         }
-        self.abandon_call(EndReason::DeviceLost, cx);
+        self.end_call_unless_closing(EndReason::DeviceLost, cx);
         self.close(reason, cx);
     }
 
-    fn out_of_place(&mut self, what: &'static str, cx: &mut Cx<'_>) {
-        self.fail(Reason::OutOfPlace(what), cx);
+    fn reject_packet(&mut self, what: &'static str, cx: &mut Context<'_>) {
+        self.close_with_error(CloseReason::UnexpectedPacket(what), cx);
     }
 
-    pub(super) fn fail(&mut self, reason: Reason, cx: &mut Cx<'_>) {
+    pub(super) fn close_with_error(&mut self, reason: CloseReason, cx: &mut Context<'_>) {
         self.end_call(EndReason::DeviceError, cx);
         self.close(reason, cx);
     }
 
-    pub(super) fn close(&mut self, reason: Reason, cx: &mut Cx<'_>) {
-        if self.phase == Phase::Leaving {
+    pub(super) fn close(&mut self, reason: CloseReason, cx: &mut Context<'_>) {
+        if self.phase == SessionPhase::Closed {
             return;
         }
-        self.phase = Phase::Leaving;
-        self.deadline = Due::NEVER;
+        self.phase = SessionPhase::Closed;
+        self.deadline = CoarseInstant::NEVER;
         self.fail_commands(cx);
-        self.mcp = Tools::Off;
-        cx.out.push(Action::Close(reason));
+        self.mcp = ToolCache::Disabled;
+        cx.out.push(Action::CloseDevice(reason));
     }
 
     // ----- letting in ---------------------------------------------------------------------------------------------
 
-    fn connect(&mut self, connect: &Connect<'_>, cx: &mut Cx<'_>) {
+    fn on_connect(&mut self, connect: &Connect<'_>, cx: &mut Context<'_>) {
         let id = match ClientId::parse(connect.client_id) {
             Ok(id) => id,
             Err(bad) => {
@@ -139,67 +143,67 @@ impl Core {
                     BadClientId::Long => "client id is longer than 256 bytes",
                     _ => "client id is not group@@@mac@@@uuid",
                 };
-                return self.refuse(ConnectCode::ClientId, why, cx);
+                return self.refuse_connect(ConnectReturnCode::IdentifierRejected, why, cx);
             }
         };
         let verdict = authenticate(&id, connect, cx.config);
         // A refused device too is named in the log.
-        self.id = Some(id);
+        self.client_id = Some(id);
         if let Err((code, why)) = verdict {
-            return self.refuse(code, why, cx);
+            return self.refuse_connect(code, why, cx);
         }
         self.keep_alive = connect.keep_alive;
-        self.phase = Phase::Admitting;
+        self.phase = SessionPhase::Admitting;
         cx.out.push(Action::Admit);
     }
 
-    fn refuse(&mut self, code: ConnectCode, why: &'static str, cx: &mut Cx<'_>) {
-        cx.out.push(Action::Refuse(code));
-        self.close(Reason::Refused(code, why), cx);
+    fn refuse_connect(&mut self, code: ConnectReturnCode, why: &'static str, cx: &mut Context<'_>) {
+        cx.out.push(Action::RefuseConnect(code));
+        self.close(CloseReason::Refused(code, why), cx);
     }
 
     /// The shell's answer to [`Action::Admit`].
-    pub fn admitted(&mut self, admission: Admission, cx: &mut Cx<'_>) {
-        if self.phase != Phase::Admitting {
+    pub fn on_admission(&mut self, admission: Admission, cx: &mut Context<'_>) {
+        if self.phase != SessionPhase::Admitting {
             return;
         }
         let full = match admission {
-            Admission::Welcome => return self.welcome(false, cx),
-            Admission::Full => "max_connections is reached",
-            Admission::Crowded => "max_connections_per_ip is reached",
+            Admission::Accepted => return self.accept_connect(false, cx),
+            Admission::ConnectionLimit => "max_connections is reached",
+            Admission::PerIpLimit => "max_connections_per_ip is reached",
         };
-        self.refuse(ConnectCode::Unavailable, full, cx);
+        self.refuse_connect(ConnectReturnCode::ServerUnavailable, full, cx);
     }
 
-    fn welcome(&mut self, resumed: bool, cx: &mut Cx<'_>) {
-        self.phase = Phase::Online;
+    fn accept_connect(&mut self, resumed: bool, cx: &mut Context<'_>) {
+        self.phase = SessionPhase::Online;
         self.since = cx.now;
-        self.heard(cx.now);
-        cx.out.push(Action::Welcome);
-        cx.out.push(Action::Note(Note::Connected { resumed }));
+        self.refresh_keep_alive(cx.now);
+        cx.out.push(Action::AcceptConnect);
+        cx.out.push(Action::Log(LogEvent::Connected { resumed }));
         let session_id = self.call.as_ref().and_then(|call| call.session_id());
-        let earlier = std::mem::replace(&mut self.mcp, Tools::Off);
-        self.mcp = Tools::begin(earlier, session_id, cx);
+        let earlier = std::mem::replace(&mut self.mcp, ToolCache::Disabled);
+        self.mcp = ToolCache::start(earlier, session_id, cx);
     }
 
     /// Another connection with this client id was let in, and this core has a call: it becomes that connection's.
-    pub fn take_over(&mut self, newer: Core, cx: &mut Cx<'_>) {
-        if self.phase == Phase::Leaving {
+    pub fn take_over(&mut self, newer: Core, cx: &mut Context<'_>) {
+        if self.phase == SessionPhase::Closed {
             return;
         }
         self.ip = newer.ip;
-        self.id = newer.id;
+        self.client_id = newer.client_id;
         self.keep_alive = newer.keep_alive;
-        self.welcome(true, cx);
+        self.accept_connect(true, cx);
         if let Some(call) = &mut self.call {
-            call.device_back(newer.ip, cx);
+            call.on_device_reconnected(newer.ip, cx);
         }
     }
 
     /// Another connection with this client id was let in, and there is no call to keep.
-    pub fn replaced(&mut self, cx: &mut Cx<'_>) {
-        self.abandon_call(EndReason::Replaced, cx);
-        self.close(Reason::TakenOver, cx);
+    pub fn on_replaced(&mut self, cx: &mut Context<'_>) {
+        self.end_call_unless_closing(EndReason::Replaced, cx);
+        self.close(CloseReason::TakenOver, cx);
     }
 }
 
@@ -207,25 +211,25 @@ fn authenticate(
     id: &ClientId,
     connect: &Connect<'_>,
     config: &Config,
-) -> Result<(), (ConnectCode, &'static str)> {
+) -> Result<(), (ConnectReturnCode, &'static str)> {
     let Some(key) = &config.mqtt.signature_key else { return Ok(()) };
     if id.uuid().is_none() {
         return match config.mqtt.allow_legacy_ids {
             true => Ok(()),
             false => Err((
-                ConnectCode::NotAuthorised,
+                ConnectReturnCode::NotAuthorised,
                 "two-part client ids are not allowed (mqtt.allow_legacy_ids)",
             )),
         };
     }
     let (Some(user_name), Some(password)) = (connect.user_name, connect.password) else {
-        return Err((ConnectCode::Credentials, "user name or password missing"));
+        return Err((ConnectReturnCode::BadCredentials, "user name or password missing"));
     };
-    if !identity::password_matches(key.as_bytes(), id.as_str(), user_name, password) {
-        return Err((ConnectCode::Credentials, "password does not match MQTT_SIGNATURE_KEY"));
+    if !identity::verify_password(key.as_bytes(), id.as_str(), user_name, password) {
+        return Err((ConnectReturnCode::BadCredentials, "password does not match MQTT_SIGNATURE_KEY"));
     }
-    if !identity::is_user_name(user_name) {
-        return Err((ConnectCode::Credentials, "user name is not base64 of a JSON object"));
+    if !identity::is_valid_user_name(user_name) {
+        return Err((ConnectReturnCode::BadCredentials, "user name is not base64 of a JSON object"));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Calls between devices, as far as one device is concerned; who talks to whom is up to [`Bridges`](super::super::Bridges).
+//! Calls between devices, as far as one device is concerned; who talks to whom is up to [`DeviceCallTable`](super::super::DeviceCallTable).
 
 use std::time::Instant;
 
@@ -6,56 +6,56 @@ use super::Core;
 use crate::config::Config;
 use crate::proto::identity::Mac;
 use crate::proto::message;
-use crate::session::action::{Action, Cx, Discard, EndReason};
+use crate::session::action::{Action, Context, DropReason, EndReason};
 use crate::session::device_calls::Presence;
-use crate::session::media::Sealed;
+use crate::session::media::Encrypted;
 
 /// Who calls, when nobody says.
-const NOBODY: &str = "未知";
+const UNKNOWN_CALLER: &str = "未知";
 
 impl Core {
     /// What the device is doing, as far as calls between devices care.
     pub fn presence(&self) -> Presence {
         match &self.call {
             _ if !self.is_present() => Presence::Absent,
-            Some(call) if call.is_bridgeable() => Presence::InCall,
+            Some(call) if call.can_join_device_call() => Presence::InCall,
             _ => Presence::Idle,
         }
     }
 
     /// Whether it talks to another device, or calls one.
-    pub fn is_with_device(&self) -> bool {
-        self.call.as_ref().is_some_and(|call| call.is_with_device())
+    pub fn is_in_device_call(&self) -> bool {
+        self.call.as_ref().is_some_and(|call| call.is_in_device_call())
     }
 
-    /// It calls another device: its chat server is left, and [`Core::silence`] answers its audio.
-    pub fn ring(&mut self, cx: &mut Cx<'_>) {
+    /// It calls another device: its chat server is left, and [`Core::ringing_silence`] answers its audio.
+    pub fn start_ringing(&mut self, cx: &mut Context<'_>) {
         if let Some(call) = &mut self.call {
-            let flow = call.ring(cx);
-            self.ended(flow, cx);
+            let flow = call.start_ringing(cx);
+            self.end_call_on_error(flow, cx);
         }
     }
 
     /// It talks to another device: its chat server is left, and [`Core::relay`] takes the other one's audio.
-    pub fn bridge(&mut self, cx: &mut Cx<'_>) {
+    pub fn join_device_call(&mut self, cx: &mut Context<'_>) {
         if let Some(call) = &mut self.call {
-            let flow = call.bridge(cx);
-            self.ended(flow, cx);
+            let flow = call.join_device_call(cx);
+            self.end_call_on_error(flow, cx);
         }
     }
 
     /// The device that it calls has answered.
-    pub fn accepted_by(&mut self, from: Mac, cx: &mut Cx<'_>) {
-        if let Some(call) = self.call.as_mut().filter(|call| call.is_with_device()) {
-            let flow = call.accepted_by(from, cx);
-            self.ended(flow, cx);
+    pub fn on_call_accepted(&mut self, from: Mac, cx: &mut Context<'_>) {
+        if let Some(call) = self.call.as_mut().filter(|call| call.is_in_device_call()) {
+            let flow = call.on_call_accepted(from, cx);
+            self.end_call_on_error(flow, cx);
         }
     }
 
     /// Asks the device to wake up and tell its user who calls. Its answer is of no interest: the user's is.
-    pub fn wake(&mut self, nickname: &str, cx: &mut Cx<'_>) {
-        let nickname = if nickname.is_empty() { NOBODY } else { nickname };
-        let reason = message::quote(&format!("[device_call]您收到来自{nickname}的来电，是否接听？"));
+    pub fn wake_for_call(&mut self, nickname: &str, cx: &mut Context<'_>) {
+        let nickname = if nickname.is_empty() { UNKNOWN_CALLER } else { nickname };
+        let reason = message::json_quote(&format!("[device_call]您收到来自{nickname}的来电，是否接听？"));
         let params =
             format!(r#"{{"name":"self.remote_wakeup","arguments":{{"reason":{reason},"action":"listen"}}}}"#);
         let id = cx.ids.issue();
@@ -63,7 +63,7 @@ impl Core {
             Some(call) => {
                 let text = message::mcp_request(call.session_id(), id, "tools/call", &params);
                 let flow = call.operator_text(&text, cx);
-                self.ended(flow, cx);
+                self.end_call_on_error(flow, cx);
             }
             None => {
                 cx.out.push(Action::Publish(message::mcp_request(None, id, "tools/call", &params)));
@@ -72,8 +72,8 @@ impl Core {
     }
 
     /// The call with another device is over: the device hears goodbye. Any other call goes on.
-    pub fn device_call_over(&mut self, reason: EndReason, cx: &mut Cx<'_>) {
-        if self.is_with_device() {
+    pub fn end_device_call(&mut self, reason: EndReason, cx: &mut Context<'_>) {
+        if self.is_in_device_call() {
             self.end_call(reason, cx);
         }
     }
@@ -88,15 +88,15 @@ impl Core {
         out: &mut [u8],
         config: &Config,
         now: Instant,
-    ) -> Result<Sealed, Discard> {
-        self.call.as_mut().ok_or(Discard::NoPeer)?.relay(opus, out, config, now)
+    ) -> Result<Encrypted, DropReason> {
+        self.call.as_mut().ok_or(DropReason::NoPeer)?.relay(opus, out, config, now)
     }
 
     /// One packet of silence, encrypted into `out` (at least 16 + 14 bytes), while another device rings.
     ///
     /// # Errors
     /// None rings.
-    pub fn silence(&mut self, out: &mut [u8], config: &Config) -> Result<Sealed, Discard> {
-        self.call.as_mut().ok_or(Discard::NoPeer)?.silent(out, config)
+    pub fn ringing_silence(&mut self, out: &mut [u8], config: &Config) -> Result<Encrypted, DropReason> {
+        self.call.as_mut().ok_or(DropReason::NoPeer)?.ringing_silence(out, config)
     }
 }

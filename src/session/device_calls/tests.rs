@@ -8,94 +8,94 @@ fn mac(n: u8) -> Mac {
     Mac::from([2, 0, 0, 0, 0, n])
 }
 
-struct Story {
-    bridges: Bridges,
+struct Scenario {
+    calls: DeviceCallTable,
     now: Instant,
-    out: Vec<Effect>,
+    out: Vec<DeviceCallEffect>,
 }
 
-impl Story {
+impl Scenario {
     fn new() -> Self {
-        Self { bridges: Bridges::default(), now: Instant::now(), out: Vec::new() }
+        Self { calls: DeviceCallTable::default(), now: Instant::now(), out: Vec::new() }
     }
 
-    fn request(&mut self, caller: u8, target: u8) -> Requested {
+    fn request(&mut self, caller: u8, target: u8) -> RequestOutcome {
         self.out.clear();
         let (caller, target) = ((mac(caller), Presence::InCall), (mac(target), Presence::InCall));
-        self.bridges.request(caller, target, "Ann", self.now, &mut self.out)
+        self.calls.request(caller, target, "Ann", self.now, &mut self.out)
     }
 
-    fn accept(&mut self, target: u8) -> Accepted {
+    fn accept(&mut self, target: u8) -> AcceptOutcome {
         self.out.clear();
-        self.bridges.accept((mac(target), Presence::InCall), |_| Presence::InCall, &mut self.out)
+        self.calls.accept((mac(target), Presence::InCall), |_| Presence::InCall, &mut self.out)
     }
 
-    fn left(&mut self, who: u8) -> Vec<Effect> {
+    fn left(&mut self, who: u8) -> Vec<DeviceCallEffect> {
         self.out.clear();
-        self.bridges.left(mac(who), &mut self.out);
+        self.calls.on_call_ended(mac(who), &mut self.out);
         self.out.clone()
     }
 }
 
 #[test]
-fn request_then_accept_bridges_and_either_side_ends_both() {
+fn request_then_accept_connects_and_either_side_ends_both() {
     for leaver in [1, 2] {
-        let mut story = Story::new();
-        assert_eq!(story.request(1, 2), Requested::Pending);
-        let wake = Effect::Wake { target: mac(2), nickname: "Ann".into() };
-        assert_eq!(story.out, [Effect::Ring(mac(1)), wake]);
-        assert_eq!(story.accept(2), Accepted::Bridged(mac(1)));
-        let accepted = Effect::Accepted { caller: mac(1), from: mac(2) };
-        assert_eq!(story.out, [Effect::Bridge(mac(1), mac(2)), accepted]);
-        assert_eq!(story.left(leaver), [Effect::End(mac(3 - leaver), EndReason::PeerLeft)]);
-        assert_eq!(story.left(3 - leaver), []);
-        assert_eq!(story.accept(2), Accepted::NoPending);
+        let mut scenario = Scenario::new();
+        assert_eq!(scenario.request(1, 2), RequestOutcome::Ringing);
+        let wake = DeviceCallEffect::Wake { target: mac(2), nickname: "Ann".into() };
+        assert_eq!(scenario.out, [DeviceCallEffect::Ring(mac(1)), wake]);
+        assert_eq!(scenario.accept(2), AcceptOutcome::Connected(mac(1)));
+        let accepted = DeviceCallEffect::Accepted { caller: mac(1), from: mac(2) };
+        assert_eq!(scenario.out, [DeviceCallEffect::Connect(mac(1), mac(2)), accepted]);
+        assert_eq!(scenario.left(leaver), [DeviceCallEffect::End(mac(3 - leaver), EndReason::PeerLeft)]);
+        assert_eq!(scenario.left(3 - leaver), []);
+        assert_eq!(scenario.accept(2), AcceptOutcome::NoIncomingCall);
     }
 }
 
 #[test]
-fn mutual_requests_bridge_at_once() {
-    let mut story = Story::new();
-    assert_eq!(story.request(1, 2), Requested::Pending);
-    assert_eq!(story.request(2, 1), Requested::Bridged);
-    assert_eq!(story.bridges.peer(mac(1)), Some(mac(2)));
-    assert_eq!(story.bridges.deadline(), None);
+fn mutual_requests_connect_at_once() {
+    let mut scenario = Scenario::new();
+    assert_eq!(scenario.request(1, 2), RequestOutcome::Ringing);
+    assert_eq!(scenario.request(2, 1), RequestOutcome::Connected);
+    assert_eq!(scenario.calls.peer(mac(1)), Some(mac(2)));
+    assert_eq!(scenario.calls.deadline(), None);
 }
 
 #[test]
-fn self_offline_and_busy_are_told_apart() {
-    let mut story = Story::new();
-    assert!(matches!(story.request(1, 1), Requested::Refused(_)));
-    let offline = story.bridges.request(
+fn self_offline_and_busy_give_different_outcomes() {
+    let mut scenario = Scenario::new();
+    assert!(matches!(scenario.request(1, 1), RequestOutcome::Refused(_)));
+    let offline = scenario.calls.request(
         (mac(1), Presence::InCall),
         (mac(2), Presence::Absent),
         "Ann",
-        story.now,
-        &mut story.out,
+        scenario.now,
+        &mut scenario.out,
     );
-    assert_eq!(offline, Requested::Offline);
-    assert_eq!(story.request(1, 2), Requested::Pending);
-    assert_eq!(story.request(1, 2), Requested::Pending, "asking again changes nothing");
-    assert_eq!(story.out, []);
-    assert!(matches!(story.request(1, 3), Requested::Refused(_)), "the caller is pending");
-    assert!(matches!(story.request(3, 2), Requested::Refused(_)), "the target is being called");
-    assert!(matches!(story.request(3, 1), Requested::Refused(_)), "the target is calling");
-    story.accept(2);
-    assert!(matches!(story.request(3, 1), Requested::Refused(_)), "the target is bridged");
-    assert!(matches!(story.request(1, 3), Requested::Refused(_)), "the caller is bridged");
+    assert_eq!(offline, RequestOutcome::Offline);
+    assert_eq!(scenario.request(1, 2), RequestOutcome::Ringing);
+    assert_eq!(scenario.request(1, 2), RequestOutcome::Ringing, "asking again changes nothing");
+    assert_eq!(scenario.out, []);
+    assert!(matches!(scenario.request(1, 3), RequestOutcome::Refused(_)), "the caller is pending");
+    assert!(matches!(scenario.request(3, 2), RequestOutcome::Refused(_)), "the target is being called");
+    assert!(matches!(scenario.request(3, 1), RequestOutcome::Refused(_)), "the target is calling");
+    scenario.accept(2);
+    assert!(matches!(scenario.request(3, 1), RequestOutcome::Refused(_)), "the target is bridged");
+    assert!(matches!(scenario.request(1, 3), RequestOutcome::Refused(_)), "the caller is bridged");
 }
 
 #[test]
-fn what_cannot_be_is_refused_in_words() {
+fn impossible_requests_are_refused_with_a_message() {
     use Presence::{Idle, InCall};
 
     let request = |before: &[(u8, u8)], (caller, calling): (u8, Presence), target| {
-        let mut story = Story::new();
+        let mut scenario = Scenario::new();
         for &(caller, target) in before {
-            story.request(caller, target);
+            scenario.request(caller, target);
         }
         let (caller, target) = ((mac(caller), calling), (mac(target), InCall));
-        story.bridges.request(caller, target, "Ann", story.now, &mut Vec::new())
+        scenario.calls.request(caller, target, "Ann", scenario.now, &mut Vec::new())
     };
     let ringing = [(1, 2)];
     let talking = [(1, 2), (2, 1)];
@@ -109,116 +109,122 @@ fn what_cannot_be_is_refused_in_words() {
         (&ringing, (3, InCall), 2, "对方正忙 / The device is busy with another one"),
         (&talking, (3, InCall), 2, "对方正忙 / The device is busy with another one"),
     ] {
-        assert_eq!(request(before, caller, target), Requested::Refused(words), "{before:?} {caller:?}");
+        assert_eq!(request(before, caller, target), RequestOutcome::Refused(words), "{before:?} {caller:?}");
     }
-    let mut story = Story::new();
-    story.request(1, 2);
-    let accepted = story.bridges.accept((mac(2), Idle), |_| InCall, &mut story.out);
-    assert_eq!(accepted, Accepted::Refused("设备不在会话中 / The device is in no call"));
-    assert_eq!(story.accept(2), Accepted::Bridged(mac(1)), "it still rings");
+    let mut scenario = Scenario::new();
+    scenario.request(1, 2);
+    let accepted = scenario.calls.accept((mac(2), Idle), |_| InCall, &mut scenario.out);
+    assert_eq!(accepted, AcceptOutcome::Refused("设备不在会话中 / The device is in no call"));
+    assert_eq!(scenario.accept(2), AcceptOutcome::Connected(mac(1)), "it still rings");
 }
 
 #[test]
-fn the_next_moment_is_that_of_the_one_who_has_waited_longest() {
-    let mut story = Story::new();
-    let first = story.now;
-    story.request(1, 2);
-    story.now += Duration::from_secs(1);
-    story.request(3, 4);
-    assert_eq!(story.bridges.deadline(), Some(first + RING));
+fn the_next_deadline_is_the_earliest() {
+    let mut scenario = Scenario::new();
+    let first = scenario.now;
+    scenario.request(1, 2);
+    scenario.now += Duration::from_secs(1);
+    scenario.request(3, 4);
+    assert_eq!(scenario.calls.deadline(), Some(first + RING_TIMEOUT));
     // A call that was missed is forgotten with the next one.
-    story.left(1);
-    story.request(5, 2);
-    assert_eq!(story.bridges.deadline(), Some(story.now + RING));
+    scenario.left(1);
+    scenario.request(5, 2);
+    assert_eq!(scenario.calls.deadline(), Some(scenario.now + RING_TIMEOUT));
 }
 
 #[test]
-fn nobody_answers() {
-    let mut story = Story::new();
-    assert_eq!(story.bridges.deadline(), None);
-    story.request(1, 2);
-    assert_eq!(story.bridges.deadline(), Some(story.now + RING));
-    story.out.clear();
-    story.bridges.timeout(story.now + RING - Duration::from_millis(1), &mut story.out);
-    assert_eq!(story.out, []);
-    story.bridges.timeout(story.now + RING, &mut story.out);
-    assert_eq!(story.out, [Effect::End(mac(1), EndReason::Unanswered)]);
-    assert_eq!(story.accept(2), Accepted::NoPending);
+fn an_unanswered_call_times_out() {
+    let mut scenario = Scenario::new();
+    assert_eq!(scenario.calls.deadline(), None);
+    scenario.request(1, 2);
+    assert_eq!(scenario.calls.deadline(), Some(scenario.now + RING_TIMEOUT));
+    scenario.out.clear();
+    scenario.calls.on_timeout(scenario.now + RING_TIMEOUT - Duration::from_millis(1), &mut scenario.out);
+    assert_eq!(scenario.out, []);
+    scenario.calls.on_timeout(scenario.now + RING_TIMEOUT, &mut scenario.out);
+    assert_eq!(scenario.out, [DeviceCallEffect::End(mac(1), EndReason::Unanswered)]);
+    assert_eq!(scenario.accept(2), AcceptOutcome::NoIncomingCall);
 }
 
 #[test]
-fn a_caller_that_left_is_told_to_the_one_who_accepts() {
-    let mut story = Story::new();
-    story.request(1, 2);
-    let gone = story.bridges.accept((mac(2), Presence::InCall), |_| Presence::Absent, &mut story.out);
-    assert_eq!(gone, Accepted::CallerGone);
-    assert_eq!((story.accept(2), story.bridges.deadline()), (Accepted::NoPending, None));
-    story.request(1, 2);
-    assert_eq!(story.left(1), []);
-    assert_eq!(story.accept(2), Accepted::CallerGone);
-    assert_eq!(story.accept(2), Accepted::NoPending, "told once");
-    story.request(1, 2);
-    story.left(1);
-    story.out.clear();
-    story.bridges.timeout(story.now + RING, &mut story.out);
-    assert_eq!((story.accept(2), story.bridges.deadline()), (Accepted::NoPending, None));
+fn accepting_a_call_whose_caller_left_reports_it() {
+    let mut scenario = Scenario::new();
+    scenario.request(1, 2);
+    let gone = scenario.calls.accept((mac(2), Presence::InCall), |_| Presence::Absent, &mut scenario.out);
+    assert_eq!(gone, AcceptOutcome::CallerLeft);
+    assert_eq!((scenario.accept(2), scenario.calls.deadline()), (AcceptOutcome::NoIncomingCall, None));
+    scenario.request(1, 2);
+    assert_eq!(scenario.left(1), []);
+    assert_eq!(scenario.accept(2), AcceptOutcome::CallerLeft);
+    assert_eq!(scenario.accept(2), AcceptOutcome::NoIncomingCall, "told once");
+    scenario.request(1, 2);
+    scenario.left(1);
+    scenario.out.clear();
+    scenario.calls.on_timeout(scenario.now + RING_TIMEOUT, &mut scenario.out);
+    assert_eq!((scenario.accept(2), scenario.calls.deadline()), (AcceptOutcome::NoIncomingCall, None));
 }
 
 #[test]
-fn a_target_that_vanishes_ends_the_ringing_but_a_new_hello_of_it_does_not() {
-    let mut story = Story::new();
-    story.request(1, 2);
-    assert_eq!(story.left(2), [], "its call with its chat server ended: it may still accept from the next");
-    story.bridges.absent(mac(2), &mut story.out);
-    assert_eq!(story.out, [Effect::End(mac(1), EndReason::PeerLeft)]);
-}
-
-#[test]
-fn an_operator_hangs_up_on_either_part() {
-    let mut story = Story::new();
-    assert!(!story.bridges.hang_up(mac(1), &mut story.out));
-    story.request(1, 2);
-    story.out.clear();
-    assert!(story.bridges.hang_up(mac(2), &mut story.out));
-    assert_eq!(story.out, [Effect::End(mac(1), EndReason::Operator)]);
-    story.request(1, 2);
-    story.accept(2);
-    story.out.clear();
-    assert!(story.bridges.hang_up(mac(1), &mut story.out));
+fn a_target_that_disconnects_ends_the_ringing_but_its_new_hello_does_not() {
+    let mut scenario = Scenario::new();
+    scenario.request(1, 2);
     assert_eq!(
-        story.out,
-        [Effect::End(mac(2), EndReason::PeerLeft), Effect::End(mac(1), EndReason::Operator)]
+        scenario.left(2),
+        [],
+        "its call with its chat server ended: it may still accept from the next"
+    );
+    scenario.calls.on_device_disconnected(mac(2), &mut scenario.out);
+    assert_eq!(scenario.out, [DeviceCallEffect::End(mac(1), EndReason::PeerLeft)]);
+}
+
+#[test]
+fn an_operator_can_hang_up_either_side() {
+    let mut scenario = Scenario::new();
+    assert!(!scenario.calls.hang_up(mac(1), &mut scenario.out));
+    scenario.request(1, 2);
+    scenario.out.clear();
+    assert!(scenario.calls.hang_up(mac(2), &mut scenario.out));
+    assert_eq!(scenario.out, [DeviceCallEffect::End(mac(1), EndReason::Operator)]);
+    scenario.request(1, 2);
+    scenario.accept(2);
+    scenario.out.clear();
+    assert!(scenario.calls.hang_up(mac(1), &mut scenario.out));
+    assert_eq!(
+        scenario.out,
+        [
+            DeviceCallEffect::End(mac(2), EndReason::PeerLeft),
+            DeviceCallEffect::End(mac(1), EndReason::Operator)
+        ]
     );
 }
 
 /// What one device does, as its user would tell.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Doing {
-    Nothing,
+enum UserState {
+    Idle,
     Calling { whom: u8, until: Instant },
     Talking { to: u8 },
 }
 
 /// Five devices that do what they like, and what their users would tell of it.
-struct Town {
-    story: Story,
-    doing: [Doing; 5],
+struct RandomDevices {
+    scenario: Scenario,
+    users: [UserState; 5],
     presence: [Presence; 5],
-    random: u64,
+    rng_state: u64,
     reached: BTreeSet<&'static str>,
 }
 
-impl Town {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) % limit
+impl RandomDevices {
+    fn random_below(&mut self, limit: u64) -> u64 {
+        self.rng_state ^= self.rng_state << 13;
+        self.rng_state ^= self.rng_state >> 7;
+        self.rng_state ^= self.rng_state << 17;
+        (self.rng_state >> 11) % limit
     }
 
     fn caller_of(&self, target: u8) -> Option<u8> {
-        let calls =
-            |who: &u8| matches!(self.doing[usize::from(*who)], Doing::Calling { whom, .. } if whom == target);
+        let calls = |who: &u8| matches!(self.users[usize::from(*who)], UserState::Calling { whom, .. } if whom == target);
         let mut callers = (0..5).filter(calls);
         let caller = callers.next();
         assert_eq!(callers.next(), None, "one caller at a time");
@@ -226,48 +232,48 @@ impl Town {
     }
 
     /// The device's part is over; who is told of it.
-    fn leaves(&mut self, who: u8) -> Vec<u8> {
-        let before = std::mem::replace(&mut self.doing[usize::from(who)], Doing::Nothing);
-        let Doing::Talking { to } = before else { return Vec::new() };
-        self.doing[usize::from(to)] = Doing::Nothing;
+    fn end_call_of(&mut self, who: u8) -> Vec<u8> {
+        let before = std::mem::replace(&mut self.users[usize::from(who)], UserState::Idle);
+        let UserState::Talking { to } = before else { return Vec::new() };
+        self.users[usize::from(to)] = UserState::Idle;
         vec![to]
     }
 
     fn step(&mut self) {
-        let (a, b) = (self.below(5) as u8, self.below(5) as u8);
+        let (a, b) = (self.random_below(5) as u8, self.random_below(5) as u8);
         let (i, j) = (usize::from(a), usize::from(b));
-        self.story.out.clear();
+        self.scenario.out.clear();
         let mut told: Vec<u8> = Vec::new();
-        match self.below(12) {
-            0..=3 => self.asks(a, b),
-            4..=5 => self.answers(a),
+        match self.random_below(12) {
+            0..=3 => self.request_call(a, b),
+            4..=5 => self.accept_call(a),
             // A hello or a goodbye: the call it was in is over.
             6 => {
-                self.story.bridges.left(mac(a), &mut self.story.out);
-                told = self.leaves(a);
+                self.scenario.calls.on_call_ended(mac(a), &mut self.scenario.out);
+                told = self.end_call_of(a);
                 if self.presence[i] != Presence::Absent {
-                    let hello = self.below(2) == 0;
+                    let hello = self.random_below(2) == 0;
                     self.presence[i] = if hello { Presence::InCall } else { Presence::Idle };
                 }
             }
             7 => {
-                self.story.bridges.absent(mac(a), &mut self.story.out);
-                told = self.leaves(a);
+                self.scenario.calls.on_device_disconnected(mac(a), &mut self.scenario.out);
+                told = self.end_call_of(a);
                 if let Some(caller) = self.caller_of(a) {
-                    self.doing[usize::from(caller)] = Doing::Nothing;
+                    self.users[usize::from(caller)] = UserState::Idle;
                     told.push(caller);
                     self.reached.insert("target gone");
                 }
                 self.presence[i] = Presence::Absent;
             }
             8 => {
-                let took_part = self.doing[i] != Doing::Nothing || self.caller_of(a).is_some();
-                assert_eq!(self.story.bridges.hang_up(mac(a), &mut self.story.out), took_part);
-                let itself = self.doing[i] != Doing::Nothing;
-                told = self.leaves(a);
+                let took_part = self.users[i] != UserState::Idle || self.caller_of(a).is_some();
+                assert_eq!(self.scenario.calls.hang_up(mac(a), &mut self.scenario.out), took_part);
+                let itself = self.users[i] != UserState::Idle;
+                told = self.end_call_of(a);
                 told.extend(itself.then_some(a));
                 if let Some(caller) = self.caller_of(a) {
-                    self.doing[usize::from(caller)] = Doing::Nothing;
+                    self.users[usize::from(caller)] = UserState::Idle;
                     told.push(caller);
                     self.reached.insert("declined");
                 }
@@ -279,22 +285,23 @@ impl Town {
                 };
             }
             _ => {
-                let passes = Duration::from_secs(1 + self.below(25));
-                self.story.now += passes;
-                let now = self.story.now;
-                self.story.bridges.timeout(now, &mut self.story.out);
+                let passes = Duration::from_secs(1 + self.random_below(25));
+                self.scenario.now += passes;
+                let now = self.scenario.now;
+                self.scenario.calls.on_timeout(now, &mut self.scenario.out);
                 for who in 0..5 {
-                    if matches!(self.doing[usize::from(who)], Doing::Calling { until, .. } if until <= now) {
-                        self.doing[usize::from(who)] = Doing::Nothing;
+                    if matches!(self.users[usize::from(who)], UserState::Calling { until, .. } if until <= now)
+                    {
+                        self.users[usize::from(who)] = UserState::Idle;
                         told.push(who);
                         self.reached.insert("unanswered");
                     }
                 }
-                assert!(self.story.bridges.deadline().is_none_or(|at| at > now), "what was due is done");
+                assert!(self.scenario.calls.deadline().is_none_or(|at| at > now), "what was due is done");
             }
         }
-        let ends = self.story.out.iter().filter_map(|effect| match effect {
-            Effect::End(who, _) => Some(*who),
+        let ends = self.scenario.out.iter().filter_map(|effect| match effect {
+            DeviceCallEffect::End(who, _) => Some(*who),
             _ => None,
         });
         let (mut ends, mut told): (Vec<_>, Vec<_>) = (ends.collect(), told.into_iter().map(mac).collect());
@@ -304,101 +311,112 @@ impl Town {
         self.check();
     }
 
-    fn asks(&mut self, a: u8, b: u8) {
+    fn request_call(&mut self, a: u8, b: u8) {
         let (i, j) = (usize::from(a), usize::from(b));
         let parties = ((mac(a), self.presence[i]), (mac(b), self.presence[j]));
-        let outcome =
-            self.story.bridges.request(parties.0, parties.1, "Ann", self.story.now, &mut self.story.out);
-        let free = self.doing[i] == Doing::Nothing;
+        let outcome = self.scenario.calls.request(
+            parties.0,
+            parties.1,
+            "Ann",
+            self.scenario.now,
+            &mut self.scenario.out,
+        );
+        let free = self.users[i] == UserState::Idle;
         match outcome {
-            Requested::Bridged => {
-                assert!(matches!(self.doing[j], Doing::Calling { whom, .. } if whom == a) && free);
-                self.talk(b, a);
+            RequestOutcome::Connected => {
+                assert!(matches!(self.users[j], UserState::Calling { whom, .. } if whom == a) && free);
+                self.connect_users(b, a);
                 self.reached.insert("mutual");
             }
-            Requested::Pending if free => {
-                assert!(self.doing[j] == Doing::Nothing && self.caller_of(b).is_none());
+            RequestOutcome::Ringing if free => {
+                assert!(self.users[j] == UserState::Idle && self.caller_of(b).is_none());
                 assert!(self.caller_of(a).is_none() && a != b);
-                let until = self.story.now + RING;
-                self.doing[i] = Doing::Calling { whom: b, until };
-                let wake = Effect::Wake { target: mac(b), nickname: "Ann".into() };
-                assert_eq!(self.story.out, [Effect::Ring(mac(a)), wake]);
+                let until = self.scenario.now + RING_TIMEOUT;
+                self.users[i] = UserState::Calling { whom: b, until };
+                let wake = DeviceCallEffect::Wake { target: mac(b), nickname: "Ann".into() };
+                assert_eq!(self.scenario.out, [DeviceCallEffect::Ring(mac(a)), wake]);
             }
-            Requested::Pending => {
-                assert!(matches!(self.doing[i], Doing::Calling { whom, .. } if whom == b))
+            RequestOutcome::Ringing => {
+                assert!(matches!(self.users[i], UserState::Calling { whom, .. } if whom == b))
             }
-            Requested::Offline => assert_eq!(self.presence[j], Presence::Absent),
-            Requested::Refused(_) => {
-                let third = self.doing[j] != Doing::Nothing || self.caller_of(b).is_some();
+            RequestOutcome::Offline => assert_eq!(self.presence[j], Presence::Absent),
+            RequestOutcome::Refused(_) => {
+                let third = self.users[j] != UserState::Idle || self.caller_of(b).is_some();
                 let own = !free || self.caller_of(a).is_some() || self.presence[i] != Presence::InCall;
                 assert!(a == b || own || third, "refused for nothing");
                 self.reached.insert("refused");
             }
         }
-        let effects = outcome == Requested::Bridged || (outcome == Requested::Pending && free);
-        assert!(effects || self.story.out.is_empty(), "{outcome:?} {:?}", self.story.out);
+        let effects = outcome == RequestOutcome::Connected || (outcome == RequestOutcome::Ringing && free);
+        assert!(effects || self.scenario.out.is_empty(), "{outcome:?} {:?}", self.scenario.out);
     }
 
-    fn answers(&mut self, a: u8) {
+    fn accept_call(&mut self, a: u8) {
         let presence = self.presence;
         let of = |who: Mac| presence[usize::from(who.bytes()[5])];
         let called = (mac(a), presence[usize::from(a)]);
         let caller = self.caller_of(a);
-        match self.story.bridges.accept(called, of, &mut self.story.out) {
-            Accepted::Bridged(by) => {
+        match self.scenario.calls.accept(called, of, &mut self.scenario.out) {
+            AcceptOutcome::Connected(by) => {
                 assert_eq!(Some(by), caller.map(mac));
-                self.talk(by.bytes()[5], a);
+                self.connect_users(by.bytes()[5], a);
                 self.reached.insert("accepted");
             }
-            Accepted::NoPending => assert_eq!(caller, None),
-            Accepted::CallerGone => {
+            AcceptOutcome::NoIncomingCall => assert_eq!(caller, None),
+            AcceptOutcome::CallerLeft => {
                 assert_eq!(caller, None);
                 self.reached.insert("caller gone");
             }
-            Accepted::Refused(_) => {
+            AcceptOutcome::Refused(_) => {
                 assert!(caller.is_some() && presence[usize::from(a)] != Presence::InCall);
             }
         }
     }
 
-    fn talk(&mut self, caller: u8, from: u8) {
-        let accepted = Effect::Accepted { caller: mac(caller), from: mac(from) };
-        assert_eq!(self.story.out, [Effect::Bridge(mac(caller), mac(from)), accepted]);
-        self.doing[usize::from(caller)] = Doing::Talking { to: from };
-        self.doing[usize::from(from)] = Doing::Talking { to: caller };
+    fn connect_users(&mut self, caller: u8, from: u8) {
+        let accepted = DeviceCallEffect::Accepted { caller: mac(caller), from: mac(from) };
+        assert_eq!(self.scenario.out, [DeviceCallEffect::Connect(mac(caller), mac(from)), accepted]);
+        self.users[usize::from(caller)] = UserState::Talking { to: from };
+        self.users[usize::from(from)] = UserState::Talking { to: caller };
     }
 
     fn check(&self) {
         for who in 0..5 {
-            let doing = self.doing[usize::from(who)];
-            let peer = if let Doing::Talking { to } = doing { Some(mac(to)) } else { None };
-            assert_eq!(self.story.bridges.peer(mac(who)), peer);
-            if let Doing::Talking { to } = doing {
-                assert_eq!(self.doing[usize::from(to)], Doing::Talking { to: who });
+            let state = self.users[usize::from(who)];
+            let peer = if let UserState::Talking { to } = state { Some(mac(to)) } else { None };
+            assert_eq!(self.scenario.calls.peer(mac(who)), peer);
+            if let UserState::Talking { to } = state {
+                assert_eq!(self.users[usize::from(to)], UserState::Talking { to: who });
                 assert_eq!(self.caller_of(who), None, "who talks is not called");
             }
-            let takes_part = doing != Doing::Nothing;
-            assert_eq!(self.story.bridges.takes_part(mac(who)), takes_part);
+            let takes_part = state != UserState::Idle;
+            assert_eq!(self.scenario.calls.is_calling_or_connected(mac(who)), takes_part);
             assert!(!takes_part || self.presence[usize::from(who)] == Presence::InCall);
         }
     }
 }
 
 #[test]
-fn whatever_devices_do_each_call_has_two_sides_and_ends_for_both() {
+fn random_devices_never_leave_a_one_sided_call() {
     let mut reached = BTreeSet::new();
     for seed in 1..=300 {
         let random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
-        let (doing, presence) = ([Doing::Nothing; 5], [Presence::InCall; 5]);
-        let mut town = Town { story: Story::new(), doing, presence, random, reached: BTreeSet::new() };
+        let (state, presence) = ([UserState::Idle; 5], [Presence::InCall; 5]);
+        let mut devices = RandomDevices {
+            scenario: Scenario::new(),
+            users: state,
+            presence,
+            rng_state: random,
+            reached: BTreeSet::new(),
+        };
         for _ in 0..400 {
-            town.step();
+            devices.step();
         }
         for who in 0..5 {
-            town.story.bridges.absent(mac(who), &mut town.story.out);
+            devices.scenario.calls.on_device_disconnected(mac(who), &mut devices.scenario.out);
         }
-        assert_eq!(town.story.bridges.deadline(), None, "nothing is left of seed {seed}");
-        reached.extend(town.reached);
+        assert_eq!(devices.scenario.calls.deadline(), None, "nothing is left of seed {seed}");
+        reached.extend(devices.reached);
     }
     let all = ["accepted", "caller gone", "declined", "mutual", "refused", "target gone", "unanswered"];
     assert_eq!(reached.into_iter().collect::<Vec<_>>(), all);

@@ -2,89 +2,98 @@
 
 use std::net::SocketAddr;
 
-use super::model::Shadow;
+use super::model::Model;
 use super::*;
-use crate::proto::audio::{Cipher, HEADER, Header};
+use crate::proto::audio::{Cipher, HEADER_LEN, UdpHeader};
 
 /// The next datagram of the device.
 #[derive(Clone, Copy)]
-pub(super) struct Voice {
+pub(super) struct DeviceDatagram {
     pub(super) sequence: u32,
     pub(super) from: SocketAddr,
 }
 
-impl Shadow {
+impl Model {
     /// One datagram for the device.
-    pub(super) fn sealed(&mut self, sealed: &Sealed, bytes: &[u8]) {
+    pub(super) fn on_encrypted(&mut self, encrypted: &Encrypted, bytes: &[u8]) {
         let call = self.call.as_mut().expect("a call");
-        assert_eq!((Some(sealed.peer.addr), sealed.len), (call.peer, bytes.len()));
-        let header = Header::parse(bytes).unwrap();
+        assert_eq!((Some(encrypted.destination.addr), encrypted.datagram_len), (call.peer, bytes.len()));
+        let header = UdpHeader::parse(bytes).unwrap();
         call.sequence += 1;
-        assert_eq!((header.sequence, header.ssrc), (call.sequence, call.grant.ssrc));
-        assert!(call.headers.insert(header.bytes()), "no key and header are used twice");
-        let mut payload = bytes[HEADER..].to_vec();
-        Cipher::new(&call.grant.key).apply(&header.bytes(), &mut payload);
+        assert_eq!((header.sequence, header.ssrc), (call.sequence, call.credentials.ssrc));
+        assert!(call.headers_used.insert(header.to_bytes()), "no key and header are used twice");
+        let mut payload = bytes[HEADER_LEN..].to_vec();
+        Cipher::new(&call.credentials.key).apply(&header.to_bytes(), &mut payload);
         let n = u64::from_be_bytes(payload[1..].try_into().unwrap());
         assert!(n > call.last_audio && n > call.last_text, "audio keeps its order");
         call.last_audio = n;
     }
 
-    pub(super) fn key(&self) -> (u32, [u8; 16]) {
+    pub(super) fn ssrc_and_key(&self) -> (u32, [u8; 16]) {
         let call = self.call.as_ref().expect("a call");
-        (call.grant.ssrc, call.grant.key)
+        (call.credentials.ssrc, call.credentials.key)
     }
 
     /// The next datagram of a device that knows its key.
-    pub(super) fn voice(&self) -> Option<Voice> {
-        let call = self.call.as_ref().filter(|call| call.id.is_some())?;
-        Some(Voice { sequence: call.voice + 1, from: SocketAddr::new(self.home, 4_000) })
+    pub(super) fn next_datagram(&self) -> Option<DeviceDatagram> {
+        let call = self.call.as_ref().filter(|call| call.session_id.is_some())?;
+        Some(DeviceDatagram {
+            sequence: call.last_sequence_sent + 1,
+            from: SocketAddr::new(self.mqtt_ip, 4_000),
+        })
     }
 
     /// The core has accepted a datagram from there.
-    pub(super) fn comes_from(&mut self, from: SocketAddr) {
+    pub(super) fn set_peer(&mut self, from: SocketAddr) {
         self.call.as_mut().expect("a call").peer = Some(from);
     }
 
-    pub(super) fn heard(&mut self, voice: Voice, outcome: Result<Vec<u8>, Discard>, now: Instant) {
-        let greeted = self.ws.is_greeted();
+    pub(super) fn on_uplink(
+        &mut self,
+        datagram: DeviceDatagram,
+        outcome: Result<Vec<u8>, DropReason>,
+        now: Instant,
+    ) {
+        let greeted = self.ws.is_live();
         let call = self.call.as_mut().expect("a call");
-        if voice.sequence > call.accepted + 65_536 {
-            return assert_eq!(outcome, Err(Discard::Jump));
+        if datagram.sequence > call.last_sequence_accepted + 65_536 {
+            return assert_eq!(outcome, Err(DropReason::Jump));
         }
-        if voice.sequence <= call.accepted {
-            let refused = matches!(outcome, Err(Discard::Duplicate | Discard::Late | Discard::TooOld));
+        if datagram.sequence <= call.last_sequence_accepted {
+            let refused =
+                matches!(outcome, Err(DropReason::Duplicate | DropReason::Late | DropReason::TooOld));
             return assert!(refused, "{outcome:?}");
         }
-        (call.voice, call.accepted) = (voice.sequence, voice.sequence);
-        (call.peer, call.peer_heard) = (Some(voice.from), Some(now));
+        (call.last_sequence_sent, call.last_sequence_accepted) = (datagram.sequence, datagram.sequence);
+        (call.peer, call.peer_last_seen) = (Some(datagram.from), Some(now));
         match greeted {
             true => assert!(outcome.is_ok(), "{outcome:?}"),
-            false => assert_eq!(outcome, Err(Discard::NoServer)),
+            false => assert_eq!(outcome, Err(DropReason::NoServer)),
         }
     }
 
     /// Whether three datagrams in a row from there make it the device's address.
-    pub(super) fn would_adopt(&self, from: SocketAddr, now: Instant) -> bool {
+    pub(super) fn would_migrate(&self, from: SocketAddr, now: Instant) -> bool {
         let call = self.call.as_ref().expect("a call");
-        let silent = call.peer_heard.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(2));
+        let silent = call.peer_last_seen.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(2));
         silent && call.peer != Some(from)
     }
 
-    pub(super) fn roams(
+    pub(super) fn on_migration(
         &mut self,
         from: SocketAddr,
         sequence: u32,
         adopts: bool,
-        outcome: Result<Vec<u8>, Discard>,
+        outcome: Result<Vec<u8>, DropReason>,
         now: Instant,
     ) {
         let call = self.call.as_mut().expect("a call");
-        let known = call.peer == Some(from) && outcome != Err(Discard::ForeignSource);
+        let known = call.peer == Some(from) && outcome != Err(DropReason::ForeignSource);
         if !adopts && !known {
-            return assert_eq!(outcome, Err(Discard::ForeignSource));
+            return assert_eq!(outcome, Err(DropReason::ForeignSource));
         }
-        assert!(outcome.is_ok() || outcome == Err(Discard::NoServer), "{outcome:?}");
-        (call.voice, call.accepted) = (sequence, sequence);
-        (call.peer, call.peer_heard) = (Some(from), Some(now));
+        assert!(outcome.is_ok() || outcome == Err(DropReason::NoServer), "{outcome:?}");
+        (call.last_sequence_sent, call.last_sequence_accepted) = (sequence, sequence);
+        (call.peer, call.peer_last_seen) = (Some(from), Some(now));
     }
 }

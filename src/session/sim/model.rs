@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde_json::Value;
 
 use super::*;
-use crate::proto::audio::HEADER;
+use crate::proto::audio::HEADER_LEN;
 
 mod invariants;
 
@@ -14,26 +14,26 @@ mod invariants;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Input {
     /// A message of the device that belongs to no call: it is answered with goodbye.
-    Stray,
+    TextWithoutCall,
     /// The connection is lost.
-    Lost,
+    ConnectionLost,
     /// The device is back, from this address.
-    Back(IpAddr),
+    Reconnected(IpAddr),
     /// The server's hello, the first of this WebSocket.
-    Greets,
-    ServerFails,
+    ServerHello,
+    ServerFailed,
     Other,
 }
 
 /// The shell's end of the chat server's connection.
 #[derive(Debug, PartialEq)]
-pub(super) enum Ws {
+pub(super) enum WebSocketState {
     None,
     Dialing { url: String, since: Instant },
-    Open { url: String, since: Instant, greeted: bool, session: Option<String>, hellos: u32 },
+    Open { url: String, since: Instant, hello_received: bool, session: Option<String>, hellos: u32 },
 }
 
-impl Ws {
+impl WebSocketState {
     pub(super) fn url(&self) -> &str {
         match self {
             Self::None => "",
@@ -41,31 +41,31 @@ impl Ws {
         }
     }
 
-    pub(super) fn is_greeted(&self) -> bool {
-        matches!(self, Self::Open { greeted: true, .. })
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self, Self::Open { hello_received: true, .. })
     }
 }
 
 /// One connection of the device, and its call.
-pub(super) struct Shadow {
-    welcomed: bool,
+pub(super) struct Model {
+    connack_sent: bool,
     /// The shell was told to close the connection.
     closed: bool,
     /// But the session goes on: its call is kept for the device.
-    away: bool,
-    pub(super) home: IpAddr,
-    pub(super) ws: Ws,
-    pub(super) call: Option<Call>,
+    awaiting_reconnect: bool,
+    pub(super) mqtt_ip: IpAddr,
+    pub(super) ws: WebSocketState,
+    pub(super) call: Option<CallModel>,
     /// What the WebSocket was before it ended.
-    was_greeted: bool,
+    had_server_hello: bool,
 }
 
 /// A call, from its grant to its end.
-pub(super) struct Call {
-    pub(super) grant: Grant,
+pub(super) struct CallModel {
+    pub(super) credentials: CallCredentials,
     since: Instant,
     /// The id in its hello reply.
-    pub(super) id: Option<String>,
+    pub(super) session_id: Option<String>,
     /// The device has left, its last words are still to be sent.
     closing: bool,
     /// Texts of the device that no server has yet, with whether they carry an id.
@@ -78,40 +78,40 @@ pub(super) struct Call {
     to_device: VecDeque<(u64, Instant, bool)>,
     pub(super) last_text: u64,
     pub(super) last_audio: u64,
-    speaking: bool,
+    tts_active: bool,
     pub(super) sequence: u32,
-    pub(super) headers: HashSet<[u8; HEADER]>,
-    pub(super) voice: u32,
-    pub(super) accepted: u32,
+    pub(super) headers_used: HashSet<[u8; HEADER_LEN]>,
+    pub(super) last_sequence_sent: u32,
+    pub(super) last_sequence_accepted: u32,
     pub(super) peer: Option<SocketAddr>,
-    pub(super) peer_heard: Option<Instant>,
+    pub(super) peer_last_seen: Option<Instant>,
 }
 
 /// What one decision of the core came to.
 #[derive(Default)]
-struct Tally {
+struct DecisionSummary {
     goodbyes: Vec<Value>,
     /// Ids that calls were known by whose end is news to the device.
-    news: Vec<String>,
-    ended: Vec<u32>,
+    ids_to_notify: Vec<String>,
+    ended_ssrcs: Vec<u32>,
     /// The server is there from now on.
-    greeted: bool,
+    server_is_live: bool,
     /// The call outlives the connection.
-    kept: bool,
-    repeated: u32,
-    said: Amount,
-    told: Amount,
-    heard: usize,
+    call_kept: bool,
+    listens_repeated: u32,
+    to_server: TextVolume,
+    to_device: TextVolume,
+    datagrams: usize,
 }
 
 /// Texts of one decision: what was let go from a queue is not more than it may hold.
 #[derive(Default)]
-struct Amount {
+struct TextVolume {
     texts: usize,
     bytes: usize,
 }
 
-impl Amount {
+impl TextVolume {
     fn add(&mut self, text: &str) {
         self.texts += 1;
         self.bytes += text.len();
@@ -123,35 +123,35 @@ impl Amount {
     }
 }
 
-impl Shadow {
+impl Model {
     pub(super) fn new(home: IpAddr) -> Self {
         Self {
-            welcomed: false,
+            connack_sent: false,
             closed: false,
-            away: false,
-            home,
-            ws: Ws::None,
+            awaiting_reconnect: false,
+            mqtt_ip: home,
+            ws: WebSocketState::None,
             call: None,
-            was_greeted: false,
+            had_server_hello: false,
         }
     }
 
     pub(super) fn is_connected(&self) -> bool {
-        self.welcomed && !self.closed
+        self.connack_sent && !self.closed
     }
 
     // ----- what goes in -------------------------------------------------------------------------------------------
 
     /// The id the device knows, or knew last.
     pub(super) fn session_id(&self) -> Option<String> {
-        self.call.as_ref().and_then(|call| call.id.clone())
+        self.call.as_ref().and_then(|call| call.session_id.clone())
     }
 
-    pub(super) fn device_says(&mut self, text: &str) -> Input {
+    pub(super) fn on_device_text(&mut self, text: &str) -> Input {
         let text: Value = serde_json::from_str(text).unwrap();
         let Some(call) = self.call.as_mut().filter(|call| !call.closing) else {
             let answered = !["goodbye", "hello", "mcp"].map(Value::from).contains(&text["type"]);
-            return if answered { Input::Stray } else { Input::Other };
+            return if answered { Input::TextWithoutCall } else { Input::Other };
         };
         if let Some(n) = text["n"].as_u64() {
             call.to_server.push_back(n);
@@ -160,14 +160,14 @@ impl Shadow {
             }
         }
         if text["type"] == "goodbye" {
-            self.device_leaves();
+            self.on_device_disconnect();
         }
         Input::Other
     }
 
-    pub(super) fn device_leaves(&mut self) {
+    pub(super) fn on_device_disconnect(&mut self) {
         if let Some(call) = &mut self.call {
-            call.closing |= call.id.is_none() && !call.to_server.is_empty();
+            call.closing |= call.session_id.is_none() && !call.to_server.is_empty();
         }
     }
 
@@ -175,129 +175,140 @@ impl Shadow {
         self.call.as_ref().is_some_and(|call| call.closing)
     }
 
-    pub(super) fn opened(&mut self, since: Instant) {
-        let Ws::Dialing { url, .. } = &self.ws else { panic!("not dialling") };
-        self.ws = Ws::Open { url: url.clone(), since, greeted: false, session: None, hellos: 0 };
+    pub(super) fn on_websocket_open(&mut self, since: Instant) {
+        let WebSocketState::Dialing { url, .. } = &self.ws else { panic!("not dialling") };
+        self.ws =
+            WebSocketState::Open { url: url.clone(), since, hello_received: false, session: None, hellos: 0 };
     }
 
-    pub(super) fn server_greets(&mut self, id: Option<String>) -> Input {
-        let Ws::Open { greeted, session, .. } = &mut self.ws else { panic!("not open") };
+    pub(super) fn on_server_hello(&mut self, id: Option<String>) -> Input {
+        let WebSocketState::Open { hello_received: greeted, session, .. } = &mut self.ws else {
+            panic!("not open")
+        };
         *session = session.take().or(id);
-        if std::mem::replace(greeted, true) { Input::Other } else { Input::Greets }
+        if std::mem::replace(greeted, true) { Input::Other } else { Input::ServerHello }
     }
 
     /// The id that the server puts into its texts, once it has told it.
     pub(super) fn server_id(&self) -> Option<String> {
         match &self.ws {
-            Ws::Open { greeted: true, session, .. } => session.clone(),
+            WebSocketState::Open { hello_received: true, session, .. } => session.clone(),
             _ => None,
         }
     }
 
-    pub(super) fn server_says(&mut self, n: u64, now: Instant) {
+    pub(super) fn on_server_text(&mut self, n: u64, now: Instant) {
         let away = !self.is_connected();
         match &mut self.call {
-            Some(call) if self.ws.is_greeted() => call.to_device.push_back((n, now, away)),
+            Some(call) if self.ws.is_live() => call.to_device.push_back((n, now, away)),
             Some(call) => call.before_hello.push(n),
             None => {}
         }
     }
 
-    pub(super) fn ws_gone(&mut self) {
-        self.was_greeted |= self.ws.is_greeted();
-        self.ws = Ws::None;
+    pub(super) fn before_websocket_close(&mut self) {
+        self.had_server_hello |= self.ws.is_live();
+        self.ws = WebSocketState::None;
         if let Some(call) = &mut self.call {
             call.before_hello.clear();
         }
     }
 
     /// What the server said before its hello need not wait for that any more.
-    fn server_is_there(&mut self, now: Instant) {
+    fn release_early_texts(&mut self, now: Instant) {
         let away = !self.is_connected();
         if let Some(call) = &mut self.call {
             call.to_device.extend(call.before_hello.drain(..).map(|n| (n, now, away)));
         }
     }
 
-    pub(super) fn ws_was_gone(&mut self) {
-        self.was_greeted = false;
+    pub(super) fn after_websocket_close(&mut self) {
+        self.had_server_hello = false;
     }
 
     // ----- what comes out -----------------------------------------------------------------------------------------
 
     /// Follows what the core wants done; returns the calls that have ended.
-    pub(super) fn watch(
+    pub(super) fn observe(
         &mut self,
         now: Instant,
         input: Input,
-        grant: Option<Grant>,
+        credentials: Option<CallCredentials>,
         actions: &[Action],
     ) -> Vec<u32> {
         let connected = self.is_connected();
-        if let Input::Back(home) = input {
-            (self.home, self.closed, self.away) = (home, false, false);
+        if let Input::Reconnected(home) = input {
+            (self.mqtt_ip, self.closed, self.awaiting_reconnect) = (home, false, false);
         }
-        let mut tally = Tally { greeted: input == Input::Greets, ..Tally::default() };
-        if tally.greeted {
-            self.server_is_there(now);
+        let mut decision =
+            DecisionSummary { server_is_live: input == Input::ServerHello, ..DecisionSummary::default() };
+        if decision.server_is_live {
+            self.release_early_texts(now);
         }
-        let mut grant = grant;
+        let mut credentials = credentials;
         for action in actions {
             match action {
-                Action::Welcome => self.welcomed = true,
-                Action::Grant => self.granted(grant.take().expect("one grant per hello"), now),
-                Action::Publish(text) => self.published(text, &mut tally),
+                Action::AcceptConnect => self.connack_sent = true,
+                Action::GenerateCredentials => {
+                    self.on_credentials(credentials.take().expect("one set of credentials per hello"), now)
+                }
+                Action::Publish(text) => self.on_publish(text, &mut decision),
                 Action::Dial(request) => {
-                    assert_eq!(self.ws, Ws::None, "the one before is hung up first");
-                    self.ws = Ws::Dialing { url: request.server.url.clone(), since: now };
+                    assert_eq!(self.ws, WebSocketState::None, "the one before is hung up first");
+                    self.ws = WebSocketState::Dialing { url: request.server.url.clone(), since: now };
                 }
-                Action::Say(text) => self.said(text, &mut tally),
-                Action::Ping => assert!(self.ws.is_greeted()),
-                Action::HangUp(_) => self.ws_gone(),
-                Action::Datagram(sealed, bytes) => {
-                    tally.heard += 1;
-                    self.sealed(sealed, bytes);
+                Action::SendText(text) => self.on_text_to_server(text, &mut decision),
+                Action::SendPing => assert!(self.ws.is_live()),
+                Action::CloseBackend(_) => self.before_websocket_close(),
+                Action::SendDatagram(encrypted, bytes) => {
+                    decision.datagrams += 1;
+                    self.on_encrypted(encrypted, bytes);
                 }
-                Action::Ended(summary) => self.ended(summary, &mut tally),
-                Action::Close(_) => {
-                    assert!(!self.closed || self.away, "closed once, and once more when its call is over");
-                    self.away = !self.closed && tally.kept;
+                Action::CallEnded(summary) => self.on_call_ended(summary, &mut decision),
+                Action::CloseDevice(_) => {
+                    assert!(
+                        !self.closed || self.awaiting_reconnect,
+                        "closed once, and once more when its call is over"
+                    );
+                    self.awaiting_reconnect = !self.closed && decision.call_kept;
                     self.closed = true;
                 }
-                Action::Note(Note::Away(_)) => tally.kept = true,
-                Action::Note(Note::NoServerHello(_)) => {
-                    let Ws::Open { greeted, .. } = &mut self.ws else { panic!("not open") };
+                Action::Log(LogEvent::ConnectionLost(_)) => decision.call_kept = true,
+                Action::Log(LogEvent::NoServerHello(_)) => {
+                    let WebSocketState::Open { hello_received: greeted, .. } = &mut self.ws else {
+                        panic!("not open")
+                    };
                     *greeted = true;
-                    tally.greeted = true;
-                    self.server_is_there(now);
+                    decision.server_is_live = true;
+                    self.release_early_texts(now);
                 }
-                Action::Refuse(_) | Action::Admit => panic!("{action:?}"),
+                Action::RefuseConnect(_) | Action::Admit => panic!("{action:?}"),
                 _ => {}
             }
         }
-        let stray = usize::from(input == Input::Stray && tally.ended.is_empty());
+        let stray = usize::from(input == Input::TextWithoutCall && decision.ended_ssrcs.is_empty());
         assert_eq!(
-            tally.goodbyes.len(),
-            tally.news.len() + stray,
+            decision.goodbyes.len(),
+            decision.ids_to_notify.len() + stray,
             "goodbye exactly once, and none otherwise"
         );
-        for (goodbye, id) in tally.goodbyes.iter().zip(&tally.news) {
+        for (goodbye, id) in decision.goodbyes.iter().zip(&decision.ids_to_notify) {
             assert_eq!(goodbye["session_id"], **id, "with the id the device knows");
         }
         assert!(
-            tally.said.is_within(1) && tally.told.is_within(1) && tally.heard <= 256,
+            decision.to_server.is_within(1) && decision.to_device.is_within(1) && decision.datagrams <= 256,
             "no queue over its bound"
         );
-        self.settle(now, input, connected, &tally);
-        tally.ended
+        self.check_transition(now, input, connected, &decision);
+        decision.ended_ssrcs
     }
 
-    fn granted(&mut self, grant: Grant, since: Instant) {
+    fn on_credentials(&mut self, credentials: CallCredentials, since: Instant) {
         assert!(self.call.is_none(), "the call before has ended");
-        self.call = Some(Call {
-            grant,
+        self.call = Some(CallModel {
+            credentials,
             since,
-            id: None,
+            session_id: None,
             closing: false,
             to_server: VecDeque::new(),
             last_listen: None,
@@ -306,36 +317,36 @@ impl Shadow {
             to_device: VecDeque::new(),
             last_text: 0,
             last_audio: 0,
-            speaking: false,
+            tts_active: false,
             sequence: 0,
-            headers: HashSet::new(),
-            voice: 0,
-            accepted: 0,
+            headers_used: HashSet::new(),
+            last_sequence_sent: 0,
+            last_sequence_accepted: 0,
             peer: None,
-            peer_heard: None,
+            peer_last_seen: None,
         });
     }
 
-    fn published(&mut self, text: &str, tally: &mut Tally) {
+    fn on_publish(&mut self, text: &str, decision: &mut DecisionSummary) {
         assert!(self.is_connected(), "told to nobody: {text}");
-        tally.told.add(text);
+        decision.to_device.add(text);
         let value: Value = serde_json::from_str(text).unwrap();
         assert!(value.get("session_id").is_none_or(|id| id.as_str().is_some_and(|id| !id.is_empty())));
         if value["type"] == "goodbye" {
-            return tally.goodbyes.push(value);
+            return decision.goodbyes.push(value);
         }
         let Some(call) = &mut self.call else { return assert_eq!(value["type"], "mcp", "no call") };
         match value["type"].as_str() {
             Some("hello") => {
-                assert_eq!(value["udp"]["key"], data_encoding::HEXLOWER.encode(&call.grant.key));
+                assert_eq!(value["udp"]["key"], data_encoding::HEXLOWER.encode(&call.credentials.key));
                 let id = value["session_id"].as_str().unwrap().to_owned();
-                assert_eq!(call.id.replace(id), None, "one hello reply per key");
+                assert_eq!(call.session_id.replace(id), None, "one hello reply per key");
             }
-            Some("tts") => call.speaking = value["state"] == "start",
+            Some("tts") => call.tts_active = value["state"] == "start",
             _ => {}
         }
         if let Some(n) = value["n"].as_u64() {
-            assert_eq!(value["session_id"].as_str(), call.id.as_deref(), "{text}");
+            assert_eq!(value["session_id"].as_str(), call.session_id.as_deref(), "{text}");
             let place = call.to_device.iter().position(|(due, ..)| *due == n).expect("delivered once");
             let (_, _, away) = call.to_device.remove(place).unwrap();
             assert!(n > call.last_text && (away || n > call.last_audio), "text keeps its order: {text}");
@@ -343,9 +354,11 @@ impl Shadow {
         }
     }
 
-    fn said(&mut self, text: &str, tally: &mut Tally) {
-        let Ws::Open { session, hellos, .. } = &mut self.ws else { panic!("said to nobody: {text}") };
-        tally.said.add(text);
+    fn on_text_to_server(&mut self, text: &str, decision: &mut DecisionSummary) {
+        let WebSocketState::Open { session, hellos, .. } = &mut self.ws else {
+            panic!("said to nobody: {text}")
+        };
+        decision.to_server.add(text);
         let value: Value = serde_json::from_str(text).unwrap();
         if value["type"] == "hello" {
             *hellos += 1;
@@ -355,34 +368,40 @@ impl Shadow {
         let Some(n) = value["n"].as_u64() else { return };
         assert!(*hellos > 0, "our hello comes first");
         if let Some(id) = value["session_id"].as_str() {
-            assert_eq!(Some(id), session.as_deref().or(call.id.as_deref()), "the id the server knows");
+            assert_eq!(
+                Some(id),
+                session.as_deref().or(call.session_id.as_deref()),
+                "the id the server knows"
+            );
         }
         if call.to_server.front() == Some(&n) {
             call.to_server.pop_front();
         } else {
             assert_eq!(Some(n), call.last_listen, "in order and once, but for the last listen");
-            tally.repeated += 1;
+            decision.listens_repeated += 1;
         }
     }
 
-    fn ended(&mut self, summary: &Summary, tally: &mut Tally) {
+    fn on_call_ended(&mut self, summary: &CallSummary, decision: &mut DecisionSummary) {
         let call = self.call.take().expect("a call that is there ends");
-        assert_eq!(summary.ssrc, Some(call.grant.ssrc));
-        assert_eq!(self.ws, Ws::None, "no WebSocket outlives its call");
+        assert_eq!(summary.ssrc, Some(call.credentials.ssrc));
+        assert_eq!(self.ws, WebSocketState::None, "no WebSocket outlives its call");
         use EndReason::*;
         let own_doing = matches!(
             summary.reason,
             DeviceGoodbye | DeviceDisconnected | DeviceLost | DeviceError | Replaced
         );
         if self.is_connected() && !call.closing && !own_doing {
-            tally.news.push(call.id.clone().expect("a goodbye without a hello ends no wait"));
-            if self.was_greeted && summary.reason != Overflow {
+            decision
+                .ids_to_notify
+                .push(call.session_id.clone().expect("a goodbye without a hello ends no wait"));
+            if self.had_server_hello && summary.reason != Overflow {
                 assert!(call.to_device.is_empty(), "text is delivered before the goodbye");
             }
         }
-        if call.closing && self.was_greeted {
+        if call.closing && self.had_server_hello {
             assert!(call.to_server.is_empty(), "last words are said");
         }
-        tally.ended.push(call.grant.ssrc);
+        decision.ended_ssrcs.push(call.credentials.ssrc);
     }
 }

@@ -1,134 +1,142 @@
 //! What chat servers do, at any stage of a WebSocket.
 
 use super::*;
-use crate::proto::audio::{HEADER, MAX_PAYLOAD, ws_header};
+use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD, ws_frame_header};
 
-impl World {
-    pub(super) fn server_acts(&mut self) {
+impl Simulation {
+    pub(super) fn server_step(&mut self) {
         let busy: Vec<_> =
-            (0..self.sessions.len()).filter(|s| self.sessions[*s].shadow.ws != Ws::None).collect();
+            (0..self.sessions.len()).filter(|s| self.sessions[*s].model.ws != WebSocketState::None).collect();
         if busy.is_empty() {
             return;
         }
         let s = self.rng.pick(&busy);
-        match &self.sessions[s].shadow.ws {
-            Ws::None => {}
-            Ws::Dialing { .. } => self.dial_goes_on(s),
-            Ws::Open { greeted: false, .. } if self.rng.percent(60) => self.greet(s),
-            Ws::Open { .. } => self.server_talks(s),
+        match &self.sessions[s].model.ws {
+            WebSocketState::None => {}
+            WebSocketState::Dialing { .. } => self.dial_step(s),
+            WebSocketState::Open { hello_received: false, .. } if self.rng.percent(60) => {
+                self.send_server_hello(s)
+            }
+            WebSocketState::Open { .. } => self.open_server_step(s),
         }
     }
 
-    fn dial_goes_on(&mut self, s: usize) {
+    fn dial_step(&mut self, s: usize) {
         match self.rng.below(10) {
-            0..2 => self.sessions[s].core.backend_connecting(),
+            0..2 => self.sessions[s].core.on_backend_connecting(),
             2..4 => {
-                self.note(format_args!("[{s}] the dial fails"));
+                self.log(format_args!("[{s}] the dial fails"));
                 let stage = self.rng.pick(&["resolve", "connect", "tls", "upgrade"]);
-                self.gone(s, Gone::Failed(Failure { stage, why: "broken".to_owned() }));
+                self.close_websocket(
+                    s,
+                    BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() }),
+                );
             }
             _ => {
-                self.note(format_args!("[{s}] the WebSocket is open"));
-                self.sessions[s].core.backend_connecting();
-                self.sessions[s].shadow.opened(self.now);
-                self.drive(s, Input::Other, Core::backend_open);
+                self.log(format_args!("[{s}] the WebSocket is open"));
+                self.sessions[s].core.on_backend_connecting();
+                self.sessions[s].model.on_websocket_open(self.now);
+                self.drive(s, Input::Other, Core::on_backend_open);
             }
         }
     }
 
-    fn greet(&mut self, s: usize) {
+    fn send_server_hello(&mut self, s: usize) {
         let id = self.rng.percent(80).then(|| format!("srv-{}", self.serial));
-        self.serial();
+        self.next_serial();
         let field = id.as_ref().map(|id| format!(r#","session_id":"{id}""#)).unwrap_or_default();
-        self.note(format_args!("[{s}] the server's hello, session {id:?}"));
-        let input = self.sessions[s].shadow.server_greets(id);
-        self.drive(s, input, |core, cx| core.backend_text(&format!(r#"{{"type":"hello"{field}}}"#), cx));
+        self.log(format_args!("[{s}] the server's hello, session {id:?}"));
+        let input = self.sessions[s].model.on_server_hello(id);
+        self.drive(s, input, |core, cx| core.on_backend_text(&format!(r#"{{"type":"hello"{field}}}"#), cx));
     }
 
-    fn server_talks(&mut self, s: usize) {
+    fn open_server_step(&mut self, s: usize) {
         match self.rng.below(100) {
-            0..10 => self.server_text(s, "tts", "start", ""),
-            10..20 => self.server_text(s, "tts", "stop", ""),
-            20..30 => self.server_text(s, "llm", "", ""),
-            30..80 => self.server_audio(s),
+            0..10 => self.send_server_text(s, "tts", "start", ""),
+            10..20 => self.send_server_text(s, "tts", "stop", ""),
+            20..30 => self.send_server_text(s, "llm", "", ""),
+            30..80 => self.send_server_audio(s),
             80..82 => {
-                self.note(format_args!("[{s}] bad frames"));
-                assert!(self.frame(s, &[0; 15 + HEADER + MAX_PAYLOAD]).is_err());
-                assert!(self.frame(s, b"").is_err());
-                self.drive(s, Input::Other, |core, cx| core.backend_text("nonsense", cx));
+                self.log(format_args!("[{s}] bad frames"));
+                assert!(self.downlink(s, &[0; 15 + HEADER_LEN + MAX_PAYLOAD]).is_err());
+                assert!(self.downlink(s, b"").is_err());
+                self.drive(s, Input::Other, |core, cx| core.on_backend_text("nonsense", cx));
             }
             82..84 => {
                 for _ in 0..self.rng.pick(&[20, 150, 300]) {
-                    self.server_audio(s);
+                    self.send_server_audio(s);
                 }
             }
             84..85 => {
-                let filler = "x".repeat(self.rng.pick(&[0, LONG]));
-                for _ in 0..self.rng.pick(&MANY) {
-                    self.server_text(s, "llm", "", &filler);
+                let filler = "x".repeat(self.rng.pick(&[0, LONG_TEXT_BYTES]));
+                for _ in 0..self.rng.pick(&TEXT_BURST_SIZES) {
+                    self.send_server_text(s, "llm", "", &filler);
                 }
             }
-            85..88 => self.sessions[s].core.backend_alive(self.now),
-            88..90 => self.greet(s),
+            85..88 => self.sessions[s].core.on_backend_activity(self.now),
+            88..90 => self.send_server_hello(s),
             90..92 => {
-                self.note(format_args!("[{s}] the server's goodbye"));
-                self.drive(s, Input::Other, |core, cx| core.backend_text(r#"{"type":"goodbye"}"#, cx));
+                self.log(format_args!("[{s}] the server's goodbye"));
+                self.drive(s, Input::Other, |core, cx| core.on_backend_text(r#"{"type":"goodbye"}"#, cx));
             }
             92..93 => {
-                self.note(format_args!("[{s}] the server does not read"));
-                self.drive(s, Input::Other, Core::backend_blocked);
+                self.log(format_args!("[{s}] the server does not read"));
+                self.drive(s, Input::Other, Core::on_backend_blocked);
             }
             93..95 => {
                 let code = self.rng.pick(&[None, Some(1000)]);
-                self.note(format_args!("[{s}] the server closes with {code:?}"));
-                self.gone(s, Gone::Closed(code));
+                self.log(format_args!("[{s}] the server closes with {code:?}"));
+                self.close_websocket(s, BackendClosed::CloseFrame(code));
             }
             95..96 => {
                 let text = r#"{"type":"mcp","payload":{"id":"x","method":"tools/list"}}"#;
-                self.drive(s, Input::Other, |core, cx| core.backend_text(text, cx));
+                self.drive(s, Input::Other, |core, cx| core.on_backend_text(text, cx));
             }
             _ => {
-                let failure = Failure { stage: "live", why: "reset".to_owned() };
+                let failure = BackendFailure { stage: "live", message: "reset".to_owned() };
                 let gone = self.rng.pick(&[Some(1001), Some(1011), None]);
-                self.note(format_args!("[{s}] the server fails: {gone:?}"));
-                self.gone(s, gone.map_or(Gone::Failed(failure), |code| Gone::Closed(Some(code))));
+                self.log(format_args!("[{s}] the server fails: {gone:?}"));
+                self.close_websocket(
+                    s,
+                    gone.map_or(BackendClosed::Failed(failure), |code| BackendClosed::CloseFrame(Some(code))),
+                );
             }
         }
     }
 
-    fn gone(&mut self, s: usize, gone: Gone) {
-        self.sessions[s].shadow.ws_gone();
-        self.drive(s, Input::ServerFails, |core, cx| core.backend_gone(gone, cx));
-        self.sessions[s].shadow.ws_was_gone();
+    fn close_websocket(&mut self, s: usize, gone: BackendClosed) {
+        self.sessions[s].model.before_websocket_close();
+        self.drive(s, Input::ServerFailed, |core, cx| core.on_backend_closed(gone, cx));
+        self.sessions[s].model.after_websocket_close();
     }
 
-    fn server_text(&mut self, s: usize, kind: &str, state: &str, filler: &str) {
-        let n = self.serial();
-        let id = self.sessions[s].shadow.server_id().filter(|_| self.rng.percent(50));
+    fn send_server_text(&mut self, s: usize, kind: &str, state: &str, filler: &str) {
+        let n = self.next_serial();
+        let id = self.sessions[s].model.server_id().filter(|_| self.rng.percent(50));
         let id = id.map(|id| format!(r#","session_id":"{id}""#)).unwrap_or_default();
-        self.note(format_args!("[{s}] the server's {kind} {state} {n}"));
-        self.sessions[s].shadow.server_says(n, self.now);
+        self.log(format_args!("[{s}] the server's {kind} {state} {n}"));
+        self.sessions[s].model.on_server_text(n, self.now);
         let text = format!(r#"{{"type":"{kind}","state":"{state}","n":{n}{id},"x":"{filler}"}}"#);
-        self.drive(s, Input::Other, |core, cx| core.backend_text(&text, cx));
+        self.drive(s, Input::Other, |core, cx| core.on_backend_text(&text, cx));
     }
 
-    fn server_audio(&mut self, s: usize) {
-        let n = self.serial();
+    fn send_server_audio(&mut self, s: usize) {
+        let n = self.next_serial();
         let payload = [&[0x08][..], &n.to_be_bytes()].concat();
-        let frame = match self.sessions[s].shadow.ws.url() {
+        let frame = match self.sessions[s].model.ws.url() {
             "ws://raw/" => payload,
-            _ => [&ws_header(n as u32, payload.len())[..], &payload].concat(),
+            _ => [&ws_frame_header(n as u32, payload.len())[..], &payload].concat(),
         };
-        let outcome = self.frame(s, &frame);
-        self.note(format_args!("[{s}] the server's audio {n}: {outcome:?}"));
+        let outcome = self.downlink(s, &frame);
+        self.log(format_args!("[{s}] the server's audio {n}: {outcome:?}"));
     }
 
-    fn frame(&mut self, s: usize, frame: &[u8]) -> Result<(), Discard> {
-        let Session { core, shadow } = &mut self.sessions[s];
-        let mut out = [0; HEADER + MAX_PAYLOAD];
+    fn downlink(&mut self, s: usize, frame: &[u8]) -> Result<(), DropReason> {
+        let ModelledSession { core, model } = &mut self.sessions[s];
+        let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
         match core.downlink(frame, &mut out, &self.config, &mut self.servers, self.now)? {
-            Some(sealed) => shadow.sealed(&sealed, &out[..sealed.len]),
-            None => drop(self.drive(s, Input::Other, Core::audible)),
+            Some(encrypted) => model.on_encrypted(&encrypted, &out[..encrypted.datagram_len]),
+            None => drop(self.drive(s, Input::Other, Core::release_held)),
         }
         Ok(())
     }

@@ -16,14 +16,18 @@ fn a_servers_message_is_what_the_device_takes_it_for() {
         (r#"{"Type":7,"type":"goodbye"}"#, false),
         (r#"{"type":"Goodbye"}"#, false),
     ] {
-        let mut story = Story::talking();
-        let actions = story.server(text);
-        assert_eq!(actions.iter().any(|action| matches!(action, Action::Ended(_))), ends, "{text}");
-        assert_eq!(told(&actions), [format!(r#"{{"session_id":"s1",{}"#, &text[1..])]);
+        let mut scenario = Scenario::with_udp_peer();
+        let actions = scenario.server_sends(text);
+        assert_eq!(actions.iter().any(|action| matches!(action, Action::CallEnded(_))), ends, "{text}");
+        assert_eq!(texts_to_device(&actions), [format!(r#"{{"session_id":"s1",{}"#, &text[1..])]);
     }
     // A second hello would give the device another key.
     for text in [r#"{"Type":"hello","type":"llm"}"#, r#"{"type":"hello\u0000","type":"llm"}"#] {
-        assert_eq!(Story::talking().server(text), [Action::Count(Counter::RepeatedHello)], "{text}");
+        assert_eq!(
+            Scenario::with_udp_peer().server_sends(text),
+            [Action::Count(Counter::RepeatedHello)],
+            "{text}"
+        );
     }
 }
 
@@ -35,30 +39,30 @@ fn speech_begins_and_ends_as_the_device_takes_it() {
         (r#"{"type":"tts","state":"stop","state":"start"}"#, false),
         (r#"{"type":"llm","type":"tts","state":"start"}"#, false),
     ] {
-        let mut story = Story::talking();
-        story.server(text);
+        let mut scenario = Scenario::with_udp_peer();
+        scenario.server_sends(text);
         // Speech that its server leaves unfinished is ended.
-        let stops = told(&story.gone(failed("live"))).len();
+        let stops = texts_to_device(&scenario.close_backend(failed("live"))).len();
         assert_eq!(stops, usize::from(speaks), "{text}");
     }
 }
 
 #[test]
 fn an_mcp_request_is_what_the_device_takes_it_for() {
-    let mut story = Story::new();
-    story.config.mcp.enabled = true;
-    story.connect();
-    story.call();
+    let mut scenario = Scenario::new();
+    scenario.config.mcp.enabled = true;
+    scenario.connect();
+    scenario.start_call();
     // The device reads the first payload and the first id: these get an id that it answers.
     let text = r#"{"session_id":"s1","type":"mcp","Payload":{"ID":"a","id":7,"method":"x"},"payload":{"id":8,"method":"x"}}"#;
-    let told_to = story.server(text);
-    let rpc = message::rpc(told(&told_to)[0], message::Reader::Server).unwrap();
+    let told_to = scenario.server_sends(text);
+    let rpc = message::parse_rpc(texts_to_device(&told_to)[0], message::Reader::Server).unwrap();
     assert_eq!(rpc.id, Some("8"), "untouched");
     let ours = 0x4000_0001;
     assert_eq!(
-        told(&told_to),
+        texts_to_device(&told_to),
         [text.replace("\"ID\":\"a\",\"id\":7", &format!("\"ID\":{ours},\"id\":{ours}"))]
     );
     let answer = format!(r#"{{"type":"mcp","payload":{{"id":{ours},"result":{{}}}}}}"#);
-    assert_eq!(story.device(&answer), [say(&answer.replace(&ours.to_string(), "\"a\""))]);
+    assert_eq!(scenario.device_sends(&answer), [send_text(&answer.replace(&ours.to_string(), "\"a\""))]);
 }

@@ -5,171 +5,192 @@ use super::*;
 const HELLO_2: &str = r#"{"type":"hello","session_id":"s2"}"#;
 
 #[test]
-fn a_server_that_does_not_greet_is_named_with_what_it_did() {
-    type End = fn(&mut Story) -> Vec<Action>;
+fn a_server_without_a_hello_is_logged_with_its_failure() {
+    type End = fn(&mut Scenario) -> Vec<Action>;
     let ends: [(End, &str); 6] = [
-        (|story| story.gone(Gone::Closed(None)), "the server closed the WebSocket"),
-        (|story| story.gone(Gone::Closed(Some(1000))), "the server closed the WebSocket with code 1000"),
-        (|story| story.gone(Gone::Closed(Some(1011))), "the server closed the WebSocket with code 1011"),
-        (|story| story.gone(failed("live")), "broken"),
-        (|story| story.server(r#"{"type":"goodbye"}"#), "the server said goodbye instead"),
-        (|story| story.wait(4_000).split_off(1), "no answer in 4.0 s"),
+        (
+            |scenario| scenario.close_backend(BackendClosed::CloseFrame(None)),
+            "the server closed the WebSocket",
+        ),
+        (
+            |scenario| scenario.close_backend(BackendClosed::CloseFrame(Some(1000))),
+            "the server closed the WebSocket with code 1000",
+        ),
+        (
+            |scenario| scenario.close_backend(BackendClosed::CloseFrame(Some(1011))),
+            "the server closed the WebSocket with code 1011",
+        ),
+        (|scenario| scenario.close_backend(failed("live")), "broken"),
+        (|scenario| scenario.server_sends(r#"{"type":"goodbye"}"#), "the server said goodbye instead"),
+        (|scenario| scenario.wait(4_000).split_off(1), "no answer in 4.0 s"),
     ];
     for (end, why) in ends {
-        let mut story = Story::online();
-        story.device(HELLO);
-        story.open();
-        let failure = Failure { stage: "hello", why: why.to_owned() };
-        let failing = Note::ServerFailing { url: A.to_owned(), why: failure.to_string() };
+        let mut scenario = Scenario::online();
+        scenario.device_sends(HELLO);
+        scenario.open_backend();
+        let failure = BackendFailure { stage: "hello", message: why.to_owned() };
+        let failing = LogEvent::ServerFailing { url: A.to_owned(), why: failure.to_string() };
         let expected = [
             Action::Count(Counter::DialFailed("hello")),
-            Action::Note(failing),
-            Action::HangUp(1001),
-            Action::Note(Note::DialFailed { url: A.to_owned(), failure }),
+            Action::Log(failing),
+            Action::CloseBackend(1001),
+            Action::Log(LogEvent::DialFailed { url: A.to_owned(), failure }),
             dial(B),
         ];
-        assert_eq!(end(&mut story), expected, "{why}");
+        assert_eq!(end(&mut scenario), expected, "{why}");
     }
 }
 
 #[test]
-fn the_next_server_has_to_greet_whatever_the_one_before_said() {
+fn the_next_server_must_send_its_own_hello() {
     for spoken in [TTS_START, r#"{"type":"stt","text":"x"}"#, r#"{"type":"llm"}"#] {
-        let mut story = Story::online();
-        story.device(HELLO);
-        story.open();
-        assert_eq!(story.server(spoken), []);
-        story.gone(failed("live"));
-        story.open();
-        assert_eq!(traffic(story.wait(4_000)), [say(HELLO_UP), Action::HangUp(1001), dial(C)], "{spoken}");
-        story.open();
-        assert_eq!(told(&story.server(SERVER_HELLO)).len(), 1, "the reply alone: {spoken}");
+        let mut scenario = Scenario::online();
+        scenario.device_sends(HELLO);
+        scenario.open_backend();
+        assert_eq!(scenario.server_sends(spoken), []);
+        scenario.close_backend(failed("live"));
+        scenario.open_backend();
+        assert_eq!(
+            without_logs_and_counters(scenario.wait(4_000)),
+            [send_text(HELLO_TO_SERVER), Action::CloseBackend(1001), dial(C)],
+            "{spoken}"
+        );
+        scenario.open_backend();
+        assert_eq!(
+            texts_to_device(&scenario.server_sends(SERVER_HELLO)).len(),
+            1,
+            "the reply alone: {spoken}"
+        );
     }
 }
 
 #[test]
-fn a_name_that_is_not_found_is_the_servers_fault_and_a_place_that_is_not_free_is_not() {
-    for (stage, at_fault) in [("resolve", true), ("connect", false), (OWN_SHORTAGE, false)] {
-        let mut story = Story::online();
-        story.device(HELLO);
+fn a_resolve_failure_counts_against_the_server_and_a_full_dial_queue_does_not() {
+    for (stage, at_fault) in [("resolve", true), ("connect", false), (LOCAL_SHORTAGE_STAGE, false)] {
+        let mut scenario = Scenario::online();
+        scenario.device_sends(HELLO);
         // It never got as far as connecting.
-        let actions = story.drive(|core, cx| core.backend_gone(failed(stage), cx));
-        let failing = actions.iter().any(|action| matches!(action, Action::Note(Note::ServerFailing { .. })));
+        let actions = scenario.drive(|core, cx| core.on_backend_closed(failed(stage), cx));
+        let failing =
+            actions.iter().any(|action| matches!(action, Action::Log(LogEvent::ServerFailing { .. })));
         assert_eq!(failing, at_fault, "{stage}");
     }
 }
 
 #[test]
-fn what_counts_as_speech_makes_a_silent_server_live() {
+fn speech_without_a_hello_makes_the_server_live() {
     for (text, live) in
         [(TTS_START, true), (r#"{"type":"stt","text":"x"}"#, true), (r#"{"type":"llm"}"#, false)]
     {
-        let mut story = Story::online();
-        story.config.websocket.production = servers(&[A]);
-        story.device(HELLO);
-        story.open();
-        story.wait(1_000);
-        assert_eq!(story.server(text), []);
-        let actions = story.wait(3_000);
-        let note = Action::Note(Note::NoServerHello(A.to_owned()));
-        assert_eq!(actions.contains(&note), live, "{text}");
+        let mut scenario = Scenario::online();
+        scenario.config.websocket.production = servers(&[A]);
+        scenario.device_sends(HELLO);
+        scenario.open_backend();
+        scenario.wait(1_000);
+        assert_eq!(scenario.server_sends(text), []);
+        let actions = scenario.wait(3_000);
+        let event = Action::Log(LogEvent::NoServerHello(A.to_owned()));
+        assert_eq!(actions.contains(&event), live, "{text}");
     }
 }
 
 #[test]
 fn audio_and_abort_before_the_answer_cost_nothing() {
-    let mut story = Story::online();
-    story.device(HELLO);
-    story.open();
-    assert_eq!(story.up(1, b"\x08x"), Err(Discard::NoServer));
+    let mut scenario = Scenario::online();
+    scenario.device_sends(HELLO);
+    scenario.open_backend();
+    assert_eq!(scenario.uplink(1, b"\x08x"), Err(DropReason::NoServer));
     let llm = r#"{"session_id":"s1","type":"llm"}"#;
-    story.server(llm);
-    assert_eq!(story.device(r#"{"type":"abort"}"#), [Action::FlushAudio(0x1001)]);
-    let actions = story.server(SERVER_HELLO);
-    let Action::Publish(answer) = reply(1, "s1", r#"{"sample_rate":24000}"#) else { unreachable!() };
-    assert_eq!(told(&actions), [&*answer, llm]);
+    scenario.server_sends(llm);
+    assert_eq!(scenario.device_sends(r#"{"type":"abort"}"#), [Action::FlushAudio(0x1001)]);
+    let actions = scenario.server_sends(SERVER_HELLO);
+    let Action::Publish(answer) = hello_reply(1, "s1", r#"{"sample_rate":24000}"#) else { unreachable!() };
+    assert_eq!(texts_to_device(&actions), [&*answer, llm]);
 }
 
 #[test]
-fn a_redial_knows_nothing_of_the_server_before() {
+fn a_redial_forgets_the_previous_server() {
     // Its name of the session.
-    let mut story = Story::talking();
-    story.gone(failed("live"));
-    story.wait(250);
-    story.open();
-    story.server(HELLO_2);
-    story.gone(failed("live"));
-    story.wait(500);
-    story.open();
-    assert_eq!(story.device(r#"{"type":"goodbye"}"#)[0], farewell("s1", EndReason::DeviceGoodbye, 750));
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.close_backend(failed("live"));
+    scenario.wait(250);
+    scenario.open_backend();
+    scenario.server_sends(HELLO_2);
+    scenario.close_backend(failed("live"));
+    scenario.wait(500);
+    scenario.open_backend();
+    assert_eq!(
+        scenario.device_sends(r#"{"type":"goodbye"}"#)[0],
+        server_goodbye("s1", EndReason::DeviceGoodbye, 750)
+    );
 
     // That its time for a hello was over.
-    let mut story = Story::talking();
-    story.config.websocket.production = servers(&[A]);
-    story.gone(failed("live"));
-    story.wait(250);
-    story.open();
-    assert_eq!(story.wait(4_500), [say(HELLO_UP)]);
-    story.gone(failed("live"));
-    story.wait(500);
-    story.open();
-    assert_eq!(story.server(TTS_START), []);
-    assert_eq!(told(&story.server(SERVER_HELLO)), [TTS_START]);
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.config.websocket.production = servers(&[A]);
+    scenario.close_backend(failed("live"));
+    scenario.wait(250);
+    scenario.open_backend();
+    assert_eq!(scenario.wait(4_500), [send_text(HELLO_TO_SERVER)]);
+    scenario.close_backend(failed("live"));
+    scenario.wait(500);
+    scenario.open_backend();
+    assert_eq!(scenario.server_sends(TTS_START), []);
+    assert_eq!(texts_to_device(&scenario.server_sends(SERVER_HELLO)), [TTS_START]);
 
     // That text waited there for a datagram.
-    let mut story = Story::in_call();
-    story.server(TTS_START);
-    story.gone(failed("live"));
-    story.wait(2_500);
-    story.open();
-    story.server(SERVER_HELLO);
-    story.wait(1_000);
-    assert_eq!(story.server(TTS_START), []);
-    assert_eq!(story.wait(1_999), []);
-    assert_eq!(story.wait(1), [publish(TTS_START)]);
+    let mut scenario = Scenario::in_call();
+    scenario.server_sends(TTS_START);
+    scenario.close_backend(failed("live"));
+    scenario.wait(2_500);
+    scenario.open_backend();
+    scenario.server_sends(SERVER_HELLO);
+    scenario.wait(1_000);
+    assert_eq!(scenario.server_sends(TTS_START), []);
+    assert_eq!(scenario.wait(1_999), []);
+    assert_eq!(scenario.wait(1), [publish(TTS_START)]);
 }
 
 #[test]
 fn a_gap_is_counted_from_its_own_failure() {
-    let mut story = Story::talking();
+    let mut scenario = Scenario::with_udp_peer();
     for (pause, url, after) in [(250, B, 250), (500, C, 500)] {
-        story.gone(failed("live"));
-        story.wait(pause);
-        story.open();
-        let actions = story.server(SERVER_HELLO);
+        scenario.close_backend(failed("live"));
+        scenario.wait(pause);
+        scenario.open_backend();
+        let actions = scenario.server_sends(SERVER_HELLO);
         let after = Duration::from_millis(after);
-        assert_eq!(actions[1], Action::Note(Note::Redialled { url: url.to_owned(), after }));
-        story.wait(5_000);
+        assert_eq!(actions[1], Action::Log(LogEvent::Redialled { url: url.to_owned(), after }));
+        scenario.wait(5_000);
     }
 }
 
 #[test]
 fn any_seed_spreads_the_redials() {
     for seed in [0, 1, u64::MAX] {
-        let mut story = Story::online();
-        let reconnect = &mut story.config.websocket.reconnect;
+        let mut scenario = Scenario::online();
+        let reconnect = &mut scenario.config.websocket.reconnect;
         (reconnect.initial, reconnect.max) = (Duration::from_secs(5), Duration::from_secs(5));
         reconnect.give_up_after = Duration::ZERO;
-        let mut cx = Cx {
-            now: story.now,
-            config: &story.config,
-            servers: &mut story.servers,
-            ids: &story.ids,
+        let mut cx = Context {
+            now: scenario.now,
+            config: &scenario.config,
+            servers: &mut scenario.servers,
+            ids: &scenario.ids,
             out: &mut Vec::new(),
         };
-        story.core.packet(publication(HELLO.as_bytes()), &mut cx);
-        story.core.granted(Grant { seed, ..grant(1) }, &mut cx);
-        story.open();
-        story.server(SERVER_HELLO);
+        scenario.core.on_packet(publish_packet(HELLO.as_bytes()), &mut cx);
+        scenario.core.on_credentials(CallCredentials { jitter_seed: seed, ..credentials(1) }, &mut cx);
+        scenario.open_backend();
+        scenario.server_sends(SERVER_HELLO);
         let mut pauses = std::collections::BTreeSet::new();
         for _ in 0..20 {
-            let actions = story.gone(failed("live"));
-            let Some(Action::Note(Note::Redialling { pause, .. })) = actions.last() else {
+            let actions = scenario.close_backend(failed("live"));
+            let Some(Action::Log(LogEvent::Redialling { pause, .. })) = actions.last() else {
                 panic!("{actions:?}")
             };
             pauses.insert(pause.as_millis());
-            story.core.heard(story.now);
-            story.wait(5_001);
+            scenario.core.refresh_keep_alive(scenario.now);
+            scenario.wait(5_001);
         }
         assert!(pauses.len() > 10, "{seed}: {pauses:?}");
     }

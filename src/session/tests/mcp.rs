@@ -2,42 +2,42 @@
 
 use super::*;
 
-const FIRST: u32 = 0x4000_0000;
+const FIRST_REQUEST_ID: u32 = 0x4000_0000;
 
-fn online() -> Story {
-    let mut story = Story::new();
-    story.config.mcp.enabled = true;
-    story.config.mcp.client_info = r#"{"name":"gw"}"#.to_owned();
-    story
+fn online_with_mcp() -> Scenario {
+    let mut scenario = Scenario::new();
+    scenario.config.mcp.enabled = true;
+    scenario.config.mcp.client_info = r#"{"name":"gw"}"#.to_owned();
+    scenario
 }
 
 fn request(id: u32, method: &str, params: &str) -> Action {
     publish(&message::mcp_request(None, id, method, params))
 }
 
-fn note(tools: Result<usize, &'static str>) -> Action {
-    Action::Note(Note::Tools(tools))
+fn discovery_log(tools: Result<usize, &'static str>) -> Action {
+    Action::Log(LogEvent::ToolDiscovery(tools))
 }
 
-impl Story {
-    fn answer(&mut self, id: u32, result: &str) -> Vec<Action> {
-        self.device(&message::mcp_result(None, &id.to_string(), result))
+impl Scenario {
+    fn answer_request(&mut self, id: u32, result: &str) -> Vec<Action> {
+        self.device_sends(&message::mcp_result(None, &id.to_string(), result))
     }
 
     /// Connects and learns these pages of tools.
-    fn learn(&mut self, pages: &[&str]) -> Vec<Action> {
+    fn discover(&mut self, pages: &[&str]) -> Vec<Action> {
         self.connect();
-        self.answer(FIRST, r#"{"serverInfo":{}}"#);
+        self.answer_request(FIRST_REQUEST_ID, r#"{"serverInfo":{}}"#);
         let mut last = Vec::new();
-        for (page, id) in pages.iter().zip(FIRST + 1..) {
-            last = self.answer(id, page);
+        for (page, id) in pages.iter().zip(FIRST_REQUEST_ID + 1..) {
+            last = self.answer_request(id, page);
         }
         last
     }
 }
 
 /// A request of the server, as the server writes it.
-fn asks(id: &str, method: &str, params: Option<&str>) -> String {
+fn server_request(id: &str, method: &str, params: Option<&str>) -> String {
     let params = params.map(|params| format!(r#","params":{params}"#)).unwrap_or_default();
     format!(
         r#"{{"session_id":"s1","type":"mcp","payload":{{"jsonrpc":"2.0","id":{id},"method":"{method}"{params}}}}}"#
@@ -45,55 +45,65 @@ fn asks(id: &str, method: &str, params: Option<&str>) -> String {
 }
 
 #[test]
-fn all_pages_are_learnt_when_the_device_connects() {
-    let mut story = online();
+fn all_pages_are_fetched_when_the_device_connects() {
+    let mut scenario = online_with_mcp();
     let initialize = r#"{"protocolVersion":"2024-11-05","capabilities":{},"clientInfo":{"name":"gw"}}"#;
-    assert_eq!(story.connect()[3..], [request(FIRST, "initialize", initialize)]);
-    let actions = story.answer(FIRST, r#"{"serverInfo":{}}"#);
+    assert_eq!(scenario.connect()[3..], [request(FIRST_REQUEST_ID, "initialize", initialize)]);
+    let actions = scenario.answer_request(FIRST_REQUEST_ID, r#"{"serverInfo":{}}"#);
     let initialized = publish(&message::mcp_notification(None, "notifications/initialized"));
-    assert_eq!(actions, [initialized, request(FIRST + 1, "tools/list", r#"{"cursor":""}"#)]);
-    let actions = story.answer(FIRST + 1, r#"{"tools":[{"name":"a"},{"name":"b"}],"nextCursor":"c\"1"}"#);
-    assert_eq!(actions, [request(FIRST + 2, "tools/list", r#"{"cursor":"c\"1"}"#)]);
-    let actions = story.answer(FIRST + 2, r#"{"tools":[{"name":"c"}],"nextCursor":""}"#);
-    assert_eq!(actions, [note(Ok(3))]);
-    story.call();
+    assert_eq!(actions, [initialized, request(FIRST_REQUEST_ID + 1, "tools/list", r#"{"cursor":""}"#)]);
+    let actions = scenario
+        .answer_request(FIRST_REQUEST_ID + 1, r#"{"tools":[{"name":"a"},{"name":"b"}],"nextCursor":"c\"1"}"#);
+    assert_eq!(actions, [request(FIRST_REQUEST_ID + 2, "tools/list", r#"{"cursor":"c\"1"}"#)]);
+    let actions =
+        scenario.answer_request(FIRST_REQUEST_ID + 2, r#"{"tools":[{"name":"c"}],"nextCursor":""}"#);
+    assert_eq!(actions, [discovery_log(Ok(3))]);
+    scenario.start_call();
     for params in [None, Some("{}"), Some("null"), Some(r#"{"cursor":""}"#), Some(r#"{"cursor":null}"#)] {
         let answer =
             message::mcp_result(Some("s1"), "2", r#"{"tools":[{"name":"a"},{"name":"b"},{"name":"c"}]}"#);
-        assert_eq!(story.server(&asks("2", "tools/list", params)), [say(&answer)], "{params:?}");
+        assert_eq!(
+            scenario.server_sends(&server_request("2", "tools/list", params)),
+            [send_text(&answer)],
+            "{params:?}"
+        );
     }
     for params in [r#"{"cursor":"c"}"#, r#"{"withUserTools":true}"#, "[]"] {
-        let text = asks("2", "tools/list", Some(params));
-        assert_eq!(story.server(&text), [publish(&text)], "{params}");
+        let text = server_request("2", "tools/list", Some(params));
+        assert_eq!(scenario.server_sends(&text), [publish(&text)], "{params}");
     }
 }
 
 #[test]
 fn a_list_is_cut_at_max_tools_count_and_counts_as_complete() {
-    let mut story = online();
-    story.config.mcp.max_tools_count = 2;
-    let last =
-        story.learn(&[r#"{"tools":[{"name":"a"}],"nextCursor":"b"}"#, r#"{"tools":[2,3],"nextCursor":"d"}"#]);
-    assert_eq!(last, [note(Ok(2))]);
-    story.call();
+    let mut scenario = online_with_mcp();
+    scenario.config.mcp.max_tools_count = 2;
+    let last = scenario
+        .discover(&[r#"{"tools":[{"name":"a"}],"nextCursor":"b"}"#, r#"{"tools":[2,3],"nextCursor":"d"}"#]);
+    assert_eq!(last, [discovery_log(Ok(2))]);
+    scenario.start_call();
     let answer = message::mcp_result(Some("s1"), "\"x\"", r#"{"tools":[{"name":"a"},2]}"#);
-    assert_eq!(story.server(&asks("\"x\"", "tools/list", None)), [say(&answer)]);
+    assert_eq!(scenario.server_sends(&server_request("\"x\"", "tools/list", None)), [send_text(&answer)]);
 }
 
 #[test]
-fn an_alarm_that_rings_early_changes_nothing() {
-    let mut story = online();
-    story.connect();
-    story.wait(9_999);
-    assert_eq!(story.drive(Core::timeout), []);
-    assert_eq!(story.answer(FIRST, r#"{"serverInfo":{}}"#).len(), 2, "it is still waited for");
-    story.wait(9_999);
-    assert_eq!(story.drive(Core::timeout), []);
-    assert_eq!(story.answer(FIRST + 1, r#"{"tools":[1]}"#), [note(Ok(1))]);
+fn an_early_timeout_changes_nothing() {
+    let mut scenario = online_with_mcp();
+    scenario.connect();
+    scenario.wait(9_999);
+    assert_eq!(scenario.drive(Core::on_timeout), []);
+    assert_eq!(
+        scenario.answer_request(FIRST_REQUEST_ID, r#"{"serverInfo":{}}"#).len(),
+        2,
+        "it is still waited for"
+    );
+    scenario.wait(9_999);
+    assert_eq!(scenario.drive(Core::on_timeout), []);
+    assert_eq!(scenario.answer_request(FIRST_REQUEST_ID + 1, r#"{"tools":[1]}"#), [discovery_log(Ok(1))]);
 }
 
 #[test]
-fn two_hundred_kibibytes_of_tools_are_remembered() {
+fn two_hundred_kibibytes_of_tools_are_cached() {
     let tools: Vec<_> =
         (0..10).map(|n| format!(r#"{{"name":"{n}","much":"{}"}}"#, "x".repeat(20 * 1024))).collect();
     let pages: Vec<_> = tools
@@ -105,19 +115,19 @@ fn two_hundred_kibibytes_of_tools_are_remembered() {
         })
         .collect();
     let pages: Vec<_> = pages.iter().map(String::as_str).collect();
-    assert_eq!(online().learn(&pages), [note(Ok(10))]);
+    assert_eq!(online_with_mcp().discover(&pages), [discovery_log(Ok(10))]);
     let most = format!(r#"{{"tools":["{}"]}}"#, "x".repeat(256 * 1024 - 2));
-    assert_eq!(online().learn(&[&most]), [note(Ok(1))]);
+    assert_eq!(online_with_mcp().discover(&[&most]), [discovery_log(Ok(1))]);
 }
 
 #[test]
-fn a_failed_discovery_means_forwarding() {
+fn after_a_failed_discovery_requests_are_forwarded() {
     let ends = |pages: &[&str], why: &'static str| {
-        let mut story = online();
-        assert_eq!(story.learn(pages).last(), Some(&note(Err(why))), "{pages:?}");
-        story.call();
-        let list = asks("2", "tools/list", None);
-        assert_eq!(story.server(&list), [publish(&list)], "never an empty list");
+        let mut scenario = online_with_mcp();
+        assert_eq!(scenario.discover(pages).last(), Some(&discovery_log(Err(why))), "{pages:?}");
+        scenario.start_call();
+        let list = server_request("2", "tools/list", None);
+        assert_eq!(scenario.server_sends(&list), [publish(&list)], "never an empty list");
     };
     let page = |next: &str| format!(r#"{{"tools":[1],"nextCursor":"{next}"}}"#);
     ends(&[&page("b"), &page("b")], "its pages never end");
@@ -126,233 +136,253 @@ fn a_failed_discovery_means_forwarding() {
     ends(&["[]"], "a page of tools that is none");
     let long = format!(r#"{{"tools":["{}"]}}"#, "x".repeat(256 * 1024));
     ends(&[&long], "more tools than are remembered");
-    let mut story = online();
-    story.config.mcp.max_tools_count = 1_000;
+    let mut scenario = online_with_mcp();
+    scenario.config.mcp.max_tools_count = 1_000;
     let pages: Vec<_> = (0..66).map(|n| page(&n.to_string())).collect();
     let pages: Vec<_> = pages.iter().map(|page| page.as_str()).collect();
-    story.learn(&pages[..64]);
-    assert_eq!(story.answer(FIRST + 65, pages[64]), [note(Err("its pages never end"))]);
+    scenario.discover(&pages[..64]);
+    assert_eq!(
+        scenario.answer_request(FIRST_REQUEST_ID + 65, pages[64]),
+        [discovery_log(Err("its pages never end"))]
+    );
 }
 
 #[test]
-fn a_device_that_answers_with_an_error_or_not_at_all() {
-    let mut story = online();
-    story.connect();
-    let error =
-        format!(r#"{{"type":"mcp","payload":{{"jsonrpc":"2.0","id":{FIRST},"error":{{"message":"no"}}}}}}"#);
-    assert_eq!(story.device(&error), [note(Err("the device answered with an error"))]);
-    assert_eq!(story.device(&error), [], "taken, and nothing more");
+fn an_error_or_no_answer_fails_the_discovery() {
+    let mut scenario = online_with_mcp();
+    scenario.connect();
+    let error = format!(
+        r#"{{"type":"mcp","payload":{{"jsonrpc":"2.0","id":{FIRST_REQUEST_ID},"error":{{"message":"no"}}}}}}"#
+    );
+    assert_eq!(scenario.device_sends(&error), [discovery_log(Err("the device answered with an error"))]);
+    assert_eq!(scenario.device_sends(&error), [], "taken, and nothing more");
 
-    let mut story = online();
-    story.connect();
-    assert_eq!(story.wait(9_999), []);
-    assert_eq!(story.wait(1), [note(Err("no answer in 10 s"))]);
-    assert_eq!(story.answer(FIRST, "{}"), [], "too late");
-    assert_eq!(story.core.deadline(), Some(story.start + Duration::from_secs(90)));
-    story.call();
-    let initialize = asks("1", "initialize", None);
-    assert_eq!(story.server(&initialize), [publish(&initialize)]);
+    let mut scenario = online_with_mcp();
+    scenario.connect();
+    assert_eq!(scenario.wait(9_999), []);
+    assert_eq!(scenario.wait(1), [discovery_log(Err("no answer in 10 s"))]);
+    assert_eq!(scenario.answer_request(FIRST_REQUEST_ID, "{}"), [], "too late");
+    assert_eq!(scenario.core.deadline(), Some(scenario.start + Duration::from_secs(90)));
+    scenario.start_call();
+    let initialize = server_request("1", "initialize", None);
+    assert_eq!(scenario.server_sends(&initialize), [publish(&initialize)]);
 }
 
 #[test]
 fn initialize_is_forwarded_when_it_carries_capabilities() {
-    let mut story = online();
-    story.learn(&[r#"{"tools":[]}"#]);
-    story.call();
-    let bare = asks("1", "initialize", Some(r#"{"capabilities":{}}"#));
+    let mut scenario = online_with_mcp();
+    scenario.discover(&[r#"{"tools":[]}"#]);
+    scenario.start_call();
+    let bare = server_request("1", "initialize", Some(r#"{"capabilities":{}}"#));
     let answer = message::mcp_result(Some("s1"), "1", r#"{"serverInfo":{}}"#);
-    assert_eq!(story.server(&bare), [say(&answer)]);
+    assert_eq!(scenario.server_sends(&bare), [send_text(&answer)]);
     let initialized = r#"{"session_id":"s1","type":"mcp","payload":{"method":"notifications/initialized"}}"#;
-    assert_eq!(story.server(initialized), [], "ours too");
-    let vision = asks("1", "initialize", Some(r#"{"capabilities":{"vision":{"url":"http://x"}}}"#));
-    assert_eq!(story.server(&vision), [publish(&vision)]);
-    assert_eq!(story.server(initialized), [publish(initialized)]);
+    assert_eq!(scenario.server_sends(initialized), [], "ours too");
+    let vision = server_request("1", "initialize", Some(r#"{"capabilities":{"vision":{"url":"http://x"}}}"#));
+    assert_eq!(scenario.server_sends(&vision), [publish(&vision)]);
+    assert_eq!(scenario.server_sends(initialized), [publish(initialized)]);
     let reply = r#"{"session_id":"s1","type":"mcp","payload":{"jsonrpc":"2.0","id":1,"result":{}}}"#;
-    assert_eq!(story.device(reply), [say(reply)]);
+    assert_eq!(scenario.device_sends(reply), [send_text(reply)]);
 }
 
 #[test]
-fn ids_that_could_be_taken_for_ours_or_are_no_small_numbers_are_translated_both_ways() {
-    let mut story = online();
-    story.learn(&[r#"{"tools":[]}"#]);
-    story.call();
+fn colliding_or_non_numeric_ids_are_translated_both_ways() {
+    let mut scenario = online_with_mcp();
+    scenario.discover(&[r#"{"tools":[]}"#]);
+    scenario.start_call();
     let odd = ["1073741824", "2147483647", "4294967296", "-1", "1.5", "\"abc\""];
-    for (id, ours) in odd.into_iter().zip(FIRST + 2..) {
-        let translated = asks(&ours.to_string(), "tools/call", Some(r#"{"name":"x"}"#));
+    for (id, ours) in odd.into_iter().zip(FIRST_REQUEST_ID + 2..) {
+        let translated = server_request(&ours.to_string(), "tools/call", Some(r#"{"name":"x"}"#));
         assert_eq!(
-            story.server(&asks(id, "tools/call", Some(r#"{"name":"x"}"#))),
+            scenario.server_sends(&server_request(id, "tools/call", Some(r#"{"name":"x"}"#))),
             [publish(&translated)],
             "{id}"
         );
         let reply = |id: &str| {
             format!(r#"{{"session_id":"s1", "type":"mcp","payload":{{"id":{id},"result":{{"a": 1}}}}}}"#)
         };
-        assert_eq!(story.device(&reply(&ours.to_string())), [say(&reply(id))], "{id}");
-        assert_eq!(story.device(&reply(&ours.to_string())), [], "only once");
+        assert_eq!(scenario.device_sends(&reply(&ours.to_string())), [send_text(&reply(id))], "{id}");
+        assert_eq!(scenario.device_sends(&reply(&ours.to_string())), [], "only once");
     }
     for id in ["0", "1", "9999", "1073741823"] {
-        let text = asks(id, "tools/call", None);
-        assert_eq!(story.server(&text), [publish(&text)], "{id}");
+        let text = server_request(id, "tools/call", None);
+        assert_eq!(scenario.server_sends(&text), [publish(&text)], "{id}");
     }
     let notification = r#"{"session_id":"s1","type":"mcp","payload":{"id":null,"method":"x"}}"#;
-    assert_eq!(story.server(notification), [publish(notification)]);
+    assert_eq!(scenario.server_sends(notification), [publish(notification)]);
     for odd in [r#"{"session_id":"s1","type":"mcp"}"#, r#"{"session_id":"s1","type":"mcp","payload":[]}"#] {
-        assert_eq!(story.server(odd), [publish(odd)]);
-        assert_eq!(story.device(odd), [say(odd)]);
+        assert_eq!(scenario.server_sends(odd), [publish(odd)]);
+        assert_eq!(scenario.device_sends(odd), [send_text(odd)]);
     }
 }
 
 #[test]
 fn translations_are_bounded() {
-    let mut story = online();
-    story.learn(&[r#"{"tools":[]}"#]);
-    story.call();
+    let mut scenario = online_with_mcp();
+    scenario.discover(&[r#"{"tools":[]}"#]);
+    scenario.start_call();
     for n in 0..65 {
-        story.server(&asks(&format!("\"{n}\""), "tools/call", None));
+        scenario.server_sends(&server_request(&format!("\"{n}\""), "tools/call", None));
     }
-    assert_eq!(story.answer(FIRST + 2, "{}"), [], "the oldest is forgotten");
-    assert_eq!(said(&story.answer(FIRST + 3, "{}")), [message::mcp_result(None, "\"1\"", "{}")]);
-    let long = asks(&format!("\"{}\"", "x".repeat(127)), "tools/call", None);
-    assert_eq!(story.server(&long), [publish(&long)], "no device answers such an id anyway");
+    assert_eq!(scenario.answer_request(FIRST_REQUEST_ID + 2, "{}"), [], "the oldest is forgotten");
+    assert_eq!(
+        texts_to_server(&scenario.answer_request(FIRST_REQUEST_ID + 3, "{}")),
+        [message::mcp_result(None, "\"1\"", "{}")]
+    );
+    let long = server_request(&format!("\"{}\"", "x".repeat(127)), "tools/call", None);
+    assert_eq!(scenario.server_sends(&long), [publish(&long)], "no device answers such an id anyway");
 }
 
 #[test]
-fn an_answer_to_an_earlier_server_is_not_for_the_next() {
-    let mut story = online();
-    story.learn(&[r#"{"tools":[]}"#]);
-    story.call();
-    story.server(&asks("\"a\"", "tools/call", None));
-    story.gone(failed("live"));
-    story.wait(250);
-    story.open();
-    story.server(SERVER_HELLO);
-    assert_eq!(story.answer(FIRST + 2, "{}"), []);
+fn a_response_to_a_previous_server_is_not_forwarded_to_the_next() {
+    let mut scenario = online_with_mcp();
+    scenario.discover(&[r#"{"tools":[]}"#]);
+    scenario.start_call();
+    scenario.server_sends(&server_request("\"a\"", "tools/call", None));
+    scenario.close_backend(failed("live"));
+    scenario.wait(250);
+    scenario.open_backend();
+    scenario.server_sends(SERVER_HELLO);
+    assert_eq!(scenario.answer_request(FIRST_REQUEST_ID + 2, "{}"), []);
 }
 
 #[test]
-fn a_taken_over_call_learns_anew_and_loses_no_answer() {
-    let mut story = online();
-    story.learn(&[r#"{"tools":[1]}"#]);
-    story.call();
-    story.server(&asks("\"a\"", "tools/call", None));
-    story.lost();
-    let list = asks("3", "tools/list", None);
-    assert_eq!(said(&story.server(&list)).len(), 1, "memory serves an absent device too");
-    let actions = story.come_back(HOME);
+fn a_taken_over_call_repeats_discovery_and_loses_no_response() {
+    let mut scenario = online_with_mcp();
+    scenario.discover(&[r#"{"tools":[1]}"#]);
+    scenario.start_call();
+    scenario.server_sends(&server_request("\"a\"", "tools/call", None));
+    scenario.lose_connection();
+    let list = server_request("3", "tools/list", None);
+    assert_eq!(texts_to_server(&scenario.server_sends(&list)).len(), 1, "memory serves an absent device too");
+    let actions = scenario.reconnect(DEVICE_IP);
     assert!(
-        told(&actions)[0].contains(
+        texts_to_device(&actions)[0].contains(
             r#""session_id":"s1","payload":{"jsonrpc":"2.0","id":1073741827,"method":"initialize""#
         )
     );
-    assert_eq!(told(&actions).len(), 1);
-    assert_eq!(said(&story.answer(FIRST + 2, "{}")).len(), 1);
-    assert_eq!(story.server(&list), [publish(&list)], "forwarded until the list is complete again");
+    assert_eq!(texts_to_device(&actions).len(), 1);
+    assert_eq!(texts_to_server(&scenario.answer_request(FIRST_REQUEST_ID + 2, "{}")).len(), 1);
+    assert_eq!(scenario.server_sends(&list), [publish(&list)], "forwarded until the list is complete again");
 }
 
 #[test]
 fn discovery_can_be_turned_off_live() {
-    let mut story = Story::new();
-    assert_eq!(traffic(story.connect()), [Action::Admit, Action::Welcome]);
-    let mut story = online();
-    story.learn(&[r#"{"tools":[1]}"#]);
-    story.call();
-    story.config.mcp.enabled = false;
-    let list = asks("3", "tools/list", None);
-    assert_eq!(story.server(&list), [publish(&list)]);
+    let mut scenario = Scenario::new();
+    assert_eq!(without_logs_and_counters(scenario.connect()), [Action::Admit, Action::AcceptConnect]);
+    let mut scenario = online_with_mcp();
+    scenario.discover(&[r#"{"tools":[1]}"#]);
+    scenario.start_call();
+    scenario.config.mcp.enabled = false;
+    let list = server_request("3", "tools/list", None);
+    assert_eq!(scenario.server_sends(&list), [publish(&list)]);
 }
 
 #[test]
-fn a_server_that_asks_before_its_hello_is_answered_from_memory() {
-    let mut story = online();
-    story.learn(&[r#"{"tools":[1]}"#]);
-    story.device(HELLO);
-    story.open();
+fn a_request_before_the_servers_hello_is_answered_from_the_cache() {
+    let mut scenario = online_with_mcp();
+    scenario.discover(&[r#"{"tools":[1]}"#]);
+    scenario.device_sends(HELLO);
+    scenario.open_backend();
     let answer = message::mcp_result(None, "2", r#"{"tools":[1]}"#);
-    assert_eq!(story.server(&asks("2", "tools/list", None)), [say(&answer)]);
-    let call = asks("3", "tools/call", None);
-    assert_eq!(story.server(&call), [], "what the device must answer waits");
-    assert_eq!(told(&story.server(SERVER_HELLO))[1], call);
+    assert_eq!(scenario.server_sends(&server_request("2", "tools/list", None)), [send_text(&answer)]);
+    let call = server_request("3", "tools/call", None);
+    assert_eq!(scenario.server_sends(&call), [], "what the device must answer waits");
+    assert_eq!(texts_to_device(&scenario.server_sends(SERVER_HELLO))[1], call);
 }
 
 #[test]
-fn ids_of_ours_end_where_int32_does() {
-    let mut story = online();
-    story.learn(&[r#"{"tools":[]}"#]);
-    story.call();
+fn our_request_ids_wrap_at_the_int32_maximum() {
+    let mut scenario = online_with_mcp();
+    scenario.discover(&[r#"{"tools":[]}"#]);
+    scenario.start_call();
     for (id, ours) in
         [("1073741823", false), ("1073741824", true), ("2147483647", true), ("2147483648", false)]
     {
         let reply = message::mcp_result(Some("s1"), id, "{}");
-        let expected = if ours { vec![] } else { vec![say(&reply)] };
-        assert_eq!(story.device(&reply), expected, "{id}");
+        let expected = if ours { vec![] } else { vec![send_text(&reply)] };
+        assert_eq!(scenario.device_sends(&reply), expected, "{id}");
     }
 }
 
 #[test]
-fn the_servers_word_that_it_is_initialized_is_ours_only_when_we_answered() {
-    let mut story = online();
-    story.learn(&[r#"{"tools":[]}"#]);
-    story.call();
+fn the_initialized_notification_is_consumed_only_when_we_answered_initialize() {
+    let mut scenario = online_with_mcp();
+    scenario.discover(&[r#"{"tools":[]}"#]);
+    scenario.start_call();
     let initialized = r#"{"session_id":"s1","type":"mcp","payload":{"method":"notifications/initialized"}}"#;
-    assert_eq!(story.server(initialized), [publish(initialized)]);
+    assert_eq!(scenario.server_sends(initialized), [publish(initialized)]);
 }
 
 /// The id of the one request of ours among the actions.
 fn asked(actions: &[Action]) -> u32 {
-    message::rpc(told(actions)[0], message::Reader::Device).unwrap().id.unwrap().parse().unwrap()
+    message::parse_rpc(texts_to_device(actions)[0], message::Reader::Device)
+        .unwrap()
+        .id
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 #[test]
 fn a_late_answer_is_not_taken_for_one_that_a_new_connection_waits_for() {
-    let mut story = online();
-    let first = asked(&story.connect());
-    story.lost();
-    let second = asked(&story.connect_anew());
-    assert_eq!(story.answer(first, r#"{"late":1}"#), []);
-    let actions = story.answer(second, r#"{"serverInfo":{}}"#);
-    let first =
-        message::rpc(told(&actions)[1], message::Reader::Device).unwrap().id.unwrap().parse().unwrap();
-    story.lost();
-    let initialize = asked(&story.connect_anew());
-    let actions = story.answer(initialize, r#"{"serverInfo":{}}"#);
-    let second =
-        message::rpc(told(&actions)[1], message::Reader::Device).unwrap().id.unwrap().parse().unwrap();
-    assert_eq!(story.answer(first, r#"{"tools":[1,2]}"#), [], "a list of the connection before");
-    assert_eq!(story.answer(second, r#"{"tools":[3]}"#), [note(Ok(1))]);
+    let mut scenario = online_with_mcp();
+    let first = asked(&scenario.connect());
+    scenario.lose_connection();
+    let second = asked(&scenario.connect_anew());
+    assert_eq!(scenario.answer_request(first, r#"{"late":1}"#), []);
+    let actions = scenario.answer_request(second, r#"{"serverInfo":{}}"#);
+    let first = message::parse_rpc(texts_to_device(&actions)[1], message::Reader::Device)
+        .unwrap()
+        .id
+        .unwrap()
+        .parse()
+        .unwrap();
+    scenario.lose_connection();
+    let initialize = asked(&scenario.connect_anew());
+    let actions = scenario.answer_request(initialize, r#"{"serverInfo":{}}"#);
+    let second = message::parse_rpc(texts_to_device(&actions)[1], message::Reader::Device)
+        .unwrap()
+        .id
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert_eq!(scenario.answer_request(first, r#"{"tools":[1,2]}"#), [], "a list of the connection before");
+    assert_eq!(scenario.answer_request(second, r#"{"tools":[3]}"#), [discovery_log(Ok(1))]);
 }
 
 #[test]
 fn a_late_answer_to_the_gateway_is_not_given_to_a_chat_server() {
-    let mut story = online();
-    let initialize = asked(&story.connect());
-    story.wait(10_000);
-    story.call();
-    story.server(&asks("\"a\"", "tools/call", None));
-    assert_eq!(story.answer(initialize, "{}"), [], "the device was silent for 10 s");
+    let mut scenario = online_with_mcp();
+    let initialize = asked(&scenario.connect());
+    scenario.wait(10_000);
+    scenario.start_call();
+    scenario.server_sends(&server_request("\"a\"", "tools/call", None));
+    assert_eq!(scenario.answer_request(initialize, "{}"), [], "the device was silent for 10 s");
 
-    let mut story = online();
-    story.connect();
-    story.call();
-    let first = asked(&story.server(&asks("\"a\"", "tools/call", None)));
-    story.packet(Packet::Disconnect);
-    story.connect_anew();
-    story.call();
-    let second = asked(&story.server(&asks("\"b\"", "tools/call", None)));
-    assert_eq!(story.answer(first, "{}"), [], "what the server before asked");
-    assert_eq!(said(&story.answer(second, "{}")).len(), 1);
+    let mut scenario = online_with_mcp();
+    scenario.connect();
+    scenario.start_call();
+    let first = asked(&scenario.server_sends(&server_request("\"a\"", "tools/call", None)));
+    scenario.packet(Packet::Disconnect);
+    scenario.connect_anew();
+    scenario.start_call();
+    let second = asked(&scenario.server_sends(&server_request("\"b\"", "tools/call", None)));
+    assert_eq!(scenario.answer_request(first, "{}"), [], "what the server before asked");
+    assert_eq!(texts_to_server(&scenario.answer_request(second, "{}")).len(), 1);
 }
 
 #[test]
 fn of_two_requests_with_one_id_2_30_apart_the_later_one_is_answered() {
-    let mut story = online();
-    story.learn(&[r#"{"tools":[]}"#]);
-    story.call();
-    story.server(&asks("\"a\"", "tools/call", None));
-    story.ids = RequestIds::new();
+    let mut scenario = online_with_mcp();
+    scenario.discover(&[r#"{"tools":[]}"#]);
+    scenario.start_call();
+    scenario.server_sends(&server_request("\"a\"", "tools/call", None));
+    scenario.ids = RequestIds::new();
     for _ in 0..2 {
-        story.ids.issue();
+        scenario.ids.issue();
     }
-    story.server(&asks("\"b\"", "tools/call", None));
+    scenario.server_sends(&server_request("\"b\"", "tools/call", None));
     let to_b = message::mcp_result(None, "\"b\"", "{}");
-    assert_eq!(story.answer(FIRST + 2, "{}"), [say(&to_b)]);
+    assert_eq!(scenario.answer_request(FIRST_REQUEST_ID + 2, "{}"), [send_text(&to_b)]);
 }

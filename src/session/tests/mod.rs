@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::config::{Config, Server};
-use crate::proto::audio::{self, Cipher, Header};
+use crate::config::{ChatServerConfig, Config};
+use crate::proto::audio::{self, Cipher, UdpHeader};
 use crate::proto::identity::Mac;
 use crate::proto::message;
-use crate::proto::mqtt::{Connect, Level, Packet, Publish};
+use crate::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish};
 
 mod as_read;
 mod call_end;
@@ -33,11 +33,11 @@ pub(super) const A: &str = "ws://a/chat";
 pub(super) const B: &str = "ws://b/chat";
 const C: &str = "ws://c/chat";
 const ID: &str = "GID_test@@@aa_bb_cc_dd_ee_ff@@@11111111-2222-4333-8444-555555555555";
-const HOME: &str = "192.0.2.7";
+const DEVICE_IP: &str = "192.0.2.7";
 const HELLO: &str =
     r#"{"type":"hello","version":3,"transport":"udp","audio_params":{"format":"opus","sample_rate":16000}}"#;
 /// What becomes of it for the server.
-const HELLO_UP: &str = r#"{"type":"hello","version":2,"transport":"websocket","audio_params":{"format":"opus","sample_rate":16000}}"#;
+const HELLO_TO_SERVER: &str = r#"{"type":"hello","version":2,"transport":"websocket","audio_params":{"format":"opus","sample_rate":16000}}"#;
 const SERVER_HELLO: &str =
     r#"{"type":"hello","transport":"websocket","session_id":"s1","audio_params":{"sample_rate":24000}}"#;
 const TTS_START: &str = r#"{"session_id":"s1","type":"tts","state":"start"}"#;
@@ -45,70 +45,70 @@ const TTS_STOP: &str = r#"{"session_id":"s1","type":"tts","state":"stop"}"#;
 const LISTEN: &str = r#"{"session_id":"s1","type":"listen","state":"start","mode":"auto"}"#;
 
 /// One device, its core, and a shell that does the least a shell must.
-struct Story {
+struct Scenario {
     core: Core,
     config: Config,
-    servers: Servers,
+    servers: ServerHealth,
     ids: RequestIds,
     start: Instant,
     now: Instant,
-    grants: u8,
+    credentials_issued: u8,
 }
 
-impl Story {
+impl Scenario {
     /// A connection of a device; three chat servers, and nothing asked about tools.
     fn new() -> Self {
         let start = Instant::now();
         let mut config = Config::default();
         config.websocket.production = servers(&[A, B, C]);
         config.mcp.enabled = false;
-        let core = Core::new(home(), start);
+        let core = Core::new(device_ip(), start);
         Self {
             core,
             config,
-            servers: Servers::default(),
+            servers: ServerHealth::default(),
             ids: RequestIds::new(),
             start,
             now: start,
-            grants: 0,
+            credentials_issued: 0,
         }
     }
 
     /// A device that is let in.
     fn online() -> Self {
-        let mut story = Self::new();
-        story.connect();
-        story
+        let mut scenario = Self::new();
+        scenario.connect();
+        scenario
     }
 
     /// A device in a call with server a, which named the session s1. It has sent no datagram.
     fn in_call() -> Self {
-        let mut story = Self::online();
-        story.call();
-        story
+        let mut scenario = Self::online();
+        scenario.start_call();
+        scenario
     }
 
     /// The same, and one datagram has come.
-    fn talking() -> Self {
-        let mut story = Self::in_call();
-        story.up(1, b"\x08one").unwrap();
-        story
+    fn with_udp_peer() -> Self {
+        let mut scenario = Self::in_call();
+        scenario.uplink(1, b"\x08one").unwrap();
+        scenario
     }
 
     fn connect(&mut self) -> Vec<Action> {
         self.packet(connect(ID, 60))
     }
 
-    fn call(&mut self) {
-        self.device(HELLO);
-        self.open();
-        self.server(SERVER_HELLO);
+    fn start_call(&mut self) {
+        self.device_sends(HELLO);
+        self.open_backend();
+        self.server_sends(SERVER_HELLO);
     }
 
     /// What the core does, with the shell's part in letting in and granting.
-    fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) -> Vec<Action> {
+    fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>)) -> Vec<Action> {
         let mut out = Vec::new();
-        let mut cx = Cx {
+        let mut cx = Context {
             now: self.now,
             config: &self.config,
             servers: &mut self.servers,
@@ -117,61 +117,61 @@ impl Story {
         };
         decide(&mut self.core, &mut cx);
         if cx.out.last() == Some(&Action::Admit) {
-            self.core.admitted(Admission::Welcome, &mut cx);
+            self.core.on_admission(Admission::Accepted, &mut cx);
         }
-        if cx.out.last() == Some(&Action::Grant) {
-            self.grants += 1;
-            self.core.granted(grant(self.grants), &mut cx);
+        if cx.out.last() == Some(&Action::GenerateCredentials) {
+            self.credentials_issued += 1;
+            self.core.on_credentials(credentials(self.credentials_issued), &mut cx);
         }
         out
     }
 
     fn packet(&mut self, packet: Packet<'_>) -> Vec<Action> {
-        self.drive(|core, cx| core.packet(packet, cx))
+        self.drive(|core, cx| core.on_packet(packet, cx))
     }
 
-    fn device(&mut self, text: &str) -> Vec<Action> {
-        self.packet(publication(text.as_bytes()))
+    fn device_sends(&mut self, text: &str) -> Vec<Action> {
+        self.packet(publish_packet(text.as_bytes()))
     }
 
-    fn open(&mut self) -> Vec<Action> {
-        self.core.backend_connecting();
-        self.drive(Core::backend_open)
+    fn open_backend(&mut self) -> Vec<Action> {
+        self.core.on_backend_connecting();
+        self.drive(Core::on_backend_open)
     }
 
-    fn server(&mut self, text: &str) -> Vec<Action> {
-        self.drive(|core, cx| core.backend_text(text, cx))
+    fn server_sends(&mut self, text: &str) -> Vec<Action> {
+        self.drive(|core, cx| core.on_backend_text(text, cx))
     }
 
-    fn gone(&mut self, gone: Gone) -> Vec<Action> {
-        self.core.backend_connecting();
-        self.drive(|core, cx| core.backend_gone(gone, cx))
+    fn close_backend(&mut self, gone: BackendClosed) -> Vec<Action> {
+        self.core.on_backend_connecting();
+        self.drive(|core, cx| core.on_backend_closed(gone, cx))
     }
 
     /// The same device connects again from this address, whichever way the shell finds out first.
-    fn come_back(&mut self, ip: &str) -> Vec<Action> {
+    fn reconnect(&mut self, ip: &str) -> Vec<Action> {
         let mut newer = Core::new(ip.parse().unwrap(), self.now);
         let mut out = Vec::new();
-        let mut cx = Cx {
+        let mut cx = Context {
             now: self.now,
             config: &self.config,
             servers: &mut self.servers,
             ids: &self.ids,
             out: &mut out,
         };
-        newer.packet(connect(ID, 30), &mut cx);
+        newer.on_packet(connect(ID, 30), &mut cx);
         assert_eq!(out, [Action::Admit]);
         self.drive(|core, cx| core.take_over(newer, cx))
     }
 
     /// The same device connects again, and no call is left to be taken over.
     fn connect_anew(&mut self) -> Vec<Action> {
-        self.core = Core::new(home(), self.now);
+        self.core = Core::new(device_ip(), self.now);
         self.connect()
     }
 
-    fn lost(&mut self) -> Vec<Action> {
-        self.drive(Core::connection_lost)
+    fn lose_connection(&mut self) -> Vec<Action> {
+        self.drive(Core::on_connection_lost)
     }
 
     /// Time passes, and whatever falls due is done when it is due.
@@ -180,88 +180,90 @@ impl Story {
         let mut out = Vec::new();
         while let Some(at) = self.core.deadline().filter(|at| *at <= until) {
             self.now = self.now.max(at);
-            out.extend(self.drive(Core::timeout));
+            out.extend(self.drive(Core::on_timeout));
             assert!(self.core.deadline().is_none_or(|at| at > self.now), "what was due is done");
         }
         self.now = until;
         out
     }
 
-    /// Like [`Story::wait`], and says at which millisecond of the story each action came.
-    fn watch(&mut self, ms: u64) -> Vec<(u64, Action)> {
+    /// Like [`Scenario::wait`], and says at which millisecond of the story each action came.
+    fn wait_timed(&mut self, ms: u64) -> Vec<(u64, Action)> {
         let until = self.now + Duration::from_millis(ms);
         let mut out = Vec::new();
         while self.now < until {
             let next = self.core.deadline().map_or(until, |at| at.min(until)).max(self.now);
             let ms = next.saturating_duration_since(self.now).as_nanos();
             self.now = next;
-            let at = self.ms();
-            out.extend(self.drive(Core::timeout).into_iter().map(|action| (at, action)));
+            let at = self.elapsed_ms();
+            out.extend(self.drive(Core::on_timeout).into_iter().map(|action| (at, action)));
             assert!(ms > 0 || self.core.deadline().is_none_or(|at| at > self.now), "time stands still");
         }
         out
     }
 
-    fn ms(&self) -> u64 {
+    fn elapsed_ms(&self) -> u64 {
         (self.now - self.start).as_millis() as u64
     }
 
     /// A datagram from the device's usual address.
-    fn up(&mut self, sequence: u32, payload: &[u8]) -> Result<Vec<u8>, Discard> {
-        self.up_from(&format!("{HOME}:4000"), sequence, payload).map(|(frame, _)| frame)
+    fn uplink(&mut self, sequence: u32, payload: &[u8]) -> Result<Vec<u8>, DropReason> {
+        self.uplink_from(&format!("{DEVICE_IP}:4000"), sequence, payload).map(|(frame, _)| frame)
     }
 
     /// A datagram from anywhere: what the server gets, and what was let go by it.
-    fn up_from(
+    fn uplink_from(
         &mut self,
         from: &str,
         sequence: u32,
         payload: &[u8],
-    ) -> Result<(Vec<u8>, Vec<Action>), Discard> {
-        let peer = Peer { addr: from.parse().unwrap(), local: None };
-        let mut datagram = datagram(self.grants, sequence, 7, payload);
+    ) -> Result<(Vec<u8>, Vec<Action>), DropReason> {
+        let peer = UdpPeer { addr: from.parse().unwrap(), local_ip: None };
+        let mut datagram = datagram(self.credentials_issued, sequence, 7, payload);
         let uplink = self.core.uplink(peer, &mut datagram, &self.config, self.now)?;
-        let Uplink::Server { frame, first, .. } = uplink else { panic!("{uplink:?}") };
+        let Uplink::Server { frame, peer_learned: first, .. } = uplink else { panic!("{uplink:?}") };
         let frame = frame.to_vec();
-        let out = if first { self.drive(Core::audible) } else { Vec::new() };
+        let out = if first { self.drive(Core::release_held) } else { Vec::new() };
         Ok((frame, out))
     }
 
     /// A binary frame of the server: what leaves at once, or what was let go by it.
-    fn down(&mut self, frame: &[u8]) -> Result<Vec<Action>, Discard> {
-        let mut out = [0; audio::HEADER + audio::MAX_PAYLOAD];
-        let sealed = self.core.downlink(frame, &mut out, &self.config, &mut self.servers, self.now)?;
-        match sealed {
-            Some(sealed) => Ok(vec![Action::Datagram(sealed, out[..sealed.len].into())]),
-            None => Ok(self.drive(Core::audible)),
+    fn downlink(&mut self, frame: &[u8]) -> Result<Vec<Action>, DropReason> {
+        let mut out = [0; audio::HEADER_LEN + audio::MAX_PAYLOAD];
+        let encrypted = self.core.downlink(frame, &mut out, &self.config, &mut self.servers, self.now)?;
+        match encrypted {
+            Some(encrypted) => {
+                Ok(vec![Action::SendDatagram(encrypted, out[..encrypted.datagram_len].into())])
+            }
+            None => Ok(self.drive(Core::release_held)),
         }
     }
 
     /// The device decrypts: sequence, timestamp and payload of each datagram among the actions.
-    fn heard(&self, actions: &[Action]) -> Vec<(u32, u32, Vec<u8>)> {
+    fn decrypt_datagrams(&self, actions: &[Action]) -> Vec<(u32, u32, Vec<u8>)> {
         let datagrams = actions.iter().filter_map(|action| match action {
-            Action::Datagram(_, bytes) => Some(bytes),
+            Action::SendDatagram(_, bytes) => Some(bytes),
             _ => None,
         });
-        datagrams.map(|bytes| unseal(self.grants, bytes)).collect()
+        datagrams.map(|bytes| decrypt(self.credentials_issued, bytes)).collect()
     }
 }
 
 /// Without counters and log lines.
-fn traffic(actions: Vec<Action>) -> Vec<Action> {
-    actions.into_iter().filter(|action| !matches!(action, Action::Count(_) | Action::Note(_))).collect()
+fn without_logs_and_counters(actions: Vec<Action>) -> Vec<Action> {
+    actions.into_iter().filter(|action| !matches!(action, Action::Count(_) | Action::Log(_))).collect()
 }
 
-fn servers(urls: &[&str]) -> Vec<Arc<Server>> {
+fn servers(urls: &[&str]) -> Vec<Arc<ChatServerConfig>> {
     urls.iter().map(|url| server(url)).collect()
 }
 
-fn server(url: &str) -> Arc<Server> {
+fn server(url: &str) -> Arc<ChatServerConfig> {
     Arc::new(url.parse().unwrap())
 }
 
-fn home() -> IpAddr {
-    HOME.parse().unwrap()
+fn device_ip() -> IpAddr {
+    DEVICE_IP.parse().unwrap()
 }
 
 fn mac() -> Mac {
@@ -269,12 +271,12 @@ fn mac() -> Mac {
 }
 
 /// The n-th grant of a story: nothing in it is like in the others.
-pub(super) fn grant(n: u8) -> Grant {
-    Grant {
+pub(super) fn credentials(n: u8) -> CallCredentials {
+    CallCredentials {
         ssrc: 0x1000 + u32::from(n),
         key: [n; 16],
         session_id: format!("own-{n}").into(),
-        seed: u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        jitter_seed: u64::from(n).wrapping_mul(0x9e37_79b9_7f4a_7c15),
         udp_host: "10.0.0.9".into(),
         udp_port: 8884,
         allowed: true,
@@ -283,7 +285,7 @@ pub(super) fn grant(n: u8) -> Grant {
 
 fn connect(client_id: &str, keep_alive: u16) -> Packet<'_> {
     Packet::Connect(Connect {
-        level: Level::V311,
+        level: ProtocolLevel::V311,
         client_id,
         clean_session: true,
         keep_alive,
@@ -293,70 +295,71 @@ fn connect(client_id: &str, keep_alive: u16) -> Packet<'_> {
     })
 }
 
-fn publication(payload: &[u8]) -> Packet<'_> {
+fn publish_packet(payload: &[u8]) -> Packet<'_> {
     Packet::Publish(Publish { topic: "device-server", payload, retain: false })
 }
 
-fn datagram(grant: u8, sequence: u32, timestamp: u32, payload: &[u8]) -> Vec<u8> {
+fn datagram(credentials: u8, sequence: u32, timestamp: u32, payload: &[u8]) -> Vec<u8> {
     let len = payload.len() as u16;
-    let header = Header { flags: 0, len, ssrc: 0x1000 + u32::from(grant), timestamp, sequence };
-    let mut datagram = header.bytes().to_vec();
+    let header =
+        UdpHeader { flags: 0, payload_len: len, ssrc: 0x1000 + u32::from(credentials), timestamp, sequence };
+    let mut datagram = header.to_bytes().to_vec();
     datagram.extend_from_slice(payload);
-    Cipher::new(&[grant; 16]).apply(&header.bytes(), &mut datagram[audio::HEADER..]);
+    Cipher::new(&[credentials; 16]).apply(&header.to_bytes(), &mut datagram[audio::HEADER_LEN..]);
     datagram
 }
 
-fn unseal(grant: u8, datagram: &[u8]) -> (u32, u32, Vec<u8>) {
-    let header = Header::parse(datagram).unwrap();
-    assert_eq!(header.ssrc, 0x1000 + u32::from(grant));
+fn decrypt(credentials: u8, datagram: &[u8]) -> (u32, u32, Vec<u8>) {
+    let header = UdpHeader::parse(datagram).unwrap();
+    assert_eq!(header.ssrc, 0x1000 + u32::from(credentials));
     assert_eq!(header.flags, 0x80 | (header.sequence & 0x7f) as u8);
-    let mut payload = datagram[audio::HEADER..].to_vec();
-    Cipher::new(&[grant; 16]).apply(&header.bytes(), &mut payload);
+    let mut payload = datagram[audio::HEADER_LEN..].to_vec();
+    Cipher::new(&[credentials; 16]).apply(&header.to_bytes(), &mut payload);
     (header.sequence, header.timestamp, payload)
 }
 
 /// A binary frame with a header.
-fn headed(timestamp: u32, payload: &[u8]) -> Vec<u8> {
-    [&audio::ws_header(timestamp, payload.len()), payload].concat()
+fn with_header(timestamp: u32, payload: &[u8]) -> Vec<u8> {
+    [&audio::ws_frame_header(timestamp, payload.len()), payload].concat()
 }
 
 fn publish(text: &str) -> Action {
     Action::Publish(text.to_owned())
 }
 
-fn say(text: &str) -> Action {
-    Action::Say(text.to_owned())
+fn send_text(text: &str) -> Action {
+    Action::SendText(text.to_owned())
 }
 
 fn dial(url: &str) -> Action {
-    dialled(url, false)
+    dial_action(url, false)
 }
 
 fn redial(url: &str) -> Action {
-    dialled(url, true)
+    dial_action(url, true)
 }
 
-fn dialled(url: &str, fresh: bool) -> Action {
+fn dial_action(url: &str, fresh: bool) -> Action {
     Action::Dial(Box::new(DialRequest {
         server: server(url),
         mac: mac(),
         client_id: Some("11111111-2222-4333-8444-555555555555".to_owned()),
-        forwarded_for: home(),
+        forwarded_for: device_ip(),
         protocol_version: 2,
-        fresh,
+        skip_dns_cache: fresh,
     }))
 }
 
 /// The reply to the device's hello, of the n-th grant.
-fn reply(n: u8, session_id: &str, audio_params: &str) -> Action {
-    let grant = grant(n);
+fn hello_reply(n: u8, session_id: &str, audio_params: &str) -> Action {
+    let credentials = credentials(n);
     publish(&message::hello_reply(&message::HelloReply {
         session_id,
         audio_params: Some(audio_params),
         server: "10.0.0.9",
         port: 8884,
-        key: &grant.key,
-        nonce: &audio::nonce(grant.ssrc),
+        key: &credentials.key,
+        nonce: &audio::nonce(credentials.ssrc),
     }))
 }
 
@@ -364,18 +367,18 @@ fn goodbye(session_id: &str) -> Action {
     publish(&message::goodbye(Some(session_id)))
 }
 
-fn farewell(session_id: &str, reason: EndReason, ms: u64) -> Action {
-    say(&message::server_goodbye(Some(session_id), reason.label(), ms))
+fn server_goodbye(session_id: &str, reason: EndReason, ms: u64) -> Action {
+    send_text(&message::server_goodbye(Some(session_id), reason.label(), ms))
 }
 
-fn failed(stage: &'static str) -> Gone {
-    Gone::Failed(Failure { stage, why: "broken".to_owned() })
+fn failed(stage: &'static str) -> BackendClosed {
+    BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() })
 }
 
 /// The summary among the actions: there is exactly one.
-fn summary(actions: &[Action]) -> &Summary {
+fn summary(actions: &[Action]) -> &CallSummary {
     let mut ends = actions.iter().filter_map(|action| match action {
-        Action::Ended(summary) => Some(&**summary),
+        Action::CallEnded(summary) => Some(&**summary),
         _ => None,
     });
     let end = ends.next().expect("the call ends");
@@ -384,7 +387,7 @@ fn summary(actions: &[Action]) -> &Summary {
 }
 
 /// Texts for the device among the actions.
-fn told(actions: &[Action]) -> Vec<&str> {
+fn texts_to_device(actions: &[Action]) -> Vec<&str> {
     let texts = actions.iter().filter_map(|action| match action {
         Action::Publish(text) => Some(&**text),
         _ => None,
@@ -393,9 +396,9 @@ fn told(actions: &[Action]) -> Vec<&str> {
 }
 
 /// Texts for the server among the actions.
-fn said(actions: &[Action]) -> Vec<&str> {
+fn texts_to_server(actions: &[Action]) -> Vec<&str> {
     let texts = actions.iter().filter_map(|action| match action {
-        Action::Say(text) => Some(&**text),
+        Action::SendText(text) => Some(&**text),
         _ => None,
     });
     texts.collect()

@@ -6,166 +6,183 @@ const GRACE: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_call_is_kept_and_taken_over() {
-    let mut story = Story::talking();
-    let away = [Action::Note(Note::Away(GRACE)), Action::Close(Reason::Left)];
-    assert_eq!(story.lost(), away);
-    assert!(story.core.has_call() && !story.core.is_online() && !story.core.is_gone());
+    let mut scenario = Scenario::with_udp_peer();
+    let away = [Action::Log(LogEvent::ConnectionLost(GRACE)), Action::CloseDevice(CloseReason::Disconnected)];
+    assert_eq!(scenario.lose_connection(), away);
+    assert!(scenario.core.has_call() && !scenario.core.is_online() && !scenario.core.is_closed());
     // Text for it waits, audio goes on both ways.
-    assert_eq!(story.server(TTS_STOP), []);
-    assert_eq!(story.server(r#"{"type":"llm"}"#), []);
-    assert_eq!(story.down(&headed(1, b"\x08a")).unwrap().len(), 1);
-    assert!(story.up(2, b"\x08x").is_ok());
-    assert_eq!(story.wait(19_999), []);
-    let welcome = [Action::Welcome, Action::Note(Note::Connected { resumed: true })];
-    let actions = story.come_back(HOME);
+    assert_eq!(scenario.server_sends(TTS_STOP), []);
+    assert_eq!(scenario.server_sends(r#"{"type":"llm"}"#), []);
+    assert_eq!(scenario.downlink(&with_header(1, b"\x08a")).unwrap().len(), 1);
+    assert!(scenario.uplink(2, b"\x08x").is_ok());
+    assert_eq!(scenario.wait(19_999), []);
+    let welcome = [Action::AcceptConnect, Action::Log(LogEvent::Connected { resumed: true })];
+    let actions = scenario.reconnect(DEVICE_IP);
     assert_eq!(actions[..2], welcome);
     assert_eq!(actions[2..], [publish(TTS_STOP), publish(r#"{"session_id":"s1","type":"llm"}"#)]);
-    assert!(story.core.is_online());
-    assert_eq!(story.device(LISTEN), [say(LISTEN)]);
-    assert_eq!(story.server(TTS_START), [publish(TTS_START)]);
+    assert!(scenario.core.is_online());
+    assert_eq!(scenario.device_sends(LISTEN), [send_text(LISTEN)]);
+    assert_eq!(scenario.server_sends(TTS_START), [publish(TTS_START)]);
     // The new connection's keep alive counts: 30 s.
-    assert_eq!(story.wait(45_000).last(), Some(&Action::Close(Reason::KeepAlive)));
+    assert_eq!(scenario.wait(45_000).last(), Some(&Action::CloseDevice(CloseReason::KeepAlive)));
 }
 
 #[test]
 fn the_order_in_which_the_sockets_close_does_not_matter() {
-    let mut story = Story::talking();
-    assert_eq!(traffic(story.come_back(HOME)), [Action::Welcome], "the old one is still there");
-    assert_eq!(story.device(LISTEN), [say(LISTEN)]);
-    assert_eq!(story.wait(20_000).iter().filter(|action| matches!(action, Action::Ended(_))).count(), 0);
+    let mut scenario = Scenario::with_udp_peer();
+    assert_eq!(
+        without_logs_and_counters(scenario.reconnect(DEVICE_IP)),
+        [Action::AcceptConnect],
+        "the old one is still there"
+    );
+    assert_eq!(scenario.device_sends(LISTEN), [send_text(LISTEN)]);
+    assert_eq!(
+        scenario.wait(20_000).iter().filter(|action| matches!(action, Action::CallEnded(_))).count(),
+        0
+    );
 }
 
 #[test]
-fn silence_ends_the_call_with_a_normal_close() {
-    let mut story = Story::talking();
-    story.lost();
-    let actions = story.wait(20_000);
-    assert_eq!(actions[..2], [farewell("s1", EndReason::DeviceLost, 20_000), Action::HangUp(1000)]);
+fn no_reconnect_in_time_ends_the_call_with_a_normal_close() {
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.lose_connection();
+    let actions = scenario.wait(20_000);
+    assert_eq!(
+        actions[..2],
+        [server_goodbye("s1", EndReason::DeviceLost, 20_000), Action::CloseBackend(1000)]
+    );
     assert_eq!(summary(&actions).reason, EndReason::DeviceLost);
-    assert_eq!(actions[3..], [Action::Close(Reason::Left)]);
-    assert!(story.core.is_over());
+    assert_eq!(actions[3..], [Action::CloseDevice(CloseReason::Disconnected)]);
+    assert!(scenario.core.is_finished());
 }
 
 #[test]
 fn without_a_grace_a_lost_or_replaced_connection_ends_its_call_at_once() {
-    let mut story = Story::talking();
-    story.config.mqtt.resume_grace = Duration::ZERO;
-    let actions = story.lost();
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.config.mqtt.resume_grace = Duration::ZERO;
+    let actions = scenario.lose_connection();
     assert_eq!(summary(&actions).reason, EndReason::DeviceLost);
-    assert_eq!(actions.last(), Some(&Action::Close(Reason::Left)));
-    let mut story = Story::talking();
-    let actions = story.drive(Core::replaced);
-    assert_eq!((summary(&actions).reason, told(&actions).len()), (EndReason::Replaced, 0));
-    assert_eq!(actions.last(), Some(&Action::Close(Reason::TakenOver)));
+    assert_eq!(actions.last(), Some(&Action::CloseDevice(CloseReason::Disconnected)));
+    let mut scenario = Scenario::with_udp_peer();
+    let actions = scenario.drive(Core::on_replaced);
+    assert_eq!((summary(&actions).reason, texts_to_device(&actions).len()), (EndReason::Replaced, 0));
+    assert_eq!(actions.last(), Some(&Action::CloseDevice(CloseReason::TakenOver)));
 }
 
 #[test]
 fn disconnect_and_protocol_errors_keep_nothing() {
-    let mut story = Story::talking();
-    let actions = story.packet(Packet::Disconnect);
-    assert_eq!(actions[..2], [farewell("s1", EndReason::DeviceDisconnected, 0), Action::HangUp(1000)]);
-    assert_eq!(actions.last(), Some(&Action::Close(Reason::Left)));
-    assert_eq!(story.lost(), []);
-    let mut story = Story::talking();
-    let actions = story.connect();
-    assert_eq!((summary(&actions).reason, told(&actions).len()), (EndReason::DeviceError, 0));
-    assert!(story.core.is_over());
+    let mut scenario = Scenario::with_udp_peer();
+    let actions = scenario.packet(Packet::Disconnect);
+    assert_eq!(
+        actions[..2],
+        [server_goodbye("s1", EndReason::DeviceDisconnected, 0), Action::CloseBackend(1000)]
+    );
+    assert_eq!(actions.last(), Some(&Action::CloseDevice(CloseReason::Disconnected)));
+    assert_eq!(scenario.lose_connection(), []);
+    let mut scenario = Scenario::with_udp_peer();
+    let actions = scenario.connect();
+    assert_eq!((summary(&actions).reason, texts_to_device(&actions).len()), (EndReason::DeviceError, 0));
+    assert!(scenario.core.is_finished());
 }
 
 #[test]
 fn a_slow_reader_loses_its_connection_and_keeps_its_call() {
-    let mut story = Story::talking();
-    let away = [Action::Note(Note::Away(GRACE)), Action::Close(Reason::SlowReader)];
-    assert_eq!(story.drive(Core::blocked), away);
-    assert_eq!(story.drive(Core::blocked), []);
-    assert_eq!(story.lost(), []);
+    let mut scenario = Scenario::with_udp_peer();
+    let away = [Action::Log(LogEvent::ConnectionLost(GRACE)), Action::CloseDevice(CloseReason::SlowReader)];
+    assert_eq!(scenario.drive(Core::on_slow_reader), away);
+    assert_eq!(scenario.drive(Core::on_slow_reader), []);
+    assert_eq!(scenario.lose_connection(), []);
 }
 
 #[test]
 fn a_taken_over_call_takes_the_new_address_as_its_own() {
-    let mut story = Story::talking();
-    story.lost();
-    story.come_back("192.0.2.200");
-    assert_eq!(story.core.ip(), "192.0.2.200".parse::<IpAddr>().unwrap());
-    assert!(story.up_from("192.0.2.200:1", 2, b"\x08x").is_ok());
-    assert_eq!(story.up_from("192.0.2.7:4001", 3, b"\x08x"), Err(Discard::ForeignSource));
-    story.gone(failed("live"));
-    let actions = story.wait(250);
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.lose_connection();
+    scenario.reconnect("192.0.2.200");
+    assert_eq!(scenario.core.ip(), "192.0.2.200".parse::<IpAddr>().unwrap());
+    assert!(scenario.uplink_from("192.0.2.200:1", 2, b"\x08x").is_ok());
+    assert_eq!(scenario.uplink_from("192.0.2.7:4001", 3, b"\x08x"), Err(DropReason::ForeignSource));
+    scenario.close_backend(failed("live"));
+    let actions = scenario.wait(250);
     let [Action::Dial(request)] = &actions[..] else { panic!("{actions:?}") };
-    assert_eq!(request.forwarded_for, story.core.ip());
+    assert_eq!(request.forwarded_for, scenario.core.ip());
 }
 
 #[test]
-fn a_device_that_comes_back_may_start_afresh() {
-    let mut story = Story::talking();
-    story.lost();
-    story.come_back(HOME);
-    let actions = story.device(HELLO);
-    assert_eq!((summary(&actions).reason, told(&actions).len()), (EndReason::Replaced, 0));
-    assert_eq!(story.core.ssrc(), Some(0x1002));
+fn a_reconnected_device_may_start_a_new_call() {
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.lose_connection();
+    scenario.reconnect(DEVICE_IP);
+    let actions = scenario.device_sends(HELLO);
+    assert_eq!((summary(&actions).reason, texts_to_device(&actions).len()), (EndReason::Replaced, 0));
+    assert_eq!(scenario.core.ssrc(), Some(0x1002));
 }
 
 #[test]
-fn a_hello_is_answered_when_the_device_is_back() {
-    let mut story = Story::online();
-    story.device(HELLO);
-    story.lost();
-    story.open();
-    assert_eq!(told(&story.server(SERVER_HELLO)), [""; 0]);
-    assert_eq!(traffic(story.come_back(HOME))[1..], [reply(1, "s1", r#"{"sample_rate":24000}"#)]);
+fn a_hello_is_answered_after_the_reconnect() {
+    let mut scenario = Scenario::online();
+    scenario.device_sends(HELLO);
+    scenario.lose_connection();
+    scenario.open_backend();
+    assert_eq!(texts_to_device(&scenario.server_sends(SERVER_HELLO)), [""; 0]);
+    assert_eq!(
+        without_logs_and_counters(scenario.reconnect(DEVICE_IP))[1..],
+        [hello_reply(1, "s1", r#"{"sample_rate":24000}"#)]
+    );
 }
 
 #[test]
-fn a_server_that_fails_or_ends_meanwhile() {
-    let mut story = Story::talking();
-    story.server(TTS_START);
-    story.lost();
-    story.gone(failed("live"));
-    assert_eq!(story.wait(250), [redial(B)]);
-    story.open();
-    story.server(SERVER_HELLO);
+fn a_server_may_fail_or_close_while_the_device_is_disconnected() {
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.server_sends(TTS_START);
+    scenario.lose_connection();
+    scenario.close_backend(failed("live"));
+    assert_eq!(scenario.wait(250), [redial(B)]);
+    scenario.open_backend();
+    scenario.server_sends(SERVER_HELLO);
     let stop = r#"{"type":"tts","session_id":"s1","state":"stop"}"#;
-    assert_eq!(told(&story.come_back(HOME)), [stop]);
+    assert_eq!(texts_to_device(&scenario.reconnect(DEVICE_IP)), [stop]);
 
-    let mut story = Story::talking();
-    story.lost();
-    let actions = story.gone(Gone::Closed(None));
-    assert_eq!((summary(&actions).reason, told(&actions).len()), (EndReason::ServerClosed, 0));
-    assert_eq!(actions.last(), Some(&Action::Close(Reason::Left)));
-    assert!(story.core.is_over());
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.lose_connection();
+    let actions = scenario.close_backend(BackendClosed::CloseFrame(None));
+    assert_eq!((summary(&actions).reason, texts_to_device(&actions).len()), (EndReason::ServerClosed, 0));
+    assert_eq!(actions.last(), Some(&Action::CloseDevice(CloseReason::Disconnected)));
+    assert!(scenario.core.is_finished());
 }
 
 #[test]
-fn too_much_text_for_an_absent_device_ends_the_call() {
-    let mut story = Story::talking();
-    story.lost();
+fn too_much_text_for_a_disconnected_device_ends_the_call() {
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.lose_connection();
     for _ in 0..128 {
-        assert_eq!(story.server(TTS_STOP), []);
+        assert_eq!(scenario.server_sends(TTS_STOP), []);
     }
-    let actions = story.server(TTS_STOP);
-    assert_eq!((summary(&actions).reason, told(&actions).len()), (EndReason::Overflow, 0));
+    let actions = scenario.server_sends(TTS_STOP);
+    assert_eq!((summary(&actions).reason, texts_to_device(&actions).len()), (EndReason::Overflow, 0));
 }
 
 #[test]
-fn last_words_survive_a_new_connection() {
-    let mut story = Story::online();
-    story.device(HELLO);
-    story.device(LISTEN);
-    story.device(r#"{"type":"goodbye"}"#);
-    assert_eq!(story.drive(Core::replaced), [Action::Close(Reason::TakenOver)]);
-    story.open();
-    assert_eq!(said(&story.server(SERVER_HELLO))[0], LISTEN);
-    assert!(story.core.is_over());
+fn the_text_of_a_closing_call_survives_a_new_connection() {
+    let mut scenario = Scenario::online();
+    scenario.device_sends(HELLO);
+    scenario.device_sends(LISTEN);
+    scenario.device_sends(r#"{"type":"goodbye"}"#);
+    assert_eq!(scenario.drive(Core::on_replaced), [Action::CloseDevice(CloseReason::TakenOver)]);
+    scenario.open_backend();
+    assert_eq!(texts_to_server(&scenario.server_sends(SERVER_HELLO))[0], LISTEN);
+    assert!(scenario.core.is_finished());
 }
 
 /// It was said to be queued.
 #[test]
-fn an_operators_message_that_overflows_the_queue_of_an_absent_device_is_not_delivered() {
-    let mut story = Story::talking();
-    story.drive(Core::connection_lost);
+fn an_operators_message_that_overflows_the_queue_of_a_disconnected_device_is_not_delivered() {
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.drive(Core::on_connection_lost);
     let mut message = || {
         let mut delivery = None;
-        let actions = story.drive(|core, cx| delivery = Some(core.message(r#"{"type":"alert"}"#, cx)));
+        let actions =
+            scenario.drive(|core, cx| delivery = Some(core.send_message(r#"{"type":"alert"}"#, cx)));
         (delivery.unwrap(), actions)
     };
     for _ in 0..128 {
@@ -174,9 +191,9 @@ fn an_operators_message_that_overflows_the_queue_of_an_absent_device_is_not_deli
     let (delivery, actions) = message();
     assert_eq!(delivery, Delivery::NotConnected);
     assert!(
-        actions
-            .iter()
-            .any(|action| matches!(action, Action::Ended(summary) if summary.reason == EndReason::Overflow))
+        actions.iter().any(
+            |action| matches!(action, Action::CallEnded(summary) if summary.reason == EndReason::Overflow)
+        )
     );
     assert_eq!(message(), (Delivery::NotConnected, vec![]));
 }

@@ -4,156 +4,156 @@ use super::*;
 
 const ALERT: &str = r#"{"session_id":"s1","type":"alert"}"#;
 
-fn learning() -> Story {
-    let mut story = Story::new();
-    story.config.mcp.enabled = true;
-    story
+fn online_with_mcp() -> Scenario {
+    let mut scenario = Scenario::new();
+    scenario.config.mcp.enabled = true;
+    scenario
 }
 
-impl Story {
-    fn message(&mut self, text: &str) {
+impl Scenario {
+    fn send_message(&mut self, text: &str) {
         self.drive(|core, cx| {
-            core.message(text, cx);
+            core.send_message(text, cx);
         });
     }
 }
 
 #[test]
-fn what_a_call_keeps() {
-    let mut story = Story::online();
-    assert_eq!(story.core.kept(), 0);
-    story.device(HELLO);
-    let mut kept = HELLO_UP.len();
-    assert_eq!(story.core.kept(), kept);
+fn bytes_retained_by_a_call() {
+    let mut scenario = Scenario::online();
+    assert_eq!(scenario.core.retained_bytes(), 0);
+    scenario.device_sends(HELLO);
+    let mut kept = HELLO_TO_SERVER.len();
+    assert_eq!(scenario.core.retained_bytes(), kept);
     // The listen waits, and would be said again.
-    story.device(LISTEN);
+    scenario.device_sends(LISTEN);
     kept += 2 * LISTEN.len();
-    assert_eq!(story.core.kept(), kept);
-    story.open();
-    story.server(SERVER_HELLO);
+    assert_eq!(scenario.core.retained_bytes(), kept);
+    scenario.open_backend();
+    scenario.server_sends(SERVER_HELLO);
     kept -= LISTEN.len();
     kept += "s1".len();
-    assert_eq!(story.core.kept(), kept);
+    assert_eq!(scenario.core.retained_bytes(), kept);
     // Text and audio wait for the first datagram.
-    let frame = headed(1, b"\x08audio");
-    story.server(TTS_START);
-    story.down(&frame).unwrap();
+    let frame = with_header(1, b"\x08audio");
+    scenario.server_sends(TTS_START);
+    scenario.downlink(&frame).unwrap();
     kept += TTS_START.len() + frame.len();
-    assert_eq!(story.core.kept(), kept);
-    story.up(1, b"\x08x").unwrap();
+    assert_eq!(scenario.core.retained_bytes(), kept);
+    scenario.uplink(1, b"\x08x").unwrap();
     kept -= TTS_START.len() + frame.len();
-    assert_eq!(story.core.kept(), kept);
+    assert_eq!(scenario.core.retained_bytes(), kept);
     // Text waits for a device that is away.
-    story.lost();
-    story.message(ALERT);
-    story.message(ALERT);
+    scenario.lose_connection();
+    scenario.send_message(ALERT);
+    scenario.send_message(ALERT);
     kept += 2 * ALERT.len();
-    assert_eq!(story.core.kept(), kept);
-    story.come_back(HOME);
+    assert_eq!(scenario.core.retained_bytes(), kept);
+    scenario.reconnect(DEVICE_IP);
     kept -= 2 * ALERT.len();
-    assert_eq!(story.core.kept(), kept);
+    assert_eq!(scenario.core.retained_bytes(), kept);
     // Another server's name of the session, until it is left; what waits for it goes with the call to another device.
-    story.gone(failed("live"));
-    story.wait(250);
-    story.open();
-    story.server(r#"{"type":"hello","session_id":"another"}"#);
-    assert_eq!(story.core.kept(), kept + "another".len());
-    story.gone(failed("live"));
-    story.wait(500);
-    assert_eq!(story.core.kept(), kept);
-    story.device(r#"{"type":"iot"}"#);
-    assert_eq!(story.core.kept(), kept + r#"{"type":"iot"}"#.len());
-    story.drive(Core::ring);
-    assert_eq!(story.core.kept(), kept);
-    story.device(r#"{"type":"goodbye"}"#);
-    assert_eq!(story.core.kept(), 0);
+    scenario.close_backend(failed("live"));
+    scenario.wait(250);
+    scenario.open_backend();
+    scenario.server_sends(r#"{"type":"hello","session_id":"another"}"#);
+    assert_eq!(scenario.core.retained_bytes(), kept + "another".len());
+    scenario.close_backend(failed("live"));
+    scenario.wait(500);
+    assert_eq!(scenario.core.retained_bytes(), kept);
+    scenario.device_sends(r#"{"type":"iot"}"#);
+    assert_eq!(scenario.core.retained_bytes(), kept + r#"{"type":"iot"}"#.len());
+    scenario.drive(Core::start_ringing);
+    assert_eq!(scenario.core.retained_bytes(), kept);
+    scenario.device_sends(r#"{"type":"goodbye"}"#);
+    assert_eq!(scenario.core.retained_bytes(), 0);
 }
 
 #[test]
-fn what_is_learnt_of_tools_is_kept_until_the_device_leaves() {
+fn discovered_tools_are_retained_until_the_device_disconnects() {
     const FIRST: u32 = 0x4000_0000;
-    let answer = |story: &mut Story, id: u32, result: &str| {
-        story.device(&message::mcp_result(None, &id.to_string(), result))
+    let answer = |scenario: &mut Scenario, id: u32, result: &str| {
+        scenario.device_sends(&message::mcp_result(None, &id.to_string(), result))
     };
-    let mut story = learning();
-    story.connect();
-    assert_eq!(story.core.kept(), 0, "asked");
-    story.device(r#"{"type":"mcp","payload":{"method":"x"}}"#);
-    assert_eq!(story.core.kept(), 0, "told nothing yet");
-    answer(&mut story, FIRST, r#"{"server":1}"#);
+    let mut scenario = online_with_mcp();
+    scenario.connect();
+    assert_eq!(scenario.core.retained_bytes(), 0, "asked");
+    scenario.device_sends(r#"{"type":"mcp","payload":{"method":"x"}}"#);
+    assert_eq!(scenario.core.retained_bytes(), 0, "told nothing yet");
+    answer(&mut scenario, FIRST, r#"{"server":1}"#);
     let mut kept = r#"{"server":1}"#.len();
-    assert_eq!(story.core.kept(), kept);
-    answer(&mut story, FIRST + 1, r#"{"tools":["one","three"],"nextCursor":"next"}"#);
-    assert_eq!(story.core.kept(), kept + r#""one""three""#.len() + "next".len());
-    answer(&mut story, FIRST + 2, r#"{"tools":[4]}"#);
+    assert_eq!(scenario.core.retained_bytes(), kept);
+    answer(&mut scenario, FIRST + 1, r#"{"tools":["one","three"],"nextCursor":"next"}"#);
+    assert_eq!(scenario.core.retained_bytes(), kept + r#""one""three""#.len() + "next".len());
+    answer(&mut scenario, FIRST + 2, r#"{"tools":[4]}"#);
     kept += r#"["one","three",4]"#.len();
-    assert_eq!(story.core.kept(), kept);
-    story.device(HELLO);
-    assert_eq!(story.core.kept(), kept + HELLO_UP.len(), "and a call's");
-    story.packet(Packet::Disconnect);
-    assert_eq!((story.core.kept(), story.core.deadline()), (0, None));
+    assert_eq!(scenario.core.retained_bytes(), kept);
+    scenario.device_sends(HELLO);
+    assert_eq!(scenario.core.retained_bytes(), kept + HELLO_TO_SERVER.len(), "and a call's");
+    scenario.packet(Packet::Disconnect);
+    assert_eq!((scenario.core.retained_bytes(), scenario.core.deadline()), (0, None));
 
     // A list that fails or never comes is not kept.
     for late in [false, true] {
-        let mut story = learning();
-        story.connect();
-        answer(&mut story, FIRST, "{}");
-        answer(&mut story, FIRST + 1, r#"{"tools":["one"],"nextCursor":"next"}"#);
-        let actions = if late { story.wait(10_000) } else { answer(&mut story, FIRST + 2, "[]") };
+        let mut scenario = online_with_mcp();
+        scenario.connect();
+        answer(&mut scenario, FIRST, "{}");
+        answer(&mut scenario, FIRST + 1, r#"{"tools":["one"],"nextCursor":"next"}"#);
+        let actions = if late { scenario.wait(10_000) } else { answer(&mut scenario, FIRST + 2, "[]") };
         let why = if late { "no answer in 10 s" } else { "a page of tools that is none" };
-        assert_eq!(actions, [Action::Note(Note::Tools(Err(why)))]);
-        assert_eq!(story.core.kept(), "{}".len());
+        assert_eq!(actions, [Action::Log(LogEvent::ToolDiscovery(Err(why)))]);
+        assert_eq!(scenario.core.retained_bytes(), "{}".len());
     }
 }
 
 #[test]
-fn too_much_of_it_ends_the_call_and_the_connection() {
-    let mut story = Story::online();
-    assert_eq!(story.drive(Core::too_much_kept), [Action::Close(Reason::Memory)]);
-    assert_eq!(story.drive(Core::too_much_kept), []);
+fn the_memory_limit_ends_the_call_and_the_connection() {
+    let mut scenario = Scenario::online();
+    assert_eq!(scenario.drive(Core::on_memory_limit), [Action::CloseDevice(CloseReason::MemoryLimit)]);
+    assert_eq!(scenario.drive(Core::on_memory_limit), []);
 
-    let mut story = Story::talking();
-    let actions = story.drive(Core::too_much_kept);
-    assert_eq!(actions[..2], [farewell("s1", EndReason::DeviceError, 0), Action::HangUp(1000)]);
+    let mut scenario = Scenario::with_udp_peer();
+    let actions = scenario.drive(Core::on_memory_limit);
+    assert_eq!(actions[..2], [server_goodbye("s1", EndReason::DeviceError, 0), Action::CloseBackend(1000)]);
     assert_eq!(summary(&actions).reason, EndReason::DeviceError);
-    assert_eq!(actions[3..], [Action::Close(Reason::Memory)]);
-    assert_eq!(story.core.kept(), 0);
+    assert_eq!(actions[3..], [Action::CloseDevice(CloseReason::MemoryLimit)]);
+    assert_eq!(scenario.core.retained_bytes(), 0);
 }
 
 /// Texts that wait for a device that is away, as many as fit, and one that still waits before them.
-fn away_with_all_it_can_keep(story: &mut Story) {
-    story.server(TTS_START);
-    story.lost();
+fn disconnect_with_full_queue(scenario: &mut Scenario) {
+    scenario.server_sends(TTS_START);
+    scenario.lose_connection();
     for _ in 0..128 {
-        story.message(ALERT);
+        scenario.send_message(ALERT);
     }
-    assert!(story.core.has_call());
+    assert!(scenario.core.has_call());
 }
 
 #[test]
-fn whatever_brings_one_text_too_many_for_an_absent_device_ends_its_call() {
-    type Act = fn(&mut Core, &mut Cx<'_>);
+fn any_text_that_overflows_the_queue_of_a_disconnected_device_ends_its_call() {
+    type Act = fn(&mut Core, &mut Context<'_>);
     let acts: [(&str, Act); 4] = [
-        ("ring", Core::ring),
-        ("bridge", Core::bridge),
-        ("wake", |core, cx| core.wake("Ann", cx)),
-        ("message", |core, cx| assert_eq!(core.message(ALERT, cx), Delivery::NotConnected)),
+        ("ring", Core::start_ringing),
+        ("bridge", Core::join_device_call),
+        ("wake", |core, cx| core.wake_for_call("Ann", cx)),
+        ("message", |core, cx| assert_eq!(core.send_message(ALERT, cx), Delivery::NotConnected)),
     ];
     for (name, act) in acts {
-        let mut story = Story::in_call();
-        away_with_all_it_can_keep(&mut story);
-        let actions = story.drive(act);
+        let mut scenario = Scenario::in_call();
+        disconnect_with_full_queue(&mut scenario);
+        let actions = scenario.drive(act);
         assert_eq!(summary(&actions).reason, EndReason::Overflow, "{name}");
-        assert!(!story.core.has_call() && story.core.is_over(), "{name}");
+        assert!(!scenario.core.has_call() && scenario.core.is_finished(), "{name}");
     }
-    let mut story = Story::in_call();
-    away_with_all_it_can_keep(&mut story);
-    let (_, actions) = story.up_from("192.0.2.7:4000", 1, b"\x08x").unwrap();
+    let mut scenario = Scenario::in_call();
+    disconnect_with_full_queue(&mut scenario);
+    let (_, actions) = scenario.uplink_from("192.0.2.7:4000", 1, b"\x08x").unwrap();
     assert_eq!(summary(&actions).reason, EndReason::Overflow, "a datagram lets go what was held");
 
-    let mut story = Story::talking();
-    story.drive(Core::ring);
-    away_with_all_it_can_keep(&mut story);
-    let actions = story.drive(|core, cx| core.accepted_by(mac(), cx));
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.drive(Core::start_ringing);
+    disconnect_with_full_queue(&mut scenario);
+    let actions = scenario.drive(|core, cx| core.on_call_accepted(mac(), cx));
     assert_eq!(summary(&actions).reason, EndReason::Overflow, "an answer");
 }

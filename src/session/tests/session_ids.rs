@@ -4,7 +4,7 @@ use super::*;
 
 /// `text` as a JSON string.
 fn quoted(text: &str) -> String {
-    message::quote(text)
+    message::json_quote(text)
 }
 
 fn server_hello(id: &str) -> String {
@@ -16,17 +16,17 @@ fn named(kind: &str, id: &str) -> String {
 }
 
 /// A device whose call is answered by a server that calls the session `id`, and what that caused.
-fn call_with(id: &str) -> (Story, Vec<Action>) {
-    let mut story = Story::online();
-    story.device(HELLO);
-    story.open();
-    let actions = story.server(&server_hello(id));
-    (story, actions)
+fn call_with(id: &str) -> (Scenario, Vec<Action>) {
+    let mut scenario = Scenario::online();
+    scenario.device_sends(HELLO);
+    scenario.open_backend();
+    let actions = scenario.server_sends(&server_hello(id));
+    (scenario, actions)
 }
 
 fn shown(actions: &[Action]) -> &str {
     let began = actions.iter().find_map(|action| match action {
-        Action::Note(Note::CallBegan { session_id, .. }) => Some(&**session_id),
+        Action::Log(LogEvent::CallStarted { session_id, .. }) => Some(&**session_id),
         _ => None,
     });
     began.expect("the call begins")
@@ -50,19 +50,23 @@ fn a_session_id_that_a_device_or_a_log_would_break_on_stays_with_the_server() {
         "\u{2066}",
     ];
     for id in odd.iter().copied().chain(long.iter().map(|id| &**id)) {
-        let (mut story, began) = call_with(id);
-        assert!(told(&began)[0].contains(r#""session_id":"own-1""#), "{id:.40?}");
+        let (mut scenario, began) = call_with(id);
+        assert!(texts_to_device(&began)[0].contains(r#""session_id":"own-1""#), "{id:.40?}");
         assert_eq!(
-            (shown(&began), story.core.call().unwrap().session_id),
+            (shown(&began), scenario.core.call().unwrap().session_id),
             ("own-1", Some("own-1")),
             "{id:.40?}"
         );
-        assert_eq!(story.server(&named("llm", id)), [publish(&named("llm", "own-1"))], "{id:.40?}");
-        assert_eq!(story.device(&named("listen", "own-1")), [say(&named("listen", id))], "{id:.40?}");
-        let end = story.device(&named("goodbye", "own-1"));
+        assert_eq!(scenario.server_sends(&named("llm", id)), [publish(&named("llm", "own-1"))], "{id:.40?}");
+        assert_eq!(
+            scenario.device_sends(&named("listen", "own-1")),
+            [send_text(&named("listen", id))],
+            "{id:.40?}"
+        );
+        let end = scenario.device_sends(&named("goodbye", "own-1"));
         assert_eq!(&*summary(&end).session_id, "own-1");
         let to_server: Vec<_> =
-            said(&end).iter().map(|text| message::server_hello(text).session_id).collect();
+            texts_to_server(&end).iter().map(|text| message::parse_server_hello(text).session_id).collect();
         assert_eq!(to_server, [Some(id.into())], "{id:.40?}");
     }
 }
@@ -72,42 +76,49 @@ fn a_session_id_that_needs_no_escape_is_the_devices_too() {
     let longest = ["x".repeat(128), "é".repeat(64)];
     for id in ["s1", " ", "a b'{}/", "会话-1", "\u{1f600}"].into_iter().chain(longest.iter().map(|id| &**id))
     {
-        let (mut story, began) = call_with(id);
-        assert!(told(&began)[0].contains(&format!(r#""session_id":"{id}""#)), "{id}");
-        assert_eq!((shown(&began), story.core.call().unwrap().session_id), (id, Some(id)));
+        let (mut scenario, began) = call_with(id);
+        assert!(texts_to_device(&began)[0].contains(&format!(r#""session_id":"{id}""#)), "{id}");
+        assert_eq!((shown(&began), scenario.core.call().unwrap().session_id), (id, Some(id)));
         for kind in ["llm", "goodbye"] {
-            assert_eq!(told(&story.server(&named(kind, id))), [named(kind, id)]);
+            assert_eq!(texts_to_device(&scenario.server_sends(&named(kind, id))), [named(kind, id)]);
         }
     }
 }
 
 #[test]
 fn the_servers_goodbye_has_the_id_that_the_device_was_shown() {
-    let (mut story, _) = call_with("a\"b");
-    assert_eq!(told(&story.server(&named("goodbye", "a\"b"))), [named("goodbye", "own-1")]);
+    let (mut scenario, _) = call_with("a\"b");
+    assert_eq!(
+        texts_to_device(&scenario.server_sends(&named("goodbye", "a\"b"))),
+        [named("goodbye", "own-1")]
+    );
 }
 
 #[test]
 fn ids_stay_apart_after_a_redial_to_a_server_with_such_an_id() {
-    let mut story = Story::in_call();
-    story.gone(failed("live"));
-    story.wait(2000);
-    story.open();
-    story.server(&server_hello("a\nb"));
-    assert_eq!(story.server(&named("llm", "a\nb")), [publish(&named("llm", "s1"))]);
-    assert_eq!(story.device(&named("abort", "s1")).last(), Some(&say(&named("abort", "a\nb"))));
+    let mut scenario = Scenario::in_call();
+    scenario.close_backend(failed("live"));
+    scenario.wait(2000);
+    scenario.open_backend();
+    scenario.server_sends(&server_hello("a\nb"));
+    assert_eq!(scenario.server_sends(&named("llm", "a\nb")), [publish(&named("llm", "s1"))]);
+    assert_eq!(
+        scenario.device_sends(&named("abort", "s1")).last(),
+        Some(&send_text(&named("abort", "a\nb")))
+    );
 }
 
 #[test]
 fn audio_parameters_without_end_are_not_passed_on() {
-    let mut story = Story::online();
-    story.device(HELLO);
-    story.open();
+    let mut scenario = Scenario::online();
+    scenario.device_sends(HELLO);
+    scenario.open_backend();
     let params = format!(r#"{{"x":"{}"}}"#, "x".repeat(900_000));
-    let began = story.server(&format!(r#"{{"type":"hello","session_id":"s1","audio_params":{params}}}"#));
+    let began =
+        scenario.server_sends(&format!(r#"{{"type":"hello","session_id":"s1","audio_params":{params}}}"#));
     assert_eq!(
-        told(&began),
-        [match reply(1, "s1", r#"{"format":"opus","sample_rate":16000}"#) {
+        texts_to_device(&began),
+        [match hello_reply(1, "s1", r#"{"format":"opus","sample_rate":16000}"#) {
             Action::Publish(text) => text,
             other => panic!("{other:?}"),
         }]
@@ -154,27 +165,27 @@ fn what_reaches_the_device_has_one_session_id_which_is_its_own() {
     for (theirs, expected) in EDITS {
         for kind in ["llm", "goodbye"] {
             let (theirs, expected) = (theirs.replace('T', kind), expected.replace('T', kind));
-            let mut story = Story::talking();
-            assert_eq!(told(&story.server(&theirs)), [&*expected], "{theirs}");
-            let mut story = Story::talking();
-            let actions = story.drive(|core, cx| _ = core.message(&theirs, cx));
-            assert_eq!(told(&actions), [&*expected], "an operator's {theirs}");
+            let mut scenario = Scenario::with_udp_peer();
+            assert_eq!(texts_to_device(&scenario.server_sends(&theirs)), [&*expected], "{theirs}");
+            let mut scenario = Scenario::with_udp_peer();
+            let actions = scenario.drive(|core, cx| _ = core.send_message(&theirs, cx));
+            assert_eq!(texts_to_device(&actions), [&*expected], "an operator's {theirs}");
         }
     }
 }
 
 #[test]
 fn the_servers_own_id_is_mapped_wherever_it_stands() {
-    let mut story = Story::in_call();
-    story.gone(failed("live"));
-    story.wait(2000);
-    story.open();
-    story.server(&server_hello("s2"));
+    let mut scenario = Scenario::in_call();
+    scenario.close_backend(failed("live"));
+    scenario.wait(2000);
+    scenario.open_backend();
+    scenario.server_sends(&server_hello("s2"));
     let twice = r#"{"type":"llm","session_id":"s2","Session_Id":"s2","session_id":"s1"}"#;
-    assert_eq!(told(&story.server(twice)), [r#"{"type":"llm","session_id":"s1"}"#]);
+    assert_eq!(texts_to_device(&scenario.server_sends(twice)), [r#"{"type":"llm","session_id":"s1"}"#]);
     let twice = r#"{"type":"x","Session_Id":"s1","session_id":"s1","session\u005fid":"other"}"#;
     let expected = r#"{"type":"x","Session_Id":"s2","session_id":"s2","session\u005fid":"other"}"#;
-    assert_eq!(story.device(twice), [say(expected)]);
+    assert_eq!(scenario.device_sends(twice), [send_text(expected)]);
 }
 
 #[test]
@@ -188,10 +199,10 @@ fn without_a_call_an_operators_session_id_is_one_string_or_none() {
         (r#"{"Session_Id":"x","session_id":null}"#, r#"{"session_id":"x"}"#),
         (r#"{"session_id":"x","session_id":null}"#, r#"{"session_id":"x"}"#),
     ] {
-        let mut story = Story::online();
-        let say = |story: &mut Story| story.drive(|core, cx| _ = core.message(text, cx));
-        assert_eq!(told(&say(&mut story)), [expected], "{text}");
-        story.device(HELLO);
-        assert_eq!(told(&say(&mut story)), [expected], "before the answer to hello: {text}");
+        let mut scenario = Scenario::online();
+        let say = |scenario: &mut Scenario| scenario.drive(|core, cx| _ = core.send_message(text, cx));
+        assert_eq!(texts_to_device(&say(&mut scenario)), [expected], "{text}");
+        scenario.device_sends(HELLO);
+        assert_eq!(texts_to_device(&say(&mut scenario)), [expected], "before the answer to hello: {text}");
     }
 }

@@ -1,13 +1,13 @@
 //! What comes in a phase that has no use for it, and what does not outlive its phase.
 
 use super::*;
-use crate::proto::mqtt::ConnectCode;
+use crate::proto::mqtt::ConnectReturnCode;
 
-impl Story {
+impl Scenario {
     /// Without the shell's part in letting in and granting.
-    fn alone<T>(&mut self, decide: impl FnOnce(&mut Core, &mut Cx<'_>) -> T) -> (T, Vec<Action>) {
+    fn drive_only<T>(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> (T, Vec<Action>) {
         let mut out = Vec::new();
-        let mut cx = Cx {
+        let mut cx = Context {
             now: self.now,
             config: &self.config,
             servers: &mut self.servers,
@@ -18,169 +18,190 @@ impl Story {
         (value, out)
     }
 
-    fn admitted(&mut self, admission: Admission) -> Vec<Action> {
-        self.alone(|core, cx| core.admitted(admission, cx)).1
+    fn admit(&mut self, admission: Admission) -> Vec<Action> {
+        self.drive_only(|core, cx| core.on_admission(admission, cx)).1
     }
 
-    fn command(&mut self, ticket: u64) -> u32 {
-        let actions = self.drive(|core, cx| core.command(ticket, "x", "{}", cx));
-        message::rpc(told(&actions)[0], message::Reader::Device).unwrap().id.unwrap().parse().unwrap()
+    fn send_command(&mut self, ticket: u64) -> u32 {
+        let actions = self.drive(|core, cx| core.send_command(ticket, "x", "{}", cx));
+        message::parse_rpc(texts_to_device(&actions)[0], message::Reader::Device)
+            .unwrap()
+            .id
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 }
 
-fn unanswered(ticket: u64) -> Action {
-    Action::Answer { ticket, result: Err(CommandFailed::NotConnected) }
+fn not_connected(ticket: u64) -> Action {
+    Action::CommandResult { ticket, result: Err(CommandError::NotConnected) }
 }
 
 #[test]
-fn a_balancers_word_counts_until_connect() {
+fn the_proxied_address_can_be_set_until_connect() {
     let client = |n: u8| IpAddr::from([198, 51, 100, n]);
-    let mut story = Story::new();
-    story.core.comes_from(client(1));
-    assert_eq!(story.core.ip(), client(1));
-    story.connect();
-    story.core.comes_from(client(2));
-    assert_eq!(story.core.ip(), client(1));
-    let actions = story.device(HELLO);
+    let mut scenario = Scenario::new();
+    scenario.core.set_client_ip(client(1));
+    assert_eq!(scenario.core.ip(), client(1));
+    scenario.connect();
+    scenario.core.set_client_ip(client(2));
+    assert_eq!(scenario.core.ip(), client(1));
+    let actions = scenario.device_sends(HELLO);
     let Some(Action::Dial(request)) = actions.last() else { panic!("{actions:?}") };
     assert_eq!(request.forwarded_for, client(1));
 }
 
 #[test]
-fn the_shells_word_on_a_place_counts_once_and_only_when_asked() {
+fn an_admission_counts_once_and_only_when_requested() {
     for (admission, why) in [
-        (Admission::Full, "max_connections is reached"),
-        (Admission::Crowded, "max_connections_per_ip is reached"),
+        (Admission::ConnectionLimit, "max_connections is reached"),
+        (Admission::PerIpLimit, "max_connections_per_ip is reached"),
     ] {
-        let mut story = Story::new();
-        assert_eq!(story.admitted(admission), [], "not asked yet");
-        story.alone(|core, cx| core.packet(connect(ID, 60), cx));
-        let code = ConnectCode::Unavailable;
-        let refused = [Action::Refuse(code), Action::Close(Reason::Refused(code, why))];
-        assert_eq!(story.admitted(admission), refused);
-        assert_eq!(story.admitted(Admission::Welcome), [], "refused");
-        let mut story = Story::talking();
-        assert_eq!(story.admitted(admission), [], "let in");
-        assert_eq!(story.admitted(Admission::Welcome), []);
+        let mut scenario = Scenario::new();
+        assert_eq!(scenario.admit(admission), [], "not asked yet");
+        scenario.drive_only(|core, cx| core.on_packet(connect(ID, 60), cx));
+        let code = ConnectReturnCode::ServerUnavailable;
+        let refused = [Action::RefuseConnect(code), Action::CloseDevice(CloseReason::Refused(code, why))];
+        assert_eq!(scenario.admit(admission), refused);
+        assert_eq!(scenario.admit(Admission::Accepted), [], "refused");
+        let mut scenario = Scenario::with_udp_peer();
+        assert_eq!(scenario.admit(admission), [], "let in");
+        assert_eq!(scenario.admit(Admission::Accepted), []);
     }
 }
 
 #[test]
-fn waiting_for_a_place_has_no_deadline() {
-    let mut story = Story::new();
-    story.alone(|core, cx| core.packet(connect(ID, 60), cx));
-    assert_eq!(story.wait(20_000), []);
-    assert_eq!(story.core.deadline(), None);
+fn admission_has_no_deadline() {
+    let mut scenario = Scenario::new();
+    scenario.drive_only(|core, cx| core.on_packet(connect(ID, 60), cx));
+    assert_eq!(scenario.wait(20_000), []);
+    assert_eq!(scenario.core.deadline(), None);
 }
 
 #[test]
-fn one_and_a_half_of_a_long_keep_alive() {
-    let mut story = Story::new();
-    story.packet(connect(ID, 1_000));
-    assert_eq!(story.core.deadline(), Some(story.start + Duration::from_secs(1_500)));
-    story.packet(Packet::Disconnect);
-    assert_eq!(story.core.deadline(), None, "who has left is not waited for");
+fn the_longest_keep_alive_is_timed_at_one_and_a_half() {
+    let mut scenario = Scenario::new();
+    scenario.packet(connect(ID, 1_000));
+    assert_eq!(scenario.core.deadline(), Some(scenario.start + Duration::from_secs(1_500)));
+    scenario.packet(Packet::Disconnect);
+    assert_eq!(scenario.core.deadline(), None, "who has left is not waited for");
 }
 
 #[test]
-fn a_call_is_taken_over_with_the_newer_id_and_not_from_a_session_that_is_over() {
+fn a_call_is_taken_over_with_the_newer_id_and_not_from_a_finished_session() {
     let newer_id = ID.replace("GID_test", "GID_bound");
     for over in [false, true] {
-        let mut story = Story::talking();
+        let mut scenario = Scenario::with_udp_peer();
         if over {
-            story.packet(Packet::Disconnect);
+            scenario.packet(Packet::Disconnect);
         }
-        let mut newer = Core::new("198.51.100.1".parse().unwrap(), story.now);
+        let mut newer = Core::new("198.51.100.1".parse().unwrap(), scenario.now);
         let mut asked = Vec::new();
-        let mut cx = Cx {
-            now: story.now,
-            config: &story.config,
-            servers: &mut story.servers,
-            ids: &story.ids,
+        let mut cx = Context {
+            now: scenario.now,
+            config: &scenario.config,
+            servers: &mut scenario.servers,
+            ids: &scenario.ids,
             out: &mut asked,
         };
-        newer.packet(connect(&newer_id, 30), &mut cx);
-        let actions = story.drive(|core, cx| core.take_over(newer, cx));
-        let welcome = [Action::Welcome, Action::Note(Note::Connected { resumed: true })];
+        newer.on_packet(connect(&newer_id, 30), &mut cx);
+        let actions = scenario.drive(|core, cx| core.take_over(newer, cx));
+        let welcome = [Action::AcceptConnect, Action::Log(LogEvent::Connected { resumed: true })];
         assert_eq!(actions, if over { vec![] } else { welcome.into() });
-        let id = story.core.client_id().unwrap().as_str();
-        assert_eq!((id, story.core.is_online()), if over { (ID, false) } else { (&*newer_id, true) });
+        let id = scenario.core.client_id().unwrap().as_str();
+        assert_eq!((id, scenario.core.is_online()), if over { (ID, false) } else { (&*newer_id, true) });
     }
 }
 
 #[test]
-fn commands_fail_when_the_device_leaves_whether_its_call_is_kept_or_not() {
-    let mut story = Story::talking();
-    story.command(7);
-    let away = Action::Note(Note::Away(story.config.mqtt.resume_grace));
-    assert_eq!(story.lost(), [unanswered(7), away, Action::Close(Reason::Left)]);
+fn commands_fail_when_the_device_disconnects_whether_its_call_is_kept_or_not() {
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.send_command(7);
+    let away = Action::Log(LogEvent::ConnectionLost(scenario.config.mqtt.resume_grace));
+    assert_eq!(
+        scenario.lose_connection(),
+        [not_connected(7), away, Action::CloseDevice(CloseReason::Disconnected)]
+    );
 
-    let mut story = Story::online();
-    story.command(7);
-    assert_eq!(story.packet(Packet::Disconnect), [unanswered(7), Action::Close(Reason::Left)]);
+    let mut scenario = Scenario::online();
+    scenario.send_command(7);
+    assert_eq!(
+        scenario.packet(Packet::Disconnect),
+        [not_connected(7), Action::CloseDevice(CloseReason::Disconnected)]
+    );
 }
 
 #[test]
-fn a_grant_for_a_device_that_has_left_begins_nothing() {
-    for leave in [Core::connection_lost as fn(&mut Core, &mut Cx<'_>), Core::shutdown] {
-        let mut story = Story::online();
-        let (_, actions) = story.alone(|core, cx| core.packet(publication(HELLO.as_bytes()), cx));
-        assert_eq!(actions, [Action::Grant]);
-        story.alone(leave);
-        let (_, actions) = story.alone(|core, cx| core.granted(grant(1), cx));
+fn credentials_for_a_disconnected_device_start_no_call() {
+    for leave in [Core::on_connection_lost as fn(&mut Core, &mut Context<'_>), Core::shutdown] {
+        let mut scenario = Scenario::online();
+        let (_, actions) =
+            scenario.drive_only(|core, cx| core.on_packet(publish_packet(HELLO.as_bytes()), cx));
+        assert_eq!(actions, [Action::GenerateCredentials]);
+        scenario.drive_only(leave);
+        let (_, actions) = scenario.drive_only(|core, cx| core.on_credentials(credentials(1), cx));
         assert_eq!(actions, []);
-        assert!(story.core.is_over());
+        assert!(scenario.core.is_finished());
     }
 }
 
 #[test]
 fn an_operator_ends_call_and_connection() {
-    let mut story = Story::talking();
-    let actions = story.drive(Core::operator_disconnects);
-    assert_eq!(actions[..3], [farewell("s1", EndReason::Operator, 0), Action::HangUp(1000), goodbye("s1")]);
+    let mut scenario = Scenario::with_udp_peer();
+    let actions = scenario.drive(Core::operator_disconnect);
+    assert_eq!(
+        actions[..3],
+        [server_goodbye("s1", EndReason::Operator, 0), Action::CloseBackend(1000), goodbye("s1")]
+    );
     assert_eq!(summary(&actions).reason, EndReason::Operator);
-    assert_eq!(actions[4..], [Action::Close(Reason::Operator)]);
-    assert!(story.core.is_over());
+    assert_eq!(actions[4..], [Action::CloseDevice(CloseReason::Operator)]);
+    assert!(scenario.core.is_finished());
 }
 
 #[test]
 fn an_answer_to_a_command_goes_to_the_operator_alone() {
     let answer = |id: u32| message::mcp_result(Some("s1"), &id.to_string(), "{}");
-    let mut story = Story::talking();
-    let id = story.command(7);
+    let mut scenario = Scenario::with_udp_peer();
+    let id = scenario.send_command(7);
     let never_asked = answer(id + 1);
-    assert_eq!(story.device(&never_asked), [say(&never_asked)], "no id of ours");
-    assert_eq!(story.device(&answer(id)), [Action::Answer { ticket: 7, result: Ok("{}".into()) }]);
-    assert_eq!(story.device(&answer(id)), [], "again");
+    assert_eq!(scenario.device_sends(&never_asked), [send_text(&never_asked)], "no id of ours");
+    assert_eq!(
+        scenario.device_sends(&answer(id)),
+        [Action::CommandResult { ticket: 7, result: Ok("{}".into()) }]
+    );
+    assert_eq!(scenario.device_sends(&answer(id)), [], "again");
 }
 
 #[test]
 fn a_command_outlives_the_hello_behind_it() {
-    let mut story = Story::online();
-    let id = story.command(7);
-    story.call();
+    let mut scenario = Scenario::online();
+    let id = scenario.send_command(7);
+    scenario.start_call();
     let answer = message::mcp_result(None, &id.to_string(), "{}");
-    assert_eq!(story.device(&answer), [Action::Answer { ticket: 7, result: Ok("{}".into()) }]);
+    assert_eq!(
+        scenario.device_sends(&answer),
+        [Action::CommandResult { ticket: 7, result: Ok("{}".into()) }]
+    );
 }
 
-type Reconnect = fn(&mut Story);
+type Reconnect = fn(&mut Scenario);
 
 /// Every way a device loses its connection and comes back.
 fn reconnections() -> [(&'static str, Reconnect); 3] {
     [
-        ("without a call", |story| {
-            story.lost();
-            story.connect_anew();
+        ("without a call", |scenario| {
+            scenario.lose_connection();
+            scenario.connect_anew();
         }),
-        ("in a call that is kept", |story| {
-            story.call();
-            story.lost();
-            story.come_back(HOME);
+        ("in a call that is kept", |scenario| {
+            scenario.start_call();
+            scenario.lose_connection();
+            scenario.reconnect(DEVICE_IP);
         }),
-        ("in a call that is over", |story| {
-            story.call();
-            story.packet(Packet::Disconnect);
-            story.connect_anew();
+        ("in a call that is over", |scenario| {
+            scenario.start_call();
+            scenario.packet(Packet::Disconnect);
+            scenario.connect_anew();
         }),
     ]
 }
@@ -190,15 +211,15 @@ fn a_late_answer_is_not_given_to_another_operators_command() {
     let answer = |id: u32| message::mcp_result(None, &id.to_string(), "{}");
     for mcp in [false, true] {
         for (how, reconnect) in reconnections() {
-            let mut story = Story::new();
-            story.config.mcp.enabled = mcp;
-            story.connect();
-            let first = story.command(7);
-            reconnect(&mut story);
-            let second = story.command(8);
-            assert_eq!(story.device(&answer(first)), [], "{how}, mcp {mcp}");
-            let answered = [Action::Answer { ticket: 8, result: Ok("{}".into()) }];
-            assert_eq!(story.device(&answer(second)), answered, "{how}, mcp {mcp}");
+            let mut scenario = Scenario::new();
+            scenario.config.mcp.enabled = mcp;
+            scenario.connect();
+            let first = scenario.send_command(7);
+            reconnect(&mut scenario);
+            let second = scenario.send_command(8);
+            assert_eq!(scenario.device_sends(&answer(first)), [], "{how}, mcp {mcp}");
+            let answered = [Action::CommandResult { ticket: 8, result: Ok("{}".into()) }];
+            assert_eq!(scenario.device_sends(&answer(second)), answered, "{how}, mcp {mcp}");
         }
     }
 }

@@ -2,94 +2,94 @@
 
 use std::time::Duration;
 
-use super::report::{State, Trouble};
-use super::server::Talk;
-use crate::config::{Config, Framing, Server};
+use super::report::{CheckState, ServerProblem};
+use super::server::Conversation;
+use crate::config::{ChatServerConfig, Config, Framing};
 use crate::proto::audio;
-use crate::proto::message::{self, Object, Reader};
-use crate::session::{Failure, Gone};
-use crate::tools::tls_error::Cause;
+use crate::proto::message::{self, JsonObject, Reader};
+use crate::session::{BackendClosed, BackendFailure};
+use crate::tools::tls_error::TlsErrorCause;
 
 /// Texts that are kept of what a server says instead of a hello.
-pub(super) const TEXTS: usize = 5;
+pub(super) const MAX_TEXTS: usize = 5;
 /// What xiaozhi-esp32-server's URL must end with so that it takes and sends the 16-byte header.
-const SUFFIX: &str = "?from=mqtt_gateway";
+const URL_SUFFIX: &str = "?from=mqtt_gateway";
 /// What that server's path begins with, unless an operator changed it.
-const USUAL_PATH: &str = "/xiaozhi/";
+const XIAOZHI_PATH: &str = "/xiaozhi/";
 
 /// Words about one server.
-pub(super) struct Words<'a> {
-    pub(super) server: &'a Server,
+pub(super) struct ServerDiagnosis<'a> {
+    pub(super) server: &'a ChatServerConfig,
     pub(super) config: &'a Config,
 }
 
-impl Words<'_> {
-    pub(super) fn unresolved(&self, why: &str) -> Trouble {
-        Trouble::new(format!("the name {} does not resolve: {why}", self.server.host)).advise(
+impl ServerDiagnosis<'_> {
+    pub(super) fn resolve_failed(&self, why: &str) -> ServerProblem {
+        ServerProblem::new(format!("the name {} does not resolve: {why}", self.server.host)).with_advice(
             "is the name spelt right, and is it known to this machine (in a container: to its network)?",
         )
     }
 
     /// Why there is no open WebSocket, likeliest first.
-    pub(super) fn undialled(&self, failure: &Failure) -> Vec<Trouble> {
-        let why = failure.why.as_str();
-        let trouble = match failure.stage {
-            "connect" => self.unconnected(why),
-            "tls" => self.insecure(why),
-            _ => self.not_upgraded(why),
+    pub(super) fn dial_failed(&self, failure: &BackendFailure) -> Vec<ServerProblem> {
+        let why = failure.message.as_str();
+        let problem = match failure.stage {
+            "connect" => self.connect_failed(why),
+            "tls" => self.tls_failed(why),
+            _ => self.upgrade_failed(why),
         };
         // Found early, it spares a second look.
-        let hint = self.lacks_suffix().filter(|_| self.server.path.starts_with(USUAL_PATH));
-        [trouble].into_iter().chain(hint).collect()
+        let hint = self.missing_url_suffix().filter(|_| self.server.path.starts_with(XIAOZHI_PATH));
+        [problem].into_iter().chain(hint).collect()
     }
 
-    fn unconnected(&self, why: &str) -> Trouble {
-        let Server { host, port, .. } = self.server;
-        let trouble = if why.contains("refused") {
-            Trouble::new(format!("nothing listens on {host} port {port}: the chat server is not running, or not there ({why})"))
-                .advise(format!("start the chat server, and look at which address and port it listens on; this URL says port {port}"))
+    fn connect_failed(&self, why: &str) -> ServerProblem {
+        let ChatServerConfig { host, port, .. } = self.server;
+        let problem = if why.contains("refused") {
+            ServerProblem::new(format!("nothing listens on {host} port {port}: the chat server is not running, or not there ({why})"))
+                .with_advice(format!("start the chat server, and look at which address and port it listens on; this URL says port {port}"))
         } else {
-            Trouble::new(format!("{host} port {port} cannot be reached: {why}")).advise(
+            ServerProblem::new(format!("{host} port {port} cannot be reached: {why}")).with_advice(
                 "is the address right, is the machine up, and does a firewall let TCP through to that port?",
             )
         };
         let is_loopback = host == "localhost" || host.starts_with("127.") || host == "::1";
         match is_loopback {
-            true => trouble.advise(
+            true => problem.with_advice(
                 "in a container this address is the container itself: write the host's own address instead",
             ),
-            false => trouble,
+            false => problem,
         }
     }
 
-    fn insecure(&self, why: &str) -> Trouble {
-        match Cause::of(why) {
-            Cause::Absent => Trouble::new(format!("this program cannot speak TLS ({why})"))
-                .advise("use a build with the feature \"tls\", which is on by default"),
-            Cause::Expired => Trouble::new(format!("its certificate has expired ({why})"))
-                .advise("renew the certificate; if it is new, look at this machine's clock"),
-            Cause::NotYetValid => Trouble::new(format!("its certificate is not valid yet ({why})"))
-                .advise("look at this machine's clock"),
-            Cause::OtherName => {
+    fn tls_failed(&self, why: &str) -> ServerProblem {
+        match TlsErrorCause::from_message(why) {
+            TlsErrorCause::NotBuiltIn => ServerProblem::new(format!("this program cannot speak TLS ({why})"))
+                .with_advice("use a build with the feature \"tls\", which is on by default"),
+            TlsErrorCause::Expired => ServerProblem::new(format!("its certificate has expired ({why})"))
+                .with_advice("renew the certificate; if it is new, look at this machine's clock"),
+            TlsErrorCause::NotYetValid => ServerProblem::new(format!("its certificate is not valid yet ({why})"))
+                .with_advice("look at this machine's clock"),
+            TlsErrorCause::NameMismatch => {
                 let host = &self.server.host;
-                Trouble::new(format!("its certificate is for another name than {host} ({why})")).advise(
+                ServerProblem::new(format!("its certificate is for another name than {host} ({why})")).with_advice(
                     "write the name that the certificate is for into the URL, or get one for this name",
                 )
             }
-            Cause::UnknownAuthority => {
-                Trouble::new(format!("its certificate is not from an authority known here ({why})")).advise(
+            TlsErrorCause::UnknownAuthority => {
+                ServerProblem::new(format!("its certificate is not from an authority known here ({why})")).with_advice(
                     "give the certificate of its authority as websocket.ca_file (or \"ca_file\" of this server), or get \
                      one from a public authority; \"insecure\": true would accept any certificate",
                 )
             }
-            Cause::NotTls => Trouble::new(format!("port {} does not speak TLS ({why})", self.server.port))
-                .advise("write ws:// instead of wss://, or the port of the TLS endpoint"),
-            Cause::Other => Trouble::new(format!("no TLS connection: {why}"))
-                .advise("is this the port of a TLS endpoint (if not, write ws:// instead of wss://), and does it speak TLS 1.2 or newer?"),
+            TlsErrorCause::NotTls => ServerProblem::new(format!("port {} does not speak TLS ({why})", self.server.port))
+                .with_advice("write ws:// instead of wss://, or the port of the TLS endpoint"),
+            TlsErrorCause::Other => ServerProblem::new(format!("no TLS connection: {why}"))
+                .with_advice("is this the port of a TLS endpoint (if not, write ws:// instead of wss://), and does it speak TLS 1.2 or newer?"),
         }
     }
 
-    fn not_upgraded(&self, why: &str) -> Trouble {
+    fn upgrade_failed(&self, why: &str) -> ServerProblem {
         let code = why
             .strip_prefix("HTTP ")
             .and_then(|rest| rest.get(..3))
@@ -97,164 +97,176 @@ impl Words<'_> {
         let proxy = "a reverse proxy before it must pass the upgrade on (for nginx: proxy_http_version 1.1, and \
                      proxy_set_header for Upgrade and Connection)";
         match code {
-            Some(401 | 403) => self.refused(why),
-            Some(300..=399) => Trouble::new(format!("it redirects ({why})")).advise("write the address it redirects to into the configuration"),
-            Some(404) => Trouble::new(format!("there is no WebSocket at the path of this URL ({why})"))
-                .advise("compare the path with the chat server's own; xiaozhi-esp32-server prints its address at start, ending in /xiaozhi/v1/")
-                .advise(proxy),
-            Some(502..=504) => Trouble::new(format!("a reverse proxy answers, but the chat server behind it does not ({why})"))
-                .advise("start the chat server, or correct the address in the proxy's configuration"),
-            Some(_) => Trouble::new(format!("it answers as a web server, and not as a WebSocket ({why})"))
-                .advise("compare port and path with the chat server's own; the port of its web page or OTA is another one")
-                .advise(proxy),
-            None if why.starts_with("no answer") => Trouble::new(format!("it takes the connection and says nothing ({why})"))
-                .advise("is this the chat server's port? If it is, the server hangs: look at its log"),
+            Some(401 | 403) => self.authentication_failed(why),
+            Some(300..=399) => ServerProblem::new(format!("it redirects ({why})")).with_advice("write the address it redirects to into the configuration"),
+            Some(404) => ServerProblem::new(format!("there is no WebSocket at the path of this URL ({why})"))
+                .with_advice("compare the path with the chat server's own; xiaozhi-esp32-server prints its address at start, ending in /xiaozhi/v1/")
+                .with_advice(proxy),
+            Some(502..=504) => ServerProblem::new(format!("a reverse proxy answers, but the chat server behind it does not ({why})"))
+                .with_advice("start the chat server, or correct the address in the proxy's configuration"),
+            Some(_) => ServerProblem::new(format!("it answers as a web server, and not as a WebSocket ({why})"))
+                .with_advice("compare port and path with the chat server's own; the port of its web page or OTA is another one")
+                .with_advice(proxy),
+            None if why.starts_with("no answer") => ServerProblem::new(format!("it takes the connection and says nothing ({why})"))
+                .with_advice("is this the chat server's port? If it is, the server hangs: look at its log"),
             None => {
-                let trouble = Trouble::new(format!("port {} does not speak WebSocket: {why}", self.server.port))
-                    .advise("is this the chat server's port?");
+                let problem = ServerProblem::new(format!("port {} does not speak WebSocket: {why}", self.server.port))
+                    .with_advice("is this the chat server's port?");
                 match self.server.tls {
-                    true => trouble,
-                    false => trouble.advise("if the server wants TLS, write wss:// instead of ws://"),
+                    true => problem,
+                    false => problem.with_advice("if the server wants TLS, write wss:// instead of ws://"),
                 }
             }
         }
     }
 
     /// The server does not let us in.
-    fn refused(&self, why: &str) -> Trouble {
+    fn authentication_failed(&self, why: &str) -> ServerProblem {
         let theirs = "xiaozhi-esp32-server's is server.auth_key in its config file, or server.secret in the console's \
                       parameters";
         match self.config.websocket.secret {
-            None => Trouble::new(format!("it asks for a token, and SERVER_SECRET is not set ({why})"))
-                .advise(format!(
+            None => ServerProblem::new(format!("it asks for a token, and SERVER_SECRET is not set ({why})"))
+                .with_advice(format!(
                     "set SERVER_SECRET or websocket.server_secret to the server's own secret: {theirs}"
                 )),
-            Some(_) => Trouble::new(format!(
+            Some(_) => ServerProblem::new(format!(
                 "it refuses the token: SERVER_SECRET is the wrong secret for it ({why})"
             ))
-            .advise(format!(
+            .with_advice(format!(
                 "set SERVER_SECRET or websocket.server_secret to the server's own secret: {theirs}"
             ))
-            .advise("tokens carry the time: look at the clocks of both machines"),
+            .with_advice("tokens carry the time: look at the clocks of both machines"),
         }
     }
 
-    pub(super) fn slow_hello(&self, took: Duration) -> Trouble {
-        Trouble::new(format!("its hello took {:.1} s", took.as_secs_f64()))
-            .advise("after 4 s the gateway gives a server up for the next, and a device waits 10 s in all: look at the server's load")
+    pub(super) fn slow_hello(&self, took: Duration) -> ServerProblem {
+        ServerProblem::new(format!("its hello took {:.1} s", took.as_secs_f64()))
+            .with_advice("after 4 s the gateway gives a server up for the next, and a device waits 10 s in all: look at the server's load")
     }
 
     /// State, detail and words when no hello came.
-    pub(super) fn no_hello(&self, talk: &Talk, waited: Duration) -> (State, String, Trouble) {
-        let said = talk.texts.iter().find_map(|text| complaint(text));
-        let speaks = talk.texts.iter().any(|text| matches!(kind(text).as_str(), "tts" | "stt"));
-        let Some(gone) = &talk.gone else {
-            if speaks || !talk.frames.is_empty() {
-                let trouble = Trouble::new("it answers with speech and without a hello: it does not know this device")
-                    .advise("give --mac with the MAC address of a device that is bound on this server; a device that is not hears its binding code");
-                return (State::Warn, "speech, but no hello".to_owned(), trouble);
+    pub(super) fn no_hello(
+        &self,
+        conversation: &Conversation,
+        waited: Duration,
+    ) -> (CheckState, String, ServerProblem) {
+        let said = conversation.texts.iter().find_map(|text| error_text(text));
+        let speaks =
+            conversation.texts.iter().any(|text| matches!(message_type(text).as_str(), "tts" | "stt"));
+        let Some(gone) = &conversation.closed else {
+            if speaks || !conversation.frames.is_empty() {
+                let problem = ServerProblem::new("it answers with speech and without a hello: it does not know this device")
+                    .with_advice("give --mac with the MAC address of a device that is bound on this server; a device that is not hears its binding code");
+                return (CheckState::Warn, "speech, but no hello".to_owned(), problem);
             }
             let detail = said.as_ref().map_or_else(
                 || format!("none within {} s", waited.as_secs()),
                 |said| format!("none within {} s; it said: {said}", waited.as_secs()),
             );
-            let trouble =
-                Trouble::new(format!("it takes the connection, and does not answer the hello: {detail}"))
-                    .advise("is this a XiaoZhi chat server? If it is, its log says what it waits for")
-                    .advise("a server may answer known devices only: try --mac with one of yours");
-            return (State::Fail, detail, trouble);
+            let problem = ServerProblem::new(format!(
+                "it takes the connection, and does not answer the hello: {detail}"
+            ))
+            .with_advice("is this a XiaoZhi chat server? If it is, its log says what it waits for")
+            .with_advice("a server may answer known devices only: try --mac with one of yours");
+            return (CheckState::Fail, detail, problem);
         };
         let ended = match gone {
-            Gone::Closed(Some(code)) => format!("it closes with code {code}"),
-            Gone::Closed(None) => "it closes without a code".to_owned(),
-            Gone::Failed(failure) => failure.why.clone(),
+            BackendClosed::CloseFrame(Some(code)) => format!("it closes with code {code}"),
+            BackendClosed::CloseFrame(None) => "it closes without a code".to_owned(),
+            BackendClosed::Failed(failure) => failure.message.clone(),
         };
         let detail = match &said {
             Some(said) => format!("it says \"{said}\", then {ended}"),
             None => format!("{ended}, without a word"),
         };
-        let trouble = if said.as_deref().is_some_and(is_about_trust) || is_refusal(gone) {
-            self.refused(&detail)
+        let problem = if said.as_deref().is_some_and(is_authentication_error) || is_authentication_close(gone)
+        {
+            self.authentication_failed(&detail)
         } else {
             let own = "its log says why; what is behind it may be the token (SERVER_SECRET), a device it does not know \
                        (try --mac with one of yours), or a path that is not for devices";
-            Trouble::new(format!("it ends the connection before its hello: {detail}")).advise(own)
+            ServerProblem::new(format!("it ends the connection before its hello: {detail}")).with_advice(own)
         };
-        (State::Fail, detail, trouble)
+        (CheckState::Fail, detail, problem)
     }
 
     /// State, detail and words about how it frames audio.
-    pub(super) fn framing(&self, talk: &Talk) -> (State, &'static str, Option<Trouble>) {
-        let framed = talk.frames.iter().any(|frame| audio::parse_ws(frame).is_some());
-        match (talk.frames.is_empty(), framed, self.server.framing) {
-            (true, ..) => match self.lacks_suffix() {
-                None => (State::Skipped, "it sent no audio", None),
-                Some(trouble) => {
-                    let usual = self.server.path.starts_with(USUAL_PATH);
-                    let state = if usual { State::Fail } else { State::Warn };
-                    (state, "it sent no audio, and its URL lacks the suffix", Some(trouble))
+    pub(super) fn framing(
+        &self,
+        conversation: &Conversation,
+    ) -> (CheckState, &'static str, Option<ServerProblem>) {
+        let framed = conversation.frames.iter().any(|frame| audio::parse_ws_frame(frame).is_some());
+        match (conversation.frames.is_empty(), framed, self.server.framing) {
+            (true, ..) => match self.missing_url_suffix() {
+                None => (CheckState::Skipped, "it sent no audio", None),
+                Some(problem) => {
+                    let usual = self.server.path.starts_with(XIAOZHI_PATH);
+                    let state = if usual { CheckState::Fail } else { CheckState::Warn };
+                    (state, "it sent no audio, and its URL lacks the suffix", Some(problem))
                 }
             },
-            (_, true, Framing::Auto | Framing::Header) => (State::Ok, "header", None),
-            (_, false, Framing::Raw) => (State::Ok, "raw", None),
+            (_, true, Framing::Auto | Framing::Header) => (CheckState::Ok, "header", None),
+            (_, false, Framing::Raw) => (CheckState::Ok, "raw", None),
             (_, true, Framing::Raw) => {
                 let cause = "it sends the 16-byte header, and its \"framing\" is set to \"raw\"";
-                let trouble = Trouble::new(cause).advise("take \"framing\" away from this server");
-                (State::Fail, "header, but set to raw", Some(trouble))
+                let problem = ServerProblem::new(cause).with_advice("take \"framing\" away from this server");
+                (CheckState::Fail, "header, but set to raw", Some(problem))
             }
-            (_, false, Framing::Auto | Framing::Header) => (State::Fail, "raw", Some(self.raw())),
+            (_, false, Framing::Auto | Framing::Header) => (CheckState::Fail, "raw", Some(self.bare_opus())),
         }
     }
 
     /// It sends bare Opus where the header is expected.
-    fn raw(&self) -> Trouble {
+    fn bare_opus(&self) -> ServerProblem {
         let raw = "a server that knows bare Opus only: give it as {\"url\": .., \"framing\": \"raw\"}";
         let noise = "it sends bare Opus, so it takes the gateway's 16-byte header for sound (noise, nothing is understood)";
-        if self.server.path.ends_with(SUFFIX) {
-            return Trouble::new(format!("{noise}, although its URL ends with {SUFFIX}"))
-                .advise("xiaozhi-esp32-server before 0.7.7 does not know that suffix: update it")
-                .advise(raw);
+        if self.server.path.ends_with(URL_SUFFIX) {
+            return ServerProblem::new(format!("{noise}, although its URL ends with {URL_SUFFIX}"))
+                .with_advice("xiaozhi-esp32-server before 0.7.7 does not know that suffix: update it")
+                .with_advice(raw);
         }
-        Trouble::new(format!("{noise}: its URL lacks {SUFFIX}"))
-            .advise(format!(
-                "xiaozhi-esp32-server: let the URL end with exactly {SUFFIX} ({})",
-                self.suffixed()
+        ServerProblem::new(format!("{noise}: its URL lacks {URL_SUFFIX}"))
+            .with_advice(format!(
+                "xiaozhi-esp32-server: let the URL end with exactly {URL_SUFFIX} ({})",
+                self.url_with_suffix()
             ))
-            .advise(raw)
+            .with_advice(raw)
     }
 
     /// What to say when the suffix is missing and nothing shows that it need not be there.
-    fn lacks_suffix(&self) -> Option<Trouble> {
-        if self.server.framing != Framing::Auto || self.server.path.ends_with(SUFFIX) {
+    fn missing_url_suffix(&self) -> Option<ServerProblem> {
+        if self.server.framing != Framing::Auto || self.server.path.ends_with(URL_SUFFIX) {
             return None;
         }
         let cause = format!(
-            "its URL lacks {SUFFIX}: xiaozhi-esp32-server then takes the gateway's audio header for sound, and nothing \
+            "its URL lacks {URL_SUFFIX}: xiaozhi-esp32-server then takes the gateway's audio header for sound, and nothing \
              but noise is heard"
         );
-        let trouble = Trouble::new(cause)
-            .advise(format!(
-                "xiaozhi-esp32-server: let the URL end with exactly {SUFFIX} ({})",
-                self.suffixed()
+        let problem = ServerProblem::new(cause)
+            .with_advice(format!(
+                "xiaozhi-esp32-server: let the URL end with exactly {URL_SUFFIX} ({})",
+                self.url_with_suffix()
             ))
-            .advise("another server: say what it speaks: {\"url\": .., \"framing\": \"header\"}, or \"raw\"");
-        Some(trouble)
+            .with_advice(
+                "another server: say what it speaks: {\"url\": .., \"framing\": \"header\"}, or \"raw\"",
+            );
+        Some(problem)
     }
 
     /// The URL as it should be. Its query is not shown.
-    fn suffixed(&self) -> String {
+    fn url_with_suffix(&self) -> String {
         let other = if self.server.path.contains('?') { ", in the place of its query" } else { "" };
-        format!("{}{SUFFIX}{other}", self.server)
+        format!("{}{URL_SUFFIX}{other}", self.server)
     }
 }
 
-fn kind(text: &str) -> String {
+fn message_type(text: &str) -> String {
     message::peek(text, Reader::Device).map(|peek| peek.kind.into_owned()).unwrap_or_default()
 }
 
 /// A text that is no message of the protocol, or an error in words; cut short.
-fn complaint(text: &str) -> Option<String> {
-    let words = match Object::parse(text) {
+fn error_text(text: &str) -> Option<String> {
+    let words = match JsonObject::parse(text) {
         Err(_) => text.to_owned(),
         Ok(object) => {
             let kind = object.string("type").unwrap_or_default();
@@ -269,7 +281,7 @@ fn complaint(text: &str) -> Option<String> {
 }
 
 /// Whether the words are about who may come in.
-fn is_about_trust(words: &str) -> bool {
+fn is_authentication_error(words: &str) -> bool {
     let words = words.to_lowercase();
     let about = [
         "认证",
@@ -289,8 +301,8 @@ fn is_about_trust(words: &str) -> bool {
 
 /// Close codes that refuse who asks: policy violation (RFC 6455 section 7.4.1), unauthorized and forbidden of the registry, and
 /// those that servers make of the HTTP codes.
-fn is_refusal(gone: &Gone) -> bool {
-    matches!(gone, Gone::Closed(Some(1008 | 3000 | 3003 | 4001 | 4003 | 4401 | 4403)))
+fn is_authentication_close(gone: &BackendClosed) -> bool {
+    matches!(gone, BackendClosed::CloseFrame(Some(1008 | 3000 | 3003 | 4001 | 4003 | 4401 | 4403)))
 }
 
 #[cfg(test)]
@@ -299,9 +311,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_bad_about_tls_is_told_from_the_words_of_the_librarys() {
-        let server: Server = "wss://chat.example/?from=mqtt_gateway".parse().unwrap();
-        let words = Words { server: &server, config: &Config::default() };
+    fn tls_errors_are_recognised_in_the_messages_of_each_library() {
+        let server: ChatServerConfig = "wss://chat.example/?from=mqtt_gateway".parse().unwrap();
+        let words = ServerDiagnosis { server: &server, config: &Config::default() };
         for (why, cause) in [
             // OpenSSL.
             (
@@ -330,8 +342,8 @@ mod tests {
             ("no answer within 5 s", "no TLS connection: no answer"),
             ("built without TLS: only ws:// servers can be reached", "this program cannot speak TLS"),
         ] {
-            let failure = Failure { stage: "tls", why: why.to_owned() };
-            let troubles = words.undialled(&failure);
+            let failure = BackendFailure { stage: "tls", message: why.to_owned() };
+            let troubles = words.dial_failed(&failure);
             assert_eq!(troubles.len(), 1, "{why}");
             assert!(troubles[0].cause.contains(cause), "{why}: {}", troubles[0].cause);
             assert!(!troubles[0].advice.is_empty());
@@ -339,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn only_words_that_complain_are_complaints() {
+    fn only_error_messages_are_reported_as_errors() {
         for (text, expected) in [
             ("认证失败", Some("认证失败")),
             (" \u{1b}[31mno\n", Some("[31mno")),
@@ -350,8 +362,8 @@ mod tests {
             (r#"{"type":"mcp","payload":{}}"#, None),
             ("", None),
         ] {
-            assert_eq!(complaint(text).as_deref(), expected, "{text}");
+            assert_eq!(error_text(text).as_deref(), expected, "{text}");
         }
-        assert_eq!(complaint(&"x".repeat(1000)).unwrap().len(), 120);
+        assert_eq!(error_text(&"x".repeat(1000)).unwrap().len(), 120);
     }
 }

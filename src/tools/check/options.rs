@@ -10,12 +10,12 @@ use pico_args::Arguments;
 use crate::proto::identity::{ClientId, Mac};
 
 /// Locally administered, and "check" in ASCII.
-const MAC: [u8; 6] = [0x02, 0x63, 0x68, 0x65, 0x63, 0x6b];
+const DEFAULT_MAC: [u8; 6] = [0x02, 0x63, 0x68, 0x65, 0x63, 0x6b];
 /// Where the Node.js gateway keeps its configuration.
-const NODE_FILE: &str = "config/mqtt.json";
+const NODE_CONFIG_FILE: &str = "config/mqtt.json";
 
 /// What to check, as whom, and how patiently.
-pub(super) struct Options {
+pub(super) struct CheckOptions {
     pub(super) config: Option<PathBuf>,
     pub(super) migrate: bool,
     pub(super) mac: Mac,
@@ -24,13 +24,15 @@ pub(super) struct Options {
     pub(super) json: bool,
 }
 
-impl Options {
+impl CheckOptions {
     pub(super) fn parse(mut args: Arguments) -> Result<Self, String> {
         let path = |text: &OsStr| Ok::<_, Infallible>(PathBuf::from(text));
         let config =
             args.opt_value_from_os_str(["-c", "--config"], path).map_err(|error| error.to_string())?;
-        let mac =
-            args.opt_value_from_str("--mac").map_err(|error| error.to_string())?.unwrap_or(Mac::from(MAC));
+        let mac = args
+            .opt_value_from_str("--mac")
+            .map_err(|error| error.to_string())?
+            .unwrap_or(Mac::from(DEFAULT_MAC));
         let uuid = args.opt_value_from_str::<_, String>("--uuid").map_err(|error| error.to_string())?;
         let uuid = uuid.unwrap_or_else(|| mac.underscored());
         ClientId::parse(&format!("check@@@{mac}@@@{uuid}")).map_err(|error| format!("--uuid: {error}"))?;
@@ -49,7 +51,8 @@ impl Options {
         if let Some(unknown) = args.finish().first() {
             return Err(format!("unknown argument {}", unknown.to_string_lossy()));
         }
-        let node = || (migrate && Path::new(NODE_FILE).exists()).then(|| PathBuf::from(NODE_FILE));
+        let node =
+            || (migrate && Path::new(NODE_CONFIG_FILE).exists()).then(|| PathBuf::from(NODE_CONFIG_FILE));
         let config = config.or_else(node);
         Ok(Self { config, migrate, mac, uuid, timeout: Duration::from_secs(timeout), json })
     }

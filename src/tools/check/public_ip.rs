@@ -5,17 +5,17 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::report::{Finding, State};
+use super::report::{CheckState, Finding};
 use crate::config::{PublicIp, Udp};
 
-const NAME: &str = "public_ip";
-const SET: &str =
+const SETTING_NAME: &str = "public_ip";
+const SETTING_ADVICE: &str =
     "set PUBLIC_IP or udp.public_ip to the address at which devices reach this machine, or to \"auto\"";
 /// How long a datagram to ourselves may take, by way of a router that sends it back.
-const ROUND: Duration = Duration::from_millis(500);
+const SELF_TEST_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Whether `public_ip` is plausible: devices can reach it, it resolves, and it belongs to this host or to a NAT before it.
-pub(super) fn judge(udp: &Udp) -> Finding {
+pub(super) fn check_public_ip(udp: &Udp) -> Finding {
     match &udp.public_ip {
         PublicIp::Auto => {
             let detail = match local_address() {
@@ -24,72 +24,76 @@ pub(super) fn judge(udp: &Udp) -> Finding {
                 }
                 None => "auto: each device is told the address that it reached".to_owned(),
             };
-            Finding::new(NAME, State::Ok, detail)
+            Finding::new(SETTING_NAME, CheckState::Ok, detail)
         }
-        PublicIp::Ip(ip) => judge_ip(&ip.to_string(), *ip, udp),
-        PublicIp::Host(name) => judge_name(name, udp),
+        PublicIp::Ip(ip) => check_ip(&ip.to_string(), *ip, udp),
+        PublicIp::Host(name) => check_host_name(name, udp),
     }
 }
 
 /// Behind a container's own network "auto" tells devices an address they cannot reach.
-pub(super) fn container(udp: &Udp) -> Option<Finding> {
+pub(super) fn check_container(udp: &Udp) -> Option<Finding> {
     let inside = ["/.dockerenv", "/run/.containerenv"].iter().any(|path| Path::new(path).exists());
     (inside && udp.public_ip == PublicIp::Auto).then(|| {
         let detail =
             "this is a container: unless it uses the host's network, \"auto\" is an address inside of it";
-        Finding::new(NAME, State::Warn, detail)
-            .advise("set PUBLIC_IP to the host's address, or use network_mode: host")
+        Finding::new(SETTING_NAME, CheckState::Warn, detail)
+            .with_advice("set PUBLIC_IP to the host's address, or use network_mode: host")
     })
 }
 
-fn judge_name(name: &str, udp: &Udp) -> Finding {
+fn check_host_name(name: &str, udp: &Udp) -> Finding {
     let addresses: Vec<IpAddr> = match (name, udp.port).to_socket_addrs() {
         Ok(addresses) => addresses.map(|address| address.ip()).collect(),
         Err(error) => {
             let detail = format!("{name} does not resolve here: {error}");
-            return Finding::new(NAME, State::Fail, detail)
-                .advise("is the name spelt right, and does it exist?")
-                .advise(SET);
+            return Finding::new(SETTING_NAME, CheckState::Fail, detail)
+                .with_advice("is the name spelt right, and does it exist?")
+                .with_advice(SETTING_ADVICE);
         }
     };
     match addresses.iter().find(|ip| ip.is_ipv4()) {
-        Some(ip) => judge_ip(&format!("{name} ({ip})"), *ip, udp),
-        None => {
-            Finding::new(NAME, State::Fail, format!("{name} has no IPv4 address, and devices use no other"))
-                .advise(SET)
-        }
+        Some(ip) => check_ip(&format!("{name} ({ip})"), *ip, udp),
+        None => Finding::new(
+            SETTING_NAME,
+            CheckState::Fail,
+            format!("{name} has no IPv4 address, and devices use no other"),
+        )
+        .with_advice(SETTING_ADVICE),
     }
 }
 
-fn judge_ip(shown: &str, ip: IpAddr, udp: &Udp) -> Finding {
+fn check_ip(shown: &str, ip: IpAddr, udp: &Udp) -> Finding {
     let IpAddr::V4(v4) = ip else {
         let detail = format!("{shown} is an IPv6 address, and devices use IPv4 only");
-        return Finding::new(NAME, State::Fail, detail).advise(SET);
+        return Finding::new(SETTING_NAME, CheckState::Fail, detail).with_advice(SETTING_ADVICE);
     };
-    if let Some(kind) = unusable(v4) {
+    if let Some(kind) = unusable_address_kind(v4) {
         let detail = format!("{shown} is {kind}: no device outside this machine can send audio to it");
-        return Finding::new(NAME, State::Fail, detail).advise(SET);
+        return Finding::new(SETTING_NAME, CheckState::Fail, detail).with_advice(SETTING_ADVICE);
     }
     let port = udp.port;
     let open =
         format!("let UDP port {port} through every firewall and security group; TCP alone is not enough");
-    match (is_ours(ip), arrives(ip, udp)) {
+    match (is_local_address(ip), datagram_arrives(ip, udp)) {
         (true, Some(false)) => {
             let detail = format!(
                 "{shown} is this machine's own, but a datagram to its UDP port {port} does not arrive"
             );
-            Finding::new(NAME, State::Warn, detail).advise(open)
+            Finding::new(SETTING_NAME, CheckState::Warn, detail).with_advice(open)
         }
-        (true, _) => Finding::new(NAME, State::Ok, format!("{shown} is this machine's own")),
-        (false, Some(true)) => {
-            Finding::new(NAME, State::Ok, format!("{shown}: a datagram to its UDP port {port} arrives here"))
-        }
-        (false, _) => behind_nat(shown, v4, udp),
+        (true, _) => Finding::new(SETTING_NAME, CheckState::Ok, format!("{shown} is this machine's own")),
+        (false, Some(true)) => Finding::new(
+            SETTING_NAME,
+            CheckState::Ok,
+            format!("{shown}: a datagram to its UDP port {port} arrives here"),
+        ),
+        (false, _) => check_behind_nat(shown, v4, udp),
     }
 }
 
 /// An address that is not ours, and that does not lead back here as far as can be told from inside.
-fn behind_nat(shown: &str, ip: Ipv4Addr, udp: &Udp) -> Finding {
+fn check_behind_nat(shown: &str, ip: Ipv4Addr, udp: &Udp) -> Finding {
     let port = udp.port;
     let here = local_address();
     let inner = here.map_or_else(|| "unknown".to_owned(), |ip| ip.to_string());
@@ -100,24 +104,24 @@ fn behind_nat(shown: &str, ip: Ipv4Addr, udp: &Udp) -> Finding {
     match here {
         _ if ip.is_documentation() => {
             let detail = format!("{shown} is an address for examples (RFC 5737): nobody has it");
-            Finding::new(NAME, State::Fail, detail).advise(SET)
+            Finding::new(SETTING_NAME, CheckState::Fail, detail).with_advice(SETTING_ADVICE)
         }
         Some(here) if is_private(here) && !is_private(ip) => {
             let detail = format!("{shown} is not this machine's own ({inner}): plausible behind NAT");
-            Finding::new(NAME, State::Ok, detail).advise(forward).advise(probe)
+            Finding::new(SETTING_NAME, CheckState::Ok, detail).with_advice(forward).with_advice(probe)
         }
         _ => {
             let detail = format!("{shown} is not an address of this machine ({inner})");
-            Finding::new(NAME, State::Warn, detail)
-                .advise(SET)
-                .advise(format!("if it is right, {forward}"))
-                .advise(probe)
+            Finding::new(SETTING_NAME, CheckState::Warn, detail)
+                .with_advice(SETTING_ADVICE)
+                .with_advice(format!("if it is right, {forward}"))
+                .with_advice(probe)
         }
     }
 }
 
 /// What makes an address one that nobody else can send to.
-fn unusable(ip: Ipv4Addr) -> Option<&'static str> {
+fn unusable_address_kind(ip: Ipv4Addr) -> Option<&'static str> {
     match ip {
         ip if ip.is_loopback() => Some("a loopback address"),
         ip if ip.is_unspecified() => Some("the unspecified address"),
@@ -134,7 +138,7 @@ fn is_private(ip: Ipv4Addr) -> bool {
 }
 
 /// Only an address of this machine can be bound.
-fn is_ours(ip: IpAddr) -> bool {
+fn is_local_address(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
 }
 
@@ -151,13 +155,13 @@ fn local_address() -> Option<Ipv4Addr> {
 
 /// Whether a datagram to the audio port of `ip` arrives at the audio socket of this machine; `None` when that cannot be
 /// tried, for the gateway itself runs.
-fn arrives(ip: IpAddr, udp: &Udp) -> Option<bool> {
+fn datagram_arrives(ip: IpAddr, udp: &Udp) -> Option<bool> {
     let receiver = UdpSocket::bind((udp.host, udp.port)).ok()?;
     let port = receiver.local_addr().ok()?.port();
-    receiver.set_read_timeout(Some(ROUND / 5)).ok()?;
+    receiver.set_read_timeout(Some(SELF_TEST_TIMEOUT / 5)).ok()?;
     let sender = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     let words = format!("check {} {:?}", std::process::id(), Instant::now());
-    let until = Instant::now() + ROUND;
+    let until = Instant::now() + SELF_TEST_TIMEOUT;
     let mut buffer = [0; 256];
     while Instant::now() < until {
         if sender.send_to(words.as_bytes(), SocketAddr::new(ip, port)).is_err() {
@@ -168,7 +172,7 @@ fn arrives(ip: IpAddr, udp: &Udp) -> Option<bool> {
             Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             // On some systems an answer of a router to the last datagram.
-            Err(_) => std::thread::sleep(ROUND / 10),
+            Err(_) => std::thread::sleep(SELF_TEST_TIMEOUT / 10),
         }
     }
     Some(false)
@@ -179,16 +183,16 @@ fn arrives(ip: IpAddr, udp: &Udp) -> Option<bool> {
 mod tests {
     use super::*;
 
-    fn judged(public_ip: &str) -> Finding {
+    fn checked(public_ip: &str) -> Finding {
         let public_ip = match public_ip.parse() {
             Ok(ip) => PublicIp::Ip(ip),
             Err(_) => PublicIp::Host(public_ip.to_owned()),
         };
-        judge(&Udp { public_ip, port: 0, ..Udp::default() })
+        check_public_ip(&Udp { public_ip, port: 0, ..Udp::default() })
     }
 
     #[test]
-    fn addresses_that_no_device_can_use_fail_with_their_kind() {
+    fn unusable_addresses_fail_with_their_kind() {
         for (ip, part) in [
             ("127.0.0.1", "a loopback address"),
             ("127.1.2.3", "a loopback address"),
@@ -201,28 +205,28 @@ mod tests {
             ("::1", "IPv6"),
             ("no-such-host.invalid", "does not resolve"),
         ] {
-            let finding = judged(ip);
-            assert_eq!(finding.state, State::Fail, "{ip}: {}", finding.detail);
+            let finding = checked(ip);
+            assert_eq!(finding.state, CheckState::Fail, "{ip}: {}", finding.detail);
             assert!(finding.detail.contains(part) && !finding.advice.is_empty(), "{ip}: {}", finding.detail);
         }
     }
 
     #[test]
-    fn an_address_of_this_machine_is_fine_and_a_datagram_proves_it() {
+    fn a_local_address_is_accepted_and_verified_with_a_datagram() {
         if let Some(ip) = local_address() {
-            let finding = judged(&ip.to_string());
-            assert_eq!(finding.state, State::Ok, "{}", finding.detail);
+            let finding = checked(&ip.to_string());
+            assert_eq!(finding.state, CheckState::Ok, "{}", finding.detail);
             assert!(finding.detail.contains("this machine's own"), "{}", finding.detail);
         }
         let here = Udp { port: 0, ..Udp::default() };
-        assert_eq!(arrives(Ipv4Addr::LOCALHOST.into(), &here), Some(true));
+        assert_eq!(datagram_arrives(Ipv4Addr::LOCALHOST.into(), &here), Some(true));
         let taken = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let busy = Udp { port: taken.local_addr().unwrap().port(), ..Udp::default() };
-        assert_eq!(arrives(Ipv4Addr::LOCALHOST.into(), &busy), None);
+        assert_eq!(datagram_arrives(Ipv4Addr::LOCALHOST.into(), &busy), None);
     }
 
     #[test]
-    fn which_addresses_are_private() {
+    fn private_and_carrier_nat_addresses_are_recognised() {
         for (ip, expected) in [
             ("10.0.0.1", true),
             ("192.168.1.1", true),

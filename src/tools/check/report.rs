@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::config::{Config, Source};
 use crate::text;
-use crate::tools::terminal::Screen;
+use crate::tools::terminal::Terminal;
 
 /// Bytes of a detail.
 const SHOWN: usize = 1000;
@@ -14,7 +14,7 @@ const SHOWN: usize = 1000;
 /// What was found about one thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum State {
+pub(super) enum CheckState {
     Ok,
     /// It works, or may work, but should be looked at.
     Warn,
@@ -25,17 +25,17 @@ pub(super) enum State {
 
 /// The outcome, as `--json` prints it.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct CheckReport {
     pub(super) ok: bool,
-    config: Origin,
+    config: ConfigOrigin,
     /// Why the configuration cannot be used; nothing else is looked at then.
     pub(super) problems: Vec<String>,
     settings: Vec<Finding>,
-    servers: Vec<Seen>,
+    servers: Vec<ServerReport>,
 }
 
 #[derive(Debug, Serialize)]
-struct Origin {
+struct ConfigOrigin {
     file: Option<String>,
     /// `gateway`, `node` or `defaults`.
     shape: &'static str,
@@ -49,71 +49,71 @@ struct Origin {
 #[derive(Debug, Serialize)]
 pub(super) struct Finding {
     pub(super) name: &'static str,
-    pub(super) state: State,
+    pub(super) state: CheckState,
     pub(super) detail: String,
     /// What to do about it.
     pub(super) advice: Vec<String>,
 }
 
 impl Finding {
-    pub(super) fn new(name: &'static str, state: State, detail: impl Into<String>) -> Self {
+    pub(super) fn new(name: &'static str, state: CheckState, detail: impl Into<String>) -> Self {
         Self { name, state, detail: detail.into(), advice: Vec::new() }
     }
 
-    pub(super) fn advise(mut self, advice: impl Into<String>) -> Self {
+    pub(super) fn with_advice(mut self, advice: impl Into<String>) -> Self {
         self.advice.push(advice.into());
         self
     }
 }
 
 /// The steps of a visit to a chat server, in their order.
-pub(super) const STEPS: [&str; 6] = ["name", "tcp", "tls", "upgrade", "hello", "framing"];
+pub(super) const SERVER_STEPS: [&str; 6] = ["name", "tcp", "tls", "upgrade", "hello", "framing"];
 
 /// What was seen of a chat server.
 #[derive(Debug, Serialize)]
-pub(super) struct Seen {
+pub(super) struct ServerReport {
     /// Its URL, without the query.
     pub(super) server: String,
     /// `production` or `development`.
     pub(super) list: &'static str,
     /// The worst of the steps.
-    pub(super) state: State,
-    pub(super) steps: Vec<Step>,
-    pub(super) troubles: Vec<Trouble>,
+    pub(super) state: CheckState,
+    pub(super) steps: Vec<ServerStep>,
+    pub(super) troubles: Vec<ServerProblem>,
 }
 
 /// What is wrong, in words, and what to do about it.
 #[derive(Debug, Serialize)]
-pub(super) struct Trouble {
+pub(super) struct ServerProblem {
     pub(super) cause: String,
     pub(super) advice: Vec<String>,
 }
 
-impl Trouble {
+impl ServerProblem {
     pub(super) fn new(cause: impl Into<String>) -> Self {
         Self { cause: cause.into(), advice: Vec::new() }
     }
 
-    pub(super) fn advise(mut self, advice: impl Into<String>) -> Self {
+    pub(super) fn with_advice(mut self, advice: impl Into<String>) -> Self {
         self.advice.push(advice.into());
         self
     }
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Step {
+pub(super) struct ServerStep {
     pub(super) step: &'static str,
-    pub(super) state: State,
+    pub(super) state: CheckState,
     pub(super) detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ms: Option<f64>,
 }
 
-impl Seen {
-    pub(super) fn step(
+impl ServerReport {
+    pub(super) fn add_step(
         &mut self,
         step: &'static str,
-        state: State,
+        state: CheckState,
         detail: impl Into<String>,
         took: Option<Duration>,
     ) {
@@ -121,99 +121,104 @@ impl Seen {
         let ms = took.map(|took| took.as_micros() as f64 / 1000.0);
         // A chat server's words may be among it.
         let detail = text::printable(&detail.into(), SHOWN).into_owned();
-        self.steps.push(Step { step, state, detail, ms });
+        self.steps.push(ServerStep { step, state, detail, ms });
         self.state = match (self.state, state) {
-            (State::Fail, _) | (_, State::Fail) => State::Fail,
-            (State::Warn, _) | (_, State::Warn) => State::Warn,
+            (CheckState::Fail, _) | (_, CheckState::Fail) => CheckState::Fail,
+            (CheckState::Warn, _) | (_, CheckState::Warn) => CheckState::Warn,
             (other, _) => other,
         };
     }
 
-    fn cell(&self, name: &str) -> String {
+    fn step_cell(&self, name: &str) -> String {
         match self.steps.iter().find(|step| step.step == name) {
             None => "-".to_owned(),
-            Some(Step { state: State::Fail, .. }) => "FAIL".to_owned(),
-            Some(Step { state: State::Warn, .. }) => "WARN".to_owned(),
-            Some(Step { state: State::Skipped, .. }) => "?".to_owned(),
-            Some(Step { state: State::Ok, ms: Some(ms), .. }) => format!("{ms:.1} ms"),
-            Some(Step { state: State::Ok, detail, ms: None, .. }) => detail.clone(),
+            Some(ServerStep { state: CheckState::Fail, .. }) => "FAIL".to_owned(),
+            Some(ServerStep { state: CheckState::Warn, .. }) => "WARN".to_owned(),
+            Some(ServerStep { state: CheckState::Skipped, .. }) => "?".to_owned(),
+            Some(ServerStep { state: CheckState::Ok, ms: Some(ms), .. }) => format!("{ms:.1} ms"),
+            Some(ServerStep { state: CheckState::Ok, detail, ms: None, .. }) => detail.clone(),
         }
     }
 }
 
-impl Report {
+impl CheckReport {
     pub(super) fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_else(|error| format!("{{\"error\":{:?}}}", error.to_string()))
     }
 }
 
 /// Columns of a line of advice, more or less.
-const WIDTH: usize = 100;
+const MAX_LINE_WIDTH: usize = 100;
 
 /// Collects what is found, and shows it.
-pub(super) struct Reporter {
-    screen: Screen,
-    report: Report,
+pub(super) struct CheckReporter {
+    terminal: Terminal,
+    report: CheckReport,
 }
 
-impl Reporter {
-    pub(super) fn new(mut screen: Screen, source: &Source, config: &Config) -> Self {
+impl CheckReporter {
+    pub(super) fn new(mut terminal: Terminal, source: &Source, config: &Config) -> Self {
         let file = source.path().map(|path| path.display().to_string());
-        let shape = match (&file, &config.node) {
+        let shape = match (&file, &config.node_config) {
             (None, _) => "defaults",
             (Some(_), None) => "gateway",
             (Some(_), Some(_)) => "node",
         };
-        screen.say(&match (&file, &config.node) {
+        terminal.print_line(&match (&file, &config.node_config) {
             (None, _) => "Checking the defaults: there is no configuration file".to_owned(),
             (Some(file), None) => format!("Checking {file}"),
             (Some(file), Some(node)) => format!("Checking {file}: {node}"),
         });
         let environment: Vec<_> = source.variables().into_iter().map(str::to_owned).collect();
         if !environment.is_empty() {
-            screen.say(&format!("Set by the environment: {}", environment.join(", ")));
+            terminal.print_line(&format!("Set by the environment: {}", environment.join(", ")));
         }
-        let env_file = config.node.as_ref().and_then(|node| node.env_file.clone());
-        let config = Origin { file, shape, env_file, environment };
-        let report =
-            Report { ok: false, config, problems: Vec::new(), settings: Vec::new(), servers: Vec::new() };
-        Self { screen, report }
+        let env_file = config.node_config.as_ref().and_then(|node| node.env_file.clone());
+        let config = ConfigOrigin { file, shape, env_file, environment };
+        let report = CheckReport {
+            ok: false,
+            config,
+            problems: Vec::new(),
+            settings: Vec::new(),
+            servers: Vec::new(),
+        };
+        Self { terminal, report }
     }
 
-    pub(super) fn settings(&mut self, findings: Vec<Finding>) {
+    pub(super) fn add_settings(&mut self, findings: Vec<Finding>) {
         self.report.settings.extend(findings);
     }
 
-    pub(super) fn server(&mut self, seen: Seen) {
-        self.report.servers.push(seen);
+    pub(super) fn add_server(&mut self, report: ServerReport) {
+        self.report.servers.push(report);
     }
 
     /// What it does now, on a terminal.
     pub(super) fn progress(&mut self, what: &str) {
-        self.screen.draw(&[what.to_owned()]);
+        self.terminal.redraw(&[what.to_owned()]);
     }
 
     /// The configuration cannot be used.
-    pub(super) fn refused(mut self, problems: Vec<String>) -> Report {
-        self.screen.say("");
-        self.screen.say("The configuration cannot be used:");
+    pub(super) fn config_rejected(mut self, problems: Vec<String>) -> CheckReport {
+        self.terminal.print_line("");
+        self.terminal.print_line("The configuration cannot be used:");
         for problem in &problems {
-            self.screen.say(&format!("  - {problem}"));
+            self.terminal.print_line(&format!("  - {problem}"));
         }
         self.report.problems = problems;
         self.report
     }
 
     /// Shows all, and says what it comes to.
-    pub(super) fn finish(mut self) -> Report {
+    pub(super) fn finish(mut self) -> CheckReport {
         let settings = self.report.settings.iter().map(|finding| finding.state);
-        let states: Vec<_> = settings.chain(self.report.servers.iter().map(|seen| seen.state)).collect();
-        self.report.ok = !states.contains(&State::Fail);
+        let states: Vec<_> = settings.chain(self.report.servers.iter().map(|report| report.state)).collect();
+        self.report.ok = !states.contains(&CheckState::Fail);
         self.show_settings();
         self.show_servers();
         self.show_advice();
-        self.screen.say("");
-        self.screen.say(match (self.report.ok, states.contains(&State::Warn)) {
+        self.terminal.print_line("");
+        self.terminal.print_line(match (self.report.ok, states.contains(&CheckState::Warn)) {
             (false, _) => "Something fails.",
             (true, true) => "Nothing fails, but look at the warnings.",
             (true, false) => "All is well.",
@@ -222,16 +227,16 @@ impl Reporter {
     }
 
     fn show_settings(&mut self) {
-        self.screen.say("");
-        self.screen.say(&format!("  {:<16}  {:<6}  FOUND", "SETTING", "RESULT"));
+        self.terminal.print_line("");
+        self.terminal.print_line(&format!("  {:<16}  {:<6}  FOUND", "SETTING", "RESULT"));
         for finding in &self.report.settings {
             let sign = match finding.state {
-                State::Ok => "ok",
-                State::Warn => "WARN",
-                State::Fail => "FAIL",
-                State::Skipped => "-",
+                CheckState::Ok => "ok",
+                CheckState::Warn => "WARN",
+                CheckState::Fail => "FAIL",
+                CheckState::Skipped => "-",
             };
-            self.screen.say(&format!("  {:<16}  {sign:<6}  {}", finding.name, finding.detail));
+            self.terminal.print_line(&format!("  {:<16}  {sign:<6}  {}", finding.name, finding.detail));
         }
     }
 
@@ -240,23 +245,24 @@ impl Reporter {
         if servers.is_empty() {
             return;
         }
-        let width = servers.iter().map(|seen| seen.server.len()).max().unwrap_or_default().max(11);
+        let width = servers.iter().map(|report| report.server.len()).max().unwrap_or_default().max(11);
         let row = |name: &str, cells: &[String]| {
             let cells: Vec<_> = cells.iter().map(|cell| format!("{cell:<9}")).collect();
             format!("  {name:<width$}  {}", cells.join(" ")).trim_end().to_owned()
         };
-        let mut lines = vec![String::new(), row("CHAT SERVER", &STEPS.map(|step| step.to_uppercase()))];
-        for seen in servers {
-            lines.push(row(&seen.server, &STEPS.map(|step| seen.cell(step))));
+        let mut lines =
+            vec![String::new(), row("CHAT SERVER", &SERVER_STEPS.map(|step| step.to_uppercase()))];
+        for report in servers {
+            lines.push(row(&report.server, &SERVER_STEPS.map(|step| report.step_cell(step))));
         }
-        lines.iter().for_each(|line| self.screen.say(line));
+        lines.iter().for_each(|line| self.terminal.print_line(line));
     }
 
     fn show_advice(&mut self) {
         let advised = self.report.settings.iter().filter(|finding| !finding.advice.is_empty());
         let settings = advised.map(|finding| (finding.name, &finding.detail, &finding.advice));
-        let troubles = self.report.servers.iter().flat_map(|seen| {
-            seen.troubles.iter().map(|trouble| (seen.server.as_str(), &trouble.cause, &trouble.advice))
+        let troubles = self.report.servers.iter().flat_map(|report| {
+            report.troubles.iter().map(|problem| (report.server.as_str(), &problem.cause, &problem.advice))
         });
         let mut lines = Vec::new();
         for (name, cause, advice) in settings.chain(troubles) {
@@ -264,9 +270,9 @@ impl Reporter {
             advice.iter().for_each(|advice| wrap("    -> ", "       ", advice, &mut lines));
         }
         if !lines.is_empty() {
-            self.screen.say("");
-            self.screen.say("What to look at:");
-            lines.iter().for_each(|line| self.screen.say(line));
+            self.terminal.print_line("");
+            self.terminal.print_line("What to look at:");
+            lines.iter().for_each(|line| self.terminal.print_line(line));
         }
     }
 }
@@ -275,7 +281,7 @@ impl Reporter {
 fn wrap(first: &str, other: &str, text: &str, lines: &mut Vec<String>) {
     let mut line = first.to_owned();
     for word in text.split(' ') {
-        if line.len() > other.len() && line.len() + word.len() > WIDTH {
+        if line.len() > other.len() && line.len() + word.len() > MAX_LINE_WIDTH {
             lines.push(line.trim_end().to_owned());
             line = other.to_owned();
         }

@@ -5,73 +5,82 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::diagnosis::{self, Words};
-use super::options::Options;
-use super::report::{Seen, State};
-use crate::config::{Config, Framing, Server};
+use super::diagnosis::{self, ServerDiagnosis};
+use super::options::CheckOptions;
+use super::report::{CheckState, ServerReport};
+use crate::config::{ChatServerConfig, Config, Framing};
 use crate::net::blocking_client::{Dialled, Said, Visit};
 use crate::proto::audio;
 use crate::proto::message::{self, Reader};
-use crate::session::{DialRequest, Gone, Servers};
+use crate::session::{BackendClosed, DialRequest, ServerHealth};
 use crate::tools::device::HELLO;
 
 /// 20 ms of silence (RFC 6716 section 3.1: CELT only, full band, mono, one frame).
-const SILENCE: [u8; 3] = [0xf8, 0xff, 0xfe];
+const SILENCE_PACKET: [u8; 3] = [0xf8, 0xff, 0xfe];
 /// Packets of it: too few for a recogniser to take them for speech.
-const PACKETS: u32 = 5;
+const SILENCE_PACKET_COUNT: u32 = 5;
 /// For a server that echoes, or that speaks by itself.
-const REACTION: Duration = Duration::from_millis(800);
+const REACTION_TIMEOUT: Duration = Duration::from_millis(800);
 /// A hello that takes longer than this is given up for another server when there is one.
-const SLOW_HELLO: Duration = Duration::from_secs(4);
+const SLOW_HELLO_THRESHOLD: Duration = Duration::from_secs(4);
 /// Binary frames that tell the framing.
-const ENOUGH: usize = 3;
+const MAX_FRAMES: usize = 3;
 /// For the server to agree to the close.
-const PARTING: Duration = Duration::from_millis(500);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Goes to chat servers in the name of a device.
-pub(super) struct Visitor<'a> {
+pub(super) struct ServerCheck<'a> {
     pub(super) config: &'a Config,
-    pub(super) options: &'a Options,
+    pub(super) options: &'a CheckOptions,
 }
 
 /// What a server said before its hello, or instead of it.
 #[derive(Default)]
-pub(super) struct Talk {
+pub(super) struct Conversation {
     pub(super) hello: Option<(String, Duration)>,
     /// Texts that are no hello, the first few.
     pub(super) texts: Vec<String>,
     pub(super) frames: Vec<Vec<u8>>,
-    pub(super) gone: Option<Gone>,
+    pub(super) closed: Option<BackendClosed>,
 }
 
-impl Visitor<'_> {
+impl ServerCheck<'_> {
     /// Resolves, dials, greets, and listens for audio.
-    pub(super) fn visit(&self, list: &'static str, server: &Arc<Server>) -> Seen {
-        let mut seen = Seen {
+    pub(super) fn run(&self, list: &'static str, server: &Arc<ChatServerConfig>) -> ServerReport {
+        let mut report = ServerReport {
             server: server.to_string(),
             list,
-            state: State::Ok,
+            state: CheckState::Ok,
             steps: Vec::new(),
             troubles: Vec::new(),
         };
-        if let Some((visit, words)) = self.reach(server, &mut seen) {
-            self.converse(server, visit, &mut seen, &words);
+        if let Some((client, diagnosis)) = self.connect(server, &mut report) {
+            self.check_conversation(server, client, &mut report, &diagnosis);
         }
-        seen
+        report
     }
 
     /// As far as an open WebSocket.
-    fn reach<'s>(&'s self, server: &'s Arc<Server>, seen: &mut Seen) -> Option<(Visit, Words<'s>)> {
-        let words = Words { server, config: self.config };
+    fn connect<'s>(
+        &'s self,
+        server: &'s Arc<ChatServerConfig>,
+        report: &mut ServerReport,
+    ) -> Option<(Visit, ServerDiagnosis<'s>)> {
+        let diagnosis = ServerDiagnosis { server, config: self.config };
         let addresses = match resolve(server, self.options.timeout) {
             Ok((addresses, took)) => {
                 let shown: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
-                seen.step("name", State::Ok, "ok", took.filter(|_| shown != [server.host.clone()]));
+                report.add_step(
+                    "name",
+                    CheckState::Ok,
+                    "ok",
+                    took.filter(|_| shown != [server.host.clone()]),
+                );
                 addresses
             }
             Err(why) => {
-                seen.step("name", State::Fail, &why, None);
-                seen.troubles.push(words.unresolved(&why));
+                report.add_step("name", CheckState::Fail, &why, None);
+                report.troubles.push(diagnosis.resolve_failed(&why));
                 return None;
             }
         };
@@ -81,100 +90,134 @@ impl Visitor<'_> {
             client_id: Some(self.options.uuid.clone()),
             forwarded_for: Ipv4Addr::LOCALHOST.into(),
             protocol_version: protocol_version(server),
-            fresh: false,
+            skip_dns_cache: false,
         };
         let Dialled { stages, outcome } =
             Visit::open(request, addresses, &self.config.websocket, self.options.timeout);
         for (stage, took) in stages {
-            seen.step(step_of(stage), State::Ok, "ok", Some(took));
+            report.add_step(step_name(stage), CheckState::Ok, "ok", Some(took));
         }
         match outcome {
-            Ok(visit) => Some((visit, words)),
+            Ok(client) => Some((client, diagnosis)),
             Err(failure) => {
-                seen.step(step_of(failure.stage), State::Fail, &failure.why, None);
-                seen.troubles.extend(words.undialled(&failure));
+                report.add_step(step_name(failure.stage), CheckState::Fail, &failure.message, None);
+                report.troubles.extend(diagnosis.dial_failed(&failure));
                 None
             }
         }
     }
 
-    fn converse(&self, server: &Server, mut visit: Visit, seen: &mut Seen, words: &Words<'_>) {
-        let mut talk = Talk::default();
+    fn check_conversation(
+        &self,
+        server: &ChatServerConfig,
+        mut client: Visit,
+        report: &mut ServerReport,
+        diagnosis: &ServerDiagnosis<'_>,
+    ) {
+        let mut conversation = Conversation::default();
         let start = Instant::now();
-        match message::device_hello(HELLO) {
-            Ok(hello) => visit.say(hello.for_server(protocol_version(server))),
-            Err(error) => return seen.step("hello", State::Fail, error.to_string(), None),
+        match message::parse_device_hello(HELLO) {
+            Ok(hello) => client.say(hello.for_server(protocol_version(server))),
+            Err(error) => return report.add_step("hello", CheckState::Fail, error.to_string(), None),
         }
         // A server that has not bound the device says so by voice, and never says hello.
         let until = start + self.options.timeout;
-        talk.listen(&mut visit, start, until, |talk| talk.hello.is_some());
-        match &talk.hello {
+        conversation.receive_until(&mut client, start, until, |conversation| conversation.hello.is_some());
+        match &conversation.hello {
             Some((text, took)) => {
-                let id = message::server_hello(text).session_id;
-                let slow = *took > SLOW_HELLO;
+                let id = message::parse_server_hello(text).session_id;
+                let slow = *took > SLOW_HELLO_THRESHOLD;
                 let detail =
                     id.map_or_else(|| "without a session id".to_owned(), |id| format!("session {id}"));
-                seen.step("hello", if slow { State::Warn } else { State::Ok }, detail, Some(*took));
+                report.add_step(
+                    "hello",
+                    if slow { CheckState::Warn } else { CheckState::Ok },
+                    detail,
+                    Some(*took),
+                );
                 if slow {
-                    seen.troubles.push(words.slow_hello(*took));
+                    report.troubles.push(diagnosis.slow_hello(*took));
                 }
             }
             None => {
-                let (state, detail, trouble) = words.no_hello(&talk, self.options.timeout);
-                seen.step("hello", state, detail, None);
-                seen.troubles.push(trouble);
-                if state == State::Fail {
+                let (state, detail, problem) = diagnosis.no_hello(&conversation, self.options.timeout);
+                report.add_step("hello", state, detail, None);
+                report.troubles.push(problem);
+                if state == CheckState::Fail {
                     return;
                 }
             }
         }
-        if talk.gone.is_none() {
-            self.provoke(server, &mut visit, &mut talk, start);
+        if conversation.closed.is_none() {
+            self.request_audio(server, &mut client, &mut conversation, start);
         }
-        let (state, detail, trouble) = words.framing(&talk);
-        seen.step("framing", state, detail, None);
-        seen.troubles.extend(trouble);
-        if talk.gone.is_none() {
-            visit.close(PARTING);
+        let (state, detail, problem) = diagnosis.framing(&conversation);
+        report.add_step("framing", state, detail, None);
+        report.troubles.extend(problem);
+        if conversation.closed.is_none() {
+            client.close(CLOSE_TIMEOUT);
         }
     }
 
     /// Makes the server send audio: with some silence, which an echo sends back, then with a greeting, which a speaker
     /// answers.
-    fn provoke(&self, server: &Server, visit: &mut Visit, talk: &mut Talk, start: Instant) {
-        let hello = talk.hello.as_ref().and_then(|(text, _)| message::server_hello(text).session_id);
-        let id = message::quote(&hello.unwrap_or_default());
+    fn request_audio(
+        &self,
+        server: &ChatServerConfig,
+        client: &mut Visit,
+        conversation: &mut Conversation,
+        start: Instant,
+    ) {
+        let hello =
+            conversation.hello.as_ref().and_then(|(text, _)| message::parse_server_hello(text).session_id);
+        let id = message::json_quote(&hello.unwrap_or_default());
         let listen = |rest: &str| format!(r#"{{"session_id":{id},"type":"listen",{rest}}}"#);
-        visit.say(listen(r#""state":"start","mode":"manual""#));
-        for i in 0..PACKETS {
-            let header = audio::ws_header(i * 20, SILENCE.len());
-            let framed: Vec<u8> = header.iter().chain(&SILENCE).copied().collect();
-            visit.send_audio(if server.framing == Framing::Raw { &SILENCE } else { &framed });
+        client.say(listen(r#""state":"start","mode":"manual""#));
+        for i in 0..SILENCE_PACKET_COUNT {
+            let header = audio::ws_frame_header(i * 20, SILENCE_PACKET.len());
+            let framed: Vec<u8> = header.iter().chain(&SILENCE_PACKET).copied().collect();
+            client.send_audio(if server.framing == Framing::Raw { &SILENCE_PACKET } else { &framed });
         }
-        visit.say(listen(r#""state":"stop""#));
-        talk.listen(visit, start, Instant::now() + REACTION, Talk::framing_is_told);
-        if talk.frames.is_empty() && talk.gone.is_none() {
-            visit.say(listen(r#""state":"detect","text":"你好""#));
-            talk.listen(visit, start, Instant::now() + self.options.timeout, Talk::framing_is_told);
+        client.say(listen(r#""state":"stop""#));
+        conversation.receive_until(
+            client,
+            start,
+            Instant::now() + REACTION_TIMEOUT,
+            Conversation::framing_is_known,
+        );
+        if conversation.frames.is_empty() && conversation.closed.is_none() {
+            client.say(listen(r#""state":"detect","text":"你好""#));
+            conversation.receive_until(
+                client,
+                start,
+                Instant::now() + self.options.timeout,
+                Conversation::framing_is_known,
+            );
         }
     }
 }
 
-impl Talk {
+impl Conversation {
     /// Listens until `until`, the end, or `enough`.
-    fn listen(&mut self, visit: &mut Visit, start: Instant, until: Instant, enough: impl Fn(&Self) -> bool) {
-        while self.gone.is_none() && !enough(self) {
-            match visit.listen(until) {
+    fn receive_until(
+        &mut self,
+        client: &mut Visit,
+        start: Instant,
+        until: Instant,
+        enough: impl Fn(&Self) -> bool,
+    ) {
+        while self.closed.is_none() && !enough(self) {
+            match client.listen(until) {
                 None => return,
-                Some(Said::Gone(gone)) => self.gone = Some(gone),
-                Some(Said::Audio(frame)) if self.frames.len() < ENOUGH => self.frames.push(frame),
+                Some(Said::Gone(gone)) => self.closed = Some(gone),
+                Some(Said::Audio(frame)) if self.frames.len() < MAX_FRAMES => self.frames.push(frame),
                 Some(Said::Audio(_)) => {}
                 Some(Said::Text(text)) => {
                     let is_hello =
                         message::peek(&text, Reader::Device).is_ok_and(|peek| peek.kind == "hello");
                     if is_hello && self.hello.is_none() {
                         self.hello = Some((text, start.elapsed()));
-                    } else if self.texts.len() < diagnosis::TEXTS {
+                    } else if self.texts.len() < diagnosis::MAX_TEXTS {
                         self.texts.push(text);
                     }
                 }
@@ -186,23 +229,27 @@ impl Talk {
         }
     }
 
-    fn framing_is_told(&self) -> bool {
-        self.frames.len() >= ENOUGH || self.frames.iter().any(|frame| audio::parse_ws(frame).is_some())
+    fn framing_is_known(&self) -> bool {
+        self.frames.len() >= MAX_FRAMES
+            || self.frames.iter().any(|frame| audio::parse_ws_frame(frame).is_some())
     }
 }
 
 /// What the gateway says to a server of which it has learnt nothing.
-fn protocol_version(server: &Server) -> u8 {
-    Servers::default().protocol_version(server)
+fn protocol_version(server: &ChatServerConfig) -> u8 {
+    ServerHealth::default().protocol_version(server)
 }
 
 /// The step that a stage of the gateway's dial is shown as.
-fn step_of(stage: &'static str) -> &'static str {
+fn step_name(stage: &'static str) -> &'static str {
     if stage == "connect" { "tcp" } else { stage }
 }
 
 /// Addresses, and how long it took to find them; IP addresses need no time.
-fn resolve(server: &Server, limit: Duration) -> Result<(Vec<SocketAddr>, Option<Duration>), String> {
+fn resolve(
+    server: &ChatServerConfig,
+    limit: Duration,
+) -> Result<(Vec<SocketAddr>, Option<Duration>), String> {
     if let Ok(ip) = server.host.parse() {
         return Ok((vec![SocketAddr::new(ip, server.port)], None));
     }

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use data_encoding::HEXLOWER_PERMISSIVE;
 
 use super::NO_WAIT;
-use super::error::{self, Failure, Step};
-use crate::proto::audio::{self, Cipher, Header};
-use crate::proto::message::Object;
+use super::error::{self, DeviceError, DeviceStep};
+use crate::proto::audio::{self, Cipher, UdpHeader};
+use crate::proto::message::JsonObject;
 
 /// What the gateway's hello grants: a session, and where and how to send audio.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
+pub struct CallParameters {
     /// Never empty.
     pub session_id: String,
     /// Host name or address the gateway advertises.
@@ -28,13 +28,13 @@ pub struct Grant {
     pub audio_params: Option<String>,
 }
 
-impl Grant {
+impl CallParameters {
     /// Reads a hello reply as strictly as the firmware does; the error says what a device could not use.
     ///
     /// # Errors
     /// One clause in English.
     pub fn parse(reply: &str) -> Result<Self, String> {
-        let hello = Object::parse(reply).map_err(|error| error.to_string())?;
+        let hello = JsonObject::parse(reply).map_err(|error| error.to_string())?;
         if hello.string("transport").as_deref() != Some("udp") {
             let found = hello.raw("transport").unwrap_or("nothing");
             return Err(format!("transport is {found}, a device accepts only \"udp\""));
@@ -62,19 +62,19 @@ impl Grant {
 /// The audio of one call.
 pub struct Call {
     /// What the gateway granted.
-    pub grant: Grant,
+    pub parameters: CallParameters,
     /// What happened so far.
-    pub counts: Counts,
+    pub counts: PacketCounts,
     socket: UdpSocket,
     cipher: Cipher,
     /// Sequence numbers last sent and last received.
-    sent: u32,
-    heard: u32,
+    sent_sequence: u32,
+    received_sequence: u32,
 }
 
 /// What a call's audio socket saw.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct PacketCounts {
     /// Packets sent.
     pub sent: u64,
     /// Packets received and accepted.
@@ -84,14 +84,14 @@ pub struct Counts {
     /// Packets at or below the highest sequence seen: late or twice.
     pub stale: u64,
     /// Datagrams that are no audio packet.
-    pub bad: u64,
+    pub malformed: u64,
 }
 
 /// An audio packet from the gateway, decrypted.
 #[derive(Clone, Debug)]
-pub struct Audio {
+pub struct AudioPacket {
     /// As it came.
-    pub header: Header,
+    pub header: UdpHeader,
     /// One Opus packet.
     pub payload: Vec<u8>,
 }
@@ -100,31 +100,39 @@ impl Call {
     /// Opens the audio socket, connected to where the grant points.
     ///
     /// # Errors
-    /// [`Step::Udp`]: the name does not resolve, or the system knows no way there.
-    pub fn open(grant: Grant) -> Result<Self, Failure> {
-        let at_udp = |error| Failure::io(Step::Udp, error, NO_WAIT);
-        let server = (&*grant.server, grant.port).to_socket_addrs().map_err(at_udp)?.next();
+    /// [`DeviceStep::Udp`]: the name does not resolve, or the system knows no way there.
+    pub fn open(parameters: CallParameters) -> Result<Self, DeviceError> {
+        let at_udp = |error| DeviceError::io(DeviceStep::Udp, error, NO_WAIT);
+        let server = (&*parameters.server, parameters.port).to_socket_addrs().map_err(at_udp)?.next();
         let server = server.ok_or_else(|| at_udp(io::ErrorKind::NotFound.into()))?;
         let socket = connect_udp(server).map_err(at_udp)?;
-        let cipher = Cipher::new(&grant.key);
-        Ok(Self { grant, counts: Counts::default(), socket, cipher, sent: 0, heard: 0 })
+        let cipher = Cipher::new(&parameters.key);
+        Ok(Self {
+            parameters,
+            counts: PacketCounts::default(),
+            socket,
+            cipher,
+            sent_sequence: 0,
+            received_sequence: 0,
+        })
     }
 
     /// Goes on from a new socket, towards `server`: what a NAT that forgot the old one does.
     ///
     /// # Errors
-    /// [`Step::Udp`].
-    pub fn rebind(&mut self, server: SocketAddr) -> Result<(), Failure> {
-        self.socket = connect_udp(server).map_err(|error| Failure::io(Step::Udp, error, NO_WAIT))?;
+    /// [`DeviceStep::Udp`].
+    pub fn rebind(&mut self, server: SocketAddr) -> Result<(), DeviceError> {
+        self.socket =
+            connect_udp(server).map_err(|error| DeviceError::io(DeviceStep::Udp, error, NO_WAIT))?;
         Ok(())
     }
 
     /// Where the audio goes.
     ///
     /// # Errors
-    /// [`Step::Udp`].
-    pub fn server_addr(&self) -> Result<SocketAddr, Failure> {
-        self.socket.peer_addr().map_err(|error| Failure::io(Step::Udp, error, NO_WAIT))
+    /// [`DeviceStep::Udp`].
+    pub fn server_addr(&self) -> Result<SocketAddr, DeviceError> {
+        self.socket.peer_addr().map_err(|error| DeviceError::io(DeviceStep::Udp, error, NO_WAIT))
     }
 
     /// The socket, for what this type has no word for.
@@ -133,77 +141,77 @@ impl Call {
     }
 
     /// Builds the next packet without sending it: for tests that lose, repeat or reorder.
-    pub fn seal(&mut self, timestamp: u32, payload: &[u8]) -> Vec<u8> {
-        self.sent += 1;
+    pub fn encrypt(&mut self, timestamp: u32, payload: &[u8]) -> Vec<u8> {
+        self.sent_sequence += 1;
         // As the firmware does: the nonce is the template, three fields of it are overwritten.
-        let mut iv = self.grant.nonce;
+        let mut iv = self.parameters.nonce;
         iv[2..4].copy_from_slice(&(payload.len() as u16).to_be_bytes());
         iv[8..12].copy_from_slice(&timestamp.to_be_bytes());
-        iv[12..16].copy_from_slice(&self.sent.to_be_bytes());
-        let mut packet = Vec::with_capacity(audio::HEADER + payload.len());
+        iv[12..16].copy_from_slice(&self.sent_sequence.to_be_bytes());
+        let mut packet = Vec::with_capacity(audio::HEADER_LEN + payload.len());
         packet.extend_from_slice(&iv);
         packet.extend_from_slice(payload);
-        self.cipher.apply(&iv, &mut packet[audio::HEADER..]);
+        self.cipher.apply(&iv, &mut packet[audio::HEADER_LEN..]);
         packet
     }
 
     /// Sends one Opus packet.
     ///
     /// # Errors
-    /// [`Step::Udp`]. "Connection refused" belongs to an earlier packet: nothing listens there.
-    pub fn send(&mut self, timestamp: u32, payload: &[u8]) -> Result<(), Failure> {
-        let packet = self.seal(timestamp, payload);
+    /// [`DeviceStep::Udp`]. "Connection refused" belongs to an earlier packet: nothing listens there.
+    pub fn send(&mut self, timestamp: u32, payload: &[u8]) -> Result<(), DeviceError> {
+        let packet = self.encrypt(timestamp, payload);
         self.send_packet(&packet)
     }
 
-    /// Sends a packet made by [`Self::seal`], or anything else.
+    /// Sends a packet made by [`Self::encrypt`], or anything else.
     ///
     /// # Errors
     /// As [`Self::send`].
-    pub fn send_packet(&mut self, packet: &[u8]) -> Result<(), Failure> {
+    pub fn send_packet(&mut self, packet: &[u8]) -> Result<(), DeviceError> {
         self.counts.sent += 1;
-        self.socket.send(packet).map(drop).map_err(|error| Failure::io(Step::Udp, error, NO_WAIT))
+        self.socket.send(packet).map(drop).map_err(|error| DeviceError::io(DeviceStep::Udp, error, NO_WAIT))
     }
 
     /// The next audio packet that a device would accept; `None` when none came in time.
     ///
     /// # Errors
-    /// [`Step::Udp`].
-    pub fn receive(&mut self, wait: Duration) -> Result<Option<Audio>, Failure> {
+    /// [`DeviceStep::Udp`].
+    pub fn receive(&mut self, wait: Duration) -> Result<Option<AudioPacket>, DeviceError> {
         let deadline = Instant::now() + wait;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut buffer = [0; 2048];
             match receive_udp(&self.socket, &mut buffer, left) {
                 Ok(n) => {
-                    if let Some(audio) = self.accept(&buffer[..n]) {
+                    if let Some(audio) = self.on_datagram(&buffer[..n]) {
                         return Ok(Some(audio));
                     }
                 }
                 Err(error) if error::is_timeout(&error) => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Failure::io(Step::Udp, error, wait)),
+                Err(error) => return Err(DeviceError::io(DeviceStep::Udp, error, wait)),
             }
         }
     }
 
-    pub(super) fn accept(&mut self, datagram: &[u8]) -> Option<Audio> {
-        let Ok(header) = Header::parse(datagram) else {
-            self.counts.bad += 1;
+    pub(super) fn on_datagram(&mut self, datagram: &[u8]) -> Option<AudioPacket> {
+        let Ok(header) = UdpHeader::parse(datagram) else {
+            self.counts.malformed += 1;
             return None;
         };
         // The firmware's rule: only ever forwards.
-        if header.sequence <= self.heard {
+        if header.sequence <= self.received_sequence {
             self.counts.stale += 1;
             return None;
         }
-        self.counts.lost += u64::from(header.sequence - self.heard - 1);
+        self.counts.lost += u64::from(header.sequence - self.received_sequence - 1);
         self.counts.received += 1;
-        self.heard = header.sequence;
-        let (iv, payload) = datagram.split_first_chunk::<{ audio::HEADER }>()?;
+        self.received_sequence = header.sequence;
+        let (iv, payload) = datagram.split_first_chunk::<{ audio::HEADER_LEN }>()?;
         let mut payload = payload.to_vec();
         self.cipher.apply(iv, &mut payload);
-        Some(Audio { header, payload })
+        Some(AudioPacket { header, payload })
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// How far the device came.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum DeviceStep {
     /// The TCP connection.
     Tcp,
     /// The TLS handshake.
@@ -20,62 +20,64 @@ pub enum Step {
     /// The audio socket.
     Udp,
     /// The MQTT connection after login.
-    Control,
+    MqttConnection,
 }
 
 /// What was seen instead of what was expected.
 #[derive(Debug)]
-pub enum Seen {
+pub enum DeviceErrorKind {
     /// The system's error.
     Io(io::Error),
     /// Nothing, for that long.
-    Silence(Duration),
+    Timeout(Duration),
     /// The end of the connection.
     Closed,
     /// A CONNACK with this return code.
-    Refused(u8),
+    LoginRefused(u8),
     /// No TLS, in the words of the library: the certificate was refused, the other side does not speak TLS ..
-    BadTls(String),
+    TlsFailed(String),
     /// Bytes that are no MQTT packet a server sends, or not in this place.
     NotMqtt(String),
     /// A hello reply that a device could not use.
-    BadReply(String),
+    BadHelloReply(String),
 }
 
 /// The step that failed and what was seen.
 #[derive(Debug)]
-pub struct Failure {
+pub struct DeviceError {
     /// The step that failed.
-    pub step: Step,
+    pub step: DeviceStep,
     /// What was seen.
-    pub seen: Seen,
+    pub kind: DeviceErrorKind,
 }
 
-impl Failure {
-    pub(super) fn io(step: Step, error: io::Error, waited: Duration) -> Self {
+impl DeviceError {
+    pub(super) fn io(step: DeviceStep, error: io::Error, waited: Duration) -> Self {
         let seen = match error.kind() {
-            _ if is_timeout(&error) => Seen::Silence(waited),
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe if step != Step::Tcp => Seen::Closed,
-            _ => Seen::Io(error),
+            _ if is_timeout(&error) => DeviceErrorKind::Timeout(waited),
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe if step != DeviceStep::Tcp => {
+                DeviceErrorKind::Closed
+            }
+            _ => DeviceErrorKind::Io(error),
         };
-        Self { step, seen }
+        Self { step, kind: seen }
     }
 
     /// True when the gateway ended the connection.
     pub fn is_closed(&self) -> bool {
-        matches!(self.seen, Seen::Closed)
+        matches!(self.kind, DeviceErrorKind::Closed)
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for DeviceError {}
 
-impl Display for Failure {
+impl Display for DeviceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.step, self.seen)
+        write!(f, "{}: {}", self.step, self.kind)
     }
 }
 
-impl Display for Step {
+impl Display for DeviceStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Tcp => "TCP connection",
@@ -84,27 +86,27 @@ impl Display for Step {
             Self::Login => "login",
             Self::Hello => "hello",
             Self::Udp => "UDP audio",
-            Self::Control => "MQTT connection",
+            Self::MqttConnection => "MQTT connection",
         })
     }
 }
 
-impl Display for Seen {
+impl Display for DeviceErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io(error) => write!(f, "{error}"),
-            Self::Silence(waited) => write!(f, "no answer within {:.1} s", waited.as_secs_f64()),
+            Self::Timeout(waited) => write!(f, "no answer within {:.1} s", waited.as_secs_f64()),
             Self::Closed => f.write_str("the other side closed the connection"),
-            Self::Refused(code) => write!(f, "refused with CONNACK {code}: {}", connack_words(*code)),
-            Self::BadTls(what) => f.write_str(what),
+            Self::LoginRefused(code) => write!(f, "refused with CONNACK {code}: {}", connack_text(*code)),
+            Self::TlsFailed(what) => f.write_str(what),
             Self::NotMqtt(what) => write!(f, "the answer is not MQTT as a gateway speaks it: {what}"),
-            Self::BadReply(what) => write!(f, "a device could not use the hello reply: {what}"),
+            Self::BadHelloReply(what) => write!(f, "a device could not use the hello reply: {what}"),
         }
     }
 }
 
 /// MQTT 3.1.1 table 3.1.
-fn connack_words(code: u8) -> &'static str {
+fn connack_text(code: u8) -> &'static str {
     match code {
         0 => "accepted",
         1 => "unacceptable protocol version",

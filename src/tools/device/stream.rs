@@ -3,18 +3,18 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 
-use super::error::Seen;
+use super::error::DeviceErrorKind;
 use crate::net::backend_transport::TlsClient;
 
 /// A blocking connection to a gateway.
 #[derive(Debug)]
-pub(super) enum Wire {
+pub(super) enum DeviceStream {
     Plain(TcpStream),
     #[cfg(feature = "tls")]
     Tls(native_tls::TlsStream<TcpStream>),
 }
 
-impl Wire {
+impl DeviceStream {
     pub(super) fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(tcp) => tcp,
@@ -25,21 +25,21 @@ impl Wire {
 
     /// A TLS handshake on the plain connection; each of its reads may take as long as the socket's read timeout.
     #[cfg(feature = "tls")]
-    pub(super) fn secure(self, host: &str, client: &mut TlsClient) -> Result<Self, Seen> {
+    pub(super) fn start_tls(self, host: &str, client: &mut TlsClient) -> Result<Self, DeviceErrorKind> {
         use native_tls::HandshakeError;
         let Self::Plain(tcp) = self else { return Ok(self) };
         let waits = tcp.read_timeout().ok().flatten().unwrap_or_default();
-        let connector = client.connector().map_err(|error| Seen::BadTls(error.to_string()))?;
+        let connector = client.connector().map_err(|error| DeviceErrorKind::TlsFailed(error.to_string()))?;
         match connector.connect(host, tcp) {
             Ok(tls) => Ok(Self::Tls(tls)),
-            Err(HandshakeError::WouldBlock(_)) => Err(Seen::Silence(waits)),
-            Err(HandshakeError::Failure(error)) => Err(Seen::BadTls(error.to_string())),
+            Err(HandshakeError::WouldBlock(_)) => Err(DeviceErrorKind::Timeout(waits)),
+            Err(HandshakeError::Failure(error)) => Err(DeviceErrorKind::TlsFailed(error.to_string())),
         }
     }
 
     #[cfg(not(feature = "tls"))]
-    pub(super) fn secure(self, _: &str, client: &mut TlsClient) -> Result<Self, Seen> {
-        client.prepare().map(|()| self).map_err(|error| Seen::BadTls(error.to_string()))
+    pub(super) fn start_tls(self, _: &str, client: &mut TlsClient) -> Result<Self, DeviceErrorKind> {
+        client.prepare().map(|()| self).map_err(|error| DeviceErrorKind::TlsFailed(error.to_string()))
     }
 
     /// Says that nothing more comes, where the stream has a word for it.
@@ -52,7 +52,7 @@ impl Wire {
     }
 }
 
-impl Read for Wire {
+impl Read for DeviceStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => tcp.read(buffer),
@@ -62,7 +62,7 @@ impl Read for Wire {
     }
 }
 
-impl Write for Wire {
+impl Write for DeviceStream {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => tcp.write(data),

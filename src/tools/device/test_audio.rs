@@ -2,31 +2,31 @@
 //! echo tells what was lost and how long the way took.
 
 /// Bytes of one packet: about what 60 ms of speech take.
-pub const LEN: usize = 120;
+pub const PACKET_LEN: usize = 120;
 
 /// SILK, wide band, 60 ms, mono, and an arbitrary number of frames follows (RFC 6716 section 3.1).
 const TOC: u8 = (11 << 3) | 3;
 /// One frame, and padding (RFC 6716 section 3.2.5).
-const ONE_PADDED: u8 = 0x40 | 1;
+const FRAME_COUNT_PADDED: u8 = 0x40 | 1;
 /// The rest is padding, whose values a decoder ignores: the one frame is empty, which is silence.
-const PADDING: u8 = (LEN - HEAD) as u8;
-const HEAD: usize = 3;
-const MARK: [u8; 4] = *b"echo";
+const PADDING_LEN: u8 = (PACKET_LEN - HEADER_LEN) as u8;
+const HEADER_LEN: usize = 3;
+const MAGIC: [u8; 4] = *b"echo";
 
 /// A packet with this number, said at `micros`.
-pub fn packet(number: u32, micros: u64) -> [u8; LEN] {
-    let mut packet = [0x55; LEN];
-    packet[..HEAD].copy_from_slice(&[TOC, ONE_PADDED, PADDING]);
-    packet[HEAD..HEAD + 4].copy_from_slice(&MARK);
-    packet[HEAD + 4..HEAD + 8].copy_from_slice(&number.to_be_bytes());
-    packet[HEAD + 8..HEAD + 16].copy_from_slice(&micros.to_be_bytes());
+pub fn packet(number: u32, micros: u64) -> [u8; PACKET_LEN] {
+    let mut packet = [0x55; PACKET_LEN];
+    packet[..HEADER_LEN].copy_from_slice(&[TOC, FRAME_COUNT_PADDED, PADDING_LEN]);
+    packet[HEADER_LEN..HEADER_LEN + 4].copy_from_slice(&MAGIC);
+    packet[HEADER_LEN + 4..HEADER_LEN + 8].copy_from_slice(&number.to_be_bytes());
+    packet[HEADER_LEN + 8..HEADER_LEN + 16].copy_from_slice(&micros.to_be_bytes());
     packet
 }
 
 /// Number and time of a packet made by [`packet`], every byte of which is compared; `None` for any other voice.
 pub fn parse(said: &[u8]) -> Option<(u32, u64)> {
-    let number = u32::from_be_bytes(*said.get(HEAD + 4..)?.first_chunk()?);
-    let micros = u64::from_be_bytes(*said.get(HEAD + 8..)?.first_chunk()?);
+    let number = u32::from_be_bytes(*said.get(HEADER_LEN + 4..)?.first_chunk()?);
+    let micros = u64::from_be_bytes(*said.get(HEADER_LEN + 8..)?.first_chunk()?);
     (packet(number, micros) == said).then_some((number, micros))
 }
 
@@ -40,6 +40,6 @@ mod tests {
         assert_eq!(crate::proto::audio::opus_config(&packet), Some(11));
         assert_eq!(parse(&packet), Some((7, 1_234_567)));
         assert_eq!(parse(&packet[1..]), None);
-        assert_eq!(parse(&[0; LEN]), None);
+        assert_eq!(parse(&[0; PACKET_LEN]), None);
     }
 }

@@ -107,7 +107,7 @@ fn a_client_that_does_not_read_loses_frames_and_no_memory() {
 }
 
 #[test]
-fn dropping_it_closes_its_peers() {
+fn dropping_the_server_closes_its_peers() {
     let server = EchoServer::start().unwrap();
     let mut client = connect(&server);
     hello(&mut client);

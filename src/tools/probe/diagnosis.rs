@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::report::State;
+use super::report::ProbeState;
 
 /// What was seen.
 #[derive(Debug)]
@@ -19,26 +19,26 @@ pub(super) struct Evidence {
     /// The address of `advertised`.
     pub(super) target: Option<IpAddr>,
     /// Audio packets that came from there.
-    pub(super) heard: u64,
+    pub(super) received: u64,
     /// Datagrams that came and were no audio packets.
-    pub(super) bad: u64,
+    pub(super) malformed: u64,
     /// Gaps in the sequence of what came.
     pub(super) lost_down: u64,
     /// The system there said that no program listens on the port.
-    pub(super) refused: bool,
+    pub(super) port_unreachable: bool,
     pub(super) udp_error: Option<String>,
     /// Whether audio came when it was sent to `host` instead; `None` when that was not tried.
-    pub(super) heard_at_host: Option<bool>,
+    pub(super) received_via_host: Option<bool>,
     /// What the chat server recognised in the audio.
-    pub(super) recognised: Option<String>,
+    pub(super) recognised_text: Option<String>,
     /// The echo chat server said that it heard nothing.
-    pub(super) nothing_heard: bool,
+    pub(super) server_heard_nothing: bool,
     /// The chat server announced speech.
-    pub(super) speaks: bool,
+    pub(super) server_speaks: bool,
     /// An alert's or an error's words.
-    pub(super) complaint: Option<String>,
+    pub(super) error_text: Option<String>,
     /// The gateway said goodbye before the end.
-    pub(super) ended: bool,
+    pub(super) call_ended: bool,
     /// How the MQTT connection was lost, when it was.
     pub(super) connection_lost: Option<String>,
 }
@@ -50,17 +50,17 @@ impl Default for Evidence {
             advertised: String::new(),
             port: 0,
             target: None,
-            heard: 0,
-            bad: 0,
+            received: 0,
+            malformed: 0,
             lost_down: 0,
-            refused: false,
+            port_unreachable: false,
             udp_error: None,
-            heard_at_host: None,
-            recognised: None,
-            nothing_heard: false,
-            speaks: false,
-            complaint: None,
-            ended: false,
+            received_via_host: None,
+            recognised_text: None,
+            server_heard_nothing: false,
+            server_speaks: false,
+            error_text: None,
+            call_ended: false,
             connection_lost: None,
         }
     }
@@ -68,91 +68,100 @@ impl Default for Evidence {
 
 /// Both ways, each with a sentence, and what to look at.
 #[derive(Debug)]
-pub(super) struct Verdict {
-    pub(super) up: (State, String),
-    pub(super) down: (State, String),
+pub(super) struct Diagnosis {
+    pub(super) uplink: (ProbeState, String),
+    pub(super) downlink: (ProbeState, String),
     pub(super) hints: Vec<String>,
 }
 
 /// The first thing that is certain decides.
-pub(super) fn judge(seen: &Evidence) -> Verdict {
-    let there = format!("{} port {}", seen.advertised, seen.port);
-    if seen.heard > 0 {
-        return Verdict {
-            up: (State::Ok, format!("the gateway received audio at {there}")),
-            down: (State::Ok, format!("{} packets came", seen.heard)),
+pub(super) fn diagnose(evidence: &Evidence) -> Diagnosis {
+    let there = format!("{} port {}", evidence.advertised, evidence.port);
+    if evidence.received > 0 {
+        return Diagnosis {
+            uplink: (ProbeState::Ok, format!("the gateway received audio at {there}")),
+            downlink: (ProbeState::Ok, format!("{} packets came", evidence.received)),
             hints: Vec::new(),
         };
     }
-    if seen.heard_at_host == Some(true) {
-        return Verdict {
-            up: (State::Fail, format!("audio to {there} does not arrive; to {} it does", seen.host)),
-            down: (State::Ok, format!("audio came when it was sent to {}", seen.host)),
+    if evidence.received_via_host == Some(true) {
+        return Diagnosis {
+            uplink: (
+                ProbeState::Fail,
+                format!("audio to {there} does not arrive; to {} it does", evidence.host),
+            ),
+            downlink: (ProbeState::Ok, format!("audio came when it was sent to {}", evidence.host)),
             hints: vec![format!(
                 "Set udp.public_ip (PUBLIC_IP) of the gateway to {}, or whatever name devices reach it by; it tells them {}.",
-                seen.host, seen.advertised
+                evidence.host, evidence.advertised
             )],
         };
     }
-    if let Some(why) = up_fails(seen, &there) {
-        let down =
-            (State::Unknown, "nothing came; without audio up the gateway cannot know where to send".into());
-        return Verdict { up: (State::Fail, why), down, hints: up_hints(seen) };
+    if let Some(why) = uplink_failure(evidence, &there) {
+        let down = (
+            ProbeState::Unknown,
+            "nothing came; without audio up the gateway cannot know where to send".into(),
+        );
+        return Diagnosis { uplink: (ProbeState::Fail, why), downlink: down, hints: uplink_hints(evidence) };
     }
-    if seen.bad > 0 {
-        return Verdict {
-            up: (State::Unknown, format!("something at {there} answers, but not with audio")),
-            down: (State::Fail, format!("{} datagrams came that are no audio packets", seen.bad)),
+    if evidence.malformed > 0 {
+        return Diagnosis {
+            uplink: (ProbeState::Unknown, format!("something at {there} answers, but not with audio")),
+            downlink: (
+                ProbeState::Fail,
+                format!("{} datagrams came that are no audio packets", evidence.malformed),
+            ),
             hints: vec![format!(
                 "Does UDP port {} really lead to the gateway? A proxy or another program may answer there.",
-                seen.port
+                evidence.port
             )],
         };
     }
-    if let Some(text) = &seen.recognised {
-        let up = (State::Ok, format!("the chat server reacted to the audio with \"{text}\""));
-        return if seen.speaks {
-            let down = (State::Fail, "the chat server speaks, and no audio comes".into());
-            Verdict { up, down, hints: down_hints(seen) }
+    if let Some(text) = &evidence.recognised_text {
+        let up = (ProbeState::Ok, format!("the chat server reacted to the audio with \"{text}\""));
+        return if evidence.server_speaks {
+            let down = (ProbeState::Fail, "the chat server speaks, and no audio comes".into());
+            Diagnosis { uplink: up, downlink: down, hints: downlink_hints(evidence) }
         } else {
-            let down = (State::Unknown, "no audio came, but the chat server did not announce any".into());
-            Verdict { up, down, hints: vec![silent_server()] }
+            let down =
+                (ProbeState::Unknown, "no audio came, but the chat server did not announce any".into());
+            Diagnosis { uplink: up, downlink: down, hints: vec![silent_server_hint()] }
         };
     }
-    unclear(seen, &there)
+    inconclusive(evidence, &there)
 }
 
 /// A reason that is certain, or as good as.
-fn up_fails(seen: &Evidence, there: &str) -> Option<String> {
-    if seen.target.is_none() {
-        let error = seen.udp_error.as_deref().unwrap_or("no address");
-        return Some(format!("the advertised {} cannot be used: {error}", seen.advertised));
+fn uplink_failure(evidence: &Evidence, there: &str) -> Option<String> {
+    if evidence.target.is_none() {
+        let error = evidence.udp_error.as_deref().unwrap_or("no address");
+        return Some(format!("the advertised {} cannot be used: {error}", evidence.advertised));
     }
-    if seen.refused {
+    if evidence.port_unreachable {
         return Some(format!("no program listens at {there}: the host there says so"));
     }
-    if let Some(error) = &seen.udp_error {
+    if let Some(error) = &evidence.udp_error {
         return Some(format!("audio cannot be sent to {there}: {error}"));
     }
-    if seen.nothing_heard {
+    if evidence.server_heard_nothing {
         return Some(format!("the chat server heard nothing of the audio sent to {there}"));
     }
-    if let Some(words) = seen.complaint.as_deref().filter(|words| blames_audio(words)) {
+    if let Some(words) = evidence.error_text.as_deref().filter(|words| mentions_audio(words)) {
         return Some(format!("the gateway says: {words}"));
     }
-    unreachable_from_outside(seen).map(|why| format!("most likely: {why}"))
+    unreachable_from_outside(evidence).map(|why| format!("most likely: {why}"))
 }
 
 /// True of an alert that says that a device's audio does not arrive.
-pub(super) fn blames_audio(words: &str) -> bool {
+pub(super) fn mentions_audio(words: &str) -> bool {
     let words = words.to_lowercase();
     ["udp", "audio", "音频", "语音"].iter().any(|sign| words.contains(sign))
 }
 
 /// Why the advertised address cannot be the right one for a device that reaches MQTT at `host`.
-fn unreachable_from_outside(seen: &Evidence) -> Option<String> {
-    let (target, host) = (seen.target?, seen.host);
-    let advertised = &seen.advertised;
+fn unreachable_from_outside(evidence: &Evidence) -> Option<String> {
+    let (target, host) = (evidence.target?, evidence.host);
+    let advertised = &evidence.advertised;
     if target.is_unspecified() {
         Some(format!("the gateway advertises {advertised}, which is no address to send to"))
     } else if target.is_loopback() && !host.is_loopback() {
@@ -177,44 +186,44 @@ fn is_private(ip: IpAddr) -> bool {
     }
 }
 
-fn unclear(seen: &Evidence, there: &str) -> Verdict {
-    let mut hints = up_hints(seen);
+fn inconclusive(evidence: &Evidence, there: &str) -> Diagnosis {
+    let mut hints = uplink_hints(evidence);
     let (up, down);
-    if let Some(lost) = &seen.connection_lost {
+    if let Some(lost) = &evidence.connection_lost {
         up = format!("not known: the MQTT connection was lost meanwhile ({lost})");
         down = "no audio came before that".into();
         hints = vec!["The gateway's log says why it closed the connection, if it did.".into()];
-    } else if seen.ended {
-        let said = seen.complaint.as_ref().map(|words| format!(": {words}")).unwrap_or_default();
+    } else if evidence.call_ended {
+        let said = evidence.error_text.as_ref().map(|words| format!(": {words}")).unwrap_or_default();
         up = format!("not known: the gateway ended the call meanwhile{said}");
         down = "no audio came before that".into();
         hints = vec!["The gateway's log has a line for the end of the call, with the reason.".into()];
-    } else if seen.speaks {
+    } else if evidence.server_speaks {
         up = format!("not known: audio was sent to {there}, and nothing said that it arrived");
         down = "the chat server speaks, and no audio comes: up or down fails, and from here it cannot be told which".into();
-        hints.extend(down_hints(seen));
+        hints.extend(downlink_hints(evidence));
     } else {
         up = format!("not known: audio was sent to {there}, and nothing said that it arrived");
         down = "not known: no audio came, and the chat server did not say that it sends any".into();
-        hints.push(silent_server());
+        hints.push(silent_server_hint());
     }
-    Verdict { up: (State::Unknown, up), down: (State::Unknown, down), hints }
+    Diagnosis { uplink: (ProbeState::Unknown, up), downlink: (ProbeState::Unknown, down), hints }
 }
 
-fn silent_server() -> String {
+fn silent_server_hint() -> String {
     "A chat server that only answers real speech says nothing to the probe's silence: run the gateway without a chat server (it echoes then) and probe again.".into()
 }
 
-fn up_hints(seen: &Evidence) -> Vec<String> {
-    let (advertised, port) = (&seen.advertised, seen.port);
+fn uplink_hints(evidence: &Evidence) -> Vec<String> {
+    let (advertised, port) = (&evidence.advertised, evidence.port);
     let mut hints = Vec::new();
-    if seen.target.is_none() || seen.target != Some(seen.host) {
+    if evidence.target.is_none() || evidence.target != Some(evidence.host) {
         hints.push(format!(
             "public_ip: the gateway tells devices to send audio to {advertised}, while MQTT is reached at {}. Set udp.public_ip (PUBLIC_IP) to what devices reach.",
-            seen.host
+            evidence.host
         ));
     }
-    if seen.refused {
+    if evidence.port_unreachable {
         hints.push(format!("Does {advertised} port {port} lead to the gateway? Its host answers, and no program listens on that UDP port there."));
     }
     hints.extend([
@@ -225,12 +234,12 @@ fn up_hints(seen: &Evidence) -> Vec<String> {
     hints
 }
 
-fn down_hints(seen: &Evidence) -> Vec<String> {
+fn downlink_hints(evidence: &Evidence) -> Vec<String> {
     vec![
         "Firewall: the one here must let answers from the gateway's UDP port in.".into(),
         format!(
             "Address: the answers must come from {} port {}. A gateway with several addresses, behind NAT or behind a UDP proxy may send them from another.",
-            seen.advertised, seen.port
+            evidence.advertised, evidence.port
         ),
     ]
 }
@@ -239,7 +248,7 @@ fn down_hints(seen: &Evidence) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn seen() -> Evidence {
+    fn no_audio_evidence() -> Evidence {
         Evidence {
             host: [203, 0, 113, 7].into(),
             advertised: "203.0.113.7".into(),
@@ -250,59 +259,81 @@ mod tests {
     }
 
     #[test]
-    fn each_sign_leads_to_its_verdict() {
-        use State::{Fail, Ok, Unknown};
-        let at = |ip: [u8; 4]| Evidence { target: Some(ip.into()), ..seen() };
+    fn each_symptom_leads_to_its_diagnosis() {
+        use ProbeState::{Fail, Ok, Unknown};
+        let at = |ip: [u8; 4]| Evidence { target: Some(ip.into()), ..no_audio_evidence() };
         let words = |text: &str| Some(text.to_owned());
         let cases = [
-            (Evidence { heard: 3, ..seen() }, Ok, Ok, "received audio"),
-            (Evidence { heard: 3, refused: true, ..seen() }, Ok, Ok, "received audio"),
+            (Evidence { received: 3, ..no_audio_evidence() }, Ok, Ok, "received audio"),
             (
-                Evidence { heard_at_host: Some(true), ..at([192, 168, 1, 2]) },
+                Evidence { received: 3, port_unreachable: true, ..no_audio_evidence() },
+                Ok,
+                Ok,
+                "received audio",
+            ),
+            (
+                Evidence { received_via_host: Some(true), ..at([192, 168, 1, 2]) },
                 Fail,
                 Ok,
                 "to 203.0.113.7 it does",
             ),
-            (Evidence { heard_at_host: Some(false), ..at([192, 168, 1, 2]) }, Fail, Unknown, "private"),
-            (Evidence { target: None, ..seen() }, Fail, Unknown, "cannot be used"),
-            (Evidence { refused: true, ..seen() }, Fail, Unknown, "no program listens"),
-            (Evidence { udp_error: words("no route"), ..seen() }, Fail, Unknown, "no route"),
-            (Evidence { nothing_heard: true, ..seen() }, Fail, Unknown, "heard nothing"),
+            (Evidence { received_via_host: Some(false), ..at([192, 168, 1, 2]) }, Fail, Unknown, "private"),
+            (Evidence { target: None, ..no_audio_evidence() }, Fail, Unknown, "cannot be used"),
+            (Evidence { port_unreachable: true, ..no_audio_evidence() }, Fail, Unknown, "no program listens"),
+            (Evidence { udp_error: words("no route"), ..no_audio_evidence() }, Fail, Unknown, "no route"),
+            (Evidence { server_heard_nothing: true, ..no_audio_evidence() }, Fail, Unknown, "heard nothing"),
             (
-                Evidence { complaint: words("No UDP audio arrives"), ..seen() },
+                Evidence { error_text: words("No UDP audio arrives"), ..no_audio_evidence() },
                 Fail,
                 Unknown,
                 "the gateway says",
             ),
-            (Evidence { complaint: words("Low battery"), ..seen() }, Unknown, Unknown, "not known"),
+            (
+                Evidence { error_text: words("Low battery"), ..no_audio_evidence() },
+                Unknown,
+                Unknown,
+                "not known",
+            ),
             (at([127, 0, 0, 1]), Fail, Unknown, "every device itself"),
             (at([10, 0, 0, 1]), Fail, Unknown, "private"),
             (at([100, 64, 0, 1]), Fail, Unknown, "private"),
             (at([0, 0, 0, 0]), Fail, Unknown, "no address"),
             (at([203, 0, 113, 8]), Unknown, Unknown, "not known"),
-            (Evidence { bad: 2, ..seen() }, Unknown, Fail, "not with audio"),
-            (Evidence { recognised: words("hi"), speaks: true, ..seen() }, Ok, Fail, "hi"),
-            (Evidence { recognised: words("hi"), ..seen() }, Ok, Unknown, "hi"),
-            (Evidence { speaks: true, ..seen() }, Unknown, Unknown, "not known"),
-            (Evidence { ended: true, ..seen() }, Unknown, Unknown, "ended the call"),
-            (Evidence { connection_lost: words("reset"), ..seen() }, Unknown, Unknown, "reset"),
-            (seen(), Unknown, Unknown, "not known"),
+            (Evidence { malformed: 2, ..no_audio_evidence() }, Unknown, Fail, "not with audio"),
+            (
+                Evidence { recognised_text: words("hi"), server_speaks: true, ..no_audio_evidence() },
+                Ok,
+                Fail,
+                "hi",
+            ),
+            (Evidence { recognised_text: words("hi"), ..no_audio_evidence() }, Ok, Unknown, "hi"),
+            (Evidence { server_speaks: true, ..no_audio_evidence() }, Unknown, Unknown, "not known"),
+            (Evidence { call_ended: true, ..no_audio_evidence() }, Unknown, Unknown, "ended the call"),
+            (Evidence { connection_lost: words("reset"), ..no_audio_evidence() }, Unknown, Unknown, "reset"),
+            (no_audio_evidence(), Unknown, Unknown, "not known"),
         ];
         for (evidence, up, down, says) in cases {
-            let verdict = judge(&evidence);
-            assert_eq!((verdict.up.0, verdict.down.0), (up, down), "{evidence:?}: {verdict:?}");
-            assert!(verdict.up.1.contains(says), "{evidence:?}: {verdict:?}");
+            let diagnosis = diagnose(&evidence);
+            assert_eq!((diagnosis.uplink.0, diagnosis.downlink.0), (up, down), "{evidence:?}: {diagnosis:?}");
+            assert!(diagnosis.uplink.1.contains(says), "{evidence:?}: {diagnosis:?}");
             let all_well = (up, down) == (Ok, Ok);
-            assert_eq!(verdict.hints.is_empty(), all_well, "{evidence:?}: {verdict:?}");
+            assert_eq!(diagnosis.hints.is_empty(), all_well, "{evidence:?}: {diagnosis:?}");
         }
     }
 
     #[test]
     fn a_gateway_in_the_same_network_may_advertise_a_private_address() {
-        let home =
-            Evidence { host: [192, 168, 1, 2].into(), target: Some([192, 168, 1, 2].into()), ..seen() };
-        assert_eq!(judge(&home).up.0, State::Unknown);
-        let here = Evidence { host: [127, 0, 0, 1].into(), target: Some([192, 168, 1, 2].into()), ..seen() };
-        assert_eq!(judge(&here).up.0, State::Unknown);
+        let home = Evidence {
+            host: [192, 168, 1, 2].into(),
+            target: Some([192, 168, 1, 2].into()),
+            ..no_audio_evidence()
+        };
+        assert_eq!(diagnose(&home).uplink.0, ProbeState::Unknown);
+        let here = Evidence {
+            host: [127, 0, 0, 1].into(),
+            target: Some([192, 168, 1, 2].into()),
+            ..no_audio_evidence()
+        };
+        assert_eq!(diagnose(&here).uplink.0, ProbeState::Unknown);
     }
 }

@@ -7,12 +7,12 @@ use pico_args::Arguments;
 use crate::net::backend_transport::TlsClient;
 use crate::proto::identity::Mac;
 use crate::tools::device::Login;
-use crate::tools::round_trip::PACE;
+use crate::tools::round_trip::PACKET_INTERVAL;
 
 /// Locally administered, and "probe" in ASCII.
-const MAC: &str = "02:70:72:6f:62:65";
+const DEFAULT_MAC: &str = "02:70:72:6f:62:65";
 /// How long to wait for what may not come.
-pub(super) struct Waits {
+pub(super) struct ProbeTimeouts {
     /// After the last packet: echoes of a slow line still count.
     pub(super) linger: Duration,
     /// From `listen` start: the gateway tells a device after 3 s, by default, that none of its audio arrived.
@@ -25,7 +25,7 @@ pub(super) struct Waits {
     pub(super) refusal: Duration,
 }
 
-pub(super) const WAITS: Waits = Waits {
+pub(super) const PROBE_TIMEOUTS: ProbeTimeouts = ProbeTimeouts {
     linger: Duration::from_millis(1000),
     alert: Duration::from_millis(4500),
     reaction: Duration::from_millis(2000),
@@ -34,7 +34,7 @@ pub(super) const WAITS: Waits = Waits {
 };
 
 /// What to probe, as whom, and how patiently.
-pub(super) struct Options {
+pub(super) struct ProbeOptions {
     pub(super) host: String,
     pub(super) port: u16,
     /// MQTT over TLS.
@@ -45,11 +45,11 @@ pub(super) struct Options {
     pub(super) has_key: bool,
     pub(super) packets: u32,
     pub(super) timeout: Duration,
-    pub(super) waits: Waits,
+    pub(super) timeouts: ProbeTimeouts,
     pub(super) json: bool,
 }
 
-impl Options {
+impl ProbeOptions {
     pub(super) fn parse(mut args: Arguments) -> Result<Self, String> {
         let mut text = |name: &'static str| {
             args.opt_value_from_str::<_, String>(name).map_err(|error| error.to_string())
@@ -60,17 +60,17 @@ impl Options {
         let user_name =
             text("--user-name")?.unwrap_or_else(|| data_encoding::BASE64.encode(br#"{"ip":"0.0.0.0"}"#));
         let ca_file = text("--ca-file")?;
-        let mac = text("--mac")?.unwrap_or_else(|| MAC.into());
+        let mac = text("--mac")?.unwrap_or_else(|| DEFAULT_MAC.into());
         let mac = mac.parse::<Mac>().map_err(|error| format!("--mac: found {mac:?}: {error}"))?;
-        let seconds = whole(&mut args, "--seconds", 3600)?;
-        let packets = whole(&mut args, "--packets", 60_000)?;
-        let timeout = whole(&mut args, "--timeout", 60)?.unwrap_or(5);
+        let seconds = parse_whole_number(&mut args, "--seconds", 3600)?;
+        let packets = parse_whole_number(&mut args, "--packets", 60_000)?;
+        let timeout = parse_whole_number(&mut args, "--timeout", 60)?.unwrap_or(5);
         let (json, tls) = (args.contains("--json"), args.contains("--tls"));
         if seconds.is_some() && packets.is_some() {
             return Err("--seconds and --packets mean the same: give one of them".into());
         }
         let seconds_as_packets =
-            |seconds| (Duration::from_secs(seconds).as_millis() / PACE.as_millis()) as u32;
+            |seconds| (Duration::from_secs(seconds).as_millis() / PACKET_INTERVAL.as_millis()) as u32;
         let packets = packets.unwrap_or_else(|| seconds_as_packets(seconds.unwrap_or(3).into()));
 
         let target: String =
@@ -85,7 +85,7 @@ impl Options {
         if ca_file.is_some() && !tls {
             return Err("--ca-file is about TLS: give --tls too".into());
         }
-        let ca_pem = ca_file.as_deref().map(certificates).transpose()?;
+        let ca_pem = ca_file.as_deref().map(read_ca_file).transpose()?;
         let (host, port) = split_target(&target)?;
         let port = port.unwrap_or(if tls { 8883 } else { 1883 });
         let mac_ = mac.underscored();
@@ -108,7 +108,7 @@ impl Options {
             has_key: key.is_some(),
             packets,
             timeout,
-            waits: WAITS,
+            timeouts: PROBE_TIMEOUTS,
             json,
         })
     }
@@ -122,7 +122,7 @@ impl Options {
     }
 }
 
-fn certificates(file: &str) -> Result<Vec<u8>, String> {
+fn read_ca_file(file: &str) -> Result<Vec<u8>, String> {
     let pem = std::fs::read(file).map_err(|error| format!("--ca-file: cannot read {file}: {error}"))?;
     // A bundle without certificates would look like a certificate that nobody vouches for.
     TlsClient::new(Some(pem.clone()), false)
@@ -131,7 +131,7 @@ fn certificates(file: &str) -> Result<Vec<u8>, String> {
     Ok(pem)
 }
 
-fn whole(args: &mut Arguments, name: &'static str, most: u32) -> Result<Option<u32>, String> {
+fn parse_whole_number(args: &mut Arguments, name: &'static str, most: u32) -> Result<Option<u32>, String> {
     let Some(text) = args.opt_value_from_str::<_, String>(name).map_err(|error| error.to_string())? else {
         return Ok(None);
     };

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::Stop;
-use super::options::Options;
+use super::ProbeFailed;
+use super::options::ProbeOptions;
 use crate::text;
-use crate::tools::round_trip::Exchange;
-use crate::tools::terminal::Screen;
+use crate::tools::round_trip::RoundTripTest;
+use crate::tools::terminal::Terminal;
 
 /// Bytes of a detail.
 const SHOWN: usize = 1000;
@@ -17,7 +17,7 @@ const SHOWN: usize = 1000;
 /// The steps, in their order.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Name {
+pub(super) enum ProbeStep {
     Tcp,
     Tls,
     Mqtt,
@@ -29,20 +29,20 @@ pub(super) enum Name {
     Loss,
 }
 
-const STEPS: [Name; 9] = [
-    Name::Tcp,
-    Name::Tls,
-    Name::Mqtt,
-    Name::Authentication,
-    Name::Hello,
-    Name::UdpUp,
-    Name::UdpDown,
-    Name::RoundTrip,
-    Name::Loss,
+const PROBE_STEPS: [ProbeStep; 9] = [
+    ProbeStep::Tcp,
+    ProbeStep::Tls,
+    ProbeStep::Mqtt,
+    ProbeStep::Authentication,
+    ProbeStep::Hello,
+    ProbeStep::UdpUp,
+    ProbeStep::UdpDown,
+    ProbeStep::RoundTrip,
+    ProbeStep::Loss,
 ];
 
-impl Name {
-    fn words(self) -> &'static str {
+impl ProbeStep {
+    fn label(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
             Self::Tls => "TLS",
@@ -60,7 +60,7 @@ impl Name {
 /// What is known about a step.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum State {
+pub(super) enum ProbeState {
     Ok,
     Fail,
     /// It was tried, and what was seen fits both.
@@ -71,27 +71,27 @@ pub(super) enum State {
 
 /// The outcome, as `--json` prints it.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(super) struct ProbeReport {
     target: String,
     client_id: String,
     pub(super) ok: bool,
-    steps: Vec<Line>,
+    steps: Vec<StepReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    audio: Option<Audio>,
+    audio: Option<AudioReport>,
     hints: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
-struct Line {
-    step: Name,
-    state: State,
+struct StepReport {
+    step: ProbeStep,
+    state: ProbeState,
     detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     ms: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
-struct Audio {
+struct AudioReport {
     sent: u32,
     /// Audio packets from the gateway, ours or not.
     received: u64,
@@ -99,31 +99,31 @@ struct Audio {
     echoed: u32,
     lost_down: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    round_trip_ms: Option<RoundTrip>,
+    round_trip_ms: Option<RoundTripStats>,
 }
 
 /// Milliseconds.
 #[derive(Copy, Clone, Debug, Serialize)]
-pub(super) struct RoundTrip {
+pub(super) struct RoundTripStats {
     median: f64,
     p99: f64,
     worst: f64,
 }
 
-impl RoundTrip {
-    pub(super) fn of(exchange: &Exchange) -> Self {
-        let ms = |share| exchange.round_trip(share).map_or(0.0, ms);
+impl RoundTripStats {
+    pub(super) fn of(round_trip: &RoundTripTest) -> Self {
+        let ms = |share| round_trip.percentile(share).map_or(0.0, ms);
         Self { median: ms(0.5), p99: ms(0.99), worst: ms(1.0) }
     }
 }
 
-impl Display for RoundTrip {
+impl Display for RoundTripStats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.1} ms median, {:.1} ms worst, chat server included", self.median, self.worst)
     }
 }
 
-impl Report {
+impl ProbeReport {
     pub(super) fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_else(|error| format!("{{\"error\":{:?}}}", error.to_string()))
     }
@@ -135,104 +135,110 @@ impl Report {
 
     #[cfg(test)]
     #[allow(clippy::unwrap_used)]
-    pub(super) fn state(&self, name: Name) -> State {
+    pub(super) fn state(&self, name: ProbeStep) -> ProbeState {
         self.steps.iter().find(|line| line.step == name).map(|line| line.state).unwrap()
     }
 }
 
 /// Prints steps as they come, and keeps them.
-pub(super) struct Reporter {
-    screen: Screen,
-    report: Report,
+pub(super) struct ProbeReporter {
+    terminal: Terminal,
+    report: ProbeReport,
     /// Whether TLS is a step at all.
     tls: bool,
-    redraw: Instant,
+    next_redraw: Instant,
 }
 
-impl Reporter {
-    pub(super) fn new(mut screen: Screen, options: &Options) -> Self {
+impl ProbeReporter {
+    pub(super) fn new(mut terminal: Terminal, options: &ProbeOptions) -> Self {
         let (target, client_id) = (options.target(), options.login.client_id.clone());
         let over = if options.tls { " over TLS" } else { "" };
-        screen.say(&format!("Probing {target}{over} as device {client_id}"));
-        screen.say("");
+        terminal.print_line(&format!("Probing {target}{over} as device {client_id}"));
+        terminal.print_line("");
         let report =
-            Report { target, client_id, ok: false, steps: Vec::new(), audio: None, hints: Vec::new() };
-        Self { screen, report, tls: options.tls, redraw: Instant::now() }
+            ProbeReport { target, client_id, ok: false, steps: Vec::new(), audio: None, hints: Vec::new() };
+        Self { terminal, report, tls: options.tls, next_redraw: Instant::now() }
     }
 
-    pub(super) fn step(&mut self, step: Name, state: State, detail: String, took: Option<Duration>) {
+    pub(super) fn add_step(
+        &mut self,
+        step: ProbeStep,
+        state: ProbeState,
+        detail: String,
+        took: Option<Duration>,
+    ) {
         // The gateway's words, or its chat server's, may be among it.
         let detail = text::printable(&detail, SHOWN).into_owned();
         let ms = took.map(ms);
         let sign = match state {
-            State::Ok => " ok ",
-            State::Fail => "FAIL",
-            State::Unknown => " ?? ",
-            State::Skipped => " -- ",
+            ProbeState::Ok => " ok ",
+            ProbeState::Fail => "FAIL",
+            ProbeState::Unknown => " ?? ",
+            ProbeState::Skipped => " -- ",
         };
         let took = ms.map(|ms| format!(" ({ms:.1} ms)")).unwrap_or_default();
-        self.screen.say(&format!("  [{sign}] {:<15} {detail}{took}", step.words()));
-        self.report.steps.push(Line { step, state, detail, ms });
+        self.terminal.print_line(&format!("  [{sign}] {:<15} {detail}{took}", step.label()));
+        self.report.steps.push(StepReport { step, state, detail, ms });
     }
 
     /// The step that the probe ends with.
-    pub(super) fn stop(&mut self, step: Name, detail: String) -> Stop {
-        self.step(step, State::Fail, detail, None);
-        Stop
+    pub(super) fn fail(&mut self, step: ProbeStep, detail: String) -> ProbeFailed {
+        self.add_step(step, ProbeState::Fail, detail, None);
+        ProbeFailed
     }
 
-    pub(super) fn hint(&mut self, hint: String) {
+    pub(super) fn add_hint(&mut self, hint: String) {
         self.report.hints.push(hint);
     }
 
     /// What it does now: in place on a terminal, a line of its own elsewhere.
     pub(super) fn progress(&mut self, what: &str) {
-        if self.screen.is_live() {
-            self.screen.draw(&[format!("  [ .. ] {what}")]);
+        if self.terminal.is_interactive() {
+            self.terminal.redraw(&[format!("  [ .. ] {what}")]);
         } else {
-            self.screen.say(&format!("         {what}"));
+            self.terminal.print_line(&format!("         {what}"));
         }
     }
 
     /// Audio so far; on a terminal only.
-    pub(super) fn live(&mut self, sent: u32, packets: u32, heard: u64) {
+    pub(super) fn show_audio_progress(&mut self, sent: u32, packets: u32, heard: u64) {
         let now = Instant::now();
-        if now >= self.redraw {
-            self.redraw = now + Duration::from_millis(100);
+        if now >= self.next_redraw {
+            self.next_redraw = now + Duration::from_millis(100);
             let text =
                 format!("  [ .. ] audio           {sent} of {packets} packets sent, {heard} came back");
-            self.screen.draw(&[text]);
+            self.terminal.redraw(&[text]);
         }
     }
 
-    pub(super) fn audio(&mut self, exchange: &Exchange, lost_down: u64) {
-        let round_trip_ms = (exchange.echoed > 0).then(|| RoundTrip::of(exchange));
-        let (sent, echoed, received) = (exchange.sent, exchange.echoed, exchange.heard);
-        self.report.audio = Some(Audio { sent, received, echoed, lost_down, round_trip_ms });
+    pub(super) fn set_audio(&mut self, round_trip: &RoundTripTest, lost_down: u64) {
+        let round_trip_ms = (round_trip.echoed > 0).then(|| RoundTripStats::of(round_trip));
+        let (sent, echoed, received) = (round_trip.sent, round_trip.echoed, round_trip.received);
+        self.report.audio = Some(AudioReport { sent, received, echoed, lost_down, round_trip_ms });
     }
 
     /// Fills in what was not reached, and says what it comes to.
-    pub(super) fn finish(mut self) -> Report {
+    pub(super) fn finish(mut self) -> ProbeReport {
         let tls = self.tls;
-        for step in STEPS.into_iter().filter(|step| tls || *step != Name::Tls) {
+        for step in PROBE_STEPS.into_iter().filter(|step| tls || *step != ProbeStep::Tls) {
             if !self.report.steps.iter().any(|line| line.step == step) {
-                self.step(step, State::Skipped, "not reached".into(), None);
+                self.add_step(step, ProbeState::Skipped, "not reached".into(), None);
             }
         }
-        let all = |states: &[State]| self.report.steps.iter().all(|line| states.contains(&line.state));
-        self.report.ok = all(&[State::Ok, State::Skipped]);
-        let failed = !all(&[State::Ok, State::Skipped, State::Unknown]);
-        self.screen.say("");
-        self.screen.say(match (self.report.ok, failed) {
+        let all = |states: &[ProbeState]| self.report.steps.iter().all(|line| states.contains(&line.state));
+        self.report.ok = all(&[ProbeState::Ok, ProbeState::Skipped]);
+        let failed = !all(&[ProbeState::Ok, ProbeState::Skipped, ProbeState::Unknown]);
+        self.terminal.print_line("");
+        self.terminal.print_line(match (self.report.ok, failed) {
             (true, _) => "A device's call works from here.",
             (false, true) => "Something fails.",
             (false, false) => "Not everything could be told from here.",
         });
         if !self.report.hints.is_empty() {
-            self.screen.say("");
-            self.screen.say("What to look at:");
+            self.terminal.print_line("");
+            self.terminal.print_line("What to look at:");
             for hint in &self.report.hints {
-                self.screen.say(&format!("  - {hint}"));
+                self.terminal.print_line(&format!("  - {hint}"));
             }
         }
         self.report

@@ -1,31 +1,32 @@
 use std::time::Duration;
 
-use super::options::{WAITS, Waits, split_target};
-use super::report::Report;
+use super::options::{PROBE_TIMEOUTS, ProbeTimeouts, split_target};
+use super::report::ProbeReport;
 use super::*;
-use crate::proto::mqtt::ConnectCode;
-use crate::tools::fake_gateway::{Fake, Script};
+use crate::proto::mqtt::ConnectReturnCode;
+use crate::tools::fake_gateway::{FakeGateway, GatewayScript};
 
-fn options(args: &[&str]) -> Result<Options, String> {
-    Options::parse(Arguments::from_vec(args.iter().map(Into::into).collect()))
+fn options(args: &[&str]) -> Result<ProbeOptions, String> {
+    ProbeOptions::parse(Arguments::from_vec(args.iter().map(Into::into).collect()))
 }
 
-fn probed(script: Script, args: &[&str]) -> Report {
-    let gateway = Fake::start(script);
+fn probe_report(script: GatewayScript, args: &[&str]) -> ProbeReport {
+    let gateway = FakeGateway::start(script);
     let address = gateway.addr.to_string();
     let mut all = vec![address.as_str(), "--packets", "6", "--key", "secret"];
     all.extend(args);
     let mut options = options(&all).unwrap();
     let soon = Duration::from_millis(400);
-    options.waits = Waits { linger: soon, alert: soon, reaction: soon, speech: soon, ..WAITS };
-    let mut reporter = Reporter::new(Screen::stderr(), &options);
+    options.timeouts =
+        ProbeTimeouts { linger: soon, alert: soon, reaction: soon, speech: soon, ..PROBE_TIMEOUTS };
+    let mut reporter = ProbeReporter::new(Terminal::stderr(), &options);
     let _ = probe(&options, &mut reporter);
     reporter.finish()
 }
 
 #[test]
-fn a_gateway_that_works() {
-    let report = probed(Script::default(), &[]);
+fn a_working_gateway_passes_every_step() {
+    let report = probe_report(GatewayScript::default(), &[]);
     assert!(report.ok, "{}", report.to_json());
     let json = report.to_json();
     assert!(
@@ -35,30 +36,31 @@ fn a_gateway_that_works() {
 }
 
 #[test]
-fn loss_is_told() {
-    let report = probed(Script { lose: 3, ..Script::default() }, &[]);
-    assert_eq!(report.state(Name::UdpDown), State::Ok);
-    assert_eq!(report.state(Name::Loss), State::Fail);
+fn loss_is_reported() {
+    let report = probe_report(GatewayScript { drop_every: 3, ..GatewayScript::default() }, &[]);
+    assert_eq!(report.state(ProbeStep::UdpDown), ProbeState::Ok);
+    assert_eq!(report.state(ProbeStep::Loss), ProbeState::Fail);
     assert!(!report.ok);
 }
 
 #[test]
-fn each_way_that_fails_is_told() {
+fn each_failing_direction_is_reported() {
     const HEARD: (&[&str], &[&str]) = (
         &[r#"{"type":"stt","text":"hello"}"#, r#"{"type":"tts","state":"start"}"#],
         &[r#"{"type":"stt","text":"(nothing heard)"}"#],
     );
-    let down = Script { down: false, reaction: HEARD, ..Script::default() };
-    let up = Script { up: false, reaction: HEARD, ..Script::default() };
-    let deaf = Script {
-        up: false,
+    let down = GatewayScript { sends_audio: false, on_listen_stop: HEARD, ..GatewayScript::default() };
+    let up = GatewayScript { receives_audio: false, on_listen_stop: HEARD, ..GatewayScript::default() };
+    let deaf = GatewayScript {
+        receives_audio: false,
         after_hello: &[r#"{"type":"alert","status":"x","message":"no UDP audio","emotion":"sad"}"#],
-        ..Script::default()
+        ..GatewayScript::default()
     };
     let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let refused = Script { advertised: Some(("127.0.0.1", closed.port())), ..Script::default() };
-    let silent = Script { lose: 1, ..Script::default() };
-    use State::{Fail, Ok, Unknown};
+    let refused =
+        GatewayScript { advertised_udp: Some(("127.0.0.1", closed.port())), ..GatewayScript::default() };
+    let silent = GatewayScript { drop_every: 1, ..GatewayScript::default() };
+    use ProbeState::{Fail, Ok, Unknown};
     let cases = [
         ("down", down, Ok, Fail),
         ("up", up, Fail, Unknown),
@@ -69,8 +71,8 @@ fn each_way_that_fails_is_told() {
     // Each waits for what a silent side may still say: all at once.
     let threads = cases.map(|(name, script, up, down)| {
         std::thread::spawn(move || {
-            let report = probed(script, &[]);
-            let states = (report.state(Name::UdpUp), report.state(Name::UdpDown));
+            let report = probe_report(script, &[]);
+            let states = (report.state(ProbeStep::UdpUp), report.state(ProbeStep::UdpDown));
             assert_eq!(states, (up, down), "{name}: {}", report.to_json());
             assert!(!report.ok && !report.hints().is_empty(), "{name}");
         })
@@ -81,49 +83,56 @@ fn each_way_that_fails_is_told() {
 }
 
 #[test]
-fn a_call_that_ends_early_is_told() {
-    let report = probed(Script { hang_up_after: 3, ..Script::default() }, &[]);
-    assert_eq!(report.state(Name::UdpDown), State::Ok);
-    assert_eq!(report.state(Name::Loss), State::Fail, "{}", report.to_json());
+fn a_call_that_ends_early_is_reported() {
+    let report = probe_report(GatewayScript { hang_up_after: 3, ..GatewayScript::default() }, &[]);
+    assert_eq!(report.state(ProbeStep::UdpDown), ProbeState::Ok);
+    assert_eq!(report.state(ProbeStep::Loss), ProbeState::Fail, "{}", report.to_json());
     assert!(!report.ok);
 }
 
 // Elsewhere 127.0.0.2 is no address of the machine.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_wrong_public_ip_is_proved() {
-    let report = probed(Script { advertised: Some(("127.0.0.2", 0)), ..Script::default() }, &[]);
-    let states = [Name::UdpUp, Name::UdpDown, Name::Loss].map(|name| report.state(name));
-    assert_eq!(states, [State::Fail, State::Ok, State::Skipped], "{}", report.to_json());
+fn a_wrong_public_ip_is_confirmed_at_the_host_address() {
+    let report = probe_report(
+        GatewayScript { advertised_udp: Some(("127.0.0.2", 0)), ..GatewayScript::default() },
+        &[],
+    );
+    let states = [ProbeStep::UdpUp, ProbeStep::UdpDown, ProbeStep::Loss].map(|name| report.state(name));
+    assert_eq!(states, [ProbeState::Fail, ProbeState::Ok, ProbeState::Skipped], "{}", report.to_json());
     assert!(report.hints()[0].contains("to 127.0.0.1"), "{:?}", report.hints());
 }
 
 #[test]
-fn a_server_that_speaks_but_does_not_echo_works() {
-    let script = Script { lose: 1, speech: 3, ..Script::default() };
-    let report = probed(script, &[]);
+fn a_server_that_speaks_but_does_not_echo_passes() {
+    let script = GatewayScript { drop_every: 1, speech_packets: 3, ..GatewayScript::default() };
+    let report = probe_report(script, &[]);
     assert!(report.ok, "{}", report.to_json());
-    assert_eq!(report.state(Name::RoundTrip), State::Skipped);
+    assert_eq!(report.state(ProbeStep::RoundTrip), ProbeState::Skipped);
 }
 
 #[test]
-fn the_steps_before_audio_are_told() {
-    let refused = Script { code: ConnectCode::NotAuthorised, ..Script::default() };
-    let http = Script { not_mqtt: Some(b"HTTP/1.1 400 Bad Request\r\n\r\n"), ..Script::default() };
-    let ended = Script {
+fn failures_before_audio_are_reported() {
+    let refused =
+        GatewayScript { connack_code: ConnectReturnCode::NotAuthorised, ..GatewayScript::default() };
+    let http =
+        GatewayScript { raw_reply: Some(b"HTTP/1.1 400 Bad Request\r\n\r\n"), ..GatewayScript::default() };
+    let ended = GatewayScript {
         after_hello: &[r#"{"type":"alert","message":"no server"}"#, r#"{"type":"goodbye"}"#],
-        ..Script::default()
+        ..GatewayScript::default()
     };
-    for (script, step) in [(refused, Name::Authentication), (http, Name::Mqtt), (ended, Name::Hello)] {
-        let report = probed(script, &[]);
-        assert_eq!(report.state(step), State::Fail, "{}", report.to_json());
-        assert_eq!(report.state(Name::UdpUp), State::Skipped);
+    for (script, step) in
+        [(refused, ProbeStep::Authentication), (http, ProbeStep::Mqtt), (ended, ProbeStep::Hello)]
+    {
+        let report = probe_report(script, &[]);
+        assert_eq!(report.state(step), ProbeState::Fail, "{}", report.to_json());
+        assert_eq!(report.state(ProbeStep::UdpUp), ProbeState::Skipped);
         assert!(!report.ok);
     }
 }
 
 #[test]
-fn targets() {
+fn targets_are_parsed() {
     let good = [
         ("gw", "gw", None),
         ("gw:1", "gw", Some(1)),
@@ -145,7 +154,7 @@ fn targets() {
 }
 
 #[test]
-fn arguments() {
+fn arguments_are_parsed() {
     let parsed =
         options(&["--key", "k", "gw", "--mac", "AA-bb-CC-dd-EE-ff", "--group", "g", "--seconds", "6"])
             .unwrap();
@@ -186,6 +195,9 @@ fn arguments() {
 #[test]
 fn what_a_chat_server_recognised_cannot_steer_the_terminal() {
     const HEARD: &[&str] = &[r#"{"type":"stt","text":"a\u001b[31m\r\u0085b"}"#];
-    let report = probed(Script { down: false, reaction: (HEARD, &[]), ..Script::default() }, &[]);
+    let report = probe_report(
+        GatewayScript { sends_audio: false, on_listen_stop: (HEARD, &[]), ..GatewayScript::default() },
+        &[],
+    );
     assert!(report.to_json().contains(r"a\\u{1b}[31m\\r\\u{85}b"), "{}", report.to_json());
 }

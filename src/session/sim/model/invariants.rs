@@ -2,26 +2,32 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Core, Input, LATE, Shadow, Tally, Ws};
+use super::{Core, DecisionSummary, Input, MAX_TIMER_DELAY_MS, Model, WebSocketState};
 
-impl Shadow {
+impl Model {
     /// What must hold between the call before and after this decision.
-    pub(super) fn settle(&mut self, now: Instant, input: Input, connected: bool, tally: &Tally) {
+    pub(super) fn check_transition(
+        &mut self,
+        now: Instant,
+        input: Input,
+        connected: bool,
+        decision: &DecisionSummary,
+    ) {
         let connected_now = self.is_connected();
-        let greeted = self.ws.is_greeted();
-        let failed = std::mem::take(&mut self.was_greeted) && !greeted;
+        let greeted = self.ws.is_live();
+        let failed = std::mem::take(&mut self.had_server_hello) && !greeted;
         let Some(call) = &mut self.call else { return };
-        if tally.greeted {
+        if decision.server_is_live {
             let expected = call.redials > 0 && call.last_listen.is_some();
             assert!(
-                tally.repeated <= u32::from(expected),
+                decision.listens_repeated <= u32::from(expected),
                 "the last listen is repeated once, after a redial"
             );
         }
         if failed {
             call.redials += 1;
             assert!(!connected_now || call.to_device.is_empty(), "text outlives its server");
-            assert!(!connected_now || !call.speaking, "speech is ended");
+            assert!(!connected_now || !call.tts_active, "speech is ended");
         }
         if greeted {
             assert!(call.to_server.is_empty(), "nothing waits for a server that is there");
@@ -29,27 +35,30 @@ impl Shadow {
         if connected && !connected_now {
             call.to_device.iter_mut().for_each(|due| due.2 = true);
         }
-        if matches!(input, Input::Back(_)) {
+        if matches!(input, Input::Reconnected(_)) {
             call.to_device.iter_mut().for_each(|due| due.1 = now);
         }
     }
 
-    pub(in super::super) fn check(&self, now: Instant, core: &Core) {
-        let late = Duration::from_millis(2 * LATE);
-        assert_eq!(core.ssrc(), self.call.as_ref().map(|call| call.grant.ssrc));
+    pub(in super::super) fn check_state(&self, now: Instant, core: &Core) {
+        let late = Duration::from_millis(2 * MAX_TIMER_DELAY_MS);
+        assert_eq!(core.ssrc(), self.call.as_ref().map(|call| call.credentials.ssrc));
         assert_eq!(core.is_online(), self.is_connected());
         match &self.ws {
-            Ws::Dialing { since, .. } | Ws::Open { since, greeted: false, .. } => {
+            WebSocketState::Dialing { since, .. }
+            | WebSocketState::Open { since, hello_received: false, .. } => {
                 assert!(now <= *since + Duration::from_millis(8_500) + late, "every dial ends");
             }
-            Ws::None | Ws::Open { .. } => {}
+            WebSocketState::None | WebSocketState::Open { .. } => {}
         }
-        let Some(call) = &self.call else { return assert_eq!(self.ws, Ws::None, "a WebSocket of nobody") };
+        let Some(call) = &self.call else {
+            return assert_eq!(self.ws, WebSocketState::None, "a WebSocket of nobody");
+        };
         assert!(core.deadline().is_some(), "a call always waits for something");
-        if core.is_gone() {
+        if core.is_closed() {
             assert!(call.closing, "a call without an owner");
         }
-        if self.ws == Ws::None {
+        if self.ws == WebSocketState::None {
             let next = core.deadline().expect("checked above");
             assert!(next <= now + Duration::from_secs(30), "a call without a server gets one");
         }
@@ -57,8 +66,8 @@ impl Shadow {
             return;
         }
         let wait = now.duration_since(call.since);
-        assert!(call.id.is_some() || wait < Duration::from_secs(9), "answered before 9 s");
-        if self.ws.is_greeted() {
+        assert!(call.session_id.is_some() || wait < Duration::from_secs(9), "answered before 9 s");
+        if self.ws.is_live() {
             for (n, since, _) in &call.to_device {
                 assert!(now <= *since + Duration::from_secs(2) + late, "text {n} waits at most 2 s");
             }

@@ -5,194 +5,216 @@ use std::net::SocketAddr;
 use super::*;
 
 /// More than any core may keep: its queues are full.
-pub(super) const KEPT: usize = 1024 * 1024;
+pub(super) const MAX_RETAINED_BYTES: usize = 1024 * 1024;
 
 /// One session of a device: its connection, its core, its chat server's connection.
-pub(super) struct Link {
+pub(super) struct NetworkSession {
     pub(super) core: Core,
     pub(super) device: usize,
     pub(super) connected: bool,
-    pub(super) ws: Option<Ws>,
+    pub(super) websocket: Option<NetworkWebSocket>,
     /// When the last that the device sent arrives.
-    pub(super) uplink: Instant,
+    pub(super) last_uplink_arrival: Instant,
     pub(super) since: Instant,
     /// Another session took its device.
-    pub(super) moved: bool,
+    pub(super) replaced: bool,
 }
 
 /// A chat server's connection, or the attempt at one.
-pub(super) struct Ws {
+pub(super) struct NetworkWebSocket {
     pub(super) number: u64,
     pub(super) url: String,
     pub(super) open: bool,
     /// When the last that the server sent arrives.
-    pub(super) arrives: Instant,
-    pub(super) greeted: bool,
-    pub(super) since: Instant,
-    pub(super) opened: Instant,
+    pub(super) last_downlink_arrival: Instant,
+    pub(super) hello_sent: bool,
+    pub(super) dialled_at: Instant,
+    pub(super) opened_at: Instant,
     /// Another server could be tried instead.
-    pub(super) strict: bool,
+    pub(super) has_alternative: bool,
 }
 
-impl Link {
+impl NetworkSession {
     pub(super) fn new(core: Core, device: usize, now: Instant) -> Self {
-        Self { core, device, connected: true, ws: None, uplink: now, since: now, moved: false }
+        Self {
+            core,
+            device,
+            connected: true,
+            websocket: None,
+            last_uplink_arrival: now,
+            since: now,
+            replaced: false,
+        }
     }
 }
 
 /// A call that was granted; its place in the list is its ssrc.
-pub(super) struct Granted {
+pub(super) struct NetworkCall {
     pub(super) device: usize,
     pub(super) key: [u8; 16],
     /// The id in the hello reply.
-    pub(super) id: Option<String>,
+    pub(super) session_id: Option<String>,
     /// Datagrams the device sent, and the newest that was let through.
-    pub(super) spoken: u32,
-    heard: u32,
+    pub(super) datagrams_sent: u32,
+    last_sequence_accepted: u32,
     pub(super) ended: bool,
     /// Datagrams for the device.
-    sealed: u32,
+    datagrams_received: u32,
     /// The device hung up: it expects no goodbye.
     hung_up: bool,
     goodbyes: u32,
 }
 
-impl Town {
+impl SimulatedNetwork {
     /// A new connection: it takes over a call, or replaces the older one, as in `net::admission`.
     pub(super) fn connect(&mut self, device: usize) {
         let mac_ = mac(device).underscored();
         let id = format!("GID_test@@@{mac_}@@@{mac_}");
         let mut newer = Core::new([192, 0, 2, device as u8].into(), self.now);
         let mut out = Vec::new();
-        let mut cx = Cx {
+        let mut cx = Context {
             now: self.now,
             config: &self.config,
             servers: &mut self.servers,
             ids: &self.ids,
             out: &mut out,
         };
-        newer.packet(super::connect(&id), &mut cx);
+        newer.on_packet(super::connect(&id), &mut cx);
         assert_eq!(out, [Action::Admit]);
-        let older = self.known[device];
+        let older = self.session_by_device[device];
         let keep = !self.config.mqtt.resume_grace.is_zero();
-        if let Some(older) = older.filter(|s| keep && self.links[*s].core.has_call()) {
-            self.note(format_args!("[{older}] device {device} is back"));
-            self.reached.insert("resumed");
+        if let Some(older) = older.filter(|s| keep && self.sessions[*s].core.has_call()) {
+            self.log(format_args!("[{older}] device {device} is back"));
+            self.coverage.insert("resumed");
             // What the older connection had under way is lost with it.
-            self.mail.retain(|_, mail| !matches!(mail, Mail::Text(s, _) | Mail::Disconnect(s) | Mail::Lost(s) if *s == older));
-            (self.links[older].connected, self.links[older].uplink) = (true, self.now);
+            self.in_flight.retain(|_, message| !matches!(message, InFlight::Text(s, _) | InFlight::Disconnect(s) | InFlight::ConnectionLost(s) if *s == older));
+            (self.sessions[older].connected, self.sessions[older].last_uplink_arrival) = (true, self.now);
             return self.drive(older, |core, cx| core.take_over(newer, cx));
         }
-        let s = self.links.len();
-        self.links.push(Link::new(newer, device, self.now));
-        self.known[device] = Some(s);
-        self.note(format_args!("[{s}] device {device} connects"));
+        let s = self.sessions.len();
+        self.sessions.push(NetworkSession::new(newer, device, self.now));
+        self.session_by_device[device] = Some(s);
+        self.log(format_args!("[{s}] device {device} connects"));
         if let Some(older) = older {
-            self.links[older].moved = true;
-            self.drive(older, Core::replaced);
+            self.sessions[older].replaced = true;
+            self.drive(older, Core::on_replaced);
         }
-        self.drive(s, |core, cx| core.admitted(Admission::Welcome, cx));
+        self.drive(s, |core, cx| core.on_admission(Admission::Accepted, cx));
     }
 
-    pub(super) fn deliver(&mut self, mail: Mail) {
-        self.note(format_args!("{mail:?}"));
-        match mail {
-            Mail::Text(s, text) if self.links[s].connected => {
-                if let Some(ssrc) = self.links[s].core.ssrc().filter(|_| text.contains("goodbye")) {
+    pub(super) fn deliver(&mut self, message: InFlight) {
+        self.log(format_args!("{message:?}"));
+        match message {
+            InFlight::Text(s, text) if self.sessions[s].connected => {
+                if let Some(ssrc) = self.sessions[s].core.ssrc().filter(|_| text.contains("goodbye")) {
                     self.calls[ssrc as usize].hung_up = true;
                 }
                 // What belongs to no call is answered with a goodbye that ends none.
-                let stray = !self.links[s].core.has_call();
+                let stray = !self.sessions[s].core.has_call();
                 let before: u32 = self.calls.iter().map(|call| call.goodbyes).sum();
-                self.drive(s, |core, cx| core.packet(publication(text.as_bytes()), cx));
+                self.drive(s, |core, cx| core.on_packet(publish_packet(text.as_bytes()), cx));
                 let after: u32 = self.calls.iter().map(|call| call.goodbyes).sum();
                 assert!(!stray || text.contains("hello") || before == after, "{text}");
             }
-            Mail::Disconnect(s) if self.links[s].connected => {
-                if let Some(ssrc) = self.links[s].core.ssrc() {
+            InFlight::Disconnect(s) if self.sessions[s].connected => {
+                if let Some(ssrc) = self.sessions[s].core.ssrc() {
                     self.calls[ssrc as usize].hung_up = true;
                 }
-                self.drive(s, |core, cx| core.packet(Packet::Disconnect, cx));
+                self.drive(s, |core, cx| core.on_packet(Packet::Disconnect, cx));
             }
-            Mail::Lost(s) if self.links[s].connected => self.drive(s, Core::connection_lost),
-            Mail::Datagram(ssrc, datagram) => self.datagram(ssrc, datagram),
-            Mail::Dialled(s, number, outcome) if self.is_present(s, number) => match outcome {
+            InFlight::ConnectionLost(s) if self.sessions[s].connected => {
+                self.drive(s, Core::on_connection_lost)
+            }
+            InFlight::Datagram(ssrc, datagram) => self.uplink(ssrc, datagram),
+            InFlight::DialResult(s, number, outcome) if self.is_current_websocket(s, number) => match outcome
+            {
                 Ok(()) => {
                     let now = self.now;
-                    let ws = self.ws(s);
-                    (ws.open, ws.opened) = (true, now);
-                    self.links[s].core.backend_connecting();
-                    self.drive(s, Core::backend_open);
+                    let ws = self.websocket(s);
+                    (ws.open, ws.opened_at) = (true, now);
+                    self.sessions[s].core.on_backend_connecting();
+                    self.drive(s, Core::on_backend_open);
                 }
                 Err(stage) => {
-                    self.reached.extend((stage == "resolve").then_some("resolve failed"));
-                    self.gone(s, Gone::Failed(Failure { stage, why: "broken".to_owned() }));
+                    self.coverage.extend((stage == "resolve").then_some("resolve failed"));
+                    self.close_websocket(
+                        s,
+                        BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() }),
+                    );
                 }
             },
-            Mail::Says(s, number, text) if self.is_present(s, number) && self.ws(s).open => {
-                self.ws(s).greeted |= text.contains("hello");
-                self.drive(s, |core, cx| core.backend_text(&text, cx));
+            InFlight::ServerText(s, number, text)
+                if self.is_current_websocket(s, number) && self.websocket(s).open =>
+            {
+                self.websocket(s).hello_sent |= text.contains("hello");
+                self.drive(s, |core, cx| core.on_backend_text(&text, cx));
             }
-            Mail::Audio(s, number, n) if self.is_present(s, number) && self.ws(s).open => {
-                let mut out = [0; HEADER + MAX_PAYLOAD];
-                let core = &mut self.links[s].core;
+            InFlight::ServerAudio(s, number, n)
+                if self.is_current_websocket(s, number) && self.websocket(s).open =>
+            {
+                let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
+                let core = &mut self.sessions[s].core;
                 let frame = frame(n);
                 match core.downlink(&frame, &mut out, &self.config, &mut self.servers, self.now) {
-                    Ok(Some(sealed)) => self.sealed(s, &out[..sealed.len]),
-                    Ok(None) => self.drive(s, Core::audible),
+                    Ok(Some(encrypted)) => self.check_encrypted(s, &out[..encrypted.datagram_len]),
+                    Ok(None) => self.drive(s, Core::release_held),
                     Err(_) => {}
                 }
             }
-            Mail::Ends(s, number, gone) if self.is_present(s, number) => self.gone(s, gone),
+            InFlight::ServerClosed(s, number, gone) if self.is_current_websocket(s, number) => {
+                self.close_websocket(s, gone)
+            }
             // It comes to a connection that is no more.
             _ => {}
         }
     }
 
-    fn gone(&mut self, s: usize, gone: Gone) {
-        self.links[s].ws = None;
-        self.drive(s, |core, cx| core.backend_gone(gone, cx));
+    fn close_websocket(&mut self, s: usize, gone: BackendClosed) {
+        self.sessions[s].websocket = None;
+        self.drive(s, |core, cx| core.on_backend_closed(gone, cx));
     }
 
-    fn is_present(&self, s: usize, number: u64) -> bool {
-        self.links[s].ws.as_ref().is_some_and(|ws| ws.number == number)
+    fn is_current_websocket(&self, s: usize, number: u64) -> bool {
+        self.sessions[s].websocket.as_ref().is_some_and(|ws| ws.number == number)
     }
 
-    fn ws(&mut self, s: usize) -> &mut Ws {
-        self.links[s].ws.as_mut().expect("it is present")
+    fn websocket(&mut self, s: usize) -> &mut NetworkWebSocket {
+        self.sessions[s].websocket.as_mut().expect("it is present")
     }
 
-    fn datagram(&mut self, ssrc: u32, mut datagram: Vec<u8>) {
-        let Some(s) = self.links.iter().position(|link| link.core.ssrc() == Some(ssrc)) else { return };
-        let from = SocketAddr::new(self.links[s].core.ip(), 4_000);
-        let sequence = Header::parse(&datagram).unwrap().sequence;
-        let peer = Peer { addr: from, local: None };
-        let outcome = self.links[s].core.uplink(peer, &mut datagram, &self.config, self.now);
+    fn uplink(&mut self, ssrc: u32, mut datagram: Vec<u8>) {
+        let Some(s) = self.sessions.iter().position(|session| session.core.ssrc() == Some(ssrc)) else {
+            return;
+        };
+        let from = SocketAddr::new(self.sessions[s].core.ip(), 4_000);
+        let sequence = UdpHeader::parse(&datagram).unwrap().sequence;
+        let peer = UdpPeer { addr: from, local_ip: None };
+        let outcome = self.sessions[s].core.uplink(peer, &mut datagram, &self.config, self.now);
         let call = &mut self.calls[ssrc as usize];
-        let expected = match sequence.cmp(&call.heard) {
+        let expected = match sequence.cmp(&call.last_sequence_accepted) {
             std::cmp::Ordering::Greater => None,
             _ => Some(()),
         };
         match outcome {
-            Err(Discard::Duplicate | Discard::Late | Discard::TooOld) => {
+            Err(DropReason::Duplicate | DropReason::Late | DropReason::TooOld) => {
                 assert!(expected.is_some(), "a new packet was taken for an old one");
-                self.reached.insert("twice");
+                self.coverage.insert("twice");
                 return;
             }
-            Err(Discard::NoServer) => call.heard = sequence,
+            Err(DropReason::NoServer) => call.last_sequence_accepted = sequence,
             Err(other) => panic!("{other:?}"),
             Ok(_) => {
                 assert!(expected.is_none(), "each packet once, and only forwards");
-                call.heard = sequence;
+                call.last_sequence_accepted = sequence;
             }
         }
         match outcome {
-            Ok(Uplink::Server { first: true, .. }) => self.drive(s, Core::audible),
-            Ok(Uplink::Peer(payload)) => self.relay(s, &datagram[HEADER..HEADER + payload]),
+            Ok(Uplink::Server { peer_learned: true, .. }) => self.drive(s, Core::release_held),
+            Ok(Uplink::OtherDevice(payload)) => self.relay(s, &datagram[HEADER_LEN..HEADER_LEN + payload]),
             Ok(Uplink::Silence) => {
-                let mut out = [0; HEADER + MAX_PAYLOAD];
-                if let Ok(sealed) = self.links[s].core.silence(&mut out, &self.config) {
-                    self.sealed(s, &out[..sealed.len]);
+                let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
+                if let Ok(encrypted) = self.sessions[s].core.ringing_silence(&mut out, &self.config) {
+                    self.check_encrypted(s, &out[..encrypted.datagram_len]);
                 }
             }
             _ => {}
@@ -200,50 +222,50 @@ impl Town {
     }
 
     fn relay(&mut self, s: usize, opus: &[u8]) {
-        let peer = self.bridges.peer(mac(self.links[s].device)).expect("who talks has a peer");
+        let peer = self.device_calls.peer(mac(self.sessions[s].device)).expect("who talks has a peer");
         let other = self.session_of(peer).expect("it has a session");
-        let mut out = [0; HEADER + MAX_PAYLOAD];
-        if let Ok(sealed) = self.links[other].core.relay(opus, &mut out, &self.config, self.now) {
-            self.reached.insert("talked");
-            self.sealed(other, &out[..sealed.len]);
+        let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
+        if let Ok(encrypted) = self.sessions[other].core.relay(opus, &mut out, &self.config, self.now) {
+            self.coverage.insert("talked");
+            self.check_encrypted(other, &out[..encrypted.datagram_len]);
         }
     }
 
     /// One datagram that leaves for the device of this session.
-    fn sealed(&mut self, s: usize, bytes: &[u8]) {
-        let header = Header::parse(bytes).unwrap();
-        assert_eq!(self.links[s].core.ssrc(), Some(header.ssrc), "sealed for its own device");
+    fn check_encrypted(&mut self, s: usize, bytes: &[u8]) {
+        let header = UdpHeader::parse(bytes).unwrap();
+        assert_eq!(self.sessions[s].core.ssrc(), Some(header.ssrc), "encrypted for its own device");
         let call = &mut self.calls[header.ssrc as usize];
-        call.sealed += 1;
-        assert_eq!(header.sequence, call.sealed, "downlink sequences go up by one");
+        call.datagrams_received += 1;
+        assert_eq!(header.sequence, call.datagrams_received, "downlink sequences go up by one");
         let key = call.key;
-        assert!(self.sealed.insert((key, header.bytes())), "no (key, header) is used twice");
+        assert!(self.headers_used.insert((key, header.to_bytes())), "no (key, header) is used twice");
     }
 
     // ----- actions ------------------------------------------------------------------------------------------------
 
     /// Lets a core decide, does what it says, and sees that each call that ended by it was ended properly.
-    pub(super) fn drive(&mut self, s: usize, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) {
+    pub(super) fn drive(&mut self, s: usize, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
         let mut out = Vec::new();
-        let mut cx = Cx {
+        let mut cx = Context {
             now: self.now,
             config: &self.config,
             servers: &mut self.servers,
             ids: &self.ids,
             out: &mut out,
         };
-        decide(&mut self.links[s].core, &mut cx);
-        let connected = self.links[s].connected;
+        decide(&mut self.sessions[s].core, &mut cx);
+        let connected = self.sessions[s].connected;
         let mut ended = Vec::new();
         for action in out {
-            if let Some(trail) = &mut self.trail {
+            if let Some(trail) = &mut self.trace {
                 trail.push(format!("{:>8} [{s}]   {action:?}", (self.now - self.start).as_millis()));
             }
-            self.reached.extend(turn(&action));
-            if let Action::Ended(summary) = &action {
+            self.coverage.extend(coverage_point(&action));
+            if let Action::CallEnded(summary) = &action {
                 ended.push((summary.ssrc.expect("it was granted") as usize, summary.reason));
             }
-            self.carry_out(s, action);
+            self.apply_action(s, action);
         }
         for (ssrc, reason) in ended {
             use EndReason::*;
@@ -255,73 +277,79 @@ impl Town {
         }
     }
 
-    fn carry_out(&mut self, s: usize, action: Action) {
+    fn apply_action(&mut self, s: usize, action: Action) {
         match action {
-            Action::Grant => {
-                let grant = mint(self.calls.len() as u32, &mut self.rng);
-                self.calls.push(Granted {
-                    device: self.links[s].device,
-                    key: grant.key,
-                    id: None,
-                    spoken: 0,
-                    heard: 0,
-                    sealed: 0,
+            Action::GenerateCredentials => {
+                let credentials = generate_credentials(self.calls.len() as u32, &mut self.rng);
+                self.calls.push(NetworkCall {
+                    device: self.sessions[s].device,
+                    key: credentials.key,
+                    session_id: None,
+                    datagrams_sent: 0,
+                    last_sequence_accepted: 0,
+                    datagrams_received: 0,
                     ended: false,
                     hung_up: false,
                     goodbyes: 0,
                 });
-                self.drive(s, |core, cx| core.granted(grant, cx));
+                self.drive(s, |core, cx| core.on_credentials(credentials, cx));
             }
-            Action::Publish(text) => self.published(s, &text),
+            Action::Publish(text) => self.on_publish(s, &text),
             Action::Dial(request) => self.dial(s, request.server.url.clone()),
-            Action::Say(text) => {
-                let number = self.links[s].ws.as_ref().filter(|ws| ws.open).expect("said to somebody").number;
+            Action::SendText(text) => {
+                let number = self.sessions[s]
+                    .websocket
+                    .as_ref()
+                    .filter(|ws| ws.open)
+                    .expect("said to somebody")
+                    .number;
                 if text.contains(r#""hello""#) && self.rng.percent(90) {
                     let id = self.rng.percent(80).then(|| format!(r#","session_id":"srv-{number}""#));
                     let hello = format!(r#"{{"type":"hello"{}}}"#, id.unwrap_or_default());
-                    self.post_from_server(s, Mail::Says(s, number, hello));
+                    self.send_from_server(s, InFlight::ServerText(s, number, hello));
                 }
             }
-            Action::Ping => {
-                let url = self.links[s].ws.as_ref().map(|ws| ws.url.clone()).expect("pinged somebody");
-                if !self.down.contains(&url) {
-                    self.links[s].core.backend_alive(self.now);
+            Action::SendPing => {
+                let url =
+                    self.sessions[s].websocket.as_ref().map(|ws| ws.url.clone()).expect("pinged somebody");
+                if !self.servers_down.contains(&url) {
+                    self.sessions[s].core.on_backend_activity(self.now);
                 }
             }
-            Action::HangUp(_) => self.links[s].ws = None,
-            Action::Answer { ticket, result } => {
-                self.asked.remove(&ticket).expect("an operator is answered once");
-                self.reached.insert(if result == Err(CommandFailed::Busy) { "busy" } else { "asked" });
+            Action::CloseBackend(_) => self.sessions[s].websocket = None,
+            Action::CommandResult { ticket, result } => {
+                self.pending_commands.remove(&ticket).expect("an operator is answered once");
+                self.coverage.insert(if result == Err(CommandError::Busy) { "busy" } else { "asked" });
             }
-            Action::Datagram(_, bytes) => self.sealed(s, &bytes),
-            Action::Ended(summary) => {
+            Action::SendDatagram(_, bytes) => self.check_encrypted(s, &bytes),
+            Action::CallEnded(summary) => {
                 let ssrc = summary.ssrc.expect("it was granted") as usize;
                 assert!(!std::mem::replace(&mut self.calls[ssrc].ended, true), "a call ends once");
-                assert!(self.links[s].ws.is_none(), "no WebSocket outlives its call");
-                if matches!(summary.state, CallState::Ringing | CallState::Bridged) {
+                assert!(self.sessions[s].websocket.is_none(), "no WebSocket outlives its call");
+                if matches!(summary.state, CallState::Ringing | CallState::InDeviceCall) {
                     let mut effects = Vec::new();
-                    self.bridges.left(mac(self.links[s].device), &mut effects);
-                    self.bring_about(effects);
+                    self.device_calls.on_call_ended(mac(self.sessions[s].device), &mut effects);
+                    self.apply_effects(effects);
                 }
             }
-            Action::Close(_) => {
-                self.links[s].connected = false;
-                let device = self.links[s].device;
-                if self.links[s].core.is_gone() && self.known[device] == Some(s) {
-                    self.known[device] = None;
+            Action::CloseDevice(_) => {
+                self.sessions[s].connected = false;
+                let device = self.sessions[s].device;
+                if self.sessions[s].core.is_closed() && self.session_by_device[device] == Some(s) {
+                    self.session_by_device[device] = None;
                     let mut effects = Vec::new();
-                    self.bridges.absent(mac(device), &mut effects);
-                    self.bring_about(effects);
+                    self.device_calls.on_device_disconnected(mac(device), &mut effects);
+                    self.apply_effects(effects);
                 }
             }
             _ => {}
         }
     }
 
-    fn published(&mut self, s: usize, text: &str) {
-        assert!(self.links[s].connected && !self.links[s].moved, "told to nobody: {text}");
+    fn on_publish(&mut self, s: usize, text: &str) {
+        assert!(self.sessions[s].connected && !self.sessions[s].replaced, "told to nobody: {text}");
         let value: serde_json::Value = serde_json::from_str(text).unwrap();
-        let call = self.links[s].core.ssrc().map(|ssrc| ssrc as usize);
+        let call = self.sessions[s].core.ssrc().map(|ssrc| ssrc as usize);
         match value["type"].as_str() {
             Some("hello") => {
                 let id = value["session_id"].as_str().unwrap().to_owned();
@@ -330,13 +358,16 @@ impl Town {
                 let told =
                     self.calls.iter_mut().rev().find(|call| data_encoding::HEXLOWER.encode(&call.key) == key);
                 let told = told.expect("a key that was minted");
-                assert_eq!(told.id.replace(id), None, "one hello reply per call");
-                assert!(self.told.insert(told.key), "no key is used for two hellos");
+                assert_eq!(told.session_id.replace(id), None, "one hello reply per call");
+                assert!(self.keys_sent.insert(told.key), "no key is used for two hellos");
             }
             Some("goodbye") => {
                 let id = value["session_id"].as_str().unwrap_or_default();
-                let named =
-                    self.calls.iter_mut().rev().find(|call| call.id.as_deref() == Some(id) && !call.ended);
+                let named = self
+                    .calls
+                    .iter_mut()
+                    .rev()
+                    .find(|call| call.session_id.as_deref() == Some(id) && !call.ended);
                 match (named, call) {
                     (Some(named), _) => named.goodbyes += 1,
                     // An answer to what came without a call, or after it was hung up.
@@ -348,70 +379,70 @@ impl Town {
     }
 
     fn dial(&mut self, s: usize, url: String) {
-        assert!(self.links[s].ws.is_none(), "the one before is hung up first");
+        assert!(self.sessions[s].websocket.is_none(), "the one before is hung up first");
         self.serial += 1;
         let number = self.serial;
         let (open, greeted, now) = (false, false, self.now);
-        let answered = self.links[s].core.call().is_some_and(|call| call.session_id.is_some());
+        let answered = self.sessions[s].core.call().is_some_and(|call| call.session_id.is_some());
         let others = self.config.websocket.production.iter().any(|server| server.url != url);
-        let ws = Ws {
+        let ws = NetworkWebSocket {
             number,
             open,
-            greeted,
-            since: now,
-            opened: now,
-            strict: answered && others,
-            arrives: now,
+            hello_sent: greeted,
+            dialled_at: now,
+            opened_at: now,
+            has_alternative: answered && others,
+            last_downlink_arrival: now,
             url: url.clone(),
         };
-        self.links[s].ws = Some(ws);
+        self.sessions[s].websocket = Some(ws);
         let outcome = match self.rng.below(20) {
             // The resolver, the server's network or the server says nothing for ever.
             0..2 => return,
             2 => Err("resolve"),
-            _ if self.down.contains(&url) => Err("connect"),
+            _ if self.servers_down.contains(&url) => Err("connect"),
             3 => Err("upgrade"),
             _ => Ok(()),
         };
-        self.post_from_server(s, Mail::Dialled(s, number, outcome));
+        self.send_from_server(s, InFlight::DialResult(s, number, outcome));
     }
 
     // ----- calls between devices, as in `net::device_calls` ---------------------------------------------------------
 
     fn session_of(&self, mac: Mac) -> Option<usize> {
-        self.known[usize::from(mac.bytes()[5])]
+        self.session_by_device[usize::from(mac.bytes()[5])]
     }
 
     pub(super) fn presence(&self, mac: Mac) -> Presence {
-        self.session_of(mac).map_or(Presence::Absent, |s| self.links[s].core.presence())
+        self.session_of(mac).map_or(Presence::Absent, |s| self.sessions[s].core.presence())
     }
 
-    pub(super) fn bring_about(&mut self, effects: Vec<Effect>) {
+    pub(super) fn apply_effects(&mut self, effects: Vec<DeviceCallEffect>) {
         for effect in effects {
             match effect {
-                Effect::Ring(caller) => self.drive_mac(caller, Core::ring),
-                Effect::Wake { target, nickname } => {
-                    self.drive_mac(target, |core, cx| core.wake(&nickname, cx))
+                DeviceCallEffect::Ring(caller) => self.drive_device(caller, Core::start_ringing),
+                DeviceCallEffect::Wake { target, nickname } => {
+                    self.drive_device(target, |core, cx| core.wake_for_call(&nickname, cx))
                 }
-                Effect::Accepted { caller, from } => {
-                    self.drive_mac(caller, |core, cx| core.accepted_by(from, cx));
+                DeviceCallEffect::Accepted { caller, from } => {
+                    self.drive_device(caller, |core, cx| core.on_call_accepted(from, cx));
                 }
-                Effect::Bridge(one, other) => {
+                DeviceCallEffect::Connect(one, other) => {
                     for (who, peer) in [(one, other), (other, one)] {
-                        if self.bridges.peer(who) == Some(peer) {
-                            self.reached.insert("bridged");
-                            self.drive_mac(who, Core::bridge);
+                        if self.device_calls.peer(who) == Some(peer) {
+                            self.coverage.insert("bridged");
+                            self.drive_device(who, Core::join_device_call);
                         }
                     }
                 }
-                Effect::End(mac, reason) => {
-                    self.drive_mac(mac, |core, cx| core.device_call_over(reason, cx));
+                DeviceCallEffect::End(mac, reason) => {
+                    self.drive_device(mac, |core, cx| core.end_device_call(reason, cx));
                 }
             }
         }
     }
 
-    fn drive_mac(&mut self, mac: Mac, decide: impl FnOnce(&mut Core, &mut Cx<'_>)) {
+    fn drive_device(&mut self, mac: Mac, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
         if let Some(s) = self.session_of(mac) {
             self.drive(s, decide);
         }
@@ -419,14 +450,14 @@ impl Town {
 }
 
 /// The name of this turn of events, if it has one.
-fn turn(action: &Action) -> Option<&'static str> {
+fn coverage_point(action: &Action) -> Option<&'static str> {
     match action {
-        Action::Ended(summary) => Some(summary.reason.label()),
-        Action::Note(Note::Redialled { .. }) => Some("redialled"),
+        Action::CallEnded(summary) => Some(summary.reason.label()),
+        Action::Log(LogEvent::Redialled { .. }) => Some("redialled"),
         _ => None,
     }
 }
 
-fn publication(payload: &[u8]) -> Packet<'_> {
+fn publish_packet(payload: &[u8]) -> Packet<'_> {
     Packet::Publish(Publish { topic: "device-server", payload, retain: false })
 }

@@ -1,69 +1,73 @@
 //! What must hold at any time.
 
-use super::harness::KEPT;
+use super::harness::MAX_RETAINED_BYTES;
 use super::*;
 
-impl Town {
+impl SimulatedNetwork {
     pub(super) fn check(&self) {
         let mut owners = vec![0; self.calls.len()];
-        for (s, link) in self.links.iter().enumerate() {
-            assert!(link.core.kept() < KEPT, "no queue over its bound: {} bytes", link.core.kept());
+        for (s, session) in self.sessions.iter().enumerate() {
             assert!(
-                link.core.is_over() || !link.core.is_gone() || link.core.deadline().is_some(),
+                session.core.retained_bytes() < MAX_RETAINED_BYTES,
+                "no queue over its bound: {} bytes",
+                session.core.retained_bytes()
+            );
+            assert!(
+                session.core.is_finished() || !session.core.is_closed() || session.core.deadline().is_some(),
                 "{s} waits for nothing"
             );
             assert!(
-                !link.core.is_over() || link.core.deadline().is_none(),
+                !session.core.is_finished() || session.core.deadline().is_none(),
                 "{s} is over and waits for something"
             );
-            let idle = link.connected && !link.moved && link.core.ssrc().is_none();
-            if idle && !link.core.is_present() {
-                let patience = Duration::from_millis(10_000 + 2 * LATE);
-                assert!(self.now <= link.since + patience, "{s} has said nothing for too long");
+            let idle = session.connected && !session.replaced && session.core.ssrc().is_none();
+            if idle && !session.core.is_present() {
+                let timeout = Duration::from_millis(10_000 + 2 * MAX_TIMER_DELAY_MS);
+                assert!(self.now <= session.since + timeout, "{s} has said nothing for too long");
             }
-            if let Some(leave_at) = self.leave_at.filter(|_| idle) {
-                let due = link.core.deadline().is_some_and(|at| at <= self.now);
+            if let Some(leave_at) = self.drain_deadline.filter(|_| idle) {
+                let due = session.core.deadline().is_some_and(|at| at <= self.now);
                 assert!(
-                    due || self.now <= leave_at + Duration::from_millis(2 * LATE),
+                    due || self.now <= leave_at + Duration::from_millis(2 * MAX_TIMER_DELAY_MS),
                     "{s} stays in a drain"
                 );
             }
-            let asked = self.asked.values().filter(|(session, _)| *session == s);
+            let asked = self.pending_commands.values().filter(|(session, _)| *session == s);
             assert!(asked.count() <= 16, "no queue over its bound: commands");
-            if let Some(ws) = link.ws.as_ref().filter(|ws| ws.strict && !ws.greeted) {
-                let (since, ms) = if ws.open { (ws.opened, 4_000) } else { (ws.since, 3_000) };
-                let live = link.core.call().is_some_and(|call| call.state == CallState::Live);
-                let until = since + Duration::from_millis(ms + 2 * LATE);
+            if let Some(ws) = session.websocket.as_ref().filter(|ws| ws.has_alternative && !ws.hello_sent) {
+                let (since, ms) = if ws.open { (ws.opened_at, 4_000) } else { (ws.dialled_at, 3_000) };
+                let live = session.core.call().is_some_and(|call| call.state == CallState::Live);
+                let until = since + Duration::from_millis(ms + 2 * MAX_TIMER_DELAY_MS);
                 assert!(live || self.now <= until, "a dial ends for the sake of another server");
             }
-            if let Some(ws) = &link.ws {
-                let late = Duration::from_millis(8_500 + 2 * LATE);
+            if let Some(ws) = &session.websocket {
+                let late = Duration::from_millis(8_500 + 2 * MAX_TIMER_DELAY_MS);
                 assert!(
-                    ws.greeted
-                        || self.now <= ws.since + late
-                        || link.core.call().is_some_and(|call| call.state == CallState::Live),
+                    ws.hello_sent
+                        || self.now <= ws.dialled_at + late
+                        || session.core.call().is_some_and(|call| call.state == CallState::Live),
                     "every dial ends"
                 );
-                assert!(link.core.ssrc().is_some(), "a WebSocket of nobody");
+                assert!(session.core.ssrc().is_some(), "a WebSocket of nobody");
             }
-            if let Some(ssrc) = link.core.ssrc() {
+            if let Some(ssrc) = session.core.ssrc() {
                 owners[ssrc as usize] += 1;
-                assert!(link.core.deadline().is_some(), "a call always waits for something");
+                assert!(session.core.deadline().is_some(), "a call always waits for something");
             }
         }
-        let patience = Duration::from_millis(5_000 + 2 * LATE);
+        let timeout = Duration::from_millis(5_000 + 2 * MAX_TIMER_DELAY_MS);
         assert!(
-            self.asked.values().all(|(_, since)| self.now <= *since + patience),
+            self.pending_commands.values().all(|(_, since)| self.now <= *since + timeout),
             "operators are answered in 5 s"
         );
         for (ssrc, call) in self.calls.iter().enumerate() {
             assert_eq!(owners[ssrc], u32::from(!call.ended), "call {ssrc} has one owner while it lasts");
         }
         for device in 0..DEVICES {
-            let core = self.known[device].map(|s| &self.links[s].core);
-            let Some(peer) = self.bridges.peer(mac(device)) else { continue };
-            assert_eq!(self.bridges.peer(peer), Some(mac(device)), "both or none");
-            assert!(core.is_some_and(Core::is_with_device), "who talks is in a call");
+            let core = self.session_by_device[device].map(|s| &self.sessions[s].core);
+            let Some(peer) = self.device_calls.peer(mac(device)) else { continue };
+            assert_eq!(self.device_calls.peer(peer), Some(mac(device)), "both or none");
+            assert!(core.is_some_and(Core::is_in_device_call), "who talks is in a call");
         }
     }
 }
