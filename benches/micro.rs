@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use divan::counter::ItemsCount;
 use divan::{AllocProfiler, Bencher, Divan, black_box};
 use mqtt_websocket_proxy::Config;
-use mqtt_websocket_proxy::net::context_pool::Contexts;
+use mqtt_websocket_proxy::net::context_pool::ContextPool;
 use mqtt_websocket_proxy::net::index::Index;
-use mqtt_websocket_proxy::net::timer_wheel::Wheel;
+use mqtt_websocket_proxy::net::timer_wheel::TimerWheel;
 use mqtt_websocket_proxy::net::token::SessionId;
 use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER_LEN, MAX_PAYLOAD, UdpHeader};
 use mqtt_websocket_proxy::proto::message::{self, Reader};
@@ -99,16 +99,16 @@ fn audio_seal(bencher: Bencher) {
 /// The payload becomes a masked frame, and leaves with one write.
 #[divan::bench]
 fn websocket_frame(bencher: Bencher) {
-    let (mut contexts, mut stream) = (Contexts::default(), io::empty());
+    let (mut contexts, mut stream) = (ContextPool::default(), io::empty());
     let mut frame = audio::ws_frame_header(1, test_audio::PACKET_LEN).to_vec();
     frame.extend_from_slice(&test_audio::packet(1, 1));
     let mut send = || {
         let mut lent = None;
         let message = contexts.binary(black_box(&frame));
-        let context = contexts.lend(&mut lent);
+        let context = contexts.borrow(&mut lent);
         context.write(&mut stream, message).unwrap();
         context.flush(&mut stream).unwrap();
-        contexts.take_back(lent.unwrap(), false);
+        contexts.give_back(lent.unwrap(), false);
     };
     // The first of all allocates what those after it use again.
     send();
@@ -212,7 +212,7 @@ fn session_lookup(bencher: Bencher, calls: u32) {
 #[divan::bench(args = [100, 10_000])]
 fn wheel_turn(bencher: Bencher, timers: u64) {
     let start = Instant::now();
-    let mut wheel = Wheel::new(start);
+    let mut wheel = TimerWheel::new(start);
     for n in 0..timers {
         wheel.arm(start + Duration::from_millis(8 * n), n);
     }

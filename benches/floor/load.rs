@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use mqtt_websocket_proxy::net::socket::{self, Datagrams};
+use mqtt_websocket_proxy::net::socket::{self, AudioSocket};
 use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER_LEN, UdpHeader};
 use mqtt_websocket_proxy::proto::mqtt::{ServerPacket, decode_server_packet, encode};
 use mqtt_websocket_proxy::tools::device::{CallParameters, HELLO, Login, PUBLISH_TOPIC, test_audio};
@@ -47,9 +47,9 @@ pub(crate) struct Load {
     control_events: Events,
     tokens: Vec<usize>,
     mqtt: SocketAddr,
-    udp: Datagrams,
+    udp: AudioSocket,
     /// Of a device that floods, or is flooded and does not read.
-    flooded: Datagrams,
+    flooded: AudioSocket,
     udp_target: Option<SocketAddr>,
     listener: TcpListener,
     devices: Vec<Device>,
@@ -121,7 +121,7 @@ impl Load {
         let poll = Poll::new()?;
         let mut listener = super::listen((Ipv4Addr::LOCALHOST, 0).into())?;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK)?;
-        let mut udp = Datagrams::bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let mut udp = AudioSocket::bind((Ipv4Addr::LOCALHOST, 0).into())?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
         poll.registry().register(udp.source(), UDP, Interest::READABLE)?;
         let fd = timer.as_fd().as_raw_fd();
@@ -132,7 +132,7 @@ impl Load {
             timer,
             control: Poll::new()?,
             control_events: Events::with_capacity(CONTROL),
-            flooded: Datagrams::bind((Ipv4Addr::LOCALHOST, 0).into())?,
+            flooded: AudioSocket::bind((Ipv4Addr::LOCALHOST, 0).into())?,
             tokens: Vec::new(),
             mqtt: (Ipv4Addr::LOCALHOST, 0).into(),
             udp,

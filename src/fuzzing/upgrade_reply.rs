@@ -1,17 +1,17 @@
 //! A chat server's answer to the upgrade.
 
 use super::split_points;
-use crate::net::upgrade::judge;
+use crate::net::upgrade::parse_response;
 
 /// What the answer must prove, for every input: the example of RFC 6455 section 1.3.
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// The bytes of an answer, and the first frames behind it.
 pub fn upgrade_reply(data: &[u8]) {
-    let whole = judge(data, ACCEPT);
+    let whole = parse_response(data, ACCEPT);
     let mut refused = false;
     for end in split_points(data.len()) {
-        let part = judge(&data[..end], ACCEPT);
+        let part = parse_response(&data[..end], ACCEPT);
         match &whole {
             Ok(Some(length)) if end >= *length => assert_eq!(part, whole, "frames behind it change nothing"),
             Ok(_) => assert_eq!(part, Ok(None), "{end} bytes ask for more"),

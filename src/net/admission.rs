@@ -21,7 +21,8 @@ impl Gateway {
         let mac = client_id.mac();
         let older = self.index.device(client_id, &self.sessions);
         let limits = &self.config.mqtt;
-        let from_there = || self.sessions.get(id).map_or(0, |session| self.per_ip.of(session.core.ip()));
+        let from_there =
+            || self.sessions.get(id).map_or(0, |session| self.connections_by_address.of(session.core.ip()));
         let crowded = limits.max_connections_per_ip > 0 && from_there() > limits.max_connections_per_ip;
         let full = self.all_devices() >= limits.max_connections;
         if older.is_none() && (full || crowded) {
@@ -47,27 +48,27 @@ impl Gateway {
     fn take_over(&mut self, id: SessionId, older: SessionId) {
         let now = self.now;
         let Some(session) = self.sessions.live(id) else { return };
-        let Some(mut device) = session.device.take() else { return };
+        let Some(mut device) = session.mqtt.take() else { return };
         let mut retired = Core::new(session.core.ip(), now);
         retired.mark_closed();
         let newer = mem::replace(&mut session.core, retired);
-        self.bury_if_spent(id);
+        self.reap_if_finished(id);
         let token = token::token(Role::Device, older.slot as usize);
         let both = Interest::READABLE | Interest::WRITABLE;
-        let Some(tcp) = device.link.tcp_mut() else { return };
+        let Some(tcp) = device.transport.tcp_mut() else { return };
         if let Err(error) = self.poll.registry().reregister(tcp, token, both) {
-            error!("{} cannot take over: {error}", self.prefix(older));
+            error!("{} cannot take over: {error}", self.log_prefix(older));
             return;
         }
         if let Some(session) = self.sessions.live(older) {
-            session.device = Some(device);
-            session.linger = None;
+            session.mqtt = Some(device);
+            session.linger_until = None;
         }
         self.moved = Some(older);
         self.drive(older, |core, cx| core.take_over(newer, cx));
     }
 
-    pub(super) fn refuse(&mut self, id: SessionId, code: ConnectReturnCode) {
+    pub(super) fn refuse_connect(&mut self, id: SessionId, code: ConnectReturnCode) {
         let now = self.now;
         self.metrics.refused(code);
         let ip = self.sessions.get(id).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |session| session.core.ip());
@@ -75,8 +76,8 @@ impl Gateway {
         if !matches!(code, ConnectReturnCode::BadCredentials | ConnectReturnCode::NotAuthorised) {
             return;
         }
-        let delay = self.doorkeeper.failed(ip, now);
-        if let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut())
+        let delay = self.auth_throttle.failed(ip, now);
+        if let Some(device) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut())
             && !delay.is_zero()
         {
             device.hold(now + delay);
@@ -91,23 +92,23 @@ impl Gateway {
             && let Some(mac) = session.core.client_id().map(|client_id| client_id.mac())
         {
             self.index.remove_device(mac, id);
-            self.device_absent(mac);
+            self.on_device_absent(mac);
         }
         let Some(session) = self.sessions.live(id) else { return };
-        match &mut session.device {
+        match &mut session.mqtt {
             Some(device) => {
                 device.closing = true;
                 device.counted = None;
                 let from = device.hold_until().unwrap_or(now);
-                session.linger = Some(Box::new(from + LINGER));
-                self.touch(id);
+                session.linger_until = Some(Box::new(from + LINGER));
+                self.mark_dirty(id);
             }
-            None => self.bury_if_spent(id),
+            None => self.reap_if_finished(id),
         }
     }
 
     fn log_close(&mut self, id: SessionId, reason: &CloseReason) {
-        let prefix = self.prefix(id);
+        let prefix = self.log_prefix(id);
         match reason {
             CloseReason::Refused(code, _) => {
                 let Some(ip) = self.sessions.get(id).map(|session| session.core.ip()) else { return };
@@ -144,7 +145,7 @@ impl Gateway {
 
     /// Warns of what an address did, if that deserves a line. Whether it did.
     fn warn_of_address(&mut self, ip: IpAddr, sentence: &str) -> bool {
-        let worthy = self.doorkeeper.log_worthy(ip, self.now);
+        let worthy = self.auth_throttle.log_worthy(ip, self.now);
         match worthy {
             Some(0) => warn!("{sentence}"),
             Some(suppressed) => warn!("{sentence} ({suppressed} more from this address)"),
@@ -155,12 +156,12 @@ impl Gateway {
 
     pub(super) fn drop_device(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.live(id)
-            && let Some(device) = session.device.take()
+            && let Some(device) = session.mqtt.take()
         {
-            session.linger = None;
-            self.metrics.tls_failed += u64::from(device.link.shakes_hands());
+            session.linger_until = None;
+            self.metrics.tls_failed += u64::from(device.transport.is_in_tls_handshake());
         }
-        self.bury_if_spent(id);
+        self.reap_if_finished(id);
     }
 }
 

@@ -7,7 +7,7 @@ use log::{Level, error, log};
 
 use super::credentials;
 use super::gateway::Gateway;
-use super::run_queue::Ready;
+use super::run_queue::Task;
 use super::token::SessionId;
 use crate::admin::recent_errors::RecentErrorKind;
 use crate::proto::identity::ClientId;
@@ -37,23 +37,23 @@ impl Gateway {
         if !self.actions.is_empty() {
             let mut actions = mem::take(&mut self.actions);
             for action in actions.drain(..) {
-                self.carry_out(id, action);
+                self.execute(id, action);
             }
             if self.actions.is_empty() {
                 self.actions = actions;
             }
         }
-        self.rearm(id);
-        self.bury_if_spent(id);
+        self.arm_session_timer(id);
+        self.reap_if_finished(id);
     }
 
-    fn carry_out(&mut self, id: SessionId, action: Action) {
+    fn execute(&mut self, id: SessionId, action: Action) {
         match action {
             Action::Admit => self.admit(id),
             Action::AcceptConnect => {
                 self.write_device(id, |out| encode::connack(out, ConnectReturnCode::Accepted))
             }
-            Action::RefuseConnect(code) => self.refuse(id, code),
+            Action::RefuseConnect(code) => self.refuse_connect(id, code),
             Action::SubAck { packet_id, filters } => {
                 self.write_device(id, |out| encode::suback(out, packet_id, filters));
             }
@@ -66,11 +66,11 @@ impl Gateway {
             Action::SendPing => {
                 if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
                     // A server that takes no ping does not read: its missing pong will tell.
-                    let _ = backend.ping(&mut self.contexts);
-                    self.touch(id);
+                    let _ = backend.ping(&mut self.context_pool);
+                    self.mark_dirty(id);
                 }
             }
-            Action::CloseBackend(code) => self.hang_up(id, code),
+            Action::CloseBackend(code) => self.close_backend(id, code),
             Action::SendDatagram(sealed, bytes) => self.queue_datagram(id, sealed, &bytes),
             Action::FlushAudio(ssrc) => {
                 for _ in 0..self.udp.drop_queued(ssrc) {
@@ -80,7 +80,7 @@ impl Gateway {
             Action::CommandResult { ticket, result } => self.on_command_result(ticket, &result),
             Action::CallEnded(summary) => self.call_ended(id, &summary),
             Action::Count(counter) => self.metrics.count(counter),
-            Action::Log(note) => self.note(id, &note),
+            Action::Log(note) => self.log_event(id, &note),
             Action::CloseDevice(reason) => self.close_device(id, &reason),
         }
     }
@@ -97,20 +97,23 @@ impl Gateway {
         let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
             return;
         };
-        if backend.send_text(text, &mut self.contexts).is_err() {
-            self.ready.push(Ready::SlowBackend(id));
+        if backend.send_text(text, &mut self.context_pool).is_err() {
+            self.run_queue.push(Task::BackendBlocked(id));
         }
-        self.touch(id);
+        self.mark_dirty(id);
     }
 
     fn grant(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(id) else { return };
-        let local = session.device.as_ref().and_then(|device| device.local_ip());
+        let local = session.mqtt.as_ref().and_then(|device| device.local_ip());
         let ip = session.core.ip();
-        let mut grant = match credentials::mint(&self.index) {
+        let mut grant = match credentials::generate(&self.index) {
             Ok(grant) => grant,
             Err(error) => {
-                error!("{} the system's random source failed, the call is refused: {error}", self.prefix(id));
+                error!(
+                    "{} the system's random source failed, the call is refused: {error}",
+                    self.log_prefix(id)
+                );
                 credentials::without_keys()
             }
         };
@@ -125,14 +128,14 @@ impl Gateway {
         }
         if grant.allowed {
             self.index.add_call(grant.ssrc, id, ip);
-            self.sightings.watch(ip);
+            self.udp_drops.watch(ip);
         }
         self.drive(id, |core, cx| core.on_credentials(grant, cx));
     }
 
     fn call_ended(&mut self, id: SessionId, summary: &CallSummary) {
         if let Some(ip) = summary.ssrc.and_then(|ssrc| self.index.remove_call(ssrc, id)) {
-            self.sightings.forget(ip);
+            self.udp_drops.forget(ip);
         }
         self.metrics.ended(summary);
         if let Some((kind, sentence)) = RecentErrorKind::from_end_reason(summary.reason) {
@@ -141,12 +144,12 @@ impl Gateway {
         }
         let facts = &summary.stats;
         let server = summary.server.as_ref().map_or("none".to_owned(), |server| server.to_string());
-        let (level, left_out) = self.worth_of_line(id);
+        let (level, left_out) = self.call_log_level(id);
         log!(
             level,
             "{} call ends: session={} reason={} duration={:.3}s server={server} up={}p/{}B down={}p/{}B lost={} \
              reordered={} duplicates={} dropped={} redials={}{left_out}",
-            self.prefix(id),
+            self.log_prefix(id),
             summary.session_id,
             summary.reason.label(),
             summary.duration.as_secs_f64(),
@@ -161,11 +164,11 @@ impl Gateway {
             facts.redials,
         );
         if matches!(summary.state, CallState::Ringing | CallState::InDeviceCall) {
-            self.left_device_call(id);
+            self.leave_device_call(id);
         }
     }
 
-    fn note(&mut self, id: SessionId, note: &LogEvent) {
+    fn log_event(&mut self, id: SessionId, note: &LogEvent) {
         let level = match note {
             LogEvent::CallStarted { .. } | LogEvent::ServerRecovered { .. } => Level::Info,
             // A server that fails is one warning; that each of its calls redials would be hundreds.
@@ -187,21 +190,21 @@ impl Gateway {
             LogEvent::ServerFailing { .. } | LogEvent::ServerRecovered { .. } => log!(level, "{note}"),
             LogEvent::NoUdpAudio { .. } => {
                 let ip = self.sessions.get(id).map(|session| session.core.ip());
-                let seen = ip.map(|ip| self.sightings.of(ip)).unwrap_or_default();
-                log!(level, "{} {note}; {}", self.prefix(id), credentials::seen(&seen));
+                let seen = ip.map(|ip| self.udp_drops.of(ip)).unwrap_or_default();
+                log!(level, "{} {note}; {}", self.log_prefix(id), credentials::describe_drops(&seen));
             }
             LogEvent::CallStarted { .. } => {
-                let (level, left_out) = self.worth_of_line(id);
-                log!(level, "{} {note}{left_out}", self.prefix(id));
+                let (level, left_out) = self.call_log_level(id);
+                log!(level, "{} {note}{left_out}", self.log_prefix(id));
             }
-            _ => log!(level, "{} {note}", self.prefix(id)),
+            _ => log!(level, "{} {note}", self.log_prefix(id)),
         }
     }
 
     /// At which level a line about a call of this device is logged, and what it ends with.
-    fn worth_of_line(&mut self, id: SessionId) -> (Level, String) {
+    fn call_log_level(&mut self, id: SessionId) -> (Level, String) {
         let mac = self.sessions.get(id).and_then(|session| session.core.client_id()).map(ClientId::mac);
-        match mac.map_or(Some(0), |mac| self.lines.worthy(mac, self.now)) {
+        match mac.map_or(Some(0), |mac| self.call_log_limiter.allows(mac, self.now)) {
             Some(0) => (Level::Info, String::new()),
             Some(left_out) => {
                 (Level::Info, format!(" ({left_out} lines about this device's calls left out)"))
@@ -223,10 +226,10 @@ impl Gateway {
     }
 
     /// What every line of a session begins with.
-    pub(super) fn prefix(&self, id: SessionId) -> String {
+    pub(super) fn log_prefix(&self, id: SessionId) -> String {
         let session = self.sessions.get(id);
         let peer = session
-            .and_then(|session| Some(SocketAddr::new(session.core.ip(), session.device.as_ref()?.port)));
+            .and_then(|session| Some(SocketAddr::new(session.core.ip(), session.mqtt.as_ref()?.peer_port)));
         let client_id = session.and_then(|session| session.core.client_id()).map(|id| id.as_str());
         match (client_id, peer) {
             (Some(client_id), Some(peer)) => format!("[{client_id} {peer}]"),

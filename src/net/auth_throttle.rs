@@ -4,15 +4,15 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-const STEP: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(1);
-const PEACE: Duration = Duration::from_secs(60);
+const DELAY_MIN: Duration = Duration::from_millis(100);
+const DELAY_MAX: Duration = Duration::from_secs(1);
+const FORGET_AFTER: Duration = Duration::from_secs(60);
 const LOG_EVERY: Duration = Duration::from_secs(10);
 const ADDRESSES: usize = 4096;
 
 /// Remembers who failed to log in lately: 4096 addresses at most, of which the longest at peace go first.
 #[derive(Default)]
-pub struct Doorkeeper {
+pub struct AuthThrottle {
     addresses: HashMap<IpAddr, Record>,
 }
 
@@ -41,20 +41,20 @@ impl Sparse {
     }
 }
 
-impl Doorkeeper {
+impl AuthThrottle {
     /// Notes a failed login from `ip` and returns how long its refusal has to wait: nothing the first time, then 100 ms,
     /// 200, 400, 800 and 1 s from then on. 60 s without a failure make it the first time again. A good login is never
     /// to be delayed.
     pub fn failed(&mut self, ip: IpAddr, now: Instant) -> Duration {
         let record = self.record(ip, now);
-        if now.saturating_duration_since(record.last) >= PEACE {
+        if now.saturating_duration_since(record.last) >= FORGET_AFTER {
             record.failures = 0;
         }
         record.last = now;
         record.failures = record.failures.saturating_add(1);
         match record.failures {
             1 => Duration::ZERO,
-            n => (STEP * 2_u32.pow((n - 2).min(4))).min(LONGEST),
+            n => (DELAY_MIN * 2_u32.pow((n - 2).min(4))).min(DELAY_MAX),
         }
     }
 
@@ -94,8 +94,8 @@ mod tests {
     }
 
     #[test]
-    fn the_delay_grows_to_a_second_and_peace_ends_it() {
-        let (mut door, mut now) = (Doorkeeper::default(), Instant::now());
+    fn the_delay_grows_to_a_second_and_a_minute_without_failures_ends_it() {
+        let (mut door, mut now) = (AuthThrottle::default(), Instant::now());
         for expected in [0, 100, 200, 400, 800, 1_000, 1_000] {
             assert_eq!(door.failed(ip(1), now), ms(expected));
             now += ms(59_999);
@@ -104,14 +104,14 @@ mod tests {
             assert_eq!(door.failed(ip(1), now), ms(1_000));
         }
         assert_eq!(door.failed(ip(2), now), ms(0), "one pays for another");
-        now += PEACE;
+        now += FORGET_AFTER;
         assert_eq!(door.failed(ip(1), now), ms(0));
         assert_eq!(door.failed(ip(1), now), ms(100));
     }
 
     #[test]
     fn one_address_in_two_forms_is_one() {
-        let (mut door, now) = (Doorkeeper::default(), Instant::now());
+        let (mut door, now) = (AuthThrottle::default(), Instant::now());
         door.failed(ip(1), now);
         let mapped = Ipv4Addr::from(0x0a00_0001).to_ipv6_mapped().into();
         assert_eq!(door.failed(mapped, now), ms(100));
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn one_line_in_ten_seconds_says_how_many_were_not_written() {
-        let (mut door, start) = (Doorkeeper::default(), Instant::now());
+        let (mut door, start) = (AuthThrottle::default(), Instant::now());
         assert_eq!(door.log_worthy(ip(1), start), Some(0));
         for n in 1..=5 {
             assert_eq!(door.log_worthy(ip(1), start + ms(n * 1_999)), None);
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn it_is_bounded_and_the_oldest_go() {
-        let (mut door, start) = (Doorkeeper::default(), Instant::now());
+        let (mut door, start) = (AuthThrottle::default(), Instant::now());
         for n in 0..20_000 {
             let now = start + ms(u64::from(n));
             door.failed(ip(n), now);

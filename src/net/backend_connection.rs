@@ -13,59 +13,59 @@ use tungstenite::protocol::{CloseFrame, WebSocketContext};
 use tungstenite::{Bytes, Error, Message, Utf8Bytes};
 
 use super::backend_transport::{Handshake, Progress, Stream, TlsClient};
-use super::context_pool::{Contexts, MAX_WRITE_BUFFER};
-use super::frame_reader::Tap;
+use super::context_pool::{ContextPool, MAX_WRITE_BUFFER};
+use super::frame_reader::FrameReader;
 use super::upgrade::{self, Upgrade};
 use crate::config::{ChatServerConfig, Secret};
 use crate::session::{BackendClosed, BackendFailure, DialRequest, LOCAL_SHORTAGE_STAGE};
 
 /// A message longer than this makes the buffers it grew worth giving back.
-const BULKY: usize = 8 * 1024;
+const LONG_MESSAGE: usize = 8 * 1024;
 /// The next address of the same host is tried when this one has not answered by then.
-const PER_ADDRESS: Duration = Duration::from_millis(1000);
+const CONNECT_TIMEOUT_PER_ADDRESS: Duration = Duration::from_millis(1000);
 
 /// One WebSocket to a chat server, or the way there.
-pub(super) struct Backend {
+pub(super) struct BackendConnection {
     server: Arc<ChatServerConfig>,
     /// What to ask for; there until the WebSocket is open.
     request: Option<Box<DialRequest>>,
-    stage: Stage,
+    stage: ConnectionStage,
     /// Of the name that is being resolved.
     pub(super) ticket: u64,
     /// Counts against `max_dials`.
-    pub(super) counted: bool,
+    pub(super) holds_dial_slot: bool,
     /// A long message passed, or much waited to be written: free its buffers when they are empty.
-    bulky: bool,
+    had_long_message: bool,
 }
 
-enum Stage {
+enum ConnectionStage {
     /// Waits for the addresses of a name.
     Resolving,
     /// There are no addresses, and why.
     Unresolved(String),
     /// Waits for its turn.
-    Waiting(VecDeque<SocketAddr>),
+    Queued(VecDeque<SocketAddr>),
     Connecting {
         tcp: TcpStream,
         rest: VecDeque<SocketAddr>,
         until: Instant,
     },
-    Securing(Box<Handshake>),
+    TlsHandshake(Box<Handshake>),
     Upgrading(Box<Upgrade>),
-    Open(Open),
+    Open(OpenWebSocket),
     Spent,
 }
 
 /// An open WebSocket.
-struct Open {
-    tap: Tap,
+struct OpenWebSocket {
+    reader: FrameReader,
     /// There while a message is on its way in or out.
     context: Option<Box<WebSocketContext>>,
 }
 
 /// How far a dial came.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum DialStep {
     Wait,
     Opened,
     Failed(BackendFailure),
@@ -80,13 +80,13 @@ pub(super) enum Incoming {
     /// Nothing more for now: the socket will tell.
     Blocked,
     /// It was enough for now: there may be more.
-    Enough,
+    OverBudget,
     Gone(BackendClosed),
 }
 
 /// The write buffer is full: the frame was not queued.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refused;
+pub(super) struct WriteBufferFull;
 
 /// What a dial needs from outside.
 pub(super) struct Dialer<'a> {
@@ -98,15 +98,15 @@ pub(super) struct Dialer<'a> {
     pub(super) secret: Option<&'a Secret>,
 }
 
-impl Backend {
+impl BackendConnection {
     pub(super) fn new(request: Box<DialRequest>) -> Self {
         Self {
             server: request.server.clone(),
             request: Some(request),
-            stage: Stage::Resolving,
+            stage: ConnectionStage::Resolving,
             ticket: 0,
-            counted: false,
-            bulky: false,
+            holds_dial_slot: false,
+            had_long_message: false,
         }
     }
 
@@ -115,41 +115,41 @@ impl Backend {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        matches!(self.stage, Stage::Open(_))
+        matches!(self.stage, ConnectionStage::Open(_))
     }
 
     pub(super) fn is_resolving(&self) -> bool {
-        matches!(self.stage, Stage::Resolving)
+        matches!(self.stage, ConnectionStage::Resolving)
     }
 
-    pub(super) fn is_waiting(&self) -> bool {
-        matches!(self.stage, Stage::Waiting(_))
+    pub(super) fn is_queued(&self) -> bool {
+        matches!(self.stage, ConnectionStage::Queued(_))
     }
 
     /// The stage of the dial, by the name its failure would have; `live` once it is over.
     pub(super) fn stage(&self) -> &'static str {
         match &self.stage {
-            Stage::Resolving | Stage::Unresolved(_) => "resolve",
-            Stage::Waiting(_) | Stage::Connecting { .. } => "connect",
-            Stage::Securing(_) => "tls",
-            Stage::Upgrading(_) => "upgrade",
-            Stage::Open(_) | Stage::Spent => "live",
+            ConnectionStage::Resolving | ConnectionStage::Unresolved(_) => "resolve",
+            ConnectionStage::Queued(_) | ConnectionStage::Connecting { .. } => "connect",
+            ConnectionStage::TlsHandshake(_) => "tls",
+            ConnectionStage::Upgrading(_) => "upgrade",
+            ConnectionStage::Open(_) | ConnectionStage::Spent => "live",
         }
     }
 
     /// Whether [`advance`](Self::advance) may change something: it has a socket that is not open yet, or has failed.
     pub(super) fn is_dialling(&self) -> bool {
-        use Stage::{Connecting, Securing, Unresolved, Upgrading};
-        matches!(self.stage, Unresolved(_) | Connecting { .. } | Securing(_) | Upgrading(_))
+        use ConnectionStage::{Connecting, TlsHandshake, Unresolved, Upgrading};
+        matches!(self.stage, Unresolved(_) | Connecting { .. } | TlsHandshake(_) | Upgrading(_))
     }
 
     /// Whether a dial can go on when its socket takes bytes but has none to give. A handshake could; but not on Windows,
     /// where each attempt to read asks for the next such event.
     pub(super) fn waits_to_write(&self) -> bool {
         match &self.stage {
-            Stage::Connecting { .. } => true,
-            Stage::Securing(_) => !cfg!(windows),
-            Stage::Upgrading(upgrade) => !upgrade.is_sent(),
+            ConnectionStage::Connecting { .. } => true,
+            ConnectionStage::TlsHandshake(_) => !cfg!(windows),
+            ConnectionStage::Upgrading(upgrade) => !upgrade.is_sent(),
             _ => false,
         }
     }
@@ -157,26 +157,26 @@ impl Backend {
     /// Bytes that wait to be written, that are partial, or that were not served yet.
     pub(super) fn kept(&self) -> usize {
         match &self.stage {
-            Stage::Upgrading(upgrade) => upgrade.kept(),
-            Stage::Open(open) => open.tap.kept(),
+            ConnectionStage::Upgrading(upgrade) => upgrade.kept(),
+            ConnectionStage::Open(open) => open.reader.kept(),
             _ => 0,
         }
     }
 
     /// The addresses to be tried once there is a free place.
     pub(super) fn resolved(&mut self, addresses: Vec<SocketAddr>) {
-        self.stage = Stage::Waiting(addresses.into());
+        self.stage = ConnectionStage::Queued(addresses.into());
     }
 
     /// The name has no addresses: the dial fails when it goes on.
     pub(super) fn unresolved(&mut self, why: String) {
-        self.stage = Stage::Unresolved(why);
+        self.stage = ConnectionStage::Unresolved(why);
     }
 
     /// When to give this address up for the next.
     pub(super) fn next_address_at(&self) -> Option<Instant> {
         match &self.stage {
-            Stage::Connecting { rest, until, .. } if !rest.is_empty() => Some(*until),
+            ConnectionStage::Connecting { rest, until, .. } if !rest.is_empty() => Some(*until),
             _ => None,
         }
     }
@@ -184,12 +184,12 @@ impl Backend {
     // ----- dialling -----------------------------------------------------------------------------------------------
 
     /// Leaves the queue: connects to the first address.
-    pub(super) fn connect(&mut self, dialer: &mut Dialer<'_>) -> Step {
-        match std::mem::replace(&mut self.stage, Stage::Spent) {
-            Stage::Waiting(addresses) => self.connect_to(addresses, None, dialer),
+    pub(super) fn connect(&mut self, dialer: &mut Dialer<'_>) -> DialStep {
+        match std::mem::replace(&mut self.stage, ConnectionStage::Spent) {
+            ConnectionStage::Queued(addresses) => self.connect_to(addresses, None, dialer),
             stage => {
                 self.stage = stage;
-                Step::Wait
+                DialStep::Wait
             }
         }
     }
@@ -199,7 +199,7 @@ impl Backend {
         mut addresses: VecDeque<SocketAddr>,
         mut last: Option<io::Error>,
         dialer: &mut Dialer<'_>,
-    ) -> Step {
+    ) -> DialStep {
         while let Some(address) = addresses.pop_front() {
             let interest = Interest::READABLE | Interest::WRITABLE;
             let connected = TcpStream::connect(address).and_then(|mut tcp| {
@@ -208,71 +208,72 @@ impl Backend {
             });
             match connected {
                 Ok(tcp) => {
-                    let until = dialer.now + PER_ADDRESS;
-                    self.stage = Stage::Connecting { tcp, rest: addresses, until };
-                    return Step::Wait;
+                    let until = dialer.now + CONNECT_TIMEOUT_PER_ADDRESS;
+                    self.stage = ConnectionStage::Connecting { tcp, rest: addresses, until };
+                    return DialStep::Wait;
                 }
                 Err(error) => last = Some(error),
             }
         }
-        let stage = if last.as_ref().is_some_and(is_own_shortage) { LOCAL_SHORTAGE_STAGE } else { "connect" };
+        let stage =
+            if last.as_ref().is_some_and(is_out_of_descriptors) { LOCAL_SHORTAGE_STAGE } else { "connect" };
         let why = last.map_or_else(|| "the name has no address".to_owned(), |error| error.to_string());
-        Step::Failed(BackendFailure { stage, message: why })
+        DialStep::Failed(BackendFailure { stage, message: why })
     }
 
     /// Goes on as far as the socket allows. Harmless at any time.
-    pub(super) fn advance(&mut self, dialer: &mut Dialer<'_>) -> Step {
+    pub(super) fn advance(&mut self, dialer: &mut Dialer<'_>) -> DialStep {
         loop {
-            match std::mem::replace(&mut self.stage, Stage::Spent) {
-                Stage::Unresolved(why) => {
-                    return Step::Failed(BackendFailure { stage: "resolve", message: why });
+            match std::mem::replace(&mut self.stage, ConnectionStage::Spent) {
+                ConnectionStage::Unresolved(why) => {
+                    return DialStep::Failed(BackendFailure { stage: "resolve", message: why });
                 }
-                Stage::Connecting { tcp, rest, until } => {
+                ConnectionStage::Connecting { tcp, rest, until } => {
                     let error = match (tcp.take_error(), tcp.peer_addr()) {
                         (Ok(Some(error)), _) | (Err(error), _) => Some(error),
                         (Ok(None), Ok(_)) => None,
                         (Ok(None), Err(_)) if dialer.now < until || rest.is_empty() => {
-                            self.stage = Stage::Connecting { tcp, rest, until };
-                            return Step::Wait;
+                            self.stage = ConnectionStage::Connecting { tcp, rest, until };
+                            return DialStep::Wait;
                         }
                         (Ok(None), Err(_)) => Some(ErrorKind::TimedOut.into()),
                     };
                     if let Some(error) = error {
                         drop(tcp);
                         match self.connect_to(rest, Some(error), dialer) {
-                            Step::Wait => continue,
+                            DialStep::Wait => continue,
                             step => return step,
                         }
                     }
                     if let Err(failure) = self.connected(tcp, dialer) {
-                        return Step::Failed(failure);
+                        return DialStep::Failed(failure);
                     }
                 }
-                Stage::Securing(handshake) => match handshake.advance() {
+                ConnectionStage::TlsHandshake(handshake) => match handshake.advance() {
                     Ok(Progress::Done(stream)) => self.upgrade(stream, dialer),
                     Ok(Progress::Blocked(handshake)) => {
-                        self.stage = Stage::Securing(Box::new(handshake));
-                        return Step::Wait;
+                        self.stage = ConnectionStage::TlsHandshake(Box::new(handshake));
+                        return DialStep::Wait;
                     }
                     Err(error) => {
-                        return Step::Failed(BackendFailure { stage: "tls", message: error.to_string() });
+                        return DialStep::Failed(BackendFailure { stage: "tls", message: error.to_string() });
                     }
                 },
-                Stage::Upgrading(mut upgrade) => match upgrade.advance() {
+                ConnectionStage::Upgrading(mut upgrade) => match upgrade.advance() {
                     Ok(None) => {
-                        self.stage = Stage::Upgrading(upgrade);
-                        return Step::Wait;
+                        self.stage = ConnectionStage::Upgrading(upgrade);
+                        return DialStep::Wait;
                     }
                     Ok(Some(tail)) => {
-                        let tap = Tap::new(upgrade.into_stream(), tail);
-                        self.stage = Stage::Open(Open { tap, context: None });
-                        return Step::Opened;
+                        let tap = FrameReader::new(upgrade.into_stream(), tail);
+                        self.stage = ConnectionStage::Open(OpenWebSocket { reader: tap, context: None });
+                        return DialStep::Opened;
                     }
-                    Err(why) => return Step::Failed(BackendFailure { stage: "upgrade", message: why }),
+                    Err(why) => return DialStep::Failed(BackendFailure { stage: "upgrade", message: why }),
                 },
                 stage => {
                     self.stage = stage;
-                    return Step::Wait;
+                    return DialStep::Wait;
                 }
             }
         }
@@ -287,7 +288,7 @@ impl Backend {
         }
         match dialer.tls.start(&self.server.host, tcp) {
             Ok(handshake) => {
-                self.stage = Stage::Securing(Box::new(handshake));
+                self.stage = ConnectionStage::TlsHandshake(Box::new(handshake));
                 Ok(())
             }
             Err(error) => Err(BackendFailure { stage: "tls", message: error.to_string() }),
@@ -298,15 +299,15 @@ impl Backend {
         if let Some(request) = self.request.take() {
             let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let authorization = upgrade::authorization(dialer.secret, &request, unix.as_secs());
-            self.stage = Stage::Upgrading(Box::new(Upgrade::new(stream, &request, &authorization)));
+            self.stage = ConnectionStage::Upgrading(Box::new(Upgrade::new(stream, &request, &authorization)));
         }
     }
 
     /// Moves the registration of an open WebSocket to another token.
     pub(super) fn reregister(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match &mut self.stage {
-            Stage::Open(open) => {
-                let tcp = open.tap.stream_mut().tcp_mut();
+            ConnectionStage::Open(open) => {
+                let tcp = open.reader.stream_mut().tcp_mut();
                 registry.reregister(tcp, token, Interest::READABLE | Interest::WRITABLE)
             }
             _ => Err(ErrorKind::NotConnected.into()),
@@ -317,29 +318,29 @@ impl Backend {
 
     /// Lends the loop's chunk for the reads that follow. `more`: the system said that the end of the stream is near, so a
     /// short read proves nothing.
-    pub(super) fn lend(&mut self, chunk: &mut Vec<u8>, more: bool) {
-        if let Stage::Open(open) = &mut self.stage {
-            open.tap.lend(chunk, more);
+    pub(super) fn borrow_read_buffer(&mut self, chunk: &mut Vec<u8>, more: bool) {
+        if let ConnectionStage::Open(open) = &mut self.stage {
+            open.reader.borrow_buffer(chunk, more);
         }
     }
 
     /// Takes the chunk back; what was not served yet is kept.
-    pub(super) fn reclaim(&mut self, chunk: &mut Vec<u8>) {
-        if let Stage::Open(open) = &mut self.stage {
-            open.tap.reclaim(chunk);
+    pub(super) fn give_back_read_buffer(&mut self, chunk: &mut Vec<u8>) {
+        if let ConnectionStage::Open(open) = &mut self.stage {
+            open.reader.give_back_buffer(chunk);
         }
     }
 
     /// The next message, if one is there.
-    pub(super) fn read(&mut self, contexts: &mut Contexts) -> Incoming {
-        let Stage::Open(open) = &mut self.stage else { return Incoming::Blocked };
-        match contexts.lend(&mut open.context).read(&mut open.tap) {
+    pub(super) fn read(&mut self, contexts: &mut ContextPool) -> Incoming {
+        let ConnectionStage::Open(open) = &mut self.stage else { return Incoming::Blocked };
+        match contexts.borrow(&mut open.context).read(&mut open.reader) {
             Ok(Message::Text(text)) => {
-                self.bulky |= text.len() > BULKY;
+                self.had_long_message |= text.len() > LONG_MESSAGE;
                 Incoming::Text(text)
             }
             Ok(Message::Binary(bytes)) => {
-                self.bulky |= bytes.len() > BULKY;
+                self.had_long_message |= bytes.len() > LONG_MESSAGE;
                 Incoming::Audio(bytes)
             }
             Ok(Message::Close(frame)) => {
@@ -347,11 +348,7 @@ impl Backend {
             }
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Incoming::Alive,
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
-                if open.tap.was_enough() {
-                    Incoming::Enough
-                } else {
-                    Incoming::Blocked
-                }
+                if open.reader.is_over_budget() { Incoming::OverBudget } else { Incoming::Blocked }
             }
             Err(error) => {
                 self.fail(&error, contexts);
@@ -364,7 +361,7 @@ impl Backend {
     }
 
     /// Tells the server what was wrong with its frames, as RFC 6455 section 7.4.1 names it.
-    fn fail(&mut self, error: &Error, contexts: &mut Contexts) {
+    fn fail(&mut self, error: &Error, contexts: &mut ContextPool) {
         let code = match error {
             Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => return,
             Error::Protocol(_) => CloseCode::Protocol,
@@ -375,24 +372,34 @@ impl Backend {
         self.close(code, contexts);
     }
 
-    pub(super) fn send_text(&mut self, text: String, contexts: &mut Contexts) -> Result<(), Refused> {
-        self.bulky |= text.len() > BULKY;
+    pub(super) fn send_text(
+        &mut self,
+        text: String,
+        contexts: &mut ContextPool,
+    ) -> Result<(), WriteBufferFull> {
+        self.had_long_message |= text.len() > LONG_MESSAGE;
         self.send(Message::Text(text.into()), contexts)
     }
 
-    pub(super) fn send_audio(&mut self, frame: &[u8], contexts: &mut Contexts) -> Result<(), Refused> {
+    pub(super) fn send_audio(
+        &mut self,
+        frame: &[u8],
+        contexts: &mut ContextPool,
+    ) -> Result<(), WriteBufferFull> {
         let message = contexts.binary(frame);
         self.send(message, contexts)
     }
 
-    pub(super) fn ping(&mut self, contexts: &mut Contexts) -> Result<(), Refused> {
+    pub(super) fn ping(&mut self, contexts: &mut ContextPool) -> Result<(), WriteBufferFull> {
         self.send(Message::Ping(Bytes::new()), contexts)
     }
 
     /// An error other than a full buffer shows itself at the next read.
-    fn send(&mut self, message: Message, contexts: &mut Contexts) -> Result<(), Refused> {
-        let Stage::Open(Open { tap, context }) = &mut self.stage else { return Ok(()) };
-        let context = contexts.lend(context);
+    fn send(&mut self, message: Message, contexts: &mut ContextPool) -> Result<(), WriteBufferFull> {
+        let ConnectionStage::Open(OpenWebSocket { reader: tap, context }) = &mut self.stage else {
+            return Ok(());
+        };
+        let context = contexts.borrow(context);
         let Err(Error::WriteBufferFull(message)) = context.write(tap, message) else { return Ok(()) };
         match context.flush(tap) {
             // Nothing waits: the message alone is longer than the buffer, which a reading server need not suffer for.
@@ -402,29 +409,31 @@ impl Backend {
                 context.set_config(|config| config.max_write_buffer_size = MAX_WRITE_BUFFER);
                 Ok(())
             }
-            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Err(Refused),
+            Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => Err(WriteBufferFull),
             Err(_) => Ok(()),
         }
     }
 
     /// Queues a Close frame, after what is queued already.
-    pub(super) fn close(&mut self, code: CloseCode, contexts: &mut Contexts) {
-        if let Stage::Open(Open { tap, context }) = &mut self.stage {
+    pub(super) fn close(&mut self, code: CloseCode, contexts: &mut ContextPool) {
+        if let ConnectionStage::Open(OpenWebSocket { reader: tap, context }) = &mut self.stage {
             let frame = CloseFrame { code, reason: Utf8Bytes::default() };
-            let _ = contexts.lend(context).close(tap, Some(frame));
+            let _ = contexts.borrow(context).close(tap, Some(frame));
         }
     }
 
     /// Writes what is queued, and lets others have the context when nothing is left in it. False when the connection is
     /// broken.
-    pub(super) fn flush(&mut self, contexts: &mut Contexts) -> bool {
-        let Stage::Open(Open { tap, context: lent }) = &mut self.stage else { return true };
+    pub(super) fn flush(&mut self, contexts: &mut ContextPool) -> bool {
+        let ConnectionStage::Open(OpenWebSocket { reader: tap, context: lent }) = &mut self.stage else {
+            return true;
+        };
         let Some(mut context) = lent.take() else { return true };
         // Twice: a pong that found the buffer full comes with the second.
         let flushed = context.flush(tap).and_then(|()| context.flush(tap));
-        self.bulky |= tap.unwritten() > BULKY;
+        self.had_long_message |= tap.unwritten() > LONG_MESSAGE;
         if flushed.is_ok() && context.can_write() && tap.is_between_messages() {
-            contexts.take_back(context, std::mem::take(&mut self.bulky));
+            contexts.give_back(context, std::mem::take(&mut self.had_long_message));
         } else {
             *lent = Some(context);
         }
@@ -437,7 +446,7 @@ impl Backend {
 }
 
 /// Whether this process or system ran out of descriptors (EMFILE, ENFILE): no fault of the server.
-fn is_own_shortage(error: &io::Error) -> bool {
+fn is_out_of_descriptors(error: &io::Error) -> bool {
     cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24))
 }
 
@@ -458,6 +467,6 @@ mod tests {
     #[test]
     #[cfg(target_pointer_width = "64")]
     fn what_a_websocket_costs_is_known() {
-        assert!(size_of::<Backend>() <= 136, "{}", size_of::<Backend>());
+        assert!(size_of::<BackendConnection>() <= 136, "{}", size_of::<BackendConnection>());
     }
 }

@@ -9,32 +9,32 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token};
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use super::backend_connection::{Backend, Dialer, Incoming, Step};
+use super::backend_connection::{BackendConnection, DialStep, Dialer, Incoming};
 use super::connector::TlsClients;
-use super::context_pool::Contexts;
+use super::context_pool::ContextPool;
 use crate::config::WebSocket;
 use crate::session::{BackendClosed, BackendFailure, DialRequest};
 
 const SERVER: Token = Token(0);
 
 /// An open WebSocket to a chat server, for one thread that has nothing else to do.
-pub struct Visit {
+pub struct BlockingClient {
     poll: Poll,
-    backend: Backend,
-    contexts: Contexts,
+    backend: BackendConnection,
+    contexts: ContextPool,
 }
 
 /// How far a dial came.
-pub struct Dialled {
+pub struct DialReport {
     /// The stages that were done, of `connect`, `tls` and `upgrade`, and how long each took.
     pub stages: Vec<(&'static str, Duration)>,
     /// The open WebSocket, or the stage that failed.
-    pub outcome: Result<Visit, BackendFailure>,
+    pub outcome: Result<BlockingClient, BackendFailure>,
 }
 
 /// What a chat server says.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum ServerMessage {
     /// A text message.
     Text(String),
     /// A binary message.
@@ -43,7 +43,7 @@ pub enum Said {
     Gone(BackendClosed),
 }
 
-impl Visit {
+impl BlockingClient {
     /// Connects to the first of `addresses` that answers, secures and upgrades the connection as `request` and
     /// `websocket` say. Blocks for `limit` at most.
     pub fn open(
@@ -51,14 +51,14 @@ impl Visit {
         addresses: Vec<SocketAddr>,
         websocket: &WebSocket,
         limit: Duration,
-    ) -> Dialled {
+    ) -> DialReport {
         let mut stages = Vec::new();
         let outcome = dial(request, addresses, websocket, limit, &mut stages);
-        Dialled { stages, outcome }
+        DialReport { stages, outcome }
     }
 
     /// Sends a text. An error shows itself in what is heard next.
-    pub fn say(&mut self, text: String) {
+    pub fn send_text(&mut self, text: String) {
         let _ = self.backend.send_text(text, &mut self.contexts);
         self.backend.flush(&mut self.contexts);
     }
@@ -70,13 +70,13 @@ impl Visit {
     }
 
     /// The next thing the server says; `None` when nothing comes until `until`.
-    pub fn listen(&mut self, until: Instant) -> Option<Said> {
+    pub fn receive(&mut self, until: Instant) -> Option<ServerMessage> {
         loop {
             match self.backend.read(&mut self.contexts) {
-                Incoming::Text(text) => return Some(Said::Text(text.as_str().to_owned())),
-                Incoming::Audio(frame) => return Some(Said::Audio(frame.to_vec())),
-                Incoming::Gone(gone) => return Some(Said::Gone(gone)),
-                Incoming::Alive | Incoming::Enough => continue,
+                Incoming::Text(text) => return Some(ServerMessage::Text(text.as_str().to_owned())),
+                Incoming::Audio(frame) => return Some(ServerMessage::Audio(frame.to_vec())),
+                Incoming::Gone(gone) => return Some(ServerMessage::Gone(gone)),
+                Incoming::Alive | Incoming::OverBudget => continue,
                 Incoming::Blocked => {}
             }
             self.backend.flush(&mut self.contexts);
@@ -91,7 +91,7 @@ impl Visit {
     pub fn close(mut self, limit: Duration) {
         self.backend.close(CloseCode::Normal, &mut self.contexts);
         let until = Instant::now() + limit;
-        while !matches!(self.listen(until), None | Some(Said::Gone(_))) {}
+        while !matches!(self.receive(until), None | Some(ServerMessage::Gone(_))) {}
     }
 }
 
@@ -101,7 +101,7 @@ fn dial(
     websocket: &WebSocket,
     limit: Duration,
     stages: &mut Vec<(&'static str, Duration)>,
-) -> Result<Visit, BackendFailure> {
+) -> Result<BlockingClient, BackendFailure> {
     let order = if request.server.tls { &["connect", "tls", "upgrade"][..] } else { &["connect", "upgrade"] };
     let failure = |stage, why: &dyn ToString| BackendFailure { stage, message: why.to_string() };
     let mut tls = TlsClients::default();
@@ -112,9 +112,9 @@ fn dial(
     }
     let (start, mut mark) = (Instant::now(), Instant::now());
     let mut poll = Poll::new().map_err(|error| failure("connect", &error))?;
-    let mut backend = Backend::new(Box::new(request));
+    let mut backend = BackendConnection::new(Box::new(request));
     backend.resolved(addresses);
-    let mut go_on: fn(&mut Backend, &mut Dialer<'_>) -> Step = Backend::connect;
+    let mut go_on: fn(&mut BackendConnection, &mut Dialer<'_>) -> DialStep = BackendConnection::connect;
     loop {
         let now = Instant::now();
         let step = go_on(
@@ -127,11 +127,11 @@ fn dial(
                 secret: websocket.secret.as_ref(),
             },
         );
-        go_on = Backend::advance;
+        go_on = BackendConnection::advance;
         let stage = match &step {
-            Step::Wait => backend.stage(),
-            Step::Opened => "live",
-            Step::Failed(failure) => failure.stage,
+            DialStep::Wait => backend.stage(),
+            DialStep::Opened => "live",
+            DialStep::Failed(failure) => failure.stage,
         };
         let done = order.iter().take_while(|name| **name != stage).skip(stages.len()).copied();
         for name in done.collect::<Vec<_>>() {
@@ -139,9 +139,11 @@ fn dial(
             mark = Instant::now();
         }
         match step {
-            Step::Wait => {}
-            Step::Opened => return Ok(Visit { poll, backend, contexts: Contexts::default() }),
-            Step::Failed(failure) => return Err(failure),
+            DialStep::Wait => {}
+            DialStep::Opened => {
+                return Ok(BlockingClient { poll, backend, contexts: ContextPool::default() });
+            }
+            DialStep::Failed(failure) => return Err(failure),
         }
         let left = (start + limit).saturating_duration_since(now);
         if left.is_zero() {

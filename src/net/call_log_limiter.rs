@@ -14,7 +14,7 @@ const DEVICES: usize = 4096;
 
 /// What each device has left. One that has all of it need not be remembered.
 #[derive(Default)]
-pub(super) struct Lines {
+pub(super) struct CallLogLimiter {
     devices: HashMap<Mac, Allowance>,
     /// So many, and it is time to forget some.
     crowd: usize,
@@ -26,9 +26,9 @@ struct Allowance {
     suppressed: u64,
 }
 
-impl Lines {
+impl CallLogLimiter {
     /// Whether a line about this device's call deserves its place, and how many before it did not.
-    pub(super) fn worthy(&mut self, mac: Mac, now: Instant) -> Option<u64> {
+    pub(super) fn allows(&mut self, mac: Mac, now: Instant) -> Option<u64> {
         if self.devices.len() >= self.crowd {
             self.forget(now);
         }
@@ -65,35 +65,35 @@ mod tests {
 
     #[test]
     fn a_burst_passes_and_a_flood_is_thinned_and_counted() {
-        let (mut lines, start) = (Lines::default(), Instant::now());
+        let (mut lines, start) = (CallLogLimiter::default(), Instant::now());
         for _ in 0..BURST {
-            assert_eq!(lines.worthy(mac(1), start), Some(0));
+            assert_eq!(lines.allows(mac(1), start), Some(0));
         }
         for _ in 0..5 {
-            assert_eq!(lines.worthy(mac(1), start), None);
+            assert_eq!(lines.allows(mac(1), start), None);
         }
-        assert_eq!(lines.worthy(mac(2), start), Some(0), "one pays for another");
-        assert_eq!(lines.worthy(mac(1), start + REFILL), Some(5));
-        assert_eq!(lines.worthy(mac(1), start + REFILL), None);
+        assert_eq!(lines.allows(mac(2), start), Some(0), "one pays for another");
+        assert_eq!(lines.allows(mac(1), start + REFILL), Some(5));
+        assert_eq!(lines.allows(mac(1), start + REFILL), None);
         let later = start + REFILL * (BURST + 2);
-        assert_eq!(lines.worthy(mac(1), later), Some(1));
+        assert_eq!(lines.allows(mac(1), later), Some(1));
         for _ in 1..BURST {
-            assert_eq!(lines.worthy(mac(1), later), Some(0));
+            assert_eq!(lines.allows(mac(1), later), Some(0));
         }
-        assert_eq!(lines.worthy(mac(1), later), None);
+        assert_eq!(lines.allows(mac(1), later), None);
     }
 
     #[test]
     fn it_is_bounded_and_remembers_who_is_loud() {
-        let (mut lines, start) = (Lines::default(), Instant::now());
+        let (mut lines, start) = (CallLogLimiter::default(), Instant::now());
         for _ in 0..=BURST {
-            lines.worthy(mac(0), start);
+            lines.allows(mac(0), start);
         }
         for n in 1..20_000 {
-            assert_eq!(lines.worthy(mac(n), start), Some(0));
+            assert_eq!(lines.allows(mac(n), start), Some(0));
             assert!(lines.devices.len() <= DEVICES);
         }
-        assert_eq!(lines.worthy(mac(0), start), None);
+        assert_eq!(lines.allows(mac(0), start), None);
         lines.forget(start + REFILL * BURST);
         assert!(lines.devices.is_empty());
     }

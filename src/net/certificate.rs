@@ -19,12 +19,12 @@ pub struct Certificate {
     pub(super) acceptor: Acceptor,
     pem: Vec<u8>,
     /// What is known of it; nothing on systems whose TLS library is not OpenSSL.
-    pub facts: Option<Facts>,
+    pub info: Option<CertificateInfo>,
 }
 
 /// What a certificate says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts {
+pub struct CertificateInfo {
     /// The names it is for.
     pub names: String,
     /// Its last second, in words and in seconds since 1970.
@@ -32,7 +32,7 @@ pub struct Facts {
     /// Whether that is over.
     pub expired: bool,
     /// What makes devices refuse it or may do so, one sentence each; that it has expired is among them.
-    pub doubts: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
 /// Why there is no certificate to use: one line for the operator.
@@ -165,7 +165,7 @@ mod openssl_details {
     use openssl::pkey::PKey;
     use openssl::x509::{X509, X509NameRef, X509Ref, X509VerifyResult};
 
-    use super::{Certificate, CertificateError, Facts, acceptor, holds};
+    use super::{Certificate, CertificateError, CertificateInfo, acceptor, holds};
 
     /// Also reads keys in the older forms of RSA and EC.
     pub(super) fn make(
@@ -193,11 +193,11 @@ mod openssl_details {
         Ok(Certificate {
             acceptor: acceptor(pem, &pkcs8, cert_file)?,
             pem: pem.to_owned(),
-            facts: Some(facts),
+            info: Some(facts),
         })
     }
 
-    fn facts(own: &X509Ref, chain: &[X509]) -> Result<Facts, ErrorStack> {
+    fn facts(own: &X509Ref, chain: &[X509]) -> Result<CertificateInfo, ErrorStack> {
         let names = names(own);
         let now = Asn1Time::days_from_now(0)?;
         let since_1970 = Asn1Time::from_unix(0)?.diff(own.not_after())?;
@@ -225,7 +225,12 @@ mod openssl_details {
                 common_name(own.issuer_name())
             ));
         }
-        Ok(Facts { names, expires: (own.not_after().to_string(), expires), expired, doubts })
+        Ok(CertificateInfo {
+            names,
+            expires: (own.not_after().to_string(), expires),
+            expired,
+            warnings: doubts,
+        })
     }
 
     /// The names a certificate is for: those devices compare, else its common name.

@@ -6,24 +6,24 @@
 use std::time::{Duration, Instant};
 
 /// Packets per second, both ways together, from which they count as thick: two in a millisecond.
-const THICK: u32 = 2_000;
+const PACKETS_PER_SECOND_MIN: u32 = 2_000;
 /// Packets that share one wake-up; more of them would save little and wait longer.
-const GATHER: u32 = 32;
+const PACKETS_PER_WAKEUP: u32 = 32;
 /// A thread sleeps longer than it asked for by about this, on Linux by default.
-const OVERSLEPT: Duration = Duration::from_micros(50);
+const SLEEP_OVERSHOOT: Duration = Duration::from_micros(50);
 /// How long packets are counted before the rate is judged.
 const WINDOW: Duration = Duration::from_millis(20);
 
 /// The present rates of packets, judged window by window.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct Coalescer {
     since: Instant,
     up: u32,
     down: u32,
     /// Packets per second in the last window, both ways.
     rate: u32,
     /// Many of them came from chat servers.
-    is_dialogue: bool,
+    mostly_downlink: bool,
 }
 
 /// How work gathers before the next look.
@@ -32,21 +32,21 @@ pub(super) struct Pause {
     pub(super) time: Duration,
     /// Only after a look that finds nothing: chat servers may answer at once, and an answer should not wait a whole pause
     /// after what it answers has waited one.
-    pub(super) look: bool,
+    pub(super) poll_first: bool,
 }
 
-impl Pace {
+impl Coalescer {
     pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, up: 0, down: 0, rate: 0, is_dialogue: false }
+        Self { since: now, up: 0, down: 0, rate: 0, mostly_downlink: false }
     }
 
     /// One more packet from a device.
-    pub(super) fn up(&mut self) {
+    pub(super) fn count_uplink(&mut self) {
         self.up = self.up.saturating_add(1);
     }
 
     /// One more packet from a chat server.
-    pub(super) fn down(&mut self) {
+    pub(super) fn count_downlink(&mut self) {
         self.down = self.down.saturating_add(1);
     }
 
@@ -57,15 +57,15 @@ impl Pace {
         if elapsed >= WINDOW {
             let packets = self.up.saturating_add(self.down);
             self.rate = (f64::from(packets) / elapsed.as_secs_f64()) as u32;
-            self.is_dialogue = self.down >= packets / 4;
+            self.mostly_downlink = self.down >= packets / 4;
             (self.since, self.up, self.down) = (now, 0, 0);
         }
-        if self.rate < THICK {
+        if self.rate < PACKETS_PER_SECOND_MIN {
             return None;
         }
-        let apart = most.min(Duration::from_secs(1) * GATHER / self.rate);
-        let time = apart.checked_sub(now.saturating_duration_since(looked) + OVERSLEPT)?;
-        (!time.is_zero()).then_some(Pause { time, look: self.is_dialogue })
+        let apart = most.min(Duration::from_secs(1) * PACKETS_PER_WAKEUP / self.rate);
+        let time = apart.checked_sub(now.saturating_duration_since(looked) + SLEEP_OVERSHOOT)?;
+        (!time.is_zero()).then_some(Pause { time, poll_first: self.mostly_downlink })
     }
 }
 
@@ -78,11 +78,11 @@ mod tests {
     /// What is paused after a second of this many packets from devices and from chat servers.
     fn after_a_second_of(up: u32, down: u32, most: Duration) -> Option<Pause> {
         let start = Instant::now();
-        let mut pace = Pace::new(start);
+        let mut pace = Coalescer::new(start);
         let mut pause = None;
         for window in 1..=50 {
-            (0..up / 50).for_each(|_| pace.up());
-            (0..down / 50).for_each(|_| pace.down());
+            (0..up / 50).for_each(|_| pace.count_uplink());
+            (0..down / 50).for_each(|_| pace.count_downlink());
             let now = start + WINDOW * window;
             pause = pace.pause(most, now, now);
         }
@@ -90,29 +90,29 @@ mod tests {
     }
 
     #[test]
-    fn only_thick_packets_gather() {
+    fn only_frequent_packets_are_coalesced() {
         assert_eq!(after_a_second_of(50, 0, MS(1)), None);
         assert_eq!(after_a_second_of(1_000, 500, MS(1)), None);
-        let whole = MS(1) - OVERSLEPT;
-        assert_eq!(after_a_second_of(3_000, 0, MS(1)), Some(Pause { time: whole, look: false }));
+        let whole = MS(1) - SLEEP_OVERSHOOT;
+        assert_eq!(after_a_second_of(3_000, 0, MS(1)), Some(Pause { time: whole, poll_first: false }));
         let pause = after_a_second_of(50_000, 0, MS(1)).unwrap();
-        assert_eq!(pause.time + OVERSLEPT, Duration::from_micros(640), "in which 32 packets come");
+        assert_eq!(pause.time + SLEEP_OVERSHOOT, Duration::from_micros(640), "in which 32 packets come");
         assert_eq!(after_a_second_of(1_000_000, 0, MS(1)), None, "no sleep is that short");
         assert_eq!(after_a_second_of(100_000, 0, Duration::ZERO), None);
     }
 
     #[test]
-    fn what_chat_servers_answer_is_looked_for_first() {
+    fn with_many_answers_of_chat_servers_the_loop_polls_before_it_pauses() {
         for (up, down, look) in [(8_000, 1_000, false), (8_000, 8_000, true), (1_000, 8_000, true)] {
-            assert_eq!(after_a_second_of(up, down, MS(1)).unwrap().look, look, "{up} {down}");
+            assert_eq!(after_a_second_of(up, down, MS(1)).unwrap().poll_first, look, "{up} {down}");
         }
     }
 
     #[test]
-    fn a_turn_that_took_as_long_is_not_followed_by_a_pause() {
+    fn an_iteration_that_took_as_long_is_not_followed_by_a_pause() {
         let start = Instant::now();
-        let mut pace = Pace::new(start);
-        (0..100).for_each(|_| pace.up());
+        let mut pace = Coalescer::new(start);
+        (0..100).for_each(|_| pace.count_uplink());
         let looked = start + WINDOW;
         let time = |took: u64| {
             pace.pause(MS(1), looked, looked + Duration::from_micros(took)).map(|pause| pause.time)
@@ -125,8 +125,8 @@ mod tests {
     #[test]
     fn the_first_quiet_window_ends_it() {
         let start = Instant::now();
-        let mut pace = Pace::new(start);
-        (0..100).for_each(|_| pace.up());
+        let mut pace = Coalescer::new(start);
+        (0..100).for_each(|_| pace.count_uplink());
         let mut at = |since: Duration| pace.pause(MS(1), start + since, start + since);
         assert!(at(WINDOW).is_some());
         assert!(at(WINDOW + MS(1)).is_some());

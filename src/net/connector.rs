@@ -2,25 +2,25 @@
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use super::backend_connection::{Backend, Dialer, Incoming, Step};
+use super::backend_connection::{BackendConnection, DialStep, Dialer, Incoming};
 use super::backend_transport::TlsClient;
 use super::gateway::{Gateway, LINGER};
 use super::resolver::Lookup;
-use super::run_queue::Ready;
+use super::run_queue::Task;
 use super::token::{self, Role, SessionId};
 use crate::session::{
     BackendClosed, BackendFailure, Core, DialRequest, DropReason, Encrypted, UdpPeer, Uplink,
 };
 
 /// Messages and bytes of text per dispatch: a chat server that sends without end must let others in.
-const MESSAGES: usize = 32;
+const MESSAGE_BUDGET: usize = 32;
 const TEXT_BYTES: usize = 256 * 1024;
 /// Dials begun per dispatch: those that fail at once, thousands of them after an outage, take no place and end at no limit.
 const DIALS: usize = 32;
 /// Datagrams per dispatch.
-const DATAGRAMS: usize = 256;
+const DATAGRAM_BUDGET: usize = 256;
 /// A sealed datagram: header and the longest payload.
-pub(super) const SEALED: usize = crate::proto::audio::HEADER_LEN + crate::proto::audio::MAX_PAYLOAD;
+pub(super) const DATAGRAM_MAX: usize = crate::proto::audio::HEADER_LEN + crate::proto::audio::MAX_PAYLOAD;
 
 impl Gateway {
     // ----- dialling -----------------------------------------------------------------------------------------------
@@ -31,7 +31,7 @@ impl Gateway {
         self.metrics.dials += 1;
         let (host, port, fresh) = (request.server.host.clone(), request.server.port, request.skip_dns_cache);
         let Some(session) = self.sessions.live(id) else { return };
-        session.backend = Some(Box::new(Backend::new(request)));
+        session.backend = Some(Box::new(BackendConnection::new(request)));
         self.next_ticket += 1;
         let ticket = self.next_ticket;
         match self.resolver.lookup(&host, port, ticket, fresh, self.now) {
@@ -47,9 +47,9 @@ impl Gateway {
     }
 
     /// Hands out what the resolver has found out.
-    pub(super) fn collect_names(&mut self) {
-        let mut finished = std::mem::take(&mut self.names);
-        self.resolver.finished(self.now, &mut finished);
+    pub(super) fn collect_resolved(&mut self) {
+        let mut finished = std::mem::take(&mut self.resolved_names);
+        self.resolver.take_finished(self.now, &mut finished);
         for (ticket, outcome) in finished.drain(..) {
             let Some(id) = self.tickets.remove(&ticket) else { continue };
             let waits = self.sessions.live(id).and_then(|session| session.backend.as_ref());
@@ -57,7 +57,7 @@ impl Gateway {
                 self.resolved(id, outcome);
             }
         }
-        self.names = finished;
+        self.resolved_names = finished;
     }
 
     /// Queues what comes next. Not now: a core may be in the middle of its actions, and one dial that fails at once leads to
@@ -70,11 +70,11 @@ impl Gateway {
             Ok(addresses) => {
                 backend.resolved(addresses);
                 self.dial_queue.push_back(id);
-                self.ready.push(Ready::Dials);
+                self.run_queue.push(Task::StartDials);
             }
             Err(why) => {
                 backend.unresolved(why);
-                self.ready.push(Ready::Backend(id));
+                self.run_queue.push(Task::Backend(id));
             }
         }
     }
@@ -87,25 +87,25 @@ impl Gateway {
             }
             let Some(id) = self.dial_queue.pop_front() else { return };
             let Some(session) = self.sessions.live(id) else { continue };
-            let Some(backend) = session.backend.as_mut().filter(|backend| backend.is_waiting()) else {
+            let Some(backend) = session.backend.as_mut().filter(|backend| backend.is_queued()) else {
                 continue;
             };
-            if backend.counted {
+            if backend.holds_dial_slot {
                 continue;
             }
-            backend.counted = true;
+            backend.holds_dial_slot = true;
             self.dialing += 1;
             session.core.on_backend_connecting();
-            self.advance_dial(id, Backend::connect);
+            self.advance_dial(id, BackendConnection::connect);
         }
-        self.ready.push(Ready::Dials);
+        self.run_queue.push(Task::StartDials);
     }
 
     /// Goes on with a dial after an event, or when an address took too long.
     pub(super) fn advance_dial(
         &mut self,
         id: SessionId,
-        go_on: impl FnOnce(&mut Backend, &mut Dialer<'_>) -> Step,
+        go_on: impl FnOnce(&mut BackendConnection, &mut Dialer<'_>) -> DialStep,
     ) {
         let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
             return;
@@ -122,14 +122,14 @@ impl Gateway {
             secret: self.config.websocket.secret.as_ref(),
         };
         match go_on(backend, &mut dialer) {
-            Step::Wait => self.rearm(id),
-            Step::Failed(failure) => self.dial_failed(id, failure),
-            Step::Opened => {
+            DialStep::Wait => self.arm_session_timer(id),
+            DialStep::Failed(failure) => self.dial_failed(id, failure),
+            DialStep::Opened => {
                 self.metrics.dials_opened += 1;
-                self.dial_over(id);
+                self.release_dial_slot(id);
                 self.drive(id, Core::on_backend_open);
                 // The first frames may be in a buffer already, and no edge will announce them.
-                self.ready.push(Ready::Backend(id));
+                self.run_queue.push(Task::Backend(id));
             }
         }
     }
@@ -140,63 +140,63 @@ impl Gateway {
     }
 
     /// The dial gives its place to the next.
-    fn dial_over(&mut self, id: SessionId) {
+    fn release_dial_slot(&mut self, id: SessionId) {
         if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut())
-            && std::mem::take(&mut backend.counted)
+            && std::mem::take(&mut backend.holds_dial_slot)
         {
             self.dialing -= 1;
-            self.ready.push(Ready::Dials);
+            self.run_queue.push(Task::StartDials);
         }
     }
 
     /// Drops the connection to the chat server, whatever its state.
     pub(super) fn drop_backend(&mut self, id: SessionId) {
-        self.reclaim_chunk(id);
-        self.dial_over(id);
+        self.give_back_read_buffer(id);
+        self.release_dial_slot(id);
         if let Some(session) = self.sessions.live(id) {
             session.backend = None;
         }
-        self.weigh(id);
-        self.bury_if_spent(id);
+        self.account(id);
+        self.reap_if_finished(id);
     }
 
     /// Closes the WebSocket properly: Close frame, then a moment for the server's answer, in a session of its own, so
     /// that this one is free for the next call.
-    pub(super) fn hang_up(&mut self, id: SessionId, code: u16) {
-        self.reclaim_chunk(id);
-        self.dial_over(id);
+    pub(super) fn close_backend(&mut self, id: SessionId, code: u16) {
+        self.give_back_read_buffer(id);
+        self.release_dial_slot(id);
         let Some(session) = self.sessions.live(id) else { return };
         let Some(mut backend) = session.backend.take() else { return };
-        self.weigh(id);
+        self.account(id);
         if !backend.is_open() {
-            return self.bury_if_spent(id);
+            return self.reap_if_finished(id);
         }
-        backend.close(CloseCode::from(code), &mut self.contexts);
+        backend.close(CloseCode::from(code), &mut self.context_pool);
         let token = token::token(Role::Backend, self.sessions.next_slot());
-        if backend.reregister(self.poll.registry(), token).is_ok() && backend.flush(&mut self.contexts) {
+        if backend.reregister(self.poll.registry(), token).is_ok() && backend.flush(&mut self.context_pool) {
             let mut core = Core::new(std::net::Ipv4Addr::UNSPECIFIED.into(), self.now);
             core.mark_closed();
             let rest = self.sessions.insert(core, None, Some(backend));
             if let Some(session) = self.sessions.live(rest) {
-                session.linger = Some(Box::new(self.now + LINGER));
+                session.linger_until = Some(Box::new(self.now + LINGER));
             }
-            self.weigh(rest);
-            self.rearm(rest);
+            self.account(rest);
+            self.arm_session_timer(rest);
         }
-        self.bury_if_spent(id);
+        self.reap_if_finished(id);
     }
 
     // ----- from the chat server -----------------------------------------------------------------------------------
 
     /// Goes on with the dial, or reads what has come, within the budget.
-    pub(super) fn pump_backend(&mut self, id: SessionId, more: bool) {
+    pub(super) fn on_backend_ready(&mut self, id: SessionId, more: bool) {
         self.advance_dial_if_any(id);
-        let chunk = &mut self.chunk;
+        let chunk = &mut self.read_buffer;
         if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
-            backend.lend(chunk, more);
+            backend.borrow_read_buffer(chunk, more);
         }
         self.read_backend(id);
-        self.reclaim_chunk(id);
+        self.give_back_read_buffer(id);
     }
 
     /// Whether this session's connection to its chat server can go on when it may write.
@@ -206,16 +206,16 @@ impl Gateway {
     }
 
     /// The chunk comes home before its borrower goes elsewhere.
-    fn reclaim_chunk(&mut self, id: SessionId) {
-        let chunk = &mut self.chunk;
+    fn give_back_read_buffer(&mut self, id: SessionId) {
+        let chunk = &mut self.read_buffer;
         if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
-            backend.reclaim(chunk);
+            backend.give_back_read_buffer(chunk);
         }
     }
 
     fn read_backend(&mut self, id: SessionId) {
         let mut bytes = 0;
-        for _ in 0..MESSAGES {
+        for _ in 0..MESSAGE_BUDGET {
             if bytes > TEXT_BYTES {
                 break;
             }
@@ -225,19 +225,19 @@ impl Gateway {
             if !backend.is_open() {
                 return;
             }
-            match backend.read(&mut self.contexts) {
+            match backend.read(&mut self.context_pool) {
                 Incoming::Blocked => {
-                    self.touch(id);
-                    return self.rearm(id);
+                    self.mark_dirty(id);
+                    return self.arm_session_timer(id);
                 }
-                Incoming::Enough => break,
+                Incoming::OverBudget => break,
                 Incoming::Audio(frame) => self.downlink(id, &frame),
                 Incoming::Text(text) => {
                     bytes += text.len();
                     self.drive(id, |core, cx| core.on_backend_text(text.as_str(), cx));
                 }
                 Incoming::Alive => {
-                    self.touch(id);
+                    self.mark_dirty(id);
                     if let Some(session) = self.sessions.live(id) {
                         session.core.on_backend_activity(self.now);
                     }
@@ -245,14 +245,14 @@ impl Gateway {
                 Incoming::Gone(gone) => return self.backend_gone(id, gone),
             }
         }
-        self.touch(id);
-        self.ready.push(Ready::Backend(id));
+        self.mark_dirty(id);
+        self.run_queue.push(Task::Backend(id));
     }
 
     fn advance_dial_if_any(&mut self, id: SessionId) {
         let backend = self.sessions.live(id).and_then(|session| session.backend.as_ref());
         if backend.is_some_and(|backend| backend.is_dialling()) {
-            self.advance_dial(id, Backend::advance);
+            self.advance_dial(id, BackendConnection::advance);
         }
     }
 
@@ -260,16 +260,16 @@ impl Gateway {
         // A Close frame of the server is answered; hanging up sends the answer and lingers for the connection's end.
         let lingers = self.sessions.get(id).is_some_and(|session| session.core.is_finished());
         match &gone {
-            BackendClosed::CloseFrame(_) if lingers => return self.ready.push(Ready::Backend(id)),
-            BackendClosed::CloseFrame(_) => self.hang_up(id, 1000),
+            BackendClosed::CloseFrame(_) if lingers => return self.run_queue.push(Task::Backend(id)),
+            BackendClosed::CloseFrame(_) => self.close_backend(id, 1000),
             BackendClosed::Failed(_) => self.drop_backend(id),
         }
         self.drive(id, |core, cx| core.on_backend_closed(gone, cx));
     }
 
     fn downlink(&mut self, id: SessionId, frame: &[u8]) {
-        self.pace.down();
-        let mut out = [0; SEALED];
+        self.coalescer.count_downlink();
+        let mut out = [0; DATAGRAM_MAX];
         let now = self.now;
         let Some(session) = self.sessions.live(id) else { return };
         match session.core.downlink(frame, &mut out, &self.config, &mut self.servers, now) {
@@ -284,8 +284,7 @@ impl Gateway {
     pub(super) fn queue_datagram(&mut self, id: SessionId, sealed: Encrypted, bytes: &[u8]) {
         let Some(session) = self.sessions.live(id) else { return };
         let ssrc = session.core.ssrc().unwrap_or_default();
-        if session.device.as_ref().is_some_and(|device| device.has_output())
-            && !self.flush_datagrams().blocked
+        if session.mqtt.as_ref().is_some_and(|device| device.has_output()) && !self.flush_datagrams().blocked
         {
             self.flush_device(id);
         }
@@ -299,7 +298,7 @@ impl Gateway {
 
     /// Receives datagrams, within the budget.
     pub(super) fn drain_udp(&mut self) {
-        let mut budget = DATAGRAMS;
+        let mut budget = DATAGRAM_BUDGET;
         while budget > 0 {
             let received = match self.udp.receive() {
                 Ok(received) => received,
@@ -317,14 +316,14 @@ impl Gateway {
             }
             budget = budget.saturating_sub(received);
         }
-        self.ready.push(Ready::Udp);
+        self.run_queue.push(Task::Udp);
     }
 
     fn uplink(&mut self, i: usize) {
         let now = self.now;
         let (meta, datagram) = self.udp.datagram(i);
         self.metrics.datagrams_in += 1;
-        self.pace.up();
+        self.coalescer.count_uplink();
         let outcome = match super::socket::ssrc(datagram).and_then(|ssrc| self.index.call(ssrc)) {
             None => Err(DropReason::UnknownSsrc),
             Some(id) => match self.sessions.live(id) {
@@ -337,7 +336,8 @@ impl Gateway {
                         Ok(Uplink::Silence) => return self.answer_with_silence(id),
                         Ok(Uplink::Server { frame, payload, peer_learned: first }) => {
                             let backend = session.backend.as_mut();
-                            let sent = backend.map(|backend| backend.send_audio(frame, &mut self.contexts));
+                            let sent =
+                                backend.map(|backend| backend.send_audio(frame, &mut self.context_pool));
                             if !matches!(sent, Some(Ok(()))) {
                                 session.core.on_uplink_dropped(payload);
                                 self.metrics.discarded(match sent {
@@ -353,14 +353,14 @@ impl Gateway {
         };
         match outcome {
             Ok((id, first)) => {
-                self.touch(id);
+                self.mark_dirty(id);
                 if first {
                     self.drive(id, Core::release_held);
                 }
             }
             Err(discard) => {
                 self.metrics.discarded(discard);
-                self.sightings.discarded(meta.from.ip(), discard.label());
+                self.udp_drops.discarded(meta.from.ip(), discard.label());
             }
         }
     }

@@ -17,26 +17,26 @@ pub(super) const MAX_WRITE_BUFFER: usize = 128 * 1024;
 /// The longest message of a chat server.
 const MAX_MESSAGE: usize = 1024 * 1024;
 /// More contexts than this are not kept: so many calls in one turn are rare.
-const SPARE: usize = 256;
+const SPARE_MAX: usize = 256;
 
 /// The contexts that no call has.
 #[derive(Default)]
-pub struct Contexts {
+pub struct ContextPool {
     #[expect(clippy::vec_box, reason = "a box moves between here and a call as it is")]
     spare: Vec<Box<WebSocketContext>>,
     /// Audio on its way into a frame.
     payload: BytesMut,
 }
 
-impl Contexts {
+impl ContextPool {
     /// The context of a call, which it gets now if it has none.
-    pub fn lend<'a>(&mut self, context: &'a mut Option<Box<WebSocketContext>>) -> &'a mut WebSocketContext {
+    pub fn borrow<'a>(&mut self, context: &'a mut Option<Box<WebSocketContext>>) -> &'a mut WebSocketContext {
         context.get_or_insert_with(|| self.spare.pop().unwrap_or_else(fresh))
     }
 
     /// Takes back a context that is as good as new. One that grew for a long message (`bulky`) is freed.
-    pub fn take_back(&mut self, context: Box<WebSocketContext>, bulky: bool) {
-        if !bulky && self.spare.len() < SPARE {
+    pub fn give_back(&mut self, context: Box<WebSocketContext>, bulky: bool) {
+        if !bulky && self.spare.len() < SPARE_MAX {
             self.spare.push(context);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::index::{Index, Sighting};
+use super::index::{Index, UdpDrops};
 use crate::config::PublicIp;
 use crate::session::CallCredentials;
 
@@ -10,7 +10,7 @@ use crate::session::CallCredentials;
 const RANDOM: usize = 16 + 16 + 8 + 4;
 
 /// A fresh grant, whose ssrc no other call has.
-pub(super) fn mint(index: &Index) -> Result<CallCredentials, getrandom::Error> {
+pub(super) fn generate(index: &Index) -> Result<CallCredentials, getrandom::Error> {
     // All of it in one system call, but for an ssrc that is taken.
     let mut random = [0; RANDOM];
     getrandom::fill(&mut random)?;
@@ -59,7 +59,7 @@ pub(super) fn udp_host(public_ip: &PublicIp, local: Option<IpAddr>) -> Box<str> 
 }
 
 /// What the operator of a device without sound should know of its datagrams, and look at.
-pub(super) fn seen(sighting: &Sighting) -> String {
+pub(super) fn describe_drops(sighting: &UdpDrops) -> String {
     match (sighting.datagrams, sighting.last) {
         (0, _) | (_, None) => {
             "nothing was seen from its address: check that this UDP port is open in every firewall \

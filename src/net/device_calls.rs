@@ -2,8 +2,8 @@
 
 use log::info;
 
-use super::connector::SEALED;
-use super::gateway::{Alarm, Gateway};
+use super::connector::DATAGRAM_MAX;
+use super::gateway::{Gateway, TimerKind};
 use super::token::SessionId;
 use crate::proto::audio::HEADER_LEN;
 use crate::proto::identity::Mac;
@@ -36,7 +36,7 @@ impl Gateway {
     // ----- what operators ask for ---------------------------------------------------------------------------------
 
     pub(super) fn request_device_call(&mut self, caller: Mac, target: Mac, nickname: &str) -> RequestOutcome {
-        if self.team.elsewhere(target).is_some() {
+        if self.workers.other_worker_of(target).is_some() {
             return RequestOutcome::Refused(
                 "两台设备由不同的工作线程服务，需设 workers 为 1 / The devices are served by different workers; set workers to 1",
             );
@@ -46,7 +46,7 @@ impl Gateway {
         let bridges = &mut self.device_calls.bridges;
         let outcome = bridges.request((caller, calling), (target, called), nickname, self.now, &mut effects);
         self.metrics.device_calls += u64::from(!effects.is_empty());
-        self.bring_about(effects);
+        self.apply_effects(effects);
         self.rearm_device_calls();
         outcome
     }
@@ -57,7 +57,7 @@ impl Gateway {
         let called = self.presence(target);
         let outcome = bridges.accept((target, called), |caller| self.presence(caller), &mut effects);
         self.device_calls.bridges = bridges;
-        self.bring_about(effects);
+        self.apply_effects(effects);
         outcome
     }
 
@@ -65,58 +65,58 @@ impl Gateway {
     pub(super) fn hang_up_device_call(&mut self, mac: Mac) -> bool {
         let mut effects = Vec::new();
         let hung_up = self.device_calls.bridges.hang_up(mac, &mut effects);
-        self.bring_about(effects);
+        self.apply_effects(effects);
         hung_up
     }
 
     // ----- what happens to devices --------------------------------------------------------------------------------
 
     /// The call of a device that called, or talked to, another one is over.
-    pub(super) fn left_device_call(&mut self, id: SessionId) {
+    pub(super) fn leave_device_call(&mut self, id: SessionId) {
         let Some(session) = self.sessions.live(id) else { return };
         session.peer = None;
         let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) else { return };
         let mut effects = Vec::new();
         self.device_calls.bridges.on_call_ended(mac, &mut effects);
-        self.bring_about(effects);
+        self.apply_effects(effects);
     }
 
     /// A connection of the device is gone; nobody need wait for it when it was the last.
-    pub(super) fn device_absent(&mut self, mac: Mac) {
+    pub(super) fn on_device_absent(&mut self, mac: Mac) {
         if self.index.of_mac(mac, &self.sessions).next().is_some() {
             return;
         }
         let mut effects = Vec::new();
         self.device_calls.bridges.on_device_disconnected(mac, &mut effects);
-        self.bring_about(effects);
+        self.apply_effects(effects);
     }
 
-    pub(super) fn device_calls_alarm(&mut self, tick: u64) {
+    pub(super) fn on_device_calls_timer(&mut self, tick: u64) {
         if self.device_calls.alarm != Some(tick) {
             return;
         }
         self.device_calls.alarm = None;
         let mut effects = Vec::new();
         self.device_calls.bridges.on_timeout(self.now, &mut effects);
-        self.bring_about(effects);
+        self.apply_effects(effects);
         self.rearm_device_calls();
     }
 
     fn rearm_device_calls(&mut self) {
         let Some(deadline) = self.device_calls.bridges.deadline() else { return };
-        let tick = self.wheel.tick(deadline);
+        let tick = self.timers.tick(deadline);
         if self.device_calls.alarm.is_none_or(|armed| tick < armed) {
-            self.device_calls.alarm = Some(self.wheel.arm(deadline, Alarm::DeviceCalls));
+            self.device_calls.alarm = Some(self.timers.arm(deadline, TimerKind::DeviceCalls));
         }
     }
 
-    fn bring_about(&mut self, effects: Vec<DeviceCallEffect>) {
+    fn apply_effects(&mut self, effects: Vec<DeviceCallEffect>) {
         for effect in effects {
             match effect {
                 DeviceCallEffect::Ring(caller) => self.drive_mac(caller, |core, cx| core.start_ringing(cx)),
                 DeviceCallEffect::Wake { target, nickname } => {
                     if let Some(id) = self.session_of(target) {
-                        info!("{} is called by another device", self.prefix(id));
+                        info!("{} is called by another device", self.log_prefix(id));
                     }
                     self.drive_mac(target, |core, cx| core.wake_for_call(&nickname, cx));
                 }
@@ -144,7 +144,7 @@ impl Gateway {
             self.drive(id, |core, cx| core.join_device_call(cx));
         }
         self.metrics.device_calls_bridged += 1;
-        info!("{} talks to {}", self.prefix(a), self.prefix(b));
+        info!("{} talks to {}", self.log_prefix(a), self.log_prefix(b));
     }
 
     fn drive_mac(
@@ -161,7 +161,7 @@ impl Gateway {
 
     /// The datagram in this place of the batch has so many decrypted bytes for the device at the other end.
     pub(super) fn relay(&mut self, id: SessionId, place: usize, payload: usize) {
-        let mut out = [0; SEALED];
+        let mut out = [0; DATAGRAM_MAX];
         let peer = self.sessions.get(id).and_then(|session| session.peer.as_deref().copied());
         let (_, datagram) = self.udp.datagram(place);
         let sealed = match peer.and_then(|peer| Some((peer, self.sessions.live(peer)?))) {
@@ -179,7 +179,7 @@ impl Gateway {
 
     /// A device that waits for another one hears silence, one packet for each of its own.
     pub(super) fn answer_with_silence(&mut self, id: SessionId) {
-        let mut out = [0; SEALED];
+        let mut out = [0; DATAGRAM_MAX];
         self.metrics.discarded(DropReason::Ringing);
         let Some(session) = self.sessions.live(id) else { return };
         if let Ok(sealed) = session.core.ringing_silence(&mut out, &self.config) {

@@ -9,7 +9,7 @@ pub(super) const INTERVAL: Duration = Duration::from_millis(500);
 
 /// What a file looks like from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Looks {
+struct FileStamp {
     modified: Option<SystemTime>,
     length: u64,
     inode: u64,
@@ -17,21 +17,21 @@ struct Looks {
 
 /// One file under watch.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct FileWatch {
     path: PathBuf,
-    known: Option<Looks>,
+    known: Option<FileStamp>,
     changed: bool,
 }
 
-impl Watch {
+impl FileWatch {
     pub(super) fn new(path: PathBuf) -> Self {
-        let known = looks(&path);
+        let known = stamp(&path);
         Self { path, known, changed: false }
     }
 
     /// True once for every change, when the file has kept its new looks for one look: it may have been half written.
-    pub(super) fn look(&mut self) -> bool {
-        let now = looks(&self.path);
+    pub(super) fn has_changed(&mut self) -> bool {
+        let now = stamp(&self.path);
         if now != self.known {
             self.known = now;
             self.changed = true;
@@ -41,9 +41,9 @@ impl Watch {
     }
 }
 
-fn looks(path: &PathBuf) -> Option<Looks> {
+fn stamp(path: &PathBuf) -> Option<FileStamp> {
     let metadata = std::fs::metadata(path).ok()?;
-    Some(Looks { modified: metadata.modified().ok(), length: metadata.len(), inode: inode(&metadata) })
+    Some(FileStamp { modified: metadata.modified().ok(), length: metadata.len(), inode: inode(&metadata) })
 }
 
 #[cfg(unix)]

@@ -9,23 +9,23 @@ use std::io::{self, ErrorKind, Read, Write};
 use super::backend_transport::Stream;
 
 /// Bytes per read.
-pub(super) const CHUNK: usize = 16 * 1024;
+pub(super) const READ_SIZE: usize = 16 * 1024;
 /// Bytes after which it is time for other calls: tungstenite reads on until a message is whole, however many frames that
 /// takes.
-const ENOUGH: u16 = 2 * CHUNK as u16;
+const READ_BUDGET: u16 = 2 * READ_SIZE as u16;
 /// A piece costs as much as so many bytes, however short it is: fragments may be empty.
-const PIECE: usize = 64;
+const MIN_COST: usize = 64;
 
 /// A stream with a tap: what was read and not yet passed on, and where in a message it stands.
-pub(super) struct Tap {
+pub(super) struct FrameReader {
     stream: Stream,
     /// The lent chunk, or what was left when it was taken back.
-    chunk: Vec<u8>,
+    buffer: Vec<u8>,
     at: usize,
     filled: usize,
     /// Bytes until it is time for other calls.
-    left: u16,
-    place: Place,
+    budget_left: u16,
+    cursor: FrameCursor,
     /// The last read found less than there was room for: a new edge will announce more.
     drained: bool,
     more: bool,
@@ -35,7 +35,7 @@ pub(super) struct Tap {
 
 /// Where in the stream of frames (RFC 6455 section 5.2) the next byte stands.
 #[derive(Default)]
-struct Place {
+struct FrameCursor {
     /// Of the frame's payload that is to come; of its length, while that is read.
     left: u64,
     /// Bytes of the header seen, two at most.
@@ -54,7 +54,7 @@ struct Place {
     message: u32,
 }
 
-impl Place {
+impl FrameCursor {
     /// Moves on, to the end of a frame at most; by how many bytes.
     fn advance(&mut self, bytes: &[u8]) -> usize {
         for (i, byte) in bytes.iter().enumerate() {
@@ -120,18 +120,18 @@ impl Place {
     }
 }
 
-impl Tap {
+impl FrameReader {
     /// With what was read of the stream before.
     pub(super) fn new(stream: Stream, read: Vec<u8>) -> Self {
         let filled = read.len();
-        let place = Place::default();
+        let place = FrameCursor::default();
         Self {
             stream,
-            chunk: read,
+            buffer: read,
             at: 0,
             filled,
-            left: ENOUGH,
-            place,
+            budget_left: READ_BUDGET,
+            cursor: place,
             drained: false,
             more: true,
             unwritten: 0,
@@ -144,7 +144,7 @@ impl Tap {
 
     /// Whether all that was passed on are whole messages.
     pub(super) fn is_between_messages(&self) -> bool {
-        self.place.is_between_messages()
+        self.cursor.is_between_messages()
     }
 
     /// Bytes that wait for the server to read.
@@ -155,35 +155,35 @@ impl Tap {
     /// Bytes of memory that this WebSocket takes: what is partial, what was not served yet, what was not written. To be
     /// asked while no chunk is lent.
     pub(super) fn kept(&self) -> usize {
-        self.chunk.capacity() + self.place.kept() + self.unwritten()
+        self.buffer.capacity() + self.cursor.kept() + self.unwritten()
     }
 
-    pub(super) fn lend(&mut self, chunk: &mut Vec<u8>, more: bool) {
-        (self.left, self.drained, self.more) = (ENOUGH, false, more);
+    pub(super) fn borrow_buffer(&mut self, chunk: &mut Vec<u8>, more: bool) {
+        (self.budget_left, self.drained, self.more) = (READ_BUDGET, false, more);
         // What was left is less than a chunk.
-        if self.chunk.len() != CHUNK {
-            let kept = std::mem::replace(&mut self.chunk, std::mem::take(chunk));
+        if self.buffer.len() != READ_SIZE {
+            let kept = std::mem::replace(&mut self.buffer, std::mem::take(chunk));
             let left = &kept[self.at..self.filled];
-            self.chunk.resize(CHUNK, 0);
-            self.chunk[..left.len()].copy_from_slice(left);
+            self.buffer.resize(READ_SIZE, 0);
+            self.buffer[..left.len()].copy_from_slice(left);
             (self.at, self.filled) = (0, left.len());
         }
     }
 
-    pub(super) fn reclaim(&mut self, chunk: &mut Vec<u8>) {
-        let left = self.chunk[self.at..self.filled].to_vec();
+    pub(super) fn give_back_buffer(&mut self, chunk: &mut Vec<u8>) {
+        let left = self.buffer[self.at..self.filled].to_vec();
         (self.at, self.filled) = (0, left.len());
-        let lent = std::mem::replace(&mut self.chunk, left);
-        if lent.len() == CHUNK {
+        let lent = std::mem::replace(&mut self.buffer, left);
+        if lent.len() == READ_SIZE {
             *chunk = lent;
         }
     }
 
     /// Whether it stopped where it had read enough, and there may be more. From now on it may read as much again.
-    pub(super) fn was_enough(&mut self) -> bool {
-        let enough = self.left == 0;
+    pub(super) fn is_over_budget(&mut self) -> bool {
+        let enough = self.budget_left == 0;
         if enough {
-            self.left = ENOUGH;
+            self.budget_left = READ_BUDGET;
         }
         enough
     }
@@ -195,31 +195,31 @@ impl Tap {
     }
 }
 
-impl Read for Tap {
+impl Read for FrameReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.left == 0 {
+        if self.budget_left == 0 {
             return Err(ErrorKind::WouldBlock.into());
         }
         if self.at == self.filled {
             if self.drained {
                 return Err(ErrorKind::WouldBlock.into());
             }
-            self.chunk.resize(CHUNK, 0);
-            let n = self.stream.read(&mut self.chunk)?;
+            self.buffer.resize(READ_SIZE, 0);
+            let n = self.stream.read(&mut self.buffer)?;
             (self.at, self.filled) = (0, n);
-            self.drained = n > 0 && n < CHUNK && self.short_means_empty();
+            self.drained = n > 0 && n < READ_SIZE && self.short_means_empty();
         }
         // Not beyond the frame, so that nothing is left in tungstenite's buffer when a message is whole.
         let n = buffer.len().min(self.filled - self.at);
-        let n = self.place.advance(&self.chunk[self.at..self.at + n]);
-        buffer[..n].copy_from_slice(&self.chunk[self.at..self.at + n]);
+        let n = self.cursor.advance(&self.buffer[self.at..self.at + n]);
+        buffer[..n].copy_from_slice(&self.buffer[self.at..self.at + n]);
         self.at += n;
-        self.left = self.left.saturating_sub(n.max(PIECE).min(ENOUGH.into()) as u16);
+        self.budget_left = self.budget_left.saturating_sub(n.max(MIN_COST).min(READ_BUDGET.into()) as u16);
         Ok(n)
     }
 }
 
-impl Write for Tap {
+impl Write for FrameReader {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let outcome = self.stream.write(data);
         self.unwritten = (data.len() - outcome.as_ref().map_or(0, |n| *n)) as u32;
@@ -239,16 +239,16 @@ mod tests {
 
     use super::*;
 
-    fn tap() -> (Tap, std::net::TcpStream) {
+    fn tap() -> (FrameReader, std::net::TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, _) = listener.accept().unwrap();
         client.set_nonblocking(true).unwrap();
-        (Tap::new(Stream::Plain(mio::net::TcpStream::from_std(client)), Vec::new()), server)
+        (FrameReader::new(Stream::Plain(mio::net::TcpStream::from_std(client)), Vec::new()), server)
     }
 
     /// Reads in small pieces until nothing more comes for now, at least `length` bytes.
-    fn read(tap: &mut Tap, length: usize) -> Vec<u8> {
+    fn read(tap: &mut FrameReader, length: usize) -> Vec<u8> {
         let mut all = Vec::new();
         let mut piece = [0; 100];
         loop {
@@ -256,7 +256,7 @@ mod tests {
                 Ok(0) => return all,
                 Ok(n) => all.extend_from_slice(&piece[..n]),
                 Err(_) if all.len() >= length => return all,
-                Err(_) => (tap.drained, tap.left) = (false, ENOUGH),
+                Err(_) => (tap.drained, tap.budget_left) = (false, READ_BUDGET),
             }
         }
     }
@@ -268,24 +268,24 @@ mod tests {
         server.write_all(&bytes).unwrap();
         let mut chunk = Vec::new();
         let mut all = Vec::new();
-        tap.lend(&mut chunk, false);
+        tap.borrow_buffer(&mut chunk, false);
         let mut piece = [0; 300];
         while all.len() < 1000 {
             if let Ok(n) = tap.read(&mut piece) {
                 all.extend_from_slice(&piece[..n]);
             }
         }
-        tap.reclaim(&mut chunk);
-        assert_eq!(chunk.len(), CHUNK);
-        assert!(tap.chunk.len() < CHUNK);
+        tap.give_back_buffer(&mut chunk);
+        assert_eq!(chunk.len(), READ_SIZE);
+        assert!(tap.buffer.len() < READ_SIZE);
         // What was left comes first.
-        tap.lend(&mut chunk, false);
+        tap.borrow_buffer(&mut chunk, false);
         assert_eq!(chunk.len(), 0);
         let rest = bytes.len() - all.len();
         all.extend(read(&mut tap, rest));
         assert_eq!(all, bytes);
-        tap.reclaim(&mut chunk);
-        assert_eq!(tap.chunk.capacity(), 0);
+        tap.give_back_buffer(&mut chunk);
+        assert_eq!(tap.buffer.capacity(), 0);
     }
 
     #[test]
@@ -294,23 +294,23 @@ mod tests {
             [&[0x82, 126, (payload >> 8) as u8, payload as u8][..], &vec![7; payload]].concat()
         };
         for (bytes, most) in [
-            (frame(60_000).repeat(2), usize::from(ENOUGH) + 1000),
-            ([0x00, 0].repeat(40_000), 2 * usize::from(ENOUGH) / PIECE),
+            (frame(60_000).repeat(2), usize::from(READ_BUDGET) + 1000),
+            ([0x00, 0].repeat(40_000), 2 * usize::from(READ_BUDGET) / MIN_COST),
         ] {
             let (mut tap, mut server) = tap();
             let all = bytes.len();
             let sent = std::thread::spawn(move || server.write_all(&bytes));
             let (mut chunk, mut piece, mut came) = (Vec::new(), [0; 1000], 0);
             while came < all {
-                tap.lend(&mut chunk, false);
+                tap.borrow_buffer(&mut chunk, false);
                 let mut lent = 0;
                 while let Ok(n) = tap.read(&mut piece) {
                     lent += n;
                 }
                 assert!(lent <= most, "{lent}");
-                assert!(tap.was_enough() || lent < most);
+                assert!(tap.is_over_budget() || lent < most);
                 came += lent;
-                tap.reclaim(&mut chunk);
+                tap.give_back_buffer(&mut chunk);
             }
             sent.join().unwrap().unwrap();
         }
@@ -333,7 +333,7 @@ mod tests {
             (0, 0x89, true),
         ];
         for (piece, mask) in [1, 2, 3, 100, usize::MAX].into_iter().flat_map(|n| [(n, 0), (n, 0x80)]) {
-            let mut place = Place::default();
+            let mut place = FrameCursor::default();
             for (payload, opcode, whole) in table {
                 let mut frame = vec![opcode];
                 match payload {
@@ -381,7 +381,7 @@ mod tests {
             (frame(0x82, 300), 304, 0),
         ];
         for step in [1, 7, usize::MAX] {
-            let (mut place, mut bytes, mut came) = (Place::default(), Vec::new(), 0_usize);
+            let (mut place, mut bytes, mut came) = (FrameCursor::default(), Vec::new(), 0_usize);
             for (frame, end, kept) in table.clone() {
                 if !frame.is_empty() {
                     (bytes, came) = (frame, 0);
@@ -400,7 +400,7 @@ mod tests {
         server.write_all(b"last").unwrap();
         drop(server);
         let mut chunk = Vec::new();
-        tap.lend(&mut chunk, true);
+        tap.borrow_buffer(&mut chunk, true);
         assert_eq!(read(&mut tap, usize::MAX), b"last");
     }
 
@@ -431,7 +431,7 @@ mod tests {
         #[test]
         fn the_stream_is_the_same_however_it_is_cut(steps in prop::collection::vec(step(), 1..40)) {
             let (mut tap, mut server) = tap();
-            let (mut sent, mut all, mut chunk, mut buffer) = (Vec::new(), Vec::new(), Vec::new(), vec![0; CHUNK + 4000]);
+            let (mut sent, mut all, mut chunk, mut buffer) = (Vec::new(), Vec::new(), Vec::new(), vec![0; READ_SIZE + 4000]);
             for step in steps {
                 match step {
                     // No more than the system holds for a reader that does not read.
@@ -441,8 +441,8 @@ mod tests {
                         sent.extend(bytes);
                     }
                     Step::Arrive(_) => {}
-                    Step::Lend(more) => tap.lend(&mut chunk, more),
-                    Step::Reclaim => tap.reclaim(&mut chunk),
+                    Step::Lend(more) => tap.borrow_buffer(&mut chunk, more),
+                    Step::Reclaim => tap.give_back_buffer(&mut chunk),
                     Step::Read(n) => {
                         if let Ok(n) = tap.read(&mut buffer[..n]) {
                             all.extend_from_slice(&buffer[..n]);
@@ -451,7 +451,7 @@ mod tests {
                 }
                 prop_assert!(sent.starts_with(&all));
             }
-            tap.lend(&mut chunk, true);
+            tap.borrow_buffer(&mut chunk, true);
             let rest = sent.len() - all.len();
             all.extend(read(&mut tap, rest));
             prop_assert!(all == sent);

@@ -13,32 +13,32 @@ use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Waker};
 
 use super::admin::{AdminServer, ConnId};
-use super::auth_throttle::{Doorkeeper, Sparse};
-use super::backend_connection::Backend;
-use super::call_log_limiter::Lines;
+use super::auth_throttle::{AuthThrottle, Sparse};
+use super::backend_connection::BackendConnection;
+use super::call_log_limiter::CallLogLimiter;
 use super::certificate::CertificateError;
-use super::coalesce::Pace;
+use super::coalesce::Coalescer;
 use super::connector::TlsClients;
-use super::context_pool::Contexts;
+use super::context_pool::ContextPool;
 use super::device_calls::DeviceCalls;
 use super::fd_limit;
-use super::file_watch::Watch;
+use super::file_watch::FileWatch;
 use super::handle::{Addresses, Command, Handle};
-use super::index::{Index, Sightings};
-use super::listener::{self, Door};
-use super::memory_budget::Kept;
-use super::memory_trim::Peak;
+use super::index::{DropsByAddress, Index};
+use super::listener::{self, ListenerKind};
+use super::memory_budget::MemoryBudget;
+use super::memory_trim::MemoryTrim;
 use super::metrics::Metrics;
 use super::resolver::Resolver;
-use super::run_queue::{Leftovers, Ready};
-use super::sd_notify::Supervisor;
-use super::socket::{Datagrams, Flushed};
-use super::table::{NO_ALARM, Sessions};
-use super::timer_wheel::Wheel;
-use super::tls_listener::TlsDoor;
+use super::run_queue::{RunQueue, Task};
+use super::sd_notify::SdNotify;
+use super::socket::{AudioSocket, Flushed};
+use super::table::{NOT_ARMED, Sessions};
+use super::timer_wheel::TimerWheel;
+use super::tls_listener::TlsListener;
 use super::token::{self, Role, SessionId};
-use super::wakeup::Bell;
-use super::workers::Team;
+use super::wakeup::Wakeup;
+use super::workers::Workers;
 use crate::admin::recent_errors::RecentErrorKind;
 use crate::config::{Api, Config, Source};
 use crate::proto::proxy_protocol;
@@ -49,16 +49,16 @@ const UDP: usize = 1;
 const WAKER: usize = 2;
 const API: usize = 3;
 pub(super) const MQTTS: usize = 4;
-const BELL: usize = 5;
+const WAKEUP: usize = 5;
 
 /// How long a socket waits for its peer's last word.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// Events per poll.
 pub(super) const EVENTS: usize = 1024;
 /// An alarm that rings this late was not waited for: the gateway did not run. Also how long it may then read.
-const LATE: Duration = Duration::from_secs(1);
+const STALL: Duration = Duration::from_secs(1);
 /// How long a turn serves devices' connections; what is left waits for the next turn, behind the audio that came.
-const SLICE: Duration = Duration::from_millis(1);
+const MQTT_BUDGET: Duration = Duration::from_millis(1);
 /// The longest read from a device's connection: a balancer's header.
 const SCRATCH: usize = proxy_protocol::MAX_V2_LEN;
 
@@ -68,73 +68,73 @@ pub struct Gateway {
     pub(super) poll: Poll,
     /// None once the gateway drains: a balancer must find the port closed. Nor while only TLS is wanted.
     pub(super) listener: Option<TcpListener>,
-    pub(super) tls_door: Option<TlsDoor>,
-    pub(super) udp: Datagrams,
+    pub(super) tls_listener: Option<TlsListener>,
+    pub(super) udp: AudioSocket,
     /// Its writable edge is asked for.
     udp_blocked: bool,
     pub(super) sessions: Sessions,
     pub(super) index: Index,
-    pub(super) wheel: Wheel<Alarm>,
-    bell: Bell,
+    pub(super) timers: TimerWheel<TimerKind>,
+    wakeup: Wakeup,
     pub(super) actions: Vec<Action>,
     dirty: Vec<SessionId>,
-    doomed: Vec<SessionId>,
-    pub(super) ready: Leftovers,
+    closing: Vec<SessionId>,
+    pub(super) run_queue: RunQueue,
     /// How much of this turn devices' connections had.
-    given: Duration,
+    mqtt_time_used: Duration,
     pub(super) scratch: Box<[u8]>,
     /// Lent to the WebSocket that is read.
-    pub(super) chunk: Vec<u8>,
-    pub(super) contexts: Contexts,
-    due: Vec<(u64, Alarm)>,
+    pub(super) read_buffer: Vec<u8>,
+    pub(super) context_pool: ContextPool,
+    due: Vec<(u64, TimerKind)>,
     pub(super) config: Arc<Config>,
     pub(super) source: Option<Source>,
-    pub(super) watch: Option<Watch>,
+    pub(super) file_watch: Option<FileWatch>,
     /// The wheel rings for a look at the files.
-    pub(super) watching: bool,
+    pub(super) file_watch_armed: bool,
     pub(super) servers: ServerHealth,
     pub(super) device_calls: DeviceCalls,
     pub(super) resolver: Resolver,
     pub(super) tickets: HashMap<u64, SessionId>,
     pub(super) next_ticket: u64,
-    pub(super) names: Vec<(u64, Result<Vec<SocketAddr>, String>)>,
+    pub(super) resolved_names: Vec<(u64, Result<Vec<SocketAddr>, String>)>,
     pub(super) tls: TlsClients,
     pub(super) dial_queue: VecDeque<SessionId>,
     pub(super) dialing: usize,
-    pub(super) doorkeeper: Doorkeeper,
-    pub(super) lines: Lines,
-    pub(super) sightings: Sightings,
-    pub(super) per_ip: listener::PerIp,
+    pub(super) auth_throttle: AuthThrottle,
+    pub(super) call_log_limiter: CallLogLimiter,
+    pub(super) udp_drops: DropsByAddress,
+    pub(super) connections_by_address: listener::ConnectionsByAddress,
     /// Connections in the order they came, as far as they may still owe their CONNECT.
-    pub(super) strangers: VecDeque<SessionId>,
+    pub(super) unauthenticated: VecDeque<SessionId>,
     /// Connections in the order they came, as far as their TLS may not be there yet.
     pub(super) handshakes: VecDeque<SessionId>,
     pub(super) tls_failures: Sparse,
     pub(super) accepting: bool,
     /// Descriptors ran out, and the log knows.
     pub(super) accept_failing: bool,
-    pub(super) kept: Kept,
+    pub(super) memory_budget: MemoryBudget,
     pub(super) metrics: Metrics,
     pub(super) admin: AdminServer,
     /// Where a connection's device went when it took over a call.
     pub(super) moved: Option<SessionId>,
-    pub(super) peak: Peak,
-    pub(super) pace: Pace,
+    pub(super) memory_trim: MemoryTrim,
+    pub(super) coalescer: Coalescer,
     /// Since when alarms wait until everything is read that came while the gateway did not run.
-    late_since: Option<Instant>,
+    stalled_since: Option<Instant>,
     pub(super) now: Instant,
     pub(super) addresses: Addresses,
     handle: Handle,
     commands: Receiver<Command>,
-    pub(super) supervisor: Supervisor,
+    pub(super) sd_notify: SdNotify,
     pub(super) draining: bool,
     pub(super) stopping: Option<Instant>,
-    pub(super) team: Team,
+    pub(super) workers: Workers,
 }
 
 /// What the wheel rings for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Alarm {
+pub(super) enum TimerKind {
     Session(SessionId),
     /// Try accepting again after descriptors ran out.
     Accept,
@@ -145,11 +145,11 @@ pub(super) enum Alarm {
     /// Try accepting on the management port again.
     AcceptAdmin,
     /// Look at the configuration file and the certificate.
-    Watch,
+    CheckFiles,
     /// Tell the service manager that the loop turns.
-    Supervisor,
+    Watchdog,
     /// Give memory back after a peak.
-    Relief,
+    TrimMemory,
     /// The grace of the shutdown is over.
     Stop,
 }
@@ -194,11 +194,11 @@ impl Gateway {
     pub fn bind(config: Config, source: Option<Source>) -> Result<Self, BindError> {
         fd_limit::reserve(config.mqtt.max_connections);
         if config.workers > 1 {
-            Team::claim_ports(&config.mqtt)?;
+            Workers::claim_ports(&config.mqtt)?;
         }
         let mut gateway = Self::open(config, source)?;
         if gateway.config.workers > 1 {
-            Team::gather(&mut gateway)?;
+            Workers::spawn(&mut gateway)?;
         }
         Ok(gateway)
     }
@@ -214,9 +214,9 @@ impl Gateway {
         let listen =
             |addr| listener::listen(addr, shared).map_err(|error| BindError::Port("MQTT", addr, error));
         let mut listener = config.mqtt.plain.then(|| listen(mqtt)).transpose()?;
-        let mut tls_door = TlsDoor::open(config.mqtt.host, &config.mqtt.tls, shared)?;
+        let mut tls_door = TlsListener::open(config.mqtt.host, &config.mqtt.tls, shared)?;
         let udp = SocketAddr::new(config.udp.host, config.udp.port);
-        let mut datagrams = Datagrams::bind(udp).map_err(|error| BindError::Port("UDP", udp, error))?;
+        let mut datagrams = AudioSocket::bind(udp).map_err(|error| BindError::Port("UDP", udp, error))?;
         let api = config.api.enabled.then(|| SocketAddr::new(config.api_host(), config.api.port));
         let port = |error| BindError::Port("management API", api.unwrap_or(mqtt), error);
         let mut admin = match AdminServer::bind(api).map_err(port) {
@@ -256,28 +256,31 @@ impl Gateway {
         registry.register(datagrams.source(), token::fixed(UDP), readable).map_err(setup("register"))?;
         let (handle, commands) = Handle::new(waker.clone());
         let now = Instant::now();
-        let bell = Bell::new(registry, token::fixed(BELL));
+        let bell = Wakeup::new(registry, token::fixed(WAKEUP));
         let mut gateway = Self {
             poll,
             listener,
-            tls_door,
+            tls_listener: tls_door,
             udp: datagrams,
             udp_blocked: false,
             sessions: Sessions::default(),
             index: Index::default(),
-            wheel: Wheel::new(now),
-            bell,
+            timers: TimerWheel::new(now),
+            wakeup: bell,
             actions: Vec::new(),
             dirty: Vec::new(),
-            doomed: Vec::new(),
-            ready: Leftovers::default(),
-            given: Duration::ZERO,
+            closing: Vec::new(),
+            run_queue: RunQueue::default(),
+            mqtt_time_used: Duration::ZERO,
             scratch: vec![0; SCRATCH].into_boxed_slice(),
-            chunk: Vec::new(),
-            contexts: Contexts::default(),
+            read_buffer: Vec::new(),
+            context_pool: ContextPool::default(),
             due: Vec::new(),
-            watch: source.as_ref().and_then(|source| source.path()).map(|path| Watch::new(path.to_owned())),
-            watching: false,
+            file_watch: source
+                .as_ref()
+                .and_then(|source| source.path())
+                .map(|path| FileWatch::new(path.to_owned())),
+            file_watch_armed: false,
             config: Arc::new(config),
             source,
             servers: ServerHealth::default(),
@@ -285,34 +288,34 @@ impl Gateway {
             resolver: Resolver::new(waker),
             tickets: HashMap::new(),
             next_ticket: 0,
-            names: Vec::new(),
+            resolved_names: Vec::new(),
             tls: TlsClients::default(),
             dial_queue: VecDeque::new(),
             dialing: 0,
-            doorkeeper: Doorkeeper::default(),
-            lines: Lines::default(),
-            sightings: Sightings::default(),
-            per_ip: listener::PerIp::default(),
-            strangers: VecDeque::new(),
+            auth_throttle: AuthThrottle::default(),
+            call_log_limiter: CallLogLimiter::default(),
+            udp_drops: DropsByAddress::default(),
+            connections_by_address: listener::ConnectionsByAddress::default(),
+            unauthenticated: VecDeque::new(),
             handshakes: VecDeque::new(),
             tls_failures: Sparse::default(),
             accepting: true,
             accept_failing: false,
-            kept: Kept::default(),
+            memory_budget: MemoryBudget::default(),
             metrics: Metrics::default(),
             admin,
             moved: None,
-            peak: Peak::default(),
-            pace: Pace::new(now),
-            late_since: None,
+            memory_trim: MemoryTrim::default(),
+            coalescer: Coalescer::new(now),
+            stalled_since: None,
             now,
             addresses,
             handle,
             commands,
-            supervisor: Supervisor::default(),
+            sd_notify: SdNotify::default(),
             draining: false,
             stopping: None,
-            team: Team::default(),
+            workers: Workers::default(),
         };
         for warning in gateway.config.warnings() {
             gateway.admin.record_error(RecentErrorKind::SuspectSetting, None, &warning);
@@ -339,76 +342,77 @@ impl Gateway {
 
     // ----- the turn -----------------------------------------------------------------------------------------------
 
-    pub(super) fn turn(&mut self, events: &mut Events) -> io::Result<()> {
-        let interrupted = !self.wait(events)?;
+    pub(super) fn run_once(&mut self, events: &mut Events) -> io::Result<()> {
+        let interrupted = !self.poll_events(events)?;
         self.now = Instant::now();
-        self.given = Duration::ZERO;
-        let leftovers = self.ready.prompt();
-        let all_read = !interrupted && events.is_empty() && self.ready.is_empty();
+        self.mqtt_time_used = Duration::ZERO;
+        let leftovers = self.run_queue.high_priority_len();
+        let all_read = !interrupted && events.is_empty() && self.run_queue.is_empty();
         for event in events.iter() {
             self.dispatch(event);
         }
         for _ in 0..leftovers {
-            let Some(ready) = self.ready.pop_prompt() else { break };
-            self.go_on(ready);
+            let Some(ready) = self.run_queue.pop_high_priority() else { break };
+            self.run_task(ready);
         }
-        self.serve_devices();
-        if self.may_ring(all_read) {
+        self.run_low_priority();
+        if self.timers_allowed(all_read) {
             self.fire_timers();
         }
         self.flush();
-        self.bury();
-        self.team.publish(self.index.devices(), self.index.calls());
+        self.reap();
+        self.workers.publish(self.index.devices(), self.index.calls());
         self.metrics.turns.observe(self.now.elapsed());
         Ok(())
     }
 
     /// What devices have to say, as long as calls can wait for it.
-    fn serve_devices(&mut self) {
-        for _ in 0..self.ready.patient() {
-            if self.given >= SLICE {
+    fn run_low_priority(&mut self) {
+        for _ in 0..self.run_queue.low_priority_len() {
+            if self.mqtt_time_used >= MQTT_BUDGET {
                 break;
             }
-            let Some(ready) = self.ready.pop_patient() else { break };
-            self.give(ready);
+            let Some(ready) = self.run_queue.pop_low_priority() else { break };
+            self.run_measured(ready);
         }
     }
 
     /// Serves a device in the order of what came, unless others wait already or the turn's time for devices is spent.
-    fn serve_device(&mut self, ready: Ready) {
-        if self.ready.patient() == 0 && self.given < SLICE {
-            self.give(ready);
+    fn run_or_queue(&mut self, ready: Task) {
+        if self.run_queue.low_priority_len() == 0 && self.mqtt_time_used < MQTT_BUDGET {
+            self.run_measured(ready);
         } else {
-            self.ready.push(ready);
+            self.run_queue.push(ready);
         }
     }
 
-    fn give(&mut self, ready: Ready) {
+    fn run_measured(&mut self, ready: Task) {
         let begin = Instant::now();
-        self.go_on(ready);
-        self.given += begin.elapsed();
+        self.run_task(ready);
+        self.mqtt_time_used += begin.elapsed();
     }
 
     /// Sleeps until there is news. When packets come thick, what comes during a pause is taken at once after it. False when a
     /// signal cut it short.
-    fn wait(&mut self, events: &mut Events) -> io::Result<bool> {
+    fn poll_events(&mut self, events: &mut Events) -> io::Result<bool> {
         let mut sleep = Some(Duration::ZERO);
-        if self.ready.is_empty() {
-            if let Some(pause) = self.pace.pause(self.config.udp.coalesce_max, self.now, Instant::now()) {
-                if pause.look {
-                    let whole = self.look(events, sleep)?;
+        if self.run_queue.is_empty() {
+            if let Some(pause) = self.coalescer.pause(self.config.udp.coalesce_max, self.now, Instant::now())
+            {
+                if pause.poll_first {
+                    let whole = self.poll_once(events, sleep)?;
                     if !events.is_empty() {
                         return Ok(whole);
                     }
                 }
                 std::thread::sleep(pause.time);
             }
-            sleep = self.bell.patience(self.wheel.next(), self.now);
+            sleep = self.wakeup.poll_timeout(self.timers.next(), self.now);
         }
-        self.look(events, sleep)
+        self.poll_once(events, sleep)
     }
 
-    fn look(&mut self, events: &mut Events, sleep: Option<Duration>) -> io::Result<bool> {
+    fn poll_once(&mut self, events: &mut Events, sleep: Option<Duration>) -> io::Result<bool> {
         match self.poll.poll(events, sleep) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
@@ -420,39 +424,39 @@ impl Gateway {
     }
 
     fn dispatch(&mut self, event: &Event) {
-        let (role, slot) = token::split(event.token());
+        let (role, slot) = token::from_token(event.token());
         // On Windows every read that finds nothing asks for the writable event again: to read at that one would never end.
         let readable = event.is_readable() || event.is_read_closed() || event.is_error();
         match role {
-            Role::Fixed if slot == MQTT => self.serve_device(Ready::Accept(Door::Plain)),
-            Role::Fixed if slot == MQTTS => self.serve_device(Ready::Accept(Door::Tls)),
+            Role::Fixed if slot == MQTT => self.run_or_queue(Task::Accept(ListenerKind::Plain)),
+            Role::Fixed if slot == MQTTS => self.run_or_queue(Task::Accept(ListenerKind::Tls)),
             Role::Fixed if slot == UDP => {
                 // Its writable edge lets a full queue go at the end of the turn.
                 if readable {
-                    self.begin(Ready::Udp);
+                    self.run_unless_queued(Task::Udp);
                 }
             }
-            Role::Fixed if slot == API => self.begin(Ready::AcceptAdmin),
-            Role::Fixed if slot == BELL => self.bell.rang(),
-            Role::Fixed => self.notes(),
+            Role::Fixed if slot == API => self.run_unless_queued(Task::AcceptAdmin),
+            Role::Fixed if slot == WAKEUP => self.wakeup.expired(),
+            Role::Fixed => self.drain_commands(),
             Role::Device => {
                 if let Some(id) = self.sessions.at(slot) {
                     if event.is_writable() {
-                        self.touch(id);
+                        self.mark_dirty(id);
                     }
                     if readable {
-                        self.serve_device(Ready::Device(id));
+                        self.run_or_queue(Task::Device(id));
                     }
                 }
             }
             Role::Backend => {
                 if let Some(id) = self.sessions.at(slot) {
                     if event.is_writable() {
-                        self.touch(id);
+                        self.mark_dirty(id);
                     }
                     let more = event.is_read_closed() || event.is_error();
-                    if (readable || self.waits_to_write(id)) && !self.ready.holds(Ready::Backend(id)) {
-                        self.pump_backend(id, more);
+                    if (readable || self.waits_to_write(id)) && !self.run_queue.contains(Task::Backend(id)) {
+                        self.on_backend_ready(id, more);
                     }
                 }
             }
@@ -461,30 +465,30 @@ impl Gateway {
     }
 
     /// Does what an edge announces; what waits from an earlier turn anyway is not done twice in this one.
-    pub(super) fn begin(&mut self, ready: Ready) {
-        if !self.ready.holds(ready) {
-            self.go_on(ready);
+    pub(super) fn run_unless_queued(&mut self, ready: Task) {
+        if !self.run_queue.contains(ready) {
+            self.run_task(ready);
         }
     }
 
-    fn go_on(&mut self, ready: Ready) {
+    fn run_task(&mut self, ready: Task) {
         match ready {
-            Ready::Accept(door) => self.accept(door),
-            Ready::Udp => self.drain_udp(),
-            Ready::Device(id) => self.pump_device(id),
-            Ready::Backend(id) => self.pump_backend(id, true),
-            Ready::SlowDevice(id) => self.drive(id, Core::on_slow_reader),
-            Ready::SlowBackend(id) => self.drive(id, Core::on_backend_blocked),
-            Ready::Hog(id) => self.end_hog(id),
-            Ready::Dials => self.start_dials(),
-            Ready::AcceptAdmin => self.accept_admin(),
-            Ready::Admin(id) => self.drive_admin(id),
+            Task::Accept(door) => self.accept(door),
+            Task::Udp => self.drain_udp(),
+            Task::Device(id) => self.on_device_readable(id),
+            Task::Backend(id) => self.on_backend_ready(id, true),
+            Task::DeviceBlocked(id) => self.drive(id, Core::on_slow_reader),
+            Task::BackendBlocked(id) => self.drive(id, Core::on_backend_blocked),
+            Task::OverBudget(id) => self.end_hog(id),
+            Task::StartDials => self.start_dials(),
+            Task::AcceptAdmin => self.accept_admin(),
+            Task::Admin(id) => self.drive_admin(id),
         }
     }
 
     /// What other threads have to say: names that were resolved, commands.
-    fn notes(&mut self) {
-        self.collect_names();
+    fn drain_commands(&mut self) {
+        self.collect_resolved();
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Stop(grace) => self.stop(grace),
@@ -496,13 +500,15 @@ impl Gateway {
                 Command::ReloadFile => {
                     let _ = self.reload_file();
                 }
-                Command::Adopt(adopted) => self.adopt(*adopted),
+                Command::HandOff(adopted) => self.accept_hand_off(*adopted),
                 Command::Errand(errand) => self.run_admin_request(&errand),
                 Command::Reply(reply) => self.on_admin_response(*reply),
-                Command::Ping(asked) => self.team.heard(asked),
+                Command::Ping(asked) => self.workers.on_ping(asked),
                 Command::WorkerEnded { failed } => self.worker_ended(failed),
                 #[cfg(test)]
-                Command::Panic(worker) if worker != self.team.me() => self.team.send(worker, command),
+                Command::Panic(worker) if worker != self.workers.index() => {
+                    self.workers.send(worker, command)
+                }
                 #[cfg(test)]
                 Command::Panic(_) => panic!("injected"),
             }
@@ -511,48 +517,48 @@ impl Gateway {
 
     /// Whether deadlines may be acted on. When the gateway has not run for a while (the process was stopped, the machine
     /// slept), what they waited for may have come long ago: all of it is read first, but not for ever.
-    fn may_ring(&mut self, all_read: bool) -> bool {
-        if all_read || self.wheel.next().is_none_or(|at| self.now < at + LATE) {
-            self.late_since = None;
+    fn timers_allowed(&mut self, all_read: bool) -> bool {
+        if all_read || self.timers.next().is_none_or(|at| self.now < at + STALL) {
+            self.stalled_since = None;
             return true;
         }
-        let since = *self.late_since.get_or_insert(self.now);
-        self.now >= since + LATE
+        let since = *self.stalled_since.get_or_insert(self.now);
+        self.now >= since + STALL
     }
 
     fn fire_timers(&mut self) {
         let mut due = mem::take(&mut self.due);
-        self.wheel.expire(self.now, &mut due);
+        self.timers.expire(self.now, &mut due);
         for (tick, alarm) in due.drain(..) {
             match alarm {
-                Alarm::Session(id) => self.session_alarm(id, tick),
-                Alarm::Accept => self.resume_accepting(),
-                Alarm::Admin(id) => self.on_admin_timer(id, tick),
-                Alarm::DeviceCalls => self.device_calls_alarm(tick),
-                Alarm::AcceptAdmin => self.ready.push(Ready::AcceptAdmin),
-                Alarm::Watch => self.look_at_files(),
-                Alarm::Supervisor => self.reassure_supervisor(),
-                Alarm::Relief => self.relieve(),
-                Alarm::Stop => {}
+                TimerKind::Session(id) => self.on_session_timer(id, tick),
+                TimerKind::Accept => self.resume_accepting(),
+                TimerKind::Admin(id) => self.on_admin_timer(id, tick),
+                TimerKind::DeviceCalls => self.on_device_calls_timer(tick),
+                TimerKind::AcceptAdmin => self.run_queue.push(Task::AcceptAdmin),
+                TimerKind::CheckFiles => self.check_files(),
+                TimerKind::Watchdog => self.notify_watchdog(),
+                TimerKind::TrimMemory => self.trim_memory(),
+                TimerKind::Stop => {}
             }
         }
         self.due = due;
     }
 
-    fn session_alarm(&mut self, id: SessionId, tick: u64) {
+    fn on_session_timer(&mut self, id: SessionId, tick: u64) {
         let now = self.now;
         let Some(session) = self.sessions.live(id) else { return };
-        if session.alarm != tick {
+        if session.armed_tick != tick {
             return;
         }
-        session.alarm = NO_ALARM;
-        let lingered = session.linger.as_deref().is_some_and(|until| *until <= now);
+        session.armed_tick = NOT_ARMED;
+        let lingered = session.linger_until.as_deref().is_some_and(|until| *until <= now);
         let refusal =
-            session.device.as_ref().and_then(|device| device.hold_until()).is_some_and(|at| at <= now);
+            session.mqtt.as_ref().and_then(|device| device.hold_until()).is_some_and(|at| at <= now);
         let address = session.backend.as_ref().and_then(|backend| backend.next_address_at());
         if lingered {
-            session.linger = None;
-            if session.device.as_ref().is_some_and(|device| device.closing) {
+            session.linger_until = None;
+            if session.mqtt.as_ref().is_some_and(|device| device.closing) {
                 self.drop_device(id);
             }
             if self.sessions.get(id).is_some_and(|session| session.core.is_finished()) {
@@ -560,27 +566,27 @@ impl Gateway {
             }
         }
         if refusal {
-            self.touch(id);
+            self.mark_dirty(id);
         }
         if address.is_some_and(|at| at <= now) {
-            self.advance_dial(id, Backend::advance);
+            self.advance_dial(id, BackendConnection::advance);
         }
         self.drive(id, Core::on_timeout);
-        self.rearm(id);
+        self.arm_session_timer(id);
     }
 
     /// Makes sure that the wheel rings for this session's next deadline.
-    pub(super) fn rearm(&mut self, id: SessionId) {
+    pub(super) fn arm_session_timer(&mut self, id: SessionId) {
         let Some(session) = self.sessions.live(id) else { return };
         let Some(deadline) = session.deadline() else { return };
-        let tick = self.wheel.tick(deadline);
-        if tick < session.alarm {
-            session.alarm = self.wheel.arm(deadline, Alarm::Session(id));
+        let tick = self.timers.tick(deadline);
+        if tick < session.armed_tick {
+            session.armed_tick = self.timers.arm(deadline, TimerKind::Session(id));
         }
     }
 
     /// Marks a session for the flush at the end of the turn.
-    pub(super) fn touch(&mut self, id: SessionId) {
+    pub(super) fn mark_dirty(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.live(id)
             && !mem::replace(&mut session.dirty, true)
         {
@@ -592,17 +598,17 @@ impl Gateway {
     /// its audio that came before it; nothing else waits for a full UDP socket.
     fn flush(&mut self) {
         let flushed = self.flush_datagrams();
-        self.await_room(flushed.blocked);
+        self.watch_udp_writable(flushed.blocked);
         let mut touched = mem::take(&mut self.dirty);
         let mut i = 0;
         while i < touched.len() {
             let id = touched[i];
             i += 1;
             let Some(session) = self.sessions.live(id) else { continue };
-            let contexts = &mut self.contexts;
+            let contexts = &mut self.context_pool;
             let broken = session.backend.as_mut().is_some_and(|backend| !backend.flush(contexts));
             if broken {
-                self.ready.push(Ready::Backend(id));
+                self.run_queue.push(Task::Backend(id));
             }
             if flushed.blocked && session.core.ssrc().is_some_and(|ssrc| self.udp.holds(ssrc)) {
                 self.dirty.push(id);
@@ -610,7 +616,7 @@ impl Gateway {
             }
             session.dirty = false;
             self.flush_device(id);
-            self.weigh(id);
+            self.account(id);
             if i == touched.len() && !flushed.blocked {
                 // Flushing may have touched others.
                 touched.append(&mut self.dirty);
@@ -630,7 +636,7 @@ impl Gateway {
     }
 
     /// Asks for the writable edge of the UDP socket only while datagrams wait for it: Linux has one for each that was sent.
-    fn await_room(&mut self, blocked: bool) {
+    fn watch_udp_writable(&mut self, blocked: bool) {
         if blocked != self.udp_blocked {
             let interest = if blocked { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
             let registry = self.poll.registry();
@@ -643,29 +649,29 @@ impl Gateway {
     }
 
     /// Frees the slots of sessions of which nothing is left.
-    fn bury(&mut self) {
+    fn reap(&mut self) {
         let before = self.sessions.len();
-        while let Some(id) = self.doomed.pop() {
+        while let Some(id) = self.closing.pop() {
             let Some(session) = self.sessions.live(id) else { continue };
-            session.doomed = false;
-            if !session.is_spent() {
+            session.closing = false;
+            if !session.is_finished() {
                 continue;
             }
-            let kept = session.kept;
+            let kept = session.accounted_bytes;
             self.sessions.remove(id);
-            self.forget(kept);
+            self.release_account(kept);
         }
         if self.sessions.len() < before {
-            self.mind_peak(before);
+            self.schedule_trim(before);
         }
     }
 
-    pub(super) fn bury_if_spent(&mut self, id: SessionId) {
+    pub(super) fn reap_if_finished(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.live(id)
-            && session.is_spent()
-            && !mem::replace(&mut session.doomed, true)
+            && session.is_finished()
+            && !mem::replace(&mut session.closing, true)
         {
-            self.doomed.push(id);
+            self.closing.push(id);
         }
     }
 }

@@ -12,7 +12,7 @@ use mio::Waker;
 
 use super::admin::{AdminRequest, AdminResponse};
 use super::gateway::{BindError, Gateway};
-use super::workers::Adopted;
+use super::workers::HandOff;
 use crate::config::{Config, Source};
 
 /// What other threads may ask of the loop.
@@ -22,7 +22,7 @@ pub(super) enum Command {
     Reload(Box<Config>),
     ReloadFile,
     /// From another worker: a connection whose home is here.
-    Adopt(Box<Adopted>),
+    HandOff(Box<HandOff>),
     /// From the leader: a call of the management API.
     Errand(Box<AdminRequest>),
     /// To the leader: the answer to that.

@@ -3,44 +3,44 @@
 use log::{Level, log, warn};
 
 use super::gateway::Gateway;
-use super::listener::RETURNING;
-use super::mqtt_transport::Step;
+use super::listener::EXTRA_PER_ADDRESS;
+use super::mqtt_transport::HandshakeStep;
 use super::token::SessionId;
 use crate::proto::proxy_protocol::ProxySource;
 use crate::session::Core;
 
 impl Gateway {
     /// Goes on with what comes first. False when there is nothing more to do now.
-    pub(super) fn go_in(&mut self, id: SessionId, scratch: &mut [u8]) -> bool {
-        let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut()) else {
+    pub(super) fn drive_handshake(&mut self, id: SessionId, scratch: &mut [u8]) -> bool {
+        let Some(device) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut()) else {
             return false;
         };
-        match device.link.advance(self.tls_door.as_ref().map(|door| door.acceptor()), scratch) {
-            Step::Blocked => return false,
-            Step::From(origin) => return self.comes_from(id, origin),
-            Step::Open => {
+        match device.transport.advance(self.tls_listener.as_ref().map(|door| door.acceptor()), scratch) {
+            HandshakeStep::Blocked => return false,
+            HandshakeStep::ProxiedFor(origin) => return self.set_proxied_address(id, origin),
+            HandshakeStep::Done => {
                 self.metrics.tls_handshakes += 1;
                 return true;
             }
-            Step::Left => {}
-            Step::BadHeader(bad) => {
+            HandshakeStep::PeerClosed => {}
+            HandshakeStep::BadProxyHeader(bad) => {
                 let Some(ip) = self.sessions.get(id).map(|session| session.core.ip()) else { return false };
-                if let Some(suppressed) = self.doorkeeper.log_worthy(ip, self.now) {
+                if let Some(suppressed) = self.auth_throttle.log_worthy(ip, self.now) {
                     warn!(
                         "[{ip}] is in mqtt.proxy_protocol_from, but its connection is refused: it {bad}{}",
-                        more(suppressed)
+                        suppressed_suffix(suppressed)
                     );
                 }
             }
-            Step::NoTls(why) => {
+            HandshakeStep::TlsFailed(why) => {
                 self.metrics.tls_failed += 1;
                 let suppressed = self.tls_failures.worthy(self.now);
                 let level = if suppressed.is_some() { Level::Info } else { Level::Debug };
                 log!(
                     level,
                     "{} no TLS connection: {why}{}",
-                    self.prefix(id),
-                    more(suppressed.unwrap_or_default())
+                    self.log_prefix(id),
+                    suppressed_suffix(suppressed.unwrap_or_default())
                 );
             }
         }
@@ -49,20 +49,20 @@ impl Gateway {
     }
 
     /// From now on it is the client's address that counts. False when that one has too many connections.
-    fn comes_from(&mut self, id: SessionId, origin: ProxySource) -> bool {
+    fn set_proxied_address(&mut self, id: SessionId, origin: ProxySource) -> bool {
         let ProxySource::Client(client) = origin else { return true };
         let ip = client.ip().to_canonical();
         let Some(session) = self.sessions.live(id) else { return false };
         session.core.set_client_ip(ip);
-        let Some(device) = &mut session.device else { return false };
-        device.port = client.port();
+        let Some(device) = &mut session.mqtt else { return false };
+        device.peer_port = client.port();
         device.counted = None;
         let limit = self.config.mqtt.max_connections_per_ip;
         if limit == 0 {
             return true;
         }
-        let crowded = self.per_ip.of(ip) >= limit + RETURNING;
-        device.counted = Some(self.per_ip.count(ip));
+        let crowded = self.connections_by_address.of(ip) >= limit + EXTRA_PER_ADDRESS;
+        device.counted = Some(self.connections_by_address.count(ip));
         if crowded {
             self.metrics.turned_away += 1;
             self.drive(id, Core::on_connection_lost);
@@ -78,8 +78,8 @@ impl Gateway {
         }
         let sessions = &self.sessions;
         self.handshakes.retain(|id| {
-            let device = sessions.get(*id).and_then(|session| session.device.as_ref());
-            device.is_some_and(|device| device.link.is_unsecured())
+            let device = sessions.get(*id).and_then(|session| session.mqtt.as_ref());
+            device.is_some_and(|device| device.transport.awaits_tls())
         });
         while self.handshakes.len() >= most
             && let Some(id) = self.handshakes.pop_front()
@@ -91,7 +91,7 @@ impl Gateway {
     }
 }
 
-fn more(suppressed: u64) -> String {
+fn suppressed_suffix(suppressed: u64) -> String {
     match suppressed {
         0 => String::new(),
         n => format!(" ({n} more were not logged)"),

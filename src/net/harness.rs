@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mio::Events;
 use tungstenite::WebSocket;
 
-use super::gateway::{Alarm, Gateway};
+use super::gateway::{Gateway, TimerKind};
 use super::token::SessionId;
 use crate::config::Config;
 use crate::proto::mqtt::encode;
@@ -63,8 +63,8 @@ impl Harness {
         while !done(&self.gateway) {
             assert!(Instant::now() < end, "never: {what}");
             // So that no poll sleeps past the end.
-            self.gateway.wheel.arm(Instant::now() + Duration::from_millis(1), Alarm::Stop);
-            self.gateway.turn(&mut self.events).unwrap();
+            self.gateway.timers.arm(Instant::now() + Duration::from_millis(1), TimerKind::Stop);
+            self.gateway.run_once(&mut self.events).unwrap();
         }
     }
 
@@ -112,8 +112,8 @@ impl Harness {
 
     /// Takes a connection's socket from the poll behind the gateway's back, so that what the gateway asks of the poll fails.
     pub(super) fn lose_registration(&mut self, id: SessionId) {
-        let device = self.gateway.sessions.live(id).unwrap().device.as_mut().unwrap();
-        self.gateway.poll.registry().deregister(device.link.tcp_mut().unwrap()).unwrap();
+        let device = self.gateway.sessions.live(id).unwrap().mqtt.as_mut().unwrap();
+        self.gateway.poll.registry().deregister(device.transport.tcp_mut().unwrap()).unwrap();
     }
 
     /// Reads from a connection that no event announces.
@@ -121,13 +121,13 @@ impl Harness {
         let end = Instant::now() + Duration::from_secs(10);
         while !done(&self.gateway) {
             assert!(Instant::now() < end);
-            self.gateway.pump_device(id);
+            self.gateway.on_device_readable(id);
         }
     }
 
     #[track_caller]
     pub(super) fn assert_counted(&self, ip: IpAddr, expected: usize) {
-        assert_eq!(self.gateway.per_ip.of(ip), expected);
+        assert_eq!(self.gateway.connections_by_address.of(ip), expected);
     }
 }
 

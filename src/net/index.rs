@@ -14,19 +14,19 @@ use crate::proto::identity::{ClientId, Mac};
 #[derive(Default)]
 pub struct Index {
     /// With the address whose datagrams are looked out for.
-    calls: HashTable<Call>,
+    calls: HashTable<CallEntry>,
     /// By MAC: a client id contains it, and several client ids may share it.
-    devices: HashTable<Device>,
+    devices: HashTable<DeviceEntry>,
     hasher: DefaultHashBuilder,
 }
 
-struct Call {
+struct CallEntry {
     ssrc: u32,
     id: SessionId,
     ip: IpAddr,
 }
 
-struct Device {
+struct DeviceEntry {
     /// Of the MAC.
     hash: u32,
     id: SessionId,
@@ -40,7 +40,7 @@ impl Index {
 
     /// A call begins. Its ssrc is nobody else's; datagrams from `ip` are looked out for.
     pub fn add_call(&mut self, ssrc: u32, id: SessionId, ip: IpAddr) {
-        self.calls.insert_unique(spread(ssrc), Call { ssrc, id, ip }, |call| spread(call.ssrc));
+        self.calls.insert_unique(spread(ssrc), CallEntry { ssrc, id, ip }, |call| spread(call.ssrc));
     }
 
     /// Forgets the call if it is still this session's, and returns its address.
@@ -81,7 +81,7 @@ impl Index {
 
     pub(super) fn add_device(&mut self, mac: Mac, id: SessionId) {
         let hash = self.hash(mac);
-        self.devices.insert_unique(spread(hash), Device { hash, id }, |device| spread(device.hash));
+        self.devices.insert_unique(spread(hash), DeviceEntry { hash, id }, |device| spread(device.hash));
     }
 
     /// Forgets the device if the entry is still this session's.
@@ -117,7 +117,7 @@ fn spread(ssrc: u32) -> u64 {
 
 /// What was seen from an IP address that should have sent audio: for the line that says why there is none.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Sighting {
+pub(super) struct UdpDrops {
     calls: u32,
     pub(super) datagrams: u64,
     pub(super) last: Option<&'static str>,
@@ -125,9 +125,9 @@ pub(super) struct Sighting {
 
 /// Sightings of the addresses that have calls, and of no others: a flood from elsewhere costs nothing.
 #[derive(Default)]
-pub(super) struct Sightings(HashMap<IpAddr, Sighting>);
+pub(super) struct DropsByAddress(HashMap<IpAddr, UdpDrops>);
 
-impl Sightings {
+impl DropsByAddress {
     pub(super) fn watch(&mut self, ip: IpAddr) {
         self.0.entry(ip).or_default().calls += 1;
     }
@@ -148,7 +148,7 @@ impl Sightings {
         }
     }
 
-    pub(super) fn of(&self, ip: IpAddr) -> Sighting {
+    pub(super) fn of(&self, ip: IpAddr) -> UdpDrops {
         self.0.get(&ip).copied().unwrap_or_default()
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use log::{error, info, warn};
 
 use super::device_calls::DeviceCalls;
-use super::file_watch::{self, Watch};
-use super::gateway::{Alarm, Gateway};
+use super::file_watch::{self, FileWatch};
+use super::gateway::{Gateway, TimerKind};
 use super::handle::Command;
 use crate::admin::recent_errors::RecentErrorKind;
 use crate::config::{self, Changes, Config};
@@ -16,7 +16,7 @@ use crate::session::Core;
 
 /// Devices without a call leave a draining gateway one after another over this time: all at once would storm the gateways
 /// that take them.
-const LEAVING: Duration = Duration::from_secs(5);
+const DRAIN_SPREAD: Duration = Duration::from_secs(5);
 
 /// Why a reload changed nothing.
 #[derive(Debug)]
@@ -30,19 +30,19 @@ pub(super) enum ReloadError {
 impl Gateway {
     /// Lets the wheel ring for a look at the files that may change, unless it does.
     pub(super) fn watch_files(&mut self) {
-        let any = self.watch.is_some() || self.tls_door.is_some();
-        if any && !std::mem::replace(&mut self.watching, true) {
-            self.wheel.arm(self.now + file_watch::INTERVAL, Alarm::Watch);
+        let any = self.file_watch.is_some() || self.tls_listener.is_some();
+        if any && !std::mem::replace(&mut self.file_watch_armed, true) {
+            self.timers.arm(self.now + file_watch::INTERVAL, TimerKind::CheckFiles);
         }
     }
 
-    pub(super) fn look_at_files(&mut self) {
-        if self.watch.as_mut().is_some_and(Watch::look) {
+    pub(super) fn check_files(&mut self) {
+        if self.file_watch.as_mut().is_some_and(FileWatch::has_changed) {
             // What comes of it is in the log.
             let _ = self.reload_file();
         }
-        self.look_at_certificate();
-        self.wheel.arm(self.now + file_watch::INTERVAL, Alarm::Watch);
+        self.check_certificate_files();
+        self.timers.arm(self.now + file_watch::INTERVAL, TimerKind::CheckFiles);
     }
 
     pub(super) fn reload_file(&mut self) -> Result<Changes, ReloadError> {
@@ -50,39 +50,39 @@ impl Gateway {
             info!("reload: there is no configuration file to read");
             return Err(ReloadError::NoSource);
         };
-        self.supervisor.reloading();
+        self.sd_notify.reloading();
         let outcome = match source.load() {
             Ok(config) => self.reload(config),
-            Err(error) => Err(self.refused(error.to_string())),
+            Err(error) => Err(self.reload_refused(error.to_string())),
         };
-        self.supervisor.reloaded();
+        self.sd_notify.reloaded();
         outcome
     }
 
     pub(super) fn reload(&mut self, new: Config) -> Result<Changes, ReloadError> {
         let changes = match config::check_reload(&self.config, &new) {
             Ok(changes) => changes,
-            Err(error) => return Err(self.refused(error.to_string())),
+            Err(error) => return Err(self.reload_refused(error.to_string())),
         };
         if let Err(error) = self.reload_tls(&new) {
-            return Err(self.refused(error.to_string()));
+            return Err(self.reload_refused(error.to_string()));
         }
-        self.team.tell(|| Command::Reload(Box::new(new.clone())));
+        self.workers.broadcast(|| Command::Reload(Box::new(new.clone())));
         // Certificates may be new in files of the same name.
         self.tls.clear();
         if changes.is_empty() {
-            if self.team.leads() {
+            if self.workers.is_leader() {
                 info!("reload: nothing has changed");
             }
             return Ok(changes);
         }
         let new = new.after_reload(&self.config);
-        if self.team.leads() {
-            self.tell_of(&new, &changes);
+        if self.workers.is_leader() {
+            self.log_reload(&new, &changes);
         }
         logger::set_level(new.log_level());
         self.config = Arc::new(new);
-        self.recount();
+        self.recount_addresses();
         self.start_dials();
         // Limits that are deadlines of running calls.
         for id in self.sessions.ids() {
@@ -91,7 +91,7 @@ impl Gateway {
         Ok(changes)
     }
 
-    fn tell_of(&mut self, new: &Config, changes: &Changes) {
+    fn log_reload(&mut self, new: &Config, changes: &Changes) {
         for warning in new.warnings() {
             warn!("{warning}");
             self.admin.record_error(RecentErrorKind::SuspectSetting, None, &warning);
@@ -99,7 +99,7 @@ impl Gateway {
         info!("reload: applied: {}; needs restart: {}", list(&changes.applied), list(&changes.needs_restart));
     }
 
-    fn refused(&mut self, why: String) -> ReloadError {
+    fn reload_refused(&mut self, why: String) -> ReloadError {
         error!("reload: nothing changes: {why}");
         self.admin.record_error(RecentErrorKind::ReloadRefused, None, &why);
         ReloadError::Refused(why)
@@ -112,39 +112,39 @@ impl Gateway {
         self.draining = true;
         self.accepting = false;
         // Closed, not only deaf: the system would go on to take connections for us.
-        (self.listener, self.tls_door) = (None, None);
-        if self.team.leads() {
+        (self.listener, self.tls_listener) = (None, None);
+        if self.workers.is_leader() {
             info!(
                 "draining: {} calls to finish; devices without one are disconnected within {} s",
                 self.all_calls(),
-                LEAVING.as_secs()
+                DRAIN_SPREAD.as_secs()
             );
         }
-        self.team.tell(|| Command::Drain);
+        self.workers.broadcast(|| Command::Drain);
         let ids = self.sessions.ids();
         let count = ids.len().max(1) as u32;
         for (place, id) in ids.into_iter().enumerate() {
-            let leave_at = self.now + LEAVING * place as u32 / count;
+            let leave_at = self.now + DRAIN_SPREAD * place as u32 / count;
             self.drive(id, |core, cx| core.drain(leave_at, cx));
         }
-        self.tell_status();
+        self.notify_status();
     }
 
     pub(super) fn stop(&mut self, grace: Duration) {
         if self.stopping.is_some() {
-            self.team.tell(|| Command::Stop(grace));
+            self.workers.broadcast(|| Command::Stop(grace));
             self.stopping = Some(self.now);
             return;
         }
-        if self.team.leads() {
+        if self.workers.is_leader() {
             info!("stopping: {} calls, {} devices", self.all_calls(), self.all_devices());
         }
-        self.team.tell(|| Command::Stop(grace));
-        self.supervisor.stopping();
+        self.workers.broadcast(|| Command::Stop(grace));
+        self.sd_notify.stopping();
         self.stopping = Some(self.now + grace);
-        self.wheel.arm(self.now + grace, Alarm::Stop);
+        self.timers.arm(self.now + grace, TimerKind::Stop);
         self.accepting = false;
-        let doors = [self.listener.as_mut(), self.tls_door.as_mut().map(|door| &mut door.listener)];
+        let doors = [self.listener.as_mut(), self.tls_listener.as_mut().map(|door| &mut door.listener)];
         for listener in doors.into_iter().flatten() {
             let _ = self.poll.registry().deregister(listener);
         }

@@ -12,32 +12,32 @@ use mio::Interest;
 use mio::net::{TcpListener, TcpStream};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use super::gateway::{Alarm, Gateway};
-use super::mqtt_connection::Device;
-use super::mqtt_transport::Link;
-use super::run_queue::Ready;
+use super::gateway::{Gateway, TimerKind};
+use super::mqtt_connection::MqttConnection;
+use super::mqtt_transport::Transport;
+use super::run_queue::Task;
 use super::token::{self, Role, SessionId};
-use super::workers::Adopted;
+use super::workers::HandOff;
 use crate::admin::recent_errors::RecentErrorKind;
 use crate::session::Core;
 
 /// Connections accepted at a time, when all devices come back at once.
-const ACCEPTS: usize = 16;
+const ACCEPT_BUDGET: usize = 16;
 /// Connections beyond `max_connections` that may be on their way in or out.
-const IN_PASSING: usize = 512;
+const EXTRA_CONNECTIONS: usize = 512;
 /// Connections beyond `max_connections_per_ip` that may wait to tell who they are: a device that comes back before its old
 /// connection is known to be dead takes that one's place.
-pub(super) const RETURNING: usize = 8;
+pub(super) const EXTRA_PER_ADDRESS: usize = 8;
 /// Connections the system keeps for us while we are busy: a power cut brings all devices back at once.
 const BACKLOG: i32 = 4096;
 /// What is accepted has the options of the listener: five system calls less for each device.
-const INHERITED: bool = cfg!(target_os = "linux");
+const OPTIONS_ARE_INHERITED: bool = cfg!(target_os = "linux");
 /// How long accepting pauses when descriptors ran out.
-const PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// Where a connection comes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Door {
+pub(super) enum ListenerKind {
     /// `mqtt.port`.
     Plain,
     /// `mqtt.tls.port`.
@@ -64,7 +64,7 @@ pub(super) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> 
         ));
     }
     socket.set_nonblocking(true)?;
-    if INHERITED {
+    if OPTIONS_ARE_INHERITED {
         set_options(&socket);
     }
     socket.bind(&addr.into())?;
@@ -74,16 +74,16 @@ pub(super) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> 
 
 /// How many connections each address has, at all workers together; counted only while `max_connections_per_ip` is set.
 #[derive(Clone, Default)]
-pub(super) struct PerIp(Arc<Mutex<HashMap<IpAddr, usize>>>);
+pub(super) struct ConnectionsByAddress(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
 /// One connection in the count of its address, for as long as this exists: whoever drops the connection need not remember
 /// to give it back.
 pub(super) struct Counted {
-    counts: PerIp,
+    counts: ConnectionsByAddress,
     ip: IpAddr,
 }
 
-impl PerIp {
+impl ConnectionsByAddress {
     pub(super) fn of(&self, ip: IpAddr) -> usize {
         self.locked().get(&ip).copied().unwrap_or_default()
     }
@@ -112,21 +112,21 @@ impl Drop for Counted {
 }
 
 impl Gateway {
-    pub(super) fn accept(&mut self, door: Door) {
-        for _ in 0..ACCEPTS {
+    pub(super) fn accept(&mut self, door: ListenerKind) {
+        for _ in 0..ACCEPT_BUDGET {
             if !self.accepting {
                 return;
             }
             let listener = match door {
-                Door::Plain => self.listener.as_ref(),
-                Door::Tls => self.tls_door.as_ref().map(|door| &door.listener),
+                ListenerKind::Plain => self.listener.as_ref(),
+                ListenerKind::Tls => self.tls_listener.as_ref().map(|door| &door.listener),
             };
             match listener.map_or(Err(ErrorKind::WouldBlock.into()), TcpListener::accept) {
                 Ok((tcp, peer)) => {
                     if std::mem::take(&mut self.accept_failing) {
                         info!("connections are accepted again");
                     }
-                    self.let_in(tcp, peer, door);
+                    self.on_accepted(tcp, peer, door);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 // The peer left while it waited; the next one may still be there.
@@ -137,58 +137,59 @@ impl Gateway {
                     if !std::mem::replace(&mut self.accept_failing, true) {
                         let sentence = format!(
                             "cannot accept connections: {error}; trying again every {} ms",
-                            PAUSE.as_millis()
+                            ACCEPT_RETRY.as_millis()
                         );
                         warn!("{sentence}");
                         self.admin.record_error(RecentErrorKind::AcceptFailed, None, &sentence);
                     }
                     self.accepting = false;
-                    self.wheel.arm(self.now + PAUSE, Alarm::Accept);
+                    self.timers.arm(self.now + ACCEPT_RETRY, TimerKind::Accept);
                     return;
                 }
             }
         }
-        self.ready.push(Ready::Accept(door));
+        self.run_queue.push(Task::Accept(door));
     }
 
     pub(super) fn resume_accepting(&mut self) {
         if !self.draining && !self.is_stopping() {
             self.accepting = true;
-            for door in [Door::Plain, Door::Tls] {
-                self.ready.push(Ready::Accept(door));
+            for door in [ListenerKind::Plain, ListenerKind::Tls] {
+                self.run_queue.push(Task::Accept(door));
             }
         }
     }
 
-    fn let_in(&mut self, tcp: TcpStream, peer: SocketAddr, door: Door) {
+    fn on_accepted(&mut self, tcp: TcpStream, peer: SocketAddr, door: ListenerKind) {
         self.metrics.connections += 1;
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let limit = self.config.mqtt.max_connections_per_ip;
         let proxied = self.config.mqtt.proxy_protocol_from.iter().any(|network| network.contains(peer.ip()));
         // A balancer may have many; its clients are counted when it has named them.
-        let crowded = limit > 0 && !proxied && self.per_ip.of(peer.ip()) >= limit + RETURNING;
-        let full = self.sessions.len() >= self.config.mqtt.max_connections + IN_PASSING;
-        if crowded || (full && !self.oldest_stranger_goes()) {
+        let crowded =
+            limit > 0 && !proxied && self.connections_by_address.of(peer.ip()) >= limit + EXTRA_PER_ADDRESS;
+        let full = self.sessions.len() >= self.config.mqtt.max_connections + EXTRA_CONNECTIONS;
+        if crowded || (full && !self.evict_oldest_unauthenticated()) {
             self.metrics.turned_away += 1;
             return;
         }
-        if !INHERITED {
+        if !OPTIONS_ARE_INHERITED {
             set_options(&SockRef::from(&tcp));
         }
-        let secured = door == Door::Tls;
+        let secured = door == ListenerKind::Tls;
         if secured {
             self.limit_handshakes();
         }
-        let device = Device::new(Link::new(tcp, proxied, secured), peer.port());
-        let id = self.take_in(device, peer.ip());
+        let device = MqttConnection::new(Transport::new(tcp, proxied, secured), peer.port());
+        let id = self.register(device, peer.ip());
         self.handshakes.extend(id.filter(|_| secured));
     }
 
     /// Makes a session of a connection that still owes its CONNECT.
-    pub(super) fn take_in(&mut self, mut device: Device, ip: IpAddr) -> Option<SessionId> {
+    pub(super) fn register(&mut self, mut device: MqttConnection, ip: IpAddr) -> Option<SessionId> {
         let token = token::token(Role::Device, self.sessions.next_slot());
         let both = Interest::READABLE | Interest::WRITABLE;
-        let tcp = device.link.tcp_mut()?;
+        let tcp = device.transport.tcp_mut()?;
         if let Err(error) = self.poll.registry().register(tcp, token, both) {
             warn!("[{ip}] cannot register: {error}");
             return None;
@@ -196,33 +197,33 @@ impl Gateway {
         let limited = self.config.mqtt.max_connections_per_ip > 0;
         // One that another worker accepted is counted already.
         if limited && device.counted.is_none() {
-            device.counted = Some(self.per_ip.count(ip));
+            device.counted = Some(self.connections_by_address.count(ip));
         }
         let id = self.sessions.insert(Core::new(ip, self.now), Some(device), None);
-        self.strangers.push_back(id);
-        while self.strangers.front().is_some_and(|id| !self.is_stranger(*id)) {
-            self.strangers.pop_front();
+        self.unauthenticated.push_back(id);
+        while self.unauthenticated.front().is_some_and(|id| !self.is_unauthenticated(*id)) {
+            self.unauthenticated.pop_front();
         }
-        self.rearm(id);
+        self.arm_session_timer(id);
         Some(id)
     }
 
     /// Takes in a connection that another worker accepted.
-    pub(super) fn adopt(&mut self, adopted: Adopted) {
+    pub(super) fn accept_hand_off(&mut self, adopted: HandOff) {
         if self.is_stopping() || self.draining {
             return;
         }
-        if let Some(mut id) = self.take_in(adopted.device, adopted.ip) {
-            self.serve(&mut id, &adopted.bytes, Vec::new());
-            self.ready.push(Ready::Device(id));
+        if let Some(mut id) = self.register(adopted.device, adopted.ip) {
+            self.on_device_bytes(&mut id, &adopted.bytes, Vec::new());
+            self.run_queue.push(Task::Device(id));
         }
     }
 
     /// Makes room among connections that say nothing: the one that has had the most time for its CONNECT goes, so that
     /// idle connections shut no device out. False when there is none.
-    fn oldest_stranger_goes(&mut self) -> bool {
-        while let Some(id) = self.strangers.pop_front() {
-            if self.is_stranger(id) {
+    fn evict_oldest_unauthenticated(&mut self) -> bool {
+        while let Some(id) = self.unauthenticated.pop_front() {
+            if self.is_unauthenticated(id) {
                 self.metrics.turned_away += 1;
                 self.drive(id, Core::on_connection_lost);
                 self.drop_device(id);
@@ -232,19 +233,19 @@ impl Gateway {
         false
     }
 
-    fn is_stranger(&self, id: SessionId) -> bool {
-        self.sessions.get(id).is_some_and(|session| session.device.is_some() && session.core.awaits_connect())
+    fn is_unauthenticated(&self, id: SessionId) -> bool {
+        self.sessions.get(id).is_some_and(|session| session.mqtt.is_some() && session.core.awaits_connect())
     }
 
     /// Counts the connections of each address, or no longer, after a reload that may have set or unset the limit.
-    pub(super) fn recount(&mut self) {
+    pub(super) fn recount_addresses(&mut self) {
         let limited = self.config.mqtt.max_connections_per_ip > 0;
         for session in self.sessions.iter_mut() {
-            let Some(device) = session.device.as_mut().filter(|device| !device.closing) else { continue };
+            let Some(device) = session.mqtt.as_mut().filter(|device| !device.closing) else { continue };
             if !limited {
                 device.counted = None;
             } else if device.counted.is_none() {
-                device.counted = Some(self.per_ip.count(session.core.ip()));
+                device.counted = Some(self.connections_by_address.count(session.core.ip()));
             }
         }
     }

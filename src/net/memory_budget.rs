@@ -10,34 +10,34 @@
 use std::mem;
 
 use super::gateway::Gateway;
-use super::run_queue::Ready;
+use super::run_queue::Task;
 use super::table::Session;
 use super::token::SessionId;
 use crate::session::{BackendClosed, BackendFailure, Core};
 
 /// What a device with its call may keep in any case, in bytes: any ordinary message, and a device's list of tools.
-const FREE: usize = 16 * 1024;
+const FREE_PER_CONNECTION: usize = 16 * 1024;
 /// What all together may keep above that, in bytes.
 const BUDGET: usize = 32 * 1024 * 1024;
 /// Each may keep this part of what is left of the budget.
-const PART: usize = 16;
+const SHARE_DIVISOR: usize = 16;
 
 /// The sum over all sessions of what each keeps above [`FREE`].
 #[derive(Debug, Default)]
-pub(super) struct Kept(usize);
+pub(super) struct MemoryBudget(usize);
 
-impl Kept {
+impl MemoryBudget {
     /// What a session kept changes to `after`; false when that is more than its share.
     fn change(&mut self, before: u32, after: u32) -> bool {
         self.0 = self.0 + after as usize - before as usize;
-        after as usize <= BUDGET.saturating_sub(self.0) / PART
+        after as usize <= BUDGET.saturating_sub(self.0) / SHARE_DIVISOR
     }
 }
 
 impl Session {
     /// Bytes that are kept for the device, and texts that wait for either side.
     fn kept_for_device(&self) -> usize {
-        self.core.retained_bytes() + self.device.as_ref().map_or(0, |device| device.kept())
+        self.core.retained_bytes() + self.mqtt.as_ref().map_or(0, |device| device.buffered_bytes())
     }
 
     /// Bytes that are kept for the WebSocket.
@@ -48,11 +48,11 @@ impl Session {
 
 impl Gateway {
     /// Looks at what is kept for this session; one with more than its share is dealt with in the next turn.
-    pub(super) fn weigh(&mut self, id: SessionId) {
+    pub(super) fn account(&mut self, id: SessionId) {
         if let Some((before, after, false)) = self.reweigh(id)
             && after > before
         {
-            self.ready.push(Ready::Hog(id));
+            self.run_queue.push(Task::OverBudget(id));
         }
     }
 
@@ -60,9 +60,9 @@ impl Gateway {
     fn reweigh(&mut self, id: SessionId) -> Option<(u32, u32, bool)> {
         let session = self.sessions.live(id)?;
         let kept = session.kept_for_device().saturating_add(session.kept_for_server());
-        let after = u32::try_from(kept.saturating_sub(FREE)).unwrap_or(u32::MAX);
-        let before = mem::replace(&mut session.kept, after);
-        Some((before, after, self.kept.change(before, after)))
+        let after = u32::try_from(kept.saturating_sub(FREE_PER_CONNECTION)).unwrap_or(u32::MAX);
+        let before = mem::replace(&mut session.accounted_bytes, after);
+        Some((before, after, self.memory_budget.change(before, after)))
     }
 
     /// Ends what keeps most in a session with more than its share: the WebSocket, or the device's connection. Nothing when
@@ -81,8 +81,8 @@ impl Gateway {
     }
 
     /// What a session kept that is no more.
-    pub(super) fn forget(&mut self, kept: u32) {
-        self.kept.change(kept, 0);
+    pub(super) fn release_account(&mut self, kept: u32) {
+        self.memory_budget.change(kept, 0);
     }
 }
 
@@ -119,7 +119,7 @@ mod tests {
     /// So much do others keep that this session's share is gone.
     fn crowd(harness: &mut Harness) -> u32 {
         let others = (BUDGET - 1024) as u32;
-        harness.gateway.kept.change(0, others);
+        harness.gateway.memory_budget.change(0, others);
         others
     }
 
@@ -129,9 +129,9 @@ mod tests {
             gateway.sessions.get(id).unwrap().backend.as_ref().is_none_or(|backend| !backend.is_open())
         });
         let session = harness.gateway.sessions.get(id).unwrap();
-        assert!(session.core.is_online() && session.device.as_ref().is_some_and(|device| !device.closing));
+        assert!(session.core.is_online() && session.mqtt.as_ref().is_some_and(|device| !device.closing));
         assert!(session.core.has_call(), "it redials");
-        assert_eq!(harness.gateway.kept.0, others as usize);
+        assert_eq!(harness.gateway.memory_budget.0, others as usize);
     }
 
     #[test]
@@ -139,8 +139,12 @@ mod tests {
         let mut harness = Harness::new(|_| {});
         let (mut client, id, _socket) = harness.live_call(&client_id(1));
         let waits = |gateway: &Gateway| gateway.sessions.get(id).unwrap().kept_for_server();
-        fill(&mut harness, &mut client, |gateway| waits(gateway) >= 2 * FREE);
-        assert!(harness.gateway.kept.0 >= FREE, "{} bytes", harness.gateway.kept.0);
+        fill(&mut harness, &mut client, |gateway| waits(gateway) >= 2 * FREE_PER_CONNECTION);
+        assert!(
+            harness.gateway.memory_budget.0 >= FREE_PER_CONNECTION,
+            "{} bytes",
+            harness.gateway.memory_budget.0
+        );
         let others = crowd(&mut harness);
         say(&mut client, 100);
         assert_websocket_lost(&mut harness, id, others);
@@ -158,9 +162,13 @@ mod tests {
         };
         part(0x01);
         harness.until("its start is kept", |gateway| waits(gateway) >= PART);
-        assert!(harness.gateway.kept.0 >= PART - FREE, "{} bytes", harness.gateway.kept.0);
+        assert!(
+            harness.gateway.memory_budget.0 >= PART - FREE_PER_CONNECTION,
+            "{} bytes",
+            harness.gateway.memory_budget.0
+        );
         part(0x80);
-        harness.until("it is whole", |gateway| gateway.kept.0 == 0);
+        harness.until("it is whole", |gateway| gateway.memory_budget.0 == 0);
         let others = crowd(&mut harness);
         part(0x01);
         assert_websocket_lost(&mut harness, id, others);
@@ -171,7 +179,7 @@ mod tests {
         let mut harness = Harness::new(|_| {});
         let (mut client, id, _socket) = harness.live_call(&client_id(1));
         crowd(&mut harness);
-        harness.gateway.ready.push(Ready::Hog(id));
+        harness.gateway.run_queue.push(Task::OverBudget(id));
         say(&mut client, 10);
         harness.serve(&mut client);
         let session = harness.gateway.sessions.get(id).unwrap();
@@ -184,20 +192,24 @@ mod tests {
     fn a_websocket_that_closes_is_weighed_while_it_lingers() {
         let mut harness = Harness::new(|_| {});
         let (mut client, id, _socket) = harness.live_call(&client_id(1));
-        fill(&mut harness, &mut client, |gateway| gateway.kept.0 >= FREE);
-        let kept = harness.gateway.kept.0;
+        fill(&mut harness, &mut client, |gateway| gateway.memory_budget.0 >= FREE_PER_CONNECTION);
+        let kept = harness.gateway.memory_budget.0;
         let mut goodbye = Vec::new();
         encode::publish(&mut goodbye, "t", br#"{"type":"goodbye"}"#);
         client.write_all(&goodbye).unwrap();
         harness.until("the call is over", |gateway| !gateway.sessions.get(id).unwrap().core.has_call());
-        assert!(harness.gateway.kept.0 >= kept, "{} and not {kept}", harness.gateway.kept.0);
-        harness.until("the server had its time", |gateway| gateway.kept.0 == 0);
+        assert!(
+            harness.gateway.memory_budget.0 >= kept,
+            "{} and not {kept}",
+            harness.gateway.memory_budget.0
+        );
+        harness.until("the server had its time", |gateway| gateway.memory_budget.0 == 0);
     }
 
     #[test]
     fn one_may_keep_much_and_many_may_keep_little_but_all_together_never_more_than_the_budget() {
         for each in [20_000, 100_000, 1_000_000, BUDGET as u32] {
-            let mut kept = Kept::default();
+            let mut kept = MemoryBudget::default();
             let mut good = 0;
             for _ in 0..10_000 {
                 match kept.change(0, each) {
@@ -206,7 +218,7 @@ mod tests {
                 }
             }
             assert!(kept.0 < BUDGET && kept.0 == good * each as usize, "{each}: {}", kept.0);
-            assert_eq!(good > 0, (each as usize) < BUDGET / PART, "{each}: {good}");
+            assert_eq!(good > 0, (each as usize) < BUDGET / SHARE_DIVISOR, "{each}: {good}");
             // Whoever comes now still has room for something.
             let newcomer = kept.change(0, 1_000);
             assert!(newcomer, "{each}: {good} keep {}", kept.0);

@@ -2,39 +2,42 @@
 
 use std::time::Duration;
 
-use super::gateway::{Alarm, Gateway};
+use super::gateway::{Gateway, TimerKind};
 
 /// Sessions that make a peak.
-const CROWD: usize = 128;
+const SESSIONS_MIN: usize = 128;
 /// From the drop to half of the peak until the memory goes: most often, more are about to leave.
-const AFTER: Duration = Duration::from_secs(5);
+const DELAY: Duration = Duration::from_secs(5);
 
 /// How many sessions there were.
 #[derive(Default)]
-pub(super) struct Peak {
-    most: usize,
+pub(super) struct MemoryTrim {
+    sessions_max: usize,
     /// The wheel will ring.
     armed: bool,
 }
 
 impl Gateway {
     /// Looks whether half of a crowd has left, at the end of a turn that buried somebody.
-    pub(super) fn mind_peak(&mut self, before: usize) {
-        self.peak.most = self.peak.most.max(before);
-        if self.peak.most >= CROWD && self.sessions.len() <= self.peak.most / 2 && !self.peak.armed {
-            self.peak.armed = true;
-            self.wheel.arm(self.now + AFTER, Alarm::Relief);
+    pub(super) fn schedule_trim(&mut self, before: usize) {
+        self.memory_trim.sessions_max = self.memory_trim.sessions_max.max(before);
+        if self.memory_trim.sessions_max >= SESSIONS_MIN
+            && self.sessions.len() <= self.memory_trim.sessions_max / 2
+            && !self.memory_trim.armed
+        {
+            self.memory_trim.armed = true;
+            self.timers.arm(self.now + DELAY, TimerKind::TrimMemory);
         }
     }
 
     /// Frees what only the peak needed.
-    pub(super) fn relieve(&mut self) {
-        self.peak = Peak { most: self.sessions.len(), armed: false };
+    pub(super) fn trim_memory(&mut self) {
+        self.memory_trim = MemoryTrim { sessions_max: self.sessions.len(), armed: false };
         self.sessions.shrink();
-        self.wheel.shrink();
+        self.timers.shrink();
         self.index.shrink();
-        self.contexts.shrink();
-        self.strangers.shrink_to_fit();
+        self.context_pool.shrink();
+        self.unauthenticated.shrink_to_fit();
         trim();
     }
 }

@@ -6,142 +6,147 @@ use std::time::Instant;
 
 use super::gateway::Gateway;
 use super::listener::Counted;
-use super::mqtt_transport::Link;
-use super::run_queue::Ready;
+use super::mqtt_transport::Transport;
+use super::run_queue::Task;
 use super::token::SessionId;
-use super::write_buffer::{Flush, Outbox};
+use super::write_buffer::{Flush, WriteBuffer};
 use crate::proto::mqtt::{self, Packet};
 
 /// Reads at a time, and bytes of each: more than any message of a usual device, and not many of the shortest packets. Others
 /// wait meanwhile.
-const READS: usize = 2;
-const PIECE: usize = 2 * 1024;
+const READ_BUDGET: usize = 2;
+const READ_SIZE: usize = 2 * 1024;
 /// The packet type of CONNECT.
 const CONNECT: u8 = 1;
 
 /// One device's connection. Small, since there may be tens of thousands: what is partial or waits is elsewhere.
-pub(super) struct Device {
-    pub(super) link: Link,
-    pub(super) port: u16,
+pub(super) struct MqttConnection {
+    pub(super) transport: Transport,
+    pub(super) peer_port: u16,
     /// Nothing is served any more: the rest is written, then the connection ends.
     pub(super) closing: bool,
     /// Its place among the connections of its address, while these are limited and until it closes.
     pub(super) counted: Option<Box<Counted>>,
     /// Our side is shut down; the peer's last bytes are read and dropped.
-    shut: bool,
+    write_shut_down: bool,
     /// The peer has ended its side, or the connection is broken.
-    ended: bool,
+    read_closed: bool,
     /// A write failed: what had arrived before is still read, then the connection has ended.
     broken: bool,
-    partial: Option<Box<Partial>>,
+    buffers: Option<Box<Buffers>>,
 }
 
 /// Bytes on their way in or out; not there between packets.
 #[derive(Default)]
-struct Partial {
-    inbox: Vec<u8>,
-    outbox: Outbox,
+struct Buffers {
+    read_buffer: Vec<u8>,
+    write_buffer: WriteBuffer,
     /// What waits to be written is a refusal that comes late on purpose.
     hold_until: Option<Instant>,
 }
 
 /// What came of writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Written {
+pub(super) enum FlushOutcome {
     Done,
     Blocked,
     /// Closed down and no longer needed.
-    Over,
+    Closed,
     /// The connection is broken.
-    Lost,
+    Broken,
 }
 
-impl Device {
-    pub(super) fn new(link: Link, port: u16) -> Self {
+impl MqttConnection {
+    pub(super) fn new(link: Transport, port: u16) -> Self {
         Self {
-            link,
-            port,
+            transport: link,
+            peer_port: port,
             closing: false,
             counted: None,
-            shut: false,
-            ended: false,
+            write_shut_down: false,
+            read_closed: false,
             broken: false,
-            partial: None,
+            buffers: None,
         }
     }
 
     /// The local address the device reached, for `public_ip: auto`.
     pub(super) fn local_ip(&self) -> Option<IpAddr> {
-        self.link.tcp()?.local_addr().ok().map(|addr| addr.ip().to_canonical())
+        self.transport.tcp()?.local_addr().ok().map(|addr| addr.ip().to_canonical())
     }
 
     /// Whether something waits to be written.
     pub(super) fn has_output(&self) -> bool {
-        self.partial.as_ref().is_some_and(|partial| !partial.outbox.is_empty())
+        self.buffers.as_ref().is_some_and(|partial| !partial.write_buffer.is_empty())
     }
 
     /// Until when output waits on purpose.
     pub(super) fn hold_until(&self) -> Option<Instant> {
-        self.partial.as_ref().and_then(|partial| partial.hold_until)
+        self.buffers.as_ref().and_then(|partial| partial.hold_until)
     }
 
     /// Lets the output wait on purpose.
     pub(super) fn hold(&mut self, until: Instant) {
-        self.partial.get_or_insert_default().hold_until = Some(until);
+        self.buffers.get_or_insert_default().hold_until = Some(until);
     }
 
     /// Bytes that are partial or wait to be written, and room for them.
-    pub(super) fn kept(&self) -> usize {
-        self.partial.as_ref().map_or(0, |partial| partial.inbox.capacity() + partial.outbox.capacity())
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.buffers
+            .as_ref()
+            .map_or(0, |partial| partial.read_buffer.capacity() + partial.write_buffer.capacity())
     }
 
     fn take_inbox(&mut self) -> Vec<u8> {
-        self.partial.as_mut().map(|partial| std::mem::take(&mut partial.inbox)).unwrap_or_default()
+        self.buffers.as_mut().map(|partial| std::mem::take(&mut partial.read_buffer)).unwrap_or_default()
     }
 
     fn keep_inbox(&mut self, rest: Vec<u8>) {
         if !rest.is_empty() {
-            self.partial.get_or_insert_default().inbox = rest;
+            self.buffers.get_or_insert_default().read_buffer = rest;
         }
     }
 
-    pub(super) fn flush(&mut self, now: Instant) -> Written {
-        if self.broken || !self.link.is_open() {
-            return if self.closing { Written::Over } else { Written::Blocked };
+    pub(super) fn flush(&mut self, now: Instant) -> FlushOutcome {
+        if self.broken || !self.transport.is_open() {
+            return if self.closing { FlushOutcome::Closed } else { FlushOutcome::Blocked };
         }
-        let flushed = match &mut self.partial {
+        let flushed = match &mut self.buffers {
             None => Ok(Flush::Done),
-            Some(partial) if partial.hold_until.is_some_and(|at| at > now) => return Written::Blocked,
+            Some(partial) if partial.hold_until.is_some_and(|at| at > now) => return FlushOutcome::Blocked,
             Some(partial) => {
                 partial.hold_until = None;
-                partial.outbox.flush(&mut self.link)
+                partial.write_buffer.flush(&mut self.transport)
             }
         };
-        if self.partial.as_ref().is_some_and(|partial| partial.inbox.is_empty() && partial.outbox.is_empty())
+        if self
+            .buffers
+            .as_ref()
+            .is_some_and(|partial| partial.read_buffer.is_empty() && partial.write_buffer.is_empty())
         {
-            self.partial = None;
+            self.buffers = None;
         }
         match flushed {
-            Ok(Flush::Done) if !self.closing => Written::Done,
-            Ok(Flush::Done) if self.ended => Written::Over,
+            Ok(Flush::Done) if !self.closing => FlushOutcome::Done,
+            Ok(Flush::Done) if self.read_closed => FlushOutcome::Closed,
             Ok(Flush::Done) => {
                 // Dropping now could reset the connection and take with it what was just written.
-                if self.shut {
-                    return Written::Done;
+                if self.write_shut_down {
+                    return FlushOutcome::Done;
                 }
-                match self.link.shut_down() {
-                    Ok(()) => self.shut = true,
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => return Written::Blocked,
-                    Err(_) => return Written::Over,
+                match self.transport.shut_down() {
+                    Ok(()) => self.write_shut_down = true,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return FlushOutcome::Blocked,
+                    Err(_) => return FlushOutcome::Closed,
                 }
-                Written::Done
+                FlushOutcome::Done
             }
-            Ok(Flush::Blocked) if self.ended && self.closing => Written::Over,
-            Ok(Flush::Blocked) => Written::Blocked,
-            Err(_) if self.closing => Written::Over,
+            Ok(Flush::Blocked) if self.read_closed && self.closing => FlushOutcome::Closed,
+            Ok(Flush::Blocked) => FlushOutcome::Blocked,
+            Err(_) if self.closing => FlushOutcome::Closed,
             Err(_) => {
                 self.broken = true;
-                Written::Lost
+                FlushOutcome::Broken
             }
         }
     }
@@ -161,62 +166,62 @@ fn append(kept: &mut Vec<u8>, more: &[u8]) {
 
 impl Gateway {
     /// Reads what has come, within the budget, and serves each packet.
-    pub(super) fn pump_device(&mut self, id: SessionId) {
+    pub(super) fn on_device_readable(&mut self, id: SessionId) {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut id = id;
         let mut reads = 0;
         while self.read_device(&mut id, &mut scratch) {
             reads += 1;
-            if reads == READS {
-                self.ready.push(Ready::Device(id));
+            if reads == READ_BUDGET {
+                self.run_queue.push(Task::Device(id));
                 break;
             }
         }
         self.scratch = scratch;
-        self.weigh(id);
-        self.rearm(id);
+        self.account(id);
+        self.arm_session_timer(id);
     }
 
     /// One read. False when there is nothing more to do now. `id` moves on when the connection takes over a call.
     fn read_device(&mut self, id: &mut SessionId, scratch: &mut [u8]) -> bool {
         let now = self.now;
         let Some(session) = self.sessions.live(*id) else { return false };
-        let Some(device) = &mut session.device else { return false };
-        if !device.link.is_open() {
-            return !device.closing && self.go_in(*id, scratch);
+        let Some(device) = &mut session.mqtt else { return false };
+        if !device.transport.is_open() {
+            return !device.closing && self.drive_handshake(*id, scratch);
         }
-        match device.link.read(&mut scratch[..PIECE]) {
-            Ok(0) => self.device_ended(*id),
+        match device.transport.read(&mut scratch[..READ_SIZE]) {
+            Ok(0) => self.on_device_eof(*id),
             Ok(_) if device.closing => return true,
             Ok(n) => {
                 session.core.refresh_keep_alive(now);
                 let mut kept = device.take_inbox();
                 return match kept.is_empty() {
-                    true => self.serve(id, &scratch[..n], kept),
+                    true => self.on_device_bytes(id, &scratch[..n], kept),
                     false => {
                         append(&mut kept, &scratch[..n]);
-                        self.serve(id, &[], kept)
+                        self.on_device_bytes(id, &[], kept)
                     }
                 };
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock && !device.broken => {}
             Err(error) if error.kind() == ErrorKind::Interrupted => return true,
-            Err(_) => self.device_ended(*id),
+            Err(_) => self.on_device_eof(*id),
         }
         false
     }
 
     /// The peer's side is over: what it sent before has been served.
-    fn device_ended(&mut self, id: SessionId) {
-        if let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut()) {
-            device.ended = true;
+    fn on_device_eof(&mut self, id: SessionId) {
+        if let Some(device) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut()) {
+            device.read_closed = true;
         }
         self.drive(id, |core, cx| core.on_connection_lost(cx));
-        self.touch(id);
+        self.mark_dirty(id);
     }
 
     /// Serves the packets in `bytes`, or in `kept` when there was a partial packet before; keeps what is left over.
-    pub(super) fn serve(&mut self, id: &mut SessionId, bytes: &[u8], kept: Vec<u8>) -> bool {
+    pub(super) fn on_device_bytes(&mut self, id: &mut SessionId, bytes: &[u8], kept: Vec<u8>) -> bool {
         let mut rest = if kept.is_empty() { bytes } else { &kept[..] };
         while !rest.is_empty() {
             let Some(session) = self.sessions.live(*id) else { return false };
@@ -230,7 +235,7 @@ impl Gateway {
             }
             match mqtt::decode(rest, session.core.max_packet_bytes(&self.config)) {
                 Ok(Some((Packet::Connect(connect), _)))
-                    if !self.team.is_alone() && self.send_home(*id, connect.client_id, rest) =>
+                    if !self.workers.is_single() && self.hand_off(*id, connect.client_id, rest) =>
                 {
                     return false;
                 }
@@ -246,7 +251,7 @@ impl Gateway {
                 }
             }
         }
-        if let Some(device) = self.sessions.live(*id).and_then(|session| session.device.as_mut()) {
+        if let Some(device) = self.sessions.live(*id).and_then(|session| session.mqtt.as_mut()) {
             // A packet that is not whole yet stays where it is: to copy it each time would be work without end.
             let begun = rest.len() == kept.len();
             device.keep_inbox(if begun { kept } else { rest.to_vec() });
@@ -256,12 +261,12 @@ impl Gateway {
 
     /// Appends to what the device is sent. A device that does not read loses its connection.
     pub(super) fn write_device(&mut self, id: SessionId, write: impl FnOnce(&mut Vec<u8>)) {
-        let Some(device) = self.sessions.live(id).and_then(|session| session.device.as_mut()) else { return };
+        let Some(device) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut()) else { return };
         if device.closing {
             return;
         }
-        let fits = device.partial.get_or_insert_default().outbox.append(write);
-        self.touch(id);
+        let fits = device.buffers.get_or_insert_default().write_buffer.append(write);
+        self.mark_dirty(id);
         if !fits {
             device_is_slow(self, id);
         }
@@ -271,19 +276,19 @@ impl Gateway {
     pub(super) fn flush_device(&mut self, id: SessionId) {
         let now = self.now;
         let Some(session) = self.sessions.live(id) else { return };
-        let Some(device) = &mut session.device else { return };
+        let Some(device) = &mut session.mqtt else { return };
         match device.flush(now) {
-            Written::Done | Written::Blocked => {}
-            Written::Over => self.drop_device(id),
+            FlushOutcome::Done | FlushOutcome::Blocked => {}
+            FlushOutcome::Closed => self.drop_device(id),
             // A DISCONNECT may have come before the reset: only reading tells.
-            Written::Lost => self.ready.push(Ready::Device(id)),
+            FlushOutcome::Broken => self.run_queue.push(Task::Device(id)),
         }
     }
 }
 
 /// Deferred to its own list: the core is in the middle of its actions.
 fn device_is_slow(gateway: &mut Gateway, id: SessionId) {
-    gateway.ready.push(Ready::SlowDevice(id));
+    gateway.run_queue.push(Task::DeviceBlocked(id));
 }
 
 #[cfg(test)]
@@ -301,14 +306,14 @@ mod tests {
         let mut harness = Harness::new(|config| config.mqtt.max_payload_size = 2 * LONG);
         let (mut client, id) = harness.online(&client_id(1));
         let device = |gateway: &Gateway| {
-            let device = gateway.sessions.get(id).unwrap().device.as_ref().unwrap();
-            (device.partial.as_ref().map_or(0, |partial| partial.inbox.len()), device.kept())
+            let device = gateway.sessions.get(id).unwrap().mqtt.as_ref().unwrap();
+            (device.buffers.as_ref().map_or(0, |partial| partial.read_buffer.len()), device.buffered_bytes())
         };
         let mut packet = Vec::new();
         encode::publish(&mut packet, "t", &vec![b' '; LONG]);
         let (last, begin) = packet.split_last().unwrap();
         let (mut came, mut room, mut moves) = (0, 0, 0);
-        for piece in begin.chunks(PIECE) {
+        for piece in begin.chunks(READ_SIZE) {
             client.write_all(piece).unwrap();
             came += piece.len();
             harness.until("it is read", |gateway| device(gateway).0 == came);

@@ -14,81 +14,81 @@ use crate::proto::proxy_protocol::{self, BadProxyHeader, ProxySource};
 
 /// The first byte of every TLS connection: a record that is part of a handshake (RFC 5246, appendix A.1).
 #[cfg(feature = "tls")]
-const HANDSHAKE: u8 = 22;
+const TLS_HANDSHAKE_RECORD: u8 = 22;
 
 /// A device's connection. What plain ones do without is boxed: there are tens of thousands of them.
-pub(super) enum Link {
+pub(super) enum Transport {
     /// TCP, and nothing else.
     Plain(TcpStream),
     /// TLS. Bytes may wait in the TLS library after the socket was read empty: read until WouldBlock.
     #[cfg(feature = "tls")]
     Tls(Box<TlsStream<TcpStream>>),
     /// Something must come before the device's own bytes.
-    Early(Box<Early>),
+    Handshake(Box<Handshake>),
 }
 
 /// A connection that is not open for the device's bytes yet.
-pub(super) struct Early {
-    stage: Stage,
+pub(super) struct Handshake {
+    stage: HandshakeStage,
 }
 
-enum Stage {
+enum HandshakeStage {
     /// A balancer's header comes first; so much of it has come. Then TLS, or not.
-    Header { tcp: TcpStream, seen: Vec<u8>, tls: bool },
+    ProxyHeader { tcp: TcpStream, seen: Vec<u8>, tls: bool },
     /// TLS, of which no byte has come.
-    Silent(TcpStream),
+    BeforeTls(TcpStream),
     #[cfg(feature = "tls")]
-    Handshake(MidHandshakeTlsStream<TcpStream>),
+    Tls(MidHandshakeTlsStream<TcpStream>),
     /// It failed.
-    Over,
+    Failed,
 }
 
 /// What came of going on with what must come first.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(super) enum HandshakeStep {
     /// Try again at the socket's next edge.
     Blocked,
     /// The balancer has said whose connection it is.
-    From(ProxySource),
+    ProxiedFor(ProxySource),
     /// The device's own bytes are next.
-    Open,
+    Done,
     /// The peer has left before it said anything worth a word.
-    Left,
+    PeerClosed,
     /// What should have been a balancer's header is none.
-    BadHeader(BadProxyHeader),
+    BadProxyHeader(BadProxyHeader),
     /// There will be no TLS connection: why.
-    NoTls(String),
+    TlsFailed(String),
 }
 
-impl Link {
+impl Transport {
     /// A fresh connection, behind a balancer or not, to be secured or not.
     pub(super) fn new(tcp: TcpStream, proxied: bool, tls: bool) -> Self {
         let stage = match (proxied, tls) {
             (false, false) => return Self::Plain(tcp),
-            (true, _) => Stage::Header { tcp, seen: Vec::new(), tls },
-            (false, true) => Stage::Silent(tcp),
+            (true, _) => HandshakeStage::ProxyHeader { tcp, seen: Vec::new(), tls },
+            (false, true) => HandshakeStage::BeforeTls(tcp),
         };
-        Self::Early(Box::new(Early { stage }))
+        Self::Handshake(Box::new(Handshake { stage }))
     }
 
     /// Whether the device's own bytes are what is read and written.
     pub(super) fn is_open(&self) -> bool {
-        !matches!(self, Self::Early(_))
+        !matches!(self, Self::Handshake(_))
     }
 
     /// Whether TLS was begun and is not there yet.
-    pub(super) fn shakes_hands(&self) -> bool {
+    pub(super) fn is_in_tls_handshake(&self) -> bool {
         #[cfg(feature = "tls")]
-        if let Self::Early(early) = self {
-            return matches!(early.stage, Stage::Handshake(_));
+        if let Self::Handshake(early) = self {
+            return matches!(early.stage, HandshakeStage::Tls(_));
         }
         false
     }
 
     /// Whether it is to be TLS and is not there yet.
-    pub(super) fn is_unsecured(&self) -> bool {
+    pub(super) fn awaits_tls(&self) -> bool {
         match self {
-            Self::Early(early) => !matches!(early.stage, Stage::Header { tls: false, .. }),
+            Self::Handshake(early) => !matches!(early.stage, HandshakeStage::ProxyHeader { tls: false, .. }),
             _ => false,
         }
     }
@@ -99,11 +99,11 @@ impl Link {
             Self::Plain(tcp) => Some(tcp),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => Some(tls.get_ref()),
-            Self::Early(early) => match &early.stage {
-                Stage::Header { tcp, .. } | Stage::Silent(tcp) => Some(tcp),
+            Self::Handshake(early) => match &early.stage {
+                HandshakeStage::ProxyHeader { tcp, .. } | HandshakeStage::BeforeTls(tcp) => Some(tcp),
                 #[cfg(feature = "tls")]
-                Stage::Handshake(midway) => Some(midway.get_ref()),
-                Stage::Over => None,
+                HandshakeStage::Tls(midway) => Some(midway.get_ref()),
+                HandshakeStage::Failed => None,
             },
         }
     }
@@ -114,11 +114,11 @@ impl Link {
             Self::Plain(tcp) => Some(tcp),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => Some(tls.get_mut()),
-            Self::Early(early) => match &mut early.stage {
-                Stage::Header { tcp, .. } | Stage::Silent(tcp) => Some(tcp),
+            Self::Handshake(early) => match &mut early.stage {
+                HandshakeStage::ProxyHeader { tcp, .. } | HandshakeStage::BeforeTls(tcp) => Some(tcp),
                 #[cfg(feature = "tls")]
-                Stage::Handshake(_) => None,
-                Stage::Over => None,
+                HandshakeStage::Tls(_) => None,
+                HandshakeStage::Failed => None,
             },
         }
     }
@@ -135,71 +135,76 @@ impl Link {
                 tls.shutdown()?;
                 tls.get_ref().shutdown(Shutdown::Write)
             }
-            Self::Early(_) => Err(ErrorKind::NotConnected.into()),
+            Self::Handshake(_) => Err(ErrorKind::NotConnected.into()),
         }
     }
 
     /// Goes on with what must come before the device's bytes, as far as the socket allows. `scratch` holds a header at
     /// least.
-    pub(super) fn advance(&mut self, acceptor: Option<&Acceptor>, scratch: &mut [u8]) -> Step {
-        let Self::Early(early) = self else { return Step::Open };
-        match mem::replace(&mut early.stage, Stage::Over) {
-            Stage::Header { mut tcp, mut seen, tls } => match read_header(&mut tcp, &mut seen, scratch) {
-                Ok(Some(origin)) => {
-                    *self = Self::new(tcp, false, tls);
-                    Step::From(origin)
+    pub(super) fn advance(&mut self, acceptor: Option<&Acceptor>, scratch: &mut [u8]) -> HandshakeStep {
+        let Self::Handshake(early) = self else { return HandshakeStep::Done };
+        match mem::replace(&mut early.stage, HandshakeStage::Failed) {
+            HandshakeStage::ProxyHeader { mut tcp, mut seen, tls } => {
+                match read_header(&mut tcp, &mut seen, scratch) {
+                    Ok(Some(origin)) => {
+                        *self = Self::new(tcp, false, tls);
+                        HandshakeStep::ProxiedFor(origin)
+                    }
+                    Ok(None) => {
+                        early.stage = HandshakeStage::ProxyHeader { tcp, seen, tls };
+                        HandshakeStep::Blocked
+                    }
+                    Err(step) => step,
                 }
-                Ok(None) => {
-                    early.stage = Stage::Header { tcp, seen, tls };
-                    Step::Blocked
-                }
-                Err(step) => step,
-            },
+            }
             #[cfg(feature = "tls")]
-            Stage::Silent(tcp) => self.begin(tcp, acceptor),
+            HandshakeStage::BeforeTls(tcp) => self.start_tls(tcp, acceptor),
             #[cfg(feature = "tls")]
-            Stage::Handshake(midway) => self.shaken(midway.handshake()),
+            HandshakeStage::Tls(midway) => self.on_tls_result(midway.handshake()),
             #[cfg(not(feature = "tls"))]
-            Stage::Silent(_) => match acceptor {
+            HandshakeStage::BeforeTls(_) => match acceptor {
                 Some(acceptor) => match *acceptor {},
-                None => Step::NoTls("this program was built without TLS".to_owned()),
+                None => HandshakeStep::TlsFailed("this program was built without TLS".to_owned()),
             },
-            Stage::Over => Step::Left,
+            HandshakeStage::Failed => HandshakeStep::PeerClosed,
         }
     }
 
     /// A connection that says nothing, or anything but TLS, costs no handshake.
     #[cfg(feature = "tls")]
-    fn begin(&mut self, tcp: TcpStream, acceptor: Option<&Acceptor>) -> Step {
+    fn start_tls(&mut self, tcp: TcpStream, acceptor: Option<&Acceptor>) -> HandshakeStep {
         let mut first = [0];
         match (tcp.peek(&mut first), acceptor) {
-            (Ok(0), _) => Step::Left,
-            (Ok(_), _) if first[0] != HANDSHAKE => {
-                Step::NoTls(format!("it does not begin with TLS: first byte {:#04x}", first[0]))
+            (Ok(0), _) => HandshakeStep::PeerClosed,
+            (Ok(_), _) if first[0] != TLS_HANDSHAKE_RECORD => {
+                HandshakeStep::TlsFailed(format!("it does not begin with TLS: first byte {:#04x}", first[0]))
             }
-            (Ok(_), Some(acceptor)) => self.shaken(acceptor.accept(tcp)),
+            (Ok(_), Some(acceptor)) => self.on_tls_result(acceptor.accept(tcp)),
             (Err(error), _) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 *self = Self::new(tcp, false, true);
-                Step::Blocked
+                HandshakeStep::Blocked
             }
-            (Err(_), _) | (Ok(_), None) => Step::Left,
+            (Err(_), _) | (Ok(_), None) => HandshakeStep::PeerClosed,
         }
     }
 
     #[cfg(feature = "tls")]
-    fn shaken(&mut self, outcome: Result<TlsStream<TcpStream>, HandshakeError<TcpStream>>) -> Step {
+    fn on_tls_result(
+        &mut self,
+        outcome: Result<TlsStream<TcpStream>, HandshakeError<TcpStream>>,
+    ) -> HandshakeStep {
         match outcome {
             Ok(tls) => {
                 *self = Self::Tls(Box::new(tls));
-                Step::Open
+                HandshakeStep::Done
             }
             Err(HandshakeError::WouldBlock(midway)) => {
-                if let Self::Early(early) = self {
-                    early.stage = Stage::Handshake(midway);
+                if let Self::Handshake(early) = self {
+                    early.stage = HandshakeStage::Tls(midway);
                 }
-                Step::Blocked
+                HandshakeStep::Blocked
             }
-            Err(HandshakeError::Failure(error)) => Step::NoTls(error.to_string()),
+            Err(HandshakeError::Failure(error)) => HandshakeStep::TlsFailed(error.to_string()),
         }
     }
 }
@@ -209,44 +214,44 @@ fn read_header(
     tcp: &mut TcpStream,
     seen: &mut Vec<u8>,
     scratch: &mut [u8],
-) -> Result<Option<ProxySource>, Step> {
+) -> Result<Option<ProxySource>, HandshakeStep> {
     loop {
         let came = match tcp.peek(&mut scratch[..proxy_protocol::MAX_V2_LEN]) {
-            Ok(0) => return Err(Step::Left),
+            Ok(0) => return Err(HandshakeStep::PeerClosed),
             Ok(came) => came,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(_) => return Err(Step::Left),
+            Err(_) => return Err(HandshakeStep::PeerClosed),
         };
         let before = seen.len();
         seen.extend_from_slice(&scratch[..came]);
-        let header = proxy_protocol::decode(seen).map_err(Step::BadHeader)?;
+        let header = proxy_protocol::decode(seen).map_err(HandshakeStep::BadProxyHeader)?;
         let taken = header.map_or(came, |(_, length)| length - before);
-        tcp.read_exact(&mut scratch[..taken]).map_err(|_| Step::Left)?;
+        tcp.read_exact(&mut scratch[..taken]).map_err(|_| HandshakeStep::PeerClosed)?;
         if let Some((origin, _)) = header {
             return Ok(Some(origin));
         }
     }
 }
 
-impl Read for Link {
+impl Read for Transport {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => tcp.read(buffer),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.read(buffer),
-            Self::Early(_) => Err(ErrorKind::WouldBlock.into()),
+            Self::Handshake(_) => Err(ErrorKind::WouldBlock.into()),
         }
     }
 }
 
-impl Write for Link {
+impl Write for Transport {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => tcp.write(data),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.write(data),
-            Self::Early(_) => Err(ErrorKind::WouldBlock.into()),
+            Self::Handshake(_) => Err(ErrorKind::WouldBlock.into()),
         }
     }
 
@@ -255,7 +260,7 @@ impl Write for Link {
             Self::Plain(tcp) => tcp.flush(),
             #[cfg(feature = "tls")]
             Self::Tls(tls) => tls.flush(),
-            Self::Early(_) => Ok(()),
+            Self::Handshake(_) => Ok(()),
         }
     }
 }

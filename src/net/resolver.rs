@@ -29,7 +29,7 @@ pub struct Resolver {
     threads: usize,
     cache: HashMap<String, Cached>,
     /// Hosts being looked up, and who waits for each.
-    flights: HashMap<String, Vec<Ticket>>,
+    in_flight: HashMap<String, Vec<Waiter>>,
 }
 
 /// What [`Resolver::lookup`] says at once.
@@ -51,8 +51,8 @@ struct Cached {
     answer: Answer,
 }
 
-struct Ticket {
-    who: u64,
+struct Waiter {
+    id: u64,
     port: u16,
 }
 
@@ -88,7 +88,7 @@ impl Resolver {
             worker: Worker { jobs: work, answers: done, waker, resolve: Arc::new(resolve) },
             threads: 0,
             cache: HashMap::new(),
-            flights: HashMap::new(),
+            in_flight: HashMap::new(),
         }
     }
 
@@ -107,32 +107,32 @@ impl Resolver {
             Some(Cached { until, answer: Err(why) }) if now < *until => return Lookup::Failed(why.clone()),
             _ => {}
         }
-        if let Some(waiting) = self.flights.get_mut(host) {
-            waiting.push(Ticket { who, port });
+        if let Some(waiting) = self.in_flight.get_mut(host) {
+            waiting.push(Waiter { id: who, port });
             return Lookup::Pending;
         }
-        if let Err(error) = self.hire() {
+        if let Err(error) = self.start_thread() {
             return Lookup::Failed(format!("cannot resolve {host}: no thread to do it: {error}"));
         }
         // The other end is in `self.worker`.
         let _ = self.jobs.send(host.to_owned());
-        self.flights.insert(host.to_owned(), vec![Ticket { who, port }]);
+        self.in_flight.insert(host.to_owned(), vec![Waiter { id: who, port }]);
         Lookup::Pending
     }
 
     /// Hands out every ticket whose answer has come since the last call. To be called when the waker has fired.
-    pub fn finished(&mut self, now: Instant, out: &mut Vec<(u64, Result<Vec<SocketAddr>, String>)>) {
+    pub fn take_finished(&mut self, now: Instant, out: &mut Vec<(u64, Result<Vec<SocketAddr>, String>)>) {
         while let Ok((host, answer)) = self.answers.try_recv() {
-            for Ticket { who, port } in self.flights.remove(&host).unwrap_or_default() {
+            for Waiter { id: who, port } in self.in_flight.remove(&host).unwrap_or_default() {
                 out.push((who, answer.as_ref().map(|all| with_port(all, port)).map_err(String::clone)));
             }
-            self.remember(host, answer, now);
+            self.cache_answer(host, answer, now);
         }
     }
 
     /// Starts a thread more, up to as many as there are lookups under way. One is enough to go on with.
-    fn hire(&mut self) -> io::Result<()> {
-        if self.threads == THREADS || self.threads > self.flights.len() {
+    fn start_thread(&mut self) -> io::Result<()> {
+        if self.threads == THREADS || self.threads > self.in_flight.len() {
             return Ok(());
         }
         let worker = self.worker.clone();
@@ -145,7 +145,7 @@ impl Resolver {
         Ok(())
     }
 
-    fn remember(&mut self, host: String, answer: Answer, now: Instant) {
+    fn cache_answer(&mut self, host: String, answer: Answer, now: Instant) {
         if self.cache.len() >= HOSTS && !self.cache.contains_key(&host) {
             self.cache.retain(|_, cached| now < cached.until);
         }
@@ -247,7 +247,7 @@ mod tests {
             while all.len() < count {
                 assert!(Instant::now() < deadline, "{} of {count} answers came", all.len());
                 self.poll.poll(&mut Events::with_capacity(8), Some(Duration::from_millis(100))).unwrap();
-                self.resolver.finished(self.start + Duration::from_secs(at), &mut all);
+                self.resolver.take_finished(self.start + Duration::from_secs(at), &mut all);
             }
             all.sort_by_key(|(who, _)| *who);
             all
@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(bench.finished(3, 0), [(1, Ok(good(80))), (2, Ok(good(80))), (3, Ok(good(443)))]);
         assert_eq!(bench.asked(), ["slow.test"]);
         let mut more = Vec::new();
-        bench.resolver.finished(bench.start, &mut more);
+        bench.resolver.take_finished(bench.start, &mut more);
         assert_eq!(more, [], "a ticket is handed out once");
     }
 

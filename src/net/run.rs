@@ -19,7 +19,7 @@ impl Gateway {
         // What is half done is dropped below, and nothing else is done with it.
         let turns = panic::catch_unwind(AssertUnwindSafe(|| self.turn_until_stopped()));
         let outcome = turns.unwrap_or_else(|panic| Err(panicked(&*panic)));
-        let mut team = mem::take(&mut self.team);
+        let mut team = mem::take(&mut self.workers);
         // Its sockets first: its devices must not wait for other workers to end.
         drop(self);
         team.end(outcome)
@@ -28,11 +28,11 @@ impl Gateway {
     fn turn_until_stopped(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
         while !self.is_stopped() {
-            self.turn(&mut events)?;
+            self.run_once(&mut events)?;
         }
-        if self.draining && !self.is_stopping() && self.team.leads() {
+        if self.draining && !self.is_stopping() && self.workers.is_leader() {
             info!("drained: no call is left");
-            self.supervisor.stopping();
+            self.sd_notify.stopping();
         }
         Ok(())
     }
@@ -43,13 +43,13 @@ impl Gateway {
 
     fn is_stopped(&self) -> bool {
         let is_empty = self.sessions.len() == 0;
-        let is_drained = self.draining && is_empty && self.team.others_ended();
+        let is_drained = self.draining && is_empty && self.workers.others_ended();
         self.stopping.map_or(is_drained, |until| until <= self.now || is_empty)
     }
 
     /// Another worker has ended. When it failed, all end: without it, its devices would be refused for ever.
     pub(super) fn worker_ended(&mut self, failed: bool) {
-        self.team.worker_ended();
+        self.workers.worker_ended();
         if failed && !self.is_stopping() {
             self.stop(LINGER);
         }

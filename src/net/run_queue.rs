@@ -4,24 +4,24 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::admin::ConnId;
-use super::listener::Door;
+use super::listener::ListenerKind;
 use super::token::SessionId;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Ready {
-    Accept(Door),
+pub(super) enum Task {
+    Accept(ListenerKind),
     Udp,
     Device(SessionId),
     Backend(SessionId),
     /// A device does not read what it is sent.
-    SlowDevice(SessionId),
+    DeviceBlocked(SessionId),
     /// A chat server does not read its text.
-    SlowBackend(SessionId),
+    BackendBlocked(SessionId),
     /// More is kept for a device and its call than their share.
-    Hog(SessionId),
+    OverBudget(SessionId),
     /// A place for a dial became free.
-    Dials,
+    StartDials,
     AcceptAdmin,
     Admin(ConnId),
 }
@@ -29,54 +29,54 @@ pub(super) enum Ready {
 /// What waits, in the order it came, each once: whoever sends without end gets one budget a turn, two in the turn it begins,
 /// however many edges it causes meanwhile.
 #[derive(Default)]
-pub(super) struct Leftovers {
+pub(super) struct RunQueue {
     /// All of it is done in the next turn.
-    prompt: VecDeque<Ready>,
+    high_priority: VecDeque<Task>,
     /// As much of it as there is time for: connections that come, handshakes, logins, hellos. They come by the thousand
     /// after a power cut, and each takes longer than a packet of audio.
-    patient: VecDeque<Ready>,
-    waiting: HashSet<Ready>,
+    low_priority: VecDeque<Task>,
+    queued: HashSet<Task>,
 }
 
-impl Leftovers {
+impl RunQueue {
     /// Adds work, unless it waits already.
-    pub(super) fn push(&mut self, ready: Ready) {
-        if self.waiting.insert(ready) {
+    pub(super) fn push(&mut self, ready: Task) {
+        if self.queued.insert(ready) {
             let queue = match ready {
-                Ready::Accept(_) | Ready::Device(_) => &mut self.patient,
-                _ => &mut self.prompt,
+                Task::Accept(_) | Task::Device(_) => &mut self.low_priority,
+                _ => &mut self.high_priority,
             };
             queue.push_back(ready);
         }
     }
 
-    pub(super) fn pop_prompt(&mut self) -> Option<Ready> {
-        self.prompt.pop_front().inspect(|ready| _ = self.waiting.remove(ready))
+    pub(super) fn pop_high_priority(&mut self) -> Option<Task> {
+        self.high_priority.pop_front().inspect(|ready| _ = self.queued.remove(ready))
     }
 
-    pub(super) fn pop_patient(&mut self) -> Option<Ready> {
-        self.patient.pop_front().inspect(|ready| _ = self.waiting.remove(ready))
+    pub(super) fn pop_low_priority(&mut self) -> Option<Task> {
+        self.low_priority.pop_front().inspect(|ready| _ = self.queued.remove(ready))
     }
 
     /// Whether this waits for its turn: an edge that announces it again changes nothing.
-    pub(super) fn holds(&self, ready: Ready) -> bool {
-        self.waiting.contains(&ready)
+    pub(super) fn contains(&self, ready: Task) -> bool {
+        self.queued.contains(&ready)
     }
 
-    pub(super) fn prompt(&self) -> usize {
-        self.prompt.len()
+    pub(super) fn high_priority_len(&self) -> usize {
+        self.high_priority.len()
     }
 
-    pub(super) fn patient(&self) -> usize {
-        self.patient.len()
+    pub(super) fn low_priority_len(&self) -> usize {
+        self.low_priority.len()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.waiting.len()
+        self.queued.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.queued.is_empty()
     }
 }
 
@@ -86,20 +86,20 @@ mod tests {
 
     #[test]
     fn each_waits_once_and_in_order() {
-        let mut left = Leftovers::default();
-        let (plain, tls) = (Ready::Accept(Door::Plain), Ready::Accept(Door::Tls));
-        for ready in [Ready::Udp, Ready::Dials, tls, Ready::Udp, plain, tls, Ready::Dials] {
+        let mut left = RunQueue::default();
+        let (plain, tls) = (Task::Accept(ListenerKind::Plain), Task::Accept(ListenerKind::Tls));
+        for ready in [Task::Udp, Task::StartDials, tls, Task::Udp, plain, tls, Task::StartDials] {
             left.push(ready);
         }
-        assert!(left.holds(Ready::Udp) && !left.holds(Ready::AcceptAdmin));
-        assert_eq!((left.prompt(), left.patient()), (2, 2));
-        assert_eq!(left.pop_prompt(), Some(Ready::Udp));
-        assert!(!left.holds(Ready::Udp));
-        left.push(Ready::Udp);
-        let prompt: Vec<_> = std::iter::from_fn(|| left.pop_prompt()).collect();
-        assert_eq!(prompt, [Ready::Dials, Ready::Udp]);
+        assert!(left.contains(Task::Udp) && !left.contains(Task::AcceptAdmin));
+        assert_eq!((left.high_priority_len(), left.low_priority_len()), (2, 2));
+        assert_eq!(left.pop_high_priority(), Some(Task::Udp));
+        assert!(!left.contains(Task::Udp));
+        left.push(Task::Udp);
+        let prompt: Vec<_> = std::iter::from_fn(|| left.pop_high_priority()).collect();
+        assert_eq!(prompt, [Task::StartDials, Task::Udp]);
         assert!(!left.is_empty());
-        let patient: Vec<_> = std::iter::from_fn(|| left.pop_patient()).collect();
+        let patient: Vec<_> = std::iter::from_fn(|| left.pop_low_priority()).collect();
         assert_eq!(patient, [tls, plain]);
         assert!(left.is_empty());
     }

@@ -12,31 +12,31 @@ use std::{env, process};
 
 use log::warn;
 
-use super::gateway::{Alarm, Gateway};
+use super::gateway::{Gateway, TimerKind};
 
 /// The way to the service manager; leads nowhere when there is none.
 #[derive(Default)]
-pub(super) struct Supervisor {
+pub(super) struct SdNotify {
     #[cfg(unix)]
     socket: Option<UnixDatagram>,
     /// How often it wants to hear that the loop turns.
     interval: Option<Duration>,
 }
 
-impl Supervisor {
+impl SdNotify {
     /// The manager that the environment names.
     ///
     /// # Errors
     /// Its socket cannot be reached.
     #[cfg(unix)]
-    fn of_environment() -> io::Result<Self> {
+    fn from_environment() -> io::Result<Self> {
         let Some(path) = env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else {
             return Ok(Self::default());
         };
         let socket = UnixDatagram::unbound()?;
         socket.connect_addr(&address(&path)?)?;
         socket.set_nonblocking(true)?;
-        Ok(Self { socket: Some(socket), interval: interval() })
+        Ok(Self { socket: Some(socket), interval: watchdog_interval() })
     }
 
     #[cfg(not(unix))]
@@ -46,7 +46,7 @@ impl Supervisor {
 
     /// What is lost on the way is told again, or soon out of date.
     #[cfg(unix)]
-    fn tell(&self, text: &str) {
+    fn notify(&self, text: &str) {
         if let Some(socket) = &self.socket {
             let _ = socket.send(text.as_bytes());
         }
@@ -57,15 +57,15 @@ impl Supervisor {
 
     /// A reload begins. The time lets systemd tell it from one before (`Type=notify-reload`).
     pub(super) fn reloading(&self) {
-        self.tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()));
+        self.notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()));
     }
 
     pub(super) fn reloaded(&self) {
-        self.tell("READY=1");
+        self.notify("READY=1");
     }
 
     pub(super) fn stopping(&self) {
-        self.tell("STOPPING=1\nSTATUS=stopping");
+        self.notify("STOPPING=1\nSTATUS=stopping");
     }
 }
 
@@ -84,7 +84,7 @@ fn address(path: &std::ffi::OsStr) -> io::Result<SocketAddr> {
 
 /// Half of what the manager waits, when it is this process that it watches.
 #[cfg(unix)]
-fn interval() -> Option<Duration> {
+fn watchdog_interval() -> Option<Duration> {
     let number = |name| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let is_other = number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(process::id()));
     let usec = number("WATCHDOG_USEC").filter(|usec| *usec > 0 && !is_other)?;
@@ -108,27 +108,27 @@ impl Gateway {
     /// is ready, and from now on when it reloads, drains, stops, and as often as it asks that the loop turns. For a
     /// program that is nothing but a gateway: call it before [`Gateway::run`], when all is prepared.
     pub fn notify_service_manager(&mut self) {
-        match Supervisor::of_environment() {
-            Ok(supervisor) => self.supervisor = supervisor,
+        match SdNotify::from_environment() {
+            Ok(supervisor) => self.sd_notify = supervisor,
             Err(error) => return warn!("the service manager (NOTIFY_SOCKET) cannot be reached: {error}"),
         }
-        self.supervisor.tell(&format!("READY=1\nSTATUS={}", self.status()));
-        if let Some(interval) = self.supervisor.interval {
-            self.wheel.arm(self.now + interval, Alarm::Supervisor);
+        self.sd_notify.notify(&format!("READY=1\nSTATUS={}", self.status()));
+        if let Some(interval) = self.sd_notify.interval {
+            self.timers.arm(self.now + interval, TimerKind::Watchdog);
         }
     }
 
-    pub(super) fn reassure_supervisor(&mut self) {
-        let Some(interval) = self.supervisor.interval else { return };
+    pub(super) fn notify_watchdog(&mut self) {
+        let Some(interval) = self.sd_notify.interval else { return };
         // A worker that hangs is as bad as all of them.
-        if self.team.is_alive() {
-            self.supervisor.tell(&format!("WATCHDOG=1\nSTATUS={}", self.status()));
+        if self.workers.is_alive() {
+            self.sd_notify.notify(&format!("WATCHDOG=1\nSTATUS={}", self.status()));
         }
-        self.wheel.arm(self.now + interval, Alarm::Supervisor);
+        self.timers.arm(self.now + interval, TimerKind::Watchdog);
     }
 
-    pub(super) fn tell_status(&self) {
-        self.supervisor.tell(&format!("STATUS={}", self.status()));
+    pub(super) fn notify_status(&self) {
+        self.sd_notify.notify(&format!("STATUS={}", self.status()));
     }
 
     fn status(&self) -> String {

@@ -4,45 +4,48 @@ use std::time::Instant;
 
 use slab::Slab;
 
-use super::backend_connection::Backend;
-use super::mqtt_connection::Device;
+use super::backend_connection::BackendConnection;
+use super::mqtt_connection::MqttConnection;
 use super::token::SessionId;
 use crate::session::Core;
 
 /// No tick of the wheel: later than all.
-pub(super) const NO_ALARM: u64 = u64::MAX;
+pub(super) const NOT_ARMED: u64 = u64::MAX;
 
 /// One device with its call, or what is left of them. It is small, since most only wait.
 pub(super) struct Session {
     epoch: u32,
     pub(super) core: Core,
-    pub(super) device: Option<Device>,
-    pub(super) backend: Option<Box<Backend>>,
+    pub(super) mqtt: Option<MqttConnection>,
+    pub(super) backend: Option<Box<BackendConnection>>,
     /// Whom the device talks to instead of a chat server. Few do, so it is apart.
     pub(super) peer: Option<Box<SessionId>>,
     /// The tick of the one live entry in the wheel, or [`NO_ALARM`].
-    pub(super) alarm: u64,
+    pub(super) armed_tick: u64,
     /// Sockets that only wait for their peer's last word are dropped then. Few do, so it is apart.
-    pub(super) linger: Option<Box<Instant>>,
+    pub(super) linger_until: Option<Box<Instant>>,
     /// Something waits to be written at the end of the turn.
     pub(super) dirty: bool,
     /// On the list of those to be buried at the end of the turn.
-    pub(super) doomed: bool,
+    pub(super) closing: bool,
     /// What is kept for its device and its call above what each may keep, in bytes, when last looked at.
-    pub(super) kept: u32,
+    pub(super) accounted_bytes: u32,
 }
 
 impl Session {
     /// When something is due, in the core or for a socket.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let refusal = self.device.as_ref().and_then(|device| device.hold_until());
+        let refusal = self.mqtt.as_ref().and_then(|device| device.hold_until());
         let address = self.backend.as_ref().and_then(|backend| backend.next_address_at());
-        [self.core.deadline(), self.linger.as_deref().copied(), refusal, address].into_iter().flatten().min()
+        [self.core.deadline(), self.linger_until.as_deref().copied(), refusal, address]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Nothing is left: no socket, no call.
-    pub(super) fn is_spent(&self) -> bool {
-        self.device.is_none() && self.backend.is_none() && self.core.is_finished()
+    pub(super) fn is_finished(&self) -> bool {
+        self.mqtt.is_none() && self.backend.is_none() && self.core.is_finished()
     }
 }
 
@@ -57,22 +60,22 @@ impl Sessions {
     pub(super) fn insert(
         &mut self,
         core: Core,
-        device: Option<Device>,
-        backend: Option<Box<Backend>>,
+        device: Option<MqttConnection>,
+        backend: Option<Box<BackendConnection>>,
     ) -> SessionId {
         self.epoch = self.epoch.wrapping_add(1);
         let epoch = self.epoch;
         let session = Session {
             epoch,
             core,
-            device,
+            mqtt: device,
             backend,
             peer: None,
-            alarm: NO_ALARM,
-            linger: None,
+            armed_tick: NOT_ARMED,
+            linger_until: None,
             dirty: false,
-            doomed: false,
-            kept: 0,
+            closing: false,
+            accounted_bytes: 0,
         };
         SessionId { slot: self.slab.insert(session) as u32, epoch }
     }

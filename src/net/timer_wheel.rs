@@ -18,7 +18,7 @@ const NONE: u32 = u32::MAX;
 const HORIZON: u64 = i32::MAX as u64;
 
 /// Timers that each carry a `T`.
-pub struct Wheel<T> {
+pub struct TimerWheel<T> {
     start: Instant,
     /// Every tick up to this one has rung. The near level holds later ticks of the same block only.
     done: u64,
@@ -35,11 +35,11 @@ pub struct Wheel<T> {
 struct Node<T> {
     /// The low half of it.
     tick: u32,
-    what: T,
+    timer: T,
     next: u32,
 }
 
-impl<T: Copy> Wheel<T> {
+impl<T: Copy> TimerWheel<T> {
     /// An empty wheel whose first tick is `start`.
     pub fn new(start: Instant) -> Self {
         Self {
@@ -58,7 +58,7 @@ impl<T: Copy> Wheel<T> {
     /// next [`expire`](Self::expire), and one more than half a year ahead then.
     pub fn arm(&mut self, at: Instant, what: T) -> u64 {
         let tick = self.tick(at);
-        let node = Node { tick: tick as u32, what, next: NONE };
+        let node = Node { tick: tick as u32, timer: what, next: NONE };
         let index = match self.free {
             NONE => {
                 self.nodes.push(node);
@@ -84,7 +84,7 @@ impl<T: Copy> Wheel<T> {
     }
 
     /// The tick whose low half this is: no node is farther from now than the horizon.
-    fn whole(&self, tick: u32) -> u64 {
+    fn full_tick(&self, tick: u32) -> u64 {
         self.done.wrapping_add_signed(i64::from(tick.wrapping_sub(self.done as u32) as i32))
     }
 
@@ -109,7 +109,7 @@ impl<T: Copy> Wheel<T> {
         let now =
             since.as_secs() * TICKS_PER_SECOND + u64::from(since.subsec_nanos()) / TICK.as_nanos() as u64;
         let late = std::mem::replace(&mut self.late, NONE);
-        self.ring(late, due);
+        self.push_due(late, due);
         while self.done < now {
             if let Some(tick) = self.next_near() {
                 if tick > now {
@@ -117,12 +117,12 @@ impl<T: Copy> Wheel<T> {
                 }
                 self.done = tick;
                 let list = self.near.take(tick);
-                self.ring(list, due);
+                self.push_due(list, due);
             } else if let Some(block) = self.next_far().filter(|block| block * SLOTS <= now) {
                 self.done = block * SLOTS;
                 self.cascade(block);
                 let late = std::mem::replace(&mut self.late, NONE);
-                self.ring(late, due);
+                self.push_due(late, due);
             } else {
                 break;
             }
@@ -157,7 +157,7 @@ impl<T: Copy> Wheel<T> {
     }
 
     fn place(&mut self, index: u32) {
-        let tick = self.whole(self.nodes[index as usize].tick);
+        let tick = self.full_tick(self.nodes[index as usize].tick);
         let node = &mut self.nodes[index as usize];
         let (block, here) = (tick / SLOTS, self.done / SLOTS);
         let head = if tick <= self.done {
@@ -170,11 +170,11 @@ impl<T: Copy> Wheel<T> {
         node.next = std::mem::replace(head, index);
     }
 
-    fn ring(&mut self, mut list: u32, due: &mut Vec<(u64, T)>) {
+    fn push_due(&mut self, mut list: u32, due: &mut Vec<(u64, T)>) {
         while list != NONE {
-            let tick = self.whole(self.nodes[list as usize].tick);
+            let tick = self.full_tick(self.nodes[list as usize].tick);
             let node = &mut self.nodes[list as usize];
-            due.push((tick, node.what));
+            due.push((tick, node.timer));
             let next = std::mem::replace(&mut node.next, self.free);
             self.free = std::mem::replace(&mut list, next);
             self.len -= 1;
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn rings_at_its_tick_and_not_before() {
+    fn a_timer_expires_at_its_tick_and_not_before() {
         let start = Instant::now();
         // Delay asked, tick expected: both sides of tick, block and horizon borders.
         let table = [
@@ -271,7 +271,7 @@ mod tests {
             (36_000_000, 4_500_000),
         ];
         for (delay, tick) in table {
-            let mut wheel = Wheel::new(start);
+            let mut wheel = TimerWheel::new(start);
             let mut due = Vec::new();
             assert_eq!(wheel.arm(start + ms(delay), 'a'), tick, "{delay} ms");
             if tick > 0 {
@@ -285,9 +285,9 @@ mod tests {
     }
 
     #[test]
-    fn an_alarm_in_the_past_rings_at_the_next_call_even_in_the_same_tick() {
+    fn a_timer_in_the_past_expires_at_the_next_call_even_in_the_same_tick() {
         let start = Instant::now();
-        let mut wheel = Wheel::new(start);
+        let mut wheel = TimerWheel::new(start);
         let now = start + ms(10_000);
         let mut due = Vec::new();
         wheel.expire(now, &mut due);
@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn clocks_before_the_start_do_no_harm() {
         let start = Instant::now() + ms(1_000);
-        let mut wheel = Wheel::new(start);
+        let mut wheel = TimerWheel::new(start);
         let mut due = Vec::new();
         wheel.expire(start - ms(500), &mut due);
         assert_eq!(wheel.arm(start - ms(900), 1), 0);
@@ -309,9 +309,9 @@ mod tests {
     }
 
     #[test]
-    fn following_next_reaches_a_far_alarm_in_few_steps() {
+    fn following_next_reaches_a_far_timer_in_few_steps() {
         let start = Instant::now();
-        let mut wheel = Wheel::new(start);
+        let mut wheel = TimerWheel::new(start);
         let at = start + Duration::from_secs(10 * 3_600) + ms(3);
         wheel.arm(at, ());
         let (mut due, mut steps) = (Vec::new(), 0);
@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn after_a_peak_its_memory_goes_and_what_is_armed_stays() {
         let start = Instant::now();
-        let mut wheel = Wheel::new(start);
+        let mut wheel = TimerWheel::new(start);
         for n in 0..1_000 {
             wheel.arm(start + ms(if n == 10 { 900_000 } else { 100 }), n);
         }
@@ -348,7 +348,7 @@ mod tests {
     #[test]
     fn nodes_are_used_again() {
         let start = Instant::now();
-        let mut wheel = Wheel::new(start);
+        let mut wheel = TimerWheel::new(start);
         let mut due = Vec::new();
         for turn in 0..1_000 {
             let now = start + ms(turn * 100);
@@ -391,7 +391,7 @@ mod tests {
         fn behaves_like_a_sorted_list(steps in prop::collection::vec(step(), 1..120)) {
             let start = Instant::now();
             let mut now = start;
-            let mut wheel = Wheel::new(start);
+            let mut wheel = TimerWheel::new(start);
             // What is armed: (tick, number). An entry is due when its tick has come.
             let mut model: Vec<(u64, u32)> = Vec::new();
             let mut number = 0;

@@ -7,7 +7,7 @@ use mio::Interest;
 use mio::net::TcpListener;
 
 use super::certificate::{Acceptor, Certificate, CertificateError};
-use super::file_watch::Watch;
+use super::file_watch::FileWatch;
 use super::gateway::{BindError, Gateway, MQTTS};
 use super::listener;
 use super::token;
@@ -15,13 +15,13 @@ use crate::admin::recent_errors::RecentErrorKind;
 use crate::config::{Config, Tls};
 
 /// The TLS listener and what its handshakes need.
-pub(super) struct TlsDoor {
+pub(super) struct TlsListener {
     pub(super) listener: TcpListener,
     certificate: Certificate,
-    watches: [Watch; 2],
+    file_watches: [FileWatch; 2],
 }
 
-impl TlsDoor {
+impl TlsListener {
     /// Opens it, when there is to be TLS.
     ///
     /// # Errors
@@ -29,12 +29,12 @@ impl TlsDoor {
     pub(super) fn open(host: IpAddr, tls: &Tls, shared: bool) -> Result<Option<Self>, BindError> {
         let Some((cert_file, key_file)) = tls.files() else { return Ok(None) };
         // Watched from before it is read, so that no change is missed.
-        let watches = [cert_file, key_file].map(|path| Watch::new(path.to_owned()));
+        let watches = [cert_file, key_file].map(|path| FileWatch::new(path.to_owned()));
         let certificate = Certificate::load(cert_file, key_file).map_err(BindError::Certificate)?;
         let addr = SocketAddr::new(host, tls.port);
         let listener =
             listener::listen(addr, shared).map_err(|error| BindError::Port("MQTT over TLS", addr, error))?;
-        Ok(Some(Self { listener, certificate, watches }))
+        Ok(Some(Self { listener, certificate, file_watches: watches }))
     }
 
     pub(super) fn acceptor(&self) -> &Acceptor {
@@ -43,16 +43,16 @@ impl TlsDoor {
 
     /// When its certificate expires, in seconds since 1970, where that can be told.
     pub(super) fn expires(&self) -> Option<i64> {
-        self.certificate.facts.as_ref().map(|facts| facts.expires.1)
+        self.certificate.info.as_ref().map(|facts| facts.expires.1)
     }
 
     fn has_expired(&self) -> bool {
-        self.certificate.facts.as_ref().is_some_and(|facts| facts.expired)
+        self.certificate.info.as_ref().is_some_and(|facts| facts.expired)
     }
 
     /// Whether one of the files has changed and come to rest.
-    fn look(&mut self) -> bool {
-        self.watches.iter_mut().fold(false, |changed, watch| watch.look() | changed)
+    fn files_changed(&mut self) -> bool {
+        self.file_watches.iter_mut().fold(false, |changed, watch| watch.has_changed() | changed)
     }
 }
 
@@ -68,21 +68,21 @@ impl Gateway {
             self.renew_certificate();
             return Ok(());
         }
-        match (now.files(), &mut self.tls_door) {
+        match (now.files(), &mut self.tls_listener) {
             (Some((cert_file, key_file)), Some(door)) if then.port == now.port => {
-                let watches = [cert_file, key_file].map(|path| Watch::new(path.to_owned()));
+                let watches = [cert_file, key_file].map(|path| FileWatch::new(path.to_owned()));
                 door.certificate = Certificate::load(cert_file, key_file).map_err(BindError::Certificate)?;
-                door.watches = watches;
+                door.file_watches = watches;
             }
             _ => {
-                let mut door = TlsDoor::open(self.config.mqtt.host, now, !self.team.is_alone())?;
+                let mut door = TlsListener::open(self.config.mqtt.host, now, !self.workers.is_single())?;
                 if let Some(door) = &mut door {
                     let registry = self.poll.registry();
                     registry
                         .register(&mut door.listener, token::fixed(MQTTS), Interest::READABLE)
                         .map_err(|error| BindError::Setup("register", error))?;
                 }
-                self.tls_door = door;
+                self.tls_listener = door;
                 self.watch_files();
             }
         }
@@ -91,8 +91,8 @@ impl Gateway {
     }
 
     /// Looks at the certificate's files, and takes a new certificate from them if they have changed.
-    pub(super) fn look_at_certificate(&mut self) {
-        if self.tls_door.as_mut().is_some_and(TlsDoor::look) {
+    pub(super) fn check_certificate_files(&mut self) {
+        if self.tls_listener.as_mut().is_some_and(TlsListener::files_changed) {
             self.renew_certificate();
         }
     }
@@ -100,12 +100,12 @@ impl Gateway {
     /// Takes a new certificate from the same files. The one in use stays when there is none, or none that is better:
     /// files are renewed one after the other.
     fn renew_certificate(&mut self) {
-        let Some(door) = &mut self.tls_door else { return };
+        let Some(door) = &mut self.tls_listener else { return };
         let Some((cert_file, key_file)) = self.config.mqtt.tls.files() else { return };
         let kept = |why: &dyn std::fmt::Display| format!("the TLS certificate in use stays: {why}");
         let sentence = match Certificate::load(cert_file, key_file) {
             Ok(new) if new.is_same(&door.certificate) => return,
-            Ok(new) if new.facts.as_ref().is_some_and(|facts| facts.expired) && !door.has_expired() => {
+            Ok(new) if new.info.as_ref().is_some_and(|facts| facts.expired) && !door.has_expired() => {
                 kept(&format_args!("the one in {} has expired", cert_file.display()))
             }
             Ok(new) => {
@@ -120,10 +120,10 @@ impl Gateway {
 
     /// Says which certificate is in use, and what is doubtful about it.
     pub(super) fn describe_certificate(&mut self) {
-        let Some(door) = self.tls_door.as_ref().filter(|_| self.team.leads()) else { return };
-        let Some(facts) = door.certificate.facts.clone() else { return };
+        let Some(door) = self.tls_listener.as_ref().filter(|_| self.workers.is_leader()) else { return };
+        let Some(facts) = door.certificate.info.clone() else { return };
         info!("TLS certificate for {}, valid until {}", facts.names, facts.expires.0);
-        for doubt in facts.doubts {
+        for doubt in facts.warnings {
             let sentence = format!("mqtt.tls: {doubt}");
             if facts.expired {
                 error!("{sentence}")

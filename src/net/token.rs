@@ -45,7 +45,7 @@ pub const fn fixed(n: usize) -> Token {
 }
 
 /// What [`token`] was made from.
-pub fn split(token: Token) -> (Role, usize) {
+pub fn from_token(token: Token) -> (Role, usize) {
     let role = match token.0 & 3 {
         0 => Role::Fixed,
         1 => Role::Device,
@@ -63,10 +63,10 @@ mod tests {
     fn a_token_gives_back_role_and_slot() {
         for role in [Role::Fixed, Role::Device, Role::Backend, Role::Admin] {
             for slot in [0, 1, 9_999, (1 << 30) - 1] {
-                assert_eq!(split(token(role, slot)), (role, slot));
+                assert_eq!(from_token(token(role, slot)), (role, slot));
             }
         }
-        assert_eq!(split(fixed(2)), (Role::Fixed, 2));
+        assert_eq!(from_token(fixed(2)), (Role::Fixed, 2));
         assert_ne!(token(Role::Device, 7), token(Role::Backend, 7));
     }
 }

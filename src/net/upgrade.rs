@@ -62,7 +62,9 @@ impl Upgrade {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error.to_string()),
             };
-            if let Some(tail) = append(&mut self.head, &buffer[..n], |head| judge(head, &self.accept))? {
+            if let Some(tail) =
+                append(&mut self.head, &buffer[..n], |head| parse_response(head, &self.accept))?
+            {
                 return Ok(Some(tail));
             }
         }
@@ -141,7 +143,7 @@ pub(crate) fn request(dial: &DialRequest, authorization: &str, key: &str) -> Str
 }
 
 /// The length of the response's head once it is complete and agrees to the upgrade.
-pub(crate) fn judge(head: &[u8], accept: &str) -> Result<Option<usize>, String> {
+pub(crate) fn parse_response(head: &[u8], accept: &str) -> Result<Option<usize>, String> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
     let length = match response.parse(head) {
@@ -202,7 +204,7 @@ mod tests {
     const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
     fn response(status: &str, headers: &str) -> Result<Option<usize>, String> {
-        judge(format!("HTTP/1.1 {status}\r\n{headers}\r\n\r\n").as_bytes(), ACCEPT)
+        parse_response(format!("HTTP/1.1 {status}\r\n{headers}\r\n\r\n").as_bytes(), ACCEPT)
     }
 
     #[test]
@@ -253,7 +255,7 @@ mod tests {
     #[test]
     fn a_redirect_in_the_log_does_not_show_the_urls_token() {
         let text = "HTTP/1.1 302 Found\r\nLocation: https://host/path/?token=geheim\r\n\r\n";
-        let why = judge(text.as_bytes(), ACCEPT).unwrap_err();
+        let why = parse_response(text.as_bytes(), ACCEPT).unwrap_err();
         assert!(why.contains("redirected to https://host/path/:") && !why.contains("geheim"), "{why}");
     }
 
@@ -272,9 +274,9 @@ mod tests {
             "Upgrade: WebSocket\r\nConnection: keep-alive, upgrade\r\nSec-WebSocket-Accept: {ACCEPT}"
         );
         let text = format!("HTTP/1.1 101 Switching Protocols\r\n{good}\r\n\r\n");
-        assert_eq!(judge(text.as_bytes(), ACCEPT), Ok(Some(text.len())));
+        assert_eq!(parse_response(text.as_bytes(), ACCEPT), Ok(Some(text.len())));
         for end in 0..text.len() {
-            assert_eq!(judge(&text.as_bytes()[..end], ACCEPT), Ok(None), "{end}");
+            assert_eq!(parse_response(&text.as_bytes()[..end], ACCEPT), Ok(None), "{end}");
         }
         for (status, headers, expected) in [
             ("200 OK", good.as_str(), "HTTP 200"),
@@ -289,7 +291,7 @@ mod tests {
             let found = response(status, headers).unwrap_err();
             assert!(found.contains(expected), "{status}: {found}");
         }
-        assert!(judge(b"SSH-2.0-OpenSSH\r\n\r\n", ACCEPT).is_err());
+        assert!(parse_response(b"SSH-2.0-OpenSSH\r\n\r\n", ACCEPT).is_err());
     }
 
     #[test]
@@ -299,7 +301,7 @@ mod tests {
                 "HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {ACCEPT}\r\n"
             );
             let text = [head.as_bytes(), name.as_bytes(), b": \xff\r\n\r\n"].concat();
-            assert!(judge(&text, ACCEPT).unwrap_err().contains("extension"), "{name}");
+            assert!(parse_response(&text, ACCEPT).unwrap_err().contains("extension"), "{name}");
         }
     }
 
@@ -312,7 +314,7 @@ mod tests {
         for (at, byte) in text.bytes().enumerate() {
             let outcome = append(&mut head, &[byte], |head| {
                 judged += 1;
-                judge(head, ACCEPT)
+                parse_response(head, ACCEPT)
             });
             let last = at + 1 == text.len();
             assert_eq!(outcome, Ok(last.then(Vec::new)), "{at}");
@@ -323,10 +325,10 @@ mod tests {
     #[test]
     fn what_is_no_answer_is_told_at_its_first_bytes() {
         let tls_alert = [0x15, 3, 1, 0, 2, 2, 70];
-        assert!(append(&mut Vec::new(), &tls_alert, |head| judge(head, ACCEPT)).is_err());
+        assert!(append(&mut Vec::new(), &tls_alert, |head| parse_response(head, ACCEPT)).is_err());
         let mut head = Vec::new();
-        assert_eq!(append(&mut head, b"HTTP/1.1 101 ", |head| judge(head, ACCEPT)), Ok(None));
-        let endless = append(&mut head, &[b'x'; MAX_HEAD], |head| judge(head, ACCEPT));
+        assert_eq!(append(&mut head, b"HTTP/1.1 101 ", |head| parse_response(head, ACCEPT)), Ok(None));
+        let endless = append(&mut head, &[b'x'; MAX_HEAD], |head| parse_response(head, ACCEPT));
         assert!(endless.unwrap_err().contains("more than"));
     }
 
@@ -336,9 +338,9 @@ mod tests {
         #[test]
         fn more_bytes_change_no_verdict(tail in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'\r'), Just(b'\n'), Just(b':')], 0..120), status in "HTTP/1.1 [1-5][0-9][0-9] [a-z]{0,3}\r\n|") {
             let head = [status.as_bytes(), &tail].concat();
-            let whole = judge(&head, ACCEPT);
+            let whole = parse_response(&head, ACCEPT);
             for end in 0..head.len() {
-                let part = judge(&head[..end], ACCEPT);
+                let part = parse_response(&head[..end], ACCEPT);
                 prop_assert!(part == Ok(None) || part == whole, "{} bytes: {:?}, all: {:?}", end, part, whole);
             }
         }

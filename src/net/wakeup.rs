@@ -12,37 +12,37 @@ use mio::{Registry, Token};
 use timer::Timer;
 
 /// The bell of one poll.
-pub(super) struct Bell {
+pub(super) struct Wakeup {
     /// None where the system refuses one.
     timer: Option<Timer>,
     /// When it rings, as long as it has not.
-    at: Option<Instant>,
+    armed_for: Option<Instant>,
 }
 
-impl Bell {
+impl Wakeup {
     pub(super) fn new(registry: &Registry, token: Token) -> Self {
-        Self { timer: Timer::new(registry, token), at: None }
+        Self { timer: Timer::new(registry, token), armed_for: None }
     }
 
     /// How long a poll may wait when the next alarm is this one: for ever where the bell ends it.
-    pub(super) fn patience(&mut self, next: Option<Instant>, now: Instant) -> Option<Duration> {
+    pub(super) fn poll_timeout(&mut self, next: Option<Instant>, now: Instant) -> Option<Duration> {
         let next = next?;
         let Some(timer) = self.timer.as_ref().filter(|_| next > now) else {
             return Some(next.saturating_duration_since(Instant::now()));
         };
-        if self.at.is_none_or(|at| next < at) {
+        if self.armed_for.is_none_or(|at| next < at) {
             let left = next.saturating_duration_since(Instant::now());
             if left.is_zero() || !timer.set(left) {
                 return Some(left);
             }
-            self.at = Some(next);
+            self.armed_for = Some(next);
         }
         None
     }
 
     /// It rang.
-    pub(super) fn rang(&mut self) {
-        self.at = None;
+    pub(super) fn expired(&mut self) {
+        self.armed_for = None;
     }
 }
 
@@ -100,31 +100,31 @@ mod tests {
     #[test]
     fn it_is_set_for_the_earliest() {
         let poll = Poll::new().unwrap();
-        let mut bell = Bell::new(poll.registry(), Token(7));
+        let mut bell = Wakeup::new(poll.registry(), Token(7));
         let start = Instant::now();
-        assert_eq!(bell.patience(None, start), None);
+        assert_eq!(bell.poll_timeout(None, start), None);
         for (next, set) in [(600, 600), (700, 600), (300, 300), (400, 300)] {
             let at = |s| start + Duration::from_secs(s);
-            assert_eq!(bell.patience(Some(at(next)), start), None);
-            assert_eq!(bell.at, Some(at(set)), "{next}");
+            assert_eq!(bell.poll_timeout(Some(at(next)), start), None);
+            assert_eq!(bell.armed_for, Some(at(set)), "{next}");
         }
     }
 
     #[test]
     fn it_ends_a_wait_without_end_each_time_it_is_set() {
         let mut poll = Poll::new().unwrap();
-        let mut bell = Bell::new(poll.registry(), Token(7));
+        let mut bell = Wakeup::new(poll.registry(), Token(7));
         let mut events = Events::with_capacity(8);
         let mut rung = 0;
         while rung < 2 {
             let now = Instant::now();
             let next = now + MS(20);
             // On a machine that was held up it may be due already.
-            if bell.patience(Some(next), now).is_none() {
+            if bell.poll_timeout(Some(next), now).is_none() {
                 poll.poll(&mut events, None).unwrap();
                 assert_eq!(events.iter().map(mio::event::Event::token).collect::<Vec<_>>(), [Token(7)]);
                 assert!(Instant::now() >= next);
-                bell.rang();
+                bell.expired();
                 rung += 1;
             }
         }
@@ -133,21 +133,21 @@ mod tests {
     #[test]
     fn what_is_due_is_waited_for_no_more() {
         let poll = Poll::new().unwrap();
-        let mut bell = Bell::new(poll.registry(), Token(7));
+        let mut bell = Wakeup::new(poll.registry(), Token(7));
         let now = Instant::now();
-        assert_eq!(bell.patience(Some(now), now), Some(Duration::ZERO));
+        assert_eq!(bell.poll_timeout(Some(now), now), Some(Duration::ZERO));
         // It became due after the turn had begun.
         let turn = now.checked_sub(MS(10)).unwrap();
-        assert_eq!(bell.patience(Some(turn + MS(5)), turn), Some(Duration::ZERO));
-        assert_eq!(bell.at, None);
+        assert_eq!(bell.poll_timeout(Some(turn + MS(5)), turn), Some(Duration::ZERO));
+        assert_eq!(bell.armed_for, None);
     }
 
     #[test]
     fn without_a_timer_the_poll_has_a_timeout() {
-        let mut bell = Bell { timer: None, at: None };
+        let mut bell = Wakeup { timer: None, armed_for: None };
         let now = Instant::now();
-        let patience = bell.patience(Some(now + MS(60_000)), now).unwrap();
+        let patience = bell.poll_timeout(Some(now + MS(60_000)), now).unwrap();
         assert!(MS(50_000) < patience && patience <= MS(60_000), "{patience:?}");
-        assert_eq!(bell.patience(None, now), None);
+        assert_eq!(bell.poll_timeout(None, now), None);
     }
 }

@@ -18,8 +18,8 @@ use log::error;
 
 use super::gateway::{BindError, Gateway, LINGER};
 use super::handle::{Addresses, Command, Handle};
-use super::listener::{self, PerIp};
-use super::mqtt_connection::Device;
+use super::listener::{self, ConnectionsByAddress};
+use super::mqtt_connection::MqttConnection;
 use super::token::SessionId;
 use crate::admin::recent_errors::RecentErrors;
 use crate::config::{Config, Mqtt};
@@ -27,8 +27,8 @@ use crate::proto::identity::{ClientId, Mac};
 
 /// A worker's view of all of them.
 #[derive(Default)]
-pub(super) struct Team {
-    me: usize,
+pub(super) struct Workers {
+    index: usize,
     /// Every worker, this one too; none when there is only one.
     workers: Vec<Handle>,
     counts: Arc<[Counts]>,
@@ -50,31 +50,31 @@ struct Counts {
 }
 
 /// What a worker needs to know before it begins.
-struct Joining {
-    team: Team,
-    per_ip: PerIp,
+struct WorkerSetup {
+    team: Workers,
+    per_ip: ConnectionsByAddress,
     troubles: Arc<Mutex<RecentErrors>>,
 }
 
 /// A connection on its way to its home.
-pub(super) struct Adopted {
-    pub(super) device: Device,
+pub(super) struct HandOff {
+    pub(super) device: MqttConnection,
     pub(super) ip: IpAddr,
     /// Its CONNECT, and whatever followed.
     pub(super) bytes: Vec<u8>,
 }
 
-impl Team {
-    pub(super) fn is_alone(&self) -> bool {
+impl Workers {
+    pub(super) fn is_single(&self) -> bool {
         self.workers.is_empty()
     }
 
-    pub(super) fn leads(&self) -> bool {
-        self.me == 0
+    pub(super) fn is_leader(&self) -> bool {
+        self.index == 0
     }
 
-    pub(super) fn me(&self) -> usize {
-        self.me
+    pub(super) fn index(&self) -> usize {
+        self.index
     }
 
     pub(super) fn len(&self) -> usize {
@@ -82,12 +82,12 @@ impl Team {
     }
 
     /// The worker where the device belongs; none when it is this one.
-    pub(super) fn elsewhere(&self, mac: Mac) -> Option<usize> {
-        if self.is_alone() {
+    pub(super) fn other_worker_of(&self, mac: Mac) -> Option<usize> {
+        if self.is_single() {
             return None;
         }
-        let home = home(mac, self.workers.len());
-        (home != self.me).then_some(home)
+        let home = shard_of(mac, self.workers.len());
+        (home != self.index).then_some(home)
     }
 
     pub(super) fn send(&self, worker: usize, command: Command) {
@@ -97,15 +97,15 @@ impl Team {
     }
 
     /// The leader tells everyone else.
-    pub(super) fn tell(&self, command: impl Fn() -> Command) {
-        if self.leads() {
+    pub(super) fn broadcast(&self, command: impl Fn() -> Command) {
+        if self.is_leader() {
             self.workers.iter().skip(1).for_each(|worker| worker.send(command()));
         }
     }
 
     /// Lets the others know.
     pub(super) fn publish(&self, devices: usize, calls: usize) {
-        if let Some(counts) = self.counts.get(self.me) {
+        if let Some(counts) = self.counts.get(self.index) {
             counts.devices.store(devices, Relaxed);
             counts.calls.store(calls, Relaxed);
         }
@@ -116,18 +116,18 @@ impl Team {
         let alive = self.others().all(|counts| counts.heard.load(Relaxed) >= self.asked);
         self.asked += 1;
         let asked = self.asked;
-        self.tell(|| Command::Ping(asked));
+        self.broadcast(|| Command::Ping(asked));
         alive
     }
 
-    pub(super) fn heard(&self, asked: usize) {
-        if let Some(counts) = self.counts.get(self.me) {
+    pub(super) fn on_ping(&self, asked: usize) {
+        if let Some(counts) = self.counts.get(self.index) {
             counts.heard.store(asked, Relaxed);
         }
     }
 
     fn others(&self) -> impl Iterator<Item = &Counts> {
-        self.counts.iter().enumerate().filter(|(worker, _)| *worker != self.me).map(|(_, counts)| counts)
+        self.counts.iter().enumerate().filter(|(worker, _)| *worker != self.index).map(|(_, counts)| counts)
     }
 
     /// Makes sure that nobody else has the MQTT ports: a shared one could be bound although another program shares it.
@@ -148,7 +148,7 @@ impl Team {
     ///
     /// # Errors
     /// Those of [`Gateway::bind`], of any worker.
-    pub(super) fn gather(leader: &mut Gateway) -> Result<(), BindError> {
+    pub(super) fn spawn(leader: &mut Gateway) -> Result<(), BindError> {
         let count = leader.config.workers;
         let mut team = Self::default();
         team.counts = (0..count).map(|_| Counts::default()).collect();
@@ -158,7 +158,7 @@ impl Team {
             let (told, hears) = mpsc::channel();
             let (bound, outcome) = mpsc::channel();
             let (boss, counts) = (leader.handle(), team.counts.clone());
-            let config = config_of(me, &leader.config, &leader.addresses());
+            let config = worker_config(me, &leader.config, &leader.addresses());
             let run = move || -> io::Result<()> {
                 let mut gateway = match Gateway::open(config, None) {
                     Ok(gateway) => gateway,
@@ -170,7 +170,7 @@ impl Team {
                 let _ = bound.send(Ok(gateway.handle()));
                 // The leader gave up when nothing comes.
                 let Ok(joining) = hears.recv() else { return Ok(()) };
-                gateway.join(joining);
+                gateway.set_up_worker(joining);
                 let outcome = gateway.run();
                 counts[me].heard.store(usize::MAX, Relaxed);
                 boss.send(Command::WorkerEnded { failed: outcome.is_err() });
@@ -184,11 +184,12 @@ impl Team {
         }
         for (told, me) in waiting.iter().zip(1..) {
             let (workers, counts) = (team.workers.clone(), team.counts.clone());
-            let team = Self { me, workers, counts, threads: Vec::new(), ended: 0, asked: 0 };
-            let (per_ip, troubles) = (leader.per_ip.clone(), leader.admin.shared_recent_errors());
-            let _ = told.send(Joining { team, per_ip, troubles });
+            let team = Self { index: me, workers, counts, threads: Vec::new(), ended: 0, asked: 0 };
+            let (per_ip, troubles) =
+                (leader.connections_by_address.clone(), leader.admin.shared_recent_errors());
+            let _ = told.send(WorkerSetup { team, per_ip, troubles });
         }
-        leader.team = team;
+        leader.workers = team;
         Ok(())
     }
 
@@ -206,11 +207,11 @@ impl Team {
     /// # Errors
     /// What ended this worker, or for the leader any of them, by its number.
     pub(super) fn end(&mut self, outcome: io::Result<()>) -> io::Result<()> {
-        if !self.leads() || self.is_alone() {
+        if !self.is_leader() || self.is_single() {
             return outcome;
         }
         if outcome.is_err() {
-            self.tell(|| Command::Stop(LINGER));
+            self.broadcast(|| Command::Stop(LINGER));
         }
         let panicked = |_| Err(io::Error::other("its thread panicked"));
         let others = self.threads.drain(..).map(|thread| thread.join().unwrap_or_else(panicked));
@@ -222,17 +223,17 @@ impl Team {
     }
 }
 
-impl Drop for Team {
+impl Drop for Workers {
     fn drop(&mut self) {
         if !self.threads.is_empty() {
-            self.tell(|| Command::Stop(Duration::ZERO));
+            self.broadcast(|| Command::Stop(Duration::ZERO));
             let _ = self.end(Ok(()));
         }
     }
 }
 
 /// The same for all workers, and spread evenly whatever the vendor's part of a MAC.
-fn home(mac: Mac, workers: usize) -> usize {
+fn shard_of(mac: Mac, workers: usize) -> usize {
     let hash = mac.bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, octet| {
         (hash ^ u64::from(*octet)).wrapping_mul(0x0100_0000_01b3)
     });
@@ -240,7 +241,7 @@ fn home(mac: Mac, workers: usize) -> usize {
 }
 
 /// What worker `me` listens on: the leader's MQTT ports, and a UDP port of its own.
-fn config_of(me: usize, leader: &Config, addresses: &Addresses) -> Config {
+fn worker_config(me: usize, leader: &Config, addresses: &Addresses) -> Config {
     let mut config = leader.clone();
     config.mqtt.port = addresses.mqtt.port();
     config.mqtt.tls.port = addresses.mqtts.map_or(config.mqtt.tls.port, |mqtts| mqtts.port());
@@ -256,35 +257,35 @@ fn config_of(me: usize, leader: &Config, addresses: &Addresses) -> Config {
 impl Gateway {
     /// Devices that are let in, at any worker.
     pub(super) fn all_devices(&self) -> usize {
-        self.index.devices() + self.team.others().map(|counts| counts.devices.load(Relaxed)).sum::<usize>()
+        self.index.devices() + self.workers.others().map(|counts| counts.devices.load(Relaxed)).sum::<usize>()
     }
 
     /// Calls going on, at any worker.
     pub(super) fn all_calls(&self) -> usize {
-        self.index.calls() + self.team.others().map(|counts| counts.calls.load(Relaxed)).sum::<usize>()
+        self.index.calls() + self.workers.others().map(|counts| counts.calls.load(Relaxed)).sum::<usize>()
     }
 
-    fn join(&mut self, joining: Joining) {
-        self.team = joining.team;
-        self.per_ip = joining.per_ip;
+    fn set_up_worker(&mut self, joining: WorkerSetup) {
+        self.workers = joining.team;
+        self.connections_by_address = joining.per_ip;
         self.admin.set_recent_errors(joining.troubles);
     }
 
     /// Hands a connection to the worker where its device belongs. False when that is here.
-    pub(super) fn send_home(&mut self, id: SessionId, client_id: &str, bytes: &[u8]) -> bool {
+    pub(super) fn hand_off(&mut self, id: SessionId, client_id: &str, bytes: &[u8]) -> bool {
         let Ok(client_id) = ClientId::parse(client_id) else { return false };
-        let Some(home) = self.team.elsewhere(client_id.mac()) else { return false };
+        let Some(home) = self.workers.other_worker_of(client_id.mac()) else { return false };
         let Some(session) = self.sessions.live(id) else { return false };
         let ip = session.core.ip();
-        let Some(mut device) = session.device.take() else { return false };
+        let Some(mut device) = session.mqtt.take() else { return false };
         session.core.mark_closed();
-        self.bury_if_spent(id);
-        let Some(tcp) = device.link.tcp_mut() else { return true };
+        self.reap_if_finished(id);
+        let Some(tcp) = device.transport.tcp_mut() else { return true };
         if let Err(error) = self.poll.registry().deregister(tcp) {
             error!("[{ip}] cannot be handed to worker {home}: {error}");
             return true;
         }
-        self.team.send(home, Command::Adopt(Box::new(Adopted { device, ip, bytes: bytes.to_vec() })));
+        self.workers.send(home, Command::HandOff(Box::new(HandOff { device, ip, bytes: bytes.to_vec() })));
         true
     }
 }
@@ -295,14 +296,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn homes_are_spread_evenly() {
+    fn shards_are_spread_evenly() {
         for workers in [2, 3, 8] {
             let mut devices = vec![0_usize; workers];
             for n in 0..10_000_u32 {
                 let mac: Mac = format!("24:6f:28:{:02x}:{:02x}:{:02x}", n >> 16, n >> 8 & 0xff, n & 0xff)
                     .parse()
                     .unwrap();
-                devices[home(mac, workers)] += 1;
+                devices[shard_of(mac, workers)] += 1;
             }
             let fair = 10_000 / workers;
             assert!(devices.iter().all(|of| (fair * 4 / 5..fair * 6 / 5).contains(of)), "{devices:?}");

@@ -7,7 +7,7 @@ const MAX: usize = 512 * 1024;
 
 /// A bounded queue of bytes; it owns no memory while it is empty.
 #[derive(Debug, Default)]
-pub(super) struct Outbox {
+pub(super) struct WriteBuffer {
     bytes: Vec<u8>,
     written: usize,
 }
@@ -19,7 +19,7 @@ pub(super) enum Flush {
     Blocked,
 }
 
-impl Outbox {
+impl WriteBuffer {
     /// Appends what `write` appends. False when that is too much: the peer does not read.
     #[must_use]
     pub(super) fn append(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn partial_writes_lose_and_repeat_nothing() {
-        let mut outbox = Outbox::default();
+        let mut outbox = WriteBuffer::default();
         let mut peer = Trickle(Vec::new(), false);
         assert!(outbox.append(|bytes| bytes.extend_from_slice(b"abcdefgh")));
         assert_eq!(outbox.flush(&mut peer).unwrap(), Flush::Blocked);
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_never_has_read_all_does_not_make_it_grow() {
-        let mut outbox = Outbox::default();
+        let mut outbox = WriteBuffer::default();
         let (mut peer, mut sent) = (Trickle(Vec::new(), false), Vec::new());
         for n in 0..100_000_u32 {
             let bytes = &n.to_be_bytes()[1..];
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn one_large_message_passes_but_not_a_growing_heap() {
-        let mut outbox = Outbox::default();
+        let mut outbox = WriteBuffer::default();
         assert!(outbox.append(|bytes| bytes.resize(MAX * 2, 0)));
         assert!(!outbox.append(|bytes| bytes.push(0)));
     }

@@ -8,7 +8,7 @@ use crate::admin::prometheus::TextEncoder;
 use crate::logger;
 use crate::net::gateway::Gateway;
 use crate::net::metrics;
-use crate::net::tls_listener::TlsDoor;
+use crate::net::tls_listener::TlsListener;
 use crate::session::{CallState, CallStats};
 
 /// What a look at every session finds.
@@ -34,7 +34,7 @@ impl Gateway {
         self.write_server_metrics(&counts, &mut text);
         self.write_audio_metrics(&counts, &mut text);
         self.write_loop_metrics(&mut text);
-        if self.team.leads() {
+        if self.workers.is_leader() {
             self.write_process_metrics(&mut text);
         }
         text.finish()
@@ -50,7 +50,7 @@ impl Gateway {
                 counts.calls[call.state as usize] += 1;
                 metrics::add(&mut counts.call_stats, call.stats);
             }
-            let stage = session.backend.as_ref().map(|backend| match backend.is_waiting() {
+            let stage = session.backend.as_ref().map(|backend| match backend.is_queued() {
                 true => "waiting",
                 false => backend.stage(),
             });
@@ -86,7 +86,7 @@ impl Gateway {
             "result",
             [("ok", metrics.tls_handshakes), ("failed", metrics.tls_failed)],
         );
-        if let Some(expires) = self.tls_door.as_ref().and_then(TlsDoor::expires) {
+        if let Some(expires) = self.tls_listener.as_ref().and_then(TlsListener::expires) {
             text.scalar(
                 Gauge,
                 "gateway_tls_certificate_expires_timestamp_seconds",
@@ -224,7 +224,7 @@ impl Gateway {
                 ("datagrams", self.udp.queued()),
                 ("dials", self.dial_queue.len()),
                 ("names", self.tickets.len()),
-                ("leftovers", self.ready.len()),
+                ("leftovers", self.run_queue.len()),
             ],
         );
         text.histogram("gateway_turn_seconds", "The working part of a turn of the loop.", &metrics.turns);

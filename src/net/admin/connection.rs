@@ -10,7 +10,7 @@ use super::dispatch::PendingRequest;
 use super::{LINGER, Progress};
 use crate::admin::body::Body;
 use crate::admin::http::{MAX_HEAD_BYTES, RequestHead};
-use crate::net::write_buffer::Outbox;
+use crate::net::write_buffer::WriteBuffer;
 
 /// How long the first request, or one that has begun, may take to be there.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,7 +29,7 @@ pub(super) struct Connection {
     pub(super) read_buffer: Vec<u8>,
     /// So much of it has been looked at for a head.
     looked_at: usize,
-    pub(super) write_buffer: Outbox,
+    pub(super) write_buffer: WriteBuffer,
     pub(super) state: ConnectionState,
     /// When the stage began.
     pub(super) state_since: Instant,
@@ -77,7 +77,7 @@ impl Connection {
             peer,
             read_buffer: Vec::new(),
             looked_at: 0,
-            write_buffer: Outbox::default(),
+            write_buffer: WriteBuffer::default(),
             state: ConnectionState::Reading(None),
             state_since: now,
             request_started_at: None,

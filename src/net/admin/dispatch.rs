@@ -9,7 +9,7 @@ use crate::admin::routes::{self, Endpoint, RouteMatch, Scope};
 use crate::admin::{aggregate, dto};
 use crate::net::gateway::Gateway;
 use crate::net::handle::Command;
-use crate::net::run_queue::Ready;
+use crate::net::run_queue::Task;
 use crate::proto::identity::{ClientId, Mac};
 
 /// A call, as any worker can carry it out.
@@ -79,7 +79,7 @@ impl Gateway {
         };
         let now = self.now;
         let worker_count = match endpoint.scope() {
-            Scope::AllWorkers => self.team.len(),
+            Scope::AllWorkers => self.workers.len(),
             Scope::AnyWorker | Scope::DeviceWorker => 0,
         };
         let Some(conn) = self.admin.connection_mut(id) else { return Progress::Wait };
@@ -93,15 +93,15 @@ impl Gateway {
         };
         conn.set_state(ConnectionState::Pending(Box::new(pending)), now);
         let owner = match endpoint.scope() {
-            Scope::DeviceWorker => request.device_mac().and_then(|mac| self.team.elsewhere(mac)),
+            Scope::DeviceWorker => request.device_mac().and_then(|mac| self.workers.other_worker_of(mac)),
             Scope::AnyWorker | Scope::AllWorkers => None,
         };
         if let Some(owner) = owner {
-            self.team.send(owner, Command::Errand(Box::new(request)));
+            self.workers.send(owner, Command::Errand(Box::new(request)));
             return Progress::Continue;
         }
         if worker_count > 0 {
-            self.team.tell(|| Command::Errand(Box::new(request.clone())));
+            self.workers.broadcast(|| Command::Errand(Box::new(request.clone())));
         }
         match self.handle_admin_request(&request) {
             Some(response) if worker_count == 0 => self.respond(id, &response, head.keep_alive, head_only),
@@ -121,10 +121,10 @@ impl Gateway {
     }
 
     pub(super) fn send_admin_response(&mut self, request_id: u64, response: Response) {
-        let reply = AdminResponse { request_id, worker: self.team.me(), response };
-        match self.team.leads() {
+        let reply = AdminResponse { request_id, worker: self.workers.index(), response };
+        match self.workers.is_leader() {
             true => self.on_admin_response(reply),
-            false => self.team.send(0, Command::Reply(Box::new(reply))),
+            false => self.workers.send(0, Command::Reply(Box::new(reply))),
         }
     }
 
@@ -152,7 +152,7 @@ impl Gateway {
         let id = ConnId { slot, epoch: conn.epoch };
         if let Progress::Continue = self.respond(id, &response, keep_alive, head_only) {
             // Not now: a core may be in the middle of its actions.
-            self.ready.push(Ready::Admin(id));
+            self.run_queue.push(Task::Admin(id));
         }
     }
 }

@@ -172,7 +172,7 @@ impl Gateway {
             Ok(page) => page,
             Err(bad) => return bad_parameter(&bad),
         };
-        let me = first_cursor(self.team.me());
+        let me = first_cursor(self.workers.index());
         // A page that begins at another worker has all of ours, or none.
         let (after, limit) = match after.checked_sub(me) {
             None => (0, limit),
@@ -220,7 +220,7 @@ impl Gateway {
         }
         let client_id = self.client_id_of(device).to_owned();
         let what = if disconnect { "disconnects the device" } else { "hangs up" };
-        info!("{} an operator {what}", self.prefix(device));
+        info!("{} an operator {what}", self.log_prefix(device));
         self.drive(device, |core, cx| match disconnect {
             true => core.operator_disconnect(cx),
             false => {

@@ -22,9 +22,9 @@ use tz::TimeZone;
 
 use self::connection::{Begun, Connection, ConnectionState};
 pub(super) use self::dispatch::{AdminRequest, AdminResponse};
-use super::gateway::{Alarm, Gateway, LINGER};
+use super::gateway::{Gateway, LINGER, TimerKind};
 use super::listener;
-use super::run_queue::Ready;
+use super::run_queue::Task;
 use super::token::{self, Role};
 use super::write_buffer::Flush;
 use crate::admin::auth::{self, WallClock};
@@ -160,13 +160,13 @@ impl Gateway {
                             "management API: cannot accept: {error}; trying again in {} ms",
                             ACCEPT_RETRY_DELAY.as_millis()
                         );
-                        self.wheel.arm(self.now + ACCEPT_RETRY_DELAY, Alarm::AcceptAdmin);
+                        self.timers.arm(self.now + ACCEPT_RETRY_DELAY, TimerKind::AcceptAdmin);
                         return;
                     }
                 }
             }
         }
-        self.ready.push(Ready::AcceptAdmin);
+        self.run_queue.push(Task::AcceptAdmin);
     }
 
     fn register_admin(&mut self, mut tcp: TcpStream, peer: SocketAddr) {
@@ -209,7 +209,7 @@ impl Gateway {
         if let Some(conn) = self.admin.connections.get(slot)
             && (readable || matches!(conn.state, ConnectionState::Writing { .. }))
         {
-            self.begin(Ready::Admin(ConnId { slot: slot as u32, epoch: conn.epoch }));
+            self.run_unless_queued(Task::Admin(ConnId { slot: slot as u32, epoch: conn.epoch }));
         }
     }
 
@@ -225,7 +225,7 @@ impl Gateway {
                 }
             }
         }
-        self.ready.push(Ready::Admin(id));
+        self.run_queue.push(Task::Admin(id));
         self.arm_admin_timer(id);
     }
 
@@ -379,9 +379,9 @@ impl Gateway {
         let Some(conn) = self.admin.connection_mut(id) else { return };
         let deadline = conn.deadline();
         let armed = conn.timer_tick;
-        let tick = self.wheel.tick(deadline);
+        let tick = self.timers.tick(deadline);
         if armed.is_none_or(|armed| tick < armed) {
-            let tick = self.wheel.arm(deadline, Alarm::Admin(id));
+            let tick = self.timers.arm(deadline, TimerKind::Admin(id));
             if let Some(conn) = self.admin.connection_mut(id) {
                 conn.timer_tick = Some(tick);
             }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use super::*;
 use crate::config::Config;
 use crate::net::harness::{HERE, Harness, client_id, connect, hello};
-use crate::net::mqtt_connection::Device;
-use crate::net::mqtt_transport::Link;
+use crate::net::mqtt_connection::MqttConnection;
+use crate::net::mqtt_transport::Transport;
 use crate::proto::identity::ClientId;
 
 fn has_no_device(id: SessionId) -> impl Fn(&Gateway) -> bool {
-    move |gateway| gateway.sessions.get(id).is_none_or(|session| session.device.is_none())
+    move |gateway| gateway.sessions.get(id).is_none_or(|session| session.mqtt.is_none())
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_device_that_is_closed_or_dropped_gives_its_count_back() {
     harness.assert_counted(HERE, 4);
     leaves.write_all(&[0xe0, 0]).unwrap();
     refused.write_all(&connect("nonsense")).unwrap();
-    harness.until("two have left", |gateway| gateway.per_ip.of(HERE) == 2);
+    harness.until("two have left", |gateway| gateway.connections_by_address.of(HERE) == 2);
     let (_newer, _) = harness.online(&client_id(2));
     harness.assert_counted(HERE, 2);
     drop(lost);
@@ -68,13 +68,14 @@ fn a_device_that_is_closed_or_dropped_gives_its_count_back() {
 fn a_connection_that_cannot_be_registered_is_not_counted() {
     let mut harness = Harness::new(|_| {});
     let (_client, id) = harness.connection();
-    let Link::Plain(tcp) = harness.gateway.sessions.live(id).unwrap().device.take().unwrap().link else {
+    let Transport::Plain(tcp) = harness.gateway.sessions.live(id).unwrap().mqtt.take().unwrap().transport
+    else {
         panic!()
     };
     harness.assert_counted(HERE, 0);
     // It is registered already, so it cannot be once more.
-    let device = Device::new(Link::new(tcp, false, false), 1);
-    assert!(harness.gateway.take_in(device, HERE).is_none());
+    let device = MqttConnection::new(Transport::new(tcp, false, false), 1);
+    assert!(harness.gateway.register(device, HERE).is_none());
     harness.assert_counted(HERE, 0);
 }
 
@@ -99,7 +100,7 @@ fn a_connection_handed_to_another_worker_is_counted_once_and_given_back() {
     let mut harness = Harness::new(|config| config.workers = 2);
     let elsewhere = (0..)
         .map(client_id)
-        .find(|id| harness.gateway.team.elsewhere(ClientId::parse(id).unwrap().mac()).is_some())
+        .find(|id| harness.gateway.workers.other_worker_of(ClientId::parse(id).unwrap().mac()).is_some())
         .unwrap();
     // The system may give a connection to the other worker's listener, so this one is let in by hand.
     let arrive = |harness: &mut Harness| {
@@ -108,7 +109,10 @@ fn a_connection_handed_to_another_worker_is_counted_once_and_given_back() {
         let (accepted, _) = listener.accept().unwrap();
         accepted.set_nonblocking(true).unwrap();
         let tcp = mio::net::TcpStream::from_std(accepted);
-        let id = harness.gateway.take_in(Device::new(Link::new(tcp, false, false), 1), HERE).unwrap();
+        let id = harness
+            .gateway
+            .register(MqttConnection::new(Transport::new(tcp, false, false), 1), HERE)
+            .unwrap();
         (client, id)
     };
     let (mut client, id) = arrive(&mut harness);
@@ -121,7 +125,7 @@ fn a_connection_handed_to_another_worker_is_counted_once_and_given_back() {
     assert_eq!(connack, [0x20, 2, 0, 0]);
     harness.assert_counted(HERE, 1);
     drop(client);
-    harness.until("it is gone", |gateway| gateway.per_ip.of(HERE) == 0);
+    harness.until("it is gone", |gateway| gateway.connections_by_address.of(HERE) == 0);
     // One that cannot be handed over is dropped.
     let (mut client, id) = arrive(&mut harness);
     harness.lose_registration(id);
@@ -143,7 +147,7 @@ fn a_reload_that_sets_or_unsets_the_limit_counts_what_is_open() {
         harness.assert_counted(HERE, expected);
     }
     two.write_all(&[0xe0, 0]).unwrap();
-    harness.until("one has left", |gateway| gateway.per_ip.of(HERE) == 1);
+    harness.until("one has left", |gateway| gateway.connections_by_address.of(HERE) == 1);
 }
 
 #[test]

@@ -16,15 +16,15 @@ use nix::sys::socket::{
 };
 use socket2::Socket;
 
-use super::{BATCH, BUFFER, Inbox, Meta, Outgoing, SOCKET_BUFFER};
+use super::{BATCH, BUFFER, DatagramInfo, Outgoing, ReceiveBatch, SOCKET_BUFFER};
 
 /// The headers of a batch, made once: system calls take them from here without allocating.
-pub(super) enum Wire {
+pub(super) enum BatchIo {
     V4(Headers<SockaddrIn>),
     V6(Headers<SockaddrIn6>),
 }
 
-impl Wire {
+impl BatchIo {
     pub(super) fn new(socket: &Socket, addr: SocketAddr) -> Self {
         // Beyond the limit of /proc/sys/net/core, which root may pass. Anyone else keeps what that granted.
         let _ = setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER);
@@ -41,7 +41,7 @@ impl Wire {
     }
 
     /// Fills the empty inbox.
-    pub(super) fn receive(&mut self, socket: &UdpSocket, inbox: &mut Inbox) -> io::Result<()> {
+    pub(super) fn receive(&mut self, socket: &UdpSocket, inbox: &mut ReceiveBatch) -> io::Result<()> {
         match self {
             Self::V4(headers) => headers.receive(socket.as_raw_fd(), inbox),
             Self::V6(headers) => headers.receive(socket.as_raw_fd(), inbox),
@@ -75,7 +75,7 @@ impl<S: Address> Headers<S> {
         }
     }
 
-    fn receive(&mut self, fd: RawFd, inbox: &mut Inbox) -> io::Result<()> {
+    fn receive(&mut self, fd: RawFd, inbox: &mut ReceiveBatch) -> io::Result<()> {
         let mut buffers = inbox.bytes.chunks_exact_mut(BUFFER);
         let mut slices: [_; BATCH] =
             array::from_fn(|_| [IoSliceMut::new(buffers.next().unwrap_or_default())]);
@@ -85,7 +85,7 @@ impl<S: Address> Headers<S> {
             let Some(from) = message.address else { continue };
             let local = message.cmsgs().ok().and_then(|mut all| all.find_map(S::local));
             let truncated = message.flags.contains(MsgFlags::MSG_TRUNC);
-            inbox.filled.push((Meta::new(from.into(), local, truncated), message.bytes));
+            inbox.filled.push((DatagramInfo::new(from.into(), local, truncated), message.bytes));
         }
         Ok(())
     }

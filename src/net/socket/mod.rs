@@ -14,12 +14,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;
 #[cfg(any(target_os = "linux", target_os = "android"))]
-use linux::Wire;
+use linux::BatchIo;
 
 #[cfg(any(test, not(any(target_os = "linux", target_os = "android"))))]
 mod portable;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-use portable::Wire;
+use portable::BatchIo;
 
 /// The most datagrams one [`Datagrams::receive`] returns.
 pub const BATCH: usize = 32;
@@ -42,12 +42,12 @@ pub fn ssrc(datagram: &[u8]) -> Option<u32> {
 }
 
 /// The UDP socket with its incoming batch and its outgoing queue.
-pub struct Datagrams {
+pub struct AudioSocket {
     socket: UdpSocket,
-    wire: Wire,
-    inbox: Inbox,
+    io: BatchIo,
+    received: ReceiveBatch,
     receive_errors: u64,
-    outbox: VecDeque<Outgoing>,
+    send_queue: VecDeque<Outgoing>,
     spare: Vec<Vec<u8>>,
     /// What was sent and lost since the last [`flush`](Self::flush) was answered, and whether the socket is full.
     flushed: Flushed,
@@ -55,7 +55,7 @@ pub struct Datagrams {
 
 /// Where a datagram came from and where it went.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub struct Meta {
+pub struct DatagramInfo {
     /// The sender. An IPv4 sender at an IPv6 socket is given as IPv4.
     pub from: SocketAddr,
     /// The address of ours that it arrived at, where the system tells.
@@ -76,9 +76,9 @@ pub struct Flushed {
 }
 
 /// Buffers for one batch, and what each was filled with.
-struct Inbox {
+struct ReceiveBatch {
     bytes: Box<[u8]>,
-    filled: Vec<(Meta, usize)>,
+    filled: Vec<(DatagramInfo, usize)>,
 }
 
 struct Outgoing {
@@ -88,7 +88,7 @@ struct Outgoing {
     data: Vec<u8>,
 }
 
-impl Datagrams {
+impl AudioSocket {
     /// Opens the socket: non-blocking, with large buffers as far as the system grants them, for IPv4 too when `addr` is
     /// `[::]`.
     ///
@@ -104,14 +104,14 @@ impl Datagrams {
         let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
         let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
         // Before bind, so that not even the first datagram lacks what the options add.
-        let wire = Wire::new(&socket, addr);
+        let wire = BatchIo::new(&socket, addr);
         socket.bind(&addr.into())?;
         Ok(Self {
             socket: UdpSocket::from_std(socket.into()),
-            wire,
-            inbox: Inbox::new(),
+            io: wire,
+            received: ReceiveBatch::new(),
             receive_errors: 0,
-            outbox: VecDeque::new(),
+            send_queue: VecDeque::new(),
             spare: Vec::new(),
             flushed: Flushed::default(),
         })
@@ -138,11 +138,11 @@ impl Datagrams {
     /// # Errors
     /// WouldBlock when nothing is queued; any other error means that the socket itself is broken.
     pub fn receive(&mut self) -> io::Result<usize> {
-        self.inbox.filled.clear();
+        self.received.filled.clear();
         let mut errors = 0;
         loop {
-            match self.wire.receive(&self.socket, &mut self.inbox) {
-                Ok(()) => return Ok(self.inbox.filled.len()),
+            match self.io.receive(&self.socket, &mut self.received) {
+                Ok(()) => return Ok(self.received.filled.len()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock || errors == ERRORS => {
                     return Err(error);
@@ -164,9 +164,9 @@ impl Datagrams {
     ///
     /// # Panics
     /// When the last batch had no such datagram.
-    pub fn datagram(&mut self, i: usize) -> (Meta, &mut [u8]) {
-        let (meta, len) = self.inbox.filled[i];
-        (meta, &mut self.inbox.buffer(i)[..len])
+    pub fn datagram(&mut self, i: usize) -> (DatagramInfo, &mut [u8]) {
+        let (meta, len) = self.received.filled[i];
+        (meta, &mut self.received.buffer(i)[..len])
     }
 
     /// An empty buffer to write one datagram for `to` into. It leaves from address `local` when one is given and the
@@ -174,15 +174,15 @@ impl Datagrams {
     ///
     /// None when [`QUEUE`] datagrams already wait for a full socket.
     pub fn queue(&mut self, to: SocketAddr, local: Option<IpAddr>, ssrc: u32) -> Option<&mut Vec<u8>> {
-        if self.outbox.len() >= QUEUE && !self.flushed.blocked {
+        if self.send_queue.len() >= QUEUE && !self.flushed.blocked {
             self.send();
         }
-        if self.outbox.len() >= QUEUE {
+        if self.send_queue.len() >= QUEUE {
             return None;
         }
         let data = self.spare.pop().unwrap_or_default();
-        self.outbox.push_back(Outgoing { to, local, ssrc, data });
-        self.outbox.back_mut().map(|outgoing| &mut outgoing.data)
+        self.send_queue.push_back(Outgoing { to, local, ssrc, data });
+        self.send_queue.back_mut().map(|outgoing| &mut outgoing.data)
     }
 
     /// Sends what is queued. A datagram the system refuses is passed over and does not hold up the others. The result
@@ -196,31 +196,31 @@ impl Datagrams {
 
     /// Datagrams that wait.
     pub fn queued(&self) -> usize {
-        self.outbox.len()
+        self.send_queue.len()
     }
 
     /// Whether a datagram of call `ssrc` waits.
     pub fn holds(&self, ssrc: u32) -> bool {
-        self.outbox.iter().any(|outgoing| outgoing.ssrc == ssrc)
+        self.send_queue.iter().any(|outgoing| outgoing.ssrc == ssrc)
     }
 
     /// Forgets the datagrams queued for call `ssrc` and returns how many they were.
     pub fn drop_queued(&mut self, ssrc: u32) -> usize {
-        let before = self.outbox.len();
+        let before = self.send_queue.len();
         for _ in 0..before {
-            match self.outbox.pop_front() {
+            match self.send_queue.pop_front() {
                 Some(outgoing) if outgoing.ssrc == ssrc => self.recycle(outgoing),
-                Some(outgoing) => self.outbox.push_back(outgoing),
+                Some(outgoing) => self.send_queue.push_back(outgoing),
                 None => break,
             }
         }
-        before - self.outbox.len()
+        before - self.send_queue.len()
     }
 
     fn send(&mut self) {
-        while let Some(first) = self.outbox.front_mut() {
+        while let Some(first) = self.send_queue.front_mut() {
             let had_local = first.local.is_some();
-            match self.wire.send(&self.socket, &self.outbox) {
+            match self.io.send(&self.socket, &self.send_queue) {
                 Ok(sent) => {
                     self.flushed.sent += sent;
                     self.forget(sent);
@@ -231,7 +231,7 @@ impl Datagrams {
                     return;
                 }
                 // Perhaps the address is ours no more. From another one is better than not at all.
-                Err(_) if had_local => self.outbox[0].local = None,
+                Err(_) if had_local => self.send_queue[0].local = None,
                 Err(_) => {
                     self.flushed.failed += 1;
                     self.forget(1);
@@ -242,7 +242,7 @@ impl Datagrams {
 
     fn forget(&mut self, count: usize) {
         for _ in 0..count {
-            if let Some(outgoing) = self.outbox.pop_front() {
+            if let Some(outgoing) = self.send_queue.pop_front() {
                 self.recycle(outgoing);
             }
         }
@@ -257,7 +257,7 @@ impl Datagrams {
     }
 }
 
-impl Meta {
+impl DatagramInfo {
     fn new(from: SocketAddr, local: Option<IpAddr>, truncated: bool) -> Self {
         let from = match from.ip().to_canonical() {
             IpAddr::V4(ip) => SocketAddr::new(ip.into(), from.port()),
@@ -268,7 +268,7 @@ impl Meta {
     }
 }
 
-impl Inbox {
+impl ReceiveBatch {
     fn new() -> Self {
         Self { bytes: vec![0; BATCH * BUFFER].into_boxed_slice(), filled: Vec::with_capacity(BATCH) }
     }

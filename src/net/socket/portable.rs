@@ -7,24 +7,24 @@ use std::net::{SocketAddr, SocketAddrV6};
 use mio::net::UdpSocket;
 use socket2::Socket;
 
-use super::{BATCH, BUFFER, Inbox, Meta, Outgoing};
+use super::{BATCH, BUFFER, DatagramInfo, Outgoing, ReceiveBatch};
 
 /// Remembers which kind of address the socket takes.
-pub(super) struct Wire {
+pub(super) struct BatchIo {
     ipv6: bool,
 }
 
-impl Wire {
+impl BatchIo {
     pub(super) fn new(_: &Socket, addr: SocketAddr) -> Self {
         Self { ipv6: addr.is_ipv6() }
     }
 
     /// Fills the rest of the inbox.
-    pub(super) fn receive(&mut self, socket: &UdpSocket, inbox: &mut Inbox) -> io::Result<()> {
+    pub(super) fn receive(&mut self, socket: &UdpSocket, inbox: &mut ReceiveBatch) -> io::Result<()> {
         while inbox.filled.len() < BATCH {
             match socket.recv_from(inbox.buffer(inbox.filled.len())) {
                 // What fills the buffer may have been longer; no valid packet fills it.
-                Ok((len, from)) => inbox.filled.push((Meta::new(from, None, len == BUFFER), len)),
+                Ok((len, from)) => inbox.filled.push((DatagramInfo::new(from, None, len == BUFFER), len)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && !inbox.filled.is_empty() => break,
                 Err(error) => return Err(error),
             }
@@ -58,10 +58,10 @@ mod tests {
             let Ok(socket) = Peer::bind(bound) else { continue };
             socket.set_nonblocking(true).unwrap();
             let port = socket.local_addr().unwrap().port();
-            let mut wire = Wire::new(&socket2::SockRef::from(&socket), bound.parse().unwrap());
+            let mut wire = BatchIo::new(&socket2::SockRef::from(&socket), bound.parse().unwrap());
             let socket = UdpSocket::from_std(socket);
             let peer = Peer::bind("127.0.0.1:0").unwrap();
-            let mut inbox = Inbox::new();
+            let mut inbox = ReceiveBatch::new();
             let empty = wire.receive(&socket, &mut inbox).unwrap_err();
             assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
             for n in 0..BATCH + 1 {

@@ -13,14 +13,14 @@ fn peer(addr: &str) -> Peer {
     peer
 }
 
-fn bind(addr: &str) -> (Datagrams, u16) {
-    let datagrams = Datagrams::bind(addr.parse().unwrap()).unwrap();
+fn bind(addr: &str) -> (AudioSocket, u16) {
+    let datagrams = AudioSocket::bind(addr.parse().unwrap()).unwrap();
     let port = datagrams.local_addr().unwrap().port();
     (datagrams, port)
 }
 
 /// The next batch, copied. Loopback delivers within the sender's call, save under load.
-fn receive(datagrams: &mut Datagrams) -> Vec<(Meta, Vec<u8>)> {
+fn receive(datagrams: &mut AudioSocket) -> Vec<(DatagramInfo, Vec<u8>)> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         match datagrams.receive() {
@@ -39,7 +39,7 @@ fn receive(datagrams: &mut Datagrams) -> Vec<(Meta, Vec<u8>)> {
     }
 }
 
-fn queue(datagrams: &mut Datagrams, to: SocketAddr, local: Option<IpAddr>, data: &[u8]) {
+fn queue(datagrams: &mut AudioSocket, to: SocketAddr, local: Option<IpAddr>, data: &[u8]) {
     datagrams.queue(to, local, SSRC).unwrap().extend_from_slice(data);
 }
 
@@ -185,7 +185,7 @@ fn one_calls_datagrams_can_be_forgotten() {
 
 #[test]
 fn an_ipv6_socket_serves_both_and_shows_ipv4_as_such() {
-    let Ok(mut datagrams) = Datagrams::bind((Ipv6Addr::UNSPECIFIED, 0).into()) else {
+    let Ok(mut datagrams) = AudioSocket::bind((Ipv6Addr::UNSPECIFIED, 0).into()) else {
         return; // A machine without IPv6.
     };
     let port = datagrams.local_addr().unwrap().port();
@@ -210,7 +210,7 @@ fn an_ipv6_socket_serves_both_and_shows_ipv4_as_such() {
 #[test]
 fn answers_leave_from_the_address_the_device_was_told() {
     for bound in ["0.0.0.0:0", "[::]:0"] {
-        let Ok(mut datagrams) = Datagrams::bind(bound.parse().unwrap()) else { continue };
+        let Ok(mut datagrams) = AudioSocket::bind(bound.parse().unwrap()) else { continue };
         let port = datagrams.local_addr().unwrap().port();
         let peer = peer("127.0.0.1:0");
         let told: Vec<IpAddr> = (2..6).map(|n| Ipv4Addr::new(127, 0, 0, n).into()).collect();
@@ -238,7 +238,7 @@ fn answers_leave_from_the_address_the_device_was_told() {
 #[test]
 fn an_address_that_is_not_ours_falls_back_to_the_routes_choice() {
     for bound in ["0.0.0.0:0", "[::]:0"] {
-        let Ok(mut datagrams) = Datagrams::bind(bound.parse().unwrap()) else { continue };
+        let Ok(mut datagrams) = AudioSocket::bind(bound.parse().unwrap()) else { continue };
         let peer = peer("127.0.0.1:0");
         for local in ["198.51.100.1", "2001:db8::1"] {
             queue(&mut datagrams, peer.local_addr().unwrap(), Some(local.parse().unwrap()), b"down");
@@ -255,6 +255,6 @@ fn an_address_that_is_not_ours_falls_back_to_the_routes_choice() {
 #[test]
 fn a_port_in_use_is_an_error() {
     let (_datagrams, port) = bind("127.0.0.1:0");
-    let error = Datagrams::bind((Ipv4Addr::LOCALHOST, port).into()).err().unwrap();
+    let error = AudioSocket::bind((Ipv4Addr::LOCALHOST, port).into()).err().unwrap();
     assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
 }

@@ -9,7 +9,7 @@ use super::diagnosis::{self, ServerDiagnosis};
 use super::options::CheckOptions;
 use super::report::{CheckState, ServerReport};
 use crate::config::{ChatServerConfig, Config, Framing};
-use crate::net::blocking_client::{Dialled, Said, Visit};
+use crate::net::blocking_client::{BlockingClient, DialReport, ServerMessage};
 use crate::proto::audio;
 use crate::proto::message::{self, Reader};
 use crate::session::{BackendClosed, DialRequest, ServerHealth};
@@ -65,7 +65,7 @@ impl ServerCheck<'_> {
         &'s self,
         server: &'s Arc<ChatServerConfig>,
         report: &mut ServerReport,
-    ) -> Option<(Visit, ServerDiagnosis<'s>)> {
+    ) -> Option<(BlockingClient, ServerDiagnosis<'s>)> {
         let diagnosis = ServerDiagnosis { server, config: self.config };
         let addresses = match resolve(server, self.options.timeout) {
             Ok((addresses, took)) => {
@@ -92,8 +92,8 @@ impl ServerCheck<'_> {
             protocol_version: protocol_version(server),
             skip_dns_cache: false,
         };
-        let Dialled { stages, outcome } =
-            Visit::open(request, addresses, &self.config.websocket, self.options.timeout);
+        let DialReport { stages, outcome } =
+            BlockingClient::open(request, addresses, &self.config.websocket, self.options.timeout);
         for (stage, took) in stages {
             report.add_step(step_name(stage), CheckState::Ok, "ok", Some(took));
         }
@@ -110,14 +110,14 @@ impl ServerCheck<'_> {
     fn check_conversation(
         &self,
         server: &ChatServerConfig,
-        mut client: Visit,
+        mut client: BlockingClient,
         report: &mut ServerReport,
         diagnosis: &ServerDiagnosis<'_>,
     ) {
         let mut conversation = Conversation::default();
         let start = Instant::now();
         match message::parse_device_hello(HELLO) {
-            Ok(hello) => client.say(hello.for_server(protocol_version(server))),
+            Ok(hello) => client.send_text(hello.for_server(protocol_version(server))),
             Err(error) => return report.add_step("hello", CheckState::Fail, error.to_string(), None),
         }
         // A server that has not bound the device says so by voice, and never says hello.
@@ -164,7 +164,7 @@ impl ServerCheck<'_> {
     fn request_audio(
         &self,
         server: &ChatServerConfig,
-        client: &mut Visit,
+        client: &mut BlockingClient,
         conversation: &mut Conversation,
         start: Instant,
     ) {
@@ -172,13 +172,13 @@ impl ServerCheck<'_> {
             conversation.hello.as_ref().and_then(|(text, _)| message::parse_server_hello(text).session_id);
         let id = message::json_quote(&hello.unwrap_or_default());
         let listen = |rest: &str| format!(r#"{{"session_id":{id},"type":"listen",{rest}}}"#);
-        client.say(listen(r#""state":"start","mode":"manual""#));
+        client.send_text(listen(r#""state":"start","mode":"manual""#));
         for i in 0..SILENCE_PACKET_COUNT {
             let header = audio::ws_frame_header(i * 20, SILENCE_PACKET.len());
             let framed: Vec<u8> = header.iter().chain(&SILENCE_PACKET).copied().collect();
             client.send_audio(if server.framing == Framing::Raw { &SILENCE_PACKET } else { &framed });
         }
-        client.say(listen(r#""state":"stop""#));
+        client.send_text(listen(r#""state":"stop""#));
         conversation.receive_until(
             client,
             start,
@@ -186,7 +186,7 @@ impl ServerCheck<'_> {
             Conversation::framing_is_known,
         );
         if conversation.frames.is_empty() && conversation.closed.is_none() {
-            client.say(listen(r#""state":"detect","text":"你好""#));
+            client.send_text(listen(r#""state":"detect","text":"你好""#));
             conversation.receive_until(
                 client,
                 start,
@@ -201,18 +201,20 @@ impl Conversation {
     /// Listens until `until`, the end, or `enough`.
     fn receive_until(
         &mut self,
-        client: &mut Visit,
+        client: &mut BlockingClient,
         start: Instant,
         until: Instant,
         enough: impl Fn(&Self) -> bool,
     ) {
         while self.closed.is_none() && !enough(self) {
-            match client.listen(until) {
+            match client.receive(until) {
                 None => return,
-                Some(Said::Gone(gone)) => self.closed = Some(gone),
-                Some(Said::Audio(frame)) if self.frames.len() < MAX_FRAMES => self.frames.push(frame),
-                Some(Said::Audio(_)) => {}
-                Some(Said::Text(text)) => {
+                Some(ServerMessage::Gone(gone)) => self.closed = Some(gone),
+                Some(ServerMessage::Audio(frame)) if self.frames.len() < MAX_FRAMES => {
+                    self.frames.push(frame)
+                }
+                Some(ServerMessage::Audio(_)) => {}
+                Some(ServerMessage::Text(text)) => {
                     let is_hello =
                         message::peek(&text, Reader::Device).is_ok_and(|peek| peek.kind == "hello");
                     if is_hello && self.hello.is_none() {

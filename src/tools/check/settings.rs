@@ -69,10 +69,10 @@ fn certificate(tls: &Tls) -> Option<Finding> {
         Ok(certificate) => certificate,
         Err(error) => return Some(Finding::new(name, CheckState::Fail, error.to_string())),
     };
-    let Some(facts) = certificate.facts else {
+    let Some(facts) = certificate.info else {
         return Some(Finding::new(name, CheckState::Ok, format!("port {}", tls.port)));
     };
-    Some(match (facts.doubts.first(), facts.expired) {
+    Some(match (facts.warnings.first(), facts.expired) {
         (None, _) => {
             let detail = format!(
                 "port {}, certificate for {}, valid until {}",
