@@ -181,9 +181,8 @@ fn messages_of_chat_servers_that_never_end_cost_their_websockets_and_no_device()
         (0..15).for_each(|_| peer.try_raw(&part));
         peer.try_frame(9, b"read");
         let answer = loop {
-            match peer.message() {
-                answer @ (Message::Pong(_) | Message::End) => break answer,
-                _ => {}
+            if let answer @ (Message::Pong(_) | Message::End) = peer.message() {
+                break answer;
             }
         };
         lost += usize::from(answer == Message::End);

@@ -251,7 +251,6 @@ fn device_hellos() {
     );
     assert_eq!(&*hello.to_server, expected);
     assert_eq!(hello.audio_params().as_deref(), Some(r#"{"format":"opus", "sample_rate":16000}"#));
-    assert!(hello.mcp);
 
     let cases = [
         ("{}", r#"{"version":2,"transport":"websocket"}"#),
@@ -266,7 +265,7 @@ fn device_hellos() {
         ),
     ];
     for (text, to_server) in cases {
-        let hello = DeviceHello { to_server: to_server.into(), mcp: false };
+        let hello = DeviceHello { to_server: to_server.into() };
         assert_eq!(device_hello(text), Ok(hello), "{text}");
     }
 
