@@ -179,7 +179,6 @@ fn hellos(text: &str, before: Option<&Map<String, Value>>) {
     assert_eq!(tree(&device.for_server(1)), expected);
     let params = before.get("audio_params").filter(|params| params.is_object());
     assert_eq!(tree(&reply).get("audio_params"), params);
-    assert_eq!(device.mcp, before.get("features").is_some_and(|features| features["mcp"] == true));
 }
 
 /// The id of an MCP call is replaced, and nothing else.

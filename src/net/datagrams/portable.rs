@@ -7,7 +7,7 @@ use std::net::{SocketAddr, SocketAddrV6};
 use mio::net::UdpSocket;
 use socket2::Socket;
 
-use super::{BATCH, BUFFER, Inbox, Meta, Outgoing};
+use super::{BATCH, Inbox, Meta, Outgoing};
 
 /// Remembers which kind of address the socket takes.
 pub(super) struct Wire {
@@ -24,7 +24,7 @@ impl Wire {
         while inbox.filled.len() < BATCH {
             match socket.recv_from(inbox.buffer(inbox.filled.len())) {
                 // What fills the buffer may have been longer; no valid packet fills it.
-                Ok((len, from)) => inbox.filled.push((Meta::new(from, None, len == BUFFER), len)),
+                Ok((len, from)) => inbox.filled.push((Meta::new(from, None), len)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && !inbox.filled.is_empty() => break,
                 Err(error) => return Err(error),
             }

@@ -100,6 +100,7 @@ impl Window {
     }
 
     /// The highest sequence accepted, 0 when there was none.
+    #[cfg(test)]
     pub fn highest(&self) -> u32 {
         self.highest
     }

@@ -5,7 +5,7 @@
 
 use super::{
     CLEAN_SESSION, CONNACK, CONNECT, Connect, ConnectCode, DISCONNECT, Level, PASSWORD, PINGREQ, PINGRESP,
-    PUBLISH, SUBACK, SUBSCRIBE, UNSUBACK, UNSUBSCRIBE, USER_NAME, WILL, WILL_RETAIN,
+    PUBLISH, SUBACK, UNSUBACK, USER_NAME, WILL, WILL_RETAIN,
 };
 
 /// CONNACK without session present: there are no stored sessions.
@@ -69,9 +69,10 @@ pub fn connect(out: &mut Vec<u8>, connect: &Connect<'_>) {
 }
 
 /// SUBSCRIBE to filters, each with the QoS asked for.
+#[cfg(any(test, fuzzing))]
 pub fn subscribe(out: &mut Vec<u8>, packet_id: u16, filters: &[(&str, u8)]) {
     let len = filters.iter().map(|(filter, _)| field_len(filter.as_bytes()) + 1).sum::<usize>();
-    header(out, SUBSCRIBE << 4 | 0b0010, 2 + len);
+    header(out, super::SUBSCRIBE << 4 | 0b0010, 2 + len);
     out.extend(packet_id.to_be_bytes());
     for (filter, qos) in filters {
         field(out, filter.as_bytes());
@@ -80,9 +81,10 @@ pub fn subscribe(out: &mut Vec<u8>, packet_id: u16, filters: &[(&str, u8)]) {
 }
 
 /// UNSUBSCRIBE from filters.
+#[cfg(any(test, fuzzing))]
 pub fn unsubscribe(out: &mut Vec<u8>, packet_id: u16, filters: &[&str]) {
     let len = filters.iter().map(|filter| field_len(filter.as_bytes())).sum::<usize>();
-    header(out, UNSUBSCRIBE << 4 | 0b0010, 2 + len);
+    header(out, super::UNSUBSCRIBE << 4 | 0b0010, 2 + len);
     out.extend(packet_id.to_be_bytes());
     for filter in filters {
         field(out, filter.as_bytes());

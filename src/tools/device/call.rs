@@ -127,11 +127,6 @@ impl Call {
         self.socket.peer_addr().map_err(|error| Failure::io(Step::Udp, error, NO_WAIT))
     }
 
-    /// The socket, for what this type has no word for.
-    pub fn socket(&self) -> &UdpSocket {
-        &self.socket
-    }
-
     /// Builds the next packet without sending it: for tests that lose, repeat or reorder.
     pub fn seal(&mut self, timestamp: u32, payload: &[u8]) -> Vec<u8> {
         self.sent += 1;
