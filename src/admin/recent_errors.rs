@@ -51,6 +51,7 @@ pub enum RecentErrorKind {
 
 impl RecentErrorKind {
     /// Every kind.
+    #[cfg(test)]
     pub const ALL: [Self; 16] = [
         Self::ServerFailing,
         Self::NoServerHello,

@@ -182,7 +182,6 @@ fn check_hellos(text: &str, before: Option<&Map<String, Value>>) {
     assert_eq!(parse_tree(&device.for_server(1)), expected);
     let params = before.get("audio_params").filter(|params| params.is_object());
     assert_eq!(parse_tree(&reply).get("audio_params"), params);
-    assert_eq!(device.supports_mcp, before.get("features").is_some_and(|features| features["mcp"] == true));
 }
 
 /// The id of an MCP call is replaced, and nothing else.

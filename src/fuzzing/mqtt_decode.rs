@@ -140,8 +140,8 @@ fn check_documented_fields(packet: &Packet<'_>) {
         }
         Packet::Publish(publish) => assert!(is_name(publish.topic)),
         Packet::Subscribe(subscribe) => {
-            assert_ne!((subscribe.packet_id, subscribe.len()), (0, 0));
-            assert_eq!(subscribe.filters().count(), subscribe.len());
+            assert_ne!(subscribe.packet_id, 0);
+            assert!(subscribe.filters().count() > 0);
             assert!(subscribe.filters().all(|(filter, qos)| !filter.is_empty() && qos <= 2));
         }
         Packet::Unsubscribe(unsubscribe) => {

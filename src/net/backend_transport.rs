@@ -22,15 +22,6 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// The socket below, to ask it things.
-    pub fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(tcp) => tcp,
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.get_ref(),
-        }
-    }
-
     /// The socket below, for registration with the poll.
     pub fn tcp_mut(&mut self) -> &mut TcpStream {
         match self {
@@ -333,7 +324,7 @@ mod tests {
         for host in ["localhost", "127.0.0.1", "[::1]", "::1"] {
             let (tcp, server) = serve(|tcp| tcp);
             let (mut stream, mut io) = Client::connect(&mut client, host, tcp).unwrap();
-            assert!(stream.tcp().peer_addr().is_ok() && stream.tcp_mut().nodelay().is_ok());
+            assert!(stream.tcp_mut().peer_addr().is_ok());
             io.read_exactly(&mut stream, b"hello");
             stream.write_all(b"abcde").unwrap();
             stream.flush().unwrap();

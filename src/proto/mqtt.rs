@@ -85,19 +85,12 @@ pub struct Subscribe<'a> {
     pub packet_id: u16,
     /// Checked pairs of filter and QoS.
     raw_filters: &'a [u8],
-    filter_count: usize,
 }
 
 impl<'a> Subscribe<'a> {
     /// Topic filters and the QoS asked for, at least one.
     pub fn filters(&self) -> impl Iterator<Item = (&'a str, u8)> + use<'a> {
         decode::filters(self.raw_filters, true)
-    }
-
-    /// How many filters there are.
-    #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
-    pub fn len(&self) -> usize {
-        self.filter_count
     }
 }
 

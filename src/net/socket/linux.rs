@@ -84,8 +84,7 @@ impl<S: Address> Headers<S> {
             // The socket's domain allows no other address, so there is one.
             let Some(from) = message.address else { continue };
             let local = message.cmsgs().ok().and_then(|mut all| all.find_map(S::local));
-            let truncated = message.flags.contains(MsgFlags::MSG_TRUNC);
-            inbox.filled.push((DatagramInfo::new(from.into(), local, truncated), message.bytes));
+            inbox.filled.push((DatagramInfo::new(from.into(), local), message.bytes));
         }
         Ok(())
     }

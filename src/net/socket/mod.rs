@@ -60,8 +60,6 @@ pub struct DatagramInfo {
     pub from: SocketAddr,
     /// The address of ours that it arrived at, where the system tells.
     pub local: Option<IpAddr>,
-    /// The datagram was longer than the buffer and has lost its end.
-    pub truncated: bool,
 }
 
 /// The outcome of [`Datagrams::flush`].
@@ -258,13 +256,13 @@ impl AudioSocket {
 }
 
 impl DatagramInfo {
-    fn new(from: SocketAddr, local: Option<IpAddr>, truncated: bool) -> Self {
+    fn new(from: SocketAddr, local: Option<IpAddr>) -> Self {
         let from = match from.ip().to_canonical() {
             IpAddr::V4(ip) => SocketAddr::new(ip.into(), from.port()),
             // With the scope that answers to a link-local address need.
             IpAddr::V6(_) => from,
         };
-        Self { from, local, truncated }
+        Self { from, local }
     }
 }
 

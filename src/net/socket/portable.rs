@@ -7,7 +7,7 @@ use std::net::{SocketAddr, SocketAddrV6};
 use mio::net::UdpSocket;
 use socket2::Socket;
 
-use super::{BATCH, BUFFER, DatagramInfo, Outgoing, ReceiveBatch};
+use super::{BATCH, DatagramInfo, Outgoing, ReceiveBatch};
 
 /// Remembers which kind of address the socket takes.
 pub(super) struct BatchIo {
@@ -24,7 +24,7 @@ impl BatchIo {
         while inbox.filled.len() < BATCH {
             match socket.recv_from(inbox.buffer(inbox.filled.len())) {
                 // What fills the buffer may have been longer; no valid packet fills it.
-                Ok((len, from)) => inbox.filled.push((DatagramInfo::new(from, None, len == BUFFER), len)),
+                Ok((len, from)) => inbox.filled.push((DatagramInfo::new(from, None), len)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && !inbox.filled.is_empty() => break,
                 Err(error) => return Err(error),
             }

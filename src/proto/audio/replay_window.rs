@@ -100,6 +100,7 @@ impl ReplayWindow {
     }
 
     /// The highest sequence accepted, 0 when there was none.
+    #[cfg(test)]
     pub fn highest(&self) -> u32 {
         self.highest
     }

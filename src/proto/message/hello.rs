@@ -12,8 +12,6 @@ use crate::text;
 pub struct DeviceHello {
     /// The hello with all fields the device sent, but `transport` "websocket" and `version` 2.
     pub forwarded: Box<str>,
-    /// `features.mcp` is true: the device answers MCP requests.
-    pub supports_mcp: bool,
 }
 
 /// Read a device's hello. A `version` other than 3 is refused; an absent one is taken for 3.
@@ -26,10 +24,7 @@ pub fn parse_device_hello(text: &str) -> Result<DeviceHello, BadHello> {
     }
     hello.set("version", "2");
     hello.set("transport", r#""websocket""#);
-    Ok(DeviceHello {
-        supports_mcp: hello.object("features").is_some_and(|features| features.raw("mcp") == Some("true")),
-        forwarded: hello.to_string().into(),
-    })
+    Ok(DeviceHello { forwarded: hello.to_string().into() })
 }
 
 /// Why a device's hello is refused.

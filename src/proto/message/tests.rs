@@ -307,7 +307,6 @@ fn device_hellos() {
     assert_eq!(hello.for_server(2), expected);
     assert_eq!(hello.for_server(1), expected.replace(r#""version":2"#, r#""version":1"#));
     assert_eq!(hello.audio_params().as_deref(), Some(r#"{"format":"opus", "sample_rate":16000}"#));
-    assert!(hello.supports_mcp);
 
     let cases = [
         ("{}", r#"{"version":2,"transport":"websocket"}"#),
@@ -322,7 +321,7 @@ fn device_hellos() {
         ),
     ];
     for (text, to_server) in cases {
-        let hello = DeviceHello { forwarded: to_server.into(), supports_mcp: false };
+        let hello = DeviceHello { forwarded: to_server.into() };
         assert_eq!(parse_device_hello(text), Ok(hello), "{text}");
     }
 

@@ -40,11 +40,11 @@ pub fn decode(bytes: &[u8], max_remaining: usize) -> Result<Option<(Packet<'_>, 
         CONNECT => Packet::Connect(decode_connect(body)?),
         PUBLISH => Packet::Publish(decode_publish(first, body)?),
         SUBSCRIBE => {
-            let (packet_id, body, len) = decode_subscriptions(body, true)?;
-            Packet::Subscribe(Subscribe { packet_id, raw_filters: body, filter_count: len })
+            let (packet_id, body) = decode_subscriptions(body, true)?;
+            Packet::Subscribe(Subscribe { packet_id, raw_filters: body })
         }
         UNSUBSCRIBE => {
-            let (packet_id, body, _) = decode_subscriptions(body, false)?;
+            let (packet_id, body) = decode_subscriptions(body, false)?;
             Packet::Unsubscribe(Unsubscribe { packet_id, raw_filters: body })
         }
         PINGREQ => Packet::PingReq,
@@ -208,12 +208,14 @@ fn decode_publish(first: u8, body: &[u8]) -> Result<Publish<'_>, Malformed> {
     Ok(Publish { topic: fields.topic_name()?, payload: fields.0, retain: first & 1 != 0 })
 }
 
-/// Packet identifier, the bytes after it, and how many filters they hold; all checked.
-fn decode_subscriptions(body: &[u8], with_qos: bool) -> Result<(u16, &[u8], usize), Malformed> {
+/// Packet identifier, and the filters after it, at least one; all checked.
+fn decode_subscriptions(body: &[u8], with_qos: bool) -> Result<(u16, &[u8]), Malformed> {
     let mut fields = FieldReader(body);
     let packet_id = fields.packet_id()?;
     let body = fields.0;
-    let mut count = 0;
+    if body.is_empty() {
+        return Err(Malformed::NoTopicFilter);
+    }
     while !fields.0.is_empty() {
         if !is_topic_filter(fields.string()?) {
             return Err(Malformed::TopicFilter);
@@ -221,9 +223,8 @@ fn decode_subscriptions(body: &[u8], with_qos: bool) -> Result<(u16, &[u8], usiz
         if with_qos && let qos @ 3.. = fields.byte()? {
             return Err(Malformed::RequestedQos(qos));
         }
-        count += 1;
     }
-    if count == 0 { Err(Malformed::NoTopicFilter) } else { Ok((packet_id, body, count)) }
+    Ok((packet_id, body))
 }
 
 /// Wildcards fill a level, and `#` only the last (section 4.7.1).

@@ -5,7 +5,7 @@
 
 use super::{
     CLEAN_SESSION, CONNACK, CONNECT, Connect, ConnectReturnCode, DISCONNECT, PASSWORD, PINGREQ, PINGRESP,
-    PUBLISH, ProtocolLevel, SUBACK, SUBSCRIBE, UNSUBACK, UNSUBSCRIBE, USER_NAME, WILL, WILL_RETAIN,
+    PUBLISH, ProtocolLevel, SUBACK, UNSUBACK, USER_NAME, WILL, WILL_RETAIN,
 };
 
 /// CONNACK without session present: there are no stored sessions.
@@ -73,9 +73,10 @@ pub fn connect(out: &mut Vec<u8>, connect: &Connect<'_>) {
 }
 
 /// SUBSCRIBE to filters, each with the QoS asked for.
+#[cfg(any(test, fuzzing))]
 pub fn subscribe(out: &mut Vec<u8>, packet_id: u16, filters: &[(&str, u8)]) {
     let len = filters.iter().map(|(filter, _)| length_prefixed_len(filter.as_bytes()) + 1).sum::<usize>();
-    fixed_header(out, SUBSCRIBE << 4 | 0b0010, 2 + len);
+    fixed_header(out, super::SUBSCRIBE << 4 | 0b0010, 2 + len);
     out.extend(packet_id.to_be_bytes());
     for (filter, qos) in filters {
         length_prefixed(out, filter.as_bytes());
@@ -84,9 +85,10 @@ pub fn subscribe(out: &mut Vec<u8>, packet_id: u16, filters: &[(&str, u8)]) {
 }
 
 /// UNSUBSCRIBE from filters.
+#[cfg(any(test, fuzzing))]
 pub fn unsubscribe(out: &mut Vec<u8>, packet_id: u16, filters: &[&str]) {
     let len = filters.iter().map(|filter| length_prefixed_len(filter.as_bytes())).sum::<usize>();
-    fixed_header(out, UNSUBSCRIBE << 4 | 0b0010, 2 + len);
+    fixed_header(out, super::UNSUBSCRIBE << 4 | 0b0010, 2 + len);
     out.extend(packet_id.to_be_bytes());
     for filter in filters {
         length_prefixed(out, filter.as_bytes());

@@ -135,11 +135,6 @@ impl Call {
         self.socket.peer_addr().map_err(|error| DeviceError::io(DeviceStep::Udp, error, NO_WAIT))
     }
 
-    /// The socket, for what this type has no word for.
-    pub fn socket(&self) -> &UdpSocket {
-        &self.socket
-    }
-
     /// Builds the next packet without sending it: for tests that lose, repeat or reorder.
     pub fn encrypt(&mut self, timestamp: u32, payload: &[u8]) -> Vec<u8> {
         self.sent_sequence += 1;
