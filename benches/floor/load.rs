@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use mqtt_websocket_proxy::net::socket::{self, AudioSocket};
+use mqtt_websocket_proxy::net::media::socket::{self, AudioSocket};
 use mqtt_websocket_proxy::proto::audio::{Cipher, HEADER_LEN, UdpHeader};
 use mqtt_websocket_proxy::proto::mqtt::{ServerPacket, decode_server_packet, encode};
 use mqtt_websocket_proxy::tools::device::{CallParameters, HELLO, Login, PUBLISH_TOPIC, test_audio};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::error::Problem;
 use super::{ChatServerConfig, Config, dotenv, file};
-use crate::net::upgrade;
+use crate::net::backend::upgrade;
 use crate::session::DialRequest;
 
 /// The text of a file: a configuration, and all the same a `.env` and the URL of a server.

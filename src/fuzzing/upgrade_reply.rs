@@ -1,7 +1,7 @@
 //! A chat server's answer to the upgrade.
 
 use super::split_points;
-use crate::net::upgrade::parse_response;
+use crate::net::backend::upgrade::parse_response;
 
 /// What the answer must prove, for every input: the example of RFC 6455 section 1.3.
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";

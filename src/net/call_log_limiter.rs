@@ -14,7 +14,7 @@ const DEVICES: usize = 4096;
 
 /// What each device has left. One that has all of it need not be remembered.
 #[derive(Default)]
-pub(super) struct CallLogLimiter {
+pub(in crate::net) struct CallLogLimiter {
     devices: HashMap<Mac, Allowance>,
     /// So many, and it is time to forget some.
     crowd: usize,
@@ -28,7 +28,7 @@ struct Allowance {
 
 impl CallLogLimiter {
     /// Whether a line about this device's call deserves its place, and how many before it did not.
-    pub(super) fn allows(&mut self, mac: Mac, now: Instant) -> Option<u64> {
+    pub(in crate::net) fn allows(&mut self, mac: Mac, now: Instant) -> Option<u64> {
         if self.devices.len() >= self.crowd {
             self.forget(now);
         }

@@ -8,7 +8,7 @@ use crate::admin::prometheus::TextEncoder;
 use crate::logger;
 use crate::net::gateway::Gateway;
 use crate::net::metrics;
-use crate::net::tls_listener::TlsListener;
+use crate::net::mqtt::tls_listener::TlsListener;
 use crate::session::{CallState, CallStats};
 
 /// What a look at every session finds.

@@ -10,7 +10,7 @@ use super::dispatch::PendingRequest;
 use super::{LINGER, Progress};
 use crate::admin::body::Body;
 use crate::admin::http::{MAX_HEAD_BYTES, RequestHead};
-use crate::net::write_buffer::WriteBuffer;
+use crate::net::event_loop::write_buffer::WriteBuffer;
 
 /// How long the first request, or one that has begun, may take to be there.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

@@ -7,9 +7,9 @@ use crate::admin::error::ApiError;
 use crate::admin::http::{Method, RequestHead, Response};
 use crate::admin::routes::{self, Endpoint, RouteMatch, Scope};
 use crate::admin::{aggregate, dto};
+use crate::net::event_loop::run_queue::Task;
 use crate::net::gateway::Gateway;
-use crate::net::handle::Command;
-use crate::net::run_queue::Task;
+use crate::net::gateway::handle::Command;
 use crate::proto::identity::{ClientId, Mac};
 
 /// A call, as any worker can carry it out.

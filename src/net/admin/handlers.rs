@@ -9,9 +9,9 @@ use crate::admin::http::Response;
 use crate::admin::params::{BadParameter, Members, query_flag, query_number};
 use crate::admin::prometheus::CONTENT_TYPE;
 use crate::admin::routes::{Endpoint, OPENAPI};
+use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::net::lifecycle::ReloadError;
-use crate::net::token::SessionId;
+use crate::net::gateway::lifecycle::ReloadError;
 use crate::proto::message::{self, Reader};
 use crate::session::{CommandError, Core, Delivery};
 

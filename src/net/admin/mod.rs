@@ -21,12 +21,7 @@ use slab::Slab;
 use tz::TimeZone;
 
 use self::connection::{Begun, Connection, ConnectionState};
-pub(super) use self::dispatch::{AdminRequest, AdminResponse};
-use super::gateway::{Gateway, LINGER, TimerKind};
-use super::listener;
-use super::run_queue::Task;
-use super::token::{self, Role};
-use super::write_buffer::Flush;
+pub(in crate::net) use self::dispatch::{AdminRequest, AdminResponse};
 use crate::admin::auth::{self, WallClock};
 use crate::admin::body::{Body, Framing};
 use crate::admin::dashboard;
@@ -34,6 +29,11 @@ use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::http::{self, RequestError, RequestHead, Response};
 use crate::admin::recent_errors::{RecentErrorKind, RecentErrors};
 use crate::admin::routes::{self, Access};
+use crate::net::event_loop::run_queue::Task;
+use crate::net::event_loop::token::{self, Role};
+use crate::net::event_loop::write_buffer::Flush;
+use crate::net::gateway::{Gateway, LINGER, TimerKind};
+use crate::net::mqtt::listener;
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 128;
@@ -47,13 +47,13 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// A connection that may be gone by the time it is looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct ConnId {
+pub(in crate::net) struct ConnId {
     slot: u32,
     epoch: u32,
 }
 
 /// The listener and its connections.
-pub(super) struct AdminServer {
+pub(in crate::net) struct AdminServer {
     listener: Option<TcpListener>,
     connections: Slab<Connection>,
     epoch: u32,
@@ -78,7 +78,7 @@ enum Progress {
 
 impl AdminServer {
     /// Listens on this address; not at all without one.
-    pub(super) fn bind(addr: Option<SocketAddr>) -> io::Result<Self> {
+    pub(in crate::net) fn bind(addr: Option<SocketAddr>) -> io::Result<Self> {
         Ok(Self {
             listener: addr.map(|addr| listener::listen(addr, false)).transpose()?,
             connections: Slab::new(),
@@ -91,7 +91,7 @@ impl AdminServer {
         })
     }
 
-    pub(super) fn listener(&mut self) -> Option<&mut TcpListener> {
+    pub(in crate::net) fn listener(&mut self) -> Option<&mut TcpListener> {
         self.listener.as_mut()
     }
 
@@ -100,7 +100,12 @@ impl AdminServer {
     }
 
     /// Remembers what went wrong, for operators to read.
-    pub(super) fn record_error(&mut self, kind: RecentErrorKind, device: Option<&str>, sentence: &str) {
+    pub(in crate::net) fn record_error(
+        &mut self,
+        kind: RecentErrorKind,
+        device: Option<&str>,
+        sentence: &str,
+    ) {
         let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.recent_errors().record(at.as_millis() as u64, kind, device, sentence);
     }
@@ -111,12 +116,12 @@ impl AdminServer {
     }
 
     /// Where other workers may note theirs.
-    pub(super) fn shared_recent_errors(&self) -> Arc<Mutex<RecentErrors>> {
+    pub(in crate::net) fn shared_recent_errors(&self) -> Arc<Mutex<RecentErrors>> {
         self.recent_errors.clone()
     }
 
     /// Notes trouble at the leader from now on.
-    pub(super) fn set_recent_errors(&mut self, errors: Arc<Mutex<RecentErrors>>) {
+    pub(in crate::net) fn set_recent_errors(&mut self, errors: Arc<Mutex<RecentErrors>>) {
         self.recent_errors = errors;
     }
 
@@ -145,7 +150,7 @@ fn local_time_zone() -> TimeZone {
 }
 
 impl Gateway {
-    pub(super) fn accept_admin(&mut self) {
+    pub(in crate::net) fn accept_admin(&mut self) {
         for _ in 0..ACCEPT_BUDGET {
             let Some(listener) = &self.admin.listener else { return };
             match listener.accept() {
@@ -205,7 +210,7 @@ impl Gateway {
         true
     }
 
-    pub(super) fn on_admin_event(&mut self, slot: usize, readable: bool) {
+    pub(in crate::net) fn on_admin_event(&mut self, slot: usize, readable: bool) {
         if let Some(conn) = self.admin.connections.get(slot)
             && (readable || matches!(conn.state, ConnectionState::Writing { .. }))
         {
@@ -214,7 +219,7 @@ impl Gateway {
     }
 
     /// Reads, answers and writes as far as the socket allows, within the budget. Harmless at any time.
-    pub(super) fn drive_admin(&mut self, id: ConnId) {
+    pub(in crate::net) fn drive_admin(&mut self, id: ConnId) {
         for _ in 0..STEP_BUDGET {
             match self.advance_admin(id) {
                 Progress::Continue => {}
@@ -345,7 +350,7 @@ impl Gateway {
         conn.set_state(ConnectionState::Writing { keep_alive }, now)
     }
 
-    pub(super) fn on_admin_timer(&mut self, id: ConnId, tick: u64) {
+    pub(in crate::net) fn on_admin_timer(&mut self, id: ConnId, tick: u64) {
         let now = self.now;
         let Some(conn) = self.admin.connection_mut(id).filter(|conn| conn.timer_tick == Some(tick)) else {
             return;

@@ -9,7 +9,7 @@ use super::diagnosis::{self, ServerDiagnosis};
 use super::options::CheckOptions;
 use super::report::{CheckState, ServerReport};
 use crate::config::{ChatServerConfig, Config, Framing};
-use crate::net::blocking_client::{BlockingClient, DialReport, ServerMessage};
+use crate::net::backend::blocking_client::{BlockingClient, DialReport, ServerMessage};
 use crate::proto::audio;
 use crate::proto::message::{self, Reader};
 use crate::session::{BackendClosed, DialRequest, ServerHealth};

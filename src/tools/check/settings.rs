@@ -2,7 +2,7 @@
 
 use super::report::{CheckState, Finding};
 use crate::config::{Config, Tls};
-use crate::net::certificate::Certificate;
+use crate::net::mqtt::certificate::Certificate;
 
 /// A device's list of tools takes up to 8,000 bytes and its envelopes some hundred more; a packet over the limit costs the
 /// device its connection.

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 
 use super::error::DeviceErrorKind;
-use crate::net::backend_transport::TlsClient;
+use crate::net::backend::transport::TlsClient;
 
 /// A blocking connection to a gateway.
 #[derive(Debug)]

@@ -1,0 +1,352 @@
+//! The WebSocket upgrade: one request, one response (RFC 6455 section 4.1).
+//!
+//! Done here because a handshake by tungstenite pins 4 KiB per connection for life; its key functions are used.
+
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Read, Write};
+
+use tungstenite::handshake::client::generate_key;
+use tungstenite::handshake::derive_accept_key;
+
+use crate::config::Secret;
+use crate::net::backend::transport::Stream;
+use crate::proto::identity;
+use crate::session::DialRequest;
+use crate::text;
+
+/// The longest response head.
+const MAX_HEAD: usize = 8 * 1024;
+const MAX_HEADERS: usize = 64;
+/// How much of its status line, or of the address that it names, is shown.
+const SHOWN: usize = 200;
+
+/// A request on its way, then a response on its way.
+pub(in crate::net) struct Upgrade {
+    stream: Stream,
+    request: Vec<u8>,
+    sent: usize,
+    head: Vec<u8>,
+    accept: String,
+}
+
+impl Upgrade {
+    pub(in crate::net) fn new(stream: Stream, dial: &DialRequest, authorization: &str) -> Self {
+        let key = generate_key();
+        Self {
+            stream,
+            request: request(dial, authorization, &key).into_bytes(),
+            sent: 0,
+            head: Vec::new(),
+            accept: derive_accept_key(key.as_bytes()),
+        }
+    }
+
+    pub(in crate::net) fn into_stream(self) -> Stream {
+        self.stream
+    }
+
+    /// Goes on as far as the socket allows. With the response comes what followed it: the first frames.
+    ///
+    /// # Errors
+    /// Why the server is of no use, in words.
+    pub(in crate::net) fn advance(&mut self) -> Result<Option<Vec<u8>>, String> {
+        if !self.send()? {
+            return Ok(None);
+        }
+        let mut buffer = [0; 2048];
+        loop {
+            let n = match self.stream.read(&mut buffer) {
+                Ok(0) => return Err("the server closed the connection instead of answering".to_owned()),
+                Ok(n) => n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.to_string()),
+            };
+            if let Some(tail) =
+                append(&mut self.head, &buffer[..n], |head| parse_response(head, &self.accept))?
+            {
+                return Ok(Some(tail));
+            }
+        }
+    }
+
+    /// Bytes of memory that it takes.
+    pub(in crate::net) fn kept(&self) -> usize {
+        self.request.capacity() + self.head.capacity()
+    }
+
+    /// Whether the request has left, so that all depends on the answer.
+    pub(in crate::net) fn is_sent(&self) -> bool {
+        self.sent == self.request.len()
+    }
+
+    fn send(&mut self) -> Result<bool, String> {
+        while self.sent < self.request.len() {
+            match self.stream.write(&self.request[self.sent..]) {
+                Ok(0) => return Err("the connection takes no more".to_owned()),
+                Ok(n) => self.sent += n,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        match self.stream.flush() {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// Appends to a response's head, and returns what follows it once it is whole. All of it is judged again only when a line
+/// ends, of which it has few: not for each byte of a server that sends them one by one.
+fn append(
+    head: &mut Vec<u8>,
+    more: &[u8],
+    judge: impl FnOnce(&[u8]) -> Result<Option<usize>, String>,
+) -> Result<Option<Vec<u8>>, String> {
+    let begins = head.is_empty();
+    head.extend_from_slice(more);
+    if (begins || more.contains(&b'\n'))
+        && let Some(length) = judge(head)?
+        && length <= MAX_HEAD
+    {
+        return Ok(Some(head.split_off(length)));
+    }
+    if head.len() > MAX_HEAD {
+        return Err(format!("a response head of more than {MAX_HEAD} bytes"));
+    }
+    Ok(None)
+}
+
+/// The `authorization` header. A server that checks nothing gets what the Node.js gateway sends it.
+pub(in crate::net) fn authorization(
+    secret: Option<&Secret>,
+    dial: &DialRequest,
+    unix_seconds: u64,
+) -> String {
+    let Some(secret) = secret else { return "Bearer test-token".to_owned() };
+    let client_id = dial.client_id.as_deref().unwrap_or_default();
+    format!("Bearer {}", identity::bearer_token(secret.as_bytes(), client_id, dial.mac, unix_seconds))
+}
+
+/// Some servers compare `connection` with exactly `Upgrade`, so it stands alone.
+pub(crate) fn request(dial: &DialRequest, authorization: &str, key: &str) -> String {
+    let server = &dial.server;
+    let mut text = format!(
+        "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: {key}\r\ndevice-id: {}\r\nprotocol-version: {}\r\nauthorization: {authorization}\r\n\
+         x-forwarded-for: {}\r\n",
+        server.path, server.authority, dial.mac, dial.protocol_version, dial.forwarded_for
+    );
+    if let Some(client_id) = &dial.client_id {
+        let _ = write!(text, "client-id: {client_id}\r\n");
+    }
+    text.push_str("\r\n");
+    text
+}
+
+/// The length of the response's head once it is complete and agrees to the upgrade.
+pub(crate) fn parse_response(head: &[u8], accept: &str) -> Result<Option<usize>, String> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut headers);
+    let length = match response.parse(head) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(error) => return Err(format!("not an HTTP response: {error}")),
+    };
+    let values = |name: &'static str| {
+        let found = response.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));
+        found.map(|header| std::str::from_utf8(header.value).unwrap_or_default().trim())
+    };
+    let header = |name| values(name).next();
+    let code = response.code.unwrap_or_default();
+    if code != 101 {
+        let reason = text::printable(response.reason.unwrap_or_default(), SHOWN);
+        let hint = match (code, header("location")) {
+            (300..=399, Some(location)) => {
+                // The query is where tokens live, ours among them.
+                let location = location.split(['?', '#']).next().unwrap_or_default();
+                let location = text::printable(location, SHOWN);
+                format!(", redirected to {location}: put that address into the configuration")
+            }
+            (401 | 403, _) => ": check SERVER_SECRET".to_owned(),
+            (404, _) => ": check the path of the URL".to_owned(),
+            _ => String::new(),
+        };
+        return Err(format!("HTTP {code} {reason}{hint}"));
+    }
+    if !header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket")) {
+        return Err("its answer has no `Upgrade: websocket`".to_owned());
+    }
+    let mut options = values("connection").flat_map(|value| value.split(','));
+    if !options.any(|option| option.trim().eq_ignore_ascii_case("upgrade")) {
+        return Err("its answer has no `Connection: Upgrade`".to_owned());
+    }
+    if !values("sec-websocket-accept").eq([accept]) {
+        return Err("its Sec-WebSocket-Accept does not match the key".to_owned());
+    }
+    // Chosen is chosen, in whatever bytes.
+    let chosen = ["sec-websocket-extensions", "sec-websocket-protocol"];
+    if response.headers.iter().any(|header| chosen.iter().any(|name| header.name.eq_ignore_ascii_case(name)))
+    {
+        return Err("it chose an extension or subprotocol that was not offered".to_owned());
+    }
+    Ok(Some(length))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+    fn response(status: &str, headers: &str) -> Result<Option<usize>, String> {
+        parse_response(format!("HTTP/1.1 {status}\r\n{headers}\r\n\r\n").as_bytes(), ACCEPT)
+    }
+
+    #[test]
+    fn headers_are_those_of_the_node_gateway() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../../tests/data/node_vectors.json")).unwrap();
+        let cases = vectors["headers"].as_array().unwrap();
+        assert!(cases.len() >= 3);
+        for case in cases {
+            let text = |key: &str| case[key].as_str().unwrap();
+            let dial = DialRequest {
+                server: Arc::new("ws://chat.example:8000/xiaozhi/v1/?from=mqtt_gateway".parse().unwrap()),
+                mac: text("mac").parse().unwrap(),
+                client_id: Some(text("uuid").to_owned()),
+                forwarded_for: text("ip").parse().unwrap(),
+                protocol_version: 2,
+                skip_dns_cache: false,
+            };
+            let secret = case["secret"].as_str().and_then(Secret::new);
+            let seconds = case["unix_seconds"].as_u64().unwrap();
+            let request = request(&dial, &authorization(secret.as_ref(), &dial, seconds), "KEY");
+            let (first, rest) = request.split_once("\r\n").unwrap();
+            assert_eq!(first, "GET /xiaozhi/v1/?from=mqtt_gateway HTTP/1.1");
+            let found: BTreeMap<_, _> =
+                rest.trim_end().lines().map(|line| line.split_once(": ").unwrap()).collect();
+            for (name, value) in case["headers"].as_object().unwrap() {
+                assert_eq!(found.get(name.as_str()), value.as_str().as_ref(), "{name}");
+            }
+            let upgrade: BTreeMap<_, _> = [
+                ("Host", "chat.example:8000"),
+                ("Connection", "Upgrade"),
+                ("Upgrade", "websocket"),
+                ("Sec-WebSocket-Version", "13"),
+                ("Sec-WebSocket-Key", "KEY"),
+            ]
+            .into();
+            let own: BTreeMap<_, _> =
+                found.into_iter().filter(|(name, _)| !case["headers"][*name].is_string()).collect();
+            assert_eq!(own, upgrade);
+        }
+    }
+
+    #[test]
+    fn key_and_accept_agree_with_rfc_6455() {
+        assert_eq!(derive_accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), ACCEPT);
+    }
+
+    #[test]
+    fn a_redirect_in_the_log_does_not_show_the_urls_token() {
+        let text = "HTTP/1.1 302 Found\r\nLocation: https://host/path/?token=geheim\r\n\r\n";
+        let why = parse_response(text.as_bytes(), ACCEPT).unwrap_err();
+        assert!(why.contains("redirected to https://host/path/:") && !why.contains("geheim"), "{why}");
+    }
+
+    #[test]
+    fn a_refusal_without_end_is_shown_in_part_and_in_one_line() {
+        let long = "x".repeat(3000);
+        let location = format!("Location: http://\u{202e}\u{85}{long}");
+        let why = response(&format!("302 a\tb{long}"), &location).unwrap_err();
+        assert!(why.starts_with("HTTP 302 a\\tb") && why.contains("http://\\u{202e}\\u{85}x"), "{why}");
+        assert!(why.len() < 3 * SHOWN, "{why}");
+    }
+
+    #[test]
+    fn only_a_full_agreement_passes() {
+        let good = format!(
+            "Upgrade: WebSocket\r\nConnection: keep-alive, upgrade\r\nSec-WebSocket-Accept: {ACCEPT}"
+        );
+        let text = format!("HTTP/1.1 101 Switching Protocols\r\n{good}\r\n\r\n");
+        assert_eq!(parse_response(text.as_bytes(), ACCEPT), Ok(Some(text.len())));
+        for end in 0..text.len() {
+            assert_eq!(parse_response(&text.as_bytes()[..end], ACCEPT), Ok(None), "{end}");
+        }
+        for (status, headers, expected) in [
+            ("200 OK", good.as_str(), "HTTP 200"),
+            ("403 Forbidden", "", "SERVER_SECRET"),
+            ("302 Found", "Location: http://elsewhere/", "redirected to http://elsewhere/"),
+            ("101 X", "Connection: Upgrade", "Upgrade: websocket"),
+            ("101 X", "Upgrade: websocket", "Connection: Upgrade"),
+            ("101 X", "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x", "Accept"),
+            ("101 X", &format!("{good}\r\nSec-WebSocket-Extensions: permessage-deflate"), "extension"),
+            ("101 X", &format!("{good}\r\nsec-websocket-protocol:"), "extension"),
+        ] {
+            let found = response(status, headers).unwrap_err();
+            assert!(found.contains(expected), "{status}: {found}");
+        }
+        assert!(parse_response(b"SSH-2.0-OpenSSH\r\n\r\n", ACCEPT).is_err());
+    }
+
+    #[test]
+    fn an_extension_that_is_not_text_is_refused() {
+        for name in ["Sec-WebSocket-Extensions", "sec-websocket-protocol"] {
+            let head = format!(
+                "HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {ACCEPT}\r\n"
+            );
+            let text = [head.as_bytes(), name.as_bytes(), b": \xff\r\n\r\n"].concat();
+            assert!(parse_response(&text, ACCEPT).unwrap_err().contains("extension"), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_head_that_comes_byte_by_byte_is_judged_once_a_line() {
+        let good = format!("Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {ACCEPT}\r\n");
+        let long = format!("X-Filler: {}\r\n", "x".repeat(6000));
+        let text = format!("HTTP/1.1 101 Switching Protocols\r\n{long}{good}\r\n");
+        let (mut head, mut judged) = (Vec::new(), 0);
+        for (at, byte) in text.bytes().enumerate() {
+            let outcome = append(&mut head, &[byte], |head| {
+                judged += 1;
+                parse_response(head, ACCEPT)
+            });
+            let last = at + 1 == text.len();
+            assert_eq!(outcome, Ok(last.then(Vec::new)), "{at}");
+        }
+        assert_eq!(judged, 1 + text.matches('\n').count());
+    }
+
+    #[test]
+    fn what_is_no_answer_is_told_at_its_first_bytes() {
+        let tls_alert = [0x15, 3, 1, 0, 2, 2, 70];
+        assert!(append(&mut Vec::new(), &tls_alert, |head| parse_response(head, ACCEPT)).is_err());
+        let mut head = Vec::new();
+        assert_eq!(append(&mut head, b"HTTP/1.1 101 ", |head| parse_response(head, ACCEPT)), Ok(None));
+        let endless = append(&mut head, &[b'x'; MAX_HEAD], |head| parse_response(head, ACCEPT));
+        assert!(endless.unwrap_err().contains("more than"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn more_bytes_change_no_verdict(tail in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'\r'), Just(b'\n'), Just(b':')], 0..120), status in "HTTP/1.1 [1-5][0-9][0-9] [a-z]{0,3}\r\n|") {
+            let head = [status.as_bytes(), &tail].concat();
+            let whole = parse_response(&head, ACCEPT);
+            for end in 0..head.len() {
+                let part = parse_response(&head[..end], ACCEPT);
+                prop_assert!(part == Ok(None) || part == whole, "{} bytes: {:?}, all: {:?}", end, part, whole);
+            }
+        }
+    }
+}

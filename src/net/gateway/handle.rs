@@ -1,0 +1,170 @@
+//! Steering a running gateway from other threads.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::{io, thread};
+
+use log::error;
+use mio::Waker;
+
+use crate::config::{Config, Source};
+use crate::net::admin::{AdminRequest, AdminResponse};
+use crate::net::gateway::workers::HandOff;
+use crate::net::gateway::{BindError, Gateway};
+
+/// What other threads may ask of the loop.
+pub(in crate::net) enum Command {
+    Stop(Duration),
+    Drain,
+    Reload(Box<Config>),
+    ReloadFile,
+    /// From another worker: a connection whose home is here.
+    HandOff(Box<HandOff>),
+    /// From the leader: a call of the management API.
+    Errand(Box<AdminRequest>),
+    /// To the leader: the answer to that.
+    Reply(Box<AdminResponse>),
+    /// To the leader: another worker has ended.
+    WorkerEnded {
+        failed: bool,
+    },
+    /// From the leader: whether the loop turns.
+    Ping(usize),
+    /// This worker is to panic.
+    #[cfg(test)]
+    Panic(usize),
+}
+
+/// Asks things of a running gateway, from any thread.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    commands: Sender<Command>,
+    waker: Arc<Waker>,
+}
+
+impl Handle {
+    pub(in crate::net) fn new(waker: Arc<Waker>) -> (Self, Receiver<Command>) {
+        let (commands, receiver) = mpsc::channel();
+        (Self { commands, waker }, receiver)
+    }
+
+    /// Stops the gateway: devices in a call are told goodbye, WebSockets are closed with 1001, and
+    /// [`Gateway::run`] returns when all is written or `grace` is over.
+    pub fn stop(&self, grace: Duration) {
+        self.send(Command::Stop(grace));
+    }
+
+    /// Drains the gateway: no new connection is taken, devices without a call are disconnected over some seconds, calls
+    /// go on to their ends, and [`Gateway::run`] returns when the last one is over. Asking again changes nothing;
+    /// [`Handle::stop`] ends it sooner.
+    pub fn drain(&self) {
+        self.send(Command::Drain);
+    }
+
+    /// Applies another configuration, all of it or, if it would empty a server list in use, nothing.
+    pub fn reload(&self, config: Config) {
+        self.send(Command::Reload(Box::new(config)));
+    }
+
+    /// Reads the configuration file again, as SIGHUP does.
+    pub fn reload_file(&self) {
+        self.send(Command::ReloadFile);
+    }
+
+    pub(in crate::net) fn send(&self, command: Command) {
+        // A gateway that is gone needs nothing.
+        if self.commands.send(command).is_ok() {
+            let _ = self.waker.wake();
+        }
+    }
+}
+
+/// The addresses a gateway listens on, with the ports the system chose where 0 was configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// MQTT over TCP; over TLS when `mqtt.plain` is off.
+    pub mqtt: SocketAddr,
+    /// MQTT over TLS; none when it was off at start.
+    pub mqtts: Option<SocketAddr>,
+    /// Audio over UDP.
+    pub udp: SocketAddr,
+    /// The management API; none when it is switched off.
+    pub api: Option<SocketAddr>,
+}
+
+/// A gateway on a thread of its own; it is stopped when this is dropped.
+#[derive(Debug)]
+pub struct Running {
+    addresses: Addresses,
+    handle: Handle,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Running {
+    /// Binds a gateway on a new thread and runs it there.
+    ///
+    /// # Errors
+    /// Those of [`Gateway::bind`].
+    pub fn start(config: Config, source: Option<Source>) -> Result<Self, BindError> {
+        let (bound, outcome) = mpsc::channel();
+        let thread = thread::Builder::new().name("gateway".to_owned()).spawn(move || {
+            let gateway = match Gateway::bind(config, source) {
+                Ok(gateway) => gateway,
+                Err(error) => {
+                    let _ = bound.send(Err(error));
+                    return Ok(());
+                }
+            };
+            let _ = bound.send(Ok((gateway.addresses(), gateway.handle())));
+            // Nobody may wait for its end.
+            gateway.run().inspect_err(|error| error!("the gateway failed: {error}"))
+        });
+        let thread = thread.map_err(|error| BindError::Setup("start a thread", error))?;
+        let gone = || BindError::Setup("start", io::Error::other("the thread ended"));
+        let (addresses, handle) = outcome.recv().map_err(|_| gone())??;
+        Ok(Self { addresses, handle, thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// To steer it.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Stops it and waits for its end.
+    ///
+    /// # Errors
+    /// Those of [`Gateway::run`].
+    pub fn stop(self, grace: Duration) -> io::Result<()> {
+        self.handle.stop(grace);
+        self.wait()
+    }
+
+    /// Waits for its end: it was stopped or drained, or it failed.
+    ///
+    /// # Errors
+    /// Those of [`Gateway::run`].
+    pub fn wait(mut self) -> io::Result<()> {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(_)) => Err(io::Error::other("the gateway's thread panicked")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.handle.stop(Duration::ZERO);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

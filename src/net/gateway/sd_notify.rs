@@ -1,0 +1,142 @@
+//! What the service manager is told: that the gateway is ready, reloads, stops, and turns (sd_notify(3)).
+//!
+//! The loop itself tells it, so that a loop that hangs is silent and gets restarted. The socket is opened once, at start:
+//! a gateway that is out of descriptors is alive and can still say so. It never blocks.
+
+use std::io;
+#[cfg(unix)]
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+#[cfg(unix)]
+use std::{env, process};
+
+use log::warn;
+
+use crate::net::gateway::{Gateway, TimerKind};
+
+/// The way to the service manager; leads nowhere when there is none.
+#[derive(Default)]
+pub(in crate::net) struct SdNotify {
+    #[cfg(unix)]
+    socket: Option<UnixDatagram>,
+    /// How often it wants to hear that the loop turns.
+    interval: Option<Duration>,
+}
+
+impl SdNotify {
+    /// The manager that the environment names.
+    ///
+    /// # Errors
+    /// Its socket cannot be reached.
+    #[cfg(unix)]
+    fn from_environment() -> io::Result<Self> {
+        let Some(path) = env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else {
+            return Ok(Self::default());
+        };
+        let socket = UnixDatagram::unbound()?;
+        socket.connect_addr(&address(&path)?)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket: Some(socket), interval: watchdog_interval() })
+    }
+
+    #[cfg(not(unix))]
+    fn of_environment() -> io::Result<Self> {
+        Ok(Self::default())
+    }
+
+    /// What is lost on the way is told again, or soon out of date.
+    #[cfg(unix)]
+    fn notify(&self, text: &str) {
+        if let Some(socket) = &self.socket {
+            let _ = socket.send(text.as_bytes());
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn tell(&self, _text: &str) {}
+
+    /// A reload begins. The time lets systemd tell it from one before (`Type=notify-reload`).
+    pub(in crate::net) fn reloading(&self) {
+        self.notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()));
+    }
+
+    pub(in crate::net) fn reloaded(&self) {
+        self.notify("READY=1");
+    }
+
+    pub(in crate::net) fn stopping(&self) {
+        self.notify("STOPPING=1\nSTATUS=stopping");
+    }
+}
+
+#[cfg(unix)]
+fn address(path: &std::ffi::OsStr) -> io::Result<SocketAddr> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::ffi::OsStrExt;
+        if let Some(name) = path.as_bytes().strip_prefix(b"@") {
+            return SocketAddr::from_abstract_name(name);
+        }
+    }
+    SocketAddr::from_pathname(path)
+}
+
+/// Half of what the manager waits, when it is this process that it watches.
+#[cfg(unix)]
+fn watchdog_interval() -> Option<Duration> {
+    let number = |name| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let is_other = number("WATCHDOG_PID").is_some_and(|pid| pid != u64::from(process::id()));
+    let usec = number("WATCHDOG_USEC").filter(|usec| *usec > 0 && !is_other)?;
+    Some(Duration::from_micros(usec) / 2)
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn monotonic_usec() -> u128 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| Duration::from(now).as_micros())
+}
+
+/// systemd is for Linux.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn monotonic_usec() -> u128 {
+    0
+}
+
+impl Gateway {
+    /// Tells the service manager that started this process, if there is one (systemd; `NOTIFY_SOCKET`), that the gateway
+    /// is ready, and from now on when it reloads, drains, stops, and as often as it asks that the loop turns. For a
+    /// program that is nothing but a gateway: call it before [`Gateway::run`], when all is prepared.
+    pub fn notify_service_manager(&mut self) {
+        match SdNotify::from_environment() {
+            Ok(supervisor) => self.sd_notify = supervisor,
+            Err(error) => return warn!("the service manager (NOTIFY_SOCKET) cannot be reached: {error}"),
+        }
+        self.sd_notify.notify(&format!("READY=1\nSTATUS={}", self.status()));
+        if let Some(interval) = self.sd_notify.interval {
+            self.timers.arm(self.now + interval, TimerKind::Watchdog);
+        }
+    }
+
+    pub(in crate::net) fn notify_watchdog(&mut self) {
+        let Some(interval) = self.sd_notify.interval else { return };
+        // A worker that hangs is as bad as all of them.
+        if self.workers.is_alive() {
+            self.sd_notify.notify(&format!("WATCHDOG=1\nSTATUS={}", self.status()));
+        }
+        self.timers.arm(self.now + interval, TimerKind::Watchdog);
+    }
+
+    pub(in crate::net) fn notify_status(&self) {
+        self.sd_notify.notify(&format!("STATUS={}", self.status()));
+    }
+
+    fn status(&self) -> String {
+        let word = match (self.is_stopping(), self.draining) {
+            (true, _) => "stopping",
+            (false, true) => "draining",
+            (false, false) => "serving",
+        };
+        format!("{word}: {} devices, {} calls", self.all_devices(), self.all_calls())
+    }
+}

@@ -1,0 +1,150 @@
+//! Failed logins: each address pays for its own with a growing delay before the refusal, and fills no log.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+const DELAY_MIN: Duration = Duration::from_millis(100);
+const DELAY_MAX: Duration = Duration::from_secs(1);
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+const LOG_EVERY: Duration = Duration::from_secs(10);
+const ADDRESSES: usize = 4096;
+
+/// Remembers who failed to log in lately: 4096 addresses at most, of which the longest at peace go first.
+#[derive(Default)]
+pub struct AuthThrottle {
+    addresses: HashMap<IpAddr, Record>,
+}
+
+struct Record {
+    last: Instant,
+    failures: u32,
+    lines: Sparse,
+}
+
+/// Something that deserves a line in the log now and then only.
+#[derive(Default)]
+pub(in crate::net) struct Sparse {
+    logged: Option<Instant>,
+    suppressed: u64,
+}
+
+impl Sparse {
+    /// Whether it deserves a line: one in 10 s does, and is told how many since the last did not.
+    pub(in crate::net) fn worthy(&mut self, now: Instant) -> Option<u64> {
+        if self.logged.is_some_and(|logged| now.saturating_duration_since(logged) < LOG_EVERY) {
+            self.suppressed += 1;
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+impl AuthThrottle {
+    /// Notes a failed login from `ip` and returns how long its refusal has to wait: nothing the first time, then 100 ms,
+    /// 200, 400, 800 and 1 s from then on. 60 s without a failure make it the first time again. A good login is never
+    /// to be delayed.
+    pub fn failed(&mut self, ip: IpAddr, now: Instant) -> Duration {
+        let record = self.record(ip, now);
+        if now.saturating_duration_since(record.last) >= FORGET_AFTER {
+            record.failures = 0;
+        }
+        record.last = now;
+        record.failures = record.failures.saturating_add(1);
+        match record.failures {
+            1 => Duration::ZERO,
+            n => (DELAY_MIN * 2_u32.pow((n - 2).min(4))).min(DELAY_MAX),
+        }
+    }
+
+    /// Whether a refusal of `ip` deserves a line in the log: one in 10 s does, and is told how many since the last did
+    /// not.
+    pub fn log_worthy(&mut self, ip: IpAddr, now: Instant) -> Option<u64> {
+        self.record(ip, now).lines.worthy(now)
+    }
+
+    fn record(&mut self, ip: IpAddr, now: Instant) -> &mut Record {
+        let ip = ip.to_canonical();
+        if self.addresses.len() >= ADDRESSES && !self.addresses.contains_key(&ip) {
+            self.make_room();
+        }
+        self.addresses.entry(ip).or_insert(Record { last: now, failures: 0, lines: Sparse::default() })
+    }
+
+    /// Forgets the older half: rarely much work, so that a flood of addresses costs little per address.
+    fn make_room(&mut self) {
+        let mut times: Vec<Instant> = self.addresses.values().map(|record| record.last).collect();
+        let (_, &mut middle, _) = times.select_nth_unstable(ADDRESSES / 2);
+        self.addresses.retain(|_, record| record.last > middle);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    fn ip(n: u32) -> IpAddr {
+        Ipv4Addr::from(0x0a00_0000 + n).into()
+    }
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn the_delay_grows_to_a_second_and_a_minute_without_failures_ends_it() {
+        let (mut door, mut now) = (AuthThrottle::default(), Instant::now());
+        for expected in [0, 100, 200, 400, 800, 1_000, 1_000] {
+            assert_eq!(door.failed(ip(1), now), ms(expected));
+            now += ms(59_999);
+        }
+        for _ in 0..100 {
+            assert_eq!(door.failed(ip(1), now), ms(1_000));
+        }
+        assert_eq!(door.failed(ip(2), now), ms(0), "one pays for another");
+        now += FORGET_AFTER;
+        assert_eq!(door.failed(ip(1), now), ms(0));
+        assert_eq!(door.failed(ip(1), now), ms(100));
+    }
+
+    #[test]
+    fn one_address_in_two_forms_is_one() {
+        let (mut door, now) = (AuthThrottle::default(), Instant::now());
+        door.failed(ip(1), now);
+        let mapped = Ipv4Addr::from(0x0a00_0001).to_ipv6_mapped().into();
+        assert_eq!(door.failed(mapped, now), ms(100));
+    }
+
+    #[test]
+    fn one_line_in_ten_seconds_says_how_many_were_not_written() {
+        let (mut door, start) = (AuthThrottle::default(), Instant::now());
+        assert_eq!(door.log_worthy(ip(1), start), Some(0));
+        for n in 1..=5 {
+            assert_eq!(door.log_worthy(ip(1), start + ms(n * 1_999)), None);
+        }
+        assert_eq!(door.log_worthy(ip(2), start), Some(0));
+        assert_eq!(door.log_worthy(ip(1), start + ms(10_000)), Some(5));
+        assert_eq!(door.log_worthy(ip(1), start + ms(20_000)), Some(0));
+    }
+
+    #[test]
+    fn it_is_bounded_and_the_oldest_go() {
+        let (mut door, start) = (AuthThrottle::default(), Instant::now());
+        for n in 0..20_000 {
+            let now = start + ms(u64::from(n));
+            door.failed(ip(n), now);
+            door.log_worthy(ip(n), now);
+            assert!(door.addresses.len() <= ADDRESSES);
+        }
+        let now = start + ms(20_000);
+        assert_eq!(door.failed(ip(19_999), now), ms(100), "the newest is known");
+        assert_eq!(door.failed(ip(0), now), ms(0), "the oldest is forgotten");
+        // All at the same instant: still bounded.
+        for n in 0..10_000 {
+            door.failed(ip(100_000 + n), now);
+            assert!(door.addresses.len() <= ADDRESSES);
+        }
+    }
+}
