@@ -33,7 +33,7 @@ const KEY: [u8; 16] = [7; 16];
 const SSRC: u32 = 0x1234_5678;
 const SERVER_HELLO: &str =
     r#"{"type":"hello","transport":"websocket","session_id":"s1","audio_params":{"sample_rate":24000}}"#;
-const SENTENCE: &str = r#"{"session_id":"0b1e2c5a-6c0f-4b7e-9a57-1f0c3a3a1c55","type":"tts","state":"sentence_start","text":"The weather will be fine tomorrow, with a light wind from the west."}"#;
+const TTS_MESSAGE: &str = r#"{"session_id":"0b1e2c5a-6c0f-4b7e-9a57-1f0c3a3a1c55","type":"tts","state":"sentence_start","text":"The weather will be fine tomorrow, with a light wind from the west."}"#;
 
 fn main() {
     Divan::default().max_time(Duration::from_millis(500)).config_with_args().main();
@@ -50,19 +50,19 @@ fn mqtt_decode_connect(bencher: Bencher) {
 #[divan::bench]
 fn mqtt_decode_publish(bencher: Bencher) {
     let mut packet = Vec::new();
-    encode::publish(&mut packet, "device-server", SENTENCE.as_bytes());
+    encode::publish(&mut packet, "device-server", TTS_MESSAGE.as_bytes());
     bencher.bench(|| decode(black_box(&packet), 65_536).unwrap().map(|(_, used)| used));
 }
 
 #[divan::bench]
 fn message_peek() -> bool {
-    message::peek(black_box(SENTENCE), Reader::Device).is_ok()
+    message::peek(black_box(TTS_MESSAGE), Reader::Device).is_ok()
 }
 
 /// What a chat server usually sends has the device's session id already.
 #[divan::bench]
 fn message_with_session_id() -> usize {
-    message::with_session_id(black_box(SENTENCE), Some("0b1e2c5a-6c0f-4b7e-9a57-1f0c3a3a1c55")).len()
+    message::with_session_id(black_box(TTS_MESSAGE), Some("0b1e2c5a-6c0f-4b7e-9a57-1f0c3a3a1c55")).len()
 }
 
 // ----- audio ----------------------------------------------------------------------------------------------------------
@@ -76,24 +76,24 @@ fn audio_cipher(bencher: Bencher, len: usize) {
 
 /// A datagram becomes the payload of a WebSocket frame.
 #[divan::bench]
-fn audio_open(bencher: Bencher) {
-    let (mut call, mut sequence) = (Talk::new(), 0);
+fn audio_decrypt(bencher: Bencher) {
+    let (mut call, mut sequence) = (CallFixture::new(), 0);
     let datagrams = || {
         sequence += 1;
         datagram(sequence)
     };
-    bencher.with_inputs(datagrams).bench_local_refs(|datagram| call.up(datagram));
+    bencher.with_inputs(datagrams).bench_local_refs(|datagram| call.uplink(datagram));
 }
 
 /// A chat server's frame becomes a datagram.
 #[divan::bench]
-fn audio_seal(bencher: Bencher) {
-    let mut call = Talk::new();
-    call.up(&mut datagram(1));
+fn audio_encrypt(bencher: Bencher) {
+    let mut call = CallFixture::new();
+    call.uplink(&mut datagram(1));
     let mut frame = audio::ws_frame_header(1, test_audio::PACKET_LEN).to_vec();
     frame.extend_from_slice(&test_audio::packet(1, 1));
     let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
-    bencher.bench_local(|| call.down(black_box(&frame), &mut out));
+    bencher.bench_local(|| call.downlink(black_box(&frame), &mut out));
 }
 
 /// The payload becomes a masked frame, and leaves with one write.
@@ -116,14 +116,14 @@ fn websocket_frame(bencher: Bencher) {
 }
 
 /// A core in a call, and what it needs around it.
-struct Talk {
+struct CallFixture {
     core: Core,
     config: Config,
     servers: ServerHealth,
     now: Instant,
 }
 
-impl Talk {
+impl CallFixture {
     fn new() -> Self {
         let (mut config, now) = (Config::default(), Instant::now());
         config.websocket.production = vec![Arc::new("ws://chat/".parse().unwrap())];
@@ -139,9 +139,9 @@ impl Talk {
             password: None,
         };
         let hello = Publish { topic: "device-server", payload: HELLO.as_bytes(), retain: false };
-        talk.drive(|core, cx| core.on_packet(Packet::Connect(connect), cx));
-        talk.drive(|core, cx| core.on_admission(Admission::Accepted, cx));
-        talk.drive(|core, cx| core.on_packet(Packet::Publish(hello), cx));
+        talk.with_core(|core, cx| core.on_packet(Packet::Connect(connect), cx));
+        talk.with_core(|core, cx| core.on_admission(Admission::Accepted, cx));
+        talk.with_core(|core, cx| core.on_packet(Packet::Publish(hello), cx));
         let (session_id, udp_host) = ("own".into(), "127.0.0.1".into());
         let grant = CallCredentials {
             ssrc: SSRC,
@@ -152,26 +152,26 @@ impl Talk {
             udp_port: 1,
             allowed: true,
         };
-        talk.drive(|core, cx| core.on_credentials(grant, cx));
+        talk.with_core(|core, cx| core.on_credentials(grant, cx));
         talk.core.on_backend_connecting();
-        talk.drive(Core::on_backend_open);
-        talk.drive(|core, cx| core.on_backend_text(SERVER_HELLO, cx));
+        talk.with_core(Core::on_backend_open);
+        talk.with_core(|core, cx| core.on_backend_text(SERVER_HELLO, cx));
         talk
     }
 
-    fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
+    fn with_core(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
         let mut out = Vec::new();
         let Self { core, config, servers, now } = self;
         let ids = &RequestIds::new();
         decide(core, &mut Context { now: *now, config, servers, ids, out: &mut out });
     }
 
-    fn up(&mut self, datagram: &mut [u8]) {
+    fn uplink(&mut self, datagram: &mut [u8]) {
         let from = UdpPeer { addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 4000)), local_ip: None };
         self.core.uplink(from, datagram, &self.config, self.now).unwrap();
     }
 
-    fn down(&mut self, frame: &[u8], out: &mut [u8]) {
+    fn downlink(&mut self, frame: &[u8], out: &mut [u8]) {
         let sealed = self.core.downlink(frame, out, &self.config, &mut self.servers, self.now);
         assert!(sealed.unwrap().is_some());
     }
@@ -210,7 +210,7 @@ fn session_lookup(bencher: Bencher, calls: u32) {
 
 /// One timer is armed and one rings, among so many.
 #[divan::bench(args = [100, 10_000])]
-fn wheel_turn(bencher: Bencher, timers: u64) {
+fn timer_wheel_expire(bencher: Bencher, timers: u64) {
     let start = Instant::now();
     let mut wheel = TimerWheel::new(start);
     for n in 0..timers {

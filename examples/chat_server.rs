@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(unknown) = args.finish().first() {
         return Err(format!("unknown argument {unknown:?}; allowed: --listen ADDRESS:PORT").into());
     }
-    let Some(listen) = listen else { return talk_to_itself() };
+    let Some(listen) = listen else { return self_test() };
     let server = EchoServer::start_on(listen)?;
     println!("echo chat server at {}; Ctrl-C stops it", server.url());
     loop {
@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// What a gateway does with a chat server, in short.
-fn talk_to_itself() -> Result<(), Box<dyn Error>> {
+fn self_test() -> Result<(), Box<dyn Error>> {
     let server = EchoServer::start()?;
     println!("echo chat server at {}", server.url());
     let stream = TcpStream::connect(server.addr())?;

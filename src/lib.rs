@@ -86,7 +86,7 @@
 //!    +--------> config -------------> checked settings, lent to all of them
 //! ```
 //!
-//! Arrows are imports, and none points up; `tests/house.rs` holds them.
+//! Arrows are imports, and none points up; `tests/architecture.rs` holds them.
 //!
 //! * [`proto`]: bytes to values and back.
 //! * [`session`]: the state machines of one device and its call. [`Core`](session::Core) takes what happened together

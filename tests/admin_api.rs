@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use admin_support::{KEY, LIMIT, Raw, TOKEN, config, request, stage, stage_with};
+use admin_support::{KEY, RawClient, TIMEOUT, TOKEN, config, fixture, fixture_with_source, request};
 use mqtt_websocket_proxy::config::{Secret, Source};
 use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::device::SimulatedDevice;
@@ -38,7 +38,7 @@ fn answering(
 ) -> thread::JoinHandle<SimulatedDevice> {
     thread::spawn(move || {
         for _ in 0..times {
-            let request: Value = serde_json::from_str(&device.wait_for("mcp", LIMIT).unwrap()).unwrap();
+            let request: Value = serde_json::from_str(&device.wait_for("mcp", TIMEOUT).unwrap()).unwrap();
             let mut payload = reply(&request["payload"]);
             payload["jsonrpc"] = "2.0".into();
             payload["id"] = request["payload"]["id"].clone();
@@ -51,11 +51,11 @@ fn answering(
 #[cfg(target_os = "linux")]
 #[test]
 fn a_console_finds_its_devices_and_uses_their_tools() {
-    let stage = stage(|config| config.api.token = None);
+    let fixture = fixture(|config| config.api.token = None);
     let status = |day: &str, id: &str| {
         let body = json!({ "clientIds": [id] }).to_string();
         let (code, text) =
-            stage.call_with("POST", "/api/devices/status", Some(&body), Some(&console_token(day)));
+            fixture.request_with_token("POST", "/api/devices/status", Some(&body), Some(&console_token(day)));
         (code, serde_json::from_str::<Value>(&text).unwrap()[id].clone())
     };
     for day in ["today", "yesterday", "tomorrow"] {
@@ -65,7 +65,7 @@ fn a_console_finds_its_devices_and_uses_their_tools() {
         assert_eq!(status(day, CLIENT_ID).0, 401, "{day}");
     }
 
-    let mut device = stage.device(MAC);
+    let mut device = fixture.device(MAC);
     // Connected and idle is null: false would be shown as offline.
     assert_eq!(status("today", CLIENT_ID), (200, json!({ "isAlive": null, "exists": true })));
     // The console makes the group out of the board, which changes when a device is bound.
@@ -73,7 +73,7 @@ fn a_console_finds_its_devices_and_uses_their_tools() {
     let call = device.call().unwrap();
     assert_eq!(status("today", CLIENT_ID), (200, json!({ "isAlive": true, "exists": true })));
     device.goodbye(&call).unwrap();
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + TIMEOUT;
     while status("today", CLIENT_ID).1["isAlive"] != Value::Null {
         assert!(Instant::now() < end);
     }
@@ -94,7 +94,10 @@ fn a_console_finds_its_devices_and_uses_their_tools() {
             "POST {path} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
         );
         let list = list.to_string();
-        let reply = Raw::ask(stage.api, &format!("{head}Content-Length: {}\r\n\r\n{list}", list.len()));
+        let reply = RawClient::round_trip(
+            fixture.api,
+            &format!("{head}Content-Length: {}\r\n\r\n{list}", list.len()),
+        );
         assert_eq!(reply.status, 200, "{reply:?}");
         let expected = json!({ "success": true,
             "data": { "tools": [{ "withUserTools": true, "cursor": "" }], "nextCursor": "" } });
@@ -104,39 +107,39 @@ fn a_console_finds_its_devices_and_uses_their_tools() {
 }
 
 #[test]
-fn every_failure_of_a_command_is_told_as_the_consoles_expect() {
-    let stage = stage(|_| {});
+fn every_command_failure_is_reported_in_the_console_format() {
+    let fixture = fixture(|_| {});
     let path = format!("/api/commands/{CLIENT_ID}");
     let tool = r#"{"type":"mcp","payload":{"method":"tools/call","params":{"name":"x"}}}"#;
     let failure = |error: &str| json!({ "success": false, "error": error });
-    assert_eq!(stage.call("POST", &path, Some(tool)), (500, failure("设备未连接")));
+    assert_eq!(fixture.request("POST", &path, Some(tool)), (500, failure("设备未连接")));
 
     let device = answering(
-        stage.device(MAC),
+        fixture.device(MAC),
         1,
         |_| json!({ "error": { "code": -32601, "message": "Unknown tool: x" } }),
     );
-    assert_eq!(stage.call("POST", &path, Some(tool)), (500, failure("Unknown tool: x")));
+    assert_eq!(fixture.request("POST", &path, Some(tool)), (500, failure("Unknown tool: x")));
     for body in [r#"{"type":"iot","payload":{}}"#, r#"{"type":"mcp"}"#, "{}"] {
-        assert_eq!(stage.call("POST", &path, Some(body)), (500, failure("指令类型无效")), "{body}");
+        assert_eq!(fixture.request("POST", &path, Some(body)), (500, failure("指令类型无效")), "{body}");
     }
     for body in ["", "{", "[]", "\"x\""] {
-        let (status, answer) = stage.call("POST", &path, Some(body));
+        let (status, answer) = fixture.request("POST", &path, Some(body));
         assert_eq!((status, &answer["success"]), (400, &json!(false)), "{body}");
     }
 
     // A device that does not answer, while others are served.
     let device = device.join().unwrap();
     let begun = Instant::now();
-    let mut silent = Raw::open(stage.api);
+    let mut silent = RawClient::open(fixture.api);
     silent.send(request("POST", &path, tool));
-    assert_eq!(stage.call("GET", "/healthz", None).0, 200);
+    assert_eq!(fixture.request("GET", "/healthz", None).0, 200);
     let reply = silent.reply().unwrap();
     assert_eq!((reply.status, reply.json()), (500, failure("timeout")));
     assert!(begun.elapsed() >= Duration::from_secs(5) && begun.elapsed() < Duration::from_secs(8));
     // The connection is as good as new, and a device that goes is told at once.
     silent.send(request("POST", &path, tool));
-    stage.call("GET", "/healthz", None);
+    fixture.request("GET", "/healthz", None);
     let begun = Instant::now();
     device.disconnect().unwrap();
     let reply = silent.reply().unwrap();
@@ -146,25 +149,25 @@ fn every_failure_of_a_command_is_told_as_the_consoles_expect() {
 
 #[test]
 fn a_late_answer_of_a_device_is_not_given_to_another_operators_command() {
-    let stage = stage(|_| {});
+    let fixture = fixture(|_| {});
     let tool = r#"{"type":"mcp","payload":{"method":"tools/call","params":{"name":"x"}}}"#;
     let asked = |device: &mut SimulatedDevice| {
-        let request: Value = serde_json::from_str(&device.wait_for("mcp", LIMIT).unwrap()).unwrap();
+        let request: Value = serde_json::from_str(&device.wait_for("mcp", TIMEOUT).unwrap()).unwrap();
         request["payload"]["id"].clone()
     };
     let answer = |device: &mut SimulatedDevice, id: &Value, result: &str| {
         let payload = json!({ "jsonrpc": "2.0", "id": id, "result": result });
         device.send_text(&json!({ "type": "mcp", "payload": payload }).to_string()).unwrap();
     };
-    let mut device = stage.device(MAC);
-    let mut first = Raw::open(stage.api);
+    let mut device = fixture.device(MAC);
+    let mut first = RawClient::open(fixture.api);
     first.send(request("POST", &format!("/api/commands/{MAC}"), tool));
     let late = asked(&mut device);
     device.disconnect().unwrap();
     assert_eq!(first.reply().unwrap().json()["error"], "设备未连接");
 
-    let mut device = stage.device(MAC);
-    let mut second = Raw::open(stage.api);
+    let mut device = fixture.device(MAC);
+    let mut second = RawClient::open(fixture.api);
     second.send(request("POST", &format!("/api/commands/{MAC}"), tool));
     let id = asked(&mut device);
     answer(&mut device, &late, "to the first operator");
@@ -174,17 +177,17 @@ fn a_late_answer_of_a_device_is_not_given_to_another_operators_command() {
 
 #[test]
 fn a_command_and_tool_discovery_do_not_disturb_each_other() {
-    let stage = stage(|config| config.mcp.enabled = true);
-    let mut device = stage.device(MAC);
+    let fixture = fixture(|config| config.mcp.enabled = true);
+    let mut device = fixture.device(MAC);
     let asked = thread::scope(|scope| {
         let command = scope.spawn(|| {
             let body = r#"{"type":"mcp","payload":{"method":"tools/call","params":{"name":"a"}}}"#;
-            stage.call("POST", &format!("/api/commands/{MAC}"), Some(body))
+            fixture.request("POST", &format!("/api/commands/{MAC}"), Some(body))
         });
         // initialize, tools/list and the operator's request, in the order in which they come.
         let mut asked = Vec::new();
         while asked.len() < 3 {
-            let request: Value = serde_json::from_str(&device.wait_for("mcp", LIMIT).unwrap()).unwrap();
+            let request: Value = serde_json::from_str(&device.wait_for("mcp", TIMEOUT).unwrap()).unwrap();
             let payload = &request["payload"];
             if payload["id"].is_null() {
                 continue;
@@ -209,11 +212,11 @@ fn a_command_and_tool_discovery_do_not_disturb_each_other() {
 
 #[test]
 fn status_is_asked_for_many_devices_at_once() {
-    let stage = stage(|_| {});
-    let _device = stage.device(MAC);
+    let fixture = fixture(|_| {});
+    let _device = fixture.device(MAC);
     // What is no id has no device; deviceIds is understood too, and so is a MAC alone.
     let (status, answer) =
-        stage.call("POST", "/api/devices/status", Some(r#"{"deviceIds":["aa:bb:cc:dd:ee:01","x",""]}"#));
+        fixture.request("POST", "/api/devices/status", Some(r#"{"deviceIds":["aa:bb:cc:dd:ee:01","x",""]}"#));
     let (present, absent) =
         (json!({ "isAlive": null, "exists": true }), json!({ "isAlive": false, "exists": false }));
     assert_eq!((status, answer), (200, json!({ "aa:bb:cc:dd:ee:01": present, "x": absent, "": absent })));
@@ -222,29 +225,30 @@ fn status_is_asked_for_many_devices_at_once() {
         .map(|n| format!("GID_default@@@aa_bb_cc_dd_{:02x}_{:02x}@@@aa_bb_cc_dd_ee_ff", n / 256, n % 256))
         .collect();
     let (status, answer) =
-        stage.call("POST", "/api/devices/status", Some(&json!({ "clientIds": ids }).to_string()));
+        fixture.request("POST", "/api/devices/status", Some(&json!({ "clientIds": ids }).to_string()));
     assert_eq!((status, answer.as_object().unwrap().len()), (200, 1200));
 
     for body in ["{}", r#"{"clientIds":"x"}"#, "{", ""] {
-        let (status, answer) = stage.call("POST", "/api/devices/status", Some(body));
+        let (status, answer) = fixture.request("POST", "/api/devices/status", Some(body));
         let sentence = answer["error"].as_str().unwrap();
         assert!(status == 400 && sentence.starts_with("clientIds必须是一个数组"), "{body}: {answer}");
     }
 }
 
 #[test]
-fn a_mac_means_the_device_that_connected_last() {
-    let stage = stage(|_| {});
-    let _first = stage.device_named("one@@@aa_bb_cc_dd_ee_01@@@u");
-    let mut second = stage.device_named("two@@@aa_bb_cc_dd_ee_01@@@u");
-    let found = |name: &str| stage.call("GET", &format!("/api/sessions/{name}"), None).1["clientId"].clone();
+fn a_mac_selects_the_device_that_connected_last() {
+    let fixture = fixture(|_| {});
+    let _first = fixture.device_with_client_id("one@@@aa_bb_cc_dd_ee_01@@@u");
+    let mut second = fixture.device_with_client_id("two@@@aa_bb_cc_dd_ee_01@@@u");
+    let found =
+        |name: &str| fixture.request("GET", &format!("/api/sessions/{name}"), None).1["clientId"].clone();
     assert_eq!(found("aa:bb:cc:dd:ee:01"), "two@@@aa_bb_cc_dd_ee_01@@@u");
     assert_eq!(found("three@@@aa_bb_cc_dd_ee_01"), "two@@@aa_bb_cc_dd_ee_01@@@u");
     assert_eq!(found("one@@@aa_bb_cc_dd_ee_01@@@u"), "one@@@aa_bb_cc_dd_ee_01@@@u");
-    let _third = stage.device_named("one@@@aa_bb_cc_dd_ee_01@@@v");
+    let _third = fixture.device_with_client_id("one@@@aa_bb_cc_dd_ee_01@@@v");
     assert_eq!(found("aa-bb-cc-dd-ee-01"), "one@@@aa_bb_cc_dd_ee_01@@@v");
     assert_eq!(
-        stage.call("POST", "/api/messages/AA:BB:CC:DD:EE:01", Some(r#"{"type":"system"}"#)).1["delivery"],
+        fixture.request("POST", "/api/messages/AA:BB:CC:DD:EE:01", Some(r#"{"type":"system"}"#)).1["delivery"],
         "sent"
     );
     assert_eq!(second.receive_text(Duration::from_millis(50)).unwrap(), None);
@@ -252,22 +256,26 @@ fn a_mac_means_the_device_that_connected_last() {
 
 #[test]
 fn a_message_reaches_the_device_idle_or_in_a_call() {
-    let stage = stage(|_| {});
-    let mut device = stage.device(MAC);
+    let fixture = fixture(|_| {});
+    let mut device = fixture.device(MAC);
     let path = format!("/api/messages/{CLIENT_ID}");
     for kind in ["alert", "system", "custom", "notify"] {
         let text = format!(r#"{{ "type":"{kind}", "message":"你好","n":1.50 }}"#);
         let sent = (200, json!({ "clientId": CLIENT_ID, "delivery": "sent" }));
-        assert_eq!(stage.call("POST", &path, Some(&text)), sent);
-        assert_eq!(device.wait_for(kind, LIMIT).unwrap(), text);
+        assert_eq!(fixture.request("POST", &path, Some(&text)), sent);
+        assert_eq!(device.wait_for(kind, TIMEOUT).unwrap(), text);
     }
     let call = device.call().unwrap();
-    stage.call("POST", &path, Some(r#"{"type":"alert","status":"x"}"#));
+    fixture.request("POST", &path, Some(r#"{"type":"alert","status":"x"}"#));
     let expected =
         format!(r#"{{"session_id":"{}","type":"alert","status":"x"}}"#, call.parameters.session_id);
-    assert_eq!(device.wait_for("alert", LIMIT).unwrap(), expected);
-    stage.call("POST", &path, Some(r#"{"Session_Id":"mine","type":"alert","status":"x","session_id":null}"#));
-    assert_eq!(device.wait_for("alert", LIMIT).unwrap(), expected);
+    assert_eq!(device.wait_for("alert", TIMEOUT).unwrap(), expected);
+    fixture.request(
+        "POST",
+        &path,
+        Some(r#"{"Session_Id":"mine","type":"alert","status":"x","session_id":null}"#),
+    );
+    assert_eq!(device.wait_for("alert", TIMEOUT).unwrap(), expected);
 
     for (path, body, status, code) in [
         (path.as_str(), r#"{"type":"goodbye"}"#, 400, "bad_type"),
@@ -280,7 +288,7 @@ fn a_message_reaches_the_device_idle_or_in_a_call() {
         ("/api/messages/aa:bb:cc:dd:ee:99", r#"{"type":"alert"}"#, 404, "not_connected"),
         ("/api/messages/nobody", r#"{"type":"alert"}"#, 404, "not_connected"),
     ] {
-        let (found, answer) = stage.call("POST", path, Some(body));
+        let (found, answer) = fixture.request("POST", path, Some(body));
         assert_eq!((found, &answer["code"]), (status, &json!(code)), "{body}");
         assert!(answer["error"].as_str().is_some_and(|sentence| sentence.ends_with('.')), "{answer}");
     }
@@ -288,27 +296,27 @@ fn a_message_reaches_the_device_idle_or_in_a_call() {
     // The connection is lost in the call: the message waits.
     drop(device);
     let queued = |answer: &Value| answer["connected"] == json!(false);
-    stage.until(&format!("/api/sessions/{CLIENT_ID}"), queued);
-    let (status, answer) = stage.call("POST", &path, Some(r#"{"type":"alert","status":"later"}"#));
+    fixture.poll_until(&format!("/api/sessions/{CLIENT_ID}"), queued);
+    let (status, answer) = fixture.request("POST", &path, Some(r#"{"type":"alert","status":"later"}"#));
     assert_eq!((status, &answer["delivery"]), (202, &json!("queued")));
-    let mut device = stage.device(MAC);
-    assert!(device.wait_for("alert", LIMIT).unwrap().contains("later"));
+    let mut device = fixture.device(MAC);
+    assert!(device.wait_for("alert", TIMEOUT).unwrap().contains("later"));
 }
 
 #[test]
 fn sessions_are_shown_hung_up_and_disconnected() {
-    let stage = stage(|_| {});
+    let fixture = fixture(|_| {});
     assert_eq!(
-        stage.call("GET", "/api/sessions", None),
+        fixture.request("GET", "/api/sessions", None),
         (200, json!({ "devices": 0, "calls": 0, "draining": false, "next": null, "sessions": [] }))
     );
-    let mut device = stage.device(MAC);
+    let mut device = fixture.device(MAC);
     let mut call = device.call().unwrap();
     call.send(0, b"audio").unwrap();
-    assert!(call.receive(LIMIT).unwrap().is_some());
+    assert!(call.receive(TIMEOUT).unwrap().is_some());
     let path = format!("/api/sessions/{CLIENT_ID}");
-    let (_, shown) = stage.call("GET", &path, None);
-    let (_, list) = stage.call("GET", "/api/sessions", None);
+    let (_, shown) = fixture.request("GET", &path, None);
+    let (_, list) = fixture.request("GET", "/api/sessions", None);
     assert_eq!((&list["devices"], &list["calls"]), (&json!(1), &json!(1)));
     for view in [&shown, &list["sessions"][0]] {
         assert_eq!((&view["clientId"], &view["mac"]), (&json!(CLIENT_ID), &json!(MAC)));
@@ -320,40 +328,40 @@ fn sessions_are_shown_hung_up_and_disconnected() {
         );
         assert_eq!((&shown["packetsUp"], &shown["bytesUp"]), (&json!(1), &json!(5)));
         assert_eq!((&shown["packetsDown"], &shown["lost"]), (&json!(1), &json!(0)));
-        assert!(stage.echo.url().starts_with(shown["server"].as_str().unwrap()), "{shown}");
+        assert!(fixture.echo.url().starts_with(shown["server"].as_str().unwrap()), "{shown}");
         assert!(shown["audioFrom"].as_str().unwrap().starts_with("127.0.0.1:"), "{shown}");
     }
 
     let done = |hung_up, disconnected| {
         (200, json!({ "clientId": CLIENT_ID, "hungUp": hung_up, "disconnected": disconnected }))
     };
-    assert_eq!(stage.call("DELETE", &path, None), done(true, false));
-    let goodbye: Value = serde_json::from_str(&device.wait_for("goodbye", LIMIT).unwrap()).unwrap();
+    assert_eq!(fixture.request("DELETE", &path, None), done(true, false));
+    let goodbye: Value = serde_json::from_str(&device.wait_for("goodbye", TIMEOUT).unwrap()).unwrap();
     assert_eq!(goodbye["session_id"], json!(call.parameters.session_id));
-    let (status, refused) = stage.call("DELETE", &path, None);
+    let (status, refused) = fixture.request("DELETE", &path, None);
     assert_eq!((status, &refused["code"]), (409, &json!("no_call")));
     // Still connected, and free for the next call.
     let call = device.call().unwrap();
-    assert_eq!(stage.call("DELETE", &format!("{path}?disconnect=true"), None), done(true, true));
-    let goodbye = device.wait_for("goodbye", LIMIT).unwrap();
+    assert_eq!(fixture.request("DELETE", &format!("{path}?disconnect=true"), None), done(true, true));
+    let goodbye = device.wait_for("goodbye", TIMEOUT).unwrap();
     assert!(goodbye.contains(&call.parameters.session_id), "{goodbye}");
-    assert!(device.receive(LIMIT).is_err(), "the connection ends");
+    assert!(device.receive(TIMEOUT).is_err(), "the connection ends");
     for method in ["GET", "DELETE"] {
-        let (status, refused) = stage.call(method, &path, None);
+        let (status, refused) = fixture.request(method, &path, None);
         assert_eq!((status, &refused["code"]), (404, &json!("not_connected")), "{method}");
     }
-    let mut device = stage.device(MAC);
-    assert_eq!(stage.call("DELETE", &format!("{path}?disconnect"), None), done(false, true));
-    assert!(device.receive(LIMIT).is_err());
+    let mut device = fixture.device(MAC);
+    assert_eq!(fixture.request("DELETE", &format!("{path}?disconnect"), None), done(false, true));
+    assert!(device.receive(TIMEOUT).is_err());
 }
 
 #[test]
 fn sessions_come_in_pages() {
-    let stage = stage(|_| {});
-    let devices: Vec<_> = (0..25).map(|n| stage.device(&format!("aa:bb:cc:dd:ee:{n:02x}"))).collect();
+    let fixture = fixture(|_| {});
+    let devices: Vec<_> = (0..25).map(|n| fixture.device(&format!("aa:bb:cc:dd:ee:{n:02x}"))).collect();
     let (mut seen, mut after) = (Vec::new(), 0);
     loop {
-        let (_, page) = stage.call("GET", &format!("/api/sessions?limit=10&after={after}"), None);
+        let (_, page) = fixture.request("GET", &format!("/api/sessions?limit=10&after={after}"), None);
         assert_eq!(page["devices"], 25);
         let sessions = page["sessions"].as_array().unwrap();
         assert!(sessions.len() <= 10);
@@ -367,10 +375,10 @@ fn sessions_come_in_pages() {
     seen.dedup();
     assert_eq!(seen.len(), devices.len());
     for query in ["limit=0", "limit=1001", "limit=x", "after=-1", "after=%"] {
-        let (status, refused) = stage.call("GET", &format!("/api/sessions?{query}"), None);
+        let (status, refused) = fixture.request("GET", &format!("/api/sessions?{query}"), None);
         assert_eq!((status, &refused["code"]), (400, &json!("bad_parameter")), "{query}");
     }
-    assert_eq!(stage.call("GET", "/api/sessions?after=99999999999", None).1["sessions"], json!([]));
+    assert_eq!(fixture.request("GET", "/api/sessions?after=99999999999", None).1["sessions"], json!([]));
 }
 
 #[test]
@@ -387,45 +395,52 @@ fn a_reload_says_what_it_did() {
             "websocket": { "production_servers": [echo.url()] },
         })
     };
-    let stage = stage_with(Some(source), |_| {});
-    write(file(&stage.echo, "127.0.0.1", 77));
+    let fixture = fixture_with_source(Some(source), |_| {});
+    write(file(&fixture.echo, "127.0.0.1", 77));
     let expected = json!({ "applied": ["mqtt.max_connections"], "needsRestart": [] });
-    assert_eq!(stage.call("POST", "/api/reload", None), (200, expected));
-    let (_, shown) = stage.call("GET", "/api/config", None);
+    assert_eq!(fixture.request("POST", "/api/reload", None), (200, expected));
+    let (_, shown) = fixture.request("GET", "/api/config", None);
     assert_eq!(shown["mqtt"]["max_connections"], 77);
     assert_eq!((&shown["mqtt"]["signature_key"], &shown["api"]["token"]), (&json!("***"), &json!("***")));
 
-    write(file(&stage.echo, "127.0.0.2", 77));
+    write(file(&fixture.echo, "127.0.0.2", 77));
     let expected = json!({ "applied": [], "needsRestart": ["mqtt.host", "udp.host"] });
-    assert_eq!(stage.call("POST", "/api/reload", None), (200, expected));
-    assert_eq!(stage.call("GET", "/api/config", None).1["mqtt"]["host"], "127.0.0.1", "what is in force");
+    assert_eq!(fixture.request("POST", "/api/reload", None), (200, expected));
+    assert_eq!(
+        fixture.request("GET", "/api/config", None).1["mqtt"]["host"],
+        "127.0.0.1",
+        "what is in force"
+    );
 
-    write(file(&stage.echo, "127.0.0.1", 0));
-    let (status, refused) = stage.call("POST", "/api/reload", None);
+    write(file(&fixture.echo, "127.0.0.1", 0));
+    let (status, refused) = fixture.request("POST", "/api/reload", None);
     assert_eq!((status, &refused["code"]), (422, &json!("bad_config")));
     assert!(refused["error"].as_str().unwrap().contains("mqtt.max_connections: found 0"), "{refused}");
-    assert_eq!(stage.call("GET", "/api/config", None).1["mqtt"]["max_connections"], 77);
+    assert_eq!(fixture.request("GET", "/api/config", None).1["mqtt"]["max_connections"], 77);
 
     // A new token is in force at once.
-    let mut other = file(&stage.echo, "127.0.0.1", 77);
+    let mut other = file(&fixture.echo, "127.0.0.1", 77);
     other["api"]["token"] = json!("another-token-for-tests");
     write(other);
-    assert_eq!(stage.call("POST", "/api/reload", None).0, 200);
-    assert_eq!(stage.call_with("GET", "/api/config", None, Some(TOKEN)).0, 401);
-    assert_eq!(stage.call_with("GET", "/api/config", None, Some("another-token-for-tests")).0, 200);
+    assert_eq!(fixture.request("POST", "/api/reload", None).0, 200);
+    assert_eq!(fixture.request_with_token("GET", "/api/config", None, Some(TOKEN)).0, 401);
+    assert_eq!(
+        fixture.request_with_token("GET", "/api/config", None, Some("another-token-for-tests")).0,
+        200
+    );
     fs::remove_file(&path).unwrap();
 }
 
 #[test]
 fn without_a_source_there_is_nothing_to_reload() {
-    let stage = stage(|_| {});
-    let (status, refused) = stage.call("POST", "/api/reload", None);
+    let fixture = fixture(|_| {});
+    let (status, refused) = fixture.request("POST", "/api/reload", None);
     assert_eq!((status, &refused["code"]), (409, &json!("no_source")));
 }
 
 #[test]
 fn the_token_is_checked_before_path_body_and_length() {
-    let stage = stage(|_| {});
+    let fixture = fixture(|_| {});
     for request in [
         "GET /api/sessions HTTP/1.1\r\nHost: gateway\r\n\r\n",
         "GET /nothing/here HTTP/1.1\r\nHost: gateway\r\n\r\n",
@@ -437,7 +452,7 @@ fn the_token_is_checked_before_path_body_and_length() {
         "POST /api/commands/x HTTP/1.1\r\nHost: gateway\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
         "POST /api/devices/status HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer wrong\r\nContent-Length: 1\r\n\r\n{",
     ] {
-        let reply = Raw::ask(stage.api, request);
+        let reply = RawClient::round_trip(fixture.api, request);
         assert_eq!(reply.status, 401, "{request}");
         assert_eq!(reply.field("www-authenticate"), Some("Bearer"));
         let compatible = request.contains("/api/commands/") || request.contains("/api/devices/");
@@ -445,8 +460,8 @@ fn the_token_is_checked_before_path_body_and_length() {
         assert!(reply.json()["error"].is_string());
     }
     let with = |line: &str| {
-        Raw::ask(
-            stage.api,
+        RawClient::round_trip(
+            fixture.api,
             &format!("{line} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"),
         )
     };
@@ -458,14 +473,14 @@ fn the_token_is_checked_before_path_body_and_length() {
 #[test]
 fn health_and_readiness_need_no_token_and_metrics_only_if_so_configured() {
     for need in [false, true] {
-        let stage = stage(|config| config.api.metrics_need_token = need);
-        let without = |path: &str| stage.call_with("GET", path, None, None).0;
+        let fixture = fixture(|config| config.api.metrics_need_token = need);
+        let without = |path: &str| fixture.request_with_token("GET", path, None, None).0;
         assert_eq!((without("/healthz"), without("/readyz"), without("/openapi.json")), (200, 200, 200));
         assert_eq!(without("/metrics"), if need { 401 } else { 200 });
-        assert_eq!(stage.call_with("GET", "/metrics", None, Some(TOKEN)).0, 200);
-        let reply = Raw::ask(stage.api, "GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n");
+        assert_eq!(fixture.request_with_token("GET", "/metrics", None, Some(TOKEN)).0, 200);
+        let reply = RawClient::round_trip(fixture.api, "GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n");
         assert_eq!(reply.json(), json!({ "status": "ok" }));
-        let mut raw = Raw::open(stage.api);
+        let mut raw = RawClient::open(fixture.api);
         raw.send("HEAD /healthz HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n");
         let mut text = String::new();
         std::io::Read::read_to_string(&mut raw.stream, &mut text).unwrap();
@@ -474,41 +489,41 @@ fn health_and_readiness_need_no_token_and_metrics_only_if_so_configured() {
 }
 
 #[test]
-fn a_weak_key_closes_the_api_and_the_port_says_why() {
-    let stage = stage(|config| {
+fn a_weak_key_disables_the_api_and_the_port_answers_why() {
+    let fixture = fixture(|config| {
         config.mqtt.signature_key = Secret::new("my-test-key");
         config.api.token = None;
     });
     for path in ["/api/sessions", "/api/messages/x", "/nothing"] {
-        let (status, text) = stage.call_with("GET", path, None, Some("whatever"));
+        let (status, text) = fixture.request_with_token("GET", path, None, Some("whatever"));
         let answer: Value = serde_json::from_str(&text).unwrap();
         assert_eq!((status, &answer["code"]), (503, &json!("weak_key")));
         assert!(answer["error"].as_str().unwrap().contains("no upper-case letter"), "{answer}");
     }
-    assert_eq!(stage.call_with("GET", "/healthz", None, None).0, 200);
+    assert_eq!(fixture.request_with_token("GET", "/healthz", None, None).0, 200);
 }
 
 #[test]
 fn without_key_and_token_this_machine_may_call_but_no_web_page() {
-    let stage = stage(|config| {
+    let fixture = fixture(|config| {
         config.mqtt.signature_key = None;
         config.api.token = None;
     });
-    assert_eq!(stage.call_with("GET", "/api/sessions", None, None).0, 200);
-    let reply = Raw::ask(
-        stage.api,
+    assert_eq!(fixture.request_with_token("GET", "/api/sessions", None, None).0, 200);
+    let reply = RawClient::round_trip(
+        fixture.api,
         "POST /api/reload HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://evil.example\r\n\r\n",
     );
     assert_eq!((reply.status, &reply.json()["code"]), (403, &json!("foreign_origin")));
 }
 
 #[test]
-fn the_default_port_in_use_costs_the_api_and_not_the_gateway() {
-    let stage = stage(|_| {});
+fn the_gateway_starts_without_the_api_if_the_default_port_is_in_use() {
+    let fixture = fixture(|_| {});
     // Whoever has it: this test or someone else on this machine.
     let _taken = std::net::TcpListener::bind("127.0.0.1:8007");
     let second = Running::start(
-        config(&stage.echo, |config| {
+        config(&fixture.echo, |config| {
             config.api.port = 8007;
             config.api.host = Some([127, 0, 0, 1].into());
         }),
@@ -519,17 +534,17 @@ fn the_default_port_in_use_costs_the_api_and_not_the_gateway() {
 
 #[test]
 fn a_port_in_use_is_a_clear_error_and_the_api_can_be_switched_off() {
-    let stage = stage(|_| {});
-    let error =
-        Running::start(config(&stage.echo, |config| config.api.port = stage.api.port()), None).unwrap_err();
+    let fixture = fixture(|_| {});
+    let error = Running::start(config(&fixture.echo, |config| config.api.port = fixture.api.port()), None)
+        .unwrap_err();
     let error = error.to_string();
     assert!(
-        error.contains("management API port") && error.contains(&stage.api.port().to_string()),
+        error.contains("management API port") && error.contains(&fixture.api.port().to_string()),
         "{error}"
     );
     assert!(error.contains("in use"), "{error}");
-    let other = config(&stage.echo, |config| {
-        config.api.port = stage.api.port();
+    let other = config(&fixture.echo, |config| {
+        config.api.port = fixture.api.port();
         config.api.enabled = false;
     });
     assert_eq!(Running::start(other, None).unwrap().addresses().api, None);
@@ -538,7 +553,7 @@ fn a_port_in_use_is_a_clear_error_and_the_api_can_be_switched_off() {
 /// What is compatible with the Node.js gateway answers every error as that one does.
 #[test]
 fn compatible_calls_answer_every_error_in_their_own_form() {
-    let stage = stage(|_| {});
+    let fixture = fixture(|_| {});
     let token = format!("Authorization: Bearer {TOKEN}\r\n");
     let not_utf8: &[u8] = b"{\"type\":\"\xff\xfe\"}";
     for (path, is_command) in [
@@ -566,7 +581,7 @@ fn compatible_calls_answer_every_error_in_their_own_form() {
                 "{method} {path} HTTP/1.1\r\nHost: gateway\r\n{token}{fields}{}\r\n",
                 if framing { "" } else { &length }
             );
-            let mut raw = Raw::open(stage.api);
+            let mut raw = RawClient::open(fixture.api);
             raw.send([head.as_bytes(), body].concat());
             let reply = raw.reply().unwrap();
             assert_eq!(reply.status, status, "{head} {reply:?}");
@@ -586,18 +601,18 @@ fn own_form(answer: &Value, is_command: bool) {
 
 #[test]
 fn compatible_calls_answer_in_their_own_form_who_may_not_call() {
-    let weak = stage(|config| {
+    let weak = fixture(|config| {
         config.mqtt.signature_key = Secret::new("my-test-key");
         config.api.token = None;
     });
-    let open = stage(|config| {
+    let open = fixture(|config| {
         config.mqtt.signature_key = None;
         config.api.token = None;
     });
     for (path, is_command) in [("/api/commands/x", true), ("/api/devices/status", false)] {
         let request = format!("POST {path} HTTP/1.1\r\nHost: elsewhere\r\nContent-Length: 0\r\n\r\n");
         for (api, status) in [(weak.api, 503), (open.api, 403)] {
-            let reply = Raw::ask(api, &request);
+            let reply = RawClient::round_trip(api, &request);
             assert_eq!(reply.status, status);
             own_form(&reply.json(), is_command);
         }
@@ -606,8 +621,8 @@ fn compatible_calls_answer_in_their_own_form_who_may_not_call() {
 
 #[test]
 fn a_query_parameter_with_an_unknown_value_or_there_twice_is_named() {
-    let stage = stage(|_| {});
-    let _device = stage.device(MAC);
+    let fixture = fixture(|_| {});
+    let _device = fixture.device(MAC);
     let end = format!("/api/sessions/{CLIENT_ID}");
     for (method, path, query, sentence) in [
         (
@@ -652,22 +667,22 @@ fn a_query_parameter_with_an_unknown_value_or_there_twice_is_named() {
         ),
         ("GET", "/api/sessions", "after=%", "after: found \"%\", allowed: percent-encoded UTF-8."),
     ] {
-        let reply = Raw::ask(stage.api, &request(method, &format!("{path}?{query}"), ""));
+        let reply = RawClient::round_trip(fixture.api, &request(method, &format!("{path}?{query}"), ""));
         assert_eq!(reply.status, 400, "{query} {reply:?}");
         assert_eq!(reply.json(), json!({ "code": "bad_parameter", "error": sentence }), "{query}");
     }
     // The device is still there, and what is allowed does what it says.
     for value in ["false", "0"] {
-        let (status, refused) = stage.call("DELETE", &format!("{end}?disconnect={value}"), None);
+        let (status, refused) = fixture.request("DELETE", &format!("{end}?disconnect={value}"), None);
         assert_eq!((status, &refused["code"]), (409, &json!("no_call")));
     }
-    assert_eq!(stage.call("DELETE", &format!("{end}?disconnect=1"), None).1["disconnected"], true);
+    assert_eq!(fixture.request("DELETE", &format!("{end}?disconnect=1"), None).1["disconnected"], true);
 }
 
 #[test]
 fn a_json_member_of_the_wrong_type_or_there_twice_is_named() {
-    let stage = stage(|_| {});
-    let mut device = stage.device(MAC);
+    let fixture = fixture(|_| {});
+    let mut device = fixture.device(MAC);
     let (command, message) = (format!("/api/commands/{CLIENT_ID}"), format!("/api/messages/{CLIENT_ID}"));
     let mac = "allowed: a MAC address like aa:bb:cc:dd:ee:ff";
     let types = "allowed: alert, system, custom or notify.";
@@ -718,7 +733,7 @@ fn a_json_member_of_the_wrong_type_or_there_twice_is_named() {
             "session_id: found 7, allowed: a string.".to_owned(),
         ),
     ] {
-        let (status, answer) = stage.call("POST", path, Some(body));
+        let (status, answer) = fixture.request("POST", path, Some(body));
         assert_eq!((status, &answer["error"]), (400, &json!(sentence)), "{body}");
     }
     assert_eq!(device.receive_text(Duration::from_millis(50)).unwrap(), None);

@@ -9,46 +9,46 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use admin_support::{LIMIT, Raw, Stage, TOKEN, request, stage};
+use admin_support::{Fixture, RawClient, TIMEOUT, TOKEN, fixture, request};
 use mqtt_websocket_proxy::tools::device::{Call, SimulatedDevice};
 use serde_json::json;
 
 /// A call that is measured while something else happens.
-struct Measured {
+struct CallProbe {
     device: SimulatedDevice,
     call: Call,
     sent: u32,
 }
 
-impl Measured {
-    fn begin(stage: &Stage) -> Self {
-        let mut device = stage.device("aa:bb:cc:dd:ee:01");
+impl CallProbe {
+    fn start(fixture: &Fixture) -> Self {
+        let mut device = fixture.device("aa:bb:cc:dd:ee:01");
         let call = device.call().unwrap();
         Self { device, call, sent: 0 }
     }
 
     /// One packet there and back.
-    fn packet(&mut self) -> Duration {
+    fn round_trip(&mut self) -> Duration {
         self.sent += 1;
         let begun = Instant::now();
         self.call.send(self.sent, b"an Opus packet").unwrap();
-        let audio = self.call.receive(LIMIT).unwrap().expect("an echo");
+        let audio = self.call.receive(TIMEOUT).unwrap().expect("an echo");
         assert_eq!(audio.payload, b"an Opus packet");
         begun.elapsed()
     }
 
     /// The worst of so many packets, sent as fast as they come back.
-    fn worst(&mut self, packets: u32) -> Duration {
-        (0..packets).map(|_| self.packet()).max().unwrap()
+    fn max_round_trip(&mut self, packets: u32) -> Duration {
+        (0..packets).map(|_| self.round_trip()).max().unwrap()
     }
 
-    fn end(mut self) {
+    fn hang_up(mut self) {
         self.device.goodbye(&self.call).unwrap();
     }
 }
 
 /// How many connections this process may hold, leaving room for the tests beside this one.
-fn many() -> usize {
+fn connection_count() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap_or_default();
     let soft: usize = line.split_whitespace().next().and_then(|soft| soft.parse().ok()).unwrap_or(256);
@@ -56,10 +56,10 @@ fn many() -> usize {
 }
 
 #[test]
-fn a_thousand_connections_that_say_nothing_or_little_cost_a_call_nothing() {
-    let stage = stage(|_| {});
-    let mut call = Measured::begin(&stage);
-    let alone = call.worst(200);
+fn a_thousand_idle_or_slow_connections_do_not_delay_a_call() {
+    let fixture = fixture(|_| {});
+    let mut call = CallProbe::start(&fixture);
+    let alone = call.max_round_trip(200);
     let beginnings: [&[u8]; 4] = [
         b"",
         b"G",
@@ -68,44 +68,44 @@ fn a_thousand_connections_that_say_nothing_or_little_cost_a_call_nothing() {
     ];
     let mut held = Vec::new();
     let mut worst = Duration::ZERO;
-    for n in 0..many() {
-        let mut raw = Raw::open(stage.api);
+    for n in 0..connection_count() {
+        let mut raw = RawClient::open(fixture.api);
         // The gateway may have closed it already, for a newcomer.
         let _ = std::io::Write::write_all(&mut raw.stream, beginnings[n % beginnings.len()]);
         held.push(raw);
         if n % 10 == 0 {
-            worst = worst.max(call.packet());
+            worst = worst.max(call.round_trip());
         }
         if n % 100 == 99 {
             let begun = Instant::now();
-            assert_eq!(stage.call("GET", "/healthz", None).0, 200);
+            assert_eq!(fixture.request("GET", "/healthz", None).0, 200);
             assert!(begun.elapsed() < Duration::from_secs(2), "a newcomer is always served");
         }
     }
-    worst = worst.max(call.worst(200));
+    worst = worst.max(call.max_round_trip(200));
     assert!(worst < Duration::from_millis(250), "{worst:?}, {alone:?} before");
-    let text = stage.call_with("GET", "/metrics", None, Some(TOKEN)).1;
+    let text = fixture.request_with_token("GET", "/metrics", None, Some(TOKEN)).1;
     let value = |name: &str| -> usize {
         let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).unwrap();
         line.parse().unwrap()
     };
     assert!(value("gateway_api_connections") <= 128);
     assert!(value("gateway_api_displaced_total") >= held.len().saturating_sub(128) / 2);
-    call.end();
+    call.hang_up();
 }
 
 #[test]
-fn the_one_that_waits_longest_for_its_request_makes_room_and_no_other() {
-    let stage = stage(|_| {});
-    let mut device = stage.device("aa:bb:cc:dd:ee:01");
+fn the_connection_idle_longest_is_evicted_first() {
+    let fixture = fixture(|_| {});
+    let mut device = fixture.device("aa:bb:cc:dd:ee:01");
     // The first asks a device and waits for its answer.
-    let mut asking = Raw::open(stage.api);
+    let mut asking = RawClient::open(fixture.api);
     let tool = r#"{"type":"mcp","payload":{"method":"tools/list"}}"#;
     asking.send(request("POST", "/api/commands/aa:bb:cc:dd:ee:01", tool));
-    let asked = device.wait_for("mcp", LIMIT).unwrap();
-    let mut oldest = Raw::open(stage.api);
+    let asked = device.wait_for("mcp", TIMEOUT).unwrap();
+    let mut oldest = RawClient::open(fixture.api);
     oldest.send("GET /healthz HTTP/1.1\r\nHost: gateway\r\n");
-    let mut others: Vec<_> = (0..200).map(|_| Raw::open(stage.api)).collect();
+    let mut others: Vec<_> = (0..200).map(|_| RawClient::open(fixture.api)).collect();
     assert!(oldest.reply().is_none(), "closed");
     // The youngest are still there.
     for raw in others.iter_mut().rev().take(100) {
@@ -120,10 +120,10 @@ fn the_one_that_waits_longest_for_its_request_makes_room_and_no_other() {
 }
 
 #[test]
-fn a_request_that_does_not_come_in_its_time_is_closed() {
-    let stage = stage(|_| {});
+fn a_request_that_times_out_is_closed() {
+    let fixture = fixture(|_| {});
     let begun = Instant::now();
-    let trickle = |mut raw: Raw, bytes: &'static [u8]| {
+    let trickle = |mut raw: RawClient, bytes: &'static [u8]| {
         thread::spawn(move || {
             let mut writer = raw.stream.try_clone().unwrap();
             thread::spawn(move || {
@@ -138,16 +138,16 @@ fn a_request_that_does_not_come_in_its_time_is_closed() {
             (reply, raw.reply().is_none())
         })
     };
-    let head = trickle(Raw::open(stage.api), b"x");
+    let head = trickle(RawClient::open(fixture.api), b"x");
     let with_body = |path: &str| {
-        let mut raw = Raw::open(stage.api);
+        let mut raw = RawClient::open(fixture.api);
         raw.send(format!(
             "POST {path} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 100000\r\n\r\n"
         ));
         trickle(raw, b" ")
     };
     let (body, command) = (with_body("/api/reload"), with_body("/api/commands/x"));
-    let mut silent = Raw::open(stage.api);
+    let mut silent = RawClient::open(fixture.api);
     assert!(silent.reply().is_none());
     for (late, in_the_form_of_commands) in [(head, false), (body, false), (command, true)] {
         assert_eq!(late.join().unwrap(), (Some((408, in_the_form_of_commands)), true));
@@ -161,8 +161,8 @@ fn a_request_that_does_not_come_in_its_time_is_closed() {
 
 #[test]
 fn pipelined_requests_are_answered_in_order() {
-    let stage = stage(|_| {});
-    let mut raw = Raw::open(stage.api);
+    let fixture = fixture(|_| {});
+    let mut raw = RawClient::open(fixture.api);
     let mut all = String::new();
     for n in 0..200 {
         let body = json!({ "clientIds": [n.to_string()] }).to_string();
@@ -181,11 +181,11 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
-fn a_request_may_come_in_any_pieces() {
-    let stage = stage(|_| {});
+fn a_request_may_be_split_at_any_byte() {
+    let fixture = fixture(|_| {});
     let text = request("POST", "/api/devices/status", r#"{"clientIds":["组"]}"#);
     for cut in 1..text.len() {
-        let mut raw = Raw::open(stage.api);
+        let mut raw = RawClient::open(fixture.api);
         raw.send(&text.as_bytes()[..cut]);
         raw.send(&text.as_bytes()[cut..]);
         raw.stream.shutdown(Shutdown::Write).unwrap();
@@ -195,9 +195,9 @@ fn a_request_may_come_in_any_pieces() {
 }
 
 #[test]
-fn what_is_wrong_with_a_request_is_said_and_ends_the_connection() {
-    let stage = stage(|_| {});
-    let mut call = Measured::begin(&stage);
+fn a_malformed_request_is_answered_and_closes_the_connection() {
+    let fixture = fixture(|_| {});
+    let mut call = CallProbe::start(&fixture);
     let auth = format!("Authorization: Bearer {TOKEN}\r\n");
     let post = |fields: &str| format!("POST /api/reload HTTP/1.1\r\nHost: gateway\r\n{auth}{fields}\r\n");
     for (request, status, code) in [
@@ -214,22 +214,22 @@ fn what_is_wrong_with_a_request_is_said_and_ends_the_connection() {
         (post("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n"), 400, "bad_request"),
         (post("Expect: a-miracle\r\n"), 417, "expectation_failed"),
     ] {
-        let mut raw = Raw::open(stage.api);
+        let mut raw = RawClient::open(fixture.api);
         // The answer may come before everything is sent.
         let _ = std::io::Write::write_all(&mut raw.stream, request.as_bytes());
         let reply = raw.reply().unwrap_or_else(|| panic!("no answer to {request:.80}"));
         assert_eq!((reply.status, &reply.json()["code"]), (status, &json!(code)), "{request:.80}");
         assert_eq!(reply.field("connection"), Some("close"), "{request:.80}");
         assert!(raw.reply().is_none(), "{request:.80}");
-        call.packet();
+        call.round_trip();
     }
-    call.end();
+    call.hang_up();
 }
 
 #[test]
-fn bodies_that_are_not_what_they_should_be_are_refused_and_the_connection_goes_on() {
-    let stage = stage(|_| {});
-    let mut raw = Raw::open(stage.api);
+fn invalid_bodies_are_refused_and_the_connection_stays_open() {
+    let fixture = fixture(|_| {});
+    let mut raw = RawClient::open(fixture.api);
     let deep = format!("{}{}", "[".repeat(60_000), "]".repeat(60_000));
     let nested = format!(r#"{{"clientIds":[{deep}]}}"#);
     let long = format!(r#"{{"clientIds":["{}"]}}"#, "x".repeat(100_000));
@@ -259,10 +259,10 @@ fn bodies_that_are_not_what_they_should_be_are_refused_and_the_connection_goes_o
 }
 
 #[test]
-fn who_does_not_read_the_answers_gets_no_more_and_holds_up_nobody() {
-    let stage = stage(|_| {});
-    let mut call = Measured::begin(&stage);
-    let mut raw = Raw::open(stage.api);
+fn a_client_that_does_not_read_responses_blocks_nobody() {
+    let fixture = fixture(|_| {});
+    let mut call = CallProbe::start(&fixture);
+    let mut raw = RawClient::open(fixture.api);
     raw.stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     let many = request("GET", "/metrics", "").repeat(200);
     let mut written = 0;
@@ -275,21 +275,21 @@ fn who_does_not_read_the_answers_gets_no_more_and_holds_up_nobody() {
     }
     assert!(written < 64 << 20, "{written}");
     // A busy machine delays a packet now and then, a gateway that is held up delays them in every round.
-    let worst = (0..5).map(|_| call.worst(20)).min().unwrap();
+    let worst = (0..5).map(|_| call.max_round_trip(20)).min().unwrap();
     assert!(worst < Duration::from_millis(250), "{worst:?}");
-    assert_eq!(stage.call("GET", "/healthz", None).0, 200);
+    assert_eq!(fixture.request("GET", "/healthz", None).0, 200);
     // What was answered is all there, and whole.
     for _ in 0..20 {
         let reply = raw.reply().unwrap();
         assert!(reply.status == 200 && reply.body.ends_with('\n'));
     }
-    call.end();
+    call.hang_up();
 }
 
 #[test]
-fn a_client_that_waits_to_be_told_to_send_its_body_is_told() {
-    let stage = stage(|_| {});
-    let mut raw = Raw::open(stage.api);
+fn expect_100_continue_is_answered() {
+    let fixture = fixture(|_| {});
+    let mut raw = RawClient::open(fixture.api);
     let body = r#"{"clientIds":[]}"#;
     let text = request("POST", "/api/devices/status", body).replace("Host:", "Expect: 100-continue\r\nHost:");
     raw.send(&text[..text.len() - body.len()]);
@@ -301,23 +301,23 @@ fn a_client_that_waits_to_be_told_to_send_its_body_is_told() {
 }
 
 #[test]
-fn connections_that_vanish_leave_nothing_behind() {
-    let stage = stage(|_| {});
-    let mut device = stage.device("aa:bb:cc:dd:ee:01");
+fn closed_connections_leak_nothing() {
+    let fixture = fixture(|_| {});
+    let mut device = fixture.device("aa:bb:cc:dd:ee:01");
     let tool = r#"{"type":"mcp","payload":{"method":"tools/list"}}"#;
     for _ in 0..10 {
-        let mut raw = Raw::open(stage.api);
+        let mut raw = RawClient::open(fixture.api);
         raw.send(request("POST", "/api/commands/aa:bb:cc:dd:ee:01", tool));
-        let asked = device.wait_for("mcp", LIMIT).unwrap();
+        let asked = device.wait_for("mcp", TIMEOUT).unwrap();
         drop(raw);
         let id = asked.split("\"id\":").nth(1).unwrap().split(',').next().unwrap();
         device
             .send_text(&format!(r#"{{"type":"mcp","payload":{{"jsonrpc":"2.0","id":{id},"result":7}}}}"#))
             .unwrap();
     }
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + TIMEOUT;
     loop {
-        let text = stage.call_with("GET", "/metrics", None, Some(TOKEN)).1;
+        let text = fixture.request_with_token("GET", "/metrics", None, Some(TOKEN)).1;
         if text.contains("gateway_api_connections 1\n") {
             break;
         }
@@ -327,7 +327,7 @@ fn connections_that_vanish_leave_nothing_behind() {
 
 #[test]
 fn a_request_without_one_valid_host_is_refused() {
-    let stage = stage(|_| {});
+    let fixture = fixture(|_| {});
     let auth = format!("Authorization: Bearer {TOKEN}\r\n");
     for (request, status) in [
         ("GET /healthz HTTP/1.1\r\n", 400),
@@ -343,7 +343,7 @@ fn a_request_without_one_valid_host_is_refused() {
         ("GET /healthz HTTP/1.1\r\nHost:\r\n", 200),
         ("GET /healthz HTTP/1.1\r\nHost: [::1]:8007\r\n", 200),
     ] {
-        let mut raw = Raw::open(stage.api);
+        let mut raw = RawClient::open(fixture.api);
         raw.send(format!("{request}Connection: keep-alive\r\n\r\n"));
         let reply = raw.reply().unwrap();
         assert_eq!(reply.status, status, "{request}");
@@ -351,13 +351,13 @@ fn a_request_without_one_valid_host_is_refused() {
         assert_eq!(reply.field("connection"), Some(stays), "{request}");
         assert_eq!(reply.json()["code"] == json!("bad_request"), status == 400, "{request}");
     }
-    let reply = Raw::ask(stage.api, &format!("POST /api/commands/x HTTP/1.1\r\n{auth}\r\n"));
+    let reply = RawClient::round_trip(fixture.api, &format!("POST /api/commands/x HTTP/1.1\r\n{auth}\r\n"));
     assert_eq!((reply.status, &reply.json()["success"]), (400, &json!(false)));
 }
 
 #[test]
 fn a_contradictory_length_or_a_bad_request_line_is_refused() {
-    let stage = stage(|_| {});
+    let fixture = fixture(|_| {});
     let fields = format!("Host: a\r\nAuthorization: Bearer {TOKEN}\r\n");
     for start in [
         "POST /api/reload HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n",
@@ -380,7 +380,7 @@ fn a_contradictory_length_or_a_bad_request_line_is_refused() {
         "G@T /healthz HTTP/1.1\r\n",
         "CONNECT a:80 HTTP/1.1\r\n",
     ] {
-        let reply = Raw::ask(stage.api, &format!("{start}{fields}\r\n"));
+        let reply = RawClient::round_trip(fixture.api, &format!("{start}{fields}\r\n"));
         assert_eq!((reply.status, &reply.json()["code"]), (400, &json!("bad_request")), "{start}");
         assert_eq!(reply.field("connection"), Some("close"), "{start}");
     }
@@ -395,13 +395,13 @@ fn chunked_head(path: &str) -> String {
 
 #[test]
 fn a_chunked_body_is_taken_in_any_pieces() {
-    let stage = stage(|_| {});
+    let fixture = fixture(|_| {});
     let head = chunked_head("/api/devices/status");
     let chunks = "10;sig=\"x\"\r\n{\"clientIds\":[\"a\r\n3\r\n\"]}\r\n0\r\nChecksum: 1\r\n\r\n";
     let text = head.clone() + chunks + &request("GET", "/healthz", "");
     let expected = json!({ "a": { "isAlive": false, "exists": false } });
     for cut in (1..text.len()).step_by(3) {
-        let mut raw = Raw::open(stage.api);
+        let mut raw = RawClient::open(fixture.api);
         raw.send(&text.as_bytes()[..cut]);
         raw.send(&text.as_bytes()[cut..]);
         let reply = raw.reply().unwrap();
@@ -413,13 +413,13 @@ fn a_chunked_body_is_taken_in_any_pieces() {
     // As long as a body may be, in chunks of a byte.
     let body = r#"{"clientIds":[]}"#.to_owned() + &" ".repeat(131_056);
     let chunks: String = body.chars().map(|c| format!("1\r\n{c}\r\n")).collect();
-    let mut raw = Raw::open(stage.api);
+    let mut raw = RawClient::open(fixture.api);
     let begun = Instant::now();
     raw.send(head + &chunks + "0\r\n\r\n");
     assert_eq!((raw.reply().unwrap().json(), begun.elapsed() < Duration::from_secs(5)), (json!({}), true));
 
     // A client that waits to be told.
-    let mut raw = Raw::open(stage.api);
+    let mut raw = RawClient::open(fixture.api);
     raw.send(chunked_head("/api/devices/status").replace("Host:", "Expect: 100-continue\r\nHost:"));
     let mut told = [0; 25];
     raw.stream.read_exact(&mut told).unwrap();
@@ -430,8 +430,8 @@ fn a_chunked_body_is_taken_in_any_pieces() {
 
 #[test]
 fn a_broken_or_endless_chunked_body_is_refused_and_ends_the_connection() {
-    let stage = stage(|_| {});
-    let mut call = Measured::begin(&stage);
+    let fixture = fixture(|_| {});
+    let mut call = CallProbe::start(&fixture);
     let long = "x".repeat(1_000_000);
     for (chunks, status) in [
         ("\r\n\r\n".to_owned(), 400),
@@ -449,7 +449,7 @@ fn a_broken_or_endless_chunked_body_is_refused_and_ends_the_connection() {
         ("1000\r\n".to_owned() + &format!("{}\r\n1000\r\n", &long[..0x1000]).repeat(100), 413),
     ] {
         for (path, is_command) in [("/api/messages/x", false), ("/api/commands/x", true)] {
-            let mut raw = Raw::open(stage.api);
+            let mut raw = RawClient::open(fixture.api);
             // The answer may come before everything is sent.
             let request = chunked_head(path) + &chunks;
             let _ = std::io::Write::write_all(&mut raw.stream, request.as_bytes());
@@ -459,7 +459,7 @@ fn a_broken_or_endless_chunked_body_is_refused_and_ends_the_connection() {
             assert_eq!(reply.field("connection"), Some("close"), "{chunks:.40}");
             assert!(raw.reply().is_none(), "{chunks:.40}");
         }
-        call.packet();
+        call.round_trip();
     }
-    call.end();
+    call.hang_up();
 }

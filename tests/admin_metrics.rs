@@ -7,19 +7,19 @@ mod admin_support;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use admin_support::{LIMIT, Stage, TOKEN, stage};
+use admin_support::{Fixture, TIMEOUT, TOKEN, fixture};
 use mqtt_websocket_proxy::tools::device::SimulatedDevice;
 use prometheus_parse::{Scrape, Value};
 
-fn scrape(stage: &Stage) -> (String, Scrape) {
-    let (status, text) = stage.call_with("GET", "/metrics", None, Some(TOKEN));
+fn scrape(fixture: &Fixture) -> (String, Scrape) {
+    let (status, text) = fixture.request_with_token("GET", "/metrics", None, Some(TOKEN));
     assert_eq!(status, 200);
     let scrape = Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();
     (text, scrape)
 }
 
 /// The value of a counter or gauge with these labels; the sum of all, without.
-fn value(scrape: &Scrape, name: &str, labels: &[(&str, &str)]) -> f64 {
+fn labelled_value(scrape: &Scrape, name: &str, labels: &[(&str, &str)]) -> f64 {
     let fits = |sample: &&prometheus_parse::Sample| {
         sample.metric == name && labels.iter().all(|(label, of)| sample.labels.get(label) == Some(of))
     };
@@ -34,7 +34,7 @@ fn value(scrape: &Scrape, name: &str, labels: &[(&str, &str)]) -> f64 {
 }
 
 /// How many a histogram counted, after its shape is checked.
-fn count(scrape: &Scrape, name: &str) -> f64 {
+fn unlabelled_value(scrape: &Scrape, name: &str) -> f64 {
     let sample = scrape.samples.iter().find(|sample| sample.metric == name).unwrap();
     let Value::Histogram(buckets) = &sample.value else { panic!("{sample:?}") };
     assert!(
@@ -46,14 +46,14 @@ fn count(scrape: &Scrape, name: &str) -> f64 {
     );
     let last = buckets.last().unwrap();
     assert_eq!(last.less_than, f64::INFINITY);
-    assert_eq!(value(scrape, &format!("{name}_count"), &[]), last.count);
+    assert_eq!(labelled_value(scrape, &format!("{name}_count"), &[]), last.count);
     last.count
 }
 
-fn until(stage: &Stage, wanted: impl Fn(&Scrape) -> bool) -> Scrape {
-    let end = Instant::now() + LIMIT;
+fn scrape_until(fixture: &Fixture, wanted: impl Fn(&Scrape) -> bool) -> Scrape {
+    let end = Instant::now() + TIMEOUT;
     loop {
-        let (text, scrape) = scrape(stage);
+        let (text, scrape) = scrape(fixture);
         if wanted(&scrape) {
             return scrape;
         }
@@ -63,26 +63,26 @@ fn until(stage: &Stage, wanted: impl Fn(&Scrape) -> bool) -> Scrape {
 }
 
 #[test]
-fn numbers_tell_what_happened() {
-    let stage = stage(|_| {});
-    let (_, before) = scrape(&stage);
-    assert_eq!(value(&before, "gateway_devices_online", &[]), 0.0);
-    assert_eq!(value(&before, "gateway_calls", &[]), 0.0);
+fn metrics_match_what_happened() {
+    let fixture = fixture(|_| {});
+    let (_, before) = scrape(&fixture);
+    assert_eq!(labelled_value(&before, "gateway_devices_online", &[]), 0.0);
+    assert_eq!(labelled_value(&before, "gateway_calls", &[]), 0.0);
 
-    let mut device = stage.device("aa:bb:cc:dd:ee:01");
+    let mut device = fixture.device("aa:bb:cc:dd:ee:01");
     let mut call = device.call().unwrap();
     for _ in 0..10 {
         call.send(0, b"an Opus packet").unwrap();
-        assert!(call.receive(LIMIT).unwrap().is_some());
+        assert!(call.receive(TIMEOUT).unwrap().is_some());
     }
     device.send_text("no JSON").unwrap();
     let other = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    other.send_to(&[1; 20], stage.gateway.addresses().udp).unwrap();
-    other.send_to(&[], stage.gateway.addresses().udp).unwrap();
+    other.send_to(&[1; 20], fixture.gateway.addresses().udp).unwrap();
+    other.send_to(&[], fixture.gateway.addresses().udp).unwrap();
 
-    let during = until(&stage, |scrape| {
-        value(scrape, "gateway_audio_discarded_total", &[("reason", "unknown_ssrc")]) == 2.0
-            && value(scrape, "gateway_bad_texts_total", &[("from", "device")]) == 1.0
+    let during = scrape_until(&fixture, |scrape| {
+        labelled_value(scrape, "gateway_audio_discarded_total", &[("reason", "unknown_ssrc")]) == 2.0
+            && labelled_value(scrape, "gateway_bad_texts_total", &[("from", "device")]) == 1.0
     });
     for (name, labels, expected) in [
         ("gateway_devices_online", &[][..], 1.0),
@@ -102,29 +102,29 @@ fn numbers_tell_what_happened() {
         ("gateway_queue_length", &[], 0.0),
         ("gateway_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0),
     ] {
-        assert_eq!(value(&during, name, labels), expected, "{name} {labels:?}");
+        assert_eq!(labelled_value(&during, name, labels), expected, "{name} {labels:?}");
     }
-    assert_eq!(count(&during, "gateway_hello_to_reply_seconds"), 1.0);
-    assert!(count(&during, "gateway_turn_seconds") > 10.0);
+    assert_eq!(unlabelled_value(&during, "gateway_hello_to_reply_seconds"), 1.0);
+    assert!(unlabelled_value(&during, "gateway_turn_seconds") > 10.0);
     #[cfg(target_os = "linux")]
     {
-        assert!(value(&during, "process_resident_memory_bytes", &[]) > 1e5);
-        assert!(value(&during, "process_open_fds", &[]) > 5.0);
-        assert!(value(&during, "process_max_fds", &[]) > 5.0);
-        assert!(value(&during, "process_start_time_seconds", &[]) > 1.7e9);
+        assert!(labelled_value(&during, "process_resident_memory_bytes", &[]) > 1e5);
+        assert!(labelled_value(&during, "process_open_fds", &[]) > 5.0);
+        assert!(labelled_value(&during, "process_max_fds", &[]) > 5.0);
+        assert!(labelled_value(&during, "process_start_time_seconds", &[]) > 1.7e9);
     }
 
     device.goodbye(&call).unwrap();
-    let after = until(&stage, |scrape| value(scrape, "gateway_calls", &[]) == 0.0);
-    assert_eq!(value(&after, "gateway_calls_ended_total", &[("reason", "device_goodbye")]), 1.0);
-    assert_eq!(value(&after, "gateway_calls_ended_total", &[]), 1.0);
+    let after = scrape_until(&fixture, |scrape| labelled_value(scrape, "gateway_calls", &[]) == 0.0);
+    assert_eq!(labelled_value(&after, "gateway_calls_ended_total", &[("reason", "device_goodbye")]), 1.0);
+    assert_eq!(labelled_value(&after, "gateway_calls_ended_total", &[]), 1.0);
     // What a call counted is not lost with it.
-    assert_eq!(value(&after, "gateway_audio_packets_total", &[("direction", "up")]), 10.0);
+    assert_eq!(labelled_value(&after, "gateway_audio_packets_total", &[("direction", "up")]), 10.0);
 }
 
 #[test]
 fn refused_devices_and_failed_servers_are_counted_by_reason() {
-    let stage = stage(|config| {
+    let fixture = fixture(|config| {
         // A port that was free a moment ago: nobody listens.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         config.websocket.production =
@@ -132,22 +132,23 @@ fn refused_devices_and_failed_servers_are_counted_by_reason() {
     });
     let wrong =
         mqtt_websocket_proxy::tools::device::Login::new("aa:bb:cc:dd:ee:02".parse().unwrap(), Some(b"wrong"));
-    assert!(SimulatedDevice::connect(stage.gateway.addresses().mqtt, &wrong, LIMIT).is_err());
-    let mut device = stage.device("aa:bb:cc:dd:ee:01");
+    assert!(SimulatedDevice::connect(fixture.gateway.addresses().mqtt, &wrong, TIMEOUT).is_err());
+    let mut device = fixture.device("aa:bb:cc:dd:ee:01");
     let _ = device.call();
-    let scrape =
-        until(&stage, |scrape| value(scrape, "gateway_calls_ended_total", &[("reason", "no_server")]) == 1.0);
-    assert_eq!(value(&scrape, "gateway_server_failures_total", &[("stage", "connect")]), 1.0);
-    assert_eq!(value(&scrape, "gateway_server_failures_total", &[]), 1.0);
-    assert_eq!(value(&scrape, "gateway_logins_refused_total", &[]), 1.0);
-    assert_eq!(count(&scrape, "gateway_hello_to_reply_seconds"), 0.0);
+    let scrape = scrape_until(&fixture, |scrape| {
+        labelled_value(scrape, "gateway_calls_ended_total", &[("reason", "no_server")]) == 1.0
+    });
+    assert_eq!(labelled_value(&scrape, "gateway_server_failures_total", &[("stage", "connect")]), 1.0);
+    assert_eq!(labelled_value(&scrape, "gateway_server_failures_total", &[]), 1.0);
+    assert_eq!(labelled_value(&scrape, "gateway_logins_refused_total", &[]), 1.0);
+    assert_eq!(unlabelled_value(&scrape, "gateway_hello_to_reply_seconds"), 0.0);
 }
 
 #[test]
-fn every_name_has_a_type_a_help_text_and_no_label_without_end() {
-    let stage = stage(|_| {});
-    let devices: Vec<_> = (0..20).map(|n| stage.device(&format!("aa:bb:cc:dd:ee:{n:02x}"))).collect();
-    let (text, scrape) = scrape(&stage);
+fn every_metric_has_a_type_a_help_text_and_bounded_labels() {
+    let fixture = fixture(|_| {});
+    let devices: Vec<_> = (0..20).map(|n| fixture.device(&format!("aa:bb:cc:dd:ee:{n:02x}"))).collect();
+    let (text, scrape) = scrape(&fixture);
     let mut names = BTreeSet::new();
     for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').unwrap();
@@ -162,9 +163,9 @@ fn every_name_has_a_type_a_help_text_and_no_label_without_end() {
 }
 
 #[test]
-fn the_dashboard_asks_only_for_numbers_that_there_are() {
-    let stage = stage(|_| {});
-    let text = scrape(&stage).0;
+fn the_grafana_dashboard_queries_existing_metrics_only() {
+    let fixture = fixture(|_| {});
+    let text = scrape(&fixture).0;
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/config/grafana.json");
     let dashboard: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let mut asked = 0;

@@ -10,11 +10,11 @@ use std::io::{Read, Write};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 use support::audio::Call;
-use support::chat::{ChatServer, Peer, headed};
+use support::chat_server::{ChatServer, Peer, audio_frame};
 use support::device::Device;
 
 #[global_allocator]
-static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const CALLS: u8 = 8;
 const WARM_UP: u32 = 50;
@@ -33,16 +33,16 @@ fn no_packet_allocates_in_either_direction() {
     let up: Vec<Vec<_>> = (1..=WARM_UP + PACKETS)
         .map(|sequence| calls.iter().map(|(call, _)| call.seal(0, sequence, &OPUS)).collect())
         .collect();
-    let opus = headed(60, &OPUS);
+    let opus = audio_frame(60, &OPUS);
     let mut down = vec![0x82, 126, 0, opus.len() as u8];
     down.extend(opus);
 
-    calls.iter().for_each(|(call, _)| call.udp.set_read_timeout(Some(support::LIMIT)).unwrap());
+    calls.iter().for_each(|(call, _)| call.udp.set_read_timeout(Some(support::TIMEOUT)).unwrap());
     // The first packets of a call have more to bring about.
     let (warm_up, measured) = up.split_at(WARM_UP as usize);
-    warm_up.iter().for_each(|packets| exchange(&mut calls, packets, &down));
-    let region = Region::new(COUNTED);
-    measured.iter().for_each(|packets| exchange(&mut calls, packets, &down));
+    warm_up.iter().for_each(|packets| round_trips(&mut calls, packets, &down));
+    let region = Region::new(ALLOCATOR);
+    measured.iter().for_each(|packets| round_trips(&mut calls, packets, &down));
     let counted = region.change();
 
     let packets = 2 * PACKETS as usize * calls.len();
@@ -55,7 +55,7 @@ fn no_packet_allocates_in_either_direction() {
 }
 
 /// One packet each way in each call. All of one direction are under way at once.
-fn exchange(calls: &mut [(Call, Peer)], packets: &[Vec<u8>], down: &[u8]) {
+fn round_trips(calls: &mut [(Call, Peer)], packets: &[Vec<u8>], down: &[u8]) {
     for ((call, _), packet) in calls.iter().zip(packets) {
         call.udp.send_to(packet, call.gateway).unwrap();
     }

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use mqtt_websocket_proxy::config::{ChatServerConfig, Framing, PeerPolicy};
 use mqtt_websocket_proxy::net::Running;
 use support::audio::{Audio, Call};
-use support::chat::{ChatServer, Message, Peer, headed};
+use support::chat_server::{ChatServer, Message, Peer, audio_frame};
 use support::device::{Device, HELLO};
 use support::{gateway, gateway_with};
 
 /// A gateway, a device in a call whose address is known, and its server.
-struct Up {
+struct Fixture {
     gateway: Running,
     device: Device,
     call: Call,
@@ -25,25 +25,25 @@ struct Up {
     server: ChatServer,
 }
 
-fn up() -> Up {
-    up_with(|_| {})
+fn fixture() -> Fixture {
+    fixture_with(|_| {})
 }
 
-fn up_with(change: impl FnOnce(&mut mqtt_websocket_proxy::config::Config)) -> Up {
+fn fixture_with(change: impl FnOnce(&mut mqtt_websocket_proxy::config::Config)) -> Fixture {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], change);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (mut call, mut peer) = device.call(&server);
     call.send(0, b"\x58first");
-    assert_eq!(peer.binary(), headed(0, b"\x58first"));
-    Up { gateway, device, call, peer, server }
+    assert_eq!(peer.binary(), audio_frame(0, b"\x58first"));
+    Fixture { gateway, device, call, peer, server }
 }
 
-impl Up {
+impl Fixture {
     /// That what was sent before did not pass: a good packet is the next to arrive.
     fn assert_dropped(&mut self, what: &str) {
         self.call.send(4711, b"\x58probe");
-        assert_eq!(self.peer.binary(), headed(4711, b"\x58probe"), "{what}");
+        assert_eq!(self.peer.binary(), audio_frame(4711, b"\x58probe"), "{what}");
     }
 }
 
@@ -53,13 +53,13 @@ fn opus(len: usize) -> Vec<u8> {
 
 #[test]
 fn audio_passes_both_ways_byte_for_byte_with_its_timestamps() {
-    let mut up = up();
+    let mut up = fixture();
     let sizes = [1, 2, 15, 16, 17, 31, 32, 33, 100, 160, 255, 256, 1000, 1275, 1399, 1400];
     let timestamps = [0, 0, 1, 60, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 0];
     let packets: Vec<_> = sizes.iter().zip(timestamps.iter().cycle()).collect();
     for (size, timestamp) in &packets {
         up.call.send(**timestamp, &opus(**size));
-        assert_eq!(up.peer.binary(), headed(**timestamp, &opus(**size)));
+        assert_eq!(up.peer.binary(), audio_frame(**timestamp, &opus(**size)));
     }
     for (n, (size, timestamp)) in packets.iter().enumerate() {
         up.peer.send_audio(**timestamp, &opus(**size));
@@ -78,14 +78,14 @@ fn audio_passes_both_ways_byte_for_byte_with_its_timestamps() {
 
 #[test]
 fn the_uplink_header_is_version_2_type_0_timestamp_and_length() {
-    let mut up = up();
+    let mut up = fixture();
     up.call.send(0x0102_0304, b"\x58ab");
     assert_eq!(up.peer.binary(), [&[0, 2, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0, 3][..], b"\x58ab"].concat());
 }
 
 #[test]
 fn downlink_headers_of_every_known_server_are_understood() {
-    let mut up = up();
+    let mut up = fixture();
     // Only bytes 8 to 16 count: zeroes before, version 2, or type, length and sequence of the Python server.
     for (sequence, before) in
         [[0; 8], [0, 2, 0, 0, 0, 0, 0, 0], [1, 0, 0, 3, 0, 0, 0, 9], [0xff; 8]].iter().enumerate()
@@ -99,7 +99,7 @@ fn downlink_headers_of_every_known_server_are_understood() {
 
 #[test]
 fn no_two_packets_of_a_call_share_a_counter_block() {
-    let mut up = up();
+    let mut up = fixture();
     let mut blocks = std::collections::HashSet::new();
     // Equal lengths and timestamps in both directions: the worst case.
     for sequence in 1..=300 {
@@ -117,7 +117,7 @@ fn no_two_packets_of_a_call_share_a_counter_block() {
 
 #[test]
 fn the_flags_of_the_downlink_can_be_turned_off() {
-    let mut up = up_with(|config| config.udp.downlink_flags = false);
+    let mut up = fixture_with(|config| config.udp.downlink_flags = false);
     for sequence in 1..=3 {
         up.peer.send_audio(0, b"\x58a");
         let audio = up.call.receive();
@@ -127,19 +127,19 @@ fn the_flags_of_the_downlink_can_be_turned_off() {
 
 #[test]
 fn any_flags_of_the_uplink_are_taken() {
-    let mut up = up();
+    let mut up = fixture();
     for flags in [0, 1, 0x80, 0xff] {
         up.call.sequence += 1;
         up.call.nonce[1] = flags;
         let datagram = up.call.seal(5, up.call.sequence, b"\x58abc");
         up.call.send_raw(&datagram);
-        assert_eq!(up.peer.binary(), headed(5, b"\x58abc"), "{flags}");
+        assert_eq!(up.peer.binary(), audio_frame(5, b"\x58abc"), "{flags}");
     }
 }
 
 #[test]
 fn only_exact_datagrams_of_a_known_call_pass() {
-    let mut up = up();
+    let mut up = fixture();
     let good = up.call.seal(0, 1_000, &opus(20));
     let with = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut datagram = good.clone();
@@ -168,12 +168,12 @@ fn only_exact_datagrams_of_a_known_call_pass() {
     // Nothing of that is ever answered.
     assert_eq!(up.call.receive_within(Duration::from_millis(1)), None);
     up.call.send_raw(&good);
-    assert_eq!(up.peer.binary(), headed(0, &opus(20)));
+    assert_eq!(up.peer.binary(), audio_frame(0, &opus(20)));
 }
 
 #[test]
 fn each_packet_is_forwarded_once_and_in_order_only() {
-    let mut up = up();
+    let mut up = fixture();
     let payload = |sequence: u32| sequence.to_be_bytes();
     // Sent, and whether it passes.
     let script = [
@@ -198,20 +198,20 @@ fn each_packet_is_forwarded_once_and_in_order_only() {
         up.call.send_raw(&up.call.seal(0, sequence, &payload(sequence)));
     }
     for (sequence, _) in script.iter().filter(|(_, passes)| *passes) {
-        assert_eq!(up.peer.binary(), headed(0, &payload(*sequence)));
+        assert_eq!(up.peer.binary(), audio_frame(0, &payload(*sequence)));
     }
     up.call.sequence = 5_001;
     up.assert_dropped("all others");
 }
 
 #[test]
-fn a_device_that_really_jumped_ahead_is_followed() {
-    let mut up = up();
+fn a_confirmed_sequence_jump_is_accepted() {
+    let mut up = fixture();
     let far = 1_000_000;
     (0..4).for_each(|n| up.call.send_raw(&up.call.seal(0, far + n, b"\x58far")));
     // The third in a row is believed.
-    assert_eq!(up.peer.binary(), headed(0, b"\x58far"));
-    assert_eq!(up.peer.binary(), headed(0, b"\x58far"));
+    assert_eq!(up.peer.binary(), audio_frame(0, b"\x58far"));
+    assert_eq!(up.peer.binary(), audio_frame(0, b"\x58far"));
     up.call.sequence = far + 3;
     up.assert_dropped("the first two");
 }
@@ -219,11 +219,11 @@ fn a_device_that_really_jumped_ahead_is_followed() {
 #[test]
 fn a_change_of_port_on_a_newer_packet_is_followed_at_once() {
     for policy in [PeerPolicy::Adaptive, PeerPolicy::Strict] {
-        let mut up = up_with(|config| config.udp.peer_policy = policy);
+        let mut up = fixture_with(|config| config.udp.peer_policy = policy);
         for n in 0..3 {
             let old = std::mem::replace(&mut up.call.udp, UdpSocket::bind(("127.0.0.1", 0)).unwrap());
             up.call.send(n, b"\x58moved");
-            assert_eq!(up.peer.binary(), headed(n, b"\x58moved"));
+            assert_eq!(up.peer.binary(), audio_frame(n, b"\x58moved"));
             up.peer.send_audio(n, b"\x58here");
             assert_eq!(up.call.receive().payload, b"\x58here");
             // A replay from elsewhere moves nothing.
@@ -236,10 +236,10 @@ fn a_change_of_port_on_a_newer_packet_is_followed_at_once() {
 
 #[test]
 fn another_ip_is_adopted_by_three_plausible_packets_in_a_row_while_the_known_one_is_silent() {
-    let mut up = up_with(|config| config.udp.host = [0, 0, 0, 0].into());
+    let mut up = fixture_with(|config| config.udp.host = [0, 0, 0, 0].into());
     up.call.gateway.set_ip([127, 0, 0, 1].into());
     let foreign = UdpSocket::bind(("127.0.0.2", 0)).unwrap();
-    let send = |up: &Up, sequence: u32| {
+    let send = |up: &Fixture, sequence: u32| {
         foreign.send_to(&up.call.seal(0, sequence, b"\x58foreign"), up.call.gateway).unwrap();
     };
     // While the known source speaks, nothing of it counts: not to the server, not to the sequence.
@@ -276,7 +276,7 @@ fn a_strict_gateway_never_adopts_another_ip() {
         foreign.send_to(&call.seal(0, sequence, b"\x58x"), call.gateway).unwrap();
     }
     call.send(7, b"\x58home");
-    assert_eq!(peer.binary(), headed(7, b"\x58home"), "the sequence is untouched");
+    assert_eq!(peer.binary(), audio_frame(7, b"\x58home"), "the sequence is untouched");
     peer.send_audio(1, b"\x58y");
     assert_eq!(call.receive().payload, b"\x58y");
 }
@@ -289,8 +289,8 @@ fn an_adaptive_gateway_adopts_another_ip_when_none_is_known() {
     let (mut call, mut peer) = device.call(&server);
     call.udp = UdpSocket::bind(("127.0.0.2", 0)).unwrap();
     (0..4).for_each(|n| call.send(n, b"\x58nat"));
-    assert_eq!(peer.binary(), headed(2, b"\x58nat"), "the third is the first that counts");
-    assert_eq!(peer.binary(), headed(3, b"\x58nat"));
+    assert_eq!(peer.binary(), audio_frame(2, b"\x58nat"), "the third is the first that counts");
+    assert_eq!(peer.binary(), audio_frame(3, b"\x58nat"));
     peer.send_audio(1, b"\x58y");
     assert_eq!(call.receive().payload, b"\x58y");
 }
@@ -314,7 +314,7 @@ fn a_raw_server_gets_and_sends_bare_opus() {
     let mut last = 0;
     for n in 1..5 {
         // What looks like a header is Opus all the same.
-        let frame = if n == 3 { headed(1, b"\x58x") } else { opus(20 + n) };
+        let frame = if n == 3 { audio_frame(1, b"\x58x") } else { opus(20 + n) };
         peer.send_binary(&frame);
         let audio = call.receive();
         assert_eq!((&audio.payload, audio.sequence()), (&frame, n as u32));
@@ -331,7 +331,7 @@ fn a_server_fixed_to_headers_is_not_taken_for_raw() {
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (mut call, mut peer) = device.call(&server);
     call.send(0, &opus(9));
-    assert_eq!(peer.binary(), headed(0, &opus(9)));
+    assert_eq!(peer.binary(), audio_frame(0, &opus(9)));
     (0..5).for_each(|n| peer.send_binary(&opus(20 + n)));
     peer.send_audio(6, &opus(7));
     let audio = call.receive();
@@ -345,7 +345,7 @@ fn auto_learns_raw_from_three_frames_and_remembers_it_for_that_server() {
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (mut call, mut peer) = device.call(&server);
     call.send(0, &opus(9));
-    assert_eq!(peer.binary(), headed(0, &opus(9)), "headers until it is known better");
+    assert_eq!(peer.binary(), audio_frame(0, &opus(9)), "headers until it is known better");
     // The first three are held, then released in order.
     (0..5).for_each(|n| peer.send_binary(&opus(20 + n)));
     for n in 0..5 {
@@ -366,14 +366,14 @@ fn auto_learns_raw_from_three_frames_and_remembers_it_for_that_server() {
     let Audio { payload, .. } = call.receive();
     assert_eq!(payload, opus(31));
     call.send(0, &opus(12));
-    assert_eq!(peer.binary(), headed(0, &opus(12)));
+    assert_eq!(peer.binary(), audio_frame(0, &opus(12)));
 }
 
 /// The protocol versions that the next dial says: in its upgrade, and in its hello.
 fn versions(server: &ChatServer) -> (Peer, [String; 2]) {
     let mut peer = server.accept();
     let header = peer.upgrade().header("protocol-version").unwrap().to_owned();
-    let hello = peer.greet("server-session")["version"].to_string();
+    let hello = peer.exchange_hello("server-session")["version"].to_string();
     (peer, [header, hello])
 }
 
@@ -383,10 +383,10 @@ fn bare_opus_is_protocol_version_1_and_the_header_is_2() {
         let server = ChatServer::start();
         let gateway = with_framing(&server, framing);
         let mut device = Device::connect(gateway.addresses().mqtt, 1);
-        device.say(HELLO);
+        device.send_text(HELLO);
         let (peer, said) = versions(&server);
         assert_eq!(said, [version; 2], "{framing:?}");
-        let _call = device.answered();
+        let _call = device.hello_reply();
         peer.reset();
         assert_eq!(versions(&server).1, [version; 2], "{framing:?}: a redial");
     }
@@ -404,10 +404,10 @@ fn a_server_that_was_learnt_to_be_raw_is_told_protocol_version_1() {
     peer.reset();
     assert_eq!(versions(&server).1, ["1"; 2], "a redial");
     let mut device = Device::connect(gateway.addresses().mqtt, 2);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let (mut peer, said) = versions(&server);
     assert_eq!(said, ["1"; 2], "a later call");
-    let mut call = device.answered();
+    let mut call = device.hello_reply();
     call.send(0, &opus(9));
     assert_eq!(peer.binary(), opus(9));
     peer.send_audio(8, &opus(31));
@@ -442,14 +442,14 @@ fn audio_before_the_devices_first_datagram_waits_and_keeps_its_place() {
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (mut call, mut peer) = device.call(&server);
     let tts = |state: &str| format!(r#"{{"type":"tts","session_id":"server-session","state":"{state}"}}"#);
-    peer.say(r#"{"type":"stt","session_id":"server-session"}"#);
-    peer.say(&tts("start"));
+    peer.send_text(r#"{"type":"stt","session_id":"server-session"}"#);
+    peer.send_text(&tts("start"));
     peer.send_audio(1, &opus(20));
     peer.send_audio(2, &opus(21));
-    peer.say(&tts("stop"));
+    peer.send_text(&tts("stop"));
     // Text before the speech need not wait.
     assert_eq!(device.json()["type"], "stt");
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
     call.send(0, &opus(5));
     assert_eq!(device.mqtt.text(), tts("start"));
     assert_eq!(call.receive().payload, opus(20));
@@ -465,9 +465,9 @@ fn text_held_for_the_first_datagram_comes_after_two_seconds_without_it() {
     let (mut call, mut peer) = device.call(&server);
     let start = Instant::now();
     for _ in 0..2 {
-        peer.say(r#"{"type":"tts","session_id":"s","state":"start"}"#);
+        peer.send_text(r#"{"type":"tts","session_id":"s","state":"start"}"#);
         peer.send_audio(1, &opus(20));
-        peer.say(r#"{"type":"tts","session_id":"s","state":"stop"}"#);
+        peer.send_text(r#"{"type":"tts","session_id":"s","state":"stop"}"#);
         assert_eq!(device.json()["state"], "start");
         assert_eq!(device.json()["state"], "stop");
         // Once per call: the second time nothing waits.
@@ -483,17 +483,17 @@ fn text_held_for_the_first_datagram_comes_after_two_seconds_without_it() {
 
 #[test]
 fn audio_of_a_call_that_is_over_reaches_nobody() {
-    let mut up = up();
+    let mut up = fixture();
     let (old_call, mut old_peer) = (up.call, up.peer);
-    up.device.say(HELLO);
+    up.device.send_text(HELLO);
     let mut peer = up.server.accept();
     peer.upgrade();
     // The old call is over with the hello, before the new one is answered.
     old_call.send_raw(&old_call.seal(0, 50, b"\x58old"));
-    peer.greet("new");
-    let mut call = up.device.answered();
+    peer.exchange_hello("new");
+    let mut call = up.device.hello_reply();
     call.send(3, b"\x58new");
-    assert_eq!(peer.binary(), headed(3, b"\x58new"));
+    assert_eq!(peer.binary(), audio_frame(3, b"\x58new"));
     assert!(old_peer.expect_close(1000).is_some());
     // The device's address was forgotten: nothing goes to the old socket.
     peer.send_audio(1, b"\x58to the new");
@@ -505,12 +505,12 @@ fn audio_of_a_call_that_is_over_reaches_nobody() {
 #[test]
 fn a_steady_stream_both_ways_arrives_whole_and_in_order() {
     const PACKETS: u32 = 2_000;
-    let Up { gateway: _gateway, device: _device, mut call, mut peer, .. } = up();
+    let Fixture { gateway: _gateway, device: _device, mut call, mut peer, .. } = fixture();
     let echo = thread::scope(|scope| {
         let echo = scope.spawn(move || {
             for sequence in 0..PACKETS {
                 let frame = peer.binary();
-                assert_eq!(frame, headed(sequence, &stream_payload(sequence)));
+                assert_eq!(frame, audio_frame(sequence, &stream_payload(sequence)));
                 peer.send_binary(&frame);
             }
         });
@@ -535,16 +535,16 @@ fn stream_payload(n: u32) -> Vec<u8> {
 }
 
 #[test]
-fn a_server_that_does_not_read_costs_audio_not_the_gateway() {
+fn a_server_that_does_not_read_loses_audio_only() {
     // It reads no pings either, for as long as this takes.
-    let mut up = up_with(|config| config.websocket.ping_interval = Duration::ZERO);
+    let mut up = fixture_with(|config| config.websocket.ping_interval = Duration::ZERO);
     up.peer.shrink_receive_buffer();
     // More than all buffers on the way usually hold.
     const PACKETS: u32 = 3_600;
     for n in 0..PACKETS {
         up.call.send(n, &opus(1400));
         if n % 50 == 0 {
-            up.device.mqtt.assert_quiet();
+            up.device.mqtt.assert_nothing_pending();
         }
     }
     // What is read after all is whole frames, in order, and the call goes on.

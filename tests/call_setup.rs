@@ -13,21 +13,21 @@ use std::time::{Duration, Instant, SystemTime};
 use mqtt_websocket_proxy::config::{PublicIp, Secret};
 use serde_json::{Value, json};
 use support::audio::Call;
-use support::chat::{ChatServer, Peer, headed};
+use support::chat_server::{ChatServer, Peer, audio_frame};
 use support::device::{Device, HELLO, client_id, mac, uuid};
-use support::faults::{Fault, QUICK, assert_told_in_words, faulty};
+use support::faulty_server::{IMMEDIATE_FAULTS, ServerFault, assert_failure_alert, start_faulty_server};
 use support::mqtt::{Client, Connect, hmac};
-use support::{LIMIT, gateway, gateway_with};
+use support::{TIMEOUT, gateway, gateway_with};
 
 /// The device gives up 10 s after its hello; the gateway answers before 9 s.
-const IN_TIME: Duration = Duration::from_secs(9);
+const HELLO_REPLY_DEADLINE: Duration = Duration::from_secs(9);
 
 #[test]
 fn the_upgrade_names_the_device_as_chat_servers_expect() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 0xab);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let request = server.accept().upgrade();
     assert_eq!(request.line, "GET /chat?from=mqtt_gateway HTTP/1.1");
     for (name, value) in [
@@ -56,7 +56,7 @@ fn the_client_id_header_and_the_token_agree() {
     ] {
         let gateway = gateway_with(&[server.url()], |config| config.websocket.secret = Secret::new(secret));
         let mut client = Client::log_in(gateway.addresses().mqtt, &Connect::new(&client_id));
-        client.say(HELLO);
+        client.send_text(HELLO);
         let request = server.accept().upgrade();
         assert_eq!(request.header("client-id"), sent.as_deref());
         let token = request.header("authorization").unwrap().strip_prefix("Bearer ").unwrap();
@@ -87,7 +87,7 @@ fn every_field_of_the_hello_is_forwarded_and_the_servers_audio_params_come_back(
         "audio_params": {"format": "opus", "sample_rate": 16000, "channels": 1, "frame_duration": 20, "play_buffer_duration": 9},
         "unknown": [1, null, "é\u{1F600}", {"deep": [[]]}], "language": "zh-CN",
     });
-    device.say(&hello.to_string());
+    device.send_text(&hello.to_string());
     let mut peer = server.accept();
     peer.upgrade();
     let forwarded = peer.json();
@@ -97,11 +97,11 @@ fn every_field_of_the_hello_is_forwarded_and_the_servers_audio_params_come_back(
     assert_eq!(forwarded, expected);
 
     let params = json!({"format": "opus", "sample_rate": 24000, "channels": 1, "frame_duration": 60, "x": 1});
-    peer.say(
+    peer.send_text(
         &json!({"type": "hello", "session_id": "abc-123", "audio_params": params, "transport": "websocket"})
             .to_string(),
     );
-    let call = device.answered();
+    let call = device.hello_reply();
     assert_eq!(call.reply["session_id"], "abc-123");
     assert_eq!(call.reply["audio_params"], params);
     assert_eq!(call.reply["version"], 3);
@@ -119,12 +119,12 @@ fn a_server_that_names_no_session_or_audio_gets_both_from_the_gateway() {
         let server = ChatServer::start();
         let gateway = gateway(&[server.url()]);
         let mut device = Device::connect(gateway.addresses().mqtt, 1);
-        device.say(HELLO);
+        device.send_text(HELLO);
         let mut peer = server.accept();
         peer.upgrade();
         peer.json();
-        peer.say(reply);
-        let call = device.answered();
+        peer.send_text(reply);
+        let call = device.hello_reply();
         assert_eq!(call.session_id.len(), 36, "a UUID: {}", call.session_id);
         let hello: Value = serde_json::from_str(HELLO).unwrap();
         assert_eq!(call.reply["audio_params"], hello["audio_params"], "{reply}");
@@ -159,10 +159,10 @@ fn public_ip_is_what_the_device_reached_or_what_is_configured() {
             config.udp.public_ip = setting;
         });
         let mut device = Device::connect(gateway.addresses().mqtt, 1);
-        device.say(HELLO);
+        device.send_text(HELLO);
         let mut peer = server.accept();
         peer.upgrade();
-        peer.greet("s");
+        peer.exchange_hello("s");
         assert_eq!(device.json()["udp"]["server"], expected);
     }
 }
@@ -175,10 +175,10 @@ fn public_ip_auto_differs_by_the_address_each_device_reached() {
     let mut kept = Vec::new();
     for (number, host) in [(1, "127.0.0.1"), (2, "127.0.0.2"), (3, "127.3.2.1")] {
         let mut device = Device::connect(format!("{host}:{port}").parse().unwrap(), number);
-        device.say(HELLO);
+        device.send_text(HELLO);
         let mut peer = server.accept();
         peer.upgrade();
-        peer.greet("s");
+        peer.exchange_hello("s");
         assert_eq!(device.json()["udp"]["server"], host);
         kept.push((device, peer));
     }
@@ -196,14 +196,14 @@ fn an_ipv4_device_of_an_ipv6_socket_is_an_ipv4_device() {
     });
     let port = gateway.addresses().mqtt.port();
     let mut device = Device::connect(([127, 0, 0, 1], port).into(), 1);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
     assert_eq!(peer.upgrade().header("x-forwarded-for"), Some("127.0.0.1"));
-    peer.greet("s");
-    let mut call = device.answered();
+    peer.exchange_hello("s");
+    let mut call = device.hello_reply();
     assert_eq!(call.gateway.ip().to_string(), "127.0.0.1");
     call.send(1, b"\x58up");
-    assert_eq!(peer.binary(), headed(1, b"\x58up"));
+    assert_eq!(peer.binary(), audio_frame(1, b"\x58up"));
     peer.send_audio(2, b"\x58down");
     assert_eq!(call.receive().payload, b"\x58down");
 }
@@ -222,12 +222,12 @@ fn calls_are_spread_over_the_list_and_listed_devices_use_the_development_list() 
     let mut kept = Vec::new();
     for number in 0..30 {
         let mut device = Device::connect(addr, number);
-        device.say(HELLO);
-        let (at, mut peer) = first_of(&servers);
+        device.send_text(HELLO);
+        let (at, mut peer) = accept_any(&servers);
         *calls.entry(at).or_default() += 1;
         peer.upgrade();
-        peer.greet("s");
-        device.answered();
+        peer.exchange_hello("s");
+        device.hello_reply();
         kept.push((device, peer));
     }
     // Even, give or take: no server is left out, none gets most.
@@ -239,8 +239,8 @@ fn calls_are_spread_over_the_list_and_listed_devices_use_the_development_list() 
 }
 
 /// The first connection to any of these.
-fn first_of(servers: &[ChatServer]) -> (usize, Peer) {
-    let end = Instant::now() + LIMIT;
+fn accept_any(servers: &[ChatServer]) -> (usize, Peer) {
+    let end = Instant::now() + TIMEOUT;
     loop {
         for (at, server) in servers.iter().enumerate() {
             if let Some(peer) = server.accept_within(Duration::from_millis(1)) {
@@ -263,10 +263,10 @@ fn a_listed_device_uses_production_when_there_is_no_development_server() {
 #[test]
 fn a_server_that_fails_at_once_is_followed_by_the_next() {
     thread::scope(|scope| {
-        for fault in QUICK.into_iter().chain([Fault::BadFrame, Fault::Unresolvable]) {
+        for fault in IMMEDIATE_FAULTS.into_iter().chain([ServerFault::BadFrame, ServerFault::Unresolvable]) {
             scope.spawn(move || {
                 let good = ChatServer::start();
-                let (url, _kept) = faulty(fault);
+                let (url, _kept) = start_faulty_server(fault);
                 let gateway = gateway(&[url, good.url()]);
                 // Whichever comes first for a call, each call is answered by the good one.
                 let mut kept = Vec::new();
@@ -276,7 +276,7 @@ fn a_server_that_fails_at_once_is_followed_by_the_next() {
                     let (call, peer) = device.call(&good);
                     kept.push((device, peer));
                     assert_eq!(call.session_id, "server-session", "{fault:?}");
-                    assert!(start.elapsed() < IN_TIME, "{fault:?}: {:?}", start.elapsed());
+                    assert!(start.elapsed() < HELLO_REPLY_DEADLINE, "{fault:?}: {:?}", start.elapsed());
                 }
             });
         }
@@ -286,11 +286,11 @@ fn a_server_that_fails_at_once_is_followed_by_the_next() {
 #[test]
 fn when_every_server_fails_at_once_the_device_is_told_at_once() {
     thread::scope(|scope| {
-        for fault in QUICK.into_iter().chain([Fault::BadFrame]) {
+        for fault in IMMEDIATE_FAULTS.into_iter().chain([ServerFault::BadFrame]) {
             scope.spawn(move || {
-                let ((one, _a), (two, _b)) = (faulty(fault), faulty(fault));
+                let ((one, _a), (two, _b)) = (start_faulty_server(fault), start_faulty_server(fault));
                 let gateway = gateway(&[one, two]);
-                let took = assert_told_in_words(&mut Device::connect(gateway.addresses().mqtt, 1));
+                let took = assert_failure_alert(&mut Device::connect(gateway.addresses().mqtt, 1));
                 assert!(took < Duration::from_secs(3), "{fault:?}: {took:?}");
             });
         }
@@ -299,14 +299,14 @@ fn when_every_server_fails_at_once_the_device_is_told_at_once() {
 
 #[test]
 fn the_gateway_serves_others_while_servers_stall() {
-    let (url, _kept) = faulty(Fault::StallsAtUpgrade);
+    let (url, _kept) = start_faulty_server(ServerFault::StallsAtUpgrade);
     let good = ChatServer::start();
     let gateway = gateway_with(&[url], |config| {
         config.websocket.development = vec![Arc::new(good.url().parse().unwrap())];
         config.websocket.development_macs = vec![mac(0xde).parse().unwrap()];
     });
     let mut stuck: Vec<_> = (0..20).map(|number| Device::connect(gateway.addresses().mqtt, number)).collect();
-    stuck.iter_mut().for_each(|device| device.say(HELLO));
+    stuck.iter_mut().for_each(|device| device.send_text(HELLO));
     let start = Instant::now();
     let mut device = Device::connect(gateway.addresses().mqtt, 0xde);
     let (mut call, mut peer) = device.call(&good);
@@ -314,6 +314,6 @@ fn the_gateway_serves_others_while_servers_stall() {
     peer.binary();
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     // Leaving while a dial is on its way ends it.
-    stuck.iter_mut().for_each(|device| device.say(r#"{"type":"goodbye"}"#));
-    stuck.iter_mut().for_each(|device| device.mqtt.assert_quiet());
+    stuck.iter_mut().for_each(|device| device.send_text(r#"{"type":"goodbye"}"#));
+    stuck.iter_mut().for_each(|device| device.mqtt.assert_nothing_pending());
 }

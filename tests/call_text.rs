@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mqtt_websocket_proxy::config::Reconnect;
 use serde_json::{Value, json};
-use support::chat::{ChatServer, Message};
+use support::chat_server::{ChatServer, Message};
 use support::device::{Device, HELLO, client_id};
 use support::mqtt::{Client, Connect, DISCONNECT, publish};
 use support::{gateway, gateway_with};
@@ -30,15 +30,15 @@ fn text_passes_both_ways_in_order_and_unchanged() {
         r#"{"session_id":"server-session","no":"type"}"#,
         r#"{"type":17,"session_id":"server-session"}"#,
     ];
-    texts.iter().for_each(|text| device.say(text));
+    texts.iter().for_each(|text| device.send_text(text));
     texts.iter().for_each(|text| assert_eq!(peer.text(), **text));
-    texts.iter().for_each(|text| peer.say(text));
+    texts.iter().for_each(|text| peer.send_text(text));
     texts.iter().for_each(|text| assert_eq!(device.mqtt.text(), **text));
 
     let numbered = |n: usize| format!(r#"{{"type":"x","session_id":"server-session","n":{n}}}"#);
-    (0..100).for_each(|n| device.say(&numbered(n)));
+    (0..100).for_each(|n| device.send_text(&numbered(n)));
     (0..100).for_each(|n| assert_eq!(peer.text(), numbered(n)));
-    (0..100).for_each(|n| peer.say(&numbered(n)));
+    (0..100).for_each(|n| peer.send_text(&numbered(n)));
     (0..100).for_each(|n| assert_eq!(device.mqtt.text(), numbered(n)));
 }
 
@@ -64,7 +64,7 @@ fn the_device_gets_its_session_id_once_and_nothing_else_changes() {
             r#"{"session_id":"server-session","type":"mcp","payload":{"session_id":"inner"}}"#,
         ),
     ] {
-        peer.say(sent);
+        peer.send_text(sent);
         assert_eq!(device.mqtt.text(), expected, "{sent}");
     }
 }
@@ -93,9 +93,9 @@ fn bad_messages_of_the_device_are_dropped_and_the_call_goes_on() {
     ] {
         device.mqtt.send(&publish("device-server", bad));
     }
-    device.say(r#"{"type":"listen","session_id":"server-session"}"#);
+    device.send_text(r#"{"type":"listen","session_id":"server-session"}"#);
     assert_eq!(peer.text(), r#"{"type":"listen","session_id":"server-session"}"#);
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
 }
 
 #[test]
@@ -109,17 +109,17 @@ fn bad_messages_of_the_server_are_dropped_and_the_call_goes_on() {
     peer.send_audio(1, b"\x58x");
     call.receive();
     for bad in ["", "认证失败", "{", "[]", "null", "17", r#""text""#, "{}{}", r#"{"type":"mcp"}x"#] {
-        peer.say(bad);
+        peer.send_text(bad);
     }
     // The server speaks headers: whatever has none, or one that does not fit, is bad.
-    let wrong_length = [&support::chat::headed(5, b"abcd")[..], b"x"].concat();
+    let wrong_length = [&support::chat_server::audio_frame(5, b"abcd")[..], b"x"].concat();
     for bad in [&b""[..], b"x", &[0; 15], &[0; 16], &[0; 17], &wrong_length, &vec![7; 5000]] {
         peer.send_binary(bad);
     }
     // A later hello of the server is no news to the device, under whatever name it takes for a type.
-    peer.say(r#"{"type":"hello","session_id":"another"}"#);
-    peer.say(r#"{"Type":"hello","type":"llm"}"#);
-    peer.say(r#"{"type":"mcp","session_id":"server-session"}"#);
+    peer.send_text(r#"{"type":"hello","session_id":"another"}"#);
+    peer.send_text(r#"{"Type":"hello","type":"llm"}"#);
+    peer.send_text(r#"{"type":"mcp","session_id":"server-session"}"#);
     assert_eq!(device.mqtt.text(), r#"{"type":"mcp","session_id":"server-session"}"#);
     peer.send_audio(2, b"\x58good");
     let audio = call.receive();
@@ -132,7 +132,7 @@ fn a_goodbye_that_only_a_device_takes_for_one_ends_the_call() {
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (_call, mut peer) = device.call(&server);
-    peer.say(r#"{"TYPE":"goodbye","type":"tts","Session_Id":"x"}"#);
+    peer.send_text(r#"{"TYPE":"goodbye","type":"tts","Session_Id":"x"}"#);
     assert_eq!(device.mqtt.text(), r#"{"TYPE":"goodbye","type":"tts","session_id":"server-session"}"#);
     assert_eq!(peer.expect_close(1000), None);
 }
@@ -142,25 +142,25 @@ fn what_the_device_says_before_the_servers_hello_waits_and_follows_in_order() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let numbered = |n: usize| format!(r#"{{"type":"x","n":{n}}}"#);
-    (0..10).for_each(|n| device.say(&numbered(n)));
+    (0..10).for_each(|n| device.send_text(&numbered(n)));
     let mut peer = server.accept();
     peer.request();
     drop(peer);
     // That server failed, and it is the only one: all of it is over.
     assert_eq!(device.json()["type"], "alert");
-    device.answered();
+    device.hello_reply();
     assert_eq!(device.json()["type"], "goodbye");
 
-    device.say(HELLO);
-    (0..10).for_each(|n| device.say(&numbered(n)));
+    device.send_text(HELLO);
+    (0..10).for_each(|n| device.send_text(&numbered(n)));
     let mut peer = server.accept();
     peer.upgrade();
-    (10..20).for_each(|n| device.say(&numbered(n)));
-    peer.greet("s");
+    (10..20).for_each(|n| device.send_text(&numbered(n)));
+    peer.exchange_hello("s");
     (0..20).for_each(|n| assert_eq!(peer.text(), numbered(n)));
-    device.answered();
+    device.hello_reply();
 }
 
 #[test]
@@ -168,13 +168,13 @@ fn what_the_server_says_before_its_hello_waits_for_the_hello_reply() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
     peer.upgrade();
-    peer.say(r#"{"type":"mcp","payload":{"id":1}}"#);
-    peer.say(r#"{"type":"x"}"#);
-    peer.greet("s");
-    assert_eq!(device.answered().session_id, "s");
+    peer.send_text(r#"{"type":"mcp","payload":{"id":1}}"#);
+    peer.send_text(r#"{"type":"x"}"#);
+    peer.exchange_hello("s");
+    assert_eq!(device.hello_reply().session_id, "s");
     assert_eq!(device.json(), json!({"session_id": "s", "type": "mcp", "payload": {"id": 1}}));
     assert_eq!(device.json(), json!({"session_id": "s", "type": "x"}));
 }
@@ -186,15 +186,15 @@ fn the_devices_goodbye_closes_the_websocket_and_is_not_answered() {
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     for goodbye in [r#"{"type":"goodbye","session_id":"server-session"}"#, r#"{"type":"goodbye"}"#] {
         let (_call, mut peer) = device.call(&server);
-        device.say(goodbye);
-        device.say(goodbye);
+        device.send_text(goodbye);
+        device.send_text(goodbye);
         let told = peer.expect_close(1000).unwrap();
         assert_eq!(
             (&told["session_id"], &told["reason"]),
             (&json!("server-session"), &json!("device_goodbye"))
         );
         assert!(told["duration"].is_f64(), "in seconds: {told}");
-        device.mqtt.assert_quiet();
+        device.mqtt.assert_nothing_pending();
     }
 }
 
@@ -205,25 +205,25 @@ fn the_servers_end_sends_one_goodbye() {
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     for code in [Some(1000), None] {
         let (call, mut peer) = device.call(&server);
-        peer.say(r#"{"type":"tts","state":"stop"}"#);
+        peer.send_text(r#"{"type":"tts","state":"stop"}"#);
         peer.send_close(code);
         // The Close is answered, then the connection ends.
         assert!(matches!(peer.message(), Message::Close(_)));
-        peer.shut();
+        peer.shutdown_write();
         assert_eq!(peer.message(), Message::End);
         assert_eq!(device.json()["type"], "tts", "what came before is delivered");
         device.expect_goodbye(&call.session_id);
-        device.mqtt.assert_quiet();
+        device.mqtt.assert_nothing_pending();
     }
     // The server's own goodbye is the one, as it came, whether or not the WebSocket is closed behind it.
     let (_call, mut peer) = device.call(&server);
-    peer.say(r#"{"type":"goodbye","why":"bye"}"#);
+    peer.send_text(r#"{"type":"goodbye","why":"bye"}"#);
     peer.send_close(Some(1000));
     assert_eq!(device.json(), json!({"session_id": "server-session", "type": "goodbye", "why": "bye"}));
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
     // The device's echo of it, as older firmware sends, changes nothing.
-    device.say(r#"{"type":"goodbye","session_id":"server-session"}"#);
-    device.mqtt.assert_quiet();
+    device.send_text(r#"{"type":"goodbye","session_id":"server-session"}"#);
+    device.mqtt.assert_nothing_pending();
     device.call(&server);
 }
 
@@ -234,24 +234,24 @@ fn a_message_without_a_call_is_answered_with_goodbye() {
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let listen = |id: &str| format!(r#"{{"type":"listen"{id}}}"#);
     // No id was ever given: the key is left out, since firmware stumbles over null.
-    device.say(&listen(""));
+    device.send_text(&listen(""));
     assert_eq!(device.json(), json!({"type": "goodbye"}));
-    device.say(&listen(r#","session_id":null"#));
+    device.send_text(&listen(r#","session_id":null"#));
     assert_eq!(device.json(), json!({"type": "goodbye"}));
-    device.say(&listen(r#","session_id":"old""#));
+    device.send_text(&listen(r#","session_id":"old""#));
     device.expect_goodbye("old");
 
     let (call, mut peer) = device.call(&server);
-    device.say(r#"{"type":"goodbye"}"#);
+    device.send_text(r#"{"type":"goodbye"}"#);
     peer.expect_close(1000);
-    device.say(&listen(""));
+    device.send_text(&listen(""));
     device.expect_goodbye(&call.session_id);
-    device.say(&listen(r#","session_id":"old""#));
+    device.send_text(&listen(r#","session_id":"old""#));
     device.expect_goodbye("old");
     // Never in answer to a goodbye, nor to a tool's answer.
-    device.say(r#"{"type":"goodbye","session_id":"x"}"#);
-    device.say(r#"{"type":"mcp","session_id":"x","payload":{"jsonrpc":"2.0","id":3,"result":{}}}"#);
-    device.mqtt.assert_quiet();
+    device.send_text(r#"{"type":"goodbye","session_id":"x"}"#);
+    device.send_text(r#"{"type":"mcp","session_id":"x","payload":{"jsonrpc":"2.0","id":3,"result":{}}}"#);
+    device.mqtt.assert_nothing_pending();
 }
 
 #[test]
@@ -260,32 +260,32 @@ fn a_second_hello_replaces_the_call_without_a_goodbye() {
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (mut first, mut old) = device.call(&server);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut new = server.accept();
     new.upgrade();
-    new.greet("second");
-    let mut second = device.answered();
+    new.exchange_hello("second");
+    let mut second = device.hello_reply();
     assert_eq!(second.session_id, "second");
     old.expect_close(1000);
     // The old call's audio is nobody's.
     first.send(1, b"\x58old");
     second.send(2, b"\x58new");
-    assert_eq!(new.binary(), support::chat::headed(2, b"\x58new"));
-    device.mqtt.assert_quiet();
+    assert_eq!(new.binary(), support::chat_server::audio_frame(2, b"\x58new"));
+    device.mqtt.assert_nothing_pending();
 
     // Several at once leave exactly one call.
-    (0..5).for_each(|_| device.say(HELLO));
+    (0..5).for_each(|_| device.send_text(HELLO));
     let mut open = 0;
     let mut peers: Vec<_> = (0..5).map_while(|_| server.accept_within(Duration::from_secs(2))).collect();
     for peer in &mut peers {
-        if peer.is_open_for_upgrade() {
+        if peer.try_upgrade() {
             open += 1;
-            peer.greet(&format!("last {open}"));
+            peer.exchange_hello(&format!("last {open}"));
         }
     }
     assert_eq!(open, 1);
-    assert_eq!(device.answered().session_id, "last 1");
-    device.mqtt.assert_quiet();
+    assert_eq!(device.hello_reply().session_id, "last 1");
+    device.mqtt.assert_nothing_pending();
 }
 
 #[test]
@@ -297,7 +297,7 @@ fn disconnect_closes_the_calls_websocket() {
     device.mqtt.send(&[&publish("t", br#"{"type":"last"}"#)[..], &DISCONNECT].concat());
     assert_eq!(peer.text(), r#"{"type":"last"}"#);
     peer.expect_close(1000);
-    assert_eq!(device.mqtt.until_closed(), []);
+    assert_eq!(device.mqtt.read_until_closed(), []);
 }
 
 #[test]
@@ -308,7 +308,7 @@ fn a_protocol_error_ends_the_call() {
     let (_call, mut peer) = device.call(&server);
     device.mqtt.send(&[0x3f, 0]);
     peer.expect_close(1000);
-    assert_eq!(device.mqtt.until_closed(), []);
+    assert_eq!(device.mqtt.read_until_closed(), []);
 }
 
 #[test]
@@ -317,17 +317,17 @@ fn a_hello_of_another_version_closes_the_connection() {
     let gateway = gateway(&[server.url()]);
     for version in ["1", "2", "4", "\"3\"", "null"] {
         let mut device = Device::connect(gateway.addresses().mqtt, 1);
-        device.say(&HELLO.replace("\"version\":3", &format!("\"version\":{version}")));
-        assert_eq!(device.mqtt.until_closed(), [], "{version}");
+        device.send_text(&HELLO.replace("\"version\":3", &format!("\"version\":{version}")));
+        assert_eq!(device.mqtt.read_until_closed(), [], "{version}");
     }
     assert!(server.is_idle());
     // Absent is fine, and so is the same number written otherwise.
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    device.say(&HELLO.replace("\"version\":3,", ""));
+    device.send_text(&HELLO.replace("\"version\":3,", ""));
     let mut peer = server.accept();
     peer.upgrade();
-    assert_eq!(peer.greet("s")["version"], 2);
-    device.answered();
+    assert_eq!(peer.exchange_hello("s")["version"], 2);
+    device.hello_reply();
 }
 
 #[test]
@@ -336,10 +336,10 @@ fn udp_timeout_of_the_device_ends_the_call_with_a_goodbye() {
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (call, mut peer) = device.call(&server);
-    device.say(r#"{"type":"udp_timeout","session_id":"server-session"}"#);
+    device.send_text(r#"{"type":"udp_timeout","session_id":"server-session"}"#);
     peer.expect_close(1000);
     device.expect_goodbye(&call.session_id);
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
 }
 
 #[test]
@@ -359,12 +359,12 @@ fn a_call_survives_its_mqtt_connection_and_the_same_client_id_takes_it_over() {
             _ => kept = Some(device),
         }
         // What comes meanwhile waits.
-        peer.say(r#"{"type":"llm","session_id":"server-session","n":1}"#);
+        peer.send_text(r#"{"type":"llm","session_id":"server-session","n":1}"#);
         let mut device = Device::connect(addr, 1);
-        peer.say(r#"{"type":"llm","session_id":"server-session","n":2}"#);
+        peer.send_text(r#"{"type":"llm","session_id":"server-session","n":2}"#);
         let mut heard: Vec<Value> = Vec::new();
         if let Some(mut older) = kept {
-            let texts = older.mqtt.until_closed();
+            let texts = older.mqtt.read_until_closed();
             heard.extend(
                 texts.iter().map(|packet| serde_json::from_str::<Value>(packet.message().1).unwrap()),
             );
@@ -373,15 +373,15 @@ fn a_call_survives_its_mqtt_connection_and_the_same_client_id_takes_it_over() {
         while heard.last().is_none_or(|last| last["n"] != 2) {
             heard.push(device.json());
         }
-        device.say(r#"{"type":"listen","session_id":"server-session"}"#);
+        device.send_text(r#"{"type":"listen","session_id":"server-session"}"#);
         assert_eq!(peer.json()["type"], "listen", "{how}");
         call.send(2, b"\x58b");
-        assert_eq!(peer.binary(), support::chat::headed(2, b"\x58b"), "{how}");
+        assert_eq!(peer.binary(), support::chat_server::audio_frame(2, b"\x58b"), "{how}");
         peer.send_audio(3, b"\x58c");
         assert_eq!(call.receive().payload, b"\x58c", "{how}");
-        device.say(r#"{"type":"goodbye"}"#);
+        device.send_text(r#"{"type":"goodbye"}"#);
         peer.expect_close(1000);
-        device.mqtt.assert_quiet();
+        device.mqtt.assert_nothing_pending();
     }
     assert!(server.is_idle());
 }
@@ -393,35 +393,35 @@ fn a_server_that_dies_in_mid_call_is_redialled_and_the_device_notices_nothing() 
         config.websocket.reconnect = Reconnect { initial: Duration::from_millis(1), ..Reconnect::default() };
     });
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let (first, second) = match one.accept_within(Duration::from_secs(1)) {
         Some(peer) => (peer, &two),
         None => (two.accept(), &one),
     };
     let mut peer = first;
     peer.upgrade();
-    peer.greet("first");
-    let mut call = device.answered();
+    peer.exchange_hello("first");
+    let mut call = device.hello_reply();
     call.send(1, b"\x58a");
     peer.binary();
-    device.say(r#"{"type":"listen","session_id":"first","state":"start","mode":"auto"}"#);
+    device.send_text(r#"{"type":"listen","session_id":"first","state":"start","mode":"auto"}"#);
     peer.text();
     peer.reset();
 
     let mut peer = second.accept();
     peer.upgrade();
-    let hello = peer.greet("second");
+    let hello = peer.exchange_hello("second");
     assert_eq!(hello["text_font"], json!({"bundle": "x", "size": 16}), "the device's own hello");
     assert_eq!(
         peer.json(),
         json!({"type": "listen", "session_id": "second", "state": "start", "mode": "auto"})
     );
-    peer.say(r#"{"type":"stt","session_id":"second"}"#);
+    peer.send_text(r#"{"type":"stt","session_id":"second"}"#);
     assert_eq!(device.mqtt.text(), r#"{"type":"stt","session_id":"first"}"#);
-    device.say(r#"{"type":"abort","session_id":"first"}"#);
+    device.send_text(r#"{"type":"abort","session_id":"first"}"#);
     assert_eq!(peer.text(), r#"{"type":"abort","session_id":"second"}"#);
     call.send(2, b"\x58b");
-    assert_eq!(peer.binary(), support::chat::headed(2, b"\x58b"));
+    assert_eq!(peer.binary(), support::chat_server::audio_frame(2, b"\x58b"));
     peer.send_audio(3, b"\x58c");
     assert_eq!(call.receive().payload, b"\x58c");
 }
@@ -437,10 +437,10 @@ fn a_servers_ping_is_answered_and_its_long_text_arrives() {
     // Longer than any buffer on the way: a remaining length of three bytes.
     let text =
         json!({"type": "custom", "session_id": "server-session", "payload": "x".repeat(100_000)}).to_string();
-    peer.say(&text);
+    peer.send_text(&text);
     assert_eq!(device.mqtt.text(), text);
     let text = json!({"type": "mcp", "session_id": "s", "payload": {"x": "y".repeat(60_000)}}).to_string();
-    device.say(&text);
+    device.send_text(&text);
     assert_eq!(peer.text(), text);
     // A message in fragments is one message.
     peer.send_raw(&[&[0x01, 9][..], br#"{"type":""#].concat());
@@ -449,7 +449,7 @@ fn a_servers_ping_is_answered_and_its_long_text_arrives() {
 }
 
 #[test]
-fn many_devices_hear_only_what_is_theirs() {
+fn each_of_many_devices_receives_only_its_own_messages() {
     const DEVICES: u8 = 40;
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
@@ -458,10 +458,10 @@ fn many_devices_hear_only_what_is_theirs() {
     server.serve(|mut peer| {
         let request = peer.upgrade();
         let name = request.header("device-id").unwrap().to_owned();
-        peer.greet(&name);
+        peer.exchange_hello(&name);
         loop {
             match peer.message() {
-                Message::Text(_) => peer.say(&json!({"type": "llm", "text": name}).to_string()),
+                Message::Text(_) => peer.send_text(&json!({"type": "llm", "text": name}).to_string()),
                 Message::Binary(frame) => {
                     let opus = [&b"\x58"[..], name.as_bytes(), &frame[16..]].concat();
                     peer.send_audio(0, &opus);
@@ -475,40 +475,40 @@ fn many_devices_hear_only_what_is_theirs() {
         for number in 0..DEVICES {
             scope.spawn(move || {
                 let mut device = Device::connect(addr, number);
-                device.say(HELLO);
-                let mut call = device.answered();
+                device.send_text(HELLO);
+                let mut call = device.hello_reply();
                 assert_eq!(call.session_id, device.mac);
                 for n in 0..20 {
-                    device.say(r#"{"type":"listen"}"#);
+                    device.send_text(r#"{"type":"listen"}"#);
                     assert_eq!(device.json()["text"], device.mac);
                     call.send(n, &[0x58, n as u8]);
                     let expected = [&b"\x58"[..], device.mac.as_bytes(), &[0x58, n as u8]].concat();
                     assert_eq!(call.receive().payload, expected);
                 }
-                device.say(r#"{"type":"goodbye"}"#);
-                device.mqtt.assert_quiet();
+                device.send_text(r#"{"type":"goodbye"}"#);
+                device.mqtt.assert_nothing_pending();
             });
         }
     });
 }
 
 #[test]
-fn devices_that_call_without_a_user_name_are_as_good_as_others() {
+fn devices_without_a_user_name_can_call() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let connect =
         Connect { user_name: None, password: None, name: "MQIsdp", level: 3, ..Connect::new(&client_id(1)) };
     let mut client = Client::log_in(gateway.addresses().mqtt, &connect);
-    client.say(HELLO);
+    client.send_text(HELLO);
     let mut peer = server.accept();
     peer.upgrade();
-    peer.greet("s");
+    peer.exchange_hello("s");
     assert_eq!(client.json()["session_id"], "s");
 }
 
 /// What is kept of a WebSocket's frames is shared between calls, as long as none is half read.
 #[test]
-fn half_a_frame_of_one_chat_server_spoils_no_other_call() {
+fn a_partial_frame_of_one_chat_server_affects_no_other_call() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut bad = Device::connect(gateway.addresses().mqtt, 1);
@@ -519,10 +519,10 @@ fn half_a_frame_of_one_chat_server_spoils_no_other_call() {
     for half in [&b"\x81\x84abcd"[..], b"\x89\x80", b"\x81\xfe\x00\x7e", b"\x82\x05ab"] {
         bad_server.try_raw(half);
         // It has been read when a ping that came later is answered.
-        good.mqtt.assert_quiet();
+        good.mqtt.assert_nothing_pending();
         for n in 0..3 {
             let text = format!(r#"{{"type":"x","session_id":"server-session","n":{n}}}"#);
-            good_server.say(&text);
+            good_server.send_text(&text);
             assert_eq!(good.mqtt.text(), text);
         }
     }

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::{ChatServerConfig, Config};
 use mqtt_websocket_proxy::net::Running;
-use support::chat::{ChatServer, headed};
+use support::chat_server::{ChatServer, audio_frame};
 use support::device::{Device, HELLO};
 use support::process::Folder;
-use support::tls::Authority;
-use support::{LIMIT, gateway_with};
+use support::tls::CertificateAuthority;
+use support::{TIMEOUT, gateway_with};
 
 fn gateway_to(url: &str, change: impl FnOnce(&mut Config)) -> Running {
     gateway_with(&[url], change)
@@ -27,36 +27,36 @@ fn assert_call_works(gateway: &Running, server: &ChatServer) {
     assert!(peer.is_tls());
     for n in 0..50 {
         call.send(n, b"\x58up");
-        assert_eq!(peer.binary(), headed(n, b"\x58up"));
+        assert_eq!(peer.binary(), audio_frame(n, b"\x58up"));
         peer.send_audio(n, b"\x58down");
         assert_eq!(call.receive().payload, b"\x58down");
     }
     let long = format!(r#"{{"type":"x","session_id":"server-session","long":"{}"}}"#, "y".repeat(60_000));
-    peer.say(&long);
+    peer.send_text(&long);
     assert_eq!(device.mqtt.text(), long);
-    device.say(&long);
+    device.send_text(&long);
     assert_eq!(peer.text(), long);
-    device.say(r#"{"type":"goodbye"}"#);
+    device.send_text(r#"{"type":"goodbye"}"#);
     peer.expect_close(1000);
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
 }
 
 /// The server is not trusted: the device is told in words, at once.
 fn assert_refused(gateway: &Running, server: &ChatServer) {
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let start = Instant::now();
-    device.say(HELLO);
+    device.send_text(HELLO);
     server.accept().expect_end();
     assert_eq!(device.json()["type"], "alert");
-    let call = device.answered();
+    let call = device.hello_reply();
     device.expect_goodbye(&call.session_id);
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }
 
 #[test]
 fn a_private_ca_from_the_configuration_is_trusted_for_the_names_it_signed() {
-    let authority = Authority::new();
-    let folder = Folder::new().with("ca.pem", authority.pem());
+    let authority = CertificateAuthority::new();
+    let folder = Folder::new().with_file("ca.pem", authority.pem());
     let ca_file = Some(folder.0.join("ca.pem"));
 
     let server = ChatServer::start_tls(authority.server("127.0.0.1"));
@@ -84,10 +84,10 @@ fn a_private_ca_from_the_configuration_is_trusted_for_the_names_it_signed() {
 
 #[test]
 fn an_unknown_authority_is_refused_unless_insecure_is_set() {
-    let server = ChatServer::start_tls(Authority::new().server("127.0.0.1"));
+    let server = ChatServer::start_tls(CertificateAuthority::new().server("127.0.0.1"));
     assert_refused(&gateway_to(&server.url(), |_| {}), &server);
 
-    let another = Folder::new().with("ca.pem", Authority::new().pem());
+    let another = Folder::new().with_file("ca.pem", CertificateAuthority::new().pem());
     let gateway =
         gateway_to(&server.url(), |config| config.websocket.ca_file = Some(another.0.join("ca.pem")));
     assert_refused(&gateway, &server);
@@ -113,7 +113,7 @@ fn a_server_without_tls_is_told_apart_from_one_with() {
     let server = ChatServer::start();
     let gateway = gateway_to(&format!("wss://{}/", server.addr), |_| {});
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
     peer.send_raw(b"HTTP/1.1 400 Bad Request\r\n\r\n");
     assert_eq!(device.json()["type"], "alert");
@@ -121,23 +121,23 @@ fn a_server_without_tls_is_told_apart_from_one_with() {
 
 #[test]
 fn frames_right_behind_the_upgrade_are_not_left_in_a_buffer() {
-    let authority = Authority::new();
-    let folder = Folder::new().with("ca.pem", authority.pem());
+    let authority = CertificateAuthority::new();
+    let folder = Folder::new().with_file("ca.pem", authority.pem());
     let server = ChatServer::start_tls(authority.server("127.0.0.1"));
     let gateway =
         gateway_to(&server.url(), |config| config.websocket.ca_file = Some(folder.0.join("ca.pem")));
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
     let request = peer.request();
     // One record: the agreement, a text, the hello and another text.
-    let mut bytes = support::chat::agreement(&request).into_bytes();
+    let mut bytes = support::chat_server::upgrade_response(&request).into_bytes();
     for text in [r#"{"type":"a"}"#, r#"{"type":"hello","session_id":"s"}"#, r#"{"type":"b"}"#] {
         bytes.extend([0x81, text.len() as u8]);
         bytes.extend(text.as_bytes());
     }
     peer.send_raw(&bytes);
-    assert_eq!(device.answered().session_id, "s");
+    assert_eq!(device.hello_reply().session_id, "s");
     assert_eq!(device.json()["type"], "a");
     assert_eq!(device.json()["type"], "b");
     // Many frames in one go, more than one dispatch serves.
@@ -155,13 +155,15 @@ fn frames_right_behind_the_upgrade_are_not_left_in_a_buffer() {
 
 #[test]
 fn the_log_names_the_insecure_switch_and_why_a_certificate_was_refused() {
-    let server = ChatServer::start_tls(Authority::new().server("127.0.0.1"));
+    let server = ChatServer::start_tls(CertificateAuthority::new().server("127.0.0.1"));
     let url = server.url();
     let insecure = format!(r#"{{"websocket":{{"production_servers":["{url}"],"insecure":true}}}}"#);
     let own = format!(r#"{{"websocket":{{"production_servers":[{{"url":"{url}","insecure":true}}]}}}}"#);
     let verified = format!(r#"{{"websocket":{{"production_servers":["{url}"]}}}}"#);
-    let folder =
-        Folder::new().with("insecure.json", insecure).with("own.json", own).with("verified.json", verified);
+    let folder = Folder::new()
+        .with_file("insecure.json", insecure)
+        .with_file("own.json", own)
+        .with_file("verified.json", verified);
     for file in ["insecure.json", "own.json"] {
         let gateway = folder.start(&format!("-c {file}"), &[]);
         let warnings: Vec<_> = gateway
@@ -173,8 +175,8 @@ fn the_log_names_the_insecure_switch_and_why_a_certificate_was_refused() {
     }
     let mut gateway = folder.start("-c verified.json", &[]);
     let mut device = Device::connect(gateway.mqtt(), 1);
-    device.say(HELLO);
-    server.accept_within(LIMIT).unwrap().expect_end();
-    let line = gateway.line("fails, new calls try it last");
+    device.send_text(HELLO);
+    server.accept_within(TIMEOUT).unwrap().expect_end();
+    let line = gateway.wait_for_line("fails, new calls try it last");
     assert!(line.contains("certificate") && line.contains("tls"), "{line}");
 }

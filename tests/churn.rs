@@ -14,24 +14,24 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::chat::{ChatServer, Message, Peer};
+use support::chat_server::{ChatServer, Message, Peer};
 use support::device::{Device, HELLO};
-use support::host::{descriptors, eventually, resident};
+use support::host::{open_fds, resident_kib, wait_until};
 use support::mqtt::{Client, Connect, DISCONNECT};
 use support::process::Folder;
 
 /// Threads that play devices.
-const PLAYERS: u8 = 8;
+const DEVICES: u8 = 8;
 /// Calls before the middle, and after it, on however slow a machine.
-const ENOUGH: usize = 50;
+const MIN_CALLS_PER_HALF: usize = 50;
 
 #[test]
-fn churn_leaves_nothing_behind() {
+fn churn_leaks_nothing() {
     let seconds = env::var("CHURN_SECONDS").map_or(3, |text| text.parse().unwrap());
     let server = ChatServer::start();
     let url = server.url();
     let turn = AtomicUsize::new(0);
-    server.serve(move |peer| play_server(peer, turn.fetch_add(1, Ordering::Relaxed)));
+    server.serve(move |peer| run_server(peer, turn.fetch_add(1, Ordering::Relaxed)));
     let config = json!({
         "mqtt": {"host": "127.0.0.1", "resume_grace_s": 1},
         "udp": {"host": "127.0.0.1"},
@@ -40,22 +40,22 @@ fn churn_leaves_nothing_behind() {
             "reconnect": {"initial_ms": 5, "max_ms": 20, "give_up_after_s": 1},
         },
     });
-    let folder = Folder::new().with("gateway.json", config.to_string());
+    let folder = Folder::new().with_file("gateway.json", config.to_string());
     let process = folder.start("-c gateway.json", &[]);
     let (gateway, pid) = (process.mqtt(), process.id());
-    let idle = descriptors(pid);
+    let idle = open_fds(pid);
 
     let calls = Arc::new(AtomicUsize::new(0));
     let began = Instant::now();
     let half = began + Duration::from_secs(seconds) / 2;
     let end = began + Duration::from_secs(seconds);
-    let players: Vec<_> = (0..PLAYERS)
-        .map(|player| {
+    let threads: Vec<_> = (0..DEVICES)
+        .map(|device_number| {
             let calls = Arc::clone(&calls);
             thread::spawn(move || {
-                let mut round = usize::from(player);
-                while Instant::now() < end || calls.load(Ordering::Relaxed) <= 2 * ENOUGH {
-                    play_device(gateway, player, round);
+                let mut round = usize::from(device_number);
+                while Instant::now() < end || calls.load(Ordering::Relaxed) <= 2 * MIN_CALLS_PER_HALF {
+                    run_device(gateway, device_number, round);
                     calls.fetch_add(1, Ordering::Relaxed);
                     round += 1;
                 }
@@ -63,22 +63,22 @@ fn churn_leaves_nothing_behind() {
         })
         .collect();
     thread::sleep(half.saturating_duration_since(Instant::now()));
-    eventually("enough calls", || calls.load(Ordering::Relaxed) > ENOUGH);
-    let at_half = (resident(pid), calls.load(Ordering::Relaxed));
-    players.into_iter().for_each(|player| player.join().unwrap());
+    wait_until("enough calls", || calls.load(Ordering::Relaxed) > MIN_CALLS_PER_HALF);
+    let at_half = (resident_kib(pid), calls.load(Ordering::Relaxed));
+    threads.into_iter().for_each(|device_number| device_number.join().unwrap());
     let calls = calls.load(Ordering::Relaxed);
 
-    eventually("all descriptors are closed again", || descriptors(pid) <= idle);
-    let grown = resident(pid).saturating_sub(at_half.0);
+    wait_until("all descriptors are closed again", || open_fds(pid) <= idle);
+    let grown = resident_kib(pid).saturating_sub(at_half.0);
     assert!(grown < 2 * 1024, "{grown} KiB more after {calls} calls than after {}", at_half.1);
     // And it still works.
     let mut device = Device::connect(gateway, 200);
-    device.say(HELLO);
+    device.send_text(HELLO);
     while device.json()["type"] != "hello" {}
 }
 
 /// One connection of the gateway, ended in a way that depends on its number.
-fn play_server(mut peer: Peer, turn: usize) {
+fn run_server(mut peer: Peer, turn: usize) {
     let quick = Duration::from_secs(5);
     match turn % 16 {
         3 => return peer.reset(),
@@ -91,7 +91,7 @@ fn play_server(mut peer: Peer, turn: usize) {
     // The gateway may give up at any point.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         peer.upgrade();
-        peer.greet("s");
+        peer.exchange_hello("s");
         let mut frames = 0;
         loop {
             match peer.message_within(quick) {
@@ -99,13 +99,12 @@ fn play_server(mut peer: Peer, turn: usize) {
                     frames += 1;
                     peer.send_binary(&frame);
                     match (turn % 16, frames) {
-                        (1, 3) => return peer.shut(),
+                        (1, 3) => return peer.shutdown_write(),
                         (2, 3) => return peer.send_close(Some(1011)),
                         (5, 3) => return peer.send_close(Some(1000)),
                         (9, 3) => return peer.send_raw(&[0xff; 40]),
-                        (11, 3) => {
-                            peer.say(&json!({"type": "custom", "filler": "x".repeat(200_000)}).to_string())
-                        }
+                        (11, 3) => peer
+                            .send_text(&json!({"type": "custom", "filler": "x".repeat(200_000)}).to_string()),
                         _ => {}
                     }
                 }
@@ -122,16 +121,16 @@ fn play_server(mut peer: Peer, turn: usize) {
 }
 
 /// One connection of a device, ended in a way that depends on its number.
-fn play_device(gateway: std::net::SocketAddr, player: u8, round: usize) {
+fn run_device(gateway: std::net::SocketAddr, device_number: u8, round: usize) {
     if round.is_multiple_of(11) {
         // One that says nothing, one that says nonsense.
         drop(Client::open(gateway));
         Client::open(gateway).send(b"GET / HTTP/1.1\r\n\r\n");
     }
-    let mut device = Device::connect(gateway, player);
-    device.say(HELLO);
+    let mut device = Device::connect(gateway, device_number);
+    device.send_text(HELLO);
     let quick = Duration::from_millis(500);
-    let Some(mut call) = answered(&mut device) else { return };
+    let Some(mut call) = next_hello_reply(&mut device) else { return };
     for _ in 0..6 {
         call.send(0, b"\x58abc");
         let _ = call.receive_within(Duration::from_millis(20));
@@ -143,7 +142,7 @@ fn play_device(gateway: std::net::SocketAddr, player: u8, round: usize) {
         3 => {
             // A second call over the same connection.
             device.mqtt.try_send(&support::mqtt::publish("x", HELLO.as_bytes()));
-            let _ = answered(&mut device);
+            let _ = next_hello_reply(&mut device);
         }
         4 => {
             // Taken over, then hung up.
@@ -162,7 +161,7 @@ fn play_device(gateway: std::net::SocketAddr, player: u8, round: usize) {
 }
 
 /// The next hello reply; alerts, goodbyes and questions about tools are passed over.
-fn answered(device: &mut Device) -> Option<support::audio::Call> {
+fn next_hello_reply(device: &mut Device) -> Option<support::audio::Call> {
     loop {
         let packet = device.mqtt.packet_within(Duration::from_secs(3)).ok()?;
         let value: serde_json::Value = serde_json::from_str(packet.message().1).unwrap();

@@ -38,7 +38,7 @@ fn load(text: &str) -> Result<Config, String> {
     load_with(text.as_bytes(), None, &[])
 }
 
-const SEED: &str = r#"{
+const FIRST_VERSION_CONFIG: &str = r#"{
   "mqtt": { "host": "0.0.0.0", "port": 1883, "max_connections": 10000, "max_payload_size": 8192 },
   "udp": { "host": "0.0.0.0", "port": 8884, "public_ip": "mqtt.xiaozhi.me" },
   "websocket": {
@@ -53,8 +53,8 @@ const SEED: &str = r#"{
 }"#;
 
 #[test]
-fn a_file_of_the_seed_loads_unchanged() {
-    let config = load(SEED).unwrap();
+fn a_file_of_the_first_version_loads_unchanged() {
+    let config = load(FIRST_VERSION_CONFIG).unwrap();
     assert_eq!(config.mqtt.max_payload_size, 8192);
     assert_eq!(config.udp.public_ip, PublicIp::Host("mqtt.xiaozhi.me".to_owned()));
     let urls: Vec<_> = config.websocket.production.iter().map(|server| server.url.as_str()).collect();
@@ -227,7 +227,7 @@ fn the_environment_goes_over_the_file_and_the_command_line_over_both() {
 }
 
 #[test]
-fn debug_and_level_are_weighed_by_where_they_come_from() {
+fn debug_and_level_follow_source_precedence() {
     for (file, variables, expected) in [
         (r#"{"debug":true}"#, &[][..], LevelFilter::Debug),
         (r#"{"debug":true}"#, &[("DEBUG", "off")], LevelFilter::Info),
@@ -295,7 +295,7 @@ fn a_container_needs_no_file() {
 }
 
 #[test]
-fn a_secret_may_stand_in_a_file_of_its_own() {
+fn a_secret_may_be_read_from_a_file_of_its_own() {
     let key = temporary("key", "päss word\r\n".as_bytes());
     let (empty, key) = (temporary("empty", b"\n"), key.to_str().unwrap());
     for name in ["MQTT_SIGNATURE_KEY_FILE", "MQTT_PROXY_MQTT_SIGNATURE_KEY_FILE"] {
@@ -345,7 +345,7 @@ fn a_bad_variable_of_any_key_is_refused_with_its_name() {
 }
 
 #[test]
-fn a_misspelt_variable_is_told_with_the_nearest_name() {
+fn a_misspelt_variable_is_reported_with_the_nearest_name() {
     let names = ["MQTT_PROXY_UPD_PORT", "MQTT_PROXY_UDP_PORT", "API_TOKEN_FILE", "PATH"];
     assert_eq!(
         unknown_variables(names.map(OsString::from)),
@@ -356,7 +356,7 @@ fn a_misspelt_variable_is_told_with_the_nearest_name() {
 }
 
 #[test]
-fn the_echo_server_stands_in_only_when_there_is_no_other() {
+fn the_echo_server_is_used_only_without_a_configured_server() {
     let echo = Arc::new("ws://127.0.0.1:4/".parse().unwrap());
     for (text, stands_in) in [
         ("{}", true),
@@ -436,7 +436,7 @@ fn the_udp_port_of_the_node_gateway_is_its_mqtt_port_unless_it_is_set() {
 }
 
 #[test]
-fn what_javascript_takes_for_nothing_counts_as_absent_in_a_node_file() {
+fn falsy_values_count_as_absent_in_a_node_file() {
     let text = r#"{"production":{"chat_servers":["ws://a"]},"development":null,"debug":0,"max_mqtt_payload_size":0,
         "mcp_client":{"capabilities":null,"max_tools_count":0}}"#;
     let (config, bare) =
@@ -445,7 +445,7 @@ fn what_javascript_takes_for_nothing_counts_as_absent_in_a_node_file() {
 }
 
 #[test]
-fn a_shape_is_told_by_its_keys() {
+fn the_file_format_is_detected_by_its_keys() {
     for (text, is_node) in [
         ("{}", false),
         (r#"{"debug":true}"#, false),
@@ -485,7 +485,7 @@ fn a_bad_node_file_is_refused_with_its_field() {
 }
 
 #[test]
-fn everything_that_is_wrong_is_told_at_once() {
+fn all_errors_are_reported_at_once() {
     let text = r#"{"mqtt":{"port":"x","prt":1},"websocket":{"production_servers":["http://a","ws://b","c"],"insecure":1},"x":0}"#;
     let path = temporary("gateway.json", text.as_bytes());
     let source = Source::new(Some(path.clone()), None, |name| (name == "UDP_PORT").then(|| "-1".into()));

@@ -11,26 +11,26 @@ use std::time::Duration;
 use mqtt_websocket_proxy::config::Config;
 use serde_json::Value;
 use support::audio::Call;
-use support::bytes::bytes;
-use support::chat::{ChatServer, Message, Peer, accept, headed};
+use support::byte_table::parse_bytes;
+use support::chat_server::{ChatServer, Message, Peer, accept, audio_frame};
 use support::device::{Device, HELLO};
-use support::logged::Logged;
+use support::log_capture::LogCapture;
 use support::{gateway, gateway_with};
 
-const LIVE: &str = r#"{"type":"stt","session_id":"server-session"}"#;
+const LIVENESS_MESSAGE: &str = r#"{"type":"stt","session_id":"server-session"}"#;
 
 fn table() -> Value {
     serde_json::from_str(include_str!("data/rfc6455.json")).unwrap()
 }
 
 /// Redials at once.
-fn hasty(config: &mut Config) {
+fn short_reconnect_delay(config: &mut Config) {
     config.websocket.reconnect.initial = Duration::from_millis(20);
     config.websocket.reconnect.max = Duration::from_millis(40);
 }
 
 /// The length of an unmasked frame (section 5.2).
-fn length(n: usize) -> Vec<u8> {
+fn frame_length(n: usize) -> Vec<u8> {
     match n {
         0..126 => vec![n as u8],
         126..0x1_0000 => [&[126][..], &(n as u16).to_be_bytes()].concat(),
@@ -38,63 +38,63 @@ fn length(n: usize) -> Vec<u8> {
     }
 }
 
-fn frames(line: &Value) -> Vec<u8> {
-    bytes(line.as_str().unwrap(), length, &|name| panic!("{name} is no placeholder"))
+fn frame_bytes(line: &Value) -> Vec<u8> {
+    parse_bytes(line.as_str().unwrap(), frame_length, &|name| panic!("{name} is no placeholder"))
 }
 
 /// A call on `server` after which the gateway knows the device's UDP address.
-fn talk(device: &mut Device, server: &ChatServer) -> (Call, Peer) {
+fn start_call(device: &mut Device, server: &ChatServer) -> (Call, Peer) {
     let (mut call, mut peer) = device.call(server);
     call.send(0, b"\x58a");
-    assert_eq!(peer.binary(), headed(0, b"\x58a"));
+    assert_eq!(peer.binary(), audio_frame(0, b"\x58a"));
     (call, peer)
 }
 
 #[test]
 fn frames_of_a_chat_server() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], hasty);
+    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     for (section, rows) in table()["covered"].as_object().unwrap() {
         for row in rows.as_array().unwrap() {
             let what = format!("{section}: {}", row["name"]);
             eprintln!("{what}");
-            play(row, &mut device, &server);
-            device.mqtt.assert_quiet();
+            run_case(row, &mut device, &server);
+            device.mqtt.assert_nothing_pending();
         }
     }
 }
 
-fn play(row: &Value, device: &mut Device, server: &ChatServer) {
-    let (call, mut peer) = talk(device, server);
-    peer.try_raw(&frames(&row["send"]));
+fn run_case(row: &Value, device: &mut Device, server: &ChatServer) {
+    let (call, mut peer) = start_call(device, server);
+    peer.try_raw(&frame_bytes(&row["send"]));
     if let Some(code) = row["fails"].as_u64() {
         assert_eq!(peer.message(), Message::Close(Some(code as u16)));
-        peer.shut();
+        peer.shutdown_write();
         assert_eq!(peer.message(), Message::End);
         let mut again = server.accept();
         again.upgrade();
-        again.greet("again");
-        device.say(r#"{"type":"goodbye"}"#);
+        again.exchange_hello("again");
+        device.send_text(r#"{"type":"goodbye"}"#);
         again.expect_close(1000);
     } else if let Some(code) = row["ends"].as_u64() {
         assert_eq!(peer.message(), Message::Close(Some(code as u16).filter(|code| *code != 0)));
-        peer.shut();
+        peer.shutdown_write();
         assert_eq!(peer.message(), Message::End);
         device.expect_goodbye("server-session");
     } else {
         if row["pong"].is_string() {
-            assert_eq!(peer.message(), Message::Pong(frames(&row["pong"])));
+            assert_eq!(peer.message(), Message::Pong(frame_bytes(&row["pong"])));
         }
         if let Some(text) = row["device"].as_str() {
             assert_eq!(device.mqtt.text(), text);
         }
         if row["audio"].is_string() {
-            assert_eq!(call.receive().payload, frames(&row["audio"]));
+            assert_eq!(call.receive().payload, frame_bytes(&row["audio"]));
         }
-        peer.say(LIVE);
-        assert_eq!(device.mqtt.text(), LIVE);
-        device.say(r#"{"type":"goodbye"}"#);
+        peer.send_text(LIVENESS_MESSAGE);
+        assert_eq!(device.mqtt.text(), LIVENESS_MESSAGE);
+        device.send_text(r#"{"type":"goodbye"}"#);
         peer.expect_close(1000);
     }
 }
@@ -102,35 +102,36 @@ fn play(row: &Value, device: &mut Device, server: &ChatServer) {
 #[test]
 fn answers_to_the_upgrade() {
     let server = ChatServer::start();
-    let mut log = Logged::about(server.url().split('?').next().unwrap());
+    let mut log = LogCapture::containing(server.url().split('?').next().unwrap());
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 2);
     for row in table()["4.1 the answer to the upgrade"].as_array().unwrap() {
         eprintln!("{}", row["name"]);
-        device.say(HELLO);
+        device.send_text(HELLO);
         let mut peer = server.accept();
         let accept = accept(&peer.request());
         let lines = row["answer"].as_array().unwrap().iter().map(|line| line.as_str().unwrap());
-        let head: String =
-            lines.map(|line| format!("{}\r\n", spelt_out(&line.replace("{accept}", &accept)))).collect();
+        let head: String = lines
+            .map(|line| format!("{}\r\n", expand_response(&line.replace("{accept}", &accept))))
+            .collect();
         peer.try_raw(format!("{head}\r\n").as_bytes());
         if let Some(says) = row["says"].as_str() {
-            log.line(says);
+            log.wait_for_line(says);
             assert_eq!(device.json()["type"], "alert");
-            device.answered();
+            device.hello_reply();
             assert_eq!(device.json()["type"], "goodbye");
             peer.expect_end();
         } else {
-            peer.greet("server-session");
-            device.answered();
-            device.say(r#"{"type":"goodbye"}"#);
+            peer.exchange_hello("server-session");
+            device.hello_reply();
+            device.send_text(r#"{"type":"goodbye"}"#);
             peer.expect_close(1000);
         }
     }
 }
 
 /// `X-{n}: y*3` is a header three times, each with another name; `{z*9}` is nine letters.
-fn spelt_out(line: &str) -> String {
+fn expand_response(line: &str) -> String {
     if let Some((header, times)) = line.strip_prefix("X-{n}: ").and_then(|rest| rest.split_once('*')) {
         let headers: Vec<_> = (0..times.parse().unwrap()).map(|n: u32| format!("X-{n}: {header}")).collect();
         return headers.join("\r\n");
@@ -151,10 +152,10 @@ fn masking_keys_are_fresh_and_unpredictable() {
     let mut device = Device::connect(gateway.addresses().mqtt, 3);
     let (_, mut peer) = device.call(&server);
     for _ in 0..FRAMES {
-        device.say(LIVE);
+        device.send_text(LIVENESS_MESSAGE);
         peer.text();
     }
-    let masks: Vec<u32> = peer.masks.iter().map(|mask| u32::from_be_bytes(*mask)).collect();
+    let masks: Vec<u32> = peer.masking_keys.iter().map(|mask| u32::from_be_bytes(*mask)).collect();
     assert!(masks.len() > FRAMES);
     // One pair in a thousand random keys is equal once in 8,600 runs; two pairs never.
     let distinct = |list: &[u32]| list.iter().collect::<BTreeSet<_>>().len();
@@ -182,15 +183,15 @@ fn the_key_of_the_upgrade_is_sixteen_bytes_and_new_each_time() {
     let mut device = Device::connect(gateway.addresses().mqtt, 4);
     let mut keys = BTreeSet::new();
     for _ in 0..20 {
-        device.say(HELLO);
+        device.send_text(HELLO);
         let mut peer = server.accept();
         let request = peer.upgrade();
         let key = request.header("sec-websocket-key").unwrap().to_owned();
         assert_eq!(openssl::base64::decode_block(&key).unwrap().len(), 16, "{key}");
         assert!(keys.insert(key));
-        peer.greet("server-session");
-        device.answered();
-        device.say(r#"{"type":"goodbye"}"#);
+        peer.exchange_hello("server-session");
+        device.hello_reply();
+        device.send_text(r#"{"type":"goodbye"}"#);
         peer.expect_close(1000);
     }
 }
@@ -198,23 +199,23 @@ fn the_key_of_the_upgrade_is_sixteen_bytes_and_new_each_time() {
 /// Sections 5.5.1 and 7.1.1: after its Close the gateway sends nothing more, waits for the server to end the connection,
 /// and does not wait for ever.
 #[test]
-fn after_its_close_the_gateway_is_silent_and_soon_gone() {
+fn after_its_close_the_gateway_sends_nothing_and_disconnects() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 5);
     let (_, mut peer) = device.call(&server);
-    device.say(r#"{"type":"goodbye"}"#);
+    device.send_text(r#"{"type":"goodbye"}"#);
     assert!(matches!(peer.message(), Message::Text(_)), "its goodbye");
     assert_eq!(peer.message(), Message::Close(Some(1000)));
     peer.try_frame(9, b"still there?");
-    peer.try_frame(1, LIVE.as_bytes());
+    peer.try_frame(1, LIVENESS_MESSAGE.as_bytes());
     assert_eq!(peer.message(), Message::End, "no pong, and no second Close");
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
 }
 
 /// Section 7.4.1: 1001 when the gateway stops.
 #[test]
-fn a_gateway_that_stops_goes_away() {
+fn a_stopping_gateway_closes_its_websockets() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 6);

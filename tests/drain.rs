@@ -14,25 +14,25 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "tls")]
 use mqtt_websocket_proxy::net::Running;
 use serde_json::json;
-use support::chat::{ChatServer, Message, headed};
+use support::chat_server::{ChatServer, Message, audio_frame};
 use support::device::Device;
-use support::host::eventually;
+use support::host::wait_until;
 use support::mqtt::Client;
 use support::process::{Folder, Process};
-use support::{LIMIT, gateway};
+use support::{TIMEOUT, gateway};
 #[cfg(feature = "tls")]
-use support::{config, host::device_over, own_ip, tls::Authority};
+use support::{config, host::device_over, process_loopback_ip, tls::CertificateAuthority};
 
 const TOKEN: &str = "a-token-for-the-drain";
 /// Over which idle devices leave, and some time for a busy machine.
-const LEAVING: Duration = Duration::from_millis(5_000 + 1_500);
+const DISCONNECT_DEADLINE: Duration = Duration::from_millis(5_000 + 1_500);
 
 fn start(server: &ChatServer) -> (Folder, Process) {
     let file = json!({
         "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
         "websocket": {"production_servers": [server.url()]}, "api": {"host": "127.0.0.1", "token": TOKEN},
     });
-    let folder = Folder::new().with("gateway.json", file.to_string());
+    let folder = Folder::new().with_file("gateway.json", file.to_string());
     let process = folder.start("-c gateway.json", &[]);
     (folder, process)
 }
@@ -43,9 +43,9 @@ fn api(process: &Process) -> SocketAddr {
 }
 
 /// The whole answer, head and body.
-fn ask(api: SocketAddr, path: &str) -> String {
-    let mut stream = TcpStream::connect_timeout(&api, LIMIT).unwrap();
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
+fn http_get(api: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect_timeout(&api, TIMEOUT).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
     );
@@ -56,7 +56,7 @@ fn ask(api: SocketAddr, path: &str) -> String {
 }
 
 #[test]
-fn a_call_goes_on_while_all_else_leaves_and_its_end_ends_the_program_with_0() {
+fn a_call_continues_while_idle_devices_leave_and_its_end_exits_with_0() {
     let server = ChatServer::start();
     let (_folder, mut process) = start(&server);
     let api = api(&process);
@@ -64,42 +64,42 @@ fn a_call_goes_on_while_all_else_leaves_and_its_end_ends_the_program_with_0() {
     let mut stranger = Client::open(process.mqtt());
     let mut device = Device::connect(process.mqtt(), 9);
     let (mut call, mut peer) = device.call(&server);
-    eventually("all six are in", || ask(api, "/metrics").contains("gateway_sessions 7"));
-    assert!(ask(api, "/metrics").contains("gateway_draining 0"));
-    assert!(ask(api, "/readyz").starts_with("HTTP/1.1 200"));
+    wait_until("all six are in", || http_get(api, "/metrics").contains("gateway_sessions 7"));
+    assert!(http_get(api, "/metrics").contains("gateway_draining 0"));
+    assert!(http_get(api, "/readyz").starts_with("HTTP/1.1 200"));
 
     let began = Instant::now();
     process.signal("USR1");
-    process.line("draining: 1 calls to finish");
+    process.wait_for_line("draining: 1 calls to finish");
     process.signal("USR1");
-    eventually("the port is closed", || TcpStream::connect(process.mqtt()).is_err());
-    assert_eq!(stranger.until_closed(), []);
-    let ready = ask(api, "/readyz");
+    wait_until("the port is closed", || TcpStream::connect(process.mqtt()).is_err());
+    assert_eq!(stranger.read_until_closed(), []);
+    let ready = http_get(api, "/readyz");
     assert!(ready.starts_with("HTTP/1.1 503") && ready.ends_with(r#"{"status":"draining"}"#), "{ready}");
-    assert!(ask(api, "/healthz").starts_with("HTTP/1.1 200"));
-    assert!(ask(api, "/metrics").contains("gateway_draining 1"));
-    assert!(ask(api, "/api/sessions").contains(r#""draining":true"#));
+    assert!(http_get(api, "/healthz").starts_with("HTTP/1.1 200"));
+    assert!(http_get(api, "/metrics").contains("gateway_draining 1"));
+    assert!(http_get(api, "/api/sessions").contains(r#""draining":true"#));
 
     // They leave one after another, not all at once.
     let mut left = Vec::new();
     for device in &mut idle {
-        assert_eq!(device.mqtt.until_closed(), []);
+        assert_eq!(device.mqtt.read_until_closed(), []);
         left.push(began.elapsed());
     }
-    assert!(left[4] < LEAVING && left[4] - left[0] > Duration::from_secs(1), "{left:?}");
+    assert!(left[4] < DISCONNECT_DEADLINE && left[4] - left[0] > Duration::from_secs(1), "{left:?}");
 
     // The call has not noticed.
     call.send(60, b"up");
-    assert_eq!(peer.binary(), headed(60, b"up"));
+    assert_eq!(peer.binary(), audio_frame(60, b"up"));
     peer.send_audio(120, b"down");
     assert_eq!(call.receive().payload, b"down");
-    device.say(r#"{"type":"abort"}"#);
+    device.send_text(r#"{"type":"abort"}"#);
     assert_eq!(peer.json()["type"], "abort");
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
 
-    device.say(r#"{"type":"goodbye"}"#);
+    device.send_text(r#"{"type":"goodbye"}"#);
     peer.expect_close(1000);
-    assert_eq!(device.mqtt.until_closed(), []);
+    assert_eq!(device.mqtt.read_until_closed(), []);
     let (code, lines) = process.end();
     assert_eq!(code, Some(0));
     let count = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
@@ -107,7 +107,7 @@ fn a_call_goes_on_while_all_else_leaves_and_its_end_ends_the_program_with_0() {
 }
 
 #[test]
-fn with_nobody_there_it_ends_at_once_and_a_term_ends_a_drain_as_usual() {
+fn without_calls_it_exits_at_once_and_sigterm_ends_a_drain() {
     let server = ChatServer::start();
     let (_folder, mut process) = start(&server);
     process.signal("USR1");
@@ -117,18 +117,18 @@ fn with_nobody_there_it_ends_at_once_and_a_term_ends_a_drain_as_usual() {
     let mut device = Device::connect(process.mqtt(), 1);
     let (call, mut peer) = device.call(&server);
     process.signal("USR1");
-    process.line("draining: 1 calls");
+    process.wait_for_line("draining: 1 calls");
     process.signal("TERM");
     device.expect_goodbye(&call.session_id);
     peer.expect_close(1001);
-    device.mqtt.until_closed();
+    device.mqtt.read_until_closed();
     let (code, lines) = process.end();
     assert_eq!(code, Some(0));
     assert!(!lines.iter().any(|line| line.contains("drained:")), "{lines:#?}");
 }
 
 #[test]
-fn a_device_that_wakes_up_before_its_moment_is_served() {
+fn an_idle_device_that_calls_before_its_disconnect_is_served() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mqtt = gateway.addresses().mqtt;
@@ -136,19 +136,19 @@ fn a_device_that_wakes_up_before_its_moment_is_served() {
     let mut others: Vec<_> = (1..=8).map(|n| Device::connect(mqtt, n)).collect();
     let mut device = Device::connect(mqtt, 9);
     gateway.handle().drain();
-    others[0].mqtt.until_closed();
+    others[0].mqtt.read_until_closed();
     let (mut call, mut peer) = device.call(&server);
-    others.iter_mut().for_each(|other| drop(other.mqtt.until_closed()));
+    others.iter_mut().for_each(|other| drop(other.mqtt.read_until_closed()));
     call.send(60, b"still here");
-    assert_eq!(peer.binary(), headed(60, b"still here"));
+    assert_eq!(peer.binary(), audio_frame(60, b"still here"));
     // Its server hangs up: the goodbye reaches the device before its connection ends.
     peer.send_close(Some(1000));
     device.expect_goodbye(&call.session_id);
-    assert_eq!(device.mqtt.until_closed(), []);
+    assert_eq!(device.mqtt.read_until_closed(), []);
 
     let (over, ended) = mpsc::channel();
-    thread::spawn(move || over.send(gateway.stop(LIMIT).is_ok()));
-    assert_eq!(ended.recv_timeout(LIMIT), Ok(true), "it has ended by itself");
+    thread::spawn(move || over.send(gateway.stop(TIMEOUT).is_ok()));
+    assert_eq!(ended.recv_timeout(TIMEOUT), Ok(true), "it has ended by itself");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn a_call_of_a_device_that_lost_its_connection_is_not_waited_for() {
     let mut device = Device::connect(process.mqtt(), 1);
     let (_call, mut peer) = device.call(&server);
     process.signal("USR1");
-    process.line("draining: 1 calls");
+    process.wait_for_line("draining: 1 calls");
     device.mqtt.reset();
     match peer.message() {
         Message::Text(text) => assert!(text.contains("device_lost"), "{text}"),
@@ -171,24 +171,25 @@ fn a_call_of_a_device_that_lost_its_connection_is_not_waited_for() {
 #[cfg(feature = "tls")]
 #[test]
 fn the_tls_port_closes_too_and_its_calls_go_on() {
-    let (server, authority) = (ChatServer::start(), Authority::new());
+    let (server, authority) = (ChatServer::start(), CertificateAuthority::new());
     let pair = authority.issue("127.0.0.1");
-    let folder = Folder::new().with("cert.pem", pair.certificate_pem()).with("key.pem", pair.key_pem());
+    let folder =
+        Folder::new().with_file("cert.pem", pair.certificate_pem()).with_file("key.pem", pair.key_pem());
     let without_tls = config(&[server.url()]);
     let mut settings = without_tls.clone();
-    (settings.mqtt.host, settings.udp.host) = (own_ip().into(), own_ip().into());
+    (settings.mqtt.host, settings.udp.host) = (process_loopback_ip().into(), process_loopback_ip().into());
     settings.mqtt.tls.port = 0;
     settings.mqtt.tls.cert_file = Some(folder.0.join("cert.pem"));
     settings.mqtt.tls.key_file = Some(folder.0.join("key.pem"));
     let gateway = Running::start(settings.clone(), None).unwrap();
     let doors = [gateway.addresses().mqtt, gateway.addresses().mqtts.unwrap()];
-    let tcp = || TcpStream::connect_timeout(&doors[1], LIMIT).unwrap();
+    let tcp = || TcpStream::connect_timeout(&doors[1], TIMEOUT).unwrap();
     let mut device = device_over(authority.client().connect("127.0.0.1", tcp()).unwrap(), 1);
     let (mut call, mut peer) = device.call(&server);
     let mut in_handshake = Client::from(tcp());
 
     gateway.handle().drain();
-    assert_eq!(in_handshake.until_closed(), []);
+    assert_eq!(in_handshake.read_until_closed(), []);
     let closed = || doors.iter().all(|door| TcpStream::connect(door).is_err());
     assert!(closed());
     // A reload that switches TLS off, and on again, does not open it.
@@ -196,11 +197,11 @@ fn the_tls_port_closes_too_and_its_calls_go_on() {
     settings.mqtt.tls.port = doors[1].port();
     gateway.handle().reload(settings);
     call.send(60, b"up");
-    assert_eq!(peer.binary(), headed(60, b"up"));
-    device.mqtt.assert_quiet();
+    assert_eq!(peer.binary(), audio_frame(60, b"up"));
+    device.mqtt.assert_nothing_pending();
     assert!(closed());
 
-    device.say(r#"{"type":"goodbye"}"#);
+    device.send_text(r#"{"type":"goodbye"}"#);
     peer.expect_close(1000);
-    assert_eq!(device.mqtt.until_closed(), []);
+    assert_eq!(device.mqtt.read_until_closed(), []);
 }

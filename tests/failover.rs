@@ -12,63 +12,63 @@ use std::time::{Duration, Instant};
 use mqtt_websocket_proxy::config::Config;
 use serde_json::{Value, json};
 use support::audio::Call;
-use support::chat::{ChatServer, Message, Peer, headed};
-use support::crowd::kill;
+use support::chat_server::{ChatServer, Message, Peer, audio_frame};
 use support::device::{Device, HELLO, client_id};
-use support::logged::{Logged, fact};
+use support::log_capture::{LogCapture, log_field};
+use support::parallel::kill_server;
 use support::{gateway, gateway_with};
 
 /// Pauses short enough for a test.
-fn hasty(config: &mut Config) {
+fn short_reconnect_delay(config: &mut Config) {
     config.websocket.reconnect.initial = Duration::from_millis(20);
     config.websocket.reconnect.max = Duration::from_millis(40);
 }
 
 /// A call on `server` after which the gateway knows the device's UDP address.
-fn talk(device: &mut Device, server: &ChatServer) -> (Call, Peer) {
+fn start_call(device: &mut Device, server: &ChatServer) -> (Call, Peer) {
     let (mut call, mut peer) = device.call(server);
     call.send(0, b"\x58a");
-    assert_eq!(peer.binary(), headed(0, b"\x58a"));
+    assert_eq!(peer.binary(), audio_frame(0, b"\x58a"));
     (call, peer)
 }
 
 /// The next dial is taken up; the hello that came with it.
-fn take_up(server: &ChatServer, session_id: &str) -> (Peer, Value) {
+fn accept_redial(server: &ChatServer, session_id: &str) -> (Peer, Value) {
     let mut peer = server.accept();
     peer.upgrade();
-    let hello = peer.greet(session_id);
+    let hello = peer.exchange_hello(session_id);
     (peer, hello)
 }
 
 /// Audio passes both ways, under the key the device was first given. What the device sends until the gateway has taken
 /// the new chat server's hello is dropped.
-fn assert_audible(call: &mut Call, peer: &mut Peer, mark: &[u8]) {
-    peer.say(r#"{"type":"stt","text":"ready"}"#);
+fn assert_audio_both_ways(call: &mut Call, peer: &mut Peer, mark: &[u8]) {
+    peer.send_text(r#"{"type":"stt","text":"ready"}"#);
     peer.send_audio(9, mark);
     assert_eq!(call.receive().payload, mark);
     call.send(8, mark);
-    assert_eq!(peer.binary(), headed(8, mark));
+    assert_eq!(peer.binary(), audio_frame(8, mark));
 }
 
 #[test]
-fn two_hundred_calls_outlive_their_chat_server() {
+fn two_hundred_calls_survive_their_chat_server() {
     const CALLS: u8 = 200;
     let began = Instant::now();
-    let doomed = ChatServer::start();
+    let failing = ChatServer::start();
     let other = ChatServer::start();
-    let mut log = Logged::about(doomed.addr.to_string());
-    let gateway = gateway(&[doomed.url(), other.url()]);
+    let mut log = LogCapture::containing(failing.addr.to_string());
+    let gateway = gateway(&[failing.url(), other.url()]);
     let mut devices: Vec<(Device, Call)> = Vec::new();
     let mut peers: Vec<HashMap<String, Peer>> = vec![HashMap::new(), HashMap::new()];
     for number in 0..CALLS {
         let mut device = Device::connect(gateway.addresses().mqtt, number);
-        device.say(HELLO);
+        device.send_text(HELLO);
         // Calls are spread over the list in turn.
         let at = usize::from(number % 2);
-        let mut peer = [&doomed, &other][at].accept();
+        let mut peer = [&failing, &other][at].accept();
         peer.upgrade();
-        peer.greet(&format!("first-{number}"));
-        let mut call = device.answered();
+        peer.exchange_hello(&format!("first-{number}"));
+        let mut call = device.hello_reply();
         call.send(0, b"\x58a");
         peer.binary();
         peers[at].insert(device.mac.clone(), peer);
@@ -78,11 +78,11 @@ fn two_hundred_calls_outlive_their_chat_server() {
     let lost = peers.remove(0);
     let mut going_on = peers.remove(0);
     let count = lost.len();
-    kill(doomed, lost.into_values());
+    kill_server(failing, lost.into_values());
     for _ in 0..count {
         let mut peer = other.accept();
         let request = peer.upgrade();
-        peer.greet("second");
+        peer.exchange_hello("second");
         going_on.insert(request.header("device-id").unwrap().to_owned(), peer);
     }
     for (device, call) in &mut devices {
@@ -91,14 +91,14 @@ fn two_hundred_calls_outlive_their_chat_server() {
         peer.send_audio(1, &mark);
         assert_eq!(call.receive().payload, mark);
         call.send(2, &mark);
-        assert_eq!(peer.binary(), headed(2, &mark));
+        assert_eq!(peer.binary(), audio_frame(2, &mark));
     }
     // At once; but this machine may be slow to do all of this test's own part again.
     let silent = killed.elapsed();
     let limit = Duration::from_secs(2).max(killed - began);
     assert!(silent < limit, "audio flows again after {silent:?}, allowed: {limit:?}");
-    devices.iter_mut().for_each(|(device, _)| device.mqtt.assert_quiet());
-    log.line("new calls try it last");
+    devices.iter_mut().for_each(|(device, _)| device.mqtt.assert_nothing_pending());
+    log.wait_for_line("new calls try it last");
     assert_eq!(log.count("new calls try it last"), 0, "once per change, not per call");
     for level in ["WARN ", "INFO "] {
         assert_eq!(log.count(level), 0, "at the default level a call that redials says nothing of its own");
@@ -108,31 +108,31 @@ fn two_hundred_calls_outlive_their_chat_server() {
 #[test]
 fn a_call_waits_until_a_chat_server_is_back() {
     let (first, second) = (ChatServer::start(), ChatServer::start());
-    let gateway = gateway_with(&[first.url(), second.url()], hasty);
-    let mut log = Logged::about(client_id(1));
+    let gateway = gateway_with(&[first.url(), second.url()], short_reconnect_delay);
+    let mut log = LogCapture::containing(client_id(1));
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    let (mut call, peer) = talk(&mut device, &first);
-    kill(second, []);
-    let addr = kill(first, [peer]);
-    log.line("redialling");
+    let (mut call, peer) = start_call(&mut device, &first);
+    kill_server(second, []);
+    let addr = kill_server(first, [peer]);
+    log.wait_for_line("redialling");
     // In the gap: audio is dropped, text waits in order.
     (0..5).for_each(|_| call.send(0, b"\x58gap"));
     for n in 0..3 {
-        device.say(&json!({"type": "custom", "session_id": call.session_id, "n": n}).to_string());
+        device.send_text(&json!({"type": "custom", "session_id": call.session_id, "n": n}).to_string());
     }
-    (0..6).for_each(|_| drop(log.line("redialling")));
+    (0..6).for_each(|_| drop(log.wait_for_line("redialling")));
     let back = ChatServer::start_at(addr);
-    let (mut peer, _) = take_up(&back, "later");
+    let (mut peer, _) = accept_redial(&back, "later");
     for n in 0..3 {
         assert_eq!(peer.json(), json!({"type": "custom", "session_id": "later", "n": n}));
     }
-    assert_audible(&mut call, &mut peer, b"\x58new");
+    assert_audio_both_ways(&mut call, &mut peer, b"\x58new");
     assert_eq!(device.json()["type"], "stt");
-    device.mqtt.assert_quiet();
-    device.say(r#"{"type":"goodbye"}"#);
-    let end = log.line("call ends");
-    let dropped: u32 = fact(&end, "dropped").parse().unwrap();
-    assert_eq!((dropped, fact(&end, "redials")), (5, "1"), "{end}");
+    device.mqtt.assert_nothing_pending();
+    device.send_text(r#"{"type":"goodbye"}"#);
+    let end = log.wait_for_line("call ends");
+    let dropped: u32 = log_field(&end, "dropped").parse().unwrap();
+    assert_eq!((dropped, log_field(&end, "redials")), (5, "1"), "{end}");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn how_a_websocket_ends_decides_whether_the_call_goes_on() {
         (
             "end without a Close frame",
             |mut peer| {
-                peer.shut();
+                peer.shutdown_write();
                 Some(peer)
             },
             true,
@@ -183,35 +183,35 @@ fn how_a_websocket_ends_decides_whether_the_call_goes_on() {
         ("a Close without a code", |peer| close(peer, None), false),
     ];
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], hasty);
+    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
     let mut device = Device::connect(gateway.addresses().mqtt, 2);
     for (how, end, goes_on) in table {
-        let (mut call, peer) = talk(&mut device, &server);
+        let (mut call, peer) = start_call(&mut device, &server);
         let old = end(peer);
         if goes_on {
-            let (mut peer, _) = take_up(&server, "again");
-            assert_audible(&mut call, &mut peer, b"\x58on");
+            let (mut peer, _) = accept_redial(&server, "again");
+            assert_audio_both_ways(&mut call, &mut peer, b"\x58on");
             assert_eq!(device.json()["session_id"], "server-session", "{how}");
-            device.mqtt.assert_quiet();
-            device.say(r#"{"type":"goodbye"}"#);
+            device.mqtt.assert_nothing_pending();
+            device.send_text(r#"{"type":"goodbye"}"#);
             peer.expect_close(1000);
         } else {
             device.expect_goodbye("server-session");
-            device.mqtt.assert_quiet();
+            device.mqtt.assert_nothing_pending();
             assert!(server.is_idle(), "{how}");
         }
         // The gateway's side of the old WebSocket is over too: a Close was answered, or one told what was wrong.
         if let Some(mut old) = old {
-            old.shut();
+            old.shutdown_write();
             while !matches!(old.message(), Message::End) {}
         }
     }
 }
 
 #[test]
-fn a_frame_that_is_none_ends_that_websocket_with_its_code() {
+fn an_invalid_frame_closes_the_websocket_with_its_code() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], hasty);
+    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
     let mut device = Device::connect(gateway.addresses().mqtt, 3);
     for (bytes, code) in
         [(&[0x83, 0][..], 1002), (&[0x81, 1, 0xff], 1007), (&[0x82, 127, 0, 0, 0, 0, 0, 0x20, 0, 0], 1009)]
@@ -219,23 +219,23 @@ fn a_frame_that_is_none_ends_that_websocket_with_its_code() {
         let (_, mut peer) = device.call(&server);
         peer.send_raw(bytes);
         assert_eq!(peer.message(), Message::Close(Some(code)));
-        take_up(&server, "again");
+        accept_redial(&server, "again");
     }
 }
 
 #[test]
 fn the_new_chat_server_learns_where_the_device_was() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], hasty);
+    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
     let mut device = Device::connect(gateway.addresses().mqtt, 4);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
     peer.upgrade();
-    let first_hello = peer.greet("old");
-    let mut call = device.answered();
+    let first_hello = peer.exchange_hello("old");
+    let mut call = device.hello_reply();
     let listen = json!({"type": "listen", "session_id": "old", "state": "start", "mode": "realtime"});
-    device.say(r#"{"type":"listen","session_id":"old","state":"detect","text":"hi"}"#);
-    device.say(&listen.to_string());
+    device.send_text(r#"{"type":"listen","session_id":"old","state":"detect","text":"hi"}"#);
+    device.send_text(&listen.to_string());
     assert_eq!(peer.json()["state"], "detect");
     assert_eq!(peer.json(), listen);
     call.send(1, b"\x58a");
@@ -244,60 +244,60 @@ fn the_new_chat_server_learns_where_the_device_was() {
     assert_eq!(call.receive().sequence(), 1);
     peer.reset();
 
-    let (mut peer, hello) = take_up(&server, "new");
+    let (mut peer, hello) = accept_redial(&server, "new");
     assert_eq!(hello, first_hello, "hello with the device's own parameters");
     // The last listen again, once, with the id this server knows.
     let mut repeated = listen.clone();
     repeated["session_id"] = "new".into();
     assert_eq!(peer.json(), repeated);
     // Ids are mapped both ways; the device keeps the one it was given, and its sequences.
-    peer.say(r#"{"type":"llm","session_id":"new","emotion":"happy"}"#);
+    peer.send_text(r#"{"type":"llm","session_id":"new","emotion":"happy"}"#);
     assert_eq!(device.mqtt.text(), r#"{"type":"llm","session_id":"old","emotion":"happy"}"#);
-    device.say(r#"{"type":"listen","session_id":"old","state":"stop"}"#);
+    device.send_text(r#"{"type":"listen","session_id":"old","state":"stop"}"#);
     assert_eq!(peer.text(), r#"{"type":"listen","session_id":"new","state":"stop"}"#);
     peer.send_audio(2, b"\x58y");
     let audio = call.receive();
     assert_eq!((audio.sequence(), audio.ssrc(), &audio.payload[..]), (2, call.ssrc(), &b"\x58y"[..]));
     call.send(3, b"\x58b");
-    assert_eq!(peer.binary(), headed(3, b"\x58b"));
+    assert_eq!(peer.binary(), audio_frame(3, b"\x58b"));
     // A third server, which names no session.
     peer.reset();
     let mut peer = server.accept();
     peer.upgrade();
     assert_eq!(peer.json(), first_hello);
-    peer.say(r#"{"type":"hello","transport":"websocket"}"#);
+    peer.send_text(r#"{"type":"hello","transport":"websocket"}"#);
     assert_eq!(peer.json()["state"], "stop");
-    peer.say(r#"{"type":"stt","text":"x"}"#);
+    peer.send_text(r#"{"type":"stt","text":"x"}"#);
     assert_eq!(device.json()["session_id"], "old");
-    peer.say(r#"{"type":"goodbye","session_id":"old"}"#);
+    peer.send_text(r#"{"type":"goodbye","session_id":"old"}"#);
     device.expect_goodbye("old");
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
 }
 
 #[test]
-fn a_listen_that_waits_is_not_said_twice() {
+fn a_held_listen_is_not_sent_twice() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], hasty);
-    let mut log = Logged::about(client_id(5));
+    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
+    let mut log = LogCapture::containing(client_id(5));
     let mut device = Device::connect(gateway.addresses().mqtt, 5);
     let (_call, mut peer) = device.call(&server);
-    device.say(r#"{"type":"listen","state":"start","mode":"auto"}"#);
+    device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
     peer.json();
-    let addr = kill(server, [peer]);
-    log.line("redialling");
-    device.say(r#"{"type":"listen","state":"stop"}"#);
-    device.say(r#"{"type":"abort"}"#);
-    let (mut peer, _) = take_up(&ChatServer::start_at(addr), "server-session");
+    let addr = kill_server(server, [peer]);
+    log.wait_for_line("redialling");
+    device.send_text(r#"{"type":"listen","state":"stop"}"#);
+    device.send_text(r#"{"type":"abort"}"#);
+    let (mut peer, _) = accept_redial(&ChatServer::start_at(addr), "server-session");
     assert_eq!(peer.json()["state"], "stop");
     assert_eq!(peer.json()["type"], "abort");
-    device.say(r#"{"type":"goodbye"}"#);
+    device.send_text(r#"{"type":"goodbye"}"#);
     peer.expect_close(1000);
 }
 
 #[test]
 fn the_next_chat_server_is_dialled_once_per_attempt() {
     let servers = [ChatServer::start(), ChatServer::start(), ChatServer::start()];
-    let gateway = gateway_with(&servers.each_ref().map(ChatServer::url), hasty);
+    let gateway = gateway_with(&servers.each_ref().map(ChatServer::url), short_reconnect_delay);
     let mut device = Device::connect(gateway.addresses().mqtt, 6);
     let (_call, mut peer) = device.call(&servers[0]);
     for at in [1, 2, 0, 1, 2, 0] {
@@ -306,8 +306,8 @@ fn the_next_chat_server_is_dialled_once_per_attempt() {
         assert!(servers.iter().all(ChatServer::is_idle));
     }
     peer.upgrade();
-    peer.greet("back");
-    device.mqtt.assert_quiet();
+    peer.exchange_hello("back");
+    device.mqtt.assert_nothing_pending();
 }
 
 #[test]
@@ -317,7 +317,7 @@ fn pauses_grow_to_their_limit_with_a_jitter_of_a_fifth_at_most() {
         config.websocket.reconnect.initial = Duration::from_millis(50);
         config.websocket.reconnect.max = Duration::from_millis(400);
     });
-    let mut log = Logged::about(client_id(7));
+    let mut log = LogCapture::containing(client_id(7));
     let mut device = Device::connect(gateway.addresses().mqtt, 7);
     let (_call, mut peer) = device.call(&server);
     let (mut seen, mut late) = (Vec::new(), Vec::new());
@@ -326,7 +326,7 @@ fn pauses_grow_to_their_limit_with_a_jitter_of_a_fifth_at_most() {
         peer.reset();
         peer = server.accept();
         let measured = failed.elapsed();
-        let said = log.line("redialling in ");
+        let said = log.wait_for_line("redialling in ");
         let said: u64 =
             said.split("redialling in ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
         assert!((nominal * 4 / 5..=nominal).contains(&said), "{said} ms instead of {nominal} ms");
@@ -343,14 +343,14 @@ fn pauses_grow_to_their_limit_with_a_jitter_of_a_fifth_at_most() {
 fn a_call_that_is_given_up_gets_one_goodbye() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], |config| {
-        hasty(config);
+        short_reconnect_delay(config);
         config.websocket.reconnect.give_up_after = Duration::from_millis(300);
     });
-    let mut log = Logged::about(client_id(8));
+    let mut log = LogCapture::containing(client_id(8));
     let mut device = Device::connect(gateway.addresses().mqtt, 8);
     let (_call, peer) = device.call(&server);
     let lost = Instant::now();
-    kill(server, [peer]);
+    kill_server(server, [peer]);
     let alert = device.json();
     assert_eq!(
         (&alert["type"], &alert["session_id"]),
@@ -359,10 +359,10 @@ fn a_call_that_is_given_up_gets_one_goodbye() {
     );
     device.expect_goodbye("server-session");
     assert!(lost.elapsed() >= Duration::from_millis(300));
-    assert_eq!(fact(&log.line("call ends"), "reason"), "server_lost");
-    device.mqtt.assert_quiet();
+    assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "server_lost");
+    device.mqtt.assert_nothing_pending();
     // And a new hello is answered at once: nothing is left of the old call.
-    device.say(r#"{"type":"listen","session_id":"server-session","state":"start"}"#);
+    device.send_text(r#"{"type":"listen","session_id":"server-session","state":"start"}"#);
     device.expect_goodbye("server-session");
 }
 
@@ -371,33 +371,33 @@ fn each_failure_of_a_chat_server_that_works_is_followed_by_a_redial() {
     let server = ChatServer::start();
     // Over before any pause is, and before any redial has lived.
     let gateway = gateway_with(&[server.url()], |config| {
-        hasty(config);
+        short_reconnect_delay(config);
         config.websocket.reconnect.give_up_after = Duration::from_millis(1);
     });
     let mut device = Device::connect(gateway.addresses().mqtt, 19);
-    let (mut call, mut peer) = talk(&mut device, &server);
+    let (mut call, mut peer) = start_call(&mut device, &server);
     for round in 0..5 {
         peer.send_close(Some(1011));
-        (peer, _) = take_up(&server, "server-session");
-        assert_audible(&mut call, &mut peer, &[0x58, round]);
+        (peer, _) = accept_redial(&server, "server-session");
+        assert_audio_both_ways(&mut call, &mut peer, &[0x58, round]);
         assert_eq!(device.json()["type"], "stt");
     }
-    device.say(r#"{"type":"goodbye"}"#);
+    device.send_text(r#"{"type":"goodbye"}"#);
     peer.expect_close(1000);
 }
 
 #[test]
 fn a_device_that_hangs_up_ends_the_redialling() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], hasty);
-    let mut log = Logged::about(client_id(9));
+    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
+    let mut log = LogCapture::containing(client_id(9));
     let mut device = Device::connect(gateway.addresses().mqtt, 9);
     let (_call, peer) = device.call(&server);
-    let addr = kill(server, [peer]);
-    log.line("redialling");
-    device.say(r#"{"type":"goodbye","session_id":"server-session"}"#);
-    assert_eq!(fact(&log.line("call ends"), "reason"), "device_goodbye");
-    device.mqtt.assert_quiet();
+    let addr = kill_server(server, [peer]);
+    log.wait_for_line("redialling");
+    device.send_text(r#"{"type":"goodbye","session_id":"server-session"}"#);
+    assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "device_goodbye");
+    device.mqtt.assert_nothing_pending();
     let back = ChatServer::start_at(addr);
     assert!(back.accept_within(Duration::from_millis(200)).is_none(), "dialled for nobody");
 }
@@ -405,15 +405,15 @@ fn a_device_that_hangs_up_ends_the_redialling() {
 #[test]
 fn text_that_waits_too_long_ends_the_call() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], hasty);
-    let mut log = Logged::about(client_id(10));
+    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
+    let mut log = LogCapture::containing(client_id(10));
     let mut device = Device::connect(gateway.addresses().mqtt, 10);
     let (_call, peer) = device.call(&server);
-    kill(server, [peer]);
-    log.line("redialling");
+    kill_server(server, [peer]);
+    log.wait_for_line("redialling");
     let text = json!({"type": "custom", "filler": "x".repeat(10_000)}).to_string();
-    (0..100).for_each(|_| device.say(&text));
-    assert_eq!(fact(&log.line("call ends"), "reason"), "overflow");
+    (0..100).for_each(|_| device.send_text(&text));
+    assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "overflow");
     assert_eq!(device.json()["type"], "alert");
     device.expect_goodbye("server-session");
 }
@@ -421,13 +421,13 @@ fn text_that_waits_too_long_ends_the_call() {
 #[test]
 fn a_chat_server_that_failed_is_tried_last_but_not_later() {
     let (first, second) = (ChatServer::start(), ChatServer::start());
-    let gateway = gateway_with(&[first.url(), second.url()], hasty);
-    let mut log = Logged::about(first.addr.to_string());
+    let gateway = gateway_with(&[first.url(), second.url()], short_reconnect_delay);
+    let mut log = LogCapture::containing(first.addr.to_string());
     let mut device = Device::connect(gateway.addresses().mqtt, 11);
     let (_call, peer) = device.call(&first);
     peer.reset();
-    let (_peer, _) = take_up(&second, "x");
-    assert!(log.line("new calls try it last").starts_with("WARN"));
+    let (_peer, _) = accept_redial(&second, "x");
+    assert!(log.wait_for_line("new calls try it last").starts_with("WARN"));
     // New calls, whoever's turn it is, begin with the second.
     let mut calls = Vec::new();
     for number in 12..16 {
@@ -438,25 +438,25 @@ fn a_chat_server_that_failed_is_tried_last_but_not_later() {
     }
     // Only when that fails too is the first tried, without delay.
     let mut device = Device::connect(gateway.addresses().mqtt, 16);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let began = Instant::now();
     second.accept().reset();
-    let (_peer, _) = take_up(&first, "y");
-    device.answered();
+    let (_peer, _) = accept_redial(&first, "y");
+    device.hello_reply();
     assert!(began.elapsed() < Duration::from_millis(500));
-    assert!(log.line("works again").starts_with("INFO"));
+    assert!(log.wait_for_line("works again").starts_with("INFO"));
     assert_eq!(log.count("new calls try it last"), 0);
 }
 
 #[test]
 fn the_only_chat_server_is_dialled_at_once_although_it_failed() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], hasty);
+    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
     let mut device = Device::connect(gateway.addresses().mqtt, 17);
-    device.say(HELLO);
+    device.send_text(HELLO);
     server.accept().reset();
     assert_eq!(device.json()["type"], "alert");
-    device.answered();
+    device.hello_reply();
     assert_eq!(device.json()["type"], "goodbye");
     let began = Instant::now();
     device.call(&server);
@@ -464,55 +464,55 @@ fn the_only_chat_server_is_dialled_at_once_although_it_failed() {
 }
 
 #[test]
-fn speech_that_was_cut_off_is_ended_for_the_device() {
+fn tts_stop_is_sent_for_interrupted_speech() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], hasty);
+    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
     let mut device = Device::connect(gateway.addresses().mqtt, 18);
-    let (_call, mut peer) = talk(&mut device, &server);
-    peer.say(r#"{"type":"tts","state":"start"}"#);
+    let (_call, mut peer) = start_call(&mut device, &server);
+    peer.send_text(r#"{"type":"tts","state":"start"}"#);
     assert_eq!(device.json()["state"], "start");
     peer.reset();
     assert_eq!(device.json(), json!({"type": "tts", "state": "stop", "session_id": "server-session"}));
-    take_up(&server, "x");
-    device.mqtt.assert_quiet();
+    accept_redial(&server, "x");
+    device.mqtt.assert_nothing_pending();
 }
 
 #[cfg(feature = "tls")]
 #[test]
 fn a_call_over_tls_is_redialled_too() {
-    let authority = support::tls::Authority::new();
-    let folder = support::process::Folder::new().with("ca.pem", authority.pem());
+    let authority = support::tls::CertificateAuthority::new();
+    let folder = support::process::Folder::new().with_file("ca.pem", authority.pem());
     let server = ChatServer::start_tls(authority.server("127.0.0.1"));
     let gateway = gateway_with(&[server.url()], |config| {
-        hasty(config);
+        short_reconnect_delay(config);
         config.websocket.ca_file = Some(folder.0.join("ca.pem"));
     });
     let mut device = Device::connect(gateway.addresses().mqtt, 21);
-    let (mut call, peer) = talk(&mut device, &server);
+    let (mut call, peer) = start_call(&mut device, &server);
     peer.reset();
-    let (mut peer, _) = take_up(&server, "next");
-    assert_audible(&mut call, &mut peer, b"\x58on");
+    let (mut peer, _) = accept_redial(&server, "next");
+    assert_audio_both_ways(&mut call, &mut peer, b"\x58on");
     assert_eq!(device.json()["session_id"], "server-session");
     // Bytes that are no TLS record, in the middle of the stream.
     (&mut peer.tcp().unwrap()).write_all(&[0; 64]).unwrap();
-    let (mut peer, _) = take_up(&server, "last");
-    assert_audible(&mut call, &mut peer, b"\x58on");
+    let (mut peer, _) = accept_redial(&server, "last");
+    assert_audio_both_ways(&mut call, &mut peer, b"\x58on");
 }
 
 #[test]
-fn a_redial_follows_the_list_of_the_moment() {
+fn a_redial_uses_the_current_server_list() {
     let (first, second) = (ChatServer::start(), ChatServer::start());
-    let gateway = gateway_with(&[first.url()], hasty);
+    let gateway = gateway_with(&[first.url()], short_reconnect_delay);
     let mut device = Device::connect(gateway.addresses().mqtt, 22);
-    let (mut call, mut peer) = talk(&mut device, &first);
+    let (mut call, mut peer) = start_call(&mut device, &first);
     let mut config = support::config(&[second.url()]);
-    hasty(&mut config);
+    short_reconnect_delay(&mut config);
     gateway.handle().reload(config);
     // The call stays where it is until its chat server fails.
-    assert_audible(&mut call, &mut peer, b"\x58on");
+    assert_audio_both_ways(&mut call, &mut peer, b"\x58on");
     device.json();
     peer.reset();
-    let (mut peer, _) = take_up(&second, "next");
-    assert_audible(&mut call, &mut peer, b"\x58on");
+    let (mut peer, _) = accept_redial(&second, "next");
+    assert_audio_both_ways(&mut call, &mut peer, b"\x58on");
     assert!(first.is_idle());
 }

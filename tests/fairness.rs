@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use support::audio::Call;
-use support::chat::{ChatServer, Peer, headed};
+use support::chat_server::{ChatServer, Peer, audio_frame};
 use support::device::{Device, client_id};
 use support::mqtt::{Client, Connect, PINGREQ};
 use support::process::{Folder, Process};
@@ -19,14 +19,14 @@ use support::process::{Folder, Process};
 /// Frames of the loud chat server that wait when the quiet one says its first.
 const FLOOD: usize = 400;
 /// Of these, so many may come first: two rounds of what a chat server may have served at once.
-const BEFORE: usize = 64;
+const MAX_FRAMES_BEFORE: usize = 64;
 
-fn program(server: &ChatServer) -> (Process, Folder) {
+fn start_program(server: &ChatServer) -> (Process, Folder) {
     let config = format!(
         r#"{{"mqtt":{{"host":"127.0.0.1"}},"udp":{{"host":"127.0.0.1"}},"websocket":{{"production_servers":["{}"]}},"mcp":{{"enabled":false}}}}"#,
         server.url()
     );
-    let folder = Folder::new().with("gateway.json", config);
+    let folder = Folder::new().with_file("gateway.json", config);
     let process = folder.start("-c gateway.json", &[]);
     (process, folder)
 }
@@ -35,7 +35,7 @@ fn program(server: &ChatServer) -> (Process, Folder) {
 /// the order in which the gateway sent it.
 fn two_calls() -> (Process, Folder, [(Call, Peer); 2]) {
     let server = ChatServer::start();
-    let (process, folder) = program(&server);
+    let (process, folder) = start_program(&server);
     let mut calls = [1, 2].map(|number| {
         let mut device = Device::connect(process.mqtt(), number);
         let call = device.call(&server);
@@ -52,8 +52,8 @@ fn two_calls() -> (Process, Folder, [(Call, Peer); 2]) {
 }
 
 /// How many packets of the loud call come before the first of the quiet one.
-fn before_the_quiet_one(loud: &Call) -> usize {
-    loud.udp.set_read_timeout(Some(support::LIMIT)).unwrap();
+fn frames_before_quiet_call(loud: &Call) -> usize {
+    loud.udp.set_read_timeout(Some(support::TIMEOUT)).unwrap();
     let mut datagram = [0; 2048];
     let before = (0..FLOOD).take_while(|_| {
         loud.udp.recv(&mut datagram).unwrap();
@@ -71,12 +71,12 @@ fn a_frame_does_not_wait_for_the_flood_of_another_call() {
     }
     quiet_server.send_audio(0, b"\x58quiet");
     process.signal("CONT");
-    let before = before_the_quiet_one(&loud);
-    assert!(before <= BEFORE, "{before} frames of the other call came first");
+    let before = frames_before_quiet_call(&loud);
+    assert!(before <= MAX_FRAMES_BEFORE, "{before} frames of the other call came first");
 }
 
 #[test]
-fn what_is_left_of_a_flood_waits_once_however_many_edges_it_causes() {
+fn a_flood_is_queued_once_however_many_readiness_events_it_causes() {
     let server = ChatServer::start();
     let gateway = support::gateway_with(&[server.url()], |config| config.api.metrics_need_token = false);
     let metrics = format!("http://{}/metrics", gateway.addresses().api.unwrap());
@@ -88,7 +88,7 @@ fn what_is_left_of_a_flood_waits_once_however_many_edges_it_causes() {
     let flooding = AtomicBool::new(true);
     thread::scope(|scope| {
         scope.spawn(|| {
-            let end = Instant::now() + support::LIMIT;
+            let end = Instant::now() + support::TIMEOUT;
             while flooding.load(Ordering::Relaxed) && Instant::now() < end {
                 peer.send_audio(0, b"\x58loud");
             }
@@ -111,7 +111,7 @@ fn what_is_left_of_a_flood_waits_once_however_many_edges_it_causes() {
 fn a_frame_does_not_wait_for_fragments_without_end() {
     let (process, _folder, [(loud, mut loud_server), (_quiet, mut quiet_server)]) = two_calls();
     process.signal("STOP");
-    let first = headed(0, b"\x58loud");
+    let first = audio_frame(0, b"\x58loud");
     let mut message = vec![0x02, first.len() as u8];
     message.extend(first);
     // Empty ones, so that the message never gets too long.
@@ -124,7 +124,7 @@ fn a_frame_does_not_wait_for_fragments_without_end() {
     loud_server.send_raw(&message);
     quiet_server.send_audio(0, b"\x58quiet");
     process.signal("CONT");
-    assert_eq!(before_the_quiet_one(&loud), 0);
+    assert_eq!(frames_before_quiet_call(&loud), 0);
 }
 
 /// Each is served a little at a time.
@@ -132,7 +132,7 @@ fn a_frame_does_not_wait_for_fragments_without_end() {
 fn a_ping_does_not_wait_for_all_that_a_hundred_devices_send() {
     const DEVICES: u8 = 100;
     const PINGS: usize = 8192;
-    let folder = Folder::new().with(
+    let folder = Folder::new().with_file(
         "gateway.json",
         r#"{"mqtt":{"host":"127.0.0.1"},"udp":{"host":"127.0.0.1"},"mcp":{"enabled":false}}"#,
     );
@@ -159,17 +159,17 @@ fn a_ping_does_not_wait_for_all_that_a_hundred_devices_send() {
 }
 
 #[test]
-fn what_a_device_said_before_its_server_comes_before_it() {
+fn device_messages_sent_earlier_are_handled_before_its_server() {
     let server = ChatServer::start();
-    let (process, _folder) = program(&server);
+    let (process, _folder) = start_program(&server);
     let mut device = Device::connect(process.mqtt(), 1);
     let (_call, mut peer) = device.call(&server);
 
     // Both are seen in one look: that the call is over, and then what its chat server says.
     process.signal("STOP");
-    device.say(r#"{"type":"goodbye"}"#);
-    peer.say(r#"{"type":"stt","text":"too late"}"#);
+    device.send_text(r#"{"type":"goodbye"}"#);
+    peer.send_text(r#"{"type":"stt","text":"too late"}"#);
     process.signal("CONT");
     peer.expect_close(1000);
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
 }

@@ -11,20 +11,20 @@ use std::time::{Duration, Instant};
 use mqtt_websocket_proxy::config::{ChatServerConfig, Config, Secret};
 use mqtt_websocket_proxy::net::{Addresses, Gateway, Handle};
 use serde_json::json;
-use support::chat::ChatServer;
+use support::chat_server::ChatServer;
 use support::device::{Device, HELLO, client_id, mac};
 #[cfg(target_os = "linux")]
-use support::host::clog;
-use support::host::{connect_from, connect_narrow, device_from, device_over};
-use support::logged::{Logged, fact};
+use support::host::fill_send_buffers;
+use support::host::{connect_from, connect_with_small_buffer, device_from, device_over};
+use support::log_capture::{LogCapture, log_field};
 use support::mqtt::{CONNACK, Client, Connect, DISCONNECT, Packet};
 use support::{gateway, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
-const NOBODY: [&str; 1] = ["ws://127.0.0.1:9/"];
+const UNREACHABLE_SERVER: [&str; 1] = ["ws://127.0.0.1:9/"];
 
 /// Sends CONNECT and reads the return code, within a second.
-fn code(mut client: Client, connect: &Connect) -> (u8, Client) {
+fn connack_code(mut client: Client, connect: &Connect) -> (u8, Client) {
     client.send(&connect.packet());
     let packet = client.packet_within(MS(1000)).expect("neither refused nor closed within a second");
     assert_eq!(packet.first, CONNACK);
@@ -32,155 +32,155 @@ fn code(mut client: Client, connect: &Connect) -> (u8, Client) {
 }
 
 fn connect(gateway: &mqtt_websocket_proxy::net::Running, number: u8) -> (u8, Client) {
-    code(Client::open(gateway.addresses().mqtt), &Connect::new(&client_id(number)))
+    connack_code(Client::open(gateway.addresses().mqtt), &Connect::new(&client_id(number)))
 }
 
 #[test]
 fn a_device_over_max_connections_is_refused_but_not_its_own_replacement() {
-    let gateway = gateway_with(&NOBODY, |config| config.mqtt.max_connections = 2);
+    let gateway = gateway_with(&UNREACHABLE_SERVER, |config| config.mqtt.max_connections = 2);
     let (_, mut first) = connect(&gateway, 1);
     let (_, second) = connect(&gateway, 2);
     for _ in 0..3 {
         let (code, mut refused) = connect(&gateway, 3);
         assert_eq!(code, 3);
-        assert_eq!(refused.until_closed(), []);
+        assert_eq!(refused.read_until_closed(), []);
     }
     // The same client id again is no third.
     let (code, mut again) = connect(&gateway, 1);
-    assert_eq!((code, first.until_closed()), (0, vec![]));
+    assert_eq!((code, first.read_until_closed()), (0, vec![]));
     // A place that becomes free is given away.
     again.send(&DISCONNECT);
-    again.until_closed();
+    again.read_until_closed();
     assert_eq!(connect(&gateway, 3).0, 0);
     drop(second);
 }
 
 #[test]
 fn connections_that_never_connect_are_closed_when_there_are_too_many() {
-    let gateway = gateway_with(&NOBODY, |config| config.mqtt.max_connections = 1);
+    let gateway = gateway_with(&UNREACHABLE_SERVER, |config| config.mqtt.max_connections = 1);
     let (_, mut device) = connect(&gateway, 4);
     // A connection may wait for its CONNECT, but not any number of them.
     let mut idle: Vec<Client> = (0..600).map(|_| Client::open(gateway.addresses().mqtt)).collect();
     for client in &mut idle[..80] {
-        assert_eq!(client.packet_within(MS(1000)), Err(support::mqtt::Silence::Closed));
+        assert_eq!(client.packet_within(MS(1000)), Err(support::mqtt::PacketError::Closed));
     }
-    device.assert_quiet();
+    device.assert_nothing_pending();
 }
 
 #[test]
-fn connections_that_say_nothing_shut_no_device_out() {
-    let gateway = gateway_with(&NOBODY, |config| config.mqtt.max_connections = 1);
+fn idle_connections_lock_no_device_out() {
+    let gateway = gateway_with(&UNREACHABLE_SERVER, |config| config.mqtt.max_connections = 1);
     let mut idle: Vec<Client> = (0..600).map(|_| Client::open(gateway.addresses().mqtt)).collect();
     let (code, mut device) = connect(&gateway, 5);
     assert_eq!(code, 0, "the oldest that says nothing gives way");
-    assert_eq!(idle[0].until_closed(), []);
+    assert_eq!(idle[0].read_until_closed(), []);
     device.send(&[0xc0, 0]);
     assert_eq!(device.packet().first, 0xd0, "a device that was let in stays");
 }
 
 #[test]
 fn max_connections_per_ip_counts_one_address_only() {
-    let gateway = gateway_with(&NOBODY, |config| config.mqtt.max_connections_per_ip = 2);
+    let gateway = gateway_with(&UNREACHABLE_SERVER, |config| config.mqtt.max_connections_per_ip = 2);
     let (_, mut first) = connect(&gateway, 5);
     let (_, _second) = connect(&gateway, 6);
     assert_eq!(connect(&gateway, 7).0, 3);
     let mut other = device_from([127, 0, 0, 2], gateway.addresses().mqtt, 7);
-    other.mqtt.assert_quiet();
+    other.mqtt.assert_nothing_pending();
     // Its own replacement is let in here too.
     let (code, mut again) = connect(&gateway, 5);
-    assert_eq!((code, first.until_closed()), (0, vec![]));
+    assert_eq!((code, first.read_until_closed()), (0, vec![]));
     again.send(&DISCONNECT);
-    again.until_closed();
+    again.read_until_closed();
     assert_eq!(connect(&gateway, 8).0, 0);
     // Connections that say nothing count too, and their number is bounded.
-    let gateway = gateway_with(&NOBODY, |config| config.mqtt.max_connections_per_ip = 2);
+    let gateway = gateway_with(&UNREACHABLE_SERVER, |config| config.mqtt.max_connections_per_ip = 2);
     let mut idle: Vec<Client> = (0..20).map(|_| Client::open(gateway.addresses().mqtt)).collect();
     let mut last = idle.pop().unwrap();
-    assert_eq!(last.packet_within(MS(1000)), Err(support::mqtt::Silence::Closed));
+    assert_eq!(last.packet_within(MS(1000)), Err(support::mqtt::PacketError::Closed));
     let address = gateway.addresses().mqtt;
-    code_of(Client::from(connect_from([127, 0, 0, 3], address)), 0);
+    assert_connack_code(Client::from(connect_from([127, 0, 0, 3], address)), 0);
 }
 
-fn code_of(client: Client, expected: u8) {
-    assert_eq!(code(client, &Connect::new(&client_id(9))).0, expected);
+fn assert_connack_code(client: Client, expected: u8) {
+    assert_eq!(connack_code(client, &Connect::new(&client_id(9))).0, expected);
 }
 
 #[test]
 fn there_is_no_limit_per_ip_by_default() {
-    let gateway = gateway(&NOBODY);
+    let gateway = gateway(&UNREACHABLE_SERVER);
     let devices: Vec<_> = (0..200).map(|number| connect(&gateway, number)).collect();
     assert!(devices.iter().all(|(code, _)| *code == 0));
 }
 
 #[test]
-fn a_call_over_max_calls_is_told_so() {
+fn a_call_over_max_calls_is_refused_with_an_alert() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], |config| config.websocket.max_calls = 1);
-    let mut log = Logged::about(client_id(11));
+    let mut log = LogCapture::containing(client_id(11));
     let mut first = Device::connect(gateway.addresses().mqtt, 10);
     let (_call, mut peer) = first.call(&server);
     let mut second = Device::connect(gateway.addresses().mqtt, 11);
-    second.say(HELLO);
+    second.send_text(HELLO);
     assert_eq!(second.json()["type"], "alert");
-    let call = second.answered();
+    let call = second.hello_reply();
     second.expect_goodbye(&call.session_id);
-    assert_eq!(fact(&log.line("call ends"), "reason"), "refused");
+    assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "refused");
     assert!(server.is_idle());
     // A new hello of the first takes the place of its own call.
-    first.say(HELLO);
+    first.send_text(HELLO);
     peer.expect_close(1000);
     let (mut peer, _) = (server.accept(), ());
     peer.upgrade();
-    peer.greet("again");
-    first.answered();
-    first.say(r#"{"type":"goodbye"}"#);
+    peer.exchange_hello("again");
+    first.hello_reply();
+    first.send_text(r#"{"type":"goodbye"}"#);
     peer.expect_close(1000);
     second.call(&server);
 }
 
 #[test]
-fn a_dial_waits_for_a_free_place() {
+fn a_dial_waits_for_a_free_slot() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], |config| config.websocket.max_dials = 1);
     let mut first = Device::connect(gateway.addresses().mqtt, 12);
     let mut second = Device::connect(gateway.addresses().mqtt, 13);
-    first.say(HELLO);
+    first.send_text(HELLO);
     let mut peer = server.accept();
-    second.say(HELLO);
-    second.mqtt.assert_quiet();
+    second.send_text(HELLO);
+    second.mqtt.assert_nothing_pending();
     assert!(server.accept_within(MS(100)).is_none(), "two dials at once");
     peer.upgrade();
     // Only connecting counts; the greeting does not.
     let mut other = server.accept();
     other.upgrade();
-    other.greet("second");
-    second.answered();
-    peer.greet("first");
-    first.answered();
+    other.exchange_hello("second");
+    second.hello_reply();
+    peer.exchange_hello("first");
+    first.hello_reply();
 }
 
 #[test]
-fn a_dial_whose_device_has_gone_frees_its_place() {
+fn a_dial_whose_device_disconnects_frees_its_slot() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], |config| config.websocket.max_dials = 1);
     let mut first = Device::connect(gateway.addresses().mqtt, 14);
-    first.say(HELLO);
+    first.send_text(HELLO);
     let stuck = server.accept();
     let mut second = Device::connect(gateway.addresses().mqtt, 15);
-    second.say(HELLO);
-    second.mqtt.assert_quiet();
+    second.send_text(HELLO);
+    second.mqtt.assert_nothing_pending();
     first.mqtt.send(&DISCONNECT);
     let mut peer = server.accept();
     peer.upgrade();
-    peer.greet("s");
-    second.answered();
+    peer.exchange_hello("s");
+    second.hello_reply();
     drop(stuck);
 }
 
 #[test]
-fn failed_logins_pay_with_a_growing_delay_and_good_ones_do_not() {
-    let gateway = gateway_with(&NOBODY, |config| config.mqtt.signature_key = Secret::new("key"));
-    let mut log = Logged::about("127.0.0.4");
+fn failed_logins_get_a_growing_delay_and_good_ones_do_not() {
+    let gateway = gateway_with(&UNREACHABLE_SERVER, |config| config.mqtt.signature_key = Secret::new("key"));
+    let mut log = LogCapture::containing("127.0.0.4");
     let address = gateway.addresses().mqtt;
     let bad = || {
         let mut client = Client::from(connect_from([127, 0, 0, 4], address));
@@ -190,7 +190,7 @@ fn failed_logins_pay_with_a_growing_delay_and_good_ones_do_not() {
     let good = |number| {
         let began = Instant::now();
         let client = Client::from(connect_from([127, 0, 0, 4], address));
-        assert_eq!(code(client, &Connect::signed(&client_id(number), "key")).0, 0);
+        assert_eq!(connack_code(client, &Connect::signed(&client_id(number), "key")).0, 0);
         assert!(began.elapsed() < MS(80), "a good login took {:?}", began.elapsed());
     };
     let refused = Packet { first: CONNACK, body: vec![0, 4] };
@@ -203,7 +203,7 @@ fn failed_logins_pay_with_a_growing_delay_and_good_ones_do_not() {
         assert_eq!(client.packet(), refused);
         let took = began.elapsed();
         assert!((MS(delay)..MS(delay + 150)).contains(&took), "{took:?} instead of {delay} ms");
-        assert_eq!(client.until_closed(), []);
+        assert_eq!(client.read_until_closed(), []);
     }
     // Many at once wait together, each a second at most, and the good one still does not.
     let mut waiting: Vec<Client> = (0..50).map(|_| bad()).collect();
@@ -217,56 +217,56 @@ fn failed_logins_pay_with_a_growing_delay_and_good_ones_do_not() {
     other.send(&Connect::signed(&client_id(20), "wrong").packet());
     assert_eq!(other.packet(), refused);
     assert!(began.elapsed() < MS(80));
-    log.line("WARN");
+    log.wait_for_line("WARN");
     assert_eq!(log.count("WARN"), 0, "one line in 10 s");
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_chat_server_that_stops_reading_costs_audio_and_then_the_call() {
-    let server = ChatServer::start_narrow();
+fn a_chat_server_that_stops_reading_loses_audio_and_then_the_call() {
+    let server = ChatServer::start_with_small_buffer();
     let gateway = gateway(&[server.url()]);
-    let mut log = Logged::about(client_id(30));
+    let mut log = LogCapture::containing(client_id(30));
     let mut device = Device::connect(gateway.addresses().mqtt, 30);
     let (mut call, mut peer) = device.call(&server);
-    clog(&mut device, &mut peer);
+    fill_send_buffers(&mut device, &mut peer);
     // Audio that finds no room is dropped, and the call goes on.
     for n in 0..300 {
         call.send(n, &[0x58; 1400]);
         if n % 32 == 0 {
-            device.mqtt.assert_quiet();
+            device.mqtt.assert_nothing_pending();
         }
     }
-    peer.say(r#"{"type":"stt"}"#);
+    peer.send_text(r#"{"type":"stt"}"#);
     assert_eq!(device.json()["type"], "stt");
     // Text that finds no room ends it.
     let text = json!({"type": "custom", "filler": "x".repeat(60_000)}).to_string();
-    device.say(&text);
-    device.say(&text);
-    device.say(&text);
+    device.send_text(&text);
+    device.send_text(&text);
+    device.send_text(&text);
     assert_eq!(device.json()["type"], "alert");
     device.expect_goodbye("server-session");
-    let end = log.line("call ends");
-    assert_eq!(fact(&end, "reason"), "overflow");
-    let dropped: u32 = fact(&end, "dropped").parse().unwrap();
-    let up: u32 = fact(&end, "up").split('p').next().unwrap().parse().unwrap();
+    let end = log.wait_for_line("call ends");
+    assert_eq!(log_field(&end, "reason"), "overflow");
+    let dropped: u32 = log_field(&end, "dropped").parse().unwrap();
+    let up: u32 = log_field(&end, "up").split('p').next().unwrap().parse().unwrap();
     assert!(dropped >= 50, "{end}");
     assert_eq!(up + dropped, 300, "what was dropped did not reach the chat server: {end}");
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_long_message_of_the_chat_server_does_not_cost_what_waits_for_it() {
-    let server = ChatServer::start_narrow();
+fn a_long_message_of_the_chat_server_drops_nothing_queued_for_it() {
+    let server = ChatServer::start_with_small_buffer();
     let gateway = gateway_with(&[server.url()], |config| config.websocket.ping_interval = MS(0));
     let mut device = Device::connect(gateway.addresses().mqtt, 33);
     let (_call, mut peer) = device.call(&server);
-    let sent = clog(&mut device, &mut peer);
+    let sent = fill_send_buffers(&mut device, &mut peer);
     let long =
         json!({"type": "custom", "session_id": "server-session", "filler": "y".repeat(20_000)}).to_string();
-    peer.say(&long);
+    peer.send_text(&long);
     assert_eq!(device.mqtt.text(), long);
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
     for n in 0..sent {
         assert_eq!(peer.json()["n"], n);
     }
@@ -280,26 +280,26 @@ fn a_chat_server_that_reads_gets_texts_of_any_size() {
     let (_call, mut peer) = device.call(&server);
     for size in [100_000, 200_000, 300_000, 10] {
         let text = json!({"type": "custom", "filler": "x".repeat(size)}).to_string();
-        device.say(&text);
+        device.send_text(&text);
         assert_eq!(peer.text(), text);
     }
 }
 
 #[test]
-fn a_device_that_stops_reading_costs_its_connection() {
+fn a_device_that_stops_reading_loses_its_connection() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
-    let mut log = Logged::about(client_id(32));
-    let mut device = device_over(connect_narrow(gateway.addresses().mqtt), 32);
+    let mut log = LogCapture::containing(client_id(32));
+    let mut device = device_over(connect_with_small_buffer(gateway.addresses().mqtt), 32);
     let (_call, mut peer) = device.call(&server);
     let text = json!({"type": "custom", "filler": "x".repeat(100_000)}).to_string();
     while log.count("does not read") == 0 {
         peer.try_frame(1, text.as_bytes());
     }
-    log.line("does not read");
+    log.wait_for_line("does not read");
     // What waits for its return is bounded too.
     (0..3).for_each(|_| peer.try_frame(1, text.as_bytes()));
-    assert_eq!(fact(&log.line("call ends"), "reason"), "overflow");
+    assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "overflow");
     drop(device);
 }
 
@@ -338,17 +338,17 @@ fn dials_that_wait_and_fail_at_once_do_not_pile_up_on_the_stack() {
     let (addresses, handle, thread) = on_a_small_stack(config);
 
     let mut first = Device::connect(addresses.mqtt, 1);
-    first.say(HELLO);
+    first.send_text(HELLO);
     let stalled = stalls.accept();
     let hello = |number: usize| {
         let id = format!("GID_test@@@02_00_00_01_{:02x}_{:02x}@@@uuid", number >> 8, number & 0xff);
         let mut client = Client::log_in(addresses.mqtt, &Connect::new(&id));
-        client.say(HELLO);
+        client.send_text(HELLO);
         client
     };
     let mut others: Vec<Client> = (0..MANY).map(hello).collect();
     // All wait for the one place.
-    others.iter_mut().for_each(Client::assert_quiet);
+    others.iter_mut().for_each(Client::assert_nothing_pending);
     first.mqtt.send(&DISCONNECT);
     for other in &mut others {
         assert_eq!(other.json()["type"], "alert");
@@ -360,11 +360,11 @@ fn dials_that_wait_and_fail_at_once_do_not_pile_up_on_the_stack() {
 
 #[test]
 fn a_long_list_of_servers_that_fail_at_once_does_not_pile_up_on_the_stack() {
-    let mut config = support::config(&NOBODY);
+    let mut config = support::config(&UNREACHABLE_SERVER);
     config.websocket.production = (0..400).flat_map(failing_at_once).collect();
     let (addresses, handle, thread) = on_a_small_stack(config);
     let mut device = Device::connect(addresses.mqtt, 1);
-    device.say(HELLO);
+    device.send_text(HELLO);
     assert_eq!(device.json()["type"], "alert");
     handle.stop(Duration::ZERO);
     thread.join().unwrap();

@@ -7,15 +7,15 @@ mod support;
 use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::Config;
-use support::chat::{ChatServer, Message};
+use support::chat_server::{ChatServer, Message};
 use support::device::{Device, HELLO, client_id};
-use support::logged::{Logged, fact};
+use support::log_capture::{LogCapture, log_field};
 use support::mqtt::PINGREQ;
 use support::{gateway, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
-fn pinging(config: &mut Config) {
+fn short_ping_interval(config: &mut Config) {
     config.websocket.ping_interval = MS(200);
     config.websocket.ping_timeout = MS(300);
     config.websocket.reconnect.initial = MS(20);
@@ -24,7 +24,7 @@ fn pinging(config: &mut Config) {
 #[test]
 fn a_chat_server_is_pinged_and_its_pings_are_answered() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], pinging);
+    let gateway = gateway_with(&[server.url()], short_ping_interval);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (_call, mut peer) = device.call(&server);
     let began = Instant::now();
@@ -38,7 +38,7 @@ fn a_chat_server_is_pinged_and_its_pings_are_answered() {
         peer.ping(payload);
         while peer.message() != Message::Pong(payload.to_vec()) {}
     }
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
     assert!(server.is_idle());
 }
 
@@ -54,45 +54,45 @@ fn no_ping_is_sent_when_the_interval_is_zero() {
 #[test]
 fn a_chat_server_that_answers_no_ping_is_replaced() {
     let (silent, other) = (ChatServer::start(), ChatServer::start());
-    let gateway = gateway_with(&[silent.url(), other.url()], pinging);
-    let mut log = Logged::about(client_id(3));
+    let gateway = gateway_with(&[silent.url(), other.url()], short_ping_interval);
+    let mut log = LogCapture::containing(client_id(3));
     let mut device = Device::connect(gateway.addresses().mqtt, 3);
     let (_call, _peer) = device.call(&silent);
     let began = Instant::now();
     let mut peer = other.accept();
     let took = began.elapsed();
     assert!((MS(480)..MS(800)).contains(&took), "{took:?}");
-    assert!(log.line("redialling").contains("no pong"));
+    assert!(log.wait_for_line("redialling").contains("no pong"));
     peer.upgrade();
-    peer.greet("x");
-    device.mqtt.assert_quiet();
+    peer.exchange_hello("x");
+    device.mqtt.assert_nothing_pending();
 }
 
 #[test]
-fn any_frame_of_the_chat_server_is_a_sign_of_life() {
+fn any_frame_of_the_chat_server_counts_as_alive() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], pinging);
+    let gateway = gateway_with(&[server.url()], short_ping_interval);
     let mut device = Device::connect(gateway.addresses().mqtt, 4);
     let (_call, mut peer) = device.call(&server);
     let end = Instant::now() + MS(1500);
     while Instant::now() < end {
         if let Some(Message::Ping(_)) = peer.message_within(MS(100)) {
-            peer.say(r#"{"type":"stt","text":"busy"}"#);
+            peer.send_text(r#"{"type":"stt","text":"busy"}"#);
             device.json();
         }
     }
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
     assert!(server.is_idle());
 }
 
 #[test]
-fn a_call_in_which_nothing_happens_ends() {
+fn an_idle_call_ends() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], |config| {
         config.websocket.call_idle = MS(400);
         config.websocket.ping_interval = MS(100);
     });
-    let mut log = Logged::about(client_id(6));
+    let mut log = LogCapture::containing(client_id(6));
     let mut device = Device::connect(gateway.addresses().mqtt, 6);
     let (mut call, mut peer) = device.call(&server);
     // Each of these is a sign of life of the call; pings and pongs are none.
@@ -106,8 +106,8 @@ fn a_call_in_which_nothing_happens_ends() {
         }
         last = Instant::now();
         match step {
-            0 => device.say(r#"{"type":"custom"}"#),
-            1 => peer.say(r#"{"type":"stt"}"#),
+            0 => device.send_text(r#"{"type":"custom"}"#),
+            1 => peer.send_text(r#"{"type":"stt"}"#),
             2 => call.send(0, b"\x58a"),
             _ => peer.send_audio(0, b"\x58a"),
         }
@@ -118,35 +118,35 @@ fn a_call_in_which_nothing_happens_ends() {
     device.expect_goodbye("server-session");
     let quiet = last.elapsed();
     assert!((MS(390)..MS(700)).contains(&quiet), "{quiet:?}");
-    assert_eq!(fact(&log.line("call ends"), "reason"), "idle");
+    assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "idle");
     while !matches!(peer.message(), Message::Close(Some(1000))) {}
 }
 
 #[test]
-fn a_call_in_which_nothing_happens_goes_on_when_the_limit_is_zero() {
+fn an_idle_call_continues_when_the_limit_is_zero() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], |config| config.websocket.call_idle = Duration::ZERO);
     let mut device = Device::connect(gateway.addresses().mqtt, 7);
     let (_call, mut peer) = device.call(&server);
     assert_eq!(peer.message_within(MS(500)), None);
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
 }
 
 #[test]
 fn an_unanswered_ping_does_not_end_a_call_that_is_over() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], pinging);
+    let gateway = gateway_with(&[server.url()], short_ping_interval);
     let mut device = Device::connect(gateway.addresses().mqtt, 8);
     let (_call, mut peer) = device.call(&server);
     while !matches!(peer.message(), Message::Ping(_)) {}
-    device.say(r#"{"type":"goodbye"}"#);
-    device.say(HELLO);
+    device.send_text(r#"{"type":"goodbye"}"#);
+    device.send_text(HELLO);
     let mut next = server.accept();
     next.upgrade();
-    next.greet("second");
-    assert_eq!(device.answered().session_id, "second");
+    next.exchange_hello("second");
+    assert_eq!(device.hello_reply().session_id, "second");
     while !matches!(peer.message(), Message::Close(Some(1000))) {}
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
 }
 
 /// The kernel's own timer on the gateway's end of a connection: 2 is keep alive (proc(5), tcp_diag).
@@ -157,7 +157,7 @@ fn tcp_keepalive_is_on_for_devices() {
     let gateway = gateway(&[server.url()]);
     let device = Device::connect(gateway.addresses().mqtt, 9);
     let (ours, theirs) = (gateway.addresses().mqtt, device.mqtt.stream.local_addr().unwrap());
-    support::host::eventually("the keep-alive timer runs", || {
-        support::host::connection(ours, theirs)[5].starts_with("02:")
+    support::host::wait_until("the keep-alive timer runs", || {
+        support::host::proc_net_tcp_entry(ours, theirs)[5].starts_with("02:")
     });
 }

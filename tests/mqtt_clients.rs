@@ -15,20 +15,20 @@ use mqtt_websocket_proxy::config::Secret;
 use rumqttc::{ConnectReturnCode, Event, Incoming, LastWill, MqttOptions, QoS, SubscribeReasonCode};
 use serde_json::Value;
 use support::audio::Call;
-use support::chat::{ChatServer, headed};
+use support::chat_server::{ChatServer, audio_frame};
 use support::device::{HELLO, client_id, mac};
 use support::mqtt::{password, user_name};
-use support::{LIMIT, gateway, gateway_with};
+use support::{TIMEOUT, gateway, gateway_with};
 
 const KEY: &str = "a-Key-of-10";
 
 /// A client of the library, its events read by a thread.
-struct Rumqtt {
+struct RumqttClient {
     client: rumqttc::Client,
     events: mpsc::Receiver<Result<Incoming, rumqttc::ConnectionError>>,
 }
 
-impl Rumqtt {
+impl RumqttClient {
     fn connect(options: MqttOptions) -> Self {
         let (client, mut connection) = rumqttc::Client::new(options, 10);
         let (sender, events) = mpsc::channel();
@@ -49,18 +49,18 @@ impl Rumqtt {
     }
 
     #[expect(clippy::result_large_err, reason = "the error is the library's own")]
-    fn event(&self) -> Result<Incoming, rumqttc::ConnectionError> {
-        self.events.recv_timeout(LIMIT).expect("no event")
+    fn next_event(&self) -> Result<Incoming, rumqttc::ConnectionError> {
+        self.events.recv_timeout(TIMEOUT).expect("no event")
     }
 
-    fn json(&self) -> Value {
-        match self.event().unwrap() {
+    fn next_json(&self) -> Value {
+        match self.next_event().unwrap() {
             Incoming::Publish(publish) => serde_json::from_slice(&publish.payload).unwrap(),
             other => panic!("{other:?}"),
         }
     }
 
-    fn say(&self, text: &str) {
+    fn publish(&self, text: &str) {
         self.client.publish("device-server", QoS::AtMostOnce, false, text).unwrap();
     }
 }
@@ -85,29 +85,29 @@ fn rumqttc_logs_in_subscribes_pings_and_makes_a_call() {
     login.set_credentials(user_name(), password(KEY, &id, &user_name()));
     login.set_keep_alive(Duration::from_secs(1));
     login.set_last_will(LastWill::new("a/b", "gone", QoS::AtLeastOnce, true));
-    let device = Rumqtt::connect(login);
-    assert_accepted(device.event());
+    let device = RumqttClient::connect(login);
+    assert_accepted(device.next_event());
     device.client.subscribe("devices/p2p/#", QoS::ExactlyOnce).unwrap();
-    let Ok(Incoming::SubAck(ack)) = device.event() else { panic!() };
+    let Ok(Incoming::SubAck(ack)) = device.next_event() else { panic!() };
     assert_eq!(ack.return_codes, [SubscribeReasonCode::Success(QoS::AtMostOnce)]);
     device.client.unsubscribe("devices/p2p/#").unwrap();
-    assert!(matches!(device.event(), Ok(Incoming::UnsubAck(_))));
-    assert!(matches!(device.event(), Ok(Incoming::PingResp)));
+    assert!(matches!(device.next_event(), Ok(Incoming::UnsubAck(_))));
+    assert!(matches!(device.next_event(), Ok(Incoming::PingResp)));
 
-    device.say(HELLO);
+    device.publish(HELLO);
     let mut peer = server.accept();
     let request = peer.upgrade();
     assert_eq!(request.header("device-id"), Some(mac(1).as_str()));
-    peer.greet("by rumqttc");
-    let mut reply = device.event();
+    peer.exchange_hello("by rumqttc");
+    let mut reply = device.next_event();
     while matches!(reply, Ok(Incoming::PingResp)) {
-        reply = device.event();
+        reply = device.next_event();
     }
     let Ok(Incoming::Publish(publish)) = reply else { panic!("{reply:?}") };
     assert_eq!(publish.topic, "devices/p2p/02_00_00_00_00_01");
     let mut call = Call::new(serde_json::from_slice(&publish.payload).unwrap());
     call.send(1, b"\x58x");
-    assert_eq!(peer.binary(), headed(1, b"\x58x"));
+    assert_eq!(peer.binary(), audio_frame(1, b"\x58x"));
     device.client.disconnect().unwrap();
     peer.expect_close(1000);
 }
@@ -122,8 +122,8 @@ fn rumqttc_is_told_why_it_is_refused() {
     ] {
         let mut login = options(gateway.addresses().mqtt, &id);
         login.set_credentials(user_name(), "wrong");
-        let device = Rumqtt::connect(login);
-        let event = device.event();
+        let device = RumqttClient::connect(login);
+        let event = device.next_event();
         let Err(rumqttc::ConnectionError::ConnectionRefused(found)) = event else { panic!("{event:?}") };
         assert_eq!(found, code, "{id}");
     }
@@ -133,21 +133,21 @@ fn rumqttc_is_told_why_it_is_refused() {
 fn rumqttc_loses_its_connection_when_it_publishes_above_qos_0() {
     let gateway = gateway(&[] as &[&str]);
     for qos in [QoS::AtLeastOnce, QoS::ExactlyOnce] {
-        let device = Rumqtt::connect(options(gateway.addresses().mqtt, &client_id(1)));
-        assert_accepted(device.event());
-        device.say("not JSON");
+        let device = RumqttClient::connect(options(gateway.addresses().mqtt, &client_id(1)));
+        assert_accepted(device.next_event());
+        device.publish("not JSON");
         device.client.publish("device-server", qos, false, "{}").unwrap();
-        assert!(device.event().is_err());
+        assert!(device.next_event().is_err());
     }
 }
 
 #[test]
 fn rumqttc_answers_goodbye_to_a_message_without_a_call() {
     let gateway = gateway(&[] as &[&str]);
-    let device = Rumqtt::connect(options(gateway.addresses().mqtt, &client_id(1)));
-    assert_accepted(device.event());
-    device.say(r#"{"type":"listen","session_id":"s"}"#);
-    assert_eq!(device.json(), serde_json::json!({"type": "goodbye", "session_id": "s"}));
+    let device = RumqttClient::connect(options(gateway.addresses().mqtt, &client_id(1)));
+    assert_accepted(device.next_event());
+    device.publish(r#"{"type":"listen","session_id":"s"}"#);
+    assert_eq!(device.next_json(), serde_json::json!({"type": "goodbye", "session_id": "s"}));
 }
 
 // ----- mosquitto ------------------------------------------------------------------------------------------------------
@@ -174,18 +174,18 @@ fn mosquitto(program: &str, gateway: SocketAddr, number: u8, more: &[&str]) -> C
 }
 
 /// Ends with its test.
-struct Guard(Child);
+struct ChildGuard(Child);
 
-impl Drop for Guard {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-impl Guard {
+impl ChildGuard {
     fn exit_code(&mut self) -> Option<i32> {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + TIMEOUT;
         while Instant::now() < end {
             if let Some(status) = self.0.try_wait().unwrap() {
                 return status.code();
@@ -211,13 +211,13 @@ fn mosquitto_pub_makes_a_call_by_its_lines() {
     for version in ["mqttv311", "mqttv31"] {
         let more = ["-V", version, "-t", "device-server", "-l", "-k", "60"];
         let mut command = mosquitto("mosquitto_pub", gateway.addresses().mqtt, 1, &more);
-        let mut device = Guard(command.stdin(Stdio::piped()).spawn().unwrap());
+        let mut device = ChildGuard(command.stdin(Stdio::piped()).spawn().unwrap());
         let mut stdin = device.0.stdin.take().unwrap();
         std::io::Write::write_all(&mut stdin, format!("{HELLO}\n{{\"type\":\"listen\"}}\n").as_bytes())
             .unwrap();
         let mut peer = server.accept();
         assert_eq!(peer.upgrade().header("device-id"), Some(mac(1).as_str()));
-        peer.greet("s");
+        peer.exchange_hello("s");
         assert_eq!(peer.json()["type"], "listen");
         // The end of its input is a DISCONNECT.
         drop(stdin);
@@ -239,7 +239,7 @@ fn mosquitto_sub_hears_what_the_gateway_publishes() {
     // A pipe gets its output at the end, so it ends after a second.
     let more = ["-d", "-t", "devices/p2p/#", "-t", "null", "-q", "2", "-W", "1", "-F", "%t %p"];
     let mut command = mosquitto("mosquitto_sub", gateway.addresses().mqtt, 7, &more);
-    let mut child = Guard(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut child = ChildGuard(command.stdout(Stdio::piped()).spawn().unwrap());
     child.exit_code();
     let mut output = String::new();
     child.0.stdout.take().unwrap().read_to_string(&mut output).unwrap();
@@ -261,7 +261,7 @@ fn mosquitto_is_told_why_it_is_refused() {
     ] {
         let more = ["-V", version, "-t", "t", "-m", "{}"];
         let mut command = mosquitto("mosquitto_pub", gateway.addresses().mqtt, 1, &more);
-        let mut child = Guard(command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+        let mut child = ChildGuard(command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
         let exit = child.exit_code();
         let mut stderr = String::new();
         child.0.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();

@@ -19,26 +19,26 @@ use openssl::pkey::PKey;
 use openssl::rsa::Rsa;
 use openssl::ssl::{SslConnector, SslStream};
 use openssl::symm::Cipher;
-use support::chat::{ChatServer, headed};
+use support::chat_server::{ChatServer, audio_frame};
 use support::device::{Device, client_id};
-use support::host::{device_over, eventually};
-use support::logged::Logged;
-use support::mqtt::{Client, Connect, Silence};
+use support::host::{device_over, wait_until};
+use support::log_capture::LogCapture;
+use support::mqtt::{Client, Connect, PacketError};
 use support::process::Folder;
-use support::tls::{Authority, Pair, new_key};
-use support::{LIMIT, config, gateway_with};
+use support::tls::{CertificateAuthority, CertifiedKey, new_key};
+use support::{TIMEOUT, config, gateway_with};
 
-const NOBODY: [&str; 0] = [];
+const NO_SERVERS: [&str; 0] = [];
 
 /// A certificate and its key in files, and who signed it.
-struct Files {
-    authority: Authority,
+struct CertificateFiles {
+    authority: CertificateAuthority,
     folder: Folder,
 }
 
-impl Files {
+impl CertificateFiles {
     fn new() -> Self {
-        let authority = Authority::new();
+        let authority = CertificateAuthority::new();
         let files = Self { authority, folder: Folder::new() };
         files.write(&files.authority.issue("127.0.0.1"));
         files
@@ -52,30 +52,30 @@ impl Files {
         self.folder.0.join("key.pem")
     }
 
-    fn write(&self, pair: &Pair) {
+    fn write(&self, pair: &CertifiedKey) {
         fs::write(self.cert(), pair.certificate_pem()).unwrap();
         fs::write(self.key(), pair.key_pem()).unwrap();
     }
 
-    fn set(&self, config: &mut Config) {
+    fn configure(&self, config: &mut Config) {
         config.mqtt.tls.port = 0;
         config.mqtt.tls.cert_file = Some(self.cert());
         config.mqtt.tls.key_file = Some(self.key());
     }
 
     fn gateway(&self, change: impl FnOnce(&mut Config)) -> Running {
-        self.gateway_to(&NOBODY, change)
+        self.gateway_to(&NO_SERVERS, change)
     }
 
     fn gateway_to<U: AsRef<str>>(&self, urls: &[U], change: impl FnOnce(&mut Config)) -> Running {
         gateway_with(urls, |config| {
-            self.set(config);
+            self.configure(config);
             change(config);
         })
     }
 
     fn connect(&self, gateway: &Running) -> SslStream<TcpStream> {
-        secure(&self.authority.client(), tcp(mqtts(gateway))).unwrap()
+        tls_connect(&self.authority.client(), tcp_connect(mqtts_addr(gateway))).unwrap()
     }
 
     fn device(&self, gateway: &Running, number: u8) -> Device {
@@ -83,33 +83,33 @@ impl Files {
     }
 
     /// The gateway that cannot start with what the files hold.
-    fn refusal(&self) -> String {
-        let mut config = config(&NOBODY);
-        self.set(&mut config);
+    fn start_error(&self) -> String {
+        let mut config = config(&NO_SERVERS);
+        self.configure(&mut config);
         let error = Running::start(config, None).unwrap_err();
         assert!(matches!(error, BindError::Certificate(_)), "{error}");
         error.to_string()
     }
 }
 
-fn mqtts(gateway: &Running) -> SocketAddr {
+fn mqtts_addr(gateway: &Running) -> SocketAddr {
     gateway.addresses().mqtts.unwrap()
 }
 
-fn tcp(addr: SocketAddr) -> TcpStream {
-    let tcp = TcpStream::connect_timeout(&addr, LIMIT).unwrap();
-    tcp.set_read_timeout(Some(LIMIT)).unwrap();
-    tcp.set_write_timeout(Some(LIMIT)).unwrap();
+fn tcp_connect(addr: SocketAddr) -> TcpStream {
+    let tcp = TcpStream::connect_timeout(&addr, TIMEOUT).unwrap();
+    tcp.set_read_timeout(Some(TIMEOUT)).unwrap();
+    tcp.set_write_timeout(Some(TIMEOUT)).unwrap();
     tcp
 }
 
 /// A verified TLS connection, or why not.
-fn secure(connector: &SslConnector, tcp: TcpStream) -> Result<SslStream<TcpStream>, String> {
+fn tls_connect(connector: &SslConnector, tcp: TcpStream) -> Result<SslStream<TcpStream>, String> {
     connector.connect("127.0.0.1", tcp).map_err(|error| error.to_string())
 }
 
 /// The connection ends, with or without a reset.
-fn assert_ends(mut tcp: TcpStream) {
+fn assert_closed(mut tcp: TcpStream) {
     let mut rest = Vec::new();
     let _ = tcp.read_to_end(&mut rest);
     assert_ne!(tcp.read(&mut [0]).ok(), Some(1));
@@ -117,13 +117,13 @@ fn assert_ends(mut tcp: TcpStream) {
 
 #[test]
 fn a_whole_call_goes_over_a_verified_connection() {
-    let (server, files) = (ChatServer::start(), Files::new());
+    let (server, files) = (ChatServer::start(), CertificateFiles::new());
     let gateway = files.gateway_to(&[server.url()], |_| {});
     let mut device = files.device(&gateway, 1);
     let (mut call, mut peer) = device.call(&server);
     for n in 0..50 {
         call.send(n, b"\x58up");
-        assert_eq!(peer.binary(), headed(n, b"\x58up"));
+        assert_eq!(peer.binary(), audio_frame(n, b"\x58up"));
         peer.send_audio(n, b"\x58down");
         assert_eq!(call.receive().payload, b"\x58down");
     }
@@ -131,60 +131,61 @@ fn a_whole_call_goes_over_a_verified_connection() {
     let long = format!(r#"{{"type":"x","session_id":"server-session","long":"{}"}}"#, "y".repeat(60_000));
     let start = Instant::now();
     for _ in 0..20 {
-        peer.say(&long);
-        device.say(&long);
+        peer.send_text(&long);
+        device.send_text(&long);
         assert_eq!(device.mqtt.text(), long);
         assert_eq!(peer.text(), long);
     }
     // No record waits in the TLS library for somebody to come by.
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     // The plain port is there beside it.
-    Device::connect(gateway.addresses().mqtt, 2).mqtt.assert_quiet();
-    device.say(r#"{"type":"goodbye"}"#);
+    Device::connect(gateway.addresses().mqtt, 2).mqtt.assert_nothing_pending();
+    device.send_text(r#"{"type":"goodbye"}"#);
     peer.expect_close(1000);
     device.mqtt.send(&support::mqtt::DISCONNECT);
     // The end is TLS's own: nobody cut the connection.
-    assert_eq!(device.mqtt.until_closed(), []);
-    let support::mqtt::Wire::Tls(tls) = &mut device.mqtt.stream else { unreachable!() };
+    assert_eq!(device.mqtt.read_until_closed(), []);
+    let support::mqtt::ClientStream::Tls(tls) = &mut device.mqtt.stream else { unreachable!() };
     assert_eq!(tls.get_shutdown(), openssl::ssl::ShutdownState::RECEIVED);
 }
 
 #[test]
 fn a_client_that_does_not_know_the_authority_refuses() {
-    let files = Files::new();
-    let mut log = Logged::about("no TLS connection");
+    let files = CertificateFiles::new();
+    let mut log = LogCapture::containing("no TLS connection");
     let gateway = files.gateway(|_| {});
-    let why = secure(&Authority::new().client(), tcp(mqtts(&gateway))).unwrap_err();
+    let why =
+        tls_connect(&CertificateAuthority::new().client(), tcp_connect(mqtts_addr(&gateway))).unwrap_err();
     assert!(why.contains("certificate verify failed"), "{why}");
     // Both authorities have one name, so it is the signature that is wrong.
-    log.line("alert decrypt error");
-    files.device(&gateway, 1).mqtt.assert_quiet();
+    log.wait_for_line("alert decrypt error");
+    files.device(&gateway, 1).mqtt.assert_nothing_pending();
 }
 
 #[test]
 fn tls_can_take_the_place_of_the_plain_port() {
-    let files = Files::new();
+    let files = CertificateFiles::new();
     let gateway = files.gateway(|config| config.mqtt.plain = false);
     assert_eq!(Some(gateway.addresses().mqtt), gateway.addresses().mqtts);
-    files.device(&gateway, 1).mqtt.assert_quiet();
+    files.device(&gateway, 1).mqtt.assert_nothing_pending();
 }
 
 #[test]
-fn a_refused_login_hears_why_over_tls_too() {
-    let files = Files::new();
+fn a_refused_login_gets_its_return_code_over_tls_too() {
+    let files = CertificateFiles::new();
     let gateway = files.gateway(|config| {
         config.mqtt.signature_key = mqtt_websocket_proxy::config::Secret::new("A-good-Key");
     });
     let mut client = Client::from(files.connect(&gateway));
     client.send(&Connect::new(&client_id(1)).packet());
-    let packets = client.until_closed();
+    let packets = client.read_until_closed();
     assert_eq!(packets.len(), 1);
     assert_eq!(packets[0].body, [0, 4]);
 }
 
 #[test]
 fn keys_in_older_forms_are_read() {
-    let files = Files::new();
+    let files = CertificateFiles::new();
     let ec = new_key();
     let rsa = PKey::from_rsa(Rsa::generate(2048).unwrap()).unwrap();
     let sec1 = ec.ec_key().unwrap().private_key_to_pem().unwrap();
@@ -197,13 +198,13 @@ fn keys_in_older_forms_are_read() {
         files.write(&files.authority.issue_for("127.0.0.1", key, -1, 30));
         fs::write(files.key(), &pem).unwrap();
         let gateway = files.gateway(|_| {});
-        files.device(&gateway, 1).mqtt.assert_quiet();
+        files.device(&gateway, 1).mqtt.assert_nothing_pending();
     }
 }
 
 #[test]
-fn what_is_wrong_with_the_files_is_said_at_start() {
-    let files = Files::new();
+fn certificate_file_errors_are_reported_at_start() {
+    let files = CertificateFiles::new();
     let pair = files.authority.issue("127.0.0.1");
     let other = new_key();
     let encrypted = pair.key.private_key_to_pem_pkcs8_passphrase(Cipher::aes_128_cbc(), b"x").unwrap();
@@ -237,27 +238,29 @@ fn what_is_wrong_with_the_files_is_said_at_start() {
     ] {
         fs::write(files.cert(), cert).unwrap();
         fs::write(files.key(), key).unwrap();
-        let refusal = files.refusal();
+        let refusal = files.start_error();
         for part in parts {
             assert!(refusal.contains(part), "{part:?} in {refusal}");
         }
         assert!(!refusal.contains('\n'), "{refusal}");
     }
     fs::remove_file(files.key()).unwrap();
-    assert!(files.refusal().contains("mqtt.tls.key_file: "), "{}", files.refusal());
+    assert!(files.start_error().contains("mqtt.tls.key_file: "), "{}", files.start_error());
     fs::remove_file(files.cert()).unwrap();
-    assert!(files.refusal().contains("cert.pem cannot be read: No such file"), "{}", files.refusal());
+    assert!(files.start_error().contains("cert.pem cannot be read: No such file"), "{}", files.start_error());
 }
 
 #[test]
-fn what_devices_will_not_like_is_said_but_served() {
-    let files = Files::new();
+fn certificates_that_devices_may_reject_are_warned_about_but_served() {
+    let files = CertificateFiles::new();
     let intermediate = files.authority.intermediate();
     let expired = files.authority.issue_for("expired.example", new_key(), -9, -2);
     let early = files.authority.issue_for("early.example", new_key(), 2, 9);
     let alone = intermediate.issue("alone.example");
     let whole = intermediate.issue("whole.example");
-    let with = |pair: &Pair, authority: &Authority| [pair.certificate_pem(), authority.pem()].concat();
+    let with = |pair: &CertifiedKey, authority: &CertificateAuthority| {
+        [pair.certificate_pem(), authority.pem()].concat()
+    };
     for (pair, pem, name, line) in [
         (
             &expired,
@@ -276,41 +279,41 @@ fn what_devices_will_not_like_is_said_but_served() {
     ] {
         fs::write(files.cert(), pem).unwrap();
         fs::write(files.key(), pair.key_pem()).unwrap();
-        let mut log = Logged::about(name);
+        let mut log = LogCapture::containing(name);
         let gateway = files.gateway(|_| {});
-        log.line("INFO TLS certificate");
+        log.wait_for_line("INFO TLS certificate");
         match line {
-            Some(line) => drop(log.line(line)),
+            Some(line) => drop(log.wait_for_line(line)),
             None => assert_eq!(log.count("mqtt.tls:"), 0),
         }
         // A device that verifies nothing gets in with each of them.
         let mut connector = files.authority.client().configure().unwrap();
         connector.set_verify(openssl::ssl::SslVerifyMode::NONE);
-        let tls = connector.connect("127.0.0.1", tcp(mqtts(&gateway))).unwrap();
-        device_over(tls, 1).mqtt.assert_quiet();
+        let tls = connector.connect("127.0.0.1", tcp_connect(mqtts_addr(&gateway))).unwrap();
+        device_over(tls, 1).mqtt.assert_nothing_pending();
     }
 }
 
 #[test]
 fn a_chain_is_sent_whole() {
-    let files = Files::new();
+    let files = CertificateFiles::new();
     let intermediate = files.authority.intermediate();
     let pair = intermediate.issue("127.0.0.1");
     fs::write(files.cert(), [pair.certificate_pem(), intermediate.pem()].concat()).unwrap();
     fs::write(files.key(), pair.key_pem()).unwrap();
     let gateway = files.gateway(|_| {});
-    files.device(&gateway, 1).mqtt.assert_quiet();
+    files.device(&gateway, 1).mqtt.assert_nothing_pending();
 }
 
 /// What the certificate that is shown says.
-fn shown(files: &Files, gateway: &Running) -> Option<Vec<u8>> {
-    let tls = secure(&files.authority.client(), TcpStream::connect(mqtts(gateway)).ok()?).ok()?;
+fn served_certificate(files: &CertificateFiles, gateway: &Running) -> Option<Vec<u8>> {
+    let tls = tls_connect(&files.authority.client(), TcpStream::connect(mqtts_addr(gateway)).ok()?).ok()?;
     tls.ssl().peer_certificate().map(|certificate| certificate.to_pem().unwrap())
 }
 
 #[test]
 fn a_certificate_is_renewed_under_load_and_nobody_is_dropped() {
-    let files = Files::new();
+    let files = CertificateFiles::new();
     let gateway = files.gateway(|_| {});
     let mut devices: Vec<_> = (0..30).map(|number| files.device(&gateway, number)).collect();
     let over = AtomicBool::new(false);
@@ -319,7 +322,7 @@ fn a_certificate_is_renewed_under_load_and_nobody_is_dropped() {
         let load = scope.spawn(|| {
             let mut rounds = 0;
             while !over.load(Ordering::Relaxed) {
-                files.device(&gateway, 200).mqtt.assert_quiet();
+                files.device(&gateway, 200).mqtt.assert_nothing_pending();
                 rounds += 1;
             }
             rounds
@@ -327,70 +330,70 @@ fn a_certificate_is_renewed_under_load_and_nobody_is_dropped() {
         for _ in 0..2 {
             let new = files.authority.issue("127.0.0.1");
             let pem = new.certificate_pem();
-            let mut log = Logged::about("the TLS certificate in use stays");
+            let mut log = LogCapture::containing("the TLS certificate in use stays");
             fs::write(files.cert(), &pem).unwrap();
             // Seen half renewed, it changes nothing.
-            log.line("key.pem does not match the first certificate in");
-            assert_ne!(shown(&files, &gateway), Some(pem.clone()));
+            log.wait_for_line("key.pem does not match the first certificate in");
+            assert_ne!(served_certificate(&files, &gateway), Some(pem.clone()));
             fs::write(files.key(), new.key_pem()).unwrap();
-            eventually("the new certificate", || shown(&files, &gateway) == Some(pem.clone()));
+            wait_until("the new certificate", || served_certificate(&files, &gateway) == Some(pem.clone()));
         }
         over.store(true, Ordering::Relaxed);
         assert!(load.join().unwrap() > 0);
     });
-    devices.iter_mut().for_each(|device| device.mqtt.assert_quiet());
+    devices.iter_mut().for_each(|device| device.mqtt.assert_nothing_pending());
 }
 
 #[test]
 fn a_reload_takes_new_files_or_refuses_and_switches_tls_on_and_off() {
-    let (files, others) = (Files::new(), Files::new());
-    let mut config = config(&NOBODY);
+    let (files, others) = (CertificateFiles::new(), CertificateFiles::new());
+    let mut config = config(&NO_SERVERS);
     config.mqtt.max_connections = 77;
-    config.mqtt.host = support::own_ip().into();
+    config.mqtt.host = support::process_loopback_ip().into();
     let gateway = Running::start(config.clone(), None).unwrap();
     assert_eq!(gateway.addresses().mqtts, None);
     // On, on a port that stays free.
     let addr = support::closed_port();
     let port = addr.port();
-    files.set(&mut config);
+    files.configure(&mut config);
     config.mqtt.tls.port = port;
     gateway.handle().reload(config.clone());
-    eventually("TLS is on", || TcpStream::connect(addr).is_ok());
-    let mut device = device_over(secure(&files.authority.client(), tcp(addr)).unwrap(), 1);
+    wait_until("TLS is on", || TcpStream::connect(addr).is_ok());
+    let mut device = device_over(tls_connect(&files.authority.client(), tcp_connect(addr)).unwrap(), 1);
     // Other files.
-    others.set(&mut config);
+    others.configure(&mut config);
     config.mqtt.tls.port = port;
     gateway.handle().reload(config.clone());
-    eventually("other files", || secure(&others.authority.client(), tcp(addr)).is_ok());
+    wait_until("other files", || tls_connect(&others.authority.client(), tcp_connect(addr)).is_ok());
     // Files that cannot be used change nothing.
-    let mut log = Logged::about("nowhere.pem");
+    let mut log = LogCapture::containing("nowhere.pem");
     let mut bad = config.clone();
     bad.mqtt.tls.key_file = Some("nowhere.pem".into());
     gateway.handle().reload(bad);
-    log.line("ERROR reload: nothing changes: mqtt.tls.key_file");
-    secure(&others.authority.client(), tcp(addr)).unwrap();
+    log.wait_for_line("ERROR reload: nothing changes: mqtt.tls.key_file");
+    tls_connect(&others.authority.client(), tcp_connect(addr)).unwrap();
     // Nor does a certificate that has expired, under the same names.
-    let mut log = Logged::about(others.cert().display().to_string());
+    let mut log = LogCapture::containing(others.cert().display().to_string());
     others.write(&others.authority.issue_for("127.0.0.1", new_key(), -9, -2));
-    log.line("has expired");
-    secure(&others.authority.client(), tcp(addr)).unwrap();
+    log.wait_for_line("has expired");
+    tls_connect(&others.authority.client(), tcp_connect(addr)).unwrap();
     // Off.
     config.mqtt.tls.cert_file = None;
     config.mqtt.tls.key_file = None;
     gateway.handle().reload(config);
-    eventually("TLS is off", || TcpStream::connect(addr).is_err());
-    device.mqtt.assert_quiet();
-    Device::connect(gateway.addresses().mqtt, 2).mqtt.assert_quiet();
+    wait_until("TLS is off", || TcpStream::connect(addr).is_err());
+    device.mqtt.assert_nothing_pending();
+    Device::connect(gateway.addresses().mqtt, 2).mqtt.assert_nothing_pending();
 }
 
 #[test]
-fn a_newcomer_displaces_the_oldest_unfinished_handshake() {
-    let files = Files::new();
+fn a_new_connection_evicts_the_oldest_unfinished_handshake() {
+    let files = CertificateFiles::new();
     let gateway = files.gateway(|config| config.mqtt.tls.max_handshakes = 20);
     // Half of them have sent half a hello, the others nothing.
     let mut stalled: Vec<_> = (0..60)
         .map(|n| {
-            let mut tcp = tcp(mqtts(&gateway));
+            let mut tcp = tcp_connect(mqtts_addr(&gateway));
             if n % 2 == 0 {
                 tcp.write_all(&[22, 3, 1, 2, 0, 1]).unwrap();
             }
@@ -399,7 +402,7 @@ fn a_newcomer_displaces_the_oldest_unfinished_handshake() {
         .collect();
     let mut device = files.device(&gateway, 1);
     for old in stalled.drain(..40) {
-        assert_ends(old);
+        assert_closed(old);
     }
     // The others are still there, and so is the device.
     for tcp in &stalled[5..] {
@@ -407,25 +410,25 @@ fn a_newcomer_displaces_the_oldest_unfinished_handshake() {
         let error = tcp.peek(&mut [0]).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
     }
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
 }
 
 #[test]
 fn a_stalled_handshake_ends_in_bounded_time() {
-    let files = Files::new();
+    let files = CertificateFiles::new();
     let gateway = files.gateway(|_| {});
     let start = Instant::now();
-    let mut stalled = tcp(mqtts(&gateway));
+    let mut stalled = tcp_connect(mqtts_addr(&gateway));
     stalled.write_all(&[22, 3, 1, 2, 0, 1]).unwrap();
-    assert_ends(stalled);
+    assert_closed(stalled);
     let took = start.elapsed();
     assert!(took > Duration::from_secs(9) && took < Duration::from_secs(13), "{took:?}");
 }
 
 #[test]
-fn what_is_no_tls_ends_at_once_and_fills_no_log() {
-    let files = Files::new();
-    let mut log = Logged::about("no TLS connection");
+fn input_that_is_not_tls_is_closed_at_once_and_logged_at_a_limited_rate() {
+    let files = CertificateFiles::new();
+    let mut log = LogCapture::containing("no TLS connection");
     let gateway = files.gateway(|_| {});
     let connect = Connect::new(&client_id(1)).packet();
     for garbage in [
@@ -436,41 +439,41 @@ fn what_is_no_tls_ends_at_once_and_fills_no_log() {
         &[22, 9, 9, 0, 4, 1, 0, 0, 0],
     ] {
         for _ in 0..20 {
-            let mut tcp = tcp(mqtts(&gateway));
+            let mut tcp = tcp_connect(mqtts_addr(&gateway));
             let _ = tcp.write_all(garbage);
-            assert_ends(tcp);
+            assert_closed(tcp);
         }
     }
     // A look whether the port is open is no failure.
     for _ in 0..20 {
-        drop(tcp(mqtts(&gateway)));
+        drop(tcp_connect(mqtts_addr(&gateway)));
     }
-    files.device(&gateway, 1).mqtt.assert_quiet();
-    assert!(log.line("INFO").contains("it does not begin with TLS: first byte 0x10"));
+    files.device(&gateway, 1).mqtt.assert_nothing_pending();
+    assert!(log.wait_for_line("INFO").contains("it does not begin with TLS: first byte 0x10"));
     // Other tests of this file may bring a line of their own.
     assert!(log.count("INFO") < 4);
     // TLS on the plain port.
     let start = Instant::now();
-    secure(&files.authority.client(), tcp(gateway.addresses().mqtt)).unwrap_err();
+    tls_connect(&files.authority.client(), tcp_connect(gateway.addresses().mqtt)).unwrap_err();
     assert!(start.elapsed() < Duration::from_secs(3));
 }
 
 /// Passes one byte at a time.
-struct Trickle(TcpStream);
+struct OneByteStream(TcpStream);
 
-impl std::fmt::Debug for Trickle {
+impl std::fmt::Debug for OneByteStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Trickle")
     }
 }
 
-impl Read for Trickle {
+impl Read for OneByteStream {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.0.read(buffer)
     }
 }
 
-impl Write for Trickle {
+impl Write for OneByteStream {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.write(&bytes[..bytes.len().min(1)])
     }
@@ -481,12 +484,12 @@ impl Write for Trickle {
 }
 
 #[test]
-fn a_handshake_and_packets_may_be_cut_anywhere() {
-    let files = Files::new();
+fn a_handshake_and_packets_may_be_split_at_any_byte() {
+    let files = CertificateFiles::new();
     let gateway = files.gateway(|_| {});
-    let tcp = tcp(mqtts(&gateway));
+    let tcp = tcp_connect(mqtts_addr(&gateway));
     tcp.set_nodelay(true).unwrap();
-    let mut tls = files.authority.client().connect("127.0.0.1", Trickle(tcp)).unwrap();
+    let mut tls = files.authority.client().connect("127.0.0.1", OneByteStream(tcp)).unwrap();
     tls.write_all(&Connect::new(&client_id(1)).packet()).unwrap();
     let mut answer = [0; 4];
     tls.read_exact(&mut answer).unwrap();
@@ -499,31 +502,35 @@ fn a_handshake_and_packets_may_be_cut_anywhere() {
 }
 
 #[test]
-fn a_device_that_vanishes_keeps_its_call_and_takes_it_over_on_either_port() {
-    let (server, files) = (ChatServer::start(), Files::new());
+fn a_device_that_disconnects_can_resume_its_call_on_either_port() {
+    let (server, files) = (ChatServer::start(), CertificateFiles::new());
     let gateway = files.gateway_to(&[server.url()], |_| {});
     let mut device = files.device(&gateway, 1);
     let (mut call, mut peer) = device.call(&server);
     // Cut without a word of TLS, then back in plain, then over TLS again.
     device.mqtt.reset();
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    peer.say(r#"{"type":"stt","n":1}"#);
+    peer.send_text(r#"{"type":"stt","n":1}"#);
     assert_eq!(device.json()["n"], 1);
     let mut again = files.device(&gateway, 1);
-    peer.say(r#"{"type":"stt","n":2}"#);
+    peer.send_text(r#"{"type":"stt","n":2}"#);
     assert_eq!(again.json()["n"], 2);
-    device.mqtt.until_closed();
+    device.mqtt.read_until_closed();
     call.send(1, b"\x58a");
-    assert_eq!(peer.binary(), headed(1, b"\x58a"));
-    again.mqtt.assert_quiet();
+    assert_eq!(peer.binary(), audio_frame(1, b"\x58a"));
+    again.mqtt.assert_nothing_pending();
 }
 
 #[test]
 fn a_device_that_does_not_read_loses_its_connection() {
-    let (server, files) = (ChatServer::start(), Files::new());
+    let (server, files) = (ChatServer::start(), CertificateFiles::new());
     let gateway = files.gateway_to(&[server.url()], |config| config.mqtt.resume_grace = Duration::ZERO);
-    let tls = secure(&files.authority.client(), support::host::connect_narrow(mqtts(&gateway))).unwrap();
-    let mut log = Logged::about(client_id(7));
+    let tls = tls_connect(
+        &files.authority.client(),
+        support::host::connect_with_small_buffer(mqtts_addr(&gateway)),
+    )
+    .unwrap();
+    let mut log = LogCapture::containing(client_id(7));
     let mut device = device_over(tls, 7);
     let (_call, mut peer) = device.call(&server);
     let long = format!(r#"{{"type":"x","long":"{}"}}"#, "y".repeat(90_000));
@@ -531,31 +538,34 @@ fn a_device_that_does_not_read_loses_its_connection() {
         // The gateway may have hung up meanwhile.
         peer.try_frame(1, long.as_bytes());
     }
-    log.line("call ends");
+    log.wait_for_line("call ends");
 }
 
 #[test]
 fn a_proxy_header_comes_before_the_handshake() {
-    let files = Files::new();
+    let files = CertificateFiles::new();
     let network: Network = "127.0.0.0/8".parse().unwrap();
-    let mut log = Logged::about("192.0.2.77:4242");
+    let mut log = LogCapture::containing("192.0.2.77:4242");
     let gateway = files.gateway(|config| config.mqtt.proxy_protocol_from = vec![network]);
-    let mut tcp = tcp(mqtts(&gateway));
+    let mut tcp = tcp_connect(mqtts_addr(&gateway));
     for byte in b"PROXY TCP4 192.0.2.77 198.51.100.1 4242 8883\r\n" {
         tcp.write_all(&[*byte]).unwrap();
     }
-    let mut device = device_over(secure(&files.authority.client(), tcp).unwrap(), 1);
-    device.mqtt.assert_quiet();
-    log.line("connected");
+    let mut device = device_over(tls_connect(&files.authority.client(), tcp).unwrap(), 1);
+    device.mqtt.assert_nothing_pending();
+    log.wait_for_line("connected");
     // Without a header there is no handshake.
-    secure(&files.authority.client(), self::tcp(mqtts(&gateway))).unwrap_err();
-    assert_eq!(Client::open(gateway.addresses().mqtt).packet_within(Duration::ZERO), Err(Silence::Deadline));
+    tls_connect(&files.authority.client(), self::tcp_connect(mqtts_addr(&gateway))).unwrap_err();
+    assert_eq!(
+        Client::open(gateway.addresses().mqtt).packet_within(Duration::ZERO),
+        Err(PacketError::Deadline)
+    );
 }
 
 /// A connection whose home is another worker moves there with its TLS state and what it had sent.
 #[test]
 fn several_workers_share_the_tls_port() {
-    let (server, files) = (ChatServer::start(), Files::new());
+    let (server, files) = (ChatServer::start(), CertificateFiles::new());
     let gateway = files.gateway_to(&[server.url()], |config| config.workers = 3);
     let mut devices: Vec<Device> = (1..=12).map(|n| files.device(&gateway, n)).collect();
     // A call that ends would dial anew, and be taken for the next.
@@ -563,9 +573,9 @@ fn several_workers_share_the_tls_port() {
     for device in &mut devices {
         let (mut call, mut peer) = device.call(&server);
         call.send(1, b"\x58up");
-        assert_eq!(peer.binary(), headed(1, b"\x58up"));
+        assert_eq!(peer.binary(), audio_frame(1, b"\x58up"));
         let long = format!(r#"{{"type":"x","session_id":"server-session","long":"{}"}}"#, "y".repeat(40_000));
-        device.say(&long);
+        device.send_text(&long);
         assert_eq!(peer.text(), long);
         peers.push(peer);
     }

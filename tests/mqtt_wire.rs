@@ -10,13 +10,13 @@ use std::net::SocketAddr;
 use support::device::client_id;
 use support::mqtt::{
     CONNACK, CONNECT, Client, Connect, DISCONNECT, PINGREQ, PINGRESP, PUBLISH, Packet, SUBACK, SUBSCRIBE,
-    UNSUBACK, UNSUBSCRIBE, packet, publish, string, subscribe, unsubscribe,
+    UNSUBACK, UNSUBSCRIBE, length_prefixed, packet, publish, subscribe, unsubscribe,
 };
 use support::{gateway, gateway_with};
 
-const NONE: [&str; 0] = [];
+const NO_SERVERS: [&str; 0] = [];
 
-fn online(gateway: SocketAddr, number: u8) -> Client {
+fn log_in(gateway: SocketAddr, number: u8) -> Client {
     Client::log_in(gateway, &Connect::new(&client_id(number)))
 }
 
@@ -26,15 +26,15 @@ fn connack(code: u8) -> Packet {
 
 /// A CONNECT whose parts can be told one by one.
 fn raw_connect(name: &[u8], level: u8, flags: u8, fields: &[&[u8]]) -> Vec<u8> {
-    let mut body = string(name);
+    let mut body = length_prefixed(name);
     body.extend([level, flags, 0, 60]);
-    fields.iter().for_each(|field| body.extend(string(field)));
+    fields.iter().for_each(|field| body.extend(length_prefixed(field)));
     packet(CONNECT, &body)
 }
 
 #[test]
 fn every_combination_of_connect_flags_is_understood() {
-    let gateway = gateway(&NONE);
+    let gateway = gateway(&NO_SERVERS);
     let addr = gateway.addresses().mqtt;
     let will = |qos, retain| Some(("a/b".to_owned(), b"gone".to_vec(), qos, retain));
     let wills =
@@ -57,7 +57,7 @@ fn every_combination_of_connect_flags_is_understood() {
                     let mut client = Client::open(addr);
                     client.send(&connect.packet());
                     assert_eq!(client.packet(), connack(0), "{connect:?}");
-                    client.assert_quiet();
+                    client.assert_nothing_pending();
                 }
             }
         }
@@ -66,7 +66,7 @@ fn every_combination_of_connect_flags_is_understood() {
 
 #[test]
 fn only_level_4_of_mqtt_and_level_3_of_mqisdp_are_spoken() {
-    let gateway = gateway(&NONE);
+    let gateway = gateway(&NO_SERVERS);
     let id = client_id(1);
     let fields: &[&[u8]] = &[id.as_bytes()];
     for (name, level) in
@@ -74,18 +74,18 @@ fn only_level_4_of_mqtt_and_level_3_of_mqisdp_are_spoken() {
     {
         let mut client = Client::open(gateway.addresses().mqtt);
         client.send(&raw_connect(name.as_bytes(), level, 2, fields));
-        assert_eq!(client.until_closed(), [connack(1)], "{name} {level}");
+        assert_eq!(client.read_until_closed(), [connack(1)], "{name} {level}");
     }
     for name in ["", "MQT", "mqtt", "MQTTX", "MQISDP", "HTTP"] {
         let mut client = Client::open(gateway.addresses().mqtt);
         client.send(&raw_connect(name.as_bytes(), 4, 2, fields));
-        assert_eq!(client.until_closed(), [], "{name:?}");
+        assert_eq!(client.read_until_closed(), [], "{name:?}");
     }
 }
 
 #[test]
 fn a_client_id_that_names_no_device_is_refused_with_2() {
-    let gateway = gateway(&NONE);
+    let gateway = gateway(&NO_SERVERS);
     for id in [
         "",
         "x",
@@ -102,7 +102,7 @@ fn a_client_id_that_names_no_device_is_refused_with_2() {
         client.send(&Connect::new(id).packet());
         // What comes behind a refused CONNECT is never served.
         client.try_send(&PINGREQ);
-        assert_eq!(client.until_closed(), [connack(2)], "{id:?}");
+        assert_eq!(client.read_until_closed(), [connack(2)], "{id:?}");
     }
 }
 
@@ -142,33 +142,33 @@ fn broken_connects() -> Vec<(&'static str, Vec<u8>)> {
 
 #[test]
 fn a_broken_connect_is_closed_without_an_answer() {
-    let gateway = gateway(&NONE);
+    let gateway = gateway(&NO_SERVERS);
     for (rule, bytes) in broken_connects() {
         let mut client = Client::open(gateway.addresses().mqtt);
         client.send(&bytes);
         client.try_send(&PINGREQ);
-        assert_eq!(client.until_closed(), [], "{rule}: {bytes:02x?}");
+        assert_eq!(client.read_until_closed(), [], "{rule}: {bytes:02x?}");
     }
 }
 
 #[test]
 fn a_packet_before_connect_closes_at_its_first_byte() {
-    let gateway = gateway(&NONE);
+    let gateway = gateway(&NO_SERVERS);
     for first in (0..=0xff).filter(|first| first >> 4 != 1) {
         let mut client = Client::open(gateway.addresses().mqtt);
         client.send(&[first]);
-        assert_eq!(client.until_closed(), [], "{first:#04x}");
+        assert_eq!(client.read_until_closed(), [], "{first:#04x}");
     }
     let mut client = Client::open(gateway.addresses().mqtt);
     let connect = Connect::new(&client_id(1)).packet();
     client.send(&[&PINGREQ[..], &connect].concat());
-    assert_eq!(client.until_closed(), []);
+    assert_eq!(client.read_until_closed(), []);
 }
 
 /// Packets that end a connection that is let in, by the rule they break.
 fn broken_packets() -> Vec<(&'static str, Vec<u8>)> {
     let id_1 = [0, 1];
-    let with_qos = |qos: u8| packet(SUBSCRIBE, &[&id_1[..], &string(b"a"), &[qos]].concat());
+    let with_qos = |qos: u8| packet(SUBSCRIBE, &[&id_1[..], &length_prefixed(b"a"), &[qos]].concat());
     vec![
         ("a second CONNECT (3.1)", Connect::new(&client_id(1)).packet()),
         ("packet type 0 (2.2.1)", packet(0x00, b"")),
@@ -181,10 +181,10 @@ fn broken_packets() -> Vec<(&'static str, Vec<u8>)> {
         ("PUBREC", packet(0x50, &id_1)),
         ("PUBREL", packet(0x62, &id_1)),
         ("PUBCOMP", packet(0x70, &id_1)),
-        ("QoS 1", packet(0x32, &[&string(b"t")[..], &id_1, b"{}"].concat())),
-        ("QoS 2", packet(0x34, &[&string(b"t")[..], &id_1, b"{}"].concat())),
-        ("QoS 3 (3.3.1.2)", packet(0x36, &[&string(b"t")[..], &id_1, b"{}"].concat())),
-        ("DUP at QoS 0 (3.3.1.1)", packet(0x38, &[&string(b"t")[..], b"{}"].concat())),
+        ("QoS 1", packet(0x32, &[&length_prefixed(b"t")[..], &id_1, b"{}"].concat())),
+        ("QoS 2", packet(0x34, &[&length_prefixed(b"t")[..], &id_1, b"{}"].concat())),
+        ("QoS 3 (3.3.1.2)", packet(0x36, &[&length_prefixed(b"t")[..], &id_1, b"{}"].concat())),
+        ("DUP at QoS 0 (3.3.1.1)", packet(0x38, &[&length_prefixed(b"t")[..], b"{}"].concat())),
         ("empty topic (4.7.3)", publish("", b"{}")),
         ("wildcard in PUBLISH (3.3.2.1)", publish("a/+", b"{}")),
         ("wildcard in PUBLISH (3.3.2.1)", publish("#", b"{}")),
@@ -192,26 +192,26 @@ fn broken_packets() -> Vec<(&'static str, Vec<u8>)> {
         ("topic past the packet", packet(PUBLISH, &[0, 9, b't'])),
         ("topic without length", packet(PUBLISH, &[0])),
         ("PUBLISH without a byte", packet(PUBLISH, b"")),
-        ("topic not UTF-8", packet(PUBLISH, &string(b"\xff"))),
-        ("topic with U+0000", packet(PUBLISH, &string(b"a\0b"))),
-        ("topic with a surrogate", packet(PUBLISH, &string(b"\xed\xa0\x80"))),
-        ("SUBSCRIBE with flags 0 (3.8.1)", packet(0x80, &[&id_1[..], &string(b"a"), &[0]].concat())),
-        ("SUBSCRIBE with flags 3 (3.8.1)", packet(0x83, &[&id_1[..], &string(b"a"), &[0]].concat())),
+        ("topic not UTF-8", packet(PUBLISH, &length_prefixed(b"\xff"))),
+        ("topic with U+0000", packet(PUBLISH, &length_prefixed(b"a\0b"))),
+        ("topic with a surrogate", packet(PUBLISH, &length_prefixed(b"\xed\xa0\x80"))),
+        ("SUBSCRIBE with flags 0 (3.8.1)", packet(0x80, &[&id_1[..], &length_prefixed(b"a"), &[0]].concat())),
+        ("SUBSCRIBE with flags 3 (3.8.1)", packet(0x83, &[&id_1[..], &length_prefixed(b"a"), &[0]].concat())),
         ("SUBSCRIBE without filter (3.8.3)", packet(SUBSCRIBE, &id_1)),
         ("SUBSCRIBE with id 0 (2.3.1)", subscribe(0, &[("a", 0)])),
         ("SUBSCRIBE without id", packet(SUBSCRIBE, b"")),
-        ("SUBSCRIBE without QoS", packet(SUBSCRIBE, &[&id_1[..], &string(b"a")].concat())),
+        ("SUBSCRIBE without QoS", packet(SUBSCRIBE, &[&id_1[..], &length_prefixed(b"a")].concat())),
         ("requested QoS 3 (3.8.3)", with_qos(3)),
         ("requested QoS with reserved bits (3.8.3)", with_qos(4)),
         ("requested QoS with reserved bits (3.8.3)", with_qos(0x80)),
         ("empty filter (4.7.3)", subscribe(1, &[("", 0)])),
         ("filter past the packet", packet(SUBSCRIBE, &[0, 1, 0, 9, b'a', 0])),
-        ("filter not UTF-8", packet(SUBSCRIBE, &[&id_1[..], &string(b"\xfe"), &[0]].concat())),
+        ("filter not UTF-8", packet(SUBSCRIBE, &[&id_1[..], &length_prefixed(b"\xfe"), &[0]].concat())),
         ("filter with U+0000", subscribe(1, &[("a\0", 0)])),
         ("# not last (4.7.1)", subscribe(1, &[("a/#/b", 0)])),
         ("+ within a level (4.7.1)", subscribe(1, &[("a/b+", 0)])),
         ("a bad filter behind a good one", subscribe(1, &[("a", 0), ("", 0)])),
-        ("UNSUBSCRIBE with flags 0 (3.10.1)", packet(0xa0, &[&id_1[..], &string(b"a")].concat())),
+        ("UNSUBSCRIBE with flags 0 (3.10.1)", packet(0xa0, &[&id_1[..], &length_prefixed(b"a")].concat())),
         ("UNSUBSCRIBE without filter (3.10.3)", packet(UNSUBSCRIBE, &id_1)),
         ("UNSUBSCRIBE with id 0 (2.3.1)", unsubscribe(0, &["a"])),
         ("bytes after UNSUBSCRIBE's last filter", packet(UNSUBSCRIBE, &[0, 1, 0, 1, b'a', 0])),
@@ -226,28 +226,28 @@ fn broken_packets() -> Vec<(&'static str, Vec<u8>)> {
 
 #[test]
 fn a_broken_packet_closes_the_connection_and_nothing_behind_it_is_served() {
-    let gateway = gateway(&NONE);
+    let gateway = gateway(&NO_SERVERS);
     for (rule, bytes) in broken_packets() {
-        let mut client = online(gateway.addresses().mqtt, 1);
+        let mut client = log_in(gateway.addresses().mqtt, 1);
         client.send(&[&bytes[..], &PINGREQ].concat());
-        assert_eq!(client.until_closed(), [], "{rule}: {bytes:02x?}");
+        assert_eq!(client.read_until_closed(), [], "{rule}: {bytes:02x?}");
     }
     // One device's mistake is nobody else's.
-    online(gateway.addresses().mqtt, 2).assert_quiet();
+    log_in(gateway.addresses().mqtt, 2).assert_nothing_pending();
 }
 
 #[test]
 fn disconnect_closes_and_nothing_behind_it_is_served() {
-    let gateway = gateway(&NONE);
-    let mut client = online(gateway.addresses().mqtt, 1);
+    let gateway = gateway(&NO_SERVERS);
+    let mut client = log_in(gateway.addresses().mqtt, 1);
     client.send(&[&DISCONNECT[..], &PINGREQ].concat());
-    assert_eq!(client.until_closed(), []);
+    assert_eq!(client.read_until_closed(), []);
 }
 
 #[test]
 fn every_filter_is_answered_and_qos_0_is_granted() {
-    let gateway = gateway(&NONE);
-    let mut client = online(gateway.addresses().mqtt, 1);
+    let gateway = gateway(&NO_SERVERS);
+    let mut client = log_in(gateway.addresses().mqtt, 1);
     let long = "x/".repeat(100);
     for (id, filters) in [
         (1, vec![("null", 0)]),
@@ -263,14 +263,14 @@ fn every_filter_is_answered_and_qos_0_is_granted() {
     }
     client.send(&unsubscribe(7, &["a", "b/#"]));
     assert_eq!(client.packet(), Packet { first: UNSUBACK, body: vec![0, 7] });
-    client.assert_quiet();
+    client.assert_nothing_pending();
 }
 
 #[test]
 fn publishes_that_are_legal_are_taken_whatever_their_topic_retain_and_payload() {
-    let gateway = gateway(&NONE);
-    let mut client = online(gateway.addresses().mqtt, 1);
-    let retained = packet(PUBLISH | 1, &[&string(b"a")[..], b"[]"].concat());
+    let gateway = gateway(&NO_SERVERS);
+    let mut client = log_in(gateway.addresses().mqtt, 1);
+    let retained = packet(PUBLISH | 1, &[&length_prefixed(b"a")[..], b"[]"].concat());
     for bytes in [
         retained,
         publish("device-server", b""),
@@ -280,13 +280,13 @@ fn publishes_that_are_legal_are_taken_whatever_their_topic_retain_and_payload() 
         publish("t", b"[1,2"),
     ] {
         client.send(&bytes);
-        client.assert_quiet();
+        client.assert_nothing_pending();
     }
 }
 
 #[test]
 fn packets_may_be_split_at_any_byte() {
-    let gateway = gateway(&NONE);
+    let gateway = gateway(&NO_SERVERS);
     let script = script(3);
     for at in 1..script.bytes.len() {
         let mut client = Client::open(gateway.addresses().mqtt);
@@ -306,7 +306,7 @@ fn packets_may_be_split_at_any_byte() {
 
 #[test]
 fn many_packets_may_come_in_one_segment() {
-    let gateway = gateway(&NONE);
+    let gateway = gateway(&NO_SERVERS);
     let script = script(2000);
     let mut client = Client::open(gateway.addresses().mqtt);
     client.send(&script.bytes);
@@ -350,27 +350,27 @@ fn script(rounds: u16) -> Script {
 #[test]
 fn a_packet_over_max_payload_size_closes_and_one_of_that_size_does_not() {
     for limit in [65_536, 1000] {
-        let gateway = gateway_with(&NONE, |config| config.mqtt.max_payload_size = limit);
+        let gateway = gateway_with(&NO_SERVERS, |config| config.mqtt.max_payload_size = limit);
         let sized = |remaining: usize| publish("t", &vec![b'x'; remaining - 3]);
-        let mut client = online(gateway.addresses().mqtt, 1);
+        let mut client = log_in(gateway.addresses().mqtt, 1);
         client.send(&sized(limit));
-        client.assert_quiet();
+        client.assert_nothing_pending();
         client.try_send(&sized(limit + 1));
         client.try_send(&PINGREQ);
-        assert_eq!(client.until_closed(), [], "{limit}");
+        assert_eq!(client.read_until_closed(), [], "{limit}");
 
         // It is closed as soon as its length is known.
-        let mut client = online(gateway.addresses().mqtt, 1);
+        let mut client = log_in(gateway.addresses().mqtt, 1);
         client.send(&sized(limit + 1)[..6]);
-        assert_eq!(client.until_closed(), [], "{limit}");
+        assert_eq!(client.read_until_closed(), [], "{limit}");
     }
 }
 
 #[test]
 fn what_the_gateway_publishes_unasked_goes_to_the_devices_own_topic() {
-    let gateway = gateway(&NONE);
-    let mut client = online(gateway.addresses().mqtt, 0x1f);
-    client.say(r#"{"type":"listen","session_id":"x","state":"start"}"#);
+    let gateway = gateway(&NO_SERVERS);
+    let mut client = log_in(gateway.addresses().mqtt, 0x1f);
+    client.send_text(r#"{"type":"listen","session_id":"x","state":"start"}"#);
     let packet = client.packet();
     assert_eq!(packet.message(), ("devices/p2p/02_00_00_00_00_1f", r#"{"type":"goodbye","session_id":"x"}"#));
 }

@@ -12,7 +12,7 @@ use std::process::Command;
 
 use mqtt_websocket_proxy::config::{VARIABLES, unknown_variables};
 use serde_json::{Value, json};
-use support::chat::ChatServer;
+use support::chat_server::ChatServer;
 use support::closed_port;
 use support::device::Device;
 use support::process::Folder;
@@ -48,7 +48,7 @@ fn every_variable_that_is_set_for_a_user_is_one_of_the_program() {
 }
 
 #[test]
-fn what_the_packages_take_along_is_there() {
+fn every_packaged_file_exists() {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
         .current_dir(ROOT)
@@ -118,7 +118,7 @@ fn the_health_check_tells_a_running_gateway_from_a_draining_and_a_stopped_one() 
         "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
         "websocket": {"production_servers": [server.url()]}, "api": {"host": api.ip()},
     });
-    let folder = Folder::new().with("gateway.json", file.to_string());
+    let folder = Folder::new().with_file("gateway.json", file.to_string());
     let port = api.port().to_string();
     let variables = [("API_PORT", port.as_str()), ("CONFIG_FILE", "gateway.json")];
     let ask = |line: &str| {
@@ -134,11 +134,11 @@ fn the_health_check_tells_a_running_gateway_from_a_draining_and_a_stopped_one() 
     let mut device = Device::connect(process.mqtt(), 1);
     let (_call, _peer) = device.call(&server);
     process.signal("USR1");
-    process.line("draining: 1 calls");
+    process.wait_for_line("draining: 1 calls");
     assert_eq!(ask("health -c gateway.json").0, 0);
     let (code, said) = ask("health --ready");
     assert!(code == 1 && said.contains("draining"), "{code} {said}");
-    device.say(r#"{"type":"goodbye"}"#);
+    device.send_text(r#"{"type":"goodbye"}"#);
     assert_eq!(process.exit_code(), Some(0));
     assert_eq!(ask("health").0, 1);
 

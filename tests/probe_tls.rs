@@ -11,12 +11,16 @@ use std::process::Output;
 
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use support::process::Folder;
-use support::tls::{Authority, Pair, new_key};
+use support::tls::{CertificateAuthority, CertifiedKey, new_key};
 use support::{config, gateway_with};
 
 /// A folder with the authority's certificate, and a gateway with an echo server that serves this certificate.
-fn served(authority: &Authority, pair: &Pair, check: impl FnOnce(&Folder, SocketAddr)) {
-    let folder = Folder::new().with("ca.pem", authority.pem());
+fn with_tls_gateway(
+    authority: &CertificateAuthority,
+    pair: &CertifiedKey,
+    check: impl FnOnce(&Folder, SocketAddr),
+) {
+    let folder = Folder::new().with_file("ca.pem", authority.pem());
     let (cert, key) = (folder.0.join("cert.pem"), folder.0.join("key.pem"));
     fs::write(&cert, pair.certificate_pem()).unwrap();
     fs::write(&key, pair.key_pem()).unwrap();
@@ -29,20 +33,20 @@ fn served(authority: &Authority, pair: &Pair, check: impl FnOnce(&Folder, Socket
     check(&folder, gateway.addresses().mqtts.unwrap());
 }
 
-fn told(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     [&output.stdout[..], &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned()).concat()
 }
 
 #[test]
 fn a_call_over_tls_works() {
-    let authority = Authority::new();
-    served(&authority, &authority.issue("127.0.0.1"), |folder, mqtts| {
+    let authority = CertificateAuthority::new();
+    with_tls_gateway(&authority, &authority.issue("127.0.0.1"), |folder, mqtts| {
         for line in [
             format!("probe {mqtts} --tls --ca-file ca.pem --packets 5"),
             format!("probe mqtts://{mqtts} --ca-file ca.pem --packets 5"),
         ] {
             let output = folder.run(&line, &[]);
-            let told = told(&output);
+            let told = output_text(&output);
             assert_eq!(output.status.code(), Some(0), "{told}");
             assert!(told.contains("[ ok ] TLS             the certificate is good for 127.0.0.1"), "{told}");
             assert!(told.contains("[ ok ] UDP down"), "{told}");
@@ -51,8 +55,8 @@ fn a_call_over_tls_works() {
 }
 
 #[test]
-fn a_certificate_that_is_refused_is_refused_in_words() {
-    let authority = Authority::new();
+fn a_refused_certificate_is_explained() {
+    let authority = CertificateAuthority::new();
     let good = authority.issue("127.0.0.1");
     let cases = [
         (&good, "", "the certificate is from an authority that is not known here", "fullchain.pem"),
@@ -64,9 +68,9 @@ fn a_certificate_that_is_refused_is_refused_in_words() {
         ),
     ];
     for (pair, options, what, hint) in cases {
-        served(&authority, pair, |folder, mqtts| {
+        with_tls_gateway(&authority, pair, |folder, mqtts| {
             let output = folder.run(&format!("probe {mqtts} --tls {options}"), &[]);
-            let told = told(&output);
+            let told = output_text(&output);
             assert_eq!(output.status.code(), Some(1), "{told}");
             assert!(told.contains(&format!("[FAIL] TLS             {what}")), "{told}");
             assert!(told.contains("[ -- ] MQTT") && told.contains(hint), "{told}");
@@ -76,10 +80,10 @@ fn a_certificate_that_is_refused_is_refused_in_words() {
 
 /// A gateway serves no expired certificate from the start, but one that it began with may expire meanwhile.
 #[test]
-fn an_expired_certificate_is_told() {
-    let authority = Authority::new();
+fn an_expired_certificate_is_reported() {
+    let authority = CertificateAuthority::new();
     let pair = authority.issue_for("127.0.0.1", new_key(), -30, -1);
-    let folder = Folder::new().with("ca.pem", authority.pem());
+    let folder = Folder::new().with_file("ca.pem", authority.pem());
     let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = server.local_addr().unwrap();
     let mut acceptor =
@@ -90,24 +94,28 @@ fn an_expired_certificate_is_told() {
     let thread = std::thread::spawn(move || drop(acceptor.accept(server.accept().unwrap().0)));
     let output = folder.run(&format!("probe {addr} --tls --ca-file ca.pem"), &[]);
     assert!(
-        told(&output).contains("[FAIL] TLS             the certificate has expired"),
+        output_text(&output).contains("[FAIL] TLS             the certificate has expired"),
         "{}",
-        told(&output)
+        output_text(&output)
     );
     thread.join().unwrap();
 }
 
 #[test]
-fn the_wrong_kind_of_port_is_told() {
-    let authority = Authority::new();
-    served(&authority, &authority.issue("127.0.0.1"), |folder, mqtts| {
+fn the_wrong_kind_of_port_is_reported() {
+    let authority = CertificateAuthority::new();
+    with_tls_gateway(&authority, &authority.issue("127.0.0.1"), |folder, mqtts| {
         let output = folder.run(&format!("probe {mqtts}"), &[]);
         assert_eq!(output.status.code(), Some(1));
-        assert!(told(&output).contains("probe it with --tls"), "{}", told(&output));
+        assert!(output_text(&output).contains("probe it with --tls"), "{}", output_text(&output));
     });
     let gateway = mqtt_websocket_proxy::Running::start(config(&[] as &[&str]), None).unwrap();
     let output = Folder::new().run(&format!("probe {} --tls --timeout 20", gateway.addresses().mqtt), &[]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(told(&output).contains("[FAIL] TLS             no TLS connection"), "{}", told(&output));
-    assert!(told(&output).contains("mqtt.tls.port"), "{}", told(&output));
+    assert!(
+        output_text(&output).contains("[FAIL] TLS             no TLS connection"),
+        "{}",
+        output_text(&output)
+    );
+    assert!(output_text(&output).contains("mqtt.tls.port"), "{}", output_text(&output));
 }

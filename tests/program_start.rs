@@ -9,11 +9,11 @@ use std::process::Output;
 use std::thread;
 
 use serde_json::{Value, json};
-use support::chat::ChatServer;
+use support::chat_server::ChatServer;
 use support::device::{Device, HELLO, client_id};
 use support::mqtt::{Client, Connect, Packet, hmac};
 use support::process::{Folder, Process};
-use support::{closed_port, own_ip};
+use support::{closed_port, process_loopback_ip};
 
 /// A configuration that a test may listen on, with these sections over it.
 fn file(more: Value) -> String {
@@ -35,7 +35,7 @@ fn one_line(output: &Output) -> String {
 }
 
 /// The code CONNECT is answered with.
-fn verdict(process: &Process, connect: &Connect) -> u8 {
+fn connack_code(process: &Process, connect: &Connect) -> u8 {
     let mut client = Client::open(process.mqtt());
     client.send(&connect.packet());
     let Packet { first: 0x20, body } = client.packet() else { panic!() };
@@ -43,15 +43,15 @@ fn verdict(process: &Process, connect: &Connect) -> u8 {
 }
 
 #[test]
-fn a_port_that_cannot_be_had_ends_it_with_1_and_one_line_with_port_and_reason() {
+fn an_unavailable_port_exits_with_1_and_one_line_with_port_and_reason() {
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let (tcp_port, udp_port) =
         (tcp.local_addr().unwrap().port().to_string(), udp.local_addr().unwrap().port().to_string());
     let folder = Folder::new()
-        .with("plain.json", file(json!({})))
-        .with("elsewhere.json", file(json!({"mqtt": {"host": "192.0.2.1"}})))
-        .with("udp-elsewhere.json", file(json!({"udp": {"host": "192.0.2.1"}})));
+        .with_file("plain.json", file(json!({})))
+        .with_file("elsewhere.json", file(json!({"mqtt": {"host": "192.0.2.1"}})))
+        .with_file("udp-elsewhere.json", file(json!({"udp": {"host": "192.0.2.1"}})));
     for (name, variables, parts) in [
         (
             "plain.json",
@@ -101,7 +101,7 @@ fn run_unprivileged(folder: &Folder, line: &str, variables: &[(&str, &str)]) -> 
 #[test]
 fn a_port_or_file_that_is_not_permitted_says_so() {
     use std::os::unix::fs::PermissionsExt;
-    let folder = Folder::new().with("plain.json", file(json!({}))).with("secret.json", "{}");
+    let folder = Folder::new().with_file("plain.json", file(json!({}))).with_file("secret.json", "{}");
     std::fs::set_permissions(folder.0.join("secret.json"), PermissionsExt::from_mode(0o000)).unwrap();
     let unprivileged = || std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     if unprivileged().is_ok_and(|port| port.trim() == "1024")
@@ -121,7 +121,7 @@ fn a_port_or_file_that_is_not_permitted_says_so() {
 
 #[test]
 fn two_gateways_do_not_share_a_port_or_a_pid_file() {
-    let folder = Folder::new().with("plain.json", file(json!({})));
+    let folder = Folder::new().with_file("plain.json", file(json!({})));
     let first = folder.start("-c plain.json -p gateway.pid", &[]);
     let port = first.mqtt().port().to_string();
     let output = folder.run("-c plain.json -p gateway.pid", &[("MQTT_PORT", &port), ("UDP_PORT", "0")]);
@@ -129,14 +129,14 @@ fn two_gateways_do_not_share_a_port_or_a_pid_file() {
     assert!(one_line(&output).contains(&port));
     let pid = std::fs::read_to_string(folder.0.join("gateway.pid")).unwrap();
     assert_eq!(pid.trim(), first.id().to_string());
-    assert_eq!(verdict(&first, &Connect::new(&client_id(1))), 0);
+    assert_eq!(connack_code(&first, &Connect::new(&client_id(1))), 0);
 }
 
 #[test]
 fn a_file_that_cannot_be_read_ends_it_with_2_and_one_line() {
     let folder = Folder::new()
-        .with("latin1.json", b"{\"debug\": false, \"x\": \"\xe9\"}")
-        .with("cut.json", r#"{"mqtt":{"#);
+        .with_file("latin1.json", b"{\"debug\": false, \"x\": \"\xe9\"}")
+        .with_file("cut.json", r#"{"mqtt":{"#);
     for (line, variables, parts) in [
         ("-c absent.json", vec![], ["absent.json", "No such file"]),
         ("", vec![("CONFIG_FILE", "nowhere/absent.json")], ["nowhere/absent.json", "No such file"]),
@@ -158,16 +158,16 @@ fn a_file_that_cannot_be_read_ends_it_with_2_and_one_line() {
 fn the_environment_goes_over_the_file_and_the_command_line_over_both() {
     let server = ChatServer::start();
     let (in_file, in_environment) = (closed_port().port(), closed_port().port());
-    let folder = Folder::new().with(
+    let folder = Folder::new().with_file(
         "gateway.json",
         file(json!({
-            "mqtt": {"host": own_ip(), "port": in_file, "signature_key": "file-Key"},
+            "mqtt": {"host": process_loopback_ip(), "port": in_file, "signature_key": "file-Key"},
             "udp": {"public_ip": "192.0.2.1"},
             "websocket": {"production_servers": [server.url()], "server_secret": "file-Secret"},
             "logging": {"level": "error"},
         })),
     );
-    let folder = folder.with("silent.json", file(json!({"logging": {"enabled": false}})));
+    let folder = folder.with_file("silent.json", file(json!({"logging": {"enabled": false}})));
     let signed = |key| Connect::signed(&client_id(1), key);
 
     // The file alone, but for the level: else nothing would be seen.
@@ -176,7 +176,7 @@ fn the_environment_goes_over_the_file_and_the_command_line_over_both() {
     assert_eq!(process.mqtt().port(), in_file);
     assert!(process.seen.iter().any(|line| line.contains("public ip 192.0.2.1")), "{:#?}", process.seen);
     assert_eq!(
-        (verdict(&process, &signed("file-Key")), verdict(&process, &signed("environment-Key"))),
+        (connack_code(&process, &signed("file-Key")), connack_code(&process, &signed("environment-Key"))),
         (0, 4)
     );
     drop(process);
@@ -195,11 +195,11 @@ fn the_environment_goes_over_the_file_and_the_command_line_over_both() {
     assert_eq!(process.mqtt().port(), in_environment);
     assert!(process.seen.iter().any(|line| line.contains("public ip 198.51.100.7")), "{:#?}", process.seen);
     assert_eq!(
-        (verdict(&process, &signed("file-Key")), verdict(&process, &signed("environment-Key"))),
+        (connack_code(&process, &signed("file-Key")), connack_code(&process, &signed("environment-Key"))),
         (4, 0)
     );
     let mut client = Client::log_in(process.mqtt(), &signed("environment-Key"));
-    client.say(HELLO);
+    client.send_text(HELLO);
     let request = server.accept().upgrade();
     let token = request.header("authorization").unwrap().strip_prefix("Bearer ").unwrap().to_owned();
     let (signature, seconds) = token.split_once('.').unwrap();
@@ -218,12 +218,12 @@ fn the_environment_goes_over_the_file_and_the_command_line_over_both() {
     // DEBUG shows more.
     let mut process = folder.start("-c gateway.json", &[("DEBUG", "1")]);
     let mut client = Client::log_in(process.mqtt(), &signed("file-Key"));
-    client.assert_quiet();
-    process.line("[DEBUG]");
+    client.assert_nothing_pending();
+    process.wait_for_line("[DEBUG]");
 }
 
 #[test]
-fn what_is_doubtful_gets_one_warning_and_stops_nothing() {
+fn doubtful_settings_get_one_warning_and_stop_nothing() {
     let server = ChatServer::start();
     let to = |more: Value| {
         let mut more = more;
@@ -256,12 +256,12 @@ fn what_is_doubtful_gets_one_warning_and_stops_nothing() {
     thread::scope(|scope| {
         for (text, expected) in cases {
             scope.spawn(move || {
-                let folder = Folder::new().with("gateway.json", &text);
+                let folder = Folder::new().with_file("gateway.json", &text);
                 let mut process = folder.start("-c gateway.json", &[]);
                 // A name is resolved beside the start, which does not wait for it.
-                expected.iter().for_each(|part| process.ever(part));
+                expected.iter().for_each(|part| process.wait_for_line_from_start(part));
                 let connect = Connect::signed(&client_id(1), "Fine-And-Long");
-                assert_eq!(verdict(&process, &connect), 0, "{text}");
+                assert_eq!(connack_code(&process, &connect), 0, "{text}");
                 #[cfg(unix)]
                 {
                     process.signal("TERM");
@@ -279,23 +279,23 @@ fn what_is_doubtful_gets_one_warning_and_stops_nothing() {
 }
 
 #[test]
-fn a_name_that_does_not_resolve_is_told_to_devices_all_the_same() {
+fn an_unresolvable_public_ip_name_is_sent_to_devices_anyway() {
     let server = ChatServer::start();
     let text = file(json!({
         "websocket": {"production_servers": [server.url()]}, "udp": {"public_ip": "does-not-exist.invalid"},
     }));
-    let folder = Folder::new().with("gateway.json", text);
+    let folder = Folder::new().with_file("gateway.json", text);
     let process = folder.start("-c gateway.json", &[]);
     let mut device = Device::connect(process.mqtt(), 1);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
     peer.upgrade();
-    peer.greet("s");
+    peer.exchange_hello("s");
     assert_eq!(device.json()["udp"]["server"], "does-not-exist.invalid");
 }
 
 #[test]
-fn without_a_chat_server_a_device_hears_itself() {
+fn without_a_chat_server_a_device_gets_its_echo() {
     // Nothing but the program: no file, no variable that matters.
     let folder = Folder::new();
     let process = folder.start("", &[]);
@@ -304,27 +304,27 @@ fn without_a_chat_server_a_device_hears_itself() {
     }
     let mut device = Device::connect(process.mqtt(), 1);
     // On defaults the gateway asks for the device's tools; this one has none to tell.
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut text = device.json();
     while text["type"] == "mcp" {
         text = device.json();
     }
     let mut call = support::audio::Call::new(text);
-    device.say(r#"{"type":"listen","state":"start","mode":"auto"}"#);
+    device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
     let said: Vec<Vec<u8>> = (0..20).map(|n| [&[0x58, n][..], &[n; 40]].concat()).collect();
     for (n, packet) in said.iter().enumerate() {
         call.send(n as u32 * 60, packet);
     }
-    device.say(r#"{"type":"listen","state":"stop"}"#);
+    device.send_text(r#"{"type":"listen","state":"stop"}"#);
     let heard: Vec<Vec<u8>> = said.iter().map(|_| call.receive().payload).collect();
     assert_eq!(heard, said);
-    device.say(r#"{"type":"goodbye"}"#);
+    device.send_text(r#"{"type":"goodbye"}"#);
 }
 
 #[test]
 fn an_empty_list_of_servers_is_the_same_as_none() {
-    let folder =
-        Folder::new().with("config/gateway.json", file(json!({"websocket": {"production_servers": []}})));
+    let folder = Folder::new()
+        .with_file("config/gateway.json", file(json!({"websocket": {"production_servers": []}})));
     let process = folder.start("", &[]);
     assert!(process.seen.iter().any(|line| line.contains("config/gateway.json")), "{:#?}", process.seen);
     assert!(process.seen.iter().any(|line| line.contains("built-in echo server")), "{:#?}", process.seen);
@@ -338,7 +338,7 @@ fn a_call_is_silent_when_the_log_is_disabled() {
         "mqtt": {"host": address.ip(), "port": address.port()}, "websocket": {"production_servers": [server.url()]},
         "logging": {"enabled": false, "level": "trace", "file_path": "gateway.log"}, "debug": true,
     }));
-    let folder = Folder::new().with("gateway.json", text);
+    let folder = Folder::new().with_file("gateway.json", text);
     let mut process = folder.spawn("-c gateway.json -p pid", &[("UDP_PORT", "0"), ("API_PORT", "0")]);
     process.wait_until(|| folder.0.join("pid").exists());
     let mut device = Device::connect(address, 1);
@@ -370,9 +370,9 @@ fn the_demo_shows_a_call_that_works() {
 }
 
 #[test]
-fn credentials_are_those_that_let_a_device_in() {
+fn printed_credentials_let_a_device_log_in() {
     const KEY: &str = "A-strong-Key-17";
-    let folder = Folder::new().with("gateway.json", file(json!({"mqtt": {"signature_key": KEY}})));
+    let folder = Folder::new().with_file("gateway.json", file(json!({"mqtt": {"signature_key": KEY}})));
     let process = folder.start("-c gateway.json", &[]);
     let output = folder
         .run("credentials --mac 02:00:00:00:00:0A --endpoint 192.0.2.1:1883", &[("MQTT_SIGNATURE_KEY", KEY)]);
@@ -385,19 +385,19 @@ fn credentials_are_those_that_let_a_device_in() {
     let mut connect = Connect::new(&text("client_id"));
     connect.user_name = Some(text("username"));
     connect.password = Some(text("password").into_bytes());
-    assert_eq!(verdict(&process, &connect), 0, "{json}");
+    assert_eq!(connack_code(&process, &connect), 0, "{json}");
     assert!(connect.client_id.contains("@@@02_00_00_00_00_0a@@@"), "{json}");
     assert_eq!(text("endpoint"), "192.0.2.1:1883");
 }
 
 #[test]
-fn probe_tells_what_works_and_its_exit_code_too() {
+fn probe_and_its_exit_code_report_what_works() {
     const KEY: &str = "A-strong-Key-17";
     let keyed = json!({"signature_key": KEY});
     let folder = Folder::new()
-        .with("good.json", file(json!({"mqtt": keyed})))
+        .with_file("good.json", file(json!({"mqtt": keyed})))
         // Audio is sent to where nobody is.
-        .with("lost.json", file(json!({"mqtt": keyed, "udp": {"public_ip": "127.0.0.9"}})));
+        .with_file("lost.json", file(json!({"mqtt": keyed, "udp": {"public_ip": "127.0.0.9"}})));
     let (good_process, lost_process) = (folder.start("-c good.json", &[]), folder.start("-c lost.json", &[]));
     let (good, lost) = (good_process.mqtt(), lost_process.mqtt());
     let probe = |line: String| {

@@ -52,7 +52,7 @@ fn table(page: &str, first: &str) -> Vec<Vec<String>> {
 }
 
 /// What stands between backticks.
-fn ticked(cell: &str) -> Vec<&str> {
+fn code_spans(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
 
@@ -81,13 +81,13 @@ fn the_configuration_table_is_the_file_and_its_schema() {
     keys_of_schema.sort_by(|a, b| a.0.cmp(&b.0));
     for page in READMES {
         let mut table = table(&text(page), "`mqtt.host`");
-        table.sort_by(|a, b| ticked(&a[0]).cmp(&ticked(&b[0])));
+        table.sort_by(|a, b| code_spans(&a[0]).cmp(&code_spans(&b[0])));
         assert_eq!(table.len(), keys_of_schema.len(), "{page}");
         for (row, (key, default, restart)) in table.iter().zip(&keys_of_schema) {
             let [name, value, meaning] = &row[..] else { panic!("{page}: {row:?}") };
-            assert_eq!(ticked(name), [key.as_str()], "{page}");
+            assert_eq!(code_spans(name), [key.as_str()], "{page}");
             assert_eq!(name.ends_with(r"\*"), *restart, "{page}: {key}: needs a restart");
-            let shown: Value = serde_json::from_str(ticked(value)[0]).unwrap();
+            let shown: Value = serde_json::from_str(code_spans(value)[0]).unwrap();
             assert_eq!(&shown, default, "{page}: {key}");
             let in_file = key.split('.').fold(&sample, |value, key| &value[key]);
             assert_eq!(&shown, in_file, "{page}: {key}");
@@ -105,7 +105,7 @@ fn the_server_table_is_the_schema() {
     of_schema.sort();
     for page in READMES {
         let table = table(&text(page), "`url`");
-        let mut names: Vec<_> = table.iter().map(|row| ticked(&row[0])[0].to_owned()).collect();
+        let mut names: Vec<_> = table.iter().map(|row| code_spans(&row[0])[0].to_owned()).collect();
         names.sort();
         assert_eq!(names.iter().collect::<Vec<_>>(), of_schema, "{page}");
     }
@@ -126,7 +126,7 @@ fn variables_and_arguments_are_those_of_the_help_text() {
         let variables = table(&page_text, "`CONFIG_FILE`");
         let variables: Vec<_> = variables
             .iter()
-            .map(|row| (ticked(&row[0])[0], ticked(&row[1]).first().map(|set| set.to_string())))
+            .map(|row| (code_spans(&row[0])[0], code_spans(&row[1]).first().map(|set| set.to_string())))
             .collect();
         let of_program: Vec<_> = VARIABLES
             .iter()
@@ -135,18 +135,18 @@ fn variables_and_arguments_are_those_of_the_help_text() {
         assert_eq!(variables, of_program, "{page}");
 
         let arguments = table(&page_text, "`-c`");
-        let arguments: Vec<_> = arguments.iter().map(|row| ticked(&row[0]).join(", ")).collect();
+        let arguments: Vec<_> = arguments.iter().map(|row| code_spans(&row[0]).join(", ")).collect();
         assert_eq!(arguments, options, "{page}");
 
         let commands = table(&page_text, "`demo`");
         let commands: Vec<_> =
-            commands.iter().map(|row| ticked(&row[0])[0].split(' ').next().unwrap().to_owned()).collect();
+            commands.iter().map(|row| code_spans(&row[0])[0].split(' ').next().unwrap().to_owned()).collect();
         assert_eq!(commands, tools, "{page}");
     }
 }
 
 /// The blocks between fences, with their language.
-fn blocks(page: &str) -> Vec<&str> {
+fn code_blocks(page: &str) -> Vec<&str> {
     page.split("```").skip(1).step_by(2).collect()
 }
 
@@ -160,8 +160,8 @@ fn links(page: &str) -> Vec<String> {
 #[test]
 fn both_languages_are_in_step() {
     let [english, chinese] = READMES.map(text);
-    assert_eq!(blocks(&english), blocks(&chinese));
-    assert_eq!(blocks(&english).len(), english.matches("```").count() / 2);
+    assert_eq!(code_blocks(&english), code_blocks(&chinese));
+    assert_eq!(code_blocks(&english).len(), english.matches("```").count() / 2);
     let shape = |page: &str| {
         let heads = page.lines().filter(|line| line.starts_with('#'));
         heads.map(|line| line.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
@@ -177,9 +177,9 @@ fn both_languages_are_in_step() {
 }
 
 #[test]
-fn how_to_install_is_told_in_both_languages_with_the_same_commands() {
+fn install_pages_have_the_same_commands_in_both_languages() {
     let [english, chinese] = ["docs/install.md", "docs/install.zh-CN.md"].map(text);
-    assert_eq!(blocks(&english), blocks(&chinese));
+    assert_eq!(code_blocks(&english), code_blocks(&chinese));
     let heads = |page: &str| page.lines().filter(|line| line.starts_with("## ")).count();
     assert_eq!((heads(&english), heads(&chinese)), (6, 6));
 }
@@ -195,7 +195,7 @@ fn pages() -> Vec<String> {
 }
 
 /// What a link to each head of a page is called.
-fn places(page: &str) -> Vec<String> {
+fn heading_anchors(page: &str) -> Vec<String> {
     let prose: String = page.split("```").step_by(2).collect();
     let heads = prose.lines().filter(|line| line.starts_with('#'));
     let words = heads.map(|line| line.trim_start_matches('#').trim().to_lowercase());
@@ -204,7 +204,7 @@ fn places(page: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_the_pages_link_to_is_there() {
+fn link_targets_exist() {
     for page in pages() {
         let here = Path::new(ROOT).join(&page);
         for link in links(&text(&page)) {
@@ -215,7 +215,7 @@ fn what_the_pages_link_to_is_there() {
             let target = if file.is_empty() { here.clone() } else { here.parent().unwrap().join(file) };
             assert!(target.exists(), "{page} links to {link}");
             if !place.is_empty() {
-                let places = places(&fs::read_to_string(&target).unwrap());
+                let places = heading_anchors(&fs::read_to_string(&target).unwrap());
                 assert!(places.iter().any(|known| known == place), "{page} links to {link}: {places:?}");
             }
         }
@@ -233,7 +233,7 @@ fn the_commands_of_the_pages_exist() {
     let mut seen = 0;
     for page in pages() {
         let text = text(&page).replace("\\\n", " ");
-        let lines = blocks(&text)
+        let lines = code_blocks(&text)
             .into_iter()
             .filter(|block| block.starts_with("sh\n"))
             .flat_map(str::lines)
@@ -262,7 +262,7 @@ fn the_commands_of_the_pages_exist() {
 
 /// What the tables quote of the log and of the probe stands in the source; `...` is where something is filled in.
 #[test]
-fn what_troubleshooting_quotes_is_said() {
+fn messages_quoted_in_troubleshooting_exist() {
     fn all(folder: &Path) -> String {
         let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         entries
@@ -273,7 +273,7 @@ fn what_troubleshooting_quotes_is_said() {
     let page = text("docs/troubleshooting.md");
     for first in ["`refused with return code 4", "`the certificate is for"] {
         for row in table(&page, first) {
-            for quoted in ticked(&row[0]) {
+            for quoted in code_spans(&row[0]) {
                 let said = quoted.trim_start_matches("closed: ");
                 let said = said.strip_prefix("refused with return code ").map_or(said, |rest| &rest[1..]);
                 for part in said.split("...") {
@@ -290,7 +290,7 @@ fn the_json_of_the_pages_is_json() {
     for page in READMES {
         let text = text(page);
         let json: Vec<_> =
-            blocks(&text).into_iter().filter_map(|block| block.strip_prefix("json\n")).collect();
+            code_blocks(&text).into_iter().filter_map(|block| block.strip_prefix("json\n")).collect();
         assert!(json.len() >= 2, "{page}");
         for block in json {
             assert!(serde_json::from_str::<Value>(block).is_ok(), "{page}: {block}");

@@ -8,19 +8,19 @@ mod support;
 use std::fs;
 
 use serde_json::{Value, json};
-use support::chat::{ChatServer, Peer, headed};
+use support::chat_server::{ChatServer, Peer, audio_frame};
 use support::device::{Device, HELLO, client_id, mac};
 use support::mqtt::{CONNACK, Client, Connect, Packet};
 use support::process::{Folder, Process};
 
-struct Scene {
+struct Fixture {
     folder: Folder,
     process: Process,
     config: Value,
 }
 
 /// A gateway with these chat servers and otherwise quiet defaults.
-fn scene(servers: &[&ChatServer]) -> Scene {
+fn fixture(servers: &[&ChatServer]) -> Fixture {
     let urls: Vec<String> = servers.iter().map(|server| server.url()).collect();
     let config = json!({
         "mqtt": {"host": "127.0.0.1"},
@@ -28,12 +28,12 @@ fn scene(servers: &[&ChatServer]) -> Scene {
         "websocket": {"production_servers": urls},
         "mcp": {"enabled": false},
     });
-    let folder = Folder::new().with("gateway.json", config.to_string());
+    let folder = Folder::new().with_file("gateway.json", config.to_string());
     let process = folder.start("-c gateway.json", &[]);
-    Scene { folder, process, config }
+    Fixture { folder, process, config }
 }
 
-impl Scene {
+impl Fixture {
     fn write(&self, text: &str) {
         fs::write(self.folder.0.join("gateway.json"), text).unwrap();
     }
@@ -47,7 +47,7 @@ impl Scene {
     fn reload(&mut self, text: &str) -> String {
         self.write(text);
         self.process.signal("HUP");
-        self.process.line("reload:")
+        self.process.wait_for_line("reload:")
     }
 
     fn connect(&self, number: u8) -> Device {
@@ -58,21 +58,21 @@ impl Scene {
 /// The call takes text and audio both ways.
 fn assert_undisturbed(device: &mut Device, call: &mut support::audio::Call, peer: &mut Peer) {
     call.send(1, b"\x58a");
-    assert_eq!(peer.binary(), headed(1, b"\x58a"));
+    assert_eq!(peer.binary(), audio_frame(1, b"\x58a"));
     peer.send_audio(2, b"\x58b");
     assert_eq!(call.receive().payload, b"\x58b");
-    peer.say(r#"{"type":"stt"}"#);
+    peer.send_text(r#"{"type":"stt"}"#);
     assert_eq!(device.json()["type"], "stt");
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
 }
 
 #[test]
 fn a_bad_file_changes_nothing_and_says_why() {
     let (first, second) = (ChatServer::start(), ChatServer::start());
-    let mut scene = scene(&[&first]);
-    let mut device = scene.connect(3);
+    let mut fixture = fixture(&[&first]);
+    let mut device = fixture.connect(3);
     let (mut call, mut peer) = device.call(&first);
-    let good = scene.config.clone();
+    let good = fixture.config.clone();
     let with = |key: &str, value: Value| {
         let mut config = good.clone();
         // Something else that is new and right must not be applied either.
@@ -93,103 +93,103 @@ fn a_bad_file_changes_nothing_and_says_why() {
         // To empty a list in use is refused like any bad file, and the echo is chosen at start only.
         (&with("production_servers", json!([])), "websocket.production_servers"),
     ] {
-        let line = scene.reload(text);
+        let line = fixture.reload(text);
         assert!(line.contains("nothing changes") && line.contains(why), "{text}: {line}");
-        device.mqtt.assert_quiet();
+        device.mqtt.assert_nothing_pending();
     }
-    fs::remove_file(scene.folder.0.join("gateway.json")).unwrap();
-    scene.process.signal("HUP");
-    assert!(scene.process.line("reload:").contains("nothing changes"));
+    fs::remove_file(fixture.folder.0.join("gateway.json")).unwrap();
+    fixture.process.signal("HUP");
+    assert!(fixture.process.wait_for_line("reload:").contains("nothing changes"));
     assert_undisturbed(&mut device, &mut call, &mut peer);
-    let mut other = scene.connect(4);
+    let mut other = fixture.connect(4);
     other.call(&first);
-    let line = scene.reload(&good.to_string());
+    let line = fixture.reload(&good.to_string());
     assert!(line.contains("nothing has changed"), "{line}");
 }
 
 #[test]
-fn what_applies_applies_at_once() {
+fn changes_that_need_no_restart_apply_at_once() {
     let (production, development) = (ChatServer::start(), ChatServer::start());
-    let mut scene = scene(&[&production]);
-    let mut device = scene.connect(5);
+    let mut fixture = fixture(&[&production]);
+    let mut device = fixture.connect(5);
     let (mut call, mut peer) = device.call(&production);
 
-    scene.config["websocket"]["development_mac_addresses"] = json!([mac(6)]);
-    let line = scene.set("websocket.development_servers", json!([development.url()]));
+    fixture.config["websocket"]["development_mac_addresses"] = json!([mac(6)]);
+    let line = fixture.set("websocket.development_servers", json!([development.url()]));
     assert!(
         line.contains("applied: websocket.development_servers, websocket.development_mac_addresses"),
         "{line}"
     );
-    scene.connect(6).call(&development);
+    fixture.connect(6).call(&development);
 
     assert!(
-        scene.set("websocket.server_secret", json!("s3cret")).contains("applied: websocket.server_secret")
+        fixture.set("websocket.server_secret", json!("s3cret")).contains("applied: websocket.server_secret")
     );
-    let mut other = scene.connect(7);
-    other.say(HELLO);
+    let mut other = fixture.connect(7);
+    other.send_text(HELLO);
     let mut dialled = production.accept();
     let bearer = dialled.upgrade().header("authorization").unwrap().to_owned();
     assert_ne!(bearer, "Bearer test-token");
-    assert!(!scene.process.seen.iter().any(|line| line.contains("s3cret")));
+    assert!(!fixture.process.seen.iter().any(|line| line.contains("s3cret")));
 
-    scene.set("mqtt.signature_key", json!("key"));
-    let mut client = Client::open(scene.process.mqtt());
+    fixture.set("mqtt.signature_key", json!("key"));
+    let mut client = Client::open(fixture.process.mqtt());
     client.send(&Connect::signed(&client_id(8), "other").packet());
     assert_eq!(client.packet(), Packet { first: CONNACK, body: vec![0, 4] });
-    Client::log_in(scene.process.mqtt(), &Connect::signed(&client_id(8), "key"));
-    scene.set("mqtt.signature_key", json!(""));
+    Client::log_in(fixture.process.mqtt(), &Connect::signed(&client_id(8), "key"));
+    fixture.set("mqtt.signature_key", json!(""));
 
-    scene.set("websocket.max_calls", json!(1));
-    let mut third = scene.connect(9);
-    third.say(HELLO);
+    fixture.set("websocket.max_calls", json!(1));
+    let mut third = fixture.connect(9);
+    third.send_text(HELLO);
     assert_eq!(third.json()["type"], "alert");
-    scene.set("websocket.max_calls", json!(0));
+    fixture.set("websocket.max_calls", json!(0));
 
-    scene.set("mqtt.max_connections", json!(1));
-    let mut client = Client::open(scene.process.mqtt());
+    fixture.set("mqtt.max_connections", json!(1));
+    let mut client = Client::open(fixture.process.mqtt());
     client.send(&Connect::new(&client_id(10)).packet());
     assert_eq!(client.packet().body, [0, 3]);
-    scene.set("mqtt.max_connections", json!(100));
+    fixture.set("mqtt.max_connections", json!(100));
 
-    scene.set("mcp.enabled", json!(true));
-    assert_eq!(scene.connect(11).json()["payload"]["method"], "initialize");
-    scene.set("mcp.enabled", json!(false));
+    fixture.set("mcp.enabled", json!(true));
+    assert_eq!(fixture.connect(11).json()["payload"]["method"], "initialize");
+    fixture.set("mcp.enabled", json!(false));
 
     assert_undisturbed(&mut device, &mut call, &mut peer);
 
     // Settings of calls reach those that are up already: here the pause before a redial.
-    scene.config["websocket"]["reconnect"] = json!({"initial_ms": 20, "max_ms": 20});
-    let line = scene.set("logging.level", json!("debug"));
+    fixture.config["websocket"]["reconnect"] = json!({"initial_ms": 20, "max_ms": 20});
+    let line = fixture.set("logging.level", json!("debug"));
     assert!(
         line.contains("websocket.reconnect.initial_ms, websocket.reconnect.max_ms, logging.level"),
         "{line}"
     );
     peer.reset();
-    let redial = scene.process.line("redialling in");
+    let redial = fixture.process.wait_for_line("redialling in");
     assert!(
         ["16", "17", "18", "19", "20"].iter().any(|ms| redial.contains(&format!("in {ms} ms"))),
         "{redial}"
     );
-    scene.connect(12);
-    assert!(scene.process.line("connected").contains("DEBUG"));
+    fixture.connect(12);
+    assert!(fixture.process.wait_for_line("connected").contains("DEBUG"));
 }
 
 #[test]
 fn ports_are_named_as_needing_a_restart() {
     let server = ChatServer::start();
-    let mut scene = scene(&[&server]);
-    scene.config["udp"]["host"] = json!("127.0.0.2");
-    scene.config["udp"]["public_ip"] = json!("127.0.0.3");
-    scene.config["logging"]["file_path"] = json!("log.txt");
-    let line = scene.set("mqtt.host", json!("127.0.0.2"));
+    let mut fixture = fixture(&[&server]);
+    fixture.config["udp"]["host"] = json!("127.0.0.2");
+    fixture.config["udp"]["public_ip"] = json!("127.0.0.3");
+    fixture.config["logging"]["file_path"] = json!("log.txt");
+    let line = fixture.set("mqtt.host", json!("127.0.0.2"));
     assert!(line.contains("applied: nothing"), "{line}");
     assert!(line.contains("needs restart: mqtt.host, udp.host, udp.public_ip, logging.file_path"), "{line}");
-    let mut device = scene.connect(20);
+    let mut device = fixture.connect(20);
     let (call, _peer) = device.call(&server);
     assert_eq!(call.reply["udp"]["server"], "127.0.0.1");
     // Both kinds in one file: what can be applied is.
-    scene.config["mqtt"]["host"] = json!("127.0.0.1");
-    let line = scene.set("mqtt.max_connections", json!(50));
+    fixture.config["mqtt"]["host"] = json!("127.0.0.1");
+    let line = fixture.set("mqtt.max_connections", json!(50));
     assert!(line.contains("applied: mqtt.max_connections; needs restart: udp.host, udp.public_ip"), "{line}");
 }
 
@@ -203,12 +203,12 @@ fn the_port_of_a_file_needs_a_restart() {
         })
         .to_string()
     };
-    let folder = Folder::new().with("gateway.json", text(0));
+    let folder = Folder::new().with_file("gateway.json", text(0));
     let mut process = folder.spawn("-c gateway.json", &[]);
-    process.line("MQTT on");
-    let folder = folder.with("gateway.json", text(5555));
+    process.wait_for_line("MQTT on");
+    let folder = folder.with_file("gateway.json", text(5555));
     process.signal("HUP");
-    assert!(process.line("reload:").contains("needs restart: mqtt.port, udp.port"));
+    assert!(process.wait_for_line("reload:").contains("needs restart: mqtt.port, udp.port"));
     Device::connect(process.mqtt(), 21).call(&server);
     drop(folder);
 }
@@ -216,83 +216,83 @@ fn the_port_of_a_file_needs_a_restart() {
 #[test]
 fn the_echo_is_chosen_at_start_only() {
     let server = ChatServer::start();
-    let mut scene = scene(&[]);
+    let mut fixture = fixture(&[]);
     // Nobody is configured: the device hears itself.
-    let mut device = scene.connect(30);
-    device.say(HELLO);
-    let mut call = device.answered();
+    let mut device = fixture.connect(30);
+    device.send_text(HELLO);
+    let mut call = device.hello_reply();
     // A list that is not in use may stay empty.
-    assert!(scene.set("websocket.max_calls", json!(9)).contains("applied: websocket.max_calls"));
-    let line = scene.set("websocket.production_servers", json!([server.url()]));
+    assert!(fixture.set("websocket.max_calls", json!(9)).contains("applied: websocket.max_calls"));
+    let line = fixture.set("websocket.production_servers", json!([server.url()]));
     assert!(line.contains("applied: websocket.production_servers"), "{line}");
     call.send(0, b"\x58a");
     device.mqtt.send(&support::mqtt::PINGREQ);
-    scene.connect(31).call(&server);
+    fixture.connect(31).call(&server);
     // And there is no way back.
-    let line = scene.set("websocket.production_servers", json!([]));
+    let line = fixture.set("websocket.production_servers", json!([]));
     assert!(line.contains("nothing changes") && line.contains("websocket.production_servers"), "{line}");
-    scene.connect(32).call(&server);
+    fixture.connect(32).call(&server);
 }
 
 #[test]
 fn the_development_list_is_not_emptied_either() {
     let (production, development) = (ChatServer::start(), ChatServer::start());
-    let mut scene = scene(&[&production]);
-    scene.config["websocket"]["development_mac_addresses"] = json!([mac(40)]);
-    scene.set("websocket.development_servers", json!([development.url()]));
-    let line = scene.set("websocket.development_servers", json!([]));
+    let mut fixture = fixture(&[&production]);
+    fixture.config["websocket"]["development_mac_addresses"] = json!([mac(40)]);
+    fixture.set("websocket.development_servers", json!([development.url()]));
+    let line = fixture.set("websocket.development_servers", json!([]));
     assert!(line.contains("nothing changes") && line.contains("websocket.development_servers"), "{line}");
-    scene.connect(40).call(&development);
+    fixture.connect(40).call(&development);
     // With the devices taken off the list it is no longer in use.
-    scene.config["websocket"]["development_mac_addresses"] = json!([]);
-    let line = scene.set("websocket.development_servers", json!([]));
+    fixture.config["websocket"]["development_mac_addresses"] = json!([]);
+    let line = fixture.set("websocket.development_servers", json!([]));
     assert!(line.contains("applied: websocket.development_servers"), "{line}");
 }
 
 #[test]
-fn reloads_under_load_disturb_no_call() {
+fn reloads_under_load_affect_no_call() {
     let server = ChatServer::start();
-    let mut scene = scene(&[&server]);
+    let mut fixture = fixture(&[&server]);
     let mut calls: Vec<_> = (50..70)
         .map(|number| {
-            let mut device = scene.connect(number);
+            let mut device = fixture.connect(number);
             let (call, peer) = device.call(&server);
             (device, call, peer)
         })
         .collect();
     for round in 0..10 {
-        scene.config["websocket"]["max_dials"] = json!(100 + round);
-        scene.write(&scene.config.to_string());
-        scene.process.signal("HUP");
+        fixture.config["websocket"]["max_dials"] = json!(100 + round);
+        fixture.write(&fixture.config.to_string());
+        fixture.process.signal("HUP");
         for (device, call, peer) in &mut calls {
             assert_undisturbed(device, call, peer);
         }
-        scene.process.line("reload:");
+        fixture.process.wait_for_line("reload:");
     }
 }
 
 #[cfg(feature = "tls")]
 #[test]
 fn certificates_are_read_again_although_the_file_is_the_same() {
-    use support::tls::Authority;
-    let (old, new) = (Authority::new(), Authority::new());
+    use support::tls::CertificateAuthority;
+    let (old, new) = (CertificateAuthority::new(), CertificateAuthority::new());
     let server = ChatServer::start_tls(new.server("127.0.0.1"));
-    let folder = Folder::new().with("ca.pem", old.pem());
+    let folder = Folder::new().with_file("ca.pem", old.pem());
     let config = json!({
         "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
         "websocket": {"production_servers": [server.url()], "ca_file": "ca.pem"},
     });
-    let folder = folder.with("gateway.json", config.to_string());
+    let folder = folder.with_file("gateway.json", config.to_string());
     let mut process = folder.start("-c gateway.json", &[]);
     let mut device = Device::connect(process.mqtt(), 80);
-    device.say(HELLO);
+    device.send_text(HELLO);
     server.accept().expect_end();
     assert_eq!(device.json()["type"], "alert");
-    let call = device.answered();
+    let call = device.hello_reply();
     device.expect_goodbye(&call.session_id);
-    let folder = folder.with("ca.pem", new.pem());
+    let folder = folder.with_file("ca.pem", new.pem());
     process.signal("HUP");
-    process.line("reload: nothing has changed");
+    process.wait_for_line("reload: nothing has changed");
     device.call(&server);
     drop(folder);
 }

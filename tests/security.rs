@@ -11,9 +11,9 @@ use std::net::{SocketAddr, TcpStream};
 
 use data_encoding::{BASE64, BASE64_NOPAD, BASE64URL, BASE64URL_NOPAD, HEXLOWER};
 use serde_json::{Value, json};
-use support::LIMIT;
+use support::TIMEOUT;
 use support::audio::Call;
-use support::chat::{ChatServer, Message, Peer};
+use support::chat_server::{ChatServer, Message, Peer};
 use support::device::{Device, HELLO, client_id, mac};
 use support::mqtt::{Client, Connect, password, user_name};
 use support::process::{Folder, Process};
@@ -37,13 +37,13 @@ fn start(server: &ChatServer) -> (Folder, Process) {
         "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
         "websocket": {"production_servers": [server.url()]}, "logging": {"level": "debug"},
     });
-    let folder = Folder::new().with("gateway.json", file.to_string());
+    let folder = Folder::new().with_file("gateway.json", file.to_string());
     let process = folder.start("-c gateway.json", &[]);
     (folder, process)
 }
 
 #[test]
-fn what_a_device_calls_itself_becomes_no_header_and_no_line() {
+fn client_ids_and_user_names_inject_no_header_and_no_log_line() {
     let server = ChatServer::start();
     let (_folder, process) = start(&server);
     let forged = "\r\nX-Forged: 1\r\n2026-01-01T00:00:00.000Z [ERROR] forged";
@@ -54,7 +54,7 @@ fn what_a_device_calls_itself_becomes_no_header_and_no_line() {
             let mut client = Client::open(process.mqtt());
             client.send(&Connect::new(&id).packet());
             // MQTT forbids U+0000 in a text: then not even a CONNACK comes.
-            let answer = client.until_closed();
+            let answer = client.read_until_closed();
             let code = answer.first().map(|packet| packet.body[1]);
             assert!(if control == "\0" { code.is_none() } else { code == Some(2) }, "{id:?}: {answer:?}");
         }
@@ -62,7 +62,7 @@ fn what_a_device_calls_itself_becomes_no_header_and_no_line() {
     // One that would be most of each line is refused.
     let mut client = Client::open(process.mqtt());
     client.send(&Connect::new(&id(&"g".repeat(300), "uuid")).packet());
-    assert_eq!(client.until_closed().first().map(|packet| packet.body[1]), Some(2));
+    assert_eq!(client.read_until_closed().first().map(|packet| packet.body[1]), Some(2));
     // These are let in, and stay where they belong.
     for (n, (client_id, user_name)) in [
         (id("group: a", "b: c; d, e"), user_name()),
@@ -77,7 +77,7 @@ fn what_a_device_calls_itself_becomes_no_header_and_no_line() {
         let connect = Connect { user_name: Some(user_name), ..Connect::new(&client_id) };
         let mut client = Client::log_in(process.mqtt(), &connect);
         let hello = HELLO.replace("\"version\":3", r#""version":3,"x":"\r\nX-Forged: 1""#);
-        client.say(&hello);
+        client.send_text(&hello);
         let mut peer = server.accept();
         let request = peer.upgrade();
         let mut names: Vec<_> = request.headers.iter().map(|(name, _)| name.to_lowercase()).collect();
@@ -103,7 +103,7 @@ fn what_a_chat_server_writes_stays_short_and_in_its_line() {
         "websocket": {"production_servers": [server.url()]}, "logging": {"level": "debug"},
         "api": {"host": "127.0.0.1"},
     });
-    let folder = Folder::new().with("gateway.json", file.to_string());
+    let folder = Folder::new().with_file("gateway.json", file.to_string());
     let process = folder.start("-c gateway.json", &[("API_TOKEN", TOKEN)]);
     let api = api_of(&process);
     let mut device = Device::connect(process.mqtt(), 1);
@@ -113,7 +113,7 @@ fn what_a_chat_server_writes_stays_short_and_in_its_line() {
         format!("HTTP/1.1 500 {long}{long}\r\n\r\n"),
         format!("HTTP/1.1 302 {long}\r\nLocation: http://{odd}{long}\r\n\r\n"),
     ] {
-        device.say(HELLO);
+        device.send_text(HELLO);
         let mut peer = server.accept();
         peer.request();
         peer.send_raw(head.as_bytes());
@@ -122,20 +122,20 @@ fn what_a_chat_server_writes_stays_short_and_in_its_line() {
     let mut shown = String::new();
     for id in ["x".repeat(900_000), "\"\n2026-01-01T00:00:00.000Z [ERROR] forged".to_owned(), odd.to_owned()]
     {
-        device.say(HELLO);
+        device.send_text(HELLO);
         let mut peer = server.accept();
         peer.upgrade();
-        peer.greet(&id);
-        let call = device.answered();
+        peer.exchange_hello(&id);
+        let call = device.hello_reply();
         assert_eq!(call.session_id.len(), 36, "{:.40}", call.session_id);
-        shown += &ask(api, "GET /api/sessions", TOKEN);
+        shown += &http_request(api, "GET /api/sessions", TOKEN);
         assert!(shown.contains(&call.session_id));
         // The reason of a Close frame is told to nobody.
         peer.frame(8, &[&1000_u16.to_be_bytes()[..], odd.repeat(15).as_bytes()].concat());
         while device.json()["type"] != "goodbye" {}
     }
-    shown += &ask(api, "GET /api/errors", TOKEN);
-    shown += &ask(api, "GET /metrics", TOKEN);
+    shown += &http_request(api, "GET /api/errors", TOKEN);
+    shown += &http_request(api, "GET /metrics", TOKEN);
     process.signal("TERM");
     let (_, lines) = process.end();
     assert!(lines.len() > 10 && lines.iter().all(|line| line.len() < 1000), "{lines:#?}");
@@ -147,13 +147,13 @@ fn what_a_chat_server_writes_stays_short_and_in_its_line() {
 }
 
 #[test]
-fn nobody_but_the_configuration_says_where_the_gateway_connects_to() {
+fn only_the_configuration_decides_where_the_gateway_connects() {
     let (server, elsewhere) = (ChatServer::start(), ChatServer::start());
     let gateway = support::gateway(&[server.url()]);
     let url = elsewhere.url();
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     // A redirect is a failed dial.
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
     peer.request();
     let status = "HTTP/1.1 302 Found";
@@ -164,14 +164,14 @@ fn nobody_but_the_configuration_says_where_the_gateway_connects_to() {
         "type": "hello", "version": 3, "transport": "udp", "url": url, "server": url, "websocket": {"url": url},
         "udp": {"server": elsewhere.addr.ip().to_string(), "port": elsewhere.addr.port()},
     });
-    device.say(&named.to_string());
+    device.send_text(&named.to_string());
     let mut peer = server.accept();
     peer.upgrade();
     peer.json();
     let mut answer = named;
     answer["session_id"] = "s".into();
-    peer.say(&answer.to_string());
-    let call = device.answered();
+    peer.send_text(&answer.to_string());
+    let call = device.hello_reply();
     assert_eq!(call.gateway, gateway.addresses().udp);
     // When that server fails, the same one is dialled again.
     peer.reset();
@@ -186,9 +186,9 @@ fn api_of(process: &Process) -> SocketAddr {
 }
 
 /// What an operator sees.
-fn ask(api: SocketAddr, line: &str, token: &str) -> String {
+fn http_request(api: SocketAddr, line: &str, token: &str) -> String {
     let mut stream = TcpStream::connect(api).unwrap();
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let head = "Content-Length: 0\r\nConnection: close\r\n\r\n";
     write!(stream, "{line} HTTP/1.1\r\nHost: {api}\r\nAuthorization: Bearer {token}\r\n{head}").unwrap();
     let mut answer = Vec::new();
@@ -196,13 +196,13 @@ fn ask(api: SocketAddr, line: &str, token: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-fn bearer(peer: &mut Peer) -> String {
+fn bearer_token(peer: &mut Peer) -> String {
     let request = peer.upgrade();
     request.header("authorization").unwrap().strip_prefix("Bearer ").unwrap().to_owned()
 }
 
 /// How these bytes may be written.
-fn spellings(secret: &[u8]) -> Vec<String> {
+fn encodings(secret: &[u8]) -> Vec<String> {
     let mut all = vec![HEXLOWER.encode(secret)];
     all.extend([BASE64, BASE64URL, BASE64_NOPAD, BASE64URL_NOPAD].map(|base64| base64.encode(secret)));
     all.push(format!("{secret:?}").trim_matches(['[', ']']).to_owned());
@@ -212,7 +212,7 @@ fn spellings(secret: &[u8]) -> Vec<String> {
 }
 
 #[test]
-fn no_secret_is_in_the_log_or_the_api_however_it_is_written() {
+fn no_secret_is_in_the_log_or_the_api_in_any_encoding() {
     const KEY: &str = "Signature-Key-17";
     const TOKEN: &str = "Api-Token-18-of-operators";
     const SECRET: &str = "server-Secret-19";
@@ -224,7 +224,7 @@ fn no_secret_is_in_the_log_or_the_api_however_it_is_written() {
         "websocket": {"production_servers": [url], "reconnect": {"initial_ms": 20, "max_ms": 20}},
         "logging": {"file_path": "gateway.log"},
     });
-    let folder = Folder::new().with("gateway.json", file.to_string());
+    let folder = Folder::new().with_file("gateway.json", file.to_string());
     let variables = [("MQTT_SIGNATURE_KEY", KEY), ("SERVER_SECRET", SECRET), ("API_TOKEN", TOKEN)];
     let process = folder.start("-c gateway.json -l trace", &variables);
     let api = api_of(&process);
@@ -235,23 +235,23 @@ fn no_secret_is_in_the_log_or_the_api_however_it_is_written() {
     let wrong = Connect { password: Some(b"wrong-Password-21".to_vec()), ..Connect::new(&id) };
     let mut client = Client::open(process.mqtt());
     client.send(&wrong.packet());
-    client.until_closed();
-    assert!(ask(api, "GET /api/sessions", "wrong-Token-22").starts_with("HTTP/1.1 401"));
+    client.read_until_closed();
+    assert!(http_request(api, "GET /api/sessions", "wrong-Token-22").starts_with("HTTP/1.1 401"));
     secrets.extend(["wrong-Password-21", "wrong-Token-22"].map(|text| text.into()));
     secrets.push(password(KEY, &id, &user_name()).into());
     let mqtt = Client::log_in(process.mqtt(), &Connect::signed(&id, KEY));
     let mut device = Device { mqtt, mac: mac(1), client_id: id.clone() };
 
     // A dial that fails, a call, its redial, and errors on the way.
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
-    secrets.push(bearer(&mut peer).into());
+    secrets.push(bearer_token(&mut peer).into());
     peer.reset();
     while device.json()["type"] != "goodbye" {}
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
-    secrets.push(bearer(&mut peer).into());
-    peer.greet("s");
+    secrets.push(bearer_token(&mut peer).into());
+    peer.exchange_hello("s");
     let mut reply = Value::Null;
     while reply["type"] != "hello" {
         reply = device.json();
@@ -261,11 +261,11 @@ fn no_secret_is_in_the_log_or_the_api_however_it_is_written() {
     call.send(0, b"\x58x");
     call.send_raw(&[1; 40]);
     while !matches!(peer.message(), Message::Binary(_)) {}
-    peer.say("nonsense");
+    peer.send_text("nonsense");
     peer.reset();
     let mut peer = server.accept();
-    secrets.push(bearer(&mut peer).into());
-    peer.greet("t");
+    secrets.push(bearer_token(&mut peer).into());
+    peer.exchange_hello("t");
 
     let mut all = String::new();
     for line in [
@@ -279,12 +279,12 @@ fn no_secret_is_in_the_log_or_the_api_however_it_is_written() {
         "POST /api/reload",
         "GET /nowhere",
     ] {
-        let answer = ask(api, line, TOKEN);
+        let answer = http_request(api, line, TOKEN);
         let status = if line.ends_with("nowhere") { "HTTP/1.1 404" } else { "HTTP/1.1 200" };
         assert!(answer.starts_with(status), "{line}: {answer}");
         all += &answer;
     }
-    device.say(r#"{"type":"goodbye"}"#);
+    device.send_text(r#"{"type":"goodbye"}"#);
     process.signal("HUP");
     process.signal("TERM");
     let (code, lines) = process.end();
@@ -308,7 +308,7 @@ fn no_secret_is_in_the_log_or_the_api_however_it_is_written() {
     let all = all.to_lowercase();
     assert!(all.contains(&id.to_lowercase()), "what is no secret is found");
     for secret in secrets {
-        for spelling in spellings(&secret) {
+        for spelling in encodings(&secret) {
             assert!(!all.contains(&spelling), "{} as {spelling}", String::from_utf8_lossy(&secret));
         }
     }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use admin_support::{KEY, LIMIT, Stage, stage};
+use admin_support::{Fixture, KEY, TIMEOUT, fixture};
 use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::device::{Call, DeviceError, Login, SimulatedDevice};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
@@ -22,7 +22,7 @@ fn mac(n: u8) -> String {
 }
 
 /// Speaks until it hears itself.
-fn speak(call: &mut Call) {
+fn wait_for_echo(call: &mut Call) {
     for number in 0..50 {
         call.send(number * 60, b"\x58voice").unwrap();
         if call
@@ -36,8 +36,8 @@ fn speak(call: &mut Call) {
     panic!("the echo was never heard");
 }
 
-fn sessions(stage: &Stage, query: &str) -> Value {
-    let (status, page) = stage.call("GET", &format!("/api/sessions{query}"), None);
+fn sessions(fixture: &Fixture, query: &str) -> Value {
+    let (status, page) = fixture.request("GET", &format!("/api/sessions{query}"), None);
     assert_eq!(status, 200, "{page}");
     page
 }
@@ -47,15 +47,15 @@ fn macs(page: &Value) -> Vec<String> {
     sessions.iter().map(|session| session["mac"].as_str().unwrap().to_owned()).collect()
 }
 
-fn call(device: &mut SimulatedDevice) -> Call {
+fn start_call(device: &mut SimulatedDevice) -> Call {
     let call = device.call().unwrap();
     device.start_listening(&call, "auto").unwrap();
     call
 }
 
 /// What `/metrics` says, by sample.
-fn metrics(stage: &Stage) -> BTreeMap<String, f64> {
-    let (status, text) = stage.call_with("GET", "/metrics", None, Some(admin_support::TOKEN));
+fn scrape(fixture: &Fixture) -> BTreeMap<String, f64> {
+    let (status, text) = fixture.request_with_token("GET", "/metrics", None, Some(admin_support::TOKEN));
     assert_eq!(status, 200);
     let samples =
         text.lines().filter(|line| !line.starts_with('#')).map(|line| line.rsplit_once(' ').unwrap());
@@ -67,16 +67,16 @@ fn metrics(stage: &Stage) -> BTreeMap<String, f64> {
 
 #[test]
 fn every_worker_has_calls_and_the_api_sees_all_of_them() {
-    let stage = stage(|config| config.workers = 3);
-    let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
-    let mut calls: Vec<Call> = devices.iter_mut().map(call).collect();
-    calls.iter_mut().for_each(speak);
+    let fixture = fixture(|config| config.workers = 3);
+    let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| fixture.device(&mac(n))).collect();
+    let mut calls: Vec<Call> = devices.iter_mut().map(start_call).collect();
+    calls.iter_mut().for_each(wait_for_echo);
 
     // Each worker has an audio port of its own.
     let ports: BTreeSet<u16> = calls.iter().map(|call| call.server_addr().unwrap().port()).collect();
     assert_eq!(ports.len(), 3);
 
-    let page = sessions(&stage, "");
+    let page = sessions(&fixture, "");
     assert_eq!((&page["devices"], &page["calls"], &page["next"]), (&json!(24), &json!(24), &Value::Null));
     let expected: BTreeSet<String> = (0..DEVICES).map(mac).collect();
     assert_eq!(macs(&page).into_iter().collect::<BTreeSet<_>>(), expected);
@@ -87,7 +87,7 @@ fn every_worker_has_calls_and_the_api_sees_all_of_them() {
     for limit in [1, 2, 5, 23] {
         let (mut seen, mut after) = (Vec::new(), json!(0));
         while !after.is_null() {
-            let page = sessions(&stage, &format!("?after={after}&limit={limit}"));
+            let page = sessions(&fixture, &format!("?after={after}&limit={limit}"));
             assert_eq!(page["devices"], 24);
             let on_page = macs(&page);
             assert!((1..=limit).contains(&on_page.len()), "{} of {limit}", on_page.len());
@@ -98,7 +98,7 @@ fn every_worker_has_calls_and_the_api_sees_all_of_them() {
         assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), expected);
     }
 
-    let numbers = metrics(&stage);
+    let numbers = scrape(&fixture);
     assert_eq!(numbers["gateway_devices_online"], 24.0);
     assert_eq!(numbers["gateway_mqtt_connections_total"], 24.0);
     assert_eq!(numbers["gateway_calls{state=\"live\"}"], 24.0);
@@ -107,43 +107,43 @@ fn every_worker_has_calls_and_the_api_sees_all_of_them() {
 
     // What is about one device reaches the worker that has it.
     for (n, device) in (0..DEVICES).zip(&mut devices) {
-        assert_eq!(stage.call("GET", &format!("/api/sessions/{}", mac(n)), None).1["mac"], mac(n));
+        assert_eq!(fixture.request("GET", &format!("/api/sessions/{}", mac(n)), None).1["mac"], mac(n));
         let message = r#"{"type":"alert","message":"hi"}"#;
-        assert_eq!(stage.call("POST", &format!("/api/messages/{}", mac(n)), Some(message)).0, 200);
+        assert_eq!(fixture.request("POST", &format!("/api/messages/{}", mac(n)), Some(message)).0, 200);
         assert_eq!(
-            serde_json::from_str::<Value>(&device.wait_for("alert", LIMIT).unwrap()).unwrap()["message"],
+            serde_json::from_str::<Value>(&device.wait_for("alert", TIMEOUT).unwrap()).unwrap()["message"],
             "hi"
         );
     }
     let ids: Vec<String> = (0..=DEVICES).map(mac).collect();
     let (_, status) =
-        stage.call("POST", "/api/devices/status", Some(&json!({ "clientIds": ids }).to_string()));
+        fixture.request("POST", "/api/devices/status", Some(&json!({ "clientIds": ids }).to_string()));
     for id in &ids[..24] {
         assert_eq!(status[id], json!({ "isAlive": true, "exists": true }));
     }
     assert_eq!(status[&ids[24]], json!({ "isAlive": false, "exists": false }));
     for (n, device) in (0..DEVICES).zip(&mut devices) {
-        assert_eq!(stage.call("DELETE", &format!("/api/sessions/{}", mac(n)), None).0, 200);
-        device.wait_for("goodbye", LIMIT).unwrap();
+        assert_eq!(fixture.request("DELETE", &format!("/api/sessions/{}", mac(n)), None).0, 200);
+        device.wait_for("goodbye", TIMEOUT).unwrap();
     }
-    stage.until("/api/sessions", |page| page["calls"] == 0);
-    assert_eq!(stage.call("GET", "/api/sessions/aa:bb:cc:00:00:ff", None).0, 404);
+    fixture.poll_until("/api/sessions", |page| page["calls"] == 0);
+    assert_eq!(fixture.request("GET", "/api/sessions/aa:bb:cc:00:00:ff", None).0, 404);
 }
 
 /// A device's tools are asked at the worker that has it; the answer comes back to who asked.
 #[test]
 fn commands_reach_the_worker_of_their_device() {
-    let stage = stage(|config| config.workers = 2);
+    let fixture = fixture(|config| config.workers = 2);
     for n in 0..8 {
-        let mut device = stage.device(&mac(n));
+        let mut device = fixture.device(&mac(n));
         let device = std::thread::spawn(move || {
-            let request: Value = serde_json::from_str(&device.wait_for("mcp", LIMIT).unwrap()).unwrap();
+            let request: Value = serde_json::from_str(&device.wait_for("mcp", TIMEOUT).unwrap()).unwrap();
             let result = json!({ "jsonrpc": "2.0", "id": request["payload"]["id"], "result": { "n": n } });
             device.send_text(&json!({ "type": "mcp", "payload": result }).to_string()).unwrap();
             device
         });
         let command = r#"{"type":"mcp","payload":{"method":"tools/call","params":{}}}"#;
-        let (status, answer) = stage.call("POST", &format!("/api/commands/{}", mac(n)), Some(command));
+        let (status, answer) = fixture.request("POST", &format!("/api/commands/{}", mac(n)), Some(command));
         assert_eq!((status, &answer["data"]["n"]), (200, &json!(n)), "{answer}");
         drop(device.join().unwrap());
     }
@@ -152,97 +152,97 @@ fn commands_reach_the_worker_of_their_device() {
 /// The system may give each connection of a device to another worker.
 #[test]
 fn a_client_id_is_taken_over_from_wherever_it_was() {
-    let stage = stage(|config| config.workers = 4);
-    let mut older = stage.device(&mac(1));
-    let mut held = call(&mut older);
-    speak(&mut held);
+    let fixture = fixture(|config| config.workers = 4);
+    let mut older = fixture.device(&mac(1));
+    let mut held = start_call(&mut older);
+    wait_for_echo(&mut held);
     for _ in 0..24 {
-        let newer = stage.device(&mac(1));
+        let newer = fixture.device(&mac(1));
         // The call goes on: same key, same port, and nothing is said to the new connection.
-        speak(&mut held);
-        assert!(matches!(older.wait_for("goodbye", LIMIT), Err(failure) if failure.is_closed()));
+        wait_for_echo(&mut held);
+        assert!(matches!(older.wait_for("goodbye", TIMEOUT), Err(failure) if failure.is_closed()));
         older = newer;
     }
-    let page = sessions(&stage, "");
+    let page = sessions(&fixture, "");
     assert_eq!((&page["devices"], &page["calls"]), (&json!(1), &json!(1)));
     older.goodbye(&held).unwrap();
-    stage.until("/api/sessions", |page| page["calls"] == 0);
+    fixture.poll_until("/api/sessions", |page| page["calls"] == 0);
 }
 
 /// Whether it was let in; a limit is told of at CONNECT.
-fn tries(stage: &Stage, n: u8) -> Option<SimulatedDevice> {
+fn try_connect(fixture: &Fixture, n: u8) -> Option<SimulatedDevice> {
     let login = Login::new(mac(n).parse().unwrap(), Some(KEY.as_bytes()));
     let tried: Result<SimulatedDevice, DeviceError> =
-        SimulatedDevice::connect(stage.gateway.addresses().mqtt, &login, LIMIT);
+        SimulatedDevice::connect(fixture.gateway.addresses().mqtt, &login, TIMEOUT);
     tried.ok()
 }
 
 #[test]
 fn limits_hold_for_all_workers_together() {
-    let full = stage(|config| (config.workers, config.mqtt.max_connections) = (3, 10));
+    let full = fixture(|config| (config.workers, config.mqtt.max_connections) = (3, 10));
     let mut inside: Vec<SimulatedDevice> = Vec::new();
     for n in 0..30 {
-        inside.extend(tries(&full, n));
+        inside.extend(try_connect(&full, n));
         let online = inside.len();
-        full.until("/api/sessions", |page| page["devices"] == online);
+        full.poll_until("/api/sessions", |page| page["devices"] == online);
     }
     assert_eq!(inside.len(), 10);
     drop(inside);
-    full.until("/api/sessions", |page| page["devices"] == 0);
-    assert!(tries(&full, 40).is_some());
+    full.poll_until("/api/sessions", |page| page["devices"] == 0);
+    assert!(try_connect(&full, 40).is_some());
 
-    let crowded = stage(|config| (config.workers, config.mqtt.max_connections_per_ip) = (3, 7));
-    let inside: Vec<SimulatedDevice> = (0..30).filter_map(|n| tries(&crowded, n)).collect();
+    let crowded = fixture(|config| (config.workers, config.mqtt.max_connections_per_ip) = (3, 7));
+    let inside: Vec<SimulatedDevice> = (0..30).filter_map(|n| try_connect(&crowded, n)).collect();
     assert_eq!(inside.len(), 7);
     drop(inside);
-    crowded.until("/api/sessions", |page| page["devices"] == 0);
-    assert_eq!((0..7).filter_map(|n| tries(&crowded, n)).count(), 7);
+    crowded.poll_until("/api/sessions", |page| page["devices"] == 0);
+    assert_eq!((0..7).filter_map(|n| try_connect(&crowded, n)).count(), 7);
 
-    let busy = stage(|config| (config.workers, config.websocket.max_calls) = (3, 5));
+    let busy = fixture(|config| (config.workers, config.websocket.max_calls) = (3, 5));
     let mut devices: Vec<SimulatedDevice> = (0..20).map(|n| busy.device(&mac(n))).collect();
     let mut calls = Vec::new();
     for device in &mut devices {
         // One call too many is answered, and ended in words.
         calls.push(device.call().unwrap());
         let going_on = calls.len().min(5);
-        busy.until("/api/sessions", |page| page["calls"] == going_on);
+        busy.poll_until("/api/sessions", |page| page["calls"] == going_on);
     }
     for device in &mut devices[5..] {
-        device.wait_for("goodbye", LIMIT).unwrap();
+        device.wait_for("goodbye", TIMEOUT).unwrap();
     }
 }
 
 #[test]
 fn a_reload_and_a_stop_reach_every_worker() {
-    let stage = stage(|config| config.workers = 3);
-    let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
+    let fixture = fixture(|config| config.workers = 3);
+    let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| fixture.device(&mac(n))).collect();
     let other = EchoServer::start().unwrap();
     let mut config = admin_support::config(&other, |config| config.workers = 3);
     config.api.host = None;
-    stage.gateway.handle().reload(config);
-    stage.until("/api/config", |config| {
+    fixture.gateway.handle().reload(config);
+    fixture.poll_until("/api/config", |config| {
         config["websocket"]["production_servers"][0].to_string().contains(&other.addr().port().to_string())
     });
-    let _calls: Vec<Call> = devices.iter_mut().map(call).collect();
-    let page = sessions(&stage, "");
+    let _calls: Vec<Call> = devices.iter_mut().map(start_call).collect();
+    let page = sessions(&fixture, "");
     let at = |session: &Value| session["call"]["server"].as_str().unwrap().to_owned();
     for session in page["sessions"].as_array().unwrap() {
         assert!(at(session).contains(&other.addr().port().to_string()), "{session}");
     }
 
-    stage.gateway.stop(LIMIT).unwrap();
+    fixture.gateway.stop(TIMEOUT).unwrap();
     for device in &mut devices {
-        device.wait_for("goodbye", LIMIT).unwrap();
+        device.wait_for("goodbye", TIMEOUT).unwrap();
     }
 }
 
 /// A shared port could be bound twice: a second gateway must still hear that it is in use.
 #[test]
 fn a_second_gateway_on_the_same_port_is_refused() {
-    let stage = stage(|config| config.workers = 2);
+    let fixture = fixture(|config| config.workers = 2);
     for workers in [1, 2] {
-        let second = admin_support::config(&stage.echo, |config| {
-            (config.workers, config.mqtt.port) = (workers, stage.gateway.addresses().mqtt.port());
+        let second = admin_support::config(&fixture.echo, |config| {
+            (config.workers, config.mqtt.port) = (workers, fixture.gateway.addresses().mqtt.port());
         });
         let error = Running::start(second, None).map(drop).unwrap_err().to_string();
         assert!(error.contains("another program uses it"), "{error}");
@@ -252,15 +252,15 @@ fn a_second_gateway_on_the_same_port_is_refused() {
 /// Audio between two devices would cross from one loop to another: it is refused in words.
 #[test]
 fn a_call_between_devices_of_two_workers_is_refused_and_of_one_works() {
-    let stage = stage(|config| config.workers = 2);
-    let mut devices: Vec<SimulatedDevice> = (0..6).map(|n| stage.device(&mac(n))).collect();
-    let calls: Vec<Call> = devices.iter_mut().map(call).collect();
+    let fixture = fixture(|config| config.workers = 2);
+    let mut devices: Vec<SimulatedDevice> = (0..6).map(|n| fixture.device(&mac(n))).collect();
+    let calls: Vec<Call> = devices.iter_mut().map(start_call).collect();
     let port = |n: usize| calls[n].server_addr().unwrap().port();
     let same = (1..6).find(|n| port(*n) == port(0)).unwrap();
     let apart = (1..6).find(|n| port(*n) != port(0)).unwrap();
     let ask = |other: usize| {
         let body = json!({ "caller_mac": mac(0), "target_mac": mac(other as u8), "caller_nickname": "me" });
-        stage.call("POST", "/api/call/request", Some(&body.to_string())).1
+        fixture.request("POST", "/api/call/request", Some(&body.to_string())).1
     };
     let refused = ask(apart);
     assert!(refused.to_string().contains("set workers to 1"), "{refused}");
@@ -270,22 +270,22 @@ fn a_call_between_devices_of_two_workers_is_refused_and_of_one_works() {
 
 #[test]
 fn a_drain_ends_with_the_last_call_of_any_worker() {
-    let stage = stage(|config| config.workers = 3);
-    let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
-    let mut calls: Vec<Call> = devices[..8].iter_mut().map(call).collect();
-    stage.gateway.handle().drain();
+    let fixture = fixture(|config| config.workers = 3);
+    let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| fixture.device(&mac(n))).collect();
+    let mut calls: Vec<Call> = devices[..8].iter_mut().map(start_call).collect();
+    fixture.gateway.handle().drain();
     for idle in &mut devices[8..] {
-        assert!(idle.wait_for("goodbye", LIMIT).is_err_and(|failure| failure.is_closed()));
+        assert!(idle.wait_for("goodbye", TIMEOUT).is_err_and(|failure| failure.is_closed()));
     }
-    assert_eq!(stage.call_with("GET", "/readyz", None, None).0, 503);
+    assert_eq!(fixture.request_with_token("GET", "/readyz", None, None).0, 503);
     // The API is there until the last call is over.
     for (device, call) in devices[..8].iter_mut().zip(&mut calls) {
-        speak(call);
-        assert_eq!(sessions(&stage, "")["draining"], true);
+        wait_for_echo(call);
+        assert_eq!(sessions(&fixture, "")["draining"], true);
         device.goodbye(call).unwrap();
     }
-    let end = Instant::now() + LIMIT;
-    while TcpStream::connect(stage.api).is_ok() {
+    let end = Instant::now() + TIMEOUT;
+    while TcpStream::connect(fixture.api).is_ok() {
         assert!(Instant::now() < end, "it goes on without a call");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -293,12 +293,12 @@ fn a_drain_ends_with_the_last_call_of_any_worker() {
 
 #[test]
 fn ids_of_requests_repeat_at_no_worker_and_after_no_reconnection() {
-    let stage = stage(|config| (config.workers, config.mcp.enabled) = (3, true));
+    let fixture = fixture(|config| (config.workers, config.mcp.enabled) = (3, true));
     let mut ids = BTreeSet::new();
     for _ in 0..2 {
-        let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| stage.device(&mac(n))).collect();
+        let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| fixture.device(&mac(n))).collect();
         for device in &mut devices {
-            let request: Value = serde_json::from_str(&device.wait_for("mcp", LIMIT).unwrap()).unwrap();
+            let request: Value = serde_json::from_str(&device.wait_for("mcp", TIMEOUT).unwrap()).unwrap();
             let id = request["payload"]["id"].as_u64().unwrap();
             assert!((0x4000_0000..0x8000_0000).contains(&id), "{id}");
             assert!(ids.insert(id), "{id} again");

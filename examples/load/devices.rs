@@ -17,12 +17,12 @@ use mqtt_websocket_proxy::tools::device::{
 };
 
 /// Connections being made at once: under the backlog of most systems.
-const CONNECTING: usize = 100;
+const CONCURRENT_CONNECTS: usize = 100;
 /// Without progress for this long, a phase has failed.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What the devices do.
-pub(crate) struct Plan {
+pub(crate) struct LoadConfig {
     pub(crate) gateway: SocketAddr,
     pub(crate) key: Option<String>,
     /// Between two packets of one call.
@@ -31,52 +31,52 @@ pub(crate) struct Plan {
 
 /// What happened so far.
 #[derive(Default)]
-pub(crate) struct Stats {
+pub(crate) struct LoadStats {
     connected: usize,
     /// From hello to hello reply, one for each call.
-    pub(crate) set_ups: Vec<Duration>,
+    pub(crate) call_setup_times: Vec<Duration>,
     pub(crate) round_trips: Vec<Duration>,
     pub(crate) sent: u64,
     pub(crate) echoed: u64,
     /// Sequence numbers of the gateway that were skipped.
     pub(crate) gaps: u64,
     /// Devices whose connection ended.
-    pub(crate) gone: usize,
+    pub(crate) disconnected: usize,
 }
 
-pub(crate) struct Fleet {
+pub(crate) struct Devices {
     poll: Poll,
     events: Events,
     /// The sources of this turn's events.
     tokens: Vec<usize>,
     devices: Vec<Device>,
-    world: World,
+    shared: Shared,
 }
 
 /// What the devices share.
-struct World {
-    plan: Plan,
+struct Shared {
+    config: LoadConfig,
     registry: Registry,
     /// Who says hello, and who sends its next packet, when.
-    due: BinaryHeap<Reverse<(Instant, usize)>>,
+    timers: BinaryHeap<Reverse<(Instant, usize)>>,
     start: Instant,
-    stats: Stats,
+    stats: LoadStats,
 }
 
 struct Device {
     stream: TcpStream,
     /// The part of a packet that came so far.
     inbox: Vec<u8>,
-    stage: Stage,
+    state: DeviceState,
 }
 
-enum Stage {
+enum DeviceState {
     Connecting(Box<Login>),
     LoggingIn,
     Idle,
-    Hello(Instant),
-    Call(Box<Call>),
-    Gone,
+    AwaitingHelloReply(Instant),
+    InCall(Box<Call>),
+    Closed,
 }
 
 struct Call {
@@ -85,37 +85,42 @@ struct Call {
     session_id: String,
     nonce: [u8; HEADER_LEN],
     sent: u32,
-    heard: u32,
+    last_received: u32,
 }
 
-impl Fleet {
-    pub(crate) fn new(plan: Plan) -> io::Result<Self> {
+impl Devices {
+    pub(crate) fn new(plan: LoadConfig) -> io::Result<Self> {
         let poll = Poll::new()?;
         let (registry, start) = (poll.registry().try_clone()?, Instant::now());
-        let world = World { plan, registry, due: BinaryHeap::new(), start, stats: Stats::default() };
+        let shared =
+            Shared { config: plan, registry, timers: BinaryHeap::new(), start, stats: LoadStats::default() };
         let (events, tokens) = (Events::with_capacity(1024), Vec::new());
-        Ok(Self { poll, events, tokens, devices: Vec::new(), world })
+        Ok(Self { poll, events, tokens, devices: Vec::new(), shared })
     }
 
-    pub(crate) fn stats(&self) -> &Stats {
-        &self.world.stats
+    pub(crate) fn stats(&self) -> &LoadStats {
+        &self.shared.stats
     }
 
     /// Connects `many` devices and logs them in; how long it took.
     pub(crate) fn connect(&mut self, many: usize) -> io::Result<Duration> {
         let begin = Instant::now();
         let (mut best, mut since) = (0, begin);
-        while self.world.stats.connected < many {
-            while self.devices.len() < many && self.devices.len() < self.world.stats.connected + CONNECTING {
+        while self.shared.stats.connected < many {
+            while self.devices.len() < many
+                && self.devices.len() < self.shared.stats.connected + CONCURRENT_CONNECTS
+            {
                 self.open()?;
             }
-            self.turn(Instant::now() + Duration::from_millis(100))?;
-            if self.world.stats.connected > best {
-                (best, since) = (self.world.stats.connected, Instant::now());
+            self.poll_once(Instant::now() + Duration::from_millis(100))?;
+            if self.shared.stats.connected > best {
+                (best, since) = (self.shared.stats.connected, Instant::now());
             }
-            if self.world.stats.gone > 0 || since.elapsed() > PATIENCE {
-                let what =
-                    format!("{best} of {many} devices connected, {} were refused", self.world.stats.gone);
+            if self.shared.stats.disconnected > 0 || since.elapsed() > PROGRESS_TIMEOUT {
+                let what = format!(
+                    "{best} of {many} devices connected, {} were refused",
+                    self.shared.stats.disconnected
+                );
                 return Err(io::Error::other(what));
             }
         }
@@ -124,25 +129,29 @@ impl Fleet {
 
     fn open(&mut self) -> io::Result<()> {
         let i = self.devices.len();
-        let World { plan, registry, .. } = &self.world;
+        let Shared { config: plan, registry, .. } = &self.shared;
         let mut stream = TcpStream::connect(plan.gateway)?;
         registry.register(&mut stream, Token(2 * i), Interest::READABLE | Interest::WRITABLE)?;
         let [_, a, b, c] = (i as u32).to_be_bytes();
         let mac = format!("02:00:00:{a:02x}:{b:02x}:{c:02x}").parse().map_err(io::Error::other)?;
         let login = Login { keep_alive: 0, ..Login::new(mac, plan.key.as_deref().map(str::as_bytes)) };
-        self.devices.push(Device { stream, inbox: Vec::new(), stage: Stage::Connecting(Box::new(login)) });
+        self.devices.push(Device {
+            stream,
+            inbox: Vec::new(),
+            state: DeviceState::Connecting(Box::new(login)),
+        });
         Ok(())
     }
 
     /// The first `many` devices say hello, `rate` each second; ends when all calls are up or their time is over.
-    pub(crate) fn call(&mut self, many: usize, rate: u32) -> io::Result<()> {
+    pub(crate) fn start_calls(&mut self, many: usize, rate: u32) -> io::Result<()> {
         let begin = Instant::now();
         for i in 0..many {
-            self.world.due.push(Reverse((begin + Duration::from_secs(i as u64) / rate, i)));
+            self.shared.timers.push(Reverse((begin + Duration::from_secs(i as u64) / rate, i)));
         }
         let until = begin + Duration::from_secs(many as u64) / rate + HELLO_TIMEOUT;
-        while self.world.stats.set_ups.len() < many && Instant::now() < until {
-            self.turn(until.min(Instant::now() + Duration::from_millis(100)))?;
+        while self.shared.stats.call_setup_times.len() < many && Instant::now() < until {
+            self.poll_once(until.min(Instant::now() + Duration::from_millis(100)))?;
         }
         Ok(())
     }
@@ -151,21 +160,21 @@ impl Fleet {
     pub(crate) fn run_for(&mut self, time: Duration) -> io::Result<Duration> {
         let begin = Instant::now();
         while begin.elapsed() < time {
-            self.turn(begin + time)?;
+            self.poll_once(begin + time)?;
         }
         Ok(begin.elapsed())
     }
 
     /// Nobody speaks any more; what is on its way still counts.
-    pub(crate) fn quiet(&mut self, time: Duration) -> io::Result<()> {
-        self.world.due.clear();
+    pub(crate) fn stop_audio(&mut self, time: Duration) -> io::Result<()> {
+        self.shared.timers.clear();
         self.run_for(time).map(drop)
     }
 
     /// goodbye and DISCONNECT.
     pub(crate) fn hang_up(&mut self) {
         for device in &mut self.devices {
-            if let Stage::Call(call) = &device.stage {
+            if let DeviceState::InCall(call) = &device.state {
                 let goodbye = message::goodbye(Some(&call.session_id));
                 // A connection that is gone needs no goodbye.
                 let _ = device.publish(&goodbye);
@@ -176,8 +185,8 @@ impl Fleet {
         }
     }
 
-    fn turn(&mut self, limit: Instant) -> io::Result<()> {
-        let wake = self.world.due.peek().map_or(limit, |Reverse((at, _))| limit.min(*at));
+    fn poll_once(&mut self, limit: Instant) -> io::Result<()> {
+        let wake = self.shared.timers.peek().map_or(limit, |Reverse((at, _))| limit.min(*at));
         match self.poll.poll(&mut self.events, Some(wake.saturating_duration_since(Instant::now()))) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
             result => result?,
@@ -187,43 +196,47 @@ impl Fleet {
         // A device waits for a writable socket only while it connects; on Windows each vain read brings such an event.
         let devices = &self.devices;
         let matters = |event: &&Event| {
-            let connecting = || matches!(devices[event.token().0 / 2].stage, Stage::Connecting(_));
+            let connecting = || matches!(devices[event.token().0 / 2].state, DeviceState::Connecting(_));
             event.is_readable() || event.is_read_closed() || event.is_error() || connecting()
         };
         tokens.extend(self.events.iter().filter(matters).map(|event| event.token().0));
         for token in tokens.drain(..) {
             let i = token / 2;
             if token % 2 == 1 {
-                self.devices[i].hear(&mut self.world);
+                self.devices[i].receive_audio(&mut self.shared);
             } else {
-                self.act(i, Device::talk);
+                self.with_device(i, Device::on_mqtt_event);
             }
         }
         self.tokens = tokens;
         let now = Instant::now();
-        while let Some(Reverse((at, i))) = self.world.due.peek().copied()
+        while let Some(Reverse((at, i))) = self.shared.timers.peek().copied()
             && at <= now
         {
-            self.world.due.pop();
-            self.act(i, |device, i, world| device.speak(at, i, world));
+            self.shared.timers.pop();
+            self.with_device(i, |device, i, shared| device.on_timer(at, i, shared));
         }
         Ok(())
     }
 
     /// One step of a device, which may be its last.
-    fn act(&mut self, i: usize, step: impl FnOnce(&mut Device, usize, &mut World) -> io::Result<()>) {
+    fn with_device(
+        &mut self,
+        i: usize,
+        step: impl FnOnce(&mut Device, usize, &mut Shared) -> io::Result<()>,
+    ) {
         let device = &mut self.devices[i];
-        if !matches!(device.stage, Stage::Gone) && step(device, i, &mut self.world).is_err() {
-            device.stage = Stage::Gone;
-            self.world.stats.gone += 1;
+        if !matches!(device.state, DeviceState::Closed) && step(device, i, &mut self.shared).is_err() {
+            device.state = DeviceState::Closed;
+            self.shared.stats.disconnected += 1;
         }
     }
 }
 
 impl Device {
     /// Reads what the gateway sent over MQTT, and goes on from it.
-    fn talk(&mut self, i: usize, world: &mut World) -> io::Result<()> {
-        if let Stage::Connecting(login) = &self.stage {
+    fn on_mqtt_event(&mut self, i: usize, shared: &mut Shared) -> io::Result<()> {
+        if let DeviceState::Connecting(login) = &self.state {
             if let Some(error) = self.stream.take_error()? {
                 return Err(error);
             }
@@ -231,7 +244,7 @@ impl Device {
                 return Ok(());
             }
             let packet = login.connect_packet();
-            self.stage = Stage::LoggingIn;
+            self.state = DeviceState::LoggingIn;
             self.write(&packet)?;
         }
         let mut chunk = [0; 4096];
@@ -246,29 +259,29 @@ impl Device {
         let inbox = std::mem::take(&mut self.inbox);
         let mut rest = &inbox[..];
         while let Some((reply, used)) = decode_server_packet(rest, 1 << 20).map_err(io::Error::other)? {
-            self.reply(reply, i, world)?;
+            self.on_packet(reply, i, shared)?;
             rest = &rest[used..];
         }
         self.inbox = rest.to_vec();
         Ok(())
     }
 
-    fn reply(&mut self, reply: ServerPacket<'_>, i: usize, world: &mut World) -> io::Result<()> {
-        match (reply, &self.stage) {
-            (ServerPacket::ConnAck { code: 0, .. }, Stage::LoggingIn) => {
-                self.stage = Stage::Idle;
-                world.stats.connected += 1;
+    fn on_packet(&mut self, reply: ServerPacket<'_>, i: usize, shared: &mut Shared) -> io::Result<()> {
+        match (reply, &self.state) {
+            (ServerPacket::ConnAck { code: 0, .. }, DeviceState::LoggingIn) => {
+                self.state = DeviceState::Idle;
+                shared.stats.connected += 1;
             }
             (ServerPacket::ConnAck { code, .. }, _) => {
                 return Err(io::Error::other(format!("CONNACK {code}")));
             }
-            (ServerPacket::Publish(publish), Stage::Hello(since)) => {
+            (ServerPacket::Publish(publish), DeviceState::AwaitingHelloReply(since)) => {
                 let text = std::str::from_utf8(publish.payload).unwrap_or_default();
                 if message::peek(text, Reader::Device).is_ok_and(|peek| peek.kind == "hello") {
-                    world.stats.set_ups.push(since.elapsed());
+                    shared.stats.call_setup_times.push(since.elapsed());
                     let grant = CallParameters::parse(text).map_err(io::Error::other)?;
-                    self.stage = Stage::Call(Box::new(Call::open(&grant, i, world)?));
-                    world.due.push(Reverse((Instant::now(), i)));
+                    self.state = DeviceState::InCall(Box::new(Call::open(&grant, i, shared)?));
+                    shared.timers.push(Reverse((Instant::now(), i)));
                 }
             }
             // Everything else a call brings is for a person.
@@ -278,15 +291,15 @@ impl Device {
     }
 
     /// The hello, or the next packet of audio, that was due at `at`.
-    fn speak(&mut self, at: Instant, i: usize, world: &mut World) -> io::Result<()> {
-        match &mut self.stage {
-            Stage::Idle => {
-                self.stage = Stage::Hello(Instant::now());
+    fn on_timer(&mut self, at: Instant, i: usize, shared: &mut Shared) -> io::Result<()> {
+        match &mut self.state {
+            DeviceState::Idle => {
+                self.state = DeviceState::AwaitingHelloReply(Instant::now());
                 self.publish(HELLO)
             }
-            Stage::Call(call) => {
-                call.send(world)?;
-                world.due.push(Reverse((at + world.plan.interval, i)));
+            DeviceState::InCall(call) => {
+                call.send(shared)?;
+                shared.timers.push(Reverse((at + shared.config.interval, i)));
                 Ok(())
             }
             _ => Ok(()),
@@ -294,12 +307,12 @@ impl Device {
     }
 
     /// Reads the audio that came.
-    fn hear(&mut self, world: &mut World) {
-        let Stage::Call(call) = &mut self.stage else { return };
+    fn receive_audio(&mut self, shared: &mut Shared) {
+        let DeviceState::InCall(call) = &mut self.state else { return };
         let mut buffer = [0; 2048];
         loop {
             match call.udp.recv(&mut buffer) {
-                Ok(n) => call.accept(&mut buffer[..n], world),
+                Ok(n) => call.on_datagram(&mut buffer[..n], shared),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // It belongs to a packet sent before.
                 Err(_) => {}
@@ -323,17 +336,17 @@ impl Device {
 }
 
 impl Call {
-    fn open(grant: &CallParameters, i: usize, world: &World) -> io::Result<Self> {
+    fn open(grant: &CallParameters, i: usize, shared: &Shared) -> io::Result<Self> {
         let server = (&*grant.server, grant.port).to_socket_addrs()?.next().ok_or(io::ErrorKind::NotFound)?;
         let mut udp = UdpSocket::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
         udp.connect(server)?;
-        world.registry.register(&mut udp, Token(2 * i + 1), Interest::READABLE)?;
+        shared.registry.register(&mut udp, Token(2 * i + 1), Interest::READABLE)?;
         let (cipher, session_id) = (Cipher::new(&grant.key), grant.session_id.clone());
-        Ok(Self { udp, cipher, session_id, nonce: grant.nonce, sent: 0, heard: 0 })
+        Ok(Self { udp, cipher, session_id, nonce: grant.nonce, sent: 0, last_received: 0 })
     }
 
-    fn send(&mut self, world: &mut World) -> io::Result<()> {
-        let payload = test_audio::packet(self.sent, world.start.elapsed().as_micros() as u64);
+    fn send(&mut self, shared: &mut Shared) -> io::Result<()> {
+        let payload = test_audio::packet(self.sent, shared.start.elapsed().as_micros() as u64);
         self.sent += 1;
         let mut packet = [0; HEADER_LEN + test_audio::PACKET_LEN];
         packet[..HEADER_LEN].copy_from_slice(&self.nonce);
@@ -343,7 +356,7 @@ impl Call {
         iv.copy_from_slice(&packet[..HEADER_LEN]);
         packet[HEADER_LEN..].copy_from_slice(&payload);
         self.cipher.apply(&iv, &mut packet[HEADER_LEN..]);
-        world.stats.sent += 1;
+        shared.stats.sent += 1;
         match self.udp.send(&packet) {
             // A full socket is a lost packet, as on a real line.
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
@@ -351,19 +364,19 @@ impl Call {
         }
     }
 
-    fn accept(&mut self, datagram: &mut [u8], world: &mut World) {
+    fn on_datagram(&mut self, datagram: &mut [u8], shared: &mut Shared) {
         let Ok(UdpHeader { sequence, .. }) = UdpHeader::parse(datagram) else { return };
-        if sequence <= self.heard {
+        if sequence <= self.last_received {
             return;
         }
-        world.stats.gaps += u64::from(sequence - self.heard - 1);
-        self.heard = sequence;
+        shared.stats.gaps += u64::from(sequence - self.last_received - 1);
+        self.last_received = sequence;
         let Some((iv, payload)) = datagram.split_first_chunk_mut::<HEADER_LEN>() else { return };
         self.cipher.apply(iv, payload);
         if let Some((_, micros)) = test_audio::parse(payload) {
-            world.stats.echoed += 1;
-            let said = world.start + Duration::from_micros(micros);
-            world.stats.round_trips.push(said.elapsed());
+            shared.stats.echoed += 1;
+            let said = shared.start + Duration::from_micros(micros);
+            shared.stats.round_trips.push(said.elapsed());
         }
     }
 }

@@ -21,14 +21,14 @@ pub(crate) struct Gateway {
     pub(crate) mqtt: SocketAddr,
     /// From its start to the first connection it accepted; of a spawned one only.
     pub(crate) start_up: Option<Duration>,
-    kind: Kind,
+    kind: GatewayKind,
     _echo: Option<EchoServer>,
 }
 
-enum Kind {
+enum GatewayKind {
     Spawned { child: Child, folder: PathBuf },
-    Running { pid: Option<u32> },
-    Inside(Running),
+    External { pid: Option<u32> },
+    InProcess(Running),
 }
 
 impl Gateway {
@@ -67,16 +67,16 @@ impl Gateway {
             thread::sleep(Duration::from_micros(200));
         }
         let start_up = Some(begin.elapsed());
-        Ok(Self { mqtt: address, start_up, kind: Kind::Spawned { child, folder }, _echo: Some(echo) })
+        Ok(Self { mqtt: address, start_up, kind: GatewayKind::Spawned { child, folder }, _echo: Some(echo) })
     }
 
     /// One that runs already.
-    pub(crate) fn running(mqtt: SocketAddr, pid: Option<u32>) -> Self {
-        Self { mqtt, start_up: None, kind: Kind::Running { pid }, _echo: None }
+    pub(crate) fn external(mqtt: SocketAddr, pid: Option<u32>) -> Self {
+        Self { mqtt, start_up: None, kind: GatewayKind::External { pid }, _echo: None }
     }
 
     /// One in a thread of this process.
-    pub(crate) fn inside(devices: usize) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn in_process(devices: usize) -> Result<Self, Box<dyn Error>> {
         let echo = EchoServer::start()?;
         let mut config = Config::default();
         config.websocket.production = vec![Arc::new(echo.url().parse()?)];
@@ -85,44 +85,44 @@ impl Gateway {
         (config.mqtt.max_connections, config.api.port) = (devices + 100, 0);
         let running = Running::start(config, None)?;
         let mqtt = running.addresses().mqtt;
-        Ok(Self { mqtt, start_up: None, kind: Kind::Inside(running), _echo: Some(echo) })
+        Ok(Self { mqtt, start_up: None, kind: GatewayKind::InProcess(running), _echo: Some(echo) })
     }
 
     pub(crate) fn name(&self) -> String {
         match &self.kind {
-            Kind::Spawned { child, .. } => format!("{} in process {}", self.mqtt, child.id()),
-            Kind::Running { pid: Some(pid) } => format!("{} in process {pid}", self.mqtt),
-            Kind::Running { pid: None } => format!("{}, process unknown", self.mqtt),
-            Kind::Inside(_) => format!("{} in this process", self.mqtt),
+            GatewayKind::Spawned { child, .. } => format!("{} in process {}", self.mqtt, child.id()),
+            GatewayKind::External { pid: Some(pid) } => format!("{} in process {pid}", self.mqtt),
+            GatewayKind::External { pid: None } => format!("{}, process unknown", self.mqtt),
+            GatewayKind::InProcess(_) => format!("{} in this process", self.mqtt),
         }
     }
 
     fn pid(&self) -> Option<u32> {
         match &self.kind {
-            Kind::Spawned { child, .. } => Some(child.id()),
-            Kind::Running { pid } => *pid,
-            Kind::Inside(_) => Some(std::process::id()),
+            GatewayKind::Spawned { child, .. } => Some(child.id()),
+            GatewayKind::External { pid } => *pid,
+            GatewayKind::InProcess(_) => Some(std::process::id()),
         }
     }
 
     /// True when its memory is nobody else's.
-    pub(crate) fn is_apart(&self) -> bool {
-        !matches!(self.kind, Kind::Inside(_))
+    pub(crate) fn is_separate_process(&self) -> bool {
+        !matches!(self.kind, GatewayKind::InProcess(_))
     }
 
     /// Its resident set in KiB.
-    pub(crate) fn memory(&self) -> Option<u64> {
+    pub(crate) fn resident_kib(&self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid()?)).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
         line.split_whitespace().next()?.parse().ok()
     }
 
     /// The processor time of its threads so far; of the gateway's only, when it runs in this process.
-    pub(crate) fn cpu(&self) -> Option<Duration> {
+    pub(crate) fn cpu_time(&self) -> Option<Duration> {
         let mut nanoseconds = 0;
         for task in fs::read_dir(format!("/proc/{}/task", self.pid()?)).ok()?.flatten() {
             let read = |file| fs::read_to_string(task.path().join(file));
-            if self.is_apart() || read("comm").is_ok_and(|name| name.trim_end() == THREAD) {
+            if self.is_separate_process() || read("comm").is_ok_and(|name| name.trim_end() == THREAD) {
                 // Threads may end meanwhile. The first number is the time spent running.
                 let spent = read("schedstat").unwrap_or_default();
                 nanoseconds += spent.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
@@ -134,9 +134,9 @@ impl Gateway {
     /// Ends what was started here.
     pub(crate) fn stop(self) -> Result<(), Box<dyn Error>> {
         match self.kind {
-            Kind::Running { .. } => {}
-            Kind::Inside(running) => running.stop(Duration::from_secs(1))?,
-            Kind::Spawned { mut child, folder } => {
+            GatewayKind::External { .. } => {}
+            GatewayKind::InProcess(running) => running.stop(Duration::from_secs(1))?,
+            GatewayKind::Spawned { mut child, folder } => {
                 let early = child.try_wait()?;
                 // Its memory and CPU were read: a clean end proves nothing more here.
                 let _ = child.kill();

@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::devices::{Fleet, Plan};
+use self::devices::{Devices, LoadConfig};
 use self::gateway::Gateway;
 
 const HELP: &str = "\
@@ -51,8 +51,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     gateway::raise_descriptor_limit(options.devices + options.calls * 2);
     let mut gateway = match (&options.spawn, options.gateway) {
         (Some(path), _) => Gateway::spawn(path, options.devices)?,
-        (None, Some(address)) => Gateway::running(address, options.pid),
-        (None, None) => Gateway::inside(options.devices)?,
+        (None, Some(address)) => Gateway::external(address, options.pid),
+        (None, None) => Gateway::in_process(options.devices)?,
     };
     let works = run(&options, &mut gateway)?;
     gateway.stop()?;
@@ -115,31 +115,31 @@ fn run(options: &Options, gateway: &mut Gateway) -> Result<bool, Box<dyn Error>>
     if let Some(start_up) = gateway.start_up {
         println!("start-up     {:.1} ms from its start to the first accepted connection", ms(start_up));
     }
-    let plan = Plan { gateway: gateway.mqtt, key: options.key.clone(), interval: options.interval };
-    let mut fleet = Fleet::new(plan)?;
-    let at_start = gateway.memory();
+    let plan = LoadConfig { gateway: gateway.mqtt, key: options.key.clone(), interval: options.interval };
+    let mut fleet = Devices::new(plan)?;
+    let at_start = gateway.resident_kib();
 
     let connecting = fleet.connect(devices)?;
     println!("connected    {devices} devices in {:.2} s", connecting.as_secs_f64());
     fleet.run_for(Duration::from_millis(500))?;
-    let idle = gateway.memory();
+    let idle = gateway.resident_kib();
 
-    fleet.call(calls, options.call_rate)?;
+    fleet.start_calls(calls, options.call_rate)?;
     let stats = fleet.stats();
     println!(
         "call set-up  p50 {:.1} ms, p99 {:.1} ms, worst {:.1} ms; {} of {calls} calls up",
-        percentile(&stats.set_ups, 0.5),
-        percentile(&stats.set_ups, 0.99),
-        percentile(&stats.set_ups, 1.0),
-        stats.set_ups.len(),
+        percentile(&stats.call_setup_times, 0.5),
+        percentile(&stats.call_setup_times, 0.99),
+        percentile(&stats.call_setup_times, 1.0),
+        stats.call_setup_times.len(),
     );
 
-    let (cpu, up, down) = (gateway.cpu(), fleet.stats().sent, fleet.stats().echoed);
+    let (cpu, up, down) = (gateway.cpu_time(), fleet.stats().sent, fleet.stats().echoed);
     let measured = fleet.run_for(Duration::from_secs(seconds))?;
     let (up, down) = (fleet.stats().sent - up, fleet.stats().echoed - down);
-    let cpu = cpu.zip(gateway.cpu()).map(|(before, after)| after.saturating_sub(before));
-    let busy = gateway.memory();
-    fleet.quiet(Duration::from_millis(500))?;
+    let cpu = cpu.zip(gateway.cpu_time()).map(|(before, after)| after.saturating_sub(before));
+    let busy = gateway.resident_kib();
+    fleet.stop_audio(Duration::from_millis(500))?;
 
     let stats = fleet.stats();
     let each = |packets: u64| packets as f64 / measured.as_secs_f64();
@@ -167,18 +167,18 @@ fn run(options: &Options, gateway: &mut Gateway) -> Result<bool, Box<dyn Error>>
         None => println!("gateway CPU  not measured: no process given, or no /proc"),
     }
     match (at_start, idle, busy) {
-        (Some(start), Some(idle), Some(busy)) if gateway.is_apart() => println!(
+        (Some(start), Some(idle), Some(busy)) if gateway.is_separate_process() => println!(
             "gateway RSS  {start} KiB at start, {idle} KiB with all devices, {busy} KiB with all calls: {:.0} bytes per idle device, {:.0} bytes per call",
             per(start, idle, devices),
             per(idle, busy, calls),
         ),
         _ => println!("gateway RSS  not measured: it needs a gateway process of its own, and /proc"),
     }
-    let gone = fleet.stats().gone;
+    let gone = fleet.stats().disconnected;
     if gone > 0 {
         println!("gone         {gone} devices lost their connection");
     }
-    let works = fleet.stats().set_ups.len() == calls && gone == 0 && share <= 0.01;
+    let works = fleet.stats().call_setup_times.len() == calls && gone == 0 && share <= 0.01;
     fleet.hang_up();
     Ok(works)
 }

@@ -1,4 +1,4 @@
-//! All that happens around calls: idle devices, strangers, bad datagrams, operators, new configurations. And a look at
+//! All that happens around calls: idle devices, bad connections, bad datagrams, operators, new configurations. And a look at
 //! how fast the machine itself is.
 
 use std::io::{Read, Write};
@@ -10,61 +10,63 @@ use mqtt_websocket_proxy::tools::device::{
     DeviceError, DeviceErrorKind, DeviceStep, HELLO, Incoming, SimulatedDevice,
 };
 
-use crate::context::{PATIENCE, World, login};
+use crate::context::{Context, RESPONSE_TIMEOUT, login};
 use crate::gateway::{Config, TOKEN};
 
 const IDLE: u8 = 2;
-const STRANGER: u8 = 4;
+const REJECTED: u8 = 4;
 
 /// Devices that only wait: each is asked for a sign of life in turn, and now and then one is exchanged.
-pub(crate) fn idle_devices(world: &World, many: usize) {
-    let mut rng = world.rng(9_002);
+pub(crate) fn idle_devices(context: &Context, many: usize) {
+    let mut rng = context.rng(9_002);
     let mut devices: Vec<Option<SimulatedDevice>> = (0..many).map(|_| None).collect();
-    for turn in 0.. {
-        if world.is_over() || many == 0 {
+    for round in 0.. {
+        if context.is_over() || many == 0 {
             return;
         }
-        let i = turn % many;
+        let i = round % many;
         if let Some(device) = &mut devices[i]
-            && let Err(failure) = answers(device)
+            && let Err(failure) = ping(device)
         {
-            world.wrong(format_args!("an idle device lost its connection: {failure}"));
+            context.record_failure(format_args!("an idle device lost its connection: {failure}"));
             devices[i] = None;
         }
         if devices[i].is_none() || rng.below(20) == 0 {
             // The older connection of the same device ends as it likes.
-            devices[i] = world
+            devices[i] = context
                 .connect(&login(IDLE, i, 90))
-                .inspect_err(|failure| world.wrong(format_args!("an idle device was not let in: {failure}")))
+                .inspect_err(|failure| {
+                    context.record_failure(format_args!("an idle device was not let in: {failure}"))
+                })
                 .ok();
         }
-        world.sleep(Duration::from_millis(50));
+        context.sleep(Duration::from_millis(50));
     }
 }
 
-fn answers(device: &mut SimulatedDevice) -> Result<(), DeviceError> {
+fn ping(device: &mut SimulatedDevice) -> Result<(), DeviceError> {
     device.ping()?;
     // It is asked for its tools too.
-    while let Some(incoming) = device.receive(PATIENCE)? {
+    while let Some(incoming) = device.receive(RESPONSE_TIMEOUT)? {
         if incoming == Incoming::PingResp {
             return Ok(());
         }
     }
-    Err(DeviceError { step: DeviceStep::MqttConnection, kind: DeviceErrorKind::Timeout(PATIENCE) })
+    Err(DeviceError { step: DeviceStep::MqttConnection, kind: DeviceErrorKind::Timeout(RESPONSE_TIMEOUT) })
 }
 
 /// Connections that are no devices, or no good ones.
-pub(crate) fn strangers(world: &World) {
-    let mut rng = world.rng(9_003);
+pub(crate) fn rejected_connections(context: &Context) {
+    let mut rng = context.rng(9_003);
     let mut kept: Vec<TcpStream> = Vec::new();
-    while !world.is_over() {
-        world.sleep(rng.ms(20, 300));
-        let Ok(mut stream) = TcpStream::connect_timeout(&world.mqtt, PATIENCE) else {
-            world.wrong("the MQTT port takes no connection");
+    while !context.is_over() {
+        context.sleep(rng.ms(20, 300));
+        let Ok(mut stream) = TcpStream::connect_timeout(&context.mqtt, RESPONSE_TIMEOUT) else {
+            context.record_failure("the MQTT port takes no connection");
             continue;
         };
-        world.tally.strangers.fetch_add(1, Relaxed);
-        let connect = login(STRANGER, rng.below(50) as usize, 60).connect_packet();
+        context.counters.rejected_connections.fetch_add(1, Relaxed);
+        let connect = login(REJECTED, rng.below(50) as usize, 60).connect_packet();
         let bytes = match rng.below(8) {
             0 => Vec::new(),
             1 => rng.bytes(200),
@@ -91,10 +93,12 @@ pub(crate) fn strangers(world: &World) {
 }
 
 /// Datagrams of nobody.
-pub(crate) fn datagrams(world: &World, to: SocketAddr) {
-    let mut rng = world.rng(9_004);
-    let Ok(socket) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)) else { return world.wrong("no UDP socket") };
-    while !world.is_over() {
+pub(crate) fn bad_datagrams(context: &Context, to: SocketAddr) {
+    let mut rng = context.rng(9_004);
+    let Ok(socket) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)) else {
+        return context.record_failure("no UDP socket");
+    };
+    while !context.is_over() {
         for _ in 0..rng.below(10) {
             let length = rng.below(1500) as usize;
             let mut bytes = rng.bytes(length);
@@ -105,14 +109,14 @@ pub(crate) fn datagrams(world: &World, to: SocketAddr) {
             }
             // A full socket is as good.
             let _ = socket.send_to(&bytes, to);
-            world.tally.datagrams.fetch_add(1, Relaxed);
+            context.counters.bad_datagrams.fetch_add(1, Relaxed);
         }
-        world.sleep(rng.ms(50, 200));
+        context.sleep(rng.ms(50, 200));
     }
 }
 
 /// The management API is asked for everything, rightly and wrongly.
-pub(crate) fn operators(world: &World, api: SocketAddr) {
+pub(crate) fn api_requests(context: &Context, api: SocketAddr) {
     const REQUESTS: [(&str, bool, u16); 9] = [
         ("GET /healthz", false, 200),
         ("GET /metrics", true, 200),
@@ -125,23 +129,25 @@ pub(crate) fn operators(world: &World, api: SocketAddr) {
         ("DELETE /nowhere", true, 404),
     ];
     for (request, token, expected) in REQUESTS.into_iter().cycle() {
-        if world.is_over() {
+        if context.is_over() {
             return;
         }
-        match ask(api, request, token) {
+        match http_status(api, request, token) {
             Ok(status) if status == expected => {}
-            Ok(status) => world.wrong(format_args!("{request}: answered {status}, expected {expected}")),
-            Err(error) => world.wrong(format_args!("{request}: {error}")),
+            Ok(status) => {
+                context.record_failure(format_args!("{request}: answered {status}, expected {expected}"))
+            }
+            Err(error) => context.record_failure(format_args!("{request}: {error}")),
         }
-        world.tally.requests.fetch_add(1, Relaxed);
-        world.sleep(Duration::from_millis(300));
+        context.counters.api_requests.fetch_add(1, Relaxed);
+        context.sleep(Duration::from_millis(300));
     }
 }
 
 /// The status that a request without body is answered with.
-fn ask(api: SocketAddr, request: &str, token: bool) -> std::io::Result<u16> {
-    let mut stream = TcpStream::connect_timeout(&api, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+fn http_status(api: SocketAddr, request: &str, token: bool) -> std::io::Result<u16> {
+    let mut stream = TcpStream::connect_timeout(&api, RESPONSE_TIMEOUT)?;
+    stream.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
     let token = if token { format!("Authorization: Bearer {TOKEN}\r\n") } else { String::new() };
     write!(
         stream,
@@ -155,27 +161,27 @@ fn ask(api: SocketAddr, request: &str, token: bool) -> std::io::Result<u16> {
 }
 
 /// New configurations, and now and then a file that is none.
-pub(crate) fn reloads(world: &World, config: &Config, api: SocketAddr) {
-    for turn in 1.. {
-        world.sleep(Duration::from_secs(7));
-        if world.is_over() {
+pub(crate) fn reloads(context: &Context, config: &Config, api: SocketAddr) {
+    for round in 1.. {
+        context.sleep(Duration::from_secs(7));
+        if context.is_over() {
             return;
         }
-        let nonsense = turn % 4 == 0;
-        let written = if nonsense { config.write_nonsense() } else { config.write(turn) };
-        let answer = written.and_then(|()| ask(api, "POST /api/reload", true));
-        if !matches!((&answer, nonsense), (Ok(200), false) | (Ok(400..500), true)) {
-            world.wrong(format_args!(
+        let invalid = round % 4 == 0;
+        let written = if invalid { config.write_invalid() } else { config.write(round) };
+        let answer = written.and_then(|()| http_status(api, "POST /api/reload", true));
+        if !matches!((&answer, invalid), (Ok(200), false) | (Ok(400..500), true)) {
+            context.record_failure(format_args!(
                 "a reload of a {} file: {answer:?}",
-                if nonsense { "bad" } else { "good" }
+                if invalid { "bad" } else { "good" }
             ));
         }
-        world.tally.reloads.fetch_add(1, Relaxed);
+        context.counters.reloads.fetch_add(1, Relaxed);
     }
 }
 
 /// A datagram there and back between two sockets of this thread, twenty times a second.
-pub(crate) fn machine(world: &World) {
+pub(crate) fn machine_latency(context: &Context) {
     let pair = || -> std::io::Result<_> {
         let (one, other) =
             (UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?, UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?);
@@ -184,7 +190,7 @@ pub(crate) fn machine(world: &World) {
         one.set_read_timeout(Some(Duration::from_secs(1)))?;
         Ok((one, other))
     };
-    let Ok((one, other)) = pair() else { return world.wrong("no UDP socket") };
+    let Ok((one, other)) = pair() else { return context.record_failure("no UDP socket") };
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut buffer = [0; 200];
@@ -193,12 +199,12 @@ pub(crate) fn machine(world: &World) {
                 let _ = other.send(&buffer[..n]);
             }
         });
-        while !world.is_over() {
+        while !context.is_over() {
             let begin = Instant::now();
             if one.send(HELLO.as_bytes()).is_ok() && one.recv(&mut [0; 200]).is_ok() {
-                world.machine.add(begin.elapsed());
+                context.machine_latencies.add(begin.elapsed());
             }
-            world.sleep(Duration::from_millis(50));
+            context.sleep(Duration::from_millis(50));
         }
         let _ = one.send(&[]);
     });

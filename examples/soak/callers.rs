@@ -5,137 +5,139 @@ use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::tools::device::{Call, DeviceError, Incoming, Login, SimulatedDevice, test_audio};
 
-use crate::context::{World, login};
+use crate::context::{Context, login};
 use crate::gateway::STEADY;
 use crate::statistics::Rng;
 
 /// The group of MACs of callers that come and go.
-const FICKLE: u8 = 3;
+const TRANSIENT: u8 = 3;
 /// Between two packets.
 const INTERVAL: Duration = Duration::from_millis(60);
 /// Echoes that come later than this count as lost.
-const LATE: Duration = Duration::from_secs(1);
+const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a device that vanished is kept, so that its system answers for it as that of a hung device does.
-const HAUNTING: Duration = Duration::from_secs(30);
+const VANISHED_DEVICE_LIFETIME: Duration = Duration::from_secs(30);
 
 /// One call for the whole run.
-pub(crate) fn steady(world: &World, number: usize) {
+pub(crate) fn run_steady_call(context: &Context, number: usize) {
     let login = login(STEADY, number, 60);
     // They begin one after the other.
-    world.sleep(Duration::from_millis(37 * number as u64));
-    while !world.is_over() {
-        if let Err(failure) = speak_to_the_end(world, &login) {
-            world.wrong(format_args!("a steady call broke: {failure}"));
-            world.sleep(Duration::from_secs(1));
+    context.sleep(Duration::from_millis(37 * number as u64));
+    while !context.is_over() {
+        if let Err(failure) = steady_call(context, &login) {
+            context.record_failure(format_args!("a steady call broke: {failure}"));
+            context.sleep(Duration::from_secs(1));
         }
     }
 }
 
-fn speak_to_the_end(world: &World, login: &Login) -> Result<(), DeviceError> {
-    let mut device = world.connect(login)?;
-    let mut speaker = Speaker::new(world, device.call()?, true);
-    while !world.is_over() {
-        speaker.speak(&mut device, None, world.left().min(Duration::from_secs(5)))?;
+fn steady_call(context: &Context, login: &Login) -> Result<(), DeviceError> {
+    let mut device = context.connect(login)?;
+    let mut speaker = Speaker::new(context, device.call()?, true);
+    while !context.is_over() {
+        speaker.send_audio(&mut device, None, context.remaining().min(Duration::from_secs(5)))?;
         device.ping()?;
     }
-    speaker.listen_until(Instant::now() + LATE)?;
+    speaker.receive_until(Instant::now() + ECHO_TIMEOUT)?;
     device.goodbye(&speaker.call)?;
     device.disconnect()
 }
 
 /// Calls one after the other.
-pub(crate) fn fickle(world: &World, number: usize) {
-    let mut rng = world.rng(number);
-    let mut ghosts = Vec::new();
+pub(crate) fn run_transient_calls(context: &Context, number: usize) {
+    let mut rng = context.rng(number);
+    let mut vanished = Vec::new();
     for round in 0.. {
-        world.sleep(rng.ms(1, 1_500));
-        if world.is_over() {
+        context.sleep(rng.ms(1, 1_500));
+        if context.is_over() {
             return;
         }
-        ghosts.retain(|(_, _, since): &(SimulatedDevice, Call, Instant)| since.elapsed() < HAUNTING);
+        vanished.retain(|(_, _, since): &(SimulatedDevice, Call, Instant)| {
+            since.elapsed() < VANISHED_DEVICE_LIFETIME
+        });
         // A number of its own each time: who has left is away for its grace.
         let number = number + 1_000 * (round % 10_000);
-        match one_call(world, number, &mut rng) {
-            Ok(Some((device, call))) => ghosts.push((device, call, Instant::now())),
+        match transient_call(context, number, &mut rng) {
+            Ok(Some((device, call))) => vanished.push((device, call, Instant::now())),
             Ok(None) => {}
-            Err(failure) => world.wrong(format_args!("a call broke: {failure}")),
+            Err(failure) => context.record_failure(format_args!("a call broke: {failure}")),
         }
     }
 }
 
 /// How a call ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+enum CallEnding {
     Goodbye,
     Disconnect,
     Reset,
     Fin,
     Vanish,
     Resume,
-    TakeOver,
+    Takeover,
     SecondHello,
     Garbage,
-    HalfAPacket,
+    TruncatedPacket,
 }
 
-const ENDS: [End; 10] = [
-    End::Goodbye,
-    End::Disconnect,
-    End::Reset,
-    End::Fin,
-    End::Vanish,
-    End::Resume,
-    End::TakeOver,
-    End::SecondHello,
-    End::Garbage,
-    End::HalfAPacket,
+const CALL_ENDINGS: [CallEnding; 10] = [
+    CallEnding::Goodbye,
+    CallEnding::Disconnect,
+    CallEnding::Reset,
+    CallEnding::Fin,
+    CallEnding::Vanish,
+    CallEnding::Resume,
+    CallEnding::Takeover,
+    CallEnding::SecondHello,
+    CallEnding::Garbage,
+    CallEnding::TruncatedPacket,
 ];
 
 /// A call from its begin to its end; a device that vanished stays for a while.
-fn one_call(
-    world: &World,
+fn transient_call(
+    context: &Context,
     number: usize,
     rng: &mut Rng,
 ) -> Result<Option<(SimulatedDevice, Call)>, DeviceError> {
-    let end = ENDS[rng.below(ENDS.len() as u64) as usize];
-    let login = login(FICKLE, number, if end == End::Vanish { 15 } else { 60 });
-    let mut device = world.connect(&login)?;
-    let mut speaker = Speaker::new(world, device.call()?, false);
+    let end = CALL_ENDINGS[rng.below(CALL_ENDINGS.len() as u64) as usize];
+    let login = login(TRANSIENT, number, if end == CallEnding::Vanish { 15 } else { 60 });
+    let mut device = context.connect(&login)?;
+    let mut speaker = Speaker::new(context, device.call()?, false);
     let mode = ["realtime", "auto"][rng.below(2) as usize];
     device.start_listening(&speaker.call, mode)?;
-    let time = rng.ms(500, 20_000).min(world.left());
-    speaker.speak(&mut device, Some(rng), time)?;
+    let time = rng.ms(500, 20_000).min(context.remaining());
+    speaker.send_audio(&mut device, Some(rng), time)?;
     match end {
-        End::Goodbye => device.goodbye(&speaker.call)?,
-        End::Disconnect => return device.disconnect().map(|()| None),
-        End::Reset => reset(device),
-        End::Fin => {}
-        End::Vanish => {
-            world.tally.vanished.fetch_add(1, Relaxed);
+        CallEnding::Goodbye => device.goodbye(&speaker.call)?,
+        CallEnding::Disconnect => return device.disconnect().map(|()| None),
+        CallEnding::Reset => reset(device),
+        CallEnding::Fin => {}
+        CallEnding::Vanish => {
+            context.counters.vanished.fetch_add(1, Relaxed);
             return Ok(Some((device, speaker.call)));
         }
-        End::Resume | End::TakeOver => {
-            let older = if end == End::Resume {
+        CallEnding::Resume | CallEnding::Takeover => {
+            let older = if end == CallEnding::Resume {
                 reset(device);
-                world.sleep(rng.ms(50, 2_000));
+                context.sleep(rng.ms(50, 2_000));
                 None
             } else {
                 Some(device)
             };
-            let mut device = world.connect(&login)?;
+            let mut device = context.connect(&login)?;
             drop(older);
-            speaker.speak(&mut device, None, Duration::from_secs(3).min(world.left()))?;
+            speaker.send_audio(&mut device, None, Duration::from_secs(3).min(context.remaining()))?;
             device.goodbye(&speaker.call)?;
-            world.tally.resumed.fetch_add(1, Relaxed);
+            context.counters.resumed.fetch_add(1, Relaxed);
         }
-        End::SecondHello => {
-            let mut speaker = Speaker::new(world, device.call()?, false);
-            speaker.speak(&mut device, None, Duration::from_secs(2).min(world.left()))?;
+        CallEnding::SecondHello => {
+            let mut speaker = Speaker::new(context, device.call()?, false);
+            speaker.send_audio(&mut device, None, Duration::from_secs(2).min(context.remaining()))?;
             device.goodbye(&speaker.call)?;
             device.disconnect()?;
         }
-        End::Garbage => device.send_raw(&rng.bytes(40))?,
-        End::HalfAPacket => device.send_raw(&[0x30, 200, 1, 0, 1])?,
+        CallEnding::Garbage => device.send_raw(&rng.bytes(40))?,
+        CallEnding::TruncatedPacket => device.send_raw(&[0x30, 200, 1, 0, 1])?,
     }
     Ok(None)
 }
@@ -147,23 +149,23 @@ fn reset(device: SimulatedDevice) {
 
 /// A call that speaks and hears itself.
 struct Speaker<'a> {
-    world: &'a World,
+    context: &'a Context,
     call: Call,
     steady: bool,
-    said: u32,
+    sent: u32,
     /// The number of the last echo: they may be lost, but never come again.
-    heard: u32,
-    last: Instant,
+    last_received: u32,
+    last_received_at: Instant,
 }
 
 impl<'a> Speaker<'a> {
-    fn new(world: &'a World, call: Call, steady: bool) -> Self {
-        world.tally.calls.fetch_add(1, Relaxed);
-        Self { world, call, steady, said: 0, heard: 0, last: Instant::now() }
+    fn new(context: &'a Context, call: Call, steady: bool) -> Self {
+        context.counters.calls.fetch_add(1, Relaxed);
+        Self { context, call, steady, sent: 0, last_received: 0, last_received_at: Instant::now() }
     }
 
     /// Speaks for a time; with `rng`, some packets are followed by others that should not be there.
-    fn speak(
+    fn send_audio(
         &mut self,
         device: &mut SimulatedDevice,
         mut rng: Option<&mut Rng>,
@@ -171,12 +173,12 @@ impl<'a> Speaker<'a> {
     ) -> Result<(), DeviceError> {
         let (begin, mut next) = (Instant::now(), Instant::now());
         while begin.elapsed() < time {
-            self.said += 1;
-            let micros = self.world.start.elapsed().as_micros() as u64;
+            self.sent += 1;
+            let micros = self.context.start.elapsed().as_micros() as u64;
             let packet =
-                self.call.encrypt(self.said.wrapping_mul(60), &test_audio::packet(self.said, micros));
+                self.call.encrypt(self.sent.wrapping_mul(60), &test_audio::packet(self.sent, micros));
             self.call.send_packet(&packet)?;
-            self.count(&self.world.tally.steady_sent, &self.world.tally.fickle_sent);
+            self.count(&self.context.counters.steady_sent, &self.context.counters.transient_sent);
             if let Some(rng) = &mut rng
                 && rng.below(50) == 0
             {
@@ -188,26 +190,26 @@ impl<'a> Speaker<'a> {
                 self.call.send_packet(&wrong)?;
             }
             next += INTERVAL;
-            self.listen_until(next)?;
+            self.receive_until(next)?;
             while let Some(incoming) = device.receive(Duration::ZERO)? {
-                self.check(&incoming);
+                self.check_message(&incoming);
             }
-            let silence = self.last.elapsed().as_millis() as u64;
-            self.world.tally.silence_ms.fetch_max(silence, Relaxed);
+            let silence = self.last_received_at.elapsed().as_millis() as u64;
+            self.context.counters.silence_ms_max.fetch_max(silence, Relaxed);
         }
         Ok(())
     }
 
     /// Nobody hangs up but the device.
-    fn check(&self, incoming: &Incoming) {
+    fn check_message(&self, incoming: &Incoming) {
         if let Incoming::Text { text, .. } = incoming
             && (text.contains("\"goodbye\"") || text.contains("\"alert\""))
         {
-            self.world.wrong(format_args!("in a call came {text}"));
+            self.context.record_failure(format_args!("in a call came {text}"));
         }
     }
 
-    fn listen_until(&mut self, end: Instant) -> Result<(), DeviceError> {
+    fn receive_until(&mut self, end: Instant) -> Result<(), DeviceError> {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -216,26 +218,26 @@ impl<'a> Speaker<'a> {
             let Some(audio) = self.call.receive(left)? else { return Ok(()) };
             // What the chat server recorded may be played back: that is no echo.
             let Some((number, micros)) = test_audio::parse(&audio.payload) else { continue };
-            let now = self.world.start.elapsed();
+            let now = self.context.start.elapsed();
             let took = now.saturating_sub(Duration::from_micros(micros));
-            if number <= self.heard {
-                if took < LATE {
-                    self.world.wrong(format_args!("packet {number} came twice"));
+            if number <= self.last_received {
+                if took < ECHO_TIMEOUT {
+                    self.context.record_failure(format_args!("packet {number} came twice"));
                 }
                 continue;
             }
-            (self.heard, self.last) = (number, Instant::now());
-            if took <= LATE {
-                self.count(&self.world.tally.steady_echoed, &self.world.tally.fickle_echoed);
+            (self.last_received, self.last_received_at) = (number, Instant::now());
+            if took <= ECHO_TIMEOUT {
+                self.count(&self.context.counters.steady_echoed, &self.context.counters.transient_echoed);
             }
             if self.steady {
-                self.world.latencies.add(took);
+                self.context.latencies.add(took);
             }
         }
     }
 
-    fn count(&self, steady: &AtomicU64, fickle: &AtomicU64) {
-        let counter = if self.steady { steady } else { fickle };
+    fn count(&self, steady: &AtomicU64, transient: &AtomicU64) {
+        let counter = if self.steady { steady } else { transient };
         counter.fetch_add(1, Relaxed);
     }
 }

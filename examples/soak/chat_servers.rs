@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 
-use crate::context::World;
+use crate::context::Context;
 
 /// The option that makes this program a chat server on that address.
-pub(crate) const ROLE: &str = "--chat-server";
+pub(crate) const CHAT_SERVER_OPTION: &str = "--chat-server";
 
 /// Serves until stdin ends, which is when the program that started this one does.
 pub(crate) fn serve(addr: SocketAddr) -> ExitCode {
@@ -29,19 +29,19 @@ pub(crate) fn serve(addr: SocketAddr) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-pub(crate) struct Server {
+pub(crate) struct ChatServerProcess {
     addr: SocketAddr,
     child: Child,
 }
 
-impl Server {
+impl ChatServerProcess {
     pub(crate) fn start() -> io::Result<Self> {
         Self::start_on((Ipv4Addr::LOCALHOST, 0).into())
     }
 
     fn start_on(addr: SocketAddr) -> io::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
-            .args([ROLE, &addr.to_string()])
+            .args([CHAT_SERVER_OPTION, &addr.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -61,10 +61,10 @@ impl Server {
     }
 
     /// SIGKILL, and after a while another one in its place.
-    fn replace(&mut self, world: &World, pause: Duration) -> io::Result<()> {
+    fn kill_and_restart(&mut self, context: &Context, pause: Duration) -> io::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
-        world.sleep(pause);
+        context.sleep(pause);
         *self = Self::start_on(self.addr)?;
         Ok(())
     }
@@ -74,7 +74,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for ChatServerProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -82,22 +82,22 @@ impl Drop for Server {
 }
 
 /// One after the other is killed, or frozen for a while; the other one works meanwhile.
-pub(crate) fn accidents(world: &World, servers: &mut [Server; 2]) -> io::Result<()> {
-    let mut rng = world.rng(9_001);
-    for turn in 0.. {
-        world.sleep(rng.ms(8_000, 16_000));
-        if world.is_over() {
+pub(crate) fn inject_faults(context: &Context, servers: &mut [ChatServerProcess; 2]) -> io::Result<()> {
+    let mut rng = context.rng(9_001);
+    for round in 0.. {
+        context.sleep(rng.ms(8_000, 16_000));
+        if context.is_over() {
             break;
         }
-        let server = &mut servers[turn % 2];
-        if turn % 5 == 4 {
+        let server = &mut servers[round % 2];
+        if round % 5 == 4 {
             server.signal("-STOP")?;
-            world.sleep(rng.ms(6_000, 14_000));
+            context.sleep(rng.ms(6_000, 14_000));
             server.signal("-CONT")?;
-            world.tally.frozen.fetch_add(1, Relaxed);
+            context.counters.frozen.fetch_add(1, Relaxed);
         } else {
-            server.replace(world, rng.ms(100, 4_000))?;
-            world.tally.killed.fetch_add(1, Relaxed);
+            server.kill_and_restart(context, rng.ms(100, 4_000))?;
+            context.counters.killed.fetch_add(1, Relaxed);
         }
     }
     Ok(())

@@ -12,69 +12,69 @@ use crate::gateway::{Gateway, KEY};
 use crate::statistics::{Latencies, Rng};
 
 /// Lines of what went wrong that are kept.
-const KEPT: usize = 20;
+const MAX_FAILURE_LINES: usize = 20;
 /// How long the gateway may take to answer anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(crate) struct World {
+pub(crate) struct Context {
     pub(crate) start: Instant,
     pub(crate) mqtt: SocketAddr,
-    pub(crate) tally: Tally,
+    pub(crate) counters: Counters,
     /// Of audio in steady calls, there and back.
     pub(crate) latencies: Latencies,
     /// Of a datagram there and back without any gateway.
-    pub(crate) machine: Latencies,
+    pub(crate) machine_latencies: Latencies,
     end: Instant,
     seed: u64,
 }
 
 /// What happened so far.
 #[derive(Default)]
-pub(crate) struct Tally {
+pub(crate) struct Counters {
     pub(crate) calls: AtomicU64,
     pub(crate) steady_sent: AtomicU64,
     pub(crate) steady_echoed: AtomicU64,
-    pub(crate) fickle_sent: AtomicU64,
-    pub(crate) fickle_echoed: AtomicU64,
+    pub(crate) transient_sent: AtomicU64,
+    pub(crate) transient_echoed: AtomicU64,
     pub(crate) resumed: AtomicU64,
     pub(crate) vanished: AtomicU64,
     pub(crate) killed: AtomicU64,
     pub(crate) frozen: AtomicU64,
-    pub(crate) strangers: AtomicU64,
-    pub(crate) datagrams: AtomicU64,
-    pub(crate) requests: AtomicU64,
+    pub(crate) rejected_connections: AtomicU64,
+    pub(crate) bad_datagrams: AtomicU64,
+    pub(crate) api_requests: AtomicU64,
     pub(crate) reloads: AtomicU64,
     /// The longest time a call that stood waited for an echo.
-    pub(crate) silence_ms: AtomicU64,
-    wrong_count: AtomicU64,
-    wrong: Mutex<Vec<String>>,
+    pub(crate) silence_ms_max: AtomicU64,
+    failure_count: AtomicU64,
+    failures: Mutex<Vec<String>>,
 }
 
-impl World {
+impl Context {
     pub(crate) fn new(gateway: &Gateway, total: Duration, seed: u64) -> Self {
         let start = Instant::now();
         Self {
             start,
             mqtt: gateway.mqtt,
-            tally: Tally::default(),
+            counters: Counters::default(),
             latencies: Latencies::new(start, total),
-            machine: Latencies::new(start, total),
+            machine_latencies: Latencies::new(start, total),
             end: start + total,
             seed,
         }
     }
 
-    pub(crate) fn left(&self) -> Duration {
+    pub(crate) fn remaining(&self) -> Duration {
         self.end.saturating_duration_since(Instant::now())
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.left().is_zero()
+        self.remaining().is_zero()
     }
 
     /// Waits, but not past the end.
     pub(crate) fn sleep(&self, time: Duration) {
-        thread::sleep(time.min(self.left()));
+        thread::sleep(time.min(self.remaining()));
     }
 
     /// The chances of one thread.
@@ -83,14 +83,14 @@ impl World {
     }
 
     pub(crate) fn connect(&self, login: &Login) -> Result<SimulatedDevice, DeviceError> {
-        SimulatedDevice::connect(self.mqtt, login, PATIENCE)
+        SimulatedDevice::connect(self.mqtt, login, RESPONSE_TIMEOUT)
     }
 
     /// Something that must not happen.
-    pub(crate) fn wrong(&self, what: impl std::fmt::Display) {
-        self.tally.wrong_count.fetch_add(1, Relaxed);
-        let mut wrong = self.tally.wrong.lock().expect("nobody panics with it");
-        if wrong.len() < KEPT {
+    pub(crate) fn record_failure(&self, what: impl std::fmt::Display) {
+        self.counters.failure_count.fetch_add(1, Relaxed);
+        let mut wrong = self.counters.failures.lock().expect("nobody panics with it");
+        if wrong.len() < MAX_FAILURE_LINES {
             wrong.push(format!("{:.1} s: {what}", self.start.elapsed().as_secs_f64()));
         }
     }
@@ -107,17 +107,17 @@ pub(crate) fn mac(group: u8, number: usize) -> String {
     format!("02:00:{group:02x}:{a:02x}:{b:02x}:{c:02x}")
 }
 
-impl Tally {
-    pub(crate) fn happened(&self) -> String {
+impl Counters {
+    pub(crate) fn summary(&self) -> String {
         let facts = [
             (&self.calls, "calls begun"),
             (&self.resumed, "resumed or taken over"),
             (&self.vanished, "devices vanished"),
             (&self.killed, "chat servers killed"),
             (&self.frozen, "frozen"),
-            (&self.strangers, "strangers at the MQTT port"),
-            (&self.datagrams, "bad datagrams"),
-            (&self.requests, "API requests"),
+            (&self.rejected_connections, "rejected MQTT connections"),
+            (&self.bad_datagrams, "bad datagrams"),
+            (&self.api_requests, "API requests"),
             (&self.reloads, "reloads"),
         ];
         let facts = facts.map(|(number, what)| format!("{} {what}", number.load(Relaxed)));
@@ -125,9 +125,9 @@ impl Tally {
     }
 
     /// What went wrong: the first lines, and how many more.
-    pub(crate) fn wrong(&self) -> Vec<String> {
-        let mut lines = self.wrong.lock().expect("nobody panics with it").clone();
-        let more = self.wrong_count.load(Relaxed) - lines.len() as u64;
+    pub(crate) fn failure_lines(&self) -> Vec<String> {
+        let mut lines = self.failures.lock().expect("nobody panics with it").clone();
+        let more = self.failure_count.load(Relaxed) - lines.len() as u64;
         if more > 0 {
             lines.push(format!("and {more} more"));
         }

@@ -28,8 +28,8 @@ pub(crate) struct Gateway {
 pub(crate) struct Config {
     path: PathBuf,
     ports: [u16; 3],
-    calm: String,
-    fickle: [String; 2],
+    steady_server: String,
+    transient_servers: [String; 2],
     steady: usize,
 }
 
@@ -46,8 +46,8 @@ impl Config {
     pub(crate) fn write(&self, variation: u64) -> std::io::Result<()> {
         let macs: Vec<_> = (0..self.steady).map(|n| mac(STEADY, n)).collect();
         let [mqtt, udp, api] = self.ports;
-        let mut fickle = self.fickle.clone();
-        fickle.rotate_left((variation % 2) as usize);
+        let mut transient = self.transient_servers.clone();
+        transient.rotate_left((variation % 2) as usize);
         let config = serde_json::json!({
             "mqtt": {
                 "host": "127.0.0.1", "port": mqtt, "signature_key": KEY, "resume_grace_s": 5,
@@ -55,8 +55,8 @@ impl Config {
             },
             "udp": {"host": "127.0.0.1", "port": udp},
             "websocket": {
-                "production_servers": fickle,
-                "development_servers": [&self.calm],
+                "production_servers": transient,
+                "development_servers": [&self.steady_server],
                 "development_mac_addresses": macs,
                 "ping_interval_s": 5, "ping_timeout_s": 5 + variation % 2, "call_idle_s": 60 + variation % 5,
                 "reconnect": {"initial_ms": 100, "max_ms": 1000, "give_up_after_s": 60},
@@ -67,7 +67,7 @@ impl Config {
         self.replace(&config.to_string())
     }
 
-    pub(crate) fn write_nonsense(&self) -> std::io::Result<()> {
+    pub(crate) fn write_invalid(&self) -> std::io::Result<()> {
         self.replace(r#"{"mqtt": {"port": "many"#)
     }
 
@@ -81,8 +81,8 @@ impl Config {
 impl Gateway {
     pub(crate) fn spawn(
         binary: &Path,
-        calm: String,
-        fickle: &[String; 2],
+        steady_server: String,
+        transient: &[String; 2],
         steady: usize,
     ) -> Result<Self, Box<dyn std::error::Error>> {
         let folder = std::env::temp_dir().join(format!("soak-{}", std::process::id()));
@@ -91,8 +91,13 @@ impl Gateway {
             || Ok::<_, std::io::Error>(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port());
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let ports = [tcp()?, udp, tcp()?];
-        let config =
-            Config { path: folder.join("gateway.json"), ports, calm, fickle: fickle.clone(), steady };
+        let config = Config {
+            path: folder.join("gateway.json"),
+            ports,
+            steady_server,
+            transient_servers: transient.clone(),
+            steady,
+        };
         config.write(0)?;
         let binary = binary.canonicalize().map_err(|error| format!("{}: {error}", binary.display()))?;
         let child = Command::new(binary)

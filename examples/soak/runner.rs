@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::chat_servers::{self, Server};
-use crate::context::World;
+use crate::chat_servers::{self, ChatServerProcess};
+use crate::context::Context;
 use crate::gateway::{Gateway, Sample};
 use crate::statistics::{Quantiles, slope};
 use crate::{background_load, callers};
@@ -27,25 +27,25 @@ Usage: soak --gateway PATH [options]
 Exit code: 0 passed, 1 failed, 2 wrong usage.";
 
 /// What the gateway may cost, or lose.
-mod allowed {
+mod limits {
     use std::time::Duration;
 
     /// Growth of the resident set from the end of the warm-up to the end, by the line that fits best.
-    pub(super) const GROWTH_KIB: f64 = 1024.0;
+    pub(super) const MEMORY_GROWTH_KIB: f64 = 1024.0;
     /// Packets of steady calls, there and back.
     pub(super) const LOSS: f64 = 0.001;
     /// A call whose chat server died is heard again by then.
     pub(super) const SILENCE: Duration = Duration::from_secs(20);
     /// The last quarter against the first, above what the machine itself became slower.
-    pub(super) const DRIFT_P50: Duration = Duration::from_millis(2);
-    pub(super) const DRIFT_P99: Duration = Duration::from_millis(25);
+    pub(super) const LATENCY_DRIFT_P50: Duration = Duration::from_millis(2);
+    pub(super) const LATENCY_DRIFT_P99: Duration = Duration::from_millis(25);
     /// A gateway that ends its last sessions is done by then.
-    pub(super) const CLEARING: Duration = Duration::from_secs(30);
+    pub(super) const CLEANUP_TIMEOUT: Duration = Duration::from_secs(30);
 }
 
 pub(crate) fn main() -> ExitCode {
     let mut args = pico_args::Arguments::from_env();
-    if let Ok(Some(addr)) = args.opt_value_from_str(chat_servers::ROLE) {
+    if let Ok(Some(addr)) = args.opt_value_from_str(chat_servers::CHAT_SERVER_OPTION) {
         return chat_servers::serve(addr);
     }
     if args.contains(["-h", "--help"]) {
@@ -100,12 +100,12 @@ impl Options {
 
 fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let steady = options.calls / 3;
-    let calm = Server::start()?;
-    let mut fickle = [Server::start()?, Server::start()?];
-    let urls = [fickle[0].url(), fickle[1].url()];
-    let gateway = Gateway::spawn(&options.gateway, calm.url(), &urls, steady)?;
+    let steady_server = ChatServerProcess::start()?;
+    let mut transient = [ChatServerProcess::start()?, ChatServerProcess::start()?];
+    let urls = [transient[0].url(), transient[1].url()];
+    let gateway = Gateway::spawn(&options.gateway, steady_server.url(), &urls, steady)?;
     let idle = gateway.sample()?;
-    let world = World::new(&gateway, Duration::from_secs(options.seconds), options.seed);
+    let context = Context::new(&gateway, Duration::from_secs(options.seconds), options.seed);
     println!(
         "{} s, {} calls ({steady} of them steady) among {} devices, gateway in process {}",
         options.seconds,
@@ -117,37 +117,44 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     thread::scope(|scope| -> Result<(), Box<dyn Error>> {
         (0..steady).for_each(|n| {
             drop(scope.spawn({
-                let world = &world;
-                move || callers::steady(world, n)
+                let context = &context;
+                move || callers::run_steady_call(context, n)
             }))
         });
         for n in steady..options.calls {
-            let world = &world;
-            scope.spawn(move || callers::fickle(world, n));
+            let context = &context;
+            scope.spawn(move || callers::run_transient_calls(context, n));
         }
-        scope.spawn(|| background_load::idle_devices(&world, options.devices - options.calls));
-        scope.spawn(|| background_load::strangers(&world));
-        scope.spawn(|| background_load::datagrams(&world, gateway.udp));
-        scope.spawn(|| background_load::operators(&world, gateway.api));
-        scope.spawn(|| background_load::reloads(&world, &gateway.config, gateway.api));
-        scope.spawn(|| background_load::machine(&world));
-        let servers = scope.spawn(|| chat_servers::accidents(&world, &mut fickle));
+        scope.spawn(|| background_load::idle_devices(&context, options.devices - options.calls));
+        scope.spawn(|| background_load::rejected_connections(&context));
+        scope.spawn(|| background_load::bad_datagrams(&context, gateway.udp));
+        scope.spawn(|| background_load::api_requests(&context, gateway.api));
+        scope.spawn(|| background_load::reloads(&context, &gateway.config, gateway.api));
+        scope.spawn(|| background_load::machine_latency(&context));
+        let servers = scope.spawn(|| chat_servers::inject_faults(&context, &mut transient));
         let every = Duration::from_secs((options.seconds / 600).max(1));
-        while !world.is_over() {
-            thread::sleep(every.min(world.left()));
+        while !context.is_over() {
+            thread::sleep(every.min(context.remaining()));
             // A gateway that has ended is told by all others too: it is the verdict that names it.
             if let Ok(sample) = gateway.sample() {
-                samples.push((world.start.elapsed(), sample));
+                samples.push((context.start.elapsed(), sample));
             }
         }
         servers.join().map_err(|_| "the chat servers cannot be handled")??;
         Ok(())
     })?;
-    let cleared = cleared(&gateway, idle.descriptors);
+    let cleared = wait_for_cleanup(&gateway, idle.descriptors);
     let last = gateway.sample();
     let folder = gateway.folder();
     let ending = gateway.end();
-    let report = Report { options, world: &world, samples: &samples, cleared, last: last.ok(), ending };
+    let report = Report {
+        options,
+        context: &context,
+        samples: &samples,
+        cleanup_time: cleared,
+        last: last.ok(),
+        exit: ending,
+    };
     let passed = report.print();
     if passed {
         std::fs::remove_dir_all(folder)?;
@@ -158,9 +165,9 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
 }
 
 /// How long after the last device left all descriptors were closed.
-fn cleared(gateway: &Gateway, idle: usize) -> Option<Duration> {
+fn wait_for_cleanup(gateway: &Gateway, idle: usize) -> Option<Duration> {
     let begin = Instant::now();
-    while begin.elapsed() < allowed::CLEARING {
+    while begin.elapsed() < limits::CLEANUP_TIMEOUT {
         if gateway.sample().is_ok_and(|sample| sample.descriptors <= idle) {
             return Some(begin.elapsed());
         }
@@ -171,11 +178,11 @@ fn cleared(gateway: &Gateway, idle: usize) -> Option<Duration> {
 
 struct Report<'a> {
     options: &'a Options,
-    world: &'a World,
+    context: &'a Context,
     samples: &'a [(Duration, Sample)],
-    cleared: Option<Duration>,
+    cleanup_time: Option<Duration>,
     last: Option<Sample>,
-    ending: Result<(), String>,
+    exit: Result<(), String>,
 }
 
 impl Report<'_> {
@@ -187,25 +194,25 @@ impl Report<'_> {
                 faults.push(what.to_owned());
             }
         };
-        println!("\n{:12} {}", "happened", self.world.tally.happened());
+        println!("\n{:12} {}", "happened", self.context.counters.summary());
         self.memory(&mut must);
         self.descriptors(&mut must);
         self.loss(&mut must);
         self.latency(&mut must);
-        let tally = &self.world.tally;
-        let silence = Duration::from_millis(tally.silence_ms.load(Relaxed));
+        let tally = &self.context.counters;
+        let silence = Duration::from_millis(tally.silence_ms_max.load(Relaxed));
         println!(
             "{:12} {:.1} s at most without an echo in a call whose chat server failed",
             "silence",
             silence.as_secs_f64()
         );
-        must(silence <= allowed::SILENCE, "a call was silent for too long");
-        let wrong = tally.wrong();
+        must(silence <= limits::SILENCE, "a call was silent for too long");
+        let wrong = tally.failure_lines();
         for line in &wrong {
             println!("{:12} {line}", "wrong");
         }
         must(wrong.is_empty(), "something went wrong that should not");
-        if let Err(why) = &self.ending {
+        if let Err(why) = &self.exit {
             println!("{:12} {why}", "end");
             must(false, "the gateway did not end well");
         }
@@ -238,7 +245,7 @@ impl Report<'_> {
             at(0),
             self.last.map_or(0, |sample| sample.memory_kib),
         );
-        must(points.len() > 10 && growth <= allowed::GROWTH_KIB, "memory grows");
+        must(points.len() > 10 && growth <= limits::MEMORY_GROWTH_KIB, "memory grows");
         let cpu = self.samples.last().map_or(0.0, |(at, sample)| sample.cpu.as_secs_f64() / at.as_secs_f64());
         println!("{:12} {:.1} % of a core", "CPU", 100.0 * cpu);
     }
@@ -247,17 +254,18 @@ impl Report<'_> {
         let idle = self.samples.first().map_or(0, |(_, sample)| sample.descriptors);
         let most = self.samples.iter().map(|(_, sample)| sample.descriptors).max().unwrap_or(0);
         let after = self.last.map_or(0, |sample| sample.descriptors);
-        let when =
-            self.cleared.map_or("never".to_owned(), |after| format!("{:.1} s later", after.as_secs_f64()));
+        let when = self
+            .cleanup_time
+            .map_or("never".to_owned(), |after| format!("{:.1} s later", after.as_secs_f64()));
         println!(
             "{:12} {idle} at the start, at most {most}, {after} after all had left ({when})",
             "descriptors"
         );
-        must(self.cleared.is_some(), "descriptors are left open");
+        must(self.cleanup_time.is_some(), "descriptors are left open");
     }
 
     fn loss(&self, must: &mut impl FnMut(bool, &str)) {
-        let tally = &self.world.tally;
+        let tally = &self.context.counters;
         let share = |name: &str, sent: u64, echoed: u64| {
             let share = 1.0 - echoed as f64 / sent.max(1) as f64;
             println!(
@@ -269,14 +277,14 @@ impl Report<'_> {
             share
         };
         let loss = share("steady", tally.steady_sent.load(Relaxed), tally.steady_echoed.load(Relaxed));
-        must(loss <= allowed::LOSS, "steady calls lost audio");
+        must(loss <= limits::LOSS, "steady calls lost audio");
         must(tally.steady_sent.load(Relaxed) > 0, "no steady call spoke");
-        share("fickle", tally.fickle_sent.load(Relaxed), tally.fickle_echoed.load(Relaxed));
+        share("transient", tally.transient_sent.load(Relaxed), tally.transient_echoed.load(Relaxed));
     }
 
     fn latency(&self, must: &mut impl FnMut(bool, &str)) {
-        let quarters = self.world.latencies.quarters();
-        let machine = self.world.machine.quarters();
+        let quarters = self.context.latencies.quarters();
+        let machine = self.context.machine_latencies.quarters();
         let print = |name: &str, quarters: &[Quantiles; 4]| {
             let each: Vec<_> = quarters.iter().map(Quantiles::to_string).collect();
             println!("{name:12} p50/p99 by quarter, ms: {}", each.join(", "));
@@ -294,6 +302,6 @@ impl Report<'_> {
             p50.as_secs_f64() * 1e3,
             p99.as_secs_f64() * 1e3
         );
-        must(p50 <= allowed::DRIFT_P50 && p99 <= allowed::DRIFT_P99, "it got slower");
+        must(p50 <= limits::LATENCY_DRIFT_P50 && p99 <= limits::LATENCY_DRIFT_P99, "it got slower");
     }
 }

@@ -266,7 +266,7 @@ impl Media {
     }
 
     /// Writes the chat server's header over the datagram's, in place, and returns the frame it speaks.
-    pub(super) fn to_server_frame<'b>(&mut self, decrypted: &Decrypted, datagram: &'b mut [u8]) -> &'b [u8] {
+    pub(super) fn server_frame<'b>(&mut self, decrypted: &Decrypted, datagram: &'b mut [u8]) -> &'b [u8] {
         let end = audio::HEADER_LEN + decrypted.payload_len;
         self.count_uplink(decrypted.payload_len);
         if self.framing == FramingState::Known(WireFraming::Raw) {

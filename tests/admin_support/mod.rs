@@ -14,13 +14,13 @@ use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::Value;
 
 /// What must happen, happens by then.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 /// A key that may guard the API.
 pub const KEY: &str = "A-good-Key-9";
 pub const TOKEN: &str = "a-static-token-for-tests";
 
 /// A gateway whose chat server echoes.
-pub struct Stage {
+pub struct Fixture {
     pub gateway: Running,
     pub echo: EchoServer,
     pub api: SocketAddr,
@@ -41,36 +41,36 @@ pub fn config(echo: &EchoServer, change: impl FnOnce(&mut Config)) -> Config {
     config
 }
 
-pub fn stage(change: impl FnOnce(&mut Config)) -> Stage {
-    stage_with(None, change)
+pub fn fixture(change: impl FnOnce(&mut Config)) -> Fixture {
+    fixture_with_source(None, change)
 }
 
-pub fn stage_with(source: Option<Source>, change: impl FnOnce(&mut Config)) -> Stage {
+pub fn fixture_with_source(source: Option<Source>, change: impl FnOnce(&mut Config)) -> Fixture {
     let echo = EchoServer::start().unwrap();
     let gateway = Running::start(config(&echo, change), source).unwrap();
     let api = gateway.addresses().api.unwrap();
-    Stage { gateway, echo, api }
+    Fixture { gateway, echo, api }
 }
 
-impl Stage {
+impl Fixture {
     pub fn device(&self, mac: &str) -> SimulatedDevice {
         let login = Login::new(mac.parse().unwrap(), Some(KEY.as_bytes()));
-        SimulatedDevice::connect(self.gateway.addresses().mqtt, &login, LIMIT).unwrap()
+        SimulatedDevice::connect(self.gateway.addresses().mqtt, &login, TIMEOUT).unwrap()
     }
 
     /// A device of this client id.
-    pub fn device_named(&self, client_id: &str) -> SimulatedDevice {
+    pub fn device_with_client_id(&self, client_id: &str) -> SimulatedDevice {
         let login = Login::signed(client_id.to_owned(), "e30=".to_owned(), Some(KEY.as_bytes()));
-        SimulatedDevice::connect(self.gateway.addresses().mqtt, &login, LIMIT).unwrap()
+        SimulatedDevice::connect(self.gateway.addresses().mqtt, &login, TIMEOUT).unwrap()
     }
 
     /// A call by an HTTP client that is not ours, with the static token.
-    pub fn call(&self, method: &str, path: &str, body: Option<&str>) -> (u16, Value) {
-        let (status, text) = self.call_with(method, path, body, Some(TOKEN));
+    pub fn request(&self, method: &str, path: &str, body: Option<&str>) -> (u16, Value) {
+        let (status, text) = self.request_with_token(method, path, body, Some(TOKEN));
         (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}")))
     }
 
-    pub fn call_with(
+    pub fn request_with_token(
         &self,
         method: &str,
         path: &str,
@@ -79,7 +79,7 @@ impl Stage {
     ) -> (u16, String) {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(LIMIT))
+            .timeout_global(Some(TIMEOUT))
             .build()
             .into();
         let mut request =
@@ -100,10 +100,10 @@ impl Stage {
     }
 
     /// Calls until the answer is as wanted: for what another socket brings about.
-    pub fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let end = Instant::now() + LIMIT;
+    pub fn poll_until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let end = Instant::now() + TIMEOUT;
         loop {
-            let (_, answer) = self.call("GET", path, None);
+            let (_, answer) = self.request("GET", path, None);
             if wanted(&answer) {
                 return answer;
             }
@@ -114,7 +114,7 @@ impl Stage {
 }
 
 /// A bare connection to the API.
-pub struct Raw {
+pub struct RawClient {
     pub stream: TcpStream,
     inbox: Vec<u8>,
 }
@@ -138,16 +138,16 @@ impl Reply {
     }
 }
 
-impl Raw {
+impl RawClient {
     pub fn open(addr: SocketAddr) -> Self {
-        let stream = TcpStream::connect_timeout(&addr, LIMIT).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
-        stream.set_write_timeout(Some(LIMIT)).unwrap();
+        let stream = TcpStream::connect_timeout(&addr, TIMEOUT).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         Self { stream, inbox: Vec::new() }
     }
 
     /// One request on a connection of its own.
-    pub fn ask(addr: SocketAddr, request: &str) -> Reply {
+    pub fn round_trip(addr: SocketAddr, request: &str) -> Reply {
         let mut raw = Self::open(addr);
         raw.send(request);
         raw.reply().unwrap()
@@ -165,21 +165,21 @@ impl Raw {
                 let mut reply = Reply { status: head[9..12].parse().unwrap(), head, body: String::new() };
                 let length: usize = reply.field("content-length").unwrap_or("0").parse().unwrap();
                 while self.inbox.len() < end + 4 + length {
-                    assert!(self.more() > 0, "cut off");
+                    assert!(self.read_more() > 0, "cut off");
                 }
                 let rest = self.inbox.split_off(end + 4 + length);
                 reply.body = String::from_utf8(self.inbox[end + 4..].to_vec()).unwrap();
                 self.inbox = rest;
                 return Some(reply);
             }
-            if self.more() == 0 {
+            if self.read_more() == 0 {
                 assert!(self.inbox.is_empty(), "{:?}", String::from_utf8_lossy(&self.inbox));
                 return None;
             }
         }
     }
 
-    fn more(&mut self) -> usize {
+    fn read_more(&mut self) -> usize {
         let mut chunk = [0; 4096];
         let n = match self.stream.read(&mut chunk) {
             Ok(n) => n,

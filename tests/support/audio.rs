@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use openssl::symm::{Cipher, Crypter, Mode};
 use serde_json::Value;
 
-use super::{LIMIT, left};
+use super::{TIMEOUT, remaining};
 
 /// A packet from the gateway, decrypted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,14 +100,14 @@ impl Call {
 
     /// The next packet of the gateway.
     pub fn receive(&self) -> Audio {
-        self.receive_within(LIMIT).expect("no audio")
+        self.receive_within(TIMEOUT).expect("no audio")
     }
 
     pub fn receive_within(&self, limit: Duration) -> Option<Audio> {
         let end = Instant::now() + limit;
         let mut buffer = [0; 2048];
         loop {
-            self.udp.set_read_timeout(Some(left(end))).unwrap();
+            self.udp.set_read_timeout(Some(remaining(end))).unwrap();
             match self.udp.recv_from(&mut buffer) {
                 Ok((n, from)) => {
                     // The firmware's socket is connected: what comes from elsewhere never reaches it.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde_json::Value;
 
 use super::audio::Call;
-use super::chat::{ChatServer, Peer};
+use super::chat_server::{ChatServer, Peer};
 use super::mqtt::{Client, Connect};
 
 /// The hello of current firmware, with a field that only newer ones send.
@@ -26,8 +26,8 @@ impl Device {
         Self { mqtt, mac: mac(number), client_id }
     }
 
-    pub fn say(&mut self, text: &str) {
-        self.mqtt.say(text);
+    pub fn send_text(&mut self, text: &str) {
+        self.mqtt.send_text(text);
     }
 
     pub fn json(&mut self) -> Value {
@@ -36,15 +36,15 @@ impl Device {
 
     /// Says hello, and lets the chat server greet; a call with both ends in hand.
     pub fn call(&mut self, server: &ChatServer) -> (Call, Peer) {
-        self.say(HELLO);
+        self.send_text(HELLO);
         let mut peer = server.accept();
         peer.upgrade();
-        peer.greet("server-session");
-        (self.answered(), peer)
+        peer.exchange_hello("server-session");
+        (self.hello_reply(), peer)
     }
 
     /// The hello reply.
-    pub fn answered(&mut self) -> Call {
+    pub fn hello_reply(&mut self) -> Call {
         Call::new(self.json())
     }
 

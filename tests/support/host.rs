@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use super::LIMIT;
-use super::chat::Peer;
+use super::TIMEOUT;
+use super::chat_server::Peer;
 use super::device::{Device, client_id, mac};
 use super::mqtt::{Client, Connect};
 
@@ -21,7 +21,7 @@ pub fn connect_from(ip: [u8; 4], to: SocketAddr) -> TcpStream {
 }
 
 /// A TCP connection that holds little that was not read.
-pub fn connect_narrow(to: SocketAddr) -> TcpStream {
+pub fn connect_with_small_buffer(to: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     // Before the first window is told.
     socket.set_recv_buffer_size(4096).unwrap();
@@ -30,12 +30,12 @@ pub fn connect_narrow(to: SocketAddr) -> TcpStream {
 }
 
 /// Open descriptors of a process.
-pub fn descriptors(pid: u32) -> usize {
+pub fn open_fds(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
 /// Memory of a process that is in use, in KiB.
-pub fn resident(pid: u32) -> usize {
+pub fn resident_kib(pid: u32) -> usize {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().split(' ').next().unwrap().parse().unwrap()
@@ -44,7 +44,7 @@ pub fn resident(pid: u32) -> usize {
 /// Runs a test in a network and with mounts of its own, where it may break what it likes. Where the system does not allow
 /// that, says so and skips the test.
 #[cfg(target_os = "linux")]
-pub fn isolated(test: impl FnOnce() + Send) {
+pub fn in_network_namespace(test: impl FnOnce() + Send) {
     use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
     let alone = || -> Result<(), String> {
@@ -83,8 +83,8 @@ pub fn run(line: &str) -> Result<(), String> {
 }
 
 /// Waits until something that changes by itself is so.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + LIMIT;
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + TIMEOUT;
     while !holds() {
         assert!(Instant::now() < end, "never: {what}");
         thread::sleep(Duration::from_millis(5));
@@ -108,7 +108,7 @@ pub fn device_over(stream: impl Into<Client>, number: u8) -> Device {
 /// What the system says of the TCP connection of this process between these two addresses, seen from the first: its
 /// line in /proc/net/tcp, word by word.
 #[cfg(target_os = "linux")]
-pub fn connection(local: SocketAddr, remote: SocketAddr) -> Vec<String> {
+pub fn proc_net_tcp_entry(local: SocketAddr, remote: SocketAddr) -> Vec<String> {
     let end = |addr: SocketAddr| match addr.ip() {
         IpAddr::V4(ip) => format!("{:08X}:{:04X}", u32::from_ne_bytes(ip.octets()), addr.port()),
         IpAddr::V6(_) => panic!("{addr}"),
@@ -122,23 +122,23 @@ pub fn connection(local: SocketAddr, remote: SocketAddr) -> Vec<String> {
 /// Lets the device say texts to a chat server that does not read, until the system takes no more of the gateway, so
 /// that the last of them wait in the gateway itself. Returns how many there were, numbered from 0.
 #[cfg(target_os = "linux")]
-pub fn clog(device: &mut Device, peer: &mut Peer) -> usize {
+pub fn fill_send_buffers(device: &mut Device, peer: &mut Peer) -> usize {
     const LONG: usize = 60_000;
     let tcp = peer.tcp().unwrap();
     let (server, gateway) = (tcp.local_addr().unwrap(), tcp.peer_addr().unwrap());
     let (mut before, mut grown) = (0, LONG);
     for n in 0.. {
         // Whatever the server sends lets the system think again about how much it takes.
-        peer.say(r#"{"type":"stt"}"#);
+        peer.send_text(r#"{"type":"stt"}"#);
         device.json();
         let text = serde_json::json!({"type": "custom", "n": n, "filler": "x".repeat(LONG)});
-        device.say(&text.to_string());
-        device.mqtt.assert_quiet();
+        device.send_text(&text.to_string());
+        device.mqtt.assert_nothing_pending();
         // Half a text or more waits, and now a whole one behind it: there is room for two.
         if grown < LONG / 2 && n > 3 {
             return n + 1;
         }
-        let queues = connection(gateway, server)[4].clone();
+        let queues = proc_net_tcp_entry(gateway, server)[4].clone();
         let sent = usize::from_str_radix(queues.split(':').next().unwrap(), 16).unwrap();
         (grown, before) = (sent - before, sent);
     }

@@ -14,19 +14,19 @@ use mqtt_websocket_proxy::config::{ChatServerConfig, Config, PublicIp};
 use mqtt_websocket_proxy::net::Running;
 
 pub mod audio;
-pub mod bytes;
-pub mod chat;
-pub mod crowd;
+pub mod byte_table;
+pub mod chat_server;
 pub mod device;
-pub mod faults;
+pub mod faulty_server;
 pub mod host;
-pub mod logged;
+pub mod log_capture;
 pub mod mqtt;
+pub mod parallel;
 pub mod process;
 pub mod tls;
 
 /// How long anything may take that is expected to happen at once: long, since the machine may be busy.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A configuration for tests: free ports on loopback, these chat servers, and no questions about tools.
 pub fn config<U: AsRef<str>>(urls: &[U]) -> Config {
@@ -60,7 +60,7 @@ pub fn gateway_with<U: AsRef<str>>(urls: &[U], change: impl FnOnce(&mut Config))
 }
 
 /// An address of this machine that no other process thinks of, so that a port that is free on it stays free.
-pub fn own_ip() -> Ipv4Addr {
+pub fn process_loopback_ip() -> Ipv4Addr {
     if !cfg!(target_os = "linux") {
         return Ipv4Addr::LOCALHOST;
     }
@@ -70,10 +70,10 @@ pub fn own_ip() -> Ipv4Addr {
 
 /// The address of a port that nobody listens on.
 pub fn closed_port() -> SocketAddr {
-    TcpListener::bind((own_ip(), 0)).unwrap().local_addr().unwrap()
+    TcpListener::bind((process_loopback_ip(), 0)).unwrap().local_addr().unwrap()
 }
 
 /// What is left until `end`, never zero: sockets take zero as for ever.
-pub fn left(end: Instant) -> Duration {
+pub fn remaining(end: Instant) -> Duration {
     end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }

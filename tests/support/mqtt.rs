@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use openssl::ssl::SslStream;
 
-use super::{LIMIT, left};
+use super::{TIMEOUT, remaining};
 
 pub const CONNECT: u8 = 0x10;
 pub const CONNACK: u8 = 0x20;
@@ -40,18 +40,18 @@ impl Packet {
 /// One connection to the MQTT port.
 #[derive(Debug)]
 pub struct Client {
-    pub stream: Wire,
+    pub stream: ClientStream,
     inbox: Vec<u8>,
 }
 
 /// What a connection is made of.
 #[derive(Debug)]
-pub enum Wire {
+pub enum ClientStream {
     Plain(TcpStream),
     Tls(SslStream<TcpStream>),
 }
 
-impl Deref for Wire {
+impl Deref for ClientStream {
     type Target = TcpStream;
 
     fn deref(&self) -> &TcpStream {
@@ -62,7 +62,7 @@ impl Deref for Wire {
     }
 }
 
-impl Read for Wire {
+impl Read for ClientStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => tcp.read(buffer),
@@ -71,7 +71,7 @@ impl Read for Wire {
     }
 }
 
-impl Write for Wire {
+impl Write for ClientStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(tcp) => tcp.write(bytes),
@@ -86,14 +86,14 @@ impl Write for Wire {
 
 /// Why no packet came.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Silence {
+pub enum PacketError {
     Closed,
     Deadline,
 }
 
 impl Client {
     pub fn open(gateway: SocketAddr) -> Self {
-        TcpStream::connect_timeout(&gateway, LIMIT).unwrap().into()
+        TcpStream::connect_timeout(&gateway, TIMEOUT).unwrap().into()
     }
 
     /// Opens a connection and is let in.
@@ -114,50 +114,50 @@ impl Client {
     }
 
     /// Publishes a text.
-    pub fn say(&mut self, text: &str) {
+    pub fn send_text(&mut self, text: &str) {
         self.send(&publish("device-server", text.as_bytes()));
     }
 
     /// The next packet.
     pub fn packet(&mut self) -> Packet {
-        self.packet_within(LIMIT).unwrap_or_else(|silence| panic!("no packet: {silence:?}"))
+        self.packet_within(TIMEOUT).unwrap_or_else(|silence| panic!("no packet: {silence:?}"))
     }
 
-    pub fn packet_within(&mut self, limit: Duration) -> Result<Packet, Silence> {
+    pub fn packet_within(&mut self, limit: Duration) -> Result<Packet, PacketError> {
         let end = Instant::now() + limit;
         loop {
-            if let Some((packet, len)) = cut(&self.inbox) {
+            if let Some((packet, len)) = parse_packet(&self.inbox) {
                 self.inbox.drain(..len);
                 return Ok(packet);
             }
             let mut buffer = [0; 4096];
-            self.stream.set_read_timeout(Some(left(end))).unwrap();
+            self.stream.set_read_timeout(Some(remaining(end))).unwrap();
             match self.stream.read(&mut buffer) {
-                Ok(0) => return Err(Silence::Closed),
+                Ok(0) => return Err(PacketError::Closed),
                 Ok(n) => self.inbox.extend_from_slice(&buffer[..n]),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                     if Instant::now() >= end {
-                        return Err(Silence::Deadline);
+                        return Err(PacketError::Deadline);
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Err(Silence::Closed),
+                Err(_) => return Err(PacketError::Closed),
             }
         }
     }
 
     /// Every packet until the gateway closes the connection.
-    pub fn until_closed(&mut self) -> Vec<Packet> {
+    pub fn read_until_closed(&mut self) -> Vec<Packet> {
         let mut packets = Vec::new();
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + TIMEOUT;
         loop {
-            match self.packet_within(left(end)) {
+            match self.packet_within(remaining(end)) {
                 Ok(packet) => packets.push(packet),
-                Err(Silence::Closed) => {
+                Err(PacketError::Closed) => {
                     assert!(self.inbox.is_empty(), "half a packet at the end");
                     return packets;
                 }
-                Err(Silence::Deadline) => panic!("the connection is still open; so far {packets:?}"),
+                Err(PacketError::Deadline) => panic!("the connection is still open; so far {packets:?}"),
             }
         }
     }
@@ -172,13 +172,13 @@ impl Client {
     }
 
     /// All that the gateway had to say so far has been read: its answer to a ping comes next.
-    pub fn assert_quiet(&mut self) {
+    pub fn assert_nothing_pending(&mut self) {
         self.send(&PINGREQ);
         assert_eq!(self.packet(), Packet { first: PINGRESP[0], body: Vec::new() });
     }
 
     /// Ends our side; the gateway's can still be read.
-    pub fn finish(&mut self) {
+    pub fn shutdown_write(&mut self) {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
@@ -191,20 +191,20 @@ impl Client {
 impl From<TcpStream> for Client {
     fn from(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
-        stream.set_write_timeout(Some(LIMIT)).unwrap();
-        Self { stream: Wire::Plain(stream), inbox: Vec::new() }
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
+        Self { stream: ClientStream::Plain(stream), inbox: Vec::new() }
     }
 }
 
 impl From<SslStream<TcpStream>> for Client {
     fn from(stream: SslStream<TcpStream>) -> Self {
         stream.get_ref().set_nodelay(true).unwrap();
-        stream.get_ref().set_write_timeout(Some(LIMIT)).unwrap();
-        Self { stream: Wire::Tls(stream), inbox: Vec::new() }
+        stream.get_ref().set_write_timeout(Some(TIMEOUT)).unwrap();
+        Self { stream: ClientStream::Tls(stream), inbox: Vec::new() }
     }
 }
 
-fn cut(bytes: &[u8]) -> Option<(Packet, usize)> {
+fn parse_packet(bytes: &[u8]) -> Option<(Packet, usize)> {
     let (&first, rest) = bytes.split_first()?;
     let (mut length, mut i) = (0, 0);
     loop {
@@ -264,17 +264,17 @@ impl Connect {
     }
 
     pub fn body(&self) -> Vec<u8> {
-        let mut body = string(self.name.as_bytes());
+        let mut body = length_prefixed(self.name.as_bytes());
         body.push(self.level);
         body.push(self.flags());
         body.extend(self.keep_alive.to_be_bytes());
-        body.extend(string(self.client_id.as_bytes()));
+        body.extend(length_prefixed(self.client_id.as_bytes()));
         if let Some((topic, message, ..)) = &self.will {
-            body.extend(string(topic.as_bytes()));
-            body.extend(string(message));
+            body.extend(length_prefixed(topic.as_bytes()));
+            body.extend(length_prefixed(message));
         }
-        body.extend(self.user_name.iter().flat_map(|name| string(name.as_bytes())));
-        body.extend(self.password.iter().flat_map(|password| string(password)));
+        body.extend(self.user_name.iter().flat_map(|name| length_prefixed(name.as_bytes())));
+        body.extend(self.password.iter().flat_map(|password| length_prefixed(password)));
         body
     }
 
@@ -319,14 +319,14 @@ pub fn remaining_length(mut length: usize) -> Vec<u8> {
 }
 
 /// Bytes behind their length in two bytes.
-pub fn string(bytes: &[u8]) -> Vec<u8> {
+pub fn length_prefixed(bytes: &[u8]) -> Vec<u8> {
     let mut out = u16::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
     out.extend_from_slice(bytes);
     out
 }
 
 pub fn publish(topic: &str, payload: &[u8]) -> Vec<u8> {
-    let mut body = string(topic.as_bytes());
+    let mut body = length_prefixed(topic.as_bytes());
     body.extend_from_slice(payload);
     packet(PUBLISH, &body)
 }
@@ -334,7 +334,7 @@ pub fn publish(topic: &str, payload: &[u8]) -> Vec<u8> {
 pub fn subscribe(packet_id: u16, filters: &[(&str, u8)]) -> Vec<u8> {
     let mut body = packet_id.to_be_bytes().to_vec();
     for (filter, qos) in filters {
-        body.extend(string(filter.as_bytes()));
+        body.extend(length_prefixed(filter.as_bytes()));
         body.push(*qos);
     }
     packet(SUBSCRIBE, &body)
@@ -342,6 +342,6 @@ pub fn subscribe(packet_id: u16, filters: &[(&str, u8)]) -> Vec<u8> {
 
 pub fn unsubscribe(packet_id: u16, filters: &[&str]) -> Vec<u8> {
     let mut body = packet_id.to_be_bytes().to_vec();
-    filters.iter().for_each(|filter| body.extend(string(filter.as_bytes())));
+    filters.iter().for_each(|filter| body.extend(length_prefixed(filter.as_bytes())));
     packet(UNSUBSCRIBE, &body)
 }

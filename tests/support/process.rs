@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{LIMIT, left};
+use super::{TIMEOUT, remaining};
 
 /// A working directory, removed at the end.
 pub struct Folder(pub PathBuf);
@@ -26,7 +26,7 @@ impl Folder {
     }
 
     /// With a file in it.
-    pub fn with(self, name: &str, text: impl AsRef<[u8]>) -> Self {
+    pub fn with_file(self, name: &str, text: impl AsRef<[u8]>) -> Self {
         let path = self.0.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
@@ -45,7 +45,7 @@ impl Folder {
     pub fn run(&self, line: &str, variables: &[(&str, &str)]) -> Output {
         let mut command = self.command(line, variables);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut child = Guard(child);
+        let mut child = ChildGuard(child);
         let status = child.wait();
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         child.0.stdout.take().unwrap().read_to_end(&mut stdout).unwrap();
@@ -56,7 +56,7 @@ impl Folder {
     /// Starts the gateway on free ports and waits until it runs. The configuration must log at info level.
     pub fn start(&self, line: &str, variables: &[(&str, &str)]) -> Process {
         let mut process = self.spawn(line, &[&PORTS, variables].concat());
-        process.line("MQTT on");
+        process.wait_for_line("MQTT on");
         process
     }
 
@@ -67,14 +67,14 @@ impl Folder {
 
     /// As [`Folder::start`], under a limit of the system: an option of `ulimit` and its value.
     #[cfg(unix)]
-    pub fn start_within(&self, limit: &str, line: &str) -> Process {
+    pub fn start_with_ulimit(&self, limit: &str, line: &str) -> Process {
         let gateway = self.command(line, &[]);
         let mut command = Command::new("sh");
         command.args(["-c", &format!("ulimit {limit}; exec \"$0\" \"$@\"")]);
         command.arg(gateway.get_program()).args(gateway.get_args());
         command.current_dir(&self.0).env_clear().envs(PORTS).stdin(Stdio::null());
         let mut process = Process::spawn(command);
-        process.line("MQTT on");
+        process.wait_for_line("MQTT on");
         process
     }
 }
@@ -83,22 +83,22 @@ const PORTS: [(&str, &str); 3] = [("MQTT_PORT", "0"), ("UDP_PORT", "0"), ("API_P
 
 impl Process {
     fn spawn(mut command: Command) -> Self {
-        let mut child = Guard(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+        let mut child = ChildGuard(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
         let (sender, lines) = mpsc::channel();
         let mut stderr = BufReader::new(child.0.stderr.take().unwrap());
-        let deaf = Arc::new(Mutex::new(()));
-        let listening = Arc::clone(&deaf);
+        let stderr_pause = Arc::new(Mutex::new(()));
+        let pause = Arc::clone(&stderr_pause);
         thread::spawn(move || {
             let mut line = String::new();
             while stderr.read_line(&mut line).is_ok_and(|n| n > 0) {
-                drop(listening.lock());
+                drop(pause.lock());
                 if sender.send(line.trim_end_matches('\n').to_owned()).is_err() {
                     return;
                 }
                 line.clear();
             }
         });
-        Self { child, lines, seen: Vec::new(), deaf }
+        Self { child, lines, seen: Vec::new(), stderr_pause }
     }
 }
 
@@ -109,11 +109,11 @@ impl Drop for Folder {
 }
 
 /// A process that does not outlive its test.
-struct Guard(Child);
+struct ChildGuard(Child);
 
-impl Guard {
+impl ChildGuard {
     fn wait(&mut self) -> ExitStatus {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.0.try_wait().unwrap() {
                 return status;
@@ -125,7 +125,7 @@ impl Guard {
     }
 }
 
-impl Drop for Guard {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -134,11 +134,11 @@ impl Drop for Guard {
 
 /// A running gateway, and what it logged.
 pub struct Process {
-    child: Guard,
+    child: ChildGuard,
     lines: Receiver<String>,
     pub seen: Vec<String>,
     /// Held by whoever wants stderr to be read no further.
-    deaf: Arc<Mutex<()>>,
+    stderr_pause: Arc<Mutex<()>>,
 }
 
 impl Process {
@@ -158,10 +158,10 @@ impl Process {
     }
 
     /// The first line with this in it that was not asked for before.
-    pub fn line(&mut self, part: &str) -> String {
-        let end = Instant::now() + LIMIT;
+    pub fn wait_for_line(&mut self, part: &str) -> String {
+        let end = Instant::now() + TIMEOUT;
         loop {
-            let Ok(line) = self.lines.recv_timeout(left(end)) else {
+            let Ok(line) = self.lines.recv_timeout(remaining(end)) else {
                 panic!("no {part:?} in {:#?}", self.seen)
             };
             self.seen.push(line.clone());
@@ -173,7 +173,7 @@ impl Process {
 
     /// Waits for something that only looking again can tell.
     pub fn wait_until(&mut self, done: impl Fn() -> bool) {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + TIMEOUT;
         while !done() {
             assert!(Instant::now() < end && self.child.0.try_wait().unwrap().is_none());
             thread::sleep(Duration::from_millis(2));
@@ -181,9 +181,9 @@ impl Process {
     }
 
     /// Waits until a line with this in it was logged, now or before.
-    pub fn ever(&mut self, part: &str) {
+    pub fn wait_for_line_from_start(&mut self, part: &str) {
         if !self.seen.iter().any(|line| line.contains(part)) {
-            self.line(part);
+            self.wait_for_line(part);
         }
     }
 
@@ -202,8 +202,8 @@ impl Process {
     }
 
     /// Nobody reads stderr while this is locked.
-    pub fn stop_reading(&self) -> Arc<Mutex<()>> {
-        Arc::clone(&self.deaf)
+    pub fn pause_reading(&self) -> Arc<Mutex<()>> {
+        Arc::clone(&self.stderr_pause)
     }
 
     /// Waits for the end.
@@ -214,7 +214,7 @@ impl Process {
     /// Waits for the end: the exit code, and all lines.
     pub fn end(mut self) -> (Option<i32>, Vec<String>) {
         let code = self.child.wait().code();
-        while let Ok(line) = self.lines.recv_timeout(LIMIT) {
+        while let Ok(line) = self.lines.recv_timeout(TIMEOUT) {
             self.seen.push(line);
         }
         (code, self.seen)

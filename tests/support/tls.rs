@@ -14,12 +14,12 @@ use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509, X509Builder, X509Name};
 
 /// A certificate authority nobody else knows.
-pub struct Authority {
+pub struct CertificateAuthority {
     key: PKey<Private>,
     certificate: X509,
 }
 
-impl Authority {
+impl CertificateAuthority {
     pub fn new() -> Self {
         let key = new_key();
         let mut builder = builder("Test authority", &key);
@@ -37,7 +37,7 @@ impl Authority {
 
     /// What a server needs to be this host (a name or an IP address).
     pub fn server(&self, host: &str) -> SslAcceptor {
-        let Pair { certificate, key } = self.issue(host);
+        let CertifiedKey { certificate, key } = self.issue(host);
         // Also speaks TLS 1.3, whose session tickets arrive after the handshake.
         let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).unwrap();
         acceptor.set_private_key(&key).unwrap();
@@ -46,12 +46,12 @@ impl Authority {
     }
 
     /// A certificate for this host, good for 30 days.
-    pub fn issue(&self, host: &str) -> Pair {
+    pub fn issue(&self, host: &str) -> CertifiedKey {
         self.issue_for(host, new_key(), -1, 30)
     }
 
     /// A certificate for this host and key, good from and until so many days from now.
-    pub fn issue_for(&self, host: &str, key: PKey<Private>, from: i64, until: i64) -> Pair {
+    pub fn issue_for(&self, host: &str, key: PKey<Private>, from: i64, until: i64) -> CertifiedKey {
         let mut builder = builder(host, &key);
         builder.set_not_before(&days_from_now(from)).unwrap();
         builder.set_not_after(&days_from_now(until)).unwrap();
@@ -64,7 +64,7 @@ impl Authority {
         let names = names.build(&builder.x509v3_context(Some(&self.certificate), None)).unwrap();
         builder.append_extension(names).unwrap();
         builder.sign(&self.key, MessageDigest::sha256()).unwrap();
-        Pair { certificate: builder.build(), key }
+        CertifiedKey { certificate: builder.build(), key }
     }
 
     /// Another authority, which this one vouches for.
@@ -88,12 +88,12 @@ impl Authority {
 }
 
 /// A certificate and its key.
-pub struct Pair {
+pub struct CertifiedKey {
     pub certificate: X509,
     pub key: PKey<Private>,
 }
 
-impl Pair {
+impl CertifiedKey {
     pub fn certificate_pem(&self) -> Vec<u8> {
         self.certificate.to_pem().unwrap()
     }

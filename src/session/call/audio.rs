@@ -50,7 +50,7 @@ impl Call {
         }
         match self.stage {
             CallStage::Live => Ok(Uplink::Server {
-                frame: self.media.to_server_frame(&decrypted, datagram),
+                frame: self.media.server_frame(&decrypted, datagram),
                 payload,
                 peer_learned: first,
             }),

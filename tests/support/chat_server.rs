@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use openssl::ssl::{SslAcceptor, SslStream};
 use serde_json::{Value, json};
 
-use super::{LIMIT, left};
+use super::{TIMEOUT, remaining};
 
 /// A listening chat server. Connections wait for [`ChatServer::accept`].
 pub struct ChatServer {
     pub addr: SocketAddr,
-    came: Receiver<TcpStream>,
+    accepted: Receiver<TcpStream>,
     tls: Option<SslAcceptor>,
     stop: Arc<AtomicBool>,
 }
@@ -34,25 +34,25 @@ impl ChatServer {
 
     /// One that is back on its old port.
     pub fn start_at(addr: SocketAddr) -> Self {
-        Self::on(TcpListener::bind(addr).unwrap(), None)
+        Self::from_listener(TcpListener::bind(addr).unwrap(), None)
     }
 
     /// One whose connections hold little that was not read.
-    pub fn start_narrow() -> Self {
+    pub fn start_with_small_buffer() -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         // What is accepted inherits it, before the first window is told.
         socket2::SockRef::from(&listener).set_recv_buffer_size(4096).unwrap();
-        Self::on(listener, None)
+        Self::from_listener(listener, None)
     }
 
     fn listen(tls: Option<SslAcceptor>) -> Self {
-        Self::on(TcpListener::bind(("127.0.0.1", 0)).unwrap(), tls)
+        Self::from_listener(TcpListener::bind(("127.0.0.1", 0)).unwrap(), tls)
     }
 
-    fn on(listener: TcpListener, tls: Option<SslAcceptor>) -> Self {
+    fn from_listener(listener: TcpListener, tls: Option<SslAcceptor>) -> Self {
         let addr = listener.local_addr().unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let (sender, came) = mpsc::channel();
+        let (sender, accepted) = mpsc::channel();
         let stopped = Arc::clone(&stop);
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
@@ -61,7 +61,7 @@ impl ChatServer {
                 }
             }
         });
-        Self { addr, came, tls, stop }
+        Self { addr, accepted, tls, stop }
     }
 
     pub fn url(&self) -> String {
@@ -71,28 +71,28 @@ impl ChatServer {
 
     /// The next connection, before any byte of it was read.
     pub fn accept(&self) -> Peer {
-        self.accept_within(LIMIT).expect("nobody connected to the chat server")
+        self.accept_within(TIMEOUT).expect("nobody connected to the chat server")
     }
 
     pub fn accept_within(&self, limit: Duration) -> Option<Peer> {
-        let stream = self.came.recv_timeout(limit).ok()?;
+        let stream = self.accepted.recv_timeout(limit).ok()?;
         stream.set_nodelay(true).unwrap();
-        stream.set_write_timeout(Some(LIMIT)).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let stream = match &self.tls {
             None => Stream::Plain(stream),
             // A client that does not trust us ends the handshake: what follows finds the connection closed.
             Some(acceptor) => match acceptor.accept(stream) {
                 Ok(stream) => Stream::Tls(Box::new(stream)),
-                Err(_) => Stream::Refused,
+                Err(_) => Stream::HandshakeFailed,
             },
         };
-        Some(Peer { stream, inbox: Vec::new(), masks: Vec::new() })
+        Some(Peer { stream, inbox: Vec::new(), masking_keys: Vec::new() })
     }
 
     /// Whether nobody waits to be accepted.
     pub fn is_idle(&self) -> bool {
-        self.came.try_recv().is_err()
+        self.accepted.try_recv().is_err()
     }
 
     /// Lets every connection of now on be handled by `handle`, each in a thread of its own.
@@ -149,13 +149,13 @@ pub struct Peer {
     stream: Stream,
     inbox: Vec<u8>,
     /// The masking key of every frame so far.
-    pub masks: Vec<[u8; 4]>,
+    pub masking_keys: Vec<[u8; 4]>,
 }
 
 enum Stream {
     Plain(TcpStream),
     Tls(Box<SslStream<TcpStream>>),
-    Refused,
+    HandshakeFailed,
 }
 
 impl Stream {
@@ -163,7 +163,7 @@ impl Stream {
         match self {
             Self::Plain(stream) => Some(stream),
             Self::Tls(stream) => Some(stream.get_ref()),
-            Self::Refused => None,
+            Self::HandshakeFailed => None,
         }
     }
 
@@ -171,7 +171,7 @@ impl Stream {
         match self {
             Self::Plain(stream) => stream.read(buffer),
             Self::Tls(stream) => stream.read(buffer),
-            Self::Refused => Ok(0),
+            Self::HandshakeFailed => Ok(0),
         }
     }
 
@@ -179,7 +179,7 @@ impl Stream {
         match self {
             Self::Plain(stream) => stream.write_all(bytes),
             Self::Tls(stream) => stream.write_all(bytes),
-            Self::Refused => Err(ErrorKind::NotConnected.into()),
+            Self::HandshakeFailed => Err(ErrorKind::NotConnected.into()),
         }
     }
 }
@@ -189,7 +189,7 @@ impl Peer {
 
     /// Reads the upgrade request, and checks what RFC 6455 section 4.1 demands of it.
     pub fn request(&mut self) -> Request {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + TIMEOUT;
         let length = loop {
             if let Some(at) = self.inbox.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                 break at + 4;
@@ -219,21 +219,21 @@ impl Peer {
     /// Reads the request and agrees to it.
     pub fn upgrade(&mut self) -> Request {
         let request = self.request();
-        let answer = agreement(&request);
+        let answer = upgrade_response(&request);
         self.send_raw(answer.as_bytes());
         request
     }
 
     /// Agrees to the upgrade unless the gateway has given this connection up.
-    pub fn is_open_for_upgrade(&mut self) -> bool {
-        let end = Instant::now() + LIMIT;
+    pub fn try_upgrade(&mut self) -> bool {
+        let end = Instant::now() + TIMEOUT;
         while !self.inbox.ends_with(b"\r\n\r\n") {
             if self.fill(end) != Some(true) {
                 return false;
             }
         }
         let request = self.request();
-        let agreed = self.stream.write_all(agreement(&request).as_bytes()).is_ok();
+        let agreed = self.stream.write_all(upgrade_response(&request).as_bytes()).is_ok();
         // The hello follows, or the end.
         agreed && self.fill(end) == Some(true)
     }
@@ -248,14 +248,14 @@ impl Peer {
     }
 
     /// Waits for the gateway's hello and answers it; the hello.
-    pub fn greet(&mut self, session_id: &str) -> Value {
+    pub fn exchange_hello(&mut self, session_id: &str) -> Value {
         let hello = self.json();
         assert_eq!(hello["type"], "hello", "{hello}");
         let answer = json!({
             "type": "hello", "version": 1, "transport": "websocket", "session_id": session_id,
             "audio_params": {"format": "opus", "sample_rate": 24000, "channels": 1, "frame_duration": 60},
         });
-        self.say(&answer.to_string());
+        self.send_text(&answer.to_string());
         hello
     }
 
@@ -263,14 +263,14 @@ impl Peer {
 
     /// The next message.
     pub fn message(&mut self) -> Message {
-        self.message_within(LIMIT).expect("no message from the gateway")
+        self.message_within(TIMEOUT).expect("no message from the gateway")
     }
 
     /// `None` when nothing came.
     pub fn message_within(&mut self, limit: Duration) -> Option<Message> {
         let end = Instant::now() + limit;
         loop {
-            if let Some(message) = self.cut() {
+            if let Some(message) = self.parse_frame() {
                 return Some(message);
             }
             if !self.fill(end)? {
@@ -311,7 +311,7 @@ impl Peer {
                 Message::Close(found) => {
                     assert_eq!(found, Some(code));
                     self.try_frame(8, &code.to_be_bytes());
-                    self.shut();
+                    self.shutdown_write();
                     assert_eq!(self.message(), Message::End);
                     return goodbye;
                 }
@@ -325,7 +325,7 @@ impl Peer {
         assert_eq!(self.message(), Message::End);
     }
 
-    pub fn say(&mut self, text: &str) {
+    pub fn send_text(&mut self, text: &str) {
         self.frame(1, text.as_bytes());
     }
 
@@ -335,7 +335,7 @@ impl Peer {
 
     /// An Opus packet behind the 16-byte header.
     pub fn send_audio(&mut self, timestamp: u32, opus: &[u8]) {
-        self.frame(2, &headed(timestamp, opus));
+        self.frame(2, &audio_frame(timestamp, opus));
     }
 
     pub fn ping(&mut self, payload: &[u8]) {
@@ -371,7 +371,7 @@ impl Peer {
     }
 
     /// Ends our side of the TCP connection.
-    pub fn shut(&mut self) {
+    pub fn shutdown_write(&mut self) {
         if let Some(tcp) = self.stream.tcp() {
             let _ = tcp.shutdown(std::net::Shutdown::Write);
         }
@@ -385,8 +385,8 @@ impl Peer {
     }
 
     /// Says nothing and understands nothing until the gateway ends the connection.
-    pub fn hold(mut self) {
-        let end = Instant::now() + LIMIT;
+    pub fn ignore_until_closed(mut self) {
+        let end = Instant::now() + TIMEOUT;
         while self.fill(end) == Some(true) {
             self.inbox.clear();
         }
@@ -410,7 +410,7 @@ impl Peer {
         let mut buffer = [0; 8192];
         loop {
             if let Some(tcp) = self.stream.tcp() {
-                tcp.set_read_timeout(Some(left(end))).unwrap();
+                tcp.set_read_timeout(Some(remaining(end))).unwrap();
             }
             match self.stream.read(&mut buffer) {
                 Ok(0) => return Some(false),
@@ -433,7 +433,7 @@ impl Peer {
     }
 
     /// Cuts the first frame off the inbox: whole messages only, and masked, as every client's must be (section 5.3).
-    fn cut(&mut self) -> Option<Message> {
+    fn parse_frame(&mut self) -> Option<Message> {
         let [first, second, ..] = *self.inbox.as_slice() else { return None };
         assert_eq!(first & 0xf0, 0x80, "a fragment, or reserved bits");
         assert_eq!(second & 0x80, 0x80, "a frame without mask");
@@ -447,7 +447,7 @@ impl Peer {
         let payload: Vec<u8> =
             masked.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect();
         self.inbox.drain(..at + 4 + length);
-        self.masks.push(mask);
+        self.masking_keys.push(mask);
         Some(match first & 0x0f {
             1 => Message::Text(String::from_utf8(payload).unwrap()),
             2 => Message::Binary(payload),
@@ -460,7 +460,7 @@ impl Peer {
 }
 
 /// The 16-byte header the gateway and its servers put before Opus, and the Opus.
-pub fn headed(timestamp: u32, opus: &[u8]) -> Vec<u8> {
+pub fn audio_frame(timestamp: u32, opus: &[u8]) -> Vec<u8> {
     let mut frame = vec![0, 2, 0, 0, 0, 0, 0, 0];
     frame.extend(timestamp.to_be_bytes());
     frame.extend((opus.len() as u32).to_be_bytes());
@@ -486,7 +486,7 @@ fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The head that agrees to an upgrade (section 4.2.2).
-pub fn agreement(request: &Request) -> String {
+pub fn upgrade_response(request: &Request) -> String {
     format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n\r\n",
         accept(request)

@@ -4,7 +4,7 @@
 
 mod support;
 
-use support::chat::{ChatServer, Message};
+use support::chat_server::{ChatServer, Message};
 use support::device::Device;
 use support::gateway;
 use support::mqtt::DISCONNECT;
@@ -18,7 +18,7 @@ fn a_disconnect_before_a_reset_is_not_lost_to_a_failed_write() {
     for round in 0..300 {
         let mut device = Device::connect(gateway.addresses().mqtt, 1);
         let (_call, mut peer) = device.call(&server);
-        peer.say(r#"{"type":"llm"}"#);
+        peer.send_text(r#"{"type":"llm"}"#);
         device.mqtt.send(&DISCONNECT);
         device.mqtt.reset();
         loop {

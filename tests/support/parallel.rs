@@ -5,11 +5,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::LIMIT;
-use super::chat::{ChatServer, Peer};
+use super::TIMEOUT;
+use super::chat_server::{ChatServer, Peer};
 
 /// Runs cases that mostly wait, each in a thread of its own, and names those that failed.
-pub fn together(cases: &[(&str, fn())]) {
+pub fn run_in_parallel(cases: &[(&str, fn())]) {
     let failed: Vec<&str> = thread::scope(|scope| {
         let run = |case: fn()| catch_unwind(AssertUnwindSafe(case)).is_err();
         let threads: Vec<_> = cases
@@ -26,11 +26,11 @@ pub fn together(cases: &[(&str, fn())]) {
 }
 
 /// Ends a chat server as SIGKILL does: every connection is reset, and nobody listens any more.
-pub fn kill(server: ChatServer, peers: impl IntoIterator<Item = Peer>) -> SocketAddr {
+pub fn kill_server(server: ChatServer, peers: impl IntoIterator<Item = Peer>) -> SocketAddr {
     let addr = server.addr;
     drop(server);
     peers.into_iter().for_each(Peer::reset);
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + TIMEOUT;
     while TcpStream::connect_timeout(&addr, Duration::from_secs(1)).is_ok() {
         assert!(Instant::now() < end, "the chat server still listens");
         thread::yield_now();

@@ -8,18 +8,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::chat::ChatServer;
+use support::chat_server::ChatServer;
 use support::device::{Device, HELLO, client_id, mac};
-use support::faults::{Fault, SLOW, assert_told_in_words, faulty};
-use support::mqtt::{Client, Connect, Silence, publish};
-use support::{LIMIT, gateway, gateway_with};
+use support::faulty_server::{STALLING_FAULTS, ServerFault, assert_failure_alert, start_faulty_server};
+use support::mqtt::{Client, Connect, PacketError, publish};
+use support::{TIMEOUT, gateway, gateway_with};
 
 /// The device gives up 10 s after its hello; the gateway answers before 9 s.
-const IN_TIME: Duration = Duration::from_secs(9);
+const HELLO_REPLY_DEADLINE: Duration = Duration::from_secs(9);
 
 /// The connection's end, and how long after `since` it came.
-fn end(client: &mut Client, since: Instant) -> Duration {
-    client.until_closed();
+fn wait_for_close(client: &mut Client, since: Instant) -> Duration {
+    client.read_until_closed();
     since.elapsed()
 }
 
@@ -41,11 +41,11 @@ fn keep_alive_is_one_and_a_half_times_on_inbound_bytes_only() {
     thread::scope(|scope| {
         scope.spawn(|| {
             let since = Instant::now();
-            in_time(end(&mut connect(1, 1), since), 1.5);
+            in_time(wait_for_close(&mut connect(1, 1), since), 1.5);
         });
         scope.spawn(|| {
             let since = Instant::now();
-            in_time(end(&mut connect(2, 2), since), 3.0);
+            in_time(wait_for_close(&mut connect(2, 2), since), 3.0);
         });
         scope.spawn(|| {
             // Half a packet is a sign of life: each byte counts.
@@ -54,18 +54,18 @@ fn keep_alive_is_one_and_a_half_times_on_inbound_bytes_only() {
             let bytes = publish("t", &[b'x'; 100]);
             let mut since = start;
             for byte in &bytes[..5] {
-                assert_eq!(client.packet_within(Duration::from_secs(1)), Err(Silence::Deadline));
+                assert_eq!(client.packet_within(Duration::from_secs(1)), Err(PacketError::Deadline));
                 since = Instant::now();
                 client.send(&[*byte]);
             }
             assert!(start.elapsed() >= Duration::from_secs(4));
-            in_time(end(&mut client, since), 1.5);
+            in_time(wait_for_close(&mut client, since), 1.5);
         });
         scope.spawn(|| {
             // No limit: it is there when all others are gone.
             let mut client = connect(4, 0);
-            assert_eq!(client.packet_within(Duration::from_secs(5)), Err(Silence::Deadline));
-            client.assert_quiet();
+            assert_eq!(client.packet_within(Duration::from_secs(5)), Err(PacketError::Deadline));
+            client.assert_nothing_pending();
         });
         scope.spawn(move || {
             // What the gateway sends keeps nobody alive.
@@ -77,58 +77,64 @@ fn keep_alive_is_one_and_a_half_times_on_inbound_bytes_only() {
             let (_call, mut peer) = device.call(&server);
             let mut texts = 0;
             let passed = loop {
-                peer.say(r#"{"type":"llm","session_id":"x"}"#);
-                match device.mqtt.packet_within(LIMIT) {
+                peer.send_text(r#"{"type":"llm","session_id":"x"}"#);
+                match device.mqtt.packet_within(TIMEOUT) {
                     Ok(_) => texts += 1,
                     Err(silence) => {
-                        assert_eq!(silence, Silence::Closed);
+                        assert_eq!(silence, PacketError::Closed);
                         break since.elapsed();
                     }
                 }
-                assert!(since.elapsed() < LIMIT);
+                assert!(since.elapsed() < TIMEOUT);
                 thread::yield_now();
             };
             assert!(texts > 10, "{texts}");
             in_time(passed, 3.0);
             // The call is over too, since nothing is kept.
-            while !matches!(peer.message(), support::chat::Message::Close(_) | support::chat::Message::End) {}
+            while !matches!(
+                peer.message(),
+                support::chat_server::Message::Close(_) | support::chat_server::Message::End
+            ) {}
         });
         scope.spawn(|| {
             // Without CONNECT a connection lasts ten seconds, whatever trickles in.
             let since = Instant::now();
             let mut client = Client::open(addr);
             client.send(&Connect::new(&client_id(6)).packet()[..5]);
-            assert_eq!(client.packet_within(Duration::from_secs(5)), Err(Silence::Deadline));
+            assert_eq!(client.packet_within(Duration::from_secs(5)), Err(PacketError::Deadline));
             client.send(&Connect::new(&client_id(6)).packet()[5..8]);
-            in_time(end(&mut client, since), 10.0);
+            in_time(wait_for_close(&mut client, since), 10.0);
         });
     });
 }
 
 // Each of these waits for seconds to pass, so they wait together.
 #[test]
-fn a_server_that_stalls_is_given_up_for_the_next_and_the_device_is_answered_before_9_s() {
+fn a_stalled_server_is_abandoned_for_the_next_and_the_device_is_answered_before_9_s() {
     thread::scope(|scope| {
-        for fault in SLOW {
+        for fault in STALLING_FAULTS {
             // Alone, the server may use all the time there is.
             scope.spawn(move || {
-                let (url, _kept) = faulty(fault);
+                let (url, _kept) = start_faulty_server(fault);
                 let gateway = gateway(&[url]);
-                let took = assert_told_in_words(&mut Device::connect(gateway.addresses().mqtt, 1));
-                assert!(took < IN_TIME && took > Duration::from_secs(5), "{fault:?} alone: {took:?}");
+                let took = assert_failure_alert(&mut Device::connect(gateway.addresses().mqtt, 1));
+                assert!(
+                    took < HELLO_REPLY_DEADLINE && took > Duration::from_secs(5),
+                    "{fault:?} alone: {took:?}"
+                );
             });
             // With many that stall, the device is still answered.
             scope.spawn(move || {
-                let faulty: Vec<_> = (0..4).map(|_| faulty(fault)).collect();
+                let faulty: Vec<_> = (0..4).map(|_| start_faulty_server(fault)).collect();
                 let urls: Vec<_> = faulty.iter().map(|(url, _)| url.clone()).collect();
                 let gateway = gateway(&urls);
-                let took = assert_told_in_words(&mut Device::connect(gateway.addresses().mqtt, 1));
-                assert!(took < IN_TIME, "{fault:?} four times: {took:?}");
+                let took = assert_failure_alert(&mut Device::connect(gateway.addresses().mqtt, 1));
+                assert!(took < HELLO_REPLY_DEADLINE, "{fault:?} four times: {took:?}");
             });
             // With a good one behind it, the call is up.
             scope.spawn(move || {
                 let good = ChatServer::start();
-                let (url, _kept) = faulty(fault);
+                let (url, _kept) = start_faulty_server(fault);
                 let gateway = gateway(&[url, good.url()]);
                 let mut kept = Vec::new();
                 for number in 0..2 {
@@ -137,7 +143,7 @@ fn a_server_that_stalls_is_given_up_for_the_next_and_the_device_is_answered_befo
                     let (call, peer) = device.call(&good);
                     kept.push((device, peer));
                     assert_eq!(call.session_id, "server-session", "{fault:?}");
-                    assert!(start.elapsed() < IN_TIME, "{fault:?}: {:?}", start.elapsed());
+                    assert!(start.elapsed() < HELLO_REPLY_DEADLINE, "{fault:?}: {:?}", start.elapsed());
                 }
             });
         }
@@ -146,15 +152,15 @@ fn a_server_that_stalls_is_given_up_for_the_next_and_the_device_is_answered_befo
             let server = ChatServer::start();
             let gateway = gateway(&[server.url()]);
             let mut device = Device::connect(gateway.addresses().mqtt, 1);
-            device.say(HELLO);
+            device.send_text(HELLO);
             let mut peer = server.accept();
             peer.upgrade();
             peer.json();
             // Some servers drop a hello that comes too early: it is said once more.
             assert_eq!(peer.json()["type"], "hello");
             assert_eq!(peer.message_within(Duration::from_secs(3)), None);
-            peer.say(r#"{"type":"hello","session_id":"late"}"#);
-            assert_eq!(device.answered().session_id, "late");
+            peer.send_text(r#"{"type":"hello","session_id":"late"}"#);
+            assert_eq!(device.hello_reply().session_id, "late");
         });
         // A server that speaks but says no hello is taken as live: the device hears what it has to say.
         scope.spawn(|| {
@@ -162,13 +168,13 @@ fn a_server_that_stalls_is_given_up_for_the_next_and_the_device_is_answered_befo
             let gateway = gateway(&[server.url()]);
             let mut device = Device::connect(gateway.addresses().mqtt, 1);
             let start = Instant::now();
-            device.say(HELLO);
+            device.send_text(HELLO);
             let mut peer = server.accept();
             peer.upgrade();
             peer.json();
-            peer.say(r#"{"type":"stt","text":"123456"}"#);
-            let call = device.answered();
-            assert!(start.elapsed() < IN_TIME);
+            peer.send_text(r#"{"type":"stt","text":"123456"}"#);
+            let call = device.hello_reply();
+            assert!(start.elapsed() < HELLO_REPLY_DEADLINE);
             assert_eq!(
                 device.json(),
                 json!({"type": "stt", "text": "123456", "session_id": call.session_id})
@@ -178,12 +184,15 @@ fn a_server_that_stalls_is_given_up_for_the_next_and_the_device_is_answered_befo
         scope.spawn(|| {
             let gateway = gateway(&[] as &[&str]);
             assert!(
-                assert_told_in_words(&mut Device::connect(gateway.addresses().mqtt, 1))
+                assert_failure_alert(&mut Device::connect(gateway.addresses().mqtt, 1))
                     < Duration::from_secs(3)
             );
-            let (url, _) = faulty(Fault::Unresolvable);
+            let (url, _) = start_faulty_server(ServerFault::Unresolvable);
             let gateway = support::gateway(&[url]);
-            assert!(assert_told_in_words(&mut Device::connect(gateway.addresses().mqtt, 1)) < IN_TIME);
+            assert!(
+                assert_failure_alert(&mut Device::connect(gateway.addresses().mqtt, 1))
+                    < HELLO_REPLY_DEADLINE
+            );
         });
     });
 }

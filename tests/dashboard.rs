@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use admin_support::{LIMIT, Stage, TOKEN, stage};
+use admin_support::{Fixture, TIMEOUT, TOKEN, fixture};
 use data_encoding::BASE64;
 use mqtt_websocket_proxy::tools::device::{Login, SimulatedDevice};
 use serde_json::{Value, json};
@@ -29,19 +29,19 @@ fn mac(i: usize) -> String {
 }
 
 /// What runs if a browser takes it for markup.
-const HOSTILE: &str = "<img/src=x onerror=document.title='owned'>@@@aa_bb_cc_dd_ee_ff@@@<script>document.title='owned'<\u{2f}script>";
+const HOSTILE_CLIENT_ID: &str = "<img/src=x onerror=document.title='owned'>@@@aa_bb_cc_dd_ee_ff@@@<script>document.title='owned'<\u{2f}script>";
 
 /// Devices, some of them in calls that speak until this is dropped.
-struct Crowd {
+struct SimulatedDevices {
     over: Arc<AtomicBool>,
     speaker: Option<thread::JoinHandle<()>>,
     _idle: Vec<SimulatedDevice>,
 }
 
-impl Crowd {
-    fn new(stage: &Stage, devices: usize, calls: usize) -> Self {
+impl SimulatedDevices {
+    fn new(fixture: &Fixture, devices: usize, calls: usize) -> Self {
         let over = Arc::new(AtomicBool::new(false));
-        let mut all: Vec<SimulatedDevice> = (0..devices).map(|i| stage.device(&mac(i))).collect();
+        let mut all: Vec<SimulatedDevice> = (0..devices).map(|i| fixture.device(&mac(i))).collect();
         let idle = all.split_off(calls);
         let mut speaking: Vec<_> = all
             .into_iter()
@@ -71,7 +71,7 @@ impl Crowd {
     }
 }
 
-impl Drop for Crowd {
+impl Drop for SimulatedDevices {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         let _ = self.speaker.take().map(thread::JoinHandle::join);
@@ -93,7 +93,7 @@ impl Browser {
     /// None, with a line that says so, where there is no browser.
     fn start() -> Option<Self> {
         static PROFILES: AtomicUsize = AtomicUsize::new(0);
-        let Some(path) = chromium() else {
+        let Some(path) = find_chromium() else {
             eprintln!("skipped: no Chromium here (install it, or set CHROME to its path)");
             return None;
         };
@@ -125,7 +125,7 @@ impl Browser {
         thread::spawn(move || lines.for_each(drop));
         let host = url.strip_prefix("ws://").unwrap().split('/').next().unwrap();
         let stream = TcpStream::connect(host).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let (socket, _) = tungstenite::client(url.as_str(), stream).unwrap();
         let mut browser = Self { process, profile, socket, session: None, calls: 0, complaints: Vec::new() };
         let target = browser.call("Target.createTarget", json!({ "url": "about:blank" }));
@@ -136,7 +136,7 @@ impl Browser {
             browser.call(domain, json!({}));
         }
         browser.call("Emulation.setScrollbarsHidden", json!({ "hidden": true }));
-        browser.size(1280, 900);
+        browser.set_viewport(1280, 900);
         Some(browser)
     }
 
@@ -165,8 +165,8 @@ impl Browser {
         }
     }
 
-    fn open(&mut self, stage: &Stage) {
-        self.call("Page.navigate", json!({ "url": format!("http://{}/", stage.api) }));
+    fn open(&mut self, fixture: &Fixture) {
+        self.call("Page.navigate", json!({ "url": format!("http://{}/", fixture.api) }));
         self.until("document.readyState === 'complete' && typeof poll === 'function'");
     }
 
@@ -184,7 +184,7 @@ impl Browser {
 
     /// Waits until an expression is true.
     fn until(&mut self, expression: &str) {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + TIMEOUT;
         while self.value(expression) != true {
             assert!(Instant::now() < end, "{expression}\n{}", self.text("document.body?.innerText ?? ''"));
             thread::sleep(Duration::from_millis(20));
@@ -210,20 +210,20 @@ impl Browser {
         self.until("state === 'live' && totals.series !== undefined");
     }
 
-    fn size(&mut self, width: u32, height: u32) {
+    fn set_viewport(&mut self, width: u32, height: u32) {
         let mobile = width < 600;
         let params = json!({ "width": width, "height": height, "deviceScaleFactor": if mobile { 2 } else { 1 }, "mobile": mobile });
         self.call("Emulation.setDeviceMetricsOverride", params);
     }
 
-    fn dark(&mut self, dark: bool) {
+    fn set_dark_mode(&mut self, dark: bool) {
         let value = if dark { "dark" } else { "light" };
         let features = json!([{ "name": "prefers-color-scheme", "value": value }]);
         self.call("Emulation.setEmulatedMedia", json!({ "features": features }));
     }
 
     /// Nothing sticks out of the screen; and a picture of it all, where pictures are wanted.
-    fn look(&mut self, name: &str) {
+    fn screenshot(&mut self, name: &str) {
         let overflow = self.value("document.documentElement.scrollWidth - innerWidth");
         assert!(overflow.as_i64().unwrap() <= 0, "{name}: {overflow} pixels too wide");
         let Some(folder) = env::var_os("PAGE_SHOTS") else { return };
@@ -239,7 +239,7 @@ impl Drop for Browser {
         // Asked to, it ends its helpers as well, which write into the profile.
         let close = json!({ "id": 0, "method": "Browser.close" });
         let _ = self.socket.send(Message::text(close.to_string()));
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + TIMEOUT;
         while !matches!(self.process.try_wait(), Ok(Some(_))) && Instant::now() < end {
             thread::sleep(Duration::from_millis(10));
         }
@@ -249,7 +249,7 @@ impl Drop for Browser {
     }
 }
 
-fn chromium() -> Option<PathBuf> {
+fn find_chromium() -> Option<PathBuf> {
     if let Some(path) = env::var_os("CHROME") {
         return Some(path.into());
     }
@@ -261,24 +261,24 @@ fn chromium() -> Option<PathBuf> {
 }
 
 #[test]
-fn an_operator_sees_and_steers() {
+fn an_operator_views_and_controls_devices() {
     let Some(mut browser) = Browser::start() else { return };
     let devices: usize = env::var("PAGE_DEVICES").map_or(200, |number| number.parse().unwrap());
-    let stage = stage(|_| {});
-    let _crowd = Crowd::new(&stage, devices, 20);
-    let _hostile = stage.device_named(HOSTILE);
+    let fixture = fixture(|_| {});
+    let _crowd = SimulatedDevices::new(&fixture, devices, 20);
+    let _hostile = fixture.device_with_client_id(HOSTILE_CLIENT_ID);
 
     // The page needs no token, what it shows does; it is asked for once, and a wrong one is told.
-    browser.open(&stage);
+    browser.open(&fixture);
     browser.until("!$('ask').hidden");
     assert_eq!(browser.text("$('refused').textContent"), "");
-    browser.look("token");
+    browser.screenshot("token");
     browser.fill("token", "wrong");
     browser.click("#login button");
     browser.until("$('refused').textContent.includes('not valid')");
     assert_eq!(browser.value("$('cols').hidden && $('desk').hidden"), true);
     browser.log_in();
-    browser.open(&stage);
+    browser.open(&fixture);
     browser.until("state === 'live'");
     assert_eq!(browser.value("$('ask').hidden"), true, "kept for this tab");
 
@@ -314,39 +314,39 @@ fn an_operator_sees_and_steers() {
         ));
     }
     browser.until("$('plots').querySelector('polyline').getAttribute('points').includes(' ')");
-    browser.look("desktop");
-    browser.dark(true);
-    browser.look("dark");
+    browser.screenshot("desktop");
+    browser.set_dark_mode(true);
+    browser.screenshot("dark");
     browser.click("#language");
     assert_eq!(browser.text("document.documentElement.lang"), "zh-CN");
-    browser.look("chinese-dark");
-    browser.dark(false);
-    browser.look("chinese");
-    browser.size(390, 844);
-    browser.look("phone-chinese");
+    browser.screenshot("chinese-dark");
+    browser.set_dark_mode(false);
+    browser.screenshot("chinese");
+    browser.set_viewport(390, 844);
+    browser.screenshot("phone-chinese");
     browser.click("#language");
-    browser.look("phone-call");
+    browser.screenshot("phone-call");
     browser.click("#shut");
-    browser.look("phone");
-    browser.dark(true);
-    browser.look("phone-dark");
-    browser.dark(false);
-    browser.size(1280, 900);
+    browser.screenshot("phone");
+    browser.set_dark_mode(true);
+    browser.screenshot("phone-dark");
+    browser.set_dark_mode(false);
+    browser.set_viewport(1280, 900);
 
     // Ending a call asks once more, and ends no other.
     browser.click("#space .row");
     let victim = browser.text("picked");
     browser.click("#hang");
     assert_eq!(browser.text("$('hang').textContent"), "Really?");
-    assert_eq!(stage.call("GET", "/api/sessions", None).1["calls"], 20);
+    assert_eq!(fixture.request("GET", "/api/sessions", None).1["calls"], 20);
     browser.click("#hang");
     browser.until("$('said').textContent === 'Hung up.'");
-    stage.until("/api/sessions", |answer| answer["calls"] == 19);
+    fixture.poll_until("/api/sessions", |answer| answer["calls"] == 19);
     browser.until("$('hang').disabled && !$('cut').disabled");
     browser.click("#cut");
     browser.click("#cut");
     browser.until("$('said').textContent === 'Disconnected.'");
-    stage.until("/api/sessions", |answer| answer["devices"] == devices);
+    fixture.poll_until("/api/sessions", |answer| answer["devices"] == devices);
     browser.until(&format!("!devices.has({}) && $('cut').disabled", json!(victim)));
 
     // What a device calls itself is text and nothing else.
@@ -354,7 +354,7 @@ fn an_operator_sees_and_steers() {
     assert_eq!(browser.value("listed.length"), 1);
     browser.click("#space .row");
     browser.until("$('facts').textContent.includes('<img/src=x onerror=')");
-    browser.look("hostile");
+    browser.screenshot("hostile");
     assert_eq!(browser.value("document.querySelectorAll('img, main script').length"), 0);
     assert_eq!(browser.text("document.title"), "MQTT WebSocket Proxy");
     browser.click("#forget");
@@ -363,29 +363,29 @@ fn an_operator_sees_and_steers() {
 }
 
 /// A port that nobody listens on as long as it is held, and a gateway whose chat server should be there.
-fn without_chat_server() -> (socket2::Socket, SocketAddr, Stage) {
+fn without_chat_server() -> (socket2::Socket, SocketAddr, Fixture) {
     let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     held.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     let closed = held.local_addr().unwrap().as_socket().unwrap();
-    let stage = stage(|config| {
+    let fixture = fixture(|config| {
         config.websocket.production = vec![Arc::new(format!("ws://{closed}/").parse().unwrap())];
     });
-    (held, closed, stage)
+    (held, closed, fixture)
 }
 
 #[test]
-fn recent_errors_are_told_to_programs_too() {
-    let (_held, closed, stage) = without_chat_server();
-    assert_eq!(stage.call("GET", "/api/errors", None).1, json!({ "errors": [] }));
-    let mut device = stage.device_named(HOSTILE);
+fn recent_errors_are_available_over_the_api_too() {
+    let (_held, closed, fixture) = without_chat_server();
+    assert_eq!(fixture.request("GET", "/api/errors", None).1, json!({ "errors": [] }));
+    let mut device = fixture.device_with_client_id(HOSTILE_CLIENT_ID);
     for _ in 0..2 {
         // The device is let on to be told why, and then told to go.
         device.call().unwrap();
-        device.wait_for("goodbye", LIMIT).unwrap();
+        device.wait_for("goodbye", TIMEOUT).unwrap();
     }
     let intruder = Login::new("aa:bb:cc:dd:ee:01".parse().unwrap(), Some(b"Another-Key-1"));
-    assert!(SimulatedDevice::connect(stage.gateway.addresses().mqtt, &intruder, LIMIT).is_err());
-    let told = stage.until("/api/errors", |answer| answer["errors"][0]["code"] == "login_refused");
+    assert!(SimulatedDevice::connect(fixture.gateway.addresses().mqtt, &intruder, TIMEOUT).is_err());
+    let told = fixture.poll_until("/api/errors", |answer| answer["errors"][0]["code"] == "login_refused");
     let find = |code: &str| {
         let mut errors = told["errors"].as_array().unwrap().iter();
         errors.find(|error| error["code"] == code).unwrap_or_else(|| panic!("no {code} in {told}"))
@@ -396,7 +396,7 @@ fn recent_errors_are_told_to_programs_too() {
         "{told}"
     );
     assert!(refused["advice"].as_str().unwrap().contains("mqtt.signature_key"), "{told}");
-    assert_eq!(find("no_server")["device"], HOSTILE);
+    assert_eq!(find("no_server")["device"], HOSTILE_CLIENT_ID);
     let failing = find("server_failing");
     assert_eq!((&failing["device"], &failing["times"]), (&Value::Null, &json!(1)));
     assert!(failing["sentence"].as_str().unwrap().contains(&closed.to_string()), "{told}");
@@ -404,22 +404,22 @@ fn recent_errors_are_told_to_programs_too() {
 }
 
 #[test]
-fn errors_are_told_in_words_with_advice() {
+fn errors_are_shown_in_words_with_advice() {
     let Some(mut browser) = Browser::start() else { return };
-    let (_held, closed, stage) = without_chat_server();
-    let mut device = stage.device_named(HOSTILE);
+    let (_held, closed, fixture) = without_chat_server();
+    let mut device = fixture.device_with_client_id(HOSTILE_CLIENT_ID);
     let _ = device.call();
-    browser.open(&stage);
+    browser.open(&fixture);
     browser.log_in();
     browser.until("$('errors').textContent.includes('No chat server for a call')");
     browser.until("$('errors').textContent.includes('check dials every one')");
     assert!(browser.text("$('errors').textContent").contains(&format!("{closed}")));
-    browser.look("errors");
+    browser.screenshot("errors");
     browser.click("#language");
     browser.until("$('errors').textContent.includes('子命令 check')");
-    browser.look("errors-chinese");
-    browser.size(390, 844);
-    browser.look("errors-phone");
+    browser.screenshot("errors-chinese");
+    browser.set_viewport(390, 844);
+    browser.screenshot("errors-phone");
     assert_eq!(browser.value("document.querySelectorAll('img, main script').length"), 0);
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
     assert_eq!(browser.text("$('status').textContent"), "实时");
@@ -428,18 +428,18 @@ fn errors_are_told_in_words_with_advice() {
     let agent = json!({ "userAgent": "a browser", "acceptLanguage": "zh-TW" });
     browser.call("Emulation.setUserAgentOverride", agent);
     browser.value("localStorage.clear()");
-    browser.open(&stage);
+    browser.open(&fixture);
     assert_eq!(browser.text("document.documentElement.lang"), "zh-CN");
     browser.until("state === 'live'");
-    drop(stage);
+    drop(fixture);
     browser.until("state === 'lost' && $('status').textContent === '与网关的连接已断开'");
     assert_eq!(browser.value("$('cols').hidden"), false, "what was known stays");
 }
 
 #[test]
-fn ten_thousand_rows_do_not_hurt() {
+fn ten_thousand_rows_stay_responsive() {
     let Some(mut browser) = Browser::start() else { return };
-    let stage = stage(|_| {});
+    let fixture = fixture(|_| {});
     // The page's own code with answers made in the browser: the gateway's part is to be had without it.
     let answers = r#"
         const real = window.fetch;
@@ -455,7 +455,7 @@ fn ten_thousand_rows_do_not_hurt() {
         };
     "#;
     browser.call("Page.addScriptToEvaluateOnNewDocument", json!({ "source": answers }));
-    browser.open(&stage);
+    browser.open(&fixture);
     browser.log_in();
     browser.until("devices.size === 10000 && listed.length === 10000");
     let rows = "$('space').children.length";
@@ -465,7 +465,7 @@ fn ten_thousand_rows_do_not_hurt() {
     browser.value("$('scroll').scrollTop = 1e9");
     browser.until("[...$('space').children].some((row) => row.device === listed[9999].session.clientId)");
     assert!(browser.value(rows).as_u64().unwrap() < 40);
-    browser.look("ten-thousand");
+    browser.screenshot("ten-thousand");
     let middle = |browser: &mut Browser, doing: &str| {
         let expression = format!(
             "(() => {{ const times = []; for (let i = 0; i < 9; i++) {{ const from = performance.now(); {doing}; times.push(performance.now() - from); }} return times.sort((a, b) => a - b)[4]; }})()"
@@ -483,8 +483,8 @@ fn ten_thousand_rows_do_not_hurt() {
 
 #[test]
 fn the_page_itself_needs_no_token_and_nothing_from_outside() {
-    let stage = stage(|_| {});
-    let reply = admin_support::Raw::ask(stage.api, "GET / HTTP/1.1\r\nHost: gateway\r\n\r\n");
+    let fixture = fixture(|_| {});
+    let reply = admin_support::RawClient::round_trip(fixture.api, "GET / HTTP/1.1\r\nHost: gateway\r\n\r\n");
     assert_eq!((reply.status, reply.field("content-type")), (200, Some("text/html; charset=utf-8")));
     let policy = reply.field("content-security-policy").unwrap();
     assert!(
@@ -492,7 +492,7 @@ fn the_page_itself_needs_no_token_and_nothing_from_outside() {
         "{policy}"
     );
     assert!(reply.body.starts_with("<!doctype html>"));
-    let (status, _) = stage.call_with("GET", "/api/errors", None, None);
+    let (status, _) = fixture.request_with_token("GET", "/api/errors", None, None);
     assert_eq!(status, 401);
-    assert_eq!(stage.call("POST", "/", Some("{}")).0, 405);
+    assert_eq!(fixture.request("POST", "/", Some("{}")).0, 405);
 }

@@ -8,15 +8,15 @@ use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use support::audio::{Audio, Call, aes_ctr};
-use support::chat::{ChatServer, Message, Peer, headed};
+use support::chat_server::{ChatServer, Message, Peer, audio_frame};
 use support::device::{Device, HELLO, client_id};
-use support::logged::{Logged, fact};
+use support::log_capture::{LogCapture, log_field};
 use support::{gateway, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
 /// A packet that has come already, without waiting for it.
-fn already(call: &Call) -> Option<Audio> {
+fn try_receive(call: &Call) -> Option<Audio> {
     call.udp.set_nonblocking(true).unwrap();
     let mut buffer = [0; 2048];
     let found = match call.udp.recv(&mut buffer) {
@@ -36,16 +36,16 @@ fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     [&[0x80 | opcode, payload.len() as u8], payload].concat()
 }
 
-fn text(text: &str) -> Vec<u8> {
+fn text_frame(text: &str) -> Vec<u8> {
     frame(1, text.as_bytes())
 }
 
-fn audio(opus: &[u8]) -> Vec<u8> {
-    frame(2, &headed(7, opus))
+fn binary_audio_frame(opus: &[u8]) -> Vec<u8> {
+    frame(2, &audio_frame(7, opus))
 }
 
 /// A greeted call, to which the device has sent no datagram yet.
-fn fresh(device: &mut Device, server: &ChatServer) -> (Call, Peer) {
+fn start_call(device: &mut Device, server: &ChatServer) -> (Call, Peer) {
     device.call(server)
 }
 
@@ -54,22 +54,22 @@ fn what_the_server_sends_before_its_hello_waits_for_the_hello_reply() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
     peer.upgrade();
     // Some servers send MCP first.
-    peer.say(r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"capabilities":{"vision":{"url":"x"}}}}}"#);
-    peer.say(r#"{"type":"stt","text":"1"}"#);
-    peer.say("not even JSON");
-    peer.say(r#"{"type":"llm","emotion":"happy"}"#);
-    device.mqtt.assert_quiet();
-    peer.greet("s");
-    let _call = device.answered();
+    peer.send_text(r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"capabilities":{"vision":{"url":"x"}}}}}"#);
+    peer.send_text(r#"{"type":"stt","text":"1"}"#);
+    peer.send_text("not even JSON");
+    peer.send_text(r#"{"type":"llm","emotion":"happy"}"#);
+    device.mqtt.assert_nothing_pending();
+    peer.exchange_hello("s");
+    let _call = device.hello_reply();
     for kind in ["mcp", "stt", "llm"] {
         let value = device.json();
         assert_eq!((&value["type"], &value["session_id"]), (&kind.into(), &"s".into()), "{value}");
     }
-    peer.say(r#"{"type":"stt","text":"2"}"#);
+    peer.send_text(r#"{"type":"stt","text":"2"}"#);
     assert_eq!(device.json()["text"], "2");
 }
 
@@ -78,15 +78,15 @@ fn what_comes_in_one_write_with_the_upgrade_is_not_lost() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 2);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
     let request = peer.request();
-    let mut bytes = support::chat::agreement(&request).into_bytes();
-    bytes.extend(text(r#"{"type":"stt","text":"early"}"#));
-    bytes.extend(audio(b"\x58a"));
+    let mut bytes = support::chat_server::upgrade_response(&request).into_bytes();
+    bytes.extend(text_frame(r#"{"type":"stt","text":"early"}"#));
+    bytes.extend(binary_audio_frame(b"\x58a"));
     peer.send_raw(&bytes);
-    peer.greet("s");
-    let mut call = device.answered();
+    peer.exchange_hello("s");
+    let mut call = device.hello_reply();
     assert_eq!(device.json()["text"], "early");
     call.send(0, b"\x58u");
     assert_eq!(call.receive().payload, b"\x58a");
@@ -97,15 +97,15 @@ fn what_the_device_says_before_the_answer_follows_our_hello() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 3);
-    device.say(HELLO);
-    device.say(r#"{"type":"listen","state":"detect","text":"hi"}"#);
-    device.say(r#"{"type":"listen","state":"start","mode":"auto"}"#);
+    device.send_text(HELLO);
+    device.send_text(r#"{"type":"listen","state":"detect","text":"hi"}"#);
+    device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
     let mut peer = server.accept();
     peer.upgrade();
-    peer.greet("s");
+    peer.exchange_hello("s");
     assert_eq!(peer.json()["state"], "detect");
     assert_eq!(peer.json()["state"], "start");
-    device.answered();
+    device.hello_reply();
 }
 
 #[test]
@@ -113,34 +113,34 @@ fn speech_waits_for_the_first_datagram_and_keeps_its_order() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 4);
-    let (mut call, mut peer) = fresh(&mut device, &server);
+    let (mut call, mut peer) = start_call(&mut device, &server);
     // Other text needs no audio path.
-    peer.say(r#"{"type":"stt","text":"0"}"#);
+    peer.send_text(r#"{"type":"stt","text":"0"}"#);
     assert_eq!(device.json()["text"], "0");
     for message in [
-        text(r#"{"type":"tts","state":"start"}"#),
-        text(r#"{"type":"tts","state":"sentence_start","text":"1"}"#),
-        audio(b"\x58a"),
-        audio(b"\x58b"),
-        text(r#"{"type":"tts","state":"stop"}"#),
-        text(r#"{"type":"llm","emotion":"x"}"#),
+        text_frame(r#"{"type":"tts","state":"start"}"#),
+        text_frame(r#"{"type":"tts","state":"sentence_start","text":"1"}"#),
+        binary_audio_frame(b"\x58a"),
+        binary_audio_frame(b"\x58b"),
+        text_frame(r#"{"type":"tts","state":"stop"}"#),
+        text_frame(r#"{"type":"llm","emotion":"x"}"#),
     ] {
         peer.send_raw(&message);
     }
     peer.ping(b"");
     while peer.message() != Message::Pong(Vec::new()) {}
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
     call.send(0, b"\x58u");
     for expected in ["start", "sentence_start", "stop"] {
         assert_eq!(device.json()["state"], expected);
     }
     // tts stop was here, so the audio before it is.
     for (n, opus) in [(1, b"\x58a"), (2, b"\x58b")] {
-        let audio = already(&call).expect("tts stop overtook audio");
+        let audio = try_receive(&call).expect("tts stop overtook audio");
         assert_eq!((audio.sequence(), &audio.payload[..]), (n, &opus[..]));
     }
     assert_eq!(device.json()["type"], "llm");
-    assert_eq!(peer.binary(), headed(0, b"\x58u"));
+    assert_eq!(peer.binary(), audio_frame(0, b"\x58u"));
 }
 
 #[test]
@@ -148,18 +148,18 @@ fn tts_stop_never_overtakes_audio() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 5);
-    let (mut call, mut peer) = fresh(&mut device, &server);
+    let (mut call, mut peer) = start_call(&mut device, &server);
     call.send(0, b"\x58u");
     peer.binary();
     // Whole sentences in one write, so that the gateway finds them in one turn.
     let burst: Vec<u8> = [
-        text(r#"{"type":"tts","state":"start"}"#),
-        audio(b"\x581"),
-        audio(b"\x582"),
-        text(r#"{"type":"tts","state":"stop"}"#),
-        text(r#"{"type":"tts","state":"start"}"#),
-        audio(b"\x583"),
-        text(r#"{"type":"tts","state":"stop"}"#),
+        text_frame(r#"{"type":"tts","state":"start"}"#),
+        binary_audio_frame(b"\x581"),
+        binary_audio_frame(b"\x582"),
+        text_frame(r#"{"type":"tts","state":"stop"}"#),
+        text_frame(r#"{"type":"tts","state":"start"}"#),
+        binary_audio_frame(b"\x583"),
+        text_frame(r#"{"type":"tts","state":"stop"}"#),
     ]
     .concat();
     for _ in 0..300 {
@@ -167,7 +167,7 @@ fn tts_stop_never_overtakes_audio() {
         for expected in [&[][..], &[b"\x581", b"\x582"], &[], &[b"\x583"]] {
             let state = device.json()["state"].clone();
             for opus in expected {
-                let audio = already(&call).unwrap_or_else(|| panic!("{state} overtook audio"));
+                let audio = try_receive(&call).unwrap_or_else(|| panic!("{state} overtook audio"));
                 assert_eq!(audio.payload, opus.as_slice());
             }
         }
@@ -178,16 +178,16 @@ fn tts_stop_never_overtakes_audio() {
 fn abort_flushes_audio_that_waits() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
-    let mut log = Logged::about(client_id(6));
+    let mut log = LogCapture::containing(client_id(6));
     let mut device = Device::connect(gateway.addresses().mqtt, 6);
-    let (mut call, mut peer) = fresh(&mut device, &server);
-    peer.say(r#"{"type":"tts","state":"start"}"#);
+    let (mut call, mut peer) = start_call(&mut device, &server);
+    peer.send_text(r#"{"type":"tts","state":"start"}"#);
     (0..5).for_each(|_| peer.send_audio(1, b"\x58old"));
     peer.ping(b"");
     assert_eq!(peer.message(), Message::Pong(Vec::new()));
-    device.say(r#"{"type":"abort","reason":"wake_word_detected"}"#);
+    device.send_text(r#"{"type":"abort","reason":"wake_word_detected"}"#);
     assert_eq!(peer.json()["type"], "abort");
-    peer.say(r#"{"type":"tts","state":"stop"}"#);
+    peer.send_text(r#"{"type":"tts","state":"stop"}"#);
     peer.send_audio(2, b"\x58new");
     peer.ping(b"2");
     assert_eq!(peer.message(), Message::Pong(b"2".to_vec()));
@@ -195,8 +195,8 @@ fn abort_flushes_audio_that_waits() {
     assert_eq!(call.receive().payload, b"\x58new");
     assert_eq!(device.json()["state"], "start");
     assert_eq!(device.json()["state"], "stop");
-    device.say(r#"{"type":"goodbye"}"#);
-    assert_eq!(fact(&log.line("call ends"), "dropped"), "5");
+    device.send_text(r#"{"type":"goodbye"}"#);
+    assert_eq!(log_field(&log.wait_for_line("call ends"), "dropped"), "5");
 }
 
 #[test]
@@ -204,9 +204,9 @@ fn text_behind_the_call_s_end_is_not_lost() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 7);
-    let (_call, mut peer) = fresh(&mut device, &server);
-    peer.say(r#"{"type":"tts","state":"start"}"#);
-    peer.say(r#"{"type":"tts","state":"stop"}"#);
+    let (_call, mut peer) = start_call(&mut device, &server);
+    peer.send_text(r#"{"type":"tts","state":"start"}"#);
+    peer.send_text(r#"{"type":"tts","state":"stop"}"#);
     peer.send_close(Some(1000));
     assert_eq!(device.json()["state"], "start");
     assert_eq!(device.json()["state"], "stop");
@@ -214,32 +214,32 @@ fn text_behind_the_call_s_end_is_not_lost() {
 }
 
 #[test]
-fn a_second_hello_of_the_server_goes_nowhere() {
+fn a_second_hello_of_the_server_is_ignored() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 8);
-    let (_call, mut peer) = fresh(&mut device, &server);
-    peer.say(r#"{"type":"hello","transport":"websocket","session_id":"other"}"#);
-    peer.say(r#"{"type":"stt"}"#);
+    let (_call, mut peer) = start_call(&mut device, &server);
+    peer.send_text(r#"{"type":"hello","transport":"websocket","session_id":"other"}"#);
+    peer.send_text(r#"{"type":"stt"}"#);
     assert_eq!(device.mqtt.text(), r#"{"session_id":"server-session","type":"stt"}"#);
 }
 
 #[test]
-fn held_audio_is_bounded_and_costs_no_text() {
+fn held_audio_is_bounded_and_no_text_is_lost() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], |config| config.websocket.ping_interval = Duration::ZERO);
     let mut device = Device::connect(gateway.addresses().mqtt, 9);
-    let (mut call, mut peer) = fresh(&mut device, &server);
+    let (mut call, mut peer) = start_call(&mut device, &server);
     let began = Instant::now();
     (0..2000).for_each(|_| peer.send_audio(1, b"\x58held"));
-    peer.say(r#"{"type":"tts","state":"stop"}"#);
+    peer.send_text(r#"{"type":"tts","state":"stop"}"#);
     peer.ping(b"");
     assert_eq!(peer.message(), Message::Pong(Vec::new()));
     assert!(began.elapsed() < MS(1900), "too slow a machine for this test");
     call.send(0, b"\x58u");
     assert_eq!(device.json()["state"], "stop");
     let mut held = 0;
-    while already(&call).is_some() {
+    while try_receive(&call).is_some() {
         held += 1;
     }
     assert!((100..1000).contains(&held), "{held} frames were held");

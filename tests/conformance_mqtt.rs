@@ -14,15 +14,17 @@ use std::time::{Duration, Instant};
 use mqtt_websocket_proxy::config::Secret;
 use mqtt_websocket_proxy::proto::mqtt;
 use serde_json::Value;
-use support::bytes::bytes;
+use support::byte_table::parse_bytes;
 use support::device::{client_id, mac};
-use support::mqtt::{Connect, PINGREQ, PINGRESP, password, remaining_length, string, subscribe, user_name};
-use support::{LIMIT, gateway_with};
+use support::mqtt::{
+    Connect, PINGREQ, PINGRESP, length_prefixed, password, remaining_length, subscribe, user_name,
+};
+use support::{TIMEOUT, gateway_with};
 
 const KEY: &str = "conformance";
 /// The device of the tables, and the one that watches it.
 const DEVICE: u8 = 1;
-const WATCHER: u8 = 2;
+const OBSERVER: u8 = 2;
 
 /// One row of a table.
 struct Case<'a> {
@@ -31,7 +33,7 @@ struct Case<'a> {
 }
 
 impl<'a> Case<'a> {
-    fn is(&self, key: &str) -> bool {
+    fn has_flag(&self, key: &str) -> bool {
         self.row[key] == true
     }
 
@@ -61,17 +63,17 @@ fn cases(table: &Value) -> Vec<Case<'_>> {
         .collect()
 }
 
-fn of(line: &Value, number: u8) -> Vec<u8> {
+fn case_bytes(line: &Value, number: u8) -> Vec<u8> {
     let connect = Connect::signed(&client_id(number), KEY);
     let named = |name: &str| match name {
         "connect" => connect.packet(),
-        "id" => string(client_id(number).as_bytes()),
-        "user" => string(user_name().as_bytes()),
-        "password" => string(password(KEY, &client_id(number), &user_name()).as_bytes()),
-        "topic" => string(format!("devices/p2p/{}", mac(number).replace(':', "_")).as_bytes()),
+        "id" => length_prefixed(client_id(number).as_bytes()),
+        "user" => length_prefixed(user_name().as_bytes()),
+        "password" => length_prefixed(password(KEY, &client_id(number), &user_name()).as_bytes()),
+        "topic" => length_prefixed(format!("devices/p2p/{}", mac(number).replace(':', "_")).as_bytes()),
         _ => panic!("{name} is no placeholder"),
     };
-    bytes(line.as_str().unwrap_or_default(), remaining_length, &named)
+    parse_bytes(line.as_str().unwrap_or_default(), remaining_length, &named)
 }
 
 #[test]
@@ -101,14 +103,14 @@ fn every_statement_is_covered_or_left_out_for_a_reason() {
 }
 
 #[test]
-fn the_codec_judges_each_table_alike() {
+fn the_codec_agrees_with_each_table() {
     for table in &tables() {
         for case in cases(table) {
             let mut verdict = None;
             for (at, step) in case.steps().into_iter().enumerate() {
-                let stream = of(&step["send"], DEVICE);
-                let fresh = step["fresh"] == true || (at == 0 && case.is("fresh"));
-                verdict = verdict.or(judge(&stream, fresh));
+                let stream = case_bytes(&step["send"], DEVICE);
+                let fresh = step["fresh"] == true || (at == 0 && case.has_flag("fresh"));
+                verdict = verdict.or(first_error(&stream, fresh));
             }
             let verdict = verdict.map(|malformed| format!("{malformed:?}"));
             let found = verdict.as_deref().and_then(|text| text.split(['(', ' ']).next());
@@ -118,7 +120,7 @@ fn the_codec_judges_each_table_alike() {
 }
 
 /// What is wrong with a stream of whole packets.
-fn judge(mut stream: &[u8], fresh: bool) -> Option<mqtt::Malformed> {
+fn first_error(mut stream: &[u8], fresh: bool) -> Option<mqtt::Malformed> {
     let mut max = if fresh { 4096 } else { 65_536 };
     while !stream.is_empty() {
         match mqtt::decode(stream, max) {
@@ -135,34 +137,34 @@ fn judge(mut stream: &[u8], fresh: bool) -> Option<mqtt::Malformed> {
 fn the_gateway_answers_each_table_as_written() {
     for table in &tables() {
         for case in cases(table) {
-            play(&case, false);
-            if !case.is("once") {
-                play(&case, true);
+            run_case(&case, false);
+            if !case.has_flag("once") {
+                run_case(&case, true);
             }
         }
     }
 }
 
 /// Plays a case on a gateway of its own, so that no case makes another one wait for its refusal.
-fn play(case: &Case<'_>, byte_by_byte: bool) {
+fn run_case(case: &Case<'_>, byte_by_byte: bool) {
     let none: [&str; 0] = [];
     let gateway = gateway_with(&none, |config| {
-        config.mqtt.signature_key = Some(KEY).filter(|_| !case.is("keyless")).and_then(Secret::new);
+        config.mqtt.signature_key = Some(KEY).filter(|_| !case.has_flag("keyless")).and_then(Secret::new);
     });
     let mut device = Connection::open(gateway.addresses().mqtt, DEVICE);
-    if !case.is("fresh") {
+    if !case.has_flag("fresh") {
         device.log_in();
     }
     let mut connections = BTreeMap::from([("device", device)]);
     for (at, step) in case.steps().into_iter().enumerate() {
         let name = step["on"].as_str().unwrap_or("device");
         let connection = connections.entry(name).or_insert_with(|| match name {
-            "watcher" => Connection::watching(gateway.addresses().mqtt),
+            "watcher" => Connection::open_observer(gateway.addresses().mqtt),
             _ => Connection::open(gateway.addresses().mqtt, DEVICE),
         });
         let what = format!("{case}, step {}{}", at + 1, if byte_by_byte { ", byte by byte" } else { "" });
-        connection.send(&of(&step["send"], connection.number), byte_by_byte);
-        connection.expect(&of(&step["expect"], connection.number), &what);
+        connection.send(&case_bytes(&step["send"], connection.number), byte_by_byte);
+        connection.expect(&case_bytes(&step["expect"], connection.number), &what);
         if step["end"] == true {
             connection.stream.shutdown(Shutdown::Write).unwrap();
             connection.expect_end(&what);
@@ -191,15 +193,15 @@ struct Connection {
 
 impl Connection {
     fn open(gateway: SocketAddr, number: u8) -> Self {
-        let stream = TcpStream::connect_timeout(&gateway, LIMIT).unwrap();
+        let stream = TcpStream::connect_timeout(&gateway, TIMEOUT).unwrap();
         stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self { stream, number, sent: Instant::now() }
     }
 
     /// Another device, subscribed to everything.
-    fn watching(gateway: SocketAddr) -> Self {
-        let mut watcher = Self::open(gateway, WATCHER);
+    fn open_observer(gateway: SocketAddr) -> Self {
+        let mut watcher = Self::open(gateway, OBSERVER);
         watcher.log_in();
         watcher.send(&subscribe(1, &[("#", 0)]), false);
         watcher.expect(&[0x90, 3, 0, 1, 0], "SUBACK");

@@ -24,13 +24,13 @@ const UDP: Token = Token(0);
 const LISTENER: Token = Token(1);
 const TIMER: Token = Token(usize::MAX - 1);
 /// MQTT events between two looks at the audio, which a storm of connections must not hold up here.
-const CONTROL: usize = 16;
+const MQTT_EVENTS_PER_POLL: usize = 16;
 /// Packets per second up to which there is time to sleep in between.
-const LEISURELY: f64 = 10_000.0;
+const MAX_SLEEPING_RATE: f64 = 10_000.0;
 /// The gateway's signature key.
 pub(crate) const KEY: &str = "a key for the benchmark";
 /// Connections or calls that are not up by then, never will be.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Packets sent at once, when time has run ahead.
 const BATCH: usize = 64;
 const SERVER_HELLO: &[u8] = br#"{"type":"hello","transport":"websocket","session_id":"1","audio_params":{"format":"opus","sample_rate":24000,"channels":1,"frame_duration":60}}"#;
@@ -43,18 +43,18 @@ pub(crate) struct Load {
     events: Events,
     timer: TimerFd,
     /// Devices' MQTT connections.
-    control: Poll,
-    control_events: Events,
+    mqtt_poll: Poll,
+    mqtt_events: Events,
     tokens: Vec<usize>,
     mqtt: SocketAddr,
     udp: AudioSocket,
     /// Of a device that floods, or is flooded and does not read.
-    flooded: AudioSocket,
+    flood_socket: AudioSocket,
     udp_target: Option<SocketAddr>,
     listener: TcpListener,
     devices: Vec<Device>,
     connected: usize,
-    chats: Vec<Option<Chat>>,
+    chats: Vec<Option<ChatConnection>>,
     calls: Vec<Call>,
     /// Calls by ssrc.
     ssrcs: std::collections::HashMap<u32, usize>,
@@ -62,36 +62,36 @@ pub(crate) struct Load {
     reply: Vec<u8>,
     start: Instant,
     /// The packet that the next one sent is, of all since the start of [`Self::speak`].
-    next: u64,
+    next_packet: u64,
     /// The chat server sends every frame back.
     pub(crate) echo: bool,
     /// A chat connection that sends without end.
-    babbler: Option<usize>,
-    pub(crate) seen: Seen,
+    flooding_chat: Option<usize>,
+    pub(crate) stats: LoadStats,
 }
 
 /// What was seen since it was last reset.
 #[derive(Default)]
-pub(crate) struct Seen {
+pub(crate) struct LoadStats {
     pub(crate) sent: u64,
     /// Frames at the chat server.
-    pub(crate) up: u64,
+    pub(crate) uplink_frames: u64,
     /// Packets back at the devices.
-    pub(crate) down: u64,
+    pub(crate) downlink_packets: u64,
     /// From device to chat server, or there and back with `echo`; nanoseconds.
-    pub(crate) delays: Vec<u64>,
+    pub(crate) delays_ns: Vec<u64>,
     /// From hello to its answer.
-    pub(crate) set_ups: Vec<u64>,
+    pub(crate) call_setups_ns: Vec<u64>,
     pub(crate) lost_devices: usize,
 }
 
 struct Device {
     stream: TcpStream,
     inbox: Vec<u8>,
-    stage: Stage,
+    state: DeviceState,
 }
 
-enum Stage {
+enum DeviceState {
     Connecting,
     LoggingIn,
     Idle,
@@ -108,7 +108,7 @@ struct Call {
     flood: bool,
 }
 
-struct Chat {
+struct ChatConnection {
     stream: TcpStream,
     open: bool,
     inbox: Vec<u8>,
@@ -130,9 +130,9 @@ impl Load {
             poll,
             events: Events::with_capacity(1024),
             timer,
-            control: Poll::new()?,
-            control_events: Events::with_capacity(CONTROL),
-            flooded: AudioSocket::bind((Ipv4Addr::LOCALHOST, 0).into())?,
+            mqtt_poll: Poll::new()?,
+            mqtt_events: Events::with_capacity(MQTT_EVENTS_PER_POLL),
+            flood_socket: AudioSocket::bind((Ipv4Addr::LOCALHOST, 0).into())?,
             tokens: Vec::new(),
             mqtt: (Ipv4Addr::LOCALHOST, 0).into(),
             udp,
@@ -146,20 +146,20 @@ impl Load {
             scratch: vec![0; 64 * 1024],
             reply: Vec::new(),
             start: Instant::now(),
-            next: 0,
+            next_packet: 0,
             echo: false,
-            babbler: None,
-            seen: Seen::default(),
+            flooding_chat: None,
+            stats: LoadStats::default(),
         })
     }
 
     /// Where the chat server listens.
-    pub(crate) fn chat(&self) -> io::Result<SocketAddr> {
+    pub(crate) fn chat_server_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
     /// Where the devices connect to.
-    pub(crate) fn aim(&mut self, mqtt: SocketAddr) {
+    pub(crate) fn set_gateway(&mut self, mqtt: SocketAddr) {
         self.mqtt = mqtt;
     }
 
@@ -172,8 +172,8 @@ impl Load {
         let begin = Instant::now();
         while self.connected < many {
             self.connect_more(many, at_once)?;
-            self.turn()?;
-            if begin.elapsed() > PATIENCE {
+            self.poll_once()?;
+            if begin.elapsed() > TIMEOUT {
                 return Err(format!("only {} of {many} devices connected", self.connected).into());
             }
         }
@@ -186,25 +186,25 @@ impl Load {
         if i < many && i < self.connected + at_once {
             let mut stream = TcpStream::connect(self.mqtt)?;
             let both = Interest::READABLE | Interest::WRITABLE;
-            self.control.registry().register(&mut stream, Token(2 * i + 2), both)?;
-            self.devices.push(Device { stream, inbox: Vec::new(), stage: Stage::Connecting });
+            self.mqtt_poll.registry().register(&mut stream, Token(2 * i + 2), both)?;
+            self.devices.push(Device { stream, inbox: Vec::new(), state: DeviceState::Connecting });
         }
         Ok(())
     }
 
     /// Every device up to the `many`th that has no call says hello, `at_once` at a time.
-    pub(crate) fn call(&mut self, many: usize, at_once: usize) -> Outcome<()> {
+    pub(crate) fn start_calls(&mut self, many: usize, at_once: usize) -> Outcome<()> {
         let (begin, mut asked) = (Instant::now(), self.calls.len());
         while self.calls.len() < many {
             if asked < many && asked < self.calls.len() + at_once {
                 let mut packet = Vec::new();
                 encode::publish(&mut packet, PUBLISH_TOPIC, HELLO.as_bytes());
-                self.devices[asked].stage = Stage::Hello(Instant::now());
+                self.devices[asked].state = DeviceState::Hello(Instant::now());
                 self.devices[asked].stream.write_all(&packet)?;
                 asked += 1;
             }
-            self.turn()?;
-            if begin.elapsed() > PATIENCE {
+            self.poll_once()?;
+            if begin.elapsed() > TIMEOUT {
                 return Err(format!("only {} of {many} calls came to be", self.calls.len()).into());
             }
         }
@@ -213,7 +213,7 @@ impl Load {
 
     /// The calls `0..many` speak, together `rate` packets per second, evenly spread, one call after the other; `also` is
     /// done in between.
-    pub(crate) fn speak(
+    pub(crate) fn send_audio(
         &mut self,
         many: usize,
         rate: f64,
@@ -229,41 +229,41 @@ impl Load {
             }
             let due = (elapsed.as_secs_f64() * rate) as u64;
             for _ in 0..(due - said).min(BATCH as u64) {
-                let call = (self.next % many as u64) as usize;
-                self.next += 1;
+                let call = (self.next_packet % many as u64) as usize;
+                self.next_packet += 1;
                 said += 1;
-                self.say(call)?;
+                self.send_packet(call)?;
             }
             self.udp.flush();
             also(self)?;
             match Duration::from_secs_f64((said + 1) as f64 / rate).saturating_sub(begin.elapsed()) {
-                pause if rate <= LEISURELY && !pause.is_zero() => self.sleep(pause)?,
-                _ => self.turn()?,
+                pause if rate <= MAX_SLEEPING_RATE && !pause.is_zero() => self.poll_for(pause)?,
+                _ => self.poll_once()?,
             }
         }
     }
 
     /// Waits for news, but not longer than this.
-    fn sleep(&mut self, pause: Duration) -> Outcome<()> {
+    fn poll_for(&mut self, pause: Duration) -> Outcome<()> {
         self.timer.set(Expiration::OneShot(TimeSpec::from_duration(pause)), TimerSetTimeFlags::empty())?;
-        self.act(None)
+        self.poll(None)
     }
 
-    pub(crate) fn turn(&mut self) -> Outcome<()> {
-        self.act(Some(Duration::ZERO))
+    pub(crate) fn poll_once(&mut self) -> Outcome<()> {
+        self.poll(Some(Duration::ZERO))
     }
 
     /// Speaks, then lets what is on its way arrive; counts from zero.
     pub(crate) fn measure(&mut self, many: usize, rate: f64, time: Duration) -> Outcome<()> {
-        self.seen = Seen::default();
-        self.speak(many, rate, time, |_| Ok(()))
+        self.stats = LoadStats::default();
+        self.send_audio(many, rate, time, |_| Ok(()))
     }
 
     /// What is on its way arrives.
-    pub(crate) fn settle(&mut self, time: Duration) -> Outcome<()> {
+    pub(crate) fn drain(&mut self, time: Duration) -> Outcome<()> {
         let begin = Instant::now();
         while begin.elapsed() < time {
-            self.turn()?;
+            self.poll_once()?;
         }
         Ok(())
     }
@@ -272,18 +272,18 @@ impl Load {
     pub(crate) fn flood(&mut self, call: usize, count: usize) -> Outcome<()> {
         self.calls[call].flood = true;
         for _ in 0..count {
-            self.say(call)?;
+            self.send_packet(call)?;
         }
-        self.flooded.flush();
+        self.flood_socket.flush();
         Ok(())
     }
 
     /// The latest chat connection sends without end.
-    pub(crate) fn babble(&mut self) {
-        self.babbler = Some(self.chats.len() - 1);
+    pub(crate) fn start_chat_flood(&mut self) {
+        self.flooding_chat = Some(self.chats.len() - 1);
     }
 
-    fn say(&mut self, call: usize) -> Outcome<()> {
+    fn send_packet(&mut self, call: usize) -> Outcome<()> {
         let target = self.udp_target.ok_or("no call was granted")?;
         let nanos = self.start.elapsed().as_nanos() as u64;
         let call = &mut self.calls[call];
@@ -294,45 +294,45 @@ impl Load {
         // A number of 0 tells that nobody is interested in its delay.
         let mut payload = test_audio::packet(u32::from(!call.flood), nanos);
         call.cipher.apply(&head, &mut payload);
-        let udp = if call.flood { &mut self.flooded } else { &mut self.udp };
+        let udp = if call.flood { &mut self.flood_socket } else { &mut self.udp };
         if let Some(room) = udp.queue(target, None, 0) {
             room.extend_from_slice(&head);
             room.extend_from_slice(&payload);
         }
-        self.seen.sent += u64::from(!call.flood);
+        self.stats.sent += u64::from(!call.flood);
         Ok(())
     }
 
-    fn act(&mut self, wait: Option<Duration>) -> Outcome<()> {
+    fn poll(&mut self, wait: Option<Duration>) -> Outcome<()> {
         if let Err(error) = self.poll.poll(&mut self.events, wait)
             && error.kind() != ErrorKind::Interrupted
         {
             return Err(error.into());
         }
-        self.control.poll(&mut self.control_events, Some(Duration::ZERO))?;
+        self.mqtt_poll.poll(&mut self.mqtt_events, Some(Duration::ZERO))?;
         let mut tokens = std::mem::take(&mut self.tokens);
-        tokens.extend(self.events.iter().chain(&self.control_events).map(|event| event.token().0));
+        tokens.extend(self.events.iter().chain(&self.mqtt_events).map(|event| event.token().0));
         for token in tokens.drain(..) {
             match token {
-                0 => self.hear()?,
+                0 => self.receive_audio()?,
                 1 => self.accept()?,
                 n if Token(n) == TIMER => {}
-                n if n % 2 == 0 => self.device(n / 2 - 1)?,
-                n => self.serve(n / 2 - 1)?,
+                n if n % 2 == 0 => self.on_mqtt_event(n / 2 - 1)?,
+                n => self.on_chat_event(n / 2 - 1)?,
             }
         }
         self.tokens = tokens;
-        if let Some(i) = self.babbler {
-            self.serve_babbler(i)?;
+        if let Some(i) = self.flooding_chat {
+            self.send_chat_flood(i)?;
         }
         Ok(())
     }
 
     // ----- devices ------------------------------------------------------------------------------------------------
 
-    fn device(&mut self, i: usize) -> Outcome<()> {
+    fn on_mqtt_event(&mut self, i: usize) -> Outcome<()> {
         let device = &mut self.devices[i];
-        if matches!(device.stage, Stage::Connecting) {
+        if matches!(device.state, DeviceState::Connecting) {
             if device.stream.peer_addr().is_err() {
                 return Ok(());
             }
@@ -340,14 +340,14 @@ impl Load {
             let mac = format!("02:00:00:{a:02x}:{b:02x}:{c:02x}").parse()?;
             device.stream.set_nodelay(true)?;
             device.stream.write_all(&Login::new(mac, Some(KEY.as_bytes())).connect_packet())?;
-            device.stage = Stage::LoggingIn;
+            device.state = DeviceState::LoggingIn;
         }
         let len = match device.stream.read(&mut self.scratch) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
             Ok(len) if len > 0 => len,
             _ => {
-                self.seen.lost_devices += usize::from(!matches!(device.stage, Stage::Gone));
-                device.stage = Stage::Gone;
+                self.stats.lost_devices += usize::from(!matches!(device.state, DeviceState::Gone));
+                device.state = DeviceState::Gone;
                 return Ok(());
             }
         };
@@ -356,16 +356,16 @@ impl Load {
         let mut rest = &inbox[..];
         while let Some((reply, used)) = decode_server_packet(rest, 1 << 20)? {
             rest = &rest[used..];
-            match (reply, &self.devices[i].stage) {
+            match (reply, &self.devices[i].state) {
                 (ServerPacket::ConnAck { code: 0, .. }, _) => {
-                    self.devices[i].stage = Stage::Idle;
+                    self.devices[i].state = DeviceState::Idle;
                     self.connected += 1;
                 }
-                (ServerPacket::Publish(publish), Stage::Hello(since)) => {
+                (ServerPacket::Publish(publish), DeviceState::Hello(since)) => {
                     let since = since.elapsed();
                     if let Ok(grant) = CallParameters::parse(std::str::from_utf8(publish.payload)?) {
-                        self.seen.set_ups.push(since.as_nanos() as u64);
-                        self.granted(i, &grant);
+                        self.stats.call_setups_ns.push(since.as_nanos() as u64);
+                        self.on_hello_reply(i, &grant);
                     }
                 }
                 _ => {}
@@ -375,14 +375,14 @@ impl Load {
         Ok(())
     }
 
-    fn granted(&mut self, i: usize, grant: &CallParameters) {
-        self.devices[i].stage = Stage::Call;
+    fn on_hello_reply(&mut self, i: usize, grant: &CallParameters) {
+        self.devices[i].state = DeviceState::Call;
         self.udp_target = Some((Ipv4Addr::LOCALHOST, grant.port).into());
         self.ssrcs.extend(socket::ssrc(&grant.nonce).map(|ssrc| (ssrc, self.calls.len())));
         self.calls.push(Call { cipher: Cipher::new(&grant.key), nonce: grant.nonce, sent: 0, flood: false });
     }
 
-    fn hear(&mut self) -> Outcome<()> {
+    fn receive_audio(&mut self) -> Outcome<()> {
         loop {
             let count = match self.udp.receive() {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -395,8 +395,8 @@ impl Load {
                 let Some(call) = self.ssrcs.get(&header.ssrc) else { continue };
                 self.calls[*call].cipher.apply(&header.to_bytes(), &mut datagram[HEADER_LEN..]);
                 if let Some((1, nanos)) = test_audio::parse(&datagram[HEADER_LEN..]) {
-                    self.seen.down += 1;
-                    self.seen.delays.push(now.saturating_sub(nanos));
+                    self.stats.downlink_packets += 1;
+                    self.stats.delays_ns.push(now.saturating_sub(nanos));
                 }
             }
             if count < socket::BATCH {
@@ -417,11 +417,11 @@ impl Load {
             let token = Token(2 * self.chats.len() + 3);
             self.poll.registry().register(&mut stream, token, Interest::READABLE)?;
             let (inbox, outbox) = (Vec::new(), Vec::new());
-            self.chats.push(Some(Chat { stream, open: false, inbox, outbox, written: 0 }));
+            self.chats.push(Some(ChatConnection { stream, open: false, inbox, outbox, written: 0 }));
         }
     }
 
-    fn serve(&mut self, i: usize) -> Outcome<()> {
+    fn on_chat_event(&mut self, i: usize) -> Outcome<()> {
         let Some(chat) = &mut self.chats[i] else { return Ok(()) };
         loop {
             let kept = chat.inbox.len();
@@ -450,28 +450,28 @@ impl Load {
                 chat.open = true;
                 rest = &mut self.scratch[end + 4..len];
             }
-            while let Some((opcode, start, end)) = websocket_frame::head(rest) {
+            while let Some((opcode, start, end)) = websocket_frame::parse_header(rest) {
                 let (this, others) = std::mem::take(&mut rest).split_at_mut(end);
                 let (head, payload) = this.split_at_mut(start);
                 if let Some(mask) = head.last_chunk() {
-                    websocket_frame::mask(payload, *mask);
+                    websocket_frame::apply_mask(payload, *mask);
                 }
                 match opcode {
                     1 if payload.windows(7).any(|word| word == b"\"hello\"") => {
-                        websocket_frame::append(&mut self.reply, 1, SERVER_HELLO);
+                        websocket_frame::append_frame(&mut self.reply, 1, SERVER_HELLO);
                     }
                     2 => {
                         if let Some((1, nanos)) = payload.get(HEADER_LEN..).and_then(test_audio::parse) {
-                            self.seen.up += 1;
+                            self.stats.uplink_frames += 1;
                             if !self.echo {
-                                self.seen.delays.push(now.saturating_sub(nanos));
+                                self.stats.delays_ns.push(now.saturating_sub(nanos));
                             }
                             if self.echo {
-                                websocket_frame::append(&mut self.reply, 2, payload);
+                                websocket_frame::append_frame(&mut self.reply, 2, payload);
                             }
                         }
                     }
-                    9 => websocket_frame::append(&mut self.reply, 10, payload),
+                    9 => websocket_frame::append_frame(&mut self.reply, 10, payload),
                     _ => {}
                 }
                 rest = others;
@@ -486,21 +486,21 @@ impl Load {
         }
     }
 
-    fn serve_babbler(&mut self, i: usize) -> Outcome<()> {
-        let Some(chat) = &mut self.chats[i] else { return Err("the babbling chat server was left".into()) };
+    fn send_chat_flood(&mut self, i: usize) -> Outcome<()> {
+        let Some(chat) = &mut self.chats[i] else { return Err("the flooding chat server was left".into()) };
         if chat.outbox.is_empty() {
             let mut audio =
                 mqtt_websocket_proxy::proto::audio::ws_frame_header(1, test_audio::PACKET_LEN).to_vec();
             audio.extend_from_slice(&test_audio::packet(0, 0));
             self.reply.clear();
-            (0..64).for_each(|_| websocket_frame::append(&mut self.reply, 2, &audio));
+            (0..64).for_each(|_| websocket_frame::append_frame(&mut self.reply, 2, &audio));
             return chat.write(&self.reply);
         }
         chat.write(&[])
     }
 }
 
-impl Chat {
+impl ChatConnection {
     /// Writes, and keeps what the socket does not take.
     fn write(&mut self, bytes: &[u8]) -> Outcome<()> {
         self.outbox.extend_from_slice(bytes);

@@ -8,21 +8,21 @@ use std::time::Duration;
 
 use mqtt_websocket_proxy::config::Config;
 use serde_json::Value;
-use support::chat::{ChatServer, Message};
+use support::chat_server::{ChatServer, Message};
 use support::device::{Device, client_id};
 use support::gateway_with;
-use support::logged::{Logged, fact};
+use support::log_capture::{LogCapture, log_field};
 use support::mqtt::DISCONNECT;
 
-fn hasty(config: &mut Config) {
+fn short_reconnect_delay(config: &mut Config) {
     config.websocket.reconnect.initial = Duration::from_millis(20);
 }
 
 #[test]
-fn the_end_line_has_the_facts_of_the_call() {
+fn the_call_ends_line_has_the_call_statistics() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], hasty);
-    let mut log = Logged::about(client_id(1));
+    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
+    let mut log = LogCapture::containing(client_id(1));
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (call, mut peer) = device.call(&server);
     for sequence in [1, 2, 3, 3, 7, 6, 8] {
@@ -34,11 +34,11 @@ fn the_end_line_has_the_facts_of_the_call() {
     peer.reset();
     let mut peer = server.accept();
     peer.upgrade();
-    peer.greet("second");
-    peer.say(r#"{"type":"stt"}"#);
+    peer.exchange_hello("second");
+    peer.send_text(r#"{"type":"stt"}"#);
     device.json();
-    device.say(r#"{"type":"goodbye","session_id":"server-session"}"#);
-    let line = log.line("call ends");
+    device.send_text(r#"{"type":"goodbye","session_id":"server-session"}"#);
+    let line = log.wait_for_line("call ends");
     assert!(line.starts_with("INFO"), "{line}");
     for (key, value) in [
         ("session", "server-session"),
@@ -50,13 +50,13 @@ fn the_end_line_has_the_facts_of_the_call() {
         ("duplicates", "1"),
         ("redials", "1"),
     ] {
-        assert_eq!(fact(&line, key), value, "{line}");
+        assert_eq!(log_field(&line, key), value, "{line}");
     }
     // Decimal seconds.
-    let duration = fact(&line, "duration").strip_suffix('s').unwrap();
+    let duration = log_field(&line, "duration").strip_suffix('s').unwrap();
     assert_eq!(duration.split_once('.').unwrap().1.len(), 3, "{line}");
     assert!(duration.parse::<f64>().unwrap() > 0.0);
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
     assert_eq!(log.count("call ends"), 0, "one line per call");
 }
 
@@ -66,11 +66,11 @@ fn the_chat_server_is_told_goodbye_before_the_close() {
     let gateway = gateway_with(&[server.url()], |config| config.mqtt.resume_grace = Duration::ZERO);
     type End = fn(&mut Device);
     let table: [(&str, End, u16); 5] = [
-        ("device_goodbye", |device| device.say(r#"{"type":"goodbye"}"#), 1000),
-        ("device_udp_timeout", |device| device.say(r#"{"type":"udp_timeout"}"#), 1000),
+        ("device_goodbye", |device| device.send_text(r#"{"type":"goodbye"}"#), 1000),
+        ("device_udp_timeout", |device| device.send_text(r#"{"type":"udp_timeout"}"#), 1000),
         ("device_error", |device| device.mqtt.send(&[0x3f, 0]), 1000),
         ("device_disconnected", |device| device.mqtt.send(&DISCONNECT), 1000),
-        ("device_lost", |device| device.mqtt.finish(), 1000),
+        ("device_lost", |device| device.mqtt.shutdown_write(), 1000),
     ];
     for (reason, end, code) in table {
         let mut device = Device::connect(gateway.addresses().mqtt, 2);
@@ -86,16 +86,16 @@ fn the_chat_server_is_told_goodbye_before_the_close() {
 #[test]
 fn the_goodbye_has_the_id_this_chat_server_knows() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], hasty);
+    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
     let mut device = Device::connect(gateway.addresses().mqtt, 3);
     let (_call, peer) = device.call(&server);
     peer.reset();
     let mut peer = server.accept();
     peer.upgrade();
-    peer.greet("another");
-    peer.say(r#"{"type":"stt"}"#);
+    peer.exchange_hello("another");
+    peer.send_text(r#"{"type":"stt"}"#);
     device.json();
-    device.say(r#"{"type":"goodbye","session_id":"server-session"}"#);
+    device.send_text(r#"{"type":"goodbye","session_id":"server-session"}"#);
     assert_eq!(peer.expect_close(1000).unwrap()["session_id"], "another");
 }
 
@@ -105,7 +105,7 @@ fn no_goodbye_is_sent_when_switched_off() {
     let gateway = gateway_with(&[server.url()], |config| config.websocket.send_goodbye = false);
     let mut device = Device::connect(gateway.addresses().mqtt, 4);
     let (_call, mut peer) = device.call(&server);
-    device.say(r#"{"type":"goodbye"}"#);
+    device.send_text(r#"{"type":"goodbye"}"#);
     assert_eq!(peer.expect_close(1000), None::<Value>);
 }
 
@@ -113,20 +113,20 @@ fn no_goodbye_is_sent_when_switched_off() {
 fn a_chat_server_that_hangs_up_is_not_told_goodbye() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], |_| {});
-    let mut log = Logged::about(client_id(5));
+    let mut log = LogCapture::containing(client_id(5));
     let mut device = Device::connect(gateway.addresses().mqtt, 5);
     let (_call, mut peer) = device.call(&server);
     peer.send_close(Some(1000));
     assert!(matches!(peer.message(), Message::Close(Some(1000))), "the Close is answered");
     device.expect_goodbye("server-session");
-    assert_eq!(fact(&log.line("call ends"), "reason"), "server_closed");
+    assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "server_closed");
 }
 
 #[test]
 fn devices_and_chat_servers_are_told_when_the_gateway_stops() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], |_| {});
-    let mut log = Logged::about(client_id(6));
+    let mut log = LogCapture::containing(client_id(6));
     let mut device = Device::connect(gateway.addresses().mqtt, 6);
     let (_call, mut peer) = device.call(&server);
     let stopper = std::thread::spawn(move || gateway.stop(Duration::from_secs(3)).unwrap());
@@ -136,8 +136,8 @@ fn devices_and_chat_servers_are_told_when_the_gateway_stops() {
         last = device.json();
     }
     assert_eq!((&last["type"], &last["session_id"]), (&"goodbye".into(), &"server-session".into()));
-    assert_eq!(device.mqtt.until_closed(), []);
+    assert_eq!(device.mqtt.read_until_closed(), []);
     drop(device);
     stopper.join().unwrap();
-    assert_eq!(fact(&log.line("call ends"), "reason"), "shutdown");
+    assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "shutdown");
 }

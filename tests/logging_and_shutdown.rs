@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::audio::Call;
-use support::chat::{ChatServer, Message, headed};
+use support::chat_server::{ChatServer, Message, audio_frame};
 use support::device::{Device, HELLO, client_id};
 use support::mqtt::{Client, Connect, password, user_name};
 use support::process::{Folder, Process};
@@ -24,7 +24,7 @@ fn folder(server: &ChatServer) -> Folder {
         "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
         "websocket": {"production_servers": [server.url()]},
     });
-    Folder::new().with("gateway.json", file.to_string())
+    Folder::new().with_file("gateway.json", file.to_string())
 }
 
 fn start(server: &ChatServer) -> (Folder, Process) {
@@ -42,23 +42,23 @@ fn a_signal_says_goodbye_closes_with_1001_and_ends_with_0() {
         let mut device = Device::connect(process.mqtt(), 2);
         let (call, mut peer) = device.call(&server);
         let mut waiting = Device::connect(process.mqtt(), 3);
-        waiting.say(HELLO);
+        waiting.send_text(HELLO);
         let mut stalled = server.accept();
         stalled.request();
 
         let start = Instant::now();
         process.signal(signal);
         device.expect_goodbye(&call.session_id);
-        assert_eq!(device.mqtt.until_closed(), []);
+        assert_eq!(device.mqtt.read_until_closed(), []);
         peer.expect_close(1001);
         // One that waits for its call is not left waiting; one without a call just loses its connection.
         let mut last = waiting.json();
         while last["type"] != "goodbye" {
             last = waiting.json();
         }
-        waiting.mqtt.until_closed();
-        assert_eq!(idle.mqtt.until_closed(), []);
-        stalled.hold();
+        waiting.mqtt.read_until_closed();
+        assert_eq!(idle.mqtt.read_until_closed(), []);
+        stalled.ignore_until_closed();
         // Devices and servers see the end, and end their side: nothing is left to wait for.
         drop((idle, device, waiting));
         let (code, lines) = process.end();
@@ -69,7 +69,7 @@ fn a_signal_says_goodbye_closes_with_1001_and_ends_with_0() {
 }
 
 #[test]
-fn it_ends_within_the_grace_though_nobody_answers() {
+fn it_exits_within_the_grace_period_without_answers_from_peers() {
     let server = ChatServer::start();
     let (_folder, process) = start(&server);
     let mut device = Device::connect(process.mqtt(), 1);
@@ -83,7 +83,7 @@ fn it_ends_within_the_grace_though_nobody_answers() {
 }
 
 #[test]
-fn nobody_is_let_in_while_it_stops() {
+fn logins_are_refused_while_it_stops() {
     let server = ChatServer::start();
     let (_folder, process) = start(&server);
     let addr = process.mqtt();
@@ -94,7 +94,7 @@ fn nobody_is_let_in_while_it_stops() {
     if let Ok(stream) = std::net::TcpStream::connect_timeout(&addr, Duration::from_secs(1)) {
         let mut client = Client::from(stream);
         client.try_send(&Connect::new(&client_id(2)).packet());
-        assert_eq!(client.until_closed(), []);
+        assert_eq!(client.read_until_closed(), []);
     }
     assert_eq!(process.end().0, Some(0));
 }
@@ -106,7 +106,7 @@ fn a_call_is_two_lines_with_session_duration_packets_and_loss() {
     let mut device = Device::connect(process.mqtt(), 1);
     let started = Instant::now();
     let (call, mut peer) = device.call(&server);
-    let begin = process.line("call begins");
+    let begin = process.wait_for_line("call begins");
     for part in
         ["[INFO ]", &format!("[{} 127.0.0.1:", device.client_id), "session=server-session", "answered_after="]
     {
@@ -118,17 +118,17 @@ fn a_call_is_two_lines_with_session_duration_packets_and_loss() {
     for sequence in [1, 2, 3, 6, 5, 6] {
         call.send_raw(&call.seal(0, sequence, b"\x58abc"));
     }
-    (0..4).for_each(|_| assert_eq!(peer.binary(), headed(0, b"\x58abc")));
+    (0..4).for_each(|_| assert_eq!(peer.binary(), audio_frame(0, b"\x58abc")));
     for n in 0..5 {
         peer.send_audio(n, b"\x58ab");
         call.receive();
     }
     // Long enough for the duration to show.
     assert_eq!(call.receive_within(Duration::from_millis(150)), None);
-    device.say(r#"{"type":"goodbye"}"#);
+    device.send_text(r#"{"type":"goodbye"}"#);
     peer.expect_close(1000);
     let took = started.elapsed().as_secs_f64();
-    let end = process.line("call ends");
+    let end = process.wait_for_line("call ends");
     for part in [
         "[INFO ]",
         &format!("[{} 127.0.0.1:", device.client_id),
@@ -153,15 +153,15 @@ fn a_call_is_two_lines_with_session_duration_packets_and_loss() {
 }
 
 #[test]
-fn a_call_that_never_came_up_is_told_with_the_reason() {
+fn a_failed_call_is_logged_with_its_reason() {
     let server = ChatServer::start();
     let (_folder, mut process) = start(&server);
     let mut device = Device::connect(process.mqtt(), 1);
-    device.say(HELLO);
+    device.send_text(HELLO);
     server.accept().refuse("401 Unauthorized");
-    let line = process.line("fails");
+    let line = process.wait_for_line("fails");
     assert!(line.contains("[WARN ]") && line.contains("401") && line.contains("SERVER_SECRET"), "{line}");
-    let end = process.line("call ends");
+    let end = process.wait_for_line("call ends");
     assert!(end.contains("reason=no_server"), "{end}");
 }
 
@@ -175,7 +175,7 @@ fn no_secret_is_in_any_line_at_any_level() {
         "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "debug": true,
         "websocket": {"production_servers": [url]}, "logging": {"file_path": "gateway.log"},
     });
-    let folder = Folder::new().with("gateway.json", file.to_string());
+    let folder = Folder::new().with_file("gateway.json", file.to_string());
     let variables =
         [("MQTT_SIGNATURE_KEY", KEY), ("SERVER_SECRET", SECRET), ("RUST_LOG", "trace"), ("DEBUG", "1")];
     let process = folder.start("-c gateway.json -l trace", &variables);
@@ -186,23 +186,23 @@ fn no_secret_is_in_any_line_at_any_level() {
     let wrong = Connect { password: Some(b"wrong-Password-20".to_vec()), ..Connect::new(&id) };
     let mut client = Client::open(process.mqtt());
     client.send(&wrong.packet());
-    client.until_closed();
+    client.read_until_closed();
     secrets.extend(["wrong-Password-20".to_owned(), password(KEY, &id, &user_name())]);
     let mqtt = Client::log_in(process.mqtt(), &Connect::signed(&id, KEY));
     let mut device = Device { mqtt, mac: String::new(), client_id: id };
 
     // A dial that is refused, one that is not, and a redial.
-    device.say(HELLO);
+    device.send_text(HELLO);
     let request = server.accept().refuse("403 Forbidden");
-    let bearer = |request: &support::chat::Request| {
+    let bearer = |request: &support::chat_server::Request| {
         request.header("authorization").unwrap().strip_prefix("Bearer ").unwrap().to_owned()
     };
     secrets.push(bearer(&request));
     while device.json()["type"] != "goodbye" {}
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
     secrets.push(bearer(&peer.upgrade()));
-    peer.greet("s");
+    peer.exchange_hello("s");
     let mut reply = device.json();
     while reply["type"] != "hello" {
         reply = device.json();
@@ -215,8 +215,8 @@ fn no_secret_is_in_any_line_at_any_level() {
     peer.reset();
     let mut peer = server.accept();
     secrets.push(bearer(&peer.upgrade()));
-    peer.greet("t");
-    device.say(r#"{"type":"goodbye"}"#);
+    peer.exchange_hello("t");
+    device.send_text(r#"{"type":"goodbye"}"#);
     while !matches!(peer.message(), Message::Close(_)) {}
     process.signal("HUP");
     process.signal("TERM");
@@ -239,20 +239,20 @@ fn no_secret_is_in_any_line_at_any_level() {
 }
 
 #[test]
-fn what_a_peer_sends_cannot_forge_a_line() {
+fn peer_input_cannot_forge_a_log_line() {
     let server = ChatServer::start();
     let (_folder, mut process) = start(&server);
     let mut device = Device::connect(process.mqtt(), 1);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
     peer.request();
     peer.send_raw(b"HTTP/1.1 302 Found\r\nLocation: http://x/\x0b2026 [ERROR] forged\r\n\r\n");
-    peer.shut();
-    process.line("call ends");
+    peer.shutdown_write();
+    process.wait_for_line("call ends");
     // A hello version is quoted in the log.
-    device.say(&HELLO.replace("\"version\":3", r#""version":"\n2026 [ERROR] forged""#));
-    assert_eq!(device.mqtt.until_closed().last().map(|packet| packet.first), Some(0x30));
-    process.line("hello with version");
+    device.send_text(&HELLO.replace("\"version\":3", r#""version":"\n2026 [ERROR] forged""#));
+    assert_eq!(device.mqtt.read_until_closed().last().map(|packet| packet.first), Some(0x30));
+    process.wait_for_line("hello with version");
     process.signal("TERM");
     let (_, lines) = process.end();
     let stamped = |line: &String| line.len() > 33 && line.as_bytes()[10] == b'T' && line.contains("Z [");
@@ -260,15 +260,15 @@ fn what_a_peer_sends_cannot_forge_a_line() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_or_that_cannot_be_written_stalls_nothing() {
+fn a_blocked_or_unwritable_log_stalls_nothing() {
     let server = ChatServer::start();
     let file = json!({
         "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
         "websocket": {"production_servers": [server.url()]}, "logging": {"file_path": "/dev/full"},
     });
-    let folder = Folder::new().with("gateway.json", file.to_string());
+    let folder = Folder::new().with_file("gateway.json", file.to_string());
     let mut process = folder.start("-c gateway.json -l debug", &[]);
-    let ear = process.stop_reading();
+    let ear = process.pause_reading();
     let ear = ear.lock().unwrap();
     // Each connection is some lines: far more than a pipe holds.
     thread::scope(|scope| {
@@ -278,7 +278,7 @@ fn a_log_that_nobody_reads_or_that_cannot_be_written_stalls_nothing() {
                 for _ in 0..400 {
                     let mut client = Client::log_in(addr, &Connect::new(&client_id(number)));
                     client.send(&[0xff, 0]);
-                    client.until_closed();
+                    client.read_until_closed();
                 }
             });
         }
@@ -296,19 +296,19 @@ fn a_log_that_nobody_reads_or_that_cannot_be_written_stalls_nothing() {
 }
 
 #[test]
-fn hellos_without_end_fill_no_log() {
+fn endless_hellos_do_not_flood_the_log() {
     let server = ChatServer::start();
     let (_folder, process) = start(&server);
     let mut device = Device::connect(process.mqtt(), 1);
     for _ in 0..2_000 {
-        device.say(HELLO);
+        device.send_text(HELLO);
     }
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
     // Another connection each time, and a hello of older firmware.
     for _ in 0..50 {
         let mut device = Device::connect(process.mqtt(), 2);
-        device.say(r#"{"type":"hello","version":2}"#);
-        device.mqtt.until_closed();
+        device.send_text(r#"{"type":"hello","version":2}"#);
+        device.mqtt.read_until_closed();
     }
     process.signal("TERM");
     let (_, lines) = process.end();
@@ -319,21 +319,21 @@ fn hellos_without_end_fill_no_log() {
 }
 
 #[test]
-fn why_a_device_that_was_let_in_is_closed_is_said_once_in_a_while() {
+fn closing_a_logged_in_device_is_logged_at_a_limited_rate() {
     let server = ChatServer::start();
     let (_folder, mut process) = start(&server);
     for _ in 0..20 {
         let mut device = Device::connect(process.mqtt(), 1);
         // A PUBLISH with QoS 1.
         device.mqtt.send(&[0x32, 7, 0, 1, b't', 0, 1, b'{', b'}']);
-        device.mqtt.until_closed();
+        device.mqtt.read_until_closed();
     }
-    let line = process.line("closed: protocol error");
+    let line = process.wait_for_line("closed: protocol error");
     assert!(line.contains("WARN") && line.contains(&client_id(1)) && line.contains("QoS 1"), "{line}");
     // A stranger's garbage is worth no line.
     let mut stranger = Client::open(process.mqtt());
     stranger.try_send(b"garbage");
-    stranger.until_closed();
+    stranger.read_until_closed();
     process.signal("TERM");
     let (_, lines) = process.end();
     let warnings = lines.iter().filter(|line| line.contains("protocol error")).count();

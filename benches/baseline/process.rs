@@ -1,4 +1,4 @@
-//! What is measured: the gateway or the floor, each as a process of its own on a core of its own.
+//! What is measured: the gateway or the baseline, each as a process of its own on a core of its own.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -21,7 +21,7 @@ const CORES: [usize; 2] = [0, 1];
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Subject {
     /// With the microseconds it waits before each poll.
-    Floor(u32),
+    Baseline(u32),
     /// With its `udp.coalesce_max_us`.
     Gateway(u32),
 }
@@ -29,10 +29,10 @@ pub(crate) enum Subject {
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Floor(0) => write!(f, "floor"),
-            Self::Floor(wait) => write!(f, "floor, waiting {wait} us"),
-            Self::Gateway(0) => write!(f, "gateway, not gathering"),
-            Self::Gateway(most) => write!(f, "gateway, gathering {most} us"),
+            Self::Baseline(0) => write!(f, "baseline"),
+            Self::Baseline(wait) => write!(f, "baseline, waiting {wait} us"),
+            Self::Gateway(0) => write!(f, "gateway, not coalescing"),
+            Self::Gateway(most) => write!(f, "gateway, coalescing {most} us"),
         }
     }
 }
@@ -44,14 +44,14 @@ impl FromStr for Subject {
         let (kind, wait) = text.split_once(':').unwrap_or((text, "0"));
         let wait = wait.parse().map_err(|_| format!("{wait:?} is no number of microseconds"))?;
         match kind {
-            "floor" => Ok(Self::Floor(wait)),
+            "baseline" => Ok(Self::Baseline(wait)),
             "gateway" => Ok(Self::Gateway(wait)),
-            _ => Err(format!("{text:?} is neither floor:N nor gateway:N")),
+            _ => Err(format!("{text:?} is neither baseline:N nor gateway:N")),
         }
     }
 }
 
-pub(crate) struct Target {
+pub(crate) struct MeasuredProcess {
     pub(crate) mqtt: SocketAddr,
     /// From the start of its process to the first CONNACK.
     pub(crate) start_up: Duration,
@@ -62,19 +62,19 @@ pub(crate) struct Target {
 
 /// Kilobytes of a process that are in memory: all, and those that are no file's.
 #[derive(Clone, Copy)]
-pub(crate) struct Memory {
-    pub(crate) rss: f64,
-    pub(crate) anonymous: f64,
+pub(crate) struct ProcessMemory {
+    pub(crate) rss_kib: f64,
+    pub(crate) anonymous_kib: f64,
 }
 
-impl Target {
+impl MeasuredProcess {
     pub(crate) fn start(subject: Subject, chat: SocketAddr) -> Outcome<Self> {
         let [mqtt, api] = [free_tcp_port()?, free_tcp_port()?];
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let folder = std::env::temp_dir().join(format!("floor-{}", std::process::id()));
+        let folder = std::env::temp_dir().join(format!("baseline-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
         let mut command = match subject {
-            Subject::Floor(wait) => {
+            Subject::Baseline(wait) => {
                 let mut command = Command::new(std::env::current_exe()?);
                 command.args([
                     "relay",
@@ -99,19 +99,19 @@ impl Target {
         let log = fs::File::create(folder.join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         // The child inherits where its parent runs.
-        pin(CORES[0]);
+        pin_to_core(CORES[0]);
         let begin = Instant::now();
         let child = command.spawn()?;
-        pin(CORES[1]);
+        pin_to_core(CORES[1]);
         let mqtt = SocketAddr::from((Ipv4Addr::LOCALHOST, mqtt));
         let mut target = Self { mqtt, start_up: Duration::ZERO, api, child, folder };
-        target.log_in(begin)?;
+        target.wait_for_login(begin)?;
         target.start_up = begin.elapsed();
         Ok(target)
     }
 
     /// Tries until a device is let in.
-    fn log_in(&mut self, begin: Instant) -> Outcome<()> {
+    fn wait_for_login(&mut self, begin: Instant) -> Outcome<()> {
         loop {
             if let Ok(mut stream) = TcpStream::connect(self.mqtt) {
                 stream.write_all(
@@ -133,7 +133,7 @@ impl Target {
     }
 
     /// The processor time of all its threads so far, in microseconds: the first number of schedstat is nanoseconds.
-    pub(crate) fn cpu(&self) -> f64 {
+    pub(crate) fn cpu_us(&self) -> f64 {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).into_iter().flatten().flatten();
         let spent = tasks.filter_map(|task| {
             let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
@@ -142,17 +142,17 @@ impl Target {
         spent.sum::<f64>() / 1000.0
     }
 
-    pub(crate) fn memory(&self) -> Outcome<Memory> {
+    pub(crate) fn memory(&self) -> Outcome<ProcessMemory> {
         let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()))?;
         let value = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
             line.split_whitespace().next().and_then(|kb| kb.parse().ok()).unwrap_or(f64::NAN)
         };
-        Ok(Memory { rss: value("Rss:"), anonymous: value("Anonymous:") })
+        Ok(ProcessMemory { rss_kib: value("Rss:"), anonymous_kib: value("Anonymous:") })
     }
 
     /// How many turns of the gateway took up to how many seconds, cumulated, as /metrics tells.
-    pub(crate) fn turns(&self) -> Outcome<Vec<(f64, f64)>> {
+    pub(crate) fn iteration_histogram(&self) -> Outcome<Vec<(f64, f64)>> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.api))?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
@@ -174,7 +174,7 @@ impl Target {
     }
 }
 
-impl Drop for Target {
+impl Drop for MeasuredProcess {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill();
@@ -184,7 +184,7 @@ impl Drop for Target {
 }
 
 /// Moves this thread, and what it starts, to one core; where there is only one, they share it.
-fn pin(core: usize) {
+fn pin_to_core(core: usize) {
     let mut set = CpuSet::new();
     let _ = set.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
 }

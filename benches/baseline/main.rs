@@ -1,9 +1,9 @@
-//! The gateway beside the floor, the least that any relay can do: both in turn, under the same load, on this machine.
+//! The gateway beside the baseline, the least that any relay can do: both in turn, under the same load, on this machine.
 //!
 //! ```text
-//! cargo bench --bench floor                          every figure, about ten minutes
-//! cargo bench --bench floor -- --only audio,curve    some of them
-//! cargo bench --bench floor -- --quick               whether it runs at all
+//! cargo bench --bench baseline                          every figure, about ten minutes
+//! cargo bench --bench baseline -- --only audio,curve    some of them
+//! cargo bench --bench baseline -- --quick               whether it runs at all
 //! ```
 #![allow(clippy::print_stdout)] // A report is what it is for.
 
@@ -42,5 +42,5 @@ fn listen(at: std::net::SocketAddr) -> std::io::Result<mio::net::TcpListener> {
 
 #[cfg(not(target_os = "linux"))]
 fn main() {
-    println!("floor: it reads /proc and batches datagrams, which needs Linux");
+    println!("baseline: it reads /proc and batches datagrams, which needs Linux");
 }

@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A working directory of its own, removed at the end.
 struct Folder(PathBuf);
@@ -27,7 +27,7 @@ impl Folder {
         Self(path)
     }
 
-    fn with(self, name: &str, text: &str) -> Self {
+    fn with_file(self, name: &str, text: &str) -> Self {
         let path = self.0.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
@@ -45,7 +45,7 @@ impl Folder {
     /// Runs the program to its end.
     fn run(&self, line: &str, variables: &[(&str, &str)]) -> Output {
         let mut command = self.command(line, variables);
-        let mut child = Guard(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+        let mut child = ChildGuard(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
         let status = child.exit_code();
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         child.0.stdout.take().unwrap().read_to_end(&mut stdout).unwrap();
@@ -57,7 +57,7 @@ impl Folder {
     fn start(&self, line: &str, variables: &[(&str, &str)]) -> Running {
         let mut command = self.command(line, variables);
         command.env("MQTT_PORT", "0").env("UDP_PORT", "0").env("API_PORT", "0");
-        let mut child = Guard(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+        let mut child = ChildGuard(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
         let (sender, lines) = mpsc::channel();
         let stderr = BufReader::new(child.0.stderr.take().unwrap());
         thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
@@ -74,11 +74,11 @@ impl Drop for Folder {
 }
 
 /// A process that does not outlive its test.
-struct Guard(Child);
+struct ChildGuard(Child);
 
-impl Guard {
+impl ChildGuard {
     fn exit_code(&mut self) -> std::process::ExitStatus {
-        let end = Instant::now() + LIMIT;
+        let end = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.0.try_wait().unwrap() {
                 return status;
@@ -89,7 +89,7 @@ impl Guard {
     }
 }
 
-impl Drop for Guard {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -97,7 +97,7 @@ impl Drop for Guard {
 }
 
 struct Running {
-    child: Guard,
+    child: ChildGuard,
     lines: Receiver<String>,
     seen: Vec<String>,
 }
@@ -105,7 +105,7 @@ struct Running {
 impl Running {
     fn wait_for(&mut self, part: &str) -> String {
         loop {
-            let Ok(line) = self.lines.recv_timeout(LIMIT) else {
+            let Ok(line) = self.lines.recv_timeout(TIMEOUT) else {
                 panic!("{part:?} is not in {:#?}", self.seen)
             };
             self.seen.push(line.clone());
@@ -125,7 +125,7 @@ impl Running {
     #[cfg(unix)]
     fn end(mut self) -> (Option<i32>, Vec<String>) {
         let code = self.child.exit_code().code();
-        while let Ok(line) = self.lines.recv_timeout(LIMIT) {
+        while let Ok(line) = self.lines.recv_timeout(TIMEOUT) {
             self.seen.push(line);
         }
         (code, self.seen)
@@ -176,7 +176,8 @@ fn a_wrong_command_line_ends_with_2_and_one_line() {
 
 #[test]
 fn a_wrong_configuration_ends_with_2_and_names_file_field_found_and_allowed() {
-    let folder = Folder::new().with("bad.json", r#"{"mqtt":{"port":"abc"}}"#).with("good.json", "{}");
+    let folder =
+        Folder::new().with_file("bad.json", r#"{"mqtt":{"port":"abc"}}"#).with_file("good.json", "{}");
     for (line, variables, expected) in [
         (
             "-c bad.json",
@@ -203,7 +204,7 @@ fn a_wrong_configuration_ends_with_2_and_names_file_field_found_and_allowed() {
 
 #[test]
 fn the_default_file_is_read_when_it_is_there() {
-    let folder = Folder::new().with("config/gateway.json", r#"{"udp":{"prot":1}}"#);
+    let folder = Folder::new().with_file("config/gateway.json", r#"{"udp":{"prot":1}}"#);
     let output = folder.run("", &[]);
     assert_eq!(output.status.code(), Some(2));
     let error = stderr_line(&output);
@@ -220,7 +221,7 @@ fn a_port_in_use_ends_with_1_and_one_line_with_port_and_reason() {
     let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let file = r#"{"mqtt":{"host":"127.0.0.1"},"logging":{"enabled":false}}"#;
-    let folder = Folder::new().with("quiet.json", file);
+    let folder = Folder::new().with_file("quiet.json", file);
     let variables = [("MQTT_PORT", port.as_str()), ("UDP_PORT", "0"), ("API_PORT", "0")];
     let output = folder.run("-c quiet.json -p gateway.pid", &variables);
     let error = stderr_line(&output);
@@ -230,10 +231,10 @@ fn a_port_in_use_ends_with_1_and_one_line_with_port_and_reason() {
 }
 
 #[test]
-fn a_log_or_pid_file_that_cannot_be_opened_ends_with_1_and_one_line() {
+fn an_unopenable_log_or_pid_file_exits_with_1_and_one_line() {
     let log = r#"{"logging":{"enabled":false,"file_path":"file/gateway.log"}}"#;
-    let folder = Folder::new().with("file", "").with("log.json", log);
-    let folder = folder.with("quiet.json", r#"{"logging":{"enabled":false}}"#);
+    let folder = Folder::new().with_file("file", "").with_file("log.json", log);
+    let folder = folder.with_file("quiet.json", r#"{"logging":{"enabled":false}}"#);
     let ports = [("MQTT_PORT", "0"), ("UDP_PORT", "0"), ("API_PORT", "0")];
     for (line, part) in [
         ("-c log.json", "the log file file/gateway.log"),
@@ -248,7 +249,7 @@ fn a_log_or_pid_file_that_cannot_be_opened_ends_with_1_and_one_line() {
 
 #[cfg(unix)]
 #[test]
-fn it_starts_on_defaults_says_so_and_stops_with_0_on_either_signal() {
+fn it_starts_on_defaults_logs_so_and_exits_with_0_on_either_signal() {
     for signal in ["TERM", "INT"] {
         let folder = Folder::new();
         let running = folder.start("--pid gateway.pid", &[("MQTT_PORT", "0"), ("UDP_PORT", "0")]);
@@ -271,7 +272,7 @@ fn it_starts_on_defaults_says_so_and_stops_with_0_on_either_signal() {
 fn the_log_goes_to_the_file_too_and_no_line_holds_a_secret() {
     let file = r#"{"websocket":{"production_servers":["ws://127.0.0.1:9/?token=hunter1"],"server_secret":"hunter2"},
         "logging":{"file_path":"logs/deep/gateway.log"},"gateway":{"device_id":"x","client_id":"y"}}"#;
-    let folder = Folder::new().with("gateway.json", file);
+    let folder = Folder::new().with_file("gateway.json", file);
     let running = folder.start("-l debug -c gateway.json", &[("MQTT_SIGNATURE_KEY", "hunter3")]);
     running.signal("TERM");
     let (code, lines) = running.end();
@@ -285,11 +286,11 @@ fn the_log_goes_to_the_file_too_and_no_line_holds_a_secret() {
 
 #[cfg(unix)]
 #[test]
-fn a_node_gateways_directory_works_unchanged_and_says_so() {
+fn a_node_gateways_directory_works_unchanged_and_is_reported() {
     let file =
         r#"{"production":{"chat_servers":["ws://127.0.0.1:9/"]},"max_mqtt_payload_size":8192,"debug":false}"#;
     let env = "PUBLIC_IP=192.0.2.7 # mine\nMQTT_SIGNATURE_KEY=hunter$2\nSERVER_SECRET=\"hunter#3\"\nUDP_PORT=1\nDEBUG=x\n";
-    let folder = Folder::new().with("config/mqtt.json", file).with(".env", env);
+    let folder = Folder::new().with_file("config/mqtt.json", file).with_file(".env", env);
     let mut running = folder.start("--config config/mqtt.json", &[]);
     let line = running.seen.iter().find(|line| line.contains("config/mqtt.json")).unwrap();
     assert!(line.contains("Node.js") && line.contains(".env gives PUBLIC_IP, MQTT_SIGNATURE_KEY"), "{line}");
@@ -316,9 +317,9 @@ fn a_node_gateways_directory_works_unchanged_and_says_so() {
 #[test]
 fn the_env_file_counts_for_a_node_file_only() {
     let folder = Folder::new()
-        .with(".env", "MQTT_PORT=abc\n")
-        .with("mqtt.json", r#"{"production":{}}"#)
-        .with("bad.json", r#"{"mqtt":{"port":"abc"}}"#);
+        .with_file(".env", "MQTT_PORT=abc\n")
+        .with_file("mqtt.json", r#"{"production":{}}"#)
+        .with_file("bad.json", r#"{"mqtt":{"port":"abc"}}"#);
     let error = stderr_line(&folder.run("-c mqtt.json", &[]));
     assert!(error.starts_with(r#"error: .env: MQTT_PORT: found "abc", allowed: "#), "{error}");
     let error = stderr_line(&folder.run("-c bad.json", &[]));
@@ -328,8 +329,8 @@ fn the_env_file_counts_for_a_node_file_only() {
 #[cfg(unix)]
 #[test]
 fn a_disabled_log_is_silent() {
-    let folder = Folder::new().with("gateway.json", r#"{"logging":{"enabled":false}}"#);
-    let mut child = Guard(
+    let folder = Folder::new().with_file("gateway.json", r#"{"logging":{"enabled":false}}"#);
+    let mut child = ChildGuard(
         folder
             .command("-c gateway.json -p pid", &[("MQTT_PORT", "0"), ("UDP_PORT", "0"), ("API_PORT", "0")])
             .stdout(Stdio::piped())
@@ -337,7 +338,7 @@ fn a_disabled_log_is_silent() {
             .spawn()
             .unwrap(),
     );
-    let end = Instant::now() + LIMIT;
+    let end = Instant::now() + TIMEOUT;
     // The pid file is written once the signals are watched.
     while !folder.0.join("pid").exists() {
         assert!(Instant::now() < end);
@@ -358,8 +359,8 @@ fn a_disabled_log_is_silent() {
 #[test]
 fn a_reload_applies_what_it_can_and_refuses_a_bad_file_whole() {
     let path = |folder: &Folder| folder.0.join("gateway.json");
-    let folder =
-        Folder::new().with("gateway.json", r#"{"websocket":{"production_servers":["ws://127.0.0.1:9/"]}}"#);
+    let folder = Folder::new()
+        .with_file("gateway.json", r#"{"websocket":{"production_servers":["ws://127.0.0.1:9/"]}}"#);
     let mut running = folder.start("-c gateway.json", &[]);
     // Replaced by rename, so that nobody ever sees half a file.
     let replace = |text: &str| {

@@ -1,4 +1,4 @@
-//! The house keeps its shape: the pure rooms stay pure, and imports point one way.
+//! The dependency rules: the pure modules stay pure, and imports point one way.
 
 #![allow(clippy::unwrap_used)]
 
@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Sockets, clocks, randomness and logs: what bytes and decisions must not depend on.
-const IMPURE: [&str; 22] = [
+const FORBIDDEN_IN_CORE: [&str; 22] = [
     "mio",
     "tungstenite",
     "native_tls",
@@ -31,8 +31,8 @@ const IMPURE: [&str; 22] = [
     "getrandom",
 ];
 
-/// A room, and the rooms it must not know.
-const DIRECTION: [(&str, &[&str]); 6] = [
+/// A module, and the modules it must not know.
+const FORBIDDEN_IMPORTS: [(&str, &[&str]); 6] = [
     ("proto", &["session", "net", "admin", "tools", "config", "logger"]),
     ("session", &["net", "admin", "tools", "logger"]),
     ("config", &["session", "net", "admin", "tools", "logger"]),
@@ -42,13 +42,13 @@ const DIRECTION: [(&str, &[&str]); 6] = [
 ];
 
 /// What tests and fuzzers see.
-const FUZZED: &str = "#[cfg(any(test, fuzzing))]";
+const FUZZING_ATTRIBUTE: &str = "#[cfg(any(test, fuzzing))]";
 
-/// Every file of a room, without those that only tests see.
-fn files(room: &str) -> Vec<PathBuf> {
+/// Every file of a module, without those that only tests see.
+fn source_files(module: &str) -> Vec<PathBuf> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let (mut found, mut folders) = (Vec::new(), vec![src.join(room)]);
-    found.extend(Some(src.join(format!("{room}.rs"))).filter(|path| path.exists()));
+    let (mut found, mut folders) = (Vec::new(), vec![src.join(module)]);
+    found.extend(Some(src.join(format!("{module}.rs"))).filter(|path| path.exists()));
     while let Some(folder) = folders.pop() {
         let Ok(entries) = fs::read_dir(&folder) else { continue };
         for path in entries.map(|entry| entry.unwrap().path()) {
@@ -72,7 +72,7 @@ fn test_modules(path: &Path) -> Vec<PathBuf> {
         "mod" => path.parent().unwrap().to_owned(),
         _ => path.with_extension(""),
     };
-    let text = text.replace(FUZZED, "#[cfg(test)]");
+    let text = text.replace(FUZZING_ATTRIBUTE, "#[cfg(test)]");
     let names = text.split("#[cfg(test)]").skip(1).filter_map(|rest| {
         // Other attributes may stand in between.
         let line = rest.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("#["))?;
@@ -82,7 +82,7 @@ fn test_modules(path: &Path) -> Vec<PathBuf> {
 }
 
 /// What is compiled of a file outside of tests: no comments, and nothing from the tests at its end on.
-fn code(text: &str) -> String {
+fn production_code(text: &str) -> String {
     // A URL's slashes follow a colon, a comment's stand at the start or behind a space.
     let comment = |line: &str| if line.starts_with("//") { Some(0) } else { line.find(" //") };
     let lines = text.lines().map(|line| &line[..comment(line).unwrap_or(line.len())]);
@@ -101,7 +101,7 @@ fn code(text: &str) -> String {
 }
 
 /// The names of `names` that occur in `code` as words of their own.
-fn named<'a>(code: &str, names: &[&'a str]) -> Vec<&'a str> {
+fn names_in<'a>(code: &str, names: &[&'a str]) -> Vec<&'a str> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let occurs = |name: &str| {
         code.match_indices(name).any(|(at, _)| {
@@ -113,26 +113,26 @@ fn named<'a>(code: &str, names: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn the_pure_rooms_name_no_socket_clock_random_source_or_log() {
-    for room in ["proto", "session", "admin"] {
-        let files = files(room);
-        assert!(files.len() >= 6, "{room}: {files:?}");
+fn pure_modules_use_no_socket_clock_random_source_or_log() {
+    for module in ["proto", "session", "admin"] {
+        let files = source_files(module);
+        assert!(files.len() >= 6, "{module}: {files:?}");
         for path in files {
-            let found = named(&code(&fs::read_to_string(&path).unwrap()), &IMPURE);
+            let found = names_in(&production_code(&fs::read_to_string(&path).unwrap()), &FORBIDDEN_IN_CORE);
             assert!(found.is_empty(), "{} names {found:?}", path.display());
         }
     }
 }
 
 #[test]
-fn imports_point_one_way() {
-    for (room, above) in DIRECTION {
-        let files = files(room);
-        assert!(!files.is_empty(), "{room}");
+fn imports_follow_the_dependency_direction() {
+    for (module, above) in FORBIDDEN_IMPORTS {
+        let files = source_files(module);
+        assert!(!files.is_empty(), "{module}");
         for path in files {
-            let code = code(&fs::read_to_string(&path).unwrap());
+            let code = production_code(&fs::read_to_string(&path).unwrap());
             let names: Vec<_> = above.iter().map(|other| format!("crate::{other}")).collect();
-            let found = named(&code, &names.iter().map(String::as_str).collect::<Vec<_>>());
+            let found = names_in(&code, &names.iter().map(String::as_str).collect::<Vec<_>>());
             assert!(found.is_empty(), "{} names {found:?}", path.display());
             // `use crate::{a, b}` would slip past the names above.
             assert!(!code.contains("crate::{"), "{}: one `use crate::` a line, please", path.display());
@@ -141,14 +141,17 @@ fn imports_point_one_way() {
 }
 
 #[test]
-fn a_forbidden_name_is_found_where_it_counts_and_only_there() {
+fn forbidden_names_are_found_in_production_code_only() {
     let text = "use mio::Token; // std::io\n// log::x\n    // getrandom\nlet url = \"ws://a\"; nix();\nlet a = Instant::nowhere();\n#[cfg(test)]\nmod tests {\nlog::info!(1)\n}\n";
-    assert_eq!(named(&code(text), &IMPURE), ["mio", "nix"]);
-    assert_eq!(named("catalog::x; dialog; mio_x; std::io::Read; warn!(\"\")", &IMPURE), ["std::io", "warn!"]);
-    assert_eq!(named("let now = Instant::now();", &IMPURE), ["Instant::now"]);
+    assert_eq!(names_in(&production_code(text), &FORBIDDEN_IN_CORE), ["mio", "nix"]);
+    assert_eq!(
+        names_in("catalog::x; dialog; mio_x; std::io::Read; warn!(\"\")", &FORBIDDEN_IN_CORE),
+        ["std::io", "warn!"]
+    );
+    assert_eq!(names_in("let now = Instant::now();", &FORBIDDEN_IN_CORE), ["Instant::now"]);
     let attributes = "a\n#[cfg(test)]\n#[allow(clippy::unwrap_used)]\nmod tests {\nmio\n}";
-    assert_eq!(code(attributes), "a");
-    assert_eq!(code("#[cfg(test)]\nmod tests;\nmio"), "#[cfg(test)]\nmod tests;\nmio");
+    assert_eq!(production_code(attributes), "a");
+    assert_eq!(production_code("#[cfg(test)]\nmod tests;\nmio"), "#[cfg(test)]\nmod tests;\nmio");
 }
 
 #[test]
@@ -176,12 +179,12 @@ fn every_test_that_the_threat_model_names_exists() {
 
 /// The compiler refuses it but where it is allowed: once, and with its proof beside it.
 #[test]
-fn unsafe_code_is_refused_but_in_one_place() {
+fn unsafe_code_is_denied_except_in_one_module() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manifest = fs::read_to_string(root.join("Cargo.toml")).unwrap();
     assert!(manifest.contains("\n[lints.rust]\nunsafe_code = \"deny\"\n"), "the compiler holds it");
     let mut allowed = Vec::new();
-    for file in files("") {
+    for file in source_files("") {
         let text = fs::read_to_string(&file).unwrap();
         if text.contains("allow(unsafe_code)") {
             assert_eq!(text.matches("unsafe {").count(), text.matches("// SAFETY: ").count());
@@ -192,7 +195,7 @@ fn unsafe_code_is_refused_but_in_one_place() {
 }
 
 #[test]
-fn the_page_about_tests_names_each_file_of_them() {
+fn docs_testing_lists_every_test_file() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let page = fs::read_to_string(root.join("docs/testing.md")).unwrap();
     let (_, table) = page.split_once("| file | what |").unwrap();

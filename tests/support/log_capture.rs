@@ -6,64 +6,65 @@ use std::time::Instant;
 
 use log::{LevelFilter, Log, Metadata, Record};
 
-use super::{LIMIT, left};
+use super::{TIMEOUT, remaining};
 
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
-static CAME: Condvar = Condvar::new();
+static LINE_ADDED: Condvar = Condvar::new();
 static START: Once = Once::new();
 
 /// The lines with one text in them, from now on. Must exist before the gateway that writes them.
-pub struct Logged {
-    about: String,
+pub struct LogCapture {
+    filter: String,
     from: usize,
 }
 
-impl Logged {
-    pub fn about(text: impl Into<String>) -> Self {
+impl LogCapture {
+    pub fn containing(text: impl Into<String>) -> Self {
         START.call_once(|| {
-            log::set_logger(&Collector).unwrap();
+            log::set_logger(&CaptureLogger).unwrap();
             log::set_max_level(LevelFilter::Debug);
         });
-        Self { about: text.into(), from: LINES.lock().unwrap().len() }
+        Self { filter: text.into(), from: LINES.lock().unwrap().len() }
     }
 
     /// Waits for the next line with this in it; `LEVEL text`.
-    pub fn line(&mut self, part: &str) -> String {
-        let end = Instant::now() + LIMIT;
+    pub fn wait_for_line(&mut self, part: &str) -> String {
+        let end = Instant::now() + TIMEOUT;
         let mut lines = LINES.lock().unwrap();
         loop {
             let found =
-                lines[self.from..].iter().position(|line| line.contains(part) && line.contains(&self.about));
+                lines[self.from..].iter().position(|line| line.contains(part) && line.contains(&self.filter));
             if let Some(at) = found {
                 self.from += at + 1;
                 return lines[self.from - 1].clone();
             }
             if Instant::now() >= end {
-                let about: Vec<_> = lines.iter().filter(|line| line.contains(&self.about)).cloned().collect();
+                let about: Vec<_> =
+                    lines.iter().filter(|line| line.contains(&self.filter)).cloned().collect();
                 // The other tests go on.
                 drop(lines);
-                panic!("no {part:?} about {:?} in {about:#?}", self.about);
+                panic!("no {part:?} about {:?} in {about:#?}", self.filter);
             }
-            lines = CAME.wait_timeout(lines, left(end)).unwrap().0;
+            lines = LINE_ADDED.wait_timeout(lines, remaining(end)).unwrap().0;
         }
     }
 
     /// How many lines with this in them there are after those that were waited for.
     pub fn count(&self, part: &str) -> usize {
         let lines = LINES.lock().unwrap();
-        lines[self.from..].iter().filter(|line| line.contains(part) && line.contains(&self.about)).count()
+        lines[self.from..].iter().filter(|line| line.contains(part) && line.contains(&self.filter)).count()
     }
 }
 
 /// The value of `key=value` in a line.
-pub fn fact<'a>(line: &'a str, key: &str) -> &'a str {
+pub fn log_field<'a>(line: &'a str, key: &str) -> &'a str {
     let word = line.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
     word.unwrap_or_else(|| panic!("no {key} in {line}"))
 }
 
-struct Collector;
+struct CaptureLogger;
 
-impl Log for Collector {
+impl Log for CaptureLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.target().starts_with("mqtt_websocket_proxy")
     }
@@ -71,7 +72,7 @@ impl Log for Collector {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             LINES.lock().unwrap().push(format!("{} {}", record.level(), record.args()));
-            CAME.notify_all();
+            LINE_ADDED.notify_all();
         }
     }
 

@@ -4,7 +4,7 @@
 //! `[ .. ]` bytes behind their length, as the protocol writes one; `{name}` what the test has for it.
 
 /// The bytes of a line. `length` writes the length of what is in brackets; `named` says what a name stands for.
-pub fn bytes(line: &str, length: fn(usize) -> Vec<u8>, named: &dyn Fn(&str) -> Vec<u8>) -> Vec<u8> {
+pub fn parse_bytes(line: &str, length: fn(usize) -> Vec<u8>, named: &dyn Fn(&str) -> Vec<u8>) -> Vec<u8> {
     let mut open: Vec<Vec<u8>> = vec![Vec::new()];
     let mut rest = line.trim_start();
     while let Some(first) = rest.chars().next() {

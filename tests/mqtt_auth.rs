@@ -8,12 +8,12 @@ use std::net::SocketAddr;
 use std::thread;
 
 use mqtt_websocket_proxy::config::{Config, Secret};
-use support::chat::ChatServer;
+use support::chat_server::ChatServer;
 use support::device::{HELLO, client_id, mac};
 use support::mqtt::{CONNACK, Client, Connect, PINGREQ, Packet, password, publish, user_name};
 use support::{gateway, gateway_with};
 
-const NONE: [&str; 0] = [];
+const NO_SERVERS: [&str; 0] = [];
 const KEY: &str = "a-Key-of-10";
 
 fn with_key(config: &mut Config) {
@@ -21,29 +21,29 @@ fn with_key(config: &mut Config) {
 }
 
 /// Sends CONNECT, and behind it what must never be served; the return code, and whether anything came behind it.
-fn verdict(gateway: SocketAddr, connect: &Connect) -> u8 {
+fn connack_code(gateway: SocketAddr, connect: &Connect) -> u8 {
     let mut client = Client::open(gateway);
     client.send(&[&connect.packet()[..], &PINGREQ].concat());
     let Packet { first: CONNACK, body } = client.packet() else { panic!("no CONNACK") };
     assert_eq!((body.len(), body[0]), (2, 0), "{body:?}");
     match body[1] {
         0 => assert_eq!(client.packet().first, 0xd0),
-        _ => assert_eq!(client.until_closed(), [], "served behind a refused CONNECT"),
+        _ => assert_eq!(client.read_until_closed(), [], "served behind a refused CONNECT"),
     }
     body[1]
 }
 
-fn two_parts(number: u8) -> String {
+fn two_part_client_id(number: u8) -> String {
     format!("GID_test@@@{}", mac(number).replace(':', "_"))
 }
 
 #[test]
 fn with_a_key_only_a_good_signature_of_a_json_user_name_is_let_in() {
-    let gateway = gateway_with(&NONE, with_key);
+    let gateway = gateway_with(&NO_SERVERS, with_key);
     let addr = gateway.addresses().mqtt;
     let id = client_id(1);
     let good = Connect::signed(&id, KEY);
-    assert_eq!(verdict(addr, &good), 0);
+    assert_eq!(connack_code(addr, &good), 0);
 
     let with = |change: &dyn Fn(&mut Connect)| {
         let mut connect = good.clone();
@@ -59,7 +59,7 @@ fn with_a_key_only_a_good_signature_of_a_json_user_name_is_let_in() {
         })
     };
     let base64 = |text: &[u8]| openssl::base64::encode_block(text);
-    assert_eq!(verdict(addr, &named(&base64(b"{}"))), 0);
+    assert_eq!(connack_code(addr, &named(&base64(b"{}"))), 0);
     let mut flipped = good.password.clone().unwrap();
     flipped[0] ^= 1;
     let cut = good.password.clone().unwrap()[..43].to_vec();
@@ -92,35 +92,35 @@ fn with_a_key_only_a_good_signature_of_a_json_user_name_is_let_in() {
     // Failed logins from one address are answered late, one second at most: side by side, they wait together.
     thread::scope(|scope| {
         for (what, connect) in cases {
-            scope.spawn(move || assert_eq!(verdict(addr, &connect), 4, "{what}"));
+            scope.spawn(move || assert_eq!(connack_code(addr, &connect), 4, "{what}"));
         }
     });
 }
 
 #[test]
 fn with_a_key_two_part_ids_are_let_in_only_if_the_configuration_says_so() {
-    let refusing = gateway_with(&NONE, with_key);
-    for connect in [Connect::new(&two_parts(1)), Connect::signed(&two_parts(1), KEY)] {
-        assert_eq!(verdict(refusing.addresses().mqtt, &connect), 5);
+    let refusing = gateway_with(&NO_SERVERS, with_key);
+    for connect in [Connect::new(&two_part_client_id(1)), Connect::signed(&two_part_client_id(1), KEY)] {
+        assert_eq!(connack_code(refusing.addresses().mqtt, &connect), 5);
     }
-    let allowing = gateway_with(&NONE, |config| {
+    let allowing = gateway_with(&NO_SERVERS, |config| {
         with_key(config);
         config.mqtt.allow_legacy_ids = true;
     });
-    assert_eq!(verdict(allowing.addresses().mqtt, &Connect::new(&two_parts(1))), 0);
+    assert_eq!(connack_code(allowing.addresses().mqtt, &Connect::new(&two_part_client_id(1))), 0);
     // Three parts are still checked.
-    assert_eq!(verdict(allowing.addresses().mqtt, &Connect::new(&client_id(1))), 4);
+    assert_eq!(connack_code(allowing.addresses().mqtt, &Connect::new(&client_id(1))), 4);
 }
 
 #[test]
 fn without_a_key_both_forms_are_let_in() {
-    let gateway = gateway(&NONE);
-    for id in [two_parts(1), client_id(1)] {
+    let gateway = gateway(&NO_SERVERS);
+    for id in [two_part_client_id(1), client_id(1)] {
         let mut connect = Connect::new(&id);
-        assert_eq!(verdict(gateway.addresses().mqtt, &connect), 0);
+        assert_eq!(connack_code(gateway.addresses().mqtt, &connect), 0);
         connect.user_name = None;
         connect.password = None;
-        assert_eq!(verdict(gateway.addresses().mqtt, &connect), 0);
+        assert_eq!(connack_code(gateway.addresses().mqtt, &connect), 0);
     }
 }
 
@@ -132,57 +132,57 @@ fn a_hello_behind_a_refused_connect_reaches_no_chat_server() {
     connect.password = Some(b"wrong".to_vec());
     let mut client = Client::open(gateway.addresses().mqtt);
     client.send(&[connect.packet(), publish("t", HELLO.as_bytes())].concat());
-    assert_eq!(client.until_closed(), [Packet { first: CONNACK, body: vec![0, 4] }]);
+    assert_eq!(client.read_until_closed(), [Packet { first: CONNACK, body: vec![0, 4] }]);
     // A call that is let in shows that an earlier one would have come first.
     let mut client = Client::log_in(gateway.addresses().mqtt, &Connect::signed(&client_id(2), KEY));
-    client.say(HELLO);
+    client.send_text(HELLO);
     let request = server.accept().upgrade();
     assert_eq!(request.header("device-id"), Some(mac(2).as_str()));
     assert!(server.is_idle());
 }
 
 #[test]
-fn max_connections_is_answered_with_3_and_a_place_that_is_left_can_be_taken() {
-    let gateway = gateway_with(&NONE, |config| config.mqtt.max_connections = 2);
+fn max_connections_is_answered_with_3_and_a_freed_slot_can_be_taken() {
+    let gateway = gateway_with(&NO_SERVERS, |config| config.mqtt.max_connections = 2);
     let addr = gateway.addresses().mqtt;
     let mut first = Client::log_in(addr, &Connect::new(&client_id(1)));
     let mut second = Client::log_in(addr, &Connect::new(&client_id(2)));
-    assert_eq!(verdict(addr, &Connect::new(&client_id(3))), 3);
+    assert_eq!(connack_code(addr, &Connect::new(&client_id(3))), 3);
     // The same client id again needs no new place.
     let _again = Client::log_in(addr, &Connect::new(&client_id(1)));
-    assert_eq!(first.until_closed(), []);
+    assert_eq!(first.read_until_closed(), []);
     second.send(&[0xe0, 0]);
-    assert_eq!(second.until_closed(), []);
-    assert_eq!(verdict(addr, &Connect::new(&client_id(3))), 0);
+    assert_eq!(second.read_until_closed(), []);
+    assert_eq!(connack_code(addr, &Connect::new(&client_id(3))), 0);
 }
 
 #[test]
 fn the_same_client_id_again_replaces_the_older_connection() {
-    let gateway = gateway(&NONE);
+    let gateway = gateway(&NO_SERVERS);
     let connect = Connect::new(&client_id(1));
     let mut older = Client::log_in(gateway.addresses().mqtt, &connect);
     for _ in 0..5 {
         let mut newer = Client::log_in(gateway.addresses().mqtt, &connect);
-        assert_eq!(older.until_closed(), []);
-        newer.assert_quiet();
+        assert_eq!(older.read_until_closed(), []);
+        newer.assert_nothing_pending();
         older = newer;
     }
     // Another device, and the same MAC in another group, are not touched.
     Client::log_in(gateway.addresses().mqtt, &Connect::new(&client_id(2)));
-    older.assert_quiet();
+    older.assert_nothing_pending();
 }
 
 #[test]
 fn a_refused_connect_does_not_replace_a_connection() {
-    let gateway = gateway_with(&NONE, with_key);
+    let gateway = gateway_with(&NO_SERVERS, with_key);
     let mut older = Client::log_in(gateway.addresses().mqtt, &Connect::signed(&client_id(1), KEY));
-    assert_eq!(verdict(gateway.addresses().mqtt, &Connect::signed(&client_id(1), "wrong")), 4);
-    older.assert_quiet();
+    assert_eq!(connack_code(gateway.addresses().mqtt, &Connect::signed(&client_id(1), "wrong")), 4);
+    older.assert_nothing_pending();
 }
 
 #[test]
 fn a_flood_of_garbage_does_not_keep_others_from_being_served() {
-    let gateway = gateway(&NONE);
+    let gateway = gateway(&NO_SERVERS);
     let addr = gateway.addresses().mqtt;
     let flood = || {
         let mut client = Client::log_in(addr, &Connect::new(&client_id(9)));
@@ -193,13 +193,13 @@ fn a_flood_of_garbage_does_not_keep_others_from_being_served() {
         scope.spawn(flood);
         let mut client = Client::log_in(addr, &Connect::new(&client_id(1)));
         for _ in 0..200 {
-            client.assert_quiet();
+            client.assert_nothing_pending();
         }
     });
 }
 
 #[test]
-fn a_user_name_is_the_one_of_the_seed() {
+fn the_test_user_name_matches_the_node_gateways_example() {
     // The Node.js gateway's own example, checked by hand: base64 of {"ip":"192.0.2.7"}.
     assert_eq!(user_name(), "eyJpcCI6IjE5Mi4wLjIuNyJ9");
 }

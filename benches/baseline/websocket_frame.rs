@@ -1,7 +1,7 @@
 //! WebSocket frames (RFC 6455 section 5.2), as far as the two ends here need them.
 
 /// Opcode, start and end of the payload of the first frame, if it is whole.
-pub(crate) fn head(bytes: &[u8]) -> Option<(u8, usize, usize)> {
+pub(crate) fn parse_header(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     let (first, second) = (*bytes.first()?, *bytes.get(1)?);
     let (len, start) = match second & 0x7f {
         126 => (u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?).into(), 4),
@@ -14,7 +14,7 @@ pub(crate) fn head(bytes: &[u8]) -> Option<(u8, usize, usize)> {
 }
 
 /// Masks a payload, or takes the mask off.
-pub(crate) fn mask(payload: &mut [u8], mask: [u8; 4]) {
+pub(crate) fn apply_mask(payload: &mut [u8], mask: [u8; 4]) {
     let wide = u64::from_ne_bytes([mask, mask].concat().try_into().unwrap_or_default());
     let (words, rest) = payload.as_chunks_mut::<8>();
     for word in words {
@@ -26,7 +26,7 @@ pub(crate) fn mask(payload: &mut [u8], mask: [u8; 4]) {
 }
 
 /// Appends an unmasked frame.
-pub(crate) fn append(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
+pub(crate) fn append_frame(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
     out.push(0x80 | opcode);
     match payload.len() {
         len @ 0..126 => out.push(len as u8),

@@ -10,30 +10,30 @@ use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::Config;
 use serde_json::json;
-use support::chat::{ChatServer, Message, headed};
-use support::crowd::together;
+use support::chat_server::{ChatServer, Message, audio_frame};
 use support::device::{Device, HELLO, client_id, mac};
-use support::logged::{Logged, fact};
-use support::mqtt::{Client, Connect, PINGREQ, Silence};
+use support::log_capture::{LogCapture, log_field};
+use support::mqtt::{Client, Connect, PINGREQ, PacketError};
+use support::parallel::run_in_parallel;
 use support::process::Folder;
 use support::{gateway, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
 #[test]
-fn what_takes_its_time() {
-    together(&[
-        ("settled", a_call_that_was_up_for_ten_seconds_begins_with_the_shortest_pause),
-        ("flapping", a_chat_server_that_answers_and_dies_is_dialled_less_and_less),
+fn timeouts_run_in_parallel() {
+    run_in_parallel(&[
+        ("settled", a_call_up_for_ten_seconds_restarts_at_the_shortest_backoff),
+        ("flapping", a_flapping_chat_server_is_dialled_with_growing_backoff),
         ("silent dial", a_chat_server_that_takes_dials_but_never_answers_is_passed_over),
         ("stalled TLS", a_stalled_tls_handshake_is_passed_over),
         ("no CONNECT", a_connection_without_connect_is_closed_after_ten_seconds),
         ("hello again", a_chat_server_that_does_not_answer_our_hello_gets_it_once_more),
         ("greeting", a_chat_server_that_never_says_hello_is_passed_over),
         ("hold", speech_waits_two_seconds_for_the_first_datagram),
-        ("hold audio", audio_that_nobody_can_hear_is_dropped_with_one_line),
+        ("hold audio", audio_without_a_device_address_is_dropped_and_logged_once),
         ("adopted", another_ip_is_adopted_when_the_device_is_silent),
-        ("discovery", a_device_that_does_not_answer_is_not_waited_for_for_ever),
+        ("discovery", tool_discovery_without_an_answer_times_out),
         ("keep alive", keep_alive_counts_what_comes_in_only),
         ("watched", the_configuration_file_is_watched),
         ("dials", no_call_waits_for_a_free_dial_past_its_own_deadline),
@@ -42,55 +42,55 @@ fn what_takes_its_time() {
 
 // ----- redials --------------------------------------------------------------------------------------------------------
 
-fn pauses(config: &mut Config) {
+fn reconnect_backoff(config: &mut Config) {
     config.websocket.reconnect.initial = MS(100);
     config.websocket.reconnect.max = MS(5000);
     config.websocket.reconnect.multiplier = 3.0;
 }
 
-fn pause(line: &str) -> u64 {
+fn backoff_ms(line: &str) -> u64 {
     line.split("redialling in ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()
 }
 
-fn a_call_that_was_up_for_ten_seconds_begins_with_the_shortest_pause() {
+fn a_call_up_for_ten_seconds_restarts_at_the_shortest_backoff() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], pauses);
-    let mut log = Logged::about(client_id(1));
+    let gateway = gateway_with(&[server.url()], reconnect_backoff);
+    let mut log = LogCapture::containing(client_id(1));
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (_call, peer) = device.call(&server);
     peer.reset();
-    assert!(pause(&log.line("redialling")) <= 100);
+    assert!(backoff_ms(&log.wait_for_line("redialling")) <= 100);
     server.accept().reset();
-    assert!(pause(&log.line("redialling")) > 200);
+    assert!(backoff_ms(&log.wait_for_line("redialling")) > 200);
     let mut peer = server.accept();
     peer.upgrade();
-    peer.greet("x");
-    log.line("call goes on");
+    peer.exchange_hello("x");
+    log.wait_for_line("call goes on");
     thread::sleep(MS(10_050));
     peer.reset();
-    assert!(pause(&log.line("redialling")) <= 100);
+    assert!(backoff_ms(&log.wait_for_line("redialling")) <= 100);
 }
 
-fn a_chat_server_that_answers_and_dies_is_dialled_less_and_less() {
+fn a_flapping_chat_server_is_dialled_with_growing_backoff() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], pauses);
-    let mut log = Logged::about(client_id(2));
+    let gateway = gateway_with(&[server.url()], reconnect_backoff);
+    let mut log = LogCapture::containing(client_id(2));
     let mut device = Device::connect(gateway.addresses().mqtt, 2);
     let (_call, mut peer) = device.call(&server);
     for nominal in [100, 300, 900] {
         peer.reset();
-        let pause = pause(&log.line("redialling"));
+        let pause = backoff_ms(&log.wait_for_line("redialling"));
         assert!((nominal * 4 / 5..=nominal).contains(&pause), "{pause}");
         peer = server.accept();
         peer.upgrade();
-        peer.greet("x");
-        log.line("call goes on");
+        peer.exchange_hello("x");
+        log.wait_for_line("call goes on");
     }
 }
 
 fn a_chat_server_that_takes_dials_but_never_answers_is_passed_over() {
     let (first, silent) = (ChatServer::start(), ChatServer::start());
-    let gateway = gateway_with(&[first.url(), silent.url()], pauses);
+    let gateway = gateway_with(&[first.url(), silent.url()], reconnect_backoff);
     let mut device = Device::connect(gateway.addresses().mqtt, 3);
     let (mut call, peer) = device.call(&first);
     peer.reset();
@@ -100,11 +100,11 @@ fn a_chat_server_that_takes_dials_but_never_answers_is_passed_over() {
     let waited = began.elapsed();
     assert!((MS(2950)..MS(4500)).contains(&waited), "{waited:?}");
     peer.upgrade();
-    peer.greet("x");
-    peer.say(r#"{"type":"stt"}"#);
+    peer.exchange_hello("x");
+    peer.send_text(r#"{"type":"stt"}"#);
     assert_eq!(device.json()["type"], "stt");
     call.send(1, b"\x58a");
-    assert_eq!(peer.binary(), headed(1, b"\x58a"));
+    assert_eq!(peer.binary(), audio_frame(1, b"\x58a"));
     drop(stuck);
 }
 
@@ -114,11 +114,11 @@ fn a_stalled_tls_handshake_is_passed_over() {
     let gateway = gateway(&[stalled_url, good.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 4);
     let began = Instant::now();
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = good.accept();
     peer.upgrade();
-    peer.greet("s");
-    device.answered();
+    peer.exchange_hello("s");
+    device.hello_reply();
     assert!((MS(2950)..MS(4500)).contains(&began.elapsed()), "{:?}", began.elapsed());
     drop(stalled);
 }
@@ -140,25 +140,27 @@ fn a_connection_without_connect_is_closed_after_ten_seconds() {
         }
     }
     for client in [&mut silent, &mut slow] {
-        assert_eq!(client.packet_within(MS(15_000)), Err(Silence::Closed));
+        assert_eq!(client.packet_within(MS(15_000)), Err(PacketError::Closed));
         assert!((MS(9950)..MS(12_000)).contains(&began.elapsed()), "{:?}", began.elapsed());
     }
 }
 
-fn a_device_that_does_not_answer_is_not_waited_for_for_ever() {
+fn tool_discovery_without_an_answer_times_out() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], |config| config.mcp.enabled = true);
-    let mut log = Logged::about(client_id(6));
+    let mut log = LogCapture::containing(client_id(6));
     let mut device = Device::connect(gateway.addresses().mqtt, 6);
     let asked = Instant::now();
     let id = device.json()["payload"]["id"].clone();
-    log.line("no answer");
+    log.wait_for_line("no answer");
     assert!((MS(9950)..MS(12_000)).contains(&asked.elapsed()), "{:?}", asked.elapsed());
     // A late answer is nobody's.
-    device.say(&json!({"type": "mcp", "payload": {"jsonrpc": "2.0", "id": id, "result": {}}}).to_string());
-    device.mqtt.assert_quiet();
+    device.send_text(
+        &json!({"type": "mcp", "payload": {"jsonrpc": "2.0", "id": id, "result": {}}}).to_string(),
+    );
+    device.mqtt.assert_nothing_pending();
     let (_call, mut peer) = device.call(&server);
-    peer.say(r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":1,"method":"tools/list"}}"#);
+    peer.send_text(r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":1,"method":"tools/list"}}"#);
     assert_eq!(device.json()["payload"]["method"], "tools/list");
 }
 
@@ -168,7 +170,7 @@ fn keep_alive_counts_what_comes_in_only() {
     let client_id = client_id(14);
     let connect = Connect { keep_alive: 1, ..Connect::new(&client_id) };
     let mqtt = Client::log_in(gateway.addresses().mqtt, &connect);
-    let mut log = Logged::about(&client_id);
+    let mut log = LogCapture::containing(&client_id);
     let mut device = Device { mqtt, mac: mac(14), client_id };
     let (_call, mut peer) = device.call(&server);
     // Half a packet now and then is as good as a ping.
@@ -181,12 +183,12 @@ fn keep_alive_counts_what_comes_in_only() {
     let heard = Instant::now();
     assert!(heard - began > MS(1600));
     // What is sent to the device does not keep it alive.
-    while device.mqtt.packet_within(MS(100)) != Err(Silence::Closed) {
-        peer.say(r#"{"type":"stt","text":"x"}"#);
+    while device.mqtt.packet_within(MS(100)) != Err(PacketError::Closed) {
+        peer.send_text(r#"{"type":"stt","text":"x"}"#);
         assert!(heard.elapsed() < MS(2500), "still open");
     }
     assert!(heard.elapsed() >= MS(1490), "closed after {:?}", heard.elapsed());
-    log.line("connection lost in a call, kept");
+    log.wait_for_line("connection lost in a call, kept");
 }
 
 // ----- the greeting ---------------------------------------------------------------------------------------------------
@@ -195,16 +197,16 @@ fn a_chat_server_that_does_not_answer_our_hello_gets_it_once_more() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 7);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = server.accept();
     peer.upgrade();
     let hello = peer.json();
     let began = Instant::now();
-    assert_eq!(peer.greet("s"), hello);
+    assert_eq!(peer.exchange_hello("s"), hello);
     assert!((MS(2950)..MS(4000)).contains(&began.elapsed()), "{:?}", began.elapsed());
-    device.answered();
+    device.hello_reply();
     // Once: what comes next is what the device says.
-    device.say(r#"{"type":"abort"}"#);
+    device.send_text(r#"{"type":"abort"}"#);
     assert_eq!(peer.json()["type"], "abort");
 }
 
@@ -212,18 +214,18 @@ fn a_chat_server_that_never_says_hello_is_passed_over() {
     let (silent, good) = (ChatServer::start(), ChatServer::start());
     let gateway = gateway(&[silent.url(), good.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 8);
-    device.say(HELLO);
+    device.send_text(HELLO);
     let mut peer = silent.accept();
     peer.upgrade();
     let began = Instant::now();
-    peer.say(r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":1,"method":"tools/list"}}"#);
+    peer.send_text(r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":1,"method":"tools/list"}}"#);
     let mut other = good.accept();
     assert!((MS(3900)..MS(5500)).contains(&began.elapsed()), "{:?}", began.elapsed());
     other.upgrade();
-    other.greet("s");
-    device.answered();
+    other.exchange_hello("s");
+    device.hello_reply();
     // What the first one sent was for a call that never was.
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
     assert_eq!((peer.json()["type"].clone(), peer.json()["type"].clone()), ("hello".into(), "hello".into()));
 }
 
@@ -232,21 +234,21 @@ fn a_chat_server_that_never_says_hello_is_passed_over() {
 fn speech_waits_two_seconds_for_the_first_datagram() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
-    let mut log = Logged::about(client_id(9));
+    let mut log = LogCapture::containing(client_id(9));
     let mut device = Device::connect(gateway.addresses().mqtt, 9);
     let (mut call, mut peer) = device.call(&server);
     let began = Instant::now();
-    peer.say(r#"{"type":"tts","state":"start"}"#);
+    peer.send_text(r#"{"type":"tts","state":"start"}"#);
     (0..3).for_each(|_| peer.send_audio(1, b"\x58lost"));
-    peer.say(r#"{"type":"tts","state":"stop"}"#);
+    peer.send_text(r#"{"type":"tts","state":"stop"}"#);
     assert_eq!(device.json()["state"], "start");
     assert!((MS(1950)..MS(3000)).contains(&began.elapsed()), "{:?}", began.elapsed());
     assert_eq!(device.json()["state"], "stop");
-    let line = log.line("no datagram");
+    let line = log.wait_for_line("no datagram");
     assert!(line.starts_with("WARN") && line.contains(" 3 "), "{line}");
     // Once per call: later speech is not held, its audio not either.
     let later = Instant::now();
-    peer.say(r#"{"type":"tts","state":"start"}"#);
+    peer.send_text(r#"{"type":"tts","state":"start"}"#);
     peer.send_audio(2, b"\x58lost");
     assert_eq!(device.json()["state"], "start");
     assert!(later.elapsed() < MS(1000));
@@ -255,27 +257,27 @@ fn speech_waits_two_seconds_for_the_first_datagram() {
     peer.send_audio(3, b"\x58heard");
     let audio = call.receive();
     assert_eq!((audio.timestamp(), audio.sequence()), (3, 1));
-    device.say(r#"{"type":"goodbye"}"#);
-    let end = log.line("call ends");
-    assert_eq!(fact(&end, "dropped"), "4", "{end}");
+    device.send_text(r#"{"type":"goodbye"}"#);
+    let end = log.wait_for_line("call ends");
+    assert_eq!(log_field(&end, "dropped"), "4", "{end}");
     assert_eq!(log.count("no datagram"), 0);
 }
 
-fn audio_that_nobody_can_hear_is_dropped_with_one_line() {
+fn audio_without_a_device_address_is_dropped_and_logged_once() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
-    let mut log = Logged::about(client_id(10));
+    let mut log = LogCapture::containing(client_id(10));
     let mut device = Device::connect(gateway.addresses().mqtt, 10);
     let (_call, mut peer) = device.call(&server);
     for n in 0..100 {
         peer.send_audio(n, b"\x58lost");
         thread::sleep(MS(30));
     }
-    log.line("no datagram");
-    device.say(r#"{"type":"goodbye"}"#);
+    log.wait_for_line("no datagram");
+    device.send_text(r#"{"type":"goodbye"}"#);
     while !matches!(peer.message(), Message::Close(_)) {}
     assert_eq!(log.count("no datagram"), 0);
-    assert_eq!(fact(&log.line("call ends"), "dropped"), "100");
+    assert_eq!(log_field(&log.wait_for_line("call ends"), "dropped"), "100");
 }
 
 fn another_ip_is_adopted_when_the_device_is_silent() {
@@ -297,7 +299,7 @@ fn another_ip_is_adopted_when_the_device_is_silent() {
     // Three in a row are; the third is forwarded.
     (12..16).for_each(|n| send(n, b"\x58b"));
     for n in [14, 15] {
-        assert_eq!(peer.binary(), headed(n, b"\x58b"));
+        assert_eq!(peer.binary(), audio_frame(n, b"\x58b"));
     }
     peer.send_audio(7, b"\x58y");
     call.udp = foreign;
@@ -312,14 +314,14 @@ fn no_call_waits_for_a_free_dial_past_its_own_deadline() {
     let mut first = Device::connect(gateway.addresses().mqtt, 12);
     let mut second = Device::connect(gateway.addresses().mqtt, 13);
     let began = Instant::now();
-    first.say(HELLO);
+    first.send_text(HELLO);
     let stuck = server.accept();
-    second.say(HELLO);
+    second.send_text(HELLO);
     for device in [&mut first, &mut second] {
         assert_eq!(device.json()["type"], "alert");
         let took = began.elapsed();
         assert!((MS(8000)..MS(9500)).contains(&took), "{took:?}");
-        let call = device.answered();
+        let call = device.hello_reply();
         device.expect_goodbye(&call.session_id);
     }
     drop(stuck);
@@ -336,29 +338,29 @@ fn the_configuration_file_is_watched() {
         })
         .to_string()
     };
-    let folder = Folder::new().with("gateway.json", text(&first, 0));
+    let folder = Folder::new().with_file("gateway.json", text(&first, 0));
     let file = folder.0.join("gateway.json");
     let mut process = folder.start("-c gateway.json", &[]);
     let mut device = Device::connect(process.mqtt(), 15);
     let (mut call, mut peer) = device.call(&first);
     // Edited in place.
     fs::write(&file, text(&second, 0)).unwrap();
-    let line = process.line("reload:");
+    let line = process.wait_for_line("reload:");
     assert!(line.contains("applied: websocket.production_servers"), "{line}");
     let mut other = Device::connect(process.mqtt(), 16);
     other.call(&second);
     // Replaced by rename, as editors and configuration tools do.
     fs::write(folder.0.join("new"), text(&second, 7)).unwrap();
     fs::rename(folder.0.join("new"), &file).unwrap();
-    assert!(process.line("reload:").contains("applied: websocket.max_calls"));
+    assert!(process.wait_for_line("reload:").contains("applied: websocket.max_calls"));
     // Removed and written anew.
     fs::remove_file(&file).unwrap();
     fs::write(&file, text(&second, 8)).unwrap();
-    assert!(process.line("reload:").contains("applied: websocket.max_calls"));
+    assert!(process.wait_for_line("reload:").contains("applied: websocket.max_calls"));
     // The first call noticed nothing.
     call.send(1, b"\x58a");
-    assert_eq!(peer.binary(), headed(1, b"\x58a"));
+    assert_eq!(peer.binary(), audio_frame(1, b"\x58a"));
     peer.send_audio(2, b"\x58b");
     assert_eq!(call.receive().payload, b"\x58b");
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
 }

@@ -3,30 +3,30 @@
 use std::time::{Duration, Instant};
 
 use super::load::{Load, Outcome};
-use super::process::{Subject, Target};
+use super::process::{MeasuredProcess, Subject};
 use super::report::{Report, percentile};
 
 const HELP: &str = "\
-Measure the gateway beside the floor.
+Measure the gateway beside the baseline.
 
-Usage: cargo bench --bench floor -- [options]
+Usage: cargo bench --bench baseline -- [options]
 
   --rounds N       medians of so many rounds (default: 5)
   --only LIST      some of: audio, scale, saturation, flat, curve, storm, flood
-  --subjects LIST  instead of floor:0,gateway:0,gateway:1000; the number is the longest wait in microseconds
+  --subjects LIST  instead of baseline:0,gateway:0,gateway:1000; the number is the longest wait in microseconds
   --quick          one short round with small numbers: whether it runs at all";
 
-const FLOOR: Subject = Subject::Floor(0);
-const GATHERING: Subject = Subject::Gateway(1000);
-const EAGER: Subject = Subject::Gateway(0);
+const BASELINE: Subject = Subject::Baseline(0);
+const COALESCING: Subject = Subject::Gateway(1000);
+const NOT_COALESCING: Subject = Subject::Gateway(0);
 /// Packets of one call per second.
-const PACE: f64 = 1000.0 / 60.0;
+const PACKETS_PER_CALL_PER_SECOND: f64 = 1000.0 / 60.0;
 /// Calls that are set up at a time.
-const AT_ONCE: usize = 32;
+const CONCURRENT_CALL_SETUPS: usize = 32;
 /// Connections being made at a time: below the backlog of most systems.
-const CONNECTING: usize = 100;
+const CONCURRENT_CONNECTS: usize = 100;
 
-const ALL: &str = "audio,scale,saturation,flat,curve,storm,flood";
+const ALL_SCENARIOS: &str = "audio,scale,saturation,flat,curve,storm,flood";
 
 struct Options {
     subjects: Vec<Subject>,
@@ -44,11 +44,11 @@ pub(crate) fn main() -> Outcome<()> {
     // `cargo bench` says --bench, `cargo test` does not: then it only has to run.
     let quick = !args.contains("--bench") || args.contains("--quick");
     let rounds = args.opt_value_from_str("--rounds")?.unwrap_or(if quick { 1 } else { 5 });
-    let only = args.opt_value_from_str("--only")?.unwrap_or_else(|| ALL.to_owned());
+    let only = args.opt_value_from_str("--only")?.unwrap_or_else(|| ALL_SCENARIOS.to_owned());
     let subjects: String = args.opt_value_from_str("--subjects")?.unwrap_or_default();
     let subjects: Vec<_> =
         subjects.split(',').filter(|text| !text.is_empty()).map(str::parse).collect::<Result<_, _>>()?;
-    let subjects = if subjects.is_empty() { vec![FLOOR, EAGER, GATHERING] } else { subjects };
+    let subjects = if subjects.is_empty() { vec![BASELINE, NOT_COALESCING, COALESCING] } else { subjects };
     let unknown = args.finish();
     if !unknown.is_empty() {
         return Err(format!("unknown arguments {unknown:?}; see --help").into());
@@ -77,12 +77,12 @@ fn run(options: &Options) -> Outcome<()> {
                 saturation(options, subject, &mut report)?;
             }
             if wants("flat") && subject != Subject::Gateway(0) {
-                flat(options, subject, &mut report)?;
+                calls_scaling(options, subject, &mut report)?;
             }
-            if wants("storm") && subject != EAGER {
-                storm(options, subject, &mut report)?;
+            if wants("storm") && subject != NOT_COALESCING {
+                connection_storm(options, subject, &mut report)?;
             }
-            if wants("flood") && subject != EAGER {
+            if wants("flood") && subject != NOT_COALESCING {
                 floods(options, subject, &mut report)?;
             }
         }
@@ -92,24 +92,24 @@ fn run(options: &Options) -> Outcome<()> {
             }
         }
     }
-    report.print("500 calls", &AUDIO);
-    report.print("set-up and memory", &SCALE);
-    report.print("limits", &LIMITS);
-    report.print("disturbances", &DISTURBANCES);
+    report.print("500 calls", &AUDIO_FIGURES);
+    report.print("set-up and memory", &SCALE_FIGURES);
+    report.print("limits", &SATURATION_FIGURES);
+    report.print("disturbances", &DISTURBANCE_FIGURES);
     Ok(())
 }
 
 /// A subject with a load aimed at it.
-fn start(subject: Subject) -> Outcome<(Target, Load)> {
+fn start(subject: Subject) -> Outcome<(MeasuredProcess, Load)> {
     let mut load = Load::new()?;
-    let target = Target::start(subject, load.chat()?)?;
-    load.aim(target.mqtt);
+    let target = MeasuredProcess::start(subject, load.chat_server_addr()?)?;
+    load.set_gateway(target.mqtt);
     Ok((target, load))
 }
 
 // ----- audio at the usual pace ----------------------------------------------------------------------------------------
 
-const AUDIO: [&str; 9] = [
+const AUDIO_FIGURES: [&str; 9] = [
     "CPU per packet, uplink, us",
     "uplink delay p50, ms",
     "uplink delay p99, ms",
@@ -125,26 +125,26 @@ const AUDIO: [&str; 9] = [
 fn audio(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
     let (calls, time) = if options.quick { (20, 300) } else { (500, 3000) };
     let (target, mut load) = start(subject)?;
-    load.connect(calls, CONNECTING)?;
-    load.call(calls, AT_ONCE)?;
-    let (rate, time) = (calls as f64 * PACE, Duration::from_millis(time));
+    load.connect(calls, CONCURRENT_CONNECTS)?;
+    load.start_calls(calls, CONCURRENT_CALL_SETUPS)?;
+    let (rate, time) = (calls as f64 * PACKETS_PER_CALL_PER_SECOND, Duration::from_millis(time));
     load.measure(calls, rate, time / 4)?;
-    let [cpu, up, up_99, cpu_echo, p50, p99, p999, lost, slow] = AUDIO;
-    let cost = costs(&target, &mut load, calls, rate, time)?;
+    let [cpu, up, up_99, cpu_echo, p50, p99, p999, lost, slow] = AUDIO_FIGURES;
+    let cost = cpu_us_per_packet(&target, &mut load, calls, rate, time)?;
     report.add(cpu, subject, cost);
-    report.add(up, subject, delay(&load, 0.5));
-    report.add(up_99, subject, delay(&load, 0.99));
+    report.add(up, subject, delay_ms_percentile(&load, 0.5));
+    report.add(up_99, subject, delay_ms_percentile(&load, 0.99));
     load.echo = true;
     load.measure(calls, rate, time / 4)?;
-    let cost = costs(&target, &mut load, calls, rate, time)?;
+    let cost = cpu_us_per_packet(&target, &mut load, calls, rate, time)?;
     report.add(cpu_echo, subject, cost);
     for (figure, share) in [(p50, 0.5), (p99, 0.99), (p999, 0.999)] {
-        report.add(figure, subject, delay(&load, share));
+        report.add(figure, subject, delay_ms_percentile(&load, share));
     }
-    load.settle(Duration::from_millis(20))?;
-    report.add(lost, subject, 100.0 * (1.0 - load.seen.down as f64 / load.seen.sent as f64));
+    load.drain(Duration::from_millis(20))?;
+    report.add(lost, subject, 100.0 * (1.0 - load.stats.downlink_packets as f64 / load.stats.sent as f64));
     if matches!(subject, Subject::Gateway(_)) {
-        let turns = target.turns()?;
+        let turns = target.iteration_histogram()?;
         let of = |limit: f64| turns.iter().find(|(at, _)| *at >= limit).map_or(f64::NAN, |(_, count)| *count);
         report.add(slow, subject, 100.0 * of(0.005) / of(f64::INFINITY));
     }
@@ -152,20 +152,26 @@ fn audio(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()
 }
 
 /// CPU microseconds per packet that the devices sent.
-fn costs(target: &Target, load: &mut Load, calls: usize, rate: f64, time: Duration) -> Outcome<f64> {
-    let before = target.cpu();
+fn cpu_us_per_packet(
+    target: &MeasuredProcess,
+    load: &mut Load,
+    calls: usize,
+    rate: f64,
+    time: Duration,
+) -> Outcome<f64> {
+    let before = target.cpu_us();
     load.measure(calls, rate, time)?;
-    Ok((target.cpu() - before) / load.seen.sent as f64)
+    Ok((target.cpu_us() - before) / load.stats.sent as f64)
 }
 
-fn delay(load: &Load, share: f64) -> f64 {
-    let mut delays: Vec<_> = load.seen.delays.iter().map(|nanos| *nanos as f64 / 1e6).collect();
+fn delay_ms_percentile(load: &Load, share: f64) -> f64 {
+    let mut delays: Vec<_> = load.stats.delays_ns.iter().map(|nanos| *nanos as f64 / 1e6).collect();
     percentile(&mut delays, share)
 }
 
 // ----- many devices, many calls ---------------------------------------------------------------------------------------
 
-const SCALE: [&str; 12] = [
+const SCALE_FIGURES: [&str; 12] = [
     "start to first CONNACK, ms",
     "RSS at start, KB",
     "connects/s",
@@ -184,47 +190,55 @@ const SCALE: [&str; 12] = [
 fn scale(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
     let (devices, calls) = if options.quick { (100, 40) } else { (5000, 1000) };
     let (target, mut load) = start(subject)?;
-    report.add(SCALE[0], subject, target.start_up.as_secs_f64() * 1e3);
+    report.add(SCALE_FIGURES[0], subject, target.start_up.as_secs_f64() * 1e3);
     let at_start = target.memory()?;
-    report.add(SCALE[1], subject, at_start.rss);
+    report.add(SCALE_FIGURES[1], subject, at_start.rss_kib);
 
     // What the first ones cost, is not what each one costs.
-    load.connect(devices / 10, CONNECTING)?;
-    let (begin, cpu, memory, before) = (Instant::now(), target.cpu(), target.memory()?, load.connected());
-    load.connect(devices, CONNECTING)?;
+    load.connect(devices / 10, CONCURRENT_CONNECTS)?;
+    let (begin, cpu, memory, before) = (Instant::now(), target.cpu_us(), target.memory()?, load.connected());
+    load.connect(devices, CONCURRENT_CONNECTS)?;
     let many = (devices - before) as f64;
-    report.add(SCALE[2], subject, many / begin.elapsed().as_secs_f64());
-    report.add(SCALE[3], subject, (target.cpu() - cpu) / many);
-    load.settle(Duration::from_millis(300))?;
-    report.add(SCALE[4], subject, (target.memory()?.anonymous - memory.anonymous) * 1024.0 / many);
-    let idle = target.cpu();
-    load.settle(Duration::from_secs(1))?;
-    report.add(SCALE[5], subject, target.cpu() - idle);
+    report.add(SCALE_FIGURES[2], subject, many / begin.elapsed().as_secs_f64());
+    report.add(SCALE_FIGURES[3], subject, (target.cpu_us() - cpu) / many);
+    load.drain(Duration::from_millis(300))?;
+    report.add(
+        SCALE_FIGURES[4],
+        subject,
+        (target.memory()?.anonymous_kib - memory.anonymous_kib) * 1024.0 / many,
+    );
+    let idle = target.cpu_us();
+    load.drain(Duration::from_secs(1))?;
+    report.add(SCALE_FIGURES[5], subject, target.cpu_us() - idle);
 
-    load.call(calls / 10, AT_ONCE)?;
-    load.measure(calls / 10, calls as f64 / 10.0 * PACE, Duration::from_millis(200))?;
-    let (memory, cpu, begin) = (target.memory()?, target.cpu(), Instant::now());
-    load.seen.set_ups.clear();
-    load.call(calls, AT_ONCE)?;
+    load.start_calls(calls / 10, CONCURRENT_CALL_SETUPS)?;
+    load.measure(calls / 10, calls as f64 / 10.0 * PACKETS_PER_CALL_PER_SECOND, Duration::from_millis(200))?;
+    let (memory, cpu, begin) = (target.memory()?, target.cpu_us(), Instant::now());
+    load.stats.call_setups_ns.clear();
+    load.start_calls(calls, CONCURRENT_CALL_SETUPS)?;
     let (many, took) = ((calls - calls / 10) as f64, begin.elapsed());
-    report.add(SCALE[9], subject, (target.cpu() - cpu) / many);
-    report.add(SCALE[6], subject, many / took.as_secs_f64());
-    let mut set_ups: Vec<_> = load.seen.set_ups.iter().map(|nanos| *nanos as f64 / 1e6).collect();
-    report.add(SCALE[7], subject, percentile(&mut set_ups, 0.5));
-    report.add(SCALE[8], subject, percentile(&mut set_ups, 0.99));
+    report.add(SCALE_FIGURES[9], subject, (target.cpu_us() - cpu) / many);
+    report.add(SCALE_FIGURES[6], subject, many / took.as_secs_f64());
+    let mut set_ups: Vec<_> = load.stats.call_setups_ns.iter().map(|nanos| *nanos as f64 / 1e6).collect();
+    report.add(SCALE_FIGURES[7], subject, percentile(&mut set_ups, 0.5));
+    report.add(SCALE_FIGURES[8], subject, percentile(&mut set_ups, 0.99));
     load.echo = true;
-    load.measure(calls, calls as f64 * PACE, Duration::from_millis(500))?;
-    load.settle(Duration::from_millis(100))?;
-    report.add(SCALE[10], subject, (target.memory()?.anonymous - memory.anonymous) * 1024.0 / many);
+    load.measure(calls, calls as f64 * PACKETS_PER_CALL_PER_SECOND, Duration::from_millis(500))?;
+    load.drain(Duration::from_millis(100))?;
+    report.add(
+        SCALE_FIGURES[10],
+        subject,
+        (target.memory()?.anonymous_kib - memory.anonymous_kib) * 1024.0 / many,
+    );
     drop(load);
     std::thread::sleep(Duration::from_millis(1500));
-    report.add(SCALE[11], subject, target.memory()?.rss);
+    report.add(SCALE_FIGURES[11], subject, target.memory()?.rss_kib);
     target.stop()
 }
 
 // ----- the most there is ----------------------------------------------------------------------------------------------
 
-const LIMITS: [&str; 7] = [
+const SATURATION_FIGURES: [&str; 7] = [
     "most uplink packets/s under 1 % loss",
     "CPU per packet there, us",
     "of a core there, %",
@@ -238,22 +252,22 @@ const LIMITS: [&str; 7] = [
 fn saturation(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
     let (calls, time) = if options.quick { (20, 100) } else { (500, 700) };
     let (target, mut load) = start(subject)?;
-    load.connect(calls, CONNECTING)?;
-    load.call(calls, AT_ONCE)?;
+    load.connect(calls, CONCURRENT_CONNECTS)?;
+    load.start_calls(calls, CONCURRENT_CALL_SETUPS)?;
     let (mut best, mut rate, mut step) = ((0.0, 0.0, 0.0), 40_000.0, 1.3);
     loop {
-        let (cpu, begin) = (target.cpu(), Instant::now());
+        let (cpu, begin) = (target.cpu_us(), Instant::now());
         load.measure(calls, rate, Duration::from_millis(time))?;
-        load.settle(Duration::from_millis(30))?;
-        let (seen, took) = (&load.seen, begin.elapsed().as_secs_f64() - 0.03);
-        let (sent, cpu) = (seen.sent as f64, target.cpu() - cpu);
+        load.drain(Duration::from_millis(30))?;
+        let (seen, took) = (&load.stats, begin.elapsed().as_secs_f64() - 0.03);
+        let (sent, cpu) = (seen.sent as f64, target.cpu_us() - cpu);
         let achieved = sent / took;
         eprintln!(
             "  {achieved:.0} packets/s: {:.2} % lost, {:.1} us each",
-            100.0 - 100.0 * seen.up as f64 / sent,
+            100.0 - 100.0 * seen.uplink_frames as f64 / sent,
             cpu / sent
         );
-        let works = seen.up as f64 >= 0.99 * sent;
+        let works = seen.uplink_frames as f64 >= 0.99 * sent;
         if works && achieved > best.0 {
             best = (achieved, cpu / sent, cpu / took / 1e4);
         }
@@ -267,38 +281,38 @@ fn saturation(options: &Options, subject: Subject, report: &mut Report) -> Outco
             break;
         }
     }
-    report.add(LIMITS[0], subject, best.0);
-    report.add(LIMITS[1], subject, best.1);
-    report.add(LIMITS[2], subject, best.2);
+    report.add(SATURATION_FIGURES[0], subject, best.0);
+    report.add(SATURATION_FIGURES[1], subject, best.1);
+    report.add(SATURATION_FIGURES[2], subject, best.2);
     if matches!(subject, Subject::Gateway(_)) {
-        let turns = target.turns()?;
+        let turns = target.iteration_histogram()?;
         let of = |limit: f64| turns.iter().find(|(at, _)| *at >= limit).map_or(f64::NAN, |(_, count)| *count);
-        report.add(LIMITS[3], subject, 100.0 * of(0.005) / of(f64::INFINITY));
+        report.add(SATURATION_FIGURES[3], subject, 100.0 * of(0.005) / of(f64::INFINITY));
     }
     target.stop()
 }
 
 /// As many packets from few calls as from many.
-fn flat(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
+fn calls_scaling(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
     let (few, many, rate) = if options.quick { (10, 100, 2000.0) } else { (100, 9000, 30_000.0) };
     let (target, mut load) = start(subject)?;
     let time = Duration::from_millis(if options.quick { 200 } else { 2000 });
     let mut cost = [0.0; 2];
     for (cost, calls) in cost.iter_mut().zip([few, many]) {
-        load.connect(calls, CONNECTING)?;
-        load.call(calls, AT_ONCE)?;
+        load.connect(calls, CONCURRENT_CONNECTS)?;
+        load.start_calls(calls, CONCURRENT_CALL_SETUPS)?;
         load.measure(calls, rate, time / 4)?;
-        *cost = costs(&target, &mut load, calls, rate, time)?;
+        *cost = cpu_us_per_packet(&target, &mut load, calls, rate, time)?;
     }
-    report.add(LIMITS[4], subject, cost[0]);
-    report.add(LIMITS[5], subject, cost[1]);
-    report.add(LIMITS[6], subject, cost[1] / cost[0]);
+    report.add(SATURATION_FIGURES[4], subject, cost[0]);
+    report.add(SATURATION_FIGURES[5], subject, cost[1]);
+    report.add(SATURATION_FIGURES[6], subject, cost[1] / cost[0]);
     target.stop()
 }
 
 // ----- disturbances ---------------------------------------------------------------------------------------------------
 
-const DISTURBANCES: [&str; 9] = [
+const DISTURBANCE_FIGURES: [&str; 9] = [
     "echo p99 before, ms",
     "storm: devices/s",
     "storm: echo p99, ms",
@@ -311,45 +325,45 @@ const DISTURBANCES: [&str; 9] = [
 ];
 
 /// So many calls speak while something else happens.
-const WITNESSES: usize = 200;
+const BACKGROUND_CALLS: usize = 200;
 
-fn witnesses(options: &Options, subject: Subject) -> Outcome<(Target, Load, usize)> {
-    let calls = if options.quick { 10 } else { WITNESSES };
+fn start_background_calls(options: &Options, subject: Subject) -> Outcome<(MeasuredProcess, Load, usize)> {
+    let calls = if options.quick { 10 } else { BACKGROUND_CALLS };
     let (target, mut load) = start(subject)?;
-    load.connect(calls + 1, CONNECTING)?;
-    load.call(calls + 1, AT_ONCE)?;
+    load.connect(calls + 1, CONCURRENT_CONNECTS)?;
+    load.start_calls(calls + 1, CONCURRENT_CALL_SETUPS)?;
     load.echo = true;
-    load.measure(calls, calls as f64 * PACE, Duration::from_millis(300))?;
+    load.measure(calls, calls as f64 * PACKETS_PER_CALL_PER_SECOND, Duration::from_millis(300))?;
     Ok((target, load, calls))
 }
 
-fn lost(load: &mut Load) -> Outcome<f64> {
-    load.settle(Duration::from_millis(100))?;
-    Ok(100.0 * (1.0 - load.seen.down as f64 / load.seen.sent as f64))
+fn lost_percent(load: &mut Load) -> Outcome<f64> {
+    load.drain(Duration::from_millis(100))?;
+    Ok(100.0 * (1.0 - load.stats.downlink_packets as f64 / load.stats.sent as f64))
 }
 
 /// After a power cut: everybody connects at once.
-fn storm(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
-    let (target, mut load, calls) = witnesses(options, subject)?;
+fn connection_storm(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
+    let (target, mut load, calls) = start_background_calls(options, subject)?;
     let (all, time) = if options.quick { (calls + 200, 500) } else { (calls + 15_000, 2000) };
-    let (rate, time) = (calls as f64 * PACE, Duration::from_millis(time));
+    let (rate, time) = (calls as f64 * PACKETS_PER_CALL_PER_SECOND, Duration::from_millis(time));
     load.measure(calls, rate, time)?;
-    report.add(DISTURBANCES[0], subject, delay(&load, 0.99));
-    load.settle(Duration::from_millis(100))?;
-    load.seen = Default::default();
+    report.add(DISTURBANCE_FIGURES[0], subject, delay_ms_percentile(&load, 0.99));
+    load.drain(Duration::from_millis(100))?;
+    load.stats = Default::default();
     let (begin, mut took) = (Instant::now(), None);
     while took.is_none() {
-        load.speak(calls, rate, Duration::from_millis(20), |load| Ok(load.connect_more(all, all)?))?;
+        load.send_audio(calls, rate, Duration::from_millis(20), |load| Ok(load.connect_more(all, all)?))?;
         took = (load.connected() >= all).then(|| begin.elapsed());
         if begin.elapsed() > Duration::from_secs(20) {
             return Err(format!("{} of {all} devices came back", load.connected()).into());
         }
     }
     let took = took.unwrap_or_default().as_secs_f64();
-    report.add(DISTURBANCES[1], subject, (all - calls) as f64 / took);
-    report.add(DISTURBANCES[2], subject, delay(&load, 0.99));
-    report.add(DISTURBANCES[3], subject, lost(&mut load)?);
-    report.add(DISTURBANCES[4], subject, load.seen.lost_devices as f64);
+    report.add(DISTURBANCE_FIGURES[1], subject, (all - calls) as f64 / took);
+    report.add(DISTURBANCE_FIGURES[2], subject, delay_ms_percentile(&load, 0.99));
+    report.add(DISTURBANCE_FIGURES[3], subject, lost_percent(&mut load)?);
+    report.add(DISTURBANCE_FIGURES[4], subject, load.stats.lost_devices as f64);
     target.stop()
 }
 
@@ -357,18 +371,18 @@ fn storm(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()
 fn floods(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
     let time = Duration::from_millis(if options.quick { 300 } else { 2000 });
     for chat in [false, true] {
-        let (target, mut load, calls) = witnesses(options, subject)?;
-        let rate = calls as f64 * PACE;
+        let (target, mut load, calls) = start_background_calls(options, subject)?;
+        let rate = calls as f64 * PACKETS_PER_CALL_PER_SECOND;
         load.flood(calls, 1)?;
-        load.settle(Duration::from_millis(50))?;
+        load.drain(Duration::from_millis(50))?;
         if chat {
-            load.babble();
+            load.start_chat_flood();
         }
-        load.seen = Default::default();
-        load.speak(calls, rate, time, |load| if chat { Ok(()) } else { load.flood(calls, 8) })?;
+        load.stats = Default::default();
+        load.send_audio(calls, rate, time, |load| if chat { Ok(()) } else { load.flood(calls, 8) })?;
         let place = if chat { 7 } else { 5 };
-        report.add(DISTURBANCES[place], subject, delay(&load, 0.99));
-        report.add(DISTURBANCES[place + 1], subject, lost(&mut load)?);
+        report.add(DISTURBANCE_FIGURES[place], subject, delay_ms_percentile(&load, 0.99));
+        report.add(DISTURBANCE_FIGURES[place + 1], subject, lost_percent(&mut load)?);
         target.stop()?;
     }
     Ok(())

@@ -11,17 +11,17 @@ use std::time::Duration;
 
 use mqtt_websocket_proxy::config::{Config, PeerPolicy, Secret};
 use mqtt_websocket_proxy::net::Running;
-use support::chat::{ChatServer, headed};
+use support::chat_server::{ChatServer, audio_frame};
 use support::device::{Device, HELLO, client_id};
 use support::host::{connect_from, device_from, device_over};
-use support::logged::Logged;
-use support::mqtt::{Client, Connect, Silence};
-use support::{LIMIT, gateway_with};
+use support::log_capture::LogCapture;
+use support::mqtt::{Client, Connect, PacketError};
+use support::{TIMEOUT, gateway_with};
 
-const NOBODY: [&str; 0] = [];
+const NO_SERVERS: [&str; 0] = [];
 /// Where balancers are, in these tests; and somebody who is none.
 const BALANCER: [u8; 4] = [127, 0, 0, 5];
-const OTHER: [u8; 4] = [127, 0, 0, 6];
+const NOT_A_BALANCER: [u8; 4] = [127, 0, 0, 6];
 
 fn gateway<U: AsRef<str>>(urls: &[U], change: impl FnOnce(&mut Config)) -> Running {
     gateway_with(urls, |config| {
@@ -30,11 +30,11 @@ fn gateway<U: AsRef<str>>(urls: &[U], change: impl FnOnce(&mut Config)) -> Runni
     })
 }
 
-fn v1(client: &str) -> Vec<u8> {
+fn v1_header(client: &str) -> Vec<u8> {
     format!("PROXY TCP4 {client} 198.51.100.1 4242 1883\r\n").into_bytes()
 }
 
-fn v2(command: u8, client: [u8; 4], more: &[u8]) -> Vec<u8> {
+fn v2_header(command: u8, client: [u8; 4], more: &[u8]) -> Vec<u8> {
     let mut header = b"\r\n\r\n\0\r\nQUIT\n".to_vec();
     header.extend([0x20 | command, 0x11]);
     header.extend((12 + more.len() as u16).to_be_bytes());
@@ -45,15 +45,15 @@ fn v2(command: u8, client: [u8; 4], more: &[u8]) -> Vec<u8> {
 }
 
 /// A connection from the balancer that has said this.
-fn through(gateway: &Running, header: &[u8]) -> TcpStream {
+fn connect_with_header(gateway: &Running, header: &[u8]) -> TcpStream {
     let mut tcp = connect_from(BALANCER, gateway.addresses().mqtt);
     tcp.set_nodelay(true).unwrap();
-    tcp.set_read_timeout(Some(LIMIT)).unwrap();
+    tcp.set_read_timeout(Some(TIMEOUT)).unwrap();
     tcp.write_all(header).unwrap();
     tcp
 }
 
-fn assert_ends(mut tcp: TcpStream) {
+fn assert_closed(mut tcp: TcpStream) {
     let mut rest = Vec::new();
     let _ = tcp.read_to_end(&mut rest);
     assert!(rest.is_empty(), "{rest:?}");
@@ -64,40 +64,42 @@ fn assert_ends(mut tcp: TcpStream) {
 }
 
 #[test]
-fn the_client_a_header_names_is_the_one_that_counts() {
+fn the_client_address_of_the_header_is_used() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()], |_| {});
     let extensions = [3, 0, 4, 1, 2, 3, 4].repeat(40);
     for (number, header) in
-        [v1("192.0.2.7"), v2(1, [192, 0, 2, 7], &[]), v2(1, [192, 0, 2, 7], &extensions)].iter().enumerate()
+        [v1_header("192.0.2.7"), v2_header(1, [192, 0, 2, 7], &[]), v2_header(1, [192, 0, 2, 7], &extensions)]
+            .iter()
+            .enumerate()
     {
-        let mut log = Logged::about("192.0.2.7:4242");
+        let mut log = LogCapture::containing("192.0.2.7:4242");
         let number = number as u8;
         // Header, CONNECT and hello in one piece.
         let mut bytes = header.clone();
         bytes.extend(Connect::new(&client_id(number)).packet());
-        let mut mqtt = Client::from(through(&gateway, &bytes));
+        let mut mqtt = Client::from(connect_with_header(&gateway, &bytes));
         assert_eq!(mqtt.packet().body, [0, 0]);
-        log.line(&client_id(number));
-        mqtt.say(HELLO);
+        log.wait_for_line(&client_id(number));
+        mqtt.send_text(HELLO);
         let mut peer = server.accept();
         assert_eq!(peer.upgrade().header("x-forwarded-for"), Some("192.0.2.7"));
     }
 }
 
 #[test]
-fn a_header_may_be_cut_anywhere() {
-    let gateway = gateway(&NOBODY, |_| {});
-    for header in [v1("192.0.2.7"), v2(1, [192, 0, 2, 7], b"\x04\0\x01\0")] {
+fn a_header_may_be_split_at_any_byte() {
+    let gateway = gateway(&NO_SERVERS, |_| {});
+    for header in [v1_header("192.0.2.7"), v2_header(1, [192, 0, 2, 7], b"\x04\0\x01\0")] {
         let mut bytes = header.clone();
         bytes.extend(Connect::new(&client_id(1)).packet());
         for cut in 1..header.len() + 2 {
-            let mut tcp = through(&gateway, &bytes[..cut]);
+            let mut tcp = connect_with_header(&gateway, &bytes[..cut]);
             // Sent on its own: the gateway has most likely seen the first part alone.
             tcp.write_all(&bytes[cut..]).unwrap();
             assert_eq!(Client::from(tcp).packet().body, [0, 0], "{cut}");
         }
-        let mut tcp = through(&gateway, &[]);
+        let mut tcp = connect_with_header(&gateway, &[]);
         for byte in &bytes {
             tcp.write_all(&[*byte]).unwrap();
             std::thread::yield_now();
@@ -107,24 +109,24 @@ fn a_header_may_be_cut_anywhere() {
 }
 
 #[test]
-fn who_must_and_who_must_not_send_one() {
-    let gateway = gateway(&NOBODY, |_| {});
+fn who_must_and_who_must_not_send_a_proxy_header() {
+    let gateway = gateway(&NO_SERVERS, |_| {});
     // Elsewhere nothing has changed, and a header is no MQTT.
-    device_from(OTHER, gateway.addresses().mqtt, 1).mqtt.assert_quiet();
-    for header in [v1("192.0.2.7"), v2(1, [192, 0, 2, 7], &[])] {
-        let mut tcp = connect_from(OTHER, gateway.addresses().mqtt);
-        tcp.set_read_timeout(Some(LIMIT)).unwrap();
+    device_from(NOT_A_BALANCER, gateway.addresses().mqtt, 1).mqtt.assert_nothing_pending();
+    for header in [v1_header("192.0.2.7"), v2_header(1, [192, 0, 2, 7], &[])] {
+        let mut tcp = connect_from(NOT_A_BALANCER, gateway.addresses().mqtt);
+        tcp.set_read_timeout(Some(TIMEOUT)).unwrap();
         tcp.write_all(&header).unwrap();
-        assert_ends(tcp);
+        assert_closed(tcp);
     }
     // The balancer must send one, and one that is right.
-    let mut log = Logged::about("[127.0.0.5]");
+    let mut log = LogCapture::containing("[127.0.0.5]");
     let long = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"[..], &[0; 300]].concat();
     let endless = [b"PROXY TCP4 ".to_vec(), vec![b'1'; 300]].concat();
     for bytes in [&Connect::new(&client_id(1)).packet()[..], b"PROXY TCP4 1.2.3.4\r\n", &long, &endless] {
-        assert_ends(through(&gateway, bytes));
+        assert_closed(connect_with_header(&gateway, bytes));
     }
-    let line = log.line("mqtt.proxy_protocol_from");
+    let line = log.wait_for_line("mqtt.proxy_protocol_from");
     assert!(
         line.starts_with("WARN") && line.contains("does not begin with a PROXY protocol header"),
         "{line}"
@@ -133,37 +135,37 @@ fn who_must_and_who_must_not_send_one() {
 }
 
 #[test]
-fn a_health_check_is_no_device_and_no_news() {
-    let gateway = gateway(&NOBODY, |_| {});
-    let mut log = Logged::about("127.0.0.5");
-    for bytes in [&b""[..], b"PROXY UNKNOWN\r\n", &v2(0, [0; 4], &[]), b"PROXY TC"] {
-        drop(through(&gateway, bytes));
+fn a_health_check_is_neither_counted_nor_logged() {
+    let gateway = gateway(&NO_SERVERS, |_| {});
+    let mut log = LogCapture::containing("127.0.0.5");
+    for bytes in [&b""[..], b"PROXY UNKNOWN\r\n", &v2_header(0, [0; 4], &[]), b"PROXY TC"] {
+        drop(connect_with_header(&gateway, bytes));
     }
     // One that goes on to be a device is known by its own address.
-    let mut tcp = through(&gateway, &v2(0, [192, 0, 2, 9], &[]));
+    let mut tcp = connect_with_header(&gateway, &v2_header(0, [192, 0, 2, 9], &[]));
     tcp.write_all(&Connect::new(&client_id(3)).packet()).unwrap();
     assert_eq!(Client::from(tcp).packet().body, [0, 0]);
-    log.line(&client_id(3));
+    log.wait_for_line(&client_id(3));
     assert_eq!(log.count("WARN") + log.count("INFO") + log.count("ERROR"), 0);
 }
 
 #[test]
-fn a_header_has_as_long_as_a_connect() {
-    let gateway = gateway(&NOBODY, |_| {});
+fn a_header_shares_the_connect_timeout() {
+    let gateway = gateway(&NO_SERVERS, |_| {});
     let start = std::time::Instant::now();
-    assert_ends(through(&gateway, b"PROXY TCP4 "));
+    assert_closed(connect_with_header(&gateway, b"PROXY TCP4 "));
     let took = start.elapsed();
     assert!(took > Duration::from_secs(9) && took < Duration::from_secs(14), "{took:?}");
 }
 
 #[test]
 fn limits_count_clients_and_not_the_balancer() {
-    let gateway = gateway(&NOBODY, |config| {
+    let gateway = gateway(&NO_SERVERS, |config| {
         config.mqtt.max_connections_per_ip = 2;
         config.mqtt.signature_key = Secret::new("A-good-Key");
     });
     let log_in = |client: &str, number: u8| {
-        let mut mqtt = Client::from(through(&gateway, &v1(client)));
+        let mut mqtt = Client::from(connect_with_header(&gateway, &v1_header(client)));
         mqtt.send(&Connect::signed(&client_id(number), "A-good-Key").packet());
         let code = mqtt.packet().body[1];
         (code, mqtt)
@@ -173,16 +175,17 @@ fn limits_count_clients_and_not_the_balancer() {
     assert!(all.iter().all(|(code, _)| *code == 0));
     assert_eq!(log_in("192.0.2.3", 90).0, 3);
     drop(all);
-    support::host::eventually("room again", || log_in("192.0.2.3", 91).0 == 0);
+    support::host::wait_until("room again", || log_in("192.0.2.3", 91).0 == 0);
     // A client that says nothing has a bounded number of connections too.
-    let mut idle: Vec<_> = (0..20).map(|_| Client::from(through(&gateway, &v1("192.0.2.200")))).collect();
-    assert_eq!(idle.pop().unwrap().packet_within(LIMIT), Err(Silence::Closed));
+    let mut idle: Vec<_> =
+        (0..20).map(|_| Client::from(connect_with_header(&gateway, &v1_header("192.0.2.200")))).collect();
+    assert_eq!(idle.pop().unwrap().packet_within(TIMEOUT), Err(PacketError::Closed));
     // Failed logins are paid for by who failed.
     let fail = |client: &str| {
-        let mut mqtt = Client::from(through(&gateway, &v1(client)));
+        let mut mqtt = Client::from(connect_with_header(&gateway, &v1_header(client)));
         let start = std::time::Instant::now();
         mqtt.send(&Connect::new(&client_id(50)).packet());
-        assert_eq!(mqtt.until_closed()[0].body, [0, 4]);
+        assert_eq!(mqtt.read_until_closed()[0].body, [0, 4]);
         start.elapsed()
     };
     for _ in 0..5 {
@@ -197,16 +200,16 @@ fn audio_may_come_from_the_client_the_header_names() {
     let gateway = gateway(&[server.url()], |config| config.udp.peer_policy = PeerPolicy::Strict);
     // The audio of these tests comes from 127.0.0.1.
     for (client, heard) in [("127.0.0.1", true), ("127.0.0.9", false)] {
-        let mut device = device_over(through(&gateway, &v1(client)), 1);
+        let mut device = device_over(connect_with_header(&gateway, &v1_header(client)), 1);
         let (mut call, mut peer) = device.call(&server);
         call.send(1, b"\x58a");
         if heard {
-            assert_eq!(peer.binary(), headed(1, b"\x58a"));
+            assert_eq!(peer.binary(), audio_frame(1, b"\x58a"));
         } else {
-            device.mqtt.assert_quiet();
+            device.mqtt.assert_nothing_pending();
             assert!(peer.message_within(Duration::from_millis(300)).is_none());
         }
-        device.say(r#"{"type":"goodbye"}"#);
+        device.send_text(r#"{"type":"goodbye"}"#);
         peer.expect_close(1000);
     }
 }
@@ -243,14 +246,14 @@ impl HaProxy {
             line
         };
         let text = sample.lines().map(line).collect::<Vec<_>>().join("\n") + "\n";
-        let folder = support::process::Folder::new().with("haproxy.cfg", text);
+        let folder = support::process::Folder::new().with_file("haproxy.cfg", text);
         let mut command = std::process::Command::new("haproxy");
         command.env("PATH", "/usr/sbin:/usr/local/sbin:/usr/bin:/bin");
         command.args(["-db", "-f", "haproxy.cfg"]).current_dir(&folder.0).stdout(std::process::Stdio::null());
         match command.spawn() {
             Ok(process) => {
                 let this = Self { process, mqtt, mqtts, _folder: folder };
-                support::host::eventually("HAProxy listens", || TcpStream::connect(this.mqtt).is_ok());
+                support::host::wait_until("HAProxy listens", || TcpStream::connect(this.mqtt).is_ok());
                 Some(this)
             }
             Err(error) => {
@@ -273,7 +276,7 @@ fn device_through(balancer: &HaProxy, n: u8) -> Option<Device> {
     let tcp = connect_from([127, 0, 1, n], balancer.mqtt);
     let mut mqtt = Client::from(tcp);
     mqtt.try_send(&Connect::new(&client_id(n)).packet());
-    let packet = mqtt.packet_within(LIMIT).ok()?;
+    let packet = mqtt.packet_within(TIMEOUT).ok()?;
     assert_eq!(packet.body, [0, 0]);
     Some(Device { mqtt, mac: support::device::mac(n), client_id: client_id(n) })
 }
@@ -295,11 +298,11 @@ fn two_gateways_behind_haproxy_and_one_of_them_dies() {
         let mut at = [Vec::new(), Vec::new()];
         for n in 1..=12 {
             let mut device = device_through(&balancer, n).unwrap();
-            device.say(HELLO);
+            device.send_text(HELLO);
             let mut peer = server.accept();
             assert_eq!(peer.upgrade().header("x-forwarded-for"), Some(&*format!("127.0.1.{n}")), "{version}");
-            peer.greet("s");
-            let mut call = device.answered();
+            peer.exchange_hello("s");
+            let mut call = device.hello_reply();
             // Each gateway tells its own UDP endpoint, and audio goes there directly.
             let place = gateways.iter().position(|gateway| gateway.addresses().udp == call.gateway).unwrap();
             // Three in a row: the audio of these tests comes from an address of its own.
@@ -314,33 +317,33 @@ fn two_gateways_behind_haproxy_and_one_of_them_dies() {
         let mut moved = Vec::new();
         first.stop(Duration::ZERO).unwrap();
         for (n, device, _) in lost.iter_mut() {
-            while device.mqtt.packet_within(LIMIT).is_ok() {}
+            while device.mqtt.packet_within(TIMEOUT).is_ok() {}
             let mut again = None;
-            support::host::eventually("a gateway takes it", || {
+            support::host::wait_until("a gateway takes it", || {
                 again = device_through(&balancer, *n);
                 again.is_some()
             });
             let mut again = again.unwrap();
-            again.say(HELLO);
+            again.send_text(HELLO);
             let mut peer = server.accept();
             peer.upgrade();
-            peer.greet("s");
-            assert_eq!(again.answered().gateway, second.addresses().udp);
+            peer.exchange_hello("s");
+            assert_eq!(again.hello_reply().gateway, second.addresses().udp);
             moved.push((again, peer));
         }
-        kept.iter_mut().for_each(|(_, device, _)| device.mqtt.assert_quiet());
+        kept.iter_mut().for_each(|(_, device, _)| device.mqtt.assert_nothing_pending());
     }
 }
 
 #[cfg(feature = "tls")]
 #[test]
-fn tls_goes_through_haproxy_unopened() {
-    let authority = support::tls::Authority::new();
+fn tls_passes_through_haproxy() {
+    let authority = support::tls::CertificateAuthority::new();
     let pair = authority.issue("127.0.0.1");
     let folder = support::process::Folder::new();
-    let folder = folder.with("cert.pem", pair.certificate_pem()).with("key.pem", pair.key_pem());
+    let folder = folder.with_file("cert.pem", pair.certificate_pem()).with_file("key.pem", pair.key_pem());
     let start = || {
-        gateway_with(&NOBODY, |config| {
+        gateway_with(&NO_SERVERS, |config| {
             config.mqtt.proxy_protocol_from = vec!["127.0.0.1".parse().unwrap()];
             config.mqtt.tls.port = 0;
             config.mqtt.tls.cert_file = Some(folder.0.join("cert.pem"));
@@ -350,10 +353,10 @@ fn tls_goes_through_haproxy_unopened() {
     let gateways = [start(), start()];
     let Some(balancer) = HaProxy::start(&gateways, "send-proxy-v2") else { return };
     for n in 1..=6 {
-        let mut log = Logged::about(format!("127.0.2.{n}:"));
+        let mut log = LogCapture::containing(format!("127.0.2.{n}:"));
         let tls =
             authority.client().connect("127.0.0.1", connect_from([127, 0, 2, n], balancer.mqtts)).unwrap();
-        device_over(tls, n).mqtt.assert_quiet();
-        log.line(&client_id(n));
+        device_over(tls, n).mqtt.assert_nothing_pending();
+        log.wait_for_line(&client_id(n));
     }
 }

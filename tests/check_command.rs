@@ -9,10 +9,10 @@ use std::io::Read;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::chat::{ChatServer, Message, Peer, headed};
+use support::chat_server::{ChatServer, Message, Peer, audio_frame};
 use support::closed_port;
 use support::process::Folder;
-use support::tls::Authority;
+use support::tls::CertificateAuthority;
 
 const MAC: &str = "02:63:68:65:63:6b";
 
@@ -41,7 +41,7 @@ fn check(folder: &Folder, line: &str, variables: &[(&str, &str)]) -> Outcome {
 }
 
 fn check_config(config: &Value) -> Outcome {
-    check(&Folder::new().with("gateway.json", config.to_string()), "-c gateway.json", &[])
+    check(&Folder::new().with_file("gateway.json", config.to_string()), "-c gateway.json", &[])
 }
 
 /// The step's state at the first server.
@@ -50,7 +50,7 @@ fn step<'a>(outcome: &'a Outcome, name: &str) -> &'a str {
     steps.iter().find(|step| step["step"] == name).map_or("", |step| step["state"].as_str().unwrap())
 }
 
-fn assert_names(outcome: &Outcome, code: i32, parts: &[&str]) {
+fn assert_reported(outcome: &Outcome, code: i32, parts: &[&str]) {
     assert_eq!(outcome.code, Some(code), "{}", outcome.text);
     // Advice is wrapped for people; a cause must be found as a whole for all that.
     let words = outcome.text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -61,9 +61,9 @@ fn assert_names(outcome: &Outcome, code: i32, parts: &[&str]) {
 }
 
 /// Answers with speech, as a server that is asked to greet.
-fn speak(mut peer: Peer, frame: impl Fn(u32) -> Vec<u8>) {
+fn serve_call(mut peer: Peer, frame: impl Fn(u32) -> Vec<u8>) {
     peer.upgrade();
-    peer.greet("the-session");
+    peer.exchange_hello("the-session");
     loop {
         match peer.message_within(Duration::from_secs(10)) {
             Some(Message::Text(text)) if text.contains("detect") => {
@@ -82,7 +82,7 @@ fn a_good_server_passes_every_step_with_the_requests_of_a_call() {
     let (seen, requests) = std::sync::mpsc::channel();
     server.serve(move |mut peer| {
         let request = peer.upgrade();
-        let hello = peer.greet("the-session");
+        let hello = peer.exchange_hello("the-session");
         let start: Value = peer.json();
         let frame = peer.binary();
         seen.send((request, hello, start, frame.clone())).unwrap();
@@ -91,9 +91,9 @@ fn a_good_server_passes_every_step_with_the_requests_of_a_call() {
     });
     let mut config = config(json!([url]));
     config["websocket"]["server_secret"] = json!("hunter2");
-    let folder = Folder::new().with("gateway.json", config.to_string());
+    let folder = Folder::new().with_file("gateway.json", config.to_string());
     let outcome = check(&folder, "-c gateway.json --uuid the-uuid", &[]);
-    assert_names(&outcome, 0, &["header"]);
+    assert_reported(&outcome, 0, &["header"]);
     assert!(outcome.text.contains("UPGRADE") && !outcome.text.contains("FAIL"), "{}", outcome.text);
     for name in ["name", "tcp", "upgrade", "hello", "framing"] {
         assert_eq!(step(&outcome, name), "ok", "{name}: {}", outcome.text);
@@ -106,7 +106,7 @@ fn a_good_server_passes_every_step_with_the_requests_of_a_call() {
     assert!(request.header("authorization").unwrap().starts_with("Bearer "));
     assert_eq!((&hello["transport"], &hello["version"]), (&json!("websocket"), &json!(2)));
     assert_eq!((&start["type"], &start["session_id"]), (&json!("listen"), &json!("the-session")));
-    assert_eq!(frame, headed(0, &[0xf8, 0xff, 0xfe]));
+    assert_eq!(frame, audio_frame(0, &[0xf8, 0xff, 0xfe]));
     assert!(!outcome.text.contains("hunter2") && !outcome.report.to_string().contains("hunter2"));
 }
 
@@ -118,7 +118,7 @@ fn a_raw_server_is_told_protocol_version_1() {
         let (seen, requests) = std::sync::mpsc::channel();
         server.serve(move |mut peer| {
             let request = peer.upgrade();
-            let hello = peer.greet("the-session");
+            let hello = peer.exchange_hello("the-session");
             seen.send((request, hello)).unwrap();
             let _ = peer.message_within(Duration::from_secs(10));
         });
@@ -130,11 +130,11 @@ fn a_raw_server_is_told_protocol_version_1() {
 }
 
 #[test]
-fn the_built_in_echo_server_is_well() {
+fn the_built_in_echo_server_passes() {
     let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
     let url = format!("{}?from=mqtt_gateway", echo.url());
     let outcome = check_config(&config(json!([url, {"url": url, "framing": "header"}])));
-    assert_names(&outcome, 0, &["header"]);
+    assert_reported(&outcome, 0, &["header"]);
     let framing = |i: usize| outcome.report["servers"][i]["steps"][4]["detail"].clone();
     assert_eq!([framing(0), framing(1)], [json!("header"), json!("header")]);
 }
@@ -145,14 +145,14 @@ fn a_dead_server_is_named() {
     let url = format!("ws://{closed}/x?from=mqtt_gateway");
     let outcome = check_config(&config(json!([url])));
     let nothing = format!("nothing listens on {} port", closed.ip());
-    assert_names(&outcome, 1, &[&nothing, "not running", "in a container", "refused"]);
+    assert_reported(&outcome, 1, &[&nothing, "not running", "in a container", "refused"]);
     assert_eq!((step(&outcome, "tcp"), step(&outcome, "upgrade")), ("fail", ""));
 }
 
 #[test]
 fn a_name_that_does_not_resolve_is_named() {
     let outcome = check_config(&config(json!(["ws://no-such-host.invalid/?from=mqtt_gateway"])));
-    assert_names(&outcome, 1, &["no-such-host.invalid does not resolve"]);
+    assert_reported(&outcome, 1, &["no-such-host.invalid does not resolve"]);
     assert_eq!(step(&outcome, "name"), "fail");
 }
 
@@ -165,21 +165,21 @@ fn a_wrong_secret_is_named_however_the_server_refuses_it() {
         // As xiaozhi-esp32-server does: a plain text, then the close.
         ("认证失败", |mut peer| {
             peer.upgrade();
-            peer.say("认证失败");
+            peer.send_text("认证失败");
             peer.send_close(None);
             peer.expect_close(1000);
         }),
         ("Authentication failed", |mut peer| {
             peer.upgrade();
             peer.json();
-            peer.say("Authentication failed");
+            peer.send_text("Authentication failed");
             peer.send_close(Some(1000));
         }),
         ("unauthorized", |mut peer| {
             peer.upgrade();
             peer.json();
-            peer.say(r#"{"type":"error","message":"unauthorized"}"#);
-            peer.shut();
+            peer.send_text(r#"{"type":"error","message":"unauthorized"}"#);
+            peer.shutdown_write();
         }),
         ("1008", |mut peer| {
             peer.upgrade();
@@ -195,9 +195,9 @@ fn a_wrong_secret_is_named_however_the_server_refuses_it() {
             let server = ChatServer::start();
             let url = server.url();
             server.serve(refuse);
-            let folder = Folder::new().with("gateway.json", config(json!([url])).to_string());
+            let folder = Folder::new().with_file("gateway.json", config(json!([url])).to_string());
             let outcome = check(&folder, "-c gateway.json", &[("SERVER_SECRET", secret)]);
-            assert_names(&outcome, 1, &[words, cause, "server.auth_key", "server.secret"]);
+            assert_reported(&outcome, 1, &[words, cause, "server.auth_key", "server.secret"]);
             assert!(!outcome.text.contains("hunter2"), "{}", outcome.text);
         }
     }
@@ -205,7 +205,7 @@ fn a_wrong_secret_is_named_however_the_server_refuses_it() {
 
 #[test]
 fn a_bad_certificate_is_named_with_what_is_bad_about_it() {
-    let authority = Authority::new();
+    let authority = CertificateAuthority::new();
     for (host, trusted, cause) in [
         ("127.0.0.1", true, None),
         ("127.0.0.1", false, Some("its certificate is not from an authority known here")),
@@ -216,19 +216,20 @@ fn a_bad_certificate_is_named_with_what_is_bad_about_it() {
         server.serve(|peer| {
             // A client that does not trust us is gone already.
             if peer.is_tls() {
-                speak(peer, |i| headed(i, b"opus"));
+                serve_call(peer, |i| audio_frame(i, b"opus"));
             }
         });
         let mut config = config(json!([url]));
         if trusted {
             config["websocket"]["ca_file"] = json!("ca.pem");
         }
-        let folder = Folder::new().with("gateway.json", config.to_string()).with("ca.pem", authority.pem());
+        let folder =
+            Folder::new().with_file("gateway.json", config.to_string()).with_file("ca.pem", authority.pem());
         let outcome = check(&folder, "-c gateway.json", &[]);
         match cause {
-            None => assert_names(&outcome, 0, &["header"]),
+            None => assert_reported(&outcome, 0, &["header"]),
             Some(cause) => {
-                assert_names(&outcome, 1, &[cause]);
+                assert_reported(&outcome, 1, &[cause]);
                 assert_eq!((step(&outcome, "tcp"), step(&outcome, "tls")), ("ok", "fail"));
             }
         }
@@ -236,23 +237,23 @@ fn a_bad_certificate_is_named_with_what_is_bad_about_it() {
 }
 
 #[test]
-fn tls_and_plain_taken_for_each_other_are_named() {
+fn a_tls_and_plain_mismatch_is_named() {
     let plain = ChatServer::start();
     let url = plain.url().replace("ws://", "wss://");
     plain.serve(|mut peer| {
         peer.send_raw(b"HTTP/1.1 400 Bad Request\r\n\r\n");
         peer.expect_end();
     });
-    assert_names(
+    assert_reported(
         &check_config(&config(json!([url]))),
         1,
         &["does not speak TLS", "write ws:// instead of wss://"],
     );
 
-    let tls = ChatServer::start_tls(Authority::new().server("127.0.0.1"));
+    let tls = ChatServer::start_tls(CertificateAuthority::new().server("127.0.0.1"));
     let url = tls.url().replace("wss://", "ws://");
     tls.serve(drop);
-    assert_names(
+    assert_reported(
         &check_config(&config(json!([url]))),
         1,
         &["does not speak WebSocket", "write wss:// instead"],
@@ -280,17 +281,17 @@ fn a_missing_suffix_is_named() {
         let server = ChatServer::start();
         let url = format!("ws://{}{path}", server.addr);
         server.serve(move |peer| match speaks_raw {
-            Some(true) => speak(peer, raw),
-            Some(false) => speak(peer, |i| headed(i, b"opus")),
+            Some(true) => serve_call(peer, raw),
+            Some(false) => serve_call(peer, |i| audio_frame(i, b"opus")),
             None => {
                 let mut peer = peer;
                 peer.upgrade();
-                peer.greet("the-session");
+                peer.exchange_hello("the-session");
                 while !matches!(peer.message(), Message::Close(_) | Message::End) {}
             }
         });
         let outcome = check_config(&config(json!([url])));
-        assert_names(&outcome, code, parts);
+        assert_reported(&outcome, code, parts);
         assert_eq!(outcome.text.contains("lacks ?from="), parts.contains(&suffix), "{}", outcome.text);
         assert!(!outcome.text.contains("hunter2"));
     }
@@ -305,9 +306,11 @@ fn a_framing_that_contradicts_the_configuration_is_named() {
     ] {
         let server = ChatServer::start();
         let url = format!("ws://{}/", server.addr);
-        server.serve(move |peer| speak(peer, |i| if is_raw { vec![0xf8, 1, 2] } else { headed(i, b"opus") }));
+        server.serve(move |peer| {
+            serve_call(peer, |i| if is_raw { vec![0xf8, 1, 2] } else { audio_frame(i, b"opus") })
+        });
         let outcome = check_config(&config(json!([{"url": url, "framing": framing}])));
-        assert_names(&outcome, code, &[part]);
+        assert_reported(&outcome, code, &[part]);
     }
 }
 
@@ -346,7 +349,7 @@ fn a_server_that_is_something_else_is_named() {
             |mut peer| {
                 peer.upgrade();
                 peer.json();
-                peer.shut();
+                peer.shutdown_write();
             },
             &["it ends the connection before its hello", "--mac"],
         ),
@@ -355,28 +358,28 @@ fn a_server_that_is_something_else_is_named() {
         let server = ChatServer::start();
         let url = server.url();
         server.serve(behave);
-        assert_names(&check_config(&config(json!([url]))), 1, parts);
+        assert_reported(&check_config(&config(json!([url]))), 1, parts);
     }
 }
 
 #[test]
-fn a_server_that_wants_the_device_bound_is_no_failure() {
+fn a_server_that_requires_device_binding_is_no_failure() {
     let server = ChatServer::start();
     let url = server.url();
     server.serve(|mut peer| {
         peer.upgrade();
         peer.json();
-        peer.say(r#"{"type":"stt","text":"请登录控制面板添加设备"}"#);
-        (0..5).for_each(|i| peer.send_binary(&headed(i, b"opus")));
+        peer.send_text(r#"{"type":"stt","text":"请登录控制面板添加设备"}"#);
+        (0..5).for_each(|i| peer.send_binary(&audio_frame(i, b"opus")));
         while !matches!(peer.message(), Message::Close(_) | Message::End) {}
     });
     let outcome = check_config(&config(json!([url])));
-    assert_names(&outcome, 0, &["it does not know this device", "--mac", "WARN"]);
+    assert_reported(&outcome, 0, &["it does not know this device", "--mac", "WARN"]);
     assert_eq!((step(&outcome, "hello"), step(&outcome, "framing")), ("warn", "ok"));
 }
 
 #[test]
-fn a_server_that_never_stops_talking_is_left_in_time() {
+fn a_server_that_never_stops_sending_is_abandoned_in_time() {
     let server = ChatServer::start();
     let url = server.url();
     server.serve(|mut peer| {
@@ -384,11 +387,11 @@ fn a_server_that_never_stops_talking_is_left_in_time() {
         // Ends when the other side has hung up.
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             loop {
-                peer.say(r#"{"type":"llm","text":"..."}"#);
+                peer.send_text(r#"{"type":"llm","text":"..."}"#);
             }
         }));
     });
-    assert_names(&check_config(&config(json!([url]))), 1, &["does not answer the hello"]);
+    assert_reported(&check_config(&config(json!([url]))), 1, &["does not answer the hello"]);
 }
 
 #[test]
@@ -400,38 +403,38 @@ fn a_public_ip_that_no_device_can_reach_is_named() {
         ("0.0.0.0", "0.0.0.0 is the unspecified address"),
         ("no-such-host.invalid", "no-such-host.invalid does not resolve here"),
     ] {
-        let folder = Folder::new().with("gateway.json", config(json!([echo.url()])).to_string());
+        let folder = Folder::new().with_file("gateway.json", config(json!([echo.url()])).to_string());
         let outcome = check(&folder, "-c gateway.json", &[("PUBLIC_IP", public_ip)]);
-        assert_names(&outcome, 1, &[part, "set PUBLIC_IP or udp.public_ip"]);
+        assert_reported(&outcome, 1, &[part, "set PUBLIC_IP or udp.public_ip"]);
     }
 }
 
 #[test]
-fn settings_of_the_seed_that_are_too_small_are_advised_on() {
+fn settings_that_are_too_small_get_advice() {
     let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
-    let mut seed = config(json!([echo.url()]));
-    seed["mqtt"]["max_payload_size"] = json!(8192);
-    let outcome = check_config(&seed);
-    assert_names(&outcome, 0, &["8192 bytes is too small", "set mqtt.max_payload_size to 65536"]);
-    seed["mqtt"]["signature_key"] = json!("test");
-    assert_names(
-        &check_config(&seed),
+    let mut config_with_small_values = config(json!([echo.url()]));
+    config_with_small_values["mqtt"]["max_payload_size"] = json!(8192);
+    let outcome = check_config(&config_with_small_values);
+    assert_reported(&outcome, 0, &["8192 bytes is too small", "set mqtt.max_payload_size to 65536"]);
+    config_with_small_values["mqtt"]["signature_key"] = json!("test");
+    assert_reported(
+        &check_config(&config_with_small_values),
         0,
         &["too weak for the management API: it is shorter than 8 characters"],
     );
 }
 
 #[test]
-fn a_configuration_that_cannot_be_used_is_told_in_full_and_nothing_is_dialled() {
+fn an_unusable_configuration_is_reported_in_full_and_nothing_is_dialled() {
     let server = ChatServer::start();
     let text = json!({"mqtt": {"port": "x", "prt": 1}, "websocket": {"production_servers": [server.url(), "http://a"]}});
-    let folder = Folder::new().with("gateway.json", text.to_string());
+    let folder = Folder::new().with_file("gateway.json", text.to_string());
     let outcome = check(&folder, "-c gateway.json", &[("UDP_PORT", "-1")]);
     let parts = ["mqtt.port: found \"x\"", "mqtt.prt", "did you mean ws://", "UDP_PORT"];
-    assert_names(&outcome, 2, &parts);
+    assert_reported(&outcome, 2, &parts);
     assert_eq!(outcome.report["problems"].as_array().unwrap().len(), parts.len());
     assert!(server.is_idle());
-    assert_names(&check(&folder, "-c absent.json", &[]), 2, &["absent.json: cannot be read"]);
+    assert_reported(&check(&folder, "-c absent.json", &[]), 2, &["absent.json: cannot be read"]);
     for line in ["check --frob", "check --timeout 0", "check --mac x", "check -c"] {
         let output = folder.run(line, &[]);
         assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{line}");
@@ -440,11 +443,11 @@ fn a_configuration_that_cannot_be_used_is_told_in_full_and_nothing_is_dialled() 
 }
 
 #[test]
-fn the_table_for_people_stands_on_stdout() {
+fn the_human_readable_table_goes_to_stdout() {
     let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
     let dead = format!("ws://{}/", closed_port());
     let servers = json!([format!("{}?from=mqtt_gateway", echo.url()), dead]);
-    let folder = Folder::new().with("gateway.json", config(servers).to_string());
+    let folder = Folder::new().with_file("gateway.json", config(servers).to_string());
     let output = folder.run("check -c gateway.json", &[]);
     assert_eq!((output.status.code(), output.stderr.len()), (Some(1), 0));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -472,9 +475,9 @@ const NODE: &str = r#"{"production":{"chat_servers":["ws://127.0.0.1:9/xiaozhi/v
 #[test]
 fn a_node_configuration_is_checked_and_migrated() {
     let env = "PUBLIC_IP=192.0.2.9\nMQTT_PORT=2883\nMQTT_SIGNATURE_KEY='Key$with#all'\nSERVER_SECRET=s\n";
-    let folder = Folder::new().with("config/mqtt.json", NODE).with(".env", env);
+    let folder = Folder::new().with_file("config/mqtt.json", NODE).with_file(".env", env);
     let outcome = check(&folder, "--config config/mqtt.json", &[]);
-    assert_names(
+    assert_reported(
         &outcome,
         1,
         &["Node.js", ".env gives MQTT_PORT", "set max_mqtt_payload_size to 65536", "_comment"],
@@ -501,7 +504,7 @@ fn a_node_configuration_is_checked_and_migrated() {
     let notes = String::from_utf8(output.stderr).unwrap();
     assert!(notes.contains("_comment") && notes.contains("your keys"), "{notes}");
 
-    let folder = folder.with("gateway.json", output.stdout);
+    let folder = folder.with_file("gateway.json", output.stdout);
     assert_eq!(check(&folder, "-c gateway.json", &[]).report["config"]["shape"], "gateway");
     let again = folder.run("check --migrate -c gateway.json", &[]);
     assert_eq!((again.status.code(), again.stdout.len()), (Some(2), 0));

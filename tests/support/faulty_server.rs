@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use super::chat::{ChatServer, Message, Peer, agreement};
+use super::chat_server::{ChatServer, Message, Peer, upgrade_response};
 use super::closed_port;
 use super::device::{Device, HELLO};
 
 /// How a chat server fails before its hello.
 #[derive(Clone, Copy, Debug)]
-pub enum Fault {
+pub enum ServerFault {
     Refused,
     Reset,
     ClosedAtOnce,
@@ -31,38 +31,38 @@ pub enum Fault {
 }
 
 /// Those that show at once.
-pub const QUICK: [Fault; 14] = [
-    Fault::Refused,
-    Fault::Reset,
-    Fault::ClosedAtOnce,
-    Fault::Status("400 Bad Request"),
-    Fault::Status("401 Unauthorized"),
-    Fault::Status("302 Found"),
-    Fault::Status("200 OK"),
-    Fault::Status("503 Service Unavailable"),
-    Fault::NotHttp,
-    Fault::WrongAccept,
-    Fault::CloseCode(1000),
-    Fault::CloseCode(1011),
-    Fault::GoneAfterUpgrade,
-    Fault::Goodbye,
+pub const IMMEDIATE_FAULTS: [ServerFault; 14] = [
+    ServerFault::Refused,
+    ServerFault::Reset,
+    ServerFault::ClosedAtOnce,
+    ServerFault::Status("400 Bad Request"),
+    ServerFault::Status("401 Unauthorized"),
+    ServerFault::Status("302 Found"),
+    ServerFault::Status("200 OK"),
+    ServerFault::Status("503 Service Unavailable"),
+    ServerFault::NotHttp,
+    ServerFault::WrongAccept,
+    ServerFault::CloseCode(1000),
+    ServerFault::CloseCode(1011),
+    ServerFault::GoneAfterUpgrade,
+    ServerFault::Goodbye,
 ];
 
 /// Those that show by a deadline only.
-pub const SLOW: [Fault; 5] = [
-    Fault::StallsBeforeTls,
-    Fault::StallsAtUpgrade,
-    Fault::StallsInHead,
-    Fault::StallsAtHello,
-    Fault::StallsAtConnect,
+pub const STALLING_FAULTS: [ServerFault; 5] = [
+    ServerFault::StallsBeforeTls,
+    ServerFault::StallsAtUpgrade,
+    ServerFault::StallsInHead,
+    ServerFault::StallsAtHello,
+    ServerFault::StallsAtConnect,
 ];
 
 /// A URL that fails so, and what keeps it failing.
-pub fn faulty(fault: Fault) -> (String, Vec<Box<dyn std::any::Any + Send>>) {
+pub fn start_faulty_server(fault: ServerFault) -> (String, Vec<Box<dyn std::any::Any + Send>>) {
     match fault {
-        Fault::Refused => return (format!("ws://{}/", closed_port()), Vec::new()),
-        Fault::Unresolvable => return ("ws://does-not-exist.invalid/".to_owned(), Vec::new()),
-        Fault::StallsAtConnect => {
+        ServerFault::Refused => return (format!("ws://{}/", closed_port()), Vec::new()),
+        ServerFault::Unresolvable => return ("ws://does-not-exist.invalid/".to_owned(), Vec::new()),
+        ServerFault::StallsAtConnect => {
             // A queue of one place that is taken: further SYNs are dropped.
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
@@ -79,68 +79,68 @@ pub fn faulty(fault: Fault) -> (String, Vec<Box<dyn std::any::Any + Send>>) {
     }
     let server = ChatServer::start();
     let url = match fault {
-        Fault::StallsBeforeTls => format!("wss://{}/", server.addr),
+        ServerFault::StallsBeforeTls => format!("wss://{}/", server.addr),
         _ => server.url(),
     };
-    server.serve(move |peer| fail(peer, fault));
+    server.serve(move |peer| run_fault(peer, fault));
     (url, Vec::new())
 }
 
-fn fail(mut peer: Peer, fault: Fault) {
+fn run_fault(mut peer: Peer, fault: ServerFault) {
     match fault {
-        Fault::Reset => peer.reset(),
-        Fault::ClosedAtOnce => drop(peer),
-        Fault::Status(status) => drop(peer.refuse(status)),
-        Fault::NotHttp => {
+        ServerFault::Reset => peer.reset(),
+        ServerFault::ClosedAtOnce => drop(peer),
+        ServerFault::Status(status) => drop(peer.refuse(status)),
+        ServerFault::NotHttp => {
             peer.request();
             peer.send_raw(b"SSH-2.0-OpenSSH_9.2\r\n\r\n");
         }
-        Fault::WrongAccept => {
+        ServerFault::WrongAccept => {
             let mut request = peer.request();
             request.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("sec-websocket-key"));
             request.headers.push(("sec-websocket-key".to_owned(), "AAAAAAAAAAAAAAAAAAAAAA==".to_owned()));
-            peer.send_raw(agreement(&request).as_bytes());
-            peer.hold();
+            peer.send_raw(upgrade_response(&request).as_bytes());
+            peer.ignore_until_closed();
         }
-        Fault::CloseCode(code) => {
+        ServerFault::CloseCode(code) => {
             peer.upgrade();
             peer.json();
             peer.send_close(Some(code));
             while !matches!(peer.message(), Message::End | Message::Close(_)) {}
         }
-        Fault::GoneAfterUpgrade => {
+        ServerFault::GoneAfterUpgrade => {
             peer.upgrade();
             peer.json();
             peer.reset();
         }
-        Fault::BadFrame => {
+        ServerFault::BadFrame => {
             peer.upgrade();
             peer.send_raw(&[0xff, 0x00]);
             while peer.message() != Message::End {}
         }
-        Fault::Goodbye => {
+        ServerFault::Goodbye => {
             peer.upgrade();
             peer.json();
-            peer.say(r#"{"type":"goodbye"}"#);
+            peer.send_text(r#"{"type":"goodbye"}"#);
             while peer.message() != Message::End {}
         }
-        Fault::StallsInHead => {
+        ServerFault::StallsInHead => {
             peer.request();
             peer.send_raw(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: webso");
-            peer.hold();
+            peer.ignore_until_closed();
         }
-        Fault::StallsAtHello => {
+        ServerFault::StallsAtHello => {
             peer.upgrade();
             while peer.message() != Message::End {}
         }
-        _ => peer.hold(),
+        _ => peer.ignore_until_closed(),
     }
 }
 
 /// The device is told in words, ends the call, and can call again; how long that took.
-pub fn assert_told_in_words(device: &mut Device) -> Duration {
+pub fn assert_failure_alert(device: &mut Device) -> Duration {
     let start = Instant::now();
-    device.say(HELLO);
+    device.send_text(HELLO);
     let alert = device.json();
     let took = start.elapsed();
     assert_eq!(alert["type"], "alert");
@@ -148,8 +148,8 @@ pub fn assert_told_in_words(device: &mut Device) -> Duration {
         assert!(alert[key].as_str().is_some_and(|text| !text.is_empty()), "{alert}");
     }
     // A complete hello, so that the device's wait ends, and goodbye.
-    let call = device.answered();
+    let call = device.hello_reply();
     device.expect_goodbye(&call.session_id);
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
     took
 }

@@ -9,9 +9,9 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use support::chat::{ChatServer, Message, Peer};
+use support::chat_server::{ChatServer, Message, Peer};
 use support::device::{Device, HELLO, client_id};
-use support::host::{connect_narrow, descriptors, device_over, eventually, resident};
+use support::host::{connect_with_small_buffer, device_over, open_fds, resident_kib, wait_until};
 use support::mqtt::{CONNACK, Client, Connect, PINGREQ, PINGRESP, Packet};
 use support::process::Folder;
 
@@ -24,11 +24,11 @@ fn folder(server: &ChatServer) -> Folder {
         "websocket": {"production_servers": [server.url()], "reconnect": {"initial_ms": 20, "max_ms": 20}},
         "mcp": {"enabled": false},
     });
-    Folder::new().with("gateway.json", config.to_string())
+    Folder::new().with_file("gateway.json", config.to_string())
 }
 
 /// Processor time a process has used, in clock ticks.
-fn ticks(pid: u32) -> u64 {
+fn cpu_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let after: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     after[11].parse::<u64>().unwrap() + after[12].parse::<u64>().unwrap()
@@ -38,7 +38,7 @@ fn ticks(pid: u32) -> u64 {
 fn running_out_of_descriptors_pauses_accepting_and_recovers() {
     let server = ChatServer::start();
     let folder = folder(&server);
-    let mut process = folder.start_within("-n 48", "-c gateway.json");
+    let mut process = folder.start_with_ulimit("-n 48", "-c gateway.json");
     let mut device = Device::connect(process.mqtt(), 1);
     let (mut call, mut peer) = device.call(&server);
     // More than there are descriptors for: those who wait are in the system's queue.
@@ -48,24 +48,24 @@ fn running_out_of_descriptors_pauses_accepting_and_recovers() {
         client
     };
     let mut crowd: Vec<Client> = (10..90).map(connect).collect();
-    let line = process.line("cannot accept connections");
+    let line = process.wait_for_line("cannot accept connections");
     assert!(line.contains("WARN"), "{line}");
     // Who is in is served as ever, and nothing spins.
-    let used = ticks(process.id());
+    let used = cpu_ticks(process.id());
     let until = Instant::now() + MS(700);
     while Instant::now() < until {
         call.send(0, b"\x58a");
         peer.binary();
-        device.mqtt.assert_quiet();
+        device.mqtt.assert_nothing_pending();
         std::thread::sleep(MS(50));
     }
-    assert!(ticks(process.id()) - used < 35, "half the time was spent on nothing");
+    assert!(cpu_ticks(process.id()) - used < 35, "half the time was spent on nothing");
     assert!(!process.lines().iter().any(|line| line.contains("cannot accept")), "said once");
     // A call that cannot be dialled for want of a descriptor is told so at once.
     let began = Instant::now();
     let accepted = Packet { first: CONNACK, body: vec![0, 0] };
     assert_eq!(crowd[0].packet(), accepted);
-    crowd[0].say(HELLO);
+    crowd[0].send_text(HELLO);
     assert_eq!(crowd[0].json()["type"], "alert");
     assert!(began.elapsed() < MS(1000));
     // As some leave, the others come in.
@@ -75,20 +75,20 @@ fn running_out_of_descriptors_pauses_accepting_and_recovers() {
         assert_eq!(client.packet(), accepted);
         drop(client);
     }
-    process.line("accepted again");
+    process.wait_for_line("accepted again");
     let mut last = Device::connect(process.mqtt(), 100);
     last.call(&server);
-    eventually("its descriptors are closed", || descriptors(process.id()) < 20);
+    wait_until("its descriptors are closed", || open_fds(process.id()) < 20);
 }
 
 /// One long message each way in a call.
 fn long_messages(device: &mut Device, peer: &mut Peer) {
     let long =
         json!({"type": "custom", "session_id": "server-session", "filler": "x".repeat(400_000)}).to_string();
-    peer.say(&long);
+    peer.send_text(&long);
     assert_eq!(device.mqtt.text().len(), long.len());
     let text = json!({"type": "custom", "filler": "x".repeat(60_000)}).to_string();
-    device.say(&text);
+    device.send_text(&text);
     assert_eq!(peer.text().len(), text.len());
 }
 
@@ -108,37 +108,37 @@ fn buffers_that_grew_for_one_long_message_are_given_back() {
     // Once, so that what is allocated once for all is there.
     let (device, _, peer) = &mut calls[0];
     long_messages(device, peer);
-    let before = resident(process.id());
+    let before = resident_kib(process.id());
     for (device, _, peer) in &mut calls {
         long_messages(device, peer);
     }
-    let grown = resident(process.id()).saturating_sub(before);
+    let grown = resident_kib(process.id()).saturating_sub(before);
     // 20 messages of 400 kB went in and out, which is 8 MB; one of them may be what the allocator keeps.
     assert!(grown < 2 * 1024, "{grown} KiB more for {CALLS} calls");
 }
 
 #[test]
-fn memory_is_flat_while_nobody_reads() {
-    let server = ChatServer::start_narrow();
+fn memory_is_bounded_while_peers_do_not_read() {
+    let server = ChatServer::start_with_small_buffer();
     let folder = folder(&server);
     let mut process = folder.start("-c gateway.json", &[]);
     // A first round fills what is filled once.
     let mut before = 0;
     for round in 0..2 {
-        let mut device = device_over(connect_narrow(process.mqtt()), 1);
+        let mut device = device_over(connect_with_small_buffer(process.mqtt()), 1);
         let (mut call, peer) = device.call(&server);
         // A chat server that does not read: audio, then text until the call is over.
         (0..200).for_each(|n| call.send(n, &[0x58; 1400]));
         let text = json!({"type": "custom", "filler": "x".repeat(60_000)}).to_string();
-        (0..150).for_each(|_| device.say(&text));
-        let line = process.line("call ends");
+        (0..150).for_each(|_| device.send_text(&text));
+        let line = process.wait_for_line("call ends");
         assert!(line.contains("reason=overflow"), "{line}");
         // A device that does not read, in its next call.
         peer.reset();
-        device.say(HELLO);
+        device.send_text(HELLO);
         let mut peer = server.accept();
         peer.upgrade();
-        peer.greet("next");
+        peer.exchange_hello("next");
         let long = json!({"type": "custom", "filler": "x".repeat(200_000)}).to_string();
         // First its connection is lost, then what waits for its return is too much.
         let mut lines = Vec::new();
@@ -149,9 +149,9 @@ fn memory_is_flat_while_nobody_reads() {
         assert!(lines.iter().any(|line| line.contains("reason=overflow")), "{lines:#?}");
         drop(device);
         match round {
-            0 => before = resident(process.id()),
+            0 => before = resident_kib(process.id()),
             _ => {
-                let grown = resident(process.id()).saturating_sub(before);
+                let grown = resident_kib(process.id()).saturating_sub(before);
                 assert!(grown < 2 * 1024, "{grown} KiB more");
             }
         }
@@ -171,7 +171,7 @@ fn messages_of_chat_servers_that_never_end_cost_their_websockets_and_no_device()
     };
     let mut usual = call(CALLS);
     let mut calls: Vec<_> = (0..CALLS).map(call).collect();
-    let before = resident(process.id());
+    let before = resident_kib(process.id());
     // All but the last frame of a message of almost 1 MB, then a ping: its answer shows that all was read.
     let part = [&[0x00, 126, 0xea, 0x60][..], &[b' '; 60_000]].concat();
     let first = [&[0x01], &part[1..]].concat();
@@ -187,17 +187,17 @@ fn messages_of_chat_servers_that_never_end_cost_their_websockets_and_no_device()
         };
         lost += usize::from(answer == Message::End);
     }
-    let grown = resident(process.id()).saturating_sub(before);
+    let grown = resident_kib(process.id()).saturating_sub(before);
     assert!(grown < 48 * 1024, "{grown} KiB more for {CALLS} times 960 kB");
     assert!((1..usize::from(CALLS)).contains(&lost), "{lost} lost");
     // Those devices stay, and so does a call that keeps little.
-    process.line("more than its share of the memory");
+    process.wait_for_line("more than its share of the memory");
     for (device, ..) in &mut calls {
         device.mqtt.send(&PINGREQ);
         assert_eq!(device.mqtt.packet().first, PINGRESP[0]);
     }
     usual.1.send(0, b"\x58a");
     usual.2.binary();
-    usual.2.say(r#"{"type":"custom","session_id":"server-session"}"#);
+    usual.2.send_text(r#"{"type":"custom","session_id":"server-session"}"#);
     assert_eq!(usual.0.json()["type"], "custom");
 }

@@ -1,4 +1,4 @@
-//! The floor: the least that any relay between devices and chat servers can do. One thread, one poll, datagrams received
+//! The baseline: the least that any relay between devices and chat servers can do. One thread, one poll, datagrams received
 //! in batches; each is decrypted and leaves as one masked frame with one write. No authentication, no replay window, no
 //! timers, no MCP, and one key for all. What a gateway costs beyond it, is what the gateway does beyond it.
 
@@ -23,10 +23,10 @@ const KEY: [u8; 16] = *b"a key of no use ";
 const MASK: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
 /// Datagrams per system call.
 const BATCH: usize = 32;
-const BUFFER: usize = 2048;
+const DATAGRAM_BUFFER_LEN: usize = 2048;
 /// Bytes of a frame's head with a mask and a two-byte length: room for it is left before each datagram.
-const HEAD: usize = 8;
-const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: chat\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+const FRAME_HEADER_LEN: usize = 8;
+const UPGRADE_REQUEST: &str = "GET / HTTP/1.1\r\nHost: chat\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n";
 
 /// The program: `relay MQTT UDP CHAT WAIT`, two ports, an address and microseconds.
@@ -43,7 +43,7 @@ pub(crate) fn main(args: &[String]) -> Result<(), Box<dyn Error>> {
         }
         relay.poll.poll(&mut events, None)?;
         for event in &events {
-            relay.event(event.token())?;
+            relay.dispatch(event.token())?;
         }
     }
 }
@@ -69,7 +69,7 @@ struct Device {
 
 struct Call {
     stream: TcpStream,
-    stage: Stage,
+    state: BackendState,
     peer: Option<SocketAddr>,
     sequence: u32,
     /// The part of a frame that came so far.
@@ -77,7 +77,7 @@ struct Call {
 }
 
 #[derive(PartialEq)]
-enum Stage {
+enum BackendState {
     Connecting,
     Upgrading,
     Live,
@@ -99,19 +99,19 @@ impl Relay {
             chat,
             cipher: Cipher::new(&KEY),
             headers: MultiHeaders::preallocate(BATCH, None),
-            datagrams: vec![0; BATCH * BUFFER],
+            datagrams: vec![0; BATCH * DATAGRAM_BUFFER_LEN],
             scratch: vec![0; 64 * 1024],
             devices: Vec::new(),
         })
     }
 
-    fn event(&mut self, token: Token) -> io::Result<()> {
+    fn dispatch(&mut self, token: Token) -> io::Result<()> {
         match token {
             LISTENER => self.accept(),
-            UDP => self.uplink(),
+            UDP => self.on_datagrams(),
             Token(n) => {
                 let slot = n / 2 - 1;
-                let done = if n % 2 == 0 { self.control(slot) } else { self.chat(slot) };
+                let done = if n % 2 == 0 { self.on_mqtt_event(slot) } else { self.on_chat_event(slot) };
                 if done.is_err() {
                     self.devices[slot] = None;
                 }
@@ -137,7 +137,7 @@ impl Relay {
     }
 
     /// What a device says comes in whole packets here, which is true of loopback.
-    fn control(&mut self, slot: usize) -> io::Result<()> {
+    fn on_mqtt_event(&mut self, slot: usize) -> io::Result<()> {
         let Some(device) = self.devices[slot].as_mut() else { return Ok(()) };
         loop {
             let len = match device.mqtt.read(&mut self.scratch) {
@@ -151,8 +151,8 @@ impl Relay {
                     let mut stream = TcpStream::connect(self.chat)?;
                     let both = Interest::READABLE | Interest::WRITABLE;
                     self.poll.registry().register(&mut stream, Token(slot * 2 + 3), both)?;
-                    let (stage, partial) = (Stage::Connecting, Vec::new());
-                    device.call = Some(Box::new(Call { stream, stage, peer: None, sequence: 0, partial }));
+                    let (state, partial) = (BackendState::Connecting, Vec::new());
+                    device.call = Some(Box::new(Call { stream, state, peer: None, sequence: 0, partial }));
                 }
                 3 => {}
                 12 => device.mqtt.write_all(&[0xd0, 0])?,
@@ -164,11 +164,12 @@ impl Relay {
         }
     }
 
-    fn uplink(&mut self) -> io::Result<()> {
+    fn on_datagrams(&mut self) -> io::Result<()> {
         loop {
-            let mut rooms = self.datagrams.chunks_exact_mut(BUFFER);
-            let mut slices: [_; BATCH] =
-                std::array::from_fn(|_| [IoSliceMut::new(&mut rooms.next().unwrap_or_default()[HEAD..])]);
+            let mut rooms = self.datagrams.chunks_exact_mut(DATAGRAM_BUFFER_LEN);
+            let mut slices: [_; BATCH] = std::array::from_fn(|_| {
+                [IoSliceMut::new(&mut rooms.next().unwrap_or_default()[FRAME_HEADER_LEN..])]
+            });
             let flags = MsgFlags::MSG_DONTWAIT;
             let received = match recvmmsg(self.udp.as_raw_fd(), &mut self.headers, &mut slices, flags, None) {
                 Err(nix::Error::EAGAIN) => return Ok(()),
@@ -181,19 +182,19 @@ impl Relay {
                 count += 1;
             }
             for (i, (len, from)) in lens[..count].iter().enumerate() {
-                let room = &mut self.datagrams[i * BUFFER..][..HEAD + len];
-                let Ok(header) = UdpHeader::parse(&room[HEAD..]) else { continue };
+                let room = &mut self.datagrams[i * DATAGRAM_BUFFER_LEN..][..FRAME_HEADER_LEN + len];
+                let Ok(header) = UdpHeader::parse(&room[FRAME_HEADER_LEN..]) else { continue };
                 let Some(call) =
                     self.devices.get_mut(header.ssrc as usize).and_then(|d| d.as_mut()?.call.as_mut())
                 else {
                     continue;
                 };
                 call.peer = from.map(SocketAddr::from);
-                self.cipher.apply(&header.to_bytes(), &mut room[HEAD + HEADER_LEN..]);
-                room[HEAD..HEAD + HEADER_LEN]
+                self.cipher.apply(&header.to_bytes(), &mut room[FRAME_HEADER_LEN + HEADER_LEN..]);
+                room[FRAME_HEADER_LEN..FRAME_HEADER_LEN + HEADER_LEN]
                     .copy_from_slice(&audio::ws_frame_header(header.timestamp, header.payload_len.into()));
                 // A full socket costs the frame; a broken one shows itself when it is read.
-                let _ = call.stream.write(frame(room, 2));
+                let _ = call.stream.write(build_frame(room, 2));
             }
             if count < BATCH {
                 return Ok(());
@@ -201,16 +202,16 @@ impl Relay {
         }
     }
 
-    fn chat(&mut self, slot: usize) -> io::Result<()> {
+    fn on_chat_event(&mut self, slot: usize) -> io::Result<()> {
         let Some(device) = self.devices[slot].as_mut() else { return Ok(()) };
         let Some(call) = &mut device.call else { return Ok(()) };
-        if call.stage == Stage::Connecting {
+        if call.state == BackendState::Connecting {
             if call.stream.peer_addr().is_err() {
                 return Ok(());
             }
             let _ = call.stream.set_nodelay(true);
-            call.stream.write_all(UPGRADE.as_bytes())?;
-            call.stage = Stage::Upgrading;
+            call.stream.write_all(UPGRADE_REQUEST.as_bytes())?;
+            call.state = BackendState::Upgrading;
         }
         loop {
             let kept = call.partial.len();
@@ -221,15 +222,15 @@ impl Relay {
                 read => kept + read?,
             };
             let mut rest = &mut self.scratch[..len];
-            if call.stage == Stage::Upgrading && rest.ends_with(b"\r\n\r\n") {
-                call.stage = Stage::Live;
+            if call.state == BackendState::Upgrading && rest.ends_with(b"\r\n\r\n") {
+                call.state = BackendState::Live;
                 let hello = br#"{"type":"hello","version":1,"transport":"websocket","audio_params":{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}}"#;
                 let mut room = [0; 256];
-                room[HEAD..HEAD + hello.len()].copy_from_slice(hello);
-                let _ = call.stream.write(frame(&mut room[..HEAD + hello.len()], 1))?;
+                room[FRAME_HEADER_LEN..FRAME_HEADER_LEN + hello.len()].copy_from_slice(hello);
+                let _ = call.stream.write(build_frame(&mut room[..FRAME_HEADER_LEN + hello.len()], 1))?;
                 rest = &mut [];
             }
-            while let Some((opcode, start, end)) = super::websocket_frame::head(rest) {
+            while let Some((opcode, start, end)) = super::websocket_frame::parse_header(rest) {
                 let (this, others) = std::mem::take(&mut rest).split_at_mut(end);
                 match opcode {
                     1 if contains(this, b"\"hello\"") => {
@@ -271,9 +272,9 @@ impl Relay {
 }
 
 /// Puts the head of a frame into the room before its payload, and masks the payload.
-fn frame(room: &mut [u8], opcode: u8) -> &[u8] {
-    let len = room.len() - HEAD;
-    for (byte, mask) in room[HEAD..].iter_mut().zip(MASK.iter().cycle()) {
+fn build_frame(room: &mut [u8], opcode: u8) -> &[u8] {
+    let len = room.len() - FRAME_HEADER_LEN;
+    for (byte, mask) in room[FRAME_HEADER_LEN..].iter_mut().zip(MASK.iter().cycle()) {
         *byte ^= mask;
     }
     let start = if len < 126 {
@@ -284,7 +285,7 @@ fn frame(room: &mut [u8], opcode: u8) -> &[u8] {
         room[2..4].copy_from_slice(&(len as u16).to_be_bytes());
         0
     };
-    room[4..HEAD].copy_from_slice(&MASK);
+    room[4..FRAME_HEADER_LEN].copy_from_slice(&MASK);
     &room[start..]
 }
 

@@ -8,7 +8,7 @@ pub(crate) struct Report(Vec<(&'static str, Subject, Vec<f64>)>);
 
 impl Report {
     pub(crate) fn add(&mut self, figure: &'static str, subject: Subject, value: f64) {
-        eprintln!("  {figure}, {subject}: {}", short(value));
+        eprintln!("  {figure}, {subject}: {}", format_value(value));
         match self.0.iter_mut().find(|(known, of, _)| (*known, *of) == (figure, subject)) {
             Some((_, _, values)) => values.push(value),
             None => self.0.push((figure, subject, vec![value])),
@@ -41,9 +41,9 @@ impl Report {
             let cells = values.iter().enumerate().map(|(i, value)| match (value, first) {
                 (None, _) => " |".to_owned(),
                 (Some(value), Some(first)) if i > 0 && first != 0.0 => {
-                    format!(" {} ({:.2}) |", short(*value), value / first)
+                    format!(" {} ({:.2}) |", format_value(*value), value / first)
                 }
-                (Some(value), _) => format!(" {} |", short(*value)),
+                (Some(value), _) => format!(" {} |", format_value(*value)),
             });
             println!("| {figure} |{}", cells.collect::<String>());
         }
@@ -63,7 +63,7 @@ pub(crate) fn percentile(values: &mut [f64], share: f64) -> f64 {
 }
 
 /// Three digits that count.
-fn short(value: f64) -> String {
+fn format_value(value: f64) -> String {
     match value.abs() {
         0.0..10.0 => format!("{value:.2}"),
         10.0..100.0 => format!("{value:.1}"),

@@ -1,7 +1,7 @@
 //! What fails around a running gateway, for real: processes that are killed or frozen, networks that go silent, clocks
 //! that jump, disks that fill up. Each leaves a gateway that runs, and calls that nobody disturbed.
 //!
-//! `FAULTS=long cargo test --test faults` stops the program for a minute instead of seconds. Other faults have files of
+//! `FAULTS=long cargo test --test fault_injection` stops the program for a minute instead of seconds. Other faults have files of
 //! their own: a log nobody reads (`program_calls`), descriptors (`scarcity`), stalled connections, SYNs without an answer
 //! and TLS handshakes (`slow`, `patience`), peers that read nothing (`limits`).
 
@@ -24,18 +24,18 @@ use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
 use support::audio::Call;
-use support::chat::{ChatServer, Message, Peer, headed};
+use support::chat_server::{ChatServer, Message, Peer, audio_frame};
 use support::device::{Device, HELLO, client_id, mac};
-use support::faults::{Fault, assert_told_in_words, faulty};
-use support::host::{connect_from, device_from, eventually, isolated, resident, run};
+use support::faulty_server::{ServerFault, assert_failure_alert, start_faulty_server};
+use support::host::{connect_from, device_from, in_network_namespace, resident_kib, run, wait_until};
 use support::mqtt::{Client, Connect, PINGREQ, PINGRESP, Packet, publish};
 use support::process::Folder;
-use support::{LIMIT, gateway_with};
+use support::{TIMEOUT, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
 /// Whether there is time for faults as long as real ones.
-fn is_long() -> bool {
+fn is_long_run() -> bool {
     std::env::var("FAULTS").is_ok_and(|value| value == "long")
 }
 
@@ -51,19 +51,19 @@ fn config(servers: &[String], change: impl FnOnce(&mut Value)) -> Folder {
         "mcp": {"enabled": false},
     });
     change(&mut config);
-    Folder::new().with("gateway.json", config.to_string())
+    Folder::new().with_file("gateway.json", config.to_string())
 }
 
 /// A call of a device whose chat server needs no help.
-fn call(device: &mut Device) -> Call {
-    device.say(HELLO);
+fn start_call(device: &mut Device) -> Call {
+    device.send_text(HELLO);
     Call::new(device.json())
 }
 
 /// Speaks until it is heard again; how long that took.
-fn echo(call: &mut Call) -> Duration {
+fn wait_for_echo(call: &mut Call) -> Duration {
     let begin = Instant::now();
-    while begin.elapsed() < LIMIT {
+    while begin.elapsed() < TIMEOUT {
         call.send(0, b"\x58abc");
         if call.receive_within(MS(20)).is_some() {
             while call.receive_within(MS(50)).is_some() {}
@@ -74,7 +74,7 @@ fn echo(call: &mut Call) -> Duration {
 }
 
 /// Runs `meanwhile` beside a call in which every packet is heard once.
-fn undisturbed(call: &mut Call, meanwhile: impl FnOnce()) {
+fn assert_call_undisturbed(call: &mut Call, meanwhile: impl FnOnce()) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let calm = scope.spawn(|| {
@@ -93,28 +93,28 @@ fn undisturbed(call: &mut Call, meanwhile: impl FnOnce()) {
 // ----- processes ------------------------------------------------------------------------------------------------------
 
 /// A chat server that echoes, in a process of its own.
-struct ChatProcess {
+struct ChatServerProcess {
     child: Child,
     addr: SocketAddr,
 }
 
-const ADDRESS: &str = "FAULTS_CHAT_SERVER";
+const ADDRESS_VARIABLE: &str = "FAULTS_CHAT_SERVER";
 
 /// Not a test: this program in the role of a [`ChatProcess`].
 #[test]
 #[ignore = "the other tests start it"]
 fn chat_server_process() {
-    let server = EchoServer::start_on(std::env::var(ADDRESS).unwrap().parse().unwrap()).unwrap();
+    let server = EchoServer::start_on(std::env::var(ADDRESS_VARIABLE).unwrap().parse().unwrap()).unwrap();
     // The test runner has written half a line.
     writeln!(std::io::stdout(), "\nlistens on {}", server.addr()).unwrap();
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
 
-impl ChatProcess {
+impl ChatServerProcess {
     fn start(addr: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "chat_server_process", "--ignored", "--nocapture"])
-            .env(ADDRESS, addr)
+            .env(ADDRESS_VARIABLE, addr)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -142,7 +142,7 @@ impl ChatProcess {
     }
 }
 
-impl Drop for ChatProcess {
+impl Drop for ChatServerProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -150,39 +150,39 @@ impl Drop for ChatProcess {
 }
 
 #[test]
-fn chat_servers_that_are_killed_or_frozen_cost_the_others_nothing() {
-    let mut servers = [ChatProcess::start("127.0.0.1:0"), ChatProcess::start("127.0.0.1:0")];
-    let calm = ChatProcess::start("127.0.0.1:0");
+fn killed_or_frozen_chat_servers_affect_no_other_call() {
+    let mut servers = [ChatServerProcess::start("127.0.0.1:0"), ChatServerProcess::start("127.0.0.1:0")];
+    let calm = ChatServerProcess::start("127.0.0.1:0");
     let folder = config(&[servers[0].url(), servers[1].url()], |config| {
         config["websocket"]["development_servers"] = json!([calm.url()]);
         config["websocket"]["development_mac_addresses"] = json!([mac(2)]);
     });
     let process = folder.start("-c gateway.json", &[]);
     let mut device = Device::connect(process.mqtt(), 1);
-    let mut fickle = call(&mut device);
+    let mut fickle = start_call(&mut device);
     let mut other = Device::connect(process.mqtt(), 2);
-    undisturbed(&mut call(&mut other), || {
+    assert_call_undisturbed(&mut start_call(&mut other), || {
         for round in 0..4 {
             let server = &mut servers[round % 2];
             server.kill();
-            echo(&mut fickle);
+            wait_for_echo(&mut fickle);
             server.restart();
         }
         for server in &servers {
             server.signal("STOP");
             // A ping is due within a second, and its answer within another; a dial may find a frozen one first.
-            let took = echo(&mut fickle);
+            let took = wait_for_echo(&mut fickle);
             assert!(took < MS(8_000), "{took:?}");
             server.signal("CONT");
         }
     });
-    device.mqtt.assert_quiet();
-    other.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
+    other.mqtt.assert_nothing_pending();
 }
 
 #[test]
-fn a_gateway_that_was_stopped_reads_what_came_before_it_ends_anything() {
-    let time = if is_long() { Duration::from_secs(60) } else { MS(4_000) };
+fn after_sigstop_pending_input_is_read_before_timeouts_fire() {
+    let time = if is_long_run() { Duration::from_secs(60) } else { MS(4_000) };
     let server = ChatServer::start();
     let folder = config(&[server.url()], |_| {});
     let process = folder.start("-c gateway.json", &[]);
@@ -193,7 +193,7 @@ fn a_gateway_that_was_stopped_reads_what_came_before_it_ends_anything() {
         Client::log_in(addr, &connect)
     };
     let mut idle: Vec<Client> = (10..40).map(pinging).collect();
-    let mut device = device_over_pinging(addr, 1);
+    let mut device = connect_with_keep_alive(addr, 1);
     let (mut voice, mut peer) = device.call(&server);
     while !matches!(peer.message(), Message::Ping(_)) {
         device.mqtt.send(&PINGREQ);
@@ -212,7 +212,7 @@ fn a_gateway_that_was_stopped_reads_what_came_before_it_ends_anything() {
         thread::sleep(MS(300));
     }
     voice.send(7, b"\x58abc");
-    peer.say(r#"{"type":"stt","text":"still there"}"#);
+    peer.send_text(r#"{"type":"stt","text":"still there"}"#);
     process.signal("CONT");
 
     let pong = Packet { first: PINGRESP[0], body: Vec::new() };
@@ -227,13 +227,13 @@ fn a_gateway_that_was_stopped_reads_what_came_before_it_ends_anything() {
     loop {
         match peer.message() {
             Message::Ping(payload) => peer.frame(10, &payload),
-            message => break assert_eq!(message, Message::Binary(headed(7, b"\x58abc"))),
+            message => break assert_eq!(message, Message::Binary(audio_frame(7, b"\x58abc"))),
         }
     }
     assert!(server.is_idle(), "nobody was dialled");
 }
 
-fn device_over_pinging(gateway: SocketAddr, number: u8) -> Device {
+fn connect_with_keep_alive(gateway: SocketAddr, number: u8) -> Device {
     let client_id = client_id(number);
     let connect = Connect { keep_alive: 1, ..Connect::new(&client_id) };
     Device { mqtt: Client::log_in(gateway, &connect), mac: mac(number), client_id }
@@ -242,53 +242,53 @@ fn device_over_pinging(gateway: SocketAddr, number: u8) -> Device {
 // ----- networks -------------------------------------------------------------------------------------------------------
 
 /// Nothing reaches this address any more, and nobody is told.
-fn black_hole(ip: &str) {
+fn add_blackhole_route(ip: &str) {
     run(&format!("ip route add blackhole {ip}/32 table local")).unwrap();
 }
 
 #[test]
-fn peers_whose_network_goes_silent_are_given_up_and_come_back() {
-    isolated(|| {
-        let servers = [ChatProcess::start("127.0.0.11:0"), ChatProcess::start("127.0.0.12:0")];
+fn peers_whose_network_goes_silent_time_out_and_reconnect() {
+    in_network_namespace(|| {
+        let servers = [ChatServerProcess::start("127.0.0.11:0"), ChatServerProcess::start("127.0.0.12:0")];
         let debug = |config: &mut Value| config["logging"]["level"] = "debug".into();
         let folder = config(&[servers[0].url(), servers[1].url()], debug);
         let mut process = folder.start("-c gateway.json", &[]);
         let addr = process.mqtt();
         let mut device = device_from([127, 0, 0, 2], addr, 1);
-        let mut voice = call(&mut device);
-        echo(&mut voice);
+        let mut voice = start_call(&mut device);
+        wait_for_echo(&mut voice);
         // One chat server after the other, so that it is this call's in any case.
-        black_hole("127.0.0.11");
-        let took = echo(&mut voice);
+        add_blackhole_route("127.0.0.11");
+        let took = wait_for_echo(&mut voice);
         assert!(took < MS(8_000), "{took:?}");
         run("ip route del blackhole 127.0.0.11/32 table local").unwrap();
-        black_hole("127.0.0.12");
-        let took = echo(&mut voice);
+        add_blackhole_route("127.0.0.12");
+        let took = wait_for_echo(&mut voice);
         assert!(took < MS(8_000), "{took:?}");
-        device.mqtt.assert_quiet();
+        device.mqtt.assert_nothing_pending();
 
         // The device is gone without a word, and back from elsewhere before anybody knows.
-        black_hole("127.0.0.2");
+        add_blackhole_route("127.0.0.2");
         let mut back = Client::from(connect_from([127, 0, 0, 3], addr));
         back.send(&Connect::new(&device.client_id).packet());
         assert_eq!(back.packet().body, [0, 0]);
-        echo(&mut voice);
-        back.assert_quiet();
+        wait_for_echo(&mut voice);
+        back.assert_nothing_pending();
         // Another one stays away: its keep alive tells.
         let connect = Connect { keep_alive: 1, ..Connect::new(&client_id(2)) };
         let mut gone = Client::from(connect_from([127, 0, 0, 4], addr));
         gone.send(&connect.packet());
         assert_eq!(gone.packet().body, [0, 0]);
-        black_hole("127.0.0.4");
-        process.line(&format!("[{} 127.0.0.4:", client_id(2)));
-        let line = process.line("closed: ");
+        add_blackhole_route("127.0.0.4");
+        process.wait_for_line(&format!("[{} 127.0.0.4:", client_id(2)));
+        let line = process.wait_for_line("closed: ");
         assert!(line.contains("127.0.0.4") && line.contains("keep alive"), "{line}");
     });
 }
 
 /// A gateway whose UDP socket is full of one call's audio: the device, its chat server's end, and the gateway.
 fn with_a_full_udp_socket(test: impl FnOnce(&mut Device, &mut Peer, &Running, &ChatServer) + Send) {
-    isolated(|| {
+    in_network_namespace(|| {
         // Where 10.9.0.9 is, nobody says: what is sent there waits, as long as the sender's socket has room for it.
         let settings = [("unres_qlen_bytes", "100000000"), ("mcast_solicit", "10000")];
         let ready = run("ip link add v0 type veth peer name v1").and_then(|()| {
@@ -325,12 +325,12 @@ fn with_a_full_udp_socket(test: impl FnOnce(&mut Device, &mut Peer, &Running, &C
         run("ip addr del 10.9.0.9/32 dev lo").unwrap();
         (0..60_000).for_each(|n| peer.send_audio(n, &[0x58; 100]));
         // Text does not overtake audio.
-        peer.say(r#"{"type":"stt","text":"behind it"}"#);
+        peer.send_text(r#"{"type":"stt","text":"behind it"}"#);
         let waiting = || {
             let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
             table.lines().skip(1).any(|line| line.split_whitespace().nth(4) != Some("00000000:00000000"))
         };
-        eventually("all frames are read", || !waiting());
+        wait_until("all frames are read", || !waiting());
         test(&mut device, &mut peer, &gateway, &server);
         run("ip neigh replace 10.9.0.9 lladdr 02:00:00:00:00:09 dev v0 nud permanent").unwrap();
         assert_eq!(device.json()["text"], "behind it");
@@ -338,7 +338,7 @@ fn with_a_full_udp_socket(test: impl FnOnce(&mut Device, &mut Peer, &Running, &C
 }
 
 #[test]
-fn audio_that_the_network_does_not_take_yet_goes_on_when_it_does() {
+fn audio_blocked_by_the_network_continues_when_it_is_writable() {
     with_a_full_udp_socket(|device, _, _, _| {
         // The CONNECT's deadline is over then, and no other is near: nothing wakes the gateway but the socket.
         assert!(device.mqtt.packet_within(Duration::from_secs(11)).is_err(), "it overtook audio");
@@ -349,42 +349,42 @@ fn audio_that_the_network_does_not_take_yet_goes_on_when_it_does() {
 fn while_the_udp_socket_is_full_only_text_behind_audio_waits() {
     with_a_full_udp_socket(|device, peer, gateway, server| {
         let text = r#"{"type":"custom","text":"up"}"#;
-        device.say(text);
+        device.send_text(text);
         while peer.json()["text"] != "up" {}
         // No audio of this one waits.
         let mut other = Device::connect(gateway.addresses().mqtt, 2);
         let (_, mut peer) = other.call(server);
-        peer.say(r#"{"type":"stt","text":"down"}"#);
+        peer.send_text(r#"{"type":"stt","text":"down"}"#);
         assert_eq!(other.json()["text"], "down");
         assert!(device.mqtt.packet_within(MS(100)).is_err(), "it overtook audio");
     });
 }
 
 #[test]
-fn names_that_are_never_answered_hold_up_nobody_else() {
-    isolated(|| {
+fn unanswered_dns_lookups_block_nobody_else() {
+    in_network_namespace(|| {
         let echo_server = EchoServer::start().unwrap();
         let hangs = "ws://chat.example:8000/".to_owned();
         let folder = config(&[hangs.clone(), echo_server.url()], |config| {
             config["websocket"]["development_servers"] = json!([hangs]);
             config["websocket"]["development_mac_addresses"] = json!([mac(9)]);
         })
-        .with("resolv.conf", "nameserver 127.0.0.1\n");
+        .with_file("resolv.conf", "nameserver 127.0.0.1\n");
         run(&format!("mount --bind {} /etc/resolv.conf", folder.0.join("resolv.conf").display())).unwrap();
         let silent = UdpSocket::bind("127.0.0.1:53").unwrap();
         let process = folder.start("-c gateway.json", &[]);
         let mut asking = Device::connect(process.mqtt(), 1);
-        let mut voice = call(&mut asking);
-        undisturbed(&mut voice, || {
+        let mut voice = start_call(&mut asking);
+        assert_call_undisturbed(&mut voice, || {
             // Some begin with the name: they wait for it no longer than for any other stage of a dial.
             for number in 2..6 {
                 let mut device = Device::connect(process.mqtt(), number);
                 let begin = Instant::now();
-                echo(&mut call(&mut device));
+                wait_for_echo(&mut start_call(&mut device));
                 assert!(begin.elapsed() < MS(4_500), "{:?}", begin.elapsed());
             }
             let mut without = Device::connect(process.mqtt(), 9);
-            assert!(assert_told_in_words(&mut without) < MS(9_000));
+            assert!(assert_failure_alert(&mut without) < MS(9_000));
         });
         silent.set_nonblocking(true).unwrap();
         assert!(silent.recv(&mut [0; 512]).is_ok(), "it was asked");
@@ -393,12 +393,12 @@ fn names_that_are_never_answered_hold_up_nobody_else() {
 
 #[test]
 fn a_dial_that_waited_for_its_place_tries_the_next_address_in_time() {
-    isolated(|| {
-        let (url, _kept) = faulty(Fault::StallsAtConnect);
+    in_network_namespace(|| {
+        let (url, _kept) = start_faulty_server(ServerFault::StallsAtConnect);
         let port = url.trim_end_matches('/').rsplit_once(':').unwrap().1;
         let (occupied, answers) =
             (ChatServer::start(), ChatServer::start_at(format!("127.0.0.5:{port}").parse().unwrap()));
-        let folder = Folder::new().with("hosts", "127.0.0.1 chat.example\n127.0.0.5 chat.example\n");
+        let folder = Folder::new().with_file("hosts", "127.0.0.1 chat.example\n127.0.0.5 chat.example\n");
         run(&format!("mount --bind {} /etc/hosts", folder.0.join("hosts").display())).unwrap();
         let gateway = gateway_with(&[format!("ws://chat.example:{port}/")], |config| {
             config.websocket.max_dials = 1;
@@ -406,25 +406,25 @@ fn a_dial_that_waited_for_its_place_tries_the_next_address_in_time() {
             config.websocket.development_macs = [mac(1).parse().unwrap()].into();
         });
         let mut first = Device::connect(gateway.addresses().mqtt, 1);
-        first.say(HELLO);
+        first.send_text(HELLO);
         let held = occupied.accept();
         let mut second = Device::connect(gateway.addresses().mqtt, 2);
-        second.say(HELLO);
-        second.mqtt.assert_quiet();
+        second.send_text(HELLO);
+        second.mqtt.assert_nothing_pending();
         let begin = Instant::now();
         drop((first, held));
         let mut peer = answers.accept();
         assert!((MS(900)..MS(4_000)).contains(&begin.elapsed()), "{:?}", begin.elapsed());
         peer.upgrade();
-        peer.greet("s");
-        second.answered();
+        peer.exchange_hello("s");
+        second.hello_reply();
     });
 }
 
 // ----- memory ---------------------------------------------------------------------------------------------------------
 
 #[test]
-fn a_flood_under_a_limit_of_memory_is_refused_and_disturbs_no_call() {
+fn a_flood_under_a_memory_limit_is_refused_and_affects_no_call() {
     const MANY: usize = 400;
     let (echo_server, stalls) = (EchoServer::start().unwrap(), ChatServer::start());
     let folder = config(&[stalls.url()], |config| {
@@ -432,14 +432,14 @@ fn a_flood_under_a_limit_of_memory_is_refused_and_disturbs_no_call() {
         config["websocket"]["development_mac_addresses"] = json!([mac(1), mac(2)]);
     });
     // Threads and libraries take 200 MB of addresses, of which 6 MB are used.
-    let process = folder.start_within("-v 300000", "-c gateway.json");
+    let process = folder.start_with_ulimit("-v 300000", "-c gateway.json");
     let addr = process.mqtt();
     let mut device = Device::connect(addr, 1);
-    let mut voice = call(&mut device);
-    echo(&mut voice);
-    let before = resident(process.id());
+    let mut voice = start_call(&mut device);
+    wait_for_echo(&mut voice);
+    let before = resident_kib(process.id());
     let mut most = 0;
-    undisturbed(&mut voice, || {
+    assert_call_undisturbed(&mut voice, || {
         let text = json!({"type": "custom", "filler": "x".repeat(60_000)}).to_string();
         let text = publish("t", text.as_bytes());
         let mut crowd = Vec::new();
@@ -451,14 +451,14 @@ fn a_flood_under_a_limit_of_memory_is_refused_and_disturbs_no_call() {
             (0..4).for_each(|_| client.try_send(&text));
             client.try_send(&text[..text.len() - 1]);
             crowd.push(client);
-            most = most.max(resident(process.id()));
+            most = most.max(resident_kib(process.id()));
         }
         let mut late = Device::connect(addr, 2);
-        echo(&mut call(&mut late));
+        wait_for_echo(&mut start_call(&mut late));
     });
     let grown = most - before;
     assert!(grown < 48 * 1024, "{grown} KiB more for {MANY} times 300 kB");
-    device.mqtt.assert_quiet();
+    device.mqtt.assert_nothing_pending();
 }
 
 // ----- the random source ------------------------------------------------------------------------------------------------
@@ -480,7 +480,7 @@ const RANDOM_SOURCE: &str = r#"
 #[cfg(target_env = "gnu")]
 fn a_random_source_that_fails_refuses_calls_and_costs_no_connection() {
     let server = ChatServer::start();
-    let folder = config(&[server.url()], |_| {}).with("random.c", RANDOM_SOURCE);
+    let folder = config(&[server.url()], |_| {}).with_file("random.c", RANDOM_SOURCE);
     let (source, library) = (folder.0.join("random.c"), folder.0.join("random.so"));
     let compiler = Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
     if !compiler.is_ok_and(|status| status.success()) {
@@ -493,14 +493,14 @@ fn a_random_source_that_fails_refuses_calls_and_costs_no_connection() {
     let mut device = Device::connect(process.mqtt(), 2);
     fs::write(folder.0.join("no-random"), "").unwrap();
     for _ in 0..2 {
-        device.say(HELLO);
+        device.send_text(HELLO);
         let alert = device.json();
         assert_eq!((&alert["type"], &alert["status"]), (&json!("alert"), &json!("忙 / Busy")));
-        let session_id = device.answered().session_id;
+        let session_id = device.hello_reply().session_id;
         device.expect_goodbye(&session_id);
-        let line = process.line("random source failed");
+        let line = process.wait_for_line("random source failed");
         assert!(line.contains("ERROR") && line.contains("the call is refused"), "{line}");
-        let line = process.line("call ends");
+        let line = process.wait_for_line("call ends");
         assert!(line.contains("reason=refused"), "{line}");
     }
     voice.send(0, b"\x58abc");
@@ -526,10 +526,10 @@ fn clock_library() -> Option<String> {
 }
 
 #[test]
-fn a_clock_that_jumps_disturbs_nothing() {
+fn a_clock_jump_affects_no_call() {
     let Some(library) = clock_library() else { return };
     let server = ChatServer::start();
-    let folder = config(&[server.url()], |_| {}).with("clock", "+0");
+    let folder = config(&[server.url()], |_| {}).with_file("clock", "+0");
     let clock = folder.0.join("clock").display().to_string();
     let variables = [
         ("LD_PRELOAD", library.as_str()),
@@ -541,7 +541,7 @@ fn a_clock_that_jumps_disturbs_nothing() {
     let mut device = Device::connect(process.mqtt(), 1);
     let (mut voice, mut peer) = device.call(&server);
     let year = |line: &str| line[..13].to_owned();
-    let mut before = year(&process.line("call begins"));
+    let mut before = year(&process.wait_for_line("call begins"));
     for jump in ["-3600", "+86400", "-100d"] {
         fs::write(&clock, jump).unwrap();
         // What is due by time is due by the time that has passed: a ping each second, and its answer.
@@ -553,54 +553,54 @@ fn a_clock_that_jumps_disturbs_nothing() {
         while !matches!(peer.message(), Message::Binary(_)) {}
         peer.send_audio(0, b"\x58def");
         assert_eq!(voice.receive().payload, b"\x58def");
-        device.mqtt.assert_quiet();
+        device.mqtt.assert_nothing_pending();
         let connect = Connect { keep_alive: 1, ..Connect::new(&client_id(2)) };
         let since = Instant::now();
         let mut late = Client::log_in(process.mqtt(), &connect);
-        late.until_closed();
+        late.read_until_closed();
         assert!((MS(1_400)..MS(4_000)).contains(&since.elapsed()), "{jump}: {:?}", since.elapsed());
         // And the log shows that it was another time.
         let mut other = Device::connect(process.mqtt(), 3);
         let (_, mut second) = other.call(&server);
-        let after = year(&process.line("call begins"));
+        let after = year(&process.wait_for_line("call begins"));
         assert_ne!(after, before, "the clock has jumped");
         before = after;
-        other.say(r#"{"type":"goodbye"}"#);
+        other.send_text(r#"{"type":"goodbye"}"#);
         second.expect_close(1000);
     }
     assert!(server.is_idle(), "nobody was dialled");
 }
 
 #[test]
-fn a_disk_that_is_full_costs_lines_and_nothing_else() {
-    isolated(|| {
+fn a_full_disk_loses_log_lines_only() {
+    in_network_namespace(|| {
         let echo_server = EchoServer::start().unwrap();
         let folder = config(&[echo_server.url()], |config| {
             config["logging"] = json!({"file_path": "disk/gateway.log", "level": "debug"});
         })
-        .with("disk/x", "");
+        .with_file("disk/x", "");
         let disk = folder.0.join("disk");
         run(&format!("mount -t tmpfs -o size=64k none {}", disk.display())).unwrap();
         let mut process = folder.start("-c gateway.json", &[]);
         let addr = process.mqtt();
         let talk = |number| {
             let mut device = Device::connect(addr, number);
-            echo(&mut call(&mut device));
-            device.say(r#"{"type":"goodbye"}"#);
-            device.mqtt.assert_quiet();
+            wait_for_echo(&mut start_call(&mut device));
+            device.send_text(r#"{"type":"goodbye"}"#);
+            device.mqtt.assert_nothing_pending();
             device.client_id
         };
         let written =
             |client_id: &str| fs::read_to_string(disk.join("gateway.log")).unwrap().contains(client_id);
         let first = talk(1);
-        eventually("the first call is in the log", || written(&first));
+        wait_until("the first call is in the log", || written(&first));
         let mut filler = fs::File::create(disk.join("filler")).unwrap();
         while filler.write_all(&[0; 64]).is_ok() {}
         let lost: Vec<_> = (2..40).map(talk).collect();
         assert!(!written(lost.last().unwrap()), "the disk was full");
         fs::remove_file(disk.join("filler")).unwrap();
         drop(filler);
-        eventually("lines are written again", || {
+        wait_until("lines are written again", || {
             let later = talk(50);
             written(&later)
         });
