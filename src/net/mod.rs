@@ -10,14 +10,17 @@
 
 mod admin;
 pub mod backend;
-mod call_log_limiter;
+mod error;
 pub mod event_loop;
+mod file_watch;
 pub mod gateway;
+mod log_limiter;
 pub mod media;
 mod metrics;
 pub mod mqtt;
 pub mod sessions;
 
+pub use error::BindError;
+pub use gateway::Gateway;
 pub use gateway::handle::{Addresses, Handle, Running};
-pub use gateway::{BindError, Gateway};
 pub use metrics::Metrics;

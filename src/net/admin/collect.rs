@@ -2,13 +2,18 @@
 
 use std::time::SystemTime;
 
-use super::proc_stats;
 use crate::admin::prometheus::MetricType::{Counter, Gauge};
 use crate::admin::prometheus::TextEncoder;
 use crate::logger;
-use crate::net::gateway::Gateway;
+use crate::net::admin::proc_stats;
+use crate::net::admin::server::AdminServer;
+use crate::net::backend::connector::Connector;
+use crate::net::event_loop::io::Io;
+use crate::net::media::audio_port::AudioPort;
 use crate::net::metrics;
+use crate::net::mqtt::listener::Listeners;
 use crate::net::mqtt::tls_listener::TlsListener;
+use crate::net::sessions::table::Sessions;
 use crate::session::{CallState, CallStats};
 
 /// What a look at every session finds.
@@ -25,8 +30,21 @@ struct SessionCounts {
 /// Stages of a WebSocket that is being opened.
 const DIAL_STAGES: [&str; 4] = ["waiting", "connect", "tls", "upgrade"];
 
-impl Gateway {
-    pub(super) fn collect_metrics(&self) -> String {
+/// The parts that the metrics are read from.
+pub(in crate::net) struct MetricSources<'a> {
+    pub(in crate::net) sessions: &'a Sessions,
+    pub(in crate::net) io: &'a Io,
+    pub(in crate::net) mqtt: &'a Listeners,
+    pub(in crate::net) connector: &'a Connector,
+    pub(in crate::net) audio: &'a AudioPort,
+    pub(in crate::net) admin: &'a AdminServer,
+    pub(in crate::net) draining: bool,
+    pub(in crate::net) is_leader: bool,
+}
+
+impl MetricSources<'_> {
+    /// The metrics in Prometheus' text format.
+    pub(in crate::net) fn to_text(&self) -> String {
         let mut text = TextEncoder::default();
         let counts = self.count_sessions();
         self.write_device_metrics(&counts, &mut text);
@@ -34,7 +52,7 @@ impl Gateway {
         self.write_server_metrics(&counts, &mut text);
         self.write_audio_metrics(&counts, &mut text);
         self.write_loop_metrics(&mut text);
-        if self.workers.is_leader() {
+        if self.is_leader {
             self.write_process_metrics(&mut text);
         }
         text.finish()
@@ -64,7 +82,7 @@ impl Gateway {
     }
 
     fn write_device_metrics(&self, counts: &SessionCounts, text: &mut TextEncoder) {
-        let metrics = &self.metrics;
+        let metrics = &self.io.metrics;
         text.scalar(Gauge, "gateway_devices_online", "Devices that are let in.", counts.online);
         text.scalar(Gauge, "gateway_devices_away", "Devices whose call waits for their return.", counts.away);
         text.scalar(
@@ -86,7 +104,7 @@ impl Gateway {
             "result",
             [("ok", metrics.tls_handshakes), ("failed", metrics.tls_failed)],
         );
-        if let Some(expires) = self.tls_listener.as_ref().and_then(TlsListener::expires) {
+        if let Some(expires) = self.mqtt.tls.as_ref().and_then(TlsListener::expires) {
             text.scalar(
                 Gauge,
                 "gateway_tls_certificate_expires_timestamp_seconds",
@@ -112,7 +130,7 @@ impl Gateway {
     }
 
     fn write_call_metrics(&self, counts: &SessionCounts, text: &mut TextEncoder) {
-        let metrics = &self.metrics;
+        let metrics = &self.io.metrics;
         let states = CallState::ALL.iter().zip(counts.calls).map(|(state, count)| (state.label(), count));
         text.labelled(Gauge, "gateway_calls", "Calls going on.", "state", states);
         text.labelled(
@@ -137,7 +155,7 @@ impl Gateway {
     }
 
     fn write_server_metrics(&self, counts: &SessionCounts, text: &mut TextEncoder) {
-        let metrics = &self.metrics;
+        let metrics = &self.io.metrics;
         text.scalar(Counter, "gateway_dials_total", "WebSockets asked for.", metrics.dials);
         text.scalar(Counter, "gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened);
         text.labelled(
@@ -169,7 +187,7 @@ impl Gateway {
     }
 
     fn write_audio_metrics(&self, counts: &SessionCounts, text: &mut TextEncoder) {
-        let metrics = &self.metrics;
+        let metrics = &self.io.metrics;
         let mut all = metrics.over;
         metrics::add(&mut all, &counts.call_stats);
         text.labelled(
@@ -208,23 +226,23 @@ impl Gateway {
                 ("received", metrics.datagrams_in),
                 ("sent", metrics.datagrams_out),
                 ("refused", metrics.datagrams_failed),
-                ("receive_error", self.udp.receive_errors()),
+                ("receive_error", self.audio.socket.receive_errors()),
             ],
         );
     }
 
     fn write_loop_metrics(&self, text: &mut TextEncoder) {
-        let metrics = &self.metrics;
+        let metrics = &self.io.metrics;
         text.labelled(
             Gauge,
             "gateway_queue_length",
             "What waits, by queue.",
             "queue",
             [
-                ("datagrams", self.udp.queued()),
-                ("dials", self.dial_queue.len()),
-                ("names", self.tickets.len()),
-                ("leftovers", self.run_queue.len()),
+                ("datagrams", self.audio.socket.queued()),
+                ("dials", self.connector.queued()),
+                ("names", self.connector.pending_lookups()),
+                ("leftovers", self.io.run_queue.len()),
             ],
         );
         text.histogram("gateway_turn_seconds", "The working part of a turn of the loop.", &metrics.turns);

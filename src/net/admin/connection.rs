@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 
-use super::dispatch::PendingRequest;
-use super::{LINGER, Progress};
 use crate::admin::body::Body;
 use crate::admin::http::{MAX_HEAD_BYTES, RequestHead};
+use crate::net::admin::pending::PendingRequest;
+use crate::net::admin::server::Progress;
+use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::write_buffer::WriteBuffer;
 
 /// How long the first request, or one that has begun, may take to be there.

@@ -11,8 +11,8 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::config::WebSocket;
 use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming};
-use crate::net::backend::connector::TlsClients;
 use crate::net::backend::context_pool::ContextPool;
+use crate::net::backend::tls_clients::TlsClients;
 use crate::session::{BackendClosed, BackendFailure, DialRequest};
 
 const SERVER: Token = Token(0);

@@ -1,408 +1,325 @@
-//! Calls in the shell: dials, text and audio between a device and its chat server.
+//! Connects to chat servers: resolves their names, queues dials beyond `max_dials`, and drives each dial until its WebSocket
+//! is open or has failed. It also reads and writes the open WebSockets.
 
+use std::collections::{HashMap, VecDeque};
+use std::mem;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use mio::Waker;
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming};
-use crate::net::backend::resolver::Lookup;
-use crate::net::backend::transport::TlsClient;
+use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming, WriteBufferFull};
+use crate::net::backend::context_pool::ContextPool;
+use crate::net::backend::resolver::{Lookup, Resolver};
+use crate::net::backend::tls_clients::TlsClients;
+use crate::net::event_loop::io::Io;
 use crate::net::event_loop::run_queue::Task;
+use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::token::{self, Role, SessionId};
-use crate::net::gateway::{Gateway, LINGER};
-use crate::session::{
-    BackendClosed, BackendFailure, Core, DialRequest, DropReason, Encrypted, UdpPeer, Uplink,
-};
+use crate::net::sessions::session::Session;
+use crate::net::sessions::table::Sessions;
+use crate::session::{BackendFailure, Core, DialRequest};
 
-/// Messages and bytes of text per dispatch: a chat server that sends without end must let others in.
-const MESSAGE_BUDGET: usize = 32;
-const TEXT_BYTES: usize = 256 * 1024;
-/// Dials begun per dispatch: those that fail at once, thousands of them after an outage, take no place and end at no limit.
-const DIALS: usize = 32;
-/// Datagrams per dispatch.
-const DATAGRAM_BUDGET: usize = 256;
-/// A sealed datagram: header and the longest payload.
-pub(in crate::net) const DATAGRAM_MAX: usize =
-    crate::proto::audio::HEADER_LEN + crate::proto::audio::MAX_PAYLOAD;
+/// The addresses of a name, or why there are none.
+type Resolved = Result<Vec<SocketAddr>, String>;
 
-impl Gateway {
+/// Everything that the connections to chat servers share.
+pub(in crate::net) struct Connector {
+    resolver: Resolver,
+    /// Which session each pending lookup is for.
+    lookups: HashMap<u64, SessionId>,
+    last_lookup: u64,
+    /// Answers of the resolver; kept for its memory.
+    resolved: Vec<(u64, Resolved)>,
+    /// Dials with addresses, in the order they wait for a place.
+    queue: VecDeque<SessionId>,
+    /// Dials that count against `max_dials`.
+    dialing: usize,
+    tls_clients: TlsClients,
+    context_pool: ContextPool,
+    /// Borrowed by the WebSocket that is read.
+    read_buffer: Vec<u8>,
+}
+
+/// What came of advancing a dial.
+pub(in crate::net) enum DialEvent {
+    /// It goes on at the socket's next event, or at the session's deadline.
+    Pending,
+    /// The WebSocket is open.
+    Opened,
+    Failed(BackendFailure),
+}
+
+impl Connector {
+    /// The waker wakes the loop when a name has been resolved.
+    pub(in crate::net) fn new(waker: Arc<Waker>) -> Self {
+        Self {
+            resolver: Resolver::new(waker),
+            lookups: HashMap::new(),
+            last_lookup: 0,
+            resolved: Vec::new(),
+            queue: VecDeque::new(),
+            dialing: 0,
+            tls_clients: TlsClients::default(),
+            context_pool: ContextPool::default(),
+            read_buffer: Vec::new(),
+        }
+    }
+
+    /// Dials that wait for a place.
+    pub(in crate::net) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Names that are being looked up, by those who wait.
+    pub(in crate::net) fn pending_lookups(&self) -> usize {
+        self.lookups.len()
+    }
+
+    /// Forgets the TLS clients, so that changed CA files are read again.
+    pub(in crate::net) fn forget_tls_clients(&mut self) {
+        self.tls_clients.clear();
+    }
+
+    /// Gives back the memory that only a peak needed.
+    pub(in crate::net) fn shrink(&mut self) {
+        self.context_pool.shrink();
+    }
+
     // ----- dialling -----------------------------------------------------------------------------------------------
 
-    /// A core asks for a WebSocket: first the name, then a free place, then the connection.
-    pub(in crate::net) fn dial(&mut self, id: SessionId, request: Box<DialRequest>) {
-        self.drop_backend(id);
-        self.metrics.dials += 1;
-        let (host, port, fresh) = (request.server.host.clone(), request.server.port, request.skip_dns_cache);
-        let Some(session) = self.sessions.live(id) else { return };
-        session.backend = Some(Box::new(BackendConnection::new(request)));
-        self.next_ticket += 1;
-        let ticket = self.next_ticket;
-        match self.resolver.lookup(&host, port, ticket, fresh, self.now) {
-            Lookup::Ready(addresses) => self.resolved(id, Ok(addresses)),
-            Lookup::Failed(why) => self.resolved(id, Err(why)),
+    /// Begins a dial: first the name is resolved, then the dial waits for a place, then it connects. What fails at once
+    /// fails through the run queue.
+    pub(in crate::net) fn dial(
+        &mut self,
+        id: SessionId,
+        request: Box<DialRequest>,
+        sessions: &mut Sessions,
+        io: &mut Io,
+    ) {
+        self.drop_connection(id, sessions, io);
+        io.metrics.dials += 1;
+        let Some(session) = sessions.live(id) else { return };
+        self.last_lookup += 1;
+        let server = &request.server;
+        let lookup =
+            self.resolver.lookup(&server.host, server.port, self.last_lookup, request.skip_dns_cache, io.now);
+        let mut backend = Box::new(BackendConnection::new(request));
+        backend.ticket = self.last_lookup;
+        session.backend = Some(backend);
+        match lookup {
+            Lookup::Ready(addresses) => self.on_resolved(id, Ok(addresses), sessions, io),
+            Lookup::Failed(why) => self.on_resolved(id, Err(why), sessions, io),
             Lookup::Pending => {
-                self.tickets.insert(ticket, id);
-                if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
-                    backend.ticket = ticket;
-                }
+                self.lookups.insert(self.last_lookup, id);
             }
         }
     }
 
-    /// Hands out what the resolver has found out.
-    pub(in crate::net) fn collect_resolved(&mut self) {
-        let mut finished = std::mem::take(&mut self.resolved_names);
-        self.resolver.take_finished(self.now, &mut finished);
-        for (ticket, outcome) in finished.drain(..) {
-            let Some(id) = self.tickets.remove(&ticket) else { continue };
-            let waits = self.sessions.live(id).and_then(|session| session.backend.as_ref());
-            if waits.is_some_and(|backend| backend.ticket == ticket && backend.is_resolving()) {
-                self.resolved(id, outcome);
+    /// Takes the answers that have come from the resolver.
+    pub(in crate::net) fn collect_resolved(&mut self, sessions: &mut Sessions, io: &mut Io) {
+        let mut resolved = mem::take(&mut self.resolved);
+        self.resolver.take_finished(io.now, &mut resolved);
+        for (lookup, outcome) in resolved.drain(..) {
+            let Some(id) = self.lookups.remove(&lookup) else { continue };
+            let waits = sessions.backend(id);
+            if waits.is_some_and(|backend| backend.ticket == lookup && backend.is_resolving()) {
+                self.on_resolved(id, outcome, sessions, io);
             }
         }
-        self.resolved_names = finished;
+        self.resolved = resolved;
     }
 
-    /// Queues what comes next. Not now: a core may be in the middle of its actions, and one dial that fails at once leads to
-    /// the next.
-    fn resolved(&mut self, id: SessionId, outcome: Result<Vec<std::net::SocketAddr>, String>) {
-        let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
-            return;
-        };
+    fn on_resolved(&mut self, id: SessionId, outcome: Resolved, sessions: &mut Sessions, io: &mut Io) {
+        let Some(backend) = sessions.backend(id) else { return };
         match outcome {
             Ok(addresses) => {
                 backend.resolved(addresses);
-                self.dial_queue.push_back(id);
-                self.run_queue.push(Task::StartDials);
+                self.queue.push_back(id);
+                io.run_queue.push(Task::StartDials);
             }
             Err(why) => {
                 backend.unresolved(why);
-                self.run_queue.push(Task::Backend(id));
+                io.run_queue.push(Task::Backend(id));
             }
         }
     }
 
-    /// Starts dials while there are free places, within the budget.
-    pub(in crate::net) fn start_dials(&mut self) {
-        for _ in 0..DIALS {
-            if self.dialing >= self.config.websocket.max_dials {
-                return;
-            }
-            let Some(id) = self.dial_queue.pop_front() else { return };
-            let Some(session) = self.sessions.live(id) else { continue };
-            let Some(backend) = session.backend.as_mut().filter(|backend| backend.is_queued()) else {
-                continue;
-            };
-            if backend.holds_dial_slot {
-                continue;
-            }
+    /// Starts the next dial of the queue, if there is a place for it.
+    pub(in crate::net) fn start_next(
+        &mut self,
+        sessions: &mut Sessions,
+        io: &mut Io,
+    ) -> Option<(SessionId, DialEvent)> {
+        while self.dialing < io.config.websocket.max_dials {
+            let id = self.queue.pop_front()?;
+            let Some(session) = sessions.live(id) else { continue };
+            let waits =
+                |backend: &&mut Box<BackendConnection>| backend.is_queued() && !backend.holds_dial_slot;
+            let Some(backend) = session.backend.as_mut().filter(waits) else { continue };
             backend.holds_dial_slot = true;
             self.dialing += 1;
             session.core.on_backend_connecting();
-            self.advance_dial(id, BackendConnection::connect);
+            return Some((id, self.step(id, BackendConnection::connect, sessions, io)));
         }
-        self.run_queue.push(Task::StartDials);
+        None
     }
 
-    /// Goes on with a dial after an event, or when an address took too long.
-    pub(in crate::net) fn advance_dial(
+    /// Advances a dial after an event, or when an address took too long. Nothing when no dial is under way.
+    pub(in crate::net) fn advance(
         &mut self,
         id: SessionId,
-        go_on: impl FnOnce(&mut BackendConnection, &mut Dialer<'_>) -> DialStep,
-    ) {
-        let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
-            return;
-        };
-        let tls = match self.tls.client(backend.server(), &self.config.websocket) {
-            Ok(tls) => tls,
-            Err(why) => return self.dial_failed(id, BackendFailure { stage: "tls", message: why }),
-        };
-        let mut dialer = Dialer {
-            registry: self.poll.registry(),
-            token: token::token(Role::Backend, id.slot as usize),
-            now: self.now,
-            tls,
-            secret: self.config.websocket.secret.as_ref(),
-        };
-        match go_on(backend, &mut dialer) {
-            DialStep::Wait => self.arm_session_timer(id),
-            DialStep::Failed(failure) => self.dial_failed(id, failure),
-            DialStep::Opened => {
-                self.metrics.dials_opened += 1;
-                self.release_dial_slot(id);
-                self.drive(id, Core::on_backend_open);
-                // The first frames may be in a buffer already, and no edge will announce them.
-                self.run_queue.push(Task::Backend(id));
-            }
+        sessions: &mut Sessions,
+        io: &mut Io,
+    ) -> DialEvent {
+        match sessions.backend(id).is_some_and(|backend| backend.is_dialling()) {
+            true => self.step(id, BackendConnection::advance, sessions, io),
+            false => DialEvent::Pending,
         }
     }
 
-    fn dial_failed(&mut self, id: SessionId, failure: BackendFailure) {
-        self.drop_backend(id);
-        self.drive(id, |core, cx| core.on_backend_closed(BackendClosed::Failed(failure), cx));
+    fn step(
+        &mut self,
+        id: SessionId,
+        step: fn(&mut BackendConnection, &mut Dialer<'_>) -> DialStep,
+        sessions: &mut Sessions,
+        io: &mut Io,
+    ) -> DialEvent {
+        let Some(backend) = sessions.backend(id) else { return DialEvent::Pending };
+        let websocket = &io.config.websocket;
+        let tls = match self.tls_clients.client(backend.server(), websocket) {
+            Ok(tls) => tls,
+            Err(message) => {
+                self.drop_connection(id, sessions, io);
+                return DialEvent::Failed(BackendFailure { stage: "tls", message });
+            }
+        };
+        let token = token::token(Role::Backend, id.slot as usize);
+        let secret = websocket.secret.as_ref();
+        let mut dialer = Dialer { registry: &io.registry, token, now: io.now, tls, secret };
+        match step(backend, &mut dialer) {
+            DialStep::Wait => {
+                sessions.arm_timer(id, io);
+                DialEvent::Pending
+            }
+            DialStep::Failed(failure) => {
+                self.drop_connection(id, sessions, io);
+                DialEvent::Failed(failure)
+            }
+            DialStep::Opened => {
+                io.metrics.dials_opened += 1;
+                self.release_dial_slot(id, sessions, io);
+                // The first frames may be in a buffer already, and no event will announce them.
+                io.run_queue.push(Task::Backend(id));
+                DialEvent::Opened
+            }
+        }
     }
 
     /// The dial gives its place to the next.
-    fn release_dial_slot(&mut self, id: SessionId) {
-        if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut())
-            && std::mem::take(&mut backend.holds_dial_slot)
-        {
+    fn release_dial_slot(&mut self, id: SessionId, sessions: &mut Sessions, io: &mut Io) {
+        if sessions.backend(id).is_some_and(|backend| mem::take(&mut backend.holds_dial_slot)) {
             self.dialing -= 1;
-            self.run_queue.push(Task::StartDials);
+            io.run_queue.push(Task::StartDials);
         }
     }
 
-    /// Drops the connection to the chat server, whatever its state.
-    pub(in crate::net) fn drop_backend(&mut self, id: SessionId) {
-        self.give_back_read_buffer(id);
-        self.release_dial_slot(id);
-        if let Some(session) = self.sessions.live(id) {
+    // ----- ending -------------------------------------------------------------------------------------------------
+
+    /// Drops the connection to the chat server, whatever its stage.
+    pub(in crate::net) fn drop_connection(&mut self, id: SessionId, sessions: &mut Sessions, io: &mut Io) {
+        self.end_read(id, sessions);
+        self.release_dial_slot(id, sessions, io);
+        if let Some(session) = sessions.live(id) {
             session.backend = None;
         }
-        self.account(id);
-        self.reap_if_finished(id);
+        sessions.account(id, io);
+        sessions.reap_if_finished(id);
     }
 
-    /// Closes the WebSocket properly: Close frame, then a moment for the server's answer, in a session of its own, so
-    /// that this one is free for the next call.
-    pub(in crate::net) fn close_backend(&mut self, id: SessionId, code: u16) {
-        self.give_back_read_buffer(id);
-        self.release_dial_slot(id);
-        let Some(session) = self.sessions.live(id) else { return };
-        let Some(mut backend) = session.backend.take() else { return };
-        self.account(id);
-        if !backend.is_open() {
-            return self.reap_if_finished(id);
-        }
-        backend.close(CloseCode::from(code), &mut self.context_pool);
-        let token = token::token(Role::Backend, self.sessions.next_slot());
-        if backend.reregister(self.poll.registry(), token).is_ok() && backend.flush(&mut self.context_pool) {
-            let mut core = Core::new(std::net::Ipv4Addr::UNSPECIFIED.into(), self.now);
-            core.mark_closed();
-            let rest = self.sessions.insert(core, None, Some(backend));
-            if let Some(session) = self.sessions.live(rest) {
-                session.linger_until = Some(Box::new(self.now + LINGER));
-            }
-            self.account(rest);
-            self.arm_session_timer(rest);
-        }
-        self.reap_if_finished(id);
-    }
-
-    // ----- from the chat server -----------------------------------------------------------------------------------
-
-    /// Goes on with the dial, or reads what has come, within the budget.
-    pub(in crate::net) fn on_backend_ready(&mut self, id: SessionId, more: bool) {
-        self.advance_dial_if_any(id);
-        let chunk = &mut self.read_buffer;
-        if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
-            backend.borrow_read_buffer(chunk, more);
-        }
-        self.read_backend(id);
-        self.give_back_read_buffer(id);
-    }
-
-    /// Whether this session's connection to its chat server can go on when it may write.
-    pub(in crate::net) fn waits_to_write(&self, id: SessionId) -> bool {
-        let backend = self.sessions.get(id).and_then(|session| session.backend.as_ref());
-        backend.is_some_and(|backend| backend.waits_to_write())
-    }
-
-    /// The chunk comes home before its borrower goes elsewhere.
-    fn give_back_read_buffer(&mut self, id: SessionId) {
-        let chunk = &mut self.read_buffer;
-        if let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) {
-            backend.give_back_read_buffer(chunk);
-        }
-    }
-
-    fn read_backend(&mut self, id: SessionId) {
-        let mut bytes = 0;
-        for _ in 0..MESSAGE_BUDGET {
-            if bytes > TEXT_BYTES {
-                break;
-            }
-            let Some(backend) = self.sessions.live(id).and_then(|session| session.backend.as_mut()) else {
-                return;
-            };
-            if !backend.is_open() {
-                return;
-            }
-            match backend.read(&mut self.context_pool) {
-                Incoming::Blocked => {
-                    self.mark_dirty(id);
-                    return self.arm_session_timer(id);
+    /// Closes the WebSocket: a Close frame, then a moment for the server's answer, in a session of its own, so that this
+    /// one is free for the next call.
+    pub(in crate::net) fn close(&mut self, id: SessionId, code: u16, sessions: &mut Sessions, io: &mut Io) {
+        self.end_read(id, sessions);
+        self.release_dial_slot(id, sessions, io);
+        let Some(mut backend) = sessions.live(id).and_then(|session| session.backend.take()) else { return };
+        sessions.account(id, io);
+        if backend.is_open() {
+            backend.close(CloseCode::from(code), &mut self.context_pool);
+            let token = token::token(Role::Backend, sessions.next_slot());
+            let moved = backend.reregister(&io.registry, token).is_ok();
+            if moved && backend.flush(&mut self.context_pool) {
+                let mut core = Core::new(Ipv4Addr::UNSPECIFIED.into(), io.now);
+                core.mark_closed();
+                let rest = sessions.insert(core, None, Some(backend));
+                if let Some(session) = sessions.live(rest) {
+                    session.linger_until = Some(Box::new(io.now + LINGER));
                 }
-                Incoming::OverBudget => break,
-                Incoming::Audio(frame) => self.downlink(id, &frame),
-                Incoming::Text(text) => {
-                    bytes += text.len();
-                    self.drive(id, |core, cx| core.on_backend_text(text.as_str(), cx));
-                }
-                Incoming::Alive => {
-                    self.mark_dirty(id);
-                    if let Some(session) = self.sessions.live(id) {
-                        session.core.on_backend_activity(self.now);
-                    }
-                }
-                Incoming::Gone(gone) => return self.backend_gone(id, gone),
+                sessions.account(rest, io);
+                sessions.arm_timer(rest, io);
             }
         }
-        self.mark_dirty(id);
-        self.run_queue.push(Task::Backend(id));
+        sessions.reap_if_finished(id);
     }
 
-    fn advance_dial_if_any(&mut self, id: SessionId) {
-        let backend = self.sessions.live(id).and_then(|session| session.backend.as_ref());
-        if backend.is_some_and(|backend| backend.is_dialling()) {
-            self.advance_dial(id, BackendConnection::advance);
+    // ----- the open WebSocket -------------------------------------------------------------------------------------
+
+    /// Prepares for [`read`](Self::read). `near_end`: the system said that the end of the stream is near, so a short read
+    /// does not prove that the socket is empty.
+    pub(in crate::net) fn begin_read(&mut self, id: SessionId, near_end: bool, sessions: &mut Sessions) {
+        if let Some(backend) = sessions.backend(id) {
+            backend.borrow_read_buffer(&mut self.read_buffer, near_end);
         }
     }
 
-    pub(in crate::net) fn backend_gone(&mut self, id: SessionId, gone: BackendClosed) {
-        // A Close frame of the server is answered; hanging up sends the answer and lingers for the connection's end.
-        let lingers = self.sessions.get(id).is_some_and(|session| session.core.is_finished());
-        match &gone {
-            BackendClosed::CloseFrame(_) if lingers => return self.run_queue.push(Task::Backend(id)),
-            BackendClosed::CloseFrame(_) => self.close_backend(id, 1000),
-            BackendClosed::Failed(_) => self.drop_backend(id),
-        }
-        self.drive(id, |core, cx| core.on_backend_closed(gone, cx));
+    /// The next message; none when there is no open WebSocket.
+    pub(in crate::net) fn read(&mut self, id: SessionId, sessions: &mut Sessions) -> Option<Incoming> {
+        let backend = sessions.backend(id).filter(|backend| backend.is_open())?;
+        Some(backend.read(&mut self.context_pool))
     }
 
-    fn downlink(&mut self, id: SessionId, frame: &[u8]) {
-        self.coalescer.count_downlink();
-        let mut out = [0; DATAGRAM_MAX];
-        let now = self.now;
-        let Some(session) = self.sessions.live(id) else { return };
-        match session.core.downlink(frame, &mut out, &self.config, &mut self.servers, now) {
-            Ok(Some(sealed)) => self.queue_datagram(id, sealed, &out),
-            Ok(None) => self.drive(id, Core::release_held),
-            Err(discard) => self.metrics.discarded(discard),
+    /// Takes the read buffer back, before the connection is dropped or another one is read.
+    pub(in crate::net) fn end_read(&mut self, id: SessionId, sessions: &mut Sessions) {
+        if let Some(backend) = sessions.backend(id) {
+            backend.give_back_read_buffer(&mut self.read_buffer);
         }
     }
 
-    /// Queues one datagram for the end of the turn. Text that came before it leaves first, and before that the audio
-    /// that came before the text: a `tts stop` in between must overtake neither.
-    pub(in crate::net) fn queue_datagram(&mut self, id: SessionId, sealed: Encrypted, bytes: &[u8]) {
-        let Some(session) = self.sessions.live(id) else { return };
-        let ssrc = session.core.ssrc().unwrap_or_default();
-        if session.mqtt.as_ref().is_some_and(|device| device.has_output()) && !self.flush_datagrams().blocked
-        {
-            self.flush_device(id);
-        }
-        match self.udp.queue(sealed.destination.addr, sealed.destination.local_ip, ssrc) {
-            Some(buffer) => buffer.extend_from_slice(&bytes[..sealed.datagram_len]),
-            None => self.metrics.discarded(DropReason::SocketFull),
-        }
-    }
-
-    // ----- from the device ----------------------------------------------------------------------------------------
-
-    /// Receives datagrams, within the budget.
-    pub(in crate::net) fn drain_udp(&mut self) {
-        let mut budget = DATAGRAM_BUDGET;
-        while budget > 0 {
-            let received = match self.udp.receive() {
-                Ok(received) => received,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
-                Err(error) => {
-                    log::error!("UDP socket: {error}");
-                    return;
-                }
-            };
-            for i in 0..received {
-                self.uplink(i);
-            }
-            if received < crate::net::media::socket::BATCH {
-                return;
-            }
-            budget = budget.saturating_sub(received);
-        }
-        self.run_queue.push(Task::Udp);
-    }
-
-    fn uplink(&mut self, i: usize) {
-        let now = self.now;
-        let (meta, datagram) = self.udp.datagram(i);
-        self.metrics.datagrams_in += 1;
-        self.coalescer.count_uplink();
-        let outcome = match crate::net::media::socket::ssrc(datagram).and_then(|ssrc| self.index.call(ssrc)) {
-            None => Err(DropReason::UnknownSsrc),
-            Some(id) => match self.sessions.live(id) {
-                None => Err(DropReason::UnknownSsrc),
-                Some(session) => {
-                    let from = UdpPeer { addr: meta.from, local_ip: meta.local };
-                    match session.core.uplink(from, datagram, &self.config, now) {
-                        Err(discard) => Err(discard),
-                        Ok(Uplink::OtherDevice(payload)) => return self.relay(id, i, payload),
-                        Ok(Uplink::Silence) => return self.answer_with_silence(id),
-                        Ok(Uplink::Server { frame, payload, peer_learned: first }) => {
-                            let backend = session.backend.as_mut();
-                            let sent =
-                                backend.map(|backend| backend.send_audio(frame, &mut self.context_pool));
-                            if !matches!(sent, Some(Ok(()))) {
-                                session.core.on_uplink_dropped(payload);
-                                self.metrics.discarded(match sent {
-                                    Some(_) => DropReason::ServerBlocked,
-                                    None => DropReason::NoServer,
-                                });
-                            }
-                            Ok((id, first))
-                        }
-                    }
-                }
-            },
-        };
-        match outcome {
-            Ok((id, first)) => {
-                self.mark_dirty(id);
-                if first {
-                    self.drive(id, Core::release_held);
-                }
-            }
-            Err(discard) => {
-                self.metrics.discarded(discard);
-                self.udp_drops.discarded(meta.from.ip(), discard.label());
-            }
-        }
-    }
-}
-
-/// TLS clients by what they trust; each loads its roots once, when first needed.
-#[derive(Default)]
-pub(in crate::net) struct TlsClients(
-    std::collections::HashMap<(Option<std::path::PathBuf>, bool), TlsClient>,
-);
-
-impl TlsClients {
-    /// The client for this server. CA files are read when first needed.
-    ///
-    /// # Errors
-    /// Why the CA file cannot be read, in words.
-    pub(in crate::net) fn client(
+    /// Queues a text. A server that does not read loses its WebSocket.
+    pub(in crate::net) fn send_text(
         &mut self,
-        server: &crate::config::ChatServerConfig,
-        defaults: &crate::config::WebSocket,
-    ) -> Result<&mut TlsClient, String> {
-        let ca_file = server.ca_file.as_ref().or(defaults.ca_file.as_ref()).filter(|_| server.tls);
-        let key = (ca_file.cloned(), server.insecure.unwrap_or(defaults.insecure));
-        match self.0.entry(key) {
-            std::collections::hash_map::Entry::Occupied(entry) => Ok(entry.into_mut()),
-            std::collections::hash_map::Entry::Vacant(entry) => {
-                let (ca_file, insecure) = entry.key();
-                let pem = match ca_file {
-                    Some(path) => {
-                        Some(std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?)
-                    }
-                    None => None,
-                };
-                let client = TlsClient::new(pem, *insecure);
-                Ok(entry.insert(client))
-            }
+        id: SessionId,
+        text: String,
+        sessions: &mut Sessions,
+        io: &mut Io,
+    ) {
+        let Some(backend) = sessions.backend(id) else { return };
+        if backend.send_text(text, &mut self.context_pool).is_err() {
+            io.run_queue.push(Task::BackendBlocked(id));
+        }
+        sessions.mark_dirty(id);
+    }
+
+    /// Queues a ping. A server that takes none does not read: its missing pong will tell.
+    pub(in crate::net) fn send_ping(&mut self, id: SessionId, sessions: &mut Sessions) {
+        if let Some(backend) = sessions.backend(id) {
+            let _ = backend.ping(&mut self.context_pool);
+            sessions.mark_dirty(id);
         }
     }
 
-    /// Forgets all, so that changed files are read again.
-    pub(in crate::net) fn clear(&mut self) {
-        self.0.clear();
+    /// Queues a binary frame; none when there is no WebSocket.
+    pub(in crate::net) fn send_audio(
+        &mut self,
+        backend: Option<&mut BackendConnection>,
+        frame: &[u8],
+    ) -> Option<Result<(), WriteBufferFull>> {
+        Some(backend?.send_audio(frame, &mut self.context_pool))
+    }
+
+    /// Writes what is queued. False when the connection is broken, which its next read will tell.
+    pub(in crate::net) fn flush(&mut self, session: &mut Session) -> bool {
+        session.backend.as_mut().is_none_or(|backend| backend.flush(&mut self.context_pool))
     }
 }

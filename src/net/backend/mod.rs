@@ -6,5 +6,6 @@ pub(in crate::net) mod connector;
 pub mod context_pool;
 pub(in crate::net) mod frame_reader;
 pub mod resolver;
+pub(in crate::net) mod tls_clients;
 pub mod transport;
 pub(crate) mod upgrade;

@@ -3,9 +3,9 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use crate::net::admin::ConnId;
+use crate::net::event_loop::token::AdminId;
+use crate::net::event_loop::token::ListenerKind;
 use crate::net::event_loop::token::SessionId;
-use crate::net::mqtt::listener::ListenerKind;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,7 +23,7 @@ pub(in crate::net) enum Task {
     /// A place for a dial became free.
     StartDials,
     AcceptAdmin,
-    Admin(ConnId),
+    Admin(AdminId),
 }
 
 /// What waits, in the order it came, each once: whoever sends without end gets one budget a turn, two in the turn it begins,

@@ -1,28 +1,25 @@
-//! Calls between devices: what [`DeviceCallTable`] decides is carried out here.
+//! Calls between devices: carries out what [`DeviceCallTable`] decides.
 
 use log::info;
 
-use crate::net::backend::connector::DATAGRAM_MAX;
+use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::token::SessionId;
-use crate::net::gateway::{Gateway, TimerKind};
-use crate::proto::audio::HEADER_LEN;
+use crate::net::gateway::Gateway;
 use crate::proto::identity::Mac;
-use crate::session::{
-    AcceptOutcome, DeviceCallEffect, DeviceCallTable, DropReason, Presence, RequestOutcome,
-};
+use crate::session::{AcceptOutcome, DeviceCallEffect, DeviceCallTable, Presence, RequestOutcome};
 
-/// Who calls whom, and when somebody has waited long enough.
+/// The device-to-device calls, and the timer of those that ring.
 #[derive(Default)]
 pub(in crate::net) struct DeviceCalls {
-    bridges: DeviceCallTable,
-    /// The tick of the one live entry in the wheel.
-    alarm: Option<u64>,
+    table: DeviceCallTable,
+    /// The tick of the one live entry in the timer wheel.
+    armed_tick: Option<u64>,
 }
 
 impl Gateway {
     /// The session that is meant by a MAC: of several, the one in a call with a device, or in any call, or the latest.
     fn session_of(&self, mac: Mac) -> Option<SessionId> {
-        self.index.of_mac(mac, &self.sessions).max_by_key(|id| {
+        self.sessions.by_mac(mac).max_by_key(|id| {
             let core = self.sessions.get(*id).map(|session| &session.core);
             core.map(|core| (core.is_in_device_call(), core.presence(), core.online_since()))
         })
@@ -35,12 +32,7 @@ impl Gateway {
 
     // ----- what operators ask for ---------------------------------------------------------------------------------
 
-    pub(in crate::net) fn request_device_call(
-        &mut self,
-        caller: Mac,
-        target: Mac,
-        nickname: &str,
-    ) -> RequestOutcome {
+    pub(super) fn request_device_call(&mut self, caller: Mac, target: Mac, nickname: &str) -> RequestOutcome {
         if self.workers.other_worker_of(target).is_some() {
             return RequestOutcome::Refused(
                 "两台设备由不同的工作线程服务，需设 workers 为 1 / The devices are served by different workers; set workers to 1",
@@ -48,28 +40,28 @@ impl Gateway {
         }
         let (calling, called) = (self.presence(caller), self.presence(target));
         let mut effects = Vec::new();
-        let bridges = &mut self.device_calls.bridges;
-        let outcome = bridges.request((caller, calling), (target, called), nickname, self.now, &mut effects);
-        self.metrics.device_calls += u64::from(!effects.is_empty());
+        let table = &mut self.device_calls.table;
+        let outcome = table.request((caller, calling), (target, called), nickname, self.io.now, &mut effects);
+        self.io.metrics.device_calls += u64::from(!effects.is_empty());
         self.apply_effects(effects);
         self.rearm_device_calls();
         outcome
     }
 
-    pub(in crate::net) fn accept_device_call(&mut self, target: Mac) -> AcceptOutcome {
-        let mut bridges = std::mem::take(&mut self.device_calls.bridges);
+    pub(super) fn accept_device_call(&mut self, target: Mac) -> AcceptOutcome {
+        let mut table = std::mem::take(&mut self.device_calls.table);
         let mut effects = Vec::new();
         let called = self.presence(target);
-        let outcome = bridges.accept((target, called), |caller| self.presence(caller), &mut effects);
-        self.device_calls.bridges = bridges;
+        let outcome = table.accept((target, called), |caller| self.presence(caller), &mut effects);
+        self.device_calls.table = table;
         self.apply_effects(effects);
         outcome
     }
 
     /// False when the device takes part in no call with another one.
-    pub(in crate::net) fn hang_up_device_call(&mut self, mac: Mac) -> bool {
+    pub(super) fn hang_up_device_call(&mut self, mac: Mac) -> bool {
         let mut effects = Vec::new();
-        let hung_up = self.device_calls.bridges.hang_up(mac, &mut effects);
+        let hung_up = self.device_calls.table.hang_up(mac, &mut effects);
         self.apply_effects(effects);
         hung_up
     }
@@ -77,41 +69,41 @@ impl Gateway {
     // ----- what happens to devices --------------------------------------------------------------------------------
 
     /// The call of a device that called, or talked to, another one is over.
-    pub(in crate::net) fn leave_device_call(&mut self, id: SessionId) {
+    pub(super) fn leave_device_call(&mut self, id: SessionId) {
         let Some(session) = self.sessions.live(id) else { return };
         session.peer = None;
         let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) else { return };
         let mut effects = Vec::new();
-        self.device_calls.bridges.on_call_ended(mac, &mut effects);
+        self.device_calls.table.on_call_ended(mac, &mut effects);
         self.apply_effects(effects);
     }
 
     /// A connection of the device is gone; nobody need wait for it when it was the last.
-    pub(in crate::net) fn on_device_absent(&mut self, mac: Mac) {
-        if self.index.of_mac(mac, &self.sessions).next().is_some() {
+    pub(super) fn on_device_absent(&mut self, mac: Mac) {
+        if self.sessions.by_mac(mac).next().is_some() {
             return;
         }
         let mut effects = Vec::new();
-        self.device_calls.bridges.on_device_disconnected(mac, &mut effects);
+        self.device_calls.table.on_device_disconnected(mac, &mut effects);
         self.apply_effects(effects);
     }
 
-    pub(in crate::net) fn on_device_calls_timer(&mut self, tick: u64) {
-        if self.device_calls.alarm != Some(tick) {
+    pub(super) fn on_device_calls_timer(&mut self, tick: u64) {
+        if self.device_calls.armed_tick != Some(tick) {
             return;
         }
-        self.device_calls.alarm = None;
+        self.device_calls.armed_tick = None;
         let mut effects = Vec::new();
-        self.device_calls.bridges.on_timeout(self.now, &mut effects);
+        self.device_calls.table.on_timeout(self.io.now, &mut effects);
         self.apply_effects(effects);
         self.rearm_device_calls();
     }
 
     fn rearm_device_calls(&mut self) {
-        let Some(deadline) = self.device_calls.bridges.deadline() else { return };
-        let tick = self.timers.tick(deadline);
-        if self.device_calls.alarm.is_none_or(|armed| tick < armed) {
-            self.device_calls.alarm = Some(self.timers.arm(deadline, TimerKind::DeviceCalls));
+        let Some(deadline) = self.device_calls.table.deadline() else { return };
+        let tick = self.io.timers.tick(deadline);
+        if self.device_calls.armed_tick.is_none_or(|armed| tick < armed) {
+            self.device_calls.armed_tick = Some(self.io.timers.arm(deadline, TimerKind::DeviceCalls));
         }
     }
 
@@ -121,7 +113,7 @@ impl Gateway {
                 DeviceCallEffect::Ring(caller) => self.drive_mac(caller, |core, cx| core.start_ringing(cx)),
                 DeviceCallEffect::Wake { target, nickname } => {
                     if let Some(id) = self.session_of(target) {
-                        info!("{} is called by another device", self.log_prefix(id));
+                        info!("{} is called by another device", self.sessions.log_prefix(id));
                     }
                     self.drive_mac(target, |core, cx| core.wake_for_call(&nickname, cx));
                 }
@@ -140,7 +132,7 @@ impl Gateway {
         let (Some(a), Some(b)) = (self.session_of(one), self.session_of(other)) else { return };
         for (id, peer) in [(a, b), (b, a)] {
             // Leaving the chat server may have ended the first one's call.
-            if self.device_calls.bridges.peer(one) != Some(other) {
+            if self.device_calls.table.peer(one) != Some(other) {
                 return;
             }
             if let Some(session) = self.sessions.live(id) {
@@ -148,8 +140,8 @@ impl Gateway {
             }
             self.drive(id, |core, cx| core.join_device_call(cx));
         }
-        self.metrics.device_calls_bridged += 1;
-        info!("{} talks to {}", self.log_prefix(a), self.log_prefix(b));
+        self.io.metrics.device_calls_bridged += 1;
+        info!("{} talks to {}", self.sessions.log_prefix(a), self.sessions.log_prefix(b));
     }
 
     fn drive_mac(
@@ -159,36 +151,6 @@ impl Gateway {
     ) {
         if let Some(id) = self.session_of(mac) {
             self.drive(id, decide);
-        }
-    }
-
-    // ----- audio --------------------------------------------------------------------------------------------------
-
-    /// The datagram in this place of the batch has so many decrypted bytes for the device at the other end.
-    pub(in crate::net) fn relay(&mut self, id: SessionId, place: usize, payload: usize) {
-        let mut out = [0; DATAGRAM_MAX];
-        let peer = self.sessions.get(id).and_then(|session| session.peer.as_deref().copied());
-        let (_, datagram) = self.udp.datagram(place);
-        let sealed = match peer.and_then(|peer| Some((peer, self.sessions.live(peer)?))) {
-            Some((peer, session)) => session
-                .core
-                .relay(&datagram[HEADER_LEN..HEADER_LEN + payload], &mut out, &self.config, self.now)
-                .map(|sealed| (peer, sealed)),
-            None => Err(DropReason::NoPeer),
-        };
-        match sealed {
-            Ok((peer, sealed)) => self.queue_datagram(peer, sealed, &out),
-            Err(discard) => self.metrics.discarded(discard),
-        }
-    }
-
-    /// A device that waits for another one hears silence, one packet for each of its own.
-    pub(in crate::net) fn answer_with_silence(&mut self, id: SessionId) {
-        let mut out = [0; DATAGRAM_MAX];
-        self.metrics.discarded(DropReason::Ringing);
-        let Some(session) = self.sessions.live(id) else { return };
-        if let Ok(sealed) = session.core.ringing_silence(&mut out, &self.config) {
-            self.queue_datagram(id, sealed, &out);
         }
     }
 }

@@ -11,9 +11,10 @@ use log::error;
 use mio::Waker;
 
 use crate::config::{Config, Source};
-use crate::net::admin::{AdminRequest, AdminResponse};
+use crate::net::admin::pending::{AdminRequest, AdminResponse};
+use crate::net::error::BindError;
+use crate::net::gateway::Gateway;
 use crate::net::gateway::workers::HandOff;
-use crate::net::gateway::{BindError, Gateway};
 
 /// What other threads may ask of the loop.
 pub(in crate::net) enum Command {
@@ -24,9 +25,9 @@ pub(in crate::net) enum Command {
     /// From another worker: a connection whose home is here.
     HandOff(Box<HandOff>),
     /// From the leader: a call of the management API.
-    Errand(Box<AdminRequest>),
+    AdminRequest(Box<AdminRequest>),
     /// To the leader: the answer to that.
-    Reply(Box<AdminResponse>),
+    AdminResponse(Box<AdminResponse>),
     /// To the leader: another worker has ended.
     WorkerEnded {
         failed: bool,

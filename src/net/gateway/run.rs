@@ -1,4 +1,4 @@
-//! A gateway from its first turn to its end, whatever ends it: a stop, a drain, a failure of its own, or of another worker.
+//! Runs a gateway until a stop, a drain, a failure of its own or of another worker ends it.
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
@@ -7,50 +7,50 @@ use std::{io, mem};
 use log::info;
 use mio::Events;
 
-use crate::net::gateway::{EVENTS, Gateway, LINGER};
+use crate::net::event_loop::tcp::LINGER;
+use crate::net::gateway::Gateway;
+
+/// Events per poll.
+const EVENTS: usize = 1024;
 
 impl Gateway {
-    /// Turns until it is stopped, or drained.
+    /// Runs until it is stopped or drained.
     ///
     /// # Errors
     /// When the system's poll fails, or the loop panics, of any worker: all of them end then, and the devices of the others
     /// are told goodbye. The error names the worker, from 0, when there are several.
     pub fn run(mut self) -> io::Result<()> {
         // What is half done is dropped below, and nothing else is done with it.
-        let turns = panic::catch_unwind(AssertUnwindSafe(|| self.turn_until_stopped()));
-        let outcome = turns.unwrap_or_else(|panic| Err(panicked(&*panic)));
-        let mut team = mem::take(&mut self.workers);
+        let ended = panic::catch_unwind(AssertUnwindSafe(|| self.run_until_stopped()));
+        let outcome = ended.unwrap_or_else(|panic| Err(panicked(&*panic)));
+        let mut workers = mem::take(&mut self.workers);
         // Its sockets first: its devices must not wait for other workers to end.
         drop(self);
-        team.end(outcome)
+        workers.end(outcome)
     }
 
-    fn turn_until_stopped(&mut self) -> io::Result<()> {
+    fn run_until_stopped(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
         while !self.is_stopped() {
             self.run_once(&mut events)?;
         }
-        if self.draining && !self.is_stopping() && self.workers.is_leader() {
+        if self.lifecycle.is_draining() && !self.lifecycle.is_stopping() && self.workers.is_leader() {
             info!("drained: no call is left");
             self.sd_notify.stopping();
         }
         Ok(())
     }
 
-    pub(in crate::net) fn is_stopping(&self) -> bool {
-        self.stopping.is_some()
-    }
-
     fn is_stopped(&self) -> bool {
         let is_empty = self.sessions.len() == 0;
-        let is_drained = self.draining && is_empty && self.workers.others_ended();
-        self.stopping.map_or(is_drained, |until| until <= self.now || is_empty)
+        let is_drained = self.lifecycle.is_draining() && is_empty && self.workers.others_ended();
+        self.lifecycle.stop_deadline().map_or(is_drained, |until| until <= self.io.now || is_empty)
     }
 
     /// Another worker has ended. When it failed, all end: without it, its devices would be refused for ever.
-    pub(in crate::net) fn worker_ended(&mut self, failed: bool) {
+    pub(super) fn worker_ended(&mut self, failed: bool) {
         self.workers.worker_ended();
-        if failed && !self.is_stopping() {
+        if failed && !self.lifecycle.is_stopping() {
             self.stop(LINGER);
         }
     }
@@ -62,7 +62,3 @@ fn panicked(panic: &(dyn Any + Send)) -> io::Error {
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     io::Error::other(format!("the loop panicked: {}", text.unwrap_or("without a word")))
 }
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests;

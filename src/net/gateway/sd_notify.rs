@@ -1,4 +1,4 @@
-//! What the service manager is told: that the gateway is ready, reloads, stops, and turns (sd_notify(3)).
+//! Tells the service manager that the gateway is ready, reloads, stops, and that its loop runs (sd_notify(3)).
 //!
 //! The loop itself tells it, so that a loop that hangs is silent and gets restarted. The socket is opened once, at start:
 //! a gateway that is out of descriptors is alive and can still say so. It never blocks.
@@ -12,14 +12,15 @@ use std::{env, process};
 
 use log::warn;
 
-use crate::net::gateway::{Gateway, TimerKind};
+use crate::net::event_loop::io::TimerKind;
+use crate::net::gateway::Gateway;
 
 /// The way to the service manager; leads nowhere when there is none.
 #[derive(Default)]
 pub(in crate::net) struct SdNotify {
     #[cfg(unix)]
     socket: Option<UnixDatagram>,
-    /// How often it wants to hear that the loop turns.
+    /// How often it wants to hear that the loop runs.
     interval: Option<Duration>,
 }
 
@@ -105,16 +106,16 @@ fn monotonic_usec() -> u128 {
 
 impl Gateway {
     /// Tells the service manager that started this process, if there is one (systemd; `NOTIFY_SOCKET`), that the gateway
-    /// is ready, and from now on when it reloads, drains, stops, and as often as it asks that the loop turns. For a
+    /// is ready, and from now on when it reloads, drains, stops, and as often as it asks that the loop runs. For a
     /// program that is nothing but a gateway: call it before [`Gateway::run`], when all is prepared.
     pub fn notify_service_manager(&mut self) {
         match SdNotify::from_environment() {
-            Ok(supervisor) => self.sd_notify = supervisor,
+            Ok(sd_notify) => self.sd_notify = sd_notify,
             Err(error) => return warn!("the service manager (NOTIFY_SOCKET) cannot be reached: {error}"),
         }
         self.sd_notify.notify(&format!("READY=1\nSTATUS={}", self.status()));
         if let Some(interval) = self.sd_notify.interval {
-            self.timers.arm(self.now + interval, TimerKind::Watchdog);
+            self.io.timers.arm(self.io.now + interval, TimerKind::Watchdog);
         }
     }
 
@@ -124,7 +125,7 @@ impl Gateway {
         if self.workers.is_alive() {
             self.sd_notify.notify(&format!("WATCHDOG=1\nSTATUS={}", self.status()));
         }
-        self.timers.arm(self.now + interval, TimerKind::Watchdog);
+        self.io.timers.arm(self.io.now + interval, TimerKind::Watchdog);
     }
 
     pub(in crate::net) fn notify_status(&self) {
@@ -132,7 +133,7 @@ impl Gateway {
     }
 
     fn status(&self) -> String {
-        let word = match (self.is_stopping(), self.draining) {
+        let word = match (self.lifecycle.is_stopping(), self.lifecycle.is_draining()) {
             (true, _) => "stopping",
             (false, true) => "draining",
             (false, false) => "serving",

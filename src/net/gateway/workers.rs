@@ -1,10 +1,10 @@
 //! Several workers: loops of the same kind, each on a thread of its own with its own share of the MQTT listener and its own
-//! UDP port. They share the numbers of devices and calls of each (atomics, stored once a turn), the count of connections of
+//! UDP port. They share the numbers of devices and calls of each (atomics, stored once an iteration), the count of connections of
 //! each address and the recent errors (each under a lock). Audio touches none of these.
 //!
-//! A device's home is the worker its MAC names, so that two connections of one device always meet. The system spreads
-//! connections over the listeners without knowing devices: one whose CONNECT comes to another worker is handed over with
-//! what it has sent. The first worker leads: it watches the configuration file, has the management API, and asks the others.
+//! A device's MAC decides its worker, so that two connections of one device always meet. The system spreads connections over
+//! the listeners without knowing devices: one whose CONNECT reaches another worker is handed over with what it has sent.
+//! The first worker leads: it watches the configuration file, has the management API, and asks the others.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -18,11 +18,13 @@ use log::error;
 
 use crate::admin::recent_errors::RecentErrors;
 use crate::config::{Config, Mqtt};
+use crate::net::error::BindError;
+use crate::net::event_loop::tcp::{self, LINGER};
 use crate::net::event_loop::token::SessionId;
+use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
-use crate::net::gateway::{BindError, Gateway, LINGER};
 use crate::net::mqtt::connection::MqttConnection;
-use crate::net::mqtt::listener::{self, ConnectionsByAddress};
+use crate::net::mqtt::connections_by_address::ConnectionsByAddress;
 use crate::proto::identity::{ClientId, Mac};
 
 /// A worker's view of all of them.
@@ -30,13 +32,13 @@ use crate::proto::identity::{ClientId, Mac};
 pub(in crate::net) struct Workers {
     index: usize,
     /// Every worker, this one too; none when there is only one.
-    workers: Vec<Handle>,
+    handles: Vec<Handle>,
     counts: Arc<[Counts]>,
     /// The leader's, of the others.
     threads: Vec<JoinHandle<io::Result<()>>>,
     /// Of these, how many have ended.
     ended: usize,
-    /// How often it asked whether they turn.
+    /// How often it asked whether their loops run.
     asked: usize,
 }
 
@@ -45,20 +47,20 @@ pub(in crate::net) struct Workers {
 struct Counts {
     devices: AtomicUsize,
     calls: AtomicUsize,
-    /// The last of the leader's questions whether it turns.
+    /// The last of the leader's questions whether its loop runs.
     heard: AtomicUsize,
 }
 
 /// What a worker needs to know before it begins.
 struct WorkerSetup {
-    team: Workers,
+    workers: Workers,
     per_ip: ConnectionsByAddress,
     troubles: Arc<Mutex<RecentErrors>>,
 }
 
-/// A connection on its way to its home.
+/// A connection that is handed over to the worker of its device.
 pub(in crate::net) struct HandOff {
-    pub(in crate::net) device: MqttConnection,
+    pub(in crate::net) connection: MqttConnection,
     pub(in crate::net) ip: IpAddr,
     /// Its CONNECT, and whatever followed.
     pub(in crate::net) bytes: Vec<u8>,
@@ -66,7 +68,7 @@ pub(in crate::net) struct HandOff {
 
 impl Workers {
     pub(in crate::net) fn is_single(&self) -> bool {
-        self.workers.is_empty()
+        self.handles.is_empty()
     }
 
     pub(in crate::net) fn is_leader(&self) -> bool {
@@ -78,7 +80,7 @@ impl Workers {
     }
 
     pub(in crate::net) fn len(&self) -> usize {
-        self.workers.len()
+        self.handles.len()
     }
 
     /// The worker where the device belongs; none when it is this one.
@@ -86,12 +88,12 @@ impl Workers {
         if self.is_single() {
             return None;
         }
-        let home = shard_of(mac, self.workers.len());
-        (home != self.index).then_some(home)
+        let owner = shard_of(mac, self.handles.len());
+        (owner != self.index).then_some(owner)
     }
 
     pub(in crate::net) fn send(&self, worker: usize, command: Command) {
-        if let Some(worker) = self.workers.get(worker) {
+        if let Some(worker) = self.handles.get(worker) {
             worker.send(command);
         }
     }
@@ -99,11 +101,11 @@ impl Workers {
     /// The leader tells everyone else.
     pub(in crate::net) fn broadcast(&self, command: impl Fn() -> Command) {
         if self.is_leader() {
-            self.workers.iter().skip(1).for_each(|worker| worker.send(command()));
+            self.handles.iter().skip(1).for_each(|worker| worker.send(command()));
         }
     }
 
-    /// Lets the others know.
+    /// Publishes this worker's numbers.
     pub(in crate::net) fn publish(&self, devices: usize, calls: usize) {
         if let Some(counts) = self.counts.get(self.index) {
             counts.devices.store(devices, Relaxed);
@@ -111,7 +113,7 @@ impl Workers {
         }
     }
 
-    /// Whether all have turned since this was last asked. Those that have ended count as if they had.
+    /// Whether all loops have run since this was last asked. Those that have ended count as if they had.
     pub(in crate::net) fn is_alive(&mut self) -> bool {
         let alive = self.others().all(|counts| counts.heard.load(Relaxed) >= self.asked);
         self.asked += 1;
@@ -139,7 +141,7 @@ impl Workers {
         let tls = mqtt.tls.files().map(|_| ("MQTT over TLS", mqtt.tls.port));
         for (what, port) in [plain, tls].into_iter().flatten().filter(|(_, port)| *port != 0) {
             let addr = SocketAddr::new(mqtt.host, port);
-            listener::listen(addr, false).map_err(|error| BindError::Port(what, addr, error))?;
+            tcp::listen(addr, false).map_err(|error| BindError::Port(what, addr, error))?;
         }
         Ok(())
     }
@@ -149,16 +151,16 @@ impl Workers {
     /// # Errors
     /// Those of [`Gateway::bind`], of any worker.
     pub(in crate::net) fn spawn(leader: &mut Gateway) -> Result<(), BindError> {
-        let count = leader.config.workers;
-        let mut team = Self::default();
-        team.counts = (0..count).map(|_| Counts::default()).collect();
-        team.workers.push(leader.handle());
+        let count = leader.io.config.workers;
+        let mut workers = Self::default();
+        workers.counts = (0..count).map(|_| Counts::default()).collect();
+        workers.handles.push(leader.handle());
         let mut waiting = Vec::new();
         for me in 1..count {
             let (told, hears) = mpsc::channel();
             let (bound, outcome) = mpsc::channel();
-            let (boss, counts) = (leader.handle(), team.counts.clone());
-            let config = worker_config(me, &leader.config, &leader.addresses());
+            let (boss, counts) = (leader.handle(), workers.counts.clone());
+            let config = worker_config(me, &leader.io.config, &leader.addresses());
             let run = move || -> io::Result<()> {
                 let mut gateway = match Gateway::open(config, None) {
                     Ok(gateway) => gateway,
@@ -177,19 +179,19 @@ impl Workers {
                 outcome
             };
             let thread = thread::Builder::new().name(format!("worker-{me}")).spawn(run);
-            team.threads.push(thread.map_err(|error| BindError::Setup("start a worker", error))?);
+            workers.threads.push(thread.map_err(|error| BindError::Setup("start a worker", error))?);
             let gone = || BindError::Setup("start a worker", io::Error::other("its thread ended"));
-            team.workers.push(outcome.recv().map_err(|_| gone())??);
+            workers.handles.push(outcome.recv().map_err(|_| gone())??);
             waiting.push(told);
         }
         for (told, me) in waiting.iter().zip(1..) {
-            let (workers, counts) = (team.workers.clone(), team.counts.clone());
-            let team = Self { index: me, workers, counts, threads: Vec::new(), ended: 0, asked: 0 };
-            let (per_ip, troubles) =
-                (leader.connections_by_address.clone(), leader.admin.shared_recent_errors());
-            let _ = told.send(WorkerSetup { team, per_ip, troubles });
+            let handles = workers.handles.clone();
+            let counts = workers.counts.clone();
+            let workers = Self { index: me, handles, counts, threads: Vec::new(), ended: 0, asked: 0 };
+            let (per_ip, troubles) = (leader.mqtt.by_address.clone(), leader.admin.shared_recent_errors());
+            let _ = told.send(WorkerSetup { workers, per_ip, troubles });
         }
-        leader.workers = team;
+        leader.workers = workers;
         Ok(())
     }
 
@@ -257,35 +259,43 @@ fn worker_config(me: usize, leader: &Config, addresses: &Addresses) -> Config {
 impl Gateway {
     /// Devices that are let in, at any worker.
     pub(in crate::net) fn all_devices(&self) -> usize {
-        self.index.devices() + self.workers.others().map(|counts| counts.devices.load(Relaxed)).sum::<usize>()
+        self.sessions.index.devices()
+            + self.workers.others().map(|counts| counts.devices.load(Relaxed)).sum::<usize>()
     }
 
     /// Calls going on, at any worker.
     pub(in crate::net) fn all_calls(&self) -> usize {
-        self.index.calls() + self.workers.others().map(|counts| counts.calls.load(Relaxed)).sum::<usize>()
+        self.sessions.index.calls()
+            + self.workers.others().map(|counts| counts.calls.load(Relaxed)).sum::<usize>()
     }
 
     fn set_up_worker(&mut self, joining: WorkerSetup) {
-        self.workers = joining.team;
-        self.connections_by_address = joining.per_ip;
+        self.workers = joining.workers;
+        self.mqtt.by_address = joining.per_ip;
         self.admin.set_recent_errors(joining.troubles);
     }
 
     /// Hands a connection to the worker where its device belongs. False when that is here.
     pub(in crate::net) fn hand_off(&mut self, id: SessionId, client_id: &str, bytes: &[u8]) -> bool {
+        if self.workers.is_single() {
+            return false;
+        }
         let Ok(client_id) = ClientId::parse(client_id) else { return false };
-        let Some(home) = self.workers.other_worker_of(client_id.mac()) else { return false };
+        let Some(owner) = self.workers.other_worker_of(client_id.mac()) else { return false };
         let Some(session) = self.sessions.live(id) else { return false };
         let ip = session.core.ip();
         let Some(mut device) = session.mqtt.take() else { return false };
         session.core.mark_closed();
-        self.reap_if_finished(id);
+        self.sessions.reap_if_finished(id);
         let Some(tcp) = device.transport.tcp_mut() else { return true };
-        if let Err(error) = self.poll.registry().deregister(tcp) {
-            error!("[{ip}] cannot be handed to worker {home}: {error}");
+        if let Err(error) = self.io.registry.deregister(tcp) {
+            error!("[{ip}] cannot be handed to worker {owner}: {error}");
             return true;
         }
-        self.workers.send(home, Command::HandOff(Box::new(HandOff { device, ip, bytes: bytes.to_vec() })));
+        self.workers.send(
+            owner,
+            Command::HandOff(Box::new(HandOff { connection: device, ip, bytes: bytes.to_vec() })),
+        );
         true
     }
 }

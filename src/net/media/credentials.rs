@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use crate::config::PublicIp;
-use crate::net::sessions::index::{Index, UdpDrops};
+use crate::net::media::udp_drops::UdpDrops;
+use crate::net::sessions::index::Index;
 use crate::session::CallCredentials;
 
 /// The random bytes of a grant: key, UUID, seed and ssrc.

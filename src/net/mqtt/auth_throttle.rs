@@ -1,4 +1,4 @@
-//! Failed logins: each address pays for its own with a growing delay before the refusal, and fills no log.
+//! Delays the answer to failed logins: the more an address fails, the longer its refusals wait.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 const DELAY_MIN: Duration = Duration::from_millis(100);
 const DELAY_MAX: Duration = Duration::from_secs(1);
 const FORGET_AFTER: Duration = Duration::from_secs(60);
-const LOG_EVERY: Duration = Duration::from_secs(10);
 const ADDRESSES: usize = 4096;
 
-/// Remembers who failed to log in lately: 4096 addresses at most, of which the longest at peace go first.
+/// The recent failed logins of up to 4096 addresses; those whose last failure is oldest are forgotten first.
 #[derive(Default)]
 pub struct AuthThrottle {
     addresses: HashMap<IpAddr, Record>,
@@ -19,26 +18,6 @@ pub struct AuthThrottle {
 struct Record {
     last: Instant,
     failures: u32,
-    lines: Sparse,
-}
-
-/// Something that deserves a line in the log now and then only.
-#[derive(Default)]
-pub(in crate::net) struct Sparse {
-    logged: Option<Instant>,
-    suppressed: u64,
-}
-
-impl Sparse {
-    /// Whether it deserves a line: one in 10 s does, and is told how many since the last did not.
-    pub(in crate::net) fn worthy(&mut self, now: Instant) -> Option<u64> {
-        if self.logged.is_some_and(|logged| now.saturating_duration_since(logged) < LOG_EVERY) {
-            self.suppressed += 1;
-            return None;
-        }
-        self.logged = Some(now);
-        Some(std::mem::take(&mut self.suppressed))
-    }
 }
 
 impl AuthThrottle {
@@ -58,18 +37,12 @@ impl AuthThrottle {
         }
     }
 
-    /// Whether a refusal of `ip` deserves a line in the log: one in 10 s does, and is told how many since the last did
-    /// not.
-    pub fn log_worthy(&mut self, ip: IpAddr, now: Instant) -> Option<u64> {
-        self.record(ip, now).lines.worthy(now)
-    }
-
     fn record(&mut self, ip: IpAddr, now: Instant) -> &mut Record {
         let ip = ip.to_canonical();
         if self.addresses.len() >= ADDRESSES && !self.addresses.contains_key(&ip) {
             self.make_room();
         }
-        self.addresses.entry(ip).or_insert(Record { last: now, failures: 0, lines: Sparse::default() })
+        self.addresses.entry(ip).or_insert(Record { last: now, failures: 0 })
     }
 
     /// Forgets the older half: rarely much work, so that a flood of addresses costs little per address.
@@ -95,56 +68,43 @@ mod tests {
 
     #[test]
     fn the_delay_grows_to_a_second_and_a_minute_without_failures_ends_it() {
-        let (mut door, mut now) = (AuthThrottle::default(), Instant::now());
+        let (mut throttle, mut now) = (AuthThrottle::default(), Instant::now());
         for expected in [0, 100, 200, 400, 800, 1_000, 1_000] {
-            assert_eq!(door.failed(ip(1), now), ms(expected));
+            assert_eq!(throttle.failed(ip(1), now), ms(expected));
             now += ms(59_999);
         }
         for _ in 0..100 {
-            assert_eq!(door.failed(ip(1), now), ms(1_000));
+            assert_eq!(throttle.failed(ip(1), now), ms(1_000));
         }
-        assert_eq!(door.failed(ip(2), now), ms(0), "one pays for another");
+        assert_eq!(throttle.failed(ip(2), now), ms(0), "one pays for another");
         now += FORGET_AFTER;
-        assert_eq!(door.failed(ip(1), now), ms(0));
-        assert_eq!(door.failed(ip(1), now), ms(100));
+        assert_eq!(throttle.failed(ip(1), now), ms(0));
+        assert_eq!(throttle.failed(ip(1), now), ms(100));
     }
 
     #[test]
     fn one_address_in_two_forms_is_one() {
-        let (mut door, now) = (AuthThrottle::default(), Instant::now());
-        door.failed(ip(1), now);
+        let (mut throttle, now) = (AuthThrottle::default(), Instant::now());
+        throttle.failed(ip(1), now);
         let mapped = Ipv4Addr::from(0x0a00_0001).to_ipv6_mapped().into();
-        assert_eq!(door.failed(mapped, now), ms(100));
-    }
-
-    #[test]
-    fn one_line_in_ten_seconds_says_how_many_were_not_written() {
-        let (mut door, start) = (AuthThrottle::default(), Instant::now());
-        assert_eq!(door.log_worthy(ip(1), start), Some(0));
-        for n in 1..=5 {
-            assert_eq!(door.log_worthy(ip(1), start + ms(n * 1_999)), None);
-        }
-        assert_eq!(door.log_worthy(ip(2), start), Some(0));
-        assert_eq!(door.log_worthy(ip(1), start + ms(10_000)), Some(5));
-        assert_eq!(door.log_worthy(ip(1), start + ms(20_000)), Some(0));
+        assert_eq!(throttle.failed(mapped, now), ms(100));
     }
 
     #[test]
     fn it_is_bounded_and_the_oldest_go() {
-        let (mut door, start) = (AuthThrottle::default(), Instant::now());
+        let (mut throttle, start) = (AuthThrottle::default(), Instant::now());
         for n in 0..20_000 {
             let now = start + ms(u64::from(n));
-            door.failed(ip(n), now);
-            door.log_worthy(ip(n), now);
-            assert!(door.addresses.len() <= ADDRESSES);
+            throttle.failed(ip(n), now);
+            assert!(throttle.addresses.len() <= ADDRESSES);
         }
         let now = start + ms(20_000);
-        assert_eq!(door.failed(ip(19_999), now), ms(100), "the newest is known");
-        assert_eq!(door.failed(ip(0), now), ms(0), "the oldest is forgotten");
+        assert_eq!(throttle.failed(ip(19_999), now), ms(100), "the newest is known");
+        assert_eq!(throttle.failed(ip(0), now), ms(0), "the oldest is forgotten");
         // All at the same instant: still bounded.
         for n in 0..10_000 {
-            door.failed(ip(100_000 + n), now);
-            assert!(door.addresses.len() <= ADDRESSES);
+            throttle.failed(ip(100_000 + n), now);
+            assert!(throttle.addresses.len() <= ADDRESSES);
         }
     }
 }

@@ -1,267 +1,270 @@
-//! New connections on the MQTT ports.
+//! The MQTT listeners, and the connections that have not logged in yet.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::io::{self, ErrorKind};
+use std::collections::VecDeque;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use log::{info, warn};
-use mio::Interest;
 use mio::net::{TcpListener, TcpStream};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use mio::{Interest, Registry};
 
-use crate::admin::recent_errors::RecentErrorKind;
+use crate::config::Config;
+use crate::net::error::BindError;
+use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
-use crate::net::event_loop::token::{self, Role, SessionId};
-use crate::net::gateway::workers::HandOff;
-use crate::net::gateway::{Gateway, TimerKind};
+use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
+use crate::net::event_loop::token::{self, ListenerKind, MQTT, MQTTS, Role, SessionId};
+use crate::net::log_limiter::LogLimiter;
+use crate::net::mqtt::auth_throttle::AuthThrottle;
 use crate::net::mqtt::connection::MqttConnection;
+use crate::net::mqtt::connections_by_address::ConnectionsByAddress;
+use crate::net::mqtt::tls_listener::TlsListener;
 use crate::net::mqtt::transport::Transport;
+use crate::net::sessions::table::Sessions;
 use crate::session::Core;
 
-/// Connections accepted at a time, when all devices come back at once.
-const ACCEPT_BUDGET: usize = 16;
-/// Connections beyond `max_connections` that may be on their way in or out.
+/// Connections beyond `max_connections` that may be logging in or closing.
 const EXTRA_CONNECTIONS: usize = 512;
-/// Connections beyond `max_connections_per_ip` that may wait to tell who they are: a device that comes back before its old
-/// connection is known to be dead takes that one's place.
+/// Connections beyond `max_connections_per_ip` that may be logging in: a device that reconnects before its old connection
+/// is known to be dead replaces that connection.
 pub(in crate::net) const EXTRA_PER_ADDRESS: usize = 8;
-/// Connections the system keeps for us while we are busy: a power cut brings all devices back at once.
-const BACKLOG: i32 = 4096;
-/// What is accepted has the options of the listener: five system calls less for each device.
-const OPTIONS_ARE_INHERITED: bool = cfg!(target_os = "linux");
-/// How long accepting pauses when descriptors ran out.
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// Where a connection comes in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::net) enum ListenerKind {
-    /// `mqtt.port`.
-    Plain,
-    /// `mqtt.tls.port`.
-    Tls,
+/// The MQTT listeners, plain and TLS, and the limits of connections before login.
+pub(in crate::net) struct Listeners {
+    /// None while draining, so that a load balancer finds the port closed, and with `mqtt.plain: false`.
+    plain: Option<TcpListener>,
+    pub(in crate::net) tls: Option<TlsListener>,
+    pub(in crate::net) by_address: ConnectionsByAddress,
+    pub(in crate::net) auth_throttle: AuthThrottle,
+    /// Lines about refused logins and connections, by address.
+    pub(in crate::net) refusal_log: LogLimiter<IpAddr>,
+    /// Lines about failed TLS handshakes.
+    pub(in crate::net) tls_failure_log: LogLimiter<()>,
+    /// Connections in the order they came; those at the front may have logged in or closed meanwhile.
+    unauthenticated: VecDeque<SessionId>,
+    /// TLS connections in the order they came; some may have finished their handshake or closed meanwhile.
+    handshakes: VecDeque<SessionId>,
+    accepting: bool,
+    /// Accepting failed, and the log says so.
+    accept_failing: bool,
 }
 
-/// A non-blocking listener, for IPv4 too when the address is `[::]`. A shared one is one of several on the same port,
-/// among which the system spreads connections.
-pub(in crate::net) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    if addr.is_ipv6() {
-        socket.set_only_v6(!addr.ip().is_unspecified())?;
-    }
-    // On Windows the option would let two programs share the port.
-    #[cfg(not(windows))]
-    socket.set_reuse_address(true)?;
-    #[cfg(unix)]
-    socket.set_reuse_port(shared)?;
-    #[cfg(windows)]
-    if shared {
-        return Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "Windows does not share a port: set `workers` to 1",
-        ));
-    }
-    socket.set_nonblocking(true)?;
-    if OPTIONS_ARE_INHERITED {
-        set_options(&socket);
-    }
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(TcpListener::from_std(socket.into()))
+/// What came of one attempt to accept a connection.
+pub(in crate::net) enum Accepted {
+    /// A connection was accepted, or turned away. To make room for it, these have to close.
+    Connection { evicted: Vec<SessionId> },
+    /// No more connections are waiting, or none are wanted.
+    Nothing,
+    /// Accepting failed for the first time since it last worked, in words; it is tried again soon.
+    Failed(String),
 }
 
-/// How many connections each address has, at all workers together; counted only while `max_connections_per_ip` is set.
-#[derive(Clone, Default)]
-pub(in crate::net) struct ConnectionsByAddress(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-/// One connection in the count of its address, for as long as this exists: whoever drops the connection need not remember
-/// to give it back.
-pub(in crate::net) struct Counted {
-    counts: ConnectionsByAddress,
-    ip: IpAddr,
-}
-
-impl ConnectionsByAddress {
-    pub(in crate::net) fn of(&self, ip: IpAddr) -> usize {
-        self.locked().get(&ip).copied().unwrap_or_default()
+impl Listeners {
+    /// Opens the configured ports. `shared` ports can be opened by every worker.
+    ///
+    /// # Errors
+    /// A port that cannot be listened on, or a certificate that cannot be used.
+    pub(in crate::net) fn bind(config: &Config, shared: bool) -> Result<Self, BindError> {
+        let addr = SocketAddr::new(config.mqtt.host, config.mqtt.port);
+        let listen = |addr| tcp::listen(addr, shared).map_err(|error| BindError::Port("MQTT", addr, error));
+        Ok(Self {
+            plain: config.mqtt.plain.then(|| listen(addr)).transpose()?,
+            tls: TlsListener::open(config.mqtt.host, &config.mqtt.tls, shared)?,
+            by_address: ConnectionsByAddress::default(),
+            auth_throttle: AuthThrottle::default(),
+            refusal_log: LogLimiter::every_ten_seconds(),
+            tls_failure_log: LogLimiter::every_ten_seconds(),
+            unauthenticated: VecDeque::new(),
+            handshakes: VecDeque::new(),
+            accepting: true,
+            accept_failing: false,
+        })
     }
 
-    /// Counts one more connection of this address.
-    pub(in crate::net) fn count(&self, ip: IpAddr) -> Box<Counted> {
-        *self.locked().entry(ip).or_default() += 1;
-        Box::new(Counted { counts: self.clone(), ip })
-    }
-
-    /// Counts are right after every change, so those of a worker that panicked are too.
-    fn locked(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        if let Entry::Occupied(mut entry) = self.counts.locked().entry(self.ip) {
-            match entry.get() {
-                1 => drop(entry.remove()),
-                _ => *entry.get_mut() -= 1,
+    /// Registers both listeners with the poll.
+    pub(in crate::net) fn register(&mut self, registry: &Registry) -> io::Result<()> {
+        let tls = self.tls.as_mut().map(|tls| &mut tls.listener);
+        for (slot, listener) in [(MQTT, self.plain.as_mut()), (MQTTS, tls)] {
+            if let Some(listener) = listener {
+                registry.register(listener, token::fixed(slot), Interest::READABLE)?;
             }
         }
+        Ok(())
     }
-}
 
-impl Gateway {
-    pub(in crate::net) fn accept(&mut self, door: ListenerKind) {
-        for _ in 0..ACCEPT_BUDGET {
-            if !self.accepting {
-                return;
-            }
-            let listener = match door {
-                ListenerKind::Plain => self.listener.as_ref(),
-                ListenerKind::Tls => self.tls_listener.as_ref().map(|door| &door.listener),
-            };
-            match listener.map_or(Err(ErrorKind::WouldBlock.into()), TcpListener::accept) {
-                Ok((tcp, peer)) => {
-                    if std::mem::take(&mut self.accept_failing) {
-                        info!("connections are accepted again");
-                    }
-                    self.on_accepted(tcp, peer, door);
+    /// The local addresses of the plain and of the TLS listener.
+    pub(in crate::net) fn local_addrs(&self) -> io::Result<(Option<SocketAddr>, Option<SocketAddr>)> {
+        let addr = |listener: Option<&TcpListener>| listener.map(TcpListener::local_addr).transpose();
+        Ok((addr(self.plain.as_ref())?, addr(self.tls.as_ref().map(|tls| &tls.listener))?))
+    }
+
+    /// Accepts at most one connection.
+    pub(in crate::net) fn accept(
+        &mut self,
+        kind: ListenerKind,
+        sessions: &mut Sessions,
+        io: &mut Io,
+    ) -> Accepted {
+        let listener = match kind {
+            ListenerKind::Plain => self.plain.as_ref(),
+            ListenerKind::Tls => self.tls.as_ref().map(|tls| &tls.listener),
+        };
+        let Some(listener) = listener.filter(|_| self.accepting) else { return Accepted::Nothing };
+        match tcp::accept(listener) {
+            Ok(Some((tcp, peer))) => {
+                if std::mem::take(&mut self.accept_failing) {
+                    info!("connections are accepted again");
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                // The peer left while it waited; the next one may still be there.
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
-                Err(error) => {
-                    // Out of descriptors: those who wait bring no further edge, so the wheel does.
-                    if !std::mem::replace(&mut self.accept_failing, true) {
-                        let sentence = format!(
-                            "cannot accept connections: {error}; trying again every {} ms",
-                            ACCEPT_RETRY.as_millis()
-                        );
-                        warn!("{sentence}");
-                        self.admin.record_error(RecentErrorKind::AcceptFailed, None, &sentence);
-                    }
-                    self.accepting = false;
-                    self.timers.arm(self.now + ACCEPT_RETRY, TimerKind::Accept);
-                    return;
+                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                self.on_accepted(tcp, peer, kind, sessions, io)
+            }
+            Ok(None) => Accepted::Nothing,
+            Err(error) => {
+                // Out of descriptors. Connections that wait cause no further event, so a timer tries again.
+                self.accepting = false;
+                io.timers.arm(io.now + ACCEPT_RETRY, TimerKind::Accept);
+                if std::mem::replace(&mut self.accept_failing, true) {
+                    return Accepted::Nothing;
                 }
-            }
-        }
-        self.run_queue.push(Task::Accept(door));
-    }
-
-    pub(in crate::net) fn resume_accepting(&mut self) {
-        if !self.draining && !self.is_stopping() {
-            self.accepting = true;
-            for door in [ListenerKind::Plain, ListenerKind::Tls] {
-                self.run_queue.push(Task::Accept(door));
+                let every_ms = ACCEPT_RETRY.as_millis();
+                let message = format!("cannot accept connections: {error}; trying again every {every_ms} ms");
+                warn!("{message}");
+                Accepted::Failed(message)
             }
         }
     }
 
-    fn on_accepted(&mut self, tcp: TcpStream, peer: SocketAddr, door: ListenerKind) {
-        self.metrics.connections += 1;
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let limit = self.config.mqtt.max_connections_per_ip;
-        let proxied = self.config.mqtt.proxy_protocol_from.iter().any(|network| network.contains(peer.ip()));
-        // A balancer may have many; its clients are counted when it has named them.
-        let crowded =
-            limit > 0 && !proxied && self.connections_by_address.of(peer.ip()) >= limit + EXTRA_PER_ADDRESS;
-        let full = self.sessions.len() >= self.config.mqtt.max_connections + EXTRA_CONNECTIONS;
-        if crowded || (full && !self.evict_oldest_unauthenticated()) {
-            self.metrics.turned_away += 1;
-            return;
+    fn on_accepted(
+        &mut self,
+        tcp: TcpStream,
+        peer: SocketAddr,
+        kind: ListenerKind,
+        sessions: &mut Sessions,
+        io: &mut Io,
+    ) -> Accepted {
+        io.metrics.connections += 1;
+        let mut evicted = Vec::new();
+        let mqtt = &io.config.mqtt;
+        let limit = mqtt.max_connections_per_ip;
+        let proxied = mqtt.proxy_protocol_from.iter().any(|network| network.contains(peer.ip()));
+        // A load balancer may have many connections; its clients are counted once it has named them.
+        let crowded = limit > 0 && !proxied && self.by_address.of(peer.ip()) >= limit + EXTRA_PER_ADDRESS;
+        let full = sessions.len() >= mqtt.max_connections + EXTRA_CONNECTIONS;
+        if full && !crowded {
+            evicted.extend(self.pop_oldest_unauthenticated(sessions));
         }
-        if !OPTIONS_ARE_INHERITED {
-            set_options(&SockRef::from(&tcp));
+        if crowded || (full && evicted.is_empty()) {
+            io.metrics.turned_away += 1;
+            return Accepted::Connection { evicted };
         }
-        let secured = door == ListenerKind::Tls;
+        tcp::set_accepted_options(&tcp);
+        let secured = kind == ListenerKind::Tls;
         if secured {
-            self.limit_handshakes();
+            self.limit_handshakes(sessions, io.config.mqtt.tls.max_handshakes, &mut evicted);
         }
-        let device = MqttConnection::new(Transport::new(tcp, proxied, secured), peer.port());
-        let id = self.register(device, peer.ip());
+        io.metrics.turned_away += evicted.len() as u64;
+        let connection = MqttConnection::new(Transport::new(tcp, proxied, secured), peer.port());
+        let id = self.add_connection(connection, peer.ip(), sessions, io);
         self.handshakes.extend(id.filter(|_| secured));
+        Accepted::Connection { evicted }
     }
 
-    /// Makes a session of a connection that still owes its CONNECT.
-    pub(in crate::net) fn register(&mut self, mut device: MqttConnection, ip: IpAddr) -> Option<SessionId> {
-        let token = token::token(Role::Device, self.sessions.next_slot());
-        let both = Interest::READABLE | Interest::WRITABLE;
-        let tcp = device.transport.tcp_mut()?;
-        if let Err(error) = self.poll.registry().register(tcp, token, both) {
+    /// Makes a session of a connection that has not sent CONNECT yet. None when the poll refuses it.
+    pub(in crate::net) fn add_connection(
+        &mut self,
+        mut connection: MqttConnection,
+        ip: IpAddr,
+        sessions: &mut Sessions,
+        io: &mut Io,
+    ) -> Option<SessionId> {
+        let token = token::token(Role::Device, sessions.next_slot());
+        let tcp = connection.transport.tcp_mut()?;
+        if let Err(error) = io.registry.register(tcp, token, Interest::READABLE | Interest::WRITABLE) {
             warn!("[{ip}] cannot register: {error}");
             return None;
         }
-        let limited = self.config.mqtt.max_connections_per_ip > 0;
+        let limited = io.config.mqtt.max_connections_per_ip > 0;
         // One that another worker accepted is counted already.
-        if limited && device.counted.is_none() {
-            device.counted = Some(self.connections_by_address.count(ip));
+        if limited && connection.counted.is_none() {
+            connection.counted = Some(self.by_address.count(ip));
         }
-        let id = self.sessions.insert(Core::new(ip, self.now), Some(device), None);
+        let id = sessions.insert(Core::new(ip, io.now), Some(connection), None);
         self.unauthenticated.push_back(id);
-        while self.unauthenticated.front().is_some_and(|id| !self.is_unauthenticated(*id)) {
+        while self.unauthenticated.front().is_some_and(|id| !sessions.is_unauthenticated(*id)) {
             self.unauthenticated.pop_front();
         }
-        self.arm_session_timer(id);
+        sessions.arm_timer(id, io);
         Some(id)
     }
 
-    /// Takes in a connection that another worker accepted.
-    pub(in crate::net) fn accept_hand_off(&mut self, adopted: HandOff) {
-        if self.is_stopping() || self.draining {
+    /// The connection that has waited longest without CONNECT: it closes, so that idle connections keep no device out.
+    fn pop_oldest_unauthenticated(&mut self, sessions: &Sessions) -> Option<SessionId> {
+        std::iter::from_fn(|| self.unauthenticated.pop_front()).find(|id| sessions.is_unauthenticated(*id))
+    }
+
+    /// Makes room for one more handshake: beyond `max`, the oldest unfinished ones are evicted.
+    fn limit_handshakes(&mut self, sessions: &Sessions, max: usize, evicted: &mut Vec<SessionId>) {
+        if self.handshakes.len() < max {
             return;
         }
-        if let Some(mut id) = self.register(adopted.device, adopted.ip) {
-            self.on_device_bytes(&mut id, &adopted.bytes, Vec::new());
-            self.run_queue.push(Task::Device(id));
-        }
-    }
-
-    /// Makes room among connections that say nothing: the one that has had the most time for its CONNECT goes, so that
-    /// idle connections shut no device out. False when there is none.
-    fn evict_oldest_unauthenticated(&mut self) -> bool {
-        while let Some(id) = self.unauthenticated.pop_front() {
-            if self.is_unauthenticated(id) {
-                self.metrics.turned_away += 1;
-                self.drive(id, Core::on_connection_lost);
-                self.drop_device(id);
-                return true;
+        self.handshakes.retain(|id| {
+            let connection = sessions.get(*id).and_then(|session| session.mqtt.as_ref());
+            connection.is_some_and(|connection| connection.transport.awaits_tls())
+        });
+        while self.handshakes.len() >= max
+            && let Some(id) = self.handshakes.pop_front()
+        {
+            if !evicted.contains(&id) {
+                evicted.push(id);
             }
         }
-        false
     }
 
-    fn is_unauthenticated(&self, id: SessionId) -> bool {
-        self.sessions.get(id).is_some_and(|session| session.mqtt.is_some() && session.core.awaits_connect())
+    /// Whether connections are accepted now.
+    pub(in crate::net) fn is_accepting(&self) -> bool {
+        self.accepting
+    }
+
+    /// Accepts again after it failed.
+    pub(in crate::net) fn resume(&mut self, io: &mut Io) {
+        self.accepting = true;
+        for kind in [ListenerKind::Plain, ListenerKind::Tls] {
+            io.run_queue.push(Task::Accept(kind));
+        }
+    }
+
+    /// Closes both ports.
+    pub(in crate::net) fn close(&mut self) {
+        self.accepting = false;
+        (self.plain, self.tls) = (None, None);
+    }
+
+    /// Accepts nothing more, without closing the ports.
+    pub(in crate::net) fn pause(&mut self, registry: &Registry) {
+        self.accepting = false;
+        let tls = self.tls.as_mut().map(|tls| &mut tls.listener);
+        for listener in [self.plain.as_mut(), tls].into_iter().flatten() {
+            let _ = registry.deregister(listener);
+        }
     }
 
     /// Counts the connections of each address, or no longer, after a reload that may have set or unset the limit.
-    pub(in crate::net) fn recount_addresses(&mut self) {
-        let limited = self.config.mqtt.max_connections_per_ip > 0;
-        for session in self.sessions.iter_mut() {
-            let Some(device) = session.mqtt.as_mut().filter(|device| !device.closing) else { continue };
+    pub(in crate::net) fn recount(&self, sessions: &mut Sessions, limited: bool) {
+        for session in sessions.iter_mut() {
+            let ip = session.core.ip();
+            let Some(connection) = session.mqtt.as_mut().filter(|connection| !connection.closing) else {
+                continue;
+            };
             if !limited {
-                device.counted = None;
-            } else if device.counted.is_none() {
-                device.counted = Some(self.connections_by_address.count(session.core.ip()));
+                connection.counted = None;
+            } else if connection.counted.is_none() {
+                connection.counted = Some(self.by_address.count(ip));
             }
         }
     }
-}
 
-/// A connection without these options still works.
-fn set_options(socket: &Socket) {
-    let _ = socket.set_tcp_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&keepalive());
-}
-
-/// Finds devices that vanished without a word while their keep alive is long or none.
-fn keepalive() -> TcpKeepalive {
-    let keepalive =
-        TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
-    #[cfg(not(any(windows, target_os = "openbsd")))]
-    let keepalive = keepalive.with_retries(3);
-    keepalive
+    /// Gives back memory that only a peak needed.
+    pub(in crate::net) fn shrink(&mut self) {
+        self.unauthenticated.shrink_to_fit();
+    }
 }

@@ -3,6 +3,7 @@
 pub mod auth_throttle;
 pub mod certificate;
 pub(in crate::net) mod connection;
+pub(in crate::net) mod connections_by_address;
 pub(in crate::net) mod handshake;
 pub(in crate::net) mod listener;
 pub(in crate::net) mod tls_listener;

@@ -1,18 +1,19 @@
-//! MQTT over TLS: the listener, its certificate, and a new certificate in mid-flight.
+//! The TLS listener of MQTT, its certificate, and the renewal of the certificate while running.
 
 use std::net::{IpAddr, SocketAddr};
 
-use log::{error, info, warn};
+use log::{Level, error, info, log};
 use mio::Interest;
 use mio::net::TcpListener;
 
-use crate::admin::recent_errors::RecentErrorKind;
 use crate::config::{Config, Tls};
-use crate::net::event_loop::token;
-use crate::net::gateway::file_watch::FileWatch;
-use crate::net::gateway::{BindError, Gateway, MQTTS};
-use crate::net::mqtt::certificate::{Acceptor, Certificate, CertificateError};
-use crate::net::mqtt::listener;
+use crate::net::error::BindError;
+use crate::net::event_loop::io::Io;
+use crate::net::event_loop::tcp;
+use crate::net::event_loop::token::{self, MQTTS};
+use crate::net::file_watch::FileWatch;
+use crate::net::mqtt::certificate::{Acceptor, Certificate};
+use crate::net::mqtt::listener::Listeners;
 
 /// The TLS listener and what its handshakes need.
 pub(in crate::net) struct TlsListener {
@@ -33,7 +34,7 @@ impl TlsListener {
         let certificate = Certificate::load(cert_file, key_file).map_err(BindError::Certificate)?;
         let addr = SocketAddr::new(host, tls.port);
         let listener =
-            listener::listen(addr, shared).map_err(|error| BindError::Port("MQTT over TLS", addr, error))?;
+            tcp::listen(addr, shared).map_err(|error| BindError::Port("MQTT over TLS", addr, error))?;
         Ok(Some(Self { listener, certificate, file_watches: watches }))
     }
 
@@ -56,87 +57,84 @@ impl TlsListener {
     }
 }
 
-impl Gateway {
-    /// Takes the TLS settings of `new` over, or nothing. A certificate whose files keep their names is only ever replaced
-    /// by one that works; what is wrong with them is in the log, and no reason against the rest of the configuration.
-    pub(in crate::net) fn reload_tls(&mut self, new: &Config) -> Result<(), BindError> {
-        if self.draining || self.is_stopping() {
-            return Ok(());
-        }
-        let (then, now) = (&self.config.mqtt.tls, &new.mqtt.tls);
+/// What became of the certificate, for the list of recent errors.
+pub(in crate::net) type CertificateProblems = Vec<String>;
+
+impl Listeners {
+    /// Takes over the TLS settings of `new`, or nothing. A certificate whose files keep their names is only replaced by one
+    /// that works; if it does not, the log says why, and the rest of the configuration is reloaded all the same.
+    ///
+    /// # Errors
+    /// A certificate that cannot be used, or a port that cannot be listened on.
+    pub(in crate::net) fn reload_tls(
+        &mut self,
+        new: &Config,
+        shared: bool,
+        io: &Io,
+    ) -> Result<CertificateProblems, BindError> {
+        let (then, now) = (&io.config.mqtt.tls, &new.mqtt.tls);
         if then.files() == now.files() && then.port == now.port {
-            self.renew_certificate();
-            return Ok(());
+            return Ok(self.renew_certificate(then));
         }
-        match (now.files(), &mut self.tls_listener) {
-            (Some((cert_file, key_file)), Some(door)) if then.port == now.port => {
+        match (now.files(), &mut self.tls) {
+            (Some((cert_file, key_file)), Some(tls)) if then.port == now.port => {
                 let watches = [cert_file, key_file].map(|path| FileWatch::new(path.to_owned()));
-                door.certificate = Certificate::load(cert_file, key_file).map_err(BindError::Certificate)?;
-                door.file_watches = watches;
+                tls.certificate = Certificate::load(cert_file, key_file).map_err(BindError::Certificate)?;
+                tls.file_watches = watches;
             }
             _ => {
-                let mut door = TlsListener::open(self.config.mqtt.host, now, !self.workers.is_single())?;
-                if let Some(door) = &mut door {
-                    let registry = self.poll.registry();
-                    registry
-                        .register(&mut door.listener, token::fixed(MQTTS), Interest::READABLE)
+                let mut tls = TlsListener::open(io.config.mqtt.host, now, shared)?;
+                if let Some(tls) = &mut tls {
+                    io.registry
+                        .register(&mut tls.listener, token::fixed(MQTTS), Interest::READABLE)
                         .map_err(|error| BindError::Setup("register", error))?;
                 }
-                self.tls_listener = door;
-                self.watch_files();
+                self.tls = tls;
             }
         }
-        self.describe_certificate();
-        Ok(())
+        Ok(self.describe_certificate())
     }
 
-    /// Looks at the certificate's files, and takes a new certificate from them if they have changed.
-    pub(in crate::net) fn check_certificate_files(&mut self) {
-        if self.tls_listener.as_mut().is_some_and(TlsListener::files_changed) {
-            self.renew_certificate();
+    /// Takes a new certificate from its files if they have changed.
+    pub(in crate::net) fn check_certificate_files(&mut self, io: &Io) -> CertificateProblems {
+        match self.tls.as_mut().is_some_and(TlsListener::files_changed) {
+            true => self.renew_certificate(&io.config.mqtt.tls),
+            false => CertificateProblems::new(),
         }
     }
 
-    /// Takes a new certificate from the same files. The one in use stays when there is none, or none that is better:
-    /// files are renewed one after the other.
-    fn renew_certificate(&mut self) {
-        let Some(door) = &mut self.tls_listener else { return };
-        let Some((cert_file, key_file)) = self.config.mqtt.tls.files() else { return };
+    /// Takes a new certificate from the same files. The one in use stays when they hold none, or none that is better:
+    /// certificate and key are renewed one after the other.
+    fn renew_certificate(&mut self, config: &Tls) -> CertificateProblems {
+        let (Some(tls), Some((cert_file, key_file))) = (&mut self.tls, config.files()) else {
+            return CertificateProblems::new();
+        };
         let kept = |why: &dyn std::fmt::Display| format!("the TLS certificate in use stays: {why}");
-        let sentence = match Certificate::load(cert_file, key_file) {
-            Ok(new) if new.is_same(&door.certificate) => return,
-            Ok(new) if new.info.as_ref().is_some_and(|facts| facts.expired) && !door.has_expired() => {
+        let problem = match Certificate::load(cert_file, key_file) {
+            Ok(new) if new.is_same(&tls.certificate) => return CertificateProblems::new(),
+            Ok(new) if new.info.as_ref().is_some_and(|info| info.expired) && !tls.has_expired() => {
                 kept(&format_args!("the one in {} has expired", cert_file.display()))
             }
             Ok(new) => {
-                door.certificate = new;
+                tls.certificate = new;
                 return self.describe_certificate();
             }
             Err(error) => kept(&error),
         };
-        error!("{sentence}");
-        self.admin.record_error(RecentErrorKind::SuspectSetting, None, &sentence);
+        error!("{problem}");
+        vec![problem]
     }
 
-    /// Says which certificate is in use, and what is doubtful about it.
-    pub(in crate::net) fn describe_certificate(&mut self) {
-        let Some(door) = self.tls_listener.as_ref().filter(|_| self.workers.is_leader()) else { return };
-        let Some(facts) = door.certificate.info.clone() else { return };
-        info!("TLS certificate for {}, valid until {}", facts.names, facts.expires.0);
-        for doubt in facts.warnings {
-            let sentence = format!("mqtt.tls: {doubt}");
-            if facts.expired {
-                error!("{sentence}")
-            } else {
-                warn!("{sentence}")
-            }
-            self.admin.record_error(RecentErrorKind::SuspectSetting, None, &sentence);
+    /// Logs which certificate is in use, and what is wrong with it.
+    pub(in crate::net) fn describe_certificate(&self) -> CertificateProblems {
+        let Some(info) = self.tls.as_ref().and_then(|tls| tls.certificate.info.as_ref()) else {
+            return CertificateProblems::new();
+        };
+        info!("TLS certificate for {}, valid until {}", info.names, info.expires.0);
+        let problems: Vec<_> = info.warnings.iter().map(|warning| format!("mqtt.tls: {warning}")).collect();
+        for problem in &problems {
+            log!(if info.expired { Level::Error } else { Level::Warn }, "{problem}");
         }
-    }
-}
-
-impl From<CertificateError> for BindError {
-    fn from(error: CertificateError) -> Self {
-        Self::Certificate(error)
+        problems
     }
 }

@@ -3,11 +3,10 @@
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 
-use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::net::event_loop::token::SessionId;
-use crate::net::sessions::table::Sessions;
-use crate::proto::identity::{ClientId, Mac};
+use crate::proto::identity::Mac;
 
 /// Both indexes. They repeat no key: entries are names of sessions, which hold the keys. What a larger table needs to move an
 /// entry is in the entry: thousands of sessions looked up at once would be heard by those who speak.
@@ -53,30 +52,11 @@ impl Index {
         self.calls.len()
     }
 
-    /// The session of exactly this client id.
-    pub(in crate::net) fn device(&self, client_id: &ClientId, sessions: &Sessions) -> Option<SessionId> {
-        self.of_mac(client_id.mac(), sessions)
-            .find(|id| client_id_of(*id, sessions).is_some_and(|found| found == client_id))
-    }
-
-    /// The session that operators mean by a client id, or else by the MAC in it, or by a MAC alone: a client id changes with
-    /// the device's group, and of several connections the latest counts.
-    pub(in crate::net) fn named(&self, name: &str, sessions: &Sessions) -> Option<SessionId> {
-        let client_id = ClientId::parse(name);
-        if let Some(exact) = client_id.as_ref().ok().and_then(|client_id| self.device(client_id, sessions)) {
-            return Some(exact);
-        }
-        let mac = client_id.map(|client_id| client_id.mac()).or_else(|_| name.parse()).ok()?;
-        self.of_mac(mac, sessions)
-            .max_by_key(|id| sessions.get(*id).and_then(|session| session.core.online_since()))
-    }
-
-    /// Every session of this MAC.
-    pub(in crate::net) fn of_mac(&self, mac: Mac, sessions: &Sessions) -> impl Iterator<Item = SessionId> {
+    /// Sessions that probably have this MAC; the caller compares.
+    pub(in crate::net) fn candidates(&self, mac: Mac) -> impl Iterator<Item = SessionId> {
         let hash = self.hash(mac);
-        let same = move |id: &SessionId| client_id_of(*id, sessions).is_some_and(|found| found.mac() == mac);
         let alike = self.devices.iter_hash(spread(hash)).filter(move |device| device.hash == hash);
-        alike.map(|device| device.id).filter(same)
+        alike.map(|device| device.id)
     }
 
     pub(in crate::net) fn add_device(&mut self, mac: Mac, id: SessionId) {
@@ -106,49 +86,7 @@ impl Index {
     }
 }
 
-fn client_id_of(id: SessionId, sessions: &Sessions) -> Option<&ClientId> {
-    sessions.get(id)?.core.client_id()
-}
-
 /// Ssrcs are ours and random, hashes are keyed; this only moves their entropy to where the table looks.
 fn spread(ssrc: u32) -> u64 {
     u64::from(ssrc).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-}
-
-/// What was seen from an IP address that should have sent audio: for the line that says why there is none.
-#[derive(Clone, Copy, Debug, Default)]
-pub(in crate::net) struct UdpDrops {
-    calls: u32,
-    pub(in crate::net) datagrams: u64,
-    pub(in crate::net) last: Option<&'static str>,
-}
-
-/// Sightings of the addresses that have calls, and of no others: a flood from elsewhere costs nothing.
-#[derive(Default)]
-pub(in crate::net) struct DropsByAddress(HashMap<IpAddr, UdpDrops>);
-
-impl DropsByAddress {
-    pub(in crate::net) fn watch(&mut self, ip: IpAddr) {
-        self.0.entry(ip).or_default().calls += 1;
-    }
-
-    pub(in crate::net) fn forget(&mut self, ip: IpAddr) {
-        if let Some(sighting) = self.0.get_mut(&ip) {
-            sighting.calls -= 1;
-            if sighting.calls == 0 {
-                self.0.remove(&ip);
-            }
-        }
-    }
-
-    pub(in crate::net) fn discarded(&mut self, ip: IpAddr, why: &'static str) {
-        if let Some(sighting) = self.0.get_mut(&ip) {
-            sighting.datagrams += 1;
-            sighting.last = Some(why);
-        }
-    }
-
-    pub(in crate::net) fn of(&self, ip: IpAddr) -> UdpDrops {
-        self.0.get(&ip).copied().unwrap_or_default()
-    }
 }

@@ -2,4 +2,5 @@
 
 pub mod index;
 pub(in crate::net) mod memory_budget;
+pub(in crate::net) mod session;
 pub(in crate::net) mod table;

@@ -1,66 +1,39 @@
-//! A session holds both its sockets: the pair is the unit of life, death, time and metrics.
+//! The session table: all sessions by slot, their indexes, and what the loop has to do for them at the end of an iteration.
 
-use std::time::Instant;
+use std::mem;
+use std::net::SocketAddr;
 
 use slab::Slab;
 
 use crate::net::backend::connection::BackendConnection;
+use crate::net::event_loop::io::{Io, TimerKind};
+use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
-use crate::net::mqtt::connection::MqttConnection;
+use crate::net::mqtt::connection::{FlushOutcome, MqttConnection};
+use crate::net::sessions::index::Index;
+use crate::net::sessions::memory_budget::MemoryBudget;
+use crate::net::sessions::session::{NOT_ARMED, Session};
+use crate::proto::identity::{ClientId, Mac};
 use crate::session::Core;
 
-/// No tick of the wheel: later than all.
-pub(in crate::net) const NOT_ARMED: u64 = u64::MAX;
-
-/// One device with its call, or what is left of them. It is small, since most only wait.
-pub(in crate::net) struct Session {
-    epoch: u32,
-    pub(in crate::net) core: Core,
-    pub(in crate::net) mqtt: Option<MqttConnection>,
-    pub(in crate::net) backend: Option<Box<BackendConnection>>,
-    /// Whom the device talks to instead of a chat server. Few do, so it is apart.
-    pub(in crate::net) peer: Option<Box<SessionId>>,
-    /// The tick of the one live entry in the wheel, or [`NO_ALARM`].
-    pub(in crate::net) armed_tick: u64,
-    /// Sockets that only wait for their peer's last word are dropped then. Few do, so it is apart.
-    pub(in crate::net) linger_until: Option<Box<Instant>>,
-    /// Something waits to be written at the end of the turn.
-    pub(in crate::net) dirty: bool,
-    /// On the list of those to be buried at the end of the turn.
-    pub(in crate::net) closing: bool,
-    /// What is kept for its device and its call above what each may keep, in bytes, when last looked at.
-    pub(in crate::net) accounted_bytes: u32,
-}
-
-impl Session {
-    /// When something is due, in the core or for a socket.
-    pub(in crate::net) fn deadline(&self) -> Option<Instant> {
-        let refusal = self.mqtt.as_ref().and_then(|device| device.hold_until());
-        let address = self.backend.as_ref().and_then(|backend| backend.next_address_at());
-        [self.core.deadline(), self.linger_until.as_deref().copied(), refusal, address]
-            .into_iter()
-            .flatten()
-            .min()
-    }
-
-    /// Nothing is left: no socket, no call.
-    pub(in crate::net) fn is_finished(&self) -> bool {
-        self.mqtt.is_none() && self.backend.is_none() && self.core.is_finished()
-    }
-}
-
-/// All sessions, by slot; names that outlive a batch are checked by epoch.
+/// All sessions. A [`SessionId`] that outlives a batch of events is checked by its epoch.
 #[derive(Default)]
 pub(in crate::net) struct Sessions {
     slab: Slab<Session>,
     epoch: u32,
+    pub(in crate::net) index: Index,
+    pub(in crate::net) memory: MemoryBudget,
+    /// Sessions with something to write at the end of the iteration.
+    dirty: Vec<SessionId>,
+    /// Sessions that may be finished, to be freed at the end of the iteration.
+    closing: Vec<SessionId>,
 }
 
 impl Sessions {
     pub(in crate::net) fn insert(
         &mut self,
         core: Core,
-        device: Option<MqttConnection>,
+        mqtt: Option<MqttConnection>,
         backend: Option<Box<BackendConnection>>,
     ) -> SessionId {
         self.epoch = self.epoch.wrapping_add(1);
@@ -68,7 +41,7 @@ impl Sessions {
         let session = Session {
             epoch,
             core,
-            mqtt: device,
+            mqtt,
             backend,
             peer: None,
             armed_tick: NOT_ARMED,
@@ -85,7 +58,7 @@ impl Sessions {
         self.slab.vacant_key()
     }
 
-    /// The name of whoever is in this slot now.
+    /// The id of the session that is in this slot now.
     pub(in crate::net) fn at(&self, slot: usize) -> Option<SessionId> {
         self.slab.get(slot).map(|session| SessionId { slot: slot as u32, epoch: session.epoch })
     }
@@ -98,14 +71,9 @@ impl Sessions {
         self.slab.get(id.slot as usize).filter(|session| session.epoch == id.epoch)
     }
 
-    pub(in crate::net) fn remove(&mut self, id: SessionId) -> Option<Session> {
-        self.live(id)?;
-        self.slab.try_remove(id.slot as usize)
-    }
-
-    /// Gives back the memory of the slots behind the last session.
-    pub(in crate::net) fn shrink(&mut self) {
-        self.slab.shrink_to_fit();
+    /// The connection to the chat server, if there is one.
+    pub(in crate::net) fn backend(&mut self, id: SessionId) -> Option<&mut BackendConnection> {
+        self.live(id)?.backend.as_deref_mut()
     }
 
     pub(in crate::net) fn len(&self) -> usize {
@@ -113,13 +81,11 @@ impl Sessions {
     }
 
     pub(in crate::net) fn ids(&self) -> Vec<SessionId> {
-        self.slab
-            .iter()
-            .map(|(slot, session)| SessionId { slot: slot as u32, epoch: session.epoch })
-            .collect()
+        let id = |(slot, session): (usize, &Session)| SessionId { slot: slot as u32, epoch: session.epoch };
+        self.slab.iter().map(id).collect()
     }
 
-    /// All in this slot and those behind it, with their slots.
+    /// The sessions in this slot and those behind it, with their slots.
     pub(in crate::net) fn starting_at(&self, slot: usize) -> impl Iterator<Item = (usize, &Session)> {
         let occupied = |slot| self.slab.get(slot).map(|session| (slot, session));
         (slot..self.slab.capacity()).filter_map(occupied)
@@ -132,18 +98,183 @@ impl Sessions {
     pub(in crate::net) fn iter(&self) -> impl Iterator<Item = &Session> {
         self.slab.iter().map(|(_, session)| session)
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    pub(in crate::net) fn is_unauthenticated(&self, id: SessionId) -> bool {
+        self.get(id).is_some_and(Session::is_unauthenticated)
+    }
 
-    /// Tens of thousands of them only wait.
-    #[test]
-    #[cfg(target_pointer_width = "64")]
-    fn what_an_idle_device_costs_is_known() {
-        // In debug builds, mio's sockets remember their poll.
-        let most = if cfg!(debug_assertions) { 184 } else { 176 };
-        assert!(size_of::<Session>() <= most, "{}", size_of::<Session>());
+    /// Gives back the memory that only a peak needed.
+    pub(in crate::net) fn shrink(&mut self) {
+        self.slab.shrink_to_fit();
+        self.index.shrink();
+    }
+
+    // ----- looking up ---------------------------------------------------------------------------------------------
+
+    /// The session of exactly this client id.
+    pub(in crate::net) fn by_client_id(&self, client_id: &ClientId) -> Option<SessionId> {
+        self.by_mac(client_id.mac()).find(|id| self.client_id(*id).is_some_and(|found| found == client_id))
+    }
+
+    /// The session that operators mean by a client id, or else by the MAC in it, or by a MAC alone: a client id changes with
+    /// the device's group, and of several connections the latest counts.
+    pub(in crate::net) fn by_name(&self, name: &str) -> Option<SessionId> {
+        let client_id = ClientId::parse(name);
+        if let Some(exact) = client_id.as_ref().ok().and_then(|client_id| self.by_client_id(client_id)) {
+            return Some(exact);
+        }
+        let mac = client_id.map(|client_id| client_id.mac()).or_else(|_| name.parse()).ok()?;
+        self.by_mac(mac).max_by_key(|id| self.get(*id).and_then(|session| session.core.online_since()))
+    }
+
+    /// Every session of this MAC.
+    pub(in crate::net) fn by_mac(&self, mac: Mac) -> impl Iterator<Item = SessionId> {
+        let same = move |id: &SessionId| self.client_id(*id).is_some_and(|found| found.mac() == mac);
+        self.index.candidates(mac).filter(same)
+    }
+
+    pub(in crate::net) fn client_id(&self, id: SessionId) -> Option<&ClientId> {
+        self.get(id)?.core.client_id()
+    }
+
+    /// What every log line of a session begins with.
+    pub(in crate::net) fn log_prefix(&self, id: SessionId) -> String {
+        let session = self.get(id);
+        let peer = session
+            .and_then(|session| Some(SocketAddr::new(session.core.ip(), session.mqtt.as_ref()?.peer_port)));
+        match (self.client_id(id).map(ClientId::as_str), peer) {
+            (Some(client_id), Some(peer)) => format!("[{client_id} {peer}]"),
+            (Some(client_id), None) => format!("[{client_id}]"),
+            (None, Some(peer)) => format!("[{peer}]"),
+            (None, None) => "[gone]".to_owned(),
+        }
+    }
+
+    // ----- timers, flushing, freeing ------------------------------------------------------------------------------
+
+    /// Makes sure that a timer expires at this session's next deadline.
+    pub(in crate::net) fn arm_timer(&mut self, id: SessionId, io: &mut Io) {
+        let Some(session) = self.live(id) else { return };
+        let Some(deadline) = session.deadline() else { return };
+        let tick = io.timers.tick(deadline);
+        if tick < session.armed_tick {
+            session.armed_tick = io.timers.arm(deadline, TimerKind::Session(id));
+        }
+    }
+
+    /// Has the session flushed at the end of the iteration.
+    pub(in crate::net) fn mark_dirty(&mut self, id: SessionId) {
+        if let Some(session) = self.live(id)
+            && !mem::replace(&mut session.dirty, true)
+        {
+            self.dirty.push(id);
+        }
+    }
+
+    /// Takes the sessions to flush; with [`put_back_dirty`](Self::put_back_dirty) the list's memory is used again.
+    pub(in crate::net) fn take_dirty(&mut self) -> Vec<SessionId> {
+        mem::take(&mut self.dirty)
+    }
+
+    /// Moves what was marked since into `flushed`.
+    pub(in crate::net) fn append_dirty(&mut self, flushed: &mut Vec<SessionId>) {
+        flushed.append(&mut self.dirty);
+    }
+
+    /// Leaves the session marked: it could not be flushed.
+    pub(in crate::net) fn keep_dirty(&mut self, id: SessionId) {
+        self.dirty.push(id);
+    }
+
+    pub(in crate::net) fn put_back_dirty(&mut self, mut flushed: Vec<SessionId>) {
+        if self.dirty.is_empty() {
+            flushed.clear();
+            self.dirty = flushed;
+        }
+    }
+
+    /// Has the session freed at the end of the iteration, if nothing is left of it.
+    pub(in crate::net) fn reap_if_finished(&mut self, id: SessionId) {
+        if let Some(session) = self.live(id)
+            && session.is_finished()
+            && !mem::replace(&mut session.closing, true)
+        {
+            self.closing.push(id);
+        }
+    }
+
+    /// Frees the slots of finished sessions.
+    pub(in crate::net) fn reap(&mut self) {
+        while let Some(id) = self.closing.pop() {
+            let Some(session) = self.live(id) else { continue };
+            session.closing = false;
+            if session.is_finished() {
+                let bytes = session.accounted_bytes;
+                self.slab.remove(id.slot as usize);
+                self.memory.release(bytes);
+            }
+        }
+    }
+
+    // ----- memory -------------------------------------------------------------------------------------------------
+
+    /// Accounts for the bytes kept for this session. One with more than its share is dealt with in the next iteration.
+    pub(in crate::net) fn account(&mut self, id: SessionId, io: &mut Io) {
+        let Some(session) = self.slab.get_mut(id.slot as usize).filter(|session| session.epoch == id.epoch)
+        else {
+            return;
+        };
+        let before = session.accounted_bytes;
+        if !self.memory.account(session) && session.accounted_bytes > before {
+            io.run_queue.push(Task::OverBudget(id));
+        }
+    }
+
+    /// Accounts again, and says whether this session still keeps more than its share.
+    pub(in crate::net) fn is_over_budget(&mut self, id: SessionId) -> bool {
+        let session = self.slab.get_mut(id.slot as usize).filter(|session| session.epoch == id.epoch);
+        session.is_some_and(|session| !self.memory.account(session))
+    }
+
+    // ----- the device's connection --------------------------------------------------------------------------------
+
+    /// Appends to what the device is sent. A device that does not read loses its connection.
+    pub(in crate::net) fn write_mqtt(
+        &mut self,
+        id: SessionId,
+        io: &mut Io,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let Some(mqtt) = self.live(id).and_then(|session| session.mqtt.as_mut()) else { return };
+        if mqtt.closing {
+            return;
+        }
+        if !mqtt.write(write) {
+            // Not now: the core is in the middle of its actions.
+            io.run_queue.push(Task::DeviceBlocked(id));
+        }
+        self.mark_dirty(id);
+    }
+
+    /// Writes what waits for the device.
+    pub(in crate::net) fn flush_mqtt(&mut self, id: SessionId, io: &mut Io) {
+        let Some(mqtt) = self.live(id).and_then(|session| session.mqtt.as_mut()) else { return };
+        match mqtt.flush(io.now) {
+            FlushOutcome::Done | FlushOutcome::Blocked => {}
+            FlushOutcome::Closed => self.drop_mqtt(id, io),
+            // A DISCONNECT may have come before the reset: only reading tells.
+            FlushOutcome::Broken => io.run_queue.push(Task::Device(id)),
+        }
+    }
+
+    /// Drops the device's connection.
+    pub(in crate::net) fn drop_mqtt(&mut self, id: SessionId, io: &mut Io) {
+        if let Some(session) = self.live(id)
+            && let Some(mqtt) = session.mqtt.take()
+        {
+            session.linger_until = None;
+            io.metrics.tls_failed += u64::from(mqtt.transport.is_in_tls_handshake());
+        }
+        self.reap_if_finished(id);
     }
 }

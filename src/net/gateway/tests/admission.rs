@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::Config;
-use crate::net::gateway::harness::{HERE, Harness, client_id, connect, hello};
 use crate::net::mqtt::connection::MqttConnection;
 use crate::net::mqtt::transport::Transport;
 use crate::proto::identity::ClientId;
+
+fn add(gateway: &mut Gateway, connection: MqttConnection) -> Option<SessionId> {
+    let Gateway { mqtt, sessions, io, .. } = gateway;
+    mqtt.add_connection(connection, HERE, sessions, io)
+}
 
 fn has_no_device(id: SessionId) -> impl Fn(&Gateway) -> bool {
     move |gateway| gateway.sessions.get(id).is_none_or(|session| session.mqtt.is_none())
@@ -35,7 +39,7 @@ fn a_take_over_that_fails_gives_the_count_of_the_newer_connection_back() {
     harness.assert_counted(HERE, 2);
     harness.lose_registration(other);
     newer.write_all(&connect(&client_id(1))).unwrap();
-    harness.pump_until(other, has_no_device(other));
+    harness.read_until(other, has_no_device(other));
     harness.assert_counted(HERE, 1);
     assert!(harness.gateway.sessions.get(id).unwrap().core.has_call(), "the older connection keeps its call");
 }
@@ -51,7 +55,7 @@ fn a_device_that_is_closed_or_dropped_gives_its_count_back() {
     harness.assert_counted(HERE, 4);
     leaves.write_all(&[0xe0, 0]).unwrap();
     refused.write_all(&connect("nonsense")).unwrap();
-    harness.until("two have left", |gateway| gateway.connections_by_address.of(HERE) == 2);
+    harness.until("two have left", |gateway| gateway.mqtt.by_address.of(HERE) == 2);
     let (_newer, _) = harness.online(&client_id(2));
     harness.assert_counted(HERE, 2);
     drop(lost);
@@ -60,7 +64,8 @@ fn a_device_that_is_closed_or_dropped_gives_its_count_back() {
     harness.assert_counted(HERE, 1);
     // Dropped at once, as one that says nothing while others need the room.
     let (_silent, id) = harness.connection();
-    harness.gateway.drop_device(id);
+    let Gateway { sessions, io, .. } = &mut harness.gateway;
+    sessions.drop_mqtt(id, io);
     harness.assert_counted(HERE, 1);
 }
 
@@ -75,7 +80,7 @@ fn a_connection_that_cannot_be_registered_is_not_counted() {
     harness.assert_counted(HERE, 0);
     // It is registered already, so it cannot be once more.
     let device = MqttConnection::new(Transport::new(tcp, false, false), 1);
-    assert!(harness.gateway.register(device, HERE).is_none());
+    assert!(add(&mut harness.gateway, device).is_none());
     harness.assert_counted(HERE, 0);
 }
 
@@ -109,10 +114,8 @@ fn a_connection_handed_to_another_worker_is_counted_once_and_given_back() {
         let (accepted, _) = listener.accept().unwrap();
         accepted.set_nonblocking(true).unwrap();
         let tcp = mio::net::TcpStream::from_std(accepted);
-        let id = harness
-            .gateway
-            .register(MqttConnection::new(Transport::new(tcp, false, false), 1), HERE)
-            .unwrap();
+        let id =
+            add(&mut harness.gateway, MqttConnection::new(Transport::new(tcp, false, false), 1)).unwrap();
         (client, id)
     };
     let (mut client, id) = arrive(&mut harness);
@@ -125,12 +128,12 @@ fn a_connection_handed_to_another_worker_is_counted_once_and_given_back() {
     assert_eq!(connack, [0x20, 2, 0, 0]);
     harness.assert_counted(HERE, 1);
     drop(client);
-    harness.until("it is gone", |gateway| gateway.connections_by_address.of(HERE) == 0);
+    harness.until("it is gone", |gateway| gateway.mqtt.by_address.of(HERE) == 0);
     // One that cannot be handed over is dropped.
     let (mut client, id) = arrive(&mut harness);
     harness.lose_registration(id);
     client.write_all(&connect(&elsewhere)).unwrap();
-    harness.pump_until(id, has_no_device(id));
+    harness.read_until(id, has_no_device(id));
     harness.assert_counted(HERE, 0);
 }
 
@@ -141,13 +144,13 @@ fn a_reload_that_sets_or_unsets_the_limit_counts_what_is_open() {
     let (mut two, _) = harness.online(&client_id(2));
     harness.assert_counted(HERE, 0);
     for (limit, expected) in [(5, 2), (6, 2), (0, 0), (5, 2)] {
-        let mut config = Config::clone(&harness.gateway.config);
+        let mut config = Config::clone(&harness.gateway.io.config);
         config.mqtt.max_connections_per_ip = limit;
         harness.gateway.reload(config).unwrap();
         harness.assert_counted(HERE, expected);
     }
     two.write_all(&[0xe0, 0]).unwrap();
-    harness.until("one has left", |gateway| gateway.connections_by_address.of(HERE) == 1);
+    harness.until("one has left", |gateway| gateway.mqtt.by_address.of(HERE) == 1);
 }
 
 #[test]
@@ -161,5 +164,5 @@ fn a_call_over_max_calls_is_told_to_operators() {
         errors.contains("too_many_calls") && errors.contains("websocket.max_calls is reached")
     };
     harness.until("it is told", said);
-    assert_eq!(harness.gateway.index.calls(), 1);
+    assert_eq!(harness.gateway.sessions.index.calls(), 1);
 }

@@ -1,24 +1,22 @@
-//! What each call does.
+//! What each request of the management API does.
 
 use log::info;
 
-use super::dispatch::AdminRequest;
 use crate::admin::dashboard;
 use crate::admin::dto::{self, McpCommand};
 use crate::admin::http::Response;
-use crate::admin::params::{BadParameter, Members, query_flag, query_number};
+use crate::admin::params::{BadParameter, Members, query_flag};
 use crate::admin::prometheus::CONTENT_TYPE;
 use crate::admin::routes::{Endpoint, OPENAPI};
+use crate::net::admin::collect::MetricSources;
+use crate::net::admin::pending::{AdminRequest, first_cursor, parse_page_query};
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::lifecycle::ReloadError;
+use crate::proto::identity::ClientId;
 use crate::proto::message::{self, Reader};
 use crate::session::{CommandError, Core, Delivery};
 
-/// Devices on a page, at most and if nothing else is asked for.
-const MAX_PAGE_SIZE: usize = 1000;
-/// The largest cursor: what JSON's readers take without loss.
-const MAX_CURSOR: u64 = (1 << 53) - 1;
 /// What an operator may send to a device: other types are the gateway's and the chat server's own.
 const MESSAGE_TYPES: [&str; 4] = ["alert", "system", "custom", "notify"];
 
@@ -44,29 +42,43 @@ impl Gateway {
             Endpoint::Errors => Response::json(200, self.admin.recent_errors().to_json()),
             Endpoint::Dashboard => Response::text(dashboard::CONTENT_TYPE, dashboard::HTML)
                 .with_header("Content-Security-Policy", self.admin.content_security_policy.as_str()),
-            Endpoint::Config => Response::json(200, self.config.to_masked_file_text()),
+            Endpoint::Config => Response::json(200, self.io.config.to_masked_file_text()),
         })
     }
 
     fn handle_ready(&self) -> Response {
-        let (status, word) = match (self.is_stopping(), self.draining, self.accepting) {
-            (true, _, _) => (503, "stopping"),
-            (false, true, _) => (503, "draining"),
-            (false, false, false) => (503, "exhausted"),
-            (false, false, true) => (200, "ready"),
-        };
+        let (status, word) =
+            match (self.lifecycle.is_stopping(), self.lifecycle.is_draining(), self.mqtt.is_accepting()) {
+                (true, _, _) => (503, "stopping"),
+                (false, true, _) => (503, "draining"),
+                (false, false, false) => (503, "exhausted"),
+                (false, false, true) => (200, "ready"),
+            };
         Response::json(status, format!(r#"{{"status":"{word}"}}"#))
     }
 
     /// The device that a caller means.
     fn find_device(&self, name: &str) -> Option<SessionId> {
-        let found = self.index.named(name, &self.sessions)?;
+        let found = self.sessions.by_name(name)?;
         self.sessions.get(found).is_some_and(|session| session.core.is_present()).then_some(found)
     }
 
     fn client_id_of(&self, id: SessionId) -> &str {
-        let client_id = self.sessions.get(id).and_then(|session| session.core.client_id());
-        client_id.map_or("", |client_id| client_id.as_str())
+        self.sessions.client_id(id).map_or("", ClientId::as_str)
+    }
+
+    fn collect_metrics(&self) -> String {
+        let sources = MetricSources {
+            sessions: &self.sessions,
+            io: &self.io,
+            mqtt: &self.mqtt,
+            connector: &self.connector,
+            audio: &self.audio,
+            admin: &self.admin,
+            draining: self.lifecycle.is_draining(),
+            is_leader: self.workers.is_leader(),
+        };
+        sources.to_text()
     }
 
     // ----- compatible ---------------------------------------------------------------------------------------------
@@ -180,14 +192,14 @@ impl Gateway {
             Some(_) => (usize::MAX, limit),
         };
         let mut page = dto::SessionPage {
-            devices: self.index.devices(),
-            calls: self.index.calls(),
-            draining: self.draining,
+            devices: self.sessions.index.devices(),
+            calls: self.sessions.index.calls(),
+            draining: self.lifecycle.is_draining(),
             next: None,
             sessions: Vec::new(),
         };
         for (slot, session) in self.sessions.starting_at(after) {
-            let Some(view) = dto::session_dto(&session.core, self.now) else { continue };
+            let Some(view) = dto::session_dto(&session.core, self.io.now) else { continue };
             if page.sessions.len() == limit {
                 page.next = Some(me + slot as u64);
                 break;
@@ -200,7 +212,7 @@ impl Gateway {
     fn handle_show_session(&self, client_id: &str) -> Response {
         let session = self.find_device(client_id).and_then(|id| self.sessions.get(id));
         session
-            .and_then(|session| dto::session_dto(&session.core, self.now))
+            .and_then(|session| dto::session_dto(&session.core, self.io.now))
             .map_or_else(not_connected, |view| json_response(&view))
     }
 
@@ -220,7 +232,7 @@ impl Gateway {
         }
         let client_id = self.client_id_of(device).to_owned();
         let what = if disconnect { "disconnects the device" } else { "hangs up" };
-        info!("{} an operator {what}", self.log_prefix(device));
+        info!("{} an operator {what}", self.sessions.log_prefix(device));
         self.drive(device, |core, cx| match disconnect {
             true => core.operator_disconnect(cx),
             false => {
@@ -249,12 +261,6 @@ impl Gateway {
     }
 }
 
-/// The cursor and the length of the page that is asked for.
-pub(super) fn parse_page_query(query: &str) -> Result<(u64, usize), BadParameter> {
-    let limit = query_number(query, "limit", MAX_PAGE_SIZE as u64, (1, MAX_PAGE_SIZE as u64))?;
-    Ok((query_number(query, "after", 0, (0, MAX_CURSOR))?, limit as usize))
-}
-
 /// Whether the message is of a type that an operator may send: its device takes the first such member, in any capitals.
 fn message_type(members: &Members<'_>, body: &str) -> Result<(), BadParameter> {
     let allowed = || format!("{} or {}", MESSAGE_TYPES[..3].join(", "), MESSAGE_TYPES[3]);
@@ -272,11 +278,6 @@ fn message_type(members: &Members<'_>, body: &str) -> Result<(), BadParameter> {
 
 fn bad_parameter(bad: &BadParameter) -> Response {
     Response::error(400, "bad_parameter", &format!("{bad}."))
-}
-
-/// The cursor of a worker's first slot.
-pub(super) fn first_cursor(worker: usize) -> u64 {
-    (worker as u64) << 32
 }
 
 fn not_connected() -> Response {

@@ -1,4 +1,9 @@
-//! A gateway for tests of this module: real sockets, and a loop that turns only when a test says so.
+//! Tests of the gateway with real sockets and a loop that runs only when a test says so.
+
+mod admission;
+mod memory;
+mod partial_packets;
+mod run;
 
 use std::cell::Cell;
 use std::io::{Read, Write};
@@ -11,22 +16,23 @@ use mio::Events;
 use tungstenite::WebSocket;
 
 use crate::config::Config;
+use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::token::SessionId;
-use crate::net::gateway::{Gateway, TimerKind};
+use crate::net::gateway::Gateway;
 use crate::proto::mqtt::encode;
 use crate::session::CallState;
 
-pub(in crate::net) const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// A gateway that runs only when told to, and a chat server that answers only when a test does it.
-pub(in crate::net) struct Harness {
-    pub(in crate::net) gateway: Gateway,
+struct Harness {
+    gateway: Gateway,
     events: Events,
-    pub(in crate::net) server: TcpListener,
+    server: TcpListener,
 }
 
 impl Harness {
-    pub(in crate::net) fn new(change: impl FnOnce(&mut Config)) -> Self {
+    fn new(change: impl FnOnce(&mut Config)) -> Self {
         let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let mut config = Config::default();
         (config.mqtt.host, config.mqtt.port) = (HERE, 0);
@@ -42,7 +48,7 @@ impl Harness {
     }
 
     /// Runs until all is served that the device has said so far.
-    pub(in crate::net) fn serve(&mut self, client: &mut TcpStream) {
+    fn serve(&mut self, client: &mut TcpStream) {
         client.write_all(&[0xc0, 0]).unwrap();
         client.set_nonblocking(true).unwrap();
         let answers = Cell::new(Vec::new());
@@ -58,18 +64,18 @@ impl Harness {
     }
 
     /// Runs until `done`.
-    pub(in crate::net) fn until(&mut self, what: &str, mut done: impl FnMut(&Gateway) -> bool) {
+    fn until(&mut self, what: &str, mut done: impl FnMut(&Gateway) -> bool) {
         let end = Instant::now() + Duration::from_secs(10);
         while !done(&self.gateway) {
             assert!(Instant::now() < end, "never: {what}");
             // So that no poll sleeps past the end.
-            self.gateway.timers.arm(Instant::now() + Duration::from_millis(1), TimerKind::Stop);
+            self.gateway.io.timers.arm(Instant::now() + Duration::from_millis(1), TimerKind::Stop);
             self.gateway.run_once(&mut self.events).unwrap();
         }
     }
 
     /// A connection that has said nothing.
-    pub(in crate::net) fn connection(&mut self) -> (TcpStream, SessionId) {
+    fn connection(&mut self) -> (TcpStream, SessionId) {
         let before = self.gateway.sessions.ids();
         let client = TcpStream::connect(self.gateway.addresses().mqtt).unwrap();
         self.until("the connection is accepted", |gateway| gateway.sessions.ids().len() > before.len());
@@ -77,14 +83,14 @@ impl Harness {
         (client, id)
     }
 
-    pub(in crate::net) fn online(&mut self, client_id: &str) -> (TcpStream, SessionId) {
+    fn online(&mut self, client_id: &str) -> (TcpStream, SessionId) {
         let (mut client, id) = self.connection();
         client.write_all(&connect(client_id)).unwrap();
         self.until("the device is let in", |gateway| gateway.sessions.get(id).unwrap().core.is_online());
         (client, id)
     }
 
-    pub(in crate::net) fn in_call(&mut self, client_id: &str) -> (TcpStream, SessionId) {
+    fn in_call(&mut self, client_id: &str) -> (TcpStream, SessionId) {
         let (mut client, id) = self.online(client_id);
         client.write_all(&hello()).unwrap();
         self.until("its call begins", |gateway| gateway.sessions.get(id).unwrap().core.has_call());
@@ -92,10 +98,7 @@ impl Harness {
     }
 
     /// A device in a call, and its chat server's end of the WebSocket.
-    pub(in crate::net) fn live_call(
-        &mut self,
-        client_id: &str,
-    ) -> (TcpStream, SessionId, WebSocket<TcpStream>) {
+    fn live_call(&mut self, client_id: &str) -> (TcpStream, SessionId, WebSocket<TcpStream>) {
         let server = self.server.try_clone().unwrap();
         let answers = thread::spawn(move || {
             let (tcp, _) = server.accept().unwrap();
@@ -114,13 +117,13 @@ impl Harness {
     }
 
     /// Takes a connection's socket from the poll behind the gateway's back, so that what the gateway asks of the poll fails.
-    pub(in crate::net) fn lose_registration(&mut self, id: SessionId) {
+    fn lose_registration(&mut self, id: SessionId) {
         let device = self.gateway.sessions.live(id).unwrap().mqtt.as_mut().unwrap();
-        self.gateway.poll.registry().deregister(device.transport.tcp_mut().unwrap()).unwrap();
+        self.gateway.io.registry.deregister(device.transport.tcp_mut().unwrap()).unwrap();
     }
 
     /// Reads from a connection that no event announces.
-    pub(in crate::net) fn pump_until(&mut self, id: SessionId, done: impl Fn(&Gateway) -> bool) {
+    fn read_until(&mut self, id: SessionId, done: impl Fn(&Gateway) -> bool) {
         let end = Instant::now() + Duration::from_secs(10);
         while !done(&self.gateway) {
             assert!(Instant::now() < end);
@@ -129,12 +132,12 @@ impl Harness {
     }
 
     #[track_caller]
-    pub(in crate::net) fn assert_counted(&self, ip: IpAddr, expected: usize) {
-        assert_eq!(self.gateway.connections_by_address.of(ip), expected);
+    fn assert_counted(&self, ip: IpAddr, expected: usize) {
+        assert_eq!(self.gateway.mqtt.by_address.of(ip), expected);
     }
 }
 
-pub(in crate::net) fn connect(client_id: &str) -> Vec<u8> {
+fn connect(client_id: &str) -> Vec<u8> {
     let mut body = vec![0, 4];
     body.extend_from_slice(b"MQTT\x04\x02\x00\x00");
     body.extend((client_id.len() as u16).to_be_bytes());
@@ -142,12 +145,12 @@ pub(in crate::net) fn connect(client_id: &str) -> Vec<u8> {
     [&[0x10, body.len() as u8], &body[..]].concat()
 }
 
-pub(in crate::net) fn hello() -> Vec<u8> {
+fn hello() -> Vec<u8> {
     let mut hello = Vec::new();
     encode::publish(&mut hello, "t", br#"{"type":"hello","version":3}"#);
     hello
 }
 
-pub(in crate::net) fn client_id(n: u8) -> String {
+fn client_id(n: u8) -> String {
     format!("g@@@02_00_00_00_00_{n:02x}@@@u")
 }

@@ -1,0 +1,399 @@
+//! The server of the management API: accepts connections, reads requests, writes answers, and closes in time, all in the
+//! gateway's own loop.
+//!
+//! No client can occupy it: a request has to arrive in time, an answer has to be read in time, and when all places are taken,
+//! the connection that has waited longest for its request makes room for a new one.
+
+use std::io::{self, ErrorKind, Read};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use log::{debug, warn};
+use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Registry};
+use slab::Slab;
+use tz::TimeZone;
+
+use crate::admin::auth::{self, WallClock};
+use crate::admin::body::{Body, Framing};
+use crate::admin::dashboard;
+use crate::admin::error::{ApiError, ErrorStyle};
+use crate::admin::http::{self, RequestError, RequestHead, Response};
+use crate::admin::recent_errors::{RecentErrorKind, RecentErrors};
+use crate::admin::routes::{self, Access};
+use crate::config::Config;
+use crate::net::admin::connection::{Begun, Connection, ConnectionState};
+use crate::net::event_loop::io::{Io, TimerKind};
+use crate::net::event_loop::run_queue::Task;
+use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
+use crate::net::event_loop::token::{self, API, AdminId, Role};
+use crate::net::event_loop::write_buffer::Flush;
+
+/// Connections at once.
+const MAX_CONNECTIONS: usize = 128;
+/// Connections accepted per dispatch.
+const ACCEPT_BUDGET: usize = 64;
+/// Bytes per read.
+const READ_SIZE: usize = 4096;
+
+/// The listener and its connections.
+pub(in crate::net) struct AdminServer {
+    listener: Option<TcpListener>,
+    pub(super) connections: Slab<Connection>,
+    /// For reads from connections.
+    scratch: Box<[u8]>,
+    epoch: u32,
+    /// Of requests, so that each has a ticket of its own.
+    last_request_id: u32,
+    /// Local time; UTC where the system does not tell.
+    time_zone: TimeZone,
+    /// Recent errors of all workers.
+    recent_errors: Arc<Mutex<RecentErrors>>,
+    pub(in crate::net) content_security_policy: String,
+    pub(super) started_at: SystemTime,
+}
+
+/// What comes after a step.
+pub(in crate::net) enum Progress {
+    Continue,
+    /// An event or a timer has to come first.
+    Wait,
+    /// The connection is over.
+    Close,
+    /// A request is complete and has to be answered.
+    Request(Box<ReceivedRequest>),
+}
+
+/// A request whose caller may call.
+pub(in crate::net) struct ReceivedRequest {
+    pub(in crate::net) head: RequestHead,
+    pub(in crate::net) body: Vec<u8>,
+}
+
+impl AdminServer {
+    /// Listens on this address.
+    ///
+    /// # Errors
+    /// A port that cannot be listened on.
+    pub(in crate::net) fn bind(addr: SocketAddr) -> io::Result<Self> {
+        Ok(Self::new(Some(tcp::listen(addr, false)?)))
+    }
+
+    pub(in crate::net) fn new(listener: Option<TcpListener>) -> Self {
+        Self {
+            listener,
+            scratch: vec![0; READ_SIZE].into_boxed_slice(),
+            connections: Slab::new(),
+            epoch: 0,
+            last_request_id: 0,
+            time_zone: local_time_zone(),
+            recent_errors: Arc::default(),
+            content_security_policy: dashboard::content_security_policy(),
+            started_at: SystemTime::now(),
+        }
+    }
+
+    pub(in crate::net) fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
+        self.listener.as_ref().map(TcpListener::local_addr).transpose()
+    }
+
+    pub(in crate::net) fn register(&mut self, registry: &Registry) -> io::Result<()> {
+        let Some(listener) = &mut self.listener else { return Ok(()) };
+        registry.register(listener, token::fixed(API), Interest::READABLE)
+    }
+
+    pub(super) fn connection_mut(&mut self, id: AdminId) -> Option<&mut Connection> {
+        connection_mut(&mut self.connections, id)
+    }
+
+    /// Adds to the list of recent errors, which operators read.
+    pub(in crate::net) fn record_error(
+        &mut self,
+        kind: RecentErrorKind,
+        device: Option<&str>,
+        sentence: &str,
+    ) {
+        let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.recent_errors().record(at.as_millis() as u64, kind, device, sentence);
+    }
+
+    /// The list is consistent after every change, so a lock that a worker held when it panicked is taken all the same.
+    pub(in crate::net) fn recent_errors(&self) -> MutexGuard<'_, RecentErrors> {
+        self.recent_errors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The list, for other workers to add to.
+    pub(in crate::net) fn shared_recent_errors(&self) -> Arc<Mutex<RecentErrors>> {
+        self.recent_errors.clone()
+    }
+
+    /// Uses the leader's list from now on.
+    pub(in crate::net) fn set_recent_errors(&mut self, errors: Arc<Mutex<RecentErrors>>) {
+        self.recent_errors = errors;
+    }
+
+    /// An id for a request of this connection; the answer may come later.
+    pub(in crate::net) fn next_request_id(&mut self, id: AdminId) -> u64 {
+        self.last_request_id = self.last_request_id.wrapping_add(1);
+        u64::from(self.last_request_id) << 32 | u64::from(id.slot)
+    }
+
+    fn wall_clock(&self) -> WallClock {
+        let unix =
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+        let local = self.time_zone.find_local_time_type(unix);
+        WallClock {
+            unix_seconds: unix,
+            utc_offset_seconds: local.map_or(0, |local| local.ut_offset().into()),
+        }
+    }
+}
+
+/// What `TZ` names, else the system's zone, else UTC.
+fn local_time_zone() -> TimeZone {
+    let named = std::env::var("TZ").ok().filter(|name| !name.is_empty());
+    let zone = named.map_or_else(TimeZone::local, |name| TimeZone::from_posix_tz(&name));
+    zone.unwrap_or_else(|_| TimeZone::utc())
+}
+
+impl AdminServer {
+    /// Accepts connections, within the budget.
+    pub(in crate::net) fn accept(&mut self, io: &mut Io) {
+        for _ in 0..ACCEPT_BUDGET {
+            let Some(listener) = &self.listener else { return };
+            match tcp::accept(listener) {
+                Ok(Some((tcp, peer))) => self.add_connection(tcp, peer, io),
+                Ok(None) => return,
+                // Out of descriptors: an idle connection may have one to give.
+                Err(_) if self.evict(io) => {}
+                Err(error) => {
+                    let ms = ACCEPT_RETRY.as_millis();
+                    warn!("management API: cannot accept: {error}; trying again in {ms} ms");
+                    io.timers.arm(io.now + ACCEPT_RETRY, TimerKind::AcceptAdmin);
+                    return;
+                }
+            }
+        }
+        io.run_queue.push(Task::AcceptAdmin);
+    }
+
+    fn add_connection(&mut self, mut tcp: TcpStream, peer: SocketAddr, io: &mut Io) {
+        io.metrics.api_connections += 1;
+        if self.connections.len() >= MAX_CONNECTIONS {
+            self.evict(io);
+        }
+        let entry = self.connections.vacant_entry();
+        let token = token::token(Role::Admin, entry.key());
+        if let Err(error) = io.registry.register(&mut tcp, token, Interest::READABLE | Interest::WRITABLE) {
+            return warn!("management API: [{peer}] cannot register: {error}");
+        }
+        // A connection without the option still works.
+        let _ = tcp.set_nodelay(true);
+        self.epoch = self.epoch.wrapping_add(1);
+        let id = AdminId { slot: entry.key() as u32, epoch: self.epoch };
+        entry.insert(Connection::new(tcp, peer, id.epoch, io.now));
+        self.arm_timer(id, io);
+    }
+
+    /// Closes the connection whose loss matters least. False when there is none.
+    fn evict(&mut self, io: &mut Io) -> bool {
+        let Some((slot, conn)) = self
+            .connections
+            .iter()
+            .min_by_key(|(_, conn)| (conn.state.eviction_priority(), conn.state_since, conn.epoch))
+        else {
+            return false;
+        };
+        debug!("management API: [{}] makes room for a newcomer", conn.peer);
+        self.connections.remove(slot);
+        io.metrics.api_displaced += 1;
+        true
+    }
+
+    /// The connection in this slot, if there is something to do for it after an event.
+    pub(in crate::net) fn ready_connection(&self, slot: usize, readable: bool) -> Option<AdminId> {
+        let conn = self.connections.get(slot)?;
+        let is_ready = readable || matches!(conn.state, ConnectionState::Writing { .. });
+        is_ready.then_some(AdminId { slot: slot as u32, epoch: conn.epoch })
+    }
+
+    /// Closes this connection.
+    pub(in crate::net) fn close(&mut self, id: AdminId) {
+        if self.connection_mut(id).is_some() {
+            self.connections.try_remove(id.slot as usize);
+        }
+    }
+
+    /// Reads, or writes, as far as the socket allows. Harmless at any time.
+    pub(in crate::net) fn advance(&mut self, id: AdminId, io: &mut Io) -> Progress {
+        let now = io.now;
+        let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
+        match &conn.state {
+            ConnectionState::Reading(_) => self.read_request(id, io),
+            ConnectionState::Pending(_) => Progress::Wait,
+            ConnectionState::Writing { keep_alive } => {
+                match (conn.write_buffer.flush(&mut conn.tcp), keep_alive) {
+                    (Ok(Flush::Done), true) => conn.set_state(ConnectionState::Reading(None), now),
+                    (Ok(Flush::Done), false) => conn.start_linger(now),
+                    (Ok(Flush::Blocked), _) => Progress::Wait,
+                    (Err(_), _) => Progress::Close,
+                }
+            }
+            ConnectionState::Lingering => match conn.tcp.read(&mut self.scratch) {
+                Ok(0) => Progress::Close,
+                Ok(_) => Progress::Continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Progress::Wait,
+                Err(error) if error.kind() == ErrorKind::Interrupted => Progress::Continue,
+                Err(_) => Progress::Close,
+            },
+        }
+    }
+
+    /// Serves the request if it is all there, else reads some more.
+    fn read_request(&mut self, id: AdminId, io: &mut Io) -> Progress {
+        let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
+        let ConnectionState::Reading(begun) = &mut conn.state else { return Progress::Wait };
+        if let Some(begun) = begun.take() {
+            return self.read_body(id, begun, io);
+        }
+        if !conn.may_have_head() {
+            return conn.read(None, &mut self.scratch, io.now);
+        }
+        let head = match http::parse_head(&conn.read_buffer) {
+            Ok(Some(head)) => head,
+            Ok(None) => return conn.read(None, &mut self.scratch, io.now),
+            Err(refusal) => {
+                return self.respond(id, &refusal.error().response(ErrorStyle::Coded), false, false, io);
+            }
+        };
+        conn.read_buffer.drain(..head.length);
+        let peer = conn.peer.ip();
+        match self.authorize_request(&head, peer, &io.config) {
+            Ok(framing) => {
+                let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
+                if framing != Framing::Length(0) && head.expects_continue && conn.read_buffer.is_empty() {
+                    // A client may go on without it.
+                    let _ = io::Write::write(&mut conn.tcp, http::CONTINUE);
+                }
+                self.read_body(id, Box::new(Begun { head, body: Body::new(framing) }), io)
+            }
+            Err((refusal, keep_alive)) => self.reject_request(id, &head, refusal, keep_alive, io),
+        }
+    }
+
+    fn read_body(&mut self, id: AdminId, mut begun: Box<Begun>, io: &mut Io) -> Progress {
+        let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
+        match begun.body.take(&mut conn.read_buffer) {
+            Ok(None) => conn.read(Some(begun), &mut self.scratch, io.now),
+            Ok(Some(body)) => Progress::Request(Box::new(ReceivedRequest { head: begun.head, body })),
+            Err(refusal) => self.reject_request(id, &begun.head, refusal.error(), false, io),
+        }
+    }
+
+    /// Checks that this is a valid HTTP request whose caller may call, and returns how its body ends. Else the error, and
+    /// whether the connection can stay open.
+    fn authorize_request(
+        &self,
+        head: &RequestHead,
+        peer: IpAddr,
+        config: &Config,
+    ) -> Result<Framing, (ApiError, bool)> {
+        if let Some(why) = head.malformed {
+            return Err((RequestError::Malformed(why).error(), false));
+        }
+        let needs_token = match routes::required_access(&head.path) {
+            Access::Public => false,
+            Access::Metrics => config.api.metrics_need_token,
+            Access::Token => true,
+        };
+        if needs_token {
+            // A body that came along is not read, so what follows it is not found.
+            let keep_alive = head.keep_alive && head.body == Ok(Framing::Length(0));
+            auth::authorize(head, peer, config, self.wall_clock())
+                .map_err(|refusal| (refusal, keep_alive))?;
+        }
+        head.body.map_err(|refusal| (refusal.error(), false))
+    }
+
+    fn reject_request(
+        &mut self,
+        id: AdminId,
+        head: &RequestHead,
+        refusal: ApiError,
+        keep_alive: bool,
+        io: &mut Io,
+    ) -> Progress {
+        let response = refusal.response(routes::error_style(&head.path));
+        self.respond(id, &response, keep_alive, head.method == http::Method::Head, io)
+    }
+
+    /// Queues the answer to the request of this connection.
+    pub(in crate::net) fn respond(
+        &mut self,
+        id: AdminId,
+        response: &Response,
+        keep_alive: bool,
+        head_only: bool,
+        io: &mut Io,
+    ) -> Progress {
+        let now = io.now;
+        let class = usize::from(response.status / 100).min(io.metrics.api_answers.len() - 1);
+        io.metrics.api_answers[class] += 1;
+        let Some(conn) = self.connection_mut(id) else { return Progress::Wait };
+        // Nothing else waits, so it is taken however long it is.
+        let _ = conn.write_buffer.append(|out| response.write(out, keep_alive, head_only));
+        conn.set_state(ConnectionState::Writing { keep_alive }, now)
+    }
+
+    /// The timer of a connection has expired. True: there is something to write.
+    pub(in crate::net) fn on_timer(&mut self, id: AdminId, tick: u64, io: &mut Io) -> bool {
+        let now = io.now;
+        let Some(conn) = self.connection_mut(id).filter(|conn| conn.timer_tick == Some(tick)) else {
+            return false;
+        };
+        conn.timer_tick = None;
+        if conn.deadline() > now {
+            self.arm_timer(id, io);
+            return false;
+        }
+        match &conn.state {
+            ConnectionState::Reading(begun) if begun.is_some() || !conn.read_buffer.is_empty() => {
+                let style =
+                    begun.as_ref().map_or(ErrorStyle::Coded, |begun| routes::error_style(&begun.head.path));
+                let late = ApiError::new(408, "request_timeout", "The request did not come in its time.");
+                self.respond(id, &late.response(style), false, false, io);
+                true
+            }
+            ConnectionState::Pending(pending) => {
+                let (keep_alive, head_only) = (pending.keep_alive, pending.head_only);
+                let late = ApiError::new(500, "timeout", "timeout").response(pending.endpoint.error_style());
+                self.respond(id, &late, keep_alive, head_only, io);
+                true
+            }
+            ConnectionState::Reading(_) | ConnectionState::Writing { .. } | ConnectionState::Lingering => {
+                self.close(id);
+                false
+            }
+        }
+    }
+
+    /// Makes sure that a timer expires at this connection's deadline.
+    pub(in crate::net) fn arm_timer(&mut self, id: AdminId, io: &mut Io) {
+        let Some(conn) = self.connection_mut(id) else { return };
+        let deadline = conn.deadline();
+        let armed = conn.timer_tick;
+        let tick = io.timers.tick(deadline);
+        if armed.is_none_or(|armed| tick < armed) {
+            let tick = io.timers.arm(deadline, TimerKind::Admin(id));
+            if let Some(conn) = self.connection_mut(id) {
+                conn.timer_tick = Some(tick);
+            }
+        }
+    }
+}
+
+/// Borrows only the connections, so that the scratch buffer stays free.
+fn connection_mut(connections: &mut Slab<Connection>, id: AdminId) -> Option<&mut Connection> {
+    connections.get_mut(id.slot as usize).filter(|conn| conn.epoch == id.epoch)
+}

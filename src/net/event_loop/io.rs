@@ -1,0 +1,45 @@
+//! What every part of the shell may use.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use mio::Registry;
+
+use super::run_queue::RunQueue;
+use super::timer_wheel::TimerWheel;
+use super::token::{AdminId, SessionId};
+use crate::config::Config;
+use crate::net::metrics::Metrics;
+
+/// Registration with the poll, timers, deferred work, the time, counters and the configuration.
+pub(in crate::net) struct Io {
+    pub(in crate::net) registry: Registry,
+    pub(in crate::net) timers: TimerWheel<TimerKind>,
+    pub(in crate::net) run_queue: RunQueue,
+    /// The time at the start of this iteration.
+    pub(in crate::net) now: Instant,
+    pub(in crate::net) metrics: Metrics,
+    pub(in crate::net) config: Arc<Config>,
+}
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::net) enum TimerKind {
+    Session(SessionId),
+    /// Try accepting again after descriptors ran out.
+    Accept,
+    /// A connection to the management API.
+    Admin(AdminId),
+    /// Nobody answered a device that calls another one.
+    DeviceCalls,
+    /// Try accepting on the management port again.
+    AcceptAdmin,
+    /// Check whether the configuration file or the certificate has changed.
+    CheckFiles,
+    /// Tell the service manager that the loop runs.
+    Watchdog,
+    /// Give memory back after a peak.
+    TrimMemory,
+    /// The grace of the shutdown is over.
+    Stop,
+}

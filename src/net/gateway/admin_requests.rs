@@ -1,0 +1,101 @@
+//! Requests of the management API: which worker answers them, and who waits for the answer.
+
+use crate::admin::error::ApiError;
+use crate::admin::http::{RequestHead, Response};
+use crate::admin::routes::{self, RouteMatch, Scope};
+use crate::net::admin::pending::{AdminRequest, AdminResponse};
+use crate::net::admin::server::{Progress, ReceivedRequest};
+use crate::net::event_loop::run_queue::Task;
+use crate::net::event_loop::token::AdminId;
+use crate::net::gateway::Gateway;
+use crate::net::gateway::handle::Command;
+
+/// Reads, writes and requests per dispatch and connection: enough for one request, so that pipelined ones delay no call.
+const STEP_BUDGET: usize = 4;
+
+impl Gateway {
+    /// Reads, answers and writes as far as the socket allows, within the budget. Harmless at any time.
+    pub(super) fn drive_admin(&mut self, id: AdminId) {
+        for _ in 0..STEP_BUDGET {
+            match self.admin.advance(id, &mut self.io) {
+                Progress::Continue => {}
+                Progress::Wait => return self.admin.arm_timer(id, &mut self.io),
+                Progress::Close => return self.admin.close(id),
+                Progress::Request(request) => {
+                    let ReceivedRequest { head, body } = *request;
+                    self.dispatch_request(id, &head, &body);
+                }
+            }
+        }
+        self.io.run_queue.push(Task::Admin(id));
+        self.admin.arm_timer(id, &mut self.io);
+    }
+
+    pub(super) fn on_admin_timer(&mut self, id: AdminId, tick: u64) {
+        if self.admin.on_timer(id, tick, &mut self.io) {
+            self.drive_admin(id);
+        }
+    }
+
+    /// Answers a request, or has its connection wait for the answer.
+    fn dispatch_request(&mut self, id: AdminId, head: &RequestHead, body: &[u8]) {
+        let found = routes::match_route(head.method, &head.path);
+        let (endpoint, client_id) = match found {
+            RouteMatch::Found(endpoint, client_id) => (endpoint, client_id.unwrap_or_default().into_owned()),
+            refused => {
+                let Some(error) = refused.error_response() else { return };
+                return self.respond(id, head, &error.response(routes::error_style(&head.path)));
+            }
+        };
+        let Ok(body) = str::from_utf8(body) else {
+            let error = ApiError::new(400, "bad_json", "The body is not UTF-8.");
+            return self.respond(id, head, &error.response(endpoint.error_style()));
+        };
+        let request = AdminRequest {
+            request_id: self.admin.next_request_id(id),
+            endpoint,
+            client_id,
+            query: head.query.clone(),
+            body: body.to_owned(),
+        };
+        let (workers, owner) = match endpoint.scope() {
+            Scope::AllWorkers => (self.workers.len(), None),
+            Scope::AnyWorker => (0, None),
+            Scope::DeviceWorker => {
+                (0, request.device_mac().and_then(|mac| self.workers.other_worker_of(mac)))
+            }
+        };
+        self.admin.wait_for_answer(id, head, &request, workers, &self.io);
+        if let Some(owner) = owner {
+            return self.workers.send(owner, Command::AdminRequest(Box::new(request)));
+        }
+        if workers > 0 {
+            self.workers.broadcast(|| Command::AdminRequest(Box::new(request.clone())));
+        }
+        match self.handle_admin_request(&request) {
+            Some(response) if workers == 0 => self.respond(id, head, &response),
+            Some(response) => self.send_admin_response(request.request_id, response),
+            None => {}
+        }
+    }
+
+    fn respond(&mut self, id: AdminId, head: &RequestHead, response: &Response) {
+        let head_only = head.method == crate::admin::http::Method::Head;
+        self.admin.respond(id, response, head.keep_alive, head_only, &mut self.io);
+    }
+
+    /// Carries out a request for a connection of the leader's.
+    pub(super) fn run_admin_request(&mut self, request: &AdminRequest) {
+        if let Some(response) = self.handle_admin_request(request) {
+            self.send_admin_response(request.request_id, response);
+        }
+    }
+
+    pub(super) fn send_admin_response(&mut self, request_id: u64, response: Response) {
+        let reply = AdminResponse { request_id, worker: self.workers.index(), response };
+        match self.workers.is_leader() {
+            true => self.admin.on_response(reply, &mut self.io),
+            false => self.workers.send(0, Command::AdminResponse(Box::new(reply))),
+        }
+    }
+}

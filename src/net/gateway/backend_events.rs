@@ -1,0 +1,110 @@
+//! What chat servers' connections report, turned into calls of the core.
+
+use crate::net::backend::connection::Incoming;
+use crate::net::backend::connector::DialEvent;
+use crate::net::event_loop::run_queue::Task;
+use crate::net::event_loop::token::SessionId;
+use crate::net::gateway::Gateway;
+use crate::session::{BackendClosed, BackendFailure, Core};
+
+/// Messages and bytes of text per dispatch: a chat server that sends without end must let others in.
+const MESSAGE_BUDGET: usize = 32;
+const TEXT_BUDGET: usize = 256 * 1024;
+/// Dials started per dispatch: after an outage thousands may fail at once, without ever reaching the limit of places.
+const DIAL_BUDGET: usize = 32;
+
+impl Gateway {
+    /// Starts queued dials while there are places, within the budget.
+    pub(super) fn start_dials(&mut self) {
+        for _ in 0..DIAL_BUDGET {
+            match self.connector.start_next(&mut self.sessions, &mut self.io) {
+                Some((id, event)) => self.on_dial_event(id, event),
+                None => return,
+            }
+        }
+        self.io.run_queue.push(Task::StartDials);
+    }
+
+    pub(super) fn advance_dial(&mut self, id: SessionId) {
+        let event = self.connector.advance(id, &mut self.sessions, &mut self.io);
+        self.on_dial_event(id, event);
+    }
+
+    fn on_dial_event(&mut self, id: SessionId, event: DialEvent) {
+        match event {
+            DialEvent::Pending => {}
+            DialEvent::Opened => self.drive(id, Core::on_backend_open),
+            DialEvent::Failed(failure) => {
+                self.drive(id, |core, cx| core.on_backend_closed(BackendClosed::Failed(failure), cx));
+            }
+        }
+    }
+
+    /// Advances the dial, or reads what has come, within the budget. `near_end`: the system said that the end of the stream
+    /// is near.
+    pub(super) fn on_backend_ready(&mut self, id: SessionId, near_end: bool) {
+        self.advance_dial(id);
+        self.connector.begin_read(id, near_end, &mut self.sessions);
+        self.read_backend(id);
+        self.connector.end_read(id, &mut self.sessions);
+    }
+
+    fn read_backend(&mut self, id: SessionId) {
+        let mut bytes = 0;
+        for _ in 0..MESSAGE_BUDGET {
+            if bytes > TEXT_BUDGET {
+                break;
+            }
+            let Some(incoming) = self.connector.read(id, &mut self.sessions) else { return };
+            match incoming {
+                Incoming::Blocked => {
+                    self.sessions.mark_dirty(id);
+                    return self.sessions.arm_timer(id, &mut self.io);
+                }
+                Incoming::OverBudget => break,
+                Incoming::Audio(frame) => self.downlink(id, &frame),
+                Incoming::Text(text) => {
+                    bytes += text.len();
+                    self.drive(id, |core, cx| core.on_backend_text(text.as_str(), cx));
+                }
+                Incoming::Alive => {
+                    self.sessions.mark_dirty(id);
+                    if let Some(session) = self.sessions.live(id) {
+                        session.core.on_backend_activity(self.io.now);
+                    }
+                }
+                Incoming::Gone(closed) => return self.on_backend_closed(id, closed),
+            }
+        }
+        self.sessions.mark_dirty(id);
+        self.io.run_queue.push(Task::Backend(id));
+    }
+
+    fn on_backend_closed(&mut self, id: SessionId, closed: BackendClosed) {
+        // A Close frame of the server is answered; closing sends the answer and lingers for the connection's end.
+        let lingers = self.sessions.get(id).is_some_and(|session| session.core.is_finished());
+        match &closed {
+            BackendClosed::CloseFrame(_) if lingers => return self.io.run_queue.push(Task::Backend(id)),
+            BackendClosed::CloseFrame(_) => self.connector.close(id, 1000, &mut self.sessions, &mut self.io),
+            BackendClosed::Failed(_) => {
+                self.connector.drop_connection(id, &mut self.sessions, &mut self.io);
+            }
+        }
+        self.drive(id, |core, cx| core.on_backend_closed(closed, cx));
+    }
+
+    /// A session keeps more than its share of the memory. What keeps most of it ends: the WebSocket, or the device's
+    /// connection; nothing when it keeps less by now.
+    pub(super) fn on_over_budget(&mut self, id: SessionId) {
+        if !self.sessions.is_over_budget(id) {
+            return;
+        }
+        let Some(session) = self.sessions.get(id) else { return };
+        if session.bytes_for_backend() > session.bytes_for_device() {
+            let message = "it makes the gateway keep more than its share of the memory".to_owned();
+            self.on_backend_closed(id, BackendClosed::Failed(BackendFailure { stage: "live", message }));
+        } else {
+            self.drive(id, Core::on_memory_limit);
+        }
+    }
+}

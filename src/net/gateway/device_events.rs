@@ -1,0 +1,166 @@
+//! What devices' connections report, turned into calls of the core.
+
+use std::io::{ErrorKind, Read};
+
+use crate::admin::recent_errors::RecentErrorKind;
+use crate::net::event_loop::run_queue::Task;
+use crate::net::event_loop::token::{ListenerKind, SessionId};
+use crate::net::gateway::Gateway;
+use crate::net::gateway::workers::HandOff;
+use crate::net::mqtt::handshake::HandshakeOutcome;
+use crate::net::mqtt::listener::Accepted;
+use crate::proto::mqtt::{self, Packet};
+use crate::session::Core;
+
+/// Connections accepted per dispatch: after a power cut all devices reconnect at once.
+const ACCEPT_BUDGET: usize = 16;
+/// Reads per dispatch, and bytes of each: more than any message of an ordinary device, and not many of the shortest packets.
+/// Others wait meanwhile.
+const READ_BUDGET: usize = 2;
+pub(super) const READ_SIZE: usize = 2 * 1024;
+/// The packet type of CONNECT.
+const CONNECT: u8 = 1;
+
+/// What came of reading from a device.
+enum ReadOutcome {
+    /// There may be more. The id differs from the one before when the connection took over another session's call.
+    More(SessionId),
+    /// Nothing more for now.
+    Done,
+}
+
+impl Gateway {
+    pub(super) fn accept(&mut self, kind: ListenerKind) {
+        for _ in 0..ACCEPT_BUDGET {
+            match self.mqtt.accept(kind, &mut self.sessions, &mut self.io) {
+                Accepted::Connection { evicted } => {
+                    evicted.into_iter().for_each(|id| self.evict(id));
+                }
+                Accepted::Nothing => return,
+                Accepted::Failed(message) => {
+                    return self.admin.record_error(RecentErrorKind::AcceptFailed, None, &message);
+                }
+            }
+        }
+        self.io.run_queue.push(Task::Accept(kind));
+    }
+
+    pub(super) fn resume_accepting(&mut self) {
+        if !self.lifecycle.is_draining() && !self.lifecycle.is_stopping() {
+            self.mqtt.resume(&mut self.io);
+        }
+    }
+
+    /// Closes a connection that has to make room.
+    fn evict(&mut self, id: SessionId) {
+        self.drive(id, Core::on_connection_lost);
+        self.sessions.drop_mqtt(id, &mut self.io);
+    }
+
+    /// Registers a connection that another worker accepted.
+    pub(super) fn accept_hand_off(&mut self, hand_off: HandOff) {
+        if self.lifecycle.is_stopping() || self.lifecycle.is_draining() {
+            return;
+        }
+        let HandOff { connection, ip, bytes } = hand_off;
+        if let Some(id) = self.mqtt.add_connection(connection, ip, &mut self.sessions, &mut self.io)
+            && let ReadOutcome::More(id) = self.on_device_bytes(id, &bytes, Vec::new())
+        {
+            self.io.run_queue.push(Task::Device(id));
+        }
+    }
+
+    /// Reads what has come, within the budget, and serves each packet.
+    pub(super) fn on_device_readable(&mut self, mut id: SessionId) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut reads = 0;
+        while let ReadOutcome::More(next) = self.read_device(id, &mut scratch) {
+            id = next;
+            reads += 1;
+            if reads == READ_BUDGET {
+                self.io.run_queue.push(Task::Device(id));
+                break;
+            }
+        }
+        self.scratch = scratch;
+        self.sessions.account(id, &mut self.io);
+        self.sessions.arm_timer(id, &mut self.io);
+    }
+
+    fn read_device(&mut self, id: SessionId, scratch: &mut [u8]) -> ReadOutcome {
+        let Some(session) = self.sessions.live(id) else { return ReadOutcome::Done };
+        let Some(connection) = &mut session.mqtt else { return ReadOutcome::Done };
+        if !connection.transport.is_open() {
+            return if connection.closing { ReadOutcome::Done } else { self.drive_handshake(id, scratch) };
+        }
+        match connection.transport.read(&mut scratch[..READ_SIZE]) {
+            Ok(0) => self.on_device_eof(id),
+            Ok(_) if connection.closing => return ReadOutcome::More(id),
+            Ok(n) => {
+                session.core.refresh_keep_alive(self.io.now);
+                let partial = connection.take_partial(&scratch[..n]);
+                return self.on_device_bytes(id, &scratch[..n], partial);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock && !connection.broken => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => return ReadOutcome::More(id),
+            Err(_) => self.on_device_eof(id),
+        }
+        ReadOutcome::Done
+    }
+
+    fn drive_handshake(&mut self, id: SessionId, scratch: &mut [u8]) -> ReadOutcome {
+        match self.mqtt.drive_handshake(id, &mut self.sessions, &mut self.io, scratch) {
+            HandshakeOutcome::Blocked => ReadOutcome::Done,
+            HandshakeOutcome::Advanced => ReadOutcome::More(id),
+            HandshakeOutcome::Failed => {
+                self.drive(id, Core::on_connection_lost);
+                ReadOutcome::Done
+            }
+        }
+    }
+
+    /// The device has closed its side, or the connection is broken; what it sent before has been served.
+    fn on_device_eof(&mut self, id: SessionId) {
+        if let Some(connection) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut()) {
+            connection.read_closed = true;
+        }
+        self.drive(id, Core::on_connection_lost);
+        self.sessions.mark_dirty(id);
+    }
+
+    /// Serves the packets in `bytes`, or in `partial` when the start of a packet came before; keeps what is left over.
+    fn on_device_bytes(&mut self, mut id: SessionId, bytes: &[u8], partial: Vec<u8>) -> ReadOutcome {
+        let mut rest = if partial.is_empty() { bytes } else { &partial[..] };
+        while !rest.is_empty() {
+            let Some(session) = self.sessions.live(id) else { return ReadOutcome::Done };
+            if !session.core.accepts_packets() {
+                return ReadOutcome::More(id);
+            }
+            if session.core.awaits_connect() && rest[0] >> 4 != CONNECT {
+                let first = rest[0];
+                self.drive(id, |core, cx| core.on_invalid_first_byte(first, cx));
+                return ReadOutcome::More(id);
+            }
+            match mqtt::decode(rest, session.core.max_packet_bytes(&self.io.config)) {
+                Ok(Some((Packet::Connect(connect), _))) if self.hand_off(id, connect.client_id, rest) => {
+                    return ReadOutcome::Done;
+                }
+                Ok(Some((packet, length))) => {
+                    rest = &rest[length..];
+                    id = self.drive_device(id, |core, cx| core.on_packet(packet, cx));
+                }
+                Ok(None) => break,
+                Err(malformed) => {
+                    self.drive(id, |core, cx| core.on_malformed_packet(malformed, cx));
+                    return ReadOutcome::More(id);
+                }
+            }
+        }
+        if let Some(connection) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut()) {
+            // An incomplete packet stays where it is: copying it for each read would be quadratic.
+            let is_partial = rest.len() == partial.len();
+            connection.keep_partial(if is_partial { partial } else { rest.to_vec() });
+        }
+        ReadOutcome::More(id)
+    }
+}

@@ -1,0 +1,310 @@
+//! One iteration of the loop.
+
+use std::time::{Duration, Instant};
+use std::{io, mem};
+
+use mio::Events;
+use mio::event::Event;
+
+use crate::net::event_loop::io::TimerKind;
+use crate::net::event_loop::run_queue::Task;
+use crate::net::event_loop::token::{self, API, ListenerKind, MQTT, MQTTS, Role, SessionId, UDP, WAKEUP};
+use crate::net::gateway::Gateway;
+use crate::net::gateway::handle::Command;
+use crate::net::sessions::session::NOT_ARMED;
+use crate::session::Core;
+
+/// A timer that is this late was not waited for: the process did not run. Also how long it may then read before it acts on
+/// deadlines.
+const STALL: Duration = Duration::from_secs(1);
+/// How long an iteration serves devices' connections; the rest waits for the next one, behind the audio that came.
+const MQTT_BUDGET: Duration = Duration::from_millis(1);
+
+impl Gateway {
+    pub(super) fn run_once(&mut self, events: &mut Events) -> io::Result<()> {
+        let interrupted = !self.poll_events(events)?;
+        self.io.now = Instant::now();
+        self.mqtt_time_used = Duration::ZERO;
+        let leftovers = self.io.run_queue.high_priority_len();
+        let all_read = !interrupted && events.is_empty() && self.io.run_queue.is_empty();
+        for event in events.iter() {
+            self.dispatch(event);
+        }
+        for _ in 0..leftovers {
+            let Some(task) = self.io.run_queue.pop_high_priority() else { break };
+            self.run_task(task);
+        }
+        self.run_low_priority();
+        if self.timers_allowed(all_read) {
+            self.fire_timers();
+        }
+        self.flush();
+        self.reap();
+        self.workers.publish(self.sessions.index.devices(), self.sessions.index.calls());
+        self.io.metrics.turns.observe(self.io.now.elapsed());
+        Ok(())
+    }
+
+    /// What devices have to say, as long as calls can wait for it.
+    fn run_low_priority(&mut self) {
+        for _ in 0..self.io.run_queue.low_priority_len() {
+            if self.mqtt_time_used >= MQTT_BUDGET {
+                break;
+            }
+            let Some(task) = self.io.run_queue.pop_low_priority() else { break };
+            self.run_measured(task);
+        }
+    }
+
+    /// Serves a device in the order of what came, unless others wait already or the turn's time for devices is spent.
+    fn run_or_queue(&mut self, task: Task) {
+        if self.io.run_queue.low_priority_len() == 0 && self.mqtt_time_used < MQTT_BUDGET {
+            self.run_measured(task);
+        } else {
+            self.io.run_queue.push(task);
+        }
+    }
+
+    fn run_measured(&mut self, task: Task) {
+        let begin = Instant::now();
+        self.run_task(task);
+        self.mqtt_time_used += begin.elapsed();
+    }
+
+    /// Sleeps until there is news. When packets come thick, what comes during a pause is taken at once after it. False when a
+    /// signal cut it short.
+    fn poll_events(&mut self, events: &mut Events) -> io::Result<bool> {
+        let mut sleep = Some(Duration::ZERO);
+        if self.io.run_queue.is_empty() {
+            if let Some(pause) =
+                self.coalescer.pause(self.io.config.udp.coalesce_max, self.io.now, Instant::now())
+            {
+                if pause.poll_first {
+                    let whole = self.poll_once(events, sleep)?;
+                    if !events.is_empty() {
+                        return Ok(whole);
+                    }
+                }
+                std::thread::sleep(pause.time);
+            }
+            sleep = self.wakeup.poll_timeout(self.io.timers.next(), self.io.now);
+        }
+        self.poll_once(events, sleep)
+    }
+
+    fn poll_once(&mut self, events: &mut Events, sleep: Option<Duration>) -> io::Result<bool> {
+        match self.poll.poll(events, sleep) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                events.clear();
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn dispatch(&mut self, event: &Event) {
+        let (role, slot) = token::from_token(event.token());
+        // On Windows every read that finds nothing asks for the writable event again: to read at that one would never end.
+        let readable = event.is_readable() || event.is_read_closed() || event.is_error();
+        match role {
+            Role::Fixed if slot == MQTT => self.run_or_queue(Task::Accept(ListenerKind::Plain)),
+            Role::Fixed if slot == MQTTS => self.run_or_queue(Task::Accept(ListenerKind::Tls)),
+            Role::Fixed if slot == UDP => {
+                // Its writable edge lets a full queue go at the end of the turn.
+                if readable {
+                    self.run_unless_queued(Task::Udp);
+                }
+            }
+            Role::Fixed if slot == API => self.run_unless_queued(Task::AcceptAdmin),
+            Role::Fixed if slot == WAKEUP => self.wakeup.expired(),
+            Role::Fixed => self.drain_commands(),
+            Role::Device => {
+                if let Some(id) = self.sessions.at(slot) {
+                    if event.is_writable() {
+                        self.sessions.mark_dirty(id);
+                    }
+                    if readable {
+                        self.run_or_queue(Task::Device(id));
+                    }
+                }
+            }
+            Role::Backend => {
+                if let Some(id) = self.sessions.at(slot) {
+                    if event.is_writable() {
+                        self.sessions.mark_dirty(id);
+                    }
+                    let more = event.is_read_closed() || event.is_error();
+                    if (readable || self.sessions.backend(id).is_some_and(|backend| backend.waits_to_write()))
+                        && !self.io.run_queue.contains(Task::Backend(id))
+                    {
+                        self.on_backend_ready(id, more);
+                    }
+                }
+            }
+            Role::Admin => {
+                if let Some(id) = self.admin.ready_connection(slot, readable) {
+                    self.run_unless_queued(Task::Admin(id));
+                }
+            }
+        }
+    }
+
+    /// Does what an edge announces; what waits from an earlier turn anyway is not done twice in this one.
+    fn run_unless_queued(&mut self, task: Task) {
+        if !self.io.run_queue.contains(task) {
+            self.run_task(task);
+        }
+    }
+
+    fn run_task(&mut self, task: Task) {
+        match task {
+            Task::Accept(kind) => self.accept(kind),
+            Task::Udp => self.drain_udp(),
+            Task::Device(id) => self.on_device_readable(id),
+            Task::Backend(id) => self.on_backend_ready(id, true),
+            Task::DeviceBlocked(id) => self.drive(id, Core::on_slow_reader),
+            Task::BackendBlocked(id) => self.drive(id, Core::on_backend_blocked),
+            Task::OverBudget(id) => self.on_over_budget(id),
+            Task::StartDials => self.start_dials(),
+            Task::AcceptAdmin => self.admin.accept(&mut self.io),
+            Task::Admin(id) => self.drive_admin(id),
+        }
+    }
+
+    /// What other threads have to say: names that were resolved, commands.
+    fn drain_commands(&mut self) {
+        self.connector.collect_resolved(&mut self.sessions, &mut self.io);
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Stop(grace) => self.stop(grace),
+                Command::Drain => self.drain(),
+                // What comes of it is in the log.
+                Command::Reload(config) => {
+                    let _ = self.reload(*config);
+                }
+                Command::ReloadFile => {
+                    let _ = self.reload_file();
+                }
+                Command::HandOff(hand_off) => self.accept_hand_off(*hand_off),
+                Command::AdminRequest(request) => self.run_admin_request(&request),
+                Command::AdminResponse(reply) => self.admin.on_response(*reply, &mut self.io),
+                Command::Ping(asked) => self.workers.on_ping(asked),
+                Command::WorkerEnded { failed } => self.worker_ended(failed),
+                #[cfg(test)]
+                Command::Panic(worker) if worker != self.workers.index() => {
+                    self.workers.send(worker, command)
+                }
+                #[cfg(test)]
+                Command::Panic(_) => panic!("injected"),
+            }
+        }
+    }
+
+    /// Whether deadlines may be acted on. When the gateway has not run for a while (the process was stopped, the machine
+    /// slept), what they waited for may have come long ago: all of it is read first, but not for ever.
+    fn timers_allowed(&mut self, all_read: bool) -> bool {
+        if all_read || self.io.timers.next().is_none_or(|at| self.io.now < at + STALL) {
+            self.stalled_since = None;
+            return true;
+        }
+        let since = *self.stalled_since.get_or_insert(self.io.now);
+        self.io.now >= since + STALL
+    }
+
+    fn fire_timers(&mut self) {
+        let mut expired = mem::take(&mut self.expired);
+        self.io.timers.expire(self.io.now, &mut expired);
+        for (tick, timer) in expired.drain(..) {
+            match timer {
+                TimerKind::Session(id) => self.on_session_timer(id, tick),
+                TimerKind::Accept => self.resume_accepting(),
+                TimerKind::Admin(id) => self.on_admin_timer(id, tick),
+                TimerKind::DeviceCalls => self.on_device_calls_timer(tick),
+                TimerKind::AcceptAdmin => self.io.run_queue.push(Task::AcceptAdmin),
+                TimerKind::CheckFiles => self.check_files(),
+                TimerKind::Watchdog => self.notify_watchdog(),
+                TimerKind::TrimMemory => self.trim_memory(),
+                TimerKind::Stop => {}
+            }
+        }
+        self.expired = expired;
+    }
+
+    fn on_session_timer(&mut self, id: SessionId, tick: u64) {
+        let now = self.io.now;
+        let Some(session) = self.sessions.live(id) else { return };
+        if session.armed_tick != tick {
+            return;
+        }
+        session.armed_tick = NOT_ARMED;
+        let lingered = session.linger_until.as_deref().is_some_and(|until| *until <= now);
+        let refusal =
+            session.mqtt.as_ref().and_then(|device| device.hold_until()).is_some_and(|at| at <= now);
+        let address = session.backend.as_ref().and_then(|backend| backend.next_address_at());
+        if lingered {
+            session.linger_until = None;
+            if session.mqtt.as_ref().is_some_and(|device| device.closing) {
+                self.sessions.drop_mqtt(id, &mut self.io);
+            }
+            if self.sessions.get(id).is_some_and(|session| session.core.is_finished()) {
+                self.connector.drop_connection(id, &mut self.sessions, &mut self.io);
+            }
+        }
+        if refusal {
+            self.sessions.mark_dirty(id);
+        }
+        if address.is_some_and(|at| at <= now) {
+            self.advance_dial(id);
+        }
+        self.drive(id, Core::on_timeout);
+        self.sessions.arm_timer(id, &mut self.io);
+    }
+
+    /// Writes what this iteration has queued: all datagrams in one batch, then each dirty session once. A device's text waits
+    /// for its audio that came before it; nothing else waits for a full UDP socket.
+    fn flush(&mut self) {
+        let flushed = self.audio.flush(&mut self.io);
+        self.audio.watch_writable(flushed.blocked, &self.io.registry);
+        let mut dirty = self.sessions.take_dirty();
+        let mut i = 0;
+        while i < dirty.len() {
+            let id = dirty[i];
+            i += 1;
+            let Some(session) = self.sessions.live(id) else { continue };
+            if !self.connector.flush(session) {
+                self.io.run_queue.push(Task::Backend(id));
+            }
+            if flushed.blocked && session.core.ssrc().is_some_and(|ssrc| self.audio.socket.holds(ssrc)) {
+                self.sessions.keep_dirty(id);
+                continue;
+            }
+            session.dirty = false;
+            self.sessions.flush_mqtt(id, &mut self.io);
+            self.sessions.account(id, &mut self.io);
+            if i == dirty.len() && !flushed.blocked {
+                // Flushing may have marked others.
+                self.sessions.append_dirty(&mut dirty);
+            }
+        }
+        self.sessions.put_back_dirty(dirty);
+    }
+
+    /// Frees the slots of finished sessions.
+    fn reap(&mut self) {
+        let before = self.sessions.len();
+        self.sessions.reap();
+        if self.sessions.len() < before {
+            self.memory_trim.schedule(before, self.sessions.len(), &mut self.io);
+        }
+    }
+
+    /// Gives back the memory that only a peak needed.
+    fn trim_memory(&mut self) {
+        self.sessions.shrink();
+        self.io.timers.shrink();
+        self.connector.shrink();
+        self.mqtt.shrink();
+        self.memory_trim.trim(self.sessions.len());
+    }
+}
