@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 /// How often the file is looked at.
-pub(in crate::net) const INTERVAL: Duration = Duration::from_millis(500);
+pub(crate) const INTERVAL: Duration = Duration::from_millis(500);
 
 /// What a file looks like from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,20 +17,20 @@ struct FileStamp {
 
 /// One file under watch.
 #[derive(Debug)]
-pub(in crate::net) struct FileWatch {
+pub(crate) struct FileWatch {
     path: PathBuf,
     known: Option<FileStamp>,
     changed: bool,
 }
 
 impl FileWatch {
-    pub(in crate::net) fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         let known = stamp(&path);
         Self { path, known, changed: false }
     }
 
     /// True once for every change, when the file has kept its new looks for one look: it may have been half written.
-    pub(in crate::net) fn has_changed(&mut self) -> bool {
+    pub(crate) fn has_changed(&mut self) -> bool {
         let now = stamp(&self.path);
         if now != self.known {
             self.known = now;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const KEYS_MAX: usize = 4096;
 
 /// A token bucket of log lines per key.
-pub(in crate::net) struct LogLimiter<K> {
+pub(crate) struct LogLimiter<K> {
     burst: u32,
     refill: Duration,
     buckets: HashMap<K, Bucket>,
@@ -24,17 +24,17 @@ struct Bucket {
 
 impl<K: Eq + Hash> LogLimiter<K> {
     /// Allows `burst` lines at once, and one more per `refill`.
-    pub(in crate::net) fn new(burst: u32, refill: Duration) -> Self {
+    pub(crate) fn new(burst: u32, refill: Duration) -> Self {
         Self { burst, refill, buckets: HashMap::new(), prune_at: 0 }
     }
 
     /// One line in ten seconds.
-    pub(in crate::net) fn every_ten_seconds() -> Self {
+    pub(crate) fn every_ten_seconds() -> Self {
         Self::new(1, Duration::from_secs(10))
     }
 
     /// Whether a line about `key` may be written, and how many lines before it were suppressed.
-    pub(in crate::net) fn allows(&mut self, key: K, now: Instant) -> Option<u64> {
+    pub(crate) fn allows(&mut self, key: K, now: Instant) -> Option<u64> {
         if self.buckets.len() >= self.prune_at {
             self.prune(now);
         }
@@ -61,7 +61,7 @@ impl<K: Eq + Hash> LogLimiter<K> {
 }
 
 /// What follows a line after which others were suppressed.
-pub(in crate::net) fn suppressed_suffix(suppressed: u64) -> String {
+pub(crate) fn suppressed_suffix(suppressed: u64) -> String {
     match suppressed {
         0 => String::new(),
         n => format!(" ({n} more were not logged)"),

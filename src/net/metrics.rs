@@ -188,11 +188,11 @@ impl Metrics {
         REFUSALS.iter().zip(self.refusals).map(|((_, label), count)| (*label, count))
     }
 
-    pub(in crate::net) fn discarded(&mut self, discard: DropReason) {
+    pub(crate) fn discarded(&mut self, discard: DropReason) {
         self.discards[place(discard)] += 1;
     }
 
-    pub(in crate::net) fn count(&mut self, counter: Counter) {
+    pub(crate) fn count(&mut self, counter: Counter) {
         match counter {
             Counter::Dropped(discard) => self.discarded(discard),
             Counter::Answered(ms) => self.hello_to_reply.observe(Duration::from_millis(ms.into())),
@@ -208,20 +208,20 @@ impl Metrics {
         }
     }
 
-    pub(in crate::net) fn refused(&mut self, code: ConnectReturnCode) {
+    pub(crate) fn refused(&mut self, code: ConnectReturnCode) {
         if let Some(place) = REFUSALS.iter().position(|(known, _)| *known == code) {
             self.refusals[place] += 1;
         }
     }
 
-    pub(in crate::net) fn ended(&mut self, summary: &CallSummary) {
+    pub(crate) fn ended(&mut self, summary: &CallSummary) {
         self.ends[summary.reason as usize] += 1;
         add(&mut self.over, &summary.stats);
     }
 }
 
 /// Adds the facts of one call to those of others.
-pub(in crate::net) fn add(sum: &mut CallStats, facts: &CallStats) {
+pub(crate) fn add(sum: &mut CallStats, facts: &CallStats) {
     sum.up_packets += facts.up_packets;
     sum.up_bytes += facts.up_bytes;
     sum.down_packets += facts.down_packets;

@@ -31,20 +31,20 @@ struct SessionCounts {
 const DIAL_STAGES: [&str; 4] = ["waiting", "connect", "tls", "upgrade"];
 
 /// The parts that the metrics are read from.
-pub(in crate::net) struct MetricSources<'a> {
-    pub(in crate::net) sessions: &'a Sessions,
-    pub(in crate::net) io: &'a Io,
-    pub(in crate::net) mqtt: &'a Listeners,
-    pub(in crate::net) connector: &'a Connector,
-    pub(in crate::net) audio: &'a AudioPort,
-    pub(in crate::net) admin: &'a AdminServer,
-    pub(in crate::net) draining: bool,
-    pub(in crate::net) is_leader: bool,
+pub(crate) struct MetricSources<'a> {
+    pub(crate) sessions: &'a Sessions,
+    pub(crate) io: &'a Io,
+    pub(crate) mqtt: &'a Listeners,
+    pub(crate) connector: &'a Connector,
+    pub(crate) audio: &'a AudioPort,
+    pub(crate) admin: &'a AdminServer,
+    pub(crate) draining: bool,
+    pub(crate) is_leader: bool,
 }
 
 impl MetricSources<'_> {
     /// The metrics in Prometheus' text format.
-    pub(in crate::net) fn to_text(&self) -> String {
+    pub(crate) fn to_text(&self) -> String {
         let mut text = TextEncoder::default();
         let counts = self.count_sessions();
         self.write_device_metrics(&counts, &mut text);

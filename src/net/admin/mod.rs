@@ -1,7 +1,7 @@
 //! The management API: its HTTP server, and what the metrics are collected from.
 
-pub(in crate::net) mod collect;
+pub(crate) mod collect;
 mod connection;
-pub(in crate::net) mod pending;
+pub(crate) mod pending;
 mod proc_stats;
-pub(in crate::net) mod server;
+pub(crate) mod server;

@@ -19,37 +19,37 @@ const MAX_CURSOR: u64 = (1 << 53) - 1;
 
 /// A call, as any worker can carry it out.
 #[derive(Clone)]
-pub(in crate::net) struct AdminRequest {
+pub(crate) struct AdminRequest {
     /// Names the connection that waits.
-    pub(in crate::net) request_id: u64,
-    pub(in crate::net) endpoint: Endpoint,
+    pub(crate) request_id: u64,
+    pub(crate) endpoint: Endpoint,
     /// The one in the path; else empty.
-    pub(in crate::net) client_id: String,
-    pub(in crate::net) query: String,
-    pub(in crate::net) body: String,
+    pub(crate) client_id: String,
+    pub(crate) query: String,
+    pub(crate) body: String,
 }
 
 /// A worker's answer.
-pub(in crate::net) struct AdminResponse {
-    pub(in crate::net) request_id: u64,
-    pub(in crate::net) worker: usize,
-    pub(in crate::net) response: Response,
+pub(crate) struct AdminResponse {
+    pub(crate) request_id: u64,
+    pub(crate) worker: usize,
+    pub(crate) response: Response,
 }
 
 /// What a connection waits for.
-pub(in crate::net) struct PendingRequest {
-    pub(in crate::net) request_id: u64,
-    pub(in crate::net) keep_alive: bool,
-    pub(in crate::net) head_only: bool,
+pub(crate) struct PendingRequest {
+    pub(crate) request_id: u64,
+    pub(crate) keep_alive: bool,
+    pub(crate) head_only: bool,
     /// What each worker said; nobody is waited for when empty.
-    pub(in crate::net) worker_responses: Vec<Option<Response>>,
-    pub(in crate::net) endpoint: Endpoint,
-    pub(in crate::net) query: String,
+    pub(crate) worker_responses: Vec<Option<Response>>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) query: String,
 }
 
 impl AdminRequest {
     /// Whose device it is about, as far as that can be told.
-    pub(in crate::net) fn device_mac(&self) -> Option<Mac> {
+    pub(crate) fn device_mac(&self) -> Option<Mac> {
         match self.endpoint {
             Endpoint::CallRequest => dto::CallRequest::parse(&self.body).ok().map(|request| request.caller),
             Endpoint::CallAccept | Endpoint::CallHangUp => dto::parse_call_mac(&self.body).ok(),
@@ -63,7 +63,7 @@ impl AdminRequest {
 
 impl AdminServer {
     /// Has the connection of a request wait for its answer, or for those of `workers` workers.
-    pub(in crate::net) fn wait_for_answer(
+    pub(crate) fn wait_for_answer(
         &mut self,
         id: AdminId,
         head: &RequestHead,
@@ -84,7 +84,7 @@ impl AdminServer {
     }
 
     /// An answer has come. It is dropped when nobody waits for it any more.
-    pub(in crate::net) fn on_response(&mut self, reply: AdminResponse, io: &mut Io) {
+    pub(crate) fn on_response(&mut self, reply: AdminResponse, io: &mut Io) {
         let slot = reply.request_id as u32;
         let Some(conn) = self.connections.get_mut(slot as usize) else { return };
         let ConnectionState::Pending(pending) = &mut conn.state else { return };
@@ -135,12 +135,12 @@ fn aggregate_responses(endpoint: Endpoint, query: &str, parts: &[&Response]) -> 
 }
 
 /// The cursor and the length of the page that is asked for.
-pub(in crate::net) fn parse_page_query(query: &str) -> Result<(u64, usize), BadParameter> {
+pub(crate) fn parse_page_query(query: &str) -> Result<(u64, usize), BadParameter> {
     let limit = query_number(query, "limit", MAX_PAGE_SIZE as u64, (1, MAX_PAGE_SIZE as u64))?;
     Ok((query_number(query, "after", 0, (0, MAX_CURSOR))?, limit as usize))
 }
 
 /// The cursor of a worker's first slot.
-pub(in crate::net) fn first_cursor(worker: usize) -> u64 {
+pub(crate) fn first_cursor(worker: usize) -> u64 {
     (worker as u64) << 32
 }

@@ -38,7 +38,7 @@ const ACCEPT_BUDGET: usize = 64;
 const READ_SIZE: usize = 4096;
 
 /// The listener and its connections.
-pub(in crate::net) struct AdminServer {
+pub(crate) struct AdminServer {
     listener: Option<TcpListener>,
     pub(super) connections: Slab<Connection>,
     /// For reads from connections.
@@ -50,12 +50,12 @@ pub(in crate::net) struct AdminServer {
     time_zone: TimeZone,
     /// Recent errors of all workers.
     recent_errors: Arc<Mutex<RecentErrors>>,
-    pub(in crate::net) content_security_policy: String,
+    pub(crate) content_security_policy: String,
     pub(super) started_at: SystemTime,
 }
 
 /// What comes after a step.
-pub(in crate::net) enum Progress {
+pub(crate) enum Progress {
     Continue,
     /// An event or a timer has to come first.
     Wait,
@@ -66,9 +66,9 @@ pub(in crate::net) enum Progress {
 }
 
 /// A request whose caller may call.
-pub(in crate::net) struct ReceivedRequest {
-    pub(in crate::net) head: RequestHead,
-    pub(in crate::net) body: Vec<u8>,
+pub(crate) struct ReceivedRequest {
+    pub(crate) head: RequestHead,
+    pub(crate) body: Vec<u8>,
 }
 
 impl AdminServer {
@@ -76,11 +76,11 @@ impl AdminServer {
     ///
     /// # Errors
     /// A port that cannot be listened on.
-    pub(in crate::net) fn bind(addr: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn bind(addr: SocketAddr) -> io::Result<Self> {
         Ok(Self::new(Some(tcp::listen(addr, false)?)))
     }
 
-    pub(in crate::net) fn new(listener: Option<TcpListener>) -> Self {
+    pub(crate) fn new(listener: Option<TcpListener>) -> Self {
         Self {
             listener,
             scratch: vec![0; READ_SIZE].into_boxed_slice(),
@@ -94,11 +94,11 @@ impl AdminServer {
         }
     }
 
-    pub(in crate::net) fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
+    pub(crate) fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
         self.listener.as_ref().map(TcpListener::local_addr).transpose()
     }
 
-    pub(in crate::net) fn register(&mut self, registry: &Registry) -> io::Result<()> {
+    pub(crate) fn register(&mut self, registry: &Registry) -> io::Result<()> {
         let Some(listener) = &mut self.listener else { return Ok(()) };
         registry.register(listener, token::fixed(API), Interest::READABLE)
     }
@@ -108,33 +108,28 @@ impl AdminServer {
     }
 
     /// Adds to the list of recent errors, which operators read.
-    pub(in crate::net) fn record_error(
-        &mut self,
-        kind: RecentErrorKind,
-        device: Option<&str>,
-        sentence: &str,
-    ) {
+    pub(crate) fn record_error(&mut self, kind: RecentErrorKind, device: Option<&str>, sentence: &str) {
         let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.recent_errors().record(at.as_millis() as u64, kind, device, sentence);
     }
 
     /// The list is consistent after every change, so a lock that a worker held when it panicked is taken all the same.
-    pub(in crate::net) fn recent_errors(&self) -> MutexGuard<'_, RecentErrors> {
+    pub(crate) fn recent_errors(&self) -> MutexGuard<'_, RecentErrors> {
         self.recent_errors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The list, for other workers to add to.
-    pub(in crate::net) fn shared_recent_errors(&self) -> Arc<Mutex<RecentErrors>> {
+    pub(crate) fn shared_recent_errors(&self) -> Arc<Mutex<RecentErrors>> {
         self.recent_errors.clone()
     }
 
     /// Uses the leader's list from now on.
-    pub(in crate::net) fn set_recent_errors(&mut self, errors: Arc<Mutex<RecentErrors>>) {
+    pub(crate) fn set_recent_errors(&mut self, errors: Arc<Mutex<RecentErrors>>) {
         self.recent_errors = errors;
     }
 
     /// An id for a request of this connection; the answer may come later.
-    pub(in crate::net) fn next_request_id(&mut self, id: AdminId) -> u64 {
+    pub(crate) fn next_request_id(&mut self, id: AdminId) -> u64 {
         self.last_request_id = self.last_request_id.wrapping_add(1);
         u64::from(self.last_request_id) << 32 | u64::from(id.slot)
     }
@@ -159,7 +154,7 @@ fn local_time_zone() -> TimeZone {
 
 impl AdminServer {
     /// Accepts connections, within the budget.
-    pub(in crate::net) fn accept(&mut self, io: &mut Io) {
+    pub(crate) fn accept(&mut self, io: &mut Io) {
         for _ in 0..ACCEPT_BUDGET {
             let Some(listener) = &self.listener else { return };
             match tcp::accept(listener) {
@@ -212,21 +207,21 @@ impl AdminServer {
     }
 
     /// The connection in this slot, if there is something to do for it after an event.
-    pub(in crate::net) fn ready_connection(&self, slot: usize, readable: bool) -> Option<AdminId> {
+    pub(crate) fn ready_connection(&self, slot: usize, readable: bool) -> Option<AdminId> {
         let conn = self.connections.get(slot)?;
         let is_ready = readable || matches!(conn.state, ConnectionState::Writing { .. });
         is_ready.then_some(AdminId { slot: slot as u32, epoch: conn.epoch })
     }
 
     /// Closes this connection.
-    pub(in crate::net) fn close(&mut self, id: AdminId) {
+    pub(crate) fn close(&mut self, id: AdminId) {
         if self.connection_mut(id).is_some() {
             self.connections.try_remove(id.slot as usize);
         }
     }
 
     /// Reads, or writes, as far as the socket allows. Harmless at any time.
-    pub(in crate::net) fn advance(&mut self, id: AdminId, io: &mut Io) -> Progress {
+    pub(crate) fn advance(&mut self, id: AdminId, io: &mut Io) -> Progress {
         let now = io.now;
         let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
         match &conn.state {
@@ -329,7 +324,7 @@ impl AdminServer {
     }
 
     /// Queues the answer to the request of this connection.
-    pub(in crate::net) fn respond(
+    pub(crate) fn respond(
         &mut self,
         id: AdminId,
         response: &Response,
@@ -347,7 +342,7 @@ impl AdminServer {
     }
 
     /// The timer of a connection has expired. True: there is something to write.
-    pub(in crate::net) fn on_timer(&mut self, id: AdminId, tick: u64, io: &mut Io) -> bool {
+    pub(crate) fn on_timer(&mut self, id: AdminId, tick: u64, io: &mut Io) -> bool {
         let now = io.now;
         let Some(conn) = self.connection_mut(id).filter(|conn| conn.timer_tick == Some(tick)) else {
             return false;
@@ -379,7 +374,7 @@ impl AdminServer {
     }
 
     /// Makes sure that a timer expires at this connection's deadline.
-    pub(in crate::net) fn arm_timer(&mut self, id: AdminId, io: &mut Io) {
+    pub(crate) fn arm_timer(&mut self, id: AdminId, io: &mut Io) {
         let Some(conn) = self.connection_mut(id) else { return };
         let deadline = conn.deadline();
         let armed = conn.timer_tick;

@@ -25,15 +25,15 @@ const LONG_MESSAGE: usize = 8 * 1024;
 const CONNECT_TIMEOUT_PER_ADDRESS: Duration = Duration::from_millis(1000);
 
 /// One WebSocket to a chat server, or the way there.
-pub(in crate::net) struct BackendConnection {
+pub(crate) struct BackendConnection {
     server: Arc<ChatServerConfig>,
     /// What to ask for; there until the WebSocket is open.
     request: Option<Box<DialRequest>>,
     stage: ConnectionStage,
     /// Of the name that is being resolved.
-    pub(in crate::net) ticket: u64,
+    pub(crate) ticket: u64,
     /// Counts against `max_dials`.
-    pub(in crate::net) holds_dial_slot: bool,
+    pub(crate) holds_dial_slot: bool,
     /// A long message passed, or much waited to be written: free its buffers when they are empty.
     had_long_message: bool,
 }
@@ -65,14 +65,14 @@ struct OpenWebSocket {
 
 /// How far a dial came.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::net) enum DialStep {
+pub(crate) enum DialStep {
     Wait,
     Opened,
     Failed(BackendFailure),
 }
 
 /// What a chat server sent.
-pub(in crate::net) enum Incoming {
+pub(crate) enum Incoming {
     Text(Utf8Bytes),
     Audio(Bytes),
     /// A ping, whose pong must be flushed, or a pong.
@@ -86,20 +86,20 @@ pub(in crate::net) enum Incoming {
 
 /// The write buffer is full: the frame was not queued.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::net) struct WriteBufferFull;
+pub(crate) struct WriteBufferFull;
 
 /// What a dial needs from outside.
-pub(in crate::net) struct Dialer<'a> {
-    pub(in crate::net) registry: &'a Registry,
-    pub(in crate::net) token: Token,
-    pub(in crate::net) now: Instant,
-    pub(in crate::net) tls: &'a mut TlsClient,
+pub(crate) struct Dialer<'a> {
+    pub(crate) registry: &'a Registry,
+    pub(crate) token: Token,
+    pub(crate) now: Instant,
+    pub(crate) tls: &'a mut TlsClient,
     /// Signs the token of the `authorization` header.
-    pub(in crate::net) secret: Option<&'a Secret>,
+    pub(crate) secret: Option<&'a Secret>,
 }
 
 impl BackendConnection {
-    pub(in crate::net) fn new(request: Box<DialRequest>) -> Self {
+    pub(crate) fn new(request: Box<DialRequest>) -> Self {
         Self {
             server: request.server.clone(),
             request: Some(request),
@@ -110,24 +110,24 @@ impl BackendConnection {
         }
     }
 
-    pub(in crate::net) fn server(&self) -> &Arc<ChatServerConfig> {
+    pub(crate) fn server(&self) -> &Arc<ChatServerConfig> {
         &self.server
     }
 
-    pub(in crate::net) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         matches!(self.stage, ConnectionStage::Open(_))
     }
 
-    pub(in crate::net) fn is_resolving(&self) -> bool {
+    pub(crate) fn is_resolving(&self) -> bool {
         matches!(self.stage, ConnectionStage::Resolving)
     }
 
-    pub(in crate::net) fn is_queued(&self) -> bool {
+    pub(crate) fn is_queued(&self) -> bool {
         matches!(self.stage, ConnectionStage::Queued(_))
     }
 
     /// The stage of the dial, by the name its failure would have; `live` once it is over.
-    pub(in crate::net) fn stage(&self) -> &'static str {
+    pub(crate) fn stage(&self) -> &'static str {
         match &self.stage {
             ConnectionStage::Resolving | ConnectionStage::Unresolved(_) => "resolve",
             ConnectionStage::Queued(_) | ConnectionStage::Connecting { .. } => "connect",
@@ -138,14 +138,14 @@ impl BackendConnection {
     }
 
     /// Whether [`advance`](Self::advance) may change something: it has a socket that is not open yet, or has failed.
-    pub(in crate::net) fn is_dialling(&self) -> bool {
+    pub(crate) fn is_dialling(&self) -> bool {
         use ConnectionStage::{Connecting, TlsHandshake, Unresolved, Upgrading};
         matches!(self.stage, Unresolved(_) | Connecting { .. } | TlsHandshake(_) | Upgrading(_))
     }
 
     /// Whether a dial can go on when its socket takes bytes but has none to give. A handshake could; but not on Windows,
     /// where each attempt to read asks for the next such event.
-    pub(in crate::net) fn waits_to_write(&self) -> bool {
+    pub(crate) fn waits_to_write(&self) -> bool {
         match &self.stage {
             ConnectionStage::Connecting { .. } => true,
             ConnectionStage::TlsHandshake(_) => !cfg!(windows),
@@ -155,7 +155,7 @@ impl BackendConnection {
     }
 
     /// Bytes that wait to be written, that are partial, or that were not served yet.
-    pub(in crate::net) fn kept(&self) -> usize {
+    pub(crate) fn kept(&self) -> usize {
         match &self.stage {
             ConnectionStage::Upgrading(upgrade) => upgrade.kept(),
             ConnectionStage::Open(open) => open.reader.kept(),
@@ -164,17 +164,17 @@ impl BackendConnection {
     }
 
     /// The addresses to be tried once there is a free place.
-    pub(in crate::net) fn resolved(&mut self, addresses: Vec<SocketAddr>) {
+    pub(crate) fn resolved(&mut self, addresses: Vec<SocketAddr>) {
         self.stage = ConnectionStage::Queued(addresses.into());
     }
 
     /// The name has no addresses: the dial fails when it goes on.
-    pub(in crate::net) fn unresolved(&mut self, why: String) {
+    pub(crate) fn unresolved(&mut self, why: String) {
         self.stage = ConnectionStage::Unresolved(why);
     }
 
     /// When to give this address up for the next.
-    pub(in crate::net) fn next_address_at(&self) -> Option<Instant> {
+    pub(crate) fn next_address_at(&self) -> Option<Instant> {
         match &self.stage {
             ConnectionStage::Connecting { rest, until, .. } if !rest.is_empty() => Some(*until),
             _ => None,
@@ -184,7 +184,7 @@ impl BackendConnection {
     // ----- dialling -----------------------------------------------------------------------------------------------
 
     /// Leaves the queue: connects to the first address.
-    pub(in crate::net) fn connect(&mut self, dialer: &mut Dialer<'_>) -> DialStep {
+    pub(crate) fn connect(&mut self, dialer: &mut Dialer<'_>) -> DialStep {
         match std::mem::replace(&mut self.stage, ConnectionStage::Spent) {
             ConnectionStage::Queued(addresses) => self.connect_to(addresses, None, dialer),
             stage => {
@@ -222,7 +222,7 @@ impl BackendConnection {
     }
 
     /// Goes on as far as the socket allows. Harmless at any time.
-    pub(in crate::net) fn advance(&mut self, dialer: &mut Dialer<'_>) -> DialStep {
+    pub(crate) fn advance(&mut self, dialer: &mut Dialer<'_>) -> DialStep {
         loop {
             match std::mem::replace(&mut self.stage, ConnectionStage::Spent) {
                 ConnectionStage::Unresolved(why) => {
@@ -304,7 +304,7 @@ impl BackendConnection {
     }
 
     /// Moves the registration of an open WebSocket to another token.
-    pub(in crate::net) fn reregister(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+    pub(crate) fn reregister(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match &mut self.stage {
             ConnectionStage::Open(open) => {
                 let tcp = open.reader.stream_mut().tcp_mut();
@@ -318,21 +318,21 @@ impl BackendConnection {
 
     /// Lends the loop's chunk for the reads that follow. `more`: the system said that the end of the stream is near, so a
     /// short read proves nothing.
-    pub(in crate::net) fn borrow_read_buffer(&mut self, chunk: &mut Vec<u8>, more: bool) {
+    pub(crate) fn borrow_read_buffer(&mut self, chunk: &mut Vec<u8>, more: bool) {
         if let ConnectionStage::Open(open) = &mut self.stage {
             open.reader.borrow_buffer(chunk, more);
         }
     }
 
     /// Takes the chunk back; what was not served yet is kept.
-    pub(in crate::net) fn give_back_read_buffer(&mut self, chunk: &mut Vec<u8>) {
+    pub(crate) fn give_back_read_buffer(&mut self, chunk: &mut Vec<u8>) {
         if let ConnectionStage::Open(open) = &mut self.stage {
             open.reader.give_back_buffer(chunk);
         }
     }
 
     /// The next message, if one is there.
-    pub(in crate::net) fn read(&mut self, contexts: &mut ContextPool) -> Incoming {
+    pub(crate) fn read(&mut self, contexts: &mut ContextPool) -> Incoming {
         let ConnectionStage::Open(open) = &mut self.stage else { return Incoming::Blocked };
         match contexts.borrow(&mut open.context).read(&mut open.reader) {
             Ok(Message::Text(text)) => {
@@ -372,7 +372,7 @@ impl BackendConnection {
         self.close(code, contexts);
     }
 
-    pub(in crate::net) fn send_text(
+    pub(crate) fn send_text(
         &mut self,
         text: String,
         contexts: &mut ContextPool,
@@ -381,7 +381,7 @@ impl BackendConnection {
         self.send(Message::Text(text.into()), contexts)
     }
 
-    pub(in crate::net) fn send_audio(
+    pub(crate) fn send_audio(
         &mut self,
         frame: &[u8],
         contexts: &mut ContextPool,
@@ -390,7 +390,7 @@ impl BackendConnection {
         self.send(message, contexts)
     }
 
-    pub(in crate::net) fn ping(&mut self, contexts: &mut ContextPool) -> Result<(), WriteBufferFull> {
+    pub(crate) fn ping(&mut self, contexts: &mut ContextPool) -> Result<(), WriteBufferFull> {
         self.send(Message::Ping(Bytes::new()), contexts)
     }
 
@@ -415,7 +415,7 @@ impl BackendConnection {
     }
 
     /// Queues a Close frame, after what is queued already.
-    pub(in crate::net) fn close(&mut self, code: CloseCode, contexts: &mut ContextPool) {
+    pub(crate) fn close(&mut self, code: CloseCode, contexts: &mut ContextPool) {
         if let ConnectionStage::Open(OpenWebSocket { reader: tap, context }) = &mut self.stage {
             let frame = CloseFrame { code, reason: Utf8Bytes::default() };
             let _ = contexts.borrow(context).close(tap, Some(frame));
@@ -424,7 +424,7 @@ impl BackendConnection {
 
     /// Writes what is queued, and lets others have the context when nothing is left in it. False when the connection is
     /// broken.
-    pub(in crate::net) fn flush(&mut self, contexts: &mut ContextPool) -> bool {
+    pub(crate) fn flush(&mut self, contexts: &mut ContextPool) -> bool {
         let ConnectionStage::Open(OpenWebSocket { reader: tap, context: lent }) = &mut self.stage else {
             return true;
         };

@@ -25,7 +25,7 @@ use crate::session::{BackendFailure, Core, DialRequest};
 type Resolved = Result<Vec<SocketAddr>, String>;
 
 /// Everything that the connections to chat servers share.
-pub(in crate::net) struct Connector {
+pub(crate) struct Connector {
     resolver: Resolver,
     /// Which session each pending lookup is for.
     lookups: HashMap<u64, SessionId>,
@@ -43,7 +43,7 @@ pub(in crate::net) struct Connector {
 }
 
 /// What came of advancing a dial.
-pub(in crate::net) enum DialEvent {
+pub(crate) enum DialEvent {
     /// It goes on at the socket's next event, or at the session's deadline.
     Pending,
     /// The WebSocket is open.
@@ -53,7 +53,7 @@ pub(in crate::net) enum DialEvent {
 
 impl Connector {
     /// The waker wakes the loop when a name has been resolved.
-    pub(in crate::net) fn new(waker: Arc<Waker>) -> Self {
+    pub(crate) fn new(waker: Arc<Waker>) -> Self {
         Self {
             resolver: Resolver::new(waker),
             lookups: HashMap::new(),
@@ -68,22 +68,22 @@ impl Connector {
     }
 
     /// Dials that wait for a place.
-    pub(in crate::net) fn queued(&self) -> usize {
+    pub(crate) fn queued(&self) -> usize {
         self.queue.len()
     }
 
     /// Names that are being looked up, by those who wait.
-    pub(in crate::net) fn pending_lookups(&self) -> usize {
+    pub(crate) fn pending_lookups(&self) -> usize {
         self.lookups.len()
     }
 
     /// Forgets the TLS clients, so that changed CA files are read again.
-    pub(in crate::net) fn forget_tls_clients(&mut self) {
+    pub(crate) fn forget_tls_clients(&mut self) {
         self.tls_clients.clear();
     }
 
     /// Gives back the memory that only a peak needed.
-    pub(in crate::net) fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         self.context_pool.shrink();
     }
 
@@ -91,7 +91,7 @@ impl Connector {
 
     /// Begins a dial: first the name is resolved, then the dial waits for a place, then it connects. What fails at once
     /// fails through the run queue.
-    pub(in crate::net) fn dial(
+    pub(crate) fn dial(
         &mut self,
         id: SessionId,
         request: Box<DialRequest>,
@@ -118,7 +118,7 @@ impl Connector {
     }
 
     /// Takes the answers that have come from the resolver.
-    pub(in crate::net) fn collect_resolved(&mut self, sessions: &mut Sessions, io: &mut Io) {
+    pub(crate) fn collect_resolved(&mut self, sessions: &mut Sessions, io: &mut Io) {
         let mut resolved = mem::take(&mut self.resolved);
         self.resolver.take_finished(io.now, &mut resolved);
         for (lookup, outcome) in resolved.drain(..) {
@@ -147,7 +147,7 @@ impl Connector {
     }
 
     /// Starts the next dial of the queue, if there is a place for it.
-    pub(in crate::net) fn start_next(
+    pub(crate) fn start_next(
         &mut self,
         sessions: &mut Sessions,
         io: &mut Io,
@@ -167,12 +167,7 @@ impl Connector {
     }
 
     /// Advances a dial after an event, or when an address took too long. Nothing when no dial is under way.
-    pub(in crate::net) fn advance(
-        &mut self,
-        id: SessionId,
-        sessions: &mut Sessions,
-        io: &mut Io,
-    ) -> DialEvent {
+    pub(crate) fn advance(&mut self, id: SessionId, sessions: &mut Sessions, io: &mut Io) -> DialEvent {
         match sessions.backend(id).is_some_and(|backend| backend.is_dialling()) {
             true => self.step(id, BackendConnection::advance, sessions, io),
             false => DialEvent::Pending,
@@ -228,7 +223,7 @@ impl Connector {
     // ----- ending -------------------------------------------------------------------------------------------------
 
     /// Drops the connection to the chat server, whatever its stage.
-    pub(in crate::net) fn drop_connection(&mut self, id: SessionId, sessions: &mut Sessions, io: &mut Io) {
+    pub(crate) fn drop_connection(&mut self, id: SessionId, sessions: &mut Sessions, io: &mut Io) {
         self.end_read(id, sessions);
         self.release_dial_slot(id, sessions, io);
         if let Some(session) = sessions.live(id) {
@@ -240,7 +235,7 @@ impl Connector {
 
     /// Closes the WebSocket: a Close frame, then a moment for the server's answer, in a session of its own, so that this
     /// one is free for the next call.
-    pub(in crate::net) fn close(&mut self, id: SessionId, code: u16, sessions: &mut Sessions, io: &mut Io) {
+    pub(crate) fn close(&mut self, id: SessionId, code: u16, sessions: &mut Sessions, io: &mut Io) {
         self.end_read(id, sessions);
         self.release_dial_slot(id, sessions, io);
         let Some(mut backend) = sessions.live(id).and_then(|session| session.backend.take()) else { return };
@@ -267,33 +262,27 @@ impl Connector {
 
     /// Prepares for [`read`](Self::read). `near_end`: the system said that the end of the stream is near, so a short read
     /// does not prove that the socket is empty.
-    pub(in crate::net) fn begin_read(&mut self, id: SessionId, near_end: bool, sessions: &mut Sessions) {
+    pub(crate) fn begin_read(&mut self, id: SessionId, near_end: bool, sessions: &mut Sessions) {
         if let Some(backend) = sessions.backend(id) {
             backend.borrow_read_buffer(&mut self.read_buffer, near_end);
         }
     }
 
     /// The next message; none when there is no open WebSocket.
-    pub(in crate::net) fn read(&mut self, id: SessionId, sessions: &mut Sessions) -> Option<Incoming> {
+    pub(crate) fn read(&mut self, id: SessionId, sessions: &mut Sessions) -> Option<Incoming> {
         let backend = sessions.backend(id).filter(|backend| backend.is_open())?;
         Some(backend.read(&mut self.context_pool))
     }
 
     /// Takes the read buffer back, before the connection is dropped or another one is read.
-    pub(in crate::net) fn end_read(&mut self, id: SessionId, sessions: &mut Sessions) {
+    pub(crate) fn end_read(&mut self, id: SessionId, sessions: &mut Sessions) {
         if let Some(backend) = sessions.backend(id) {
             backend.give_back_read_buffer(&mut self.read_buffer);
         }
     }
 
     /// Queues a text. A server that does not read loses its WebSocket.
-    pub(in crate::net) fn send_text(
-        &mut self,
-        id: SessionId,
-        text: String,
-        sessions: &mut Sessions,
-        io: &mut Io,
-    ) {
+    pub(crate) fn send_text(&mut self, id: SessionId, text: String, sessions: &mut Sessions, io: &mut Io) {
         let Some(backend) = sessions.backend(id) else { return };
         if backend.send_text(text, &mut self.context_pool).is_err() {
             io.run_queue.push(Task::BackendBlocked(id));
@@ -302,7 +291,7 @@ impl Connector {
     }
 
     /// Queues a ping. A server that takes none does not read: its missing pong will tell.
-    pub(in crate::net) fn send_ping(&mut self, id: SessionId, sessions: &mut Sessions) {
+    pub(crate) fn send_ping(&mut self, id: SessionId, sessions: &mut Sessions) {
         if let Some(backend) = sessions.backend(id) {
             let _ = backend.ping(&mut self.context_pool);
             sessions.mark_dirty(id);
@@ -310,7 +299,7 @@ impl Connector {
     }
 
     /// Queues a binary frame; none when there is no WebSocket.
-    pub(in crate::net) fn send_audio(
+    pub(crate) fn send_audio(
         &mut self,
         backend: Option<&mut BackendConnection>,
         frame: &[u8],
@@ -319,7 +308,7 @@ impl Connector {
     }
 
     /// Writes what is queued. False when the connection is broken, which its next read will tell.
-    pub(in crate::net) fn flush(&mut self, session: &mut Session) -> bool {
+    pub(crate) fn flush(&mut self, session: &mut Session) -> bool {
         session.backend.as_mut().is_none_or(|backend| backend.flush(&mut self.context_pool))
     }
 }

@@ -13,7 +13,7 @@ const READ_BUFFER: usize = 512;
 /// Frames gather up to here before they are written; the end of the turn writes them anyway.
 const WRITE_BUFFER: usize = 16 * 1024;
 /// What a chat server that does not read may let pile up: then audio is dropped, and text ends the call.
-pub(in crate::net) const MAX_WRITE_BUFFER: usize = 128 * 1024;
+pub(crate) const MAX_WRITE_BUFFER: usize = 128 * 1024;
 /// The longest message of a chat server.
 const MAX_MESSAGE: usize = 1024 * 1024;
 /// More contexts than this are not kept: so many calls in one turn are rare.
@@ -42,7 +42,7 @@ impl ContextPool {
     }
 
     /// Frees what no call has.
-    pub(in crate::net) fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         self.spare = Vec::new();
     }
 

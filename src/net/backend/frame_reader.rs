@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use crate::net::backend::transport::Stream;
 
 /// Bytes per read.
-pub(in crate::net) const READ_SIZE: usize = 16 * 1024;
+pub(crate) const READ_SIZE: usize = 16 * 1024;
 /// Bytes after which it is time for other calls: tungstenite reads on until a message is whole, however many frames that
 /// takes.
 const READ_BUDGET: u16 = 2 * READ_SIZE as u16;
@@ -17,7 +17,7 @@ const READ_BUDGET: u16 = 2 * READ_SIZE as u16;
 const MIN_COST: usize = 64;
 
 /// A stream with a tap: what was read and not yet passed on, and where in a message it stands.
-pub(in crate::net) struct FrameReader {
+pub(crate) struct FrameReader {
     stream: Stream,
     /// The lent chunk, or what was left when it was taken back.
     buffer: Vec<u8>,
@@ -122,7 +122,7 @@ impl FrameCursor {
 
 impl FrameReader {
     /// With what was read of the stream before.
-    pub(in crate::net) fn new(stream: Stream, read: Vec<u8>) -> Self {
+    pub(crate) fn new(stream: Stream, read: Vec<u8>) -> Self {
         let filled = read.len();
         let place = FrameCursor::default();
         Self {
@@ -138,27 +138,27 @@ impl FrameReader {
         }
     }
 
-    pub(in crate::net) fn stream_mut(&mut self) -> &mut Stream {
+    pub(crate) fn stream_mut(&mut self) -> &mut Stream {
         &mut self.stream
     }
 
     /// Whether all that was passed on are whole messages.
-    pub(in crate::net) fn is_between_messages(&self) -> bool {
+    pub(crate) fn is_between_messages(&self) -> bool {
         self.cursor.is_between_messages()
     }
 
     /// Bytes that wait for the server to read.
-    pub(in crate::net) fn unwritten(&self) -> usize {
+    pub(crate) fn unwritten(&self) -> usize {
         self.unwritten as usize
     }
 
     /// Bytes of memory that this WebSocket takes: what is partial, what was not served yet, what was not written. To be
     /// asked while no chunk is lent.
-    pub(in crate::net) fn kept(&self) -> usize {
+    pub(crate) fn kept(&self) -> usize {
         self.buffer.capacity() + self.cursor.kept() + self.unwritten()
     }
 
-    pub(in crate::net) fn borrow_buffer(&mut self, chunk: &mut Vec<u8>, more: bool) {
+    pub(crate) fn borrow_buffer(&mut self, chunk: &mut Vec<u8>, more: bool) {
         (self.budget_left, self.drained, self.more) = (READ_BUDGET, false, more);
         // What was left is less than a chunk.
         if self.buffer.len() != READ_SIZE {
@@ -170,7 +170,7 @@ impl FrameReader {
         }
     }
 
-    pub(in crate::net) fn give_back_buffer(&mut self, chunk: &mut Vec<u8>) {
+    pub(crate) fn give_back_buffer(&mut self, chunk: &mut Vec<u8>) {
         let left = self.buffer[self.at..self.filled].to_vec();
         (self.at, self.filled) = (0, left.len());
         let lent = std::mem::replace(&mut self.buffer, left);
@@ -180,7 +180,7 @@ impl FrameReader {
     }
 
     /// Whether it stopped where it had read enough, and there may be more. From now on it may read as much again.
-    pub(in crate::net) fn is_over_budget(&mut self) -> bool {
+    pub(crate) fn is_over_budget(&mut self) -> bool {
         let enough = self.budget_left == 0;
         if enough {
             self.budget_left = READ_BUDGET;

@@ -10,14 +10,14 @@ use crate::net::backend::transport::TlsClient;
 
 /// TLS clients by what they trust; each loads its roots once, when first needed.
 #[derive(Default)]
-pub(in crate::net) struct TlsClients(HashMap<(Option<PathBuf>, bool), TlsClient>);
+pub(crate) struct TlsClients(HashMap<(Option<PathBuf>, bool), TlsClient>);
 
 impl TlsClients {
     /// The client for this server. CA files are read when first needed.
     ///
     /// # Errors
     /// Why the CA file cannot be read, in words.
-    pub(in crate::net) fn client(
+    pub(crate) fn client(
         &mut self,
         server: &ChatServerConfig,
         defaults: &WebSocket,
@@ -41,7 +41,7 @@ impl TlsClients {
     }
 
     /// Forgets all, so that changed files are read again.
-    pub(in crate::net) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
 }

@@ -21,7 +21,7 @@ const MAX_HEADERS: usize = 64;
 const SHOWN: usize = 200;
 
 /// A request on its way, then a response on its way.
-pub(in crate::net) struct Upgrade {
+pub(crate) struct Upgrade {
     stream: Stream,
     request: Vec<u8>,
     sent: usize,
@@ -30,7 +30,7 @@ pub(in crate::net) struct Upgrade {
 }
 
 impl Upgrade {
-    pub(in crate::net) fn new(stream: Stream, dial: &DialRequest, authorization: &str) -> Self {
+    pub(crate) fn new(stream: Stream, dial: &DialRequest, authorization: &str) -> Self {
         let key = generate_key();
         Self {
             stream,
@@ -41,7 +41,7 @@ impl Upgrade {
         }
     }
 
-    pub(in crate::net) fn into_stream(self) -> Stream {
+    pub(crate) fn into_stream(self) -> Stream {
         self.stream
     }
 
@@ -49,7 +49,7 @@ impl Upgrade {
     ///
     /// # Errors
     /// Why the server is of no use, in words.
-    pub(in crate::net) fn advance(&mut self) -> Result<Option<Vec<u8>>, String> {
+    pub(crate) fn advance(&mut self) -> Result<Option<Vec<u8>>, String> {
         if !self.send()? {
             return Ok(None);
         }
@@ -71,12 +71,12 @@ impl Upgrade {
     }
 
     /// Bytes of memory that it takes.
-    pub(in crate::net) fn kept(&self) -> usize {
+    pub(crate) fn kept(&self) -> usize {
         self.request.capacity() + self.head.capacity()
     }
 
     /// Whether the request has left, so that all depends on the answer.
-    pub(in crate::net) fn is_sent(&self) -> bool {
+    pub(crate) fn is_sent(&self) -> bool {
         self.sent == self.request.len()
     }
 
@@ -120,11 +120,7 @@ fn append(
 }
 
 /// The `authorization` header. A server that checks nothing gets what the Node.js gateway sends it.
-pub(in crate::net) fn authorization(
-    secret: Option<&Secret>,
-    dial: &DialRequest,
-    unix_seconds: u64,
-) -> String {
+pub(crate) fn authorization(secret: Option<&Secret>, dial: &DialRequest, unix_seconds: u64) -> String {
     let Some(secret) = secret else { return "Bearer test-token".to_owned() };
     let client_id = dial.client_id.as_deref().unwrap_or_default();
     format!("Bearer {}", identity::bearer_token(secret.as_bytes(), client_id, dial.mac, unix_seconds))

@@ -16,7 +16,7 @@ const WINDOW: Duration = Duration::from_millis(20);
 
 /// The present rates of packets, judged window by window.
 #[derive(Debug)]
-pub(in crate::net) struct Coalescer {
+pub(crate) struct Coalescer {
     since: Instant,
     up: u32,
     down: u32,
@@ -28,31 +28,31 @@ pub(in crate::net) struct Coalescer {
 
 /// How work gathers before the next look.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::net) struct Pause {
-    pub(in crate::net) time: Duration,
+pub(crate) struct Pause {
+    pub(crate) time: Duration,
     /// Only after a look that finds nothing: chat servers may answer at once, and an answer should not wait a whole pause
     /// after what it answers has waited one.
-    pub(in crate::net) poll_first: bool,
+    pub(crate) poll_first: bool,
 }
 
 impl Coalescer {
-    pub(in crate::net) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { since: now, up: 0, down: 0, rate: 0, mostly_downlink: false }
     }
 
     /// One more packet from a device.
-    pub(in crate::net) fn count_uplink(&mut self) {
+    pub(crate) fn count_uplink(&mut self) {
         self.up = self.up.saturating_add(1);
     }
 
     /// One more packet from a chat server.
-    pub(in crate::net) fn count_downlink(&mut self) {
+    pub(crate) fn count_downlink(&mut self) {
         self.down = self.down.saturating_add(1);
     }
 
     /// What to let gather before the next look, when the last was at `looked`: looks are `most` apart at most. None when
     /// the loop is quiet, or so busy that enough has gathered.
-    pub(in crate::net) fn pause(&mut self, most: Duration, looked: Instant, now: Instant) -> Option<Pause> {
+    pub(crate) fn pause(&mut self, most: Duration, looked: Instant, now: Instant) -> Option<Pause> {
         let elapsed = now.saturating_duration_since(self.since);
         if elapsed >= WINDOW {
             let packets = self.up.saturating_add(self.down);

@@ -12,19 +12,19 @@ use crate::config::Config;
 use crate::net::metrics::Metrics;
 
 /// Registration with the poll, timers, deferred work, the time, counters and the configuration.
-pub(in crate::net) struct Io {
-    pub(in crate::net) registry: Registry,
-    pub(in crate::net) timers: TimerWheel<TimerKind>,
-    pub(in crate::net) run_queue: RunQueue,
+pub(crate) struct Io {
+    pub(crate) registry: Registry,
+    pub(crate) timers: TimerWheel<TimerKind>,
+    pub(crate) run_queue: RunQueue,
     /// The time at the start of this iteration.
-    pub(in crate::net) now: Instant,
-    pub(in crate::net) metrics: Metrics,
-    pub(in crate::net) config: Arc<Config>,
+    pub(crate) now: Instant,
+    pub(crate) metrics: Metrics,
+    pub(crate) config: Arc<Config>,
 }
 
 /// What a timer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::net) enum TimerKind {
+pub(crate) enum TimerKind {
     Session(SessionId),
     /// Try accepting again after descriptors ran out.
     Accept,

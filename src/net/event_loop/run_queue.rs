@@ -9,7 +9,7 @@ use crate::net::event_loop::token::SessionId;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::net) enum Task {
+pub(crate) enum Task {
     Accept(ListenerKind),
     Udp,
     Device(SessionId),
@@ -29,7 +29,7 @@ pub(in crate::net) enum Task {
 /// What waits, in the order it came, each once: whoever sends without end gets one budget a turn, two in the turn it begins,
 /// however many edges it causes meanwhile.
 #[derive(Default)]
-pub(in crate::net) struct RunQueue {
+pub(crate) struct RunQueue {
     /// All of it is done in the next turn.
     high_priority: VecDeque<Task>,
     /// As much of it as there is time for: connections that come, handshakes, logins, hellos. They come by the thousand
@@ -40,7 +40,7 @@ pub(in crate::net) struct RunQueue {
 
 impl RunQueue {
     /// Adds work, unless it waits already.
-    pub(in crate::net) fn push(&mut self, ready: Task) {
+    pub(crate) fn push(&mut self, ready: Task) {
         if self.queued.insert(ready) {
             let queue = match ready {
                 Task::Accept(_) | Task::Device(_) => &mut self.low_priority,
@@ -50,32 +50,32 @@ impl RunQueue {
         }
     }
 
-    pub(in crate::net) fn pop_high_priority(&mut self) -> Option<Task> {
+    pub(crate) fn pop_high_priority(&mut self) -> Option<Task> {
         self.high_priority.pop_front().inspect(|ready| _ = self.queued.remove(ready))
     }
 
-    pub(in crate::net) fn pop_low_priority(&mut self) -> Option<Task> {
+    pub(crate) fn pop_low_priority(&mut self) -> Option<Task> {
         self.low_priority.pop_front().inspect(|ready| _ = self.queued.remove(ready))
     }
 
     /// Whether this waits for its turn: an edge that announces it again changes nothing.
-    pub(in crate::net) fn contains(&self, ready: Task) -> bool {
+    pub(crate) fn contains(&self, ready: Task) -> bool {
         self.queued.contains(&ready)
     }
 
-    pub(in crate::net) fn high_priority_len(&self) -> usize {
+    pub(crate) fn high_priority_len(&self) -> usize {
         self.high_priority.len()
     }
 
-    pub(in crate::net) fn low_priority_len(&self) -> usize {
+    pub(crate) fn low_priority_len(&self) -> usize {
         self.low_priority.len()
     }
 
-    pub(in crate::net) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.queued.len()
     }
 
-    pub(in crate::net) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.queued.is_empty()
     }
 }

@@ -12,13 +12,13 @@ const BACKLOG: i32 = 4096;
 /// Accepted sockets inherit the listener's options, which saves five system calls per connection.
 const OPTIONS_ARE_INHERITED: bool = cfg!(target_os = "linux");
 /// How long a socket that we have closed waits for its peer to close.
-pub(in crate::net) const LINGER: Duration = Duration::from_secs(1);
+pub(crate) const LINGER: Duration = Duration::from_secs(1);
 /// How long accepting pauses after descriptors ran out.
-pub(in crate::net) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// A non-blocking listener, for IPv4 too when the address is `[::]`. A shared one is one of several on the same port,
 /// among which the system spreads connections.
-pub(in crate::net) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+pub(crate) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(!addr.ip().is_unspecified())?;
@@ -48,7 +48,7 @@ pub(in crate::net) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpLi
 ///
 /// # Errors
 /// Those of accept(2) that concern this process, most often that descriptors ran out (EMFILE).
-pub(in crate::net) fn accept(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+pub(crate) fn accept(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
     loop {
         match listener.accept() {
             Ok(accepted) => return Ok(Some(accepted)),
@@ -60,7 +60,7 @@ pub(in crate::net) fn accept(listener: &TcpListener) -> io::Result<Option<(TcpSt
 }
 
 /// Sets the options that an accepted connection has not inherited.
-pub(in crate::net) fn set_accepted_options(tcp: &TcpStream) {
+pub(crate) fn set_accepted_options(tcp: &TcpStream) {
     if !OPTIONS_ARE_INHERITED {
         set_options(&SockRef::from(tcp));
     }

@@ -17,7 +17,7 @@ pub struct SessionId {
 
 /// The port a device connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::net) enum ListenerKind {
+pub(crate) enum ListenerKind {
     /// `mqtt.port`.
     Plain,
     /// `mqtt.tls.port`.
@@ -26,9 +26,9 @@ pub(in crate::net) enum ListenerKind {
 
 /// A connection to the management port that may be gone by the time it is looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::net) struct AdminId {
-    pub(in crate::net) slot: u32,
-    pub(in crate::net) epoch: u32,
+pub(crate) struct AdminId {
+    pub(crate) slot: u32,
+    pub(crate) epoch: u32,
 }
 
 /// Whose socket an event is for.
@@ -61,17 +61,17 @@ pub const fn fixed(n: usize) -> Token {
 }
 
 /// The plain MQTT listener.
-pub(in crate::net) const MQTT: usize = 0;
+pub(crate) const MQTT: usize = 0;
 /// The audio socket.
-pub(in crate::net) const UDP: usize = 1;
+pub(crate) const UDP: usize = 1;
 /// Wakes the loop for commands of other threads and for resolved names.
-pub(in crate::net) const WAKER: usize = 2;
+pub(crate) const WAKER: usize = 2;
 /// The management listener.
-pub(in crate::net) const API: usize = 3;
+pub(crate) const API: usize = 3;
 /// The TLS listener of MQTT.
-pub(in crate::net) const MQTTS: usize = 4;
+pub(crate) const MQTTS: usize = 4;
 /// The timerfd that wakes the loop for its timers.
-pub(in crate::net) const WAKEUP: usize = 5;
+pub(crate) const WAKEUP: usize = 5;
 
 /// What [`token`] was made from.
 pub fn from_token(token: Token) -> (Role, usize) {

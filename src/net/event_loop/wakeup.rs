@@ -12,7 +12,7 @@ use mio::{Registry, Token};
 use timer::Timer;
 
 /// The bell of one poll.
-pub(in crate::net) struct Wakeup {
+pub(crate) struct Wakeup {
     /// None where the system refuses one.
     timer: Option<Timer>,
     /// When it rings, as long as it has not.
@@ -20,12 +20,12 @@ pub(in crate::net) struct Wakeup {
 }
 
 impl Wakeup {
-    pub(in crate::net) fn new(registry: &Registry, token: Token) -> Self {
+    pub(crate) fn new(registry: &Registry, token: Token) -> Self {
         Self { timer: Timer::new(registry, token), armed_for: None }
     }
 
     /// How long a poll may wait when the next alarm is this one: for ever where the bell ends it.
-    pub(in crate::net) fn poll_timeout(&mut self, next: Option<Instant>, now: Instant) -> Option<Duration> {
+    pub(crate) fn poll_timeout(&mut self, next: Option<Instant>, now: Instant) -> Option<Duration> {
         let next = next?;
         let Some(timer) = self.timer.as_ref().filter(|_| next > now) else {
             return Some(next.saturating_duration_since(Instant::now()));
@@ -41,7 +41,7 @@ impl Wakeup {
     }
 
     /// It rang.
-    pub(in crate::net) fn expired(&mut self) {
+    pub(crate) fn expired(&mut self) {
         self.armed_for = None;
     }
 }
@@ -56,10 +56,10 @@ mod timer {
     use nix::sys::time::TimeSpec;
     use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-    pub(in crate::net) struct Timer(TimerFd);
+    pub(crate) struct Timer(TimerFd);
 
     impl Timer {
-        pub(in crate::net) fn new(registry: &Registry, token: Token) -> Option<Self> {
+        pub(crate) fn new(registry: &Registry, token: Token) -> Option<Self> {
             let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
             let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).ok()?;
             let fd = timer.as_fd().as_raw_fd();
@@ -68,7 +68,7 @@ mod timer {
         }
 
         /// Each ring is an edge, so nobody needs to read how many there were.
-        pub(in crate::net) fn set(&self, left: Duration) -> bool {
+        pub(crate) fn set(&self, left: Duration) -> bool {
             let once = Expiration::OneShot(TimeSpec::from_duration(left));
             self.0.set(once, TimerSetTimeFlags::empty()).is_ok()
         }

@@ -7,14 +7,14 @@ const MAX: usize = 512 * 1024;
 
 /// A bounded queue of bytes; it owns no memory while it is empty.
 #[derive(Debug, Default)]
-pub(in crate::net) struct WriteBuffer {
+pub(crate) struct WriteBuffer {
     bytes: Vec<u8>,
     written: usize,
 }
 
 /// What became of a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::net) enum Flush {
+pub(crate) enum Flush {
     Done,
     Blocked,
 }
@@ -22,7 +22,7 @@ pub(in crate::net) enum Flush {
 impl WriteBuffer {
     /// Appends what `write` appends. False when that is too much: the peer does not read.
     #[must_use]
-    pub(in crate::net) fn append(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+    pub(crate) fn append(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
         // A peer may read as fast as it is written to and never have read all.
         if self.written > self.bytes.len() / 2 {
             self.bytes.drain(..self.written);
@@ -35,15 +35,15 @@ impl WriteBuffer {
     }
 
     /// Bytes of memory it owns.
-    pub(in crate::net) fn capacity(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
 
-    pub(in crate::net) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.bytes.len() == self.written
     }
 
-    pub(in crate::net) fn flush(&mut self, to: &mut impl Write) -> io::Result<Flush> {
+    pub(crate) fn flush(&mut self, to: &mut impl Write) -> io::Result<Flush> {
         while !self.is_empty() {
             match to.write(&self.bytes[self.written..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),

@@ -101,11 +101,7 @@ impl Gateway {
     }
 
     /// A device answered a command, or will not.
-    pub(in crate::net) fn on_command_result(
-        &mut self,
-        request_id: u64,
-        result: &Result<Box<str>, CommandError>,
-    ) {
+    pub(crate) fn on_command_result(&mut self, request_id: u64, result: &Result<Box<str>, CommandError>) {
         let (status, body) = dto::command_response(result);
         self.send_admin_response(request_id, Response::json(status, body));
     }

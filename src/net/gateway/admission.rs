@@ -70,7 +70,7 @@ impl Gateway {
         older
     }
 
-    pub(in crate::net) fn refuse_connect(&mut self, id: SessionId, code: ConnectReturnCode) {
+    pub(crate) fn refuse_connect(&mut self, id: SessionId, code: ConnectReturnCode) {
         let now = self.io.now;
         self.io.metrics.refused(code);
         let ip = self.sessions.get(id).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |session| session.core.ip());
@@ -86,7 +86,7 @@ impl Gateway {
         }
     }
 
-    pub(in crate::net) fn close_device(&mut self, id: SessionId, reason: &CloseReason) {
+    pub(crate) fn close_device(&mut self, id: SessionId, reason: &CloseReason) {
         self.log_close(id, reason);
         let now = self.io.now;
         let Some(session) = self.sessions.live(id) else { return };

@@ -10,7 +10,7 @@ use crate::session::{AcceptOutcome, DeviceCallEffect, DeviceCallTable, Presence,
 
 /// The device-to-device calls, and the timer of those that ring.
 #[derive(Default)]
-pub(in crate::net) struct DeviceCalls {
+pub(crate) struct DeviceCalls {
     table: DeviceCallTable,
     /// The tick of the one live entry in the timer wheel.
     armed_tick: Option<u64>,

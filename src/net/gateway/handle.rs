@@ -17,7 +17,7 @@ use crate::net::gateway::Gateway;
 use crate::net::gateway::workers::HandOff;
 
 /// What other threads may ask of the loop.
-pub(in crate::net) enum Command {
+pub(crate) enum Command {
     Stop(Duration),
     Drain,
     Reload(Box<Config>),
@@ -47,7 +47,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    pub(in crate::net) fn new(waker: Arc<Waker>) -> (Self, Receiver<Command>) {
+    pub(crate) fn new(waker: Arc<Waker>) -> (Self, Receiver<Command>) {
         let (commands, receiver) = mpsc::channel();
         (Self { commands, waker }, receiver)
     }
@@ -75,7 +75,7 @@ impl Handle {
         self.send(Command::ReloadFile);
     }
 
-    pub(in crate::net) fn send(&self, command: Command) {
+    pub(crate) fn send(&self, command: Command) {
         // A gateway that is gone needs nothing.
         if self.commands.send(command).is_ok() {
             let _ = self.waker.wake();

@@ -22,7 +22,7 @@ const DRAIN_SPREAD: Duration = Duration::from_secs(5);
 
 /// Why a reload changed nothing.
 #[derive(Debug)]
-pub(in crate::net) enum ReloadError {
+pub(crate) enum ReloadError {
     /// There is no configuration to read again.
     NoSource,
     /// It is not allowed: why.
@@ -30,7 +30,7 @@ pub(in crate::net) enum ReloadError {
 }
 
 /// Where the configuration comes from, and whether the gateway drains or stops.
-pub(in crate::net) struct Lifecycle {
+pub(crate) struct Lifecycle {
     source: Option<Source>,
     config_watch: Option<FileWatch>,
     /// The timer for checking files is armed.
@@ -41,35 +41,35 @@ pub(in crate::net) struct Lifecycle {
 }
 
 impl Lifecycle {
-    pub(in crate::net) fn new(source: Option<Source>) -> Self {
+    pub(crate) fn new(source: Option<Source>) -> Self {
         let path = source.as_ref().and_then(|source| source.path());
         let config_watch = path.map(|path| FileWatch::new(path.to_owned()));
         Self { source, config_watch, watch_armed: false, draining: false, stop_deadline: None }
     }
 
-    pub(in crate::net) fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.draining
     }
 
-    pub(in crate::net) fn is_stopping(&self) -> bool {
+    pub(crate) fn is_stopping(&self) -> bool {
         self.stop_deadline.is_some()
     }
 
-    pub(in crate::net) fn stop_deadline(&self) -> Option<Instant> {
+    pub(crate) fn stop_deadline(&self) -> Option<Instant> {
         self.stop_deadline
     }
 }
 
 impl Gateway {
     /// Arms the timer that checks for changed files, where there are any to watch.
-    pub(in crate::net) fn watch_files(&mut self) {
+    pub(crate) fn watch_files(&mut self) {
         let any = self.lifecycle.config_watch.is_some() || self.mqtt.tls.is_some();
         if any && !std::mem::replace(&mut self.lifecycle.watch_armed, true) {
             self.io.timers.arm(self.io.now + file_watch::INTERVAL, TimerKind::CheckFiles);
         }
     }
 
-    pub(in crate::net) fn check_files(&mut self) {
+    pub(crate) fn check_files(&mut self) {
         if self.lifecycle.config_watch.as_mut().is_some_and(FileWatch::has_changed) {
             // What comes of it is in the log.
             let _ = self.reload_file();
@@ -79,7 +79,7 @@ impl Gateway {
         self.io.timers.arm(self.io.now + file_watch::INTERVAL, TimerKind::CheckFiles);
     }
 
-    pub(in crate::net) fn reload_file(&mut self) -> Result<Changes, ReloadError> {
+    pub(crate) fn reload_file(&mut self) -> Result<Changes, ReloadError> {
         let Some(source) = &self.lifecycle.source else {
             info!("reload: there is no configuration file to read");
             return Err(ReloadError::NoSource);
@@ -93,7 +93,7 @@ impl Gateway {
         outcome
     }
 
-    pub(in crate::net) fn reload(&mut self, new: Config) -> Result<Changes, ReloadError> {
+    pub(crate) fn reload(&mut self, new: Config) -> Result<Changes, ReloadError> {
         let changes = match config::check_reload(&self.io.config, &new) {
             Ok(changes) => changes,
             Err(error) => return Err(self.reload_refused(error.to_string())),
@@ -150,7 +150,7 @@ impl Gateway {
         ReloadError::Refused(why)
     }
 
-    pub(in crate::net) fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         if self.lifecycle.draining || self.lifecycle.is_stopping() {
             return;
         }
@@ -174,7 +174,7 @@ impl Gateway {
         self.notify_status();
     }
 
-    pub(in crate::net) fn stop(&mut self, grace: Duration) {
+    pub(crate) fn stop(&mut self, grace: Duration) {
         if self.lifecycle.is_stopping() {
             self.workers.broadcast(|| Command::Stop(grace));
             self.lifecycle.stop_deadline = Some(self.io.now);

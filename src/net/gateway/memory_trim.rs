@@ -11,7 +11,7 @@ const DELAY: Duration = Duration::from_secs(5);
 
 /// The largest number of sessions since memory was last returned.
 #[derive(Default)]
-pub(in crate::net) struct MemoryTrim {
+pub(crate) struct MemoryTrim {
     sessions_max: usize,
     /// The timer is armed.
     armed: bool,
@@ -19,7 +19,7 @@ pub(in crate::net) struct MemoryTrim {
 
 impl MemoryTrim {
     /// Arms a timer when half of a peak's sessions have left. `before`: how many there were before this iteration's left.
-    pub(in crate::net) fn schedule(&mut self, before: usize, now: usize, io: &mut Io) {
+    pub(crate) fn schedule(&mut self, before: usize, now: usize, io: &mut Io) {
         self.sessions_max = self.sessions_max.max(before);
         if self.sessions_max >= SESSIONS_MIN && now <= self.sessions_max / 2 && !self.armed {
             self.armed = true;
@@ -28,7 +28,7 @@ impl MemoryTrim {
     }
 
     /// Returns freed memory to the system.
-    pub(in crate::net) fn trim(&mut self, sessions: usize) {
+    pub(crate) fn trim(&mut self, sessions: usize) {
         *self = Self { sessions_max: sessions, armed: false };
         malloc_trim();
     }

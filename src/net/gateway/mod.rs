@@ -1,26 +1,26 @@
 //! The gateway: its parts, and what connects them. Parts return what happened; only this module calls the core with it and
 //! carries the core's actions out.
 
-pub(in crate::net) mod admin_handlers;
-pub(in crate::net) mod admin_requests;
-pub(in crate::net) mod admission;
-pub(in crate::net) mod apply;
-pub(in crate::net) mod audio_events;
-pub(in crate::net) mod backend_events;
-pub(in crate::net) mod call_log;
-pub(in crate::net) mod device_calls;
-pub(in crate::net) mod device_events;
+pub(crate) mod admin_handlers;
+pub(crate) mod admin_requests;
+pub(crate) mod admission;
+pub(crate) mod apply;
+pub(crate) mod audio_events;
+pub(crate) mod backend_events;
+pub(crate) mod call_log;
+pub(crate) mod device_calls;
+pub(crate) mod device_events;
 pub mod fd_limit;
-pub(in crate::net) mod handle;
-pub(in crate::net) mod iteration;
-pub(in crate::net) mod lifecycle;
-pub(in crate::net) mod memory_trim;
-pub(in crate::net) mod run;
-pub(in crate::net) mod sd_notify;
+pub(crate) mod handle;
+pub(crate) mod iteration;
+pub(crate) mod lifecycle;
+pub(crate) mod memory_trim;
+pub(crate) mod run;
+pub(crate) mod sd_notify;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
-pub(in crate::net) mod workers;
+pub(crate) mod workers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

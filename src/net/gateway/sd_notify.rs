@@ -17,7 +17,7 @@ use crate::net::gateway::Gateway;
 
 /// The way to the service manager; leads nowhere when there is none.
 #[derive(Default)]
-pub(in crate::net) struct SdNotify {
+pub(crate) struct SdNotify {
     #[cfg(unix)]
     socket: Option<UnixDatagram>,
     /// How often it wants to hear that the loop runs.
@@ -57,15 +57,15 @@ impl SdNotify {
     fn tell(&self, _text: &str) {}
 
     /// A reload begins. The time lets systemd tell it from one before (`Type=notify-reload`).
-    pub(in crate::net) fn reloading(&self) {
+    pub(crate) fn reloading(&self) {
         self.notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()));
     }
 
-    pub(in crate::net) fn reloaded(&self) {
+    pub(crate) fn reloaded(&self) {
         self.notify("READY=1");
     }
 
-    pub(in crate::net) fn stopping(&self) {
+    pub(crate) fn stopping(&self) {
         self.notify("STOPPING=1\nSTATUS=stopping");
     }
 }
@@ -119,7 +119,7 @@ impl Gateway {
         }
     }
 
-    pub(in crate::net) fn notify_watchdog(&mut self) {
+    pub(crate) fn notify_watchdog(&mut self) {
         let Some(interval) = self.sd_notify.interval else { return };
         // A worker that hangs is as bad as all of them.
         if self.workers.is_alive() {
@@ -128,7 +128,7 @@ impl Gateway {
         self.io.timers.arm(self.io.now + interval, TimerKind::Watchdog);
     }
 
-    pub(in crate::net) fn notify_status(&self) {
+    pub(crate) fn notify_status(&self) {
         self.sd_notify.notify(&format!("STATUS={}", self.status()));
     }
 

@@ -29,7 +29,7 @@ use crate::proto::identity::{ClientId, Mac};
 
 /// A worker's view of all of them.
 #[derive(Default)]
-pub(in crate::net) struct Workers {
+pub(crate) struct Workers {
     index: usize,
     /// Every worker, this one too; none when there is only one.
     handles: Vec<Handle>,
@@ -59,32 +59,32 @@ struct WorkerSetup {
 }
 
 /// A connection that is handed over to the worker of its device.
-pub(in crate::net) struct HandOff {
-    pub(in crate::net) connection: MqttConnection,
-    pub(in crate::net) ip: IpAddr,
+pub(crate) struct HandOff {
+    pub(crate) connection: MqttConnection,
+    pub(crate) ip: IpAddr,
     /// Its CONNECT, and whatever followed.
-    pub(in crate::net) bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Workers {
-    pub(in crate::net) fn is_single(&self) -> bool {
+    pub(crate) fn is_single(&self) -> bool {
         self.handles.is_empty()
     }
 
-    pub(in crate::net) fn is_leader(&self) -> bool {
+    pub(crate) fn is_leader(&self) -> bool {
         self.index == 0
     }
 
-    pub(in crate::net) fn index(&self) -> usize {
+    pub(crate) fn index(&self) -> usize {
         self.index
     }
 
-    pub(in crate::net) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.handles.len()
     }
 
     /// The worker where the device belongs; none when it is this one.
-    pub(in crate::net) fn other_worker_of(&self, mac: Mac) -> Option<usize> {
+    pub(crate) fn other_worker_of(&self, mac: Mac) -> Option<usize> {
         if self.is_single() {
             return None;
         }
@@ -92,21 +92,21 @@ impl Workers {
         (owner != self.index).then_some(owner)
     }
 
-    pub(in crate::net) fn send(&self, worker: usize, command: Command) {
+    pub(crate) fn send(&self, worker: usize, command: Command) {
         if let Some(worker) = self.handles.get(worker) {
             worker.send(command);
         }
     }
 
     /// The leader tells everyone else.
-    pub(in crate::net) fn broadcast(&self, command: impl Fn() -> Command) {
+    pub(crate) fn broadcast(&self, command: impl Fn() -> Command) {
         if self.is_leader() {
             self.handles.iter().skip(1).for_each(|worker| worker.send(command()));
         }
     }
 
     /// Publishes this worker's numbers.
-    pub(in crate::net) fn publish(&self, devices: usize, calls: usize) {
+    pub(crate) fn publish(&self, devices: usize, calls: usize) {
         if let Some(counts) = self.counts.get(self.index) {
             counts.devices.store(devices, Relaxed);
             counts.calls.store(calls, Relaxed);
@@ -114,7 +114,7 @@ impl Workers {
     }
 
     /// Whether all loops have run since this was last asked. Those that have ended count as if they had.
-    pub(in crate::net) fn is_alive(&mut self) -> bool {
+    pub(crate) fn is_alive(&mut self) -> bool {
         let alive = self.others().all(|counts| counts.heard.load(Relaxed) >= self.asked);
         self.asked += 1;
         let asked = self.asked;
@@ -122,7 +122,7 @@ impl Workers {
         alive
     }
 
-    pub(in crate::net) fn on_ping(&self, asked: usize) {
+    pub(crate) fn on_ping(&self, asked: usize) {
         if let Some(counts) = self.counts.get(self.index) {
             counts.heard.store(asked, Relaxed);
         }
@@ -136,7 +136,7 @@ impl Workers {
     ///
     /// # Errors
     /// A port that is in use or not permitted.
-    pub(in crate::net) fn claim_ports(mqtt: &Mqtt) -> Result<(), BindError> {
+    pub(crate) fn claim_ports(mqtt: &Mqtt) -> Result<(), BindError> {
         let plain = mqtt.plain.then_some(("MQTT", mqtt.port));
         let tls = mqtt.tls.files().map(|_| ("MQTT over TLS", mqtt.tls.port));
         for (what, port) in [plain, tls].into_iter().flatten().filter(|(_, port)| *port != 0) {
@@ -150,7 +150,7 @@ impl Workers {
     ///
     /// # Errors
     /// Those of [`Gateway::bind`], of any worker.
-    pub(in crate::net) fn spawn(leader: &mut Gateway) -> Result<(), BindError> {
+    pub(crate) fn spawn(leader: &mut Gateway) -> Result<(), BindError> {
         let count = leader.io.config.workers;
         let mut workers = Self::default();
         workers.counts = (0..count).map(|_| Counts::default()).collect();
@@ -195,11 +195,11 @@ impl Workers {
         Ok(())
     }
 
-    pub(in crate::net) fn worker_ended(&mut self) {
+    pub(crate) fn worker_ended(&mut self) {
         self.ended += 1;
     }
 
-    pub(in crate::net) fn others_ended(&self) -> bool {
+    pub(crate) fn others_ended(&self) -> bool {
         self.ended == self.threads.len()
     }
 
@@ -208,7 +208,7 @@ impl Workers {
     ///
     /// # Errors
     /// What ended this worker, or for the leader any of them, by its number.
-    pub(in crate::net) fn end(&mut self, outcome: io::Result<()>) -> io::Result<()> {
+    pub(crate) fn end(&mut self, outcome: io::Result<()>) -> io::Result<()> {
         if !self.is_leader() || self.is_single() {
             return outcome;
         }
@@ -258,13 +258,13 @@ fn worker_config(me: usize, leader: &Config, addresses: &Addresses) -> Config {
 
 impl Gateway {
     /// Devices that are let in, at any worker.
-    pub(in crate::net) fn all_devices(&self) -> usize {
+    pub(crate) fn all_devices(&self) -> usize {
         self.sessions.index.devices()
             + self.workers.others().map(|counts| counts.devices.load(Relaxed)).sum::<usize>()
     }
 
     /// Calls going on, at any worker.
-    pub(in crate::net) fn all_calls(&self) -> usize {
+    pub(crate) fn all_calls(&self) -> usize {
         self.sessions.index.calls()
             + self.workers.others().map(|counts| counts.calls.load(Relaxed)).sum::<usize>()
     }
@@ -276,7 +276,7 @@ impl Gateway {
     }
 
     /// Hands a connection to the worker where its device belongs. False when that is here.
-    pub(in crate::net) fn hand_off(&mut self, id: SessionId, client_id: &str, bytes: &[u8]) -> bool {
+    pub(crate) fn hand_off(&mut self, id: SessionId, client_id: &str, bytes: &[u8]) -> bool {
         if self.workers.is_single() {
             return false;
         }

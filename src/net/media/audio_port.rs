@@ -13,10 +13,10 @@ use crate::net::sessions::table::Sessions;
 use crate::session::{DropReason, Encrypted};
 
 /// The audio socket of one loop.
-pub(in crate::net) struct AudioPort {
-    pub(in crate::net) socket: AudioSocket,
+pub(crate) struct AudioPort {
+    pub(crate) socket: AudioSocket,
     /// What was dropped of addresses that have a call.
-    pub(in crate::net) drops: DropsByAddress,
+    pub(crate) drops: DropsByAddress,
     /// The poll reports when the socket becomes writable.
     watches_writable: bool,
 }
@@ -26,18 +26,18 @@ impl AudioPort {
     ///
     /// # Errors
     /// Those of socket(2) and bind(2).
-    pub(in crate::net) fn bind(addr: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn bind(addr: SocketAddr) -> io::Result<Self> {
         let socket = AudioSocket::bind(addr)?;
         Ok(Self { socket, drops: DropsByAddress::default(), watches_writable: false })
     }
 
-    pub(in crate::net) fn register(&mut self, registry: &Registry) -> io::Result<()> {
+    pub(crate) fn register(&mut self, registry: &Registry) -> io::Result<()> {
         registry.register(self.socket.source(), token::fixed(UDP), Interest::READABLE)
     }
 
     /// Queues one datagram for the end of the iteration. Text queued before it leaves first, and before that the audio
     /// queued before that text: a `tts stop` in between must overtake neither.
-    pub(in crate::net) fn queue(
+    pub(crate) fn queue(
         &mut self,
         id: SessionId,
         encrypted: Encrypted,
@@ -58,7 +58,7 @@ impl AudioPort {
     }
 
     /// Sends what is queued, as far as the socket takes it.
-    pub(in crate::net) fn flush(&mut self, io: &mut Io) -> Flushed {
+    pub(crate) fn flush(&mut self, io: &mut Io) -> Flushed {
         let flushed = self.socket.flush();
         io.metrics.datagrams_out += flushed.sent as u64;
         io.metrics.datagrams_failed += flushed.failed as u64;
@@ -66,7 +66,7 @@ impl AudioPort {
     }
 
     /// Asks for writable events only while datagrams wait: Linux reports one for each datagram that was sent.
-    pub(in crate::net) fn watch_writable(&mut self, wanted: bool, registry: &Registry) {
+    pub(crate) fn watch_writable(&mut self, wanted: bool, registry: &Registry) {
         if wanted != self.watches_writable {
             let interest = if wanted { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
             // When it fails, the datagrams wait for the next iteration.
@@ -77,7 +77,7 @@ impl AudioPort {
     }
 
     /// Drops the queued datagrams of one call: its user has interrupted the reply.
-    pub(in crate::net) fn drop_queued(&mut self, ssrc: u32, io: &mut Io) {
+    pub(crate) fn drop_queued(&mut self, ssrc: u32, io: &mut Io) {
         for _ in 0..self.socket.drop_queued(ssrc) {
             io.metrics.discarded(DropReason::Aborted);
         }

@@ -11,7 +11,7 @@ use crate::session::CallCredentials;
 const RANDOM: usize = 16 + 16 + 8 + 4;
 
 /// A fresh grant, whose ssrc no other call has.
-pub(in crate::net) fn generate(index: &Index) -> Result<CallCredentials, getrandom::Error> {
+pub(crate) fn generate(index: &Index) -> Result<CallCredentials, getrandom::Error> {
     // All of it in one system call, but for an ssrc that is taken.
     let mut random = [0; RANDOM];
     getrandom::fill(&mut random)?;
@@ -23,7 +23,7 @@ pub(in crate::net) fn generate(index: &Index) -> Result<CallCredentials, getrand
 }
 
 /// For a call that is refused since there are no random bytes: nothing in it is secret, and no call has its ssrc of 0.
-pub(in crate::net) fn without_keys() -> CallCredentials {
+pub(crate) fn without_keys() -> CallCredentials {
     CallCredentials { allowed: false, ..from_bytes(&[0; RANDOM]) }
 }
 
@@ -51,7 +51,7 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
 }
 
 /// The host a device is told to send its datagrams to. `local` is the address of ours that its connection reached.
-pub(in crate::net) fn udp_host(public_ip: &PublicIp, local: Option<IpAddr>) -> Box<str> {
+pub(crate) fn udp_host(public_ip: &PublicIp, local: Option<IpAddr>) -> Box<str> {
     match public_ip {
         PublicIp::Auto => local.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_string().into_boxed_str(),
         PublicIp::Ip(ip) => ip.to_string().into_boxed_str(),
@@ -60,7 +60,7 @@ pub(in crate::net) fn udp_host(public_ip: &PublicIp, local: Option<IpAddr>) -> B
 }
 
 /// What the operator of a device without sound should know of its datagrams, and look at.
-pub(in crate::net) fn describe_drops(sighting: &UdpDrops) -> String {
+pub(crate) fn describe_drops(sighting: &UdpDrops) -> String {
     match (sighting.datagrams, sighting.last) {
         (0, _) | (_, None) => {
             "nothing was seen from its address: check that this UDP port is open in every firewall \

@@ -1,6 +1,6 @@
 //! Audio: the UDP socket and the credentials of a call.
 
-pub(in crate::net) mod audio_port;
-pub(in crate::net) mod credentials;
+pub(crate) mod audio_port;
+pub(crate) mod credentials;
 pub mod socket;
-pub(in crate::net) mod udp_drops;
+pub(crate) mod udp_drops;

@@ -5,22 +5,22 @@ use std::net::IpAddr;
 
 /// What was dropped of the datagrams of an address that has a call.
 #[derive(Clone, Copy, Debug, Default)]
-pub(in crate::net) struct UdpDrops {
+pub(crate) struct UdpDrops {
     calls: u32,
-    pub(in crate::net) datagrams: u64,
-    pub(in crate::net) last: Option<&'static str>,
+    pub(crate) datagrams: u64,
+    pub(crate) last: Option<&'static str>,
 }
 
 /// Drops by address, only for addresses that have calls: a flood from elsewhere costs nothing.
 #[derive(Default)]
-pub(in crate::net) struct DropsByAddress(HashMap<IpAddr, UdpDrops>);
+pub(crate) struct DropsByAddress(HashMap<IpAddr, UdpDrops>);
 
 impl DropsByAddress {
-    pub(in crate::net) fn watch(&mut self, ip: IpAddr) {
+    pub(crate) fn watch(&mut self, ip: IpAddr) {
         self.0.entry(ip).or_default().calls += 1;
     }
 
-    pub(in crate::net) fn forget(&mut self, ip: IpAddr) {
+    pub(crate) fn forget(&mut self, ip: IpAddr) {
         if let Some(sighting) = self.0.get_mut(&ip) {
             sighting.calls -= 1;
             if sighting.calls == 0 {
@@ -29,14 +29,14 @@ impl DropsByAddress {
         }
     }
 
-    pub(in crate::net) fn discarded(&mut self, ip: IpAddr, why: &'static str) {
+    pub(crate) fn discarded(&mut self, ip: IpAddr, why: &'static str) {
         if let Some(sighting) = self.0.get_mut(&ip) {
             sighting.datagrams += 1;
             sighting.last = Some(why);
         }
     }
 
-    pub(in crate::net) fn of(&self, ip: IpAddr) -> UdpDrops {
+    pub(crate) fn of(&self, ip: IpAddr) -> UdpDrops {
         self.0.get(&ip).copied().unwrap_or_default()
     }
 }

@@ -8,15 +8,15 @@ use std::{fmt, fs, io};
 
 /// What takes the connections of devices that speak TLS.
 #[cfg(feature = "tls")]
-pub(in crate::net) type Acceptor = native_tls::TlsAcceptor;
+pub(crate) type Acceptor = native_tls::TlsAcceptor;
 /// Never made: the program was built without TLS.
 #[cfg(not(feature = "tls"))]
 #[derive(Clone)]
-pub(in crate::net) enum Acceptor {}
+pub(crate) enum Acceptor {}
 
 /// A certificate that can be used, and what is doubtful about it.
 pub struct Certificate {
-    pub(in crate::net) acceptor: Acceptor,
+    pub(crate) acceptor: Acceptor,
     pem: Vec<u8>,
     /// What is known of it; nothing on systems whose TLS library is not OpenSSL.
     pub info: Option<CertificateInfo>,
@@ -116,7 +116,7 @@ impl Certificate {
 
 impl Certificate {
     /// Whether it is this very one.
-    pub(in crate::net) fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.pem == other.pem
     }
 }
@@ -168,7 +168,7 @@ mod openssl_details {
     use super::{Certificate, CertificateError, CertificateInfo, acceptor, holds};
 
     /// Also reads keys in the older forms of RSA and EC.
-    pub(in crate::net) fn make(
+    pub(crate) fn make(
         pem: &[u8],
         key: &[u8],
         cert_file: &Path,

@@ -10,19 +10,19 @@ use crate::net::mqtt::transport::Transport;
 use crate::proto::mqtt;
 
 /// One device's connection. Small, since there may be tens of thousands: what is partial or waits is elsewhere.
-pub(in crate::net) struct MqttConnection {
-    pub(in crate::net) transport: Transport,
-    pub(in crate::net) peer_port: u16,
+pub(crate) struct MqttConnection {
+    pub(crate) transport: Transport,
+    pub(crate) peer_port: u16,
     /// Nothing is served any more: the rest is written, then the connection ends.
-    pub(in crate::net) closing: bool,
+    pub(crate) closing: bool,
     /// Its place among the connections of its address, while these are limited and until it closes.
-    pub(in crate::net) counted: Option<Box<Counted>>,
+    pub(crate) counted: Option<Box<Counted>>,
     /// Our side is shut down; the peer's last bytes are read and dropped.
     write_shut_down: bool,
     /// The peer has ended its side, or the connection is broken.
-    pub(in crate::net) read_closed: bool,
+    pub(crate) read_closed: bool,
     /// A write failed: what had arrived before is still read, then the connection has ended.
-    pub(in crate::net) broken: bool,
+    pub(crate) broken: bool,
     buffers: Option<Box<Buffers>>,
 }
 
@@ -37,7 +37,7 @@ struct Buffers {
 
 /// What came of writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::net) enum FlushOutcome {
+pub(crate) enum FlushOutcome {
     Done,
     Blocked,
     /// Closed down and no longer needed.
@@ -47,7 +47,7 @@ pub(in crate::net) enum FlushOutcome {
 }
 
 impl MqttConnection {
-    pub(in crate::net) fn new(link: Transport, port: u16) -> Self {
+    pub(crate) fn new(link: Transport, port: u16) -> Self {
         Self {
             transport: link,
             peer_port: port,
@@ -61,34 +61,34 @@ impl MqttConnection {
     }
 
     /// The local address the device reached, for `public_ip: auto`.
-    pub(in crate::net) fn local_ip(&self) -> Option<IpAddr> {
+    pub(crate) fn local_ip(&self) -> Option<IpAddr> {
         self.transport.tcp()?.local_addr().ok().map(|addr| addr.ip().to_canonical())
     }
 
     /// Whether something waits to be written.
-    pub(in crate::net) fn has_output(&self) -> bool {
+    pub(crate) fn has_output(&self) -> bool {
         self.buffers.as_ref().is_some_and(|partial| !partial.write_buffer.is_empty())
     }
 
     /// Until when output waits on purpose.
-    pub(in crate::net) fn hold_until(&self) -> Option<Instant> {
+    pub(crate) fn hold_until(&self) -> Option<Instant> {
         self.buffers.as_ref().and_then(|partial| partial.hold_until)
     }
 
     /// Lets the output wait on purpose.
-    pub(in crate::net) fn hold(&mut self, until: Instant) {
+    pub(crate) fn hold(&mut self, until: Instant) {
         self.buffers.get_or_insert_default().hold_until = Some(until);
     }
 
     /// Bytes that are partial or wait to be written, and room for them.
-    pub(in crate::net) fn buffered_bytes(&self) -> usize {
+    pub(crate) fn buffered_bytes(&self) -> usize {
         self.buffers
             .as_ref()
             .map_or(0, |partial| partial.read_buffer.capacity() + partial.write_buffer.capacity())
     }
 
     /// Takes the partial packet that came before, with `more` appended.
-    pub(in crate::net) fn take_partial(&mut self, more: &[u8]) -> Vec<u8> {
+    pub(crate) fn take_partial(&mut self, more: &[u8]) -> Vec<u8> {
         let Some(buffers) = &mut self.buffers else { return Vec::new() };
         let mut partial = std::mem::take(&mut buffers.read_buffer);
         if !partial.is_empty() {
@@ -99,12 +99,12 @@ impl MqttConnection {
 
     /// Bytes of the partial packet.
     #[cfg(test)]
-    pub(in crate::net) fn partial_len(&self) -> usize {
+    pub(crate) fn partial_len(&self) -> usize {
         self.buffers.as_ref().map_or(0, |buffers| buffers.read_buffer.len())
     }
 
     /// Keeps the start of a packet.
-    pub(in crate::net) fn keep_partial(&mut self, rest: Vec<u8>) {
+    pub(crate) fn keep_partial(&mut self, rest: Vec<u8>) {
         if !rest.is_empty() {
             self.buffers.get_or_insert_default().read_buffer = rest;
         }
@@ -112,12 +112,12 @@ impl MqttConnection {
 
     /// Queues what `write` appends. False when too much waits already: the device does not read.
     #[must_use]
-    pub(in crate::net) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
+    pub(crate) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
         self.buffers.get_or_insert_default().write_buffer.append(write)
     }
 
     /// Writes what is queued, and closes our side behind it when the connection is closing.
-    pub(in crate::net) fn flush(&mut self, now: Instant) -> FlushOutcome {
+    pub(crate) fn flush(&mut self, now: Instant) -> FlushOutcome {
         if self.broken || !self.transport.is_open() {
             return if self.closing { FlushOutcome::Closed } else { FlushOutcome::Blocked };
         }

@@ -7,22 +7,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How many connections each address has, at all workers together; counted only while `max_connections_per_ip` is set.
 #[derive(Clone, Default)]
-pub(in crate::net) struct ConnectionsByAddress(Arc<Mutex<HashMap<IpAddr, usize>>>);
+pub(crate) struct ConnectionsByAddress(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
 /// One connection in the count of its address, for as long as this exists: whoever drops the connection need not remember
 /// to give it back.
-pub(in crate::net) struct Counted {
+pub(crate) struct Counted {
     counts: ConnectionsByAddress,
     ip: IpAddr,
 }
 
 impl ConnectionsByAddress {
-    pub(in crate::net) fn of(&self, ip: IpAddr) -> usize {
+    pub(crate) fn of(&self, ip: IpAddr) -> usize {
         self.locked().get(&ip).copied().unwrap_or_default()
     }
 
     /// Counts one more connection of this address.
-    pub(in crate::net) fn count(&self, ip: IpAddr) -> Box<Counted> {
+    pub(crate) fn count(&self, ip: IpAddr) -> Box<Counted> {
         *self.locked().entry(ip).or_default() += 1;
         Box::new(Counted { counts: self.clone(), ip })
     }

@@ -12,7 +12,7 @@ use crate::proto::proxy_protocol::ProxySource;
 
 /// What came of advancing a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::net) enum HandshakeOutcome {
+pub(crate) enum HandshakeOutcome {
     /// More has to arrive, or to be written.
     Blocked,
     /// One stage is complete; there may be more to read.
@@ -23,7 +23,7 @@ pub(in crate::net) enum HandshakeOutcome {
 
 impl Listeners {
     /// Advances the handshake of this session's connection. `scratch` holds at least one PROXY header.
-    pub(in crate::net) fn drive_handshake(
+    pub(crate) fn drive_handshake(
         &mut self,
         id: SessionId,
         sessions: &mut Sessions,

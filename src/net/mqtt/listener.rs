@@ -27,19 +27,19 @@ use crate::session::Core;
 const EXTRA_CONNECTIONS: usize = 512;
 /// Connections beyond `max_connections_per_ip` that may be logging in: a device that reconnects before its old connection
 /// is known to be dead replaces that connection.
-pub(in crate::net) const EXTRA_PER_ADDRESS: usize = 8;
+pub(crate) const EXTRA_PER_ADDRESS: usize = 8;
 
 /// The MQTT listeners, plain and TLS, and the limits of connections before login.
-pub(in crate::net) struct Listeners {
+pub(crate) struct Listeners {
     /// None while draining, so that a load balancer finds the port closed, and with `mqtt.plain: false`.
     plain: Option<TcpListener>,
-    pub(in crate::net) tls: Option<TlsListener>,
-    pub(in crate::net) by_address: ConnectionsByAddress,
-    pub(in crate::net) auth_throttle: AuthThrottle,
+    pub(crate) tls: Option<TlsListener>,
+    pub(crate) by_address: ConnectionsByAddress,
+    pub(crate) auth_throttle: AuthThrottle,
     /// Lines about refused logins and connections, by address.
-    pub(in crate::net) refusal_log: LogLimiter<IpAddr>,
+    pub(crate) refusal_log: LogLimiter<IpAddr>,
     /// Lines about failed TLS handshakes.
-    pub(in crate::net) tls_failure_log: LogLimiter<()>,
+    pub(crate) tls_failure_log: LogLimiter<()>,
     /// Connections in the order they came; those at the front may have logged in or closed meanwhile.
     unauthenticated: VecDeque<SessionId>,
     /// TLS connections in the order they came; some may have finished their handshake or closed meanwhile.
@@ -50,7 +50,7 @@ pub(in crate::net) struct Listeners {
 }
 
 /// What came of one attempt to accept a connection.
-pub(in crate::net) enum Accepted {
+pub(crate) enum Accepted {
     /// A connection was accepted, or turned away. To make room for it, these have to close.
     Connection { evicted: Vec<SessionId> },
     /// No more connections are waiting, or none are wanted.
@@ -64,7 +64,7 @@ impl Listeners {
     ///
     /// # Errors
     /// A port that cannot be listened on, or a certificate that cannot be used.
-    pub(in crate::net) fn bind(config: &Config, shared: bool) -> Result<Self, BindError> {
+    pub(crate) fn bind(config: &Config, shared: bool) -> Result<Self, BindError> {
         let addr = SocketAddr::new(config.mqtt.host, config.mqtt.port);
         let listen = |addr| tcp::listen(addr, shared).map_err(|error| BindError::Port("MQTT", addr, error));
         Ok(Self {
@@ -82,7 +82,7 @@ impl Listeners {
     }
 
     /// Registers both listeners with the poll.
-    pub(in crate::net) fn register(&mut self, registry: &Registry) -> io::Result<()> {
+    pub(crate) fn register(&mut self, registry: &Registry) -> io::Result<()> {
         let tls = self.tls.as_mut().map(|tls| &mut tls.listener);
         for (slot, listener) in [(MQTT, self.plain.as_mut()), (MQTTS, tls)] {
             if let Some(listener) = listener {
@@ -93,18 +93,13 @@ impl Listeners {
     }
 
     /// The local addresses of the plain and of the TLS listener.
-    pub(in crate::net) fn local_addrs(&self) -> io::Result<(Option<SocketAddr>, Option<SocketAddr>)> {
+    pub(crate) fn local_addrs(&self) -> io::Result<(Option<SocketAddr>, Option<SocketAddr>)> {
         let addr = |listener: Option<&TcpListener>| listener.map(TcpListener::local_addr).transpose();
         Ok((addr(self.plain.as_ref())?, addr(self.tls.as_ref().map(|tls| &tls.listener))?))
     }
 
     /// Accepts at most one connection.
-    pub(in crate::net) fn accept(
-        &mut self,
-        kind: ListenerKind,
-        sessions: &mut Sessions,
-        io: &mut Io,
-    ) -> Accepted {
+    pub(crate) fn accept(&mut self, kind: ListenerKind, sessions: &mut Sessions, io: &mut Io) -> Accepted {
         let listener = match kind {
             ListenerKind::Plain => self.plain.as_ref(),
             ListenerKind::Tls => self.tls.as_ref().map(|tls| &tls.listener),
@@ -170,7 +165,7 @@ impl Listeners {
     }
 
     /// Makes a session of a connection that has not sent CONNECT yet. None when the poll refuses it.
-    pub(in crate::net) fn add_connection(
+    pub(crate) fn add_connection(
         &mut self,
         mut connection: MqttConnection,
         ip: IpAddr,
@@ -221,12 +216,12 @@ impl Listeners {
     }
 
     /// Whether connections are accepted now.
-    pub(in crate::net) fn is_accepting(&self) -> bool {
+    pub(crate) fn is_accepting(&self) -> bool {
         self.accepting
     }
 
     /// Accepts again after it failed.
-    pub(in crate::net) fn resume(&mut self, io: &mut Io) {
+    pub(crate) fn resume(&mut self, io: &mut Io) {
         self.accepting = true;
         for kind in [ListenerKind::Plain, ListenerKind::Tls] {
             io.run_queue.push(Task::Accept(kind));
@@ -234,13 +229,13 @@ impl Listeners {
     }
 
     /// Closes both ports.
-    pub(in crate::net) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.accepting = false;
         (self.plain, self.tls) = (None, None);
     }
 
     /// Accepts nothing more, without closing the ports.
-    pub(in crate::net) fn pause(&mut self, registry: &Registry) {
+    pub(crate) fn pause(&mut self, registry: &Registry) {
         self.accepting = false;
         let tls = self.tls.as_mut().map(|tls| &mut tls.listener);
         for listener in [self.plain.as_mut(), tls].into_iter().flatten() {
@@ -249,7 +244,7 @@ impl Listeners {
     }
 
     /// Counts the connections of each address, or no longer, after a reload that may have set or unset the limit.
-    pub(in crate::net) fn recount(&self, sessions: &mut Sessions, limited: bool) {
+    pub(crate) fn recount(&self, sessions: &mut Sessions, limited: bool) {
         for session in sessions.iter_mut() {
             let ip = session.core.ip();
             let Some(connection) = session.mqtt.as_mut().filter(|connection| !connection.closing) else {
@@ -264,7 +259,7 @@ impl Listeners {
     }
 
     /// Gives back memory that only a peak needed.
-    pub(in crate::net) fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         self.unauthenticated.shrink_to_fit();
     }
 }

@@ -2,9 +2,9 @@
 
 pub mod auth_throttle;
 pub mod certificate;
-pub(in crate::net) mod connection;
-pub(in crate::net) mod connections_by_address;
-pub(in crate::net) mod handshake;
-pub(in crate::net) mod listener;
-pub(in crate::net) mod tls_listener;
-pub(in crate::net) mod transport;
+pub(crate) mod connection;
+pub(crate) mod connections_by_address;
+pub(crate) mod handshake;
+pub(crate) mod listener;
+pub(crate) mod tls_listener;
+pub(crate) mod transport;

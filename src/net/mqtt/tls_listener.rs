@@ -16,8 +16,8 @@ use crate::net::mqtt::certificate::{Acceptor, Certificate};
 use crate::net::mqtt::listener::Listeners;
 
 /// The TLS listener and what its handshakes need.
-pub(in crate::net) struct TlsListener {
-    pub(in crate::net) listener: TcpListener,
+pub(crate) struct TlsListener {
+    pub(crate) listener: TcpListener,
     certificate: Certificate,
     file_watches: [FileWatch; 2],
 }
@@ -27,7 +27,7 @@ impl TlsListener {
     ///
     /// # Errors
     /// A certificate that cannot be used, or a port that cannot be listened on.
-    pub(in crate::net) fn open(host: IpAddr, tls: &Tls, shared: bool) -> Result<Option<Self>, BindError> {
+    pub(crate) fn open(host: IpAddr, tls: &Tls, shared: bool) -> Result<Option<Self>, BindError> {
         let Some((cert_file, key_file)) = tls.files() else { return Ok(None) };
         // Watched from before it is read, so that no change is missed.
         let watches = [cert_file, key_file].map(|path| FileWatch::new(path.to_owned()));
@@ -38,12 +38,12 @@ impl TlsListener {
         Ok(Some(Self { listener, certificate, file_watches: watches }))
     }
 
-    pub(in crate::net) fn acceptor(&self) -> &Acceptor {
+    pub(crate) fn acceptor(&self) -> &Acceptor {
         &self.certificate.acceptor
     }
 
     /// When its certificate expires, in seconds since 1970, where that can be told.
-    pub(in crate::net) fn expires(&self) -> Option<i64> {
+    pub(crate) fn expires(&self) -> Option<i64> {
         self.certificate.info.as_ref().map(|facts| facts.expires.1)
     }
 
@@ -58,7 +58,7 @@ impl TlsListener {
 }
 
 /// What became of the certificate, for the list of recent errors.
-pub(in crate::net) type CertificateProblems = Vec<String>;
+pub(crate) type CertificateProblems = Vec<String>;
 
 impl Listeners {
     /// Takes over the TLS settings of `new`, or nothing. A certificate whose files keep their names is only replaced by one
@@ -66,7 +66,7 @@ impl Listeners {
     ///
     /// # Errors
     /// A certificate that cannot be used, or a port that cannot be listened on.
-    pub(in crate::net) fn reload_tls(
+    pub(crate) fn reload_tls(
         &mut self,
         new: &Config,
         shared: bool,
@@ -96,7 +96,7 @@ impl Listeners {
     }
 
     /// Takes a new certificate from its files if they have changed.
-    pub(in crate::net) fn check_certificate_files(&mut self, io: &Io) -> CertificateProblems {
+    pub(crate) fn check_certificate_files(&mut self, io: &Io) -> CertificateProblems {
         match self.tls.as_mut().is_some_and(TlsListener::files_changed) {
             true => self.renew_certificate(&io.config.mqtt.tls),
             false => CertificateProblems::new(),
@@ -126,7 +126,7 @@ impl Listeners {
     }
 
     /// Logs which certificate is in use, and what is wrong with it.
-    pub(in crate::net) fn describe_certificate(&self) -> CertificateProblems {
+    pub(crate) fn describe_certificate(&self) -> CertificateProblems {
         let Some(info) = self.tls.as_ref().and_then(|tls| tls.certificate.info.as_ref()) else {
             return CertificateProblems::new();
         };

@@ -17,7 +17,7 @@ use crate::proto::proxy_protocol::{self, BadProxyHeader, ProxySource};
 const TLS_HANDSHAKE_RECORD: u8 = 22;
 
 /// A device's connection. What plain ones do without is boxed: there are tens of thousands of them.
-pub(in crate::net) enum Transport {
+pub(crate) enum Transport {
     /// TCP, and nothing else.
     Plain(TcpStream),
     /// TLS. Bytes may wait in the TLS library after the socket was read empty: read until WouldBlock.
@@ -28,7 +28,7 @@ pub(in crate::net) enum Transport {
 }
 
 /// A connection that is not open for the device's bytes yet.
-pub(in crate::net) struct Handshake {
+pub(crate) struct Handshake {
     stage: HandshakeStage,
 }
 
@@ -45,7 +45,7 @@ enum HandshakeStage {
 
 /// What came of going on with what must come first.
 #[derive(Debug)]
-pub(in crate::net) enum HandshakeStep {
+pub(crate) enum HandshakeStep {
     /// Try again at the socket's next edge.
     Blocked,
     /// The balancer has said whose connection it is.
@@ -62,7 +62,7 @@ pub(in crate::net) enum HandshakeStep {
 
 impl Transport {
     /// A fresh connection, behind a balancer or not, to be secured or not.
-    pub(in crate::net) fn new(tcp: TcpStream, proxied: bool, tls: bool) -> Self {
+    pub(crate) fn new(tcp: TcpStream, proxied: bool, tls: bool) -> Self {
         let stage = match (proxied, tls) {
             (false, false) => return Self::Plain(tcp),
             (true, _) => HandshakeStage::ProxyHeader { tcp, seen: Vec::new(), tls },
@@ -72,12 +72,12 @@ impl Transport {
     }
 
     /// Whether the device's own bytes are what is read and written.
-    pub(in crate::net) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         !matches!(self, Self::Handshake(_))
     }
 
     /// Whether TLS was begun and is not there yet.
-    pub(in crate::net) fn is_in_tls_handshake(&self) -> bool {
+    pub(crate) fn is_in_tls_handshake(&self) -> bool {
         #[cfg(feature = "tls")]
         if let Self::Handshake(early) = self {
             return matches!(early.stage, HandshakeStage::Tls(_));
@@ -86,7 +86,7 @@ impl Transport {
     }
 
     /// Whether it is to be TLS and is not there yet.
-    pub(in crate::net) fn awaits_tls(&self) -> bool {
+    pub(crate) fn awaits_tls(&self) -> bool {
         match self {
             Self::Handshake(early) => !matches!(early.stage, HandshakeStage::ProxyHeader { tls: false, .. }),
             _ => false,
@@ -94,7 +94,7 @@ impl Transport {
     }
 
     /// The socket; none is left once a handshake has failed.
-    pub(in crate::net) fn tcp(&self) -> Option<&TcpStream> {
+    pub(crate) fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(tcp) => Some(tcp),
             #[cfg(feature = "tls")]
@@ -109,7 +109,7 @@ impl Transport {
     }
 
     /// The socket of a fresh or an open connection, for registration with the poll.
-    pub(in crate::net) fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
+    pub(crate) fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
         match self {
             Self::Plain(tcp) => Some(tcp),
             #[cfg(feature = "tls")]
@@ -127,7 +127,7 @@ impl Transport {
     ///
     /// # Errors
     /// WouldBlock: try again when the socket can be written.
-    pub(in crate::net) fn shut_down(&mut self) -> io::Result<()> {
+    pub(crate) fn shut_down(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(tcp) => tcp.shutdown(Shutdown::Write),
             #[cfg(feature = "tls")]
@@ -141,11 +141,7 @@ impl Transport {
 
     /// Goes on with what must come before the device's bytes, as far as the socket allows. `scratch` holds a header at
     /// least.
-    pub(in crate::net) fn advance(
-        &mut self,
-        acceptor: Option<&Acceptor>,
-        scratch: &mut [u8],
-    ) -> HandshakeStep {
+    pub(crate) fn advance(&mut self, acceptor: Option<&Acceptor>, scratch: &mut [u8]) -> HandshakeStep {
         let Self::Handshake(early) = self else { return HandshakeStep::Done };
         match mem::replace(&mut early.stage, HandshakeStage::Failed) {
             HandshakeStage::ProxyHeader { mut tcp, mut seen, tls } => {

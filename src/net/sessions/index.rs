@@ -43,41 +43,41 @@ impl Index {
     }
 
     /// Forgets the call if it is still this session's, and returns its address.
-    pub(in crate::net) fn remove_call(&mut self, ssrc: u32, id: SessionId) -> Option<IpAddr> {
+    pub(crate) fn remove_call(&mut self, ssrc: u32, id: SessionId) -> Option<IpAddr> {
         let entry = self.calls.find_entry(spread(ssrc), |call| call.ssrc == ssrc && call.id == id).ok()?;
         Some(entry.remove().0.ip)
     }
 
-    pub(in crate::net) fn calls(&self) -> usize {
+    pub(crate) fn calls(&self) -> usize {
         self.calls.len()
     }
 
     /// Sessions that probably have this MAC; the caller compares.
-    pub(in crate::net) fn candidates(&self, mac: Mac) -> impl Iterator<Item = SessionId> {
+    pub(crate) fn candidates(&self, mac: Mac) -> impl Iterator<Item = SessionId> {
         let hash = self.hash(mac);
         let alike = self.devices.iter_hash(spread(hash)).filter(move |device| device.hash == hash);
         alike.map(|device| device.id)
     }
 
-    pub(in crate::net) fn add_device(&mut self, mac: Mac, id: SessionId) {
+    pub(crate) fn add_device(&mut self, mac: Mac, id: SessionId) {
         let hash = self.hash(mac);
         self.devices.insert_unique(spread(hash), DeviceEntry { hash, id }, |device| spread(device.hash));
     }
 
     /// Forgets the device if the entry is still this session's.
-    pub(in crate::net) fn remove_device(&mut self, mac: Mac, id: SessionId) {
+    pub(crate) fn remove_device(&mut self, mac: Mac, id: SessionId) {
         if let Ok(entry) = self.devices.find_entry(spread(self.hash(mac)), |device| device.id == id) {
             entry.remove();
         }
     }
 
     /// Gives back the memory of those who left.
-    pub(in crate::net) fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         self.devices.shrink_to_fit(|device| spread(device.hash));
         self.calls.shrink_to_fit(|call| spread(call.ssrc));
     }
 
-    pub(in crate::net) fn devices(&self) -> usize {
+    pub(crate) fn devices(&self) -> usize {
         self.devices.len()
     }
 

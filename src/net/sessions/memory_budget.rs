@@ -13,15 +13,15 @@ use std::mem;
 use crate::net::sessions::session::Session;
 
 /// What a device with its call may keep in any case, in bytes: any ordinary message, and a device's list of tools.
-pub(in crate::net) const FREE_PER_CONNECTION: usize = 16 * 1024;
+pub(crate) const FREE_PER_CONNECTION: usize = 16 * 1024;
 /// What all together may keep above that, in bytes.
-pub(in crate::net) const BUDGET: usize = 32 * 1024 * 1024;
+pub(crate) const BUDGET: usize = 32 * 1024 * 1024;
 /// Each may keep this part of what is left of the budget.
 const SHARE_DIVISOR: usize = 16;
 
 /// The sum over all sessions of what each keeps above [`FREE`].
 #[derive(Debug, Default)]
-pub(in crate::net) struct MemoryBudget(usize);
+pub(crate) struct MemoryBudget(usize);
 
 impl MemoryBudget {
     /// What a session kept changes to `after`; false when that is more than its share.
@@ -31,7 +31,7 @@ impl MemoryBudget {
     }
 
     /// Accounts for the bytes that `session` keeps now; false when that is more than its share.
-    pub(in crate::net) fn account(&mut self, session: &mut Session) -> bool {
+    pub(crate) fn account(&mut self, session: &mut Session) -> bool {
         let bytes = session.bytes_for_device().saturating_add(session.bytes_for_backend());
         let after = u32::try_from(bytes.saturating_sub(FREE_PER_CONNECTION)).unwrap_or(u32::MAX);
         let before = mem::replace(&mut session.accounted_bytes, after);
@@ -39,19 +39,19 @@ impl MemoryBudget {
     }
 
     /// A session that kept this much is gone.
-    pub(in crate::net) fn release(&mut self, bytes: u32) {
+    pub(crate) fn release(&mut self, bytes: u32) {
         self.change(bytes, 0);
     }
 
     /// The bytes that all sessions keep above their free allowance.
     #[cfg(test)]
-    pub(in crate::net) fn used(&self) -> usize {
+    pub(crate) fn used(&self) -> usize {
         self.0
     }
 
     /// Has others use this much more.
     #[cfg(test)]
-    pub(in crate::net) fn fill(&mut self, bytes: u32) {
+    pub(crate) fn fill(&mut self, bytes: u32) {
         self.change(0, bytes);
     }
 }

@@ -1,6 +1,6 @@
 //! The session table, its indexes and its memory budget.
 
 pub mod index;
-pub(in crate::net) mod memory_budget;
-pub(in crate::net) mod session;
-pub(in crate::net) mod table;
+pub(crate) mod memory_budget;
+pub(crate) mod session;
+pub(crate) mod table;

@@ -8,31 +8,31 @@ use crate::net::mqtt::connection::MqttConnection;
 use crate::session::Core;
 
 /// No tick of the timer wheel: later than all.
-pub(in crate::net) const NOT_ARMED: u64 = u64::MAX;
+pub(crate) const NOT_ARMED: u64 = u64::MAX;
 
 /// One device with its call, or what is left of them. It is small, since most sessions are idle.
-pub(in crate::net) struct Session {
+pub(crate) struct Session {
     pub(super) epoch: u32,
-    pub(in crate::net) core: Core,
-    pub(in crate::net) mqtt: Option<MqttConnection>,
-    pub(in crate::net) backend: Option<Box<BackendConnection>>,
+    pub(crate) core: Core,
+    pub(crate) mqtt: Option<MqttConnection>,
+    pub(crate) backend: Option<Box<BackendConnection>>,
     /// The other device of a device-to-device call. Boxed, since few sessions have one.
-    pub(in crate::net) peer: Option<Box<SessionId>>,
+    pub(crate) peer: Option<Box<SessionId>>,
     /// The tick of the one live entry in the timer wheel, or [`NOT_ARMED`].
-    pub(in crate::net) armed_tick: u64,
+    pub(crate) armed_tick: u64,
     /// When sockets that only wait for the peer to close are dropped. Boxed, since few sessions have one.
-    pub(in crate::net) linger_until: Option<Box<Instant>>,
+    pub(crate) linger_until: Option<Box<Instant>>,
     /// Something waits to be written at the end of the iteration.
-    pub(in crate::net) dirty: bool,
+    pub(crate) dirty: bool,
     /// On the list of those to be freed at the end of the iteration.
-    pub(in crate::net) closing: bool,
+    pub(crate) closing: bool,
     /// Bytes kept for its device and its call above the free allowance, when last accounted.
-    pub(in crate::net) accounted_bytes: u32,
+    pub(crate) accounted_bytes: u32,
 }
 
 impl Session {
     /// When something is due, in the core or for a socket.
-    pub(in crate::net) fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         let refusal = self.mqtt.as_ref().and_then(|device| device.hold_until());
         let address = self.backend.as_ref().and_then(|backend| backend.next_address_at());
         [self.core.deadline(), self.linger_until.as_deref().copied(), refusal, address]
@@ -42,22 +42,22 @@ impl Session {
     }
 
     /// Nothing is left: no socket, no call.
-    pub(in crate::net) fn is_finished(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         self.mqtt.is_none() && self.backend.is_none() && self.core.is_finished()
     }
 
     /// Bytes that are kept for the device, and texts that wait for either side.
-    pub(in crate::net) fn bytes_for_device(&self) -> usize {
+    pub(crate) fn bytes_for_device(&self) -> usize {
         self.core.retained_bytes() + self.mqtt.as_ref().map_or(0, |mqtt| mqtt.buffered_bytes())
     }
 
     /// Bytes that are kept for the WebSocket.
-    pub(in crate::net) fn bytes_for_backend(&self) -> usize {
+    pub(crate) fn bytes_for_backend(&self) -> usize {
         self.backend.as_ref().map_or(0, |backend| backend.kept())
     }
 
     /// Whether it is a connection that has not logged in yet.
-    pub(in crate::net) fn is_unauthenticated(&self) -> bool {
+    pub(crate) fn is_unauthenticated(&self) -> bool {
         self.mqtt.is_some() && self.core.awaits_connect()
     }
 }

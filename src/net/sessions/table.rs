@@ -18,11 +18,11 @@ use crate::session::Core;
 
 /// All sessions. A [`SessionId`] that outlives a batch of events is checked by its epoch.
 #[derive(Default)]
-pub(in crate::net) struct Sessions {
+pub(crate) struct Sessions {
     slab: Slab<Session>,
     epoch: u32,
-    pub(in crate::net) index: Index,
-    pub(in crate::net) memory: MemoryBudget,
+    pub(crate) index: Index,
+    pub(crate) memory: MemoryBudget,
     /// Sessions with something to write at the end of the iteration.
     dirty: Vec<SessionId>,
     /// Sessions that may be finished, to be freed at the end of the iteration.
@@ -30,7 +30,7 @@ pub(in crate::net) struct Sessions {
 }
 
 impl Sessions {
-    pub(in crate::net) fn insert(
+    pub(crate) fn insert(
         &mut self,
         core: Core,
         mqtt: Option<MqttConnection>,
@@ -54,57 +54,57 @@ impl Sessions {
     }
 
     /// The slot the next session will get, for its token.
-    pub(in crate::net) fn next_slot(&self) -> usize {
+    pub(crate) fn next_slot(&self) -> usize {
         self.slab.vacant_key()
     }
 
     /// The id of the session that is in this slot now.
-    pub(in crate::net) fn at(&self, slot: usize) -> Option<SessionId> {
+    pub(crate) fn at(&self, slot: usize) -> Option<SessionId> {
         self.slab.get(slot).map(|session| SessionId { slot: slot as u32, epoch: session.epoch })
     }
 
-    pub(in crate::net) fn live(&mut self, id: SessionId) -> Option<&mut Session> {
+    pub(crate) fn live(&mut self, id: SessionId) -> Option<&mut Session> {
         self.slab.get_mut(id.slot as usize).filter(|session| session.epoch == id.epoch)
     }
 
-    pub(in crate::net) fn get(&self, id: SessionId) -> Option<&Session> {
+    pub(crate) fn get(&self, id: SessionId) -> Option<&Session> {
         self.slab.get(id.slot as usize).filter(|session| session.epoch == id.epoch)
     }
 
     /// The connection to the chat server, if there is one.
-    pub(in crate::net) fn backend(&mut self, id: SessionId) -> Option<&mut BackendConnection> {
+    pub(crate) fn backend(&mut self, id: SessionId) -> Option<&mut BackendConnection> {
         self.live(id)?.backend.as_deref_mut()
     }
 
-    pub(in crate::net) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.slab.len()
     }
 
-    pub(in crate::net) fn ids(&self) -> Vec<SessionId> {
+    pub(crate) fn ids(&self) -> Vec<SessionId> {
         let id = |(slot, session): (usize, &Session)| SessionId { slot: slot as u32, epoch: session.epoch };
         self.slab.iter().map(id).collect()
     }
 
     /// The sessions in this slot and those behind it, with their slots.
-    pub(in crate::net) fn starting_at(&self, slot: usize) -> impl Iterator<Item = (usize, &Session)> {
+    pub(crate) fn starting_at(&self, slot: usize) -> impl Iterator<Item = (usize, &Session)> {
         let occupied = |slot| self.slab.get(slot).map(|session| (slot, session));
         (slot..self.slab.capacity()).filter_map(occupied)
     }
 
-    pub(in crate::net) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Session> {
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Session> {
         self.slab.iter_mut().map(|(_, session)| session)
     }
 
-    pub(in crate::net) fn iter(&self) -> impl Iterator<Item = &Session> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Session> {
         self.slab.iter().map(|(_, session)| session)
     }
 
-    pub(in crate::net) fn is_unauthenticated(&self, id: SessionId) -> bool {
+    pub(crate) fn is_unauthenticated(&self, id: SessionId) -> bool {
         self.get(id).is_some_and(Session::is_unauthenticated)
     }
 
     /// Gives back the memory that only a peak needed.
-    pub(in crate::net) fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         self.slab.shrink_to_fit();
         self.index.shrink();
     }
@@ -112,13 +112,13 @@ impl Sessions {
     // ----- looking up ---------------------------------------------------------------------------------------------
 
     /// The session of exactly this client id.
-    pub(in crate::net) fn by_client_id(&self, client_id: &ClientId) -> Option<SessionId> {
+    pub(crate) fn by_client_id(&self, client_id: &ClientId) -> Option<SessionId> {
         self.by_mac(client_id.mac()).find(|id| self.client_id(*id).is_some_and(|found| found == client_id))
     }
 
     /// The session that operators mean by a client id, or else by the MAC in it, or by a MAC alone: a client id changes with
     /// the device's group, and of several connections the latest counts.
-    pub(in crate::net) fn by_name(&self, name: &str) -> Option<SessionId> {
+    pub(crate) fn by_name(&self, name: &str) -> Option<SessionId> {
         let client_id = ClientId::parse(name);
         if let Some(exact) = client_id.as_ref().ok().and_then(|client_id| self.by_client_id(client_id)) {
             return Some(exact);
@@ -128,17 +128,17 @@ impl Sessions {
     }
 
     /// Every session of this MAC.
-    pub(in crate::net) fn by_mac(&self, mac: Mac) -> impl Iterator<Item = SessionId> {
+    pub(crate) fn by_mac(&self, mac: Mac) -> impl Iterator<Item = SessionId> {
         let same = move |id: &SessionId| self.client_id(*id).is_some_and(|found| found.mac() == mac);
         self.index.candidates(mac).filter(same)
     }
 
-    pub(in crate::net) fn client_id(&self, id: SessionId) -> Option<&ClientId> {
+    pub(crate) fn client_id(&self, id: SessionId) -> Option<&ClientId> {
         self.get(id)?.core.client_id()
     }
 
     /// What every log line of a session begins with.
-    pub(in crate::net) fn log_prefix(&self, id: SessionId) -> String {
+    pub(crate) fn log_prefix(&self, id: SessionId) -> String {
         let session = self.get(id);
         let peer = session
             .and_then(|session| Some(SocketAddr::new(session.core.ip(), session.mqtt.as_ref()?.peer_port)));
@@ -153,7 +153,7 @@ impl Sessions {
     // ----- timers, flushing, freeing ------------------------------------------------------------------------------
 
     /// Makes sure that a timer expires at this session's next deadline.
-    pub(in crate::net) fn arm_timer(&mut self, id: SessionId, io: &mut Io) {
+    pub(crate) fn arm_timer(&mut self, id: SessionId, io: &mut Io) {
         let Some(session) = self.live(id) else { return };
         let Some(deadline) = session.deadline() else { return };
         let tick = io.timers.tick(deadline);
@@ -163,7 +163,7 @@ impl Sessions {
     }
 
     /// Has the session flushed at the end of the iteration.
-    pub(in crate::net) fn mark_dirty(&mut self, id: SessionId) {
+    pub(crate) fn mark_dirty(&mut self, id: SessionId) {
         if let Some(session) = self.live(id)
             && !mem::replace(&mut session.dirty, true)
         {
@@ -172,21 +172,21 @@ impl Sessions {
     }
 
     /// Takes the sessions to flush; with [`put_back_dirty`](Self::put_back_dirty) the list's memory is used again.
-    pub(in crate::net) fn take_dirty(&mut self) -> Vec<SessionId> {
+    pub(crate) fn take_dirty(&mut self) -> Vec<SessionId> {
         mem::take(&mut self.dirty)
     }
 
     /// Moves what was marked since into `flushed`.
-    pub(in crate::net) fn append_dirty(&mut self, flushed: &mut Vec<SessionId>) {
+    pub(crate) fn append_dirty(&mut self, flushed: &mut Vec<SessionId>) {
         flushed.append(&mut self.dirty);
     }
 
     /// Leaves the session marked: it could not be flushed.
-    pub(in crate::net) fn keep_dirty(&mut self, id: SessionId) {
+    pub(crate) fn keep_dirty(&mut self, id: SessionId) {
         self.dirty.push(id);
     }
 
-    pub(in crate::net) fn put_back_dirty(&mut self, mut flushed: Vec<SessionId>) {
+    pub(crate) fn put_back_dirty(&mut self, mut flushed: Vec<SessionId>) {
         if self.dirty.is_empty() {
             flushed.clear();
             self.dirty = flushed;
@@ -194,7 +194,7 @@ impl Sessions {
     }
 
     /// Has the session freed at the end of the iteration, if nothing is left of it.
-    pub(in crate::net) fn reap_if_finished(&mut self, id: SessionId) {
+    pub(crate) fn reap_if_finished(&mut self, id: SessionId) {
         if let Some(session) = self.live(id)
             && session.is_finished()
             && !mem::replace(&mut session.closing, true)
@@ -204,7 +204,7 @@ impl Sessions {
     }
 
     /// Frees the slots of finished sessions.
-    pub(in crate::net) fn reap(&mut self) {
+    pub(crate) fn reap(&mut self) {
         while let Some(id) = self.closing.pop() {
             let Some(session) = self.live(id) else { continue };
             session.closing = false;
@@ -219,7 +219,7 @@ impl Sessions {
     // ----- memory -------------------------------------------------------------------------------------------------
 
     /// Accounts for the bytes kept for this session. One with more than its share is dealt with in the next iteration.
-    pub(in crate::net) fn account(&mut self, id: SessionId, io: &mut Io) {
+    pub(crate) fn account(&mut self, id: SessionId, io: &mut Io) {
         let Some(session) = self.slab.get_mut(id.slot as usize).filter(|session| session.epoch == id.epoch)
         else {
             return;
@@ -231,7 +231,7 @@ impl Sessions {
     }
 
     /// Accounts again, and says whether this session still keeps more than its share.
-    pub(in crate::net) fn is_over_budget(&mut self, id: SessionId) -> bool {
+    pub(crate) fn is_over_budget(&mut self, id: SessionId) -> bool {
         let session = self.slab.get_mut(id.slot as usize).filter(|session| session.epoch == id.epoch);
         session.is_some_and(|session| !self.memory.account(session))
     }
@@ -239,12 +239,7 @@ impl Sessions {
     // ----- the device's connection --------------------------------------------------------------------------------
 
     /// Appends to what the device is sent. A device that does not read loses its connection.
-    pub(in crate::net) fn write_mqtt(
-        &mut self,
-        id: SessionId,
-        io: &mut Io,
-        write: impl FnOnce(&mut Vec<u8>),
-    ) {
+    pub(crate) fn write_mqtt(&mut self, id: SessionId, io: &mut Io, write: impl FnOnce(&mut Vec<u8>)) {
         let Some(mqtt) = self.live(id).and_then(|session| session.mqtt.as_mut()) else { return };
         if mqtt.closing {
             return;
@@ -257,7 +252,7 @@ impl Sessions {
     }
 
     /// Writes what waits for the device.
-    pub(in crate::net) fn flush_mqtt(&mut self, id: SessionId, io: &mut Io) {
+    pub(crate) fn flush_mqtt(&mut self, id: SessionId, io: &mut Io) {
         let Some(mqtt) = self.live(id).and_then(|session| session.mqtt.as_mut()) else { return };
         match mqtt.flush(io.now) {
             FlushOutcome::Done | FlushOutcome::Blocked => {}
@@ -268,7 +263,7 @@ impl Sessions {
     }
 
     /// Drops the device's connection.
-    pub(in crate::net) fn drop_mqtt(&mut self, id: SessionId, io: &mut Io) {
+    pub(crate) fn drop_mqtt(&mut self, id: SessionId, io: &mut Io) {
         if let Some(session) = self.live(id)
             && let Some(mqtt) = session.mqtt.take()
         {
