@@ -100,8 +100,8 @@ fn seconds(duration: Duration) -> f64 {
 }
 
 /// What `GET /api/sessions` answers.
-#[derive(Serialize)]
-pub struct SessionPage<'a> {
+#[derive(Debug, Serialize)]
+pub struct SessionPage {
     /// Devices that are let in, on this page or another.
     pub devices: usize,
     /// Calls going on.
@@ -111,7 +111,35 @@ pub struct SessionPage<'a> {
     /// `after` for the next page; none on the last.
     pub next: Option<u64>,
     /// This page.
-    pub sessions: Vec<SessionDto<'a>>,
+    pub sessions: Vec<Box<RawValue>>,
+}
+
+impl SessionPage {
+    /// Appends the page of the next worker if all of it fits, or if there is nothing yet. `start`: where its sessions begin.
+    pub fn append(&mut self, more: Self, limit: usize, start: u64) {
+        self.devices += more.devices;
+        self.calls += more.calls;
+        self.draining |= more.draining;
+        if self.next.is_some() {
+            return;
+        }
+        if !self.sessions.is_empty() && self.sessions.len() + more.sessions.len() > limit {
+            self.next = Some(start);
+        } else {
+            self.next = more.next;
+            self.sessions.extend(more.sessions);
+        }
+    }
+}
+
+/// What `POST /api/devices/status` says of one device.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStatus {
+    /// Whether it is in a call; null while it is connected without one.
+    pub is_alive: Option<bool>,
+    /// Whether it is connected.
+    pub exists: bool,
 }
 
 /// A command for a device, as the consoles send it. The `id` in it is theirs and goes no further.

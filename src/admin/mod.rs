@@ -5,7 +5,7 @@
 //! bytes -> http (head) -> body -> auth -> routes -> [net::admin carries it out] -> dto, prometheus -> http -> bytes
 //! ```
 
-pub mod aggregate;
+pub mod answer;
 pub mod auth;
 pub mod body;
 pub mod dashboard;

@@ -1,6 +1,6 @@
 //! Prometheus text (exposition format 0.0.4): families of samples, and histograms that cost no allocation to fill.
 
-use std::fmt::{Display, Write};
+use std::fmt::Write;
 use std::time::Duration;
 
 /// The media type of the text.
@@ -15,22 +15,62 @@ pub enum MetricType {
     Gauge,
 }
 
-/// The text under construction.
+/// Families of samples.
 #[derive(Debug, Default)]
-pub struct TextEncoder(String);
+pub struct MetricFamilies(Vec<Family>);
 
-impl TextEncoder {
+#[derive(Debug)]
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    kind: &'static str,
+    samples: Vec<Sample>,
+}
+
+#[derive(Debug)]
+struct Sample {
+    /// Behind the family's name: `_bucket`, `_sum`, `_count`, or nothing.
+    suffix: &'static str,
+    /// In braces, unless there are none.
+    labels: String,
+    value: f64,
+}
+
+/// A number that a sample can have.
+pub trait MetricValue {
+    /// Exact up to 2^53.
+    fn to_f64(self) -> f64;
+}
+
+macro_rules! metric_values {
+    ($($number:ty)*) => {
+        $(impl MetricValue for $number {
+            fn to_f64(self) -> f64 {
+                self as f64
+            }
+        })*
+    };
+}
+metric_values!(u8 i32 u64 i64 usize f64);
+
+impl MetricFamilies {
     /// One number without labels.
-    pub fn scalar(&mut self, kind: MetricType, name: &str, help: &str, value: impl Display) {
+    pub fn scalar(
+        &mut self,
+        kind: MetricType,
+        name: &'static str,
+        help: &'static str,
+        value: impl MetricValue,
+    ) {
         self.family(kind, name, help, [(&[] as &[(&str, &str)], value)]);
     }
 
     /// One number for each value of one label.
-    pub fn labelled<'a, V: Display>(
+    pub fn labelled<'a, V: MetricValue>(
         &mut self,
         kind: MetricType,
-        name: &str,
-        help: &str,
+        name: &'static str,
+        help: &'static str,
         label: &str,
         samples: impl IntoIterator<Item = (&'a str, V)>,
     ) {
@@ -39,57 +79,76 @@ impl TextEncoder {
     }
 
     /// Numbers under one name, each with its labels.
-    pub fn family<'a, L: AsRef<[(&'a str, &'a str)]>, V: Display>(
+    pub fn family<'a, L: AsRef<[(&'a str, &'a str)]>, V: MetricValue>(
         &mut self,
         kind: MetricType,
-        name: &str,
-        help: &str,
+        name: &'static str,
+        help: &'static str,
         samples: impl IntoIterator<Item = (L, V)>,
     ) {
         let kind = match kind {
             MetricType::Counter => "counter",
             MetricType::Gauge => "gauge",
         };
-        self.help_and_type(name, help, kind);
-        for (labels, value) in samples {
-            self.sample(name, labels.as_ref(), value);
-        }
+        let sample = |(labels, value): (L, V)| Sample::new("", labels.as_ref(), value);
+        self.0.push(Family { name, help, kind, samples: samples.into_iter().map(sample).collect() });
     }
 
     /// A histogram of seconds.
-    pub fn histogram<const N: usize>(&mut self, name: &str, help: &str, histogram: &Histogram<N>) {
-        self.help_and_type(name, help, "histogram");
-        let bucket = format!("{name}_bucket");
+    pub fn histogram<const N: usize>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        histogram: &Histogram<N>,
+    ) {
+        let mut samples = Vec::with_capacity(N + 3);
         let mut below = 0;
         for (limit, count) in histogram.upper_bounds.iter().zip(histogram.bucket_counts) {
             below += count;
-            self.sample(&bucket, &[("le", &limit.as_secs_f64().to_string())], below);
+            samples.push(Sample::new("_bucket", &[("le", &limit.as_secs_f64().to_string())], below));
         }
         let all = below + histogram.overflow_count;
-        self.sample(&bucket, &[("le", "+Inf")], all);
-        self.sample(&format!("{name}_sum"), &[], histogram.sum.as_secs_f64());
-        self.sample(&format!("{name}_count"), &[], all);
+        samples.push(Sample::new("_bucket", &[("le", "+Inf")], all));
+        samples.push(Sample::new("_sum", &[], histogram.sum.as_secs_f64()));
+        samples.push(Sample::new("_count", &[], all));
+        self.0.push(Family { name, help, kind: "histogram", samples });
     }
 
-    /// The whole text.
-    pub fn finish(self) -> String {
-        self.0
+    /// Adds the numbers of another worker, which has the same families or the first of them.
+    pub fn add(&mut self, other: &Self) {
+        for (family, more) in self.0.iter_mut().zip(&other.0) {
+            for (sample, more) in family.samples.iter_mut().zip(&more.samples) {
+                sample.value += more.value;
+            }
+        }
     }
 
-    fn help_and_type(&mut self, name: &str, help: &str, kind: &str) {
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    /// The text.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        for Family { name, help, kind, samples } in &self.0 {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            for Sample { suffix, labels, value } in samples {
+                let _ = writeln!(text, "{name}{suffix}{labels} {value}");
+            }
+        }
+        text
     }
+}
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        self.0.push_str(name);
+impl Sample {
+    fn new(suffix: &'static str, labels: &[(&str, &str)], value: impl MetricValue) -> Self {
+        let mut text = String::new();
         for (index, (label, of)) in labels.iter().enumerate() {
             let of = of.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
             let open = if index == 0 { '{' } else { ',' };
-            let _ = write!(self.0, "{open}{label}=\"{of}\"");
+            let _ = write!(text, "{open}{label}=\"{of}\"");
         }
-        let close = if labels.is_empty() { "" } else { "}" };
-        let _ = writeln!(self.0, "{close} {value}");
+        if !labels.is_empty() {
+            text.push('}');
+        }
+        Self { suffix, labels: text, value: value.to_f64() }
     }
 }
 
@@ -123,7 +182,7 @@ mod tests {
 
     #[test]
     fn the_text_follows_the_exposition_format() {
-        let mut text = TextEncoder::default();
+        let mut text = MetricFamilies::default();
         text.scalar(MetricType::Gauge, "a", "An a.", 1.5);
         text.labelled(MetricType::Counter, "b_total", "Bs.", "of", [("x", 1), ("a\\\"\n", 2)]);
         text.family(MetricType::Gauge, "c", "Cs.", [([("one", "1"), ("two", "2")], 3)]);
@@ -150,6 +209,6 @@ d_seconds_bucket{le="+Inf"} 4
 d_seconds_sum 6.021
 d_seconds_count 4
 "#;
-        assert_eq!(text.finish(), expected);
+        assert_eq!(text.to_text(), expected);
     }
 }

@@ -2,8 +2,8 @@
 
 use std::time::SystemTime;
 
+use crate::admin::prometheus::MetricFamilies;
 use crate::admin::prometheus::MetricType::{Counter, Gauge};
-use crate::admin::prometheus::TextEncoder;
 use crate::logger;
 use crate::net::admin::proc_stats;
 use crate::net::admin::server::AdminServer;
@@ -43,19 +43,19 @@ pub(crate) struct MetricSources<'a> {
 }
 
 impl MetricSources<'_> {
-    /// The metrics in Prometheus' text format.
-    pub(crate) fn to_text(&self) -> String {
-        let mut text = TextEncoder::default();
+    /// The metrics of this worker.
+    pub(crate) fn collect(&self) -> MetricFamilies {
+        let mut families = MetricFamilies::default();
         let counts = self.count_sessions();
-        self.write_device_metrics(&counts, &mut text);
-        self.write_call_metrics(&counts, &mut text);
-        self.write_server_metrics(&counts, &mut text);
-        self.write_audio_metrics(&counts, &mut text);
-        self.write_loop_metrics(&mut text);
+        self.write_device_metrics(&counts, &mut families);
+        self.write_call_metrics(&counts, &mut families);
+        self.write_server_metrics(&counts, &mut families);
+        self.write_audio_metrics(&counts, &mut families);
+        self.write_loop_metrics(&mut families);
         if self.is_leader {
-            self.write_process_metrics(&mut text);
+            self.write_process_metrics(&mut families);
         }
-        text.finish()
+        families
     }
 
     fn count_sessions(&self) -> SessionCounts {
@@ -81,23 +81,28 @@ impl MetricSources<'_> {
         counts
     }
 
-    fn write_device_metrics(&self, counts: &SessionCounts, text: &mut TextEncoder) {
+    fn write_device_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
-        text.scalar(Gauge, "gateway_devices_online", "Devices that are let in.", counts.online);
-        text.scalar(Gauge, "gateway_devices_away", "Devices whose call waits for their return.", counts.away);
-        text.scalar(
+        families.scalar(Gauge, "gateway_devices_online", "Devices that are let in.", counts.online);
+        families.scalar(
+            Gauge,
+            "gateway_devices_away",
+            "Devices whose call waits for their return.",
+            counts.away,
+        );
+        families.scalar(
             Counter,
             "gateway_mqtt_connections_total",
             "TCP connections accepted on the MQTT port.",
             metrics.connections,
         );
-        text.scalar(
+        families.scalar(
             Counter,
             "gateway_mqtt_turned_away_total",
             "Of these, closed at once because there were too many.",
             metrics.turned_away,
         );
-        text.labelled(
+        families.labelled(
             Counter,
             "gateway_tls_handshakes_total",
             "TLS handshakes of devices.",
@@ -105,22 +110,22 @@ impl MetricSources<'_> {
             [("ok", metrics.tls_handshakes), ("failed", metrics.tls_failed)],
         );
         if let Some(expires) = self.mqtt.tls.as_ref().and_then(TlsListener::expires) {
-            text.scalar(
+            families.scalar(
                 Gauge,
                 "gateway_tls_certificate_expires_timestamp_seconds",
                 "When the certificate for devices expires.",
                 expires,
             );
         }
-        text.scalar(Counter, "gateway_logins_total", "Devices let in.", metrics.admitted);
-        text.labelled(
+        families.scalar(Counter, "gateway_logins_total", "Devices let in.", metrics.admitted);
+        families.labelled(
             Counter,
             "gateway_logins_refused_total",
             "Devices refused at CONNECT.",
             "reason",
             metrics.refusals(),
         );
-        text.labelled(
+        families.labelled(
             Counter,
             "gateway_bad_texts_total",
             "Messages that are no JSON object.",
@@ -129,56 +134,56 @@ impl MetricSources<'_> {
         );
     }
 
-    fn write_call_metrics(&self, counts: &SessionCounts, text: &mut TextEncoder) {
+    fn write_call_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
         let states = CallState::ALL.iter().zip(counts.calls).map(|(state, count)| (state.label(), count));
-        text.labelled(Gauge, "gateway_calls", "Calls going on.", "state", states);
-        text.labelled(
+        families.labelled(Gauge, "gateway_calls", "Calls going on.", "state", states);
+        families.labelled(
             Counter,
             "gateway_calls_ended_total",
             "Calls that are over, by what ended them.",
             "reason",
             metrics.calls_ended(),
         );
-        text.labelled(
+        families.labelled(
             Counter,
             "gateway_device_calls_total",
             "Calls between devices, asked for and answered.",
             "outcome",
             [("requested", metrics.device_calls), ("bridged", metrics.device_calls_bridged)],
         );
-        text.histogram(
+        families.histogram(
             "gateway_hello_to_reply_seconds",
             "From a device's hello to its reply.",
             &metrics.hello_to_reply,
         );
     }
 
-    fn write_server_metrics(&self, counts: &SessionCounts, text: &mut TextEncoder) {
+    fn write_server_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
-        text.scalar(Counter, "gateway_dials_total", "WebSockets asked for.", metrics.dials);
-        text.scalar(Counter, "gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened);
-        text.labelled(
+        families.scalar(Counter, "gateway_dials_total", "WebSockets asked for.", metrics.dials);
+        families.scalar(Counter, "gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened);
+        families.labelled(
             Gauge,
             "gateway_dials",
             "WebSockets being opened.",
             "stage",
             DIAL_STAGES.into_iter().zip(counts.dials),
         );
-        text.labelled(
+        families.labelled(
             Counter,
             "gateway_server_failures_total",
             "Chat servers that failed, by stage.",
             "stage",
             metrics.dial_failures(),
         );
-        text.scalar(
+        families.scalar(
             Counter,
             "gateway_redials_total",
             "Calls that went on with another WebSocket.",
             metrics.redials,
         );
-        text.scalar(
+        families.scalar(
             Counter,
             "gateway_repeated_hellos_total",
             "Hellos of chat servers in mid-call.",
@@ -186,38 +191,38 @@ impl MetricSources<'_> {
         );
     }
 
-    fn write_audio_metrics(&self, counts: &SessionCounts, text: &mut TextEncoder) {
+    fn write_audio_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
         let mut all = metrics.over;
         metrics::add(&mut all, &counts.call_stats);
-        text.labelled(
+        families.labelled(
             Counter,
             "gateway_audio_packets_total",
             "Audio packets passed on.",
             "direction",
             [("up", all.up_packets), ("down", all.down_packets)],
         );
-        text.labelled(
+        families.labelled(
             Counter,
             "gateway_audio_bytes_total",
             "Opus bytes in them.",
             "direction",
             [("up", all.up_bytes), ("down", all.down_bytes)],
         );
-        text.scalar(
+        families.scalar(
             Counter,
             "gateway_audio_lost_total",
             "Uplink packets that never came, counted when their call is over.",
             metrics.over.lost,
         );
-        text.labelled(
+        families.labelled(
             Counter,
             "gateway_audio_discarded_total",
             "Audio packets dropped.",
             "reason",
             metrics.discards(),
         );
-        text.labelled(
+        families.labelled(
             Counter,
             "gateway_datagrams_total",
             "UDP datagrams received, sent, and refused by the system.",
@@ -231,9 +236,9 @@ impl MetricSources<'_> {
         );
     }
 
-    fn write_loop_metrics(&self, text: &mut TextEncoder) {
+    fn write_loop_metrics(&self, families: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
-        text.labelled(
+        families.labelled(
             Gauge,
             "gateway_queue_length",
             "What waits, by queue.",
@@ -245,26 +250,26 @@ impl MetricSources<'_> {
                 ("leftovers", self.io.run_queue.len()),
             ],
         );
-        text.histogram("gateway_turn_seconds", "The working part of a turn of the loop.", &metrics.turns);
-        text.scalar(
+        families.histogram("gateway_turn_seconds", "The working part of a turn of the loop.", &metrics.turns);
+        families.scalar(
             Gauge,
             "gateway_sessions",
             "Connections of devices, with what is left of them.",
             self.sessions.len(),
         );
-        text.scalar(
+        families.scalar(
             Gauge,
             "gateway_api_connections",
             "Connections to this API.",
             self.admin.connections.len(),
         );
-        text.scalar(
+        families.scalar(
             Counter,
             "gateway_api_connections_total",
             "Connections to this API since the start.",
             metrics.api_connections,
         );
-        text.scalar(
+        families.scalar(
             Counter,
             "gateway_api_displaced_total",
             "Of these, closed for a newcomer.",
@@ -272,7 +277,7 @@ impl MetricSources<'_> {
         );
         let classes = ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"];
         let answers = classes.into_iter().zip(metrics.api_answers).skip(2);
-        text.labelled(
+        families.labelled(
             Counter,
             "gateway_api_answers_total",
             "Answers of this API by status.",
@@ -282,14 +287,14 @@ impl MetricSources<'_> {
     }
 
     /// What there is once, however many workers there are.
-    fn write_process_metrics(&self, text: &mut TextEncoder) {
-        text.scalar(
+    fn write_process_metrics(&self, families: &mut MetricFamilies) {
+        families.scalar(
             Gauge,
             "gateway_draining",
             "Whether the gateway takes no new devices and ends with its last call: 1 or 0.",
             u8::from(self.draining),
         );
-        text.scalar(
+        families.scalar(
             Counter,
             "gateway_log_lines_lost_total",
             "Log lines that could not be written.",
@@ -297,9 +302,9 @@ impl MetricSources<'_> {
         );
         let tls = if cfg!(feature = "tls") { "true" } else { "false" };
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("tls", tls)];
-        text.family(Gauge, "gateway_build_info", "The build; its value is always 1.", [(labels, 1)]);
+        families.family(Gauge, "gateway_build_info", "The build; its value is always 1.", [(labels, 1)]);
         let started = self.admin.started_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        text.scalar(
+        families.scalar(
             Gauge,
             "process_start_time_seconds",
             "When the gateway started, in seconds since 1970.",
@@ -308,7 +313,7 @@ impl MetricSources<'_> {
         let process = proc_stats::read();
         let mut gauge = |name, help, value: Option<u64>| {
             if let Some(value) = value {
-                text.scalar(Gauge, name, help, value);
+                families.scalar(Gauge, name, help, value);
             }
         };
         gauge("process_resident_memory_bytes", "Memory in use.", process.resident_bytes);
@@ -317,7 +322,7 @@ impl MetricSources<'_> {
         gauge("process_max_fds", "Descriptors allowed.", process.max_fds);
         gauge("process_threads", "Threads.", process.threads);
         if let Some(seconds) = process.cpu_seconds {
-            text.scalar(Counter, "process_cpu_seconds_total", "CPU time used.", seconds);
+            families.scalar(Counter, "process_cpu_seconds_total", "CPU time used.", seconds);
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Requests that wait for the answer of a device or of other workers.
 
-use crate::admin::error::ApiError;
-use crate::admin::http::{Method, RequestHead, Response};
+use crate::admin::answer::Answer;
+use crate::admin::dto;
+use crate::admin::http::{Method, RequestHead};
 use crate::admin::params::{BadParameter, query_number};
 use crate::admin::routes::Endpoint;
-use crate::admin::{aggregate, dto};
 use crate::net::admin::connection::ConnectionState;
 use crate::net::admin::server::{AdminServer, Progress};
 use crate::net::event_loop::io::Io;
@@ -33,7 +33,7 @@ pub(crate) struct AdminRequest {
 pub(crate) struct AdminResponse {
     pub(crate) request_id: u64,
     pub(crate) worker: usize,
-    pub(crate) response: Response,
+    pub(crate) answer: Answer,
 }
 
 /// What a connection waits for.
@@ -42,9 +42,8 @@ pub(crate) struct PendingRequest {
     pub(crate) keep_alive: bool,
     pub(crate) head_only: bool,
     /// What each worker said; nobody is waited for when empty.
-    pub(crate) worker_responses: Vec<Option<Response>>,
+    pub(crate) answers: Vec<Option<Answer>>,
     pub(crate) endpoint: Endpoint,
-    pub(crate) query: String,
 }
 
 impl AdminRequest {
@@ -76,9 +75,8 @@ impl AdminServer {
             request_id: request.request_id,
             keep_alive: head.keep_alive,
             head_only: head.method == Method::Head,
-            worker_responses: vec![None; workers],
+            answers: (0..workers).map(|_| None).collect(),
             endpoint: request.endpoint,
-            query: head.query.clone(),
         };
         conn.set_state(ConnectionState::Pending(Box::new(pending)), io.now);
     }
@@ -91,46 +89,23 @@ impl AdminServer {
         if pending.request_id != reply.request_id {
             return;
         }
-        let response = match pending.worker_responses.get_mut(reply.worker) {
-            None => reply.response,
-            Some(part) => {
-                *part = Some(reply.response);
-                let parts = pending.worker_responses.iter().map(Option::as_ref);
-                let Some(parts) = parts.collect::<Option<Vec<_>>>() else { return };
-                aggregate_responses(pending.endpoint, &pending.query, &parts)
+        let answer = if pending.answers.is_empty() {
+            Some(reply.answer)
+        } else {
+            let Some(place) = pending.answers.get_mut(reply.worker) else { return };
+            *place = Some(reply.answer);
+            if pending.answers.iter().any(Option::is_none) {
+                return;
             }
+            Answer::merge(pending.answers.drain(..).flatten(), first_cursor)
         };
+        let Some(response) = answer.map(Answer::into_response) else { return };
         let (keep_alive, head_only) = (pending.keep_alive, pending.head_only);
         let id = AdminId { slot, epoch: conn.epoch };
         if let Progress::Continue = self.respond(id, &response, keep_alive, head_only, io) {
             // Not now: a core may be in the middle of its actions.
             io.run_queue.push(Task::Admin(id));
         }
-    }
-}
-
-/// One answer out of all workers'.
-fn aggregate_responses(endpoint: Endpoint, query: &str, parts: &[&Response]) -> Response {
-    let internal = |why| ApiError::new(500, "internal", why).response(endpoint.error_style());
-    let Some(first) = parts.first() else { return internal("Nobody answered.") };
-    // What one refuses, all do.
-    if let Some(refusal) = parts.iter().find(|part| part.status != 200) {
-        return (*refusal).clone();
-    }
-    let bodies: Vec<&[u8]> = parts.iter().map(|part| &part.body[..]).collect();
-    let body = match endpoint {
-        Endpoint::Metrics => {
-            let texts: Result<Vec<&str>, _> = bodies.iter().map(|body| std::str::from_utf8(body)).collect();
-            texts.ok().map(|texts| aggregate::metrics(&texts))
-        }
-        Endpoint::Sessions => parse_page_query(query)
-            .ok()
-            .and_then(|(_, limit)| aggregate::sessions(&bodies, limit, first_cursor)),
-        _ => aggregate::devices_status(&bodies),
-    };
-    match body {
-        Some(body) => Response { body: body.into_bytes(), ..(*first).clone() },
-        None => internal("The workers' answers do not fit together."),
     }
 }
 

@@ -1,12 +1,14 @@
 //! What each request of the management API does.
 
 use log::info;
+use serde_json::value::to_raw_value;
 
+use crate::admin::answer::{Answer, json_response};
 use crate::admin::dashboard;
-use crate::admin::dto::{self, McpCommand};
+use crate::admin::dto::{self, DeviceStatus, McpCommand};
 use crate::admin::http::Response;
 use crate::admin::params::{BadParameter, Members, query_flag};
-use crate::admin::prometheus::CONTENT_TYPE;
+use crate::admin::prometheus::MetricFamilies;
 use crate::admin::routes::{Endpoint, OPENAPI};
 use crate::net::admin::collect::MetricSources;
 use crate::net::admin::pending::{AdminRequest, first_cursor, parse_page_query};
@@ -15,27 +17,29 @@ use crate::net::gateway::Gateway;
 use crate::net::gateway::lifecycle::ReloadError;
 use crate::proto::identity::ClientId;
 use crate::proto::message::{self, Reader};
-use crate::session::{CommandError, Core, Delivery};
+use crate::session::{CommandError, Delivery};
 
 /// What an operator may send to a device: other types are the gateway's and the chat server's own.
 const MESSAGE_TYPES: [&str; 4] = ["alert", "system", "custom", "notify"];
 
 impl Gateway {
     /// Carries a call out. None: the answer comes later.
-    pub(super) fn handle_admin_request(&mut self, request: &AdminRequest) -> Option<Response> {
+    pub(super) fn handle_admin_request(&mut self, request: &AdminRequest) -> Option<Answer> {
         let AdminRequest { request_id, endpoint, client_id, query, body } = request;
-        Some(match endpoint {
+        Some(Answer::Response(match endpoint {
+            Endpoint::Metrics => return Some(Answer::Metrics(self.collect_metrics())),
+            Endpoint::DevicesStatus => return Some(self.handle_devices_status(body)),
+            Endpoint::Sessions => return Some(self.handle_list_sessions(query)),
             Endpoint::Health => Response::json(200, r#"{"status":"ok"}"#),
             Endpoint::Ready => self.handle_ready(),
-            Endpoint::Metrics => Response::text(CONTENT_TYPE, self.collect_metrics()),
             Endpoint::OpenApi => Response::json(200, OPENAPI),
-            Endpoint::Command => return self.handle_command(*request_id, client_id, body),
-            Endpoint::DevicesStatus => self.handle_devices_status(body),
+            Endpoint::Command => {
+                return self.handle_command(*request_id, client_id, body).map(Answer::Response);
+            }
             Endpoint::CallRequest => self.handle_call_request(body),
             Endpoint::CallAccept => self.handle_call_accept(body),
             Endpoint::CallHangUp => self.handle_call_hang_up(body),
             Endpoint::Message => self.handle_message(client_id, body),
-            Endpoint::Sessions => self.handle_list_sessions(query),
             Endpoint::Session => self.handle_show_session(client_id),
             Endpoint::EndSession => self.handle_end_session(client_id, query),
             Endpoint::Reload => self.handle_reload(),
@@ -43,7 +47,7 @@ impl Gateway {
             Endpoint::Dashboard => Response::text(dashboard::CONTENT_TYPE, dashboard::HTML)
                 .with_header("Content-Security-Policy", self.admin.content_security_policy.as_str()),
             Endpoint::Config => Response::json(200, self.io.config.to_masked_file_text()),
-        })
+        }))
     }
 
     fn handle_ready(&self) -> Response {
@@ -67,7 +71,7 @@ impl Gateway {
         self.sessions.client_id(id).map_or("", ClientId::as_str)
     }
 
-    fn collect_metrics(&self) -> String {
+    fn collect_metrics(&self) -> MetricFamilies {
         let sources = MetricSources {
             sessions: &self.sessions,
             io: &self.io,
@@ -78,7 +82,7 @@ impl Gateway {
             draining: self.lifecycle.is_draining(),
             is_leader: self.workers.is_leader(),
         };
-        sources.to_text()
+        sources.collect()
     }
 
     // ----- compatible ---------------------------------------------------------------------------------------------
@@ -103,25 +107,22 @@ impl Gateway {
     /// A device answered a command, or will not.
     pub(crate) fn on_command_result(&mut self, request_id: u64, result: &Result<Box<str>, CommandError>) {
         let (status, body) = dto::command_response(result);
-        self.send_admin_response(request_id, Response::json(status, body));
+        self.send_admin_response(request_id, Answer::Response(Response::json(status, body)));
     }
 
-    fn handle_devices_status(&self, body: &str) -> Response {
-        let ids = match dto::parse_status_ids(body) {
-            Ok(ids) => ids,
-            Err(why) => return Response::json(400, dto::error_body(&why)),
+    fn handle_devices_status(&self, body: &str) -> Answer {
+        let names = match dto::parse_status_ids(body) {
+            Ok(names) => names,
+            Err(why) => return Answer::Response(Response::json(400, dto::error_body(&why))),
         };
         let status = |name: &str| {
-            let core =
-                self.find_device(name).and_then(|id| self.sessions.get(id)).map(|session| &session.core);
-            match core.map(Core::has_call) {
-                Some(true) => serde_json::json!({ "isAlive": true, "exists": true }),
-                Some(false) => serde_json::json!({ "isAlive": null, "exists": true }),
-                None => serde_json::json!({ "isAlive": false, "exists": false }),
+            let session = self.find_device(name).and_then(|id| self.sessions.get(id));
+            match session.map(|session| session.core.has_call()) {
+                Some(has_call) => DeviceStatus { is_alive: has_call.then_some(true), exists: true },
+                None => DeviceStatus { is_alive: Some(false), exists: false },
             }
         };
-        let all: serde_json::Map<_, _> = ids.into_iter().map(|id| (id.clone(), status(&id))).collect();
-        Response::json(200, serde_json::Value::Object(all).to_string())
+        Answer::DevicesStatus(names.into_iter().map(|name| (name.clone(), status(&name))).collect())
     }
 
     fn handle_call_request(&mut self, body: &str) -> Response {
@@ -175,11 +176,12 @@ impl Gateway {
         Response::json(status, serde_json::json!({ "clientId": client_id, "delivery": delivery }).to_string())
     }
 
-    fn handle_list_sessions(&self, query: &str) -> Response {
+    fn handle_list_sessions(&self, query: &str) -> Answer {
         let (after, limit) = match parse_page_query(query) {
             Ok(page) => page,
-            Err(bad) => return bad_parameter(&bad),
+            Err(bad) => return Answer::Response(bad_parameter(&bad)),
         };
+        let joined = limit;
         let me = first_cursor(self.workers.index());
         // A page that begins at another worker has all of ours, or none.
         let (after, limit) = match after.checked_sub(me) {
@@ -200,9 +202,9 @@ impl Gateway {
                 page.next = Some(me + slot as u64);
                 break;
             }
-            page.sessions.push(view);
+            page.sessions.extend(to_raw_value(&view));
         }
-        json_response(&page)
+        Answer::Sessions { page, limit: joined }
     }
 
     fn handle_show_session(&self, client_id: &str) -> Response {
@@ -278,11 +280,4 @@ fn bad_parameter(bad: &BadParameter) -> Response {
 
 fn not_connected() -> Response {
     Response::error(404, "not_connected", "No device with this client id or MAC is connected.")
-}
-
-fn json_response(view: &impl serde::Serialize) -> Response {
-    match serde_json::to_string(view) {
-        Ok(text) => Response::json(200, text),
-        Err(error) => Response::error(500, "internal", &error.to_string()),
-    }
 }

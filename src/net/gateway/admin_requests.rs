@@ -1,5 +1,6 @@
 //! Requests of the management API: which worker answers them, and who waits for the answer.
 
+use crate::admin::answer::Answer;
 use crate::admin::error::ApiError;
 use crate::admin::http::{RequestHead, Response};
 use crate::admin::routes::{self, RouteMatch, Scope};
@@ -73,8 +74,8 @@ impl Gateway {
             self.workers.broadcast(|| Command::AdminRequest(Box::new(request.clone())));
         }
         match self.handle_admin_request(&request) {
-            Some(response) if workers == 0 => self.respond(id, head, &response),
-            Some(response) => self.send_admin_response(request.request_id, response),
+            Some(answer) if workers == 0 => self.respond(id, head, &answer.into_response()),
+            Some(answer) => self.send_admin_response(request.request_id, answer),
             None => {}
         }
     }
@@ -86,13 +87,13 @@ impl Gateway {
 
     /// Carries out a request for a connection of the leader's.
     pub(super) fn run_admin_request(&mut self, request: &AdminRequest) {
-        if let Some(response) = self.handle_admin_request(request) {
-            self.send_admin_response(request.request_id, response);
+        if let Some(answer) = self.handle_admin_request(request) {
+            self.send_admin_response(request.request_id, answer);
         }
     }
 
-    pub(super) fn send_admin_response(&mut self, request_id: u64, response: Response) {
-        let reply = AdminResponse { request_id, worker: self.workers.index(), response };
+    pub(super) fn send_admin_response(&mut self, request_id: u64, answer: Answer) {
+        let reply = AdminResponse { request_id, worker: self.workers.index(), answer };
         match self.workers.is_leader() {
             true => self.admin.on_response(reply, &mut self.io),
             false => self.workers.send(0, Command::AdminResponse(Box::new(reply))),

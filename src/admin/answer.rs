@@ -1,0 +1,153 @@
+//! What a worker answers to a request, and one answer made of those of several workers.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::dto::{DeviceStatus, SessionPage};
+use super::http::Response;
+use super::prometheus::{CONTENT_TYPE, MetricFamilies};
+
+/// One worker's answer. What several workers have to answer together stays typed until all of it is there.
+pub enum Answer {
+    /// A complete response.
+    Response(Response),
+    /// `GET /metrics`.
+    Metrics(MetricFamilies),
+    /// `GET /api/sessions`: a page of at most `limit` sessions.
+    Sessions {
+        /// This worker's page.
+        page: SessionPage,
+        /// How many sessions the joined page may have.
+        limit: usize,
+    },
+    /// `POST /api/devices/status`, by the names that were asked for.
+    DevicesStatus(BTreeMap<String, DeviceStatus>),
+}
+
+impl Answer {
+    /// The response to the client.
+    pub fn into_response(self) -> Response {
+        match self {
+            Self::Response(response) => response,
+            Self::Metrics(families) => Response::text(CONTENT_TYPE, families.to_text()),
+            Self::Sessions { page, .. } => json_response(&page),
+            Self::DevicesStatus(all) => json_response(&all),
+        }
+    }
+
+    /// The answer of all workers, from theirs in the workers' order. What one refuses, all do. `first_cursor`: where the
+    /// sessions of a worker begin.
+    pub fn merge(
+        answers: impl IntoIterator<Item = Self>,
+        first_cursor: impl Fn(usize) -> u64,
+    ) -> Option<Self> {
+        let mut answers = answers.into_iter().enumerate();
+        let (_, mut merged) = answers.next()?;
+        for (worker, answer) in answers {
+            match (&mut merged, answer) {
+                (Self::Response(_), _) => return Some(merged),
+                (Self::Metrics(all), Self::Metrics(more)) => all.add(&more),
+                (Self::Sessions { page, limit }, Self::Sessions { page: more, .. }) => {
+                    page.append(more, *limit, first_cursor(worker));
+                }
+                (Self::DevicesStatus(all), Self::DevicesStatus(more)) => {
+                    for (name, status) in more.into_iter().filter(|(_, status)| status.exists) {
+                        all.insert(name, status);
+                    }
+                }
+                (_, other) => merged = other,
+            }
+        }
+        Some(merged)
+    }
+}
+
+/// A value as the body of a response.
+pub fn json_response(value: &impl Serialize) -> Response {
+    match serde_json::to_string(value) {
+        Ok(text) => Response::json(200, text),
+        Err(error) => Response::error(500, "internal", &error.to_string()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::value::to_raw_value;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::admin::prometheus::MetricType::{Counter, Gauge};
+
+    fn merge(answers: Vec<Answer>) -> Value {
+        let merged = Answer::merge(answers, |worker| worker as u64 * 100).unwrap();
+        serde_json::from_slice(&merged.into_response().body).unwrap()
+    }
+
+    #[test]
+    fn metrics_are_added_up_sample_by_sample() {
+        let families = |x: u64, z: u64, process: bool| {
+            let mut families = MetricFamilies::default();
+            families.labelled(Counter, "a", "All", "of", [("x y", x), ("z", z)]);
+            families.scalar(Gauge, "b", "A part", 0.25);
+            if process {
+                families.scalar(Gauge, "c", "Of the process", 7_u64);
+            }
+            Answer::Metrics(families)
+        };
+        let answers = [families(1, 18_014_398_509, true), families(2, 1, false), families(2, 1, false)];
+        let merged = Answer::merge(answers, |_| 0).unwrap().into_response();
+        let expected = "# HELP a All\n# TYPE a counter\na{of=\"x y\"} 5\na{of=\"z\"} 18014398511\n\
+             # HELP b A part\n# TYPE b gauge\nb 0.75\n# HELP c Of the process\n# TYPE c gauge\nc 7\n";
+        assert_eq!(String::from_utf8(merged.body).unwrap(), expected);
+    }
+
+    #[test]
+    fn pages_are_joined_while_there_is_room() {
+        let page = |devices: usize, next: Option<u64>, of: &[u8]| {
+            let sessions = of.iter().map(|n| to_raw_value(&json!({ "n": n })).unwrap()).collect();
+            SessionPage { devices, calls: 1, draining: false, next, sessions }
+        };
+        let check = |pages: &[(usize, Option<u64>, &[u8])],
+                     limit,
+                     (devices, next, of): (usize, Option<u64>, &[u8])| {
+            let pages = pages.iter().map(|(devices, next, of)| page(*devices, *next, of));
+            let calls = pages.len();
+            let merged = merge(pages.map(|page| Answer::Sessions { page, limit }).collect());
+            let expected = SessionPage { calls, ..page(devices, next, of) };
+            assert_eq!(merged, serde_json::to_value(&expected).unwrap());
+        };
+        let (one, two, none) = ((2, None, &[1, 2][..]), (2, None, &[3, 4][..]), (0, None, &[][..]));
+        check(&[one, two], 4, (4, None, &[1, 2, 3, 4]));
+        check(&[one, two], 3, (4, Some(100), &[1, 2]));
+        check(&[none, one, none, two], 2, (4, Some(300), &[1, 2]));
+        check(&[none, none], 2, (0, None, &[]));
+        // A worker that has more than a page.
+        check(&[(9, Some(7), &[1, 2]), two], 2, (11, Some(7), &[1, 2]));
+        check(&[(2, None, &[]), (9, Some(107), &[3, 4])], 2, (11, Some(107), &[3, 4]));
+    }
+
+    #[test]
+    fn a_device_exists_if_a_worker_has_it() {
+        let status = |is_alive, exists| DeviceStatus { is_alive, exists };
+        let absent = status(Some(false), false);
+        let here = BTreeMap::from([("a".to_owned(), status(Some(true), true)), ("b".to_owned(), absent)]);
+        let there = BTreeMap::from([("a".to_owned(), absent), ("b".to_owned(), status(None, true))]);
+        for answers in [[&here, &there], [&there, &here]] {
+            let merged = merge(answers.into_iter().cloned().map(Answer::DevicesStatus).collect());
+            assert_eq!(merged["a"], json!({"isAlive": true, "exists": true}));
+            assert_eq!(merged["b"], json!({"isAlive": null, "exists": true}));
+        }
+    }
+
+    #[test]
+    fn what_one_worker_refuses_all_do() {
+        let refused = || Answer::Response(Response::json(400, "{}"));
+        let answers = || [refused(), Answer::DevicesStatus(BTreeMap::new())];
+        let [one, other] = answers();
+        for answers in [vec![one, other], answers().into_iter().rev().collect()] {
+            assert_eq!(Answer::merge(answers, |_| 0).unwrap().into_response().status, 400);
+        }
+    }
+}
