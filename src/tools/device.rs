@@ -32,7 +32,7 @@ use data_encoding::BASE64;
 pub use self::call::{AudioPacket, Call, CallParameters, PacketCounts};
 pub use self::error::{DeviceError, DeviceErrorKind, DeviceStep};
 use self::stream::DeviceStream;
-use crate::net::backend::transport::TlsClient;
+use crate::net::backend::tls::TlsClient;
 use crate::proto::identity::{self, Mac};
 use crate::proto::message::{self, Reader};
 use crate::proto::mqtt::{self, Connect, ProtocolLevel, ServerPacket, encode};

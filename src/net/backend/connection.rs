@@ -15,8 +15,9 @@ use tungstenite::{Bytes, Error, Message, Utf8Bytes};
 use crate::config::{ChatServerConfig, Secret};
 use crate::net::backend::context_pool::{ContextPool, MAX_WRITE_BUFFER};
 use crate::net::backend::frame_reader::FrameReader;
-use crate::net::backend::transport::{Handshake, Progress, Stream, TlsClient};
+use crate::net::backend::tls::{Handshake, Progress, TlsClient};
 use crate::net::backend::upgrade::{self, Upgrade};
+use crate::net::event_loop::stream::Stream;
 use crate::session::{BackendClosed, BackendFailure, DialRequest, LOCAL_SHORTAGE_STAGE};
 
 /// A message longer than this makes the buffers it grew worth giving back.
@@ -295,7 +296,7 @@ impl BackendConnection {
         }
     }
 
-    fn upgrade(&mut self, stream: Stream, dialer: &Dialer<'_>) {
+    fn upgrade(&mut self, stream: Stream<TcpStream>, dialer: &Dialer<'_>) {
         if let Some(request) = self.request.take() {
             let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let authorization = upgrade::authorization(dialer.secret, &request, unix.as_secs());
@@ -307,7 +308,7 @@ impl BackendConnection {
     pub(crate) fn reregister(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match &mut self.stage {
             ConnectionStage::Open(open) => {
-                let tcp = open.reader.stream_mut().tcp_mut();
+                let tcp = open.reader.stream_mut().socket_mut();
                 registry.reregister(tcp, token, Interest::READABLE | Interest::WRITABLE)
             }
             _ => Err(ErrorKind::NotConnected.into()),

@@ -6,7 +6,9 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-use crate::net::backend::transport::Stream;
+use mio::net::TcpStream;
+
+use crate::net::event_loop::stream::Stream;
 
 /// Bytes per read.
 pub(crate) const READ_SIZE: usize = 16 * 1024;
@@ -18,7 +20,7 @@ const MIN_COST: usize = 64;
 
 /// A stream with a tap: what was read and not yet passed on, and where in a message it stands.
 pub(crate) struct FrameReader {
-    stream: Stream,
+    stream: Stream<TcpStream>,
     /// The lent chunk, or what was left when it was taken back.
     buffer: Vec<u8>,
     at: usize,
@@ -122,7 +124,7 @@ impl FrameCursor {
 
 impl FrameReader {
     /// With what was read of the stream before.
-    pub(crate) fn new(stream: Stream, read: Vec<u8>) -> Self {
+    pub(crate) fn new(stream: Stream<TcpStream>, read: Vec<u8>) -> Self {
         let filled = read.len();
         let place = FrameCursor::default();
         Self {
@@ -138,7 +140,7 @@ impl FrameReader {
         }
     }
 
-    pub(crate) fn stream_mut(&mut self) -> &mut Stream {
+    pub(crate) fn stream_mut(&mut self) -> &mut Stream<TcpStream> {
         &mut self.stream
     }
 

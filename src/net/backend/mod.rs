@@ -6,6 +6,7 @@ pub(crate) mod connector;
 pub mod context_pool;
 pub(crate) mod frame_reader;
 pub mod resolver;
+pub mod tls;
 pub(crate) mod tls_clients;
-pub mod transport;
+
 pub(crate) mod upgrade;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::config::{ChatServerConfig, WebSocket};
-use crate::net::backend::transport::TlsClient;
+use crate::net::backend::tls::TlsClient;
 
 /// TLS clients by what they trust; each loads its roots once, when first needed.
 #[derive(Default)]

@@ -8,8 +8,10 @@ use std::io::{ErrorKind, Read, Write};
 use tungstenite::handshake::client::generate_key;
 use tungstenite::handshake::derive_accept_key;
 
+use mio::net::TcpStream;
+
 use crate::config::Secret;
-use crate::net::backend::transport::Stream;
+use crate::net::event_loop::stream::Stream;
 use crate::proto::identity;
 use crate::session::DialRequest;
 use crate::text;
@@ -22,7 +24,7 @@ const SHOWN: usize = 200;
 
 /// A request on its way, then a response on its way.
 pub(crate) struct Upgrade {
-    stream: Stream,
+    stream: Stream<TcpStream>,
     request: Vec<u8>,
     sent: usize,
     head: Vec<u8>,
@@ -30,7 +32,7 @@ pub(crate) struct Upgrade {
 }
 
 impl Upgrade {
-    pub(crate) fn new(stream: Stream, dial: &DialRequest, authorization: &str) -> Self {
+    pub(crate) fn new(stream: Stream<TcpStream>, dial: &DialRequest, authorization: &str) -> Self {
         let key = generate_key();
         Self {
             stream,
@@ -41,7 +43,7 @@ impl Upgrade {
         }
     }
 
-    pub(crate) fn into_stream(self) -> Stream {
+    pub(crate) fn into_stream(self) -> Stream<TcpStream> {
         self.stream
     }
 

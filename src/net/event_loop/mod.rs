@@ -3,6 +3,7 @@
 pub(crate) mod coalesce;
 pub(crate) mod io;
 pub(crate) mod run_queue;
+pub mod stream;
 pub(crate) mod tcp;
 pub mod timer_wheel;
 pub mod token;

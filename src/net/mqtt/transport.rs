@@ -9,6 +9,7 @@ use mio::net::TcpStream;
 #[cfg(feature = "tls")]
 use native_tls::{HandshakeError, MidHandshakeTlsStream, TlsStream};
 
+use crate::net::event_loop::stream::Stream;
 use crate::net::mqtt::certificate::Acceptor;
 use crate::proto::proxy_protocol::{self, BadProxyHeader, ProxySource};
 
@@ -18,12 +19,9 @@ const TLS_HANDSHAKE_RECORD: u8 = 22;
 
 /// A device's connection. What plain ones do without is boxed: there are tens of thousands of them.
 pub(crate) enum Transport {
-    /// TCP, and nothing else.
-    Plain(TcpStream),
-    /// TLS. Bytes may wait in the TLS library after the socket was read empty: read until WouldBlock.
-    #[cfg(feature = "tls")]
-    Tls(Box<TlsStream<TcpStream>>),
-    /// Something must come before the device's own bytes.
+    /// The device's own bytes are read and written.
+    Open(Stream<TcpStream>),
+    /// Something must come before them.
     Handshake(Box<Handshake>),
 }
 
@@ -64,7 +62,7 @@ impl Transport {
     /// A fresh connection, behind a balancer or not, to be secured or not.
     pub(crate) fn new(tcp: TcpStream, proxied: bool, tls: bool) -> Self {
         let stage = match (proxied, tls) {
-            (false, false) => return Self::Plain(tcp),
+            (false, false) => return Self::Open(Stream::Plain(tcp)),
             (true, _) => HandshakeStage::ProxyHeader { tcp, seen: Vec::new(), tls },
             (false, true) => HandshakeStage::BeforeTls(tcp),
         };
@@ -96,9 +94,7 @@ impl Transport {
     /// The socket; none is left once a handshake has failed.
     pub(crate) fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(tcp) => Some(tcp),
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => Some(tls.get_ref()),
+            Self::Open(stream) => Some(stream.socket()),
             Self::Handshake(early) => match &early.stage {
                 HandshakeStage::ProxyHeader { tcp, .. } | HandshakeStage::BeforeTls(tcp) => Some(tcp),
                 #[cfg(feature = "tls")]
@@ -111,9 +107,7 @@ impl Transport {
     /// The socket of a fresh or an open connection, for registration with the poll.
     pub(crate) fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
         match self {
-            Self::Plain(tcp) => Some(tcp),
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => Some(tls.get_mut()),
+            Self::Open(stream) => Some(stream.socket_mut()),
             Self::Handshake(early) => match &mut early.stage {
                 HandshakeStage::ProxyHeader { tcp, .. } | HandshakeStage::BeforeTls(tcp) => Some(tcp),
                 #[cfg(feature = "tls")]
@@ -129,11 +123,9 @@ impl Transport {
     /// WouldBlock: try again when the socket can be written.
     pub(crate) fn shut_down(&mut self) -> io::Result<()> {
         match self {
-            Self::Plain(tcp) => tcp.shutdown(Shutdown::Write),
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => {
-                tls.shutdown()?;
-                tls.get_ref().shutdown(Shutdown::Write)
+            Self::Open(stream) => {
+                stream.shut_down_tls()?;
+                stream.socket().shutdown(Shutdown::Write)
             }
             Self::Handshake(_) => Err(ErrorKind::NotConnected.into()),
         }
@@ -195,7 +187,7 @@ impl Transport {
     ) -> HandshakeStep {
         match outcome {
             Ok(tls) => {
-                *self = Self::Tls(Box::new(tls));
+                *self = Self::Open(Stream::Tls(Box::new(tls)));
                 HandshakeStep::Done
             }
             Err(HandshakeError::WouldBlock(midway)) => {
@@ -237,9 +229,7 @@ fn read_header(
 impl Read for Transport {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
-            Self::Plain(tcp) => tcp.read(buffer),
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.read(buffer),
+            Self::Open(stream) => stream.read(buffer),
             Self::Handshake(_) => Err(ErrorKind::WouldBlock.into()),
         }
     }
@@ -248,18 +238,14 @@ impl Read for Transport {
 impl Write for Transport {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
-            Self::Plain(tcp) => tcp.write(data),
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.write(data),
+            Self::Open(stream) => stream.write(data),
             Self::Handshake(_) => Err(ErrorKind::WouldBlock.into()),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Plain(tcp) => tcp.flush(),
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.flush(),
+            Self::Open(stream) => stream.flush(),
             Self::Handshake(_) => Ok(()),
         }
     }

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 
 use super::error::DeviceErrorKind;
-use crate::net::backend::transport::TlsClient;
+use crate::net::backend::tls::TlsClient;
 
 /// A blocking connection to a gateway.
 #[derive(Debug)]

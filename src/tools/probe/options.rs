@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pico_args::Arguments;
 
-use crate::net::backend::transport::TlsClient;
+use crate::net::backend::tls::TlsClient;
 use crate::proto::identity::Mac;
 use crate::tools::device::Login;
 use crate::tools::round_trip::PACKET_INTERVAL;

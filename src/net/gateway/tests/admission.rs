@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::Config;
+use crate::net::event_loop::stream::Stream;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::net::mqtt::transport::Transport;
 use crate::proto::identity::ClientId;
@@ -73,7 +74,8 @@ fn a_device_that_is_closed_or_dropped_gives_its_count_back() {
 fn a_connection_that_cannot_be_registered_is_not_counted() {
     let mut harness = Harness::new(|_| {});
     let (_client, id) = harness.connection();
-    let Transport::Plain(tcp) = harness.gateway.sessions.live(id).unwrap().mqtt.take().unwrap().transport
+    let Transport::Open(Stream::Plain(tcp)) =
+        harness.gateway.sessions.live(id).unwrap().mqtt.take().unwrap().transport
     else {
         panic!()
     };

@@ -1,70 +1,21 @@
-//! The byte stream under a WebSocket: TCP, or TLS over it.
+//! TLS to chat servers.
 //!
-//! TLS is the platform's library by way of native-tls, without helpers in between: a handshake that would block is an
-//! ordinary outcome here, and goes on at the socket's next edge, whichever direction that is for.
+//! TLS is the platform's library through native-tls, without helpers in between: a handshake that would block is an ordinary
+//! outcome here, and continues at the socket's next event, whichever direction that is for.
 
 use std::fmt;
-use std::io::{self, Read, Write};
 
 use mio::net::TcpStream;
-
 #[cfg(feature = "tls")]
-use native_tls::{Certificate, HandshakeError, MidHandshakeTlsStream, TlsConnector, TlsStream};
+use native_tls::{Certificate, HandshakeError, MidHandshakeTlsStream, TlsConnector};
 
-/// A non-blocking connection to a chat server.
-#[derive(Debug)]
-pub enum Stream {
-    /// `ws://`
-    Plain(TcpStream),
-    /// `wss://`. Bytes may wait in the TLS library after the socket was read empty: read until WouldBlock.
-    #[cfg(feature = "tls")]
-    Tls(TlsStream<TcpStream>),
-}
-
-impl Stream {
-    /// The socket below, for registration with the poll.
-    pub fn tcp_mut(&mut self) -> &mut TcpStream {
-        match self {
-            Self::Plain(tcp) => tcp,
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.get_mut(),
-        }
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(tcp) => tcp.read(buffer),
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.read(buffer),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(tcp) => tcp.write(data),
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.write(data),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Plain(tcp) => tcp.flush(),
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.flush(),
-        }
-    }
-}
+use crate::net::event_loop::stream::Stream;
 
 /// What an attempt to go on came to.
 #[derive(Debug)]
 pub enum Progress<T> {
     /// The stream is ready.
-    Done(Stream),
+    Done(Stream<TcpStream>),
     /// Try again at the socket's next edge.
     Blocked(T),
 }
@@ -185,7 +136,7 @@ impl Handshake {
             Stage::Midway(midway) => midway.handshake(),
         };
         match outcome {
-            Ok(tls) => Ok(Progress::Done(Stream::Tls(tls))),
+            Ok(tls) => Ok(Progress::Done(Stream::Tls(Box::new(tls)))),
             Err(HandshakeError::WouldBlock(midway)) => Ok(Progress::Blocked(Self(Stage::Midway(midway)))),
             Err(HandshakeError::Failure(error)) => Err(TlsError::Handshake(error.to_string())),
         }
@@ -233,6 +184,8 @@ impl Handshake {
 #[cfg(all(test, feature = "tls"))]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::io::{self, Read, Write};
+
     use super::*;
     use mio::{Events, Interest, Poll, Token};
     use native_tls::{Identity, TlsAcceptor};
@@ -282,7 +235,7 @@ mod tests {
             client: &mut TlsClient,
             host: &str,
             mut tcp: TcpStream,
-        ) -> Result<(Stream, Self), TlsError> {
+        ) -> Result<(Stream<TcpStream>, Self), TlsError> {
             let mut this = Self { poll: Poll::new().unwrap(), blocked: 0 };
             let both = Interest::READABLE | Interest::WRITABLE;
             this.poll.registry().register(&mut tcp, Token(0), both).unwrap();
@@ -300,7 +253,7 @@ mod tests {
             }
         }
 
-        fn read_exactly(&mut self, stream: &mut Stream, expected: &[u8]) {
+        fn read_exactly(&mut self, stream: &mut Stream<TcpStream>, expected: &[u8]) {
             let (mut got, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(5));
             while got.len() < expected.len() {
                 let mut buffer = [0; 64];
@@ -324,7 +277,7 @@ mod tests {
         for host in ["localhost", "127.0.0.1", "[::1]", "::1"] {
             let (tcp, server) = serve(|tcp| tcp);
             let (mut stream, mut io) = Client::connect(&mut client, host, tcp).unwrap();
-            assert!(stream.tcp_mut().peer_addr().is_ok());
+            assert!(stream.socket_mut().peer_addr().is_ok());
             io.read_exactly(&mut stream, b"hello");
             stream.write_all(b"abcde").unwrap();
             stream.flush().unwrap();

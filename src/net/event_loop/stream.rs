@@ -1,0 +1,76 @@
+//! A byte stream: a socket, or TLS over it.
+
+use std::io::{self, Read, Write};
+
+#[cfg(feature = "tls")]
+use native_tls::TlsStream;
+
+/// A connection over the socket `S`.
+#[derive(Debug)]
+pub enum Stream<S> {
+    /// The socket itself.
+    Plain(S),
+    /// TLS. Bytes may wait in the TLS library after the socket was read empty: read until WouldBlock.
+    #[cfg(feature = "tls")]
+    Tls(Box<TlsStream<S>>),
+}
+
+impl<S: Read + Write> Stream<S> {
+    /// The socket.
+    pub fn socket(&self) -> &S {
+        match self {
+            Self::Plain(socket) => socket,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.get_ref(),
+        }
+    }
+
+    /// The socket, for registration with the poll.
+    pub fn socket_mut(&mut self) -> &mut S {
+        match self {
+            Self::Plain(socket) => socket,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.get_mut(),
+        }
+    }
+
+    /// Sends TLS's own end of the stream, where there is TLS.
+    ///
+    /// # Errors
+    /// Those of the socket; WouldBlock: try again when it can be written.
+    pub fn shut_down_tls(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(_) => Ok(()),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.shutdown(),
+        }
+    }
+}
+
+impl<S: Read + Write> Read for Stream<S> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.read(buffer),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.read(buffer),
+        }
+    }
+}
+
+impl<S: Read + Write> Write for Stream<S> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.write(data),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.write(data),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.flush(),
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls.flush(),
+        }
+    }
+}
