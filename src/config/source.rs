@@ -111,7 +111,9 @@ impl Source {
                 None => problem.at(file.as_str()),
             });
         }
-        if config.node_config.is_some() && !variables.iter().any(|(_, variable)| variable.key == "udp.port") {
+        if config.node_config.is_some()
+            && !variables.iter().any(|(_, variable)| variable.key.name == "udp.port")
+        {
             config.udp.port = config.mqtt.port;
         }
         // Each worker has an audio port of its own.
