@@ -59,10 +59,7 @@ impl<T: 'static> Kind<T> {
             let items = value.items(allowed).map_err(|problem| problems.push(problem)).ok()?;
             Some(items.iter().filter_map(|item| read(item, problems)).collect())
         };
-        Kind {
-            read: Box::new(read_list),
-            write: Box::new(move |items| items.iter().map(|item| write(item)).collect()),
-        }
+        Kind { read: Box::new(read_list), write: Box::new(move |items| items.iter().map(&write).collect()) }
     }
 
     fn map<U: 'static>(self, into: impl Fn(T) -> U + 'static, from: impl Fn(&U) -> T + 'static) -> Kind<U> {

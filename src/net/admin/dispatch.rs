@@ -59,8 +59,8 @@ impl AdminRequest {
 impl Gateway {
     /// Answers a call, or sees to it that it will be.
     pub(super) fn dispatch_request(&mut self, id: ConnId, head: &RequestHead, body: &[u8]) -> Progress {
-        let head_only = head.method == Method::Head;
-        let found = routes::match_route(head.method, &head.path);
+        let head_only = head.method == Method::HEAD;
+        let found = routes::match_route(&head.method, &head.path);
         if let Some(refusal) = found.error_response() {
             let response = refusal.response(routes::error_style(&head.path));
             return self.respond(id, &response, head.keep_alive, head_only);

@@ -337,7 +337,7 @@ impl Gateway {
         keep_alive: bool,
     ) -> Progress {
         let response = refusal.response(routes::error_style(&head.path));
-        self.respond(id, &response, keep_alive, head.method == http::Method::Head)
+        self.respond(id, &response, keep_alive, head.method == http::Method::HEAD)
     }
 
     fn respond(&mut self, id: ConnId, response: &Response, keep_alive: bool, head_only: bool) -> Progress {
