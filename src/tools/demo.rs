@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use pico_args::Arguments;
 
+use super::command_line::{self, CommandLine};
 use super::device::{DeviceError, Login, SimulatedDevice};
 use super::echo::EchoServer;
-use super::round_trip::{PACKET_INTERVAL, RoundTripTest};
+use super::round_trip::{RoundTripTest, packets_in};
 use super::terminal::Terminal;
 use crate::config::{Config, PublicIp, Secret};
 use crate::net::Running;
@@ -37,37 +38,23 @@ const LINE_INTERVAL: Duration = Duration::from_secs(1);
 const DEMO_MAC: &str = "02:00:00:00:00:01";
 
 /// Runs the sub-command with its own arguments.
-pub fn run(mut args: Arguments) -> ExitCode {
-    let mut terminal = Terminal::stdout();
-    if args.contains(["-h", "--help"]) {
-        terminal.print_line(HELP);
-        return ExitCode::SUCCESS;
-    }
-    let seconds = match parse_seconds(args) {
-        Ok(seconds) => seconds,
-        Err(error) => {
-            Terminal::stderr().print_line(&format!("demo: {error}; see demo --help"));
-            return ExitCode::from(2);
+pub fn run(args: Arguments) -> ExitCode {
+    command_line::run("demo", HELP, args, parse_seconds, |seconds| {
+        let mut terminal = Terminal::stdout();
+        match Demo::start().and_then(|demo| demo.run(seconds, &mut terminal)) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                terminal.print_line(&format!("The demo failed: {error}."));
+                ExitCode::FAILURE
+            }
         }
-    };
-    match Demo::start().and_then(|demo| demo.run(seconds, &mut terminal)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            terminal.print_line(&format!("The demo failed: {error}."));
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
-fn parse_seconds(mut args: Arguments) -> Result<u32, String> {
-    let seconds = args.opt_value_from_str("--seconds").map_err(|error| error.to_string())?.unwrap_or(8);
-    if let Some(unknown) = args.finish().first() {
-        return Err(format!("unknown argument {}", unknown.to_string_lossy()));
-    }
-    if !(1..=3600).contains(&seconds) {
-        return Err(format!("--seconds: found {seconds}, allowed: 1 to 3600"));
-    }
+fn parse_seconds(mut args: CommandLine) -> Result<u32, String> {
+    let seconds = args.whole_number("--seconds", 3600)?.unwrap_or(8);
+    args.finish()?;
     Ok(seconds)
 }
 
@@ -149,7 +136,7 @@ fn make_call(
         connect_time: connected_in,
         setup_time: begin.elapsed(),
         session_id: call.parameters.session_id.clone(),
-        packets: (Duration::from_secs(seconds.into()).as_millis() / PACKET_INTERVAL.as_millis()) as u32,
+        packets: packets_in(seconds),
     };
     if !terminal.is_interactive() {
         terminal.print_line(&format!(
@@ -302,7 +289,7 @@ mod tests {
 
     #[test]
     fn arguments() {
-        let parse = |args: &[&str]| parse_seconds(Arguments::from_vec(args.iter().map(Into::into).collect()));
+        let parse = |args: &[&str]| parse_seconds(CommandLine::new(args));
         assert_eq!(parse(&[]), Ok(8));
         assert_eq!(parse(&["--seconds", "2"]), Ok(2));
         for bad in [&["--seconds", "0"][..], &["--seconds", "x"], &["--seconds"], &["--frob"], &["extra"]] {

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use super::report::{CheckState, ServerProblem};
+use super::report::ServerProblem;
 use super::server::Conversation;
 use crate::config::{ChatServerConfig, Config, Framing};
 use crate::proto::audio;
-use crate::proto::message::{self, JsonObject, Reader};
+use crate::proto::message::JsonObject;
 use crate::session::{BackendClosed, BackendFailure};
+use crate::tools::step_report::{StepState, message_type};
 use crate::tools::tls_error::TlsErrorCause;
 
 /// Texts that are kept of what a server says instead of a hello.
@@ -149,7 +150,7 @@ impl ServerDiagnosis<'_> {
         &self,
         conversation: &Conversation,
         waited: Duration,
-    ) -> (CheckState, String, ServerProblem) {
+    ) -> (StepState, String, ServerProblem) {
         let said = conversation.texts.iter().find_map(|text| error_text(text));
         let speaks =
             conversation.texts.iter().any(|text| matches!(message_type(text).as_str(), "tts" | "stt"));
@@ -157,7 +158,7 @@ impl ServerDiagnosis<'_> {
             if speaks || !conversation.frames.is_empty() {
                 let problem = ServerProblem::new("it answers with speech and without a hello: it does not know this device")
                     .with_advice("give --mac with the MAC address of a device that is bound on this server; a device that is not hears its binding code");
-                return (CheckState::Warn, "speech, but no hello".to_owned(), problem);
+                return (StepState::Warn, "speech, but no hello".to_owned(), problem);
             }
             let detail = said.as_ref().map_or_else(
                 || format!("none within {} s", waited.as_secs()),
@@ -168,7 +169,7 @@ impl ServerDiagnosis<'_> {
             ))
             .with_advice("is this a XiaoZhi chat server? If it is, its log says what it waits for")
             .with_advice("a server may answer known devices only: try --mac with one of yours");
-            return (CheckState::Fail, detail, problem);
+            return (StepState::Fail, detail, problem);
         };
         let ended = match gone {
             BackendClosed::CloseFrame(Some(code)) => format!("it closes with code {code}"),
@@ -187,32 +188,32 @@ impl ServerDiagnosis<'_> {
                        (try --mac with one of yours), or a path that is not for devices";
             ServerProblem::new(format!("it ends the connection before its hello: {detail}")).with_advice(own)
         };
-        (CheckState::Fail, detail, problem)
+        (StepState::Fail, detail, problem)
     }
 
     /// State, detail and words about how it frames audio.
     pub(super) fn framing(
         &self,
         conversation: &Conversation,
-    ) -> (CheckState, &'static str, Option<ServerProblem>) {
+    ) -> (StepState, &'static str, Option<ServerProblem>) {
         let framed = conversation.frames.iter().any(|frame| audio::parse_ws_frame(frame).is_some());
         match (conversation.frames.is_empty(), framed, self.server.framing) {
             (true, ..) => match self.missing_url_suffix() {
-                None => (CheckState::Skipped, "it sent no audio", None),
+                None => (StepState::Skipped, "it sent no audio", None),
                 Some(problem) => {
                     let usual = self.server.path.starts_with(XIAOZHI_PATH);
-                    let state = if usual { CheckState::Fail } else { CheckState::Warn };
+                    let state = if usual { StepState::Fail } else { StepState::Warn };
                     (state, "it sent no audio, and its URL lacks the suffix", Some(problem))
                 }
             },
-            (_, true, Framing::Auto | Framing::Header) => (CheckState::Ok, "header", None),
-            (_, false, Framing::Raw) => (CheckState::Ok, "raw", None),
+            (_, true, Framing::Auto | Framing::Header) => (StepState::Ok, "header", None),
+            (_, false, Framing::Raw) => (StepState::Ok, "raw", None),
             (_, true, Framing::Raw) => {
                 let cause = "it sends the 16-byte header, and its \"framing\" is set to \"raw\"";
                 let problem = ServerProblem::new(cause).with_advice("take \"framing\" away from this server");
-                (CheckState::Fail, "header, but set to raw", Some(problem))
+                (StepState::Fail, "header, but set to raw", Some(problem))
             }
-            (_, false, Framing::Auto | Framing::Header) => (CheckState::Fail, "raw", Some(self.bare_opus())),
+            (_, false, Framing::Auto | Framing::Header) => (StepState::Fail, "raw", Some(self.bare_opus())),
         }
     }
 
@@ -258,10 +259,6 @@ impl ServerDiagnosis<'_> {
         let other = if self.server.path.contains('?') { ", in the place of its query" } else { "" };
         format!("{}{URL_SUFFIX}{other}", self.server)
     }
-}
-
-fn message_type(text: &str) -> String {
-    message::peek(text, Reader::Device).map(|peek| peek.kind.into_owned()).unwrap_or_default()
 }
 
 /// A text that is no message of the protocol, or an error in words; cut short.

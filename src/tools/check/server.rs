@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use super::diagnosis::{self, ServerDiagnosis};
 use super::options::CheckOptions;
-use super::report::{CheckState, ServerReport};
+use super::report::ServerReport;
 use crate::config::{ChatServerConfig, Config, Framing};
 use crate::net::backend::blocking_client::{BlockingClient, DialReport, ServerMessage};
 use crate::proto::audio;
 use crate::proto::message::{self, Reader};
 use crate::session::{BackendClosed, DialRequest, ServerHealth};
 use crate::tools::device::HELLO;
+use crate::tools::step_report::StepState;
 
 /// 20 ms of silence (RFC 6716 section 3.1: CELT only, full band, mono, one frame).
 const SILENCE_PACKET: [u8; 3] = [0xf8, 0xff, 0xfe];
@@ -50,7 +51,7 @@ impl ServerCheck<'_> {
         let mut report = ServerReport {
             server: server.to_string(),
             list,
-            state: CheckState::Ok,
+            state: StepState::Ok,
             steps: Vec::new(),
             troubles: Vec::new(),
         };
@@ -70,16 +71,11 @@ impl ServerCheck<'_> {
         let addresses = match resolve(server, self.options.timeout) {
             Ok((addresses, took)) => {
                 let shown: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
-                report.add_step(
-                    "name",
-                    CheckState::Ok,
-                    "ok",
-                    took.filter(|_| shown != [server.host.clone()]),
-                );
+                report.add_step("name", StepState::Ok, "ok", took.filter(|_| shown != [server.host.clone()]));
                 addresses
             }
             Err(why) => {
-                report.add_step("name", CheckState::Fail, &why, None);
+                report.add_step("name", StepState::Fail, &why, None);
                 report.troubles.push(diagnosis.resolve_failed(&why));
                 return None;
             }
@@ -95,12 +91,12 @@ impl ServerCheck<'_> {
         let DialReport { stages, outcome } =
             BlockingClient::open(request, addresses, &self.config.websocket, self.options.timeout);
         for (stage, took) in stages {
-            report.add_step(step_name(stage), CheckState::Ok, "ok", Some(took));
+            report.add_step(step_name(stage), StepState::Ok, "ok", Some(took));
         }
         match outcome {
             Ok(client) => Some((client, diagnosis)),
             Err(failure) => {
-                report.add_step(step_name(failure.stage), CheckState::Fail, &failure.message, None);
+                report.add_step(step_name(failure.stage), StepState::Fail, &failure.message, None);
                 report.troubles.extend(diagnosis.dial_failed(&failure));
                 None
             }
@@ -118,7 +114,7 @@ impl ServerCheck<'_> {
         let start = Instant::now();
         match message::parse_device_hello(HELLO) {
             Ok(hello) => client.send_text(hello.for_server(protocol_version(server))),
-            Err(error) => return report.add_step("hello", CheckState::Fail, error.to_string(), None),
+            Err(error) => return report.add_step("hello", StepState::Fail, error.to_string(), None),
         }
         // A server that has not bound the device says so by voice, and never says hello.
         let until = start + self.options.timeout;
@@ -131,7 +127,7 @@ impl ServerCheck<'_> {
                     id.map_or_else(|| "without a session id".to_owned(), |id| format!("session {id}"));
                 report.add_step(
                     "hello",
-                    if slow { CheckState::Warn } else { CheckState::Ok },
+                    if slow { StepState::Warn } else { StepState::Ok },
                     detail,
                     Some(*took),
                 );
@@ -143,7 +139,7 @@ impl ServerCheck<'_> {
                 let (state, detail, problem) = diagnosis.no_hello(&conversation, self.options.timeout);
                 report.add_step("hello", state, detail, None);
                 report.troubles.push(problem);
-                if state == CheckState::Fail {
+                if state == StepState::Fail {
                     return;
                 }
             }

@@ -6,7 +6,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::report::ProbeState;
+use crate::tools::addresses::is_private;
+use crate::tools::step_report::StepState;
 
 /// What was seen.
 #[derive(Debug)]
@@ -69,8 +70,8 @@ impl Default for Evidence {
 /// Both ways, each with a sentence, and what to look at.
 #[derive(Debug)]
 pub(super) struct Diagnosis {
-    pub(super) uplink: (ProbeState, String),
-    pub(super) downlink: (ProbeState, String),
+    pub(super) uplink: (StepState, String),
+    pub(super) downlink: (StepState, String),
     pub(super) hints: Vec<String>,
 }
 
@@ -79,18 +80,18 @@ pub(super) fn diagnose(evidence: &Evidence) -> Diagnosis {
     let there = format!("{} port {}", evidence.advertised, evidence.port);
     if evidence.received > 0 {
         return Diagnosis {
-            uplink: (ProbeState::Ok, format!("the gateway received audio at {there}")),
-            downlink: (ProbeState::Ok, format!("{} packets came", evidence.received)),
+            uplink: (StepState::Ok, format!("the gateway received audio at {there}")),
+            downlink: (StepState::Ok, format!("{} packets came", evidence.received)),
             hints: Vec::new(),
         };
     }
     if evidence.received_via_host == Some(true) {
         return Diagnosis {
             uplink: (
-                ProbeState::Fail,
+                StepState::Fail,
                 format!("audio to {there} does not arrive; to {} it does", evidence.host),
             ),
-            downlink: (ProbeState::Ok, format!("audio came when it was sent to {}", evidence.host)),
+            downlink: (StepState::Ok, format!("audio came when it was sent to {}", evidence.host)),
             hints: vec![format!(
                 "Set udp.public_ip (PUBLIC_IP) of the gateway to {}, or whatever name devices reach it by; it tells them {}.",
                 evidence.host, evidence.advertised
@@ -99,16 +100,16 @@ pub(super) fn diagnose(evidence: &Evidence) -> Diagnosis {
     }
     if let Some(why) = uplink_failure(evidence, &there) {
         let down = (
-            ProbeState::Unknown,
+            StepState::Unknown,
             "nothing came; without audio up the gateway cannot know where to send".into(),
         );
-        return Diagnosis { uplink: (ProbeState::Fail, why), downlink: down, hints: uplink_hints(evidence) };
+        return Diagnosis { uplink: (StepState::Fail, why), downlink: down, hints: uplink_hints(evidence) };
     }
     if evidence.malformed > 0 {
         return Diagnosis {
-            uplink: (ProbeState::Unknown, format!("something at {there} answers, but not with audio")),
+            uplink: (StepState::Unknown, format!("something at {there} answers, but not with audio")),
             downlink: (
-                ProbeState::Fail,
+                StepState::Fail,
                 format!("{} datagrams came that are no audio packets", evidence.malformed),
             ),
             hints: vec![format!(
@@ -118,13 +119,12 @@ pub(super) fn diagnose(evidence: &Evidence) -> Diagnosis {
         };
     }
     if let Some(text) = &evidence.recognised_text {
-        let up = (ProbeState::Ok, format!("the chat server reacted to the audio with \"{text}\""));
+        let up = (StepState::Ok, format!("the chat server reacted to the audio with \"{text}\""));
         return if evidence.server_speaks {
-            let down = (ProbeState::Fail, "the chat server speaks, and no audio comes".into());
+            let down = (StepState::Fail, "the chat server speaks, and no audio comes".into());
             Diagnosis { uplink: up, downlink: down, hints: downlink_hints(evidence) }
         } else {
-            let down =
-                (ProbeState::Unknown, "no audio came, but the chat server did not announce any".into());
+            let down = (StepState::Unknown, "no audio came, but the chat server did not announce any".into());
             Diagnosis { uplink: up, downlink: down, hints: vec![silent_server_hint()] }
         };
     }
@@ -175,17 +175,6 @@ fn unreachable_from_outside(evidence: &Evidence) -> Option<String> {
     }
 }
 
-/// Addresses that lead nowhere from the internet (RFC 1918, RFC 6598, RFC 3927, RFC 4193, RFC 4291).
-fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let carrier_nat = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
-            ip.is_private() || ip.is_link_local() || carrier_nat
-        }
-        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
-    }
-}
-
 fn inconclusive(evidence: &Evidence, there: &str) -> Diagnosis {
     let mut hints = uplink_hints(evidence);
     let (up, down);
@@ -207,7 +196,7 @@ fn inconclusive(evidence: &Evidence, there: &str) -> Diagnosis {
         down = "not known: no audio came, and the chat server did not say that it sends any".into();
         hints.push(silent_server_hint());
     }
-    Diagnosis { uplink: (ProbeState::Unknown, up), downlink: (ProbeState::Unknown, down), hints }
+    Diagnosis { uplink: (StepState::Unknown, up), downlink: (StepState::Unknown, down), hints }
 }
 
 fn silent_server_hint() -> String {
@@ -260,7 +249,7 @@ mod tests {
 
     #[test]
     fn each_symptom_leads_to_its_diagnosis() {
-        use ProbeState::{Fail, Ok, Unknown};
+        use StepState::{Fail, Ok, Unknown};
         let at = |ip: [u8; 4]| Evidence { target: Some(ip.into()), ..no_audio_evidence() };
         let words = |text: &str| Some(text.to_owned());
         let cases = [
@@ -328,12 +317,12 @@ mod tests {
             target: Some([192, 168, 1, 2].into()),
             ..no_audio_evidence()
         };
-        assert_eq!(diagnose(&home).uplink.0, ProbeState::Unknown);
+        assert_eq!(diagnose(&home).uplink.0, StepState::Unknown);
         let here = Evidence {
             host: [127, 0, 0, 1].into(),
             target: Some([192, 168, 1, 2].into()),
             ..no_audio_evidence()
         };
-        assert_eq!(diagnose(&here).uplink.0, ProbeState::Unknown);
+        assert_eq!(diagnose(&here).uplink.0, StepState::Unknown);
     }
 }
