@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::diagnosis::{Diagnosis, Evidence, diagnose, mentions_audio};
+use super::diagnosis::{AudioPath, CALL_END_HINT, Diagnosis, Evidence, diagnose, mentions_audio};
 use super::options::ProbeOptions;
 use super::report::{LOSS, ProbeReporter, ROUND_TRIP, RoundTripStats, UDP_DOWN, UDP_UP};
 use super::{ReceivedTexts, error_text};
@@ -43,22 +43,23 @@ impl ProbeCall {
 
     /// The whole call, and what it showed.
     pub(super) fn run(mut self, options: &ProbeOptions, reporter: &mut ProbeReporter) {
-        let mut evidence = Evidence {
+        let mut path = AudioPath {
             host: self.gateway.ip(),
             advertised: self.parameters.server.clone(),
             port: self.parameters.port,
-            ..Evidence::default()
+            target: None,
         };
+        let mut evidence = Evidence::default();
         match Call::open(self.parameters.clone()) {
             Ok(mut call) => {
-                evidence.target = call.server_addr().ok().map(|address| address.ip());
+                path.target = call.server_addr().ok().map(|address| address.ip());
                 let lost = self.exchange_audio(&mut call, options, reporter).err();
                 evidence.connection_lost = lost.map(|failure| failure.kind.to_string());
                 self.collect_evidence(&call, &mut evidence);
                 let silent =
                     evidence.received == 0 && !evidence.call_ended && evidence.connection_lost.is_none();
                 // The verdict on the advertised address is fixed; the host's own address may tell why.
-                if silent && evidence.target != Some(self.gateway.ip()) {
+                if silent && path.target != Some(self.gateway.ip()) {
                     evidence.received_via_host = self.retry_at_host(&mut call, options, reporter).ok();
                 }
                 // The gateway may be gone: then there is nobody to say goodbye to.
@@ -66,7 +67,7 @@ impl ProbeCall {
             }
             Err(failure) => evidence.udp_error = Some(failure.kind.to_string()),
         }
-        self.report_results(&evidence, reporter);
+        self.report_results(&path, &evidence, reporter);
         let _ = self.device.disconnect();
     }
 
@@ -144,8 +145,8 @@ impl ProbeCall {
         });
     }
 
-    fn report_results(&self, evidence: &Evidence, reporter: &mut ProbeReporter) {
-        let Diagnosis { uplink: up, downlink: down, hints } = diagnose(evidence);
+    fn report_results(&self, path: &AudioPath, evidence: &Evidence, reporter: &mut ProbeReporter) {
+        let Diagnosis { uplink: up, downlink: down, hints } = diagnose(path, evidence);
         let works = down.0 == StepState::Ok && up.0 == StepState::Ok;
         reporter.add_step(UDP_UP, up.0, up.1, None);
         reporter.add_step(UDP_DOWN, down.0, down.1, None);
@@ -163,7 +164,7 @@ impl ProbeCall {
         if works && (evidence.call_ended || evidence.connection_lost.is_some()) {
             let how = evidence.connection_lost.as_deref().or(evidence.error_text.as_deref());
             let how = how.unwrap_or("the gateway said goodbye");
-            reporter.add_hint("The gateway's log has a line for the end of the call, with the reason.");
+            reporter.add_hint(CALL_END_HINT);
             let cut = format!("the call ended after {} packets: {how}", round_trip.sent);
             reporter.add_step(LOSS, StepState::Fail, cut, None);
         } else if round_trip.echoed == 0 {
