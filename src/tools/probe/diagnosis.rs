@@ -258,7 +258,7 @@ mod tests {
             (Some([127, 0, 0, 1]), none(), Fail, Unknown, "every device itself"),
             (Some([10, 0, 0, 1]), none(), Fail, Unknown, "private"),
             (Some([100, 64, 0, 1]), none(), Fail, Unknown, "private"),
-            (Some([0, 0, 0, 0]), none(), Fail, Unknown, "no address"),
+            (Some([0, 0, 0, 0]), none(), Fail, Unknown, "not an address"),
             (Some([203, 0, 113, 8]), none(), Unknown, Unknown, "not known"),
             (usual, Evidence { malformed: 2, ..none() }, Unknown, Fail, "not with audio"),
             (usual, Evidence { recognised_text: words("hi"), server_speaks: true, ..none() }, Ok, Fail, "hi"),
