@@ -187,7 +187,7 @@ impl ProgressView<'_> {
                     round_trip.sent,
                     round_trip.echoed,
                     round_trip.lost_so_far(),
-                    round_trip.round_trips.last().map_or("-".into(), |last| format_ms(*last)),
+                    ms_or_dash(round_trip.round_trips.last().copied()),
                 ));
             }
         }
@@ -204,8 +204,8 @@ impl ProgressView<'_> {
         const WIDTH: u32 = 30;
         let done = round_trip.sent * WIDTH / self.demo_call.packets.max(1);
         let bar = "#".repeat(done as usize) + &"-".repeat((WIDTH - done) as usize);
-        let now = round_trip.round_trips.last().map_or("-".into(), |last| format_ms(*last));
-        let median = round_trip.percentile(0.5).map_or("-".into(), format_ms);
+        let now = ms_or_dash(round_trip.round_trips.last().copied());
+        let median = ms_or_dash(round_trip.percentile(0.5));
         vec![
             format!("  MQTT         connected in {}", format_ms(self.demo_call.connect_time)),
             format!(
@@ -228,31 +228,24 @@ fn summary(demo_call: &DemoCall, round_trip: &RoundTripTest) -> Vec<String> {
         _ if lost > 0 => "The call worked, but not every packet came back.",
         _ => "The call worked: everything the device said came back to it.",
     };
+    let row = |name: &str, value: &str, about: &str| format!("  {name:<14} {value:<10} {about}");
+    let percent = 100.0 * f64::from(lost) / f64::from(round_trip.sent.max(1));
+    let (up, down) = (round_trip.sent.to_string(), round_trip.echoed.to_string());
+    let (connect, setup) = (format_ms(demo_call.connect_time), format_ms(demo_call.setup_time));
+    let to_udp = format!("one each 60 ms, encrypted, to UDP {}", demo_call.udp);
     let mut lines = vec![
         String::new(),
         verdict.into(),
         String::new(),
-        format!(
-            "  MQTT connect   {:<10} TCP, CONNECT, signed credentials, CONNACK",
-            format_ms(demo_call.connect_time)
-        ),
-        format!(
-            "  call set-up    {:<10} hello, WebSocket to the chat server, hello reply",
-            format_ms(demo_call.setup_time)
-        ),
-        format!(
-            "  packets up     {:<10} one each 60 ms, encrypted, to UDP {}",
-            round_trip.sent, demo_call.udp
-        ),
-        format!("  packets down   {:<10} the chat server's echo, decrypted and compared", round_trip.echoed),
-        format!(
-            "  lost           {lost:<10} {:.1} %",
-            100.0 * f64::from(lost) / f64::from(round_trip.sent.max(1))
-        ),
+        row("MQTT connect", &connect, "TCP, CONNECT, signed credentials, CONNACK"),
+        row("call set-up", &setup, "hello, WebSocket to the chat server, hello reply"),
+        row("packets up", &up, &to_udp),
+        row("packets down", &down, "the chat server's echo, decrypted and compared"),
+        row("lost", &lost.to_string(), &format!("{percent:.1} %")),
     ];
     if let (Some(median), Some(worst)) = (round_trip.percentile(0.5), round_trip.percentile(1.0)) {
         let worst = format!("median, worst {}: to the chat server and back", format_ms(worst));
-        lines.push(format!("  round trip     {:<10} {worst}", format_ms(median)));
+        lines.push(row("round trip", &format_ms(median), &worst));
     }
     let program = std::env::args().next().unwrap_or_else(|| "mqtt-websocket-proxy".into());
     lines.extend([
@@ -269,6 +262,10 @@ fn summary(demo_call: &DemoCall, round_trip: &RoundTripTest) -> Vec<String> {
         "      tells, from another machine, whether audio gets through to the gateway".into(),
     ]);
     lines
+}
+
+fn ms_or_dash(duration: Option<Duration>) -> String {
+    duration.map_or_else(|| "-".to_owned(), format_ms)
 }
 
 /// Milliseconds with as many digits as mean something.
