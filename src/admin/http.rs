@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use data_encoding::HEXLOWER_PERMISSIVE;
+pub use http::Method;
 use httparse::Status;
 
 use super::body::Framing;
@@ -13,34 +15,6 @@ pub const MAX_HEAD_BYTES: usize = 8 * 1024;
 pub const MAX_BODY_BYTES: usize = 128 * 1024;
 /// Header fields of a request.
 const MAX_HEADERS: usize = 64;
-
-/// The methods that any call has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// Read.
-    Get,
-    /// Read, but answer without the body.
-    Head,
-    /// Do.
-    Post,
-    /// End.
-    Delete,
-    /// Any other.
-    Other,
-}
-
-impl Method {
-    /// As it stands in a request.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Get => "GET",
-            Self::Head => "HEAD",
-            Self::Post => "POST",
-            Self::Delete => "DELETE",
-            Self::Other => "(other)",
-        }
-    }
-}
 
 /// A request without its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,26 +61,20 @@ pub enum RequestError {
 impl RequestError {
     /// The error to answer with, after which the connection is closed: where the next request would begin is not known.
     pub fn error(self) -> ApiError {
-        let (status, code, sentence): (_, _, Cow<'_, str>) = match self {
-            Self::Malformed(why) => {
-                (400, "bad_request", format!("This is no HTTP/1.1 request: {why}.").into())
+        let (status, code, sentence) = match self {
+            Self::Malformed(why) => (400, "bad_request", format!("This is not an HTTP/1.1 request: {why}.")),
+            Self::HeadTooLong => {
+                let limits = format!("{MAX_HEAD_BYTES} bytes and {MAX_HEADERS} fields");
+                (431, "head_too_long", format!("The request line and headers may have {limits}."))
             }
-            Self::HeadTooLong => (
-                431,
-                "head_too_long",
-                format!(
-                    "The request line and headers may have {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} fields."
-                )
-                .into(),
-            ),
             Self::BodyTooLong => {
-                (413, "body_too_long", format!("A request body may have {MAX_BODY_BYTES} bytes.").into())
+                (413, "body_too_long", format!("A request body may have {MAX_BODY_BYTES} bytes."))
             }
             Self::UnsupportedTransferCoding => {
-                (501, "coding_unknown", "The only transfer coding that is known is chunked.".into())
+                (501, "coding_unknown", "The only supported transfer coding is chunked.".to_owned())
             }
             Self::ExpectationFailed => {
-                (417, "expectation_failed", "Only 100-continue can be expected.".into())
+                (417, "expectation_failed", "The only supported expectation is 100-continue.".to_owned())
             }
         };
         ApiError::new(status, code, sentence)
@@ -131,14 +99,8 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<RequestHead>, RequestError> {
         }
         Err(_) => return Err(RequestError::Malformed("the request line or a header field is broken")),
     };
-    let method = match request.method {
-        Some("GET") => Method::Get,
-        Some("HEAD") => Method::Head,
-        Some("POST") => Method::Post,
-        Some("DELETE") => Method::Delete,
-        _ => Method::Other,
-    };
-    let Some(target) = origin_form(request.method.unwrap_or_default(), request.path.unwrap_or_default())
+    let method = request.method.unwrap_or_default();
+    let (Ok(method), Some(target)) = (method.parse(), origin_form(method, request.path.unwrap_or_default()))
     else {
         return Err(RequestError::Malformed("its target is neither a path nor an http URL"));
     };
@@ -255,18 +217,12 @@ pub fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('%') {
         return Some(Cow::Borrowed(text));
     }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let [high, low, tail @ ..] = rest else { return None };
-        let digit = |byte: u8| char::from(byte).to_digit(16);
-        bytes.push((digit(*high)? << 4 | digit(*low)?) as u8);
-        rest = tail;
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.as_bytes().split_at_checked(2)?;
+        bytes.extend(HEXLOWER_PERMISSIVE.decode(digits).ok()?);
+        bytes.extend_from_slice(rest);
     }
     String::from_utf8(bytes).ok().map(Cow::Owned)
 }
@@ -378,7 +334,7 @@ mod tests {
                     Content-Length: 12\r\nOrigin: http://x\r\n\r\n{\"a\":\"body\"}next";
         let head = parsed(text);
         let expected = RequestHead {
-            method: Method::Post,
+            method: Method::POST,
             path: "/api/commands/a%40@@x".to_owned(),
             query: "dry=1&b".to_owned(),
             keep_alive: true,
@@ -614,7 +570,7 @@ mod tests {
             let connection = if close { "close" } else { "keep-alive" };
             let text = format!("DELETE {path}?{query} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n");
             let read = parsed(&text);
-            prop_assert_eq!((read.method, read.path, read.query), (Method::Delete, path, query));
+            prop_assert_eq!((read.method, read.path, read.query), (Method::DELETE, path, query));
             prop_assert_eq!((read.host, read.body, read.keep_alive), (Some(host), Ok(Framing::Length(length)), !close));
             prop_assert_eq!(read.length, text.len());
         }

@@ -32,6 +32,12 @@ impl fmt::Display for BadParameter {
     }
 }
 
+impl From<BadParameter> for String {
+    fn from(error: BadParameter) -> Self {
+        error.to_string()
+    }
+}
+
 /// The value of `key` in a query, decoded; "" for a key that stands alone.
 ///
 /// # Errors

@@ -90,11 +90,7 @@ fn serialize(found: &RequestHead) -> Vec<u8> {
         (path, "") => path.to_owned(),
         (path, query) => format!("{path}?{query}"),
     };
-    let method = match found.method {
-        Method::Other if found.path == "*" => "OPTIONS",
-        Method::Other => "PUT",
-        method => method.name(),
-    };
+    let method = &found.method;
     let mut text = format!("{method} {target} HTTP/1.1\r\n");
     let fields = [("Authorization", &found.authorization), ("Host", &found.host), ("Origin", &found.origin)];
     for (name, value) in fields {
@@ -117,12 +113,12 @@ fn normalize(found: RequestHead) -> RequestHead {
 
 /// Who shows no good token gets nothing that needs one; every answer is HTTP.
 fn check_routing(found: &RequestHead) {
-    let route = routes::match_route(found.method, &found.path);
+    let route = routes::match_route(&found.method, &found.path);
     if let RouteMatch::Found(_, Some(id)) = &route {
         assert!(!id.is_empty());
     }
     if let Some(error) = route.error_response() {
-        check_response(error, found.method == Method::Head);
+        check_response(error, found.method == Method::HEAD);
     }
     let mut config = Config::default();
     config.api.token = Secret::new(TOKEN);
@@ -137,7 +133,7 @@ fn check_routing(found: &RequestHead) {
                 shown != Some(TOKEN)
                     || !found.authorization.as_ref().unwrap().to_ascii_lowercase().starts_with("bearer ")
             );
-            check_response(error, found.method == Method::Head);
+            check_response(error, found.method == Method::HEAD);
         }
     }
     // Nothing to make a token from: this machine only, and no page of another site.

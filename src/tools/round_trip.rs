@@ -7,7 +7,12 @@ use super::device::{Call, DeviceError, SimulatedDevice};
 use crate::proto::message::{self, Reader};
 
 /// A device's frame.
-pub(super) const PACKET_INTERVAL: Duration = Duration::from_millis(60);
+const PACKET_INTERVAL: Duration = Duration::from_millis(60);
+/// Packets of so many seconds.
+pub(super) fn packets_in(seconds: u32) -> u32 {
+    (Duration::from_secs(seconds.into()).as_millis() / PACKET_INTERVAL.as_millis()) as u32
+}
+
 /// Wait slices: short enough for a smooth view and for text that comes meanwhile.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Texts kept: far more than a call of a few seconds brings.

@@ -12,21 +12,16 @@ pub(super) struct Terminal {
 
 impl Terminal {
     pub(super) fn stdout() -> Self {
-        let out = io::stdout();
-        Self {
-            is_interactive: supports_cursor_control(out.is_terminal()),
-            out: Box::new(out),
-            drawn_lines: 0,
-        }
+        Self::new(io::stdout())
     }
 
     pub(super) fn stderr() -> Self {
-        let out = io::stderr();
-        Self {
-            is_interactive: supports_cursor_control(out.is_terminal()),
-            out: Box::new(out),
-            drawn_lines: 0,
-        }
+        Self::new(io::stderr())
+    }
+
+    fn new(out: impl Write + IsTerminal + 'static) -> Self {
+        let is_interactive = supports_cursor_control(out.is_terminal());
+        Self { is_interactive, out: Box::new(out), drawn_lines: 0 }
     }
 
     /// True when [`Self::redraw`] shows anything.

@@ -74,7 +74,7 @@ impl AdminServer {
         let pending = PendingRequest {
             request_id: request.request_id,
             keep_alive: head.keep_alive,
-            head_only: head.method == Method::Head,
+            head_only: head.method == Method::HEAD,
             answers: (0..workers).map(|_| None).collect(),
             endpoint: request.endpoint,
         };

@@ -320,7 +320,7 @@ impl AdminServer {
         io: &mut Io,
     ) -> Progress {
         let response = refusal.response(routes::error_style(&head.path));
-        self.respond(id, &response, keep_alive, head.method == http::Method::Head, io)
+        self.respond(id, &response, keep_alive, head.method == http::Method::HEAD, io)
     }
 
     /// Queues the answer to the request of this connection.

@@ -40,7 +40,7 @@ impl Gateway {
 
     /// Answers a request, or has its connection wait for the answer.
     fn dispatch_request(&mut self, id: AdminId, head: &RequestHead, body: &[u8]) {
-        let found = routes::match_route(head.method, &head.path);
+        let found = routes::match_route(&head.method, &head.path);
         let (endpoint, client_id) = match found {
             RouteMatch::Found(endpoint, client_id) => (endpoint, client_id.unwrap_or_default().into_owned()),
             refused => {
@@ -81,7 +81,7 @@ impl Gateway {
     }
 
     fn respond(&mut self, id: AdminId, head: &RequestHead, response: &Response) {
-        let head_only = head.method == crate::admin::http::Method::Head;
+        let head_only = head.method == crate::admin::http::Method::HEAD;
         self.admin.respond(id, response, head.keep_alive, head_only, &mut self.io);
     }
 

@@ -52,6 +52,15 @@ pub struct DeviceError {
 }
 
 impl DeviceError {
+    pub(super) fn new(step: DeviceStep, kind: DeviceErrorKind) -> Self {
+        Self { step, kind }
+    }
+
+    /// The same error, seen at another step.
+    pub(super) fn at(self, step: DeviceStep) -> Self {
+        Self { step, ..self }
+    }
+
     pub(super) fn io(step: DeviceStep, error: io::Error, waited: Duration) -> Self {
         let seen = match error.kind() {
             _ if is_timeout(&error) => DeviceErrorKind::Timeout(waited),

@@ -1,6 +1,6 @@
 //! The byte stream under a simulated device: TCP, or TLS over it.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use super::error::DeviceErrorKind;
@@ -14,7 +14,21 @@ pub(super) enum DeviceStream {
     Tls(native_tls::TlsStream<TcpStream>),
 }
 
+/// What both kinds of streams do.
+pub(super) trait ReadWrite: Read + Write {}
+
+impl<T: Read + Write> ReadWrite for T {}
+
 impl DeviceStream {
+    /// The stream to read from and write to.
+    pub(super) fn io(&mut self) -> &mut dyn ReadWrite {
+        match self {
+            Self::Plain(tcp) => tcp,
+            #[cfg(feature = "tls")]
+            Self::Tls(tls) => tls,
+        }
+    }
+
     pub(super) fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(tcp) => tcp,
@@ -48,34 +62,6 @@ impl DeviceStream {
         #[cfg(feature = "tls")]
         if let Self::Tls(tls) = self {
             let _ = tls.shutdown();
-        }
-    }
-}
-
-impl Read for DeviceStream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(tcp) => tcp.read(buffer),
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.read(buffer),
-        }
-    }
-}
-
-impl Write for DeviceStream {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(tcp) => tcp.write(data),
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.write(data),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::Plain(tcp) => tcp.flush(),
-            #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.flush(),
         }
     }
 }
