@@ -10,8 +10,8 @@ use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD, UdpHeader};
 use crate::proto::message::{JsonObject, Reader, peek};
 use crate::proto::mqtt::{Packet, Publish, decode};
 use crate::session::{
-    Action, Admission, BackendClosed, BackendFailure, Context, Core, Delivery, RequestIds, ServerHealth,
-    UdpPeer,
+    Action, Admission, BackendClosed, BackendFailure, BackendStage, Context, Core, Delivery, RequestIds,
+    ServerHealth, UdpPeer,
 };
 
 /// First a byte of settings, then steps. The lower half of a step's byte is what happens, as numbered in [`SessionHarness::step`];
@@ -122,7 +122,7 @@ impl SessionHarness {
                     BackendClosed::CloseFrame(None),
                     BackendClosed::CloseFrame(Some(1000)),
                     BackendClosed::CloseFrame(Some(1011)),
-                    failed_with("live"),
+                    failed_with(BackendStage::Live),
                 ];
                 self.close_websocket(gone[usize::from(more & 3)].clone());
             }
@@ -233,9 +233,9 @@ impl SessionHarness {
     fn dial_step(&mut self, more: u8) {
         match (self.ws, more) {
             (WebSocketState::Dialing, 0) => self.core.on_backend_connecting(),
-            (WebSocketState::Dialing, 1..=3) => {
-                self.close_websocket(failed_with(["resolve", "connect", "upgrade"][usize::from(more - 1)]))
-            }
+            (WebSocketState::Dialing, 1..=3) => self.close_websocket(failed_with(
+                [BackendStage::Resolve, BackendStage::Connect, BackendStage::Upgrade][usize::from(more - 1)],
+            )),
             (WebSocketState::Dialing, _) => {
                 self.ws = WebSocketState::Open;
                 self.drive(Core::on_backend_open);
@@ -373,6 +373,6 @@ impl SessionHarness {
     }
 }
 
-fn failed_with(stage: &'static str) -> BackendClosed {
-    BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() })
+fn failed_with(stage: BackendStage) -> BackendClosed {
+    BackendClosed::Failed(BackendFailure::new(stage, "broken"))
 }

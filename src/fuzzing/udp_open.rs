@@ -146,8 +146,9 @@ impl Oracle {
         outcome: Result<Vec<u8>, DropReason>,
         call: &LiveCall,
     ) {
-        let Ok(header) = UdpHeader::parse(datagram) else {
-            return assert!(matches!(outcome, Err(DropReason::BadDatagram(_))), "{outcome:?}");
+        let header = match UdpHeader::parse(datagram) {
+            Ok(header) => header,
+            Err(bad) => return assert_eq!(outcome, Err(bad.into())),
         };
         let mut payload = datagram[HEADER_LEN..].to_vec();
         cipher().apply(&header.to_bytes(), &mut payload);

@@ -155,7 +155,7 @@ impl Media {
         policy: PeerPolicy,
         now: Instant,
     ) -> Result<Decrypted, DropReason> {
-        let header = UdpHeader::parse(datagram).map_err(DropReason::BadDatagram)?;
+        let header = UdpHeader::parse(datagram)?;
         let trusted = from.addr.ip() == self.mqtt_ip || self.peer.is_some_and(|peer| peer.addr == from.addr);
         if !trusted {
             return self.validate_path(from, &header, datagram, policy, now);

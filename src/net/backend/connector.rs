@@ -9,7 +9,7 @@ use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{self, Role, SessionId};
 use crate::net::gateway::{Gateway, LINGER};
 use crate::session::{
-    BackendClosed, BackendFailure, Core, DialRequest, DropReason, Encrypted, UdpPeer, Uplink,
+    BackendClosed, BackendFailure, BackendStage, Core, DialRequest, DropReason, Encrypted, UdpPeer, Uplink,
 };
 
 /// Messages and bytes of text per dispatch: a chat server that sends without end must let others in.
@@ -113,7 +113,9 @@ impl Gateway {
         };
         let tls = match self.tls.client(backend.server(), &self.config.websocket) {
             Ok(tls) => tls,
-            Err(why) => return self.dial_failed(id, BackendFailure { stage: "tls", message: why }),
+            Err(why) => {
+                return self.dial_failed(id, BackendFailure::new(BackendStage::Tls, why));
+            }
         };
         let mut dialer = Dialer {
             registry: self.poll.registry(),

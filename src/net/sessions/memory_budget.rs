@@ -13,7 +13,7 @@ use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::sessions::table::Session;
-use crate::session::{BackendClosed, BackendFailure, Core};
+use crate::session::{BackendClosed, BackendFailure, BackendStage, Core};
 
 /// What a device with its call may keep in any case, in bytes: any ordinary message, and a device's list of tools.
 const FREE_PER_CONNECTION: usize = 16 * 1024;
@@ -74,7 +74,7 @@ impl Gateway {
         let Some(session) = self.sessions.get(id) else { return };
         if session.kept_for_server() > session.kept_for_device() {
             let why = "it makes the gateway keep more than its share of the memory".to_owned();
-            self.backend_gone(id, BackendClosed::Failed(BackendFailure { stage: "live", message: why }));
+            self.backend_gone(id, BackendClosed::Failed(BackendFailure::new(BackendStage::Live, why)));
         } else {
             self.drive(id, Core::on_memory_limit);
         }

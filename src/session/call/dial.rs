@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::action::{
-    Action, BackendClosed, BackendFailure, Context, Counter, DialRequest, DropReason, EndReason,
-    LOCAL_SHORTAGE_STAGE, LogEvent,
+    Action, BackendClosed, BackendFailure, BackendStage, Context, Counter, DialRequest, DropReason,
+    EndReason, LogEvent,
 };
 use super::super::deadlines::CallTimer;
 use super::super::media::FramingState;
@@ -124,7 +124,7 @@ impl Call {
         caller: DeviceIdentity<'_>,
         cx: &mut Context<'_>,
     ) -> CallResult {
-        self.on_server_failed(timeout_failure("connect", CONNECT_TIMEOUT), caller, cx)
+        self.on_server_failed(timeout_failure(BackendStage::Connect, CONNECT_TIMEOUT), caller, cx)
     }
 
     pub(super) fn on_server_hello_timeout(
@@ -139,7 +139,11 @@ impl Call {
         let strict =
             self.server.as_ref().is_some_and(|server| self.has_alternative(server, caller, cx.config));
         if strict {
-            return self.on_server_failed(timeout_failure("hello", SERVER_HELLO_TIMEOUT), caller, cx);
+            return self.on_server_failed(
+                timeout_failure(BackendStage::Hello, SERVER_HELLO_TIMEOUT),
+                caller,
+                cx,
+            );
         }
         Ok(())
     }
@@ -153,7 +157,8 @@ impl Call {
             self.server_hello_overdue = true;
             return self.accept_missing_hello(cx);
         }
-        let stage = if self.stage == CallStage::AwaitingHello { "hello" } else { "connect" };
+        let stage =
+            if self.stage == CallStage::AwaitingHello { BackendStage::Hello } else { BackendStage::Connect };
         self.untried_servers.clear();
         self.on_server_failed(timeout_failure(stage, HELLO_REPLY_TIMEOUT), caller, cx)
     }
@@ -171,8 +176,8 @@ impl Call {
             CallStage::Live if matches!(gone, BackendClosed::CloseFrame(None | Some(1000))) => {
                 return Err(EndReason::ServerClosed);
             }
-            CallStage::Live => "live",
-            CallStage::AwaitingHello | CallStage::Dialing { .. } => "hello",
+            CallStage::Live => BackendStage::Live,
+            CallStage::AwaitingHello | CallStage::Dialing { .. } => BackendStage::Hello,
         };
         let failure = match gone {
             BackendClosed::Failed(failure) if self.stage == CallStage::AwaitingHello => {
@@ -180,11 +185,9 @@ impl Call {
             }
             BackendClosed::Failed(failure) => failure,
             BackendClosed::CloseFrame(Some(code)) => {
-                BackendFailure { stage, message: format!("the server closed the WebSocket with code {code}") }
+                BackendFailure::new(stage, format!("the server closed the WebSocket with code {code}"))
             }
-            BackendClosed::CloseFrame(None) => {
-                BackendFailure { stage, message: "the server closed the WebSocket".to_owned() }
-            }
+            BackendClosed::CloseFrame(None) => BackendFailure::new(stage, "the server closed the WebSocket"),
         };
         self.on_server_failed(failure, caller, cx)
     }
@@ -199,8 +202,9 @@ impl Call {
         let url = self.server_name();
         cx.out.push(Action::Count(Counter::DialFailed(failure.stage)));
         // Waiting for a place among the dials, or for a slow resolver, is no fault of the server; nor is our shortage.
-        let waited = self.stage == (CallStage::Dialing { connecting: false }) && failure.stage != "resolve";
-        let at_fault = !waited && failure.stage != LOCAL_SHORTAGE_STAGE;
+        let waited = self.stage == (CallStage::Dialing { connecting: false })
+            && failure.stage != BackendStage::Resolve;
+        let at_fault = !waited && failure.stage != BackendStage::LocalShortage;
         if let Some(server) = self.server.as_ref().filter(|_| at_fault)
             && let Some(event) = cx.servers.on_failure(server, &failure.to_string(), cx.now)
         {
@@ -294,6 +298,6 @@ fn backoff_delay(reconnect: &Reconnect, attempts: u32) -> Duration {
     Duration::from_secs_f64(pause.min(reconnect.max.as_secs_f64()))
 }
 
-fn timeout_failure(stage: &'static str, after: Duration) -> BackendFailure {
-    BackendFailure { stage, message: format!("no answer in {:.1} s", after.as_secs_f64()) }
+fn timeout_failure(stage: BackendStage, after: Duration) -> BackendFailure {
+    BackendFailure::new(stage, format!("no answer in {:.1} s", after.as_secs_f64()))
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::action::{Action, BackendFailure, CallCredentials, Context, EndReason, LogEvent};
+use super::action::{Action, BackendFailure, BackendStage, CallCredentials, Context, EndReason, LogEvent};
 use super::deadlines::{CallTimer, Deadlines};
 use super::media::Media;
 use super::queue::{HeldQueue, QueueOverflow, TextQueue};
@@ -284,7 +284,7 @@ impl Call {
             return Ok(());
         }
         let silent = cx.now.saturating_duration_since(self.ping_sent_at);
-        let failure = BackendFailure { stage: "live", message: format!("no pong in {} s", silent.as_secs()) };
+        let failure = BackendFailure::new(BackendStage::Live, format!("no pong in {} s", silent.as_secs()));
         self.on_server_failed(failure, caller, cx)
     }
 

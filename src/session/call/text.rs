@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::super::action::{
-    Action, BackendFailure, CallCredentials, Context, Counter, DropReason, EndReason, LogEvent,
+    Action, BackendFailure, BackendStage, CallCredentials, Context, Counter, DropReason, EndReason, LogEvent,
 };
 use super::super::deadlines::CallTimer;
 use super::{Call, CallResult, CallStage, DeviceIdentity};
@@ -126,8 +126,7 @@ impl Call {
                 Ok(())
             }
             ("goodbye", CallStage::AwaitingHello) => {
-                let failure =
-                    BackendFailure { stage: "hello", message: "the server said goodbye instead".to_owned() };
+                let failure = BackendFailure::new(BackendStage::Hello, "the server said goodbye instead");
                 self.on_server_failed(failure, caller, cx)
             }
             ("goodbye", CallStage::Live) => {

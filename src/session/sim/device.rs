@@ -151,8 +151,9 @@ impl Simulation {
         // A short, a long, and a wrong one.
         for bytes in [&mut [][..], &mut [1; 9], &mut [1; 2_000], &mut [9; 40]] {
             let ModelledSession { core, .. } = &mut self.sessions[s];
+            let bad = UdpHeader::parse(bytes).unwrap_err();
             let outcome = core.uplink(UdpPeer { addr: from, local_ip: None }, bytes, &self.config, self.now);
-            assert!(matches!(outcome, Err(DropReason::BadDatagram(_))), "{outcome:?}");
+            assert_eq!(outcome, Err(bad.into()));
         }
     }
 

@@ -81,7 +81,7 @@ enum InFlight {
     /// Of anybody, to the UDP port.
     Datagram(u32, Vec<u8>),
     /// Of the chat server's connection with this number.
-    DialResult(usize, u64, Result<(), &'static str>),
+    DialResult(usize, u64, Result<(), BackendStage>),
     ServerText(usize, u64, String),
     ServerAudio(usize, u64, u64),
     ServerClosed(usize, u64, BackendClosed),
@@ -388,7 +388,7 @@ impl SimulatedNetwork {
             else {
                 continue;
             };
-            let gone = BackendClosed::Failed(BackendFailure { stage: "live", message: "reset".to_owned() });
+            let gone = BackendClosed::Failed(BackendFailure::new(BackendStage::Live, "reset"));
             // It reaches us at once, or its system says nothing and pings must tell.
             if self.rng.percent(80) {
                 self.send_from_server(s, InFlight::ServerClosed(s, number, gone));

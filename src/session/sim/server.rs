@@ -26,11 +26,13 @@ impl Simulation {
             0..2 => self.sessions[s].core.on_backend_connecting(),
             2..4 => {
                 self.log(format_args!("[{s}] the dial fails"));
-                let stage = self.rng.pick(&["resolve", "connect", "tls", "upgrade"]);
-                self.close_websocket(
-                    s,
-                    BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() }),
-                );
+                let stage = self.rng.pick(&[
+                    BackendStage::Resolve,
+                    BackendStage::Connect,
+                    BackendStage::Tls,
+                    BackendStage::Upgrade,
+                ]);
+                self.close_websocket(s, BackendClosed::Failed(BackendFailure::new(stage, "broken")));
             }
             _ => {
                 self.log(format_args!("[{s}] the WebSocket is open"));
@@ -93,7 +95,7 @@ impl Simulation {
                 self.drive(s, Input::Other, |core, cx| core.on_backend_text(text, cx));
             }
             _ => {
-                let failure = BackendFailure { stage: "live", message: "reset".to_owned() };
+                let failure = BackendFailure::new(BackendStage::Live, "reset");
                 let gone = self.rng.pick(&[Some(1001), Some(1011), None]);
                 self.log(format_args!("[{s}] the server fails: {gone:?}"));
                 self.close_websocket(

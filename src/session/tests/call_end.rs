@@ -61,7 +61,7 @@ fn the_server_ends_the_call() {
 #[test]
 fn a_goodbye_after_a_redial_carries_the_id_the_device_knows() {
     let mut scenario = in_call_with_goodbye();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
     scenario.open_backend();
     scenario.server_sends(r#"{"type":"hello","session_id":"s2"}"#);
@@ -267,7 +267,7 @@ fn operators_see_the_call_state() {
     see(&scenario);
     scenario.server_sends(SERVER_HELLO);
     see(&scenario);
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     see(&scenario);
     scenario.wait(250);
     see(&scenario);

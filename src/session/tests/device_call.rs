@@ -77,7 +77,7 @@ fn the_chat_server_is_closed_and_the_device_is_told_nothing() {
         assert_eq!(scenario.core.call().unwrap().session_id, Some("s1"));
         assert_eq!(scenario.core.call().unwrap().server, None);
         // Nothing that is about chat servers comes due, and late news of one changes nothing.
-        assert_eq!(scenario.close_backend(failed("live")), []);
+        assert_eq!(scenario.close_backend(failed(BackendStage::Live)), []);
         assert_eq!(scenario.server_sends(TTS_START), []);
         assert_eq!(scenario.drive(Core::on_backend_open), []);
         assert_eq!(scenario.drive(Core::on_backend_blocked), []);
@@ -101,7 +101,7 @@ fn held_text_is_delivered_first_and_audio_is_dropped() {
 #[test]
 fn a_redialling_call_can_ring_too() {
     let mut scenario = Scenario::with_udp_peer();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.device_sends(LISTEN);
     assert_eq!(scenario.start_ringing(), [Action::CloseBackend(1000)]);
     scenario.packet(Packet::PingReq);

@@ -14,7 +14,7 @@ fn redial_delays(scenario: &mut Scenario, count: usize) -> Vec<u64> {
         let actions = scenario.wait(ms);
         if actions.iter().any(|action| matches!(action, Action::Dial(_))) {
             pauses.push(scenario.elapsed_ms() - before);
-            scenario.close_backend(failed("connect"));
+            scenario.close_backend(failed(BackendStage::Connect));
         }
         scenario.core.refresh_keep_alive(scenario.now);
     }
@@ -26,17 +26,17 @@ fn the_call_goes_on_with_the_next_server() {
     let mut scenario = Scenario::with_udp_peer();
     scenario.device_sends(LISTEN);
     scenario.server_sends(TTS_START);
-    let failure = BackendFailure {
-        stage: "live",
-        message: "the server closed the WebSocket with code 1011".to_owned(),
-    };
+    let failure = BackendFailure::new(BackendStage::Live, "the server closed the WebSocket with code 1011");
     let actions = scenario.close_backend(BackendClosed::CloseFrame(Some(1011)));
     let [count, failing, hang_up, Action::Log(LogEvent::Redialling { url, failure: why, pause }), stop] =
         &actions[..]
     else {
         panic!("{actions:?}");
     };
-    assert_eq!([count, hang_up], [&Action::Count(Counter::DialFailed("live")), &Action::CloseBackend(1001)]);
+    assert_eq!(
+        [count, hang_up],
+        [&Action::Count(Counter::DialFailed(BackendStage::Live)), &Action::CloseBackend(1001)]
+    );
     assert!(matches!(failing, Action::Log(LogEvent::ServerFailing { .. })));
     assert_eq!((url.as_str(), why), (A, &failure));
     assert!((200..=250).contains(&pause.as_millis()), "{pause:?}");
@@ -83,7 +83,7 @@ fn a_normal_close_ends_the_call_and_any_other_redials() {
         (BackendClosed::CloseFrame(Some(1001)), true),
         (BackendClosed::CloseFrame(Some(1011)), true),
         (BackendClosed::CloseFrame(Some(4000)), true),
-        (failed("live"), true),
+        (failed(BackendStage::Live), true),
     ] {
         let mut scenario = Scenario::in_call();
         let actions = scenario.close_backend(gone.clone());
@@ -96,11 +96,11 @@ fn a_normal_close_ends_the_call_and_any_other_redials() {
 #[test]
 fn one_server_per_attempt_and_the_next_one_first() {
     let mut scenario = Scenario::in_call();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     for url in [B, C, A, B] {
         let actions = scenario.wait(2_500);
         assert!(actions.contains(&redial(url)), "{url}: {actions:?}");
-        let actions = without_logs_and_counters(scenario.close_backend(failed("connect")));
+        let actions = without_logs_and_counters(scenario.close_backend(failed(BackendStage::Connect)));
         assert_eq!(actions, [Action::CloseBackend(1001)]);
     }
     scenario.config.websocket.production = servers(&[C]);
@@ -134,7 +134,7 @@ fn delays_double_up_to_the_maximum_with_at_most_a_fifth_of_jitter() {
             scenario.open_backend();
             scenario.server_sends(SERVER_HELLO);
         }
-        scenario.close_backend(failed("live"));
+        scenario.close_backend(failed(BackendStage::Live));
         let pauses = redial_delays(&mut scenario, 9);
         for (pause, full) in pauses.iter().zip([250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000])
         {
@@ -154,16 +154,16 @@ fn reconnect_settings_change_the_delays_of_running_calls() {
     scenario.config.websocket.reconnect.initial = Duration::from_millis(1_000);
     scenario.config.websocket.reconnect.multiplier = 10.0;
     scenario.config.websocket.reconnect.max = Duration::from_millis(5_000);
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     let pauses = redial_delays(&mut scenario, 3);
     assert!((800..=1_001).contains(&pauses[0]) && pauses[1..].iter().all(|ms| (4_000..=5_001).contains(ms)));
 
     let mut scenario = Scenario::in_call();
     scenario.config.websocket.reconnect.initial = Duration::ZERO;
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     for _ in 0..1_100 {
         assert!(scenario.drive(Core::on_timeout).iter().any(|action| matches!(action, Action::Dial(_))));
-        scenario.close_backend(failed("connect"));
+        scenario.close_backend(failed(BackendStage::Connect));
     }
 }
 
@@ -171,14 +171,14 @@ fn reconnect_settings_change_the_delays_of_running_calls() {
 fn only_ten_live_seconds_reset_the_backoff() {
     for (live_ms, short) in [(9_999, false), (10_000, true)] {
         let mut scenario = Scenario::in_call();
-        scenario.close_backend(failed("live"));
+        scenario.close_backend(failed(BackendStage::Live));
         scenario.wait(250);
-        scenario.close_backend(failed("connect"));
+        scenario.close_backend(failed(BackendStage::Connect));
         scenario.wait(500);
         scenario.open_backend();
         scenario.server_sends(HELLO_2);
         scenario.wait(live_ms);
-        let actions = scenario.close_backend(failed("live"));
+        let actions = scenario.close_backend(failed(BackendStage::Live));
         let Some(Action::Log(LogEvent::Redialling { pause, .. })) = actions.last() else {
             panic!("{actions:?}")
         };
@@ -190,13 +190,13 @@ fn only_ten_live_seconds_reset_the_backoff() {
 #[test]
 fn redialling_is_given_up_with_one_goodbye_and_a_reason() {
     let mut scenario = Scenario::with_udp_peer();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     let mut ended = Vec::new();
     for _ in 0..200 {
         scenario.core.refresh_keep_alive(scenario.now);
         let actions = scenario.wait(1_000);
         if actions.iter().any(|action| matches!(action, Action::Dial(_))) {
-            scenario.close_backend(failed("connect"));
+            scenario.close_backend(failed(BackendStage::Connect));
         }
         if actions.iter().any(|action| matches!(action, Action::CallEnded(_))) {
             ended = actions;
@@ -219,11 +219,11 @@ fn never_giving_up_means_never() {
     let mut scenario = Scenario::with_udp_peer();
     scenario.config.websocket.reconnect.give_up_after = Duration::ZERO;
     scenario.config.websocket.call_idle = Duration::ZERO;
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     for _ in 0..2_000 {
         scenario.core.refresh_keep_alive(scenario.now);
         if scenario.wait(1_000).iter().any(|action| matches!(action, Action::Dial(_))) {
-            scenario.close_backend(failed("connect"));
+            scenario.close_backend(failed(BackendStage::Connect));
         }
     }
     assert!(scenario.core.has_call());
@@ -232,7 +232,7 @@ fn never_giving_up_means_never() {
 #[test]
 fn a_redialled_server_gets_the_full_timeouts() {
     let mut scenario = Scenario::with_udp_peer();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     assert_eq!(scenario.wait(250), [redial(B)]);
     // No connection: on after 3 s. No hello: once more after 3 s, on after 4 s.
     assert_eq!(without_logs_and_counters(scenario.wait(3_000)), [Action::CloseBackend(1001)]);
@@ -247,7 +247,7 @@ fn a_redialled_server_gets_the_full_timeouts() {
     // The only server may take longer, but not for ever.
     let mut scenario = Scenario::with_udp_peer();
     scenario.config.websocket.production = servers(&[A]);
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     let dialled = scenario.wait_timed(250).pop().unwrap();
     assert_eq!(dialled.1, redial(A));
     let overdue: Vec<_> = scenario
@@ -263,13 +263,13 @@ fn a_redialled_server_gets_the_full_timeouts() {
 fn a_queued_listen_is_not_sent_twice() {
     let mut scenario = Scenario::with_udp_peer();
     scenario.device_sends(LISTEN);
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     let stop = r#"{"type":"listen","state":"stop"}"#;
     scenario.device_sends(stop);
     scenario.wait(250);
     scenario.open_backend();
     assert_eq!(texts_to_server(&scenario.server_sends(HELLO_2)), [stop]);
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(500);
     scenario.open_backend();
     assert_eq!(texts_to_server(&scenario.server_sends(HELLO_2)), [stop], "the last one, again");
@@ -278,7 +278,7 @@ fn a_queued_listen_is_not_sent_twice() {
 #[test]
 fn hanging_up_during_a_redial_ends_the_call_at_once() {
     let mut scenario = Scenario::with_udp_peer();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.device_sends(LISTEN);
     let actions = scenario.device_sends(r#"{"type":"goodbye"}"#);
     assert_eq!(actions[0], Action::CloseBackend(1000));
@@ -289,7 +289,7 @@ fn hanging_up_during_a_redial_ends_the_call_at_once() {
 #[test]
 fn too_much_text_during_a_redial_ends_the_call() {
     let mut scenario = Scenario::with_udp_peer();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     for _ in 0..128 {
         scenario.device_sends(LISTEN);
     }
@@ -306,7 +306,7 @@ fn text_that_waited_for_a_datagram_outlives_its_server() {
     scenario.server_sends(TTS_START);
     scenario.downlink(&with_header(1, b"\x08a")).unwrap();
     scenario.server_sends(system);
-    let actions = scenario.close_backend(failed("live"));
+    let actions = scenario.close_backend(failed(BackendStage::Live));
     assert!(actions.contains(&Action::Count(Counter::Dropped(DropReason::NoServer))));
     let stop = r#"{"type":"tts","session_id":"s1","state":"stop"}"#;
     assert_eq!(texts_to_device(&actions), [TTS_START, system, stop]);
@@ -315,7 +315,7 @@ fn text_that_waited_for_a_datagram_outlives_its_server() {
 #[test]
 fn text_of_a_server_that_sent_no_hello_is_discarded() {
     let mut scenario = Scenario::with_udp_peer();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
     scenario.open_backend();
     scenario.server_sends(r#"{"type":"llm"}"#);
@@ -333,10 +333,10 @@ fn text_of_a_server_that_sent_no_hello_is_discarded() {
 #[test]
 fn late_events_of_a_closed_websocket_are_ignored() {
     let mut scenario = Scenario::with_udp_peer();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     assert_eq!(scenario.server_sends(TTS_START), []);
     assert_eq!(scenario.server_sends(r#"{"type":"goodbye"}"#), []);
-    assert_eq!(scenario.close_backend(failed("live")), []);
+    assert_eq!(scenario.close_backend(failed(BackendStage::Live)), []);
     assert_eq!(scenario.downlink(&with_header(1, b"\x08a")), Err(DropReason::NoServer));
     assert_eq!(scenario.drive(Core::on_backend_blocked), []);
     assert_eq!(scenario.drive(Core::on_backend_open), []);
@@ -350,7 +350,7 @@ fn a_redial_stops_only_running_speech() {
         for text in said_before {
             scenario.server_sends(text);
         }
-        let mut actions = scenario.close_backend(failed("live"));
+        let mut actions = scenario.close_backend(failed(BackendStage::Live));
         actions.extend(scenario.wait(400));
         actions.extend(scenario.open_backend());
         actions.extend(scenario.server_sends(SERVER_HELLO));
@@ -366,7 +366,7 @@ fn jitter_is_uniform_over_the_last_fifth_of_the_delay() {
     (reconnect.initial, reconnect.max) = (Duration::from_secs(5), Duration::from_secs(5));
     reconnect.give_up_after = Duration::ZERO;
     scenario.config.websocket.call_idle = Duration::ZERO;
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     let mut buckets = [0; 5];
     for pause in redial_delays(&mut scenario, 200) {
         buckets[((pause - 4_000) / 201) as usize] += 1;
@@ -450,24 +450,24 @@ fn redialling_is_given_up_so_long_after_the_last_loss_and_not_before_one_redial_
         let lost = scenario.elapsed_ms();
         scenario.close_backend(BackendClosed::CloseFrame(Some(1011)));
         while next_dial(&mut scenario).is_some() {
-            scenario.close_backend(failed("connect"));
+            scenario.close_backend(failed(BackendStage::Connect));
         }
         assert_eq!(scenario.elapsed_ms() - lost, give_up_ms, "{live_ms}");
     }
     // The first redial comes after the time to give up: it is the only one.
     let mut scenario = giving_up_after(100);
     let lost = scenario.elapsed_ms();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     let dialled = next_dial(&mut scenario).unwrap();
     assert!(dialled >= lost + 200);
-    scenario.close_backend(failed("connect"));
+    scenario.close_backend(failed(BackendStage::Connect));
     assert_eq!(summary(&scenario.wait(0)).reason, EndReason::ServerLost);
 }
 
 #[test]
 fn the_first_redial_is_not_cut_off_by_giving_up() {
     let mut scenario = giving_up_after(1_000);
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     next_dial(&mut scenario).unwrap();
     assert_eq!(scenario.wait(2_000), []);
     scenario.open_backend();
@@ -476,7 +476,7 @@ fn the_first_redial_is_not_cut_off_by_giving_up() {
     assert_eq!(scenario.wait(5_000), []);
     // One that gets no answer is: no other follows.
     let lost = scenario.elapsed_ms();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     let dialled = next_dial(&mut scenario).unwrap();
     assert_eq!(next_dial(&mut scenario), None);
     assert!(

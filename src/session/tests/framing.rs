@@ -139,7 +139,7 @@ fn framing_is_learnt_before_the_hello_too_and_anew_for_each_server() {
     let (frame, released) = scenario.uplink_from("192.0.2.7:4000", 1, b"\x08x").unwrap();
     assert_eq!(frame, b"\x08x");
     assert_eq!(payloads(&scenario, &released), [b"\x08a", b"\x08b", b"\x08c"]);
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
     scenario.open_backend();
     scenario.server_sends(SERVER_HELLO);
@@ -181,7 +181,7 @@ fn a_configured_framing_decides_the_protocol_version_of_upgrade_and_hello() {
         assert_eq!(scenario.open_backend(), [send_text(&hello_up(version))], "{framing:?}");
         assert_eq!(scenario.wait(3_000), [send_text(&hello_up(version))], "{framing:?}: once more");
         scenario.server_sends(SERVER_HELLO);
-        scenario.close_backend(failed("live"));
+        scenario.close_backend(failed(BackendStage::Live));
         assert_eq!(dialled(&scenario.wait(250)), (A, version), "{framing:?}: a redial");
         assert_eq!(scenario.open_backend(), [send_text(&hello_up(version))], "{framing:?}: a redial");
     }
@@ -196,7 +196,7 @@ fn a_learnt_framing_decides_the_protocol_version_of_later_dials() {
     }
     // Redials of the same call, each to the next server.
     for (pause, url, version) in [(250, B, 2), (500, A, 1), (1_000, B, 2)] {
-        scenario.close_backend(failed("live"));
+        scenario.close_backend(failed(BackendStage::Live));
         assert_eq!(dialled(&scenario.wait(pause)), (url, version));
         assert_eq!(scenario.open_backend(), [send_text(&hello_up(version))]);
         scenario.server_sends(SERVER_HELLO);

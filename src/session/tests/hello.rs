@@ -22,8 +22,8 @@ fn call_failed_actions(n: u8, reason: EndReason) -> Vec<Action> {
     ]
 }
 
-fn dial_failed(url: &str, stage: &'static str, why: &str) -> [Action; 2] {
-    let failure = BackendFailure { stage, message: why.to_owned() };
+fn dial_failed(url: &str, stage: BackendStage, why: &str) -> [Action; 2] {
+    let failure = BackendFailure::new(stage, why.to_owned());
     [Action::CloseBackend(1001), Action::Log(LogEvent::DialFailed { url: url.to_owned(), failure })]
 }
 
@@ -96,18 +96,19 @@ fn each_server_is_tried_once_and_the_device_told_at_once_when_none_is_left() {
     scenario.device_sends(HELLO);
     let refused = |url: &str, stage| {
         let [hang_up, event] = dial_failed(url, stage, "broken");
-        let failing = LogEvent::ServerFailing { url: url.to_owned(), why: format!("{stage} failed: broken") };
+        let failing =
+            LogEvent::ServerFailing { url: url.to_owned(), why: format!("{} failed: broken", stage.label()) };
         [Action::Count(Counter::DialFailed(stage)), Action::Log(failing), hang_up, event]
     };
-    let mut expected = Vec::from(refused(A, "connect"));
+    let mut expected = Vec::from(refused(A, BackendStage::Connect));
     expected.push(dial(B));
-    assert_eq!(scenario.close_backend(failed("connect")), expected);
-    let mut expected = Vec::from(refused(B, "upgrade"));
+    assert_eq!(scenario.close_backend(failed(BackendStage::Connect)), expected);
+    let mut expected = Vec::from(refused(B, BackendStage::Upgrade));
     expected.push(dial(C));
-    assert_eq!(scenario.close_backend(failed("upgrade")), expected);
+    assert_eq!(scenario.close_backend(failed(BackendStage::Upgrade)), expected);
     scenario.wait(10);
-    let actions = scenario.close_backend(failed("resolve"));
-    assert_eq!(actions[..4], refused(C, "resolve"));
+    let actions = scenario.close_backend(failed(BackendStage::Resolve));
+    assert_eq!(actions[..4], refused(C, BackendStage::Resolve));
     assert_eq!(actions[4], Action::CloseBackend(1000));
     assert_eq!(actions[5..8], call_failed_actions(1, EndReason::NoServer));
     let end = summary(&actions);
@@ -127,13 +128,13 @@ fn every_close_before_the_servers_hello_is_its_failure() {
         BackendClosed::CloseFrame(None),
         BackendClosed::CloseFrame(Some(1000)),
         BackendClosed::CloseFrame(Some(1011)),
-        failed("live"),
+        failed(BackendStage::Live),
     ] {
         let mut scenario = Scenario::online();
         scenario.device_sends(HELLO);
         scenario.open_backend();
         let actions = scenario.close_backend(gone.clone());
-        assert_eq!(actions[0], Action::Count(Counter::DialFailed("hello")), "{gone:?}");
+        assert_eq!(actions[0], Action::Count(Counter::DialFailed(BackendStage::Hello)), "{gone:?}");
         assert_eq!(actions.last(), Some(&dial(B)), "{gone:?}");
     }
     let mut scenario = Scenario::online();
@@ -148,9 +149,12 @@ fn a_stalled_server_is_abandoned_after_3_s_while_another_is_left() {
     let mut scenario = Scenario::online();
     scenario.device_sends(HELLO);
     assert_eq!(scenario.wait(2_999), []);
-    let [hang_up, event] = dial_failed(A, "connect", "no answer in 3.0 s");
+    let [hang_up, event] = dial_failed(A, BackendStage::Connect, "no answer in 3.0 s");
     // No place among the dials, no name yet: that is not held against the server.
-    assert_eq!(scenario.wait(1), [Action::Count(Counter::DialFailed("connect")), hang_up, event, dial(B)]);
+    assert_eq!(
+        scenario.wait(1),
+        [Action::Count(Counter::DialFailed(BackendStage::Connect)), hang_up, event, dial(B)]
+    );
     scenario.core.on_backend_connecting();
     let actions = scenario.wait(3_000);
     assert!(matches!(actions[1], Action::Log(LogEvent::ServerFailing { .. })));
@@ -198,14 +202,14 @@ fn the_last_server_that_spoke_without_a_hello_is_taken_as_live_when_the_device_m
 
 #[test]
 fn the_stage_of_the_last_server_is_named_on_timeout() {
-    for (opens, stage) in [(false, "connect"), (true, "hello")] {
+    for (opens, stage) in [(false, BackendStage::Connect), (true, BackendStage::Hello)] {
         let mut scenario = Scenario::online();
         scenario.config.websocket.production = servers(&[A]);
         scenario.device_sends(HELLO);
         if opens {
             scenario.open_backend();
         }
-        assert!(scenario.wait(8_500).contains(&dial_failed(A, stage, "no answer in 8.5 s")[1]), "{stage}");
+        assert!(scenario.wait(8_500).contains(&dial_failed(A, stage, "no answer in 8.5 s")[1]), "{stage:?}");
     }
 }
 
@@ -309,7 +313,7 @@ fn text_before_goodbye_or_disconnect_is_still_sent() {
             if disconnect { vec![] } else { vec![Action::CloseDevice(CloseReason::Disconnected)] }
         );
         assert_eq!(
-            without_logs_and_counters(scenario.close_backend(failed("connect"))),
+            without_logs_and_counters(scenario.close_backend(failed(BackendStage::Connect))),
             [Action::CloseBackend(1001), dial(B)]
         );
         assert_eq!(texts_to_server(&scenario.open_backend()), [HELLO_TO_SERVER]);
@@ -399,7 +403,7 @@ fn a_full_gateway_refuses_the_call() {
 fn servers_that_failed_lately_are_tried_last_for_a_while() {
     let mut scenario = Scenario::online();
     scenario.device_sends(HELLO);
-    scenario.close_backend(failed("connect"));
+    scenario.close_backend(failed(BackendStage::Connect));
     scenario.open_backend();
     scenario.server_sends(SERVER_HELLO);
     // b, c, a; then c, b, a; then a's turn comes, and it is passed over.
@@ -421,9 +425,9 @@ fn with_one_server_a_failure_delays_nothing() {
     let mut scenario = Scenario::online();
     scenario.config.websocket.production = servers(&[A]);
     scenario.device_sends(HELLO);
-    scenario.close_backend(failed("connect"));
+    scenario.close_backend(failed(BackendStage::Connect));
     assert_eq!(scenario.device_sends(HELLO), [Action::GenerateCredentials, dial(A)]);
-    let again = scenario.close_backend(failed("connect"));
+    let again = scenario.close_backend(failed(BackendStage::Connect));
     let news = again.iter().any(|action| matches!(action, Action::Log(LogEvent::ServerFailing { .. })));
     assert!(!news, "logged once per change");
 }

@@ -21,8 +21,8 @@ fn servers_are_pinged_and_a_silent_one_is_a_failed_one() {
     assert_eq!(wait_secs(&mut scenario, 20), [Action::SendPing], "a pong");
     assert_eq!(wait_secs(&mut scenario, 20), [Action::SendPing]);
     let actions = wait_secs(&mut scenario, 20);
-    let failure = BackendFailure { stage: "live", message: "no pong in 20 s".to_owned() };
-    assert_eq!(actions[..2], [Action::SendPing, Action::Count(Counter::DialFailed("live"))]);
+    let failure = BackendFailure::new(BackendStage::Live, "no pong in 20 s");
+    assert_eq!(actions[..2], [Action::SendPing, Action::Count(Counter::DialFailed(BackendStage::Live))]);
     let Some(Action::Log(LogEvent::Redialling { failure: found, .. })) = actions.last() else {
         panic!("{actions:?}")
     };
@@ -47,7 +47,8 @@ fn a_frame_before_the_ping_does_not_answer_it() {
     wait_secs(&mut scenario, 20);
     scenario.server_sends(TTS_STOP);
     scenario.core.on_backend_activity(scenario.now);
-    let failed = |actions: &[Action]| actions.contains(&Action::Count(Counter::DialFailed("live")));
+    let failed =
+        |actions: &[Action]| actions.contains(&Action::Count(Counter::DialFailed(BackendStage::Live)));
     assert!(failed(&wait_secs(&mut scenario, 20)));
 }
 

@@ -239,7 +239,7 @@ fn a_response_to_a_previous_server_is_not_forwarded_to_the_next() {
     scenario.discover(&[r#"{"tools":[]}"#]);
     scenario.start_call();
     scenario.server_sends(&server_request("\"a\"", "tools/call", None));
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
     scenario.open_backend();
     scenario.server_sends(SERVER_HELLO);

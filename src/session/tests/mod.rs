@@ -371,8 +371,8 @@ fn server_goodbye(session_id: &str, reason: EndReason, ms: u64) -> Action {
     send_text(&message::server_goodbye(Some(session_id), reason.label(), ms))
 }
 
-fn failed(stage: &'static str) -> BackendClosed {
-    BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() })
+fn failed(stage: BackendStage) -> BackendClosed {
+    BackendClosed::Failed(BackendFailure::new(stage, "broken"))
 }
 
 /// The summary among the actions: there is exactly one.

@@ -102,7 +102,7 @@ fn a_taken_over_call_takes_the_new_address_as_its_own() {
     assert_eq!(scenario.core.ip(), "192.0.2.200".parse::<IpAddr>().unwrap());
     assert!(scenario.uplink_from("192.0.2.200:1", 2, b"\x08x").is_ok());
     assert_eq!(scenario.uplink_from("192.0.2.7:4001", 3, b"\x08x"), Err(DropReason::ForeignSource));
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     let actions = scenario.wait(250);
     let [Action::Dial(request)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(request.forwarded_for, scenario.core.ip());
@@ -136,7 +136,7 @@ fn a_server_may_fail_or_close_while_the_device_is_disconnected() {
     let mut scenario = Scenario::with_udp_peer();
     scenario.server_sends(TTS_START);
     scenario.lose_connection();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     assert_eq!(scenario.wait(250), [redial(B)]);
     scenario.open_backend();
     scenario.server_sends(SERVER_HELLO);

@@ -53,12 +53,12 @@ fn bytes_retained_by_a_call() {
     kept -= 2 * ALERT.len();
     assert_eq!(scenario.core.retained_bytes(), kept);
     // Another server's name of the session, until it is left; what waits for it goes with the call to another device.
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
     scenario.open_backend();
     scenario.server_sends(r#"{"type":"hello","session_id":"another"}"#);
     assert_eq!(scenario.core.retained_bytes(), kept + "another".len());
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(500);
     assert_eq!(scenario.core.retained_bytes(), kept);
     scenario.device_sends(r#"{"type":"iot"}"#);

@@ -136,11 +136,8 @@ impl SimulatedNetwork {
                     self.drive(s, Core::on_backend_open);
                 }
                 Err(stage) => {
-                    self.coverage.extend((stage == "resolve").then_some("resolve failed"));
-                    self.close_websocket(
-                        s,
-                        BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() }),
-                    );
+                    self.coverage.extend((stage == BackendStage::Resolve).then_some("resolve failed"));
+                    self.close_websocket(s, BackendClosed::Failed(BackendFailure::new(stage, "broken")));
                 }
             },
             InFlight::ServerText(s, number, text)
@@ -399,9 +396,9 @@ impl SimulatedNetwork {
         let outcome = match self.rng.below(20) {
             // The resolver, the server's network or the server says nothing for ever.
             0..2 => return,
-            2 => Err("resolve"),
-            _ if self.servers_down.contains(&url) => Err("connect"),
-            3 => Err("upgrade"),
+            2 => Err(BackendStage::Resolve),
+            _ if self.servers_down.contains(&url) => Err(BackendStage::Connect),
+            3 => Err(BackendStage::Upgrade),
             _ => Ok(()),
         };
         self.send_from_server(s, InFlight::DialResult(s, number, outcome));
