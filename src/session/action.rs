@@ -30,6 +30,20 @@ pub struct Context<'a> {
     pub out: &'a mut Vec<Action>,
 }
 
+impl Context<'_> {
+    pub(super) fn count(&mut self, counter: Counter) {
+        self.out.push(Action::Count(counter));
+    }
+
+    pub(super) fn log(&mut self, event: LogEvent) {
+        self.out.push(Action::Log(event));
+    }
+
+    pub(super) fn publish(&mut self, text: String) {
+        self.out.push(Action::Publish(text));
+    }
+}
+
 /// What the shell must do for a core.
 #[derive(Debug, PartialEq)]
 pub enum Action {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Call, CallResult, CallStage, ChatServerConfig, Context};
+use super::{Call, CallResult, ChatServerConfig, Context};
 use crate::proto::message;
 use crate::session::labels::labelled_enum;
 use crate::session::media::CallStats;
@@ -49,14 +49,9 @@ impl Call {
     pub(in crate::session) fn view(&self) -> CallView<'_> {
         let redial = self.session_id.is_some();
         CallView {
-            state: match self.stage {
-                CallStage::Dialing { .. } | CallStage::AwaitingHello if redial => CallState::Redialing,
-                CallStage::Dialing { .. } => CallState::Dialing,
-                CallStage::AwaitingHello => CallState::AwaitingHello,
-                CallStage::Live => CallState::Live,
-                CallStage::Backoff => CallState::Redialing,
-                CallStage::Ringing => CallState::Ringing,
-                CallStage::InDeviceCall => CallState::InDeviceCall,
+            state: match self.state {
+                CallState::Dialing | CallState::AwaitingHello if redial => CallState::Redialing,
+                state => state,
             },
             session_id: self.session_id.as_deref(),
             started_at: self.started_at(),

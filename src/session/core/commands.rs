@@ -3,10 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::{ColdState, Core, SessionPhase};
-use crate::proto::message::{self, JsonObject, Reader, Rpc};
+use crate::proto::message::{self, JsonObject, Rpc};
 use crate::session::action::{Action, CloseReason, CommandError, Context, EndReason};
 use crate::session::call::CallView;
-use crate::session::mcp::ToolCache;
 
 /// The consoles' own limit is 10 s for the whole way there and back.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,25 +59,20 @@ impl Core {
         }
         let id = cx.ids.issue();
         commands.push_back(PendingCommand { id, ticket, deadline: cx.now + COMMAND_TIMEOUT });
-        let session_id = self.call.as_ref().and_then(|call| call.session_id());
-        cx.out.push(Action::Publish(message::mcp_request(session_id, id, method, params)));
+        let session_id = self.session_id();
+        cx.publish(message::mcp_request(session_id, id, method, params));
     }
 
-    /// An `mcp` message of the device. True: it answered a request of the gateway, and is for nobody else.
-    pub(super) fn on_command_response(&mut self, text: &str, cx: &mut Context<'_>) -> bool {
-        let Some(rpc) = message::parse_rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none()) else {
-            return false;
-        };
-        let Some(id) = rpc.id.and_then(|id| id.parse::<u32>().ok()) else { return false };
+    /// True: the response is that to a pending command.
+    pub(super) fn on_command_response(&mut self, id: u32, rpc: &Rpc<'_>, cx: &mut Context<'_>) -> bool {
         if let Some(ColdState { commands, .. }) = self.cold.as_deref_mut()
-            && let Some(place) = commands.iter().position(|pending| pending.id == id)
-            && let Some(PendingCommand { ticket, .. }) = commands.remove(place)
+            && let Some(index) = commands.iter().position(|pending| pending.id == id)
+            && let Some(PendingCommand { ticket, .. }) = commands.remove(index)
         {
-            cx.out.push(Action::CommandResult { ticket, result: command_result(&rpc) });
+            cx.out.push(Action::CommandResult { ticket, result: command_result(rpc) });
             return true;
         }
-        // What comes too late is nobody else's either. With tools, they see to that.
-        matches!(self.mcp, ToolCache::Disabled) && cx.ids.is_issued(id)
+        false
     }
 
     pub(super) fn expire_commands(&mut self, cx: &mut Context<'_>) {
@@ -114,7 +108,7 @@ impl Core {
                     return Delivery::NotConnected;
                 }
             }
-            None => cx.out.push(Action::Publish(message::with_session_id(text, None).into_owned())),
+            None => cx.publish(message::with_session_id(text, None).into_owned()),
         }
         delivery
     }
@@ -154,6 +148,7 @@ fn command_result(rpc: &Rpc<'_>) -> Result<Box<str>, CommandError> {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::proto::message::Reader;
     use crate::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish};
     use crate::session::tests::credentials;
     use crate::session::{Admission, RequestIds, ServerHealth};
