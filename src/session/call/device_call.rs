@@ -1,7 +1,6 @@
 //! A call with another device: its chat server is left, the device is told nothing.
 
 use super::super::action::{Context, DropReason};
-use super::super::deadlines::CallTimer;
 use super::super::media::Encrypted;
 use super::super::queue::TextQueue;
 use super::{Call, CallResult, CallState};
@@ -47,19 +46,7 @@ impl Call {
         let flow = self.release_held_texts(cx);
         self.pending_server_text = TextQueue::default();
         self.listen_queued = false;
-        // What is about the chat server; whether the device is heard and does anything still counts.
-        for timer in [
-            CallTimer::HelloReply,
-            CallTimer::Connect,
-            CallTimer::ServerHello,
-            CallTimer::ResendHello,
-            CallTimer::Redial,
-            CallTimer::GiveUp,
-            CallTimer::Ping,
-            CallTimer::Pong,
-        ] {
-            self.deadlines.clear(timer);
-        }
+        self.deadlines.clear_server_timers();
         self.state = state;
         flow
     }

@@ -18,7 +18,7 @@ use crate::proto::message;
 /// The device gives up 10 s after its hello; it is answered before 9 s whatever happens.
 const HELLO_REPLY_TIMEOUT: Duration = Duration::from_millis(8500);
 /// A server that has not finished resolve, connect and upgrade by now is given up while another is left.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A server that has not answered our hello by now is given up while another is left, or taken as live if it spoke.
 const SERVER_HELLO_TIMEOUT: Duration = Duration::from_secs(4);
 /// Some servers drop a hello that comes while they look the device up: say it once more.
@@ -117,14 +117,6 @@ impl Call {
     }
 
     // ----- a server takes too long --------------------------------------------------------------------------------
-
-    pub(super) fn on_connect_timeout(
-        &mut self,
-        device: DeviceIdentity<'_>,
-        cx: &mut Context<'_>,
-    ) -> CallResult {
-        self.on_server_failed(timeout_failure(BackendStage::Connect, CONNECT_TIMEOUT), device, cx)
-    }
 
     pub(super) fn on_server_hello_timeout(
         &mut self,
@@ -225,6 +217,7 @@ impl Call {
 
     /// Enters the pause before the next redial and says how long it is.
     fn enter_backoff(&mut self, cx: &Context<'_>) -> Duration {
+        self.deadlines.clear_server_timers();
         let was_live = self.state == CallState::Live;
         let settled = was_live && cx.now.saturating_duration_since(self.live_since) >= BACKOFF_RESET_AFTER;
         let mut outage = match self.outage.take() {
@@ -243,16 +236,6 @@ impl Call {
         outage.attempts = outage.attempts.saturating_add(1);
         self.outage = Some(outage);
         self.state = CallState::Redialing;
-        for timer in [
-            CallTimer::Connect,
-            CallTimer::ResendHello,
-            CallTimer::ServerHello,
-            CallTimer::HelloReply,
-            CallTimer::Ping,
-            CallTimer::Pong,
-        ] {
-            self.deadlines.clear(timer);
-        }
         self.deadlines.set(CallTimer::Redial, cx.now + pause);
         pause
     }
@@ -297,6 +280,6 @@ fn backoff_delay(reconnect: &Reconnect, attempts: u32) -> Duration {
     Duration::from_secs_f64(pause.min(reconnect.max.as_secs_f64()))
 }
 
-fn timeout_failure(stage: BackendStage, after: Duration) -> BackendFailure {
+pub(super) fn timeout_failure(stage: BackendStage, after: Duration) -> BackendFailure {
     BackendFailure::new(stage, format!("no answer in {:.1} s", after.as_secs_f64()))
 }

@@ -206,7 +206,10 @@ impl Call {
     fn on_timer(&mut self, timer: CallTimer, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
         match timer {
             CallTimer::HelloReply => self.on_hello_reply_timeout(device, cx),
-            CallTimer::Connect => self.on_connect_timeout(device, cx),
+            CallTimer::Connect => {
+                let failure = dial::timeout_failure(BackendStage::Connect, dial::CONNECT_TIMEOUT);
+                self.on_server_failed(failure, device, cx)
+            }
             CallTimer::ServerHello => self.on_server_hello_timeout(device, cx),
             CallTimer::ResendHello => {
                 self.send_hello(cx);

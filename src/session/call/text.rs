@@ -19,11 +19,7 @@ impl Call {
         self.server_last_seen = cx.now;
         self.untried_servers = VecDeque::new();
         self.set_server_session_id(hello.session_id);
-        for timer in
-            [CallTimer::HelloReply, CallTimer::ServerHello, CallTimer::ResendHello, CallTimer::GiveUp]
-        {
-            self.deadlines.clear(timer);
-        }
+        self.deadlines.clear_server_timers();
         let websocket = &cx.config.websocket;
         if !websocket.ping_interval.is_zero() {
             self.deadlines.set(CallTimer::Ping, cx.now + websocket.ping_interval);
