@@ -47,6 +47,9 @@ pub use server_health::{ServerHealth, WireFraming};
 #[allow(clippy::unwrap_used)]
 #[cfg_attr(not(test), allow(dead_code))]
 pub(crate) mod sim;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod testing;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

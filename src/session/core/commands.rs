@@ -149,62 +149,36 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::proto::message::Reader;
-    use crate::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish};
+    use crate::session::Admission;
+    use crate::session::testing::{TestShell, connect_packet, publish_packet};
     use crate::session::tests::credentials;
-    use crate::session::{Admission, RequestIds, ServerHealth};
 
-    /// A core with the actions of its last call.
+    /// A core, and what it wanted done the last time.
     struct Harness {
         core: Core,
-        config: Config,
-        servers: ServerHealth,
-        ids: RequestIds,
-        now: Instant,
+        shell: TestShell,
         out: Vec<Action>,
     }
 
     impl Harness {
         fn online() -> Self {
-            let (now, mut config) = (Instant::now(), Config::default());
+            let mut config = Config::default();
             config.mcp.enabled = false;
-            let core = Core::new([192, 0, 2, 1].into(), now);
-            let mut harness = Self {
-                core,
-                config,
-                servers: ServerHealth::default(),
-                ids: RequestIds::new(),
-                now,
-                out: Vec::new(),
-            };
-            let connect = Connect {
-                level: ProtocolLevel::V311,
-                client_id: "g@@@aa_bb_cc_dd_ee_ff@@@u",
-                clean_session: true,
-                keep_alive: 0,
-                will: None,
-                user_name: None,
-                password: None,
-            };
-            harness.run(|core, cx| core.on_packet(Packet::Connect(connect), cx));
+            let mut shell = TestShell::new(config);
+            let connect = connect_packet("g@@@aa_bb_cc_dd_ee_ff@@@u", 0);
+            let core = shell.connect([192, 0, 2, 1].into(), connect);
+            let mut harness = Self { core, shell, out: Vec::new() };
             harness.run(|core, cx| core.on_admission(Admission::Accepted, cx));
             harness
         }
 
-        fn run<T>(&mut self, act: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
+        fn run<T>(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
             self.out.clear();
-            let mut cx = Context {
-                now: self.now,
-                config: &self.config,
-                servers: &mut self.servers,
-                ids: &self.ids,
-                out: &mut self.out,
-            };
-            act(&mut self.core, &mut cx)
+            self.shell.decide(&mut self.core, &mut self.out, decide)
         }
 
         fn device_sends(&mut self, text: &str) {
-            let publish = Publish { topic: "t", payload: text.as_bytes(), retain: false };
-            self.run(|core, cx| core.on_packet(Packet::Publish(publish), cx));
+            self.run(|core, cx| core.on_packet(publish_packet(text.as_bytes()), cx));
         }
 
         /// The id of the one request that was just published.
@@ -263,8 +237,8 @@ mod tests {
         }
         harness.run(|core, cx| core.send_command(99, "m", "{}", cx));
         assert_eq!(harness.command_results(), [(99, Err(CommandError::Busy))]);
-        assert_eq!(harness.core.deadline(), Some(harness.now + COMMAND_TIMEOUT));
-        harness.now += COMMAND_TIMEOUT;
+        assert_eq!(harness.core.deadline(), Some(harness.shell.now + COMMAND_TIMEOUT));
+        harness.shell.now += COMMAND_TIMEOUT;
         harness.run(Core::on_timeout);
         assert_eq!(harness.command_results().len(), MAX_PENDING_COMMANDS);
         assert!(harness.command_results().iter().all(|answer| answer.1 == Err(CommandError::Timeout)));
@@ -280,14 +254,14 @@ mod tests {
     #[test]
     fn the_oldest_command_times_out_first() {
         let mut harness = Harness::online();
-        let started = harness.now;
+        let started = harness.shell.now;
         harness.run(|core, cx| core.send_command(1, "m", "{}", cx));
-        harness.now += Duration::from_secs(1);
+        harness.shell.now += Duration::from_secs(1);
         harness.run(|core, cx| core.send_command(2, "m", "{}", cx));
         for ticket in [1, 2] {
             let due = started + COMMAND_TIMEOUT + Duration::from_secs(ticket - 1);
             assert_eq!(harness.core.deadline(), Some(due));
-            harness.now = due;
+            harness.shell.now = due;
             harness.run(Core::on_timeout);
             assert_eq!(harness.command_results(), [(ticket, Err(CommandError::Timeout))]);
         }
@@ -296,7 +270,7 @@ mod tests {
     #[test]
     fn empty_cold_state_is_freed() {
         let mut harness = Harness::online();
-        harness.config.websocket.production = vec![std::sync::Arc::new("ws://a/".parse().unwrap())];
+        harness.shell.config.websocket.production = vec![std::sync::Arc::new("ws://a/".parse().unwrap())];
         harness.device_sends(r#"{"type":"hello","version":3}"#);
         assert!(harness.core.cold.is_some());
         harness.run(|core, cx| core.on_credentials(credentials(1), cx));

@@ -85,7 +85,7 @@ fn speech_without_a_hello_makes_the_server_live() {
         [(TTS_START, true), (r#"{"type":"stt","text":"x"}"#, true), (r#"{"type":"llm"}"#, false)]
     {
         let mut scenario = Scenario::online();
-        scenario.config.websocket.production = servers(&[A]);
+        scenario.shell.config.websocket.production = servers(&[A]);
         scenario.device_sends(HELLO);
         scenario.open_backend();
         scenario.wait(1_000);
@@ -128,7 +128,7 @@ fn a_redial_forgets_the_previous_server() {
 
     // That its time for a hello was over.
     let mut scenario = Scenario::with_udp_peer();
-    scenario.config.websocket.production = servers(&[A]);
+    scenario.shell.config.websocket.production = servers(&[A]);
     scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
     scenario.open_backend();
@@ -170,14 +170,14 @@ fn a_gap_is_counted_from_its_own_failure() {
 fn any_seed_spreads_the_redials() {
     for seed in [0, 1, u64::MAX] {
         let mut scenario = Scenario::online();
-        let reconnect = &mut scenario.config.websocket.reconnect;
+        let reconnect = &mut scenario.shell.config.websocket.reconnect;
         (reconnect.initial, reconnect.max) = (Duration::from_secs(5), Duration::from_secs(5));
         reconnect.give_up_after = Duration::ZERO;
         let mut cx = Context {
-            now: scenario.now,
-            config: &scenario.config,
-            servers: &mut scenario.servers,
-            ids: &scenario.ids,
+            now: scenario.shell.now,
+            config: &scenario.shell.config,
+            servers: &mut scenario.shell.servers,
+            ids: &scenario.shell.ids,
             out: &mut Vec::new(),
         };
         scenario.core.on_packet(publish_packet(HELLO.as_bytes()), &mut cx);
@@ -191,7 +191,7 @@ fn any_seed_spreads_the_redials() {
                 panic!("{actions:?}")
             };
             pauses.insert(pause.as_millis());
-            scenario.core.refresh_keep_alive(scenario.now);
+            scenario.core.refresh_keep_alive(scenario.shell.now);
             scenario.wait(5_001);
         }
         assert!(pauses.len() > 10, "{seed}: {pauses:?}");

@@ -163,13 +163,13 @@ fn a_stalled_server_is_abandoned_after_3_s_while_another_is_left() {
     assert_eq!(scenario.wait(2_499), []);
     let actions = without_logs_and_counters(scenario.wait(1));
     assert_eq!(actions[2..5], call_failed_actions(1, EndReason::NoServer));
-    assert_eq!(scenario.elapsed_ms(), 8_500);
+    assert_eq!(scenario.shell.elapsed_ms(), 8_500);
 }
 
 #[test]
 fn a_silent_server_gets_the_hello_again_and_is_abandoned_after_4_s_while_another_is_left() {
     let mut scenario = Scenario::online();
-    scenario.config.websocket.production = servers(&[A, B]);
+    scenario.shell.config.websocket.production = servers(&[A, B]);
     scenario.device_sends(HELLO);
     scenario.open_backend();
     assert_eq!(scenario.wait(2_999), []);
@@ -184,13 +184,13 @@ fn a_silent_server_gets_the_hello_again_and_is_abandoned_after_4_s_while_another
         without_logs_and_counters(scenario.wait(1))[2..5],
         call_failed_actions(1, EndReason::NoServer)
     );
-    assert_eq!(scenario.elapsed_ms(), 8_500);
+    assert_eq!(scenario.shell.elapsed_ms(), 8_500);
 }
 
 #[test]
 fn the_last_server_that_spoke_without_a_hello_is_taken_as_live_when_the_device_must_be_told() {
     let mut scenario = Scenario::online();
-    scenario.config.websocket.production = servers(&[A]);
+    scenario.shell.config.websocket.production = servers(&[A]);
     scenario.device_sends(HELLO);
     scenario.wait(5_000);
     scenario.open_backend();
@@ -204,7 +204,7 @@ fn the_last_server_that_spoke_without_a_hello_is_taken_as_live_when_the_device_m
 fn the_stage_of_the_last_server_is_named_on_timeout() {
     for (opens, stage) in [(false, BackendStage::Connect), (true, BackendStage::Hello)] {
         let mut scenario = Scenario::online();
-        scenario.config.websocket.production = servers(&[A]);
+        scenario.shell.config.websocket.production = servers(&[A]);
         scenario.device_sends(HELLO);
         if opens {
             scenario.open_backend();
@@ -216,7 +216,7 @@ fn the_stage_of_the_last_server_is_named_on_timeout() {
 #[test]
 fn the_last_server_may_answer_late() {
     let mut scenario = Scenario::online();
-    scenario.config.websocket.production = servers(&[A]);
+    scenario.shell.config.websocket.production = servers(&[A]);
     scenario.device_sends(HELLO);
     scenario.wait(5_000);
     scenario.open_backend();
@@ -230,7 +230,7 @@ fn a_server_that_speaks_without_a_hello_is_taken_as_live_after_4_s() {
     scenario.device_sends(HELLO);
     scenario.open_backend();
     scenario.server_sends(r#"{"type":"stt","text":"bind me"}"#);
-    scenario.downlink(&with_header(5, b"\x08prompt")).unwrap();
+    scenario.downlink(&frame_with_header(5, b"\x08prompt")).unwrap();
     assert_eq!(without_logs_and_counters(scenario.wait(3_999)), [send_text(HELLO_TO_SERVER)]);
     let actions = scenario.wait(1);
     assert_eq!(actions[0], Action::Log(LogEvent::NoServerHello(A.to_owned())));
@@ -251,7 +251,7 @@ fn a_server_that_speaks_without_a_hello_is_taken_as_live_after_4_s() {
 fn a_silent_server_is_taken_as_live_with_its_first_message_after_4_s() {
     for audio in [false, true] {
         let mut scenario = Scenario::online();
-        scenario.config.websocket.production = servers(&[A]);
+        scenario.shell.config.websocket.production = servers(&[A]);
         scenario.device_sends(HELLO);
         scenario.open_backend();
         scenario.server_sends(r#"{"type":"mcp","payload":{}}"#);
@@ -261,7 +261,7 @@ fn a_silent_server_is_taken_as_live_with_its_first_message_after_4_s() {
             "a request for tools is no speech"
         );
         let actions = match audio {
-            true => scenario.downlink(&with_header(1, b"\x08x")).unwrap(),
+            true => scenario.downlink(&frame_with_header(1, b"\x08x")).unwrap(),
             false => scenario.server_sends(r#"{"type":"tts","state":"start"}"#),
         };
         assert_eq!(texts_to_device(&actions).len(), 2, "hello and mcp: {actions:?}");
@@ -382,10 +382,10 @@ fn a_full_gateway_refuses_the_call() {
     let mut scenario = Scenario::online();
     let mut out = Vec::new();
     let mut cx = Context {
-        now: scenario.now,
-        config: &scenario.config,
-        servers: &mut scenario.servers,
-        ids: &scenario.ids,
+        now: scenario.shell.now,
+        config: &scenario.shell.config,
+        servers: &mut scenario.shell.servers,
+        ids: &scenario.shell.ids,
         out: &mut out,
     };
     scenario.core.on_packet(publish_packet(HELLO.as_bytes()), &mut cx);
@@ -394,7 +394,7 @@ fn a_full_gateway_refuses_the_call() {
     assert_eq!(summary(&out).reason, EndReason::Refused);
     assert_eq!(
         scenario.core.deadline(),
-        Some(scenario.start + Duration::from_secs(90)),
+        Some(scenario.shell.start + Duration::from_secs(90)),
         "only its keep alive"
     );
 }
@@ -423,7 +423,7 @@ fn servers_that_failed_lately_are_tried_last_for_a_while() {
 #[test]
 fn with_one_server_a_failure_delays_nothing() {
     let mut scenario = Scenario::online();
-    scenario.config.websocket.production = servers(&[A]);
+    scenario.shell.config.websocket.production = servers(&[A]);
     scenario.device_sends(HELLO);
     scenario.close_backend(failed(BackendStage::Connect));
     assert_eq!(scenario.device_sends(HELLO), [Action::GenerateCredentials, dial(A)]);
@@ -435,11 +435,11 @@ fn with_one_server_a_failure_delays_nothing() {
 #[test]
 fn listed_devices_call_development_servers_and_two_part_ids_sign_a_default_client_id() {
     let mut scenario = Scenario::new();
-    scenario.config.websocket.development = servers(&[C]);
-    scenario.config.websocket.development_macs = vec![mac()];
-    scenario.packet(connect("GID@@@aa_bb_cc_dd_ee_ff", 60));
+    scenario.shell.config.websocket.development = servers(&[C]);
+    scenario.shell.config.websocket.development_macs = vec![mac()];
+    scenario.packet(connect_packet("GID@@@aa_bb_cc_dd_ee_ff", 60));
     for secret in [None, crate::config::Secret::new("secret")] {
-        scenario.config.websocket.secret = secret.clone();
+        scenario.shell.config.websocket.secret = secret.clone();
         let actions = scenario.device_sends(HELLO);
         let Some(Action::Dial(request)) = actions.last() else { panic!("{actions:?}") };
         assert_eq!(request.server, server(C));
@@ -450,7 +450,7 @@ fn listed_devices_call_development_servers_and_two_part_ids_sign_a_default_clien
 #[test]
 fn without_any_server_the_device_is_told_at_once() {
     let mut scenario = Scenario::online();
-    scenario.config.websocket.production.clear();
+    scenario.shell.config.websocket.production.clear();
     assert_eq!(scenario.device_sends(HELLO)[2..5], call_failed_actions(1, EndReason::NoServer));
 }
 

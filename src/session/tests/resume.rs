@@ -13,7 +13,7 @@ fn a_call_is_kept_and_taken_over() {
     // Text for it waits, audio goes on both ways.
     assert_eq!(scenario.server_sends(TTS_STOP), []);
     assert_eq!(scenario.server_sends(r#"{"type":"llm"}"#), []);
-    assert_eq!(scenario.downlink(&with_header(1, b"\x08a")).unwrap().len(), 1);
+    assert_eq!(scenario.downlink(&frame_with_header(1, b"\x08a")).unwrap().len(), 1);
     assert!(scenario.uplink(2, b"\x08x").is_ok());
     assert_eq!(scenario.wait(19_999), []);
     let welcome = [Action::AcceptConnect, Action::Log(LogEvent::Connected { resumed: true })];
@@ -59,7 +59,7 @@ fn no_reconnect_in_time_ends_the_call_with_a_normal_close() {
 #[test]
 fn without_a_grace_a_lost_or_replaced_connection_ends_its_call_at_once() {
     let mut scenario = Scenario::with_udp_peer();
-    scenario.config.mqtt.resume_grace = Duration::ZERO;
+    scenario.shell.config.mqtt.resume_grace = Duration::ZERO;
     let actions = scenario.lose_connection();
     assert_eq!(summary(&actions).reason, EndReason::DeviceLost);
     assert_eq!(actions.last(), Some(&Action::CloseDevice(CloseReason::Disconnected)));
