@@ -13,6 +13,7 @@ use crate::proto::audio::{
     HEADER_LEN, MAX_PAYLOAD, ReplayWindow, SequenceVerdict, UdpHeader, opus_config, ws_frame_header,
 };
 use crate::session::DropReason;
+use crate::session::testing::encrypt_datagram;
 
 /// First a byte of settings, then datagrams, each behind a byte that says how it is made:
 ///
@@ -58,7 +59,7 @@ pub fn udp_open(data: &[u8]) {
             0 => {
                 last = sequence;
                 let timestamp = if op & 0x80 == 0 { 0 } else { 2_000 };
-                encrypt(sequence, timestamp, payload)
+                encrypt_datagram(&KEY, SSRC, sequence, timestamp, payload)
             }
             _ => payload.to_vec(),
         };
@@ -89,13 +90,6 @@ fn check_one_datagram(data: &[u8]) {
     assert_eq!(payload, book, "another way through AES-CTR");
     cipher().apply(&header.to_bytes(), &mut payload);
     assert_eq!(payload, data[HEADER_LEN..], "open of seal is identity");
-}
-
-fn encrypt(sequence: u32, timestamp: u32, payload: &[u8]) -> Vec<u8> {
-    let header = UdpHeader { flags: 0, payload_len: payload.len() as u16, ssrc: SSRC, timestamp, sequence };
-    let mut datagram = [&header.to_bytes()[..], payload].concat();
-    cipher().apply(&header.to_bytes(), &mut datagram[HEADER_LEN..]);
-    datagram
 }
 
 fn source_addr(which: u8) -> SocketAddr {
@@ -146,8 +140,9 @@ impl Oracle {
         outcome: Result<Vec<u8>, DropReason>,
         call: &LiveCall,
     ) {
-        let Ok(header) = UdpHeader::parse(datagram) else {
-            return assert!(matches!(outcome, Err(DropReason::BadDatagram(_))), "{outcome:?}");
+        let header = match UdpHeader::parse(datagram) {
+            Ok(header) => header,
+            Err(bad) => return assert_eq!(outcome, Err(bad.into())),
         };
         let mut payload = datagram[HEADER_LEN..].to_vec();
         cipher().apply(&header.to_bytes(), &mut payload);
@@ -178,7 +173,7 @@ impl Oracle {
         self.counts.2 += u64::from(verdict == SequenceVerdict::Late);
         assert_eq!(outcome, expected);
         if matches!(verdict, SequenceVerdict::Fresh { .. }) {
-            (self.known_source, self.known_source_last_seen) = (Some(from), Some(call.now));
+            (self.known_source, self.known_source_last_seen) = (Some(from), Some(call.shell.now));
             self.candidate_packets.clear();
             self.opus_config = opus_config(&payload).or(self.opus_config);
         }
@@ -186,11 +181,12 @@ impl Oracle {
 
     /// A stranger is taken for the device after three packets in a row that could be its own, while that is silent.
     fn may_migrate(&mut self, from: SocketAddr, sequence: u32, payload: &[u8], call: &LiveCall) -> bool {
-        let strict = call.config.udp.peer_policy == PeerPolicy::Strict;
+        let strict = call.shell.config.udp.peer_policy == PeerPolicy::Strict;
         if strict || !matches!(self.naive_window.check(sequence), SequenceVerdict::Fresh { .. }) {
             return false;
         }
-        let silent = self.known_source_last_seen.is_none_or(|at| call.now - at >= Duration::from_secs(2));
+        let silent =
+            self.known_source_last_seen.is_none_or(|at| call.shell.now - at >= Duration::from_secs(2));
         let config =
             opus_config(payload).filter(|config| self.opus_config.is_none_or(|known| known == *config));
         let Some(config) = config.filter(|_| silent) else {

@@ -94,19 +94,6 @@ pub enum BadDatagram {
     Empty,
 }
 
-impl BadDatagram {
-    /// The name under which it is counted; stable.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Short => "short",
-            Self::Type => "type",
-            Self::Length => "length",
-            Self::Oversized => "oversized",
-            Self::Empty => "empty",
-        }
-    }
-}
-
 impl fmt::Display for BadDatagram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

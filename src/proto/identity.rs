@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use data_encoding::{BASE64, BASE64URL_NOPAD};
+use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER_PERMISSIVE};
 use hmac::{Hmac, KeyInit, Mac as _};
 use sha2::Sha256;
 
@@ -54,21 +54,10 @@ impl FromStr for Mac {
         let mut pairs = text.split(|byte| *byte == separator);
         let mut bytes = [0; 6];
         for byte in &mut bytes {
-            *byte = match pairs.next() {
-                Some(&[high, low]) => hex_digit(high)? << 4 | hex_digit(low)?,
-                _ => return Err(BadMac),
-            };
+            let pair = pairs.next().filter(|pair| pair.len() == 2).ok_or(BadMac)?;
+            HEXLOWER_PERMISSIVE.decode_mut(pair, std::slice::from_mut(byte)).map_err(|_| BadMac)?;
         }
         if pairs.next().is_some() { Err(BadMac) } else { Ok(Self(bytes)) }
-    }
-}
-
-fn hex_digit(byte: u8) -> Result<u8, BadMac> {
-    match byte {
-        b'0'..=b'9' => Ok(byte - b'0'),
-        b'a'..=b'f' => Ok(byte - b'a' + 10),
-        b'A'..=b'F' => Ok(byte - b'A' + 10),
-        _ => Err(BadMac),
     }
 }
 

@@ -21,7 +21,7 @@ pub use hello::{
     BadHello, DeviceHello, HelloReply, ServerHello, hello_reply, is_for_devices, parse_device_hello,
     parse_server_hello,
 };
-pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, parse_rpc, replace_rpc_id};
+pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, parse_response, parse_rpc, replace_rpc_id};
 pub use object::JsonObject;
 
 /// Who reads a text in the end. The gateway must take it for the same.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::call::CallState;
+use super::labels::labelled_enum;
 use super::media::{CallStats, Encrypted};
 use super::request_ids::RequestIds;
 use super::server_health::ServerHealth;
@@ -27,6 +28,20 @@ pub struct Context<'a> {
     pub ids: &'a RequestIds,
     /// To be carried out in order.
     pub out: &'a mut Vec<Action>,
+}
+
+impl Context<'_> {
+    pub(super) fn count(&mut self, counter: Counter) {
+        self.out.push(Action::Count(counter));
+    }
+
+    pub(super) fn log(&mut self, event: LogEvent) {
+        self.out.push(Action::Log(event));
+    }
+
+    pub(super) fn publish(&mut self, text: String) {
+        self.out.push(Action::Publish(text));
+    }
 }
 
 /// What the shell must do for a core.
@@ -153,55 +168,80 @@ pub enum BackendClosed {
     Failed(BackendFailure),
 }
 
-/// The stage of a [`BackendFailure`] that is not the chat server's: this system ran out of descriptors.
-pub const LOCAL_SHORTAGE_STAGE: &str = "shortage";
+labelled_enum! {
+    /// How far a chat server's WebSocket was when it failed.
+    pub enum BackendStage {
+        /// Looking up its name.
+        Resolve => "resolve",
+        /// Connecting by TCP.
+        Connect => "connect",
+        /// The TLS handshake.
+        Tls => "tls",
+        /// The WebSocket upgrade.
+        Upgrade => "upgrade",
+        /// Waiting for its hello.
+        Hello => "hello",
+        /// In the call.
+        Live => "live",
+        /// Not the chat server's fault: this system has no file descriptor left.
+        LocalShortage => "shortage",
+    }
+}
 
-/// A stage that failed, and why, in words.
+/// Where a chat server failed, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendFailure {
-    /// `resolve`, `connect`, `tls`, `upgrade`, `hello` or `live`: also a metric label.
-    pub stage: &'static str,
-    /// For a person.
+    /// How far it was.
+    pub stage: BackendStage,
+    /// The cause, for a person to read.
     pub message: String,
 }
 
-/// Why a call ended: the log line and the metric label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum EndReason {
-    /// The device said goodbye.
-    DeviceGoodbye,
-    /// The device said that it hears no UDP.
-    DeviceUdpTimeout,
-    /// The device sent DISCONNECT.
-    DeviceDisconnected,
-    /// The device's connection was lost and did not come back in time.
-    DeviceLost,
-    /// The device broke the protocol.
-    DeviceError,
-    /// The device, or another connection with its client id, began anew.
-    Replaced,
-    /// The chat server closed its WebSocket normally, or said goodbye.
-    ServerClosed,
-    /// No chat server could be reached for the hello.
-    NoServer,
-    /// Redialling was given up.
-    ServerLost,
-    /// Neither audio nor text for `call_idle_s`.
-    Idle,
-    /// A queue of text was full.
-    Overflow,
-    /// `max_calls` was reached, or the random source failed.
-    Refused,
-    /// The gateway stops.
-    Shutdown,
-    /// An operator hung up.
-    Operator,
-    /// The device aborted what it took for speech, in a call with another device.
-    DeviceAbort,
-    /// The other device of the call hung up, or left.
-    PeerLeft,
-    /// The device that was called did not answer.
-    Unanswered,
+impl BackendFailure {
+    /// A failure at this stage.
+    pub fn new(stage: BackendStage, message: impl Into<String>) -> Self {
+        Self { stage, message: message.into() }
+    }
+}
+
+labelled_enum! {
+    /// Why a call ended: the log line and the metric label.
+    pub enum EndReason {
+        /// The device said goodbye.
+        DeviceGoodbye => "device_goodbye",
+        /// The device said that it hears no UDP.
+        DeviceUdpTimeout => "device_udp_timeout",
+        /// The device sent DISCONNECT.
+        DeviceDisconnected => "device_disconnected",
+        /// The device's connection was lost and did not come back in time.
+        DeviceLost => "device_lost",
+        /// The device broke the protocol.
+        DeviceError => "device_error",
+        /// The device, or another connection with its client id, began anew.
+        Replaced => "replaced",
+        /// The chat server closed its WebSocket normally, or said goodbye.
+        ServerClosed => "server_closed",
+        /// No chat server could be reached for the hello.
+        NoServer => "no_server",
+        /// Redialling was given up.
+        ServerLost => "server_lost",
+        /// Neither audio nor text for `call_idle_s`.
+        Idle => "idle",
+        /// A queue of text was full.
+        Overflow => "overflow",
+        /// `max_calls` was reached, or the random source failed.
+        Refused => "refused",
+        /// The gateway stops.
+        Shutdown => "shutdown",
+        /// An operator hung up.
+        Operator => "operator",
+        /// The device aborted what it took for speech, in a call with another device.
+        DeviceAbort => "device_abort",
+        /// The other device of the call hung up, or left.
+        PeerLeft => "peer_left",
+        /// The device that was called did not answer.
+        Unanswered => "unanswered",
+    }
 }
 
 /// A call's end, for its log line and the metrics.
@@ -256,39 +296,60 @@ pub enum CloseReason {
     Operator,
 }
 
-/// Why an audio packet was dropped: the metric label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DropReason {
-    /// Not a datagram of this protocol.
-    BadDatagram(BadDatagram),
-    /// No call has this ssrc.
-    UnknownSsrc,
-    /// Came before.
-    Duplicate,
-    /// Came after a later one.
-    Late,
-    /// Below the replay window.
-    TooOld,
-    /// Too far ahead to believe at once.
-    Jump,
-    /// From an address that is not, or not yet, the device's.
-    ForeignSource,
-    /// No chat server to take it.
-    NoServer,
-    /// The chat server does not read.
-    ServerBlocked,
-    /// The device has not sent a datagram yet, so there is nowhere to send to.
-    NoPeer,
-    /// A binary frame that is neither headed nor raw audio, or too long.
-    BadFrame,
-    /// The queue of held audio is full.
-    HeldFull,
-    /// The socket's queue is full.
-    SocketFull,
-    /// Flushed by the device's abort.
-    Aborted,
-    /// From a device that waits for another one to answer: silence goes back instead.
-    Ringing,
+labelled_enum! {
+    /// Why an audio packet was dropped: the metric label.
+    pub enum DropReason {
+        /// A datagram shorter than a header.
+        ShortDatagram => "short",
+        /// A datagram whose first byte is not the packet type.
+        DatagramType => "type",
+        /// A datagram whose length field does not match its length.
+        DatagramLength => "length",
+        /// A datagram with too much payload.
+        OversizedDatagram => "oversized",
+        /// A datagram without payload.
+        EmptyDatagram => "empty",
+        /// No call has this ssrc.
+        UnknownSsrc => "unknown_ssrc",
+        /// Came before.
+        Duplicate => "duplicate",
+        /// Came after a later one.
+        Late => "late",
+        /// Below the replay window.
+        TooOld => "too_old",
+        /// Too far ahead to believe at once.
+        Jump => "jump",
+        /// From an address that is not, or not yet, the device's.
+        ForeignSource => "foreign_source",
+        /// No chat server to take it.
+        NoServer => "no_server",
+        /// The chat server does not read.
+        ServerBlocked => "server_blocked",
+        /// The device has not sent a datagram yet, so there is nowhere to send to.
+        NoPeer => "no_peer",
+        /// A binary frame that is neither headed nor raw audio, or too long.
+        BadFrame => "bad_frame",
+        /// The queue of held audio is full.
+        HeldFull => "held_full",
+        /// The socket's queue is full.
+        SocketFull => "socket_full",
+        /// Flushed by the device's abort.
+        Aborted => "aborted",
+        /// From a device that waits for another one to answer: silence goes back instead.
+        Ringing => "ringing",
+    }
+}
+
+impl From<BadDatagram> for DropReason {
+    fn from(bad: BadDatagram) -> Self {
+        match bad {
+            BadDatagram::Short => Self::ShortDatagram,
+            BadDatagram::Type => Self::DatagramType,
+            BadDatagram::Length => Self::DatagramLength,
+            BadDatagram::Oversized => Self::OversizedDatagram,
+            BadDatagram::Empty => Self::EmptyDatagram,
+        }
+    }
 }
 
 /// Things that are counted and have no other effect.
@@ -303,7 +364,7 @@ pub enum Counter {
     /// An audio packet was dropped.
     Dropped(DropReason),
     /// An attempt to reach a chat server failed at this stage.
-    DialFailed(&'static str),
+    DialFailed(BackendStage),
     /// A chat server took a call, so long after the device's hello, in milliseconds.
     Answered(u32),
     /// A call went on with another WebSocket.

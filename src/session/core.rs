@@ -48,7 +48,7 @@ pub struct Core {
 #[derive(Default)]
 struct ColdState {
     /// Of a hello for which the shell is minting a grant.
-    pending_hello: Option<Box<DeviceHello>>,
+    pending_hello: Option<DeviceHello>,
     /// The session id last given: a goodbye must carry it.
     last_session_id: Option<Box<str>>,
     /// What operators asked the device.
@@ -148,6 +148,11 @@ impl Core {
         self.call.as_ref().map(|call| call.ssrc())
     }
 
+    /// The session id that the device was given in its call.
+    fn session_id(&self) -> Option<&str> {
+        self.call.as_ref().and_then(|call| call.session_id())
+    }
+
     /// When to call [`Core::on_timeout`] next.
     pub fn deadline(&self) -> Option<Instant> {
         let call = self.call.as_ref().and_then(|call| call.deadline());
@@ -197,10 +202,7 @@ impl Core {
 
     /// After a datagram that made the device's address known, or a frame that was held: lets go what need not wait.
     pub fn release_held(&mut self, cx: &mut Context<'_>) {
-        if let Some(call) = &mut self.call {
-            let flow = call.release_held(cx);
-            self.end_call_on_error(flow, cx);
-        }
+        self.with_call(cx, |call, _, cx| call.release_held(cx));
     }
 
     // ----- time and the end ---------------------------------------------------------------------------------------
@@ -218,10 +220,7 @@ impl Core {
         }
         self.mcp.on_timeout(self.since, cx);
         self.expire_commands(cx);
-        if let (Some(call), Some(id)) = (&mut self.call, &self.client_id) {
-            let flow = call.on_timeout(DeviceIdentity { id, ip: self.ip }, cx);
-            self.end_call_on_error(flow, cx);
-        }
+        self.with_call(cx, Call::on_timeout);
         if self.drain_deadline().is_some_and(|at| at <= cx.now) {
             self.close(CloseReason::Draining, cx);
         }
@@ -256,8 +255,15 @@ impl Core {
         self.close(CloseReason::Shutdown, cx);
     }
 
-    fn end_call_on_error(&mut self, flow: CallResult, cx: &mut Context<'_>) {
-        if let Err(reason) = flow {
+    /// Lets the call act, and ends it if it cannot go on.
+    fn with_call(
+        &mut self,
+        cx: &mut Context<'_>,
+        act: impl FnOnce(&mut Call, DeviceIdentity<'_>, &mut Context<'_>) -> CallResult,
+    ) {
+        if let (Some(call), Some(id)) = (&mut self.call, &self.client_id)
+            && let Err(reason) = act(call, DeviceIdentity { id, ip: self.ip }, cx)
+        {
             self.end_call(reason, cx);
         }
     }

@@ -95,6 +95,16 @@ impl Deadlines {
         self.offsets_ms[timer as usize] = None;
     }
 
+    /// Clears every deadline that is about the chat server; those about the device stay.
+    pub(super) fn clear_server_timers(&mut self) {
+        use CallTimer::{FirstDatagram, HoldMedia, Idle};
+        for timer in ALL_TIMERS {
+            if !matches!(timer, FirstDatagram | HoldMedia | Idle) {
+                self.clear(timer);
+            }
+        }
+    }
+
     pub(super) fn is_set(&self, timer: CallTimer) -> bool {
         self.offsets_ms[timer as usize].is_some()
     }

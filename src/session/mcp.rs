@@ -1,12 +1,13 @@
 //! The device's tools: learned once per connection, answered from memory, with request ids that collide with nobody's.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::action::{Action, Context, LogEvent};
+use super::action::{Context, LogEvent};
 use super::request_ids::RequestIds;
 use crate::proto::message::{self, JsonObject, Reader, Rpc};
 
@@ -21,26 +22,14 @@ const MAX_TRANSLATED: usize = 64;
 /// Bytes of a chat server's id that are worth remembering.
 const MAX_ID_BYTES: usize = 128;
 
-/// What became of an `mcp` message of the device.
-pub(super) enum DeviceMessageOutcome {
-    /// It is for the chat server.
-    Forward,
-    /// It answered a request of ours.
-    Consumed,
-    /// It answered a translated request: this goes to the chat server.
-    Reply(String),
-}
-
-/// What became of an `mcp` message of the chat server.
-pub(super) enum ServerMessageOutcome {
-    /// It is for the device.
-    Forward,
+/// What becomes of an `mcp` message of the chat server.
+pub(super) enum ServerMessageOutcome<'a> {
+    /// This text is for the device: the message, or the message under an id of ours.
+    Forward(Cow<'a, str>),
     /// Nothing more to do.
     Consumed,
-    /// Answered from memory: this goes back.
+    /// Answered from the cache: this text goes back to the chat server.
     Answer(String),
-    /// For the device, under an id of ours.
-    Translated(String),
 }
 
 /// What there is to remember of a device's tools: nothing on the heap until it answers or is asked something.
@@ -118,7 +107,7 @@ impl ToolCache {
             return Self::Active(mcp);
         }
         let id = cx.ids.issue();
-        cx.out.push(Action::Publish(message::mcp_request(session_id, id, "initialize", &params)));
+        cx.publish(message::mcp_request(session_id, id, "initialize", &params));
         Self::AwaitingInitialize(id)
     }
 
@@ -148,7 +137,7 @@ impl ToolCache {
         match self {
             Self::AwaitingInitialize(_) if since + RESPONSE_TIMEOUT <= cx.now => {
                 *self = Self::Unanswered;
-                cx.out.push(Action::Log(LogEvent::ToolDiscovery(Err(WHY))));
+                cx.log(LogEvent::ToolDiscovery(Err(WHY)));
             }
             Self::Active(mcp) => {
                 if mcp.pending.take_if(|asked| asked.deadline <= cx.now).is_some() {
@@ -196,29 +185,23 @@ impl McpProxy {
         }
     }
 
-    /// A message of the device.
-    pub(super) fn on_device_message(
+    /// The device's response to the request with this id, one of ours. Returns what the chat server gets, if it asked.
+    pub(super) fn on_response(
         &mut self,
         text: &str,
+        id: u32,
+        rpc: &Rpc<'_>,
         session_id: Option<&str>,
         cx: &mut Context<'_>,
-    ) -> DeviceMessageOutcome {
-        let Some(rpc) = message::parse_rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none()) else {
-            return DeviceMessageOutcome::Forward;
-        };
-        let ours = rpc.id.and_then(|id| id.parse::<u32>().ok()).filter(|id| RequestIds::contains(*id));
-        let Some(id) = ours else { return DeviceMessageOutcome::Forward };
-        if self.pending.take_if(|asked| asked.id == id).is_some() {
-            self.on_discovery_response(&rpc, session_id, cx);
-            return DeviceMessageOutcome::Consumed;
+    ) -> Option<String> {
+        if self.pending.take_if(|pending| pending.id == id).is_some() {
+            self.on_discovery_response(rpc, session_id, cx);
+            return None;
         }
-        // Of two with one id, 2^30 requests apart, the later one is still waited for.
-        let place = self.translated_ids.iter().rposition(|(ours, _)| *ours == id);
-        let original = place.and_then(|place| self.translated_ids.remove(place));
-        match original.and_then(|(_, original)| message::replace_rpc_id(text, &original, Reader::Server)) {
-            Some(text) => DeviceMessageOutcome::Reply(text),
-            None => DeviceMessageOutcome::Consumed,
-        }
+        // Ids repeat after 2^30 requests: of two equal ones, the later request is the one still waited for.
+        let index = self.translated_ids.iter().rposition(|(ours, _)| *ours == id)?;
+        let (_, original) = self.translated_ids.remove(index)?;
+        message::replace_rpc_id(text, &original, Reader::Server)
     }
 
     fn on_discovery_response(&mut self, rpc: &Rpc<'_>, session_id: Option<&str>, cx: &mut Context<'_>) {
@@ -229,10 +212,7 @@ impl McpProxy {
             DiscoveryStep::Initializing => {
                 self.initialize_result = Some(result.into());
                 self.step = DiscoveryStep::Listing(Box::default());
-                cx.out.push(Action::Publish(message::mcp_notification(
-                    session_id,
-                    "notifications/initialized",
-                )));
+                cx.publish(message::mcp_notification(session_id, "notifications/initialized"));
                 self.send_request("tools/list", r#"{"cursor":""}"#, session_id, cx);
             }
             DiscoveryStep::Listing(listing) => {
@@ -248,7 +228,7 @@ impl McpProxy {
                 }
                 let next = page.next_cursor.filter(|cursor| !cursor.is_empty());
                 let Some(next) = next.filter(|_| tools.len() < max) else {
-                    cx.out.push(Action::Log(LogEvent::ToolDiscovery(Ok(tools.len()))));
+                    cx.log(LogEvent::ToolDiscovery(Ok(tools.len())));
                     self.step = DiscoveryStep::Complete(format!("[{}]", tools.join(",")).into_boxed_str());
                     return;
                 };
@@ -265,26 +245,27 @@ impl McpProxy {
 
     fn fail_discovery(&mut self, why: &'static str, cx: &mut Context<'_>) {
         self.step = DiscoveryStep::Failed;
-        cx.out.push(Action::Log(LogEvent::ToolDiscovery(Err(why))));
+        cx.log(LogEvent::ToolDiscovery(Err(why)));
     }
 
     fn send_request(&mut self, method: &str, params: &str, session_id: Option<&str>, cx: &mut Context<'_>) {
         let id = cx.ids.issue();
         self.pending = Some(DiscoveryRequest { id, deadline: cx.now + RESPONSE_TIMEOUT });
-        cx.out.push(Action::Publish(message::mcp_request(session_id, id, method, params)));
+        cx.publish(message::mcp_request(session_id, id, method, params));
     }
 
     /// A message of the chat server, which knows itself by `session_id`.
-    pub(super) fn on_server_message(
+    pub(super) fn on_server_message<'a>(
         &mut self,
-        text: &str,
+        text: &'a str,
         session_id: Option<&str>,
         cx: &mut Context<'_>,
-    ) -> ServerMessageOutcome {
+    ) -> ServerMessageOutcome<'a> {
+        let unchanged = ServerMessageOutcome::Forward(Cow::Borrowed(text));
         let Some(rpc) = message::parse_rpc(text, Reader::Device).filter(|_| cx.config.mcp.enabled) else {
-            return ServerMessageOutcome::Forward;
+            return unchanged;
         };
-        let Some(method) = rpc.method.as_deref() else { return ServerMessageOutcome::Forward };
+        let Some(method) = rpc.method.as_deref() else { return unchanged };
         match (method, rpc.id, &self.step, &self.initialize_result) {
             ("tools/list", Some(id), DiscoveryStep::Complete(tools), _) if requests_full_list(rpc.params) => {
                 let result = format!(r#"{{"tools":{tools}}}"#);
@@ -294,32 +275,28 @@ impl McpProxy {
                 self.initialize_answered_from_cache = true;
                 ServerMessageOutcome::Answer(message::mcp_result(session_id, id, result))
             }
-            ("initialize", ..) => {
-                self.initialize_answered_from_cache = false;
-                self.translate(text, &rpc, cx)
-            }
             ("notifications/initialized", None, ..) if self.initialize_answered_from_cache => {
                 ServerMessageOutcome::Consumed
             }
-            _ => self.translate(text, &rpc, cx),
+            _ => {
+                self.initialize_answered_from_cache &= method != "initialize";
+                self.translate(text, &rpc, cx)
+                    .map_or(unchanged, |text| ServerMessageOutcome::Forward(text.into()))
+            }
         }
     }
 
-    /// Gives a request an id of ours when the server's own could be taken for one, or is not one devices answer.
-    fn translate(&mut self, text: &str, rpc: &Rpc<'_>, cx: &Context<'_>) -> ServerMessageOutcome {
-        let plain = |id: &str| id.parse::<u32>().is_ok_and(|id| id < RequestIds::FIRST);
-        let Some(id) = rpc.id.filter(|id| !plain(id) && id.len() <= MAX_ID_BYTES) else {
-            return ServerMessageOutcome::Forward;
-        };
+    /// The request under an id of ours, if the server's own could be taken for one, or is not one that devices answer.
+    fn translate(&mut self, text: &str, rpc: &Rpc<'_>, cx: &Context<'_>) -> Option<String> {
+        let is_plain = |id: &str| id.parse::<u32>().is_ok_and(|id| id < RequestIds::FIRST);
+        let id = rpc.id.filter(|id| !is_plain(id) && id.len() <= MAX_ID_BYTES)?;
         let ours = cx.ids.issue();
-        let Some(translated) = message::replace_rpc_id(text, &ours.to_string(), Reader::Device) else {
-            return ServerMessageOutcome::Forward;
-        };
+        let translated = message::replace_rpc_id(text, &ours.to_string(), Reader::Device)?;
         if self.translated_ids.len() >= MAX_TRANSLATED {
             self.translated_ids.pop_front();
         }
         self.translated_ids.push_back((ours, id.into()));
-        ServerMessageOutcome::Translated(translated)
+        Some(translated)
     }
 }
 

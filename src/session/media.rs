@@ -155,13 +155,16 @@ impl Media {
         policy: PeerPolicy,
         now: Instant,
     ) -> Result<Decrypted, DropReason> {
-        let header = UdpHeader::parse(datagram).map_err(DropReason::BadDatagram)?;
+        let header = UdpHeader::parse(datagram)?;
         let trusted = from.addr.ip() == self.mqtt_ip || self.peer.is_some_and(|peer| peer.addr == from.addr);
         if !trusted {
             return self.validate_path(from, &header, datagram, policy, now);
         }
         self.accept_sequence(header.sequence)?;
-        self.accept_datagram(from, &header, datagram, now)
+        let payload = &mut datagram[audio::HEADER_LEN..];
+        self.cipher.apply(&header.to_bytes(), payload);
+        let opus_config = audio::opus_config(payload);
+        Ok(self.accept_source(from, &header, opus_config, now))
     }
 
     fn accept_sequence(&mut self, sequence: u32) -> Result<(), DropReason> {
@@ -184,22 +187,23 @@ impl Media {
         }
     }
 
-    fn accept_datagram(
+    /// The packet is accepted: its source is the device's address from now on.
+    fn accept_source(
         &mut self,
         from: UdpPeer,
         header: &UdpHeader,
-        datagram: &mut [u8],
+        opus_config: Option<u8>,
         now: Instant,
-    ) -> Result<Decrypted, DropReason> {
-        let payload = &mut datagram[audio::HEADER_LEN..];
-        self.cipher.apply(&header.to_bytes(), payload);
-        self.opus_config = audio::opus_config(payload).or(self.opus_config);
-        let first = self.peer.is_none();
-        self.peer = Some(from);
+    ) -> Decrypted {
+        self.opus_config = opus_config.or(self.opus_config);
         self.peer_last_seen = now;
         self.jitter.on_packet(header.sequence, now);
         self.candidate = None;
-        Ok(Decrypted { timestamp: header.timestamp, payload_len: payload.len(), peer_learned: first })
+        Decrypted {
+            timestamp: header.timestamp,
+            payload_len: header.payload_len.into(),
+            peer_learned: self.peer.replace(from).is_none(),
+        }
     }
 
     /// A packet from an unknown IP address: adopted only as the last of several plausible ones in a row, while the
@@ -221,15 +225,12 @@ impl Media {
             self.peer.is_none() || now.saturating_duration_since(self.peer_last_seen) >= PATH_SILENCE_MIN;
         let payload = &mut datagram[audio::HEADER_LEN..];
         self.cipher.apply(&header.to_bytes(), payload);
-        let Some(config) = audio::opus_config(payload) else {
+        let config = audio::opus_config(payload)
+            .filter(|config| silent && self.opus_config.is_none_or(|known| known == *config));
+        let Some(config) = config else {
             self.candidate = None;
             return Err(DropReason::ForeignSource);
         };
-        let plausible = silent && self.opus_config.is_none_or(|known| known == config);
-        if !plausible {
-            self.candidate = None;
-            return Err(DropReason::ForeignSource);
-        }
         let seen = match &self.candidate {
             Some(candidate)
                 if candidate.addr == from.addr
@@ -251,12 +252,7 @@ impl Media {
             return Err(DropReason::ForeignSource);
         }
         self.accept_sequence(header.sequence)?;
-        let first = self.peer.is_none();
-        self.peer = Some(from);
-        self.peer_last_seen = now;
-        self.opus_config = Some(config);
-        self.candidate = None;
-        Ok(Decrypted { timestamp: header.timestamp, payload_len: payload.len(), peer_learned: first })
+        Ok(self.accept_source(from, header, Some(config), now))
     }
 
     /// One more packet of so many Opus bytes goes on.
@@ -277,51 +273,40 @@ impl Media {
         &datagram[..end]
     }
 
-    /// Tells what a binary frame of a server is, in a call of this age, and learns from it.
+    /// Learns from a binary frame how the server frames audio, and classifies it. `fixed`: the framing is configured. `age`: of
+    /// the call, for servers that send no timestamps.
     pub(super) fn classify<'a>(
         &mut self,
         frame: &'a [u8],
         fixed: bool,
         age: Duration,
     ) -> ClassifiedFrame<'a> {
-        let headed = audio::parse_ws_frame(frame);
-        match (self.framing, headed) {
-            (FramingState::Known(WireFraming::Header), Some((timestamp, payload))) => {
-                checked_audio(timestamp, payload)
-            }
-            (FramingState::Known(WireFraming::Header), None) => ClassifiedFrame::Bad,
-            (FramingState::Known(WireFraming::Raw), Some((timestamp, payload))) if !fixed => {
-                self.framing = FramingState::Known(WireFraming::Header);
-                checked_audio(timestamp, payload)
-            }
-            (FramingState::Known(WireFraming::Raw), _) => checked_audio(call_timestamp(age), frame),
-            (FramingState::Unknown(_), Some((timestamp, payload))) => {
-                self.framing = FramingState::Known(WireFraming::Header);
-                checked_audio(timestamp, payload)
-            }
-            (FramingState::Unknown(_), None) if frame.is_empty() || frame.len() > audio::MAX_PAYLOAD => {
-                ClassifiedFrame::Bad
-            }
-            (FramingState::Unknown(seen), None) if seen + 1 < RAW_FRAMING_AFTER => {
+        let has_header = audio::parse_ws_frame(frame).is_some();
+        match self.framing {
+            FramingState::Known(WireFraming::Header) => {}
+            FramingState::Known(WireFraming::Raw) if fixed || !has_header => {}
+            _ if has_header => self.framing = FramingState::Known(WireFraming::Header),
+            _ if frame.is_empty() || frame.len() > audio::MAX_PAYLOAD => return ClassifiedFrame::Bad,
+            FramingState::Unknown(seen) if seen + 1 < RAW_FRAMING_AFTER => {
                 self.framing = FramingState::Unknown(seen + 1);
-                ClassifiedFrame::Undecided
             }
-            (FramingState::Unknown(_), None) => {
-                self.framing = FramingState::Known(WireFraming::Raw);
-                checked_audio(call_timestamp(age), frame)
-            }
+            _ => self.framing = FramingState::Known(WireFraming::Raw),
         }
+        self.classify_held(frame, age)
     }
 
-    /// A frame held while the framing was unknown, now that it is known.
+    /// Classifies a frame by what is known of the framing.
     pub(super) fn classify_held<'a>(&self, frame: &'a [u8], age: Duration) -> ClassifiedFrame<'a> {
-        match (self.framing, audio::parse_ws_frame(frame)) {
-            (FramingState::Unknown(_), _) => ClassifiedFrame::Undecided,
-            (FramingState::Known(WireFraming::Header), Some((timestamp, payload))) => {
-                checked_audio(timestamp, payload)
-            }
-            (FramingState::Known(WireFraming::Header), None) => ClassifiedFrame::Bad,
-            (FramingState::Known(WireFraming::Raw), _) => checked_audio(call_timestamp(age), frame),
+        let (timestamp, payload) = match (self.framing, audio::parse_ws_frame(frame)) {
+            (FramingState::Unknown(_), _) => return ClassifiedFrame::Undecided,
+            (FramingState::Known(WireFraming::Header), Some(headed)) => headed,
+            (FramingState::Known(WireFraming::Header), None) => return ClassifiedFrame::Bad,
+            // Milliseconds since the call's start, never zero.
+            (FramingState::Known(WireFraming::Raw), _) => ((age.as_millis() as u32).max(1), frame),
+        };
+        match payload.len() {
+            1..=audio::MAX_PAYLOAD => ClassifiedFrame::Audio(timestamp, payload),
+            _ => ClassifiedFrame::Bad,
         }
     }
 
@@ -352,16 +337,4 @@ impl Media {
         self.stats.down_bytes += payload.len() as u64;
         Encrypted { destination: peer, datagram_len: len }
     }
-}
-
-/// Timestamps for servers that send none: milliseconds since the call's start, never zero.
-fn call_timestamp(age: Duration) -> u32 {
-    (age.as_millis() as u32).max(1)
-}
-
-fn checked_audio(timestamp: u32, payload: &[u8]) -> ClassifiedFrame<'_> {
-    if payload.is_empty() || payload.len() > audio::MAX_PAYLOAD {
-        return ClassifiedFrame::Bad;
-    }
-    ClassifiedFrame::Audio(timestamp, payload)
 }

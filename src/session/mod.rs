@@ -25,6 +25,7 @@ mod core;
 mod deadlines;
 mod device_calls;
 mod jitter;
+mod labels;
 mod mcp;
 mod media;
 mod queue;
@@ -32,8 +33,8 @@ mod request_ids;
 mod server_health;
 
 pub use action::{
-    Action, Admission, BackendClosed, BackendFailure, CallCredentials, CallSummary, CloseReason,
-    CommandError, Context, Counter, DialRequest, DropReason, EndReason, LOCAL_SHORTAGE_STAGE, LogEvent,
+    Action, Admission, BackendClosed, BackendFailure, BackendStage, CallCredentials, CallSummary,
+    CloseReason, CommandError, Context, Counter, DialRequest, DropReason, EndReason, LogEvent,
 };
 pub use call::{CallState, CallView, Uplink};
 pub use core::{Core, Delivery};
@@ -46,6 +47,9 @@ pub use server_health::{ServerHealth, WireFraming};
 #[allow(clippy::unwrap_used)]
 #[cfg_attr(not(test), allow(dead_code))]
 pub(crate) mod sim;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod testing;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

@@ -13,7 +13,7 @@ use crate::config::WebSocket;
 use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming};
 use crate::net::backend::context_pool::ContextPool;
 use crate::net::backend::tls_clients::TlsClients;
-use crate::session::{BackendClosed, BackendFailure, DialRequest};
+use crate::session::{BackendClosed, BackendFailure, BackendStage, DialRequest};
 
 const SERVER: Token = Token(0);
 
@@ -27,7 +27,7 @@ pub struct BlockingClient {
 /// How far a dial came.
 pub struct DialReport {
     /// The stages that were done, of `connect`, `tls` and `upgrade`, and how long each took.
-    pub stages: Vec<(&'static str, Duration)>,
+    pub stages: Vec<(BackendStage, Duration)>,
     /// The open WebSocket, or the stage that failed.
     pub outcome: Result<BlockingClient, BackendFailure>,
 }
@@ -100,18 +100,22 @@ fn dial(
     addresses: Vec<SocketAddr>,
     websocket: &WebSocket,
     limit: Duration,
-    stages: &mut Vec<(&'static str, Duration)>,
+    stages: &mut Vec<(BackendStage, Duration)>,
 ) -> Result<BlockingClient, BackendFailure> {
-    let order = if request.server.tls { &["connect", "tls", "upgrade"][..] } else { &["connect", "upgrade"] };
-    let failure = |stage, why: &dyn ToString| BackendFailure { stage, message: why.to_string() };
+    let order = if request.server.tls {
+        &[BackendStage::Connect, BackendStage::Tls, BackendStage::Upgrade][..]
+    } else {
+        &[BackendStage::Connect, BackendStage::Upgrade]
+    };
+    let failure = |stage, why: &dyn ToString| BackendFailure::new(stage, why.to_string());
     let mut tls = TlsClients::default();
-    let tls = tls.client(&request.server, websocket).map_err(|why| failure("tls", &why))?;
+    let tls = tls.client(&request.server, websocket).map_err(|why| failure(BackendStage::Tls, &why))?;
     // Loading the authorities takes time of its own, which is no server's.
     if request.server.tls {
-        tls.prepare().map_err(|error| failure("tls", &error))?;
+        tls.prepare().map_err(|error| failure(BackendStage::Tls, &error))?;
     }
     let (start, mut mark) = (Instant::now(), Instant::now());
-    let mut poll = Poll::new().map_err(|error| failure("connect", &error))?;
+    let mut poll = Poll::new().map_err(|error| failure(BackendStage::Connect, &error))?;
     let mut backend = BackendConnection::new(Box::new(request));
     backend.resolved(addresses);
     let mut go_on: fn(&mut BackendConnection, &mut Dialer<'_>) -> DialStep = BackendConnection::connect;
@@ -130,7 +134,7 @@ fn dial(
         go_on = BackendConnection::advance;
         let stage = match &step {
             DialStep::Wait => backend.stage(),
-            DialStep::Opened => "live",
+            DialStep::Opened => BackendStage::Live,
             DialStep::Failed(failure) => failure.stage,
         };
         let done = order.iter().take_while(|name| **name != stage).skip(stages.len()).copied();

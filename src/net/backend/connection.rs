@@ -18,7 +18,7 @@ use crate::net::backend::frame_reader::FrameReader;
 use crate::net::backend::tls::{Handshake, Progress, TlsClient};
 use crate::net::backend::upgrade::{self, Upgrade};
 use crate::net::event_loop::stream::Stream;
-use crate::session::{BackendClosed, BackendFailure, DialRequest, LOCAL_SHORTAGE_STAGE};
+use crate::session::{BackendClosed, BackendFailure, BackendStage, DialRequest};
 
 /// A message longer than this makes the buffers it grew worth giving back.
 const LONG_MESSAGE: usize = 8 * 1024;
@@ -128,13 +128,13 @@ impl BackendConnection {
     }
 
     /// The stage of the dial, by the name its failure would have; `live` once it is over.
-    pub(crate) fn stage(&self) -> &'static str {
+    pub(crate) fn stage(&self) -> BackendStage {
         match &self.stage {
-            ConnectionStage::Resolving | ConnectionStage::Unresolved(_) => "resolve",
-            ConnectionStage::Queued(_) | ConnectionStage::Connecting { .. } => "connect",
-            ConnectionStage::TlsHandshake(_) => "tls",
-            ConnectionStage::Upgrading(_) => "upgrade",
-            ConnectionStage::Open(_) | ConnectionStage::Spent => "live",
+            ConnectionStage::Resolving | ConnectionStage::Unresolved(_) => BackendStage::Resolve,
+            ConnectionStage::Queued(_) | ConnectionStage::Connecting { .. } => BackendStage::Connect,
+            ConnectionStage::TlsHandshake(_) => BackendStage::Tls,
+            ConnectionStage::Upgrading(_) => BackendStage::Upgrade,
+            ConnectionStage::Open(_) | ConnectionStage::Spent => BackendStage::Live,
         }
     }
 
@@ -216,10 +216,13 @@ impl BackendConnection {
                 Err(error) => last = Some(error),
             }
         }
-        let stage =
-            if last.as_ref().is_some_and(is_out_of_descriptors) { LOCAL_SHORTAGE_STAGE } else { "connect" };
+        let stage = if last.as_ref().is_some_and(is_out_of_descriptors) {
+            BackendStage::LocalShortage
+        } else {
+            BackendStage::Connect
+        };
         let why = last.map_or_else(|| "the name has no address".to_owned(), |error| error.to_string());
-        DialStep::Failed(BackendFailure { stage, message: why })
+        DialStep::Failed(BackendFailure::new(stage, why))
     }
 
     /// Goes on as far as the socket allows. Harmless at any time.
@@ -227,7 +230,7 @@ impl BackendConnection {
         loop {
             match std::mem::replace(&mut self.stage, ConnectionStage::Spent) {
                 ConnectionStage::Unresolved(why) => {
-                    return DialStep::Failed(BackendFailure { stage: "resolve", message: why });
+                    return DialStep::Failed(BackendFailure::new(BackendStage::Resolve, why));
                 }
                 ConnectionStage::Connecting { tcp, rest, until } => {
                     let error = match (tcp.take_error(), tcp.peer_addr()) {
@@ -257,7 +260,7 @@ impl BackendConnection {
                         return DialStep::Wait;
                     }
                     Err(error) => {
-                        return DialStep::Failed(BackendFailure { stage: "tls", message: error.to_string() });
+                        return DialStep::Failed(BackendFailure::new(BackendStage::Tls, error.to_string()));
                     }
                 },
                 ConnectionStage::Upgrading(mut upgrade) => match upgrade.advance() {
@@ -270,7 +273,9 @@ impl BackendConnection {
                         self.stage = ConnectionStage::Open(OpenWebSocket { reader: tap, context: None });
                         return DialStep::Opened;
                     }
-                    Err(why) => return DialStep::Failed(BackendFailure { stage: "upgrade", message: why }),
+                    Err(why) => {
+                        return DialStep::Failed(BackendFailure::new(BackendStage::Upgrade, why));
+                    }
                 },
                 stage => {
                     self.stage = stage;
@@ -292,7 +297,7 @@ impl BackendConnection {
                 self.stage = ConnectionStage::TlsHandshake(Box::new(handshake));
                 Ok(())
             }
-            Err(error) => Err(BackendFailure { stage: "tls", message: error.to_string() }),
+            Err(error) => Err(BackendFailure::new(BackendStage::Tls, error.to_string())),
         }
     }
 
@@ -353,10 +358,10 @@ impl BackendConnection {
             }
             Err(error) => {
                 self.fail(&error, contexts);
-                Incoming::Gone(BackendClosed::Failed(BackendFailure {
-                    stage: "live",
-                    message: describe(&error),
-                }))
+                Incoming::Gone(BackendClosed::Failed(BackendFailure::new(
+                    BackendStage::Live,
+                    describe(&error),
+                )))
             }
         }
     }

@@ -19,7 +19,7 @@ use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::token::{self, Role, SessionId};
 use crate::net::sessions::session::Session;
 use crate::net::sessions::table::Sessions;
-use crate::session::{BackendFailure, Core, DialRequest};
+use crate::session::{BackendFailure, BackendStage, Core, DialRequest};
 
 /// The addresses of a name, or why there are none.
 type Resolved = Result<Vec<SocketAddr>, String>;
@@ -187,7 +187,7 @@ impl Connector {
             Ok(tls) => tls,
             Err(message) => {
                 self.drop_connection(id, sessions, io);
-                return DialEvent::Failed(BackendFailure { stage: "tls", message });
+                return DialEvent::Failed(BackendFailure::new(BackendStage::Tls, message));
             }
         };
         let token = token::token(Role::Backend, id.slot as usize);

@@ -203,16 +203,16 @@ fn silence_has_the_duration_of_the_devices_packets() {
 }
 
 #[test]
-fn bad_datagrams_are_counted_under_stable_names() {
+fn bad_datagrams_as_text() {
     use BadDatagram::*;
-    for (bad, label, words) in [
-        (Short, "short", "fewer than the 16 bytes of a header"),
-        (Type, "type", "the first byte is not 1"),
-        (Length, "length", "the length field differs from the bytes that came"),
-        (Oversized, "oversized", "more than 1400 bytes of payload"),
-        (Empty, "empty", "no payload"),
+    for (bad, words) in [
+        (Short, "fewer than the 16 bytes of a header"),
+        (Type, "the first byte is not 1"),
+        (Length, "the length field differs from the bytes that came"),
+        (Oversized, "more than 1400 bytes of payload"),
+        (Empty, "no payload"),
     ] {
-        assert_eq!((bad.label(), bad.to_string().as_str()), (label, words));
+        assert_eq!(bad.to_string(), words);
     }
 }
 

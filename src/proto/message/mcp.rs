@@ -51,6 +51,12 @@ pub fn parse_rpc(text: &str, reader: Reader) -> Option<Rpc<'_>> {
     })
 }
 
+/// The response in a device's `mcp` message, with the id of the request; `None` when it is no response, or its id no `u32`.
+pub fn parse_response(text: &str) -> Option<(u32, Rpc<'_>)> {
+    let rpc = parse_rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none())?;
+    Some((rpc.id?.parse().ok()?, rpc))
+}
+
 /// The message with `id` (raw JSON) in place of its payload's id, all else byte for byte; `None` when there is no id to replace.
 pub fn replace_rpc_id(text: &str, id: &str, reader: Reader) -> Option<String> {
     let payload = JsonObject::parse(text).ok()?.raw_for("payload", reader)?;

@@ -2,59 +2,11 @@
 
 use std::fmt;
 
-use super::{BackendFailure, CloseReason, DropReason, EndReason, LogEvent};
-
-impl EndReason {
-    /// Stable name, for logs and metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::DeviceGoodbye => "device_goodbye",
-            Self::DeviceUdpTimeout => "device_udp_timeout",
-            Self::DeviceDisconnected => "device_disconnected",
-            Self::DeviceLost => "device_lost",
-            Self::DeviceError => "device_error",
-            Self::Replaced => "replaced",
-            Self::ServerClosed => "server_closed",
-            Self::NoServer => "no_server",
-            Self::ServerLost => "server_lost",
-            Self::Idle => "idle",
-            Self::Overflow => "overflow",
-            Self::Refused => "refused",
-            Self::Shutdown => "shutdown",
-            Self::Operator => "operator",
-            Self::DeviceAbort => "device_abort",
-            Self::PeerLeft => "peer_left",
-            Self::Unanswered => "unanswered",
-        }
-    }
-}
-
-impl DropReason {
-    /// Stable name, for logs and metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::BadDatagram(bad) => bad.label(),
-            Self::UnknownSsrc => "unknown_ssrc",
-            Self::Duplicate => "duplicate",
-            Self::Late => "late",
-            Self::TooOld => "too_old",
-            Self::Jump => "jump",
-            Self::ForeignSource => "foreign_source",
-            Self::NoServer => "no_server",
-            Self::ServerBlocked => "server_blocked",
-            Self::NoPeer => "no_peer",
-            Self::BadFrame => "bad_frame",
-            Self::HeldFull => "held_full",
-            Self::SocketFull => "socket_full",
-            Self::Aborted => "aborted",
-            Self::Ringing => "ringing",
-        }
-    }
-}
+use super::{BackendFailure, CloseReason, LogEvent};
 
 impl fmt::Display for BackendFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} failed: {}", self.stage, self.message)
+        write!(f, "{} failed: {}", self.stage.label(), self.message)
     }
 }
 
@@ -132,54 +84,64 @@ impl fmt::Display for LogEvent {
 mod tests {
     use std::time::Duration;
 
+    use super::super::{BackendStage, DropReason, EndReason};
     use super::*;
-    use crate::proto::audio::BadDatagram;
     use crate::proto::mqtt::{ConnectReturnCode, Malformed};
 
     #[test]
-    fn names_in_metrics_are_stable() {
-        use EndReason::*;
-        let ends = [
-            (DeviceGoodbye, "device_goodbye"),
-            (DeviceUdpTimeout, "device_udp_timeout"),
-            (DeviceDisconnected, "device_disconnected"),
-            (DeviceLost, "device_lost"),
-            (DeviceError, "device_error"),
-            (Replaced, "replaced"),
-            (ServerClosed, "server_closed"),
-            (NoServer, "no_server"),
-            (ServerLost, "server_lost"),
-            (Idle, "idle"),
-            (Overflow, "overflow"),
-            (Refused, "refused"),
-            (Shutdown, "shutdown"),
-            (Operator, "operator"),
-            (DeviceAbort, "device_abort"),
-            (PeerLeft, "peer_left"),
-            (Unanswered, "unanswered"),
-        ];
-        for (reason, label) in ends {
-            assert_eq!(reason.label(), label);
-        }
-        let discards = [
-            (DropReason::BadDatagram(BadDatagram::Short), "short"),
-            (DropReason::UnknownSsrc, "unknown_ssrc"),
-            (DropReason::Duplicate, "duplicate"),
-            (DropReason::Late, "late"),
-            (DropReason::TooOld, "too_old"),
-            (DropReason::Jump, "jump"),
-            (DropReason::ForeignSource, "foreign_source"),
-            (DropReason::NoServer, "no_server"),
-            (DropReason::ServerBlocked, "server_blocked"),
-            (DropReason::NoPeer, "no_peer"),
-            (DropReason::BadFrame, "bad_frame"),
-            (DropReason::HeldFull, "held_full"),
-            (DropReason::SocketFull, "socket_full"),
-            (DropReason::Aborted, "aborted"),
-            (DropReason::Ringing, "ringing"),
-        ];
-        for (discard, label) in discards {
-            assert_eq!(discard.label(), label);
+    fn labels_are_stable() {
+        assert_eq!(
+            EndReason::ALL.map(EndReason::label),
+            [
+                "device_goodbye",
+                "device_udp_timeout",
+                "device_disconnected",
+                "device_lost",
+                "device_error",
+                "replaced",
+                "server_closed",
+                "no_server",
+                "server_lost",
+                "idle",
+                "overflow",
+                "refused",
+                "shutdown",
+                "operator",
+                "device_abort",
+                "peer_left",
+                "unanswered",
+            ]
+        );
+        assert_eq!(
+            DropReason::ALL.map(DropReason::label),
+            [
+                "short",
+                "type",
+                "length",
+                "oversized",
+                "empty",
+                "unknown_ssrc",
+                "duplicate",
+                "late",
+                "too_old",
+                "jump",
+                "foreign_source",
+                "no_server",
+                "server_blocked",
+                "no_peer",
+                "bad_frame",
+                "held_full",
+                "socket_full",
+                "aborted",
+                "ringing",
+            ]
+        );
+        assert_eq!(
+            BackendStage::ALL.map(BackendStage::label),
+            ["resolve", "connect", "tls", "upgrade", "hello", "live", "shortage"]
+        );
+        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
         }
     }
 
@@ -214,7 +176,7 @@ mod tests {
     fn log_events_as_text() {
         let (after, pause) = (Duration::from_millis(12_345), Duration::from_millis(250));
         let url = || "ws://a/".to_owned();
-        let failure = || BackendFailure { stage: "tls", message: "expired".to_owned() };
+        let failure = || BackendFailure::new(BackendStage::Tls, "expired");
         for (event, words) in [
             (LogEvent::Connected { resumed: false }, "connected"),
             (LogEvent::Connected { resumed: true }, "connected again, its call goes on"),

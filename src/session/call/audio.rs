@@ -7,7 +7,7 @@ use super::super::deadlines::CallTimer;
 use super::super::media::{ClassifiedFrame, Decrypted, Encrypted, FramingState, UdpPeer};
 use super::super::queue::HeldItem;
 use super::super::server_health::ServerHealth;
-use super::{Call, CallResult, CallStage};
+use super::{Call, CallResult, CallState};
 use crate::config::{Config, Framing as FramingSetting};
 use crate::proto::audio;
 
@@ -48,21 +48,21 @@ impl Call {
         if first && self.session_id.is_some() {
             self.credentials = None;
         }
-        match self.stage {
-            CallStage::Live => Ok(Uplink::Server {
+        match self.state {
+            CallState::Live => Ok(Uplink::Server {
                 frame: self.media.server_frame(&decrypted, datagram),
                 payload,
                 peer_learned: first,
             }),
-            CallStage::InDeviceCall => {
+            CallState::InDeviceCall => {
                 self.media.count_uplink(payload);
                 Ok(Uplink::OtherDevice(payload))
             }
-            CallStage::Ringing => {
+            CallState::Ringing => {
                 self.media.stats.dropped += 1;
                 Ok(Uplink::Silence)
             }
-            CallStage::Dialing { .. } | CallStage::AwaitingHello | CallStage::Backoff => {
+            CallState::Dialing | CallState::AwaitingHello | CallState::Redialing => {
                 self.count_dropped(DropReason::NoServer)
             }
         }
@@ -100,7 +100,7 @@ impl Call {
         if matches!(found, ClassifiedFrame::Bad) {
             return self.count_dropped(DropReason::BadFrame);
         }
-        if self.stage == CallStage::AwaitingHello {
+        if self.state == CallState::AwaitingHello {
             self.server_sent_early_media = true;
             return self.hold_frame(frame);
         }
@@ -144,7 +144,7 @@ impl Call {
 
     /// Something changed that may let waiting text and audio go: the framing, the device's address, or the hello.
     pub(in super::super) fn release_held(&mut self, cx: &mut Context<'_>) -> CallResult {
-        if self.stage == CallStage::AwaitingHello {
+        if self.state == CallState::AwaitingHello {
             return self.accept_missing_hello(cx);
         }
         self.release_ready(cx)
@@ -152,7 +152,7 @@ impl Call {
 
     /// Lets go, in order, all that need not wait any more.
     pub(super) fn release_ready(&mut self, cx: &mut Context<'_>) -> CallResult {
-        if self.stage != CallStage::Live {
+        if self.state != CallState::Live {
             return Ok(());
         }
         while let Some(front) = self.held.front() {
@@ -184,7 +184,7 @@ impl Call {
         let found = self.media.classify_held(frame, self.age(cx.now));
         let (ClassifiedFrame::Audio(timestamp, payload), Some(peer)) = (found, self.media.peer()) else {
             self.media.stats.dropped += 1;
-            cx.out.push(Action::Count(Counter::Dropped(DropReason::BadFrame)));
+            cx.count(Counter::Dropped(DropReason::BadFrame));
             return;
         };
         let mut datagram = vec![0; audio::HEADER_LEN + payload.len()];
@@ -205,7 +205,7 @@ impl Call {
     pub(super) fn release_held_texts(&mut self, cx: &mut Context<'_>) -> CallResult {
         self.deadlines.clear(CallTimer::HoldMedia);
         let mut held = std::mem::take(&mut self.held);
-        if self.stage != CallStage::Live {
+        if self.state != CallState::Live {
             return Ok(());
         }
         while let Some(HeldItem::Text { text, .. }) = held.pop() {
@@ -219,7 +219,7 @@ impl Call {
         self.hold_expired = true;
         let frames = self.drop_held_audio(DropReason::NoPeer, cx);
         if frames > 0 {
-            cx.out.push(Action::Log(LogEvent::HeldAudioDropped(frames)));
+            cx.log(LogEvent::HeldAudioDropped(frames));
         }
         self.release_ready(cx)
     }

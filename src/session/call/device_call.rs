@@ -1,10 +1,9 @@
 //! A call with another device: its chat server is left, the device is told nothing.
 
 use super::super::action::{Context, DropReason};
-use super::super::deadlines::CallTimer;
 use super::super::media::Encrypted;
 use super::super::queue::TextQueue;
-use super::{Call, CallResult, CallStage};
+use super::{Call, CallResult, CallState};
 use crate::config::Config;
 use crate::proto::{audio, message};
 
@@ -21,25 +20,25 @@ impl Call {
 
     /// Whether another device, not a chat server, is at the other end or called.
     pub(in crate::session) fn is_in_device_call(&self) -> bool {
-        matches!(self.stage, CallStage::Ringing | CallStage::InDeviceCall)
+        matches!(self.state, CallState::Ringing | CallState::InDeviceCall)
     }
 
     /// Another device is called: silence until it answers.
     pub(in crate::session) fn start_ringing(&mut self, cx: &mut Context<'_>) -> CallResult {
         self.silence_packet =
             audio::silence_packet(self.hello.frame_duration_ms().unwrap_or(DEFAULT_FRAME_MS));
-        self.switch_from_server(CallStage::Ringing, cx)
+        self.switch_from_server(CallState::Ringing, cx)
     }
 
     /// Another device talks.
     pub(in crate::session) fn join_device_call(&mut self, cx: &mut Context<'_>) -> CallResult {
         self.silence_packet = Box::default();
-        self.switch_from_server(CallStage::InDeviceCall, cx)
+        self.switch_from_server(CallState::InDeviceCall, cx)
     }
 
-    fn switch_from_server(&mut self, stage: CallStage, cx: &mut Context<'_>) -> CallResult {
+    fn switch_from_server(&mut self, state: CallState, cx: &mut Context<'_>) -> CallResult {
         if self.is_in_device_call() {
-            self.stage = stage;
+            self.state = state;
             return Ok(());
         }
         self.close_server(Some(DEVICE_CALL_GOODBYE), 1000, cx);
@@ -47,20 +46,8 @@ impl Call {
         let flow = self.release_held_texts(cx);
         self.pending_server_text = TextQueue::default();
         self.listen_queued = false;
-        // What is about the chat server; whether the device is heard and does anything still counts.
-        for timer in [
-            CallTimer::HelloReply,
-            CallTimer::Connect,
-            CallTimer::ServerHello,
-            CallTimer::ResendHello,
-            CallTimer::Redial,
-            CallTimer::GiveUp,
-            CallTimer::Ping,
-            CallTimer::Pong,
-        ] {
-            self.deadlines.clear(timer);
-        }
-        self.stage = stage;
+        self.deadlines.clear_server_timers();
+        self.state = state;
         flow
     }
 
@@ -84,7 +71,7 @@ impl Call {
     ) -> Result<Encrypted, DropReason> {
         // Who only listens is not idle.
         self.last_activity = now;
-        let Some(peer) = self.media.peer().filter(|_| self.stage == CallStage::InDeviceCall) else {
+        let Some(peer) = self.media.peer().filter(|_| self.state == CallState::InDeviceCall) else {
             return self.count_dropped(DropReason::NoPeer);
         };
         Ok(self.media.encrypt(peer, 0, opus, config.udp.downlink_flags, out))
@@ -96,7 +83,7 @@ impl Call {
         out: &mut [u8],
         config: &Config,
     ) -> Result<Encrypted, DropReason> {
-        let Some(peer) = self.media.peer().filter(|_| self.stage == CallStage::Ringing) else {
+        let Some(peer) = self.media.peer().filter(|_| self.state == CallState::Ringing) else {
             return Err(DropReason::NoPeer);
         };
         Ok(self.media.encrypt(peer, 0, &self.silence_packet, config.udp.downlink_flags, out))

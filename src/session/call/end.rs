@@ -65,40 +65,23 @@ impl Call {
     fn notify_device(&mut self, id: &str, answered: bool, reason: EndReason, cx: &mut Context<'_>) {
         if !answered || matches!(reason, EndReason::ServerLost | EndReason::Overflow) {
             let (status, why) = reason.alert_text();
-            cx.out.push(Action::Publish(message::alert(Some(id), status, why, "sad")));
+            cx.publish(message::alert(Some(id), status, why, "sad"));
         }
         if let (false, Some(credentials)) = (answered, &self.credentials) {
             let audio_params = self.hello.audio_params();
             let audio_params = audio_params.as_deref().unwrap_or(DEFAULT_AUDIO_PARAMS);
-            cx.out.push(Action::Publish(hello_reply(credentials, id, Some(audio_params))));
+            cx.publish(hello_reply(credentials, id, Some(audio_params)));
         }
         let goodbye = self.server_goodbye.take().unwrap_or_else(|| message::goodbye(Some(id)));
-        cx.out.push(Action::Publish(goodbye));
+        cx.publish(goodbye);
     }
 }
 
 impl EndReason {
-    /// Whether the device must hear of it: it did not bring it about.
+    /// Whether the device is told: it did not cause the end itself.
     fn notifies_device(self) -> bool {
-        match self {
-            Self::ServerClosed
-            | Self::NoServer
-            | Self::ServerLost
-            | Self::Idle
-            | Self::Overflow
-            | Self::Refused
-            | Self::Shutdown
-            | Self::Operator
-            | Self::DeviceUdpTimeout
-            | Self::DeviceAbort
-            | Self::PeerLeft
-            | Self::Unanswered => true,
-            Self::DeviceGoodbye
-            | Self::DeviceDisconnected
-            | Self::DeviceLost
-            | Self::DeviceError
-            | Self::Replaced => false,
-        }
+        use EndReason::{DeviceDisconnected, DeviceError, DeviceGoodbye, DeviceLost, Replaced};
+        !matches!(self, DeviceGoodbye | DeviceDisconnected | DeviceLost | DeviceError | Replaced)
     }
 
     /// Status and message for the device's screen, in the two languages its users read.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::action::{Action, BackendFailure, CallCredentials, Context, EndReason, LogEvent};
+use super::action::{Action, BackendFailure, BackendStage, CallCredentials, Context, EndReason, LogEvent};
 use super::deadlines::{CallTimer, Deadlines};
 use super::media::Media;
 use super::queue::{HeldQueue, QueueOverflow, TextQueue};
@@ -33,24 +33,11 @@ pub(super) struct DeviceIdentity<'a> {
 /// Why a call cannot go on, for [`Core`](super::Core) to end it.
 pub(super) type CallResult = Result<(), EndReason>;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum CallStage {
-    /// A server is being resolved, connected to and upgraded; `connecting` once it is more than a queue or a name.
-    Dialing { connecting: bool },
-    /// Our hello is out, the server's is awaited.
-    AwaitingHello,
-    /// Both sides talk.
-    Live,
-    /// Waiting to redial.
-    Backoff,
-    /// The chat server was left, another device is called.
-    Ringing,
-    /// The chat server was left, another device talks.
-    InDeviceCall,
-}
-
 pub(super) struct Call {
-    stage: CallStage,
+    /// `Dialing` and `AwaitingHello` of a redial too; operators see both as `Redialing`.
+    state: CallState,
+    /// The present dial is past the queue and the resolver: a TCP connection is being made.
+    connecting: bool,
     hello: DeviceHello,
     /// Fresh for this hello; `session_id` is the gateway's own, used when the server names none that a device can be shown. There until the device
     /// was answered and has shown that it understood.
@@ -114,7 +101,8 @@ struct Outage {
 impl Call {
     pub(super) fn new(hello: DeviceHello, credentials: CallCredentials, ip: IpAddr, now: Instant) -> Self {
         Self {
-            stage: CallStage::Dialing { connecting: false },
+            state: CallState::Dialing,
+            connecting: false,
             hello,
             media: Media::new(&credentials, ip, now),
             session_id: None,
@@ -202,24 +190,27 @@ impl Call {
 
     /// Whether a WebSocket is open: only then can its server say anything.
     pub(super) fn has_server(&self) -> bool {
-        matches!(self.stage, CallStage::AwaitingHello | CallStage::Live)
+        matches!(self.state, CallState::AwaitingHello | CallState::Live)
     }
 
     // ----- time ---------------------------------------------------------------------------------------------------
 
-    pub(super) fn on_timeout(&mut self, caller: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
+    pub(super) fn on_timeout(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
         self.update_idle_deadline(cx.config);
         while let Some(timer) = self.deadlines.take_expired(cx.now) {
-            self.on_timer(timer, caller, cx)?;
+            self.on_timer(timer, device, cx)?;
         }
         Ok(())
     }
 
-    fn on_timer(&mut self, timer: CallTimer, caller: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
+    fn on_timer(&mut self, timer: CallTimer, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
         match timer {
-            CallTimer::HelloReply => self.on_hello_reply_timeout(caller, cx),
-            CallTimer::Connect => self.on_connect_timeout(caller, cx),
-            CallTimer::ServerHello => self.on_server_hello_timeout(caller, cx),
+            CallTimer::HelloReply => self.on_hello_reply_timeout(device, cx),
+            CallTimer::Connect => {
+                let failure = dial::timeout_failure(BackendStage::Connect, dial::CONNECT_TIMEOUT);
+                self.on_server_failed(failure, device, cx)
+            }
+            CallTimer::ServerHello => self.on_server_hello_timeout(device, cx),
             CallTimer::ResendHello => {
                 self.send_hello(cx);
                 Ok(())
@@ -227,13 +218,13 @@ impl Call {
             CallTimer::HoldMedia => self.on_hold_timeout(cx),
             CallTimer::FirstDatagram => self.on_first_datagram_timeout(cx),
             CallTimer::Idle => Err(EndReason::Idle),
-            CallTimer::Redial => self.redial(caller, cx),
+            CallTimer::Redial => self.redial(device, cx),
             CallTimer::GiveUp => Err(EndReason::ServerLost),
             CallTimer::Ping => {
                 self.send_ping(cx);
                 Ok(())
             }
-            CallTimer::Pong => self.on_pong_timeout(caller, cx),
+            CallTimer::Pong => self.on_pong_timeout(device, cx),
         }
     }
 
@@ -253,7 +244,7 @@ impl Call {
         }
         let Some(credentials) = &self.credentials else { return Ok(()) };
         let advertised = format!("{}:{}", credentials.udp_host, credentials.udp_port);
-        cx.out.push(Action::Log(LogEvent::NoUdpAudio { after: cx.config.udp.first_packet_warn, advertised }));
+        cx.log(LogEvent::NoUdpAudio { after: cx.config.udp.first_packet_warn, advertised });
         if !cx.config.udp.first_packet_alert {
             return Ok(());
         }
@@ -279,13 +270,13 @@ impl Call {
         }
     }
 
-    fn on_pong_timeout(&mut self, caller: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
+    fn on_pong_timeout(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
         if self.server_last_seen > self.ping_sent_at {
             return Ok(());
         }
         let silent = cx.now.saturating_duration_since(self.ping_sent_at);
-        let failure = BackendFailure { stage: "live", message: format!("no pong in {} s", silent.as_secs()) };
-        self.on_server_failed(failure, caller, cx)
+        let failure = BackendFailure::new(BackendStage::Live, format!("no pong in {} s", silent.as_secs()));
+        self.on_server_failed(failure, device, cx)
     }
 
     /// Any frame of the server, a pong above all.
@@ -308,7 +299,7 @@ impl Call {
     pub(super) fn on_device_reconnected(&mut self, ip: IpAddr, cx: &mut Context<'_>) {
         self.media.set_mqtt_ip(ip);
         for text in self.pending_device_text.take().map(|mut away| away.take()).unwrap_or_default() {
-            cx.out.push(Action::Publish(text.into_string()));
+            cx.publish(text.into_string());
         }
     }
 }

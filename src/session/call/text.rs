@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 
 use super::super::action::{
-    Action, BackendFailure, CallCredentials, Context, Counter, DropReason, EndReason, LogEvent,
+    Action, BackendFailure, BackendStage, CallCredentials, Context, Counter, DropReason, EndReason, LogEvent,
 };
 use super::super::deadlines::CallTimer;
-use super::{Call, CallResult, CallStage, DeviceIdentity};
+use super::{Call, CallResult, CallState, DeviceIdentity};
 use crate::proto::audio;
 use crate::proto::message::{self, HelloReply, Peek, Reader, ServerHello};
 
@@ -14,16 +14,12 @@ impl Call {
     // ----- the server is there ------------------------------------------------------------------------------------
 
     fn on_server_hello(&mut self, hello: ServerHello, cx: &mut Context<'_>) -> CallResult {
-        self.stage = CallStage::Live;
+        self.state = CallState::Live;
         self.live_since = cx.now;
         self.server_last_seen = cx.now;
         self.untried_servers = VecDeque::new();
         self.set_server_session_id(hello.session_id);
-        for timer in
-            [CallTimer::HelloReply, CallTimer::ServerHello, CallTimer::ResendHello, CallTimer::GiveUp]
-        {
-            self.deadlines.clear(timer);
-        }
+        self.deadlines.clear_server_timers();
         let websocket = &cx.config.websocket;
         if !websocket.ping_interval.is_zero() {
             self.deadlines.set(CallTimer::Ping, cx.now + websocket.ping_interval);
@@ -31,7 +27,7 @@ impl Call {
         if let Some(server) = &self.server
             && let Some(event) = cx.servers.on_success(server, cx.now)
         {
-            cx.out.push(Action::Log(event));
+            cx.log(event);
         }
         if self.closing.is_some() {
             // Nobody is left to be answered.
@@ -61,8 +57,8 @@ impl Call {
         self.publish(reply, cx)?;
         let after = cx.now.saturating_duration_since(self.started_at());
         let url = self.server_name();
-        cx.out.push(Action::Count(Counter::Answered(after.as_millis() as u32)));
-        cx.out.push(Action::Log(LogEvent::CallStarted { session_id: id, url, after }));
+        cx.count(Counter::Answered(after.as_millis() as u32));
+        cx.log(LogEvent::CallStarted { session_id: id, url, after });
         self.last_activity = cx.now;
         self.update_idle_deadline(cx.config);
         if self.listen_started {
@@ -82,8 +78,8 @@ impl Call {
         self.media.stats.redials += 1;
         let lost = self.outage.as_ref().map_or(cx.now, |outage| outage.lost_at);
         let url = self.server_name();
-        cx.out.push(Action::Count(Counter::Redialled));
-        cx.out.push(Action::Log(LogEvent::Redialled { url, after: cx.now.saturating_duration_since(lost) }));
+        cx.count(Counter::Redialled);
+        cx.log(LogEvent::Redialled { url, after: cx.now.saturating_duration_since(lost) });
         if let Some(listen) = self.last_listen.as_deref().filter(|_| !self.listen_queued) {
             self.send_to_server(listen, cx);
         }
@@ -94,7 +90,7 @@ impl Call {
         if !(self.server_sent_early_media && self.server_hello_overdue) {
             return Ok(());
         }
-        cx.out.push(Action::Log(LogEvent::NoServerHello(self.server_name())));
+        cx.log(LogEvent::NoServerHello(self.server_name()));
         self.on_server_hello(ServerHello::default(), cx)
     }
 
@@ -104,47 +100,45 @@ impl Call {
         &mut self,
         text: &str,
         peek: &Peek<'_>,
-        caller: DeviceIdentity<'_>,
+        device: DeviceIdentity<'_>,
         cx: &mut Context<'_>,
     ) -> CallResult {
         self.on_server_message(cx.now);
         let tts_start = &*peek.kind == "tts" && peek.state.as_deref() == Some("start");
-        match (&*peek.kind, self.stage) {
-            (
-                _,
-                CallStage::Dialing { .. } | CallStage::Backoff | CallStage::Ringing | CallStage::InDeviceCall,
-            ) => Ok(()),
-            ("hello", CallStage::AwaitingHello) => {
+        match (&*peek.kind, self.state) {
+            (_, CallState::Dialing | CallState::Redialing | CallState::Ringing | CallState::InDeviceCall) => {
+                Ok(())
+            }
+            ("hello", CallState::AwaitingHello) => {
                 self.on_server_hello(message::parse_server_hello(text), cx)
             }
-            ("hello", CallStage::Live) => {
-                cx.out.push(Action::Count(Counter::RepeatedHello));
+            ("hello", CallState::Live) => {
+                cx.count(Counter::RepeatedHello);
                 // The first one of a server that was taken as live without: what it names its session counts.
                 if !self.server_sent_session_id {
                     self.set_server_session_id(message::parse_server_hello(text).session_id);
                 }
                 Ok(())
             }
-            ("goodbye", CallStage::AwaitingHello) => {
-                let failure =
-                    BackendFailure { stage: "hello", message: "the server said goodbye instead".to_owned() };
-                self.on_server_failed(failure, caller, cx)
+            ("goodbye", CallState::AwaitingHello) => {
+                let failure = BackendFailure::new(BackendStage::Hello, "the server said goodbye instead");
+                self.on_server_failed(failure, device, cx)
             }
-            ("goodbye", CallStage::Live) => {
+            ("goodbye", CallState::Live) => {
                 self.server_goodbye = Some(message::with_session_id(text, self.session_id()).into_owned());
                 Err(EndReason::ServerClosed)
             }
-            (kind, CallStage::AwaitingHello) => {
+            (kind, CallState::AwaitingHello) => {
                 self.server_sent_early_media |= matches!(kind, "tts" | "stt");
                 self.held.push_text(text, tts_start)?;
                 self.accept_missing_hello(cx)
             }
-            (_, CallStage::Live) if !self.held.is_empty() || (tts_start && self.must_hold()) => {
+            (_, CallState::Live) if !self.held.is_empty() || (tts_start && self.must_hold()) => {
                 self.held.push_text(text, tts_start)?;
                 self.start_hold_timer(cx.now);
                 Ok(())
             }
-            (_, CallStage::Live) => self.deliver_to_device(text, cx),
+            (_, CallState::Live) => self.deliver_to_device(text, cx),
         }
     }
 
@@ -167,7 +161,7 @@ impl Call {
     pub(super) fn publish(&mut self, text: String, cx: &mut Context<'_>) -> CallResult {
         match &mut self.pending_device_text {
             Some(away) => away.push(&text)?,
-            None => cx.out.push(Action::Publish(text)),
+            None => cx.publish(text),
         }
         Ok(())
     }
@@ -182,7 +176,6 @@ impl Call {
     ) -> CallResult {
         self.last_activity = cx.now;
         match &*peek.kind {
-            "goodbye" => return Err(EndReason::DeviceGoodbye),
             "udp_timeout" => return Err(EndReason::DeviceUdpTimeout),
             // The other device's voice is all that can be meant by it.
             "abort" if self.is_in_device_call() => return Err(EndReason::DeviceAbort),
@@ -197,7 +190,7 @@ impl Call {
             "listen" => self.on_listen(text, peek, cx),
             _ => {}
         }
-        if self.stage == CallStage::Live {
+        if self.state == CallState::Live {
             self.send_to_server(text, cx);
             return Ok(());
         }

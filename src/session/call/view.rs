@@ -3,42 +3,26 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Call, CallResult, CallStage, ChatServerConfig, Context};
+use super::{Call, CallResult, ChatServerConfig, Context};
 use crate::proto::message;
+use crate::session::labels::labelled_enum;
 use crate::session::media::CallStats;
 
-/// How far a call is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallState {
-    /// A chat server is being resolved, connected to and upgraded.
-    Dialing,
-    /// It is open, its hello is awaited.
-    AwaitingHello,
-    /// Both sides talk.
-    Live,
-    /// The chat server was lost; the call waits to dial the next.
-    Redialing,
-    /// The chat server was left; another device is called.
-    Ringing,
-    /// The chat server was left; another device talks.
-    InDeviceCall,
-}
-
-impl CallState {
-    /// All, in the order of a call's life.
-    pub const ALL: [Self; 6] =
-        [Self::Dialing, Self::AwaitingHello, Self::Live, Self::Redialing, Self::Ringing, Self::InDeviceCall];
-
-    /// Stable name, for metrics and the management API.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Dialing => "dialing",
-            Self::AwaitingHello => "greeting",
-            Self::Live => "live",
-            Self::Redialing => "redialing",
-            Self::Ringing => "ringing",
-            Self::InDeviceCall => "bridged",
-        }
+labelled_enum! {
+    /// How far a call is.
+    pub enum CallState {
+        /// A chat server is being resolved, connected to and upgraded.
+        Dialing => "dialing",
+        /// It is open, its hello is awaited.
+        AwaitingHello => "greeting",
+        /// Both sides talk.
+        Live => "live",
+        /// The chat server was lost; the call waits to dial the next.
+        Redialing => "redialing",
+        /// The chat server was left; another device is called.
+        Ringing => "ringing",
+        /// The chat server was left; another device talks.
+        InDeviceCall => "bridged",
     }
 }
 
@@ -65,14 +49,9 @@ impl Call {
     pub(in crate::session) fn view(&self) -> CallView<'_> {
         let redial = self.session_id.is_some();
         CallView {
-            state: match self.stage {
-                CallStage::Dialing { .. } | CallStage::AwaitingHello if redial => CallState::Redialing,
-                CallStage::Dialing { .. } => CallState::Dialing,
-                CallStage::AwaitingHello => CallState::AwaitingHello,
-                CallStage::Live => CallState::Live,
-                CallStage::Backoff => CallState::Redialing,
-                CallStage::Ringing => CallState::Ringing,
-                CallStage::InDeviceCall => CallState::InDeviceCall,
+            state: match self.state {
+                CallState::Dialing | CallState::AwaitingHello if redial => CallState::Redialing,
+                state => state,
             },
             session_id: self.session_id.as_deref(),
             started_at: self.started_at(),

@@ -3,10 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::{ColdState, Core, SessionPhase};
-use crate::proto::message::{self, JsonObject, Reader, Rpc};
+use crate::proto::message::{self, JsonObject, Rpc};
 use crate::session::action::{Action, CloseReason, CommandError, Context, EndReason};
 use crate::session::call::CallView;
-use crate::session::mcp::ToolCache;
 
 /// The consoles' own limit is 10 s for the whole way there and back.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,25 +59,20 @@ impl Core {
         }
         let id = cx.ids.issue();
         commands.push_back(PendingCommand { id, ticket, deadline: cx.now + COMMAND_TIMEOUT });
-        let session_id = self.call.as_ref().and_then(|call| call.session_id());
-        cx.out.push(Action::Publish(message::mcp_request(session_id, id, method, params)));
+        let session_id = self.session_id();
+        cx.publish(message::mcp_request(session_id, id, method, params));
     }
 
-    /// An `mcp` message of the device. True: it answered a request of the gateway, and is for nobody else.
-    pub(super) fn on_command_response(&mut self, text: &str, cx: &mut Context<'_>) -> bool {
-        let Some(rpc) = message::parse_rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none()) else {
-            return false;
-        };
-        let Some(id) = rpc.id.and_then(|id| id.parse::<u32>().ok()) else { return false };
+    /// True: the response is that to a pending command.
+    pub(super) fn on_command_response(&mut self, id: u32, rpc: &Rpc<'_>, cx: &mut Context<'_>) -> bool {
         if let Some(ColdState { commands, .. }) = self.cold.as_deref_mut()
-            && let Some(place) = commands.iter().position(|pending| pending.id == id)
-            && let Some(PendingCommand { ticket, .. }) = commands.remove(place)
+            && let Some(index) = commands.iter().position(|pending| pending.id == id)
+            && let Some(PendingCommand { ticket, .. }) = commands.remove(index)
         {
-            cx.out.push(Action::CommandResult { ticket, result: command_result(&rpc) });
+            cx.out.push(Action::CommandResult { ticket, result: command_result(rpc) });
             return true;
         }
-        // What comes too late is nobody else's either. With tools, they see to that.
-        matches!(self.mcp, ToolCache::Disabled) && cx.ids.is_issued(id)
+        false
     }
 
     pub(super) fn expire_commands(&mut self, cx: &mut Context<'_>) {
@@ -114,7 +108,7 @@ impl Core {
                     return Delivery::NotConnected;
                 }
             }
-            None => cx.out.push(Action::Publish(message::with_session_id(text, None).into_owned())),
+            None => cx.publish(message::with_session_id(text, None).into_owned()),
         }
         delivery
     }
@@ -154,62 +148,37 @@ fn command_result(rpc: &Rpc<'_>) -> Result<Box<str>, CommandError> {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish};
+    use crate::proto::message::Reader;
+    use crate::session::Admission;
+    use crate::session::testing::{TestShell, connect_packet, publish_packet};
     use crate::session::tests::credentials;
-    use crate::session::{Admission, RequestIds, ServerHealth};
 
-    /// A core with the actions of its last call.
+    /// A core, and what it wanted done the last time.
     struct Harness {
         core: Core,
-        config: Config,
-        servers: ServerHealth,
-        ids: RequestIds,
-        now: Instant,
+        shell: TestShell,
         out: Vec<Action>,
     }
 
     impl Harness {
         fn online() -> Self {
-            let (now, mut config) = (Instant::now(), Config::default());
+            let mut config = Config::default();
             config.mcp.enabled = false;
-            let core = Core::new([192, 0, 2, 1].into(), now);
-            let mut harness = Self {
-                core,
-                config,
-                servers: ServerHealth::default(),
-                ids: RequestIds::new(),
-                now,
-                out: Vec::new(),
-            };
-            let connect = Connect {
-                level: ProtocolLevel::V311,
-                client_id: "g@@@aa_bb_cc_dd_ee_ff@@@u",
-                clean_session: true,
-                keep_alive: 0,
-                will: None,
-                user_name: None,
-                password: None,
-            };
-            harness.run(|core, cx| core.on_packet(Packet::Connect(connect), cx));
+            let mut shell = TestShell::new(config);
+            let connect = connect_packet("g@@@aa_bb_cc_dd_ee_ff@@@u", 0);
+            let core = shell.connect([192, 0, 2, 1].into(), connect);
+            let mut harness = Self { core, shell, out: Vec::new() };
             harness.run(|core, cx| core.on_admission(Admission::Accepted, cx));
             harness
         }
 
-        fn run<T>(&mut self, act: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
+        fn run<T>(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
             self.out.clear();
-            let mut cx = Context {
-                now: self.now,
-                config: &self.config,
-                servers: &mut self.servers,
-                ids: &self.ids,
-                out: &mut self.out,
-            };
-            act(&mut self.core, &mut cx)
+            self.shell.decide(&mut self.core, &mut self.out, decide)
         }
 
         fn device_sends(&mut self, text: &str) {
-            let publish = Publish { topic: "t", payload: text.as_bytes(), retain: false };
-            self.run(|core, cx| core.on_packet(Packet::Publish(publish), cx));
+            self.run(|core, cx| core.on_packet(publish_packet(text.as_bytes()), cx));
         }
 
         /// The id of the one request that was just published.
@@ -268,8 +237,8 @@ mod tests {
         }
         harness.run(|core, cx| core.send_command(99, "m", "{}", cx));
         assert_eq!(harness.command_results(), [(99, Err(CommandError::Busy))]);
-        assert_eq!(harness.core.deadline(), Some(harness.now + COMMAND_TIMEOUT));
-        harness.now += COMMAND_TIMEOUT;
+        assert_eq!(harness.core.deadline(), Some(harness.shell.now + COMMAND_TIMEOUT));
+        harness.shell.now += COMMAND_TIMEOUT;
         harness.run(Core::on_timeout);
         assert_eq!(harness.command_results().len(), MAX_PENDING_COMMANDS);
         assert!(harness.command_results().iter().all(|answer| answer.1 == Err(CommandError::Timeout)));
@@ -285,14 +254,14 @@ mod tests {
     #[test]
     fn the_oldest_command_times_out_first() {
         let mut harness = Harness::online();
-        let started = harness.now;
+        let started = harness.shell.now;
         harness.run(|core, cx| core.send_command(1, "m", "{}", cx));
-        harness.now += Duration::from_secs(1);
+        harness.shell.now += Duration::from_secs(1);
         harness.run(|core, cx| core.send_command(2, "m", "{}", cx));
         for ticket in [1, 2] {
             let due = started + COMMAND_TIMEOUT + Duration::from_secs(ticket - 1);
             assert_eq!(harness.core.deadline(), Some(due));
-            harness.now = due;
+            harness.shell.now = due;
             harness.run(Core::on_timeout);
             assert_eq!(harness.command_results(), [(ticket, Err(CommandError::Timeout))]);
         }
@@ -301,7 +270,7 @@ mod tests {
     #[test]
     fn empty_cold_state_is_freed() {
         let mut harness = Harness::online();
-        harness.config.websocket.production = vec![std::sync::Arc::new("ws://a/".parse().unwrap())];
+        harness.shell.config.websocket.production = vec![std::sync::Arc::new("ws://a/".parse().unwrap())];
         harness.device_sends(r#"{"type":"hello","version":3}"#);
         assert!(harness.core.cold.is_some());
         harness.run(|core, cx| core.on_credentials(credentials(1), cx));

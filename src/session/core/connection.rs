@@ -105,7 +105,7 @@ impl Core {
             call.on_device_lost();
             self.phase = SessionPhase::AwaitingReconnect;
             self.deadline = CoarseInstant::at(cx.now + grace, self.since);
-            cx.out.push(Action::Log(LogEvent::ConnectionLost(grace)));
+            cx.log(LogEvent::ConnectionLost(grace));
             cx.out.push(Action::CloseDevice(reason));
             return;
         }
@@ -180,10 +180,9 @@ impl Core {
         self.since = cx.now;
         self.refresh_keep_alive(cx.now);
         cx.out.push(Action::AcceptConnect);
-        cx.out.push(Action::Log(LogEvent::Connected { resumed }));
-        let session_id = self.call.as_ref().and_then(|call| call.session_id());
+        cx.log(LogEvent::Connected { resumed });
         let earlier = std::mem::replace(&mut self.mcp, ToolCache::Disabled);
-        self.mcp = ToolCache::start(earlier, session_id, cx);
+        self.mcp = ToolCache::start(earlier, self.session_id(), cx);
     }
 
     /// Another connection with this client id was let in, and this core has a call: it becomes that connection's.

@@ -6,7 +6,7 @@ use super::Core;
 use crate::config::Config;
 use crate::proto::identity::Mac;
 use crate::proto::message;
-use crate::session::action::{Action, Context, DropReason, EndReason};
+use crate::session::action::{Context, DropReason, EndReason};
 use crate::session::device_calls::Presence;
 use crate::session::media::Encrypted;
 
@@ -30,25 +30,18 @@ impl Core {
 
     /// It calls another device: its chat server is left, and [`Core::ringing_silence`] answers its audio.
     pub fn start_ringing(&mut self, cx: &mut Context<'_>) {
-        if let Some(call) = &mut self.call {
-            let flow = call.start_ringing(cx);
-            self.end_call_on_error(flow, cx);
-        }
+        self.with_call(cx, |call, _, cx| call.start_ringing(cx));
     }
 
     /// It talks to another device: its chat server is left, and [`Core::relay`] takes the other one's audio.
     pub fn join_device_call(&mut self, cx: &mut Context<'_>) {
-        if let Some(call) = &mut self.call {
-            let flow = call.join_device_call(cx);
-            self.end_call_on_error(flow, cx);
-        }
+        self.with_call(cx, |call, _, cx| call.join_device_call(cx));
     }
 
     /// The device that it calls has answered.
     pub fn on_call_accepted(&mut self, from: Mac, cx: &mut Context<'_>) {
-        if let Some(call) = self.call.as_mut().filter(|call| call.is_in_device_call()) {
-            let flow = call.on_call_accepted(from, cx);
-            self.end_call_on_error(flow, cx);
+        if self.is_in_device_call() {
+            self.with_call(cx, |call, _, cx| call.on_call_accepted(from, cx));
         }
     }
 
@@ -59,15 +52,10 @@ impl Core {
         let params =
             format!(r#"{{"name":"self.remote_wakeup","arguments":{{"reason":{reason},"action":"listen"}}}}"#);
         let id = cx.ids.issue();
-        match self.call.as_mut().filter(|call| !call.is_closing()) {
-            Some(call) => {
-                let text = message::mcp_request(call.session_id(), id, "tools/call", &params);
-                let flow = call.operator_text(&text, cx);
-                self.end_call_on_error(flow, cx);
-            }
-            None => {
-                cx.out.push(Action::Publish(message::mcp_request(None, id, "tools/call", &params)));
-            }
+        let text = message::mcp_request(self.session_id(), id, "tools/call", &params);
+        match self.has_call() {
+            true => self.with_call(cx, |call, _, cx| call.operator_text(&text, cx)),
+            false => cx.publish(text),
         }
     }
 

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use super::super::action::{
     Action, BackendClosed, CallCredentials, CloseReason, Context, Counter, EndReason,
 };
-use super::super::call::{Call, DeviceIdentity};
-use super::super::mcp::{DeviceMessageOutcome, ServerMessageOutcome};
+use super::super::call::Call;
+use super::super::mcp::ServerMessageOutcome;
+use super::super::request_ids::RequestIds;
 use super::Core;
 use crate::proto::message::{self, BadHello, Peek, Reader};
 
@@ -24,32 +25,41 @@ impl Core {
             .ok()
             .and_then(|text| Some((text, message::peek(text, Reader::Server).ok()?)));
         let Some((text, peek)) = parsed else {
-            cx.out.push(Action::Count(Counter::BadDeviceText));
+            cx.count(Counter::BadDeviceText);
             return;
         };
-        if peek.kind == "hello" {
-            return self.on_device_hello(text, cx);
+        match &*peek.kind {
+            "hello" => self.on_device_hello(text, cx),
+            "mcp" => self.on_device_mcp(text, &peek, cx),
+            "goodbye" if self.has_call() => self.hang_up(EndReason::DeviceGoodbye, cx),
+            _ => self.forward_to_server(text, &peek, cx),
         }
-        if peek.kind == "mcp" && self.on_command_response(text, cx) {
+    }
+
+    /// A response to a request of the gateway is handled here; all else is for the chat server.
+    fn on_device_mcp(&mut self, text: &str, peek: &Peek<'_>, cx: &mut Context<'_>) {
+        let response = message::parse_response(text).filter(|(id, _)| RequestIds::contains(*id));
+        let Some((id, rpc)) = response else { return self.forward_to_server(text, peek, cx) };
+        if self.on_command_response(id, &rpc, cx) {
             return;
         }
-        let mut forwarded = Cow::Borrowed(text);
-        if peek.kind == "mcp"
-            && let Some(mcp) = self.mcp.activate(self.since)
-        {
-            let session_id = self.call.as_ref().and_then(|call| call.session_id());
-            match mcp.on_device_message(text, session_id, cx) {
-                DeviceMessageOutcome::Forward => {}
-                DeviceMessageOutcome::Consumed => return,
-                DeviceMessageOutcome::Reply(text) => forwarded = Cow::Owned(text),
+        let session_id = self.call.as_ref().and_then(|call| call.session_id());
+        match self.mcp.activate(self.since) {
+            Some(mcp) => {
+                if let Some(reply) = mcp.on_response(text, id, &rpc, session_id, cx) {
+                    self.forward_to_server(&reply, peek, cx);
+                }
             }
+            // The response to a command that has timed out.
+            None if cx.ids.is_issued(id) => {}
+            None => self.forward_to_server(text, peek, cx),
         }
-        let Some(call) = self.call.as_mut().filter(|call| !call.is_closing()) else {
-            return self.on_message_without_call(&peek, cx);
-        };
-        match call.on_device_text(&forwarded, &peek, cx) {
-            Err(EndReason::DeviceGoodbye) => self.hang_up(EndReason::DeviceGoodbye, cx),
-            flow => self.end_call_on_error(flow, cx),
+    }
+
+    fn forward_to_server(&mut self, text: &str, peek: &Peek<'_>, cx: &mut Context<'_>) {
+        match self.has_call() {
+            true => self.with_call(cx, |call, _, cx| call.on_device_text(text, peek, cx)),
+            false => self.on_message_without_call(peek, cx),
         }
     }
 
@@ -60,7 +70,7 @@ impl Core {
         }
         let last_id = self.cold.as_ref().and_then(|cold| cold.last_session_id.as_deref());
         let id = peek.session_id.as_deref().or(last_id);
-        cx.out.push(Action::Publish(message::goodbye(id)));
+        cx.publish(message::goodbye(id));
     }
 
     fn on_device_hello(&mut self, text: &str, cx: &mut Context<'_>) {
@@ -70,16 +80,16 @@ impl Core {
                 return self.close_with_error(CloseReason::HelloVersion(found), cx);
             }
             Err(_) => {
-                cx.out.push(Action::Count(Counter::BadDeviceText));
+                cx.count(Counter::BadDeviceText);
                 return;
             }
         };
         if self.exceeds_hello_limit(cx.now) {
-            cx.out.push(Action::Count(Counter::BadDeviceText));
+            cx.count(Counter::BadDeviceText);
             return;
         }
         self.end_call(EndReason::Replaced, cx);
-        self.cold.get_or_insert_default().pending_hello = Some(Box::new(hello));
+        self.cold.get_or_insert_default().pending_hello = Some(hello);
         cx.out.push(Action::GenerateCredentials);
     }
 
@@ -97,22 +107,21 @@ impl Core {
 
     /// The shell's answer to [`Action::GenerateCredentials`]: the call begins.
     pub fn on_credentials(&mut self, credentials: CallCredentials, cx: &mut Context<'_>) {
-        let (hello, hasty) = match &mut self.cold {
+        let (hello, unanswered) = match &mut self.cold {
             Some(cold) => (cold.pending_hello.take(), cold.unanswered_hellos.take()),
             None => (None, None),
         };
         self.cold.take_if(|cold| {
             cold.last_session_id.is_none() && cold.commands.is_empty() && cold.drain_deadline.is_none()
         });
-        let (Some(hello), Some(id)) = (hello, &self.client_id) else { return };
+        let Some(hello) = hello else { return };
         let allowed = credentials.allowed;
-        let call = self.call.insert(Box::new(Call::new(*hello, credentials, self.ip, cx.now)));
-        call.unanswered_hellos = hasty.map_or(1, |(count, _)| count.saturating_add(1));
-        let flow = match allowed {
-            true => call.start(DeviceIdentity { id, ip: self.ip }, cx),
-            false => Err(EndReason::Refused),
-        };
-        self.end_call_on_error(flow, cx);
+        let call = self.call.insert(Box::new(Call::new(hello, credentials, self.ip, cx.now)));
+        call.unanswered_hellos = unanswered.map_or(1, |(count, _)| count.saturating_add(1));
+        match allowed {
+            true => self.with_call(cx, Call::start),
+            false => self.end_call(EndReason::Refused, cx),
+        }
     }
 
     /// The device hangs up; what it said before is still sent.
@@ -141,13 +150,10 @@ impl Core {
 
     /// A text message.
     pub fn on_backend_text(&mut self, text: &str, cx: &mut Context<'_>) {
-        let Some(caller) = self.client_id.as_ref().map(|id| DeviceIdentity { id, ip: self.ip }) else {
-            return;
-        };
         let Some(call) = self.call.as_mut().filter(|call| call.has_server()) else { return };
         call.on_server_message(cx.now);
         let Ok(peek) = message::peek(text, Reader::Device) else {
-            cx.out.push(Action::Count(Counter::BadServerText));
+            cx.count(Counter::BadServerText);
             return;
         };
         let mut forwarded = Cow::Borrowed(text);
@@ -155,14 +161,12 @@ impl Core {
             && let Some(mcp) = self.mcp.activate(self.since)
         {
             match mcp.on_server_message(text, call.server_session_id(), cx) {
-                ServerMessageOutcome::Forward => {}
+                ServerMessageOutcome::Forward(text) => forwarded = text,
                 ServerMessageOutcome::Consumed => return,
                 ServerMessageOutcome::Answer(reply) => return cx.out.push(Action::SendText(reply)),
-                ServerMessageOutcome::Translated(text) => forwarded = Cow::Owned(text),
             }
         }
-        let flow = call.on_server_text(&forwarded, &peek, caller, cx);
-        self.end_call_on_error(flow, cx);
+        self.with_call(cx, |call, device, cx| call.on_server_text(&forwarded, &peek, device, cx));
     }
 
     /// A pong, or any other sign of life.
@@ -174,12 +178,7 @@ impl Core {
 
     /// The WebSocket ended, or could not be opened.
     pub fn on_backend_closed(&mut self, gone: BackendClosed, cx: &mut Context<'_>) {
-        let Some(caller) = self.client_id.as_ref().map(|id| DeviceIdentity { id, ip: self.ip }) else {
-            return;
-        };
-        let Some(call) = &mut self.call else { return };
-        let flow = call.on_backend_closed(gone, caller, cx);
-        self.end_call_on_error(flow, cx);
+        self.with_call(cx, |call, device, cx| call.on_backend_closed(gone, device, cx));
     }
 
     /// The chat server does not read its text: the call ends. News of a WebSocket that is gone already is ignored.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::model::Model;
 use super::*;
-use crate::proto::audio::{Cipher, HEADER_LEN, UdpHeader};
+use crate::session::testing::decrypt_datagram;
 
 /// The next datagram of the device.
 #[derive(Clone, Copy)]
@@ -18,12 +18,10 @@ impl Model {
     pub(super) fn on_encrypted(&mut self, encrypted: &Encrypted, bytes: &[u8]) {
         let call = self.call.as_mut().expect("a call");
         assert_eq!((Some(encrypted.destination.addr), encrypted.datagram_len), (call.peer, bytes.len()));
-        let header = UdpHeader::parse(bytes).unwrap();
+        let (header, payload) = decrypt_datagram(&call.credentials.key, bytes);
         call.sequence += 1;
         assert_eq!((header.sequence, header.ssrc), (call.sequence, call.credentials.ssrc));
         assert!(call.headers_used.insert(header.to_bytes()), "no key and header are used twice");
-        let mut payload = bytes[HEADER_LEN..].to_vec();
-        Cipher::new(&call.credentials.key).apply(&header.to_bytes(), &mut payload);
         let n = u64::from_be_bytes(payload[1..].try_into().unwrap());
         assert!(n > call.last_audio && n > call.last_text, "audio keeps its order");
         call.last_audio = n;

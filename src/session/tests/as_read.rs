@@ -42,7 +42,7 @@ fn speech_begins_and_ends_as_the_device_takes_it() {
         let mut scenario = Scenario::with_udp_peer();
         scenario.server_sends(text);
         // Speech that its server leaves unfinished is ended.
-        let stops = texts_to_device(&scenario.close_backend(failed("live"))).len();
+        let stops = texts_to_device(&scenario.close_backend(failed(BackendStage::Live))).len();
         assert_eq!(stops, usize::from(speaks), "{text}");
     }
 }
@@ -50,7 +50,7 @@ fn speech_begins_and_ends_as_the_device_takes_it() {
 #[test]
 fn an_mcp_request_is_what_the_device_takes_it_for() {
     let mut scenario = Scenario::new();
-    scenario.config.mcp.enabled = true;
+    scenario.shell.config.mcp.enabled = true;
     scenario.connect();
     scenario.start_call();
     // The device reads the first payload and the first id: these get an id that it answers.

@@ -19,8 +19,8 @@ proptest! {
         for (payload, timestamp, step) in packets {
             sequence += step;
             let mut datagram = datagram(scenario.credentials_issued, sequence, timestamp, &payload);
-            let found = scenario.core.uplink(from, &mut datagram, &scenario.config, scenario.now);
-            let expected = with_header(timestamp, &payload);
+            let found = scenario.core.uplink(from, &mut datagram, &scenario.shell.config, scenario.shell.now);
+            let expected = frame_with_header(timestamp, &payload);
             prop_assert_eq!(found, Ok(Uplink::Server { frame: &expected, payload: payload.len(), peer_learned: sequence == step }));
         }
     }
@@ -29,7 +29,7 @@ proptest! {
     fn the_device_decrypts_what_the_server_sent(frames in prop::collection::vec((any_opus_packet(), any::<u32>()), 1..8)) {
         let mut scenario = Scenario::with_udp_peer();
         for (sequence, (payload, timestamp)) in (1..).zip(frames) {
-            let encrypted = scenario.downlink(&with_header(timestamp, &payload)).unwrap();
+            let encrypted = scenario.downlink(&frame_with_header(timestamp, &payload)).unwrap();
             prop_assert_eq!(scenario.decrypt_datagrams(&encrypted), [(sequence, timestamp, payload)]);
         }
     }
@@ -42,12 +42,12 @@ proptest! {
         let mut datagram = datagram(scenario.credentials_issued, 9, 7, &payload);
         let at = at.index(datagram.len());
         datagram[at] ^= with;
-        match scenario.core.uplink(from, &mut datagram, &scenario.config, scenario.now) {
+        match scenario.core.uplink(from, &mut datagram, &scenario.shell.config, scenario.shell.now) {
             Ok(Uplink::Server { frame, .. }) => {
                 prop_assert!(!matches!(at, 0 | 2 | 3), "byte {} is checked", at);
                 prop_assert_eq!(frame.len(), audio::HEADER_LEN + payload.len());
                 if at >= audio::HEADER_LEN {
-                    let mut expected = with_header(7, &payload);
+                    let mut expected = frame_with_header(7, &payload);
                     expected[at] ^= with;
                     prop_assert_eq!(frame, &expected[..]);
                 }

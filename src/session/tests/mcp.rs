@@ -6,8 +6,8 @@ const FIRST_REQUEST_ID: u32 = 0x4000_0000;
 
 fn online_with_mcp() -> Scenario {
     let mut scenario = Scenario::new();
-    scenario.config.mcp.enabled = true;
-    scenario.config.mcp.client_info = r#"{"name":"gw"}"#.to_owned();
+    scenario.shell.config.mcp.enabled = true;
+    scenario.shell.config.mcp.client_info = r#"{"name":"gw"}"#.to_owned();
     scenario
 }
 
@@ -77,7 +77,7 @@ fn all_pages_are_fetched_when_the_device_connects() {
 #[test]
 fn a_list_is_cut_at_max_tools_count_and_counts_as_complete() {
     let mut scenario = online_with_mcp();
-    scenario.config.mcp.max_tools_count = 2;
+    scenario.shell.config.mcp.max_tools_count = 2;
     let last = scenario
         .discover(&[r#"{"tools":[{"name":"a"}],"nextCursor":"b"}"#, r#"{"tools":[2,3],"nextCursor":"d"}"#]);
     assert_eq!(last, [discovery_log(Ok(2))]);
@@ -137,7 +137,7 @@ fn after_a_failed_discovery_requests_are_forwarded() {
     let long = format!(r#"{{"tools":["{}"]}}"#, "x".repeat(256 * 1024));
     ends(&[&long], "more tools than are remembered");
     let mut scenario = online_with_mcp();
-    scenario.config.mcp.max_tools_count = 1_000;
+    scenario.shell.config.mcp.max_tools_count = 1_000;
     let pages: Vec<_> = (0..66).map(|n| page(&n.to_string())).collect();
     let pages: Vec<_> = pages.iter().map(|page| page.as_str()).collect();
     scenario.discover(&pages[..64]);
@@ -162,7 +162,7 @@ fn an_error_or_no_answer_fails_the_discovery() {
     assert_eq!(scenario.wait(9_999), []);
     assert_eq!(scenario.wait(1), [discovery_log(Err("no answer in 10 s"))]);
     assert_eq!(scenario.answer_request(FIRST_REQUEST_ID, "{}"), [], "too late");
-    assert_eq!(scenario.core.deadline(), Some(scenario.start + Duration::from_secs(90)));
+    assert_eq!(scenario.core.deadline(), Some(scenario.shell.start + Duration::from_secs(90)));
     scenario.start_call();
     let initialize = server_request("1", "initialize", None);
     assert_eq!(scenario.server_sends(&initialize), [publish(&initialize)]);
@@ -239,7 +239,7 @@ fn a_response_to_a_previous_server_is_not_forwarded_to_the_next() {
     scenario.discover(&[r#"{"tools":[]}"#]);
     scenario.start_call();
     scenario.server_sends(&server_request("\"a\"", "tools/call", None));
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
     scenario.open_backend();
     scenario.server_sends(SERVER_HELLO);
@@ -273,7 +273,7 @@ fn discovery_can_be_turned_off_live() {
     let mut scenario = online_with_mcp();
     scenario.discover(&[r#"{"tools":[1]}"#]);
     scenario.start_call();
-    scenario.config.mcp.enabled = false;
+    scenario.shell.config.mcp.enabled = false;
     let list = server_request("3", "tools/list", None);
     assert_eq!(scenario.server_sends(&list), [publish(&list)]);
 }
@@ -378,9 +378,9 @@ fn of_two_requests_with_one_id_2_30_apart_the_later_one_is_answered() {
     scenario.discover(&[r#"{"tools":[]}"#]);
     scenario.start_call();
     scenario.server_sends(&server_request("\"a\"", "tools/call", None));
-    scenario.ids = RequestIds::new();
+    scenario.shell.ids = RequestIds::new();
     for _ in 0..2 {
-        scenario.ids.issue();
+        scenario.shell.ids.issue();
     }
     scenario.server_sends(&server_request("\"b\"", "tools/call", None));
     let to_b = message::mcp_result(None, "\"b\"", "{}");

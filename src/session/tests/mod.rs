@@ -2,14 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
 use crate::config::{ChatServerConfig, Config};
-use crate::proto::audio::{self, Cipher, UdpHeader};
+use crate::proto::audio::{self, UdpHeader};
 use crate::proto::identity::Mac;
 use crate::proto::message;
-use crate::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish};
+use crate::proto::mqtt::Packet;
+use testing::{
+    TestShell, connect_packet, decrypt_datagram, encrypt_datagram, frame_with_header, publish_packet, servers,
+};
 
 mod as_read;
 mod call_end;
@@ -47,31 +50,18 @@ const LISTEN: &str = r#"{"session_id":"s1","type":"listen","state":"start","mode
 /// One device, its core, and a shell that does the least a shell must.
 struct Scenario {
     core: Core,
-    config: Config,
-    servers: ServerHealth,
-    ids: RequestIds,
-    start: Instant,
-    now: Instant,
+    shell: TestShell,
     credentials_issued: u8,
 }
 
 impl Scenario {
     /// A connection of a device; three chat servers, and nothing asked about tools.
     fn new() -> Self {
-        let start = Instant::now();
         let mut config = Config::default();
         config.websocket.production = servers(&[A, B, C]);
         config.mcp.enabled = false;
-        let core = Core::new(device_ip(), start);
-        Self {
-            core,
-            config,
-            servers: ServerHealth::default(),
-            ids: RequestIds::new(),
-            start,
-            now: start,
-            credentials_issued: 0,
-        }
+        let shell = TestShell::new(config);
+        Self { core: Core::new(device_ip(), shell.now), shell, credentials_issued: 0 }
     }
 
     /// A device that is let in.
@@ -96,7 +86,7 @@ impl Scenario {
     }
 
     fn connect(&mut self) -> Vec<Action> {
-        self.packet(connect(ID, 60))
+        self.packet(connect_packet(ID, 60))
     }
 
     fn start_call(&mut self) {
@@ -107,23 +97,12 @@ impl Scenario {
 
     /// What the core does, with the shell's part in letting in and granting.
     fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>)) -> Vec<Action> {
-        let mut out = Vec::new();
-        let mut cx = Context {
-            now: self.now,
-            config: &self.config,
-            servers: &mut self.servers,
-            ids: &self.ids,
-            out: &mut out,
+        let issued = &mut self.credentials_issued;
+        let credentials = || {
+            *issued += 1;
+            credentials(*issued)
         };
-        decide(&mut self.core, &mut cx);
-        if cx.out.last() == Some(&Action::Admit) {
-            self.core.on_admission(Admission::Accepted, &mut cx);
-        }
-        if cx.out.last() == Some(&Action::GenerateCredentials) {
-            self.credentials_issued += 1;
-            self.core.on_credentials(credentials(self.credentials_issued), &mut cx);
-        }
-        out
+        self.shell.drive(&mut self.core, credentials, decide).1
     }
 
     fn packet(&mut self, packet: Packet<'_>) -> Vec<Action> {
@@ -150,23 +129,13 @@ impl Scenario {
 
     /// The same device connects again from this address, whichever way the shell finds out first.
     fn reconnect(&mut self, ip: &str) -> Vec<Action> {
-        let mut newer = Core::new(ip.parse().unwrap(), self.now);
-        let mut out = Vec::new();
-        let mut cx = Context {
-            now: self.now,
-            config: &self.config,
-            servers: &mut self.servers,
-            ids: &self.ids,
-            out: &mut out,
-        };
-        newer.on_packet(connect(ID, 30), &mut cx);
-        assert_eq!(out, [Action::Admit]);
+        let newer = self.shell.connect(ip.parse().unwrap(), connect_packet(ID, 30));
         self.drive(|core, cx| core.take_over(newer, cx))
     }
 
     /// The same device connects again, and no call is left to be taken over.
     fn connect_anew(&mut self) -> Vec<Action> {
-        self.core = Core::new(device_ip(), self.now);
+        self.core = Core::new(device_ip(), self.shell.now);
         self.connect()
     }
 
@@ -176,34 +145,30 @@ impl Scenario {
 
     /// Time passes, and whatever falls due is done when it is due.
     fn wait(&mut self, ms: u64) -> Vec<Action> {
-        let until = self.now + Duration::from_millis(ms);
+        let until = self.shell.now + Duration::from_millis(ms);
         let mut out = Vec::new();
         while let Some(at) = self.core.deadline().filter(|at| *at <= until) {
-            self.now = self.now.max(at);
+            self.shell.now = self.shell.now.max(at);
             out.extend(self.drive(Core::on_timeout));
-            assert!(self.core.deadline().is_none_or(|at| at > self.now), "what was due is done");
+            assert!(self.core.deadline().is_none_or(|at| at > self.shell.now), "what was due is done");
         }
-        self.now = until;
+        self.shell.now = until;
         out
     }
 
     /// Like [`Scenario::wait`], and says at which millisecond of the story each action came.
     fn wait_timed(&mut self, ms: u64) -> Vec<(u64, Action)> {
-        let until = self.now + Duration::from_millis(ms);
+        let until = self.shell.now + Duration::from_millis(ms);
         let mut out = Vec::new();
-        while self.now < until {
-            let next = self.core.deadline().map_or(until, |at| at.min(until)).max(self.now);
-            let ms = next.saturating_duration_since(self.now).as_nanos();
-            self.now = next;
-            let at = self.elapsed_ms();
+        while self.shell.now < until {
+            let next = self.core.deadline().map_or(until, |at| at.min(until)).max(self.shell.now);
+            let ms = next.saturating_duration_since(self.shell.now).as_nanos();
+            self.shell.now = next;
+            let at = self.shell.elapsed_ms();
             out.extend(self.drive(Core::on_timeout).into_iter().map(|action| (at, action)));
-            assert!(ms > 0 || self.core.deadline().is_none_or(|at| at > self.now), "time stands still");
+            assert!(ms > 0 || self.core.deadline().is_none_or(|at| at > self.shell.now), "time stands still");
         }
         out
-    }
-
-    fn elapsed_ms(&self) -> u64 {
-        (self.now - self.start).as_millis() as u64
     }
 
     /// A datagram from the device's usual address.
@@ -218,9 +183,8 @@ impl Scenario {
         sequence: u32,
         payload: &[u8],
     ) -> Result<(Vec<u8>, Vec<Action>), DropReason> {
-        let peer = UdpPeer { addr: from.parse().unwrap(), local_ip: None };
         let mut datagram = datagram(self.credentials_issued, sequence, 7, payload);
-        let uplink = self.core.uplink(peer, &mut datagram, &self.config, self.now)?;
+        let uplink = self.shell.uplink(&mut self.core, from.parse().unwrap(), &mut datagram)?;
         let Uplink::Server { frame, peer_learned: first, .. } = uplink else { panic!("{uplink:?}") };
         let frame = frame.to_vec();
         let out = if first { self.drive(Core::release_held) } else { Vec::new() };
@@ -229,12 +193,8 @@ impl Scenario {
 
     /// A binary frame of the server: what leaves at once, or what was let go by it.
     fn downlink(&mut self, frame: &[u8]) -> Result<Vec<Action>, DropReason> {
-        let mut out = [0; audio::HEADER_LEN + audio::MAX_PAYLOAD];
-        let encrypted = self.core.downlink(frame, &mut out, &self.config, &mut self.servers, self.now)?;
-        match encrypted {
-            Some(encrypted) => {
-                Ok(vec![Action::SendDatagram(encrypted, out[..encrypted.datagram_len].into())])
-            }
+        match self.shell.downlink(&mut self.core, frame)? {
+            Some((encrypted, datagram)) => Ok(vec![Action::SendDatagram(encrypted, datagram)]),
             None => Ok(self.drive(Core::release_held)),
         }
     }
@@ -252,10 +212,6 @@ impl Scenario {
 /// Without counters and log lines.
 fn without_logs_and_counters(actions: Vec<Action>) -> Vec<Action> {
     actions.into_iter().filter(|action| !matches!(action, Action::Count(_) | Action::Log(_))).collect()
-}
-
-fn servers(urls: &[&str]) -> Vec<Arc<ChatServerConfig>> {
-    urls.iter().map(|url| server(url)).collect()
 }
 
 fn server(url: &str) -> Arc<ChatServerConfig> {
@@ -283,44 +239,15 @@ pub(super) fn credentials(n: u8) -> CallCredentials {
     }
 }
 
-fn connect(client_id: &str, keep_alive: u16) -> Packet<'_> {
-    Packet::Connect(Connect {
-        level: ProtocolLevel::V311,
-        client_id,
-        clean_session: true,
-        keep_alive,
-        will: None,
-        user_name: None,
-        password: None,
-    })
-}
-
-fn publish_packet(payload: &[u8]) -> Packet<'_> {
-    Packet::Publish(Publish { topic: "device-server", payload, retain: false })
-}
-
 fn datagram(credentials: u8, sequence: u32, timestamp: u32, payload: &[u8]) -> Vec<u8> {
-    let len = payload.len() as u16;
-    let header =
-        UdpHeader { flags: 0, payload_len: len, ssrc: 0x1000 + u32::from(credentials), timestamp, sequence };
-    let mut datagram = header.to_bytes().to_vec();
-    datagram.extend_from_slice(payload);
-    Cipher::new(&[credentials; 16]).apply(&header.to_bytes(), &mut datagram[audio::HEADER_LEN..]);
-    datagram
+    encrypt_datagram(&[credentials; 16], 0x1000 + u32::from(credentials), sequence, timestamp, payload)
 }
 
 fn decrypt(credentials: u8, datagram: &[u8]) -> (u32, u32, Vec<u8>) {
-    let header = UdpHeader::parse(datagram).unwrap();
+    let (header, payload) = decrypt_datagram(&[credentials; 16], datagram);
     assert_eq!(header.ssrc, 0x1000 + u32::from(credentials));
     assert_eq!(header.flags, 0x80 | (header.sequence & 0x7f) as u8);
-    let mut payload = datagram[audio::HEADER_LEN..].to_vec();
-    Cipher::new(&[credentials; 16]).apply(&header.to_bytes(), &mut payload);
     (header.sequence, header.timestamp, payload)
-}
-
-/// A binary frame with a header.
-fn with_header(timestamp: u32, payload: &[u8]) -> Vec<u8> {
-    [&audio::ws_frame_header(timestamp, payload.len()), payload].concat()
 }
 
 fn publish(text: &str) -> Action {
@@ -371,8 +298,8 @@ fn server_goodbye(session_id: &str, reason: EndReason, ms: u64) -> Action {
     send_text(&message::server_goodbye(Some(session_id), reason.label(), ms))
 }
 
-fn failed(stage: &'static str) -> BackendClosed {
-    BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() })
+fn failed(stage: BackendStage) -> BackendClosed {
+    BackendClosed::Failed(BackendFailure::new(stage, "broken"))
 }
 
 /// The summary among the actions: there is exactly one.

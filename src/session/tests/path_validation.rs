@@ -21,7 +21,7 @@ impl Scenario {
 
     /// Where downlink audio goes.
     fn downlink_destination(&mut self) -> SocketAddr {
-        let actions = self.downlink(&with_header(1, OPUS)).unwrap();
+        let actions = self.downlink(&frame_with_header(1, OPUS)).unwrap();
         let [Action::SendDatagram(encrypted, _)] = &actions[..] else { panic!("{actions:?}") };
         encrypted.destination.addr
     }
@@ -44,9 +44,9 @@ fn a_foreign_address_is_validated_by_its_third_packet_when_none_is_known() {
     let mut scenario = Scenario::in_call();
     scenario.assert_foreign(FROM_OTHER_IP, 1, OPUS);
     scenario.assert_foreign(FROM_OTHER_IP, 2, OPUS);
-    scenario.downlink(&with_header(1, OPUS)).unwrap();
+    scenario.downlink(&frame_with_header(1, OPUS)).unwrap();
     let (frame, released) = scenario.uplink_from(FROM_OTHER_IP, 3, OPUS).unwrap();
-    assert_eq!((frame, scenario.decrypt_datagrams(&released).len()), (with_header(7, OPUS), 1));
+    assert_eq!((frame, scenario.decrypt_datagrams(&released).len()), (frame_with_header(7, OPUS), 1));
     assert_eq!(scenario.downlink_destination(), addr(FROM_OTHER_IP));
     let stats = summary(&scenario.device_sends(r#"{"type":"goodbye"}"#)).stats;
     assert_eq!((stats.up_packets, stats.lost), (1, 2));
@@ -132,7 +132,7 @@ fn a_packet_replayed_from_another_address_does_nothing() {
 #[test]
 fn the_strict_policy_never_migrates() {
     let mut scenario = Scenario::in_call();
-    scenario.config.udp.peer_policy = PeerPolicy::Strict;
+    scenario.shell.config.udp.peer_policy = PeerPolicy::Strict;
     for n in 1..9 {
         scenario.assert_foreign(FROM_OTHER_IP, n, OPUS);
     }
@@ -145,7 +145,7 @@ fn a_hello_clears_the_address() {
     let mut scenario = Scenario::in_call();
     scenario.assert_accepted(FROM_MQTT_IP, 1);
     scenario.start_call();
-    assert_eq!(scenario.downlink(&with_header(1, OPUS)), Ok(vec![]), "it waits for the first datagram");
+    assert_eq!(scenario.downlink(&frame_with_header(1, OPUS)), Ok(vec![]), "it waits for the first datagram");
     let (_, released) = scenario.uplink_from("192.0.2.7:4444", 1, OPUS).unwrap();
     let [Action::SendDatagram(encrypted, _)] = &released[..] else { panic!("{released:?}") };
     assert_eq!(encrypted.destination.addr, addr("192.0.2.7:4444"));
@@ -157,9 +157,10 @@ fn the_answer_leaves_from_the_address_the_datagram_reached() {
     let local = Some("10.1.1.1".parse().unwrap());
     let mut datagram = datagram(1, 1, 7, OPUS);
     let peer = UdpPeer { addr: addr(FROM_MQTT_IP), local_ip: local };
-    let uplink = scenario.core.uplink(peer, &mut datagram, &scenario.config, scenario.now).unwrap();
+    let uplink =
+        scenario.core.uplink(peer, &mut datagram, &scenario.shell.config, scenario.shell.now).unwrap();
     assert!(matches!(uplink, Uplink::Server { peer_learned: true, .. }), "{uplink:?}");
-    let actions = scenario.downlink(&with_header(1, OPUS)).unwrap();
+    let actions = scenario.downlink(&frame_with_header(1, OPUS)).unwrap();
     let [Action::SendDatagram(encrypted, _)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(encrypted.destination, peer);
 }
@@ -169,7 +170,7 @@ fn without_a_call_every_datagram_has_an_unknown_ssrc() {
     let mut scenario = Scenario::online();
     scenario.credentials_issued = 1;
     assert_eq!(scenario.uplink(1, OPUS), Err(DropReason::UnknownSsrc));
-    assert_eq!(scenario.downlink(&with_header(1, OPUS)), Err(DropReason::NoPeer));
+    assert_eq!(scenario.downlink(&frame_with_header(1, OPUS)), Err(DropReason::NoPeer));
 }
 
 #[test]

@@ -6,7 +6,7 @@ const ALERT: &str = r#"{"session_id":"s1","type":"alert"}"#;
 
 fn online_with_mcp() -> Scenario {
     let mut scenario = Scenario::new();
-    scenario.config.mcp.enabled = true;
+    scenario.shell.config.mcp.enabled = true;
     scenario
 }
 
@@ -35,7 +35,7 @@ fn bytes_retained_by_a_call() {
     kept += "s1".len();
     assert_eq!(scenario.core.retained_bytes(), kept);
     // Text and audio wait for the first datagram.
-    let frame = with_header(1, b"\x08audio");
+    let frame = frame_with_header(1, b"\x08audio");
     scenario.server_sends(TTS_START);
     scenario.downlink(&frame).unwrap();
     kept += TTS_START.len() + frame.len();
@@ -53,12 +53,12 @@ fn bytes_retained_by_a_call() {
     kept -= 2 * ALERT.len();
     assert_eq!(scenario.core.retained_bytes(), kept);
     // Another server's name of the session, until it is left; what waits for it goes with the call to another device.
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
     scenario.open_backend();
     scenario.server_sends(r#"{"type":"hello","session_id":"another"}"#);
     assert_eq!(scenario.core.retained_bytes(), kept + "another".len());
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(500);
     assert_eq!(scenario.core.retained_bytes(), kept);
     scenario.device_sends(r#"{"type":"iot"}"#);

@@ -97,7 +97,7 @@ fn the_servers_goodbye_has_the_id_that_the_device_was_shown() {
 #[test]
 fn ids_stay_apart_after_a_redial_to_a_server_with_such_an_id() {
     let mut scenario = Scenario::in_call();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(2000);
     scenario.open_backend();
     scenario.server_sends(&server_hello("a\nb"));
@@ -177,7 +177,7 @@ fn what_reaches_the_device_has_one_session_id_which_is_its_own() {
 #[test]
 fn the_servers_own_id_is_mapped_wherever_it_stands() {
     let mut scenario = Scenario::in_call();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(2000);
     scenario.open_backend();
     scenario.server_sends(&server_hello("s2"));

@@ -7,7 +7,7 @@ use super::server::Conversation;
 use crate::config::{ChatServerConfig, Config, Framing};
 use crate::proto::audio;
 use crate::proto::message::JsonObject;
-use crate::session::{BackendClosed, BackendFailure};
+use crate::session::{BackendClosed, BackendFailure, BackendStage};
 use crate::tools::step_report::{StepState, message_type};
 use crate::tools::tls_error::TlsErrorCause;
 
@@ -35,8 +35,8 @@ impl ServerDiagnosis<'_> {
     pub(super) fn dial_failed(&self, failure: &BackendFailure) -> Vec<ServerProblem> {
         let why = failure.message.as_str();
         let problem = match failure.stage {
-            "connect" => self.connect_failed(why),
-            "tls" => self.tls_failed(why),
+            BackendStage::Connect => self.connect_failed(why),
+            BackendStage::Tls => self.tls_failed(why),
             _ => self.upgrade_failed(why),
         };
         // Found early, it spares a second look.
@@ -346,7 +346,7 @@ mod tests {
             ("no answer within 5 s", "no TLS connection: no answer"),
             ("built without TLS: only ws:// servers can be reached", "this program cannot speak TLS"),
         ] {
-            let failure = BackendFailure { stage: "tls", message: why.to_owned() };
+            let failure = BackendFailure::new(BackendStage::Tls, why.to_owned());
             let troubles = words.dial_failed(&failure);
             assert_eq!(troubles.len(), 1, "{why}");
             assert!(troubles[0].cause.contains(cause), "{why}: {}", troubles[0].cause);

@@ -12,7 +12,7 @@ use crate::config::{ChatServerConfig, Config, Framing};
 use crate::net::backend::blocking_client::{BlockingClient, DialReport, ServerMessage};
 use crate::proto::audio;
 use crate::proto::message::{self, Reader};
-use crate::session::{BackendClosed, DialRequest, ServerHealth};
+use crate::session::{BackendClosed, BackendStage, DialRequest, ServerHealth};
 use crate::tools::device::HELLO;
 use crate::tools::step_report::StepState;
 
@@ -223,8 +223,8 @@ fn protocol_version(server: &ChatServerConfig) -> u8 {
 }
 
 /// The step that a stage of the gateway's dial is shown as.
-fn step_name(stage: &'static str) -> &'static str {
-    if stage == "connect" { "tcp" } else { stage }
+fn step_name(stage: BackendStage) -> &'static str {
+    if stage == BackendStage::Connect { "tcp" } else { stage.label() }
 }
 
 /// Addresses, and how long it took to find them; IP addresses need no time.

@@ -70,29 +70,20 @@ impl SimulatedNetwork {
     pub(super) fn connect(&mut self, device: usize) {
         let mac_ = mac(device).underscored();
         let id = format!("GID_test@@@{mac_}@@@{mac_}");
-        let mut newer = Core::new([192, 0, 2, device as u8].into(), self.now);
-        let mut out = Vec::new();
-        let mut cx = Context {
-            now: self.now,
-            config: &self.config,
-            servers: &mut self.servers,
-            ids: &self.ids,
-            out: &mut out,
-        };
-        newer.on_packet(super::connect(&id), &mut cx);
-        assert_eq!(out, [Action::Admit]);
+        let newer = self.shell.connect([192, 0, 2, device as u8].into(), connect_packet(&id, 0));
         let older = self.session_by_device[device];
-        let keep = !self.config.mqtt.resume_grace.is_zero();
+        let keep = !self.shell.config.mqtt.resume_grace.is_zero();
         if let Some(older) = older.filter(|s| keep && self.sessions[*s].core.has_call()) {
             self.log(format_args!("[{older}] device {device} is back"));
             self.coverage.insert("resumed");
             // What the older connection had under way is lost with it.
             self.in_flight.retain(|_, message| !matches!(message, InFlight::Text(s, _) | InFlight::Disconnect(s) | InFlight::ConnectionLost(s) if *s == older));
-            (self.sessions[older].connected, self.sessions[older].last_uplink_arrival) = (true, self.now);
+            (self.sessions[older].connected, self.sessions[older].last_uplink_arrival) =
+                (true, self.shell.now);
             return self.drive(older, |core, cx| core.take_over(newer, cx));
         }
         let s = self.sessions.len();
-        self.sessions.push(NetworkSession::new(newer, device, self.now));
+        self.sessions.push(NetworkSession::new(newer, device, self.shell.now));
         self.session_by_device[device] = Some(s);
         self.log(format_args!("[{s}] device {device} connects"));
         if let Some(older) = older {
@@ -129,18 +120,15 @@ impl SimulatedNetwork {
             InFlight::DialResult(s, number, outcome) if self.is_current_websocket(s, number) => match outcome
             {
                 Ok(()) => {
-                    let now = self.now;
+                    let now = self.shell.now;
                     let ws = self.websocket(s);
                     (ws.open, ws.opened_at) = (true, now);
                     self.sessions[s].core.on_backend_connecting();
                     self.drive(s, Core::on_backend_open);
                 }
                 Err(stage) => {
-                    self.coverage.extend((stage == "resolve").then_some("resolve failed"));
-                    self.close_websocket(
-                        s,
-                        BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() }),
-                    );
+                    self.coverage.extend((stage == BackendStage::Resolve).then_some("resolve failed"));
+                    self.close_websocket(s, BackendClosed::Failed(BackendFailure::new(stage, "broken")));
                 }
             },
             InFlight::ServerText(s, number, text)
@@ -152,11 +140,8 @@ impl SimulatedNetwork {
             InFlight::ServerAudio(s, number, n)
                 if self.is_current_websocket(s, number) && self.websocket(s).open =>
             {
-                let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
-                let core = &mut self.sessions[s].core;
-                let frame = frame(n);
-                match core.downlink(&frame, &mut out, &self.config, &mut self.servers, self.now) {
-                    Ok(Some(encrypted)) => self.check_encrypted(s, &out[..encrypted.datagram_len]),
+                match self.shell.downlink(&mut self.sessions[s].core, &frame(n)) {
+                    Ok(Some((_, datagram))) => self.check_encrypted(s, &datagram),
                     Ok(None) => self.drive(s, Core::release_held),
                     Err(_) => {}
                 }
@@ -188,8 +173,7 @@ impl SimulatedNetwork {
         };
         let from = SocketAddr::new(self.sessions[s].core.ip(), 4_000);
         let sequence = UdpHeader::parse(&datagram).unwrap().sequence;
-        let peer = UdpPeer { addr: from, local_ip: None };
-        let outcome = self.sessions[s].core.uplink(peer, &mut datagram, &self.config, self.now);
+        let outcome = self.shell.uplink(&mut self.sessions[s].core, from, &mut datagram);
         let call = &mut self.calls[ssrc as usize];
         let expected = match sequence.cmp(&call.last_sequence_accepted) {
             std::cmp::Ordering::Greater => None,
@@ -213,7 +197,7 @@ impl SimulatedNetwork {
             Ok(Uplink::OtherDevice(payload)) => self.relay(s, &datagram[HEADER_LEN..HEADER_LEN + payload]),
             Ok(Uplink::Silence) => {
                 let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
-                if let Ok(encrypted) = self.sessions[s].core.ringing_silence(&mut out, &self.config) {
+                if let Ok(encrypted) = self.sessions[s].core.ringing_silence(&mut out, &self.shell.config) {
                     self.check_encrypted(s, &out[..encrypted.datagram_len]);
                 }
             }
@@ -225,7 +209,9 @@ impl SimulatedNetwork {
         let peer = self.device_calls.peer(mac(self.sessions[s].device)).expect("who talks has a peer");
         let other = self.session_of(peer).expect("it has a session");
         let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
-        if let Ok(encrypted) = self.sessions[other].core.relay(opus, &mut out, &self.config, self.now) {
+        if let Ok(encrypted) =
+            self.sessions[other].core.relay(opus, &mut out, &self.shell.config, self.shell.now)
+        {
             self.coverage.insert("talked");
             self.check_encrypted(other, &out[..encrypted.datagram_len]);
         }
@@ -247,20 +233,11 @@ impl SimulatedNetwork {
     /// Lets a core decide, does what it says, and sees that each call that ended by it was ended properly.
     pub(super) fn drive(&mut self, s: usize, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
         let mut out = Vec::new();
-        let mut cx = Context {
-            now: self.now,
-            config: &self.config,
-            servers: &mut self.servers,
-            ids: &self.ids,
-            out: &mut out,
-        };
-        decide(&mut self.sessions[s].core, &mut cx);
+        self.shell.decide(&mut self.sessions[s].core, &mut out, decide);
         let connected = self.sessions[s].connected;
         let mut ended = Vec::new();
         for action in out {
-            if let Some(trail) = &mut self.trace {
-                trail.push(format!("{:>8} [{s}]   {action:?}", (self.now - self.start).as_millis()));
-            }
+            self.log(format_args!("[{s}]   {action:?}"));
             self.coverage.extend(coverage_point(&action));
             if let Action::CallEnded(summary) = &action {
                 ended.push((summary.ssrc.expect("it was granted") as usize, summary.reason));
@@ -313,7 +290,7 @@ impl SimulatedNetwork {
                 let url =
                     self.sessions[s].websocket.as_ref().map(|ws| ws.url.clone()).expect("pinged somebody");
                 if !self.servers_down.contains(&url) {
-                    self.sessions[s].core.on_backend_activity(self.now);
+                    self.sessions[s].core.on_backend_activity(self.shell.now);
                 }
             }
             Action::CloseBackend(_) => self.sessions[s].websocket = None,
@@ -382,9 +359,9 @@ impl SimulatedNetwork {
         assert!(self.sessions[s].websocket.is_none(), "the one before is hung up first");
         self.serial += 1;
         let number = self.serial;
-        let (open, greeted, now) = (false, false, self.now);
+        let (open, greeted, now) = (false, false, self.shell.now);
         let answered = self.sessions[s].core.call().is_some_and(|call| call.session_id.is_some());
-        let others = self.config.websocket.production.iter().any(|server| server.url != url);
+        let others = self.shell.config.websocket.production.iter().any(|server| server.url != url);
         let ws = NetworkWebSocket {
             number,
             open,
@@ -399,9 +376,9 @@ impl SimulatedNetwork {
         let outcome = match self.rng.below(20) {
             // The resolver, the server's network or the server says nothing for ever.
             0..2 => return,
-            2 => Err("resolve"),
-            _ if self.servers_down.contains(&url) => Err("connect"),
-            3 => Err("upgrade"),
+            2 => Err(BackendStage::Resolve),
+            _ if self.servers_down.contains(&url) => Err(BackendStage::Connect),
+            3 => Err(BackendStage::Upgrade),
             _ => Ok(()),
         };
         self.send_from_server(s, InFlight::DialResult(s, number, outcome));
@@ -447,17 +424,4 @@ impl SimulatedNetwork {
             self.drive(s, decide);
         }
     }
-}
-
-/// The name of this turn of events, if it has one.
-fn coverage_point(action: &Action) -> Option<&'static str> {
-    match action {
-        Action::CallEnded(summary) => Some(summary.reason.label()),
-        Action::Log(LogEvent::Redialled { .. }) => Some("redialled"),
-        _ => None,
-    }
-}
-
-fn publish_packet(payload: &[u8]) -> Packet<'_> {
-    Packet::Publish(Publish { topic: "device-server", payload, retain: false })
 }

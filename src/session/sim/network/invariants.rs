@@ -23,12 +23,12 @@ impl SimulatedNetwork {
             let idle = session.connected && !session.replaced && session.core.ssrc().is_none();
             if idle && !session.core.is_present() {
                 let timeout = Duration::from_millis(10_000 + 2 * MAX_TIMER_DELAY_MS);
-                assert!(self.now <= session.since + timeout, "{s} has said nothing for too long");
+                assert!(self.shell.now <= session.since + timeout, "{s} has said nothing for too long");
             }
             if let Some(leave_at) = self.drain_deadline.filter(|_| idle) {
-                let due = session.core.deadline().is_some_and(|at| at <= self.now);
+                let due = session.core.deadline().is_some_and(|at| at <= self.shell.now);
                 assert!(
-                    due || self.now <= leave_at + Duration::from_millis(2 * MAX_TIMER_DELAY_MS),
+                    due || self.shell.now <= leave_at + Duration::from_millis(2 * MAX_TIMER_DELAY_MS),
                     "{s} stays in a drain"
                 );
             }
@@ -38,13 +38,13 @@ impl SimulatedNetwork {
                 let (since, ms) = if ws.open { (ws.opened_at, 4_000) } else { (ws.dialled_at, 3_000) };
                 let live = session.core.call().is_some_and(|call| call.state == CallState::Live);
                 let until = since + Duration::from_millis(ms + 2 * MAX_TIMER_DELAY_MS);
-                assert!(live || self.now <= until, "a dial ends for the sake of another server");
+                assert!(live || self.shell.now <= until, "a dial ends for the sake of another server");
             }
             if let Some(ws) = &session.websocket {
                 let late = Duration::from_millis(8_500 + 2 * MAX_TIMER_DELAY_MS);
                 assert!(
                     ws.hello_sent
-                        || self.now <= ws.dialled_at + late
+                        || self.shell.now <= ws.dialled_at + late
                         || session.core.call().is_some_and(|call| call.state == CallState::Live),
                     "every dial ends"
                 );
@@ -57,7 +57,7 @@ impl SimulatedNetwork {
         }
         let timeout = Duration::from_millis(5_000 + 2 * MAX_TIMER_DELAY_MS);
         assert!(
-            self.pending_commands.values().all(|(_, since)| self.now <= *since + timeout),
+            self.pending_commands.values().all(|(_, since)| self.shell.now <= *since + timeout),
             "operators are answered in 5 s"
         );
         for (ssrc, call) in self.calls.iter().enumerate() {

@@ -21,7 +21,7 @@ impl SimulatedNetwork {
             self.drive(s, Core::on_connection_lost);
             self.coverage.extend(self.sessions[s].core.is_present().then_some("away in a drain"));
         }
-        let leave_at = self.now + Duration::from_secs(5);
+        let leave_at = self.shell.now + Duration::from_secs(5);
         self.drain_deadline = Some(leave_at);
         self.coverage.insert("drained");
         self.log(format_args!("drains"));
@@ -54,7 +54,7 @@ impl SimulatedNetwork {
                 for _ in 0..self.rng.pick(&[1, 3, 20]) {
                     self.serial += 1;
                     let ticket = self.serial;
-                    self.pending_commands.insert(ticket, (s, self.now));
+                    self.pending_commands.insert(ticket, (s, self.shell.now));
                     self.drive(s, |core, cx| core.send_command(ticket, "tools/call", "{}", cx));
                 }
             }
