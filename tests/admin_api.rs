@@ -2,19 +2,21 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod admin_support;
+mod support;
 
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use admin_support::{KEY, RawClient, TIMEOUT, TOKEN, config, fixture, fixture_with_source, request};
 use mqtt_websocket_proxy::config::{Secret, Source};
 use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::device::SimulatedDevice;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
+use support::TIMEOUT;
+use support::admin::{KEY, TOKEN, config, fixture, fixture_with_source, request};
+use support::http::RawClient;
 
 const MAC: &str = "aa:bb:cc:dd:ee:01";
 const CLIENT_ID: &str = "GID_test@@@aa_bb_cc_dd_ee_01@@@aa_bb_cc_dd_ee_01";

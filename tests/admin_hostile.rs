@@ -2,16 +2,18 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod admin_support;
+mod support;
 
 use std::io::Read;
 use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use admin_support::{Fixture, RawClient, TIMEOUT, TOKEN, fixture, request};
 use mqtt_websocket_proxy::tools::device::{Call, SimulatedDevice};
 use serde_json::json;
+use support::TIMEOUT;
+use support::admin::{Fixture, TOKEN, fixture, request};
+use support::http::RawClient;
 
 /// A call that is measured while something else happens.
 struct CallProbe {

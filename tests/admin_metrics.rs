@@ -2,14 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod admin_support;
+mod support;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use admin_support::{Fixture, TIMEOUT, TOKEN, fixture};
 use mqtt_websocket_proxy::tools::device::SimulatedDevice;
 use prometheus_parse::{Scrape, Value};
+use support::TIMEOUT;
+use support::admin::{Fixture, TOKEN, fixture};
 
 fn scrape(fixture: &Fixture) -> (String, Scrape) {
     let (status, text) = fixture.request_with_token("GET", "/metrics", None, Some(TOKEN));

@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod admin_support;
+mod support;
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
@@ -17,16 +17,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use admin_support::{Fixture, TIMEOUT, TOKEN, fixture};
 use data_encoding::BASE64;
 use mqtt_websocket_proxy::tools::device::{Login, SimulatedDevice};
 use serde_json::{Value, json};
+use support::TIMEOUT;
+use support::admin::{Fixture, TOKEN, fixture, mac};
+use support::http::RawClient;
 use tungstenite::{Message, WebSocket};
-
-/// A MAC of the so many-th device.
-fn mac(i: usize) -> String {
-    format!("aa:bb:cc:00:{:02x}:{:02x}", i >> 8, i & 255)
-}
 
 /// What runs if a browser takes it for markup.
 const HOSTILE_CLIENT_ID: &str = "<img/src=x onerror=document.title='owned'>@@@aa_bb_cc_dd_ee_ff@@@<script>document.title='owned'<\u{2f}script>";
@@ -41,7 +38,7 @@ struct SimulatedDevices {
 impl SimulatedDevices {
     fn new(fixture: &Fixture, devices: usize, calls: usize) -> Self {
         let over = Arc::new(AtomicBool::new(false));
-        let mut all: Vec<SimulatedDevice> = (0..devices).map(|i| fixture.device(&mac(i))).collect();
+        let mut all: Vec<SimulatedDevice> = (0..devices).map(|i| fixture.device(&mac(i as u16))).collect();
         let idle = all.split_off(calls);
         let mut speaking: Vec<_> = all
             .into_iter()
@@ -484,7 +481,7 @@ fn ten_thousand_rows_stay_responsive() {
 #[test]
 fn the_page_itself_needs_no_token_and_nothing_from_outside() {
     let fixture = fixture(|_| {});
-    let reply = admin_support::RawClient::round_trip(fixture.api, "GET / HTTP/1.1\r\nHost: gateway\r\n\r\n");
+    let reply = RawClient::round_trip(fixture.api, "GET / HTTP/1.1\r\nHost: gateway\r\n\r\n");
     assert_eq!((reply.status, reply.field("content-type")), (200, Some("text/html; charset=utf-8")));
     let policy = reply.field("content-security-policy").unwrap();
     assert!(

@@ -14,6 +14,7 @@ use support::audio::Call;
 use support::chat_server::{ChatServer, Peer};
 use support::device::{Device, HELLO, client_id, mac};
 use support::host::wait_until;
+use support::http::http_call;
 use support::log_capture::{LogCapture, log_field};
 use support::mqtt::{DISCONNECT, PacketError};
 use support::{TIMEOUT, gateway_with};
@@ -89,21 +90,8 @@ impl Fixture {
     }
 
     fn http(&self, method: &str, path: &str, body: &str) -> (u16, String) {
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(TIMEOUT))
-            .build()
-            .into();
-        let uri = format!("http://{}{path}", self.gateway.addresses().api.unwrap());
-        let request = ureq::http::Request::builder().method(method).uri(uri);
-        let response = match method {
-            "POST" => {
-                agent.run(request.header("Content-Type", "application/json").body(body.to_owned()).unwrap())
-            }
-            _ => agent.run(request.body(()).unwrap()),
-        };
-        let mut response = response.unwrap();
-        (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
+        let body = (method == "POST").then_some(body);
+        http_call(self.gateway.addresses().api.unwrap(), method, path, body, None)
     }
 
     fn post(&self, path: &str, body: &Value) -> (u16, Value) {

@@ -5,7 +5,6 @@
 
 mod support;
 
-use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc;
 use std::thread;
@@ -17,6 +16,7 @@ use serde_json::json;
 use support::chat_server::{ChatServer, Message, audio_frame};
 use support::device::Device;
 use support::host::wait_until;
+use support::http::{RawClient, Reply, raw_request};
 use support::mqtt::Client;
 use support::process::{Folder, Process};
 use support::{TIMEOUT, gateway};
@@ -37,36 +37,22 @@ fn start(server: &ChatServer) -> (Folder, Process) {
     (folder, process)
 }
 
-fn api(process: &Process) -> SocketAddr {
-    let line = process.seen.iter().find(|line| line.contains("management API on ")).unwrap();
-    line.split("management API on ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap()
-}
-
-/// The whole answer, head and body.
-fn http_get(api: SocketAddr, path: &str) -> String {
-    let mut stream = TcpStream::connect_timeout(&api, TIMEOUT).unwrap();
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+fn http_get(api: SocketAddr, path: &str) -> Reply {
+    RawClient::round_trip(api, &raw_request("GET", path, TOKEN, ""))
 }
 
 #[test]
 fn a_call_continues_while_idle_devices_leave_and_its_end_exits_with_0() {
     let server = ChatServer::start();
     let (_folder, mut process) = start(&server);
-    let api = api(&process);
+    let api = process.api();
     let mut idle: Vec<_> = (1..=5).map(|n| Device::connect(process.mqtt(), n)).collect();
     let mut stranger = Client::open(process.mqtt());
     let mut device = Device::connect(process.mqtt(), 9);
     let (mut call, mut peer) = device.call(&server);
-    wait_until("all six are in", || http_get(api, "/metrics").contains("gateway_sessions 7"));
-    assert!(http_get(api, "/metrics").contains("gateway_draining 0"));
-    assert!(http_get(api, "/readyz").starts_with("HTTP/1.1 200"));
+    wait_until("all six are in", || http_get(api, "/metrics").body.contains("gateway_sessions 7"));
+    assert!(http_get(api, "/metrics").body.contains("gateway_draining 0"));
+    assert_eq!(http_get(api, "/readyz").status, 200);
 
     let began = Instant::now();
     process.signal("USR1");
@@ -75,10 +61,10 @@ fn a_call_continues_while_idle_devices_leave_and_its_end_exits_with_0() {
     wait_until("the port is closed", || TcpStream::connect(process.mqtt()).is_err());
     assert_eq!(stranger.read_until_closed(), []);
     let ready = http_get(api, "/readyz");
-    assert!(ready.starts_with("HTTP/1.1 503") && ready.ends_with(r#"{"status":"draining"}"#), "{ready}");
-    assert!(http_get(api, "/healthz").starts_with("HTTP/1.1 200"));
-    assert!(http_get(api, "/metrics").contains("gateway_draining 1"));
-    assert!(http_get(api, "/api/sessions").contains(r#""draining":true"#));
+    assert_eq!((ready.status, &*ready.body), (503, r#"{"status":"draining"}"#));
+    assert_eq!(http_get(api, "/healthz").status, 200);
+    assert!(http_get(api, "/metrics").body.contains("gateway_draining 1"));
+    assert!(http_get(api, "/api/sessions").body.contains(r#""draining":true"#));
 
     // They leave one after another, not all at once.
     let mut left = Vec::new();

@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 
 use support::device::client_id;
 use support::mqtt::{
-    CONNACK, CONNECT, Client, Connect, DISCONNECT, PINGREQ, PINGRESP, PUBLISH, Packet, SUBACK, SUBSCRIBE,
-    UNSUBACK, UNSUBSCRIBE, length_prefixed, packet, publish, subscribe, unsubscribe,
+    CONNECT, Client, Connect, DISCONNECT, PINGREQ, PINGRESP, PUBLISH, Packet, SUBACK, SUBSCRIBE, UNSUBACK,
+    UNSUBSCRIBE, length_prefixed, packet, publish, subscribe, unsubscribe,
 };
 use support::{gateway, gateway_with};
 
@@ -18,10 +18,6 @@ const NO_SERVERS: [&str; 0] = [];
 
 fn log_in(gateway: SocketAddr, number: u8) -> Client {
     Client::log_in(gateway, &Connect::new(&client_id(number)))
-}
-
-fn connack(code: u8) -> Packet {
-    Packet { first: CONNACK, body: vec![0, code] }
 }
 
 /// A CONNECT whose parts can be told one by one.
@@ -56,7 +52,7 @@ fn every_combination_of_connect_flags_is_understood() {
                     };
                     let mut client = Client::open(addr);
                     client.send(&connect.packet());
-                    assert_eq!(client.packet(), connack(0), "{connect:?}");
+                    assert_eq!(client.packet(), Packet::connack(0), "{connect:?}");
                     client.assert_nothing_pending();
                 }
             }
@@ -74,7 +70,7 @@ fn only_level_4_of_mqtt_and_level_3_of_mqisdp_are_spoken() {
     {
         let mut client = Client::open(gateway.addresses().mqtt);
         client.send(&raw_connect(name.as_bytes(), level, 2, fields));
-        assert_eq!(client.read_until_closed(), [connack(1)], "{name} {level}");
+        assert_eq!(client.read_until_closed(), [Packet::connack(1)], "{name} {level}");
     }
     for name in ["", "MQT", "mqtt", "MQTTX", "MQISDP", "HTTP"] {
         let mut client = Client::open(gateway.addresses().mqtt);
@@ -102,7 +98,7 @@ fn a_client_id_that_names_no_device_is_refused_with_2() {
         client.send(&Connect::new(id).packet());
         // What comes behind a refused CONNECT is never served.
         client.try_send(&PINGREQ);
-        assert_eq!(client.read_until_closed(), [connack(2)], "{id:?}");
+        assert_eq!(client.read_until_closed(), [Packet::connack(2)], "{id:?}");
     }
 }
 
@@ -336,7 +332,7 @@ impl Script {
 
 fn script(rounds: u16) -> Script {
     let mut script = Script { bytes: Vec::new(), answers: Vec::new(), ends: Vec::new() };
-    script.push(&Connect::new(&client_id(1)).packet(), connack(0));
+    script.push(&Connect::new(&client_id(1)).packet(), Packet::connack(0));
     for id in 1..=rounds {
         script.bytes.extend(publish("t", b"not JSON"));
         let [high, low] = id.to_be_bytes();

@@ -1,4 +1,4 @@
-//! Descriptors and memory of the program itself.
+//! File descriptors and memory of the process.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
@@ -12,7 +12,7 @@ use serde_json::json;
 use support::chat_server::{ChatServer, Message, Peer};
 use support::device::{Device, HELLO, client_id};
 use support::host::{connect_with_small_buffer, device_over, open_fds, resident_kib, wait_until};
-use support::mqtt::{CONNACK, Client, Connect, PINGREQ, PINGRESP, Packet};
+use support::mqtt::{Client, Connect, PINGREQ, PINGRESP, Packet};
 use support::process::Folder;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -63,7 +63,7 @@ fn running_out_of_descriptors_pauses_accepting_and_recovers() {
     assert!(!process.lines().iter().any(|line| line.contains("cannot accept")), "said once");
     // A call that cannot be dialled for want of a descriptor is told so at once.
     let began = Instant::now();
-    let accepted = Packet { first: CONNACK, body: vec![0, 0] };
+    let accepted = Packet::connack(0);
     assert_eq!(crowd[0].packet(), accepted);
     crowd[0].send_text(HELLO);
     assert_eq!(crowd[0].json()["type"], "alert");
@@ -200,4 +200,30 @@ fn messages_of_chat_servers_that_never_end_cost_their_websockets_and_no_device()
     usual.2.binary();
     usual.2.send_text(r#"{"type":"custom","session_id":"server-session"}"#);
     assert_eq!(usual.0.json()["type"], "custom");
+}
+
+#[cfg(target_env = "gnu")]
+#[test]
+fn memory_is_returned_to_the_system_after_a_peak() {
+    /// Enough of them for a peak.
+    const DEVICES: u8 = 200;
+    /// The gateway keeps the first bytes of a PUBLISH of 60,000 bytes whose end never arrives.
+    const PARTIAL_PACKET_LEN: usize = 59_000;
+    let server = ChatServer::start();
+    let folder = folder(&server);
+    let process = folder.start("-c gateway.json", &[]);
+    let connect = |number| Client::log_in(process.mqtt(), &Connect::new(&client_id(number)));
+    let first = connect(0);
+    let before = resident_kib(process.id());
+    let mut part = vec![0x30, 0xe0, 0xd4, 0x03];
+    part.resize(PARTIAL_PACKET_LEN, 0);
+    let mut crowd: Vec<_> = (1..DEVICES).map(connect).collect();
+    crowd.iter_mut().for_each(|client| client.send(&part));
+    let peak = before + usize::from(DEVICES) * PARTIAL_PACKET_LEN / 1024 / 2;
+    wait_until("the gateway holds the partial packets", || resident_kib(process.id()) > peak);
+    // Its memory lies above that of the crowd, so the allocator alone returns nothing.
+    let last = connect(DEVICES);
+    drop(crowd);
+    wait_until("the memory is returned", || resident_kib(process.id()) < before + 2 * 1024);
+    drop((first, last));
 }

@@ -2,24 +2,21 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod admin_support;
+mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use admin_support::{Fixture, KEY, TIMEOUT, fixture};
 use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::device::{Call, DeviceError, Login, SimulatedDevice};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
+use support::TIMEOUT;
+use support::admin::{Fixture, KEY, TOKEN, fixture, mac};
 
 /// Enough that the system has connections for every worker, and every worker has devices.
-const DEVICES: u8 = 24;
-
-fn mac(n: u8) -> String {
-    format!("aa:bb:cc:00:00:{n:02x}")
-}
+const DEVICES: u16 = 24;
 
 /// Speaks until it hears itself.
 fn wait_for_echo(call: &mut Call) {
@@ -55,7 +52,7 @@ fn start_call(device: &mut SimulatedDevice) -> Call {
 
 /// What `/metrics` says, by sample.
 fn scrape(fixture: &Fixture) -> BTreeMap<String, f64> {
-    let (status, text) = fixture.request_with_token("GET", "/metrics", None, Some(admin_support::TOKEN));
+    let (status, text) = fixture.request_with_token("GET", "/metrics", None, Some(TOKEN));
     assert_eq!(status, 200);
     let samples =
         text.lines().filter(|line| !line.starts_with('#')).map(|line| line.rsplit_once(' ').unwrap());
@@ -170,7 +167,7 @@ fn a_client_id_is_taken_over_from_wherever_it_was() {
 }
 
 /// Whether it was let in; a limit is told of at CONNECT.
-fn try_connect(fixture: &Fixture, n: u8) -> Option<SimulatedDevice> {
+fn try_connect(fixture: &Fixture, n: u16) -> Option<SimulatedDevice> {
     let login = Login::new(mac(n).parse().unwrap(), Some(KEY.as_bytes()));
     let tried: Result<SimulatedDevice, DeviceError> =
         SimulatedDevice::connect(fixture.gateway.addresses().mqtt, &login, TIMEOUT);
@@ -217,7 +214,7 @@ fn a_reload_and_a_stop_reach_every_worker() {
     let fixture = fixture(|config| config.workers = 3);
     let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| fixture.device(&mac(n))).collect();
     let other = EchoServer::start().unwrap();
-    let mut config = admin_support::config(&other, |config| config.workers = 3);
+    let mut config = support::admin::config(&other, |config| config.workers = 3);
     config.api.host = None;
     fixture.gateway.handle().reload(config);
     fixture.poll_until("/api/config", |config| {
@@ -241,7 +238,7 @@ fn a_reload_and_a_stop_reach_every_worker() {
 fn a_second_gateway_on_the_same_port_is_refused() {
     let fixture = fixture(|config| config.workers = 2);
     for workers in [1, 2] {
-        let second = admin_support::config(&fixture.echo, |config| {
+        let second = support::admin::config(&fixture.echo, |config| {
             (config.workers, config.mqtt.port) = (workers, fixture.gateway.addresses().mqtt.port());
         });
         let error = Running::start(second, None).map(drop).unwrap_err().to_string();
@@ -259,7 +256,7 @@ fn a_call_between_devices_of_two_workers_is_refused_and_of_one_works() {
     let same = (1..6).find(|n| port(*n) == port(0)).unwrap();
     let apart = (1..6).find(|n| port(*n) != port(0)).unwrap();
     let ask = |other: usize| {
-        let body = json!({ "caller_mac": mac(0), "target_mac": mac(other as u8), "caller_nickname": "me" });
+        let body = json!({ "caller_mac": mac(0), "target_mac": mac(other as u16), "caller_nickname": "me" });
         fixture.request("POST", "/api/call/request", Some(&body.to_string())).1
     };
     let refused = ask(apart);

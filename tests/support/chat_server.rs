@@ -468,7 +468,8 @@ pub fn audio_frame(timestamp: u32, opus: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+/// A whole message in one frame, not masked.
+pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0x80 | opcode];
     match payload.len() {
         length @ ..126 => bytes.push(length as u8),

@@ -100,8 +100,7 @@ pub fn device_from(ip: [u8; 4], gateway: SocketAddr, number: u8) -> Device {
 pub fn device_over(stream: impl Into<Client>, number: u8) -> Device {
     let client_id = client_id(number);
     let mut mqtt = stream.into();
-    mqtt.send(&Connect::new(&client_id).packet());
-    assert_eq!(mqtt.packet().body, [0, 0]);
+    assert_eq!(mqtt.connack_code(&Connect::new(&client_id)), 0);
     Device { mqtt, mac: mac(number), client_id }
 }
 

@@ -13,12 +13,14 @@ use std::time::{Duration, Instant};
 use mqtt_websocket_proxy::config::{ChatServerConfig, Config, PublicIp};
 use mqtt_websocket_proxy::net::Running;
 
+pub mod admin;
 pub mod audio;
 pub mod byte_table;
 pub mod chat_server;
 pub mod device;
 pub mod faulty_server;
 pub mod host;
+pub mod http;
 pub mod log_capture;
 pub mod mqtt;
 pub mod parallel;

@@ -28,6 +28,11 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// A CONNACK with this return code, and no session present.
+    pub fn connack(code: u8) -> Self {
+        Self { first: CONNACK, body: vec![0, code] }
+    }
+
     /// The topic and payload of a PUBLISH with QoS 0.
     pub fn message(&self) -> (&str, &str) {
         assert_eq!(self.first, PUBLISH, "{self:?}");
@@ -99,9 +104,17 @@ impl Client {
     /// Opens a connection and is let in.
     pub fn log_in(gateway: SocketAddr, connect: &Connect) -> Self {
         let mut client = Self::open(gateway);
-        client.send(&connect.packet());
-        assert_eq!(client.packet(), Packet { first: CONNACK, body: vec![0, 0] });
+        assert_eq!(client.connack_code(connect), 0);
         client
+    }
+
+    /// Sends CONNECT and reads the return code of its answer.
+    pub fn connack_code(&mut self, connect: &Connect) -> u8 {
+        self.send(&connect.packet());
+        let packet = self.packet();
+        let code = packet.body[1];
+        assert_eq!(packet, Packet::connack(code));
+        code
     }
 
     pub fn send(&mut self, bytes: &[u8]) {

@@ -83,7 +83,7 @@ const PORTS: [(&str, &str); 3] = [("MQTT_PORT", "0"), ("UDP_PORT", "0"), ("API_P
 
 impl Process {
     fn spawn(mut command: Command) -> Self {
-        let mut child = ChildGuard(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+        let mut child = ChildGuard(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
         let (sender, lines) = mpsc::channel();
         let mut stderr = BufReader::new(child.0.stderr.take().unwrap());
         let stderr_pause = Arc::new(Mutex::new(()));
@@ -153,6 +153,12 @@ impl Process {
         }
     }
 
+    /// Where the management API listens.
+    pub fn api(&self) -> SocketAddr {
+        let line = self.seen.iter().find(|line| line.contains("management API on ")).unwrap();
+        line.split("management API on ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap()
+    }
+
     pub fn id(&self) -> u32 {
         self.child.0.id()
     }
@@ -211,9 +217,12 @@ impl Process {
         self.child.wait().code()
     }
 
-    /// Waits for the end: the exit code, and all lines.
+    /// Waits for the end: the exit code, and all lines. The gateway writes them to stderr, and nothing to stdout.
     pub fn end(mut self) -> (Option<i32>, Vec<String>) {
         let code = self.child.wait().code();
+        let mut stdout = String::new();
+        self.child.0.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        assert_eq!(stdout, "");
         while let Ok(line) = self.lines.recv_timeout(TIMEOUT) {
             self.seen.push(line);
         }
