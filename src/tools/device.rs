@@ -19,11 +19,11 @@
 
 mod call;
 mod error;
-mod stream;
 pub mod test_audio;
+mod tls;
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -31,8 +31,9 @@ use data_encoding::BASE64;
 
 pub use self::call::{AudioPacket, Call, CallParameters, PacketCounts};
 pub use self::error::{DeviceError, DeviceErrorKind, DeviceStep};
-use self::stream::DeviceStream;
+
 use crate::net::backend::tls::TlsClient;
+use crate::net::event_loop::stream::Stream;
 use crate::proto::identity::{self, Mac};
 use crate::proto::message::{self, Reader};
 use crate::proto::mqtt::{self, Connect, ProtocolLevel, ServerPacket, encode};
@@ -97,7 +98,7 @@ impl Login {
 /// A connected device.
 #[derive(Debug)]
 pub struct SimulatedDevice {
-    stream: DeviceStream,
+    stream: Stream<TcpStream>,
     timeout: Duration,
     read_buffer: Vec<u8>,
     queued_texts: VecDeque<String>,
@@ -149,7 +150,7 @@ impl SimulatedDevice {
             let stream = TcpStream::connect_timeout(&gateway, timeout)?;
             stream.set_nodelay(true)?;
             stream.set_write_timeout(Some(timeout))?;
-            Ok(DeviceStream::Plain(stream))
+            Ok(Stream::Plain(stream))
         };
         let stream = open().map_err(|error| DeviceError::io(DeviceStep::Tcp, error, timeout))?;
         Ok(Self { stream, timeout, read_buffer: Vec::new(), queued_texts: VecDeque::new() })
@@ -162,9 +163,9 @@ impl SimulatedDevice {
     /// [`DeviceStep::Tls`], with [`DeviceErrorKind::TlsFailed`] in the words of the TLS library.
     pub fn start_tls(self, host: &str, ca_pem: Option<Vec<u8>>) -> Result<Self, DeviceError> {
         let Self { stream, timeout, .. } = self;
-        let waits = stream.tcp().set_read_timeout(Some(timeout));
+        let waits = stream.socket().set_read_timeout(Some(timeout));
         waits.map_err(|error| DeviceError::io(DeviceStep::Tls, error, timeout))?;
-        let stream = stream.start_tls(host, &mut TlsClient::new(ca_pem, false));
+        let stream = tls::start_tls(stream, host, &mut TlsClient::new(ca_pem, false));
         let stream = stream.map_err(|kind| DeviceError::new(DeviceStep::Tls, kind))?;
         Ok(Self { stream, ..self })
     }
@@ -189,7 +190,7 @@ impl SimulatedDevice {
 
     /// The socket, for what this type has no word for.
     pub fn stream(&self) -> &TcpStream {
-        self.stream.tcp()
+        self.stream.socket()
     }
 
     /// Publishes a text to the gateway.
@@ -208,7 +209,6 @@ impl SimulatedDevice {
     /// [`DeviceStep::MqttConnection`].
     pub fn send_raw(&mut self, bytes: &[u8]) -> Result<(), DeviceError> {
         self.stream
-            .io()
             .write_all(bytes)
             .map_err(|error| DeviceError::io(DeviceStep::MqttConnection, error, self.timeout))
     }
@@ -274,13 +274,13 @@ impl SimulatedDevice {
         let mut chunk = [0; 4096];
         // A read timeout of zero is an error, so "no wait" is another mode of the socket.
         let result = if wait.is_zero() {
-            self.stream.tcp().set_nonblocking(true)?;
-            let result = self.stream.io().read(&mut chunk);
-            self.stream.tcp().set_nonblocking(false)?;
+            self.stream.socket().set_nonblocking(true)?;
+            let result = self.stream.read(&mut chunk);
+            self.stream.socket().set_nonblocking(false)?;
             result
         } else {
-            self.stream.tcp().set_read_timeout(Some(wait))?;
-            self.stream.io().read(&mut chunk)
+            self.stream.socket().set_read_timeout(Some(wait))?;
+            self.stream.read(&mut chunk)
         };
         if let Ok(n) = result {
             self.read_buffer.extend_from_slice(&chunk[..n]);
@@ -387,7 +387,8 @@ impl SimulatedDevice {
         let mut packet = Vec::new();
         encode::disconnect(&mut packet);
         self.send_raw(&packet)?;
-        self.stream.shutdown();
+        // The gateway may be gone already.
+        let _ = self.stream.shut_down_tls();
         Ok(())
     }
 }
