@@ -49,8 +49,10 @@ fn signature_key(config: &Config) -> Finding {
     let rule = "take at least 8 characters, upper and lower case, without test, 1234, admin, password, qwerty, xiaozhi; \
                 the console (server.mqtt_signature_key) must hold the same";
     match &config.mqtt.signature_key {
-        None => Finding::new(name, StepState::Warn, "not set: every device is let in, whatever its password")
-            .with_advice(format!("set MQTT_SIGNATURE_KEY or mqtt.signature_key: {rule}")),
+        None => {
+            Finding::new(name, StepState::Warn, "not set: every device is accepted, whatever its password")
+                .with_advice(format!("set MQTT_SIGNATURE_KEY or mqtt.signature_key: {rule}"))
+        }
         Some(key) => match key.weakness() {
             Some(why) => {
                 Finding::new(name, StepState::Warn, format!("too weak for the management API: it {why}"))
