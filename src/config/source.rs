@@ -1,4 +1,4 @@
-//! Where a configuration comes from, so that it can be read again.
+//! The sources of a configuration: file, environment and command line.
 
 use std::ffi::OsString;
 use std::fs;

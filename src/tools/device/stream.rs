@@ -1,4 +1,4 @@
-//! The byte stream under a simulated device: TCP, or TLS over it.
+//! The byte stream of a simulated device: TCP, or TLS over it.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -56,7 +56,7 @@ impl DeviceStream {
         client.prepare().map(|()| self).map_err(|error| DeviceErrorKind::TlsFailed(error.to_string()))
     }
 
-    /// Says that nothing more comes, where the stream has a word for it.
+    /// Sends close_notify on TLS.
     pub(super) fn shutdown(&mut self) {
         // The other side may be gone already.
         #[cfg(feature = "tls")]
