@@ -350,7 +350,7 @@ fn a_misspelt_variable_is_reported_with_the_nearest_name() {
     assert_eq!(
         unknown_variables(names.map(OsString::from)),
         [
-            "environment: MQTT_PROXY_UPD_PORT is no variable of this gateway; the nearest is MQTT_PROXY_UDP_PORT"
+            "environment: MQTT_PROXY_UPD_PORT is not a variable of this gateway; the nearest is MQTT_PROXY_UDP_PORT"
         ]
     );
 }

@@ -1,4 +1,4 @@
-//! Who may call: bearer tokens, and callers on this machine when there is nothing to make a token from.
+//! Authorization: bearer tokens, or local callers only when there is no key and no token.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use crate::config::Config;
 /// Seconds of a day.
 const SECONDS_PER_DAY: i64 = 86_400;
 
-/// What the clock says: seconds since 1970, and how far local time is ahead of UTC.
+/// The wall-clock time and the offset of local time.
 #[derive(Clone, Copy, Debug)]
 pub struct WallClock {
     /// Seconds since 1970-01-01, UTC.
@@ -22,11 +22,11 @@ pub struct WallClock {
     pub utc_offset_seconds: i64,
 }
 
-/// Checks a call that needs a token, by nothing but its caller: not by what it asks for.
+/// Authorizes the caller of a request that needs a token, whatever it asks for.
 ///
-/// The token is `api.token`, or the daily one that the consoles of the Node.js gateway make: hex of SHA-256 over the date
+/// The token is `api.token`, or the daily one that the consoles of the Node.js gateway send: hex of SHA-256 over the date
 /// (yyyy-MM-dd) followed by `mqtt.signature_key`. The date is the local or the UTC one, or a day before or after, since
-/// clocks and time zones differ. Without key and token only this machine may call, and no web page on it.
+/// clocks and time zones differ. Without key and token only this machine is served, and no web page on it.
 ///
 /// # Errors
 /// Why the caller may not.
@@ -56,14 +56,14 @@ pub fn authorize(
     let mut good = token.is_some_and(|token| constant_time_eq(&Sha256::digest(token.as_bytes()), &shown));
     if let Some(key) = key.filter(|_| weakness.is_none()) {
         for date in accepted_dates(clock) {
-            // Every candidate is compared, and as a whole: the time taken tells nothing.
+            // Every candidate is compared in constant time, so that timing leaks nothing.
             good |= constant_time_eq(&Sha256::digest(daily_token(&date, key.as_bytes())), &shown);
         }
     }
     if good {
         return Ok(());
     }
-    Err(unauthorized("The token is not valid, or not today: the daily one changes with the date."))
+    Err(unauthorized("Wrong or expired token; the daily token changes at midnight."))
 }
 
 fn unauthorized(sentence: &'static str) -> ApiError {
@@ -85,8 +85,8 @@ fn bearer_token(field: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Nobody needs a token, so the caller must be on this machine, and must not be a web page that its browser was lured
-/// to: such a page names its origin, or reaches us under a name of its own that leads here.
+/// Without tokens the caller must be on this machine, and must not be a web page in its browser: such a page sends its
+/// origin, or reaches us by a host name that resolves to this machine (DNS rebinding).
 fn authorize_local(head: &RequestHead, peer: IpAddr) -> Result<(), ApiError> {
     if !peer.to_canonical().is_loopback() {
         return Err(unauthorized(
@@ -109,7 +109,7 @@ fn authorize_local(head: &RequestHead, peer: IpAddr) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Whether a `Host` field holds a name that no one else's web page can have: an IP address or localhost.
+/// Whether a `Host` field is an IP address or localhost, which no other site's page can have.
 fn is_localhost_or_ip(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -126,7 +126,7 @@ fn accepted_dates(clock: WallClock) -> impl Iterator<Item = String> {
     (utc.min(local) - 1..=utc.max(local) + 1).filter_map(civil_date)
 }
 
-/// yyyy-MM-dd of the so many-th day since 1970-01-01; `None` when no calendar has that day.
+/// yyyy-MM-dd of a day counted from 1970-01-01; `None` when it is out of range.
 fn civil_date(day: i64) -> Option<String> {
     let date = UtcDateTime::from_timespec(day * SECONDS_PER_DAY, 0).ok()?;
     Some(format!("{:04}-{:02}-{:02}", date.year(), date.month(), date.month_day()))

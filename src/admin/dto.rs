@@ -1,4 +1,4 @@
-//! What calls take and show, as JSON.
+//! The JSON that requests and responses carry.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! HTTP/1.1 (RFC 9112) as far as a management API needs it: a request out of bytes, an answer into bytes.
+//! HTTP/1.1 (RFC 9112) as far as the management API needs it: parsing requests and writing responses.
 
 use std::borrow::Cow;
 
@@ -176,7 +176,7 @@ fn header_value(fields: &[httparse::Header<'_>], name: &str) -> Option<String> {
     Some(String::from_utf8_lossy(found.value.trim_ascii()).into_owned())
 }
 
-/// RFC 9112 section 6.3, with nothing left to the imagination: two lengths are none.
+/// RFC 9112 section 6.3, strictly: a request with two lengths is refused.
 fn body_length(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Result<Framing, RequestError> {
     let all = |name: &'static str| fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
     let mut lengths = all("content-length");

@@ -1,4 +1,4 @@
-//! The parameters of calls, in queries and in JSON objects. What is wrong with one is told with its name.
+//! The parameters of requests, in queries and in JSON objects. Errors name the parameter.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What went wrong lately, in words, with advice: for `GET /api/errors` and the page.
+//! Recent errors with advice, for `GET /api/errors` and the dashboard.
 
 use std::collections::VecDeque;
 
@@ -40,7 +40,7 @@ pub enum RecentErrorKind {
     TooManyCalls,
     /// There were too many devices.
     TooManyDevices,
-    /// A device may not come in.
+    /// A device's login was refused.
     LoginRefused,
     /// A device speaks another version.
     HelloVersion,
@@ -82,7 +82,7 @@ impl RecentErrorKind {
         json!(self).as_str().unwrap_or_default().to_owned()
     }
 
-    /// Of a note; `None` when it tells of no trouble.
+    /// The kind of a log event; `None` when it is not an error.
     pub fn from_log_event(note: &LogEvent) -> Option<Self> {
         match note {
             LogEvent::ServerFailing { .. } => Some(Self::ServerFailing),
@@ -93,7 +93,7 @@ impl RecentErrorKind {
         }
     }
 
-    /// Of a call's end, with the sentence; `None` when it is an ordinary one.
+    /// The kind and sentence of a call's end; `None` when it is an ordinary one.
     pub fn from_end_reason(reason: EndReason) -> Option<(Self, &'static str)> {
         let (kind, sentence) = match reason {
             EndReason::NoServer => (Self::NoServer, "no chat server could be reached for a call"),
@@ -146,7 +146,7 @@ impl RecentErrorKind {
     }
 }
 
-/// One trouble, with its repetitions.
+/// An error and how often it occurred.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecentError {
     /// Milliseconds since 1970, of the last time.
@@ -157,7 +157,7 @@ pub struct RecentError {
     pub device: Option<Box<str>>,
     /// What happened.
     pub message: Box<str>,
-    /// How often it did in a row of its kind.
+    /// How often the same error occurred.
     pub count: u32,
 }
 
@@ -166,7 +166,7 @@ pub struct RecentError {
 pub struct RecentErrors(VecDeque<RecentError>);
 
 impl RecentErrors {
-    /// Remembers one; the oldest of its kind gives way.
+    /// Records one; beyond the limit the oldest of its kind is dropped.
     pub fn record(&mut self, at: u64, kind: RecentErrorKind, device: Option<&str>, sentence: &str) {
         let sentence = text::printable(sentence, MAX_MESSAGE_BYTES);
         let of_kind = |error: &RecentError| error.kind == kind;

@@ -1,4 +1,4 @@
-//! The calls there are: one table, which the OpenAPI file describes.
+//! The routes of the API: one table, which the OpenAPI file describes.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! The address of a chat server.
+//! Chat servers: their URLs and settings.
 
 use std::fmt;
 use std::net::Ipv6Addr;

@@ -1,4 +1,4 @@
-//! What a reload changes.
+//! The differences between two configurations, and which of them a reload applies.
 
 use super::error::{ConfigError, Problem};
 use super::keys::CONFIG_KEYS;
@@ -35,8 +35,8 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
 /// As [`diff`], for a reload that takes the gateway from `old` to `new`.
 ///
 /// # Errors
-/// When it would empty a server list that is in use, which is far more often a half-edited file than a wish, or close the
-/// only port for devices.
+/// When it would empty a server list that is in use, which is most likely a half-edited file, or close the only port for
+/// devices.
 pub fn check_reload(old: &Config, new: &Config) -> Result<Changes, ConfigError> {
     let (then, now) = (&old.websocket, &new.websocket);
     let refused = |key: &str| {

@@ -1,7 +1,7 @@
-//! Every key of the file by an environment variable, for who has no file.
+//! Environment variables, which can set every key of the file.
 //!
-//! A variable's text becomes the JSON that would stand in the file, by the kind of value its key has, and goes the file's
-//! way: what is allowed is the same, and so are the words that say what is not.
+//! A variable's text is converted to the JSON that would stand in the file, according to the kind of its key's default,
+//! and read like the file: the same values are allowed, with the same error texts.
 
 use std::ffi::OsString;
 use std::fs;
@@ -73,7 +73,7 @@ fn variable_names() -> impl Iterator<Item = (String, &'static ConfigKey, bool)> 
     })
 }
 
-/// One sentence for each variable whose name begins like ours and is none of ours.
+/// One sentence for each variable that has our prefix and an unknown name.
 pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
     let known: Vec<_> = self::variable_names().map(|(name, ..)| name).collect();
     let unknown = names.into_iter().filter_map(|name| {
@@ -82,12 +82,12 @@ pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<Strin
             return None;
         }
         let nearest = known.iter().min_by_key(|known| edit_distance(name, known))?;
-        Some(format!("environment: {name} is no variable of this gateway; the nearest is {nearest}"))
+        Some(format!("environment: {name} is not a variable of this gateway; the nearest is {nearest}"))
     });
     unknown.collect()
 }
 
-/// A secret that is given both as such and by a file: which one is meant?
+/// Secrets that are given both as a value and by a file.
 pub(super) fn conflicts(variables: &[Variable]) -> impl Iterator<Item = Problem> {
     let is_set = |name: &str| variables.iter().any(|variable| variable.name == name);
     let files = variables.iter().filter(|variable| variable.is_file);
@@ -109,7 +109,7 @@ impl Variable {
     pub(super) fn apply(&self, config: &mut Config) -> Vec<Problem> {
         let mut problems = Vec::new();
         if self.key.name == "logging.level" {
-            // The file's `debug` would raise it again. A variable for it comes behind, and may.
+            // The file's `debug` would raise the level again. The variable for `debug` is read later, and may do so.
             config.debug = false;
         }
         let read = self.to_json().and_then(|json| {
@@ -149,7 +149,7 @@ impl Variable {
                 Some(on) => Ok(on.to_string()),
                 None => Err(self.invalid(format!("{text:?}"), BOOLEAN_ALLOWED)),
             },
-            // A text in quotes is refused with the quotes, as what it is.
+            // A text that is no number is quoted, and refused as a string.
             Value::Number(_) => match serde_json::from_str::<Number>(trimmed) {
                 Ok(_) => Ok(trimmed.to_owned()),
                 Err(_) => Ok(quoted(trimmed)),
@@ -180,7 +180,8 @@ impl Variable {
         }
     }
 
-    /// A secret from its file, where editors end it with a new line. An empty one would leave a door open unnoticed.
+    /// A secret from its file, without the line end that editors add. An empty file is refused: it would switch
+    /// authentication off unnoticed.
     fn read_secret_file(&self, path: &Path) -> Result<String, Problem> {
         let found = match fs::read_to_string(path) {
             Ok(text) => match text.trim_end_matches(['\r', '\n']) {

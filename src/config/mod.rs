@@ -60,7 +60,7 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Everything an operator can choose. `Default` is what is documented in `config/gateway.json`.
+    /// Every setting. `Default` is what is documented in `config/gateway.json`.
     pub struct Config {
         /// Where devices connect, and their limits.
         pub mqtt: Mqtt = Mqtt::default(),
@@ -74,7 +74,7 @@ settings! {
         pub mcp: Mcp = Mcp::default(),
         /// The management listener.
         pub api: Api = Api::default(),
-        /// Loops that serve devices, each on a thread of its own; 1 to 64.
+        /// Event loops that serve devices, each on its own thread; 1 to 64.
         pub workers: usize = 1,
         /// Log at debug level at least; see [`Config::log_level`].
         pub debug: bool = false,
@@ -92,11 +92,11 @@ settings! {
         pub host: IpAddr = Ipv4Addr::UNSPECIFIED.into(),
         /// The TCP port to listen on; 0 is any free port.
         pub port: u16 = 1883,
-        /// Whether that port is listened on: off leaves devices nothing but TLS.
+        /// Whether to listen on that port; when off, devices can only use TLS.
         pub plain: bool = true,
         /// MQTT over TLS.
         pub tls: Tls = Tls::default(),
-        /// Balancers: every connection from these networks begins with a PROXY protocol header, and no other does.
+        /// Load balancers: every connection from these networks begins with a PROXY protocol header, and no other does.
         pub proxy_protocol_from: Vec<Network> = Vec::new(),
         /// Devices connected at once, at least 1.
         pub max_connections: usize = 10_000,
@@ -104,11 +104,11 @@ settings! {
         pub max_connections_per_ip: usize = 0,
         /// The longest packet a device may send, in bytes, counted on the remaining length.
         pub max_payload_size: usize = 65_536,
-        /// How long a call outlives its lost MQTT connection; zero ends it at once.
+        /// How long a call is kept after its MQTT connection is lost; zero ends it at once.
         pub resume_grace: Duration = Duration::from_secs(20),
-        /// Whether client ids of two parts, which carry no signature, are let in although there is a key.
+        /// Whether client ids of two parts, which carry no signature, are accepted even when there is a key.
         pub allow_legacy_ids: bool = false,
-        /// The key of the devices' passwords; without one every device is let in.
+        /// The key of the devices' passwords; without one every device is accepted.
         pub signature_key: Option<Secret> = None,
     }
 }
@@ -118,11 +118,11 @@ settings! {
     pub struct Tls {
         /// The TCP port to listen on; 0 is any free port.
         pub port: u16 = 8883,
-        /// PEM certificates: the gateway's own, then those between it and an authority that devices know.
+        /// PEM certificate chain: the gateway's own certificate, then the intermediate ones.
         pub cert_file: Option<PathBuf> = None,
-        /// The PEM private key of the first of them.
+        /// The PEM private key of the first certificate.
         pub key_file: Option<PathBuf> = None,
-        /// Handshakes under way at once, at least 1; the oldest gives way to one more.
+        /// Handshakes in progress at once, at least 1; beyond this, the oldest unfinished one is dropped.
         pub max_handshakes: usize = 256,
     }
 }
@@ -147,11 +147,11 @@ settings! {
         pub peer_policy: PeerPolicy = PeerPolicy::Adaptive,
         /// Whether downlink packets carry `0x80 | (sequence & 0x7f)` as flags, so that no two packets of a call share keystream.
         pub downlink_flags: bool = true,
-        /// How long after a device's first `listen` start its first datagram may take before that is logged; zero is never.
+        /// How long after a device's first `listen` start a missing first datagram is logged; zero is never.
         pub first_packet_warn: Duration = Duration::from_secs(3),
-        /// Whether the device shows that no datagram of it arrived.
+        /// Whether this is shown on the device too.
         pub first_packet_alert: bool = true,
-        /// How long work may gather before the loop looks again while packets come thick; zero is not at all.
+        /// How long packets are batched under load, at most; zero is never.
         pub coalesce_max: Duration = Duration::from_micros(1_000),
     }
 }
@@ -180,7 +180,7 @@ impl fmt::Display for PublicIp {
 /// Which source addresses a call's audio may come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerPolicy {
-    /// Any port of the MQTT connection's IP; another IP once it has proved itself.
+    /// Any port of the MQTT connection's IP; another IP once its path is validated.
     Adaptive,
     /// Any port of the MQTT connection's IP, no other.
     Strict,
@@ -189,7 +189,7 @@ pub enum PeerPolicy {
 settings! {
     /// Section `websocket`.
     pub struct WebSocket {
-        /// The chat servers of all devices but the listed ones (`production_servers`).
+        /// The chat servers of all devices except the listed ones (`production_servers`).
         pub production: Vec<Arc<ChatServerConfig>> = Vec::new(),
         /// The chat servers of the listed devices (`development_servers`).
         pub development: Vec<Arc<ChatServerConfig>> = Vec::new(),
@@ -199,7 +199,7 @@ settings! {
         pub echo: bool = false,
         /// The key of the bearer token sent to chat servers (`server_secret`); without one the fixed text `test-token` is sent.
         pub secret: Option<Secret> = None,
-        /// PEM certificates trusted beside the system's own.
+        /// PEM certificates trusted in addition to the system's.
         pub ca_file: Option<PathBuf> = None,
         /// Whether certificates are not verified at all.
         pub insecure: bool = false,
@@ -209,13 +209,13 @@ settings! {
         pub ping_timeout: Duration = Duration::from_secs(20),
         /// How a call redials a chat server that failed.
         pub reconnect: Reconnect = Reconnect::default(),
-        /// Whether the chat server gets a `goodbye` with the call's facts before the close.
+        /// Whether the chat server gets a `goodbye` with the call's summary before the close.
         pub send_goodbye: bool = true,
-        /// How long a call may stay without audio and text in either direction; zero is for ever.
+        /// How long a call may stay without audio and text in either direction; zero is without limit.
         pub call_idle: Duration = Duration::from_secs(300),
         /// Calls at once; 0 is no limit.
         pub max_calls: usize = 0,
-        /// Sockets being connected to chat servers at once, at least 1.
+        /// Connection attempts to chat servers in progress at once, at least 1.
         pub max_dials: usize = 256,
     }
 }
@@ -237,11 +237,11 @@ settings! {
 settings! {
     /// Section `logging`.
     pub struct Logging {
-        /// Whether anything is logged at all; an error that ends the program is told in any case.
+        /// Whether anything is logged; an error that ends the program is reported in any case.
         pub enabled: bool = true,
-        /// The least important lines that are logged; see [`Config::log_level`] for what is in force.
+        /// The log level; see [`Config::log_level`] for what is in force.
         pub level: LevelFilter = LevelFilter::Info,
-        /// A file that gets every line beside stderr.
+        /// A file that gets every line in addition to stderr.
         pub file: Option<PathBuf> = None,
     }
 }
@@ -249,9 +249,9 @@ settings! {
 settings! {
     /// Section `mcp`.
     pub struct Mcp {
-        /// Whether the gateway learns a device's tools when it connects, and answers for it.
+        /// Whether the gateway requests a device's tools when it connects, and answers `tools/list` from its cache.
         pub enabled: bool = true,
-        /// Tools remembered per device, at least 1.
+        /// Tools cached per device, at least 1.
         pub max_tools_count: usize = 32,
         /// The capabilities the gateway declares to a device: the text of a JSON object.
         pub capabilities: String = "{}".to_owned(),
@@ -263,15 +263,15 @@ settings! {
 settings! {
     /// Section `api`.
     pub struct Api {
-        /// Whether there is a management listener at all.
+        /// Whether there is a management listener.
         pub enabled: bool = true,
         /// The address to listen on; `None` leaves it to [`Config::api_host`].
         pub host: Option<IpAddr> = None,
         /// The TCP port of the management listener; 0 is any free port.
         pub port: u16 = 8007,
-        /// A token that is good every day, beside the daily one that is made from `mqtt.signature_key`.
+        /// A token without expiry, in addition to the daily one derived from `mqtt.signature_key`.
         pub token: Option<Secret> = None,
-        /// Whether `/metrics` asks for a token too.
+        /// Whether `/metrics` requires a token too.
         pub metrics_need_token: bool = true,
     }
 }
@@ -316,15 +316,14 @@ impl Config {
         }
     }
 
-    /// The address of the management listener: as configured, else every address once callers must show a token (or are
-    /// told what is wrong with the key it is made from), else this machine alone.
+    /// The address of the management listener: as configured, else every address when callers need a token, else loopback.
     pub fn api_host(&self) -> IpAddr {
         let closed = self.mqtt.signature_key.is_some() || self.api.token.is_some();
         let default = if closed { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
         self.api.host.unwrap_or(default.into())
     }
 
-    /// The least important lines that are to be logged, all of section `logging` and `debug` taken into account.
+    /// The log level in force, from section `logging` and `debug`.
     pub fn log_level(&self) -> LevelFilter {
         match (self.logging.enabled, self.debug) {
             (false, _) => LevelFilter::Off,

@@ -1,4 +1,4 @@
-//! Networks, as operators write them.
+//! Networks in CIDR notation.
 
 use std::fmt;
 use std::net::IpAddr;

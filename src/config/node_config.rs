@@ -1,7 +1,7 @@
-//! The configuration of the Node.js gateway, taken as it is: the shape of its `config/mqtt.json`, and its `.env`.
+//! The configuration of the Node.js gateway: the shape of its `config/mqtt.json`, and its `.env`.
 //!
 //! That gateway reads its values with JavaScript's `||`, so `null`, `0`, `false` and `""` count as absent here too, and it
-//! takes no notice of keys it does not know, so they are accepted and said to be unused.
+//! takes no notice of keys it does not know, so they are accepted and reported as unused.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Where a configuration comes from, so that it can be read again.
+//! The sources of a configuration: file, environment and command line.
 
 use std::ffi::OsString;
 use std::fs;
@@ -46,7 +46,7 @@ impl Source {
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Self {
         let named = || variable(environment::CONFIG_FILE).filter(|path| !path.is_empty()).map(PathBuf::from);
-        // Whatever else is wrong with the default file is said when it is read.
+        // Any other problem with the default file is reported when it is read.
         let default = || {
             let absent = matches!(Path::new(DEFAULT_FILE).try_exists(), Ok(false));
             (!absent).then(|| PathBuf::from(DEFAULT_FILE))
@@ -85,7 +85,7 @@ impl Source {
         errors.into_iter().next().map_or(Ok(config), Err)
     }
 
-    /// Reads the configuration as far as it goes, and tells everything that is wrong with it. Blocks on the files it names.
+    /// Reads as much of the configuration as is valid, and reports everything that is wrong with it. Blocks on the files it names.
     pub fn load_with_errors(&self) -> (Config, Vec<ConfigError>) {
         let mut errors = Vec::new();
         let mut problems = Vec::new();
@@ -132,7 +132,7 @@ impl Source {
         (config, errors)
     }
 
-    /// Where most of it comes from, for what concerns several keys.
+    /// The location that errors about several keys name.
     fn location(&self) -> String {
         self.path.as_ref().map_or_else(|| "environment".to_owned(), |path| path.display().to_string())
     }
@@ -188,7 +188,7 @@ fn read(path: &Path, problems: &mut Vec<Problem>) -> Config {
     }
 }
 
-/// A certificate file that cannot be used is better told now than by the first call.
+/// Certificate files that cannot be used, so that this is not first noticed in a call.
 fn certificate_problems(config: &Config) -> Vec<Problem> {
     let websocket = &config.websocket;
     let own = |list: &'static str, servers: &[Arc<ChatServerConfig>]| {

@@ -1,4 +1,4 @@
-//! What an operator should know about a configuration that is allowed, but doubtful.
+//! Warnings about settings that are allowed, but doubtful.
 
 use std::net::{IpAddr, ToSocketAddrs};
 
@@ -15,7 +15,7 @@ impl Config {
             |doubtful: bool, warning: &str| warnings.extend(doubtful.then(|| warning.to_owned()));
         warn_if(
             mqtt.signature_key.is_none(),
-            "mqtt.signature_key is not set: every device is let in, whatever its password",
+            "mqtt.signature_key is not set: every device is accepted, whatever its password",
         );
         if let Some(weakness) = mqtt.signature_key.as_ref().and_then(super::Secret::weakness) {
             let rest = match api.token {

@@ -1,5 +1,5 @@
-//! `check`: reads the configuration as the gateway would, tries every chat server as a call would, and says in words what
-//! is wrong and what to do about it.
+//! `check`: reads the configuration as the gateway would, tries every chat server as a call would, and reports what is
+//! wrong and what to do about it.
 
 mod diagnosis;
 mod options;
@@ -48,7 +48,7 @@ Environment: as for the gateway; see mqtt-websocket-proxy --help.
 Exit code: 0 nothing fails, 1 something fails, 2 the configuration cannot be used, or
 wrong usage.";
 
-/// Servers that are tried at once.
+/// Servers that are tried in parallel.
 const MAX_CONCURRENT_CHECKS: usize = 8;
 
 /// Runs the sub-command with its own arguments.

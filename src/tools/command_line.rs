@@ -1,4 +1,4 @@
-//! What the command lines of the sub-commands have in common.
+//! Command-line parsing that the sub-commands share.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;

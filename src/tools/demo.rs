@@ -1,4 +1,4 @@
-//! `demo`: a whole call in one process, over real sockets, to watch.
+//! `demo`: a complete call in one process, over real sockets.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -29,12 +29,12 @@ Options:
 Exit code: 0 audio came back, 1 it did not, 2 wrong usage.";
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// After the last packet: far more than the way there and back takes.
+/// Wait after the last packet: far more than a round trip takes.
 const LINGER: Duration = Duration::from_millis(500);
-/// Between two views of the live block, and between two plain lines.
+/// Between two redraws of the live block, and between two plain lines.
 const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
-/// Locally administered: no real device has it.
+/// Locally administered, so that no real device has it.
 const DEMO_MAC: &str = "02:00:00:00:00:01";
 
 /// Runs the sub-command with its own arguments.
@@ -58,14 +58,14 @@ fn parse_seconds(mut args: CommandLine) -> Result<u32, String> {
     Ok(seconds)
 }
 
-/// What runs beside the device.
+/// The echo server and the gateway of the demo.
 struct Demo {
     echo: EchoServer,
     key: String,
     gateway: Running,
 }
 
-/// What the device did.
+/// The device's call.
 struct DemoCall {
     udp: SocketAddr,
     connect_time: Duration,
@@ -94,7 +94,7 @@ impl Demo {
         Ok(Self { echo, key, gateway })
     }
 
-    /// The whole demo; true when audio came back.
+    /// Runs the demo; true when audio came back.
     fn run(self, seconds: u32, terminal: &mut Terminal) -> Result<bool, String> {
         let Self { echo, key, gateway } = self;
         let addresses = gateway.addresses();
@@ -146,7 +146,7 @@ fn make_call(
         ));
     }
     device.start_listening(&call, "realtime")?;
-    let mut round_trip = RoundTripTest::new();
+    let mut round_trip = RoundTripTest::default();
     let mut view = ProgressView {
         demo_call: &demo_call,
         terminal,
@@ -193,7 +193,7 @@ impl ProgressView<'_> {
         }
     }
 
-    /// Leaves the last state on the screen.
+    /// Shows the last state, which stays on the screen.
     fn finish(&mut self, round_trip: &RoundTripTest) {
         let block = self.block(round_trip);
         self.terminal.redraw(&block);
@@ -225,8 +225,8 @@ fn summary(demo_call: &DemoCall, round_trip: &RoundTripTest) -> Vec<String> {
     let lost = round_trip.sent - round_trip.echoed;
     let verdict = match round_trip.echoed {
         0 => "The call did NOT work: no audio came back.",
-        _ if lost > 0 => "The call worked, but not every packet came back.",
-        _ => "The call worked: everything the device said came back to it.",
+        _ if lost > 0 => "The call worked, but some packets were lost.",
+        _ => "The call worked: every packet that the device sent came back.",
     };
     let row = |name: &str, value: &str, about: &str| format!("  {name:<14} {value:<10} {about}");
     let percent = 100.0 * f64::from(lost) / f64::from(round_trip.sent.max(1));
@@ -268,7 +268,7 @@ fn ms_or_dash(duration: Option<Duration>) -> String {
     duration.map_or_else(|| "-".to_owned(), format_ms)
 }
 
-/// Milliseconds with as many digits as mean something.
+/// Milliseconds, with two decimals below 10.
 fn format_ms(duration: Duration) -> String {
     let ms = duration.as_secs_f64() * 1000.0;
     if ms < 10.0 { format!("{ms:.2} ms") } else { format!("{ms:.0} ms") }

@@ -1,4 +1,4 @@
-//! A simulated device on blocking sockets: what the firmware does, for the demo, the probe, the examples and the tests.
+//! A simulated device on blocking sockets, which behaves like the firmware: for the demo, the probe, examples and tests.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -188,7 +188,7 @@ impl SimulatedDevice {
         Err(DeviceError::new(Mqtt, kind))
     }
 
-    /// The socket, for what this type has no word for.
+    /// The socket, for operations that this type does not have.
     pub fn stream(&self) -> &TcpStream {
         self.stream.socket()
     }

@@ -1,4 +1,4 @@
-//! `health`: asks a running gateway whether its loop turns, for containers that have no other program to ask with.
+//! `health`: asks a running gateway whether it is alive, for containers without an HTTP client.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -25,7 +25,7 @@ Environment: as for the gateway; see mqtt-websocket-proxy --help.
 
 Exit code: 0 yes, 1 no, 2 the configuration cannot be used, or wrong usage.";
 
-/// A loop that takes longer is not well.
+/// A gateway that takes longer is not healthy.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs the sub-command with its own arguments.
@@ -59,7 +59,7 @@ fn unhealthy(address: SocketAddr, why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Where the gateway of this configuration listens for management calls.
+/// The address of the gateway's management listener.
 fn api_address(source: &Source) -> Result<SocketAddr, String> {
     let config = source.load().map_err(|error| error.to_string())?;
     if !config.api.enabled || config.api.port == 0 {
@@ -73,7 +73,7 @@ fn api_address(source: &Source) -> Result<SocketAddr, String> {
     Ok(SocketAddr::new(ip, config.api.port))
 }
 
-/// The whole answer; it is short.
+/// The whole response; it is short.
 fn http_get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;

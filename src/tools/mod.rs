@@ -1,4 +1,4 @@
-//! The sub-commands, and the built-in echo chat server and simulated device they are made of.
+//! The sub-commands, and the echo chat server and simulated device that they use.
 
 mod addresses;
 pub mod check;

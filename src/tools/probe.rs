@@ -1,4 +1,4 @@
-//! `probe`: acts as a device against any gateway, and says step by step what works.
+//! `probe`: acts as a device against any gateway, and reports step by step what works.
 
 mod call;
 mod diagnosis;
@@ -60,7 +60,7 @@ pub fn run(args: Arguments) -> ExitCode {
     command_line::run("probe", HELP, args, ProbeOptions::parse, |options| {
         let terminal = if options.json { Terminal::stderr() } else { Terminal::stdout() };
         let mut reporter = ProbeReporter::new(terminal, &options);
-        // A stop is on the report already.
+        // A failure is in the report already.
         let _ = probe(&options, &mut reporter);
         let report = reporter.finish();
         if options.json {
@@ -70,7 +70,7 @@ pub fn run(args: Arguments) -> ExitCode {
     })
 }
 
-/// The step that failed is on the report; there is no going on.
+/// A step failed and is in the report; the probe cannot continue.
 struct ProbeFailed;
 
 fn probe(options: &ProbeOptions, reporter: &mut ProbeReporter) -> Result<(), ProbeFailed> {
@@ -82,7 +82,7 @@ fn probe(options: &ProbeOptions, reporter: &mut ProbeReporter) -> Result<(), Pro
     Ok(())
 }
 
-/// Name and TCP: every address the name has is tried.
+/// Resolves the name and connects: every address of the name is tried.
 fn connect(
     options: &ProbeOptions,
     reporter: &mut ProbeReporter,
@@ -114,7 +114,7 @@ fn connect(
     Err(reporter.fail(TCP, failures.join("; ")))
 }
 
-/// TLS: the certificate is verified, as most devices do.
+/// TLS handshake; the certificate is verified, as most devices do.
 fn start_tls(
     device: SimulatedDevice,
     options: &ProbeOptions,
@@ -138,7 +138,7 @@ fn start_tls(
     }
 }
 
-/// What was seen, and what to look at.
+/// What is wrong, and what to look at.
 fn diagnose_tls(cause: TlsErrorCause, options: &ProbeOptions) -> (String, Vec<String>) {
     let ProbeOptions { host, port, .. } = options;
     let (what, hints): (String, &[&str]) = match cause {
@@ -154,7 +154,7 @@ fn diagnose_tls(cause: TlsErrorCause, options: &ProbeOptions) -> (String, Vec<St
         TlsErrorCause::NameMismatch => (
             format!("the certificate is for another name than {host}"),
             &[
-                "Probe by the name in the certificate. The endpoint in the OTA answer must be that name too: a device looks as closely.",
+                "Probe by the name in the certificate. The endpoint in the OTA answer must be that name too: devices verify it in the same way.",
             ],
         ),
         TlsErrorCause::UnknownAuthority => (
@@ -172,7 +172,7 @@ fn diagnose_tls(cause: TlsErrorCause, options: &ProbeOptions) -> (String, Vec<St
         ),
         TlsErrorCause::NotBuiltIn | TlsErrorCause::Other => (
             "no TLS connection".into(),
-            &["Is this the gateway's mqtt.tls.port? Its log says from its side why a TLS connection failed."],
+            &["Is this the gateway's mqtt.tls.port? Its log says why the TLS connection failed on its side."],
         ),
     };
     (what, hints.iter().map(|hint| (*hint).to_owned()).collect())
@@ -204,7 +204,10 @@ fn log_in(
             if !options.tls {
                 reporter.add_hint("Does this port speak TLS, as 8883 does? Then probe it with --tls.");
             }
-            reporter.add_hint(format!("Is {} the MQTT port? A tunnel or proxy may accept connections and have no gateway behind it.", options.port));
+            reporter.add_hint(format!(
+                "Is {} the MQTT port? A tunnel or proxy may accept connections without a gateway behind it.",
+                options.port
+            ));
             Err(reporter.fail(MQTT, failure.kind.to_string()))
         }
     }
@@ -278,7 +281,7 @@ fn hello(
     }
 }
 
-/// The words of an `alert`, or of the `error` that some gateways send.
+/// The text of an `alert`, or of the `error` that some gateways send.
 fn error_text(text: &str) -> Option<String> {
     let object = JsonObject::parse(text).ok()?;
     let kind = object.string("type")?;

@@ -24,6 +24,18 @@ pub(super) enum StepState {
     Skipped,
 }
 
+impl StepState {
+    /// A short word for tables.
+    pub(super) fn mark(self, undecided: &'static str) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "WARN",
+            Self::Fail => "FAIL",
+            Self::Unknown | Self::Skipped => undecided,
+        }
+    }
+}
+
 /// A step of a report.
 #[derive(Debug, Serialize)]
 pub(super) struct StepReport {

@@ -1,4 +1,4 @@
-//! What went wrong with a chat server, in words: the likeliest cause, and what to do about it.
+//! What is wrong with a chat server: the likeliest cause, and what to do about it.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use crate::session::{BackendClosed, BackendFailure, BackendStage};
 use crate::tools::step_report::{StepState, message_type};
 use crate::tools::tls_error::TlsErrorCause;
 
-/// Texts that are kept of what a server says instead of a hello.
+/// Texts kept of those a server sends instead of a hello.
 pub(super) const MAX_TEXTS: usize = 5;
 /// What xiaozhi-esp32-server's URL must end with so that it takes and sends the 16-byte header.
 const URL_SUFFIX: &str = "?from=mqtt_gateway";
 /// What that server's path begins with, unless an operator changed it.
 const XIAOZHI_PATH: &str = "/xiaozhi/";
 
-/// Words about one server.
+/// Diagnoses one server.
 pub(super) struct ServerDiagnosis<'a> {
     pub(super) server: &'a ChatServerConfig,
     pub(super) config: &'a Config,
@@ -39,7 +39,7 @@ impl ServerDiagnosis<'_> {
             BackendStage::Tls => self.tls_failed(why),
             _ => self.upgrade_failed(why),
         };
-        // Found early, it spares a second look.
+        // Reported together with the failure, which saves a second run.
         let hint = self.missing_url_suffix().filter(|_| self.server.path.starts_with(XIAOZHI_PATH));
         [problem].into_iter().chain(hint).collect()
     }
@@ -166,7 +166,7 @@ impl ServerDiagnosis<'_> {
             .with_advice("after 4 s the gateway gives a server up for the next, and a device waits 10 s in all: look at the server's load")
     }
 
-    /// State, detail and words when no hello came.
+    /// State, detail and problem when no hello came.
     pub(super) fn no_hello(
         &self,
         conversation: &Conversation,
@@ -212,7 +212,7 @@ impl ServerDiagnosis<'_> {
         (StepState::Fail, detail, problem)
     }
 
-    /// State, detail and words about how it frames audio.
+    /// State, detail and problem of its audio framing.
     pub(super) fn framing(
         &self,
         conversation: &Conversation,
@@ -293,7 +293,7 @@ fn error_text(text: &str) -> Option<String> {
     (!shown.is_empty()).then_some(shown)
 }
 
-/// Whether the words are about who may come in.
+/// Whether an error is about authentication.
 fn is_authentication_error(words: &str) -> bool {
     let words = words.to_lowercase();
     let (chinese, english) = (
@@ -303,7 +303,7 @@ fn is_authentication_error(words: &str) -> bool {
     chinese.iter().chain(&english).any(|word| words.contains(word))
 }
 
-/// Close codes that refuse who asks: policy violation (RFC 6455 section 7.4.1), unauthorized and forbidden of the registry, and
+/// Close codes that refuse the client: policy violation (RFC 6455 section 7.4.1), unauthorized and forbidden of the registry, and
 /// those that servers make of the HTTP codes.
 fn is_authentication_close(gone: &BackendClosed) -> bool {
     matches!(gone, BackendClosed::CloseFrame(Some(1008 | 3000 | 3003 | 4001 | 4003 | 4401 | 4403)))

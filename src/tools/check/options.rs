@@ -11,7 +11,7 @@ const DEFAULT_MAC: [u8; 6] = [0x02, 0x63, 0x68, 0x65, 0x63, 0x6b];
 /// Where the Node.js gateway keeps its configuration.
 const NODE_CONFIG_FILE: &str = "config/mqtt.json";
 
-/// What to check, as whom, and how patiently.
+/// What to check, as which device, and with which timeout.
 pub(super) struct CheckOptions {
     pub(super) config: Option<PathBuf>,
     pub(super) migrate: bool,

@@ -1,4 +1,4 @@
-//! Whether devices can reach the address they are told to send audio to.
+//! Whether devices can reach the advertised audio address.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket};
@@ -12,7 +12,7 @@ use crate::tools::step_report::StepState;
 
 const SETTING_ADVICE: &str =
     "set PUBLIC_IP or udp.public_ip to the address at which devices reach this machine, or to \"auto\"";
-/// How long a datagram to ourselves may take, by way of a router that sends it back.
+/// How long a datagram to this machine may take, by way of a router that sends it back.
 const SELF_TEST_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A finding about `public_ip`; a failure comes with the general advice.
@@ -33,7 +33,7 @@ pub(super) fn check_public_ip(udp: &Udp) -> Finding {
     }
 }
 
-/// Behind a container's own network "auto" tells devices an address they cannot reach.
+/// In a container's own network "auto" advertises an address that devices cannot reach.
 pub(super) fn check_container(udp: &Udp) -> Option<Finding> {
     let inside = ["/.dockerenv", "/run/.containerenv"].iter().any(|path| Path::new(path).exists());
     (inside && udp.public_ip == PublicIp::Auto).then(|| {
@@ -82,7 +82,7 @@ fn check_ip(shown: &str, ip: IpAddr, udp: &Udp) -> Finding {
     }
 }
 
-/// An address that is not ours, and that does not lead back here as far as can be told from inside.
+/// An address that is not this machine's, and from which no datagram came back.
 fn check_behind_nat(shown: &str, ip: Ipv4Addr, port: u16) -> Finding {
     if ip.is_documentation() {
         let detail = format!("{shown} is an address for examples (RFC 5737): nobody has it");
@@ -104,7 +104,7 @@ fn check_behind_nat(shown: &str, ip: Ipv4Addr, port: u16) -> Finding {
         .with_advice(probe)
 }
 
-/// What makes an address one that nobody else can send to.
+/// The kind of an address that no other machine can send to.
 fn unusable_address_kind(ip: Ipv4Addr) -> Option<&'static str> {
     match ip {
         ip if ip.is_loopback() => Some("a loopback address"),
@@ -115,7 +115,7 @@ fn unusable_address_kind(ip: Ipv4Addr) -> Option<&'static str> {
     }
 }
 
-/// Only an address of this machine can be bound.
+/// Whether the address is this machine's: no other can be bound.
 fn is_local_address(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
 }
@@ -138,7 +138,7 @@ fn datagram_arrives(ip: IpAddr, udp: &Udp) -> Option<bool> {
             Ok((length, _)) if buffer[..length] == *words.as_bytes() => return Some(true),
             Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            // On some systems an answer of a router to the last datagram.
+            // On some systems this is an ICMP error for the last datagram.
             Err(_) => std::thread::sleep(SELF_TEST_TIMEOUT / 10),
         }
     }

@@ -1,4 +1,4 @@
-//! What `check` shows: a table of settings, a table of servers, and what to do, for people or as JSON.
+//! The report of `check`: a table of settings, a table of servers, and advice, for people or as JSON.
 
 use std::time::Duration;
 
@@ -51,10 +51,10 @@ impl Finding {
     }
 }
 
-/// The steps of a visit to a chat server, in their order.
+/// The steps of checking a chat server, in their order.
 pub(super) const SERVER_STEPS: [&str; 6] = ["name", "tcp", "tls", "upgrade", "hello", "framing"];
 
-/// What was seen of a chat server.
+/// The result for one chat server.
 #[derive(Debug, Serialize)]
 pub(super) struct ServerReport {
     /// Its URL, without the query.
@@ -67,7 +67,7 @@ pub(super) struct ServerReport {
     pub(super) troubles: Vec<ServerProblem>,
 }
 
-/// What is wrong, in words, and what to do about it.
+/// What is wrong, and what to do about it.
 #[derive(Debug, Serialize)]
 pub(super) struct ServerProblem {
     pub(super) cause: String,
@@ -104,11 +104,9 @@ impl ServerReport {
     fn step_cell(&self, name: &str) -> String {
         match self.steps.iter().find(|step| step.step == name) {
             None => "-".to_owned(),
-            Some(StepReport { state: StepState::Fail, .. }) => "FAIL".to_owned(),
-            Some(StepReport { state: StepState::Warn, .. }) => "WARN".to_owned(),
-            Some(StepReport { state: StepState::Skipped | StepState::Unknown, .. }) => "?".to_owned(),
             Some(StepReport { state: StepState::Ok, ms: Some(ms), .. }) => format!("{ms:.1} ms"),
-            Some(StepReport { state: StepState::Ok, detail, ms: None, .. }) => detail.clone(),
+            Some(StepReport { state: StepState::Ok, detail, .. }) => detail.clone(),
+            Some(StepReport { state, .. }) => state.mark("?").to_owned(),
         }
     }
 }
@@ -116,7 +114,7 @@ impl ServerReport {
 /// Columns of a line of advice, more or less.
 const MAX_LINE_WIDTH: usize = 100;
 
-/// Collects what is found, and shows it.
+/// Collects the findings, and shows them.
 pub(super) struct CheckReporter {
     terminal: Terminal,
     report: CheckReport,
@@ -159,7 +157,7 @@ impl CheckReporter {
         self.report.servers.push(report);
     }
 
-    /// What it does now, on a terminal.
+    /// The current activity, on a terminal.
     pub(super) fn progress(&mut self, what: &str) {
         self.terminal.redraw(&[what.to_owned()]);
     }
@@ -175,7 +173,7 @@ impl CheckReporter {
         self.report
     }
 
-    /// Shows all, and says what it comes to.
+    /// Shows all findings and the result.
     pub(super) fn finish(mut self) -> CheckReport {
         let settings = self.report.settings.iter().map(|finding| finding.state);
         let states: Vec<_> = settings.chain(self.report.servers.iter().map(|report| report.state)).collect();
@@ -186,8 +184,8 @@ impl CheckReporter {
         self.terminal.print_line("");
         self.terminal.print_line(match (self.report.ok, states.contains(&StepState::Warn)) {
             (false, _) => "Something fails.",
-            (true, true) => "Nothing fails, but look at the warnings.",
-            (true, false) => "All is well.",
+            (true, true) => "Nothing fails, but there are warnings.",
+            (true, false) => "Everything works.",
         });
         self.report
     }
@@ -196,12 +194,7 @@ impl CheckReporter {
         self.terminal.print_line("");
         self.terminal.print_line(&format!("  {:<16}  {:<6}  FOUND", "SETTING", "RESULT"));
         for finding in &self.report.settings {
-            let sign = match finding.state {
-                StepState::Ok => "ok",
-                StepState::Warn => "WARN",
-                StepState::Fail => "FAIL",
-                StepState::Skipped | StepState::Unknown => "-",
-            };
+            let sign = finding.state.mark("-");
             self.terminal.print_line(&format!("  {:<16}  {sign:<6}  {}", finding.name, finding.detail));
         }
     }

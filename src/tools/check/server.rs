@@ -1,4 +1,4 @@
-//! One visit to a chat server, step by step.
+//! The check of one chat server, step by step.
 
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, mpsc};
@@ -20,16 +20,16 @@ use crate::tools::step_report::StepState;
 const SILENCE_PACKET: [u8; 3] = [0xf8, 0xff, 0xfe];
 /// Packets of it: too few for a recogniser to take them for speech.
 const SILENCE_PACKET_COUNT: u32 = 5;
-/// For a server that echoes, or that speaks by itself.
+/// Wait for a server that echoes, or that speaks unasked.
 const REACTION_TIMEOUT: Duration = Duration::from_millis(800);
 /// A hello that takes longer than this is given up for another server when there is one.
 const SLOW_HELLO_THRESHOLD: Duration = Duration::from_secs(4);
-/// Binary frames that tell the framing.
+/// Binary frames kept to determine the framing.
 const MAX_FRAMES: usize = 3;
-/// For the server to agree to the close.
+/// Wait for the server's Close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Goes to chat servers in the name of a device.
+/// Checks chat servers in the name of a device.
 pub(super) struct ServerCheck<'a> {
     pub(super) config: &'a Config,
     pub(super) options: &'a CheckOptions,
@@ -47,7 +47,7 @@ pub(super) struct Conversation {
 }
 
 impl ServerCheck<'_> {
-    /// Resolves, dials, greets, and listens for audio.
+    /// Resolves, connects, says hello, and listens for audio.
     pub(super) fn run(&self, list: &'static str, server: &Arc<ChatServerConfig>) -> ServerReport {
         let mut report = ServerReport {
             server: server.to_string(),
@@ -62,7 +62,7 @@ impl ServerCheck<'_> {
         report
     }
 
-    /// As far as an open WebSocket.
+    /// Connects up to the open WebSocket.
     fn connect<'s>(
         &'s self,
         server: &'s Arc<ChatServerConfig>,
@@ -115,7 +115,7 @@ impl ServerCheck<'_> {
             Ok(hello) => conversation.client.send_text(hello.for_server(protocol_version(server))),
             Err(error) => return report.add_step("hello", StepState::Fail, error.to_string(), None),
         }
-        // A server that has not bound the device says so by voice, and never says hello.
+        // A server to which the device is not bound speaks a binding code, and never says hello.
         let until = conversation.start + self.options.timeout;
         conversation.receive_until(until, |conversation| conversation.hello.is_some());
         match &conversation.hello {
@@ -204,7 +204,7 @@ impl Conversation {
                     }
                 }
             }
-            // A server that never stops talking would keep us here.
+            // A server that sends without a pause must not extend the wait.
             if Instant::now() >= until {
                 return;
             }
@@ -217,7 +217,7 @@ impl Conversation {
     }
 }
 
-/// What the gateway says to a server of which it has learnt nothing.
+/// The protocol version for a server whose framing is not known yet.
 fn protocol_version(server: &ChatServerConfig) -> u8 {
     ServerHealth::default().protocol_version(server)
 }
@@ -238,7 +238,7 @@ fn resolve(
     let (answer, answered) = mpsc::channel();
     let (host, port) = (server.host.clone(), server.port);
     let start = Instant::now();
-    // The system's resolver may block for longer than anyone wants to wait; then the thread is left behind.
+    // The system's resolver may block for longer than the limit; the thread is then abandoned.
     let look_up = move || {
         let _ = answer.send((host.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>));
     };

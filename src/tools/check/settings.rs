@@ -1,4 +1,4 @@
-//! What can be said about the settings without leaving the machine.
+//! Checks of the settings that need no network.
 
 use super::report::Finding;
 use crate::config::{Config, Tls};
@@ -15,7 +15,7 @@ pub(super) fn check_settings(config: &Config) -> Vec<Finding> {
     let ports = format!("{plain}UDP {}, management API {}", config.udp.port, config.api.port);
     findings.push(Finding::new("ports", StepState::Ok, ports));
     findings.extend(certificate(&config.mqtt.tls));
-    // What these say of the key and the address is judged in its own row.
+    // The key and the address have rows of their own.
     let told = ["mqtt.signature_key", "udp.public_ip", "PUBLIC_IP"];
     for warning in config.warnings() {
         if !told.iter().any(|name| warning.starts_with(name)) {
@@ -49,8 +49,10 @@ fn signature_key(config: &Config) -> Finding {
     let rule = "take at least 8 characters, upper and lower case, without test, 1234, admin, password, qwerty, xiaozhi; \
                 the console (server.mqtt_signature_key) must hold the same";
     match &config.mqtt.signature_key {
-        None => Finding::new(name, StepState::Warn, "not set: every device is let in, whatever its password")
-            .with_advice(format!("set MQTT_SIGNATURE_KEY or mqtt.signature_key: {rule}")),
+        None => {
+            Finding::new(name, StepState::Warn, "not set: every device is accepted, whatever its password")
+                .with_advice(format!("set MQTT_SIGNATURE_KEY or mqtt.signature_key: {rule}"))
+        }
         Some(key) => match key.weakness() {
             Some(why) => {
                 Finding::new(name, StepState::Warn, format!("too weak for the management API: it {why}"))

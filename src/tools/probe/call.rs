@@ -1,4 +1,4 @@
-//! The probe's call: it speaks, listens for anything that tells how the audio fares, and reports it.
+//! The probe's call: sends audio, collects all evidence of what arrived, and reports it.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -15,10 +15,10 @@ use crate::tools::step_report::StepState;
 
 /// Packets sent to the host itself when the address it advertises gave no audio.
 const RETRY_PACKETS: u32 = 10;
-/// From this share of lost packets on speech breaks up.
+/// From this share of lost packets on, speech is unintelligible.
 const MAX_LOSS_RATIO: f64 = 0.1;
 
-/// A call, and what was learnt from it.
+/// A call, and what was observed in it.
 pub(super) struct ProbeCall {
     device: SimulatedDevice,
     gateway: SocketAddr,
@@ -29,19 +29,19 @@ pub(super) struct ProbeCall {
 }
 
 impl ProbeCall {
-    /// `early` came before the audio.
+    /// `early` are the texts that arrived before the audio.
     pub(super) fn new(
         device: SimulatedDevice,
         gateway: SocketAddr,
         parameters: CallParameters,
         early: ReceivedTexts,
     ) -> Self {
-        let mut round_trip = RoundTripTest::new();
+        let mut round_trip = RoundTripTest::default();
         round_trip.texts = early;
         Self { device, gateway, parameters, round_trip, recognised_text: None }
     }
 
-    /// The whole call, and what it showed.
+    /// Runs the call and reports the results.
     pub(super) fn run(mut self, options: &ProbeOptions, reporter: &mut ProbeReporter) {
         let mut path = AudioPath {
             host: self.gateway.ip(),
@@ -58,11 +58,11 @@ impl ProbeCall {
                 self.collect_evidence(&call, &mut evidence);
                 let silent =
                     evidence.received == 0 && !evidence.call_ended && evidence.connection_lost.is_none();
-                // The verdict on the advertised address is fixed; the host's own address may tell why.
+                // The result for the advertised address is final; the host's own address may show the reason.
                 if silent && path.target != Some(self.gateway.ip()) {
                     evidence.received_via_host = self.retry_at_host(&mut call, options, reporter).ok();
                 }
-                // The gateway may be gone: then there is nobody to say goodbye to.
+                // The gateway may have closed the connection already.
                 let _ = self.device.goodbye(&call);
             }
             Err(failure) => evidence.udp_error = Some(failure.kind.to_string()),
@@ -71,7 +71,7 @@ impl ProbeCall {
         let _ = self.device.disconnect();
     }
 
-    /// Speaks; when no audio comes, waits for words; when there are none, asks for some.
+    /// Sends audio; when none comes back, waits for messages about it; without any, asks the chat server to speak.
     fn exchange_audio(
         &mut self,
         call: &mut Call,
@@ -113,7 +113,7 @@ impl ProbeCall {
         round_trip.receive_until(device, call, until, |_| {}, |round_trip| round_trip.received > 0)
     }
 
-    /// Speaks to the address that MQTT was reached at; whether audio came.
+    /// Sends audio to the address that MQTT was reached at; true when audio came back.
     fn retry_at_host(
         &mut self,
         call: &mut Call,
@@ -192,19 +192,19 @@ impl ProbeCall {
         };
         let state = if share < MAX_LOSS_RATIO { StepState::Ok } else { StepState::Fail };
         if state == StepState::Fail {
-            reporter.add_hint("So much loss breaks speech up: look at the Wi-Fi or mobile line here first, then at the gateway's own network.");
+            reporter.add_hint("With this much loss speech is unintelligible: look at the Wi-Fi or mobile connection here first, then at the gateway's own network.");
         }
         reporter.add_step(LOSS, state, detail, None);
     }
 }
 
-/// The gateway said that no audio arrives.
+/// Whether the gateway reported that no audio arrives.
 fn gateway_reports_no_audio(round_trip: &RoundTripTest) -> bool {
     round_trip.texts.iter().filter_map(|(_, text)| error_text(text)).any(|words| mentions_audio(&words))
 }
 
-/// What the chat server said it recognised, once enough audio was sent for that. A server may say such a thing unasked
-/// right after the hello, which proves nothing.
+/// What the chat server recognised, once enough audio was sent. A server may send such a text right after the hello, which
+/// proves nothing.
 fn recognised_text(texts: &[(u32, String)], enough: u32) -> Option<String> {
     texts.iter().filter(|(sent, _)| *sent >= enough).find_map(|(_, text)| {
         let object = JsonObject::parse(text).ok()?;

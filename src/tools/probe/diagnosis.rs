@@ -1,8 +1,8 @@
-//! Which way the audio fails, judged from what was seen.
+//! Which direction of the audio fails, derived from what was observed.
 //!
-//! A device sees little: its own packets leave, and packets come or do not. That audio comes proves both ways, because a
-//! gateway learns where to send it from the audio it received. When none comes, only what the far side says in words
-//! can tell the ways apart; where that is not enough, the verdict says that it does not know.
+//! A device observes little: it sends packets, and receives packets or not. Received audio proves both directions, because
+//! a gateway learns where to send from the audio it received. When none is received, only text from the gateway or the
+//! chat server can tell the directions apart; where that is not enough, the diagnosis is "unknown".
 
 use std::net::IpAddr;
 

@@ -10,7 +10,7 @@ use crate::tools::round_trip::packets_in;
 
 /// Locally administered, and "probe" in ASCII.
 const DEFAULT_MAC: &str = "02:70:72:6f:62:65";
-/// How long to wait for what may not come.
+/// How long to wait for replies that may not come.
 pub(super) struct ProbeTimeouts {
     /// After the last packet: echoes of a slow line still count.
     pub(super) linger: Duration,
@@ -32,7 +32,7 @@ pub(super) const PROBE_TIMEOUTS: ProbeTimeouts = ProbeTimeouts {
     refusal: Duration::from_millis(200),
 };
 
-/// What to probe, as whom, and how patiently.
+/// What to probe, as which device, and with which timeouts.
 pub(super) struct ProbeOptions {
     pub(super) host: String,
     pub(super) port: u16,
@@ -114,7 +114,7 @@ impl ProbeOptions {
 
 fn read_ca_file(file: &str) -> Result<Vec<u8>, String> {
     let pem = std::fs::read(file).map_err(|error| format!("--ca-file: cannot read {file}: {error}"))?;
-    // A bundle without certificates would look like a certificate that nobody vouches for.
+    // A bundle without certificates would look like a certificate from an unknown authority.
     TlsClient::new(Some(pem.clone()), false)
         .prepare()
         .map_err(|error| format!("--ca-file {file}: {error}"))?;

@@ -1,4 +1,4 @@
-//! What the probe shows: one line for each step while it runs, and the same as JSON.
+//! The probe's report: one line for each step while it runs, and the same as JSON.
 
 use std::fmt::{self, Display};
 use std::time::{Duration, Instant};
@@ -146,7 +146,7 @@ impl ProbeReporter {
         self.report.hints.push(hint.into());
     }
 
-    /// What it does now: in place on a terminal, a line of its own elsewhere.
+    /// The current activity: redrawn in place on a terminal, else a line of its own.
     pub(super) fn progress(&mut self, what: &str) {
         if self.terminal.is_interactive() {
             self.terminal.redraw(&[format!("  [ .. ] {what}")]);
@@ -172,7 +172,7 @@ impl ProbeReporter {
         self.report.audio = Some(AudioReport { sent, received, echoed, lost_down, round_trip_ms });
     }
 
-    /// Fills in what was not reached, and says what it comes to.
+    /// Adds the steps that were not reached, and shows the result.
     pub(super) fn finish(mut self) -> ProbeReport {
         let tls = self.tls;
         for step in PROBE_STEPS.into_iter().filter(|step| tls || *step != TLS) {
@@ -187,7 +187,7 @@ impl ProbeReporter {
         self.terminal.print_line(match (self.report.ok, failed) {
             (true, _) => "A device's call works from here.",
             (false, true) => "Something fails.",
-            (false, false) => "Not everything could be told from here.",
+            (false, false) => "Not everything could be determined from here.",
         });
         if !self.report.hints.is_empty() {
             self.terminal.print_line("");
