@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Sockets, clocks, randomness and logs: what bytes and decisions must not depend on.
+/// Sockets, clocks, randomness and logs, which pure modules must not use.
 const FORBIDDEN_IN_CORE: [&str; 22] = [
     "mio",
     "tungstenite",
@@ -31,7 +31,7 @@ const FORBIDDEN_IN_CORE: [&str; 22] = [
     "getrandom",
 ];
 
-/// A module, and the modules it must not know.
+/// A module, and the modules it must not import.
 const FORBIDDEN_IMPORTS: [(&str, &[&str]); 6] = [
     ("proto", &["session", "net", "admin", "tools", "config", "logger"]),
     ("session", &["net", "admin", "tools", "logger"]),
@@ -41,10 +41,10 @@ const FORBIDDEN_IMPORTS: [(&str, &[&str]); 6] = [
     ("logger", &["session", "net", "admin", "tools", "proto"]),
 ];
 
-/// What tests and fuzzers see.
+/// Marks code for tests and fuzzing.
 const FUZZING_ATTRIBUTE: &str = "#[cfg(any(test, fuzzing))]";
 
-/// Every file of a module, without those that only tests see.
+/// Every file of a module, without those for tests.
 fn source_files(module: &str) -> Vec<PathBuf> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let (mut found, mut folders) = (Vec::new(), vec![src.join(module)]);
@@ -81,9 +81,9 @@ fn test_modules(path: &Path) -> Vec<PathBuf> {
     names.map(|name| folder.join(name)).collect()
 }
 
-/// What is compiled of a file outside of tests: no comments, and nothing from the tests at its end on.
+/// The production code of a file: without comments, and without the tests at its end.
 fn production_code(text: &str) -> String {
-    // A URL's slashes follow a colon, a comment's stand at the start or behind a space.
+    // Slashes of a URL follow a colon; those of a comment follow a space or start the line.
     let comment = |line: &str| if line.starts_with("//") { Some(0) } else { line.find(" //") };
     let lines = text.lines().map(|line| &line[..comment(line).unwrap_or(line.len())]);
     let mut kept: Vec<&str> = Vec::new();
@@ -100,7 +100,7 @@ fn production_code(text: &str) -> String {
     kept.join("\n")
 }
 
-/// The names of `names` that occur in `code` as words of their own.
+/// The names of `names` that occur in `code` as whole words.
 fn names_in<'a>(code: &str, names: &[&'a str]) -> Vec<&'a str> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let occurs = |name: &str| {
@@ -134,7 +134,7 @@ fn imports_follow_the_dependency_direction() {
             let names: Vec<_> = above.iter().map(|other| format!("crate::{other}")).collect();
             let found = names_in(&code, &names.iter().map(String::as_str).collect::<Vec<_>>());
             assert!(found.is_empty(), "{} names {found:?}", path.display());
-            // `use crate::{a, b}` would slip past the names above.
+            // `use crate::{a, b}` would not match the names above.
             assert!(!code.contains("crate::{"), "{}: one `use crate::` a line, please", path.display());
         }
     }
@@ -177,7 +177,7 @@ fn every_test_that_the_threat_model_names_exists() {
     }
 }
 
-/// The compiler refuses it but where it is allowed: once, and with its proof beside it.
+/// The compiler denies `unsafe` everywhere else; the one use has a SAFETY comment.
 #[test]
 fn unsafe_code_is_denied_except_in_one_module() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

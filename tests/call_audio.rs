@@ -19,7 +19,7 @@ use support::{gateway, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
-/// A gateway, a device in a call whose address is known, and its server.
+/// A gateway, its chat server, and a device in a call whose UDP address is known.
 struct Fixture {
     _gateway: Running,
     device: Device,
@@ -43,7 +43,7 @@ fn fixture_with(change: impl FnOnce(&mut mqtt_websocket_proxy::config::Config)) 
 }
 
 impl Fixture {
-    /// That what was sent before did not pass: a good packet is the next to arrive.
+    /// Nothing sent before was forwarded: the next packet to arrive is a valid one.
     fn assert_dropped(&mut self, what: &str) {
         self.call.send(4711, b"\x58probe");
         assert_eq!(self.peer.binary(), audio_frame(4711, b"\x58probe"), "{what}");
@@ -105,7 +105,7 @@ fn the_uplink_header_is_version_2_type_0_timestamp_and_length() {
 #[test]
 fn downlink_headers_of_every_known_server_are_understood() {
     let mut up = fixture();
-    // Only bytes 8 to 16 count: zeroes before, version 2, or type, length and sequence of the Python server.
+    // Only bytes 8 to 16 count. Before: zeroes, version 2, or type, length and sequence of the Python server.
     for (sequence, before) in
         [[0; 8], [0, 2, 0, 0, 0, 0, 0, 0], [1, 0, 0, 3, 0, 0, 0, 9], [0xff; 8]].iter().enumerate()
     {
@@ -174,12 +174,12 @@ fn a_raw_server_gets_and_sends_bare_opus() {
     assert_eq!(peer.binary(), opus(50));
     let mut last = 0;
     for n in 1..5 {
-        // What looks like a header is Opus all the same.
+        // A frame that looks like a header is still Opus.
         let frame = if n == 3 { audio_frame(1, b"\x58x") } else { opus(20 + n) };
         peer.send_binary(&frame);
         let audio = call.receive();
         assert_eq!((&audio.payload, audio.sequence()), (&frame, n as u32));
-        // Made from the time since the session's start: never zero, never going back.
+        // Derived from the time since the session's start: never zero, never decreasing.
         assert!(audio.timestamp() >= last.max(1), "{} after {last}", audio.timestamp());
         last = audio.timestamp();
     }
@@ -222,7 +222,7 @@ fn auto_learns_raw_from_three_frames_and_remembers_it_for_that_server() {
     assert_eq!(peer.binary(), opus(11));
     peer.send_binary(&opus(30));
     assert_eq!(call.receive().payload, opus(30));
-    // A consistent header changes that, for good.
+    // A consistent header changes that permanently.
     peer.send_audio(8, &opus(31));
     let Audio { payload, .. } = call.receive();
     assert_eq!(payload, opus(31));
@@ -230,7 +230,7 @@ fn auto_learns_raw_from_three_frames_and_remembers_it_for_that_server() {
     assert_eq!(peer.binary(), audio_frame(0, &opus(12)));
 }
 
-/// The protocol versions that the next dial says: in its upgrade, and in its hello.
+/// The protocol versions in the upgrade and the hello of the next dial.
 fn versions(server: &ChatServer) -> (Peer, [String; 2]) {
     let mut peer = server.accept();
     let header = peer.upgrade().header("protocol-version").unwrap().to_owned();
@@ -290,7 +290,7 @@ fn auto_drops_what_it_held_when_a_header_comes() {
     peer.send_audio(5, &opus(22));
     let audio = call.receive();
     assert_eq!((audio.sequence(), audio.timestamp(), audio.payload), (1, 5, opus(22)));
-    // From now on bare frames are bad, in this call and in the next.
+    // From now on bare frames are invalid.
     (0..4).for_each(|n| peer.send_binary(&opus(20 + n)));
     peer.send_audio(6, &opus(23));
     assert_eq!(call.receive().payload, opus(23));
@@ -411,7 +411,7 @@ fn a_steady_stream_both_ways_arrives_whole_and_in_order() {
                 peer.send_binary(&frame);
             }
         });
-        // A window of a few packets: as fast as it goes without flooding the system's buffers.
+        // A window of a few packets: as fast as possible without overflowing the system's buffers.
         let mut next = 0;
         for expected in 0..PACKETS {
             while next < PACKETS && next < expected + 16 {
@@ -433,7 +433,7 @@ fn stream_payload(n: u32) -> Vec<u8> {
 
 #[test]
 fn a_server_that_does_not_read_loses_audio_only() {
-    // It reads no pings either, for as long as this takes.
+    // It does not read pings either.
     let mut up = fixture_with(|config| config.websocket.ping_interval = Duration::ZERO);
     up.peer.shrink_receive_buffer();
     // More than all buffers on the way usually hold.
@@ -444,7 +444,7 @@ fn a_server_that_does_not_read_loses_audio_only() {
             up.device.mqtt.assert_nothing_pending();
         }
     }
-    // What is read after all is whole frames, in order, and the call goes on.
+    // The frames that arrive are whole and in order, and the call goes on.
     let (mut last, mut count) = (None, 0);
     while let Some(message) = up.peer.message_within(Duration::from_millis(500)) {
         let Message::Binary(frame) = message else { panic!("{message:?}") };

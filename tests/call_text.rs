@@ -19,7 +19,7 @@ fn text_passes_both_ways_in_order_and_unchanged() {
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (_call, mut peer) = device.call(&server);
-    // Spaces, escapes, numbers and doubled keys survive, since nothing is written anew.
+    // Spaces, escapes, numbers and duplicate keys are kept, because nothing is serialised again.
     let texts = [
         r#"{"type":"listen","session_id":"server-session","state":"start","mode":"auto"}"#,
         "{ \"session_id\" :\t\"server-session\",\n\"type\": \"abort\" , \"n\": 1.50e+2, \"u\": \"\\u00e9\\/\", \"é\":\"\u{1F600}\" }",
@@ -110,7 +110,7 @@ fn bad_messages_of_the_server_are_dropped_and_the_call_goes_on() {
     for bad in ["", "认证失败", "{", "[]", "null", "17", r#""text""#, "{}{}", r#"{"type":"mcp"}x"#] {
         peer.send_text(bad);
     }
-    // The server speaks headers: whatever has none, or one that does not fit, is bad.
+    // The server uses headers: a frame without a matching one is invalid.
     let wrong_length = [&audio_frame(5, b"abcd")[..], b"x"].concat();
     for bad in [&b""[..], b"x", &[0; 15], &[0; 16], &[0; 17], &wrong_length, &vec![7; 5000]] {
         peer.send_binary(bad);
@@ -149,7 +149,7 @@ fn what_the_device_says_before_the_servers_hello_waits_and_follows_in_order() {
     let mut peer = server.accept();
     peer.request();
     drop(peer);
-    // That server failed, and it is the only one: all of it is over.
+    // The only server has failed: the call ends.
     assert_eq!(device.json()["type"], "alert");
     device.hello_reply();
     assert_eq!(device.json()["type"], "goodbye");
@@ -247,13 +247,13 @@ fn the_servers_end_sends_one_goodbye() {
         device.expect_goodbye(&call.session_id);
         device.mqtt.assert_nothing_pending();
     }
-    // The server's own goodbye is the one, as it came, whether or not the WebSocket is closed behind it.
+    // The server's own goodbye is forwarded unchanged, and is the only one, whether or not it closes the WebSocket.
     let (_call, mut peer) = device.call(&server);
     peer.send_text(r#"{"type":"goodbye","why":"bye"}"#);
     peer.send_close(Some(1000));
     assert_eq!(device.json(), json!({"session_id": "server-session", "type": "goodbye", "why": "bye"}));
     device.mqtt.assert_nothing_pending();
-    // The device's echo of it, as older firmware sends, changes nothing.
+    // Older firmware echoes the goodbye; that has no effect.
     device.send_text(r#"{"type":"goodbye","session_id":"server-session"}"#);
     device.mqtt.assert_nothing_pending();
     device.call(&server);
@@ -265,7 +265,7 @@ fn a_message_without_a_call_is_answered_with_goodbye() {
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let listen = |id: &str| format!(r#"{{"type":"listen"{id}}}"#);
-    // No id was ever given: the key is left out, since firmware stumbles over null.
+    // Without an id the key is left out, because firmware cannot handle null.
     device.send_text(&listen(""));
     assert_eq!(device.json(), json!({"type": "goodbye"}));
     device.send_text(&listen(r#","session_id":null"#));
@@ -280,7 +280,7 @@ fn a_message_without_a_call_is_answered_with_goodbye() {
     device.expect_goodbye(&call.session_id);
     device.send_text(&listen(r#","session_id":"old""#));
     device.expect_goodbye("old");
-    // Never in answer to a goodbye, nor to a tool's answer.
+    // Not in answer to a goodbye or to a tool's answer.
     device.send_text(r#"{"type":"goodbye","session_id":"x"}"#);
     device.send_text(r#"{"type":"mcp","session_id":"x","payload":{"jsonrpc":"2.0","id":3,"result":{}}}"#);
     device.mqtt.assert_nothing_pending();
@@ -299,13 +299,13 @@ fn a_second_hello_replaces_the_call_without_a_goodbye() {
     let mut second = device.hello_reply();
     assert_eq!(second.session_id, "second");
     old.expect_close(1000);
-    // The old call's audio is nobody's.
+    // Audio of the old call is dropped.
     first.send(1, b"\x58old");
     second.send(2, b"\x58new");
     assert_eq!(new.binary(), audio_frame(2, b"\x58new"));
     device.mqtt.assert_nothing_pending();
 
-    // Several at once leave exactly one call.
+    // Several hellos at once start exactly one call.
     (0..5).for_each(|_| device.send_text(HELLO));
     let mut open = 0;
     let mut peers: Vec<_> = (0..5).map_while(|_| server.accept_within(Duration::from_secs(2))).collect();
@@ -330,7 +330,7 @@ fn a_hello_of_another_version_closes_the_connection() {
         assert_eq!(device.mqtt.read_until_closed(), [], "{version}");
     }
     assert!(server.is_idle());
-    // Absent is fine, and so is the same number written otherwise.
+    // A missing version is accepted.
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     device.send_text(&HELLO.replace("\"version\":3,", ""));
     let mut peer = server.accept();
@@ -357,7 +357,7 @@ fn long_and_fragmented_text_arrives_whole() {
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (_call, mut peer) = device.call(&server);
-    // Longer than any buffer on the way: a remaining length of three bytes.
+    // Longer than any buffer: a remaining length of three bytes.
     let text =
         json!({"type": "custom", "session_id": "server-session", "payload": "x".repeat(100_000)}).to_string();
     peer.send_text(&text);
@@ -429,7 +429,7 @@ fn devices_without_a_user_name_can_call() {
     assert_eq!(client.json()["session_id"], "s");
 }
 
-/// What is kept of a WebSocket's frames is shared between calls, as long as none is half read.
+/// Calls share the WebSocket read buffer while no frame is partial.
 #[test]
 fn a_partial_frame_of_one_chat_server_affects_no_other_call() {
     let server = ChatServer::start();
@@ -438,10 +438,10 @@ fn a_partial_frame_of_one_chat_server_affects_no_other_call() {
     let mut good = Device::connect(gateway.addresses().mqtt, 2);
     let (_, mut bad_server) = bad.call(&server);
     let (_, mut good_server) = good.call(&server);
-    // Masked, which a server must not do: with its mask the payload would be four bytes longer. And others, cut anywhere.
+    // Masked frames, which a server must not send, and other frames, each cut somewhere.
     for half in [&b"\x81\x84abcd"[..], b"\x89\x80", b"\x81\xfe\x00\x7e", b"\x82\x05ab"] {
         bad_server.try_raw(half);
-        // It has been read when a ping that came later is answered.
+        // It has been read when a later ping is answered.
         good.mqtt.assert_nothing_pending();
         for n in 0..3 {
             let text = format!(r#"{{"type":"x","session_id":"server-session","n":{n}}}"#);

@@ -46,7 +46,7 @@ fn connack_code(process: &Process, connect: &Connect) -> u8 {
     Client::open(process.mqtt()).connack_code(connect)
 }
 
-// ----- the command line -------------------------------------------------------------------------------------------------
+// ----- the command line ----------------------------------------------------------------------------------------------
 
 #[test]
 fn help_and_version_are_printed() {
@@ -84,7 +84,7 @@ fn a_wrong_command_line_ends_with_2_and_one_line() {
     }
 }
 
-// ----- files and variables ----------------------------------------------------------------------------------------------
+// ----- files and variables -------------------------------------------------------------------------------------------
 
 #[test]
 fn a_wrong_configuration_ends_with_2_and_names_file_field_found_and_allowed() {
@@ -336,7 +336,7 @@ fn the_env_file_is_read_for_a_node_file_only() {
     assert!(error.starts_with("error: bad.json: mqtt.port"), "{error}");
 }
 
-// ----- ports, pid file and log ------------------------------------------------------------------------------------------
+// ----- ports, pid file and log ---------------------------------------------------------------------------------------
 
 #[test]
 fn an_unavailable_port_exits_with_1_and_one_line_with_port_and_reason() {
@@ -514,7 +514,7 @@ fn a_call_is_silent_when_the_log_is_disabled() {
     assert_eq!(fs::read_to_string(folder.0.join("gateway.log")).unwrap_or_default(), "");
 }
 
-// ----- the echo server --------------------------------------------------------------------------------------------------
+// ----- the echo server -----------------------------------------------------------------------------------------------
 
 #[test]
 fn without_a_chat_server_a_device_gets_its_echo() {
@@ -552,7 +552,7 @@ fn an_empty_list_of_servers_is_the_same_as_none() {
     assert!(process.seen.iter().any(|line| line.contains("built-in echo server")), "{:#?}", process.seen);
 }
 
-// ----- the subcommands ------------------------------------------------------------------------------------------------------
+// ----- the subcommands -----------------------------------------------------------------------------------------------
 
 #[test]
 fn the_demo_shows_a_call_that_works() {

@@ -1,4 +1,4 @@
-//! Draining: the port closes, idle devices go elsewhere, calls go on to their ends, and then the program ends by itself.
+//! Draining: the port closes, idle devices are disconnected, calls continue, and the program exits after the last one.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
@@ -24,7 +24,7 @@ use support::{TIMEOUT, gateway};
 use support::{config, host::device_over, process_loopback_ip, tls::CertificateAuthority};
 
 const TOKEN: &str = "a-token-for-the-drain";
-/// Over which idle devices leave, and some time for a busy machine.
+/// The time over which idle devices are disconnected, and some more for a busy machine.
 const DISCONNECT_DEADLINE: Duration = Duration::from_millis(5_000 + 1_500);
 
 fn start(server: &ChatServer) -> (Folder, Process) {
@@ -74,7 +74,7 @@ fn a_call_continues_while_idle_devices_leave_and_its_end_exits_with_0() {
     }
     assert!(left[4] < DISCONNECT_DEADLINE && left[4] - left[0] > Duration::from_secs(1), "{left:?}");
 
-    // The call has not noticed.
+    // The call is not disturbed.
     call.send(60, b"up");
     assert_eq!(peer.binary(), audio_frame(60, b"up"));
     peer.send_audio(120, b"down");
@@ -118,7 +118,7 @@ fn an_idle_device_that_calls_before_its_disconnect_is_served() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mqtt = gateway.addresses().mqtt;
-    // Places are taken in the order of arrival: the last one leaves last.
+    // Devices are disconnected in the order of arrival.
     let mut others: Vec<_> = (1..=8).map(|n| Device::connect(mqtt, n)).collect();
     let mut device = Device::connect(mqtt, 9);
     gateway.handle().drain();
@@ -127,7 +127,7 @@ fn an_idle_device_that_calls_before_its_disconnect_is_served() {
     others.iter_mut().for_each(|other| drop(other.mqtt.read_until_closed()));
     call.send(60, b"still here");
     assert_eq!(peer.binary(), audio_frame(60, b"still here"));
-    // Its server hangs up: the goodbye reaches the device before its connection ends.
+    // The server hangs up: the device gets the goodbye before its connection ends.
     peer.send_close(Some(1000));
     device.expect_goodbye(&call.session_id);
     assert_eq!(device.mqtt.read_until_closed(), []);
@@ -178,7 +178,7 @@ fn the_tls_port_closes_too_and_its_calls_go_on() {
     assert_eq!(in_handshake.read_until_closed(), []);
     let closed = || doors.iter().all(|door| TcpStream::connect(door).is_err());
     assert!(closed());
-    // A reload that switches TLS off, and on again, does not open it.
+    // A reload that disables TLS and enables it again does not open the port.
     gateway.handle().reload(without_tls);
     settings.mqtt.tls.port = doors[1].port();
     gateway.handle().reload(settings);

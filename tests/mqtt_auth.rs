@@ -1,4 +1,4 @@
-//! Who is let in over MQTT: credentials, client ids, and the same client id twice.
+//! MQTT logins: credentials, client ids, and the same client id twice.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,7 +20,7 @@ fn with_key(config: &mut Config) {
     config.mqtt.signature_key = Secret::new(KEY);
 }
 
-/// Sends CONNECT, and behind it what must never be served; the return code, and whether anything came behind it.
+/// Sends CONNECT and a ping behind it, which must not be answered after a refusal; the return code.
 fn connack_code(gateway: SocketAddr, connect: &Connect) -> u8 {
     let mut client = Client::open(gateway);
     client.send(&[&connect.packet()[..], &PINGREQ].concat());
@@ -51,7 +51,7 @@ fn with_a_key_only_a_good_signature_of_a_json_user_name_is_let_in() {
         change(&mut connect);
         connect
     };
-    // Signed well, but not base64 of a JSON object.
+    // Signed correctly, but not base64 of a JSON object.
     let named = |name: &str| {
         let password = password(KEY, &id, name).into_bytes();
         with(&move |connect| {
@@ -90,7 +90,7 @@ fn with_a_key_only_a_good_signature_of_a_json_user_name_is_let_in() {
         ("user name a JSON string", named(&base64(b"\"{}\""))),
         ("user name null", named(&base64(b"null"))),
     ];
-    // Failed logins from one address are answered late, one second at most: side by side, they wait together.
+    // Failed logins from one address are delayed, one second at most; in parallel they wait together.
     thread::scope(|scope| {
         for (what, connect) in cases {
             scope.spawn(move || assert_eq!(connack_code(addr, &connect), 4, "{what}"));
@@ -134,7 +134,7 @@ fn a_hello_behind_a_refused_connect_reaches_no_chat_server() {
     let mut client = Client::open(gateway.addresses().mqtt);
     client.send(&[connect.packet(), publish("t", HELLO.as_bytes())].concat());
     assert_eq!(client.read_until_closed(), [Packet::connack(4)]);
-    // A call that is let in shows that an earlier one would have come first.
+    // An accepted call shows that an earlier one would have come first.
     let mut client = Client::log_in(gateway.addresses().mqtt, &Connect::signed(&client_id(2), KEY));
     client.send_text(HELLO);
     let request = server.accept().upgrade();
@@ -153,7 +153,7 @@ fn the_same_client_id_again_replaces_the_older_connection() {
         newer.assert_nothing_pending();
         older = newer;
     }
-    // Another device, and the same MAC in another group, are not touched.
+    // Another device, and the same MAC in another group, are not affected.
     Client::log_in(gateway.addresses().mqtt, &Connect::new(&client_id(2)));
     older.assert_nothing_pending();
 }

@@ -38,7 +38,7 @@ impl Fixture {
         fs::write(self.folder.0.join("gateway.json"), text).unwrap();
     }
 
-    /// Sets a dotted key, sends SIGHUP, and waits for what the gateway says to it.
+    /// Sets a dotted key, sends SIGHUP, and waits for the log line of the reload.
     fn set(&mut self, key: &str, value: Value) -> String {
         self.config[key.split_once('.').unwrap().0][key.split_once('.').unwrap().1] = value;
         self.reload(&self.config.to_string())
@@ -55,7 +55,7 @@ impl Fixture {
     }
 }
 
-/// The call takes text and audio both ways.
+/// Text and audio pass both ways.
 fn assert_undisturbed(device: &mut Device, call: &mut support::audio::Call, peer: &mut Peer) {
     call.send(1, b"\x58a");
     assert_eq!(peer.binary(), audio_frame(1, b"\x58a"));
@@ -158,7 +158,7 @@ fn changes_that_need_no_restart_apply_at_once() {
 
     assert_undisturbed(&mut device, &mut call, &mut peer);
 
-    // Settings of calls reach those that are up already: here the pause before a redial.
+    // Settings also apply to existing calls: here the pause before a redial.
     fixture.config["websocket"]["reconnect"] = json!({"initial_ms": 20, "max_ms": 20});
     let line = fixture.set("logging.level", json!("debug"));
     assert!(
@@ -188,7 +188,7 @@ fn ports_are_named_as_needing_a_restart() {
     let mut device = fixture.connect(20);
     let (call, _peer) = device.call(&server);
     assert_eq!(call.reply["udp"]["server"], "127.0.0.1");
-    // Both kinds in one file: what can be applied is.
+    // Both kinds in one file: what needs no restart is applied.
     fixture.config["mqtt"]["host"] = json!("127.0.0.1");
     let line = fixture.set("mqtt.max_connections", json!(50));
     assert!(line.contains("applied: mqtt.max_connections; needs restart: udp.host, udp.public_ip"), "{line}");

@@ -58,11 +58,11 @@ fn client_ids_and_user_names_inject_no_header_and_no_log_line() {
             assert!(if control == "\0" { code.is_none() } else { code == Some(2) }, "{id:?}: {answer:?}");
         }
     }
-    // One that would be most of each line is refused.
+    // A very long one is refused.
     let mut client = Client::open(process.mqtt());
     client.send(&Connect::new(&id(&"g".repeat(300), "uuid")).packet());
     assert_eq!(client.read_until_closed().first().map(|packet| packet.body[1]), Some(2));
-    // These are let in, and stay where they belong.
+    // These are accepted, and stay in their field.
     for (n, (client_id, user_name)) in [
         (id("group: a", "b: c; d, e"), user_name()),
         (id("\u{7ec4}\u{2028}x", "uuid"), user_name()),
@@ -106,7 +106,7 @@ fn what_a_chat_server_writes_stays_short_and_in_its_line() {
     let process = folder.start("-c gateway.json", &[("API_TOKEN", TOKEN)]);
     let api = process.api();
     let mut device = Device::connect(process.mqtt(), 1);
-    // An answer to the upgrade, 7 KiB long, that goes on at the left.
+    // A response of 7 KiB to the upgrade, with characters that change the direction of text.
     let (long, odd) = ("x".repeat(3500), "\u{202e}\u{85}\u{2028}");
     for head in [
         format!("HTTP/1.1 500 {long}{long}\r\n\r\n"),
@@ -158,7 +158,7 @@ fn only_the_configuration_decides_where_the_gateway_connects() {
     let status = "HTTP/1.1 302 Found";
     peer.send_raw(format!("{status}\r\nLocation: {url}\r\nContent-Length: 0\r\n\r\n").as_bytes());
     while device.json()["type"] != "goodbye" {}
-    // A device names servers in its hello, and a chat server in its own.
+    // A device and a chat server name other servers in their hellos.
     let named = json!({
         "type": "hello", "version": 3, "transport": "udp", "url": url, "server": url, "websocket": {"url": url},
         "udp": {"server": elsewhere.addr.ip().to_string(), "port": elsewhere.addr.port()},
@@ -187,7 +187,7 @@ fn bearer_token(peer: &mut Peer) -> String {
     request.header("authorization").unwrap().strip_prefix("Bearer ").unwrap().to_owned()
 }
 
-/// How these bytes may be written.
+/// The encodings of these bytes.
 fn encodings(secret: &[u8]) -> Vec<String> {
     let mut all = vec![HEXLOWER.encode(secret)];
     all.extend([BASE64, BASE64URL, BASE64_NOPAD, BASE64URL_NOPAD].map(|base64| base64.encode(secret)));
@@ -216,7 +216,7 @@ fn no_secret_is_in_the_log_or_the_api_in_any_encoding() {
     let api = process.api();
     let mut secrets: Vec<Vec<u8>> = [KEY, SECRET, TOKEN, "url-Secret-20"].map(|text| text.into()).into();
 
-    // Logins and tokens that are wrong, and those that are right.
+    // Wrong and valid logins and tokens.
     let id = client_id(1);
     let wrong = Connect { password: Some(b"wrong-Password-21".to_vec()), ..Connect::new(&id) };
     let mut client = Client::open(process.mqtt());
@@ -278,12 +278,12 @@ fn no_secret_is_in_the_log_or_the_api_in_any_encoding() {
     assert!(lines.iter().any(|line| line.contains("[DEBUG]")), "{lines:#?}");
     all += &lines.join("\n");
     all += &fs::read_to_string(folder.0.join("gateway.log")).unwrap();
-    // What the sub-commands print, too.
+    // The output of the subcommands too.
     for line in ["config show", "config check", "check"] {
         let output = folder.run(&format!("{line} -c gateway.json"), &variables);
         all += &String::from_utf8_lossy(&[output.stdout, output.stderr].concat());
     }
-    // A token's signature alone would do.
+    // A token's signature is secret too.
     let signatures: Vec<_> = secrets
         .iter()
         .filter_map(|secret| std::str::from_utf8(secret).ok()?.split_once('.'))

@@ -50,12 +50,12 @@ impl Fixture {
         }
     }
 
-    /// The chat server got these, and no others.
+    /// The chat server got exactly these.
     fn assert_arrived(&mut self, sequences: &[u32]) {
         for &sequence in sequences {
             assert_eq!(self.peer.binary(), audio_frame(sequence, b"\x58a"), "instead of {sequence}");
         }
-        // Datagrams were all received before this text: the loop has seen them when it answers on the same socket.
+        // The datagrams were sent before this text, so the loop has read them when the text arrives.
         self.device.send_text(r#"{"type":"custom","mark":1}"#);
         assert_eq!(self.peer.json()["mark"], 1);
     }
@@ -84,7 +84,7 @@ fn duplicates_late_and_lost_packets_are_told_apart() {
     fixture.assert_arrived(&[1, 2, 5, 6, 10]);
     let end = fixture.hang_up();
     let facts = ["up", "lost", "reordered", "duplicates"].map(|key| log_field(&end, key));
-    // 4 and 3 came late and are lost no more; 7, 8 and 9 never came.
+    // 4 and 3 arrived late, so they are not lost; 7, 8 and 9 never arrived.
     assert_eq!(facts, ["5p/10B", "3", "2", "3"], "{end}");
 }
 
@@ -108,11 +108,11 @@ fn a_jump_needs_three_packets_in_a_row() {
     let mut fixture = fixture(3, |_| {});
     fixture.send(&[1, 65_537, 65_538]);
     fixture.assert_arrived(&[1, 65_537, 65_538]);
-    // Further than 65,536 ahead: one corrupted packet moves nothing ..
+    // More than 65,536 ahead: one corrupted packet has no effect ..
     let far = 0x8000_0000;
     fixture.send(&[far, 65_539, far + 5, far + 6, 65_540, far + 7, 65_541]);
     fixture.assert_arrived(&[65_539, 65_540, 65_541]);
-    // .. three are believed, and only the third is forwarded.
+    // .. three in a row are accepted, and forwarded from the third on.
     fixture.send(&[far, far + 1, far + 2, far + 3, 65_542]);
     fixture.assert_arrived(&[far + 2, far + 3]);
 }
@@ -232,7 +232,7 @@ fn another_ip_is_not_adopted_when_its_packets_are_not_plausible() {
         foreign.send_to(&wrong, fixture.call.gateway).unwrap();
     }
     fixture.assert_arrived(&[]);
-    // And the device's own first packet is as good as ever.
+    // The device's own first packet is still accepted.
     fixture.send(&[1]);
     fixture.assert_arrived(&[1]);
     assert!(is_silent(&foreign));
@@ -245,7 +245,7 @@ fn another_ip_is_not_adopted_while_the_device_sends() {
     let foreign = socket("127.0.0.2");
     fixture.send_from(&foreign, &[2, 3, 4, 5, 6]);
     fixture.assert_arrived(&[1]);
-    // The sequence was not moved by them either.
+    // They did not advance the sequence either.
     fixture.send(&[2]);
     fixture.assert_arrived(&[2]);
     fixture.peer.send_audio(1, b"\x58x");
@@ -304,7 +304,7 @@ fn the_answer_leaves_from_the_address_the_device_sends_to() {
         fixture.send(&[n]);
         assert_eq!(fixture.peer.binary(), audio_frame(n, b"\x58a"));
         fixture.peer.send_audio(n, b"\x58x");
-        // Asserts where it came from.
+        // Also checks the source address.
         assert_eq!(fixture.call.receive().timestamp(), n);
     }
 }
@@ -337,9 +337,9 @@ fn fixture_with_alert(number: u8, alert: bool) -> Fixture {
 #[test]
 fn a_device_without_incoming_audio_gets_one_alert() {
     let mut fixture = fixture_with_alert(15, true);
-    // Before it listens nothing is expected of it.
+    // Before it listens, no audio is expected.
     assert!(fixture.device.mqtt.packet_within(MS(400)).is_err());
-    // Something comes from its IP, but nothing that counts.
+    // Invalid datagrams arrive from its IP.
     let other = socket("127.0.0.1");
     (0..3).for_each(|_| drop(other.send_to(b"junk", fixture.call.gateway)));
     fixture.device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);

@@ -1,4 +1,4 @@
-//! Several workers: devices, calls, limits and the management API, whichever worker they come to.
+//! Several workers: devices, calls, limits and the management API on any worker.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 use support::TIMEOUT;
 use support::admin::{Fixture, KEY, TOKEN, fixture, mac};
 
-/// Enough that the system has connections for every worker, and every worker has devices.
+/// Enough that every worker gets connections and devices.
 const DEVICES: u16 = 24;
 
-/// Speaks until it hears itself.
+/// Sends until an echo arrives.
 fn wait_for_echo(call: &mut Call) {
     for number in 0..50 {
         call.send(number * 60, b"\x58voice").unwrap();
@@ -50,7 +50,7 @@ fn start_call(device: &mut SimulatedDevice) -> Call {
     call
 }
 
-/// What `/metrics` says, by sample.
+/// The samples of `/metrics`.
 fn scrape(fixture: &Fixture) -> BTreeMap<String, f64> {
     let (status, text) = fixture.request_with_token("GET", "/metrics", None, Some(TOKEN));
     assert_eq!(status, 200);
@@ -69,7 +69,7 @@ fn every_worker_has_calls_and_the_api_sees_all_of_them() {
     let mut calls: Vec<Call> = devices.iter_mut().map(start_call).collect();
     calls.iter_mut().for_each(wait_for_echo);
 
-    // Each worker has an audio port of its own.
+    // Each worker has its own audio port.
     let ports: BTreeSet<u16> = calls.iter().map(|call| call.server_addr().unwrap().port()).collect();
     assert_eq!(ports.len(), 3);
 
@@ -80,7 +80,7 @@ fn every_worker_has_calls_and_the_api_sees_all_of_them() {
     assert!(
         page["sessions"].as_array().unwrap().iter().all(|one| one["call"]["packetsUp"].as_u64() > Some(0))
     );
-    // Page by page, of whatever length, each device is there once.
+    // With pages of any length, each device is listed once.
     for limit in [1, 2, 5, 23] {
         let (mut seen, mut after) = (Vec::new(), json!(0));
         while !after.is_null() {
@@ -102,7 +102,7 @@ fn every_worker_has_calls_and_the_api_sees_all_of_them() {
     assert!(numbers["gateway_audio_packets_total{direction=\"up\"}"] >= 24.0);
     assert!(numbers["process_threads"] >= 3.0 && numbers["gateway_log_lines_lost_total"] == 0.0);
 
-    // What is about one device reaches the worker that has it.
+    // Requests for one device reach its worker.
     for (n, device) in (0..DEVICES).zip(&mut devices) {
         assert_eq!(fixture.request("GET", &format!("/api/sessions/{}", mac(n)), None).1["mac"], mac(n));
         let message = r#"{"type":"alert","message":"hi"}"#;
@@ -127,7 +127,7 @@ fn every_worker_has_calls_and_the_api_sees_all_of_them() {
     assert_eq!(fixture.request("GET", "/api/sessions/aa:bb:cc:00:00:ff", None).0, 404);
 }
 
-/// A device's tools are asked at the worker that has it; the answer comes back to who asked.
+/// A command reaches the device's worker, and the answer the requester.
 #[test]
 fn commands_reach_the_worker_of_their_device() {
     let fixture = fixture(|config| config.workers = 2);
@@ -146,7 +146,7 @@ fn commands_reach_the_worker_of_their_device() {
     }
 }
 
-/// The system may give each connection of a device to another worker.
+/// The system may assign each connection of a device to another worker.
 #[test]
 fn a_client_id_is_taken_over_from_wherever_it_was() {
     let fixture = fixture(|config| config.workers = 4);
@@ -155,7 +155,7 @@ fn a_client_id_is_taken_over_from_wherever_it_was() {
     wait_for_echo(&mut held);
     for _ in 0..24 {
         let newer = fixture.device(&mac(1));
-        // The call goes on: same key, same port, and nothing is said to the new connection.
+        // The call goes on with the same key and port, and the new connection gets no message.
         wait_for_echo(&mut held);
         assert!(matches!(older.wait_for("goodbye", TIMEOUT), Err(failure) if failure.is_closed()));
         older = newer;
@@ -166,7 +166,7 @@ fn a_client_id_is_taken_over_from_wherever_it_was() {
     fixture.poll_until("/api/sessions", |page| page["calls"] == 0);
 }
 
-/// Whether it was let in; a limit is told of at CONNECT.
+/// `None` if CONNECT was refused because of a limit.
 fn try_connect(fixture: &Fixture, n: u16) -> Option<SimulatedDevice> {
     let login = Login::new(mac(n).parse().unwrap(), Some(KEY.as_bytes()));
     let tried: Result<SimulatedDevice, DeviceError> =

@@ -10,6 +10,9 @@
 #[cfg(target_os = "linux")]
 mod load;
 #[cfg(target_os = "linux")]
+mod measured_process;
+#[cfg(target_os = "linux")]
+#[path = "../../examples/shared/process.rs"]
 mod process;
 #[cfg(target_os = "linux")]
 mod relay;

@@ -1,6 +1,6 @@
 //! Figures of several rounds, and their medians as a table.
 
-use super::process::Subject;
+use super::measured_process::Subject;
 
 /// Everything measured so far.
 #[derive(Default)]

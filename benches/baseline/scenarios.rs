@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::load::{Load, Outcome};
-use super::process::{MeasuredProcess, Subject};
+use super::measured_process::{MeasuredProcess, Subject};
 use super::report::{Report, percentile};
 
 const HELP: &str = "\

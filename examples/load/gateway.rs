@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use mqtt_websocket_proxy::config::Config;
 use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
+
+use crate::process::{self, free_tcp_port, free_udp_port};
 
 /// What [`Running`] names the gateway's thread.
 const THREAD: &str = "gateway";
@@ -112,23 +114,12 @@ impl Gateway {
 
     /// Its resident set in KiB.
     pub(crate) fn resident_kib(&self) -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()?)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.split_whitespace().next()?.parse().ok()
+        process::resident_kib(self.pid()?)
     }
 
-    /// The processor time of its threads so far; of the gateway's only, when it runs in this process.
+    /// The processor time of its threads so far; only of the gateway's thread if it runs in this process.
     pub(crate) fn cpu_time(&self) -> Option<Duration> {
-        let mut nanoseconds = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.pid()?)).ok()?.flatten() {
-            let read = |file| fs::read_to_string(task.path().join(file));
-            if self.is_separate_process() || read("comm").is_ok_and(|name| name.trim_end() == THREAD) {
-                // Threads may end meanwhile. The first number is the time spent running.
-                let spent = read("schedstat").unwrap_or_default();
-                nanoseconds += spent.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
-            }
-        }
-        Some(Duration::from_nanos(nanoseconds))
+        process::cpu_time(self.pid()?, (!self.is_separate_process()).then_some(THREAD))
     }
 
     /// Ends what was started here.
@@ -150,15 +141,6 @@ impl Gateway {
         }
         Ok(())
     }
-}
-
-/// Ports that are free now; the gateway takes them a moment later.
-fn free_tcp_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-fn free_udp_port() -> std::io::Result<u16> {
-    Ok(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// Starts this program again under the highest limit of descriptors that is allowed, when it may need more than most

@@ -11,6 +11,8 @@
 
 mod devices;
 mod gateway;
+#[path = "../shared/process.rs"]
+mod process;
 
 use std::error::Error;
 use std::net::SocketAddr;

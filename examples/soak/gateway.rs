@@ -1,13 +1,14 @@
 //! The gateway as a process of its own: its configuration, what /proc knows of it, and its end.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::context::mac;
+use crate::process::{self, free_tcp_port, free_udp_port};
 
 /// The signature key, and the token of the API.
 pub(crate) const KEY: &str = "Soak-signature-Key-7";
@@ -87,10 +88,7 @@ impl Gateway {
     ) -> Result<Self, Box<dyn std::error::Error>> {
         let folder = std::env::temp_dir().join(format!("soak-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
-        let tcp =
-            || Ok::<_, std::io::Error>(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port());
-        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let ports = [tcp()?, udp, tcp()?];
+        let ports = [free_tcp_port()?, free_udp_port()?, free_tcp_port()?];
         let config = Config {
             path: folder.join("gateway.json"),
             ports,
@@ -127,20 +125,10 @@ impl Gateway {
     }
 
     pub(crate) fn sample(&self) -> Result<Sample, Box<dyn std::error::Error>> {
-        let process = PathBuf::from(format!("/proc/{}", self.pid()));
-        let status = fs::read_to_string(process.join("status"))?;
-        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let memory = memory.and_then(|text| text.split_whitespace().next()).ok_or("the gateway has ended")?;
-        let mut cpu = 0;
-        for task in fs::read_dir(process.join("task"))?.flatten() {
-            // Threads may end meanwhile. The first number is the time spent running.
-            let spent = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            cpu += spent.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
-        }
         Ok(Sample {
-            memory_kib: memory.parse()?,
-            descriptors: fs::read_dir(process.join("fd"))?.count(),
-            cpu: Duration::from_nanos(cpu),
+            memory_kib: process::resident_kib(self.pid()).ok_or("the gateway has ended")?,
+            descriptors: fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count(),
+            cpu: process::cpu_time(self.pid(), None).ok_or("the gateway has ended")?,
         })
     }
 

@@ -21,6 +21,9 @@ mod context;
 #[cfg(unix)]
 mod gateway;
 #[cfg(unix)]
+#[path = "../shared/process.rs"]
+mod process;
+#[cfg(unix)]
 mod runner;
 #[cfg(unix)]
 mod statistics;

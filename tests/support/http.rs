@@ -28,7 +28,7 @@ pub fn http_call(
         Some(body) => {
             agent.run(request.header("Content-Type", "application/json").body(body.to_owned()).unwrap())
         }
-        // A client that is given no body at all sends a chunked one of no length.
+        // Without a body ureq would send an empty chunked one.
         None if method == "POST" => agent.run(request.body(String::new()).unwrap()),
         None => agent.run(request.body(()).unwrap()),
     };
@@ -77,7 +77,7 @@ impl RawClient {
         Self { stream, inbox: Vec::new() }
     }
 
-    /// One request on a connection of its own.
+    /// One request on a new connection.
     pub fn round_trip(addr: SocketAddr, request: &str) -> Reply {
         let mut raw = Self::open(addr);
         raw.send(request);

@@ -1,7 +1,7 @@
 //! What is measured: the gateway or the baseline, each as a process of its own on a core of its own.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
@@ -13,6 +13,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::load::{KEY, Outcome};
+use super::process::{cpu_time, free_tcp_port, free_udp_port};
 
 /// The core of what is measured, and that of the load.
 const CORES: [usize; 2] = [0, 1];
@@ -70,7 +71,7 @@ pub(crate) struct ProcessMemory {
 impl MeasuredProcess {
     pub(crate) fn start(subject: Subject, chat: SocketAddr) -> Outcome<Self> {
         let [mqtt, api] = [free_tcp_port()?, free_tcp_port()?];
-        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let udp = free_udp_port()?;
         let folder = std::env::temp_dir().join(format!("baseline-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
         let mut command = match subject {
@@ -134,12 +135,7 @@ impl MeasuredProcess {
 
     /// The processor time of all its threads so far, in microseconds: the first number of schedstat is nanoseconds.
     pub(crate) fn cpu_us(&self) -> f64 {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).into_iter().flatten().flatten();
-        let spent = tasks.filter_map(|task| {
-            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-            text.split(' ').next()?.parse::<f64>().ok()
-        });
-        spent.sum::<f64>() / 1000.0
+        cpu_time(self.child.id(), None).map_or(f64::NAN, |time| time.as_nanos() as f64 / 1000.0)
     }
 
     pub(crate) fn memory(&self) -> Outcome<ProcessMemory> {
@@ -187,8 +183,4 @@ impl Drop for MeasuredProcess {
 fn pin_to_core(core: usize) {
     let mut set = CpuSet::new();
     let _ = set.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-}
-
-fn free_tcp_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
