@@ -2,7 +2,7 @@
 
 use httparse::Status;
 
-use super::http::{MAX_BODY_BYTES, MAX_HEAD_BYTES, RequestError};
+use super::error::{MAX_BODY_BYTES, MAX_HEAD_BYTES, RequestError};
 
 /// How the end of a body is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! HTTP/1.1 (RFC 9112) as far as the management API needs it: parsing requests and writing responses.
+//! HTTP/1.1 (RFC 9112) as far as the management API needs it: parsing requests.
 
 use std::borrow::Cow;
 
@@ -7,14 +7,7 @@ pub use http::Method;
 use httparse::Status;
 
 use super::body::Framing;
-use super::error::{ApiError, ErrorStyle};
-
-/// The longest request line and header fields together, in bytes.
-pub const MAX_HEAD_BYTES: usize = 8 * 1024;
-/// The longest body, in bytes: a status call for more than a thousand devices. The Node.js gateway takes 100 KB.
-pub const MAX_BODY_BYTES: usize = 128 * 1024;
-/// Header fields of a request.
-const MAX_HEADERS: usize = 64;
+use super::error::{MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, RequestError};
 
 /// A request without its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,44 +34,6 @@ pub struct RequestHead {
     pub body: Result<Framing, RequestError>,
     /// How long the head is, in bytes.
     pub length: usize,
-}
-
-/// Why a request is not served, whatever it asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestError {
-    /// Not HTTP/1.x, or contradictory.
-    Malformed(&'static str),
-    /// A head over [`MAX_HEAD_BYTES`] or with too many fields.
-    HeadTooLong,
-    /// A body over [`MAX_BODY_BYTES`].
-    BodyTooLong,
-    /// A transfer coding other than chunked.
-    UnsupportedTransferCoding,
-    /// An expectation other than `100-continue`.
-    ExpectationFailed,
-}
-
-impl RequestError {
-    /// The error to answer with, after which the connection is closed: where the next request would begin is not known.
-    pub fn error(self) -> ApiError {
-        let (status, code, sentence) = match self {
-            Self::Malformed(why) => (400, "bad_request", format!("This is not an HTTP/1.1 request: {why}.")),
-            Self::HeadTooLong => {
-                let limits = format!("{MAX_HEAD_BYTES} bytes and {MAX_HEADERS} fields");
-                (431, "head_too_long", format!("The request line and headers may have {limits}."))
-            }
-            Self::BodyTooLong => {
-                (413, "body_too_long", format!("A request body may have {MAX_BODY_BYTES} bytes."))
-            }
-            Self::UnsupportedTransferCoding => {
-                (501, "coding_unknown", "The only supported transfer coding is chunked.".to_owned())
-            }
-            Self::ExpectationFailed => {
-                (417, "expectation_failed", "The only supported expectation is 100-continue.".to_owned())
-            }
-        };
-        ApiError::new(status, code, sentence)
-    }
 }
 
 /// Reads a request's head from what has come so far; `None` when more must come.
@@ -225,96 +180,6 @@ pub fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
         bytes.extend_from_slice(rest);
     }
     String::from_utf8(bytes).ok().map(Cow::Owned)
-}
-
-/// What a client is waiting for before it sends the body (RFC 9110 section 15.2.1).
-pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-
-/// An answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Response {
-    /// The status code.
-    pub status: u16,
-    /// The media type of the body.
-    pub content_type: &'static str,
-    /// A field of its own, with its value: `Allow` and the like.
-    pub extra_header: Option<(&'static str, String)>,
-    /// The body.
-    pub body: Vec<u8>,
-}
-
-impl Response {
-    /// A JSON text.
-    pub fn json(status: u16, body: impl Into<String>) -> Self {
-        Self {
-            status,
-            content_type: "application/json; charset=utf-8",
-            extra_header: None,
-            body: body.into().into_bytes(),
-        }
-    }
-
-    /// Text or HTML of this media type.
-    pub fn text(content_type: &'static str, body: impl Into<String>) -> Self {
-        Self { content_type, ..Self::json(200, body) }
-    }
-
-    /// An error of the API: a stable code for programs, a sentence for people.
-    pub fn error(status: u16, code: &'static str, sentence: &str) -> Self {
-        ApiError::new(status, code, sentence.to_owned()).response(ErrorStyle::Coded)
-    }
-
-    /// With a header field of its own.
-    #[must_use]
-    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.extra_header = Some((name, value.into()));
-        self
-    }
-
-    /// Appends the answer's bytes: without the body in answer to HEAD, which is told its length all the same (RFC 9110
-    /// section 9.3.2).
-    pub fn write(&self, out: &mut Vec<u8>, keep_alive: bool, head_only: bool) {
-        let connection = if keep_alive { "keep-alive" } else { "close" };
-        let head = format!(
-            "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: {connection}\r\n\
-             Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n",
-            self.status,
-            reason_phrase(self.status),
-            self.content_type,
-            self.body.len(),
-        );
-        out.extend_from_slice(head.as_bytes());
-        if let Some((name, value)) = &self.extra_header {
-            out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
-        }
-        out.extend_from_slice(b"\r\n");
-        if !head_only {
-            out.extend_from_slice(&self.body);
-        }
-    }
-}
-
-/// The phrase for a status (RFC 9110 section 15).
-fn reason_phrase(status: u16) -> &'static str {
-    match status {
-        200 => "OK",
-        202 => "Accepted",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        409 => "Conflict",
-        413 => "Content Too Large",
-        417 => "Expectation Failed",
-        422 => "Unprocessable Content",
-        431 => "Request Header Fields Too Large",
-        500 => "Internal Server Error",
-        501 => "Not Implemented",
-        503 => "Service Unavailable",
-        _ => "Unknown",
-    }
 }
 
 #[cfg(test)]
@@ -515,27 +380,6 @@ mod tests {
         ] {
             assert_eq!(percent_decode(text).as_deref(), expected, "{text}");
         }
-    }
-
-    #[test]
-    fn a_response_is_valid_http_1_1() {
-        let response =
-            Response::error(405, "method", "No \"such\" method.").with_header("Allow", "GET, HEAD");
-        for (head_only, body) in [(false, response.body.as_slice()), (true, b"")] {
-            let mut out = Vec::new();
-            response.write(&mut out, !head_only, head_only);
-            let mut fields = [httparse::EMPTY_HEADER; 16];
-            let mut read = httparse::Response::new(&mut fields);
-            let Status::Complete(length) = read.parse(&out).unwrap() else { panic!() };
-            assert_eq!((read.code, read.reason), (Some(405), Some("Method Not Allowed")));
-            let value = |name| header_value(read.headers, name).unwrap();
-            assert_eq!(value("content-length"), response.body.len().to_string());
-            assert_eq!(value("allow"), "GET, HEAD");
-            assert_eq!(value("connection"), if head_only { "close" } else { "keep-alive" });
-            assert_eq!(&out[length..], body);
-        }
-        let json: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
-        assert_eq!(json["error"], "No \"such\" method.");
     }
 
     proptest! {

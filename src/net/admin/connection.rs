@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 
 use crate::admin::body::Body;
-use crate::admin::http::{MAX_HEAD_BYTES, RequestHead};
+use crate::admin::error::MAX_HEAD_BYTES;
+use crate::admin::http::RequestHead;
 use crate::net::admin::pending::PendingRequest;
 use crate::net::admin::server::Progress;
 use crate::net::event_loop::tcp::LINGER;

@@ -18,9 +18,11 @@ use tz::TimeZone;
 use crate::admin::auth::{self, WallClock};
 use crate::admin::body::{Body, Framing};
 use crate::admin::dashboard;
+use crate::admin::error::RequestError;
 use crate::admin::error::{ApiError, ErrorStyle};
-use crate::admin::http::{self, RequestError, RequestHead, Response};
+use crate::admin::http::{self, RequestHead};
 use crate::admin::recent_errors::{RecentErrorKind, RecentErrors};
+use crate::admin::response::{CONTINUE, Response};
 use crate::admin::routes::{self, Access};
 use crate::config::Config;
 use crate::net::admin::connection::{Begun, Connection, ConnectionState};
@@ -269,7 +271,7 @@ impl AdminServer {
                 let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
                 if framing != Framing::Length(0) && head.expects_continue && conn.read_buffer.is_empty() {
                     // A client may go on without it.
-                    let _ = io::Write::write(&mut conn.tcp, http::CONTINUE);
+                    let _ = io::Write::write(&mut conn.tcp, CONTINUE);
                 }
                 self.read_body(id, Box::new(Begun { head, body: Body::new(framing) }), io)
             }

@@ -2,7 +2,8 @@
 
 use crate::admin::answer::Answer;
 use crate::admin::error::ApiError;
-use crate::admin::http::{RequestHead, Response};
+use crate::admin::http::RequestHead;
+use crate::admin::response::Response;
 use crate::admin::routes::{self, RouteMatch, Scope};
 use crate::net::admin::pending::{AdminRequest, AdminResponse};
 use crate::net::admin::server::{Progress, ReceivedRequest};
