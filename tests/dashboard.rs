@@ -50,11 +50,11 @@ impl SimulatedDevices {
             .collect();
         let stop = over.clone();
         let speaker = thread::spawn(move || {
-            for turn in 0.. {
+            for round in 0.. {
                 for (i, (_, call)) in speaking.iter_mut().enumerate() {
-                    let packet = call.encrypt(turn * 60, &[0x58; 120]);
+                    let packet = call.encrypt(round * 60, &[0x58; 120]);
                     // Every third call loses packets.
-                    if i % 3 != 1 || turn % 20 != 7 {
+                    if i % 3 != 1 || round % 20 != 7 {
                         let _ = call.send_packet(&packet);
                     }
                 }

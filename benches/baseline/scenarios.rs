@@ -118,7 +118,7 @@ const AUDIO_FIGURES: [&str; 9] = [
     "echo p99, ms",
     "echo p99.9, ms",
     "lost, %",
-    "turns up to 5 ms, %",
+    "iterations up to 5 ms, %",
 ];
 
 /// 500 calls at the pace of a device.
@@ -144,8 +144,9 @@ fn audio(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()
     load.drain(Duration::from_millis(20))?;
     report.add(lost, subject, 100.0 * (1.0 - load.stats.downlink_packets as f64 / load.stats.sent as f64));
     if matches!(subject, Subject::Gateway(_)) {
-        let turns = target.iteration_histogram()?;
-        let of = |limit: f64| turns.iter().find(|(at, _)| *at >= limit).map_or(f64::NAN, |(_, count)| *count);
+        let iterations = target.iteration_histogram()?;
+        let of =
+            |limit: f64| iterations.iter().find(|(at, _)| *at >= limit).map_or(f64::NAN, |(_, count)| *count);
         report.add(slow, subject, 100.0 * of(0.005) / of(f64::INFINITY));
     }
     target.stop()
@@ -242,7 +243,7 @@ const SATURATION_FIGURES: [&str; 7] = [
     "most uplink packets/s under 1 % loss",
     "CPU per packet there, us",
     "of a core there, %",
-    "turns up to 5 ms there, %",
+    "iterations up to 5 ms there, %",
     "CPU per packet, 100 calls, us",
     "CPU per packet, 9,000 calls, us",
     "9,000 calls to 100",
@@ -285,8 +286,9 @@ fn saturation(options: &Options, subject: Subject, report: &mut Report) -> Outco
     report.add(SATURATION_FIGURES[1], subject, best.1);
     report.add(SATURATION_FIGURES[2], subject, best.2);
     if matches!(subject, Subject::Gateway(_)) {
-        let turns = target.iteration_histogram()?;
-        let of = |limit: f64| turns.iter().find(|(at, _)| *at >= limit).map_or(f64::NAN, |(_, count)| *count);
+        let iterations = target.iteration_histogram()?;
+        let of =
+            |limit: f64| iterations.iter().find(|(at, _)| *at >= limit).map_or(f64::NAN, |(_, count)| *count);
         report.add(SATURATION_FIGURES[3], subject, 100.0 * of(0.005) / of(f64::INFINITY));
     }
     target.stop()
