@@ -30,8 +30,8 @@ fn churn_leaks_nothing() {
     let seconds = env::var("CHURN_SECONDS").map_or(3, |text| text.parse().unwrap());
     let server = ChatServer::start();
     let url = server.url();
-    let turn = AtomicUsize::new(0);
-    server.serve(move |peer| run_server(peer, turn.fetch_add(1, Ordering::Relaxed)));
+    let number = AtomicUsize::new(0);
+    server.serve(move |peer| run_server(peer, number.fetch_add(1, Ordering::Relaxed)));
     let config = json!({
         "mqtt": {"host": "127.0.0.1", "resume_grace_s": 1},
         "udp": {"host": "127.0.0.1"},
@@ -78,9 +78,9 @@ fn churn_leaks_nothing() {
 }
 
 /// One connection of the gateway, ended in a way that depends on its number.
-fn run_server(mut peer: Peer, turn: usize) {
+fn run_server(mut peer: Peer, number: usize) {
     let quick = Duration::from_secs(5);
-    match turn % 16 {
+    match number % 16 {
         3 => return peer.reset(),
         7 => {
             peer.refuse("503 Busy");
@@ -98,7 +98,7 @@ fn run_server(mut peer: Peer, turn: usize) {
                 Some(Message::Binary(frame)) => {
                     frames += 1;
                     peer.send_binary(&frame);
-                    match (turn % 16, frames) {
+                    match (number % 16, frames) {
                         (1, 3) => return peer.shutdown_write(),
                         (2, 3) => return peer.send_close(Some(1011)),
                         (5, 3) => return peer.send_close(Some(1000)),

@@ -47,7 +47,7 @@ fn a_call_continues_while_idle_devices_leave_and_its_end_exits_with_0() {
     let (_folder, mut process) = start(&server);
     let api = process.api();
     let mut idle: Vec<_> = (1..=5).map(|n| Device::connect(process.mqtt(), n)).collect();
-    let mut stranger = Client::open(process.mqtt());
+    let mut unauthenticated = Client::open(process.mqtt());
     let mut device = Device::connect(process.mqtt(), 9);
     let (mut call, mut peer) = device.call(&server);
     wait_until("all six are in", || http_get(api, "/metrics").body.contains("gateway_sessions 7"));
@@ -59,7 +59,7 @@ fn a_call_continues_while_idle_devices_leave_and_its_end_exits_with_0() {
     process.wait_for_line("draining: 1 calls to finish");
     process.signal("USR1");
     wait_until("the port is closed", || TcpStream::connect(process.mqtt()).is_err());
-    assert_eq!(stranger.read_until_closed(), []);
+    assert_eq!(unauthenticated.read_until_closed(), []);
     let ready = http_get(api, "/readyz");
     assert_eq!((ready.status, &*ready.body), (503, r#"{"status":"draining"}"#));
     assert_eq!(http_get(api, "/healthz").status, 200);
@@ -168,19 +168,19 @@ fn the_tls_port_closes_too_and_its_calls_go_on() {
     settings.mqtt.tls.cert_file = Some(folder.0.join("cert.pem"));
     settings.mqtt.tls.key_file = Some(folder.0.join("key.pem"));
     let gateway = Running::start(settings.clone(), None).unwrap();
-    let doors = [gateway.addresses().mqtt, gateway.addresses().mqtts.unwrap()];
-    let tcp = || TcpStream::connect_timeout(&doors[1], TIMEOUT).unwrap();
+    let ports = [gateway.addresses().mqtt, gateway.addresses().mqtts.unwrap()];
+    let tcp = || TcpStream::connect_timeout(&ports[1], TIMEOUT).unwrap();
     let mut device = device_over(authority.client().connect("127.0.0.1", tcp()).unwrap(), 1);
     let (mut call, mut peer) = device.call(&server);
     let mut in_handshake = Client::from(tcp());
 
     gateway.handle().drain();
     assert_eq!(in_handshake.read_until_closed(), []);
-    let closed = || doors.iter().all(|door| TcpStream::connect(door).is_err());
+    let closed = || ports.iter().all(|port| TcpStream::connect(port).is_err());
     assert!(closed());
     // A reload that disables TLS and enables it again does not open the port.
     gateway.handle().reload(without_tls);
-    settings.mqtt.tls.port = doors[1].port();
+    settings.mqtt.tls.port = ports[1].port();
     gateway.handle().reload(settings);
     call.send(60, b"up");
     assert_eq!(peer.binary(), audio_frame(60, b"up"));

@@ -331,9 +331,9 @@ fn closing_a_logged_in_device_is_logged_at_a_limited_rate() {
     let line = process.wait_for_line("closed: protocol error");
     assert!(line.contains("WARN") && line.contains(&client_id(1)) && line.contains("QoS 1"), "{line}");
     // Garbage before CONNECT is not logged.
-    let mut stranger = Client::open(process.mqtt());
-    stranger.try_send(b"garbage");
-    stranger.read_until_closed();
+    let mut unauthenticated = Client::open(process.mqtt());
+    unauthenticated.try_send(b"garbage");
+    unauthenticated.read_until_closed();
     process.signal("TERM");
     let (_, lines) = process.end();
     let warnings = lines.iter().filter(|line| line.contains("protocol error")).count();

@@ -39,7 +39,7 @@ fn two_part_client_id(number: u8) -> String {
 }
 
 #[test]
-fn with_a_key_only_a_good_signature_of_a_json_user_name_is_let_in() {
+fn with_a_key_only_a_good_signature_of_a_json_user_name_is_accepted() {
     let gateway = gateway_with(&NO_SERVERS, with_key);
     let addr = gateway.addresses().mqtt;
     let id = client_id(1);
@@ -99,7 +99,7 @@ fn with_a_key_only_a_good_signature_of_a_json_user_name_is_let_in() {
 }
 
 #[test]
-fn with_a_key_two_part_ids_are_let_in_only_if_the_configuration_says_so() {
+fn with_a_key_two_part_ids_are_accepted_only_if_configured() {
     let refusing = gateway_with(&NO_SERVERS, with_key);
     for connect in [Connect::new(&two_part_client_id(1)), Connect::signed(&two_part_client_id(1), KEY)] {
         assert_eq!(connack_code(refusing.addresses().mqtt, &connect), 5);
@@ -114,7 +114,7 @@ fn with_a_key_two_part_ids_are_let_in_only_if_the_configuration_says_so() {
 }
 
 #[test]
-fn without_a_key_both_forms_are_let_in() {
+fn without_a_key_both_forms_are_accepted() {
     let gateway = gateway(&NO_SERVERS);
     for id in [two_part_client_id(1), client_id(1)] {
         let mut connect = Connect::new(&id);

@@ -199,7 +199,7 @@ fn limits_hold_for_all_workers_together() {
     let mut devices: Vec<SimulatedDevice> = (0..20).map(|n| busy.device(&mac(n))).collect();
     let mut calls = Vec::new();
     for device in &mut devices {
-        // One call too many is answered, and ended in words.
+        // One call too many is answered, and ended with an alert.
         calls.push(device.call().unwrap());
         let going_on = calls.len().min(5);
         busy.poll_until("/api/sessions", |page| page["calls"] == going_on);
@@ -233,7 +233,7 @@ fn a_reload_and_a_stop_reach_every_worker() {
     }
 }
 
-/// A shared port could be bound twice: a second gateway must still hear that it is in use.
+/// A shared port could be bound twice: a second gateway must still fail because it is in use.
 #[test]
 fn a_second_gateway_on_the_same_port_is_refused() {
     let fixture = fixture(|config| config.workers = 2);
@@ -246,7 +246,7 @@ fn a_second_gateway_on_the_same_port_is_refused() {
     }
 }
 
-/// Audio between two devices would cross from one loop to another: it is refused in words.
+/// A call between devices of different workers is refused with an explanation.
 #[test]
 fn a_call_between_devices_of_two_workers_is_refused_and_of_one_works() {
     let fixture = fixture(|config| config.workers = 2);
@@ -275,7 +275,7 @@ fn a_drain_ends_with_the_last_call_of_any_worker() {
         assert!(idle.wait_for("goodbye", TIMEOUT).is_err_and(|failure| failure.is_closed()));
     }
     assert_eq!(fixture.request_with_token("GET", "/readyz", None, None).0, 503);
-    // The API is there until the last call is over.
+    // The API stays available until the last call is over.
     for (device, call) in devices[..8].iter_mut().zip(&mut calls) {
         wait_for_echo(call);
         assert_eq!(sessions(&fixture, "")["draining"], true);

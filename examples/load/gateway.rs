@@ -1,4 +1,4 @@
-//! The gateway under load: started here, or elsewhere; and what /proc knows about its process.
+//! The gateway under load, started here or elsewhere, and its figures from /proc.
 
 use std::error::Error;
 use std::fs;
@@ -15,13 +15,13 @@ use mqtt_websocket_proxy::tools::echo::EchoServer;
 
 use crate::process::{self, free_tcp_port, free_udp_port};
 
-/// What [`Running`] names the gateway's thread.
+/// The name that [`Running`] gives to the gateway's thread.
 const THREAD: &str = "gateway";
 
 /// A gateway to load.
 pub(crate) struct Gateway {
     pub(crate) mqtt: SocketAddr,
-    /// From its start to the first connection it accepted; of a spawned one only.
+    /// From its start to the first accepted connection; only for a spawned one.
     pub(crate) start_up: Option<Duration>,
     kind: GatewayKind,
     _echo: Option<EchoServer>,
@@ -34,7 +34,7 @@ enum GatewayKind {
 }
 
 impl Gateway {
-    /// Starts `binary` with a configuration of its own.
+    /// Starts `binary` with its own configuration.
     pub(crate) fn spawn(binary: &Path, devices: usize) -> Result<Self, Box<dyn Error>> {
         let echo = EchoServer::start()?;
         let (mqtt, udp, api) = (free_tcp_port()?, free_udp_port()?, free_tcp_port()?);
@@ -72,12 +72,12 @@ impl Gateway {
         Ok(Self { mqtt: address, start_up, kind: GatewayKind::Spawned { child, folder }, _echo: Some(echo) })
     }
 
-    /// One that runs already.
+    /// A gateway that runs already.
     pub(crate) fn external(mqtt: SocketAddr, pid: Option<u32>) -> Self {
         Self { mqtt, start_up: None, kind: GatewayKind::External { pid }, _echo: None }
     }
 
-    /// One in a thread of this process.
+    /// A gateway in a thread of this process.
     pub(crate) fn in_process(devices: usize) -> Result<Self, Box<dyn Error>> {
         let echo = EchoServer::start()?;
         let mut config = Config::default();
@@ -107,7 +107,7 @@ impl Gateway {
         }
     }
 
-    /// True when its memory is nobody else's.
+    /// True if its memory is not shared with the load.
     pub(crate) fn is_separate_process(&self) -> bool {
         !matches!(self.kind, GatewayKind::InProcess(_))
     }
@@ -129,7 +129,7 @@ impl Gateway {
             GatewayKind::InProcess(running) => running.stop(Duration::from_secs(1))?,
             GatewayKind::Spawned { mut child, folder } => {
                 let early = child.try_wait()?;
-                // Its memory and CPU were read: a clean end proves nothing more here.
+                // Its memory and CPU were read; a clean end is not needed.
                 let _ = child.kill();
                 child.wait()?;
                 let log = fs::read_to_string(folder.join("gateway.log")).unwrap_or_default();
@@ -143,8 +143,8 @@ impl Gateway {
     }
 }
 
-/// Starts this program again under the highest limit of descriptors that is allowed, when it may need more than most
-/// systems give. The gateway it starts inherits the limit.
+/// Restarts this program with the highest allowed limit of descriptors if it may need more than most
+/// systems allow. The gateway inherits the limit.
 pub(crate) fn raise_descriptor_limit(sockets: usize) {
     const MARK: &str = "LOAD_LIMIT_RAISED";
     if sockets < 800 || std::env::var_os(MARK).is_some() {

@@ -1,4 +1,4 @@
-//! The gateway as a process of its own: its configuration, what /proc knows of it, and its end.
+//! The gateway as a separate process: its configuration, its figures from /proc, and its end.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -13,7 +13,7 @@ use crate::process::{self, free_tcp_port, free_udp_port};
 /// The signature key, and the token of the API.
 pub(crate) const KEY: &str = "Soak-signature-Key-7";
 pub(crate) const TOKEN: &str = "a-static-token-for-the-soak";
-/// The group of MACs whose calls go to the chat server that nobody touches.
+/// The MAC group whose calls use the chat server without faults.
 pub(crate) const STEADY: u8 = 1;
 
 pub(crate) struct Gateway {
@@ -25,7 +25,7 @@ pub(crate) struct Gateway {
     folder: PathBuf,
 }
 
-/// The configuration file, whose variations are all harmless.
+/// The configuration file, in harmless variations.
 pub(crate) struct Config {
     path: PathBuf,
     ports: [u16; 3],
@@ -34,7 +34,7 @@ pub(crate) struct Config {
     steady: usize,
 }
 
-/// One look at the process.
+/// Figures of the process at one moment.
 #[derive(Clone, Copy)]
 pub(crate) struct Sample {
     pub(crate) memory_kib: u64,
@@ -43,7 +43,7 @@ pub(crate) struct Sample {
 }
 
 impl Config {
-    /// Writes the file anew, as editors do: beside it, then in its place.
+    /// Replaces the file like an editor: writes a new file and renames it.
     pub(crate) fn write(&self, variation: u64) -> std::io::Result<()> {
         let macs: Vec<_> = (0..self.steady).map(|n| mac(STEADY, n)).collect();
         let [mqtt, udp, api] = self.ports;
@@ -115,7 +115,7 @@ impl Gateway {
             }
             thread::sleep(Duration::from_millis(5));
         }
-        // That connection is seen, and its end.
+        // Let the gateway handle this connection and its end.
         thread::sleep(Duration::from_millis(300));
         Ok(gateway)
     }

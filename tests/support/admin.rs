@@ -1,4 +1,4 @@
-//! What the tests of the management API share: a gateway with an echo chat server.
+//! Shared parts of the tests of the management API: a gateway with an echo chat server.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -78,7 +78,7 @@ impl Fixture {
         http_call(self.api, method, path, body, token)
     }
 
-    /// Repeats a request until the response is as wanted.
+    /// Repeats a request until the condition holds.
     pub fn poll_until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + TIMEOUT;
         loop {
