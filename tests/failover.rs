@@ -98,8 +98,8 @@ fn two_hundred_calls_survive_their_chat_server() {
     let limit = Duration::from_secs(2).max(killed - began);
     assert!(silent < limit, "audio flows again after {silent:?}, allowed: {limit:?}");
     devices.iter_mut().for_each(|(device, _)| device.mqtt.assert_nothing_pending());
-    log.wait_for_line("new calls try it last");
-    assert_eq!(log.count("new calls try it last"), 0, "once per change, not per call");
+    log.wait_for_line("new calls try other servers first");
+    assert_eq!(log.count("new calls try other servers first"), 0, "once per change, not per call");
     for level in ["WARN ", "INFO "] {
         assert_eq!(log.count(level), 0, "at the default level a call that redials says nothing of its own");
     }
@@ -428,7 +428,7 @@ fn a_chat_server_that_failed_is_tried_last_but_not_later() {
     let (_call, peer) = device.call(&first);
     peer.reset();
     let (_peer, _) = accept_redial(&second, "x");
-    assert!(log.wait_for_line("new calls try it last").starts_with("WARN"));
+    assert!(log.wait_for_line("new calls try other servers first").starts_with("WARN"));
     // New calls start with the second.
     let mut calls = Vec::new();
     for number in 12..16 {
@@ -446,7 +446,7 @@ fn a_chat_server_that_failed_is_tried_last_but_not_later() {
     device.hello_reply();
     assert!(began.elapsed() < Duration::from_millis(500));
     assert!(log.wait_for_line("works again").starts_with("INFO"));
-    assert_eq!(log.count("new calls try it last"), 0);
+    assert_eq!(log.count("new calls try other servers first"), 0);
 }
 
 #[test]

@@ -159,7 +159,7 @@ fn a_failed_call_is_logged_with_its_reason() {
     let mut device = Device::connect(process.mqtt(), 1);
     device.send_text(HELLO);
     server.accept().refuse("401 Unauthorized");
-    let line = process.wait_for_line("fails");
+    let line = process.wait_for_line("is failing");
     assert!(line.contains("[WARN ]") && line.contains("401") && line.contains("SERVER_SECRET"), "{line}");
     let end = process.wait_for_line("call ends");
     assert!(end.contains("reason=no_server"), "{end}");

@@ -388,7 +388,7 @@ fn speech_waits_two_seconds_for_the_first_datagram() {
     assert_eq!(device.json()["state"], "start");
     assert!((MS(1950)..MS(3000)).contains(&began.elapsed()), "{:?}", began.elapsed());
     assert_eq!(device.json()["state"], "stop");
-    let line = log.wait_for_line("no datagram");
+    let line = log.wait_for_line("no UDP packet");
     assert!(line.starts_with("WARN") && line.contains(" 3 "), "{line}");
     // Once per call: later speech and its audio are not held.
     let later = Instant::now();
@@ -404,7 +404,7 @@ fn speech_waits_two_seconds_for_the_first_datagram() {
     device.send_text(r#"{"type":"goodbye"}"#);
     let end = log.wait_for_line("call ends");
     assert_eq!(log_field(&end, "dropped"), "4", "{end}");
-    assert_eq!(log.count("no datagram"), 0);
+    assert_eq!(log.count("no UDP packet"), 0);
 }
 
 fn audio_without_a_device_address_is_dropped_and_logged_once() {
@@ -417,10 +417,10 @@ fn audio_without_a_device_address_is_dropped_and_logged_once() {
         peer.send_audio(n, b"\x58lost");
         thread::sleep(MS(30));
     }
-    log.wait_for_line("no datagram");
+    log.wait_for_line("no UDP packet");
     device.send_text(r#"{"type":"goodbye"}"#);
     while !matches!(peer.message(), Message::Close(_)) {}
-    assert_eq!(log.count("no datagram"), 0);
+    assert_eq!(log.count("no UDP packet"), 0);
     assert_eq!(log_field(&log.wait_for_line("call ends"), "dropped"), "100");
 }
 

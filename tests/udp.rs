@@ -360,7 +360,7 @@ fn the_alert_can_be_switched_off_but_not_the_line() {
     let mut fixture = fixture_with_alert(16, false);
     fixture.device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
     let line = fixture.log.wait_for_line(&fixture.call.gateway.to_string());
-    assert!(line.contains("no datagram"), "{line}");
+    assert!(line.contains("no UDP packet"), "{line}");
     fixture.device.mqtt.assert_nothing_pending();
 }
 

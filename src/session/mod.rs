@@ -1,10 +1,10 @@
-//! The state machines of a device and its call: pure, driven with virtual time.
+//! The state machines of a device and its call. They do no I/O and read no clock: the caller passes events and the time.
 //!
 //! # The invariant
 //!
-//! Every `&mut` call on a [`Core`] that takes a [`Context`] may push [`Action`]s. The caller carries them out, in order,
-//! before it calls this core or any other one again. What a core wants to be woken for is [`Core::deadline`]; waking it
-//! early, twice or for nothing is harmless.
+//! Every `&mut` method of a [`Core`] that takes a [`Context`] may push [`Action`]s. The caller carries them out, in order,
+//! before it calls this core or another one again. After that it calls [`Core::on_timeout`] at [`Core::deadline`]; an early or
+//! repeated call has no effect.
 //!
 //! ```text
 //! device            AwaitingConnect -> Online -> Closed
@@ -16,7 +16,7 @@
 //!                      ^                         |
 //!                      +---- Backoff <-----------+  the chat server failed
 //!
-//! with a device     any of them once answered -> Ringing -> InDeviceCall -> (gone)
+//! to a device       any state, once answered -> Ringing -> InDeviceCall -> (gone)
 //! ```
 
 mod action;

@@ -208,7 +208,7 @@ fn bad_datagrams_as_text() {
     for (bad, words) in [
         (Short, "fewer than the 16 bytes of a header"),
         (Type, "the first byte is not 1"),
-        (Length, "the length field differs from the bytes that came"),
+        (Length, "the length field does not match the length of the datagram"),
         (Oversized, "more than 1400 bytes of payload"),
         (Empty, "no payload"),
     ] {

@@ -1,4 +1,4 @@
-//! Finding a chat server: the first one for a hello, the next one when one fails, and the pauses in between.
+//! Dials and redials: the choice of a chat server, its timeouts and failures, and the pauses between redials.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,19 +15,20 @@ use super::{Call, CallResult, CallState, DeviceIdentity, Outage};
 use crate::config::{ChatServerConfig, Config, Reconnect};
 use crate::proto::message;
 
-/// The device gives up 10 s after its hello; it is answered before 9 s whatever happens.
+/// The device gives up 10 s after its hello, so it is always answered before 9 s.
 const HELLO_REPLY_TIMEOUT: Duration = Duration::from_millis(8500);
-/// A server that has not finished resolve, connect and upgrade by now is given up while another is left.
+/// A server whose WebSocket is not open after this time is given up if there is another one to try.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A server that has not answered our hello by now is given up while another is left, or taken as live if it spoke.
+/// A server that has not sent its hello after this time is given up if there is another one to try. If it has sent audio or speech,
+/// the call starts without the hello.
 const SERVER_HELLO_TIMEOUT: Duration = Duration::from_secs(4);
-/// Some servers drop a hello that comes while they look the device up: say it once more.
+/// Some servers ignore a hello that arrives while they look up the device, so it is sent again after this time.
 const HELLO_RESEND_DELAY: Duration = Duration::from_secs(3);
-/// A call that has been live so long starts its next redial with the shortest pause again.
+/// After a server was live for this long, the next redial starts with the shortest pause again.
 const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
-/// At most this share is taken off a pause, so that calls that failed together do not redial together.
+/// A random share of the pause, at most this, is subtracted, so that calls that failed together do not redial together.
 const BACKOFF_JITTER_MAX: f64 = 0.2;
-/// The client id that is signed for, and told to the server, when the device has none: what other gateways send.
+/// The client id that is signed and sent when the device has none; other gateways send the same.
 const DEFAULT_CLIENT_ID: &str = "default-client-id";
 
 impl Call {
@@ -83,7 +84,7 @@ impl Call {
         cx.out.push(Action::Dial(Box::new(request)));
     }
 
-    /// Whether to be strict with this server, since another can be tried.
+    /// Whether another server could be tried instead of this one.
     fn has_alternative(
         &self,
         server: &ChatServerConfig,
@@ -96,7 +97,7 @@ impl Call {
         config.servers_for(device.id.mac()).iter().any(|other| other.url != server.url)
     }
 
-    /// The dial left the queue and the resolver: from now on its failure is the server's.
+    /// The TCP connection is being opened: from now on a failure is the server's fault.
     pub(in super::super) fn on_backend_connecting(&mut self) {
         self.connecting |= self.state == CallState::Dialing;
     }
@@ -116,7 +117,7 @@ impl Call {
         cx.out.push(Action::SendText(self.hello.for_server(self.protocol_version)));
     }
 
-    // ----- a server takes too long --------------------------------------------------------------------------------
+    // ----- timeouts -----------------------------------------------------------------------------------------------
 
     pub(super) fn on_server_hello_timeout(
         &mut self,
@@ -154,7 +155,7 @@ impl Call {
         self.on_server_failed(timeout_failure(stage, HELLO_REPLY_TIMEOUT), device, cx)
     }
 
-    // ----- a server fails -----------------------------------------------------------------------------------------
+    // ----- failures -----------------------------------------------------------------------------------------------
 
     pub(in super::super) fn on_backend_closed(
         &mut self,
@@ -183,7 +184,7 @@ impl Call {
         self.on_server_failed(failure, device, cx)
     }
 
-    /// The present server is of no use any more: on to the next, after a pause if the call was up.
+    /// Gives up the current server and dials the next one, after a pause if the device was answered already.
     pub(super) fn on_server_failed(
         &mut self,
         failure: BackendFailure,
@@ -192,7 +193,7 @@ impl Call {
     ) -> CallResult {
         let url = self.server_name();
         cx.count(Counter::DialFailed(failure.stage));
-        // Waiting for a place among the dials, or for a slow resolver, is no fault of the server; nor is our shortage.
+        // A timeout in the queue of dials or in the resolver is not the server's fault, nor is a local shortage.
         let waited =
             self.state == CallState::Dialing && !self.connecting && failure.stage != BackendStage::Resolve;
         let at_fault = !waited && failure.stage != BackendStage::LocalShortage;
@@ -215,7 +216,7 @@ impl Call {
         self.send_tts_stop(cx)
     }
 
-    /// Enters the pause before the next redial and says how long it is.
+    /// Starts the pause before the next redial and returns its length.
     fn enter_backoff(&mut self, cx: &Context<'_>) -> Duration {
         self.deadlines.clear_server_timers();
         let was_live = self.state == CallState::Live;
@@ -226,7 +227,7 @@ impl Call {
         };
         let reconnect = &cx.config.websocket.reconnect;
         if was_live {
-            // Giving up waits for the first redial to fail: one is tried however long the pause is.
+            // The time limit starts when the first redial fails, so that at least one is tried.
             outage.lost_at = cx.now;
         } else if !reconnect.give_up_after.is_zero() {
             self.deadlines.set(CallTimer::GiveUp, outage.lost_at + reconnect.give_up_after);
@@ -240,7 +241,7 @@ impl Call {
         pause
     }
 
-    /// Speech that was cut off would leave the device waiting for its end with a deaf microphone.
+    /// Ends speech that was cut off. The device does not listen until it gets `tts stop`.
     fn send_tts_stop(&mut self, cx: &mut Context<'_>) -> CallResult {
         match &self.session_id {
             Some(id) if std::mem::take(&mut self.tts_active) => {
@@ -263,7 +264,7 @@ impl Call {
         Ok(())
     }
 
-    /// Uniform in 0..1, by xorshift: good enough to keep redials apart.
+    /// A random number in 0..1, by xorshift: good enough to spread redials.
     fn random_fraction(&mut self) -> f64 {
         self.rng_state ^= self.rng_state << 13;
         self.rng_state ^= self.rng_state >> 7;
@@ -272,9 +273,9 @@ impl Call {
     }
 }
 
-/// The pause before attempt number `attempts` (from 0), without jitter.
+/// The pause before attempt `attempts` (the first is 0), without the random part.
 fn backoff_delay(reconnect: &Reconnect, attempts: u32) -> Duration {
-    // Finite, so that a pause of zero stays zero.
+    // The factor is finite, so that a pause of zero stays zero.
     let factor = reconnect.multiplier.powi(attempts.min(1000) as i32).min(1e12);
     let pause = reconnect.initial.as_secs_f64() * factor;
     Duration::from_secs_f64(pause.min(reconnect.max.as_secs_f64()))

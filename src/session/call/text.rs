@@ -1,4 +1,4 @@
-//! Text both ways: the hello of each side, what waits for it, and session ids where the two sides' differ.
+//! Text in both directions: hellos, queued texts, and the translation of session ids.
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ use crate::proto::audio;
 use crate::proto::message::{self, HelloReply, Peek, Reader, ServerHello};
 
 impl Call {
-    // ----- the server is there ------------------------------------------------------------------------------------
+    // ----- the server's hello -------------------------------------------------------------------------------------
 
     fn on_server_hello(&mut self, hello: ServerHello, cx: &mut Context<'_>) -> CallResult {
         self.state = CallState::Live;
@@ -30,7 +30,7 @@ impl Call {
             cx.log(event);
         }
         if self.closing.is_some() {
-            // Nobody is left to be answered.
+            // The device has left, so it gets no reply.
         } else if self.session_id.is_none() {
             self.send_hello_reply(hello.audio_params, cx)?;
         } else {
@@ -46,7 +46,7 @@ impl Call {
         }
     }
 
-    /// The hello reply: the call is up.
+    /// Sends the hello reply to the device.
     fn send_hello_reply(&mut self, audio_params: Option<Box<str>>, cx: &mut Context<'_>) -> CallResult {
         let Some(credentials) = &self.credentials else { return Ok(()) };
         let id = self.server_session_id.take_if(|id| message::is_for_devices(id));
@@ -67,13 +67,13 @@ impl Call {
         Ok(())
     }
 
-    /// The present server calls the session by this id. What is the device's own is not kept twice.
+    /// Stores the current server's session id, unless it equals the device's.
     fn set_server_session_id(&mut self, id: Option<Box<str>>) {
         self.server_sent_session_id = id.is_some();
         self.server_session_id = id.filter(|id| self.session_id.as_ref() != Some(id));
     }
 
-    /// The call goes on with another WebSocket: the new server learns what the device was saying.
+    /// The call continues on a new WebSocket: the device's last `listen` is repeated.
     fn resume_with_server(&mut self, cx: &mut Context<'_>) {
         self.media.stats.redials += 1;
         let lost = self.outage.as_ref().map_or(cx.now, |outage| outage.lost_at);
@@ -85,7 +85,7 @@ impl Call {
         }
     }
 
-    /// A server that spoke, but said no hello in its time, is taken as live.
+    /// A server that sent audio or speech but no hello in time is treated as if it had sent one.
     pub(super) fn accept_missing_hello(&mut self, cx: &mut Context<'_>) -> CallResult {
         if !(self.server_sent_early_media && self.server_hello_overdue) {
             return Ok(());
@@ -114,14 +114,15 @@ impl Call {
             }
             ("hello", CallState::Live) => {
                 cx.count(Counter::RepeatedHello);
-                // The first one of a server that was taken as live without: what it names its session counts.
+                // A hello that is late: its session id is used.
                 if !self.server_sent_session_id {
                     self.set_server_session_id(message::parse_server_hello(text).session_id);
                 }
                 Ok(())
             }
             ("goodbye", CallState::AwaitingHello) => {
-                let failure = BackendFailure::new(BackendStage::Hello, "the server said goodbye instead");
+                let failure =
+                    BackendFailure::new(BackendStage::Hello, "the server sent goodbye instead of hello");
                 self.on_server_failed(failure, device, cx)
             }
             ("goodbye", CallState::Live) => {
@@ -142,7 +143,7 @@ impl Call {
         }
     }
 
-    /// A server's text goes to the device, with the id the device knows: one WebSocket speaks of one session.
+    /// Sends a server's text to the device, with the session id that the device knows.
     pub(super) fn deliver_to_device(&mut self, text: &str, cx: &mut Context<'_>) -> CallResult {
         let Some(id) = &self.session_id else { return Ok(()) };
         let text = message::with_session_id(text, Some(id)).into_owned();
@@ -177,14 +178,14 @@ impl Call {
         self.last_activity = cx.now;
         match &*peek.kind {
             "udp_timeout" => return Err(EndReason::DeviceUdpTimeout),
-            // The other device's voice is all that can be meant by it.
+            // It can only be meant for the other device's speech.
             "abort" if self.is_in_device_call() => return Err(EndReason::DeviceAbort),
-            // Nobody is there to read it.
+            // There is no chat server to read it.
             _ if self.is_in_device_call() => return Ok(()),
             "abort" => {
                 self.drop_held_audio(DropReason::Aborted, cx);
                 cx.out.push(Action::FlushAudio(self.ssrc()));
-                // What waited behind the audio need not wait any more.
+                // Texts behind the dropped audio need not wait any longer.
                 self.release_ready(cx)?;
             }
             "listen" => self.on_listen(text, peek, cx),
@@ -207,7 +208,7 @@ impl Call {
         }
     }
 
-    /// A device that listens sends datagrams, if it knows where to.
+    /// Starts the timer for the first datagram of a device that listens.
     fn expect_first_datagram(&mut self, cx: &Context<'_>) {
         let warn = cx.config.udp.first_packet_warn;
         if self.media.peer().is_none() && !warn.is_zero() {
@@ -215,7 +216,7 @@ impl Call {
         }
     }
 
-    /// A device's text goes to the server, with the id the server knows.
+    /// Sends a device's text to the server, with the session id that the server knows.
     fn send_to_server(&self, text: &str, cx: &mut Context<'_>) {
         let text = match (&self.session_id, &self.server_session_id) {
             (Some(id), Some(server_id)) => message::replace_session_id(text, id, server_id),

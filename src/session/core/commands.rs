@@ -1,4 +1,4 @@
-//! What operators do with a device: ask its tools, send it messages, hang up, disconnect, look.
+//! Operations of the management API on a device: commands, messages, hang up, disconnect, call view.
 
 use std::time::{Duration, Instant};
 
@@ -7,23 +7,23 @@ use crate::proto::message::{self, JsonObject, Rpc};
 use crate::session::action::{Action, CloseReason, CommandError, Context, EndReason};
 use crate::session::call::CallView;
 
-/// The consoles' own limit is 10 s for the whole way there and back.
+/// The time that a device has to answer. Consoles wait 10 s for the whole request.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
-/// Commands under way at once for one device.
+/// Pending commands per device.
 const MAX_PENDING_COMMANDS: usize = 16;
 
-/// What became of an operator's message.
+/// Whether an operator's message reaches the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// It is on its way.
+    /// It was sent.
     Sent,
-    /// The device lost its connection in a call: it waits there for its return.
+    /// The device lost its connection during a call: the message is sent when it reconnects.
     Queued,
     /// The device is not connected.
     NotConnected,
 }
 
-/// An operator's command under way.
+/// A command that the device has not answered.
 pub(super) struct PendingCommand {
     id: u32,
     ticket: u64,
@@ -31,23 +31,22 @@ pub(super) struct PendingCommand {
 }
 
 impl Core {
-    /// Whether the device is let in, or its call waits for its return.
+    /// Whether the device is connected and accepted, or its call is kept until it reconnects.
     pub fn is_present(&self) -> bool {
         matches!(self.phase, SessionPhase::Online | SessionPhase::AwaitingReconnect)
     }
 
-    /// Since when this connection, or the one that was lost in a call, is let in.
+    /// When this connection, or the one that was lost during the call, was accepted.
     pub fn online_since(&self) -> Option<Instant> {
         self.is_present().then_some(self.since)
     }
 
-    /// The call, unless the device has left it.
+    /// The call that the device is in.
     pub fn call(&self) -> Option<CallView<'_>> {
         self.call.as_ref().filter(|call| !call.is_closing()).map(|call| call.view())
     }
 
-    /// An operator asks the device something by JSON-RPC; `params` is raw JSON. [`Action::CommandResult`] follows in 5 s at the
-    /// latest.
+    /// Sends a JSON-RPC request to the device; `params` is raw JSON. [`Action::CommandResult`] follows within 5 s.
     pub fn send_command(&mut self, ticket: u64, method: &str, params: &str, cx: &mut Context<'_>) {
         let failed = |why| Action::CommandResult { ticket, result: Err(why) };
         if self.phase != SessionPhase::Online {
@@ -63,7 +62,7 @@ impl Core {
         cx.publish(message::mcp_request(session_id, id, method, params));
     }
 
-    /// True: the response is that to a pending command.
+    /// Handles the response to a command. False if no pending command has this id.
     pub(super) fn on_command_response(&mut self, id: u32, rpc: &Rpc<'_>, cx: &mut Context<'_>) -> bool {
         if let Some(ColdState { commands, .. }) = self.cold.as_deref_mut()
             && let Some(index) = commands.iter().position(|pending| pending.id == id)
@@ -84,7 +83,7 @@ impl Core {
         }
     }
 
-    /// The device is gone: nobody will answer.
+    /// The device's connection is lost, so no pending command will be answered.
     pub(super) fn fail_commands(&mut self, cx: &mut Context<'_>) {
         let Some(cold) = &mut self.cold else { return };
         cx.out.extend(std::mem::take(&mut cold.commands).into_iter().map(|pending| Action::CommandResult {
@@ -93,7 +92,7 @@ impl Core {
         }));
     }
 
-    /// An operator's message for the device: a JSON object, which gets the session id of the call, if there is one.
+    /// Sends an operator's message to the device: a JSON object, which gets the session id of the call, if there is one.
     pub fn send_message(&mut self, text: &str, cx: &mut Context<'_>) -> Delivery {
         let delivery = match self.phase {
             SessionPhase::Online => Delivery::Sent,
@@ -103,7 +102,7 @@ impl Core {
         match self.call.as_mut().filter(|call| !call.is_closing()) {
             Some(call) => {
                 if let Err(reason) = call.operator_text(text, cx) {
-                    // It waited with others, and was one too many: the call ends, and all of them go with it.
+                    // The queue for the disconnected device is full: the call ends, and the queued messages are lost.
                     self.end_call(reason, cx);
                     return Delivery::NotConnected;
                 }
@@ -113,7 +112,7 @@ impl Core {
         delivery
     }
 
-    /// An operator ends the call. False when there is none.
+    /// Ends the call for an operator. False if there is none.
     pub fn operator_hang_up(&mut self, cx: &mut Context<'_>) -> bool {
         let had_call = self.has_call();
         if had_call {
@@ -122,7 +121,7 @@ impl Core {
         had_call
     }
 
-    /// An operator ends the call, if there is one, and the device's connection.
+    /// Ends the call, if there is one, and closes the device's connection, for an operator.
     pub fn operator_disconnect(&mut self, cx: &mut Context<'_>) {
         self.end_call(EndReason::Operator, cx);
         if self.phase != SessionPhase::Closed {
@@ -153,7 +152,7 @@ mod tests {
     use crate::session::testing::{TestShell, connect_packet, publish_packet};
     use crate::session::tests::credentials;
 
-    /// A core, and what it wanted done the last time.
+    /// A core, and the actions of the last decision.
     struct Harness {
         core: Core,
         shell: TestShell,

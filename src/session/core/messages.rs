@@ -1,4 +1,4 @@
-//! What the device and the chat server say.
+//! Messages of the device and of the chat server.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -12,13 +12,13 @@ use super::super::request_ids::RequestIds;
 use super::Core;
 use crate::proto::message::{self, BadHello, Peek, Reader};
 
-/// Hellos that may come one after the other, without an answer to any of them.
+/// So many consecutive hellos without a reply are handled at once.
 const MAX_UNANSWERED_HELLOS: u8 = 32;
-/// After these, one is taken after so long.
+/// After [`MAX_UNANSWERED_HELLOS`], one hello is handled per interval.
 const UNANSWERED_HELLO_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Core {
-    // ----- what the device says -----------------------------------------------------------------------------------
+    // ----- the device ---------------------------------------------------------------------------------------------
 
     pub(super) fn on_publish(&mut self, payload: &[u8], cx: &mut Context<'_>) {
         let parsed = std::str::from_utf8(payload)
@@ -63,7 +63,7 @@ impl Core {
         }
     }
 
-    /// A message that belongs to no call is answered with goodbye, so that the device starts anew.
+    /// A message outside a call is answered with goodbye, so that the device starts a new call.
     fn on_message_without_call(&mut self, peek: &Peek<'_>, cx: &mut Context<'_>) {
         if peek.kind == "goodbye" || peek.kind == "mcp" {
             return;
@@ -93,7 +93,7 @@ impl Core {
         cx.out.push(Action::GenerateCredentials);
     }
 
-    /// Whether this is one hello too many: each costs a dial, and one that comes before the answer costs it for nothing.
+    /// Whether the device repeats its hello too often without waiting for a reply. Each hello costs a dial.
     fn exceeds_hello_limit(&self, now: Instant) -> bool {
         let unanswered = match &self.call {
             Some(call) if call.session_id().is_some() => None,
@@ -105,7 +105,7 @@ impl Core {
         })
     }
 
-    /// The shell's answer to [`Action::GenerateCredentials`]: the call begins.
+    /// The shell's answer to [`Action::GenerateCredentials`]: the call starts.
     pub fn on_credentials(&mut self, credentials: CallCredentials, cx: &mut Context<'_>) {
         let (hello, unanswered) = match &mut self.cold {
             Some(cold) => (cold.pending_hello.take(), cold.unanswered_hellos.take()),
@@ -124,16 +124,16 @@ impl Core {
         }
     }
 
-    /// The device hangs up; what it said before is still sent.
+    /// The device hangs up. Texts that it sent before are still sent to the chat server.
     pub(super) fn hang_up(&mut self, reason: EndReason, cx: &mut Context<'_>) {
         if !self.call.as_mut().is_some_and(|call| call.hang_up(reason)) {
             self.end_call(reason, cx);
         }
     }
 
-    // ----- what the chat server says ------------------------------------------------------------------------------
+    // ----- the chat server ----------------------------------------------------------------------------------------
 
-    /// The dial left the queue and the resolver: a connection is being made.
+    /// The server's name is resolved, and the TCP connection is being opened.
     pub fn on_backend_connecting(&mut self) {
         if let Some(call) = &mut self.call {
             call.on_backend_connecting();
@@ -148,7 +148,7 @@ impl Core {
         self.mcp.on_new_server();
     }
 
-    /// A text message.
+    /// The chat server sent a text message.
     pub fn on_backend_text(&mut self, text: &str, cx: &mut Context<'_>) {
         let Some(call) = self.call.as_mut().filter(|call| call.has_server()) else { return };
         call.on_server_message(cx.now);
@@ -169,19 +169,19 @@ impl Core {
         self.with_call(cx, |call, device, cx| call.on_server_text(&forwarded, &peek, device, cx));
     }
 
-    /// A pong, or any other sign of life.
+    /// The chat server sent something, for example a pong.
     pub fn on_backend_activity(&mut self, now: Instant) {
         if let Some(call) = &mut self.call {
             call.on_server_frame(now);
         }
     }
 
-    /// The WebSocket ended, or could not be opened.
-    pub fn on_backend_closed(&mut self, gone: BackendClosed, cx: &mut Context<'_>) {
-        self.with_call(cx, |call, device, cx| call.on_backend_closed(gone, device, cx));
+    /// The WebSocket was closed, or could not be opened.
+    pub fn on_backend_closed(&mut self, closed: BackendClosed, cx: &mut Context<'_>) {
+        self.with_call(cx, |call, device, cx| call.on_backend_closed(closed, device, cx));
     }
 
-    /// The chat server does not read its text: the call ends. News of a WebSocket that is gone already is ignored.
+    /// The chat server does not read what it is sent: the call ends. Ignored if its WebSocket is closed already.
     pub fn on_backend_blocked(&mut self, cx: &mut Context<'_>) {
         if self.call.as_ref().is_some_and(|call| call.has_server()) {
             self.end_call(EndReason::Overflow, cx);

@@ -1,5 +1,6 @@
 //! The choices of a simulation: seeded, or read from a script.
 
+#[cfg(test)]
 use std::collections::BTreeSet;
 
 /// Seeds per `cargo test`.

@@ -140,7 +140,7 @@ fn protocol_errors_close_the_connection_once() {
     assert_eq!(scenario.connect(), [], "a packet behind the close is never served");
 
     let mut scenario = Scenario::new();
-    let close = Action::CloseDevice(CloseReason::UnexpectedPacket("a first byte that is not CONNECT's"));
+    let close = Action::CloseDevice(CloseReason::UnexpectedPacket("the first byte is not that of a CONNECT"));
     assert_eq!(scenario.drive(|core, cx| core.on_invalid_first_byte(0xc0, cx)), [close]);
 
     let mut scenario = Scenario::new();

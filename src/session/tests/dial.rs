@@ -21,7 +21,10 @@ fn a_server_without_a_hello_is_logged_with_its_failure() {
             "the server closed the WebSocket with code 1011",
         ),
         (|scenario| scenario.close_backend(failed(BackendStage::Live)), "broken"),
-        (|scenario| scenario.server_sends(r#"{"type":"goodbye"}"#), "the server said goodbye instead"),
+        (
+            |scenario| scenario.server_sends(r#"{"type":"goodbye"}"#),
+            "the server sent goodbye instead of hello",
+        ),
         (|scenario| scenario.wait(4_000).split_off(1), "no answer in 4.0 s"),
     ];
     for (end, why) in ends {

@@ -130,12 +130,12 @@ fn after_a_failed_discovery_requests_are_forwarded() {
         assert_eq!(scenario.server_sends(&list), [publish(&list)], "never an empty list");
     };
     let page = |next: &str| format!(r#"{{"tools":[1],"nextCursor":"{next}"}}"#);
-    ends(&[&page("b"), &page("b")], "its pages never end");
-    ends(&[&page("b"), &page("c"), &page("b")], "its pages never end");
-    ends(&["{}"], "a page of tools that is none");
-    ends(&["[]"], "a page of tools that is none");
+    ends(&[&page("b"), &page("b")], "the pages do not end");
+    ends(&[&page("b"), &page("c"), &page("b")], "the pages do not end");
+    ends(&["{}"], "invalid page of tools");
+    ends(&["[]"], "invalid page of tools");
     let long = format!(r#"{{"tools":["{}"]}}"#, "x".repeat(256 * 1024));
-    ends(&[&long], "more tools than are remembered");
+    ends(&[&long], "the list is longer than 256 KiB");
     let mut scenario = online_with_mcp();
     scenario.shell.config.mcp.max_tools_count = 1_000;
     let pages: Vec<_> = (0..66).map(|n| page(&n.to_string())).collect();
@@ -143,7 +143,7 @@ fn after_a_failed_discovery_requests_are_forwarded() {
     scenario.discover(&pages[..64]);
     assert_eq!(
         scenario.answer_request(FIRST_REQUEST_ID + 65, pages[64]),
-        [discovery_log(Err("its pages never end"))]
+        [discovery_log(Err("the pages do not end"))]
     );
 }
 

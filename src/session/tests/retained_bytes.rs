@@ -100,7 +100,7 @@ fn discovered_tools_are_retained_until_the_device_disconnects() {
         answer(&mut scenario, FIRST, "{}");
         answer(&mut scenario, FIRST + 1, r#"{"tools":["one"],"nextCursor":"next"}"#);
         let actions = if late { scenario.wait(10_000) } else { answer(&mut scenario, FIRST + 2, "[]") };
-        let why = if late { "no answer in 10 s" } else { "a page of tools that is none" };
+        let why = if late { "no answer in 10 s" } else { "invalid page of tools" };
         assert_eq!(actions, [Action::Log(LogEvent::ToolDiscovery(Err(why)))]);
         assert_eq!(scenario.core.retained_bytes(), "{}".len());
     }
