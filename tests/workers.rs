@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -164,6 +165,30 @@ fn a_client_id_is_taken_over_from_wherever_it_was() {
     assert_eq!((&page["devices"], &page["calls"]), (&json!(1), &json!(1)));
     older.goodbye(&held).unwrap();
     fixture.poll_until("/api/sessions", |page| page["calls"] == 0);
+}
+
+/// MQTT 3.1.1, section 3.1.0-2; a connection that is handed to another worker has not logged in.
+#[test]
+fn a_second_connect_closes_the_connection_whichever_worker_its_device_belongs_to() {
+    let fixture = fixture(|config| (config.workers, config.mqtt.signature_key) = (3, None));
+    for n in 0..DEVICES {
+        let mut connection = TcpStream::connect(fixture.gateway.addresses().mqtt).unwrap();
+        connection.set_read_timeout(Some(TIMEOUT)).unwrap();
+        for n in [n, n + DEVICES] {
+            let client_id = format!("GID_test@@@{}@@@uuid", mac(n).replace(':', "_"));
+            let body = [
+                b"\x00\x04MQTT\x04\x02\x00\x3c\x00".as_slice(),
+                &[client_id.len() as u8],
+                client_id.as_bytes(),
+            ];
+            let body = body.concat();
+            connection.write_all(&[[0x10, body.len() as u8].as_slice(), &body].concat()).unwrap();
+        }
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, b"\x20\x02\x00\x00", "{n}");
+    }
+    fixture.poll_until("/api/sessions", |page| page["devices"] == 0);
 }
 
 /// `None` if CONNECT was refused because of a limit.
