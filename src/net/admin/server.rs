@@ -25,7 +25,7 @@ use crate::admin::recent_errors::{RecentErrorKind, RecentErrors};
 use crate::admin::response::{CONTINUE, Response};
 use crate::admin::routes::{self, Access};
 use crate::config::Config;
-use crate::net::admin::connection::{Begun, Connection, ConnectionState};
+use crate::net::admin::connection::{Begun, Connection, ConnectionState, Progress, ReceivedRequest};
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
@@ -54,23 +54,6 @@ pub(crate) struct AdminServer {
     recent_errors: Arc<Mutex<RecentErrors>>,
     pub(crate) content_security_policy: String,
     pub(super) started_at: SystemTime,
-}
-
-/// What comes after a step.
-pub(crate) enum Progress {
-    Continue,
-    /// An event or a timer has to come first.
-    Wait,
-    /// The connection is over.
-    Close,
-    /// A request is complete and has to be answered.
-    Request(Box<ReceivedRequest>),
-}
-
-/// A request whose caller may call.
-pub(crate) struct ReceivedRequest {
-    pub(crate) head: RequestHead,
-    pub(crate) body: Vec<u8>,
 }
 
 impl AdminServer {
