@@ -1,4 +1,4 @@
-//! What every part of the shell may use.
+//! What every part of the gateway may use.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,21 +25,22 @@ pub(crate) struct Io {
 /// What a timer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TimerKind {
+    /// A deadline of a session or one of its sockets.
     Session(SessionId),
-    /// Try accepting again after descriptors ran out.
+    /// Accept MQTT connections again after accepting failed.
     Accept,
-    /// A connection to the management API.
+    /// A deadline of a connection to the management API.
     Admin(AdminId),
-    /// Nobody answered a device that calls another one.
+    /// A device that was called by another one has not answered.
     DeviceCalls,
-    /// Try accepting on the management port again.
+    /// Accept management connections again after accepting failed.
     AcceptAdmin,
     /// Check whether the configuration file or the certificate has changed.
     CheckFiles,
-    /// Tell the service manager that the loop runs.
+    /// Tell the service manager that the loop is running.
     Watchdog,
     /// Give memory back after a peak.
     TrimMemory,
-    /// The grace of the shutdown is over.
+    /// The grace period of the shutdown is over.
     Stop,
 }

@@ -1,4 +1,4 @@
-//! What one iteration of the loop works with: timers, the wake-up, the run queue, coalescing, tokens.
+//! Building blocks of the event loop: timers, the wake-up, the run queue, coalescing, tokens, streams.
 
 pub(crate) mod coalesce;
 pub(crate) mod io;

@@ -1,66 +1,64 @@
-//! Work that waits: left over from an earlier turn, which no edge will announce, and what devices say, for which calls
-//! need not wait.
+//! Tasks that wait for a later iteration: work queue over when a budget was used up, which no edge-triggered event will
+//! announce again, and low-priority work, which must not delay audio.
 
 use std::collections::{HashSet, VecDeque};
 
-use crate::net::event_loop::token::AdminId;
-use crate::net::event_loop::token::ListenerKind;
-use crate::net::event_loop::token::SessionId;
+use crate::net::event_loop::token::{AdminId, ListenerKind, SessionId};
 
-/// What is to be done.
+/// A unit of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Task {
     Accept(ListenerKind),
     Udp,
     Device(SessionId),
     Backend(SessionId),
-    /// A device does not read what it is sent.
+    /// A device does not read: its write buffer is full.
     DeviceBlocked(SessionId),
-    /// A chat server does not read its text.
+    /// A chat server does not read: its write buffer is full.
     BackendBlocked(SessionId),
-    /// More is kept for a device and its call than their share.
+    /// A session uses more than its share of the memory.
     OverBudget(SessionId),
-    /// A place for a dial became free.
+    /// A dial may start: one has joined the queue, or another has ended.
     StartDials,
     AcceptAdmin,
     Admin(AdminId),
 }
 
-/// What waits, in the order it came, each once: whoever sends without end gets one budget a turn, two in the turn it begins,
-/// however many edges it causes meanwhile.
+/// Waiting tasks, in order of arrival. A task is queued only once, so a peer that sends without end gets one budget per
+/// iteration (two in the first), however many events it causes.
 #[derive(Default)]
 pub(crate) struct RunQueue {
-    /// All of it is done in the next turn.
+    /// All of these run in the next iteration.
     high_priority: VecDeque<Task>,
-    /// As much of it as there is time for: connections that come, handshakes, logins, hellos. They come by the thousand
-    /// after a power cut, and each takes longer than a packet of audio.
+    /// As many of these run as the time budget allows: accepts, handshakes, logins, hellos. After a power cut there are
+    /// thousands, and each takes longer than an audio packet.
     low_priority: VecDeque<Task>,
     queued: HashSet<Task>,
 }
 
 impl RunQueue {
-    /// Adds work, unless it waits already.
-    pub(crate) fn push(&mut self, ready: Task) {
-        if self.queued.insert(ready) {
-            let queue = match ready {
+    /// Adds a task, unless it is queued already.
+    pub(crate) fn push(&mut self, task: Task) {
+        if self.queued.insert(task) {
+            let queue = match task {
                 Task::Accept(_) | Task::Device(_) => &mut self.low_priority,
                 _ => &mut self.high_priority,
             };
-            queue.push_back(ready);
+            queue.push_back(task);
         }
     }
 
     pub(crate) fn pop_high_priority(&mut self) -> Option<Task> {
-        self.high_priority.pop_front().inspect(|ready| _ = self.queued.remove(ready))
+        self.high_priority.pop_front().inspect(|task| _ = self.queued.remove(task))
     }
 
     pub(crate) fn pop_low_priority(&mut self) -> Option<Task> {
-        self.low_priority.pop_front().inspect(|ready| _ = self.queued.remove(ready))
+        self.low_priority.pop_front().inspect(|task| _ = self.queued.remove(task))
     }
 
-    /// Whether this waits for its turn: an edge that announces it again changes nothing.
-    pub(crate) fn contains(&self, ready: Task) -> bool {
-        self.queued.contains(&ready)
+    /// Whether the task is queued, so that an event for it need not be handled now.
+    pub(crate) fn contains(&self, task: Task) -> bool {
+        self.queued.contains(&task)
     }
 
     pub(crate) fn high_priority_len(&self) -> usize {
@@ -85,22 +83,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_waits_once_and_in_order() {
-        let mut left = RunQueue::default();
+    fn each_task_is_queued_once_and_in_order() {
+        let mut queue = RunQueue::default();
         let (plain, tls) = (Task::Accept(ListenerKind::Plain), Task::Accept(ListenerKind::Tls));
-        for ready in [Task::Udp, Task::StartDials, tls, Task::Udp, plain, tls, Task::StartDials] {
-            left.push(ready);
+        for task in [Task::Udp, Task::StartDials, tls, Task::Udp, plain, tls, Task::StartDials] {
+            queue.push(task);
         }
-        assert!(left.contains(Task::Udp) && !left.contains(Task::AcceptAdmin));
-        assert_eq!((left.high_priority_len(), left.low_priority_len()), (2, 2));
-        assert_eq!(left.pop_high_priority(), Some(Task::Udp));
-        assert!(!left.contains(Task::Udp));
-        left.push(Task::Udp);
-        let prompt: Vec<_> = std::iter::from_fn(|| left.pop_high_priority()).collect();
-        assert_eq!(prompt, [Task::StartDials, Task::Udp]);
-        assert!(!left.is_empty());
-        let patient: Vec<_> = std::iter::from_fn(|| left.pop_low_priority()).collect();
-        assert_eq!(patient, [tls, plain]);
-        assert!(left.is_empty());
+        assert!(queue.contains(Task::Udp) && !queue.contains(Task::AcceptAdmin));
+        assert_eq!((queue.high_priority_len(), queue.low_priority_len()), (2, 2));
+        assert_eq!(queue.pop_high_priority(), Some(Task::Udp));
+        assert!(!queue.contains(Task::Udp));
+        queue.push(Task::Udp);
+        let high: Vec<_> = std::iter::from_fn(|| queue.pop_high_priority()).collect();
+        assert_eq!(high, [Task::StartDials, Task::Udp]);
+        assert!(!queue.is_empty());
+        let low: Vec<_> = std::iter::from_fn(|| queue.pop_low_priority()).collect();
+        assert_eq!(low, [tls, plain]);
+        assert!(queue.is_empty());
     }
 }

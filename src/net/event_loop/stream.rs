@@ -10,7 +10,7 @@ use native_tls::TlsStream;
 pub enum Stream<S> {
     /// The socket itself.
     Plain(S),
-    /// TLS. Bytes may wait in the TLS library after the socket was read empty: read until WouldBlock.
+    /// TLS. The TLS library may still hold bytes when the socket is empty: read until WouldBlock.
     #[cfg(feature = "tls")]
     Tls(Box<TlsStream<S>>),
 }
@@ -34,10 +34,10 @@ impl<S: Read + Write> Stream<S> {
         }
     }
 
-    /// Sends TLS's own end of the stream, where there is TLS.
+    /// Sends close_notify, over TLS.
     ///
     /// # Errors
-    /// Those of the socket; WouldBlock: try again when it can be written.
+    /// Those of the socket. After WouldBlock, call it again when the socket is writable.
     pub fn shut_down_tls(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(_) => Ok(()),

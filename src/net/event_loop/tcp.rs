@@ -1,4 +1,4 @@
-//! Listening sockets and the options of what they accept.
+//! Listening sockets, and the options of accepted connections.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -7,23 +7,23 @@ use std::time::Duration;
 use mio::net::{TcpListener, TcpStream};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-/// Connections that the system queues while the loop is busy: after a power cut all devices reconnect at once.
+/// Connections that the system queues until they are accepted: after a power cut all devices reconnect at once.
 const BACKLOG: i32 = 4096;
 /// Accepted sockets inherit the listener's options, which saves five system calls per connection.
 const OPTIONS_ARE_INHERITED: bool = cfg!(target_os = "linux");
-/// How long a socket that we have closed waits for its peer to close.
+/// How long a socket that this side has closed waits for the peer to close its side.
 pub(crate) const LINGER: Duration = Duration::from_secs(1);
 /// How long accepting pauses after descriptors ran out.
 pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// A non-blocking listener, for IPv4 too when the address is `[::]`. A shared one is one of several on the same port,
-/// among which the system spreads connections.
+/// A non-blocking listener; `[::]` also accepts IPv4. Several `shared` listeners can have the same port: the system
+/// distributes connections over them.
 pub(crate) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(!addr.ip().is_unspecified())?;
     }
-    // On Windows the option would let two programs share the port.
+    // On Windows this option would let two programs share the port.
     #[cfg(not(windows))]
     socket.set_reuse_address(true)?;
     #[cfg(unix)]
@@ -31,8 +31,8 @@ pub(crate) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> 
     #[cfg(windows)]
     if shared {
         return Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "Windows does not share a port: set `workers` to 1",
+            ErrorKind::Unsupported,
+            "several workers cannot share a port on Windows: set `workers` to 1",
         ));
     }
     socket.set_nonblocking(true)?;
@@ -44,10 +44,10 @@ pub(crate) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> 
     Ok(TcpListener::from_std(socket.into()))
 }
 
-/// The next connection; none when no more is waiting. Connections that were reset while they waited are skipped.
+/// Accepts the next connection; `None` when no more are waiting. Skips connections that were reset while they waited.
 ///
 /// # Errors
-/// Those of accept(2) that concern this process, most often that descriptors ran out (EMFILE).
+/// Those of accept(2) that concern this process, in most cases EMFILE: no file descriptor is free.
 pub(crate) fn accept(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
     loop {
         match listener.accept() {
@@ -66,13 +66,13 @@ pub(crate) fn set_accepted_options(tcp: &TcpStream) {
     }
 }
 
-/// A connection without these options still works.
+/// Ignores errors: a connection works without these options.
 fn set_options(socket: &Socket) {
     let _ = socket.set_tcp_nodelay(true);
     let _ = socket.set_tcp_keepalive(&keepalive());
 }
 
-/// Finds devices that vanished without a word while their keep alive is long or none.
+/// Detects devices that disappeared without closing the connection, when their MQTT keep alive is long or 0.
 fn keepalive() -> TcpKeepalive {
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));

@@ -1,11 +1,11 @@
-//! A timer wheel of two levels: the alarm clock of the loop.
+//! A timer wheel with two levels.
 //!
 //! Time is counted in ticks of 8 ms since the wheel's start. The near level has one slot per tick of the current block
-//! of 256 ticks (2.048 s); the far level has one slot per block, for the 255 blocks ahead (8.7 minutes). What is farther
-//! away waits in the last slot and is put back when that comes. Nothing is cancelled: the owner remembers the tick of
-//! its one live entry and ignores every other ring.
+//! of 256 ticks (2.048 s). The far level has one slot per block, for the 255 blocks ahead (8.7 minutes); entries that are
+//! due later wait in its last slot and are placed again when that block begins. Timers are not cancelled: the owner
+//! remembers the tick of its one valid entry and ignores every other expiration.
 //!
-//! Entries are linked lists in one arena, so a quiet wheel costs 2 KiB however many timers once waited in one slot, and
+//! The entries of a slot are a linked list in one arena. So the slots cost 2 KiB however many timers a slot once held, and
 //! moving an entry between slots copies nothing.
 
 use std::time::{Duration, Instant};
@@ -14,17 +14,17 @@ const TICK: Duration = Duration::from_millis(8);
 const TICKS_PER_SECOND: u64 = 125;
 const SLOTS: u64 = 256;
 const NONE: u32 = u32::MAX;
-/// How many ticks ahead an entry may be: 198 days.
+/// The most ticks from now to an entry: 198 days.
 const HORIZON: u64 = i32::MAX as u64;
 
 /// Timers that each carry a `T`.
 pub struct TimerWheel<T> {
     start: Instant,
-    /// Every tick up to this one has rung. The near level holds later ticks of the same block only.
+    /// Every tick up to this one has expired. The near level holds later ticks of the same block only.
     done: u64,
     near: Level,
     far: Level,
-    /// Head of the list of entries that were late when they were armed.
+    /// Head of the list of entries that were already due when they were armed.
     late: u32,
     nodes: Vec<Node<T>>,
     /// Head of the list of unused nodes.
@@ -32,7 +32,7 @@ pub struct TimerWheel<T> {
 }
 
 struct Node<T> {
-    /// The low half of it.
+    /// The low half of the tick.
     tick: u32,
     timer: T,
     next: u32,
@@ -52,11 +52,11 @@ impl<T: Copy> TimerWheel<T> {
         }
     }
 
-    /// Rings `what` at the first tick that is not before `at`, and returns that tick. An `at` in the past rings at the
-    /// next [`expire`](Self::expire), and one more than half a year ahead then.
-    pub fn arm(&mut self, at: Instant, what: T) -> u64 {
+    /// Arms `timer` for the first tick that is not before `at`, and returns that tick. With `at` in the past it expires at
+    /// the next [`expire`](Self::expire); with `at` more than half a year ahead it expires after half a year.
+    pub fn arm(&mut self, at: Instant, timer: T) -> u64 {
         let tick = self.tick(at);
-        let node = Node { tick: tick as u32, timer: what, next: NONE };
+        let node = Node { tick: tick as u32, timer, next: NONE };
         let index = match self.free {
             NONE => {
                 self.nodes.push(node);
@@ -72,7 +72,7 @@ impl<T: Copy> TimerWheel<T> {
         tick
     }
 
-    /// The first tick that is not before `at`: what [`arm`](Self::arm) would return.
+    /// The tick that [`arm`](Self::arm) would return for `at`.
     pub fn tick(&self, at: Instant) -> u64 {
         let since = at.saturating_duration_since(self.start);
         let tick = since.as_secs() * TICKS_PER_SECOND
@@ -80,13 +80,13 @@ impl<T: Copy> TimerWheel<T> {
         tick.min(self.done + HORIZON)
     }
 
-    /// The tick whose low half this is: no node is farther from now than the horizon.
+    /// The tick whose low half this is. It is unambiguous, as no node is farther away than the horizon.
     fn full_tick(&self, tick: u32) -> u64 {
         self.done.wrapping_add_signed(i64::from(tick.wrapping_sub(self.done as u32) as i32))
     }
 
-    /// When to call [`expire`](Self::expire) next: never after the earliest ring, at times before it (once per entry
-    /// and 8.7 minutes, when it moves from the far level to the near one). None when no timer is armed.
+    /// When to call [`expire`](Self::expire) next. Never later than the first timer is due, but it can be earlier: once per
+    /// entry and 8.7 minutes, to move the entry to the near level. None when no timer is armed.
     pub fn next(&self) -> Option<Instant> {
         let tick = if self.late != NONE {
             self.done
@@ -95,12 +95,12 @@ impl<T: Copy> TimerWheel<T> {
         } else {
             self.next_far()? * SLOTS
         };
-        // Within 9 minutes of `done`, which `expire` was called at.
+        // At most 9 minutes after `done`, so it does not overflow.
         Some(self.start + Duration::from_millis(tick * TICK.as_millis() as u64))
     }
 
-    /// Moves every entry due at `now` into `due`, each with the tick that [`arm`](Self::arm) returned for it: first
-    /// those that were late when armed, then by tick. Costs nothing per tick that has passed, only per entry.
+    /// Moves every entry that is due at `now` into `due`, each with the tick that [`arm`](Self::arm) returned: first those
+    /// that were already due when armed, then by tick. The cost depends on the entries, not on the ticks that have passed.
     pub fn expire(&mut self, now: Instant, due: &mut Vec<(u64, T)>) {
         let since = now.saturating_duration_since(self.start);
         let now =
@@ -127,7 +127,7 @@ impl<T: Copy> TimerWheel<T> {
         self.done = self.done.max(now);
     }
 
-    /// Gives back the memory of entries behind the last one in use.
+    /// Frees the memory behind the last entry in use.
     pub fn shrink(&mut self) {
         let mut unused = vec![false; self.nodes.len()];
         let mut list = std::mem::replace(&mut self.free, NONE);
@@ -143,7 +143,7 @@ impl<T: Copy> TimerWheel<T> {
         }
     }
 
-    /// Entries armed and not yet rung, stale ones included.
+    /// Entries that are armed and have not expired, including those their owners will ignore.
     #[cfg(test)]
     fn len(&self) -> usize {
         let next = |index: &u32| self.nodes.get(*index as usize).map(|node| node.next);
@@ -175,7 +175,7 @@ impl<T: Copy> TimerWheel<T> {
         }
     }
 
-    /// Puts the entries of far slot `block` where they belong now that the block has begun.
+    /// Places the entries of far slot `block` again, now that the block has begun.
     fn cascade(&mut self, block: u64) {
         let mut list = self.far.take(block);
         while list != NONE {
@@ -195,7 +195,7 @@ impl<T: Copy> TimerWheel<T> {
     }
 }
 
-/// 256 list heads, and a bitmap of those in use.
+/// 256 list heads, and a bitmap of the non-empty ones.
 struct Level {
     heads: [u32; SLOTS as usize],
     occupied: [u64; 4],
@@ -206,7 +206,7 @@ impl Level {
         Self { heads: [NONE; SLOTS as usize], occupied: [0; 4] }
     }
 
-    /// The head of the list at `position`, for something to be put there.
+    /// The head of the list at `position`, which is marked non-empty.
     fn head(&mut self, position: u64) -> &mut u32 {
         let slot = (position % SLOTS) as usize;
         self.occupied[slot / 64] |= 1 << (slot % 64);
@@ -220,14 +220,14 @@ impl Level {
         std::mem::replace(&mut self.heads[slot], NONE)
     }
 
-    /// The first position in use among the 255 that follow `position`.
+    /// The first non-empty position among the 255 that follow `position`.
     fn next_after(&self, position: u64) -> Option<u64> {
         let mut at = position + 1;
         while at < position + SLOTS {
             let slot = (at % SLOTS) as usize;
             let ahead = self.occupied[slot / 64] >> (slot % 64);
             if ahead != 0 {
-                // The slot of `position` itself is never in use, so what is found is less than a round away.
+                // The slot of `position` itself is always empty, so the result is less than 256 away.
                 return Some(at + u64::from(ahead.trailing_zeros()));
             }
             at += 64 - (slot % 64) as u64;
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn a_timer_expires_at_its_tick_and_not_before() {
         let start = Instant::now();
-        // Delay asked, tick expected: both sides of tick, block and horizon borders.
+        // Requested delay, expected tick: on both sides of the bounds of ticks, blocks and the far level.
         let table = [
             (0, 0),
             (1, 1),
@@ -270,7 +270,7 @@ mod tests {
             assert_eq!(wheel.arm(start + ms(delay), 'a'), tick, "{delay} ms");
             if tick > 0 {
                 wheel.expire(start + ms(tick * 8) - Duration::from_nanos(1), &mut due);
-                assert_eq!(due, [], "{delay} ms rang early");
+                assert_eq!(due, [], "{delay} ms expired early");
             }
             wheel.expire(start + ms(tick * 8), &mut due);
             assert_eq!(due, [(tick, 'a')], "{delay} ms");
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn clocks_before_the_start_do_no_harm() {
+    fn times_before_the_start_are_handled() {
         let start = Instant::now() + ms(1_000);
         let mut wheel = TimerWheel::new(start);
         let mut due = Vec::new();
@@ -315,11 +315,11 @@ mod tests {
             steps += 1;
         }
         assert_eq!(due.len(), 1);
-        assert!(steps < 80, "{steps} wake-ups for one alarm in ten hours");
+        assert!(steps < 80, "{steps} wake-ups for one timer in ten hours");
     }
 
     #[test]
-    fn after_a_peak_its_memory_goes_and_what_is_armed_stays() {
+    fn shrink_frees_memory_and_keeps_armed_timers() {
         let start = Instant::now();
         let mut wheel = TimerWheel::new(start);
         for n in 0..1_000 {
@@ -329,7 +329,7 @@ mod tests {
         wheel.expire(start + ms(200), &mut due);
         wheel.shrink();
         assert_eq!((due.len(), wheel.nodes.len(), wheel.len()), (999, 11, 1));
-        // The gaps are used again.
+        // The free nodes are used again.
         for n in 0..10 {
             wheel.arm(start + ms(300), 2_000 + n);
         }
@@ -344,8 +344,8 @@ mod tests {
         let start = Instant::now();
         let mut wheel = TimerWheel::new(start);
         let mut due = Vec::new();
-        for turn in 0..1_000 {
-            let now = start + ms(turn * 100);
+        for i in 0..1_000 {
+            let now = start + ms(i * 100);
             for n in 0..10 {
                 wheel.arm(now + ms(50 + n), n);
             }
@@ -386,7 +386,7 @@ mod tests {
             let start = Instant::now();
             let mut now = start;
             let mut wheel = TimerWheel::new(start);
-            // What is armed: (tick, number). An entry is due when its tick has come.
+            // Armed timers: (tick, number). One is due when its tick has passed.
             let mut model: Vec<(u64, u32)> = Vec::new();
             let mut number = 0;
             for step in steps {
@@ -394,8 +394,8 @@ mod tests {
                     Step::Arm(delay) => {
                         let at = if delay < 0 { now.checked_sub(ms(delay.unsigned_abs())).unwrap_or(now) } else { now + ms(delay as u64) };
                         let tick = wheel.arm(at, number);
-                        prop_assert!(start + ms(tick * 8) >= at, "rings before it should");
-                        prop_assert!(start + ms(tick * 8) < at.max(start) + TICK, "rings over a tick late");
+                        prop_assert!(start + ms(tick * 8) >= at, "expires too early");
+                        prop_assert!(start + ms(tick * 8) < at.max(start) + TICK, "expires more than a tick late");
                         model.push((tick, number));
                         number += 1;
                         continue;

@@ -1,21 +1,20 @@
-//! Names of event sources and of sessions.
+//! Identifiers of event sources and of sessions.
 //!
-//! A [`mio::Token`] names a place in a slab and which of its sockets woke up; it is only trusted within one batch of
-//! events. What outlives a batch holds a [`SessionId`] instead.
+//! A [`mio::Token`] identifies a slot in a slab and which of its sockets an event is for. It is only valid within one batch
+//! of events. Whatever outlives a batch holds a [`SessionId`] instead.
 
 use mio::Token;
 
-/// A session that may be gone by the time it is looked up: its slot in the slab, and which of the slot's successive
-/// tenants is meant.
+/// Identifies a session, which may have ended by the time it is looked up.
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Hash)]
 pub struct SessionId {
-    /// Key in the slab of sessions.
+    /// The index in the slab of sessions.
     pub slot: u32,
-    /// Differs for every tenant of the slot.
+    /// Distinguishes the successive sessions of a slot.
     pub epoch: u32,
 }
 
-/// The port a device connected to.
+/// The listener that accepted a device's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ListenerKind {
     /// `mqtt.port`.
@@ -24,27 +23,27 @@ pub(crate) enum ListenerKind {
     Tls,
 }
 
-/// A connection to the management port that may be gone by the time it is looked up.
+/// Identifies a connection to the management port, which may have ended by the time it is looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct AdminId {
     pub(crate) slot: u32,
     pub(crate) epoch: u32,
 }
 
-/// Whose socket an event is for.
+/// Which kind of socket an event is for.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum Role {
-    /// Listeners, the UDP socket, the waker: there from start to end.
+    /// Listeners, the UDP socket, the waker: one of each, for the life of the gateway.
     Fixed,
     /// A session's MQTT connection.
     Device,
     /// A session's connection to its chat server.
     Backend,
-    /// A connection to the admin port.
+    /// A connection to the management port.
     Admin,
 }
 
-/// The token of socket `role` at `slot`: `slot << 2 | role`, so that it also fits the `usize` of 32-bit routers.
+/// The token of socket `role` at `slot`: `slot << 2 | role`, which also fits the `usize` of 32-bit routers.
 pub fn token(role: Role, slot: usize) -> Token {
     let role = match role {
         Role::Fixed => 0,
@@ -64,16 +63,16 @@ pub const fn fixed(n: usize) -> Token {
 pub(crate) const MQTT: usize = 0;
 /// The audio socket.
 pub(crate) const UDP: usize = 1;
-/// Wakes the loop for commands of other threads and for resolved names.
+/// The waker: another thread has sent a command or resolved a name.
 pub(crate) const WAKER: usize = 2;
 /// The management listener.
 pub(crate) const API: usize = 3;
 /// The TLS listener of MQTT.
 pub(crate) const MQTTS: usize = 4;
-/// The timerfd that wakes the loop for its timers.
+/// The timerfd.
 pub(crate) const WAKEUP: usize = 5;
 
-/// What [`token`] was made from.
+/// The reverse of [`token`].
 pub fn from_token(token: Token) -> (Role, usize) {
     let role = match token.0 & 3 {
         0 => Role::Fixed,
@@ -89,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_gives_back_role_and_slot() {
+    fn a_token_encodes_role_and_slot() {
         for role in [Role::Fixed, Role::Device, Role::Backend, Role::Admin] {
             for slot in [0, 1, 9_999, (1 << 30) - 1] {
                 assert_eq!(from_token(token(role, slot)), (role, slot));

@@ -1,8 +1,8 @@
-//! Wakes the loop for the next alarm of its wheel.
+//! Wakes the loop for the next timer of its wheel.
 //!
-//! The timeout of a poll does that everywhere. But Linux sets a clock of the hardware for each wait that has one and takes
-//! it back after it: where every wait ends with a packet, that is more than a tenth of the packet's cost. A timerfd(2) is only set when
-//! an alarm comes before all that are known; one that was put off rings too early, once.
+//! The timeout of a poll would do, and does on other systems. But Linux arms and cancels an hrtimer for each poll with a
+//! timeout. When every poll ends with a packet, that is more than a tenth of the packet's cost. A timerfd(2) is armed only
+//! when a timer is due before the time it is armed for; after a timer was postponed it causes one early wake-up.
 
 use std::time::{Duration, Instant};
 
@@ -11,11 +11,11 @@ use mio::{Registry, Token};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use timer::Timer;
 
-/// The bell of one poll.
+/// The timerfd of one poll, where there is one.
 pub(crate) struct Wakeup {
-    /// None where the system refuses one.
+    /// None when the system has no timerfd or does not grant one.
     timer: Option<Timer>,
-    /// When it rings, as long as it has not.
+    /// When it expires; none when it is not armed.
     armed_for: Option<Instant>,
 }
 
@@ -24,7 +24,7 @@ impl Wakeup {
         Self { timer: Timer::new(registry, token), armed_for: None }
     }
 
-    /// How long a poll may wait when the next alarm is this one: for ever where the bell ends it.
+    /// The timeout of a poll when the next timer is due at `next`. None (for ever) when the timerfd ends the poll.
     pub(crate) fn poll_timeout(&mut self, next: Option<Instant>, now: Instant) -> Option<Duration> {
         let next = next?;
         let Some(timer) = self.timer.as_ref().filter(|_| next > now) else {
@@ -32,7 +32,7 @@ impl Wakeup {
         };
         if self.armed_for.is_none_or(|at| next < at) {
             let left = next.saturating_duration_since(Instant::now());
-            if left.is_zero() || !timer.set(left) {
+            if left.is_zero() || !timer.arm(left) {
                 return Some(left);
             }
             self.armed_for = Some(next);
@@ -40,7 +40,7 @@ impl Wakeup {
         None
     }
 
-    /// It rang.
+    /// To be called for the timerfd's event.
     pub(crate) fn expired(&mut self) {
         self.armed_for = None;
     }
@@ -67,8 +67,8 @@ mod timer {
             Some(Self(timer))
         }
 
-        /// Each ring is an edge, so nobody needs to read how many there were.
-        pub(crate) fn set(&self, left: Duration) -> bool {
+        /// Each expiration causes an edge-triggered event, so the timerfd need not be read.
+        pub(crate) fn arm(&self, left: Duration) -> bool {
             let once = Expiration::OneShot(TimeSpec::from_duration(left));
             self.0.set(once, TimerSetTimeFlags::empty()).is_ok()
         }
@@ -84,7 +84,7 @@ impl Timer {
         None
     }
 
-    fn set(&self, _: Duration) -> bool {
+    fn arm(&self, _: Duration) -> bool {
         match *self {}
     }
 }
@@ -98,56 +98,56 @@ mod tests {
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
     #[test]
-    fn it_is_set_for_the_earliest() {
+    fn it_is_armed_for_the_earliest_timer() {
         let poll = Poll::new().unwrap();
-        let mut bell = Wakeup::new(poll.registry(), Token(7));
+        let mut wakeup = Wakeup::new(poll.registry(), Token(7));
         let start = Instant::now();
-        assert_eq!(bell.poll_timeout(None, start), None);
-        for (next, set) in [(600, 600), (700, 600), (300, 300), (400, 300)] {
+        assert_eq!(wakeup.poll_timeout(None, start), None);
+        for (next, armed_for) in [(600, 600), (700, 600), (300, 300), (400, 300)] {
             let at = |s| start + Duration::from_secs(s);
-            assert_eq!(bell.poll_timeout(Some(at(next)), start), None);
-            assert_eq!(bell.armed_for, Some(at(set)), "{next}");
+            assert_eq!(wakeup.poll_timeout(Some(at(next)), start), None);
+            assert_eq!(wakeup.armed_for, Some(at(armed_for)), "{next}");
         }
     }
 
     #[test]
-    fn it_ends_a_wait_without_end_each_time_it_is_set() {
+    fn it_ends_a_poll_without_timeout_each_time_it_is_armed() {
         let mut poll = Poll::new().unwrap();
-        let mut bell = Wakeup::new(poll.registry(), Token(7));
+        let mut wakeup = Wakeup::new(poll.registry(), Token(7));
         let mut events = Events::with_capacity(8);
-        let mut rung = 0;
-        while rung < 2 {
+        let mut expirations = 0;
+        while expirations < 2 {
             let now = Instant::now();
             let next = now + MS(20);
-            // On a machine that was held up it may be due already.
-            if bell.poll_timeout(Some(next), now).is_none() {
+            // On a machine under load it may be due already.
+            if wakeup.poll_timeout(Some(next), now).is_none() {
                 poll.poll(&mut events, None).unwrap();
                 assert_eq!(events.iter().map(mio::event::Event::token).collect::<Vec<_>>(), [Token(7)]);
                 assert!(Instant::now() >= next);
-                bell.expired();
-                rung += 1;
+                wakeup.expired();
+                expirations += 1;
             }
         }
     }
 
     #[test]
-    fn what_is_due_is_waited_for_no_more() {
+    fn a_timer_that_is_due_is_not_waited_for() {
         let poll = Poll::new().unwrap();
-        let mut bell = Wakeup::new(poll.registry(), Token(7));
+        let mut wakeup = Wakeup::new(poll.registry(), Token(7));
         let now = Instant::now();
-        assert_eq!(bell.poll_timeout(Some(now), now), Some(Duration::ZERO));
-        // It became due after the turn had begun.
-        let turn = now.checked_sub(MS(10)).unwrap();
-        assert_eq!(bell.poll_timeout(Some(turn + MS(5)), turn), Some(Duration::ZERO));
-        assert_eq!(bell.armed_for, None);
+        assert_eq!(wakeup.poll_timeout(Some(now), now), Some(Duration::ZERO));
+        // It became due after the iteration had begun.
+        let start = now.checked_sub(MS(10)).unwrap();
+        assert_eq!(wakeup.poll_timeout(Some(start + MS(5)), start), Some(Duration::ZERO));
+        assert_eq!(wakeup.armed_for, None);
     }
 
     #[test]
     fn without_a_timer_the_poll_has_a_timeout() {
-        let mut bell = Wakeup { timer: None, armed_for: None };
+        let mut wakeup = Wakeup { timer: None, armed_for: None };
         let now = Instant::now();
-        let patience = bell.poll_timeout(Some(now + MS(60_000)), now).unwrap();
-        assert!(MS(50_000) < patience && patience <= MS(60_000), "{patience:?}");
-        assert_eq!(bell.poll_timeout(None, now), None);
+        let timeout = wakeup.poll_timeout(Some(now + MS(60_000)), now).unwrap();
+        assert!(MS(50_000) < timeout && timeout <= MS(60_000), "{timeout:?}");
+        assert_eq!(wakeup.poll_timeout(None, now), None);
     }
 }
