@@ -60,9 +60,9 @@
 //!   loop never takes.
 //! * The log is global, as the `log` crate wants it: its level, a bounded queue for each place it is written to, and the
 //!   count of lost lines. Who logs never waits for a writer.
-//! * Connections of each address are counted under a lock (`PerIp`), taken when a connection comes, is let in or goes, while
-//!   `max_connections_per_ip` is set. The workers share one count.
-//! * Recent errors are in a notebook under a lock (`Troubles`), taken when one is noted or read. The workers share one.
+//! * Connections of each address are counted under a lock (`ConnectionsByAddress`), taken when a connection comes, is let in or
+//!   goes, while `max_connections_per_ip` is set. The workers share one count.
+//! * Recent errors are kept under a lock (`RecentErrors`), taken when one is recorded or read. The workers share one.
 //! * Each worker stores its numbers of devices and calls in atomics at the end of a turn; the others read them for limits that
 //!   hold for all together. By another one the leader sees that a worker turns.
 //!

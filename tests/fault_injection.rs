@@ -2,8 +2,8 @@
 //! that jump, disks that fill up. Each leaves a gateway that runs, and calls that nobody disturbed.
 //!
 //! `FAULTS=long cargo test --test fault_injection` stops the program for a minute instead of seconds. Other faults have files of
-//! their own: a log nobody reads (`program_calls`), descriptors (`scarcity`), stalled connections, SYNs without an answer
-//! and TLS handshakes (`slow`, `patience`), peers that read nothing (`limits`).
+//! their own: a log nobody reads (`logging_and_shutdown`), descriptors (`resource_limits`), stalled connections, SYNs without an answer
+//! and TLS handshakes (`server_timeouts`, `timeouts`), peers that read nothing (`limits`).
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
