@@ -38,7 +38,7 @@ pub enum Lookup {
     Ready(Vec<SocketAddr>),
     /// Why there are none.
     Failed(String),
-    /// The answer comes by [`Resolver::finished`].
+    /// The answer comes by [`Resolver::take_finished`].
     Pending,
 }
 
@@ -93,7 +93,7 @@ impl Resolver {
 
     /// The addresses of `host`, each with `port`. IP literals, also `[v6]`, are answered at once, and so is what the
     /// cache holds; `fresh` passes over its good answers. Otherwise the answer comes by
-    /// [`finished`](Self::finished) under the ticket `who`, which means nothing to the resolver.
+    /// [`take_finished`](Self::take_finished) under the ticket `who`, which means nothing to the resolver.
     pub fn lookup(&mut self, host: &str, port: u16, who: u64, fresh: bool, now: Instant) -> Lookup {
         let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
         if let Ok(ip) = literal.parse::<IpAddr>() {
