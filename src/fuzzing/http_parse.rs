@@ -14,7 +14,7 @@ use crate::config::{Config, Secret};
 
 const TOKEN: &str = "a-token-of-sixteen-bytes";
 
-/// The bytes of a connection: a request's head, and what follows it.
+/// The bytes of a connection: the head of a request, and what follows it.
 pub fn http_parse(data: &[u8]) {
     let whole = parse_head(data);
     let mut refused = false;
@@ -48,7 +48,7 @@ fn bounded(found: &RequestHead) -> bool {
         && !matches!(found.body, Ok(Framing::Length(length)) if length > MAX_BODY_BYTES)
 }
 
-/// A chunked body, whole and cut in two: the same verdict, and what follows is not touched.
+/// A chunked body, whole and split in two: the result is the same, and the bytes after it are not consumed.
 fn chunked(data: &[u8]) {
     let mut whole = data.to_vec();
     let verdict = Body::new(Framing::Chunked).take(&mut whole);
@@ -83,9 +83,9 @@ fn check_request(bytes: &[u8], found: &RequestHead) {
     check_routing(found);
 }
 
-/// The request as this gateway understands it, in its plainest form.
+/// The parsed request, written again in its simplest form.
 fn serialize(found: &RequestHead) -> Vec<u8> {
-    // A target cannot be empty; that of a whole URL without a path is.
+    // A target cannot be empty, but the path of a URL can.
     let target = match (&*found.path, &*found.query) {
         ("", query) => format!("http://host?{query}"),
         (path, "") => path.to_owned(),
@@ -107,12 +107,12 @@ fn serialize(found: &RequestHead) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Without what is lost in writing it again.
+/// The request without what is not written again.
 fn normalize(found: RequestHead) -> RequestHead {
     RequestHead { length: 0, malformed: None, body: found.body.or(Ok(Framing::Length(0))), ..found }
 }
 
-/// Who shows no good token gets nothing that needs one; every answer is HTTP.
+/// Without a valid token, no answer contains what needs one. Every answer is valid HTTP.
 fn check_routing(found: &RequestHead) {
     let route = routes::match_route(&found.method, &found.path);
     if let RouteMatch::Found(_, Some(id)) = &route {
@@ -137,7 +137,7 @@ fn check_routing(found: &RequestHead) {
             check_response(error, found.method == Method::HEAD);
         }
     }
-    // Nothing to make a token from: this machine only, and no page of another site.
+    // No key for tokens: only requests from this machine are accepted, and none from pages of other sites.
     config.api.token = None;
     assert!(auth::authorize(found, Ipv4Addr::new(192, 0, 2, 1).into(), &config, clock).is_err());
     if auth::authorize(found, peer, &config, clock).is_ok()
@@ -150,7 +150,7 @@ fn check_routing(found: &RequestHead) {
     }
 }
 
-/// Another parser finds in an answer what was put into it.
+/// Another parser reads an answer with the same result.
 fn check_response(error: ApiError, head_only: bool) {
     let response = error.response(ErrorStyle::Coded);
     let mut bytes = Vec::new();
@@ -164,7 +164,7 @@ fn check_response(error: ApiError, head_only: bool) {
     assert_eq!(&bytes[length..], if head_only { &[][..] } else { &response.body });
 }
 
-/// What is decoded is no longer than it was, and all of it can be written again.
+/// Percent-decoding never makes a text longer, and its result can be encoded again.
 fn check_percent_decoding(text: &str) {
     if let Some(decoded) = percent_decode(text) {
         assert!(decoded.len() <= text.len());

@@ -1,4 +1,4 @@
-//! A call that is up, for targets that are about its audio.
+//! A device in a call, for targets that test its audio.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +13,7 @@ pub(super) const KEY: [u8; 16] = *b"sixteen byte key";
 /// Where the device's MQTT connection comes from.
 pub(super) const MQTT_IP: [u8; 4] = [192, 0, 2, 7];
 
-/// A device in a call with a chat server, and the least a shell must do for it.
+/// A device in a call with a chat server, and its shell.
 pub(super) struct LiveCall {
     pub(super) core: Core,
     pub(super) shell: TestShell,
@@ -31,7 +31,7 @@ impl LiveCall {
         call
     }
 
-    /// The chat server says hello, and with it the call is live.
+    /// The chat server sends its hello: the call is live.
     pub(super) fn server_hello(&mut self) -> Vec<Action> {
         self.drive(|core, cx| core.on_backend_text(r#"{"type":"hello","session_id":"s"}"#, cx))
     }
@@ -40,7 +40,7 @@ impl LiveCall {
         self.shell.drive(&mut self.core, || credentials(SSRC), decide).1
     }
 
-    /// Time passes; what is due is done.
+    /// Time passes, and timers are handled.
     pub(super) fn advance(&mut self, ms: u64) -> Vec<Action> {
         self.shell.now += Duration::from_millis(ms);
         self.core.refresh_keep_alive(self.shell.now);
@@ -48,7 +48,7 @@ impl LiveCall {
         self.drive(Core::on_timeout)
     }
 
-    /// What the chat server gets of a datagram.
+    /// Passes a datagram to the core, and returns the frame for the chat server.
     pub(super) fn uplink<'b>(
         &mut self,
         from: SocketAddr,
@@ -69,7 +69,7 @@ pub(super) fn cipher() -> Cipher {
     Cipher::new(&KEY)
 }
 
-/// Its key is the same for every call: whose headers differ by their ssrc.
+/// All calls have the same key; their headers differ by the ssrc.
 pub(super) fn credentials(ssrc: u32) -> CallCredentials {
     CallCredentials {
         ssrc,
@@ -84,5 +84,5 @@ pub(super) fn credentials(ssrc: u32) -> CallCredentials {
 
 const HELLO: &[u8] = br#"{"type":"hello","version":3,"transport":"udp"}"#;
 
-/// A device that is let in where no password is asked for.
+/// A valid client id, accepted without a password by the default configuration.
 pub(super) const CLIENT_ID: &str = "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid";

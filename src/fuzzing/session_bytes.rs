@@ -1,4 +1,4 @@
-//! A device and a chat server that say whatever they like, in bytes, and a shell that does what a core wants.
+//! A session whose device and chat server send arbitrary bytes.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use crate::session::{
     Action, Admission, BackendClosed, BackendFailure, BackendStage, Context, Core, Delivery,
 };
 
-/// First a byte of settings, then steps. The lower half of a step's byte is what happens, as numbered in [`SessionHarness::step`];
-/// the upper half says more.
+/// First a byte of settings, then steps. The lower half of a step's byte is the kind of step, as in [`SessionHarness::step`]; the
+/// upper half is its parameter.
 pub fn session_bytes(data: &[u8]) {
     let mut fields = FieldReader(data);
     let mut harness = SessionHarness::new(fields.byte());
@@ -23,16 +23,13 @@ pub fn session_bytes(data: &[u8]) {
         harness.step(&mut fields);
         harness.check();
     }
-    // Everybody goes away, and time sorts out the rest.
+    // The device disconnects, and all timers expire.
     harness.drive(Core::on_connection_lost);
     for _ in 0..60 {
         harness.advance(1_000);
         harness.check();
     }
-    assert!(
-        harness.core.is_finished() && harness.ws == WebSocketState::None,
-        "no call is left without an owner"
-    );
+    assert!(harness.core.is_finished() && harness.ws == WebSocketState::None, "no call is left over");
     assert!(harness.tickets.is_empty(), "every command is answered");
 }
 
@@ -47,10 +44,10 @@ struct SessionHarness {
     core: Core,
     shell: TestShell,
     inbox: Vec<u8>,
-    /// Let in, and not to be closed.
+    /// The device is accepted, and its connection is not closed.
     connected: bool,
     ws: WebSocketState,
-    /// Granted, and not ended.
+    /// The ssrc of the running call.
     current_ssrc: Option<u32>,
     grants: u32,
     tickets: BTreeSet<u64>,
@@ -83,7 +80,7 @@ impl SessionHarness {
             last_sequence_sent: 0,
             last_sequence_received: 0,
         };
-        // Else the device's own bytes must bring it in.
+        // Otherwise the input must contain a CONNECT.
         if settings & 16 == 0 {
             harness.drive(|core, cx| core.on_packet(connect_packet(CLIENT_ID, 0), cx));
         }
@@ -158,9 +155,9 @@ impl SessionHarness {
         }
     }
 
-    // ----- what goes in -------------------------------------------------------------------------------------------
+    // ----- inputs -------------------------------------------------------------------------------------------------
 
-    /// As the shell reads a device's connection.
+    /// Reads the device's bytes as the shell does.
     fn device_bytes(&mut self, bytes: &[u8]) {
         self.core.refresh_keep_alive(self.shell.now);
         self.inbox.extend(bytes);
@@ -216,7 +213,7 @@ impl SessionHarness {
         let mut datagram = encrypt_datagram(&KEY, ssrc, self.last_sequence_sent, 0, &[8, skipped]);
         let from = ([192, 0, 2, 7], 4_000).into();
         if self.shell.uplink(&mut self.core, from, &mut datagram).is_ok() {
-            assert_eq!(self.ws, WebSocketState::Open, "there is a server to take it");
+            assert_eq!(self.ws, WebSocketState::Open, "a chat server is connected");
         }
         self.drive(Core::release_held);
     }
@@ -242,7 +239,7 @@ impl SessionHarness {
         self.drive(|core, cx| core.on_backend_closed(gone, cx));
     }
 
-    /// The same device on another connection.
+    /// The same device connects again.
     fn reconnect(&mut self) {
         let newer = self.shell.connect([192, 0, 2, 8].into(), connect_packet(CLIENT_ID, 0));
         let keeps = !self.shell.config.mqtt.resume_grace.is_zero();
@@ -262,12 +259,12 @@ impl SessionHarness {
         while let Some(due) = self.core.deadline().filter(|due| *due <= until) {
             self.shell.now = self.shell.now.max(due);
             self.drive(Core::on_timeout);
-            assert!(self.core.deadline().is_none_or(|at| at > self.shell.now), "what is due was done");
+            assert!(self.core.deadline().is_none_or(|at| at > self.shell.now), "no deadline in the past");
         }
         self.shell.now = until;
     }
 
-    // ----- what comes out -----------------------------------------------------------------------------------------
+    // ----- actions ------------------------------------------------------------------------------------------------
 
     fn drive<T>(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
         let grants = &mut self.grants;
@@ -285,14 +282,14 @@ impl SessionHarness {
         match action {
             Action::AcceptConnect => self.connected = true,
             Action::Publish(text) => {
-                assert!(self.connected, "told to nobody: {text}");
+                assert!(self.connected, "sent to a closed connection: {text}");
                 let object = JsonObject::parse(&text).unwrap_or_else(|bad| panic!("{bad}: {text}"));
                 let id = object.raw("session_id").map(|_| object.string("session_id"));
                 assert!(id.is_none_or(|id| id.is_some_and(|id| !id.is_empty())), "{text}");
             }
             Action::SubAck { .. } | Action::UnsubAck(_) | Action::PingResp => assert!(self.connected),
             Action::GenerateCredentials => {
-                assert_eq!(self.current_ssrc, None, "the call before has ended");
+                assert_eq!(self.current_ssrc, None, "the previous call has ended");
                 (self.current_ssrc, self.last_sequence_sent, self.last_sequence_received) =
                     (Some(self.grants), 0, 0);
             }
@@ -304,7 +301,7 @@ impl SessionHarness {
                 self.ws = WebSocketState::Dialing;
             }
             Action::SendText(text) => {
-                assert_eq!(self.ws, WebSocketState::Open, "said to nobody: {text}");
+                assert_eq!(self.ws, WebSocketState::Open, "sent to a closed WebSocket: {text}");
                 assert!(peek(&text, Reader::Server).is_ok(), "{text}");
             }
             Action::SendPing => assert_eq!(self.ws, WebSocketState::Open),
@@ -315,7 +312,7 @@ impl SessionHarness {
             }
             Action::CommandResult { ticket, .. } => assert!(self.tickets.remove(&ticket), "answered once"),
             Action::CallEnded(summary) => {
-                assert_eq!(summary.ssrc, self.current_ssrc.take(), "a call that is there ends");
+                assert_eq!(summary.ssrc, self.current_ssrc.take(), "only a running call ends");
                 assert_eq!(self.ws, WebSocketState::None, "no WebSocket outlives its call");
             }
             Action::CloseDevice(_) => self.connected = false,

@@ -1,8 +1,7 @@
-//! A seeded simulation: a device that does whatever devices do, servers that do whatever servers do, and a shadow that
-//! knows what must come of it.
+//! A seeded simulation: a device and its chat servers act at random, and a model checks what the core does.
 //!
-//! `SIM_SEEDS=5000 cargo test sim` runs more seeds; `SIM_SEED=17 cargo test sim` replays one. A fuzzer's bytes may stand in
-//! for the seed: [`run_script`].
+//! `SIM_SEEDS=5000 cargo test sim` runs more seeds; `SIM_SEED=17 cargo test sim` replays one. A fuzzer's bytes can replace the seed:
+//! [`run_script`].
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -62,7 +61,7 @@ const REQUIRED_COVERAGE: [&str; 21] = [
     "held dropped",
     "held sent",
     "adopted",
-    "last words",
+    "text of a closing call",
     "keep alive",
 ];
 
@@ -77,14 +76,14 @@ struct Simulation {
     rng: Choices,
     shell: TestShell,
     sessions: Vec<ModelledSession>,
-    /// The session that is known under the device's client id.
+    /// The session that has the device's client id.
     current: Option<usize>,
-    /// Every grant ever minted, and whether its call has ended.
+    /// Whether the call has ended, for every ssrc so far.
     ended_by_ssrc: Vec<bool>,
     /// Numbers every text and frame.
     serial: u64,
     trace: Trace,
-    /// What happened, for the sake of [`REQUIRED_COVERAGE`].
+    /// What happened, compared with [`REQUIRED_COVERAGE`].
     coverage: BTreeSet<&'static str>,
 }
 
@@ -116,7 +115,7 @@ impl Simulation {
             self.check();
             self.remove_finished();
         }
-        // Everybody goes away, and time sorts out the rest.
+        // The device disconnects, and all timers expire.
         if let Some(current) = self.current {
             self.drive(current, Input::Other, Core::on_connection_lost);
         }
@@ -125,9 +124,9 @@ impl Simulation {
             self.check();
         }
         for session in &self.sessions {
-            assert!(session.core.is_finished(), "no call is left without an owner");
+            assert!(session.core.is_finished(), "no call is left over");
         }
-        assert!(self.ended_by_ssrc.iter().all(|ended| *ended), "every call that was granted has ended");
+        assert!(self.ended_by_ssrc.iter().all(|ended| *ended), "every call has ended");
         std::mem::take(&mut self.coverage)
     }
 
@@ -168,14 +167,14 @@ impl Simulation {
         }
     }
 
-    /// Waking a core for nothing, twice, is harmless.
+    /// Spurious and repeated calls of `on_timeout` have no effect.
     fn spurious_timeouts(&mut self) {
         for s in (0..self.sessions.len()).chain(0..self.sessions.len()) {
             self.drive(s, Input::Other, Core::on_timeout);
         }
     }
 
-    /// Time passes; alarms ring, now and then a little late.
+    /// Time passes. Timers expire, some of them late.
     fn advance(&mut self, ms: u64) {
         let until = self.shell.now + Duration::from_millis(ms);
         loop {
@@ -192,7 +191,7 @@ impl Simulation {
         self.shell.now = self.shell.now.max(until);
     }
 
-    /// Lets a core decide, and a shadow watch what comes of it.
+    /// Lets a core decide, and the model check its actions.
     fn drive(
         &mut self,
         s: usize,
@@ -218,7 +217,7 @@ impl Simulation {
         out
     }
 
-    /// Forgets sessions that are over, but for the one that is still known under the client id.
+    /// Removes finished sessions, except the current one.
     fn remove_finished(&mut self) {
         let Some(current) = self.current.map(|current| self.sessions.remove(current)) else { return };
         self.sessions.retain(|session| !session.core.is_finished());

@@ -1,4 +1,4 @@
-//! What a shadow knows of audio: every header ever sealed, every sequence, and whose address is the device's.
+//! The audio part of the model: every header that was used, every sequence, and the device's address.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,7 @@ pub(super) struct DeviceDatagram {
 }
 
 impl Model {
-    /// One datagram for the device.
+    /// The core sends a datagram to the device.
     pub(super) fn on_encrypted(&mut self, encrypted: &Encrypted, bytes: &[u8]) {
         let call = self.call.as_mut().expect("a call");
         assert_eq!((Some(encrypted.destination.addr), encrypted.datagram_len), (call.peer, bytes.len()));
@@ -41,7 +41,7 @@ impl Model {
         })
     }
 
-    /// The core has accepted a datagram from there.
+    /// The core has accepted a datagram from this address.
     pub(super) fn set_peer(&mut self, from: SocketAddr) {
         self.call.as_mut().expect("a call").peer = Some(from);
     }
@@ -70,7 +70,7 @@ impl Model {
         }
     }
 
-    /// Whether three datagrams in a row from there make it the device's address.
+    /// Whether the core accepts this address after three consecutive datagrams.
     pub(super) fn would_migrate(&self, from: SocketAddr, now: Instant) -> bool {
         let call = self.call.as_ref().expect("a call");
         let silent = call.peer_last_seen.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(2));

@@ -87,8 +87,8 @@ impl Drop for Trace {
     }
 }
 
-/// Runs `run(seed, record a trace)` for [`SEEDS`] seeds, or for `SIM_SEEDS` of them, or for `SIM_SEED` alone. All of `required`
-/// must be among what the runs have covered: a simulation that never gets there proves little.
+/// Calls `run(seed, record a trace)` for [`SEEDS`] seeds, or for `SIM_SEEDS` of them, or for `SIM_SEED` alone. Together, the runs
+/// must cover all of `required`.
 #[cfg(test)]
 pub(super) fn run_seeds(required: &[&'static str], run: impl Fn(u64, bool) -> BTreeSet<&'static str> + Sync) {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));

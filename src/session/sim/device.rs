@@ -1,4 +1,4 @@
-//! What the device does: over MQTT, over UDP, and with its connection.
+//! The actions of the device: over MQTT, over UDP, and with its connection.
 
 use super::*;
 use crate::proto::audio::UdpHeader;
@@ -43,7 +43,7 @@ impl Simulation {
         }
     }
 
-    /// A new connection of the same device: the shell lets it take over, or replaces the older one.
+    /// A new connection of the same device, which continues the call of the older one or replaces that connection.
     fn connect(&mut self) {
         let ip = self.rng.pick(&["192.0.2.7", "192.0.2.7", "192.0.2.8"]).parse().unwrap();
         let newer = self.shell.connect(ip, connect_packet(ID, 60));
@@ -83,7 +83,7 @@ impl Simulation {
         self.send_text(s, &format!(r#"{{"type":"{kind}","state":"start","n":{n}{id},"x":"{filler}"}}"#));
     }
 
-    /// Too many, or too long together.
+    /// Too many texts, or too many bytes.
     fn send_text_burst(&mut self, s: usize) {
         let filler = "x".repeat(self.rng.pick(&[0, LONG_TEXT_BYTES]));
         for _ in 0..self.rng.pick(&TEXT_BURST_SIZES) {
@@ -99,7 +99,7 @@ impl Simulation {
     fn disconnect(&mut self, s: usize) {
         self.log(format_args!("[{s}] DISCONNECT"));
         self.sessions[s].model.on_device_disconnect();
-        self.coverage.extend(self.sessions[s].model.is_closing().then_some("last words"));
+        self.coverage.extend(self.sessions[s].model.is_closing().then_some("text of a closing call"));
         self.drive(s, Input::Other, |core, cx| core.on_packet(Packet::Disconnect, cx));
     }
 
@@ -116,9 +116,9 @@ impl Simulation {
         let Some(mut datagram) = self.sessions[s].model.next_datagram() else { return };
         match self.rng.below(100) {
             0..55 => {}
-            // Lost on the way.
+            // Packets before it were lost.
             55..65 => datagram.sequence += self.rng.below(5) as u32,
-            // Twice, or late.
+            // A duplicate, or late.
             65..75 => datagram.sequence -= (self.rng.below(80) as u32).min(datagram.sequence - 1),
             // Corrupted.
             75..77 => datagram.sequence += 1_000_000,
@@ -132,14 +132,14 @@ impl Simulation {
         self.sessions[s].model.on_uplink(datagram, outcome, self.shell.now);
     }
 
-    /// Each from another port, so that nobody is ever three times in a row the same.
+    /// Each from another port, so that no address is validated.
     fn send_spoofed_audio(&mut self, s: usize, sequence: u32) {
         self.next_serial();
         let from = std::net::SocketAddr::new([203, 0, 113, 9].into(), 1_000 + (self.serial % 60_000) as u16);
         let sequence = sequence + self.rng.below(3) as u32;
         self.log(format_args!("[{s}] spoofed datagram {sequence} from {from}"));
         assert_eq!(self.uplink(s, sequence, from), Err(DropReason::ForeignSource));
-        // A short, a long, and a wrong one.
+        // Too short, too long, and of a wrong type.
         for bytes in [&mut [][..], &mut [1; 9], &mut [1; 2_000], &mut [9; 40]] {
             let ModelledSession { core, .. } = &mut self.sessions[s];
             let bad = UdpHeader::parse(bytes).unwrap_err();
@@ -148,12 +148,12 @@ impl Simulation {
         }
     }
 
-    /// The device's network changes under it: three datagrams from elsewhere.
+    /// The device's network changes: three datagrams from another address.
     fn migrate_address(&mut self, s: usize, sequence: u32) {
         let from = std::net::SocketAddr::new([198, 51, 100, 1].into(), 7_000 + self.rng.below(2) as u16);
         let adopts = self.sessions[s].model.would_migrate(from, self.shell.now)
             && self.shell.config.udp.peer_policy == PeerPolicy::Adaptive;
-        self.log(format_args!("[{s}] datagrams {sequence}.. from {from}, to be adopted: {adopts}"));
+        self.log(format_args!("[{s}] datagrams {sequence}.. from {from}, to be accepted: {adopts}"));
         for n in 0..3 {
             let outcome = self.uplink(s, sequence + n, from);
             self.coverage.extend((adopts && n == 2).then_some("adopted"));
@@ -167,7 +167,7 @@ impl Simulation {
         }
     }
 
-    /// What the chat server gets of one datagram.
+    /// Passes one datagram to the core, and returns the frame for the chat server.
     fn uplink(&mut self, s: usize, sequence: u32, from: std::net::SocketAddr) -> Result<Vec<u8>, DropReason> {
         let ModelledSession { core, model } = &mut self.sessions[s];
         let (ssrc, key) = model.ssrc_and_key();

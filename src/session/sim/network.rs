@@ -1,6 +1,6 @@
-//! The whole gateway but its sockets: several devices, their chat servers and the network between them, which delays,
-//! loses, doubles, reorders and resets. Servers crash, names do not resolve, the configuration changes, devices connect
-//! again and call each other, and at times the gateway itself does not run for a while.
+//! A simulation of the gateway without its sockets: several devices, their chat servers, and a network that delays, loses,
+//! duplicates, reorders and resets. Servers crash, names do not resolve, the configuration changes, devices reconnect and call each
+//! other, and sometimes the gateway process is stopped for a while.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -19,7 +19,7 @@ const DEVICES: usize = 4;
 const STEPS: usize = 400;
 const URLS: [&str; 3] = ["ws://a/", "ws://b/", "ws://c/"];
 
-/// What a run must come to, for all seeds together.
+/// What the runs of all seeds together must reach.
 const REQUIRED_COVERAGE: [&str; 24] = [
     "asked",
     "away in a drain",
@@ -52,16 +52,16 @@ fn every_seed_keeps_the_invariants_of_the_network() {
     choices::run_seeds(&REQUIRED_COVERAGE, |seed, trace| SimulatedNetwork::new(seed, trace).run());
 }
 
-/// Something on its way through the network, or a name on its way through the resolver.
+/// A message in the network, or a name in the resolver.
 #[derive(Debug)]
 enum InFlight {
-    /// Of the device's connection.
+    /// On the device's connection.
     Text(usize, String),
     Disconnect(usize),
     ConnectionLost(usize),
-    /// Of anybody, to the UDP port.
+    /// To the UDP port, for the call with this ssrc.
     Datagram(u32, Vec<u8>),
-    /// Of the chat server's connection with this number.
+    /// On the WebSocket with this number.
     DialResult(usize, u64, Result<(), BackendStage>),
     ServerText(usize, u64, String),
     ServerAudio(usize, u64, u64),
@@ -72,20 +72,21 @@ struct SimulatedNetwork {
     rng: Choices,
     shell: TestShell,
     device_calls: DeviceCallTable,
-    /// Every session there ever was.
+    /// All sessions so far.
     sessions: Vec<NetworkSession>,
-    /// Which of them is known under a device's client id.
+    /// The session that has the client id of a device.
     session_by_device: [Option<usize>; DEVICES],
     calls: Vec<NetworkCall>,
     in_flight: BTreeMap<(Instant, u64), InFlight>,
     serial: u64,
     servers_down: HashSet<String>,
-    /// Keys that were told in a hello reply, and every counter block that was used with a key on the way down.
+    /// The keys in hello replies.
     keys_sent: HashSet<[u8; 16]>,
-    /// What operators asked, of which session and since when.
+    /// Pending commands of operators by ticket: the session, and when they were sent.
     pending_commands: BTreeMap<u64, (usize, Instant)>,
-    /// The gateway drains: idle devices are gone by then.
+    /// The gateway is draining: idle devices are disconnected by then.
     drain_deadline: Option<Instant>,
+    /// Every counter block that was used with a key in the downlink.
     headers_used: HashSet<([u8; 16], [u8; HEADER_LEN])>,
     coverage: BTreeSet<&'static str>,
     trace: Trace,
@@ -127,7 +128,7 @@ impl SimulatedNetwork {
         if self.rng.percent(20) {
             return self.shutdown();
         }
-        // Everybody goes away, and time sorts out the rest.
+        // All devices disconnect, and all timers expire.
         for device in 0..DEVICES {
             if let Some(s) = self.session_by_device[device].filter(|s| self.sessions[*s].connected) {
                 self.drive(s, Core::on_connection_lost);
@@ -137,7 +138,7 @@ impl SimulatedNetwork {
             self.advance(1_000);
             self.check();
         }
-        assert_eq!(self.device_calls.deadline(), None, "nobody waits for anybody");
+        assert_eq!(self.device_calls.deadline(), None, "no call between devices is left over");
         self.check_all_finished()
     }
 
@@ -151,7 +152,7 @@ impl SimulatedNetwork {
             65..67 => self.change_config(),
             67..69 => self.operator_step(device),
             69..71 => {
-                // The process is stopped: what comes meanwhile is read when it goes on, before any alarm rings.
+                // The process is stopped. When it continues, what arrived meanwhile is read before timers are handled.
                 let ms = self.rng.pick(&[2_000, 10_000, 40_000]);
                 self.log(format_args!("does not run for {ms} ms"));
                 self.coverage.insert("not run");
@@ -166,7 +167,7 @@ impl SimulatedNetwork {
         }
     }
 
-    /// Time passes: mail arrives, then what is due is done.
+    /// Time passes: messages arrive, then timers are handled.
     fn advance(&mut self, ms: u64) {
         let until = self.shell.now + Duration::from_millis(ms);
         loop {
@@ -184,7 +185,7 @@ impl SimulatedNetwork {
                 let message = entry.remove();
                 self.deliver(message);
             }
-            // What is due may make another session's call end, and that one's time to go is over already.
+            // A timer may end the call of another session, whose drain deadline has passed.
             for _ in 0..2 {
                 (0..self.sessions.len()).for_each(|s| self.drive(s, Core::on_timeout));
                 let mut effects = Vec::new();
@@ -201,7 +202,7 @@ impl SimulatedNetwork {
         self.shell.now = self.shell.now.max(until);
     }
 
-    /// Hands something to the network.
+    /// Sends a message through the network.
     fn send(&mut self, after: Instant, message: InFlight) -> Instant {
         let delay = self.rng.pick(&[0, 1, 5, 20, 20, 80, 300, 1_500]);
         let arrives = after.max(self.shell.now + Duration::from_millis(delay));
@@ -210,7 +211,7 @@ impl SimulatedNetwork {
         arrives
     }
 
-    /// A byte stream keeps its order, and what is lost of it comes later.
+    /// A byte stream keeps its order.
     fn send_from_device(&mut self, s: usize, message: InFlight) {
         let after = self.sessions[s].last_uplink_arrival;
         self.sessions[s].last_uplink_arrival = self.send(after, message);
@@ -242,7 +243,7 @@ impl SimulatedNetwork {
             30..32 => self.send_text(s, r#"{"type":"abort"}"#.to_owned()),
             32..34 => self.send_from_device(s, InFlight::Disconnect(s)),
             34..38 => self.send_from_device(s, InFlight::ConnectionLost(s)),
-            // The older connection is dead, but nobody knows.
+            // The older connection is broken, but no side has noticed.
             38..42 if self.drain_deadline.is_none() => self.connect(device),
             42..43 => self.drive(s, Core::on_memory_limit),
             43..44 if self.drain_deadline.is_none() => self.open_idle_connection(device),
@@ -278,7 +279,7 @@ impl SimulatedNetwork {
                 continue;
             }
             for _ in 0..1 + self.rng.below(20) / 19 {
-                // Each takes its own time: later ones overtake.
+                // Datagrams have different delays, so they are reordered.
                 self.send(self.shell.now, InFlight::Datagram(ssrc as u32, datagram.clone()));
             }
         }
@@ -328,7 +329,7 @@ impl SimulatedNetwork {
         self.send_from_server(s, message);
     }
 
-    /// A chat server dies with all its connections, or is back.
+    /// A chat server crashes with all its connections, or works again.
     fn toggle_server_crash(&mut self) {
         let url = self.rng.pick(&URLS).to_owned();
         if self.servers_down.remove(&url) {
@@ -342,7 +343,7 @@ impl SimulatedNetwork {
                 continue;
             };
             let gone = BackendClosed::Failed(BackendFailure::new(BackendStage::Live, "reset"));
-            // It reaches us at once, or its system says nothing and pings must tell.
+            // The reset arrives, or only pings can detect the failure.
             if self.rng.percent(80) {
                 self.send_from_server(s, InFlight::ServerClosed(s, number, gone));
             }
@@ -378,7 +379,7 @@ fn mac(device: usize) -> Mac {
     Mac::from([2, 0, 0, 0, 0, device as u8])
 }
 
-/// What a chat server sends for the frame with this number.
+/// The frame of a chat server with this number.
 fn frame(number: u64) -> Vec<u8> {
     let payload = [&[0x08][..], &number.to_be_bytes()].concat();
     frame_with_header(number as u32, &payload)

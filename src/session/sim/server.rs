@@ -1,4 +1,4 @@
-//! What chat servers do, at any stage of a WebSocket.
+//! The actions of chat servers, in every state of a WebSocket.
 
 use super::*;
 use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD};

@@ -1,8 +1,8 @@
-//! Every way a call ends: who is told, with which id, once, and how the WebSocket is closed.
+//! All ends of a call: one goodbye to each side that is told, its session id, and the close code of the WebSocket.
 
 use super::*;
 
-/// How an end looks from outside: the reason, what the server is told and its close code, what the device is told.
+/// An end as seen from outside: the reason, the messages to the server and its close code, the messages to the device.
 fn assert_end(actions: &[Action], reason: EndReason, server: &[String], code: u16, device: &[&str]) {
     assert_eq!(summary(actions).reason, reason, "{actions:?}");
     assert_eq!(texts_to_server(actions), server, "{reason:?}");
@@ -146,7 +146,7 @@ fn a_message_without_a_call_is_answered_with_goodbye_but_not_every_one() {
     assert_eq!(scenario.device_sends(r#"{"type":"listen","session_id":"x"}"#), [goodbye("x")]);
     assert_eq!(scenario.device_sends(r#"{"type":"goodbye","session_id":"s1"}"#), []);
     assert_eq!(scenario.device_sends(r#"{"type":"mcp","payload":{"id":1,"result":{}}}"#), []);
-    // A call that never came about gave no id.
+    // This call was not answered, so the device does not know its id.
     scenario.device_sends(HELLO);
     scenario.device_sends(r#"{"type":"goodbye"}"#);
     assert_eq!(scenario.device_sends(r#"{"type":"listen"}"#), [goodbye("s1")]);
@@ -199,7 +199,7 @@ fn a_draining_gateway_disconnects_a_device_at_the_deadline_or_after_its_call() {
     assert_eq!(scenario.wait_timed(5000), [(1000, close())]);
     assert!(scenario.core.is_finished());
 
-    // A call keeps the device, however long it takes.
+    // During a call the device stays, however long that takes.
     let mut scenario = in_call_with_goodbye();
     scenario.shell.config.websocket.ping_interval = Duration::ZERO;
     assert_eq!(drain(&mut scenario, 1000), []);
@@ -209,7 +209,7 @@ fn a_draining_gateway_disconnects_a_device_at_the_deadline_or_after_its_call() {
     assert!(scenario.core.deadline().is_some_and(|at| at <= scenario.shell.now), "the alarm rings at once");
     assert_eq!(scenario.drive(Core::on_timeout), [close()]);
 
-    // A call that begins before the moment is served, and one hello may follow another.
+    // Calls that begin before the deadline are served.
     let mut scenario = Scenario::online();
     drain(&mut scenario, 1000);
     scenario.start_call();
@@ -217,7 +217,7 @@ fn a_draining_gateway_disconnects_a_device_at_the_deadline_or_after_its_call() {
     assert!(!scenario.wait(2000).contains(&close()));
     assert!(scenario.core.has_call());
 
-    // The end of such a call is the device's moment.
+    // The device is disconnected at the end of such a call.
     let mut scenario = Scenario::online();
     drain(&mut scenario, 1000);
     scenario.start_call();

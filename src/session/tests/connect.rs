@@ -1,4 +1,4 @@
-//! CONNECT to DISCONNECT: who is let in, what is answered, and what ends a connection.
+//! The device's connection: CONNECT and its checks, answers, DISCONNECT and protocol errors.
 
 use super::*;
 use crate::config::Secret;

@@ -1,4 +1,4 @@
-//! A call in which the other end is a device, not a chat server.
+//! Calls with another device.
 
 use super::*;
 use crate::proto::message;
@@ -20,7 +20,7 @@ impl Scenario {
         self.drive(Core::join_device_call)
     }
 
-    /// What becomes of a datagram of the device.
+    /// The Opus packet for the other device, or `None` if the device is answered with silence.
     fn uplink_to_device(
         &mut self,
         from: &str,
@@ -38,7 +38,7 @@ impl Scenario {
         }
     }
 
-    /// What the device hears of the other one, and where it goes.
+    /// The packet of the other device as this one decrypts it, and its destination.
     fn relay(&mut self, opus: &[u8]) -> Result<(SocketAddr, DecryptedPacket), DropReason> {
         let mut out = [0; audio::HEADER_LEN + audio::MAX_PAYLOAD];
         let encrypted = self.core.relay(opus, &mut out, &self.shell.config, self.shell.now)?;
@@ -76,7 +76,7 @@ fn the_chat_server_is_closed_and_the_device_is_told_nothing() {
         assert!(scenario.core.is_in_device_call() && scenario.core.has_call());
         assert_eq!(scenario.core.call().unwrap().session_id, Some("s1"));
         assert_eq!(scenario.core.call().unwrap().server, None);
-        // Nothing that is about chat servers comes due, and late news of one changes nothing.
+        // No timer for chat servers is set, and late events of one are ignored.
         assert_eq!(scenario.close_backend(failed(BackendStage::Live)), []);
         assert_eq!(scenario.server_sends(TTS_START), []);
         assert_eq!(scenario.drive(Core::on_backend_open), []);
@@ -143,7 +143,7 @@ fn relayed_audio_is_re_encrypted_with_its_own_sequence_and_follows_the_device() 
     assert_eq!(scenario.relay(b"\x58a"), Err(DropReason::NoPeer), "nowhere to send to yet");
     assert_eq!(scenario.uplink_to_device(DEVICE_UDP, 1, b"\x08one"), Ok(Some(b"\x08one".to_vec())));
     assert_eq!(scenario.relay(b"\x58b"), Ok((addr(DEVICE_UDP), (1, 0, b"\x58b".to_vec()))));
-    // Another port: the network between has a new mapping.
+    // Another port: a NAT has changed its mapping.
     assert_eq!(scenario.uplink_to_device("192.0.2.7:4999", 2, b"\x08two"), Ok(Some(b"\x08two".to_vec())));
     assert_eq!(scenario.relay(b"\x58c"), Ok((addr("192.0.2.7:4999"), (2, 0, b"\x58c".to_vec()))));
     assert_eq!(scenario.uplink_to_device(DEVICE_UDP, 2, b"\x08two"), Err(DropReason::Duplicate));

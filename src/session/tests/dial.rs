@@ -1,4 +1,4 @@
-//! One chat server after the other: what each is blamed for, and what is forgotten of it.
+//! Dials of several chat servers: which failures count against a server, and which state is reset by the next dial.
 
 use super::*;
 
@@ -74,7 +74,7 @@ fn a_resolve_failure_counts_against_the_server_and_a_full_dial_queue_does_not() 
     {
         let mut scenario = Scenario::online();
         scenario.device_sends(HELLO);
-        // It never got as far as connecting.
+        // It failed before the TCP connection was being opened.
         let actions = scenario.drive(|core, cx| core.on_backend_closed(failed(stage), cx));
         let failing =
             actions.iter().any(|action| matches!(action, Action::Log(LogEvent::ServerFailing { .. })));
@@ -115,7 +115,7 @@ fn audio_and_abort_before_the_answer_cost_nothing() {
 
 #[test]
 fn a_redial_forgets_the_previous_server() {
-    // Its name of the session.
+    // Its session id is reset.
     let mut scenario = Scenario::with_udp_peer();
     scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
@@ -129,7 +129,7 @@ fn a_redial_forgets_the_previous_server() {
         server_goodbye("s1", EndReason::DeviceGoodbye, 750)
     );
 
-    // That its time for a hello was over.
+    // The timeout of its hello is reset.
     let mut scenario = Scenario::with_udp_peer();
     scenario.shell.config.websocket.production = servers(&[A]);
     scenario.close_backend(failed(BackendStage::Live));
@@ -142,7 +142,7 @@ fn a_redial_forgets_the_previous_server() {
     assert_eq!(scenario.server_sends(TTS_START), []);
     assert_eq!(texts_to_device(&scenario.server_sends(SERVER_HELLO)), [TTS_START]);
 
-    // That text waited there for a datagram.
+    // The hold for the first datagram is reset.
     let mut scenario = Scenario::in_call();
     scenario.server_sends(TTS_START);
     scenario.close_backend(failed(BackendStage::Live));

@@ -1,4 +1,4 @@
-//! What is sealed on one side is opened on the other, whatever it is.
+//! Audio that one side encrypts is decrypted by the other.
 
 use proptest::prelude::*;
 
@@ -36,7 +36,7 @@ proptest! {
 
     #[test]
     fn a_datagram_that_was_changed_is_refused_or_changes_only_what_was_touched(payload in any_opus_packet(), at in any::<prop::sample::Index>(), with in 1..=255_u8) {
-        // Counter mode does not notice; the header is part of the counter, and its length and ssrc are checked.
+        // Counter mode does not detect changes. The header is the counter block, and its length and ssrc are checked.
         let mut scenario = Scenario::in_call();
         let from = UdpPeer { addr: addr("192.0.2.7:4000"), local_ip: None };
         let mut datagram = datagram(scenario.credentials_issued, 9, 7, &payload);

@@ -1,10 +1,10 @@
-//! A chat server fails in mid-call, and the call goes on with the next one.
+//! A chat server fails during a call, which continues with the next one.
 
 use super::*;
 
 const HELLO_2: &str = r#"{"type":"hello","session_id":"s2"}"#;
 
-/// The pauses before each redial, in milliseconds, while no server takes the call.
+/// The pauses before the redials, in milliseconds, while every server fails.
 fn redial_delays(scenario: &mut Scenario, count: usize) -> Vec<u64> {
     let mut pauses = Vec::new();
     while pauses.len() < count {
@@ -46,7 +46,7 @@ fn the_call_goes_on_with_the_next_server() {
         "speech that was cut off"
     );
 
-    // In the gap audio is dropped, text waits.
+    // During the pause audio is dropped, and text is queued.
     let abort = r#"{"type":"abort","session_id":"s1"}"#;
     assert_eq!(scenario.uplink(2, b"\x08two"), Err(DropReason::NoServer));
     assert_eq!(scenario.device_sends(abort), [Action::FlushAudio(0x1001)]);
@@ -61,7 +61,7 @@ fn the_call_goes_on_with_the_next_server() {
     assert_eq!(actions[1], Action::Log(goes_on));
     assert_eq!(actions[2..], [send_text(&LISTEN.replace("s1", "s2")), send_text(&abort.replace("s1", "s2"))]);
 
-    // The device keeps id, key and sequences; ids are mapped both ways.
+    // The device keeps its id, key and sequences; ids are translated in both directions.
     assert_eq!(scenario.server_sends(&TTS_START.replace("s1", "s2")), [publish(TTS_START)]);
     assert_eq!(scenario.device_sends(LISTEN), [send_text(&LISTEN.replace("s1", "s2"))]);
     assert_eq!(scenario.server_sends(r#"{"type":"llm"}"#), [publish(r#"{"session_id":"s1","type":"llm"}"#)]);
@@ -234,7 +234,7 @@ fn a_redialled_server_gets_the_full_timeouts() {
     let mut scenario = Scenario::with_udp_peer();
     scenario.close_backend(failed(BackendStage::Live));
     assert_eq!(scenario.wait(250), [redial(B)]);
-    // No connection: on after 3 s. No hello: once more after 3 s, on after 4 s.
+    // No connection: the next server after 3 s. No hello: repeated after 3 s, the next server after 4 s.
     assert_eq!(without_logs_and_counters(scenario.wait(3_000)), [Action::CloseBackend(1001)]);
     assert_eq!(scenario.wait(500), [redial(C)]);
     scenario.open_backend();
@@ -244,7 +244,7 @@ fn a_redialled_server_gets_the_full_timeouts() {
     );
     assert_eq!(scenario.wait(1_000), [redial(A)]);
 
-    // The only server may take longer, but not for ever.
+    // The only server has more time.
     let mut scenario = Scenario::with_udp_peer();
     scenario.shell.config.websocket.production = servers(&[A]);
     scenario.close_backend(failed(BackendStage::Live));
@@ -374,7 +374,7 @@ fn jitter_is_uniform_over_the_last_fifth_of_the_delay() {
     assert!(buckets.into_iter().all(|count| (15..=80).contains(&count)), "{buckets:?}");
 }
 
-/// Waits for the next redial, with a device that shows life; None when the call ends before.
+/// Waits for the next redial while the device sends packets; `None` if the call ends before.
 fn next_dial(scenario: &mut Scenario) -> Option<u64> {
     loop {
         scenario.core.refresh_keep_alive(scenario.shell.now);
@@ -394,7 +394,7 @@ fn next_dial(scenario: &mut Scenario) -> Option<u64> {
     }
 }
 
-/// A call of one server that gives up after so many milliseconds.
+/// A call with one server, and this time to give up redialling, in milliseconds.
 fn giving_up_after(ms: u64) -> Scenario {
     let mut scenario = Scenario::with_udp_peer();
     scenario.shell.config.websocket.production = servers(&[A]);
@@ -430,7 +430,7 @@ fn each_failure_of_a_server_that_works_is_followed_by_a_redial() {
                 scenario.core.refresh_keep_alive(scenario.shell.now);
             }
         }
-        // The pauses grow unless it lived for 10 s.
+        // The pauses grow unless the server was live for 10 s.
         let nominal = |n: i32| if live_ms < 10_000 { (250 << n.min(7)).min(30_000) } else { 250 };
         for (pause, full) in pauses.into_iter().zip((0..).map(nominal)) {
             assert!((full * 4 / 5..=full + 1).contains(&pause), "{give_up_ms}, {live_ms}: {pause}");
@@ -457,7 +457,7 @@ fn redialling_is_given_up_so_long_after_the_last_loss_and_not_before_one_redial_
         }
         assert_eq!(scenario.shell.elapsed_ms() - lost, give_up_ms, "{live_ms}");
     }
-    // The first redial comes after the time to give up: it is the only one.
+    // The first redial is after the time to give up, so it is the only one.
     let mut scenario = giving_up_after(100);
     let lost = scenario.shell.elapsed_ms();
     scenario.close_backend(failed(BackendStage::Live));
@@ -477,7 +477,7 @@ fn the_first_redial_is_not_cut_off_by_giving_up() {
     assert_eq!(scenario.wait(2_000), []);
     assert!(scenario.server_sends(SERVER_HELLO).contains(&Action::Count(Counter::Redialled)));
     assert_eq!(scenario.wait(5_000), []);
-    // One that gets no answer is: no other follows.
+    // If it is not answered, no other one follows.
     let lost = scenario.shell.elapsed_ms();
     scenario.close_backend(failed(BackendStage::Live));
     let dialled = next_dial(&mut scenario).unwrap();

@@ -1,4 +1,4 @@
-//! How a server frames audio: configured, or learnt from what it sends.
+//! The framing of a server's audio: configured, or learned from its frames.
 
 use super::*;
 use crate::config::Framing;
@@ -20,7 +20,7 @@ fn payloads(scenario: &Scenario, actions: &[Action]) -> Vec<Vec<u8>> {
 #[test]
 fn headers_are_taken_off_and_their_timestamps_carried_through() {
     let mut scenario = Scenario::with_udp_peer();
-    // Only bytes 8 to 16 count: known servers write other things into the first eight.
+    // The first eight bytes are ignored, since some servers put other values there.
     let mut frame = frame_with_header(0xfedc_ba98, b"\x08a");
     frame[..8].copy_from_slice(&[1, 0, 0, 2, 9, 9, 9, 9]);
     let heard = scenario.downlink(&frame).unwrap();
@@ -64,7 +64,7 @@ fn three_frames_without_a_header_mean_raw_framing() {
     assert_eq!(payloads(&scenario, &released), [b"\x08a", b"\x08b", b"\x08c"]);
     assert_eq!(released[1], publish(TTS_STOP));
     assert_eq!(scenario.uplink(3, b"\x08y"), Ok(b"\x08y".to_vec()));
-    // Remembered for that server, also by the next call.
+    // Stored for that server, and used by the next call.
     scenario.shell.config.websocket.production = servers(&[A]);
     scenario.start_call();
     assert_eq!(scenario.uplink(1, b"\x08y"), Ok(b"\x08y".to_vec()));

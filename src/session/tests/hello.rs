@@ -1,8 +1,8 @@
-//! From the device's hello to its reply: servers tried in turn, one deadline over all, and words when none is left.
+//! From the device's hello to its reply: servers are tried in order within one deadline, and the device is told if all fail.
 
 use super::*;
 
-/// What a device is told whose call never came about.
+/// The messages to a device whose call was not answered by any server.
 fn call_failed_actions(n: u8, reason: EndReason) -> Vec<Action> {
     let own = format!("own-{n}");
     let (status, why) = match reason {
@@ -150,7 +150,7 @@ fn a_stalled_server_is_abandoned_after_3_s_while_another_is_left() {
     scenario.device_sends(HELLO);
     assert_eq!(scenario.wait(2_999), []);
     let [hang_up, event] = dial_failed(A, BackendStage::Connect, "no answer in 3.0 s");
-    // No place among the dials, no name yet: that is not held against the server.
+    // A timeout in the queue of dials or in the resolver does not count as a failure of the server.
     assert_eq!(
         scenario.wait(1),
         [Action::Count(Counter::DialFailed(BackendStage::Connect)), hang_up, event, dial(B)]
@@ -159,7 +159,7 @@ fn a_stalled_server_is_abandoned_after_3_s_while_another_is_left() {
     let actions = scenario.wait(3_000);
     assert!(matches!(actions[1], Action::Log(LogEvent::ServerFailing { .. })));
     assert_eq!(actions.last(), Some(&dial(C)));
-    // The last one may use what remains of 8.5 s.
+    // The last one has what remains of 8.5 s.
     assert_eq!(scenario.wait(2_499), []);
     let actions = without_logs_and_counters(scenario.wait(1));
     assert_eq!(actions[2..5], call_failed_actions(1, EndReason::NoServer));
@@ -178,7 +178,7 @@ fn a_silent_server_gets_the_hello_again_and_is_abandoned_after_4_s_while_another
     scenario.wait(100);
     scenario.open_backend();
     assert_eq!(without_logs_and_counters(scenario.wait(3_000)), [send_text(HELLO_TO_SERVER)]);
-    // The last one has until the device must be told.
+    // The last one has until the device must get its reply.
     assert_eq!(without_logs_and_counters(scenario.wait(1_399)), []);
     assert_eq!(
         without_logs_and_counters(scenario.wait(1))[2..5],
@@ -241,7 +241,7 @@ fn a_server_that_speaks_without_a_hello_is_taken_as_live_after_4_s() {
     );
     let (_, heard) = scenario.uplink_from("192.0.2.7:4000", 1, b"\x08x").unwrap();
     assert_eq!(scenario.decrypt_datagrams(&heard), [(1, 5, b"\x08prompt".to_vec())]);
-    // Its hello comes after all: not forwarded, but its name for the session counts from now on.
+    // Its hello arrives late: it is not forwarded, but its session id is used from now on.
     assert_eq!(scenario.server_sends(SERVER_HELLO), [Action::Count(Counter::RepeatedHello)]);
     assert_eq!(scenario.server_sends(TTS_STOP), [publish(&TTS_STOP.replace("s1", "own-1"))]);
     assert_eq!(scenario.device_sends(&LISTEN.replace("s1", "own-1")), [send_text(LISTEN)]);
@@ -406,7 +406,7 @@ fn servers_that_failed_lately_are_tried_last_for_a_while() {
     scenario.close_backend(failed(BackendStage::Connect));
     scenario.open_backend();
     scenario.server_sends(SERVER_HELLO);
-    // b, c, a; then c, b, a; then a's turn comes, and it is passed over.
+    // The order is b, c, a, then c, b, a; then it is a's turn, but a comes last.
     assert_eq!(scenario.device_sends(HELLO).last(), Some(&dial(B)));
     assert_eq!(scenario.device_sends(HELLO).last(), Some(&dial(C)));
     assert_eq!(scenario.device_sends(HELLO).last(), Some(&dial(B)));
@@ -454,7 +454,7 @@ fn without_any_server_the_device_is_told_at_once() {
     assert_eq!(scenario.device_sends(HELLO)[2..5], call_failed_actions(1, EndReason::NoServer));
 }
 
-/// The dials that so many hellos cost, each with something else behind it.
+/// The number of dials for so many hellos, each followed by a different message.
 fn count_dials(scenario: &mut Scenario, hellos: usize, other: &str) -> usize {
     let mut actions = Vec::new();
     for _ in 0..hellos {
@@ -467,7 +467,7 @@ fn count_dials(scenario: &mut Scenario, hellos: usize, other: &str) -> usize {
 #[test]
 fn endless_hellos_cost_one_dial_per_second() {
     let mut scenario = Scenario::online();
-    // Replaced, or hung up, before they are answered.
+    // The calls are replaced or ended before they are answered.
     assert_eq!(count_dials(&mut scenario, 100, LISTEN), 32);
     scenario.wait(999);
     assert_eq!(scenario.device_sends(HELLO), [Action::Count(Counter::BadDeviceText)]);
@@ -475,7 +475,7 @@ fn endless_hellos_cost_one_dial_per_second() {
     assert_eq!(count_dials(&mut scenario, 100, r#"{"type":"goodbye"}"#), 1);
     scenario.wait(1_000);
     assert_eq!(count_dials(&mut scenario, 100, "[]"), 1);
-    // The one that was taken is served, and after an answer hellos are as good as ever.
+    // The last accepted hello is served, and after a reply hellos are not limited.
     scenario.open_backend();
     assert_eq!(texts_to_device(&scenario.server_sends(SERVER_HELLO)).len(), 1);
     assert_eq!(count_dials(&mut scenario, 100, "[]"), 32);

@@ -1,8 +1,8 @@
-//! Who is still there: pings, idle calls, and devices that are never heard.
+//! Liveness: pings, idle calls, and devices without audio.
 
 use super::*;
 
-/// Ignores keep alive: the device pings all the time.
+/// Waits while the device sends PINGREQ, so that its keep alive does not expire.
 fn wait_secs(scenario: &mut Scenario, seconds: u64) -> Vec<Action> {
     let mut out = Vec::new();
     for _ in 0..seconds {
@@ -78,7 +78,7 @@ fn a_call_without_audio_and_text_ends() {
         assert_eq!(wait_secs(&mut scenario, 299), []);
         activity(&mut scenario);
     }
-    // Neither bytes of the device nor a pong is audio or text.
+    // PINGREQs of the device and pongs of the server do not count as activity.
     assert_eq!(wait_secs(&mut scenario, 299), []);
     scenario.core.on_backend_activity(scenario.shell.now);
     assert_eq!(scenario.uplink(2, b"\x08x"), Err(DropReason::Duplicate));

@@ -1,4 +1,4 @@
-//! The device's tools: learnt once per connection, answered from memory, under ids that collide with nobody's.
+//! MCP: the tools are discovered once per connection and answered from the cache, and request ids are translated.
 
 use super::*;
 
@@ -24,7 +24,7 @@ impl Scenario {
         self.device_sends(&message::mcp_result(None, &id.to_string(), result))
     }
 
-    /// Connects and learns these pages of tools.
+    /// Connects and answers the discovery with these pages of tools.
     fn discover(&mut self, pages: &[&str]) -> Vec<Action> {
         self.connect();
         self.answer_request(FIRST_REQUEST_ID, r#"{"serverInfo":{}}"#);
@@ -36,7 +36,7 @@ impl Scenario {
     }
 }
 
-/// A request of the server, as the server writes it.
+/// A request of the server.
 fn server_request(id: &str, method: &str, params: Option<&str>) -> String {
     let params = params.map(|params| format!(r#","params":{params}"#)).unwrap_or_default();
     format!(
@@ -314,7 +314,7 @@ fn the_initialized_notification_is_consumed_only_when_we_answered_initialize() {
     assert_eq!(scenario.server_sends(initialized), [publish(initialized)]);
 }
 
-/// The id of the one request of ours among the actions.
+/// The id of the gateway's only request among the actions.
 fn asked(actions: &[Action]) -> u32 {
     message::parse_rpc(texts_to_device(actions)[0], message::Reader::Device)
         .unwrap()

@@ -1,4 +1,4 @@
-//! Stories of a device and its call, told with virtual time: what goes in, and exactly which actions come out.
+//! Tests of a core with virtual time: events go in, and exactly the expected actions must come out.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -39,7 +39,7 @@ const ID: &str = "GID_test@@@aa_bb_cc_dd_ee_ff@@@11111111-2222-4333-8444-5555555
 const DEVICE_IP: &str = "192.0.2.7";
 const HELLO: &str =
     r#"{"type":"hello","version":3,"transport":"udp","audio_params":{"format":"opus","sample_rate":16000}}"#;
-/// What becomes of it for the server.
+/// [`HELLO`] as the server gets it.
 const HELLO_TO_SERVER: &str = r#"{"type":"hello","version":2,"transport":"websocket","audio_params":{"format":"opus","sample_rate":16000}}"#;
 const SERVER_HELLO: &str =
     r#"{"type":"hello","transport":"websocket","session_id":"s1","audio_params":{"sample_rate":24000}}"#;
@@ -47,7 +47,7 @@ const TTS_START: &str = r#"{"session_id":"s1","type":"tts","state":"start"}"#;
 const TTS_STOP: &str = r#"{"session_id":"s1","type":"tts","state":"stop"}"#;
 const LISTEN: &str = r#"{"session_id":"s1","type":"listen","state":"start","mode":"auto"}"#;
 
-/// One device, its core, and a shell that does the least a shell must.
+/// One device with its core and a shell.
 struct Scenario {
     core: Core,
     shell: TestShell,
@@ -55,7 +55,7 @@ struct Scenario {
 }
 
 impl Scenario {
-    /// A connection of a device; three chat servers, and nothing asked about tools.
+    /// A new connection, three chat servers, and no tool discovery.
     fn new() -> Self {
         let mut config = Config::default();
         config.websocket.production = servers(&[A, B, C]);
@@ -64,21 +64,21 @@ impl Scenario {
         Self { core: Core::new(device_ip(), shell.now), shell, credentials_issued: 0 }
     }
 
-    /// A device that is let in.
+    /// A device that is connected and accepted.
     fn online() -> Self {
         let mut scenario = Self::new();
         scenario.connect();
         scenario
     }
 
-    /// A device in a call with server a, which named the session s1. It has sent no datagram.
+    /// A device in a call with server a, whose session id is s1. It has sent no datagram.
     fn in_call() -> Self {
         let mut scenario = Self::online();
         scenario.start_call();
         scenario
     }
 
-    /// The same, and one datagram has come.
+    /// As [`Scenario::in_call`], after the device's first datagram.
     fn with_udp_peer() -> Self {
         let mut scenario = Self::in_call();
         scenario.uplink(1, b"\x08one").unwrap();
@@ -95,7 +95,7 @@ impl Scenario {
         self.server_sends(SERVER_HELLO);
     }
 
-    /// What the core does, with the shell's part in letting in and granting.
+    /// Lets the core decide. The shell accepts the device and generates credentials when asked to.
     fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>)) -> Vec<Action> {
         let issued = &mut self.credentials_issued;
         let credentials = || {
@@ -127,13 +127,13 @@ impl Scenario {
         self.drive(|core, cx| core.on_backend_closed(gone, cx))
     }
 
-    /// The same device connects again from this address, whichever way the shell finds out first.
+    /// The same device connects again from this address, and its call continues.
     fn reconnect(&mut self, ip: &str) -> Vec<Action> {
         let newer = self.shell.connect(ip.parse().unwrap(), connect_packet(ID, 30));
         self.drive(|core, cx| core.take_over(newer, cx))
     }
 
-    /// The same device connects again, and no call is left to be taken over.
+    /// The same device connects again without a call to continue.
     fn connect_anew(&mut self) -> Vec<Action> {
         self.core = Core::new(device_ip(), self.shell.now);
         self.connect()
@@ -143,7 +143,7 @@ impl Scenario {
         self.drive(Core::on_connection_lost)
     }
 
-    /// Time passes, and whatever falls due is done when it is due.
+    /// Time passes, and each timer is handled when it expires.
     fn wait(&mut self, ms: u64) -> Vec<Action> {
         let until = self.shell.now + Duration::from_millis(ms);
         let mut out = Vec::new();
@@ -156,7 +156,7 @@ impl Scenario {
         out
     }
 
-    /// Like [`Scenario::wait`], and says at which millisecond of the story each action came.
+    /// As [`Scenario::wait`], with the time of each action in milliseconds since the start.
     fn wait_timed(&mut self, ms: u64) -> Vec<(u64, Action)> {
         let until = self.shell.now + Duration::from_millis(ms);
         let mut out = Vec::new();
@@ -176,7 +176,7 @@ impl Scenario {
         self.uplink_from(&format!("{DEVICE_IP}:4000"), sequence, payload).map(|(frame, _)| frame)
     }
 
-    /// A datagram from anywhere: what the server gets, and what was let go by it.
+    /// A datagram from this address: the frame for the server, and the actions that it caused.
     fn uplink_from(
         &mut self,
         from: &str,
@@ -191,7 +191,7 @@ impl Scenario {
         Ok((frame, out))
     }
 
-    /// A binary frame of the server: what leaves at once, or what was let go by it.
+    /// A binary frame of the server: the datagram that is sent at once, or the actions that it caused.
     fn downlink(&mut self, frame: &[u8]) -> Result<Vec<Action>, DropReason> {
         match self.shell.downlink(&mut self.core, frame)? {
             Some((encrypted, datagram)) => Ok(vec![Action::SendDatagram(encrypted, datagram)]),
@@ -199,7 +199,7 @@ impl Scenario {
         }
     }
 
-    /// The device decrypts: sequence, timestamp and payload of each datagram among the actions.
+    /// Sequence, timestamp and decrypted payload of each datagram among the actions.
     fn decrypt_datagrams(&self, actions: &[Action]) -> Vec<(u32, u32, Vec<u8>)> {
         let datagrams = actions.iter().filter_map(|action| match action {
             Action::SendDatagram(_, bytes) => Some(bytes),
@@ -209,7 +209,7 @@ impl Scenario {
     }
 }
 
-/// Without counters and log lines.
+/// The actions without counters and log events.
 fn without_logs_and_counters(actions: Vec<Action>) -> Vec<Action> {
     actions.into_iter().filter(|action| !matches!(action, Action::Count(_) | Action::Log(_))).collect()
 }
@@ -226,7 +226,7 @@ fn mac() -> Mac {
     "aa:bb:cc:dd:ee:ff".parse().unwrap()
 }
 
-/// The n-th grant of a story: nothing in it is like in the others.
+/// The n-th credentials. They differ from all others.
 pub(super) fn credentials(n: u8) -> CallCredentials {
     CallCredentials {
         ssrc: 0x1000 + u32::from(n),
@@ -277,7 +277,7 @@ fn dial_action(url: &str, fresh: bool) -> Action {
     }))
 }
 
-/// The reply to the device's hello, of the n-th grant.
+/// The reply to the device's hello with the n-th credentials.
 fn hello_reply(n: u8, session_id: &str, audio_params: &str) -> Action {
     let credentials = credentials(n);
     publish(&message::hello_reply(&message::HelloReply {
@@ -302,7 +302,7 @@ fn failed(stage: BackendStage) -> BackendClosed {
     BackendClosed::Failed(BackendFailure::new(stage, "broken"))
 }
 
-/// The summary among the actions: there is exactly one.
+/// The only summary among the actions.
 fn summary(actions: &[Action]) -> &CallSummary {
     let mut ends = actions.iter().filter_map(|action| match action {
         Action::CallEnded(summary) => Some(&**summary),

@@ -1,4 +1,4 @@
-//! What waits for what: the hello reply, the device's first datagram, speech and its end.
+//! Order of messages: the hello reply, the hold for the first datagram, speech and its end.
 
 use super::*;
 
@@ -117,7 +117,7 @@ fn an_abort_flushes_held_audio_and_releases_text() {
     let aborted = Action::Count(Counter::Dropped(DropReason::Aborted));
     let flush = Action::FlushAudio(0x1001);
     assert_eq!(scenario.device_sends(abort), [aborted, flush, publish(TTS_STOP), send_text(abort)]);
-    // Nothing waits any more, so the time to wait has not begun.
+    // Nothing is held any longer, so the timer of the hold is not set.
     scenario.wait(3_000);
     assert_eq!(scenario.server_sends(TTS_START), [], "this still waits");
     assert_eq!(scenario.wait(2_000), [publish(TTS_START)]);

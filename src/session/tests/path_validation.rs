@@ -1,11 +1,11 @@
-//! Where a device's datagrams come from: its own address on any port, another one only when it has proved itself.
+//! The source of the device's datagrams: any port of its own address, and other addresses after their validation.
 
 use super::*;
 use crate::config::PeerPolicy;
 
 const FROM_MQTT_IP: &str = "192.0.2.7:4000";
 const FROM_OTHER_IP: &str = "198.51.100.9:5000";
-/// One Opus configuration, and another.
+/// Two Opus configurations.
 const OPUS: &[u8] = b"\x08abc";
 const OTHER_CONFIG_OPUS: &[u8] = b"\x58abc";
 
@@ -19,7 +19,7 @@ impl Scenario {
         assert!(self.uplink_from(from, sequence, OPUS).is_ok(), "{from} {sequence}");
     }
 
-    /// Where downlink audio goes.
+    /// The destination of downlink audio.
     fn downlink_destination(&mut self) -> SocketAddr {
         let actions = self.downlink(&frame_with_header(1, OPUS)).unwrap();
         let [Action::SendDatagram(encrypted, _)] = &actions[..] else { panic!("{actions:?}") };
@@ -34,7 +34,7 @@ fn a_new_port_of_the_devices_address_is_followed_at_once() {
     assert_eq!(scenario.downlink_destination(), addr(FROM_MQTT_IP));
     scenario.assert_accepted("192.0.2.7:4001", 2);
     assert_eq!(scenario.downlink_destination(), addr("192.0.2.7:4001"));
-    // But only by a newer sequence.
+    // An old sequence does not change the address.
     assert_eq!(scenario.uplink_from(FROM_MQTT_IP, 1, OPUS), Err(DropReason::Duplicate));
     assert_eq!(scenario.downlink_destination(), addr("192.0.2.7:4001"));
 }
@@ -67,7 +67,7 @@ fn a_foreign_address_is_validated_only_while_the_known_one_is_silent() {
     scenario.assert_foreign(FROM_OTHER_IP, 4, OPUS);
     scenario.assert_accepted(FROM_OTHER_IP, 5);
     assert_eq!(scenario.downlink_destination(), addr(FROM_OTHER_IP));
-    // The device's own address wins it back at once.
+    // The device's own address is accepted at once.
     scenario.assert_accepted(FROM_MQTT_IP, 6);
     assert_eq!(scenario.downlink_destination(), addr(FROM_MQTT_IP));
 }
@@ -190,7 +190,7 @@ fn any_packet_in_between_restarts_the_validation() {
         scenario.assert_foreign(FROM_OTHER_IP, 5, OPUS);
         scenario.assert_accepted(FROM_OTHER_IP, 6);
     }
-    // Another Opus configuration than the device's, and what came before it was silent long enough.
+    // A packet with another Opus configuration, and packets before the known source was silent long enough, do not count.
     let mut scenario = Scenario::in_call();
     scenario.assert_accepted(FROM_MQTT_IP, 1);
     scenario.wait(2_000);

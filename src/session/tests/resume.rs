@@ -1,4 +1,4 @@
-//! The device's MQTT connection is lost in mid-call, and comes back or does not.
+//! Loss of the device's MQTT connection during a call, with and without a reconnection.
 
 use super::*;
 
@@ -10,7 +10,7 @@ fn a_call_is_kept_and_taken_over() {
     let away = [Action::Log(LogEvent::ConnectionLost(GRACE)), Action::CloseDevice(CloseReason::Disconnected)];
     assert_eq!(scenario.lose_connection(), away);
     assert!(scenario.core.has_call() && !scenario.core.is_online() && !scenario.core.is_closed());
-    // Text for it waits, audio goes on both ways.
+    // Texts for the device are queued, and audio continues in both directions.
     assert_eq!(scenario.server_sends(TTS_STOP), []);
     assert_eq!(scenario.server_sends(r#"{"type":"llm"}"#), []);
     assert_eq!(scenario.downlink(&frame_with_header(1, b"\x08a")).unwrap().len(), 1);
@@ -23,7 +23,7 @@ fn a_call_is_kept_and_taken_over() {
     assert!(scenario.core.is_online());
     assert_eq!(scenario.device_sends(LISTEN), [send_text(LISTEN)]);
     assert_eq!(scenario.server_sends(TTS_START), [publish(TTS_START)]);
-    // The new connection's keep alive counts: 30 s.
+    // The keep alive of the new connection is used: 30 s.
     assert_eq!(scenario.wait(45_000).last(), Some(&Action::CloseDevice(CloseReason::KeepAlive)));
 }
 
@@ -174,7 +174,7 @@ fn the_text_of_a_closing_call_survives_a_new_connection() {
     assert!(scenario.core.is_finished());
 }
 
-/// It was said to be queued.
+/// The message is not reported as queued.
 #[test]
 fn an_operators_message_that_overflows_the_queue_of_a_disconnected_device_is_not_delivered() {
     let mut scenario = Scenario::with_udp_peer();

@@ -1,10 +1,10 @@
-//! What comes in a phase that has no use for it, and what does not outlive its phase.
+//! Events in phases in which they have no effect, and state that ends with its phase.
 
 use super::*;
 use crate::proto::mqtt::ConnectReturnCode;
 
 impl Scenario {
-    /// Without the shell's part in letting in and granting.
+    /// Lets the core decide. The shell does not react to the actions.
     fn drive_only<T>(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> (T, Vec<Action>) {
         let mut out = Vec::new();
         let value = self.shell.decide(&mut self.core, &mut out, decide);
@@ -179,7 +179,7 @@ fn a_command_outlives_the_hello_behind_it() {
 
 type Reconnect = fn(&mut Scenario);
 
-/// Every way a device loses its connection and comes back.
+/// All ways to lose the connection and to reconnect.
 fn reconnections() -> [(&'static str, Reconnect); 3] {
     [
         ("without a call", |scenario| {

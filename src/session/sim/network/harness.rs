@@ -1,31 +1,31 @@
-//! What the shell does for cores and for calls between devices, and what must hold whenever it has done it.
+//! The shell's part in the simulated network: it carries out actions and the effects of calls between devices, and checks them.
 
 use std::net::SocketAddr;
 
 use super::*;
 
-/// More than any core may keep: its queues are full.
+/// More bytes than a core with full queues retains.
 pub(super) const MAX_RETAINED_BYTES: usize = 1024 * 1024;
 
-/// One session of a device: its connection, its core, its chat server's connection.
+/// One session of a device: its connection, its core and its WebSocket.
 pub(super) struct NetworkSession {
     pub(super) core: Core,
     pub(super) device: usize,
     pub(super) connected: bool,
     pub(super) websocket: Option<NetworkWebSocket>,
-    /// When the last that the device sent arrives.
+    /// When the last message of the device arrives.
     pub(super) last_uplink_arrival: Instant,
     pub(super) since: Instant,
-    /// Another session took its device.
+    /// Another session replaced this one.
     pub(super) replaced: bool,
 }
 
-/// A chat server's connection, or the attempt at one.
+/// A WebSocket to a chat server, open or being opened.
 pub(super) struct NetworkWebSocket {
     pub(super) number: u64,
     pub(super) url: String,
     pub(super) open: bool,
-    /// When the last that the server sent arrives.
+    /// When the last message of the server arrives.
     pub(super) last_downlink_arrival: Instant,
     pub(super) hello_sent: bool,
     pub(super) dialled_at: Instant,
@@ -48,25 +48,25 @@ impl NetworkSession {
     }
 }
 
-/// A call that was granted; its place in the list is its ssrc.
+/// A call. Its index in the list is its ssrc.
 pub(super) struct NetworkCall {
     pub(super) device: usize,
     pub(super) key: [u8; 16],
     /// The id in the hello reply.
     pub(super) session_id: Option<String>,
-    /// Datagrams the device sent, and the newest that was let through.
+    /// The number of datagrams that the device sent, and the highest accepted one.
     pub(super) datagrams_sent: u32,
     last_sequence_accepted: u32,
     pub(super) ended: bool,
-    /// Datagrams for the device.
+    /// The number of datagrams for the device.
     datagrams_received: u32,
-    /// The device hung up: it expects no goodbye.
+    /// The device hung up, so it gets no goodbye.
     hung_up: bool,
     goodbyes: u32,
 }
 
 impl SimulatedNetwork {
-    /// A new connection: it takes over a call, or replaces the older one, as in `net::admission`.
+    /// A new connection: it continues the call of the older one, or replaces that connection, as in `net::gateway::admission`.
     pub(super) fn connect(&mut self, device: usize) {
         let mac_ = mac(device).underscored();
         let id = format!("GID_test@@@{mac_}@@@{mac_}");
@@ -76,7 +76,7 @@ impl SimulatedNetwork {
         if let Some(older) = older.filter(|s| keep && self.sessions[*s].core.has_call()) {
             self.log(format_args!("[{older}] device {device} is back"));
             self.coverage.insert("resumed");
-            // What the older connection had under way is lost with it.
+            // Messages in flight on the older connection are lost.
             self.in_flight.retain(|_, message| !matches!(message, InFlight::Text(s, _) | InFlight::Disconnect(s) | InFlight::ConnectionLost(s) if *s == older));
             (self.sessions[older].connected, self.sessions[older].last_uplink_arrival) =
                 (true, self.shell.now);
@@ -100,7 +100,7 @@ impl SimulatedNetwork {
                 if let Some(ssrc) = self.sessions[s].core.ssrc().filter(|_| text.contains("goodbye")) {
                     self.calls[ssrc as usize].hung_up = true;
                 }
-                // What belongs to no call is answered with a goodbye that ends none.
+                // A message outside a call is answered with a goodbye that ends no call.
                 let stray = !self.sessions[s].core.has_call();
                 let before: u32 = self.calls.iter().map(|call| call.goodbyes).sum();
                 self.drive(s, |core, cx| core.on_packet(publish_packet(text.as_bytes()), cx));
@@ -149,7 +149,7 @@ impl SimulatedNetwork {
             InFlight::ServerClosed(s, number, gone) if self.is_current_websocket(s, number) => {
                 self.close_websocket(s, gone)
             }
-            // It comes to a connection that is no more.
+            // Its connection is closed.
             _ => {}
         }
     }
@@ -164,7 +164,7 @@ impl SimulatedNetwork {
     }
 
     fn websocket(&mut self, s: usize) -> &mut NetworkWebSocket {
-        self.sessions[s].websocket.as_mut().expect("it is present")
+        self.sessions[s].websocket.as_mut().expect("it was checked before")
     }
 
     fn uplink(&mut self, ssrc: u32, mut datagram: Vec<u8>) {
@@ -181,14 +181,14 @@ impl SimulatedNetwork {
         };
         match outcome {
             Err(DropReason::Duplicate | DropReason::Late | DropReason::TooOld) => {
-                assert!(expected.is_some(), "a new packet was taken for an old one");
+                assert!(expected.is_some(), "a new packet was not accepted");
                 self.coverage.insert("twice");
                 return;
             }
             Err(DropReason::NoServer) => call.last_sequence_accepted = sequence,
             Err(other) => panic!("{other:?}"),
             Ok(_) => {
-                assert!(expected.is_none(), "each packet once, and only forwards");
+                assert!(expected.is_none(), "each packet is accepted once and in order");
                 call.last_sequence_accepted = sequence;
             }
         }
@@ -206,7 +206,8 @@ impl SimulatedNetwork {
     }
 
     fn relay(&mut self, s: usize, opus: &[u8]) {
-        let peer = self.device_calls.peer(mac(self.sessions[s].device)).expect("who talks has a peer");
+        let peer =
+            self.device_calls.peer(mac(self.sessions[s].device)).expect("a connected device has a peer");
         let other = self.session_of(peer).expect("it has a session");
         let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
         if let Ok(encrypted) =
@@ -217,7 +218,7 @@ impl SimulatedNetwork {
         }
     }
 
-    /// One datagram that leaves for the device of this session.
+    /// Checks one datagram for the device of this session.
     fn check_encrypted(&mut self, s: usize, bytes: &[u8]) {
         let header = UdpHeader::parse(bytes).unwrap();
         assert_eq!(self.sessions[s].core.ssrc(), Some(header.ssrc), "encrypted for its own device");
@@ -230,7 +231,7 @@ impl SimulatedNetwork {
 
     // ----- actions ------------------------------------------------------------------------------------------------
 
-    /// Lets a core decide, does what it says, and sees that each call that ended by it was ended properly.
+    /// Lets a core decide, carries out its actions, and checks that each ended call got its goodbye.
     pub(super) fn drive(&mut self, s: usize, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
         let mut out = Vec::new();
         self.shell.decide(&mut self.sessions[s].core, &mut out, decide);
@@ -240,7 +241,7 @@ impl SimulatedNetwork {
             self.log(format_args!("[{s}]   {action:?}"));
             self.coverage.extend(coverage_point(&action));
             if let Action::CallEnded(summary) = &action {
-                ended.push((summary.ssrc.expect("it was granted") as usize, summary.reason));
+                ended.push((summary.ssrc.expect("it has credentials") as usize, summary.reason));
             }
             self.apply_action(s, action);
         }
@@ -278,7 +279,7 @@ impl SimulatedNetwork {
                     .websocket
                     .as_ref()
                     .filter(|ws| ws.open)
-                    .expect("said to somebody")
+                    .expect("an open WebSocket")
                     .number;
                 if text.contains(r#""hello""#) && self.rng.percent(90) {
                     let id = self.rng.percent(80).then(|| format!(r#","session_id":"srv-{number}""#));
@@ -288,7 +289,7 @@ impl SimulatedNetwork {
             }
             Action::SendPing => {
                 let url =
-                    self.sessions[s].websocket.as_ref().map(|ws| ws.url.clone()).expect("pinged somebody");
+                    self.sessions[s].websocket.as_ref().map(|ws| ws.url.clone()).expect("an open WebSocket");
                 if !self.servers_down.contains(&url) {
                     self.sessions[s].core.on_backend_activity(self.shell.now);
                 }
@@ -300,7 +301,7 @@ impl SimulatedNetwork {
             }
             Action::SendDatagram(_, bytes) => self.check_encrypted(s, &bytes),
             Action::CallEnded(summary) => {
-                let ssrc = summary.ssrc.expect("it was granted") as usize;
+                let ssrc = summary.ssrc.expect("it has credentials") as usize;
                 assert!(!std::mem::replace(&mut self.calls[ssrc].ended, true), "a call ends once");
                 assert!(self.sessions[s].websocket.is_none(), "no WebSocket outlives its call");
                 if matches!(summary.state, CallState::Ringing | CallState::InDeviceCall) {
@@ -324,17 +325,20 @@ impl SimulatedNetwork {
     }
 
     fn on_publish(&mut self, s: usize, text: &str) {
-        assert!(self.sessions[s].connected && !self.sessions[s].replaced, "told to nobody: {text}");
+        assert!(
+            self.sessions[s].connected && !self.sessions[s].replaced,
+            "sent to a closed connection: {text}"
+        );
         let value: serde_json::Value = serde_json::from_str(text).unwrap();
         let call = self.sessions[s].core.ssrc().map(|ssrc| ssrc as usize);
         match value["type"].as_str() {
             Some("hello") => {
                 let id = value["session_id"].as_str().unwrap().to_owned();
                 let key = value["udp"]["key"].as_str().unwrap();
-                // When all servers have failed, the hello's own call is over already.
+                // If all servers have failed, the call of this hello has ended already.
                 let told =
                     self.calls.iter_mut().rev().find(|call| data_encoding::HEXLOWER.encode(&call.key) == key);
-                let told = told.expect("a key that was minted");
+                let told = told.expect("a known key");
                 assert_eq!(told.session_id.replace(id), None, "one hello reply per call");
                 assert!(self.keys_sent.insert(told.key), "no key is used for two hellos");
             }
@@ -347,7 +351,7 @@ impl SimulatedNetwork {
                     .find(|call| call.session_id.as_deref() == Some(id) && !call.ended);
                 match (named, call) {
                     (Some(named), _) => named.goodbyes += 1,
-                    // An answer to what came without a call, or after it was hung up.
+                    // The answer to a message outside a call, or after the device hung up.
                     (None, call) => assert!(call.is_none_or(|ssrc| self.calls[ssrc].hung_up), "{text}"),
                 }
             }
@@ -356,7 +360,7 @@ impl SimulatedNetwork {
     }
 
     fn dial(&mut self, s: usize, url: String) {
-        assert!(self.sessions[s].websocket.is_none(), "the one before is hung up first");
+        assert!(self.sessions[s].websocket.is_none(), "the previous WebSocket is closed first");
         self.serial += 1;
         let number = self.serial;
         let (open, greeted, now) = (false, false, self.shell.now);
@@ -374,7 +378,7 @@ impl SimulatedNetwork {
         };
         self.sessions[s].websocket = Some(ws);
         let outcome = match self.rng.below(20) {
-            // The resolver, the server's network or the server says nothing for ever.
+            // The resolver, the network or the server never answers.
             0..2 => return,
             2 => Err(BackendStage::Resolve),
             _ if self.servers_down.contains(&url) => Err(BackendStage::Connect),
