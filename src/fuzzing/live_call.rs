@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::proto::audio::Cipher;
-use crate::session::testing::{SentDatagram, TestShell, connect_packet, publish_packet, servers};
+use crate::session::harness::{SentDatagram, TestShell, connect_packet, publish_packet, servers};
 use crate::session::{Action, CallCredentials, Context, Core, DropReason, Uplink};
 
 pub(super) const SSRC: u32 = 0x0102_0304;

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::proto::audio::UdpHeader;
 use crate::proto::message::{JsonObject, Reader, peek};
 use crate::proto::mqtt::decode;
-use crate::session::testing::{TestShell, connect_packet, encrypt_datagram, publish_packet, servers};
+use crate::session::harness::{TestShell, connect_packet, encrypt_datagram, publish_packet, servers};
 use crate::session::{
     Action, Admission, BackendClosed, BackendFailure, BackendStage, Context, Core, Delivery,
 };

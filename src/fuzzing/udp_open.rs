@@ -13,7 +13,7 @@ use crate::proto::audio::{
     HEADER_LEN, MAX_PAYLOAD, ReplayWindow, SequenceVerdict, UdpHeader, opus_config, ws_frame_header,
 };
 use crate::session::DropReason;
-use crate::session::testing::encrypt_datagram;
+use crate::session::harness::encrypt_datagram;
 
 /// First a byte of settings, then datagrams. Each starts with a byte that says how it is made:
 ///

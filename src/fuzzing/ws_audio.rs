@@ -6,7 +6,7 @@ use super::FieldReader;
 use super::live_call::{KEY, LiveCall, MQTT_IP, SSRC};
 use crate::config::Config;
 use crate::proto::audio::{HEADER_LEN, parse_ws_frame, ws_frame_header};
-use crate::session::testing::{decrypt_datagram, encrypt_datagram, frame_with_header};
+use crate::session::harness::{decrypt_datagram, encrypt_datagram, frame_with_header};
 use crate::session::{Action, Core, Counter, DropReason};
 
 /// First a byte of settings, then frames. Each starts with a byte that says how it is made, and a byte for its length:

@@ -45,11 +45,11 @@ pub use server_health::{ServerHealth, WireFraming};
 
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]
-#[cfg_attr(not(test), allow(dead_code))]
-pub(crate) mod sim;
+pub(crate) mod harness;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]
-pub(crate) mod testing;
+#[cfg_attr(not(test), allow(dead_code))]
+pub(crate) mod sim;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

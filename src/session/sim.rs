@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::testing::{TestShell, connect_packet, publish_packet, servers};
+use super::harness::{TestShell, connect_packet, publish_packet, servers};
 use super::*;
 use crate::config::{Config, PeerPolicy};
 use choices::{Choices, Trace};

@@ -149,7 +149,7 @@ mod tests {
     use crate::config::Config;
     use crate::proto::message::Reader;
     use crate::session::Admission;
-    use crate::session::testing::{TestShell, connect_packet, publish_packet};
+    use crate::session::harness::{TestShell, connect_packet, publish_packet};
     use crate::session::tests::credentials;
 
     /// A core, and the actions of the last decision.

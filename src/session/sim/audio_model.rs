@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::model::Model;
 use super::*;
-use crate::session::testing::decrypt_datagram;
+use crate::session::harness::decrypt_datagram;
 
 /// The next datagram of the device.
 #[derive(Clone, Copy)]

@@ -3,7 +3,7 @@
 use super::*;
 use crate::proto::audio::UdpHeader;
 use crate::proto::mqtt::Packet;
-use crate::session::testing::encrypt_datagram;
+use crate::session::harness::encrypt_datagram;
 
 impl Simulation {
     pub(super) fn device_step(&mut self) {

@@ -8,7 +8,7 @@ use super::*;
 use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD, UdpHeader};
 use crate::proto::identity::Mac;
 use crate::proto::mqtt::Packet;
-use crate::session::testing::{encrypt_datagram, frame_with_header};
+use crate::session::harness::{encrypt_datagram, frame_with_header};
 use harness::{NetworkCall, NetworkSession};
 
 mod harness;

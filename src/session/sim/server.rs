@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD};
-use crate::session::testing::frame_with_header;
+use crate::session::harness::frame_with_header;
 
 impl Simulation {
     pub(super) fn server_step(&mut self) {

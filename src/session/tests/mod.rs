@@ -10,7 +10,7 @@ use crate::proto::audio::{self, UdpHeader};
 use crate::proto::identity::Mac;
 use crate::proto::message;
 use crate::proto::mqtt::Packet;
-use testing::{
+use harness::{
     TestShell, connect_packet, decrypt_datagram, encrypt_datagram, frame_with_header, publish_packet, servers,
 };
 
