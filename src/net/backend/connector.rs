@@ -9,7 +9,7 @@ use std::sync::Arc;
 use mio::Waker;
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming, WriteBufferFull};
+use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming};
 use crate::net::backend::context_pool::ContextPool;
 use crate::net::backend::resolver::{Lookup, Resolver};
 use crate::net::backend::tls_clients::TlsClients;
@@ -37,7 +37,8 @@ pub(crate) struct Connector {
     /// Dials that count against `max_dials`.
     dialing: usize,
     tls_clients: TlsClients,
-    context_pool: ContextPool,
+    /// Lent to a WebSocket while a message is on its way in or out.
+    pub(crate) context_pool: ContextPool,
     /// Borrowed by the WebSocket that is read.
     read_buffer: Vec<u8>,
 }
@@ -296,15 +297,6 @@ impl Connector {
             let _ = backend.ping(&mut self.context_pool);
             sessions.mark_dirty(id);
         }
-    }
-
-    /// Queues a binary frame; none when there is no WebSocket.
-    pub(crate) fn send_audio(
-        &mut self,
-        backend: Option<&mut BackendConnection>,
-        frame: &[u8],
-    ) -> Option<Result<(), WriteBufferFull>> {
-        Some(backend?.send_audio(frame, &mut self.context_pool))
     }
 
     /// Writes what is queued. False when the connection is broken, which its next read will tell.
