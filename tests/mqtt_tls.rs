@@ -217,20 +217,20 @@ fn certificate_file_errors_are_reported_at_start() {
         (
             Vec::new(),
             key.clone(),
-            vec!["cert_file", "cert.pem is no list of PEM certificates: there is none"],
+            vec!["cert_file", "cert.pem is not a list of PEM certificates: there is none"],
         ),
         (
             b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec(),
             key.clone(),
-            vec!["cert.pem is no list"],
+            vec!["cert.pem is not a list"],
         ),
         (key.clone(), key.clone(), vec!["there is none in it"]),
-        (cert.clone(), Vec::new(), vec!["key_file", "key.pem holds no PEM private key: there is none"]),
-        (cert.clone(), cert.clone(), vec!["key.pem holds no PEM private key: there is none"]),
+        (cert.clone(), Vec::new(), vec!["key_file", "key.pem contains no PEM private key: there is none"]),
+        (cert.clone(), cert.clone(), vec!["key.pem contains no PEM private key: there is none"]),
         (
             cert.clone(),
             b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n".to_vec(),
-            vec!["key.pem holds no PEM private key"],
+            vec!["key.pem contains no PEM private key"],
         ),
         (cert.clone(), encrypted, vec!["is encrypted", &command(&files.key())]),
         (cert.clone(), classic, vec!["is encrypted", &command(&files.key())]),
@@ -274,7 +274,12 @@ fn certificates_that_devices_may_reject_are_warned_about_but_served() {
             "early.example",
             Some("WARN mqtt.tls: the certificate for early.example is not valid before"),
         ),
-        (&alone, alone.certificate_pem(), "alone.example", Some("without its issuer, Test intermediate")),
+        (
+            &alone,
+            alone.certificate_pem(),
+            "alone.example",
+            Some("not followed by that of its issuer, Test intermediate"),
+        ),
         (&whole, with(&whole, &intermediate), "whole.example", None),
     ] {
         fs::write(files.cert(), pem).unwrap();
@@ -449,8 +454,8 @@ fn input_that_is_not_tls_is_closed_at_once_and_logged_at_a_limited_rate() {
         drop(tcp_connect(mqtts_addr(&gateway)));
     }
     files.device(&gateway, 1).mqtt.assert_nothing_pending();
-    assert!(log.wait_for_line("INFO").contains("it does not begin with TLS: first byte 0x10"));
-    // Other tests of this file may log a line of their own.
+    assert!(log.wait_for_line("INFO").contains("the peer does not speak TLS: its first byte is 0x10"));
+    // Other tests of this file may bring a line of their own.
     assert!(log.count("INFO") < 4);
     // TLS on the plain port.
     let start = Instant::now();

@@ -1,6 +1,5 @@
-//! One visit to a chat server, outside of the loop: dialled, upgraded and read by the code that calls use, but waited for.
-//!
-//! It is how `check` looks at a server exactly as the gateway would.
+//! A blocking client of a chat server, for `check`. It uses the same code as the gateway's calls, so that it finds what the
+//! gateway would find.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,36 +16,36 @@ use crate::session::{BackendClosed, BackendFailure, BackendStage, DialRequest};
 
 const SERVER: Token = Token(0);
 
-/// An open WebSocket to a chat server, for one thread that has nothing else to do.
-pub struct BlockingClient {
+/// An open WebSocket to a chat server. Its methods block the thread.
+pub(crate) struct BlockingClient {
     poll: Poll,
     backend: BackendConnection,
     contexts: ContextPool,
 }
 
-/// How far a dial came.
-pub struct DialReport {
-    /// The stages that were done, of `connect`, `tls` and `upgrade`, and how long each took.
+/// How far a dial has come.
+pub(crate) struct DialReport {
+    /// The completed stages, of `connect`, `tls` and `upgrade`, and how long each took.
     pub stages: Vec<(BackendStage, Duration)>,
     /// The open WebSocket, or the stage that failed.
     pub outcome: Result<BlockingClient, BackendFailure>,
 }
 
-/// What a chat server says.
+/// What a chat server sent.
 #[derive(Debug, PartialEq, Eq)]
-pub enum ServerMessage {
+pub(crate) enum ServerMessage {
     /// A text message.
     Text(String),
     /// A binary message.
     Audio(Vec<u8>),
-    /// Its WebSocket ended.
+    /// The WebSocket was closed, or has failed.
     Gone(BackendClosed),
 }
 
 impl BlockingClient {
-    /// Connects to the first of `addresses` that answers, secures and upgrades the connection as `request` and
-    /// `websocket` say. Blocks for `limit` at most.
-    pub fn open(
+    /// Connects to the first of `addresses` that answers, with TLS and the upgrade that `request` and `websocket` define.
+    /// Blocks for `limit` at most.
+    pub(crate) fn open(
         request: DialRequest,
         addresses: Vec<SocketAddr>,
         websocket: &WebSocket,
@@ -57,20 +56,20 @@ impl BlockingClient {
         DialReport { stages, outcome }
     }
 
-    /// Sends a text. An error shows itself in what is heard next.
-    pub fn send_text(&mut self, text: String) {
+    /// Sends a text. [`receive`](Self::receive) reports errors.
+    pub(crate) fn send_text(&mut self, text: String) {
         let _ = self.backend.send_text(text, &mut self.contexts);
         self.backend.flush(&mut self.contexts);
     }
 
-    /// Sends a binary message. An error shows itself in what is heard next.
-    pub fn send_audio(&mut self, frame: &[u8]) {
+    /// Sends a binary message. [`receive`](Self::receive) reports errors.
+    pub(crate) fn send_audio(&mut self, frame: &[u8]) {
         let _ = self.backend.send_audio(frame, &mut self.contexts);
         self.backend.flush(&mut self.contexts);
     }
 
-    /// The next thing the server says; `None` when nothing comes until `until`.
-    pub fn receive(&mut self, until: Instant) -> Option<ServerMessage> {
+    /// Waits for the next message until `until`.
+    pub(crate) fn receive(&mut self, until: Instant) -> Option<ServerMessage> {
         loop {
             match self.backend.read(&mut self.contexts) {
                 Incoming::Text(text) => return Some(ServerMessage::Text(text.as_str().to_owned())),
@@ -87,8 +86,8 @@ impl BlockingClient {
         }
     }
 
-    /// Closes the WebSocket with 1000, and gives the server `limit` to agree.
-    pub fn close(mut self, limit: Duration) {
+    /// Closes the WebSocket with 1000, and waits for the server's Close frame for `limit` at most.
+    pub(crate) fn close(mut self, limit: Duration) {
         self.backend.close(CloseCode::Normal, &mut self.contexts);
         let until = Instant::now() + limit;
         while !matches!(self.receive(until), None | Some(ServerMessage::Gone(_))) {}
@@ -110,37 +109,29 @@ fn dial(
     let failure = |stage, why: &dyn ToString| BackendFailure::new(stage, why.to_string());
     let mut tls = TlsClients::default();
     let tls = tls.client(&request.server, websocket).map_err(|why| failure(BackendStage::Tls, &why))?;
-    // Loading the authorities takes time of its own, which is no server's.
+    // Loading the authorities takes time that is not the server's.
     if request.server.tls {
         tls.prepare().map_err(|error| failure(BackendStage::Tls, &error))?;
     }
-    let (start, mut mark) = (Instant::now(), Instant::now());
+    let start = Instant::now();
+    let mut stage_start = start;
     let mut poll = Poll::new().map_err(|error| failure(BackendStage::Connect, &error))?;
     let mut backend = BackendConnection::new(Box::new(request));
     backend.resolved(addresses);
-    let mut go_on: fn(&mut BackendConnection, &mut Dialer<'_>) -> DialStep = BackendConnection::connect;
     loop {
         let now = Instant::now();
-        let step = go_on(
-            &mut backend,
-            &mut Dialer {
-                registry: poll.registry(),
-                token: SERVER,
-                now,
-                tls,
-                secret: websocket.secret.as_ref(),
-            },
-        );
-        go_on = BackendConnection::advance;
+        let secret = websocket.secret.as_ref();
+        let mut dialer = Dialer { registry: poll.registry(), token: SERVER, now, tls, secret };
+        let step = backend.advance(&mut dialer);
         let stage = match &step {
             DialStep::Wait => backend.stage(),
             DialStep::Opened => BackendStage::Live,
             DialStep::Failed(failure) => failure.stage,
         };
-        let done = order.iter().take_while(|name| **name != stage).skip(stages.len()).copied();
-        for name in done.collect::<Vec<_>>() {
-            stages.push((name, mark.elapsed()));
-            mark = Instant::now();
+        let completed = order.iter().take_while(|name| **name != stage).skip(stages.len()).copied();
+        for name in completed.collect::<Vec<_>>() {
+            stages.push((name, stage_start.elapsed()));
+            stage_start = Instant::now();
         }
         match step {
             DialStep::Wait => {}
@@ -153,8 +144,9 @@ fn dial(
         if left.is_zero() {
             return Err(failure(stage, &format!("no answer within {} s", limit.as_secs())));
         }
-        let next = backend.next_address_at().map_or(left, |at| at.saturating_duration_since(now).min(left));
-        wait(&mut poll, next).map_err(|error| failure(stage, &error))?;
+        let timeout =
+            backend.next_address_at().map_or(left, |at| at.saturating_duration_since(now).min(left));
+        wait(&mut poll, timeout).map_err(|error| failure(stage, &error))?;
     }
 }
 

@@ -1,4 +1,4 @@
-//! The connection to a chat server: dial stages, each resumable at any edge, then a WebSocket.
+//! A connection to a chat server: the stages of a dial, then an open WebSocket.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -15,59 +15,63 @@ use tungstenite::{Bytes, Error, Message, Utf8Bytes};
 use crate::config::{ChatServerConfig, Secret};
 use crate::net::backend::context_pool::{ContextPool, MAX_WRITE_BUFFER};
 use crate::net::backend::frame_reader::FrameReader;
-use crate::net::backend::tls::{Handshake, Progress, TlsClient};
+use crate::net::backend::tls::{TlsClient, TlsError};
 use crate::net::backend::upgrade::{self, Upgrade};
 use crate::net::event_loop::stream::Stream;
+use crate::net::event_loop::tls_handshake::{HandshakeProgress, TlsHandshake};
 use crate::session::{BackendClosed, BackendFailure, BackendStage, DialRequest};
 
-/// A message longer than this makes the buffers it grew worth giving back.
+/// After a message longer than this, the buffers that it grew are freed.
 const LONG_MESSAGE: usize = 8 * 1024;
-/// The next address of the same host is tried when this one has not answered by then.
-const CONNECT_TIMEOUT_PER_ADDRESS: Duration = Duration::from_millis(1000);
+/// How long to wait for an address before the next address of the same host is tried.
+const CONNECT_TIMEOUT_PER_ADDRESS: Duration = Duration::from_secs(1);
 
-/// One WebSocket to a chat server, or the way there.
+/// A WebSocket to a chat server, or a dial that is to open one.
 pub(crate) struct BackendConnection {
     server: Arc<ChatServerConfig>,
-    /// What to ask for; there until the WebSocket is open.
+    /// Taken when the upgrade begins.
     request: Option<Box<DialRequest>>,
     stage: ConnectionStage,
-    /// Of the name that is being resolved.
-    pub(crate) ticket: u64,
-    /// Counts against `max_dials`.
+    /// Identifies the lookup of the server's name.
+    pub(crate) lookup_id: u64,
+    /// Whether it counts against `max_dials`.
     pub(crate) holds_dial_slot: bool,
-    /// A long message passed, or much waited to be written: free its buffers when they are empty.
+    /// A long message was read or written, or much was unwritten: the context's buffers have grown.
     had_long_message: bool,
 }
 
 enum ConnectionStage {
     /// Waits for the addresses of a name.
     Resolving,
-    /// There are no addresses, and why.
+    /// The name was not resolved, and why.
     Unresolved(String),
-    /// Waits for its turn.
+    /// Has addresses, and waits for a dial slot.
     Queued(VecDeque<SocketAddr>),
+    /// Connects to an address. After `until`, the next address of `rest` is tried.
     Connecting {
         tcp: TcpStream,
         rest: VecDeque<SocketAddr>,
         until: Instant,
     },
-    TlsHandshake(Box<Handshake>),
+    TlsHandshake(Box<TlsHandshake>),
     Upgrading(Box<Upgrade>),
     Open(OpenWebSocket),
-    Spent,
+    Failed,
 }
 
 /// An open WebSocket.
 struct OpenWebSocket {
     reader: FrameReader,
-    /// There while a message is on its way in or out.
+    /// Borrowed while a message is read or written.
     context: Option<Box<WebSocketContext>>,
 }
 
-/// How far a dial came.
+/// The result of advancing a dial.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum DialStep {
+    /// Advance it again at the socket's next event.
     Wait,
+    /// The WebSocket is open.
     Opened,
     Failed(BackendFailure),
 }
@@ -78,18 +82,19 @@ pub(crate) enum Incoming {
     Audio(Bytes),
     /// A ping, whose pong must be flushed, or a pong.
     Alive,
-    /// Nothing more for now: the socket will tell.
+    /// Nothing more until the socket's next event.
     Blocked,
-    /// It was enough for now: there may be more.
+    /// The read budget is used up. There may be more.
     OverBudget,
+    /// The WebSocket was closed, or has failed.
     Gone(BackendClosed),
 }
 
-/// The write buffer is full: the frame was not queued.
+/// The write buffer is full; the message was not queued.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct WriteBufferFull;
 
-/// What a dial needs from outside.
+/// What advancing a dial requires.
 pub(crate) struct Dialer<'a> {
     pub(crate) registry: &'a Registry,
     pub(crate) token: Token,
@@ -105,7 +110,7 @@ impl BackendConnection {
             server: request.server.clone(),
             request: Some(request),
             stage: ConnectionStage::Resolving,
-            ticket: 0,
+            lookup_id: 0,
             holds_dial_slot: false,
             had_long_message: false,
         }
@@ -127,25 +132,25 @@ impl BackendConnection {
         matches!(self.stage, ConnectionStage::Queued(_))
     }
 
-    /// The stage of the dial, by the name its failure would have; `live` once it is over.
+    /// The name of the present stage in a [`BackendFailure`]; `live` after the dial has ended.
     pub(crate) fn stage(&self) -> BackendStage {
         match &self.stage {
             ConnectionStage::Resolving | ConnectionStage::Unresolved(_) => BackendStage::Resolve,
             ConnectionStage::Queued(_) | ConnectionStage::Connecting { .. } => BackendStage::Connect,
             ConnectionStage::TlsHandshake(_) => BackendStage::Tls,
             ConnectionStage::Upgrading(_) => BackendStage::Upgrade,
-            ConnectionStage::Open(_) | ConnectionStage::Spent => BackendStage::Live,
+            ConnectionStage::Open(_) | ConnectionStage::Failed => BackendStage::Live,
         }
     }
 
-    /// Whether [`advance`](Self::advance) may change something: it has a socket that is not open yet, or has failed.
-    pub(crate) fn is_dialling(&self) -> bool {
+    /// Whether a dial can be advanced: it has begun to connect, or its name was not resolved.
+    pub(crate) fn is_dialing(&self) -> bool {
         use ConnectionStage::{Connecting, TlsHandshake, Unresolved, Upgrading};
         matches!(self.stage, Unresolved(_) | Connecting { .. } | TlsHandshake(_) | Upgrading(_))
     }
 
-    /// Whether a dial can go on when its socket takes bytes but has none to give. A handshake could; but not on Windows,
-    /// where each attempt to read asks for the next such event.
+    /// Whether to advance the dial when its socket is writable but not readable. A TLS handshake may be waiting to write, but
+    /// on Windows it is not advanced, because there each attempt to read causes another writable event.
     pub(crate) fn waits_to_write(&self) -> bool {
         match &self.stage {
             ConnectionStage::Connecting { .. } => true,
@@ -155,7 +160,7 @@ impl BackendConnection {
         }
     }
 
-    /// Bytes that wait to be written, that are partial, or that were not served yet.
+    /// Bytes that are not written or not handled yet, partial messages included.
     pub(crate) fn kept(&self) -> usize {
         match &self.stage {
             ConnectionStage::Upgrading(upgrade) => upgrade.kept(),
@@ -164,17 +169,17 @@ impl BackendConnection {
         }
     }
 
-    /// The addresses to be tried once there is a free place.
+    /// Sets the addresses to try.
     pub(crate) fn resolved(&mut self, addresses: Vec<SocketAddr>) {
         self.stage = ConnectionStage::Queued(addresses.into());
     }
 
-    /// The name has no addresses: the dial fails when it goes on.
+    /// The name was not resolved: the dial fails when it is advanced.
     pub(crate) fn unresolved(&mut self, why: String) {
         self.stage = ConnectionStage::Unresolved(why);
     }
 
-    /// When to give this address up for the next.
+    /// When to try the next address.
     pub(crate) fn next_address_at(&self) -> Option<Instant> {
         match &self.stage {
             ConnectionStage::Connecting { rest, until, .. } if !rest.is_empty() => Some(*until),
@@ -182,23 +187,14 @@ impl BackendConnection {
         }
     }
 
-    // ----- dialling -----------------------------------------------------------------------------------------------
+    // ----- dialing ------------------------------------------------------------------------------------------------
 
-    /// Leaves the queue: connects to the first address.
-    pub(crate) fn connect(&mut self, dialer: &mut Dialer<'_>) -> DialStep {
-        match std::mem::replace(&mut self.stage, ConnectionStage::Spent) {
-            ConnectionStage::Queued(addresses) => self.connect_to(addresses, None, dialer),
-            stage => {
-                self.stage = stage;
-                DialStep::Wait
-            }
-        }
-    }
-
-    fn connect_to(
+    /// Starts to connect to the first of these addresses for which the system allows it. `last_error` is that of the address
+    /// before, if any.
+    fn connect(
         &mut self,
         mut addresses: VecDeque<SocketAddr>,
-        mut last: Option<io::Error>,
+        mut last_error: Option<io::Error>,
         dialer: &mut Dialer<'_>,
     ) -> DialStep {
         while let Some(address) = addresses.pop_front() {
@@ -213,25 +209,23 @@ impl BackendConnection {
                     self.stage = ConnectionStage::Connecting { tcp, rest: addresses, until };
                     return DialStep::Wait;
                 }
-                Err(error) => last = Some(error),
+                Err(error) => last_error = Some(error),
             }
         }
-        let stage = if last.as_ref().is_some_and(is_out_of_descriptors) {
-            BackendStage::LocalShortage
-        } else {
-            BackendStage::Connect
-        };
-        let why = last.map_or_else(|| "the name has no address".to_owned(), |error| error.to_string());
-        DialStep::Failed(BackendFailure::new(stage, why))
+        match last_error {
+            Some(error) if is_out_of_descriptors(&error) => failed(BackendStage::LocalShortage, error),
+            Some(error) => failed(BackendStage::Connect, error),
+            None => failed(BackendStage::Connect, "the name has no address"),
+        }
     }
 
-    /// Goes on as far as the socket allows. Harmless at any time.
+    /// Continues as far as the socket allows. A queued dial connects, for which it needs a dial slot; one that waits for
+    /// addresses, and an open WebSocket, are left alone.
     pub(crate) fn advance(&mut self, dialer: &mut Dialer<'_>) -> DialStep {
         loop {
-            match std::mem::replace(&mut self.stage, ConnectionStage::Spent) {
-                ConnectionStage::Unresolved(why) => {
-                    return DialStep::Failed(BackendFailure::new(BackendStage::Resolve, why));
-                }
+            match std::mem::replace(&mut self.stage, ConnectionStage::Failed) {
+                ConnectionStage::Unresolved(why) => return failed(BackendStage::Resolve, why),
+                ConnectionStage::Queued(addresses) => return self.connect(addresses, None, dialer),
                 ConnectionStage::Connecting { tcp, rest, until } => {
                     let error = match (tcp.take_error(), tcp.peer_addr()) {
                         (Ok(Some(error)), _) | (Err(error), _) => Some(error),
@@ -244,38 +238,29 @@ impl BackendConnection {
                     };
                     if let Some(error) = error {
                         drop(tcp);
-                        match self.connect_to(rest, Some(error), dialer) {
-                            DialStep::Wait => continue,
-                            step => return step,
-                        }
+                        return self.connect(rest, Some(error), dialer);
                     }
-                    if let Err(failure) = self.connected(tcp, dialer) {
-                        return DialStep::Failed(failure);
+                    if let Some(step) = self.on_connected(tcp, dialer) {
+                        return step;
                     }
                 }
-                ConnectionStage::TlsHandshake(handshake) => match handshake.advance() {
-                    Ok(Progress::Done(stream)) => self.upgrade(stream, dialer),
-                    Ok(Progress::Blocked(handshake)) => {
-                        self.stage = ConnectionStage::TlsHandshake(Box::new(handshake));
-                        return DialStep::Wait;
+                ConnectionStage::TlsHandshake(handshake) => {
+                    let progress = handshake.advance().map_err(TlsError::Handshake);
+                    if let Some(step) = self.on_tls_progress(progress, dialer) {
+                        return step;
                     }
-                    Err(error) => {
-                        return DialStep::Failed(BackendFailure::new(BackendStage::Tls, error.to_string()));
-                    }
-                },
+                }
                 ConnectionStage::Upgrading(mut upgrade) => match upgrade.advance() {
                     Ok(None) => {
                         self.stage = ConnectionStage::Upgrading(upgrade);
                         return DialStep::Wait;
                     }
                     Ok(Some(tail)) => {
-                        let tap = FrameReader::new(upgrade.into_stream(), tail);
-                        self.stage = ConnectionStage::Open(OpenWebSocket { reader: tap, context: None });
+                        let reader = FrameReader::new(upgrade.into_stream(), tail);
+                        self.stage = ConnectionStage::Open(OpenWebSocket { reader, context: None });
                         return DialStep::Opened;
                     }
-                    Err(why) => {
-                        return DialStep::Failed(BackendFailure::new(BackendStage::Upgrade, why));
-                    }
+                    Err(why) => return failed(BackendStage::Upgrade, why),
                 },
                 stage => {
                     self.stage = stage;
@@ -285,23 +270,37 @@ impl BackendConnection {
         }
     }
 
-    fn connected(&mut self, tcp: TcpStream, dialer: &mut Dialer<'_>) -> Result<(), BackendFailure> {
-        // Frames leave when their turn ends, not when Nagle's algorithm likes; a socket without the option still works.
+    /// Begins the next stage. None: it can be advanced at once.
+    fn on_connected(&mut self, tcp: TcpStream, dialer: &mut Dialer<'_>) -> Option<DialStep> {
+        // Frames are flushed once per iteration, so Nagle's algorithm would only delay them. An error is harmless.
         let _ = tcp.set_nodelay(true);
         if !self.server.tls {
-            self.upgrade(Stream::Plain(tcp), dialer);
-            return Ok(());
+            self.start_upgrade(Stream::Plain(tcp), dialer);
+            return None;
         }
-        match dialer.tls.start(&self.server.host, tcp) {
-            Ok(handshake) => {
-                self.stage = ConnectionStage::TlsHandshake(Box::new(handshake));
-                Ok(())
+        let progress = dialer.tls.start(&self.server.host, tcp);
+        self.on_tls_progress(progress, dialer)
+    }
+
+    fn on_tls_progress(
+        &mut self,
+        progress: Result<HandshakeProgress, TlsError>,
+        dialer: &Dialer<'_>,
+    ) -> Option<DialStep> {
+        match progress {
+            Ok(HandshakeProgress::Done(stream)) => {
+                self.start_upgrade(stream, dialer);
+                None
             }
-            Err(error) => Err(BackendFailure::new(BackendStage::Tls, error.to_string())),
+            Ok(HandshakeProgress::Blocked(handshake)) => {
+                self.stage = ConnectionStage::TlsHandshake(Box::new(handshake));
+                Some(DialStep::Wait)
+            }
+            Err(error) => Some(failed(BackendStage::Tls, error)),
         }
     }
 
-    fn upgrade(&mut self, stream: Stream<TcpStream>, dialer: &Dialer<'_>) {
+    fn start_upgrade(&mut self, stream: Stream<TcpStream>, dialer: &Dialer<'_>) {
         if let Some(request) = self.request.take() {
             let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let authorization = upgrade::authorization(dialer.secret, &request, unix.as_secs());
@@ -322,22 +321,22 @@ impl BackendConnection {
 
     // ----- the open WebSocket -------------------------------------------------------------------------------------
 
-    /// Lends the loop's chunk for the reads that follow. `more`: the system said that the end of the stream is near, so a
-    /// short read proves nothing.
-    pub(crate) fn borrow_read_buffer(&mut self, chunk: &mut Vec<u8>, more: bool) {
+    /// Borrows `buffer` for the reads that follow. `near_end`: the system said that the end of the stream is near, so a short
+    /// read does not prove that the socket is empty.
+    pub(crate) fn borrow_read_buffer(&mut self, buffer: &mut Vec<u8>, near_end: bool) {
         if let ConnectionStage::Open(open) = &mut self.stage {
-            open.reader.borrow_buffer(chunk, more);
+            open.reader.borrow_buffer(buffer, near_end);
         }
     }
 
-    /// Takes the chunk back; what was not served yet is kept.
-    pub(crate) fn give_back_read_buffer(&mut self, chunk: &mut Vec<u8>) {
+    /// Gives the buffer back. A copy of what was not handled yet stays here.
+    pub(crate) fn give_back_read_buffer(&mut self, buffer: &mut Vec<u8>) {
         if let ConnectionStage::Open(open) = &mut self.stage {
-            open.reader.give_back_buffer(chunk);
+            open.reader.give_back_buffer(buffer);
         }
     }
 
-    /// The next message, if one is there.
+    /// Reads the next message, if a whole one has arrived.
     pub(crate) fn read(&mut self, contexts: &mut ContextPool) -> Incoming {
         let ConnectionStage::Open(open) = &mut self.stage else { return Incoming::Blocked };
         match contexts.borrow(&mut open.context).read(&mut open.reader) {
@@ -357,17 +356,17 @@ impl BackendConnection {
                 if open.reader.is_over_budget() { Incoming::OverBudget } else { Incoming::Blocked }
             }
             Err(error) => {
-                self.fail(&error, contexts);
-                Incoming::Gone(BackendClosed::Failed(BackendFailure::new(
-                    BackendStage::Live,
-                    describe(&error),
-                )))
+                self.close_after_error(&error, contexts);
+                Incoming::Gone(BackendClosed::Failed(BackendFailure {
+                    stage: BackendStage::Live,
+                    message: describe(&error),
+                }))
             }
         }
     }
 
-    /// Tells the server what was wrong with its frames, as RFC 6455 section 7.4.1 names it.
-    fn fail(&mut self, error: &Error, contexts: &mut ContextPool) {
+    /// Closes with the code of RFC 6455 section 7.4.1 for what was wrong with the server's frames.
+    fn close_after_error(&mut self, error: &Error, contexts: &mut ContextPool) {
         let code = match error {
             Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => return,
             Error::Protocol(_) => CloseCode::Protocol,
@@ -400,18 +399,18 @@ impl BackendConnection {
         self.send(Message::Ping(Bytes::new()), contexts)
     }
 
-    /// An error other than a full buffer shows itself at the next read.
+    /// Queues a message. The next read reports any error other than a full buffer.
     fn send(&mut self, message: Message, contexts: &mut ContextPool) -> Result<(), WriteBufferFull> {
-        let ConnectionStage::Open(OpenWebSocket { reader: tap, context }) = &mut self.stage else {
+        let ConnectionStage::Open(OpenWebSocket { reader, context }) = &mut self.stage else {
             return Ok(());
         };
         let context = contexts.borrow(context);
-        let Err(Error::WriteBufferFull(message)) = context.write(tap, message) else { return Ok(()) };
-        match context.flush(tap) {
-            // Nothing waits: the message alone is longer than the buffer, which a reading server need not suffer for.
+        let Err(Error::WriteBufferFull(message)) = context.write(reader, message) else { return Ok(()) };
+        match context.flush(reader) {
+            // The buffer is empty now. The message alone is longer than its limit, which is no fault of a server that reads.
             Ok(()) => {
                 context.set_config(|config| config.max_write_buffer_size = usize::MAX);
-                let _ = context.write(tap, *message);
+                let _ = context.write(reader, *message);
                 context.set_config(|config| config.max_write_buffer_size = MAX_WRITE_BUFFER);
                 Ok(())
             }
@@ -422,26 +421,25 @@ impl BackendConnection {
 
     /// Queues a Close frame, after what is queued already.
     pub(crate) fn close(&mut self, code: CloseCode, contexts: &mut ContextPool) {
-        if let ConnectionStage::Open(OpenWebSocket { reader: tap, context }) = &mut self.stage {
+        if let ConnectionStage::Open(OpenWebSocket { reader, context }) = &mut self.stage {
             let frame = CloseFrame { code, reason: Utf8Bytes::default() };
-            let _ = contexts.borrow(context).close(tap, Some(frame));
+            let _ = contexts.borrow(context).close(reader, Some(frame));
         }
     }
 
-    /// Writes what is queued, and lets others have the context when nothing is left in it. False when the connection is
-    /// broken.
+    /// Writes what is queued, and gives the context back if it has no state then. False when the connection is broken.
     pub(crate) fn flush(&mut self, contexts: &mut ContextPool) -> bool {
-        let ConnectionStage::Open(OpenWebSocket { reader: tap, context: lent }) = &mut self.stage else {
+        let ConnectionStage::Open(OpenWebSocket { reader, context: borrowed }) = &mut self.stage else {
             return true;
         };
-        let Some(mut context) = lent.take() else { return true };
-        // Twice: a pong that found the buffer full comes with the second.
-        let flushed = context.flush(tap).and_then(|()| context.flush(tap));
-        self.had_long_message |= tap.unwritten() > LONG_MESSAGE;
-        if flushed.is_ok() && context.can_write() && tap.is_between_messages() {
+        let Some(mut context) = borrowed.take() else { return true };
+        // Twice: the second flush writes a pong that did not fit into the buffer before.
+        let flushed = context.flush(reader).and_then(|()| context.flush(reader));
+        self.had_long_message |= reader.unwritten() > LONG_MESSAGE;
+        if flushed.is_ok() && context.can_write() && reader.is_between_messages() {
             contexts.give_back(context, std::mem::take(&mut self.had_long_message));
         } else {
-            *lent = Some(context);
+            *borrowed = Some(context);
         }
         match flushed {
             Ok(()) => true,
@@ -451,16 +449,20 @@ impl BackendConnection {
     }
 }
 
-/// Whether this process or system ran out of descriptors (EMFILE, ENFILE): no fault of the server.
+fn failed(stage: BackendStage, message: impl ToString) -> DialStep {
+    DialStep::Failed(BackendFailure::new(stage, message.to_string()))
+}
+
+/// Whether this process or system has no free file descriptor (EMFILE, ENFILE), which is not the server's fault.
 fn is_out_of_descriptors(error: &io::Error) -> bool {
     cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24))
 }
 
 fn describe(error: &Error) -> String {
     match error {
-        Error::ConnectionClosed | Error::AlreadyClosed => "the connection ended".to_owned(),
+        Error::ConnectionClosed | Error::AlreadyClosed => "the connection was closed".to_owned(),
         Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => {
-            "the connection ended without a Close frame (1006)".to_owned()
+            "the connection was closed without a Close frame (1006)".to_owned()
         }
         error => error.to_string(),
     }
@@ -472,7 +474,7 @@ mod tests {
 
     #[test]
     #[cfg(target_pointer_width = "64")]
-    fn what_a_websocket_costs_is_known() {
+    fn the_size_of_a_connection_is_bounded() {
         assert!(size_of::<BackendConnection>() <= 136, "{}", size_of::<BackendConnection>());
     }
 }

@@ -1,9 +1,9 @@
-//! Connects to chat servers: resolves their names, queues dials beyond `max_dials`, and drives each dial until its WebSocket
-//! is open or has failed. It also reads and writes the open WebSockets.
+//! Connects to chat servers: resolves their names, queues dials beyond `max_dials`, and advances each dial until its
+//! WebSocket is open or it has failed. It also reads and writes the open WebSockets.
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use mio::Waker;
@@ -11,7 +11,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming};
 use crate::net::backend::context_pool::ContextPool;
-use crate::net::backend::resolver::{Lookup, Resolver};
+use crate::net::backend::resolver::{Answer, Resolver};
 use crate::net::backend::tls_clients::TlsClients;
 use crate::net::event_loop::io::Io;
 use crate::net::event_loop::run_queue::Task;
@@ -21,31 +21,28 @@ use crate::net::sessions::session::Session;
 use crate::net::sessions::table::Sessions;
 use crate::session::{BackendFailure, BackendStage, Core, DialRequest};
 
-/// The addresses of a name, or why there are none.
-type Resolved = Result<Vec<SocketAddr>, String>;
-
-/// Everything that the connections to chat servers share.
+/// What the connections to chat servers share.
 pub(crate) struct Connector {
     resolver: Resolver,
     /// Which session each pending lookup is for.
     lookups: HashMap<u64, SessionId>,
-    last_lookup: u64,
-    /// Answers of the resolver; kept for its memory.
-    resolved: Vec<(u64, Resolved)>,
-    /// Dials with addresses, in the order they wait for a place.
+    last_lookup_id: u64,
+    /// Answers of the resolver. Empty between uses; only its capacity is reused.
+    resolved: Vec<(u64, Answer)>,
+    /// Dials with addresses that wait for a dial slot, in order.
     queue: VecDeque<SessionId>,
-    /// Dials that count against `max_dials`.
+    /// How many dials have a dial slot, of which there are `max_dials`.
     dialing: usize,
     tls_clients: TlsClients,
-    /// Lent to a WebSocket while a message is on its way in or out.
+    /// Lent to a WebSocket while a message is being read or written.
     pub(crate) context_pool: ContextPool,
-    /// Borrowed by the WebSocket that is read.
+    /// Borrowed by the WebSocket that is being read.
     read_buffer: Vec<u8>,
 }
 
-/// What came of advancing a dial.
+/// The result of advancing a dial.
 pub(crate) enum DialEvent {
-    /// It goes on at the socket's next event, or at the session's deadline.
+    /// It continues at the socket's next event, or at the session's deadline.
     Pending,
     /// The WebSocket is open.
     Opened,
@@ -58,7 +55,7 @@ impl Connector {
         Self {
             resolver: Resolver::new(waker),
             lookups: HashMap::new(),
-            last_lookup: 0,
+            last_lookup_id: 0,
             resolved: Vec::new(),
             queue: VecDeque::new(),
             dialing: 0,
@@ -68,30 +65,30 @@ impl Connector {
         }
     }
 
-    /// Dials that wait for a place.
+    /// How many dials wait for a dial slot.
     pub(crate) fn queued(&self) -> usize {
         self.queue.len()
     }
 
-    /// Names that are being looked up, by those who wait.
+    /// How many dials wait for the resolver.
     pub(crate) fn pending_lookups(&self) -> usize {
         self.lookups.len()
     }
 
-    /// Forgets the TLS clients, so that changed CA files are read again.
+    /// Drops the TLS clients, so that changed CA files are read again.
     pub(crate) fn forget_tls_clients(&mut self) {
         self.tls_clients.clear();
     }
 
-    /// Gives back the memory that only a peak needed.
+    /// Frees unused memory.
     pub(crate) fn shrink(&mut self) {
         self.context_pool.shrink();
     }
 
-    // ----- dialling -----------------------------------------------------------------------------------------------
+    // ----- dialing ------------------------------------------------------------------------------------------------
 
-    /// Begins a dial: first the name is resolved, then the dial waits for a place, then it connects. What fails at once
-    /// fails through the run queue.
+    /// Begins a dial, in place of the session's connection, if any. The name is resolved, then the dial waits for a dial slot,
+    /// then it connects. Errors are reported by a later [`advance`](Self::advance), even if they occur at once.
     pub(crate) fn dial(
         &mut self,
         id: SessionId,
@@ -102,39 +99,37 @@ impl Connector {
         self.drop_connection(id, sessions, io);
         io.metrics.dials += 1;
         let Some(session) = sessions.live(id) else { return };
-        self.last_lookup += 1;
+        self.last_lookup_id += 1;
+        let lookup_id = self.last_lookup_id;
         let server = &request.server;
-        let lookup =
-            self.resolver.lookup(&server.host, server.port, self.last_lookup, request.skip_dns_cache, io.now);
+        let answer =
+            self.resolver.lookup(&server.host, server.port, lookup_id, request.skip_dns_cache, io.now);
         let mut backend = Box::new(BackendConnection::new(request));
-        backend.ticket = self.last_lookup;
+        backend.lookup_id = lookup_id;
         session.backend = Some(backend);
-        match lookup {
-            Lookup::Ready(addresses) => self.on_resolved(id, Ok(addresses), sessions, io),
-            Lookup::Failed(why) => self.on_resolved(id, Err(why), sessions, io),
-            Lookup::Pending => {
-                self.lookups.insert(self.last_lookup, id);
-            }
+        match answer {
+            Some(answer) => self.on_resolved(id, answer, sessions, io),
+            None => drop(self.lookups.insert(lookup_id, id)),
         }
     }
 
-    /// Takes the answers that have come from the resolver.
+    /// Handles the answers of the resolver.
     pub(crate) fn collect_resolved(&mut self, sessions: &mut Sessions, io: &mut Io) {
         let mut resolved = mem::take(&mut self.resolved);
         self.resolver.take_finished(io.now, &mut resolved);
-        for (lookup, outcome) in resolved.drain(..) {
-            let Some(id) = self.lookups.remove(&lookup) else { continue };
-            let waits = sessions.backend(id);
-            if waits.is_some_and(|backend| backend.ticket == lookup && backend.is_resolving()) {
-                self.on_resolved(id, outcome, sessions, io);
+        for (lookup_id, answer) in resolved.drain(..) {
+            let Some(id) = self.lookups.remove(&lookup_id) else { continue };
+            let backend = sessions.backend(id);
+            if backend.is_some_and(|backend| backend.lookup_id == lookup_id && backend.is_resolving()) {
+                self.on_resolved(id, answer, sessions, io);
             }
         }
         self.resolved = resolved;
     }
 
-    fn on_resolved(&mut self, id: SessionId, outcome: Resolved, sessions: &mut Sessions, io: &mut Io) {
+    fn on_resolved(&mut self, id: SessionId, answer: Answer, sessions: &mut Sessions, io: &mut Io) {
         let Some(backend) = sessions.backend(id) else { return };
-        match outcome {
+        match answer {
             Ok(addresses) => {
                 backend.resolved(addresses);
                 self.queue.push_back(id);
@@ -147,7 +142,7 @@ impl Connector {
         }
     }
 
-    /// Starts the next dial of the queue, if there is a place for it.
+    /// Starts the next queued dial, if there is a dial slot for it.
     pub(crate) fn start_next(
         &mut self,
         sessions: &mut Sessions,
@@ -156,32 +151,26 @@ impl Connector {
         while self.dialing < io.config.websocket.max_dials {
             let id = self.queue.pop_front()?;
             let Some(session) = sessions.live(id) else { continue };
-            let waits =
-                |backend: &&mut Box<BackendConnection>| backend.is_queued() && !backend.holds_dial_slot;
-            let Some(backend) = session.backend.as_mut().filter(waits) else { continue };
+            let Some(backend) = session.backend.as_mut().filter(|backend| backend.is_queued()) else {
+                continue;
+            };
             backend.holds_dial_slot = true;
             self.dialing += 1;
             session.core.on_backend_connecting();
-            return Some((id, self.step(id, BackendConnection::connect, sessions, io)));
+            return Some((id, self.step(id, sessions, io)));
         }
         None
     }
 
-    /// Advances a dial after an event, or when an address took too long. Nothing when no dial is under way.
+    /// Advances a dial after an event, or when an address took too long. `Pending` also when there is no dial to advance.
     pub(crate) fn advance(&mut self, id: SessionId, sessions: &mut Sessions, io: &mut Io) -> DialEvent {
-        match sessions.backend(id).is_some_and(|backend| backend.is_dialling()) {
-            true => self.step(id, BackendConnection::advance, sessions, io),
+        match sessions.backend(id).is_some_and(|backend| backend.is_dialing()) {
+            true => self.step(id, sessions, io),
             false => DialEvent::Pending,
         }
     }
 
-    fn step(
-        &mut self,
-        id: SessionId,
-        step: fn(&mut BackendConnection, &mut Dialer<'_>) -> DialStep,
-        sessions: &mut Sessions,
-        io: &mut Io,
-    ) -> DialEvent {
+    fn step(&mut self, id: SessionId, sessions: &mut Sessions, io: &mut Io) -> DialEvent {
         let Some(backend) = sessions.backend(id) else { return DialEvent::Pending };
         let websocket = &io.config.websocket;
         let tls = match self.tls_clients.client(backend.server(), websocket) {
@@ -194,7 +183,7 @@ impl Connector {
         let token = token::token(Role::Backend, id.slot as usize);
         let secret = websocket.secret.as_ref();
         let mut dialer = Dialer { registry: &io.registry, token, now: io.now, tls, secret };
-        match step(backend, &mut dialer) {
+        match backend.advance(&mut dialer) {
             DialStep::Wait => {
                 sessions.arm_timer(id, io);
                 DialEvent::Pending
@@ -206,14 +195,14 @@ impl Connector {
             DialStep::Opened => {
                 io.metrics.dials_opened += 1;
                 self.release_dial_slot(id, sessions, io);
-                // The first frames may be in a buffer already, and no event will announce them.
+                // The first frames may have been read with the response, and no event will announce them.
                 io.run_queue.push(Task::Backend(id));
                 DialEvent::Opened
             }
         }
     }
 
-    /// The dial gives its place to the next.
+    /// Frees the dial's slot, if it has one, for the next dial.
     fn release_dial_slot(&mut self, id: SessionId, sessions: &mut Sessions, io: &mut Io) {
         if sessions.backend(id).is_some_and(|backend| mem::take(&mut backend.holds_dial_slot)) {
             self.dialing -= 1;
@@ -234,8 +223,8 @@ impl Connector {
         sessions.reap_if_finished(id);
     }
 
-    /// Closes the WebSocket: a Close frame, then a moment for the server's answer, in a session of its own, so that this
-    /// one is free for the next call.
+    /// Closes the WebSocket: sends a Close frame and waits a moment for the server's. The connection moves to a session of its
+    /// own for that, so that this one is free for the next call.
     pub(crate) fn close(&mut self, id: SessionId, code: u16, sessions: &mut Sessions, io: &mut Io) {
         self.end_read(id, sessions);
         self.release_dial_slot(id, sessions, io);
@@ -248,12 +237,12 @@ impl Connector {
             if moved && backend.flush(&mut self.context_pool) {
                 let mut core = Core::new(Ipv4Addr::UNSPECIFIED.into(), io.now);
                 core.mark_closed();
-                let rest = sessions.insert(core, None, Some(backend));
-                if let Some(session) = sessions.live(rest) {
+                let lingering = sessions.insert(core, None, Some(backend));
+                if let Some(session) = sessions.live(lingering) {
                     session.linger_until = Some(Box::new(io.now + LINGER));
                 }
-                sessions.account(rest, io);
-                sessions.arm_timer(rest, io);
+                sessions.account(lingering, io);
+                sessions.arm_timer(lingering, io);
             }
         }
         sessions.reap_if_finished(id);
@@ -269,20 +258,20 @@ impl Connector {
         }
     }
 
-    /// The next message; none when there is no open WebSocket.
+    /// Reads the next message; `None` when there is no open WebSocket.
     pub(crate) fn read(&mut self, id: SessionId, sessions: &mut Sessions) -> Option<Incoming> {
         let backend = sessions.backend(id).filter(|backend| backend.is_open())?;
         Some(backend.read(&mut self.context_pool))
     }
 
-    /// Takes the read buffer back, before the connection is dropped or another one is read.
+    /// Takes the read buffer back. Must precede dropping this connection and reading another one.
     pub(crate) fn end_read(&mut self, id: SessionId, sessions: &mut Sessions) {
         if let Some(backend) = sessions.backend(id) {
             backend.give_back_read_buffer(&mut self.read_buffer);
         }
     }
 
-    /// Queues a text. A server that does not read loses its WebSocket.
+    /// Queues a text. When the write buffer is full, the server does not read, and its WebSocket will be closed.
     pub(crate) fn send_text(&mut self, id: SessionId, text: String, sessions: &mut Sessions, io: &mut Io) {
         let Some(backend) = sessions.backend(id) else { return };
         if backend.send_text(text, &mut self.context_pool).is_err() {
@@ -291,7 +280,7 @@ impl Connector {
         sessions.mark_dirty(id);
     }
 
-    /// Queues a ping. A server that takes none does not read: its missing pong will tell.
+    /// Queues a ping. A full write buffer is ignored: the server is detected by its missing pong.
     pub(crate) fn send_ping(&mut self, id: SessionId, sessions: &mut Sessions) {
         if let Some(backend) = sessions.backend(id) {
             let _ = backend.ping(&mut self.context_pool);
@@ -299,7 +288,7 @@ impl Connector {
         }
     }
 
-    /// Writes what is queued. False when the connection is broken, which its next read will tell.
+    /// Writes what is queued. False when the connection is broken, which its next read reports.
     pub(crate) fn flush(&mut self, session: &mut Session) -> bool {
         session.backend.as_mut().is_none_or(|backend| backend.flush(&mut self.context_pool))
     }

@@ -1,52 +1,52 @@
-//! What tungstenite keeps of a WebSocket, shared by all calls.
+//! A pool of tungstenite contexts, shared by all WebSockets.
 //!
-//! Between two messages that is the same for every call: an open connection and empty buffers. So a call has a context only
-//! while a message is on its way in or out, and the next call goes on with the same warm memory.
+//! Between two messages a context has no state: its buffers are empty. So a WebSocket borrows one only while it reads or
+//! writes a message, and the next WebSocket uses the same memory, which is in the CPU cache.
 
 use tungstenite::protocol::{Role, WebSocketConfig, WebSocketContext};
 use tungstenite::{Bytes, Message};
 
 use bytes::BytesMut;
 
-/// What tungstenite takes at a time from the chunk that was read.
+/// How much tungstenite reads at a time from the frame reader.
 const READ_BUFFER: usize = 512;
-/// Frames gather up to here before they are written; the end of the turn writes them anyway.
+/// How many bytes of frames tungstenite gathers before it writes them. The end of the iteration flushes them anyway.
 const WRITE_BUFFER: usize = 16 * 1024;
-/// What a chat server that does not read may let pile up: then audio is dropped, and text ends the call.
+/// The most bytes that wait for a chat server that does not read. Beyond that, audio is dropped, and text ends the call.
 pub(crate) const MAX_WRITE_BUFFER: usize = 128 * 1024;
-/// The longest message of a chat server.
+/// The longest message that is accepted from a chat server.
 const MAX_MESSAGE: usize = 1024 * 1024;
-/// More contexts than this are not kept: so many calls in one turn are rare.
+/// The most unused contexts to keep. An iteration rarely serves more WebSockets than this.
 const SPARE_MAX: usize = 256;
 
-/// The contexts that no call has.
+/// The contexts that no WebSocket has borrowed.
 #[derive(Default)]
 pub struct ContextPool {
-    #[expect(clippy::vec_box, reason = "a box moves between here and a call as it is")]
+    #[expect(clippy::vec_box, reason = "a box moves between the pool and a WebSocket without a copy")]
     spare: Vec<Box<WebSocketContext>>,
-    /// Audio on its way into a frame.
+    /// Memory for the payloads of binary messages.
     payload: BytesMut,
 }
 
 impl ContextPool {
-    /// The context of a call, which it gets now if it has none.
+    /// The context of a WebSocket; borrows one if it has none.
     pub fn borrow<'a>(&mut self, context: &'a mut Option<Box<WebSocketContext>>) -> &'a mut WebSocketContext {
         context.get_or_insert_with(|| self.spare.pop().unwrap_or_else(fresh))
     }
 
-    /// Takes back a context that is as good as new. One that grew for a long message (`bulky`) is freed.
-    pub fn give_back(&mut self, context: Box<WebSocketContext>, bulky: bool) {
-        if !bulky && self.spare.len() < SPARE_MAX {
+    /// Takes back a context without state. One whose buffers `grew` for a long message is freed.
+    pub fn give_back(&mut self, context: Box<WebSocketContext>, grew: bool) {
+        if !grew && self.spare.len() < SPARE_MAX {
             self.spare.push(context);
         }
     }
 
-    /// Frees what no call has.
+    /// Frees the unused contexts.
     pub(crate) fn shrink(&mut self) {
         self.spare = Vec::new();
     }
 
-    /// A binary message; its memory is used again once it is written.
+    /// A binary message. Its memory is reused after it has been written.
     pub fn binary(&mut self, payload: &[u8]) -> Message {
         self.payload.extend_from_slice(payload);
         let payload: Bytes = self.payload.split().freeze();

@@ -1,8 +1,8 @@
-//! The stream under a WebSocket, read in large chunks into memory that the loop lends.
+//! The stream below a WebSocket, read through a large buffer that all WebSockets share.
 //!
-//! tungstenite reads into small buffers. Reading from the system in pieces that small costs a system call or two per frame;
-//! larger ones cost memory per call. So one chunk, lent for as long as a call is served, takes all that has come, and
-//! tungstenite is fed from it, frame by frame.
+//! tungstenite reads into a buffer of its own. A small one would cost one or two system calls per frame, a large one memory
+//! per call. So the WebSocket that is being read borrows one large buffer, reads from the socket into it, and passes the
+//! bytes on to tungstenite frame by frame.
 
 use std::io::{self, ErrorKind, Read, Write};
 
@@ -12,55 +12,57 @@ use crate::net::event_loop::stream::Stream;
 
 /// Bytes per read.
 pub(crate) const READ_SIZE: usize = 16 * 1024;
-/// Bytes after which it is time for other calls: tungstenite reads on until a message is whole, however many frames that
-/// takes.
+/// Bytes after which other calls are served: tungstenite continues to read until a message is complete, however many frames
+/// that takes.
 const READ_BUDGET: u16 = 2 * READ_SIZE as u16;
-/// A piece costs as much as so many bytes, however short it is: fragments may be empty.
+/// What a read takes from the budget at least, since frames may be empty.
 const MIN_COST: usize = 64;
 
-/// A stream with a tap: what was read and not yet passed on, and where in a message it stands.
+/// A stream with the bytes that were read from it and not yet passed on.
 pub(crate) struct FrameReader {
     stream: Stream<TcpStream>,
-    /// The lent chunk, or what was left when it was taken back.
+    /// The borrowed buffer, or what was left over when it was given back.
     buffer: Vec<u8>,
-    at: usize,
-    filled: usize,
-    /// Bytes until it is time for other calls.
+    /// The bytes of the buffer that are not passed on yet are those from `start` to `end`.
+    start: usize,
+    end: usize,
+    /// Bytes until other calls are served.
     budget_left: u16,
     cursor: FrameCursor,
-    /// The last read found less than there was room for: a new edge will announce more.
+    /// The last read proved that the socket is empty: a new event will announce more.
     drained: bool,
-    more: bool,
-    /// Bytes that the last write found no room for: tungstenite writes all it has each time.
+    /// The system said that the end of the stream is near.
+    near_end: bool,
+    /// Bytes that the socket did not accept in the last write. tungstenite passes all it has to each write.
     unwritten: u32,
 }
 
-/// Where in the stream of frames (RFC 6455 section 5.2) the next byte stands.
+/// The position of the next byte in the stream of frames (RFC 6455 section 5.2).
 #[derive(Default)]
 struct FrameCursor {
-    /// Of the frame's payload that is to come; of its length, while that is read.
+    /// Bytes of the frame that follow its header. While an extended length is read: its value so far.
     left: u64,
-    /// Bytes of the header seen, two at most.
-    seen: u8,
-    /// Bytes of the length that follow these two.
-    length: u8,
-    /// Bytes of the mask: a server must not send one, but until that is found out they are part of the frame.
-    mask: u8,
-    /// The last data frame was not the last of its message.
+    /// How many of the header's first two bytes have been read; 0 behind the header.
+    header_bytes: u8,
+    /// How many bytes of the extended length are missing.
+    length_bytes: u8,
+    /// Bytes of the mask. A server must not send one, but they count until tungstenite rejects the frame.
+    mask_bytes: u8,
+    /// The last data frame was not the final one of its message.
     unfinished: bool,
-    /// The present frame is a control frame, of no message.
+    /// The present frame is a control frame, which is not part of a message.
     control: bool,
-    /// Payload of the present frame, for which tungstenite makes room when it has seen the header.
+    /// Payload bytes of the present frame. tungstenite allocates them when it has read the header.
     frame: u32,
-    /// Payload of the frames before it in an unfinished message.
+    /// Payload bytes of the earlier frames of an unfinished message.
     message: u32,
 }
 
 impl FrameCursor {
-    /// Moves on, to the end of a frame at most; by how many bytes.
+    /// Advances by `bytes`, but not beyond the end of a frame. Returns by how many bytes.
     fn advance(&mut self, bytes: &[u8]) -> usize {
         for (i, byte) in bytes.iter().enumerate() {
-            match self.seen {
+            match self.header_bytes {
                 0 if self.left > 0 => {
                     let n = self.left.min((bytes.len() - i) as u64);
                     self.left -= n;
@@ -75,13 +77,13 @@ impl FrameCursor {
                     if !self.control {
                         self.unfinished = byte & 0x80 == 0;
                     }
-                    self.seen = 1;
+                    self.header_bytes = 1;
                     continue;
                 }
                 1 => {
-                    self.seen = 2;
-                    self.mask = byte >> 7 << 2;
-                    (self.left, self.length) = match byte & 0x7f {
+                    self.header_bytes = 2;
+                    self.mask_bytes = byte >> 7 << 2;
+                    (self.left, self.length_bytes) = match byte & 0x7f {
                         126 => (0, 2),
                         127 => (0, 8),
                         left => (left.into(), 0),
@@ -89,13 +91,13 @@ impl FrameCursor {
                 }
                 _ => {
                     self.left = self.left << 8 | u64::from(*byte);
-                    self.length -= 1;
+                    self.length_bytes -= 1;
                 }
             }
-            if self.length == 0 {
-                self.seen = 0;
+            if self.length_bytes == 0 {
+                self.header_bytes = 0;
                 self.frame = self.left.try_into().unwrap_or(u32::MAX);
-                self.left = self.left.saturating_add(self.mask.into());
+                self.left = self.left.saturating_add(self.mask_bytes.into());
                 if self.left == 0 {
                     self.end_frame();
                     return i + 1;
@@ -112,30 +114,28 @@ impl FrameCursor {
         }
     }
 
-    /// Bytes that tungstenite keeps, or has room for, of what is not whole yet.
-    fn kept(&self) -> usize {
+    /// Bytes that tungstenite has allocated for an incomplete message or control frame.
+    fn allocated(&self) -> usize {
         self.message as usize + self.frame as usize
     }
 
     fn is_between_messages(&self) -> bool {
-        self.seen == 0 && self.left == 0 && !self.unfinished
+        self.header_bytes == 0 && self.left == 0 && !self.unfinished
     }
 }
 
 impl FrameReader {
-    /// With what was read of the stream before.
+    /// `read` was read from the stream before.
     pub(crate) fn new(stream: Stream<TcpStream>, read: Vec<u8>) -> Self {
-        let filled = read.len();
-        let place = FrameCursor::default();
         Self {
             stream,
+            start: 0,
+            end: read.len(),
             buffer: read,
-            at: 0,
-            filled,
             budget_left: READ_BUDGET,
-            cursor: place,
+            cursor: FrameCursor::default(),
             drained: false,
-            more: true,
+            near_end: true,
             unwritten: 0,
         }
     }
@@ -144,56 +144,58 @@ impl FrameReader {
         &mut self.stream
     }
 
-    /// Whether all that was passed on are whole messages.
+    /// Whether only complete messages were passed on.
     pub(crate) fn is_between_messages(&self) -> bool {
         self.cursor.is_between_messages()
     }
 
-    /// Bytes that wait for the server to read.
+    /// Bytes that the socket did not accept.
     pub(crate) fn unwritten(&self) -> usize {
         self.unwritten as usize
     }
 
-    /// Bytes of memory that this WebSocket takes: what is partial, what was not served yet, what was not written. To be
-    /// asked while no chunk is lent.
+    /// Bytes of memory that this WebSocket uses: for partial messages, and for what is not handled or not written yet. Not
+    /// meaningful while the buffer is borrowed.
     pub(crate) fn kept(&self) -> usize {
-        self.buffer.capacity() + self.cursor.kept() + self.unwritten()
+        self.buffer.capacity() + self.cursor.allocated() + self.unwritten()
     }
 
-    pub(crate) fn borrow_buffer(&mut self, chunk: &mut Vec<u8>, more: bool) {
-        (self.budget_left, self.drained, self.more) = (READ_BUDGET, false, more);
-        // What was left is less than a chunk.
+    /// Takes `shared` for the reads that follow. What was left over from earlier reads is copied into it.
+    pub(crate) fn borrow_buffer(&mut self, shared: &mut Vec<u8>, near_end: bool) {
+        (self.budget_left, self.drained, self.near_end) = (READ_BUDGET, false, near_end);
+        // Leftover bytes are fewer than READ_SIZE, so this length means that the buffer is borrowed already.
         if self.buffer.len() != READ_SIZE {
-            let kept = std::mem::replace(&mut self.buffer, std::mem::take(chunk));
-            let left = &kept[self.at..self.filled];
+            let old = std::mem::replace(&mut self.buffer, std::mem::take(shared));
+            let left = &old[self.start..self.end];
             self.buffer.resize(READ_SIZE, 0);
             self.buffer[..left.len()].copy_from_slice(left);
-            (self.at, self.filled) = (0, left.len());
+            (self.start, self.end) = (0, left.len());
         }
     }
 
-    pub(crate) fn give_back_buffer(&mut self, chunk: &mut Vec<u8>) {
-        let left = self.buffer[self.at..self.filled].to_vec();
-        (self.at, self.filled) = (0, left.len());
-        let lent = std::mem::replace(&mut self.buffer, left);
-        if lent.len() == READ_SIZE {
-            *chunk = lent;
+    /// Gives the borrowed buffer back, if there is one. Leftover bytes are copied out of it.
+    pub(crate) fn give_back_buffer(&mut self, shared: &mut Vec<u8>) {
+        let left = self.buffer[self.start..self.end].to_vec();
+        (self.start, self.end) = (0, left.len());
+        let borrowed = std::mem::replace(&mut self.buffer, left);
+        if borrowed.len() == READ_SIZE {
+            *shared = borrowed;
         }
     }
 
-    /// Whether it stopped where it had read enough, and there may be more. From now on it may read as much again.
+    /// Whether reading stopped because the budget was used up, so that there may be more. If so, renews the budget.
     pub(crate) fn is_over_budget(&mut self) -> bool {
-        let enough = self.budget_left == 0;
-        if enough {
+        let over = self.budget_left == 0;
+        if over {
             self.budget_left = READ_BUDGET;
         }
-        enough
+        over
     }
 
-    /// Whether a read of less than there was room for means that the socket is empty: not where bytes may wait in the
-    /// TLS library, and only where the system is known to announce every arrival.
-    fn short_means_empty(&self) -> bool {
-        cfg!(target_os = "linux") && matches!(self.stream, Stream::Plain(_)) && !self.more
+    /// Whether a short read means that the socket is empty. Not over TLS, where the TLS library may hold bytes, and only on
+    /// systems that are known to announce every arrival.
+    fn short_read_means_empty(&self) -> bool {
+        cfg!(target_os = "linux") && matches!(self.stream, Stream::Plain(_)) && !self.near_end
     }
 }
 
@@ -202,20 +204,20 @@ impl Read for FrameReader {
         if self.budget_left == 0 {
             return Err(ErrorKind::WouldBlock.into());
         }
-        if self.at == self.filled {
+        if self.start == self.end {
             if self.drained {
                 return Err(ErrorKind::WouldBlock.into());
             }
             self.buffer.resize(READ_SIZE, 0);
             let n = self.stream.read(&mut self.buffer)?;
-            (self.at, self.filled) = (0, n);
-            self.drained = n > 0 && n < READ_SIZE && self.short_means_empty();
+            (self.start, self.end) = (0, n);
+            self.drained = n > 0 && n < READ_SIZE && self.short_read_means_empty();
         }
-        // Not beyond the frame, so that nothing is left in tungstenite's buffer when a message is whole.
-        let n = buffer.len().min(self.filled - self.at);
-        let n = self.cursor.advance(&self.buffer[self.at..self.at + n]);
-        buffer[..n].copy_from_slice(&self.buffer[self.at..self.at + n]);
-        self.at += n;
+        // Not beyond the end of the frame, so that tungstenite's buffer is empty when a message is complete.
+        let n = buffer.len().min(self.end - self.start);
+        let n = self.cursor.advance(&self.buffer[self.start..self.start + n]);
+        buffer[..n].copy_from_slice(&self.buffer[self.start..self.start + n]);
+        self.start += n;
         self.budget_left = self.budget_left.saturating_sub(n.max(MIN_COST).min(READ_BUDGET.into()) as u16);
         Ok(n)
     }
@@ -223,9 +225,9 @@ impl Read for FrameReader {
 
 impl Write for FrameReader {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let outcome = self.stream.write(data);
-        self.unwritten = (data.len() - outcome.as_ref().map_or(0, |n| *n)) as u32;
-        outcome
+        let result = self.stream.write(data);
+        self.unwritten = (data.len() - result.as_ref().map_or(0, |n| *n)) as u32;
+        result
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -241,7 +243,7 @@ mod tests {
 
     use super::*;
 
-    fn tap() -> (FrameReader, std::net::TcpStream) {
+    fn reader() -> (FrameReader, std::net::TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, _) = listener.accept().unwrap();
@@ -249,78 +251,78 @@ mod tests {
         (FrameReader::new(Stream::Plain(mio::net::TcpStream::from_std(client)), Vec::new()), server)
     }
 
-    /// Reads in small pieces until nothing more comes for now, at least `length` bytes.
-    fn read(tap: &mut FrameReader, length: usize) -> Vec<u8> {
+    /// Reads in small pieces until nothing more arrives, at least `length` bytes.
+    fn read_all(reader: &mut FrameReader, length: usize) -> Vec<u8> {
         let mut all = Vec::new();
         let mut piece = [0; 100];
         loop {
-            match tap.read(&mut piece) {
+            match reader.read(&mut piece) {
                 Ok(0) => return all,
                 Ok(n) => all.extend_from_slice(&piece[..n]),
                 Err(_) if all.len() >= length => return all,
-                Err(_) => (tap.drained, tap.budget_left) = (false, READ_BUDGET),
+                Err(_) => (reader.drained, reader.budget_left) = (false, READ_BUDGET),
             }
         }
     }
 
     #[test]
-    fn every_byte_comes_once_whatever_is_lent_and_taken_back() {
-        let (mut tap, mut server) = tap();
+    fn every_byte_is_read_once_across_borrowing_and_giving_back() {
+        let (mut reader, mut server) = reader();
         let bytes: Vec<u8> = (0..40_000u32).map(|i| (i % 251) as u8).collect();
         server.write_all(&bytes).unwrap();
-        let mut chunk = Vec::new();
+        let mut shared = Vec::new();
         let mut all = Vec::new();
-        tap.borrow_buffer(&mut chunk, false);
+        reader.borrow_buffer(&mut shared, false);
         let mut piece = [0; 300];
         while all.len() < 1000 {
-            if let Ok(n) = tap.read(&mut piece) {
+            if let Ok(n) = reader.read(&mut piece) {
                 all.extend_from_slice(&piece[..n]);
             }
         }
-        tap.give_back_buffer(&mut chunk);
-        assert_eq!(chunk.len(), READ_SIZE);
-        assert!(tap.buffer.len() < READ_SIZE);
-        // What was left comes first.
-        tap.borrow_buffer(&mut chunk, false);
-        assert_eq!(chunk.len(), 0);
+        reader.give_back_buffer(&mut shared);
+        assert_eq!(shared.len(), READ_SIZE);
+        assert!(reader.buffer.len() < READ_SIZE);
+        // What was left over is read first.
+        reader.borrow_buffer(&mut shared, false);
+        assert_eq!(shared.len(), 0);
         let rest = bytes.len() - all.len();
-        all.extend(read(&mut tap, rest));
+        all.extend(read_all(&mut reader, rest));
         assert_eq!(all, bytes);
-        tap.give_back_buffer(&mut chunk);
-        assert_eq!(tap.buffer.capacity(), 0);
+        reader.give_back_buffer(&mut shared);
+        assert_eq!(reader.buffer.capacity(), 0);
     }
 
     #[test]
-    fn it_stops_after_so_many_bytes_or_pieces_and_says_so() {
+    fn reading_stops_when_the_budget_is_used_up() {
         let frame = |payload: usize| {
             [&[0x82, 126, (payload >> 8) as u8, payload as u8][..], &vec![7; payload]].concat()
         };
-        for (bytes, most) in [
+        for (bytes, max) in [
             (frame(60_000).repeat(2), usize::from(READ_BUDGET) + 1000),
             ([0x00, 0].repeat(40_000), 2 * usize::from(READ_BUDGET) / MIN_COST),
         ] {
-            let (mut tap, mut server) = tap();
+            let (mut reader, mut server) = reader();
             let all = bytes.len();
             let sent = std::thread::spawn(move || server.write_all(&bytes));
-            let (mut chunk, mut piece, mut came) = (Vec::new(), [0; 1000], 0);
-            while came < all {
-                tap.borrow_buffer(&mut chunk, false);
-                let mut lent = 0;
-                while let Ok(n) = tap.read(&mut piece) {
-                    lent += n;
+            let (mut shared, mut piece, mut total) = (Vec::new(), [0; 1000], 0);
+            while total < all {
+                reader.borrow_buffer(&mut shared, false);
+                let mut read = 0;
+                while let Ok(n) = reader.read(&mut piece) {
+                    read += n;
                 }
-                assert!(lent <= most, "{lent}");
-                assert!(tap.is_over_budget() || lent < most);
-                came += lent;
-                tap.give_back_buffer(&mut chunk);
+                assert!(read <= max, "{read}");
+                assert!(reader.is_over_budget() || read < max);
+                total += read;
+                reader.give_back_buffer(&mut shared);
             }
             sent.join().unwrap().unwrap();
         }
     }
 
     #[test]
-    fn what_is_passed_on_ends_with_each_frame() {
-        // Payload, opcode with the final bit; whether a message is whole after it.
+    fn a_read_does_not_pass_the_end_of_a_frame() {
+        // Payload length, opcode with the final bit, whether a message is complete after the frame.
         let table = [
             (0, 0x82, true),
             (5, 0x81, true),
@@ -335,7 +337,7 @@ mod tests {
             (0, 0x89, true),
         ];
         for (piece, mask) in [1, 2, 3, 100, usize::MAX].into_iter().flat_map(|n| [(n, 0), (n, 0x80)]) {
-            let mut place = FrameCursor::default();
+            let mut cursor = FrameCursor::default();
             for (payload, opcode, whole) in table {
                 let mut frame = vec![opcode];
                 match payload {
@@ -346,29 +348,29 @@ mod tests {
                 frame[1] |= mask;
                 frame.resize(frame.len() + payload + if mask == 0 { 0 } else { 4 }, 0xff);
                 let length = frame.len();
-                // The next frame's first bytes are there already.
+                // The next frame's first bytes have arrived too.
                 frame.extend([0x82, 1]);
                 let mut at = 0;
                 while at < length {
-                    assert!(at == 0 || !place.is_between_messages());
-                    let n = place.advance(&frame[at..frame.len().min(at.saturating_add(piece))]);
+                    assert!(at == 0 || !cursor.is_between_messages());
+                    let n = cursor.advance(&frame[at..frame.len().min(at.saturating_add(piece))]);
                     assert!(n > 0);
                     at += n;
                 }
                 assert_eq!(at, length, "{payload} bytes in pieces of {piece}");
-                assert_eq!(place.is_between_messages(), whole, "{payload} bytes in pieces of {piece}");
+                assert_eq!(cursor.is_between_messages(), whole, "{payload} bytes in pieces of {piece}");
             }
         }
     }
 
     #[test]
-    fn what_tungstenite_keeps_of_a_message_is_known() {
+    fn the_bytes_that_tungstenite_allocates_are_counted() {
         let frame = |first: u8, payload: usize| {
             let head = [first, 126, (payload >> 8) as u8, payload as u8];
             [&head[..], &vec![7; payload]].concat()
         };
-        // A frame, how many of its bytes come, what is kept then: whole frames of an unfinished message, and the room that a
-        // frame's header asks for.
+        // A frame (none: the same one), how many of its bytes have arrived, what is allocated then: for the frames of an
+        // unfinished message, and for the frame whose header has arrived.
         let table = [
             (frame(0x01, 1000), 3, 0),
             (Vec::new(), 4, 1000),
@@ -383,36 +385,36 @@ mod tests {
             (frame(0x82, 300), 304, 0),
         ];
         for step in [1, 7, usize::MAX] {
-            let (mut place, mut bytes, mut came) = (FrameCursor::default(), Vec::new(), 0_usize);
-            for (frame, end, kept) in table.clone() {
+            let (mut cursor, mut bytes, mut at) = (FrameCursor::default(), Vec::new(), 0_usize);
+            for (frame, end, allocated) in table.clone() {
                 if !frame.is_empty() {
-                    (bytes, came) = (frame, 0);
+                    (bytes, at) = (frame, 0);
                 }
-                while came < end {
-                    came += place.advance(&bytes[came..end.min(came.saturating_add(step))]);
+                while at < end {
+                    at += cursor.advance(&bytes[at..end.min(at.saturating_add(step))]);
                 }
-                assert_eq!(place.kept(), kept, "{end} bytes of {}, {step} at a time", bytes.len());
+                assert_eq!(cursor.allocated(), allocated, "{end} bytes of {}, {step} at a time", bytes.len());
             }
         }
     }
 
     #[test]
-    fn the_end_is_seen() {
-        let (mut tap, mut server) = tap();
+    fn the_end_of_the_stream_is_read() {
+        let (mut reader, mut server) = reader();
         server.write_all(b"last").unwrap();
         drop(server);
-        let mut chunk = Vec::new();
-        tap.borrow_buffer(&mut chunk, true);
-        assert_eq!(read(&mut tap, usize::MAX), b"last");
+        let mut shared = Vec::new();
+        reader.borrow_buffer(&mut shared, true);
+        assert_eq!(read_all(&mut reader, usize::MAX), b"last");
     }
 
     #[derive(Clone, Debug)]
     enum Step {
-        /// So many bytes arrive.
+        /// This many bytes arrive.
         Arrive(usize),
-        Lend(bool),
-        Reclaim,
-        /// The WebSocket asks for so many bytes.
+        Borrow(bool),
+        GiveBack,
+        /// Read up to this many bytes.
         Read(usize),
     }
 
@@ -420,8 +422,8 @@ mod tests {
         prop_oneof![
             (1..20_000_usize).prop_map(Step::Arrive),
             (1..300_usize).prop_map(Step::Arrive),
-            any::<bool>().prop_map(Step::Lend),
-            Just(Step::Reclaim),
+            any::<bool>().prop_map(Step::Borrow),
+            Just(Step::GiveBack),
             (1..400_usize).prop_map(Step::Read),
             (1..20_000_usize).prop_map(Step::Read),
         ]
@@ -431,31 +433,31 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn the_stream_is_the_same_however_it_is_cut(steps in prop::collection::vec(step(), 1..40)) {
-            let (mut tap, mut server) = tap();
-            let (mut sent, mut all, mut chunk, mut buffer) = (Vec::new(), Vec::new(), Vec::new(), vec![0; READ_SIZE + 4000]);
+        fn the_stream_is_read_unchanged_however_it_is_cut(steps in prop::collection::vec(step(), 1..40)) {
+            let (mut reader, mut server) = reader();
+            let (mut sent, mut all, mut shared, mut buffer) = (Vec::new(), Vec::new(), Vec::new(), vec![0; READ_SIZE + 4000]);
             for step in steps {
                 match step {
-                    // No more than the system holds for a reader that does not read.
+                    // No more than the system buffers.
                     Step::Arrive(n) if sent.len() - all.len() + n < 60_000 => {
                         let bytes: Vec<u8> = (sent.len()..sent.len() + n).map(|i| (i % 251) as u8).collect();
                         server.write_all(&bytes).unwrap();
                         sent.extend(bytes);
                     }
                     Step::Arrive(_) => {}
-                    Step::Lend(more) => tap.borrow_buffer(&mut chunk, more),
-                    Step::Reclaim => tap.give_back_buffer(&mut chunk),
+                    Step::Borrow(near_end) => reader.borrow_buffer(&mut shared, near_end),
+                    Step::GiveBack => reader.give_back_buffer(&mut shared),
                     Step::Read(n) => {
-                        if let Ok(n) = tap.read(&mut buffer[..n]) {
+                        if let Ok(n) = reader.read(&mut buffer[..n]) {
                             all.extend_from_slice(&buffer[..n]);
                         }
                     }
                 }
                 prop_assert!(sent.starts_with(&all));
             }
-            tap.borrow_buffer(&mut chunk, true);
+            reader.borrow_buffer(&mut shared, true);
             let rest = sent.len() - all.len();
-            all.extend(read(&mut tap, rest));
+            all.extend(read_all(&mut reader, rest));
             prop_assert!(all == sent);
         }
     }

@@ -1,8 +1,8 @@
-//! Host names to addresses, off the loop.
+//! Resolves host names on threads of its own.
 //!
-//! getaddrinfo(3) blocks and cannot be made not to, so two threads do it: it alone knows the hosts file and the search
-//! domains. A host is looked up once however many ask. The threads start with the first name that needs them, and end
-//! when the [`Resolver`] is dropped and the lookup under way returns.
+//! Only getaddrinfo(3) knows the hosts file and the search domains, and it always blocks, so two threads call it. Concurrent
+//! lookups of the same host are merged. The threads start when they are first needed, and end after the [`Resolver`] was
+//! dropped and the lookup in progress has returned.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,38 +15,28 @@ use std::time::{Duration, Instant};
 
 use mio::Waker;
 
-const THREADS: usize = 2;
-const STACK: usize = 256 << 10;
-const POSITIVE: Duration = Duration::from_secs(60);
-const NEGATIVE: Duration = Duration::from_secs(5);
+const THREADS_MAX: usize = 2;
+const STACK_SIZE: usize = 256 << 10;
+const POSITIVE_TTL: Duration = Duration::from_secs(60);
+const NEGATIVE_TTL: Duration = Duration::from_secs(5);
 
-/// Looks names up and caches the answers: good ones for 60 s, failures for 5 s.
-pub struct Resolver {
+/// Resolves host names, and caches the answers: addresses for 60 s, failures for 5 s.
+pub(crate) struct Resolver {
     jobs: Sender<String>,
     answers: Receiver<(String, Answer)>,
     worker: Worker,
     threads: usize,
     cache: HashMap<String, Cached>,
-    /// Hosts being looked up, and who waits for each.
+    /// The hosts being looked up, and the lookups that wait for each.
     in_flight: HashMap<String, Vec<Waiter>>,
 }
 
-/// What [`Resolver::lookup`] says at once.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Lookup {
-    /// The addresses, never none.
-    Ready(Vec<SocketAddr>),
-    /// Why there are none.
-    Failed(String),
-    /// The answer comes by [`Resolver::take_finished`].
-    Pending,
-}
-
-/// Addresses (never none, their ports meaningless until someone asks for one), or why there are none.
-type Answer = Result<Vec<SocketAddr>, String>;
+/// The addresses of a host, at least one; or why there are none, as text.
+pub(crate) type Answer = Result<Vec<SocketAddr>, String>;
 
 struct Cached {
     until: Instant,
+    /// The ports are those of whoever asked first; each lookup sets its own.
     answer: Answer,
 }
 
@@ -55,10 +45,10 @@ struct Waiter {
     port: u16,
 }
 
-/// What each thread needs.
+/// What a thread needs.
 #[derive(Clone)]
 struct Worker {
-    /// Locked by whichever thread waits for work; the loop never touches it.
+    /// Locked by the thread that waits for a job. The event loop never locks it.
     jobs: Arc<Mutex<Receiver<String>>>,
     answers: Sender<(String, Answer)>,
     waker: Arc<Waker>,
@@ -68,8 +58,8 @@ struct Worker {
 type Resolve = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
 impl Resolver {
-    /// A resolver that asks the system and calls `waker` for every answer.
-    pub fn new(waker: Arc<Waker>) -> Self {
+    /// A resolver that asks the system, and wakes `waker` after every answer.
+    pub(crate) fn new(waker: Arc<Waker>) -> Self {
         Self::with(waker, |host| Ok((host, 0).to_socket_addrs()?.collect()))
     }
 
@@ -91,51 +81,57 @@ impl Resolver {
         }
     }
 
-    /// The addresses of `host`, each with `port`. IP literals, also `[v6]`, are answered at once, and so is what the
-    /// cache holds; `fresh` passes over its good answers. Otherwise the answer comes by
-    /// [`take_finished`](Self::take_finished) under the ticket `who`, which means nothing to the resolver.
-    pub fn lookup(&mut self, host: &str, port: u16, who: u64, fresh: bool, now: Instant) -> Lookup {
+    /// The addresses of `host`, each with `port`. IP addresses (also `[v6]`) and cached hosts are answered at once; with
+    /// `skip_cache`, only failures are taken from the cache. `None`: [`take_finished`](Self::take_finished) will return
+    /// the answer with this `id`.
+    pub(crate) fn lookup(
+        &mut self,
+        host: &str,
+        port: u16,
+        id: u64,
+        skip_cache: bool,
+        now: Instant,
+    ) -> Option<Answer> {
         let literal = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
         if let Ok(ip) = literal.parse::<IpAddr>() {
-            return Lookup::Ready(vec![SocketAddr::new(ip, port)]);
+            return Some(Ok(vec![SocketAddr::new(ip, port)]));
         }
-        match self.cache.get(host) {
-            Some(Cached { until, answer: Ok(addresses) }) if now < *until && !fresh => {
-                return Lookup::Ready(with_port(addresses, port));
-            }
-            Some(Cached { until, answer: Err(why) }) if now < *until => return Lookup::Failed(why.clone()),
-            _ => {}
+        if let Some(cached) = self.cache.get(host)
+            && now < cached.until
+            && !(skip_cache && cached.answer.is_ok())
+        {
+            return Some(with_port(&cached.answer, port));
         }
         if let Some(waiting) = self.in_flight.get_mut(host) {
-            waiting.push(Waiter { id: who, port });
-            return Lookup::Pending;
+            waiting.push(Waiter { id, port });
+            return None;
         }
         if let Err(error) = self.start_thread() {
-            return Lookup::Failed(format!("cannot resolve {host}: no thread to do it: {error}"));
+            return Some(Err(format!("cannot resolve {host}: cannot start a thread: {error}")));
         }
-        // The other end is in `self.worker`.
+        // It does not fail: `self.worker` has the receiver.
         let _ = self.jobs.send(host.to_owned());
-        self.in_flight.insert(host.to_owned(), vec![Waiter { id: who, port }]);
-        Lookup::Pending
+        self.in_flight.insert(host.to_owned(), vec![Waiter { id, port }]);
+        None
     }
 
-    /// Hands out every ticket whose answer has come since the last call. To be called when the waker has fired.
-    pub fn take_finished(&mut self, now: Instant, out: &mut Vec<(u64, Result<Vec<SocketAddr>, String>)>) {
+    /// Appends the answers since the last call, each with the id of its lookup. To be called when the waker has fired.
+    pub(crate) fn take_finished(&mut self, now: Instant, out: &mut Vec<(u64, Answer)>) {
         while let Ok((host, answer)) = self.answers.try_recv() {
-            for Waiter { id: who, port } in self.in_flight.remove(&host).unwrap_or_default() {
-                out.push((who, answer.as_ref().map(|all| with_port(all, port)).map_err(String::clone)));
+            for Waiter { id, port } in self.in_flight.remove(&host).unwrap_or_default() {
+                out.push((id, with_port(&answer, port)));
             }
             self.cache_answer(host, answer, now);
         }
     }
 
-    /// Starts a thread more, up to as many as there are lookups under way. One is enough to go on with.
+    /// Starts another thread if each has a lookup in progress. An error counts only if there is no thread at all.
     fn start_thread(&mut self) -> io::Result<()> {
-        if self.threads == THREADS || self.threads > self.in_flight.len() {
+        if self.threads == THREADS_MAX || self.threads > self.in_flight.len() {
             return Ok(());
         }
         let worker = self.worker.clone();
-        let thread = thread::Builder::new().name("resolver".to_owned()).stack_size(STACK);
+        let thread = thread::Builder::new().name("resolver".to_owned()).stack_size(STACK_SIZE);
         match thread.spawn(move || worker.run()) {
             Ok(_) => self.threads += 1,
             Err(error) if self.threads == 0 => return Err(error),
@@ -145,9 +141,9 @@ impl Resolver {
     }
 
     fn cache_answer(&mut self, host: String, answer: Answer, now: Instant) {
-        // Hosts come from the configuration, so there are few; a reload may have left some behind.
+        // The configuration names few hosts, but reloads may have replaced them.
         self.cache.retain(|_, cached| now < cached.until);
-        let until = now + if answer.is_ok() { POSITIVE } else { NEGATIVE };
+        let until = now + if answer.is_ok() { POSITIVE_TTL } else { NEGATIVE_TTL };
         self.cache.insert(host, Cached { until, answer });
     }
 }
@@ -157,9 +153,9 @@ impl Worker {
         loop {
             let job = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok(host) = job else { return };
-            // Whoever waits must hear of it, and the next host needs this thread.
-            let asked = panic::catch_unwind(AssertUnwindSafe(|| (self.resolve)(&host)));
-            let answer = match asked.unwrap_or_else(|_| Err(io::Error::other("the lookup panicked"))) {
+            // After a panic the lookups still need an answer, and the next host needs this thread.
+            let result = panic::catch_unwind(AssertUnwindSafe(|| (self.resolve)(&host)));
+            let answer = match result.unwrap_or_else(|_| Err(io::Error::other("the lookup panicked"))) {
                 Ok(addresses) if addresses.is_empty() => {
                     Err(format!("cannot resolve {host}: it has no address"))
                 }
@@ -169,21 +165,16 @@ impl Worker {
             if self.answers.send((host, answer)).is_err() {
                 return;
             }
-            // Fails only when the poll is gone, and then nobody waits.
+            // It fails only when the poll was dropped, and then nobody waits.
             let _ = self.waker.wake();
         }
     }
 }
 
-fn with_port(addresses: &[SocketAddr], port: u16) -> Vec<SocketAddr> {
-    addresses
-        .iter()
-        .map(|address| {
-            let mut address = *address;
-            address.set_port(port);
-            address
-        })
-        .collect()
+fn with_port(answer: &Answer, port: u16) -> Answer {
+    let mut answer = answer.clone();
+    answer.iter_mut().flatten().for_each(|address| address.set_port(port));
+    answer
 }
 
 #[cfg(test)]
@@ -192,11 +183,11 @@ mod tests {
     use super::*;
     use mio::{Events, Poll, Token};
 
-    type Answers = Vec<(u64, Result<Vec<SocketAddr>, String>)>;
+    type Answers = Vec<(u64, Answer)>;
 
-    /// A resolver with a name service of its own, which reports every question on `asked` and keeps names that begin with
-    /// "slow" waiting for a word on `slow`.
-    struct Bench {
+    /// A resolver with a fake name service, which reports every query on `asked`, and delays names that begin with "slow"
+    /// until a message on `slow`.
+    struct Harness {
         poll: Poll,
         resolver: Resolver,
         asked: Receiver<String>,
@@ -204,7 +195,7 @@ mod tests {
         start: Instant,
     }
 
-    impl Bench {
+    impl Harness {
         fn new() -> Self {
             let poll = Poll::new().unwrap();
             let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
@@ -226,23 +217,23 @@ mod tests {
             Self { poll, resolver, asked, slow, start: Instant::now() }
         }
 
-        fn lookup(&mut self, host: &str, who: u64, at: u64) -> Lookup {
-            self.resolver.lookup(host, 80, who, false, self.start + Duration::from_secs(at))
+        fn lookup(&mut self, host: &str, id: u64, at: u64) -> Option<Answer> {
+            self.resolver.lookup(host, 80, id, false, self.start + Duration::from_secs(at))
         }
 
-        fn fresh(&mut self, host: &str, who: u64, at: u64) -> Lookup {
-            self.resolver.lookup(host, 80, who, true, self.start + Duration::from_secs(at))
+        fn lookup_uncached(&mut self, host: &str, id: u64, at: u64) -> Option<Answer> {
+            self.resolver.lookup(host, 80, id, true, self.start + Duration::from_secs(at))
         }
 
-        /// Waits until `count` tickets have been handed out.
+        /// Waits for `count` answers.
         fn finished(&mut self, count: usize, at: u64) -> Answers {
             let (mut all, deadline) = (Vec::new(), Instant::now() + Duration::from_secs(5));
             while all.len() < count {
-                assert!(Instant::now() < deadline, "{} of {count} answers came", all.len());
+                assert!(Instant::now() < deadline, "{} of {count} answers arrived", all.len());
                 self.poll.poll(&mut Events::with_capacity(8), Some(Duration::from_millis(100))).unwrap();
                 self.resolver.take_finished(self.start + Duration::from_secs(at), &mut all);
             }
-            all.sort_by_key(|(who, _)| *who);
+            all.sort_by_key(|(id, _)| *id);
             all
         }
 
@@ -257,122 +248,121 @@ mod tests {
 
     #[test]
     fn literals_need_no_lookup() {
-        let mut bench = Bench::new();
+        let mut harness = Harness::new();
         for (host, expected) in [
             ("127.0.0.1", "127.0.0.1:80"),
             ("::1", "[::1]:80"),
             ("[::1]", "[::1]:80"),
             ("[2001:db8::5]", "[2001:db8::5]:80"),
         ] {
-            assert_eq!(bench.lookup(host, 1, 0), Lookup::Ready(vec![expected.parse().unwrap()]));
+            assert_eq!(harness.lookup(host, 1, 0), Some(Ok(vec![expected.parse().unwrap()])));
         }
-        assert_eq!(bench.resolver.threads, 0, "a thread was started for nothing");
+        assert_eq!(harness.resolver.threads, 0, "no thread is needed");
     }
 
     #[test]
-    fn one_lookup_serves_all_who_ask_each_with_its_port() {
-        let mut bench = Bench::new();
-        assert_eq!(bench.lookup("slow.test", 1, 0), Lookup::Pending);
-        assert_eq!(bench.fresh("slow.test", 2, 0), Lookup::Pending);
-        let now = bench.start;
-        assert_eq!(bench.resolver.lookup("slow.test", 443, 3, false, now), Lookup::Pending);
-        bench.slow.send(()).unwrap();
-        assert_eq!(bench.finished(3, 0), [(1, Ok(good(80))), (2, Ok(good(80))), (3, Ok(good(443)))]);
-        assert_eq!(bench.asked(), ["slow.test"]);
+    fn concurrent_lookups_are_merged_and_each_has_its_port() {
+        let mut harness = Harness::new();
+        assert_eq!(harness.lookup("slow.test", 1, 0), None);
+        assert_eq!(harness.lookup_uncached("slow.test", 2, 0), None);
+        let now = harness.start;
+        assert_eq!(harness.resolver.lookup("slow.test", 443, 3, false, now), None);
+        harness.slow.send(()).unwrap();
+        assert_eq!(harness.finished(3, 0), [(1, Ok(good(80))), (2, Ok(good(80))), (3, Ok(good(443)))]);
+        assert_eq!(harness.asked(), ["slow.test"]);
         let mut more = Vec::new();
-        bench.resolver.take_finished(bench.start, &mut more);
-        assert_eq!(more, [], "a ticket is handed out once");
+        harness.resolver.take_finished(harness.start, &mut more);
+        assert_eq!(more, [], "each answer is returned once");
     }
 
     #[test]
-    fn good_answers_last_a_minute_unless_a_fresh_one_is_wanted() {
-        let mut bench = Bench::new();
-        assert_eq!(bench.lookup("a.test", 1, 0), Lookup::Pending);
-        bench.finished(1, 0);
-        assert_eq!(bench.lookup("a.test", 2, 59), Lookup::Ready(good(80)));
-        assert_eq!(bench.fresh("a.test", 3, 59), Lookup::Pending);
-        assert_eq!(bench.finished(1, 59), [(3, Ok(good(80)))]);
-        assert_eq!(bench.lookup("a.test", 4, 118), Lookup::Ready(good(80)));
-        assert_eq!(bench.lookup("a.test", 5, 119), Lookup::Pending);
-        bench.finished(1, 119);
-        assert_eq!(bench.asked().len(), 3);
+    fn addresses_are_cached_for_a_minute_and_can_be_skipped() {
+        let mut harness = Harness::new();
+        assert_eq!(harness.lookup("a.test", 1, 0), None);
+        harness.finished(1, 0);
+        assert_eq!(harness.lookup("a.test", 2, 59), Some(Ok(good(80))));
+        assert_eq!(harness.lookup_uncached("a.test", 3, 59), None);
+        assert_eq!(harness.finished(1, 59), [(3, Ok(good(80)))]);
+        assert_eq!(harness.lookup("a.test", 4, 118), Some(Ok(good(80))));
+        assert_eq!(harness.lookup("a.test", 5, 119), None);
+        harness.finished(1, 119);
+        assert_eq!(harness.asked().len(), 3);
     }
 
     #[test]
-    fn bad_answers_last_five_seconds_also_for_those_who_want_a_fresh_one() {
+    fn failures_are_cached_for_five_seconds_and_cannot_be_skipped() {
         for (host, why) in [("bad.test", "no such name"), ("none.test", "it has no address")] {
-            let mut bench = Bench::new();
+            let mut harness = Harness::new();
             let expected = format!("cannot resolve {host}: {why}");
-            assert_eq!(bench.lookup(host, 1, 0), Lookup::Pending);
-            assert_eq!(bench.finished(1, 0), [(1, Err(expected.clone()))]);
-            assert_eq!(bench.lookup(host, 2, 4), Lookup::Failed(expected.clone()));
-            assert_eq!(bench.fresh(host, 3, 4), Lookup::Failed(expected));
-            assert_eq!(bench.lookup(host, 4, 5), Lookup::Pending);
+            assert_eq!(harness.lookup(host, 1, 0), None);
+            assert_eq!(harness.finished(1, 0), [(1, Err(expected.clone()))]);
+            assert_eq!(harness.lookup(host, 2, 4), Some(Err(expected.clone())));
+            assert_eq!(harness.lookup_uncached(host, 3, 4), Some(Err(expected)));
+            assert_eq!(harness.lookup(host, 4, 5), None);
         }
     }
 
     #[test]
-    fn a_lookup_that_panics_is_answered_and_takes_no_thread_with_it() {
-        let mut bench = Bench::new();
-        for round in 0..THREADS as u64 + 1 {
-            assert_eq!(bench.lookup("panic.test", round, round * 5), Lookup::Pending);
+    fn a_lookup_that_panics_fails_and_its_thread_survives() {
+        let mut harness = Harness::new();
+        for round in 0..THREADS_MAX as u64 + 1 {
+            assert_eq!(harness.lookup("panic.test", round, round * 5), None);
             let expected = "cannot resolve panic.test: the lookup panicked".to_owned();
-            assert_eq!(bench.finished(1, round * 5), [(round, Err(expected))]);
+            assert_eq!(harness.finished(1, round * 5), [(round, Err(expected))]);
         }
-        assert_eq!(bench.lookup("a.test", 9, 0), Lookup::Pending);
-        assert_eq!(bench.finished(1, 0), [(9, Ok(good(80)))]);
+        assert_eq!(harness.lookup("a.test", 9, 0), None);
+        assert_eq!(harness.finished(1, 0), [(9, Ok(good(80)))]);
     }
 
     #[test]
-    fn one_name_that_hangs_does_not_hold_up_another() {
-        let mut bench = Bench::new();
-        assert_eq!(bench.lookup("slow.test", 1, 0), Lookup::Pending);
+    fn a_name_that_hangs_does_not_delay_another() {
+        let mut harness = Harness::new();
+        assert_eq!(harness.lookup("slow.test", 1, 0), None);
         for n in 0..20 {
-            assert_eq!(bench.lookup(&format!("{n}.test"), 100 + n, 0), Lookup::Pending);
+            assert_eq!(harness.lookup(&format!("{n}.test"), 100 + n, 0), None);
         }
-        let all = bench.finished(20, 0);
-        assert!(all.iter().all(|(who, answer)| *who >= 100 && *answer == Ok(good(80))));
-        // Its answer, when it comes at last, still reaches who asked, and the cache.
-        bench.slow.send(()).unwrap();
-        assert_eq!(bench.finished(1, 30), [(1, Ok(good(80)))]);
-        assert_eq!(bench.lookup("slow.test", 2, 89), Lookup::Ready(good(80)));
+        let all = harness.finished(20, 0);
+        assert!(all.iter().all(|(id, answer)| *id >= 100 && *answer == Ok(good(80))));
+        // The late answer is still returned and cached.
+        harness.slow.send(()).unwrap();
+        assert_eq!(harness.finished(1, 30), [(1, Ok(good(80)))]);
+        assert_eq!(harness.lookup("slow.test", 2, 89), Some(Ok(good(80))));
     }
 
     #[test]
     fn expired_answers_are_removed_from_the_cache() {
-        let mut bench = Bench::new();
+        let mut harness = Harness::new();
         for n in 0..100 {
-            bench.lookup(&format!("{n}.test"), n, 0);
-            bench.finished(1, 0);
+            harness.lookup(&format!("{n}.test"), n, 0);
+            harness.finished(1, 0);
         }
-        assert_eq!(bench.resolver.cache.len(), 100);
-        bench.lookup("new.test", 1, 61);
-        bench.finished(1, 61);
-        assert_eq!(bench.resolver.cache.len(), 1);
+        assert_eq!(harness.resolver.cache.len(), 100);
+        harness.lookup("new.test", 1, 61);
+        harness.finished(1, 61);
+        assert_eq!(harness.resolver.cache.len(), 1);
     }
 
     #[test]
     fn the_threads_end_with_the_resolver() {
-        let Bench { resolver, asked, slow, .. } = Bench::new();
-        let mut resolver = resolver;
+        let Harness { mut resolver, asked, slow, .. } = Harness::new();
         let now = Instant::now();
         resolver.lookup("slow.test", 80, 1, false, now);
         resolver.lookup("a.test", 80, 2, false, now);
         drop(resolver);
         drop(slow);
-        // The threads hold the other end, so it closes with the last of them.
+        // Each thread holds a sender, so the channel closes when the last one ends.
         let deadline = Duration::from_secs(5);
         while let Ok(_host) = asked.recv_timeout(deadline) {}
         assert_eq!(asked.try_recv(), Err(mpsc::TryRecvError::Disconnected));
     }
 
     #[test]
-    fn the_system_knows_localhost() {
-        let mut bench = Bench::new();
-        let waker = Arc::clone(&bench.resolver.worker.waker);
-        bench.resolver = Resolver::new(waker);
-        assert_eq!(bench.lookup("localhost", 1, 0), Lookup::Pending);
-        let all = bench.finished(1, 0);
+    fn localhost_is_resolved_by_the_system() {
+        let mut harness = Harness::new();
+        let waker = Arc::clone(&harness.resolver.worker.waker);
+        harness.resolver = Resolver::new(waker);
+        assert_eq!(harness.lookup("localhost", 1, 0), None);
+        let all = harness.finished(1, 0);
         let addresses = all[0].1.as_ref().unwrap();
         assert!(!addresses.is_empty() && addresses.iter().all(|a| a.ip().is_loopback() && a.port() == 80));
     }

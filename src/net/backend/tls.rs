@@ -1,35 +1,24 @@
-//! TLS to chat servers.
-//!
-//! TLS is the platform's library through native-tls, without helpers in between: a handshake that would block is an ordinary
-//! outcome here, and continues at the socket's next event, whichever direction that is for.
+//! TLS connections to chat servers, by the platform's TLS library through native-tls.
 
 use std::fmt;
 
 use mio::net::TcpStream;
 #[cfg(feature = "tls")]
-use native_tls::{Certificate, HandshakeError, MidHandshakeTlsStream, TlsConnector};
+use native_tls::{Certificate, TlsConnector};
 
-use crate::net::event_loop::stream::Stream;
-
-/// What an attempt to go on came to.
-#[derive(Debug)]
-pub enum Progress<T> {
-    /// The stream is ready.
-    Done(Stream<TcpStream>),
-    /// Try again at the socket's next edge.
-    Blocked(T),
-}
+use crate::net::event_loop::tls_handshake::HandshakeProgress;
 
 /// Why there is no TLS connection.
 #[derive(Debug)]
-pub enum TlsError {
+#[expect(dead_code, reason = "builds with and without TLS have different errors")]
+pub(crate) enum TlsError {
     /// The program was built without the `tls` feature.
     Absent,
-    /// The text given as CA bundle has no certificate in it, or a broken one.
+    /// The CA bundle contains no certificate, or a malformed one.
     Bundle(String),
     /// The TLS library could not be set up.
     Setup(String),
-    /// The handshake failed: the certificate was refused, the other side does not speak TLS, it hung up ..
+    /// The handshake failed: the certificate was rejected, the peer does not speak TLS, the connection was closed, ...
     Handshake(String),
 }
 
@@ -46,43 +35,41 @@ impl fmt::Display for TlsError {
 
 impl std::error::Error for TlsError {}
 
-/// Makes TLS connections that all trust the same authorities.
+/// Starts TLS handshakes that all trust the same authorities.
 #[cfg(feature = "tls")]
-pub struct TlsClient {
+pub(crate) struct TlsClient {
     ca_pem: Option<Vec<u8>>,
     insecure: bool,
-    /// Loading the system's authorities takes 2 MB and some milliseconds, so it is done once, and only for `wss://`.
+    /// Built on first use: loading the system's authorities takes 2 MB and some milliseconds.
     connector: Option<TlsConnector>,
 }
 
 #[cfg(feature = "tls")]
 impl TlsClient {
-    /// Certificates are verified against the system's authorities and those in `ca_pem`, a bundle of PEM certificates.
-    /// `insecure` accepts any certificate for any host.
-    pub fn new(ca_pem: Option<Vec<u8>>, insecure: bool) -> Self {
+    /// Verifies certificates against the system's authorities and those in `ca_pem`, a bundle of PEM certificates. With
+    /// `insecure`, accepts any certificate for any host.
+    pub(crate) fn new(ca_pem: Option<Vec<u8>>, insecure: bool) -> Self {
         Self { ca_pem, insecure, connector: None }
     }
 
-    /// Loads the authorities, unless they are loaded: at start a bad bundle can still be told to the operator.
+    /// Loads the authorities, unless they are loaded already.
     ///
     /// # Errors
     /// [`TlsError::Bundle`] and [`TlsError::Setup`].
-    pub fn prepare(&mut self) -> Result<(), TlsError> {
+    pub(crate) fn prepare(&mut self) -> Result<(), TlsError> {
         self.connector().map(|_| ())
     }
 
-    /// Begins a handshake on the connected `tcp` with the server that `host` names. Nothing is sent yet: that is for
-    /// [`Handshake::advance`].
+    /// Starts a handshake on the connected `tcp` with the server named `host`, and advances it as far as the socket allows.
     ///
     /// # Errors
-    /// Those of [`prepare`](Self::prepare).
-    pub fn start(&mut self, host: &str, tcp: TcpStream) -> Result<Handshake, TlsError> {
-        let connector = self.connector()?.clone();
-        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-        Ok(Handshake(Stage::Fresh { connector, host: bare.to_owned(), tcp }))
+    /// Those of [`prepare`](Self::prepare), and [`TlsError::Handshake`].
+    pub(crate) fn start(&mut self, host: &str, tcp: TcpStream) -> Result<HandshakeProgress, TlsError> {
+        let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+        HandshakeProgress::from_result(self.connector()?.connect(host, tcp)).map_err(TlsError::Handshake)
     }
 
-    /// The library's own maker of connections, for blocking sockets.
+    /// The TLS library's connector, for blocking sockets.
     ///
     /// # Errors
     /// Those of [`prepare`](Self::prepare).
@@ -112,72 +99,27 @@ fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, TlsError> {
     }
 }
 
-/// A TLS handshake under way.
-#[cfg(feature = "tls")]
-#[derive(Debug)]
-pub struct Handshake(Stage);
-
-#[cfg(feature = "tls")]
-#[derive(Debug)]
-enum Stage {
-    Fresh { connector: TlsConnector, host: String, tcp: TcpStream },
-    Midway(MidHandshakeTlsStream<TcpStream>),
-}
-
-#[cfg(feature = "tls")]
-impl Handshake {
-    /// Goes as far as the socket allows.
-    ///
-    /// # Errors
-    /// [`TlsError::Handshake`]; the socket is closed.
-    pub fn advance(self) -> Result<Progress<Self>, TlsError> {
-        let outcome = match self.0 {
-            Stage::Fresh { connector, host, tcp } => connector.connect(&host, tcp),
-            Stage::Midway(midway) => midway.handshake(),
-        };
-        match outcome {
-            Ok(tls) => Ok(Progress::Done(Stream::Tls(Box::new(tls)))),
-            Err(HandshakeError::WouldBlock(midway)) => Ok(Progress::Blocked(Self(Stage::Midway(midway)))),
-            Err(HandshakeError::Failure(error)) => Err(TlsError::Handshake(error.to_string())),
-        }
-    }
-}
-
 /// Refuses every connection: the program was built without TLS.
 #[cfg(not(feature = "tls"))]
-pub struct TlsClient;
+pub(crate) struct TlsClient;
 
 #[cfg(not(feature = "tls"))]
 impl TlsClient {
-    /// Takes the settings of a build with TLS.
-    pub fn new(_: Option<Vec<u8>>, _: bool) -> Self {
+    /// Ignores the settings.
+    pub(crate) fn new(_: Option<Vec<u8>>, _: bool) -> Self {
         Self
     }
 
     /// # Errors
     /// Always [`TlsError::Absent`].
-    pub fn prepare(&mut self) -> Result<(), TlsError> {
+    pub(crate) fn prepare(&mut self) -> Result<(), TlsError> {
         Err(TlsError::Absent)
     }
 
     /// # Errors
     /// Always [`TlsError::Absent`].
-    pub fn start(&mut self, _: &str, _: TcpStream) -> Result<Handshake, TlsError> {
+    pub(crate) fn start(&mut self, _: &str, _: TcpStream) -> Result<HandshakeProgress, TlsError> {
         Err(TlsError::Absent)
-    }
-}
-
-/// Never made: the program was built without TLS.
-#[cfg(not(feature = "tls"))]
-#[derive(Debug)]
-pub enum Handshake {}
-
-#[cfg(not(feature = "tls"))]
-impl Handshake {
-    /// # Errors
-    /// None: there is no handshake to call it on.
-    pub fn advance(self) -> Result<Progress<Self>, TlsError> {
-        match self {}
     }
 }
 
@@ -187,6 +129,7 @@ mod tests {
     use std::io::{self, Read, Write};
 
     use super::*;
+    use crate::net::event_loop::stream::Stream;
     use mio::{Events, Interest, Poll, Token};
     use native_tls::{Identity, TlsAcceptor};
     use std::net::{TcpListener, TcpStream as Accepted};
@@ -194,13 +137,13 @@ mod tests {
     use std::thread::{self, JoinHandle};
     use std::time::{Duration, Instant};
 
-    // An authority, and a server's certificate for localhost, 127.0.0.1 and ::1 signed by it, both until 2123. Made with
-    // `openssl ca`; the authority's key is gone.
+    // An authority, and a server's certificate for localhost, 127.0.0.1 and ::1 signed by it. Both expire in 2123. They were
+    // made with `openssl ca`; the authority's key was not kept.
     const CA: &[u8] = include_bytes!("../../../tests/data/tls/ca.pem");
     const CERTIFICATE: &[u8] = include_bytes!("../../../tests/data/tls/server.pem");
     const KEY: &[u8] = include_bytes!("../../../tests/data/tls/server.key");
 
-    /// A TLS server for one connection, which greets and then echoes. `wrap` stands between it and the socket.
+    /// A TLS server for one connection, which sends "hello" and then echoes 5 bytes. `wrap` wraps its socket.
     fn serve<S: Read + Write + 'static>(
         wrap: impl FnOnce(Accepted) -> S + Send + 'static,
     ) -> (TcpStream, JoinHandle<()>) {
@@ -210,7 +153,7 @@ mod tests {
             let (accepted, _) = listener.accept().unwrap();
             accepted.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             let acceptor = TlsAcceptor::new(Identity::from_pkcs8(CERTIFICATE, KEY).unwrap()).unwrap();
-            // A client that refuses the certificate is no failure of this thread.
+            // A client may reject the certificate.
             let Ok(mut tls) = acceptor.accept(wrap(accepted)) else { return };
             let mut buffer = [0; 5];
             if tls.write_all(b"hello").is_ok() && tls.read_exact(&mut buffer).is_ok() {
@@ -222,7 +165,6 @@ mod tests {
 
     struct Client {
         poll: Poll,
-        blocked: usize,
     }
 
     impl Client {
@@ -230,26 +172,26 @@ mod tests {
             self.poll.poll(&mut Events::with_capacity(8), Some(Duration::from_millis(20))).unwrap();
         }
 
-        /// Drives the handshake by readiness alone.
+        /// Advances the handshake after readiness events only.
         fn connect(
             client: &mut TlsClient,
             host: &str,
             mut tcp: TcpStream,
         ) -> Result<(Stream<TcpStream>, Self), TlsError> {
-            let mut this = Self { poll: Poll::new().unwrap(), blocked: 0 };
+            let mut this = Self { poll: Poll::new().unwrap() };
             let both = Interest::READABLE | Interest::WRITABLE;
             this.poll.registry().register(&mut tcp, Token(0), both).unwrap();
             this.wait();
-            let mut handshake = client.start(host, tcp)?;
+            let mut progress = client.start(host, tcp)?;
             let deadline = Instant::now() + Duration::from_secs(5);
             loop {
-                match handshake.advance()? {
-                    Progress::Done(stream) => return Ok((stream, this)),
-                    Progress::Blocked(midway) => handshake = midway,
-                }
+                let handshake = match progress {
+                    HandshakeProgress::Done(stream) => return Ok((stream, this)),
+                    HandshakeProgress::Blocked(handshake) => handshake,
+                };
                 assert!(Instant::now() < deadline, "the handshake never ends");
-                this.blocked += 1;
                 this.wait();
+                progress = handshake.advance().map_err(TlsError::Handshake)?;
             }
         }
 
@@ -272,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_pass_both_ways_behind_a_verified_certificate() {
+    fn data_passes_both_ways_after_the_certificate_was_verified() {
         let mut client = TlsClient::new(Some(CA.to_vec()), false);
         for host in ["localhost", "127.0.0.1", "[::1]", "::1"] {
             let (tcp, server) = serve(|tcp| tcp);
@@ -287,9 +229,9 @@ mod tests {
     }
 
     #[test]
-    fn who_may_be_trusted() {
+    fn certificates_are_verified_unless_insecure() {
         let verify = "certificate verify failed";
-        // CA bundle, insecure, host, what the refusal says.
+        // CA bundle, insecure, host, the error.
         let table = [
             (Some(CA), false, "localhost", None),
             (None, false, "localhost", Some(verify)),
@@ -313,40 +255,40 @@ mod tests {
     }
 
     #[test]
-    fn a_stalled_handshake_goes_on_when_the_server_does() {
+    fn a_stalled_handshake_continues_when_the_server_answers() {
         let (go, gate) = mpsc::channel::<()>();
         let (tcp, server) = serve(move |tcp| {
             gate.recv().unwrap();
             tcp
         });
-        let mut handshake = TlsClient::new(Some(CA.to_vec()), false).start("localhost", tcp).unwrap();
+        let mut progress = TlsClient::new(Some(CA.to_vec()), false).start("localhost", tcp).unwrap();
         for _ in 0..100 {
-            // Tried for no reason, it stays where it was.
-            match handshake.advance().unwrap() {
-                Progress::Blocked(midway) => handshake = midway,
-                Progress::Done(_) => panic!("done without a server"),
+            // Without new data, advancing it changes nothing.
+            match progress {
+                HandshakeProgress::Blocked(handshake) => progress = handshake.advance().unwrap(),
+                HandshakeProgress::Done(_) => panic!("done without a server"),
             }
         }
         go.send(()).unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);
-        while let Progress::Blocked(midway) = handshake.advance().unwrap() {
-            handshake = midway;
+        while let HandshakeProgress::Blocked(handshake) = progress {
+            progress = handshake.advance().unwrap();
             assert!(Instant::now() < deadline, "the handshake never ends");
             thread::yield_now();
         }
         server.join().unwrap();
     }
 
-    /// Lets one byte through at a time.
-    struct Trickle(Accepted);
+    /// Writes one byte at a time.
+    struct OneByteStream(Accepted);
 
-    impl Read for Trickle {
+    impl Read for OneByteStream {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             self.0.read(buffer)
         }
     }
 
-    impl Write for Trickle {
+    impl Write for OneByteStream {
         fn write(&mut self, data: &[u8]) -> io::Result<usize> {
             self.0.write(&data[..data.len().min(1)])
         }
@@ -357,10 +299,10 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_may_be_cut_anywhere() {
+    fn a_handshake_may_arrive_in_pieces() {
         let (tcp, server) = serve(|tcp| {
             tcp.set_nodelay(true).unwrap();
-            Trickle(tcp)
+            OneByteStream(tcp)
         });
         let mut client = TlsClient::new(Some(CA.to_vec()), false);
         let (mut stream, mut io) = Client::connect(&mut client, "localhost", tcp).unwrap();
@@ -381,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_bundle_is_told() {
+    fn a_bad_bundle_is_an_error() {
         let broken = CA.iter().map(|byte| if *byte == b'M' { b'!' } else { *byte }).collect();
         for pem in [Vec::new(), b"not PEM".to_vec(), broken] {
             let error = TlsClient::new(Some(pem), false).prepare().unwrap_err();

@@ -1,4 +1,4 @@
-//! TLS clients for chat servers, by what they trust.
+//! The TLS clients of chat servers, by what they trust.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -8,15 +8,15 @@ use std::path::PathBuf;
 use crate::config::{ChatServerConfig, WebSocket};
 use crate::net::backend::tls::TlsClient;
 
-/// TLS clients by what they trust; each loads its roots once, when first needed.
+/// TLS clients by CA file and `insecure`. Each loads its authorities once.
 #[derive(Default)]
 pub(crate) struct TlsClients(HashMap<(Option<PathBuf>, bool), TlsClient>);
 
 impl TlsClients {
-    /// The client for this server. CA files are read when first needed.
+    /// The client for this server. Its CA file is read on first use.
     ///
     /// # Errors
-    /// Why the CA file cannot be read, in words.
+    /// Why the CA file cannot be read, as text.
     pub(crate) fn client(
         &mut self,
         server: &ChatServerConfig,
@@ -28,19 +28,15 @@ impl TlsClients {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
                 let (ca_file, insecure) = entry.key();
-                let pem = match ca_file {
-                    Some(path) => {
-                        Some(fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?)
-                    }
-                    None => None,
-                };
-                let client = TlsClient::new(pem, *insecure);
+                let read =
+                    |path: &PathBuf| fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+                let client = TlsClient::new(ca_file.as_ref().map(read).transpose()?, *insecure);
                 Ok(entry.insert(client))
             }
         }
     }
 
-    /// Forgets all, so that changed files are read again.
+    /// Drops all clients, so that changed CA files are read again.
     pub(crate) fn clear(&mut self) {
         self.0.clear();
     }

@@ -1,14 +1,13 @@
-//! The WebSocket upgrade: one request, one response (RFC 6455 section 4.1).
+//! The WebSocket upgrade: an HTTP request and its response (RFC 6455 section 4.1).
 //!
-//! Done here because a handshake by tungstenite pins 4 KiB per connection for life; its key functions are used.
+//! tungstenite's own handshake would keep 4 KiB per connection for its lifetime. Only its key functions are used.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write};
 
+use mio::net::TcpStream;
 use tungstenite::handshake::client::generate_key;
 use tungstenite::handshake::derive_accept_key;
-
-use mio::net::TcpStream;
 
 use crate::config::Secret;
 use crate::net::event_loop::stream::Stream;
@@ -16,13 +15,13 @@ use crate::proto::identity;
 use crate::session::DialRequest;
 use crate::text;
 
-/// The longest response head.
+/// The longest response head that is accepted.
 const MAX_HEAD: usize = 8 * 1024;
 const MAX_HEADERS: usize = 64;
-/// How much of its status line, or of the address that it names, is shown.
-const SHOWN: usize = 200;
+/// How much of a reason phrase or a redirect's address an error shows.
+const MAX_SHOWN: usize = 200;
 
-/// A request on its way, then a response on its way.
+/// An upgrade in progress.
 pub(crate) struct Upgrade {
     stream: Stream<TcpStream>,
     request: Vec<u8>,
@@ -47,10 +46,10 @@ impl Upgrade {
         self.stream
     }
 
-    /// Goes on as far as the socket allows. With the response comes what followed it: the first frames.
+    /// Continues as far as the socket allows. After the whole response, returns the bytes behind it: the first frames.
     ///
     /// # Errors
-    /// Why the server is of no use, in words.
+    /// Why the upgrade failed, as text.
     pub(crate) fn advance(&mut self) -> Result<Option<Vec<u8>>, String> {
         if !self.send()? {
             return Ok(None);
@@ -72,12 +71,12 @@ impl Upgrade {
         }
     }
 
-    /// Bytes of memory that it takes.
+    /// Bytes of allocated memory.
     pub(crate) fn kept(&self) -> usize {
         self.request.capacity() + self.head.capacity()
     }
 
-    /// Whether the request has left, so that all depends on the answer.
+    /// Whether the whole request has been sent.
     pub(crate) fn is_sent(&self) -> bool {
         self.sent == self.request.len()
     }
@@ -85,7 +84,7 @@ impl Upgrade {
     fn send(&mut self) -> Result<bool, String> {
         while self.sent < self.request.len() {
             match self.stream.write(&self.request[self.sent..]) {
-                Ok(0) => return Err("the connection takes no more".to_owned()),
+                Ok(0) => return Err("the connection accepts no more data".to_owned()),
                 Ok(n) => self.sent += n,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -100,35 +99,35 @@ impl Upgrade {
     }
 }
 
-/// Appends to a response's head, and returns what follows it once it is whole. All of it is judged again only when a line
-/// ends, of which it has few: not for each byte of a server that sends them one by one.
+/// Appends to a response's head, and returns what follows the head when it is complete. The head is parsed at its first bytes
+/// and then only after line ends, so that the cost stays low when it arrives byte by byte.
 fn append(
     head: &mut Vec<u8>,
     more: &[u8],
-    judge: impl FnOnce(&[u8]) -> Result<Option<usize>, String>,
+    parse: impl FnOnce(&[u8]) -> Result<Option<usize>, String>,
 ) -> Result<Option<Vec<u8>>, String> {
-    let begins = head.is_empty();
+    let is_first = head.is_empty();
     head.extend_from_slice(more);
-    if (begins || more.contains(&b'\n'))
-        && let Some(length) = judge(head)?
+    if (is_first || more.contains(&b'\n'))
+        && let Some(length) = parse(head)?
         && length <= MAX_HEAD
     {
         return Ok(Some(head.split_off(length)));
     }
     if head.len() > MAX_HEAD {
-        return Err(format!("a response head of more than {MAX_HEAD} bytes"));
+        return Err(format!("the response head has more than {MAX_HEAD} bytes"));
     }
     Ok(None)
 }
 
-/// The `authorization` header. A server that checks nothing gets what the Node.js gateway sends it.
+/// The `authorization` header. Without a secret it is what the Node.js gateway sends.
 pub(crate) fn authorization(secret: Option<&Secret>, dial: &DialRequest, unix_seconds: u64) -> String {
     let Some(secret) = secret else { return "Bearer test-token".to_owned() };
     let client_id = dial.client_id.as_deref().unwrap_or_default();
     format!("Bearer {}", identity::bearer_token(secret.as_bytes(), client_id, dial.mac, unix_seconds))
 }
 
-/// Some servers compare `connection` with exactly `Upgrade`, so it stands alone.
+/// The request. Some servers compare the `connection` header with exactly `Upgrade`, so it contains nothing else.
 pub(crate) fn request(dial: &DialRequest, authorization: &str, key: &str) -> String {
     let server = &dial.server;
     let mut text = format!(
@@ -144,7 +143,10 @@ pub(crate) fn request(dial: &DialRequest, authorization: &str, key: &str) -> Str
     text
 }
 
-/// The length of the response's head once it is complete and agrees to the upgrade.
+/// The length of a complete response head that accepts the upgrade; `None` for an incomplete one.
+///
+/// # Errors
+/// Why it is not an acceptance, as text.
 pub(crate) fn parse_response(head: &[u8], accept: &str) -> Result<Option<usize>, String> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
@@ -160,13 +162,13 @@ pub(crate) fn parse_response(head: &[u8], accept: &str) -> Result<Option<usize>,
     let header = |name| values(name).next();
     let code = response.code.unwrap_or_default();
     if code != 101 {
-        let reason = text::printable(response.reason.unwrap_or_default(), SHOWN);
+        let reason = text::printable(response.reason.unwrap_or_default(), MAX_SHOWN);
         let hint = match (code, header("location")) {
             (300..=399, Some(location)) => {
-                // The query is where tokens live, ours among them.
+                // The query may contain tokens, including the gateway's.
                 let location = location.split(['?', '#']).next().unwrap_or_default();
-                let location = text::printable(location, SHOWN);
-                format!(", redirected to {location}: put that address into the configuration")
+                let location = text::printable(location, MAX_SHOWN);
+                format!(", redirected to {location}: use that address in the configuration")
             }
             (401 | 403, _) => ": check SERVER_SECRET".to_owned(),
             (404, _) => ": check the path of the URL".to_owned(),
@@ -175,20 +177,20 @@ pub(crate) fn parse_response(head: &[u8], accept: &str) -> Result<Option<usize>,
         return Err(format!("HTTP {code} {reason}{hint}"));
     }
     if !header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket")) {
-        return Err("its answer has no `Upgrade: websocket`".to_owned());
+        return Err("the response has no `Upgrade: websocket`".to_owned());
     }
     let mut options = values("connection").flat_map(|value| value.split(','));
     if !options.any(|option| option.trim().eq_ignore_ascii_case("upgrade")) {
-        return Err("its answer has no `Connection: Upgrade`".to_owned());
+        return Err("the response has no `Connection: Upgrade`".to_owned());
     }
     if !values("sec-websocket-accept").eq([accept]) {
-        return Err("its Sec-WebSocket-Accept does not match the key".to_owned());
+        return Err("the response's Sec-WebSocket-Accept does not match the key".to_owned());
     }
-    // Chosen is chosen, in whatever bytes.
-    let chosen = ["sec-websocket-extensions", "sec-websocket-protocol"];
-    if response.headers.iter().any(|header| chosen.iter().any(|name| header.name.eq_ignore_ascii_case(name)))
+    // These headers count even when their value is not text.
+    let refused = ["sec-websocket-extensions", "sec-websocket-protocol"];
+    if response.headers.iter().any(|header| refused.iter().any(|name| header.name.eq_ignore_ascii_case(name)))
     {
-        return Err("it chose an extension or subprotocol that was not offered".to_owned());
+        return Err("the server chose an extension or subprotocol that was not offered".to_owned());
     }
     Ok(Some(length))
 }
@@ -262,16 +264,16 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_without_end_is_shown_in_part_and_in_one_line() {
+    fn a_long_refusal_is_truncated_and_shown_in_one_line() {
         let long = "x".repeat(3000);
         let location = format!("Location: http://\u{202e}\u{85}{long}");
         let why = response(&format!("302 a\tb{long}"), &location).unwrap_err();
         assert!(why.starts_with("HTTP 302 a\\tb") && why.contains("http://\\u{202e}\\u{85}x"), "{why}");
-        assert!(why.len() < 3 * SHOWN, "{why}");
+        assert!(why.len() < 3 * MAX_SHOWN, "{why}");
     }
 
     #[test]
-    fn only_a_full_agreement_passes() {
+    fn only_a_complete_acceptance_passes() {
         let good = format!(
             "Upgrade: WebSocket\r\nConnection: keep-alive, upgrade\r\nSec-WebSocket-Accept: {ACCEPT}"
         );
@@ -308,37 +310,37 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_comes_byte_by_byte_is_judged_once_a_line() {
+    fn a_head_that_arrives_byte_by_byte_is_parsed_once_per_line() {
         let good = format!("Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {ACCEPT}\r\n");
         let long = format!("X-Filler: {}\r\n", "x".repeat(6000));
         let text = format!("HTTP/1.1 101 Switching Protocols\r\n{long}{good}\r\n");
-        let (mut head, mut judged) = (Vec::new(), 0);
+        let (mut head, mut parsed) = (Vec::new(), 0);
         for (at, byte) in text.bytes().enumerate() {
             let outcome = append(&mut head, &[byte], |head| {
-                judged += 1;
+                parsed += 1;
                 parse_response(head, ACCEPT)
             });
             let last = at + 1 == text.len();
             assert_eq!(outcome, Ok(last.then(Vec::new)), "{at}");
         }
-        assert_eq!(judged, 1 + text.matches('\n').count());
+        assert_eq!(parsed, 1 + text.matches('\n').count());
     }
 
     #[test]
-    fn what_is_no_answer_is_told_at_its_first_bytes() {
+    fn bytes_that_are_not_http_fail_at_once() {
         let tls_alert = [0x15, 3, 1, 0, 2, 2, 70];
         assert!(append(&mut Vec::new(), &tls_alert, |head| parse_response(head, ACCEPT)).is_err());
         let mut head = Vec::new();
         assert_eq!(append(&mut head, b"HTTP/1.1 101 ", |head| parse_response(head, ACCEPT)), Ok(None));
-        let endless = append(&mut head, &[b'x'; MAX_HEAD], |head| parse_response(head, ACCEPT));
-        assert!(endless.unwrap_err().contains("more than"));
+        let too_long = append(&mut head, &[b'x'; MAX_HEAD], |head| parse_response(head, ACCEPT));
+        assert!(too_long.unwrap_err().contains("more than"));
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn more_bytes_change_no_verdict(tail in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'\r'), Just(b'\n'), Just(b':')], 0..120), status in "HTTP/1.1 [1-5][0-9][0-9] [a-z]{0,3}\r\n|") {
+        fn more_bytes_do_not_change_the_result(tail in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'\r'), Just(b'\n'), Just(b':')], 0..120), status in "HTTP/1.1 [1-5][0-9][0-9] [a-z]{0,3}\r\n|") {
             let head = [status.as_bytes(), &tail].concat();
             let whole = parse_response(&head, ACCEPT);
             for end in 0..head.len() {

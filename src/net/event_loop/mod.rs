@@ -3,9 +3,10 @@
 pub(crate) mod coalesce;
 pub(crate) mod io;
 pub(crate) mod run_queue;
-pub mod stream;
+pub(crate) mod stream;
 pub(crate) mod tcp;
 pub mod timer_wheel;
+pub(crate) mod tls_handshake;
 pub mod token;
 pub(crate) mod wakeup;
 pub(crate) mod write_buffer;

@@ -7,7 +7,7 @@ use native_tls::TlsStream;
 
 /// A connection over the socket `S`.
 #[derive(Debug)]
-pub enum Stream<S> {
+pub(crate) enum Stream<S> {
     /// The socket itself.
     Plain(S),
     /// TLS. The TLS library may still hold bytes when the socket is empty: read until WouldBlock.
@@ -17,7 +17,7 @@ pub enum Stream<S> {
 
 impl<S: Read + Write> Stream<S> {
     /// The socket.
-    pub fn socket(&self) -> &S {
+    pub(crate) fn socket(&self) -> &S {
         match self {
             Self::Plain(socket) => socket,
             #[cfg(feature = "tls")]
@@ -26,7 +26,7 @@ impl<S: Read + Write> Stream<S> {
     }
 
     /// The socket, for registration with the poll.
-    pub fn socket_mut(&mut self) -> &mut S {
+    pub(crate) fn socket_mut(&mut self) -> &mut S {
         match self {
             Self::Plain(socket) => socket,
             #[cfg(feature = "tls")]
@@ -38,7 +38,7 @@ impl<S: Read + Write> Stream<S> {
     ///
     /// # Errors
     /// Those of the socket. After WouldBlock, call it again when the socket is writable.
-    pub fn shut_down_tls(&mut self) -> io::Result<()> {
+    pub(crate) fn shut_down_tls(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(_) => Ok(()),
             #[cfg(feature = "tls")]

@@ -1,4 +1,4 @@
-//! Delays the answer to failed logins: the more an address fails, the longer its refusals wait.
+//! Delays the response to failed logins. The delay grows with the number of recent failures from the same address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ const DELAY_MAX: Duration = Duration::from_secs(1);
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 const ADDRESSES: usize = 4096;
 
-/// The recent failed logins of up to 4096 addresses; those whose last failure is oldest are forgotten first.
+/// The recent failed logins of up to 4096 addresses. The addresses whose last failure is oldest are removed first.
 #[derive(Default)]
 pub struct AuthThrottle {
     addresses: HashMap<IpAddr, Record>,
@@ -21,9 +21,8 @@ struct Record {
 }
 
 impl AuthThrottle {
-    /// Notes a failed login from `ip` and returns how long its refusal has to wait: nothing the first time, then 100 ms,
-    /// 200, 400, 800 and 1 s from then on. 60 s without a failure make it the first time again. A good login is never
-    /// to be delayed.
+    /// Counts a failed login from `ip` and returns the delay of its response: none for the first failure, then 100, 200, 400
+    /// and 800 ms, then always 1 s. After 60 s without a failure the count starts again. Successful logins are not delayed.
     pub fn failed(&mut self, ip: IpAddr, now: Instant) -> Duration {
         let record = self.record(ip, now);
         if now.saturating_duration_since(record.last) >= FORGET_AFTER {
@@ -45,7 +44,7 @@ impl AuthThrottle {
         self.addresses.entry(ip).or_insert(Record { last: now, failures: 0 })
     }
 
-    /// Forgets the older half: rarely much work, so that a flood of addresses costs little per address.
+    /// Removes the older half at once, so that the amortized cost per address is low.
     fn make_room(&mut self) {
         let mut times: Vec<Instant> = self.addresses.values().map(|record| record.last).collect();
         let (_, &mut middle, _) = times.select_nth_unstable(ADDRESSES / 2);
@@ -76,14 +75,14 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(throttle.failed(ip(1), now), ms(1_000));
         }
-        assert_eq!(throttle.failed(ip(2), now), ms(0), "one pays for another");
+        assert_eq!(throttle.failed(ip(2), now), ms(0), "one address is delayed for the failures of another");
         now += FORGET_AFTER;
         assert_eq!(throttle.failed(ip(1), now), ms(0));
         assert_eq!(throttle.failed(ip(1), now), ms(100));
     }
 
     #[test]
-    fn one_address_in_two_forms_is_one() {
+    fn an_address_and_its_ipv6_mapped_form_are_one() {
         let (mut throttle, now) = (AuthThrottle::default(), Instant::now());
         throttle.failed(ip(1), now);
         let mapped = Ipv4Addr::from(0x0a00_0001).to_ipv6_mapped().into();
@@ -91,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_bounded_and_the_oldest_go() {
+    fn the_number_of_addresses_is_bounded_and_the_oldest_are_removed() {
         let (mut throttle, start) = (AuthThrottle::default(), Instant::now());
         for n in 0..20_000 {
             let now = start + ms(u64::from(n));
@@ -99,8 +98,8 @@ mod tests {
             assert!(throttle.addresses.len() <= ADDRESSES);
         }
         let now = start + ms(20_000);
-        assert_eq!(throttle.failed(ip(19_999), now), ms(100), "the newest is known");
-        assert_eq!(throttle.failed(ip(0), now), ms(0), "the oldest is forgotten");
+        assert_eq!(throttle.failed(ip(19_999), now), ms(100), "the newest is still there");
+        assert_eq!(throttle.failed(ip(0), now), ms(0), "the oldest has been removed");
         // All at the same instant: still bounded.
         for n in 0..10_000 {
             throttle.failed(ip(100_000 + n), now);

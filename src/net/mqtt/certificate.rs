@@ -1,58 +1,61 @@
-//! The gateway's own certificate: read from two PEM files, judged in words, and put to use.
+//! The gateway's own certificate: loaded from two PEM files and checked.
 //!
-//! Where the platform's TLS library is OpenSSL, dates, key and chain are looked at here; elsewhere that library says what
-//! is wrong when it is handed the files.
+//! With OpenSSL, this code checks the dates, the key and the chain. On other platforms the TLS library reports what is wrong
+//! when it loads the files.
 
 use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
 
-/// What takes the connections of devices that speak TLS.
-#[cfg(feature = "tls")]
-pub(crate) type Acceptor = native_tls::TlsAcceptor;
-/// Never made: the program was built without TLS.
-#[cfg(not(feature = "tls"))]
-#[derive(Clone)]
-pub(crate) enum Acceptor {}
+use mio::net::TcpStream;
 
-/// A certificate that can be used, and what is doubtful about it.
+use crate::net::event_loop::tls_handshake::HandshakeProgress;
+
+/// Accepts TLS connections.
+#[cfg(feature = "tls")]
+type Acceptor = native_tls::TlsAcceptor;
+/// Never constructed: the program was built without TLS.
+#[cfg(not(feature = "tls"))]
+enum Acceptor {}
+
+/// A usable certificate with its key.
 pub struct Certificate {
-    pub(crate) acceptor: Acceptor,
+    acceptor: Acceptor,
     pem: Vec<u8>,
-    /// What is known of it; nothing on systems whose TLS library is not OpenSSL.
+    /// What the certificate contains; known only with OpenSSL.
     pub info: Option<CertificateInfo>,
 }
 
-/// What a certificate says of itself.
+/// What a certificate contains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateInfo {
-    /// The names it is for.
+    /// The names it is valid for.
     pub names: String,
-    /// Its last second, in words and in seconds since 1970.
+    /// When it expires, as text and in seconds since 1970.
     pub expires: (String, i64),
-    /// Whether that is over.
+    /// Whether it has expired.
     pub expired: bool,
-    /// What makes devices refuse it or may do so, one sentence each; that it has expired is among them.
+    /// Why devices reject it or may reject it, one sentence each. If it has expired, one says so.
     pub warnings: Vec<String>,
 }
 
-/// Why there is no certificate to use: one line for the operator.
+/// Why a certificate cannot be used. Displayed as one line.
 #[derive(Debug)]
 pub enum CertificateError {
     /// The program was built without the `tls` feature.
     Absent,
-    /// A file cannot be read: which, of what, and the system's word.
+    /// A file cannot be read: its configuration key, its path, the system's error.
     Unreadable(&'static str, PathBuf, io::Error),
-    /// The certificate file holds no PEM certificate, or a broken one.
+    /// The certificate file contains no PEM certificate, or a malformed one.
     NoCertificate(PathBuf, String),
-    /// The key file holds no PEM private key, or a broken one.
+    /// The key file contains no PEM private key, or a malformed one.
     NoKey(PathBuf, String),
-    /// The key is encrypted, and there is nobody to ask for its password.
+    /// The key is encrypted, and nobody can enter its password.
     Encrypted(PathBuf),
-    /// The key is in a form that this system's TLS library does not read.
+    /// The key is in a format that this system's TLS library does not support.
     OldForm(PathBuf),
-    /// Key and certificate do not belong together: the key's file, the certificate's.
+    /// The key does not belong to the certificate: the key's file, the certificate's.
     Mismatch(PathBuf, PathBuf),
-    /// The TLS library refuses them.
+    /// The TLS library does not accept them.
     Refused(PathBuf, String),
 }
 
@@ -68,10 +71,10 @@ impl fmt::Display for CertificateError {
                 write!(f, "{key}: {} cannot be read: {error}", path.display())
             }
             Self::NoCertificate(path, why) => {
-                write!(f, "mqtt.tls.cert_file: {} is no list of PEM certificates: {why}", path.display())
+                write!(f, "mqtt.tls.cert_file: {} is not a list of PEM certificates: {why}", path.display())
             }
             Self::NoKey(path, why) => {
-                write!(f, "mqtt.tls.key_file: {} holds no PEM private key: {why}", path.display())
+                write!(f, "mqtt.tls.key_file: {} contains no PEM private key: {why}", path.display())
             }
             Self::Encrypted(path) => {
                 write!(f, "mqtt.tls.key_file: the key in {} is encrypted", path.display())?;
@@ -97,50 +100,66 @@ impl fmt::Display for CertificateError {
 impl std::error::Error for CertificateError {}
 
 impl Certificate {
-    /// Reads both files. Blocks on them.
+    /// Reads and checks both files. Blocks.
     ///
     /// # Errors
-    /// When no TLS connection could be made with them. A certificate that has expired is none of these errors.
+    /// Whatever rules out every TLS connection. An expired certificate is not an error, but a warning.
     pub fn load(cert_file: &Path, key_file: &Path) -> Result<Self, CertificateError> {
         let read = |key, path: &Path| {
             fs::read(path).map_err(|error| CertificateError::Unreadable(key, path.to_owned(), error))
         };
         let certificates = read("mqtt.tls.cert_file", cert_file)?;
         let key = read("mqtt.tls.key_file", key_file)?;
-        if holds(&key, "ENCRYPTED") {
+        if contains(&key, "ENCRYPTED") {
             return Err(CertificateError::Encrypted(key_file.to_owned()));
         }
-        make(&certificates, &key, cert_file, key_file)
+        build(&certificates, &key, cert_file, key_file)
     }
-}
 
-impl Certificate {
-    /// Whether it is this very one.
+    /// Whether both come from the same certificate file content.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.pem == other.pem
     }
+
+    /// Starts the TLS handshake of an accepted connection.
+    ///
+    /// # Errors
+    /// Why the handshake failed, as text.
+    #[cfg(feature = "tls")]
+    pub(crate) fn accept(&self, tcp: TcpStream) -> Result<HandshakeProgress, String> {
+        HandshakeProgress::from_result(self.acceptor.accept(tcp))
+    }
+
+    #[cfg(not(feature = "tls"))]
+    pub(crate) fn accept(&self, _: TcpStream) -> Result<HandshakeProgress, String> {
+        match self.acceptor {}
+    }
 }
 
-fn holds(pem: &[u8], word: &str) -> bool {
+/// The end of an error about a file that contains no PEM block of the required kind.
+#[cfg(feature = "tls")]
+const NONE_FOUND: &str = "there is none in it";
+
+fn contains(pem: &[u8], word: &str) -> bool {
     pem.windows(word.len()).any(|part| part == word.as_bytes())
 }
 
 #[cfg(not(feature = "tls"))]
-fn make(_: &[u8], _: &[u8], _: &Path, _: &Path) -> Result<Certificate, CertificateError> {
+fn build(_: &[u8], _: &[u8], _: &Path, _: &Path) -> Result<Certificate, CertificateError> {
     Err(CertificateError::Absent)
 }
 
-/// By the platform's TLS library alone.
+/// Leaves the checks to the platform's TLS library.
 #[cfg(all(feature = "tls", any(windows, target_vendor = "apple")))]
-fn make(pem: &[u8], key: &[u8], cert_file: &Path, key_file: &Path) -> Result<Certificate, CertificateError> {
-    if !holds(key, "-----BEGIN PRIVATE KEY-----") {
-        return Err(match holds(key, "PRIVATE KEY-----") {
+fn build(pem: &[u8], key: &[u8], cert_file: &Path, key_file: &Path) -> Result<Certificate, CertificateError> {
+    if !contains(key, "-----BEGIN PRIVATE KEY-----") {
+        return Err(match contains(key, "PRIVATE KEY-----") {
             true => CertificateError::OldForm(key_file.to_owned()),
-            false => CertificateError::NoKey(key_file.to_owned(), "there is none in it".to_owned()),
+            false => CertificateError::NoKey(key_file.to_owned(), NONE_FOUND.to_owned()),
         });
     }
     let acceptor = acceptor(pem, key, cert_file)?;
-    Ok(Certificate { acceptor, pem: pem.to_owned(), facts: None })
+    Ok(Certificate { acceptor, pem: pem.to_owned(), info: None })
 }
 
 #[cfg(feature = "tls")]
@@ -152,11 +171,12 @@ fn acceptor(pem: &[u8], pkcs8: &[u8], cert_file: &Path) -> Result<Acceptor, Cert
 }
 
 #[cfg(all(feature = "tls", not(any(windows, target_vendor = "apple"))))]
-use openssl_details::make;
+use openssl_details::build;
 
-/// What OpenSSL knows of certificates and keys.
+/// Checks by OpenSSL.
 #[cfg(all(feature = "tls", not(any(windows, target_vendor = "apple"))))]
 mod openssl_details {
+    use std::net::IpAddr;
     use std::path::Path;
 
     use openssl::asn1::Asn1Time;
@@ -165,10 +185,10 @@ mod openssl_details {
     use openssl::pkey::PKey;
     use openssl::x509::{X509, X509NameRef, X509Ref, X509VerifyResult};
 
-    use super::{Certificate, CertificateError, CertificateInfo, acceptor, holds};
+    use super::{Certificate, CertificateError, CertificateInfo, NONE_FOUND, acceptor, contains};
 
-    /// Also reads keys in the older forms of RSA and EC.
-    pub(crate) fn make(
+    /// Also accepts keys in the older formats of RSA and EC.
+    pub(super) fn build(
         pem: &[u8],
         key: &[u8],
         cert_file: &Path,
@@ -178,40 +198,37 @@ mod openssl_details {
         let no_key = |why: String| CertificateError::NoKey(key_file.to_owned(), why);
         let refused = |why: ErrorStack| CertificateError::Refused(cert_file.to_owned(), why.to_string());
         let chain = X509::stack_from_pem(pem).map_err(|error| no_certificate(error.to_string()))?;
-        let own = chain.first().ok_or_else(|| no_certificate("there is none in it".to_owned()))?;
-        if !holds(key, "PRIVATE KEY-----") {
-            return Err(no_key("there is none in it".to_owned()));
+        let own = chain.first().ok_or_else(|| no_certificate(NONE_FOUND.to_owned()))?;
+        if !contains(key, "PRIVATE KEY-----") {
+            return Err(no_key(NONE_FOUND.to_owned()));
         }
-        // Nobody is there to type a password.
+        // Without the callback, OpenSSL would ask for a password on the terminal.
         let key =
             PKey::private_key_from_pem_callback(key, |_| Ok(0)).map_err(|why| no_key(why.to_string()))?;
         if !own.public_key().map_err(refused)?.public_eq(&key) {
             return Err(CertificateError::Mismatch(key_file.to_owned(), cert_file.to_owned()));
         }
-        let facts = facts(own, &chain).map_err(refused)?;
+        let info = info(own, &chain).map_err(refused)?;
         let pkcs8 = key.private_key_to_pem_pkcs8().map_err(refused)?;
-        Ok(Certificate {
-            acceptor: acceptor(pem, &pkcs8, cert_file)?,
-            pem: pem.to_owned(),
-            info: Some(facts),
-        })
+        let acceptor = acceptor(pem, &pkcs8, cert_file)?;
+        Ok(Certificate { acceptor, pem: pem.to_owned(), info: Some(info) })
     }
 
-    fn facts(own: &X509Ref, chain: &[X509]) -> Result<CertificateInfo, ErrorStack> {
+    fn info(own: &X509Ref, chain: &[X509]) -> Result<CertificateInfo, ErrorStack> {
         let names = names(own);
         let now = Asn1Time::days_from_now(0)?;
         let since_1970 = Asn1Time::from_unix(0)?.diff(own.not_after())?;
         let expires = i64::from(since_1970.days) * 86_400 + i64::from(since_1970.secs);
-        let mut doubts = Vec::new();
+        let mut warnings = Vec::new();
         let expired = *own.not_after() < *now;
         if expired {
-            doubts.push(format!(
+            warnings.push(format!(
                 "the certificate for {names} expired on {}: devices that verify it cannot connect",
                 own.not_after()
             ));
         }
         if *own.not_before() > *now {
-            doubts.push(format!(
+            warnings.push(format!(
                 "the certificate for {names} is not valid before {}: devices that verify it cannot connect (is this \
                  machine's clock right?)",
                 own.not_before()
@@ -219,29 +236,23 @@ mod openssl_details {
         }
         let issued = |issuer: &X509Ref| issuer.issued(own) == X509VerifyResult::OK;
         if !chain.iter().any(|certificate| issued(certificate)) {
-            doubts.push(format!(
-                "the certificate for {names} stands without its issuer, {}: devices that do not know that one cannot \
-                 verify it; put the issuer's certificate behind it in the same file (fullchain.pem of certbot has both)",
+            warnings.push(format!(
+                "the certificate for {names} is not followed by that of its issuer, {}: devices that do not have the \
+                 issuer's certificate cannot verify it; append it to the file (certbot's fullchain.pem contains both)",
                 common_name(own.issuer_name())
             ));
         }
-        Ok(CertificateInfo {
-            names,
-            expires: (own.not_after().to_string(), expires),
-            expired,
-            warnings: doubts,
-        })
+        Ok(CertificateInfo { names, expires: (own.not_after().to_string(), expires), expired, warnings })
     }
 
-    /// The names a certificate is for: those devices compare, else its common name.
+    /// The names a certificate is valid for: the alternative names, or else the common name.
     fn names(own: &X509Ref) -> String {
         let alternatives = own.subject_alt_names();
         let dns = alternatives.iter().flatten().filter_map(|name| name.dnsname().map(str::to_owned));
-        let ips = alternatives.iter().flatten().filter_map(|name| match name.ipaddress()? {
-            bytes if bytes.len() == 4 => {
-                <[u8; 4]>::try_from(bytes).ok().map(|ip| std::net::IpAddr::from(ip).to_string())
-            }
-            bytes => <[u8; 16]>::try_from(bytes).ok().map(|ip| std::net::IpAddr::from(ip).to_string()),
+        let ips = alternatives.iter().flatten().filter_map(|name| {
+            let bytes = name.ipaddress()?;
+            let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+            v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok().map(|ip| ip.to_string())
         });
         let all: Vec<_> = dns.chain(ips).collect();
         if all.is_empty() { common_name(own.subject_name()) } else { all.join(", ") }
@@ -250,6 +261,6 @@ mod openssl_details {
     fn common_name(name: &X509NameRef) -> String {
         let entry = name.entries_by_nid(Nid::COMMONNAME).next().or_else(|| name.entries().last());
         let text = entry.and_then(|entry| entry.data().to_string().ok());
-        text.unwrap_or_else(|| "nobody named".to_owned())
+        text.unwrap_or_else(|| "(no name)".to_owned())
     }
 }

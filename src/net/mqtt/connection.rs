@@ -1,4 +1,4 @@
-//! The device's TCP connection: bytes in, packets to the core, bytes out.
+//! A device's MQTT connection: its transport and its buffers.
 
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -9,48 +9,48 @@ use crate::net::mqtt::connections_by_address::Counted;
 use crate::net::mqtt::transport::Transport;
 use crate::proto::mqtt;
 
-/// One device's connection. Small, since there may be tens of thousands: what is partial or waits is elsewhere.
+/// One device's connection. It is small, since there may be tens of thousands: its buffers are allocated when needed.
 pub(crate) struct MqttConnection {
     pub(crate) transport: Transport,
     pub(crate) peer_port: u16,
-    /// Nothing is served any more: the rest is written, then the connection ends.
+    /// Packets are no longer handled: the rest is written, then the connection is closed.
     pub(crate) closing: bool,
-    /// Its place among the connections of its address, while these are limited and until it closes.
+    /// Counts it among the connections of its address, if these are limited, until it closes.
     pub(crate) counted: Option<Box<Counted>>,
-    /// Our side is shut down; the peer's last bytes are read and dropped.
+    /// This side is closed for writing. What the peer still sends is discarded.
     write_shut_down: bool,
-    /// The peer has ended its side, or the connection is broken.
+    /// The peer has closed its side, or the connection is broken.
     pub(crate) read_closed: bool,
-    /// A write failed: what had arrived before is still read, then the connection has ended.
+    /// A write failed. What had arrived before is still read, then the connection is closed.
     pub(crate) broken: bool,
     buffers: Option<Box<Buffers>>,
 }
 
-/// Bytes on their way in or out; not there between packets.
+/// Partial packets, and output that is not written yet. Freed when both are empty.
 #[derive(Default)]
 struct Buffers {
     read_buffer: Vec<u8>,
     write_buffer: WriteBuffer,
-    /// What waits to be written is a refusal that comes late on purpose.
+    /// Until when the output is delayed: it refuses a login.
     hold_until: Option<Instant>,
 }
 
-/// What came of writing.
+/// The result of writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FlushOutcome {
     Done,
     Blocked,
-    /// Closed down and no longer needed.
+    /// Both sides are closed.
     Closed,
     /// The connection is broken.
     Broken,
 }
 
 impl MqttConnection {
-    pub(crate) fn new(link: Transport, port: u16) -> Self {
+    pub(crate) fn new(transport: Transport, peer_port: u16) -> Self {
         Self {
-            transport: link,
-            peer_port: port,
+            transport,
+            peer_port,
             closing: false,
             counted: None,
             write_shut_down: false,
@@ -65,29 +65,29 @@ impl MqttConnection {
         self.transport.tcp()?.local_addr().ok().map(|addr| addr.ip().to_canonical())
     }
 
-    /// Whether something waits to be written.
+    /// Whether there is output that is not written yet.
     pub(crate) fn has_output(&self) -> bool {
-        self.buffers.as_ref().is_some_and(|partial| !partial.write_buffer.is_empty())
+        self.buffers.as_ref().is_some_and(|buffers| !buffers.write_buffer.is_empty())
     }
 
-    /// Until when output waits on purpose.
+    /// Until when the output is delayed.
     pub(crate) fn hold_until(&self) -> Option<Instant> {
-        self.buffers.as_ref().and_then(|partial| partial.hold_until)
+        self.buffers.as_ref().and_then(|buffers| buffers.hold_until)
     }
 
-    /// Lets the output wait on purpose.
+    /// Delays the output.
     pub(crate) fn hold(&mut self, until: Instant) {
         self.buffers.get_or_insert_default().hold_until = Some(until);
     }
 
-    /// Bytes that are partial or wait to be written, and room for them.
+    /// The capacity of both buffers in bytes.
     pub(crate) fn buffered_bytes(&self) -> usize {
         self.buffers
             .as_ref()
-            .map_or(0, |partial| partial.read_buffer.capacity() + partial.write_buffer.capacity())
+            .map_or(0, |buffers| buffers.read_buffer.capacity() + buffers.write_buffer.capacity())
     }
 
-    /// Takes the partial packet that came before, with `more` appended.
+    /// Takes the partial packet that was read before, with `more` appended; empty if there is none.
     pub(crate) fn take_partial(&mut self, more: &[u8]) -> Vec<u8> {
         let Some(buffers) = &mut self.buffers else { return Vec::new() };
         let mut partial = std::mem::take(&mut buffers.read_buffer);
@@ -103,54 +103,37 @@ impl MqttConnection {
         self.buffers.as_ref().map_or(0, |buffers| buffers.read_buffer.len())
     }
 
-    /// Keeps the start of a packet.
+    /// Keeps a partial packet until more is read.
     pub(crate) fn keep_partial(&mut self, rest: Vec<u8>) {
         if !rest.is_empty() {
             self.buffers.get_or_insert_default().read_buffer = rest;
         }
     }
 
-    /// Queues what `write` appends. False when too much waits already: the device does not read.
+    /// Queues what `write` appends. False when too much is unwritten then: the device does not read.
     #[must_use]
     pub(crate) fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> bool {
         self.buffers.get_or_insert_default().write_buffer.append(write)
     }
 
-    /// Writes what is queued, and closes our side behind it when the connection is closing.
+    /// Writes what is queued. When the connection is closing, closes this side after that.
     pub(crate) fn flush(&mut self, now: Instant) -> FlushOutcome {
         if self.broken || !self.transport.is_open() {
             return if self.closing { FlushOutcome::Closed } else { FlushOutcome::Blocked };
         }
         let flushed = match &mut self.buffers {
             None => Ok(Flush::Done),
-            Some(partial) if partial.hold_until.is_some_and(|at| at > now) => return FlushOutcome::Blocked,
-            Some(partial) => {
-                partial.hold_until = None;
-                partial.write_buffer.flush(&mut self.transport)
+            Some(buffers) if buffers.hold_until.is_some_and(|at| at > now) => return FlushOutcome::Blocked,
+            Some(buffers) => {
+                buffers.hold_until = None;
+                buffers.write_buffer.flush(&mut self.transport)
             }
         };
-        if self
-            .buffers
-            .as_ref()
-            .is_some_and(|partial| partial.read_buffer.is_empty() && partial.write_buffer.is_empty())
-        {
-            self.buffers = None;
-        }
+        self.buffers.take_if(|buffers| buffers.read_buffer.is_empty() && buffers.write_buffer.is_empty());
         match flushed {
             Ok(Flush::Done) if !self.closing => FlushOutcome::Done,
             Ok(Flush::Done) if self.read_closed => FlushOutcome::Closed,
-            Ok(Flush::Done) => {
-                // Dropping now could reset the connection and take with it what was just written.
-                if self.write_shut_down {
-                    return FlushOutcome::Done;
-                }
-                match self.transport.shut_down() {
-                    Ok(()) => self.write_shut_down = true,
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => return FlushOutcome::Blocked,
-                    Err(_) => return FlushOutcome::Closed,
-                }
-                FlushOutcome::Done
-            }
+            Ok(Flush::Done) => self.shut_down_write(),
             Ok(Flush::Blocked) if self.read_closed && self.closing => FlushOutcome::Closed,
             Ok(Flush::Blocked) => FlushOutcome::Blocked,
             Err(_) if self.closing => FlushOutcome::Closed,
@@ -160,16 +143,31 @@ impl MqttConnection {
             }
         }
     }
+
+    /// Closes this side only: dropping the socket could reset the connection, and the peer would lose what was just written.
+    fn shut_down_write(&mut self) -> FlushOutcome {
+        if self.write_shut_down {
+            return FlushOutcome::Done;
+        }
+        match self.transport.shut_down() {
+            Ok(()) => {
+                self.write_shut_down = true;
+                FlushOutcome::Done
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => FlushOutcome::Blocked,
+            Err(_) => FlushOutcome::Closed,
+        }
+    }
 }
 
-/// Appends to the start of a packet. Its room doubles, so that each byte is copied about once however small the pieces are,
-/// but not beyond what the packet needs.
-fn append(kept: &mut Vec<u8>, more: &[u8]) {
-    let needed = kept.len() + more.len();
-    if needed > kept.capacity() {
-        let whole = mqtt::packet_len(kept).unwrap_or(needed);
-        let room = (2 * kept.capacity()).min(whole).max(needed);
-        kept.reserve_exact(room - kept.len());
+/// Appends to a partial packet. The capacity doubles, but not beyond the packet's length: so each byte is copied about once,
+/// however small the pieces are.
+fn append(partial: &mut Vec<u8>, more: &[u8]) {
+    let needed = partial.len() + more.len();
+    if needed > partial.capacity() {
+        let packet_len = mqtt::packet_len(partial).unwrap_or(needed);
+        let capacity = (2 * partial.capacity()).min(packet_len).max(needed);
+        partial.reserve_exact(capacity - partial.len());
     }
-    kept.extend_from_slice(more);
+    partial.extend_from_slice(more);
 }

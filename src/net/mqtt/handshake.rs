@@ -1,4 +1,4 @@
-//! Advances what precedes a device's own bytes: the PROXY protocol header and the TLS handshake.
+//! Advances the handshakes of connections: the PROXY protocol header and TLS.
 
 use log::{Level, log, warn};
 
@@ -10,14 +10,14 @@ use crate::net::mqtt::transport::HandshakeStep;
 use crate::net::sessions::table::Sessions;
 use crate::proto::proxy_protocol::ProxySource;
 
-/// What came of advancing a handshake.
+/// The result of advancing a handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HandshakeOutcome {
-    /// More has to arrive, or to be written.
+    /// Try again at the socket's next event.
     Blocked,
-    /// One stage is complete; there may be more to read.
+    /// A stage is complete. There may be more to read.
     Advanced,
-    /// The connection failed, or is refused.
+    /// The connection has failed, or is refused.
     Failed,
 }
 
@@ -33,7 +33,7 @@ impl Listeners {
         let Some(session) = sessions.live(id) else { return HandshakeOutcome::Blocked };
         let ip = session.core.ip();
         let Some(connection) = &mut session.mqtt else { return HandshakeOutcome::Blocked };
-        match connection.transport.advance(self.tls.as_ref().map(|tls| tls.acceptor()), scratch) {
+        match connection.transport.advance(self.tls.as_ref().map(|tls| &tls.certificate), scratch) {
             HandshakeStep::Blocked => HandshakeOutcome::Blocked,
             HandshakeStep::ProxiedFor(source) => self.set_proxied_address(id, source, sessions, io),
             HandshakeStep::Done => {
@@ -45,7 +45,7 @@ impl Listeners {
                 if let Some(suppressed) = self.refusal_log.allows(ip, io.now) {
                     let more = suppressed_suffix(suppressed);
                     warn!(
-                        "[{ip}] is in mqtt.proxy_protocol_from, but its connection is refused: it {bad}{more}"
+                        "[{ip}] refused a connection from an address in mqtt.proxy_protocol_from: {bad}{more}"
                     );
                 }
                 HandshakeOutcome::Failed
@@ -61,7 +61,7 @@ impl Listeners {
         }
     }
 
-    /// From now on the client's address counts. Refused when that address has too many connections.
+    /// Replaces the load balancer's address by the client's. Refuses the connection if the client has too many.
     fn set_proxied_address(
         &mut self,
         id: SessionId,

@@ -1,4 +1,4 @@
-//! The MQTT listeners, and the connections that have not logged in yet.
+//! The MQTT listeners, and the limits of connections that have not sent CONNECT yet.
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,47 +23,47 @@ use crate::net::mqtt::transport::Transport;
 use crate::net::sessions::table::Sessions;
 use crate::session::Core;
 
-/// Connections beyond `max_connections` that may be logging in or closing.
+/// How many connections beyond `max_connections` may exist, to log in or to close.
 const EXTRA_CONNECTIONS: usize = 512;
-/// Connections beyond `max_connections_per_ip` that may be logging in: a device that reconnects before its old connection
-/// is known to be dead replaces that connection.
+/// How many connections beyond `max_connections_per_ip` may exist, to log in: a device may reconnect before its old
+/// connection is known to be dead, and replaces that one when it logs in.
 pub(crate) const EXTRA_PER_ADDRESS: usize = 8;
 
-/// The MQTT listeners, plain and TLS, and the limits of connections before login.
+/// The MQTT listeners, plain and TLS, and what limits their connections.
 pub(crate) struct Listeners {
     /// None while draining, so that a load balancer finds the port closed, and with `mqtt.plain: false`.
     plain: Option<TcpListener>,
     pub(crate) tls: Option<TlsListener>,
     pub(crate) by_address: ConnectionsByAddress,
     pub(crate) auth_throttle: AuthThrottle,
-    /// Lines about refused logins and connections, by address.
+    /// Limits log lines about refused logins and connections, by address.
     pub(crate) refusal_log: LogLimiter<IpAddr>,
-    /// Lines about failed TLS handshakes.
+    /// Limits log lines about failed TLS handshakes.
     pub(crate) tls_failure_log: LogLimiter<()>,
-    /// Connections in the order they came; those at the front may have logged in or closed meanwhile.
+    /// Connections, oldest first. Those that have logged in or closed are removed when they reach the front.
     unauthenticated: VecDeque<SessionId>,
-    /// TLS connections in the order they came; some may have finished their handshake or closed meanwhile.
+    /// TLS connections, oldest first. Some may have finished their handshake or closed.
     handshakes: VecDeque<SessionId>,
     accepting: bool,
-    /// Accepting failed, and the log says so.
+    /// Accepting has failed, which was logged.
     accept_failing: bool,
 }
 
-/// What came of one attempt to accept a connection.
+/// The result of one attempt to accept a connection.
 pub(crate) enum Accepted {
-    /// A connection was accepted, or turned away. To make room for it, these have to close.
+    /// A connection was accepted, or refused. To make room for it, these must be closed.
     Connection { evicted: Vec<SessionId> },
-    /// No more connections are waiting, or none are wanted.
+    /// No more connections are waiting, or accepting is paused.
     Nothing,
-    /// Accepting failed for the first time since it last worked, in words; it is tried again soon.
+    /// Accepting has begun to fail, and why. A timer retries it.
     Failed(String),
 }
 
 impl Listeners {
-    /// Opens the configured ports. `shared` ports can be opened by every worker.
+    /// Opens the configured ports. Every worker can open the same `shared` ports.
     ///
     /// # Errors
-    /// A port that cannot be listened on, or a certificate that cannot be used.
+    /// A port that cannot be opened, or a certificate that cannot be used.
     pub(crate) fn bind(config: &Config, shared: bool) -> Result<Self, BindError> {
         let addr = SocketAddr::new(config.mqtt.host, config.mqtt.port);
         let listen = |addr| tcp::listen(addr, shared).map_err(|error| BindError::Port("MQTT", addr, error));
@@ -115,14 +115,14 @@ impl Listeners {
             }
             Ok(None) => Accepted::Nothing,
             Err(error) => {
-                // Out of descriptors. Connections that wait cause no further event, so a timer tries again.
+                // Connections that are already waiting cause no further event, so a timer retries.
                 self.accepting = false;
                 io.timers.arm(io.now + ACCEPT_RETRY, TimerKind::Accept);
                 if std::mem::replace(&mut self.accept_failing, true) {
                     return Accepted::Nothing;
                 }
                 let every_ms = ACCEPT_RETRY.as_millis();
-                let message = format!("cannot accept connections: {error}; trying again every {every_ms} ms");
+                let message = format!("cannot accept connections: {error}; retrying every {every_ms} ms");
                 warn!("{message}");
                 Accepted::Failed(message)
             }
@@ -142,7 +142,7 @@ impl Listeners {
         let mqtt = &io.config.mqtt;
         let limit = mqtt.max_connections_per_ip;
         let proxied = mqtt.proxy_protocol_from.iter().any(|network| network.contains(peer.ip()));
-        // A load balancer may have many connections; its clients are counted once it has named them.
+        // A load balancer may have many connections. Its clients are counted when the PROXY header has named them.
         let crowded = limit > 0 && !proxied && self.by_address.of(peer.ip()) >= limit + EXTRA_PER_ADDRESS;
         let full = sessions.len() >= mqtt.max_connections + EXTRA_CONNECTIONS;
         if full && !crowded {
@@ -153,18 +153,18 @@ impl Listeners {
             return Accepted::Connection { evicted };
         }
         tcp::set_accepted_options(&tcp);
-        let secured = kind == ListenerKind::Tls;
-        if secured {
+        let tls = kind == ListenerKind::Tls;
+        if tls {
             self.limit_handshakes(sessions, io.config.mqtt.tls.max_handshakes, &mut evicted);
         }
         io.metrics.turned_away += evicted.len() as u64;
-        let connection = MqttConnection::new(Transport::new(tcp, proxied, secured), peer.port());
+        let connection = MqttConnection::new(Transport::new(tcp, proxied, tls), peer.port());
         let id = self.add_connection(connection, peer.ip(), sessions, io);
-        self.handshakes.extend(id.filter(|_| secured));
+        self.handshakes.extend(id.filter(|_| tls));
         Accepted::Connection { evicted }
     }
 
-    /// Makes a session of a connection that has not sent CONNECT yet. None when the poll refuses it.
+    /// Creates the session of a connection that has not sent CONNECT yet. None when registration with the poll fails.
     pub(crate) fn add_connection(
         &mut self,
         mut connection: MqttConnection,
@@ -175,11 +175,11 @@ impl Listeners {
         let token = token::token(Role::Device, sessions.next_slot());
         let tcp = connection.transport.tcp_mut()?;
         if let Err(error) = io.registry.register(tcp, token, Interest::READABLE | Interest::WRITABLE) {
-            warn!("[{ip}] cannot register: {error}");
+            warn!("[{ip}] cannot register the connection with the poll: {error}");
             return None;
         }
         let limited = io.config.mqtt.max_connections_per_ip > 0;
-        // One that another worker accepted is counted already.
+        // A connection that another worker accepted is counted already.
         if limited && connection.counted.is_none() {
             connection.counted = Some(self.by_address.count(ip));
         }
@@ -192,12 +192,12 @@ impl Listeners {
         Some(id)
     }
 
-    /// The connection that has waited longest without CONNECT: it closes, so that idle connections keep no device out.
+    /// Removes the oldest connection without CONNECT, which is to be closed so that idle connections do not block devices.
     fn pop_oldest_unauthenticated(&mut self, sessions: &Sessions) -> Option<SessionId> {
         std::iter::from_fn(|| self.unauthenticated.pop_front()).find(|id| sessions.is_unauthenticated(*id))
     }
 
-    /// Makes room for one more handshake: beyond `max`, the oldest unfinished ones are evicted.
+    /// Makes room for one more handshake: of `max` or more unfinished ones, evicts the oldest.
     fn limit_handshakes(&mut self, sessions: &Sessions, max: usize, evicted: &mut Vec<SessionId>) {
         if self.handshakes.len() < max {
             return;
@@ -215,12 +215,12 @@ impl Listeners {
         }
     }
 
-    /// Whether connections are accepted now.
+    /// Whether connections are accepted.
     pub(crate) fn is_accepting(&self) -> bool {
         self.accepting
     }
 
-    /// Accepts again after it failed.
+    /// Accepts connections again, after accepting failed.
     pub(crate) fn resume(&mut self, io: &mut Io) {
         self.accepting = true;
         for kind in [ListenerKind::Plain, ListenerKind::Tls] {
@@ -234,7 +234,7 @@ impl Listeners {
         (self.plain, self.tls) = (None, None);
     }
 
-    /// Accepts nothing more, without closing the ports.
+    /// Stops accepting connections, without closing the ports.
     pub(crate) fn pause(&mut self, registry: &Registry) {
         self.accepting = false;
         let tls = self.tls.as_mut().map(|tls| &mut tls.listener);
@@ -243,7 +243,7 @@ impl Listeners {
         }
     }
 
-    /// Counts the connections of each address, or no longer, after a reload that may have set or unset the limit.
+    /// Starts or stops counting the connections of each address, after a reload that may have set or removed the limit.
     pub(crate) fn recount(&self, sessions: &mut Sessions, limited: bool) {
         for session in sessions.iter_mut() {
             let ip = session.core.ip();
@@ -258,7 +258,7 @@ impl Listeners {
         }
     }
 
-    /// Gives back memory that only a peak needed.
+    /// Frees unused capacity.
     pub(crate) fn shrink(&mut self) {
         self.unauthenticated.shrink_to_fit();
     }

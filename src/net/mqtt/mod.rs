@@ -1,4 +1,4 @@
-//! Devices: listeners, handshakes, connections, and what limits them before they have logged in.
+//! MQTT connections of devices: listeners, handshakes, transports, and limits before login.
 
 pub mod auth_throttle;
 pub mod certificate;

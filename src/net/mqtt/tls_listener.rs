@@ -1,6 +1,7 @@
-//! The TLS listener of MQTT, its certificate, and the renewal of the certificate while running.
+//! The TLS listener of MQTT and its certificate, which is reloaded when its files change.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use log::{Level, error, info, log};
 use mio::Interest;
@@ -12,78 +13,77 @@ use crate::net::event_loop::io::Io;
 use crate::net::event_loop::tcp;
 use crate::net::event_loop::token::{self, MQTTS};
 use crate::net::file_watch::FileWatch;
-use crate::net::mqtt::certificate::{Acceptor, Certificate};
+use crate::net::mqtt::certificate::Certificate;
 use crate::net::mqtt::listener::Listeners;
 
-/// The TLS listener and what its handshakes need.
+/// The TLS listener and its certificate.
 pub(crate) struct TlsListener {
     pub(crate) listener: TcpListener,
-    certificate: Certificate,
+    pub(crate) certificate: Certificate,
     file_watches: [FileWatch; 2],
 }
 
 impl TlsListener {
-    /// Opens it, when there is to be TLS.
+    /// Opens the TLS port, if TLS is configured.
     ///
     /// # Errors
-    /// A certificate that cannot be used, or a port that cannot be listened on.
+    /// A certificate that cannot be used, or a port that cannot be opened.
     pub(crate) fn open(host: IpAddr, tls: &Tls, shared: bool) -> Result<Option<Self>, BindError> {
         let Some((cert_file, key_file)) = tls.files() else { return Ok(None) };
-        // Watched from before it is read, so that no change is missed.
-        let watches = [cert_file, key_file].map(|path| FileWatch::new(path.to_owned()));
-        let certificate = Certificate::load(cert_file, key_file).map_err(BindError::Certificate)?;
+        let (certificate, file_watches) = load_and_watch(cert_file, key_file)?;
         let addr = SocketAddr::new(host, tls.port);
         let listener =
             tcp::listen(addr, shared).map_err(|error| BindError::Port("MQTT over TLS", addr, error))?;
-        Ok(Some(Self { listener, certificate, file_watches: watches }))
+        Ok(Some(Self { listener, certificate, file_watches }))
     }
 
-    pub(crate) fn acceptor(&self) -> &Acceptor {
-        &self.certificate.acceptor
-    }
-
-    /// When its certificate expires, in seconds since 1970, where that can be told.
+    /// When the certificate expires, in seconds since 1970, if that is known.
     pub(crate) fn expires(&self) -> Option<i64> {
-        self.certificate.info.as_ref().map(|facts| facts.expires.1)
+        self.certificate.info.as_ref().map(|info| info.expires.1)
     }
 
     fn has_expired(&self) -> bool {
-        self.certificate.info.as_ref().is_some_and(|facts| facts.expired)
+        self.certificate.info.as_ref().is_some_and(|info| info.expired)
     }
 
-    /// Whether one of the files has changed and come to rest.
+    /// Whether one of the files has changed and is stable again.
     fn files_changed(&mut self) -> bool {
         self.file_watches.iter_mut().fold(false, |changed, watch| watch.has_changed() | changed)
     }
 }
 
-/// What became of the certificate, for the list of recent errors.
+/// Loads a certificate and watches its files. The watches start first, so that they miss no change.
+fn load_and_watch(cert_file: &Path, key_file: &Path) -> Result<(Certificate, [FileWatch; 2]), BindError> {
+    let watches = [cert_file, key_file].map(|path| FileWatch::new(path.to_owned()));
+    let certificate = Certificate::load(cert_file, key_file).map_err(BindError::Certificate)?;
+    Ok((certificate, watches))
+}
+
+/// Problems with the certificate, for the list of recent errors.
 pub(crate) type CertificateProblems = Vec<String>;
 
 impl Listeners {
-    /// Takes over the TLS settings of `new`, or nothing. A certificate whose files keep their names is only replaced by one
-    /// that works; if it does not, the log says why, and the rest of the configuration is reloaded all the same.
+    /// Applies the TLS settings of `new`; on an error, none of them. When the settings are the same, the files are read again.
+    /// If that fails, the certificate stays, a problem is returned, and the rest of the configuration can be reloaded.
     ///
     /// # Errors
-    /// A certificate that cannot be used, or a port that cannot be listened on.
+    /// Other settings with a certificate that cannot be used or a port that cannot be opened.
     pub(crate) fn reload_tls(
         &mut self,
         new: &Config,
         shared: bool,
         io: &Io,
     ) -> Result<CertificateProblems, BindError> {
-        let (then, now) = (&io.config.mqtt.tls, &new.mqtt.tls);
-        if then.files() == now.files() && then.port == now.port {
-            return Ok(self.renew_certificate(then));
+        let (old, new) = (&io.config.mqtt.tls, &new.mqtt.tls);
+        if old.files() == new.files() && old.port == new.port {
+            return Ok(self.renew_certificate(old));
         }
-        match (now.files(), &mut self.tls) {
-            (Some((cert_file, key_file)), Some(tls)) if then.port == now.port => {
-                let watches = [cert_file, key_file].map(|path| FileWatch::new(path.to_owned()));
-                tls.certificate = Certificate::load(cert_file, key_file).map_err(BindError::Certificate)?;
-                tls.file_watches = watches;
+        match (new.files(), &mut self.tls) {
+            (Some((cert_file, key_file)), Some(tls)) if old.port == new.port => {
+                (tls.certificate, tls.file_watches) = load_and_watch(cert_file, key_file)?;
             }
             _ => {
-                let mut tls = TlsListener::open(io.config.mqtt.host, now, shared)?;
+                let mut tls = TlsListener::open(io.config.mqtt.host, new, shared)?;
                 if let Some(tls) = &mut tls {
                     io.registry
                         .register(&mut tls.listener, token::fixed(MQTTS), Interest::READABLE)
@@ -95,7 +95,7 @@ impl Listeners {
         Ok(self.describe_certificate())
     }
 
-    /// Takes a new certificate from its files if they have changed.
+    /// Loads the certificate again if its files have changed.
     pub(crate) fn check_certificate_files(&mut self, io: &Io) -> CertificateProblems {
         match self.tls.as_mut().is_some_and(TlsListener::files_changed) {
             true => self.renew_certificate(&io.config.mqtt.tls),
@@ -103,29 +103,29 @@ impl Listeners {
         }
     }
 
-    /// Takes a new certificate from the same files. The one in use stays when they hold none, or none that is better:
-    /// certificate and key are renewed one after the other.
+    /// Loads the certificate again from the same files. Keeps the current one if the new one cannot be used, as while only one
+    /// of the files has been replaced, or if only the new one has expired.
     fn renew_certificate(&mut self, config: &Tls) -> CertificateProblems {
         let (Some(tls), Some((cert_file, key_file))) = (&mut self.tls, config.files()) else {
             return CertificateProblems::new();
         };
-        let kept = |why: &dyn std::fmt::Display| format!("the TLS certificate in use stays: {why}");
+        let keep = |why: &dyn std::fmt::Display| format!("the TLS certificate in use stays: {why}");
         let problem = match Certificate::load(cert_file, key_file) {
             Ok(new) if new.is_same(&tls.certificate) => return CertificateProblems::new(),
             Ok(new) if new.info.as_ref().is_some_and(|info| info.expired) && !tls.has_expired() => {
-                kept(&format_args!("the one in {} has expired", cert_file.display()))
+                keep(&format_args!("the one in {} has expired", cert_file.display()))
             }
             Ok(new) => {
                 tls.certificate = new;
                 return self.describe_certificate();
             }
-            Err(error) => kept(&error),
+            Err(error) => keep(&error),
         };
         error!("{problem}");
         vec![problem]
     }
 
-    /// Logs which certificate is in use, and what is wrong with it.
+    /// Logs which certificate is in use, and its problems.
     pub(crate) fn describe_certificate(&self) -> CertificateProblems {
         let Some(info) = self.tls.as_ref().and_then(|tls| tls.certificate.info.as_ref()) else {
             return CertificateProblems::new();

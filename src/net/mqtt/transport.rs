@@ -1,126 +1,114 @@
-//! What a device's bytes travel on: plain TCP or TLS over it, and what may have to come first: a balancer's word on whom it
-//! speaks for, and the handshake.
+//! What carries a device's bytes: TCP, or TLS over it. Before that, the connection may have to deliver a PROXY protocol
+//! header and complete a TLS handshake.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::mem;
 use std::net::Shutdown;
 
 use mio::net::TcpStream;
-#[cfg(feature = "tls")]
-use native_tls::{HandshakeError, MidHandshakeTlsStream, TlsStream};
 
 use crate::net::event_loop::stream::Stream;
-use crate::net::mqtt::certificate::Acceptor;
+use crate::net::event_loop::tls_handshake::{HandshakeProgress, TlsHandshake};
+use crate::net::mqtt::certificate::Certificate;
 use crate::proto::proxy_protocol::{self, BadProxyHeader, ProxySource};
 
 /// The first byte of every TLS connection: a record that is part of a handshake (RFC 5246, appendix A.1).
-#[cfg(feature = "tls")]
 const TLS_HANDSHAKE_RECORD: u8 = 22;
 
-/// A device's connection. What plain ones do without is boxed: there are tens of thousands of them.
+/// A device's connection. The state of a handshake is boxed, since tens of thousands of connections have none.
 pub(crate) enum Transport {
     /// The device's own bytes are read and written.
     Open(Stream<TcpStream>),
-    /// Something must come before them.
-    Handshake(Box<Handshake>),
+    /// Something must precede them.
+    Handshake(Box<HandshakeStage>),
 }
 
-/// A connection that is not open for the device's bytes yet.
-pub(crate) struct Handshake {
-    stage: HandshakeStage,
-}
-
-enum HandshakeStage {
-    /// A balancer's header comes first; so much of it has come. Then TLS, or not.
-    ProxyHeader { tcp: TcpStream, seen: Vec<u8>, tls: bool },
-    /// TLS, of which no byte has come.
+/// What a connection that is not open waits for.
+pub(crate) enum HandshakeStage {
+    /// A PROXY protocol header, of which this much has arrived. Then TLS, if `tls`.
+    ProxyHeader { tcp: TcpStream, received: Vec<u8>, tls: bool },
+    /// The first byte of a TLS handshake.
     BeforeTls(TcpStream),
-    #[cfg(feature = "tls")]
-    Tls(MidHandshakeTlsStream<TcpStream>),
-    /// It failed.
+    /// The rest of a TLS handshake.
+    Tls(TlsHandshake),
+    /// Nothing: it failed.
     Failed,
 }
 
-/// What came of going on with what must come first.
+/// The result of advancing a handshake.
 #[derive(Debug)]
 pub(crate) enum HandshakeStep {
-    /// Try again at the socket's next edge.
+    /// Try again at the socket's next event.
     Blocked,
-    /// The balancer has said whose connection it is.
+    /// The PROXY protocol header named this source.
     ProxiedFor(ProxySource),
     /// The device's own bytes are next.
     Done,
-    /// The peer has left before it said anything worth a word.
+    /// The peer closed the connection before it had sent anything that is worth a log line.
     PeerClosed,
-    /// What should have been a balancer's header is none.
+    /// The connection does not begin with a valid PROXY protocol header.
     BadProxyHeader(BadProxyHeader),
-    /// There will be no TLS connection: why.
+    /// Why the TLS handshake failed.
     TlsFailed(String),
 }
 
 impl Transport {
-    /// A fresh connection, behind a balancer or not, to be secured or not.
+    /// A new connection: `proxied` ones begin with a PROXY protocol header; then TLS follows, if `tls`.
     pub(crate) fn new(tcp: TcpStream, proxied: bool, tls: bool) -> Self {
         let stage = match (proxied, tls) {
             (false, false) => return Self::Open(Stream::Plain(tcp)),
-            (true, _) => HandshakeStage::ProxyHeader { tcp, seen: Vec::new(), tls },
+            (true, _) => HandshakeStage::ProxyHeader { tcp, received: Vec::new(), tls },
             (false, true) => HandshakeStage::BeforeTls(tcp),
         };
-        Self::Handshake(Box::new(Handshake { stage }))
+        Self::Handshake(Box::new(stage))
     }
 
     /// Whether the device's own bytes are what is read and written.
     pub(crate) fn is_open(&self) -> bool {
-        !matches!(self, Self::Handshake(_))
+        matches!(self, Self::Open(_))
     }
 
-    /// Whether TLS was begun and is not there yet.
+    /// Whether a TLS handshake has begun and not finished.
     pub(crate) fn is_in_tls_handshake(&self) -> bool {
-        #[cfg(feature = "tls")]
-        if let Self::Handshake(early) = self {
-            return matches!(early.stage, HandshakeStage::Tls(_));
-        }
-        false
+        matches!(self, Self::Handshake(stage) if matches!(**stage, HandshakeStage::Tls(_)))
     }
 
-    /// Whether it is to be TLS and is not there yet.
+    /// Whether this is going to be a TLS connection, and is not yet.
     pub(crate) fn awaits_tls(&self) -> bool {
         match self {
-            Self::Handshake(early) => !matches!(early.stage, HandshakeStage::ProxyHeader { tls: false, .. }),
-            _ => false,
+            Self::Handshake(stage) => !matches!(**stage, HandshakeStage::ProxyHeader { tls: false, .. }),
+            Self::Open(_) => false,
         }
     }
 
-    /// The socket; none is left once a handshake has failed.
+    /// The socket; none after a handshake has failed.
     pub(crate) fn tcp(&self) -> Option<&TcpStream> {
         match self {
             Self::Open(stream) => Some(stream.socket()),
-            Self::Handshake(early) => match &early.stage {
+            Self::Handshake(stage) => match &**stage {
                 HandshakeStage::ProxyHeader { tcp, .. } | HandshakeStage::BeforeTls(tcp) => Some(tcp),
-                #[cfg(feature = "tls")]
-                HandshakeStage::Tls(midway) => Some(midway.get_ref()),
+                HandshakeStage::Tls(handshake) => Some(handshake.socket()),
                 HandshakeStage::Failed => None,
             },
         }
     }
 
-    /// The socket of a fresh or an open connection, for registration with the poll.
+    /// The socket, for registration with the poll; none after a handshake has failed.
     pub(crate) fn tcp_mut(&mut self) -> Option<&mut TcpStream> {
         match self {
             Self::Open(stream) => Some(stream.socket_mut()),
-            Self::Handshake(early) => match &mut early.stage {
+            Self::Handshake(stage) => match &mut **stage {
                 HandshakeStage::ProxyHeader { tcp, .. } | HandshakeStage::BeforeTls(tcp) => Some(tcp),
-                #[cfg(feature = "tls")]
-                HandshakeStage::Tls(_) => None,
+                HandshakeStage::Tls(handshake) => Some(handshake.socket_mut()),
                 HandshakeStage::Failed => None,
             },
         }
     }
 
-    /// Ends our side, in TLS's own way too. After an error there is nothing more to end.
+    /// Closes this side for writing, over TLS with a close_notify before.
     ///
     /// # Errors
-    /// WouldBlock: try again when the socket can be written.
+    /// After WouldBlock, call it again when the socket is writable. After other errors there is nothing left to close.
     pub(crate) fn shut_down(&mut self) -> io::Result<()> {
         match self {
             Self::Open(stream) => {
@@ -131,47 +119,40 @@ impl Transport {
         }
     }
 
-    /// Goes on with what must come before the device's bytes, as far as the socket allows. `scratch` holds a header at
-    /// least.
-    pub(crate) fn advance(&mut self, acceptor: Option<&Acceptor>, scratch: &mut [u8]) -> HandshakeStep {
-        let Self::Handshake(early) = self else { return HandshakeStep::Done };
-        match mem::replace(&mut early.stage, HandshakeStage::Failed) {
-            HandshakeStage::ProxyHeader { mut tcp, mut seen, tls } => {
-                match read_header(&mut tcp, &mut seen, scratch) {
-                    Ok(Some(origin)) => {
+    /// Advances the handshake by one stage, as far as the socket allows. `scratch` has room for a PROXY protocol header.
+    pub(crate) fn advance(&mut self, certificate: Option<&Certificate>, scratch: &mut [u8]) -> HandshakeStep {
+        let Self::Handshake(stage) = self else { return HandshakeStep::Done };
+        match mem::replace(&mut **stage, HandshakeStage::Failed) {
+            HandshakeStage::ProxyHeader { mut tcp, mut received, tls } => {
+                match read_proxy_header(&mut tcp, &mut received, scratch) {
+                    Ok(Some(source)) => {
                         *self = Self::new(tcp, false, tls);
-                        HandshakeStep::ProxiedFor(origin)
+                        HandshakeStep::ProxiedFor(source)
                     }
                     Ok(None) => {
-                        early.stage = HandshakeStage::ProxyHeader { tcp, seen, tls };
+                        **stage = HandshakeStage::ProxyHeader { tcp, received, tls };
                         HandshakeStep::Blocked
                     }
                     Err(step) => step,
                 }
             }
-            #[cfg(feature = "tls")]
-            HandshakeStage::BeforeTls(tcp) => self.start_tls(tcp, acceptor),
-            #[cfg(feature = "tls")]
-            HandshakeStage::Tls(midway) => self.on_tls_result(midway.handshake()),
-            #[cfg(not(feature = "tls"))]
-            HandshakeStage::BeforeTls(_) => match acceptor {
-                Some(acceptor) => match *acceptor {},
-                None => HandshakeStep::TlsFailed("this program was built without TLS".to_owned()),
-            },
+            HandshakeStage::BeforeTls(tcp) => self.start_tls(tcp, certificate),
+            HandshakeStage::Tls(handshake) => self.on_tls_progress(handshake.advance()),
             HandshakeStage::Failed => HandshakeStep::PeerClosed,
         }
     }
 
-    /// A connection that says nothing, or anything but TLS, costs no handshake.
-    #[cfg(feature = "tls")]
-    fn start_tls(&mut self, tcp: TcpStream, acceptor: Option<&Acceptor>) -> HandshakeStep {
+    /// Starts the TLS handshake when the first byte is there. A peer that sends nothing, or something else than TLS, costs
+    /// no handshake.
+    fn start_tls(&mut self, tcp: TcpStream, certificate: Option<&Certificate>) -> HandshakeStep {
         let mut first = [0];
-        match (tcp.peek(&mut first), acceptor) {
+        match (tcp.peek(&mut first), certificate) {
             (Ok(0), _) => HandshakeStep::PeerClosed,
-            (Ok(_), _) if first[0] != TLS_HANDSHAKE_RECORD => {
-                HandshakeStep::TlsFailed(format!("it does not begin with TLS: first byte {:#04x}", first[0]))
-            }
-            (Ok(_), Some(acceptor)) => self.on_tls_result(acceptor.accept(tcp)),
+            (Ok(_), _) if first[0] != TLS_HANDSHAKE_RECORD => HandshakeStep::TlsFailed(format!(
+                "the peer does not speak TLS: its first byte is {:#04x}",
+                first[0]
+            )),
+            (Ok(_), Some(certificate)) => self.on_tls_progress(certificate.accept(tcp)),
             (Err(error), _) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 *self = Self::new(tcp, false, true);
                 HandshakeStep::Blocked
@@ -180,48 +161,44 @@ impl Transport {
         }
     }
 
-    #[cfg(feature = "tls")]
-    fn on_tls_result(
-        &mut self,
-        outcome: Result<TlsStream<TcpStream>, HandshakeError<TcpStream>>,
-    ) -> HandshakeStep {
-        match outcome {
-            Ok(tls) => {
-                *self = Self::Open(Stream::Tls(Box::new(tls)));
+    fn on_tls_progress(&mut self, progress: Result<HandshakeProgress, String>) -> HandshakeStep {
+        match progress {
+            Ok(HandshakeProgress::Done(stream)) => {
+                *self = Self::Open(stream);
                 HandshakeStep::Done
             }
-            Err(HandshakeError::WouldBlock(midway)) => {
-                if let Self::Handshake(early) = self {
-                    early.stage = HandshakeStage::Tls(midway);
+            Ok(HandshakeProgress::Blocked(handshake)) => {
+                if let Self::Handshake(stage) = self {
+                    **stage = HandshakeStage::Tls(handshake);
                 }
                 HandshakeStep::Blocked
             }
-            Err(HandshakeError::Failure(error)) => HandshakeStep::TlsFailed(error.to_string()),
+            Err(why) => HandshakeStep::TlsFailed(why),
         }
     }
 }
 
-/// Takes a balancer's header from the socket, and no byte behind it: that may be TLS.
-fn read_header(
+/// Reads a PROXY protocol header, and no byte behind it: the TLS library reads what follows from the socket itself.
+fn read_proxy_header(
     tcp: &mut TcpStream,
-    seen: &mut Vec<u8>,
+    received: &mut Vec<u8>,
     scratch: &mut [u8],
 ) -> Result<Option<ProxySource>, HandshakeStep> {
     loop {
-        let came = match tcp.peek(&mut scratch[..proxy_protocol::MAX_V2_LEN]) {
+        let arrived = match tcp.peek(&mut scratch[..proxy_protocol::MAX_V2_LEN]) {
             Ok(0) => return Err(HandshakeStep::PeerClosed),
-            Ok(came) => came,
+            Ok(n) => n,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(_) => return Err(HandshakeStep::PeerClosed),
         };
-        let before = seen.len();
-        seen.extend_from_slice(&scratch[..came]);
-        let header = proxy_protocol::decode(seen).map_err(HandshakeStep::BadProxyHeader)?;
-        let taken = header.map_or(came, |(_, length)| length - before);
-        tcp.read_exact(&mut scratch[..taken]).map_err(|_| HandshakeStep::PeerClosed)?;
-        if let Some((origin, _)) = header {
-            return Ok(Some(origin));
+        let previous = received.len();
+        received.extend_from_slice(&scratch[..arrived]);
+        let header = proxy_protocol::decode(received).map_err(HandshakeStep::BadProxyHeader)?;
+        let consumed = header.map_or(arrived, |(_, length)| length - previous);
+        tcp.read_exact(&mut scratch[..consumed]).map_err(|_| HandshakeStep::PeerClosed)?;
+        if let Some((source, _)) = header {
+            return Ok(Some(source));
         }
     }
 }
