@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::identity::Mac;
+use super::mac::Mac;
 
 mod hello;
 mod mcp;

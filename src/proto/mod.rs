@@ -2,6 +2,7 @@
 
 pub mod audio;
 pub mod identity;
+pub mod mac;
 pub mod message;
 pub mod mqtt;
 pub mod proxy_protocol;

@@ -1,48 +1,16 @@
-//! The interface between a core and the shell: [`Context`] in, [`Action`]s out, and the types they carry.
+//! What a core tells the shell: [`Action`]s, and the types they carry.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::call::CallState;
 use super::labels::labelled_enum;
-use super::media::{CallStats, Encrypted};
-use super::request_ids::RequestIds;
-use super::server_health::ServerHealth;
-use crate::config::{ChatServerConfig, Config};
+use crate::config::ChatServerConfig;
 use crate::proto::audio::BadDatagram;
 use crate::proto::identity::Mac;
 use crate::proto::mqtt::{ConnectReturnCode, Malformed};
 
 mod display;
-
-/// What a core borrows for one method call: the time, the current configuration, and where actions go.
-pub struct Context<'a> {
-    /// The time of this iteration of the loop.
-    pub now: Instant,
-    /// The current configuration. A reload replaces it, so no core keeps a reference.
-    pub config: &'a Config,
-    /// Health and framing of the chat servers, shared by all calls.
-    pub servers: &'a mut ServerHealth,
-    /// Ids of requests to devices, shared by all sessions of the process.
-    pub ids: &'a RequestIds,
-    /// To be carried out in order, see [the invariant](super#the-invariant).
-    pub out: &'a mut Vec<Action>,
-}
-
-impl Context<'_> {
-    pub(super) fn count(&mut self, counter: Counter) {
-        self.out.push(Action::Count(counter));
-    }
-
-    pub(super) fn log(&mut self, event: LogEvent) {
-        self.out.push(Action::Log(event));
-    }
-
-    pub(super) fn publish(&mut self, text: String) {
-        self.out.push(Action::Publish(text));
-    }
-}
 
 /// What the shell must do for a core.
 #[derive(Debug, PartialEq)]
@@ -242,6 +210,65 @@ labelled_enum! {
         /// The called device did not answer.
         Unanswered => "unanswered",
     }
+}
+
+labelled_enum! {
+    /// The state of a call.
+    pub enum CallState {
+        /// The chat server's WebSocket is being opened.
+        Dialing => "dialing",
+        /// The WebSocket is open, and the server's hello is awaited.
+        AwaitingHello => "greeting",
+        /// Both hellos were exchanged.
+        Live => "live",
+        /// The chat server was lost, and another WebSocket is opened after a pause.
+        Redialing => "redialing",
+        /// The chat server is closed, and another device is being called.
+        Ringing => "ringing",
+        /// The chat server is closed, and another device is connected.
+        InDeviceCall => "bridged",
+    }
+}
+
+/// The source of the device's datagrams, and the local address they arrive at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpPeer {
+    /// The device's address, to which downlink audio is sent.
+    pub addr: SocketAddr,
+    /// The local address that the device sends to, if the system reports it. Downlink audio is sent from it.
+    pub local_ip: Option<IpAddr>,
+}
+
+/// Packet, byte and loss counts of a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallStats {
+    /// Audio packets of the device that were passed to the chat server or to another device.
+    pub up_packets: u64,
+    /// Opus bytes in them.
+    pub up_bytes: u64,
+    /// Audio packets sent to the device.
+    pub down_packets: u64,
+    /// Opus bytes in them.
+    pub down_bytes: u64,
+    /// Uplink packets that never arrived.
+    pub lost: u64,
+    /// Uplink packets that arrived after a later one. They are dropped, since speech recognition needs them in order.
+    pub reordered: u64,
+    /// Uplink packets that arrived twice.
+    pub duplicates: u64,
+    /// Audio packets and frames that were dropped for other reasons, in both directions.
+    pub dropped: u64,
+    /// How often the call continued on a new WebSocket.
+    pub redials: u32,
+}
+
+/// A datagram that is ready to be sent, in the caller's buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encrypted {
+    /// Where to send it.
+    pub destination: UdpPeer,
+    /// Its length in bytes.
+    pub datagram_len: usize,
 }
 
 /// A call that has ended, for its log line and the metrics.

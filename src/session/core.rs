@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::action::{CloseReason, Context, DropReason, EndReason};
+use super::action::{CloseReason, DropReason, Encrypted, EndReason, UdpPeer};
 use super::call::{Call, CallResult, DeviceIdentity, Uplink};
+use super::context::Context;
 use super::deadlines::CoarseInstant;
 use super::mcp::ToolCache;
-use super::media::{Encrypted, UdpPeer};
 use super::server_health::ServerHealth;
 use crate::config::Config;
 use crate::proto::identity::ClientId;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::action::{Context, LogEvent};
+use super::action::LogEvent;
+use super::context::Context;
 use super::request_ids::RequestIds;
 use crate::proto::message::{self, JsonObject, Reader, Rpc};
 

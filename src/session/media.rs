@@ -4,9 +4,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use super::action::{CallCredentials, CallStats, DropReason, Encrypted, UdpPeer};
 use super::jitter::Jitter;
 use super::server_health::WireFraming;
-use super::{CallCredentials, DropReason};
 use crate::config::PeerPolicy;
 use crate::proto::audio::{self, Cipher, ReplayWindow, SequenceVerdict, UdpHeader};
 
@@ -18,47 +18,6 @@ const PATH_SILENCE_MIN: Duration = Duration::from_secs(2);
 const PATH_VALIDATION_PACKETS: u8 = 3;
 /// The binary frames without a header, in one call, after which a server is taken to send raw Opus.
 const RAW_FRAMING_AFTER: u8 = 3;
-
-/// The source of the device's datagrams, and the local address they arrive at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UdpPeer {
-    /// The device's address, to which downlink audio is sent.
-    pub addr: SocketAddr,
-    /// The local address that the device sends to, if the system reports it. Downlink audio is sent from it.
-    pub local_ip: Option<IpAddr>,
-}
-
-/// Packet, byte and loss counts of a call.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CallStats {
-    /// Audio packets of the device that were passed to the chat server or to another device.
-    pub up_packets: u64,
-    /// Opus bytes in them.
-    pub up_bytes: u64,
-    /// Audio packets sent to the device.
-    pub down_packets: u64,
-    /// Opus bytes in them.
-    pub down_bytes: u64,
-    /// Uplink packets that never arrived.
-    pub lost: u64,
-    /// Uplink packets that arrived after a later one. They are dropped, since speech recognition needs them in order.
-    pub reordered: u64,
-    /// Uplink packets that arrived twice.
-    pub duplicates: u64,
-    /// Audio packets and frames that were dropped for other reasons, in both directions.
-    pub dropped: u64,
-    /// How often the call continued on a new WebSocket.
-    pub redials: u32,
-}
-
-/// A datagram that is ready to be sent, in the caller's buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Encrypted {
-    /// Where to send it.
-    pub destination: UdpPeer,
-    /// Its length in bytes.
-    pub datagram_len: usize,
-}
 
 /// An uplink packet that was accepted and decrypted in place.
 #[derive(Debug, PartialEq, Eq)]

@@ -21,6 +21,7 @@
 
 mod action;
 mod call;
+mod context;
 mod core;
 mod deadlines;
 mod device_calls;
@@ -33,13 +34,14 @@ mod request_ids;
 mod server_health;
 
 pub use action::{
-    Action, Admission, BackendClosed, BackendFailure, BackendStage, CallCredentials, CallSummary,
-    CloseReason, CommandError, Context, Counter, DialRequest, DropReason, EndReason, LogEvent,
+    Action, Admission, BackendClosed, BackendFailure, BackendStage, CallCredentials, CallState, CallStats,
+    CallSummary, CloseReason, CommandError, Counter, DialRequest, DropReason, Encrypted, EndReason, LogEvent,
+    UdpPeer,
 };
-pub use call::{CallState, CallView, Uplink};
+pub use call::{CallView, Uplink};
+pub use context::Context;
 pub use core::{Core, Delivery};
 pub use device_calls::{AcceptOutcome, DeviceCallEffect, DeviceCallTable, Presence, RequestOutcome};
-pub use media::{CallStats, Encrypted, UdpPeer};
 pub use request_ids::RequestIds;
 pub use server_health::{ServerHealth, WireFraming};
 

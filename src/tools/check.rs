@@ -1,6 +1,7 @@
 //! `check`: reads the configuration as the gateway would, tries every chat server as a call would, and reports what is
 //! wrong and what to do about it.
 
+mod conversation;
 mod diagnosis;
 mod options;
 mod public_ip;

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::action::{Action, Context, Counter, DropReason, LogEvent};
+use super::super::action::{Action, Counter, DropReason, Encrypted, LogEvent, UdpPeer};
+use super::super::context::Context;
 use super::super::deadlines::CallTimer;
-use super::super::media::{ClassifiedFrame, Decrypted, Encrypted, FramingState, UdpPeer};
+use super::super::media::{ClassifiedFrame, Decrypted, FramingState};
 use super::super::queue::HeldItem;
 use super::super::server_health::ServerHealth;
 use super::{Call, CallResult, CallState};

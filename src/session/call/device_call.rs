@@ -1,7 +1,7 @@
 //! A call with another device. The chat server is closed; the device is not told.
 
-use super::super::action::{Context, DropReason};
-use super::super::media::Encrypted;
+use super::super::action::{DropReason, Encrypted};
+use super::super::context::Context;
 use super::super::queue::TextQueue;
 use super::{Call, CallResult, CallState};
 use crate::config::Config;

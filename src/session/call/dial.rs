@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::action::{
-    Action, BackendClosed, BackendFailure, BackendStage, Context, Counter, DialRequest, DropReason,
-    EndReason, LogEvent,
+    Action, BackendClosed, BackendFailure, BackendStage, Counter, DialRequest, DropReason, EndReason,
+    LogEvent,
 };
+use super::super::context::Context;
 use super::super::deadlines::CallTimer;
 use super::super::media::FramingState;
 use super::super::queue::HeldQueue;

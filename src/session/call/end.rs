@@ -1,6 +1,7 @@
 //! The end of a call: the messages to both sides, and the summary.
 
-use super::super::action::{Action, CallSummary, Context, DropReason, EndReason};
+use super::super::action::{Action, CallSummary, DropReason, EndReason};
+use super::super::context::Context;
 use super::super::queue::TextQueue;
 use super::Call;
 use super::text::hello_reply;

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::action::{Action, BackendFailure, BackendStage, CallCredentials, Context, EndReason, LogEvent};
+use super::action::{Action, BackendFailure, BackendStage, CallCredentials, CallState, EndReason, LogEvent};
+use super::context::Context;
 use super::deadlines::{CallTimer, Deadlines};
 use super::media::Media;
 use super::queue::{HeldQueue, QueueOverflow, TextQueue};
@@ -21,7 +22,7 @@ mod text;
 mod view;
 
 pub use audio::Uplink;
-pub use view::{CallState, CallView};
+pub use view::CallView;
 
 /// What a call needs to know about its device.
 #[derive(Clone, Copy)]

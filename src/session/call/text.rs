@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 
 use super::super::action::{
-    Action, BackendFailure, BackendStage, CallCredentials, Context, Counter, DropReason, EndReason, LogEvent,
+    Action, BackendFailure, BackendStage, CallCredentials, Counter, DropReason, EndReason, LogEvent,
 };
+use super::super::context::Context;
 use super::super::deadlines::CallTimer;
 use super::{Call, CallResult, CallState, DeviceIdentity};
 use crate::proto::audio;

@@ -5,26 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Call, CallResult, ChatServerConfig, Context};
 use crate::proto::message;
-use crate::session::labels::labelled_enum;
-use crate::session::media::CallStats;
-
-labelled_enum! {
-    /// The state of a call.
-    pub enum CallState {
-        /// The chat server's WebSocket is being opened.
-        Dialing => "dialing",
-        /// The WebSocket is open, and the server's hello is awaited.
-        AwaitingHello => "greeting",
-        /// Both hellos were exchanged.
-        Live => "live",
-        /// The chat server was lost, and another WebSocket is opened after a pause.
-        Redialing => "redialing",
-        /// The chat server is closed, and another device is being called.
-        Ringing => "ringing",
-        /// The chat server is closed, and another device is connected.
-        InDeviceCall => "bridged",
-    }
-}
+use crate::session::action::{CallState, CallStats};
 
 /// A call as operators see it.
 #[derive(Clone, Copy, Debug)]

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::{ColdState, Core, SessionPhase};
 use crate::proto::message::{self, JsonObject, Rpc};
-use crate::session::action::{Action, CloseReason, CommandError, Context, EndReason};
+use crate::session::action::{Action, CloseReason, CommandError, EndReason};
 use crate::session::call::CallView;
+use crate::session::context::Context;
 
 /// The time that a device has to answer. Consoles wait 10 s for the whole request.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::super::action::{Action, Admission, CloseReason, Context, EndReason, LogEvent};
+use super::super::action::{Action, Admission, CloseReason, EndReason, LogEvent};
+use super::super::context::Context;
 use super::super::deadlines::CoarseInstant;
 use super::super::mcp::ToolCache;
 use super::{Core, SessionPhase};

@@ -7,9 +7,9 @@ use super::Core;
 use crate::config::Config;
 use crate::proto::identity::Mac;
 use crate::proto::message;
-use crate::session::action::{Context, DropReason, EndReason};
+use crate::session::action::{DropReason, Encrypted, EndReason};
+use crate::session::context::Context;
 use crate::session::device_calls::Presence;
-use crate::session::media::Encrypted;
 
 /// The caller's name if the request has none: "unknown".
 const UNKNOWN_CALLER: &str = "未知";

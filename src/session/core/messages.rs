@@ -3,10 +3,9 @@
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
-use super::super::action::{
-    Action, BackendClosed, CallCredentials, CloseReason, Context, Counter, EndReason,
-};
+use super::super::action::{Action, BackendClosed, CallCredentials, CloseReason, Counter, EndReason};
 use super::super::call::Call;
+use super::super::context::Context;
 use super::super::mcp::ServerMessageOutcome;
 use super::super::request_ids::RequestIds;
 use super::Core;

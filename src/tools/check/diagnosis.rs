@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use super::conversation::Conversation;
 use super::report::ServerProblem;
-use super::server::Conversation;
 use crate::config::{ChatServerConfig, Config, Framing};
 use crate::proto::audio;
 use crate::proto::message::JsonObject;
@@ -11,8 +11,6 @@ use crate::session::{BackendClosed, BackendFailure, BackendStage};
 use crate::tools::step_report::{StepState, message_type};
 use crate::tools::tls_error::TlsErrorCause;
 
-/// Texts kept of those a server sends instead of a hello.
-pub(super) const MAX_TEXTS: usize = 5;
 /// What xiaozhi-esp32-server's URL must end with so that it takes and sends the 16-byte header.
 const URL_SUFFIX: &str = "?from=mqtt_gateway";
 /// What that server's path begins with, unless an operator changed it.

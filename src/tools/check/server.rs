@@ -5,14 +5,15 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::diagnosis::{self, ServerDiagnosis};
+use super::conversation::Conversation;
+use super::diagnosis::ServerDiagnosis;
 use super::options::CheckOptions;
 use super::report::ServerReport;
 use crate::config::{ChatServerConfig, Config, Framing};
-use crate::net::backend::blocking_client::{BlockingClient, DialReport, ServerMessage};
+use crate::net::backend::blocking_client::{BlockingClient, DialReport};
 use crate::proto::audio;
-use crate::proto::message::{self, Reader};
-use crate::session::{BackendClosed, BackendStage, DialRequest, ServerHealth};
+use crate::proto::message;
+use crate::session::{BackendStage, DialRequest, ServerHealth};
 use crate::tools::device::HELLO;
 use crate::tools::step_report::StepState;
 
@@ -24,8 +25,6 @@ const SILENCE_PACKET_COUNT: u32 = 5;
 const REACTION_TIMEOUT: Duration = Duration::from_millis(800);
 /// A hello that takes longer than this is given up for another server when there is one.
 const SLOW_HELLO_THRESHOLD: Duration = Duration::from_secs(4);
-/// Binary frames kept to determine the framing.
-const MAX_FRAMES: usize = 3;
 /// Wait for the server's Close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -33,17 +32,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 pub(super) struct ServerCheck<'a> {
     pub(super) config: &'a Config,
     pub(super) options: &'a CheckOptions,
-}
-
-/// What a server said before its hello, or instead of it.
-pub(super) struct Conversation {
-    client: BlockingClient,
-    start: Instant,
-    pub(super) hello: Option<(String, Duration)>,
-    /// Texts that are no hello, the first few.
-    pub(super) texts: Vec<String>,
-    pub(super) frames: Vec<Vec<u8>>,
-    pub(super) closed: Option<BackendClosed>,
 }
 
 impl ServerCheck<'_> {
@@ -175,45 +163,6 @@ impl ServerCheck<'_> {
             let until = Instant::now() + self.options.timeout;
             conversation.receive_until(until, Conversation::framing_is_known);
         }
-    }
-}
-
-impl Conversation {
-    fn new(client: BlockingClient) -> Self {
-        let start = Instant::now();
-        Self { client, start, hello: None, texts: Vec::new(), frames: Vec::new(), closed: None }
-    }
-
-    /// Listens until `until`, the end, or `enough`.
-    fn receive_until(&mut self, until: Instant, enough: impl Fn(&Self) -> bool) {
-        while self.closed.is_none() && !enough(self) {
-            match self.client.receive(until) {
-                None => return,
-                Some(ServerMessage::Gone(gone)) => self.closed = Some(gone),
-                Some(ServerMessage::Audio(frame)) if self.frames.len() < MAX_FRAMES => {
-                    self.frames.push(frame)
-                }
-                Some(ServerMessage::Audio(_)) => {}
-                Some(ServerMessage::Text(text)) => {
-                    let is_hello =
-                        message::peek(&text, Reader::Device).is_ok_and(|peek| peek.kind == "hello");
-                    if is_hello && self.hello.is_none() {
-                        self.hello = Some((text, self.start.elapsed()));
-                    } else if self.texts.len() < diagnosis::MAX_TEXTS {
-                        self.texts.push(text);
-                    }
-                }
-            }
-            // A server that sends without a pause must not extend the wait.
-            if Instant::now() >= until {
-                return;
-            }
-        }
-    }
-
-    fn framing_is_known(&self) -> bool {
-        self.frames.len() >= MAX_FRAMES
-            || self.frames.iter().any(|frame| audio::parse_ws_frame(frame).is_some())
     }
 }
 
