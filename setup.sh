@@ -1,18 +1,18 @@
 #!/bin/sh
-# Installs what a build needs beside the Rust toolchain: a C linker, pkg-config and OpenSSL's headers.
-# With the argument "test" also what the tests use: an MQTT client that is not ours, a clock that jumps, a balancer.
-# Installs nothing when all of it is there. As root, or with sudo where there is one.
+# Installs what a build needs in addition to the Rust toolchain: a C linker, pkg-config and OpenSSL's headers.
+# With the argument "test" also the programs that tests use: mosquitto's clients, faketime, iproute2 and HAProxy.
+# Installs nothing if everything is there. Needs root or sudo.
 set -eu
 
 missing() {
     if ! command -v cc >/dev/null; then return 0; fi
-    # Only Linux and the BSDs use OpenSSL; macOS and Windows bring a TLS library of their own.
+    # Only Linux and the BSDs use OpenSSL; macOS and Windows have their own TLS library.
     if [ "$(uname -s)" != Darwin ] && [ -z "${OPENSSL_DIR:-}" ]; then
         if ! command -v pkg-config >/dev/null || ! pkg-config --exists openssl; then return 0; fi
     fi
     if [ "${1:-}" = test ]; then
         if ! command -v mosquitto_pub >/dev/null; then return 0; fi
-        # The faults that only Linux can be given.
+        # For faults that can only be injected on Linux.
         if [ "$(uname -s)" = Linux ]; then
             if ! command -v faketime >/dev/null || ! command -v ip >/dev/null; then return 0; fi
             if ! command -v haproxy >/dev/null && [ ! -x /usr/sbin/haproxy ]; then return 0; fi
@@ -24,7 +24,7 @@ missing() {
 missing "${1:-}" || exit 0
 if ! command -v apt-get >/dev/null; then
     cat >&2 <<'HINT'
-setup.sh installs on Debian and Ubuntu only. Elsewhere, install these and go on with the next command:
+setup.sh installs on Debian and Ubuntu only. On other systems, install these and continue with the next command:
   Fedora:  sudo dnf install gcc pkgconf-pkg-config openssl-devel mosquitto
   Arch:    sudo pacman -S --needed gcc pkgconf openssl mosquitto
   Alpine:  sudo apk add build-base pkgconf openssl-dev mosquitto-clients

@@ -1,4 +1,4 @@
-//! The hot paths one by one, with what each allocates.
+//! The hot paths one by one, with their allocations.
 //!
 //! ```text
 //! cargo bench --bench micro             all of them
@@ -110,7 +110,7 @@ fn websocket_frame(bencher: Bencher) {
         context.flush(&mut stream).unwrap();
         contexts.give_back(lent.unwrap(), false);
     };
-    // The first of all allocates what those after it use again.
+    // The first one allocates what later ones reuse.
     send();
     bencher.bench_local(send);
 }
@@ -193,7 +193,7 @@ fn datagram(sequence: u32) -> Vec<u8> {
 
 // ----- the loop -------------------------------------------------------------------------------------------------------
 
-/// A datagram's session among so many calls.
+/// Find a datagram's session among many calls.
 #[divan::bench(args = [100, 9_000])]
 fn session_lookup(bencher: Bencher, calls: u32) {
     let mut index = Index::default();
@@ -208,7 +208,7 @@ fn session_lookup(bencher: Bencher, calls: u32) {
     });
 }
 
-/// One timer is armed and one rings, among so many.
+/// One timer is set and one expires, among many.
 #[divan::bench(args = [100, 10_000])]
 fn timer_wheel_expire(bencher: Bencher, timers: u64) {
     let start = Instant::now();

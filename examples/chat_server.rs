@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// What a gateway does with a chat server, in short.
+/// A short call, as a gateway would make it.
 fn self_test() -> Result<(), Box<dyn Error>> {
     let server = EchoServer::start()?;
     println!("echo chat server at {}", server.url());
@@ -47,7 +47,7 @@ fn self_test() -> Result<(), Box<dyn Error>> {
     let stop = r#"{"type":"listen","state":"stop"}"#;
     socket.send(Message::text(stop))?;
     println!("> 10 frames\n> {stop}");
-    // Each frame comes back at once, and again between `tts start` and `tts stop`.
+    // Each frame is echoed at once, and again between `tts start` and `tts stop`.
     let mut frames = 0;
     loop {
         match socket.read()? {

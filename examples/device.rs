@@ -37,11 +37,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut call = device.call()?;
     println!("in a call: session {}, audio to {}", call.parameters.session_id, call.server_addr()?);
 
-    // Realtime is the mode in which the firmware plays and listens at once; the echo server answers it at once too.
+    // In realtime mode the firmware plays and listens at the same time; the echo server then echoes at once too.
     device.start_listening(&call, "realtime")?;
     for number in 0..packets {
         call.send(0, &test_audio::packet(number, 0))?;
-        // A device sends one packet each 60 ms; waiting for the answer meanwhile keeps the pace.
+        // A device sends one packet every 60 ms, and receives in between.
         let deadline = Instant::now() + Duration::from_millis(60);
         while let Some(audio) = call.receive(deadline.saturating_duration_since(Instant::now()))? {
             let what = test_audio::parse(&audio.payload)

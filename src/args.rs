@@ -4,9 +4,11 @@ use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use log::LevelFilter;
 use mqtt_websocket_proxy::config::{DEFAULT_FILE, LEVELS, VARIABLES, parse_level};
+use mqtt_websocket_proxy::tools::{check, credentials, demo, health, probe};
 use pico_args::Arguments;
 
 /// What the command line asks for.
@@ -15,7 +17,7 @@ pub(crate) enum Command {
     /// Run the gateway.
     Run(RunOptions),
     /// Run a sub-command with the arguments behind its name.
-    Subcommand(Subcommand, Arguments),
+    Subcommand(RunSubcommand, Arguments),
     /// Print the help text.
     Help,
     /// Print the version.
@@ -33,32 +35,27 @@ pub(crate) struct RunOptions {
     pub(crate) pid_file: Option<PathBuf>,
 }
 
-/// The sub-commands.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Subcommand {
-    Demo,
-    Probe,
-    Check,
-    Credentials,
-    Health,
-}
+/// Runs a sub-command with its own arguments.
+pub(crate) type RunSubcommand = fn(Arguments) -> ExitCode;
+
+/// The sub-commands by their names.
+const SUBCOMMANDS: [(&str, RunSubcommand); 5] = [
+    ("demo", demo::run),
+    ("probe", probe::run),
+    ("check", check::run),
+    ("credentials", credentials::run),
+    ("health", health::run),
+];
 
 /// Reads the command line, without the program's name.
 ///
 /// # Errors
 /// When it is not understood: one line that says why.
 pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
-    let tool = match args.subcommand().map_err(|error| error.to_string())?.as_deref() {
-        Some("demo") => Some(Subcommand::Demo),
-        Some("probe") => Some(Subcommand::Probe),
-        Some("check") => Some(Subcommand::Check),
-        Some("credentials") => Some(Subcommand::Credentials),
-        Some("health") => Some(Subcommand::Health),
-        Some(other) => return Err(format!("unknown command {other:?}")),
-        None => None,
-    };
-    if let Some(tool) = tool {
-        return Ok(Command::Subcommand(tool, args));
+    if let Some(name) = args.subcommand().map_err(|error| error.to_string())? {
+        let found = SUBCOMMANDS.iter().find(|(known, _)| *known == name);
+        let (_, run) = found.ok_or_else(|| format!("unknown command {name:?}"))?;
+        return Ok(Command::Subcommand(*run, args));
     }
     if args.contains(["-h", "--help"]) {
         return Ok(Command::Help);
@@ -162,11 +159,12 @@ mod tests {
 
     #[test]
     fn a_subcommand_gets_the_remaining_arguments() {
-        let Ok(Command::Subcommand(Subcommand::Probe, rest)) = parsed("probe host:1883 --help") else {
-            panic!()
-        };
-        assert_eq!(rest.finish(), ["host:1883", "--help"]);
-        assert!(matches!(parsed("demo"), Ok(Command::Subcommand(Subcommand::Demo, _))));
+        for (name, _) in SUBCOMMANDS {
+            let Ok(Command::Subcommand(_, rest)) = parsed(&format!("{name} host:1883 --help")) else {
+                panic!("{name}")
+            };
+            assert_eq!(rest.finish(), ["host:1883", "--help"]);
+        }
     }
 
     #[test]

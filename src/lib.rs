@@ -1,9 +1,8 @@
 //! A gateway between XiaoZhi voice devices and WebSocket chat servers.
 //!
-//! A device speaks MQTT (QoS 0) for control and sends its voice as AES-CTR encrypted UDP packets; a chat server wants one
-//! WebSocket per call with JSON and Opus frames on it. The gateway stands between them, and keeps the call alive when
-//! either side falters. It is a forwarder and no broker: it stores nothing, and no device hears another but in a
-//! call between the two.
+//! A device uses MQTT (QoS 0) for control and sends its voice as AES-CTR encrypted UDP packets; a chat server gets one
+//! WebSocket per call with JSON and Opus frames. The gateway translates between them, and keeps a call alive when either
+//! connection fails. It forwards and stores nothing; it is not a broker. One device hears another only in a call between the two.
 //!
 //! # Inside another program
 //!
@@ -31,91 +30,90 @@
 //! ```
 //!
 //! [`Running`] gives the gateway a thread of its own; [`Gateway`] runs it on yours. [`Handle`] stops it and changes its
-//! configuration from anywhere. Nothing is logged unless a logger of the `log` crate is there: yours, or [`logger`].
+//! configuration from anywhere. Log lines appear only when a logger for the `log` crate is installed: yours, or [`logger`].
 //!
 //! # Principles
 //!
-//! 1. *One thread owns everything.* Sockets, sessions and timers belong to one loop, and no packet of audio takes a lock. Other
-//!    threads exist for what blocks and cannot be made not to (looking up names, writing the log, waiting for signals), and
-//!    for further workers, which are loops of the same kind. What threads share is listed below.
-//! 2. *The core decides, the shell does.* [`proto`] and [`session`] know no socket, no clock and no random source. Bytes
-//!    and the time go in, decisions come out; so all behaviour is tested without a network, in virtual time.
-//! 3. *An event is a hint.* It says "try", no more. Every handler may be called for nothing, twice, or for a connection
-//!    that is gone; what counts is what the read or the write itself returns.
-//! 4. *Who stops early says so.* Sockets announce news once. A loop over one ends when the system has no more, or puts
-//!    its source on a list of those to go on with.
-//! 5. *Nobody is buried in mid-batch.* A session that has ended is removed at the end of a turn, so that no event of the
-//!    batch meets a stranger in its place.
-//! 6. *The session knows the time.* Its deadlines are the truth; the timer wheel is an alarm clock that may ring early.
-//! 7. *Every queue has an end and a stated loser.* Audio that does not fit is dropped and counted; text that does not
-//!    fit ends the call.
-//! 8. *A peer cannot hurt.* Whatever it sends, there is no panic, no memory without limit, no warning line per packet.
-//! 9. *Idle is nearly free.* A device that only waits costs less than a kilobyte: buffers exist while something is
-//!    partial, and not longer.
+//! 1. *One loop owns its state.* Sockets, sessions and timers belong to one thread, and no packet of audio takes a lock. Other
+//!    threads exist for calls that block (name lookups, writing the log, waiting for signals) and for further workers, which
+//!    are event loops of the same kind. What they share is listed below.
+//! 2. *The core decides, the shell executes.* [`proto`] and [`session`] use no socket, clock or random source. They get bytes
+//!    and the current time and return what should happen, so their behaviour is tested without a network, in virtual time.
+//! 3. *Readiness is a hint.* An event only says that an operation may succeed. Every handler may be called without reason,
+//!    twice, or for a connection that no longer exists; the result of the read or write decides.
+//! 4. *A handler that stops early continues later by itself.* Events are edge-triggered. A handler reads until the socket is
+//!    empty, or puts its task on the run queue.
+//! 5. *Sessions are freed at the end of an iteration.* No event of the same batch can reach another session in a reused slot.
+//! 6. *Deadlines are in the session.* The timer wheel only wakes the loop, and may do so too early.
+//! 7. *Every queue has a bound and a defined overflow.* Audio that does not fit is dropped and counted; text that does not fit
+//!    ends the call.
+//! 8. *Input from a peer never causes a panic,* an allocation without limit, or a warning per packet.
+//! 9. *An idle device costs a few hundred bytes.* Buffers exist only while a packet is incomplete or output waits.
+//! 10. *A signature shows what a function may change.* Each part of [`net`] owns its state and returns what happened; one place,
+//!     [`net::gateway`], connects the parts.
+//! 11. *The device is modelled.* What the gateway sends is chosen by what the firmware does with it in its current state.
 //!
 //! # What threads share
 //!
-//! * Each loop has a channel of commands and a waker, for every [`Handle`] and every other worker.
-//! * The resolver's threads get names and return addresses through channels. They take names in turn under a lock, which the
-//!   loop never takes.
-//! * The log is global, as the `log` crate wants it: its level, a bounded queue for each place it is written to, and the
-//!   count of lost lines. Who logs never waits for a writer.
-//! * Connections of each address are counted under a lock (`PerIp`), taken when a connection comes, is let in or goes, while
-//!   `max_connections_per_ip` is set. The workers share one count.
-//! * Recent errors are in a notebook under a lock (`Troubles`), taken when one is noted or read. The workers share one.
-//! * Each worker stores its numbers of devices and calls in atomics at the end of a turn; the others read them for limits that
-//!   hold for all together. By another one the leader sees that a worker turns.
+//! * Every event loop has a channel of commands and a waker. Each [`Handle`] and each other worker sends commands through them.
+//! * The resolver's two threads get names through a channel, whose receiving end they share under a mutex, and return addresses
+//!   through another channel and the waker. The loop never takes that mutex.
+//! * The logger has one bounded queue and one thread for each output, an atomic count of lost lines, and the `log` crate's
+//!   atomic level. Logging never waits for an output.
+//! * Request ids for devices come from one atomic counter of the process (a static).
+//! * Workers share four things, none of which audio touches:
+//!   * connections per IP address, in a map under a mutex, used while `mqtt.max_connections_per_ip` is set when a connection
+//!     is accepted, logs in or closes;
+//!   * the recent errors, in a list under a mutex, used when an error is recorded or the list is read;
+//!   * the numbers of devices and calls of each worker, as atomics: written at the end of an iteration, read for limits on all;
+//!   * an atomic per worker that shows the first worker that the loop runs.
 //!
-//! # The house
+//! Configurations and commands are sent by value. Copies of a configuration share the immutable addresses of chat servers.
+//!
+//! # The tree
 //!
 //! ```text
-//!   main ----> tools ---------------> sub-commands: demo, probe, check, credentials, health; echo server, simulated device
+//!   main ----> tools ---------------> sub-commands; echo server, simulated device
 //!    |           |
 //!    |           v
-//!    +--------> net ----------------> sockets, the loop, time, randomness     (impure: the shell)
+//!    +--------> net ----------------> sockets, the event loop, time, random numbers    (impure)
 //!    |           |
 //!    |           v
-//!    |         admin ---------------> HTTP, tokens, calls of operators, views (pure)
+//!    |         admin ---------------> HTTP, tokens, routes and JSON of the management API   (pure)
 //!    |           |
 //!    |           v
-//!    |        session --------------> a device, its call, its tools           (pure: the core)
+//!    |        session --------------> state machines of a device and its call          (pure)
 //!    |           |
 //!    |           v
-//!    |         proto ---------------> MQTT, audio, JSON, identities           (pure: bytes and values)
+//!    |         proto ---------------> MQTT, audio, JSON messages, identities            (pure)
 //!    |           ^
-//!    +--------> config -------------> checked settings, lent to all of them
+//!    +--------> config -------------> checked settings, used by all but proto
 //! ```
 //!
-//! Arrows are imports, and none points up; `tests/architecture.rs` holds them.
+//! Arrows are imports, and none points up; `tests/architecture.rs` checks that. `docs/architecture.md` describes each file of
+//! [`net`] and the files that the main flows pass.
 //!
 //! * [`proto`]: bytes to values and back.
-//! * [`session`]: the state machines of one device and its call. [`Core`](session::Core) takes what happened together
-//!   with a [`Context`](session::Context), and pushes [`Action`](session::Action)s.
-//! * [`net`]: carries the actions out. [`Gateway`] owns the poll, the listeners, every session with both its sockets,
-//!   the indexes and the wheel.
-//! * [`admin`]: the management API without its sockets, which are in `net::admin`: requests, tokens, the table of calls,
-//!   what they show, and the text of the metrics.
+//! * [`session`]: the state machines of one device and its call. [`Core`](session::Core) gets an event with a
+//!   [`Context`](session::Context), and pushes [`Action`](session::Action)s.
+//! * [`net`]: executes the actions. [`Gateway`] composes the parts that own sockets, sessions and timers.
+//! * [`admin`]: the management API without its sockets, which are in `net::admin`.
 //! * [`config`]: reads file, environment and command line into one [`Config`], and compares two of them for a reload.
-//! * [`logger`]: one line per message, written off the loop.
-//! * [`tools`]: what the sub-commands do, and the parts they share with tests and examples.
+//! * [`logger`]: one line per message, written outside of the loop.
+//! * [`tools`]: the sub-commands, and what they share with tests and examples.
 //!
-//! # The turn
+//! # One iteration of the loop
 //!
-//! The loop is one function that is called again and again. Each turn:
-//!
-//! 1. *Sleep* until a socket has news or the wheel rings; not at all when somebody has more to do. While packets come thick,
-//!    pause first.
-//! 2. *Poll.* An interrupted poll is an empty batch.
-//! 3. *Look at the clock,* once. This is `now` for everybody in this turn.
-//! 4. *Dispatch* each event to its source: UDP socket, chat server, device, listener, management API, or notes from other
-//!    threads. Each does a bounded amount of work. When devices and new connections have had their millisecond of this turn, or others of them
-//!    wait already, they stand in line.
-//! 5. *Go on* with those who stopped early in an earlier turn, so that none of them starves the others; then with the line
-//!    of devices, as long as their millisecond lasts.
-//! 6. *Fire timers,* however busy the sockets are; but after a time in which the gateway did not run, read first what came
-//!    meanwhile.
-//! 7. *Flush:* all datagrams together, then each socket that was written to, once.
-//! 8. *Bury* the sessions that have ended, and tell the other workers how many devices and calls there are.
+//! 1. *Poll* until an event or the next timer; do not wait when work is deferred. Under load, first let packets gather for a
+//!    bounded time. An interrupted poll is an empty batch.
+//! 2. *Read the clock* once; all code of this iteration uses this time.
+//! 3. *Dispatch* each event to its source: UDP socket, chat server, device, listener, management API, commands of other threads.
+//!    Each handler does a bounded amount of work. Devices and new connections have one millisecond in each iteration; beyond it
+//!    they are queued.
+//! 4. *Continue deferred work* of earlier iterations, then queued devices and connections while their millisecond lasts.
+//! 5. *Fire timers*, however busy the sockets are; after the process was suspended, first read what arrived meanwhile.
+//! 6. *Flush*: all datagrams in one batch, then each connection with output once.
+//! 7. *Free* finished sessions, and publish the numbers of devices and calls for the other workers.
 
 pub mod admin;
 pub mod config;

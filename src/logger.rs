@@ -1,8 +1,7 @@
-//! The log: lines to stderr and to a file, written by threads of their own, so that nobody who logs waits for a disk
-//! or for a terminal.
+//! The log: lines to stderr and to a file, written by separate threads, so that logging never blocks on a disk or a
+//! terminal.
 //!
-//! Each place has a bounded queue. A line that does not fit, or that cannot be written, is lost and counted, and
-//! nothing else happens. The level is `log`'s own maximum and can change at any time.
+//! Each output has a bounded queue. A line that does not fit, or that cannot be written, is dropped and counted. The level is `log`'s own maximum and can change at any time.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -19,10 +18,10 @@ use simplelog::{ConfigBuilder, WriteLogger};
 
 use crate::text;
 
-/// Lines that wait for one place.
+/// Lines queued for one output.
 const QUEUE_CAPACITY: usize = 1024;
 
-/// Bytes of a message; the rest is cut off.
+/// Bytes of a message, at most; the rest is cut off.
 const LONGEST: usize = 8 * 1024;
 
 /// The modules whose lines are written. Those of libraries are not: a WebSocket library's show request headers, and
@@ -56,7 +55,7 @@ pub fn set_level(level: LevelFilter) {
     log::set_max_level(level);
 }
 
-/// The number of lines that could not be written since the start, for each place they were missing in.
+/// The number of lines that were dropped since the start, counted for each output.
 pub fn lost_lines() -> u64 {
     LOST_LINES.load(Ordering::Relaxed) as u64
 }
@@ -137,7 +136,7 @@ impl Log for Logger {
             return;
         }
         let message = record.args().to_string();
-        // A peer's text must not pass for a line of ours.
+        // A peer's text must not look like a log line.
         let text = text::printable(&message, LONGEST);
         let metadata = record.metadata().clone();
         self.inner.log(&Record::builder().metadata(metadata).args(format_args!("{text}")).build());
@@ -148,7 +147,7 @@ impl Log for Logger {
     }
 }
 
-/// Takes a line in pieces and hands it on whole.
+/// Collects a line that is written in pieces, and queues it whole.
 struct LineWriter {
     partial: Vec<u8>,
     queues: Queues,
@@ -199,7 +198,7 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
-    /// What was written, and a door that a writer waits at.
+    /// What was written, and a lock that a writer waits for.
     #[derive(Clone, Default)]
     struct TestSink {
         written: Arc<Mutex<Vec<u8>>>,

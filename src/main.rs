@@ -15,27 +15,22 @@ use mqtt_websocket_proxy::logger;
 use mqtt_websocket_proxy::net::gateway::fd_limit;
 use mqtt_websocket_proxy::net::{Gateway, Handle};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
-use mqtt_websocket_proxy::tools::{check, credentials, demo, health, probe};
 use pico_args::Arguments;
 
-use crate::args::{Command, RunOptions, Subcommand};
+use crate::args::{Command, RunOptions};
 
 mod args;
 
-/// How long devices and chat servers may take to part after the first signal to stop.
+/// How long calls may take to end after the first signal to stop.
 const STOP_GRACE: Duration = Duration::from_secs(3);
 
-/// How long the last log lines may take.
+/// How long writing the last log lines may take.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     let run = match args::parse(Arguments::from_env()) {
         Ok(Command::Run(run)) => run,
-        Ok(Command::Subcommand(Subcommand::Demo, args)) => return demo::run(args),
-        Ok(Command::Subcommand(Subcommand::Probe, args)) => return probe::run(args),
-        Ok(Command::Subcommand(Subcommand::Check, args)) => return check::run(args),
-        Ok(Command::Subcommand(Subcommand::Credentials, args)) => return credentials::run(args),
-        Ok(Command::Subcommand(Subcommand::Health, args)) => return health::run(args),
+        Ok(Command::Subcommand(run, args)) => return run(args),
         Ok(Command::Help) => return print(&args::help()),
         Ok(Command::Version) => return print(args::version()),
         Err(error) => {
@@ -54,7 +49,7 @@ fn main() -> ExitCode {
 fn run_gateway(run: RunOptions) -> Result<(), ExitError> {
     let mut source = Source::new(run.config, run.log_level, |name| std::env::var_os(name));
     let mut config = source.load().map_err(ExitError::usage)?;
-    // Nobody waits for it yet: there is no other thread.
+    // This may block, and there is no other thread yet.
     fd_limit::reserve(config.mqtt.max_connections);
     let echo = start_echo(&mut source, &mut config)?;
     start_log(&config)?;
@@ -89,7 +84,7 @@ fn run_gateway(run: RunOptions) -> Result<(), ExitError> {
     Ok(())
 }
 
-/// Starts the built-in chat server when no other is configured, so that a device is answered by its own voice.
+/// Starts the built-in echo server when no chat server is configured.
 fn start_echo(source: &mut Source, config: &mut Config) -> Result<Option<EchoServer>, ExitError> {
     if !config.websocket.production.is_empty() || !config.websocket.development.is_empty() {
         return Ok(None);
@@ -112,7 +107,7 @@ fn start_log(config: &Config) -> Result<(), ExitError> {
     })
 }
 
-/// Says what the gateway runs on, and what is doubtful about it.
+/// Logs where the configuration comes from, and warnings about it.
 fn log_startup(source: &Source, config: &Config, echo: Option<&EchoServer>) {
     match source.path() {
         Some(path) => match &config.node_config {
@@ -242,14 +237,14 @@ impl ExitError {
         Self { code: 1, message: message.to_string() }
     }
 
-    /// Tells it once: in the log, or on stderr when there is none or it is silenced.
+    /// Reports it once: in the log, or on stderr when there is no log or it is off.
     fn into_exit_code(self) -> ExitCode {
         let Self { code, message } = self;
         if log_enabled!(log::Level::Error) {
             error!("{message}");
             logger::flush(LOG_FLUSH_TIMEOUT);
         } else {
-            // Nothing is left to tell it to when this fails.
+            // Nothing can be done when this fails.
             let _ = writeln!(io::stderr(), "error: {message}");
         }
         ExitCode::from(code)
@@ -257,7 +252,7 @@ impl ExitError {
 }
 
 fn print(text: &str) -> ExitCode {
-    // A reader that has seen enough, such as `head`, is no failure.
+    // A closed pipe, as by `head`, is not a failure.
     let _ = writeln!(io::stdout(), "{text}");
     ExitCode::SUCCESS
 }

@@ -1,15 +1,15 @@
-//! Text that peers wrote, made fit to be shown: in the log, by the management API, on a terminal.
+//! Makes text from peers safe to show in the log, in the management API and on a terminal.
 
 use std::borrow::Cow;
 
-/// Whether a character stays in its line and changes nothing but its own place: no control character (C0, DEL, C1), no
-/// line or paragraph separator, and none of those that change the direction of the text around them.
+/// Whether a character can be shown as it is: no control character (C0, DEL, C1), no line or paragraph separator, and no
+/// character that changes the direction of the text around it.
 pub(crate) fn is_printable(c: char) -> bool {
     !c.is_control()
         && !matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// The first `max` bytes, or a few less: no character is split.
+/// The first `max` bytes, or up to three fewer, so that no character is split.
 pub(crate) fn cut(text: &str, max: usize) -> &str {
     let mut end = text.len().min(max);
     while !text.is_char_boundary(end) {
@@ -18,7 +18,7 @@ pub(crate) fn cut(text: &str, max: usize) -> &str {
     &text[..end]
 }
 
-/// The text [`cut`] to `max` bytes, and what is not printable escaped.
+/// The text, [`cut`] to `max` bytes, with unprintable characters escaped.
 pub(crate) fn printable(text: &str, max: usize) -> Cow<'_, str> {
     let text = cut(text, max);
     if text.chars().all(is_printable) {
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_is_bounded_and_stays_in_its_line() {
+    fn printable_text_is_bounded_and_stays_on_one_line() {
         for (text, max, expected) in [
             ("", 9, ""),
             ("a\"\\ 你好 \u{1f600} \u{301}\u{200d}", 99, "a\"\\ 你好 \u{1f600} \u{301}\u{200d}"),

@@ -1,25 +1,27 @@
-//! The management API over real sockets, as consoles and operators call it.
+//! The management API over real sockets, as used by consoles and operators.
 
 #![allow(clippy::unwrap_used)]
 
-mod admin_support;
+mod support;
 
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use admin_support::{KEY, RawClient, TIMEOUT, TOKEN, config, fixture, fixture_with_source, request};
 use mqtt_websocket_proxy::config::{Secret, Source};
 use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::device::SimulatedDevice;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
+use support::TIMEOUT;
+use support::admin::{KEY, TOKEN, config, fixture, fixture_with_source, request};
+use support::http::RawClient;
 
 const MAC: &str = "aa:bb:cc:dd:ee:01";
 const CLIENT_ID: &str = "GID_test@@@aa_bb_cc_dd_ee_01@@@aa_bb_cc_dd_ee_01";
 
-/// The token a console makes, out of the date as another program tells it.
+/// The daily token as a console makes it, with the date from another program.
 #[cfg(target_os = "linux")]
 fn console_token(date: &str) -> String {
     use sha2::Digest as _;
@@ -30,7 +32,7 @@ fn console_token(date: &str) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A device that answers each MCP request with what `reply` makes of it, so many times.
+/// A device that answers `many` MCP requests with the result of `reply`.
 fn answering(
     mut device: SimulatedDevice,
     times: usize,
@@ -68,7 +70,7 @@ fn a_console_finds_its_devices_and_uses_their_tools() {
     let mut device = fixture.device(MAC);
     // Connected and idle is null: false would be shown as offline.
     assert_eq!(status("today", CLIENT_ID), (200, json!({ "isAlive": null, "exists": true })));
-    // The console makes the group out of the board, which changes when a device is bound.
+    // The console derives the group from the board, which changes when a device is bound.
     assert_eq!(status("today", "other@@@aa_bb_cc_dd_ee_01@@@aa_bb_cc_dd_ee_01").1["exists"], true);
     let call = device.call().unwrap();
     assert_eq!(status("today", CLIENT_ID), (200, json!({ "isAlive": true, "exists": true })));
@@ -89,7 +91,7 @@ fn a_console_finds_its_devices_and_uses_their_tools() {
     ] {
         let list = json!({ "type": "mcp", "payload": { "jsonrpc": "2.0", "id": 1, "method": "tools/list",
             "params": { "withUserTools": true, "cursor": "" } } });
-        // As the console does: the id is in the path as it is.
+        // Like the console: the id is not percent-encoded in the path.
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
         );
@@ -128,7 +130,7 @@ fn every_command_failure_is_reported_in_the_console_format() {
         assert_eq!((status, &answer["success"]), (400, &json!(false)), "{body}");
     }
 
-    // A device that does not answer, while others are served.
+    // A device does not answer; others are served meanwhile.
     let device = device.join().unwrap();
     let begun = Instant::now();
     let mut silent = RawClient::open(fixture.api);
@@ -137,7 +139,7 @@ fn every_command_failure_is_reported_in_the_console_format() {
     let reply = silent.reply().unwrap();
     assert_eq!((reply.status, reply.json()), (500, failure("timeout")));
     assert!(begun.elapsed() >= Duration::from_secs(5) && begun.elapsed() < Duration::from_secs(8));
-    // The connection is as good as new, and a device that goes is told at once.
+    // The connection still works, and a device that disconnects is reported at once.
     silent.send(request("POST", &path, tool));
     fixture.request("GET", "/healthz", None);
     let begun = Instant::now();
@@ -184,7 +186,7 @@ fn a_command_and_tool_discovery_do_not_disturb_each_other() {
             let body = r#"{"type":"mcp","payload":{"method":"tools/call","params":{"name":"a"}}}"#;
             fixture.request("POST", &format!("/api/commands/{MAC}"), Some(body))
         });
-        // initialize, tools/list and the operator's request, in the order in which they come.
+        // initialize, tools/list and the operator's request, in the order of arrival.
         let mut asked = Vec::new();
         while asked.len() < 3 {
             let request: Value = serde_json::from_str(&device.wait_for("mcp", TIMEOUT).unwrap()).unwrap();
@@ -214,7 +216,7 @@ fn a_command_and_tool_discovery_do_not_disturb_each_other() {
 fn status_is_asked_for_many_devices_at_once() {
     let fixture = fixture(|_| {});
     let _device = fixture.device(MAC);
-    // What is no id has no device; deviceIds is understood too, and so is a MAC alone.
+    // An invalid id has no device; deviceIds is accepted too, and so is a MAC alone.
     let (status, answer) =
         fixture.request("POST", "/api/devices/status", Some(r#"{"deviceIds":["aa:bb:cc:dd:ee:01","x",""]}"#));
     let (present, absent) =
@@ -293,7 +295,7 @@ fn a_message_reaches_the_device_idle_or_in_a_call() {
         assert!(answer["error"].as_str().is_some_and(|sentence| sentence.ends_with('.')), "{answer}");
     }
 
-    // The connection is lost in the call: the message waits.
+    // The connection is lost during the call: the message waits.
     drop(device);
     let queued = |answer: &Value| answer["connected"] == json!(false);
     fixture.poll_until(&format!("/api/sessions/{CLIENT_ID}"), queued);
@@ -418,7 +420,7 @@ fn a_reload_says_what_it_did() {
     assert!(refused["error"].as_str().unwrap().contains("mqtt.max_connections: found 0"), "{refused}");
     assert_eq!(fixture.request("GET", "/api/config", None).1["mqtt"]["max_connections"], 77);
 
-    // A new token is in force at once.
+    // A new token applies at once.
     let mut other = file(&fixture.echo, "127.0.0.1", 77);
     other["api"]["token"] = json!("another-token-for-tests");
     write(other);
@@ -520,7 +522,7 @@ fn without_key_and_token_this_machine_may_call_but_no_web_page() {
 #[test]
 fn the_gateway_starts_without_the_api_if_the_default_port_is_in_use() {
     let fixture = fixture(|_| {});
-    // Whoever has it: this test or someone else on this machine.
+    // It is taken by this test or by another program on this machine.
     let _taken = std::net::TcpListener::bind("127.0.0.1:8007");
     let second = Running::start(
         config(&fixture.echo, |config| {
@@ -550,7 +552,7 @@ fn a_port_in_use_is_a_clear_error_and_the_api_can_be_switched_off() {
     assert_eq!(Running::start(other, None).unwrap().addresses().api, None);
 }
 
-/// What is compatible with the Node.js gateway answers every error as that one does.
+/// The calls of the Node.js gateway report every error in its format.
 #[test]
 fn compatible_calls_answer_every_error_in_their_own_form() {
     let fixture = fixture(|_| {});
@@ -671,7 +673,7 @@ fn a_query_parameter_with_an_unknown_value_or_there_twice_is_named() {
         assert_eq!(reply.status, 400, "{query} {reply:?}");
         assert_eq!(reply.json(), json!({ "code": "bad_parameter", "error": sentence }), "{query}");
     }
-    // The device is still there, and what is allowed does what it says.
+    // The device is still connected, and valid values work.
     for value in ["false", "0"] {
         let (status, refused) = fixture.request("DELETE", &format!("{end}?disconnect={value}"), None);
         assert_eq!((status, &refused["code"]), (409, &json!("no_call")));
@@ -721,7 +723,7 @@ fn a_json_member_of_the_wrong_type_or_there_twice_is_named() {
         (&message, r#"{"type":7}"#, format!("type: found 7, {types}")),
         (&message, r#"{"type":"goodbye"}"#, format!("type: found \"goodbye\", {types}")),
         (&message, "{}", format!("type: found nothing, {types}")),
-        // A device takes the first, so it is not for the last to decide.
+        // A device reads the first, so the last must not decide.
         (
             &message,
             r#"{"type":"goodbye","type":"alert"}"#,

@@ -1,19 +1,21 @@
-//! The management port under clients that are slow, wrong, many or malicious, while calls go on.
+//! The management port with slow, wrong, many and malicious clients, during calls.
 
 #![allow(clippy::unwrap_used)]
 
-mod admin_support;
+mod support;
 
 use std::io::Read;
 use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use admin_support::{Fixture, RawClient, TIMEOUT, TOKEN, fixture, request};
 use mqtt_websocket_proxy::tools::device::{Call, SimulatedDevice};
 use serde_json::json;
+use support::TIMEOUT;
+use support::admin::{Fixture, TOKEN, fixture, request};
+use support::http::RawClient;
 
-/// A call that is measured while something else happens.
+/// A call whose round trips are measured while something else happens.
 struct CallProbe {
     device: SimulatedDevice,
     call: Call,
@@ -27,7 +29,7 @@ impl CallProbe {
         Self { device, call, sent: 0 }
     }
 
-    /// One packet there and back.
+    /// The round trip of one packet.
     fn round_trip(&mut self) -> Duration {
         self.sent += 1;
         let begun = Instant::now();
@@ -37,7 +39,7 @@ impl CallProbe {
         begun.elapsed()
     }
 
-    /// The worst of so many packets, sent as fast as they come back.
+    /// The longest round trip of so many packets, each sent when the one before is back.
     fn max_round_trip(&mut self, packets: u32) -> Duration {
         (0..packets).map(|_| self.round_trip()).max().unwrap()
     }
@@ -47,7 +49,7 @@ impl CallProbe {
     }
 }
 
-/// How many connections this process may hold, leaving room for the tests beside this one.
+/// How many connections this test can open, leaving file descriptors for the tests that run in parallel.
 fn connection_count() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap_or_default();
@@ -70,7 +72,7 @@ fn a_thousand_idle_or_slow_connections_do_not_delay_a_call() {
     let mut worst = Duration::ZERO;
     for n in 0..connection_count() {
         let mut raw = RawClient::open(fixture.api);
-        // The gateway may have closed it already, for a newcomer.
+        // The gateway may have closed it already, in favour of a newer one.
         let _ = std::io::Write::write_all(&mut raw.stream, beginnings[n % beginnings.len()]);
         held.push(raw);
         if n % 10 == 0 {
@@ -98,7 +100,7 @@ fn a_thousand_idle_or_slow_connections_do_not_delay_a_call() {
 fn the_connection_idle_longest_is_evicted_first() {
     let fixture = fixture(|_| {});
     let mut device = fixture.device("aa:bb:cc:dd:ee:01");
-    // The first asks a device and waits for its answer.
+    // The first waits for a device's answer.
     let mut asking = RawClient::open(fixture.api);
     let tool = r#"{"type":"mcp","payload":{"method":"tools/list"}}"#;
     asking.send(request("POST", "/api/commands/aa:bb:cc:dd:ee:01", tool));
@@ -107,7 +109,7 @@ fn the_connection_idle_longest_is_evicted_first() {
     oldest.send("GET /healthz HTTP/1.1\r\nHost: gateway\r\n");
     let mut others: Vec<_> = (0..200).map(|_| RawClient::open(fixture.api)).collect();
     assert!(oldest.reply().is_none(), "closed");
-    // The youngest are still there.
+    // The newest are still open.
     for raw in others.iter_mut().rev().take(100) {
         raw.send("GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n");
         assert_eq!(raw.reply().unwrap().status, 200);
@@ -266,7 +268,7 @@ fn a_client_that_does_not_read_responses_blocks_nobody() {
     raw.stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     let many = request("GET", "/metrics", "").repeat(200);
     let mut written = 0;
-    // Requests without end, answers unread: at some point the gateway takes no more.
+    // Endless requests whose answers are not read: at some point the gateway stops reading.
     while written < 64 << 20 {
         match std::io::Write::write(&mut raw.stream, many.as_bytes()) {
             Ok(n) => written += n,
@@ -274,11 +276,11 @@ fn a_client_that_does_not_read_responses_blocks_nobody() {
         }
     }
     assert!(written < 64 << 20, "{written}");
-    // A busy machine delays a packet now and then, a gateway that is held up delays them in every round.
+    // A busy machine delays some packets, a blocked gateway delays them in every round.
     let worst = (0..5).map(|_| call.max_round_trip(20)).min().unwrap();
     assert!(worst < Duration::from_millis(250), "{worst:?}");
     assert_eq!(fixture.request("GET", "/healthz", None).0, 200);
-    // What was answered is all there, and whole.
+    // All answers so far are complete.
     for _ in 0..20 {
         let reply = raw.reply().unwrap();
         assert!(reply.status == 200 && reply.body.ends_with('\n'));
@@ -337,7 +339,7 @@ fn a_request_without_one_valid_host_is_refused() {
         ("GET /healthz HTTP/1.1\r\nHost: a b\r\n", 400),
         ("GET /healthz HTTP/1.0\r\nHost: a b\r\n", 400),
         ("GET /healthz HTTP/1.0\r\nHost: a\r\nHost: a\r\n", 400),
-        // Before the token, which is missing.
+        // Checked before the token, which is missing.
         ("GET /api/sessions HTTP/1.1\r\n", 400),
         ("GET /healthz HTTP/1.0\r\n", 200),
         ("GET /healthz HTTP/1.1\r\nHost:\r\n", 200),
@@ -410,7 +412,7 @@ fn a_chunked_body_is_taken_in_any_pieces() {
         assert_eq!(raw.reply().unwrap().json(), json!({ "status": "ok" }), "{cut}: what follows is served");
     }
 
-    // As long as a body may be, in chunks of a byte.
+    // The longest allowed body, in chunks of one byte.
     let body = r#"{"clientIds":[]}"#.to_owned() + &" ".repeat(131_056);
     let chunks: String = body.chars().map(|c| format!("1\r\n{c}\r\n")).collect();
     let mut raw = RawClient::open(fixture.api);
@@ -418,7 +420,7 @@ fn a_chunked_body_is_taken_in_any_pieces() {
     raw.send(head + &chunks + "0\r\n\r\n");
     assert_eq!((raw.reply().unwrap().json(), begun.elapsed() < Duration::from_secs(5)), (json!({}), true));
 
-    // A client that waits to be told.
+    // A client that waits for 100 Continue.
     let mut raw = RawClient::open(fixture.api);
     raw.send(chunked_head("/api/devices/status").replace("Host:", "Expect: 100-continue\r\nHost:"));
     let mut told = [0; 25];

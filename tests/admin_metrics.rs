@@ -1,15 +1,16 @@
-//! `/metrics`, read by a parser that is not ours, against what happened; and the dashboard that shows it.
+//! `/metrics`, read by an independent parser and compared with what happened; and the Grafana dashboard.
 
 #![allow(clippy::unwrap_used)]
 
-mod admin_support;
+mod support;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use admin_support::{Fixture, TIMEOUT, TOKEN, fixture};
 use mqtt_websocket_proxy::tools::device::SimulatedDevice;
 use prometheus_parse::{Scrape, Value};
+use support::TIMEOUT;
+use support::admin::{Fixture, TOKEN, fixture};
 
 fn scrape(fixture: &Fixture) -> (String, Scrape) {
     let (status, text) = fixture.request_with_token("GET", "/metrics", None, Some(TOKEN));
@@ -33,7 +34,7 @@ fn labelled_value(scrape: &Scrape, name: &str, labels: &[(&str, &str)]) -> f64 {
         .sum()
 }
 
-/// How many a histogram counted, after its shape is checked.
+/// The count of a histogram, whose form is checked.
 fn unlabelled_value(scrape: &Scrape, name: &str) -> f64 {
     let sample = scrape.samples.iter().find(|sample| sample.metric == name).unwrap();
     let Value::Histogram(buckets) = &sample.value else { panic!("{sample:?}") };
@@ -118,14 +119,14 @@ fn metrics_match_what_happened() {
     let after = scrape_until(&fixture, |scrape| labelled_value(scrape, "gateway_calls", &[]) == 0.0);
     assert_eq!(labelled_value(&after, "gateway_calls_ended_total", &[("reason", "device_goodbye")]), 1.0);
     assert_eq!(labelled_value(&after, "gateway_calls_ended_total", &[]), 1.0);
-    // What a call counted is not lost with it.
+    // A call's counts are kept after its end.
     assert_eq!(labelled_value(&after, "gateway_audio_packets_total", &[("direction", "up")]), 10.0);
 }
 
 #[test]
 fn refused_devices_and_failed_servers_are_counted_by_reason() {
     let fixture = fixture(|config| {
-        // A port that was free a moment ago: nobody listens.
+        // A port that was free a moment ago: nothing listens there.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         config.websocket.production =
             vec![std::sync::Arc::new(format!("ws://127.0.0.1:{port}/").parse().unwrap())];

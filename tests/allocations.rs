@@ -1,5 +1,5 @@
-//! Audio costs no memory: neither direction of a running call allocates anything per packet. Whatever this process
-//! allocates is counted, the peers' part too, so they have prepared all they send.
+//! Neither direction of a running call allocates per packet. All allocations of this process are counted,
+//! including the peers', so the peers prepare in advance what they send.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -38,7 +38,7 @@ fn no_packet_allocates_in_either_direction() {
     down.extend(opus);
 
     calls.iter().for_each(|(call, _)| call.udp.set_read_timeout(Some(support::TIMEOUT)).unwrap());
-    // The first packets of a call have more to bring about.
+    // The first packets of a call allocate.
     let (warm_up, measured) = up.split_at(WARM_UP as usize);
     warm_up.iter().for_each(|packets| round_trips(&mut calls, packets, &down));
     let region = Region::new(ALLOCATOR);
@@ -54,7 +54,7 @@ fn no_packet_allocates_in_either_direction() {
     );
 }
 
-/// One packet each way in each call. All of one direction are under way at once.
+/// One packet each way in each call. All of one direction are sent at once.
 fn round_trips(calls: &mut [(Call, Peer)], packets: &[Vec<u8>], down: &[u8]) {
     for ((call, _), packet) in calls.iter().zip(packets) {
         call.udp.send_to(packet, call.gateway).unwrap();

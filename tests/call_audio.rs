@@ -4,25 +4,28 @@
 
 mod support;
 
-use std::net::UdpSocket;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mqtt_websocket_proxy::config::{ChatServerConfig, Framing, PeerPolicy};
+use mqtt_websocket_proxy::config::{ChatServerConfig, Framing};
 use mqtt_websocket_proxy::net::Running;
-use support::audio::{Audio, Call};
-use support::chat_server::{ChatServer, Message, Peer, audio_frame};
-use support::device::{Device, HELLO};
+use support::audio::{Audio, Call, aes_ctr};
+use support::chat_server::{ChatServer, Message, Peer, audio_frame, frame};
+use support::device::{Device, HELLO, client_id};
+use support::log_capture::{LogCapture, log_field};
 use support::{gateway, gateway_with};
 
-/// A gateway, a device in a call whose address is known, and its server.
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+/// A gateway, its chat server, and a device in a call whose UDP address is known.
 struct Fixture {
-    gateway: Running,
+    _gateway: Running,
     device: Device,
     call: Call,
     peer: Peer,
-    server: ChatServer,
+    _server: ChatServer,
 }
 
 fn fixture() -> Fixture {
@@ -36,15 +39,31 @@ fn fixture_with(change: impl FnOnce(&mut mqtt_websocket_proxy::config::Config)) 
     let (mut call, mut peer) = device.call(&server);
     call.send(0, b"\x58first");
     assert_eq!(peer.binary(), audio_frame(0, b"\x58first"));
-    Fixture { gateway, device, call, peer, server }
+    Fixture { _gateway: gateway, device, call, peer, _server: server }
 }
 
 impl Fixture {
-    /// That what was sent before did not pass: a good packet is the next to arrive.
+    /// Nothing sent before was forwarded: the next packet to arrive is a valid one.
     fn assert_dropped(&mut self, what: &str) {
         self.call.send(4711, b"\x58probe");
         assert_eq!(self.peer.binary(), audio_frame(4711, b"\x58probe"), "{what}");
     }
+}
+
+/// A packet that has arrived already; does not wait for one.
+fn try_receive(call: &Call) -> Option<Audio> {
+    call.udp.set_nonblocking(true).unwrap();
+    let mut buffer = [0; 2048];
+    let found = match call.udp.recv(&mut buffer) {
+        Ok(n) => {
+            let header: [u8; 16] = buffer[..16].try_into().unwrap();
+            Some(Audio { header, payload: aes_ctr(&call.key, &header, &buffer[16..n]) })
+        }
+        Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+        Err(error) => panic!("{error}"),
+    };
+    call.udp.set_nonblocking(false).unwrap();
+    found
 }
 
 fn opus(len: usize) -> Vec<u8> {
@@ -86,7 +105,7 @@ fn the_uplink_header_is_version_2_type_0_timestamp_and_length() {
 #[test]
 fn downlink_headers_of_every_known_server_are_understood() {
     let mut up = fixture();
-    // Only bytes 8 to 16 count: zeroes before, version 2, or type, length and sequence of the Python server.
+    // Only bytes 8 to 16 count. Before: zeroes, version 2, or type, length and sequence of the Python server.
     for (sequence, before) in
         [[0; 8], [0, 2, 0, 0, 0, 0, 0, 0], [1, 0, 0, 3, 0, 0, 0, 9], [0xff; 8]].iter().enumerate()
     {
@@ -137,164 +156,6 @@ fn any_flags_of_the_uplink_are_taken() {
     }
 }
 
-#[test]
-fn only_exact_datagrams_of_a_known_call_pass() {
-    let mut up = fixture();
-    let good = up.call.seal(0, 1_000, &opus(20));
-    let with = |change: &dyn Fn(&mut Vec<u8>)| {
-        let mut datagram = good.clone();
-        change(&mut datagram);
-        datagram
-    };
-    for (what, datagram) in [
-        ("empty", Vec::new()),
-        ("one byte", vec![1]),
-        ("half a header", good[..8].to_vec()),
-        ("a header without its payload", good[..16].to_vec()),
-        ("a payload of no bytes", up.call.seal(0, 1_000, b"")),
-        ("a byte short", good[..good.len() - 1].to_vec()),
-        ("a byte long", with(&|datagram| datagram.push(0))),
-        ("another type", with(&|datagram| datagram[0] = 2)),
-        ("type 0", with(&|datagram| datagram[0] = 0)),
-        ("a length that is too long", with(&|datagram| datagram[3] += 1)),
-        ("a length that is too short", with(&|datagram| datagram[3] -= 1)),
-        ("an unknown ssrc", with(&|datagram| datagram[7] ^= 1)),
-        ("noise", vec![0xa5; 300]),
-        ("as long as UDP allows", vec![1; 65_507]),
-    ] {
-        up.call.send_raw(&datagram);
-        up.assert_dropped(what);
-    }
-    // Nothing of that is ever answered.
-    assert_eq!(up.call.receive_within(Duration::from_millis(1)), None);
-    up.call.send_raw(&good);
-    assert_eq!(up.peer.binary(), audio_frame(0, &opus(20)));
-}
-
-#[test]
-fn each_packet_is_forwarded_once_and_in_order_only() {
-    let mut up = fixture();
-    let payload = |sequence: u32| sequence.to_be_bytes();
-    // Sent, and whether it passes.
-    let script = [
-        (10, true),
-        (10, false),
-        (9, false),
-        (1, false),
-        (0, false),
-        (11, true),
-        (13, true),
-        (12, false),
-        (13, false),
-        (77, true),
-        (14, false),
-        (76, false),
-        (5_000, true),
-        (u32::MAX, false),
-        (0x8000_0000, false),
-        (5_001, true),
-    ];
-    for (sequence, _) in script {
-        up.call.send_raw(&up.call.seal(0, sequence, &payload(sequence)));
-    }
-    for (sequence, _) in script.iter().filter(|(_, passes)| *passes) {
-        assert_eq!(up.peer.binary(), audio_frame(0, &payload(*sequence)));
-    }
-    up.call.sequence = 5_001;
-    up.assert_dropped("all others");
-}
-
-#[test]
-fn a_confirmed_sequence_jump_is_accepted() {
-    let mut up = fixture();
-    let far = 1_000_000;
-    (0..4).for_each(|n| up.call.send_raw(&up.call.seal(0, far + n, b"\x58far")));
-    // The third in a row is believed.
-    assert_eq!(up.peer.binary(), audio_frame(0, b"\x58far"));
-    assert_eq!(up.peer.binary(), audio_frame(0, b"\x58far"));
-    up.call.sequence = far + 3;
-    up.assert_dropped("the first two");
-}
-
-#[test]
-fn a_change_of_port_on_a_newer_packet_is_followed_at_once() {
-    for policy in [PeerPolicy::Adaptive, PeerPolicy::Strict] {
-        let mut up = fixture_with(|config| config.udp.peer_policy = policy);
-        for n in 0..3 {
-            let old = std::mem::replace(&mut up.call.udp, UdpSocket::bind(("127.0.0.1", 0)).unwrap());
-            up.call.send(n, b"\x58moved");
-            assert_eq!(up.peer.binary(), audio_frame(n, b"\x58moved"));
-            up.peer.send_audio(n, b"\x58here");
-            assert_eq!(up.call.receive().payload, b"\x58here");
-            // A replay from elsewhere moves nothing.
-            old.send_to(&up.call.seal(0, 1, b"\x58old"), up.call.gateway).unwrap();
-            up.peer.send_audio(n, b"\x58still");
-            assert_eq!(up.call.receive().payload, b"\x58still");
-        }
-    }
-}
-
-#[test]
-fn another_ip_is_adopted_by_three_plausible_packets_in_a_row_while_the_known_one_is_silent() {
-    let mut up = fixture_with(|config| config.udp.host = [0, 0, 0, 0].into());
-    up.call.gateway.set_ip([127, 0, 0, 1].into());
-    let foreign = UdpSocket::bind(("127.0.0.2", 0)).unwrap();
-    let send = |up: &Fixture, sequence: u32| {
-        foreign.send_to(&up.call.seal(0, sequence, b"\x58foreign"), up.call.gateway).unwrap();
-    };
-    // While the known source speaks, nothing of it counts: not to the server, not to the sequence.
-    (100..110).for_each(|sequence| send(&up, sequence));
-    up.assert_dropped("a foreign source");
-    up.peer.send_audio(1, b"\x58home");
-    assert_eq!(up.call.receive().payload, b"\x58home");
-
-    // Two seconds of silence: the deadline is the rule itself.
-    let silent = Instant::now();
-    let mut sequence = 200;
-    while up.peer.message_within(Duration::from_millis(100)).is_none() {
-        send(&up, sequence);
-        sequence += 1;
-        assert!(silent.elapsed() < Duration::from_secs(8), "never adopted");
-    }
-    assert!(silent.elapsed() >= Duration::from_millis(1_900), "{:?}", silent.elapsed());
-    up.call.udp = foreign;
-    up.peer.send_audio(2, b"\x58abroad");
-    assert_eq!(up.call.receive().payload, b"\x58abroad");
-}
-
-#[test]
-fn a_strict_gateway_never_adopts_another_ip() {
-    let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], |config| {
-        config.udp.peer_policy = PeerPolicy::Strict;
-        config.udp.host = [0, 0, 0, 0].into();
-    });
-    let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    let (mut call, mut peer) = device.call(&server);
-    let foreign = UdpSocket::bind(("127.0.0.2", 0)).unwrap();
-    for sequence in 1..10 {
-        foreign.send_to(&call.seal(0, sequence, b"\x58x"), call.gateway).unwrap();
-    }
-    call.send(7, b"\x58home");
-    assert_eq!(peer.binary(), audio_frame(7, b"\x58home"), "the sequence is untouched");
-    peer.send_audio(1, b"\x58y");
-    assert_eq!(call.receive().payload, b"\x58y");
-}
-
-#[test]
-fn an_adaptive_gateway_adopts_another_ip_when_none_is_known() {
-    let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], |config| config.udp.host = [0, 0, 0, 0].into());
-    let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    let (mut call, mut peer) = device.call(&server);
-    call.udp = UdpSocket::bind(("127.0.0.2", 0)).unwrap();
-    (0..4).for_each(|n| call.send(n, b"\x58nat"));
-    assert_eq!(peer.binary(), audio_frame(2, b"\x58nat"), "the third is the first that counts");
-    assert_eq!(peer.binary(), audio_frame(3, b"\x58nat"));
-    peer.send_audio(1, b"\x58y");
-    assert_eq!(call.receive().payload, b"\x58y");
-}
-
 fn with_framing(server: &ChatServer, framing: Framing) -> Running {
     gateway_with(&[] as &[&str], |config| {
         let mut one: ChatServerConfig = server.url().parse().unwrap();
@@ -313,12 +174,12 @@ fn a_raw_server_gets_and_sends_bare_opus() {
     assert_eq!(peer.binary(), opus(50));
     let mut last = 0;
     for n in 1..5 {
-        // What looks like a header is Opus all the same.
+        // A frame that looks like a header is still Opus.
         let frame = if n == 3 { audio_frame(1, b"\x58x") } else { opus(20 + n) };
         peer.send_binary(&frame);
         let audio = call.receive();
         assert_eq!((&audio.payload, audio.sequence()), (&frame, n as u32));
-        // Made from the time since the session's start: never zero, never going back.
+        // Derived from the time since the session's start: never zero, never decreasing.
         assert!(audio.timestamp() >= last.max(1), "{} after {last}", audio.timestamp());
         last = audio.timestamp();
     }
@@ -361,7 +222,7 @@ fn auto_learns_raw_from_three_frames_and_remembers_it_for_that_server() {
     assert_eq!(peer.binary(), opus(11));
     peer.send_binary(&opus(30));
     assert_eq!(call.receive().payload, opus(30));
-    // A consistent header changes that, for good.
+    // A consistent header changes that permanently.
     peer.send_audio(8, &opus(31));
     let Audio { payload, .. } = call.receive();
     assert_eq!(payload, opus(31));
@@ -369,7 +230,7 @@ fn auto_learns_raw_from_three_frames_and_remembers_it_for_that_server() {
     assert_eq!(peer.binary(), audio_frame(0, &opus(12)));
 }
 
-/// The protocol versions that the next dial says: in its upgrade, and in its hello.
+/// The protocol versions in the upgrade and the hello of the next dial.
 fn versions(server: &ChatServer) -> (Peer, [String; 2]) {
     let mut peer = server.accept();
     let header = peer.upgrade().header("protocol-version").unwrap().to_owned();
@@ -429,7 +290,7 @@ fn auto_drops_what_it_held_when_a_header_comes() {
     peer.send_audio(5, &opus(22));
     let audio = call.receive();
     assert_eq!((audio.sequence(), audio.timestamp(), audio.payload), (1, 5, opus(22)));
-    // From now on bare frames are bad, in this call and in the next.
+    // From now on bare frames are invalid.
     (0..4).for_each(|n| peer.send_binary(&opus(20 + n)));
     peer.send_audio(6, &opus(23));
     assert_eq!(call.receive().payload, opus(23));
@@ -439,73 +300,109 @@ fn auto_drops_what_it_held_when_a_header_comes() {
 fn audio_before_the_devices_first_datagram_waits_and_keeps_its_place() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
-    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let mut device = Device::connect(gateway.addresses().mqtt, 4);
     let (mut call, mut peer) = device.call(&server);
-    let tts = |state: &str| format!(r#"{{"type":"tts","session_id":"server-session","state":"{state}"}}"#);
-    peer.send_text(r#"{"type":"stt","session_id":"server-session"}"#);
-    peer.send_text(&tts("start"));
-    peer.send_audio(1, &opus(20));
-    peer.send_audio(2, &opus(21));
-    peer.send_text(&tts("stop"));
-    // Text before the speech need not wait.
-    assert_eq!(device.json()["type"], "stt");
+    // Text before the speech is not held.
+    peer.send_text(r#"{"type":"stt","text":"0"}"#);
+    assert_eq!(device.json()["text"], "0");
+    peer.send_text(r#"{"type":"tts","state":"start"}"#);
+    peer.send_text(r#"{"type":"tts","state":"sentence_start","text":"1"}"#);
+    peer.send_audio(7, b"\x58a");
+    peer.send_audio(7, b"\x58b");
+    peer.send_text(r#"{"type":"tts","state":"stop"}"#);
+    peer.send_text(r#"{"type":"llm","emotion":"x"}"#);
+    peer.ping(b"");
+    while peer.message() != Message::Pong(Vec::new()) {}
     device.mqtt.assert_nothing_pending();
-    call.send(0, &opus(5));
-    assert_eq!(device.mqtt.text(), tts("start"));
-    assert_eq!(call.receive().payload, opus(20));
-    assert_eq!(call.receive().payload, opus(21));
-    assert_eq!(device.mqtt.text(), tts("stop"));
-}
-
-#[test]
-fn text_held_for_the_first_datagram_comes_after_two_seconds_without_it() {
-    let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], |config| config.udp.first_packet_alert = false);
-    let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    let (mut call, mut peer) = device.call(&server);
-    let start = Instant::now();
-    for _ in 0..2 {
-        peer.send_text(r#"{"type":"tts","session_id":"s","state":"start"}"#);
-        peer.send_audio(1, &opus(20));
-        peer.send_text(r#"{"type":"tts","session_id":"s","state":"stop"}"#);
-        assert_eq!(device.json()["state"], "start");
-        assert_eq!(device.json()["state"], "stop");
-        // Once per call: the second time nothing waits.
-        let waited = start.elapsed();
-        assert!((1.9..3.5).contains(&waited.as_secs_f64()), "{waited:?}");
+    call.send(0, b"\x58u");
+    for expected in ["start", "sentence_start", "stop"] {
+        assert_eq!(device.json()["state"], expected);
     }
-    // Later audio finds its way once the device is heard.
-    call.send(0, &opus(5));
-    peer.binary();
-    peer.send_audio(9, &opus(22));
-    assert_eq!(call.receive().payload, opus(22));
+    // tts stop has arrived, so the audio before it has too.
+    for (n, opus) in [(1, b"\x58a"), (2, b"\x58b")] {
+        let audio = try_receive(&call).expect("tts stop overtook audio");
+        assert_eq!((audio.sequence(), &audio.payload[..]), (n, &opus[..]));
+    }
+    assert_eq!(device.json()["type"], "llm");
+    assert_eq!(peer.binary(), audio_frame(0, b"\x58u"));
 }
 
 #[test]
-fn audio_of_a_call_that_is_over_reaches_nobody() {
-    let mut up = fixture();
-    let (old_call, mut old_peer) = (up.call, up.peer);
-    up.device.send_text(HELLO);
-    let mut peer = up.server.accept();
-    peer.upgrade();
-    // The old call is over with the hello, before the new one is answered.
-    old_call.send_raw(&old_call.seal(0, 50, b"\x58old"));
-    peer.exchange_hello("new");
-    let mut call = up.device.hello_reply();
-    call.send(3, b"\x58new");
-    assert_eq!(peer.binary(), audio_frame(3, b"\x58new"));
-    assert!(old_peer.expect_close(1000).is_some());
-    // The device's address was forgotten: nothing goes to the old socket.
-    peer.send_audio(1, b"\x58to the new");
-    assert_eq!(call.receive().payload, b"\x58to the new");
-    assert_eq!(old_call.receive_within(Duration::from_millis(1)), None);
-    drop(up.gateway);
+fn tts_stop_never_overtakes_audio() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 5);
+    let (mut call, mut peer) = device.call(&server);
+    call.send(0, b"\x58u");
+    peer.binary();
+    // Whole sentences in one write, so that the gateway reads them at once.
+    let text = |state: &str| frame(1, format!(r#"{{"type":"tts","state":"{state}"}}"#).as_bytes());
+    let audio = |opus: &[u8]| frame(2, &audio_frame(7, opus));
+    let first = [text("start"), audio(b"\x581"), audio(b"\x582"), text("stop")].concat();
+    let second = [text("start"), audio(b"\x583"), text("stop")].concat();
+    let burst = [first, second].concat();
+    for _ in 0..300 {
+        peer.send_raw(&burst);
+        for expected in [&[][..], &[b"\x581", b"\x582"], &[], &[b"\x583"]] {
+            let state = device.json()["state"].clone();
+            for opus in expected {
+                let audio = try_receive(&call).unwrap_or_else(|| panic!("{state} overtook audio"));
+                assert_eq!(audio.payload, opus.as_slice());
+            }
+        }
+    }
+}
+
+#[test]
+fn abort_discards_held_audio() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut log = LogCapture::containing(client_id(6));
+    let mut device = Device::connect(gateway.addresses().mqtt, 6);
+    let (mut call, mut peer) = device.call(&server);
+    peer.send_text(r#"{"type":"tts","state":"start"}"#);
+    (0..5).for_each(|_| peer.send_audio(1, b"\x58old"));
+    peer.ping(b"");
+    assert_eq!(peer.message(), Message::Pong(Vec::new()));
+    device.send_text(r#"{"type":"abort","reason":"wake_word_detected"}"#);
+    assert_eq!(peer.json()["type"], "abort");
+    peer.send_text(r#"{"type":"tts","state":"stop"}"#);
+    peer.send_audio(2, b"\x58new");
+    peer.ping(b"2");
+    assert_eq!(peer.message(), Message::Pong(b"2".to_vec()));
+    call.send(0, b"\x58u");
+    assert_eq!(call.receive().payload, b"\x58new");
+    assert_eq!(device.json()["state"], "start");
+    assert_eq!(device.json()["state"], "stop");
+    device.send_text(r#"{"type":"goodbye"}"#);
+    assert_eq!(log_field(&log.wait_for_line("call ends"), "dropped"), "5");
+}
+
+#[test]
+fn held_audio_is_bounded_and_no_text_is_lost() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| config.websocket.ping_interval = Duration::ZERO);
+    let mut device = Device::connect(gateway.addresses().mqtt, 9);
+    let (mut call, mut peer) = device.call(&server);
+    let began = Instant::now();
+    (0..2000).for_each(|_| peer.send_audio(1, b"\x58held"));
+    peer.send_text(r#"{"type":"tts","state":"stop"}"#);
+    peer.ping(b"");
+    assert_eq!(peer.message(), Message::Pong(Vec::new()));
+    assert!(began.elapsed() < MS(1900), "this machine is too slow for this test");
+    call.send(0, b"\x58u");
+    assert_eq!(device.json()["state"], "stop");
+    let mut held = 0;
+    while try_receive(&call).is_some() {
+        held += 1;
+    }
+    assert!((100..1000).contains(&held), "{held} frames were held");
 }
 
 #[test]
 fn a_steady_stream_both_ways_arrives_whole_and_in_order() {
     const PACKETS: u32 = 2_000;
-    let Fixture { gateway: _gateway, device: _device, mut call, mut peer, .. } = fixture();
+    let Fixture { _gateway, device: _device, mut call, mut peer, .. } = fixture();
     let echo = thread::scope(|scope| {
         let echo = scope.spawn(move || {
             for sequence in 0..PACKETS {
@@ -514,7 +411,7 @@ fn a_steady_stream_both_ways_arrives_whole_and_in_order() {
                 peer.send_binary(&frame);
             }
         });
-        // A window of a few packets: as fast as it goes without flooding the system's buffers.
+        // A window of a few packets: as fast as possible without overflowing the system's buffers.
         let mut next = 0;
         for expected in 0..PACKETS {
             while next < PACKETS && next < expected + 16 {
@@ -536,7 +433,7 @@ fn stream_payload(n: u32) -> Vec<u8> {
 
 #[test]
 fn a_server_that_does_not_read_loses_audio_only() {
-    // It reads no pings either, for as long as this takes.
+    // It does not read pings either.
     let mut up = fixture_with(|config| config.websocket.ping_interval = Duration::ZERO);
     up.peer.shrink_receive_buffer();
     // More than all buffers on the way usually hold.
@@ -547,7 +444,7 @@ fn a_server_that_does_not_read_loses_audio_only() {
             up.device.mqtt.assert_nothing_pending();
         }
     }
-    // What is read after all is whole frames, in order, and the call goes on.
+    // The frames that arrive are whole and in order, and the call goes on.
     let (mut last, mut count) = (None, 0);
     while let Some(message) = up.peer.message_within(Duration::from_millis(500)) {
         let Message::Binary(frame) = message else { panic!("{message:?}") };

@@ -1,4 +1,4 @@
-//! From a device's hello to its answer: which chat server, the upgrade, both hellos, and what happens when servers fail.
+//! From a device's hello to the reply: choice of the chat server, the upgrade, both hellos, and servers that fail.
 
 #![allow(clippy::unwrap_used)]
 
@@ -51,7 +51,7 @@ fn the_client_id_header_and_the_token_agree() {
         ("s3cret", client_id(1), Some(uuid(1)), uuid(1)),
         ("", client_id(1), Some(uuid(1)), String::new()),
         ("", two_parts.clone(), None, String::new()),
-        // What was signed is what is sent, or the server would check the token against nothing.
+        // The signed values are the ones that are sent, so that the server can verify the token.
         ("s3cret", two_parts, Some("default-client-id".to_owned()), "default-client-id".to_owned()),
     ] {
         let gateway = gateway_with(&[server.url()], |config| config.websocket.secret = Secret::new(secret));
@@ -136,7 +136,7 @@ fn key_and_ssrc_are_fresh_for_each_hello() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    // The servers' ends are kept: a call whose server is gone would be redialled.
+    // The servers' ends stay open: a call whose server is gone would redial.
     let calls: Vec<(Call, Peer)> = (0..20).map(|_| device.call(&server)).collect();
     for (i, (one, _)) in calls.iter().enumerate() {
         for (other, _) in &calls[..i] {
@@ -218,7 +218,7 @@ fn calls_are_spread_over_the_list_and_listed_devices_use_the_development_list() 
     });
     let addr = gateway.addresses().mqtt;
     let mut calls: HashMap<usize, usize> = HashMap::new();
-    // Kept to the end: a call whose server vanishes would redial.
+    // Kept open: a call whose server is gone would redial.
     let mut kept = Vec::new();
     for number in 0..30 {
         let mut device = Device::connect(addr, number);
@@ -230,7 +230,7 @@ fn calls_are_spread_over_the_list_and_listed_devices_use_the_development_list() 
         device.hello_reply();
         kept.push((device, peer));
     }
-    // Even, give or take: no server is left out, none gets most.
+    // Roughly even: every server gets calls, none gets most.
     assert!(calls.len() == 3 && calls.values().all(|n| (4..=16).contains(n)), "{calls:?}");
 
     let mut device = Device::connect(addr, 0xde);
@@ -268,7 +268,7 @@ fn a_server_that_fails_at_once_is_followed_by_the_next() {
                 let good = ChatServer::start();
                 let (url, _kept) = start_faulty_server(fault);
                 let gateway = gateway(&[url, good.url()]);
-                // Whichever comes first for a call, each call is answered by the good one.
+                // Whichever is tried first, the good one answers each call.
                 let mut kept = Vec::new();
                 for number in 0..3 {
                     let start = Instant::now();
@@ -313,7 +313,7 @@ fn the_gateway_serves_others_while_servers_stall() {
     call.send(0, b"\x58x");
     peer.binary();
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
-    // Leaving while a dial is on its way ends it.
+    // A device that disconnects during a dial ends it.
     stuck.iter_mut().for_each(|device| device.send_text(r#"{"type":"goodbye"}"#));
     stuck.iter_mut().for_each(|device| device.mqtt.assert_nothing_pending());
 }

@@ -1,4 +1,4 @@
-//! What is told of a call when it is over: in the log, and to the chat server.
+//! The log line at the end of a call, and the goodbye to the chat server.
 
 #![allow(clippy::unwrap_used)]
 

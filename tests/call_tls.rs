@@ -1,4 +1,4 @@
-//! Chat servers behind TLS: verified certificates, a private CA, and the switch that trusts everybody.
+//! Chat servers with TLS: verified certificates, a private CA, and the switch that disables verification.
 
 #![cfg(feature = "tls")]
 #![allow(clippy::unwrap_used)]
@@ -20,7 +20,7 @@ fn gateway_to(url: &str, change: impl FnOnce(&mut Config)) -> Running {
     gateway_with(&[url], change)
 }
 
-/// A whole call, text and audio both ways.
+/// A call with text and audio both ways.
 fn assert_call_works(gateway: &Running, server: &ChatServer) {
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (mut call, mut peer) = device.call(server);
@@ -41,7 +41,7 @@ fn assert_call_works(gateway: &Running, server: &ChatServer) {
     device.mqtt.assert_nothing_pending();
 }
 
-/// The server is not trusted: the device is told in words, at once.
+/// The server is not trusted: the device gets an alert at once.
 fn assert_refused(gateway: &Running, server: &ChatServer) {
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let start = Instant::now();
@@ -63,7 +63,7 @@ fn a_private_ca_from_the_configuration_is_trusted_for_the_names_it_signed() {
     let gateway = gateway_to(&server.url(), |config| config.websocket.ca_file = ca_file.clone());
     assert_call_works(&gateway, &server);
 
-    // Given for one server only.
+    // Set for one server only.
     let gateway = gateway_to(&server.url(), |config| {
         let mut own = ChatServerConfig::clone(&config.websocket.production[0]);
         own.ca_file = ca_file.clone();
@@ -77,7 +77,7 @@ fn a_private_ca_from_the_configuration_is_trusted_for_the_names_it_signed() {
     let gateway = gateway_to(&url, |config| config.websocket.ca_file = ca_file.clone());
     assert_call_works(&gateway, &server);
 
-    // A certificate for somebody else.
+    // A certificate for another name.
     let gateway = gateway_to(&server.url(), |config| config.websocket.ca_file = ca_file.clone());
     assert_refused(&gateway, &server);
 }
@@ -95,7 +95,7 @@ fn an_unknown_authority_is_refused_unless_insecure_is_set() {
     let gateway = gateway_to(&server.url(), |config| config.websocket.insecure = true);
     assert_call_works(&gateway, &server);
 
-    // For one server only; and a server that insists is verified although the rest are not.
+    // For one server only; and one server is verified while the rest are not.
     let own = |insecure| {
         gateway_to(&server.url(), |config| {
             let mut own = ChatServerConfig::clone(&config.websocket.production[0]);
@@ -130,7 +130,7 @@ fn frames_right_behind_the_upgrade_are_not_left_in_a_buffer() {
     device.send_text(HELLO);
     let mut peer = server.accept();
     let request = peer.request();
-    // One record: the agreement, a text, the hello and another text.
+    // One record: the upgrade response, a text, the hello and another text.
     let mut bytes = support::chat_server::upgrade_response(&request).into_bytes();
     for text in [r#"{"type":"a"}"#, r#"{"type":"hello","session_id":"s"}"#, r#"{"type":"b"}"#] {
         bytes.extend([0x81, text.len() as u8]);
@@ -140,7 +140,7 @@ fn frames_right_behind_the_upgrade_are_not_left_in_a_buffer() {
     assert_eq!(device.hello_reply().session_id, "s");
     assert_eq!(device.json()["type"], "a");
     assert_eq!(device.json()["type"], "b");
-    // Many frames in one go, more than one dispatch serves.
+    // Many frames at once, more than one dispatch handles.
     let mut bytes = Vec::new();
     for n in 0..500 {
         let text = format!(r#"{{"session_id":"s","n":{n}}}"#);
@@ -177,6 +177,6 @@ fn the_log_names_the_insecure_switch_and_why_a_certificate_was_refused() {
     let mut device = Device::connect(gateway.mqtt(), 1);
     device.send_text(HELLO);
     server.accept_within(TIMEOUT).unwrap().expect_end();
-    let line = gateway.wait_for_line("fails, new calls try it last");
+    let line = gateway.wait_for_line("new calls try other servers first");
     assert!(line.contains("certificate") && line.contains("tls"), "{line}");
 }

@@ -1,4 +1,4 @@
-//! `check` against configurations and chat servers that are wrong in the ways operators meet: it names the cause.
+//! `check` with common mistakes in configurations and chat servers: it names the cause.
 
 #![cfg(feature = "tls")]
 #![allow(clippy::unwrap_used)]
@@ -16,7 +16,7 @@ use support::tls::CertificateAuthority;
 
 const MAC: &str = "02:63:68:65:63:6b";
 
-/// A configuration with these servers, and nothing else to complain about.
+/// A configuration with these servers, and no other problem.
 fn config(servers: Value) -> Value {
     json!({
         "mqtt": {"signature_key": "GoodKeyOfOurs", "host": "127.0.0.1", "port": 0},
@@ -31,7 +31,7 @@ struct Outcome {
     report: Value,
 }
 
-/// Runs `check` with the configuration, for people and for programs.
+/// Runs `check` with the configuration, with text and with JSON output.
 fn check(folder: &Folder, line: &str, variables: &[(&str, &str)]) -> Outcome {
     let json = folder.run(&format!("check --timeout 2 {line} --json"), variables);
     let stdout = String::from_utf8(json.stdout).unwrap();
@@ -52,7 +52,7 @@ fn step<'a>(outcome: &'a Outcome, name: &str) -> &'a str {
 
 fn assert_reported(outcome: &Outcome, code: i32, parts: &[&str]) {
     assert_eq!(outcome.code, Some(code), "{}", outcome.text);
-    // Advice is wrapped for people; a cause must be found as a whole for all that.
+    // The text is wrapped; a cause must still be found as a whole.
     let words = outcome.text.split_whitespace().collect::<Vec<_>>().join(" ");
     for part in parts {
         assert!(words.contains(part), "{part:?} is not in {}", outcome.text);
@@ -60,7 +60,7 @@ fn assert_reported(outcome: &Outcome, code: i32, parts: &[&str]) {
     assert_eq!(outcome.report["ok"], code == 0);
 }
 
-/// Answers with speech, as a server that is asked to greet.
+/// Answers with speech.
 fn serve_call(mut peer: Peer, frame: impl Fn(u32) -> Vec<u8>) {
     peer.upgrade();
     peer.exchange_hello("the-session");
@@ -162,7 +162,7 @@ fn a_wrong_secret_is_named_however_the_server_refuses_it() {
     let refusals: [(&str, Refuse); 6] = [
         ("HTTP 401", |peer| drop(peer.refuse("401 Unauthorized"))),
         ("HTTP 403", |peer| drop(peer.refuse("403 Forbidden"))),
-        // As xiaozhi-esp32-server does: a plain text, then the close.
+        // Like xiaozhi-esp32-server: a plain text, then a close.
         ("认证失败", |mut peer| {
             peer.upgrade();
             peer.send_text("认证失败");
@@ -214,7 +214,7 @@ fn a_bad_certificate_is_named_with_what_is_bad_about_it() {
         let server = ChatServer::start_tls(authority.server(host));
         let url = server.url();
         server.serve(|peer| {
-            // A client that does not trust us is gone already.
+            // A client that does not trust the certificate has disconnected already.
             if peer.is_tls() {
                 serve_call(peer, |i| audio_frame(i, b"opus"));
             }
@@ -266,7 +266,7 @@ fn a_missing_suffix_is_named() {
     let suffix = "its URL lacks ?from=mqtt_gateway";
     let exactly = "let the URL end with exactly ?from=mqtt_gateway (ws://127.0.0.1:";
     let noise = "takes the gateway's 16-byte header for sound";
-    // Path, what the server speaks (none: nothing), exit code, words.
+    // Path, framing of the server (none: no audio), exit code, expected text.
     let table: [(&str, Option<bool>, i32, &[&str]); 8] = [
         ("/xiaozhi/v1/", Some(true), 1, &[suffix, exactly, noise]),
         ("/", Some(true), 1, &[suffix, exactly, "\"framing\": \"raw\""]),
@@ -330,7 +330,7 @@ fn a_server_that_is_something_else_is_named() {
             &["does not speak WebSocket"],
         ),
         (|mut peer| drop(peer.request()), &["does not speak WebSocket", "write wss://"]),
-        // Takes the connection and nothing else.
+        // Accepts the connection and does nothing else.
         (
             |mut peer| {
                 peer.request();
@@ -384,7 +384,7 @@ fn a_server_that_never_stops_sending_is_abandoned_in_time() {
     let url = server.url();
     server.serve(|mut peer| {
         peer.upgrade();
-        // Ends when the other side has hung up.
+        // Ends when the other side closes.
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             loop {
                 peer.send_text(r#"{"type":"llm","text":"..."}"#);

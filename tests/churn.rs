@@ -1,6 +1,6 @@
-//! Calls come and go in every way there is: nothing may be left of them.
+//! Calls start and end in every way, and nothing is leaked.
 //!
-//! Some seconds long. `CHURN_SECONDS=600 cargo test --test churn` makes it ten minutes.
+//! Takes some seconds; `CHURN_SECONDS=600 cargo test --test churn` runs ten minutes.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
@@ -20,9 +20,9 @@ use support::host::{open_fds, resident_kib, wait_until};
 use support::mqtt::{Client, Connect, DISCONNECT};
 use support::process::Folder;
 
-/// Threads that play devices.
+/// Threads that simulate devices.
 const DEVICES: u8 = 8;
-/// Calls before the middle, and after it, on however slow a machine.
+/// Minimum number of calls in each half, even on a slow machine.
 const MIN_CALLS_PER_HALF: usize = 50;
 
 #[test]
@@ -30,8 +30,8 @@ fn churn_leaks_nothing() {
     let seconds = env::var("CHURN_SECONDS").map_or(3, |text| text.parse().unwrap());
     let server = ChatServer::start();
     let url = server.url();
-    let turn = AtomicUsize::new(0);
-    server.serve(move |peer| run_server(peer, turn.fetch_add(1, Ordering::Relaxed)));
+    let number = AtomicUsize::new(0);
+    server.serve(move |peer| run_server(peer, number.fetch_add(1, Ordering::Relaxed)));
     let config = json!({
         "mqtt": {"host": "127.0.0.1", "resume_grace_s": 1},
         "udp": {"host": "127.0.0.1"},
@@ -71,16 +71,16 @@ fn churn_leaks_nothing() {
     wait_until("all descriptors are closed again", || open_fds(pid) <= idle);
     let grown = resident_kib(pid).saturating_sub(at_half.0);
     assert!(grown < 2 * 1024, "{grown} KiB more after {calls} calls than after {}", at_half.1);
-    // And it still works.
+    // The gateway still works.
     let mut device = Device::connect(gateway, 200);
     device.send_text(HELLO);
     while device.json()["type"] != "hello" {}
 }
 
 /// One connection of the gateway, ended in a way that depends on its number.
-fn run_server(mut peer: Peer, turn: usize) {
+fn run_server(mut peer: Peer, number: usize) {
     let quick = Duration::from_secs(5);
-    match turn % 16 {
+    match number % 16 {
         3 => return peer.reset(),
         7 => {
             peer.refuse("503 Busy");
@@ -88,7 +88,7 @@ fn run_server(mut peer: Peer, turn: usize) {
         }
         _ => {}
     }
-    // The gateway may give up at any point.
+    // The gateway may close the connection at any point.
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         peer.upgrade();
         peer.exchange_hello("s");
@@ -98,7 +98,7 @@ fn run_server(mut peer: Peer, turn: usize) {
                 Some(Message::Binary(frame)) => {
                     frames += 1;
                     peer.send_binary(&frame);
-                    match (turn % 16, frames) {
+                    match (number % 16, frames) {
                         (1, 3) => return peer.shutdown_write(),
                         (2, 3) => return peer.send_close(Some(1011)),
                         (5, 3) => return peer.send_close(Some(1000)),
@@ -123,7 +123,7 @@ fn run_server(mut peer: Peer, turn: usize) {
 /// One connection of a device, ended in a way that depends on its number.
 fn run_device(gateway: std::net::SocketAddr, device_number: u8, round: usize) {
     if round.is_multiple_of(11) {
-        // One that says nothing, one that says nonsense.
+        // A silent connection, and one that sends garbage.
         drop(Client::open(gateway));
         Client::open(gateway).send(b"GET / HTTP/1.1\r\n\r\n");
     }
@@ -145,7 +145,7 @@ fn run_device(gateway: std::net::SocketAddr, device_number: u8, round: usize) {
             let _ = next_hello_reply(&mut device);
         }
         4 => {
-            // Taken over, then hung up.
+            // Taken over by another connection, which hangs up.
             let mut next = Client::open(gateway);
             next.try_send(&Connect::new(&device.client_id).packet());
             let _ = next.packet_within(quick);
@@ -160,7 +160,7 @@ fn run_device(gateway: std::net::SocketAddr, device_number: u8, round: usize) {
     }
 }
 
-/// The next hello reply; alerts, goodbyes and questions about tools are passed over.
+/// The next hello reply; skips alerts, goodbyes and MCP requests.
 fn next_hello_reply(device: &mut Device) -> Option<support::audio::Call> {
     loop {
         let packet = device.mqtt.packet_within(Duration::from_secs(3)).ok()?;

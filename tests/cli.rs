@@ -1,142 +1,52 @@
-//! The program as an operator meets it: exit codes, messages, log, pid file and signals.
+//! The program as an operator meets it: arguments, files, environment, exit codes, messages, pid file and signals.
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::net::{TcpListener, UdpSocket};
+use std::process::Output;
 use std::thread;
-use std::time::{Duration, Instant};
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+use serde_json::{Value, json};
+use support::chat_server::ChatServer;
+use support::device::{Device, HELLO, client_id};
+use support::mqtt::{Client, Connect, hmac};
+use support::process::{Folder, Process};
+use support::{closed_port, process_loopback_ip};
 
-/// A working directory of its own, removed at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path =
-            PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("run-{}-{count}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn with_file(self, name: &str, text: &str) -> Self {
-        let path = self.0.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-        self
-    }
-
-    /// The program with nothing in its environment but `variables`.
-    fn command(&self, line: &str, variables: &[(&str, &str)]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mqtt-websocket-proxy"));
-        command.args(line.split_whitespace()).current_dir(&self.0).env_clear();
-        command.envs(variables.iter().copied()).stdin(Stdio::null());
-        command
-    }
-
-    /// Runs the program to its end.
-    fn run(&self, line: &str, variables: &[(&str, &str)]) -> Output {
-        let mut command = self.command(line, variables);
-        let mut child = ChildGuard(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
-        let status = child.exit_code();
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        child.0.stdout.take().unwrap().read_to_end(&mut stdout).unwrap();
-        child.0.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
-        Output { status, stdout, stderr }
-    }
-
-    /// Starts the gateway on free ports and waits until it says that it runs.
-    fn start(&self, line: &str, variables: &[(&str, &str)]) -> Running {
-        let mut command = self.command(line, variables);
-        command.env("MQTT_PORT", "0").env("UDP_PORT", "0").env("API_PORT", "0");
-        let mut child = ChildGuard(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
-        let (sender, lines) = mpsc::channel();
-        let stderr = BufReader::new(child.0.stderr.take().unwrap());
-        thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let mut running = Running { child, lines, seen: Vec::new() };
-        running.wait_for("MQTT on");
-        running
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A process that does not outlive its test.
-struct ChildGuard(Child);
-
-impl ChildGuard {
-    fn exit_code(&mut self) -> std::process::ExitStatus {
-        let end = Instant::now() + TIMEOUT;
-        loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < end, "the program does not end");
-            thread::sleep(Duration::from_millis(2));
+/// A configuration that listens on loopback, with these keys over it.
+fn file(more: Value) -> String {
+    let mut file =
+        json!({"mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false}});
+    for (section, keys) in more.as_object().unwrap() {
+        match (file.get_mut(section).and_then(Value::as_object_mut), keys) {
+            (Some(old), Value::Object(keys)) => old.extend(keys.clone()),
+            _ => file[section] = keys.clone(),
         }
     }
+    file.to_string()
 }
 
-impl Drop for ChildGuard {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-struct Running {
-    child: ChildGuard,
-    lines: Receiver<String>,
-    seen: Vec<String>,
-}
-
-impl Running {
-    fn wait_for(&mut self, part: &str) -> String {
-        loop {
-            let Ok(line) = self.lines.recv_timeout(TIMEOUT) else {
-                panic!("{part:?} is not in {:#?}", self.seen)
-            };
-            self.seen.push(line.clone());
-            if line.contains(part) {
-                return line;
-            }
-        }
-    }
-
-    #[cfg(unix)]
-    fn signal(&self, name: &str) {
-        let kill = format!("kill -{name} {}", self.child.0.id());
-        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
-    }
-
-    /// All lines, once the program has ended.
-    #[cfg(unix)]
-    fn end(mut self) -> (Option<i32>, Vec<String>) {
-        let code = self.child.exit_code().code();
-        while let Ok(line) = self.lines.recv_timeout(TIMEOUT) {
-            self.seen.push(line);
-        }
-        (code, self.seen)
-    }
-}
-
-fn stderr_line(output: &Output) -> String {
+fn error_line(output: &Output) -> String {
     let text = String::from_utf8(output.stderr.clone()).unwrap();
-    assert_eq!(text.matches('\n').count(), 1, "{text:?}");
+    let line = text.lines().find(|line| line.contains("error") || line.contains("ERROR"));
+    line.unwrap_or_else(|| panic!("no error in {text}")).to_owned()
+}
+
+/// The error, which is all there is on stderr.
+fn only_line(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text:?}");
     text.trim_end().to_owned()
 }
+
+fn connack_code(process: &Process, connect: &Connect) -> u8 {
+    Client::open(process.mqtt()).connack_code(connect)
+}
+
+// ----- the command line ----------------------------------------------------------------------------------------------
 
 #[test]
 fn help_and_version_are_printed() {
@@ -168,11 +78,13 @@ fn a_wrong_command_line_ends_with_2_and_one_line() {
         ("-x", "-x"),
     ] {
         let output = folder.run(line, &[]);
-        let error = stderr_line(&output);
+        let error = only_line(&output);
         assert_eq!(output.status.code(), Some(2), "{error}");
         assert!(error.contains(part) && error.contains("--help"), "{error}");
     }
 }
+
+// ----- files and variables -------------------------------------------------------------------------------------------
 
 #[test]
 fn a_wrong_configuration_ends_with_2_and_names_file_field_found_and_allowed() {
@@ -185,9 +97,6 @@ fn a_wrong_configuration_ends_with_2_and_names_file_field_found_and_allowed() {
             r#"error: bad.json: mqtt.port: found "abc", allowed: a whole number from 0 to 65535"#,
         ),
         ("", vec![("CONFIG_FILE", "bad.json")], r#"error: bad.json: mqtt.port: found "abc", allowed: "#),
-        ("-c absent.json", vec![], "error: absent.json: cannot be read: "),
-        ("", vec![("CONFIG_FILE", "absent.json")], "error: absent.json: cannot be read: "),
-        ("-c .", vec![], "error: .: cannot be read: "),
         (
             "-c good.json",
             vec![("UDP_PORT", "65536")],
@@ -196,9 +105,38 @@ fn a_wrong_configuration_ends_with_2_and_names_file_field_found_and_allowed() {
         ("", vec![("DEBUG", "maybe")], r#"error: environment: DEBUG: found "maybe", allowed: 1, true"#),
     ] {
         let output = folder.run(line, &variables);
-        let error = stderr_line(&output);
+        let error = only_line(&output);
         assert_eq!(output.status.code(), Some(2), "{error}");
         assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn an_unreadable_file_ends_with_2_and_one_line() {
+    let folder = Folder::new()
+        .with_file("latin1.json", b"{\"debug\": false, \"x\": \"\xe9\"}")
+        .with_file("cut.json", r#"{"mqtt":{"#);
+    for (line, variables, parts) in [
+        ("-c absent.json", vec![], ["error: absent.json: cannot be read: ", "No such file"]),
+        (
+            "",
+            vec![("CONFIG_FILE", "nowhere/absent.json")],
+            ["error: nowhere/absent.json: cannot be read: ", "No such file"],
+        ),
+        ("-c .", vec![], ["error: .: cannot be read: ", "directory"]),
+        ("-c latin1.json", vec![], ["latin1.json", "UTF-8"]),
+        ("-c cut.json", vec![], ["cut.json", "line 1"]),
+        // The command line overrides the environment.
+        (
+            "-c absent.json",
+            vec![("CONFIG_FILE", "latin1.json")],
+            ["error: absent.json: cannot be read: ", "No such file"],
+        ),
+    ] {
+        let output = folder.run(line, &variables);
+        let error = only_line(&output);
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(parts.iter().all(|part| error.contains(part)), "{parts:?} in {error}");
     }
 }
 
@@ -207,7 +145,7 @@ fn the_default_file_is_read_when_it_is_there() {
     let folder = Folder::new().with_file("config/gateway.json", r#"{"udp":{"prot":1}}"#);
     let output = folder.run("", &[]);
     assert_eq!(output.status.code(), Some(2));
-    let error = stderr_line(&output);
+    let error = only_line(&output);
     assert!(
         error.starts_with(
             "error: config/gateway.json: udp.prot: found an unknown key in udp, allowed: port, "
@@ -217,17 +155,285 @@ fn the_default_file_is_read_when_it_is_there() {
 }
 
 #[test]
-fn a_port_in_use_ends_with_1_and_one_line_with_port_and_reason() {
-    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
-    let file = r#"{"mqtt":{"host":"127.0.0.1"},"logging":{"enabled":false}}"#;
-    let folder = Folder::new().with_file("quiet.json", file);
-    let variables = [("MQTT_PORT", port.as_str()), ("UDP_PORT", "0"), ("API_PORT", "0")];
+fn the_environment_overrides_the_file_and_the_command_line_both() {
+    let server = ChatServer::start();
+    let (in_file, in_environment) = (closed_port().port(), closed_port().port());
+    let folder = Folder::new().with_file(
+        "gateway.json",
+        file(json!({
+            "mqtt": {"host": process_loopback_ip(), "port": in_file, "signature_key": "file-Key"},
+            "udp": {"public_ip": "192.0.2.1"},
+            "websocket": {"production_servers": [server.url()], "server_secret": "file-Secret"},
+            "logging": {"level": "error"},
+        })),
+    );
+    let folder = folder.with_file("silent.json", file(json!({"logging": {"enabled": false}})));
+    let signed = |key| Connect::signed(&client_id(1), key);
+
+    // The file alone, except for the level, without which nothing would be logged.
+    let port = in_file.to_string();
+    let process = folder.start("-c gateway.json -l info", &[("MQTT_PORT", &port)]);
+    assert_eq!(process.mqtt().port(), in_file);
+    assert!(process.seen.iter().any(|line| line.contains("public ip 192.0.2.1")), "{:#?}", process.seen);
+    assert_eq!(
+        (connack_code(&process, &signed("file-Key")), connack_code(&process, &signed("environment-Key"))),
+        (0, 4)
+    );
+    drop(process);
+
+    // The environment overrides the file.
+    let port = in_environment.to_string();
+    let variables = [
+        ("CONFIG_FILE", "gateway.json"),
+        ("MQTT_PORT", port.as_str()),
+        ("PUBLIC_IP", "198.51.100.7"),
+        ("MQTT_SIGNATURE_KEY", "environment-Key"),
+        ("SERVER_SECRET", "environment-Secret"),
+        ("LOG_LEVEL", "info"),
+    ];
+    let process = folder.start("", &variables);
+    assert_eq!(process.mqtt().port(), in_environment);
+    assert!(process.seen.iter().any(|line| line.contains("public ip 198.51.100.7")), "{:#?}", process.seen);
+    assert_eq!(
+        (connack_code(&process, &signed("file-Key")), connack_code(&process, &signed("environment-Key"))),
+        (4, 0)
+    );
+    let mut client = Client::log_in(process.mqtt(), &signed("environment-Key"));
+    client.send_text(HELLO);
+    let request = server.accept().upgrade();
+    let token = request.header("authorization").unwrap().strip_prefix("Bearer ").unwrap().to_owned();
+    let (signature, seconds) = token.split_once('.').unwrap();
+    let uuid = support::device::uuid(1);
+    let text = format!("{uuid}|{}|{seconds}", support::device::mac(1));
+    let expected = openssl::base64::encode_block(&hmac("environment-Secret", &text));
+    assert_eq!(signature, expected.replace('+', "-").replace('/', "_").trim_end_matches('='));
+    drop(process);
+
+    // The command line overrides both.
+    let variables = [("CONFIG_FILE", "silent.json"), ("LOG_LEVEL", "error"), ("MQTT_PORT", "0")];
+    let process = folder.start("--config gateway.json --log-level=info", &variables);
+    assert!(process.seen.iter().any(|line| line.contains("public ip 192.0.2.1")), "{:#?}", process.seen);
+    drop(process);
+
+    // DEBUG lowers the level.
+    let mut process = folder.start("-c gateway.json", &[("DEBUG", "1")]);
+    let mut client = Client::log_in(process.mqtt(), &signed("file-Key"));
+    client.assert_nothing_pending();
+    process.wait_for_line("[DEBUG]");
+}
+
+#[test]
+fn suspect_settings_get_one_warning_each_and_the_gateway_starts() {
+    let server = ChatServer::start();
+    let to = |more: Value| {
+        let mut more = more;
+        if more.get("websocket").is_none() {
+            more["websocket"] = json!({"production_servers": [server.url()]});
+        }
+        file(more)
+    };
+    let key = json!({"signature_key": "Fine-And-Long"});
+    let cases = [
+        (to(json!({})), vec!["signature_key"]),
+        (to(json!({"mqtt": key})), vec![]),
+        (to(json!({"mqtt": key, "udp": {"public_ip": "127.0.0.1"}})), vec!["loopback"]),
+        (to(json!({"mqtt": key, "udp": {"public_ip": "::1"}})), vec!["loopback"]),
+        (to(json!({"mqtt": key, "udp": {"public_ip": "0.0.0.0"}})), vec!["unspecified"]),
+        (to(json!({"mqtt": key, "udp": {"public_ip": "auto"}})), vec![]),
+        (to(json!({"mqtt": key, "udp": {"public_ip": "192.0.2.1"}})), vec![]),
+        (to(json!({"mqtt": key, "udp": {"public_ip": "does-not-exist.invalid"}})), vec!["does not resolve"]),
+        (to(json!({"mqtt": key, "udp": {"public_ip": "localhost"}})), vec!["loopback"]),
+        (
+            to(json!({"mqtt": key, "gateway": {"device_id": "a", "client_id": "b"}})),
+            vec!["gateway.device_id"],
+        ),
+        (
+            to(json!({"mqtt": key, "websocket": {
+                "production_servers": [server.url()], "development_mac_addresses": ["02:00:00:00:00:01"]}})),
+            vec!["development_servers is empty"],
+        ),
+    ];
+    thread::scope(|scope| {
+        for (text, expected) in cases {
+            scope.spawn(move || {
+                let folder = Folder::new().with_file("gateway.json", &text);
+                let mut process = folder.start("-c gateway.json", &[]);
+                // A name is resolved while the gateway starts; the start does not wait for it.
+                expected.iter().for_each(|part| process.wait_for_line_from_start(part));
+                let connect = Connect::signed(&client_id(1), "Fine-And-Long");
+                assert_eq!(connack_code(&process, &connect), 0, "{text}");
+                #[cfg(unix)]
+                {
+                    process.signal("TERM");
+                    let (code, lines) = process.end();
+                    assert_eq!(code, Some(0));
+                    let warnings: Vec<_> = lines.iter().filter(|line| line.contains("[WARN ]")).collect();
+                    assert_eq!(warnings.len(), expected.len(), "{text}: {warnings:#?}");
+                    for (warning, part) in warnings.iter().zip(expected) {
+                        assert!(warning.contains(part), "{warning}");
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn an_unresolvable_public_ip_name_is_sent_to_devices_anyway() {
+    let server = ChatServer::start();
+    let text = file(json!({
+        "websocket": {"production_servers": [server.url()]}, "udp": {"public_ip": "does-not-exist.invalid"},
+    }));
+    let folder = Folder::new().with_file("gateway.json", text);
+    let process = folder.start("-c gateway.json", &[]);
+    let mut device = Device::connect(process.mqtt(), 1);
+    device.send_text(HELLO);
+    let mut peer = server.accept();
+    peer.upgrade();
+    peer.exchange_hello("s");
+    assert_eq!(device.json()["udp"]["server"], "does-not-exist.invalid");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_node_gateways_directory_works_unchanged_and_is_reported() {
+    let file =
+        r#"{"production":{"chat_servers":["ws://127.0.0.1:9/"]},"max_mqtt_payload_size":8192,"debug":false}"#;
+    let env = "PUBLIC_IP=192.0.2.7 # mine\nMQTT_SIGNATURE_KEY=hunter$2\nSERVER_SECRET=\"hunter#3\"\nUDP_PORT=1\nDEBUG=x\n";
+    let folder = Folder::new().with_file("config/mqtt.json", file).with_file(".env", env);
+    let mut running = folder.start("--config config/mqtt.json", &[]);
+    let line = running.seen.iter().find(|line| line.contains("config/mqtt.json")).unwrap();
+    assert!(line.contains("Node.js") && line.contains(".env gives PUBLIC_IP, MQTT_SIGNATURE_KEY"), "{line}");
+    // UDP_PORT is set in the environment, so that of the file does not count.
+    assert!(!line.contains("UDP_PORT"), "{line}");
+    assert!(running.seen.last().unwrap().contains("public ip 192.0.2.7"), "{:#?}", running.seen);
+
+    fs::write(folder.0.join("new.json"), file.replace(":9/", ":10/").replace("8192", "null")).unwrap();
+    fs::rename(folder.0.join("new.json"), folder.0.join("config/mqtt.json")).unwrap();
+    running.signal("HUP");
+    let line = running.wait_for_line("applied");
+    assert!(
+        line.contains("mqtt.max_payload_size") && line.contains("websocket.production_servers"),
+        "{line}"
+    );
+    assert!(!line.contains("signature_key") && !line.contains("server_secret"), "{line}");
+
+    running.signal("TERM");
+    let (code, lines) = running.end();
+    assert_eq!(code, Some(0), "{lines:#?}");
+    assert!(!lines.join("\n").contains("hunter") && !lines.join("\n").contains("signature_key is not set"));
+}
+
+#[test]
+fn the_env_file_is_read_for_a_node_file_only() {
+    let folder = Folder::new()
+        .with_file(".env", "MQTT_PORT=abc\n")
+        .with_file("mqtt.json", r#"{"production":{}}"#)
+        .with_file("bad.json", r#"{"mqtt":{"port":"abc"}}"#);
+    let error = only_line(&folder.run("-c mqtt.json", &[]));
+    assert!(error.starts_with(r#"error: .env: MQTT_PORT: found "abc", allowed: "#), "{error}");
+    let error = only_line(&folder.run("-c bad.json", &[]));
+    assert!(error.starts_with("error: bad.json: mqtt.port"), "{error}");
+}
+
+// ----- ports, pid file and log ---------------------------------------------------------------------------------------
+
+#[test]
+fn an_unavailable_port_exits_with_1_and_one_line_with_port_and_reason() {
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (tcp_port, udp_port) =
+        (tcp.local_addr().unwrap().port().to_string(), udp.local_addr().unwrap().port().to_string());
+    let folder = Folder::new()
+        .with_file("plain.json", file(json!({})))
+        .with_file("elsewhere.json", file(json!({"mqtt": {"host": "192.0.2.1"}})))
+        .with_file("udp-elsewhere.json", file(json!({"udp": {"host": "192.0.2.1"}})));
+    for (name, variables, parts) in [
+        (
+            "plain.json",
+            [("MQTT_PORT", "0"), ("UDP_PORT", udp_port.as_str())],
+            ["UDP", udp_port.as_str(), "in use"],
+        ),
+        (
+            "plain.json",
+            [("MQTT_PORT", tcp_port.as_str()), ("UDP_PORT", "0")],
+            ["MQTT", tcp_port.as_str(), "in use"],
+        ),
+        ("elsewhere.json", [("MQTT_PORT", "18830"), ("UDP_PORT", "0")], ["MQTT", "18830", "assign"]),
+        ("udp-elsewhere.json", [("MQTT_PORT", "0"), ("UDP_PORT", "18840")], ["UDP", "18840", "assign"]),
+    ] {
+        let output = folder.run(&format!("-c {name}"), &variables);
+        let line = error_line(&output);
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        assert!(parts.iter().all(|part| line.contains(part)), "{parts:?} in {line}");
+        let lines = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(lines.matches("ERROR").count(), 1, "{lines}");
+    }
+    // The same is said on stderr when the log is disabled, and no pid file is left.
+    let quiet = file(json!({"logging": {"enabled": false}}));
+    let folder = folder.with_file("quiet.json", quiet);
+    let variables = [("MQTT_PORT", tcp_port.as_str()), ("UDP_PORT", "0"), ("API_PORT", "0")];
     let output = folder.run("-c quiet.json -p gateway.pid", &variables);
-    let error = stderr_line(&output);
+    let error = only_line(&output);
     assert_eq!(output.status.code(), Some(1), "{error}");
-    assert!(error.contains(&port) && error.contains("in use"), "{error}");
+    assert!(error.contains(&tcp_port) && error.contains("in use"), "{error}");
     assert!(!folder.0.join("gateway.pid").exists());
+}
+
+/// Runs the program to its end without privileges; `None` where that is not possible.
+#[cfg(unix)]
+fn run_unprivileged(folder: &Folder, line: &str, variables: &[(&str, &str)]) -> Option<Output> {
+    use std::process::{Command, Stdio};
+    if TcpListener::bind("127.0.0.1:1").is_err() {
+        return Some(folder.run(line, variables));
+    }
+    let program = env!("CARGO_BIN_EXE_mqtt-websocket-proxy");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", program]).current_dir(&folder.0);
+    command.stdin(Stdio::null()).env_clear().envs(variables.iter().copied());
+    let mut check = Command::new("setpriv");
+    check.args(["--reuid=65534", "--regid=65534", "--clear-groups", program, "-v"]).current_dir(&folder.0);
+    let usable = check.output().is_ok_and(|output| output.status.success());
+    if !usable {
+        eprintln!("skipped: cannot run without privileges here");
+        return None;
+    }
+    Some(command.args(line.split_whitespace()).output().unwrap())
+}
+
+#[cfg(unix)]
+#[test]
+fn a_port_or_file_that_is_not_permitted_says_so() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new().with_file("plain.json", file(json!({}))).with_file("secret.json", "{}");
+    fs::set_permissions(folder.0.join("secret.json"), PermissionsExt::from_mode(0o000)).unwrap();
+    let unprivileged = || fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    if unprivileged().is_ok_and(|port| port.trim() == "1024")
+        && let Some(output) =
+            run_unprivileged(&folder, "-c plain.json", &[("MQTT_PORT", "1"), ("UDP_PORT", "0")])
+    {
+        let line = error_line(&output);
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        assert!(line.contains("port 1 ") && line.contains("ermission denied"), "{line}");
+    }
+    if let Some(output) = run_unprivileged(&folder, "-c secret.json", &[]) {
+        let line = error_line(&output);
+        assert_eq!(output.status.code(), Some(2), "{line}");
+        assert!(line.contains("secret.json") && line.contains("ermission denied"), "{line}");
+    }
+}
+
+#[test]
+fn two_gateways_do_not_share_a_port_or_a_pid_file() {
+    let folder = Folder::new().with_file("plain.json", file(json!({})));
+    let first = folder.start("-c plain.json -p gateway.pid", &[]);
+    let port = first.mqtt().port().to_string();
+    let output = folder.run("-c plain.json -p gateway.pid", &[("MQTT_PORT", &port), ("UDP_PORT", "0")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error_line(&output).contains(&port));
+    let pid = fs::read_to_string(folder.0.join("gateway.pid")).unwrap();
+    assert_eq!(pid.trim(), first.id().to_string());
+    assert_eq!(connack_code(&first, &Connect::new(&client_id(1))), 0);
 }
 
 #[test]
@@ -241,7 +447,7 @@ fn an_unopenable_log_or_pid_file_exits_with_1_and_one_line() {
         ("-c quiet.json -p file/pid", "the pid file file/pid"),
     ] {
         let output = folder.run(line, &ports);
-        let error = stderr_line(&output);
+        let error = only_line(&output);
         assert_eq!(output.status.code(), Some(1), "{error}");
         assert!(error.starts_with("error: ") && error.contains(part), "{error}");
     }
@@ -249,12 +455,12 @@ fn an_unopenable_log_or_pid_file_exits_with_1_and_one_line() {
 
 #[cfg(unix)]
 #[test]
-fn it_starts_on_defaults_logs_so_and_exits_with_0_on_either_signal() {
+fn it_starts_on_defaults_and_exits_with_0_on_either_signal() {
     for signal in ["TERM", "INT"] {
         let folder = Folder::new();
         let running = folder.start("--pid gateway.pid", &[("MQTT_PORT", "0"), ("UDP_PORT", "0")]);
         let pid = fs::read_to_string(folder.0.join("gateway.pid")).unwrap();
-        assert_eq!(pid.trim_end(), running.child.0.id().to_string());
+        assert_eq!(pid.trim_end(), running.id().to_string());
         running.signal(signal);
         let (code, lines) = running.end();
         assert_eq!(code, Some(0), "{lines:#?}");
@@ -284,105 +490,153 @@ fn the_log_goes_to_the_file_too_and_no_line_holds_a_secret() {
     assert!(!written.contains("echo"), "{written}");
 }
 
-#[cfg(unix)]
 #[test]
-fn a_node_gateways_directory_works_unchanged_and_is_reported() {
-    let file =
-        r#"{"production":{"chat_servers":["ws://127.0.0.1:9/"]},"max_mqtt_payload_size":8192,"debug":false}"#;
-    let env = "PUBLIC_IP=192.0.2.7 # mine\nMQTT_SIGNATURE_KEY=hunter$2\nSERVER_SECRET=\"hunter#3\"\nUDP_PORT=1\nDEBUG=x\n";
-    let folder = Folder::new().with_file("config/mqtt.json", file).with_file(".env", env);
-    let mut running = folder.start("--config config/mqtt.json", &[]);
-    let line = running.seen.iter().find(|line| line.contains("config/mqtt.json")).unwrap();
-    assert!(line.contains("Node.js") && line.contains(".env gives PUBLIC_IP, MQTT_SIGNATURE_KEY"), "{line}");
-    // UDP_PORT is set in the environment, so that of the file does not count.
-    assert!(!line.contains("UDP_PORT"), "{line}");
-    assert!(running.seen.last().unwrap().contains("public ip 192.0.2.7"), "{:#?}", running.seen);
-
-    fs::write(folder.0.join("new.json"), file.replace(":9/", ":10/").replace("8192", "null")).unwrap();
-    fs::rename(folder.0.join("new.json"), folder.0.join("config/mqtt.json")).unwrap();
-    running.signal("HUP");
-    let line = running.wait_for("applied");
-    assert!(
-        line.contains("mqtt.max_payload_size") && line.contains("websocket.production_servers"),
-        "{line}"
-    );
-    assert!(!line.contains("signature_key") && !line.contains("server_secret"), "{line}");
-
-    running.signal("TERM");
-    let (code, lines) = running.end();
-    assert_eq!(code, Some(0), "{lines:#?}");
-    assert!(!lines.join("\n").contains("hunter") && !lines.join("\n").contains("signature_key is not set"));
-}
-
-#[test]
-fn the_env_file_counts_for_a_node_file_only() {
-    let folder = Folder::new()
-        .with_file(".env", "MQTT_PORT=abc\n")
-        .with_file("mqtt.json", r#"{"production":{}}"#)
-        .with_file("bad.json", r#"{"mqtt":{"port":"abc"}}"#);
-    let error = stderr_line(&folder.run("-c mqtt.json", &[]));
-    assert!(error.starts_with(r#"error: .env: MQTT_PORT: found "abc", allowed: "#), "{error}");
-    let error = stderr_line(&folder.run("-c bad.json", &[]));
-    assert!(error.starts_with("error: bad.json: mqtt.port"), "{error}");
-}
-
-#[cfg(unix)]
-#[test]
-fn a_disabled_log_is_silent() {
-    let folder = Folder::new().with_file("gateway.json", r#"{"logging":{"enabled":false}}"#);
-    let mut child = ChildGuard(
-        folder
-            .command("-c gateway.json -p pid", &[("MQTT_PORT", "0"), ("UDP_PORT", "0"), ("API_PORT", "0")])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
-    let end = Instant::now() + TIMEOUT;
-    // The pid file is written once the signals are watched.
-    while !folder.0.join("pid").exists() {
-        assert!(Instant::now() < end);
-        thread::sleep(Duration::from_millis(2));
-    }
-    let kill = format!("kill -TERM {}", child.0.id());
-    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
-    assert_eq!(child.exit_code().code(), Some(0));
-    for stream in [&mut child.0.stdout.take().unwrap() as &mut dyn Read, &mut child.0.stderr.take().unwrap()]
+fn a_call_is_silent_when_the_log_is_disabled() {
+    let server = ChatServer::start();
+    let address = closed_port();
+    let text = file(json!({
+        "mqtt": {"host": address.ip(), "port": address.port()}, "websocket": {"production_servers": [server.url()]},
+        "logging": {"enabled": false, "level": "trace", "file_path": "gateway.log"}, "debug": true,
+    }));
+    let folder = Folder::new().with_file("gateway.json", text);
+    let mut process = folder.spawn("-c gateway.json -p pid", &[("UDP_PORT", "0"), ("API_PORT", "0")]);
+    process.wait_until(|| folder.0.join("pid").exists());
+    let mut device = Device::connect(address, 1);
+    let (_call, mut peer) = device.call(&server);
+    peer.send_close(Some(1000));
+    device.expect_goodbye("server-session");
+    #[cfg(unix)]
     {
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "");
+        process.signal("TERM");
+        let (code, lines) = process.end();
+        assert_eq!((code, lines), (Some(0), Vec::new()));
     }
+    assert_eq!(fs::read_to_string(folder.0.join("gateway.log")).unwrap_or_default(), "");
 }
 
-#[cfg(unix)]
+// ----- the echo server -----------------------------------------------------------------------------------------------
+
 #[test]
-fn a_reload_applies_what_it_can_and_refuses_a_bad_file_whole() {
-    let path = |folder: &Folder| folder.0.join("gateway.json");
+fn without_a_chat_server_a_device_gets_its_echo() {
+    // No file, and no variable but the ports.
+    let folder = Folder::new();
+    let process = folder.start("", &[]);
+    for part in ["running on defaults", "built-in echo server"] {
+        assert_eq!(process.seen.iter().filter(|line| line.contains(part)).count(), 1, "{:#?}", process.seen);
+    }
+    let mut device = Device::connect(process.mqtt(), 1);
+    // By default the gateway asks for the device's tools; this device does not answer.
+    device.send_text(HELLO);
+    let mut text = device.json();
+    while text["type"] == "mcp" {
+        text = device.json();
+    }
+    let mut call = support::audio::Call::new(text);
+    device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
+    let said: Vec<Vec<u8>> = (0..20).map(|n| [&[0x58, n][..], &[n; 40]].concat()).collect();
+    for (n, packet) in said.iter().enumerate() {
+        call.send(n as u32 * 60, packet);
+    }
+    device.send_text(r#"{"type":"listen","state":"stop"}"#);
+    let heard: Vec<Vec<u8>> = said.iter().map(|_| call.receive().payload).collect();
+    assert_eq!(heard, said);
+    device.send_text(r#"{"type":"goodbye"}"#);
+}
+
+#[test]
+fn an_empty_list_of_servers_is_the_same_as_none() {
     let folder = Folder::new()
-        .with_file("gateway.json", r#"{"websocket":{"production_servers":["ws://127.0.0.1:9/"]}}"#);
-    let mut running = folder.start("-c gateway.json", &[]);
-    // Replaced by rename, so that nobody ever sees half a file.
-    let replace = |text: &str| {
-        fs::write(folder.0.join("new.json"), text).unwrap();
-        fs::rename(folder.0.join("new.json"), path(&folder)).unwrap();
+        .with_file("config/gateway.json", file(json!({"websocket": {"production_servers": []}})));
+    let process = folder.start("", &[]);
+    assert!(process.seen.iter().any(|line| line.contains("config/gateway.json")), "{:#?}", process.seen);
+    assert!(process.seen.iter().any(|line| line.contains("built-in echo server")), "{:#?}", process.seen);
+}
+
+// ----- the subcommands -----------------------------------------------------------------------------------------------
+
+#[test]
+fn the_demo_shows_a_call_that_works() {
+    let output = Folder::new().run("demo --seconds 1", &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for part in ["MQTT connected", "call up", "packets up", "packets down", "lost           0", "round trip"]
+    {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    // One screen, and no escapes where stdout is not a terminal.
+    assert!(text.lines().count() <= 40 && !text.contains('\x1b'), "{text}");
+}
+
+#[test]
+fn printed_credentials_let_a_device_log_in() {
+    const KEY: &str = "A-strong-Key-17";
+    let folder = Folder::new().with_file("gateway.json", file(json!({"mqtt": {"signature_key": KEY}})));
+    let process = folder.start("-c gateway.json", &[]);
+    let output = folder
+        .run("credentials --mac 02:00:00:00:00:0A --endpoint 192.0.2.1:1883", &[("MQTT_SIGNATURE_KEY", KEY)]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let json: Value =
+        serde_json::from_str(&text[text.find('{').unwrap()..=text.rfind('}').unwrap()]).unwrap();
+    let mqtt = json.get("mqtt").unwrap_or(&json);
+    let text = |key: &str| mqtt[key].as_str().unwrap_or_else(|| panic!("{key} in {json}")).to_owned();
+    let mut connect = Connect::new(&text("client_id"));
+    connect.user_name = Some(text("username"));
+    connect.password = Some(text("password").into_bytes());
+    assert_eq!(connack_code(&process, &connect), 0, "{json}");
+    assert!(connect.client_id.contains("@@@02_00_00_00_00_0a@@@"), "{json}");
+    assert_eq!(text("endpoint"), "192.0.2.1:1883");
+}
+
+#[test]
+fn probe_and_its_exit_code_report_what_works() {
+    const KEY: &str = "A-strong-Key-17";
+    let keyed = json!({"signature_key": KEY});
+    let folder = Folder::new()
+        .with_file("good.json", file(json!({"mqtt": keyed})))
+        // Audio is sent to an address where nothing listens.
+        .with_file("lost.json", file(json!({"mqtt": keyed, "udp": {"public_ip": "127.0.0.9"}})));
+    let (good_process, lost_process) = (folder.start("-c good.json", &[]), folder.start("-c lost.json", &[]));
+    let (good, lost) = (good_process.mqtt(), lost_process.mqtt());
+    let probe = |line: String| {
+        let output = folder.run(&line, &[("MQTT_SIGNATURE_KEY", KEY)]);
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
     };
-
-    replace(r#"{"mqtt":{"max_connections":0}}"#);
-    running.signal("HUP");
-    let line = running.wait_for("mqtt.max_connections");
-    assert!(line.contains("gateway.json") && line.contains("found 0"), "{line}");
-
-    replace("{}");
-    running.signal("HUP");
-    running.wait_for("websocket.production_servers");
-
-    replace(r#"{"websocket":{"production_servers":["ws://127.0.0.1:10/"]},"udp":{"public_ip":"192.0.2.1"}}"#);
-    running.signal("HUP");
-    let line = running.wait_for("needs restart");
-    let (applied, restart) = line.split_once("needs restart").unwrap();
-    assert!(applied.contains("websocket.production_servers") && restart.contains("udp.public_ip"), "{line}");
-
-    running.signal("TERM");
-    assert_eq!(running.end().0, Some(0));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (code, stdout, stderr) = probe(format!("probe {} --packets 10 --json", good));
+            assert_eq!(code, Some(0), "{stdout} {stderr}");
+            let report: Value = serde_json::from_str(&stdout).unwrap();
+            assert!(report.is_object(), "{report}");
+        });
+        scope.spawn(|| {
+            let (code, stdout, _) = probe(format!("probe {} --packets 10 --mac 02:00:00:00:00:11", good));
+            assert_eq!(code, Some(0), "{stdout}");
+            for step in ["TCP", "MQTT", "authentication", "hello", "UDP up", "UDP down", "round trip", "loss"]
+            {
+                assert!(stdout.to_lowercase().contains(&step.to_lowercase()), "{step} is not in {stdout}");
+            }
+        });
+        scope.spawn(|| {
+            let (code, stdout, _) = probe(format!("probe {} --packets 10", lost));
+            assert_eq!(code, Some(1), "{stdout}");
+            assert!(stdout.contains("public_ip") && stdout.contains("UDP up"), "{stdout}");
+        });
+        scope.spawn(|| {
+            let (code, stdout, stderr) =
+                probe(format!("probe {} --packets 10 --key wrong --mac 02:00:00:00:00:12", good));
+            assert_eq!(code, Some(1), "{stdout}{stderr}");
+            assert!(stdout.contains('4') && !stdout.contains(KEY), "{stdout}");
+        });
+        scope.spawn(|| {
+            let (code, stdout, _) = probe(format!("probe {}", closed_port()));
+            assert_eq!(code, Some(1), "{stdout}");
+            assert!(stdout.contains("refused"), "{stdout}");
+        });
+        scope.spawn(|| {
+            let (code, ..) = probe("probe".to_owned());
+            assert_eq!(code, Some(2));
+        });
+    });
 }

@@ -1,4 +1,4 @@
-//! `config/gateway.json`, its schema, the defaults and the parser say the same of every key.
+//! `config/gateway.json`, its schema, the defaults and the parser agree on every key.
 
 #![allow(clippy::unwrap_used)]
 
@@ -42,7 +42,7 @@ fn at<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').try_fold(value, |value, key| value.get(key))
 }
 
-/// Every section (with "" for the whole) and every key below it, from the schema; without what is there for others.
+/// Every section ("" for the whole file) and its keys, from the schema, without keys that the gateway ignores.
 fn walk(schema: &Value, path: &str, leaves: &mut Vec<(String, Value)>, sections: &mut Vec<String>) {
     sections.push(path.to_owned());
     assert_eq!(schema["additionalProperties"], json!(false), "{path}");
@@ -133,7 +133,7 @@ fn every_example_of_the_schema_changes_its_own_key_and_nothing_else() {
     }
 }
 
-/// What a key needs beside it: some mean nothing without others.
+/// The other keys that a key needs.
 fn base(path: &str) -> Value {
     match path.starts_with("mqtt.tls.") || path == "mqtt.plain" {
         true => json!({"mqtt": {"tls": {"cert_file": "cert.pem", "key_file": "key.pem"}}}),

@@ -1,4 +1,4 @@
-//! What a configuration file, the environment and the command line may say, and what is answered when they may not.
+//! Valid settings in file, environment and command line, and the errors for invalid ones.
 
 #![allow(clippy::unwrap_used)]
 
@@ -350,7 +350,7 @@ fn a_misspelt_variable_is_reported_with_the_nearest_name() {
     assert_eq!(
         unknown_variables(names.map(OsString::from)),
         [
-            "environment: MQTT_PROXY_UPD_PORT is no variable of this gateway; the nearest is MQTT_PROXY_UDP_PORT"
+            "environment: MQTT_PROXY_UPD_PORT is not a variable of this gateway; the nearest is MQTT_PROXY_UDP_PORT"
         ]
     );
 }
@@ -408,7 +408,7 @@ fn a_file_of_the_node_gateway_loads_unchanged() {
     assert_eq!((config.debug, config.mqtt.max_payload_size, config.mcp.max_tools_count), (true, 8192, 128));
     assert_eq!(config.mcp.capabilities, r#"{"roots":{}}"#);
     assert_eq!(config.mcp.client_info, r#"{"name":"xiaozhi-mqtt-client","version":"1.0.0"}"#);
-    // Where the file and the environment say nothing: that gateway's defaults.
+    // Without settings in file and environment: the Node.js gateway's defaults.
     assert_eq!((config.mqtt.port, config.udp.port, config.api.port), (1883, 1883, 8007));
     assert_eq!(config.udp.public_ip, PublicIp::Host("mqtt.xiaozhi.me".to_owned()));
     assert_eq!(

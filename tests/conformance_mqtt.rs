@@ -1,4 +1,4 @@
-//! Every numbered statement of MQTT 3.1.1, and where MQTT 3.1 differs, as byte tables (`tests/data/mqtt_*.json`), run
+//! Every numbered statement of MQTT 3.1.1, and the differences of MQTT 3.1, as byte tables (`tests/data/mqtt_*.json`), run
 //! against a gateway over sockets and against the codec without one.
 
 #![allow(clippy::unwrap_used)]
@@ -22,7 +22,7 @@ use support::mqtt::{
 use support::{TIMEOUT, gateway_with};
 
 const KEY: &str = "conformance";
-/// The device of the tables, and the one that watches it.
+/// The device of the tables, and one that observes it.
 const DEVICE: u8 = 1;
 const OBSERVER: u8 = 2;
 
@@ -119,7 +119,7 @@ fn the_codec_agrees_with_each_table() {
     }
 }
 
-/// What is wrong with a stream of whole packets.
+/// The error in a stream of whole packets.
 fn first_error(mut stream: &[u8], fresh: bool) -> Option<mqtt::Malformed> {
     let mut max = if fresh { 4096 } else { 65_536 };
     while !stream.is_empty() {
@@ -145,7 +145,7 @@ fn the_gateway_answers_each_table_as_written() {
     }
 }
 
-/// Plays a case on a gateway of its own, so that no case makes another one wait for its refusal.
+/// Runs a case on its own gateway, so that cases do not delay each other's refused logins.
 fn run_case(case: &Case<'_>, byte_by_byte: bool) {
     let none: [&str; 0] = [];
     let gateway = gateway_with(&none, |config| {
@@ -213,7 +213,7 @@ impl Connection {
         self.expect(&[0x20, 2, 0, 0], "CONNACK");
     }
 
-    /// The gateway may close the connection before it has read all of it.
+    /// The gateway may close the connection before it has read everything.
     fn send(&mut self, bytes: &[u8], byte_by_byte: bool) {
         let size = if byte_by_byte { 1 } else { bytes.len().max(1) };
         for part in bytes.chunks(size) {
@@ -236,7 +236,7 @@ impl Connection {
         assert_eq!(found, expected, "{what}");
     }
 
-    /// Nothing comes but the end; how long after what was sent last.
+    /// Only the end of the connection arrives; how long after the last send.
     fn expect_end(&mut self, what: &str) -> Duration {
         match self.stream.read(&mut [0; 64]) {
             Ok(0) => {}

@@ -1,5 +1,5 @@
-//! What RFC 6455 asks of a client, as byte tables (`tests/data/rfc6455.json`) that a chat server plays to a gateway, and
-//! the gateway's own frames: masks, keys and the order in which a connection is closed.
+//! RFC 6455 for a client, as byte tables (`tests/data/rfc6455.json`) that a chat server sends to a gateway, and
+//! the gateway's own frames: masks, keys, and the closing of connections.
 
 #![allow(clippy::unwrap_used)]
 
@@ -130,7 +130,7 @@ fn answers_to_the_upgrade() {
     }
 }
 
-/// `X-{n}: y*3` is a header three times, each with another name; `{z*9}` is nine letters.
+/// `X-{n}: y*3` is three headers with different names; `{z*9}` is nine letters.
 fn expand_response(line: &str) -> String {
     if let Some((header, times)) = line.strip_prefix("X-{n}: ").and_then(|rest| rest.split_once('*')) {
         let headers: Vec<_> = (0..times.parse().unwrap()).map(|n: u32| format!("X-{n}: {header}")).collect();
@@ -142,7 +142,7 @@ fn expand_response(line: &str) -> String {
     }
 }
 
-/// Section 5.3: each frame has a masking key of its own that cannot be told from those before. They come from the
+/// Section 5.3: each frame has a masking key that cannot be predicted from earlier ones. The keys come from the
 /// ChaCha12 generator of the `rand` crate, seeded by the system, through tungstenite.
 #[test]
 fn masking_keys_are_fresh_and_unpredictable() {

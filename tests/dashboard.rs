@@ -1,11 +1,11 @@
-//! The page for operators, in a real browser that is steered by the Chrome DevTools Protocol.
+//! The dashboard in a real browser, which is controlled with the Chrome DevTools Protocol.
 //!
-//! Needs Chromium (Debian: `apt-get install chromium`), or its path in `CHROME`; without it these tests say so and pass.
-//! With `PAGE_SHOTS=DIR` they leave screenshots there. `PAGE_DEVICES=1000` changes the number of simulated devices.
+//! Needs Chromium (Debian: `apt-get install chromium`) or its path in `CHROME`; without it these tests print a message and pass.
+//! `PAGE_SHOTS=DIR` writes screenshots there. `PAGE_DEVICES=1000` changes the number of simulated devices.
 
 #![allow(clippy::unwrap_used)]
 
-mod admin_support;
+mod support;
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
@@ -17,21 +17,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use admin_support::{Fixture, TIMEOUT, TOKEN, fixture};
 use data_encoding::BASE64;
 use mqtt_websocket_proxy::tools::device::{Login, SimulatedDevice};
 use serde_json::{Value, json};
+use support::TIMEOUT;
+use support::admin::{Fixture, TOKEN, fixture, mac};
+use support::http::RawClient;
 use tungstenite::{Message, WebSocket};
 
-/// A MAC of the so many-th device.
-fn mac(i: usize) -> String {
-    format!("aa:bb:cc:00:{:02x}:{:02x}", i >> 8, i & 255)
-}
-
-/// What runs if a browser takes it for markup.
+/// A client id with scripts, which run if the page inserts it as HTML.
 const HOSTILE_CLIENT_ID: &str = "<img/src=x onerror=document.title='owned'>@@@aa_bb_cc_dd_ee_ff@@@<script>document.title='owned'<\u{2f}script>";
 
-/// Devices, some of them in calls that speak until this is dropped.
+/// Devices, some of them in calls that send audio until this is dropped.
 struct SimulatedDevices {
     over: Arc<AtomicBool>,
     speaker: Option<thread::JoinHandle<()>>,
@@ -41,7 +38,7 @@ struct SimulatedDevices {
 impl SimulatedDevices {
     fn new(fixture: &Fixture, devices: usize, calls: usize) -> Self {
         let over = Arc::new(AtomicBool::new(false));
-        let mut all: Vec<SimulatedDevice> = (0..devices).map(|i| fixture.device(&mac(i))).collect();
+        let mut all: Vec<SimulatedDevice> = (0..devices).map(|i| fixture.device(&mac(i as u16))).collect();
         let idle = all.split_off(calls);
         let mut speaking: Vec<_> = all
             .into_iter()
@@ -53,11 +50,11 @@ impl SimulatedDevices {
             .collect();
         let stop = over.clone();
         let speaker = thread::spawn(move || {
-            for turn in 0.. {
+            for round in 0.. {
                 for (i, (_, call)) in speaking.iter_mut().enumerate() {
-                    let packet = call.encrypt(turn * 60, &[0x58; 120]);
-                    // Every third call has a bad line.
-                    if i % 3 != 1 || turn % 20 != 7 {
+                    let packet = call.encrypt(round * 60, &[0x58; 120]);
+                    // Every third call loses packets.
+                    if i % 3 != 1 || round % 20 != 7 {
                         let _ = call.send_packet(&packet);
                     }
                 }
@@ -85,12 +82,12 @@ struct Browser {
     socket: WebSocket<TcpStream>,
     session: Option<String>,
     calls: u64,
-    /// What the page did wrong: exceptions, and what its policy forbids.
+    /// Exceptions of the page, and violations of its Content-Security-Policy.
     complaints: Vec<String>,
 }
 
 impl Browser {
-    /// None, with a line that says so, where there is no browser.
+    /// `None`, with a message, if there is no browser.
     fn start() -> Option<Self> {
         static PROFILES: AtomicUsize = AtomicUsize::new(0);
         let Some(path) = find_chromium() else {
@@ -222,7 +219,7 @@ impl Browser {
         self.call("Emulation.setEmulatedMedia", json!({ "features": features }));
     }
 
-    /// Nothing sticks out of the screen; and a picture of it all, where pictures are wanted.
+    /// Checks that nothing is wider than the screen, and takes a screenshot if wanted.
     fn screenshot(&mut self, name: &str) {
         let overflow = self.value("document.documentElement.scrollWidth - innerWidth");
         assert!(overflow.as_i64().unwrap() <= 0, "{name}: {overflow} pixels too wide");
@@ -236,7 +233,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Asked to, it ends its helpers as well, which write into the profile.
+        // Ask the browser to end, so that its helper processes, which write into the profile, end too.
         let close = json!({ "id": 0, "method": "Browser.close" });
         let _ = self.socket.send(Message::text(close.to_string()));
         let end = Instant::now() + TIMEOUT;
@@ -268,7 +265,7 @@ fn an_operator_views_and_controls_devices() {
     let _crowd = SimulatedDevices::new(&fixture, devices, 20);
     let _hostile = fixture.device_with_client_id(HOSTILE_CLIENT_ID);
 
-    // The page needs no token, what it shows does; it is asked for once, and a wrong one is told.
+    // The page needs no token, but its data does. It asks once, and reports a wrong token.
     browser.open(&fixture);
     browser.until("!$('ask').hidden");
     assert_eq!(browser.text("$('refused').textContent"), "");
@@ -291,7 +288,7 @@ fn an_operator_views_and_controls_devices() {
     assert!(browser.text(&tile("memory")).ends_with("MB") || cfg!(not(target_os = "linux")));
     assert!(browser.text(&tile("turn")).ends_with('s'));
 
-    // The table: calls come first, search and order, and only rows in sight exist.
+    // The table: calls first, search, sorting, and only visible rows exist.
     browser.until(&format!("devices.size === {}", devices + 1));
     assert_eq!(browser.text("$('space').children[0].children[1].textContent"), "in a call");
     assert!(browser.value("$('space').children.length").as_u64().unwrap() < 40);
@@ -305,7 +302,7 @@ fn an_operator_views_and_controls_devices() {
     assert_eq!(best, true);
     browser.fill("filter", "all");
 
-    // One call, with its plots.
+    // One call, with its charts.
     browser.click("#space .row");
     browser.until("history.filter((point) => point.upRate > 5).length >= 2");
     for name in ["Duration", "Chat server", "Jitter", "Redials", "Lost"] {
@@ -333,7 +330,7 @@ fn an_operator_views_and_controls_devices() {
     browser.set_dark_mode(false);
     browser.set_viewport(1280, 900);
 
-    // Ending a call asks once more, and ends no other.
+    // Ending a call asks for confirmation, and does not end another one.
     browser.click("#space .row");
     let victim = browser.text("picked");
     browser.click("#hang");
@@ -349,7 +346,7 @@ fn an_operator_views_and_controls_devices() {
     fixture.poll_until("/api/sessions", |answer| answer["devices"] == devices);
     browser.until(&format!("!devices.has({}) && $('cut').disabled", json!(victim)));
 
-    // What a device calls itself is text and nothing else.
+    // A client id is inserted as text only.
     browser.fill("search", "onerror");
     assert_eq!(browser.value("listed.length"), 1);
     browser.click("#space .row");
@@ -362,7 +359,7 @@ fn an_operator_views_and_controls_devices() {
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 }
 
-/// A port that nobody listens on as long as it is held, and a gateway whose chat server should be there.
+/// A reserved port on which nothing listens, and a gateway whose chat server should be there.
 fn without_chat_server() -> (socket2::Socket, SocketAddr, Fixture) {
     let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     held.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
@@ -379,7 +376,7 @@ fn recent_errors_are_available_over_the_api_too() {
     assert_eq!(fixture.request("GET", "/api/errors", None).1, json!({ "errors": [] }));
     let mut device = fixture.device_with_client_id(HOSTILE_CLIENT_ID);
     for _ in 0..2 {
-        // The device is let on to be told why, and then told to go.
+        // The device gets a hello reply, an alert and a goodbye.
         device.call().unwrap();
         device.wait_for("goodbye", TIMEOUT).unwrap();
     }
@@ -424,7 +421,7 @@ fn errors_are_shown_in_words_with_advice() {
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
     assert_eq!(browser.text("$('status').textContent"), "实时");
 
-    // Somebody whose browser is Chinese; and a gateway that goes.
+    // A browser in Chinese; and a gateway that stops.
     let agent = json!({ "userAgent": "a browser", "acceptLanguage": "zh-TW" });
     browser.call("Emulation.setUserAgentOverride", agent);
     browser.value("localStorage.clear()");
@@ -440,7 +437,7 @@ fn errors_are_shown_in_words_with_advice() {
 fn ten_thousand_rows_stay_responsive() {
     let Some(mut browser) = Browser::start() else { return };
     let fixture = fixture(|_| {});
-    // The page's own code with answers made in the browser: the gateway's part is to be had without it.
+    // The page's code, with responses that the test provides in the browser.
     let answers = r#"
         const real = window.fetch;
         const call = (i) => ({ state: "live", sessionId: "s" + i, seconds: i, server: "ws://chat/" + i % 7, audioFrom: null, packetsUp: i * 9,
@@ -460,7 +457,7 @@ fn ten_thousand_rows_stay_responsive() {
     browser.until("devices.size === 10000 && listed.length === 10000");
     let rows = "$('space').children.length";
     assert!(browser.value(rows).as_u64().unwrap() < 40);
-    // The last row is reached, and is the right one.
+    // Scrolling reaches the last row.
     browser.click("#head .c-time button");
     browser.value("$('scroll').scrollTop = 1e9");
     browser.until("[...$('space').children].some((row) => row.device === listed[9999].session.clientId)");
@@ -484,7 +481,7 @@ fn ten_thousand_rows_stay_responsive() {
 #[test]
 fn the_page_itself_needs_no_token_and_nothing_from_outside() {
     let fixture = fixture(|_| {});
-    let reply = admin_support::RawClient::round_trip(fixture.api, "GET / HTTP/1.1\r\nHost: gateway\r\n\r\n");
+    let reply = RawClient::round_trip(fixture.api, "GET / HTTP/1.1\r\nHost: gateway\r\n\r\n");
     assert_eq!((reply.status, reply.field("content-type")), (200, Some("text/html; charset=utf-8")));
     let policy = reply.field("content-security-policy").unwrap();
     assert!(

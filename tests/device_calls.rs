@@ -1,4 +1,4 @@
-//! Calls between devices, over real sockets: two devices, their chat servers, and a console that calls the API.
+//! Calls between devices over real sockets: two devices, their chat servers, and a console that uses the API.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,6 +14,7 @@ use support::audio::Call;
 use support::chat_server::{ChatServer, Peer};
 use support::device::{Device, HELLO, client_id, mac};
 use support::host::wait_until;
+use support::http::http_call;
 use support::log_capture::{LogCapture, log_field};
 use support::mqtt::{DISCONNECT, PacketError};
 use support::{TIMEOUT, gateway_with};
@@ -24,11 +25,11 @@ const SILENCE: &[u8] = b"\xfb\x03\xff\xfe\xff\xfe\xff\xfe";
 struct Fixture {
     gateway: Running,
     server: ChatServer,
-    /// Of the test, so that its log lines are told from those of others: its devices are this one's successors.
+    /// First device number of the test, so that its log lines can be distinguished from those of other tests.
     base: u8,
 }
 
-/// A device in a call of its own.
+/// A device in a call.
 struct Party {
     device: Device,
     call: Call,
@@ -61,7 +62,7 @@ impl Fixture {
         LogCapture::containing(client_id(self.base + number))
     }
 
-    /// A device in a call with its chat server, which has heard its audio.
+    /// A device in a call with its chat server, which has received audio.
     fn party_in_call(&self, number: u8) -> Party {
         self.start_call(self.device(number), number)
     }
@@ -77,7 +78,7 @@ impl Fixture {
         Party { device, call, peer }
     }
 
-    /// Two devices, 1 and 2, that talk to each other.
+    /// Two devices, 1 and 2, in a call with each other.
     fn connected_parties(&self) -> (Device, Call, Device, Call) {
         let (a, b) = (self.party_in_call(1), self.party_in_call(2));
         assert_eq!(self.request(1, 2)["status"], "pending");
@@ -89,21 +90,8 @@ impl Fixture {
     }
 
     fn http(&self, method: &str, path: &str, body: &str) -> (u16, String) {
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(TIMEOUT))
-            .build()
-            .into();
-        let uri = format!("http://{}{path}", self.gateway.addresses().api.unwrap());
-        let request = ureq::http::Request::builder().method(method).uri(uri);
-        let response = match method {
-            "POST" => {
-                agent.run(request.header("Content-Type", "application/json").body(body.to_owned()).unwrap())
-            }
-            _ => agent.run(request.body(()).unwrap()),
-        };
-        let mut response = response.unwrap();
-        (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
+        let body = (method == "POST").then_some(body);
+        http_call(self.gateway.addresses().api.unwrap(), method, path, body, None)
     }
 
     fn post(&self, path: &str, body: &Value) -> (u16, Value) {
@@ -128,7 +116,7 @@ impl Fixture {
         self.post("/api/call/hangup", &json!({ "mac": self.mac(number) })).0
     }
 
-    /// The number behind this in `/metrics`.
+    /// The value of this sample in `/metrics`.
     fn metric(&self, name: &str) -> u64 {
         let (_, text) = self.http("GET", "/metrics", "");
         let line = text
@@ -143,7 +131,7 @@ fn session_id(number: u8) -> String {
     format!("session-{number}")
 }
 
-/// Both hear each other, byte for byte, each with its own ssrc and next sequence.
+/// Audio passes both ways, byte for byte, each with the receiver's ssrc and next sequence.
 fn assert_audio_delivered(from: &mut Call, to: &Call, opus: &[u8]) -> u32 {
     from.send(4711, opus);
     let heard = to.receive();
@@ -183,7 +171,7 @@ fn a_call_from_request_to_hang_up() {
     b.device.send_text(
         &json!({ "type": "mcp", "payload": { "jsonrpc": "2.0", "id": id, "result": {} } }).to_string(),
     );
-    // The one that is called still talks to its chat server, which learns nothing of the wake-up.
+    // The callee is still in a call with its chat server, which does not see the wake-up.
     b.device.send_text(r#"{"type":"listen","state":"detect","text":"[device_call]"}"#);
     assert_eq!(b.peer.json()["type"], "listen");
 
@@ -209,7 +197,7 @@ fn a_call_from_request_to_hang_up() {
         assert_eq!(assert_audio_delivered(&mut a.call, &b.call, format!("\x58to b {n}").as_bytes()), 2 + n);
         assert_eq!(assert_audio_delivered(&mut b.call, &a.call, &[0x58; 1400][..1000 + n as usize]), 4 + n);
     }
-    // A new mapping on the way: the next packet tells where b is.
+    // A new NAT mapping: the next packet of b shows its address.
     b.call.udp = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
     assert_audio_delivered(&mut b.call, &a.call, b"\x58moved");
     assert_audio_delivered(&mut a.call, &b.call, b"\x58found");
@@ -231,7 +219,7 @@ fn a_call_from_request_to_hang_up() {
     );
     assert!(fixture.server.is_idle());
     assert_eq!(fixture.accept(2)["status"], "no_pending");
-    // Both can go on as before.
+    // Both can start new calls.
     let (a, b) = (fixture.start_call(a.device, 1), fixture.start_call(b.device, 2));
     assert_eq!(fixture.request(2, 1)["status"], "pending");
     drop((a, b));
@@ -260,7 +248,7 @@ const CALL_ENDINGS: [CallEnding; 7] = [
 ];
 
 impl CallEnding {
-    /// Number `number` ends it; sees what that one is told.
+    /// Device `number` ends the call; checks what that device gets.
     fn trigger(self, fixture: &Fixture, number: u8, device: &mut Device) {
         let path = format!("/api/sessions/{}", client_id(fixture.base + number));
         match self {
@@ -344,7 +332,7 @@ fn a_call_that_is_declined_or_cannot_be_answered_any_more_ends_for_the_caller() 
         fixture.request(1, 2);
         assert_eq!(b.device.json()["type"], "mcp");
         match end {
-            // Nothing of its own ends.
+            // Its own call does not end.
             CallEnding::HangUp => {
                 assert_eq!(fixture.hang_up(2), 200);
                 b.device.mqtt.assert_nothing_pending();
@@ -359,7 +347,7 @@ fn a_call_that_is_declined_or_cannot_be_answered_any_more_ends_for_the_caller() 
             a.device.mqtt.assert_nothing_pending();
             a.call.send(1, b"\x58a");
             assert_eq!(a.call.receive().payload, SILENCE, "{end:?}");
-            // Who is called may answer out of a later call.
+            // The callee can accept during a later call.
             if end != CallEnding::Hello {
                 assert_eq!(fixture.accept(2)["status"], "error", "{end:?}");
                 b = fixture.start_call(b.device, 2);
@@ -394,7 +382,7 @@ fn who_cannot_be_called_and_who_cannot_call() {
     for (caller, target, expected) in [(1, 9, "offline"), (1, 1, "error"), (4, 1, "error"), (9, 1, "error")] {
         assert_eq!(fixture.request(caller, target)["status"], expected, "{caller} {target}");
     }
-    // Nothing has happened to anybody.
+    // Nothing has changed for either device.
     for side in [&mut a, &mut b, &mut c] {
         side.device.mqtt.assert_nothing_pending();
         side.call.send(1, b"\x58x");
@@ -456,7 +444,7 @@ fn a_lost_connection_that_comes_back_changes_nothing() {
     assert_audio_delivered(&mut a_call, &b_call, b"\x58one");
     assert_audio_delivered(&mut b_call, &a_call, b"\x58two");
     let mut a = fixture.device(1);
-    // The other one is taken over without having been lost.
+    // The other device's connection is replaced without having been lost.
     let mut b_new = fixture.device(2);
     drop(b);
     for device in [&mut a, &mut b_new] {
@@ -527,7 +515,7 @@ fn when_the_gateway_stops_each_is_told_once() {
     }
 }
 
-/// Takes its time: run it with `--ignored`.
+/// Slow: run it with `--ignored`.
 #[test]
 #[ignore = "waits a minute"]
 fn nobody_answers_for_a_minute() {

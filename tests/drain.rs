@@ -1,11 +1,10 @@
-//! Draining: the port closes, idle devices go elsewhere, calls go on to their ends, and then the program ends by itself.
+//! Draining: the port closes, idle devices are disconnected, calls continue, and the program exits after the last one.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
-use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc;
 use std::thread;
@@ -17,6 +16,7 @@ use serde_json::json;
 use support::chat_server::{ChatServer, Message, audio_frame};
 use support::device::Device;
 use support::host::wait_until;
+use support::http::{RawClient, Reply, raw_request};
 use support::mqtt::Client;
 use support::process::{Folder, Process};
 use support::{TIMEOUT, gateway};
@@ -24,7 +24,7 @@ use support::{TIMEOUT, gateway};
 use support::{config, host::device_over, process_loopback_ip, tls::CertificateAuthority};
 
 const TOKEN: &str = "a-token-for-the-drain";
-/// Over which idle devices leave, and some time for a busy machine.
+/// The time over which idle devices are disconnected, and some more for a busy machine.
 const DISCONNECT_DEADLINE: Duration = Duration::from_millis(5_000 + 1_500);
 
 fn start(server: &ChatServer) -> (Folder, Process) {
@@ -37,48 +37,34 @@ fn start(server: &ChatServer) -> (Folder, Process) {
     (folder, process)
 }
 
-fn api(process: &Process) -> SocketAddr {
-    let line = process.seen.iter().find(|line| line.contains("management API on ")).unwrap();
-    line.split("management API on ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap()
-}
-
-/// The whole answer, head and body.
-fn http_get(api: SocketAddr, path: &str) -> String {
-    let mut stream = TcpStream::connect_timeout(&api, TIMEOUT).unwrap();
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: g\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+fn http_get(api: SocketAddr, path: &str) -> Reply {
+    RawClient::round_trip(api, &raw_request("GET", path, TOKEN, ""))
 }
 
 #[test]
 fn a_call_continues_while_idle_devices_leave_and_its_end_exits_with_0() {
     let server = ChatServer::start();
     let (_folder, mut process) = start(&server);
-    let api = api(&process);
+    let api = process.api();
     let mut idle: Vec<_> = (1..=5).map(|n| Device::connect(process.mqtt(), n)).collect();
-    let mut stranger = Client::open(process.mqtt());
+    let mut unauthenticated = Client::open(process.mqtt());
     let mut device = Device::connect(process.mqtt(), 9);
     let (mut call, mut peer) = device.call(&server);
-    wait_until("all six are in", || http_get(api, "/metrics").contains("gateway_sessions 7"));
-    assert!(http_get(api, "/metrics").contains("gateway_draining 0"));
-    assert!(http_get(api, "/readyz").starts_with("HTTP/1.1 200"));
+    wait_until("all six are in", || http_get(api, "/metrics").body.contains("gateway_sessions 7"));
+    assert!(http_get(api, "/metrics").body.contains("gateway_draining 0"));
+    assert_eq!(http_get(api, "/readyz").status, 200);
 
     let began = Instant::now();
     process.signal("USR1");
     process.wait_for_line("draining: 1 calls to finish");
     process.signal("USR1");
     wait_until("the port is closed", || TcpStream::connect(process.mqtt()).is_err());
-    assert_eq!(stranger.read_until_closed(), []);
+    assert_eq!(unauthenticated.read_until_closed(), []);
     let ready = http_get(api, "/readyz");
-    assert!(ready.starts_with("HTTP/1.1 503") && ready.ends_with(r#"{"status":"draining"}"#), "{ready}");
-    assert!(http_get(api, "/healthz").starts_with("HTTP/1.1 200"));
-    assert!(http_get(api, "/metrics").contains("gateway_draining 1"));
-    assert!(http_get(api, "/api/sessions").contains(r#""draining":true"#));
+    assert_eq!((ready.status, &*ready.body), (503, r#"{"status":"draining"}"#));
+    assert_eq!(http_get(api, "/healthz").status, 200);
+    assert!(http_get(api, "/metrics").body.contains("gateway_draining 1"));
+    assert!(http_get(api, "/api/sessions").body.contains(r#""draining":true"#));
 
     // They leave one after another, not all at once.
     let mut left = Vec::new();
@@ -88,7 +74,7 @@ fn a_call_continues_while_idle_devices_leave_and_its_end_exits_with_0() {
     }
     assert!(left[4] < DISCONNECT_DEADLINE && left[4] - left[0] > Duration::from_secs(1), "{left:?}");
 
-    // The call has not noticed.
+    // The call is not disturbed.
     call.send(60, b"up");
     assert_eq!(peer.binary(), audio_frame(60, b"up"));
     peer.send_audio(120, b"down");
@@ -132,7 +118,7 @@ fn an_idle_device_that_calls_before_its_disconnect_is_served() {
     let server = ChatServer::start();
     let gateway = gateway(&[server.url()]);
     let mqtt = gateway.addresses().mqtt;
-    // Places are taken in the order of arrival: the last one leaves last.
+    // Devices are disconnected in the order of arrival.
     let mut others: Vec<_> = (1..=8).map(|n| Device::connect(mqtt, n)).collect();
     let mut device = Device::connect(mqtt, 9);
     gateway.handle().drain();
@@ -141,7 +127,7 @@ fn an_idle_device_that_calls_before_its_disconnect_is_served() {
     others.iter_mut().for_each(|other| drop(other.mqtt.read_until_closed()));
     call.send(60, b"still here");
     assert_eq!(peer.binary(), audio_frame(60, b"still here"));
-    // Its server hangs up: the goodbye reaches the device before its connection ends.
+    // The server hangs up: the device gets the goodbye before its connection ends.
     peer.send_close(Some(1000));
     device.expect_goodbye(&call.session_id);
     assert_eq!(device.mqtt.read_until_closed(), []);
@@ -182,19 +168,19 @@ fn the_tls_port_closes_too_and_its_calls_go_on() {
     settings.mqtt.tls.cert_file = Some(folder.0.join("cert.pem"));
     settings.mqtt.tls.key_file = Some(folder.0.join("key.pem"));
     let gateway = Running::start(settings.clone(), None).unwrap();
-    let doors = [gateway.addresses().mqtt, gateway.addresses().mqtts.unwrap()];
-    let tcp = || TcpStream::connect_timeout(&doors[1], TIMEOUT).unwrap();
+    let ports = [gateway.addresses().mqtt, gateway.addresses().mqtts.unwrap()];
+    let tcp = || TcpStream::connect_timeout(&ports[1], TIMEOUT).unwrap();
     let mut device = device_over(authority.client().connect("127.0.0.1", tcp()).unwrap(), 1);
     let (mut call, mut peer) = device.call(&server);
     let mut in_handshake = Client::from(tcp());
 
     gateway.handle().drain();
     assert_eq!(in_handshake.read_until_closed(), []);
-    let closed = || doors.iter().all(|door| TcpStream::connect(door).is_err());
+    let closed = || ports.iter().all(|port| TcpStream::connect(port).is_err());
     assert!(closed());
-    // A reload that switches TLS off, and on again, does not open it.
+    // A reload that disables TLS and enables it again does not open the port.
     gateway.handle().reload(without_tls);
-    settings.mqtt.tls.port = doors[1].port();
+    settings.mqtt.tls.port = ports[1].port();
     gateway.handle().reload(settings);
     call.send(60, b"up");
     assert_eq!(peer.binary(), audio_frame(60, b"up"));

@@ -1,4 +1,4 @@
-//! A chat server fails in mid-call, and the call goes on.
+//! A chat server fails during a call, and the call goes on.
 
 #![allow(clippy::unwrap_used)]
 
@@ -32,7 +32,7 @@ fn start_call(device: &mut Device, server: &ChatServer) -> (Call, Peer) {
     (call, peer)
 }
 
-/// The next dial is taken up; the hello that came with it.
+/// Accepts the next dial; returns its hello.
 fn accept_redial(server: &ChatServer, session_id: &str) -> (Peer, Value) {
     let mut peer = server.accept();
     peer.upgrade();
@@ -40,8 +40,8 @@ fn accept_redial(server: &ChatServer, session_id: &str) -> (Peer, Value) {
     (peer, hello)
 }
 
-/// Audio passes both ways, under the key the device was first given. What the device sends until the gateway has taken
-/// the new chat server's hello is dropped.
+/// Audio passes both ways, with the device's first key. What the device sends before the gateway has read
+/// the new chat server's hello is dropped, so wait for a text after it.
 fn assert_audio_both_ways(call: &mut Call, peer: &mut Peer, mark: &[u8]) {
     peer.send_text(r#"{"type":"stt","text":"ready"}"#);
     peer.send_audio(9, mark);
@@ -93,13 +93,13 @@ fn two_hundred_calls_survive_their_chat_server() {
         call.send(2, &mark);
         assert_eq!(peer.binary(), audio_frame(2, &mark));
     }
-    // At once; but this machine may be slow to do all of this test's own part again.
+    // At once, but a slow machine needs time for the test's own part.
     let silent = killed.elapsed();
     let limit = Duration::from_secs(2).max(killed - began);
     assert!(silent < limit, "audio flows again after {silent:?}, allowed: {limit:?}");
     devices.iter_mut().for_each(|(device, _)| device.mqtt.assert_nothing_pending());
-    log.wait_for_line("new calls try it last");
-    assert_eq!(log.count("new calls try it last"), 0, "once per change, not per call");
+    log.wait_for_line("new calls try other servers first");
+    assert_eq!(log.count("new calls try other servers first"), 0, "once per change, not per call");
     for level in ["WARN ", "INFO "] {
         assert_eq!(log.count(level), 0, "at the default level a call that redials says nothing of its own");
     }
@@ -115,7 +115,7 @@ fn a_call_waits_until_a_chat_server_is_back() {
     kill_server(second, []);
     let addr = kill_server(first, [peer]);
     log.wait_for_line("redialling");
-    // In the gap: audio is dropped, text waits in order.
+    // Until then audio is dropped, and text waits in order.
     (0..5).for_each(|_| call.send(0, b"\x58gap"));
     for n in 0..3 {
         device.send_text(&json!({"type": "custom", "session_id": call.session_id, "n": n}).to_string());
@@ -200,7 +200,7 @@ fn how_a_websocket_ends_decides_whether_the_call_goes_on() {
             device.mqtt.assert_nothing_pending();
             assert!(server.is_idle(), "{how}");
         }
-        // The gateway's side of the old WebSocket is over too: a Close was answered, or one told what was wrong.
+        // The gateway has closed the old WebSocket too.
         if let Some(mut old) = old {
             old.shutdown_write();
             while !matches!(old.message(), Message::End) {}
@@ -232,6 +232,7 @@ fn the_new_chat_server_learns_where_the_device_was() {
     let mut peer = server.accept();
     peer.upgrade();
     let first_hello = peer.exchange_hello("old");
+    assert_eq!(first_hello["text_font"], json!({"bundle": "x", "size": 16}), "the device's own hello");
     let mut call = device.hello_reply();
     let listen = json!({"type": "listen", "session_id": "old", "state": "start", "mode": "realtime"});
     device.send_text(r#"{"type":"listen","session_id":"old","state":"detect","text":"hi"}"#);
@@ -245,8 +246,8 @@ fn the_new_chat_server_learns_where_the_device_was() {
     peer.reset();
 
     let (mut peer, hello) = accept_redial(&server, "new");
-    assert_eq!(hello, first_hello, "hello with the device's own parameters");
-    // The last listen again, once, with the id this server knows.
+    assert_eq!(hello, first_hello);
+    // The last listen is repeated once, with the new server's id.
     let mut repeated = listen.clone();
     repeated["session_id"] = "new".into();
     assert_eq!(peer.json(), repeated);
@@ -260,7 +261,7 @@ fn the_new_chat_server_learns_where_the_device_was() {
     assert_eq!((audio.sequence(), audio.ssrc(), &audio.payload[..]), (2, call.ssrc(), &b"\x58y"[..]));
     call.send(3, b"\x58b");
     assert_eq!(peer.binary(), audio_frame(3, b"\x58b"));
-    // A third server, which names no session.
+    // A third server, which gives no session id.
     peer.reset();
     let mut peer = server.accept();
     peer.upgrade();
@@ -333,7 +334,7 @@ fn pauses_grow_to_their_limit_with_a_jitter_of_a_fifth_at_most() {
         late.push(measured.checked_sub(Duration::from_millis(said)).unwrap());
         seen.push(said);
     }
-    // A busy machine is late now and then.
+    // A busy machine may be late.
     late.sort();
     assert!(late[2] < Duration::from_millis(40), "{late:?} after what was said");
     assert!(seen[3..].iter().any(|pause| *pause != seen[3]), "no jitter in {seen:?}");
@@ -361,7 +362,7 @@ fn a_call_that_is_given_up_gets_one_goodbye() {
     assert!(lost.elapsed() >= Duration::from_millis(300));
     assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "server_lost");
     device.mqtt.assert_nothing_pending();
-    // And a new hello is answered at once: nothing is left of the old call.
+    // The old call is completely gone.
     device.send_text(r#"{"type":"listen","session_id":"server-session","state":"start"}"#);
     device.expect_goodbye("server-session");
 }
@@ -369,7 +370,7 @@ fn a_call_that_is_given_up_gets_one_goodbye() {
 #[test]
 fn each_failure_of_a_chat_server_that_works_is_followed_by_a_redial() {
     let server = ChatServer::start();
-    // Over before any pause is, and before any redial has lived.
+    // Shorter than any pause.
     let gateway = gateway_with(&[server.url()], |config| {
         short_reconnect_delay(config);
         config.websocket.reconnect.give_up_after = Duration::from_millis(1);
@@ -427,8 +428,8 @@ fn a_chat_server_that_failed_is_tried_last_but_not_later() {
     let (_call, peer) = device.call(&first);
     peer.reset();
     let (_peer, _) = accept_redial(&second, "x");
-    assert!(log.wait_for_line("new calls try it last").starts_with("WARN"));
-    // New calls, whoever's turn it is, begin with the second.
+    assert!(log.wait_for_line("new calls try other servers first").starts_with("WARN"));
+    // New calls start with the second.
     let mut calls = Vec::new();
     for number in 12..16 {
         let mut device = Device::connect(gateway.addresses().mqtt, number);
@@ -445,7 +446,7 @@ fn a_chat_server_that_failed_is_tried_last_but_not_later() {
     device.hello_reply();
     assert!(began.elapsed() < Duration::from_millis(500));
     assert!(log.wait_for_line("works again").starts_with("INFO"));
-    assert_eq!(log.count("new calls try it last"), 0);
+    assert_eq!(log.count("new calls try other servers first"), 0);
 }
 
 #[test]
@@ -493,7 +494,7 @@ fn a_call_over_tls_is_redialled_too() {
     let (mut peer, _) = accept_redial(&server, "next");
     assert_audio_both_ways(&mut call, &mut peer, b"\x58on");
     assert_eq!(device.json()["session_id"], "server-session");
-    // Bytes that are no TLS record, in the middle of the stream.
+    // Bytes that are not a TLS record, in the middle of the stream.
     (&mut peer.tcp().unwrap()).write_all(&[0; 64]).unwrap();
     let (mut peer, _) = accept_redial(&server, "last");
     assert_audio_both_ways(&mut call, &mut peer, b"\x58on");

@@ -1,5 +1,5 @@
-//! Who sends as fast as it can, a chat server or a hundred devices, does not hold up others; and what came first is done
-//! first. What counts is the order in which things leave the gateway and the work that waits, not the time they take.
+//! A chat server or a hundred devices that send as fast as they can do not delay others, and older work is done
+//! first. The tests check the order in which data leaves the gateway, not times.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
@@ -16,9 +16,9 @@ use support::device::{Device, client_id};
 use support::mqtt::{Client, Connect, PINGREQ};
 use support::process::{Folder, Process};
 
-/// Frames of the loud chat server that wait when the quiet one says its first.
+/// Frames of the loud chat server that wait when the quiet one sends its first.
 const FLOOD: usize = 400;
-/// Of these, so many may come first: two rounds of what a chat server may have served at once.
+/// Of these, so many may come first: two rounds of a chat server's budget.
 const MAX_FRAMES_BEFORE: usize = 64;
 
 fn start_program(server: &ChatServer) -> (Process, Folder) {
@@ -31,15 +31,15 @@ fn start_program(server: &ChatServer) -> (Process, Folder) {
     (process, folder)
 }
 
-/// The program, and two calls with their chat servers' ends. Both devices are behind one socket: what it receives is in
-/// the order in which the gateway sent it.
+/// The program, and two calls with their chat servers. Both devices share one UDP socket, which receives packets in
+/// the order in which the gateway sent them.
 fn two_calls() -> (Process, Folder, [(Call, Peer); 2]) {
     let server = ChatServer::start();
     let (process, folder) = start_program(&server);
     let mut calls = [1, 2].map(|number| {
         let mut device = Device::connect(process.mqtt(), number);
         let call = device.call(&server);
-        // Its connection lasts as long as the test.
+        // Keeps its connection open.
         std::mem::forget(device);
         call
     });
@@ -101,12 +101,12 @@ fn a_flood_is_queued_once_however_many_readiness_events_it_causes() {
         };
         let most = (0..100).map(waits).max();
         flooding.store(false, Ordering::Relaxed);
-        // The chat server's connection, and the one that asks.
+        // The chat server's connection, and the one of the resolver.
         assert!(most <= Some(2), "{most:?} pieces of work wait");
     });
 }
 
-/// To the library that reads WebSockets they are one message, and it reads on until that is whole.
+/// The WebSocket library reads on until a fragmented message is complete.
 #[test]
 fn a_frame_does_not_wait_for_fragments_without_end() {
     let (process, _folder, [(loud, mut loud_server), (_quiet, mut quiet_server)]) = two_calls();
@@ -117,7 +117,7 @@ fn a_frame_does_not_wait_for_fragments_without_end() {
     // Empty ones, so that the message never gets too long.
     message.extend([0x00, 0].repeat(80_000));
     message.extend([0x80, 0]);
-    // All of it is there before the gateway looks.
+    // Everything has arrived before the gateway polls.
     let tcp = loud_server.tcp().unwrap();
     SockRef::from(tcp).set_send_buffer_size(1 << 20).unwrap();
     tcp.set_nonblocking(true).unwrap();
@@ -127,7 +127,7 @@ fn a_frame_does_not_wait_for_fragments_without_end() {
     assert_eq!(frames_before_quiet_call(&loud), 0);
 }
 
-/// Each is served a little at a time.
+/// The loop serves each connection a little at a time.
 #[test]
 fn a_ping_does_not_wait_for_all_that_a_hundred_devices_send() {
     const DEVICES: u8 = 100;
@@ -165,7 +165,7 @@ fn device_messages_sent_earlier_are_handled_before_its_server() {
     let mut device = Device::connect(process.mqtt(), 1);
     let (_call, mut peer) = device.call(&server);
 
-    // Both are seen in one look: that the call is over, and then what its chat server says.
+    // One poll returns both: the end of the call, then a message of its chat server.
     process.signal("STOP");
     device.send_text(r#"{"type":"goodbye"}"#);
     peer.send_text(r#"{"type":"stt","text":"too late"}"#);

@@ -1,9 +1,9 @@
-//! What fails around a running gateway, for real: processes that are killed or frozen, networks that go silent, clocks
-//! that jump, disks that fill up. Each leaves a gateway that runs, and calls that nobody disturbed.
+//! Real failures around a running gateway: processes that are killed or frozen, networks that go silent, clocks
+//! that jump, disks that fill up. The gateway keeps running, and other calls are not disturbed.
 //!
 //! `FAULTS=long cargo test --test fault_injection` stops the program for a minute instead of seconds. Other faults have files of
-//! their own: a log nobody reads (`program_calls`), descriptors (`scarcity`), stalled connections, SYNs without an answer
-//! and TLS handshakes (`slow`, `patience`), peers that read nothing (`limits`).
+//! their own: a log that is not read (`logging_and_shutdown`), descriptors (`resource_limits`), stalled connections,
+//! SYNs without an answer and TLS handshakes (`timeouts`), peers that read nothing (`limits`).
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
@@ -34,7 +34,7 @@ use support::{TIMEOUT, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
-/// Whether there is time for faults as long as real ones.
+/// Whether faults last as long as real ones.
 fn is_long_run() -> bool {
     std::env::var("FAULTS").is_ok_and(|value| value == "long")
 }
@@ -54,13 +54,13 @@ fn config(servers: &[String], change: impl FnOnce(&mut Value)) -> Folder {
     Folder::new().with_file("gateway.json", config.to_string())
 }
 
-/// A call of a device whose chat server needs no help.
+/// A call whose chat server runs by itself.
 fn start_call(device: &mut Device) -> Call {
     device.send_text(HELLO);
     Call::new(device.json())
 }
 
-/// Speaks until it is heard again; how long that took.
+/// Sends until an echo arrives; returns how long that took.
 fn wait_for_echo(call: &mut Call) -> Duration {
     let begin = Instant::now();
     while begin.elapsed() < TIMEOUT {
@@ -73,7 +73,7 @@ fn wait_for_echo(call: &mut Call) -> Duration {
     panic!("not heard again");
 }
 
-/// Runs `meanwhile` beside a call in which every packet is heard once.
+/// Runs `meanwhile` during a call in which every packet must be echoed once.
 fn assert_call_undisturbed(call: &mut Call, meanwhile: impl FnOnce()) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -92,7 +92,7 @@ fn assert_call_undisturbed(call: &mut Call, meanwhile: impl FnOnce()) {
 
 // ----- processes ------------------------------------------------------------------------------------------------------
 
-/// A chat server that echoes, in a process of its own.
+/// An echo chat server in a separate process.
 struct ChatServerProcess {
     child: Child,
     addr: SocketAddr,
@@ -170,7 +170,7 @@ fn killed_or_frozen_chat_servers_affect_no_other_call() {
         }
         for server in &servers {
             server.signal("STOP");
-            // A ping is due within a second, and its answer within another; a dial may find a frozen one first.
+            // A ping is due within a second, and its answer within another; a dial may try a frozen server first.
             let took = wait_for_echo(&mut fickle);
             assert!(took < MS(8_000), "{took:?}");
             server.signal("CONT");
@@ -187,7 +187,7 @@ fn after_sigstop_pending_input_is_read_before_timeouts_fire() {
     let folder = config(&[server.url()], |_| {});
     let process = folder.start("-c gateway.json", &[]);
     let addr = process.mqtt();
-    // Many, since not all fit into one look.
+    // Many, since not all fit into one poll.
     let pinging = |number| {
         let connect = Connect { keep_alive: 1, ..Connect::new(&client_id(number)) };
         Client::log_in(addr, &connect)
@@ -200,7 +200,7 @@ fn after_sigstop_pending_input_is_read_before_timeouts_fire() {
         idle.iter_mut().for_each(|client| client.send(&PINGREQ));
     }
 
-    // Each has its say while the gateway cannot listen: no device is late, and the chat server answers.
+    // Each peer sends while the gateway is stopped: no device is late, and the chat server answers.
     process.signal("STOP");
     peer.frame(10, b"");
     let begin = Instant::now();
@@ -241,7 +241,7 @@ fn connect_with_keep_alive(gateway: SocketAddr, number: u8) -> Device {
 
 // ----- networks -------------------------------------------------------------------------------------------------------
 
-/// Nothing reaches this address any more, and nobody is told.
+/// Drops all packets to this address silently.
 fn add_blackhole_route(ip: &str) {
     run(&format!("ip route add blackhole {ip}/32 table local")).unwrap();
 }
@@ -257,7 +257,7 @@ fn peers_whose_network_goes_silent_time_out_and_reconnect() {
         let mut device = device_from([127, 0, 0, 2], addr, 1);
         let mut voice = start_call(&mut device);
         wait_for_echo(&mut voice);
-        // One chat server after the other, so that it is this call's in any case.
+        // One chat server after the other, so that it is certainly this call's.
         add_blackhole_route("127.0.0.11");
         let took = wait_for_echo(&mut voice);
         assert!(took < MS(8_000), "{took:?}");
@@ -267,14 +267,14 @@ fn peers_whose_network_goes_silent_time_out_and_reconnect() {
         assert!(took < MS(8_000), "{took:?}");
         device.mqtt.assert_nothing_pending();
 
-        // The device is gone without a word, and back from elsewhere before anybody knows.
+        // The device vanishes, and reconnects from another address before the gateway notices.
         add_blackhole_route("127.0.0.2");
         let mut back = Client::from(connect_from([127, 0, 0, 3], addr));
         back.send(&Connect::new(&device.client_id).packet());
         assert_eq!(back.packet().body, [0, 0]);
         wait_for_echo(&mut voice);
         back.assert_nothing_pending();
-        // Another one stays away: its keep alive tells.
+        // Another one does not return: its keep alive expires.
         let connect = Connect { keep_alive: 1, ..Connect::new(&client_id(2)) };
         let mut gone = Client::from(connect_from([127, 0, 0, 4], addr));
         gone.send(&connect.packet());
@@ -289,7 +289,7 @@ fn peers_whose_network_goes_silent_time_out_and_reconnect() {
 /// A gateway whose UDP socket is full of one call's audio: the device, its chat server's end, and the gateway.
 fn with_a_full_udp_socket(test: impl FnOnce(&mut Device, &mut Peer, &Running, &ChatServer) + Send) {
     in_network_namespace(|| {
-        // Where 10.9.0.9 is, nobody says: what is sent there waits, as long as the sender's socket has room for it.
+        // 10.9.0.9 does not answer ARP: packets to it wait while the sender's socket has room.
         let settings = [("unres_qlen_bytes", "100000000"), ("mcast_solicit", "10000")];
         let ready = run("ip link add v0 type veth peer name v1").and_then(|()| {
             let file = |name| format!("/proc/sys/net/ipv4/neigh/v0/{name}");
@@ -315,13 +315,13 @@ fn with_a_full_udp_socket(test: impl FnOnce(&mut Device, &mut Peer, &Running, &C
         let mut device = Device::connect(gateway.addresses().mqtt, 1);
         let (mut voice, mut peer) = device.call(&server);
         voice.udp = UdpSocket::bind("10.9.0.9:0").unwrap();
-        // Its audio is not from where its MQTT is: it takes three packets to be believed.
+        // Its audio comes from another address than MQTT: three packets are needed.
         (0..3).for_each(|_| voice.send(0, b"\x58abc"));
         peer.binary();
         peer.send_audio(0, b"\x58abc");
         voice.receive();
 
-        // The device's address is behind v0 now.
+        // The device's address is reachable through v0 now.
         run("ip addr del 10.9.0.9/32 dev lo").unwrap();
         (0..60_000).for_each(|n| peer.send_audio(n, &[0x58; 100]));
         // Text does not overtake audio.
@@ -340,7 +340,7 @@ fn with_a_full_udp_socket(test: impl FnOnce(&mut Device, &mut Peer, &Running, &C
 #[test]
 fn audio_blocked_by_the_network_continues_when_it_is_writable() {
     with_a_full_udp_socket(|device, _, _, _| {
-        // The CONNECT's deadline is over then, and no other is near: nothing wakes the gateway but the socket.
+        // The deadline for CONNECT is over then, and no timer is near: only the socket wakes the gateway.
         assert!(device.mqtt.packet_within(Duration::from_secs(11)).is_err(), "it overtook audio");
     });
 }
@@ -351,7 +351,7 @@ fn while_the_udp_socket_is_full_only_text_behind_audio_waits() {
         let text = r#"{"type":"custom","text":"up"}"#;
         device.send_text(text);
         while peer.json()["text"] != "up" {}
-        // No audio of this one waits.
+        // No audio of this device waits.
         let mut other = Device::connect(gateway.addresses().mqtt, 2);
         let (_, mut peer) = other.call(server);
         peer.send_text(r#"{"type":"stt","text":"down"}"#);
@@ -376,7 +376,7 @@ fn unanswered_dns_lookups_block_nobody_else() {
         let mut asking = Device::connect(process.mqtt(), 1);
         let mut voice = start_call(&mut asking);
         assert_call_undisturbed(&mut voice, || {
-            // Some begin with the name: they wait for it no longer than for any other stage of a dial.
+            // Some start with the name: a lookup has the same time limit as the other steps of a dial.
             for number in 2..6 {
                 let mut device = Device::connect(process.mqtt(), number);
                 let begin = Instant::now();
@@ -431,7 +431,7 @@ fn a_flood_under_a_memory_limit_is_refused_and_affects_no_call() {
         config["websocket"]["development_servers"] = json!([echo_server.url()]);
         config["websocket"]["development_mac_addresses"] = json!([mac(1), mac(2)]);
     });
-    // Threads and libraries take 200 MB of addresses, of which 6 MB are used.
+    // Threads and libraries reserve 200 MB of address space, of which 6 MB are used.
     let process = folder.start_with_ulimit("-v 300000", "-c gateway.json");
     let addr = process.mqtt();
     let mut device = Device::connect(addr, 1);
@@ -446,7 +446,7 @@ fn a_flood_under_a_memory_limit_is_refused_and_affects_no_call() {
         for number in 0..MANY {
             let id = format!("GID_test@@@02_00_00_01_{:02x}_{:02x}@@@uuid", number >> 8, number & 0xff);
             let mut client = Client::log_in(addr, &Connect::new(&id));
-            // Text for a chat server that does not answer, and a packet that does not end.
+            // Text for a chat server that does not answer, and an incomplete packet.
             client.try_send(&publish("t", HELLO.as_bytes()));
             (0..4).for_each(|_| client.try_send(&text));
             client.try_send(&text[..text.len() - 1]);
@@ -463,7 +463,7 @@ fn a_flood_under_a_memory_limit_is_refused_and_affects_no_call() {
 
 // ----- the random source ------------------------------------------------------------------------------------------------
 
-/// A library whose `getrandom` fails while there is a file of this name in the working directory.
+/// A library whose `getrandom` fails while a file with this name exists in the working directory.
 const RANDOM_SOURCE: &str = r#"
     #define _GNU_SOURCE
     #include <errno.h>
@@ -487,7 +487,7 @@ fn a_random_source_that_fails_refuses_calls_and_costs_no_connection() {
         return eprintln!("SKIPPED: a random source that fails needs a C compiler");
     }
     let mut process = folder.start("-c gateway.json", &[("LD_PRELOAD", library.to_str().unwrap())]);
-    // One call goes on all the while.
+    // One call goes on meanwhile.
     let mut other = Device::connect(process.mqtt(), 1);
     let (mut voice, mut peer) = other.call(&server);
     let mut device = Device::connect(process.mqtt(), 2);
@@ -544,7 +544,7 @@ fn a_clock_jump_affects_no_call() {
     let mut before = year(&process.wait_for_line("call begins"));
     for jump in ["-3600", "+86400", "-100d"] {
         fs::write(&clock, jump).unwrap();
-        // What is due by time is due by the time that has passed: a ping each second, and its answer.
+        // Timers use the elapsed time: a ping each second, and its answer.
         for _ in 0..2 {
             while !matches!(peer.message(), Message::Ping(_)) {}
             peer.frame(10, b"");
@@ -559,7 +559,7 @@ fn a_clock_jump_affects_no_call() {
         let mut late = Client::log_in(process.mqtt(), &connect);
         late.read_until_closed();
         assert!((MS(1_400)..MS(4_000)).contains(&since.elapsed()), "{jump}: {:?}", since.elapsed());
-        // And the log shows that it was another time.
+        // The log shows the jump of the clock.
         let mut other = Device::connect(process.mqtt(), 3);
         let (_, mut second) = other.call(&server);
         let after = year(&process.wait_for_line("call begins"));

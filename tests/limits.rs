@@ -1,4 +1,4 @@
-//! Every queue has a bound and a stated loser, and every limit a clear refusal.
+//! Every queue is bounded, and every limit is refused clearly.
 
 #![allow(clippy::unwrap_used)]
 
@@ -17,18 +17,18 @@ use support::device::{Device, HELLO, client_id, mac};
 use support::host::fill_send_buffers;
 use support::host::{connect_from, connect_with_small_buffer, device_from, device_over};
 use support::log_capture::{LogCapture, log_field};
-use support::mqtt::{CONNACK, Client, Connect, DISCONNECT, Packet};
+use support::mqtt::{Client, Connect, DISCONNECT, Packet};
 use support::{gateway, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const UNREACHABLE_SERVER: [&str; 1] = ["ws://127.0.0.1:9/"];
 
-/// Sends CONNECT and reads the return code, within a second.
+/// Sends CONNECT and reads the return code, which arrives within a second.
 fn connack_code(mut client: Client, connect: &Connect) -> (u8, Client) {
-    client.send(&connect.packet());
-    let packet = client.packet_within(MS(1000)).expect("neither refused nor closed within a second");
-    assert_eq!(packet.first, CONNACK);
-    (packet.body[1], client)
+    let began = Instant::now();
+    let code = client.connack_code(connect);
+    assert!(began.elapsed() < MS(1000), "{:?}", began.elapsed());
+    (code, client)
 }
 
 fn connect(gateway: &mqtt_websocket_proxy::net::Running, number: u8) -> (u8, Client) {
@@ -45,10 +45,10 @@ fn a_device_over_max_connections_is_refused_but_not_its_own_replacement() {
         assert_eq!(code, 3);
         assert_eq!(refused.read_until_closed(), []);
     }
-    // The same client id again is no third.
+    // The same client id again does not count as a third.
     let (code, mut again) = connect(&gateway, 1);
     assert_eq!((code, first.read_until_closed()), (0, vec![]));
-    // A place that becomes free is given away.
+    // A freed place can be taken.
     again.send(&DISCONNECT);
     again.read_until_closed();
     assert_eq!(connect(&gateway, 3).0, 0);
@@ -59,7 +59,7 @@ fn a_device_over_max_connections_is_refused_but_not_its_own_replacement() {
 fn connections_that_never_connect_are_closed_when_there_are_too_many() {
     let gateway = gateway_with(&UNREACHABLE_SERVER, |config| config.mqtt.max_connections = 1);
     let (_, mut device) = connect(&gateway, 4);
-    // A connection may wait for its CONNECT, but not any number of them.
+    // The number of connections without CONNECT is limited.
     let mut idle: Vec<Client> = (0..600).map(|_| Client::open(gateway.addresses().mqtt)).collect();
     for client in &mut idle[..80] {
         assert_eq!(client.packet_within(MS(1000)), Err(support::mqtt::PacketError::Closed));
@@ -86,13 +86,13 @@ fn max_connections_per_ip_counts_one_address_only() {
     assert_eq!(connect(&gateway, 7).0, 3);
     let mut other = device_from([127, 0, 0, 2], gateway.addresses().mqtt, 7);
     other.mqtt.assert_nothing_pending();
-    // Its own replacement is let in here too.
+    // Its own replacement is accepted here too.
     let (code, mut again) = connect(&gateway, 5);
     assert_eq!((code, first.read_until_closed()), (0, vec![]));
     again.send(&DISCONNECT);
     again.read_until_closed();
     assert_eq!(connect(&gateway, 8).0, 0);
-    // Connections that say nothing count too, and their number is bounded.
+    // Connections that send nothing count too, and their number is bounded.
     let gateway = gateway_with(&UNREACHABLE_SERVER, |config| config.mqtt.max_connections_per_ip = 2);
     let mut idle: Vec<Client> = (0..20).map(|_| Client::open(gateway.addresses().mqtt)).collect();
     let mut last = idle.pop().unwrap();
@@ -126,7 +126,7 @@ fn a_call_over_max_calls_is_refused_with_an_alert() {
     second.expect_goodbye(&call.session_id);
     assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "refused");
     assert!(server.is_idle());
-    // A new hello of the first takes the place of its own call.
+    // A new hello of the first replaces its own call.
     first.send_text(HELLO);
     peer.expect_close(1000);
     let (mut peer, _) = (server.accept(), ());
@@ -150,7 +150,7 @@ fn a_dial_waits_for_a_free_slot() {
     second.mqtt.assert_nothing_pending();
     assert!(server.accept_within(MS(100)).is_none(), "two dials at once");
     peer.upgrade();
-    // Only connecting counts; the greeting does not.
+    // Only connecting counts, not waiting for the hello.
     let mut other = server.accept();
     other.upgrade();
     other.exchange_hello("second");
@@ -193,7 +193,7 @@ fn failed_logins_get_a_growing_delay_and_good_ones_do_not() {
         assert_eq!(connack_code(client, &Connect::signed(&client_id(number), "key")).0, 0);
         assert!(began.elapsed() < MS(80), "a good login took {:?}", began.elapsed());
     };
-    let refused = Packet { first: CONNACK, body: vec![0, 4] };
+    let refused = Packet::connack(4);
     for delay in [0, 100, 200, 400] {
         let began = Instant::now();
         let mut client = bad();
@@ -205,13 +205,13 @@ fn failed_logins_get_a_growing_delay_and_good_ones_do_not() {
         assert!((MS(delay)..MS(delay + 150)).contains(&took), "{took:?} instead of {delay} ms");
         assert_eq!(client.read_until_closed(), []);
     }
-    // Many at once wait together, each a second at most, and the good one still does not.
+    // Many failed logins at once wait in parallel, a second at most; a valid one does not wait.
     let mut waiting: Vec<Client> = (0..50).map(|_| bad()).collect();
     let began = Instant::now();
     good(22);
     waiting.iter_mut().for_each(|client| assert_eq!(client.packet(), refused));
     assert!(began.elapsed() < MS(1500), "{:?}", began.elapsed());
-    // Another address starts from nothing.
+    // Another address has no delay.
     let began = Instant::now();
     let mut other = Client::from(connect_from([127, 0, 0, 5], address));
     other.send(&Connect::signed(&client_id(20), "wrong").packet());
@@ -230,7 +230,7 @@ fn a_chat_server_that_stops_reading_loses_audio_and_then_the_call() {
     let mut device = Device::connect(gateway.addresses().mqtt, 30);
     let (mut call, mut peer) = device.call(&server);
     fill_send_buffers(&mut device, &mut peer);
-    // Audio that finds no room is dropped, and the call goes on.
+    // Audio that does not fit is dropped, and the call goes on.
     for n in 0..300 {
         call.send(n, &[0x58; 1400]);
         if n % 32 == 0 {
@@ -239,7 +239,7 @@ fn a_chat_server_that_stops_reading_loses_audio_and_then_the_call() {
     }
     peer.send_text(r#"{"type":"stt"}"#);
     assert_eq!(device.json()["type"], "stt");
-    // Text that finds no room ends it.
+    // Text that does not fit ends the call.
     let text = json!({"type": "custom", "filler": "x".repeat(60_000)}).to_string();
     device.send_text(&text);
     device.send_text(&text);
@@ -297,13 +297,13 @@ fn a_device_that_stops_reading_loses_its_connection() {
         peer.try_frame(1, text.as_bytes());
     }
     log.wait_for_line("does not read");
-    // What waits for its return is bounded too.
+    // Text that waits for its return is bounded too.
     (0..3).for_each(|_| peer.try_frame(1, text.as_bytes()));
     assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "overflow");
     drop(device);
 }
 
-/// Runs a gateway on a thread whose stack is small: what calls itself once for each of many does not fit.
+/// Runs a gateway on a thread with a small stack, so that unbounded recursion overflows it.
 fn on_a_small_stack(config: Config) -> (Addresses, Handle, JoinHandle<()>) {
     let (bound, outcome) = mpsc::channel();
     let run = move || {
@@ -316,8 +316,8 @@ fn on_a_small_stack(config: Config) -> (Addresses, Handle, JoinHandle<()>) {
     (addresses, handle, thread)
 }
 
-/// Chat servers that fail without a packet, each kind at another place: a broadcast address that TCP refuses, a name
-/// that is too long for any query, authorities that cannot be read.
+/// Chat servers that fail without a packet, each in another step: a broadcast address that TCP refuses, a name
+/// that is too long for a query, a CA file that cannot be read.
 fn failing_at_once(path: usize) -> [Arc<ChatServerConfig>; 3] {
     let urls = ["ws://255.255.255.255:9", "ws://name", "wss://127.0.0.1:9"];
     let mut servers = urls.map(|url| format!("{url}/{path}").parse::<ChatServerConfig>().unwrap());
@@ -347,7 +347,7 @@ fn dials_that_wait_and_fail_at_once_do_not_pile_up_on_the_stack() {
         client
     };
     let mut others: Vec<Client> = (0..MANY).map(hello).collect();
-    // All wait for the one place.
+    // All wait for the only place.
     others.iter_mut().for_each(Client::assert_nothing_pending);
     first.mqtt.send(&DISCONNECT);
     for other in &mut others {

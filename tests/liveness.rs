@@ -1,4 +1,4 @@
-//! Who is still there: pings, keep alive, and calls in which nothing happens.
+//! Pings, keep alive, and idle calls.
 
 #![allow(clippy::unwrap_used)]
 
@@ -95,7 +95,7 @@ fn an_idle_call_ends() {
     let mut log = LogCapture::containing(client_id(6));
     let mut device = Device::connect(gateway.addresses().mqtt, 6);
     let (mut call, mut peer) = device.call(&server);
-    // Each of these is a sign of life of the call; pings and pongs are none.
+    // Each of these counts as activity of the call; pings and pongs do not.
     let mut last = Instant::now();
     for step in 0..4 {
         let end = Instant::now() + MS(250);
@@ -149,7 +149,7 @@ fn an_unanswered_ping_does_not_end_a_call_that_is_over() {
     device.mqtt.assert_nothing_pending();
 }
 
-/// The kernel's own timer on the gateway's end of a connection: 2 is keep alive (proc(5), tcp_diag).
+/// The kernel's timer on the gateway's end of a connection: 2 is keep alive (proc(5), tcp_diag).
 #[cfg(target_os = "linux")]
 #[test]
 fn tcp_keepalive_is_on_for_devices() {

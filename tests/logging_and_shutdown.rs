@@ -1,4 +1,4 @@
-//! The program in a call: what it logs, what it never logs, and how it stops.
+//! The program during calls: what it logs, what it never logs, and how it stops.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
@@ -51,7 +51,7 @@ fn a_signal_says_goodbye_closes_with_1001_and_ends_with_0() {
         device.expect_goodbye(&call.session_id);
         assert_eq!(device.mqtt.read_until_closed(), []);
         peer.expect_close(1001);
-        // One that waits for its call is not left waiting; one without a call just loses its connection.
+        // A device whose call is being set up gets an answer; one without a call is just disconnected.
         let mut last = waiting.json();
         while last["type"] != "goodbye" {
             last = waiting.json();
@@ -59,7 +59,7 @@ fn a_signal_says_goodbye_closes_with_1001_and_ends_with_0() {
         waiting.mqtt.read_until_closed();
         assert_eq!(idle.mqtt.read_until_closed(), []);
         stalled.ignore_until_closed();
-        // Devices and servers see the end, and end their side: nothing is left to wait for.
+        // Devices and servers close their side, so nothing is left to wait for.
         drop((idle, device, waiting));
         let (code, lines) = process.end();
         assert_eq!(code, Some(0), "{lines:#?}");
@@ -123,7 +123,7 @@ fn a_call_is_two_lines_with_session_duration_packets_and_loss() {
         peer.send_audio(n, b"\x58ab");
         call.receive();
     }
-    // Long enough for the duration to show.
+    // Long enough for a visible duration.
     assert_eq!(call.receive_within(Duration::from_millis(150)), None);
     device.send_text(r#"{"type":"goodbye"}"#);
     peer.expect_close(1000);
@@ -159,7 +159,7 @@ fn a_failed_call_is_logged_with_its_reason() {
     let mut device = Device::connect(process.mqtt(), 1);
     device.send_text(HELLO);
     server.accept().refuse("401 Unauthorized");
-    let line = process.wait_for_line("fails");
+    let line = process.wait_for_line("is failing");
     assert!(line.contains("[WARN ]") && line.contains("401") && line.contains("SERVER_SECRET"), "{line}");
     let end = process.wait_for_line("call ends");
     assert!(end.contains("reason=no_server"), "{end}");
@@ -225,7 +225,7 @@ fn no_secret_is_in_any_line_at_any_level() {
     let written = fs::read_to_string(folder.0.join("gateway.log")).unwrap();
     let all = lines.join("\n") + &written;
     assert!(all.contains("[DEBUG]") && all.contains("call ends"), "{all}");
-    // The signature alone would do, too, and the bytes of a key need not be written as text.
+    // A token's signature is secret too, and the bytes of a key can be written in several ways.
     let signatures: Vec<_> = secrets
         .iter()
         .filter_map(|secret| secret.split_once('.').map(|(signature, _)| signature.to_owned()))
@@ -270,7 +270,7 @@ fn a_blocked_or_unwritable_log_stalls_nothing() {
     let mut process = folder.start("-c gateway.json -l debug", &[]);
     let ear = process.pause_reading();
     let ear = ear.lock().unwrap();
-    // Each connection is some lines: far more than a pipe holds.
+    // Each connection logs some lines: far more than a pipe holds.
     thread::scope(|scope| {
         for number in 0..4 {
             let addr = process.mqtt();
@@ -304,7 +304,7 @@ fn endless_hellos_do_not_flood_the_log() {
         device.send_text(HELLO);
     }
     device.mqtt.assert_nothing_pending();
-    // Another connection each time, and a hello of older firmware.
+    // Another connection each time, with a hello of older firmware.
     for _ in 0..50 {
         let mut device = Device::connect(process.mqtt(), 2);
         device.send_text(r#"{"type":"hello","version":2}"#);
@@ -330,10 +330,10 @@ fn closing_a_logged_in_device_is_logged_at_a_limited_rate() {
     }
     let line = process.wait_for_line("closed: protocol error");
     assert!(line.contains("WARN") && line.contains(&client_id(1)) && line.contains("QoS 1"), "{line}");
-    // A stranger's garbage is worth no line.
-    let mut stranger = Client::open(process.mqtt());
-    stranger.try_send(b"garbage");
-    stranger.read_until_closed();
+    // Garbage before CONNECT is not logged.
+    let mut unauthenticated = Client::open(process.mqtt());
+    unauthenticated.try_send(b"garbage");
+    unauthenticated.read_until_closed();
     process.signal("TERM");
     let (_, lines) = process.end();
     let warnings = lines.iter().filter(|line| line.contains("protocol error")).count();

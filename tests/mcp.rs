@@ -1,4 +1,4 @@
-//! The device's tools: learned when it connects, answered from memory.
+//! The device's tools: requested when it connects, answered from the cache.
 
 #![allow(clippy::unwrap_used)]
 
@@ -33,7 +33,7 @@ fn fixture(number: u8, change: impl FnOnce(&mut Config)) -> Fixture {
     Fixture { _gateway: gateway, server, device, log }
 }
 
-/// What the gateway asks of the device next: id, method, params.
+/// The gateway's next request to the device: id, method, params.
 fn next_request(device: &mut Device) -> (Value, String, Value) {
     let message = device.json();
     assert_eq!(
@@ -127,7 +127,7 @@ fn the_tools_are_learned_on_connect_and_answered_from_memory() {
         assert_eq!(tool_names_in_response(&mut peer, &id), ["a", "b", "c", "d", "e"]);
     }
     fixture.device.mqtt.assert_nothing_pending();
-    // What asks for more than memory holds goes to the device.
+    // Requests that the cache cannot answer go to the device.
     for (id, params) in
         [(json!(7), json!({"cursor": "c"})), (json!(8), json!({"cursor": "", "withUserTools": true}))]
     {
@@ -138,7 +138,7 @@ fn the_tools_are_learned_on_connect_and_answered_from_memory() {
 
 #[test]
 fn the_answer_keeps_the_message_order_and_does_not_wait_for_the_hello() {
-    // Some servers ask before they greet.
+    // Some servers send requests before their hello.
     let mut fixture = fixture(2, |_| {});
     answer_initialize(&mut fixture.device);
     answer_tools_page(&mut fixture.device, &["a"], None);
@@ -161,7 +161,7 @@ fn initialize_is_forwarded_with_capabilities_and_answered_without() {
         let message = peer.json();
         assert_eq!(message["payload"]["result"]["serverInfo"]["name"], "board", "{message}");
     }
-    // The device was initialized by us; it need not hear it again.
+    // The gateway has initialized the device already; the device does not get it again.
     peer.send_text(r#"{"type":"mcp","payload":{"jsonrpc":"2.0","method":"notifications/initialized"}}"#);
     fixture.device.mqtt.assert_nothing_pending();
     let vision = json!({"capabilities": {"vision": {"url": "http://x", "token": "t"}}});
@@ -261,7 +261,7 @@ fn request_ids_do_not_collide() {
         send_result(&mut fixture.device, &seen, json!({"for": id}));
         assert_eq!(peer.json()["payload"], json!({"jsonrpc": "2.0", "id": id, "result": {"for": id}}));
     }
-    // The discovery goes on as if nothing had been.
+    // The discovery continues.
     send_result(&mut fixture.device, &ours, json!({}));
     assert_eq!(next_request(&mut fixture.device).1, "notifications/initialized");
     answer_tools_page(&mut fixture.device, &["a"], None);
@@ -297,7 +297,7 @@ fn what_the_device_says_by_itself_is_forwarded() {
         fixture.device.send_text(&json!({"type": "mcp", "payload": payload}).to_string());
         assert_eq!(peer.json()["payload"], payload);
     }
-    // Without a payload it is still the server's to judge.
+    // Without a payload it is forwarded to the server.
     fixture.device.send_text(r#"{"type":"mcp"}"#);
     assert_eq!(peer.json(), json!({"type": "mcp"}));
 }

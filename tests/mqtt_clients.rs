@@ -37,7 +37,7 @@ impl RumqttClient {
                 let (event, over) = match event {
                     Ok(Event::Incoming(packet)) => (Ok(packet), false),
                     Ok(Event::Outgoing(_)) => continue,
-                    // The library would connect again, for ever.
+                    // The library would reconnect for ever.
                     Err(error) => (Err(error), true),
                 };
                 if sender.send(event).is_err() || over {
@@ -152,7 +152,7 @@ fn rumqttc_answers_goodbye_to_a_message_without_a_call() {
 
 // ----- mosquitto ------------------------------------------------------------------------------------------------------
 
-/// Whether the program is there; when not, that is said.
+/// Whether the program is installed; prints a message if not.
 fn installed(program: &str) -> bool {
     let found =
         Command::new(program).arg("--help").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
@@ -204,7 +204,7 @@ fn mosquitto_pub_makes_a_call_by_its_lines() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], |config| {
         config.mqtt.signature_key = Secret::new(KEY);
-        // It closes its socket without reading what came: then its system may drop the DISCONNECT that waits for the
+        // It closes its socket without reading everything: then its system may drop the DISCONNECT that waits for the
         // acknowledgement of what was sent before (Nagle), and the gateway sees a reset alone.
         config.mqtt.resume_grace = Duration::ZERO;
     });
@@ -233,10 +233,10 @@ fn mosquitto_sub_hears_what_the_gateway_publishes() {
     }
     let gateway = gateway_with(&[] as &[&str], |config| {
         config.mqtt.signature_key = Secret::new(KEY);
-        // The question that the gateway asks of every device comes unasked to this one too.
+        // The gateway's request to every device arrives here too, without a subscription.
         config.mcp.enabled = true;
     });
-    // A pipe gets its output at the end, so it ends after a second.
+    // It flushes its output to a pipe at the end, so it ends after a second.
     let more = ["-d", "-t", "devices/p2p/#", "-t", "null", "-q", "2", "-W", "1", "-F", "%t %p"];
     let mut command = mosquitto("mosquitto_sub", gateway.addresses().mqtt, 7, &more);
     let mut child = ChildGuard(command.stdout(Stdio::piped()).spawn().unwrap());

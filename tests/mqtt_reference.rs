@@ -1,4 +1,4 @@
-//! Another decoder reads the corpus of the fuzz target `mqtt_decode` as this gateway does.
+//! Another decoder reads the corpus of the fuzz target `mqtt_decode` like this gateway.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,7 +11,7 @@ mod reference;
 #[test]
 fn rumqttc_reads_the_same() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/mqtt_decode");
-    // A published package has no corpora.
+    // A published package does not contain the corpora.
     let Ok(files) = fs::read_dir(corpus) else { return };
     for file in files {
         let path = file.unwrap().path();

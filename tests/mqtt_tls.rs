@@ -1,4 +1,4 @@
-//! MQTT over TLS: devices that verify, certificates that change, and what a bad handshake costs.
+//! MQTT over TLS: devices that verify, certificates that change, and bad handshakes.
 
 #![cfg(feature = "tls")]
 #![allow(clippy::unwrap_used)]
@@ -30,7 +30,7 @@ use support::{TIMEOUT, config, gateway_with};
 
 const NO_SERVERS: [&str; 0] = [];
 
-/// A certificate and its key in files, and who signed it.
+/// A certificate and its key in files, and the authority that signed it.
 struct CertificateFiles {
     authority: CertificateAuthority,
     folder: Folder,
@@ -82,7 +82,7 @@ impl CertificateFiles {
         device_over(self.connect(gateway), number)
     }
 
-    /// The gateway that cannot start with what the files hold.
+    /// The error of a gateway that cannot start with these files.
     fn start_error(&self) -> String {
         let mut config = config(&NO_SERVERS);
         self.configure(&mut config);
@@ -103,7 +103,7 @@ fn tcp_connect(addr: SocketAddr) -> TcpStream {
     tcp
 }
 
-/// A verified TLS connection, or why not.
+/// A verified TLS connection, or the error.
 fn tls_connect(connector: &SslConnector, tcp: TcpStream) -> Result<SslStream<TcpStream>, String> {
     connector.connect("127.0.0.1", tcp).map_err(|error| error.to_string())
 }
@@ -136,14 +136,14 @@ fn a_whole_call_goes_over_a_verified_connection() {
         assert_eq!(device.mqtt.text(), long);
         assert_eq!(peer.text(), long);
     }
-    // No record waits in the TLS library for somebody to come by.
+    // No record is left unread in the TLS library.
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
-    // The plain port is there beside it.
+    // The plain port is open too.
     Device::connect(gateway.addresses().mqtt, 2).mqtt.assert_nothing_pending();
     device.send_text(r#"{"type":"goodbye"}"#);
     peer.expect_close(1000);
     device.mqtt.send(&support::mqtt::DISCONNECT);
-    // The end is TLS's own: nobody cut the connection.
+    // TLS is closed properly.
     assert_eq!(device.mqtt.read_until_closed(), []);
     let support::mqtt::ClientStream::Tls(tls) = &mut device.mqtt.stream else { unreachable!() };
     assert_eq!(tls.get_shutdown(), openssl::ssl::ShutdownState::RECEIVED);
@@ -157,7 +157,7 @@ fn a_client_that_does_not_know_the_authority_refuses() {
     let why =
         tls_connect(&CertificateAuthority::new().client(), tcp_connect(mqtts_addr(&gateway))).unwrap_err();
     assert!(why.contains("certificate verify failed"), "{why}");
-    // Both authorities have one name, so it is the signature that is wrong.
+    // Both authorities have the same name, so only the signature is wrong.
     log.wait_for_line("alert decrypt error");
     files.device(&gateway, 1).mqtt.assert_nothing_pending();
 }
@@ -291,7 +291,7 @@ fn certificates_that_devices_may_reject_are_warned_about_but_served() {
             Some(line) => drop(log.wait_for_line(line)),
             None => assert_eq!(log.count("mqtt.tls:"), 0),
         }
-        // A device that verifies nothing gets in with each of them.
+        // A device that does not verify can connect with each of them.
         let mut connector = files.authority.client().configure().unwrap();
         connector.set_verify(openssl::ssl::SslVerifyMode::NONE);
         let tls = connector.connect("127.0.0.1", tcp_connect(mqtts_addr(&gateway))).unwrap();
@@ -310,7 +310,7 @@ fn a_chain_is_sent_whole() {
     files.device(&gateway, 1).mqtt.assert_nothing_pending();
 }
 
-/// What the certificate that is shown says.
+/// The name in the gateway's certificate.
 fn served_certificate(files: &CertificateFiles, gateway: &Running) -> Option<Vec<u8>> {
     let tls = tls_connect(&files.authority.client(), TcpStream::connect(mqtts_addr(gateway)).ok()?).ok()?;
     tls.ssl().peer_certificate().map(|certificate| certificate.to_pem().unwrap())
@@ -337,7 +337,7 @@ fn a_certificate_is_renewed_under_load_and_nobody_is_dropped() {
             let pem = new.certificate_pem();
             let mut log = LogCapture::containing("the TLS certificate in use stays");
             fs::write(files.cert(), &pem).unwrap();
-            // Seen half renewed, it changes nothing.
+            // Half renewed files change nothing.
             log.wait_for_line("key.pem does not match the first certificate in");
             assert_ne!(served_certificate(&files, &gateway), Some(pem.clone()));
             fs::write(files.key(), new.key_pem()).unwrap();
@@ -357,7 +357,7 @@ fn a_reload_takes_new_files_or_refuses_and_switches_tls_on_and_off() {
     config.mqtt.host = support::process_loopback_ip().into();
     let gateway = Running::start(config.clone(), None).unwrap();
     assert_eq!(gateway.addresses().mqtts, None);
-    // On, on a port that stays free.
+    // Enabled, on a port that stays free.
     let addr = support::closed_port();
     let port = addr.port();
     files.configure(&mut config);
@@ -377,12 +377,12 @@ fn a_reload_takes_new_files_or_refuses_and_switches_tls_on_and_off() {
     gateway.handle().reload(bad);
     log.wait_for_line("ERROR reload: nothing changes: mqtt.tls.key_file");
     tls_connect(&others.authority.client(), tcp_connect(addr)).unwrap();
-    // Nor does a certificate that has expired, under the same names.
+    // Nor does an expired certificate.
     let mut log = LogCapture::containing(others.cert().display().to_string());
     others.write(&others.authority.issue_for("127.0.0.1", new_key(), -9, -2));
     log.wait_for_line("has expired");
     tls_connect(&others.authority.client(), tcp_connect(addr)).unwrap();
-    // Off.
+    // Disabled.
     config.mqtt.tls.cert_file = None;
     config.mqtt.tls.key_file = None;
     gateway.handle().reload(config);
@@ -409,7 +409,7 @@ fn a_new_connection_evicts_the_oldest_unfinished_handshake() {
     for old in stalled.drain(..40) {
         assert_closed(old);
     }
-    // The others are still there, and so is the device.
+    // The others are still open, and so is the device.
     for tcp in &stalled[5..] {
         tcp.set_nonblocking(true).unwrap();
         let error = tcp.peek(&mut [0]).unwrap_err();
@@ -449,13 +449,13 @@ fn input_that_is_not_tls_is_closed_at_once_and_logged_at_a_limited_rate() {
             assert_closed(tcp);
         }
     }
-    // A look whether the port is open is no failure.
+    // A connection that sends nothing is not a failure.
     for _ in 0..20 {
         drop(tcp_connect(mqtts_addr(&gateway)));
     }
     files.device(&gateway, 1).mqtt.assert_nothing_pending();
     assert!(log.wait_for_line("INFO").contains("the peer does not speak TLS: its first byte is 0x10"));
-    // Other tests of this file may bring a line of their own.
+    // Other tests of this file may log a line of their own.
     assert!(log.count("INFO") < 4);
     // TLS on the plain port.
     let start = Instant::now();
@@ -512,7 +512,7 @@ fn a_device_that_disconnects_can_resume_its_call_on_either_port() {
     let gateway = files.gateway_to(&[server.url()], |_| {});
     let mut device = files.device(&gateway, 1);
     let (mut call, mut peer) = device.call(&server);
-    // Cut without a word of TLS, then back in plain, then over TLS again.
+    // Cut without closing TLS, then reconnected in plain, then over TLS again.
     device.mqtt.reset();
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     peer.send_text(r#"{"type":"stt","n":1}"#);
@@ -540,7 +540,7 @@ fn a_device_that_does_not_read_loses_its_connection() {
     let (_call, mut peer) = device.call(&server);
     let long = format!(r#"{{"type":"x","long":"{}"}}"#, "y".repeat(90_000));
     for _ in 0..200 {
-        // The gateway may have hung up meanwhile.
+        // The gateway may have closed the connection meanwhile.
         peer.try_frame(1, long.as_bytes());
     }
     log.wait_for_line("call ends");
@@ -567,13 +567,13 @@ fn a_proxy_header_comes_before_the_handshake() {
     );
 }
 
-/// A connection whose home is another worker moves there with its TLS state and what it had sent.
+/// A connection that belongs to another worker is handed off with its TLS state and what it has sent.
 #[test]
 fn several_workers_share_the_tls_port() {
     let (server, files) = (ChatServer::start(), CertificateFiles::new());
     let gateway = files.gateway_to(&[server.url()], |config| config.workers = 3);
     let mut devices: Vec<Device> = (1..=12).map(|n| files.device(&gateway, n)).collect();
-    // A call that ends would dial anew, and be taken for the next.
+    // A call that ends would redial, and be mistaken for the next.
     let mut peers = Vec::new();
     for device in &mut devices {
         let (mut call, mut peer) = device.call(&server);

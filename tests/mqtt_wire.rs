@@ -1,4 +1,4 @@
-//! MQTT by bytes on the wire: what is served, what is refused with a return code, and what ends the connection
+//! MQTT on the wire: what is accepted, what is refused with a return code, and what closes the connection
 //! (MQTT 3.1.1; section numbers are its).
 
 #![allow(clippy::unwrap_used)]
@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 
 use support::device::client_id;
 use support::mqtt::{
-    CONNACK, CONNECT, Client, Connect, DISCONNECT, PINGREQ, PINGRESP, PUBLISH, Packet, SUBACK, SUBSCRIBE,
-    UNSUBACK, UNSUBSCRIBE, length_prefixed, packet, publish, subscribe, unsubscribe,
+    CONNECT, Client, Connect, DISCONNECT, PINGREQ, PINGRESP, PUBLISH, Packet, SUBACK, SUBSCRIBE, UNSUBACK,
+    UNSUBSCRIBE, length_prefixed, packet, publish, subscribe, unsubscribe,
 };
 use support::{gateway, gateway_with};
 
@@ -20,11 +20,7 @@ fn log_in(gateway: SocketAddr, number: u8) -> Client {
     Client::log_in(gateway, &Connect::new(&client_id(number)))
 }
 
-fn connack(code: u8) -> Packet {
-    Packet { first: CONNACK, body: vec![0, code] }
-}
-
-/// A CONNECT whose parts can be told one by one.
+/// A CONNECT made of its parts.
 fn raw_connect(name: &[u8], level: u8, flags: u8, fields: &[&[u8]]) -> Vec<u8> {
     let mut body = length_prefixed(name);
     body.extend([level, flags, 0, 60]);
@@ -56,7 +52,7 @@ fn every_combination_of_connect_flags_is_understood() {
                     };
                     let mut client = Client::open(addr);
                     client.send(&connect.packet());
-                    assert_eq!(client.packet(), connack(0), "{connect:?}");
+                    assert_eq!(client.packet(), Packet::connack(0), "{connect:?}");
                     client.assert_nothing_pending();
                 }
             }
@@ -74,7 +70,7 @@ fn only_level_4_of_mqtt_and_level_3_of_mqisdp_are_spoken() {
     {
         let mut client = Client::open(gateway.addresses().mqtt);
         client.send(&raw_connect(name.as_bytes(), level, 2, fields));
-        assert_eq!(client.read_until_closed(), [connack(1)], "{name} {level}");
+        assert_eq!(client.read_until_closed(), [Packet::connack(1)], "{name} {level}");
     }
     for name in ["", "MQT", "mqtt", "MQTTX", "MQISDP", "HTTP"] {
         let mut client = Client::open(gateway.addresses().mqtt);
@@ -100,13 +96,13 @@ fn a_client_id_that_names_no_device_is_refused_with_2() {
     ] {
         let mut client = Client::open(gateway.addresses().mqtt);
         client.send(&Connect::new(id).packet());
-        // What comes behind a refused CONNECT is never served.
+        // Packets behind a refused CONNECT are ignored.
         client.try_send(&PINGREQ);
-        assert_eq!(client.read_until_closed(), [connack(2)], "{id:?}");
+        assert_eq!(client.read_until_closed(), [Packet::connack(2)], "{id:?}");
     }
 }
 
-/// A CONNECT that is broken in one place, by the rule it breaks.
+/// Malformed CONNECTs, by the rule they break.
 fn broken_connects() -> Vec<(&'static str, Vec<u8>)> {
     let id = client_id(1);
     let id = id.as_bytes();
@@ -165,7 +161,7 @@ fn a_packet_before_connect_closes_at_its_first_byte() {
     assert_eq!(client.read_until_closed(), []);
 }
 
-/// Packets that end a connection that is let in, by the rule they break.
+/// Packets that close an accepted connection, by the rule they break.
 fn broken_packets() -> Vec<(&'static str, Vec<u8>)> {
     let id_1 = [0, 1];
     let with_qos = |qos: u8| packet(SUBSCRIBE, &[&id_1[..], &length_prefixed(b"a"), &[qos]].concat());
@@ -232,7 +228,7 @@ fn a_broken_packet_closes_the_connection_and_nothing_behind_it_is_served() {
         client.send(&[&bytes[..], &PINGREQ].concat());
         assert_eq!(client.read_until_closed(), [], "{rule}: {bytes:02x?}");
     }
-    // One device's mistake is nobody else's.
+    // Other devices are not affected.
     log_in(gateway.addresses().mqtt, 2).assert_nothing_pending();
 }
 
@@ -291,7 +287,7 @@ fn packets_may_be_split_at_any_byte() {
     for at in 1..script.bytes.len() {
         let mut client = Client::open(gateway.addresses().mqtt);
         client.send(&script.bytes[..at]);
-        // What is complete so far is answered before the rest is sent, so that the two parts are two reads.
+        // The first part is answered before the rest is sent, so that the two parts are two reads.
         let before = script.answers_within(at);
         let mut found: Vec<_> = (0..before).map(|_| client.packet()).collect();
         client.send(&script.bytes[at..]);
@@ -314,7 +310,7 @@ fn many_packets_may_come_in_one_segment() {
     assert!(found == script.answers);
 }
 
-/// A connection's bytes and what must come back.
+/// The bytes of a connection, and the expected answer.
 struct Script {
     bytes: Vec<u8>,
     answers: Vec<Packet>,
@@ -336,7 +332,7 @@ impl Script {
 
 fn script(rounds: u16) -> Script {
     let mut script = Script { bytes: Vec::new(), answers: Vec::new(), ends: Vec::new() };
-    script.push(&Connect::new(&client_id(1)).packet(), connack(0));
+    script.push(&Connect::new(&client_id(1)).packet(), Packet::connack(0));
     for id in 1..=rounds {
         script.bytes.extend(publish("t", b"not JSON"));
         let [high, low] = id.to_be_bytes();
@@ -359,7 +355,7 @@ fn a_packet_over_max_payload_size_closes_and_one_of_that_size_does_not() {
         client.try_send(&PINGREQ);
         assert_eq!(client.read_until_closed(), [], "{limit}");
 
-        // It is closed as soon as its length is known.
+        // The connection is closed as soon as the length is known.
         let mut client = log_in(gateway.addresses().mqtt, 1);
         client.send(&sized(limit + 1)[..6]);
         assert_eq!(client.read_until_closed(), [], "{limit}");

@@ -1,5 +1,5 @@
-//! What devices, consoles and chat servers were given by the Node.js gateway is what they get here: its algorithms, by
-//! vectors that were computed elsewhere. Upgrade headers and `.env` are held to the same file beside their code.
+//! The algorithms of the Node.js gateway, which devices, consoles and chat servers depend on, by
+//! vectors computed with Node.js. Unit tests check upgrade headers and `.env` with the same file.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! What packages and containers bring along fits the program: files, variables, and a question for the health check.
+//! Packages and containers match the program: files, variables, and the health check.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used)]
@@ -80,7 +80,7 @@ fn every_packaged_file_exists() {
             copied.push(*source);
         }
     }
-    // Cargo builds nothing while a target that the manifest names has no file. Tests are found, not named.
+    // Cargo builds nothing if a target in the manifest has no file. Tests are discovered, not listed.
     for target in metadata["packages"][0]["targets"].as_array().unwrap() {
         let path = Path::new(target["src_path"].as_str().unwrap()).strip_prefix(ROOT).unwrap();
         let folder = path.iter().next().unwrap().to_str().unwrap();
@@ -93,7 +93,7 @@ fn every_packaged_file_exists() {
 
 #[test]
 fn the_openwrt_script_starts_and_reloads_the_gateway() {
-    // What procd's own functions are told.
+    // The arguments of procd's functions.
     let stub = "for name in open_instance set_param close_instance send_signal; do \
                 eval \"procd_$name() { echo $name \\\"\\$@\\\"; }\"; done; \
                 . config/openwrt/mqtt-websocket-proxy.init; start_service; reload_service; echo \"$USE_PROCD\"";

@@ -14,7 +14,7 @@ use support::process::Folder;
 use support::tls::{CertificateAuthority, CertifiedKey, new_key};
 use support::{config, gateway_with};
 
-/// A folder with the authority's certificate, and a gateway with an echo server that serves this certificate.
+/// A folder with the CA file, and a gateway with an echo server and this certificate.
 fn with_tls_gateway(
     authority: &CertificateAuthority,
     pair: &CertifiedKey,
@@ -78,7 +78,7 @@ fn a_refused_certificate_is_explained() {
     }
 }
 
-/// A gateway serves no expired certificate from the start, but one that it began with may expire meanwhile.
+/// A gateway does not start with an expired certificate, but a certificate can expire while it runs.
 #[test]
 fn an_expired_certificate_is_reported() {
     let authority = CertificateAuthority::new();

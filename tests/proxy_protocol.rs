@@ -1,4 +1,4 @@
-//! Balancers in front: the PROXY protocol byte by byte, and a real HAProxy with two gateways behind it.
+//! Load balancers: the PROXY protocol byte by byte, and HAProxy in front of two gateways.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
@@ -19,7 +19,7 @@ use support::mqtt::{Client, Connect, PacketError};
 use support::{TIMEOUT, gateway_with};
 
 const NO_SERVERS: [&str; 0] = [];
-/// Where balancers are, in these tests; and somebody who is none.
+/// The address of the balancer in these tests, and one that is not a balancer.
 const BALANCER: [u8; 4] = [127, 0, 0, 5];
 const NOT_A_BALANCER: [u8; 4] = [127, 0, 0, 6];
 
@@ -44,7 +44,7 @@ fn v2_header(command: u8, client: [u8; 4], more: &[u8]) -> Vec<u8> {
     header
 }
 
-/// A connection from the balancer that has said this.
+/// A connection from the balancer that has sent this.
 fn connect_with_header(gateway: &Running, header: &[u8]) -> TcpStream {
     let mut tcp = connect_from(BALANCER, gateway.addresses().mqtt);
     tcp.set_nodelay(true).unwrap();
@@ -75,7 +75,7 @@ fn the_client_address_of_the_header_is_used() {
     {
         let mut log = LogCapture::containing("192.0.2.7:4242");
         let number = number as u8;
-        // Header, CONNECT and hello in one piece.
+        // Header, CONNECT and hello in one write.
         let mut bytes = header.clone();
         bytes.extend(Connect::new(&client_id(number)).packet());
         let mut mqtt = Client::from(connect_with_header(&gateway, &bytes));
@@ -111,7 +111,7 @@ fn a_header_may_be_split_at_any_byte() {
 #[test]
 fn who_must_and_who_must_not_send_a_proxy_header() {
     let gateway = gateway(&NO_SERVERS, |_| {});
-    // Elsewhere nothing has changed, and a header is no MQTT.
+    // Other addresses are served as usual, and a header from them is invalid MQTT.
     device_from(NOT_A_BALANCER, gateway.addresses().mqtt, 1).mqtt.assert_nothing_pending();
     for header in [v1_header("192.0.2.7"), v2_header(1, [192, 0, 2, 7], &[])] {
         let mut tcp = connect_from(NOT_A_BALANCER, gateway.addresses().mqtt);
@@ -119,7 +119,7 @@ fn who_must_and_who_must_not_send_a_proxy_header() {
         tcp.write_all(&header).unwrap();
         assert_closed(tcp);
     }
-    // The balancer must send one, and one that is right.
+    // The balancer must send a valid header.
     let mut log = LogCapture::containing("[127.0.0.5]");
     let long = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"[..], &[0; 300]].concat();
     let endless = [b"PROXY TCP4 ".to_vec(), vec![b'1'; 300]].concat();
@@ -141,7 +141,7 @@ fn a_health_check_is_neither_counted_nor_logged() {
     for bytes in [&b""[..], b"PROXY UNKNOWN\r\n", &v2_header(0, [0; 4], &[]), b"PROXY TC"] {
         drop(connect_with_header(&gateway, bytes));
     }
-    // One that goes on to be a device is known by its own address.
+    // A device behind such a header has the balancer's own address.
     let mut tcp = connect_with_header(&gateway, &v2_header(0, [192, 0, 2, 9], &[]));
     tcp.write_all(&Connect::new(&client_id(3)).packet()).unwrap();
     assert_eq!(Client::from(tcp).packet().body, [0, 0]);
@@ -176,11 +176,11 @@ fn limits_count_clients_and_not_the_balancer() {
     assert_eq!(log_in("192.0.2.3", 90).0, 3);
     drop(all);
     support::host::wait_until("room again", || log_in("192.0.2.3", 91).0 == 0);
-    // A client that says nothing has a bounded number of connections too.
+    // A client that sends nothing has a bounded number of connections too.
     let mut idle: Vec<_> =
         (0..20).map(|_| Client::from(connect_with_header(&gateway, &v1_header("192.0.2.200")))).collect();
     assert_eq!(idle.pop().unwrap().packet_within(TIMEOUT), Err(PacketError::Closed));
-    // Failed logins are paid for by who failed.
+    // Failed logins delay only the client that failed.
     let fail = |client: &str| {
         let mut mqtt = Client::from(connect_with_header(&gateway, &v1_header(client)));
         let start = std::time::Instant::now();
@@ -224,7 +224,7 @@ struct HaProxy {
 }
 
 impl HaProxy {
-    /// In front of these gateways; none where HAProxy is not installed.
+    /// In front of these gateways; `None` if HAProxy is not installed.
     fn start(gateways: &[Running; 2], version: &str) -> Option<Self> {
         let [mqtt, mqtts] = [(); 2].map(|()| support::closed_port());
         let sample = include_str!("../config/haproxy.cfg");
@@ -271,7 +271,7 @@ impl Drop for HaProxy {
     }
 }
 
-/// A device at this address, once it gets through.
+/// A device that connects to this address as soon as it is possible.
 fn device_through(balancer: &HaProxy, n: u8) -> Option<Device> {
     let tcp = connect_from([127, 0, 1, n], balancer.mqtt);
     let mut mqtt = Client::from(tcp);
@@ -303,15 +303,15 @@ fn two_gateways_behind_haproxy_and_one_of_them_dies() {
             assert_eq!(peer.upgrade().header("x-forwarded-for"), Some(&*format!("127.0.1.{n}")), "{version}");
             peer.exchange_hello("s");
             let mut call = device.hello_reply();
-            // Each gateway tells its own UDP endpoint, and audio goes there directly.
+            // Each gateway gives its own UDP address, and audio goes there directly.
             let place = gateways.iter().position(|gateway| gateway.addresses().udp == call.gateway).unwrap();
-            // Three in a row: the audio of these tests comes from an address of its own.
+            // Three in a row: the audio of these tests comes from another address.
             (1..=3).for_each(|n| call.send(n, b"\x58a"));
             assert!(peer.binary().ends_with(b"\x58a"));
             at[place].push((n, device, peer));
         }
         assert!(at.iter().all(|devices| !devices.is_empty()), "all devices at one gateway");
-        // The first dies with its calls; its devices find the other one, where those who were there stay.
+        // The first gateway is killed; its devices reach the other one, whose own devices stay connected.
         let [first, second] = gateways;
         let [lost, kept] = &mut at;
         let mut moved = Vec::new();

@@ -1,4 +1,4 @@
-//! The README, in both languages, says what the program does: keys and defaults, variables, arguments, files and links.
+//! The README in both languages agrees with the program: keys and defaults, variables, arguments, files and links.
 
 #![allow(clippy::unwrap_used)]
 
@@ -51,7 +51,7 @@ fn table(page: &str, first: &str) -> Vec<Vec<String>> {
     table
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn code_spans(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
@@ -60,7 +60,7 @@ fn code_spans(cell: &str) -> Vec<&str> {
 fn keys(schema: &Value, path: &str, into: &mut Vec<(String, Value, bool)>) {
     for (key, property) in schema["properties"].as_object().unwrap() {
         let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        // For editors, and for another program.
+        // For editors, and for another gateway.
         if path == "$schema" || path == "gateway" {
             continue;
         }
@@ -194,7 +194,7 @@ fn pages() -> Vec<String> {
     pages
 }
 
-/// What a link to each head of a page is called.
+/// The anchors of a page's headings.
 fn heading_anchors(page: &str) -> Vec<String> {
     let prose: String = page.split("```").step_by(2).collect();
     let heads = prose.lines().filter(|line| line.starts_with('#'));
@@ -260,7 +260,7 @@ fn the_commands_of_the_pages_exist() {
     assert!(seen >= 15, "{seen}");
 }
 
-/// What the tables quote of the log and of the probe stands in the source; `...` is where something is filled in.
+/// Messages of log and probe that are quoted in tables occur in the source; `...` stands for a value.
 #[test]
 fn messages_quoted_in_troubleshooting_exist() {
     fn all(folder: &Path) -> String {

@@ -10,7 +10,7 @@ use std::fs;
 use serde_json::{Value, json};
 use support::chat_server::{ChatServer, Peer, audio_frame};
 use support::device::{Device, HELLO, client_id, mac};
-use support::mqtt::{CONNACK, Client, Connect, Packet};
+use support::mqtt::{Client, Connect};
 use support::process::{Folder, Process};
 
 struct Fixture {
@@ -19,7 +19,7 @@ struct Fixture {
     config: Value,
 }
 
-/// A gateway with these chat servers and otherwise quiet defaults.
+/// A gateway with these chat servers.
 fn fixture(servers: &[&ChatServer]) -> Fixture {
     let urls: Vec<String> = servers.iter().map(|server| server.url()).collect();
     let config = json!({
@@ -38,7 +38,7 @@ impl Fixture {
         fs::write(self.folder.0.join("gateway.json"), text).unwrap();
     }
 
-    /// Sets a dotted key, sends SIGHUP, and waits for what the gateway says to it.
+    /// Sets a dotted key, sends SIGHUP, and waits for the log line of the reload.
     fn set(&mut self, key: &str, value: Value) -> String {
         self.config[key.split_once('.').unwrap().0][key.split_once('.').unwrap().1] = value;
         self.reload(&self.config.to_string())
@@ -55,7 +55,7 @@ impl Fixture {
     }
 }
 
-/// The call takes text and audio both ways.
+/// Text and audio pass both ways.
 fn assert_undisturbed(device: &mut Device, call: &mut support::audio::Call, peer: &mut Peer) {
     call.send(1, b"\x58a");
     assert_eq!(peer.binary(), audio_frame(1, b"\x58a"));
@@ -75,7 +75,7 @@ fn a_bad_file_changes_nothing_and_says_why() {
     let good = fixture.config.clone();
     let with = |key: &str, value: Value| {
         let mut config = good.clone();
-        // Something else that is new and right must not be applied either.
+        // A valid change in the same file must not be applied either.
         config["websocket"]["production_servers"] = json!([second.url()]);
         config["websocket"][key] = value;
         config.to_string()
@@ -84,13 +84,16 @@ fn a_bad_file_changes_nothing_and_says_why() {
         ("", "line 1"),
         ("{", "line 1"),
         ("[]", "object"),
+        (r#"{"mqtt":{"max_connections":0}}"#, "gateway.json: mqtt.max_connections: found 0"),
+        // Without its list of servers.
+        ("{}", "websocket.production_servers"),
         (&with("max_call", json!(1)), "websocket.max_call"),
         (&with("max_calls", json!("many")), "websocket.max_calls"),
         (&with("ping_interval_s", json!(-1)), "websocket.ping_interval_s"),
         (&with("development_mac_addresses", json!(["x"])), "websocket.development_mac_addresses[0]"),
         (&with("ca_file", json!("nothing.pem")), "websocket.ca_file"),
         (&with("production_servers", json!(["http://x"])), "websocket.production_servers[0]"),
-        // To empty a list in use is refused like any bad file, and the echo is chosen at start only.
+        // A list in use cannot be emptied: the echo server is chosen at start only.
         (&with("production_servers", json!([])), "websocket.production_servers"),
     ] {
         let line = fixture.reload(text);
@@ -134,8 +137,7 @@ fn changes_that_need_no_restart_apply_at_once() {
 
     fixture.set("mqtt.signature_key", json!("key"));
     let mut client = Client::open(fixture.process.mqtt());
-    client.send(&Connect::signed(&client_id(8), "other").packet());
-    assert_eq!(client.packet(), Packet { first: CONNACK, body: vec![0, 4] });
+    assert_eq!(client.connack_code(&Connect::signed(&client_id(8), "other")), 4);
     Client::log_in(fixture.process.mqtt(), &Connect::signed(&client_id(8), "key"));
     fixture.set("mqtt.signature_key", json!(""));
 
@@ -147,8 +149,7 @@ fn changes_that_need_no_restart_apply_at_once() {
 
     fixture.set("mqtt.max_connections", json!(1));
     let mut client = Client::open(fixture.process.mqtt());
-    client.send(&Connect::new(&client_id(10)).packet());
-    assert_eq!(client.packet().body, [0, 3]);
+    assert_eq!(client.connack_code(&Connect::new(&client_id(10))), 3);
     fixture.set("mqtt.max_connections", json!(100));
 
     fixture.set("mcp.enabled", json!(true));
@@ -157,7 +158,7 @@ fn changes_that_need_no_restart_apply_at_once() {
 
     assert_undisturbed(&mut device, &mut call, &mut peer);
 
-    // Settings of calls reach those that are up already: here the pause before a redial.
+    // Settings also apply to existing calls: here the pause before a redial.
     fixture.config["websocket"]["reconnect"] = json!({"initial_ms": 20, "max_ms": 20});
     let line = fixture.set("logging.level", json!("debug"));
     assert!(
@@ -187,7 +188,7 @@ fn ports_are_named_as_needing_a_restart() {
     let mut device = fixture.connect(20);
     let (call, _peer) = device.call(&server);
     assert_eq!(call.reply["udp"]["server"], "127.0.0.1");
-    // Both kinds in one file: what can be applied is.
+    // Both kinds in one file: what needs no restart is applied.
     fixture.config["mqtt"]["host"] = json!("127.0.0.1");
     let line = fixture.set("mqtt.max_connections", json!(50));
     assert!(line.contains("applied: mqtt.max_connections; needs restart: udp.host, udp.public_ip"), "{line}");
@@ -217,7 +218,7 @@ fn the_port_of_a_file_needs_a_restart() {
 fn the_echo_is_chosen_at_start_only() {
     let server = ChatServer::start();
     let mut fixture = fixture(&[]);
-    // Nobody is configured: the device hears itself.
+    // No server is configured: the echo server answers.
     let mut device = fixture.connect(30);
     device.send_text(HELLO);
     let mut call = device.hello_reply();
@@ -228,7 +229,7 @@ fn the_echo_is_chosen_at_start_only() {
     call.send(0, b"\x58a");
     device.mqtt.send(&support::mqtt::PINGREQ);
     fixture.connect(31).call(&server);
-    // And there is no way back.
+    // Going back is refused.
     let line = fixture.set("websocket.production_servers", json!([]));
     assert!(line.contains("nothing changes") && line.contains("websocket.production_servers"), "{line}");
     fixture.connect(32).call(&server);

@@ -1,4 +1,4 @@
-//! A device's MQTT connection is lost in mid-call.
+//! A device's MQTT connection is lost during a call, and another one takes the call over.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use mqtt_websocket_proxy::net::Running;
 use serde_json::json;
 use support::audio::Call;
-use support::chat_server::{ChatServer, Peer, audio_frame};
+use support::chat_server::{ChatServer, Message, Peer, audio_frame};
 use support::device::{Device, client_id};
 use support::host::device_from;
 use support::log_capture::{LogCapture, log_field};
-use support::mqtt::{Client, Connect, DISCONNECT, PacketError};
+use support::mqtt::{Client, Connect, DISCONNECT, PacketError, publish};
 use support::{gateway, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -77,7 +77,7 @@ fn a_new_connection_takes_over_the_call_however_the_old_one_ended() {
         assert_goes_on(&mut device, &mut call, &mut peer);
         if let Some(mut old) = old {
             assert_eq!(old.packet_within(support::TIMEOUT), Err(PacketError::Closed), "{how}");
-            // Its late end is not the new one's.
+            // Closing it late does not affect the new one.
             drop(old);
         }
         assert_goes_on(&mut device, &mut call, &mut peer);
@@ -110,13 +110,13 @@ fn a_device_may_come_back_from_another_address() {
     let Fixture { gateway, device, mut call, mut peer, .. } = fixture(3, 5000);
     device.mqtt.reset();
     let mut device = device_from([127, 0, 0, 3], gateway.addresses().mqtt, 3);
-    // Its audio comes from there too, and is believed at once.
+    // Its audio comes from there too, and is accepted at once.
     call.udp = std::net::UdpSocket::bind(("127.0.0.3", 0)).unwrap();
     assert_goes_on(&mut device, &mut call, &mut peer);
 }
 
 #[test]
-fn a_new_hello_after_a_lost_connection_starts_afresh() {
+fn a_new_hello_after_a_lost_connection_starts_a_new_call() {
     let Fixture { gateway, server, device, call, mut peer, .. } = fixture(4, 5000);
     device.mqtt.reset();
     let mut device = Device::connect(gateway.addresses().mqtt, 4);
@@ -172,8 +172,11 @@ fn without_grace_a_replaced_connection_ends_its_call_at_once() {
 #[test]
 fn disconnect_ends_the_call_at_once() {
     let Fixture { gateway, mut device, mut peer, .. } = fixture(8, 5000);
-    device.mqtt.send(&DISCONNECT);
+    let listen = publish("device-server", br#"{"type":"listen","state":"stop"}"#);
+    device.mqtt.send(&[&listen[..], &DISCONNECT].concat());
+    assert_eq!(peer.json()["type"], "listen", "what was sent before is forwarded");
     peer.expect_close(1000);
+    assert_eq!(device.mqtt.read_until_closed(), []);
     let mut device = Device::connect(gateway.addresses().mqtt, 8);
     device.send_text(r#"{"type":"abort","session_id":"server-session"}"#);
     device.expect_goodbye("server-session");
@@ -184,6 +187,7 @@ fn a_protocol_error_ends_the_call_at_once() {
     let Fixture { gateway: _gateway, mut device, mut peer, mut log, .. } = fixture(9, 5000);
     device.mqtt.send(&[0x3f, 0]);
     peer.expect_close(1000);
+    assert_eq!(device.mqtt.read_until_closed(), []);
     assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "device_error");
 }
 
@@ -220,7 +224,7 @@ fn too_much_text_for_an_absent_device_ends_the_call() {
     log.wait_for_line("connection lost in a call");
     let text = json!({"type": "custom", "filler": "x".repeat(10_000)}).to_string();
     for _ in 0..40 {
-        // The gateway may hang up in the middle.
+        // The gateway may close the connection meanwhile.
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| peer.send_text(&text)));
     }
     assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "overflow");
@@ -242,7 +246,7 @@ fn packets_right_behind_connect_belong_to_the_call() {
     let Fixture { gateway, device, mut peer, .. } = fixture(14, 5000);
     drop(device);
     let mut mqtt = Client::open(gateway.addresses().mqtt);
-    let listen = support::mqtt::publish("device-server", br#"{"type":"listen","state":"stop"}"#);
+    let listen = publish("device-server", br#"{"type":"listen","state":"stop"}"#);
     mqtt.send(&[Connect::new(&client_id(14)).packet(), listen].concat());
     assert_eq!(mqtt.packet().body, [0, 0]);
     assert_eq!(peer.json()["type"], "listen");
@@ -263,4 +267,26 @@ fn a_call_that_is_still_being_set_up_survives_too() {
     call.send(0, b"\x58a");
     peer.binary();
     assert_goes_on(&mut device, &mut call, &mut peer);
+}
+
+/// A race that happened once: DISCONNECT had arrived, but a write found the connection reset before it was read, so the
+/// call was kept for `resume_grace_s`.
+#[test]
+fn a_disconnect_before_a_reset_is_not_lost_to_a_failed_write() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    for round in 0..300 {
+        let mut device = Device::connect(gateway.addresses().mqtt, 16);
+        let (_call, mut peer) = device.call(&server);
+        peer.send_text(r#"{"type":"llm"}"#);
+        device.mqtt.send(&DISCONNECT);
+        device.mqtt.reset();
+        loop {
+            match peer.message_within(MS(5000)) {
+                Some(Message::Close(Some(1000))) => break,
+                Some(Message::Text(_)) => {}
+                other => panic!("{other:?} in round {round}: the call is kept"),
+            }
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! What a service manager hears (sd_notify(3)), on a socket that plays systemd's.
+//! Notifications to the service manager (sd_notify(3)), on a socket that replaces systemd's.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
@@ -15,13 +15,13 @@ use support::TIMEOUT;
 use support::device::Device;
 use support::process::Folder;
 
-/// Pings every 100 ms are asked for.
+/// The watchdog interval asks for a ping every 100 ms.
 const WATCHDOG: (&str, &str) = ("WATCHDOG_USEC", "200000");
 
 struct NotifySocket(UnixDatagram);
 
 impl NotifySocket {
-    /// On a name without a file, as containers have it.
+    /// An abstract socket, as in containers.
     fn bind_abstract(name: &str) -> Self {
         let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
         Self(manager)
@@ -66,7 +66,7 @@ fn ready_watchdog_reloading_and_stopping_are_notified() {
     (0..3).for_each(|_| drop(manager.wait_for_line("WATCHDOG=1")));
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 
-    // A loop that does not turn is silent.
+    // A loop that hangs sends nothing.
     process.signal("STOP");
     while manager.message_within(Duration::from_millis(400)).is_some() {}
     process.signal("CONT");
@@ -116,7 +116,7 @@ fn no_ready_without_a_start_and_no_watchdog_unless_requested() {
     assert_eq!(manager.message_within(Duration::from_millis(500)), None);
     drop(process);
 
-    // A manager that is not there is a warning, no more.
+    // A missing service manager only causes a warning.
     let mut process = folder.start("-c gateway.json", &[("NOTIFY_SOCKET", "/nonexistent/notify")]);
     process.wait_for_line("NOTIFY_SOCKET");
     Device::connect(process.mqtt(), 1);

@@ -1,20 +1,19 @@
-//! Tests of docs/security.md that have no better place: what a peer writes must not become a header, a line of the log or
-//! an address, and no secret leaves the process.
+//! Threats of docs/security.md that no other file tests: text of a peer must not become a header, a log line or an address,
+//! and no secret leaves the process.
 
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 
 use data_encoding::{BASE64, BASE64_NOPAD, BASE64URL, BASE64URL_NOPAD, HEXLOWER};
 use serde_json::{Value, json};
-use support::TIMEOUT;
 use support::audio::Call;
 use support::chat_server::{ChatServer, Message, Peer};
 use support::device::{Device, HELLO, client_id, mac};
+use support::http::{RawClient, Reply, raw_request};
 use support::mqtt::{Client, Connect, password, user_name};
 use support::process::{Folder, Process};
 
@@ -59,11 +58,11 @@ fn client_ids_and_user_names_inject_no_header_and_no_log_line() {
             assert!(if control == "\0" { code.is_none() } else { code == Some(2) }, "{id:?}: {answer:?}");
         }
     }
-    // One that would be most of each line is refused.
+    // A very long one is refused.
     let mut client = Client::open(process.mqtt());
     client.send(&Connect::new(&id(&"g".repeat(300), "uuid")).packet());
     assert_eq!(client.read_until_closed().first().map(|packet| packet.body[1]), Some(2));
-    // These are let in, and stay where they belong.
+    // These are accepted, and stay in their field.
     for (n, (client_id, user_name)) in [
         (id("group: a", "b: c; d, e"), user_name()),
         (id("\u{7ec4}\u{2028}x", "uuid"), user_name()),
@@ -105,9 +104,9 @@ fn what_a_chat_server_writes_stays_short_and_in_its_line() {
     });
     let folder = Folder::new().with_file("gateway.json", file.to_string());
     let process = folder.start("-c gateway.json", &[("API_TOKEN", TOKEN)]);
-    let api = api_of(&process);
+    let api = process.api();
     let mut device = Device::connect(process.mqtt(), 1);
-    // An answer to the upgrade, 7 KiB long, that goes on at the left.
+    // A response of 7 KiB to the upgrade, with characters that change the direction of text.
     let (long, odd) = ("x".repeat(3500), "\u{202e}\u{85}\u{2028}");
     for head in [
         format!("HTTP/1.1 500 {long}{long}\r\n\r\n"),
@@ -128,14 +127,14 @@ fn what_a_chat_server_writes_stays_short_and_in_its_line() {
         peer.exchange_hello(&id);
         let call = device.hello_reply();
         assert_eq!(call.session_id.len(), 36, "{:.40}", call.session_id);
-        shown += &http_request(api, "GET /api/sessions", TOKEN);
+        shown += &http_request(api, "GET", "/api/sessions", TOKEN).body;
         assert!(shown.contains(&call.session_id));
-        // The reason of a Close frame is told to nobody.
+        // The reason of a Close frame is not shown anywhere.
         peer.frame(8, &[&1000_u16.to_be_bytes()[..], odd.repeat(15).as_bytes()].concat());
         while device.json()["type"] != "goodbye" {}
     }
-    shown += &http_request(api, "GET /api/errors", TOKEN);
-    shown += &http_request(api, "GET /metrics", TOKEN);
+    shown += &http_request(api, "GET", "/api/errors", TOKEN).body;
+    shown += &http_request(api, "GET", "/metrics", TOKEN).body;
     process.signal("TERM");
     let (_, lines) = process.end();
     assert!(lines.len() > 10 && lines.iter().all(|line| line.len() < 1000), "{lines:#?}");
@@ -159,7 +158,7 @@ fn only_the_configuration_decides_where_the_gateway_connects() {
     let status = "HTTP/1.1 302 Found";
     peer.send_raw(format!("{status}\r\nLocation: {url}\r\nContent-Length: 0\r\n\r\n").as_bytes());
     while device.json()["type"] != "goodbye" {}
-    // A device names servers in its hello, and a chat server in its own.
+    // A device and a chat server name other servers in their hellos.
     let named = json!({
         "type": "hello", "version": 3, "transport": "udp", "url": url, "server": url, "websocket": {"url": url},
         "udp": {"server": elsewhere.addr.ip().to_string(), "port": elsewhere.addr.port()},
@@ -179,21 +178,8 @@ fn only_the_configuration_decides_where_the_gateway_connects() {
     assert!(elsewhere.is_idle());
 }
 
-/// Where operators call.
-fn api_of(process: &Process) -> SocketAddr {
-    let line = process.seen.iter().find(|line| line.contains("management API on ")).unwrap();
-    line.split("management API on ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap()
-}
-
-/// What an operator sees.
-fn http_request(api: SocketAddr, line: &str, token: &str) -> String {
-    let mut stream = TcpStream::connect(api).unwrap();
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-    let head = "Content-Length: 0\r\nConnection: close\r\n\r\n";
-    write!(stream, "{line} HTTP/1.1\r\nHost: {api}\r\nAuthorization: Bearer {token}\r\n{head}").unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    String::from_utf8(answer).unwrap()
+fn http_request(api: SocketAddr, method: &str, path: &str, token: &str) -> Reply {
+    RawClient::round_trip(api, &raw_request(method, path, token, ""))
 }
 
 fn bearer_token(peer: &mut Peer) -> String {
@@ -201,7 +187,7 @@ fn bearer_token(peer: &mut Peer) -> String {
     request.header("authorization").unwrap().strip_prefix("Bearer ").unwrap().to_owned()
 }
 
-/// How these bytes may be written.
+/// The encodings of these bytes.
 fn encodings(secret: &[u8]) -> Vec<String> {
     let mut all = vec![HEXLOWER.encode(secret)];
     all.extend([BASE64, BASE64URL, BASE64_NOPAD, BASE64URL_NOPAD].map(|base64| base64.encode(secret)));
@@ -227,16 +213,16 @@ fn no_secret_is_in_the_log_or_the_api_in_any_encoding() {
     let folder = Folder::new().with_file("gateway.json", file.to_string());
     let variables = [("MQTT_SIGNATURE_KEY", KEY), ("SERVER_SECRET", SECRET), ("API_TOKEN", TOKEN)];
     let process = folder.start("-c gateway.json -l trace", &variables);
-    let api = api_of(&process);
+    let api = process.api();
     let mut secrets: Vec<Vec<u8>> = [KEY, SECRET, TOKEN, "url-Secret-20"].map(|text| text.into()).into();
 
-    // Logins and tokens that are wrong, and those that are right.
+    // Wrong and valid logins and tokens.
     let id = client_id(1);
     let wrong = Connect { password: Some(b"wrong-Password-21".to_vec()), ..Connect::new(&id) };
     let mut client = Client::open(process.mqtt());
     client.send(&wrong.packet());
     client.read_until_closed();
-    assert!(http_request(api, "GET /api/sessions", "wrong-Token-22").starts_with("HTTP/1.1 401"));
+    assert_eq!(http_request(api, "GET", "/api/sessions", "wrong-Token-22").status, 401);
     secrets.extend(["wrong-Password-21", "wrong-Token-22"].map(|text| text.into()));
     secrets.push(password(KEY, &id, &user_name()).into());
     let mqtt = Client::log_in(process.mqtt(), &Connect::signed(&id, KEY));
@@ -279,10 +265,10 @@ fn no_secret_is_in_the_log_or_the_api_in_any_encoding() {
         "POST /api/reload",
         "GET /nowhere",
     ] {
-        let answer = http_request(api, line, TOKEN);
-        let status = if line.ends_with("nowhere") { "HTTP/1.1 404" } else { "HTTP/1.1 200" };
-        assert!(answer.starts_with(status), "{line}: {answer}");
-        all += &answer;
+        let (method, path) = line.split_once(' ').unwrap();
+        let reply = http_request(api, method, path, TOKEN);
+        assert_eq!(reply.status, if path == "/nowhere" { 404 } else { 200 }, "{line}: {reply:?}");
+        all += &(reply.head + &reply.body);
     }
     device.send_text(r#"{"type":"goodbye"}"#);
     process.signal("HUP");
@@ -292,12 +278,12 @@ fn no_secret_is_in_the_log_or_the_api_in_any_encoding() {
     assert!(lines.iter().any(|line| line.contains("[DEBUG]")), "{lines:#?}");
     all += &lines.join("\n");
     all += &fs::read_to_string(folder.0.join("gateway.log")).unwrap();
-    // What the sub-commands print, too.
+    // The output of the subcommands too.
     for line in ["config show", "config check", "check"] {
         let output = folder.run(&format!("{line} -c gateway.json"), &variables);
         all += &String::from_utf8_lossy(&[output.stdout, output.stderr].concat());
     }
-    // A token's signature alone would do.
+    // A token's signature is secret too.
     let signatures: Vec<_> = secrets
         .iter()
         .filter_map(|secret| std::str::from_utf8(secret).ok()?.split_once('.'))

@@ -1,4 +1,4 @@
-//! What takes seconds by its nature. All of it waits at the same time.
+//! Timeouts that take seconds. One test runs all cases in parallel.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,31 +12,44 @@ use mqtt_websocket_proxy::config::Config;
 use serde_json::json;
 use support::chat_server::{ChatServer, Message, audio_frame};
 use support::device::{Device, HELLO, client_id, mac};
+use support::faulty_server::{STALLING_FAULTS, ServerFault, assert_failure_alert, start_faulty_server};
 use support::log_capture::{LogCapture, log_field};
-use support::mqtt::{Client, Connect, PINGREQ, PacketError};
+use support::mqtt::{Client, Connect, PINGREQ, PINGRESP, Packet, PacketError, publish};
 use support::parallel::run_in_parallel;
 use support::process::Folder;
-use support::{gateway, gateway_with};
+use support::{TIMEOUT, gateway, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
+
+// Cases that read the log have a device number of their own: the log is read by client id.
+
+/// The device gives up 10 s after its hello; the gateway answers before 9 s.
+const HELLO_REPLY_DEADLINE: Duration = Duration::from_secs(9);
 
 #[test]
 fn timeouts_run_in_parallel() {
     run_in_parallel(&[
-        ("settled", a_call_up_for_ten_seconds_restarts_at_the_shortest_backoff),
-        ("flapping", a_flapping_chat_server_is_dialled_with_growing_backoff),
-        ("silent dial", a_chat_server_that_takes_dials_but_never_answers_is_passed_over),
-        ("stalled TLS", a_stalled_tls_handshake_is_passed_over),
+        ("backoff reset", a_call_up_for_ten_seconds_restarts_at_the_shortest_backoff),
+        ("backoff", a_flapping_chat_server_is_dialled_with_growing_backoff),
+        ("silent redial", a_redial_that_gets_no_answer_is_given_up_after_three_seconds),
+        ("stalled, alone", a_stalled_server_alone_costs_the_call_but_the_device_is_answered),
+        ("stalled, four", four_stalled_servers_cost_the_call_but_the_device_is_answered),
+        ("stalled, with another", a_stalled_server_is_abandoned_for_the_next),
+        ("no server", a_hello_is_answered_when_no_server_can_be_dialled),
+        ("dial queue", no_call_waits_for_a_free_dial_past_its_own_deadline),
+        ("hello resent", a_chat_server_that_does_not_answer_our_hello_gets_it_once_more),
+        ("no hello", a_chat_server_that_never_says_hello_is_passed_over),
+        ("text, no hello", a_chat_server_that_speaks_but_says_no_hello_gets_the_call),
         ("no CONNECT", a_connection_without_connect_is_closed_after_ten_seconds),
-        ("hello again", a_chat_server_that_does_not_answer_our_hello_gets_it_once_more),
-        ("greeting", a_chat_server_that_never_says_hello_is_passed_over),
-        ("hold", speech_waits_two_seconds_for_the_first_datagram),
-        ("hold audio", audio_without_a_device_address_is_dropped_and_logged_once),
-        ("adopted", another_ip_is_adopted_when_the_device_is_silent),
-        ("discovery", tool_discovery_without_an_answer_times_out),
-        ("keep alive", keep_alive_counts_what_comes_in_only),
-        ("watched", the_configuration_file_is_watched),
-        ("dials", no_call_waits_for_a_free_dial_past_its_own_deadline),
+        ("keep alive", a_silent_device_is_closed_after_one_and_a_half_keep_alives),
+        ("keep alive, bytes", each_received_byte_restarts_the_keep_alive),
+        ("keep alive 0", keep_alive_zero_means_no_limit),
+        ("keep alive, call", what_is_sent_to_a_device_does_not_keep_it_alive),
+        ("held speech", speech_waits_two_seconds_for_the_first_datagram),
+        ("lost audio", audio_without_a_device_address_is_dropped_and_logged_once),
+        ("other IP", another_ip_is_adopted_when_the_device_is_silent),
+        ("tool discovery", tool_discovery_without_an_answer_times_out),
+        ("file watch", the_configuration_file_is_watched),
     ]);
 }
 
@@ -88,7 +101,7 @@ fn a_flapping_chat_server_is_dialled_with_growing_backoff() {
     }
 }
 
-fn a_chat_server_that_takes_dials_but_never_answers_is_passed_over() {
+fn a_redial_that_gets_no_answer_is_given_up_after_three_seconds() {
     let (first, silent) = (ChatServer::start(), ChatServer::start());
     let gateway = gateway_with(&[first.url(), silent.url()], reconnect_backoff);
     let mut device = Device::connect(gateway.addresses().mqtt, 3);
@@ -108,205 +121,66 @@ fn a_chat_server_that_takes_dials_but_never_answers_is_passed_over() {
     drop(stuck);
 }
 
-fn a_stalled_tls_handshake_is_passed_over() {
-    let (stalled, good) = (ChatServer::start(), ChatServer::start());
-    let stalled_url = stalled.url().replace("ws://", "wss://");
-    let gateway = gateway(&[stalled_url, good.url()]);
-    let mut device = Device::connect(gateway.addresses().mqtt, 4);
-    let began = Instant::now();
-    device.send_text(HELLO);
-    let mut peer = good.accept();
-    peer.upgrade();
-    peer.exchange_hello("s");
-    device.hello_reply();
-    assert!((MS(2950)..MS(4500)).contains(&began.elapsed()), "{:?}", began.elapsed());
-    drop(stalled);
-}
-
-// ----- devices --------------------------------------------------------------------------------------------------------
-
-fn a_connection_without_connect_is_closed_after_ten_seconds() {
-    let gateway = gateway(&["ws://127.0.0.1:9/"]);
-    let began = Instant::now();
-    let mut silent = Client::open(gateway.addresses().mqtt);
-    let mut slow = Client::open(gateway.addresses().mqtt);
-    // A CONNECT that comes byte by byte gains no time.
-    let packet = Connect::new(&client_id(5)).packet();
-    for byte in packet.iter().take(packet.len() - 1) {
-        slow.try_send(&[*byte]);
-        thread::sleep(MS(70));
-        if began.elapsed() > MS(9500) {
-            break;
-        }
-    }
-    for client in [&mut silent, &mut slow] {
-        assert_eq!(client.packet_within(MS(15_000)), Err(PacketError::Closed));
-        assert!((MS(9950)..MS(12_000)).contains(&began.elapsed()), "{:?}", began.elapsed());
-    }
-}
-
-fn tool_discovery_without_an_answer_times_out() {
-    let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], |config| config.mcp.enabled = true);
-    let mut log = LogCapture::containing(client_id(6));
-    let mut device = Device::connect(gateway.addresses().mqtt, 6);
-    let asked = Instant::now();
-    let id = device.json()["payload"]["id"].clone();
-    log.wait_for_line("no answer");
-    assert!((MS(9950)..MS(12_000)).contains(&asked.elapsed()), "{:?}", asked.elapsed());
-    // A late answer is nobody's.
-    device.send_text(
-        &json!({"type": "mcp", "payload": {"jsonrpc": "2.0", "id": id, "result": {}}}).to_string(),
-    );
-    device.mqtt.assert_nothing_pending();
-    let (_call, mut peer) = device.call(&server);
-    peer.send_text(r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":1,"method":"tools/list"}}"#);
-    assert_eq!(device.json()["payload"]["method"], "tools/list");
-}
-
-fn keep_alive_counts_what_comes_in_only() {
-    let server = ChatServer::start();
-    let gateway = gateway(&[server.url()]);
-    let client_id = client_id(14);
-    let connect = Connect { keep_alive: 1, ..Connect::new(&client_id) };
-    let mqtt = Client::log_in(gateway.addresses().mqtt, &connect);
-    let mut log = LogCapture::containing(&client_id);
-    let mut device = Device { mqtt, mac: mac(14), client_id };
-    let (_call, mut peer) = device.call(&server);
-    // Half a packet now and then is as good as a ping.
-    let began = Instant::now();
-    for byte in PINGREQ {
-        assert!(device.mqtt.packet_within(MS(900)).is_err());
-        device.mqtt.send(&[byte]);
-    }
-    device.mqtt.packet();
-    let heard = Instant::now();
-    assert!(heard - began > MS(1600));
-    // What is sent to the device does not keep it alive.
-    while device.mqtt.packet_within(MS(100)) != Err(PacketError::Closed) {
-        peer.send_text(r#"{"type":"stt","text":"x"}"#);
-        assert!(heard.elapsed() < MS(2500), "still open");
-    }
-    assert!(heard.elapsed() >= MS(1490), "closed after {:?}", heard.elapsed());
-    log.wait_for_line("connection lost in a call, kept");
-}
-
-// ----- the greeting ---------------------------------------------------------------------------------------------------
-
-fn a_chat_server_that_does_not_answer_our_hello_gets_it_once_more() {
-    let server = ChatServer::start();
-    let gateway = gateway(&[server.url()]);
-    let mut device = Device::connect(gateway.addresses().mqtt, 7);
-    device.send_text(HELLO);
-    let mut peer = server.accept();
-    peer.upgrade();
-    let hello = peer.json();
-    let began = Instant::now();
-    assert_eq!(peer.exchange_hello("s"), hello);
-    assert!((MS(2950)..MS(4000)).contains(&began.elapsed()), "{:?}", began.elapsed());
-    device.hello_reply();
-    // Once: what comes next is what the device says.
-    device.send_text(r#"{"type":"abort"}"#);
-    assert_eq!(peer.json()["type"], "abort");
-}
-
-fn a_chat_server_that_never_says_hello_is_passed_over() {
-    let (silent, good) = (ChatServer::start(), ChatServer::start());
-    let gateway = gateway(&[silent.url(), good.url()]);
-    let mut device = Device::connect(gateway.addresses().mqtt, 8);
-    device.send_text(HELLO);
-    let mut peer = silent.accept();
-    peer.upgrade();
-    let began = Instant::now();
-    peer.send_text(r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":1,"method":"tools/list"}}"#);
-    let mut other = good.accept();
-    assert!((MS(3900)..MS(5500)).contains(&began.elapsed()), "{:?}", began.elapsed());
-    other.upgrade();
-    other.exchange_hello("s");
-    device.hello_reply();
-    // What the first one sent was for a call that never was.
-    device.mqtt.assert_nothing_pending();
-    assert_eq!((peer.json()["type"].clone(), peer.json()["type"].clone()), ("hello".into(), "hello".into()));
-}
-
-// ----- the first datagram ---------------------------------------------------------------------------------------------
-
-fn speech_waits_two_seconds_for_the_first_datagram() {
-    let server = ChatServer::start();
-    let gateway = gateway(&[server.url()]);
-    let mut log = LogCapture::containing(client_id(9));
-    let mut device = Device::connect(gateway.addresses().mqtt, 9);
-    let (mut call, mut peer) = device.call(&server);
-    let began = Instant::now();
-    peer.send_text(r#"{"type":"tts","state":"start"}"#);
-    (0..3).for_each(|_| peer.send_audio(1, b"\x58lost"));
-    peer.send_text(r#"{"type":"tts","state":"stop"}"#);
-    assert_eq!(device.json()["state"], "start");
-    assert!((MS(1950)..MS(3000)).contains(&began.elapsed()), "{:?}", began.elapsed());
-    assert_eq!(device.json()["state"], "stop");
-    let line = log.wait_for_line("no datagram");
-    assert!(line.starts_with("WARN") && line.contains(" 3 "), "{line}");
-    // Once per call: later speech is not held, its audio not either.
-    let later = Instant::now();
-    peer.send_text(r#"{"type":"tts","state":"start"}"#);
-    peer.send_audio(2, b"\x58lost");
-    assert_eq!(device.json()["state"], "start");
-    assert!(later.elapsed() < MS(1000));
-    call.send(0, b"\x58u");
-    peer.binary();
-    peer.send_audio(3, b"\x58heard");
-    let audio = call.receive();
-    assert_eq!((audio.timestamp(), audio.sequence()), (3, 1));
-    device.send_text(r#"{"type":"goodbye"}"#);
-    let end = log.wait_for_line("call ends");
-    assert_eq!(log_field(&end, "dropped"), "4", "{end}");
-    assert_eq!(log.count("no datagram"), 0);
-}
-
-fn audio_without_a_device_address_is_dropped_and_logged_once() {
-    let server = ChatServer::start();
-    let gateway = gateway(&[server.url()]);
-    let mut log = LogCapture::containing(client_id(10));
-    let mut device = Device::connect(gateway.addresses().mqtt, 10);
-    let (_call, mut peer) = device.call(&server);
-    for n in 0..100 {
-        peer.send_audio(n, b"\x58lost");
-        thread::sleep(MS(30));
-    }
-    log.wait_for_line("no datagram");
-    device.send_text(r#"{"type":"goodbye"}"#);
-    while !matches!(peer.message(), Message::Close(_)) {}
-    assert_eq!(log.count("no datagram"), 0);
-    assert_eq!(log_field(&log.wait_for_line("call ends"), "dropped"), "100");
-}
-
-fn another_ip_is_adopted_when_the_device_is_silent() {
-    let server = ChatServer::start();
-    let gateway = gateway(&[server.url()]);
-    let mut device = Device::connect(gateway.addresses().mqtt, 11);
-    let (mut call, mut peer) = device.call(&server);
-    call.send(1, b"\x58a");
-    peer.binary();
-    let foreign = std::net::UdpSocket::bind(("127.0.0.2", 0)).unwrap();
-    let send = |sequence: u32, opus: &[u8]| {
-        foreign.send_to(&call.seal(sequence, sequence, opus), call.gateway).unwrap();
-    };
-    // The known source was heard a moment ago.
-    (2..6).for_each(|n| send(n, b"\x58x"));
-    thread::sleep(MS(2050));
-    // Another Opus configuration is no proof.
-    (6..12).for_each(|n| send(n, b"\x08x"));
-    // Three in a row are; the third is forwarded.
-    (12..16).for_each(|n| send(n, b"\x58b"));
-    for n in [14, 15] {
-        assert_eq!(peer.binary(), audio_frame(n, b"\x58b"));
-    }
-    peer.send_audio(7, b"\x58y");
-    call.udp = foreign;
-    assert_eq!(call.receive().payload, b"\x58y");
-}
-
 // ----- dials ----------------------------------------------------------------------------------------------------------
+
+/// Runs a check for each way to stall, all in parallel.
+fn for_each_stalling_fault(check: fn(ServerFault)) {
+    thread::scope(|scope| {
+        for fault in STALLING_FAULTS {
+            scope.spawn(move || check(fault));
+        }
+    });
+}
+
+fn a_stalled_server_alone_costs_the_call_but_the_device_is_answered() {
+    for_each_stalling_fault(|fault| {
+        let (url, _kept) = start_faulty_server(fault);
+        let gateway = gateway(&[url]);
+        // The only server may use all the time there is.
+        let took = assert_failure_alert(&mut Device::connect(gateway.addresses().mqtt, 50));
+        assert!((MS(5000)..HELLO_REPLY_DEADLINE).contains(&took), "{fault:?}: {took:?}");
+    });
+}
+
+fn four_stalled_servers_cost_the_call_but_the_device_is_answered() {
+    for_each_stalling_fault(|fault| {
+        let faulty: Vec<_> = (0..4).map(|_| start_faulty_server(fault)).collect();
+        let urls: Vec<_> = faulty.iter().map(|(url, _)| url.clone()).collect();
+        let gateway = gateway(&urls);
+        let took = assert_failure_alert(&mut Device::connect(gateway.addresses().mqtt, 50));
+        assert!(took < HELLO_REPLY_DEADLINE, "{fault:?}: {took:?}");
+    });
+}
+
+fn a_stalled_server_is_abandoned_for_the_next() {
+    for_each_stalling_fault(|fault| {
+        let good = ChatServer::start();
+        let (url, _kept) = start_faulty_server(fault);
+        let gateway = gateway(&[url, good.url()]);
+        // Three seconds to connect and upgrade, four for the hello.
+        let limit =
+            if let ServerFault::StallsAtHello = fault { MS(3900)..MS(5500) } else { MS(2950)..MS(4500) };
+        // The second call goes to the good server at once.
+        for (number, limit) in [(51, limit), (52, MS(0)..MS(1000))] {
+            let mut device = Device::connect(gateway.addresses().mqtt, number);
+            let began = Instant::now();
+            let (call, _peer) = device.call(&good);
+            let took = began.elapsed();
+            assert_eq!(call.session_id, "server-session", "{fault:?}");
+            assert!(limit.contains(&took), "{fault:?}: {took:?}");
+        }
+    });
+}
+
+fn a_hello_is_answered_when_no_server_can_be_dialled() {
+    let unused = gateway(&[] as &[&str]);
+    let took = assert_failure_alert(&mut Device::connect(unused.addresses().mqtt, 50));
+    assert!(took < MS(3000), "{took:?}");
+    let (url, _) = start_faulty_server(ServerFault::Unresolvable);
+    let gateway = gateway(&[url]);
+    let took = assert_failure_alert(&mut Device::connect(gateway.addresses().mqtt, 50));
+    assert!(took < HELLO_REPLY_DEADLINE, "{took:?}");
+}
 
 fn no_call_waits_for_a_free_dial_past_its_own_deadline() {
     let server = ChatServer::start();
@@ -325,6 +199,261 @@ fn no_call_waits_for_a_free_dial_past_its_own_deadline() {
         device.expect_goodbye(&call.session_id);
     }
     drop(stuck);
+}
+
+// ----- the chat server's hello ----------------------------------------------------------------------------------------
+
+fn a_chat_server_that_does_not_answer_our_hello_gets_it_once_more() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 7);
+    device.send_text(HELLO);
+    let mut peer = server.accept();
+    peer.upgrade();
+    let hello = peer.json();
+    let began = Instant::now();
+    assert_eq!(peer.json(), hello);
+    assert!((MS(2950)..MS(4000)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    // Only once; a hello that comes late is still taken.
+    assert_eq!(peer.message_within(MS(3000)), None);
+    peer.send_text(r#"{"type":"hello","session_id":"late"}"#);
+    assert_eq!(device.hello_reply().session_id, "late");
+    device.send_text(r#"{"type":"abort"}"#);
+    assert_eq!(peer.json()["type"], "abort");
+}
+
+fn a_chat_server_that_never_says_hello_is_passed_over() {
+    let (silent, good) = (ChatServer::start(), ChatServer::start());
+    let gateway = gateway(&[silent.url(), good.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 8);
+    device.send_text(HELLO);
+    let mut peer = silent.accept();
+    peer.upgrade();
+    let began = Instant::now();
+    peer.send_text(r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":1,"method":"tools/list"}}"#);
+    let mut other = good.accept();
+    assert!((MS(3900)..MS(5500)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    other.upgrade();
+    other.exchange_hello("s");
+    device.hello_reply();
+    // What the first server sent is dropped.
+    device.mqtt.assert_nothing_pending();
+    assert_eq!((peer.json()["type"].clone(), peer.json()["type"].clone()), ("hello".into(), "hello".into()));
+}
+
+/// Text other than MCP shows that the server serves the call.
+fn a_chat_server_that_speaks_but_says_no_hello_gets_the_call() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 50);
+    let began = Instant::now();
+    device.send_text(HELLO);
+    let mut peer = server.accept();
+    peer.upgrade();
+    peer.json();
+    peer.send_text(r#"{"type":"stt","text":"123456"}"#);
+    let call = device.hello_reply();
+    assert!(began.elapsed() < HELLO_REPLY_DEADLINE);
+    assert_eq!(device.json(), json!({"type": "stt", "text": "123456", "session_id": call.session_id}));
+}
+
+// ----- devices --------------------------------------------------------------------------------------------------------
+
+fn a_connection_without_connect_is_closed_after_ten_seconds() {
+    let gateway = gateway(&["ws://127.0.0.1:9/"]);
+    let began = Instant::now();
+    let mut silent = Client::open(gateway.addresses().mqtt);
+    let mut slow = Client::open(gateway.addresses().mqtt);
+    // A CONNECT that arrives byte by byte gets no more time.
+    let packet = Connect::new(&client_id(5)).packet();
+    for byte in packet.iter().take(packet.len() - 1) {
+        slow.try_send(&[*byte]);
+        thread::sleep(MS(70));
+        if began.elapsed() > MS(9500) {
+            break;
+        }
+    }
+    for client in [&mut silent, &mut slow] {
+        assert_eq!(client.packet_within(MS(15_000)), Err(PacketError::Closed));
+        assert!((MS(9950)..MS(12_000)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
+}
+
+/// Logs in with this keep alive, in seconds.
+fn connect_with_keep_alive(gateway: std::net::SocketAddr, number: u8, keep_alive: u16) -> Device {
+    let client_id = client_id(number);
+    let connect = Connect { keep_alive, ..Connect::new(&client_id) };
+    Device { mqtt: Client::log_in(gateway, &connect), mac: mac(number), client_id }
+}
+
+fn assert_closed_after(client: &mut Client, since: Instant, expected: Duration) {
+    client.read_until_closed();
+    let took = since.elapsed();
+    assert!((expected - MS(50)..expected + MS(2000)).contains(&took), "{took:?} instead of {expected:?}");
+}
+
+fn a_silent_device_is_closed_after_one_and_a_half_keep_alives() {
+    let gateway = gateway(&["ws://127.0.0.1:9/"]);
+    for (keep_alive, expected) in [(1, MS(1500)), (2, MS(3000))] {
+        let since = Instant::now();
+        let mut device = connect_with_keep_alive(gateway.addresses().mqtt, 20, keep_alive);
+        assert_closed_after(&mut device.mqtt, since, expected);
+    }
+}
+
+fn each_received_byte_restarts_the_keep_alive() {
+    let gateway = gateway(&["ws://127.0.0.1:9/"]);
+    let mut device = connect_with_keep_alive(gateway.addresses().mqtt, 21, 1);
+    let mut since = Instant::now();
+    // The first bytes of a packet that never ends.
+    for byte in &publish("t", &[b'x'; 100])[..5] {
+        assert_eq!(device.mqtt.packet_within(MS(1000)), Err(PacketError::Deadline));
+        since = Instant::now();
+        device.mqtt.send(&[*byte]);
+    }
+    assert_closed_after(&mut device.mqtt, since, MS(1500));
+}
+
+fn keep_alive_zero_means_no_limit() {
+    let gateway = gateway(&["ws://127.0.0.1:9/"]);
+    let mut device = connect_with_keep_alive(gateway.addresses().mqtt, 22, 0);
+    assert_eq!(device.mqtt.packet_within(MS(5000)), Err(PacketError::Deadline));
+    device.mqtt.assert_nothing_pending();
+}
+
+/// The call is kept for the device's return, or ends with the connection when there is no grace period.
+fn what_is_sent_to_a_device_does_not_keep_it_alive() {
+    for (number, kept) in [(14, true), (23, false)] {
+        let server = ChatServer::start();
+        let gateway = gateway_with(&[server.url()], |config| {
+            if !kept {
+                config.mqtt.resume_grace = Duration::ZERO;
+            }
+        });
+        let mut log = LogCapture::containing(client_id(number));
+        let mut device = connect_with_keep_alive(gateway.addresses().mqtt, number, 1);
+        let (_call, mut peer) = device.call(&server);
+        // The last sign of life; its answer arrived after the gateway's timer was set.
+        let sent = Instant::now();
+        device.mqtt.send(&PINGREQ);
+        assert_eq!(device.mqtt.packet(), Packet { first: PINGRESP[0], body: Vec::new() });
+        let answered = Instant::now();
+        let mut texts = 0;
+        while device.mqtt.packet_within(MS(50)) != Err(PacketError::Closed) {
+            peer.try_frame(1, br#"{"type":"llm"}"#);
+            texts += 1;
+            assert!(answered.elapsed() < MS(3500), "still open");
+        }
+        assert!(texts > 10, "{texts}");
+        assert!(sent.elapsed() >= MS(1490), "closed after {:?}", sent.elapsed());
+        if kept {
+            log.wait_for_line("connection lost in a call, kept");
+        } else {
+            while !matches!(peer.message_within(TIMEOUT), Some(Message::Close(_) | Message::End)) {}
+        }
+    }
+}
+
+fn tool_discovery_without_an_answer_times_out() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| config.mcp.enabled = true);
+    let mut log = LogCapture::containing(client_id(6));
+    let mut device = Device::connect(gateway.addresses().mqtt, 6);
+    let asked = Instant::now();
+    let id = device.json()["payload"]["id"].clone();
+    log.wait_for_line("no answer");
+    assert!((MS(9950)..MS(12_000)).contains(&asked.elapsed()), "{:?}", asked.elapsed());
+    // A late answer is ignored.
+    device.send_text(
+        &json!({"type": "mcp", "payload": {"jsonrpc": "2.0", "id": id, "result": {}}}).to_string(),
+    );
+    device.mqtt.assert_nothing_pending();
+    let (_call, mut peer) = device.call(&server);
+    peer.send_text(r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":1,"method":"tools/list"}}"#);
+    assert_eq!(device.json()["payload"]["method"], "tools/list");
+}
+
+// ----- the first datagram ---------------------------------------------------------------------------------------------
+
+fn speech_waits_two_seconds_for_the_first_datagram() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut log = LogCapture::containing(client_id(9));
+    let mut device = Device::connect(gateway.addresses().mqtt, 9);
+    let (mut call, mut peer) = device.call(&server);
+    let began = Instant::now();
+    peer.send_text(r#"{"type":"tts","state":"start"}"#);
+    (0..3).for_each(|_| peer.send_audio(1, b"\x58lost"));
+    peer.send_text(r#"{"type":"tts","state":"stop"}"#);
+    assert_eq!(device.json()["state"], "start");
+    assert!((MS(1950)..MS(3000)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    assert_eq!(device.json()["state"], "stop");
+    let line = log.wait_for_line("no UDP packet");
+    assert!(line.starts_with("WARN") && line.contains(" 3 "), "{line}");
+    // Once per call: later speech and its audio are not held.
+    let later = Instant::now();
+    peer.send_text(r#"{"type":"tts","state":"start"}"#);
+    peer.send_audio(2, b"\x58lost");
+    assert_eq!(device.json()["state"], "start");
+    assert!(later.elapsed() < MS(1000));
+    call.send(0, b"\x58u");
+    peer.binary();
+    peer.send_audio(3, b"\x58heard");
+    let audio = call.receive();
+    assert_eq!((audio.timestamp(), audio.sequence()), (3, 1));
+    device.send_text(r#"{"type":"goodbye"}"#);
+    let end = log.wait_for_line("call ends");
+    assert_eq!(log_field(&end, "dropped"), "4", "{end}");
+    assert_eq!(log.count("no UDP packet"), 0);
+}
+
+fn audio_without_a_device_address_is_dropped_and_logged_once() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut log = LogCapture::containing(client_id(10));
+    let mut device = Device::connect(gateway.addresses().mqtt, 10);
+    let (_call, mut peer) = device.call(&server);
+    for n in 0..100 {
+        peer.send_audio(n, b"\x58lost");
+        thread::sleep(MS(30));
+    }
+    log.wait_for_line("no UDP packet");
+    device.send_text(r#"{"type":"goodbye"}"#);
+    while !matches!(peer.message(), Message::Close(_)) {}
+    assert_eq!(log.count("no UDP packet"), 0);
+    assert_eq!(log_field(&log.wait_for_line("call ends"), "dropped"), "100");
+}
+
+fn another_ip_is_adopted_when_the_device_is_silent() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let mut device = Device::connect(gateway.addresses().mqtt, 11);
+    let (mut call, mut peer) = device.call(&server);
+    call.send(1, b"\x58a");
+    peer.binary();
+    let heard = Instant::now();
+    let foreign = std::net::UdpSocket::bind(("127.0.0.2", 0)).unwrap();
+    let send = |sequence: u32, opus: &[u8]| {
+        foreign.send_to(&call.seal(sequence, sequence, opus), call.gateway).unwrap();
+    };
+    // Not while the known source was heard less than two seconds ago.
+    for n in 2..20 {
+        if heard.elapsed() < MS(1800) {
+            send(n, b"\x58x");
+            thread::sleep(MS(100));
+        }
+    }
+    thread::sleep(MS(2050).saturating_sub(heard.elapsed()));
+    // Packets of another Opus configuration do not count.
+    (20..26).for_each(|n| send(n, b"\x08x"));
+    // Three plausible ones in a row do; the third is forwarded.
+    (26..30).for_each(|n| send(n, b"\x58b"));
+    for n in [28, 29] {
+        assert_eq!(peer.binary(), audio_frame(n, b"\x58b"));
+    }
+    peer.send_audio(7, b"\x58y");
+    call.udp = foreign;
+    assert_eq!(call.receive().payload, b"\x58y");
 }
 
 // ----- the configuration file -----------------------------------------------------------------------------------------
@@ -353,11 +482,11 @@ fn the_configuration_file_is_watched() {
     fs::write(folder.0.join("new"), text(&second, 7)).unwrap();
     fs::rename(folder.0.join("new"), &file).unwrap();
     assert!(process.wait_for_line("reload:").contains("applied: websocket.max_calls"));
-    // Removed and written anew.
+    // Removed and written again.
     fs::remove_file(&file).unwrap();
     fs::write(&file, text(&second, 8)).unwrap();
     assert!(process.wait_for_line("reload:").contains("applied: websocket.max_calls"));
-    // The first call noticed nothing.
+    // The first call is not disturbed.
     call.send(1, b"\x58a");
     assert_eq!(peer.binary(), audio_frame(1, b"\x58a"));
     peer.send_audio(2, b"\x58b");

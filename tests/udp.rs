@@ -1,4 +1,4 @@
-//! Datagrams as networks deliver them, and as nobody should send them.
+//! Which datagrams count: lost, duplicated, reordered, spoofed and malformed ones, and changes of the source address.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,15 +12,15 @@ use mqtt_websocket_proxy::net::Running;
 use serde_json::json;
 use support::audio::Call;
 use support::chat_server::{ChatServer, Message, Peer, audio_frame};
-use support::device::{Device, client_id};
+use support::device::{Device, HELLO, client_id};
 use support::gateway_with;
 use support::log_capture::{LogCapture, log_field};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
 struct Fixture {
-    gateway: Running,
-    _server: ChatServer,
+    _gateway: Running,
+    server: ChatServer,
     device: Device,
     call: Call,
     peer: Peer,
@@ -33,7 +33,7 @@ fn fixture(number: u8, change: impl FnOnce(&mut Config)) -> Fixture {
     let log = LogCapture::containing(client_id(number));
     let mut device = Device::connect(gateway.addresses().mqtt, number);
     let (call, peer) = device.call(&server);
-    Fixture { gateway, _server: server, device, call, peer, log }
+    Fixture { _gateway: gateway, server, device, call, peer, log }
 }
 
 impl Fixture {
@@ -50,12 +50,12 @@ impl Fixture {
         }
     }
 
-    /// The chat server got these, and no others.
+    /// The chat server got exactly these.
     fn assert_arrived(&mut self, sequences: &[u32]) {
         for &sequence in sequences {
             assert_eq!(self.peer.binary(), audio_frame(sequence, b"\x58a"), "instead of {sequence}");
         }
-        // Datagrams were all received before this text: the loop has seen them when it answers on the same socket.
+        // The datagrams were sent before this text, so the loop has read them when the text arrives.
         self.device.send_text(r#"{"type":"custom","mark":1}"#);
         assert_eq!(self.peer.json()["mark"], 1);
     }
@@ -84,7 +84,7 @@ fn duplicates_late_and_lost_packets_are_told_apart() {
     fixture.assert_arrived(&[1, 2, 5, 6, 10]);
     let end = fixture.hang_up();
     let facts = ["up", "lost", "reordered", "duplicates"].map(|key| log_field(&end, key));
-    // 4 and 3 came late and are lost no more; 7, 8 and 9 never came.
+    // 4 and 3 arrived late, so they are not lost; 7, 8 and 9 never arrived.
     assert_eq!(facts, ["5p/10B", "3", "2", "3"], "{end}");
 }
 
@@ -108,11 +108,11 @@ fn a_jump_needs_three_packets_in_a_row() {
     let mut fixture = fixture(3, |_| {});
     fixture.send(&[1, 65_537, 65_538]);
     fixture.assert_arrived(&[1, 65_537, 65_538]);
-    // Further than 65,536 ahead: one corrupted packet moves nothing ..
+    // More than 65,536 ahead: one corrupted packet has no effect ..
     let far = 0x8000_0000;
     fixture.send(&[far, 65_539, far + 5, far + 6, 65_540, far + 7, 65_541]);
     fixture.assert_arrived(&[65_539, 65_540, 65_541]);
-    // .. three are believed, and only the third is forwarded.
+    // .. three in a row are accepted, and forwarded from the third on.
     fixture.send(&[far, far + 1, far + 2, far + 3, 65_542]);
     fixture.assert_arrived(&[far + 2, far + 3]);
 }
@@ -135,31 +135,36 @@ fn invalid_datagrams_are_dropped_and_get_no_answer() {
         bytes[at] = byte;
         bytes
     };
-    let long = fixture.call.seal(1, 1, &[0x58; 1401]);
-    let huge = fixture.call.seal(1, 1, &[0x58; 3000]);
     let table = [
         ("empty", Vec::new()),
         ("one byte", vec![1]),
         ("half a header", good[..8].to_vec()),
-        ("a header alone", fixture.call.seal(1, 1, b"")),
-        ("truncated", good[..good.len() - 1].to_vec()),
-        ("with a tail", [&good[..], &[0]].concat()),
+        ("a header without its payload", good[..16].to_vec()),
+        ("a payload of no bytes", fixture.call.seal(1, 1, b"")),
+        ("a byte short", good[..good.len() - 1].to_vec()),
+        ("a byte long", [&good[..], &[0]].concat()),
         ("another type", with(0, 2)),
+        ("type 0", with(0, 0)),
         ("length zero", with(3, 0)),
-        ("too long a payload", long),
-        ("longer than the buffer", huge),
+        ("a length that is too short", with(3, good[3] - 1)),
+        ("a length that is too long", with(3, good[3] + 1)),
+        ("too long a payload", fixture.call.seal(1, 1, &[0x58; 1401])),
+        ("longer than the buffer", fixture.call.seal(1, 1, &[0x58; 3000])),
+        ("as long as UDP allows", vec![1; 65_507]),
         ("an unknown ssrc", with(4, good[4] ^ 1)),
         ("noise", vec![0xff; 60]),
     ];
     for (what, datagram) in &table {
-        for _ in 0..3 {
-            from.send_to(datagram, fixture.call.gateway).unwrap();
+        // From the device's own port, and from another one of its address.
+        for socket in [&from, &fixture.call.udp] {
+            for _ in 0..3 {
+                socket.send_to(datagram, fixture.call.gateway).unwrap();
+            }
         }
-        fixture.send_from(&from, &[]);
         assert_eq!(fixture.peer.message_within(MS(1)), None, "{what}");
     }
     assert!(is_silent(&from));
-    // None of them was taken for the device.
+    // None of them set the device's address.
     fixture.peer.send_audio(1, b"\x58x");
     fixture.send(&[1]);
     fixture.assert_arrived(&[1]);
@@ -170,34 +175,26 @@ fn invalid_datagrams_are_dropped_and_get_no_answer() {
 }
 
 #[test]
-fn payloads_of_1400_bytes_pass_both_ways() {
-    let mut fixture = fixture(6, |_| {});
-    let opus = [&[0x58][..], &[7; 1399]].concat();
-    fixture.call.send(1, &opus);
-    assert_eq!(fixture.peer.binary(), audio_frame(1, &opus));
-    fixture.peer.send_audio(1, &[&opus[..], &[0]].concat());
-    fixture.peer.send_audio(2, &opus);
-    let audio = fixture.call.receive();
-    assert_eq!((audio.timestamp(), audio.sequence(), audio.payload), (2, 1, opus));
-}
-
-#[test]
 fn a_new_port_is_followed_at_once_on_a_newer_sequence() {
-    let mut fixture = fixture(7, |_| {});
-    fixture.send(&[1, 2]);
-    fixture.assert_arrived(&[1, 2]);
-    let (old, new) = (socket("127.0.0.1"), socket("127.0.0.1"));
-    // An old packet from elsewhere moves nothing.
-    fixture.send_from(&old, &[2]);
-    fixture.assert_arrived(&[]);
-    fixture.peer.send_audio(1, b"\x58x");
-    assert_eq!(fixture.call.receive().payload, b"\x58x");
-    fixture.send_from(&new, &[3]);
-    fixture.assert_arrived(&[3]);
-    fixture.peer.send_audio(2, b"\x58y");
-    fixture.call.udp = new;
-    assert_eq!(fixture.call.receive().payload, b"\x58y");
-    assert!(is_silent(&old));
+    for (number, policy) in [(7, PeerPolicy::Adaptive), (19, PeerPolicy::Strict)] {
+        let mut fixture = fixture(number, |config| config.udp.peer_policy = policy);
+        fixture.send(&[1, 2]);
+        fixture.assert_arrived(&[1, 2]);
+        for sequence in [3, 4, 5] {
+            let (old, new) = (socket("127.0.0.1"), socket("127.0.0.1"));
+            // An old packet from another port changes nothing.
+            fixture.send_from(&old, &[2]);
+            fixture.assert_arrived(&[]);
+            fixture.peer.send_audio(1, b"\x58x");
+            assert_eq!(fixture.call.receive().payload, b"\x58x");
+            fixture.send_from(&new, &[sequence]);
+            fixture.assert_arrived(&[sequence]);
+            fixture.peer.send_audio(2, b"\x58y");
+            fixture.call.udp = new;
+            assert_eq!(fixture.call.receive().payload, b"\x58y");
+            assert!(is_silent(&old));
+        }
+    }
 }
 
 #[test]
@@ -235,7 +232,7 @@ fn another_ip_is_not_adopted_when_its_packets_are_not_plausible() {
         foreign.send_to(&wrong, fixture.call.gateway).unwrap();
     }
     fixture.assert_arrived(&[]);
-    // And the device's own first packet is as good as ever.
+    // The device's own first packet is still accepted.
     fixture.send(&[1]);
     fixture.assert_arrived(&[1]);
     assert!(is_silent(&foreign));
@@ -248,7 +245,7 @@ fn another_ip_is_not_adopted_while_the_device_sends() {
     let foreign = socket("127.0.0.2");
     fixture.send_from(&foreign, &[2, 3, 4, 5, 6]);
     fixture.assert_arrived(&[1]);
-    // The sequence was not moved by them either.
+    // They did not advance the sequence either.
     fixture.send(&[2]);
     fixture.assert_arrived(&[2]);
     fixture.peer.send_audio(1, b"\x58x");
@@ -277,27 +274,24 @@ fn each_hello_resets_the_source_address_and_the_sequence() {
     let mut fixture = fixture(12, |_| {});
     fixture.send(&[1, 2, 3]);
     fixture.assert_arrived(&[1, 2, 3]);
-    let old = fixture.call;
-    let server = ChatServer::start();
-    let mut config = support::config(&[server.url()]);
-    config.mcp.enabled = false;
-    fixture.gateway.handle().reload(config);
-    // Whatever server takes it: the reload applies to the next dial.
-    fixture.device.mqtt.assert_nothing_pending();
-    fixture.device.send_text(support::device::HELLO);
-    let mut peer = server.accept();
+    fixture.device.send_text(HELLO);
+    let mut peer = fixture.server.accept();
     peer.upgrade();
+    // The old call ends with the hello, before the reply.
+    fixture.call.send_raw(&fixture.call.seal(4, 4, b"\x58a"));
     peer.exchange_hello("next");
-    fixture.call = fixture.device.hello_reply();
-    fixture.peer = peer;
+    let old = std::mem::replace(&mut fixture.call, fixture.device.hello_reply());
+    let mut old_peer = std::mem::replace(&mut fixture.peer, peer);
     assert_ne!((fixture.call.key, fixture.call.ssrc()), (old.key, old.ssrc()));
-    // Packets of the old call, which may still be on their way, are unknown.
-    old.send_raw(&old.seal(4, 4, b"\x58a"));
+    assert!(old_peer.expect_close(1000).is_some());
+    // Packets of the old call that are still on their way are dropped.
+    old.send_raw(&old.seal(5, 5, b"\x58a"));
     fixture.peer.send_audio(5, b"\x58x");
     fixture.assert_arrived(&[]);
     fixture.send(&[1]);
     fixture.assert_arrived(&[1]);
     assert_eq!(fixture.call.receive().sequence(), 1);
+    assert_eq!(old.receive_within(MS(1)), None);
 }
 
 #[cfg(target_os = "linux")]
@@ -310,7 +304,7 @@ fn the_answer_leaves_from_the_address_the_device_sends_to() {
         fixture.send(&[n]);
         assert_eq!(fixture.peer.binary(), audio_frame(n, b"\x58a"));
         fixture.peer.send_audio(n, b"\x58x");
-        // Asserts where it came from.
+        // Also checks the source address.
         assert_eq!(fixture.call.receive().timestamp(), n);
     }
 }
@@ -343,9 +337,9 @@ fn fixture_with_alert(number: u8, alert: bool) -> Fixture {
 #[test]
 fn a_device_without_incoming_audio_gets_one_alert() {
     let mut fixture = fixture_with_alert(15, true);
-    // Before it listens nothing is expected of it.
+    // Before it listens, no audio is expected.
     assert!(fixture.device.mqtt.packet_within(MS(400)).is_err());
-    // Something comes from its IP, but nothing that counts.
+    // Invalid datagrams arrive from its IP.
     let other = socket("127.0.0.1");
     (0..3).for_each(|_| drop(other.send_to(b"junk", fixture.call.gateway)));
     fixture.device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
@@ -366,7 +360,7 @@ fn the_alert_can_be_switched_off_but_not_the_line() {
     let mut fixture = fixture_with_alert(16, false);
     fixture.device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
     let line = fixture.log.wait_for_line(&fixture.call.gateway.to_string());
-    assert!(line.contains("no datagram"), "{line}");
+    assert!(line.contains("no UDP packet"), "{line}");
     fixture.device.mqtt.assert_nothing_pending();
 }
 

@@ -1,27 +1,25 @@
-//! Several workers: devices, calls, limits and the management API, whichever worker they come to.
+//! Several workers: devices, calls, limits and the management API on any worker.
 
 #![allow(clippy::unwrap_used)]
 
-mod admin_support;
+mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use admin_support::{Fixture, KEY, TIMEOUT, fixture};
 use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::device::{Call, DeviceError, Login, SimulatedDevice};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
+use support::TIMEOUT;
+use support::admin::{Fixture, KEY, TOKEN, fixture, mac};
 
-/// Enough that the system has connections for every worker, and every worker has devices.
-const DEVICES: u8 = 24;
+/// Enough that every worker gets connections and devices.
+const DEVICES: u16 = 24;
 
-fn mac(n: u8) -> String {
-    format!("aa:bb:cc:00:00:{n:02x}")
-}
-
-/// Speaks until it hears itself.
+/// Sends until an echo arrives.
 fn wait_for_echo(call: &mut Call) {
     for number in 0..50 {
         call.send(number * 60, b"\x58voice").unwrap();
@@ -53,9 +51,9 @@ fn start_call(device: &mut SimulatedDevice) -> Call {
     call
 }
 
-/// What `/metrics` says, by sample.
+/// The samples of `/metrics`.
 fn scrape(fixture: &Fixture) -> BTreeMap<String, f64> {
-    let (status, text) = fixture.request_with_token("GET", "/metrics", None, Some(admin_support::TOKEN));
+    let (status, text) = fixture.request_with_token("GET", "/metrics", None, Some(TOKEN));
     assert_eq!(status, 200);
     let samples =
         text.lines().filter(|line| !line.starts_with('#')).map(|line| line.rsplit_once(' ').unwrap());
@@ -72,7 +70,7 @@ fn every_worker_has_calls_and_the_api_sees_all_of_them() {
     let mut calls: Vec<Call> = devices.iter_mut().map(start_call).collect();
     calls.iter_mut().for_each(wait_for_echo);
 
-    // Each worker has an audio port of its own.
+    // Each worker has its own audio port.
     let ports: BTreeSet<u16> = calls.iter().map(|call| call.server_addr().unwrap().port()).collect();
     assert_eq!(ports.len(), 3);
 
@@ -83,7 +81,7 @@ fn every_worker_has_calls_and_the_api_sees_all_of_them() {
     assert!(
         page["sessions"].as_array().unwrap().iter().all(|one| one["call"]["packetsUp"].as_u64() > Some(0))
     );
-    // Page by page, of whatever length, each device is there once.
+    // With pages of any length, each device is listed once.
     for limit in [1, 2, 5, 23] {
         let (mut seen, mut after) = (Vec::new(), json!(0));
         while !after.is_null() {
@@ -105,7 +103,7 @@ fn every_worker_has_calls_and_the_api_sees_all_of_them() {
     assert!(numbers["gateway_audio_packets_total{direction=\"up\"}"] >= 24.0);
     assert!(numbers["process_threads"] >= 3.0 && numbers["gateway_log_lines_lost_total"] == 0.0);
 
-    // What is about one device reaches the worker that has it.
+    // Requests for one device reach its worker.
     for (n, device) in (0..DEVICES).zip(&mut devices) {
         assert_eq!(fixture.request("GET", &format!("/api/sessions/{}", mac(n)), None).1["mac"], mac(n));
         let message = r#"{"type":"alert","message":"hi"}"#;
@@ -130,7 +128,7 @@ fn every_worker_has_calls_and_the_api_sees_all_of_them() {
     assert_eq!(fixture.request("GET", "/api/sessions/aa:bb:cc:00:00:ff", None).0, 404);
 }
 
-/// A device's tools are asked at the worker that has it; the answer comes back to who asked.
+/// A command reaches the device's worker, and the answer the requester.
 #[test]
 fn commands_reach_the_worker_of_their_device() {
     let fixture = fixture(|config| config.workers = 2);
@@ -149,7 +147,7 @@ fn commands_reach_the_worker_of_their_device() {
     }
 }
 
-/// The system may give each connection of a device to another worker.
+/// The system may assign each connection of a device to another worker.
 #[test]
 fn a_client_id_is_taken_over_from_wherever_it_was() {
     let fixture = fixture(|config| config.workers = 4);
@@ -158,7 +156,7 @@ fn a_client_id_is_taken_over_from_wherever_it_was() {
     wait_for_echo(&mut held);
     for _ in 0..24 {
         let newer = fixture.device(&mac(1));
-        // The call goes on: same key, same port, and nothing is said to the new connection.
+        // The call goes on with the same key and port, and the new connection gets no message.
         wait_for_echo(&mut held);
         assert!(matches!(older.wait_for("goodbye", TIMEOUT), Err(failure) if failure.is_closed()));
         older = newer;
@@ -169,8 +167,32 @@ fn a_client_id_is_taken_over_from_wherever_it_was() {
     fixture.poll_until("/api/sessions", |page| page["calls"] == 0);
 }
 
-/// Whether it was let in; a limit is told of at CONNECT.
-fn try_connect(fixture: &Fixture, n: u8) -> Option<SimulatedDevice> {
+/// MQTT 3.1.1, section 3.1.0-2; a connection that is handed to another worker has not logged in.
+#[test]
+fn a_second_connect_closes_the_connection_whichever_worker_its_device_belongs_to() {
+    let fixture = fixture(|config| (config.workers, config.mqtt.signature_key) = (3, None));
+    for n in 0..DEVICES {
+        let mut connection = TcpStream::connect(fixture.gateway.addresses().mqtt).unwrap();
+        connection.set_read_timeout(Some(TIMEOUT)).unwrap();
+        for n in [n, n + DEVICES] {
+            let client_id = format!("GID_test@@@{}@@@uuid", mac(n).replace(':', "_"));
+            let body = [
+                b"\x00\x04MQTT\x04\x02\x00\x3c\x00".as_slice(),
+                &[client_id.len() as u8],
+                client_id.as_bytes(),
+            ];
+            let body = body.concat();
+            connection.write_all(&[[0x10, body.len() as u8].as_slice(), &body].concat()).unwrap();
+        }
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer).unwrap();
+        assert_eq!(answer, b"\x20\x02\x00\x00", "{n}");
+    }
+    fixture.poll_until("/api/sessions", |page| page["devices"] == 0);
+}
+
+/// `None` if CONNECT was refused because of a limit.
+fn try_connect(fixture: &Fixture, n: u16) -> Option<SimulatedDevice> {
     let login = Login::new(mac(n).parse().unwrap(), Some(KEY.as_bytes()));
     let tried: Result<SimulatedDevice, DeviceError> =
         SimulatedDevice::connect(fixture.gateway.addresses().mqtt, &login, TIMEOUT);
@@ -202,7 +224,7 @@ fn limits_hold_for_all_workers_together() {
     let mut devices: Vec<SimulatedDevice> = (0..20).map(|n| busy.device(&mac(n))).collect();
     let mut calls = Vec::new();
     for device in &mut devices {
-        // One call too many is answered, and ended in words.
+        // One call too many is answered, and ended with an alert.
         calls.push(device.call().unwrap());
         let going_on = calls.len().min(5);
         busy.poll_until("/api/sessions", |page| page["calls"] == going_on);
@@ -217,7 +239,7 @@ fn a_reload_and_a_stop_reach_every_worker() {
     let fixture = fixture(|config| config.workers = 3);
     let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| fixture.device(&mac(n))).collect();
     let other = EchoServer::start().unwrap();
-    let mut config = admin_support::config(&other, |config| config.workers = 3);
+    let mut config = support::admin::config(&other, |config| config.workers = 3);
     config.api.host = None;
     fixture.gateway.handle().reload(config);
     fixture.poll_until("/api/config", |config| {
@@ -236,12 +258,12 @@ fn a_reload_and_a_stop_reach_every_worker() {
     }
 }
 
-/// A shared port could be bound twice: a second gateway must still hear that it is in use.
+/// A shared port could be bound twice: a second gateway must still fail because it is in use.
 #[test]
 fn a_second_gateway_on_the_same_port_is_refused() {
     let fixture = fixture(|config| config.workers = 2);
     for workers in [1, 2] {
-        let second = admin_support::config(&fixture.echo, |config| {
+        let second = support::admin::config(&fixture.echo, |config| {
             (config.workers, config.mqtt.port) = (workers, fixture.gateway.addresses().mqtt.port());
         });
         let error = Running::start(second, None).map(drop).unwrap_err().to_string();
@@ -249,7 +271,7 @@ fn a_second_gateway_on_the_same_port_is_refused() {
     }
 }
 
-/// Audio between two devices would cross from one loop to another: it is refused in words.
+/// A call between devices of different workers is refused with an explanation.
 #[test]
 fn a_call_between_devices_of_two_workers_is_refused_and_of_one_works() {
     let fixture = fixture(|config| config.workers = 2);
@@ -259,7 +281,7 @@ fn a_call_between_devices_of_two_workers_is_refused_and_of_one_works() {
     let same = (1..6).find(|n| port(*n) == port(0)).unwrap();
     let apart = (1..6).find(|n| port(*n) != port(0)).unwrap();
     let ask = |other: usize| {
-        let body = json!({ "caller_mac": mac(0), "target_mac": mac(other as u8), "caller_nickname": "me" });
+        let body = json!({ "caller_mac": mac(0), "target_mac": mac(other as u16), "caller_nickname": "me" });
         fixture.request("POST", "/api/call/request", Some(&body.to_string())).1
     };
     let refused = ask(apart);
@@ -278,7 +300,7 @@ fn a_drain_ends_with_the_last_call_of_any_worker() {
         assert!(idle.wait_for("goodbye", TIMEOUT).is_err_and(|failure| failure.is_closed()));
     }
     assert_eq!(fixture.request_with_token("GET", "/readyz", None, None).0, 503);
-    // The API is there until the last call is over.
+    // The API stays available until the last call is over.
     for (device, call) in devices[..8].iter_mut().zip(&mut calls) {
         wait_for_echo(call);
         assert_eq!(sessions(&fixture, "")["draining"], true);

@@ -1,5 +1,5 @@
-//! The load: many devices and their chat server in one thread. At the usual pace it sleeps between packets, as devices and
-//! chat servers do: to wake them is part of what a relay costs. When it is to be fast, it never sleeps.
+//! The load: many devices and their chat server in one thread. At the usual rate it sleeps between packets, as devices and
+//! chat servers do, because waking them is part of a relay's cost. For the highest rate it never sleeps.
 
 use std::error::Error;
 use std::io::{self, ErrorKind, Read, Write};
@@ -23,15 +23,15 @@ use super::websocket_frame;
 const UDP: Token = Token(0);
 const LISTENER: Token = Token(1);
 const TIMER: Token = Token(usize::MAX - 1);
-/// MQTT events between two looks at the audio, which a storm of connections must not hold up here.
+/// MQTT events between two reads of audio, which many connections must not delay here.
 const MQTT_EVENTS_PER_POLL: usize = 16;
-/// Packets per second up to which there is time to sleep in between.
+/// Packets per second up to which the load sleeps in between.
 const MAX_SLEEPING_RATE: f64 = 10_000.0;
 /// The gateway's signature key.
 pub(crate) const KEY: &str = "a key for the benchmark";
-/// Connections or calls that are not up by then, never will be.
+/// Time limit for connections and calls.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Packets sent at once, when time has run ahead.
+/// Packets sent at once when the load is late.
 const BATCH: usize = 64;
 const SERVER_HELLO: &[u8] = br#"{"type":"hello","transport":"websocket","session_id":"1","audio_params":{"format":"opus","sample_rate":24000,"channels":1,"frame_duration":60}}"#;
 
@@ -48,7 +48,7 @@ pub(crate) struct Load {
     tokens: Vec<usize>,
     mqtt: SocketAddr,
     udp: AudioSocket,
-    /// Of a device that floods, or is flooded and does not read.
+    /// Of a device that floods, or is flooded and does not read its socket.
     flood_socket: AudioSocket,
     udp_target: Option<SocketAddr>,
     listener: TcpListener,
@@ -61,7 +61,7 @@ pub(crate) struct Load {
     scratch: Vec<u8>,
     reply: Vec<u8>,
     start: Instant,
-    /// The packet that the next one sent is, of all since the start of [`Self::speak`].
+    /// The number of the next packet since the start of [`Self::speak`].
     next_packet: u64,
     /// The chat server sends every frame back.
     pub(crate) echo: bool,
@@ -70,17 +70,17 @@ pub(crate) struct Load {
     pub(crate) stats: LoadStats,
 }
 
-/// What was seen since it was last reset.
+/// Counts since the last reset.
 #[derive(Default)]
 pub(crate) struct LoadStats {
     pub(crate) sent: u64,
     /// Frames at the chat server.
     pub(crate) uplink_frames: u64,
-    /// Packets back at the devices.
+    /// Packets received by the devices.
     pub(crate) downlink_packets: u64,
-    /// From device to chat server, or there and back with `echo`; nanoseconds.
+    /// From device to chat server, or round trip with `echo`, in nanoseconds.
     pub(crate) delays_ns: Vec<u64>,
-    /// From hello to its answer.
+    /// From hello to its reply.
     pub(crate) call_setups_ns: Vec<u64>,
     pub(crate) lost_devices: usize,
 }
@@ -167,7 +167,7 @@ impl Load {
         self.connected
     }
 
-    /// Connects until there are `many` devices, with at most `at_once` in the making.
+    /// Connects until there are `many` devices, at most `at_once` at a time.
     pub(crate) fn connect(&mut self, many: usize, at_once: usize) -> Outcome<()> {
         let begin = Instant::now();
         while self.connected < many {
@@ -180,7 +180,7 @@ impl Load {
         Ok(())
     }
 
-    /// Begins one more connection, if there may be one.
+    /// Opens one more connection if allowed.
     pub(crate) fn connect_more(&mut self, many: usize, at_once: usize) -> io::Result<()> {
         let i = self.devices.len();
         if i < many && i < self.connected + at_once {
@@ -192,7 +192,7 @@ impl Load {
         Ok(())
     }
 
-    /// Every device up to the `many`th that has no call says hello, `at_once` at a time.
+    /// Starts calls for the first `many` devices, `at_once` at a time.
     pub(crate) fn start_calls(&mut self, many: usize, at_once: usize) -> Outcome<()> {
         let (begin, mut asked) = (Instant::now(), self.calls.len());
         while self.calls.len() < many {
@@ -211,8 +211,8 @@ impl Load {
         Ok(())
     }
 
-    /// The calls `0..many` speak, together `rate` packets per second, evenly spread, one call after the other; `also` is
-    /// done in between.
+    /// The calls `0..many` send `rate` packets per second together, evenly spread, one call after the other; `also` is
+    /// called in between.
     pub(crate) fn send_audio(
         &mut self,
         many: usize,
@@ -243,7 +243,7 @@ impl Load {
         }
     }
 
-    /// Waits for news, but not longer than this.
+    /// Waits for events, at most this long.
     fn poll_for(&mut self, pause: Duration) -> Outcome<()> {
         self.timer.set(Expiration::OneShot(TimeSpec::from_duration(pause)), TimerSetTimeFlags::empty())?;
         self.poll(None)
@@ -253,13 +253,13 @@ impl Load {
         self.poll(Some(Duration::ZERO))
     }
 
-    /// Speaks, then lets what is on its way arrive; counts from zero.
+    /// Resets the counts, sends, and waits for what is on its way.
     pub(crate) fn measure(&mut self, many: usize, rate: f64, time: Duration) -> Outcome<()> {
         self.stats = LoadStats::default();
         self.send_audio(many, rate, time, |_| Ok(()))
     }
 
-    /// What is on its way arrives.
+    /// Waits for what is on its way.
     pub(crate) fn drain(&mut self, time: Duration) -> Outcome<()> {
         let begin = Instant::now();
         while begin.elapsed() < time {
@@ -291,7 +291,7 @@ impl Load {
         let mut head = call.nonce;
         head[2..4].copy_from_slice(&(test_audio::PACKET_LEN as u16).to_be_bytes());
         head[12..].copy_from_slice(&call.sent.to_be_bytes());
-        // A number of 0 tells that nobody is interested in its delay.
+        // The number 0 means that its delay is not measured.
         let mut payload = test_audio::packet(u32::from(!call.flood), nanos);
         call.cipher.apply(&head, &mut payload);
         let udp = if call.flood { &mut self.flood_socket } else { &mut self.udp };
@@ -508,7 +508,7 @@ impl ChatConnection {
             match self.stream.write(&self.outbox[self.written..]) {
                 Ok(n) => self.written += n,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                // It shows itself when it is read.
+                // The error is noticed when the socket is read.
                 Err(_) => break,
             }
         }

@@ -1,15 +1,18 @@
-//! The gateway beside the baseline, the least that any relay can do: both in turn, under the same load, on this machine.
+//! Compares the gateway with the baseline, a minimal relay: both in turn, under the same load, on this machine.
 //!
 //! ```text
 //! cargo bench --bench baseline                          every figure, about ten minutes
 //! cargo bench --bench baseline -- --only audio,curve    some of them
-//! cargo bench --bench baseline -- --quick               whether it runs at all
+//! cargo bench --bench baseline -- --quick               a short run that only shows that it works
 //! ```
 #![allow(clippy::print_stdout)] // A report is what it is for.
 
 #[cfg(target_os = "linux")]
 mod load;
 #[cfg(target_os = "linux")]
+mod measured_process;
+#[cfg(target_os = "linux")]
+#[path = "../../examples/shared/process.rs"]
 mod process;
 #[cfg(target_os = "linux")]
 mod relay;
@@ -29,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 }
 
-/// A listener whose backlog holds a storm.
+/// A listener with a backlog for many connections at once.
 #[cfg(target_os = "linux")]
 fn listen(at: std::net::SocketAddr) -> std::io::Result<mio::net::TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, None)?;

@@ -1,6 +1,6 @@
-//! The baseline: the least that any relay between devices and chat servers can do. One thread, one poll, datagrams received
+//! The baseline: the minimum of any relay between devices and chat servers. One thread, one poll, datagrams received
 //! in batches; each is decrypted and leaves as one masked frame with one write. No authentication, no replay window, no
-//! timers, no MCP, and one key for all. What a gateway costs beyond it, is what the gateway does beyond it.
+//! timers, no MCP, and one key for all. A gateway's additional cost is the cost of these features.
 
 use std::error::Error;
 use std::io::{self, IoSliceMut, Read, Write};
@@ -17,14 +17,14 @@ use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg};
 
 const LISTENER: Token = Token(0);
 const UDP: Token = Token(1);
-/// Every call's key.
+/// The key of every call.
 const KEY: [u8; 16] = *b"a key of no use ";
-/// Every frame's mask.
+/// The mask of every frame.
 const MASK: [u8; 4] = [0x12, 0x34, 0x56, 0x78];
 /// Datagrams per system call.
 const BATCH: usize = 32;
 const DATAGRAM_BUFFER_LEN: usize = 2048;
-/// Bytes of a frame's head with a mask and a two-byte length: room for it is left before each datagram.
+/// Length of a frame header with a mask and a two-byte length, for which each datagram's buffer leaves room.
 const FRAME_HEADER_LEN: usize = 8;
 const UPGRADE_REQUEST: &str = "GET / HTTP/1.1\r\nHost: chat\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n";
@@ -58,7 +58,7 @@ struct Relay {
     headers: MultiHeaders<SockaddrIn>,
     datagrams: Vec<u8>,
     scratch: Vec<u8>,
-    /// An ssrc is a place in here.
+    /// Indexed by ssrc.
     devices: Vec<Option<Device>>,
 }
 
@@ -72,7 +72,7 @@ struct Call {
     state: BackendState,
     peer: Option<SocketAddr>,
     sequence: u32,
-    /// The part of a frame that came so far.
+    /// The received part of a frame.
     partial: Vec<u8>,
 }
 
@@ -136,7 +136,7 @@ impl Relay {
         }
     }
 
-    /// What a device says comes in whole packets here, which is true of loopback.
+    /// Assumes that a device's packets arrive whole, which holds on loopback.
     fn on_mqtt_event(&mut self, slot: usize) -> io::Result<()> {
         let Some(device) = self.devices[slot].as_mut() else { return Ok(()) };
         loop {
@@ -193,7 +193,7 @@ impl Relay {
                 self.cipher.apply(&header.to_bytes(), &mut room[FRAME_HEADER_LEN + HEADER_LEN..]);
                 room[FRAME_HEADER_LEN..FRAME_HEADER_LEN + HEADER_LEN]
                     .copy_from_slice(&audio::ws_frame_header(header.timestamp, header.payload_len.into()));
-                // A full socket costs the frame; a broken one shows itself when it is read.
+                // If the socket is full the frame is lost; errors are noticed when it is read.
                 let _ = call.stream.write(build_frame(room, 2));
             }
             if count < BATCH {
@@ -271,7 +271,7 @@ impl Relay {
     }
 }
 
-/// Puts the head of a frame into the room before its payload, and masks the payload.
+/// Writes the frame header before its payload, and masks the payload.
 fn build_frame(room: &mut [u8], opcode: u8) -> &[u8] {
     let len = room.len() - FRAME_HEADER_LEN;
     for (byte, mask) in room[FRAME_HEADER_LEN..].iter_mut().zip(MASK.iter().cycle()) {

@@ -1,6 +1,6 @@
 //! Figures of several rounds, and their medians as a table.
 
-use super::process::Subject;
+use super::measured_process::Subject;
 
 /// Everything measured so far.
 #[derive(Default)]
@@ -15,7 +15,7 @@ impl Report {
         }
     }
 
-    /// One row per figure, one column per subject that any of them has, and the ratio of each to the first.
+    /// One row per figure, one column per subject, and the ratio of each to the first.
     pub(crate) fn print(&self, title: &str, figures: &[&str]) {
         let mut subjects: Vec<Subject> = Vec::new();
         for (figure, subject, _) in &self.0 {
@@ -55,14 +55,14 @@ impl Report {
     }
 }
 
-/// The value that so large a share of all does not exceed.
+/// The quantile of this share.
 pub(crate) fn percentile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let place = (values.len() as f64 * share) as usize;
     values.get(place.min(values.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
 }
 
-/// Three digits that count.
+/// Three significant digits.
 fn format_value(value: f64) -> String {
     match value.abs() {
         0.0..10.0 => format!("{value:.2}"),

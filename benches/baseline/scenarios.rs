@@ -1,9 +1,9 @@
-//! What is measured, and how.
+//! The measured scenarios.
 
 use std::time::{Duration, Instant};
 
 use super::load::{Load, Outcome};
-use super::process::{MeasuredProcess, Subject};
+use super::measured_process::{MeasuredProcess, Subject};
 use super::report::{Report, percentile};
 
 const HELP: &str = "\
@@ -23,7 +23,7 @@ const NOT_COALESCING: Subject = Subject::Gateway(0);
 const PACKETS_PER_CALL_PER_SECOND: f64 = 1000.0 / 60.0;
 /// Calls that are set up at a time.
 const CONCURRENT_CALL_SETUPS: usize = 32;
-/// Connections being made at a time: below the backlog of most systems.
+/// Connections opened at a time: below the backlog of most systems.
 const CONCURRENT_CONNECTS: usize = 100;
 
 const ALL_SCENARIOS: &str = "audio,scale,saturation,flat,curve,storm,flood";
@@ -41,7 +41,7 @@ pub(crate) fn main() -> Outcome<()> {
         println!("{HELP}");
         return Ok(());
     }
-    // `cargo bench` says --bench, `cargo test` does not: then it only has to run.
+    // `cargo bench` passes --bench, `cargo test` does not: then a short run is enough.
     let quick = !args.contains("--bench") || args.contains("--quick");
     let rounds = args.opt_value_from_str("--rounds")?.unwrap_or(if quick { 1 } else { 5 });
     let only = args.opt_value_from_str("--only")?.unwrap_or_else(|| ALL_SCENARIOS.to_owned());
@@ -63,7 +63,7 @@ fn run(options: &Options) -> Outcome<()> {
     let wants = |name| options.only.split(',').any(|only| only == name);
     for round in 0..options.rounds {
         eprintln!("round {} of {}", round + 1, options.rounds);
-        // Each takes its turn at being first.
+        // Rotate the order.
         let mut subjects = options.subjects.clone();
         subjects.rotate_left(round % options.subjects.len());
         for subject in subjects {
@@ -99,7 +99,7 @@ fn run(options: &Options) -> Outcome<()> {
     Ok(())
 }
 
-/// A subject with a load aimed at it.
+/// A subject, and its load.
 fn start(subject: Subject) -> Outcome<(MeasuredProcess, Load)> {
     let mut load = Load::new()?;
     let target = MeasuredProcess::start(subject, load.chat_server_addr()?)?;
@@ -118,7 +118,7 @@ const AUDIO_FIGURES: [&str; 9] = [
     "echo p99, ms",
     "echo p99.9, ms",
     "lost, %",
-    "turns up to 5 ms, %",
+    "iterations up to 5 ms, %",
 ];
 
 /// 500 calls at the pace of a device.
@@ -144,8 +144,9 @@ fn audio(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()
     load.drain(Duration::from_millis(20))?;
     report.add(lost, subject, 100.0 * (1.0 - load.stats.downlink_packets as f64 / load.stats.sent as f64));
     if matches!(subject, Subject::Gateway(_)) {
-        let turns = target.iteration_histogram()?;
-        let of = |limit: f64| turns.iter().find(|(at, _)| *at >= limit).map_or(f64::NAN, |(_, count)| *count);
+        let iterations = target.iteration_histogram()?;
+        let of =
+            |limit: f64| iterations.iter().find(|(at, _)| *at >= limit).map_or(f64::NAN, |(_, count)| *count);
         report.add(slow, subject, 100.0 * of(0.005) / of(f64::INFINITY));
     }
     target.stop()
@@ -194,7 +195,7 @@ fn scale(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()
     let at_start = target.memory()?;
     report.add(SCALE_FIGURES[1], subject, at_start.rss_kib);
 
-    // What the first ones cost, is not what each one costs.
+    // The first ones include one-time costs.
     load.connect(devices / 10, CONCURRENT_CONNECTS)?;
     let (begin, cpu, memory, before) = (Instant::now(), target.cpu_us(), target.memory()?, load.connected());
     load.connect(devices, CONCURRENT_CONNECTS)?;
@@ -242,13 +243,13 @@ const SATURATION_FIGURES: [&str; 7] = [
     "most uplink packets/s under 1 % loss",
     "CPU per packet there, us",
     "of a core there, %",
-    "turns up to 5 ms there, %",
+    "iterations up to 5 ms there, %",
     "CPU per packet, 100 calls, us",
     "CPU per packet, 9,000 calls, us",
     "9,000 calls to 100",
 ];
 
-/// Uplink as fast as it goes, 500 calls.
+/// The highest uplink rate, 500 calls.
 fn saturation(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
     let (calls, time) = if options.quick { (20, 100) } else { (500, 700) };
     let (target, mut load) = start(subject)?;
@@ -271,7 +272,7 @@ fn saturation(options: &Options, subject: Subject, report: &mut Report) -> Outco
         if works && achieved > best.0 {
             best = (achieved, cpu / sent, cpu / took / 1e4);
         }
-        // Twice with small steps, once with large ones; and no farther than the load itself comes.
+        // Twice with small steps, once with large ones, up to the limit of the load itself.
         if works && achieved > 0.9 * rate && !options.quick {
             rate *= step;
         } else if step > 1.1 && !options.quick {
@@ -285,14 +286,15 @@ fn saturation(options: &Options, subject: Subject, report: &mut Report) -> Outco
     report.add(SATURATION_FIGURES[1], subject, best.1);
     report.add(SATURATION_FIGURES[2], subject, best.2);
     if matches!(subject, Subject::Gateway(_)) {
-        let turns = target.iteration_histogram()?;
-        let of = |limit: f64| turns.iter().find(|(at, _)| *at >= limit).map_or(f64::NAN, |(_, count)| *count);
+        let iterations = target.iteration_histogram()?;
+        let of =
+            |limit: f64| iterations.iter().find(|(at, _)| *at >= limit).map_or(f64::NAN, |(_, count)| *count);
         report.add(SATURATION_FIGURES[3], subject, 100.0 * of(0.005) / of(f64::INFINITY));
     }
     target.stop()
 }
 
-/// As many packets from few calls as from many.
+/// The same packet rate from few calls and from many.
 fn calls_scaling(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
     let (few, many, rate) = if options.quick { (10, 100, 2000.0) } else { (100, 9000, 30_000.0) };
     let (target, mut load) = start(subject)?;
@@ -324,7 +326,7 @@ const DISTURBANCE_FIGURES: [&str; 9] = [
     "one chat server floods: lost of others, %",
 ];
 
-/// So many calls speak while something else happens.
+/// Calls that send audio while something else happens.
 const BACKGROUND_CALLS: usize = 200;
 
 fn start_background_calls(options: &Options, subject: Subject) -> Outcome<(MeasuredProcess, Load, usize)> {
@@ -342,7 +344,7 @@ fn lost_percent(load: &mut Load) -> Outcome<f64> {
     Ok(100.0 * (1.0 - load.stats.downlink_packets as f64 / load.stats.sent as f64))
 }
 
-/// After a power cut: everybody connects at once.
+/// After a power cut: all devices connect at once.
 fn connection_storm(options: &Options, subject: Subject, report: &mut Report) -> Outcome<()> {
     let (target, mut load, calls) = start_background_calls(options, subject)?;
     let (all, time) = if options.quick { (calls + 200, 500) } else { (calls + 15_000, 2000) };

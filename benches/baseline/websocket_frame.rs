@@ -1,4 +1,4 @@
-//! WebSocket frames (RFC 6455 section 5.2), as far as the two ends here need them.
+//! WebSocket frames (RFC 6455 section 5.2), as far as relay and load need them.
 
 /// Opcode, start and end of the payload of the first frame, if it is whole.
 pub(crate) fn parse_header(bytes: &[u8]) -> Option<(u8, usize, usize)> {
@@ -13,7 +13,7 @@ pub(crate) fn parse_header(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     (end <= bytes.len()).then_some((first & 0x0f, start, end))
 }
 
-/// Masks a payload, or takes the mask off.
+/// Masks or unmasks a payload.
 pub(crate) fn apply_mask(payload: &mut [u8], mask: [u8; 4]) {
     let wide = u64::from_ne_bytes([mask, mask].concat().try_into().unwrap_or_default());
     let (words, rest) = payload.as_chunks_mut::<8>();

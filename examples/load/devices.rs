@@ -1,4 +1,4 @@
-//! The devices: all of them in one thread and one loop, so that they cost little beside the gateway.
+//! The devices: all in one thread and one loop, so that they cost little compared with the gateway.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -16,24 +16,24 @@ use mqtt_websocket_proxy::tools::device::{
     CallParameters, HELLO, HELLO_TIMEOUT, Login, PUBLISH_TOPIC, test_audio,
 };
 
-/// Connections being made at once: under the backlog of most systems.
+/// Connections opened at once: below the backlog of most systems.
 const CONCURRENT_CONNECTS: usize = 100;
-/// Without progress for this long, a phase has failed.
+/// A phase fails after this time without progress.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What the devices do.
 pub(crate) struct LoadConfig {
     pub(crate) gateway: SocketAddr,
     pub(crate) key: Option<String>,
-    /// Between two packets of one call.
+    /// Time between two packets of one call.
     pub(crate) interval: Duration,
 }
 
-/// What happened so far.
+/// Counts so far.
 #[derive(Default)]
 pub(crate) struct LoadStats {
     connected: usize,
-    /// From hello to hello reply, one for each call.
+    /// From hello to hello reply, one per call.
     pub(crate) call_setup_times: Vec<Duration>,
     pub(crate) round_trips: Vec<Duration>,
     pub(crate) sent: u64,
@@ -47,17 +47,17 @@ pub(crate) struct LoadStats {
 pub(crate) struct Devices {
     poll: Poll,
     events: Events,
-    /// The sources of this turn's events.
+    /// The tokens of this poll's events.
     tokens: Vec<usize>,
     devices: Vec<Device>,
     shared: Shared,
 }
 
-/// What the devices share.
+/// Shared by all devices.
 struct Shared {
     config: LoadConfig,
     registry: Registry,
-    /// Who says hello, and who sends its next packet, when.
+    /// When each device sends its hello or its next packet.
     timers: BinaryHeap<Reverse<(Instant, usize)>>,
     start: Instant,
     stats: LoadStats,
@@ -65,7 +65,7 @@ struct Shared {
 
 struct Device {
     stream: TcpStream,
-    /// The part of a packet that came so far.
+    /// The received part of a packet.
     inbox: Vec<u8>,
     state: DeviceState,
 }
@@ -143,7 +143,7 @@ impl Devices {
         Ok(())
     }
 
-    /// The first `many` devices say hello, `rate` each second; ends when all calls are up or their time is over.
+    /// The first `many` devices send a hello, `rate` per second; returns when all calls are up or at the time limit.
     pub(crate) fn start_calls(&mut self, many: usize, rate: u32) -> io::Result<()> {
         let begin = Instant::now();
         for i in 0..many {
@@ -156,7 +156,7 @@ impl Devices {
         Ok(())
     }
 
-    /// Lets them do what they do; how long it really was.
+    /// Runs the loop; returns the actual time.
     pub(crate) fn run_for(&mut self, time: Duration) -> io::Result<Duration> {
         let begin = Instant::now();
         while begin.elapsed() < time {
@@ -165,7 +165,7 @@ impl Devices {
         Ok(begin.elapsed())
     }
 
-    /// Nobody speaks any more; what is on its way still counts.
+    /// Stops sending; packets on their way still count.
     pub(crate) fn stop_audio(&mut self, time: Duration) -> io::Result<()> {
         self.shared.timers.clear();
         self.run_for(time).map(drop)
@@ -176,7 +176,7 @@ impl Devices {
         for device in &mut self.devices {
             if let DeviceState::InCall(call) = &device.state {
                 let goodbye = message::goodbye(Some(&call.session_id));
-                // A connection that is gone needs no goodbye.
+                // A closed connection needs no goodbye.
                 let _ = device.publish(&goodbye);
             }
             let mut packet = Vec::new();
@@ -193,7 +193,7 @@ impl Devices {
         }
         // Devices have even tokens, their audio has odd ones.
         let mut tokens = std::mem::take(&mut self.tokens);
-        // A device waits for a writable socket only while it connects; on Windows each vain read brings such an event.
+        // Writable events only matter while a device connects; on Windows each read without data causes one.
         let devices = &self.devices;
         let matters = |event: &&Event| {
             let connecting = || matches!(devices[event.token().0 / 2].state, DeviceState::Connecting(_));
@@ -219,7 +219,7 @@ impl Devices {
         Ok(())
     }
 
-    /// One step of a device, which may be its last.
+    /// Runs one step of a device, and closes the device on an error.
     fn with_device(
         &mut self,
         i: usize,
@@ -234,7 +234,7 @@ impl Devices {
 }
 
 impl Device {
-    /// Reads what the gateway sent over MQTT, and goes on from it.
+    /// Reads and handles the gateway's MQTT packets.
     fn on_mqtt_event(&mut self, i: usize, shared: &mut Shared) -> io::Result<()> {
         if let DeviceState::Connecting(login) = &self.state {
             if let Some(error) = self.stream.take_error()? {
@@ -284,7 +284,7 @@ impl Device {
                     shared.timers.push(Reverse((Instant::now(), i)));
                 }
             }
-            // Everything else a call brings is for a person.
+            // Everything else is ignored.
             _ => {}
         }
         Ok(())
@@ -306,7 +306,7 @@ impl Device {
         }
     }
 
-    /// Reads the audio that came.
+    /// Reads received audio.
     fn receive_audio(&mut self, shared: &mut Shared) {
         let DeviceState::InCall(call) = &mut self.state else { return };
         let mut buffer = [0; 2048];
@@ -314,7 +314,7 @@ impl Device {
             match call.udp.recv(&mut buffer) {
                 Ok(n) => call.on_datagram(&mut buffer[..n], shared),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // It belongs to a packet sent before.
+                // The error of an earlier send.
                 Err(_) => {}
             }
         }
@@ -326,7 +326,7 @@ impl Device {
         self.write(&packet)
     }
 
-    /// What a device says is far smaller than its socket's buffer.
+    /// The packets are much smaller than the socket's buffer.
     fn write(&mut self, packet: &[u8]) -> io::Result<()> {
         match self.stream.write(packet)? {
             n if n == packet.len() => Ok(()),
@@ -358,7 +358,7 @@ impl Call {
         self.cipher.apply(&iv, &mut packet[HEADER_LEN..]);
         shared.stats.sent += 1;
         match self.udp.send(&packet) {
-            // A full socket is a lost packet, as on a real line.
+            // If the socket is full the packet is lost, as on a real network.
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(()),
         }

@@ -1,8 +1,8 @@
-//! The gateway under load: started here, or elsewhere; and what /proc knows about its process.
+//! The gateway under load, started here or elsewhere, and its figures from /proc.
 
 use std::error::Error;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -13,13 +13,15 @@ use mqtt_websocket_proxy::config::Config;
 use mqtt_websocket_proxy::net::Running;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 
-/// What [`Running`] names the gateway's thread.
+use crate::process::{self, free_tcp_port, free_udp_port};
+
+/// The name that [`Running`] gives to the gateway's thread.
 const THREAD: &str = "gateway";
 
 /// A gateway to load.
 pub(crate) struct Gateway {
     pub(crate) mqtt: SocketAddr,
-    /// From its start to the first connection it accepted; of a spawned one only.
+    /// From its start to the first accepted connection; only for a spawned one.
     pub(crate) start_up: Option<Duration>,
     kind: GatewayKind,
     _echo: Option<EchoServer>,
@@ -32,7 +34,7 @@ enum GatewayKind {
 }
 
 impl Gateway {
-    /// Starts `binary` with a configuration of its own.
+    /// Starts `binary` with its own configuration.
     pub(crate) fn spawn(binary: &Path, devices: usize) -> Result<Self, Box<dyn Error>> {
         let echo = EchoServer::start()?;
         let (mqtt, udp, api) = (free_tcp_port()?, free_udp_port()?, free_tcp_port()?);
@@ -70,12 +72,12 @@ impl Gateway {
         Ok(Self { mqtt: address, start_up, kind: GatewayKind::Spawned { child, folder }, _echo: Some(echo) })
     }
 
-    /// One that runs already.
+    /// A gateway that runs already.
     pub(crate) fn external(mqtt: SocketAddr, pid: Option<u32>) -> Self {
         Self { mqtt, start_up: None, kind: GatewayKind::External { pid }, _echo: None }
     }
 
-    /// One in a thread of this process.
+    /// A gateway in a thread of this process.
     pub(crate) fn in_process(devices: usize) -> Result<Self, Box<dyn Error>> {
         let echo = EchoServer::start()?;
         let mut config = Config::default();
@@ -105,30 +107,19 @@ impl Gateway {
         }
     }
 
-    /// True when its memory is nobody else's.
+    /// True if its memory is not shared with the load.
     pub(crate) fn is_separate_process(&self) -> bool {
         !matches!(self.kind, GatewayKind::InProcess(_))
     }
 
     /// Its resident set in KiB.
     pub(crate) fn resident_kib(&self) -> Option<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()?)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.split_whitespace().next()?.parse().ok()
+        process::resident_kib(self.pid()?)
     }
 
-    /// The processor time of its threads so far; of the gateway's only, when it runs in this process.
+    /// The processor time of its threads so far; only of the gateway's thread if it runs in this process.
     pub(crate) fn cpu_time(&self) -> Option<Duration> {
-        let mut nanoseconds = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.pid()?)).ok()?.flatten() {
-            let read = |file| fs::read_to_string(task.path().join(file));
-            if self.is_separate_process() || read("comm").is_ok_and(|name| name.trim_end() == THREAD) {
-                // Threads may end meanwhile. The first number is the time spent running.
-                let spent = read("schedstat").unwrap_or_default();
-                nanoseconds += spent.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
-            }
-        }
-        Some(Duration::from_nanos(nanoseconds))
+        process::cpu_time(self.pid()?, (!self.is_separate_process()).then_some(THREAD))
     }
 
     /// Ends what was started here.
@@ -138,7 +129,7 @@ impl Gateway {
             GatewayKind::InProcess(running) => running.stop(Duration::from_secs(1))?,
             GatewayKind::Spawned { mut child, folder } => {
                 let early = child.try_wait()?;
-                // Its memory and CPU were read: a clean end proves nothing more here.
+                // Its memory and CPU were read; a clean end is not needed.
                 let _ = child.kill();
                 child.wait()?;
                 let log = fs::read_to_string(folder.join("gateway.log")).unwrap_or_default();
@@ -152,17 +143,8 @@ impl Gateway {
     }
 }
 
-/// Ports that are free now; the gateway takes them a moment later.
-fn free_tcp_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-fn free_udp_port() -> std::io::Result<u16> {
-    Ok(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-/// Starts this program again under the highest limit of descriptors that is allowed, when it may need more than most
-/// systems give. The gateway it starts inherits the limit.
+/// Restarts this program with the highest allowed limit of descriptors if it may need more than most
+/// systems allow. The gateway inherits the limit.
 pub(crate) fn raise_descriptor_limit(sockets: usize) {
     const MARK: &str = "LOAD_LIMIT_RAISED";
     if sockets < 800 || std::env::var_os(MARK).is_some() {

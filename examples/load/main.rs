@@ -1,4 +1,4 @@
-//! Many devices against one gateway on this machine: how fast, how much memory, what is lost.
+//! Many devices on one gateway on this machine: speed, memory, and loss.
 //!
 //! ```text
 //! cargo run --example load                                        a gateway in this process, small numbers
@@ -6,11 +6,13 @@
 //! cargo run --release --example load -- --gateway 127.0.0.1:1883 --pid 4242 --calls 100
 //! ```
 //!
-//! The gateway's chat server must echo, as the one that this program starts does.
+//! The gateway's chat server must echo, like the one that this program starts.
 #![allow(clippy::print_stdout)] // A report is what it is for.
 
 mod devices;
 mod gateway;
+#[path = "../shared/process.rs"]
+mod process;
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -104,7 +106,7 @@ impl Options {
     }
 }
 
-/// The phases, each with what it tells; true when all calls worked.
+/// Runs the phases and prints their results; true if all calls worked.
 fn run(options: &Options, gateway: &mut Gateway) -> Result<bool, Box<dyn Error>> {
     let Options { devices, calls, seconds, .. } = *options;
     let per_second = 1000.0 / options.interval.as_millis() as f64;
@@ -183,7 +185,7 @@ fn run(options: &Options, gateway: &mut Gateway) -> Result<bool, Box<dyn Error>>
     Ok(works)
 }
 
-/// Bytes each of `many` added to a resident set, given in KiB before and after.
+/// The memory of each of `many`, in bytes, from the resident sets before and after in KiB.
 fn per(before: u64, after: u64, many: usize) -> f64 {
     (after as f64 - before as f64) * 1024.0 / many as f64
 }

@@ -1,5 +1,5 @@
-//! All that happens around calls: idle devices, bad connections, bad datagrams, operators, new configurations. And a look at
-//! how fast the machine itself is.
+//! Everything besides calls: idle devices, bad connections, bad datagrams, API requests, reloads. Also measures
+//! the machine's own latency.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -16,7 +16,7 @@ use crate::gateway::{Config, TOKEN};
 const IDLE: u8 = 2;
 const REJECTED: u8 = 4;
 
-/// Devices that only wait: each is asked for a sign of life in turn, and now and then one is exchanged.
+/// Idle devices: each pings in turn, and sometimes one is replaced.
 pub(crate) fn idle_devices(context: &Context, many: usize) {
     let mut rng = context.rng(9_002);
     let mut devices: Vec<Option<SimulatedDevice>> = (0..many).map(|_| None).collect();
@@ -32,7 +32,7 @@ pub(crate) fn idle_devices(context: &Context, many: usize) {
             devices[i] = None;
         }
         if devices[i].is_none() || rng.below(20) == 0 {
-            // The older connection of the same device ends as it likes.
+            // The older connection of the same device is dropped afterwards.
             devices[i] = context
                 .connect(&login(IDLE, i, 90))
                 .inspect_err(|failure| {
@@ -46,7 +46,7 @@ pub(crate) fn idle_devices(context: &Context, many: usize) {
 
 fn ping(device: &mut SimulatedDevice) -> Result<(), DeviceError> {
     device.ping()?;
-    // It is asked for its tools too.
+    // The gateway also asks the device for its tools.
     while let Some(incoming) = device.receive(RESPONSE_TIMEOUT)? {
         if incoming == Incoming::PingResp {
             return Ok(());
@@ -55,7 +55,7 @@ fn ping(device: &mut SimulatedDevice) -> Result<(), DeviceError> {
     Err(DeviceError { step: DeviceStep::MqttConnection, kind: DeviceErrorKind::Timeout(RESPONSE_TIMEOUT) })
 }
 
-/// Connections that are no devices, or no good ones.
+/// Connections that are not valid devices.
 pub(crate) fn rejected_connections(context: &Context) {
     let mut rng = context.rng(9_003);
     let mut kept: Vec<TcpStream> = Vec::new();
@@ -74,7 +74,7 @@ pub(crate) fn rejected_connections(context: &Context) {
             3 => connect[..connect.len() / 2].to_vec(),
             4 => vec![0x10, 0xff, 0xff, 0xff, 0x7f],
             5 => {
-                // A wrong password: its last byte is another one.
+                // A wrong password: the last byte is changed.
                 let mut wrong = connect;
                 wrong.last_mut().into_iter().for_each(|byte| *byte ^= 1);
                 wrong
@@ -92,7 +92,7 @@ pub(crate) fn rejected_connections(context: &Context) {
     }
 }
 
-/// Datagrams of nobody.
+/// Datagrams of unknown calls, and random ones.
 pub(crate) fn bad_datagrams(context: &Context, to: SocketAddr) {
     let mut rng = context.rng(9_004);
     let Ok(socket) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)) else {
@@ -103,11 +103,11 @@ pub(crate) fn bad_datagrams(context: &Context, to: SocketAddr) {
             let length = rng.below(1500) as usize;
             let mut bytes = rng.bytes(length);
             if length > 16 && rng.below(2) == 0 {
-                // A good header of an unknown call.
+                // A valid header of an unknown call.
                 bytes[0] = 1;
                 bytes[2..4].copy_from_slice(&((length - 16) as u16).to_be_bytes());
             }
-            // A full socket is as good.
+            // A full socket does not matter.
             let _ = socket.send_to(&bytes, to);
             context.counters.bad_datagrams.fetch_add(1, Relaxed);
         }
@@ -115,7 +115,7 @@ pub(crate) fn bad_datagrams(context: &Context, to: SocketAddr) {
     }
 }
 
-/// The management API is asked for everything, rightly and wrongly.
+/// Valid and invalid requests to the management API.
 pub(crate) fn api_requests(context: &Context, api: SocketAddr) {
     const REQUESTS: [(&str, bool, u16); 9] = [
         ("GET /healthz", false, 200),
@@ -144,7 +144,7 @@ pub(crate) fn api_requests(context: &Context, api: SocketAddr) {
     }
 }
 
-/// The status that a request without body is answered with.
+/// The status of the response to a request without body.
 fn http_status(api: SocketAddr, request: &str, token: bool) -> std::io::Result<u16> {
     let mut stream = TcpStream::connect_timeout(&api, RESPONSE_TIMEOUT)?;
     stream.set_read_timeout(Some(RESPONSE_TIMEOUT))?;
@@ -160,7 +160,7 @@ fn http_status(api: SocketAddr, request: &str, token: bool) -> std::io::Result<u
     status.ok_or_else(|| std::io::Error::other(format!("no answer: {answer:?}")))
 }
 
-/// New configurations, and now and then a file that is none.
+/// New configurations, and sometimes an invalid file.
 pub(crate) fn reloads(context: &Context, config: &Config, api: SocketAddr) {
     for round in 1.. {
         context.sleep(Duration::from_secs(7));
@@ -180,7 +180,7 @@ pub(crate) fn reloads(context: &Context, config: &Config, api: SocketAddr) {
     }
 }
 
-/// A datagram there and back between two sockets of this thread, twenty times a second.
+/// The round trip of a datagram between two sockets, twenty times a second.
 pub(crate) fn machine_latency(context: &Context) {
     let pair = || -> std::io::Result<_> {
         let (one, other) =
@@ -195,7 +195,7 @@ pub(crate) fn machine_latency(context: &Context) {
         scope.spawn(|| {
             let mut buffer = [0; 200];
             while let Ok(n @ 1..) = other.recv(&mut buffer) {
-                // It ends with the other side.
+                // Ends when the other side does.
                 let _ = other.send(&buffer[..n]);
             }
         });

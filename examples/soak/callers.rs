@@ -1,4 +1,4 @@
-//! Devices in calls: some speak all the time, others come and go in every way there is.
+//! Devices in calls: some for the whole run, others start and end calls in every way.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -9,19 +9,19 @@ use crate::context::{Context, login};
 use crate::gateway::STEADY;
 use crate::statistics::Rng;
 
-/// The group of MACs of callers that come and go.
+/// The MAC group of callers with short calls.
 const TRANSIENT: u8 = 3;
 /// Between two packets.
 const INTERVAL: Duration = Duration::from_millis(60);
-/// Echoes that come later than this count as lost.
+/// Echoes that arrive later than this count as lost.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a device that vanished is kept, so that its system answers for it as that of a hung device does.
+/// How long a vanished device's sockets stay open, so that the system answers like that of a hung device.
 const VANISHED_DEVICE_LIFETIME: Duration = Duration::from_secs(30);
 
 /// One call for the whole run.
 pub(crate) fn run_steady_call(context: &Context, number: usize) {
     let login = login(STEADY, number, 60);
-    // They begin one after the other.
+    // The calls start one after the other.
     context.sleep(Duration::from_millis(37 * number as u64));
     while !context.is_over() {
         if let Err(failure) = steady_call(context, &login) {
@@ -55,7 +55,7 @@ pub(crate) fn run_transient_calls(context: &Context, number: usize) {
         vanished.retain(|(_, _, since): &(SimulatedDevice, Call, Instant)| {
             since.elapsed() < VANISHED_DEVICE_LIFETIME
         });
-        // A number of its own each time: who has left is away for its grace.
+        // A new number each time: the call of a device that left is kept for its grace period.
         let number = number + 1_000 * (round % 10_000);
         match transient_call(context, number, &mut rng) {
             Ok(Some((device, call))) => vanished.push((device, call, Instant::now())),
@@ -93,7 +93,7 @@ const CALL_ENDINGS: [CallEnding; 10] = [
     CallEnding::TruncatedPacket,
 ];
 
-/// A call from its begin to its end; a device that vanished stays for a while.
+/// A whole call; returns a device that vanishes, so that its sockets stay open.
 fn transient_call(
     context: &Context,
     number: usize,
@@ -143,17 +143,17 @@ fn transient_call(
 }
 
 fn reset(device: SimulatedDevice) {
-    // Without it the connection ends with a FIN, which is as good.
+    // If it fails, the connection ends with a FIN instead.
     let _ = socket2::SockRef::from(device.stream()).set_linger(Some(Duration::ZERO));
 }
 
-/// A call that speaks and hears itself.
+/// A call that sends audio and receives its echo.
 struct Speaker<'a> {
     context: &'a Context,
     call: Call,
     steady: bool,
     sent: u32,
-    /// The number of the last echo: they may be lost, but never come again.
+    /// The number of the last echo: echoes may be lost, but must not repeat.
     last_received: u32,
     last_received_at: Instant,
 }
@@ -164,7 +164,7 @@ impl<'a> Speaker<'a> {
         Self { context, call, steady, sent: 0, last_received: 0, last_received_at: Instant::now() }
     }
 
-    /// Speaks for a time; with `rng`, some packets are followed by others that should not be there.
+    /// Sends audio for a time; with `rng`, also duplicate, truncated and random packets.
     fn send_audio(
         &mut self,
         device: &mut SimulatedDevice,
@@ -200,7 +200,7 @@ impl<'a> Speaker<'a> {
         Ok(())
     }
 
-    /// Nobody hangs up but the device.
+    /// Only the device may end the call.
     fn check_message(&self, incoming: &Incoming) {
         if let Incoming::Text { text, .. } = incoming
             && (text.contains("\"goodbye\"") || text.contains("\"alert\""))
@@ -216,7 +216,7 @@ impl<'a> Speaker<'a> {
                 return Ok(());
             }
             let Some(audio) = self.call.receive(left)? else { return Ok(()) };
-            // What the chat server recorded may be played back: that is no echo.
+            // The chat server's playback of a recording is not an echo.
             let Some((number, micros)) = test_audio::parse(&audio.payload) else { continue };
             let now = self.context.start.elapsed();
             let took = now.saturating_sub(Duration::from_micros(micros));

@@ -1,4 +1,4 @@
-//! Chat servers as processes of their own, so that they can be killed and frozen: this program in another role.
+//! Chat servers as separate processes, so that they can be killed and frozen: this program in another role.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,10 +10,10 @@ use mqtt_websocket_proxy::tools::echo::EchoServer;
 
 use crate::context::Context;
 
-/// The option that makes this program a chat server on that address.
+/// The option that runs this program as a chat server on an address.
 pub(crate) const CHAT_SERVER_OPTION: &str = "--chat-server";
 
-/// Serves until stdin ends, which is when the program that started this one does.
+/// Serves until stdin ends, that is, until the parent process does.
 pub(crate) fn serve(addr: SocketAddr) -> ExitCode {
     let server = match EchoServer::start_on(addr) {
         Ok(server) => server,
@@ -23,7 +23,7 @@ pub(crate) fn serve(addr: SocketAddr) -> ExitCode {
         }
     };
     println!("{}", server.addr());
-    // Whoever reads it may be gone already: then stdin has ended too.
+    // The parent may have ended already: then stdin has ended too.
     let _ = io::stdout().flush();
     let _ = io::stdin().read_to_end(&mut Vec::new());
     ExitCode::SUCCESS
@@ -60,7 +60,7 @@ impl ChatServerProcess {
         format!("ws://{}/", self.addr)
     }
 
-    /// SIGKILL, and after a while another one in its place.
+    /// SIGKILL, and after a while a new process on the same port.
     fn kill_and_restart(&mut self, context: &Context, pause: Duration) -> io::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
@@ -81,7 +81,7 @@ impl Drop for ChatServerProcess {
     }
 }
 
-/// One after the other is killed, or frozen for a while; the other one works meanwhile.
+/// Kills or freezes one of the two in turn; the other one keeps running.
 pub(crate) fn inject_faults(context: &Context, servers: &mut [ChatServerProcess; 2]) -> io::Result<()> {
     let mut rng = context.rng(9_001);
     for round in 0.. {

@@ -1,4 +1,4 @@
-//! What all who take part share: the clock, the gateway's address, and what happened.
+//! Shared by all threads: the clock, the gateway's address, and the counters.
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -11,7 +11,7 @@ use mqtt_websocket_proxy::tools::device::{DeviceError, Login, SimulatedDevice};
 use crate::gateway::{Gateway, KEY};
 use crate::statistics::{Latencies, Rng};
 
-/// Lines of what went wrong that are kept.
+/// The number of failure messages that are kept.
 const MAX_FAILURE_LINES: usize = 20;
 /// How long the gateway may take to answer anything.
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,15 +20,15 @@ pub(crate) struct Context {
     pub(crate) start: Instant,
     pub(crate) mqtt: SocketAddr,
     pub(crate) counters: Counters,
-    /// Of audio in steady calls, there and back.
+    /// Round trips of audio in steady calls.
     pub(crate) latencies: Latencies,
-    /// Of a datagram there and back without any gateway.
+    /// Round trips of a datagram without the gateway.
     pub(crate) machine_latencies: Latencies,
     end: Instant,
     seed: u64,
 }
 
-/// What happened so far.
+/// Counts so far.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) calls: AtomicU64,
@@ -44,7 +44,7 @@ pub(crate) struct Counters {
     pub(crate) bad_datagrams: AtomicU64,
     pub(crate) api_requests: AtomicU64,
     pub(crate) reloads: AtomicU64,
-    /// The longest time a call that stood waited for an echo.
+    /// The longest time an established call waited for an echo.
     pub(crate) silence_ms_max: AtomicU64,
     failure_count: AtomicU64,
     failures: Mutex<Vec<String>>,
@@ -77,7 +77,7 @@ impl Context {
         thread::sleep(time.min(self.remaining()));
     }
 
-    /// The chances of one thread.
+    /// The random numbers of one thread.
     pub(crate) fn rng(&self, thread: usize) -> Rng {
         Rng(self.seed.wrapping_mul(0x1_0000).wrapping_add(thread as u64))
     }
@@ -86,7 +86,7 @@ impl Context {
         SimulatedDevice::connect(self.mqtt, login, RESPONSE_TIMEOUT)
     }
 
-    /// Something that must not happen.
+    /// Records something that must not happen.
     pub(crate) fn record_failure(&self, what: impl std::fmt::Display) {
         self.counters.failure_count.fetch_add(1, Relaxed);
         let mut wrong = self.counters.failures.lock().expect("nobody panics with it");
@@ -124,7 +124,7 @@ impl Counters {
         facts.join(", ")
     }
 
-    /// What went wrong: the first lines, and how many more.
+    /// The first failure messages, and how many more there are.
     pub(crate) fn failure_lines(&self) -> Vec<String> {
         let mut lines = self.failures.lock().expect("nobody panics with it").clone();
         let more = self.failure_count.load(Relaxed) - lines.len() as u64;

@@ -1,18 +1,19 @@
-//! The gateway as a process of its own: its configuration, what /proc knows of it, and its end.
+//! The gateway as a separate process: its configuration, its figures from /proc, and its end.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::context::mac;
+use crate::process::{self, free_tcp_port, free_udp_port};
 
 /// The signature key, and the token of the API.
 pub(crate) const KEY: &str = "Soak-signature-Key-7";
 pub(crate) const TOKEN: &str = "a-static-token-for-the-soak";
-/// The group of MACs whose calls go to the chat server that nobody touches.
+/// The MAC group whose calls use the chat server without faults.
 pub(crate) const STEADY: u8 = 1;
 
 pub(crate) struct Gateway {
@@ -24,7 +25,7 @@ pub(crate) struct Gateway {
     folder: PathBuf,
 }
 
-/// The configuration file, whose variations are all harmless.
+/// The configuration file, in harmless variations.
 pub(crate) struct Config {
     path: PathBuf,
     ports: [u16; 3],
@@ -33,7 +34,7 @@ pub(crate) struct Config {
     steady: usize,
 }
 
-/// One look at the process.
+/// Figures of the process at one moment.
 #[derive(Clone, Copy)]
 pub(crate) struct Sample {
     pub(crate) memory_kib: u64,
@@ -42,7 +43,7 @@ pub(crate) struct Sample {
 }
 
 impl Config {
-    /// Writes the file anew, as editors do: beside it, then in its place.
+    /// Replaces the file like an editor: writes a new file and renames it.
     pub(crate) fn write(&self, variation: u64) -> std::io::Result<()> {
         let macs: Vec<_> = (0..self.steady).map(|n| mac(STEADY, n)).collect();
         let [mqtt, udp, api] = self.ports;
@@ -87,10 +88,7 @@ impl Gateway {
     ) -> Result<Self, Box<dyn std::error::Error>> {
         let folder = std::env::temp_dir().join(format!("soak-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
-        let tcp =
-            || Ok::<_, std::io::Error>(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port());
-        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let ports = [tcp()?, udp, tcp()?];
+        let ports = [free_tcp_port()?, free_udp_port()?, free_tcp_port()?];
         let config = Config {
             path: folder.join("gateway.json"),
             ports,
@@ -117,7 +115,7 @@ impl Gateway {
             }
             thread::sleep(Duration::from_millis(5));
         }
-        // That connection is seen, and its end.
+        // Let the gateway handle this connection and its end.
         thread::sleep(Duration::from_millis(300));
         Ok(gateway)
     }
@@ -127,20 +125,10 @@ impl Gateway {
     }
 
     pub(crate) fn sample(&self) -> Result<Sample, Box<dyn std::error::Error>> {
-        let process = PathBuf::from(format!("/proc/{}", self.pid()));
-        let status = fs::read_to_string(process.join("status"))?;
-        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let memory = memory.and_then(|text| text.split_whitespace().next()).ok_or("the gateway has ended")?;
-        let mut cpu = 0;
-        for task in fs::read_dir(process.join("task"))?.flatten() {
-            // Threads may end meanwhile. The first number is the time spent running.
-            let spent = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            cpu += spent.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
-        }
         Ok(Sample {
-            memory_kib: memory.parse()?,
-            descriptors: fs::read_dir(process.join("fd"))?.count(),
-            cpu: Duration::from_nanos(cpu),
+            memory_kib: process::resident_kib(self.pid()).ok_or("the gateway has ended")?,
+            descriptors: fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count(),
+            cpu: process::cpu_time(self.pid(), None).ok_or("the gateway has ended")?,
         })
     }
 

@@ -1,12 +1,12 @@
-//! A gateway for hours under calls that come and go in every way, with everything around it failing now and then: does
-//! its memory grow, does it keep descriptors, does it lose audio, does it get slower?
+//! Runs a gateway for hours with calls that start and end in every way, and with faults around it: does
+//! its memory grow, does it leak descriptors, does it lose audio, does it get slower?
 //!
 //! ```text
 //! .ci/soak 600                                                    builds what it needs, then this
 //! cargo run --release --example soak -- --gateway target/release/mqtt-websocket-proxy --seconds 600
 //! ```
 //!
-//! A third of the calls is steady: they last as long as the run, their chat server is never touched, and so nothing may
+//! A third of the calls is steady: they last for the whole run, their chat server has no faults, so nothing may
 //! happen to them. The others use two chat servers that are killed and frozen in turn, and end in ten ways.
 #![allow(clippy::print_stdout)] // A report is what it is for.
 
@@ -20,6 +20,9 @@ mod chat_servers;
 mod context;
 #[cfg(unix)]
 mod gateway;
+#[cfg(unix)]
+#[path = "../shared/process.rs"]
+mod process;
 #[cfg(unix)]
 mod runner;
 #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! The run: who starts when, what is sampled, and the verdict.
+//! The run: threads, samples, and the result.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -26,20 +26,20 @@ Usage: soak --gateway PATH [options]
 
 Exit code: 0 passed, 1 failed, 2 wrong usage.";
 
-/// What the gateway may cost, or lose.
+/// The limits for cost and loss.
 mod limits {
     use std::time::Duration;
 
-    /// Growth of the resident set from the end of the warm-up to the end, by the line that fits best.
+    /// Growth of the resident set after the warm-up, by linear regression.
     pub(super) const MEMORY_GROWTH_KIB: f64 = 1024.0;
-    /// Packets of steady calls, there and back.
+    /// Packets of steady calls, both ways.
     pub(super) const LOSS: f64 = 0.001;
-    /// A call whose chat server died is heard again by then.
+    /// Time limit for the next echo after a chat server was killed.
     pub(super) const SILENCE: Duration = Duration::from_secs(20);
-    /// The last quarter against the first, above what the machine itself became slower.
+    /// Latency of the last quarter compared with the first, minus the machine's own change.
     pub(super) const LATENCY_DRIFT_P50: Duration = Duration::from_millis(2);
     pub(super) const LATENCY_DRIFT_P99: Duration = Duration::from_millis(25);
-    /// A gateway that ends its last sessions is done by then.
+    /// Time limit for the gateway to end its last sessions.
     pub(super) const CLEANUP_TIMEOUT: Duration = Duration::from_secs(30);
 }
 
@@ -135,7 +135,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
         let every = Duration::from_secs((options.seconds / 600).max(1));
         while !context.is_over() {
             thread::sleep(every.min(context.remaining()));
-            // A gateway that has ended is told by all others too: it is the verdict that names it.
+            // If the gateway has ended, all threads report failures; the result names the cause.
             if let Ok(sample) = gateway.sample() {
                 samples.push((context.start.elapsed(), sample));
             }
@@ -164,7 +164,7 @@ fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     Ok(passed)
 }
 
-/// How long after the last device left all descriptors were closed.
+/// The time from the last disconnect until all descriptors were closed.
 fn wait_for_cleanup(gateway: &Gateway, idle: usize) -> Option<Duration> {
     let begin = Instant::now();
     while begin.elapsed() < limits::CLEANUP_TIMEOUT {
@@ -186,7 +186,7 @@ struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Tells everything, the verdict last; true when the run has passed.
+    /// Prints the report, with the result last; true if the run has passed.
     fn print(&self) -> bool {
         let mut faults = Vec::new();
         let mut must = |holds: bool, what: &str| {

@@ -1,10 +1,10 @@
-//! Statistics, and chance.
+//! Statistics and random numbers.
 
 use std::fmt;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Least squares: what `y` grows by for each unit of `x`. 0 for less than two points.
+/// Least squares: the growth of `y` per unit of `x`. 0 for less than two points.
 pub(crate) fn slope(points: &[(f64, f64)]) -> f64 {
     let n = points.len() as f64;
     let (mean_x, mean_y) = (
@@ -47,7 +47,7 @@ impl Latencies {
     }
 }
 
-/// What half of them, and all but one in a hundred, did not exceed.
+/// The median and the 99th percentile.
 pub(crate) struct Quantiles {
     pub(crate) p50: Duration,
     pub(crate) p99: Duration,
@@ -59,7 +59,7 @@ impl fmt::Display for Quantiles {
     }
 }
 
-/// splitmix64: the same accidents for the same seed, as far as threads allow.
+/// splitmix64: the same faults for the same seed, as far as thread timing allows.
 pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {

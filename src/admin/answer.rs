@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::dto::{DeviceStatus, SessionPage};
-use super::http::Response;
 use super::prometheus::{CONTENT_TYPE, MetricFamilies};
+use super::response::Response;
 
 /// One worker's answer. What several workers have to answer together stays typed until all of it is there.
 pub enum Answer {

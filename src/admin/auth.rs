@@ -1,9 +1,10 @@
-//! Who may call: bearer tokens, and callers on this machine when there is nothing to make a token from.
+//! Authorization: bearer tokens, or local callers only when there is no key and no token.
 
 use std::net::IpAddr;
 
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
+use tz::UtcDateTime;
 
 use super::error::ApiError;
 use super::http::RequestHead;
@@ -12,7 +13,7 @@ use crate::config::Config;
 /// Seconds of a day.
 const SECONDS_PER_DAY: i64 = 86_400;
 
-/// What the clock says: seconds since 1970, and how far local time is ahead of UTC.
+/// The wall-clock time and the offset of local time.
 #[derive(Clone, Copy, Debug)]
 pub struct WallClock {
     /// Seconds since 1970-01-01, UTC.
@@ -21,11 +22,11 @@ pub struct WallClock {
     pub utc_offset_seconds: i64,
 }
 
-/// Checks a call that needs a token, by nothing but its caller: not by what it asks for.
+/// Authorizes the caller of a request that needs a token, whatever it asks for.
 ///
-/// The token is `api.token`, or the daily one that the consoles of the Node.js gateway make: hex of SHA-256 over the date
+/// The token is `api.token`, or the daily one that the consoles of the Node.js gateway send: hex of SHA-256 over the date
 /// (yyyy-MM-dd) followed by `mqtt.signature_key`. The date is the local or the UTC one, or a day before or after, since
-/// clocks and time zones differ. Without key and token only this machine may call, and no web page on it.
+/// clocks and time zones differ. Without key and token only this machine is served, and no web page on it.
 ///
 /// # Errors
 /// Why the caller may not.
@@ -55,14 +56,14 @@ pub fn authorize(
     let mut good = token.is_some_and(|token| constant_time_eq(&Sha256::digest(token.as_bytes()), &shown));
     if let Some(key) = key.filter(|_| weakness.is_none()) {
         for date in accepted_dates(clock) {
-            // Every candidate is compared, and as a whole: the time taken tells nothing.
+            // Every candidate is compared in constant time, so that timing leaks nothing.
             good |= constant_time_eq(&Sha256::digest(daily_token(&date, key.as_bytes())), &shown);
         }
     }
     if good {
         return Ok(());
     }
-    Err(unauthorized("The token is not valid, or not today: the daily one changes with the date."))
+    Err(unauthorized("Wrong or expired token; the daily token changes at midnight."))
 }
 
 fn unauthorized(sentence: &'static str) -> ApiError {
@@ -84,8 +85,8 @@ fn bearer_token(field: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Nobody needs a token, so the caller must be on this machine, and must not be a web page that its browser was lured
-/// to: such a page names its origin, or reaches us under a name of its own that leads here.
+/// Without tokens the caller must be on this machine, and must not be a web page in its browser: such a page sends its
+/// origin, or reaches us by a host name that resolves to this machine (DNS rebinding).
 fn authorize_local(head: &RequestHead, peer: IpAddr) -> Result<(), ApiError> {
     if !peer.to_canonical().is_loopback() {
         return Err(unauthorized(
@@ -108,7 +109,7 @@ fn authorize_local(head: &RequestHead, peer: IpAddr) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Whether a `Host` field holds a name that no one else's web page can have: an IP address or localhost.
+/// Whether a `Host` field is an IP address or localhost, which no other site's page can have.
 fn is_localhost_or_ip(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -122,20 +123,13 @@ fn is_localhost_or_ip(host: &str) -> bool {
 fn accepted_dates(clock: WallClock) -> impl Iterator<Item = String> {
     let utc = clock.unix_seconds.div_euclid(SECONDS_PER_DAY);
     let local = (clock.unix_seconds + clock.utc_offset_seconds).div_euclid(SECONDS_PER_DAY);
-    (utc.min(local) - 1..=utc.max(local) + 1).map(civil_date)
+    (utc.min(local) - 1..=utc.max(local) + 1).filter_map(civil_date)
 }
 
-/// yyyy-MM-dd of the so many-th day since 1970-01-01, in the Gregorian calendar.
-fn civil_date(day: i64) -> String {
-    // Years begin in March here, so that a leap day is the last of its year; eras have 400 years, all alike.
-    let day = day + 719_468;
-    let (era, of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
-    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let of_month = of_year - (153 * month + 2) / 5 + 1;
-    let (month, january_on) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    format!("{:04}-{month:02}-{of_month:02}", era * 400 + year + january_on)
+/// yyyy-MM-dd of a day counted from 1970-01-01; `None` when it is out of range.
+fn civil_date(day: i64) -> Option<String> {
+    let date = UtcDateTime::from_timespec(day * SECONDS_PER_DAY, 0).ok()?;
+    Some(format!("{:04}-{:02}-{:02}", date.year(), date.month(), date.month_day()))
 }
 
 #[cfg(test)]
@@ -248,7 +242,7 @@ mod tests {
             (47_540, "2100-02-28"),
             (47_541, "2100-03-01"),
         ] {
-            assert_eq!(civil_date(day), expected, "{day}");
+            assert_eq!(civil_date(day).as_deref(), Some(expected), "{day}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The body of a request out of what came on a connection: by length, or chunked (RFC 9112 section 7.1).
+//! The body of a request: by length, or chunked (RFC 9112 section 7.1).
 
 use httparse::Status;
 
-use super::http::{MAX_BODY_BYTES, MAX_HEAD_BYTES, RequestError};
+use super::error::{MAX_BODY_BYTES, MAX_HEAD_BYTES, RequestError};
 
 /// How the end of a body is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub enum Framing {
     Chunked,
 }
 
-/// A body of which more may have to come.
+/// A body that is being received.
 #[derive(Debug)]
 pub struct Body {
     framing: Framing,
@@ -21,15 +21,15 @@ pub struct Body {
 }
 
 impl Body {
-    /// Nothing of it has come.
+    /// A body of which nothing was received yet.
     pub fn new(framing: Framing) -> Self {
         Self { framing, chunked: Chunked { state: State::Size, decoded: Vec::new(), spare: MAX_HEAD_BYTES } }
     }
 
-    /// Takes out of `inbox` what is the body's, and gives the body when it is all there. What follows it stays.
+    /// Takes the body's bytes out of `inbox`, and returns the body when it is complete. What follows it stays.
     ///
     /// # Errors
-    /// What is no body, or too long a one.
+    /// When it is malformed or too long.
     pub fn take(&mut self, inbox: &mut Vec<u8>) -> Result<Option<Vec<u8>>, RequestError> {
         match self.framing {
             Framing::Length(length) if inbox.len() < length => Ok(None),

@@ -1,4 +1,4 @@
-//! The page that `GET /` answers: one file with nothing outside of it.
+//! The dashboard that `GET /` answers: one file without external resources.
 
 use data_encoding::BASE64;
 use sha2::{Digest, Sha256};

@@ -1,4 +1,4 @@
-//! What calls take and show, as JSON.
+//! The JSON that requests and responses carry.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -158,15 +158,14 @@ impl McpCommand {
     /// What is wrong with the body or a member, in words.
     pub fn parse(body: &str) -> Result<Option<Self>, String> {
         let members = members(body)?;
-        let words = |error: BadParameter| error.to_string();
-        let kind = members.string("type", "\"mcp\"").map_err(words)?;
-        let payload = members.object("payload", "payload.").map_err(words)?;
+        let kind = members.string("type", "\"mcp\"")?;
+        let payload = members.object("payload", "payload.")?;
         let Some(payload) = payload.filter(|_| kind.is_some_and(|kind| kind == "mcp")) else {
             return Ok(None);
         };
-        let method = payload.string("method", "a string").map_err(words)?;
-        payload.object("params", "payload.params.").map_err(words)?;
-        let params = payload.raw("params").map_err(words)?.unwrap_or("{}");
+        let method = payload.string("method", "a string")?;
+        payload.object("params", "payload.params.")?;
+        let params = payload.raw("params")?.unwrap_or("{}");
         Ok(method.map(|method| Self { method: method.into_owned(), params: params.to_owned() }))
     }
 }
@@ -179,7 +178,7 @@ pub fn parse_status_ids(body: &str) -> Result<Vec<String>, String> {
     let missing = || "clientIds必须是一个数组".to_owned();
     let members = Members::of_body(body).map_err(|_| missing())?;
     let client_ids = array(&members, "clientIds").map_err(|error| format!("{}: {error}", missing()))?;
-    let device_ids = array(&members, "deviceIds").map_err(|error| error.to_string())?;
+    let device_ids = array(&members, "deviceIds")?;
     client_ids.or(device_ids).ok_or_else(missing)
 }
 
@@ -217,7 +216,7 @@ impl CallRequest {
         let Some((caller, target)) = caller.zip(target) else {
             return Err("缺少必要参数: caller_mac, target_mac".to_owned());
         };
-        let nickname = members.string("caller_nickname", "a string").map_err(|error| error.to_string())?;
+        let nickname = members.string("caller_nickname", "a string")?;
         let nickname = nickname.unwrap_or_default().chars().take(MAX_NICKNAME_CHARS).collect();
         Ok(Self { caller, target, nickname })
     }
@@ -238,7 +237,7 @@ fn members(body: &str) -> Result<Members<'_>, String> {
 /// A member that is a MAC; an empty one is as good as absent.
 fn parse_mac(members: &Members<'_>, key: &str) -> Result<Option<Mac>, String> {
     let allowed = "a MAC address like aa:bb:cc:dd:ee:ff";
-    let text = members.string(key, allowed).map_err(|error| error.to_string())?;
+    let text = members.string(key, allowed)?;
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     let bad = |_| BadParameter::new(key, &format!("{text:?}"), allowed).to_string();
     text.trim_ascii().parse().map(Some).map_err(bad)

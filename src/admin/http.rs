@@ -1,46 +1,13 @@
-//! HTTP/1.1 (RFC 9112) as far as a management API needs it: a request out of bytes, an answer into bytes.
+//! HTTP/1.1 (RFC 9112) as far as the management API needs it: parsing requests.
 
 use std::borrow::Cow;
 
+use data_encoding::HEXLOWER_PERMISSIVE;
+pub use http::Method;
 use httparse::Status;
 
 use super::body::Framing;
-use super::error::{ApiError, ErrorStyle};
-
-/// The longest request line and header fields together, in bytes.
-pub const MAX_HEAD_BYTES: usize = 8 * 1024;
-/// The longest body, in bytes: a status call for more than a thousand devices. The Node.js gateway takes 100 KB.
-pub const MAX_BODY_BYTES: usize = 128 * 1024;
-/// Header fields of a request.
-const MAX_HEADERS: usize = 64;
-
-/// The methods that any call has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// Read.
-    Get,
-    /// Read, but answer without the body.
-    Head,
-    /// Do.
-    Post,
-    /// End.
-    Delete,
-    /// Any other.
-    Other,
-}
-
-impl Method {
-    /// As it stands in a request.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Get => "GET",
-            Self::Head => "HEAD",
-            Self::Post => "POST",
-            Self::Delete => "DELETE",
-            Self::Other => "(other)",
-        }
-    }
-}
+use super::error::{MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, RequestError};
 
 /// A request without its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,50 +36,6 @@ pub struct RequestHead {
     pub length: usize,
 }
 
-/// Why a request is not served, whatever it asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestError {
-    /// Not HTTP/1.x, or contradictory.
-    Malformed(&'static str),
-    /// A head over [`MAX_HEAD_BYTES`] or with too many fields.
-    HeadTooLong,
-    /// A body over [`MAX_BODY_BYTES`].
-    BodyTooLong,
-    /// A transfer coding other than chunked.
-    UnsupportedTransferCoding,
-    /// An expectation other than `100-continue`.
-    ExpectationFailed,
-}
-
-impl RequestError {
-    /// The error to answer with, after which the connection is closed: where the next request would begin is not known.
-    pub fn error(self) -> ApiError {
-        let (status, code, sentence): (_, _, Cow<'_, str>) = match self {
-            Self::Malformed(why) => {
-                (400, "bad_request", format!("This is no HTTP/1.1 request: {why}.").into())
-            }
-            Self::HeadTooLong => (
-                431,
-                "head_too_long",
-                format!(
-                    "The request line and headers may have {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} fields."
-                )
-                .into(),
-            ),
-            Self::BodyTooLong => {
-                (413, "body_too_long", format!("A request body may have {MAX_BODY_BYTES} bytes.").into())
-            }
-            Self::UnsupportedTransferCoding => {
-                (501, "coding_unknown", "The only transfer coding that is known is chunked.".into())
-            }
-            Self::ExpectationFailed => {
-                (417, "expectation_failed", "Only 100-continue can be expected.".into())
-            }
-        };
-        ApiError::new(status, code, sentence)
-    }
-}
-
 /// Reads a request's head from what has come so far; `None` when more must come.
 ///
 /// # Errors
@@ -131,14 +54,8 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<RequestHead>, RequestError> {
         }
         Err(_) => return Err(RequestError::Malformed("the request line or a header field is broken")),
     };
-    let method = match request.method {
-        Some("GET") => Method::Get,
-        Some("HEAD") => Method::Head,
-        Some("POST") => Method::Post,
-        Some("DELETE") => Method::Delete,
-        _ => Method::Other,
-    };
-    let Some(target) = origin_form(request.method.unwrap_or_default(), request.path.unwrap_or_default())
+    let method = request.method.unwrap_or_default();
+    let (Ok(method), Some(target)) = (method.parse(), origin_form(method, request.path.unwrap_or_default()))
     else {
         return Err(RequestError::Malformed("its target is neither a path nor an http URL"));
     };
@@ -214,7 +131,7 @@ fn header_value(fields: &[httparse::Header<'_>], name: &str) -> Option<String> {
     Some(String::from_utf8_lossy(found.value.trim_ascii()).into_owned())
 }
 
-/// RFC 9112 section 6.3, with nothing left to the imagination: two lengths are none.
+/// RFC 9112 section 6.3, strictly: a request with two lengths is refused.
 fn body_length(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Result<Framing, RequestError> {
     let all = |name: &'static str| fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
     let mut lengths = all("content-length");
@@ -255,110 +172,14 @@ pub fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('%') {
         return Some(Cow::Borrowed(text));
     }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = tail;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let [high, low, tail @ ..] = rest else { return None };
-        let digit = |byte: u8| char::from(byte).to_digit(16);
-        bytes.push((digit(*high)? << 4 | digit(*low)?) as u8);
-        rest = tail;
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.as_bytes().split_at_checked(2)?;
+        bytes.extend(HEXLOWER_PERMISSIVE.decode(digits).ok()?);
+        bytes.extend_from_slice(rest);
     }
     String::from_utf8(bytes).ok().map(Cow::Owned)
-}
-
-/// What a client is waiting for before it sends the body (RFC 9110 section 15.2.1).
-pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-
-/// An answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Response {
-    /// The status code.
-    pub status: u16,
-    /// The media type of the body.
-    pub content_type: &'static str,
-    /// A field of its own, with its value: `Allow` and the like.
-    pub extra_header: Option<(&'static str, String)>,
-    /// The body.
-    pub body: Vec<u8>,
-}
-
-impl Response {
-    /// A JSON text.
-    pub fn json(status: u16, body: impl Into<String>) -> Self {
-        Self {
-            status,
-            content_type: "application/json; charset=utf-8",
-            extra_header: None,
-            body: body.into().into_bytes(),
-        }
-    }
-
-    /// Text or HTML of this media type.
-    pub fn text(content_type: &'static str, body: impl Into<String>) -> Self {
-        Self { content_type, ..Self::json(200, body) }
-    }
-
-    /// An error of the API: a stable code for programs, a sentence for people.
-    pub fn error(status: u16, code: &'static str, sentence: &str) -> Self {
-        ApiError::new(status, code, sentence.to_owned()).response(ErrorStyle::Coded)
-    }
-
-    /// With a header field of its own.
-    #[must_use]
-    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.extra_header = Some((name, value.into()));
-        self
-    }
-
-    /// Appends the answer's bytes: without the body in answer to HEAD, which is told its length all the same (RFC 9110
-    /// section 9.3.2).
-    pub fn write(&self, out: &mut Vec<u8>, keep_alive: bool, head_only: bool) {
-        let connection = if keep_alive { "keep-alive" } else { "close" };
-        let head = format!(
-            "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: {connection}\r\n\
-             Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n",
-            self.status,
-            reason_phrase(self.status),
-            self.content_type,
-            self.body.len(),
-        );
-        out.extend_from_slice(head.as_bytes());
-        if let Some((name, value)) = &self.extra_header {
-            out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
-        }
-        out.extend_from_slice(b"\r\n");
-        if !head_only {
-            out.extend_from_slice(&self.body);
-        }
-    }
-}
-
-/// The phrase for a status (RFC 9110 section 15).
-fn reason_phrase(status: u16) -> &'static str {
-    match status {
-        200 => "OK",
-        202 => "Accepted",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        409 => "Conflict",
-        413 => "Content Too Large",
-        417 => "Expectation Failed",
-        422 => "Unprocessable Content",
-        431 => "Request Header Fields Too Large",
-        500 => "Internal Server Error",
-        501 => "Not Implemented",
-        503 => "Service Unavailable",
-        _ => "Unknown",
-    }
 }
 
 #[cfg(test)]
@@ -378,7 +199,7 @@ mod tests {
                     Content-Length: 12\r\nOrigin: http://x\r\n\r\n{\"a\":\"body\"}next";
         let head = parsed(text);
         let expected = RequestHead {
-            method: Method::Post,
+            method: Method::POST,
             path: "/api/commands/a%40@@x".to_owned(),
             query: "dry=1&b".to_owned(),
             keep_alive: true,
@@ -561,27 +382,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_response_is_valid_http_1_1() {
-        let response =
-            Response::error(405, "method", "No \"such\" method.").with_header("Allow", "GET, HEAD");
-        for (head_only, body) in [(false, response.body.as_slice()), (true, b"")] {
-            let mut out = Vec::new();
-            response.write(&mut out, !head_only, head_only);
-            let mut fields = [httparse::EMPTY_HEADER; 16];
-            let mut read = httparse::Response::new(&mut fields);
-            let Status::Complete(length) = read.parse(&out).unwrap() else { panic!() };
-            assert_eq!((read.code, read.reason), (Some(405), Some("Method Not Allowed")));
-            let value = |name| header_value(read.headers, name).unwrap();
-            assert_eq!(value("content-length"), response.body.len().to_string());
-            assert_eq!(value("allow"), "GET, HEAD");
-            assert_eq!(value("connection"), if head_only { "close" } else { "keep-alive" });
-            assert_eq!(&out[length..], body);
-        }
-        let json: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
-        assert_eq!(json["error"], "No \"such\" method.");
-    }
-
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -614,7 +414,7 @@ mod tests {
             let connection = if close { "close" } else { "keep-alive" };
             let text = format!("DELETE {path}?{query} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n");
             let read = parsed(&text);
-            prop_assert_eq!((read.method, read.path, read.query), (Method::Delete, path, query));
+            prop_assert_eq!((read.method, read.path, read.query), (Method::DELETE, path, query));
             prop_assert_eq!((read.host, read.body, read.keep_alive), (Some(host), Ok(Framing::Length(length)), !close));
             prop_assert_eq!(read.length, text.len());
         }

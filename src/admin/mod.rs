@@ -15,4 +15,5 @@ pub mod http;
 pub mod params;
 pub mod prometheus;
 pub mod recent_errors;
+pub mod response;
 pub mod routes;

@@ -1,4 +1,4 @@
-//! The parameters of calls, in queries and in JSON objects. What is wrong with one is told with its name.
+//! The parameters of requests, in queries and in JSON objects. Errors name the parameter.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -29,6 +29,12 @@ impl BadParameter {
 impl fmt::Display for BadParameter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: found {}, allowed: {}", self.name, self.found, self.allowed)
+    }
+}
+
+impl From<BadParameter> for String {
+    fn from(error: BadParameter) -> Self {
+        error.to_string()
     }
 }
 

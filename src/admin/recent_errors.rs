@@ -1,8 +1,9 @@
-//! What went wrong lately, in words, with advice: for `GET /api/errors` and the page.
+//! Recent errors with advice, for `GET /api/errors` and the dashboard.
 
 use std::collections::VecDeque;
 
 use serde::Serialize;
+use serde_json::json;
 
 use crate::session::{EndReason, LogEvent};
 use crate::text;
@@ -12,8 +13,9 @@ const MAX_PER_KIND: usize = 8;
 /// Bytes of a sentence, before escapes.
 const MAX_MESSAGE_BYTES: usize = 400;
 
-/// What kind of trouble it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What kind of error it is. Serializes as its stable code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RecentErrorKind {
     /// A chat server cannot be used.
     ServerFailing,
@@ -32,27 +34,30 @@ pub enum RecentErrorKind {
     /// A device heard no UDP.
     UdpTimeout,
     /// Text was not read.
+    #[serde(rename = "overflow")]
     TextOverflow,
     /// There were too many calls.
     TooManyCalls,
     /// There were too many devices.
     TooManyDevices,
-    /// A device may not come in.
+    /// A device's login was refused.
     LoginRefused,
     /// A device speaks another version.
     HelloVersion,
     /// The system takes no connection.
+    #[serde(rename = "cannot_accept")]
     AcceptFailed,
     /// A changed configuration is not allowed.
     ReloadRefused,
     /// A setting is doubtful.
+    #[serde(rename = "setting")]
     SuspectSetting,
 }
 
 impl RecentErrorKind {
     /// Every kind.
     #[cfg(test)]
-    pub const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::ServerFailing,
         Self::NoServerHello,
         Self::NoAudio,
@@ -71,7 +76,13 @@ impl RecentErrorKind {
         Self::SuspectSetting,
     ];
 
-    /// Of a note; `None` when it tells of no trouble.
+    /// The code as a text.
+    #[cfg(test)]
+    pub(super) fn code(self) -> String {
+        json!(self).as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The kind of a log event; `None` when it is not an error.
     pub fn from_log_event(note: &LogEvent) -> Option<Self> {
         match note {
             LogEvent::ServerFailing { .. } => Some(Self::ServerFailing),
@@ -82,44 +93,23 @@ impl RecentErrorKind {
         }
     }
 
-    /// Of a call's end, with the sentence; `None` when it is an ordinary one.
+    /// The kind and sentence of a call's end; `None` when it is an ordinary one.
     pub fn from_end_reason(reason: EndReason) -> Option<(Self, &'static str)> {
-        match reason {
-            EndReason::NoServer => Some((Self::NoServer, "no chat server could be reached for a call")),
+        let (kind, sentence) = match reason {
+            EndReason::NoServer => (Self::NoServer, "no chat server could be reached for a call"),
             EndReason::ServerLost => {
-                Some((Self::ServerLost, "a call lost its chat server, and redialling was given up"))
+                (Self::ServerLost, "a call lost its chat server, and redialling was given up")
             }
             EndReason::DeviceLost => {
-                Some((Self::DeviceLost, "the device was lost in a call and did not come back in time"))
+                (Self::DeviceLost, "the device was lost in a call and did not come back in time")
             }
             EndReason::DeviceUdpTimeout => {
-                Some((Self::UdpTimeout, "the device ended a call because it heard no UDP"))
+                (Self::UdpTimeout, "the device ended a call because it heard no UDP")
             }
-            EndReason::Overflow => Some((Self::TextOverflow, "a call ended because its text was not read")),
-            _ => None,
-        }
-    }
-
-    /// Stable name.
-    pub fn code(self) -> &'static str {
-        match self {
-            Self::ServerFailing => "server_failing",
-            Self::NoServerHello => "no_server_hello",
-            Self::NoAudio => "no_audio",
-            Self::AudioDropped => "audio_dropped",
-            Self::NoServer => "no_server",
-            Self::ServerLost => "server_lost",
-            Self::DeviceLost => "device_lost",
-            Self::UdpTimeout => "udp_timeout",
-            Self::TextOverflow => "overflow",
-            Self::TooManyCalls => "too_many_calls",
-            Self::TooManyDevices => "too_many_devices",
-            Self::LoginRefused => "login_refused",
-            Self::HelloVersion => "hello_version",
-            Self::AcceptFailed => "cannot_accept",
-            Self::ReloadRefused => "reload_refused",
-            Self::SuspectSetting => "setting",
-        }
+            EndReason::Overflow => (Self::TextOverflow, "a call ended because its text was not read"),
+            _ => return None,
+        };
+        Some((kind, sentence))
     }
 
     /// What to look at.
@@ -156,7 +146,7 @@ impl RecentErrorKind {
     }
 }
 
-/// One trouble, with its repetitions.
+/// An error and how often it occurred.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecentError {
     /// Milliseconds since 1970, of the last time.
@@ -167,7 +157,7 @@ pub struct RecentError {
     pub device: Option<Box<str>>,
     /// What happened.
     pub message: Box<str>,
-    /// How often it did in a row of its kind.
+    /// How often the same error occurred.
     pub count: u32,
 }
 
@@ -176,7 +166,7 @@ pub struct RecentError {
 pub struct RecentErrors(VecDeque<RecentError>);
 
 impl RecentErrors {
-    /// Remembers one; the oldest of its kind gives way.
+    /// Records one; beyond the limit the oldest of its kind is dropped.
     pub fn record(&mut self, at: u64, kind: RecentErrorKind, device: Option<&str>, sentence: &str) {
         let sentence = text::printable(sentence, MAX_MESSAGE_BYTES);
         let of_kind = |error: &RecentError| error.kind == kind;
@@ -201,29 +191,17 @@ impl RecentErrors {
 
     /// What `GET /api/errors` answers: the newest first.
     pub fn to_json(&self) -> String {
-        #[derive(Serialize)]
-        struct RecentErrorDto<'a> {
-            at: u64,
-            code: &'static str,
-            device: Option<&'a str>,
-            sentence: &'a str,
-            advice: &'static str,
-            times: u32,
-        }
-        let views: Vec<RecentErrorDto<'_>> = self
-            .0
-            .iter()
-            .rev()
-            .map(|error| RecentErrorDto {
-                at: error.last_seen_ms,
-                code: error.kind.code(),
-                device: error.device.as_deref(),
-                sentence: &error.message,
-                advice: error.kind.advice(),
-                times: error.count,
+        let errors = self.0.iter().rev().map(|error| {
+            json!({
+                "at": error.last_seen_ms,
+                "code": error.kind,
+                "device": error.device,
+                "sentence": error.message,
+                "advice": error.kind.advice(),
+                "times": error.count,
             })
-            .collect();
-        serde_json::json!({ "errors": views }).to_string()
+        });
+        json!({ "errors": errors.collect::<Vec<_>>() }).to_string()
     }
 }
 

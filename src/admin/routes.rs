@@ -1,9 +1,11 @@
-//! The calls there are: one table, which the OpenAPI file describes.
+//! The routes of the API: one table, which the OpenAPI file describes.
 
 use std::borrow::Cow;
 
+use http::Method;
+
 use super::error::{ApiError, ErrorStyle};
-use super::http::{Method, percent_decode};
+use super::http::percent_decode;
 
 /// What a call is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +93,7 @@ pub enum Access {
 }
 
 /// One call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// GET answers HEAD too.
     pub method: Method,
@@ -106,25 +108,24 @@ pub struct Route {
 /// Every call.
 pub static ROUTES: [Route; 17] = {
     use Access::{Metrics, Public, Token};
-    use Method::{Delete, Get, Post};
     [
-        route(Get, "/", Public, Endpoint::Dashboard),
-        route(Get, "/healthz", Public, Endpoint::Health),
-        route(Get, "/readyz", Public, Endpoint::Ready),
-        route(Get, "/metrics", Metrics, Endpoint::Metrics),
-        route(Get, "/openapi.json", Public, Endpoint::OpenApi),
-        route(Post, "/api/commands/{clientId}", Token, Endpoint::Command),
-        route(Post, "/api/devices/status", Token, Endpoint::DevicesStatus),
-        route(Post, "/api/call/request", Token, Endpoint::CallRequest),
-        route(Post, "/api/call/accept", Token, Endpoint::CallAccept),
-        route(Post, "/api/call/hangup", Token, Endpoint::CallHangUp),
-        route(Post, "/api/messages/{clientId}", Token, Endpoint::Message),
-        route(Get, "/api/sessions", Token, Endpoint::Sessions),
-        route(Get, "/api/sessions/{clientId}", Token, Endpoint::Session),
-        route(Delete, "/api/sessions/{clientId}", Token, Endpoint::EndSession),
-        route(Post, "/api/reload", Token, Endpoint::Reload),
-        route(Get, "/api/config", Token, Endpoint::Config),
-        route(Get, "/api/errors", Token, Endpoint::Errors),
+        route(Method::GET, "/", Public, Endpoint::Dashboard),
+        route(Method::GET, "/healthz", Public, Endpoint::Health),
+        route(Method::GET, "/readyz", Public, Endpoint::Ready),
+        route(Method::GET, "/metrics", Metrics, Endpoint::Metrics),
+        route(Method::GET, "/openapi.json", Public, Endpoint::OpenApi),
+        route(Method::POST, "/api/commands/{clientId}", Token, Endpoint::Command),
+        route(Method::POST, "/api/devices/status", Token, Endpoint::DevicesStatus),
+        route(Method::POST, "/api/call/request", Token, Endpoint::CallRequest),
+        route(Method::POST, "/api/call/accept", Token, Endpoint::CallAccept),
+        route(Method::POST, "/api/call/hangup", Token, Endpoint::CallHangUp),
+        route(Method::POST, "/api/messages/{clientId}", Token, Endpoint::Message),
+        route(Method::GET, "/api/sessions", Token, Endpoint::Sessions),
+        route(Method::GET, "/api/sessions/{clientId}", Token, Endpoint::Session),
+        route(Method::DELETE, "/api/sessions/{clientId}", Token, Endpoint::EndSession),
+        route(Method::POST, "/api/reload", Token, Endpoint::Reload),
+        route(Method::GET, "/api/config", Token, Endpoint::Config),
+        route(Method::GET, "/api/errors", Token, Endpoint::Errors),
     ]
 };
 
@@ -178,13 +179,13 @@ fn first(path: &str) -> Option<&'static Route> {
 }
 
 /// The call of this method and path, which is still percent-encoded.
-pub fn match_route(method: Method, path: &str) -> RouteMatch<'_> {
-    let method = if method == Method::Head { Method::Get } else { method };
+pub fn match_route<'a>(method: &Method, path: &'a str) -> RouteMatch<'a> {
+    let method = if method == Method::HEAD { &Method::GET } else { method };
     let mut allowed: Vec<&str> = Vec::new();
     for route in &ROUTES {
         let Some(segment) = match_path(route.path, path) else { continue };
-        if route.method != method {
-            allowed.push(route.method.name());
+        if route.method != *method {
+            allowed.push(route.method.as_str());
             continue;
         }
         return match segment.map(percent_decode) {
@@ -220,32 +221,32 @@ mod tests {
     fn paths_match_routes() {
         let id = |id: &str| Some(Cow::Owned(id.to_owned()));
         for (method, path, expected) in [
-            (Method::Get, "/healthz", RouteMatch::Found(Endpoint::Health, None)),
-            (Method::Head, "/healthz", RouteMatch::Found(Endpoint::Health, None)),
+            (Method::GET, "/healthz", RouteMatch::Found(Endpoint::Health, None)),
+            (Method::HEAD, "/healthz", RouteMatch::Found(Endpoint::Health, None)),
             (
-                Method::Post,
+                Method::POST,
                 "/api/commands/g@@@a_b@@@c",
                 RouteMatch::Found(Endpoint::Command, id("g@@@a_b@@@c")),
             ),
             (
-                Method::Post,
+                Method::POST,
                 "/api/commands/g%40%40%40%E7%BB%84%2Fx",
                 RouteMatch::Found(Endpoint::Command, id("g@@@组/x")),
             ),
-            (Method::Post, "/api/commands/%zz", RouteMatch::NotFound),
-            (Method::Post, "/api/commands/", RouteMatch::NotFound),
-            (Method::Post, "/api/commands/a/b", RouteMatch::NotFound),
-            (Method::Post, "/api/devices/status", RouteMatch::Found(Endpoint::DevicesStatus, None)),
-            (Method::Get, "/api/devices/status", RouteMatch::MethodNotAllowed("POST".to_owned())),
-            (Method::Get, "/api/sessions", RouteMatch::Found(Endpoint::Sessions, None)),
-            (Method::Get, "/api/sessions/x", RouteMatch::Found(Endpoint::Session, id("x"))),
-            (Method::Delete, "/api/sessions/x", RouteMatch::Found(Endpoint::EndSession, id("x"))),
-            (Method::Other, "/api/sessions/x", RouteMatch::MethodNotAllowed("GET, DELETE".to_owned())),
-            (Method::Get, "", RouteMatch::NotFound),
-            (Method::Get, "/API/sessions", RouteMatch::NotFound),
-            (Method::Get, "//api/sessions", RouteMatch::NotFound),
+            (Method::POST, "/api/commands/%zz", RouteMatch::NotFound),
+            (Method::POST, "/api/commands/", RouteMatch::NotFound),
+            (Method::POST, "/api/commands/a/b", RouteMatch::NotFound),
+            (Method::POST, "/api/devices/status", RouteMatch::Found(Endpoint::DevicesStatus, None)),
+            (Method::GET, "/api/devices/status", RouteMatch::MethodNotAllowed("POST".to_owned())),
+            (Method::GET, "/api/sessions", RouteMatch::Found(Endpoint::Sessions, None)),
+            (Method::GET, "/api/sessions/x", RouteMatch::Found(Endpoint::Session, id("x"))),
+            (Method::DELETE, "/api/sessions/x", RouteMatch::Found(Endpoint::EndSession, id("x"))),
+            (Method::PATCH, "/api/sessions/x", RouteMatch::MethodNotAllowed("GET, DELETE".to_owned())),
+            (Method::GET, "", RouteMatch::NotFound),
+            (Method::GET, "/API/sessions", RouteMatch::NotFound),
+            (Method::GET, "//api/sessions", RouteMatch::NotFound),
         ] {
-            assert_eq!(match_route(method, path), expected, "{method:?} {path}");
+            assert_eq!(match_route(&method, path), expected, "{method:?} {path}");
         }
     }
 
@@ -307,7 +308,7 @@ mod tests {
                 );
             }
         }
-        let routes = ROUTES.iter().map(|route| (route.path.to_owned(), route.method.name().to_owned()));
+        let routes = ROUTES.iter().map(|route| (route.path.to_owned(), route.method.as_str().to_owned()));
         assert_eq!(described, routes.collect());
         assert_refs_resolve(&file, &file);
     }

@@ -1,4 +1,4 @@
-//! The address of a chat server.
+//! Chat servers: their URLs and settings.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -48,23 +48,23 @@ impl FromStr for ChatServerConfig {
 
     /// Reads a URL. The settings that are not in a URL get their defaults.
     fn from_str(url: &str) -> Result<Self, UrlError> {
-        let (scheme, rest) = url.split_once("://").ok_or(UrlError::Scheme)?;
+        let (scheme, rest) = url.split_once("://").ok_or(UrlError::SCHEME)?;
         let tls = match scheme.to_ascii_lowercase().as_str() {
             "ws" => false,
             "wss" => true,
-            "http" => return Err(UrlError::Http("ws://")),
-            "https" => return Err(UrlError::Http("wss://")),
-            _ => return Err(UrlError::Scheme),
+            "http" => return Err(UrlError::HTTP),
+            "https" => return Err(UrlError::HTTPS),
+            _ => return Err(UrlError::SCHEME),
         };
         let (authority, target) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         if authority.contains('@') {
-            return Err(UrlError::UserInfo);
+            return Err(UrlError::USER_INFO);
         }
         if target.contains('#') {
-            return Err(UrlError::Fragment);
+            return Err(UrlError::FRAGMENT);
         }
         if !target.bytes().all(is_target_byte) {
-            return Err(UrlError::Target);
+            return Err(UrlError::TARGET);
         }
         let default_port = if tls { 443 } else { 80 };
         let (host, port) = split_authority(authority, default_port)?;
@@ -104,44 +104,24 @@ impl fmt::Debug for ChatServerConfig {
 
 /// Why a text is not the URL of a chat server. Displays as what is allowed instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UrlError {
-    /// Neither ws:// nor wss://.
-    Scheme,
-    /// An HTTP scheme; the WebSocket scheme that was probably meant.
-    Http(&'static str),
-    /// User name and password before the host.
-    UserInfo,
-    /// A part behind `#`, which no server ever sees (RFC 6455 section 3).
-    Fragment,
-    /// Not a name, an IPv4 address or an IPv6 address in brackets.
-    Host,
-    /// Not a port.
-    Port,
-    /// A character that no path and no query may hold (RFC 3986 section 3.3).
-    Target,
-}
+pub struct UrlError(&'static str);
 
 impl UrlError {
-    /// Whether the text may hold a password, so that it must not be shown.
-    pub fn hides_text(self) -> bool {
-        self == Self::UserInfo
-    }
+    const SCHEME: Self = Self("");
+    const HTTP: Self = Self("; did you mean ws://");
+    const HTTPS: Self = Self("; did you mean wss://");
+    const USER_INFO: Self = Self(" without user name and password");
+    /// No server ever sees the part behind `#` (RFC 6455 section 3).
+    const FRAGMENT: Self = Self(" without a fragment (#...)");
+    const HOST: Self = Self(" whose host is a name, an IPv4 address or an IPv6 address in brackets");
+    const PORT: Self = Self(" whose port is a whole number from 1 to 65535");
+    /// RFC 3986 section 3.3.
+    const TARGET: Self = Self(" with spaces, quotes and all that is not ASCII percent-encoded");
 }
 
 impl fmt::Display for UrlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a ws:// or wss:// URL")?;
-        match self {
-            Self::Scheme => Ok(()),
-            Self::Http(scheme) => write!(f, "; did you mean {scheme}"),
-            Self::UserInfo => f.write_str(" without user name and password"),
-            Self::Fragment => f.write_str(" without a fragment (#...)"),
-            Self::Host => {
-                f.write_str(" whose host is a name, an IPv4 address or an IPv6 address in brackets")
-            }
-            Self::Port => f.write_str(" whose port is a whole number from 1 to 65535"),
-            Self::Target => f.write_str(" with spaces, quotes and all that is not ASCII percent-encoded"),
-        }
+        write!(f, "a ws:// or wss:// URL{}", self.0)
     }
 }
 
@@ -158,14 +138,14 @@ pub(super) fn is_host_name(text: &str) -> bool {
 fn split_authority(authority: &str, default_port: u16) -> Result<(String, u16), UrlError> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
-            let (host, port) = rest.split_once(']').ok_or(UrlError::Host)?;
-            host.parse::<Ipv6Addr>().map_err(|_| UrlError::Host)?;
+            let (host, port) = rest.split_once(']').ok_or(UrlError::HOST)?;
+            host.parse::<Ipv6Addr>().map_err(|_| UrlError::HOST)?;
             (host, port)
         }
         None => {
             let (host, port) = authority.split_at(authority.find(':').unwrap_or(authority.len()));
             if !is_host_name(host) {
-                return Err(UrlError::Host);
+                return Err(UrlError::HOST);
             }
             (host, port)
         }
@@ -173,11 +153,11 @@ fn split_authority(authority: &str, default_port: u16) -> Result<(String, u16), 
     let port = match port.strip_prefix(':') {
         // `parse` alone would accept a sign.
         Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-            digits.parse().ok().filter(|port| *port != 0).ok_or(UrlError::Port)?
+            digits.parse().ok().filter(|port| *port != 0).ok_or(UrlError::PORT)?
         }
-        Some(_) => return Err(UrlError::Port),
+        Some(_) => return Err(UrlError::PORT),
         None if port.is_empty() => default_port,
-        None => return Err(UrlError::Host),
+        None => return Err(UrlError::HOST),
     };
     Ok((host.to_ascii_lowercase(), port))
 }
@@ -214,35 +194,35 @@ mod tests {
     #[test]
     fn an_invalid_url_is_rejected() {
         for (url, error) in [
-            ("", UrlError::Scheme),
-            ("chat.example", UrlError::Scheme),
-            ("ftp://a/", UrlError::Scheme),
-            (" ws://a/", UrlError::Scheme),
-            ("http://a/", UrlError::Http("ws://")),
-            ("HTTPS://a/", UrlError::Http("wss://")),
-            ("ws://user:pass@a/", UrlError::UserInfo),
-            ("ws://a/#x", UrlError::Fragment),
-            ("ws://a#x", UrlError::Fragment),
-            ("ws://", UrlError::Host),
-            ("ws:///x", UrlError::Host),
-            ("ws://:80/", UrlError::Host),
-            ("ws://a b/", UrlError::Host),
-            ("ws://a..b/", UrlError::Host),
-            ("ws://a\r\nX: y/", UrlError::Host),
-            ("ws://ü/", UrlError::Host),
-            ("ws://[1.2.3.4]/", UrlError::Host),
-            ("ws://[::1/", UrlError::Host),
-            ("ws://[::1]x/", UrlError::Host),
-            ("ws://::1/", UrlError::Host),
-            ("ws://a:/", UrlError::Port),
-            ("ws://a:0/", UrlError::Port),
-            ("ws://a:+1/", UrlError::Port),
-            ("ws://a:65536/", UrlError::Port),
-            ("ws://a:80:80/", UrlError::Port),
-            ("ws://a/b c", UrlError::Target),
-            ("ws://a/\r\nX: y", UrlError::Target),
-            ("ws://a/ü", UrlError::Target),
-            ("ws://a/\0", UrlError::Target),
+            ("", UrlError::SCHEME),
+            ("chat.example", UrlError::SCHEME),
+            ("ftp://a/", UrlError::SCHEME),
+            (" ws://a/", UrlError::SCHEME),
+            ("http://a/", UrlError::HTTP),
+            ("HTTPS://a/", UrlError::HTTPS),
+            ("ws://user:pass@a/", UrlError::USER_INFO),
+            ("ws://a/#x", UrlError::FRAGMENT),
+            ("ws://a#x", UrlError::FRAGMENT),
+            ("ws://", UrlError::HOST),
+            ("ws:///x", UrlError::HOST),
+            ("ws://:80/", UrlError::HOST),
+            ("ws://a b/", UrlError::HOST),
+            ("ws://a..b/", UrlError::HOST),
+            ("ws://a\r\nX: y/", UrlError::HOST),
+            ("ws://ü/", UrlError::HOST),
+            ("ws://[1.2.3.4]/", UrlError::HOST),
+            ("ws://[::1/", UrlError::HOST),
+            ("ws://[::1]x/", UrlError::HOST),
+            ("ws://::1/", UrlError::HOST),
+            ("ws://a:/", UrlError::PORT),
+            ("ws://a:0/", UrlError::PORT),
+            ("ws://a:+1/", UrlError::PORT),
+            ("ws://a:65536/", UrlError::PORT),
+            ("ws://a:80:80/", UrlError::PORT),
+            ("ws://a/b c", UrlError::TARGET),
+            ("ws://a/\r\nX: y", UrlError::TARGET),
+            ("ws://a/ü", UrlError::TARGET),
+            ("ws://a/\0", UrlError::TARGET),
         ] {
             assert_eq!(url.parse::<ChatServerConfig>(), Err(error), "{url:?}");
         }

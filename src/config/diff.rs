@@ -1,6 +1,7 @@
-//! What a reload changes.
+//! The differences between two configurations, and which of them a reload applies.
 
 use super::error::{ConfigError, Problem};
+use super::keys::CONFIG_KEYS;
 use super::{Config, WebSocket};
 
 /// The keys two configurations differ in, by what it takes to put them in force. Dotted, as in the file.
@@ -24,7 +25,7 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
     let mut changes = Changes::default();
     for key in &CONFIG_KEYS {
         if (key.differs)(old, new) {
-            let list = if key.fixed { &mut changes.needs_restart } else { &mut changes.applied };
+            let list = if key.needs_restart { &mut changes.needs_restart } else { &mut changes.applied };
             list.push(key.name);
         }
     }
@@ -34,8 +35,8 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
 /// As [`diff`], for a reload that takes the gateway from `old` to `new`.
 ///
 /// # Errors
-/// When it would empty a server list that is in use, which is far more often a half-edited file than a wish, or close the
-/// only port for devices.
+/// When it would empty a server list that is in use, which is most likely a half-edited file, or close the only port for
+/// devices.
 pub fn check_reload(old: &Config, new: &Config) -> Result<Changes, ConfigError> {
     let (then, now) = (&old.websocket, &new.websocket);
     let refused = |key: &str| {
@@ -68,90 +69,12 @@ impl Config {
     /// This configuration with the values of `running` for all that needs a restart: what is in force after a reload.
     #[must_use]
     pub fn after_reload(mut self, running: &Self) -> Self {
-        self.mqtt.host = running.mqtt.host;
-        self.mqtt.port = running.mqtt.port;
-        self.mqtt.plain = running.mqtt.plain;
-        self.udp.host = running.udp.host;
-        self.udp.port = running.udp.port;
-        self.udp.public_ip = running.udp.public_ip.clone();
-        self.logging.file = running.logging.file.clone();
-        self.api.enabled = running.api.enabled;
-        self.api.host = running.api.host;
-        self.api.port = running.api.port;
-        self.workers = running.workers;
+        for key in CONFIG_KEYS.iter().filter(|key| key.needs_restart) {
+            (key.copy)(&mut self, running);
+        }
         self
     }
 }
-
-pub(super) struct ConfigKey {
-    pub(super) name: &'static str,
-    differs: fn(&Config, &Config) -> bool,
-    fixed: bool,
-}
-
-macro_rules! keys {
-    ($($name:literal $($field:ident).+ $kind:ident;)*) => {
-        [$(ConfigKey { name: $name, differs: |old, new| old.$($field).+ != new.$($field).+, fixed: keys!($kind) }),*]
-    };
-    (live) => { false };
-    (fixed) => { true };
-}
-
-/// Every key of the file.
-pub(super) static CONFIG_KEYS: [ConfigKey; 52] = keys! {
-    "mqtt.host" mqtt.host fixed;
-    "mqtt.port" mqtt.port fixed;
-    "mqtt.plain" mqtt.plain fixed;
-    "mqtt.tls.port" mqtt.tls.port live;
-    "mqtt.tls.cert_file" mqtt.tls.cert_file live;
-    "mqtt.tls.key_file" mqtt.tls.key_file live;
-    "mqtt.tls.max_handshakes" mqtt.tls.max_handshakes live;
-    "mqtt.proxy_protocol_from" mqtt.proxy_protocol_from live;
-    "mqtt.max_connections" mqtt.max_connections live;
-    "mqtt.max_connections_per_ip" mqtt.max_connections_per_ip live;
-    "mqtt.max_payload_size" mqtt.max_payload_size live;
-    "mqtt.resume_grace_s" mqtt.resume_grace live;
-    "mqtt.allow_legacy_ids" mqtt.allow_legacy_ids live;
-    "mqtt.signature_key" mqtt.signature_key live;
-    "udp.host" udp.host fixed;
-    "udp.port" udp.port fixed;
-    "udp.public_ip" udp.public_ip fixed;
-    "udp.peer_policy" udp.peer_policy live;
-    "udp.downlink_flags" udp.downlink_flags live;
-    "udp.first_packet_warn_s" udp.first_packet_warn live;
-    "udp.first_packet_alert" udp.first_packet_alert live;
-    "udp.coalesce_max_us" udp.coalesce_max live;
-    "websocket.production_servers" websocket.production live;
-    "websocket.development_servers" websocket.development live;
-    "websocket.development_mac_addresses" websocket.development_macs live;
-    "websocket.server_secret" websocket.secret live;
-    "websocket.ca_file" websocket.ca_file live;
-    "websocket.insecure" websocket.insecure live;
-    "websocket.ping_interval_s" websocket.ping_interval live;
-    "websocket.ping_timeout_s" websocket.ping_timeout live;
-    "websocket.reconnect.initial_ms" websocket.reconnect.initial live;
-    "websocket.reconnect.max_ms" websocket.reconnect.max live;
-    "websocket.reconnect.multiplier" websocket.reconnect.multiplier live;
-    "websocket.reconnect.give_up_after_s" websocket.reconnect.give_up_after live;
-    "websocket.send_goodbye" websocket.send_goodbye live;
-    "websocket.call_idle_s" websocket.call_idle live;
-    "websocket.max_calls" websocket.max_calls live;
-    "websocket.max_dials" websocket.max_dials live;
-    "logging.enabled" logging.enabled live;
-    "logging.level" logging.level live;
-    "logging.file_path" logging.file fixed;
-    "mcp.enabled" mcp.enabled live;
-    "mcp.max_tools_count" mcp.max_tools_count live;
-    "mcp.capabilities" mcp.capabilities live;
-    "mcp.client_info" mcp.client_info live;
-    "api.enabled" api.enabled fixed;
-    "api.host" api.host fixed;
-    "api.port" api.port fixed;
-    "api.token" api.token live;
-    "api.metrics_need_token" api.metrics_need_token live;
-    "workers" workers fixed;
-    "debug" debug live;
-};
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

@@ -1,7 +1,7 @@
-//! Every key of the file by an environment variable, for who has no file.
+//! Environment variables, which can set every key of the file.
 //!
-//! A variable's text becomes the JSON that would stand in the file, by the kind of value its key has, and goes the file's
-//! way: what is allowed is the same, and so are the words that say what is not.
+//! A variable's text is converted to the JSON that would stand in the file, according to the kind of its key's default,
+//! and read like the file: the same values are allowed, with the same error texts.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,10 +9,10 @@ use std::path::Path;
 
 use serde_json::{Number, Value};
 
-use super::diff::CONFIG_KEYS;
+use super::Config;
 use super::error::Problem;
+use super::keys::{CONFIG_KEYS, ConfigKey};
 use super::value::{JsonValue, edit_distance};
-use super::{Config, file, serialize};
 
 pub(super) const CONFIG_FILE: &str = "CONFIG_FILE";
 
@@ -33,19 +33,17 @@ pub const VARIABLES: [(&str, &str); 10] = [
 
 const PREFIX: &str = "MQTT_PROXY_";
 
+/// With this behind its name, a variable of a secret names a file that holds the value.
 const FILE_SUFFIX: &str = "_FILE";
-
-/// With `_FILE` behind its name, a variable of these names a file that holds the value.
-const SECRET_KEYS: [&str; 3] = ["mqtt.signature_key", "websocket.server_secret", "api.token"];
 
 const BOOLEAN_ALLOWED: &str = "1, true, yes, on, 0, false, no, off";
 const LIST_ALLOWED: &str = "items with commas between them, or a JSON list";
 
 /// A variable that is set, and the key that it sets.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Variable {
     pub(super) name: String,
-    pub(super) key: &'static str,
+    pub(super) key: &'static ConfigKey,
     /// The value is the path of a file that holds it.
     is_file: bool,
     value: OsString,
@@ -53,7 +51,7 @@ pub(super) struct Variable {
 
 /// The variables that are set, in the order in which they count: a later one of the same key wins.
 pub(super) fn read_variables(variable: impl Fn(&str) -> Option<OsString>) -> Vec<Variable> {
-    let set = |(name, key, is_file): (String, &'static str, bool)| {
+    let set = |(name, key, is_file): (String, &'static ConfigKey, bool)| {
         let value = variable(&name).filter(|value| !value.is_empty())?;
         Some(Variable { name, key, is_file, value })
     };
@@ -61,21 +59,21 @@ pub(super) fn read_variables(variable: impl Fn(&str) -> Option<OsString>) -> Vec
 }
 
 /// Every name, the key it sets, and whether it does so by a file.
-fn variable_names() -> impl Iterator<Item = (String, &'static str, bool)> {
+fn variable_names() -> impl Iterator<Item = (String, &'static ConfigKey, bool)> {
     CONFIG_KEYS.iter().flat_map(|key| {
         let own = VARIABLES.iter().filter(|(_, sets)| *sets == key.name).map(|(name, _)| (*name).to_owned());
         let derived = format!("{PREFIX}{}", key.name.to_ascii_uppercase().replace('.', "_"));
-        let forms = if SECRET_KEYS.contains(&key.name) { &[false, true][..] } else { &[false] };
+        let forms = if key.is_secret() { &[false, true][..] } else { &[false] };
         own.chain([derived]).flat_map(move |name| {
             forms.iter().map(move |is_file| {
                 let suffix = if *is_file { FILE_SUFFIX } else { "" };
-                (format!("{name}{suffix}"), key.name, *is_file)
+                (format!("{name}{suffix}"), key, *is_file)
             })
         })
     })
 }
 
-/// One sentence for each variable whose name begins like ours and is none of ours.
+/// One sentence for each variable that has our prefix and an unknown name.
 pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
     let known: Vec<_> = self::variable_names().map(|(name, ..)| name).collect();
     let unknown = names.into_iter().filter_map(|name| {
@@ -84,12 +82,12 @@ pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<Strin
             return None;
         }
         let nearest = known.iter().min_by_key(|known| edit_distance(name, known))?;
-        Some(format!("environment: {name} is no variable of this gateway; the nearest is {nearest}"))
+        Some(format!("environment: {name} is not a variable of this gateway; the nearest is {nearest}"))
     });
     unknown.collect()
 }
 
-/// A secret that is given both as such and by a file: which one is meant?
+/// Secrets that are given both as a value and by a file.
 pub(super) fn conflicts(variables: &[Variable]) -> impl Iterator<Item = Problem> {
     let is_set = |name: &str| variables.iter().any(|variable| variable.name == name);
     let files = variables.iter().filter(|variable| variable.is_file);
@@ -103,36 +101,34 @@ impl Variable {
     /// One with a name of its own.
     pub(super) fn from_name(name: &'static str, value: &str) -> Option<Self> {
         let (_, key) = VARIABLES.iter().find(|(known, _)| *known == name)?;
+        let key = ConfigKey::find(key)?;
         (!value.is_empty()).then(|| Self { name: name.to_owned(), key, is_file: false, value: value.into() })
     }
 
     /// Sets its key. What is wrong carries the variable's name.
     pub(super) fn apply(&self, config: &mut Config) -> Vec<Problem> {
         let mut problems = Vec::new();
-        match self.to_json() {
-            Ok(json) => {
-                let nested = self.key.rsplit('.').fold(json, |inner, key| format!("{{\"{key}\":{inner}}}"));
-                if self.key == "logging.level" {
-                    // The file's `debug` would raise it again. A variable for it comes behind, and may.
-                    config.debug = false;
-                }
-                file::parse_into(&nested, config, &mut problems);
-            }
-            Err(problem) => problems.push(problem),
+        if self.key.name == "logging.level" {
+            // The file's `debug` would raise the level again. The variable for `debug` is read later, and may do so.
+            config.debug = false;
         }
+        let read = self.to_json().and_then(|json| {
+            JsonValue::parse(self.key.name, &json).map(|value| (self.key.read)(&value, config, &mut problems))
+        });
+        problems.extend(read.err());
         problems.into_iter().map(|problem| self.rename_field(problem)).collect()
     }
 
     /// Whether a dotted path is its key's, or lies in it.
     pub(super) fn sets(&self, field: &str) -> bool {
-        field.strip_prefix(self.key).is_some_and(|rest| rest.is_empty() || rest.starts_with(['[', '.']))
+        field.strip_prefix(self.key.name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['[', '.']))
     }
 
     /// The problem with the variable's name for the key's.
     pub(super) fn rename_field(&self, problem: Problem) -> Problem {
         match problem {
             Problem::Value { field, found, allowed } if self.sets(&field) => {
-                let field = format!("{}{}", self.name, &field[self.key.len()..]);
+                let field = format!("{}{}", self.name, &field[self.key.name.len()..]);
                 Problem::Value { field, found, allowed }
             }
             other => other,
@@ -140,26 +136,25 @@ impl Variable {
     }
 
     fn invalid(&self, found: impl Into<String>, allowed: &str) -> Problem {
-        Problem::value(self.key, found, allowed)
+        Problem::value(self.key.name, found, allowed)
     }
 
     /// The value as it would stand in the file.
     fn to_json(&self) -> Result<String, Problem> {
         let text = self.text()?;
-        let is_secret = SECRET_KEYS.contains(&self.key);
-        let trimmed = if is_secret { text.as_str() } else { text.trim() };
+        let trimmed = if self.key.is_secret() { text.as_str() } else { text.trim() };
         let quoted = |text: &str| Value::from(text).to_string();
-        match serialize::default_value(self.key) {
+        match (self.key.write)(&Config::default()) {
             Value::Bool(_) => match parse_boolean(trimmed) {
                 Some(on) => Ok(on.to_string()),
                 None => Err(self.invalid(format!("{text:?}"), BOOLEAN_ALLOWED)),
             },
-            // A text in quotes is refused with the quotes, as what it is.
+            // A text that is no number is quoted, and refused as a string.
             Value::Number(_) => match serde_json::from_str::<Number>(trimmed) {
                 Ok(_) => Ok(trimmed.to_owned()),
                 Err(_) => Ok(quoted(trimmed)),
             },
-            Value::Array(_) if trimmed.starts_with('[') => match JsonValue::root(trimmed) {
+            Value::Array(_) if trimmed.starts_with('[') => match JsonValue::parse("", trimmed) {
                 Ok(_) => Ok(trimmed.to_owned()),
                 Err(_) => Err(self.invalid("a text that begins like a JSON list and is none", LIST_ALLOWED)),
             },
@@ -167,7 +162,7 @@ impl Variable {
                 let items = trimmed.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Ok(items.map(Value::from).collect::<Value>().to_string())
             }
-            Value::Object(_) => match JsonValue::root(trimmed) {
+            Value::Object(_) => match JsonValue::parse("", trimmed) {
                 Ok(_) => Ok(trimmed.to_owned()),
                 Err(_) => Err(self.invalid("a text that is not JSON", "a JSON object")),
             },
@@ -185,7 +180,8 @@ impl Variable {
         }
     }
 
-    /// A secret from its file, where editors end it with a new line. An empty one would leave a door open unnoticed.
+    /// A secret from its file, without the line end that editors add. An empty file is refused: it would switch
+    /// authentication off unnoticed.
     fn read_secret_file(&self, path: &Path) -> Result<String, Problem> {
         let found = match fs::read_to_string(path) {
             Ok(text) => match text.trim_end_matches(['\r', '\n']) {

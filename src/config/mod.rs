@@ -22,6 +22,8 @@ mod file;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod fuzz;
+mod keys;
+mod kind;
 mod network;
 mod node_config;
 mod serialize;
@@ -34,114 +36,94 @@ pub use chat_server::{ChatServerConfig, Framing, UrlError};
 pub use diff::{Changes, check_reload, diff};
 pub use environment::{VARIABLES, unknown_variables};
 pub use error::ConfigError;
-pub use network::{Network, ParseNetworkError};
+pub use kind::{LEVELS, parse_level};
+pub use network::Network;
 pub use node_config::NodeConfig;
 pub use source::{DEFAULT_FILE, Source};
-pub use value::{LEVELS, parse_level};
 
-/// Everything an operator can choose. `Default` is what is documented in `config/gateway.json`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// Where devices connect, and their limits.
-    pub mqtt: Mqtt,
-    /// The audio socket.
-    pub udp: Udp,
-    /// The chat servers.
-    pub websocket: WebSocket,
-    /// What is logged, and where.
-    pub logging: Logging,
-    /// The device's tools.
-    pub mcp: Mcp,
-    /// The management listener.
-    pub api: Api,
-    /// Loops that serve devices, each on a thread of its own; 1 to 64.
-    pub workers: usize,
-    /// Log at debug level at least; see [`Config::log_level`].
-    pub debug: bool,
-    /// Dotted keys that the file holds for another program: accepted, without effect.
-    pub unused_keys: Vec<String>,
-    /// Set when the file is one of the Node.js gateway, in that gateway's own shape.
-    pub node_config: Option<NodeConfig>,
+/// Declares the settings of a section, each with its default.
+macro_rules! settings {
+    (
+        $(#[$about:meta])*
+        pub struct $name:ident { $($(#[$doc:meta])* pub $field:ident: $type:ty = $default:expr,)* }
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct $name { $($(#[$doc])* pub $field: $type,)* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+    };
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            mqtt: Mqtt::default(),
-            udp: Udp::default(),
-            websocket: WebSocket::default(),
-            logging: Logging::default(),
-            mcp: Mcp::default(),
-            api: Api::default(),
-            workers: 1,
-            debug: false,
-            unused_keys: Vec::new(),
-            node_config: None,
-        }
+settings! {
+    /// Every setting. `Default` is what is documented in `config/gateway.json`.
+    pub struct Config {
+        /// Where devices connect, and their limits.
+        pub mqtt: Mqtt = Mqtt::default(),
+        /// The audio socket.
+        pub udp: Udp = Udp::default(),
+        /// The chat servers.
+        pub websocket: WebSocket = WebSocket::default(),
+        /// What is logged, and where.
+        pub logging: Logging = Logging::default(),
+        /// The device's tools.
+        pub mcp: Mcp = Mcp::default(),
+        /// The management listener.
+        pub api: Api = Api::default(),
+        /// Event loops that serve devices, each on its own thread; 1 to 64.
+        pub workers: usize = 1,
+        /// Log at debug level at least; see [`Config::log_level`].
+        pub debug: bool = false,
+        /// Dotted keys that the file holds for another program: accepted, without effect.
+        pub unused_keys: Vec<String> = Vec::new(),
+        /// Set when the file is one of the Node.js gateway, in that gateway's own shape.
+        pub node_config: Option<NodeConfig> = None,
     }
 }
 
-/// Section `mqtt`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Mqtt {
-    /// The address to listen on.
-    pub host: IpAddr,
-    /// The TCP port to listen on; 0 is any free port.
-    pub port: u16,
-    /// Whether that port is listened on: off leaves devices nothing but TLS.
-    pub plain: bool,
-    /// MQTT over TLS.
-    pub tls: Tls,
-    /// Balancers: every connection from these networks begins with a PROXY protocol header, and no other does.
-    pub proxy_protocol_from: Vec<Network>,
-    /// Devices connected at once, at least 1.
-    pub max_connections: usize,
-    /// Devices connected at once from one IP address; 0 is no limit.
-    pub max_connections_per_ip: usize,
-    /// The longest packet a device may send, in bytes, counted on the remaining length.
-    pub max_payload_size: usize,
-    /// How long a call outlives its lost MQTT connection; zero ends it at once.
-    pub resume_grace: Duration,
-    /// Whether client ids of two parts, which carry no signature, are let in although there is a key.
-    pub allow_legacy_ids: bool,
-    /// The key of the devices' passwords; without one every device is let in.
-    pub signature_key: Option<Secret>,
-}
-
-impl Default for Mqtt {
-    fn default() -> Self {
-        Self {
-            host: Ipv4Addr::UNSPECIFIED.into(),
-            port: 1883,
-            plain: true,
-            tls: Tls::default(),
-            proxy_protocol_from: Vec::new(),
-            max_connections: 10_000,
-            max_connections_per_ip: 0,
-            max_payload_size: 65_536,
-            resume_grace: Duration::from_secs(20),
-            allow_legacy_ids: false,
-            signature_key: None,
-        }
+settings! {
+    /// Section `mqtt`.
+    pub struct Mqtt {
+        /// The address to listen on.
+        pub host: IpAddr = Ipv4Addr::UNSPECIFIED.into(),
+        /// The TCP port to listen on; 0 is any free port.
+        pub port: u16 = 1883,
+        /// Whether to listen on that port; when off, devices can only use TLS.
+        pub plain: bool = true,
+        /// MQTT over TLS.
+        pub tls: Tls = Tls::default(),
+        /// Load balancers: every connection from these networks begins with a PROXY protocol header, and no other does.
+        pub proxy_protocol_from: Vec<Network> = Vec::new(),
+        /// Devices connected at once, at least 1.
+        pub max_connections: usize = 10_000,
+        /// Devices connected at once from one IP address; 0 is no limit.
+        pub max_connections_per_ip: usize = 0,
+        /// The longest packet a device may send, in bytes, counted on the remaining length.
+        pub max_payload_size: usize = 65_536,
+        /// How long a call is kept after its MQTT connection is lost; zero ends it at once.
+        pub resume_grace: Duration = Duration::from_secs(20),
+        /// Whether client ids of two parts, which carry no signature, are accepted even when there is a key.
+        pub allow_legacy_ids: bool = false,
+        /// The key of the devices' passwords; without one every device is accepted.
+        pub signature_key: Option<Secret> = None,
     }
 }
 
-/// Section `mqtt.tls`. There is TLS when both files are named.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Tls {
-    /// The TCP port to listen on; 0 is any free port.
-    pub port: u16,
-    /// PEM certificates: the gateway's own, then those between it and an authority that devices know.
-    pub cert_file: Option<PathBuf>,
-    /// The PEM private key of the first of them.
-    pub key_file: Option<PathBuf>,
-    /// Handshakes under way at once, at least 1; the oldest gives way to one more.
-    pub max_handshakes: usize,
-}
-
-impl Default for Tls {
-    fn default() -> Self {
-        Self { port: 8883, cert_file: None, key_file: None, max_handshakes: 256 }
+settings! {
+    /// Section `mqtt.tls`. There is TLS when both files are named.
+    pub struct Tls {
+        /// The TCP port to listen on; 0 is any free port.
+        pub port: u16 = 8883,
+        /// PEM certificate chain: the gateway's own certificate, then the intermediate ones.
+        pub cert_file: Option<PathBuf> = None,
+        /// The PEM private key of the first certificate.
+        pub key_file: Option<PathBuf> = None,
+        /// Handshakes in progress at once, at least 1; beyond this, the oldest unfinished one is dropped.
+        pub max_handshakes: usize = 256,
     }
 }
 
@@ -152,39 +134,25 @@ impl Tls {
     }
 }
 
-/// Section `udp`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Udp {
-    /// The address to receive audio on.
-    pub host: IpAddr,
-    /// The UDP port to receive audio on; 0 is any free port.
-    pub port: u16,
-    /// The address devices are told to send audio to.
-    pub public_ip: PublicIp,
-    /// Which source addresses a call's audio may come from.
-    pub peer_policy: PeerPolicy,
-    /// Whether downlink packets carry `0x80 | (sequence & 0x7f)` as flags, so that no two packets of a call share keystream.
-    pub downlink_flags: bool,
-    /// How long after a device's first `listen` start its first datagram may take before that is logged; zero is never.
-    pub first_packet_warn: Duration,
-    /// Whether the device shows that no datagram of it arrived.
-    pub first_packet_alert: bool,
-    /// How long work may gather before the loop looks again while packets come thick; zero is not at all.
-    pub coalesce_max: Duration,
-}
-
-impl Default for Udp {
-    fn default() -> Self {
-        Self {
-            host: Ipv4Addr::UNSPECIFIED.into(),
-            port: 8884,
-            public_ip: PublicIp::Auto,
-            peer_policy: PeerPolicy::Adaptive,
-            downlink_flags: true,
-            first_packet_warn: Duration::from_secs(3),
-            first_packet_alert: true,
-            coalesce_max: Duration::from_micros(1_000),
-        }
+settings! {
+    /// Section `udp`.
+    pub struct Udp {
+        /// The address to receive audio on.
+        pub host: IpAddr = Ipv4Addr::UNSPECIFIED.into(),
+        /// The UDP port to receive audio on; 0 is any free port.
+        pub port: u16 = 8884,
+        /// The address devices are told to send audio to.
+        pub public_ip: PublicIp = PublicIp::Auto,
+        /// Which source addresses a call's audio may come from.
+        pub peer_policy: PeerPolicy = PeerPolicy::Adaptive,
+        /// Whether downlink packets carry `0x80 | (sequence & 0x7f)` as flags, so that no two packets of a call share keystream.
+        pub downlink_flags: bool = true,
+        /// How long after a device's first `listen` start a missing first datagram is logged; zero is never.
+        pub first_packet_warn: Duration = Duration::from_secs(3),
+        /// Whether this is shown on the device too.
+        pub first_packet_alert: bool = true,
+        /// How long packets are batched under load, at most; zero is never.
+        pub coalesce_max: Duration = Duration::from_micros(1_000),
     }
 }
 
@@ -212,154 +180,99 @@ impl fmt::Display for PublicIp {
 /// Which source addresses a call's audio may come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerPolicy {
-    /// Any port of the MQTT connection's IP; another IP once it has proved itself.
+    /// Any port of the MQTT connection's IP; another IP once its path is validated.
     Adaptive,
     /// Any port of the MQTT connection's IP, no other.
     Strict,
 }
 
-/// Section `websocket`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct WebSocket {
-    /// The chat servers of all devices but the listed ones (`production_servers`).
-    pub production: Vec<Arc<ChatServerConfig>>,
-    /// The chat servers of the listed devices (`development_servers`).
-    pub development: Vec<Arc<ChatServerConfig>>,
-    /// The listed devices (`development_mac_addresses`).
-    pub development_macs: Vec<Mac>,
-    /// Whether `production` is the built-in echo server, which stands in when no server was configured at start.
-    pub echo: bool,
-    /// The key of the bearer token sent to chat servers (`server_secret`); without one the fixed text `test-token` is sent.
-    pub secret: Option<Secret>,
-    /// PEM certificates trusted beside the system's own.
-    pub ca_file: Option<PathBuf>,
-    /// Whether certificates are not verified at all.
-    pub insecure: bool,
-    /// How often a chat server is pinged; zero is never.
-    pub ping_interval: Duration,
-    /// How long a chat server may take to answer a ping.
-    pub ping_timeout: Duration,
-    /// How a call redials a chat server that failed.
-    pub reconnect: Reconnect,
-    /// Whether the chat server gets a `goodbye` with the call's facts before the close.
-    pub send_goodbye: bool,
-    /// How long a call may stay without audio and text in either direction; zero is for ever.
-    pub call_idle: Duration,
-    /// Calls at once; 0 is no limit.
-    pub max_calls: usize,
-    /// Sockets being connected to chat servers at once, at least 1.
-    pub max_dials: usize,
-}
-
-impl Default for WebSocket {
-    fn default() -> Self {
-        Self {
-            production: Vec::new(),
-            development: Vec::new(),
-            development_macs: Vec::new(),
-            echo: false,
-            secret: None,
-            ca_file: None,
-            insecure: false,
-            ping_interval: Duration::from_secs(20),
-            ping_timeout: Duration::from_secs(20),
-            reconnect: Reconnect::default(),
-            send_goodbye: true,
-            call_idle: Duration::from_secs(300),
-            max_calls: 0,
-            max_dials: 256,
-        }
+settings! {
+    /// Section `websocket`.
+    pub struct WebSocket {
+        /// The chat servers of all devices except the listed ones (`production_servers`).
+        pub production: Vec<Arc<ChatServerConfig>> = Vec::new(),
+        /// The chat servers of the listed devices (`development_servers`).
+        pub development: Vec<Arc<ChatServerConfig>> = Vec::new(),
+        /// The listed devices (`development_mac_addresses`).
+        pub development_macs: Vec<Mac> = Vec::new(),
+        /// Whether `production` is the built-in echo server, which stands in when no server was configured at start.
+        pub echo: bool = false,
+        /// The key of the bearer token sent to chat servers (`server_secret`); without one the fixed text `test-token` is sent.
+        pub secret: Option<Secret> = None,
+        /// PEM certificates trusted in addition to the system's.
+        pub ca_file: Option<PathBuf> = None,
+        /// Whether certificates are not verified at all.
+        pub insecure: bool = false,
+        /// How often a chat server is pinged; zero is never.
+        pub ping_interval: Duration = Duration::from_secs(20),
+        /// How long a chat server may take to answer a ping.
+        pub ping_timeout: Duration = Duration::from_secs(20),
+        /// How a call redials a chat server that failed.
+        pub reconnect: Reconnect = Reconnect::default(),
+        /// Whether the chat server gets a `goodbye` with the call's summary before the close.
+        pub send_goodbye: bool = true,
+        /// How long a call may stay without audio and text in either direction; zero is without limit.
+        pub call_idle: Duration = Duration::from_secs(300),
+        /// Calls at once; 0 is no limit.
+        pub max_calls: usize = 0,
+        /// Connection attempts to chat servers in progress at once, at least 1.
+        pub max_dials: usize = 256,
     }
 }
 
-/// Section `websocket.reconnect`: the n-th pause is `initial` times `multiplier` to the power of n, and `max` at most.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Reconnect {
-    /// The first pause.
-    pub initial: Duration,
-    /// The longest pause.
-    pub max: Duration,
-    /// How much longer each pause is than the one before, at least 1.
-    pub multiplier: f64,
-    /// How long after the loss of its chat server a call ends, once a redial has failed; zero is never.
-    pub give_up_after: Duration,
-}
-
-impl Default for Reconnect {
-    fn default() -> Self {
-        Self {
-            initial: Duration::from_millis(250),
-            max: Duration::from_secs(30),
-            multiplier: 2.0,
-            give_up_after: Duration::from_secs(110),
-        }
+settings! {
+    /// Section `websocket.reconnect`: the n-th pause is `initial` times `multiplier` to the power of n, and `max` at most.
+    pub struct Reconnect {
+        /// The first pause.
+        pub initial: Duration = Duration::from_millis(250),
+        /// The longest pause.
+        pub max: Duration = Duration::from_secs(30),
+        /// How much longer each pause is than the one before, at least 1.
+        pub multiplier: f64 = 2.0,
+        /// How long after the loss of its chat server a call ends, once a redial has failed; zero is never.
+        pub give_up_after: Duration = Duration::from_secs(110),
     }
 }
 
-/// Section `logging`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Logging {
-    /// Whether anything is logged at all; an error that ends the program is told in any case.
-    pub enabled: bool,
-    /// The least important lines that are logged; see [`Config::log_level`] for what is in force.
-    pub level: LevelFilter,
-    /// A file that gets every line beside stderr.
-    pub file: Option<PathBuf>,
-}
-
-impl Default for Logging {
-    fn default() -> Self {
-        Self { enabled: true, level: LevelFilter::Info, file: None }
+settings! {
+    /// Section `logging`.
+    pub struct Logging {
+        /// Whether anything is logged; an error that ends the program is reported in any case.
+        pub enabled: bool = true,
+        /// The log level; see [`Config::log_level`] for what is in force.
+        pub level: LevelFilter = LevelFilter::Info,
+        /// A file that gets every line in addition to stderr.
+        pub file: Option<PathBuf> = None,
     }
 }
 
-/// Section `mcp`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Mcp {
-    /// Whether the gateway learns a device's tools when it connects, and answers for it.
-    pub enabled: bool,
-    /// Tools remembered per device, at least 1.
-    pub max_tools_count: usize,
-    /// The capabilities the gateway declares to a device: the text of a JSON object.
-    pub capabilities: String,
-    /// The name and version the gateway gives to a device: the text of a JSON object.
-    pub client_info: String,
-}
-
-impl Default for Mcp {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            max_tools_count: 32,
-            capabilities: "{}".to_owned(),
-            client_info: concat!(
-                r#"{"name":"mqtt-websocket-proxy","version":""#,
-                env!("CARGO_PKG_VERSION"),
-                r#""}"#
-            )
-            .to_owned(),
-        }
+settings! {
+    /// Section `mcp`.
+    pub struct Mcp {
+        /// Whether the gateway requests a device's tools when it connects, and answers `tools/list` from its cache.
+        pub enabled: bool = true,
+        /// Tools cached per device, at least 1.
+        pub max_tools_count: usize = 32,
+        /// The capabilities the gateway declares to a device: the text of a JSON object.
+        pub capabilities: String = "{}".to_owned(),
+        /// The name and version the gateway gives to a device: the text of a JSON object.
+        pub client_info: String = concat!( r#"{"name":"mqtt-websocket-proxy","version":""#, env!("CARGO_PKG_VERSION"), r#""}"# ) .to_owned(),
     }
 }
 
-/// Section `api`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Api {
-    /// Whether there is a management listener at all.
-    pub enabled: bool,
-    /// The address to listen on; `None` leaves it to [`Config::api_host`].
-    pub host: Option<IpAddr>,
-    /// The TCP port of the management listener; 0 is any free port.
-    pub port: u16,
-    /// A token that is good every day, beside the daily one that is made from `mqtt.signature_key`.
-    pub token: Option<Secret>,
-    /// Whether `/metrics` asks for a token too.
-    pub metrics_need_token: bool,
-}
-
-impl Default for Api {
-    fn default() -> Self {
-        Self { enabled: true, host: None, port: 8007, token: None, metrics_need_token: true }
+settings! {
+    /// Section `api`.
+    pub struct Api {
+        /// Whether there is a management listener.
+        pub enabled: bool = true,
+        /// The address to listen on; `None` leaves it to [`Config::api_host`].
+        pub host: Option<IpAddr> = None,
+        /// The TCP port of the management listener; 0 is any free port.
+        pub port: u16 = 8007,
+        /// A token without expiry, in addition to the daily one derived from `mqtt.signature_key`.
+        pub token: Option<Secret> = None,
+        /// Whether `/metrics` requires a token too.
+        pub metrics_need_token: bool = true,
     }
 }
 
@@ -403,15 +316,14 @@ impl Config {
         }
     }
 
-    /// The address of the management listener: as configured, else every address once callers must show a token (or are
-    /// told what is wrong with the key it is made from), else this machine alone.
+    /// The address of the management listener: as configured, else every address when callers need a token, else loopback.
     pub fn api_host(&self) -> IpAddr {
         let closed = self.mqtt.signature_key.is_some() || self.api.token.is_some();
         let default = if closed { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
         self.api.host.unwrap_or(default.into())
     }
 
-    /// The least important lines that are to be logged, all of section `logging` and `debug` taken into account.
+    /// The log level in force, from section `logging` and `debug`.
     pub fn log_level(&self) -> LevelFilter {
         match (self.logging.enabled, self.debug) {
             (false, _) => LevelFilter::Off,

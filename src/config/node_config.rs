@@ -1,15 +1,15 @@
-//! The configuration of the Node.js gateway, taken as it is: the shape of its `config/mqtt.json`, and its `.env`.
+//! The configuration of the Node.js gateway: the shape of its `config/mqtt.json`, and its `.env`.
 //!
 //! That gateway reads its values with JavaScript's `||`, so `null`, `0`, `false` and `""` count as absent here too, and it
-//! takes no notice of keys it does not know, so they are accepted and said to be unused.
+//! takes no notice of keys it does not know, so they are accepted and reported as unused.
 
 use std::fmt;
-use std::sync::Arc;
 
 use super::error::Problem;
-use super::file::{MQTT_MAX_REMAINING_LENGTH, SERVERS_ALLOWED, parse_url};
-use super::value::{self, JsonValue, Section, boolean, text, whole_number};
-use super::{ChatServerConfig, Config, PublicIp};
+use super::keys::ConfigKey;
+use super::kind::{MACS_ALLOWED, server_url, servers};
+use super::value::JsonValue;
+use super::{Config, PublicIp};
 
 /// What devices are told when `PUBLIC_IP` is not set.
 pub(super) const DEFAULT_PUBLIC_IP: &str = "mqtt.xiaozhi.me";
@@ -36,59 +36,78 @@ impl fmt::Display for NodeConfig {
     }
 }
 
+/// The keys of that file that mean the same here, with their names here.
+const SHARED_KEYS: [(&str, &str); 5] = [
+    ("max_mqtt_payload_size", "mqtt.max_payload_size"),
+    ("mcp_client.capabilities", "mcp.capabilities"),
+    ("mcp_client.client_info", "mcp.client_info"),
+    ("mcp_client.max_tools_count", "mcp.max_tools_count"),
+    ("debug", "debug"),
+];
+
 /// Whether the file is in the Node.js gateway's shape: it has keys of its own, and none of ours.
-pub(super) fn is_node_config(root: &Section<'_>) -> bool {
-    let has = |keys: &[&str]| keys.iter().any(|key| root.has(key));
+pub(super) fn is_node_config(root: &JsonValue<'_>) -> bool {
+    let members = root.members().unwrap_or_default();
+    let has = |keys: &[&str]| members.iter().any(|(name, _)| keys.contains(&name.as_str()));
     has(&["production", "development", "max_mqtt_payload_size", "mcp_client"])
         && !has(&["mqtt", "udp", "websocket", "logging", "mcp", "api", "gateway"])
 }
 
 /// Reads a file in that shape.
-pub(super) fn read(mut root: Section<'_>, problems: &mut Vec<Problem>) -> Config {
+pub(super) fn read(root: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Config {
     let mut config = Config { node_config: Some(NodeConfig::default()), ..Config::default() };
     config.udp.public_ip = PublicIp::Host(DEFAULT_PUBLIC_IP.to_owned());
-    let mut unused = Vec::new();
-    let websocket = &mut config.websocket;
-    root.remove_falsy();
-    root.nested_lenient("production", &mut unused, |section, _| {
-        section.set_list("chat_servers", SERVERS_ALLOWED, &mut websocket.production, server);
-    });
-    root.nested_lenient("development", &mut unused, |section, unused| {
-        section.set_list("chat_servers", SERVERS_ALLOWED, &mut websocket.development, server);
-        let mut listed = Vec::new();
-        section.set_list("mac_addresss", "a list of MAC addresses", &mut listed, |item| {
-            let mac = text(item).ok().and_then(|text| text.trim().parse().ok());
-            if mac.is_none() {
-                unused.push(item.display_path().to_owned());
-            }
-            Ok(mac)
-        });
-        websocket.development_macs = listed.into_iter().flatten().collect();
-    });
-    root.set(
-        "max_mqtt_payload_size",
-        &mut config.mqtt.max_payload_size,
-        whole_number(1..=MQTT_MAX_REMAINING_LENGTH),
-    );
-    root.nested_lenient("mcp_client", &mut unused, |section, _| {
-        section.set("capabilities", &mut config.mcp.capabilities, value::object);
-        section.set("client_info", &mut config.mcp.client_info, value::object);
-        section.set("max_tools_count", &mut config.mcp.max_tools_count, whole_number(1..=10_000));
-    });
-    root.set("debug", &mut config.debug, boolean);
-    problems.extend(root.finish_lenient(&mut unused));
-    config.unused_keys = unused;
+    read_section(root, &mut config, problems);
     config
 }
 
+fn read_section(section: &JsonValue<'_>, config: &mut Config, problems: &mut Vec<Problem>) {
+    let members = match section.members() {
+        Ok(members) => members,
+        Err(problem) => return problems.push(problem),
+    };
+    let servers = servers(server_url(websocket_url));
+    for (_, value) in members.iter().filter(|(_, value)| !value.is_falsy()) {
+        match value.path() {
+            "production" | "development" | "mcp_client" => read_section(value, config, problems),
+            "production.chat_servers" => {
+                servers.read_into(value, &mut config.websocket.production, problems);
+            }
+            "development.chat_servers" => {
+                servers.read_into(value, &mut config.websocket.development, problems);
+            }
+            "development.mac_addresss" => read_macs(value, config, problems),
+            path => match SHARED_KEYS.iter().find(|(name, _)| *name == path) {
+                Some((_, ours)) => {
+                    ConfigKey::find(ours).into_iter().for_each(|key| (key.read)(value, config, problems));
+                }
+                None => config.unused_keys.push(path.to_owned()),
+            },
+        }
+    }
+}
+
+/// Items that are no MAC address are unused: the file is delivered with a placeholder.
+fn read_macs(value: &JsonValue<'_>, config: &mut Config, problems: &mut Vec<Problem>) {
+    match value.items(MACS_ALLOWED) {
+        Ok(items) => {
+            for item in items {
+                let text: Option<String> = item.deserialize().ok();
+                match text.and_then(|text| text.trim().parse().ok()) {
+                    Some(mac) => config.websocket.development_macs.push(mac),
+                    None => config.unused_keys.push(item.path().to_owned()),
+                }
+            }
+        }
+        Err(problem) => problems.push(problem),
+    }
+}
+
 /// That gateway's WebSocket library takes `http://` for `ws://` and `https://` for `wss://`.
-fn server(value: &JsonValue<'_>) -> Result<Arc<ChatServerConfig>, Problem> {
-    let text = text(value).map_err(|_| value.invalid("a ws:// or wss:// URL"))?;
-    let text = text.trim();
-    let url = match text.split_once("://") {
+fn websocket_url(url: &str) -> String {
+    match url.trim().split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => format!("ws://{rest}"),
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => format!("wss://{rest}"),
-        _ => text.to_owned(),
-    };
-    parse_url(value, &url).map(Arc::new)
+        _ => url.trim().to_owned(),
+    }
 }

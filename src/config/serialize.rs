@@ -1,12 +1,11 @@
 //! A configuration as the text of `config/gateway.json`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{ChatServerConfig, Config, Framing, PeerPolicy, Secret};
+use super::keys::CONFIG_KEYS;
+use super::{Config, Secret};
 
 /// Keys that are written although they hold their defaults: what every operator should see.
 const ALWAYS_WRITTEN: [&str; 4] = ["mqtt.port", "udp.port", "udp.public_ip", "websocket.production_servers"];
@@ -16,17 +15,11 @@ impl Config {
     /// should see. **It holds the secrets.** Reading it gives this configuration again, but for [`Config::unused_keys`],
     /// [`Config::node_config`] and the built-in echo server.
     pub fn to_file_text(&self) -> String {
-        let mut entries = entries(self);
-        let defaults = self::entries(&Self::default());
-        entries.retain(|(key, value)| {
-            ALWAYS_WRITTEN.contains(key)
-                || !defaults.iter().any(|(name, default)| name == key && default == value)
-        });
-        let entries: Vec<_> = entries.iter().map(|(key, value)| (*key, value)).collect();
-        let mut text = String::new();
-        write_object(&entries, 0, &mut text);
-        text.push('\n');
-        text
+        let default = Self::default();
+        let written = CONFIG_KEYS
+            .iter()
+            .filter(|key| ALWAYS_WRITTEN.contains(&key.name) || (key.write)(self) != (key.write)(&default));
+        file_text(written.map(|key| (key.name, (key.write)(self))).collect())
     }
 
     /// This configuration in the same shape, with every key, for whoever may not see its secrets: those that are set, and
@@ -43,138 +36,19 @@ impl Config {
                 Arc::make_mut(server).url = url;
             }
         }
-        let entries = entries(&masked);
-        let entries: Vec<_> = entries.iter().map(|(key, value)| (*key, value)).collect();
-        let mut text = String::new();
-        write_object(&entries, 0, &mut text);
-        text.push('\n');
-        text
+        file_text(CONFIG_KEYS.iter().map(|key| (key.name, (key.write)(&masked))).collect())
     }
 }
 
-/// The default of a dotted key, as it stands in the documented file; null for what is no key.
-pub(super) fn default_value(key: &str) -> Value {
-    let mut entries = entries(&Config::default()).into_iter();
-    entries.find(|(name, _)| *name == key).map_or(Value::Null, |(_, value)| value)
-}
-
-/// Every key of the file, dotted, in the order of the documented file, with its value.
-fn entries(config: &Config) -> Vec<(&'static str, Value)> {
-    let Config { mqtt, udp, websocket, logging, mcp, api, workers, debug, unused_keys: _, node_config: _ } =
-        config;
-    let reconnect = &websocket.reconnect;
-    vec![
-        ("mqtt.host", json!(mqtt.host)),
-        ("mqtt.port", json!(mqtt.port)),
-        ("mqtt.plain", json!(mqtt.plain)),
-        ("mqtt.tls.port", json!(mqtt.tls.port)),
-        ("mqtt.tls.cert_file", path(mqtt.tls.cert_file.as_ref())),
-        ("mqtt.tls.key_file", path(mqtt.tls.key_file.as_ref())),
-        ("mqtt.tls.max_handshakes", json!(mqtt.tls.max_handshakes)),
-        (
-            "mqtt.proxy_protocol_from",
-            mqtt.proxy_protocol_from.iter().map(|network| json!(network.to_string())).collect(),
-        ),
-        ("mqtt.max_connections", json!(mqtt.max_connections)),
-        ("mqtt.max_connections_per_ip", json!(mqtt.max_connections_per_ip)),
-        ("mqtt.max_payload_size", json!(mqtt.max_payload_size)),
-        ("mqtt.resume_grace_s", seconds(mqtt.resume_grace)),
-        ("mqtt.allow_legacy_ids", json!(mqtt.allow_legacy_ids)),
-        ("mqtt.signature_key", secret(mqtt.signature_key.as_ref())),
-        ("udp.host", json!(udp.host)),
-        ("udp.port", json!(udp.port)),
-        ("udp.public_ip", json!(udp.public_ip.to_string())),
-        (
-            "udp.peer_policy",
-            json!(match udp.peer_policy {
-                PeerPolicy::Adaptive => "adaptive",
-                PeerPolicy::Strict => "strict",
-            }),
-        ),
-        ("udp.downlink_flags", json!(udp.downlink_flags)),
-        ("udp.first_packet_warn_s", seconds(udp.first_packet_warn)),
-        ("udp.first_packet_alert", json!(udp.first_packet_alert)),
-        ("udp.coalesce_max_us", json!(udp.coalesce_max.as_micros() as u64)),
-        ("websocket.production_servers", servers(&websocket.production)),
-        ("websocket.development_servers", servers(&websocket.development)),
-        (
-            "websocket.development_mac_addresses",
-            websocket.development_macs.iter().map(|mac| json!(mac.to_string())).collect(),
-        ),
-        ("websocket.server_secret", secret(websocket.secret.as_ref())),
-        ("websocket.ca_file", path(websocket.ca_file.as_ref())),
-        ("websocket.insecure", json!(websocket.insecure)),
-        ("websocket.ping_interval_s", seconds(websocket.ping_interval)),
-        ("websocket.ping_timeout_s", seconds(websocket.ping_timeout)),
-        ("websocket.reconnect.initial_ms", json!(reconnect.initial.as_millis() as u64)),
-        ("websocket.reconnect.max_ms", json!(reconnect.max.as_millis() as u64)),
-        ("websocket.reconnect.multiplier", float(reconnect.multiplier)),
-        ("websocket.reconnect.give_up_after_s", seconds(reconnect.give_up_after)),
-        ("websocket.send_goodbye", json!(websocket.send_goodbye)),
-        ("websocket.call_idle_s", seconds(websocket.call_idle)),
-        ("websocket.max_calls", json!(websocket.max_calls)),
-        ("websocket.max_dials", json!(websocket.max_dials)),
-        ("logging.enabled", json!(logging.enabled)),
-        ("logging.level", json!(logging.level.as_str().to_lowercase())),
-        ("logging.file_path", path(logging.file.as_ref())),
-        ("mcp.enabled", json!(mcp.enabled)),
-        ("mcp.max_tools_count", json!(mcp.max_tools_count)),
-        ("mcp.capabilities", object(&mcp.capabilities)),
-        ("mcp.client_info", object(&mcp.client_info)),
-        ("api.enabled", json!(api.enabled)),
-        ("api.host", api.host.map_or(json!("auto"), |host| json!(host))),
-        ("api.port", json!(api.port)),
-        ("api.token", secret(api.token.as_ref())),
-        ("api.metrics_need_token", json!(api.metrics_need_token)),
-        ("workers", json!(workers)),
-        ("debug", json!(debug)),
-    ]
-}
-
-fn seconds(duration: Duration) -> Value {
-    float(duration.as_secs_f64())
-}
-
-/// Whole numbers without a fraction, as people write them.
-fn float(number: f64) -> Value {
-    if number.fract() == 0.0 && (0.0..1e9).contains(&number) { json!(number as u64) } else { json!(number) }
-}
-
-fn secret(secret: Option<&Secret>) -> Value {
-    json!(secret.map_or("", |secret| &secret.0))
-}
-
-fn path(path: Option<&PathBuf>) -> Value {
-    json!(path.map(|path| path.to_string_lossy()).unwrap_or_default())
-}
-
-/// The text was made from an object.
-fn object(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|_| json!({}))
-}
-
-fn servers(servers: &[Arc<ChatServerConfig>]) -> Value {
-    servers.iter().map(|server| self::server(server)).collect()
-}
-
-fn server(server: &ChatServerConfig) -> Value {
-    let mut object = json!({ "url": server.url });
-    match server.framing {
-        Framing::Auto => {}
-        Framing::Header => object["framing"] = json!("header"),
-        Framing::Raw => object["framing"] = json!("raw"),
-    }
-    if let Some(insecure) = server.insecure {
-        object["insecure"] = json!(insecure);
-    }
-    if let Some(ca_file) = &server.ca_file {
-        object["ca_file"] = path(Some(ca_file));
-    }
-    if object.as_object().is_some_and(|object| object.len() == 1) { json!(server.url) } else { object }
+fn file_text(entries: Vec<(&str, Value)>) -> String {
+    let mut text = String::new();
+    write_object(&entries, 0, &mut text);
+    text.push('\n');
+    text
 }
 
 /// Writes the entries, whose keys are dotted from this depth on, as an object; those of a section stand together.
-fn write_object(entries: &[(&str, &Value)], depth: usize, out: &mut String) {
+fn write_object(entries: &[(&str, Value)], depth: usize, out: &mut String) {
     let indent = "  ".repeat(depth + 1);
     out.push('{');
     let section = |key: &str| key.split('.').next().unwrap_or_default().to_owned();
@@ -183,7 +57,7 @@ fn write_object(entries: &[(&str, &Value)], depth: usize, out: &mut String) {
         out.push_str(if index == 0 { "\n" } else { ",\n" });
         out.push_str(&format!("{indent}\"{name}\": "));
         let inner: Vec<_> =
-            group.iter().filter_map(|(key, value)| Some((key.split_once('.')?.1, *value))).collect();
+            group.iter().filter_map(|(key, value)| Some((key.split_once('.')?.1, value.clone()))).collect();
         if inner.is_empty() {
             // A JSON value displays without an error.
             out.push_str(&format!("{:#}", group[0].1).replace('\n', &format!("\n{indent}")));
@@ -197,8 +71,9 @@ fn write_object(entries: &[(&str, &Value)], depth: usize, out: &mut String) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use crate::config::diff::CONFIG_KEYS;
     use crate::config::file;
 
     fn parsed(text: &str) -> Config {
@@ -206,15 +81,6 @@ mod tests {
         let config = file::parse(text, &mut problems);
         assert_eq!(problems, [], "{text}");
         config
-    }
-
-    #[test]
-    fn every_key_is_serialized() {
-        let mut known: Vec<_> = entries(&Config::default()).into_iter().map(|(key, _)| key).collect();
-        let mut all: Vec<_> = CONFIG_KEYS.iter().map(|key| key.name).collect();
-        known.sort_unstable();
-        all.sort_unstable();
-        assert_eq!(known, all);
     }
 
     #[test]

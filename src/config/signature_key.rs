@@ -1,4 +1,4 @@
-//! Which signature keys are too weak to guard the management API.
+//! Signature keys that are too weak for the management API.
 
 use super::Secret;
 

@@ -1,4 +1,4 @@
-//! Where a configuration comes from, so that it can be read again.
+//! The sources of a configuration: file, environment and command line.
 
 use std::ffi::OsString;
 use std::fs;
@@ -46,7 +46,7 @@ impl Source {
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Self {
         let named = || variable(environment::CONFIG_FILE).filter(|path| !path.is_empty()).map(PathBuf::from);
-        // Whatever else is wrong with the default file is said when it is read.
+        // Any other problem with the default file is reported when it is read.
         let default = || {
             let absent = matches!(Path::new(DEFAULT_FILE).try_exists(), Ok(false));
             (!absent).then(|| PathBuf::from(DEFAULT_FILE))
@@ -85,45 +85,35 @@ impl Source {
         errors.into_iter().next().map_or(Ok(config), Err)
     }
 
-    /// Reads the configuration as far as it goes, and tells everything that is wrong with it. Blocks on the files it names.
+    /// Reads as much of the configuration as is valid, and reports everything that is wrong with it. Blocks on the files it names.
     pub fn load_with_errors(&self) -> (Config, Vec<ConfigError>) {
         let mut errors = Vec::new();
-        let mut config = match &self.path {
-            Some(path) => {
-                let mut problems = Vec::new();
-                let config = read(path, &mut problems);
-                errors.extend(problems.into_iter().map(|problem| problem.at(path.display().to_string())));
-                config
-            }
-            None => Config::default(),
-        };
+        let mut problems = Vec::new();
+        let mut config = self.path.as_ref().map_or_else(Config::default, |path| read(path, &mut problems));
+        errors.extend(problems.into_iter().map(|problem| problem.at(self.location())));
         let variables = self.variables_for(config.node_config.as_mut(), &mut errors);
         errors.extend(environment::conflicts(&self.variables).map(|problem| problem.at("environment")));
         for (place, variable) in &variables {
             errors.extend(variable.apply(&mut config).into_iter().map(|problem| problem.at(*place)));
         }
-        let file = self.path.as_ref().map_or_else(String::new, |path| path.display().to_string());
         for problem in certificate_problems(&config) {
             let set =
                 |(_, variable): &&(_, &Variable)| problem.field().is_some_and(|field| variable.sets(field));
             errors.push(match variables.iter().rfind(set) {
                 Some((place, variable)) => variable.rename_field(problem).at(*place),
-                None => problem.at(file.as_str()),
+                None => problem.at(self.location()),
             });
         }
-        if config.node_config.is_some() && !variables.iter().any(|(_, variable)| variable.key == "udp.port") {
+        if config.node_config.is_some()
+            && !variables.iter().any(|(_, variable)| variable.key.name == "udp.port")
+        {
             config.udp.port = config.mqtt.port;
         }
         // Each worker has an audio port of its own.
-        if usize::from(config.udp.port) + config.workers > 1 << 16 {
-            let allowed = format!(
-                "at most {} with udp.port {}",
-                (1 << 16) - usize::from(config.udp.port),
-                config.udp.port
-            );
-            let place =
-                self.path.as_ref().map_or("configuration".to_owned(), |path| path.display().to_string());
-            errors.push(Problem::value("workers", config.workers.to_string(), allowed).at(place));
+        let max_workers = (1 << 16) - usize::from(config.udp.port);
+        if config.workers > max_workers {
+            let allowed = format!("at most {max_workers} with udp.port {}", config.udp.port);
+            errors.push(Problem::value("workers", config.workers.to_string(), allowed).at(self.location()));
             config.workers = 1;
         }
         if let Some(level) = self.level {
@@ -142,7 +132,7 @@ impl Source {
         (config, errors)
     }
 
-    /// Where most of it comes from, for what concerns several keys.
+    /// The location that errors about several keys name.
     fn location(&self) -> String {
         self.path.as_ref().map_or_else(|| "environment".to_owned(), |path| path.display().to_string())
     }
@@ -198,7 +188,7 @@ fn read(path: &Path, problems: &mut Vec<Problem>) -> Config {
     }
 }
 
-/// A certificate file that cannot be used is better told now than by the first call.
+/// Certificate files that cannot be used, so that this is not first noticed in a call.
 fn certificate_problems(config: &Config) -> Vec<Problem> {
     let websocket = &config.websocket;
     let own = |list: &'static str, servers: &[Arc<ChatServerConfig>]| {

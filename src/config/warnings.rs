@@ -1,59 +1,76 @@
-//! What an operator should know about a configuration that is allowed, but doubtful.
+//! Warnings about settings that are allowed, but doubtful.
 
 use std::net::{IpAddr, ToSocketAddrs};
 
 use super::error::Problem;
-use super::{Config, Mqtt, Network, PublicIp, Udp, WebSocket, node_config};
+use super::{Config, Mqtt, Network, PublicIp, Udp, node_config};
 
 impl Config {
     /// What an operator should know about this configuration, one sentence each. Resolves no name: see
     /// [`Udp::resolution_warning`].
     pub fn warnings(&self) -> Vec<String> {
+        let Self { mqtt, udp, websocket, api, .. } = self;
         let mut warnings = Vec::new();
-        if self.mqtt.signature_key.is_none() {
-            warnings.push(
-                "mqtt.signature_key is not set: every device is let in, whatever its password".to_owned(),
-            );
-        }
-        if let Some(weakness) = self.mqtt.signature_key.as_ref().and_then(super::Secret::weakness)
-            && self.api.enabled
-        {
-            let rest = match self.api.token {
+        let mut warn_if =
+            |doubtful: bool, warning: &str| warnings.extend(doubtful.then(|| warning.to_owned()));
+        warn_if(
+            mqtt.signature_key.is_none(),
+            "mqtt.signature_key is not set: every device is accepted, whatever its password",
+        );
+        if let Some(weakness) = mqtt.signature_key.as_ref().and_then(super::Secret::weakness) {
+            let rest = match api.token {
                 Some(_) => "only api.token opens it",
                 None => "it answers every call with 503",
             };
-            warnings.push(format!(
+            let warning = format!(
                 "mqtt.signature_key is too weak for the management API: the key {weakness}; {rest} until the key is changed"
-            ));
+            );
+            warn_if(api.enabled, &warning);
         }
-        if let PublicIp::Ip(ip) = &self.udp.public_ip {
-            warnings.extend(unreachable_warning(&ip.to_string(), *ip));
-        }
-        if self.node_config.is_some()
-            && self.udp.public_ip == PublicIp::Host(node_config::DEFAULT_PUBLIC_IP.to_owned())
+        if let PublicIp::Ip(ip) = &udp.public_ip
+            && let Some(warning) = unreachable_warning(&ip.to_string(), *ip)
         {
-            warnings.push(format!(
-                "PUBLIC_IP is not set: devices are told to send audio to {}, as the Node.js gateway does",
-                node_config::DEFAULT_PUBLIC_IP
-            ));
+            warn_if(true, &warning);
         }
-        if self.mqtt.proxy_protocol_from.iter().any(Network::contains_all) {
-            warnings.push(
-                "mqtt.proxy_protocol_from holds every address: whoever connects can claim any address"
-                    .to_owned(),
+        let default_name = node_config::DEFAULT_PUBLIC_IP;
+        warn_if(
+            self.node_config.is_some() && udp.public_ip == PublicIp::Host(default_name.to_owned()),
+            &format!(
+                "PUBLIC_IP is not set: devices are told to send audio to {default_name}, as the Node.js gateway does"
+            ),
+        );
+        warn_if(
+            mqtt.proxy_protocol_from.iter().any(Network::contains_all),
+            "mqtt.proxy_protocol_from holds every address: whoever connects can claim any address",
+        );
+        warn_if(
+            !mqtt.proxy_protocol_from.is_empty() && udp.public_ip == PublicIp::Auto,
+            "udp.public_ip is auto behind a load balancer: devices are told to send audio to the address the \
+             balancer reached; set it to the address at which devices reach this gateway",
+        );
+        warn_if(
+            websocket.insecure,
+            "websocket.insecure is on: certificates of chat servers are not verified",
+        );
+        for server in websocket.production.iter().chain(&websocket.development) {
+            warn_if(
+                server.insecure == Some(true) && !websocket.insecure,
+                &format!("the certificate of {server} is not verified: it is marked insecure"),
             );
         }
-        if !self.mqtt.proxy_protocol_from.is_empty() && self.udp.public_ip == PublicIp::Auto {
-            warnings.push(
-                "udp.public_ip is auto behind a balancer: devices are told to send audio to the address the \
-                 balancer reached; name the one at which they reach this gateway"
-                    .to_owned(),
-            );
-        }
-        self.websocket.add_warnings(&mut warnings);
-        if !self.unused_keys.is_empty() {
-            warnings.push(format!("{}: accepted, but not used by this gateway", self.unused_keys.join(", ")));
-        }
+        warn_if(
+            websocket.development.is_empty() && !websocket.development_macs.is_empty(),
+            "websocket.development_servers is empty: the devices of development_mac_addresses use production_servers",
+        );
+        warn_if(
+            websocket.production.is_empty() && !websocket.development.is_empty(),
+            "websocket.production_servers is empty: devices that are not in development_mac_addresses have no \
+             chat server",
+        );
+        warn_if(
+            !self.unused_keys.is_empty(),
+            &format!("{}: accepted, but not used by this gateway", self.unused_keys.join(", ")),
+        );
         warnings
     }
 }
@@ -74,34 +91,6 @@ impl Mqtt {
             let allowed = "true, unless mqtt.tls.cert_file and mqtt.tls.key_file are set";
             Problem::value("mqtt.plain", "false", allowed)
         })
-    }
-}
-
-impl WebSocket {
-    fn add_warnings(&self, warnings: &mut Vec<String>) {
-        if self.insecure {
-            warnings
-                .push("websocket.insecure is on: certificates of chat servers are not verified".to_owned());
-        }
-        for server in self.production.iter().chain(&self.development) {
-            if server.insecure == Some(true) && !self.insecure {
-                warnings.push(format!("the certificate of {server} is not verified: it is marked insecure"));
-            }
-        }
-        if self.development.is_empty() && !self.development_macs.is_empty() {
-            warnings.push(
-                "websocket.development_servers is empty: the devices of development_mac_addresses use \
-                 production_servers"
-                    .to_owned(),
-            );
-        }
-        if self.production.is_empty() && !self.development.is_empty() {
-            warnings.push(
-                "websocket.production_servers is empty: devices that are not in development_mac_addresses \
-                 have no chat server"
-                    .to_owned(),
-            );
-        }
     }
 }
 

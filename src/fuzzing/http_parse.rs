@@ -6,14 +6,15 @@ use super::split_points;
 use crate::admin::auth::{self, WallClock};
 use crate::admin::body::{Body, Framing};
 use crate::admin::error::{ApiError, ErrorStyle};
-use crate::admin::http::{MAX_BODY_BYTES, MAX_HEAD_BYTES, Method, RequestHead, parse_head, percent_decode};
+use crate::admin::error::{MAX_BODY_BYTES, MAX_HEAD_BYTES};
+use crate::admin::http::{Method, RequestHead, parse_head, percent_decode};
 use crate::admin::params::query_value;
 use crate::admin::routes::{self, Access, RouteMatch};
 use crate::config::{Config, Secret};
 
 const TOKEN: &str = "a-token-of-sixteen-bytes";
 
-/// The bytes of a connection: a request's head, and what follows it.
+/// The bytes of a connection: the head of a request, and what follows it.
 pub fn http_parse(data: &[u8]) {
     let whole = parse_head(data);
     let mut refused = false;
@@ -47,7 +48,7 @@ fn bounded(found: &RequestHead) -> bool {
         && !matches!(found.body, Ok(Framing::Length(length)) if length > MAX_BODY_BYTES)
 }
 
-/// A chunked body, whole and cut in two: the same verdict, and what follows is not touched.
+/// A chunked body, whole and split in two: the result is the same, and the bytes after it are not consumed.
 fn chunked(data: &[u8]) {
     let mut whole = data.to_vec();
     let verdict = Body::new(Framing::Chunked).take(&mut whole);
@@ -82,19 +83,15 @@ fn check_request(bytes: &[u8], found: &RequestHead) {
     check_routing(found);
 }
 
-/// The request as this gateway understands it, in its plainest form.
+/// The parsed request, written again in its simplest form.
 fn serialize(found: &RequestHead) -> Vec<u8> {
-    // A target cannot be empty; that of a whole URL without a path is.
+    // A target cannot be empty, but the path of a URL can.
     let target = match (&*found.path, &*found.query) {
         ("", query) => format!("http://host?{query}"),
         (path, "") => path.to_owned(),
         (path, query) => format!("{path}?{query}"),
     };
-    let method = match found.method {
-        Method::Other if found.path == "*" => "OPTIONS",
-        Method::Other => "PUT",
-        method => method.name(),
-    };
+    let method = &found.method;
     let mut text = format!("{method} {target} HTTP/1.1\r\n");
     let fields = [("Authorization", &found.authorization), ("Host", &found.host), ("Origin", &found.origin)];
     for (name, value) in fields {
@@ -110,19 +107,19 @@ fn serialize(found: &RequestHead) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Without what is lost in writing it again.
+/// The request without what is not written again.
 fn normalize(found: RequestHead) -> RequestHead {
     RequestHead { length: 0, malformed: None, body: found.body.or(Ok(Framing::Length(0))), ..found }
 }
 
-/// Who shows no good token gets nothing that needs one; every answer is HTTP.
+/// Without a valid token, no answer contains what needs one. Every answer is valid HTTP.
 fn check_routing(found: &RequestHead) {
-    let route = routes::match_route(found.method, &found.path);
+    let route = routes::match_route(&found.method, &found.path);
     if let RouteMatch::Found(_, Some(id)) = &route {
         assert!(!id.is_empty());
     }
     if let Some(error) = route.error_response() {
-        check_response(error, found.method == Method::Head);
+        check_response(error, found.method == Method::HEAD);
     }
     let mut config = Config::default();
     config.api.token = Secret::new(TOKEN);
@@ -137,10 +134,10 @@ fn check_routing(found: &RequestHead) {
                 shown != Some(TOKEN)
                     || !found.authorization.as_ref().unwrap().to_ascii_lowercase().starts_with("bearer ")
             );
-            check_response(error, found.method == Method::Head);
+            check_response(error, found.method == Method::HEAD);
         }
     }
-    // Nothing to make a token from: this machine only, and no page of another site.
+    // No key for tokens: only requests from this machine are accepted, and none from pages of other sites.
     config.api.token = None;
     assert!(auth::authorize(found, Ipv4Addr::new(192, 0, 2, 1).into(), &config, clock).is_err());
     if auth::authorize(found, peer, &config, clock).is_ok()
@@ -153,7 +150,7 @@ fn check_routing(found: &RequestHead) {
     }
 }
 
-/// Another parser finds in an answer what was put into it.
+/// Another parser reads an answer with the same result.
 fn check_response(error: ApiError, head_only: bool) {
     let response = error.response(ErrorStyle::Coded);
     let mut bytes = Vec::new();
@@ -167,7 +164,7 @@ fn check_response(error: ApiError, head_only: bool) {
     assert_eq!(&bytes[length..], if head_only { &[][..] } else { &response.body });
 }
 
-/// What is decoded is no longer than it was, and all of it can be written again.
+/// Percent-decoding never makes a text longer, and its result can be encoded again.
 fn check_percent_decoding(text: &str) {
     if let Some(decoded) = percent_decode(text) {
         assert!(decoded.len() <= text.len());

@@ -1,4 +1,4 @@
-//! Messages of devices and chat servers: peeking, mapping session ids, the hellos, MCP.
+//! Messages of devices and chat servers: `peek`, translation of session ids, hellos, MCP.
 
 use serde_json::{Map, Value};
 
@@ -21,7 +21,7 @@ pub fn json_peek(data: &[u8]) {
         }
         (Ok(Value::Object(_)), Err(bad)) => panic!("{bad}"),
         (Ok(_), _) => assert_eq!(peeked, Err(BadMessage::NotObject)),
-        // serde_json's tree does not go as deep, and holds no number over a double and no half of a surrogate pair.
+        // serde_json's tree is limited in depth, and accepts no number above a double and no lone surrogate.
         (Err(error), Ok(_)) => {
             let why = error.to_string();
             let known = [
@@ -53,7 +53,7 @@ fn rpc(text: &str) -> Option<Rpc<'_>> {
     message::parse_rpc(text, Reader::Server)
 }
 
-/// What a device takes for this name: the first, whatever the case of its letters.
+/// The member that a device uses for this name: the first one, in any case of its letters.
 fn device_takes<'a>(object: &JsonObject<'a>, name: &str) -> Option<&'a str> {
     object.entries().find(|(key, _)| takes(key, name)).map(|(_, raw)| raw)
 }
@@ -63,7 +63,7 @@ fn takes(key: &str, name: &str) -> bool {
     key.split('\0').next().is_some_and(|key| key.eq_ignore_ascii_case(name))
 }
 
-/// What a device is sent is judged as the device reads it.
+/// A message for a device is interpreted as the device reads it.
 fn as_a_device_reads(text: &str) {
     let peeked = message::peek(text, Reader::Device);
     assert_eq!(peeked.as_ref().err(), peek(text).as_ref().err());
@@ -89,7 +89,7 @@ fn parse_tree(text: &str) -> Map<String, Value> {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-/// By the letter of RFC 8259, which has nothing against half a surrogate pair.
+/// Whether this is JSON by RFC 8259, which allows a lone surrogate.
 fn is_json(text: &str) -> bool {
     serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
@@ -101,7 +101,7 @@ fn with_value(tree: &Map<String, Value>, key: &str, value: &str) -> Map<String, 
     changed
 }
 
-/// Session ids are put in, changed and changed back, and nothing else is.
+/// Session ids are inserted, replaced and restored, and nothing else changes.
 fn check_session_id_mapping(text: &str, before: Option<&Map<String, Value>>, from: &str, to: &str) {
     let told = with_session_id(text, Some(to));
     let replaced = replace_session_id(text, from, to);
@@ -144,7 +144,7 @@ fn check_session_id_mapping(text: &str, before: Option<&Map<String, Value>>, fro
     assert_eq!(parse_tree(&replaced), expected);
 }
 
-/// A hello becomes one for the server, and a reply for the device, that other parsers read.
+/// Other parsers can read the hello for the server and the reply for the device.
 fn check_hellos(text: &str, before: Option<&Map<String, Value>>) {
     let server = parse_server_hello(text);
     assert!(server.session_id.as_deref() != Some(""));
@@ -184,7 +184,7 @@ fn check_hellos(text: &str, before: Option<&Map<String, Value>>) {
     assert_eq!(parse_tree(&reply).get("audio_params"), params);
 }
 
-/// The id of an MCP call is replaced, and nothing else.
+/// Only the id of an MCP request is replaced.
 fn check_rpc_ids(text: &str, before: Option<&Map<String, Value>>) {
     let call = rpc(text);
     let replaced = message::replace_rpc_id(text, "4711", Reader::Server);
@@ -200,7 +200,7 @@ fn check_rpc_ids(text: &str, before: Option<&Map<String, Value>>) {
     assert_eq!(parse_tree(&replaced), expected);
 }
 
-/// An object that is written again reads the same.
+/// An object that is written and parsed again is the same.
 fn check_object(text: &str, before: Option<&Map<String, Value>>) {
     let Ok(object) = JsonObject::parse(text) else { return };
     let written = object.to_string();
@@ -212,7 +212,7 @@ fn check_object(text: &str, before: Option<&Map<String, Value>>) {
     for (key, value) in before {
         assert_eq!(object.string(key).as_deref(), value.as_str());
         assert_eq!(object.object(key).is_some(), value.is_object());
-        // serde_json reads a double to within a digit of the last place.
+        // serde_json may read a double with an error in its last digit.
         let near = |a: f64, b: f64| (a - b).abs() <= a.abs() * f64::EPSILON;
         match (object.number(key), value.as_f64()) {
             (Some(own), Some(theirs)) => assert!(near(own, theirs), "{own} is not {theirs}"),

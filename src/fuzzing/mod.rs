@@ -1,7 +1,7 @@
-//! What the fuzz targets in `fuzz/` do with their bytes, and the same bytes as plain tests.
+//! The fuzz targets in `fuzz/`, which `cargo test fuzzing` runs with the corpora in `fuzz/corpus`.
 //!
-//! Built for tests and by cargo-fuzz (`--cfg fuzzing`) only. A target asserts all that must hold whatever the bytes are:
-//! not only that nothing panics. The corpora in `fuzz/corpus` are run through them by `cargo test fuzzing`.
+//! This module is built for tests and by cargo-fuzz (`--cfg fuzzing`) only. A target asserts all that must hold for any input, not
+//! only that there is no panic.
 
 #![allow(clippy::unwrap_used)]
 
@@ -24,17 +24,17 @@ pub use udp_open::udp_open;
 pub use upgrade_reply::upgrade_reply;
 pub use ws_audio::ws_audio;
 
-/// Text of a configuration file, in our own shape or that of the Node.js gateway, or of its `.env`.
+/// The text of a configuration file, in the format of this gateway or of the Node.js gateway, or of a `.env` file.
 pub fn config_parse(data: &[u8]) {
     crate::config::fuzz::parse(data);
 }
 
-/// A script of the choices that a device, its servers and the network make; the laws are those of the simulation.
+/// A script with the choices of the simulation.
 pub fn session_core(data: &[u8]) {
     crate::session::sim::run_script(data);
 }
 
-/// Bytes that are taken one field after the other; past their end all is 0.
+/// Reads fields from bytes, one after the other. After the end, all fields are 0.
 struct FieldReader<'a>(&'a [u8]);
 
 impl<'a> FieldReader<'a> {
@@ -46,7 +46,7 @@ impl<'a> FieldReader<'a> {
         self.bytes(4).iter().fold(0, |number, byte| number << 8 | u32::from(*byte))
     }
 
-    /// So many, or fewer at the end.
+    /// This many bytes, or fewer at the end.
     fn bytes(&mut self, count: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
@@ -58,7 +58,7 @@ impl<'a> FieldReader<'a> {
     }
 }
 
-/// Where to cut a text of this length, to see that it makes no difference: everywhere near its ends, here and there between.
+/// Offsets at which to split a text of this length: all of them near its ends, some of them between.
 fn split_points(len: usize) -> impl Iterator<Item = usize> {
     (0..=len).filter(move |at| *at < 64 || at % 61 == 0 || len - at < 16)
 }
@@ -85,7 +85,7 @@ mod tests {
         ("ws_audio", ws_audio),
     ];
 
-    /// The file at hand, should its target panic.
+    /// The current file, which is printed if its target panics.
     struct FailingInput(String);
 
     impl Drop for FailingInput {
@@ -116,7 +116,7 @@ mod tests {
         }
     }
 
-    /// No target has a table of its own that this one does not know.
+    /// `TARGETS` has every target in `fuzz/targets`.
     #[test]
     fn every_target_is_listed() {
         let targets = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/targets");

@@ -1,4 +1,4 @@
-//! MQTT, both ways.
+//! MQTT packets of clients and servers.
 
 use std::fmt::Debug;
 
@@ -11,7 +11,7 @@ const MAX: usize = 65_536;
 
 type Decoded<P> = Result<Option<(P, usize)>, Malformed>;
 
-/// What a client sends in one go, and the same bytes as if a server sent them.
+/// The bytes of a client, and the same bytes as those of a server.
 pub fn mqtt_decode(data: &[u8]) {
     decode_all(data, decode, |packet, used| {
         let again = encode_client_packet(&packet);
@@ -27,7 +27,7 @@ pub fn mqtt_decode(data: &[u8]) {
     });
 }
 
-/// Decodes packet after packet, and holds what is true of each place whatever the packets are.
+/// Decodes packet after packet, and checks what must hold for any packet.
 fn decode_all<'a, P: Copy + Debug + PartialEq>(
     mut rest: &'a [u8],
     decode: fn(&'a [u8], usize) -> Decoded<P>,
@@ -53,7 +53,7 @@ fn decode_all<'a, P: Copy + Debug + PartialEq>(
     }
 }
 
-/// However few bytes have come, they ask for more or meet the fate of the whole; and more of them change nothing.
+/// For every prefix, the result is that of all bytes, or that more are needed. Bytes after the packet change nothing.
 fn check_splits<'a, P: Copy + Debug + PartialEq>(
     bytes: &'a [u8],
     whole: &Decoded<P>,
@@ -74,7 +74,7 @@ fn check_splits<'a, P: Copy + Debug + PartialEq>(
     }
 }
 
-/// A limit refuses what is longer than it, and nothing else.
+/// A limit refuses only packets that are longer.
 fn check_limits<'a, P: Copy + Debug + PartialEq>(
     packet: &'a [u8],
     whole: Decoded<P>,
@@ -108,7 +108,7 @@ fn encode_client_packet(packet: &Packet<'_>) -> Vec<u8> {
     out
 }
 
-/// Of what this gateway can send.
+/// Packets that this gateway can send are decoded as they were.
 fn encode_server_packet(reply: &ServerPacket<'_>) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     match reply {
@@ -125,7 +125,7 @@ fn encode_server_packet(reply: &ServerPacket<'_>) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// What the documentation of the fields promises.
+/// The fields are as documented.
 fn check_documented_fields(packet: &Packet<'_>) {
     let is_name = |topic: &str| !topic.is_empty() && !topic.contains(['+', '#', '\0']);
     match packet {

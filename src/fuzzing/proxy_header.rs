@@ -1,9 +1,9 @@
-//! The PROXY protocol, ahead of MQTT.
+//! The PROXY protocol.
 
 use super::split_points;
 use crate::proto::proxy_protocol::{MAX_V2_LEN, ProxySource, decode};
 
-/// The first bytes of a connection behind a balancer.
+/// The first bytes of a connection from a load balancer.
 pub fn proxy_header(data: &[u8]) {
     let whole = decode(data);
     for end in split_points(data.len()) {
@@ -26,7 +26,7 @@ pub fn proxy_header(data: &[u8]) {
     }
 }
 
-/// Another reading of section 2.1.
+/// Another implementation of section 2.1.
 fn parse_v1(header: &[u8]) -> ProxySource {
     let text = String::from_utf8_lossy(header);
     let words: Vec<_> = text.strip_suffix("\r\n").expect("the line's end").split(' ').collect();
@@ -40,7 +40,7 @@ fn parse_v1(header: &[u8]) -> ProxySource {
     }
 }
 
-/// Another reading of section 2.2.
+/// Another implementation of section 2.2.
 fn parse_v2(header: &[u8]) -> ProxySource {
     assert_eq!(usize::from(u16::from_be_bytes([header[14], header[15]])), header.len() - 16);
     match header[12..14] {
@@ -56,7 +56,7 @@ fn parse_v2(header: &[u8]) -> ProxySource {
     }
 }
 
-/// A header that says the same is read the same.
+/// A header with the same content is decoded to the same source.
 fn check_round_trip(origin: ProxySource) {
     let ProxySource::Client(from) = origin else { return };
     let (family, to) = if from.is_ipv4() { ("TCP4", "192.0.2.1") } else { ("TCP6", "2001:db8::1") };

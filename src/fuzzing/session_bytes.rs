@@ -1,36 +1,36 @@
-//! A device and a chat server that say whatever they like, in bytes, and a shell that does what a core wants.
+//! A session whose device and chat server send arbitrary bytes.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::FieldReader;
-use super::live_call::{CONNECT_PACKET, cipher, credentials};
+use super::live_call::{CLIENT_ID, KEY, credentials};
 use crate::config::Config;
-use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD, UdpHeader};
+use crate::proto::audio::UdpHeader;
 use crate::proto::message::{JsonObject, Reader, peek};
-use crate::proto::mqtt::{Packet, Publish, decode};
+use crate::proto::mqtt::decode;
+use crate::session::harness::{TestShell, connect_packet, encrypt_datagram, publish_packet, servers};
 use crate::session::{
-    Action, Admission, BackendClosed, BackendFailure, Context, Core, Delivery, RequestIds, ServerHealth,
-    UdpPeer,
+    Action, Admission, BackendClosed, BackendFailure, BackendStage, Context, Core, Delivery,
 };
 
-/// First a byte of settings, then steps. The lower half of a step's byte is what happens, as numbered in [`SessionHarness::step`];
-/// the upper half says more.
+/// First a byte of settings, then steps. The lower half of a step's byte is the kind of step, as in [`SessionHarness::step`]; the
+/// upper half is its parameter.
 pub fn session_bytes(data: &[u8]) {
     let mut fields = FieldReader(data);
-    let mut shell = SessionHarness::new(fields.byte());
+    let mut harness = SessionHarness::new(fields.byte());
     while !fields.is_empty() {
-        shell.step(&mut fields);
-        shell.check();
+        harness.step(&mut fields);
+        harness.check();
     }
-    // Everybody goes away, and time sorts out the rest.
-    shell.drive(Core::on_connection_lost);
+    // The device disconnects, and all timers expire.
+    harness.drive(Core::on_connection_lost);
     for _ in 0..60 {
-        shell.advance(1_000);
-        shell.check();
+        harness.advance(1_000);
+        harness.check();
     }
-    assert!(shell.core.is_finished() && shell.ws == WebSocketState::None, "no call is left without an owner");
-    assert!(shell.tickets.is_empty(), "every command is answered");
+    assert!(harness.core.is_finished() && harness.ws == WebSocketState::None, "no call is left over");
+    assert!(harness.tickets.is_empty(), "every command is answered");
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,15 +42,12 @@ enum WebSocketState {
 
 struct SessionHarness {
     core: Core,
-    config: Config,
-    servers: ServerHealth,
-    ids: RequestIds,
-    now: Instant,
+    shell: TestShell,
     inbox: Vec<u8>,
-    /// Let in, and not to be closed.
+    /// The device is accepted, and its connection is not closed.
     connected: bool,
     ws: WebSocketState,
-    /// Granted, and not ended.
+    /// The ssrc of the running call.
     current_ssrc: Option<u32>,
     grants: u32,
     tickets: BTreeSet<u64>,
@@ -61,7 +58,6 @@ struct SessionHarness {
 
 impl SessionHarness {
     fn new(settings: u8) -> Self {
-        let now = Instant::now();
         let mut config = Config::default();
         config.mcp.enabled = settings & 1 != 0;
         config.websocket.send_goodbye = settings & 2 == 0;
@@ -69,14 +65,11 @@ impl SessionHarness {
             config.mqtt.resume_grace = Duration::ZERO;
         }
         let urls: &[&str] = if settings & 8 != 0 { &["ws://a/"] } else { &["ws://a/", "wss://b/"] };
-        config.websocket.production =
-            urls.iter().map(|url| std::sync::Arc::new(url.parse().unwrap())).collect();
-        let mut shell = Self {
-            core: Core::new([192, 0, 2, 7].into(), now),
-            config,
-            servers: ServerHealth::default(),
-            ids: RequestIds::new(),
-            now,
+        config.websocket.production = servers(urls);
+        let shell = TestShell::new(config);
+        let mut harness = Self {
+            core: Core::new([192, 0, 2, 7].into(), shell.now),
+            shell,
             inbox: Vec::new(),
             connected: false,
             ws: WebSocketState::None,
@@ -87,11 +80,11 @@ impl SessionHarness {
             last_sequence_sent: 0,
             last_sequence_received: 0,
         };
-        // Else the device's own bytes must bring it in.
+        // Otherwise the input must contain a CONNECT.
         if settings & 16 == 0 {
-            shell.drive(|core, cx| core.on_packet(CONNECT_PACKET, cx));
+            harness.drive(|core, cx| core.on_packet(connect_packet(CLIENT_ID, 0), cx));
         }
-        shell
+        harness
     }
 
     fn step(&mut self, fields: &mut FieldReader<'_>) {
@@ -122,7 +115,7 @@ impl SessionHarness {
                     BackendClosed::CloseFrame(None),
                     BackendClosed::CloseFrame(Some(1000)),
                     BackendClosed::CloseFrame(Some(1011)),
-                    failed_with("live"),
+                    failed_with(BackendStage::Live),
                 ];
                 self.close_websocket(gone[usize::from(more & 3)].clone());
             }
@@ -162,16 +155,16 @@ impl SessionHarness {
         }
     }
 
-    // ----- what goes in -------------------------------------------------------------------------------------------
+    // ----- inputs -------------------------------------------------------------------------------------------------
 
-    /// As the shell reads a device's connection.
+    /// Reads the device's bytes as the shell does.
     fn device_bytes(&mut self, bytes: &[u8]) {
-        self.core.refresh_keep_alive(self.now);
+        self.core.refresh_keep_alive(self.shell.now);
         self.inbox.extend(bytes);
         let inbox = std::mem::take(&mut self.inbox);
         let mut rest = &inbox[..];
         while self.core.accepts_packets() {
-            let max = self.core.max_packet_bytes(&self.config);
+            let max = self.core.max_packet_bytes(&self.shell.config);
             match decode(rest, max) {
                 Ok(Some((packet, used))) => {
                     rest = &rest[used..];
@@ -192,9 +185,8 @@ impl SessionHarness {
 
     fn device_text(&mut self, payload: &[u8]) {
         if self.connected {
-            self.core.refresh_keep_alive(self.now);
-            let publish = Publish { topic: "device-server", payload, retain: false };
-            self.drive(|core, cx| core.on_packet(Packet::Publish(publish), cx));
+            self.core.refresh_keep_alive(self.shell.now);
+            self.drive(|core, cx| core.on_packet(publish_packet(payload), cx));
         }
     }
 
@@ -208,9 +200,8 @@ impl SessionHarness {
         if self.ws != WebSocketState::Open {
             return;
         }
-        let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
-        match self.core.downlink(frame, &mut out, &self.config, &mut self.servers, self.now) {
-            Ok(Some(encrypted)) => self.on_datagram(&out[..encrypted.datagram_len]),
+        match self.shell.downlink(&mut self.core, frame) {
+            Ok(Some((_, datagram))) => self.on_datagram(&datagram),
             Ok(None) => self.drive(Core::release_held),
             Err(_) => {}
         }
@@ -219,13 +210,10 @@ impl SessionHarness {
     fn device_datagram(&mut self, skipped: u8) {
         let Some(ssrc) = self.current_ssrc else { return };
         self.last_sequence_sent += 1 + u32::from(skipped);
-        let header =
-            UdpHeader { flags: 0, payload_len: 2, ssrc, timestamp: 0, sequence: self.last_sequence_sent };
-        let mut datagram = [&header.to_bytes()[..], &[8, skipped]].concat();
-        cipher().apply(&header.to_bytes(), &mut datagram[HEADER_LEN..]);
-        let from = UdpPeer { addr: ([192, 0, 2, 7], 4_000).into(), local_ip: None };
-        if self.core.uplink(from, &mut datagram, &self.config, self.now).is_ok() {
-            assert_eq!(self.ws, WebSocketState::Open, "there is a server to take it");
+        let mut datagram = encrypt_datagram(&KEY, ssrc, self.last_sequence_sent, 0, &[8, skipped]);
+        let from = ([192, 0, 2, 7], 4_000).into();
+        if self.shell.uplink(&mut self.core, from, &mut datagram).is_ok() {
+            assert_eq!(self.ws, WebSocketState::Open, "a chat server is connected");
         }
         self.drive(Core::release_held);
     }
@@ -233,14 +221,14 @@ impl SessionHarness {
     fn dial_step(&mut self, more: u8) {
         match (self.ws, more) {
             (WebSocketState::Dialing, 0) => self.core.on_backend_connecting(),
-            (WebSocketState::Dialing, 1..=3) => {
-                self.close_websocket(failed_with(["resolve", "connect", "upgrade"][usize::from(more - 1)]))
-            }
+            (WebSocketState::Dialing, 1..=3) => self.close_websocket(failed_with(
+                [BackendStage::Resolve, BackendStage::Connect, BackendStage::Upgrade][usize::from(more - 1)],
+            )),
             (WebSocketState::Dialing, _) => {
                 self.ws = WebSocketState::Open;
                 self.drive(Core::on_backend_open);
             }
-            (WebSocketState::Open, 0..=7) => self.core.on_backend_activity(self.now),
+            (WebSocketState::Open, 0..=7) => self.core.on_backend_activity(self.shell.now),
             (WebSocketState::Open, 8) => self.drive(Core::on_backend_blocked),
             _ => {}
         }
@@ -251,20 +239,10 @@ impl SessionHarness {
         self.drive(|core, cx| core.on_backend_closed(gone, cx));
     }
 
-    /// The same device on another connection.
+    /// The same device connects again.
     fn reconnect(&mut self) {
-        let mut newer = Core::new([192, 0, 2, 8].into(), self.now);
-        let mut out = Vec::new();
-        let mut cx = Context {
-            now: self.now,
-            config: &self.config,
-            servers: &mut self.servers,
-            ids: &self.ids,
-            out: &mut out,
-        };
-        newer.on_packet(CONNECT_PACKET, &mut cx);
-        assert_eq!(out, [Action::Admit]);
-        let keeps = !self.config.mqtt.resume_grace.is_zero();
+        let newer = self.shell.connect([192, 0, 2, 8].into(), connect_packet(CLIENT_ID, 0));
+        let keeps = !self.shell.config.mqtt.resume_grace.is_zero();
         if self.core.is_present() && self.core.has_call() && keeps {
             self.connected = true;
             return self.drive(|core, cx| core.take_over(newer, cx));
@@ -277,34 +255,24 @@ impl SessionHarness {
     }
 
     fn advance(&mut self, ms: u64) {
-        let until = self.now + Duration::from_millis(ms);
+        let until = self.shell.now + Duration::from_millis(ms);
         while let Some(due) = self.core.deadline().filter(|due| *due <= until) {
-            self.now = self.now.max(due);
+            self.shell.now = self.shell.now.max(due);
             self.drive(Core::on_timeout);
-            assert!(self.core.deadline().is_none_or(|at| at > self.now), "what is due was done");
+            assert!(self.core.deadline().is_none_or(|at| at > self.shell.now), "no deadline in the past");
         }
-        self.now = until;
+        self.shell.now = until;
     }
 
-    // ----- what comes out -----------------------------------------------------------------------------------------
+    // ----- actions ------------------------------------------------------------------------------------------------
 
     fn drive<T>(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
-        let mut out = Vec::new();
-        let mut cx = Context {
-            now: self.now,
-            config: &self.config,
-            servers: &mut self.servers,
-            ids: &self.ids,
-            out: &mut out,
+        let grants = &mut self.grants;
+        let credentials = || {
+            *grants += 1;
+            credentials(*grants)
         };
-        let result = decide(&mut self.core, &mut cx);
-        if cx.out.last() == Some(&Action::Admit) {
-            self.core.on_admission(Admission::Accepted, &mut cx);
-        }
-        if cx.out.last() == Some(&Action::GenerateCredentials) {
-            self.grants += 1;
-            self.core.on_credentials(credentials(self.grants), &mut cx);
-        }
+        let (result, out) = self.shell.drive(&mut self.core, credentials, decide);
         assert!(out.len() <= 1_024, "one step, {} actions", out.len());
         out.into_iter().for_each(|action| self.apply(action));
         result
@@ -314,14 +282,14 @@ impl SessionHarness {
         match action {
             Action::AcceptConnect => self.connected = true,
             Action::Publish(text) => {
-                assert!(self.connected, "told to nobody: {text}");
+                assert!(self.connected, "sent to a closed connection: {text}");
                 let object = JsonObject::parse(&text).unwrap_or_else(|bad| panic!("{bad}: {text}"));
                 let id = object.raw("session_id").map(|_| object.string("session_id"));
                 assert!(id.is_none_or(|id| id.is_some_and(|id| !id.is_empty())), "{text}");
             }
             Action::SubAck { .. } | Action::UnsubAck(_) | Action::PingResp => assert!(self.connected),
             Action::GenerateCredentials => {
-                assert_eq!(self.current_ssrc, None, "the call before has ended");
+                assert_eq!(self.current_ssrc, None, "the previous call has ended");
                 (self.current_ssrc, self.last_sequence_sent, self.last_sequence_received) =
                     (Some(self.grants), 0, 0);
             }
@@ -333,7 +301,7 @@ impl SessionHarness {
                 self.ws = WebSocketState::Dialing;
             }
             Action::SendText(text) => {
-                assert_eq!(self.ws, WebSocketState::Open, "said to nobody: {text}");
+                assert_eq!(self.ws, WebSocketState::Open, "sent to a closed WebSocket: {text}");
                 assert!(peek(&text, Reader::Server).is_ok(), "{text}");
             }
             Action::SendPing => assert_eq!(self.ws, WebSocketState::Open),
@@ -344,7 +312,7 @@ impl SessionHarness {
             }
             Action::CommandResult { ticket, .. } => assert!(self.tickets.remove(&ticket), "answered once"),
             Action::CallEnded(summary) => {
-                assert_eq!(summary.ssrc, self.current_ssrc.take(), "a call that is there ends");
+                assert_eq!(summary.ssrc, self.current_ssrc.take(), "only a running call ends");
                 assert_eq!(self.ws, WebSocketState::None, "no WebSocket outlives its call");
             }
             Action::CloseDevice(_) => self.connected = false,
@@ -373,6 +341,6 @@ impl SessionHarness {
     }
 }
 
-fn failed_with(stage: &'static str) -> BackendClosed {
-    BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() })
+fn failed_with(stage: BackendStage) -> BackendClosed {
+    BackendClosed::Failed(BackendFailure::new(stage, "broken"))
 }

@@ -1,4 +1,4 @@
-//! Datagrams of one call: header, order, source, decryption.
+//! The uplink of one call: header, sequence, source, decryption.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -13,17 +13,18 @@ use crate::proto::audio::{
     HEADER_LEN, MAX_PAYLOAD, ReplayWindow, SequenceVerdict, UdpHeader, opus_config, ws_frame_header,
 };
 use crate::session::DropReason;
+use crate::session::harness::encrypt_datagram;
 
-/// First a byte of settings, then datagrams, each behind a byte that says how it is made:
+/// First a byte of settings, then datagrams. Each starts with a byte that says how it is made:
 ///
 /// | bits | |
 /// | --- | --- |
-/// | 0, 1 | from home, another port of it, or one of two strangers |
+/// | 0, 1 | from the device's IP address, another port of it, or one of two other addresses |
 /// | 2, 3 | 0, 60, 1,000 or 2,500 ms after the last one |
-/// | 4 | as it stands, instead of sealed with the call's key |
+/// | 4 | as it is, instead of encrypted with the call's key |
 /// | 5 | with a sequence of four bytes, instead of one byte relative to the last |
-/// | 6 | once more, at once |
-/// | 7 | with 2,000 ms on the clock of its header |
+/// | 6 | sent twice |
+/// | 7 | with the timestamp 2,000 |
 ///
 /// Then sequence, length (one byte) and payload.
 pub fn udp_open(data: &[u8]) {
@@ -44,7 +45,7 @@ pub fn udp_open(data: &[u8]) {
         let op = fields.byte();
         call.advance([0, 60, 1_000, 2_500][usize::from(op >> 2 & 3)]);
         if call.core.call().is_none() {
-            // Nobody spoke for minutes, or no server was left.
+            // The call was idle for too long, or no server was left.
             return;
         }
         let from = source_addr(op & 3);
@@ -58,7 +59,7 @@ pub fn udp_open(data: &[u8]) {
             0 => {
                 last = sequence;
                 let timestamp = if op & 0x80 == 0 { 0 } else { 2_000 };
-                encrypt(sequence, timestamp, payload)
+                encrypt_datagram(&KEY, SSRC, sequence, timestamp, payload)
             }
             _ => payload.to_vec(),
         };
@@ -72,7 +73,7 @@ pub fn udp_open(data: &[u8]) {
     assert_eq!((stats.up_packets, stats.duplicates, stats.reordered), oracle.counts);
 }
 
-/// A header is read, and written again as it was; the cipher is the one of the book, and its own inverse.
+/// A header is written as it was read. The cipher agrees with another implementation, and is its own inverse.
 fn check_one_datagram(data: &[u8]) {
     let parsed = UdpHeader::parse(data);
     let whole = data.len() > HEADER_LEN
@@ -84,18 +85,11 @@ fn check_one_datagram(data: &[u8]) {
     assert_eq!(header.to_bytes(), data[..HEADER_LEN]);
     let mut payload = data[HEADER_LEN..].to_vec();
     cipher().apply(&header.to_bytes(), &mut payload);
-    let mut book = data[HEADER_LEN..].to_vec();
-    ctr::Ctr128BE::<aes::Aes128>::new(&KEY.into(), &header.to_bytes().into()).apply_keystream(&mut book);
-    assert_eq!(payload, book, "another way through AES-CTR");
+    let mut expected = data[HEADER_LEN..].to_vec();
+    ctr::Ctr128BE::<aes::Aes128>::new(&KEY.into(), &header.to_bytes().into()).apply_keystream(&mut expected);
+    assert_eq!(payload, expected, "another implementation of AES-CTR");
     cipher().apply(&header.to_bytes(), &mut payload);
-    assert_eq!(payload, data[HEADER_LEN..], "open of seal is identity");
-}
-
-fn encrypt(sequence: u32, timestamp: u32, payload: &[u8]) -> Vec<u8> {
-    let header = UdpHeader { flags: 0, payload_len: payload.len() as u16, ssrc: SSRC, timestamp, sequence };
-    let mut datagram = [&header.to_bytes()[..], payload].concat();
-    cipher().apply(&header.to_bytes(), &mut datagram[HEADER_LEN..]);
-    datagram
+    assert_eq!(payload, data[HEADER_LEN..], "decryption reverses encryption");
 }
 
 fn source_addr(which: u8) -> SocketAddr {
@@ -107,20 +101,20 @@ fn source_addr(which: u8) -> SocketAddr {
     }
 }
 
-/// Knows what must come of each datagram.
+/// Computes the expected result of each datagram.
 struct Oracle {
     live: bool,
     naive_window: NaiveWindow,
-    /// The window under test, by itself.
+    /// The window under test, outside a call.
     window: ReplayWindow,
     known_source: Option<SocketAddr>,
     known_source_last_seen: Option<Instant>,
     /// The configuration of the device's Opus packets.
     opus_config: Option<u8>,
-    /// The last packets of a stranger, all alike and one after the other: source, sequence, configuration.
+    /// The last consecutive packets of an unknown address: source, sequence, Opus configuration.
     candidate_packets: Vec<(SocketAddr, u32, u8)>,
     forwarded: BTreeSet<u32>,
-    /// Forwarded, twice, late.
+    /// The number of forwarded packets, duplicates and late packets.
     counts: (u64, u64, u64),
 }
 
@@ -146,8 +140,9 @@ impl Oracle {
         outcome: Result<Vec<u8>, DropReason>,
         call: &LiveCall,
     ) {
-        let Ok(header) = UdpHeader::parse(datagram) else {
-            return assert!(matches!(outcome, Err(DropReason::BadDatagram(_))), "{outcome:?}");
+        let header = match UdpHeader::parse(datagram) {
+            Ok(header) => header,
+            Err(bad) => return assert_eq!(outcome, Err(bad.into())),
         };
         let mut payload = datagram[HEADER_LEN..].to_vec();
         cipher().apply(&header.to_bytes(), &mut payload);
@@ -156,7 +151,7 @@ impl Oracle {
             return assert_eq!(outcome, Err(DropReason::ForeignSource));
         }
         let verdict = self.naive_window.accept(header.sequence);
-        assert_eq!(self.window.check(header.sequence), verdict, "check is accept without a change");
+        assert_eq!(self.window.check(header.sequence), verdict, "check agrees with accept");
         assert_eq!(self.window.accept(header.sequence), verdict, "sequence {}", header.sequence);
         let expected = match verdict {
             SequenceVerdict::Fresh { .. } if self.live => {
@@ -178,19 +173,20 @@ impl Oracle {
         self.counts.2 += u64::from(verdict == SequenceVerdict::Late);
         assert_eq!(outcome, expected);
         if matches!(verdict, SequenceVerdict::Fresh { .. }) {
-            (self.known_source, self.known_source_last_seen) = (Some(from), Some(call.now));
+            (self.known_source, self.known_source_last_seen) = (Some(from), Some(call.shell.now));
             self.candidate_packets.clear();
             self.opus_config = opus_config(&payload).or(self.opus_config);
         }
     }
 
-    /// A stranger is taken for the device after three packets in a row that could be its own, while that is silent.
+    /// An unknown address is accepted with the third consecutive plausible packet, while the known one is silent.
     fn may_migrate(&mut self, from: SocketAddr, sequence: u32, payload: &[u8], call: &LiveCall) -> bool {
-        let strict = call.config.udp.peer_policy == PeerPolicy::Strict;
+        let strict = call.shell.config.udp.peer_policy == PeerPolicy::Strict;
         if strict || !matches!(self.naive_window.check(sequence), SequenceVerdict::Fresh { .. }) {
             return false;
         }
-        let silent = self.known_source_last_seen.is_none_or(|at| call.now - at >= Duration::from_secs(2));
+        let silent =
+            self.known_source_last_seen.is_none_or(|at| call.shell.now - at >= Duration::from_secs(2));
         let config =
             opus_config(payload).filter(|config| self.opus_config.is_none_or(|known| known == *config));
         let Some(config) = config.filter(|_| silent) else {
@@ -206,11 +202,11 @@ impl Oracle {
     }
 }
 
-/// The window without a bit of cleverness: every sequence ever accepted, in a set.
+/// A simple implementation of the window: a set of all accepted sequences.
 struct NaiveWindow {
     seen: BTreeSet<u32>,
     floor: u32,
-    /// Too far ahead, one after the other.
+    /// Consecutive sequences that are too far ahead.
     run: Vec<u32>,
 }
 

@@ -1,12 +1,12 @@
-//! A chat server's answer to the upgrade.
+//! A chat server's response to the upgrade request.
 
 use super::split_points;
 use crate::net::backend::upgrade::parse_response;
 
-/// What the answer must prove, for every input: the example of RFC 6455 section 1.3.
+/// The `Sec-WebSocket-Accept` that every response must have: the example of RFC 6455 section 1.3.
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// The bytes of an answer, and the first frames behind it.
+/// The bytes of a response, and the first frames after it.
 pub fn upgrade_reply(data: &[u8]) {
     let whole = parse_response(data, ACCEPT);
     let mut refused = false;
@@ -27,7 +27,7 @@ pub fn upgrade_reply(data: &[u8]) {
     }
 }
 
-/// Another reading of RFC 6455 section 4.1: line by line.
+/// Another implementation of RFC 6455 section 4.1, line by line.
 fn check_accepted(head: &[u8]) {
     let head = String::from_utf8_lossy(head);
     let mut lines = head.trim_start_matches(['\r', '\n']).lines();

@@ -3,19 +3,20 @@
 use std::collections::{HashSet, VecDeque};
 
 use super::FieldReader;
-use super::live_call::{LiveCall, MQTT_IP, SSRC, cipher};
+use super::live_call::{KEY, LiveCall, MQTT_IP, SSRC};
 use crate::config::Config;
-use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD, UdpHeader, parse_ws_frame, ws_frame_header};
+use crate::proto::audio::{HEADER_LEN, parse_ws_frame, ws_frame_header};
+use crate::session::harness::{decrypt_datagram, encrypt_datagram, frame_with_header};
 use crate::session::{Action, Core, Counter, DropReason};
 
-/// First a byte of settings, then frames, each behind a byte that says how it is made and one for its length:
+/// First a byte of settings, then frames. Each starts with a byte that says how it is made, and a byte for its length:
 ///
 /// | bits | |
 /// | --- | --- |
-/// | 0, 1 | as it stands, with a header, with a header one byte off, with a header and 1,390 bytes more |
+/// | 0, 1 | as it is, with a header, with a header whose length is wrong by one, with a header and 1,390 bytes more |
 /// | 2, 3 | 0, 60, 1,000 or 2,500 ms after the last one |
 /// | 4 | the device sends a datagram before it |
-/// | 5 | the server says hello before it |
+/// | 5 | the server sends its hello before it |
 /// | 6 | four bytes of timestamp follow |
 /// | 7 | `tts` start before it |
 pub fn ws_audio(data: &[u8]) {
@@ -45,12 +46,11 @@ pub fn ws_audio(data: &[u8]) {
         let timestamp = if op & 0x40 != 0 { fields.u32() } else { 0 };
         let len = fields.byte().into();
         let frame = build_frame(op & 3, timestamp, fields.bytes(len));
-        let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
-        match call.downlink(&frame, &mut out) {
-            Ok(Some(encrypted)) => {
-                let (timestamp, payload) = device.decrypt(&out[..encrypted.datagram_len]);
+        match call.downlink(&frame) {
+            Ok(Some((_, datagram))) => {
+                let (timestamp, payload) = device.decrypt(&datagram);
                 let headed = parse_ws_frame(&frame).is_some_and(|found| found == (timestamp, &payload[..]));
-                assert!(headed || payload == frame, "what the server sent is what the device hears");
+                assert!(headed || payload == frame, "the device gets what the server sent");
                 assert!(device.held.is_empty(), "audio keeps its order");
             }
             Ok(None) => {
@@ -65,39 +65,38 @@ pub fn ws_audio(data: &[u8]) {
                 "{why:?}"
             ),
         }
-        assert!(device.held.len() <= 256, "what waits has a bound");
+        assert!(device.held.len() <= 256, "the number of held frames is bounded");
     }
 }
 
-/// A consistent header is read, and written again as far as it is read.
+/// The parsed part of a header is written as it was read.
 fn check_one_frame(data: &[u8]) {
     let Some((timestamp, payload)) = parse_ws_frame(data) else {
         let len = data.get(12..16).map(|len| u32::from_be_bytes(len.try_into().unwrap()));
         return assert_ne!(len, Some((data.len().saturating_sub(HEADER_LEN)) as u32));
     };
-    let again = [&ws_frame_header(timestamp, payload.len())[..], payload].concat();
-    assert_eq!(parse_ws_frame(&again), Some((timestamp, payload)), "parse of print is identity");
+    let again = frame_with_header(timestamp, payload);
+    assert_eq!(
+        parse_ws_frame(&again),
+        Some((timestamp, payload)),
+        "a written frame is parsed to the same values"
+    );
     assert_eq!(again[8..], data[8..]);
 }
 
 fn build_frame(kind: u8, timestamp: u32, bytes: &[u8]) -> Vec<u8> {
     match kind {
         0 => bytes.to_vec(),
-        1 => [&ws_frame_header(timestamp, bytes.len())[..], bytes].concat(),
+        1 => frame_with_header(timestamp, bytes),
         2 => [&ws_frame_header(timestamp, bytes.len() + 1)[..], bytes].concat(),
-        _ => {
-            let bytes = [bytes, &[0; 1_390]].concat();
-            [&ws_frame_header(timestamp, bytes.len())[..], &bytes].concat()
-        }
+        _ => frame_with_header(timestamp, &[bytes, &[0; 1_390]].concat()),
     }
 }
 
-/// A datagram of the device, by which its address is known.
+/// The device sends a datagram, so that its address is known.
 fn send_datagram(call: &mut LiveCall, sequence: u32) -> Vec<Action> {
-    let header = UdpHeader { flags: 0, payload_len: 1, ssrc: SSRC, timestamp: 0, sequence };
-    let mut datagram = [&header.to_bytes()[..], &[8]].concat();
-    cipher().apply(&header.to_bytes(), &mut datagram[HEADER_LEN..]);
-    // A chat server that is not there yet gets nothing.
+    let mut datagram = encrypt_datagram(&KEY, SSRC, sequence, 0, &[8]);
+    // Refused while the chat server has not sent its hello.
     let _ = call.uplink((MQTT_IP, 4_000).into(), &mut datagram);
     call.drive(Core::release_held)
 }
@@ -108,24 +107,22 @@ struct DownlinkReceiver {
     flags: bool,
     sequence: u32,
     headers: HashSet<[u8; HEADER_LEN]>,
-    /// Frames that wait in the gateway.
+    /// Frames that the gateway holds.
     held: VecDeque<Vec<u8>>,
 }
 
 impl DownlinkReceiver {
     fn decrypt(&mut self, datagram: &[u8]) -> (u32, Vec<u8>) {
-        let header = UdpHeader::parse(datagram).expect("a good datagram");
+        let (header, payload) = decrypt_datagram(&KEY, datagram);
         self.sequence += 1;
-        assert_eq!((header.ssrc, header.sequence), (SSRC, self.sequence), "strictly one after the other");
+        assert_eq!((header.ssrc, header.sequence), (SSRC, self.sequence), "sequences go up by one");
         let flags = if self.flags { 0x80 | (self.sequence & 0x7f) as u8 } else { 0 };
         assert_eq!(header.flags, flags);
         assert!(self.headers.insert(header.to_bytes()), "no key and header are used twice");
-        let mut payload = datagram[HEADER_LEN..].to_vec();
-        cipher().apply(&header.to_bytes(), &mut payload);
         (header.timestamp, payload)
     }
 
-    /// Held frames leave, or are dropped, one after the other.
+    /// Held frames are sent or dropped in order.
     fn apply(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {

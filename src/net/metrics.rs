@@ -3,56 +3,8 @@
 use std::time::Duration;
 
 use crate::admin::prometheus::Histogram;
-use crate::proto::audio::BadDatagram;
 use crate::proto::mqtt::ConnectReturnCode;
-use crate::session::{CallStats, CallSummary, Counter, DropReason, EndReason, LOCAL_SHORTAGE_STAGE};
-
-/// Every reason audio is dropped for.
-const DISCARDS: [DropReason; 19] = [
-    DropReason::BadDatagram(BadDatagram::Short),
-    DropReason::BadDatagram(BadDatagram::Type),
-    DropReason::BadDatagram(BadDatagram::Length),
-    DropReason::BadDatagram(BadDatagram::Oversized),
-    DropReason::BadDatagram(BadDatagram::Empty),
-    DropReason::UnknownSsrc,
-    DropReason::Duplicate,
-    DropReason::Late,
-    DropReason::TooOld,
-    DropReason::Jump,
-    DropReason::ForeignSource,
-    DropReason::NoServer,
-    DropReason::ServerBlocked,
-    DropReason::NoPeer,
-    DropReason::BadFrame,
-    DropReason::HeldFull,
-    DropReason::SocketFull,
-    DropReason::Aborted,
-    DropReason::Ringing,
-];
-
-/// Every reason a call ends for.
-const ENDS: [EndReason; 17] = [
-    EndReason::DeviceGoodbye,
-    EndReason::DeviceUdpTimeout,
-    EndReason::DeviceDisconnected,
-    EndReason::DeviceLost,
-    EndReason::DeviceError,
-    EndReason::Replaced,
-    EndReason::ServerClosed,
-    EndReason::NoServer,
-    EndReason::ServerLost,
-    EndReason::Idle,
-    EndReason::Overflow,
-    EndReason::Refused,
-    EndReason::Shutdown,
-    EndReason::Operator,
-    EndReason::DeviceAbort,
-    EndReason::PeerLeft,
-    EndReason::Unanswered,
-];
-
-/// Every stage in which a chat server can fail.
-const STAGES: [&str; 7] = ["resolve", "connect", "tls", "upgrade", "hello", "live", LOCAL_SHORTAGE_STAGE];
+use crate::session::{BackendStage, CallStats, CallSummary, Counter, DropReason, EndReason};
 
 /// CONNECT's refusals.
 const REFUSALS: [(ConnectReturnCode, &str); 5] = [
@@ -110,9 +62,9 @@ pub struct Metrics {
     pub api_connections: u64,
     /// Of these, closed for a newcomer.
     pub api_displaced: u64,
-    discards: [u64; DISCARDS.len()],
-    ends: [u64; ENDS.len()],
-    dial_failures: [u64; STAGES.len()],
+    discards: [u64; DropReason::ALL.len()],
+    ends: [u64; EndReason::ALL.len()],
+    dial_failures: [u64; BackendStage::ALL.len()],
     refusals: [u64; REFUSALS.len()],
 }
 
@@ -159,9 +111,9 @@ impl Default for Metrics {
             api_answers: [0; 6],
             api_connections: 0,
             api_displaced: 0,
-            discards: [0; DISCARDS.len()],
-            ends: [0; ENDS.len()],
-            dial_failures: [0; STAGES.len()],
+            discards: [0; DropReason::ALL.len()],
+            ends: [0; EndReason::ALL.len()],
+            dial_failures: [0; BackendStage::ALL.len()],
             refusals: [0; REFUSALS.len()],
         }
     }
@@ -170,17 +122,17 @@ impl Default for Metrics {
 impl Metrics {
     /// Audio packets that were dropped, by reason.
     pub fn discards(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        DISCARDS.iter().zip(self.discards).map(|(discard, count)| (discard.label(), count))
+        DropReason::ALL.map(DropReason::label).into_iter().zip(self.discards)
     }
 
     /// Calls that ended, by reason.
     pub fn calls_ended(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        ENDS.iter().zip(self.ends).map(|(reason, count)| (reason.label(), count))
+        EndReason::ALL.map(EndReason::label).into_iter().zip(self.ends)
     }
 
     /// Chat servers that failed, by stage.
     pub fn dial_failures(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        STAGES.into_iter().zip(self.dial_failures)
+        BackendStage::ALL.map(BackendStage::label).into_iter().zip(self.dial_failures)
     }
 
     /// Devices that were refused, by reason.
@@ -189,7 +141,7 @@ impl Metrics {
     }
 
     pub(crate) fn discarded(&mut self, discard: DropReason) {
-        self.discards[place(discard)] += 1;
+        self.discards[discard as usize] += 1;
     }
 
     pub(crate) fn count(&mut self, counter: Counter) {
@@ -200,11 +152,7 @@ impl Metrics {
             Counter::BadServerText => self.bad_server_texts += 1,
             Counter::RepeatedHello => self.repeated_hellos += 1,
             Counter::Redialled => self.redials += 1,
-            Counter::DialFailed(stage) => {
-                if let Some(place) = STAGES.iter().position(|known| *known == stage) {
-                    self.dial_failures[place] += 1;
-                }
-            }
+            Counter::DialFailed(stage) => self.dial_failures[stage as usize] += 1,
         }
     }
 
@@ -233,31 +181,6 @@ pub(crate) fn add(sum: &mut CallStats, facts: &CallStats) {
     sum.redials += facts.redials;
 }
 
-/// Where a reason stands in [`DISCARDS`].
-const fn place(discard: DropReason) -> usize {
-    match discard {
-        DropReason::BadDatagram(BadDatagram::Short) => 0,
-        DropReason::BadDatagram(BadDatagram::Type) => 1,
-        DropReason::BadDatagram(BadDatagram::Length) => 2,
-        DropReason::BadDatagram(BadDatagram::Oversized) => 3,
-        DropReason::BadDatagram(BadDatagram::Empty) => 4,
-        DropReason::UnknownSsrc => 5,
-        DropReason::Duplicate => 6,
-        DropReason::Late => 7,
-        DropReason::TooOld => 8,
-        DropReason::Jump => 9,
-        DropReason::ForeignSource => 10,
-        DropReason::NoServer => 11,
-        DropReason::ServerBlocked => 12,
-        DropReason::NoPeer => 13,
-        DropReason::BadFrame => 14,
-        DropReason::HeldFull => 15,
-        DropReason::SocketFull => 16,
-        DropReason::Aborted => 17,
-        DropReason::Ringing => 18,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -265,21 +188,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_a_place_and_a_label_of_its_own() {
+    fn every_reason_has_a_counter_and_a_label_of_its_own() {
+        fn check(counted: impl Iterator<Item = (&'static str, u64)>, len: usize) {
+            let counted: Vec<_> = counted.collect();
+            assert!(counted.iter().all(|(_, count)| *count == 1), "{counted:?}");
+            assert_eq!(counted.iter().map(|(label, _)| label).collect::<BTreeSet<_>>().len(), len);
+        }
         let mut metrics = Metrics::default();
-        for (index, discard) in DISCARDS.into_iter().enumerate() {
-            assert_eq!(place(discard), index);
-            metrics.count(Counter::Dropped(discard));
-        }
-        assert!(metrics.discards().all(|(_, count)| count == 1));
-        assert_eq!(metrics.discards().map(|(label, _)| label).collect::<BTreeSet<_>>().len(), DISCARDS.len());
-        for (index, reason) in ENDS.into_iter().enumerate() {
-            assert_eq!(reason as usize, index);
-        }
-        assert_eq!(metrics.calls_ended().map(|(label, _)| label).collect::<BTreeSet<_>>().len(), ENDS.len());
-        for stage in STAGES {
-            metrics.count(Counter::DialFailed(stage));
-        }
-        assert!(metrics.dial_failures().all(|(_, count)| count == 1));
+        DropReason::ALL.into_iter().for_each(|reason| metrics.count(Counter::Dropped(reason)));
+        BackendStage::ALL.into_iter().for_each(|stage| metrics.count(Counter::DialFailed(stage)));
+        check(metrics.discards(), DropReason::ALL.len());
+        check(metrics.dial_failures(), BackendStage::ALL.len());
     }
 }

@@ -1,12 +1,20 @@
-//! The shell: sockets, the loop, time, randomness. It does what the [core](crate::session) decides.
+//! The shell: sockets, the event loop, time, random numbers. It executes what the [core](crate::session) decides.
 //!
 //! ```text
-//!             accept          device            calls, backend, upgrade
-//!   devices ----------> MQTT, TLS, TCP \       / WebSocket ------------> chat servers
-//!                        datagrams     gateway
-//!   devices <---------> audio by UDP  /    |   \ resolver (threads), wheel (time), watch (file)
-//! operators ----------> admin (HTTP) /   Core
+//!  gateway      composes the parts below; calls the core with what they return, and carries its actions out
+//!     |
+//!     +--> admin                                    management API: HTTP connections, collecting metrics
+//!     +--> mqtt, backend, media                     devices, chat servers, audio: listener, connector, UDP socket
+//!     |      |
+//!     +--> sessions                                 all sessions; each owns its device's and its server's connection
+//!     |      |
+//!     +--> mqtt::connection, backend::connection    the two connections
+//!     |      |
+//!     +--> event_loop                               timers, run queue, tokens, and `Io`, which every part may use
 //! ```
+//!
+//! Each part owns its state and is constructed without the others. A method borrows the sessions and `Io`, and returns what
+//! happened. Only `gateway` names [`Gateway`].
 
 mod admin;
 pub mod backend;

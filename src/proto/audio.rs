@@ -1,9 +1,9 @@
-//! Audio as bytes: the 16-byte UDP header, AES-128-CTR under it, the 16-byte WebSocket header, and the order of sequences.
+//! Audio on the wire: UDP packets with AES-128-CTR encryption, WebSocket frames, and the check of sequence numbers.
 //!
 //! A UDP packet is `type u8 = 1 | flags u8 | payload length u16 | ssrc u32 | timestamp u32 | sequence u32 | payload`, all big
-//! endian, its payload encrypted with AES-128-CTR; the 16 header bytes are the initial counter block. A WebSocket frame is
-//! `version u16 = 2 | type u16 = 0 | reserved u32 = 0 | timestamp u32 | payload size u32 | payload`. Both headers are 16 bytes with
-//! the timestamp at offset 8, so a packet becomes a frame in place.
+//! endian. Its payload is encrypted with AES-128-CTR, and the 16 header bytes are the initial counter block. A WebSocket frame is
+//! `version u16 = 2 | type u16 = 0 | reserved u32 = 0 | timestamp u32 | payload size u32 | payload`. Both headers have 16 bytes, so a
+//! packet can be turned into a frame in place.
 
 use std::fmt;
 
@@ -15,10 +15,10 @@ mod replay_window;
 
 pub use replay_window::{ReplayWindow, SequenceVerdict};
 
-/// Bytes of a UDP packet's header, and of a WebSocket frame's.
+/// The length of both headers, in bytes.
 pub const HEADER_LEN: usize = 16;
 
-/// The longest payload passed either way, in bytes: longer packets do not fit what devices' modems receive.
+/// The longest payload in either direction, in bytes. The modems of devices cannot receive longer packets.
 pub const MAX_PAYLOAD: usize = 1400;
 
 /// The first byte of every UDP packet.
@@ -27,20 +27,20 @@ const PACKET_TYPE: u8 = 1;
 /// The header of a UDP packet whose type is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdpHeader {
-    /// Read by no known client; part of the counter block, so it keeps the two directions' keystreams apart.
+    /// Ignored by all known devices. Since it is part of the counter block, it separates the keystreams of the two directions.
     pub flags: u8,
     /// Payload length in bytes.
     pub payload_len: u16,
-    /// Which call the packet belongs to.
+    /// Identifies the call.
     pub ssrc: u32,
-    /// Milliseconds; from a device 0, or what it played last when the server cancels echo.
+    /// Milliseconds. A device sends 0 or, for echo cancellation by the server, the timestamp that it last played.
     pub timestamp: u32,
-    /// From 1 in each direction of a call.
+    /// Counts the packets in each direction of a call from 1.
     pub sequence: u32,
 }
 
 impl UdpHeader {
-    /// The header of a whole datagram: type 1, a payload of 1 to [`MAX_PAYLOAD`] bytes, and no byte more or less than it says.
+    /// Parses the header of a datagram: type 1, a payload of 1 to [`MAX_PAYLOAD`] bytes, and exactly the length that it states.
     pub fn parse(datagram: &[u8]) -> Result<Self, BadDatagram> {
         if datagram.is_empty() {
             return Err(BadDatagram::Empty);
@@ -69,7 +69,7 @@ impl UdpHeader {
         }
     }
 
-    /// The header on the wire, which is also the payload's initial counter block.
+    /// The header as bytes, which are also the initial counter block of the payload.
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
         let [l0, l1] = self.payload_len.to_be_bytes();
         let [s0, s1, s2, s3] = self.ssrc.to_be_bytes();
@@ -79,32 +79,19 @@ impl UdpHeader {
     }
 }
 
-/// Why a datagram is no audio packet.
+/// Why a datagram is not an audio packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BadDatagram {
     /// Fewer bytes than a header.
     Short,
     /// The first byte is not 1.
     Type,
-    /// The length field and the bytes that came differ.
+    /// The length field does not match the length of the datagram.
     Length,
-    /// A payload over [`MAX_PAYLOAD`].
+    /// A payload longer than [`MAX_PAYLOAD`].
     Oversized,
-    /// No payload, or no byte at all (health checks of load balancers).
+    /// No payload. Load balancers send empty datagrams as health checks.
     Empty,
-}
-
-impl BadDatagram {
-    /// The name under which it is counted; stable.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Short => "short",
-            Self::Type => "type",
-            Self::Length => "length",
-            Self::Oversized => "oversized",
-            Self::Empty => "empty",
-        }
-    }
 }
 
 impl fmt::Display for BadDatagram {
@@ -112,7 +99,7 @@ impl fmt::Display for BadDatagram {
         match self {
             Self::Short => write!(f, "fewer than the {HEADER_LEN} bytes of a header"),
             Self::Type => write!(f, "the first byte is not {PACKET_TYPE}"),
-            Self::Length => write!(f, "the length field differs from the bytes that came"),
+            Self::Length => write!(f, "the length field does not match the length of the datagram"),
             Self::Oversized => write!(f, "more than {MAX_PAYLOAD} bytes of payload"),
             Self::Empty => write!(f, "no payload"),
         }
@@ -121,7 +108,7 @@ impl fmt::Display for BadDatagram {
 
 impl std::error::Error for BadDatagram {}
 
-/// The nonce told to a device in its hello reply: a header of which it overwrites length, timestamp and sequence.
+/// The nonce in the hello reply: a header in which the device overwrites length, timestamp and sequence.
 pub fn nonce(ssrc: u32) -> [u8; HEADER_LEN] {
     UdpHeader { flags: 0, payload_len: 0, ssrc, timestamp: 0, sequence: 0 }.to_bytes()
 }
@@ -130,14 +117,14 @@ pub fn nonce(ssrc: u32) -> [u8; HEADER_LEN] {
 pub struct Cipher(Aes128Enc);
 
 impl Cipher {
-    /// Expand `key`.
+    /// Expands `key`.
     pub fn new(key: &[u8; 16]) -> Self {
         Self(Aes128Enc::new(key.into()))
     }
 
-    /// Encrypt or decrypt `data` in place in counter mode, the 128-bit big-endian counter starting at `iv`.
+    /// Encrypts or decrypts `data` in place in counter mode, with a 128-bit big-endian counter that starts at `iv`.
     pub fn apply(&self, iv: &[u8; 16], data: &mut [u8]) {
-        /// AES in software works on four blocks at once and pays as much for one.
+        /// AES in software processes four blocks at once, and one block takes as long as four.
         const BATCH: usize = 64;
 
         let mut keystream = CtrCore::<&Aes128Enc, flavors::Ctr128BE>::inner_iv_init(&self.0, iv.into());
@@ -158,16 +145,16 @@ impl fmt::Debug for Cipher {
     }
 }
 
-/// The header of a WebSocket audio frame with `len` bytes of payload.
+/// The header of a WebSocket audio frame with a payload of `len` bytes.
 pub fn ws_frame_header(timestamp: u32, len: usize) -> [u8; HEADER_LEN] {
     let [t0, t1, t2, t3] = timestamp.to_be_bytes();
     let [l0, l1, l2, l3] = (len as u32).to_be_bytes();
     [0, 2, 0, 0, 0, 0, 0, 0, t0, t1, t2, t3, l0, l1, l2, l3]
 }
 
-/// Timestamp and payload of a binary WebSocket frame whose header is consistent: it holds the length of what follows it.
+/// Timestamp and payload of a binary WebSocket frame whose header states the length of its payload correctly.
 ///
-/// Only bytes 8 to 16 are read. Known servers write other things than version and type into the first eight.
+/// The first eight bytes are ignored, since some servers put other values than version and type there.
 pub fn parse_ws_frame(frame: &[u8]) -> Option<(u32, &[u8])> {
     let (head, payload) = frame.split_first_chunk::<HEADER_LEN>()?;
     let [.., t0, t1, t2, t3, l0, l1, l2, l3] = *head;
@@ -175,11 +162,11 @@ pub fn parse_ws_frame(frame: &[u8]) -> Option<(u32, &[u8])> {
     (usize::try_from(len) == Ok(payload.len())).then_some((u32::from_be_bytes([t0, t1, t2, t3]), payload))
 }
 
-/// An Opus packet of silence as long as a device's packets are: a multiple of 20 ms up to 120 ms, or else 60 ms.
+/// An Opus packet of silence with this duration: a multiple of 20 ms up to 120 ms, otherwise 60 ms.
 ///
-/// Its first byte says CELT, fullband, frames of 20 ms, mono, and that the number of frames is in the second (RFC 6716 section
-/// 3.2.5: code 3, constant length, no padding). Each frame is `ff fe`: the range coder reads the silence flag out of the ones
-/// (section 4.3). libopus decodes it to zeros at any rate.
+/// Its first byte means CELT, fullband, frames of 20 ms, mono, with the number of frames in the second byte (RFC 6716 section
+/// 3.2.5: code 3, constant length, no padding). Each frame is `ff fe`, which the range coder decodes as a set silence flag
+/// (section 4.3). libopus decodes it to zeros at every sample rate.
 pub fn silence_packet(duration_ms: u32) -> Box<[u8]> {
     const TOC: u8 = 31 << 3 | 3;
     const FRAME: [u8; 2] = [0xff, 0xfe];
@@ -191,8 +178,8 @@ pub fn silence_packet(duration_ms: u32) -> Box<[u8]> {
     packet.into_boxed_slice()
 }
 
-/// The configuration number (0 to 31) of an Opus packet, if it can be one (RFC 6716 section 3): its frame-count code agrees with
-/// its length, and no frame is over 1,275 bytes. Most other bytes fail sooner or later, which tells a guesser from a device.
+/// The configuration number (0 to 31) of a valid Opus packet (RFC 6716 section 3): its frame-count code matches its length, and no
+/// frame has more than 1,275 bytes. Packets decrypted with a wrong key soon fail this check.
 pub fn opus_config(payload: &[u8]) -> Option<u8> {
     const MAX_FRAME: usize = 1275;
     const MAX_FRAMES: u8 = 48;

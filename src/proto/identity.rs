@@ -1,25 +1,25 @@
-//! Who a device is: its MAC, its MQTT client id, its credentials, and the token it is announced with to chat servers.
+//! The identity of a device: its MAC, its MQTT client id, its credentials, and the bearer token for chat servers.
 
 use std::fmt;
 use std::str::FromStr;
 
-use data_encoding::{BASE64, BASE64URL_NOPAD};
+use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER_PERMISSIVE};
 use hmac::{Hmac, KeyInit, Mac as _};
 use sha2::Sha256;
 
 use super::message::{self, Reader};
 
-/// What separates the parts of a client id.
+/// Separates the parts of a client id.
 const SEPARATOR: &str = "@@@";
-/// Bytes of a client id.
+/// The longest client id, in bytes.
 const MAX_CLIENT_ID: usize = 256;
 
-/// A device's hardware address. It is shown as `aa:bb:cc:dd:ee:ff`.
+/// A device's hardware address, displayed as `aa:bb:cc:dd:ee:ff`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac([u8; 6]);
 
 impl Mac {
-    /// The six bytes, first pair first.
+    /// The six bytes in order.
     pub fn bytes(&self) -> [u8; 6] {
         self.0
     }
@@ -47,28 +47,17 @@ impl From<[u8; 6]> for Mac {
 impl FromStr for Mac {
     type Err = BadMac;
 
-    /// Six pairs of hexadecimal digits in either case, separated all by `:`, all by `_` or all by `-`.
+    /// Parses six pairs of hexadecimal digits in either case, with `:`, `_` or `-` as the separator.
     fn from_str(text: &str) -> Result<Self, BadMac> {
         let text = text.as_bytes();
         let separator = *text.get(2).filter(|byte| b":_-".contains(byte)).ok_or(BadMac)?;
         let mut pairs = text.split(|byte| *byte == separator);
         let mut bytes = [0; 6];
         for byte in &mut bytes {
-            *byte = match pairs.next() {
-                Some(&[high, low]) => hex_digit(high)? << 4 | hex_digit(low)?,
-                _ => return Err(BadMac),
-            };
+            let pair = pairs.next().filter(|pair| pair.len() == 2).ok_or(BadMac)?;
+            HEXLOWER_PERMISSIVE.decode_mut(pair, std::slice::from_mut(byte)).map_err(|_| BadMac)?;
         }
         if pairs.next().is_some() { Err(BadMac) } else { Ok(Self(bytes)) }
-    }
-}
-
-fn hex_digit(byte: u8) -> Result<u8, BadMac> {
-    match byte {
-        b'0'..=b'9' => Ok(byte - b'0'),
-        b'a'..=b'f' => Ok(byte - b'a' + 10),
-        b'A'..=b'F' => Ok(byte - b'A' + 10),
-        _ => Err(BadMac),
     }
 }
 
@@ -89,8 +78,8 @@ impl std::error::Error for BadMac {}
 pub struct ClientId(Box<str>);
 
 impl ClientId {
-    /// Two or three parts, none of them empty, the second a MAC, no control character anywhere, and 256 bytes at most: the
-    /// id goes into HTTP headers and log lines.
+    /// Parses two or three non-empty parts, the second of them a MAC. The id has no control character and at most 256 bytes, since
+    /// it is used in HTTP headers and log lines.
     pub fn parse(text: &str) -> Result<Self, BadClientId> {
         if text.len() > MAX_CLIENT_ID {
             return Err(BadClientId::Long);
@@ -118,7 +107,7 @@ impl ClientId {
         &self.0
     }
 
-    /// The first part. It changes when a device is bound to an account.
+    /// The first part, which changes when a device is bound to an account.
     #[cfg(test)]
     pub fn group(&self) -> &str {
         self.0.split(SEPARATOR).next().unwrap_or_default()
@@ -127,10 +116,10 @@ impl ClientId {
     /// The second part.
     pub fn mac(&self) -> Mac {
         let mac = self.0.split(SEPARATOR).nth(1).and_then(|mac| mac.parse().ok());
-        mac.expect("`parse` has seen it")
+        mac.expect("`parse` has checked it")
     }
 
-    /// The third part; an id of two parts has none.
+    /// The third part, if there is one.
     pub fn uuid(&self) -> Option<&str> {
         self.0.split(SEPARATOR).nth(2)
     }
@@ -142,7 +131,7 @@ impl fmt::Display for ClientId {
     }
 }
 
-/// What is wrong with a client id.
+/// Why a client id is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadClientId {
     /// One part, or more than three.
@@ -153,7 +142,7 @@ pub enum BadClientId {
     Mac,
     /// The third part is empty.
     Uuid,
-    /// A control character.
+    /// It contains a control character.
     Control,
     /// More than 256 bytes.
     Long,
@@ -174,19 +163,19 @@ impl fmt::Display for BadClientId {
 
 impl std::error::Error for BadClientId {}
 
-/// The password of a device: base64(HMAC-SHA256(`key`, `client_id` + "|" + `user_name`)).
+/// A device's password: base64(HMAC-SHA256(`key`, `client_id` + "|" + `user_name`)).
 pub fn device_password(key: &[u8], client_id: &str, user_name: &str) -> String {
     BASE64.encode(&signature(key, &[client_id, user_name]).finalize().into_bytes())
 }
 
-/// Is `password` the one [`device_password()`] makes? Decoded first, then compared in constant time.
+/// Whether `password` equals [`device_password()`]. It is decoded first, then compared in constant time.
 pub fn verify_password(key: &[u8], client_id: &str, user_name: &str, password: &[u8]) -> bool {
     BASE64
         .decode(password)
         .is_ok_and(|tag| signature(key, &[client_id, user_name]).verify_slice(&tag).is_ok())
 }
 
-/// Is it a user name as issued to devices: base64 of a JSON object?
+/// Whether this is a user name as issued to devices: base64 of a JSON object.
 pub fn is_valid_user_name(user_name: &str) -> bool {
     BASE64
         .decode(user_name.as_bytes())
@@ -202,7 +191,6 @@ pub fn bearer_token(secret: &[u8], client_id: &str, mac: Mac, unix_seconds: u64)
 
 /// HMAC-SHA256 over the parts joined by "|".
 fn signature(key: &[u8], parts: &[&str]) -> Hmac<Sha256> {
-    // RFC 2104 section 2: a key of any length.
     let mut hmac = Hmac::new_from_slice(key).expect("HMAC takes keys of any length");
     hmac.update(parts.join("|").as_bytes());
     hmac

@@ -1,7 +1,7 @@
-//! JSON envelopes. Text is forwarded as it came, never re-serialised: what changes is cut out and replaced in place.
+//! JSON messages. A text is forwarded byte for byte, never serialised again: a value that changes is replaced in place.
 //!
-//! Values are looked at one level deep and kept as the bytes they came in. Where a name occurs twice, readers differ in which
-//! member they take: looking up takes what the [`Reader`] takes who is meant, and changing changes each.
+//! Only one level of an object is parsed, and values are kept as raw JSON. If a name occurs twice, readers differ in which
+//! member they use: a lookup uses the one that the given [`Reader`] uses, a change changes all of them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -21,21 +21,21 @@ pub use hello::{
     BadHello, DeviceHello, HelloReply, ServerHello, hello_reply, is_for_devices, parse_device_hello,
     parse_server_hello,
 };
-pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, parse_rpc, replace_rpc_id};
+pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, parse_response, parse_rpc, replace_rpc_id};
 pub use object::JsonObject;
 
-/// Who reads a text in the end. The gateway must take it for the same.
+/// The final reader of a text. The gateway must interpret it in the same way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reader {
-    /// A device, by cJSON: the first member of a name counts, the case of ASCII letters does not, and strings, those of names
-    /// too, end at U+0000.
+    /// A device, which uses cJSON: it uses the first member of a name, ignores the case of ASCII letters, and ends strings and
+    /// names at U+0000.
     Device,
-    /// A chat server, by `JSON.parse`, `json.loads` and their like: the last member of exactly this name counts.
+    /// A chat server, which uses `JSON.parse`, `json.loads` or the like: it uses the last member of exactly this name.
     Server,
 }
 
 impl Reader {
-    /// Keeps `raw` if this reader takes it for the member `name`.
+    /// Stores `raw` in `found` if this reader uses it as the member `name`.
     fn look<'a>(self, key: &str, raw: &'a str, name: &str, found: &mut Option<&'a str>) {
         let taken = match self {
             Self::Device => found.is_none() && is_named(key, name),
@@ -46,10 +46,10 @@ impl Reader {
         }
     }
 
-    /// The text of a raw value that is a string.
+    /// The text of a raw value, if that is a string.
     fn parse_string(self, raw: &str) -> Option<Cow<'_, str>> {
         let mut text = string(raw)?;
-        // Written as an escape, so it was copied.
+        // U+0000 can only occur as an escape, so the text is a copy.
         if let (Self::Device, Cow::Owned(text)) = (self, &mut text)
             && let Some(end) = text.find('\0')
         {
@@ -59,18 +59,18 @@ impl Reader {
     }
 }
 
-/// What routing a message takes.
+/// The fields of a message that decide where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peek<'a> {
-    /// The value of `type`; "" when absent or not a string.
+    /// The value of `type`; empty if absent or not a string.
     pub kind: Cow<'a, str>,
-    /// The value of `session_id`, only when a non-empty string.
+    /// The value of `session_id`, if it is a non-empty string.
     pub session_id: Option<Cow<'a, str>>,
-    /// The value of `state`, only when a string.
+    /// The value of `state`, if it is a string.
     pub state: Option<Cow<'a, str>>,
 }
 
-/// Look at a message without building a tree.
+/// Parses the fields of [`Peek`] without building a tree.
 pub fn peek(text: &str, reader: Reader) -> Result<Peek<'_>, BadMessage> {
     let (mut kind, mut session_id, mut state) = (None, None, None);
     for_each_entry(text, |key, raw| {
@@ -86,7 +86,7 @@ pub fn peek(text: &str, reader: Reader) -> Result<Peek<'_>, BadMessage> {
     })
 }
 
-/// Why a text is no message.
+/// Why a text is not a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadMessage {
     /// Not JSON (RFC 8259).
@@ -106,9 +106,9 @@ impl fmt::Display for BadMessage {
 
 impl std::error::Error for BadMessage {}
 
-/// The message for a device that knows its session by `id`: with one `session_id`, this one, under whatever name a device
-/// takes for it. Where there are several, the first is kept. A device without a session, `None`, may be told any, but no more
-/// than one, and a string. All other bytes are unchanged, and so is a text that is no JSON object.
+/// The message with exactly one `session_id`, whose value is `id`. All names that a device takes for `session_id` count; of several
+/// members the first one is kept. For `None`, a device without a session, any string is allowed and none is added. All other bytes
+/// are unchanged, and so is a text that is not a JSON object.
 pub fn with_session_id<'a>(text: &'a str, id: Option<&str>) -> Cow<'a, str> {
     const NAME: &str = "session_id";
     let new = || json_quote(id.unwrap_or_default());
@@ -125,7 +125,7 @@ pub fn with_session_id<'a>(text: &'a str, id: Option<&str>) -> Cow<'a, str> {
         }
         let value = string(raw);
         if key != NAME {
-            // Before the first quote are a brace or a comma, and white space.
+            // Only a brace or a comma, and white space, come before the first quote.
             let name = before + text[before..].find('"').unwrap_or_default();
             let kept = value.as_ref().filter(|value| id.is_none_or(|id| id == *value));
             edit.put(name..end, &format!("\"{NAME}\":{}", kept.map_or_else(new, |_| raw.to_owned())));
@@ -136,7 +136,7 @@ pub fn with_session_id<'a>(text: &'a str, id: Option<&str>) -> Cow<'a, str> {
     match (scanned, id) {
         (Err(_), _) => Cow::Borrowed(text),
         (Ok(()), Some(id)) if !found => {
-            // An object's first byte that is no white space is its brace.
+            // The first byte of an object, after white space, is its brace.
             let (before, after) = text.split_once('{').unwrap_or_default();
             let comma = if after.trim_ascii_start().starts_with('}') { "" } else { "," };
             Cow::Owned(format!("{before}{{\"{NAME}\":{}{comma}{after}", json_quote(id)))
@@ -145,7 +145,7 @@ pub fn with_session_id<'a>(text: &'a str, id: Option<&str>) -> Cow<'a, str> {
     }
 }
 
-/// The message with each `session_id` that is `from` changed to `to`. All other bytes are unchanged.
+/// The message with `to` in place of each `session_id` that is `from`. All other bytes are unchanged.
 pub fn replace_session_id<'a>(text: &'a str, from: &str, to: &str) -> Cow<'a, str> {
     let is_from = |raw: &str| string(raw).is_some_and(|id| id == from);
     replace_values(text, "session_id", &json_quote(to), is_from)
@@ -157,7 +157,7 @@ pub fn json_quote(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// `goodbye`, to a device. Without an id the key is left out: devices refuse, or stumble over, a null.
+/// `goodbye` to a device. Without an id there is no `session_id`, since devices refuse or mishandle null.
 pub fn goodbye(session_id: Option<&str>) -> String {
     envelope("goodbye", session_id, "")
 }
@@ -169,24 +169,24 @@ pub fn alert(session_id: Option<&str>, status: &str, message: &str, emotion: &st
     envelope("alert", session_id, &fields)
 }
 
-/// `tts` with state `stop`: the device stops speaking.
+/// `tts` with the state `stop`: the device stops speaking.
 pub fn tts_stop(session_id: &str) -> String {
     envelope("tts", Some(session_id), r#","state":"stop""#)
 }
 
-/// `call_accepted`, to a device: the one that it called answers.
+/// `call_accepted` to a device: the called device has accepted.
 pub fn call_accepted(session_id: Option<&str>, from: Mac) -> String {
     envelope("call_accepted", session_id, &format!(r#","from":"{from}""#))
 }
 
-/// `goodbye`, to a chat server before its WebSocket is closed. The duration goes out in seconds, as in the log.
+/// `goodbye` to a chat server before its WebSocket is closed. The duration is sent in seconds, as in the log.
 pub fn server_goodbye(session_id: Option<&str>, reason: &str, duration_ms: u64) -> String {
     let (seconds, millis) = (duration_ms / 1000, duration_ms % 1000);
     let rest = format!(r#","reason":{},"duration":{seconds}.{millis:03}"#, json_quote(reason));
     envelope("goodbye", session_id, &rest)
 }
 
-/// A message of type `kind`; `fields` is raw and begins with a comma, or is empty.
+/// A message of type `kind`; `fields` is raw JSON that starts with a comma, or empty.
 fn envelope(kind: &str, session_id: Option<&str>, fields: &str) -> String {
     match session_id {
         Some(id) => format!(r#"{{"type":"{kind}","session_id":{}{fields}}}"#, json_quote(id)),
@@ -197,11 +197,11 @@ fn envelope(kind: &str, session_id: Option<&str>, fields: &str) -> String {
 /// An object's text after [`replace_values`].
 struct Replaced<'a> {
     text: Cow<'a, str>,
-    /// How often the key occurs.
+    /// How often the name occurs.
     found: usize,
 }
 
-/// Put `new` (raw) in place of each value that is `unwanted` under any name that a device takes for `key`.
+/// Replaces, by `new` (raw JSON), each value that is `unwanted` and whose name a device takes for `key`.
 fn replace_values<'a>(
     text: &'a str,
     key: &str,
@@ -222,11 +222,11 @@ fn replace_values<'a>(
     Ok(Replaced { text: edit.done(), found })
 }
 
-/// A text of which parts are replaced, from its start to its end. Nothing is copied before the first.
+/// Replaces parts of a text, in order. The text is copied only if there is something to replace.
 struct Edit<'a> {
     text: &'a str,
     out: String,
-    /// So much of `text` is in `out`, or was replaced.
+    /// How many bytes of `text` were copied to `out` or replaced.
     taken: usize,
 }
 
@@ -250,19 +250,19 @@ impl<'a> Edit<'a> {
     }
 }
 
-/// Whether a device takes `key` for this name: it ignores the case of ASCII letters, and its strings end at U+0000.
+/// Whether a device takes `key` for this name: it ignores the case of ASCII letters, and strings end at U+0000.
 fn is_named(key: &str, name: &str) -> bool {
     key.split('\0').next().is_some_and(|key| key.eq_ignore_ascii_case(name))
 }
 
-/// Where `part`, a slice of `text`, begins in it.
+/// The offset of `part`, a slice of `text`, in it.
 fn offset_in(text: &str, part: &str) -> usize {
     part.as_ptr().addr() - text.as_ptr().addr()
 }
 
-/// Show each key and raw value of a JSON object, in order. An error may come after some of them.
+/// Calls `each` with each key and raw value of a JSON object, in order. An error may be found after some of them.
 ///
-/// Values are checked to be JSON without recursion (serde_json's `RawValue`), so depth costs a byte a level and no stack.
+/// serde_json checks a `RawValue` without recursion, so deep nesting takes one byte per level and no stack.
 fn for_each_entry<'a>(text: &'a str, each: impl FnMut(Cow<'a, str>, &'a str)) -> Result<(), BadMessage> {
     struct Entries<F>(F);
 
@@ -292,11 +292,11 @@ fn for_each_entry<'a>(text: &'a str, each: impl FnMut(Cow<'a, str>, &'a str)) ->
 
 /// The text of a raw value that is a string.
 fn string(raw: &str) -> Option<Cow<'_, str>> {
-    // Other values would cost serde_json the making of an error.
+    // Checked first, because serde_json allocates an error for other values.
     raw.starts_with('"').then(|| serde_json::from_str::<JsonStr<'_>>(raw).ok()).flatten().map(|text| text.0)
 }
 
-/// A JSON string, borrowed when it holds no escape; a plain `Cow` would always be copied.
+/// A JSON string, borrowed if it contains no escape. serde always copies a plain `Cow`.
 #[derive(Deserialize)]
 struct JsonStr<'a>(#[serde(borrow)] Cow<'a, str>);
 

@@ -1,4 +1,4 @@
-//! Bytes to values and back: no socket, no clock, no random source, no log.
+//! Parsers and serialisers of all wire formats. They use no socket, no clock, no random source and no log.
 
 pub mod audio;
 pub mod identity;

@@ -1,6 +1,6 @@
-//! MQTT 3.1.1 (OASIS, 29 October 2014) and 3.1 as far as QoS 0 goes: a server's view, and what a client needs.
+//! The QoS 0 part of MQTT 3.1.1 (OASIS, 29 October 2014) and 3.1, for a server and for a simple client.
 //!
-//! Decoding borrows from the bytes received and copies nothing. Section numbers in this module are those of MQTT 3.1.1.
+//! Decoding borrows from the received bytes and copies nothing. Section numbers in this module are those of MQTT 3.1.1.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ pub mod encode;
 
 pub use decode::{decode, decode_server_packet, packet_len};
 
-/// The protocol version of a connection. Every other is refused.
+/// The protocol version of a connection. Other versions are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProtocolLevel {
     /// `MQIsdp` with level 3.
@@ -18,7 +18,7 @@ pub enum ProtocolLevel {
     V311,
 }
 
-/// What a client sends.
+/// A packet of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packet<'a> {
     /// Section 3.1.
@@ -40,17 +40,17 @@ pub enum Packet<'a> {
 pub struct Connect<'a> {
     /// Protocol version.
     pub level: ProtocolLevel,
-    /// May be empty as far as MQTT goes.
+    /// May be empty in MQTT.
     pub client_id: &'a str,
-    /// The client wants no stored state.
+    /// The client wants no stored session.
     pub clean_session: bool,
-    /// Seconds; 0 turns the limit off.
+    /// Seconds; 0 turns the keep alive off.
     pub keep_alive: u16,
-    /// The message to publish if the client vanishes.
+    /// The message to publish if the connection is lost.
     pub will: Option<Will<'a>>,
     /// User name.
     pub user_name: Option<&'a str>,
-    /// Password, any bytes; never without a user name.
+    /// The password: any bytes, and never without a user name.
     pub password: Option<&'a [u8]>,
 }
 
@@ -63,7 +63,7 @@ pub struct Will<'a> {
     pub message: &'a [u8],
     /// 0, 1 or 2.
     pub qos: u8,
-    /// To be retained.
+    /// Whether the message is to be retained.
     pub retain: bool,
 }
 
@@ -72,9 +72,9 @@ pub struct Will<'a> {
 pub struct Publish<'a> {
     /// Topic name, not empty and without wildcards.
     pub topic: &'a str,
-    /// Any bytes, also none.
+    /// Any bytes, may be empty.
     pub payload: &'a [u8],
-    /// To be retained.
+    /// Whether the message is to be retained.
     pub retain: bool,
 }
 
@@ -88,7 +88,7 @@ pub struct Subscribe<'a> {
 }
 
 impl<'a> Subscribe<'a> {
-    /// Topic filters and the QoS asked for, at least one.
+    /// The topic filters, at least one, each with the requested QoS.
     pub fn filters(&self) -> impl Iterator<Item = (&'a str, u8)> + use<'a> {
         decode::filters(self.raw_filters, true)
     }
@@ -104,34 +104,34 @@ pub struct Unsubscribe<'a> {
 }
 
 impl<'a> Unsubscribe<'a> {
-    /// Topic filters, at least one.
+    /// The topic filters, at least one.
     pub fn filters(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         decode::filters(self.raw_filters, false).map(|(filter, _)| filter)
     }
 }
 
-/// What a server sends to a client that subscribes with QoS 0.
+/// A packet of a server to a client that subscribes with QoS 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerPacket<'a> {
     /// Section 3.2.
     ConnAck {
-        /// The server has state of this client.
+        /// The server has a stored session of this client.
         session_present: bool,
-        /// 0 is accepted, see [`ConnectReturnCode`].
+        /// See [`ConnectReturnCode`].
         code: u8,
     },
     /// Section 3.3, with QoS 0.
     Publish(Publish<'a>),
     /// Section 3.9.
     SubAck {
-        /// That of the SUBSCRIBE.
+        /// The packet id of the SUBSCRIBE.
         packet_id: u16,
-        /// One per filter: granted QoS, or 0x80.
+        /// One per filter: the granted QoS, or 0x80.
         codes: &'a [u8],
     },
     /// Section 3.11.
     UnsubAck {
-        /// That of the UNSUBSCRIBE.
+        /// The packet id of the UNSUBSCRIBE.
         packet_id: u16,
     },
     /// Section 3.13.
@@ -155,13 +155,13 @@ pub enum ConnectReturnCode {
     NotAuthorised = 5,
 }
 
-/// Why bytes are not a packet of this protocol. The connection is to be closed (section 4.8); only [`Self::UnsupportedLevel`] has an
-/// answer.
+/// Why bytes are not a valid packet. The connection must be closed (section 4.8). Only [`Self::UnsupportedLevel`] is answered
+/// before that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Malformed {
-    /// A packet type that this side does not receive (section 2.2.1); those of QoS 1 and 2 are among them.
+    /// A packet type that this side does not accept (section 2.2.1), including those of QoS 1 and 2.
     PacketType(u8),
-    /// Reserved flags in the first byte (section 2.2.2): the byte.
+    /// Wrong reserved flags in the first byte, which this is (section 2.2.2).
     HeaderFlags(u8),
     /// DUP on a PUBLISH with QoS 0 (section 3.3.1.1).
     DupAtQos0,
@@ -171,24 +171,24 @@ pub enum Malformed {
     QosNotSupported(u8),
     /// A remaining length of more than four bytes (section 2.2.3).
     RemainingLength,
-    /// A packet over the limit.
+    /// A packet that is too long.
     TooLarge {
         /// Its remaining length in bytes.
         len: usize,
-        /// What is allowed.
+        /// The limit in bytes.
         max: usize,
     },
-    /// A field runs past the end of its packet.
+    /// A field exceeds its packet.
     Truncated,
     /// Bytes are left after a packet's last field.
     TrailingBytes,
     /// A string is not UTF-8 (section 1.5.3).
     Utf8,
-    /// A string holds U+0000 (section 1.5.3).
+    /// A string contains U+0000 (section 1.5.3).
     Nul,
-    /// A CONNECT of another protocol (section 3.1.2.1): closed without an answer.
+    /// A CONNECT of another protocol (section 3.1.2.1). It is not answered.
     ProtocolName,
-    /// A protocol level other than 4 of `MQTT` and 3 of `MQIsdp` (section 3.1.2.2): answered with return code 1.
+    /// A protocol level other than 4 of `MQTT` and 3 of `MQIsdp` (section 3.1.2.2). It is answered with return code 1.
     UnsupportedLevel(u8),
     /// The reserved connect flag is set (section 3.1.2.3).
     ReservedConnectFlag,

@@ -1,61 +1,61 @@
-//! The PROXY protocol, versions 1 and 2: a balancer's word on whom it speaks for, ahead of everything else on a connection.
+//! The PROXY protocol, versions 1 and 2: a load balancer sends the client's address at the start of a connection.
 //!
 //! Section numbers are those of HAProxy's "The PROXY protocol, versions 1 & 2". Extensions (TLVs) are skipped.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-/// The longest header of version 2, in bytes, extensions included. The format goes to 65,551; headers seen in practice
-/// stay in a few hundred, and other receivers stop at 4 KiB too.
+/// The longest header of version 2 that is accepted, in bytes, with extensions. The format allows 65,551, but headers in practice
+/// have a few hundred bytes, and other receivers have this limit too.
 pub const MAX_V2_LEN: usize = 4096;
 
 /// The longest line of version 1 with its CRLF (section 2.1).
 const MAX_V1_LEN: usize = 107;
 const V1_SIGNATURE: &[u8] = b"PROXY ";
 const V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-/// Signature, version and command, family and protocol, length.
+/// The length of the fixed part: signature, version and command, family and protocol, length.
 const V2_FIXED_LEN: usize = 16;
 
-/// Whose connection it is.
+/// The source that a header states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxySource {
-    /// The balancer's own (a health check), or one whose client cannot be named: the connection's own address counts.
+    /// The load balancer itself (a health check), or an unknown client: the connection's own address is used.
     LoadBalancer,
-    /// A client's, from this address.
+    /// A client with this address.
     Client(SocketAddr),
 }
 
-/// Why bytes are no PROXY header. The connection is to be closed (section 2).
+/// Why bytes are not a PROXY header. The connection must be closed (section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BadProxyHeader {
-    /// Neither version's signature.
+    /// The signature of neither version.
     NoSignature,
-    /// A line of version 1 without its end in 107 bytes.
+    /// Version 1: the line does not end within 107 bytes.
     V1TooLong,
-    /// Version 1 has `TCP4`, `TCP6` and `UNKNOWN`.
+    /// Version 1: a protocol other than `TCP4`, `TCP6` and `UNKNOWN`.
     V1Protocol,
-    /// Not two addresses and two ports, a single space before each.
+    /// Version 1: not two addresses and two ports with a single space before each.
     V1Fields,
-    /// An address that is not one of the family named.
+    /// Version 1: an address that is not of the stated family.
     V1Address,
-    /// A port that is not a decimal number up to 65535.
+    /// Version 1: a port that is not a decimal number up to 65535.
     V1Port,
-    /// The second signature with a version other than 2.
+    /// The signature of version 2 with another version.
     V2Version(u8),
-    /// Version 2 has the commands 0, LOCAL, and 1, PROXY.
+    /// Version 2: a command other than 0 (LOCAL) and 1 (PROXY).
     V2Command(u8),
-    /// Address family and protocol in one byte, one of them unknown.
+    /// Version 2: the byte of address family and protocol, one of which is unknown.
     V2Family(u8),
-    /// A header over [`MAX_V2_LEN`].
+    /// Version 2: a header longer than [`MAX_V2_LEN`].
     V2TooLong {
-        /// Bytes in all.
+        /// The length of the header.
         len: usize,
     },
-    /// Fewer bytes than the family's addresses take.
+    /// Version 2: too short for the addresses of its family.
     V2TooShort {
-        /// Bytes announced behind the fixed part.
+        /// The stated length after the fixed part.
         len: usize,
-        /// What the addresses take.
+        /// The length of the addresses.
         needed: usize,
     },
 }
@@ -82,10 +82,10 @@ impl fmt::Display for BadProxyHeader {
 
 impl std::error::Error for BadProxyHeader {}
 
-/// Decodes the header at the start of `bytes`, and tells how long it is. `None`: more bytes are needed.
+/// Decodes the header at the start of `bytes`. Returns the source and the length of the header, or `None` if more bytes are needed.
 ///
 /// # Errors
-/// As soon as the bytes cannot become a header.
+/// The bytes are not the start of a header.
 pub fn decode(bytes: &[u8]) -> Result<Option<(ProxySource, usize)>, BadProxyHeader> {
     let begins = |signature: &[u8]| bytes.iter().zip(signature).all(|(byte, expected)| byte == expected);
     match bytes.len() {
@@ -105,7 +105,7 @@ fn decode_v1(bytes: &[u8]) -> Result<Option<(ProxySource, usize)>, BadProxyHeade
     let parse = match fields.next() {
         Some(b"TCP4") => |text: &str| text.parse().map(IpAddr::V4),
         Some(b"TCP6") => |text: &str| text.parse().map(IpAddr::V6),
-        // What follows is for the receiver to ignore.
+        // The rest of the line must be ignored.
         Some(b"UNKNOWN") => return Ok(Some((ProxySource::LoadBalancer, end + 2))),
         _ => return Err(BadProxyHeader::V1Protocol),
     };
@@ -135,7 +135,7 @@ fn decode_v2(bytes: &[u8]) -> Result<Option<(ProxySource, usize)>, BadProxyHeade
         _ => return Err(BadProxyHeader::V2Version(version)),
     }
     let Some(&family) = bytes.get(V2_SIGNATURE.len() + 1) else { return Ok(None) };
-    // Two addresses and, but for Unix sockets, two ports.
+    // The length of two addresses and, except for Unix sockets, two ports.
     let needed = match (command, family >> 4, family & 0xf) {
         (0, ..) | (1, 0, 0..=2) => 0,
         (_, 1, 0..=2) => 12,
@@ -154,7 +154,7 @@ fn decode_v2(bytes: &[u8]) -> Result<Option<(ProxySource, usize)>, BadProxyHeade
     if rest.len() < len {
         return Ok(None);
     }
-    // Addresses of anything but TCP are not those of this connection's client.
+    // Only TCP addresses can be those of this connection's client.
     let origin = match (command, family) {
         (1, 0x11) => source_address::<4>(rest),
         (1, 0x21) => source_address::<16>(rest),
@@ -163,7 +163,7 @@ fn decode_v2(bytes: &[u8]) -> Result<Option<(ProxySource, usize)>, BadProxyHeade
     Ok(Some((origin.map_or(ProxySource::LoadBalancer, ProxySource::Client), V2_FIXED_LEN + len)))
 }
 
-/// The source's address of `N` bytes; its port is behind the destination's address.
+/// The source address, of `N` bytes, and the source port, which follows the destination address.
 fn source_address<const N: usize>(block: &[u8]) -> Option<SocketAddr>
 where
     IpAddr: From<[u8; N]>,
@@ -220,7 +220,7 @@ mod tests {
             (v2(0x21, 0x11, &with_extensions(&FOUR, MAX_V2_LEN - 28)), client_at("192.0.2.7:12345")),
             (v2(0x21, 0x21, &six()), client_at("[2001:db8::1]:12345")),
             (v2(0x21, 0x21, &with_extensions(&six(), 1)), client_at("[2001:db8::1]:12345")),
-            // UDP, Unix sockets, and nothing at all name no TCP client.
+            // UDP, Unix sockets and an unspecified family do not state a TCP client.
             (v2(0x21, 0x12, &FOUR), ProxySource::LoadBalancer),
             (v2(0x21, 0x22, &six()), ProxySource::LoadBalancer),
             (v2(0x21, 0x31, &[7; 216]), ProxySource::LoadBalancer),
@@ -247,7 +247,7 @@ mod tests {
         }
     }
 
-    /// The error, and how many bytes it takes to see it.
+    /// Each with its error, and the number of bytes after which it is found.
     #[test]
     fn invalid_headers_are_refused_early() {
         use BadProxyHeader::*;
@@ -298,7 +298,7 @@ mod tests {
         }
     }
 
-    /// All 256 bytes of family and protocol, with exactly the addresses they announce, and with a byte less.
+    /// All 256 values of family and protocol, with the exact length of their addresses, and one byte less.
     #[test]
     fn every_family_and_protocol_byte() {
         for byte in 0..=255 {
@@ -350,7 +350,7 @@ mod tests {
         }
     }
 
-    /// Good headers with a few bytes changed get further than random ones.
+    /// Valid headers with a few bytes changed reach more code than random bytes.
     fn corrupted_header() -> impl Strategy<Value = Vec<u8>> {
         let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
         (prop::sample::select(valid_headers()), changes).prop_map(|((mut bytes, _), changes)| {
@@ -389,7 +389,7 @@ mod tests {
             prop_assert_eq!(decode(&header), Ok(Some((from, header.len()))));
         }
 
-        /// A header never asks for more than its bound: whatever comes, there is a verdict by then.
+        /// At the maximum length, decoding always ends with a header or an error.
         #[test]
         fn a_full_length_header_is_always_decided(bytes in corrupted_header()) {
             let mut bytes = bytes;

@@ -1,10 +1,11 @@
-//! What a core is lent and what it answers: [`Context`] in, [`Action`]s out, with the values they carry.
+//! The interface between a core and the shell: [`Context`] in, [`Action`]s out, and the types they carry.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::call::CallState;
+use super::labels::labelled_enum;
 use super::media::{CallStats, Encrypted};
 use super::request_ids::RequestIds;
 use super::server_health::ServerHealth;
@@ -15,111 +16,124 @@ use crate::proto::mqtt::{ConnectReturnCode, Malformed};
 
 mod display;
 
-/// What a core is lent for one call: the time, the configuration of this moment, and where actions go.
+/// What a core borrows for one method call: the time, the current configuration, and where actions go.
 pub struct Context<'a> {
-    /// The time of this turn.
+    /// The time of this iteration of the loop.
     pub now: Instant,
-    /// Swapped whole by a reload; never stored.
+    /// The current configuration. A reload replaces it, so no core keeps a reference.
     pub config: &'a Config,
     /// Health and framing of the chat servers, shared by all calls.
     pub servers: &'a mut ServerHealth,
-    /// For requests to devices, shared by all sessions of the process.
+    /// Ids of requests to devices, shared by all sessions of the process.
     pub ids: &'a RequestIds,
-    /// To be carried out in order.
+    /// To be carried out in order, see [the invariant](super#the-invariant).
     pub out: &'a mut Vec<Action>,
+}
+
+impl Context<'_> {
+    pub(super) fn count(&mut self, counter: Counter) {
+        self.out.push(Action::Count(counter));
+    }
+
+    pub(super) fn log(&mut self, event: LogEvent) {
+        self.out.push(Action::Log(event));
+    }
+
+    pub(super) fn publish(&mut self, text: String) {
+        self.out.push(Action::Publish(text));
+    }
 }
 
 /// What the shell must do for a core.
 #[derive(Debug, PartialEq)]
 pub enum Action {
-    /// The device's credentials are good: look for an older connection of the same client id and for a free place,
+    /// The device's credentials are valid. Look for an older connection with the same client id and check the connection limits,
     /// then call [`Core::on_admission`](super::Core::on_admission) or [`Core::take_over`](super::Core::take_over).
     Admit,
-    /// Answer CONNECT with this code, after the delay that failed logins from this address have earned; then
-    /// [`Action::CloseDevice`] follows.
+    /// Answer CONNECT with this code, after the delay imposed on addresses with failed logins. [`Action::CloseDevice`] follows.
     RefuseConnect(ConnectReturnCode),
     /// CONNACK 0.
     AcceptConnect,
-    /// SUBACK with one 0x00 for each of so many filters.
+    /// SUBACK with the code 0x00 for each filter.
     SubAck {
         /// The packet id of the SUBSCRIBE.
         packet_id: u16,
-        /// How many filters it had.
+        /// The number of its filters.
         filters: usize,
     },
     /// UNSUBACK.
     UnsubAck(u16),
     /// PINGRESP.
     PingResp,
-    /// A JSON text for the device, to its own topic.
+    /// Publish a JSON text to the device's own topic.
     Publish(String),
-    /// A device said hello: generate [`CallCredentials`] and call [`Core::on_credentials`](super::Core::on_credentials).
+    /// The device sent a hello: generate [`CallCredentials`] and call [`Core::on_credentials`](super::Core::on_credentials).
     GenerateCredentials,
-    /// Open a WebSocket to a chat server; the one before, if any, is dropped.
+    /// Open a WebSocket to a chat server, and drop the previous one, if any.
     Dial(Box<DialRequest>),
-    /// A text for the chat server.
+    /// Send a text to the chat server.
     SendText(String),
-    /// A WebSocket ping for the chat server.
+    /// Send a WebSocket ping to the chat server.
     SendPing,
-    /// Close the chat server's WebSocket with this code, or stop dialling.
+    /// Close the chat server's WebSocket with this code, or abandon the dial.
     CloseBackend(u16),
-    /// A held audio packet whose time has come.
+    /// Send an audio packet that was held.
     SendDatagram(Encrypted, Box<[u8]>),
-    /// Forget audio of this ssrc that waits in the socket's queue.
+    /// Drop the audio of this ssrc that is queued for the socket.
     FlushAudio(u32),
-    /// What became of an operator's [`Core::send_command`](super::Core::send_command): exactly once for each.
+    /// The result of an operator's [`Core::send_command`](super::Core::send_command): exactly one for each command.
     CommandResult {
-        /// The command's.
+        /// The ticket of the command.
         ticket: u64,
         /// The device's result, raw JSON.
         result: Result<Box<str>, CommandError>,
     },
-    /// A call is over: forget its ssrc, log its line.
+    /// A call has ended: release its ssrc and log the summary.
     CallEnded(Box<CallSummary>),
-    /// One more of these.
+    /// Increment a counter.
     Count(Counter),
-    /// For the log.
+    /// Log an event.
     Log(LogEvent),
-    /// Close the device's connection once what is queued for it is written. The session stays while its call does.
+    /// Close the device's connection after its queued data is written. The session stays as long as its call.
     CloseDevice(CloseReason),
 }
 
-/// Why an operator's command has no result.
+/// Why an operator's command failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommandError {
-    /// The device is not connected, or was lost meanwhile.
+    /// The device is not connected, or its connection was lost before it answered.
     NotConnected,
-    /// No answer in 5 s.
+    /// The device did not answer within 5 s.
     Timeout,
-    /// Too many commands are under way for this device.
+    /// Too many commands are pending for this device.
     Busy,
-    /// The device answered with an error: its message.
+    /// The device answered with an error, whose message this is.
     Device(Box<str>),
 }
 
-/// What the shell minted for a hello, from the system's random source.
+/// What the shell generates for each hello, from the system's random source.
 #[derive(Clone, Debug)]
 pub struct CallCredentials {
-    /// Unique among the calls of this gateway.
+    /// Identifies the call's datagrams. Unique among the calls of this gateway.
     pub ssrc: u32,
-    /// AES-128 key of the call's audio.
+    /// The AES-128 key of the call's audio.
     pub key: [u8; 16],
-    /// A fresh UUID, for servers that name no session.
+    /// A new UUID, used when the chat server sends no session id.
     pub session_id: Box<str>,
-    /// Seed of the redial jitter.
+    /// The seed of the random part of redial pauses.
     pub jitter_seed: u64,
-    /// The host this device is told to send its datagrams to.
+    /// The host that the device is told to send its datagrams to.
     pub udp_host: Box<str>,
-    /// And the port.
+    /// The port that the device is told to send its datagrams to.
     pub udp_port: u16,
-    /// False when `max_calls` is reached, or the random source failed: the device is told that the call is refused.
+    /// False if `max_calls` is reached or the random source failed. The device is told that the call is refused.
     pub allowed: bool,
 }
 
 /// The shell's answer to [`Action::Admit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// There is room.
+    /// Accepted.
     Accepted,
     /// `max_connections` is reached.
     ConnectionLimit,
@@ -127,99 +141,125 @@ pub enum Admission {
     PerIpLimit,
 }
 
-/// Which server to open a WebSocket to, with the request headers that depend on the device.
+/// The server to open a WebSocket to, and the request headers that depend on the device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DialRequest {
     /// The chat server.
     pub server: Arc<ChatServerConfig>,
-    /// `device-id`, and part of the token.
+    /// The `device-id` header, also part of the token.
     pub mac: Mac,
-    /// `client-id`, and part of the token: the uuid of the client id. A two-part id has none, unless a token is signed.
+    /// The `client-id` header, also part of the token: the uuid of the client id. A two-part id has none, so the header is sent only
+    /// if a token is signed.
     pub client_id: Option<String>,
-    /// `x-forwarded-for`: the device's address.
+    /// The `x-forwarded-for` header: the device's address.
     pub forwarded_for: IpAddr,
-    /// `protocol-version`: 1 for bare Opus, 2 for the header.
+    /// The `protocol-version` header: 1 for raw Opus, 2 for Opus with the 16-byte header.
     pub protocol_version: u8,
-    /// Skip cached addresses: the server just failed.
+    /// Resolve the name again, since the server has just failed.
     pub skip_dns_cache: bool,
 }
 
-/// How a chat server's WebSocket, or the attempt to open one, ended.
+/// How a chat server's WebSocket, or the attempt to open it, ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendClosed {
-    /// A Close frame came, with its code if it had one.
+    /// The server sent a Close frame, with this code if it had one.
     CloseFrame(Option<u16>),
     /// Anything else.
     Failed(BackendFailure),
 }
 
-/// The stage of a [`BackendFailure`] that is not the chat server's: this system ran out of descriptors.
-pub const LOCAL_SHORTAGE_STAGE: &str = "shortage";
+labelled_enum! {
+    /// How far a chat server's WebSocket was when it failed.
+    pub enum BackendStage {
+        /// Looking up its name.
+        Resolve => "resolve",
+        /// Connecting by TCP.
+        Connect => "connect",
+        /// The TLS handshake.
+        Tls => "tls",
+        /// The WebSocket upgrade.
+        Upgrade => "upgrade",
+        /// Waiting for its hello.
+        Hello => "hello",
+        /// In the call.
+        Live => "live",
+        /// Not the chat server's fault: this system has no file descriptor left.
+        LocalShortage => "shortage",
+    }
+}
 
-/// A stage that failed, and why, in words.
+/// Where a chat server failed, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendFailure {
-    /// `resolve`, `connect`, `tls`, `upgrade`, `hello` or `live`: also a metric label.
-    pub stage: &'static str,
-    /// For a person.
+    /// How far it was.
+    pub stage: BackendStage,
+    /// The cause, for a person to read.
     pub message: String,
 }
 
-/// Why a call ended: the log line and the metric label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum EndReason {
-    /// The device said goodbye.
-    DeviceGoodbye,
-    /// The device said that it hears no UDP.
-    DeviceUdpTimeout,
-    /// The device sent DISCONNECT.
-    DeviceDisconnected,
-    /// The device's connection was lost and did not come back in time.
-    DeviceLost,
-    /// The device broke the protocol.
-    DeviceError,
-    /// The device, or another connection with its client id, began anew.
-    Replaced,
-    /// The chat server closed its WebSocket normally, or said goodbye.
-    ServerClosed,
-    /// No chat server could be reached for the hello.
-    NoServer,
-    /// Redialling was given up.
-    ServerLost,
-    /// Neither audio nor text for `call_idle_s`.
-    Idle,
-    /// A queue of text was full.
-    Overflow,
-    /// `max_calls` was reached, or the random source failed.
-    Refused,
-    /// The gateway stops.
-    Shutdown,
-    /// An operator hung up.
-    Operator,
-    /// The device aborted what it took for speech, in a call with another device.
-    DeviceAbort,
-    /// The other device of the call hung up, or left.
-    PeerLeft,
-    /// The device that was called did not answer.
-    Unanswered,
+impl BackendFailure {
+    /// A failure at this stage.
+    pub fn new(stage: BackendStage, message: impl Into<String>) -> Self {
+        Self { stage, message: message.into() }
+    }
 }
 
-/// A call's end, for its log line and the metrics.
+labelled_enum! {
+    /// Why a call ended: the log line and the metric label.
+    pub enum EndReason {
+        /// The device sent goodbye.
+        DeviceGoodbye => "device_goodbye",
+        /// The device reported that it receives no UDP audio.
+        DeviceUdpTimeout => "device_udp_timeout",
+        /// The device sent DISCONNECT.
+        DeviceDisconnected => "device_disconnected",
+        /// The device's connection was lost, and the device did not reconnect in time.
+        DeviceLost => "device_lost",
+        /// The device violated the protocol.
+        DeviceError => "device_error",
+        /// The device sent another hello, or another connection with its client id replaced it.
+        Replaced => "replaced",
+        /// The chat server closed its WebSocket normally, or sent goodbye.
+        ServerClosed => "server_closed",
+        /// No chat server answered the hello.
+        NoServer => "no_server",
+        /// The chat server was lost, and redialling was given up.
+        ServerLost => "server_lost",
+        /// Neither audio nor text for `call_idle_s`.
+        Idle => "idle",
+        /// A queue of text was full.
+        Overflow => "overflow",
+        /// `max_calls` was reached, or the random source failed.
+        Refused => "refused",
+        /// The gateway is stopping.
+        Shutdown => "shutdown",
+        /// An operator ended the call.
+        Operator => "operator",
+        /// The device sent abort in a call with another device.
+        DeviceAbort => "device_abort",
+        /// The other device hung up or disconnected.
+        PeerLeft => "peer_left",
+        /// The called device did not answer.
+        Unanswered => "unanswered",
+    }
+}
+
+/// A call that has ended, for its log line and the metrics.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CallSummary {
-    /// The id the device knew, or would have known.
+    /// The session id that the device was given, or would have been given.
     pub session_id: Box<str>,
     /// Why it ended.
     pub reason: EndReason,
-    /// From the device's hello to the end.
+    /// The time from the device's hello to the end.
     pub duration: Duration,
-    /// Whether the device ever had its hello reply.
+    /// Whether the device got its hello reply.
     pub answered: bool,
-    /// How far it was: who talks to a device takes that one along.
+    /// The state at the end. A call with another device ends that device's call too.
     pub state: CallState,
-    /// URL of the last chat server.
+    /// The last chat server.
     pub server: Option<Arc<ChatServerConfig>>,
-    /// The ssrc to forget.
+    /// The ssrc to release.
     pub ssrc: Option<u32>,
     /// Packets, bytes and what went missing.
     pub stats: CallStats,
@@ -230,153 +270,174 @@ pub struct CallSummary {
 pub enum CloseReason {
     /// CONNECT was refused.
     Refused(ConnectReturnCode, &'static str),
-    /// No CONNECT in time.
+    /// It sent no CONNECT in time.
     ConnectTimeout,
-    /// Nothing came for one and a half keep alives.
+    /// It sent nothing for 1.5 times its keep alive.
     KeepAlive,
-    /// DISCONNECT, or the connection's end.
+    /// It sent DISCONNECT, or closed the connection.
     Disconnected,
     /// The same client id connected again.
     TakenOver,
-    /// A broken packet.
+    /// It sent a malformed packet.
     Protocol(Malformed),
-    /// A packet that has no place here, in words.
+    /// It sent a packet that is not allowed here: which one.
     UnexpectedPacket(&'static str),
-    /// A hello with another version than 3.
+    /// It sent a hello with a version other than 3.
     HelloVersion(String),
-    /// The device does not read what it is sent.
+    /// It does not read what it is sent.
     SlowReader,
-    /// Too much is kept for it while others need the room.
+    /// Its buffers take more than its share of the memory.
     MemoryLimit,
-    /// The gateway stops.
+    /// The gateway is stopping.
     Shutdown,
-    /// The gateway drains, and the device has no call.
+    /// The gateway is draining, and the device has no call.
     Draining,
     /// An operator disconnected it.
     Operator,
 }
 
-/// Why an audio packet was dropped: the metric label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DropReason {
-    /// Not a datagram of this protocol.
-    BadDatagram(BadDatagram),
-    /// No call has this ssrc.
-    UnknownSsrc,
-    /// Came before.
-    Duplicate,
-    /// Came after a later one.
-    Late,
-    /// Below the replay window.
-    TooOld,
-    /// Too far ahead to believe at once.
-    Jump,
-    /// From an address that is not, or not yet, the device's.
-    ForeignSource,
-    /// No chat server to take it.
-    NoServer,
-    /// The chat server does not read.
-    ServerBlocked,
-    /// The device has not sent a datagram yet, so there is nowhere to send to.
-    NoPeer,
-    /// A binary frame that is neither headed nor raw audio, or too long.
-    BadFrame,
-    /// The queue of held audio is full.
-    HeldFull,
-    /// The socket's queue is full.
-    SocketFull,
-    /// Flushed by the device's abort.
-    Aborted,
-    /// From a device that waits for another one to answer: silence goes back instead.
-    Ringing,
+labelled_enum! {
+    /// Why an audio packet was dropped: the metric label.
+    pub enum DropReason {
+        /// A datagram shorter than a header.
+        ShortDatagram => "short",
+        /// A datagram whose first byte is not the packet type.
+        DatagramType => "type",
+        /// A datagram whose length field does not match its length.
+        DatagramLength => "length",
+        /// A datagram with too much payload.
+        OversizedDatagram => "oversized",
+        /// A datagram without payload.
+        EmptyDatagram => "empty",
+        /// No call has this ssrc.
+        UnknownSsrc => "unknown_ssrc",
+        /// A packet with this sequence was received before.
+        Duplicate => "duplicate",
+        /// A packet with a higher sequence was received before.
+        Late => "late",
+        /// Below the replay window.
+        TooOld => "too_old",
+        /// Too far ahead of the highest sequence to be accepted without confirmation.
+        Jump => "jump",
+        /// From an address that is not, or not yet, known as the device's.
+        ForeignSource => "foreign_source",
+        /// No chat server is connected.
+        NoServer => "no_server",
+        /// The chat server does not read what it is sent.
+        ServerBlocked => "server_blocked",
+        /// The device has sent no datagram yet, so its address is not known.
+        NoPeer => "no_peer",
+        /// A binary frame that is not audio, or too long.
+        BadFrame => "bad_frame",
+        /// The queue of held audio is full.
+        HeldFull => "held_full",
+        /// The socket's queue is full.
+        SocketFull => "socket_full",
+        /// The device sent abort.
+        Aborted => "aborted",
+        /// From a device that is calling another one; it gets silence in return.
+        Ringing => "ringing",
+    }
 }
 
-/// Things that are counted and have no other effect.
+impl From<BadDatagram> for DropReason {
+    fn from(bad: BadDatagram) -> Self {
+        match bad {
+            BadDatagram::Short => Self::ShortDatagram,
+            BadDatagram::Type => Self::DatagramType,
+            BadDatagram::Length => Self::DatagramLength,
+            BadDatagram::Oversized => Self::OversizedDatagram,
+            BadDatagram::Empty => Self::EmptyDatagram,
+        }
+    }
+}
+
+/// Events that are only counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Counter {
     /// A payload from a device that is not a JSON object.
     BadDeviceText,
     /// A text from a chat server that is not a JSON object.
     BadServerText,
-    /// A chat server said hello again in mid-call.
+    /// A chat server repeated its hello during a call.
     RepeatedHello,
     /// An audio packet was dropped.
     Dropped(DropReason),
-    /// An attempt to reach a chat server failed at this stage.
-    DialFailed(&'static str),
-    /// A chat server took a call, so long after the device's hello, in milliseconds.
+    /// A chat server failed at this stage.
+    DialFailed(BackendStage),
+    /// The device got its hello reply, this many milliseconds after its hello.
     Answered(u32),
-    /// A call went on with another WebSocket.
+    /// A call continued on a new WebSocket.
     Redialled,
 }
 
 /// A line for the log; the shell adds the session's prefix.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LogEvent {
-    /// A device was let in.
+    /// A device was accepted.
     Connected {
-        /// It took over the call of a lost connection.
+        /// It continues the call of its lost connection.
         resumed: bool,
     },
-    /// The connection was lost in a call that is kept for a while.
+    /// The connection was lost during a call, which is kept for this long.
     ConnectionLost(Duration),
-    /// A call is up.
+    /// The device got its hello reply.
     CallStarted {
         /// The session id the device was given.
         session_id: Box<str>,
         /// The chat server's URL.
         url: String,
-        /// Since the device's hello.
+        /// Time since the device's hello.
         after: Duration,
     },
     /// The chat server could not be used for this call.
     DialFailed {
         /// Its URL.
         url: String,
-        /// Where and why.
+        /// The stage and the cause.
         failure: BackendFailure,
     },
-    /// The chat server failed in mid-call; the call redials after this pause.
+    /// The chat server failed during a call, which redials after this pause.
     Redialling {
         /// The URL of the server that failed.
         url: String,
-        /// Where and why.
+        /// The stage and the cause.
         failure: BackendFailure,
-        /// Pause before the next attempt.
+        /// The pause before the next attempt.
         pause: Duration,
     },
-    /// The call goes on.
+    /// The call continues on a new WebSocket.
     Redialled {
         /// The new server's URL.
         url: String,
-        /// Since the failure.
+        /// Time since the failure.
         after: Duration,
     },
-    /// A server is from now on tried last by new calls.
+    /// A chat server started to fail: new calls try other servers first.
     ServerFailing {
         /// Its URL.
         url: String,
-        /// Why.
+        /// The cause.
         why: String,
     },
-    /// It works again.
+    /// A chat server works again.
     ServerRecovered {
         /// Its URL.
         url: String,
-        /// Since its first failure.
+        /// Time since its first failure.
         after: Duration,
     },
-    /// The server sent no hello but audio or text: the call is up without one.
+    /// The server sent audio or text but no hello in time: the call starts without it.
     NoServerHello(String),
-    /// Audio was held for the device's first datagram, and dropped.
+    /// So many audio frames waited in vain for the device's first datagram.
     HeldAudioDropped(usize),
-    /// The device listens, but no datagram of it came.
+    /// The device is listening, but sent no datagram.
     NoUdpAudio {
-        /// Since the device began to listen.
+        /// Time since the device began to listen.
         after: Duration,
-        /// `host:port` it was told to send to.
+        /// The `host:port` that the device was told to send to.
         advertised: String,
     },
-    /// The device's tools are known, or why not.
+    /// The number of the device's tools, or why they are not known.
     ToolDiscovery(Result<usize, &'static str>),
 }

@@ -22,57 +22,57 @@ mod messages;
 pub use self::commands::Delivery;
 use self::commands::PendingCommand;
 
-/// A connection that has not sent CONNECT by now is closed.
+/// A connection that sends no CONNECT for this long is closed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// No CONNECT is longer than this.
+/// The longest CONNECT that is accepted.
 const MAX_CONNECT_BYTES: usize = 4096;
 
-/// A device's session: what it may do now, and its call. Tens of thousands of them only wait, so it is small.
+/// A device's session and its call. Tens of thousands of them are idle, so it is small.
 pub struct Core {
     phase: SessionPhase,
-    /// The device's address, as seen by us or told by a trusted load balancer.
+    /// The device's address: that of its connection, or the one in the PROXY header of a trusted load balancer.
     ip: IpAddr,
-    /// Of the CONNECT, in seconds; 0 for none.
+    /// The keep alive of the CONNECT in seconds; 0 is none.
     keep_alive: u16,
-    /// What the phase waits for: CONNECT, a sign of life, or the device's return.
+    /// When the phase ends: no CONNECT, nothing received, or no reconnection until then.
     deadline: CoarseInstant,
     client_id: Option<ClientId>,
-    /// When the connection came, or later was let in.
+    /// When the connection was opened; from CONNECT on, when it was accepted.
     since: Instant,
     call: Option<Box<Call>>,
     mcp: ToolCache,
     cold: Option<Box<ColdState>>,
 }
 
-/// What a device has that did more than log in.
+/// State that only some devices have.
 #[derive(Default)]
 struct ColdState {
-    /// Of a hello for which the shell is minting a grant.
-    pending_hello: Option<Box<DeviceHello>>,
-    /// The session id last given: a goodbye must carry it.
+    /// The hello for which the shell is generating credentials.
+    pending_hello: Option<DeviceHello>,
+    /// The session id of the last call, for a goodbye to a message without a call.
     last_session_id: Option<Box<str>>,
-    /// What operators asked the device.
+    /// Commands of operators, oldest first.
     commands: VecDeque<PendingCommand>,
-    /// The gateway drains: without a call the device is to go then.
+    /// The gateway is draining: the device is disconnected then, or later at the end of its call.
     drain_deadline: Option<Instant>,
-    /// Hellos in a row that were not answered, and when the last of them came.
+    /// The number of consecutive hellos without a reply, and when the last one arrived.
     unanswered_hellos: Option<(u8, Instant)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SessionPhase {
     AwaitingConnect,
-    /// The credentials are good; the shell looks for a place.
+    /// The credentials are valid; the shell checks its limits.
     Admitting,
     Online,
-    /// The connection is lost, the call is kept.
+    /// The connection is lost, but the call is kept.
     AwaitingReconnect,
-    /// Nothing is served any more.
+    /// The connection is closed, or is to be closed.
     Closed,
 }
 
 impl Core {
-    /// A fresh connection from this address.
+    /// A new connection from this address.
     pub fn new(ip: IpAddr, now: Instant) -> Self {
         Self {
             phase: SessionPhase::AwaitingConnect,
@@ -87,7 +87,7 @@ impl Core {
         }
     }
 
-    /// The client id of the CONNECT, good or refused.
+    /// The client id of the CONNECT, even if that was refused.
     pub fn client_id(&self) -> Option<&ClientId> {
         self.client_id.as_ref()
     }
@@ -97,55 +97,60 @@ impl Core {
         self.ip
     }
 
-    /// Whether the device is connected and let in.
+    /// Whether the device is connected and accepted.
     pub fn is_online(&self) -> bool {
         self.phase == SessionPhase::Online
     }
 
-    /// Whether packets of the device may be decoded: not before the shell has found it a place, not after the end.
+    /// Whether packets of the device may be decoded: not while the shell decides about its admission, and not after the end.
     pub fn accepts_packets(&self) -> bool {
         matches!(self.phase, SessionPhase::AwaitingConnect | SessionPhase::Online)
     }
 
-    /// Whether CONNECT is still to come: 4 KiB at most, and nothing but CONNECT.
+    /// Whether the device has not sent its CONNECT yet.
     pub fn awaits_connect(&self) -> bool {
         self.phase == SessionPhase::AwaitingConnect
     }
 
-    /// The longest remaining length to be decoded now, in bytes.
+    /// The largest remaining length that is accepted now, in bytes.
     pub fn max_packet_bytes(&self, config: &Config) -> usize {
         if self.awaits_connect() { MAX_CONNECT_BYTES } else { config.mqtt.max_payload_size }
     }
 
-    /// Bytes that are kept for the device and its chat server: texts and frames that wait or are said again, tools.
+    /// The bytes that are stored for the device and its chat server: queued texts and frames, texts to be repeated, tools.
     pub fn retained_bytes(&self) -> usize {
         self.call.as_ref().map_or(0, |call| call.retained_bytes()) + self.mcp.retained_bytes()
     }
 
-    /// Whether a call goes on that another connection of the device could take over.
+    /// Whether there is a call that the device has not left.
     pub fn has_call(&self) -> bool {
         self.call.as_ref().is_some_and(|call| !call.is_closing())
     }
 
-    /// Whether the device is gone for good: its client id is free.
+    /// Whether the connection is closed and will not be resumed.
     pub fn is_closed(&self) -> bool {
         self.phase == SessionPhase::Closed
     }
 
-    /// Nothing is left to decide: the session only sees to the end of a socket.
+    /// Closes the session without any action: only its socket remains to be closed.
     pub fn mark_closed(&mut self) {
         self.phase = SessionPhase::Closed;
         self.deadline = CoarseInstant::NEVER;
     }
 
-    /// Whether anything is left to do: a call may outlive its device.
+    /// Whether the session can be removed. A call may outlive its device.
     pub fn is_finished(&self) -> bool {
         self.phase == SessionPhase::Closed && self.call.is_none()
     }
 
-    /// The ssrc of the call.
+    /// The ssrc of the call, if there is one.
     pub fn ssrc(&self) -> Option<u32> {
         self.call.as_ref().map(|call| call.ssrc())
+    }
+
+    /// The session id that the device was given in its call.
+    fn session_id(&self) -> Option<&str> {
+        self.call.as_ref().and_then(|call| call.session_id())
     }
 
     /// When to call [`Core::on_timeout`] next.
@@ -160,9 +165,9 @@ impl Core {
             .min()
     }
 
-    // ----- audio, the hot path: no action, no allocation, borrowed results ----------------------------------------
+    // ----- audio: no actions, no allocations, borrowed results ----------------------------------------------------
 
-    /// One datagram with this call's ssrc, decrypted in place, and framed if it goes to the chat server.
+    /// Decrypts one datagram with this call's ssrc in place, and frames it if it is for the chat server.
     pub fn uplink<'b>(
         &mut self,
         from: UdpPeer,
@@ -174,14 +179,14 @@ impl Core {
         call.uplink(from, datagram, config, now)
     }
 
-    /// The packet that [`Core::uplink`] returned, of so many Opus bytes, found no room in the chat server's connection.
+    /// The packet that [`Core::uplink`] returned, with this many Opus bytes, did not fit into the chat server's write buffer.
     pub fn on_uplink_dropped(&mut self, payload: usize) {
         if let Some(call) = &mut self.call {
             call.on_uplink_dropped(payload);
         }
     }
 
-    /// One binary frame of the chat server, encrypted into `out` (at least 16 + 1,400 bytes). None: it waits, and
+    /// Encrypts one binary frame of the chat server into `out` (at least 16 + 1,400 bytes). `None`: the frame is held, and
     /// [`Core::release_held`] must be called.
     pub fn downlink(
         &mut self,
@@ -195,17 +200,15 @@ impl Core {
         call.downlink(frame, out, config, servers, now)
     }
 
-    /// After a datagram that made the device's address known, or a frame that was held: lets go what need not wait.
+    /// Releases held audio and text that need not wait any longer. To be called after the first datagram of the device and after
+    /// each held frame.
     pub fn release_held(&mut self, cx: &mut Context<'_>) {
-        if let Some(call) = &mut self.call {
-            let flow = call.release_held(cx);
-            self.end_call_on_error(flow, cx);
-        }
+        self.with_call(cx, |call, _, cx| call.release_held(cx));
     }
 
-    // ----- time and the end ---------------------------------------------------------------------------------------
+    // ----- timers and the end -------------------------------------------------------------------------------------
 
-    /// Does what is due. Calling it early, or for nothing, is harmless.
+    /// Handles the deadlines that have passed. Without one, it does nothing.
     pub fn on_timeout(&mut self, cx: &mut Context<'_>) {
         if self.deadline.instant(self.since).is_some_and(|at| at <= cx.now) {
             self.deadline = CoarseInstant::NEVER;
@@ -218,18 +221,15 @@ impl Core {
         }
         self.mcp.on_timeout(self.since, cx);
         self.expire_commands(cx);
-        if let (Some(call), Some(id)) = (&mut self.call, &self.client_id) {
-            let flow = call.on_timeout(DeviceIdentity { id, ip: self.ip }, cx);
-            self.end_call_on_error(flow, cx);
-        }
+        self.with_call(cx, Call::on_timeout);
         if self.drain_deadline().is_some_and(|at| at <= cx.now) {
             self.close(CloseReason::Draining, cx);
         }
     }
 
-    /// The gateway drains. A device in a call keeps it to its end; without one it is disconnected at `leave_at`, and a
-    /// call that it begins until then is served. Who is not let in yet goes at once, and so does a call whose device lost
-    /// its connection: it cannot come back here.
+    /// The gateway is draining. A device is disconnected at `leave_at`, or at the end of its call if that is later. A connection
+    /// that is not accepted yet is closed at once. A call whose device lost its connection ends at once, since the device cannot
+    /// reconnect here.
     pub fn drain(&mut self, leave_at: Instant, cx: &mut Context<'_>) {
         self.cold.get_or_insert_default().drain_deadline = Some(leave_at);
         match self.phase {
@@ -245,24 +245,31 @@ impl Core {
         cold.drain_deadline.filter(|_| is_idle)
     }
 
-    /// The gateway takes no device back.
+    /// Whether the gateway is draining.
     fn is_draining(&self) -> bool {
         self.cold.as_ref().is_some_and(|cold| cold.drain_deadline.is_some())
     }
 
-    /// The gateway stops: the device in a call is told goodbye, the chat server gets 1001.
+    /// The gateway is stopping: a device in a call gets goodbye, its chat server is closed with 1001.
     pub fn shutdown(&mut self, cx: &mut Context<'_>) {
         self.end_call(EndReason::Shutdown, cx);
         self.close(CloseReason::Shutdown, cx);
     }
 
-    fn end_call_on_error(&mut self, flow: CallResult, cx: &mut Context<'_>) {
-        if let Err(reason) = flow {
+    /// Calls `act` with the call, if there is one, and ends the call if that fails.
+    fn with_call(
+        &mut self,
+        cx: &mut Context<'_>,
+        act: impl FnOnce(&mut Call, DeviceIdentity<'_>, &mut Context<'_>) -> CallResult,
+    ) {
+        if let (Some(call), Some(id)) = (&mut self.call, &self.client_id)
+            && let Err(reason) = act(call, DeviceIdentity { id, ip: self.ip }, cx)
+        {
             self.end_call(reason, cx);
         }
     }
 
-    /// The device is gone. A call that only waits to pass on its last words goes on without it.
+    /// Ends the call, unless the device has left it already and it is only kept until the device's last texts are sent.
     fn end_call_unless_closing(&mut self, reason: EndReason, cx: &mut Context<'_>) {
         if !self.call.as_ref().is_some_and(|call| call.is_closing()) {
             self.end_call(reason, cx);
@@ -291,7 +298,7 @@ impl Core {
 mod tests {
     use super::*;
 
-    /// Tens of thousands of them only wait.
+    /// Tens of thousands of them are idle.
     #[test]
     #[cfg(target_pointer_width = "64")]
     fn an_idle_device_takes_at_most_88_bytes() {

@@ -1,9 +1,9 @@
-//! Device-to-device calls: who rings whom, who talks to whom. Pure: it knows MACs and times, and answers with effects.
+//! Calls between devices: which device is calling or connected to which. It only knows MACs and times, and returns effects.
 //!
 //! ```text
-//! request(a, b)  ->  a rings b: a leaves its chat server and hears silence, b is woken
-//! accept(b), or request(b, a)  ->  a and b are bridged: b leaves its chat server too
-//! one of them leaves, or nobody answers in time  ->  the other hears goodbye
+//! request(a, b)                 ->  a is calling b: a's chat server is closed and a gets silence, b is woken
+//! accept(b), or request(b, a)   ->  a and b are connected: b's chat server is closed too
+//! one of them leaves, or b does not answer in time  ->  the other one gets goodbye
 //! ```
 
 use std::collections::HashMap;
@@ -12,79 +12,79 @@ use std::time::{Duration, Instant};
 use super::EndReason;
 use crate::proto::identity::Mac;
 
-/// How long a caller waits for an answer.
+/// How long a called device has to answer.
 const RING_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a device is doing, as far as calls between devices care.
+/// Whether a device can call, or be called by, another device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Presence {
     /// Not connected.
     Absent,
     /// Connected, not in a call.
     Idle,
-    /// In a call that can be bridged.
+    /// In a call that can become one with another device.
     InCall,
 }
 
-/// What must be done for a device.
+/// What the shell must do with a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceCallEffect {
-    /// It leaves its chat server and hears silence until it is answered.
+    /// Close its chat server and send it silence until it is answered.
     Ring(Mac),
-    /// It is asked to wake up and tell its user who calls.
+    /// Ask it to wake up and announce the caller to its user.
     Wake {
-        /// The device that is called.
+        /// The called device.
         target: Mac,
-        /// Who calls, in the caller's words.
+        /// The name that the caller gave.
         nickname: String,
     },
-    /// It is told that its call was accepted.
+    /// Tell it that its call was accepted.
     Accepted {
         /// The caller.
         caller: Mac,
-        /// Who accepted.
+        /// The device that accepted.
         from: Mac,
     },
-    /// Both leave their chat servers and hear each other.
+    /// Close the chat servers of both, and pass the audio of each to the other.
     Connect(Mac, Mac),
-    /// Its call with the other device is over, and why.
+    /// End its call with the other device, for this reason.
     End(Mac, EndReason),
 }
 
-/// The answer to a request.
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestOutcome {
-    /// Both had called each other: they talk.
+    /// The target was calling the caller: they are connected.
     Connected,
-    /// The other one rings.
+    /// The target is being called.
     Ringing,
-    /// The other one is not connected.
+    /// The target is not connected to the gateway.
     Offline,
-    /// It cannot be, and why.
+    /// Not possible, for this reason.
     Refused(&'static str),
 }
 
-/// The answer to an accept.
+/// The result of an accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AcceptOutcome {
-    /// They talk.
+    /// The device is connected to this caller.
     Connected(Mac),
-    /// Nobody calls this device.
+    /// No device is calling this one.
     NoIncomingCall,
-    /// Whoever called has left, and would still wait.
+    /// The caller left before its time to wait was over.
     CallerLeft,
-    /// It cannot be, and why.
+    /// Not possible, for this reason.
     Refused(&'static str),
 }
 
 /// Every call between devices.
 #[derive(Debug, Default)]
 pub struct DeviceCallTable {
-    /// Callers that wait.
+    /// By caller.
     ringing: HashMap<Mac, Ringing>,
-    /// Both ways.
+    /// The other device of each connected device.
     connected: HashMap<Mac, Mac>,
-    /// Targets whose caller has left, until when it would have waited.
+    /// The targets whose caller has left, and until when it would have waited.
     missed: HashMap<Mac, Instant>,
 }
 
@@ -95,7 +95,7 @@ struct Ringing {
 }
 
 impl DeviceCallTable {
-    /// `caller` wants to talk to `target`.
+    /// `caller` calls `target`.
     pub fn request(
         &mut self,
         (caller, calling): (Mac, Presence),
@@ -141,7 +141,7 @@ impl DeviceCallTable {
         RequestOutcome::Ringing
     }
 
-    /// The user of `target` wants to talk to whoever calls.
+    /// The user of `target` accepts the incoming call.
     pub fn accept(
         &mut self,
         (target, called): (Mac, Presence),
@@ -173,7 +173,7 @@ impl DeviceCallTable {
         out.push(DeviceCallEffect::Accepted { caller, from: target });
     }
 
-    /// The device's call is over, for whatever reason: so is its part in all of this. Harmless for any device.
+    /// The device's call has ended, for any reason. Has no effect if the device is in no call with another one.
     pub fn on_call_ended(&mut self, mac: Mac, out: &mut Vec<DeviceCallEffect>) {
         if let Some(Ringing { target, deadline: until }) = self.ringing.remove(&mac) {
             self.missed.insert(target, until);
@@ -184,7 +184,7 @@ impl DeviceCallTable {
         }
     }
 
-    /// The device is not connected any more: who called it need not wait.
+    /// The device has disconnected: a caller of it need not wait any longer.
     pub fn on_device_disconnected(&mut self, mac: Mac, out: &mut Vec<DeviceCallEffect>) {
         self.on_call_ended(mac, out);
         self.missed.remove(&mac);
@@ -194,7 +194,7 @@ impl DeviceCallTable {
         }
     }
 
-    /// An operator hangs up. False when the device takes part in nothing.
+    /// An operator ends the device's calls with other devices. False if there are none.
     pub fn hang_up(&mut self, mac: Mac, out: &mut Vec<DeviceCallEffect>) -> bool {
         let before = out.len();
         if self.is_calling_or_connected(mac) {
@@ -208,7 +208,7 @@ impl DeviceCallTable {
         out.len() > before
     }
 
-    /// Ends what nobody answered.
+    /// Ends the calls that were not answered in time.
     pub fn on_timeout(&mut self, now: Instant, out: &mut Vec<DeviceCallEffect>) {
         self.ringing.retain(|caller, ringing| {
             let waits = ringing.deadline > now;
@@ -226,17 +226,17 @@ impl DeviceCallTable {
         ringing.chain(self.missed.values().copied()).min()
     }
 
-    /// Whether the device calls or talks to another one.
+    /// Whether the device is calling or connected to another one.
     fn is_calling_or_connected(&self, mac: Mac) -> bool {
         self.ringing.contains_key(&mac) || self.connected.contains_key(&mac)
     }
 
-    /// Whom the device talks to.
+    /// The device that this one is connected to.
     pub fn peer(&self, mac: Mac) -> Option<Mac> {
         self.connected.get(&mac).copied()
     }
 
-    /// Who calls the device.
+    /// The device that is calling this one.
     fn caller_of(&self, target: Mac) -> Option<Mac> {
         self.ringing.iter().find(|(_, ringing)| ringing.target == target).map(|(caller, _)| *caller)
     }

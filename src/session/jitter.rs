@@ -1,25 +1,25 @@
-//! How unevenly a device's audio arrives.
+//! The jitter of a device's audio.
 
 use std::time::{Duration, Instant};
 
-/// A longer silence is the device's own: it stopped listening.
+/// A longer gap is not jitter: the device stopped sending.
 const MAX_GAP: Duration = Duration::from_millis(500);
-/// Share of a new packet in the averages, as in RFC 3550 section 6.4.1.
+/// A new packet has a weight of 1 / this in the averages, as in RFC 3550 section 6.4.1.
 const SMOOTHING_FACTOR: i32 = 16;
 
-/// Smoothed deviation of the gaps between packets from their own average. RFC 3550 takes the sender's timestamps for the
-/// latter; those of devices are often zero.
+/// The smoothed deviation of the gaps between packets from their average. RFC 3550 uses the sender's timestamps instead of an
+/// average, but those of devices are often zero.
 #[derive(Debug, Default)]
 pub(super) struct Jitter {
     last: Option<(Instant, u32)>,
-    /// Average gap, microseconds; 0 is not known.
+    /// The average gap in microseconds; 0 is unknown.
     gap_us: i32,
-    /// Microseconds.
+    /// The average deviation in microseconds.
     deviation_us: i32,
 }
 
 impl Jitter {
-    /// A packet came. Where one is missing before it, the gap says nothing.
+    /// Records a packet. The gap is ignored if the packet before is missing.
     pub(super) fn on_packet(&mut self, sequence: u32, now: Instant) {
         let Some((at, before)) = self.last.replace((now, sequence)) else { return };
         let gap = now.saturating_duration_since(at);
@@ -35,7 +35,7 @@ impl Jitter {
         self.deviation_us += (off.abs() - self.deviation_us) / SMOOTHING_FACTOR;
     }
 
-    /// What it is now.
+    /// The current jitter.
     pub(super) fn value(&self) -> Duration {
         Duration::from_micros(self.deviation_us.max(0) as u64)
     }

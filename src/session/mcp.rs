@@ -1,70 +1,59 @@
-//! The device's tools: learned once per connection, answered from memory, with request ids that collide with nobody's.
+//! MCP between a device and its chat server: discovery and cache of the device's tools, and translation of request ids.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::action::{Action, Context, LogEvent};
+use super::action::{Context, LogEvent};
 use super::request_ids::RequestIds;
 use crate::proto::message::{self, JsonObject, Reader, Rpc};
 
-/// A device that has not answered by now will not.
+/// How long discovery waits for each response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// More pages than any device has.
+/// The pages of tools that are fetched at most; devices have fewer.
 const MAX_PAGES: usize = 64;
-/// Bytes of tools remembered; more are not cached.
+/// The bytes of tools that are cached; a longer list is not.
 const MAX_TOOLS_BYTES: usize = 256 * 1024;
-/// The chat server's requests under way at once; the oldest is forgotten.
+/// The chat server's pending requests whose ids are translated; beyond it the oldest one is dropped.
 const MAX_TRANSLATED: usize = 64;
-/// Bytes of a chat server's id that are worth remembering.
+/// The longest id of a chat server that is translated, in bytes.
 const MAX_ID_BYTES: usize = 128;
 
-/// What became of an `mcp` message of the device.
-pub(super) enum DeviceMessageOutcome {
-    /// It is for the chat server.
-    Forward,
-    /// It answered a request of ours.
-    Consumed,
-    /// It answered a translated request: this goes to the chat server.
-    Reply(String),
-}
-
-/// What became of an `mcp` message of the chat server.
-pub(super) enum ServerMessageOutcome {
-    /// It is for the device.
-    Forward,
+/// What becomes of an `mcp` message of the chat server.
+pub(super) enum ServerMessageOutcome<'a> {
+    /// This text is for the device: the message, or the message under an id of ours.
+    Forward(Cow<'a, str>),
     /// Nothing more to do.
     Consumed,
-    /// Answered from memory: this goes back.
+    /// Answered from the cache: this text goes back to the chat server.
     Answer(String),
-    /// For the device, under an id of ours.
-    Translated(String),
 }
 
-/// What there is to remember of a device's tools: nothing on the heap until it answers or is asked something.
+/// The tool discovery of a device. It takes no heap memory until there is an MCP message.
 pub(super) enum ToolCache {
-    /// Not wanted.
+    /// Turned off.
     Disabled,
-    /// `initialize` is out since the device was let in, under this id.
+    /// `initialize` was sent with this id when the device was accepted.
     AwaitingInitialize(u32),
     /// The device did not answer.
     Unanswered,
-    /// More than that.
+    /// Any other state.
     Active(Box<McpProxy>),
 }
 
-/// Discovery, memory, and requests under way of one device.
+/// Discovery, cached answers and translated requests of one device.
 pub(super) struct McpProxy {
     step: DiscoveryStep,
-    /// The device's answer to `initialize`, raw.
+    /// The device's result of `initialize`, raw.
     initialize_result: Option<Box<str>>,
-    /// We answered the server's `initialize`, so its `notifications/initialized` is ours too.
+    /// The server's `initialize` was answered from the cache, so its `notifications/initialized` is not for the device.
     initialize_answered_from_cache: bool,
-    /// Our own request under way.
+    /// The pending request of the discovery.
     pending: Option<DiscoveryRequest>,
-    /// Ids of ours that stand for the chat server's own, which are raw.
+    /// Ids of the gateway with the ids of the chat server, raw, that they replace.
     translated_ids: VecDeque<(u32, Box<str>)>,
 }
 
@@ -97,8 +86,8 @@ struct ToolsPage<'a> {
 }
 
 impl ToolCache {
-    /// Asks a device that just connected for its tools. Requests of the chat server that were under way when an
-    /// `earlier` connection was lost may still be answered.
+    /// Starts the discovery on a new connection. The chat server's requests that were pending on an `earlier` connection may still
+    /// be answered.
     pub(super) fn start(earlier: Self, session_id: Option<&str>, cx: &mut Context<'_>) -> Self {
         if !cx.config.mcp.enabled {
             return Self::Disabled;
@@ -118,11 +107,11 @@ impl ToolCache {
             return Self::Active(mcp);
         }
         let id = cx.ids.issue();
-        cx.out.push(Action::Publish(message::mcp_request(session_id, id, "initialize", &params)));
+        cx.publish(message::mcp_request(session_id, id, "initialize", &params));
         Self::AwaitingInitialize(id)
     }
 
-    /// Bytes of what the device told.
+    /// The bytes of the cached answers.
     pub(super) fn retained_bytes(&self) -> usize {
         let Self::Active(mcp) = self else { return 0 };
         let all = |texts: &[Box<str>]| texts.iter().map(|text| text.len()).sum::<usize>();
@@ -134,12 +123,12 @@ impl ToolCache {
         step + mcp.initialize_result.as_ref().map_or(0, |text| text.len())
     }
 
-    /// `since`: when the device was let in.
+    /// `since`: when the device was accepted.
     pub(super) fn deadline(&self, since: Instant) -> Option<Instant> {
         match self {
             Self::Disabled | Self::Unanswered => None,
             Self::AwaitingInitialize(_) => Some(since + RESPONSE_TIMEOUT),
-            Self::Active(mcp) => mcp.pending.as_ref().map(|asked| asked.deadline),
+            Self::Active(mcp) => mcp.pending.as_ref().map(|pending| pending.deadline),
         }
     }
 
@@ -148,10 +137,10 @@ impl ToolCache {
         match self {
             Self::AwaitingInitialize(_) if since + RESPONSE_TIMEOUT <= cx.now => {
                 *self = Self::Unanswered;
-                cx.out.push(Action::Log(LogEvent::ToolDiscovery(Err(WHY))));
+                cx.log(LogEvent::ToolDiscovery(Err(WHY)));
             }
             Self::Active(mcp) => {
-                if mcp.pending.take_if(|asked| asked.deadline <= cx.now).is_some() {
+                if mcp.pending.take_if(|pending| pending.deadline <= cx.now).is_some() {
                     mcp.fail_discovery(WHY, cx);
                 }
             }
@@ -159,20 +148,20 @@ impl ToolCache {
         }
     }
 
-    /// A new WebSocket: what an earlier server asked is not for this one to hear.
+    /// A new WebSocket is open: it must not get the answers to an earlier server's requests.
     pub(super) fn on_new_server(&mut self) {
         if let Self::Active(mcp) = self {
             mcp.translated_ids = VecDeque::new();
         }
     }
 
-    /// For a message to be judged; None when tools are not wanted.
+    /// The proxy that handles a message; `None` if it is turned off.
     pub(super) fn activate(&mut self, since: Instant) -> Option<&mut McpProxy> {
         let mcp = match self {
             Self::Disabled => return None,
             Self::AwaitingInitialize(id) => {
-                let asked = Some(DiscoveryRequest { id: *id, deadline: since + RESPONSE_TIMEOUT });
-                McpProxy { pending: asked, ..McpProxy::new(DiscoveryStep::Initializing) }
+                let pending = Some(DiscoveryRequest { id: *id, deadline: since + RESPONSE_TIMEOUT });
+                McpProxy { pending, ..McpProxy::new(DiscoveryStep::Initializing) }
             }
             Self::Unanswered => McpProxy::new(DiscoveryStep::Failed),
             Self::Active(mcp) => return Some(mcp),
@@ -196,29 +185,23 @@ impl McpProxy {
         }
     }
 
-    /// A message of the device.
-    pub(super) fn on_device_message(
+    /// The device's response to the request with this id, one of ours. Returns what the chat server gets, if it asked.
+    pub(super) fn on_response(
         &mut self,
         text: &str,
+        id: u32,
+        rpc: &Rpc<'_>,
         session_id: Option<&str>,
         cx: &mut Context<'_>,
-    ) -> DeviceMessageOutcome {
-        let Some(rpc) = message::parse_rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none()) else {
-            return DeviceMessageOutcome::Forward;
-        };
-        let ours = rpc.id.and_then(|id| id.parse::<u32>().ok()).filter(|id| RequestIds::contains(*id));
-        let Some(id) = ours else { return DeviceMessageOutcome::Forward };
-        if self.pending.take_if(|asked| asked.id == id).is_some() {
-            self.on_discovery_response(&rpc, session_id, cx);
-            return DeviceMessageOutcome::Consumed;
+    ) -> Option<String> {
+        if self.pending.take_if(|pending| pending.id == id).is_some() {
+            self.on_discovery_response(rpc, session_id, cx);
+            return None;
         }
-        // Of two with one id, 2^30 requests apart, the later one is still waited for.
-        let place = self.translated_ids.iter().rposition(|(ours, _)| *ours == id);
-        let original = place.and_then(|place| self.translated_ids.remove(place));
-        match original.and_then(|(_, original)| message::replace_rpc_id(text, &original, Reader::Server)) {
-            Some(text) => DeviceMessageOutcome::Reply(text),
-            None => DeviceMessageOutcome::Consumed,
-        }
+        // Ids repeat after 2^30 requests: of two equal ones, the later request is the one still waited for.
+        let index = self.translated_ids.iter().rposition(|(ours, _)| *ours == id)?;
+        let (_, original) = self.translated_ids.remove(index)?;
+        message::replace_rpc_id(text, &original, Reader::Server)
     }
 
     fn on_discovery_response(&mut self, rpc: &Rpc<'_>, session_id: Option<&str>, cx: &mut Context<'_>) {
@@ -229,31 +212,28 @@ impl McpProxy {
             DiscoveryStep::Initializing => {
                 self.initialize_result = Some(result.into());
                 self.step = DiscoveryStep::Listing(Box::default());
-                cx.out.push(Action::Publish(message::mcp_notification(
-                    session_id,
-                    "notifications/initialized",
-                )));
+                cx.publish(message::mcp_notification(session_id, "notifications/initialized"));
                 self.send_request("tools/list", r#"{"cursor":""}"#, session_id, cx);
             }
             DiscoveryStep::Listing(listing) => {
                 let PartialList { tools, cursors } = &mut **listing;
                 let Ok(page) = serde_json::from_str::<ToolsPage<'_>>(result) else {
-                    return self.fail_discovery("a page of tools that is none", cx);
+                    return self.fail_discovery("invalid page of tools", cx);
                 };
                 let max = cx.config.mcp.max_tools_count;
                 let room = max.saturating_sub(tools.len());
                 tools.extend(page.tools.iter().take(room).map(|tool| Box::from(tool.get())));
                 if tools.iter().map(|tool| tool.len()).sum::<usize>() > MAX_TOOLS_BYTES {
-                    return self.fail_discovery("more tools than are remembered", cx);
+                    return self.fail_discovery("the list is longer than 256 KiB", cx);
                 }
                 let next = page.next_cursor.filter(|cursor| !cursor.is_empty());
                 let Some(next) = next.filter(|_| tools.len() < max) else {
-                    cx.out.push(Action::Log(LogEvent::ToolDiscovery(Ok(tools.len()))));
+                    cx.log(LogEvent::ToolDiscovery(Ok(tools.len())));
                     self.step = DiscoveryStep::Complete(format!("[{}]", tools.join(",")).into_boxed_str());
                     return;
                 };
                 if cursors.len() >= MAX_PAGES || cursors.iter().any(|seen| **seen == *next) {
-                    return self.fail_discovery("its pages never end", cx);
+                    return self.fail_discovery("the pages do not end", cx);
                 }
                 let params = format!(r#"{{"cursor":{}}}"#, message::json_quote(&next));
                 cursors.push(next.into_boxed_str());
@@ -265,26 +245,27 @@ impl McpProxy {
 
     fn fail_discovery(&mut self, why: &'static str, cx: &mut Context<'_>) {
         self.step = DiscoveryStep::Failed;
-        cx.out.push(Action::Log(LogEvent::ToolDiscovery(Err(why))));
+        cx.log(LogEvent::ToolDiscovery(Err(why)));
     }
 
     fn send_request(&mut self, method: &str, params: &str, session_id: Option<&str>, cx: &mut Context<'_>) {
         let id = cx.ids.issue();
         self.pending = Some(DiscoveryRequest { id, deadline: cx.now + RESPONSE_TIMEOUT });
-        cx.out.push(Action::Publish(message::mcp_request(session_id, id, method, params)));
+        cx.publish(message::mcp_request(session_id, id, method, params));
     }
 
-    /// A message of the chat server, which knows itself by `session_id`.
-    pub(super) fn on_server_message(
+    /// Handles a message of the chat server, which knows the session as `session_id`.
+    pub(super) fn on_server_message<'a>(
         &mut self,
-        text: &str,
+        text: &'a str,
         session_id: Option<&str>,
         cx: &mut Context<'_>,
-    ) -> ServerMessageOutcome {
+    ) -> ServerMessageOutcome<'a> {
+        let unchanged = ServerMessageOutcome::Forward(Cow::Borrowed(text));
         let Some(rpc) = message::parse_rpc(text, Reader::Device).filter(|_| cx.config.mcp.enabled) else {
-            return ServerMessageOutcome::Forward;
+            return unchanged;
         };
-        let Some(method) = rpc.method.as_deref() else { return ServerMessageOutcome::Forward };
+        let Some(method) = rpc.method.as_deref() else { return unchanged };
         match (method, rpc.id, &self.step, &self.initialize_result) {
             ("tools/list", Some(id), DiscoveryStep::Complete(tools), _) if requests_full_list(rpc.params) => {
                 let result = format!(r#"{{"tools":{tools}}}"#);
@@ -294,36 +275,33 @@ impl McpProxy {
                 self.initialize_answered_from_cache = true;
                 ServerMessageOutcome::Answer(message::mcp_result(session_id, id, result))
             }
-            ("initialize", ..) => {
-                self.initialize_answered_from_cache = false;
-                self.translate(text, &rpc, cx)
-            }
             ("notifications/initialized", None, ..) if self.initialize_answered_from_cache => {
                 ServerMessageOutcome::Consumed
             }
-            _ => self.translate(text, &rpc, cx),
+            _ => {
+                self.initialize_answered_from_cache &= method != "initialize";
+                self.translate(text, &rpc, cx)
+                    .map_or(unchanged, |text| ServerMessageOutcome::Forward(text.into()))
+            }
         }
     }
 
-    /// Gives a request an id of ours when the server's own could be taken for one, or is not one devices answer.
-    fn translate(&mut self, text: &str, rpc: &Rpc<'_>, cx: &Context<'_>) -> ServerMessageOutcome {
-        let plain = |id: &str| id.parse::<u32>().is_ok_and(|id| id < RequestIds::FIRST);
-        let Some(id) = rpc.id.filter(|id| !plain(id) && id.len() <= MAX_ID_BYTES) else {
-            return ServerMessageOutcome::Forward;
-        };
+    /// The request with an id of the gateway, if the server's own id is in the range of the gateway's, or of a kind that devices do
+    /// not answer.
+    fn translate(&mut self, text: &str, rpc: &Rpc<'_>, cx: &Context<'_>) -> Option<String> {
+        let is_plain = |id: &str| id.parse::<u32>().is_ok_and(|id| id < RequestIds::FIRST);
+        let id = rpc.id.filter(|id| !is_plain(id) && id.len() <= MAX_ID_BYTES)?;
         let ours = cx.ids.issue();
-        let Some(translated) = message::replace_rpc_id(text, &ours.to_string(), Reader::Device) else {
-            return ServerMessageOutcome::Forward;
-        };
+        let translated = message::replace_rpc_id(text, &ours.to_string(), Reader::Device)?;
         if self.translated_ids.len() >= MAX_TRANSLATED {
             self.translated_ids.pop_front();
         }
         self.translated_ids.push_back((ours, id.into()));
-        ServerMessageOutcome::Translated(translated)
+        Some(translated)
     }
 }
 
-/// A tools/list that any complete list answers: no parameters, or none but an empty cursor.
+/// Whether a `tools/list` asks for the whole list: it has no parameters, or only an empty cursor.
 fn requests_full_list(params: Option<&str>) -> bool {
     let Some(params) = params.filter(|params| *params != "null") else { return true };
     JsonObject::parse(params).is_ok_and(|params| {
@@ -331,7 +309,7 @@ fn requests_full_list(params: Option<&str>) -> bool {
     })
 }
 
-/// The camera's vision URL travels in the capabilities of `initialize`.
+/// Whether an `initialize` has capabilities. They contain the URL for the camera's pictures, so the device must get them.
 fn has_capabilities(params: Option<&str>) -> bool {
     let params = params.and_then(|params| JsonObject::parse(params).ok());
     let capabilities = params.as_ref().and_then(|params| params.object("capabilities"));

@@ -1,5 +1,5 @@
-//! The audio path of one call: keys, sequences, the device's UDP address, framing towards the chat server.
-//! The hot path: no allocation, borrowed results.
+//! The audio path of one call: encryption, sequences, the device's UDP address, framing towards the chat server. It does not
+//! allocate and returns borrowed results, since it runs for each packet.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -10,28 +10,28 @@ use super::{CallCredentials, DropReason};
 use crate::config::PeerPolicy;
 use crate::proto::audio::{self, Cipher, ReplayWindow, SequenceVerdict, UdpHeader};
 
-/// Direction bit of the downlink flags byte: no two packets of a call share a counter block with the uplink.
+/// The direction bit in the flags byte of downlink packets: no counter block is used in both directions.
 const DOWNLINK_FLAG: u8 = 0x80;
-/// How long the known source must be silent before another IP address may take over.
+/// How long the known source must be silent before another IP address is accepted.
 const PATH_SILENCE_MIN: Duration = Duration::from_secs(2);
-/// Plausible packets in a row that make an unknown IP address the device's.
+/// The consecutive plausible packets after which an unknown IP address is accepted.
 const PATH_VALIDATION_PACKETS: u8 = 3;
-/// Binary frames without a header, in one call, that show a server to speak raw Opus.
+/// The binary frames without a header, in one call, after which a server is taken to send raw Opus.
 const RAW_FRAMING_AFTER: u8 = 3;
 
-/// Where the device's datagrams come from, and which of our addresses they reached.
+/// The source of the device's datagrams, and the local address they arrive at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UdpPeer {
-    /// The device's address, where downlink audio goes.
+    /// The device's address, to which downlink audio is sent.
     pub addr: SocketAddr,
-    /// Our own address the device sends to, when the system tells: answers leave from it.
+    /// The local address that the device sends to, if the system reports it. Downlink audio is sent from it.
     pub local_ip: Option<IpAddr>,
 }
 
-/// Packet and byte counts of a call, and what went missing.
+/// Packet, byte and loss counts of a call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CallStats {
-    /// Audio packets from the device that reached the chat server's connection, or went on to another device.
+    /// Audio packets of the device that were passed to the chat server or to another device.
     pub up_packets: u64,
     /// Opus bytes in them.
     pub up_bytes: u64,
@@ -39,51 +39,51 @@ pub struct CallStats {
     pub down_packets: u64,
     /// Opus bytes in them.
     pub down_bytes: u64,
-    /// Sequences of the uplink that never came.
+    /// Uplink packets that never arrived.
     pub lost: u64,
-    /// Uplink packets that came after a later one: dropped, recognisers need order.
+    /// Uplink packets that arrived after a later one. They are dropped, since speech recognition needs them in order.
     pub reordered: u64,
-    /// Uplink packets that came twice.
+    /// Uplink packets that arrived twice.
     pub duplicates: u64,
-    /// Audio dropped in either direction: no one could take it, or it was none.
+    /// Audio packets and frames that were dropped for other reasons, in both directions.
     pub dropped: u64,
-    /// Times the chat server was replaced in mid-call.
+    /// How often the call continued on a new WebSocket.
     pub redials: u32,
 }
 
-/// A datagram ready to leave: encrypted, in the caller's buffer.
+/// A datagram that is ready to be sent, in the caller's buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Encrypted {
-    /// Where to.
+    /// Where to send it.
     pub destination: UdpPeer,
-    /// Bytes used of the buffer.
+    /// Its length in bytes.
     pub datagram_len: usize,
 }
 
-/// One accepted uplink packet.
+/// An uplink packet that was accepted and decrypted in place.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Decrypted {
     pub(super) timestamp: u32,
     pub(super) payload_len: usize,
-    /// The device's address became known with this packet.
+    /// The device's address was not known before this packet.
     pub(super) peer_learned: bool,
 }
 
-/// How this call's server frames audio, as far as is known.
+/// What is known of how this call's server frames audio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FramingState {
     Known(WireFraming),
-    /// So many frames of this call had no header.
+    /// The number of frames without a header so far.
     Unknown(u8),
 }
 
-/// What a binary frame of the server turned out to be.
+/// What a binary frame of the server contains.
 pub(super) enum ClassifiedFrame<'a> {
     /// An Opus packet with its timestamp.
     Audio(u32, &'a [u8]),
-    /// Not known yet.
+    /// Audio, but the framing is not known yet.
     Undecided,
-    /// Neither.
+    /// No audio, or too much of it.
     Bad,
 }
 
@@ -94,8 +94,9 @@ pub(super) struct Media {
     sequence: u32,
     peer: Option<UdpPeer>,
     peer_last_seen: Instant,
-    /// The IP address of the device's MQTT connection: trusted on any port.
+    /// The IP address of the device's MQTT connection. Datagrams from any of its ports are accepted.
     mqtt_ip: IpAddr,
+    /// The configuration number of the device's Opus packets.
     opus_config: Option<u8>,
     candidate: Option<Box<PathCandidate>>,
     pub(super) framing: FramingState,
@@ -103,6 +104,7 @@ pub(super) struct Media {
     pub(super) stats: CallStats,
 }
 
+/// An unknown IP address that may be a new address of the device.
 struct PathCandidate {
     addr: SocketAddr,
     next_sequence: u32,
@@ -111,7 +113,7 @@ struct PathCandidate {
 }
 
 impl Media {
-    pub(super) fn new(credentials: &CallCredentials, home: IpAddr, now: Instant) -> Self {
+    pub(super) fn new(credentials: &CallCredentials, mqtt_ip: IpAddr, now: Instant) -> Self {
         Self {
             cipher: Cipher::new(&credentials.key),
             ssrc: credentials.ssrc,
@@ -119,7 +121,8 @@ impl Media {
             sequence: 0,
             peer: None,
             peer_last_seen: now,
-            mqtt_ip: home,
+
+            mqtt_ip,
             opus_config: None,
             candidate: None,
             framing: FramingState::Unknown(0),
@@ -132,7 +135,7 @@ impl Media {
         self.ssrc
     }
 
-    /// How unevenly the device's audio arrives.
+    /// The jitter of the device's audio.
     pub(super) fn jitter(&self) -> Duration {
         self.jitter.value()
     }
@@ -141,13 +144,13 @@ impl Media {
         self.peer
     }
 
-    /// The device came back over another MQTT connection.
-    pub(super) fn set_mqtt_ip(&mut self, home: IpAddr) {
-        self.mqtt_ip = home;
+    /// The device has a new MQTT connection.
+    pub(super) fn set_mqtt_ip(&mut self, mqtt_ip: IpAddr) {
+        self.mqtt_ip = mqtt_ip;
     }
 
-    /// Checks and decrypts one datagram in place: exact length, sequence, source, in that order, so that what is
-    /// refused changes nothing.
+    /// Checks one datagram (header, source, sequence) and decrypts it in place. A datagram that is refused changes no state but
+    /// counters and the path candidate.
     pub(super) fn decrypt(
         &mut self,
         from: UdpPeer,
@@ -155,13 +158,16 @@ impl Media {
         policy: PeerPolicy,
         now: Instant,
     ) -> Result<Decrypted, DropReason> {
-        let header = UdpHeader::parse(datagram).map_err(DropReason::BadDatagram)?;
+        let header = UdpHeader::parse(datagram)?;
         let trusted = from.addr.ip() == self.mqtt_ip || self.peer.is_some_and(|peer| peer.addr == from.addr);
         if !trusted {
             return self.validate_path(from, &header, datagram, policy, now);
         }
         self.accept_sequence(header.sequence)?;
-        self.accept_datagram(from, &header, datagram, now)
+        let payload = &mut datagram[audio::HEADER_LEN..];
+        self.cipher.apply(&header.to_bytes(), payload);
+        let opus_config = audio::opus_config(payload);
+        Ok(self.accept_source(from, &header, opus_config, now))
     }
 
     fn accept_sequence(&mut self, sequence: u32) -> Result<(), DropReason> {
@@ -184,26 +190,27 @@ impl Media {
         }
     }
 
-    fn accept_datagram(
+    /// The packet is accepted: its source is the device's address from now on.
+    fn accept_source(
         &mut self,
         from: UdpPeer,
         header: &UdpHeader,
-        datagram: &mut [u8],
+        opus_config: Option<u8>,
         now: Instant,
-    ) -> Result<Decrypted, DropReason> {
-        let payload = &mut datagram[audio::HEADER_LEN..];
-        self.cipher.apply(&header.to_bytes(), payload);
-        self.opus_config = audio::opus_config(payload).or(self.opus_config);
-        let first = self.peer.is_none();
-        self.peer = Some(from);
+    ) -> Decrypted {
+        self.opus_config = opus_config.or(self.opus_config);
         self.peer_last_seen = now;
         self.jitter.on_packet(header.sequence, now);
         self.candidate = None;
-        Ok(Decrypted { timestamp: header.timestamp, payload_len: payload.len(), peer_learned: first })
+        Decrypted {
+            timestamp: header.timestamp,
+            payload_len: header.payload_len.into(),
+            peer_learned: self.peer.replace(from).is_none(),
+        }
     }
 
-    /// A packet from an unknown IP address: adopted only as the last of several plausible ones in a row, while the
-    /// known source is silent; until then it moves nothing.
+    /// Handles a packet from an unknown IP address. The address is accepted with the last of several plausible packets in a row,
+    /// and only while the known source is silent.
     fn validate_path(
         &mut self,
         from: UdpPeer,
@@ -221,15 +228,12 @@ impl Media {
             self.peer.is_none() || now.saturating_duration_since(self.peer_last_seen) >= PATH_SILENCE_MIN;
         let payload = &mut datagram[audio::HEADER_LEN..];
         self.cipher.apply(&header.to_bytes(), payload);
-        let Some(config) = audio::opus_config(payload) else {
+        let config = audio::opus_config(payload)
+            .filter(|config| silent && self.opus_config.is_none_or(|known| known == *config));
+        let Some(config) = config else {
             self.candidate = None;
             return Err(DropReason::ForeignSource);
         };
-        let plausible = silent && self.opus_config.is_none_or(|known| known == config);
-        if !plausible {
-            self.candidate = None;
-            return Err(DropReason::ForeignSource);
-        }
         let seen = match &self.candidate {
             Some(candidate)
                 if candidate.addr == from.addr
@@ -251,21 +255,16 @@ impl Media {
             return Err(DropReason::ForeignSource);
         }
         self.accept_sequence(header.sequence)?;
-        let first = self.peer.is_none();
-        self.peer = Some(from);
-        self.peer_last_seen = now;
-        self.opus_config = Some(config);
-        self.candidate = None;
-        Ok(Decrypted { timestamp: header.timestamp, payload_len: payload.len(), peer_learned: first })
+        Ok(self.accept_source(from, header, Some(config), now))
     }
 
-    /// One more packet of so many Opus bytes goes on.
+    /// Counts one packet of this many Opus bytes that is passed on.
     pub(super) fn count_uplink(&mut self, payload: usize) {
         self.stats.up_packets += 1;
         self.stats.up_bytes += payload as u64;
     }
 
-    /// Writes the chat server's header over the datagram's, in place, and returns the frame it speaks.
+    /// Replaces the datagram's header by that of the chat server in place, and returns the frame.
     pub(super) fn server_frame<'b>(&mut self, decrypted: &Decrypted, datagram: &'b mut [u8]) -> &'b [u8] {
         let end = audio::HEADER_LEN + decrypted.payload_len;
         self.count_uplink(decrypted.payload_len);
@@ -277,55 +276,44 @@ impl Media {
         &datagram[..end]
     }
 
-    /// Tells what a binary frame of a server is, in a call of this age, and learns from it.
+    /// Learns from a binary frame how the server frames audio, and classifies it. `fixed`: the framing is configured. `age`: of
+    /// the call, for servers that send no timestamps.
     pub(super) fn classify<'a>(
         &mut self,
         frame: &'a [u8],
         fixed: bool,
         age: Duration,
     ) -> ClassifiedFrame<'a> {
-        let headed = audio::parse_ws_frame(frame);
-        match (self.framing, headed) {
-            (FramingState::Known(WireFraming::Header), Some((timestamp, payload))) => {
-                checked_audio(timestamp, payload)
-            }
-            (FramingState::Known(WireFraming::Header), None) => ClassifiedFrame::Bad,
-            (FramingState::Known(WireFraming::Raw), Some((timestamp, payload))) if !fixed => {
-                self.framing = FramingState::Known(WireFraming::Header);
-                checked_audio(timestamp, payload)
-            }
-            (FramingState::Known(WireFraming::Raw), _) => checked_audio(call_timestamp(age), frame),
-            (FramingState::Unknown(_), Some((timestamp, payload))) => {
-                self.framing = FramingState::Known(WireFraming::Header);
-                checked_audio(timestamp, payload)
-            }
-            (FramingState::Unknown(_), None) if frame.is_empty() || frame.len() > audio::MAX_PAYLOAD => {
-                ClassifiedFrame::Bad
-            }
-            (FramingState::Unknown(seen), None) if seen + 1 < RAW_FRAMING_AFTER => {
+        let has_header = audio::parse_ws_frame(frame).is_some();
+        match self.framing {
+            FramingState::Known(WireFraming::Header) => {}
+            FramingState::Known(WireFraming::Raw) if fixed || !has_header => {}
+            _ if has_header => self.framing = FramingState::Known(WireFraming::Header),
+            _ if frame.is_empty() || frame.len() > audio::MAX_PAYLOAD => return ClassifiedFrame::Bad,
+            FramingState::Unknown(seen) if seen + 1 < RAW_FRAMING_AFTER => {
                 self.framing = FramingState::Unknown(seen + 1);
-                ClassifiedFrame::Undecided
             }
-            (FramingState::Unknown(_), None) => {
-                self.framing = FramingState::Known(WireFraming::Raw);
-                checked_audio(call_timestamp(age), frame)
-            }
+            _ => self.framing = FramingState::Known(WireFraming::Raw),
         }
+        self.classify_held(frame, age)
     }
 
-    /// A frame held while the framing was unknown, now that it is known.
+    /// Classifies a frame by what is known of the framing.
     pub(super) fn classify_held<'a>(&self, frame: &'a [u8], age: Duration) -> ClassifiedFrame<'a> {
-        match (self.framing, audio::parse_ws_frame(frame)) {
-            (FramingState::Unknown(_), _) => ClassifiedFrame::Undecided,
-            (FramingState::Known(WireFraming::Header), Some((timestamp, payload))) => {
-                checked_audio(timestamp, payload)
-            }
-            (FramingState::Known(WireFraming::Header), None) => ClassifiedFrame::Bad,
-            (FramingState::Known(WireFraming::Raw), _) => checked_audio(call_timestamp(age), frame),
+        let (timestamp, payload) = match (self.framing, audio::parse_ws_frame(frame)) {
+            (FramingState::Unknown(_), _) => return ClassifiedFrame::Undecided,
+            (FramingState::Known(WireFraming::Header), Some(headed)) => headed,
+            (FramingState::Known(WireFraming::Header), None) => return ClassifiedFrame::Bad,
+            // Milliseconds since the call's start, never zero.
+            (FramingState::Known(WireFraming::Raw), _) => ((age.as_millis() as u32).max(1), frame),
+        };
+        match payload.len() {
+            1..=audio::MAX_PAYLOAD => ClassifiedFrame::Audio(timestamp, payload),
+            _ => ClassifiedFrame::Bad,
         }
     }
 
-    /// Encrypts one Opus packet for the device into `out`. The caller has checked that a peer is known.
+    /// Encrypts one Opus packet for the device into `out`.
     pub(super) fn encrypt(
         &mut self,
         peer: UdpPeer,
@@ -352,16 +340,4 @@ impl Media {
         self.stats.down_bytes += payload.len() as u64;
         Encrypted { destination: peer, datagram_len: len }
     }
-}
-
-/// Timestamps for servers that send none: milliseconds since the call's start, never zero.
-fn call_timestamp(age: Duration) -> u32 {
-    (age.as_millis() as u32).max(1)
-}
-
-fn checked_audio(timestamp: u32, payload: &[u8]) -> ClassifiedFrame<'_> {
-    if payload.is_empty() || payload.len() > audio::MAX_PAYLOAD {
-        return ClassifiedFrame::Bad;
-    }
-    ClassifiedFrame::Audio(timestamp, payload)
 }

@@ -1,10 +1,10 @@
-//! The state machines of a device and its call: pure, driven with virtual time.
+//! The state machines of a device and its call. They do no I/O and read no clock: the caller passes events and the time.
 //!
 //! # The invariant
 //!
-//! Every `&mut` call on a [`Core`] that takes a [`Context`] may push [`Action`]s. The caller carries them out, in order,
-//! before it calls this core or any other one again. What a core wants to be woken for is [`Core::deadline`]; waking it
-//! early, twice or for nothing is harmless.
+//! Every `&mut` method of a [`Core`] that takes a [`Context`] may push [`Action`]s. The caller carries them out, in order,
+//! before it calls this core or another one again. After that it calls [`Core::on_timeout`] at [`Core::deadline`]; an early or
+//! repeated call has no effect.
 //!
 //! ```text
 //! device            AwaitingConnect -> Online -> Closed
@@ -16,7 +16,7 @@
 //!                      ^                         |
 //!                      +---- Backoff <-----------+  the chat server failed
 //!
-//! with a device     any of them once answered -> Ringing -> InDeviceCall -> (gone)
+//! to a device       any state, once answered -> Ringing -> InDeviceCall -> (gone)
 //! ```
 
 mod action;
@@ -25,6 +25,7 @@ mod core;
 mod deadlines;
 mod device_calls;
 mod jitter;
+mod labels;
 mod mcp;
 mod media;
 mod queue;
@@ -32,8 +33,8 @@ mod request_ids;
 mod server_health;
 
 pub use action::{
-    Action, Admission, BackendClosed, BackendFailure, CallCredentials, CallSummary, CloseReason,
-    CommandError, Context, Counter, DialRequest, DropReason, EndReason, LOCAL_SHORTAGE_STAGE, LogEvent,
+    Action, Admission, BackendClosed, BackendFailure, BackendStage, CallCredentials, CallSummary,
+    CloseReason, CommandError, Context, Counter, DialRequest, DropReason, EndReason, LogEvent,
 };
 pub use call::{CallState, CallView, Uplink};
 pub use core::{Core, Delivery};
@@ -42,6 +43,9 @@ pub use media::{CallStats, Encrypted, UdpPeer};
 pub use request_ids::RequestIds;
 pub use server_health::{ServerHealth, WireFraming};
 
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod harness;
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]
 #[cfg_attr(not(test), allow(dead_code))]

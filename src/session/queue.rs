@@ -1,19 +1,19 @@
-//! Bounded queues of text, and of text and audio in order.
+//! Bounded queues: one of text, and one of text and audio in order of arrival.
 
 use std::collections::VecDeque;
 
-/// Messages a text queue holds.
+/// Texts that a queue holds.
 const MAX_TEXTS: usize = 128;
-/// Bytes a text queue holds.
+/// Bytes of text that a queue holds.
 const MAX_TEXT_BYTES: usize = 256 * 1024;
-/// Audio frames held: 15 s of 60 ms frames, as long as a device waits for its hello and then some.
+/// Audio frames that a queue holds: 15 s of 60 ms frames, longer than a device waits for its hello reply.
 const MAX_FRAMES: usize = 256;
 
-/// Too much text: the call ends.
+/// A text does not fit into its queue: the call ends.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct QueueOverflow;
 
-/// Text that waits for a peer to be there. Mostly none does, so it is apart.
+/// Texts for a peer that is not connected. Most calls need none, so an empty queue takes 8 bytes.
 #[derive(Debug, Default)]
 pub(super) struct TextQueue(Option<Box<QueuedTexts>>);
 
@@ -25,31 +25,31 @@ struct QueuedTexts {
 
 impl TextQueue {
     pub(super) fn push(&mut self, text: &str) -> Result<(), QueueOverflow> {
-        let waiting = self.0.get_or_insert_default();
-        if waiting.texts.len() >= MAX_TEXTS || waiting.bytes + text.len() > MAX_TEXT_BYTES {
+        let queued = self.0.get_or_insert_default();
+        if queued.texts.len() >= MAX_TEXTS || queued.bytes + text.len() > MAX_TEXT_BYTES {
             return Err(QueueOverflow);
         }
-        waiting.bytes += text.len();
-        waiting.texts.push_back(text.into());
+        queued.bytes += text.len();
+        queued.texts.push_back(text.into());
         Ok(())
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.as_ref().is_none_or(|waiting| waiting.texts.is_empty())
+        self.0.as_ref().is_none_or(|queued| queued.texts.is_empty())
     }
 
-    /// Bytes of text that wait.
+    /// The bytes of the queued texts.
     pub(super) fn bytes(&self) -> usize {
-        self.0.as_ref().map_or(0, |waiting| waiting.bytes)
+        self.0.as_ref().map_or(0, |queued| queued.bytes)
     }
 
-    /// Everything, in order; the queue's memory goes with it.
+    /// Empties the queue and frees its memory.
     pub(super) fn take(&mut self) -> VecDeque<Box<str>> {
-        self.0.take().map(|waiting| waiting.texts).unwrap_or_default()
+        self.0.take().map(|queued| queued.texts).unwrap_or_default()
     }
 }
 
-/// Something from the chat server that waits.
+/// A message of the chat server that has to wait.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum HeldItem {
     /// A text as the server sent it, and whether it is `tts start`.
@@ -58,7 +58,7 @@ pub(super) enum HeldItem {
     Frame(Box<[u8]>),
 }
 
-/// Text and audio from the chat server, in the order they came. Mostly there is none, so it is apart.
+/// Text and audio of the chat server, in order of arrival. Most calls need none, so an empty queue takes 8 bytes.
 #[derive(Debug, Default)]
 pub(super) struct HeldQueue(Option<Box<HeldItems>>);
 
@@ -76,7 +76,7 @@ impl HeldQueue {
         self.0.as_ref().is_none_or(|held| held.items.is_empty())
     }
 
-    /// Bytes of text and audio that wait.
+    /// The bytes of the held texts and frames.
     pub(super) fn bytes(&self) -> usize {
         self.0.as_ref().map_or(0, |held| held.text_bytes + held.frame_bytes)
     }
@@ -96,7 +96,7 @@ impl HeldQueue {
         Ok(())
     }
 
-    /// False when full: the newest frame is the loser.
+    /// False if the queue is full: the new frame is dropped.
     pub(super) fn push_frame(&mut self, frame: &[u8]) -> bool {
         let held = self.0.get_or_insert_default();
         if held.frames >= MAX_FRAMES {
@@ -127,7 +127,7 @@ impl HeldQueue {
         Some(item)
     }
 
-    /// Forgets every frame, keeps the text in order; says how many frames went.
+    /// Drops every frame, keeps the texts, and returns the number of dropped frames.
     pub(super) fn drop_frames(&mut self) -> usize {
         let Some(held) = &mut self.0 else { return 0 };
         held.items.retain(|item| matches!(item, HeldItem::Text { .. }));

@@ -2,39 +2,39 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// The last one is the largest int32: devices truncate to that.
+/// The number of ids. The last id is `i32::MAX`, since devices read ids as int32.
 const COUNT: u32 = 0x4000_0000;
 
-/// Gives each request an id of its own, across the devices and workers of a process, so that a late answer is never taken for
-/// the answer to another request. After 2^30 ids it starts again with the first.
+/// Generates ids that are unique among the requests of all devices and workers of the process, so that a late response is never
+/// matched with another request. After 2^30 ids it starts again with the first one.
 #[derive(Debug, Default)]
 pub struct RequestIds {
-    /// The next one, above the first id; after the first round `COUNT` is added.
+    /// The offset of the next id from the first one. From the second round on it is `COUNT` or more.
     next: AtomicU32,
 }
 
 impl RequestIds {
-    /// The first one: above the ids that servers and devices choose.
+    /// The first id, larger than those that chat servers and devices choose.
     pub const FIRST: u32 = 0x4000_0000;
 
-    /// Begins with the first id.
+    /// Starts with the first id.
     pub const fn new() -> Self {
         Self { next: AtomicU32::new(0) }
     }
 
-    /// An id that no request has had.
+    /// The next id.
     pub fn issue(&self) -> u32 {
         let following = |next| Some(if next == 2 * COUNT - 1 { COUNT } else { next + 1 });
         let (Ok(next) | Err(next)) = self.next.fetch_update(Relaxed, Relaxed, following);
         Self::FIRST + next % COUNT
     }
 
-    /// Whether a request has had this id.
+    /// Whether this id was given to a request.
     pub fn is_issued(&self, id: u32) -> bool {
         Self::contains(id) && id - Self::FIRST < self.next.load(Relaxed)
     }
 
-    /// Whether a request could have this id, now or later.
+    /// Whether this id belongs to the range of this generator.
     pub fn contains(id: u32) -> bool {
         (Self::FIRST..=Self::FIRST + (COUNT - 1)).contains(&id)
     }
@@ -48,7 +48,7 @@ mod tests {
     const LAST: u32 = i32::MAX as u32;
 
     #[test]
-    fn ids_are_counted_up_to_the_largest_that_devices_take_and_begin_again() {
+    fn ids_count_up_to_the_largest_int32_and_start_again() {
         let ids = RequestIds { next: AtomicU32::new(COUNT - 1) };
         assert!(!ids.is_issued(LAST) && ids.is_issued(LAST - 1));
         for round in 0..3 {
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_issued_is_told_from_what_was() {
+    fn issued_ids_are_recognised() {
         let ids = RequestIds::new();
         assert!(!ids.is_issued(FIRST));
         assert_eq!([ids.issue(), ids.issue()], [FIRST, FIRST + 1]);

@@ -1,4 +1,4 @@
-//! What is known about the chat servers: which failed lately, and how each frames its audio.
+//! What is known about the chat servers: recent failures, and how each server frames its audio.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use super::LogEvent;
 use crate::config::{ChatServerConfig, Framing};
 
-/// How long a server that failed is tried last by new calls.
+/// For how long after a failure new calls try other servers first.
 const COOLDOWN: Duration = Duration::from_secs(30);
-/// A server that fails and works in turns makes news so often in this time; what it is after that is told later.
+/// The failures of a server that are logged per [`LOG_BURST_WINDOW`]. Further ones are logged when the window is over.
 const LOG_BURST: u8 = 5;
 const LOG_BURST_WINDOW: Duration = Duration::from_secs(10);
 
-/// Passive health and learnt framing of every server that was ever dialled, by URL.
+/// Passive health and learned framing of every server that was dialled, by URL.
 #[derive(Debug, Default)]
 pub struct ServerHealth {
     records: HashMap<String, ServerRecord>,
@@ -24,14 +24,14 @@ pub struct ServerHealth {
 struct ServerRecord {
     failing_since: Option<Instant>,
     last_failure: Option<Instant>,
-    /// That it fails was told.
+    /// The present failure was logged.
     failure_logged: bool,
-    /// Since when its failures are counted, and how many were told since.
+    /// The start of the log window, and the failures that were logged in it.
     log_window: Option<(Instant, u8)>,
     framing: Option<WireFraming>,
 }
 
-/// What a server's binary frames were found to be.
+/// How a server frames its audio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WireFraming {
     /// A 16-byte header before each Opus packet.
@@ -53,7 +53,7 @@ impl ServerRecord {
 }
 
 impl ServerHealth {
-    /// The order in which a new call tries the servers of `list`: spread over the list, those that failed lately last.
+    /// The order in which a new call tries the servers of `list`: round robin, with recently failed servers last.
     pub fn dial_order(
         &mut self,
         list: &[Arc<ChatServerConfig>],
@@ -64,13 +64,13 @@ impl ServerHealth {
         }
         let start = self.next_start % list.len();
         self.next_start = self.next_start.wrapping_add(1);
-        let spread = list[start..].iter().chain(&list[..start]).cloned();
+        let rotated = list[start..].iter().chain(&list[..start]).cloned();
         let (healthy, failing): (Vec<_>, Vec<_>) =
-            spread.partition(|server| !self.is_in_cooldown(server, now));
+            rotated.partition(|server| !self.is_in_cooldown(server, now));
         healthy.into_iter().chain(failing).collect()
     }
 
-    /// The server that follows `last` in `list`, another one if there is any; the first when `last` is no longer listed.
+    /// The server after `last` in `list`: a different one if possible, or the first one if `last` is not listed any longer.
     pub fn next_after(
         list: &[Arc<ChatServerConfig>],
         last: &ChatServerConfig,
@@ -82,7 +82,7 @@ impl ServerHealth {
         following.clone().find(|server| server.url != last.url).or(following.clone().next()).cloned()
     }
 
-    /// Remembers a failure. A note comes back when this is news, not at every call.
+    /// Records a failure. Returns a log event if the server worked before.
     pub fn on_failure(&mut self, server: &ChatServerConfig, why: &str, now: Instant) -> Option<LogEvent> {
         let record = self.records.entry(server.url.clone()).or_default();
         record.last_failure = Some(now);
@@ -94,7 +94,7 @@ impl ServerHealth {
         Some(LogEvent::ServerFailing { url: server.to_string(), why: why.to_owned() })
     }
 
-    /// Remembers that a server took a call. A note comes back when it had been failing.
+    /// Records that a server answered a hello. Returns a log event if its failure was logged.
     pub fn on_success(&mut self, server: &ChatServerConfig, now: Instant) -> Option<LogEvent> {
         let record = self.records.get_mut(&server.url)?;
         record.last_failure = None;
@@ -106,7 +106,7 @@ impl ServerHealth {
         })
     }
 
-    /// How the server frames audio, when that is configured or was learnt.
+    /// How the server frames audio, if that is configured or was learned.
     pub fn framing(&self, server: &ChatServerConfig) -> Option<WireFraming> {
         match server.framing {
             Framing::Header => Some(WireFraming::Header),
@@ -115,7 +115,7 @@ impl ServerHealth {
         }
     }
 
-    /// The version of the WebSocket protocol to speak with the server: 1 has bare Opus, 2 the header.
+    /// The version of the WebSocket protocol for the server: 1 for raw Opus, 2 for Opus with the header.
     pub fn protocol_version(&self, server: &ChatServerConfig) -> u8 {
         match self.framing(server) {
             Some(WireFraming::Raw) => 1,
@@ -123,7 +123,7 @@ impl ServerHealth {
         }
     }
 
-    /// Remembers how the server frames audio. Headers, once seen, are for good.
+    /// Records how the server frames audio. A server that has sent a header is never taken to send raw Opus again.
     pub fn learn_framing(&mut self, server: &ChatServerConfig, framing: WireFraming) {
         let stored = &mut self.records.entry(server.url.clone()).or_default().framing;
         if *stored != Some(WireFraming::Header) {
@@ -169,7 +169,7 @@ mod tests {
             events += usize::from(servers.on_success(&server, at(n * 5)).is_some());
         }
         assert_eq!(events, 2 * usize::from(LOG_BURST));
-        // Now it fails for good.
+        // From now on it only fails.
         assert_eq!(servers.on_failure(&server, "refused", at(5_000)), None);
         assert_eq!(servers.on_failure(&server, "refused", at(9_999)), None);
         assert!(servers.on_failure(&server, "refused", at(10_000)).is_some());

@@ -1,24 +1,25 @@
-//! A seeded simulation: a device that does whatever devices do, servers that do whatever servers do, and a shadow that
-//! knows what must come of it.
+//! A seeded simulation: a device and its chat servers act at random, and a model checks what the core does.
 //!
-//! `SIM_SEEDS=5000 cargo test sim` runs more seeds; `SIM_SEED=17 cargo test sim` replays one. A fuzzer's bytes may stand in
-//! for the seed: [`run_script`].
+//! `SIM_SEEDS=5000 cargo test sim` runs more seeds; `SIM_SEED=17 cargo test sim` replays one. A fuzzer's bytes can replace the seed:
+//! [`run_script`].
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use super::harness::{TestShell, connect_packet, publish_packet, servers};
 use super::*;
-use crate::config::{ChatServerConfig, Config, PeerPolicy};
+use crate::config::{Config, PeerPolicy};
+use choices::{Choices, Trace};
 use model::{Input, Model, WebSocketState};
 
 mod audio_model;
+mod choices;
 mod device;
 mod model;
 #[cfg(test)]
 mod network;
 mod server;
 
-const SEEDS: u64 = 256;
 const STEPS: usize = 500;
 const ID: &str = "GID_test@@@aa_bb_cc_dd_ee_ff@@@uuid";
 /// Texts that come at once: of short ones a queue takes the former and not the latter, of long ones neither.
@@ -30,39 +31,13 @@ const MAX_TIMER_DELAY_MS: u64 = 100;
 
 /// Plays a story whose every choice is taken from `script`; when that is used up, everybody goes away.
 pub(crate) fn run_script(script: &[u8]) {
-    let mut simulation = Simulation::new(Choices::Script { bytes: script.to_vec(), used: 0 });
-    // A fuzzer has no time for it.
-    simulation.trace = cfg!(test).then(Vec::new);
-    simulation.run();
+    // A trace takes too long for a fuzzer.
+    Simulation::new(Choices::Script { bytes: script.to_vec(), used: 0 }, cfg!(test)).run();
 }
 
 #[test]
 fn every_seed_keeps_the_invariants() {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    if let Some(seed) = number("SIM_SEED") {
-        let mut simulation = Simulation::new(Choices::Seed(seed));
-        simulation.trace = Some(Vec::new());
-        simulation.run();
-        return;
-    }
-    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
-    let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
-    let reached = std::thread::scope(|scope| {
-        let work = |first| {
-            move || {
-                (first..seeds)
-                    .step_by(workers as usize)
-                    .flat_map(|seed| Simulation::new(Choices::Seed(seed)).run())
-            }
-        };
-        let threads: Vec<_> =
-            (0..workers).map(|first| scope.spawn(move || work(first)().collect::<BTreeSet<_>>())).collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("no seed fails")).collect::<BTreeSet<_>>()
-    });
-    if seeds >= SEEDS {
-        let missed: Vec<_> = REQUIRED_COVERAGE.iter().filter(|what| !reached.contains(*what)).collect();
-        assert!(missed.is_empty(), "a simulation that never reaches {missed:?} proves little");
-    }
+    choices::run_seeds(&REQUIRED_COVERAGE, |seed, trace| Simulation::new(Choices::Seed(seed), trace).run());
 }
 
 /// Ends, and turns on the way, without which a run would be too tame.
@@ -86,53 +61,9 @@ const REQUIRED_COVERAGE: [&str; 21] = [
     "held dropped",
     "held sent",
     "adopted",
-    "last words",
+    "text of a closing call",
     "keep alive",
 ];
-
-/// Where the choices of a run come from.
-enum Choices {
-    /// splitmix64.
-    Seed(u64),
-    /// A byte a choice, as long as there are some.
-    Script { bytes: Vec<u8>, used: usize },
-}
-
-impl Choices {
-    fn next(&mut self) -> u64 {
-        match self {
-            Self::Seed(state) => {
-                *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-                let mut z = *state;
-                z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-                z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-                z ^ (z >> 31)
-            }
-            Self::Script { bytes, used } => {
-                *used += 1;
-                bytes.get(*used - 1).copied().unwrap_or_default().into()
-            }
-        }
-    }
-
-    /// Whether a script is used up.
-    fn is_exhausted(&self) -> bool {
-        matches!(self, Self::Script { bytes, used } if *used >= bytes.len())
-    }
-
-    /// Uniform below `n`.
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
 
 /// One connection of the device, or what is left of it, with what the shell holds for it.
 struct ModelledSession {
@@ -142,59 +73,35 @@ struct ModelledSession {
 
 /// One device, its connections one after the other, and all its servers.
 struct Simulation {
-    seed: Option<u64>,
     rng: Choices,
-    start: Instant,
-    now: Instant,
-    config: Config,
-    servers: ServerHealth,
-    ids: RequestIds,
+    shell: TestShell,
     sessions: Vec<ModelledSession>,
-    /// The session that is known under the device's client id.
+    /// The session that has the device's client id.
     current: Option<usize>,
-    /// Every grant ever minted, and whether its call has ended.
+    /// Whether the call has ended, for every ssrc so far.
     ended_by_ssrc: Vec<bool>,
     /// Numbers every text and frame.
     serial: u64,
-    /// What happened, step by step, when a seed is replayed.
-    trace: Option<Vec<String>>,
-    /// What happened, for the sake of [`REQUIRED_COVERAGE`].
+    trace: Trace,
+    /// What happened, compared with [`REQUIRED_COVERAGE`].
     coverage: BTreeSet<&'static str>,
 }
 
-impl Drop for Simulation {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            for line in self.trace.iter().flat_map(|trail| &trail[trail.len().saturating_sub(60)..]) {
-                eprintln!("{line}");
-            }
-            if let Some(seed) = self.seed {
-                eprintln!("replay with: SIM_SEED={seed} cargo test sim");
-            }
-        }
-    }
-}
-
 impl Simulation {
-    fn new(mut rng: Choices) -> Self {
-        let now = Instant::now();
+    fn new(mut rng: Choices, trace: bool) -> Self {
         let mut config = Config::default();
         config.websocket.production = servers(&["ws://a/", "ws://raw/", "ws://c/"]);
         let seed = if let Choices::Seed(seed) = rng { Some(seed) } else { None };
         config.mcp.enabled = seed.unwrap_or_else(|| rng.next()).is_multiple_of(4);
+        let replay = seed.map(|seed| format!("SIM_SEED={seed} cargo test sim"));
         Self {
-            seed,
             rng,
-            start: now,
-            now,
-            config,
-            servers: ServerHealth::default(),
-            ids: RequestIds::new(),
+            shell: TestShell::new(config),
             sessions: Vec::new(),
             current: None,
             ended_by_ssrc: Vec::new(),
             serial: 0,
-            trace: None,
+            trace: Trace::new(trace, replay),
             coverage: BTreeSet::new(),
         }
     }
@@ -208,7 +115,7 @@ impl Simulation {
             self.check();
             self.remove_finished();
         }
-        // Everybody goes away, and time sorts out the rest.
+        // The device disconnects, and all timers expire.
         if let Some(current) = self.current {
             self.drive(current, Input::Other, Core::on_connection_lost);
         }
@@ -217,9 +124,9 @@ impl Simulation {
             self.check();
         }
         for session in &self.sessions {
-            assert!(session.core.is_finished(), "no call is left without an owner");
+            assert!(session.core.is_finished(), "no call is left over");
         }
-        assert!(self.ended_by_ssrc.iter().all(|ended| *ended), "every call that was granted has ended");
+        assert!(self.ended_by_ssrc.iter().all(|ended| *ended), "every call has ended");
         std::mem::take(&mut self.coverage)
     }
 
@@ -239,7 +146,7 @@ impl Simulation {
     }
 
     fn change_config(&mut self) {
-        let websocket = &mut self.config.websocket;
+        let websocket = &mut self.shell.config.websocket;
         match self.rng.below(8) {
             0 => {
                 websocket.production = servers(self.rng.pick(&[&["ws://a/"][..], &["ws://c/", "ws://raw/"]]))
@@ -249,8 +156,10 @@ impl Simulation {
             3 => websocket.call_idle = Duration::from_secs(self.rng.pick(&[0, 20, 300])),
             4 => websocket.reconnect.give_up_after = Duration::from_secs(self.rng.pick(&[0, 5, 110])),
             5 => websocket.ping_interval = Duration::from_secs(self.rng.pick(&[0, 5, 20])),
-            6 => self.config.mqtt.resume_grace = Duration::from_secs(self.rng.pick(&[0, 20, 20])),
-            _ => self.config.udp.peer_policy = self.rng.pick(&[PeerPolicy::Adaptive, PeerPolicy::Strict]),
+            6 => self.shell.config.mqtt.resume_grace = Duration::from_secs(self.rng.pick(&[0, 20, 20])),
+            _ => {
+                self.shell.config.udp.peer_policy = self.rng.pick(&[PeerPolicy::Adaptive, PeerPolicy::Strict])
+            }
         }
         self.log(format_args!("the configuration changes"));
         for s in 0..self.sessions.len() {
@@ -258,31 +167,31 @@ impl Simulation {
         }
     }
 
-    /// Waking a core for nothing, twice, is harmless.
+    /// Spurious and repeated calls of `on_timeout` have no effect.
     fn spurious_timeouts(&mut self) {
         for s in (0..self.sessions.len()).chain(0..self.sessions.len()) {
             self.drive(s, Input::Other, Core::on_timeout);
         }
     }
 
-    /// Time passes; alarms ring, now and then a little late.
+    /// Time passes. Timers expire, some of them late.
     fn advance(&mut self, ms: u64) {
-        let until = self.now + Duration::from_millis(ms);
+        let until = self.shell.now + Duration::from_millis(ms);
         loop {
             let due = self.sessions.iter().filter_map(|session| session.core.deadline()).min();
             let Some(due) = due.filter(|due| *due <= until) else { break };
             let late = Duration::from_millis(self.rng.pick(&[0, 0, 1, MAX_TIMER_DELAY_MS]));
-            self.now = self.now.max(due + late);
+            self.shell.now = self.shell.now.max(due + late);
             for s in 0..self.sessions.len() {
                 self.drive(s, Input::Other, Core::on_timeout);
                 let next = self.sessions[s].core.deadline();
-                assert!(next.is_none_or(|at| at > self.now), "what is due was done");
+                assert!(next.is_none_or(|at| at > self.shell.now), "what is due was done");
             }
         }
-        self.now = self.now.max(until);
+        self.shell.now = self.shell.now.max(until);
     }
 
-    /// Lets a core decide, and a shadow watch what comes of it.
+    /// Lets a core decide, and the model check its actions.
     fn drive(
         &mut self,
         s: usize,
@@ -290,37 +199,25 @@ impl Simulation {
         decide: impl FnOnce(&mut Core, &mut Context<'_>),
     ) -> Vec<Action> {
         let ModelledSession { core, model } = &mut self.sessions[s];
-        let mut out = Vec::new();
-        let mut cx = Context {
-            now: self.now,
-            config: &self.config,
-            servers: &mut self.servers,
-            ids: &self.ids,
-            out: &mut out,
-        };
-        decide(core, &mut cx);
         let mut credentials = None;
-        if cx.out.last() == Some(&Action::GenerateCredentials) {
+        let generate = || {
             let generated = generate_credentials(self.ended_by_ssrc.len() as u32, &mut self.rng);
             self.ended_by_ssrc.push(false);
-            core.on_credentials(generated.clone(), &mut cx);
-            credentials = Some(generated);
-        }
+            credentials.insert(generated).clone()
+        };
+        let ((), out) = self.shell.drive(core, generate, decide);
         for action in &out {
-            if let Some(trail) = &mut self.trace {
-                let at = (self.now - self.start).as_millis();
-                trail.push(format!("{at:>8} [{s}]   {action:?}"));
-            }
+            self.trace.log(self.shell.elapsed_ms(), format_args!("[{s}]   {action:?}"));
             self.coverage.extend(coverage_point(action));
         }
-        for ssrc in model.observe(self.now, input, credentials, &out) {
+        for ssrc in model.observe(self.shell.now, input, credentials, &out) {
             let ended = &mut self.ended_by_ssrc[ssrc as usize];
             assert!(!std::mem::replace(ended, true), "a call ends once");
         }
         out
     }
 
-    /// Forgets sessions that are over, but for the one that is still known under the client id.
+    /// Removes finished sessions, except the current one.
     fn remove_finished(&mut self) {
         let Some(current) = self.current.map(|current| self.sessions.remove(current)) else { return };
         self.sessions.retain(|session| !session.core.is_finished());
@@ -330,15 +227,12 @@ impl Simulation {
 
     fn check(&self) {
         for session in &self.sessions {
-            session.model.check_state(self.now, &session.core);
+            session.model.check_state(self.shell.now, &session.core);
         }
     }
 
     fn log(&mut self, what: std::fmt::Arguments<'_>) {
-        if let Some(trail) = &mut self.trace {
-            let at = (self.now - self.start).as_millis();
-            trail.push(format!("{at:>8} {what}"));
-        }
+        self.trace.log(self.shell.elapsed_ms(), what);
     }
 
     fn next_serial(&mut self) -> u64 {
@@ -375,8 +269,4 @@ fn coverage_point(action: &Action) -> Option<&'static str> {
         Action::Log(LogEvent::HeldAudioDropped(_)) => Some("held dropped"),
         _ => None,
     }
-}
-
-fn servers(urls: &[&str]) -> Vec<std::sync::Arc<ChatServerConfig>> {
-    urls.iter().map(|url| std::sync::Arc::new(url.parse().unwrap())).collect()
 }

@@ -1,5 +1,5 @@
-//! `check`: reads the configuration as the gateway would, tries every chat server as a call would, and says in words what
-//! is wrong and what to do about it.
+//! `check`: reads the configuration as the gateway would, tries every chat server as a call would, and reports what is
+//! wrong and what to do about it.
 
 mod diagnosis;
 mod options;
@@ -15,8 +15,10 @@ use std::thread;
 use pico_args::Arguments;
 
 use self::options::CheckOptions;
-use self::report::{CheckReport, CheckReporter, CheckState, Finding};
+use self::report::{CheckReport, CheckReporter, Finding};
 use self::server::ServerCheck;
+use super::command_line::{self, usage_error};
+use super::step_report::{self, StepState};
 use super::terminal::Terminal;
 use crate::config::{ChatServerConfig, Config, Source, unknown_variables};
 
@@ -46,26 +48,15 @@ Environment: as for the gateway; see mqtt-websocket-proxy --help.
 Exit code: 0 nothing fails, 1 something fails, 2 the configuration cannot be used, or
 wrong usage.";
 
-/// Servers that are tried at once.
+/// Servers that are tried in parallel.
 const MAX_CONCURRENT_CHECKS: usize = 8;
 
 /// Runs the sub-command with its own arguments.
-pub fn run(mut args: Arguments) -> ExitCode {
-    if args.contains(["-h", "--help"]) {
-        Terminal::stdout().print_line(HELP);
-        return ExitCode::SUCCESS;
-    }
-    let options = match CheckOptions::parse(args) {
-        Ok(options) => options,
-        Err(error) => return fail(&format!("{error}; see check --help")),
-    };
-    let source = Source::new(options.config.clone(), None, |name| std::env::var_os(name));
-    if options.migrate { migrate(&source) } else { check(&options, &source) }
-}
-
-fn fail(error: &str) -> ExitCode {
-    Terminal::stderr().print_line(&format!("check: {error}"));
-    ExitCode::from(2)
+pub fn run(args: Arguments) -> ExitCode {
+    command_line::run("check", HELP, args, CheckOptions::parse, |options| {
+        let source = Source::new(options.config.clone(), None, |name| std::env::var_os(name));
+        if options.migrate { migrate(&source) } else { check(&options, &source) }
+    })
 }
 
 fn check(options: &CheckOptions, source: &Source) -> ExitCode {
@@ -77,8 +68,7 @@ fn check(options: &CheckOptions, source: &Source) -> ExitCode {
         reporter.progress(&format!("trying {} chat servers ...", servers(&config).count()));
         let mut findings = vec![public_ip::check_public_ip(&config.udp)];
         let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
-        findings
-            .extend(unknown.into_iter().map(|what| Finding::new("configuration", CheckState::Warn, what)));
+        findings.extend(unknown.into_iter().map(|what| Finding::new("configuration", StepState::Warn, what)));
         findings.extend(public_ip::check_container(&config.udp));
         reporter.add_settings(findings);
         check_servers(&config, options, &mut reporter);
@@ -87,7 +77,7 @@ fn check(options: &CheckOptions, source: &Source) -> ExitCode {
         reporter.config_rejected(errors.iter().map(ToString::to_string).collect())
     };
     if options.json {
-        Terminal::stdout().print_line(&report.to_json());
+        Terminal::stdout().print_line(&step_report::to_json(&report));
     }
     exit_code(&report)
 }
@@ -127,13 +117,14 @@ fn check_servers(config: &Config, options: &CheckOptions, reporter: &mut CheckRe
 fn migrate(source: &Source) -> ExitCode {
     let config = match source.load() {
         Ok(config) => config,
-        Err(error) => return fail(&error.to_string()),
+        Err(error) => return usage_error("check", &error.to_string()),
     };
     let Some(node) = &config.node_config else {
         let path = source.path().map_or_else(|| "there".into(), |path| path.display().to_string());
-        return fail(&format!(
-            "{path}: no configuration of the Node.js gateway, so there is nothing to migrate"
-        ));
+        return usage_error(
+            "check",
+            &format!("{path}: no configuration of the Node.js gateway, so there is nothing to migrate"),
+        );
     };
     let mut notes = Terminal::stderr();
     if !config.unused_keys.is_empty() {

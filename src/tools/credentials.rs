@@ -1,11 +1,13 @@
 //! `credentials`: the `mqtt` object that a device's OTA answer must carry.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
 use pico_args::Arguments;
 use serde::Serialize;
 
+use super::addresses::local_address;
+use super::command_line::{self, CommandLine};
 use super::device::Login;
 use super::terminal::Terminal;
 use crate::proto::identity::{ClientId, Mac};
@@ -30,24 +32,14 @@ Environment:
 Exit code: 0 printed, 2 wrong usage.";
 
 /// Runs the sub-command with its own arguments.
-pub fn run(mut args: Arguments) -> ExitCode {
-    if args.contains(["-h", "--help"]) {
-        Terminal::stdout().print_line(HELP);
-        return ExitCode::SUCCESS;
-    }
-    match mqtt_credentials(args) {
-        Ok((json, notes)) => {
-            for note in notes {
-                Terminal::stderr().print_line(&format!("note: {note}"));
-            }
-            Terminal::stdout().print_line(&json);
-            ExitCode::SUCCESS
+pub fn run(args: Arguments) -> ExitCode {
+    command_line::run("credentials", HELP, args, mqtt_credentials, |(json, notes)| {
+        for note in notes {
+            Terminal::stderr().print_line(&format!("note: {note}"));
         }
-        Err(error) => {
-            Terminal::stderr().print_line(&format!("credentials: {error}; see credentials --help"));
-            ExitCode::from(2)
-        }
-    }
+        Terminal::stdout().print_line(&json);
+        ExitCode::SUCCESS
+    })
 }
 
 #[derive(Serialize)]
@@ -63,25 +55,16 @@ struct MqttCredentials<'a> {
 }
 
 /// The object as JSON, and what its reader should know.
-fn mqtt_credentials(mut args: Arguments) -> Result<(String, Vec<String>), String> {
-    let options = (|| {
-        let mac: Mac = args.value_from_str("--mac")?;
-        let uuid = args.opt_value_from_str::<_, String>("--uuid")?;
-        let group = args.opt_value_from_str::<_, String>("--group")?;
-        let key = args.opt_value_from_str::<_, String>("--key")?;
-        let endpoint = args.opt_value_from_str::<_, String>("--endpoint")?;
-        Ok((mac, uuid, group, key, endpoint))
-    })();
-    let (mac, uuid, group, key, endpoint) = options.map_err(|error: pico_args::Error| error.to_string())?;
-    if let Some(unknown) = args.finish().first() {
-        return Err(format!("unknown argument {}", unknown.to_string_lossy()));
-    }
+fn mqtt_credentials(mut args: CommandLine) -> Result<(String, Vec<String>), String> {
+    let mac: Mac = args.value("--mac")?.ok_or("--mac is missing")?;
+    let (uuid, group) = (args.text("--uuid")?, args.text("--group")?);
+    let (key, endpoint) = (args.signature_key()?, args.text("--endpoint")?);
+    args.finish()?;
     let mut notes = Vec::new();
     let mac_ = mac.underscored();
     let group = group.unwrap_or_else(|| "GID_default".into());
     let client_id = format!("{group}@@@{mac_}@@@{}", uuid.as_deref().unwrap_or(&mac_));
     ClientId::parse(&client_id).map_err(|error| format!("client id {client_id:?}: {error}"))?;
-    let key = key.or_else(|| std::env::var("MQTT_SIGNATURE_KEY").ok()).filter(|key| !key.is_empty());
     if key.is_none() {
         notes.push("no --key and no MQTT_SIGNATURE_KEY: the password is empty, and only a gateway without a signature key accepts it".into());
     }
@@ -128,17 +111,6 @@ fn checked_endpoint(endpoint: String, notes: &mut Vec<String>) -> Result<String,
     Ok(endpoint)
 }
 
-/// The address this machine would send from; nothing is sent.
-fn local_address() -> Option<Ipv4Addr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    // TEST-NET-1 (RFC 5737): connecting a datagram socket only asks the routing table.
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
-    match socket.local_addr().ok()?.ip() {
-        std::net::IpAddr::V4(ip) if !ip.is_unspecified() => Some(ip),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -146,7 +118,7 @@ mod tests {
     use crate::proto::message::JsonObject;
 
     fn credentials(args: &[&str]) -> Result<(String, Vec<String>), String> {
-        mqtt_credentials(Arguments::from_vec(args.iter().map(Into::into).collect()))
+        mqtt_credentials(CommandLine::new(args))
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `demo`: a whole call in one process, over real sockets, to watch.
+//! `demo`: a complete call in one process, over real sockets.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use pico_args::Arguments;
 
+use super::command_line::{self, CommandLine};
 use super::device::{DeviceError, Login, SimulatedDevice};
 use super::echo::EchoServer;
-use super::round_trip::{PACKET_INTERVAL, RoundTripTest};
+use super::round_trip::{RoundTripTest, packets_in};
 use super::terminal::Terminal;
 use crate::config::{Config, PublicIp, Secret};
 use crate::net::Running;
@@ -28,57 +29,43 @@ Options:
 Exit code: 0 audio came back, 1 it did not, 2 wrong usage.";
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// After the last packet: far more than the way there and back takes.
+/// Wait after the last packet: far more than a round trip takes.
 const LINGER: Duration = Duration::from_millis(500);
-/// Between two views of the live block, and between two plain lines.
+/// Between two redraws of the live block, and between two plain lines.
 const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
-/// Locally administered: no real device has it.
+/// Locally administered, so that no real device has it.
 const DEMO_MAC: &str = "02:00:00:00:00:01";
 
 /// Runs the sub-command with its own arguments.
-pub fn run(mut args: Arguments) -> ExitCode {
-    let mut terminal = Terminal::stdout();
-    if args.contains(["-h", "--help"]) {
-        terminal.print_line(HELP);
-        return ExitCode::SUCCESS;
-    }
-    let seconds = match parse_seconds(args) {
-        Ok(seconds) => seconds,
-        Err(error) => {
-            Terminal::stderr().print_line(&format!("demo: {error}; see demo --help"));
-            return ExitCode::from(2);
+pub fn run(args: Arguments) -> ExitCode {
+    command_line::run("demo", HELP, args, parse_seconds, |seconds| {
+        let mut terminal = Terminal::stdout();
+        match Demo::start().and_then(|demo| demo.run(seconds, &mut terminal)) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                terminal.print_line(&format!("The demo failed: {error}."));
+                ExitCode::FAILURE
+            }
         }
-    };
-    match Demo::start().and_then(|demo| demo.run(seconds, &mut terminal)) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            terminal.print_line(&format!("The demo failed: {error}."));
-            ExitCode::FAILURE
-        }
-    }
+    })
 }
 
-fn parse_seconds(mut args: Arguments) -> Result<u32, String> {
-    let seconds = args.opt_value_from_str("--seconds").map_err(|error| error.to_string())?.unwrap_or(8);
-    if let Some(unknown) = args.finish().first() {
-        return Err(format!("unknown argument {}", unknown.to_string_lossy()));
-    }
-    if !(1..=3600).contains(&seconds) {
-        return Err(format!("--seconds: found {seconds}, allowed: 1 to 3600"));
-    }
+fn parse_seconds(mut args: CommandLine) -> Result<u32, String> {
+    let seconds = args.whole_number("--seconds", 3600)?.unwrap_or(8);
+    args.finish()?;
     Ok(seconds)
 }
 
-/// What runs beside the device.
+/// The echo server and the gateway of the demo.
 struct Demo {
     echo: EchoServer,
     key: String,
     gateway: Running,
 }
 
-/// What the device did.
+/// The device's call.
 struct DemoCall {
     udp: SocketAddr,
     connect_time: Duration,
@@ -107,7 +94,7 @@ impl Demo {
         Ok(Self { echo, key, gateway })
     }
 
-    /// The whole demo; true when audio came back.
+    /// Runs the demo; true when audio came back.
     fn run(self, seconds: u32, terminal: &mut Terminal) -> Result<bool, String> {
         let Self { echo, key, gateway } = self;
         let addresses = gateway.addresses();
@@ -149,7 +136,7 @@ fn make_call(
         connect_time: connected_in,
         setup_time: begin.elapsed(),
         session_id: call.parameters.session_id.clone(),
-        packets: (Duration::from_secs(seconds.into()).as_millis() / PACKET_INTERVAL.as_millis()) as u32,
+        packets: packets_in(seconds),
     };
     if !terminal.is_interactive() {
         terminal.print_line(&format!(
@@ -159,7 +146,7 @@ fn make_call(
         ));
     }
     device.start_listening(&call, "realtime")?;
-    let mut round_trip = RoundTripTest::new();
+    let mut round_trip = RoundTripTest::default();
     let mut view = ProgressView {
         demo_call: &demo_call,
         terminal,
@@ -200,13 +187,13 @@ impl ProgressView<'_> {
                     round_trip.sent,
                     round_trip.echoed,
                     round_trip.lost_so_far(),
-                    round_trip.round_trips.last().map_or("-".into(), |last| format_ms(*last)),
+                    ms_or_dash(round_trip.round_trips.last().copied()),
                 ));
             }
         }
     }
 
-    /// Leaves the last state on the screen.
+    /// Shows the last state, which stays on the screen.
     fn finish(&mut self, round_trip: &RoundTripTest) {
         let block = self.block(round_trip);
         self.terminal.redraw(&block);
@@ -217,8 +204,8 @@ impl ProgressView<'_> {
         const WIDTH: u32 = 30;
         let done = round_trip.sent * WIDTH / self.demo_call.packets.max(1);
         let bar = "#".repeat(done as usize) + &"-".repeat((WIDTH - done) as usize);
-        let now = round_trip.round_trips.last().map_or("-".into(), |last| format_ms(*last));
-        let median = round_trip.percentile(0.5).map_or("-".into(), format_ms);
+        let now = ms_or_dash(round_trip.round_trips.last().copied());
+        let median = ms_or_dash(round_trip.percentile(0.5));
         vec![
             format!("  MQTT         connected in {}", format_ms(self.demo_call.connect_time)),
             format!(
@@ -238,34 +225,27 @@ fn summary(demo_call: &DemoCall, round_trip: &RoundTripTest) -> Vec<String> {
     let lost = round_trip.sent - round_trip.echoed;
     let verdict = match round_trip.echoed {
         0 => "The call did NOT work: no audio came back.",
-        _ if lost > 0 => "The call worked, but not every packet came back.",
-        _ => "The call worked: everything the device said came back to it.",
+        _ if lost > 0 => "The call worked, but some packets were lost.",
+        _ => "The call worked: every packet that the device sent came back.",
     };
+    let row = |name: &str, value: &str, about: &str| format!("  {name:<14} {value:<10} {about}");
+    let percent = 100.0 * f64::from(lost) / f64::from(round_trip.sent.max(1));
+    let (up, down) = (round_trip.sent.to_string(), round_trip.echoed.to_string());
+    let (connect, setup) = (format_ms(demo_call.connect_time), format_ms(demo_call.setup_time));
+    let to_udp = format!("one each 60 ms, encrypted, to UDP {}", demo_call.udp);
     let mut lines = vec![
         String::new(),
         verdict.into(),
         String::new(),
-        format!(
-            "  MQTT connect   {:<10} TCP, CONNECT, signed credentials, CONNACK",
-            format_ms(demo_call.connect_time)
-        ),
-        format!(
-            "  call set-up    {:<10} hello, WebSocket to the chat server, hello reply",
-            format_ms(demo_call.setup_time)
-        ),
-        format!(
-            "  packets up     {:<10} one each 60 ms, encrypted, to UDP {}",
-            round_trip.sent, demo_call.udp
-        ),
-        format!("  packets down   {:<10} the chat server's echo, decrypted and compared", round_trip.echoed),
-        format!(
-            "  lost           {lost:<10} {:.1} %",
-            100.0 * f64::from(lost) / f64::from(round_trip.sent.max(1))
-        ),
+        row("MQTT connect", &connect, "TCP, CONNECT, signed credentials, CONNACK"),
+        row("call set-up", &setup, "hello, WebSocket to the chat server, hello reply"),
+        row("packets up", &up, &to_udp),
+        row("packets down", &down, "the chat server's echo, decrypted and compared"),
+        row("lost", &lost.to_string(), &format!("{percent:.1} %")),
     ];
     if let (Some(median), Some(worst)) = (round_trip.percentile(0.5), round_trip.percentile(1.0)) {
         let worst = format!("median, worst {}: to the chat server and back", format_ms(worst));
-        lines.push(format!("  round trip     {:<10} {worst}", format_ms(median)));
+        lines.push(row("round trip", &format_ms(median), &worst));
     }
     let program = std::env::args().next().unwrap_or_else(|| "mqtt-websocket-proxy".into());
     lines.extend([
@@ -284,7 +264,11 @@ fn summary(demo_call: &DemoCall, round_trip: &RoundTripTest) -> Vec<String> {
     lines
 }
 
-/// Milliseconds with as many digits as mean something.
+fn ms_or_dash(duration: Option<Duration>) -> String {
+    duration.map_or_else(|| "-".to_owned(), format_ms)
+}
+
+/// Milliseconds, with two decimals below 10.
 fn format_ms(duration: Duration) -> String {
     let ms = duration.as_secs_f64() * 1000.0;
     if ms < 10.0 { format!("{ms:.2} ms") } else { format!("{ms:.0} ms") }
@@ -302,7 +286,7 @@ mod tests {
 
     #[test]
     fn arguments() {
-        let parse = |args: &[&str]| parse_seconds(Arguments::from_vec(args.iter().map(Into::into).collect()));
+        let parse = |args: &[&str]| parse_seconds(CommandLine::new(args));
         assert_eq!(parse(&[]), Ok(8));
         assert_eq!(parse(&["--seconds", "2"]), Ok(2));
         for bad in [&["--seconds", "0"][..], &["--seconds", "x"], &["--seconds"], &["--frob"], &["extra"]] {

@@ -1,4 +1,4 @@
-//! A simulated device on blocking sockets: what the firmware does, for the demo, the probe, the examples and the tests.
+//! A simulated device on blocking sockets, which behaves like the firmware: for the demo, the probe, examples and tests.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -19,8 +19,8 @@
 
 mod call;
 mod error;
-mod stream;
 pub mod test_audio;
+mod tls;
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -31,8 +31,9 @@ use data_encoding::BASE64;
 
 pub use self::call::{AudioPacket, Call, CallParameters, PacketCounts};
 pub use self::error::{DeviceError, DeviceErrorKind, DeviceStep};
-use self::stream::DeviceStream;
+
 use crate::net::backend::tls::TlsClient;
+use crate::net::event_loop::stream::Stream;
 use crate::proto::identity::{self, Mac};
 use crate::proto::message::{self, Reader};
 use crate::proto::mqtt::{self, Connect, ProtocolLevel, ServerPacket, encode};
@@ -97,7 +98,7 @@ impl Login {
 /// A connected device.
 #[derive(Debug)]
 pub struct SimulatedDevice {
-    stream: DeviceStream,
+    stream: Stream<TcpStream>,
     timeout: Duration,
     read_buffer: Vec<u8>,
     queued_texts: VecDeque<String>,
@@ -149,17 +150,10 @@ impl SimulatedDevice {
             let stream = TcpStream::connect_timeout(&gateway, timeout)?;
             stream.set_nodelay(true)?;
             stream.set_write_timeout(Some(timeout))?;
-            Ok(stream)
+            Ok(Stream::Plain(stream))
         };
-        match open() {
-            Ok(stream) => Ok(Self {
-                stream: DeviceStream::Plain(stream),
-                timeout,
-                read_buffer: Vec::new(),
-                queued_texts: VecDeque::new(),
-            }),
-            Err(error) => Err(DeviceError::io(DeviceStep::Tcp, error, timeout)),
-        }
+        let stream = open().map_err(|error| DeviceError::io(DeviceStep::Tcp, error, timeout))?;
+        Ok(Self { stream, timeout, read_buffer: Vec::new(), queued_texts: VecDeque::new() })
     }
 
     /// A TLS handshake, before any MQTT: the certificate must be good for `host`, a name or an IP address. It is verified
@@ -169,14 +163,11 @@ impl SimulatedDevice {
     /// [`DeviceStep::Tls`], with [`DeviceErrorKind::TlsFailed`] in the words of the TLS library.
     pub fn start_tls(self, host: &str, ca_pem: Option<Vec<u8>>) -> Result<Self, DeviceError> {
         let Self { stream, timeout, .. } = self;
-        stream
-            .tcp()
-            .set_read_timeout(Some(timeout))
-            .map_err(|error| DeviceError::io(DeviceStep::Tls, error, timeout))?;
-        match stream.start_tls(host, &mut TlsClient::new(ca_pem, false)) {
-            Ok(stream) => Ok(Self { stream, ..self }),
-            Err(seen) => Err(DeviceError { step: DeviceStep::Tls, kind: seen }),
-        }
+        let waits = stream.socket().set_read_timeout(Some(timeout));
+        waits.map_err(|error| DeviceError::io(DeviceStep::Tls, error, timeout))?;
+        let stream = tls::start_tls(stream, host, &mut TlsClient::new(ca_pem, false));
+        let stream = stream.map_err(|kind| DeviceError::new(DeviceStep::Tls, kind))?;
+        Ok(Self { stream, ..self })
     }
 
     /// CONNECT and CONNACK.
@@ -184,25 +175,22 @@ impl SimulatedDevice {
     /// # Errors
     /// [`DeviceStep::Mqtt`] when what answers is no MQTT server, [`DeviceStep::Login`] when it refuses the credentials.
     pub fn log_in(mut self, login: &Login) -> Result<Self, DeviceError> {
-        let packet = login.connect_packet();
-        let at_mqtt = |failure: DeviceError| DeviceError { step: DeviceStep::Mqtt, ..failure };
-        self.send_raw(&packet).map_err(at_mqtt)?;
-        match self.receive(self.timeout).map_err(at_mqtt)? {
-            Some(Incoming::ConnAck(0)) => Ok(self),
+        use DeviceStep::{Login, Mqtt};
+        self.send_raw(&login.connect_packet()).map_err(|error| error.at(Mqtt))?;
+        let kind = match self.receive(self.timeout).map_err(|error| error.at(Mqtt))? {
+            Some(Incoming::ConnAck(0)) => return Ok(self),
             Some(Incoming::ConnAck(code)) => {
-                Err(DeviceError { step: DeviceStep::Login, kind: DeviceErrorKind::LoginRefused(code) })
+                return Err(DeviceError::new(Login, DeviceErrorKind::LoginRefused(code)));
             }
-            Some(other) => Err(DeviceError {
-                step: DeviceStep::Mqtt,
-                kind: DeviceErrorKind::NotMqtt(format!("{other:?} before CONNACK")),
-            }),
-            None => Err(DeviceError { step: DeviceStep::Mqtt, kind: DeviceErrorKind::Timeout(self.timeout) }),
-        }
+            Some(other) => DeviceErrorKind::NotMqtt(format!("{other:?} before CONNACK")),
+            None => DeviceErrorKind::Timeout(self.timeout),
+        };
+        Err(DeviceError::new(Mqtt, kind))
     }
 
-    /// The socket, for what this type has no word for.
+    /// The socket, for operations that this type does not have.
     pub fn stream(&self) -> &TcpStream {
-        self.stream.tcp()
+        self.stream.socket()
     }
 
     /// Publishes a text to the gateway.
@@ -251,10 +239,7 @@ impl SimulatedDevice {
             }
             match self.read(left) {
                 Ok(0) => {
-                    return Err(DeviceError {
-                        step: DeviceStep::MqttConnection,
-                        kind: DeviceErrorKind::Closed,
-                    });
+                    return Err(DeviceError::new(DeviceStep::MqttConnection, DeviceErrorKind::Closed));
                 }
                 Ok(_) => {}
                 Err(error) if error::is_timeout(&error) => return Ok(None),
@@ -265,11 +250,9 @@ impl SimulatedDevice {
     }
 
     fn decode(&mut self) -> Result<Option<Incoming>, DeviceError> {
-        let decoded =
-            mqtt::decode_server_packet(&self.read_buffer, MAX_PACKET).map_err(|error| DeviceError {
-                step: DeviceStep::MqttConnection,
-                kind: DeviceErrorKind::NotMqtt(error.to_string()),
-            })?;
+        let decoded = mqtt::decode_server_packet(&self.read_buffer, MAX_PACKET).map_err(|error| {
+            DeviceError::new(DeviceStep::MqttConnection, DeviceErrorKind::NotMqtt(error.to_string()))
+        })?;
         let Some((reply, used)) = decoded else { return Ok(None) };
         let incoming = match reply {
             ServerPacket::ConnAck { code, .. } => Incoming::ConnAck(code),
@@ -291,12 +274,12 @@ impl SimulatedDevice {
         let mut chunk = [0; 4096];
         // A read timeout of zero is an error, so "no wait" is another mode of the socket.
         let result = if wait.is_zero() {
-            self.stream.tcp().set_nonblocking(true)?;
+            self.stream.socket().set_nonblocking(true)?;
             let result = self.stream.read(&mut chunk);
-            self.stream.tcp().set_nonblocking(false)?;
+            self.stream.socket().set_nonblocking(false)?;
             result
         } else {
-            self.stream.tcp().set_read_timeout(Some(wait))?;
+            self.stream.socket().set_read_timeout(Some(wait))?;
             self.stream.read(&mut chunk)
         };
         if let Ok(n) = result {
@@ -345,10 +328,7 @@ impl SimulatedDevice {
                 }
                 Some(_) => {}
                 None => {
-                    return Err(DeviceError {
-                        step: DeviceStep::MqttConnection,
-                        kind: DeviceErrorKind::Timeout(wait),
-                    });
+                    return Err(DeviceError::new(DeviceStep::MqttConnection, DeviceErrorKind::Timeout(wait)));
                 }
             }
         }
@@ -367,13 +347,10 @@ impl SimulatedDevice {
     /// # Errors
     /// [`DeviceStep::Hello`].
     pub fn hello(&mut self, hello: &str) -> Result<CallParameters, DeviceError> {
-        let at_hello = |failure: DeviceError| DeviceError { step: DeviceStep::Hello, ..failure };
-        self.send_text(hello).map_err(at_hello)?;
-        let reply = self.wait_for("hello", HELLO_TIMEOUT).map_err(at_hello)?;
-        CallParameters::parse(&reply).map_err(|seen| DeviceError {
-            step: DeviceStep::Hello,
-            kind: DeviceErrorKind::BadHelloReply(seen),
-        })
+        self.send_text(hello).map_err(|error| error.at(DeviceStep::Hello))?;
+        let reply = self.wait_for("hello", HELLO_TIMEOUT).map_err(|error| error.at(DeviceStep::Hello))?;
+        CallParameters::parse(&reply)
+            .map_err(|why| DeviceError::new(DeviceStep::Hello, DeviceErrorKind::BadHelloReply(why)))
     }
 
     /// `listen` start in a mode of the firmware: auto, manual or realtime.
@@ -410,7 +387,8 @@ impl SimulatedDevice {
         let mut packet = Vec::new();
         encode::disconnect(&mut packet);
         self.send_raw(&packet)?;
-        self.stream.shutdown();
+        // The gateway may be gone already.
+        let _ = self.stream.shut_down_tls();
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
-//! The built-in chat server: it answers every call with the caller's own voice.
+//! The built-in chat server: it echoes every call's audio.
 //!
 //! It stands in for a real chat server when none is configured, and is the far end of the demo, the examples and the
-//! tests. One thread and one loop serve all its peers; what it says to each of them is decided in `conversation`.
+//! tests. One thread and one loop serve all its peers; `conversation` decides what it sends to each of them.
 
 mod conversation;
 
@@ -29,7 +29,7 @@ pub(super) use self::conversation::NOTHING_HEARD;
 /// It answers `hello` with a session id and the caller's own `audio_params`, and echoes each binary frame at once, byte
 /// for byte. Real firmware plays audio only between `tts start` and `tts stop` and mutes its microphone meanwhile, so
 /// after `listen` start (mode auto or manual) the server also records, and plays the recording back when the speaker
-/// has finished: a person with a device in hand hears themself.
+/// has finished.
 #[derive(Debug)]
 pub struct EchoServer {
     addr: SocketAddr,
@@ -102,9 +102,9 @@ const STACK_SIZE: usize = 256 * 1024;
 const MAX_PEERS: usize = 16_384;
 /// A peer that has not finished its upgrade by then is closed.
 const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long accepting rests after an error that is not the peer's, such as no descriptor left.
+/// How long accepting pauses after an error that is not the peer's, such as no file descriptor left.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
-/// Accepts, or messages of one peer, per visit: then the others get their turn.
+/// Accepts, or messages of one peer, per dispatch.
 const EVENT_BUDGET: usize = 64;
 
 /// tungstenite's own defaults are 128 KiB to read, zeroed before each read, and an unlimited queue to write.
@@ -122,17 +122,17 @@ struct EchoEventLoop {
     listener: TcpListener,
     stop: Arc<AtomicBool>,
     peers: Slab<Peer>,
-    /// When to look after which peer (or after the listener). An alarm may ring early or for nothing; it is the peer
-    /// that knows what is due.
+    /// When to dispatch which peer, or the listener. A timer may expire early or for no reason; the peer knows its
+    /// deadline.
     timers: BTreeSet<(Instant, Token)>,
-    /// Sources that were left before they said "would block": no event will come for them.
+    /// Sources that were left before they returned WouldBlock: no event will come for them.
     run_queue: Vec<Token>,
 }
 
 struct Peer {
     state: PeerState,
     conversation: Conversation,
-    /// Its one entry among the alarms.
+    /// Its one entry in `timers`.
     timer_at: Option<Instant>,
 }
 
@@ -201,7 +201,7 @@ impl EchoEventLoop {
             match self.listener.accept() {
                 Ok((stream, _)) => self.register_peer(stream, now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // The peer's own misfortune: the next one may be fine.
+                // This peer's error: the next accept may succeed.
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -233,7 +233,7 @@ impl EchoEventLoop {
         self.drive_peer(slot, now);
     }
 
-    /// Does all there is to do for a peer; called for an event, for an alarm, or for no reason.
+    /// Advances a peer; called for an event, for a timer, or for no reason.
     fn drive_peer(&mut self, slot: usize, now: Instant) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         match peer.advance(now) {
@@ -251,7 +251,7 @@ impl EchoEventLoop {
         }
     }
 
-    /// Sends what waits in a peer's queue. An upgrade needs none of this: its answer fits into the empty socket.
+    /// Sends what is queued for a peer. An upgrade needs no flush: its answer fits into the empty socket buffer.
     fn flush(&mut self, source: Token) {
         if let Some(Peer { state: PeerState::Open(socket), .. }) = self.peers.get_mut(source.0)
             && flush(socket).is_err()
@@ -267,7 +267,7 @@ impl EchoEventLoop {
     }
 }
 
-/// The peer left, or is beyond use.
+/// The peer closed the connection, or it cannot be used any more.
 struct PeerClosed;
 
 enum Progress {
@@ -316,7 +316,7 @@ impl Peer {
     }
 }
 
-/// Reads what the peer says, up to the budget, and answers.
+/// Reads the peer's messages, up to the budget, and answers.
 fn read_messages(
     socket: &mut WebSocket<TcpStream>,
     conversation: &mut Conversation,
@@ -342,7 +342,7 @@ fn send(socket: &mut WebSocket<TcpStream>, replies: &mut Vec<Message>) -> Result
     for reply in replies.drain(..) {
         match socket.write(reply) {
             Ok(()) => {}
-            // "Would block" says that the message waits in the socket's own queue.
+            // WouldBlock: the message is in the WebSocket's own queue.
             Err(error) if would_block(&error) => {}
             Err(Error::WriteBufferFull(refused)) if is_audio(&refused) => {}
             Err(_) => return Err(PeerClosed),

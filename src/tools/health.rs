@@ -1,15 +1,13 @@
-//! `health`: asks a running gateway whether its loop turns, for containers that have no other program to ask with.
+//! `health`: asks a running gateway whether it is alive, for containers without an HTTP client.
 
-use std::convert::Infallible;
-use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use pico_args::Arguments;
 
+use super::command_line::{self, CommandLine, usage_error};
 use super::terminal::Terminal;
 use crate::config::Source;
 
@@ -27,23 +25,25 @@ Environment: as for the gateway; see mqtt-websocket-proxy --help.
 
 Exit code: 0 yes, 1 no, 2 the configuration cannot be used, or wrong usage.";
 
-/// A loop that takes longer is not well.
+/// A gateway that takes longer is not healthy.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs the sub-command with its own arguments.
-pub fn run(mut args: Arguments) -> ExitCode {
-    if args.contains(["-h", "--help"]) {
-        Terminal::stdout().print_line(HELP);
-        return ExitCode::SUCCESS;
-    }
-    let path = if args.contains("--ready") { "/readyz" } else { "/healthz" };
-    let address = match api_address(args) {
-        Ok(address) => address,
-        Err(error) => {
-            Terminal::stderr().print_line(&format!("health: {error}"));
-            return ExitCode::from(2);
-        }
-    };
+pub fn run(args: Arguments) -> ExitCode {
+    command_line::run("health", HELP, args, parse, |(source, path)| match api_address(&source) {
+        Ok(address) => check(address, path),
+        Err(error) => usage_error("health", &error),
+    })
+}
+
+fn parse(mut args: CommandLine) -> Result<(Source, &'static str), String> {
+    let path = if args.flag("--ready") { "/readyz" } else { "/healthz" };
+    let source = Source::new(args.config()?, None, |name| std::env::var_os(name));
+    args.finish()?;
+    Ok((source, path))
+}
+
+fn check(address: SocketAddr, path: &str) -> ExitCode {
     match http_get(address, path) {
         Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => {
             Terminal::stdout().print_line(answer.lines().last().unwrap_or_default());
@@ -59,17 +59,11 @@ fn unhealthy(address: SocketAddr, why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Where the gateway of this configuration listens for management calls.
-fn api_address(mut args: Arguments) -> Result<SocketAddr, String> {
-    let path = |text: &OsStr| Ok::<_, Infallible>(PathBuf::from(text));
-    let config = args.opt_value_from_os_str(["-c", "--config"], path).map_err(|error| error.to_string())?;
-    if let Some(unknown) = args.finish().first() {
-        return Err(format!("unknown argument {}; see health --help", unknown.to_string_lossy()));
-    }
-    let config = Source::new(config, None, |name| std::env::var_os(name)).load();
-    let config = config.map_err(|error| error.to_string())?;
+/// The address of the gateway's management listener.
+fn api_address(source: &Source) -> Result<SocketAddr, String> {
+    let config = source.load().map_err(|error| error.to_string())?;
     if !config.api.enabled || config.api.port == 0 {
-        return Err("api.enabled and a fixed api.port are needed to ask".to_owned());
+        return Err("the management API must be on (api.enabled) and have a fixed port (api.port)".to_owned());
     }
     let ip = match config.api_host() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
@@ -79,7 +73,7 @@ fn api_address(mut args: Arguments) -> Result<SocketAddr, String> {
     Ok(SocketAddr::new(ip, config.api.port))
 }
 
-/// The whole answer; it is short.
+/// The whole response; it is short.
 fn http_get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;

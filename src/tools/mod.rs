@@ -1,15 +1,18 @@
-//! The sub-commands, and the built-in echo chat server and simulated device they are made of.
+//! The sub-commands, and the echo chat server and simulated device that they use.
 
+mod addresses;
 pub mod check;
+mod command_line;
 pub mod credentials;
 pub mod demo;
 pub mod device;
 pub mod echo;
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod fake_gateway;
 pub mod health;
 pub mod probe;
 mod round_trip;
+mod step_report;
 mod terminal;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 mod tls_error;

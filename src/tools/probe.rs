@@ -1,4 +1,4 @@
-//! `probe`: acts as a device against any gateway, and says step by step what works.
+//! `probe`: acts as a device against any gateway, and reports step by step what works.
 
 mod call;
 mod diagnosis;
@@ -13,12 +13,16 @@ use pico_args::Arguments;
 
 use self::call::ProbeCall;
 use self::options::ProbeOptions;
-use self::report::{ProbeReporter, ProbeState, ProbeStep};
-use super::device::{CallParameters, DeviceError, DeviceErrorKind, DeviceStep, HELLO, SimulatedDevice};
+use self::report::{AUTHENTICATION, HELLO, MQTT, ProbeReporter, TCP, TLS};
+use super::command_line;
+use super::device::{
+    CallParameters, DeviceError, DeviceErrorKind, DeviceStep, HELLO as FIRMWARE_HELLO, SimulatedDevice,
+};
+use super::step_report::{self, message_type};
 use super::terminal::Terminal;
 use super::tls_error::TlsErrorCause;
 use crate::proto::identity::ClientId;
-use crate::proto::message::{self, JsonObject, Reader};
+use crate::proto::message::JsonObject;
 
 const HELP: &str = "\
 Act as a device against a gateway and say, step by step, what works: TCP, TLS, MQTT,
@@ -52,30 +56,21 @@ Environment:
 Exit code: 0 everything works, 1 something fails, 2 wrong usage.";
 
 /// Runs the sub-command with its own arguments.
-pub fn run(mut args: Arguments) -> ExitCode {
-    if args.contains(["-h", "--help"]) {
-        Terminal::stdout().print_line(HELP);
-        return ExitCode::SUCCESS;
-    }
-    let options = match ProbeOptions::parse(args) {
-        Ok(options) => options,
-        Err(error) => {
-            Terminal::stderr().print_line(&format!("probe: {error}; see probe --help"));
-            return ExitCode::from(2);
+pub fn run(args: Arguments) -> ExitCode {
+    command_line::run("probe", HELP, args, ProbeOptions::parse, |options| {
+        let terminal = if options.json { Terminal::stderr() } else { Terminal::stdout() };
+        let mut reporter = ProbeReporter::new(terminal, &options);
+        // A failure is in the report already.
+        let _ = probe(&options, &mut reporter);
+        let report = reporter.finish();
+        if options.json {
+            Terminal::stdout().print_line(&step_report::to_json(&report));
         }
-    };
-    let terminal = if options.json { Terminal::stderr() } else { Terminal::stdout() };
-    let mut reporter = ProbeReporter::new(terminal, &options);
-    // A stop is on the report already.
-    let _ = probe(&options, &mut reporter);
-    let report = reporter.finish();
-    if options.json {
-        Terminal::stdout().print_line(&report.to_json());
-    }
-    if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    })
 }
 
-/// The step that failed is on the report; there is no going on.
+/// A step failed and is in the report; the probe cannot continue.
 struct ProbeFailed;
 
 fn probe(options: &ProbeOptions, reporter: &mut ProbeReporter) -> Result<(), ProbeFailed> {
@@ -87,7 +82,7 @@ fn probe(options: &ProbeOptions, reporter: &mut ProbeReporter) -> Result<(), Pro
     Ok(())
 }
 
-/// Name and TCP: every address the name has is tried.
+/// Resolves the name and connects: every address of the name is tried.
 fn connect(
     options: &ProbeOptions,
     reporter: &mut ProbeReporter,
@@ -100,21 +95,14 @@ fn connect(
                 "Does the name {} exist? It may be spelt wrongly, or known to another network only.",
                 options.host
             ));
-            return Err(
-                reporter.fail(ProbeStep::Tcp, format!("the name {} does not resolve: {error}", options.host))
-            );
+            return Err(reporter.fail(TCP, format!("the name {} does not resolve: {error}", options.host)));
         }
     };
     let mut failures = Vec::new();
     for address in addresses {
         match SimulatedDevice::open(address, options.timeout) {
             Ok(device) => {
-                reporter.add_step(
-                    ProbeStep::Tcp,
-                    ProbeState::Ok,
-                    format!("connected to {address}"),
-                    Some(begin.elapsed()),
-                );
+                reporter.ok(TCP, format!("connected to {address}"), Some(begin.elapsed()));
                 return Ok((device, address));
             }
             Err(failure) => failures.push(format!("{address}: {}", failure.kind)),
@@ -123,10 +111,10 @@ fn connect(
     let port = options.port;
     reporter.add_hint(format!("Does the gateway run, and does it listen on port {port}, on an address that is reached from here (mqtt.host 0.0.0.0)?"));
     reporter.add_hint(format!("Does a firewall or a cloud's security group let TCP port {port} through?"));
-    Err(reporter.fail(ProbeStep::Tcp, failures.join("; ")))
+    Err(reporter.fail(TCP, failures.join("; ")))
 }
 
-/// TLS: the certificate is verified, as most devices do.
+/// TLS handshake; the certificate is verified, as most devices do.
 fn start_tls(
     device: SimulatedDevice,
     options: &ProbeOptions,
@@ -136,7 +124,7 @@ fn start_tls(
     match device.start_tls(&options.host, options.ca_pem.clone()) {
         Ok(device) => {
             let detail = format!("the certificate is good for {}", options.host);
-            reporter.add_step(ProbeStep::Tls, ProbeState::Ok, detail, Some(begin.elapsed()));
+            reporter.ok(TLS, detail, Some(begin.elapsed()));
             Ok(device)
         }
         Err(failure) => {
@@ -145,12 +133,12 @@ fn start_tls(
             for hint in hints {
                 reporter.add_hint(hint);
             }
-            Err(reporter.fail(ProbeStep::Tls, format!("{what} ({why})")))
+            Err(reporter.fail(TLS, format!("{what} ({why})")))
         }
     }
 }
 
-/// What was seen, and what to look at.
+/// What is wrong, and what to look at.
 fn diagnose_tls(cause: TlsErrorCause, options: &ProbeOptions) -> (String, Vec<String>) {
     let ProbeOptions { host, port, .. } = options;
     let (what, hints): (String, &[&str]) = match cause {
@@ -166,7 +154,7 @@ fn diagnose_tls(cause: TlsErrorCause, options: &ProbeOptions) -> (String, Vec<St
         TlsErrorCause::NameMismatch => (
             format!("the certificate is for another name than {host}"),
             &[
-                "Probe by the name in the certificate. The endpoint in the OTA answer must be that name too: a device looks as closely.",
+                "Probe by the name in the certificate. The endpoint in the OTA answer must be that name too: devices verify it in the same way.",
             ],
         ),
         TlsErrorCause::UnknownAuthority => (
@@ -184,7 +172,7 @@ fn diagnose_tls(cause: TlsErrorCause, options: &ProbeOptions) -> (String, Vec<St
         ),
         TlsErrorCause::NotBuiltIn | TlsErrorCause::Other => (
             "no TLS connection".into(),
-            &["Is this the gateway's mqtt.tls.port? Its log says from its side why a TLS connection failed."],
+            &["Is this the gateway's mqtt.tls.port? Its log says why the TLS connection failed on its side."],
         ),
     };
     (what, hints.iter().map(|hint| (*hint).to_owned()).collect())
@@ -198,36 +186,29 @@ fn log_in(
     let begin = Instant::now();
     match device.log_in(&options.login) {
         Ok(device) => {
-            reporter.add_step(
-                ProbeStep::Mqtt,
-                ProbeState::Ok,
-                "it speaks MQTT".into(),
-                Some(begin.elapsed()),
-            );
+            reporter.ok(MQTT, "it speaks MQTT", Some(begin.elapsed()));
             let how = if options.has_key { "signed credentials accepted" } else { "accepted without a key" };
-            reporter.add_step(ProbeStep::Authentication, ProbeState::Ok, how.into(), None);
+            reporter.ok(AUTHENTICATION, how, None);
             Ok(device)
         }
         Err(DeviceError { step: DeviceStep::Login, kind: seen }) => {
-            reporter.add_step(
-                ProbeStep::Mqtt,
-                ProbeState::Ok,
-                "it speaks MQTT".into(),
-                Some(begin.elapsed()),
-            );
+            reporter.ok(MQTT, "it speaks MQTT", Some(begin.elapsed()));
             if let DeviceErrorKind::LoginRefused(code) = seen {
                 for hint in login_hints(code, options) {
                     reporter.add_hint(hint);
                 }
             }
-            Err(reporter.fail(ProbeStep::Authentication, seen.to_string()))
+            Err(reporter.fail(AUTHENTICATION, seen.to_string()))
         }
         Err(failure) => {
             if !options.tls {
-                reporter.add_hint("Does this port speak TLS, as 8883 does? Then probe it with --tls.".into());
+                reporter.add_hint("Does this port speak TLS, as 8883 does? Then probe it with --tls.");
             }
-            reporter.add_hint(format!("Is {} the MQTT port? A tunnel or proxy may accept connections and have no gateway behind it.", options.port));
-            Err(reporter.fail(ProbeStep::Mqtt, failure.kind.to_string()))
+            reporter.add_hint(format!(
+                "Is {} the MQTT port? A tunnel or proxy may accept connections without a gateway behind it.",
+                options.port
+            ));
+            Err(reporter.fail(MQTT, failure.kind.to_string()))
         }
     }
 }
@@ -263,7 +244,7 @@ fn hello(
 ) -> Result<(CallParameters, ReceivedTexts), ProbeFailed> {
     let begin = Instant::now();
     reporter.progress("saying hello; the gateway now dials its chat server ...");
-    let answer = device.hello(HELLO);
+    let answer = device.hello(FIRMWARE_HELLO);
     let took = begin.elapsed();
     let mut texts = Vec::new();
     let until = Instant::now() + options.timeouts.refusal;
@@ -277,35 +258,30 @@ fn hello(
         Ok(parameters) if !ended => {
             let CallParameters { session_id, server, port, .. } = &parameters;
             let detail = format!("session {session_id}, audio goes to {server} port {port}");
-            reporter.add_step(ProbeStep::Hello, ProbeState::Ok, detail, Some(took));
+            reporter.ok(HELLO, detail, Some(took));
             Ok((parameters, texts.into_iter().map(|text| (0, text)).collect()))
         }
         Ok(_) => {
-            reporter.add_hint("The gateway reached no chat server, or its chat server refused the call: its log says which and why.".into());
-            Err(reporter
-                .fail(ProbeStep::Hello, format!("the gateway answered and ended the call at once{said_so}")))
+            reporter.add_hint("The gateway reached no chat server, or its chat server refused the call: its log says which and why.");
+            Err(reporter.fail(HELLO, format!("the gateway answered and ended the call at once{said_so}")))
         }
         Err(failure) => {
             match failure.kind {
-                DeviceErrorKind::Timeout(_) => reporter.add_hint("A device shows \"server timeout\" now. Does the gateway's chat server answer? The gateway's log says what it dials.".into()),
+                DeviceErrorKind::Timeout(_) => reporter.add_hint("A device shows \"server timeout\" now. Does the gateway's chat server answer? The gateway's log says what it dials."),
                 DeviceErrorKind::Closed => {
-                    reporter.add_hint("Some gateways accept any login and close the connection afterwards when the signature is bad: is the key right?".into());
+                    reporter.add_hint("Some gateways accept any login and close the connection afterwards when the signature is bad: is the key right?");
                     if !options.has_key {
-                        reporter.add_hint("No key was given: see --key.".into());
+                        reporter.add_hint("No key was given: see --key.");
                     }
                 }
                 _ => {}
             }
-            Err(reporter.fail(ProbeStep::Hello, format!("{}{said_so}", failure.kind)))
+            Err(reporter.fail(HELLO, format!("{}{said_so}", failure.kind)))
         }
     }
 }
 
-fn message_type(text: &str) -> String {
-    message::peek(text, Reader::Device).map(|peek| peek.kind.into_owned()).unwrap_or_default()
-}
-
-/// The words of an `alert`, or of the `error` that some gateways send.
+/// The text of an `alert`, or of the `error` that some gateways send.
 fn error_text(text: &str) -> Option<String> {
     let object = JsonObject::parse(text).ok()?;
     let kind = object.string("type")?;

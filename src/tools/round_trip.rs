@@ -1,26 +1,32 @@
-//! A device speaks into a call for a while, and counts what comes back.
+//! Sends audio into a call, and counts what comes back.
 
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use super::device::test_audio;
-use super::device::{Call, DeviceError, SimulatedDevice};
-use crate::proto::message::{self, Reader};
+use super::device::{Call, DeviceError, DeviceErrorKind, SimulatedDevice, test_audio};
+use super::step_report::message_type;
 
-/// A device's frame.
-pub(super) const PACKET_INTERVAL: Duration = Duration::from_millis(60);
-/// Wait slices: short enough for a smooth view and for text that comes meanwhile.
+/// The duration of a device's frame.
+const PACKET_INTERVAL: Duration = Duration::from_millis(60);
+/// Packets of so many seconds.
+pub(super) fn packets_in(seconds: u32) -> u32 {
+    (Duration::from_secs(seconds.into()).as_millis() / PACKET_INTERVAL.as_millis()) as u32
+}
+
+/// The longest single wait: short enough for a smooth display and for text that arrives meanwhile.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// Texts kept: far more than a call of a few seconds brings.
+/// Texts kept: far more than a call of a few seconds has.
 const MAX_TEXTS: usize = 1000;
 
-/// What was said and heard so far.
+/// What was sent and received so far.
+#[derive(Default)]
 pub(super) struct RoundTripTest {
-    start: Instant,
     /// Packets sent; their numbers are 0 to `sent`.
     pub(super) sent: u32,
     /// Packets of ours that came back, each counted once.
     pub(super) echoed: u32,
-    echo_received: Vec<bool>,
+    /// For each packet, when it was sent and whether it came back.
+    packets: Vec<(Instant, bool)>,
     /// Audio packets from the gateway, ours or not.
     pub(super) received: u64,
     /// One for each packet that came back, in their order.
@@ -36,26 +42,11 @@ pub(super) struct RoundTripTest {
 }
 
 impl RoundTripTest {
-    pub(super) fn new() -> Self {
-        Self {
-            start: Instant::now(),
-            sent: 0,
-            echoed: 0,
-            echo_received: Vec::new(),
-            received: 0,
-            round_trips: Vec::new(),
-            texts: Vec::new(),
-            port_unreachable: false,
-            udp_error: None,
-            call_ended: false,
-        }
-    }
-
     /// Sends `packets` packets, one each [`PACKET_INTERVAL`], and listens for `linger` after the last. `tick` is called about every
     /// 20 ms. Ends early when the gateway says goodbye.
     ///
     /// # Errors
-    /// When the MQTT connection ends. Errors of the audio socket are noted and gone over.
+    /// When the MQTT connection ends. Errors of the audio socket are recorded and do not end the test.
     pub(super) fn send_audio(
         &mut self,
         device: &mut SimulatedDevice,
@@ -66,12 +57,12 @@ impl RoundTripTest {
     ) -> Result<(), DeviceError> {
         let first = Instant::now();
         for i in 0..packets {
-            let packet = test_audio::packet(self.sent, self.start.elapsed().as_micros() as u64);
-            if let Err(failure) = call.send(0, &packet) {
-                self.on_udp_error(&failure);
+            let sent_at = Instant::now();
+            if let Err(error) = call.send(0, &test_audio::packet(self.sent, 0)) {
+                self.on_udp_error(&error);
             }
             self.sent += 1;
-            self.echo_received.push(false);
+            self.packets.push((sent_at, false));
             self.receive_until(device, call, first + PACKET_INTERVAL * (i + 1), &mut tick, |_| false)?;
             if self.call_ended {
                 return Ok(());
@@ -100,7 +91,7 @@ impl RoundTripTest {
                 Ok(None) => {}
                 Err(failure) => {
                     self.on_udp_error(&failure);
-                    // The error may come at once, again and again.
+                    // The error may return at once, again and again.
                     std::thread::sleep(left.min(POLL_INTERVAL));
                 }
             }
@@ -114,13 +105,13 @@ impl RoundTripTest {
         }
     }
 
-    /// Packets overtaken by later ones, or never to come: those in flight are not among them.
+    /// Packets missing before the newest one that came back; packets in flight are not counted.
     pub(super) fn lost_so_far(&self) -> u32 {
-        let highest = self.echo_received.iter().rposition(|came| *came).map_or(0, |i| i as u32 + 1);
+        let highest = self.packets.iter().rposition(|(_, came_back)| *came_back).map_or(0, |i| i as u32 + 1);
         highest - self.echoed
     }
 
-    /// The round trip that a share (0 to 1) of all stayed within.
+    /// The round trip that a share (0 to 1) of all packets did not exceed.
     pub(super) fn percentile(&self, share: f64) -> Option<Duration> {
         let mut sorted = self.round_trips.clone();
         sorted.sort_unstable();
@@ -130,31 +121,28 @@ impl RoundTripTest {
 
     fn on_audio(&mut self, payload: &[u8]) {
         self.received += 1;
-        let Some((number, micros)) = test_audio::parse(payload) else { return };
-        if let Some(came @ false) = self.echo_received.get_mut(number as usize) {
-            *came = true;
+        let Some((number, _)) = test_audio::parse(payload) else { return };
+        if let Some((sent_at, came_back @ false)) = self.packets.get_mut(number as usize) {
+            *came_back = true;
             self.echoed += 1;
-            let said = self.start + Duration::from_micros(micros);
-            self.round_trips.push(said.elapsed());
+            self.round_trips.push(sent_at.elapsed());
         }
     }
 
     fn on_text(&mut self, text: String) {
-        self.call_ended |= message::peek(&text, Reader::Device).is_ok_and(|peek| peek.kind == "goodbye");
+        self.call_ended |= message_type(&text) == "goodbye";
         if self.texts.len() < MAX_TEXTS {
             self.texts.push((self.sent, text));
         }
     }
 
-    fn on_udp_error(&mut self, failure: &DeviceError) {
-        match &failure.kind {
-            super::device::DeviceErrorKind::Io(error)
-                if error.kind() == std::io::ErrorKind::ConnectionRefused =>
-            {
+    fn on_udp_error(&mut self, error: &DeviceError) {
+        match &error.kind {
+            DeviceErrorKind::Io(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 self.port_unreachable = true;
             }
             // Windows reports the same refusal as a reset.
-            super::device::DeviceErrorKind::Closed => self.port_unreachable = true,
+            DeviceErrorKind::Closed => self.port_unreachable = true,
             other => self.udp_error = Some(other.to_string()),
         }
     }

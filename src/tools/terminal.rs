@@ -1,8 +1,8 @@
-//! What the sub-commands show: lines that stay, and on a terminal a block that is redrawn in place.
+//! Output of the sub-commands: lines, and on a terminal a block that is redrawn in place.
 
 use std::io::{self, IsTerminal, Write};
 
-/// An output for people. Its reader may go away at any time: that is no error.
+/// An output for people. A closed pipe is not an error.
 pub(super) struct Terminal {
     out: Box<dyn Write>,
     is_interactive: bool,
@@ -12,21 +12,16 @@ pub(super) struct Terminal {
 
 impl Terminal {
     pub(super) fn stdout() -> Self {
-        let out = io::stdout();
-        Self {
-            is_interactive: supports_cursor_control(out.is_terminal()),
-            out: Box::new(out),
-            drawn_lines: 0,
-        }
+        Self::new(io::stdout())
     }
 
     pub(super) fn stderr() -> Self {
-        let out = io::stderr();
-        Self {
-            is_interactive: supports_cursor_control(out.is_terminal()),
-            out: Box::new(out),
-            drawn_lines: 0,
-        }
+        Self::new(io::stderr())
+    }
+
+    fn new(out: impl Write + IsTerminal + 'static) -> Self {
+        let is_interactive = supports_cursor_control(out.is_terminal());
+        Self { is_interactive, out: Box::new(out), drawn_lines: 0 }
     }
 
     /// True when [`Self::redraw`] shows anything.
@@ -34,7 +29,7 @@ impl Terminal {
         self.is_interactive
     }
 
-    /// Prints a line that stays, in the place of the block.
+    /// Prints a line in the place of the block.
     pub(super) fn print_line(&mut self, line: &str) {
         let text = format!("{}{line}\n", self.erase());
         self.write(&text);
@@ -49,7 +44,7 @@ impl Terminal {
         }
     }
 
-    /// Leaves the block where it is: it stays, and what follows goes below.
+    /// Keeps the block on the screen; further output goes below it.
     pub(super) fn keep_block(&mut self) {
         self.drawn_lines = 0;
     }
@@ -70,7 +65,7 @@ impl Terminal {
 
 fn supports_cursor_control(terminal: bool) -> bool {
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    // The old Windows console shows control sequences as text; Windows Terminal says that it is there.
+    // The old Windows console shows control sequences as text; Windows Terminal sets WT_SESSION.
     let old_console = cfg!(windows) && std::env::var_os("WT_SESSION").is_none();
     terminal && !dumb && !old_console
 }

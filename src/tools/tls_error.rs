@@ -1,4 +1,4 @@
-//! What is wrong with a TLS connection, told from the words of the platforms' libraries.
+//! The cause of a TLS error, derived from the messages of the platforms' libraries.
 
 /// The likeliest cause.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub(super) enum TlsErrorCause {
     NotYetValid,
     /// The certificate is for another host.
     NameMismatch,
-    /// Nobody who is trusted here vouches for the certificate.
+    /// The certificate was not issued by a trusted authority.
     UnknownAuthority,
     /// The port speaks something else.
     NotTls,
@@ -17,7 +17,7 @@ pub(super) enum TlsErrorCause {
 }
 
 impl TlsErrorCause {
-    /// From what the library said.
+    /// The likeliest cause of a library's error message.
     pub(super) fn from_message(why: &str) -> Self {
         let why = why.to_ascii_lowercase();
         let has = |parts: &[&str]| parts.iter().any(|part| why.contains(part));

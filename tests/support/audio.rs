@@ -1,4 +1,4 @@
-//! The audio of a call as a device sees it, with OpenSSL's AES.
+//! The device's side of a call's audio, with OpenSSL's AES.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
@@ -38,7 +38,7 @@ fn word(bytes: &[u8]) -> u32 {
     u32::from_be_bytes(bytes[..4].try_into().unwrap())
 }
 
-/// What the hello reply told, and a socket to use it with.
+/// The parameters of a hello reply, and a socket to use them.
 #[derive(Debug)]
 pub struct Call {
     pub reply: Value,
@@ -51,7 +51,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// Takes the hello reply as the firmware does, which is strict about every field.
+    /// Parses the hello reply as strictly as the firmware.
     pub fn new(reply: Value) -> Self {
         assert_eq!((&reply["type"], &reply["transport"]), (&"hello".into(), &"udp".into()), "{reply}");
         let udp = &reply["udp"];
@@ -110,7 +110,7 @@ impl Call {
             self.udp.set_read_timeout(Some(remaining(end))).unwrap();
             match self.udp.recv_from(&mut buffer) {
                 Ok((n, from)) => {
-                    // The firmware's socket is connected: what comes from elsewhere never reaches it.
+                    // The firmware's socket is connected: packets from elsewhere do not reach it.
                     assert_eq!(from, self.gateway);
                     let header: [u8; 16] = buffer[..16].try_into().unwrap();
                     assert_eq!(header[0], 1, "type");

@@ -1,9 +1,9 @@
-//! Byte tables as text: hexadecimal digits, with short forms for what would be tedious to write or to read.
+//! Byte tables as text: hexadecimal digits, with short forms.
 //!
-//! `0a ff` bytes; `00*100` a byte so many times; `'text'` its bytes; `(text)` the same behind two bytes of length;
-//! `[ .. ]` bytes behind their length, as the protocol writes one; `{name}` what the test has for it.
+//! `0a ff` bytes; `00*100` a repeated byte; `'text'` its bytes; `(text)` the same after its length in two bytes;
+//! `[ .. ]` bytes after their length in the protocol's format; `{name}` a value of the test.
 
-/// The bytes of a line. `length` writes the length of what is in brackets; `named` says what a name stands for.
+/// The bytes of a line. `length` encodes the length of brackets; `named` returns the bytes for a name.
 pub fn parse_bytes(line: &str, length: fn(usize) -> Vec<u8>, named: &dyn Fn(&str) -> Vec<u8>) -> Vec<u8> {
     let mut open: Vec<Vec<u8>> = vec![Vec::new()];
     let mut rest = line.trim_start();

@@ -27,20 +27,20 @@ impl ChatServer {
         Self::listen(None)
     }
 
-    /// One behind TLS.
+    /// With TLS.
     pub fn start_tls(acceptor: SslAcceptor) -> Self {
         Self::listen(Some(acceptor))
     }
 
-    /// One that is back on its old port.
+    /// On a port that was used before.
     pub fn start_at(addr: SocketAddr) -> Self {
         Self::from_listener(TcpListener::bind(addr).unwrap(), None)
     }
 
-    /// One whose connections hold little that was not read.
+    /// With small receive buffers.
     pub fn start_with_small_buffer() -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        // What is accepted inherits it, before the first window is told.
+        // Accepted connections inherit it, before the first window is announced.
         socket2::SockRef::from(&listener).set_recv_buffer_size(4096).unwrap();
         Self::from_listener(listener, None)
     }
@@ -81,7 +81,7 @@ impl ChatServer {
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let stream = match &self.tls {
             None => Stream::Plain(stream),
-            // A client that does not trust us ends the handshake: what follows finds the connection closed.
+            // A client that does not trust the certificate ends the handshake; later reads find the connection closed.
             Some(acceptor) => match acceptor.accept(stream) {
                 Ok(stream) => Stream::Tls(Box::new(stream)),
                 Err(_) => Stream::HandshakeFailed,
@@ -90,12 +90,12 @@ impl ChatServer {
         Some(Peer { stream, inbox: Vec::new(), masking_keys: Vec::new() })
     }
 
-    /// Whether nobody waits to be accepted.
+    /// Whether no connection waits to be accepted.
     pub fn is_idle(&self) -> bool {
         self.accepted.try_recv().is_err()
     }
 
-    /// Lets every connection of now on be handled by `handle`, each in a thread of its own.
+    /// Handles every further connection with `handle`, each in its own thread.
     pub fn serve(self, handle: impl Fn(Peer) + Send + Sync + 'static) {
         let handle = Arc::new(handle);
         thread::spawn(move || {
@@ -216,7 +216,7 @@ impl Peer {
         request
     }
 
-    /// Reads the request and agrees to it.
+    /// Reads the request and accepts it.
     pub fn upgrade(&mut self) -> Request {
         let request = self.request();
         let answer = upgrade_response(&request);
@@ -224,7 +224,7 @@ impl Peer {
         request
     }
 
-    /// Agrees to the upgrade unless the gateway has given this connection up.
+    /// Accepts the upgrade unless the gateway has abandoned this connection.
     pub fn try_upgrade(&mut self) -> bool {
         let end = Instant::now() + TIMEOUT;
         while !self.inbox.ends_with(b"\r\n\r\n") {
@@ -266,7 +266,7 @@ impl Peer {
         self.message_within(TIMEOUT).expect("no message from the gateway")
     }
 
-    /// `None` when nothing came.
+    /// `None` when nothing arrived.
     pub fn message_within(&mut self, limit: Duration) -> Option<Message> {
         let end = Instant::now() + limit;
         loop {
@@ -298,7 +298,7 @@ impl Peer {
         }
     }
 
-    /// Waits for the gateway's Close with this code, with nothing but its goodbye before, answers it, and sees the end.
+    /// Waits for the gateway's Close with this code, with only a goodbye before it, and answers it; the goodbye.
     pub fn expect_close(&mut self, code: u16) -> Option<Value> {
         let mut goodbye = None;
         loop {
@@ -320,7 +320,7 @@ impl Peer {
         }
     }
 
-    /// Whether the connection ended, however.
+    /// Waits for the end of the connection.
     pub fn expect_end(&mut self) {
         assert_eq!(self.message(), Message::End);
     }
@@ -351,12 +351,12 @@ impl Peer {
         self.send_raw(&frame(opcode, payload));
     }
 
-    /// Sends to a gateway that may have hung up meanwhile.
+    /// Sends; the gateway may have closed the connection.
     pub fn try_frame(&mut self, opcode: u8, payload: &[u8]) {
         let _ = self.stream.write_all(&frame(opcode, payload));
     }
 
-    /// Sends to a gateway that may hang up before it has read all.
+    /// Sends; the gateway may close the connection before it has read everything.
     pub fn try_raw(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
@@ -384,7 +384,7 @@ impl Peer {
         }
     }
 
-    /// Says nothing and understands nothing until the gateway ends the connection.
+    /// Reads and ignores everything until the gateway closes the connection.
     pub fn ignore_until_closed(mut self) {
         let end = Instant::now() + TIMEOUT;
         while self.fill(end) == Some(true) {
@@ -392,7 +392,7 @@ impl Peer {
         }
     }
 
-    /// Keeps the system from taking in much that is not read.
+    /// Limits how much the system receives before it is read.
     pub fn shrink_receive_buffer(&self) {
         let tcp = self.stream.tcp().unwrap();
         socket2::SockRef::from(tcp).set_recv_buffer_size(128 * 1024).unwrap();
@@ -432,7 +432,7 @@ impl Peer {
         }
     }
 
-    /// Cuts the first frame off the inbox: whole messages only, and masked, as every client's must be (section 5.3).
+    /// Takes the first frame from the inbox: unfragmented, and masked as a client's must be (section 5.3).
     fn parse_frame(&mut self) -> Option<Message> {
         let [first, second, ..] = *self.inbox.as_slice() else { return None };
         assert_eq!(first & 0xf0, 0x80, "a fragment, or reserved bits");
@@ -468,7 +468,8 @@ pub fn audio_frame(timestamp: u32, opus: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
+/// A whole message in one frame, not masked.
+pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0x80 | opcode];
     match payload.len() {
         length @ ..126 => bytes.push(length as u8),
@@ -485,7 +486,7 @@ fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The head that agrees to an upgrade (section 4.2.2).
+/// The response that accepts an upgrade (section 4.2.2).
 pub fn upgrade_response(request: &Request) -> String {
     format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n\r\n",
@@ -493,7 +494,7 @@ pub fn upgrade_response(request: &Request) -> String {
     )
 }
 
-/// What proves that a server has read this request.
+/// The Sec-WebSocket-Accept for this request.
 pub fn accept(request: &Request) -> String {
     let key = request.header("sec-websocket-key").unwrap();
     let hash = openssl::sha::sha1(format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11").as_bytes());

@@ -1,4 +1,4 @@
-//! A device: an MQTT connection that is let in, and calls.
+//! A device: an accepted MQTT connection, and calls.
 
 use std::net::SocketAddr;
 
@@ -34,7 +34,7 @@ impl Device {
         self.mqtt.json()
     }
 
-    /// Says hello, and lets the chat server greet; a call with both ends in hand.
+    /// Starts a call: the device says hello, and the chat server answers it. Returns both ends.
     pub fn call(&mut self, server: &ChatServer) -> (Call, Peer) {
         self.send_text(HELLO);
         let mut peer = server.accept();
@@ -48,7 +48,7 @@ impl Device {
         Call::new(self.json())
     }
 
-    /// Waits for the goodbye that must come next, with this session id.
+    /// The next message must be a goodbye with this session id.
     pub fn expect_goodbye(&mut self, session_id: &str) {
         assert_eq!(self.json(), serde_json::json!({"type": "goodbye", "session_id": session_id}));
     }

@@ -1,4 +1,4 @@
-//! Chat servers that fail before their hello, in every way there is, and what a device then hears.
+//! Chat servers that fail before their hello, and the alert that a device then gets.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ pub enum ServerFault {
     Unresolvable,
 }
 
-/// Those that show at once.
+/// Faults that are noticed at once.
 pub const IMMEDIATE_FAULTS: [ServerFault; 14] = [
     ServerFault::Refused,
     ServerFault::Reset,
@@ -48,7 +48,7 @@ pub const IMMEDIATE_FAULTS: [ServerFault; 14] = [
     ServerFault::Goodbye,
 ];
 
-/// Those that show by a deadline only.
+/// Faults that are only noticed by a time limit.
 pub const STALLING_FAULTS: [ServerFault; 5] = [
     ServerFault::StallsBeforeTls,
     ServerFault::StallsAtUpgrade,
@@ -57,13 +57,13 @@ pub const STALLING_FAULTS: [ServerFault; 5] = [
     ServerFault::StallsAtConnect,
 ];
 
-/// A URL that fails so, and what keeps it failing.
+/// The URL of a server with this fault, and what must be kept alive for it.
 pub fn start_faulty_server(fault: ServerFault) -> (String, Vec<Box<dyn std::any::Any + Send>>) {
     match fault {
         ServerFault::Refused => return (format!("ws://{}/", closed_port()), Vec::new()),
         ServerFault::Unresolvable => return ("ws://does-not-exist.invalid/".to_owned(), Vec::new()),
         ServerFault::StallsAtConnect => {
-            // A queue of one place that is taken: further SYNs are dropped.
+            // The accept queue has one place, which is taken: further SYNs are dropped.
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
             socket.listen(0).unwrap();
@@ -137,7 +137,7 @@ fn run_fault(mut peer: Peer, fault: ServerFault) {
     }
 }
 
-/// The device is told in words, ends the call, and can call again; how long that took.
+/// The device gets an alert, a hello reply and a goodbye; returns how long the alert took.
 pub fn assert_failure_alert(device: &mut Device) -> Duration {
     let start = Instant::now();
     device.send_text(HELLO);
@@ -147,7 +147,7 @@ pub fn assert_failure_alert(device: &mut Device) -> Duration {
     for key in ["status", "message", "emotion"] {
         assert!(alert[key].as_str().is_some_and(|text| !text.is_empty()), "{alert}");
     }
-    // A complete hello, so that the device's wait ends, and goodbye.
+    // A complete hello reply, so that the device stops waiting, and a goodbye.
     let call = device.hello_reply();
     device.expect_goodbye(&call.session_id);
     device.mqtt.assert_nothing_pending();

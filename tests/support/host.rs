@@ -1,4 +1,4 @@
-//! What the system tells of a process and its sockets, and addresses of its loopback network.
+//! What the system reports about processes and sockets, and connections from other loopback addresses.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -12,7 +12,7 @@ use super::chat_server::Peer;
 use super::device::{Device, client_id, mac};
 use super::mqtt::{Client, Connect};
 
-/// A TCP connection that leaves from this address of ours.
+/// A TCP connection from this local address.
 pub fn connect_from(ip: [u8; 4], to: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(IpAddr::from(ip), 0).into()).unwrap();
@@ -20,10 +20,10 @@ pub fn connect_from(ip: [u8; 4], to: SocketAddr) -> TcpStream {
     socket.into()
 }
 
-/// A TCP connection that holds little that was not read.
+/// A TCP connection with a small receive buffer.
 pub fn connect_with_small_buffer(to: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    // Before the first window is told.
+    // Before the first window is announced.
     socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(&to.into()).unwrap();
     socket.into()
@@ -41,8 +41,8 @@ pub fn resident_kib(pid: u32) -> usize {
     line.trim().split(' ').next().unwrap().parse().unwrap()
 }
 
-/// Runs a test in a network and with mounts of its own, where it may break what it likes. Where the system does not allow
-/// that, says so and skips the test.
+/// Runs a test in its own network and mount namespace, which it can change freely. If the system does not allow
+/// that, prints a message and skips the test.
 #[cfg(target_os = "linux")]
 pub fn in_network_namespace(test: impl FnOnce() + Send) {
     use nix::mount::{MsFlags, mount};
@@ -54,7 +54,7 @@ pub fn in_network_namespace(test: impl FnOnce() + Send) {
             .map_err(|error| error.to_string())?;
         run("ip link set lo up")
     };
-    // A thread of its own: what it left, it cannot enter again.
+    // A separate thread, because a thread cannot leave the namespace again.
     let inside = || match alone() {
         Ok(()) => test(),
         Err(error) => {
@@ -82,7 +82,7 @@ pub fn run(line: &str) -> Result<(), String> {
     }
 }
 
-/// Waits until something that changes by itself is so.
+/// Polls until the condition holds.
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + TIMEOUT;
     while !holds() {
@@ -91,7 +91,7 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A device whose MQTT connection comes from this address of ours.
+/// A device whose MQTT connection comes from this local address.
 pub fn device_from(ip: [u8; 4], gateway: SocketAddr, number: u8) -> Device {
     device_over(connect_from(ip, gateway), number)
 }
@@ -100,13 +100,12 @@ pub fn device_from(ip: [u8; 4], gateway: SocketAddr, number: u8) -> Device {
 pub fn device_over(stream: impl Into<Client>, number: u8) -> Device {
     let client_id = client_id(number);
     let mut mqtt = stream.into();
-    mqtt.send(&Connect::new(&client_id).packet());
-    assert_eq!(mqtt.packet().body, [0, 0]);
+    assert_eq!(mqtt.connack_code(&Connect::new(&client_id)), 0);
     Device { mqtt, mac: mac(number), client_id }
 }
 
-/// What the system says of the TCP connection of this process between these two addresses, seen from the first: its
-/// line in /proc/net/tcp, word by word.
+/// The fields of the line in /proc/net/tcp for the TCP connection between these two addresses, as seen from the
+/// first.
 #[cfg(target_os = "linux")]
 pub fn proc_net_tcp_entry(local: SocketAddr, remote: SocketAddr) -> Vec<String> {
     let end = |addr: SocketAddr| match addr.ip() {
@@ -119,8 +118,8 @@ pub fn proc_net_tcp_entry(local: SocketAddr, remote: SocketAddr) -> Vec<String> 
     line.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Lets the device say texts to a chat server that does not read, until the system takes no more of the gateway, so
-/// that the last of them wait in the gateway itself. Returns how many there were, numbered from 0.
+/// Sends texts to a chat server that does not read, until the system's buffers are full and the last of them wait
+/// in the gateway itself. Returns the number of texts, which are numbered from 0.
 #[cfg(target_os = "linux")]
 pub fn fill_send_buffers(device: &mut Device, peer: &mut Peer) -> usize {
     const LONG: usize = 60_000;
@@ -128,13 +127,13 @@ pub fn fill_send_buffers(device: &mut Device, peer: &mut Peer) -> usize {
     let (server, gateway) = (tcp.local_addr().unwrap(), tcp.peer_addr().unwrap());
     let (mut before, mut grown) = (0, LONG);
     for n in 0.. {
-        // Whatever the server sends lets the system think again about how much it takes.
+        // Data from the server lets the system adjust its send buffer.
         peer.send_text(r#"{"type":"stt"}"#);
         device.json();
         let text = serde_json::json!({"type": "custom", "n": n, "filler": "x".repeat(LONG)});
         device.send_text(&text.to_string());
         device.mqtt.assert_nothing_pending();
-        // Half a text or more waits, and now a whole one behind it: there is room for two.
+        // At least half a text waits, and now a whole one behind it: there is room for two.
         if grown < LONG / 2 && n > 3 {
             return n + 1;
         }

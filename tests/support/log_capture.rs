@@ -1,4 +1,4 @@
-//! What gateways in this process have logged, by the text that tells one test's lines from another's: a client id, or
+//! The log lines of gateways in this process, filtered by a text that only one test's lines contain: a client id, or
 //! the URL of a chat server.
 
 use std::sync::{Condvar, Mutex, Once};
@@ -12,7 +12,7 @@ static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static LINE_ADDED: Condvar = Condvar::new();
 static START: Once = Once::new();
 
-/// The lines with one text in them, from now on. Must exist before the gateway that writes them.
+/// The lines with this text, from now on. Create it before the gateway.
 pub struct LogCapture {
     filter: String,
     from: usize,
@@ -41,7 +41,7 @@ impl LogCapture {
             if Instant::now() >= end {
                 let about: Vec<_> =
                     lines.iter().filter(|line| line.contains(&self.filter)).cloned().collect();
-                // The other tests go on.
+                // Do not poison the lock for other tests.
                 drop(lines);
                 panic!("no {part:?} about {:?} in {about:#?}", self.filter);
             }
@@ -49,7 +49,7 @@ impl LogCapture {
         }
     }
 
-    /// How many lines with this in them there are after those that were waited for.
+    /// The number of lines with this text after the last one that was waited for.
     pub fn count(&self, part: &str) -> usize {
         let lines = LINES.lock().unwrap();
         lines[self.from..].iter().filter(|line| line.contains(part) && line.contains(&self.filter)).count()

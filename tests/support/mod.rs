@@ -1,8 +1,8 @@
-//! What the integration tests share: a gateway on free loopback ports, and peers of it that have nothing in common with
+//! Shared parts of the integration tests: a gateway on free loopback ports, and its peers, which use none of
 //! its code.
 //!
-//! The gateway is what runs at the same time; a test plays its device and its chat server in turn, on blocking sockets,
-//! so what comes next is always known. Every wait has a deadline, and no wait is for time to pass.
+//! The gateway runs in its own thread; a test acts as device and chat server in turn, on blocking sockets,
+//! so the order is always known. Every wait has a deadline, and tests do not wait for time to pass.
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
@@ -13,25 +13,26 @@ use std::time::{Duration, Instant};
 use mqtt_websocket_proxy::config::{ChatServerConfig, Config, PublicIp};
 use mqtt_websocket_proxy::net::Running;
 
+pub mod admin;
 pub mod audio;
 pub mod byte_table;
 pub mod chat_server;
 pub mod device;
 pub mod faulty_server;
 pub mod host;
+pub mod http;
 pub mod log_capture;
 pub mod mqtt;
 pub mod parallel;
 pub mod process;
 pub mod tls;
 
-/// How long anything may take that is expected to happen at once: long, since the machine may be busy.
+/// The time limit for anything that should happen at once: long, since the machine may be busy.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A configuration for tests: free ports on loopback, these chat servers, and no questions about tools.
+/// A configuration for tests: free loopback ports, these chat servers, and no tool discovery.
 pub fn config<U: AsRef<str>>(urls: &[U]) -> Config {
     let mut config = Config::default();
-    // A reload brings its level along for all gateways of the process.
     config.logging.level = log::LevelFilter::Debug;
     config.mqtt.host = [127, 0, 0, 1].into();
     config.mqtt.port = 0;
@@ -59,7 +60,7 @@ pub fn gateway_with<U: AsRef<str>>(urls: &[U], change: impl FnOnce(&mut Config))
     Running::start(config, None).unwrap()
 }
 
-/// An address of this machine that no other process thinks of, so that a port that is free on it stays free.
+/// A loopback address that only this process uses, so that a free port on it stays free.
 pub fn process_loopback_ip() -> Ipv4Addr {
     if !cfg!(target_os = "linux") {
         return Ipv4Addr::LOCALHOST;
@@ -68,12 +69,12 @@ pub fn process_loopback_ip() -> Ipv4Addr {
     Ipv4Addr::new(127, 64 | a, b, c)
 }
 
-/// The address of a port that nobody listens on.
+/// The address of a port on which nothing listens.
 pub fn closed_port() -> SocketAddr {
     TcpListener::bind((process_loopback_ip(), 0)).unwrap().local_addr().unwrap()
 }
 
-/// What is left until `end`, never zero: sockets take zero as for ever.
+/// The time left until `end`, never zero, which would mean no timeout for sockets.
 pub fn remaining(end: Instant) -> Duration {
     end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }

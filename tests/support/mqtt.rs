@@ -1,4 +1,4 @@
-//! An MQTT client that works on bytes: it sends what it is told, right or wrong, and cuts what comes into packets.
+//! An MQTT client on bytes: it sends anything, valid or not, and splits the input into packets.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -20,7 +20,7 @@ pub const PINGREQ: [u8; 2] = [0xc0, 0];
 pub const PINGRESP: [u8; 2] = [0xd0, 0];
 pub const DISCONNECT: [u8; 2] = [0xe0, 0];
 
-/// A packet: its first byte, and what follows the remaining length.
+/// A packet: its first byte, and the bytes after the remaining length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
     pub first: u8,
@@ -28,6 +28,11 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// A CONNACK with this return code, and no session present.
+    pub fn connack(code: u8) -> Self {
+        Self { first: CONNACK, body: vec![0, code] }
+    }
+
     /// The topic and payload of a PUBLISH with QoS 0.
     pub fn message(&self) -> (&str, &str) {
         assert_eq!(self.first, PUBLISH, "{self:?}");
@@ -44,7 +49,7 @@ pub struct Client {
     inbox: Vec<u8>,
 }
 
-/// What a connection is made of.
+/// The transport of a connection.
 #[derive(Debug)]
 pub enum ClientStream {
     Plain(TcpStream),
@@ -84,7 +89,7 @@ impl Write for ClientStream {
     }
 }
 
-/// Why no packet came.
+/// Why no packet arrived.
 #[derive(Debug, PartialEq, Eq)]
 pub enum PacketError {
     Closed,
@@ -96,19 +101,27 @@ impl Client {
         TcpStream::connect_timeout(&gateway, TIMEOUT).unwrap().into()
     }
 
-    /// Opens a connection and is let in.
+    /// Opens a connection and logs in.
     pub fn log_in(gateway: SocketAddr, connect: &Connect) -> Self {
         let mut client = Self::open(gateway);
-        client.send(&connect.packet());
-        assert_eq!(client.packet(), Packet { first: CONNACK, body: vec![0, 0] });
+        assert_eq!(client.connack_code(connect), 0);
         client
+    }
+
+    /// Sends CONNECT and reads the return code of its answer.
+    pub fn connack_code(&mut self, connect: &Connect) -> u8 {
+        self.send(&connect.packet());
+        let packet = self.packet();
+        let code = packet.body[1];
+        assert_eq!(packet, Packet::connack(code));
+        code
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Sends to a gateway that may have closed the connection meanwhile.
+    /// Sends; the gateway may have closed the connection.
     pub fn try_send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
@@ -171,7 +184,7 @@ impl Client {
         serde_json::from_str(&self.text()).unwrap()
     }
 
-    /// All that the gateway had to say so far has been read: its answer to a ping comes next.
+    /// Nothing else arrives before the answer to a ping.
     pub fn assert_nothing_pending(&mut self) {
         self.send(&PINGREQ);
         assert_eq!(self.packet(), Packet { first: PINGRESP[0], body: Vec::new() });
@@ -220,7 +233,7 @@ fn parse_packet(bytes: &[u8]) -> Option<(Packet, usize)> {
     Some((Packet { first, body }, 1 + i + length))
 }
 
-/// What goes into a CONNECT. The default is what the firmware sends.
+/// The fields of a CONNECT. The default is like the firmware's.
 #[derive(Clone, Debug)]
 pub struct Connect {
     pub name: &'static str,
@@ -248,7 +261,7 @@ impl Connect {
         }
     }
 
-    /// With the password that a gateway with this key lets in.
+    /// With the password for a gateway with this key.
     pub fn signed(client_id: &str, key: &str) -> Self {
         let mut connect = Self::new(client_id);
         connect.password = Some(password(key, client_id, &user_name()).into_bytes());
@@ -305,7 +318,7 @@ pub fn packet(first: u8, body: &[u8]) -> Vec<u8> {
     [&[first], &remaining_length(body.len())[..], body].concat()
 }
 
-/// A length in seven bits a byte, lowest first.
+/// A length with seven bits per byte, lowest first.
 pub fn remaining_length(mut length: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {

@@ -1,12 +1,12 @@
-//! MQTT once more: another decoder's reading of the same bytes.
+//! A second MQTT decoder for comparison.
 
 use mqtt_websocket_proxy::proto::mqtt::{Malformed, Packet, ProtocolLevel, decode};
 use rumqttc::mqttbytes::{self, v4};
 
 const MAX: usize = 65_536;
 
-/// Packet for packet of a client, as long as both decoders go on: what this gateway takes, rumqttc's codec takes for the
-/// same; what it takes and this gateway refuses, is refused for a reason that is known.
+/// Compares the packets of a client while both decoders continue: rumqttc's codec decodes what this gateway accepts to
+/// the same; what only rumqttc accepts, this gateway refuses for a known reason.
 pub(crate) fn agrees(mut bytes: &[u8]) {
     loop {
         let own = decode(bytes, MAX);
@@ -36,16 +36,16 @@ fn other(bytes: &[u8]) -> (Result<v4::Packet, mqttbytes::Error>, usize) {
     (read, bytes.len() - stream.len())
 }
 
-/// What rumqttc refuses although the standard does not.
+/// What rumqttc refuses although the standard allows it.
 fn is_theirs(packet: &Packet<'_>) -> bool {
     match packet {
-        // It takes a password for text.
+        // It requires a password to be text.
         Packet::Connect(connect) => connect.password.is_some_and(|bytes| std::str::from_utf8(bytes).is_err()),
         _ => false,
     }
 }
 
-/// What rumqttc does not look at although the standard says so, or what only servers are sent.
+/// What rumqttc does not check although the standard requires it, or accepts because it is also a client's codec.
 fn is_stricter(malformed: Malformed) -> bool {
     use Malformed::*;
     matches!(

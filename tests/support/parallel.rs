@@ -1,4 +1,4 @@
-//! Many at once: cases that each wait for time to pass, and calls in numbers.
+//! Cases that run in parallel, and calls in large numbers.
 
 use std::net::{SocketAddr, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::TIMEOUT;
 use super::chat_server::{ChatServer, Peer};
 
-/// Runs cases that mostly wait, each in a thread of its own, and names those that failed.
+/// Runs each case in its own thread, and fails with the names of those that failed.
 pub fn run_in_parallel(cases: &[(&str, fn())]) {
     let failed: Vec<&str> = thread::scope(|scope| {
         let run = |case: fn()| catch_unwind(AssertUnwindSafe(case)).is_err();
@@ -25,7 +25,7 @@ pub fn run_in_parallel(cases: &[(&str, fn())]) {
     assert!(failed.is_empty(), "failed: {failed:?}");
 }
 
-/// Ends a chat server as SIGKILL does: every connection is reset, and nobody listens any more.
+/// Ends a chat server like SIGKILL: every connection is reset, and nothing listens any more.
 pub fn kill_server(server: ChatServer, peers: impl IntoIterator<Item = Peer>) -> SocketAddr {
     let addr = server.addr;
     drop(server);

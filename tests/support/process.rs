@@ -1,4 +1,4 @@
-//! The program itself, in a folder of its own.
+//! The program in its own folder.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -65,7 +65,7 @@ impl Folder {
         Process::spawn(self.command(line, variables))
     }
 
-    /// As [`Folder::start`], under a limit of the system: an option of `ulimit` and its value.
+    /// Like [`Folder::start`], with a resource limit: an option of `ulimit` and its value.
     #[cfg(unix)]
     pub fn start_with_ulimit(&self, limit: &str, line: &str) -> Process {
         let gateway = self.command(line, &[]);
@@ -83,7 +83,7 @@ const PORTS: [(&str, &str); 3] = [("MQTT_PORT", "0"), ("UDP_PORT", "0"), ("API_P
 
 impl Process {
     fn spawn(mut command: Command) -> Self {
-        let mut child = ChildGuard(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+        let mut child = ChildGuard(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
         let (sender, lines) = mpsc::channel();
         let mut stderr = BufReader::new(child.0.stderr.take().unwrap());
         let stderr_pause = Arc::new(Mutex::new(()));
@@ -119,7 +119,7 @@ impl ChildGuard {
                 return status;
             }
             assert!(Instant::now() < end, "the program does not end");
-            // The standard library has no wait with a deadline.
+            // The standard library has no wait with a timeout.
             thread::sleep(Duration::from_millis(2));
         }
     }
@@ -137,7 +137,7 @@ pub struct Process {
     child: ChildGuard,
     lines: Receiver<String>,
     pub seen: Vec<String>,
-    /// Held by whoever wants stderr to be read no further.
+    /// While this is locked, stderr is not read.
     stderr_pause: Arc<Mutex<()>>,
 }
 
@@ -153,11 +153,17 @@ impl Process {
         }
     }
 
+    /// Where the management API listens.
+    pub fn api(&self) -> SocketAddr {
+        let line = self.seen.iter().find(|line| line.contains("management API on ")).unwrap();
+        line.split("management API on ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap()
+    }
+
     pub fn id(&self) -> u32 {
         self.child.0.id()
     }
 
-    /// The first line with this in it that was not asked for before.
+    /// The next line with this text.
     pub fn wait_for_line(&mut self, part: &str) -> String {
         let end = Instant::now() + TIMEOUT;
         loop {
@@ -171,7 +177,7 @@ impl Process {
         }
     }
 
-    /// Waits for something that only looking again can tell.
+    /// Polls until the condition holds.
     pub fn wait_until(&mut self, done: impl Fn() -> bool) {
         let end = Instant::now() + TIMEOUT;
         while !done() {
@@ -187,7 +193,7 @@ impl Process {
         }
     }
 
-    /// Lines that were logged so far and not asked for.
+    /// The lines logged since the last one that was returned.
     pub fn lines(&mut self) -> Vec<String> {
         let lines: Vec<String> = self.lines.try_iter().collect();
         self.seen.extend_from_slice(&lines);
@@ -201,7 +207,7 @@ impl Process {
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
-    /// Nobody reads stderr while this is locked.
+    /// While this is locked, stderr is not read.
     pub fn pause_reading(&self) -> Arc<Mutex<()>> {
         Arc::clone(&self.stderr_pause)
     }
@@ -211,9 +217,12 @@ impl Process {
         self.child.wait().code()
     }
 
-    /// Waits for the end: the exit code, and all lines.
+    /// Waits for the end: the exit code, and all lines. The gateway writes them to stderr, and nothing to stdout.
     pub fn end(mut self) -> (Option<i32>, Vec<String>) {
         let code = self.child.wait().code();
+        let mut stdout = String::new();
+        self.child.0.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
+        assert_eq!(stdout, "");
         while let Ok(line) = self.lines.recv_timeout(TIMEOUT) {
             self.seen.push(line);
         }

@@ -1,4 +1,4 @@
-//! Certificates for chat servers and gateways, made on the spot.
+//! Certificates for chat servers and gateways, created by the test.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509, X509Builder, X509Name};
 
-/// A certificate authority nobody else knows.
+/// A private certificate authority.
 pub struct CertificateAuthority {
     key: PKey<Private>,
     certificate: X509,
@@ -30,12 +30,12 @@ impl CertificateAuthority {
         Self { certificate: builder.build(), key }
     }
 
-    /// Its certificate, as a CA file holds it.
+    /// Its certificate in PEM, for a CA file.
     pub fn pem(&self) -> Vec<u8> {
         self.certificate.to_pem().unwrap()
     }
 
-    /// What a server needs to be this host (a name or an IP address).
+    /// A TLS acceptor for this host (a name or an IP address).
     pub fn server(&self, host: &str) -> SslAcceptor {
         let CertifiedKey { certificate, key } = self.issue(host);
         // Also speaks TLS 1.3, whose session tickets arrive after the handshake.
@@ -45,12 +45,12 @@ impl CertificateAuthority {
         acceptor.build()
     }
 
-    /// A certificate for this host, good for 30 days.
+    /// A certificate for this host, valid for 30 days.
     pub fn issue(&self, host: &str) -> CertifiedKey {
         self.issue_for(host, new_key(), -1, 30)
     }
 
-    /// A certificate for this host and key, good from and until so many days from now.
+    /// A certificate for this host and key, with its validity in days from now.
     pub fn issue_for(&self, host: &str, key: PKey<Private>, from: i64, until: i64) -> CertifiedKey {
         let mut builder = builder(host, &key);
         builder.set_not_before(&days_from_now(from)).unwrap();
@@ -67,7 +67,7 @@ impl CertificateAuthority {
         CertifiedKey { certificate: builder.build(), key }
     }
 
-    /// Another authority, which this one vouches for.
+    /// An intermediate authority, signed by this one.
     pub fn intermediate(&self) -> Self {
         let key = new_key();
         let mut builder = builder("Test intermediate", &key);
@@ -77,7 +77,7 @@ impl CertificateAuthority {
         Self { certificate: builder.build(), key }
     }
 
-    /// A client that believes this authority alone.
+    /// A client that only trusts this authority.
     pub fn client(&self) -> SslConnector {
         let mut connector = SslConnector::builder(SslMethod::tls_client()).unwrap();
         let mut store = X509StoreBuilder::new().unwrap();
@@ -127,7 +127,7 @@ fn builder(common: &str, key: &PKey<Private>) -> X509Builder {
     builder.set_version(2).unwrap();
     builder.set_subject_name(&name(common)).unwrap();
     builder.set_pubkey(key).unwrap();
-    // A day back, so that a clock that is a little behind does not matter.
+    // A day back, in case a clock is slightly behind.
     builder.set_not_before(&days_from_now(-1)).unwrap();
     builder.set_not_after(&days_from_now(30)).unwrap();
     builder

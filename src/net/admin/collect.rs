@@ -70,7 +70,7 @@ impl MetricSources<'_> {
             }
             let stage = session.backend.as_ref().map(|backend| match backend.is_queued() {
                 true => "waiting",
-                false => backend.stage(),
+                false => backend.stage().label(),
             });
             // The open ones are at none of these.
             if let Some(place) = stage.and_then(|stage| DIAL_STAGES.iter().position(|known| *known == stage))

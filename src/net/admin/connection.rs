@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 
+use crate::admin::answer::Answer;
 use crate::admin::body::Body;
-use crate::admin::http::{MAX_HEAD_BYTES, RequestHead};
-use crate::net::admin::pending::PendingRequest;
-use crate::net::admin::server::Progress;
+use crate::admin::error::MAX_HEAD_BYTES;
+use crate::admin::http::RequestHead;
+use crate::admin::routes::Endpoint;
 use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::write_buffer::WriteBuffer;
 
@@ -56,6 +57,33 @@ pub(super) enum ConnectionState {
 pub(super) struct Begun {
     pub(super) head: RequestHead,
     pub(super) body: Body,
+}
+
+/// What a connection waits for.
+pub(crate) struct PendingRequest {
+    pub(crate) request_id: u64,
+    pub(crate) keep_alive: bool,
+    pub(crate) head_only: bool,
+    /// What each worker said; nobody is waited for when empty.
+    pub(crate) answers: Vec<Option<Answer>>,
+    pub(crate) endpoint: Endpoint,
+}
+
+/// What comes after a step.
+pub(crate) enum Progress {
+    Continue,
+    /// An event or a timer has to come first.
+    Wait,
+    /// The connection is over.
+    Close,
+    /// A request is complete and has to be answered.
+    Request(Box<ReceivedRequest>),
+}
+
+/// A request whose caller may call.
+pub(crate) struct ReceivedRequest {
+    pub(crate) head: RequestHead,
+    pub(crate) body: Vec<u8>,
 }
 
 impl ConnectionState {

@@ -5,8 +5,8 @@ use crate::admin::dto;
 use crate::admin::http::{Method, RequestHead};
 use crate::admin::params::{BadParameter, query_number};
 use crate::admin::routes::Endpoint;
-use crate::net::admin::connection::ConnectionState;
-use crate::net::admin::server::{AdminServer, Progress};
+use crate::net::admin::connection::{ConnectionState, PendingRequest, Progress};
+use crate::net::admin::server::AdminServer;
 use crate::net::event_loop::io::Io;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::AdminId;
@@ -34,16 +34,6 @@ pub(crate) struct AdminResponse {
     pub(crate) request_id: u64,
     pub(crate) worker: usize,
     pub(crate) answer: Answer,
-}
-
-/// What a connection waits for.
-pub(crate) struct PendingRequest {
-    pub(crate) request_id: u64,
-    pub(crate) keep_alive: bool,
-    pub(crate) head_only: bool,
-    /// What each worker said; nobody is waited for when empty.
-    pub(crate) answers: Vec<Option<Answer>>,
-    pub(crate) endpoint: Endpoint,
 }
 
 impl AdminRequest {
@@ -74,7 +64,7 @@ impl AdminServer {
         let pending = PendingRequest {
             request_id: request.request_id,
             keep_alive: head.keep_alive,
-            head_only: head.method == Method::Head,
+            head_only: head.method == Method::HEAD,
             answers: (0..workers).map(|_| None).collect(),
             endpoint: request.endpoint,
         };

@@ -18,12 +18,14 @@ use tz::TimeZone;
 use crate::admin::auth::{self, WallClock};
 use crate::admin::body::{Body, Framing};
 use crate::admin::dashboard;
+use crate::admin::error::RequestError;
 use crate::admin::error::{ApiError, ErrorStyle};
-use crate::admin::http::{self, RequestError, RequestHead, Response};
+use crate::admin::http::{self, RequestHead};
 use crate::admin::recent_errors::{RecentErrorKind, RecentErrors};
+use crate::admin::response::{CONTINUE, Response};
 use crate::admin::routes::{self, Access};
 use crate::config::Config;
-use crate::net::admin::connection::{Begun, Connection, ConnectionState};
+use crate::net::admin::connection::{Begun, Connection, ConnectionState, Progress, ReceivedRequest};
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
@@ -52,23 +54,6 @@ pub(crate) struct AdminServer {
     recent_errors: Arc<Mutex<RecentErrors>>,
     pub(crate) content_security_policy: String,
     pub(super) started_at: SystemTime,
-}
-
-/// What comes after a step.
-pub(crate) enum Progress {
-    Continue,
-    /// An event or a timer has to come first.
-    Wait,
-    /// The connection is over.
-    Close,
-    /// A request is complete and has to be answered.
-    Request(Box<ReceivedRequest>),
-}
-
-/// A request whose caller may call.
-pub(crate) struct ReceivedRequest {
-    pub(crate) head: RequestHead,
-    pub(crate) body: Vec<u8>,
 }
 
 impl AdminServer {
@@ -269,7 +254,7 @@ impl AdminServer {
                 let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
                 if framing != Framing::Length(0) && head.expects_continue && conn.read_buffer.is_empty() {
                     // A client may go on without it.
-                    let _ = io::Write::write(&mut conn.tcp, http::CONTINUE);
+                    let _ = io::Write::write(&mut conn.tcp, CONTINUE);
                 }
                 self.read_body(id, Box::new(Begun { head, body: Body::new(framing) }), io)
             }
@@ -320,7 +305,7 @@ impl AdminServer {
         io: &mut Io,
     ) -> Progress {
         let response = refusal.response(routes::error_style(&head.path));
-        self.respond(id, &response, keep_alive, head.method == http::Method::Head, io)
+        self.respond(id, &response, keep_alive, head.method == http::Method::HEAD, io)
     }
 
     /// Queues the answer to the request of this connection.

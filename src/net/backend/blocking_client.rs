@@ -12,7 +12,7 @@ use crate::config::WebSocket;
 use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming};
 use crate::net::backend::context_pool::ContextPool;
 use crate::net::backend::tls_clients::TlsClients;
-use crate::session::{BackendClosed, BackendFailure, DialRequest};
+use crate::session::{BackendClosed, BackendFailure, BackendStage, DialRequest};
 
 const SERVER: Token = Token(0);
 
@@ -26,7 +26,7 @@ pub(crate) struct BlockingClient {
 /// How far a dial has come.
 pub(crate) struct DialReport {
     /// The completed stages, of `connect`, `tls` and `upgrade`, and how long each took.
-    pub stages: Vec<(&'static str, Duration)>,
+    pub stages: Vec<(BackendStage, Duration)>,
     /// The open WebSocket, or the stage that failed.
     pub outcome: Result<BlockingClient, BackendFailure>,
 }
@@ -99,19 +99,23 @@ fn dial(
     addresses: Vec<SocketAddr>,
     websocket: &WebSocket,
     limit: Duration,
-    stages: &mut Vec<(&'static str, Duration)>,
+    stages: &mut Vec<(BackendStage, Duration)>,
 ) -> Result<BlockingClient, BackendFailure> {
-    let order = if request.server.tls { &["connect", "tls", "upgrade"][..] } else { &["connect", "upgrade"] };
-    let failure = |stage, why: &dyn ToString| BackendFailure { stage, message: why.to_string() };
+    let order = if request.server.tls {
+        &[BackendStage::Connect, BackendStage::Tls, BackendStage::Upgrade][..]
+    } else {
+        &[BackendStage::Connect, BackendStage::Upgrade]
+    };
+    let failure = |stage, why: &dyn ToString| BackendFailure::new(stage, why.to_string());
     let mut tls = TlsClients::default();
-    let tls = tls.client(&request.server, websocket).map_err(|why| failure("tls", &why))?;
+    let tls = tls.client(&request.server, websocket).map_err(|why| failure(BackendStage::Tls, &why))?;
     // Loading the authorities takes time that is not the server's.
     if request.server.tls {
-        tls.prepare().map_err(|error| failure("tls", &error))?;
+        tls.prepare().map_err(|error| failure(BackendStage::Tls, &error))?;
     }
     let start = Instant::now();
     let mut stage_start = start;
-    let mut poll = Poll::new().map_err(|error| failure("connect", &error))?;
+    let mut poll = Poll::new().map_err(|error| failure(BackendStage::Connect, &error))?;
     let mut backend = BackendConnection::new(Box::new(request));
     backend.resolved(addresses);
     loop {
@@ -121,7 +125,7 @@ fn dial(
         let step = backend.advance(&mut dialer);
         let stage = match &step {
             DialStep::Wait => backend.stage(),
-            DialStep::Opened => "live",
+            DialStep::Opened => BackendStage::Live,
             DialStep::Failed(failure) => failure.stage,
         };
         let completed = order.iter().take_while(|name| **name != stage).skip(stages.len()).copied();

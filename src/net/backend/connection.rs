@@ -19,7 +19,7 @@ use crate::net::backend::tls::{TlsClient, TlsError};
 use crate::net::backend::upgrade::{self, Upgrade};
 use crate::net::event_loop::stream::Stream;
 use crate::net::event_loop::tls_handshake::{HandshakeProgress, TlsHandshake};
-use crate::session::{BackendClosed, BackendFailure, DialRequest, LOCAL_SHORTAGE_STAGE};
+use crate::session::{BackendClosed, BackendFailure, BackendStage, DialRequest};
 
 /// After a message longer than this, the buffers that it grew are freed.
 const LONG_MESSAGE: usize = 8 * 1024;
@@ -132,14 +132,14 @@ impl BackendConnection {
         matches!(self.stage, ConnectionStage::Queued(_))
     }
 
-    /// The name of the present stage in a [`BackendFailure`]; `live` after the dial has ended.
-    pub(crate) fn stage(&self) -> &'static str {
+    /// The present stage for a [`BackendFailure`]; `Live` after the dial has ended.
+    pub(crate) fn stage(&self) -> BackendStage {
         match &self.stage {
-            ConnectionStage::Resolving | ConnectionStage::Unresolved(_) => "resolve",
-            ConnectionStage::Queued(_) | ConnectionStage::Connecting { .. } => "connect",
-            ConnectionStage::TlsHandshake(_) => "tls",
-            ConnectionStage::Upgrading(_) => "upgrade",
-            ConnectionStage::Open(_) | ConnectionStage::Failed => "live",
+            ConnectionStage::Resolving | ConnectionStage::Unresolved(_) => BackendStage::Resolve,
+            ConnectionStage::Queued(_) | ConnectionStage::Connecting { .. } => BackendStage::Connect,
+            ConnectionStage::TlsHandshake(_) => BackendStage::Tls,
+            ConnectionStage::Upgrading(_) => BackendStage::Upgrade,
+            ConnectionStage::Open(_) | ConnectionStage::Failed => BackendStage::Live,
         }
     }
 
@@ -161,10 +161,10 @@ impl BackendConnection {
     }
 
     /// Bytes that are not written or not handled yet, partial messages included.
-    pub(crate) fn kept(&self) -> usize {
+    pub(crate) fn buffered_bytes(&self) -> usize {
         match &self.stage {
-            ConnectionStage::Upgrading(upgrade) => upgrade.kept(),
-            ConnectionStage::Open(open) => open.reader.kept(),
+            ConnectionStage::Upgrading(upgrade) => upgrade.buffered_bytes(),
+            ConnectionStage::Open(open) => open.reader.buffered_bytes(),
             _ => 0,
         }
     }
@@ -213,9 +213,9 @@ impl BackendConnection {
             }
         }
         match last_error {
-            Some(error) if is_out_of_descriptors(&error) => failed(LOCAL_SHORTAGE_STAGE, error),
-            Some(error) => failed("connect", error),
-            None => failed("connect", "the name has no address"),
+            Some(error) if is_out_of_descriptors(&error) => failed(BackendStage::LocalShortage, error),
+            Some(error) => failed(BackendStage::Connect, error),
+            None => failed(BackendStage::Connect, "the name has no address"),
         }
     }
 
@@ -224,7 +224,7 @@ impl BackendConnection {
     pub(crate) fn advance(&mut self, dialer: &mut Dialer<'_>) -> DialStep {
         loop {
             match std::mem::replace(&mut self.stage, ConnectionStage::Failed) {
-                ConnectionStage::Unresolved(why) => return failed("resolve", why),
+                ConnectionStage::Unresolved(why) => return failed(BackendStage::Resolve, why),
                 ConnectionStage::Queued(addresses) => return self.connect(addresses, None, dialer),
                 ConnectionStage::Connecting { tcp, rest, until } => {
                     let error = match (tcp.take_error(), tcp.peer_addr()) {
@@ -260,7 +260,7 @@ impl BackendConnection {
                         self.stage = ConnectionStage::Open(OpenWebSocket { reader, context: None });
                         return DialStep::Opened;
                     }
-                    Err(why) => return failed("upgrade", why),
+                    Err(why) => return failed(BackendStage::Upgrade, why),
                 },
                 stage => {
                     self.stage = stage;
@@ -296,7 +296,7 @@ impl BackendConnection {
                 self.stage = ConnectionStage::TlsHandshake(Box::new(handshake));
                 Some(DialStep::Wait)
             }
-            Err(error) => Some(failed("tls", error)),
+            Err(error) => Some(failed(BackendStage::Tls, error)),
         }
     }
 
@@ -357,10 +357,10 @@ impl BackendConnection {
             }
             Err(error) => {
                 self.close_after_error(&error, contexts);
-                Incoming::Gone(BackendClosed::Failed(BackendFailure {
-                    stage: "live",
-                    message: describe(&error),
-                }))
+                Incoming::Gone(BackendClosed::Failed(BackendFailure::new(
+                    BackendStage::Live,
+                    describe(&error),
+                )))
             }
         }
     }
@@ -449,8 +449,8 @@ impl BackendConnection {
     }
 }
 
-fn failed(stage: &'static str, message: impl ToString) -> DialStep {
-    DialStep::Failed(BackendFailure { stage, message: message.to_string() })
+fn failed(stage: BackendStage, message: impl ToString) -> DialStep {
+    DialStep::Failed(BackendFailure::new(stage, message.to_string()))
 }
 
 /// Whether this process or system has no free file descriptor (EMFILE, ENFILE), which is not the server's fault.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use mio::Waker;
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming, WriteBufferFull};
+use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming};
 use crate::net::backend::context_pool::ContextPool;
 use crate::net::backend::resolver::{Answer, Resolver};
 use crate::net::backend::tls_clients::TlsClients;
@@ -19,7 +19,7 @@ use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::token::{self, Role, SessionId};
 use crate::net::sessions::session::Session;
 use crate::net::sessions::table::Sessions;
-use crate::session::{BackendFailure, Core, DialRequest};
+use crate::session::{BackendFailure, BackendStage, Core, DialRequest};
 
 /// What the connections to chat servers share.
 pub(crate) struct Connector {
@@ -34,7 +34,8 @@ pub(crate) struct Connector {
     /// How many dials have a dial slot, of which there are `max_dials`.
     dialing: usize,
     tls_clients: TlsClients,
-    context_pool: ContextPool,
+    /// Lends a context to a WebSocket while it reads or writes a message.
+    pub(crate) context_pool: ContextPool,
     /// Borrowed by the WebSocket that is being read.
     read_buffer: Vec<u8>,
 }
@@ -176,7 +177,7 @@ impl Connector {
             Ok(tls) => tls,
             Err(message) => {
                 self.drop_connection(id, sessions, io);
-                return DialEvent::Failed(BackendFailure { stage: "tls", message });
+                return DialEvent::Failed(BackendFailure::new(BackendStage::Tls, message));
             }
         };
         let token = token::token(Role::Backend, id.slot as usize);
@@ -285,15 +286,6 @@ impl Connector {
             let _ = backend.ping(&mut self.context_pool);
             sessions.mark_dirty(id);
         }
-    }
-
-    /// Queues a binary message; `None` when there is no connection.
-    pub(crate) fn send_audio(
-        &mut self,
-        backend: Option<&mut BackendConnection>,
-        frame: &[u8],
-    ) -> Option<Result<(), WriteBufferFull>> {
-        Some(backend?.send_audio(frame, &mut self.context_pool))
     }
 
     /// Writes what is queued. False when the connection is broken, which its next read reports.

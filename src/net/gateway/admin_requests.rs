@@ -2,10 +2,11 @@
 
 use crate::admin::answer::Answer;
 use crate::admin::error::ApiError;
-use crate::admin::http::{RequestHead, Response};
+use crate::admin::http::RequestHead;
+use crate::admin::response::Response;
 use crate::admin::routes::{self, RouteMatch, Scope};
+use crate::net::admin::connection::{Progress, ReceivedRequest};
 use crate::net::admin::pending::{AdminRequest, AdminResponse};
-use crate::net::admin::server::{Progress, ReceivedRequest};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::AdminId;
 use crate::net::gateway::Gateway;
@@ -40,7 +41,7 @@ impl Gateway {
 
     /// Answers a request, or has its connection wait for the answer.
     fn dispatch_request(&mut self, id: AdminId, head: &RequestHead, body: &[u8]) {
-        let found = routes::match_route(head.method, &head.path);
+        let found = routes::match_route(&head.method, &head.path);
         let (endpoint, client_id) = match found {
             RouteMatch::Found(endpoint, client_id) => (endpoint, client_id.unwrap_or_default().into_owned()),
             refused => {
@@ -81,7 +82,7 @@ impl Gateway {
     }
 
     fn respond(&mut self, id: AdminId, head: &RequestHead, response: &Response) {
-        let head_only = head.method == crate::admin::http::Method::Head;
+        let head_only = head.method == crate::admin::http::Method::HEAD;
         self.admin.respond(id, response, head.keep_alive, head_only, &mut self.io);
     }
 

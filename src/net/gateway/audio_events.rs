@@ -58,15 +58,13 @@ impl Gateway {
             Uplink::OtherDevice(payload_len) => self.relay(id, place, payload_len),
             Uplink::Silence => self.answer_with_silence(id),
             Uplink::Server { frame, payload, peer_learned } => {
-                match self.connector.send_audio(session.backend.as_deref_mut(), frame) {
-                    Some(Ok(())) => {}
-                    failed => {
-                        session.core.on_uplink_dropped(payload);
-                        self.io.metrics.discarded(match failed {
-                            Some(_) => DropReason::ServerBlocked,
-                            None => DropReason::NoServer,
-                        });
-                    }
+                let contexts = &mut self.connector.context_pool;
+                let sent = session.backend.as_mut().map(|backend| backend.send_audio(frame, contexts));
+                if !matches!(sent, Some(Ok(()))) {
+                    session.core.on_uplink_dropped(payload);
+                    let no_room = sent.is_some();
+                    let reason = if no_room { DropReason::ServerBlocked } else { DropReason::NoServer };
+                    self.io.metrics.discarded(reason);
                 }
                 self.sessions.mark_dirty(id);
                 if peer_learned {

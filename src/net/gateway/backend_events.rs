@@ -5,7 +5,7 @@ use crate::net::backend::connector::DialEvent;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::session::{BackendClosed, BackendFailure, Core};
+use crate::session::{BackendClosed, BackendFailure, BackendStage, Core};
 
 /// Messages and bytes of text per dispatch: a chat server that sends without end must let others in.
 const MESSAGE_BUDGET: usize = 32;
@@ -102,7 +102,10 @@ impl Gateway {
         let Some(session) = self.sessions.get(id) else { return };
         if session.bytes_for_backend() > session.bytes_for_device() {
             let message = "it makes the gateway keep more than its share of the memory".to_owned();
-            self.on_backend_closed(id, BackendClosed::Failed(BackendFailure { stage: "live", message }));
+            self.on_backend_closed(
+                id,
+                BackendClosed::Failed(BackendFailure::new(BackendStage::Live, message)),
+            );
         } else {
             self.drive(id, Core::on_memory_limit);
         }

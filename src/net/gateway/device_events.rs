@@ -136,13 +136,16 @@ impl Gateway {
             if !session.core.accepts_packets() {
                 return ReadOutcome::More(id);
             }
-            if session.core.awaits_connect() && rest[0] >> 4 != CONNECT {
+            let awaits_connect = session.core.awaits_connect();
+            if awaits_connect && rest[0] >> 4 != CONNECT {
                 let first = rest[0];
                 self.drive(id, |core, cx| core.on_invalid_first_byte(first, cx));
                 return ReadOutcome::More(id);
             }
             match mqtt::decode(rest, session.core.max_packet_bytes(&self.io.config)) {
-                Ok(Some((Packet::Connect(connect), _))) if self.hand_off(id, connect.client_id, rest) => {
+                Ok(Some((Packet::Connect(connect), _)))
+                    if awaits_connect && self.hand_off(id, connect.client_id, rest) =>
+                {
                     return ReadOutcome::Done;
                 }
                 Ok(Some((packet, length))) => {

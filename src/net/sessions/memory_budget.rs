@@ -19,7 +19,7 @@ pub(crate) const BUDGET: usize = 32 * 1024 * 1024;
 /// Each may keep this part of what is left of the budget.
 const SHARE_DIVISOR: usize = 16;
 
-/// The sum over all sessions of what each keeps above [`FREE`].
+/// The sum over all sessions of what each keeps above [`FREE_PER_CONNECTION`].
 #[derive(Debug, Default)]
 pub(crate) struct MemoryBudget(usize);
 

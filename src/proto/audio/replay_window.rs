@@ -1,58 +1,58 @@
-//! Which uplink sequence numbers go on, and what to count for the others.
+//! The check of uplink sequence numbers.
 
-/// The uplink sequences of one call, from its hello on.
+/// The uplink sequences of one call.
 ///
-/// A packet at or below the highest accepted sequence is never forwarded: recognisers need order. The window of the last
-/// 64 sequences only tells a duplicate from a late packet, for the counters. A jump of more than 65,536 ahead is
-/// taken for a corrupted header until three packets in a row have consecutive sequences.
+/// A packet at or below the highest accepted sequence is never forwarded, since speech recognition needs the packets in order.
+/// The window of the last 64 sequences only distinguishes duplicates from late packets, for the counters. A jump of more than
+/// 65,536 ahead is taken for a corrupted header until three packets in a row have consecutive sequences.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ReplayWindow {
-    /// The highest sequence accepted; 0 also before the first.
+    /// The highest accepted sequence; 0 before the first packet.
     highest: u32,
-    /// Bit i: `highest - i` has been seen. 0 before the first packet.
+    /// Bit i: `highest - i` was received. 0 before the first packet.
     seen: u64,
-    /// The lowest sequence the loss count covers: those before it were jumped over, or never existed.
+    /// The lowest sequence that the loss count covers. Those below it were skipped by a jump, or never existed.
     loss_floor: u32,
     jump_run: JumpRun,
 }
 
-/// Packets in a row that all are too far ahead.
+/// Consecutive packets that are too far ahead.
 #[derive(Debug, Clone, Copy, Default)]
 struct JumpRun {
     last: u32,
     len: u8,
 }
 
-/// What a sequence is.
+/// What is known about a packet by its sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SequenceVerdict {
     /// The next packet to forward.
     Fresh {
-        /// Sequences skipped before it, to be counted as lost.
+        /// The number of skipped sequences, to be counted as lost.
         lost: u32,
     },
-    /// Seen before, not to be forwarded.
+    /// Received before.
     Duplicate,
-    /// Seen for the first time but after a higher one. It was counted as lost when it was skipped.
+    /// Received for the first time, but after a higher one. It was counted as lost when it was skipped.
     Late,
-    /// Below the window, or before a jump: it cannot be told whether it was seen.
+    /// Below the window, or before a jump: it is not known whether it was received before.
     TooOld,
-    /// Too far ahead to be believed yet.
+    /// Too far ahead, and not confirmed yet.
     Jump,
 }
 
 impl ReplayWindow {
-    /// The furthest step ahead that one packet is believed.
+    /// The largest step ahead that needs no confirmation.
     const MAX_AHEAD: u32 = 65_536;
-    /// How many consecutive packets make a jump believed.
+    /// The number of consecutive packets that confirm a jump.
     const JUMP_CONFIRMATIONS: u8 = 3;
 
-    /// A call that has received nothing. Its first sequence is expected to be 1.
+    /// The window of a new call. Its first sequence is expected to be 1.
     pub fn new() -> Self {
         Self { loss_floor: 1, ..Self::default() }
     }
 
-    /// What [`Self::accept`] would say to `seq`, changing nothing.
+    /// Checks `seq` as [`Self::accept`] does, but changes nothing.
     pub fn check(&self, seq: u32) -> SequenceVerdict {
         let fresh = seq > self.highest || self.seen == 0;
         if fresh && seq - self.highest <= Self::MAX_AHEAD {
@@ -72,14 +72,14 @@ impl ReplayWindow {
         }
     }
 
-    /// Judge `seq` and remember it.
+    /// Checks `seq` and records it.
     pub fn accept(&mut self, seq: u32) -> SequenceVerdict {
         let verdict = self.check(seq);
         match verdict {
             SequenceVerdict::Fresh { .. } => {
                 let ahead = seq - self.highest;
                 if ahead > Self::MAX_AHEAD {
-                    // The two packets that led to this one were seen, and nothing before them is missed.
+                    // The two packets before this one were received, and those before them are not counted as lost.
                     self.seen = 0b111;
                     self.loss_floor = seq - 2;
                 } else {
@@ -99,7 +99,7 @@ impl ReplayWindow {
         verdict
     }
 
-    /// The highest sequence accepted, 0 when there was none.
+    /// The highest accepted sequence, 0 if there was none.
     #[cfg(test)]
     pub fn highest(&self) -> u32 {
         self.highest
@@ -107,7 +107,7 @@ impl ReplayWindow {
 }
 
 impl JumpRun {
-    /// The run after `seq`. A packet that the network doubled neither lengthens nor breaks it.
+    /// The run including `seq`. A duplicate neither extends nor ends it.
     fn extended_by(self, seq: u32) -> Self {
         let len = match self {
             Self { len: 0, .. } => 1,

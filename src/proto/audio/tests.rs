@@ -97,7 +97,7 @@ fn counter_mode_vectors() {
     ];
     for (key, iv, plain, sealed) in cases {
         let (cipher, iv, plain, sealed) = (Cipher::new(&block(key)), block(iv), hex(plain), hex(sealed));
-        // Every length, so every way the work is split.
+        // Every length, since the data is processed in batches.
         for len in 0..=plain.len() {
             let mut data = plain[..len].to_vec();
             cipher.apply(&iv, &mut data);
@@ -131,7 +131,7 @@ fn websocket_header() {
     let frame = |head: &str, payload: &[u8]| [&hex(head), payload].concat();
     for (frame, expected) in [
         (frame("00020000000000000102030400000003", b"abc"), Some((0x0102_0304, &b"abc"[..]))),
-        // As a known server writes it: length and sequence in the first eight bytes.
+        // Some servers write length and sequence into the first eight bytes.
         (frame("0100000300000009ffffffff00000003", b"abc"), Some((u32::MAX, b"abc"))),
         (frame("00020000000000000000000000000000", b""), Some((0, b""))),
         (frame("00020000000000000102030400000002", b"abc"), None),
@@ -203,20 +203,20 @@ fn silence_has_the_duration_of_the_devices_packets() {
 }
 
 #[test]
-fn bad_datagrams_are_counted_under_stable_names() {
+fn bad_datagrams_as_text() {
     use BadDatagram::*;
-    for (bad, label, words) in [
-        (Short, "short", "fewer than the 16 bytes of a header"),
-        (Type, "type", "the first byte is not 1"),
-        (Length, "length", "the length field differs from the bytes that came"),
-        (Oversized, "oversized", "more than 1400 bytes of payload"),
-        (Empty, "empty", "no payload"),
+    for (bad, words) in [
+        (Short, "fewer than the 16 bytes of a header"),
+        (Type, "the first byte is not 1"),
+        (Length, "the length field does not match the length of the datagram"),
+        (Oversized, "more than 1400 bytes of payload"),
+        (Empty, "no payload"),
     ] {
-        assert_eq!((bad.label(), bad.to_string().as_str()), (label, words));
+        assert_eq!(bad.to_string(), words);
     }
 }
 
-/// What each of some sequences is, from the start of a call.
+/// The verdicts on these sequences, from the start of a call.
 fn verdicts(sequences: &[u32]) -> Vec<SequenceVerdict> {
     let mut window = ReplayWindow::new();
     sequences
@@ -290,14 +290,14 @@ fn sequences_scripted() {
     assert_eq!(ReplayWindow::new().highest(), 0);
 }
 
-/// The rules of [`ReplayWindow`] said again, slowly.
+/// A simple and slow implementation of [`ReplayWindow`].
 #[derive(Default)]
 struct Model {
     seen: BTreeSet<u32>,
     highest: Option<u32>,
-    /// Sequences before it are not in the loss count.
+    /// Lower sequences are not in the loss count.
     first: u32,
-    /// Doubtful packets in a row, doubled ones once.
+    /// Consecutive sequences that are too far ahead, without duplicates.
     doubtful: Vec<u32>,
 }
 
@@ -338,7 +338,7 @@ impl Model {
     }
 }
 
-/// Sequences as a bad network, or someone bad, would bring them.
+/// Sequences as a bad network or an attacker would deliver them.
 fn any_sequences() -> impl Strategy<Value = Vec<u32>> {
     let step = prop_oneof![
         12 => Just(1_i64),
@@ -380,7 +380,7 @@ proptest! {
 
     #[test]
     fn every_sequence_is_counted_once(missing in prop::collection::btree_set(1..400_u32, 0..100), late in any::<bool>()) {
-        // Whatever is missing is lost; what comes late after all is not.
+        // A missing packet counts as lost, unless it arrives late.
         let (mut window, mut lost) = (ReplayWindow::new(), 0_i64);
         let mut receive = |seq| match window.accept(seq) {
             SequenceVerdict::Fresh { lost: skipped } => lost += i64::from(skipped),
@@ -391,7 +391,7 @@ proptest! {
             if !missing.contains(&seq) {
                 receive(seq);
             }
-            // Thirty packets later, when the packet then due has come itself.
+            // It is sent thirty packets later, after the packet at that position.
             if late && seq > 30 && missing.contains(&(seq - 30)) && !missing.contains(&seq) {
                 receive(seq - 30);
             }

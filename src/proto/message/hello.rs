@@ -7,14 +7,14 @@ use data_encoding::HEXLOWER;
 use super::{BadMessage, JsonObject, json_quote};
 use crate::text;
 
-/// The device's hello, and what it becomes for the chat server.
+/// A device's hello, converted for the chat server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceHello {
-    /// The hello with all fields the device sent, but `transport` "websocket" and `version` 2.
+    /// The device's hello with `transport` set to "websocket" and `version` to 2.
     pub forwarded: Box<str>,
 }
 
-/// Read a device's hello. A `version` other than 3 is refused; an absent one is taken for 3.
+/// Parses a device's hello. A `version` other than 3 is refused; a missing one counts as 3.
 pub fn parse_device_hello(text: &str) -> Result<DeviceHello, BadHello> {
     let mut hello = JsonObject::parse(text).map_err(BadHello::Message)?;
     if let Some(found) = hello.raw("version")
@@ -30,14 +30,14 @@ pub fn parse_device_hello(text: &str) -> Result<DeviceHello, BadHello> {
 /// Why a device's hello is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BadHello {
-    /// A version that is not the number 3: what was found, as JSON, cut to 40 characters.
+    /// A version that is not the number 3: its JSON, cut to 40 characters.
     Version(String),
-    /// Not a message at all.
+    /// Not a message.
     Message(BadMessage),
 }
 
 impl BadHello {
-    /// How many characters of a wrong version are worth a log line.
+    /// The characters of a wrong version that are logged.
     const VERSION_CHARS_MAX: usize = 40;
 }
 
@@ -53,7 +53,7 @@ impl fmt::Display for BadHello {
 impl std::error::Error for BadHello {}
 
 impl DeviceHello {
-    /// The hello for a chat server that is dialled with this version of the WebSocket protocol.
+    /// The hello for a chat server, with this version of the WebSocket protocol.
     pub fn for_server(&self, protocol_version: u8) -> String {
         let version = protocol_version.to_string();
         match JsonObject::parse(&self.forwarded) {
@@ -65,12 +65,12 @@ impl DeviceHello {
         }
     }
 
-    /// `audio_params` as written, when an object. Read anew each time: it is needed once, the hello is kept.
+    /// The raw `audio_params`, if it is an object.
     pub fn audio_params(&self) -> Option<Box<str>> {
         raw_object(&JsonObject::parse(&self.forwarded).ok()?, "audio_params")
     }
 
-    /// How long the device's audio packets are, in milliseconds, as far as it says.
+    /// The duration of the device's audio packets in milliseconds, if it is stated.
     pub fn frame_duration_ms(&self) -> Option<u32> {
         let hello = JsonObject::parse(&self.forwarded).ok()?;
         let params = hello.object("audio_params")?;
@@ -78,28 +78,28 @@ impl DeviceHello {
     }
 }
 
-/// The longest session id that a device is shown, in bytes.
+/// The longest session id that is sent to a device, in bytes.
 const MAX_SESSION_ID: usize = 128;
-/// The longest `audio_params` of a chat server that a device is shown, in bytes.
+/// The longest `audio_params` of a chat server that is sent to a device, in bytes.
 const MAX_AUDIO_PARAMS: usize = 1024;
 
-/// Whether a device can be shown this session id. Devices put it between quotes without escaping it, so it must not need
-/// that; it goes into log lines, so all of it must be printable: DEL and the C1 controls, which JSON allows, are refused.
+/// Whether this session id may be sent to a device. Devices put it between quotes without escaping it, so it must need no
+/// escapes. It is logged, so it must be printable.
 pub fn is_for_devices(session_id: &str) -> bool {
     let plain = |c| c != '"' && c != '\\' && text::is_printable(c);
     (1..=MAX_SESSION_ID).contains(&session_id.len()) && session_id.chars().all(plain)
 }
 
-/// What counts in the chat server's hello.
+/// The fields of a chat server's hello that are used.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServerHello {
-    /// `session_id`, only when a non-empty string.
+    /// `session_id`, if it is a non-empty string.
     pub session_id: Option<Box<str>>,
-    /// `audio_params` as written, when an object of at most 1024 bytes.
+    /// The raw `audio_params`, if it is an object of at most 1024 bytes.
     pub audio_params: Option<Box<str>>,
 }
 
-/// Read a chat server's hello, of which nothing is required.
+/// Parses a chat server's hello. All fields are optional.
 pub fn parse_server_hello(text: &str) -> ServerHello {
     let hello = JsonObject::parse(text).unwrap_or_default();
     ServerHello {
@@ -112,24 +112,24 @@ fn raw_object(object: &JsonObject<'_>, key: &str) -> Option<Box<str>> {
     object.raw(key).filter(|raw| raw.starts_with('{')).map(Into::into)
 }
 
-/// What the device is told in answer to its hello.
+/// The fields of the reply to a device's hello.
 #[derive(Debug, Clone, Copy)]
 pub struct HelloReply<'a> {
-    /// Not empty: devices ignore goodbyes of a session without an id.
+    /// Must not be empty, since devices ignore a goodbye for a session without an id.
     pub session_id: &'a str,
-    /// The server's `audio_params`, raw; left out when `None`, and the device keeps its default.
+    /// The server's raw `audio_params`. Without it the device uses its default.
     pub audio_params: Option<&'a str>,
-    /// Host name or IPv4 address of the UDP port.
+    /// The host name or IPv4 address to send datagrams to.
     pub server: &'a str,
-    /// UDP port.
+    /// The UDP port to send datagrams to.
     pub port: u16,
-    /// AES-128 key of the call.
+    /// The AES-128 key of the call.
     pub key: &'a [u8; 16],
-    /// Template of the packet header, see [`nonce`](crate::proto::audio::nonce).
+    /// The template of the packet header, see [`nonce`](crate::proto::audio::nonce).
     pub nonce: &'a [u8; 16],
 }
 
-/// The reply as JSON. Every field is one that some device needs.
+/// The reply as JSON. Each field is needed by some devices.
 pub fn hello_reply(reply: &HelloReply<'_>) -> String {
     let audio_params = reply.audio_params.map(|raw| format!(r#","audio_params":{raw}"#)).unwrap_or_default();
     format!(

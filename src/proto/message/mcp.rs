@@ -4,17 +4,17 @@ use std::borrow::Cow;
 
 use super::{JsonObject, Reader, envelope, json_quote, offset_in, replace_values};
 
-/// A request; `params` is raw JSON. Devices take numbers up to 2^31 - 1 as ids, and nothing else.
+/// A request; `params` is raw JSON. Devices accept only numbers up to 2^31 - 1 as ids.
 pub fn mcp_request(session_id: Option<&str>, id: u32, method: &str, params: &str) -> String {
     mcp_message(session_id, &format!(r#""id":{id},"method":{},"params":{params}"#, json_quote(method)))
 }
 
-/// A notification, which has no reply.
+/// A notification, which has no response.
 pub fn mcp_notification(session_id: Option<&str>, method: &str) -> String {
     mcp_message(session_id, &format!(r#""method":{}"#, json_quote(method)))
 }
 
-/// The answer to a request; `id` and `result` are raw JSON.
+/// The response to a request; `id` and `result` are raw JSON.
 pub fn mcp_result(session_id: Option<&str>, id: &str, result: &str) -> String {
     mcp_message(session_id, &format!(r#""id":{id},"result":{result}"#))
 }
@@ -26,19 +26,19 @@ fn mcp_message(session_id: Option<&str>, rpc: &str) -> String {
 /// The payload of an `mcp` message. Everything but the method is raw JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rpc<'a> {
-    /// `None` when absent or null: nobody waits for an answer.
+    /// `None` if absent or null: no response is expected.
     pub id: Option<&'a str>,
-    /// Of a request or a notification.
+    /// In requests and notifications.
     pub method: Option<Cow<'a, str>>,
-    /// Of a request or a notification.
+    /// In requests and notifications.
     pub params: Option<&'a str>,
-    /// Of a good answer.
+    /// In successful responses.
     pub result: Option<&'a str>,
-    /// Of a bad answer.
+    /// In error responses.
     pub error: Option<&'a str>,
 }
 
-/// The payload of a message of type `mcp`; `None` when it is absent or not an object.
+/// Parses the payload of a message of type `mcp`; `None` if it is absent or not an object.
 pub fn parse_rpc(text: &str, reader: Reader) -> Option<Rpc<'_>> {
     let payload = JsonObject::parse(JsonObject::parse(text).ok()?.raw_for("payload", reader)?).ok()?;
     let raw = |key| payload.raw_for(key, reader);
@@ -51,7 +51,13 @@ pub fn parse_rpc(text: &str, reader: Reader) -> Option<Rpc<'_>> {
     })
 }
 
-/// The message with `id` (raw JSON) in place of its payload's id, all else byte for byte; `None` when there is no id to replace.
+/// The response in a device's `mcp` message, with the id of the request; `None` if it is no response, or its id is no `u32`.
+pub fn parse_response(text: &str) -> Option<(u32, Rpc<'_>)> {
+    let rpc = parse_rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none())?;
+    Some((rpc.id?.parse().ok()?, rpc))
+}
+
+/// The message with `id` (raw JSON) in place of its payload's id, all else byte for byte; `None` if its payload has no id.
 pub fn replace_rpc_id(text: &str, id: &str, reader: Reader) -> Option<String> {
     let payload = JsonObject::parse(text).ok()?.raw_for("payload", reader)?;
     let replaced = replace_values(payload, "id", id, |_| true).ok().filter(|replaced| replaced.found > 0)?;

@@ -1,30 +1,30 @@
-//! A JSON object one level deep.
+//! One level of a JSON object.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use super::{BadMessage, Reader, for_each_entry, json_quote, string};
 
-/// A JSON object one level deep: keys and raw values in their order. Shown, it is JSON again, its values byte for byte.
+/// One level of a JSON object: keys and raw values in order. `Display` writes it as JSON, with its values byte for byte.
 #[derive(Debug, Clone, Default)]
 pub struct JsonObject<'a> {
     entries: Vec<(Cow<'a, str>, &'a str)>,
 }
 
 impl<'a> JsonObject<'a> {
-    /// Read an object.
+    /// Parses an object.
     pub fn parse(text: &'a str) -> Result<Self, BadMessage> {
         let mut entries = Vec::new();
         for_each_entry(text, |key, raw| entries.push((key, raw)))?;
         Ok(Self { entries })
     }
 
-    /// The value of `key` as it was written, as chat servers look it up.
+    /// The raw value of `key`, as chat servers look it up.
     pub fn raw(&self, key: &str) -> Option<&'a str> {
         self.raw_for(key, Reader::Server)
     }
 
-    /// The value of `key` as it was written, as this reader looks it up.
+    /// The raw value of `key`, as this reader looks it up.
     pub fn raw_for(&self, key: &str, reader: Reader) -> Option<&'a str> {
         let mut found = None;
         self.entries.iter().for_each(|(k, raw)| reader.look(k, raw, key, &mut found));
@@ -38,7 +38,7 @@ impl<'a> JsonObject<'a> {
 
     /// The value of `key` if it is a number that fits a double.
     pub fn number(&self, key: &str) -> Option<f64> {
-        // A raw value is JSON, and of all JSON values only numbers are numbers to Rust.
+        // Of all JSON values, Rust parses only numbers as numbers.
         self.raw(key)?.parse().ok().filter(|number: &f64| number.is_finite())
     }
 
@@ -47,7 +47,7 @@ impl<'a> JsonObject<'a> {
         JsonObject::parse(self.raw(key)?).ok()
     }
 
-    /// Give `key` the value `raw`, which is JSON, in its place, or at the end when the key is new.
+    /// Sets `key` to the value `raw`, which is JSON. A new key is added at the end.
     pub fn set(&mut self, key: &'a str, raw: &'a str) {
         let mut found = false;
         for (_, value) in self.entries.iter_mut().filter(|(k, _)| k == key) {
@@ -59,7 +59,7 @@ impl<'a> JsonObject<'a> {
         }
     }
 
-    /// Keys and raw values in their order, those of repeated keys included.
+    /// Keys and raw values in order, including repeated keys.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &'a str)> {
         self.entries.iter().map(|(key, raw)| (&**key, *raw))
     }

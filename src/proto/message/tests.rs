@@ -33,7 +33,7 @@ fn peeking() {
         (r#"{"payload":{"type":"x","session_id":"y"},"type":"mcp"}"#, ("mcp", None, None)),
         (r#"{"text":"\"type\":\"no\"","type":"stt"}"#, ("stt", None, None)),
         (r#"{"TYPE":"x"," type":"y"}"#, ("", None, None)),
-        // A lone surrogate is JSON but no text.
+        // A lone surrogate is valid JSON but not valid text.
         (r#"{"type":"stt","session_id":"\ud800","text":"\ud83d"}"#, ("stt", None, None)),
         (r#"{"n":1e999,"m":-0.0E+7,"type":"x"}"#, ("x", None, None)),
     ];
@@ -155,11 +155,11 @@ fn deep_nesting_uses_no_stack() {
 #[test]
 fn a_device_is_told_one_session_id() {
     let cases = [
-        // There is one, and it is the device's.
+        // One, which is the device's.
         (r#"{"type":"tts","session_id":"id"}"#, None),
         (" { \"session_id\" : \"id\" } ", None),
         (r#"{"session\u005fid":"\u0069d"}"#, None),
-        // There is none.
+        // None.
         ("{}", Some(r#"{"session_id":"id"}"#)),
         ("{ }", Some(r#"{"session_id":"id" }"#)),
         ("{\n}\n", Some("{\"session_id\":\"id\"\n}\n")),
@@ -176,7 +176,7 @@ fn a_device_is_told_one_session_id() {
             r#"{"n":1.0,"m":1E2,"s":"\u00e9é\/"}"#,
             Some(r#"{"session_id":"id","n":1.0,"m":1E2,"s":"\u00e9é\/"}"#),
         ),
-        // There is another one, or one that is none.
+        // Another one, or one that is no string.
         (r#"{"session_id":"x","type":"tts"}"#, Some(r#"{"session_id":"id","type":"tts"}"#)),
         (r#"{"session_id":"id\u0000"}"#, Some(r#"{"session_id":"id"}"#)),
         (
@@ -188,12 +188,12 @@ fn a_device_is_told_one_session_id() {
         (r#"{"session_id":12.5e3}"#, Some(r#"{"session_id":"id"}"#)),
         (r#"{"session_id":"\udc00"}"#, Some(r#"{"session_id":"id"}"#)),
         (r#"{"session\u005fid":false}"#, Some(r#"{"session\u005fid":"id"}"#)),
-        // There are several.
+        // Several.
         (r#"{"session_id":null,"x":1,"session_id":"id"}"#, Some(r#"{"session_id":"id","x":1}"#)),
         (r#"{"session_id":"id","session_id":0}"#, Some(r#"{"session_id":"id"}"#)),
         (r#"{"a":1 , "session_id":"id" , "session_id" : 3}"#, Some(r#"{"a":1 , "session_id":"id"}"#)),
         (r#"{"session_id":1,"x":2,"session_id":3,"y":4}"#, Some(r#"{"session_id":"id","x":2,"y":4}"#)),
-        // It has another name.
+        // A name in another case.
         (r#"{"Session_Id":"id","session_id":"id"}"#, Some(r#"{"session_id":"id"}"#)),
         (r#"{ "SESSION_ID" : 1 , "x":2}"#, Some(r#"{ "session_id":"id" , "x":2}"#)),
         (r#"{"a":1, "session_id\u0000x":"id" }"#, Some(r#"{"a":1, "session_id":"id" }"#)),
@@ -508,7 +508,7 @@ fn quoting() {
     }
 }
 
-/// JSON values as trees, three levels deep, with keys that matter here.
+/// JSON values up to three levels deep, with the keys that are used here.
 fn value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),

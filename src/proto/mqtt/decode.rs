@@ -1,4 +1,4 @@
-//! Bytes to packets.
+//! Decoding of packets.
 
 use super::{
     CLEAN_SESSION, CONNACK, CONNECT, Connect, DISCONNECT, Malformed, PASSWORD, PINGREQ, PINGRESP, PUBLISH,
@@ -6,10 +6,10 @@ use super::{
     UNSUBSCRIBE, USER_NAME, Unsubscribe, WILL, WILL_RETAIN, Will,
 };
 
-/// Decode the packet of a client at the start of `bytes`: the packet and the bytes it took, or `None` when more are needed.
+/// Decodes a client's packet at the start of `bytes`. Returns the packet and its length, or `None` if more bytes are needed.
 ///
-/// What can be judged is judged as early as it can: type and flags by the first byte, `max_remaining` (bytes of the remaining length)
-/// when the fixed header is complete, a CONNECT's protocol when its level is there.
+/// Each check is made as soon as possible: type and flags after the first byte, `max_remaining` (the limit of the remaining length)
+/// after the fixed header, the protocol of a CONNECT after its level.
 pub fn decode(bytes: &[u8], max_remaining: usize) -> Result<Option<(Packet<'_>, usize)>, Malformed> {
     let Some(&first) = bytes.first() else {
         return Ok(None);
@@ -28,7 +28,7 @@ pub fn decode(bytes: &[u8], max_remaining: usize) -> Result<Option<(Packet<'_>, 
     }
     let Some(body) = bytes.get(start..start + len) else {
         if first >> 4 == CONNECT {
-            // A client of another version or protocol need not send the rest to be refused.
+            // A client of another version or protocol is refused before it has sent the rest.
             match decode_protocol(&mut FieldReader(&bytes[start..])) {
                 Ok(_) | Err(Malformed::Truncated) => {}
                 Err(malformed) => return Err(malformed),
@@ -53,13 +53,13 @@ pub fn decode(bytes: &[u8], max_remaining: usize) -> Result<Option<(Packet<'_>, 
     Ok(Some((packet, start + len)))
 }
 
-/// How long the packet at the start of `bytes` is with its fixed header, or `None` when more are needed to tell, or it is none.
+/// The length of the packet at the start of `bytes`, with its fixed header. `None` if more bytes are needed, or it is no packet.
 pub fn packet_len(bytes: &[u8]) -> Option<usize> {
     let (start, len) = remaining_length(bytes, usize::MAX).ok()??;
     Some(start + len)
 }
 
-/// Decode the packet of a server at the start of `bytes`, as [`decode`] does that of a client.
+/// Decodes a server's packet at the start of `bytes`, as [`decode`] does for a client's.
 pub fn decode_server_packet(
     bytes: &[u8],
     max_remaining: usize,
@@ -103,7 +103,7 @@ pub fn decode_server_packet(
     Ok(Some((reply, start + len)))
 }
 
-/// The filters of a checked body, with the QoS after each of them in a SUBSCRIBE.
+/// The filters of a body that was checked before, each with its QoS if it is that of a SUBSCRIBE.
 pub(super) fn filters(body: &[u8], with_qos: bool) -> impl Iterator<Item = (&str, u8)> {
     let mut fields = FieldReader(body);
     std::iter::from_fn(move || {
@@ -113,12 +113,12 @@ pub(super) fn filters(body: &[u8], with_qos: bool) -> impl Iterator<Item = (&str
     })
 }
 
-/// The flags of a packet that leaves them no choice (section 2.2.2).
+/// Checks the flags of a packet with reserved flags (section 2.2.2).
 fn check_header_flags(first: u8, expected: u8) -> Result<(), Malformed> {
     if first & 0x0f == expected { Ok(()) } else { Err(Malformed::HeaderFlags(first)) }
 }
 
-/// DUP, QoS and RETAIN of a PUBLISH (section 3.3.1).
+/// Checks DUP, QoS and RETAIN of a PUBLISH (section 3.3.1).
 fn check_publish_flags(first: u8) -> Result<(), Malformed> {
     let dup = first & 0b1000 != 0;
     match first >> 1 & 0b11 {
@@ -129,7 +129,7 @@ fn check_publish_flags(first: u8) -> Result<(), Malformed> {
     }
 }
 
-/// Where the fixed header ends, and the remaining length after it (section 2.2.3).
+/// The length of the fixed header, and the remaining length (section 2.2.3).
 fn remaining_length(bytes: &[u8], max: usize) -> Result<Option<(usize, usize)>, Malformed> {
     let mut len = 0;
     for index in 0..4 {
@@ -158,7 +158,7 @@ fn decode_connect(body: &[u8]) -> Result<Connect<'_>, Malformed> {
     let keep_alive = fields.u16()?;
     let client_id = fields.string()?;
     let will = decode_will(level, flags, &mut fields)?;
-    // MQTT 3.1 section 3.1, "User name and password flags": the remaining length takes precedence over these flags.
+    // MQTT 3.1, section 3.1, "User name and password flags": the remaining length takes precedence over these flags.
     let present = |flag, fields: &FieldReader<'_>| {
         flags & flag != 0 && !(level == ProtocolLevel::V31 && fields.0.is_empty())
     };
@@ -185,7 +185,7 @@ fn decode_protocol(fields: &mut FieldReader<'_>) -> Result<ProtocolLevel, Malfor
     }
 }
 
-/// The will, and its flags (sections 3.1.2.5 to 3.1.2.7). MQTT 3.1 has its QoS and retain ignored when there is none.
+/// The will and its flags (sections 3.1.2.5 to 3.1.2.7). Without a will, MQTT 3.1 ignores the flags for QoS and retain.
 fn decode_will<'a>(
     level: ProtocolLevel,
     flags: u8,
@@ -208,7 +208,7 @@ fn decode_publish(first: u8, body: &[u8]) -> Result<Publish<'_>, Malformed> {
     Ok(Publish { topic: fields.topic_name()?, payload: fields.0, retain: first & 1 != 0 })
 }
 
-/// Packet identifier, and the filters after it, at least one; all checked.
+/// The packet identifier and the bytes of the filters, at least one, all checked.
 fn decode_subscriptions(body: &[u8], with_qos: bool) -> Result<(u16, &[u8]), Malformed> {
     let mut fields = FieldReader(body);
     let packet_id = fields.packet_id()?;
@@ -227,14 +227,14 @@ fn decode_subscriptions(body: &[u8], with_qos: bool) -> Result<(u16, &[u8]), Mal
     Ok((packet_id, body))
 }
 
-/// Wildcards fill a level, and `#` only the last (section 4.7.1).
+/// A wildcard must be a whole level, and `#` the last one (section 4.7.1).
 fn is_topic_filter(filter: &str) -> bool {
     let mut levels = filter.split('/').rev();
     let fits = |level: &str| level == "+" || !level.contains(['+', '#']);
     !filter.is_empty() && levels.next().is_some_and(|last| last == "#" || fits(last)) && levels.all(fits)
 }
 
-/// The fields of a packet not read yet.
+/// The fields of a packet that were not read yet.
 struct FieldReader<'a>(&'a [u8]);
 
 impl<'a> FieldReader<'a> {
@@ -250,7 +250,7 @@ impl<'a> FieldReader<'a> {
         Ok(u16::from_be_bytes(bytes))
     }
 
-    /// Bytes behind their length.
+    /// Bytes after their length.
     fn binary(&mut self) -> Result<&'a [u8], Malformed> {
         let len = self.u16()?;
         let (bytes, rest) = self.0.split_at_checked(len.into()).ok_or(Malformed::Truncated)?;

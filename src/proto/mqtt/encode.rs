@@ -1,19 +1,19 @@
-//! Packets to bytes, appended to a buffer.
+//! Encoding of packets. Each function appends one packet to a buffer.
 //!
-//! Strings and binary fields hold at most 65,535 bytes (section 1.5.3) and packets 268,435,455 after the fixed header (section 2.2.3);
-//! the gateway bounds what it sends far below. A longer field is cut.
+//! Strings and binary fields have at most 65,535 bytes (section 1.5.3), and packets 268,435,455 after the fixed header (section
+//! 2.2.3). What the gateway sends is far smaller. A longer field is cut.
 
 use super::{
     CLEAN_SESSION, CONNACK, CONNECT, Connect, ConnectReturnCode, DISCONNECT, PASSWORD, PINGREQ, PINGRESP,
     PUBLISH, ProtocolLevel, SUBACK, UNSUBACK, USER_NAME, WILL, WILL_RETAIN,
 };
 
-/// CONNACK without session present: there are no stored sessions.
+/// CONNACK. Session present is not set, since there are no stored sessions.
 pub fn connack(out: &mut Vec<u8>, code: ConnectReturnCode) {
     out.extend([CONNACK << 4, 2, 0, code as u8]);
 }
 
-/// SUBACK that grants QoS 0 to each of so many filters.
+/// SUBACK that grants QoS 0 to this many filters.
 pub fn suback(out: &mut Vec<u8>, packet_id: u16, filters: usize) {
     fixed_header(out, SUBACK << 4, 2 + filters);
     out.extend(packet_id.to_be_bytes());
@@ -72,7 +72,7 @@ pub fn connect(out: &mut Vec<u8>, connect: &Connect<'_>) {
     }
 }
 
-/// SUBSCRIBE to filters, each with the QoS asked for.
+/// SUBSCRIBE to filters, each with its requested QoS.
 #[cfg(any(test, fuzzing))]
 pub fn subscribe(out: &mut Vec<u8>, packet_id: u16, filters: &[(&str, u8)]) {
     let len = filters.iter().map(|(filter, _)| length_prefixed_len(filter.as_bytes()) + 1).sum::<usize>();
@@ -116,14 +116,14 @@ fn fixed_header(out: &mut Vec<u8>, first: u8, mut remaining: usize) {
     out.push(remaining as u8);
 }
 
-/// A length and its bytes.
+/// The length of the bytes, and the bytes.
 fn length_prefixed(out: &mut Vec<u8>, bytes: &[u8]) {
     let len = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
     out.extend(len.to_be_bytes());
     out.extend(&bytes[..len.into()]);
 }
 
-/// The bytes [`length_prefixed`] appends.
+/// The number of bytes that [`length_prefixed`] appends.
 fn length_prefixed_len(bytes: &[u8]) -> usize {
     2 + bytes.len().min(u16::MAX.into())
 }

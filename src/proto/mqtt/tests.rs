@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A limit no case of the tables is about.
+/// A limit that no case of the tables exceeds.
 const MAX: usize = 65_536;
 
 const CONNECT: Connect<'_> = Connect {
@@ -105,7 +105,7 @@ fn connects() {
 
 #[test]
 fn connect_flags_all() {
-    // Each of the 256 flag bytes, with all the fields it announces.
+    // Each of the 256 values of the flags, with the fields that it requires.
     for flags in 0..=255_u8 {
         let (will, qos, retain) = (flags & 4 != 0, flags >> 3 & 3, flags & 32 != 0);
         let (password, user_name) = (flags & 64 != 0, flags & 128 != 0);
@@ -488,7 +488,7 @@ fn overlong_fields_are_truncated() {
     assert_eq!(decode(&out, usize::MAX), Ok(Some((Packet::Publish(publish), out.len()))));
 }
 
-/// The parts of a packet of any kind, owned.
+/// The owned fields of a packet of any type.
 #[derive(Debug, Clone)]
 enum OwnedPacket {
     Connect {
@@ -590,7 +590,7 @@ impl OwnedPacket {
     }
 }
 
-/// Bytes that get further than random ones: real packets with a few bytes changed.
+/// Packets with a few bytes changed, which reach more code than random bytes.
 fn corrupted_packet() -> impl Strategy<Value = Vec<u8>> {
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
     (any_packet(), changes).prop_map(|(packet, changes)| {
@@ -625,7 +625,7 @@ proptest! {
     fn any_split_gives_the_same_packets(packets in prop::collection::vec(any_packet(), 1..6), sizes in prop::collection::vec(1..40_usize, 1..20)) {
         let mut stream = Vec::new();
         packets.iter().for_each(|packet| packet.encode(&mut stream));
-        // As a connection does it: what is not a packet yet waits for what comes next.
+        // As a connection does it: the bytes of an incomplete packet are kept until more arrive.
         let (mut waits, mut found, mut sizes) = (Vec::new(), 0, sizes.iter().cycle());
         let mut rest = &stream[..];
         while !rest.is_empty() {

@@ -1,60 +1,12 @@
-//! What actions and reasons are called in logs and metrics.
+//! The log texts of events and reasons.
 
 use std::fmt;
 
-use super::{BackendFailure, CloseReason, DropReason, EndReason, LogEvent};
-
-impl EndReason {
-    /// Stable name, for logs and metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::DeviceGoodbye => "device_goodbye",
-            Self::DeviceUdpTimeout => "device_udp_timeout",
-            Self::DeviceDisconnected => "device_disconnected",
-            Self::DeviceLost => "device_lost",
-            Self::DeviceError => "device_error",
-            Self::Replaced => "replaced",
-            Self::ServerClosed => "server_closed",
-            Self::NoServer => "no_server",
-            Self::ServerLost => "server_lost",
-            Self::Idle => "idle",
-            Self::Overflow => "overflow",
-            Self::Refused => "refused",
-            Self::Shutdown => "shutdown",
-            Self::Operator => "operator",
-            Self::DeviceAbort => "device_abort",
-            Self::PeerLeft => "peer_left",
-            Self::Unanswered => "unanswered",
-        }
-    }
-}
-
-impl DropReason {
-    /// Stable name, for logs and metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::BadDatagram(bad) => bad.label(),
-            Self::UnknownSsrc => "unknown_ssrc",
-            Self::Duplicate => "duplicate",
-            Self::Late => "late",
-            Self::TooOld => "too_old",
-            Self::Jump => "jump",
-            Self::ForeignSource => "foreign_source",
-            Self::NoServer => "no_server",
-            Self::ServerBlocked => "server_blocked",
-            Self::NoPeer => "no_peer",
-            Self::BadFrame => "bad_frame",
-            Self::HeldFull => "held_full",
-            Self::SocketFull => "socket_full",
-            Self::Aborted => "aborted",
-            Self::Ringing => "ringing",
-        }
-    }
-}
+use super::{BackendFailure, CloseReason, LogEvent};
 
 impl fmt::Display for BackendFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} failed: {}", self.stage, self.message)
+        write!(f, "{} failed: {}", self.stage.label(), self.message)
     }
 }
 
@@ -63,18 +15,18 @@ impl fmt::Display for CloseReason {
         match self {
             Self::Refused(code, why) => write!(f, "refused with return code {}: {why}", *code as u8),
             Self::ConnectTimeout => f.write_str("no CONNECT in time"),
-            Self::KeepAlive => f.write_str("nothing heard for one and a half keep alives"),
-            Self::Disconnected => f.write_str("left"),
+            Self::KeepAlive => f.write_str("nothing received for 1.5 times the keep alive"),
+            Self::Disconnected => f.write_str("the device disconnected"),
             Self::TakenOver => f.write_str("the same client id connected again"),
             Self::Protocol(malformed) => write!(f, "protocol error: {malformed}"),
             Self::UnexpectedPacket(what) => write!(f, "protocol error: {what}"),
             Self::HelloVersion(found) => {
-                write!(f, "hello with version {found}, only 3 is known: update the device's firmware")
+                write!(f, "hello with version {found}, only 3 is supported: update the device's firmware")
             }
             Self::SlowReader => f.write_str("the device does not read what it is sent"),
-            Self::MemoryLimit => f.write_str("it makes the gateway keep more than its share of the memory"),
-            Self::Shutdown => f.write_str("the gateway stops"),
-            Self::Draining => f.write_str("the gateway drains"),
+            Self::MemoryLimit => f.write_str("its buffers take more than its share of the memory"),
+            Self::Shutdown => f.write_str("the gateway is stopping"),
+            Self::Draining => f.write_str("the gateway is draining"),
             Self::Operator => f.write_str("disconnected by an operator"),
         }
     }
@@ -103,26 +55,26 @@ impl fmt::Display for LogEvent {
                 write!(f, "call goes on: server={url} gap={}ms", after.as_millis())
             }
             Self::ServerFailing { url, why } => {
-                write!(f, "chat server {url} fails, new calls try it last: {why}")
+                write!(f, "chat server {url} is failing ({why}); new calls try other servers first")
             }
             Self::ServerRecovered { url, after } => {
                 write!(f, "chat server {url} works again after {} s", after.as_secs())
             }
             Self::NoServerHello(url) => {
-                write!(f, "chat server {url} sent audio or text but no hello: taken as live")
+                write!(f, "chat server {url} sent audio or text but no hello: the call starts without it")
             }
             Self::HeldAudioDropped(frames) => write!(
                 f,
-                "the device has sent no datagram, so {frames} audio frames for it were dropped: check that UDP reaches this gateway"
+                "no UDP packet has arrived from the device, so {frames} audio frames for it were dropped: check that UDP reaches this gateway"
             ),
             Self::NoUdpAudio { after, advertised } => write!(
                 f,
-                "no audio: the device listens but no datagram of it came in {} s; it was told to send to udp {advertised}",
+                "no audio: no UDP packet arrived from the listening device within {} s; it was told to send to udp {advertised}",
                 after.as_secs()
             ),
-            Self::ToolDiscovery(Ok(count)) => write!(f, "learned {count} tools of the device"),
+            Self::ToolDiscovery(Ok(count)) => write!(f, "the device has {count} tools"),
             Self::ToolDiscovery(Err(why)) => {
-                write!(f, "the device's tools are not known ({why}): requests are forwarded")
+                write!(f, "tool discovery failed ({why}): requests are forwarded to the device")
             }
         }
     }
@@ -132,54 +84,64 @@ impl fmt::Display for LogEvent {
 mod tests {
     use std::time::Duration;
 
+    use super::super::{BackendStage, DropReason, EndReason};
     use super::*;
-    use crate::proto::audio::BadDatagram;
     use crate::proto::mqtt::{ConnectReturnCode, Malformed};
 
     #[test]
-    fn names_in_metrics_are_stable() {
-        use EndReason::*;
-        let ends = [
-            (DeviceGoodbye, "device_goodbye"),
-            (DeviceUdpTimeout, "device_udp_timeout"),
-            (DeviceDisconnected, "device_disconnected"),
-            (DeviceLost, "device_lost"),
-            (DeviceError, "device_error"),
-            (Replaced, "replaced"),
-            (ServerClosed, "server_closed"),
-            (NoServer, "no_server"),
-            (ServerLost, "server_lost"),
-            (Idle, "idle"),
-            (Overflow, "overflow"),
-            (Refused, "refused"),
-            (Shutdown, "shutdown"),
-            (Operator, "operator"),
-            (DeviceAbort, "device_abort"),
-            (PeerLeft, "peer_left"),
-            (Unanswered, "unanswered"),
-        ];
-        for (reason, label) in ends {
-            assert_eq!(reason.label(), label);
-        }
-        let discards = [
-            (DropReason::BadDatagram(BadDatagram::Short), "short"),
-            (DropReason::UnknownSsrc, "unknown_ssrc"),
-            (DropReason::Duplicate, "duplicate"),
-            (DropReason::Late, "late"),
-            (DropReason::TooOld, "too_old"),
-            (DropReason::Jump, "jump"),
-            (DropReason::ForeignSource, "foreign_source"),
-            (DropReason::NoServer, "no_server"),
-            (DropReason::ServerBlocked, "server_blocked"),
-            (DropReason::NoPeer, "no_peer"),
-            (DropReason::BadFrame, "bad_frame"),
-            (DropReason::HeldFull, "held_full"),
-            (DropReason::SocketFull, "socket_full"),
-            (DropReason::Aborted, "aborted"),
-            (DropReason::Ringing, "ringing"),
-        ];
-        for (discard, label) in discards {
-            assert_eq!(discard.label(), label);
+    fn labels_are_stable() {
+        assert_eq!(
+            EndReason::ALL.map(EndReason::label),
+            [
+                "device_goodbye",
+                "device_udp_timeout",
+                "device_disconnected",
+                "device_lost",
+                "device_error",
+                "replaced",
+                "server_closed",
+                "no_server",
+                "server_lost",
+                "idle",
+                "overflow",
+                "refused",
+                "shutdown",
+                "operator",
+                "device_abort",
+                "peer_left",
+                "unanswered",
+            ]
+        );
+        assert_eq!(
+            DropReason::ALL.map(DropReason::label),
+            [
+                "short",
+                "type",
+                "length",
+                "oversized",
+                "empty",
+                "unknown_ssrc",
+                "duplicate",
+                "late",
+                "too_old",
+                "jump",
+                "foreign_source",
+                "no_server",
+                "server_blocked",
+                "no_peer",
+                "bad_frame",
+                "held_full",
+                "socket_full",
+                "aborted",
+                "ringing",
+            ]
+        );
+        assert_eq!(
+            BackendStage::ALL.map(BackendStage::label),
+            ["resolve", "connect", "tls", "upgrade", "hello", "live", "shortage"]
+        );
+        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
         }
     }
 
@@ -191,19 +153,19 @@ mod tests {
                 "refused with return code 4: no key",
             ),
             (CloseReason::ConnectTimeout, "no CONNECT in time"),
-            (CloseReason::KeepAlive, "nothing heard for one and a half keep alives"),
-            (CloseReason::Disconnected, "left"),
+            (CloseReason::KeepAlive, "nothing received for 1.5 times the keep alive"),
+            (CloseReason::Disconnected, "the device disconnected"),
             (CloseReason::TakenOver, "the same client id connected again"),
             (CloseReason::Protocol(Malformed::Nul), "protocol error: a string holds U+0000"),
             (CloseReason::UnexpectedPacket("a second CONNECT"), "protocol error: a second CONNECT"),
             (
                 CloseReason::HelloVersion("9".to_owned()),
-                "hello with version 9, only 3 is known: update the device's firmware",
+                "hello with version 9, only 3 is supported: update the device's firmware",
             ),
             (CloseReason::SlowReader, "the device does not read what it is sent"),
-            (CloseReason::MemoryLimit, "it makes the gateway keep more than its share of the memory"),
-            (CloseReason::Shutdown, "the gateway stops"),
-            (CloseReason::Draining, "the gateway drains"),
+            (CloseReason::MemoryLimit, "its buffers take more than its share of the memory"),
+            (CloseReason::Shutdown, "the gateway is stopping"),
+            (CloseReason::Draining, "the gateway is draining"),
             (CloseReason::Operator, "disconnected by an operator"),
         ] {
             assert_eq!(reason.to_string(), words);
@@ -214,7 +176,7 @@ mod tests {
     fn log_events_as_text() {
         let (after, pause) = (Duration::from_millis(12_345), Duration::from_millis(250));
         let url = || "ws://a/".to_owned();
-        let failure = || BackendFailure { stage: "tls", message: "expired".to_owned() };
+        let failure = || BackendFailure::new(BackendStage::Tls, "expired");
         for (event, words) in [
             (LogEvent::Connected { resumed: false }, "connected"),
             (LogEvent::Connected { resumed: true }, "connected again, its call goes on"),
@@ -234,25 +196,25 @@ mod tests {
             (LogEvent::Redialled { url: url(), after }, "call goes on: server=ws://a/ gap=12345ms"),
             (
                 LogEvent::ServerFailing { url: url(), why: "refused".to_owned() },
-                "chat server ws://a/ fails, new calls try it last: refused",
+                "chat server ws://a/ is failing (refused); new calls try other servers first",
             ),
             (LogEvent::ServerRecovered { url: url(), after }, "chat server ws://a/ works again after 12 s"),
             (
                 LogEvent::NoServerHello(url()),
-                "chat server ws://a/ sent audio or text but no hello: taken as live",
+                "chat server ws://a/ sent audio or text but no hello: the call starts without it",
             ),
             (
                 LogEvent::HeldAudioDropped(7),
-                "the device has sent no datagram, so 7 audio frames for it were dropped: check that UDP reaches this gateway",
+                "no UDP packet has arrived from the device, so 7 audio frames for it were dropped: check that UDP reaches this gateway",
             ),
             (
                 LogEvent::NoUdpAudio { after, advertised: "192.0.2.1:8884".to_owned() },
-                "no audio: the device listens but no datagram of it came in 12 s; it was told to send to udp 192.0.2.1:8884",
+                "no audio: no UDP packet arrived from the listening device within 12 s; it was told to send to udp 192.0.2.1:8884",
             ),
-            (LogEvent::ToolDiscovery(Ok(3)), "learned 3 tools of the device"),
+            (LogEvent::ToolDiscovery(Ok(3)), "the device has 3 tools"),
             (
-                LogEvent::ToolDiscovery(Err("its pages never end")),
-                "the device's tools are not known (its pages never end): requests are forwarded",
+                LogEvent::ToolDiscovery(Err("the pages do not end")),
+                "tool discovery failed (the pages do not end): requests are forwarded to the device",
             ),
         ] {
             assert_eq!(event.to_string(), words);

@@ -1,4 +1,4 @@
-//! Audio both ways, and what waits for the device's first datagram or for a server's framing to show.
+//! Audio in both directions, and the hold of audio and text until the device's address and the server's framing are known.
 
 use std::time::{Duration, Instant};
 
@@ -7,34 +7,34 @@ use super::super::deadlines::CallTimer;
 use super::super::media::{ClassifiedFrame, Decrypted, Encrypted, FramingState, UdpPeer};
 use super::super::queue::HeldItem;
 use super::super::server_health::ServerHealth;
-use super::{Call, CallResult, CallStage};
+use super::{Call, CallResult, CallState};
 use crate::config::{Config, Framing as FramingSetting};
 use crate::proto::audio;
 
-/// How long audio and `tts start` wait for the device's first datagram.
+/// How long audio and `tts start` are held for the device's first datagram.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where an uplink packet goes.
+/// What to do with an uplink packet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Uplink<'b> {
-    /// To the chat server.
+    /// Send it to the chat server.
     Server {
-        /// The binary WebSocket frame's payload.
+        /// The payload of the binary WebSocket frame.
         frame: &'b [u8],
-        /// The Opus bytes in it.
+        /// The number of Opus bytes in it.
         payload: usize,
-        /// The device's address became known: call [`Core::release_held`](super::super::Core::release_held).
+        /// It is the device's first: call [`Core::release_held`](super::super::Core::release_held).
         peer_learned: bool,
     },
-    /// To the device that this one talks to: so many Opus bytes stand decrypted behind the datagram's header, for
-    /// [`Core::relay`](super::super::Core::relay).
+    /// Send it to the other device by [`Core::relay`](super::super::Core::relay): this many decrypted Opus bytes follow the
+    /// datagram's header.
     OtherDevice(usize),
-    /// Nowhere, since the other device rings: [`Core::ringing_silence`](super::super::Core::ringing_silence) answers it.
+    /// Answer it with [`Core::ringing_silence`](super::super::Core::ringing_silence): the device is calling another one.
     Silence,
 }
 
 impl Call {
-    /// One datagram of the device, decrypted in place, and framed if it goes to the chat server.
+    /// Decrypts one datagram of the device in place, and frames it if it is for the chat server.
     pub(in super::super) fn uplink<'b>(
         &mut self,
         from: UdpPeer,
@@ -48,27 +48,27 @@ impl Call {
         if first && self.session_id.is_some() {
             self.credentials = None;
         }
-        match self.stage {
-            CallStage::Live => Ok(Uplink::Server {
+        match self.state {
+            CallState::Live => Ok(Uplink::Server {
                 frame: self.media.server_frame(&decrypted, datagram),
                 payload,
                 peer_learned: first,
             }),
-            CallStage::InDeviceCall => {
+            CallState::InDeviceCall => {
                 self.media.count_uplink(payload);
                 Ok(Uplink::OtherDevice(payload))
             }
-            CallStage::Ringing => {
+            CallState::Ringing => {
                 self.media.stats.dropped += 1;
                 Ok(Uplink::Silence)
             }
-            CallStage::Dialing { .. } | CallStage::AwaitingHello | CallStage::Backoff => {
+            CallState::Dialing | CallState::AwaitingHello | CallState::Redialing => {
                 self.count_dropped(DropReason::NoServer)
             }
         }
     }
 
-    /// The chat server's connection had no room for a packet of so many Opus bytes.
+    /// A packet of this many Opus bytes did not fit into the chat server's write buffer.
     pub(in crate::session) fn on_uplink_dropped(&mut self, payload: usize) {
         let stats = &mut self.media.stats;
         stats.up_packets -= 1;
@@ -76,7 +76,7 @@ impl Call {
         stats.dropped += 1;
     }
 
-    /// One binary frame of the chat server, encrypted into `out`. None: it waits.
+    /// Encrypts one binary frame of the chat server into `out`. `None`: it is held.
     pub(in super::super) fn downlink(
         &mut self,
         frame: &[u8],
@@ -100,7 +100,7 @@ impl Call {
         if matches!(found, ClassifiedFrame::Bad) {
             return self.count_dropped(DropReason::BadFrame);
         }
-        if self.stage == CallStage::AwaitingHello {
+        if self.state == CallState::AwaitingHello {
             self.server_sent_early_media = true;
             return self.hold_frame(frame);
         }
@@ -131,7 +131,7 @@ impl Call {
         self.count_dropped(DropReason::HeldFull)
     }
 
-    /// There is nowhere to send audio to yet, and it has not waited its time.
+    /// Whether audio has to wait for the device's first datagram.
     pub(super) fn must_hold(&self) -> bool {
         self.media.peer().is_none() && !self.hold_expired
     }
@@ -142,17 +142,17 @@ impl Call {
         }
     }
 
-    /// Something changed that may let waiting text and audio go: the framing, the device's address, or the hello.
+    /// Releases what need not be held any longer, after a change of the framing or of the device's address.
     pub(in super::super) fn release_held(&mut self, cx: &mut Context<'_>) -> CallResult {
-        if self.stage == CallStage::AwaitingHello {
+        if self.state == CallState::AwaitingHello {
             return self.accept_missing_hello(cx);
         }
         self.release_ready(cx)
     }
 
-    /// Lets go, in order, all that need not wait any more.
+    /// Releases, in order, what need not be held any longer.
     pub(super) fn release_ready(&mut self, cx: &mut Context<'_>) -> CallResult {
-        if self.stage != CallStage::Live {
+        if self.state != CallState::Live {
             return Ok(());
         }
         while let Some(front) = self.held.front() {
@@ -184,7 +184,7 @@ impl Call {
         let found = self.media.classify_held(frame, self.age(cx.now));
         let (ClassifiedFrame::Audio(timestamp, payload), Some(peer)) = (found, self.media.peer()) else {
             self.media.stats.dropped += 1;
-            cx.out.push(Action::Count(Counter::Dropped(DropReason::BadFrame)));
+            cx.count(Counter::Dropped(DropReason::BadFrame));
             return;
         };
         let mut datagram = vec![0; audio::HEADER_LEN + payload.len()];
@@ -193,7 +193,7 @@ impl Call {
         cx.out.push(Action::SendDatagram(encrypted, datagram.into_boxed_slice()));
     }
 
-    /// Forgets waiting audio; says how much.
+    /// Drops held audio and returns the number of frames.
     pub(super) fn drop_held_audio(&mut self, why: DropReason, cx: &mut Context<'_>) -> usize {
         let frames = self.held.drop_frames();
         self.media.stats.dropped += frames as u64;
@@ -201,11 +201,11 @@ impl Call {
         frames
     }
 
-    /// The server is gone: its text that waits goes to the device, unless it never said hello.
+    /// Sends the held texts of a server that is given up to the device, unless that server sent no hello.
     pub(super) fn release_held_texts(&mut self, cx: &mut Context<'_>) -> CallResult {
         self.deadlines.clear(CallTimer::HoldMedia);
         let mut held = std::mem::take(&mut self.held);
-        if self.stage != CallStage::Live {
+        if self.state != CallState::Live {
             return Ok(());
         }
         while let Some(HeldItem::Text { text, .. }) = held.pop() {
@@ -214,12 +214,12 @@ impl Call {
         Ok(())
     }
 
-    /// Waited long enough: text goes on, audio is dropped.
+    /// The hold for the first datagram has ended: texts are released, audio is dropped.
     pub(super) fn on_hold_timeout(&mut self, cx: &mut Context<'_>) -> CallResult {
         self.hold_expired = true;
         let frames = self.drop_held_audio(DropReason::NoPeer, cx);
         if frames > 0 {
-            cx.out.push(Action::Log(LogEvent::HeldAudioDropped(frames)));
+            cx.log(LogEvent::HeldAudioDropped(frames));
         }
         self.release_ready(cx)
     }

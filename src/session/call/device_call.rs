@@ -1,45 +1,44 @@
-//! A call with another device: its chat server is left, the device is told nothing.
+//! A call with another device. The chat server is closed; the device is not told.
 
 use super::super::action::{Context, DropReason};
-use super::super::deadlines::CallTimer;
 use super::super::media::Encrypted;
 use super::super::queue::TextQueue;
-use super::{Call, CallResult, CallStage};
+use super::{Call, CallResult, CallState};
 use crate::config::Config;
 use crate::proto::{audio, message};
 
-/// What a chat server that is left is told as the reason.
+/// The reason in the goodbye to the chat server.
 const DEVICE_CALL_GOODBYE: &str = "device_call";
-/// The usual length of a packet, in milliseconds.
+/// The length of an audio packet, in milliseconds, if the device did not state it.
 const DEFAULT_FRAME_MS: u32 = 60;
 
 impl Call {
-    /// Whether another device can be talked to in it: the device was answered, and has not left.
+    /// Whether the call can become one with another device: the device was answered, and has not left.
     pub(in crate::session) fn can_join_device_call(&self) -> bool {
         self.session_id.is_some() && !self.is_closing()
     }
 
-    /// Whether another device, not a chat server, is at the other end or called.
+    /// Whether another device is connected or being called.
     pub(in crate::session) fn is_in_device_call(&self) -> bool {
-        matches!(self.stage, CallStage::Ringing | CallStage::InDeviceCall)
+        matches!(self.state, CallState::Ringing | CallState::InDeviceCall)
     }
 
-    /// Another device is called: silence until it answers.
+    /// Another device is being called: the device gets silence until that one answers.
     pub(in crate::session) fn start_ringing(&mut self, cx: &mut Context<'_>) -> CallResult {
         self.silence_packet =
             audio::silence_packet(self.hello.frame_duration_ms().unwrap_or(DEFAULT_FRAME_MS));
-        self.switch_from_server(CallStage::Ringing, cx)
+        self.switch_from_server(CallState::Ringing, cx)
     }
 
-    /// Another device talks.
+    /// Another device is connected.
     pub(in crate::session) fn join_device_call(&mut self, cx: &mut Context<'_>) -> CallResult {
         self.silence_packet = Box::default();
-        self.switch_from_server(CallStage::InDeviceCall, cx)
+        self.switch_from_server(CallState::InDeviceCall, cx)
     }
 
-    fn switch_from_server(&mut self, stage: CallStage, cx: &mut Context<'_>) -> CallResult {
+    fn switch_from_server(&mut self, state: CallState, cx: &mut Context<'_>) -> CallResult {
         if self.is_in_device_call() {
-            self.stage = stage;
+            self.state = state;
             return Ok(());
         }
         self.close_server(Some(DEVICE_CALL_GOODBYE), 1000, cx);
@@ -47,24 +46,12 @@ impl Call {
         let flow = self.release_held_texts(cx);
         self.pending_server_text = TextQueue::default();
         self.listen_queued = false;
-        // What is about the chat server; whether the device is heard and does anything still counts.
-        for timer in [
-            CallTimer::HelloReply,
-            CallTimer::Connect,
-            CallTimer::ServerHello,
-            CallTimer::ResendHello,
-            CallTimer::Redial,
-            CallTimer::GiveUp,
-            CallTimer::Ping,
-            CallTimer::Pong,
-        ] {
-            self.deadlines.clear(timer);
-        }
-        self.stage = stage;
+        self.deadlines.clear_server_timers();
+        self.state = state;
         flow
     }
 
-    /// The device that was called answers.
+    /// The called device has accepted.
     pub(in crate::session) fn on_call_accepted(
         &mut self,
         from: crate::proto::identity::Mac,
@@ -74,7 +61,7 @@ impl Call {
         self.publish(text, cx)
     }
 
-    /// One Opus packet of the other device, encrypted for this one. Timestamps are the sender's own, so it gets none.
+    /// Encrypts one Opus packet of the other device for this one, without a timestamp, since the other's clock means nothing here.
     pub(in crate::session) fn relay(
         &mut self,
         opus: &[u8],
@@ -82,21 +69,21 @@ impl Call {
         config: &Config,
         now: std::time::Instant,
     ) -> Result<Encrypted, DropReason> {
-        // Who only listens is not idle.
+        // A device that only listens is not idle either.
         self.last_activity = now;
-        let Some(peer) = self.media.peer().filter(|_| self.stage == CallStage::InDeviceCall) else {
+        let Some(peer) = self.media.peer().filter(|_| self.state == CallState::InDeviceCall) else {
             return self.count_dropped(DropReason::NoPeer);
         };
         Ok(self.media.encrypt(peer, 0, opus, config.udp.downlink_flags, out))
     }
 
-    /// What the device hears while the other one rings.
+    /// Encrypts silence for a device that is calling another one.
     pub(in crate::session) fn ringing_silence(
         &mut self,
         out: &mut [u8],
         config: &Config,
     ) -> Result<Encrypted, DropReason> {
-        let Some(peer) = self.media.peer().filter(|_| self.stage == CallStage::Ringing) else {
+        let Some(peer) = self.media.peer().filter(|_| self.state == CallState::Ringing) else {
             return Err(DropReason::NoPeer);
         };
         Ok(self.media.encrypt(peer, 0, &self.silence_packet, config.udp.downlink_flags, out))

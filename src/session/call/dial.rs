@@ -1,45 +1,46 @@
-//! Finding a chat server: the first one for a hello, the next one when one fails, and the pauses in between.
+//! Dials and redials: the choice of a chat server, its timeouts and failures, and the pauses between redials.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::action::{
-    Action, BackendClosed, BackendFailure, Context, Counter, DialRequest, DropReason, EndReason,
-    LOCAL_SHORTAGE_STAGE, LogEvent,
+    Action, BackendClosed, BackendFailure, BackendStage, Context, Counter, DialRequest, DropReason,
+    EndReason, LogEvent,
 };
 use super::super::deadlines::CallTimer;
 use super::super::media::FramingState;
 use super::super::queue::HeldQueue;
 use super::super::server_health::ServerHealth;
-use super::{Call, CallResult, CallStage, DeviceIdentity, Outage};
+use super::{Call, CallResult, CallState, DeviceIdentity, Outage};
 use crate::config::{ChatServerConfig, Config, Reconnect};
 use crate::proto::message;
 
-/// The device gives up 10 s after its hello; it is answered before 9 s whatever happens.
+/// The device gives up 10 s after its hello, so it is always answered before 9 s.
 const HELLO_REPLY_TIMEOUT: Duration = Duration::from_millis(8500);
-/// A server that has not finished resolve, connect and upgrade by now is given up while another is left.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A server that has not answered our hello by now is given up while another is left, or taken as live if it spoke.
+/// A server whose WebSocket is not open after this time is given up if there is another one to try.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A server that has not sent its hello after this time is given up if there is another one to try. If it has sent audio or speech,
+/// the call starts without the hello.
 const SERVER_HELLO_TIMEOUT: Duration = Duration::from_secs(4);
-/// Some servers drop a hello that comes while they look the device up: say it once more.
+/// Some servers ignore a hello that arrives while they look up the device, so it is sent again after this time.
 const HELLO_RESEND_DELAY: Duration = Duration::from_secs(3);
-/// A call that has been live so long starts its next redial with the shortest pause again.
+/// After a server was live for this long, the next redial starts with the shortest pause again.
 const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
-/// At most this share is taken off a pause, so that calls that failed together do not redial together.
+/// A random share of the pause, at most this, is subtracted, so that calls that failed together do not redial together.
 const BACKOFF_JITTER_MAX: f64 = 0.2;
-/// The client id that is signed for, and told to the server, when the device has none: what other gateways send.
+/// The client id that is signed and sent when the device has none; other gateways send the same.
 const DEFAULT_CLIENT_ID: &str = "default-client-id";
 
 impl Call {
-    pub(in super::super) fn start(&mut self, caller: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
-        self.untried_servers = cx.servers.dial_order(cx.config.servers_for(caller.id.mac()), cx.now);
+    pub(in super::super) fn start(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
+        self.untried_servers = cx.servers.dial_order(cx.config.servers_for(device.id.mac()), cx.now);
         self.deadlines.set(CallTimer::HelloReply, self.started_at() + HELLO_REPLY_TIMEOUT);
-        self.dial_next(caller, cx)
+        self.dial_next(device, cx)
     }
 
-    fn dial_next(&mut self, caller: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
+    fn dial_next(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
         let server = self.untried_servers.pop_front().ok_or(self.closing.unwrap_or(EndReason::NoServer))?;
-        self.dial(server, false, caller, cx);
+        self.dial(server, false, device, cx);
         Ok(())
     }
 
@@ -47,10 +48,11 @@ impl Call {
         &mut self,
         server: Arc<ChatServerConfig>,
         fresh: bool,
-        caller: DeviceIdentity<'_>,
+        device: DeviceIdentity<'_>,
         cx: &mut Context<'_>,
     ) {
-        self.stage = CallStage::Dialing { connecting: false };
+        self.state = CallState::Dialing;
+        self.connecting = false;
         self.server_session_id = None;
         self.server_sent_session_id = false;
         self.server_sent_early_media = false;
@@ -58,7 +60,7 @@ impl Call {
         for timer in [CallTimer::Connect, CallTimer::ResendHello, CallTimer::ServerHello] {
             self.deadlines.clear(timer);
         }
-        if self.has_alternative(&server, caller, cx.config) {
+        if self.has_alternative(&server, device, cx.config) {
             self.deadlines.set(CallTimer::Connect, cx.now + CONNECT_TIMEOUT);
         }
         self.media.framing = match cx.servers.framing(&server) {
@@ -66,15 +68,15 @@ impl Call {
             None => FramingState::Unknown(0),
         };
         self.protocol_version = cx.servers.protocol_version(&server);
-        let client_id = match caller.id.uuid() {
+        let client_id = match device.id.uuid() {
             Some(uuid) => Some(uuid.to_owned()),
             None => cx.config.websocket.secret.is_some().then(|| DEFAULT_CLIENT_ID.to_owned()),
         };
         let request = DialRequest {
             server: server.clone(),
-            mac: caller.id.mac(),
+            mac: device.id.mac(),
             client_id,
-            forwarded_for: caller.ip,
+            forwarded_for: device.ip,
             protocol_version: self.protocol_version,
             skip_dns_cache: fresh,
         };
@@ -82,31 +84,29 @@ impl Call {
         cx.out.push(Action::Dial(Box::new(request)));
     }
 
-    /// Whether to be strict with this server, since another can be tried.
+    /// Whether another server could be tried instead of this one.
     fn has_alternative(
         &self,
         server: &ChatServerConfig,
-        caller: DeviceIdentity<'_>,
+        device: DeviceIdentity<'_>,
         config: &Config,
     ) -> bool {
         if self.session_id.is_none() {
             return !self.untried_servers.is_empty();
         }
-        config.servers_for(caller.id.mac()).iter().any(|other| other.url != server.url)
+        config.servers_for(device.id.mac()).iter().any(|other| other.url != server.url)
     }
 
-    /// The dial left the queue and the resolver: from now on its failure is the server's.
+    /// The TCP connection is being opened: from now on a failure is the server's fault.
     pub(in super::super) fn on_backend_connecting(&mut self) {
-        if let CallStage::Dialing { connecting } = &mut self.stage {
-            *connecting = true;
-        }
+        self.connecting |= self.state == CallState::Dialing;
     }
 
     pub(in super::super) fn on_backend_open(&mut self, cx: &mut Context<'_>) {
-        if !matches!(self.stage, CallStage::Dialing { .. }) {
+        if !matches!(self.state, CallState::Dialing) {
             return;
         }
-        self.stage = CallStage::AwaitingHello;
+        self.state = CallState::AwaitingHello;
         self.deadlines.clear(CallTimer::Connect);
         self.deadlines.set(CallTimer::ResendHello, cx.now + HELLO_RESEND_DELAY);
         self.deadlines.set(CallTimer::ServerHello, cx.now + SERVER_HELLO_TIMEOUT);
@@ -117,19 +117,11 @@ impl Call {
         cx.out.push(Action::SendText(self.hello.for_server(self.protocol_version)));
     }
 
-    // ----- a server takes too long --------------------------------------------------------------------------------
-
-    pub(super) fn on_connect_timeout(
-        &mut self,
-        caller: DeviceIdentity<'_>,
-        cx: &mut Context<'_>,
-    ) -> CallResult {
-        self.on_server_failed(timeout_failure("connect", CONNECT_TIMEOUT), caller, cx)
-    }
+    // ----- timeouts -----------------------------------------------------------------------------------------------
 
     pub(super) fn on_server_hello_timeout(
         &mut self,
-        caller: DeviceIdentity<'_>,
+        device: DeviceIdentity<'_>,
         cx: &mut Context<'_>,
     ) -> CallResult {
         self.server_hello_overdue = true;
@@ -137,92 +129,97 @@ impl Call {
             return self.accept_missing_hello(cx);
         }
         let strict =
-            self.server.as_ref().is_some_and(|server| self.has_alternative(server, caller, cx.config));
+            self.server.as_ref().is_some_and(|server| self.has_alternative(server, device, cx.config));
         if strict {
-            return self.on_server_failed(timeout_failure("hello", SERVER_HELLO_TIMEOUT), caller, cx);
+            return self.on_server_failed(
+                timeout_failure(BackendStage::Hello, SERVER_HELLO_TIMEOUT),
+                device,
+                cx,
+            );
         }
         Ok(())
     }
 
     pub(super) fn on_hello_reply_timeout(
         &mut self,
-        caller: DeviceIdentity<'_>,
+        device: DeviceIdentity<'_>,
         cx: &mut Context<'_>,
     ) -> CallResult {
-        if self.stage == CallStage::AwaitingHello && self.server_sent_early_media {
+        if self.state == CallState::AwaitingHello && self.server_sent_early_media {
             self.server_hello_overdue = true;
             return self.accept_missing_hello(cx);
         }
-        let stage = if self.stage == CallStage::AwaitingHello { "hello" } else { "connect" };
+        let stage =
+            if self.state == CallState::AwaitingHello { BackendStage::Hello } else { BackendStage::Connect };
         self.untried_servers.clear();
-        self.on_server_failed(timeout_failure(stage, HELLO_REPLY_TIMEOUT), caller, cx)
+        self.on_server_failed(timeout_failure(stage, HELLO_REPLY_TIMEOUT), device, cx)
     }
 
-    // ----- a server fails -----------------------------------------------------------------------------------------
+    // ----- failures -----------------------------------------------------------------------------------------------
 
     pub(in super::super) fn on_backend_closed(
         &mut self,
         gone: BackendClosed,
-        caller: DeviceIdentity<'_>,
+        device: DeviceIdentity<'_>,
         cx: &mut Context<'_>,
     ) -> CallResult {
-        let stage = match self.stage {
-            CallStage::Backoff | CallStage::Ringing | CallStage::InDeviceCall => return Ok(()),
-            CallStage::Live if matches!(gone, BackendClosed::CloseFrame(None | Some(1000))) => {
+        let stage = match self.state {
+            CallState::Redialing | CallState::Ringing | CallState::InDeviceCall => return Ok(()),
+            CallState::Live if matches!(gone, BackendClosed::CloseFrame(None | Some(1000))) => {
                 return Err(EndReason::ServerClosed);
             }
-            CallStage::Live => "live",
-            CallStage::AwaitingHello | CallStage::Dialing { .. } => "hello",
+            CallState::Live => BackendStage::Live,
+            CallState::AwaitingHello | CallState::Dialing => BackendStage::Hello,
         };
         let failure = match gone {
-            BackendClosed::Failed(failure) if self.stage == CallStage::AwaitingHello => {
+            BackendClosed::Failed(failure) if self.state == CallState::AwaitingHello => {
                 BackendFailure { stage, ..failure }
             }
             BackendClosed::Failed(failure) => failure,
             BackendClosed::CloseFrame(Some(code)) => {
-                BackendFailure { stage, message: format!("the server closed the WebSocket with code {code}") }
+                BackendFailure::new(stage, format!("the server closed the WebSocket with code {code}"))
             }
-            BackendClosed::CloseFrame(None) => {
-                BackendFailure { stage, message: "the server closed the WebSocket".to_owned() }
-            }
+            BackendClosed::CloseFrame(None) => BackendFailure::new(stage, "the server closed the WebSocket"),
         };
-        self.on_server_failed(failure, caller, cx)
+        self.on_server_failed(failure, device, cx)
     }
 
-    /// The present server is of no use any more: on to the next, after a pause if the call was up.
+    /// Gives up the current server and dials the next one, after a pause if the device was answered already.
     pub(super) fn on_server_failed(
         &mut self,
         failure: BackendFailure,
-        caller: DeviceIdentity<'_>,
+        device: DeviceIdentity<'_>,
         cx: &mut Context<'_>,
     ) -> CallResult {
         let url = self.server_name();
-        cx.out.push(Action::Count(Counter::DialFailed(failure.stage)));
-        // Waiting for a place among the dials, or for a slow resolver, is no fault of the server; nor is our shortage.
-        let waited = self.stage == (CallStage::Dialing { connecting: false }) && failure.stage != "resolve";
-        let at_fault = !waited && failure.stage != LOCAL_SHORTAGE_STAGE;
+        cx.count(Counter::DialFailed(failure.stage));
+        // A timeout in the queue of dials or in the resolver is not the server's fault, nor is a local shortage.
+        let waited =
+            self.state == CallState::Dialing && !self.connecting && failure.stage != BackendStage::Resolve;
+        let at_fault = !waited && failure.stage != BackendStage::LocalShortage;
         if let Some(server) = self.server.as_ref().filter(|_| at_fault)
             && let Some(event) = cx.servers.on_failure(server, &failure.to_string(), cx.now)
         {
-            cx.out.push(Action::Log(event));
+            cx.log(event);
         }
         cx.out.push(Action::CloseBackend(1001));
         self.drop_held_audio(DropReason::NoServer, cx);
         if self.session_id.is_none() {
             self.held = HeldQueue::default();
-            self.stage = CallStage::Backoff;
-            cx.out.push(Action::Log(LogEvent::DialFailed { url, failure }));
-            return self.dial_next(caller, cx);
+            self.state = CallState::Redialing;
+            cx.log(LogEvent::DialFailed { url, failure });
+            return self.dial_next(device, cx);
         }
         self.release_held_texts(cx)?;
         let pause = self.enter_backoff(cx);
-        cx.out.push(Action::Log(LogEvent::Redialling { url, failure, pause }));
+        cx.log(LogEvent::Redialling { url, failure, pause });
         self.send_tts_stop(cx)
     }
 
-    /// Enters the pause before the next redial and says how long it is.
+    /// Starts the pause before the next redial and returns its length.
     fn enter_backoff(&mut self, cx: &Context<'_>) -> Duration {
-        let was_live = self.stage == CallStage::Live;
+        self.deadlines.clear_server_timers();
+        let was_live = self.state == CallState::Live;
         let settled = was_live && cx.now.saturating_duration_since(self.live_since) >= BACKOFF_RESET_AFTER;
         let mut outage = match self.outage.take() {
             Some(outage) if !settled => outage,
@@ -230,7 +227,7 @@ impl Call {
         };
         let reconnect = &cx.config.websocket.reconnect;
         if was_live {
-            // Giving up waits for the first redial to fail: one is tried however long the pause is.
+            // The time limit starts when the first redial fails, so that at least one is tried.
             outage.lost_at = cx.now;
         } else if !reconnect.give_up_after.is_zero() {
             self.deadlines.set(CallTimer::GiveUp, outage.lost_at + reconnect.give_up_after);
@@ -239,22 +236,12 @@ impl Call {
             .mul_f64(1.0 - BACKOFF_JITTER_MAX * self.random_fraction());
         outage.attempts = outage.attempts.saturating_add(1);
         self.outage = Some(outage);
-        self.stage = CallStage::Backoff;
-        for timer in [
-            CallTimer::Connect,
-            CallTimer::ResendHello,
-            CallTimer::ServerHello,
-            CallTimer::HelloReply,
-            CallTimer::Ping,
-            CallTimer::Pong,
-        ] {
-            self.deadlines.clear(timer);
-        }
+        self.state = CallState::Redialing;
         self.deadlines.set(CallTimer::Redial, cx.now + pause);
         pause
     }
 
-    /// Speech that was cut off would leave the device waiting for its end with a deaf microphone.
+    /// Ends speech that was cut off. The device does not listen until it gets `tts stop`.
     fn send_tts_stop(&mut self, cx: &mut Context<'_>) -> CallResult {
         match &self.session_id {
             Some(id) if std::mem::take(&mut self.tts_active) => {
@@ -265,19 +252,19 @@ impl Call {
         }
     }
 
-    pub(super) fn redial(&mut self, caller: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
-        let list = cx.config.servers_for(caller.id.mac());
+    pub(super) fn redial(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
+        let list = cx.config.servers_for(device.id.mac());
         let next = match &self.server {
             Some(last) => ServerHealth::next_after(list, last),
             None => list.first().cloned(),
         };
         let server = next.ok_or(EndReason::ServerLost)?;
         self.deadlines.set(CallTimer::HelloReply, cx.now + HELLO_REPLY_TIMEOUT);
-        self.dial(server, true, caller, cx);
+        self.dial(server, true, device, cx);
         Ok(())
     }
 
-    /// Uniform in 0..1, by xorshift: good enough to keep redials apart.
+    /// A random number in 0..1, by xorshift: good enough to spread redials.
     fn random_fraction(&mut self) -> f64 {
         self.rng_state ^= self.rng_state << 13;
         self.rng_state ^= self.rng_state >> 7;
@@ -286,14 +273,14 @@ impl Call {
     }
 }
 
-/// The pause before attempt number `attempts` (from 0), without jitter.
+/// The pause before attempt `attempts` (the first is 0), without the random part.
 fn backoff_delay(reconnect: &Reconnect, attempts: u32) -> Duration {
-    // Finite, so that a pause of zero stays zero.
+    // The factor is finite, so that a pause of zero stays zero.
     let factor = reconnect.multiplier.powi(attempts.min(1000) as i32).min(1e12);
     let pause = reconnect.initial.as_secs_f64() * factor;
     Duration::from_secs_f64(pause.min(reconnect.max.as_secs_f64()))
 }
 
-fn timeout_failure(stage: &'static str, after: Duration) -> BackendFailure {
-    BackendFailure { stage, message: format!("no answer in {:.1} s", after.as_secs_f64()) }
+pub(super) fn timeout_failure(stage: BackendStage, after: Duration) -> BackendFailure {
+    BackendFailure::new(stage, format!("no answer in {:.1} s", after.as_secs_f64()))
 }

@@ -1,4 +1,4 @@
-//! The end of a call: who is told, in which words, and what is summed up.
+//! The end of a call: the messages to both sides, and the summary.
 
 use super::super::action::{Action, CallSummary, Context, DropReason, EndReason};
 use super::super::queue::TextQueue;
@@ -6,12 +6,12 @@ use super::Call;
 use super::text::hello_reply;
 use crate::proto::message;
 
-/// What a device that named none is told in a hello that only announces a failure.
+/// The `audio_params` in a hello reply that only announces a failure, if the device sent none.
 const DEFAULT_AUDIO_PARAMS: &str =
     r#"{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}"#;
 
 impl Call {
-    /// The device hangs up. True: the call must go on by itself until what the device said is sent.
+    /// The device hangs up. True: the call has to continue until the device's texts are sent.
     pub(in super::super) fn hang_up(&mut self, reason: EndReason) -> bool {
         if self.session_id.is_some() || self.pending_server_text.is_empty() {
             return false;
@@ -21,7 +21,7 @@ impl Call {
         true
     }
 
-    /// Says goodbye to both sides as the reason demands, and sums the call up. Returns the id the device was given.
+    /// Sends goodbye to both sides as the reason requires, and the summary. Returns the session id that the device was given.
     pub(in super::super) fn finish(mut self, reason: EndReason, cx: &mut Context<'_>) -> Option<Box<str>> {
         let (duration, state) = (cx.now.saturating_duration_since(self.started_at()), self.view().state);
         let goodbye = (reason != EndReason::ServerClosed).then_some(reason.label());
@@ -30,7 +30,7 @@ impl Call {
         let answered = self.session_id.is_some();
         let told = self.pending_device_text.is_none() && reason.notifies_device();
         if told {
-            // The call ends anyway, and a device that is there takes all text.
+            // An error cannot occur, since no text is queued for a connected device.
             let _ = self.release_held_texts(cx);
         }
         let id = self.session_id.take().unwrap_or_else(|| self.own_session_id().into());
@@ -51,7 +51,7 @@ impl Call {
         (answered || told).then_some(id)
     }
 
-    /// Closes the chat server's WebSocket, or stops dialling; before that says goodbye for this reason.
+    /// Closes the chat server's WebSocket, after a goodbye with this reason, or abandons the dial.
     pub(super) fn close_server(&self, goodbye: Option<&str>, code: u16, cx: &mut Context<'_>) {
         if let Some(reason) = goodbye.filter(|_| self.has_server() && cx.config.websocket.send_goodbye) {
             let id = self.server_session_id().unwrap_or(self.own_session_id());
@@ -61,47 +61,30 @@ impl Call {
         cx.out.push(Action::CloseBackend(code));
     }
 
-    /// One goodbye. A device that still waits for its hello reply is given one first, since nothing else ends its wait.
+    /// Sends one goodbye. A device that waits for its hello reply gets one before, since nothing else ends its wait.
     fn notify_device(&mut self, id: &str, answered: bool, reason: EndReason, cx: &mut Context<'_>) {
         if !answered || matches!(reason, EndReason::ServerLost | EndReason::Overflow) {
             let (status, why) = reason.alert_text();
-            cx.out.push(Action::Publish(message::alert(Some(id), status, why, "sad")));
+            cx.publish(message::alert(Some(id), status, why, "sad"));
         }
         if let (false, Some(credentials)) = (answered, &self.credentials) {
             let audio_params = self.hello.audio_params();
             let audio_params = audio_params.as_deref().unwrap_or(DEFAULT_AUDIO_PARAMS);
-            cx.out.push(Action::Publish(hello_reply(credentials, id, Some(audio_params))));
+            cx.publish(hello_reply(credentials, id, Some(audio_params)));
         }
         let goodbye = self.server_goodbye.take().unwrap_or_else(|| message::goodbye(Some(id)));
-        cx.out.push(Action::Publish(goodbye));
+        cx.publish(goodbye);
     }
 }
 
 impl EndReason {
-    /// Whether the device must hear of it: it did not bring it about.
+    /// Whether the device is told: it did not cause the end itself.
     fn notifies_device(self) -> bool {
-        match self {
-            Self::ServerClosed
-            | Self::NoServer
-            | Self::ServerLost
-            | Self::Idle
-            | Self::Overflow
-            | Self::Refused
-            | Self::Shutdown
-            | Self::Operator
-            | Self::DeviceUdpTimeout
-            | Self::DeviceAbort
-            | Self::PeerLeft
-            | Self::Unanswered => true,
-            Self::DeviceGoodbye
-            | Self::DeviceDisconnected
-            | Self::DeviceLost
-            | Self::DeviceError
-            | Self::Replaced => false,
-        }
+        use EndReason::{DeviceDisconnected, DeviceError, DeviceGoodbye, DeviceLost, Replaced};
+        !matches!(self, DeviceGoodbye | DeviceDisconnected | DeviceLost | DeviceError | Replaced)
     }
 
-    /// Status and message for the device's screen, in the two languages its users read.
+    /// Status and message for the device's screen, in Chinese and English.
     fn alert_text(self) -> (&'static str, &'static str) {
         match self {
             Self::NoServer => (

@@ -1,11 +1,11 @@
-//! One call: from the device's hello to its end. Here are its state and its time.
+//! One call, from the device's hello to its end: its state and its timers.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::action::{Action, BackendFailure, CallCredentials, Context, EndReason, LogEvent};
+use super::action::{Action, BackendFailure, BackendStage, CallCredentials, Context, EndReason, LogEvent};
 use super::deadlines::{CallTimer, Deadlines};
 use super::media::Media;
 use super::queue::{HeldQueue, QueueOverflow, TextQueue};
@@ -23,98 +23,87 @@ mod view;
 pub use audio::Uplink;
 pub use view::{CallState, CallView};
 
-/// What the core needs to know of its device to serve a call.
+/// What a call needs to know about its device.
 #[derive(Clone, Copy)]
 pub(super) struct DeviceIdentity<'a> {
     pub(super) id: &'a ClientId,
     pub(super) ip: IpAddr,
 }
 
-/// Why a call cannot go on, for [`Core`](super::Core) to end it.
+/// `Err`: the call cannot continue, and [`Core`](super::Core) ends it for this reason.
 pub(super) type CallResult = Result<(), EndReason>;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum CallStage {
-    /// A server is being resolved, connected to and upgraded; `connecting` once it is more than a queue or a name.
-    Dialing { connecting: bool },
-    /// Our hello is out, the server's is awaited.
-    AwaitingHello,
-    /// Both sides talk.
-    Live,
-    /// Waiting to redial.
-    Backoff,
-    /// The chat server was left, another device is called.
-    Ringing,
-    /// The chat server was left, another device talks.
-    InDeviceCall,
-}
-
 pub(super) struct Call {
-    stage: CallStage,
+    /// During a redial too it is `Dialing` and then `AwaitingHello`; the view for operators shows both as `Redialing`.
+    state: CallState,
+    /// The current dial has left the queue and the resolver: the TCP connection is being opened.
+    connecting: bool,
     hello: DeviceHello,
-    /// Fresh for this hello; `session_id` is the gateway's own, used when the server names none that a device can be shown. There until the device
-    /// was answered and has shown that it understood.
+    /// Generated for this call. Freed when the device was answered and has sent a datagram.
     credentials: Option<Box<CallCredentials>>,
     media: Media,
-    /// The id the device was given: there once its hello reply is out.
+    /// The id that the device was given. `None` until its hello reply is sent.
     session_id: Option<Box<str>>,
-    /// The id the present server uses, if it is another one.
+    /// The id that the current server uses, if it differs from the device's.
     server_session_id: Option<Box<str>>,
-    /// The present server named a session.
+    /// The current server sent a session id.
     server_sent_session_id: bool,
     server: Option<Arc<ChatServerConfig>>,
-    /// Of the present dial: its upgrade and its hello say the same, whatever is learnt in between.
+    /// The protocol version of the current dial. Upgrade and hello must state the same one, even if the framing is learned in between.
     protocol_version: u8,
-    /// Servers not yet tried for this hello.
+    /// Servers that were not tried for this hello yet.
     untried_servers: VecDeque<Arc<ChatServerConfig>>,
     deadlines: Deadlines,
     last_activity: Instant,
     server_last_seen: Instant,
     ping_sent_at: Instant,
-    /// Text for the server that is not there yet.
+    /// Texts for a server that is not connected yet.
     pending_server_text: TextQueue,
-    /// Text and audio for the device that must wait.
+    /// Texts and audio for the device that have to wait.
     held: HeldQueue,
-    /// Text for a device whose connection is lost.
+    /// Texts for the device while its connection is lost.
     pending_device_text: Option<TextQueue>,
+    /// The device's last `listen`, which is repeated to a new server.
     last_listen: Option<Box<str>>,
-    /// The last listen waits in `to_server` and need not be repeated.
+    /// The last `listen` is in `pending_server_text`, so it need not be repeated.
     listen_queued: bool,
+    /// The device was told that speech started, and not that it ended.
     tts_active: bool,
-    /// The server sent audio or speech before its hello.
+    /// The server sent audio, `tts` or `stt` before its hello.
     server_sent_early_media: bool,
-    /// The server had its time to say hello.
+    /// The server did not send its hello in time.
     server_hello_overdue: bool,
-    /// Text and audio have waited for the device's first datagram, once and for all.
+    /// The hold for the device's first datagram has ended. There is only one per call.
     hold_expired: bool,
-    /// The device began to listen.
+    /// The device has sent `listen` with the state `start`.
     listen_started: bool,
     outage: Option<Box<Outage>>,
     live_since: Instant,
     rng_state: u64,
-    /// Hellos in a row, to this call's, that were not answered.
+    /// The number of consecutive hellos without a reply, up to that of this call.
     pub(super) unanswered_hellos: u8,
-    /// The device left before the server was there: what it said is still sent, then the call ends.
+    /// The device has left, and its texts are not sent yet: the call ends with this reason when they are.
     closing: Option<EndReason>,
-    /// The server's own goodbye, to be the call's one goodbye.
+    /// The server's goodbye, which is passed to the device instead of the gateway's own.
     server_goodbye: Option<String>,
-    /// What the device hears while another one rings: an Opus packet, empty before.
+    /// The Opus packet that the device gets while it is calling another one; empty otherwise.
     silence_packet: Box<[u8]>,
 }
 
-/// A failure that has not yet been lived down.
+/// Loss of the chat server. It is kept until a server was live for a while, so that the pauses grow.
 #[derive(Clone, Copy, Debug)]
 struct Outage {
-    /// When the connection was lost the last time.
+    /// When the connection was last lost.
     lost_at: Instant,
-    /// Redials, of earlier losses too until a server lives for a while.
+    /// Redials so far, including those of earlier losses.
     attempts: u32,
 }
 
 impl Call {
     pub(super) fn new(hello: DeviceHello, credentials: CallCredentials, ip: IpAddr, now: Instant) -> Self {
         Self {
-            stage: CallStage::Dialing { connecting: false },
+            state: CallState::Dialing,
+            connecting: false,
             hello,
             media: Media::new(&credentials, ip, now),
             session_id: None,
@@ -169,22 +158,22 @@ impl Call {
         now.saturating_duration_since(self.started_at())
     }
 
-    /// The gateway's own name for the session, until the device knows one.
+    /// The gateway's own session id, until the device was given one.
     fn own_session_id(&self) -> &str {
         self.credentials.as_ref().map_or("", |credentials| &credentials.session_id)
     }
 
-    /// The id towards the present server.
+    /// The session id that the current server knows.
     pub(super) fn server_session_id(&self) -> Option<&str> {
         self.server_session_id.as_deref().or(self.session_id.as_deref())
     }
 
-    /// The server for logs: without its query, where tokens live.
+    /// The server's URL for the log: without its query, which may contain tokens.
     fn server_name(&self) -> String {
         self.server.as_ref().map(|server| server.to_string()).unwrap_or_default()
     }
 
-    /// Bytes that wait or are said again.
+    /// The bytes of queued texts and frames, and of the texts that may be repeated.
     pub(super) fn retained_bytes(&self) -> usize {
         let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
         self.pending_server_text.bytes()
@@ -200,26 +189,29 @@ impl Call {
         self.closing.is_some()
     }
 
-    /// Whether a WebSocket is open: only then can its server say anything.
+    /// Whether the server's WebSocket is open.
     pub(super) fn has_server(&self) -> bool {
-        matches!(self.stage, CallStage::AwaitingHello | CallStage::Live)
+        matches!(self.state, CallState::AwaitingHello | CallState::Live)
     }
 
-    // ----- time ---------------------------------------------------------------------------------------------------
+    // ----- timers -------------------------------------------------------------------------------------------------
 
-    pub(super) fn on_timeout(&mut self, caller: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
+    pub(super) fn on_timeout(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
         self.update_idle_deadline(cx.config);
         while let Some(timer) = self.deadlines.take_expired(cx.now) {
-            self.on_timer(timer, caller, cx)?;
+            self.on_timer(timer, device, cx)?;
         }
         Ok(())
     }
 
-    fn on_timer(&mut self, timer: CallTimer, caller: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
+    fn on_timer(&mut self, timer: CallTimer, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
         match timer {
-            CallTimer::HelloReply => self.on_hello_reply_timeout(caller, cx),
-            CallTimer::Connect => self.on_connect_timeout(caller, cx),
-            CallTimer::ServerHello => self.on_server_hello_timeout(caller, cx),
+            CallTimer::HelloReply => self.on_hello_reply_timeout(device, cx),
+            CallTimer::Connect => {
+                let failure = dial::timeout_failure(BackendStage::Connect, dial::CONNECT_TIMEOUT);
+                self.on_server_failed(failure, device, cx)
+            }
+            CallTimer::ServerHello => self.on_server_hello_timeout(device, cx),
             CallTimer::ResendHello => {
                 self.send_hello(cx);
                 Ok(())
@@ -227,17 +219,17 @@ impl Call {
             CallTimer::HoldMedia => self.on_hold_timeout(cx),
             CallTimer::FirstDatagram => self.on_first_datagram_timeout(cx),
             CallTimer::Idle => Err(EndReason::Idle),
-            CallTimer::Redial => self.redial(caller, cx),
+            CallTimer::Redial => self.redial(device, cx),
             CallTimer::GiveUp => Err(EndReason::ServerLost),
             CallTimer::Ping => {
                 self.send_ping(cx);
                 Ok(())
             }
-            CallTimer::Pong => self.on_pong_timeout(caller, cx),
+            CallTimer::Pong => self.on_pong_timeout(device, cx),
         }
     }
 
-    /// Activity moves this deadline too often to store it each time, and a reload may change it.
+    /// Each packet would move this deadline, and a reload may change it, so it is computed when timers are handled.
     fn update_idle_deadline(&mut self, config: &Config) {
         let limit = config.websocket.call_idle;
         if self.session_id.is_none() || limit.is_zero() {
@@ -253,7 +245,7 @@ impl Call {
         }
         let Some(credentials) = &self.credentials else { return Ok(()) };
         let advertised = format!("{}:{}", credentials.udp_host, credentials.udp_port);
-        cx.out.push(Action::Log(LogEvent::NoUdpAudio { after: cx.config.udp.first_packet_warn, advertised }));
+        cx.log(LogEvent::NoUdpAudio { after: cx.config.udp.first_packet_warn, advertised });
         if !cx.config.udp.first_packet_alert {
             return Ok(());
         }
@@ -279,27 +271,27 @@ impl Call {
         }
     }
 
-    fn on_pong_timeout(&mut self, caller: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
+    fn on_pong_timeout(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
         if self.server_last_seen > self.ping_sent_at {
             return Ok(());
         }
         let silent = cx.now.saturating_duration_since(self.ping_sent_at);
-        let failure = BackendFailure { stage: "live", message: format!("no pong in {} s", silent.as_secs()) };
-        self.on_server_failed(failure, caller, cx)
+        let failure = BackendFailure::new(BackendStage::Live, format!("no pong in {} s", silent.as_secs()));
+        self.on_server_failed(failure, device, cx)
     }
 
-    /// Any frame of the server, a pong above all.
+    /// The server sent a frame, for example a pong.
     pub(super) fn on_server_frame(&mut self, now: Instant) {
         self.server_last_seen = now;
     }
 
-    /// A text of the server, whatever becomes of it.
+    /// The server sent a text or audio.
     pub(super) fn on_server_message(&mut self, now: Instant) {
         self.server_last_seen = now;
         self.last_activity = now;
     }
 
-    // ----- the device's connection comes and goes -----------------------------------------------------------------
+    // ----- loss of the device's connection ------------------------------------------------------------------------
 
     pub(super) fn on_device_lost(&mut self) {
         self.pending_device_text.get_or_insert_with(TextQueue::default);
@@ -308,7 +300,7 @@ impl Call {
     pub(super) fn on_device_reconnected(&mut self, ip: IpAddr, cx: &mut Context<'_>) {
         self.media.set_mqtt_ip(ip);
         for text in self.pending_device_text.take().map(|mut away| away.take()).unwrap_or_default() {
-            cx.out.push(Action::Publish(text.into_string()));
+            cx.publish(text.into_string());
         }
     }
 }
@@ -326,7 +318,7 @@ mod tests {
     #[test]
     #[cfg(target_pointer_width = "64")]
     fn a_call_takes_at_most_768_bytes() {
-        // On x86-64 and ARMv8; the expanded key alone is 176 bytes.
+        // On x86-64 and ARMv8. The expanded AES key takes 176 bytes.
         assert!(size_of::<Call>() <= 768, "{}", size_of::<Call>());
     }
 }

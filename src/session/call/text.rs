@@ -1,29 +1,25 @@
-//! Text both ways: the hello of each side, what waits for it, and session ids where the two sides' differ.
+//! Text in both directions: hellos, queued texts, and the translation of session ids.
 
 use std::collections::VecDeque;
 
 use super::super::action::{
-    Action, BackendFailure, CallCredentials, Context, Counter, DropReason, EndReason, LogEvent,
+    Action, BackendFailure, BackendStage, CallCredentials, Context, Counter, DropReason, EndReason, LogEvent,
 };
 use super::super::deadlines::CallTimer;
-use super::{Call, CallResult, CallStage, DeviceIdentity};
+use super::{Call, CallResult, CallState, DeviceIdentity};
 use crate::proto::audio;
 use crate::proto::message::{self, HelloReply, Peek, Reader, ServerHello};
 
 impl Call {
-    // ----- the server is there ------------------------------------------------------------------------------------
+    // ----- the server's hello -------------------------------------------------------------------------------------
 
     fn on_server_hello(&mut self, hello: ServerHello, cx: &mut Context<'_>) -> CallResult {
-        self.stage = CallStage::Live;
+        self.state = CallState::Live;
         self.live_since = cx.now;
         self.server_last_seen = cx.now;
         self.untried_servers = VecDeque::new();
         self.set_server_session_id(hello.session_id);
-        for timer in
-            [CallTimer::HelloReply, CallTimer::ServerHello, CallTimer::ResendHello, CallTimer::GiveUp]
-        {
-            self.deadlines.clear(timer);
-        }
+        self.deadlines.clear_server_timers();
         let websocket = &cx.config.websocket;
         if !websocket.ping_interval.is_zero() {
             self.deadlines.set(CallTimer::Ping, cx.now + websocket.ping_interval);
@@ -31,10 +27,10 @@ impl Call {
         if let Some(server) = &self.server
             && let Some(event) = cx.servers.on_success(server, cx.now)
         {
-            cx.out.push(Action::Log(event));
+            cx.log(event);
         }
         if self.closing.is_some() {
-            // Nobody is left to be answered.
+            // The device has left, so it gets no reply.
         } else if self.session_id.is_none() {
             self.send_hello_reply(hello.audio_params, cx)?;
         } else {
@@ -50,7 +46,7 @@ impl Call {
         }
     }
 
-    /// The hello reply: the call is up.
+    /// Sends the hello reply to the device.
     fn send_hello_reply(&mut self, audio_params: Option<Box<str>>, cx: &mut Context<'_>) -> CallResult {
         let Some(credentials) = &self.credentials else { return Ok(()) };
         let id = self.server_session_id.take_if(|id| message::is_for_devices(id));
@@ -61,8 +57,8 @@ impl Call {
         self.publish(reply, cx)?;
         let after = cx.now.saturating_duration_since(self.started_at());
         let url = self.server_name();
-        cx.out.push(Action::Count(Counter::Answered(after.as_millis() as u32)));
-        cx.out.push(Action::Log(LogEvent::CallStarted { session_id: id, url, after }));
+        cx.count(Counter::Answered(after.as_millis() as u32));
+        cx.log(LogEvent::CallStarted { session_id: id, url, after });
         self.last_activity = cx.now;
         self.update_idle_deadline(cx.config);
         if self.listen_started {
@@ -71,30 +67,30 @@ impl Call {
         Ok(())
     }
 
-    /// The present server calls the session by this id. What is the device's own is not kept twice.
+    /// Stores the current server's session id, unless it equals the device's.
     fn set_server_session_id(&mut self, id: Option<Box<str>>) {
         self.server_sent_session_id = id.is_some();
         self.server_session_id = id.filter(|id| self.session_id.as_ref() != Some(id));
     }
 
-    /// The call goes on with another WebSocket: the new server learns what the device was saying.
+    /// The call continues on a new WebSocket: the device's last `listen` is repeated.
     fn resume_with_server(&mut self, cx: &mut Context<'_>) {
         self.media.stats.redials += 1;
         let lost = self.outage.as_ref().map_or(cx.now, |outage| outage.lost_at);
         let url = self.server_name();
-        cx.out.push(Action::Count(Counter::Redialled));
-        cx.out.push(Action::Log(LogEvent::Redialled { url, after: cx.now.saturating_duration_since(lost) }));
+        cx.count(Counter::Redialled);
+        cx.log(LogEvent::Redialled { url, after: cx.now.saturating_duration_since(lost) });
         if let Some(listen) = self.last_listen.as_deref().filter(|_| !self.listen_queued) {
             self.send_to_server(listen, cx);
         }
     }
 
-    /// A server that spoke, but said no hello in its time, is taken as live.
+    /// A server that sent audio or speech but no hello in time is treated as if it had sent one.
     pub(super) fn accept_missing_hello(&mut self, cx: &mut Context<'_>) -> CallResult {
         if !(self.server_sent_early_media && self.server_hello_overdue) {
             return Ok(());
         }
-        cx.out.push(Action::Log(LogEvent::NoServerHello(self.server_name())));
+        cx.log(LogEvent::NoServerHello(self.server_name()));
         self.on_server_hello(ServerHello::default(), cx)
     }
 
@@ -104,51 +100,50 @@ impl Call {
         &mut self,
         text: &str,
         peek: &Peek<'_>,
-        caller: DeviceIdentity<'_>,
+        device: DeviceIdentity<'_>,
         cx: &mut Context<'_>,
     ) -> CallResult {
         self.on_server_message(cx.now);
         let tts_start = &*peek.kind == "tts" && peek.state.as_deref() == Some("start");
-        match (&*peek.kind, self.stage) {
-            (
-                _,
-                CallStage::Dialing { .. } | CallStage::Backoff | CallStage::Ringing | CallStage::InDeviceCall,
-            ) => Ok(()),
-            ("hello", CallStage::AwaitingHello) => {
+        match (&*peek.kind, self.state) {
+            (_, CallState::Dialing | CallState::Redialing | CallState::Ringing | CallState::InDeviceCall) => {
+                Ok(())
+            }
+            ("hello", CallState::AwaitingHello) => {
                 self.on_server_hello(message::parse_server_hello(text), cx)
             }
-            ("hello", CallStage::Live) => {
-                cx.out.push(Action::Count(Counter::RepeatedHello));
-                // The first one of a server that was taken as live without: what it names its session counts.
+            ("hello", CallState::Live) => {
+                cx.count(Counter::RepeatedHello);
+                // A hello that is late: its session id is used.
                 if !self.server_sent_session_id {
                     self.set_server_session_id(message::parse_server_hello(text).session_id);
                 }
                 Ok(())
             }
-            ("goodbye", CallStage::AwaitingHello) => {
+            ("goodbye", CallState::AwaitingHello) => {
                 let failure =
-                    BackendFailure { stage: "hello", message: "the server said goodbye instead".to_owned() };
-                self.on_server_failed(failure, caller, cx)
+                    BackendFailure::new(BackendStage::Hello, "the server sent goodbye instead of hello");
+                self.on_server_failed(failure, device, cx)
             }
-            ("goodbye", CallStage::Live) => {
+            ("goodbye", CallState::Live) => {
                 self.server_goodbye = Some(message::with_session_id(text, self.session_id()).into_owned());
                 Err(EndReason::ServerClosed)
             }
-            (kind, CallStage::AwaitingHello) => {
+            (kind, CallState::AwaitingHello) => {
                 self.server_sent_early_media |= matches!(kind, "tts" | "stt");
                 self.held.push_text(text, tts_start)?;
                 self.accept_missing_hello(cx)
             }
-            (_, CallStage::Live) if !self.held.is_empty() || (tts_start && self.must_hold()) => {
+            (_, CallState::Live) if !self.held.is_empty() || (tts_start && self.must_hold()) => {
                 self.held.push_text(text, tts_start)?;
                 self.start_hold_timer(cx.now);
                 Ok(())
             }
-            (_, CallStage::Live) => self.deliver_to_device(text, cx),
+            (_, CallState::Live) => self.deliver_to_device(text, cx),
         }
     }
 
-    /// A server's text goes to the device, with the id the device knows: one WebSocket speaks of one session.
+    /// Sends a server's text to the device, with the session id that the device knows.
     pub(super) fn deliver_to_device(&mut self, text: &str, cx: &mut Context<'_>) -> CallResult {
         let Some(id) = &self.session_id else { return Ok(()) };
         let text = message::with_session_id(text, Some(id)).into_owned();
@@ -167,7 +162,7 @@ impl Call {
     pub(super) fn publish(&mut self, text: String, cx: &mut Context<'_>) -> CallResult {
         match &mut self.pending_device_text {
             Some(away) => away.push(&text)?,
-            None => cx.out.push(Action::Publish(text)),
+            None => cx.publish(text),
         }
         Ok(())
     }
@@ -182,22 +177,21 @@ impl Call {
     ) -> CallResult {
         self.last_activity = cx.now;
         match &*peek.kind {
-            "goodbye" => return Err(EndReason::DeviceGoodbye),
             "udp_timeout" => return Err(EndReason::DeviceUdpTimeout),
-            // The other device's voice is all that can be meant by it.
+            // It can only be meant for the other device's speech.
             "abort" if self.is_in_device_call() => return Err(EndReason::DeviceAbort),
-            // Nobody is there to read it.
+            // There is no chat server to read it.
             _ if self.is_in_device_call() => return Ok(()),
             "abort" => {
                 self.drop_held_audio(DropReason::Aborted, cx);
                 cx.out.push(Action::FlushAudio(self.ssrc()));
-                // What waited behind the audio need not wait any more.
+                // Texts behind the dropped audio need not wait any longer.
                 self.release_ready(cx)?;
             }
             "listen" => self.on_listen(text, peek, cx),
             _ => {}
         }
-        if self.stage == CallStage::Live {
+        if self.state == CallState::Live {
             self.send_to_server(text, cx);
             return Ok(());
         }
@@ -214,7 +208,7 @@ impl Call {
         }
     }
 
-    /// A device that listens sends datagrams, if it knows where to.
+    /// Starts the timer for the first datagram of a device that listens.
     fn expect_first_datagram(&mut self, cx: &Context<'_>) {
         let warn = cx.config.udp.first_packet_warn;
         if self.media.peer().is_none() && !warn.is_zero() {
@@ -222,7 +216,7 @@ impl Call {
         }
     }
 
-    /// A device's text goes to the server, with the id the server knows.
+    /// Sends a device's text to the server, with the session id that the server knows.
     fn send_to_server(&self, text: &str, cx: &mut Context<'_>) {
         let text = match (&self.session_id, &self.server_session_id) {
             (Some(id), Some(server_id)) => message::replace_session_id(text, id, server_id),

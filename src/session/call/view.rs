@@ -1,61 +1,45 @@
-//! What operators see of a call.
+//! The view of a call for the management API.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Call, CallResult, CallStage, ChatServerConfig, Context};
+use super::{Call, CallResult, ChatServerConfig, Context};
 use crate::proto::message;
+use crate::session::labels::labelled_enum;
 use crate::session::media::CallStats;
 
-/// How far a call is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallState {
-    /// A chat server is being resolved, connected to and upgraded.
-    Dialing,
-    /// It is open, its hello is awaited.
-    AwaitingHello,
-    /// Both sides talk.
-    Live,
-    /// The chat server was lost; the call waits to dial the next.
-    Redialing,
-    /// The chat server was left; another device is called.
-    Ringing,
-    /// The chat server was left; another device talks.
-    InDeviceCall,
-}
-
-impl CallState {
-    /// All, in the order of a call's life.
-    pub const ALL: [Self; 6] =
-        [Self::Dialing, Self::AwaitingHello, Self::Live, Self::Redialing, Self::Ringing, Self::InDeviceCall];
-
-    /// Stable name, for metrics and the management API.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Dialing => "dialing",
-            Self::AwaitingHello => "greeting",
-            Self::Live => "live",
-            Self::Redialing => "redialing",
-            Self::Ringing => "ringing",
-            Self::InDeviceCall => "bridged",
-        }
+labelled_enum! {
+    /// The state of a call.
+    pub enum CallState {
+        /// The chat server's WebSocket is being opened.
+        Dialing => "dialing",
+        /// The WebSocket is open, and the server's hello is awaited.
+        AwaitingHello => "greeting",
+        /// Both hellos were exchanged.
+        Live => "live",
+        /// The chat server was lost, and another WebSocket is opened after a pause.
+        Redialing => "redialing",
+        /// The chat server is closed, and another device is being called.
+        Ringing => "ringing",
+        /// The chat server is closed, and another device is connected.
+        InDeviceCall => "bridged",
     }
 }
 
-/// What operators see of a call.
+/// A call as operators see it.
 #[derive(Clone, Copy, Debug)]
 pub struct CallView<'a> {
-    /// How far it is.
+    /// Its state.
     pub state: CallState,
-    /// The id the device was given, once it was.
+    /// The session id that the device was given, if it was answered.
     pub session_id: Option<&'a str>,
-    /// When the device said hello.
+    /// When the device sent its hello.
     pub started_at: Instant,
-    /// The chat server, or the one being dialled, or the one that was lost; none in a call with a device.
+    /// The chat server that is connected, being dialled, or lost; none in a call with a device.
     pub server: Option<&'a ChatServerConfig>,
     /// Where the device's audio comes from.
     pub peer: Option<SocketAddr>,
-    /// Average deviation of the gaps between the device's packets.
+    /// The average deviation of the intervals between the device's packets.
     pub jitter: Duration,
     /// Packets, bytes and what went missing.
     pub stats: &'a CallStats,
@@ -65,14 +49,9 @@ impl Call {
     pub(in crate::session) fn view(&self) -> CallView<'_> {
         let redial = self.session_id.is_some();
         CallView {
-            state: match self.stage {
-                CallStage::Dialing { .. } | CallStage::AwaitingHello if redial => CallState::Redialing,
-                CallStage::Dialing { .. } => CallState::Dialing,
-                CallStage::AwaitingHello => CallState::AwaitingHello,
-                CallStage::Live => CallState::Live,
-                CallStage::Backoff => CallState::Redialing,
-                CallStage::Ringing => CallState::Ringing,
-                CallStage::InDeviceCall => CallState::InDeviceCall,
+            state: match self.state {
+                CallState::Dialing | CallState::AwaitingHello if redial => CallState::Redialing,
+                state => state,
             },
             session_id: self.session_id.as_deref(),
             started_at: self.started_at(),
@@ -83,7 +62,7 @@ impl Call {
         }
     }
 
-    /// An operator's text for the device, with the call's session id.
+    /// Sends an operator's text to the device, with the call's session id.
     pub(in crate::session) fn operator_text(&mut self, text: &str, cx: &mut Context<'_>) -> CallResult {
         self.publish(message::with_session_id(text, self.session_id()).into_owned(), cx)
     }

@@ -1,30 +1,29 @@
-//! What operators do with a device: ask its tools, send it messages, hang up, disconnect, look.
+//! Operations of the management API on a device: commands, messages, hang up, disconnect, call view.
 
 use std::time::{Duration, Instant};
 
 use super::{ColdState, Core, SessionPhase};
-use crate::proto::message::{self, JsonObject, Reader, Rpc};
+use crate::proto::message::{self, JsonObject, Rpc};
 use crate::session::action::{Action, CloseReason, CommandError, Context, EndReason};
 use crate::session::call::CallView;
-use crate::session::mcp::ToolCache;
 
-/// The consoles' own limit is 10 s for the whole way there and back.
+/// The time that a device has to answer. Consoles wait 10 s for the whole request.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
-/// Commands under way at once for one device.
+/// Pending commands per device.
 const MAX_PENDING_COMMANDS: usize = 16;
 
-/// What became of an operator's message.
+/// Whether an operator's message reaches the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// It is on its way.
+    /// It was sent.
     Sent,
-    /// The device lost its connection in a call: it waits there for its return.
+    /// The device lost its connection during a call: the message is sent when it reconnects.
     Queued,
     /// The device is not connected.
     NotConnected,
 }
 
-/// An operator's command under way.
+/// A command that the device has not answered.
 pub(super) struct PendingCommand {
     id: u32,
     ticket: u64,
@@ -32,23 +31,22 @@ pub(super) struct PendingCommand {
 }
 
 impl Core {
-    /// Whether the device is let in, or its call waits for its return.
+    /// Whether the device is connected and accepted, or its call is kept until it reconnects.
     pub fn is_present(&self) -> bool {
         matches!(self.phase, SessionPhase::Online | SessionPhase::AwaitingReconnect)
     }
 
-    /// Since when this connection, or the one that was lost in a call, is let in.
+    /// When this connection, or the one that was lost during the call, was accepted.
     pub fn online_since(&self) -> Option<Instant> {
         self.is_present().then_some(self.since)
     }
 
-    /// The call, unless the device has left it.
+    /// The call that the device is in.
     pub fn call(&self) -> Option<CallView<'_>> {
         self.call.as_ref().filter(|call| !call.is_closing()).map(|call| call.view())
     }
 
-    /// An operator asks the device something by JSON-RPC; `params` is raw JSON. [`Action::CommandResult`] follows in 5 s at the
-    /// latest.
+    /// Sends a JSON-RPC request to the device; `params` is raw JSON. [`Action::CommandResult`] follows within 5 s.
     pub fn send_command(&mut self, ticket: u64, method: &str, params: &str, cx: &mut Context<'_>) {
         let failed = |why| Action::CommandResult { ticket, result: Err(why) };
         if self.phase != SessionPhase::Online {
@@ -60,25 +58,20 @@ impl Core {
         }
         let id = cx.ids.issue();
         commands.push_back(PendingCommand { id, ticket, deadline: cx.now + COMMAND_TIMEOUT });
-        let session_id = self.call.as_ref().and_then(|call| call.session_id());
-        cx.out.push(Action::Publish(message::mcp_request(session_id, id, method, params)));
+        let session_id = self.session_id();
+        cx.publish(message::mcp_request(session_id, id, method, params));
     }
 
-    /// An `mcp` message of the device. True: it answered a request of the gateway, and is for nobody else.
-    pub(super) fn on_command_response(&mut self, text: &str, cx: &mut Context<'_>) -> bool {
-        let Some(rpc) = message::parse_rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none()) else {
-            return false;
-        };
-        let Some(id) = rpc.id.and_then(|id| id.parse::<u32>().ok()) else { return false };
+    /// Handles the response to a command. False if no pending command has this id.
+    pub(super) fn on_command_response(&mut self, id: u32, rpc: &Rpc<'_>, cx: &mut Context<'_>) -> bool {
         if let Some(ColdState { commands, .. }) = self.cold.as_deref_mut()
-            && let Some(place) = commands.iter().position(|pending| pending.id == id)
-            && let Some(PendingCommand { ticket, .. }) = commands.remove(place)
+            && let Some(index) = commands.iter().position(|pending| pending.id == id)
+            && let Some(PendingCommand { ticket, .. }) = commands.remove(index)
         {
-            cx.out.push(Action::CommandResult { ticket, result: command_result(&rpc) });
+            cx.out.push(Action::CommandResult { ticket, result: command_result(rpc) });
             return true;
         }
-        // What comes too late is nobody else's either. With tools, they see to that.
-        matches!(self.mcp, ToolCache::Disabled) && cx.ids.is_issued(id)
+        false
     }
 
     pub(super) fn expire_commands(&mut self, cx: &mut Context<'_>) {
@@ -90,7 +83,7 @@ impl Core {
         }
     }
 
-    /// The device is gone: nobody will answer.
+    /// The device's connection is lost, so no pending command will be answered.
     pub(super) fn fail_commands(&mut self, cx: &mut Context<'_>) {
         let Some(cold) = &mut self.cold else { return };
         cx.out.extend(std::mem::take(&mut cold.commands).into_iter().map(|pending| Action::CommandResult {
@@ -99,7 +92,7 @@ impl Core {
         }));
     }
 
-    /// An operator's message for the device: a JSON object, which gets the session id of the call, if there is one.
+    /// Sends an operator's message to the device: a JSON object, which gets the session id of the call, if there is one.
     pub fn send_message(&mut self, text: &str, cx: &mut Context<'_>) -> Delivery {
         let delivery = match self.phase {
             SessionPhase::Online => Delivery::Sent,
@@ -109,17 +102,17 @@ impl Core {
         match self.call.as_mut().filter(|call| !call.is_closing()) {
             Some(call) => {
                 if let Err(reason) = call.operator_text(text, cx) {
-                    // It waited with others, and was one too many: the call ends, and all of them go with it.
+                    // The queue for the disconnected device is full: the call ends, and the queued messages are lost.
                     self.end_call(reason, cx);
                     return Delivery::NotConnected;
                 }
             }
-            None => cx.out.push(Action::Publish(message::with_session_id(text, None).into_owned())),
+            None => cx.publish(message::with_session_id(text, None).into_owned()),
         }
         delivery
     }
 
-    /// An operator ends the call. False when there is none.
+    /// Ends the call for an operator. False if there is none.
     pub fn operator_hang_up(&mut self, cx: &mut Context<'_>) -> bool {
         let had_call = self.has_call();
         if had_call {
@@ -128,7 +121,7 @@ impl Core {
         had_call
     }
 
-    /// An operator ends the call, if there is one, and the device's connection.
+    /// Ends the call, if there is one, and closes the device's connection, for an operator.
     pub fn operator_disconnect(&mut self, cx: &mut Context<'_>) {
         self.end_call(EndReason::Operator, cx);
         if self.phase != SessionPhase::Closed {
@@ -154,62 +147,37 @@ fn command_result(rpc: &Rpc<'_>) -> Result<Box<str>, CommandError> {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish};
+    use crate::proto::message::Reader;
+    use crate::session::Admission;
+    use crate::session::harness::{TestShell, connect_packet, publish_packet};
     use crate::session::tests::credentials;
-    use crate::session::{Admission, RequestIds, ServerHealth};
 
-    /// A core with the actions of its last call.
+    /// A core, and the actions of the last decision.
     struct Harness {
         core: Core,
-        config: Config,
-        servers: ServerHealth,
-        ids: RequestIds,
-        now: Instant,
+        shell: TestShell,
         out: Vec<Action>,
     }
 
     impl Harness {
         fn online() -> Self {
-            let (now, mut config) = (Instant::now(), Config::default());
+            let mut config = Config::default();
             config.mcp.enabled = false;
-            let core = Core::new([192, 0, 2, 1].into(), now);
-            let mut harness = Self {
-                core,
-                config,
-                servers: ServerHealth::default(),
-                ids: RequestIds::new(),
-                now,
-                out: Vec::new(),
-            };
-            let connect = Connect {
-                level: ProtocolLevel::V311,
-                client_id: "g@@@aa_bb_cc_dd_ee_ff@@@u",
-                clean_session: true,
-                keep_alive: 0,
-                will: None,
-                user_name: None,
-                password: None,
-            };
-            harness.run(|core, cx| core.on_packet(Packet::Connect(connect), cx));
+            let mut shell = TestShell::new(config);
+            let connect = connect_packet("g@@@aa_bb_cc_dd_ee_ff@@@u", 0);
+            let core = shell.connect([192, 0, 2, 1].into(), connect);
+            let mut harness = Self { core, shell, out: Vec::new() };
             harness.run(|core, cx| core.on_admission(Admission::Accepted, cx));
             harness
         }
 
-        fn run<T>(&mut self, act: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
+        fn run<T>(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> T {
             self.out.clear();
-            let mut cx = Context {
-                now: self.now,
-                config: &self.config,
-                servers: &mut self.servers,
-                ids: &self.ids,
-                out: &mut self.out,
-            };
-            act(&mut self.core, &mut cx)
+            self.shell.decide(&mut self.core, &mut self.out, decide)
         }
 
         fn device_sends(&mut self, text: &str) {
-            let publish = Publish { topic: "t", payload: text.as_bytes(), retain: false };
-            self.run(|core, cx| core.on_packet(Packet::Publish(publish), cx));
+            self.run(|core, cx| core.on_packet(publish_packet(text.as_bytes()), cx));
         }
 
         /// The id of the one request that was just published.
@@ -268,8 +236,8 @@ mod tests {
         }
         harness.run(|core, cx| core.send_command(99, "m", "{}", cx));
         assert_eq!(harness.command_results(), [(99, Err(CommandError::Busy))]);
-        assert_eq!(harness.core.deadline(), Some(harness.now + COMMAND_TIMEOUT));
-        harness.now += COMMAND_TIMEOUT;
+        assert_eq!(harness.core.deadline(), Some(harness.shell.now + COMMAND_TIMEOUT));
+        harness.shell.now += COMMAND_TIMEOUT;
         harness.run(Core::on_timeout);
         assert_eq!(harness.command_results().len(), MAX_PENDING_COMMANDS);
         assert!(harness.command_results().iter().all(|answer| answer.1 == Err(CommandError::Timeout)));
@@ -285,14 +253,14 @@ mod tests {
     #[test]
     fn the_oldest_command_times_out_first() {
         let mut harness = Harness::online();
-        let started = harness.now;
+        let started = harness.shell.now;
         harness.run(|core, cx| core.send_command(1, "m", "{}", cx));
-        harness.now += Duration::from_secs(1);
+        harness.shell.now += Duration::from_secs(1);
         harness.run(|core, cx| core.send_command(2, "m", "{}", cx));
         for ticket in [1, 2] {
             let due = started + COMMAND_TIMEOUT + Duration::from_secs(ticket - 1);
             assert_eq!(harness.core.deadline(), Some(due));
-            harness.now = due;
+            harness.shell.now = due;
             harness.run(Core::on_timeout);
             assert_eq!(harness.command_results(), [(ticket, Err(CommandError::Timeout))]);
         }
@@ -301,7 +269,7 @@ mod tests {
     #[test]
     fn empty_cold_state_is_freed() {
         let mut harness = Harness::online();
-        harness.config.websocket.production = vec![std::sync::Arc::new("ws://a/".parse().unwrap())];
+        harness.shell.config.websocket.production = vec![std::sync::Arc::new("ws://a/".parse().unwrap())];
         harness.device_sends(r#"{"type":"hello","version":3}"#);
         assert!(harness.core.cold.is_some());
         harness.run(|core, cx| core.on_credentials(credentials(1), cx));

@@ -1,4 +1,4 @@
-//! The device's connection: letting in, losing, coming back, breaking the protocol.
+//! The device's connection: CONNECT, admission, loss, reconnection, protocol errors.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use crate::proto::mqtt::{Connect, ConnectReturnCode, Malformed, Packet};
 impl Core {
     // ----- the device's connection --------------------------------------------------------------------------------
 
-    /// Bytes came from the device: the only thing that keeps it alive.
+    /// The device sent something. Only that restarts its keep alive timer.
     pub fn refresh_keep_alive(&mut self, now: Instant) {
         if self.phase == SessionPhase::Online {
-            // One and a half keep alives, as MQTT has it.
+            // MQTT 3.1.1 section 3.1.2.10: 1.5 times the keep alive.
             let timeout = Duration::from_millis(u64::from(self.keep_alive) * 1500);
             self.deadline = if timeout.is_zero() {
                 CoarseInstant::NEVER
@@ -27,7 +27,7 @@ impl Core {
         }
     }
 
-    /// One packet of the device.
+    /// Handles one packet of the device.
     pub fn on_packet(&mut self, packet: Packet<'_>, cx: &mut Context<'_>) {
         match (self.phase, packet) {
             (SessionPhase::AwaitingConnect, Packet::Connect(connect)) => self.on_connect(&connect, cx),
@@ -50,23 +50,23 @@ impl Core {
         }
     }
 
-    /// A first byte that cannot begin a CONNECT.
+    /// The connection's first byte cannot begin a CONNECT.
     pub fn on_invalid_first_byte(&mut self, first: u8, cx: &mut Context<'_>) {
         let what = match first {
             22 => "a TLS handshake on the port without TLS",
-            _ => "a first byte that is not CONNECT's",
+            _ => "the first byte is not that of a CONNECT",
         };
         self.reject_packet(what, cx);
     }
 
-    /// A balancer has said whose connection it is: that address counts from now on.
+    /// A load balancer has sent the client's address in a PROXY header: it replaces the connection's own.
     pub fn set_client_ip(&mut self, ip: IpAddr) {
         if self.phase == SessionPhase::AwaitingConnect {
             self.ip = ip;
         }
     }
 
-    /// Bytes that are no packet.
+    /// The device sent bytes that are no packet.
     pub fn on_malformed_packet(&mut self, malformed: Malformed, cx: &mut Context<'_>) {
         match (self.phase, malformed) {
             (SessionPhase::AwaitingConnect, Malformed::UnsupportedLevel(_)) => {
@@ -76,17 +76,17 @@ impl Core {
         }
     }
 
-    /// The connection ended without DISCONNECT: a call is kept for a while.
+    /// The connection ended without DISCONNECT: its call is kept for `mqtt.resume_grace_s`.
     pub fn on_connection_lost(&mut self, cx: &mut Context<'_>) {
         self.suspend_or_close(CloseReason::Disconnected, cx);
     }
 
-    /// The device does not read what it is sent.
+    /// The device does not read what it is sent. Handled like a lost connection.
     pub fn on_slow_reader(&mut self, cx: &mut Context<'_>) {
         self.suspend_or_close(CloseReason::SlowReader, cx);
     }
 
-    /// The gateway keeps more for the device than it can: its call goes too, and all that waits for it.
+    /// The device's buffers take more than its share of the memory: its connection is closed and its call ends, which frees them.
     pub fn on_memory_limit(&mut self, cx: &mut Context<'_>) {
         self.close_with_error(CloseReason::MemoryLimit, cx);
     }
@@ -105,7 +105,7 @@ impl Core {
             call.on_device_lost();
             self.phase = SessionPhase::AwaitingReconnect;
             self.deadline = CoarseInstant::at(cx.now + grace, self.since);
-            cx.out.push(Action::Log(LogEvent::ConnectionLost(grace)));
+            cx.log(LogEvent::ConnectionLost(grace));
             cx.out.push(Action::CloseDevice(reason));
             return;
         }
@@ -133,7 +133,7 @@ impl Core {
         cx.out.push(Action::CloseDevice(reason));
     }
 
-    // ----- letting in ---------------------------------------------------------------------------------------------
+    // ----- admission ----------------------------------------------------------------------------------------------
 
     fn on_connect(&mut self, connect: &Connect<'_>, cx: &mut Context<'_>) {
         let id = match ClientId::parse(connect.client_id) {
@@ -146,10 +146,10 @@ impl Core {
                 return self.refuse_connect(ConnectReturnCode::IdentifierRejected, why, cx);
             }
         };
-        let verdict = authenticate(&id, connect, cx.config);
-        // A refused device too is named in the log.
+        let checked = authenticate(&id, connect, cx.config);
+        // The log names refused devices too.
         self.client_id = Some(id);
-        if let Err((code, why)) = verdict {
+        if let Err((code, why)) = checked {
             return self.refuse_connect(code, why, cx);
         }
         self.keep_alive = connect.keep_alive;
@@ -180,13 +180,12 @@ impl Core {
         self.since = cx.now;
         self.refresh_keep_alive(cx.now);
         cx.out.push(Action::AcceptConnect);
-        cx.out.push(Action::Log(LogEvent::Connected { resumed }));
-        let session_id = self.call.as_ref().and_then(|call| call.session_id());
+        cx.log(LogEvent::Connected { resumed });
         let earlier = std::mem::replace(&mut self.mcp, ToolCache::Disabled);
-        self.mcp = ToolCache::start(earlier, session_id, cx);
+        self.mcp = ToolCache::start(earlier, self.session_id(), cx);
     }
 
-    /// Another connection with this client id was let in, and this core has a call: it becomes that connection's.
+    /// `newer`, with the same client id, is accepted, and this core has a call: this core continues with that connection.
     pub fn take_over(&mut self, newer: Core, cx: &mut Context<'_>) {
         if self.phase == SessionPhase::Closed {
             return;
@@ -200,7 +199,7 @@ impl Core {
         }
     }
 
-    /// Another connection with this client id was let in, and there is no call to keep.
+    /// Another connection with the same client id was accepted, and there is no call to continue.
     pub fn on_replaced(&mut self, cx: &mut Context<'_>) {
         self.end_call_unless_closing(EndReason::Replaced, cx);
         self.close(CloseReason::TakenOver, cx);

@@ -1,4 +1,5 @@
-//! Calls between devices, as far as one device is concerned; who talks to whom is up to [`DeviceCallTable`](super::super::DeviceCallTable).
+//! Calls between devices, as far as one device is concerned. [`DeviceCallTable`](super::super::DeviceCallTable) decides which devices
+//! are in a call.
 
 use std::time::Instant;
 
@@ -6,15 +7,15 @@ use super::Core;
 use crate::config::Config;
 use crate::proto::identity::Mac;
 use crate::proto::message;
-use crate::session::action::{Action, Context, DropReason, EndReason};
+use crate::session::action::{Context, DropReason, EndReason};
 use crate::session::device_calls::Presence;
 use crate::session::media::Encrypted;
 
-/// Who calls, when nobody says.
+/// The caller's name if the request has none: "unknown".
 const UNKNOWN_CALLER: &str = "未知";
 
 impl Core {
-    /// What the device is doing, as far as calls between devices care.
+    /// Whether the device can call, or be called by, another device.
     pub fn presence(&self) -> Presence {
         match &self.call {
             _ if !self.is_present() => Presence::Absent,
@@ -23,65 +24,53 @@ impl Core {
         }
     }
 
-    /// Whether it talks to another device, or calls one.
+    /// Whether the device is in a call with another device, or is calling one.
     pub fn is_in_device_call(&self) -> bool {
         self.call.as_ref().is_some_and(|call| call.is_in_device_call())
     }
 
-    /// It calls another device: its chat server is left, and [`Core::ringing_silence`] answers its audio.
+    /// The device calls another one: its chat server is closed, and its audio is answered with [`Core::ringing_silence`].
     pub fn start_ringing(&mut self, cx: &mut Context<'_>) {
-        if let Some(call) = &mut self.call {
-            let flow = call.start_ringing(cx);
-            self.end_call_on_error(flow, cx);
-        }
+        self.with_call(cx, |call, _, cx| call.start_ringing(cx));
     }
 
-    /// It talks to another device: its chat server is left, and [`Core::relay`] takes the other one's audio.
+    /// The device is connected to another one: its chat server is closed, and [`Core::relay`] takes the other device's audio.
     pub fn join_device_call(&mut self, cx: &mut Context<'_>) {
-        if let Some(call) = &mut self.call {
-            let flow = call.join_device_call(cx);
-            self.end_call_on_error(flow, cx);
-        }
+        self.with_call(cx, |call, _, cx| call.join_device_call(cx));
     }
 
-    /// The device that it calls has answered.
+    /// The called device has accepted.
     pub fn on_call_accepted(&mut self, from: Mac, cx: &mut Context<'_>) {
-        if let Some(call) = self.call.as_mut().filter(|call| call.is_in_device_call()) {
-            let flow = call.on_call_accepted(from, cx);
-            self.end_call_on_error(flow, cx);
+        if self.is_in_device_call() {
+            self.with_call(cx, |call, _, cx| call.on_call_accepted(from, cx));
         }
     }
 
-    /// Asks the device to wake up and tell its user who calls. Its answer is of no interest: the user's is.
+    /// Asks the device to wake up and announce the caller to its user. The response to this request is ignored.
     pub fn wake_for_call(&mut self, nickname: &str, cx: &mut Context<'_>) {
         let nickname = if nickname.is_empty() { UNKNOWN_CALLER } else { nickname };
         let reason = message::json_quote(&format!("[device_call]您收到来自{nickname}的来电，是否接听？"));
         let params =
             format!(r#"{{"name":"self.remote_wakeup","arguments":{{"reason":{reason},"action":"listen"}}}}"#);
         let id = cx.ids.issue();
-        match self.call.as_mut().filter(|call| !call.is_closing()) {
-            Some(call) => {
-                let text = message::mcp_request(call.session_id(), id, "tools/call", &params);
-                let flow = call.operator_text(&text, cx);
-                self.end_call_on_error(flow, cx);
-            }
-            None => {
-                cx.out.push(Action::Publish(message::mcp_request(None, id, "tools/call", &params)));
-            }
+        let text = message::mcp_request(self.session_id(), id, "tools/call", &params);
+        match self.has_call() {
+            true => self.with_call(cx, |call, _, cx| call.operator_text(&text, cx)),
+            false => cx.publish(text),
         }
     }
 
-    /// The call with another device is over: the device hears goodbye. Any other call goes on.
+    /// Ends the call with another device, if there is one, and sends goodbye. A call with a chat server is not affected.
     pub fn end_device_call(&mut self, reason: EndReason, cx: &mut Context<'_>) {
         if self.is_in_device_call() {
             self.end_call(reason, cx);
         }
     }
 
-    /// One Opus packet of the device that this one talks to, encrypted into `out` (at least 16 + 1,400 bytes).
+    /// Encrypts one Opus packet of the other device into `out` (at least 16 + 1,400 bytes).
     ///
     /// # Errors
-    /// Nobody knows yet where this device's audio comes from.
+    /// The address of this device is not known yet, or it is in no call with another device.
     pub fn relay(
         &mut self,
         opus: &[u8],
@@ -92,10 +81,10 @@ impl Core {
         self.call.as_mut().ok_or(DropReason::NoPeer)?.relay(opus, out, config, now)
     }
 
-    /// One packet of silence, encrypted into `out` (at least 16 + 14 bytes), while another device rings.
+    /// Encrypts one packet of silence into `out` (at least 16 + 14 bytes), while this device is calling another one.
     ///
     /// # Errors
-    /// None rings.
+    /// The address of this device is not known yet, or it is calling no other device.
     pub fn ringing_silence(&mut self, out: &mut [u8], config: &Config) -> Result<Encrypted, DropReason> {
         self.call.as_mut().ok_or(DropReason::NoPeer)?.ringing_silence(out, config)
     }

@@ -1,4 +1,4 @@
-//! What the device and the chat server say.
+//! Messages of the device and of the chat server.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -6,61 +6,71 @@ use std::time::{Duration, Instant};
 use super::super::action::{
     Action, BackendClosed, CallCredentials, CloseReason, Context, Counter, EndReason,
 };
-use super::super::call::{Call, DeviceIdentity};
-use super::super::mcp::{DeviceMessageOutcome, ServerMessageOutcome};
+use super::super::call::Call;
+use super::super::mcp::ServerMessageOutcome;
+use super::super::request_ids::RequestIds;
 use super::Core;
 use crate::proto::message::{self, BadHello, Peek, Reader};
 
-/// Hellos that may come one after the other, without an answer to any of them.
+/// So many consecutive hellos without a reply are handled at once.
 const MAX_UNANSWERED_HELLOS: u8 = 32;
-/// After these, one is taken after so long.
+/// After [`MAX_UNANSWERED_HELLOS`], one hello is handled per interval.
 const UNANSWERED_HELLO_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Core {
-    // ----- what the device says -----------------------------------------------------------------------------------
+    // ----- the device ---------------------------------------------------------------------------------------------
 
     pub(super) fn on_publish(&mut self, payload: &[u8], cx: &mut Context<'_>) {
         let parsed = std::str::from_utf8(payload)
             .ok()
             .and_then(|text| Some((text, message::peek(text, Reader::Server).ok()?)));
         let Some((text, peek)) = parsed else {
-            cx.out.push(Action::Count(Counter::BadDeviceText));
+            cx.count(Counter::BadDeviceText);
             return;
         };
-        if peek.kind == "hello" {
-            return self.on_device_hello(text, cx);
-        }
-        if peek.kind == "mcp" && self.on_command_response(text, cx) {
-            return;
-        }
-        let mut forwarded = Cow::Borrowed(text);
-        if peek.kind == "mcp"
-            && let Some(mcp) = self.mcp.activate(self.since)
-        {
-            let session_id = self.call.as_ref().and_then(|call| call.session_id());
-            match mcp.on_device_message(text, session_id, cx) {
-                DeviceMessageOutcome::Forward => {}
-                DeviceMessageOutcome::Consumed => return,
-                DeviceMessageOutcome::Reply(text) => forwarded = Cow::Owned(text),
-            }
-        }
-        let Some(call) = self.call.as_mut().filter(|call| !call.is_closing()) else {
-            return self.on_message_without_call(&peek, cx);
-        };
-        match call.on_device_text(&forwarded, &peek, cx) {
-            Err(EndReason::DeviceGoodbye) => self.hang_up(EndReason::DeviceGoodbye, cx),
-            flow => self.end_call_on_error(flow, cx),
+        match &*peek.kind {
+            "hello" => self.on_device_hello(text, cx),
+            "mcp" => self.on_device_mcp(text, &peek, cx),
+            "goodbye" if self.has_call() => self.hang_up(EndReason::DeviceGoodbye, cx),
+            _ => self.forward_to_server(text, &peek, cx),
         }
     }
 
-    /// A message that belongs to no call is answered with goodbye, so that the device starts anew.
+    /// A response to a request of the gateway is handled here; all else is for the chat server.
+    fn on_device_mcp(&mut self, text: &str, peek: &Peek<'_>, cx: &mut Context<'_>) {
+        let response = message::parse_response(text).filter(|(id, _)| RequestIds::contains(*id));
+        let Some((id, rpc)) = response else { return self.forward_to_server(text, peek, cx) };
+        if self.on_command_response(id, &rpc, cx) {
+            return;
+        }
+        let session_id = self.call.as_ref().and_then(|call| call.session_id());
+        match self.mcp.activate(self.since) {
+            Some(mcp) => {
+                if let Some(reply) = mcp.on_response(text, id, &rpc, session_id, cx) {
+                    self.forward_to_server(&reply, peek, cx);
+                }
+            }
+            // The response to a command that has timed out.
+            None if cx.ids.is_issued(id) => {}
+            None => self.forward_to_server(text, peek, cx),
+        }
+    }
+
+    fn forward_to_server(&mut self, text: &str, peek: &Peek<'_>, cx: &mut Context<'_>) {
+        match self.has_call() {
+            true => self.with_call(cx, |call, _, cx| call.on_device_text(text, peek, cx)),
+            false => self.on_message_without_call(peek, cx),
+        }
+    }
+
+    /// A message outside a call is answered with goodbye, so that the device starts a new call.
     fn on_message_without_call(&mut self, peek: &Peek<'_>, cx: &mut Context<'_>) {
         if peek.kind == "goodbye" || peek.kind == "mcp" {
             return;
         }
         let last_id = self.cold.as_ref().and_then(|cold| cold.last_session_id.as_deref());
         let id = peek.session_id.as_deref().or(last_id);
-        cx.out.push(Action::Publish(message::goodbye(id)));
+        cx.publish(message::goodbye(id));
     }
 
     fn on_device_hello(&mut self, text: &str, cx: &mut Context<'_>) {
@@ -70,20 +80,20 @@ impl Core {
                 return self.close_with_error(CloseReason::HelloVersion(found), cx);
             }
             Err(_) => {
-                cx.out.push(Action::Count(Counter::BadDeviceText));
+                cx.count(Counter::BadDeviceText);
                 return;
             }
         };
         if self.exceeds_hello_limit(cx.now) {
-            cx.out.push(Action::Count(Counter::BadDeviceText));
+            cx.count(Counter::BadDeviceText);
             return;
         }
         self.end_call(EndReason::Replaced, cx);
-        self.cold.get_or_insert_default().pending_hello = Some(Box::new(hello));
+        self.cold.get_or_insert_default().pending_hello = Some(hello);
         cx.out.push(Action::GenerateCredentials);
     }
 
-    /// Whether this is one hello too many: each costs a dial, and one that comes before the answer costs it for nothing.
+    /// Whether the device repeats its hello too often without waiting for a reply. Each hello costs a dial.
     fn exceeds_hello_limit(&self, now: Instant) -> bool {
         let unanswered = match &self.call {
             Some(call) if call.session_id().is_some() => None,
@@ -95,36 +105,35 @@ impl Core {
         })
     }
 
-    /// The shell's answer to [`Action::GenerateCredentials`]: the call begins.
+    /// The shell's answer to [`Action::GenerateCredentials`]: the call starts.
     pub fn on_credentials(&mut self, credentials: CallCredentials, cx: &mut Context<'_>) {
-        let (hello, hasty) = match &mut self.cold {
+        let (hello, unanswered) = match &mut self.cold {
             Some(cold) => (cold.pending_hello.take(), cold.unanswered_hellos.take()),
             None => (None, None),
         };
         self.cold.take_if(|cold| {
             cold.last_session_id.is_none() && cold.commands.is_empty() && cold.drain_deadline.is_none()
         });
-        let (Some(hello), Some(id)) = (hello, &self.client_id) else { return };
+        let Some(hello) = hello else { return };
         let allowed = credentials.allowed;
-        let call = self.call.insert(Box::new(Call::new(*hello, credentials, self.ip, cx.now)));
-        call.unanswered_hellos = hasty.map_or(1, |(count, _)| count.saturating_add(1));
-        let flow = match allowed {
-            true => call.start(DeviceIdentity { id, ip: self.ip }, cx),
-            false => Err(EndReason::Refused),
-        };
-        self.end_call_on_error(flow, cx);
+        let call = self.call.insert(Box::new(Call::new(hello, credentials, self.ip, cx.now)));
+        call.unanswered_hellos = unanswered.map_or(1, |(count, _)| count.saturating_add(1));
+        match allowed {
+            true => self.with_call(cx, Call::start),
+            false => self.end_call(EndReason::Refused, cx),
+        }
     }
 
-    /// The device hangs up; what it said before is still sent.
+    /// The device hangs up. Texts that it sent before are still sent to the chat server.
     pub(super) fn hang_up(&mut self, reason: EndReason, cx: &mut Context<'_>) {
         if !self.call.as_mut().is_some_and(|call| call.hang_up(reason)) {
             self.end_call(reason, cx);
         }
     }
 
-    // ----- what the chat server says ------------------------------------------------------------------------------
+    // ----- the chat server ----------------------------------------------------------------------------------------
 
-    /// The dial left the queue and the resolver: a connection is being made.
+    /// The server's name is resolved, and the TCP connection is being opened.
     pub fn on_backend_connecting(&mut self) {
         if let Some(call) = &mut self.call {
             call.on_backend_connecting();
@@ -139,15 +148,12 @@ impl Core {
         self.mcp.on_new_server();
     }
 
-    /// A text message.
+    /// The chat server sent a text message.
     pub fn on_backend_text(&mut self, text: &str, cx: &mut Context<'_>) {
-        let Some(caller) = self.client_id.as_ref().map(|id| DeviceIdentity { id, ip: self.ip }) else {
-            return;
-        };
         let Some(call) = self.call.as_mut().filter(|call| call.has_server()) else { return };
         call.on_server_message(cx.now);
         let Ok(peek) = message::peek(text, Reader::Device) else {
-            cx.out.push(Action::Count(Counter::BadServerText));
+            cx.count(Counter::BadServerText);
             return;
         };
         let mut forwarded = Cow::Borrowed(text);
@@ -155,34 +161,27 @@ impl Core {
             && let Some(mcp) = self.mcp.activate(self.since)
         {
             match mcp.on_server_message(text, call.server_session_id(), cx) {
-                ServerMessageOutcome::Forward => {}
+                ServerMessageOutcome::Forward(text) => forwarded = text,
                 ServerMessageOutcome::Consumed => return,
                 ServerMessageOutcome::Answer(reply) => return cx.out.push(Action::SendText(reply)),
-                ServerMessageOutcome::Translated(text) => forwarded = Cow::Owned(text),
             }
         }
-        let flow = call.on_server_text(&forwarded, &peek, caller, cx);
-        self.end_call_on_error(flow, cx);
+        self.with_call(cx, |call, device, cx| call.on_server_text(&forwarded, &peek, device, cx));
     }
 
-    /// A pong, or any other sign of life.
+    /// The chat server sent something, for example a pong.
     pub fn on_backend_activity(&mut self, now: Instant) {
         if let Some(call) = &mut self.call {
             call.on_server_frame(now);
         }
     }
 
-    /// The WebSocket ended, or could not be opened.
-    pub fn on_backend_closed(&mut self, gone: BackendClosed, cx: &mut Context<'_>) {
-        let Some(caller) = self.client_id.as_ref().map(|id| DeviceIdentity { id, ip: self.ip }) else {
-            return;
-        };
-        let Some(call) = &mut self.call else { return };
-        let flow = call.on_backend_closed(gone, caller, cx);
-        self.end_call_on_error(flow, cx);
+    /// The WebSocket was closed, or could not be opened.
+    pub fn on_backend_closed(&mut self, closed: BackendClosed, cx: &mut Context<'_>) {
+        self.with_call(cx, |call, device, cx| call.on_backend_closed(closed, device, cx));
     }
 
-    /// The chat server does not read its text: the call ends. News of a WebSocket that is gone already is ignored.
+    /// The chat server does not read what it is sent: the call ends. Ignored if its WebSocket is closed already.
     pub fn on_backend_blocked(&mut self, cx: &mut Context<'_>) {
         if self.call.as_ref().is_some_and(|call| call.has_server()) {
             self.end_call(EndReason::Overflow, cx);

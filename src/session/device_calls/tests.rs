@@ -1,4 +1,4 @@
-//! Stories of who calls whom, and a town of devices that do what they like.
+//! Scenarios of calls between devices, and a random test with several devices.
 
 use std::collections::BTreeSet;
 
@@ -126,7 +126,7 @@ fn the_next_deadline_is_the_earliest() {
     scenario.now += Duration::from_secs(1);
     scenario.request(3, 4);
     assert_eq!(scenario.calls.deadline(), Some(first + RING_TIMEOUT));
-    // A call that was missed is forgotten with the next one.
+    // The next call replaces the record of a missed one.
     scenario.left(1);
     scenario.request(5, 2);
     assert_eq!(scenario.calls.deadline(), Some(scenario.now + RING_TIMEOUT));
@@ -198,7 +198,7 @@ fn an_operator_can_hang_up_either_side() {
     );
 }
 
-/// What one device does, as its user would tell.
+/// The state of one device.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum UserState {
     Idle,
@@ -206,7 +206,7 @@ enum UserState {
     Talking { to: u8 },
 }
 
-/// Five devices that do what they like, and what their users would tell of it.
+/// Five devices that act at random, and their expected states.
 struct RandomDevices {
     scenario: Scenario,
     users: [UserState; 5],
@@ -231,7 +231,7 @@ impl RandomDevices {
         caller
     }
 
-    /// The device's part is over; who is told of it.
+    /// The device's call has ended. Returns the devices that must be told.
     fn end_call_of(&mut self, who: u8) -> Vec<u8> {
         let before = std::mem::replace(&mut self.users[usize::from(who)], UserState::Idle);
         let UserState::Talking { to } = before else { return Vec::new() };
@@ -247,7 +247,7 @@ impl RandomDevices {
         match self.random_below(12) {
             0..=3 => self.request_call(a, b),
             4..=5 => self.accept_call(a),
-            // A hello or a goodbye: the call it was in is over.
+            // A hello or a goodbye ends the device's call.
             6 => {
                 self.scenario.calls.on_call_ended(mac(a), &mut self.scenario.out);
                 told = self.end_call_of(a);

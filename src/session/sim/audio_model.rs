@@ -1,10 +1,10 @@
-//! What a shadow knows of audio: every header ever sealed, every sequence, and whose address is the device's.
+//! The audio part of the model: every header that was used, every sequence, and the device's address.
 
 use std::net::SocketAddr;
 
 use super::model::Model;
 use super::*;
-use crate::proto::audio::{Cipher, HEADER_LEN, UdpHeader};
+use crate::session::harness::decrypt_datagram;
 
 /// The next datagram of the device.
 #[derive(Clone, Copy)]
@@ -14,16 +14,14 @@ pub(super) struct DeviceDatagram {
 }
 
 impl Model {
-    /// One datagram for the device.
+    /// The core sends a datagram to the device.
     pub(super) fn on_encrypted(&mut self, encrypted: &Encrypted, bytes: &[u8]) {
         let call = self.call.as_mut().expect("a call");
         assert_eq!((Some(encrypted.destination.addr), encrypted.datagram_len), (call.peer, bytes.len()));
-        let header = UdpHeader::parse(bytes).unwrap();
+        let (header, payload) = decrypt_datagram(&call.credentials.key, bytes);
         call.sequence += 1;
         assert_eq!((header.sequence, header.ssrc), (call.sequence, call.credentials.ssrc));
         assert!(call.headers_used.insert(header.to_bytes()), "no key and header are used twice");
-        let mut payload = bytes[HEADER_LEN..].to_vec();
-        Cipher::new(&call.credentials.key).apply(&header.to_bytes(), &mut payload);
         let n = u64::from_be_bytes(payload[1..].try_into().unwrap());
         assert!(n > call.last_audio && n > call.last_text, "audio keeps its order");
         call.last_audio = n;
@@ -43,7 +41,7 @@ impl Model {
         })
     }
 
-    /// The core has accepted a datagram from there.
+    /// The core has accepted a datagram from this address.
     pub(super) fn set_peer(&mut self, from: SocketAddr) {
         self.call.as_mut().expect("a call").peer = Some(from);
     }
@@ -72,7 +70,7 @@ impl Model {
         }
     }
 
-    /// Whether three datagrams in a row from there make it the device's address.
+    /// Whether the core accepts this address after three consecutive datagrams.
     pub(super) fn would_migrate(&self, from: SocketAddr, now: Instant) -> bool {
         let call = self.call.as_ref().expect("a call");
         let silent = call.peer_last_seen.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(2));

@@ -1,15 +1,16 @@
-//! What the device does: over MQTT, over UDP, and with its connection.
+//! The actions of the device: over MQTT, over UDP, and with its connection.
 
 use super::*;
-use crate::proto::audio::{Cipher, HEADER_LEN, UdpHeader};
-use crate::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish};
+use crate::proto::audio::UdpHeader;
+use crate::proto::mqtt::Packet;
+use crate::session::harness::encrypt_datagram;
 
 impl Simulation {
     pub(super) fn device_step(&mut self) {
         let Some(s) = self.current.filter(|s| self.sessions[*s].model.is_connected()) else {
             return if self.rng.percent(60) { self.connect() } else { self.send_audio() };
         };
-        self.sessions[s].core.refresh_keep_alive(self.now);
+        self.sessions[s].core.refresh_keep_alive(self.shell.now);
         match self.rng.below(100) {
             0..12 => self.send_hello(s),
             12..30 => self.send_numbered_text(s, "listen", ""),
@@ -36,28 +37,18 @@ impl Simulation {
             }
             60..61 => {
                 self.log(format_args!("[{s}] a second CONNECT"));
-                self.drive(s, Input::Other, |core, cx| core.on_packet(connect(), cx));
+                self.drive(s, Input::Other, |core, cx| core.on_packet(connect_packet(ID, 60), cx));
             }
             _ => self.send_audio(),
         }
     }
 
-    /// A new connection of the same device: the shell lets it take over, or replaces the older one.
+    /// A new connection of the same device, which continues the call of the older one or replaces that connection.
     fn connect(&mut self) {
         let ip = self.rng.pick(&["192.0.2.7", "192.0.2.7", "192.0.2.8"]).parse().unwrap();
-        let mut newer = Core::new(ip, self.now);
-        let mut out = Vec::new();
-        let mut cx = Context {
-            now: self.now,
-            config: &self.config,
-            servers: &mut self.servers,
-            ids: &self.ids,
-            out: &mut out,
-        };
-        newer.on_packet(connect(), &mut cx);
-        assert_eq!(out, [Action::Admit]);
+        let newer = self.shell.connect(ip, connect_packet(ID, 60));
         let older = self.current.filter(|s| !self.sessions[*s].core.is_closed());
-        let keep = !self.config.mqtt.resume_grace.is_zero();
+        let keep = !self.shell.config.mqtt.resume_grace.is_zero();
         if let Some(older) = older.filter(|s| keep && self.sessions[*s].core.has_call()) {
             self.log(format_args!("[{older}] the device connects again from {ip} and takes over"));
             self.drive(older, Input::Reconnected(ip), |core, cx| core.take_over(newer, cx));
@@ -92,7 +83,7 @@ impl Simulation {
         self.send_text(s, &format!(r#"{{"type":"{kind}","state":"start","n":{n}{id},"x":"{filler}"}}"#));
     }
 
-    /// Too many, or too long together.
+    /// Too many texts, or too many bytes.
     fn send_text_burst(&mut self, s: usize) {
         let filler = "x".repeat(self.rng.pick(&[0, LONG_TEXT_BYTES]));
         for _ in 0..self.rng.pick(&TEXT_BURST_SIZES) {
@@ -108,7 +99,7 @@ impl Simulation {
     fn disconnect(&mut self, s: usize) {
         self.log(format_args!("[{s}] DISCONNECT"));
         self.sessions[s].model.on_device_disconnect();
-        self.coverage.extend(self.sessions[s].model.is_closing().then_some("last words"));
+        self.coverage.extend(self.sessions[s].model.is_closing().then_some("text of a closing call"));
         self.drive(s, Input::Other, |core, cx| core.on_packet(Packet::Disconnect, cx));
     }
 
@@ -125,9 +116,9 @@ impl Simulation {
         let Some(mut datagram) = self.sessions[s].model.next_datagram() else { return };
         match self.rng.below(100) {
             0..55 => {}
-            // Lost on the way.
+            // Packets before it were lost.
             55..65 => datagram.sequence += self.rng.below(5) as u32,
-            // Twice, or late.
+            // A duplicate, or late.
             65..75 => datagram.sequence -= (self.rng.below(80) as u32).min(datagram.sequence - 1),
             // Corrupted.
             75..77 => datagram.sequence += 1_000_000,
@@ -138,55 +129,52 @@ impl Simulation {
         }
         self.log(format_args!("[{s}] datagram {} from {}", datagram.sequence, datagram.from));
         let outcome = self.uplink(s, datagram.sequence, datagram.from);
-        self.sessions[s].model.on_uplink(datagram, outcome, self.now);
+        self.sessions[s].model.on_uplink(datagram, outcome, self.shell.now);
     }
 
-    /// Each from another port, so that nobody is ever three times in a row the same.
+    /// Each from another port, so that no address is validated.
     fn send_spoofed_audio(&mut self, s: usize, sequence: u32) {
         self.next_serial();
         let from = std::net::SocketAddr::new([203, 0, 113, 9].into(), 1_000 + (self.serial % 60_000) as u16);
         let sequence = sequence + self.rng.below(3) as u32;
         self.log(format_args!("[{s}] spoofed datagram {sequence} from {from}"));
         assert_eq!(self.uplink(s, sequence, from), Err(DropReason::ForeignSource));
-        // A short, a long, and a wrong one.
+        // Too short, too long, and of a wrong type.
         for bytes in [&mut [][..], &mut [1; 9], &mut [1; 2_000], &mut [9; 40]] {
             let ModelledSession { core, .. } = &mut self.sessions[s];
-            let outcome = core.uplink(UdpPeer { addr: from, local_ip: None }, bytes, &self.config, self.now);
-            assert!(matches!(outcome, Err(DropReason::BadDatagram(_))), "{outcome:?}");
+            let bad = UdpHeader::parse(bytes).unwrap_err();
+            let outcome = self.shell.uplink(core, from, bytes);
+            assert_eq!(outcome, Err(bad.into()));
         }
     }
 
-    /// The device's network changes under it: three datagrams from elsewhere.
+    /// The device's network changes: three datagrams from another address.
     fn migrate_address(&mut self, s: usize, sequence: u32) {
         let from = std::net::SocketAddr::new([198, 51, 100, 1].into(), 7_000 + self.rng.below(2) as u16);
-        let adopts = self.sessions[s].model.would_migrate(from, self.now)
-            && self.config.udp.peer_policy == PeerPolicy::Adaptive;
-        self.log(format_args!("[{s}] datagrams {sequence}.. from {from}, to be adopted: {adopts}"));
+        let adopts = self.sessions[s].model.would_migrate(from, self.shell.now)
+            && self.shell.config.udp.peer_policy == PeerPolicy::Adaptive;
+        self.log(format_args!("[{s}] datagrams {sequence}.. from {from}, to be accepted: {adopts}"));
         for n in 0..3 {
             let outcome = self.uplink(s, sequence + n, from);
             self.coverage.extend((adopts && n == 2).then_some("adopted"));
-            self.sessions[s].model.on_migration(from, sequence + n, adopts && n == 2, outcome, self.now);
+            self.sessions[s].model.on_migration(
+                from,
+                sequence + n,
+                adopts && n == 2,
+                outcome,
+                self.shell.now,
+            );
         }
     }
 
-    /// What the chat server gets of one datagram.
+    /// Passes one datagram to the core, and returns the frame for the chat server.
     fn uplink(&mut self, s: usize, sequence: u32, from: std::net::SocketAddr) -> Result<Vec<u8>, DropReason> {
         let ModelledSession { core, model } = &mut self.sessions[s];
         let (ssrc, key) = model.ssrc_and_key();
         let mut payload = vec![0x08];
         payload.extend_from_slice(&sequence.to_be_bytes());
-        let header = UdpHeader {
-            flags: 0,
-            payload_len: payload.len() as u16,
-            ssrc,
-            timestamp: sequence / 3,
-            sequence,
-        };
-        let mut datagram = header.to_bytes().to_vec();
-        datagram.extend_from_slice(&payload);
-        Cipher::new(&key).apply(&header.to_bytes(), &mut datagram[HEADER_LEN..]);
-        let uplink =
-            core.uplink(UdpPeer { addr: from, local_ip: None }, &mut datagram, &self.config, self.now)?;
+        let mut datagram = encrypt_datagram(&key, ssrc, sequence, sequence / 3, &payload);
+        let uplink = self.shell.uplink(core, from, &mut datagram)?;
         let Uplink::Server { frame, peer_learned: first, .. } = uplink else { panic!("{uplink:?}") };
         let frame = frame.to_vec();
         assert!(frame.ends_with(&payload), "decrypted");
@@ -196,20 +184,4 @@ impl Simulation {
         }
         Ok(frame)
     }
-}
-
-fn connect() -> Packet<'static> {
-    Packet::Connect(Connect {
-        level: ProtocolLevel::V311,
-        client_id: ID,
-        clean_session: true,
-        keep_alive: 60,
-        will: None,
-        user_name: None,
-        password: None,
-    })
-}
-
-fn publish_packet(payload: &[u8]) -> Packet<'_> {
-    Packet::Publish(Publish { topic: "device-server", payload, retain: false })
 }

@@ -1,4 +1,4 @@
-//! What is true outside of a core: its sockets, what each side was told, and what must not happen.
+//! The model of a session: its sockets, and what each side was sent. It checks each action of the core.
 
 use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -10,22 +10,22 @@ use crate::proto::audio::HEADER_LEN;
 
 mod invariants;
 
-/// What a core was told, as far as it decides what must come of it.
+/// The input of a decision, as far as the expected actions depend on it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Input {
-    /// A message of the device that belongs to no call: it is answered with goodbye.
+    /// A message of the device outside a call: it is answered with goodbye.
     TextWithoutCall,
-    /// The connection is lost.
+    /// The device's connection is lost.
     ConnectionLost,
-    /// The device is back, from this address.
+    /// The device has reconnected from this address.
     Reconnected(IpAddr),
-    /// The server's hello, the first of this WebSocket.
+    /// The first hello of the server on this WebSocket.
     ServerHello,
     ServerFailed,
     Other,
 }
 
-/// The shell's end of the chat server's connection.
+/// The chat server's WebSocket.
 #[derive(Debug, PartialEq)]
 pub(super) enum WebSocketState {
     None,
@@ -51,30 +51,30 @@ pub(super) struct Model {
     connack_sent: bool,
     /// The shell was told to close the connection.
     closed: bool,
-    /// But the session goes on: its call is kept for the device.
+    /// The connection is closed, but the call is kept.
     awaiting_reconnect: bool,
     pub(super) mqtt_ip: IpAddr,
     pub(super) ws: WebSocketState,
     pub(super) call: Option<CallModel>,
-    /// What the WebSocket was before it ended.
+    /// The WebSocket that was just closed had received the server's hello.
     had_server_hello: bool,
 }
 
-/// A call, from its grant to its end.
+/// A call, from its credentials to its end.
 pub(super) struct CallModel {
     pub(super) credentials: CallCredentials,
     since: Instant,
     /// The id in its hello reply.
     pub(super) session_id: Option<String>,
-    /// The device has left, its last words are still to be sent.
+    /// The device has left, and its texts are not sent yet.
     closing: bool,
-    /// Texts of the device that no server has yet, with whether they carry an id.
+    /// Texts of the device that were not sent to a server yet.
     to_server: VecDeque<u64>,
     last_listen: Option<u64>,
     redials: u32,
-    /// Texts of a server that has not said hello.
+    /// Texts of a server that has not sent its hello.
     before_hello: Vec<u64>,
-    /// Texts of the server that the device does not have yet, since when, and whether it was away meanwhile.
+    /// Texts of the server that the device has not got yet, when they arrived, and whether the device was disconnected since then.
     to_device: VecDeque<(u64, Instant, bool)>,
     pub(super) last_text: u64,
     pub(super) last_audio: u64,
@@ -87,16 +87,16 @@ pub(super) struct CallModel {
     pub(super) peer_last_seen: Option<Instant>,
 }
 
-/// What one decision of the core came to.
+/// A summary of the actions of one decision.
 #[derive(Default)]
 struct DecisionSummary {
     goodbyes: Vec<Value>,
-    /// Ids that calls were known by whose end is news to the device.
+    /// The session ids of ended calls whose end the device did not cause.
     ids_to_notify: Vec<String>,
     ended_ssrcs: Vec<u32>,
-    /// The server is there from now on.
+    /// The call became live.
     server_is_live: bool,
-    /// The call outlives the connection.
+    /// The call is kept after the loss of the connection.
     call_kept: bool,
     listens_repeated: u32,
     to_server: TextVolume,
@@ -104,7 +104,25 @@ struct DecisionSummary {
     datagrams: usize,
 }
 
-/// Texts of one decision: what was let go from a queue is not more than it may hold.
+impl DecisionSummary {
+    fn check_messages(&self, input: Input) {
+        let stray = usize::from(input == Input::TextWithoutCall && self.ended_ssrcs.is_empty());
+        assert_eq!(
+            self.goodbyes.len(),
+            self.ids_to_notify.len() + stray,
+            "goodbye exactly once, and none otherwise"
+        );
+        for (goodbye, id) in self.goodbyes.iter().zip(&self.ids_to_notify) {
+            assert_eq!(goodbye["session_id"], **id, "with the id the device knows");
+        }
+        assert!(
+            self.to_server.is_within(1) && self.to_device.is_within(1) && self.datagrams <= 256,
+            "no queue over its bound"
+        );
+    }
+}
+
+/// The texts of one decision. They cannot exceed what a queue may hold.
 #[derive(Default)]
 struct TextVolume {
     texts: usize,
@@ -117,7 +135,7 @@ impl TextVolume {
         self.bytes += text.len();
     }
 
-    /// Of so many full queues, and a little that never waited.
+    /// Whether these are the texts of so many full queues, and a few that were not queued.
     fn is_within(&self, queues: usize) -> bool {
         self.texts <= 128 * queues + 6 && self.bytes <= (256 * queues + 16) * 1024
     }
@@ -140,9 +158,9 @@ impl Model {
         self.connack_sent && !self.closed
     }
 
-    // ----- what goes in -------------------------------------------------------------------------------------------
+    // ----- inputs -------------------------------------------------------------------------------------------------
 
-    /// The id the device knows, or knew last.
+    /// The session id that the device was given.
     pub(super) fn session_id(&self) -> Option<String> {
         self.call.as_ref().and_then(|call| call.session_id.clone())
     }
@@ -189,7 +207,7 @@ impl Model {
         if std::mem::replace(greeted, true) { Input::Other } else { Input::ServerHello }
     }
 
-    /// The id that the server puts into its texts, once it has told it.
+    /// The session id in the server's hello.
     pub(super) fn server_id(&self) -> Option<String> {
         match &self.ws {
             WebSocketState::Open { hello_received: true, session, .. } => session.clone(),
@@ -214,7 +232,7 @@ impl Model {
         }
     }
 
-    /// What the server said before its hello need not wait for that any more.
+    /// The server's texts before its hello are due now.
     fn release_early_texts(&mut self, now: Instant) {
         let away = !self.is_connected();
         if let Some(call) = &mut self.call {
@@ -226,9 +244,9 @@ impl Model {
         self.had_server_hello = false;
     }
 
-    // ----- what comes out -----------------------------------------------------------------------------------------
+    // ----- actions ------------------------------------------------------------------------------------------------
 
-    /// Follows what the core wants done; returns the calls that have ended.
+    /// Checks the actions of one decision and returns the ssrcs of the calls that have ended.
     pub(super) fn observe(
         &mut self,
         now: Instant,
@@ -254,7 +272,7 @@ impl Model {
                 }
                 Action::Publish(text) => self.on_publish(text, &mut decision),
                 Action::Dial(request) => {
-                    assert_eq!(self.ws, WebSocketState::None, "the one before is hung up first");
+                    assert_eq!(self.ws, WebSocketState::None, "the previous WebSocket is closed first");
                     self.ws = WebSocketState::Dialing { url: request.server.url.clone(), since: now };
                 }
                 Action::SendText(text) => self.on_text_to_server(text, &mut decision),
@@ -286,19 +304,7 @@ impl Model {
                 _ => {}
             }
         }
-        let stray = usize::from(input == Input::TextWithoutCall && decision.ended_ssrcs.is_empty());
-        assert_eq!(
-            decision.goodbyes.len(),
-            decision.ids_to_notify.len() + stray,
-            "goodbye exactly once, and none otherwise"
-        );
-        for (goodbye, id) in decision.goodbyes.iter().zip(&decision.ids_to_notify) {
-            assert_eq!(goodbye["session_id"], **id, "with the id the device knows");
-        }
-        assert!(
-            decision.to_server.is_within(1) && decision.to_device.is_within(1) && decision.datagrams <= 256,
-            "no queue over its bound"
-        );
+        decision.check_messages(input);
         self.check_transition(now, input, connected, &decision);
         decision.ended_ssrcs
     }
@@ -328,7 +334,7 @@ impl Model {
     }
 
     fn on_publish(&mut self, text: &str, decision: &mut DecisionSummary) {
-        assert!(self.is_connected(), "told to nobody: {text}");
+        assert!(self.is_connected(), "sent to a closed connection: {text}");
         decision.to_device.add(text);
         let value: Value = serde_json::from_str(text).unwrap();
         assert!(value.get("session_id").is_none_or(|id| id.as_str().is_some_and(|id| !id.is_empty())));
@@ -356,13 +362,13 @@ impl Model {
 
     fn on_text_to_server(&mut self, text: &str, decision: &mut DecisionSummary) {
         let WebSocketState::Open { session, hellos, .. } = &mut self.ws else {
-            panic!("said to nobody: {text}")
+            panic!("sent to a closed WebSocket: {text}")
         };
         decision.to_server.add(text);
         let value: Value = serde_json::from_str(text).unwrap();
         if value["type"] == "hello" {
             *hellos += 1;
-            assert!(*hellos <= 2, "said hello once more, not twice");
+            assert!(*hellos <= 2, "the hello is repeated once at most");
         }
         let call = self.call.as_mut().expect("a call");
         let Some(n) = value["n"].as_u64() else { return };
@@ -377,13 +383,13 @@ impl Model {
         if call.to_server.front() == Some(&n) {
             call.to_server.pop_front();
         } else {
-            assert_eq!(Some(n), call.last_listen, "in order and once, but for the last listen");
+            assert_eq!(Some(n), call.last_listen, "each text once and in order, except the last listen");
             decision.listens_repeated += 1;
         }
     }
 
     fn on_call_ended(&mut self, summary: &CallSummary, decision: &mut DecisionSummary) {
-        let call = self.call.take().expect("a call that is there ends");
+        let call = self.call.take().expect("only a running call ends");
         assert_eq!(summary.ssrc, Some(call.credentials.ssrc));
         assert_eq!(self.ws, WebSocketState::None, "no WebSocket outlives its call");
         use EndReason::*;
@@ -394,13 +400,13 @@ impl Model {
         if self.is_connected() && !call.closing && !own_doing {
             decision
                 .ids_to_notify
-                .push(call.session_id.clone().expect("a goodbye without a hello ends no wait"));
+                .push(call.session_id.clone().expect("a hello reply comes before the goodbye"));
             if self.had_server_hello && summary.reason != Overflow {
                 assert!(call.to_device.is_empty(), "text is delivered before the goodbye");
             }
         }
         if call.closing && self.had_server_hello {
-            assert!(call.to_server.is_empty(), "last words are said");
+            assert!(call.to_server.is_empty(), "the texts of a closing call are sent");
         }
         decision.ended_ssrcs.push(call.credentials.ssrc);
     }

@@ -1,13 +1,14 @@
-//! The whole gateway but its sockets: several devices, their chat servers and the network between them, which delays,
-//! loses, doubles, reorders and resets. Servers crash, names do not resolve, the configuration changes, devices connect
-//! again and call each other, and at times the gateway itself does not run for a while.
+//! A simulation of the gateway without its sockets: several devices, their chat servers, and a network that delays, loses,
+//! duplicates, reorders and resets. Servers crash, names do not resolve, the configuration changes, devices reconnect and call each
+//! other, and sometimes the gateway process is stopped for a while.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::*;
-use crate::proto::audio::{Cipher, HEADER_LEN, MAX_PAYLOAD, UdpHeader, ws_frame_header};
+use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD, UdpHeader};
 use crate::proto::identity::Mac;
-use crate::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish};
+use crate::proto::mqtt::Packet;
+use crate::session::harness::{encrypt_datagram, frame_with_header};
 use harness::{NetworkCall, NetworkSession};
 
 mod harness;
@@ -18,7 +19,7 @@ const DEVICES: usize = 4;
 const STEPS: usize = 400;
 const URLS: [&str; 3] = ["ws://a/", "ws://b/", "ws://c/"];
 
-/// What a run must come to, for all seeds together.
+/// What the runs of all seeds together must reach.
 const REQUIRED_COVERAGE: [&str; 24] = [
     "asked",
     "away in a drain",
@@ -48,98 +49,57 @@ const REQUIRED_COVERAGE: [&str; 24] = [
 
 #[test]
 fn every_seed_keeps_the_invariants_of_the_network() {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    if let Some(seed) = number("SIM_SEED") {
-        SimulatedNetwork::new(seed, true).run();
-        return;
-    }
-    let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
-    let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
-    let reached = std::thread::scope(|scope| {
-        let work = |first| {
-            move || {
-                let seeds = (first..seeds).step_by(workers as usize);
-                seeds.flat_map(|seed| SimulatedNetwork::new(seed, false).run()).collect::<BTreeSet<_>>()
-            }
-        };
-        let threads: Vec<_> = (0..workers).map(|first| scope.spawn(work(first))).collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("no seed fails")).collect::<BTreeSet<_>>()
-    });
-    if seeds >= SEEDS {
-        let missed: Vec<_> = REQUIRED_COVERAGE.iter().filter(|what| !reached.contains(*what)).collect();
-        assert!(missed.is_empty(), "a simulation that never reaches {missed:?} proves little");
-    }
+    choices::run_seeds(&REQUIRED_COVERAGE, |seed, trace| SimulatedNetwork::new(seed, trace).run());
 }
 
-/// Something on its way through the network, or a name on its way through the resolver.
+/// A message in the network, or a name in the resolver.
 #[derive(Debug)]
 enum InFlight {
-    /// Of the device's connection.
+    /// On the device's connection.
     Text(usize, String),
     Disconnect(usize),
     ConnectionLost(usize),
-    /// Of anybody, to the UDP port.
+    /// To the UDP port, for the call with this ssrc.
     Datagram(u32, Vec<u8>),
-    /// Of the chat server's connection with this number.
-    DialResult(usize, u64, Result<(), &'static str>),
+    /// On the WebSocket with this number.
+    DialResult(usize, u64, Result<(), BackendStage>),
     ServerText(usize, u64, String),
     ServerAudio(usize, u64, u64),
     ServerClosed(usize, u64, BackendClosed),
 }
 
 struct SimulatedNetwork {
-    seed: u64,
     rng: Choices,
-    start: Instant,
-    now: Instant,
-    config: Config,
-    servers: ServerHealth,
-    ids: RequestIds,
+    shell: TestShell,
     device_calls: DeviceCallTable,
-    /// Every session there ever was.
+    /// All sessions so far.
     sessions: Vec<NetworkSession>,
-    /// Which of them is known under a device's client id.
+    /// The session that has the client id of a device.
     session_by_device: [Option<usize>; DEVICES],
     calls: Vec<NetworkCall>,
     in_flight: BTreeMap<(Instant, u64), InFlight>,
     serial: u64,
     servers_down: HashSet<String>,
-    /// Keys that were told in a hello reply, and every counter block that was used with a key on the way down.
+    /// The keys in hello replies.
     keys_sent: HashSet<[u8; 16]>,
-    /// What operators asked, of which session and since when.
+    /// Pending commands of operators by ticket: the session, and when they were sent.
     pending_commands: BTreeMap<u64, (usize, Instant)>,
-    /// The gateway drains: idle devices are gone by then.
+    /// The gateway is draining: idle devices are disconnected by then.
     drain_deadline: Option<Instant>,
+    /// Every counter block that was used with a key in the downlink.
     headers_used: HashSet<([u8; 16], [u8; HEADER_LEN])>,
     coverage: BTreeSet<&'static str>,
-    trace: Option<Vec<String>>,
-}
-
-impl Drop for SimulatedNetwork {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            for line in self.trace.iter().flat_map(|trail| &trail[trail.len().saturating_sub(80)..]) {
-                eprintln!("{line}");
-            }
-            eprintln!("replay with: SIM_SEED={} cargo test sim::network", self.seed);
-        }
-    }
+    trace: Trace,
 }
 
 impl SimulatedNetwork {
-    fn new(seed: u64, trail: bool) -> Self {
-        let now = Instant::now();
+    fn new(seed: u64, trace: bool) -> Self {
         let mut config = Config::default();
         config.websocket.production = servers(&URLS);
         config.mcp.enabled = seed.is_multiple_of(4);
         Self {
-            seed,
             rng: Choices::Seed(seed ^ 0x746f_776e),
-            start: now,
-            now,
-            config,
-            servers: ServerHealth::default(),
-            ids: RequestIds::new(),
+            shell: TestShell::new(config),
             device_calls: DeviceCallTable::default(),
             sessions: Vec::new(),
             session_by_device: [None; DEVICES],
@@ -152,7 +112,7 @@ impl SimulatedNetwork {
             drain_deadline: None,
             headers_used: HashSet::new(),
             coverage: BTreeSet::new(),
-            trace: trail.then(Vec::new),
+            trace: Trace::new(trace, Some(format!("SIM_SEED={seed} cargo test sim::network"))),
         }
     }
 
@@ -168,7 +128,7 @@ impl SimulatedNetwork {
         if self.rng.percent(20) {
             return self.shutdown();
         }
-        // Everybody goes away, and time sorts out the rest.
+        // All devices disconnect, and all timers expire.
         for device in 0..DEVICES {
             if let Some(s) = self.session_by_device[device].filter(|s| self.sessions[*s].connected) {
                 self.drive(s, Core::on_connection_lost);
@@ -178,7 +138,7 @@ impl SimulatedNetwork {
             self.advance(1_000);
             self.check();
         }
-        assert_eq!(self.device_calls.deadline(), None, "nobody waits for anybody");
+        assert_eq!(self.device_calls.deadline(), None, "no call between devices is left over");
         self.check_all_finished()
     }
 
@@ -192,11 +152,11 @@ impl SimulatedNetwork {
             65..67 => self.change_config(),
             67..69 => self.operator_step(device),
             69..71 => {
-                // The process is stopped: what comes meanwhile is read when it goes on, before any alarm rings.
+                // The process is stopped. When it continues, what arrived meanwhile is read before timers are handled.
                 let ms = self.rng.pick(&[2_000, 10_000, 40_000]);
                 self.log(format_args!("does not run for {ms} ms"));
                 self.coverage.insert("not run");
-                self.now += Duration::from_millis(ms);
+                self.shell.now += Duration::from_millis(ms);
                 self.advance(0);
             }
             _ => {
@@ -207,9 +167,9 @@ impl SimulatedNetwork {
         }
     }
 
-    /// Time passes: mail arrives, then what is due is done.
+    /// Time passes: messages arrive, then timers are handled.
     fn advance(&mut self, ms: u64) {
-        let until = self.now + Duration::from_millis(ms);
+        let until = self.shell.now + Duration::from_millis(ms);
         loop {
             let arrives = self.in_flight.first_key_value().map(|((at, _), _)| *at);
             let due = self.sessions.iter().filter_map(|session| session.core.deadline());
@@ -218,16 +178,18 @@ impl SimulatedNetwork {
                 break;
             };
             let late = self.rng.pick(&[0, 0, 1, MAX_TIMER_DELAY_MS]);
-            self.now = self.now.max(next + Duration::from_millis(late));
-            while let Some(entry) = self.in_flight.first_entry().filter(|entry| entry.key().0 <= self.now) {
+            self.shell.now = self.shell.now.max(next + Duration::from_millis(late));
+            while let Some(entry) =
+                self.in_flight.first_entry().filter(|entry| entry.key().0 <= self.shell.now)
+            {
                 let message = entry.remove();
                 self.deliver(message);
             }
-            // What is due may make another session's call end, and that one's time to go is over already.
+            // A timer may end the call of another session, whose drain deadline has passed.
             for _ in 0..2 {
                 (0..self.sessions.len()).for_each(|s| self.drive(s, Core::on_timeout));
                 let mut effects = Vec::new();
-                self.device_calls.on_timeout(self.now, &mut effects);
+                self.device_calls.on_timeout(self.shell.now, &mut effects);
                 self.apply_effects(effects);
             }
             let due = self
@@ -235,21 +197,21 @@ impl SimulatedNetwork {
                 .iter()
                 .filter_map(|session| session.core.deadline())
                 .chain(self.device_calls.deadline());
-            assert!(due.min().is_none_or(|at| at > self.now), "no timer in the past");
+            assert!(due.min().is_none_or(|at| at > self.shell.now), "no timer in the past");
         }
-        self.now = self.now.max(until);
+        self.shell.now = self.shell.now.max(until);
     }
 
-    /// Hands something to the network.
+    /// Sends a message through the network.
     fn send(&mut self, after: Instant, message: InFlight) -> Instant {
         let delay = self.rng.pick(&[0, 1, 5, 20, 20, 80, 300, 1_500]);
-        let arrives = after.max(self.now + Duration::from_millis(delay));
+        let arrives = after.max(self.shell.now + Duration::from_millis(delay));
         self.serial += 1;
         self.in_flight.insert((arrives, self.serial), message);
         arrives
     }
 
-    /// A byte stream keeps its order, and what is lost of it comes later.
+    /// A byte stream keeps its order.
     fn send_from_device(&mut self, s: usize, message: InFlight) {
         let after = self.sessions[s].last_uplink_arrival;
         self.sessions[s].last_uplink_arrival = self.send(after, message);
@@ -281,7 +243,7 @@ impl SimulatedNetwork {
             30..32 => self.send_text(s, r#"{"type":"abort"}"#.to_owned()),
             32..34 => self.send_from_device(s, InFlight::Disconnect(s)),
             34..38 => self.send_from_device(s, InFlight::ConnectionLost(s)),
-            // The older connection is dead, but nobody knows.
+            // The older connection is broken, but no side has noticed.
             38..42 if self.drain_deadline.is_none() => self.connect(device),
             42..43 => self.drive(s, Core::on_memory_limit),
             43..44 if self.drain_deadline.is_none() => self.open_idle_connection(device),
@@ -291,8 +253,8 @@ impl SimulatedNetwork {
 
     /// A connection that never sends its CONNECT.
     fn open_idle_connection(&mut self, device: usize) {
-        let core = Core::new([192, 0, 2, device as u8].into(), self.now);
-        self.sessions.push(NetworkSession::new(core, device, self.now));
+        let core = Core::new([192, 0, 2, device as u8].into(), self.shell.now);
+        self.sessions.push(NetworkSession::new(core, device, self.shell.now));
     }
 
     fn send_text(&mut self, s: usize, text: String) {
@@ -310,23 +272,15 @@ impl SimulatedNetwork {
             let call = &mut self.calls[ssrc];
             call.datagrams_sent += 1;
             let payload = [&[0x08][..], &call.datagrams_sent.to_be_bytes()].concat();
-            let (len, sequence) = (payload.len() as u16, call.datagrams_sent);
-            let header = UdpHeader {
-                flags: 0,
-                payload_len: len,
-                ssrc: ssrc as u32,
-                timestamp: sequence * 60,
-                sequence,
-            };
-            let mut datagram = [&header.to_bytes()[..], &payload].concat();
-            Cipher::new(&call.key).apply(&header.to_bytes(), &mut datagram[HEADER_LEN..]);
+            let sequence = call.datagrams_sent;
+            let datagram = encrypt_datagram(&call.key, ssrc as u32, sequence, sequence * 60, &payload);
             if self.rng.percent(5) {
                 self.coverage.insert("lost");
                 continue;
             }
             for _ in 0..1 + self.rng.below(20) / 19 {
-                // Each takes its own time: later ones overtake.
-                self.send(self.now, InFlight::Datagram(ssrc as u32, datagram.clone()));
+                // Datagrams have different delays, so they are reordered.
+                self.send(self.shell.now, InFlight::Datagram(ssrc as u32, datagram.clone()));
             }
         }
     }
@@ -337,7 +291,7 @@ impl SimulatedNetwork {
         match self.rng.below(10) {
             0..5 => {
                 let parties = [caller, other].map(|device| (mac(device), self.presence(mac(device))));
-                self.device_calls.request(parties[0], parties[1], "Ann", self.now, &mut effects);
+                self.device_calls.request(parties[0], parties[1], "Ann", self.shell.now, &mut effects);
             }
             5..8 => {
                 let mut device_calls = std::mem::take(&mut self.device_calls);
@@ -375,7 +329,7 @@ impl SimulatedNetwork {
         self.send_from_server(s, message);
     }
 
-    /// A chat server dies with all its connections, or is back.
+    /// A chat server crashes with all its connections, or works again.
     fn toggle_server_crash(&mut self) {
         let url = self.rng.pick(&URLS).to_owned();
         if self.servers_down.remove(&url) {
@@ -388,8 +342,8 @@ impl SimulatedNetwork {
             else {
                 continue;
             };
-            let gone = BackendClosed::Failed(BackendFailure { stage: "live", message: "reset".to_owned() });
-            // It reaches us at once, or its system says nothing and pings must tell.
+            let gone = BackendClosed::Failed(BackendFailure::new(BackendStage::Live, "reset"));
+            // The reset arrives, or only pings can detect the failure.
             if self.rng.percent(80) {
                 self.send_from_server(s, InFlight::ServerClosed(s, number, gone));
             }
@@ -399,17 +353,17 @@ impl SimulatedNetwork {
     }
 
     fn change_config(&mut self) {
-        let websocket = &mut self.config.websocket;
+        let websocket = &mut self.shell.config.websocket;
         match self.rng.below(5) {
             0 => websocket.production = servers(&URLS[..1 + self.rng.below(3) as usize]),
             1 => websocket.production = servers(&URLS[1..]),
-            2 => self.config.mqtt.resume_grace = Duration::from_secs(self.rng.pick(&[0, 20, 20])),
+            2 => self.shell.config.mqtt.resume_grace = Duration::from_secs(self.rng.pick(&[0, 20, 20])),
             3 => websocket.ping_interval = Duration::from_secs(self.rng.pick(&[5, 20])),
             _ => websocket.reconnect.give_up_after = Duration::from_secs(self.rng.pick(&[3, 110])),
         }
         self.coverage.insert("reloaded");
         self.log(format_args!("the configuration changes"));
-        let production = &self.config.websocket.production;
+        let production = &self.shell.config.websocket.production;
         for ws in self.sessions.iter_mut().filter_map(|session| session.websocket.as_mut()) {
             ws.has_alternative &= production.iter().any(|server| server.url != ws.url);
         }
@@ -417,9 +371,7 @@ impl SimulatedNetwork {
     }
 
     fn log(&mut self, what: std::fmt::Arguments<'_>) {
-        if let Some(trail) = &mut self.trace {
-            trail.push(format!("{:>8} {what}", (self.now - self.start).as_millis()));
-        }
+        self.trace.log(self.shell.elapsed_ms(), what);
     }
 }
 
@@ -427,21 +379,8 @@ fn mac(device: usize) -> Mac {
     Mac::from([2, 0, 0, 0, 0, device as u8])
 }
 
-fn connect(client_id: &str) -> Packet<'_> {
-    let (level, clean_session) = (ProtocolLevel::V311, true);
-    Packet::Connect(Connect {
-        level,
-        client_id,
-        clean_session,
-        keep_alive: 0,
-        will: None,
-        user_name: None,
-        password: None,
-    })
-}
-
-/// What a chat server sends for the frame with this number.
+/// The frame of a chat server with this number.
 fn frame(number: u64) -> Vec<u8> {
     let payload = [&[0x08][..], &number.to_be_bytes()].concat();
-    [&ws_frame_header(number as u32, payload.len())[..], &payload].concat()
+    frame_with_header(number as u32, &payload)
 }

@@ -1,7 +1,8 @@
-//! What chat servers do, at any stage of a WebSocket.
+//! The actions of chat servers, in every state of a WebSocket.
 
 use super::*;
-use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD, ws_frame_header};
+use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD};
+use crate::session::harness::frame_with_header;
 
 impl Simulation {
     pub(super) fn server_step(&mut self) {
@@ -26,16 +27,18 @@ impl Simulation {
             0..2 => self.sessions[s].core.on_backend_connecting(),
             2..4 => {
                 self.log(format_args!("[{s}] the dial fails"));
-                let stage = self.rng.pick(&["resolve", "connect", "tls", "upgrade"]);
-                self.close_websocket(
-                    s,
-                    BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() }),
-                );
+                let stage = self.rng.pick(&[
+                    BackendStage::Resolve,
+                    BackendStage::Connect,
+                    BackendStage::Tls,
+                    BackendStage::Upgrade,
+                ]);
+                self.close_websocket(s, BackendClosed::Failed(BackendFailure::new(stage, "broken")));
             }
             _ => {
                 self.log(format_args!("[{s}] the WebSocket is open"));
                 self.sessions[s].core.on_backend_connecting();
-                self.sessions[s].model.on_websocket_open(self.now);
+                self.sessions[s].model.on_websocket_open(self.shell.now);
                 self.drive(s, Input::Other, Core::on_backend_open);
             }
         }
@@ -73,7 +76,7 @@ impl Simulation {
                     self.send_server_text(s, "llm", "", &filler);
                 }
             }
-            85..88 => self.sessions[s].core.on_backend_activity(self.now),
+            85..88 => self.sessions[s].core.on_backend_activity(self.shell.now),
             88..90 => self.send_server_hello(s),
             90..92 => {
                 self.log(format_args!("[{s}] the server's goodbye"));
@@ -93,7 +96,7 @@ impl Simulation {
                 self.drive(s, Input::Other, |core, cx| core.on_backend_text(text, cx));
             }
             _ => {
-                let failure = BackendFailure { stage: "live", message: "reset".to_owned() };
+                let failure = BackendFailure::new(BackendStage::Live, "reset");
                 let gone = self.rng.pick(&[Some(1001), Some(1011), None]);
                 self.log(format_args!("[{s}] the server fails: {gone:?}"));
                 self.close_websocket(
@@ -115,7 +118,7 @@ impl Simulation {
         let id = self.sessions[s].model.server_id().filter(|_| self.rng.percent(50));
         let id = id.map(|id| format!(r#","session_id":"{id}""#)).unwrap_or_default();
         self.log(format_args!("[{s}] the server's {kind} {state} {n}"));
-        self.sessions[s].model.on_server_text(n, self.now);
+        self.sessions[s].model.on_server_text(n, self.shell.now);
         let text = format!(r#"{{"type":"{kind}","state":"{state}","n":{n}{id},"x":"{filler}"}}"#);
         self.drive(s, Input::Other, |core, cx| core.on_backend_text(&text, cx));
     }
@@ -125,7 +128,7 @@ impl Simulation {
         let payload = [&[0x08][..], &n.to_be_bytes()].concat();
         let frame = match self.sessions[s].model.ws.url() {
             "ws://raw/" => payload,
-            _ => [&ws_frame_header(n as u32, payload.len())[..], &payload].concat(),
+            _ => frame_with_header(n as u32, &payload),
         };
         let outcome = self.downlink(s, &frame);
         self.log(format_args!("[{s}] the server's audio {n}: {outcome:?}"));
@@ -133,9 +136,8 @@ impl Simulation {
 
     fn downlink(&mut self, s: usize, frame: &[u8]) -> Result<(), DropReason> {
         let ModelledSession { core, model } = &mut self.sessions[s];
-        let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
-        match core.downlink(frame, &mut out, &self.config, &mut self.servers, self.now)? {
-            Some(encrypted) => model.on_encrypted(&encrypted, &out[..encrypted.datagram_len]),
+        match self.shell.downlink(core, frame)? {
+            Some((encrypted, datagram)) => model.on_encrypted(&encrypted, &datagram),
             None => drop(self.drive(s, Input::Other, Core::release_held)),
         }
         Ok(())

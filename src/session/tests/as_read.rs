@@ -1,10 +1,10 @@
-//! A message for the device is judged as the device reads it, one for the chat server as the server does.
+//! A message is interpreted as its final reader, the device or the chat server, reads it.
 
 use super::*;
 
 #[test]
 fn a_servers_message_is_what_the_device_takes_it_for() {
-    // The first member of a name counts, whatever the case of its letters, and a string ends at U+0000.
+    // The device uses the first member of a name in any case of its letters, and ends strings at U+0000.
     for (text, ends) in [
         (r#"{"Type":"goodbye","type":"llm"}"#, true),
         (r#"{"TYPE":"goodbye"}"#, true),
@@ -21,7 +21,7 @@ fn a_servers_message_is_what_the_device_takes_it_for() {
         assert_eq!(actions.iter().any(|action| matches!(action, Action::CallEnded(_))), ends, "{text}");
         assert_eq!(texts_to_device(&actions), [format!(r#"{{"session_id":"s1",{}"#, &text[1..])]);
     }
-    // A second hello would give the device another key.
+    // A second hello would make the device start another call.
     for text in [r#"{"Type":"hello","type":"llm"}"#, r#"{"type":"hello\u0000","type":"llm"}"#] {
         assert_eq!(
             Scenario::with_udp_peer().server_sends(text),
@@ -41,8 +41,8 @@ fn speech_begins_and_ends_as_the_device_takes_it() {
     ] {
         let mut scenario = Scenario::with_udp_peer();
         scenario.server_sends(text);
-        // Speech that its server leaves unfinished is ended.
-        let stops = texts_to_device(&scenario.close_backend(failed("live"))).len();
+        // The gateway ends speech that a lost server did not end.
+        let stops = texts_to_device(&scenario.close_backend(failed(BackendStage::Live))).len();
         assert_eq!(stops, usize::from(speaks), "{text}");
     }
 }
@@ -50,10 +50,10 @@ fn speech_begins_and_ends_as_the_device_takes_it() {
 #[test]
 fn an_mcp_request_is_what_the_device_takes_it_for() {
     let mut scenario = Scenario::new();
-    scenario.config.mcp.enabled = true;
+    scenario.shell.config.mcp.enabled = true;
     scenario.connect();
     scenario.start_call();
-    // The device reads the first payload and the first id: these get an id that it answers.
+    // The device reads the first payload and the first id: these get an id of the gateway.
     let text = r#"{"session_id":"s1","type":"mcp","Payload":{"ID":"a","id":7,"method":"x"},"payload":{"id":8,"method":"x"}}"#;
     let told_to = scenario.server_sends(text);
     let rpc = message::parse_rpc(texts_to_device(&told_to)[0], message::Reader::Server).unwrap();

@@ -1,8 +1,8 @@
-//! Every way a call ends: who is told, with which id, once, and how the WebSocket is closed.
+//! All ends of a call: one goodbye to each side that is told, its session id, and the close code of the WebSocket.
 
 use super::*;
 
-/// How an end looks from outside: the reason, what the server is told and its close code, what the device is told.
+/// An end as seen from outside: the reason, the messages to the server and its close code, the messages to the device.
 fn assert_end(actions: &[Action], reason: EndReason, server: &[String], code: u16, device: &[&str]) {
     assert_eq!(summary(actions).reason, reason, "{actions:?}");
     assert_eq!(texts_to_server(actions), server, "{reason:?}");
@@ -61,7 +61,7 @@ fn the_server_ends_the_call() {
 #[test]
 fn a_goodbye_after_a_redial_carries_the_id_the_device_knows() {
     let mut scenario = in_call_with_goodbye();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
     scenario.open_backend();
     scenario.server_sends(r#"{"type":"hello","session_id":"s2"}"#);
@@ -84,7 +84,7 @@ fn the_gateway_ends_the_call() {
 #[test]
 fn without_send_goodbye_the_server_is_only_closed() {
     let mut scenario = in_call_with_goodbye();
-    scenario.config.websocket.send_goodbye = false;
+    scenario.shell.config.websocket.send_goodbye = false;
     assert_end(&scenario.device_sends(r#"{"type":"goodbye"}"#), EndReason::DeviceGoodbye, &[], 1000, &[]);
 }
 
@@ -124,7 +124,7 @@ fn shutdown_closes_once_in_every_phase() {
 fn queued_text_is_delivered_before_the_goodbye() {
     let mut scenario = Scenario::in_call();
     scenario.server_sends(TTS_START);
-    scenario.downlink(&with_header(1, b"\x08a")).unwrap();
+    scenario.downlink(&frame_with_header(1, b"\x08a")).unwrap();
     scenario.server_sends(TTS_STOP);
     let actions = scenario.close_backend(BackendClosed::CloseFrame(Some(1000)));
     assert_eq!(texts_to_device(&actions), [TTS_START, TTS_STOP, GOODBYE]);
@@ -146,7 +146,7 @@ fn a_message_without_a_call_is_answered_with_goodbye_but_not_every_one() {
     assert_eq!(scenario.device_sends(r#"{"type":"listen","session_id":"x"}"#), [goodbye("x")]);
     assert_eq!(scenario.device_sends(r#"{"type":"goodbye","session_id":"s1"}"#), []);
     assert_eq!(scenario.device_sends(r#"{"type":"mcp","payload":{"id":1,"result":{}}}"#), []);
-    // A call that never came about gave no id.
+    // This call was not answered, so the device does not know its id.
     scenario.device_sends(HELLO);
     scenario.device_sends(r#"{"type":"goodbye"}"#);
     assert_eq!(scenario.device_sends(r#"{"type":"listen"}"#), [goodbye("s1")]);
@@ -159,7 +159,7 @@ fn the_summary_describes_the_call() {
     scenario.wait(500);
     scenario.uplink(1, b"\x08one").unwrap();
     scenario.uplink(3, b"\x08three").unwrap();
-    scenario.downlink(&with_header(1, b"\x08four5")).unwrap();
+    scenario.downlink(&frame_with_header(1, b"\x08four5")).unwrap();
     scenario.wait(11_845);
     let actions = scenario.device_sends(r#"{"type":"goodbye"}"#);
     let stats = CallStats {
@@ -187,7 +187,7 @@ fn the_summary_describes_the_call() {
 fn a_draining_gateway_disconnects_a_device_at_the_deadline_or_after_its_call() {
     let close = || Action::CloseDevice(CloseReason::Draining);
     let drain = |scenario: &mut Scenario, ms| {
-        let leave_at = scenario.now + Duration::from_millis(ms);
+        let leave_at = scenario.shell.now + Duration::from_millis(ms);
         scenario.drive(|core, cx| core.drain(leave_at, cx))
     };
 
@@ -199,17 +199,17 @@ fn a_draining_gateway_disconnects_a_device_at_the_deadline_or_after_its_call() {
     assert_eq!(scenario.wait_timed(5000), [(1000, close())]);
     assert!(scenario.core.is_finished());
 
-    // A call keeps the device, however long it takes.
+    // During a call the device stays, however long that takes.
     let mut scenario = in_call_with_goodbye();
-    scenario.config.websocket.ping_interval = Duration::ZERO;
+    scenario.shell.config.websocket.ping_interval = Duration::ZERO;
     assert_eq!(drain(&mut scenario, 1000), []);
     assert_eq!(scenario.wait_timed(20_000), []);
     let actions = scenario.device_sends(r#"{"type":"goodbye"}"#);
     assert!(summary(&actions).reason == EndReason::DeviceGoodbye && !actions.contains(&close()));
-    assert!(scenario.core.deadline().is_some_and(|at| at <= scenario.now), "the alarm rings at once");
+    assert!(scenario.core.deadline().is_some_and(|at| at <= scenario.shell.now), "the alarm rings at once");
     assert_eq!(scenario.drive(Core::on_timeout), [close()]);
 
-    // A call that begins before the moment is served, and one hello may follow another.
+    // Calls that begin before the deadline are served.
     let mut scenario = Scenario::online();
     drain(&mut scenario, 1000);
     scenario.start_call();
@@ -217,7 +217,7 @@ fn a_draining_gateway_disconnects_a_device_at_the_deadline_or_after_its_call() {
     assert!(!scenario.wait(2000).contains(&close()));
     assert!(scenario.core.has_call());
 
-    // The end of such a call is the device's moment.
+    // The device is disconnected at the end of such a call.
     let mut scenario = Scenario::online();
     drain(&mut scenario, 1000);
     scenario.start_call();
@@ -231,7 +231,7 @@ fn a_draining_gateway_keeps_no_call_for_a_device_that_is_lost() {
     for lost_before in [true, false] {
         let mut scenario = in_call_with_goodbye();
         let lost = |scenario: &mut Scenario| scenario.drive(Core::on_connection_lost);
-        let leave_at = scenario.now + Duration::from_secs(1);
+        let leave_at = scenario.shell.now + Duration::from_secs(1);
         let drain = |scenario: &mut Scenario| scenario.drive(|core, cx| core.drain(leave_at, cx));
         let mut actions = if lost_before { lost(&mut scenario) } else { drain(&mut scenario) };
         assert!(!actions.iter().any(|action| matches!(action, Action::CallEnded(_))));
@@ -267,7 +267,7 @@ fn operators_see_the_call_state() {
     see(&scenario);
     scenario.server_sends(SERVER_HELLO);
     see(&scenario);
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     see(&scenario);
     scenario.wait(250);
     see(&scenario);
@@ -311,7 +311,7 @@ fn a_device_awaiting_its_hello_reply_is_told_why_the_call_failed() {
 #[test]
 fn an_operators_message_is_queued_for_a_disconnected_device() {
     let mut scenario = Scenario::with_udp_peer();
-    assert_eq!(scenario.core.online_since(), Some(scenario.start));
+    assert_eq!(scenario.core.online_since(), Some(scenario.shell.start));
     let deliver = |scenario: &mut Scenario| {
         let mut delivery = None;
         let out = scenario.drive(|core, cx| delivery = Some(core.send_message(r#"{"type":"alert"}"#, cx)));

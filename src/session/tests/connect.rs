@@ -1,9 +1,9 @@
-//! CONNECT to DISCONNECT: who is let in, what is answered, and what ends a connection.
+//! The device's connection: CONNECT and its checks, answers, DISCONNECT and protocol errors.
 
 use super::*;
 use crate::config::Secret;
 use crate::proto::identity;
-use crate::proto::mqtt::{self, ConnectReturnCode, Malformed};
+use crate::proto::mqtt::{self, Connect, ConnectReturnCode, Malformed};
 
 const KEY: &str = "Signature-Key-1";
 const USER: &str = "eyJpcCI6IjEuMi4zLjQifQ==";
@@ -13,7 +13,7 @@ fn refuse_actions(code: ConnectReturnCode, why: &'static str) -> [Action; 2] {
 }
 
 fn login<'a>(client_id: &'a str, user_name: Option<&'a str>, password: Option<&'a str>) -> Packet<'a> {
-    let Packet::Connect(connect) = connect(client_id, 60) else { unreachable!() };
+    let Packet::Connect(connect) = connect_packet(client_id, 60) else { unreachable!() };
     let password = password.map(str::as_bytes);
     Packet::Connect(Connect { user_name, password, ..connect })
 }
@@ -24,7 +24,7 @@ fn without_a_key_every_well_formed_id_is_accepted() {
         let mut scenario = Scenario::new();
         let welcome =
             vec![Action::Admit, Action::AcceptConnect, Action::Log(LogEvent::Connected { resumed: false })];
-        assert_eq!(scenario.packet(connect(id, 60)), welcome, "{id}");
+        assert_eq!(scenario.packet(connect_packet(id, 60)), welcome, "{id}");
         assert!(scenario.core.is_online() && !scenario.core.awaits_connect());
         assert_eq!(scenario.core.client_id().unwrap().as_str(), id);
     }
@@ -36,7 +36,7 @@ fn malformed_client_ids_are_refused_with_code_2() {
         let mut scenario = Scenario::new();
         let expected =
             refuse_actions(ConnectReturnCode::IdentifierRejected, "client id is not group@@@mac@@@uuid");
-        assert_eq!(scenario.packet(connect(id, 60)), expected, "{id}");
+        assert_eq!(scenario.packet(connect_packet(id, 60)), expected, "{id}");
         assert!(scenario.core.is_closed() && scenario.core.is_finished() && !scenario.core.accepts_packets());
     }
 }
@@ -66,7 +66,7 @@ fn with_a_key_only_a_valid_signature_is_accepted() {
         (legacy, Some(USER), Some(&*signed_legacy), Some((NotAuthorised, two_parts))),
     ] {
         let mut scenario = Scenario::new();
-        scenario.config.mqtt.signature_key = Secret::new(KEY);
+        scenario.shell.config.mqtt.signature_key = Secret::new(KEY);
         let actions = scenario.packet(login(id, user, password));
         match refusal {
             None => assert_eq!(actions[..2], [Action::Admit, Action::AcceptConnect], "{user:?} {password:?}"),
@@ -78,10 +78,10 @@ fn with_a_key_only_a_valid_signature_is_accepted() {
 #[test]
 fn with_a_key_two_part_ids_are_accepted_only_when_allowed() {
     let mut scenario = Scenario::new();
-    scenario.config.mqtt.signature_key = Secret::new(KEY);
-    scenario.config.mqtt.allow_legacy_ids = true;
+    scenario.shell.config.mqtt.signature_key = Secret::new(KEY);
+    scenario.shell.config.mqtt.allow_legacy_ids = true;
     assert_eq!(
-        scenario.packet(connect("GID@@@aa_bb_cc_dd_ee_ff", 60))[..2],
+        scenario.packet(connect_packet("GID@@@aa_bb_cc_dd_ee_ff", 60))[..2],
         [Action::Admit, Action::AcceptConnect]
     );
 }
@@ -91,13 +91,13 @@ fn a_full_gateway_refuses_with_code_3() {
     let mut scenario = Scenario::new();
     let mut out = Vec::new();
     let mut cx = Context {
-        now: scenario.now,
-        config: &scenario.config,
-        servers: &mut scenario.servers,
-        ids: &scenario.ids,
+        now: scenario.shell.now,
+        config: &scenario.shell.config,
+        servers: &mut scenario.shell.servers,
+        ids: &scenario.shell.ids,
         out: &mut out,
     };
-    scenario.core.on_packet(connect(ID, 60), &mut cx);
+    scenario.core.on_packet(connect_packet(ID, 60), &mut cx);
     assert!(!scenario.core.accepts_packets(), "nothing is served before the shell has found a place");
     scenario.core.on_packet(Packet::PingReq, &mut cx);
     scenario.core.on_admission(Admission::ConnectionLimit, &mut cx);
@@ -108,7 +108,7 @@ fn a_full_gateway_refuses_with_code_3() {
 #[test]
 fn a_connection_without_connect_is_closed_after_ten_seconds() {
     let mut scenario = Scenario::new();
-    assert_eq!(scenario.core.max_packet_bytes(&scenario.config), 4096);
+    assert_eq!(scenario.core.max_packet_bytes(&scenario.shell.config), 4096);
     assert_eq!(scenario.wait(9_999), []);
     assert_eq!(scenario.wait(1), [Action::CloseDevice(CloseReason::ConnectTimeout)]);
     assert_eq!(scenario.connect(), [], "what comes later is not served");
@@ -118,7 +118,7 @@ fn a_connection_without_connect_is_closed_after_ten_seconds() {
 #[test]
 fn every_packet_is_acknowledged() {
     let mut scenario = Scenario::online();
-    assert_eq!(scenario.core.max_packet_bytes(&scenario.config), 65_536);
+    assert_eq!(scenario.core.max_packet_bytes(&scenario.shell.config), 65_536);
     let mut bytes = Vec::new();
     mqtt::encode::subscribe(&mut bytes, 7, &[("a", 0), ("b/+", 1), ("#", 2)]);
     let (packet, _) = mqtt::decode(&bytes, 4096).unwrap().unwrap();
@@ -140,7 +140,7 @@ fn protocol_errors_close_the_connection_once() {
     assert_eq!(scenario.connect(), [], "a packet behind the close is never served");
 
     let mut scenario = Scenario::new();
-    let close = Action::CloseDevice(CloseReason::UnexpectedPacket("a first byte that is not CONNECT's"));
+    let close = Action::CloseDevice(CloseReason::UnexpectedPacket("the first byte is not that of a CONNECT"));
     assert_eq!(scenario.drive(|core, cx| core.on_invalid_first_byte(0xc0, cx)), [close]);
 
     let mut scenario = Scenario::new();
@@ -172,14 +172,14 @@ fn an_unsupported_protocol_level_is_refused_with_code_1() {
 #[test]
 fn keep_alive_is_one_and_a_half_times_and_counts_inbound_bytes_only() {
     let mut scenario = Scenario::new();
-    scenario.packet(connect(ID, 10));
+    scenario.packet(connect_packet(ID, 10));
     assert_eq!(scenario.wait(14_000), []);
-    scenario.core.refresh_keep_alive(scenario.now);
+    scenario.core.refresh_keep_alive(scenario.shell.now);
     assert_eq!(scenario.wait(14_999), []);
     assert_eq!(scenario.wait(1), [Action::CloseDevice(CloseReason::KeepAlive)]);
 
     let mut scenario = Scenario::new();
-    scenario.packet(connect(ID, 10));
+    scenario.packet(connect_packet(ID, 10));
     scenario.start_call();
     for _ in 0..14 {
         scenario.wait(1_000);
@@ -192,7 +192,7 @@ fn keep_alive_is_one_and_a_half_times_and_counts_inbound_bytes_only() {
     assert_eq!(scenario.wait(1_000), away, "what the device is sent does not keep it alive");
 
     let mut scenario = Scenario::new();
-    scenario.packet(connect(ID, 0));
+    scenario.packet(connect_packet(ID, 0));
     assert_eq!(scenario.core.deadline(), None, "0 is no limit");
 }
 

@@ -1,4 +1,4 @@
-//! A call in which the other end is a device, not a chat server.
+//! Calls with another device.
 
 use super::*;
 use crate::proto::message;
@@ -20,7 +20,7 @@ impl Scenario {
         self.drive(Core::join_device_call)
     }
 
-    /// What becomes of a datagram of the device.
+    /// The Opus packet for the other device, or `None` if the device is answered with silence.
     fn uplink_to_device(
         &mut self,
         from: &str,
@@ -29,7 +29,7 @@ impl Scenario {
     ) -> Result<Option<Vec<u8>>, DropReason> {
         let mut datagram = datagram(self.credentials_issued, sequence, 7, payload);
         let peer = UdpPeer { addr: addr(from), local_ip: None };
-        match self.core.uplink(peer, &mut datagram, &self.config, self.now)? {
+        match self.core.uplink(peer, &mut datagram, &self.shell.config, self.shell.now)? {
             Uplink::OtherDevice(len) => {
                 Ok(Some(datagram[audio::HEADER_LEN..audio::HEADER_LEN + len].to_vec()))
             }
@@ -38,16 +38,16 @@ impl Scenario {
         }
     }
 
-    /// What the device hears of the other one, and where it goes.
+    /// The packet of the other device as this one decrypts it, and its destination.
     fn relay(&mut self, opus: &[u8]) -> Result<(SocketAddr, DecryptedPacket), DropReason> {
         let mut out = [0; audio::HEADER_LEN + audio::MAX_PAYLOAD];
-        let encrypted = self.core.relay(opus, &mut out, &self.config, self.now)?;
+        let encrypted = self.core.relay(opus, &mut out, &self.shell.config, self.shell.now)?;
         Ok((encrypted.destination.addr, decrypt(self.credentials_issued, &out[..encrypted.datagram_len])))
     }
 
     fn ringing_silence(&mut self) -> Result<DecryptedPacket, DropReason> {
         let mut out = [0; audio::HEADER_LEN + audio::MAX_PAYLOAD];
-        let encrypted = self.core.ringing_silence(&mut out, &self.config)?;
+        let encrypted = self.core.ringing_silence(&mut out, &self.shell.config)?;
         Ok(decrypt(self.credentials_issued, &out[..encrypted.datagram_len]))
     }
 }
@@ -64,7 +64,7 @@ fn the_chat_server_is_closed_and_the_device_is_told_nothing() {
         (false, Core::start_ringing),
     ] {
         let mut scenario = Scenario::with_udp_peer();
-        scenario.config.websocket.send_goodbye = send_goodbye;
+        scenario.shell.config.websocket.send_goodbye = send_goodbye;
         scenario.wait(1_000);
         let mut expected = vec![Action::CloseBackend(1000)];
         if send_goodbye {
@@ -76,12 +76,12 @@ fn the_chat_server_is_closed_and_the_device_is_told_nothing() {
         assert!(scenario.core.is_in_device_call() && scenario.core.has_call());
         assert_eq!(scenario.core.call().unwrap().session_id, Some("s1"));
         assert_eq!(scenario.core.call().unwrap().server, None);
-        // Nothing that is about chat servers comes due, and late news of one changes nothing.
-        assert_eq!(scenario.close_backend(failed("live")), []);
+        // No timer for chat servers is set, and late events of one are ignored.
+        assert_eq!(scenario.close_backend(failed(BackendStage::Live)), []);
         assert_eq!(scenario.server_sends(TTS_START), []);
         assert_eq!(scenario.drive(Core::on_backend_open), []);
         assert_eq!(scenario.drive(Core::on_backend_blocked), []);
-        scenario.config.websocket.call_idle = Duration::from_secs(3_600);
+        scenario.shell.config.websocket.call_idle = Duration::from_secs(3_600);
         scenario.packet(Packet::PingReq);
         assert_eq!(scenario.wait_timed(59_000), []);
     }
@@ -91,7 +91,7 @@ fn the_chat_server_is_closed_and_the_device_is_told_nothing() {
 fn held_text_is_delivered_first_and_audio_is_dropped() {
     let mut scenario = Scenario::in_call();
     scenario.server_sends(TTS_START);
-    assert_eq!(scenario.downlink(&with_header(1, b"\x08x")), Ok(vec![]));
+    assert_eq!(scenario.downlink(&frame_with_header(1, b"\x08x")), Ok(vec![]));
     let out = scenario.start_ringing();
     assert_eq!(texts_to_device(&out), [TTS_START]);
     assert!(out.contains(&Action::Count(Counter::Dropped(DropReason::NoServer))));
@@ -101,7 +101,7 @@ fn held_text_is_delivered_first_and_audio_is_dropped() {
 #[test]
 fn a_redialling_call_can_ring_too() {
     let mut scenario = Scenario::with_udp_peer();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.device_sends(LISTEN);
     assert_eq!(scenario.start_ringing(), [Action::CloseBackend(1000)]);
     scenario.packet(Packet::PingReq);
@@ -143,7 +143,7 @@ fn relayed_audio_is_re_encrypted_with_its_own_sequence_and_follows_the_device() 
     assert_eq!(scenario.relay(b"\x58a"), Err(DropReason::NoPeer), "nowhere to send to yet");
     assert_eq!(scenario.uplink_to_device(DEVICE_UDP, 1, b"\x08one"), Ok(Some(b"\x08one".to_vec())));
     assert_eq!(scenario.relay(b"\x58b"), Ok((addr(DEVICE_UDP), (1, 0, b"\x58b".to_vec()))));
-    // Another port: the network between has a new mapping.
+    // Another port: a NAT has changed its mapping.
     assert_eq!(scenario.uplink_to_device("192.0.2.7:4999", 2, b"\x08two"), Ok(Some(b"\x08two".to_vec())));
     assert_eq!(scenario.relay(b"\x58c"), Ok((addr("192.0.2.7:4999"), (2, 0, b"\x58c".to_vec()))));
     assert_eq!(scenario.uplink_to_device(DEVICE_UDP, 2, b"\x08two"), Err(DropReason::Duplicate));
@@ -156,7 +156,7 @@ fn relayed_audio_is_re_encrypted_with_its_own_sequence_and_follows_the_device() 
 #[test]
 fn downlink_sequences_continue_from_the_chat_servers() {
     let mut scenario = Scenario::with_udp_peer();
-    let down = scenario.downlink(&with_header(5, b"\x58z")).unwrap();
+    let down = scenario.downlink(&frame_with_header(5, b"\x58z")).unwrap();
     assert_eq!(scenario.decrypt_datagrams(&down), [(1, 5, b"\x58z".to_vec())]);
     scenario.start_ringing();
     scenario.uplink_to_device(DEVICE_UDP, 2, b"\x08two").unwrap();
@@ -164,7 +164,7 @@ fn downlink_sequences_continue_from_the_chat_servers() {
     scenario.join_device_call();
     assert_eq!(scenario.relay(b"\x58y").unwrap().1.0, 3);
     assert_eq!(
-        scenario.downlink(&with_header(6, b"\x58x")),
+        scenario.downlink(&frame_with_header(6, b"\x58x")),
         Err(DropReason::NoServer),
         "a frame of the server that was left"
     );
@@ -256,7 +256,7 @@ fn a_lost_connection_is_waited_for_and_then_the_call_ends() {
     scenario.uplink_to_device("192.0.2.8:1", 2, b"\x08two").unwrap();
     assert_eq!(scenario.relay(b"\x58y").unwrap().0, addr("192.0.2.8:1"));
     scenario.lose_connection();
-    let grace = scenario.config.mqtt.resume_grace.as_millis() as u64;
+    let grace = scenario.shell.config.mqtt.resume_grace.as_millis() as u64;
     let out = scenario.wait(grace);
     assert_eq!((summary(&out).reason, summary(&out).state), (EndReason::DeviceLost, CallState::InDeviceCall));
     assert_eq!(scenario.core.presence(), Presence::Absent);
@@ -303,7 +303,7 @@ fn the_called_device_is_woken_in_a_call_or_idle_and_its_response_is_consumed() {
 #[test]
 fn a_listening_device_is_not_idle_while_the_other_one_speaks() {
     let mut scenario = Scenario::with_udp_peer();
-    scenario.config.websocket.call_idle = Duration::from_secs(10);
+    scenario.shell.config.websocket.call_idle = Duration::from_secs(10);
     // As a reload does.
     scenario.drive(Core::on_timeout);
     scenario.join_device_call();

@@ -1,4 +1,4 @@
-//! One chat server after the other: what each is blamed for, and what is forgotten of it.
+//! Dials of several chat servers: which failures count against a server, and which state is reset by the next dial.
 
 use super::*;
 
@@ -20,18 +20,21 @@ fn a_server_without_a_hello_is_logged_with_its_failure() {
             |scenario| scenario.close_backend(BackendClosed::CloseFrame(Some(1011))),
             "the server closed the WebSocket with code 1011",
         ),
-        (|scenario| scenario.close_backend(failed("live")), "broken"),
-        (|scenario| scenario.server_sends(r#"{"type":"goodbye"}"#), "the server said goodbye instead"),
+        (|scenario| scenario.close_backend(failed(BackendStage::Live)), "broken"),
+        (
+            |scenario| scenario.server_sends(r#"{"type":"goodbye"}"#),
+            "the server sent goodbye instead of hello",
+        ),
         (|scenario| scenario.wait(4_000).split_off(1), "no answer in 4.0 s"),
     ];
     for (end, why) in ends {
         let mut scenario = Scenario::online();
         scenario.device_sends(HELLO);
         scenario.open_backend();
-        let failure = BackendFailure { stage: "hello", message: why.to_owned() };
+        let failure = BackendFailure::new(BackendStage::Hello, why.to_owned());
         let failing = LogEvent::ServerFailing { url: A.to_owned(), why: failure.to_string() };
         let expected = [
-            Action::Count(Counter::DialFailed("hello")),
+            Action::Count(Counter::DialFailed(BackendStage::Hello)),
             Action::Log(failing),
             Action::CloseBackend(1001),
             Action::Log(LogEvent::DialFailed { url: A.to_owned(), failure }),
@@ -48,7 +51,7 @@ fn the_next_server_must_send_its_own_hello() {
         scenario.device_sends(HELLO);
         scenario.open_backend();
         assert_eq!(scenario.server_sends(spoken), []);
-        scenario.close_backend(failed("live"));
+        scenario.close_backend(failed(BackendStage::Live));
         scenario.open_backend();
         assert_eq!(
             without_logs_and_counters(scenario.wait(4_000)),
@@ -66,14 +69,16 @@ fn the_next_server_must_send_its_own_hello() {
 
 #[test]
 fn a_resolve_failure_counts_against_the_server_and_a_full_dial_queue_does_not() {
-    for (stage, at_fault) in [("resolve", true), ("connect", false), (LOCAL_SHORTAGE_STAGE, false)] {
+    for (stage, at_fault) in
+        [(BackendStage::Resolve, true), (BackendStage::Connect, false), (BackendStage::LocalShortage, false)]
+    {
         let mut scenario = Scenario::online();
         scenario.device_sends(HELLO);
-        // It never got as far as connecting.
+        // It failed before the TCP connection was being opened.
         let actions = scenario.drive(|core, cx| core.on_backend_closed(failed(stage), cx));
         let failing =
             actions.iter().any(|action| matches!(action, Action::Log(LogEvent::ServerFailing { .. })));
-        assert_eq!(failing, at_fault, "{stage}");
+        assert_eq!(failing, at_fault, "{stage:?}");
     }
 }
 
@@ -83,7 +88,7 @@ fn speech_without_a_hello_makes_the_server_live() {
         [(TTS_START, true), (r#"{"type":"stt","text":"x"}"#, true), (r#"{"type":"llm"}"#, false)]
     {
         let mut scenario = Scenario::online();
-        scenario.config.websocket.production = servers(&[A]);
+        scenario.shell.config.websocket.production = servers(&[A]);
         scenario.device_sends(HELLO);
         scenario.open_backend();
         scenario.wait(1_000);
@@ -110,13 +115,13 @@ fn audio_and_abort_before_the_answer_cost_nothing() {
 
 #[test]
 fn a_redial_forgets_the_previous_server() {
-    // Its name of the session.
+    // Its session id is reset.
     let mut scenario = Scenario::with_udp_peer();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
     scenario.open_backend();
     scenario.server_sends(HELLO_2);
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(500);
     scenario.open_backend();
     assert_eq!(
@@ -124,23 +129,23 @@ fn a_redial_forgets_the_previous_server() {
         server_goodbye("s1", EndReason::DeviceGoodbye, 750)
     );
 
-    // That its time for a hello was over.
+    // The timeout of its hello is reset.
     let mut scenario = Scenario::with_udp_peer();
-    scenario.config.websocket.production = servers(&[A]);
-    scenario.close_backend(failed("live"));
+    scenario.shell.config.websocket.production = servers(&[A]);
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
     scenario.open_backend();
     assert_eq!(scenario.wait(4_500), [send_text(HELLO_TO_SERVER)]);
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(500);
     scenario.open_backend();
     assert_eq!(scenario.server_sends(TTS_START), []);
     assert_eq!(texts_to_device(&scenario.server_sends(SERVER_HELLO)), [TTS_START]);
 
-    // That text waited there for a datagram.
+    // The hold for the first datagram is reset.
     let mut scenario = Scenario::in_call();
     scenario.server_sends(TTS_START);
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(2_500);
     scenario.open_backend();
     scenario.server_sends(SERVER_HELLO);
@@ -154,7 +159,7 @@ fn a_redial_forgets_the_previous_server() {
 fn a_gap_is_counted_from_its_own_failure() {
     let mut scenario = Scenario::with_udp_peer();
     for (pause, url, after) in [(250, B, 250), (500, C, 500)] {
-        scenario.close_backend(failed("live"));
+        scenario.close_backend(failed(BackendStage::Live));
         scenario.wait(pause);
         scenario.open_backend();
         let actions = scenario.server_sends(SERVER_HELLO);
@@ -168,14 +173,14 @@ fn a_gap_is_counted_from_its_own_failure() {
 fn any_seed_spreads_the_redials() {
     for seed in [0, 1, u64::MAX] {
         let mut scenario = Scenario::online();
-        let reconnect = &mut scenario.config.websocket.reconnect;
+        let reconnect = &mut scenario.shell.config.websocket.reconnect;
         (reconnect.initial, reconnect.max) = (Duration::from_secs(5), Duration::from_secs(5));
         reconnect.give_up_after = Duration::ZERO;
         let mut cx = Context {
-            now: scenario.now,
-            config: &scenario.config,
-            servers: &mut scenario.servers,
-            ids: &scenario.ids,
+            now: scenario.shell.now,
+            config: &scenario.shell.config,
+            servers: &mut scenario.shell.servers,
+            ids: &scenario.shell.ids,
             out: &mut Vec::new(),
         };
         scenario.core.on_packet(publish_packet(HELLO.as_bytes()), &mut cx);
@@ -184,12 +189,12 @@ fn any_seed_spreads_the_redials() {
         scenario.server_sends(SERVER_HELLO);
         let mut pauses = std::collections::BTreeSet::new();
         for _ in 0..20 {
-            let actions = scenario.close_backend(failed("live"));
+            let actions = scenario.close_backend(failed(BackendStage::Live));
             let Some(Action::Log(LogEvent::Redialling { pause, .. })) = actions.last() else {
                 panic!("{actions:?}")
             };
             pauses.insert(pause.as_millis());
-            scenario.core.refresh_keep_alive(scenario.now);
+            scenario.core.refresh_keep_alive(scenario.shell.now);
             scenario.wait(5_001);
         }
         assert!(pauses.len() > 10, "{seed}: {pauses:?}");

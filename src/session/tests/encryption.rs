@@ -1,4 +1,4 @@
-//! What is sealed on one side is opened on the other, whatever it is.
+//! Audio that one side encrypts is decrypted by the other.
 
 use proptest::prelude::*;
 
@@ -19,8 +19,8 @@ proptest! {
         for (payload, timestamp, step) in packets {
             sequence += step;
             let mut datagram = datagram(scenario.credentials_issued, sequence, timestamp, &payload);
-            let found = scenario.core.uplink(from, &mut datagram, &scenario.config, scenario.now);
-            let expected = with_header(timestamp, &payload);
+            let found = scenario.core.uplink(from, &mut datagram, &scenario.shell.config, scenario.shell.now);
+            let expected = frame_with_header(timestamp, &payload);
             prop_assert_eq!(found, Ok(Uplink::Server { frame: &expected, payload: payload.len(), peer_learned: sequence == step }));
         }
     }
@@ -29,25 +29,25 @@ proptest! {
     fn the_device_decrypts_what_the_server_sent(frames in prop::collection::vec((any_opus_packet(), any::<u32>()), 1..8)) {
         let mut scenario = Scenario::with_udp_peer();
         for (sequence, (payload, timestamp)) in (1..).zip(frames) {
-            let encrypted = scenario.downlink(&with_header(timestamp, &payload)).unwrap();
+            let encrypted = scenario.downlink(&frame_with_header(timestamp, &payload)).unwrap();
             prop_assert_eq!(scenario.decrypt_datagrams(&encrypted), [(sequence, timestamp, payload)]);
         }
     }
 
     #[test]
     fn a_datagram_that_was_changed_is_refused_or_changes_only_what_was_touched(payload in any_opus_packet(), at in any::<prop::sample::Index>(), with in 1..=255_u8) {
-        // Counter mode does not notice; the header is part of the counter, and its length and ssrc are checked.
+        // Counter mode does not detect changes. The header is the counter block, and its length and ssrc are checked.
         let mut scenario = Scenario::in_call();
         let from = UdpPeer { addr: addr("192.0.2.7:4000"), local_ip: None };
         let mut datagram = datagram(scenario.credentials_issued, 9, 7, &payload);
         let at = at.index(datagram.len());
         datagram[at] ^= with;
-        match scenario.core.uplink(from, &mut datagram, &scenario.config, scenario.now) {
+        match scenario.core.uplink(from, &mut datagram, &scenario.shell.config, scenario.shell.now) {
             Ok(Uplink::Server { frame, .. }) => {
                 prop_assert!(!matches!(at, 0 | 2 | 3), "byte {} is checked", at);
                 prop_assert_eq!(frame.len(), audio::HEADER_LEN + payload.len());
                 if at >= audio::HEADER_LEN {
-                    let mut expected = with_header(7, &payload);
+                    let mut expected = frame_with_header(7, &payload);
                     expected[at] ^= with;
                     prop_assert_eq!(frame, &expected[..]);
                 }

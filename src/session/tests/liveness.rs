@@ -1,12 +1,12 @@
-//! Who is still there: pings, idle calls, and devices that are never heard.
+//! Liveness: pings, idle calls, and devices without audio.
 
 use super::*;
 
-/// Ignores keep alive: the device pings all the time.
+/// Waits while the device sends PINGREQ, so that its keep alive does not expire.
 fn wait_secs(scenario: &mut Scenario, seconds: u64) -> Vec<Action> {
     let mut out = Vec::new();
     for _ in 0..seconds {
-        scenario.core.refresh_keep_alive(scenario.now);
+        scenario.core.refresh_keep_alive(scenario.shell.now);
         out.extend(scenario.wait(1_000));
     }
     out
@@ -17,16 +17,16 @@ fn servers_are_pinged_and_a_silent_one_is_a_failed_one() {
     let mut scenario = Scenario::with_udp_peer();
     assert_eq!(wait_secs(&mut scenario, 19), []);
     assert_eq!(wait_secs(&mut scenario, 1), [Action::SendPing]);
-    scenario.core.on_backend_activity(scenario.now + Duration::from_millis(1));
+    scenario.core.on_backend_activity(scenario.shell.now + Duration::from_millis(1));
     assert_eq!(wait_secs(&mut scenario, 20), [Action::SendPing], "a pong");
     assert_eq!(wait_secs(&mut scenario, 20), [Action::SendPing]);
     let actions = wait_secs(&mut scenario, 20);
-    let failure = BackendFailure { stage: "live", message: "no pong in 20 s".to_owned() };
-    assert_eq!(actions[..2], [Action::SendPing, Action::Count(Counter::DialFailed("live"))]);
+    let failure = BackendFailure::new(BackendStage::Live, "no pong in 20 s");
+    assert_eq!(actions[..2], [Action::SendPing, Action::Count(Counter::DialFailed(BackendStage::Live))]);
     let Some(Action::Log(LogEvent::Redialling { failure: found, .. })) = actions.last() else {
         panic!("{actions:?}")
     };
-    assert_eq!((found, scenario.elapsed_ms()), (&failure, 80_000));
+    assert_eq!((found, scenario.shell.elapsed_ms()), (&failure, 80_000));
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn any_frame_of_a_server_answers_a_ping() {
     let mut scenario = Scenario::with_udp_peer();
     for _ in 0..100 {
         wait_secs(&mut scenario, 19);
-        scenario.downlink(&with_header(1, b"\x08a")).unwrap();
+        scenario.downlink(&frame_with_header(1, b"\x08a")).unwrap();
         wait_secs(&mut scenario, 19);
         scenario.server_sends("not even JSON");
     }
@@ -46,15 +46,16 @@ fn a_frame_before_the_ping_does_not_answer_it() {
     let mut scenario = Scenario::with_udp_peer();
     wait_secs(&mut scenario, 20);
     scenario.server_sends(TTS_STOP);
-    scenario.core.on_backend_activity(scenario.now);
-    let failed = |actions: &[Action]| actions.contains(&Action::Count(Counter::DialFailed("live")));
+    scenario.core.on_backend_activity(scenario.shell.now);
+    let failed =
+        |actions: &[Action]| actions.contains(&Action::Count(Counter::DialFailed(BackendStage::Live)));
     assert!(failed(&wait_secs(&mut scenario, 20)));
 }
 
 #[test]
 fn pings_can_be_turned_off() {
     let mut scenario = Scenario::online();
-    scenario.config.websocket.ping_interval = Duration::ZERO;
+    scenario.shell.config.websocket.ping_interval = Duration::ZERO;
     scenario.start_call();
     assert_eq!(wait_secs(&mut scenario, 299), []);
 }
@@ -62,13 +63,13 @@ fn pings_can_be_turned_off() {
 #[test]
 fn a_call_without_audio_and_text_ends() {
     let mut scenario = Scenario::online();
-    scenario.config.websocket.ping_interval = Duration::ZERO;
+    scenario.shell.config.websocket.ping_interval = Duration::ZERO;
     scenario.start_call();
     scenario.uplink(1, b"\x08x").unwrap();
     let activities: [fn(&mut Scenario); 6] = [
         |scenario| drop(scenario.device_sends(LISTEN)),
         |scenario| drop(scenario.server_sends(TTS_STOP)),
-        |scenario| drop(scenario.downlink(&with_header(1, b"\x08a"))),
+        |scenario| drop(scenario.downlink(&frame_with_header(1, b"\x08a"))),
         |scenario| drop(scenario.uplink(2, b"\x08x")),
         |scenario| drop(scenario.server_sends(r#"{"type":"mcp","payload":{}}"#)),
         |scenario| drop(scenario.device_sends(r#"{"type":"mcp","payload":{}}"#)),
@@ -77,27 +78,27 @@ fn a_call_without_audio_and_text_ends() {
         assert_eq!(wait_secs(&mut scenario, 299), []);
         activity(&mut scenario);
     }
-    // Neither bytes of the device nor a pong is audio or text.
+    // PINGREQs of the device and pongs of the server do not count as activity.
     assert_eq!(wait_secs(&mut scenario, 299), []);
-    scenario.core.on_backend_activity(scenario.now);
+    scenario.core.on_backend_activity(scenario.shell.now);
     assert_eq!(scenario.uplink(2, b"\x08x"), Err(DropReason::Duplicate));
     let actions = wait_secs(&mut scenario, 1);
     assert_eq!(summary(&actions).reason, EndReason::Idle);
     assert_eq!(texts_to_device(&actions), [r#"{"type":"goodbye","session_id":"s1"}"#]);
-    assert_eq!(actions[0], server_goodbye("s1", EndReason::Idle, scenario.elapsed_ms()));
+    assert_eq!(actions[0], server_goodbye("s1", EndReason::Idle, scenario.shell.elapsed_ms()));
 }
 
 #[test]
 fn a_changed_idle_limit_reaches_a_running_call() {
     let mut scenario = Scenario::online();
-    scenario.config.websocket.ping_interval = Duration::ZERO;
-    scenario.config.websocket.call_idle = Duration::ZERO;
+    scenario.shell.config.websocket.ping_interval = Duration::ZERO;
+    scenario.shell.config.websocket.call_idle = Duration::ZERO;
     scenario.start_call();
     assert_eq!(wait_secs(&mut scenario, 1_000), []);
-    scenario.config.websocket.call_idle = Duration::from_secs(1_500);
+    scenario.shell.config.websocket.call_idle = Duration::from_secs(1_500);
     assert_eq!(scenario.drive(Core::on_timeout), [], "the shell wakes each session after a reload");
     assert_eq!(wait_secs(&mut scenario, 499), []);
-    scenario.config.websocket.call_idle = Duration::from_secs(5_000);
+    scenario.shell.config.websocket.call_idle = Duration::from_secs(5_000);
     assert_eq!(wait_secs(&mut scenario, 3_500), [], "longer is longer");
     assert_eq!(summary(&wait_secs(&mut scenario, 1)).reason, EndReason::Idle);
 }
@@ -136,12 +137,12 @@ fn a_device_with_udp_audio_or_not_listening_is_not_alerted() {
     assert_eq!(scenario.wait(5_000), []);
 
     let mut scenario = Scenario::in_call();
-    scenario.config.udp.first_packet_warn = Duration::ZERO;
+    scenario.shell.config.udp.first_packet_warn = Duration::ZERO;
     scenario.device_sends(LISTEN);
     assert_eq!(scenario.wait(5_000), []);
 
     let mut scenario = Scenario::in_call();
-    scenario.config.udp.first_packet_alert = false;
+    scenario.shell.config.udp.first_packet_alert = false;
     scenario.device_sends(LISTEN);
     assert_eq!(texts_to_device(&scenario.wait(5_000)), [""; 0]);
 }
@@ -162,8 +163,8 @@ fn udp_audio_is_expected_only_after_the_hello_reply() {
 #[test]
 fn a_call_without_a_server_hello_is_idle_from_its_hello_reply() {
     let mut scenario = Scenario::online();
-    scenario.config.websocket.production = servers(&[A]);
-    scenario.config.websocket.call_idle = Duration::from_secs(10);
+    scenario.shell.config.websocket.production = servers(&[A]);
+    scenario.shell.config.websocket.call_idle = Duration::from_secs(10);
     scenario.device_sends(HELLO);
     scenario.open_backend();
     scenario.wait(1_000);

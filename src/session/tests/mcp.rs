@@ -1,4 +1,4 @@
-//! The device's tools: learnt once per connection, answered from memory, under ids that collide with nobody's.
+//! MCP: the tools are discovered once per connection and answered from the cache, and request ids are translated.
 
 use super::*;
 
@@ -6,8 +6,8 @@ const FIRST_REQUEST_ID: u32 = 0x4000_0000;
 
 fn online_with_mcp() -> Scenario {
     let mut scenario = Scenario::new();
-    scenario.config.mcp.enabled = true;
-    scenario.config.mcp.client_info = r#"{"name":"gw"}"#.to_owned();
+    scenario.shell.config.mcp.enabled = true;
+    scenario.shell.config.mcp.client_info = r#"{"name":"gw"}"#.to_owned();
     scenario
 }
 
@@ -24,7 +24,7 @@ impl Scenario {
         self.device_sends(&message::mcp_result(None, &id.to_string(), result))
     }
 
-    /// Connects and learns these pages of tools.
+    /// Connects and answers the discovery with these pages of tools.
     fn discover(&mut self, pages: &[&str]) -> Vec<Action> {
         self.connect();
         self.answer_request(FIRST_REQUEST_ID, r#"{"serverInfo":{}}"#);
@@ -36,7 +36,7 @@ impl Scenario {
     }
 }
 
-/// A request of the server, as the server writes it.
+/// A request of the server.
 fn server_request(id: &str, method: &str, params: Option<&str>) -> String {
     let params = params.map(|params| format!(r#","params":{params}"#)).unwrap_or_default();
     format!(
@@ -77,7 +77,7 @@ fn all_pages_are_fetched_when_the_device_connects() {
 #[test]
 fn a_list_is_cut_at_max_tools_count_and_counts_as_complete() {
     let mut scenario = online_with_mcp();
-    scenario.config.mcp.max_tools_count = 2;
+    scenario.shell.config.mcp.max_tools_count = 2;
     let last = scenario
         .discover(&[r#"{"tools":[{"name":"a"}],"nextCursor":"b"}"#, r#"{"tools":[2,3],"nextCursor":"d"}"#]);
     assert_eq!(last, [discovery_log(Ok(2))]);
@@ -130,20 +130,20 @@ fn after_a_failed_discovery_requests_are_forwarded() {
         assert_eq!(scenario.server_sends(&list), [publish(&list)], "never an empty list");
     };
     let page = |next: &str| format!(r#"{{"tools":[1],"nextCursor":"{next}"}}"#);
-    ends(&[&page("b"), &page("b")], "its pages never end");
-    ends(&[&page("b"), &page("c"), &page("b")], "its pages never end");
-    ends(&["{}"], "a page of tools that is none");
-    ends(&["[]"], "a page of tools that is none");
+    ends(&[&page("b"), &page("b")], "the pages do not end");
+    ends(&[&page("b"), &page("c"), &page("b")], "the pages do not end");
+    ends(&["{}"], "invalid page of tools");
+    ends(&["[]"], "invalid page of tools");
     let long = format!(r#"{{"tools":["{}"]}}"#, "x".repeat(256 * 1024));
-    ends(&[&long], "more tools than are remembered");
+    ends(&[&long], "the list is longer than 256 KiB");
     let mut scenario = online_with_mcp();
-    scenario.config.mcp.max_tools_count = 1_000;
+    scenario.shell.config.mcp.max_tools_count = 1_000;
     let pages: Vec<_> = (0..66).map(|n| page(&n.to_string())).collect();
     let pages: Vec<_> = pages.iter().map(|page| page.as_str()).collect();
     scenario.discover(&pages[..64]);
     assert_eq!(
         scenario.answer_request(FIRST_REQUEST_ID + 65, pages[64]),
-        [discovery_log(Err("its pages never end"))]
+        [discovery_log(Err("the pages do not end"))]
     );
 }
 
@@ -162,7 +162,7 @@ fn an_error_or_no_answer_fails_the_discovery() {
     assert_eq!(scenario.wait(9_999), []);
     assert_eq!(scenario.wait(1), [discovery_log(Err("no answer in 10 s"))]);
     assert_eq!(scenario.answer_request(FIRST_REQUEST_ID, "{}"), [], "too late");
-    assert_eq!(scenario.core.deadline(), Some(scenario.start + Duration::from_secs(90)));
+    assert_eq!(scenario.core.deadline(), Some(scenario.shell.start + Duration::from_secs(90)));
     scenario.start_call();
     let initialize = server_request("1", "initialize", None);
     assert_eq!(scenario.server_sends(&initialize), [publish(&initialize)]);
@@ -239,7 +239,7 @@ fn a_response_to_a_previous_server_is_not_forwarded_to_the_next() {
     scenario.discover(&[r#"{"tools":[]}"#]);
     scenario.start_call();
     scenario.server_sends(&server_request("\"a\"", "tools/call", None));
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
     scenario.open_backend();
     scenario.server_sends(SERVER_HELLO);
@@ -273,7 +273,7 @@ fn discovery_can_be_turned_off_live() {
     let mut scenario = online_with_mcp();
     scenario.discover(&[r#"{"tools":[1]}"#]);
     scenario.start_call();
-    scenario.config.mcp.enabled = false;
+    scenario.shell.config.mcp.enabled = false;
     let list = server_request("3", "tools/list", None);
     assert_eq!(scenario.server_sends(&list), [publish(&list)]);
 }
@@ -314,7 +314,7 @@ fn the_initialized_notification_is_consumed_only_when_we_answered_initialize() {
     assert_eq!(scenario.server_sends(initialized), [publish(initialized)]);
 }
 
-/// The id of the one request of ours among the actions.
+/// The id of the gateway's only request among the actions.
 fn asked(actions: &[Action]) -> u32 {
     message::parse_rpc(texts_to_device(actions)[0], message::Reader::Device)
         .unwrap()
@@ -378,9 +378,9 @@ fn of_two_requests_with_one_id_2_30_apart_the_later_one_is_answered() {
     scenario.discover(&[r#"{"tools":[]}"#]);
     scenario.start_call();
     scenario.server_sends(&server_request("\"a\"", "tools/call", None));
-    scenario.ids = RequestIds::new();
+    scenario.shell.ids = RequestIds::new();
     for _ in 0..2 {
-        scenario.ids.issue();
+        scenario.shell.ids.issue();
     }
     scenario.server_sends(&server_request("\"b\"", "tools/call", None));
     let to_b = message::mcp_result(None, "\"b\"", "{}");

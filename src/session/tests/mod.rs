@@ -1,15 +1,18 @@
-//! Stories of a device and its call, told with virtual time: what goes in, and exactly which actions come out.
+//! Tests of a core with virtual time: events go in, and exactly the expected actions must come out.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
 use crate::config::{ChatServerConfig, Config};
-use crate::proto::audio::{self, Cipher, UdpHeader};
+use crate::proto::audio::{self, UdpHeader};
 use crate::proto::identity::Mac;
 use crate::proto::message;
-use crate::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish};
+use crate::proto::mqtt::Packet;
+use harness::{
+    TestShell, connect_packet, decrypt_datagram, encrypt_datagram, frame_with_header, publish_packet, servers,
+};
 
 mod as_read;
 mod call_end;
@@ -36,7 +39,7 @@ const ID: &str = "GID_test@@@aa_bb_cc_dd_ee_ff@@@11111111-2222-4333-8444-5555555
 const DEVICE_IP: &str = "192.0.2.7";
 const HELLO: &str =
     r#"{"type":"hello","version":3,"transport":"udp","audio_params":{"format":"opus","sample_rate":16000}}"#;
-/// What becomes of it for the server.
+/// [`HELLO`] as the server gets it.
 const HELLO_TO_SERVER: &str = r#"{"type":"hello","version":2,"transport":"websocket","audio_params":{"format":"opus","sample_rate":16000}}"#;
 const SERVER_HELLO: &str =
     r#"{"type":"hello","transport":"websocket","session_id":"s1","audio_params":{"sample_rate":24000}}"#;
@@ -44,51 +47,38 @@ const TTS_START: &str = r#"{"session_id":"s1","type":"tts","state":"start"}"#;
 const TTS_STOP: &str = r#"{"session_id":"s1","type":"tts","state":"stop"}"#;
 const LISTEN: &str = r#"{"session_id":"s1","type":"listen","state":"start","mode":"auto"}"#;
 
-/// One device, its core, and a shell that does the least a shell must.
+/// One device with its core and a shell.
 struct Scenario {
     core: Core,
-    config: Config,
-    servers: ServerHealth,
-    ids: RequestIds,
-    start: Instant,
-    now: Instant,
+    shell: TestShell,
     credentials_issued: u8,
 }
 
 impl Scenario {
-    /// A connection of a device; three chat servers, and nothing asked about tools.
+    /// A new connection, three chat servers, and no tool discovery.
     fn new() -> Self {
-        let start = Instant::now();
         let mut config = Config::default();
         config.websocket.production = servers(&[A, B, C]);
         config.mcp.enabled = false;
-        let core = Core::new(device_ip(), start);
-        Self {
-            core,
-            config,
-            servers: ServerHealth::default(),
-            ids: RequestIds::new(),
-            start,
-            now: start,
-            credentials_issued: 0,
-        }
+        let shell = TestShell::new(config);
+        Self { core: Core::new(device_ip(), shell.now), shell, credentials_issued: 0 }
     }
 
-    /// A device that is let in.
+    /// A device that is connected and accepted.
     fn online() -> Self {
         let mut scenario = Self::new();
         scenario.connect();
         scenario
     }
 
-    /// A device in a call with server a, which named the session s1. It has sent no datagram.
+    /// A device in a call with server a, whose session id is s1. It has sent no datagram.
     fn in_call() -> Self {
         let mut scenario = Self::online();
         scenario.start_call();
         scenario
     }
 
-    /// The same, and one datagram has come.
+    /// As [`Scenario::in_call`], after the device's first datagram.
     fn with_udp_peer() -> Self {
         let mut scenario = Self::in_call();
         scenario.uplink(1, b"\x08one").unwrap();
@@ -96,7 +86,7 @@ impl Scenario {
     }
 
     fn connect(&mut self) -> Vec<Action> {
-        self.packet(connect(ID, 60))
+        self.packet(connect_packet(ID, 60))
     }
 
     fn start_call(&mut self) {
@@ -105,25 +95,14 @@ impl Scenario {
         self.server_sends(SERVER_HELLO);
     }
 
-    /// What the core does, with the shell's part in letting in and granting.
+    /// Lets the core decide. The shell accepts the device and generates credentials when asked to.
     fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>)) -> Vec<Action> {
-        let mut out = Vec::new();
-        let mut cx = Context {
-            now: self.now,
-            config: &self.config,
-            servers: &mut self.servers,
-            ids: &self.ids,
-            out: &mut out,
+        let issued = &mut self.credentials_issued;
+        let credentials = || {
+            *issued += 1;
+            credentials(*issued)
         };
-        decide(&mut self.core, &mut cx);
-        if cx.out.last() == Some(&Action::Admit) {
-            self.core.on_admission(Admission::Accepted, &mut cx);
-        }
-        if cx.out.last() == Some(&Action::GenerateCredentials) {
-            self.credentials_issued += 1;
-            self.core.on_credentials(credentials(self.credentials_issued), &mut cx);
-        }
-        out
+        self.shell.drive(&mut self.core, credentials, decide).1
     }
 
     fn packet(&mut self, packet: Packet<'_>) -> Vec<Action> {
@@ -148,25 +127,15 @@ impl Scenario {
         self.drive(|core, cx| core.on_backend_closed(gone, cx))
     }
 
-    /// The same device connects again from this address, whichever way the shell finds out first.
+    /// The same device connects again from this address, and its call continues.
     fn reconnect(&mut self, ip: &str) -> Vec<Action> {
-        let mut newer = Core::new(ip.parse().unwrap(), self.now);
-        let mut out = Vec::new();
-        let mut cx = Context {
-            now: self.now,
-            config: &self.config,
-            servers: &mut self.servers,
-            ids: &self.ids,
-            out: &mut out,
-        };
-        newer.on_packet(connect(ID, 30), &mut cx);
-        assert_eq!(out, [Action::Admit]);
+        let newer = self.shell.connect(ip.parse().unwrap(), connect_packet(ID, 30));
         self.drive(|core, cx| core.take_over(newer, cx))
     }
 
-    /// The same device connects again, and no call is left to be taken over.
+    /// The same device connects again without a call to continue.
     fn connect_anew(&mut self) -> Vec<Action> {
-        self.core = Core::new(device_ip(), self.now);
+        self.core = Core::new(device_ip(), self.shell.now);
         self.connect()
     }
 
@@ -174,36 +143,32 @@ impl Scenario {
         self.drive(Core::on_connection_lost)
     }
 
-    /// Time passes, and whatever falls due is done when it is due.
+    /// Time passes, and each timer is handled when it expires.
     fn wait(&mut self, ms: u64) -> Vec<Action> {
-        let until = self.now + Duration::from_millis(ms);
+        let until = self.shell.now + Duration::from_millis(ms);
         let mut out = Vec::new();
         while let Some(at) = self.core.deadline().filter(|at| *at <= until) {
-            self.now = self.now.max(at);
+            self.shell.now = self.shell.now.max(at);
             out.extend(self.drive(Core::on_timeout));
-            assert!(self.core.deadline().is_none_or(|at| at > self.now), "what was due is done");
+            assert!(self.core.deadline().is_none_or(|at| at > self.shell.now), "what was due is done");
         }
-        self.now = until;
+        self.shell.now = until;
         out
     }
 
-    /// Like [`Scenario::wait`], and says at which millisecond of the story each action came.
+    /// As [`Scenario::wait`], with the time of each action in milliseconds since the start.
     fn wait_timed(&mut self, ms: u64) -> Vec<(u64, Action)> {
-        let until = self.now + Duration::from_millis(ms);
+        let until = self.shell.now + Duration::from_millis(ms);
         let mut out = Vec::new();
-        while self.now < until {
-            let next = self.core.deadline().map_or(until, |at| at.min(until)).max(self.now);
-            let ms = next.saturating_duration_since(self.now).as_nanos();
-            self.now = next;
-            let at = self.elapsed_ms();
+        while self.shell.now < until {
+            let next = self.core.deadline().map_or(until, |at| at.min(until)).max(self.shell.now);
+            let ms = next.saturating_duration_since(self.shell.now).as_nanos();
+            self.shell.now = next;
+            let at = self.shell.elapsed_ms();
             out.extend(self.drive(Core::on_timeout).into_iter().map(|action| (at, action)));
-            assert!(ms > 0 || self.core.deadline().is_none_or(|at| at > self.now), "time stands still");
+            assert!(ms > 0 || self.core.deadline().is_none_or(|at| at > self.shell.now), "time stands still");
         }
         out
-    }
-
-    fn elapsed_ms(&self) -> u64 {
-        (self.now - self.start).as_millis() as u64
     }
 
     /// A datagram from the device's usual address.
@@ -211,35 +176,30 @@ impl Scenario {
         self.uplink_from(&format!("{DEVICE_IP}:4000"), sequence, payload).map(|(frame, _)| frame)
     }
 
-    /// A datagram from anywhere: what the server gets, and what was let go by it.
+    /// A datagram from this address: the frame for the server, and the actions that it caused.
     fn uplink_from(
         &mut self,
         from: &str,
         sequence: u32,
         payload: &[u8],
     ) -> Result<(Vec<u8>, Vec<Action>), DropReason> {
-        let peer = UdpPeer { addr: from.parse().unwrap(), local_ip: None };
         let mut datagram = datagram(self.credentials_issued, sequence, 7, payload);
-        let uplink = self.core.uplink(peer, &mut datagram, &self.config, self.now)?;
+        let uplink = self.shell.uplink(&mut self.core, from.parse().unwrap(), &mut datagram)?;
         let Uplink::Server { frame, peer_learned: first, .. } = uplink else { panic!("{uplink:?}") };
         let frame = frame.to_vec();
         let out = if first { self.drive(Core::release_held) } else { Vec::new() };
         Ok((frame, out))
     }
 
-    /// A binary frame of the server: what leaves at once, or what was let go by it.
+    /// A binary frame of the server: the datagram that is sent at once, or the actions that it caused.
     fn downlink(&mut self, frame: &[u8]) -> Result<Vec<Action>, DropReason> {
-        let mut out = [0; audio::HEADER_LEN + audio::MAX_PAYLOAD];
-        let encrypted = self.core.downlink(frame, &mut out, &self.config, &mut self.servers, self.now)?;
-        match encrypted {
-            Some(encrypted) => {
-                Ok(vec![Action::SendDatagram(encrypted, out[..encrypted.datagram_len].into())])
-            }
+        match self.shell.downlink(&mut self.core, frame)? {
+            Some((encrypted, datagram)) => Ok(vec![Action::SendDatagram(encrypted, datagram)]),
             None => Ok(self.drive(Core::release_held)),
         }
     }
 
-    /// The device decrypts: sequence, timestamp and payload of each datagram among the actions.
+    /// Sequence, timestamp and decrypted payload of each datagram among the actions.
     fn decrypt_datagrams(&self, actions: &[Action]) -> Vec<(u32, u32, Vec<u8>)> {
         let datagrams = actions.iter().filter_map(|action| match action {
             Action::SendDatagram(_, bytes) => Some(bytes),
@@ -249,13 +209,9 @@ impl Scenario {
     }
 }
 
-/// Without counters and log lines.
+/// The actions without counters and log events.
 fn without_logs_and_counters(actions: Vec<Action>) -> Vec<Action> {
     actions.into_iter().filter(|action| !matches!(action, Action::Count(_) | Action::Log(_))).collect()
-}
-
-fn servers(urls: &[&str]) -> Vec<Arc<ChatServerConfig>> {
-    urls.iter().map(|url| server(url)).collect()
 }
 
 fn server(url: &str) -> Arc<ChatServerConfig> {
@@ -270,7 +226,7 @@ fn mac() -> Mac {
     "aa:bb:cc:dd:ee:ff".parse().unwrap()
 }
 
-/// The n-th grant of a story: nothing in it is like in the others.
+/// The n-th credentials. They differ from all others.
 pub(super) fn credentials(n: u8) -> CallCredentials {
     CallCredentials {
         ssrc: 0x1000 + u32::from(n),
@@ -283,44 +239,15 @@ pub(super) fn credentials(n: u8) -> CallCredentials {
     }
 }
 
-fn connect(client_id: &str, keep_alive: u16) -> Packet<'_> {
-    Packet::Connect(Connect {
-        level: ProtocolLevel::V311,
-        client_id,
-        clean_session: true,
-        keep_alive,
-        will: None,
-        user_name: None,
-        password: None,
-    })
-}
-
-fn publish_packet(payload: &[u8]) -> Packet<'_> {
-    Packet::Publish(Publish { topic: "device-server", payload, retain: false })
-}
-
 fn datagram(credentials: u8, sequence: u32, timestamp: u32, payload: &[u8]) -> Vec<u8> {
-    let len = payload.len() as u16;
-    let header =
-        UdpHeader { flags: 0, payload_len: len, ssrc: 0x1000 + u32::from(credentials), timestamp, sequence };
-    let mut datagram = header.to_bytes().to_vec();
-    datagram.extend_from_slice(payload);
-    Cipher::new(&[credentials; 16]).apply(&header.to_bytes(), &mut datagram[audio::HEADER_LEN..]);
-    datagram
+    encrypt_datagram(&[credentials; 16], 0x1000 + u32::from(credentials), sequence, timestamp, payload)
 }
 
 fn decrypt(credentials: u8, datagram: &[u8]) -> (u32, u32, Vec<u8>) {
-    let header = UdpHeader::parse(datagram).unwrap();
+    let (header, payload) = decrypt_datagram(&[credentials; 16], datagram);
     assert_eq!(header.ssrc, 0x1000 + u32::from(credentials));
     assert_eq!(header.flags, 0x80 | (header.sequence & 0x7f) as u8);
-    let mut payload = datagram[audio::HEADER_LEN..].to_vec();
-    Cipher::new(&[credentials; 16]).apply(&header.to_bytes(), &mut payload);
     (header.sequence, header.timestamp, payload)
-}
-
-/// A binary frame with a header.
-fn with_header(timestamp: u32, payload: &[u8]) -> Vec<u8> {
-    [&audio::ws_frame_header(timestamp, payload.len()), payload].concat()
 }
 
 fn publish(text: &str) -> Action {
@@ -350,7 +277,7 @@ fn dial_action(url: &str, fresh: bool) -> Action {
     }))
 }
 
-/// The reply to the device's hello, of the n-th grant.
+/// The reply to the device's hello with the n-th credentials.
 fn hello_reply(n: u8, session_id: &str, audio_params: &str) -> Action {
     let credentials = credentials(n);
     publish(&message::hello_reply(&message::HelloReply {
@@ -371,11 +298,11 @@ fn server_goodbye(session_id: &str, reason: EndReason, ms: u64) -> Action {
     send_text(&message::server_goodbye(Some(session_id), reason.label(), ms))
 }
 
-fn failed(stage: &'static str) -> BackendClosed {
-    BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() })
+fn failed(stage: BackendStage) -> BackendClosed {
+    BackendClosed::Failed(BackendFailure::new(stage, "broken"))
 }
 
-/// The summary among the actions: there is exactly one.
+/// The only summary among the actions.
 fn summary(actions: &[Action]) -> &CallSummary {
     let mut ends = actions.iter().filter_map(|action| match action {
         Action::CallEnded(summary) => Some(&**summary),

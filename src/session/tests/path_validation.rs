@@ -1,11 +1,11 @@
-//! Where a device's datagrams come from: its own address on any port, another one only when it has proved itself.
+//! The source of the device's datagrams: any port of its own address, and other addresses after their validation.
 
 use super::*;
 use crate::config::PeerPolicy;
 
 const FROM_MQTT_IP: &str = "192.0.2.7:4000";
 const FROM_OTHER_IP: &str = "198.51.100.9:5000";
-/// One Opus configuration, and another.
+/// Two Opus configurations.
 const OPUS: &[u8] = b"\x08abc";
 const OTHER_CONFIG_OPUS: &[u8] = b"\x58abc";
 
@@ -19,9 +19,9 @@ impl Scenario {
         assert!(self.uplink_from(from, sequence, OPUS).is_ok(), "{from} {sequence}");
     }
 
-    /// Where downlink audio goes.
+    /// The destination of downlink audio.
     fn downlink_destination(&mut self) -> SocketAddr {
-        let actions = self.downlink(&with_header(1, OPUS)).unwrap();
+        let actions = self.downlink(&frame_with_header(1, OPUS)).unwrap();
         let [Action::SendDatagram(encrypted, _)] = &actions[..] else { panic!("{actions:?}") };
         encrypted.destination.addr
     }
@@ -34,7 +34,7 @@ fn a_new_port_of_the_devices_address_is_followed_at_once() {
     assert_eq!(scenario.downlink_destination(), addr(FROM_MQTT_IP));
     scenario.assert_accepted("192.0.2.7:4001", 2);
     assert_eq!(scenario.downlink_destination(), addr("192.0.2.7:4001"));
-    // But only by a newer sequence.
+    // An old sequence does not change the address.
     assert_eq!(scenario.uplink_from(FROM_MQTT_IP, 1, OPUS), Err(DropReason::Duplicate));
     assert_eq!(scenario.downlink_destination(), addr("192.0.2.7:4001"));
 }
@@ -44,9 +44,9 @@ fn a_foreign_address_is_validated_by_its_third_packet_when_none_is_known() {
     let mut scenario = Scenario::in_call();
     scenario.assert_foreign(FROM_OTHER_IP, 1, OPUS);
     scenario.assert_foreign(FROM_OTHER_IP, 2, OPUS);
-    scenario.downlink(&with_header(1, OPUS)).unwrap();
+    scenario.downlink(&frame_with_header(1, OPUS)).unwrap();
     let (frame, released) = scenario.uplink_from(FROM_OTHER_IP, 3, OPUS).unwrap();
-    assert_eq!((frame, scenario.decrypt_datagrams(&released).len()), (with_header(7, OPUS), 1));
+    assert_eq!((frame, scenario.decrypt_datagrams(&released).len()), (frame_with_header(7, OPUS), 1));
     assert_eq!(scenario.downlink_destination(), addr(FROM_OTHER_IP));
     let stats = summary(&scenario.device_sends(r#"{"type":"goodbye"}"#)).stats;
     assert_eq!((stats.up_packets, stats.lost), (1, 2));
@@ -67,7 +67,7 @@ fn a_foreign_address_is_validated_only_while_the_known_one_is_silent() {
     scenario.assert_foreign(FROM_OTHER_IP, 4, OPUS);
     scenario.assert_accepted(FROM_OTHER_IP, 5);
     assert_eq!(scenario.downlink_destination(), addr(FROM_OTHER_IP));
-    // The device's own address wins it back at once.
+    // The device's own address is accepted at once.
     scenario.assert_accepted(FROM_MQTT_IP, 6);
     assert_eq!(scenario.downlink_destination(), addr(FROM_MQTT_IP));
 }
@@ -132,7 +132,7 @@ fn a_packet_replayed_from_another_address_does_nothing() {
 #[test]
 fn the_strict_policy_never_migrates() {
     let mut scenario = Scenario::in_call();
-    scenario.config.udp.peer_policy = PeerPolicy::Strict;
+    scenario.shell.config.udp.peer_policy = PeerPolicy::Strict;
     for n in 1..9 {
         scenario.assert_foreign(FROM_OTHER_IP, n, OPUS);
     }
@@ -145,7 +145,7 @@ fn a_hello_clears_the_address() {
     let mut scenario = Scenario::in_call();
     scenario.assert_accepted(FROM_MQTT_IP, 1);
     scenario.start_call();
-    assert_eq!(scenario.downlink(&with_header(1, OPUS)), Ok(vec![]), "it waits for the first datagram");
+    assert_eq!(scenario.downlink(&frame_with_header(1, OPUS)), Ok(vec![]), "it waits for the first datagram");
     let (_, released) = scenario.uplink_from("192.0.2.7:4444", 1, OPUS).unwrap();
     let [Action::SendDatagram(encrypted, _)] = &released[..] else { panic!("{released:?}") };
     assert_eq!(encrypted.destination.addr, addr("192.0.2.7:4444"));
@@ -157,9 +157,10 @@ fn the_answer_leaves_from_the_address_the_datagram_reached() {
     let local = Some("10.1.1.1".parse().unwrap());
     let mut datagram = datagram(1, 1, 7, OPUS);
     let peer = UdpPeer { addr: addr(FROM_MQTT_IP), local_ip: local };
-    let uplink = scenario.core.uplink(peer, &mut datagram, &scenario.config, scenario.now).unwrap();
+    let uplink =
+        scenario.core.uplink(peer, &mut datagram, &scenario.shell.config, scenario.shell.now).unwrap();
     assert!(matches!(uplink, Uplink::Server { peer_learned: true, .. }), "{uplink:?}");
-    let actions = scenario.downlink(&with_header(1, OPUS)).unwrap();
+    let actions = scenario.downlink(&frame_with_header(1, OPUS)).unwrap();
     let [Action::SendDatagram(encrypted, _)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(encrypted.destination, peer);
 }
@@ -169,7 +170,7 @@ fn without_a_call_every_datagram_has_an_unknown_ssrc() {
     let mut scenario = Scenario::online();
     scenario.credentials_issued = 1;
     assert_eq!(scenario.uplink(1, OPUS), Err(DropReason::UnknownSsrc));
-    assert_eq!(scenario.downlink(&with_header(1, OPUS)), Err(DropReason::NoPeer));
+    assert_eq!(scenario.downlink(&frame_with_header(1, OPUS)), Err(DropReason::NoPeer));
 }
 
 #[test]
@@ -189,7 +190,7 @@ fn any_packet_in_between_restarts_the_validation() {
         scenario.assert_foreign(FROM_OTHER_IP, 5, OPUS);
         scenario.assert_accepted(FROM_OTHER_IP, 6);
     }
-    // Another Opus configuration than the device's, and what came before it was silent long enough.
+    // A packet with another Opus configuration, and packets before the known source was silent long enough, do not count.
     let mut scenario = Scenario::in_call();
     scenario.assert_accepted(FROM_MQTT_IP, 1);
     scenario.wait(2_000);

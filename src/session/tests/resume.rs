@@ -1,4 +1,4 @@
-//! The device's MQTT connection is lost in mid-call, and comes back or does not.
+//! Loss of the device's MQTT connection during a call, with and without a reconnection.
 
 use super::*;
 
@@ -10,10 +10,10 @@ fn a_call_is_kept_and_taken_over() {
     let away = [Action::Log(LogEvent::ConnectionLost(GRACE)), Action::CloseDevice(CloseReason::Disconnected)];
     assert_eq!(scenario.lose_connection(), away);
     assert!(scenario.core.has_call() && !scenario.core.is_online() && !scenario.core.is_closed());
-    // Text for it waits, audio goes on both ways.
+    // Texts for the device are queued, and audio continues in both directions.
     assert_eq!(scenario.server_sends(TTS_STOP), []);
     assert_eq!(scenario.server_sends(r#"{"type":"llm"}"#), []);
-    assert_eq!(scenario.downlink(&with_header(1, b"\x08a")).unwrap().len(), 1);
+    assert_eq!(scenario.downlink(&frame_with_header(1, b"\x08a")).unwrap().len(), 1);
     assert!(scenario.uplink(2, b"\x08x").is_ok());
     assert_eq!(scenario.wait(19_999), []);
     let welcome = [Action::AcceptConnect, Action::Log(LogEvent::Connected { resumed: true })];
@@ -23,7 +23,7 @@ fn a_call_is_kept_and_taken_over() {
     assert!(scenario.core.is_online());
     assert_eq!(scenario.device_sends(LISTEN), [send_text(LISTEN)]);
     assert_eq!(scenario.server_sends(TTS_START), [publish(TTS_START)]);
-    // The new connection's keep alive counts: 30 s.
+    // The keep alive of the new connection is used: 30 s.
     assert_eq!(scenario.wait(45_000).last(), Some(&Action::CloseDevice(CloseReason::KeepAlive)));
 }
 
@@ -59,7 +59,7 @@ fn no_reconnect_in_time_ends_the_call_with_a_normal_close() {
 #[test]
 fn without_a_grace_a_lost_or_replaced_connection_ends_its_call_at_once() {
     let mut scenario = Scenario::with_udp_peer();
-    scenario.config.mqtt.resume_grace = Duration::ZERO;
+    scenario.shell.config.mqtt.resume_grace = Duration::ZERO;
     let actions = scenario.lose_connection();
     assert_eq!(summary(&actions).reason, EndReason::DeviceLost);
     assert_eq!(actions.last(), Some(&Action::CloseDevice(CloseReason::Disconnected)));
@@ -102,7 +102,7 @@ fn a_taken_over_call_takes_the_new_address_as_its_own() {
     assert_eq!(scenario.core.ip(), "192.0.2.200".parse::<IpAddr>().unwrap());
     assert!(scenario.uplink_from("192.0.2.200:1", 2, b"\x08x").is_ok());
     assert_eq!(scenario.uplink_from("192.0.2.7:4001", 3, b"\x08x"), Err(DropReason::ForeignSource));
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     let actions = scenario.wait(250);
     let [Action::Dial(request)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(request.forwarded_for, scenario.core.ip());
@@ -136,7 +136,7 @@ fn a_server_may_fail_or_close_while_the_device_is_disconnected() {
     let mut scenario = Scenario::with_udp_peer();
     scenario.server_sends(TTS_START);
     scenario.lose_connection();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     assert_eq!(scenario.wait(250), [redial(B)]);
     scenario.open_backend();
     scenario.server_sends(SERVER_HELLO);
@@ -174,7 +174,7 @@ fn the_text_of_a_closing_call_survives_a_new_connection() {
     assert!(scenario.core.is_finished());
 }
 
-/// It was said to be queued.
+/// The message is not reported as queued.
 #[test]
 fn an_operators_message_that_overflows_the_queue_of_a_disconnected_device_is_not_delivered() {
     let mut scenario = Scenario::with_udp_peer();

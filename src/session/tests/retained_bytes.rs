@@ -1,4 +1,4 @@
-//! How many bytes are kept for a device, to the byte: what an operator's limit of memory is about.
+//! The exact number of bytes that are stored for a device, which the memory budget limits.
 
 use super::*;
 
@@ -6,7 +6,7 @@ const ALERT: &str = r#"{"session_id":"s1","type":"alert"}"#;
 
 fn online_with_mcp() -> Scenario {
     let mut scenario = Scenario::new();
-    scenario.config.mcp.enabled = true;
+    scenario.shell.config.mcp.enabled = true;
     scenario
 }
 
@@ -25,7 +25,7 @@ fn bytes_retained_by_a_call() {
     scenario.device_sends(HELLO);
     let mut kept = HELLO_TO_SERVER.len();
     assert_eq!(scenario.core.retained_bytes(), kept);
-    // The listen waits, and would be said again.
+    // The `listen` is queued, and stored for a repetition.
     scenario.device_sends(LISTEN);
     kept += 2 * LISTEN.len();
     assert_eq!(scenario.core.retained_bytes(), kept);
@@ -34,8 +34,8 @@ fn bytes_retained_by_a_call() {
     kept -= LISTEN.len();
     kept += "s1".len();
     assert_eq!(scenario.core.retained_bytes(), kept);
-    // Text and audio wait for the first datagram.
-    let frame = with_header(1, b"\x08audio");
+    // Text and audio are held for the first datagram.
+    let frame = frame_with_header(1, b"\x08audio");
     scenario.server_sends(TTS_START);
     scenario.downlink(&frame).unwrap();
     kept += TTS_START.len() + frame.len();
@@ -43,7 +43,7 @@ fn bytes_retained_by_a_call() {
     scenario.uplink(1, b"\x08x").unwrap();
     kept -= TTS_START.len() + frame.len();
     assert_eq!(scenario.core.retained_bytes(), kept);
-    // Text waits for a device that is away.
+    // Text is queued for a disconnected device.
     scenario.lose_connection();
     scenario.send_message(ALERT);
     scenario.send_message(ALERT);
@@ -52,13 +52,13 @@ fn bytes_retained_by_a_call() {
     scenario.reconnect(DEVICE_IP);
     kept -= 2 * ALERT.len();
     assert_eq!(scenario.core.retained_bytes(), kept);
-    // Another server's name of the session, until it is left; what waits for it goes with the call to another device.
-    scenario.close_backend(failed("live"));
+    // The other session id of the next server is stored. A call to another device drops the texts queued for the server.
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(250);
     scenario.open_backend();
     scenario.server_sends(r#"{"type":"hello","session_id":"another"}"#);
     assert_eq!(scenario.core.retained_bytes(), kept + "another".len());
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(500);
     assert_eq!(scenario.core.retained_bytes(), kept);
     scenario.device_sends(r#"{"type":"iot"}"#);
@@ -93,14 +93,14 @@ fn discovered_tools_are_retained_until_the_device_disconnects() {
     scenario.packet(Packet::Disconnect);
     assert_eq!((scenario.core.retained_bytes(), scenario.core.deadline()), (0, None));
 
-    // A list that fails or never comes is not kept.
+    // After a failed discovery no list is stored.
     for late in [false, true] {
         let mut scenario = online_with_mcp();
         scenario.connect();
         answer(&mut scenario, FIRST, "{}");
         answer(&mut scenario, FIRST + 1, r#"{"tools":["one"],"nextCursor":"next"}"#);
         let actions = if late { scenario.wait(10_000) } else { answer(&mut scenario, FIRST + 2, "[]") };
-        let why = if late { "no answer in 10 s" } else { "a page of tools that is none" };
+        let why = if late { "no answer in 10 s" } else { "invalid page of tools" };
         assert_eq!(actions, [Action::Log(LogEvent::ToolDiscovery(Err(why)))]);
         assert_eq!(scenario.core.retained_bytes(), "{}".len());
     }
@@ -120,7 +120,7 @@ fn the_memory_limit_ends_the_call_and_the_connection() {
     assert_eq!(scenario.core.retained_bytes(), 0);
 }
 
-/// Texts that wait for a device that is away, as many as fit, and one that still waits before them.
+/// As many texts as fit are queued for a disconnected device, and one more is held.
 fn disconnect_with_full_queue(scenario: &mut Scenario) {
     scenario.server_sends(TTS_START);
     scenario.lose_connection();

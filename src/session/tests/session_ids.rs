@@ -1,4 +1,4 @@
-//! The session id that a device is shown, and the ids in what passes both ways.
+//! The session id that a device is given, and the ids in the messages of both directions.
 
 use super::*;
 
@@ -15,7 +15,7 @@ fn named(kind: &str, id: &str) -> String {
     format!(r#"{{"type":"{kind}","session_id":{}}}"#, quoted(id))
 }
 
-/// A device whose call is answered by a server that calls the session `id`, and what that caused.
+/// A device whose call is answered by a server with the session id `id`, and the actions of that.
 fn call_with(id: &str) -> (Scenario, Vec<Action>) {
     let mut scenario = Scenario::online();
     scenario.device_sends(HELLO);
@@ -97,7 +97,7 @@ fn the_servers_goodbye_has_the_id_that_the_device_was_shown() {
 #[test]
 fn ids_stay_apart_after_a_redial_to_a_server_with_such_an_id() {
     let mut scenario = Scenario::in_call();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(2000);
     scenario.open_backend();
     scenario.server_sends(&server_hello("a\nb"));
@@ -125,12 +125,12 @@ fn audio_parameters_without_end_are_not_passed_on() {
     );
 }
 
-/// What a peer writes, and what the device, which knows the session as s1, must be sent.
+/// Texts of a peer, each with the text for a device whose session id is s1.
 const EDITS: [(&str, &str); 20] = [
-    // As it must be.
+    // Correct.
     (r#"{"type":"T","session_id":"s1","a":1}"#, r#"{"type":"T","session_id":"s1","a":1}"#),
     (r#"{"type":"T","session\u005fid":"\u00731"}"#, r#"{"type":"T","session\u005fid":"\u00731"}"#),
-    // Another one, or none that counts.
+    // Another id, or an invalid one.
     (r#"{"type":"T"}"#, r#"{"session_id":"s1","type":"T"}"#),
     (r#"{"type":"T","session_id":"other","x":[ ]}"#, r#"{"type":"T","session_id":"s1","x":[ ]}"#),
     (r#"{"type":"T","session_id":""}"#, r#"{"type":"T","session_id":"s1"}"#),
@@ -139,7 +139,7 @@ const EDITS: [(&str, &str); 20] = [
     (r#"{"type":"T","session_id":{"session_id":"s1"}}"#, r#"{"type":"T","session_id":"s1"}"#),
     (r#"{"type":"T","session_id":["s1"]}"#, r#"{"type":"T","session_id":"s1"}"#),
     (r#"{"type":"T","session_id":"s1\u0000"}"#, r#"{"type":"T","session_id":"s1"}"#),
-    // Twice and more often.
+    // Several.
     (r#"{"session_id":"x","type":"T","session_id":"s1"}"#, r#"{"session_id":"s1","type":"T"}"#),
     (r#"{"session_id":"s1","type":"T","session_id":"x"}"#, r#"{"session_id":"s1","type":"T"}"#),
     (r#"{"session_id":"s1","session_id":"s1","type":"T"}"#, r#"{"session_id":"s1","type":"T"}"#),
@@ -147,13 +147,13 @@ const EDITS: [(&str, &str); 20] = [
         "\t{ \"session_id\" : null , \"type\" : \"T\" ,\n \"session_id\" : 2 , \"a\" : 1 , \"session_id\" : [] } ",
         "\t{ \"session_id\" : \"s1\" , \"type\" : \"T\" , \"a\" : 1 } ",
     ),
-    // In other letters: a device that ignores their case, and one that does not, find the same one.
+    // In another case: devices that ignore it, and those that do not, find the same member.
     (r#"{"Session_Id":"s1","type":"T"}"#, r#"{"session_id":"s1","type":"T"}"#),
     (r#"{"type":"T" , "SESSION_ID" : "x" }"#, r#"{"type":"T" , "session_id":"s1" }"#),
     (r#"{"Session_Id":"x","type":"T","session_id":"s1"}"#, r#"{"session_id":"s1","type":"T"}"#),
     (r#"{"session_id":"s1","type":"T","session\u005fID":"x"}"#, r#"{"session_id":"s1","type":"T"}"#),
     (r#"{"type":"T","session_id\u0000y":"s1"}"#, r#"{"type":"T","session_id":"s1"}"#),
-    // What only looks like one.
+    // Similar names, and names at other levels.
     (
         r#"{"type":"T","payload":{"session_id":"x","Session_Id":1},"session_id ":"y","text":"\"session_id\":\"x\""}"#,
         r#"{"session_id":"s1","type":"T","payload":{"session_id":"x","Session_Id":1},"session_id ":"y","text":"\"session_id\":\"x\""}"#,
@@ -177,7 +177,7 @@ fn what_reaches_the_device_has_one_session_id_which_is_its_own() {
 #[test]
 fn the_servers_own_id_is_mapped_wherever_it_stands() {
     let mut scenario = Scenario::in_call();
-    scenario.close_backend(failed("live"));
+    scenario.close_backend(failed(BackendStage::Live));
     scenario.wait(2000);
     scenario.open_backend();
     scenario.server_sends(&server_hello("s2"));

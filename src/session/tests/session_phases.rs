@@ -1,20 +1,13 @@
-//! What comes in a phase that has no use for it, and what does not outlive its phase.
+//! Events in phases in which they have no effect, and state that ends with its phase.
 
 use super::*;
 use crate::proto::mqtt::ConnectReturnCode;
 
 impl Scenario {
-    /// Without the shell's part in letting in and granting.
+    /// Lets the core decide. The shell does not react to the actions.
     fn drive_only<T>(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T) -> (T, Vec<Action>) {
         let mut out = Vec::new();
-        let mut cx = Context {
-            now: self.now,
-            config: &self.config,
-            servers: &mut self.servers,
-            ids: &self.ids,
-            out: &mut out,
-        };
-        let value = decide(&mut self.core, &mut cx);
+        let value = self.shell.decide(&mut self.core, &mut out, decide);
         (value, out)
     }
 
@@ -59,7 +52,7 @@ fn an_admission_counts_once_and_only_when_requested() {
     ] {
         let mut scenario = Scenario::new();
         assert_eq!(scenario.admit(admission), [], "not asked yet");
-        scenario.drive_only(|core, cx| core.on_packet(connect(ID, 60), cx));
+        scenario.drive_only(|core, cx| core.on_packet(connect_packet(ID, 60), cx));
         let code = ConnectReturnCode::ServerUnavailable;
         let refused = [Action::RefuseConnect(code), Action::CloseDevice(CloseReason::Refused(code, why))];
         assert_eq!(scenario.admit(admission), refused);
@@ -73,7 +66,7 @@ fn an_admission_counts_once_and_only_when_requested() {
 #[test]
 fn admission_has_no_deadline() {
     let mut scenario = Scenario::new();
-    scenario.drive_only(|core, cx| core.on_packet(connect(ID, 60), cx));
+    scenario.drive_only(|core, cx| core.on_packet(connect_packet(ID, 60), cx));
     assert_eq!(scenario.wait(20_000), []);
     assert_eq!(scenario.core.deadline(), None);
 }
@@ -81,8 +74,8 @@ fn admission_has_no_deadline() {
 #[test]
 fn the_longest_keep_alive_is_timed_at_one_and_a_half() {
     let mut scenario = Scenario::new();
-    scenario.packet(connect(ID, 1_000));
-    assert_eq!(scenario.core.deadline(), Some(scenario.start + Duration::from_secs(1_500)));
+    scenario.packet(connect_packet(ID, 1_000));
+    assert_eq!(scenario.core.deadline(), Some(scenario.shell.start + Duration::from_secs(1_500)));
     scenario.packet(Packet::Disconnect);
     assert_eq!(scenario.core.deadline(), None, "who has left is not waited for");
 }
@@ -95,16 +88,16 @@ fn a_call_is_taken_over_with_the_newer_id_and_not_from_a_finished_session() {
         if over {
             scenario.packet(Packet::Disconnect);
         }
-        let mut newer = Core::new("198.51.100.1".parse().unwrap(), scenario.now);
+        let mut newer = Core::new("198.51.100.1".parse().unwrap(), scenario.shell.now);
         let mut asked = Vec::new();
         let mut cx = Context {
-            now: scenario.now,
-            config: &scenario.config,
-            servers: &mut scenario.servers,
-            ids: &scenario.ids,
+            now: scenario.shell.now,
+            config: &scenario.shell.config,
+            servers: &mut scenario.shell.servers,
+            ids: &scenario.shell.ids,
             out: &mut asked,
         };
-        newer.on_packet(connect(&newer_id, 30), &mut cx);
+        newer.on_packet(connect_packet(&newer_id, 30), &mut cx);
         let actions = scenario.drive(|core, cx| core.take_over(newer, cx));
         let welcome = [Action::AcceptConnect, Action::Log(LogEvent::Connected { resumed: true })];
         assert_eq!(actions, if over { vec![] } else { welcome.into() });
@@ -117,7 +110,7 @@ fn a_call_is_taken_over_with_the_newer_id_and_not_from_a_finished_session() {
 fn commands_fail_when_the_device_disconnects_whether_its_call_is_kept_or_not() {
     let mut scenario = Scenario::with_udp_peer();
     scenario.send_command(7);
-    let away = Action::Log(LogEvent::ConnectionLost(scenario.config.mqtt.resume_grace));
+    let away = Action::Log(LogEvent::ConnectionLost(scenario.shell.config.mqtt.resume_grace));
     assert_eq!(
         scenario.lose_connection(),
         [not_connected(7), away, Action::CloseDevice(CloseReason::Disconnected)]
@@ -186,7 +179,7 @@ fn a_command_outlives_the_hello_behind_it() {
 
 type Reconnect = fn(&mut Scenario);
 
-/// Every way a device loses its connection and comes back.
+/// All ways to lose the connection and to reconnect.
 fn reconnections() -> [(&'static str, Reconnect); 3] {
     [
         ("without a call", |scenario| {
@@ -212,7 +205,7 @@ fn a_late_answer_is_not_given_to_another_operators_command() {
     for mcp in [false, true] {
         for (how, reconnect) in reconnections() {
             let mut scenario = Scenario::new();
-            scenario.config.mcp.enabled = mcp;
+            scenario.shell.config.mcp.enabled = mcp;
             scenario.connect();
             let first = scenario.send_command(7);
             reconnect(&mut scenario);

@@ -1,23 +1,24 @@
-//! What went wrong with a chat server, in words: the likeliest cause, and what to do about it.
+//! What is wrong with a chat server: the likeliest cause, and what to do about it.
 
 use std::time::Duration;
 
-use super::report::{CheckState, ServerProblem};
+use super::report::ServerProblem;
 use super::server::Conversation;
 use crate::config::{ChatServerConfig, Config, Framing};
 use crate::proto::audio;
-use crate::proto::message::{self, JsonObject, Reader};
-use crate::session::{BackendClosed, BackendFailure};
+use crate::proto::message::JsonObject;
+use crate::session::{BackendClosed, BackendFailure, BackendStage};
+use crate::tools::step_report::{StepState, message_type};
 use crate::tools::tls_error::TlsErrorCause;
 
-/// Texts that are kept of what a server says instead of a hello.
+/// Texts kept of those a server sends instead of a hello.
 pub(super) const MAX_TEXTS: usize = 5;
 /// What xiaozhi-esp32-server's URL must end with so that it takes and sends the 16-byte header.
 const URL_SUFFIX: &str = "?from=mqtt_gateway";
 /// What that server's path begins with, unless an operator changed it.
 const XIAOZHI_PATH: &str = "/xiaozhi/";
 
-/// Words about one server.
+/// Diagnoses one server.
 pub(super) struct ServerDiagnosis<'a> {
     pub(super) server: &'a ChatServerConfig,
     pub(super) config: &'a Config,
@@ -34,108 +35,129 @@ impl ServerDiagnosis<'_> {
     pub(super) fn dial_failed(&self, failure: &BackendFailure) -> Vec<ServerProblem> {
         let why = failure.message.as_str();
         let problem = match failure.stage {
-            "connect" => self.connect_failed(why),
-            "tls" => self.tls_failed(why),
+            BackendStage::Connect => self.connect_failed(why),
+            BackendStage::Tls => self.tls_failed(why),
             _ => self.upgrade_failed(why),
         };
-        // Found early, it spares a second look.
+        // Reported together with the failure, which saves a second run.
         let hint = self.missing_url_suffix().filter(|_| self.server.path.starts_with(XIAOZHI_PATH));
         [problem].into_iter().chain(hint).collect()
     }
 
     fn connect_failed(&self, why: &str) -> ServerProblem {
         let ChatServerConfig { host, port, .. } = self.server;
-        let problem = if why.contains("refused") {
-            ServerProblem::new(format!("nothing listens on {host} port {port}: the chat server is not running, or not there ({why})"))
-                .with_advice(format!("start the chat server, and look at which address and port it listens on; this URL says port {port}"))
+        let mut problem = if why.contains("refused") {
+            let cause = "the chat server is not running, or listens elsewhere";
+            let advice =
+                "start the chat server, and look at which address and port it listens on; this URL says port";
+            ServerProblem::new(format!("nothing listens on {host} port {port}: {cause} ({why})"))
+                .with_advice(format!("{advice} {port}"))
         } else {
             ServerProblem::new(format!("{host} port {port} cannot be reached: {why}")).with_advice(
                 "is the address right, is the machine up, and does a firewall let TCP through to that port?",
             )
         };
-        let is_loopback = host == "localhost" || host.starts_with("127.") || host == "::1";
-        match is_loopback {
-            true => problem.with_advice(
+        if host == "localhost" || host.starts_with("127.") || host == "::1" {
+            problem = problem.with_advice(
                 "in a container this address is the container itself: write the host's own address instead",
-            ),
-            false => problem,
+            );
         }
+        problem
     }
 
     fn tls_failed(&self, why: &str) -> ServerProblem {
-        match TlsErrorCause::from_message(why) {
-            TlsErrorCause::NotBuiltIn => ServerProblem::new(format!("this program cannot speak TLS ({why})"))
-                .with_advice("use a build with the feature \"tls\", which is on by default"),
-            TlsErrorCause::Expired => ServerProblem::new(format!("its certificate has expired ({why})"))
-                .with_advice("renew the certificate; if it is new, look at this machine's clock"),
-            TlsErrorCause::NotYetValid => ServerProblem::new(format!("its certificate is not valid yet ({why})"))
-                .with_advice("look at this machine's clock"),
-            TlsErrorCause::NameMismatch => {
-                let host = &self.server.host;
-                ServerProblem::new(format!("its certificate is for another name than {host} ({why})")).with_advice(
-                    "write the name that the certificate is for into the URL, or get one for this name",
-                )
+        let ChatServerConfig { host, port, .. } = self.server;
+        let (cause, advice) = match TlsErrorCause::from_message(why) {
+            TlsErrorCause::NotBuiltIn => (
+                "this program cannot speak TLS".to_owned(),
+                "use a build with the feature \"tls\", which is on by default",
+            ),
+            TlsErrorCause::Expired => (
+                "its certificate has expired".to_owned(),
+                "renew the certificate; if it is new, look at this machine's clock",
+            ),
+            TlsErrorCause::NotYetValid => {
+                ("its certificate is not valid yet".to_owned(), "look at this machine's clock")
             }
-            TlsErrorCause::UnknownAuthority => {
-                ServerProblem::new(format!("its certificate is not from an authority known here ({why})")).with_advice(
-                    "give the certificate of its authority as websocket.ca_file (or \"ca_file\" of this server), or get \
-                     one from a public authority; \"insecure\": true would accept any certificate",
-                )
+            TlsErrorCause::NameMismatch => (
+                format!("its certificate is for another name than {host}"),
+                "write the name that the certificate is for into the URL, or get one for this name",
+            ),
+            TlsErrorCause::UnknownAuthority => (
+                "its certificate is not from an authority known here".to_owned(),
+                "give the certificate of its authority as websocket.ca_file (or \"ca_file\" of this server), or get \
+                 one from a public authority; \"insecure\": true would accept any certificate",
+            ),
+            TlsErrorCause::NotTls => (
+                format!("port {port} does not speak TLS"),
+                "write ws:// instead of wss://, or the port of the TLS endpoint",
+            ),
+            TlsErrorCause::Other => {
+                let advice = "is this the port of a TLS endpoint (if not, write ws:// instead of wss://), and does it \
+                              speak TLS 1.2 or newer?";
+                return ServerProblem::new(format!("no TLS connection: {why}")).with_advice(advice);
             }
-            TlsErrorCause::NotTls => ServerProblem::new(format!("port {} does not speak TLS ({why})", self.server.port))
-                .with_advice("write ws:// instead of wss://, or the port of the TLS endpoint"),
-            TlsErrorCause::Other => ServerProblem::new(format!("no TLS connection: {why}"))
-                .with_advice("is this the port of a TLS endpoint (if not, write ws:// instead of wss://), and does it speak TLS 1.2 or newer?"),
-        }
+        };
+        ServerProblem::new(format!("{cause} ({why})")).with_advice(advice)
     }
 
     fn upgrade_failed(&self, why: &str) -> ServerProblem {
-        let code = why
-            .strip_prefix("HTTP ")
-            .and_then(|rest| rest.get(..3))
-            .and_then(|code| code.parse::<u16>().ok());
-        let proxy = "a reverse proxy before it must pass the upgrade on (for nginx: proxy_http_version 1.1, and \
-                     proxy_set_header for Upgrade and Connection)";
+        let code =
+            why.strip_prefix("HTTP ").and_then(|rest| rest.get(..3)).and_then(|code| code.parse().ok());
+        let Some(code) = code else { return self.not_http(why) };
+        let (cause, advice) = match code {
+            401 | 403 => return self.authentication_failed(why),
+            300..=399 => ("it redirects", "write the address it redirects to into the configuration"),
+            502..=504 => (
+                "a reverse proxy answers, but the chat server behind it does not",
+                "start the chat server, or correct the address in the proxy's configuration",
+            ),
+            404 => (
+                "there is no WebSocket at the path of this URL",
+                "compare the path with the chat server's own; xiaozhi-esp32-server prints its address at start, ending \
+                 in /xiaozhi/v1/",
+            ),
+            _ => (
+                "it answers as a web server, and not as a WebSocket",
+                "compare port and path with the chat server's own; the port of its web page or OTA is another one",
+            ),
+        };
+        let problem = ServerProblem::new(format!("{cause} ({why})")).with_advice(advice);
         match code {
-            Some(401 | 403) => self.authentication_failed(why),
-            Some(300..=399) => ServerProblem::new(format!("it redirects ({why})")).with_advice("write the address it redirects to into the configuration"),
-            Some(404) => ServerProblem::new(format!("there is no WebSocket at the path of this URL ({why})"))
-                .with_advice("compare the path with the chat server's own; xiaozhi-esp32-server prints its address at start, ending in /xiaozhi/v1/")
-                .with_advice(proxy),
-            Some(502..=504) => ServerProblem::new(format!("a reverse proxy answers, but the chat server behind it does not ({why})"))
-                .with_advice("start the chat server, or correct the address in the proxy's configuration"),
-            Some(_) => ServerProblem::new(format!("it answers as a web server, and not as a WebSocket ({why})"))
-                .with_advice("compare port and path with the chat server's own; the port of its web page or OTA is another one")
-                .with_advice(proxy),
-            None if why.starts_with("no answer") => ServerProblem::new(format!("it takes the connection and says nothing ({why})"))
-                .with_advice("is this the chat server's port? If it is, the server hangs: look at its log"),
-            None => {
-                let problem = ServerProblem::new(format!("port {} does not speak WebSocket: {why}", self.server.port))
-                    .with_advice("is this the chat server's port?");
-                match self.server.tls {
-                    true => problem,
-                    false => problem.with_advice("if the server wants TLS, write wss:// instead of ws://"),
-                }
-            }
+            300..=399 | 502..=504 => problem,
+            _ => problem.with_advice(
+                "a reverse proxy before it must pass the upgrade on (for nginx: proxy_http_version 1.1, and \
+                 proxy_set_header for Upgrade and Connection)",
+            ),
         }
     }
 
-    /// The server does not let us in.
+    fn not_http(&self, why: &str) -> ServerProblem {
+        if why.starts_with("no answer") {
+            return ServerProblem::new(format!("it takes the connection and says nothing ({why})"))
+                .with_advice("is this the chat server's port? If it is, the server hangs: look at its log");
+        }
+        let cause = format!("port {} does not speak WebSocket: {why}", self.server.port);
+        let problem = ServerProblem::new(cause).with_advice("is this the chat server's port?");
+        match self.server.tls {
+            true => problem,
+            false => problem.with_advice("if the server wants TLS, write wss:// instead of ws://"),
+        }
+    }
+
+    /// The server refuses the token.
     fn authentication_failed(&self, why: &str) -> ServerProblem {
-        let theirs = "xiaozhi-esp32-server's is server.auth_key in its config file, or server.secret in the console's \
-                      parameters";
+        let advice = "set SERVER_SECRET or websocket.server_secret to the server's own secret: xiaozhi-esp32-server's is \
+                      server.auth_key in its config file, or server.secret in the console's parameters";
         match self.config.websocket.secret {
             None => ServerProblem::new(format!("it asks for a token, and SERVER_SECRET is not set ({why})"))
-                .with_advice(format!(
-                    "set SERVER_SECRET or websocket.server_secret to the server's own secret: {theirs}"
-                )),
-            Some(_) => ServerProblem::new(format!(
-                "it refuses the token: SERVER_SECRET is the wrong secret for it ({why})"
-            ))
-            .with_advice(format!(
-                "set SERVER_SECRET or websocket.server_secret to the server's own secret: {theirs}"
-            ))
-            .with_advice("tokens carry the time: look at the clocks of both machines"),
+                .with_advice(advice),
+            Some(_) => {
+                let cause = "it refuses the token: SERVER_SECRET is the wrong secret for it";
+                ServerProblem::new(format!("{cause} ({why})"))
+                    .with_advice(advice)
+                    .with_advice("tokens carry the time: look at the clocks of both machines")
+            }
         }
     }
 
@@ -144,12 +166,12 @@ impl ServerDiagnosis<'_> {
             .with_advice("after 4 s the gateway gives a server up for the next, and a device waits 10 s in all: look at the server's load")
     }
 
-    /// State, detail and words when no hello came.
+    /// State, detail and problem when no hello came.
     pub(super) fn no_hello(
         &self,
         conversation: &Conversation,
         waited: Duration,
-    ) -> (CheckState, String, ServerProblem) {
+    ) -> (StepState, String, ServerProblem) {
         let said = conversation.texts.iter().find_map(|text| error_text(text));
         let speaks =
             conversation.texts.iter().any(|text| matches!(message_type(text).as_str(), "tts" | "stt"));
@@ -157,7 +179,7 @@ impl ServerDiagnosis<'_> {
             if speaks || !conversation.frames.is_empty() {
                 let problem = ServerProblem::new("it answers with speech and without a hello: it does not know this device")
                     .with_advice("give --mac with the MAC address of a device that is bound on this server; a device that is not hears its binding code");
-                return (CheckState::Warn, "speech, but no hello".to_owned(), problem);
+                return (StepState::Warn, "speech, but no hello".to_owned(), problem);
             }
             let detail = said.as_ref().map_or_else(
                 || format!("none within {} s", waited.as_secs()),
@@ -168,7 +190,7 @@ impl ServerDiagnosis<'_> {
             ))
             .with_advice("is this a XiaoZhi chat server? If it is, its log says what it waits for")
             .with_advice("a server may answer known devices only: try --mac with one of yours");
-            return (CheckState::Fail, detail, problem);
+            return (StepState::Fail, detail, problem);
         };
         let ended = match gone {
             BackendClosed::CloseFrame(Some(code)) => format!("it closes with code {code}"),
@@ -187,32 +209,32 @@ impl ServerDiagnosis<'_> {
                        (try --mac with one of yours), or a path that is not for devices";
             ServerProblem::new(format!("it ends the connection before its hello: {detail}")).with_advice(own)
         };
-        (CheckState::Fail, detail, problem)
+        (StepState::Fail, detail, problem)
     }
 
-    /// State, detail and words about how it frames audio.
+    /// State, detail and problem of its audio framing.
     pub(super) fn framing(
         &self,
         conversation: &Conversation,
-    ) -> (CheckState, &'static str, Option<ServerProblem>) {
+    ) -> (StepState, &'static str, Option<ServerProblem>) {
         let framed = conversation.frames.iter().any(|frame| audio::parse_ws_frame(frame).is_some());
         match (conversation.frames.is_empty(), framed, self.server.framing) {
             (true, ..) => match self.missing_url_suffix() {
-                None => (CheckState::Skipped, "it sent no audio", None),
+                None => (StepState::Skipped, "it sent no audio", None),
                 Some(problem) => {
                     let usual = self.server.path.starts_with(XIAOZHI_PATH);
-                    let state = if usual { CheckState::Fail } else { CheckState::Warn };
+                    let state = if usual { StepState::Fail } else { StepState::Warn };
                     (state, "it sent no audio, and its URL lacks the suffix", Some(problem))
                 }
             },
-            (_, true, Framing::Auto | Framing::Header) => (CheckState::Ok, "header", None),
-            (_, false, Framing::Raw) => (CheckState::Ok, "raw", None),
+            (_, true, Framing::Auto | Framing::Header) => (StepState::Ok, "header", None),
+            (_, false, Framing::Raw) => (StepState::Ok, "raw", None),
             (_, true, Framing::Raw) => {
                 let cause = "it sends the 16-byte header, and its \"framing\" is set to \"raw\"";
                 let problem = ServerProblem::new(cause).with_advice("take \"framing\" away from this server");
-                (CheckState::Fail, "header, but set to raw", Some(problem))
+                (StepState::Fail, "header, but set to raw", Some(problem))
             }
-            (_, false, Framing::Auto | Framing::Header) => (CheckState::Fail, "raw", Some(self.bare_opus())),
+            (_, false, Framing::Auto | Framing::Header) => (StepState::Fail, "raw", Some(self.bare_opus())),
         }
     }
 
@@ -226,10 +248,7 @@ impl ServerDiagnosis<'_> {
                 .with_advice(raw);
         }
         ServerProblem::new(format!("{noise}: its URL lacks {URL_SUFFIX}"))
-            .with_advice(format!(
-                "xiaozhi-esp32-server: let the URL end with exactly {URL_SUFFIX} ({})",
-                self.url_with_suffix()
-            ))
+            .with_advice(self.suffix_advice())
             .with_advice(raw)
     }
 
@@ -238,19 +257,17 @@ impl ServerDiagnosis<'_> {
         if self.server.framing != Framing::Auto || self.server.path.ends_with(URL_SUFFIX) {
             return None;
         }
-        let cause = format!(
-            "its URL lacks {URL_SUFFIX}: xiaozhi-esp32-server then takes the gateway's audio header for sound, and nothing \
-             but noise is heard"
-        );
-        let problem = ServerProblem::new(cause)
-            .with_advice(format!(
-                "xiaozhi-esp32-server: let the URL end with exactly {URL_SUFFIX} ({})",
-                self.url_with_suffix()
-            ))
-            .with_advice(
-                "another server: say what it speaks: {\"url\": .., \"framing\": \"header\"}, or \"raw\"",
-            );
-        Some(problem)
+        let cause =
+            "xiaozhi-esp32-server then takes the gateway's audio header for sound, and only noise is heard";
+        let problem = ServerProblem::new(format!("its URL lacks {URL_SUFFIX}: {cause}"));
+        Some(problem.with_advice(self.suffix_advice()).with_advice(
+            "another server: set its framing: {\"url\": .., \"framing\": \"header\"}, or \"raw\"",
+        ))
+    }
+
+    fn suffix_advice(&self) -> String {
+        let url = self.url_with_suffix();
+        format!("xiaozhi-esp32-server: let the URL end with exactly {URL_SUFFIX} ({url})")
     }
 
     /// The URL as it should be. Its query is not shown.
@@ -258,10 +275,6 @@ impl ServerDiagnosis<'_> {
         let other = if self.server.path.contains('?') { ", in the place of its query" } else { "" };
         format!("{}{URL_SUFFIX}{other}", self.server)
     }
-}
-
-fn message_type(text: &str) -> String {
-    message::peek(text, Reader::Device).map(|peek| peek.kind.into_owned()).unwrap_or_default()
 }
 
 /// A text that is no message of the protocol, or an error in words; cut short.
@@ -280,26 +293,17 @@ fn error_text(text: &str) -> Option<String> {
     (!shown.is_empty()).then_some(shown)
 }
 
-/// Whether the words are about who may come in.
+/// Whether an error is about authentication.
 fn is_authentication_error(words: &str) -> bool {
     let words = words.to_lowercase();
-    let about = [
-        "认证",
-        "鉴权",
-        "授权",
-        "令牌",
-        "密钥",
-        "auth",
-        "token",
-        "secret",
-        "forbidden",
-        "denied",
-        "permission",
-    ];
-    about.iter().any(|word| words.contains(word))
+    let (chinese, english) = (
+        ["认证", "鉴权", "授权", "令牌", "密钥"],
+        ["auth", "token", "secret", "forbidden", "denied", "permission"],
+    );
+    chinese.iter().chain(&english).any(|word| words.contains(word))
 }
 
-/// Close codes that refuse who asks: policy violation (RFC 6455 section 7.4.1), unauthorized and forbidden of the registry, and
+/// Close codes that refuse the client: policy violation (RFC 6455 section 7.4.1), unauthorized and forbidden of the registry, and
 /// those that servers make of the HTTP codes.
 fn is_authentication_close(gone: &BackendClosed) -> bool {
     matches!(gone, BackendClosed::CloseFrame(Some(1008 | 3000 | 3003 | 4001 | 4003 | 4401 | 4403)))
@@ -342,7 +346,7 @@ mod tests {
             ("no answer within 5 s", "no TLS connection: no answer"),
             ("built without TLS: only ws:// servers can be reached", "this program cannot speak TLS"),
         ] {
-            let failure = BackendFailure { stage: "tls", message: why.to_owned() };
+            let failure = BackendFailure::new(BackendStage::Tls, why.to_owned());
             let troubles = words.dial_failed(&failure);
             assert_eq!(troubles.len(), 1, "{why}");
             assert!(troubles[0].cause.contains(cause), "{why}: {}", troubles[0].cause);

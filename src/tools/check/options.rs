@@ -1,20 +1,17 @@
 //! The command line of `check`.
 
-use std::convert::Infallible;
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pico_args::Arguments;
-
 use crate::proto::identity::{ClientId, Mac};
+use crate::tools::command_line::CommandLine;
 
 /// Locally administered, and "check" in ASCII.
 const DEFAULT_MAC: [u8; 6] = [0x02, 0x63, 0x68, 0x65, 0x63, 0x6b];
 /// Where the Node.js gateway keeps its configuration.
 const NODE_CONFIG_FILE: &str = "config/mqtt.json";
 
-/// What to check, as whom, and how patiently.
+/// What to check, as which device, and with which timeout.
 pub(super) struct CheckOptions {
     pub(super) config: Option<PathBuf>,
     pub(super) migrate: bool,
@@ -25,35 +22,17 @@ pub(super) struct CheckOptions {
 }
 
 impl CheckOptions {
-    pub(super) fn parse(mut args: Arguments) -> Result<Self, String> {
-        let path = |text: &OsStr| Ok::<_, Infallible>(PathBuf::from(text));
-        let config =
-            args.opt_value_from_os_str(["-c", "--config"], path).map_err(|error| error.to_string())?;
-        let mac = args
-            .opt_value_from_str("--mac")
-            .map_err(|error| error.to_string())?
-            .unwrap_or(Mac::from(DEFAULT_MAC));
-        let uuid = args.opt_value_from_str::<_, String>("--uuid").map_err(|error| error.to_string())?;
-        let uuid = uuid.unwrap_or_else(|| mac.underscored());
+    pub(super) fn parse(mut args: CommandLine) -> Result<Self, String> {
+        let config = args.config()?;
+        let mac = args.value("--mac")?.unwrap_or(Mac::from(DEFAULT_MAC));
+        let uuid = args.text("--uuid")?.unwrap_or_else(|| mac.underscored());
         ClientId::parse(&format!("check@@@{mac}@@@{uuid}")).map_err(|error| format!("--uuid: {error}"))?;
-        let timeout = match args
-            .opt_value_from_str::<_, String>("--timeout")
-            .map_err(|error| error.to_string())?
-        {
-            None => 5,
-            Some(text) => match text.parse() {
-                Ok(seconds) if (1..=60).contains(&seconds) => seconds,
-                _ => return Err(format!("--timeout: found {text:?}, allowed: a whole number from 1 to 60")),
-            },
-        };
-        let migrate = args.contains("--migrate");
-        let json = args.contains("--json");
-        if let Some(unknown) = args.finish().first() {
-            return Err(format!("unknown argument {}", unknown.to_string_lossy()));
-        }
+        let timeout = Duration::from_secs(args.whole_number("--timeout", 60)?.unwrap_or(5).into());
+        let (migrate, json) = (args.flag("--migrate"), args.flag("--json"));
+        args.finish()?;
         let node =
             || (migrate && Path::new(NODE_CONFIG_FILE).exists()).then(|| PathBuf::from(NODE_CONFIG_FILE));
         let config = config.or_else(node);
-        Ok(Self { config, migrate, mac, uuid, timeout: Duration::from_secs(timeout), json })
+        Ok(Self { config, migrate, mac, uuid, timeout, json })
     }
 }

@@ -1,126 +1,110 @@
-//! Whether devices can reach the address they are told to send audio to.
+//! Whether devices can reach the advertised audio address.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::report::{CheckState, Finding};
+use super::report::Finding;
 use crate::config::{PublicIp, Udp};
+use crate::tools::addresses::{is_private, local_address};
+use crate::tools::step_report::StepState;
 
-const SETTING_NAME: &str = "public_ip";
 const SETTING_ADVICE: &str =
     "set PUBLIC_IP or udp.public_ip to the address at which devices reach this machine, or to \"auto\"";
-/// How long a datagram to ourselves may take, by way of a router that sends it back.
+/// How long a datagram to this machine may take, by way of a router that sends it back.
 const SELF_TEST_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A finding about `public_ip`; a failure comes with the general advice.
+fn finding(state: StepState, detail: impl Into<String>) -> Finding {
+    let finding = Finding::new("public_ip", state, detail);
+    if state == StepState::Fail { finding.with_advice(SETTING_ADVICE) } else { finding }
+}
 
 /// Whether `public_ip` is plausible: devices can reach it, it resolves, and it belongs to this host or to a NAT before it.
 pub(super) fn check_public_ip(udp: &Udp) -> Finding {
     match &udp.public_ip {
         PublicIp::Auto => {
-            let detail = match local_address() {
-                Some(ip) => {
-                    format!("auto: each device is told the address that it reached, here probably {ip}")
-                }
-                None => "auto: each device is told the address that it reached".to_owned(),
-            };
-            Finding::new(SETTING_NAME, CheckState::Ok, detail)
+            let here = local_address().map(|ip| format!(", here probably {ip}")).unwrap_or_default();
+            finding(StepState::Ok, format!("auto: each device is told the address that it reached{here}"))
         }
         PublicIp::Ip(ip) => check_ip(&ip.to_string(), *ip, udp),
         PublicIp::Host(name) => check_host_name(name, udp),
     }
 }
 
-/// Behind a container's own network "auto" tells devices an address they cannot reach.
+/// In a container's own network "auto" advertises an address that devices cannot reach.
 pub(super) fn check_container(udp: &Udp) -> Option<Finding> {
     let inside = ["/.dockerenv", "/run/.containerenv"].iter().any(|path| Path::new(path).exists());
     (inside && udp.public_ip == PublicIp::Auto).then(|| {
         let detail =
             "this is a container: unless it uses the host's network, \"auto\" is an address inside of it";
-        Finding::new(SETTING_NAME, CheckState::Warn, detail)
+        finding(StepState::Warn, detail)
             .with_advice("set PUBLIC_IP to the host's address, or use network_mode: host")
     })
 }
 
 fn check_host_name(name: &str, udp: &Udp) -> Finding {
-    let addresses: Vec<IpAddr> = match (name, udp.port).to_socket_addrs() {
-        Ok(addresses) => addresses.map(|address| address.ip()).collect(),
+    let mut addresses = match (name, udp.port).to_socket_addrs() {
+        Ok(addresses) => addresses.map(|address| address.ip()),
         Err(error) => {
-            let detail = format!("{name} does not resolve here: {error}");
-            return Finding::new(SETTING_NAME, CheckState::Fail, detail)
-                .with_advice("is the name spelt right, and does it exist?")
-                .with_advice(SETTING_ADVICE);
+            return finding(StepState::Fail, format!("{name} does not resolve here: {error}"))
+                .with_advice("is the name spelt right, and does it exist?");
         }
     };
-    match addresses.iter().find(|ip| ip.is_ipv4()) {
-        Some(ip) => check_ip(&format!("{name} ({ip})"), *ip, udp),
-        None => Finding::new(
-            SETTING_NAME,
-            CheckState::Fail,
-            format!("{name} has no IPv4 address, and devices use no other"),
-        )
-        .with_advice(SETTING_ADVICE),
+    match addresses.find(IpAddr::is_ipv4) {
+        Some(ip) => check_ip(&format!("{name} ({ip})"), ip, udp),
+        None => finding(StepState::Fail, format!("{name} has no IPv4 address, and devices use no other")),
     }
 }
 
 fn check_ip(shown: &str, ip: IpAddr, udp: &Udp) -> Finding {
     let IpAddr::V4(v4) = ip else {
-        let detail = format!("{shown} is an IPv6 address, and devices use IPv4 only");
-        return Finding::new(SETTING_NAME, CheckState::Fail, detail).with_advice(SETTING_ADVICE);
+        return finding(StepState::Fail, format!("{shown} is an IPv6 address, and devices use IPv4 only"));
     };
     if let Some(kind) = unusable_address_kind(v4) {
         let detail = format!("{shown} is {kind}: no device outside this machine can send audio to it");
-        return Finding::new(SETTING_NAME, CheckState::Fail, detail).with_advice(SETTING_ADVICE);
+        return finding(StepState::Fail, detail);
     }
     let port = udp.port;
-    let open =
-        format!("let UDP port {port} through every firewall and security group; TCP alone is not enough");
+    let own = format!("{shown} is this machine's own");
     match (is_local_address(ip), datagram_arrives(ip, udp)) {
         (true, Some(false)) => {
-            let detail = format!(
-                "{shown} is this machine's own, but a datagram to its UDP port {port} does not arrive"
-            );
-            Finding::new(SETTING_NAME, CheckState::Warn, detail).with_advice(open)
+            let firewall = "through every firewall and security group; TCP alone is not enough";
+            finding(StepState::Warn, format!("{own}, but a datagram to its UDP port {port} does not arrive"))
+                .with_advice(format!("let UDP port {port} {firewall}"))
         }
-        (true, _) => Finding::new(SETTING_NAME, CheckState::Ok, format!("{shown} is this machine's own")),
-        (false, Some(true)) => Finding::new(
-            SETTING_NAME,
-            CheckState::Ok,
-            format!("{shown}: a datagram to its UDP port {port} arrives here"),
-        ),
-        (false, _) => check_behind_nat(shown, v4, udp),
+        (true, _) => finding(StepState::Ok, own),
+        (false, Some(true)) => {
+            finding(StepState::Ok, format!("{shown}: a datagram to its UDP port {port} arrives here"))
+        }
+        (false, _) => check_behind_nat(shown, v4, port),
     }
 }
 
-/// An address that is not ours, and that does not lead back here as far as can be told from inside.
-fn check_behind_nat(shown: &str, ip: Ipv4Addr, udp: &Udp) -> Finding {
-    let port = udp.port;
+/// An address that is not this machine's, and from which no datagram came back.
+fn check_behind_nat(shown: &str, ip: Ipv4Addr, port: u16) -> Finding {
+    if ip.is_documentation() {
+        let detail = format!("{shown} is an address for examples (RFC 5737): nobody has it");
+        return finding(StepState::Fail, detail);
+    }
     let here = local_address();
     let inner = here.map_or_else(|| "unknown".to_owned(), |ip| ip.to_string());
     let forward = format!(
         "the router, or the container's host, must forward UDP port {port} to this machine ({inner})"
     );
     let probe = "run `mqtt-websocket-proxy probe` from outside: it says whether audio gets through";
-    match here {
-        _ if ip.is_documentation() => {
-            let detail = format!("{shown} is an address for examples (RFC 5737): nobody has it");
-            Finding::new(SETTING_NAME, CheckState::Fail, detail).with_advice(SETTING_ADVICE)
-        }
-        Some(here) if is_private(here) && !is_private(ip) => {
-            let detail = format!("{shown} is not this machine's own ({inner}): plausible behind NAT");
-            Finding::new(SETTING_NAME, CheckState::Ok, detail).with_advice(forward).with_advice(probe)
-        }
-        _ => {
-            let detail = format!("{shown} is not an address of this machine ({inner})");
-            Finding::new(SETTING_NAME, CheckState::Warn, detail)
-                .with_advice(SETTING_ADVICE)
-                .with_advice(format!("if it is right, {forward}"))
-                .with_advice(probe)
-        }
+    if here.is_some_and(|here| is_private(here.into())) && !is_private(ip.into()) {
+        let detail = format!("{shown} is not this machine's own ({inner}): plausible behind NAT");
+        return finding(StepState::Ok, detail).with_advice(forward).with_advice(probe);
     }
+    finding(StepState::Warn, format!("{shown} is not an address of this machine ({inner})"))
+        .with_advice(SETTING_ADVICE)
+        .with_advice(format!("if it is right, {forward}"))
+        .with_advice(probe)
 }
 
-/// What makes an address one that nobody else can send to.
+/// The kind of an address that no other machine can send to.
 fn unusable_address_kind(ip: Ipv4Addr) -> Option<&'static str> {
     match ip {
         ip if ip.is_loopback() => Some("a loopback address"),
@@ -131,26 +115,9 @@ fn unusable_address_kind(ip: Ipv4Addr) -> Option<&'static str> {
     }
 }
 
-/// Private (RFC 1918), or shared by a provider's customers (RFC 6598).
-fn is_private(ip: Ipv4Addr) -> bool {
-    let [a, b, ..] = ip.octets();
-    ip.is_private() || a == 100 && (64..128).contains(&b)
-}
-
-/// Only an address of this machine can be bound.
+/// Whether the address is this machine's: no other can be bound.
 fn is_local_address(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
-}
-
-/// The address this machine would send from; nothing is sent.
-fn local_address() -> Option<Ipv4Addr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    // TEST-NET-1 (RFC 5737): connecting a datagram socket only asks the routing table.
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
-    match socket.local_addr().ok()?.ip() {
-        IpAddr::V4(ip) if !ip.is_unspecified() => Some(ip),
-        _ => None,
-    }
 }
 
 /// Whether a datagram to the audio port of `ip` arrives at the audio socket of this machine; `None` when that cannot be
@@ -171,7 +138,7 @@ fn datagram_arrives(ip: IpAddr, udp: &Udp) -> Option<bool> {
             Ok((length, _)) if buffer[..length] == *words.as_bytes() => return Some(true),
             Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            // On some systems an answer of a router to the last datagram.
+            // On some systems this is an ICMP error for the last datagram.
             Err(_) => std::thread::sleep(SELF_TEST_TIMEOUT / 10),
         }
     }
@@ -206,7 +173,7 @@ mod tests {
             ("no-such-host.invalid", "does not resolve"),
         ] {
             let finding = checked(ip);
-            assert_eq!(finding.state, CheckState::Fail, "{ip}: {}", finding.detail);
+            assert_eq!(finding.state, StepState::Fail, "{ip}: {}", finding.detail);
             assert!(finding.detail.contains(part) && !finding.advice.is_empty(), "{ip}: {}", finding.detail);
         }
     }
@@ -215,7 +182,7 @@ mod tests {
     fn a_local_address_is_accepted_and_verified_with_a_datagram() {
         if let Some(ip) = local_address() {
             let finding = checked(&ip.to_string());
-            assert_eq!(finding.state, CheckState::Ok, "{}", finding.detail);
+            assert_eq!(finding.state, StepState::Ok, "{}", finding.detail);
             assert!(finding.detail.contains("this machine's own"), "{}", finding.detail);
         }
         let here = Udp { port: 0, ..Udp::default() };
@@ -223,18 +190,5 @@ mod tests {
         let taken = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         let busy = Udp { port: taken.local_addr().unwrap().port(), ..Udp::default() };
         assert_eq!(datagram_arrives(Ipv4Addr::LOCALHOST.into(), &busy), None);
-    }
-
-    #[test]
-    fn private_and_carrier_nat_addresses_are_recognised() {
-        for (ip, expected) in [
-            ("10.0.0.1", true),
-            ("192.168.1.1", true),
-            ("100.64.0.1", true),
-            ("100.128.0.1", false),
-            ("8.8.8.8", false),
-        ] {
-            assert_eq!(is_private(ip.parse().unwrap()), expected, "{ip}");
-        }
     }
 }

@@ -1,27 +1,12 @@
-//! What `check` shows: a table of settings, a table of servers, and what to do, for people or as JSON.
+//! The report of `check`: a table of settings, a table of servers, and advice, for people or as JSON.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::config::{Config, Source};
-use crate::text;
+use crate::tools::step_report::{StepReport, StepState};
 use crate::tools::terminal::Terminal;
-
-/// Bytes of a detail.
-const SHOWN: usize = 1000;
-
-/// What was found about one thing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum CheckState {
-    Ok,
-    /// It works, or may work, but should be looked at.
-    Warn,
-    Fail,
-    /// Not tried, or not told by what was seen.
-    Skipped,
-}
 
 /// The outcome, as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -49,14 +34,14 @@ struct ConfigOrigin {
 #[derive(Debug, Serialize)]
 pub(super) struct Finding {
     pub(super) name: &'static str,
-    pub(super) state: CheckState,
+    pub(super) state: StepState,
     pub(super) detail: String,
     /// What to do about it.
     pub(super) advice: Vec<String>,
 }
 
 impl Finding {
-    pub(super) fn new(name: &'static str, state: CheckState, detail: impl Into<String>) -> Self {
+    pub(super) fn new(name: &'static str, state: StepState, detail: impl Into<String>) -> Self {
         Self { name, state, detail: detail.into(), advice: Vec::new() }
     }
 
@@ -66,10 +51,10 @@ impl Finding {
     }
 }
 
-/// The steps of a visit to a chat server, in their order.
+/// The steps of checking a chat server, in their order.
 pub(super) const SERVER_STEPS: [&str; 6] = ["name", "tcp", "tls", "upgrade", "hello", "framing"];
 
-/// What was seen of a chat server.
+/// The result for one chat server.
 #[derive(Debug, Serialize)]
 pub(super) struct ServerReport {
     /// Its URL, without the query.
@@ -77,12 +62,12 @@ pub(super) struct ServerReport {
     /// `production` or `development`.
     pub(super) list: &'static str,
     /// The worst of the steps.
-    pub(super) state: CheckState,
-    pub(super) steps: Vec<ServerStep>,
+    pub(super) state: StepState,
+    pub(super) steps: Vec<StepReport>,
     pub(super) troubles: Vec<ServerProblem>,
 }
 
-/// What is wrong, in words, and what to do about it.
+/// What is wrong, and what to do about it.
 #[derive(Debug, Serialize)]
 pub(super) struct ServerProblem {
     pub(super) cause: String,
@@ -100,31 +85,18 @@ impl ServerProblem {
     }
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct ServerStep {
-    pub(super) step: &'static str,
-    pub(super) state: CheckState,
-    pub(super) detail: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) ms: Option<f64>,
-}
-
 impl ServerReport {
     pub(super) fn add_step(
         &mut self,
         step: &'static str,
-        state: CheckState,
-        detail: impl Into<String>,
+        state: StepState,
+        detail: impl AsRef<str>,
         took: Option<Duration>,
     ) {
-        // Microseconds are enough, and keep the JSON short.
-        let ms = took.map(|took| took.as_micros() as f64 / 1000.0);
-        // A chat server's words may be among it.
-        let detail = text::printable(&detail.into(), SHOWN).into_owned();
-        self.steps.push(ServerStep { step, state, detail, ms });
+        self.steps.push(StepReport::new(step, state, detail, took));
         self.state = match (self.state, state) {
-            (CheckState::Fail, _) | (_, CheckState::Fail) => CheckState::Fail,
-            (CheckState::Warn, _) | (_, CheckState::Warn) => CheckState::Warn,
+            (StepState::Fail, _) | (_, StepState::Fail) => StepState::Fail,
+            (StepState::Warn, _) | (_, StepState::Warn) => StepState::Warn,
             (other, _) => other,
         };
     }
@@ -132,25 +104,17 @@ impl ServerReport {
     fn step_cell(&self, name: &str) -> String {
         match self.steps.iter().find(|step| step.step == name) {
             None => "-".to_owned(),
-            Some(ServerStep { state: CheckState::Fail, .. }) => "FAIL".to_owned(),
-            Some(ServerStep { state: CheckState::Warn, .. }) => "WARN".to_owned(),
-            Some(ServerStep { state: CheckState::Skipped, .. }) => "?".to_owned(),
-            Some(ServerStep { state: CheckState::Ok, ms: Some(ms), .. }) => format!("{ms:.1} ms"),
-            Some(ServerStep { state: CheckState::Ok, detail, ms: None, .. }) => detail.clone(),
+            Some(StepReport { state: StepState::Ok, ms: Some(ms), .. }) => format!("{ms:.1} ms"),
+            Some(StepReport { state: StepState::Ok, detail, .. }) => detail.clone(),
+            Some(StepReport { state, .. }) => state.mark("?").to_owned(),
         }
-    }
-}
-
-impl CheckReport {
-    pub(super) fn to_json(&self) -> String {
-        serde_json::to_string(self).unwrap_or_else(|error| format!("{{\"error\":{:?}}}", error.to_string()))
     }
 }
 
 /// Columns of a line of advice, more or less.
 const MAX_LINE_WIDTH: usize = 100;
 
-/// Collects what is found, and shows it.
+/// Collects the findings, and shows them.
 pub(super) struct CheckReporter {
     terminal: Terminal,
     report: CheckReport,
@@ -193,7 +157,7 @@ impl CheckReporter {
         self.report.servers.push(report);
     }
 
-    /// What it does now, on a terminal.
+    /// The current activity, on a terminal.
     pub(super) fn progress(&mut self, what: &str) {
         self.terminal.redraw(&[what.to_owned()]);
     }
@@ -209,19 +173,19 @@ impl CheckReporter {
         self.report
     }
 
-    /// Shows all, and says what it comes to.
+    /// Shows all findings and the result.
     pub(super) fn finish(mut self) -> CheckReport {
         let settings = self.report.settings.iter().map(|finding| finding.state);
         let states: Vec<_> = settings.chain(self.report.servers.iter().map(|report| report.state)).collect();
-        self.report.ok = !states.contains(&CheckState::Fail);
+        self.report.ok = !states.contains(&StepState::Fail);
         self.show_settings();
         self.show_servers();
         self.show_advice();
         self.terminal.print_line("");
-        self.terminal.print_line(match (self.report.ok, states.contains(&CheckState::Warn)) {
+        self.terminal.print_line(match (self.report.ok, states.contains(&StepState::Warn)) {
             (false, _) => "Something fails.",
-            (true, true) => "Nothing fails, but look at the warnings.",
-            (true, false) => "All is well.",
+            (true, true) => "Nothing fails, but there are warnings.",
+            (true, false) => "Everything works.",
         });
         self.report
     }
@@ -230,12 +194,7 @@ impl CheckReporter {
         self.terminal.print_line("");
         self.terminal.print_line(&format!("  {:<16}  {:<6}  FOUND", "SETTING", "RESULT"));
         for finding in &self.report.settings {
-            let sign = match finding.state {
-                CheckState::Ok => "ok",
-                CheckState::Warn => "WARN",
-                CheckState::Fail => "FAIL",
-                CheckState::Skipped => "-",
-            };
+            let sign = finding.state.mark("-");
             self.terminal.print_line(&format!("  {:<16}  {sign:<6}  {}", finding.name, finding.detail));
         }
     }

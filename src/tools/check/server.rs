@@ -1,4 +1,4 @@
-//! One visit to a chat server, step by step.
+//! The check of one chat server, step by step.
 
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, mpsc};
@@ -7,36 +7,38 @@ use std::time::{Duration, Instant};
 
 use super::diagnosis::{self, ServerDiagnosis};
 use super::options::CheckOptions;
-use super::report::{CheckState, ServerReport};
+use super::report::ServerReport;
 use crate::config::{ChatServerConfig, Config, Framing};
 use crate::net::backend::blocking_client::{BlockingClient, DialReport, ServerMessage};
 use crate::proto::audio;
 use crate::proto::message::{self, Reader};
-use crate::session::{BackendClosed, DialRequest, ServerHealth};
+use crate::session::{BackendClosed, BackendStage, DialRequest, ServerHealth};
 use crate::tools::device::HELLO;
+use crate::tools::step_report::StepState;
 
 /// 20 ms of silence (RFC 6716 section 3.1: CELT only, full band, mono, one frame).
 const SILENCE_PACKET: [u8; 3] = [0xf8, 0xff, 0xfe];
 /// Packets of it: too few for a recogniser to take them for speech.
 const SILENCE_PACKET_COUNT: u32 = 5;
-/// For a server that echoes, or that speaks by itself.
+/// Wait for a server that echoes, or that speaks unasked.
 const REACTION_TIMEOUT: Duration = Duration::from_millis(800);
 /// A hello that takes longer than this is given up for another server when there is one.
 const SLOW_HELLO_THRESHOLD: Duration = Duration::from_secs(4);
-/// Binary frames that tell the framing.
+/// Binary frames kept to determine the framing.
 const MAX_FRAMES: usize = 3;
-/// For the server to agree to the close.
+/// Wait for the server's Close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Goes to chat servers in the name of a device.
+/// Checks chat servers in the name of a device.
 pub(super) struct ServerCheck<'a> {
     pub(super) config: &'a Config,
     pub(super) options: &'a CheckOptions,
 }
 
 /// What a server said before its hello, or instead of it.
-#[derive(Default)]
 pub(super) struct Conversation {
+    client: BlockingClient,
+    start: Instant,
     pub(super) hello: Option<(String, Duration)>,
     /// Texts that are no hello, the first few.
     pub(super) texts: Vec<String>,
@@ -45,22 +47,22 @@ pub(super) struct Conversation {
 }
 
 impl ServerCheck<'_> {
-    /// Resolves, dials, greets, and listens for audio.
+    /// Resolves, connects, says hello, and listens for audio.
     pub(super) fn run(&self, list: &'static str, server: &Arc<ChatServerConfig>) -> ServerReport {
         let mut report = ServerReport {
             server: server.to_string(),
             list,
-            state: CheckState::Ok,
+            state: StepState::Ok,
             steps: Vec::new(),
             troubles: Vec::new(),
         };
         if let Some((client, diagnosis)) = self.connect(server, &mut report) {
-            self.check_conversation(server, client, &mut report, &diagnosis);
+            self.check_conversation(server, Conversation::new(client), &mut report, &diagnosis);
         }
         report
     }
 
-    /// As far as an open WebSocket.
+    /// Connects up to the open WebSocket.
     fn connect<'s>(
         &'s self,
         server: &'s Arc<ChatServerConfig>,
@@ -70,16 +72,11 @@ impl ServerCheck<'_> {
         let addresses = match resolve(server, self.options.timeout) {
             Ok((addresses, took)) => {
                 let shown: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
-                report.add_step(
-                    "name",
-                    CheckState::Ok,
-                    "ok",
-                    took.filter(|_| shown != [server.host.clone()]),
-                );
+                report.add_step("name", StepState::Ok, "ok", took.filter(|_| shown != [server.host.clone()]));
                 addresses
             }
             Err(why) => {
-                report.add_step("name", CheckState::Fail, &why, None);
+                report.add_step("name", StepState::Fail, &why, None);
                 report.troubles.push(diagnosis.resolve_failed(&why));
                 return None;
             }
@@ -95,12 +92,12 @@ impl ServerCheck<'_> {
         let DialReport { stages, outcome } =
             BlockingClient::open(request, addresses, &self.config.websocket, self.options.timeout);
         for (stage, took) in stages {
-            report.add_step(step_name(stage), CheckState::Ok, "ok", Some(took));
+            report.add_step(step_name(stage), StepState::Ok, "ok", Some(took));
         }
         match outcome {
             Ok(client) => Some((client, diagnosis)),
             Err(failure) => {
-                report.add_step(step_name(failure.stage), CheckState::Fail, &failure.message, None);
+                report.add_step(step_name(failure.stage), StepState::Fail, &failure.message, None);
                 report.troubles.extend(diagnosis.dial_failed(&failure));
                 None
             }
@@ -110,19 +107,17 @@ impl ServerCheck<'_> {
     fn check_conversation(
         &self,
         server: &ChatServerConfig,
-        mut client: BlockingClient,
+        mut conversation: Conversation,
         report: &mut ServerReport,
         diagnosis: &ServerDiagnosis<'_>,
     ) {
-        let mut conversation = Conversation::default();
-        let start = Instant::now();
         match message::parse_device_hello(HELLO) {
-            Ok(hello) => client.send_text(hello.for_server(protocol_version(server))),
-            Err(error) => return report.add_step("hello", CheckState::Fail, error.to_string(), None),
+            Ok(hello) => conversation.client.send_text(hello.for_server(protocol_version(server))),
+            Err(error) => return report.add_step("hello", StepState::Fail, error.to_string(), None),
         }
-        // A server that has not bound the device says so by voice, and never says hello.
-        let until = start + self.options.timeout;
-        conversation.receive_until(&mut client, start, until, |conversation| conversation.hello.is_some());
+        // A server to which the device is not bound speaks a binding code, and never says hello.
+        let until = conversation.start + self.options.timeout;
+        conversation.receive_until(until, |conversation| conversation.hello.is_some());
         match &conversation.hello {
             Some((text, took)) => {
                 let id = message::parse_server_hello(text).session_id;
@@ -131,7 +126,7 @@ impl ServerCheck<'_> {
                     id.map_or_else(|| "without a session id".to_owned(), |id| format!("session {id}"));
                 report.add_step(
                     "hello",
-                    if slow { CheckState::Warn } else { CheckState::Ok },
+                    if slow { StepState::Warn } else { StepState::Ok },
                     detail,
                     Some(*took),
                 );
@@ -143,71 +138,56 @@ impl ServerCheck<'_> {
                 let (state, detail, problem) = diagnosis.no_hello(&conversation, self.options.timeout);
                 report.add_step("hello", state, detail, None);
                 report.troubles.push(problem);
-                if state == CheckState::Fail {
+                if state == StepState::Fail {
                     return;
                 }
             }
         }
         if conversation.closed.is_none() {
-            self.request_audio(server, &mut client, &mut conversation, start);
+            self.request_audio(server, &mut conversation);
         }
         let (state, detail, problem) = diagnosis.framing(&conversation);
         report.add_step("framing", state, detail, None);
         report.troubles.extend(problem);
         if conversation.closed.is_none() {
-            client.close(CLOSE_TIMEOUT);
+            conversation.client.close(CLOSE_TIMEOUT);
         }
     }
 
     /// Makes the server send audio: with some silence, which an echo sends back, then with a greeting, which a speaker
     /// answers.
-    fn request_audio(
-        &self,
-        server: &ChatServerConfig,
-        client: &mut BlockingClient,
-        conversation: &mut Conversation,
-        start: Instant,
-    ) {
+    fn request_audio(&self, server: &ChatServerConfig, conversation: &mut Conversation) {
         let hello =
             conversation.hello.as_ref().and_then(|(text, _)| message::parse_server_hello(text).session_id);
         let id = message::json_quote(&hello.unwrap_or_default());
         let listen = |rest: &str| format!(r#"{{"session_id":{id},"type":"listen",{rest}}}"#);
-        client.send_text(listen(r#""state":"start","mode":"manual""#));
+        conversation.client.send_text(listen(r#""state":"start","mode":"manual""#));
         for i in 0..SILENCE_PACKET_COUNT {
             let header = audio::ws_frame_header(i * 20, SILENCE_PACKET.len());
-            let framed: Vec<u8> = header.iter().chain(&SILENCE_PACKET).copied().collect();
-            client.send_audio(if server.framing == Framing::Raw { &SILENCE_PACKET } else { &framed });
+            let framed = [&header[..], &SILENCE_PACKET].concat();
+            let is_raw = server.framing == Framing::Raw;
+            conversation.client.send_audio(if is_raw { &SILENCE_PACKET } else { &framed });
         }
-        client.send_text(listen(r#""state":"stop""#));
-        conversation.receive_until(
-            client,
-            start,
-            Instant::now() + REACTION_TIMEOUT,
-            Conversation::framing_is_known,
-        );
+        conversation.client.send_text(listen(r#""state":"stop""#));
+        conversation.receive_until(Instant::now() + REACTION_TIMEOUT, Conversation::framing_is_known);
         if conversation.frames.is_empty() && conversation.closed.is_none() {
-            client.send_text(listen(r#""state":"detect","text":"你好""#));
-            conversation.receive_until(
-                client,
-                start,
-                Instant::now() + self.options.timeout,
-                Conversation::framing_is_known,
-            );
+            conversation.client.send_text(listen(r#""state":"detect","text":"你好""#));
+            let until = Instant::now() + self.options.timeout;
+            conversation.receive_until(until, Conversation::framing_is_known);
         }
     }
 }
 
 impl Conversation {
+    fn new(client: BlockingClient) -> Self {
+        let start = Instant::now();
+        Self { client, start, hello: None, texts: Vec::new(), frames: Vec::new(), closed: None }
+    }
+
     /// Listens until `until`, the end, or `enough`.
-    fn receive_until(
-        &mut self,
-        client: &mut BlockingClient,
-        start: Instant,
-        until: Instant,
-        enough: impl Fn(&Self) -> bool,
-    ) {
+    fn receive_until(&mut self, until: Instant, enough: impl Fn(&Self) -> bool) {
         while self.closed.is_none() && !enough(self) {
-            match client.receive(until) {
+            match self.client.receive(until) {
                 None => return,
                 Some(ServerMessage::Gone(gone)) => self.closed = Some(gone),
                 Some(ServerMessage::Audio(frame)) if self.frames.len() < MAX_FRAMES => {
@@ -218,13 +198,13 @@ impl Conversation {
                     let is_hello =
                         message::peek(&text, Reader::Device).is_ok_and(|peek| peek.kind == "hello");
                     if is_hello && self.hello.is_none() {
-                        self.hello = Some((text, start.elapsed()));
+                        self.hello = Some((text, self.start.elapsed()));
                     } else if self.texts.len() < diagnosis::MAX_TEXTS {
                         self.texts.push(text);
                     }
                 }
             }
-            // A server that never stops talking would keep us here.
+            // A server that sends without a pause must not extend the wait.
             if Instant::now() >= until {
                 return;
             }
@@ -237,14 +217,14 @@ impl Conversation {
     }
 }
 
-/// What the gateway says to a server of which it has learnt nothing.
+/// The protocol version for a server whose framing is not known yet.
 fn protocol_version(server: &ChatServerConfig) -> u8 {
     ServerHealth::default().protocol_version(server)
 }
 
 /// The step that a stage of the gateway's dial is shown as.
-fn step_name(stage: &'static str) -> &'static str {
-    if stage == "connect" { "tcp" } else { stage }
+fn step_name(stage: BackendStage) -> &'static str {
+    if stage == BackendStage::Connect { "tcp" } else { stage.label() }
 }
 
 /// Addresses, and how long it took to find them; IP addresses need no time.
@@ -258,7 +238,7 @@ fn resolve(
     let (answer, answered) = mpsc::channel();
     let (host, port) = (server.host.clone(), server.port);
     let start = Instant::now();
-    // The system's resolver may block for longer than anyone wants to wait; then the thread is left behind.
+    // The system's resolver may block for longer than the limit; the thread is then abandoned.
     let look_up = move || {
         let _ = answer.send((host.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>));
     };

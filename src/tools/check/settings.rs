@@ -1,8 +1,9 @@
-//! What can be said about the settings without leaving the machine.
+//! Checks of the settings that need no network.
 
-use super::report::{CheckState, Finding};
+use super::report::Finding;
 use crate::config::{Config, Tls};
 use crate::net::mqtt::certificate::Certificate;
+use crate::tools::step_report::StepState;
 
 /// A device's list of tools takes up to 8,000 bytes and its envelopes some hundred more; a packet over the limit costs the
 /// device its connection.
@@ -12,13 +13,13 @@ pub(super) fn check_settings(config: &Config) -> Vec<Finding> {
     let mut findings = vec![servers(config), signature_key(config), payload_limit(config)];
     let plain = if config.mqtt.plain { format!("MQTT {}, ", config.mqtt.port) } else { String::new() };
     let ports = format!("{plain}UDP {}, management API {}", config.udp.port, config.api.port);
-    findings.push(Finding::new("ports", CheckState::Ok, ports));
+    findings.push(Finding::new("ports", StepState::Ok, ports));
     findings.extend(certificate(&config.mqtt.tls));
-    // What these say of the key and the address is judged in its own row.
+    // The key and the address have rows of their own.
     let told = ["mqtt.signature_key", "udp.public_ip", "PUBLIC_IP"];
     for warning in config.warnings() {
         if !told.iter().any(|name| warning.starts_with(name)) {
-            findings.push(Finding::new("configuration", CheckState::Warn, warning));
+            findings.push(Finding::new("configuration", StepState::Warn, warning));
         }
     }
     findings
@@ -33,12 +34,12 @@ fn servers(config: &Config) -> Finding {
             "websocket.production_servers"
         };
         let detail = "none is configured: the built-in echo server answers with the device's own voice";
-        return Finding::new("chat servers", CheckState::Warn, detail)
+        return Finding::new("chat servers", StepState::Warn, detail)
             .with_advice(format!("name yours in {key}"));
     }
     Finding::new(
         "chat servers",
-        CheckState::Ok,
+        StepState::Ok,
         format!("{production} for production, {development} for development"),
     )
 }
@@ -49,15 +50,15 @@ fn signature_key(config: &Config) -> Finding {
                 the console (server.mqtt_signature_key) must hold the same";
     match &config.mqtt.signature_key {
         None => {
-            Finding::new(name, CheckState::Warn, "not set: every device is let in, whatever its password")
+            Finding::new(name, StepState::Warn, "not set: every device is accepted, whatever its password")
                 .with_advice(format!("set MQTT_SIGNATURE_KEY or mqtt.signature_key: {rule}"))
         }
         Some(key) => match key.weakness() {
             Some(why) => {
-                Finding::new(name, CheckState::Warn, format!("too weak for the management API: it {why}"))
+                Finding::new(name, StepState::Warn, format!("too weak for the management API: it {why}"))
                     .with_advice(rule)
             }
-            None => Finding::new(name, CheckState::Ok, "set"),
+            None => Finding::new(name, StepState::Ok, "set"),
         },
     }
 }
@@ -67,10 +68,10 @@ fn certificate(tls: &Tls) -> Option<Finding> {
     let (cert_file, key_file) = tls.files()?;
     let certificate = match Certificate::load(cert_file, key_file) {
         Ok(certificate) => certificate,
-        Err(error) => return Some(Finding::new(name, CheckState::Fail, error.to_string())),
+        Err(error) => return Some(Finding::new(name, StepState::Fail, error.to_string())),
     };
     let Some(facts) = certificate.info else {
-        return Some(Finding::new(name, CheckState::Ok, format!("port {}", tls.port)));
+        return Some(Finding::new(name, StepState::Ok, format!("port {}", tls.port)));
     };
     Some(match (facts.warnings.first(), facts.expired) {
         (None, _) => {
@@ -78,10 +79,10 @@ fn certificate(tls: &Tls) -> Option<Finding> {
                 "port {}, certificate for {}, valid until {}",
                 tls.port, facts.names, facts.expires.0
             );
-            Finding::new(name, CheckState::Ok, detail)
+            Finding::new(name, StepState::Ok, detail)
         }
-        (Some(doubt), false) => Finding::new(name, CheckState::Warn, doubt.clone()),
-        (Some(doubt), true) => Finding::new(name, CheckState::Fail, doubt.clone())
+        (Some(doubt), false) => Finding::new(name, StepState::Warn, doubt.clone()),
+        (Some(doubt), true) => Finding::new(name, StepState::Fail, doubt.clone())
             .with_advice("renew it; the gateway takes the new one from the same files by itself"),
     })
 }
@@ -89,10 +90,10 @@ fn certificate(tls: &Tls) -> Option<Finding> {
 fn payload_limit(config: &Config) -> Finding {
     let size = config.mqtt.max_payload_size;
     if size >= MIN_PAYLOAD_SIZE {
-        return Finding::new("payload limit", CheckState::Ok, format!("{size} bytes"));
+        return Finding::new("payload limit", StepState::Ok, format!("{size} bytes"));
     }
     let key = if config.node_config.is_some() { "max_mqtt_payload_size" } else { "mqtt.max_payload_size" };
-    Finding::new("payload limit", CheckState::Warn, format!("{size} bytes is too small"))
+    Finding::new("payload limit", StepState::Warn, format!("{size} bytes is too small"))
         .with_advice("a device's list of tools takes up to 8,000 bytes and its envelope, and a longer packet costs the device its connection")
         .with_advice(format!("set {key} to 65536, the default"))
 }

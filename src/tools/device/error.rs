@@ -1,10 +1,10 @@
-//! Why a simulated device got no further, in words for the person who runs it.
+//! Errors of a simulated device.
 
 use std::fmt::{self, Display};
 use std::io;
 use std::time::Duration;
 
-/// How far the device came.
+/// The step a device has reached.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum DeviceStep {
     /// The TCP connection.
@@ -28,15 +28,15 @@ pub enum DeviceStep {
 pub enum DeviceErrorKind {
     /// The system's error.
     Io(io::Error),
-    /// Nothing, for that long.
+    /// No answer within this time.
     Timeout(Duration),
     /// The end of the connection.
     Closed,
     /// A CONNACK with this return code.
     LoginRefused(u8),
-    /// No TLS, in the words of the library: the certificate was refused, the other side does not speak TLS ..
+    /// The TLS handshake failed, with the library's message.
     TlsFailed(String),
-    /// Bytes that are no MQTT packet a server sends, or not in this place.
+    /// Bytes that are not an MQTT packet from a server, or not one expected here.
     NotMqtt(String),
     /// A hello reply that a device could not use.
     BadHelloReply(String),
@@ -52,6 +52,15 @@ pub struct DeviceError {
 }
 
 impl DeviceError {
+    pub(super) fn new(step: DeviceStep, kind: DeviceErrorKind) -> Self {
+        Self { step, kind }
+    }
+
+    /// The same error, seen at another step.
+    pub(super) fn at(self, step: DeviceStep) -> Self {
+        Self { step, ..self }
+    }
+
     pub(super) fn io(step: DeviceStep, error: io::Error, waited: Duration) -> Self {
         let seen = match error.kind() {
             _ if is_timeout(&error) => DeviceErrorKind::Timeout(waited),

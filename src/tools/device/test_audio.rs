@@ -1,5 +1,5 @@
-//! The simulated device's voice: valid Opus packets that sound like nothing and carry a number and a time, so that an
-//! echo tells what was lost and how long the way took.
+//! The simulated device's audio: valid Opus packets of silence that carry a number and a time, so that an echo shows
+//! what was lost and how long the round trip took.
 
 /// Bytes of one packet: about what 60 ms of speech take.
 pub const PACKET_LEN: usize = 120;
@@ -13,7 +13,7 @@ const PADDING_LEN: u8 = (PACKET_LEN - HEADER_LEN) as u8;
 const HEADER_LEN: usize = 3;
 const MAGIC: [u8; 4] = *b"echo";
 
-/// A packet with this number, said at `micros`.
+/// A packet with this number and time.
 pub fn packet(number: u32, micros: u64) -> [u8; PACKET_LEN] {
     let mut packet = [0x55; PACKET_LEN];
     packet[..HEADER_LEN].copy_from_slice(&[TOC, FRAME_COUNT_PADDED, PADDING_LEN]);
@@ -23,7 +23,7 @@ pub fn packet(number: u32, micros: u64) -> [u8; PACKET_LEN] {
     packet
 }
 
-/// Number and time of a packet made by [`packet`], every byte of which is compared; `None` for any other voice.
+/// Number and time of a packet made by [`packet`], every byte of which is compared; `None` for any other audio.
 pub fn parse(said: &[u8]) -> Option<(u32, u64)> {
     let number = u32::from_be_bytes(*said.get(HEADER_LEN + 4..)?.first_chunk()?);
     let micros = u64::from_be_bytes(*said.get(HEADER_LEN + 8..)?.first_chunk()?);

@@ -1,7 +1,7 @@
 use super::*;
 use crate::proto::audio;
 use crate::proto::mqtt::ConnectReturnCode;
-use crate::tools::fake_gateway::{FakeGateway, GatewayScript};
+use crate::tools::tests::fake_gateway::{FakeGateway, GatewayScript};
 
 const WAIT: Duration = Duration::from_secs(10);
 

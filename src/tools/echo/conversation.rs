@@ -1,4 +1,4 @@
-//! What the echo server says: one peer's conversation, with time handed in and no socket.
+//! One peer's conversation with the echo server: pure, without a socket or a clock.
 
 use std::time::{Duration, Instant};
 
@@ -9,19 +9,19 @@ use crate::proto::message::{JsonObject, json_quote};
 /// Recording ends this long after the last frame, once it holds [`MIN_FRAMES_BEFORE_SILENCE`] frames.
 const SILENCE_TIMEOUT: Duration = Duration::from_millis(700);
 const MIN_FRAMES_BEFORE_SILENCE: usize = 5;
-/// Recording ends this long after its first frame when nobody says where the speech ends ...
+/// Recording ends this long after its first frame in mode auto ...
 const MAX_RECORDING_AUTO: Duration = Duration::from_secs(5);
-/// ... and this long when the speaker holds a button meanwhile.
+/// ... and this long in mode manual.
 const MAX_RECORDING_MANUAL: Duration = Duration::from_secs(10);
-/// Frames that come faster than real time are recorded up to this much sound.
+/// Frames that come faster than real time are recorded up to this duration.
 const MAX_RECORDED_AUDIO: Duration = Duration::from_secs(10);
 const MAX_RECORDED_BYTES: usize = 256 * 1024;
 /// From `tts start` to the first frame: the device's last frames, still on their way when it stopped listening, are
 /// echoed before the playback and not into it.
 const PLAYBACK_DELAY: Duration = Duration::from_millis(200);
-/// Frames sent ahead, so that the device has something to play while the network stutters.
+/// Frames sent ahead of real time, as a buffer against jitter.
 const PREBUFFER_FRAMES: usize = 5;
-/// What it says it recognised when no audio reached it while it listened.
+/// The text of its `stt` when no audio arrived while it listened.
 pub(in crate::tools) const NOTHING_HEARD: &str = "(nothing heard)";
 const DEFAULT_PARAMS: &str = r#"{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}"#;
 
@@ -29,7 +29,7 @@ const DEFAULT_PARAMS: &str = r#"{"format":"opus","sample_rate":16000,"channels":
 pub(super) struct Conversation {
     /// Empty until the hello.
     session_id: String,
-    /// How long one frame sounds.
+    /// The duration of one frame.
     frame_duration: Duration,
     state: ConversationState,
 }

@@ -1,23 +1,24 @@
-//! The probe's call: it speaks, listens for anything that tells how the audio fares, and reports it.
+//! The probe's call: sends audio, collects all evidence of what arrived, and reports it.
 
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::diagnosis::{Diagnosis, Evidence, diagnose, mentions_audio};
+use super::diagnosis::{AudioPath, CALL_END_HINT, Diagnosis, Evidence, diagnose, mentions_audio};
 use super::options::ProbeOptions;
-use super::report::{ProbeReporter, ProbeState, ProbeStep, RoundTripStats};
+use super::report::{LOSS, ProbeReporter, ROUND_TRIP, RoundTripStats, UDP_DOWN, UDP_UP};
 use super::{ReceivedTexts, error_text};
 use crate::proto::message::{JsonObject, json_quote};
 use crate::tools::device::{Call, CallParameters, DeviceError, SimulatedDevice};
 use crate::tools::echo::NOTHING_HEARD;
 use crate::tools::round_trip::RoundTripTest;
+use crate::tools::step_report::StepState;
 
 /// Packets sent to the host itself when the address it advertises gave no audio.
 const RETRY_PACKETS: u32 = 10;
-/// From this share of lost packets on speech breaks up.
+/// From this share of lost packets on, speech is unintelligible.
 const MAX_LOSS_RATIO: f64 = 0.1;
 
-/// A call, and what was learnt from it.
+/// A call, and what was observed in it.
 pub(super) struct ProbeCall {
     device: SimulatedDevice,
     gateway: SocketAddr,
@@ -28,48 +29,49 @@ pub(super) struct ProbeCall {
 }
 
 impl ProbeCall {
-    /// `early` came before the audio.
+    /// `early` are the texts that arrived before the audio.
     pub(super) fn new(
         device: SimulatedDevice,
         gateway: SocketAddr,
         parameters: CallParameters,
         early: ReceivedTexts,
     ) -> Self {
-        let mut round_trip = RoundTripTest::new();
+        let mut round_trip = RoundTripTest::default();
         round_trip.texts = early;
         Self { device, gateway, parameters, round_trip, recognised_text: None }
     }
 
-    /// The whole call, and what it showed.
+    /// Runs the call and reports the results.
     pub(super) fn run(mut self, options: &ProbeOptions, reporter: &mut ProbeReporter) {
-        let mut evidence = Evidence {
+        let mut path = AudioPath {
             host: self.gateway.ip(),
             advertised: self.parameters.server.clone(),
             port: self.parameters.port,
-            ..Evidence::default()
+            target: None,
         };
+        let mut evidence = Evidence::default();
         match Call::open(self.parameters.clone()) {
             Ok(mut call) => {
-                evidence.target = call.server_addr().ok().map(|address| address.ip());
+                path.target = call.server_addr().ok().map(|address| address.ip());
                 let lost = self.exchange_audio(&mut call, options, reporter).err();
                 evidence.connection_lost = lost.map(|failure| failure.kind.to_string());
                 self.collect_evidence(&call, &mut evidence);
                 let silent =
                     evidence.received == 0 && !evidence.call_ended && evidence.connection_lost.is_none();
-                // The verdict on the advertised address is fixed; the host's own address may tell why.
-                if silent && evidence.target != Some(self.gateway.ip()) {
+                // The result for the advertised address is final; the host's own address may show the reason.
+                if silent && path.target != Some(self.gateway.ip()) {
                     evidence.received_via_host = self.retry_at_host(&mut call, options, reporter).ok();
                 }
-                // The gateway may be gone: then there is nobody to say goodbye to.
+                // The gateway may have closed the connection already.
                 let _ = self.device.goodbye(&call);
             }
             Err(failure) => evidence.udp_error = Some(failure.kind.to_string()),
         }
-        self.report_results(&evidence, reporter);
+        self.report_results(&path, &evidence, reporter);
         let _ = self.device.disconnect();
     }
 
-    /// Speaks; when no audio comes, waits for words; when there are none, asks for some.
+    /// Sends audio; when none comes back, waits for messages about it; without any, asks the chat server to speak.
     fn exchange_audio(
         &mut self,
         call: &mut Call,
@@ -111,7 +113,7 @@ impl ProbeCall {
         round_trip.receive_until(device, call, until, |_| {}, |round_trip| round_trip.received > 0)
     }
 
-    /// Speaks to the address that MQTT was reached at; whether audio came.
+    /// Sends audio to the address that MQTT was reached at; true when audio came back.
     fn retry_at_host(
         &mut self,
         call: &mut Call,
@@ -143,11 +145,11 @@ impl ProbeCall {
         });
     }
 
-    fn report_results(&self, evidence: &Evidence, reporter: &mut ProbeReporter) {
-        let Diagnosis { uplink: up, downlink: down, hints } = diagnose(evidence);
-        let works = down.0 == ProbeState::Ok && up.0 == ProbeState::Ok;
-        reporter.add_step(ProbeStep::UdpUp, up.0, up.1, None);
-        reporter.add_step(ProbeStep::UdpDown, down.0, down.1, None);
+    fn report_results(&self, path: &AudioPath, evidence: &Evidence, reporter: &mut ProbeReporter) {
+        let Diagnosis { uplink: up, downlink: down, hints } = diagnose(path, evidence);
+        let works = down.0 == StepState::Ok && up.0 == StepState::Ok;
+        reporter.add_step(UDP_UP, up.0, up.1, None);
+        reporter.add_step(UDP_DOWN, down.0, down.1, None);
         for hint in hints {
             reporter.add_hint(hint);
         }
@@ -155,29 +157,23 @@ impl ProbeCall {
         reporter.set_audio(round_trip, evidence.lost_down);
         let why = if works { "not measured: the chat server does not echo" } else { "not measured" };
         if round_trip.echoed == 0 {
-            reporter.add_step(ProbeStep::RoundTrip, ProbeState::Skipped, why.into(), None);
+            reporter.skipped(ROUND_TRIP, why);
         } else {
-            reporter.add_step(
-                ProbeStep::RoundTrip,
-                ProbeState::Ok,
-                RoundTripStats::of(round_trip).to_string(),
-                None,
-            );
+            reporter.ok(ROUND_TRIP, RoundTripStats::of(round_trip).to_string(), None);
         }
         if works && (evidence.call_ended || evidence.connection_lost.is_some()) {
             let how = evidence.connection_lost.as_deref().or(evidence.error_text.as_deref());
             let how = how.unwrap_or("the gateway said goodbye");
-            reporter
-                .add_hint("The gateway's log has a line for the end of the call, with the reason.".into());
+            reporter.add_hint(CALL_END_HINT);
             let cut = format!("the call ended after {} packets: {how}", round_trip.sent);
-            reporter.add_step(ProbeStep::Loss, ProbeState::Fail, cut, None);
+            reporter.add_step(LOSS, StepState::Fail, cut, None);
         } else if round_trip.echoed == 0 {
-            reporter.add_step(ProbeStep::Loss, ProbeState::Skipped, why.into(), None);
+            reporter.skipped(LOSS, why);
         } else if works {
             self.report_loss(evidence.lost_down, reporter);
         } else {
             let why = "not measured: most of the audio went to the advertised address";
-            reporter.add_step(ProbeStep::Loss, ProbeState::Skipped, why.into(), None);
+            reporter.skipped(LOSS, why);
         }
     }
 
@@ -194,21 +190,21 @@ impl ProbeCall {
                 "{lost} of {sent} packets ({percent:.1} %), about {up} on the way up and {down} on the way down"
             ),
         };
-        let state = if share < MAX_LOSS_RATIO { ProbeState::Ok } else { ProbeState::Fail };
-        if state == ProbeState::Fail {
-            reporter.add_hint("So much loss breaks speech up: look at the Wi-Fi or mobile line here first, then at the gateway's own network.".into());
+        let state = if share < MAX_LOSS_RATIO { StepState::Ok } else { StepState::Fail };
+        if state == StepState::Fail {
+            reporter.add_hint("With this much loss speech is unintelligible: look at the Wi-Fi or mobile connection here first, then at the gateway's own network.");
         }
-        reporter.add_step(ProbeStep::Loss, state, detail, None);
+        reporter.add_step(LOSS, state, detail, None);
     }
 }
 
-/// The gateway said that no audio arrives.
+/// Whether the gateway reported that no audio arrives.
 fn gateway_reports_no_audio(round_trip: &RoundTripTest) -> bool {
     round_trip.texts.iter().filter_map(|(_, text)| error_text(text)).any(|words| mentions_audio(&words))
 }
 
-/// What the chat server said it recognised, once enough audio was sent for that. A server may say such a thing unasked
-/// right after the hello, which proves nothing.
+/// What the chat server recognised, once enough audio was sent. A server may send such a text right after the hello, which
+/// proves nothing.
 fn recognised_text(texts: &[(u32, String)], enough: u32) -> Option<String> {
     texts.iter().filter(|(sent, _)| *sent >= enough).find_map(|(_, text)| {
         let object = JsonObject::parse(text).ok()?;

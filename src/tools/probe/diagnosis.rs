@@ -1,41 +1,47 @@
-//! Which way the audio fails, judged from what was seen.
+//! Which direction of the audio fails, derived from what was observed.
 //!
-//! A device sees little: its own packets leave, and packets come or do not. That audio comes proves both ways, because a
-//! gateway learns where to send it from the audio it received. When none comes, only what the far side says in words
-//! can tell the ways apart; where that is not enough, the verdict says that it does not know.
+//! A device observes little: it sends packets, and receives packets or not. Received audio proves both directions, because
+//! a gateway learns where to send from the audio it received. When none is received, only text from the gateway or the
+//! chat server can tell the directions apart; where that is not enough, the diagnosis is "unknown".
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use super::report::ProbeState;
+use crate::tools::addresses::is_private;
+use crate::tools::step_report::StepState;
 
-/// What was seen.
-#[derive(Debug)]
-pub(super) struct Evidence {
+/// Where audio was sent.
+#[derive(Clone, Debug)]
+pub(super) struct AudioPath {
     /// The address MQTT was reached at.
     pub(super) host: IpAddr,
-    /// The host the gateway told for audio, and the port.
+    /// The host the gateway advertised for audio, and the port.
     pub(super) advertised: String,
     pub(super) port: u16,
     /// The address of `advertised`.
     pub(super) target: Option<IpAddr>,
-    /// Audio packets that came from there.
+}
+
+/// What was seen.
+#[derive(Debug, Default)]
+pub(super) struct Evidence {
+    /// Audio packets that arrived from the advertised address.
     pub(super) received: u64,
-    /// Datagrams that came and were no audio packets.
+    /// Datagrams that arrived and were not audio packets.
     pub(super) malformed: u64,
-    /// Gaps in the sequence of what came.
+    /// Gaps in the sequence of what arrived.
     pub(super) lost_down: u64,
-    /// The system there said that no program listens on the port.
+    /// The advertised host answered that nothing listens on the port.
     pub(super) port_unreachable: bool,
     pub(super) udp_error: Option<String>,
-    /// Whether audio came when it was sent to `host` instead; `None` when that was not tried.
+    /// Whether audio arrived when it was sent to `host` instead; `None` when that was not tried.
     pub(super) received_via_host: Option<bool>,
     /// What the chat server recognised in the audio.
     pub(super) recognised_text: Option<String>,
-    /// The echo chat server said that it heard nothing.
+    /// The echo chat server reported that it received no audio.
     pub(super) server_heard_nothing: bool,
     /// The chat server announced speech.
     pub(super) server_speaks: bool,
-    /// An alert's or an error's words.
+    /// The text of an alert or an error.
     pub(super) error_text: Option<String>,
     /// The gateway said goodbye before the end.
     pub(super) call_ended: bool,
@@ -43,102 +49,73 @@ pub(super) struct Evidence {
     pub(super) connection_lost: Option<String>,
 }
 
-impl Default for Evidence {
-    fn default() -> Self {
-        Self {
-            host: Ipv4Addr::UNSPECIFIED.into(),
-            advertised: String::new(),
-            port: 0,
-            target: None,
-            received: 0,
-            malformed: 0,
-            lost_down: 0,
-            port_unreachable: false,
-            udp_error: None,
-            received_via_host: None,
-            recognised_text: None,
-            server_heard_nothing: false,
-            server_speaks: false,
-            error_text: None,
-            call_ended: false,
-            connection_lost: None,
-        }
-    }
-}
-
-/// Both ways, each with a sentence, and what to look at.
+/// Both directions, each with a sentence, and what to look at.
 #[derive(Debug)]
 pub(super) struct Diagnosis {
-    pub(super) uplink: (ProbeState, String),
-    pub(super) downlink: (ProbeState, String),
+    pub(super) uplink: (StepState, String),
+    pub(super) downlink: (StepState, String),
     pub(super) hints: Vec<String>,
 }
 
-/// The first thing that is certain decides.
-pub(super) fn diagnose(evidence: &Evidence) -> Diagnosis {
-    let there = format!("{} port {}", evidence.advertised, evidence.port);
-    if evidence.received > 0 {
-        return Diagnosis {
-            uplink: (ProbeState::Ok, format!("the gateway received audio at {there}")),
-            downlink: (ProbeState::Ok, format!("{} packets came", evidence.received)),
-            hints: Vec::new(),
-        };
+impl Diagnosis {
+    fn new(
+        (uplink, up): (StepState, impl Into<String>),
+        (downlink, down): (StepState, impl Into<String>),
+        hints: Vec<String>,
+    ) -> Self {
+        Self { uplink: (uplink, up.into()), downlink: (downlink, down.into()), hints }
     }
-    if evidence.received_via_host == Some(true) {
-        return Diagnosis {
-            uplink: (
-                ProbeState::Fail,
-                format!("audio to {there} does not arrive; to {} it does", evidence.host),
-            ),
-            downlink: (ProbeState::Ok, format!("audio came when it was sent to {}", evidence.host)),
-            hints: vec![format!(
-                "Set udp.public_ip (PUBLIC_IP) of the gateway to {}, or whatever name devices reach it by; it tells them {}.",
-                evidence.host, evidence.advertised
-            )],
-        };
-    }
-    if let Some(why) = uplink_failure(evidence, &there) {
-        let down = (
-            ProbeState::Unknown,
-            "nothing came; without audio up the gateway cannot know where to send".into(),
-        );
-        return Diagnosis { uplink: (ProbeState::Fail, why), downlink: down, hints: uplink_hints(evidence) };
-    }
-    if evidence.malformed > 0 {
-        return Diagnosis {
-            uplink: (ProbeState::Unknown, format!("something at {there} answers, but not with audio")),
-            downlink: (
-                ProbeState::Fail,
-                format!("{} datagrams came that are no audio packets", evidence.malformed),
-            ),
-            hints: vec![format!(
-                "Does UDP port {} really lead to the gateway? A proxy or another program may answer there.",
-                evidence.port
-            )],
-        };
-    }
-    if let Some(text) = &evidence.recognised_text {
-        let up = (ProbeState::Ok, format!("the chat server reacted to the audio with \"{text}\""));
-        return if evidence.server_speaks {
-            let down = (ProbeState::Fail, "the chat server speaks, and no audio comes".into());
-            Diagnosis { uplink: up, downlink: down, hints: downlink_hints(evidence) }
-        } else {
-            let down =
-                (ProbeState::Unknown, "no audio came, but the chat server did not announce any".into());
-            Diagnosis { uplink: up, downlink: down, hints: vec![silent_server_hint()] }
-        };
-    }
-    inconclusive(evidence, &there)
 }
 
-/// A reason that is certain, or as good as.
-fn uplink_failure(evidence: &Evidence, there: &str) -> Option<String> {
-    if evidence.target.is_none() {
+/// The first thing that is certain decides.
+pub(super) fn diagnose(path: &AudioPath, evidence: &Evidence) -> Diagnosis {
+    use StepState::{Fail, Ok, Unknown};
+    let AudioPath { host, advertised, port, .. } = path;
+    let there = format!("{advertised} port {port}");
+    if evidence.received > 0 {
+        let up = format!("the gateway received audio at {there}");
+        return Diagnosis::new((Ok, up), (Ok, format!("{} packets arrived", evidence.received)), Vec::new());
+    }
+    if evidence.received_via_host == Some(true) {
+        let up = format!("audio to {there} does not arrive; to {host} it does");
+        let hint = format!(
+            "Set udp.public_ip (PUBLIC_IP) of the gateway to {host}, or to a name that devices reach it by; it advertises {advertised}."
+        );
+        let down = format!("audio arrived when it was sent to {host}");
+        return Diagnosis::new((Fail, up), (Ok, down), vec![hint]);
+    }
+    if let Some(why) = uplink_failure(path, evidence, &there) {
+        let down = "nothing arrived; without uplink audio the gateway does not know where to send";
+        return Diagnosis::new((Fail, why), (Unknown, down), path.uplink_hints(evidence));
+    }
+    if evidence.malformed > 0 {
+        let up = format!("something at {there} answers, but not with audio");
+        let down = format!("{} datagrams arrived that are not audio packets", evidence.malformed);
+        let hint = format!(
+            "Does UDP port {port} really lead to the gateway? A proxy or another program may answer there."
+        );
+        return Diagnosis::new((Unknown, up), (Fail, down), vec![hint]);
+    }
+    if let Some(text) = &evidence.recognised_text {
+        let up = (Ok, format!("the chat server reacted to the audio with \"{text}\""));
+        return if evidence.server_speaks {
+            Diagnosis::new(up, (Fail, "the chat server speaks, but no audio arrives"), path.downlink_hints())
+        } else {
+            let down = "no audio arrived, but the chat server did not announce any";
+            Diagnosis::new(up, (Unknown, down), vec![SILENT_SERVER_HINT.to_owned()])
+        };
+    }
+    inconclusive(path, evidence, &there)
+}
+
+/// A reason that is certain, or nearly so.
+fn uplink_failure(path: &AudioPath, evidence: &Evidence, there: &str) -> Option<String> {
+    if path.target.is_none() {
         let error = evidence.udp_error.as_deref().unwrap_or("no address");
-        return Some(format!("the advertised {} cannot be used: {error}", evidence.advertised));
+        return Some(format!("the advertised {} cannot be used: {error}", path.advertised));
     }
     if evidence.port_unreachable {
-        return Some(format!("no program listens at {there}: the host there says so"));
+        return Some(format!("no program listens at {there}: the host reports the port unreachable"));
     }
     if let Some(error) = &evidence.udp_error {
         return Some(format!("audio cannot be sent to {there}: {error}"));
@@ -146,174 +123,153 @@ fn uplink_failure(evidence: &Evidence, there: &str) -> Option<String> {
     if evidence.server_heard_nothing {
         return Some(format!("the chat server heard nothing of the audio sent to {there}"));
     }
-    if let Some(words) = evidence.error_text.as_deref().filter(|words| mentions_audio(words)) {
-        return Some(format!("the gateway says: {words}"));
+    if let Some(text) = evidence.error_text.as_deref().filter(|text| mentions_audio(text)) {
+        return Some(format!("the gateway says: {text}"));
     }
-    unreachable_from_outside(evidence).map(|why| format!("most likely: {why}"))
+    path.unreachable_reason().map(|why| format!("most likely: {why}"))
 }
 
-/// True of an alert that says that a device's audio does not arrive.
-pub(super) fn mentions_audio(words: &str) -> bool {
-    let words = words.to_lowercase();
-    ["udp", "audio", "音频", "语音"].iter().any(|sign| words.contains(sign))
+/// Whether an alert says that a device's audio does not arrive.
+pub(super) fn mentions_audio(text: &str) -> bool {
+    let text = text.to_lowercase();
+    ["udp", "audio", "音频", "语音"].iter().any(|sign| text.contains(sign))
 }
 
-/// Why the advertised address cannot be the right one for a device that reaches MQTT at `host`.
-fn unreachable_from_outside(evidence: &Evidence) -> Option<String> {
-    let (target, host) = (evidence.target?, evidence.host);
-    let advertised = &evidence.advertised;
-    if target.is_unspecified() {
-        Some(format!("the gateway advertises {advertised}, which is no address to send to"))
-    } else if target.is_loopback() && !host.is_loopback() {
-        Some(format!("the gateway advertises {advertised}, which is every device itself"))
-    } else if is_private(target) && !is_private(host) && !host.is_loopback() {
-        Some(format!(
-            "the gateway advertises {advertised}, a private address, and is reached at the public {host}"
-        ))
-    } else {
-        None
-    }
-}
-
-/// Addresses that lead nowhere from the internet (RFC 1918, RFC 6598, RFC 3927, RFC 4193, RFC 4291).
-fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => {
-            let carrier_nat = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
-            ip.is_private() || ip.is_link_local() || carrier_nat
-        }
-        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
-    }
-}
-
-fn inconclusive(evidence: &Evidence, there: &str) -> Diagnosis {
-    let mut hints = uplink_hints(evidence);
-    let (up, down);
+fn inconclusive(path: &AudioPath, evidence: &Evidence, there: &str) -> Diagnosis {
+    use StepState::Unknown;
     if let Some(lost) = &evidence.connection_lost {
-        up = format!("not known: the MQTT connection was lost meanwhile ({lost})");
-        down = "no audio came before that".into();
-        hints = vec!["The gateway's log says why it closed the connection, if it did.".into()];
-    } else if evidence.call_ended {
-        let said = evidence.error_text.as_ref().map(|words| format!(": {words}")).unwrap_or_default();
-        up = format!("not known: the gateway ended the call meanwhile{said}");
-        down = "no audio came before that".into();
-        hints = vec!["The gateway's log has a line for the end of the call, with the reason.".into()];
-    } else if evidence.server_speaks {
-        up = format!("not known: audio was sent to {there}, and nothing said that it arrived");
-        down = "the chat server speaks, and no audio comes: up or down fails, and from here it cannot be told which".into();
-        hints.extend(downlink_hints(evidence));
+        let up = format!("not known: the MQTT connection was lost meanwhile ({lost})");
+        let hint = "The gateway's log says why it closed the connection, if it did.";
+        return Diagnosis::new((Unknown, up), (Unknown, NO_AUDIO_BEFORE), vec![hint.into()]);
+    }
+    if evidence.call_ended {
+        let said = evidence.error_text.as_ref().map(|text| format!(": {text}")).unwrap_or_default();
+        let up = format!("not known: the gateway ended the call meanwhile{said}");
+        return Diagnosis::new((Unknown, up), (Unknown, NO_AUDIO_BEFORE), vec![CALL_END_HINT.into()]);
+    }
+    let up = format!("not known: audio was sent to {there}, and nothing said that it arrived");
+    let mut hints = path.uplink_hints(evidence);
+    let down = if evidence.server_speaks {
+        hints.extend(path.downlink_hints());
+        "the chat server speaks, but no audio arrives: uplink or downlink fails, and it cannot be told from here which"
     } else {
-        up = format!("not known: audio was sent to {there}, and nothing said that it arrived");
-        down = "not known: no audio came, and the chat server did not say that it sends any".into();
-        hints.push(silent_server_hint());
-    }
-    Diagnosis { uplink: (ProbeState::Unknown, up), downlink: (ProbeState::Unknown, down), hints }
+        hints.push(SILENT_SERVER_HINT.to_owned());
+        "not known: no audio arrived, and the chat server did not say that it sends any"
+    };
+    Diagnosis::new((Unknown, up), (Unknown, down), hints)
 }
 
-fn silent_server_hint() -> String {
-    "A chat server that only answers real speech says nothing to the probe's silence: run the gateway without a chat server (it echoes then) and probe again.".into()
-}
+const NO_AUDIO_BEFORE: &str = "no audio arrived before that";
+pub(super) const CALL_END_HINT: &str =
+    "The gateway's log has a line for the end of the call, with the reason.";
+const SILENT_SERVER_HINT: &str = "A chat server that only answers real speech does not answer the probe's silence: run the gateway without a chat server (it echoes then) and probe again.";
 
-fn uplink_hints(evidence: &Evidence) -> Vec<String> {
-    let (advertised, port) = (&evidence.advertised, evidence.port);
-    let mut hints = Vec::new();
-    if evidence.target.is_none() || evidence.target != Some(evidence.host) {
-        hints.push(format!(
-            "public_ip: the gateway tells devices to send audio to {advertised}, while MQTT is reached at {}. Set udp.public_ip (PUBLIC_IP) to what devices reach.",
-            evidence.host
-        ));
+impl AudioPath {
+    /// Why the advertised address cannot be the right one for a device that reaches MQTT at `host`.
+    fn unreachable_reason(&self) -> Option<String> {
+        let Self { advertised, host, .. } = self;
+        let target = self.target?;
+        let problem = if target.is_unspecified() {
+            "which is not an address to send to".to_owned()
+        } else if target.is_loopback() && !host.is_loopback() {
+            "which is every device itself".to_owned()
+        } else if is_private(target) && !is_private(*host) && !host.is_loopback() {
+            format!("a private address, and is reached at the public {host}")
+        } else {
+            return None;
+        };
+        Some(format!("the gateway advertises {advertised}, {problem}"))
     }
-    if evidence.port_unreachable {
-        hints.push(format!("Does {advertised} port {port} lead to the gateway? Its host answers, and no program listens on that UDP port there."));
-    }
-    hints.extend([
-        format!("Firewall: UDP port {port} must be open at the gateway and in its cloud's security group, for UDP and not only for TCP."),
-        format!("Container: the port must be published for UDP (-p {port}:{port}/udp)."),
-        format!("Tunnel: one that carries only TCP does not carry audio; it needs a UDP tunnel for port {port} too."),
-    ]);
-    hints
-}
 
-fn downlink_hints(evidence: &Evidence) -> Vec<String> {
-    vec![
-        "Firewall: the one here must let answers from the gateway's UDP port in.".into(),
-        format!(
-            "Address: the answers must come from {} port {}. A gateway with several addresses, behind NAT or behind a UDP proxy may send them from another.",
-            evidence.advertised, evidence.port
-        ),
-    ]
+    fn uplink_hints(&self, evidence: &Evidence) -> Vec<String> {
+        let Self { host, advertised, port, target } = self;
+        let mut hints = Vec::new();
+        if *target != Some(*host) {
+            hints.push(format!(
+                "public_ip: the gateway tells devices to send audio to {advertised}, while MQTT is reached at {host}. Set udp.public_ip (PUBLIC_IP) to an address that devices reach."
+            ));
+        }
+        if evidence.port_unreachable {
+            hints.push(format!("Does {advertised} port {port} lead to the gateway? Its host answers, but no program listens on that UDP port there."));
+        }
+        hints.extend([
+            format!("Firewall: UDP port {port} must be open at the gateway and in its cloud's security group, for UDP and not only for TCP."),
+            format!("Container: the port must be published for UDP (-p {port}:{port}/udp)."),
+            format!("Tunnel: one that carries only TCP does not carry audio; it needs a UDP tunnel for port {port} too."),
+        ]);
+        hints
+    }
+
+    fn downlink_hints(&self) -> Vec<String> {
+        let Self { advertised, port, .. } = self;
+        vec![
+            "Firewall: the one here must let answers from the gateway's UDP port in.".into(),
+            format!(
+                "Address: the answers must come from {advertised} port {port}. A gateway with several addresses, behind NAT or behind a UDP proxy may send them from another."
+            ),
+        ]
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn no_audio_evidence() -> Evidence {
-        Evidence {
-            host: [203, 0, 113, 7].into(),
-            advertised: "203.0.113.7".into(),
-            port: 8884,
-            target: Some([203, 0, 113, 7].into()),
-            ..Evidence::default()
-        }
+    fn path(host: [u8; 4], target: Option<[u8; 4]>) -> AudioPath {
+        let target = target.map(IpAddr::from);
+        AudioPath { host: host.into(), advertised: "203.0.113.7".into(), port: 8884, target }
     }
 
     #[test]
     fn each_symptom_leads_to_its_diagnosis() {
-        use ProbeState::{Fail, Ok, Unknown};
-        let at = |ip: [u8; 4]| Evidence { target: Some(ip.into()), ..no_audio_evidence() };
+        use StepState::{Fail, Ok, Unknown};
+        let none = Evidence::default;
+        let usual = Some([203, 0, 113, 7]);
         let words = |text: &str| Some(text.to_owned());
         let cases = [
-            (Evidence { received: 3, ..no_audio_evidence() }, Ok, Ok, "received audio"),
+            (usual, Evidence { received: 3, ..none() }, Ok, Ok, "received audio"),
+            (usual, Evidence { received: 3, port_unreachable: true, ..none() }, Ok, Ok, "received audio"),
             (
-                Evidence { received: 3, port_unreachable: true, ..no_audio_evidence() },
-                Ok,
-                Ok,
-                "received audio",
-            ),
-            (
-                Evidence { received_via_host: Some(true), ..at([192, 168, 1, 2]) },
+                Some([192, 168, 1, 2]),
+                Evidence { received_via_host: Some(true), ..none() },
                 Fail,
                 Ok,
                 "to 203.0.113.7 it does",
             ),
-            (Evidence { received_via_host: Some(false), ..at([192, 168, 1, 2]) }, Fail, Unknown, "private"),
-            (Evidence { target: None, ..no_audio_evidence() }, Fail, Unknown, "cannot be used"),
-            (Evidence { port_unreachable: true, ..no_audio_evidence() }, Fail, Unknown, "no program listens"),
-            (Evidence { udp_error: words("no route"), ..no_audio_evidence() }, Fail, Unknown, "no route"),
-            (Evidence { server_heard_nothing: true, ..no_audio_evidence() }, Fail, Unknown, "heard nothing"),
             (
-                Evidence { error_text: words("No UDP audio arrives"), ..no_audio_evidence() },
+                Some([192, 168, 1, 2]),
+                Evidence { received_via_host: Some(false), ..none() },
+                Fail,
+                Unknown,
+                "private",
+            ),
+            (None, none(), Fail, Unknown, "cannot be used"),
+            (usual, Evidence { port_unreachable: true, ..none() }, Fail, Unknown, "no program listens"),
+            (usual, Evidence { udp_error: words("no route"), ..none() }, Fail, Unknown, "no route"),
+            (usual, Evidence { server_heard_nothing: true, ..none() }, Fail, Unknown, "heard nothing"),
+            (
+                usual,
+                Evidence { error_text: words("No UDP audio arrives"), ..none() },
                 Fail,
                 Unknown,
                 "the gateway says",
             ),
-            (
-                Evidence { error_text: words("Low battery"), ..no_audio_evidence() },
-                Unknown,
-                Unknown,
-                "not known",
-            ),
-            (at([127, 0, 0, 1]), Fail, Unknown, "every device itself"),
-            (at([10, 0, 0, 1]), Fail, Unknown, "private"),
-            (at([100, 64, 0, 1]), Fail, Unknown, "private"),
-            (at([0, 0, 0, 0]), Fail, Unknown, "no address"),
-            (at([203, 0, 113, 8]), Unknown, Unknown, "not known"),
-            (Evidence { malformed: 2, ..no_audio_evidence() }, Unknown, Fail, "not with audio"),
-            (
-                Evidence { recognised_text: words("hi"), server_speaks: true, ..no_audio_evidence() },
-                Ok,
-                Fail,
-                "hi",
-            ),
-            (Evidence { recognised_text: words("hi"), ..no_audio_evidence() }, Ok, Unknown, "hi"),
-            (Evidence { server_speaks: true, ..no_audio_evidence() }, Unknown, Unknown, "not known"),
-            (Evidence { call_ended: true, ..no_audio_evidence() }, Unknown, Unknown, "ended the call"),
-            (Evidence { connection_lost: words("reset"), ..no_audio_evidence() }, Unknown, Unknown, "reset"),
-            (no_audio_evidence(), Unknown, Unknown, "not known"),
+            (usual, Evidence { error_text: words("Low battery"), ..none() }, Unknown, Unknown, "not known"),
+            (Some([127, 0, 0, 1]), none(), Fail, Unknown, "every device itself"),
+            (Some([10, 0, 0, 1]), none(), Fail, Unknown, "private"),
+            (Some([100, 64, 0, 1]), none(), Fail, Unknown, "private"),
+            (Some([0, 0, 0, 0]), none(), Fail, Unknown, "not an address"),
+            (Some([203, 0, 113, 8]), none(), Unknown, Unknown, "not known"),
+            (usual, Evidence { malformed: 2, ..none() }, Unknown, Fail, "not with audio"),
+            (usual, Evidence { recognised_text: words("hi"), server_speaks: true, ..none() }, Ok, Fail, "hi"),
+            (usual, Evidence { recognised_text: words("hi"), ..none() }, Ok, Unknown, "hi"),
+            (usual, Evidence { server_speaks: true, ..none() }, Unknown, Unknown, "not known"),
+            (usual, Evidence { call_ended: true, ..none() }, Unknown, Unknown, "ended the call"),
+            (usual, Evidence { connection_lost: words("reset"), ..none() }, Unknown, Unknown, "reset"),
+            (usual, none(), Unknown, Unknown, "not known"),
         ];
-        for (evidence, up, down, says) in cases {
-            let diagnosis = diagnose(&evidence);
+        for (target, evidence, up, down, says) in cases {
+            let diagnosis = diagnose(&path([203, 0, 113, 7], target), &evidence);
             assert_eq!((diagnosis.uplink.0, diagnosis.downlink.0), (up, down), "{evidence:?}: {diagnosis:?}");
             assert!(diagnosis.uplink.1.contains(says), "{evidence:?}: {diagnosis:?}");
             let all_well = (up, down) == (Ok, Ok);
@@ -323,17 +279,9 @@ mod tests {
 
     #[test]
     fn a_gateway_in_the_same_network_may_advertise_a_private_address() {
-        let home = Evidence {
-            host: [192, 168, 1, 2].into(),
-            target: Some([192, 168, 1, 2].into()),
-            ..no_audio_evidence()
-        };
-        assert_eq!(diagnose(&home).uplink.0, ProbeState::Unknown);
-        let here = Evidence {
-            host: [127, 0, 0, 1].into(),
-            target: Some([192, 168, 1, 2].into()),
-            ..no_audio_evidence()
-        };
-        assert_eq!(diagnose(&here).uplink.0, ProbeState::Unknown);
+        for host in [[192, 168, 1, 2], [127, 0, 0, 1]] {
+            let path = path(host, Some([192, 168, 1, 2]));
+            assert_eq!(diagnose(&path, &Evidence::default()).uplink.0, StepState::Unknown);
+        }
     }
 }

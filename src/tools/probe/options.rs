@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use pico_args::Arguments;
-
 use crate::net::backend::tls::TlsClient;
 use crate::proto::identity::Mac;
+use crate::tools::command_line::CommandLine;
 use crate::tools::device::Login;
-use crate::tools::round_trip::PACKET_INTERVAL;
+use crate::tools::round_trip::packets_in;
 
 /// Locally administered, and "probe" in ASCII.
 const DEFAULT_MAC: &str = "02:70:72:6f:62:65";
-/// How long to wait for what may not come.
+/// How long to wait for replies that may not come.
 pub(super) struct ProbeTimeouts {
     /// After the last packet: echoes of a slow line still count.
     pub(super) linger: Duration,
@@ -33,7 +32,7 @@ pub(super) const PROBE_TIMEOUTS: ProbeTimeouts = ProbeTimeouts {
     refusal: Duration::from_millis(200),
 };
 
-/// What to probe, as whom, and how patiently.
+/// What to probe, as which device, and with which timeouts.
 pub(super) struct ProbeOptions {
     pub(super) host: String,
     pub(super) port: u16,
@@ -50,34 +49,26 @@ pub(super) struct ProbeOptions {
 }
 
 impl ProbeOptions {
-    pub(super) fn parse(mut args: Arguments) -> Result<Self, String> {
-        let mut text = |name: &'static str| {
-            args.opt_value_from_str::<_, String>(name).map_err(|error| error.to_string())
-        };
-        let (key, password) = (text("--key")?, text("--password")?);
-        let key = key.or_else(|| std::env::var("MQTT_SIGNATURE_KEY").ok()).filter(|key| !key.is_empty());
-        let (uuid, group, client_id) = (text("--uuid")?, text("--group")?, text("--client-id")?);
-        let user_name =
-            text("--user-name")?.unwrap_or_else(|| data_encoding::BASE64.encode(br#"{"ip":"0.0.0.0"}"#));
-        let ca_file = text("--ca-file")?;
-        let mac = text("--mac")?.unwrap_or_else(|| DEFAULT_MAC.into());
+    pub(super) fn parse(mut args: CommandLine) -> Result<Self, String> {
+        let (key, password) = (args.signature_key()?, args.text("--password")?);
+        let (uuid, group, client_id) =
+            (args.text("--uuid")?, args.text("--group")?, args.text("--client-id")?);
+        let user_name = args.text("--user-name")?;
+        let user_name = user_name.unwrap_or_else(|| data_encoding::BASE64.encode(br#"{"ip":"0.0.0.0"}"#));
+        let ca_file = args.text("--ca-file")?;
+        let mac = args.text("--mac")?.unwrap_or_else(|| DEFAULT_MAC.into());
         let mac = mac.parse::<Mac>().map_err(|error| format!("--mac: found {mac:?}: {error}"))?;
-        let seconds = parse_whole_number(&mut args, "--seconds", 3600)?;
-        let packets = parse_whole_number(&mut args, "--packets", 60_000)?;
-        let timeout = parse_whole_number(&mut args, "--timeout", 60)?.unwrap_or(5);
-        let (json, tls) = (args.contains("--json"), args.contains("--tls"));
-        if seconds.is_some() && packets.is_some() {
-            return Err("--seconds and --packets mean the same: give one of them".into());
-        }
-        let seconds_as_packets =
-            |seconds| (Duration::from_secs(seconds).as_millis() / PACKET_INTERVAL.as_millis()) as u32;
-        let packets = packets.unwrap_or_else(|| seconds_as_packets(seconds.unwrap_or(3).into()));
-
-        let target: String =
-            args.opt_free_from_str().map_err(|error| error.to_string())?.ok_or("which host?")?;
-        if let Some(unknown) = args.finish().first() {
-            return Err(format!("unknown argument {}", unknown.to_string_lossy()));
-        }
+        let packets = match (args.whole_number("--seconds", 3600)?, args.whole_number("--packets", 60_000)?) {
+            (Some(_), Some(_)) => {
+                return Err("--seconds and --packets mean the same: give one of them".into());
+            }
+            (_, Some(packets)) => packets,
+            (seconds, None) => packets_in(seconds.unwrap_or(3)),
+        };
+        let timeout = Duration::from_secs(args.whole_number("--timeout", 60)?.unwrap_or(5).into());
+        let (json, tls) = (args.flag("--json"), args.flag("--tls"));
+        let target = args.free()?.ok_or("which host?")?;
+        args.finish()?;
         let tls = tls || target.starts_with("mqtts://");
         if tls && !cfg!(feature = "tls") {
             return Err("this program was built without TLS: use a build with the feature \"tls\", which is on by default".into());
@@ -98,7 +89,6 @@ impl ProbeOptions {
         });
         let mut login = Login::signed(client_id, user_name, key.as_deref().map(str::as_bytes));
         login.password = password.or(login.password);
-        let timeout = Duration::from_secs(timeout.into());
         Ok(Self {
             host,
             port,
@@ -124,21 +114,11 @@ impl ProbeOptions {
 
 fn read_ca_file(file: &str) -> Result<Vec<u8>, String> {
     let pem = std::fs::read(file).map_err(|error| format!("--ca-file: cannot read {file}: {error}"))?;
-    // A bundle without certificates would look like a certificate that nobody vouches for.
+    // A bundle without certificates would look like a certificate from an unknown authority.
     TlsClient::new(Some(pem.clone()), false)
         .prepare()
         .map_err(|error| format!("--ca-file {file}: {error}"))?;
     Ok(pem)
-}
-
-fn parse_whole_number(args: &mut Arguments, name: &'static str, most: u32) -> Result<Option<u32>, String> {
-    let Some(text) = args.opt_value_from_str::<_, String>(name).map_err(|error| error.to_string())? else {
-        return Ok(None);
-    };
-    match text.parse() {
-        Ok(number) if (1..=most).contains(&number) => Ok(Some(number)),
-        _ => Err(format!("{name}: found {text:?}, allowed: a whole number from 1 to {most}")),
-    }
 }
 
 /// `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address, after a scheme or not.

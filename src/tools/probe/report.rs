@@ -1,4 +1,4 @@
-//! What the probe shows: one line for each step while it runs, and the same as JSON.
+//! The probe's report: one line for each step while it runs, and the same as JSON.
 
 use std::fmt::{self, Display};
 use std::time::{Duration, Instant};
@@ -7,67 +7,25 @@ use serde::Serialize;
 
 use super::ProbeFailed;
 use super::options::ProbeOptions;
-use crate::text;
 use crate::tools::round_trip::RoundTripTest;
+use crate::tools::step_report::{StepReport, StepState, milliseconds};
 use crate::tools::terminal::Terminal;
 
-/// Bytes of a detail.
-const SHOWN: usize = 1000;
+/// The steps in their order: the name in JSON, and the one that is shown.
+pub(super) const TCP: ProbeStep = ("tcp", "TCP");
+pub(super) const TLS: ProbeStep = ("tls", "TLS");
+pub(super) const MQTT: ProbeStep = ("mqtt", "MQTT");
+pub(super) const AUTHENTICATION: ProbeStep = ("authentication", "authentication");
+pub(super) const HELLO: ProbeStep = ("hello", "hello");
+pub(super) const UDP_UP: ProbeStep = ("udp_up", "UDP up");
+pub(super) const UDP_DOWN: ProbeStep = ("udp_down", "UDP down");
+pub(super) const ROUND_TRIP: ProbeStep = ("round_trip", "round trip");
+pub(super) const LOSS: ProbeStep = ("loss", "loss");
 
-/// The steps, in their order.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum ProbeStep {
-    Tcp,
-    Tls,
-    Mqtt,
-    Authentication,
-    Hello,
-    UdpUp,
-    UdpDown,
-    RoundTrip,
-    Loss,
-}
+const PROBE_STEPS: [ProbeStep; 9] =
+    [TCP, TLS, MQTT, AUTHENTICATION, HELLO, UDP_UP, UDP_DOWN, ROUND_TRIP, LOSS];
 
-const PROBE_STEPS: [ProbeStep; 9] = [
-    ProbeStep::Tcp,
-    ProbeStep::Tls,
-    ProbeStep::Mqtt,
-    ProbeStep::Authentication,
-    ProbeStep::Hello,
-    ProbeStep::UdpUp,
-    ProbeStep::UdpDown,
-    ProbeStep::RoundTrip,
-    ProbeStep::Loss,
-];
-
-impl ProbeStep {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Tcp => "TCP",
-            Self::Tls => "TLS",
-            Self::Mqtt => "MQTT",
-            Self::Authentication => "authentication",
-            Self::Hello => "hello",
-            Self::UdpUp => "UDP up",
-            Self::UdpDown => "UDP down",
-            Self::RoundTrip => "round trip",
-            Self::Loss => "loss",
-        }
-    }
-}
-
-/// What is known about a step.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum ProbeState {
-    Ok,
-    Fail,
-    /// It was tried, and what was seen fits both.
-    Unknown,
-    /// Not tried or not measured.
-    Skipped,
-}
+pub(super) type ProbeStep = (&'static str, &'static str);
 
 /// The outcome, as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -79,15 +37,6 @@ pub(super) struct ProbeReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     audio: Option<AudioReport>,
     hints: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct StepReport {
-    step: ProbeStep,
-    state: ProbeState,
-    detail: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ms: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -112,7 +61,7 @@ pub(super) struct RoundTripStats {
 
 impl RoundTripStats {
     pub(super) fn of(round_trip: &RoundTripTest) -> Self {
-        let ms = |share| round_trip.percentile(share).map_or(0.0, ms);
+        let ms = |share| round_trip.percentile(share).map_or(0.0, milliseconds);
         Self { median: ms(0.5), p99: ms(0.99), worst: ms(1.0) }
     }
 }
@@ -123,19 +72,18 @@ impl Display for RoundTripStats {
     }
 }
 
+#[cfg(test)]
 impl ProbeReport {
     pub(super) fn to_json(&self) -> String {
-        serde_json::to_string(self).unwrap_or_else(|error| format!("{{\"error\":{:?}}}", error.to_string()))
+        crate::tools::step_report::to_json(self)
     }
 
-    #[cfg(test)]
     pub(super) fn hints(&self) -> &[String] {
         &self.hints
     }
 
-    #[cfg(test)]
     #[allow(clippy::unwrap_used)]
-    pub(super) fn state(&self, name: ProbeStep) -> ProbeState {
+    pub(super) fn state(&self, (name, _): ProbeStep) -> StepState {
         self.steps.iter().find(|line| line.step == name).map(|line| line.state).unwrap()
     }
 }
@@ -162,36 +110,43 @@ impl ProbeReporter {
 
     pub(super) fn add_step(
         &mut self,
-        step: ProbeStep,
-        state: ProbeState,
-        detail: String,
+        (name, label): ProbeStep,
+        state: StepState,
+        detail: impl AsRef<str>,
         took: Option<Duration>,
     ) {
-        // The gateway's words, or its chat server's, may be among it.
-        let detail = text::printable(&detail, SHOWN).into_owned();
-        let ms = took.map(ms);
+        let step = StepReport::new(name, state, detail, took);
         let sign = match state {
-            ProbeState::Ok => " ok ",
-            ProbeState::Fail => "FAIL",
-            ProbeState::Unknown => " ?? ",
-            ProbeState::Skipped => " -- ",
+            StepState::Ok => " ok ",
+            StepState::Warn => "WARN",
+            StepState::Fail => "FAIL",
+            StepState::Unknown => " ?? ",
+            StepState::Skipped => " -- ",
         };
-        let took = ms.map(|ms| format!(" ({ms:.1} ms)")).unwrap_or_default();
-        self.terminal.print_line(&format!("  [{sign}] {:<15} {detail}{took}", step.label()));
-        self.report.steps.push(StepReport { step, state, detail, ms });
+        let took = step.ms.map(|ms| format!(" ({ms:.1} ms)")).unwrap_or_default();
+        self.terminal.print_line(&format!("  [{sign}] {label:<15} {}{took}", step.detail));
+        self.report.steps.push(step);
+    }
+
+    pub(super) fn ok(&mut self, step: ProbeStep, detail: impl AsRef<str>, took: Option<Duration>) {
+        self.add_step(step, StepState::Ok, detail, took);
+    }
+
+    pub(super) fn skipped(&mut self, step: ProbeStep, why: &str) {
+        self.add_step(step, StepState::Skipped, why, None);
     }
 
     /// The step that the probe ends with.
-    pub(super) fn fail(&mut self, step: ProbeStep, detail: String) -> ProbeFailed {
-        self.add_step(step, ProbeState::Fail, detail, None);
+    pub(super) fn fail(&mut self, step: ProbeStep, detail: impl AsRef<str>) -> ProbeFailed {
+        self.add_step(step, StepState::Fail, detail, None);
         ProbeFailed
     }
 
-    pub(super) fn add_hint(&mut self, hint: String) {
-        self.report.hints.push(hint);
+    pub(super) fn add_hint(&mut self, hint: impl Into<String>) {
+        self.report.hints.push(hint.into());
     }
 
-    /// What it does now: in place on a terminal, a line of its own elsewhere.
+    /// The current activity: redrawn in place on a terminal, else a line of its own.
     pub(super) fn progress(&mut self, what: &str) {
         if self.terminal.is_interactive() {
             self.terminal.redraw(&[format!("  [ .. ] {what}")]);
@@ -217,22 +172,22 @@ impl ProbeReporter {
         self.report.audio = Some(AudioReport { sent, received, echoed, lost_down, round_trip_ms });
     }
 
-    /// Fills in what was not reached, and says what it comes to.
+    /// Adds the steps that were not reached, and shows the result.
     pub(super) fn finish(mut self) -> ProbeReport {
         let tls = self.tls;
-        for step in PROBE_STEPS.into_iter().filter(|step| tls || *step != ProbeStep::Tls) {
-            if !self.report.steps.iter().any(|line| line.step == step) {
-                self.add_step(step, ProbeState::Skipped, "not reached".into(), None);
+        for step in PROBE_STEPS.into_iter().filter(|step| tls || *step != TLS) {
+            if !self.report.steps.iter().any(|line| line.step == step.0) {
+                self.skipped(step, "not reached");
             }
         }
-        let all = |states: &[ProbeState]| self.report.steps.iter().all(|line| states.contains(&line.state));
-        self.report.ok = all(&[ProbeState::Ok, ProbeState::Skipped]);
-        let failed = !all(&[ProbeState::Ok, ProbeState::Skipped, ProbeState::Unknown]);
+        let all = |states: &[StepState]| self.report.steps.iter().all(|line| states.contains(&line.state));
+        self.report.ok = all(&[StepState::Ok, StepState::Skipped]);
+        let failed = !all(&[StepState::Ok, StepState::Skipped, StepState::Unknown]);
         self.terminal.print_line("");
         self.terminal.print_line(match (self.report.ok, failed) {
             (true, _) => "A device's call works from here.",
             (false, true) => "Something fails.",
-            (false, false) => "Not everything could be told from here.",
+            (false, false) => "Not everything could be determined from here.",
         });
         if !self.report.hints.is_empty() {
             self.terminal.print_line("");
@@ -243,9 +198,4 @@ impl ProbeReporter {
         }
         self.report
     }
-}
-
-fn ms(duration: Duration) -> f64 {
-    // Microseconds are enough, and keep the JSON short.
-    duration.as_micros() as f64 / 1000.0
 }

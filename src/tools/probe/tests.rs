@@ -1,13 +1,15 @@
 use std::time::Duration;
 
 use super::options::{PROBE_TIMEOUTS, ProbeTimeouts, split_target};
-use super::report::ProbeReport;
+use super::report::{LOSS, ProbeReport, ROUND_TRIP, UDP_DOWN, UDP_UP};
 use super::*;
 use crate::proto::mqtt::ConnectReturnCode;
-use crate::tools::fake_gateway::{FakeGateway, GatewayScript};
+use crate::tools::command_line::CommandLine;
+use crate::tools::step_report::StepState;
+use crate::tools::tests::fake_gateway::{FakeGateway, GatewayScript};
 
 fn options(args: &[&str]) -> Result<ProbeOptions, String> {
-    ProbeOptions::parse(Arguments::from_vec(args.iter().map(Into::into).collect()))
+    ProbeOptions::parse(CommandLine::new(args))
 }
 
 fn probe_report(script: GatewayScript, args: &[&str]) -> ProbeReport {
@@ -38,8 +40,8 @@ fn a_working_gateway_passes_every_step() {
 #[test]
 fn loss_is_reported() {
     let report = probe_report(GatewayScript { drop_every: 3, ..GatewayScript::default() }, &[]);
-    assert_eq!(report.state(ProbeStep::UdpDown), ProbeState::Ok);
-    assert_eq!(report.state(ProbeStep::Loss), ProbeState::Fail);
+    assert_eq!(report.state(UDP_DOWN), StepState::Ok);
+    assert_eq!(report.state(LOSS), StepState::Fail);
     assert!(!report.ok);
 }
 
@@ -60,7 +62,7 @@ fn each_failing_direction_is_reported() {
     let refused =
         GatewayScript { advertised_udp: Some(("127.0.0.1", closed.port())), ..GatewayScript::default() };
     let silent = GatewayScript { drop_every: 1, ..GatewayScript::default() };
-    use ProbeState::{Fail, Ok, Unknown};
+    use StepState::{Fail, Ok, Unknown};
     let cases = [
         ("down", down, Ok, Fail),
         ("up", up, Fail, Unknown),
@@ -72,7 +74,7 @@ fn each_failing_direction_is_reported() {
     let threads = cases.map(|(name, script, up, down)| {
         std::thread::spawn(move || {
             let report = probe_report(script, &[]);
-            let states = (report.state(ProbeStep::UdpUp), report.state(ProbeStep::UdpDown));
+            let states = (report.state(UDP_UP), report.state(UDP_DOWN));
             assert_eq!(states, (up, down), "{name}: {}", report.to_json());
             assert!(!report.ok && !report.hints().is_empty(), "{name}");
         })
@@ -85,8 +87,8 @@ fn each_failing_direction_is_reported() {
 #[test]
 fn a_call_that_ends_early_is_reported() {
     let report = probe_report(GatewayScript { hang_up_after: 3, ..GatewayScript::default() }, &[]);
-    assert_eq!(report.state(ProbeStep::UdpDown), ProbeState::Ok);
-    assert_eq!(report.state(ProbeStep::Loss), ProbeState::Fail, "{}", report.to_json());
+    assert_eq!(report.state(UDP_DOWN), StepState::Ok);
+    assert_eq!(report.state(LOSS), StepState::Fail, "{}", report.to_json());
     assert!(!report.ok);
 }
 
@@ -98,8 +100,8 @@ fn a_wrong_public_ip_is_confirmed_at_the_host_address() {
         GatewayScript { advertised_udp: Some(("127.0.0.2", 0)), ..GatewayScript::default() },
         &[],
     );
-    let states = [ProbeStep::UdpUp, ProbeStep::UdpDown, ProbeStep::Loss].map(|name| report.state(name));
-    assert_eq!(states, [ProbeState::Fail, ProbeState::Ok, ProbeState::Skipped], "{}", report.to_json());
+    let states = [UDP_UP, UDP_DOWN, LOSS].map(|name| report.state(name));
+    assert_eq!(states, [StepState::Fail, StepState::Ok, StepState::Skipped], "{}", report.to_json());
     assert!(report.hints()[0].contains("to 127.0.0.1"), "{:?}", report.hints());
 }
 
@@ -108,7 +110,7 @@ fn a_server_that_speaks_but_does_not_echo_passes() {
     let script = GatewayScript { drop_every: 1, speech_packets: 3, ..GatewayScript::default() };
     let report = probe_report(script, &[]);
     assert!(report.ok, "{}", report.to_json());
-    assert_eq!(report.state(ProbeStep::RoundTrip), ProbeState::Skipped);
+    assert_eq!(report.state(ROUND_TRIP), StepState::Skipped);
 }
 
 #[test]
@@ -121,12 +123,10 @@ fn failures_before_audio_are_reported() {
         after_hello: &[r#"{"type":"alert","message":"no server"}"#, r#"{"type":"goodbye"}"#],
         ..GatewayScript::default()
     };
-    for (script, step) in
-        [(refused, ProbeStep::Authentication), (http, ProbeStep::Mqtt), (ended, ProbeStep::Hello)]
-    {
+    for (script, step) in [(refused, AUTHENTICATION), (http, MQTT), (ended, HELLO)] {
         let report = probe_report(script, &[]);
-        assert_eq!(report.state(step), ProbeState::Fail, "{}", report.to_json());
-        assert_eq!(report.state(ProbeStep::UdpUp), ProbeState::Skipped);
+        assert_eq!(report.state(step), StepState::Fail, "{}", report.to_json());
+        assert_eq!(report.state(UDP_UP), StepState::Skipped);
         assert!(!report.ok);
     }
 }

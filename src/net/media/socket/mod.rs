@@ -21,7 +21,7 @@ mod portable;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 use portable::BatchIo;
 
-/// The most datagrams one [`Datagrams::receive`] returns.
+/// The most datagrams one [`AudioSocket::receive`] returns.
 pub const BATCH: usize = 32;
 
 /// The most datagrams that wait for a full socket.
@@ -62,7 +62,7 @@ pub struct DatagramInfo {
     pub local: Option<IpAddr>,
 }
 
-/// The outcome of [`Datagrams::flush`].
+/// The outcome of [`AudioSocket::flush`].
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
 pub struct Flushed {
     /// Datagrams the system has taken.

@@ -1,11 +1,11 @@
-//! What must hold, after each decision and at any time.
+//! The invariants of the model.
 
 use std::time::{Duration, Instant};
 
 use super::{Core, DecisionSummary, Input, MAX_TIMER_DELAY_MS, Model, WebSocketState};
 
 impl Model {
-    /// What must hold between the call before and after this decision.
+    /// Checks the call before and after a decision.
     pub(super) fn check_transition(
         &mut self,
         now: Instant,
@@ -30,7 +30,7 @@ impl Model {
             assert!(!connected_now || !call.tts_active, "speech is ended");
         }
         if greeted {
-            assert!(call.to_server.is_empty(), "nothing waits for a server that is there");
+            assert!(call.to_server.is_empty(), "no text waits for a live server");
         }
         if connected && !connected_now {
             call.to_device.iter_mut().for_each(|due| due.2 = true);
@@ -52,15 +52,15 @@ impl Model {
             WebSocketState::None | WebSocketState::Open { .. } => {}
         }
         let Some(call) = &self.call else {
-            return assert_eq!(self.ws, WebSocketState::None, "a WebSocket of nobody");
+            return assert_eq!(self.ws, WebSocketState::None, "a WebSocket without a call");
         };
-        assert!(core.deadline().is_some(), "a call always waits for something");
+        assert!(core.deadline().is_some(), "a call always has a deadline");
         if core.is_closed() {
-            assert!(call.closing, "a call without an owner");
+            assert!(call.closing, "a closed session keeps only a closing call");
         }
         if self.ws == WebSocketState::None {
             let next = core.deadline().expect("checked above");
-            assert!(next <= now + Duration::from_secs(30), "a call without a server gets one");
+            assert!(next <= now + Duration::from_secs(30), "a call without a server dials again");
         }
         if !self.is_connected() || call.closing {
             return;

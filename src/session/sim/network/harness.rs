@@ -1,31 +1,31 @@
-//! What the shell does for cores and for calls between devices, and what must hold whenever it has done it.
+//! The shell's part in the simulated network: it carries out actions and the effects of calls between devices, and checks them.
 
 use std::net::SocketAddr;
 
 use super::*;
 
-/// More than any core may keep: its queues are full.
+/// More bytes than a core with full queues retains.
 pub(super) const MAX_RETAINED_BYTES: usize = 1024 * 1024;
 
-/// One session of a device: its connection, its core, its chat server's connection.
+/// One session of a device: its connection, its core and its WebSocket.
 pub(super) struct NetworkSession {
     pub(super) core: Core,
     pub(super) device: usize,
     pub(super) connected: bool,
     pub(super) websocket: Option<NetworkWebSocket>,
-    /// When the last that the device sent arrives.
+    /// When the last message of the device arrives.
     pub(super) last_uplink_arrival: Instant,
     pub(super) since: Instant,
-    /// Another session took its device.
+    /// Another session replaced this one.
     pub(super) replaced: bool,
 }
 
-/// A chat server's connection, or the attempt at one.
+/// A WebSocket to a chat server, open or being opened.
 pub(super) struct NetworkWebSocket {
     pub(super) number: u64,
     pub(super) url: String,
     pub(super) open: bool,
-    /// When the last that the server sent arrives.
+    /// When the last message of the server arrives.
     pub(super) last_downlink_arrival: Instant,
     pub(super) hello_sent: bool,
     pub(super) dialled_at: Instant,
@@ -48,51 +48,42 @@ impl NetworkSession {
     }
 }
 
-/// A call that was granted; its place in the list is its ssrc.
+/// A call. Its index in the list is its ssrc.
 pub(super) struct NetworkCall {
     pub(super) device: usize,
     pub(super) key: [u8; 16],
     /// The id in the hello reply.
     pub(super) session_id: Option<String>,
-    /// Datagrams the device sent, and the newest that was let through.
+    /// The number of datagrams that the device sent, and the highest accepted one.
     pub(super) datagrams_sent: u32,
     last_sequence_accepted: u32,
     pub(super) ended: bool,
-    /// Datagrams for the device.
+    /// The number of datagrams for the device.
     datagrams_received: u32,
-    /// The device hung up: it expects no goodbye.
+    /// The device hung up, so it gets no goodbye.
     hung_up: bool,
     goodbyes: u32,
 }
 
 impl SimulatedNetwork {
-    /// A new connection: it takes over a call, or replaces the older one, as in `net::admission`.
+    /// A new connection: it continues the call of the older one, or replaces that connection, as in `net::gateway::admission`.
     pub(super) fn connect(&mut self, device: usize) {
         let mac_ = mac(device).underscored();
         let id = format!("GID_test@@@{mac_}@@@{mac_}");
-        let mut newer = Core::new([192, 0, 2, device as u8].into(), self.now);
-        let mut out = Vec::new();
-        let mut cx = Context {
-            now: self.now,
-            config: &self.config,
-            servers: &mut self.servers,
-            ids: &self.ids,
-            out: &mut out,
-        };
-        newer.on_packet(super::connect(&id), &mut cx);
-        assert_eq!(out, [Action::Admit]);
+        let newer = self.shell.connect([192, 0, 2, device as u8].into(), connect_packet(&id, 0));
         let older = self.session_by_device[device];
-        let keep = !self.config.mqtt.resume_grace.is_zero();
+        let keep = !self.shell.config.mqtt.resume_grace.is_zero();
         if let Some(older) = older.filter(|s| keep && self.sessions[*s].core.has_call()) {
             self.log(format_args!("[{older}] device {device} is back"));
             self.coverage.insert("resumed");
-            // What the older connection had under way is lost with it.
+            // Messages in flight on the older connection are lost.
             self.in_flight.retain(|_, message| !matches!(message, InFlight::Text(s, _) | InFlight::Disconnect(s) | InFlight::ConnectionLost(s) if *s == older));
-            (self.sessions[older].connected, self.sessions[older].last_uplink_arrival) = (true, self.now);
+            (self.sessions[older].connected, self.sessions[older].last_uplink_arrival) =
+                (true, self.shell.now);
             return self.drive(older, |core, cx| core.take_over(newer, cx));
         }
         let s = self.sessions.len();
-        self.sessions.push(NetworkSession::new(newer, device, self.now));
+        self.sessions.push(NetworkSession::new(newer, device, self.shell.now));
         self.session_by_device[device] = Some(s);
         self.log(format_args!("[{s}] device {device} connects"));
         if let Some(older) = older {
@@ -109,7 +100,7 @@ impl SimulatedNetwork {
                 if let Some(ssrc) = self.sessions[s].core.ssrc().filter(|_| text.contains("goodbye")) {
                     self.calls[ssrc as usize].hung_up = true;
                 }
-                // What belongs to no call is answered with a goodbye that ends none.
+                // A message outside a call is answered with a goodbye that ends no call.
                 let stray = !self.sessions[s].core.has_call();
                 let before: u32 = self.calls.iter().map(|call| call.goodbyes).sum();
                 self.drive(s, |core, cx| core.on_packet(publish_packet(text.as_bytes()), cx));
@@ -129,18 +120,15 @@ impl SimulatedNetwork {
             InFlight::DialResult(s, number, outcome) if self.is_current_websocket(s, number) => match outcome
             {
                 Ok(()) => {
-                    let now = self.now;
+                    let now = self.shell.now;
                     let ws = self.websocket(s);
                     (ws.open, ws.opened_at) = (true, now);
                     self.sessions[s].core.on_backend_connecting();
                     self.drive(s, Core::on_backend_open);
                 }
                 Err(stage) => {
-                    self.coverage.extend((stage == "resolve").then_some("resolve failed"));
-                    self.close_websocket(
-                        s,
-                        BackendClosed::Failed(BackendFailure { stage, message: "broken".to_owned() }),
-                    );
+                    self.coverage.extend((stage == BackendStage::Resolve).then_some("resolve failed"));
+                    self.close_websocket(s, BackendClosed::Failed(BackendFailure::new(stage, "broken")));
                 }
             },
             InFlight::ServerText(s, number, text)
@@ -152,11 +140,8 @@ impl SimulatedNetwork {
             InFlight::ServerAudio(s, number, n)
                 if self.is_current_websocket(s, number) && self.websocket(s).open =>
             {
-                let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
-                let core = &mut self.sessions[s].core;
-                let frame = frame(n);
-                match core.downlink(&frame, &mut out, &self.config, &mut self.servers, self.now) {
-                    Ok(Some(encrypted)) => self.check_encrypted(s, &out[..encrypted.datagram_len]),
+                match self.shell.downlink(&mut self.sessions[s].core, &frame(n)) {
+                    Ok(Some((_, datagram))) => self.check_encrypted(s, &datagram),
                     Ok(None) => self.drive(s, Core::release_held),
                     Err(_) => {}
                 }
@@ -164,7 +149,7 @@ impl SimulatedNetwork {
             InFlight::ServerClosed(s, number, gone) if self.is_current_websocket(s, number) => {
                 self.close_websocket(s, gone)
             }
-            // It comes to a connection that is no more.
+            // Its connection is closed.
             _ => {}
         }
     }
@@ -179,7 +164,7 @@ impl SimulatedNetwork {
     }
 
     fn websocket(&mut self, s: usize) -> &mut NetworkWebSocket {
-        self.sessions[s].websocket.as_mut().expect("it is present")
+        self.sessions[s].websocket.as_mut().expect("it was checked before")
     }
 
     fn uplink(&mut self, ssrc: u32, mut datagram: Vec<u8>) {
@@ -188,8 +173,7 @@ impl SimulatedNetwork {
         };
         let from = SocketAddr::new(self.sessions[s].core.ip(), 4_000);
         let sequence = UdpHeader::parse(&datagram).unwrap().sequence;
-        let peer = UdpPeer { addr: from, local_ip: None };
-        let outcome = self.sessions[s].core.uplink(peer, &mut datagram, &self.config, self.now);
+        let outcome = self.shell.uplink(&mut self.sessions[s].core, from, &mut datagram);
         let call = &mut self.calls[ssrc as usize];
         let expected = match sequence.cmp(&call.last_sequence_accepted) {
             std::cmp::Ordering::Greater => None,
@@ -197,14 +181,14 @@ impl SimulatedNetwork {
         };
         match outcome {
             Err(DropReason::Duplicate | DropReason::Late | DropReason::TooOld) => {
-                assert!(expected.is_some(), "a new packet was taken for an old one");
+                assert!(expected.is_some(), "a new packet was not accepted");
                 self.coverage.insert("twice");
                 return;
             }
             Err(DropReason::NoServer) => call.last_sequence_accepted = sequence,
             Err(other) => panic!("{other:?}"),
             Ok(_) => {
-                assert!(expected.is_none(), "each packet once, and only forwards");
+                assert!(expected.is_none(), "each packet is accepted once and in order");
                 call.last_sequence_accepted = sequence;
             }
         }
@@ -213,7 +197,7 @@ impl SimulatedNetwork {
             Ok(Uplink::OtherDevice(payload)) => self.relay(s, &datagram[HEADER_LEN..HEADER_LEN + payload]),
             Ok(Uplink::Silence) => {
                 let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
-                if let Ok(encrypted) = self.sessions[s].core.ringing_silence(&mut out, &self.config) {
+                if let Ok(encrypted) = self.sessions[s].core.ringing_silence(&mut out, &self.shell.config) {
                     self.check_encrypted(s, &out[..encrypted.datagram_len]);
                 }
             }
@@ -222,16 +206,19 @@ impl SimulatedNetwork {
     }
 
     fn relay(&mut self, s: usize, opus: &[u8]) {
-        let peer = self.device_calls.peer(mac(self.sessions[s].device)).expect("who talks has a peer");
+        let peer =
+            self.device_calls.peer(mac(self.sessions[s].device)).expect("a connected device has a peer");
         let other = self.session_of(peer).expect("it has a session");
         let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
-        if let Ok(encrypted) = self.sessions[other].core.relay(opus, &mut out, &self.config, self.now) {
+        if let Ok(encrypted) =
+            self.sessions[other].core.relay(opus, &mut out, &self.shell.config, self.shell.now)
+        {
             self.coverage.insert("talked");
             self.check_encrypted(other, &out[..encrypted.datagram_len]);
         }
     }
 
-    /// One datagram that leaves for the device of this session.
+    /// Checks one datagram for the device of this session.
     fn check_encrypted(&mut self, s: usize, bytes: &[u8]) {
         let header = UdpHeader::parse(bytes).unwrap();
         assert_eq!(self.sessions[s].core.ssrc(), Some(header.ssrc), "encrypted for its own device");
@@ -244,26 +231,17 @@ impl SimulatedNetwork {
 
     // ----- actions ------------------------------------------------------------------------------------------------
 
-    /// Lets a core decide, does what it says, and sees that each call that ended by it was ended properly.
+    /// Lets a core decide, carries out its actions, and checks that each ended call got its goodbye.
     pub(super) fn drive(&mut self, s: usize, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
         let mut out = Vec::new();
-        let mut cx = Context {
-            now: self.now,
-            config: &self.config,
-            servers: &mut self.servers,
-            ids: &self.ids,
-            out: &mut out,
-        };
-        decide(&mut self.sessions[s].core, &mut cx);
+        self.shell.decide(&mut self.sessions[s].core, &mut out, decide);
         let connected = self.sessions[s].connected;
         let mut ended = Vec::new();
         for action in out {
-            if let Some(trail) = &mut self.trace {
-                trail.push(format!("{:>8} [{s}]   {action:?}", (self.now - self.start).as_millis()));
-            }
+            self.log(format_args!("[{s}]   {action:?}"));
             self.coverage.extend(coverage_point(&action));
             if let Action::CallEnded(summary) = &action {
-                ended.push((summary.ssrc.expect("it was granted") as usize, summary.reason));
+                ended.push((summary.ssrc.expect("it has credentials") as usize, summary.reason));
             }
             self.apply_action(s, action);
         }
@@ -301,7 +279,7 @@ impl SimulatedNetwork {
                     .websocket
                     .as_ref()
                     .filter(|ws| ws.open)
-                    .expect("said to somebody")
+                    .expect("an open WebSocket")
                     .number;
                 if text.contains(r#""hello""#) && self.rng.percent(90) {
                     let id = self.rng.percent(80).then(|| format!(r#","session_id":"srv-{number}""#));
@@ -311,9 +289,9 @@ impl SimulatedNetwork {
             }
             Action::SendPing => {
                 let url =
-                    self.sessions[s].websocket.as_ref().map(|ws| ws.url.clone()).expect("pinged somebody");
+                    self.sessions[s].websocket.as_ref().map(|ws| ws.url.clone()).expect("an open WebSocket");
                 if !self.servers_down.contains(&url) {
-                    self.sessions[s].core.on_backend_activity(self.now);
+                    self.sessions[s].core.on_backend_activity(self.shell.now);
                 }
             }
             Action::CloseBackend(_) => self.sessions[s].websocket = None,
@@ -323,7 +301,7 @@ impl SimulatedNetwork {
             }
             Action::SendDatagram(_, bytes) => self.check_encrypted(s, &bytes),
             Action::CallEnded(summary) => {
-                let ssrc = summary.ssrc.expect("it was granted") as usize;
+                let ssrc = summary.ssrc.expect("it has credentials") as usize;
                 assert!(!std::mem::replace(&mut self.calls[ssrc].ended, true), "a call ends once");
                 assert!(self.sessions[s].websocket.is_none(), "no WebSocket outlives its call");
                 if matches!(summary.state, CallState::Ringing | CallState::InDeviceCall) {
@@ -347,17 +325,20 @@ impl SimulatedNetwork {
     }
 
     fn on_publish(&mut self, s: usize, text: &str) {
-        assert!(self.sessions[s].connected && !self.sessions[s].replaced, "told to nobody: {text}");
+        assert!(
+            self.sessions[s].connected && !self.sessions[s].replaced,
+            "sent to a closed connection: {text}"
+        );
         let value: serde_json::Value = serde_json::from_str(text).unwrap();
         let call = self.sessions[s].core.ssrc().map(|ssrc| ssrc as usize);
         match value["type"].as_str() {
             Some("hello") => {
                 let id = value["session_id"].as_str().unwrap().to_owned();
                 let key = value["udp"]["key"].as_str().unwrap();
-                // When all servers have failed, the hello's own call is over already.
+                // If all servers have failed, the call of this hello has ended already.
                 let told =
                     self.calls.iter_mut().rev().find(|call| data_encoding::HEXLOWER.encode(&call.key) == key);
-                let told = told.expect("a key that was minted");
+                let told = told.expect("a known key");
                 assert_eq!(told.session_id.replace(id), None, "one hello reply per call");
                 assert!(self.keys_sent.insert(told.key), "no key is used for two hellos");
             }
@@ -370,7 +351,7 @@ impl SimulatedNetwork {
                     .find(|call| call.session_id.as_deref() == Some(id) && !call.ended);
                 match (named, call) {
                     (Some(named), _) => named.goodbyes += 1,
-                    // An answer to what came without a call, or after it was hung up.
+                    // The answer to a message outside a call, or after the device hung up.
                     (None, call) => assert!(call.is_none_or(|ssrc| self.calls[ssrc].hung_up), "{text}"),
                 }
             }
@@ -379,12 +360,12 @@ impl SimulatedNetwork {
     }
 
     fn dial(&mut self, s: usize, url: String) {
-        assert!(self.sessions[s].websocket.is_none(), "the one before is hung up first");
+        assert!(self.sessions[s].websocket.is_none(), "the previous WebSocket is closed first");
         self.serial += 1;
         let number = self.serial;
-        let (open, greeted, now) = (false, false, self.now);
+        let (open, greeted, now) = (false, false, self.shell.now);
         let answered = self.sessions[s].core.call().is_some_and(|call| call.session_id.is_some());
-        let others = self.config.websocket.production.iter().any(|server| server.url != url);
+        let others = self.shell.config.websocket.production.iter().any(|server| server.url != url);
         let ws = NetworkWebSocket {
             number,
             open,
@@ -397,11 +378,11 @@ impl SimulatedNetwork {
         };
         self.sessions[s].websocket = Some(ws);
         let outcome = match self.rng.below(20) {
-            // The resolver, the server's network or the server says nothing for ever.
+            // The resolver, the network or the server never answers.
             0..2 => return,
-            2 => Err("resolve"),
-            _ if self.servers_down.contains(&url) => Err("connect"),
-            3 => Err("upgrade"),
+            2 => Err(BackendStage::Resolve),
+            _ if self.servers_down.contains(&url) => Err(BackendStage::Connect),
+            3 => Err(BackendStage::Upgrade),
             _ => Ok(()),
         };
         self.send_from_server(s, InFlight::DialResult(s, number, outcome));
@@ -447,17 +428,4 @@ impl SimulatedNetwork {
             self.drive(s, decide);
         }
     }
-}
-
-/// The name of this turn of events, if it has one.
-fn coverage_point(action: &Action) -> Option<&'static str> {
-    match action {
-        Action::CallEnded(summary) => Some(summary.reason.label()),
-        Action::Log(LogEvent::Redialled { .. }) => Some("redialled"),
-        _ => None,
-    }
-}
-
-fn publish_packet(payload: &[u8]) -> Packet<'_> {
-    Packet::Publish(Publish { topic: "device-server", payload, retain: false })
 }

@@ -1,4 +1,4 @@
-//! What must hold at any time.
+//! The invariants of the network.
 
 use super::harness::MAX_RETAINED_BYTES;
 use super::*;
@@ -14,22 +14,22 @@ impl SimulatedNetwork {
             );
             assert!(
                 session.core.is_finished() || !session.core.is_closed() || session.core.deadline().is_some(),
-                "{s} waits for nothing"
+                "{s} has no deadline"
             );
             assert!(
                 !session.core.is_finished() || session.core.deadline().is_none(),
-                "{s} is over and waits for something"
+                "{s} is finished and has a deadline"
             );
             let idle = session.connected && !session.replaced && session.core.ssrc().is_none();
             if idle && !session.core.is_present() {
                 let timeout = Duration::from_millis(10_000 + 2 * MAX_TIMER_DELAY_MS);
-                assert!(self.now <= session.since + timeout, "{s} has said nothing for too long");
+                assert!(self.shell.now <= session.since + timeout, "{s} has sent no CONNECT for too long");
             }
             if let Some(leave_at) = self.drain_deadline.filter(|_| idle) {
-                let due = session.core.deadline().is_some_and(|at| at <= self.now);
+                let due = session.core.deadline().is_some_and(|at| at <= self.shell.now);
                 assert!(
-                    due || self.now <= leave_at + Duration::from_millis(2 * MAX_TIMER_DELAY_MS),
-                    "{s} stays in a drain"
+                    due || self.shell.now <= leave_at + Duration::from_millis(2 * MAX_TIMER_DELAY_MS),
+                    "{s} is still connected while draining"
                 );
             }
             let asked = self.pending_commands.values().filter(|(session, _)| *session == s);
@@ -38,36 +38,40 @@ impl SimulatedNetwork {
                 let (since, ms) = if ws.open { (ws.opened_at, 4_000) } else { (ws.dialled_at, 3_000) };
                 let live = session.core.call().is_some_and(|call| call.state == CallState::Live);
                 let until = since + Duration::from_millis(ms + 2 * MAX_TIMER_DELAY_MS);
-                assert!(live || self.now <= until, "a dial ends for the sake of another server");
+                assert!(live || self.shell.now <= until, "a dial ends in time if there is another server");
             }
             if let Some(ws) = &session.websocket {
                 let late = Duration::from_millis(8_500 + 2 * MAX_TIMER_DELAY_MS);
                 assert!(
                     ws.hello_sent
-                        || self.now <= ws.dialled_at + late
+                        || self.shell.now <= ws.dialled_at + late
                         || session.core.call().is_some_and(|call| call.state == CallState::Live),
                     "every dial ends"
                 );
-                assert!(session.core.ssrc().is_some(), "a WebSocket of nobody");
+                assert!(session.core.ssrc().is_some(), "a WebSocket without a call");
             }
             if let Some(ssrc) = session.core.ssrc() {
                 owners[ssrc as usize] += 1;
-                assert!(session.core.deadline().is_some(), "a call always waits for something");
+                assert!(session.core.deadline().is_some(), "a call always has a deadline");
             }
         }
         let timeout = Duration::from_millis(5_000 + 2 * MAX_TIMER_DELAY_MS);
         assert!(
-            self.pending_commands.values().all(|(_, since)| self.now <= *since + timeout),
-            "operators are answered in 5 s"
+            self.pending_commands.values().all(|(_, since)| self.shell.now <= *since + timeout),
+            "commands end within 5 s"
         );
         for (ssrc, call) in self.calls.iter().enumerate() {
-            assert_eq!(owners[ssrc], u32::from(!call.ended), "call {ssrc} has one owner while it lasts");
+            assert_eq!(
+                owners[ssrc],
+                u32::from(!call.ended),
+                "call {ssrc} belongs to one session until it ends"
+            );
         }
         for device in 0..DEVICES {
             let core = self.session_by_device[device].map(|s| &self.sessions[s].core);
             let Some(peer) = self.device_calls.peer(mac(device)) else { continue };
             assert_eq!(self.device_calls.peer(peer), Some(mac(device)), "both or none");
-            assert!(core.is_some_and(Core::is_in_device_call), "who talks is in a call");
+            assert!(core.is_some_and(Core::is_in_device_call), "a connected device is in a call");
         }
     }
 }

@@ -14,30 +14,30 @@ const SSRC: u32 = 0x0102_0304;
 
 /// How it behaves. The default is a gateway that works, with an echo server behind it.
 #[derive(Clone)]
-pub(super) struct GatewayScript {
-    pub(super) connack_code: ConnectReturnCode,
+pub(in crate::tools) struct GatewayScript {
+    pub(in crate::tools) connack_code: ConnectReturnCode,
     /// Instead of everything else, these bytes in answer to the first.
-    pub(super) raw_reply: Option<&'static [u8]>,
+    pub(in crate::tools) raw_reply: Option<&'static [u8]>,
     /// `None`: the audio socket's own. Port 0: the audio socket's.
-    pub(super) advertised_udp: Option<(&'static str, u16)>,
+    pub(in crate::tools) advertised_udp: Option<(&'static str, u16)>,
     /// Instead of the hello reply.
-    pub(super) hello_reply: Option<&'static str>,
+    pub(in crate::tools) hello_reply: Option<&'static str>,
     /// Sent right after the hello reply.
-    pub(super) after_hello: &'static [&'static str],
+    pub(in crate::tools) after_hello: &'static [&'static str],
     /// Audio from the device is received.
-    pub(super) receives_audio: bool,
+    pub(in crate::tools) receives_audio: bool,
     /// Audio to the device is sent.
-    pub(super) sends_audio: bool,
+    pub(in crate::tools) sends_audio: bool,
     /// Every nth packet is not echoed; 0 = all are.
-    pub(super) drop_every: u32,
+    pub(in crate::tools) drop_every: u32,
     /// Says goodbye after this many packets; 0 = never.
-    pub(super) hang_up_after: u32,
+    pub(in crate::tools) hang_up_after: u32,
     /// Sent on `listen` stop, when audio was received and when none was.
-    pub(super) on_listen_stop: (&'static [&'static str], &'static [&'static str]),
+    pub(in crate::tools) on_listen_stop: (&'static [&'static str], &'static [&'static str]),
     /// Audio packets that the server says on `listen` detect.
-    pub(super) speech_packets: usize,
+    pub(in crate::tools) speech_packets: usize,
     /// Sent on `listen` detect.
-    pub(super) on_detect: &'static [&'static str],
+    pub(in crate::tools) on_detect: &'static [&'static str],
 }
 
 impl Default for GatewayScript {
@@ -60,13 +60,13 @@ impl Default for GatewayScript {
 }
 
 /// A running gateway; its thread ends with the device's connection.
-pub(super) struct FakeGateway {
-    pub(super) addr: SocketAddr,
+pub(in crate::tools) struct FakeGateway {
+    pub(in crate::tools) addr: SocketAddr,
     thread: JoinHandle<()>,
 }
 
 impl FakeGateway {
-    pub(super) fn start(script: GatewayScript) -> Self {
+    pub(in crate::tools) fn start(script: GatewayScript) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let addr = listener.local_addr().unwrap();
         let thread = thread::spawn(move || {
@@ -77,7 +77,7 @@ impl FakeGateway {
     }
 
     /// Waits for the end, so that a failed assertion in the thread fails the test.
-    pub(super) fn join(self) {
+    pub(in crate::tools) fn join(self) {
         self.thread.join().unwrap();
     }
 }

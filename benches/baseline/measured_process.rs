@@ -1,7 +1,7 @@
-//! What is measured: the gateway or the baseline, each as a process of its own on a core of its own.
+//! The measured process, gateway or baseline, on its own core.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
@@ -13,14 +13,15 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::load::{KEY, Outcome};
+use super::process::{cpu_time, free_tcp_port, free_udp_port};
 
-/// The core of what is measured, and that of the load.
+/// The cores of the measured process and of the load.
 const CORES: [usize; 2] = [0, 1];
 
-/// Whose cost is measured.
+/// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Subject {
-    /// With the microseconds it waits before each poll.
+    /// With the microseconds that it waits before each poll.
     Baseline(u32),
     /// With its `udp.coalesce_max_us`.
     Gateway(u32),
@@ -60,7 +61,7 @@ pub(crate) struct MeasuredProcess {
     folder: PathBuf,
 }
 
-/// Kilobytes of a process that are in memory: all, and those that are no file's.
+/// Resident memory of a process: all, and anonymous.
 #[derive(Clone, Copy)]
 pub(crate) struct ProcessMemory {
     pub(crate) rss_kib: f64,
@@ -70,7 +71,7 @@ pub(crate) struct ProcessMemory {
 impl MeasuredProcess {
     pub(crate) fn start(subject: Subject, chat: SocketAddr) -> Outcome<Self> {
         let [mqtt, api] = [free_tcp_port()?, free_tcp_port()?];
-        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let udp = free_udp_port()?;
         let folder = std::env::temp_dir().join(format!("baseline-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
         let mut command = match subject {
@@ -98,7 +99,7 @@ impl MeasuredProcess {
         };
         let log = fs::File::create(folder.join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        // The child inherits where its parent runs.
+        // The child inherits its parent's core.
         pin_to_core(CORES[0]);
         let begin = Instant::now();
         let child = command.spawn()?;
@@ -110,7 +111,7 @@ impl MeasuredProcess {
         Ok(target)
     }
 
-    /// Tries until a device is let in.
+    /// Retries until a device can log in.
     fn wait_for_login(&mut self, begin: Instant) -> Outcome<()> {
         loop {
             if let Ok(mut stream) = TcpStream::connect(self.mqtt) {
@@ -134,12 +135,7 @@ impl MeasuredProcess {
 
     /// The processor time of all its threads so far, in microseconds: the first number of schedstat is nanoseconds.
     pub(crate) fn cpu_us(&self) -> f64 {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).into_iter().flatten().flatten();
-        let spent = tasks.filter_map(|task| {
-            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-            text.split(' ').next()?.parse::<f64>().ok()
-        });
-        spent.sum::<f64>() / 1000.0
+        cpu_time(self.child.id(), None).map_or(f64::NAN, |time| time.as_nanos() as f64 / 1000.0)
     }
 
     pub(crate) fn memory(&self) -> Outcome<ProcessMemory> {
@@ -151,7 +147,7 @@ impl MeasuredProcess {
         Ok(ProcessMemory { rss_kib: value("Rss:"), anonymous_kib: value("Anonymous:") })
     }
 
-    /// How many turns of the gateway took up to how many seconds, cumulated, as /metrics tells.
+    /// The cumulative histogram of the duration of loop iterations, in seconds, from /metrics.
     pub(crate) fn iteration_histogram(&self) -> Outcome<Vec<(f64, f64)>> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.api))?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
@@ -176,19 +172,15 @@ impl MeasuredProcess {
 
 impl Drop for MeasuredProcess {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
-/// Moves this thread, and what it starts, to one core; where there is only one, they share it.
+/// Moves this thread and its children to one core; on a machine with one core all share it.
 fn pin_to_core(core: usize) {
     let mut set = CpuSet::new();
     let _ = set.set(core).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-}
-
-fn free_tcp_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }

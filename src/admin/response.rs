@@ -1,0 +1,116 @@
+//! Responses of the management API.
+
+/// What a client is waiting for before it sends the body (RFC 9110 section 15.2.1).
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// The media type of the body.
+    pub content_type: &'static str,
+    /// A field of its own, with its value: `Allow` and the like.
+    pub extra_header: Option<(&'static str, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    /// A JSON text.
+    pub fn json(status: u16, body: impl Into<String>) -> Self {
+        Self {
+            status,
+            content_type: "application/json; charset=utf-8",
+            extra_header: None,
+            body: body.into().into_bytes(),
+        }
+    }
+
+    /// Text or HTML of this media type.
+    pub fn text(content_type: &'static str, body: impl Into<String>) -> Self {
+        Self { content_type, ..Self::json(200, body) }
+    }
+
+    /// With a header field of its own.
+    #[must_use]
+    pub fn with_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.extra_header = Some((name, value.into()));
+        self
+    }
+
+    /// Appends the answer's bytes: without the body in answer to HEAD, which is told its length all the same (RFC 9110
+    /// section 9.3.2).
+    pub fn write(&self, out: &mut Vec<u8>, keep_alive: bool, head_only: bool) {
+        let connection = if keep_alive { "keep-alive" } else { "close" };
+        let head = format!(
+            "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: {connection}\r\n\
+             Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n",
+            self.status,
+            reason_phrase(self.status),
+            self.content_type,
+            self.body.len(),
+        );
+        out.extend_from_slice(head.as_bytes());
+        if let Some((name, value)) = &self.extra_header {
+            out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
+        if !head_only {
+            out.extend_from_slice(&self.body);
+        }
+    }
+}
+
+/// The phrase for a status (RFC 9110 section 15).
+fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        202 => "Accepted",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        413 => "Content Too Large",
+        417 => "Expectation Failed",
+        422 => "Unprocessable Content",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        503 => "Service Unavailable",
+        _ => "Unknown",
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_response_is_valid_http_1_1() {
+        let response =
+            Response::error(405, "method", "No \"such\" method.").with_header("Allow", "GET, HEAD");
+        for (head_only, body) in [(false, response.body.as_slice()), (true, b"")] {
+            let mut out = Vec::new();
+            response.write(&mut out, !head_only, head_only);
+            let mut fields = [httparse::EMPTY_HEADER; 16];
+            let mut read = httparse::Response::new(&mut fields);
+            let httparse::Status::Complete(length) = read.parse(&out).unwrap() else { panic!() };
+            assert_eq!((read.code, read.reason), (Some(405), Some("Method Not Allowed")));
+            let value = |name| {
+                let field = read.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name)).unwrap();
+                str::from_utf8(field.value).unwrap()
+            };
+            assert_eq!(value("content-length"), response.body.len().to_string());
+            assert_eq!(value("allow"), "GET, HEAD");
+            assert_eq!(value("connection"), if head_only { "close" } else { "keep-alive" });
+            assert_eq!(&out[length..], body);
+        }
+        let json: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
+        assert_eq!(json["error"], "No \"such\" method.");
+    }
+}

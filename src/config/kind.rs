@@ -1,0 +1,325 @@
+//! The kinds of values that keys have: for each, how it is read from the file's JSON and how it is written.
+
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::LevelFilter;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::chat_server::is_host_name;
+use super::error::Problem;
+use super::value::JsonValue;
+use super::{ChatServerConfig, Framing, Network, PeerPolicy, PublicIp, Secret, UrlError};
+use crate::proto::identity::Mac;
+
+/// How one kind of value is read and written.
+pub(super) struct Kind<T> {
+    read: Box<Read<T>>,
+    write: Box<dyn Fn(&T) -> Value>,
+}
+
+/// Gives what can be read, and adds what is wrong to the problems. A list may do both.
+type Read<T> = dyn Fn(&JsonValue<'_>, &mut Vec<Problem>) -> Option<T>;
+
+impl<T: 'static> Kind<T> {
+    fn new(
+        read: impl Fn(&JsonValue<'_>) -> Result<T, Problem> + 'static,
+        write: impl Fn(&T) -> Value + 'static,
+    ) -> Self {
+        let read = move |value: &JsonValue<'_>, problems: &mut Vec<Problem>| {
+            read(value).map_err(|problem| problems.push(problem)).ok()
+        };
+        Self { read: Box::new(read), write: Box::new(write) }
+    }
+
+    /// A string in the file.
+    fn string(
+        allowed: impl Into<String>,
+        parse: impl Fn(&str) -> Option<T> + 'static,
+        format: impl Fn(&T) -> String + 'static,
+    ) -> Self {
+        let allowed = allowed.into();
+        let read = move |value: &JsonValue<'_>| {
+            let text: Option<String> = value.deserialize().ok();
+            text.and_then(|text| parse(&text)).ok_or_else(|| value.invalid(allowed.clone()))
+        };
+        Self::new(read, move |value| Value::String(format(value)))
+    }
+
+    /// A list of such values. One that is refused is left out.
+    fn list(self, allowed: &'static str) -> Kind<Vec<T>> {
+        let Self { read, write } = self;
+        let read_list = move |value: &JsonValue<'_>, problems: &mut Vec<Problem>| {
+            let items = value.items(allowed).map_err(|problem| problems.push(problem)).ok()?;
+            Some(items.iter().filter_map(|item| read(item, problems)).collect())
+        };
+        Kind { read: Box::new(read_list), write: Box::new(move |items| items.iter().map(&write).collect()) }
+    }
+
+    fn map<U: 'static>(self, into: impl Fn(T) -> U + 'static, from: impl Fn(&U) -> T + 'static) -> Kind<U> {
+        let Self { read, write } = self;
+        Kind {
+            read: Box::new(move |value, problems| read(value, problems).map(&into)),
+            write: Box::new(move |value| write(&from(value))),
+        }
+    }
+
+    /// Reads a value into `target`, which keeps its own when this one is refused.
+    pub(super) fn read_into(&self, value: &JsonValue<'_>, target: &mut T, problems: &mut Vec<Problem>) {
+        if let Some(found) = (self.read)(value, problems) {
+            *target = found;
+        }
+    }
+
+    pub(super) fn write(&self, value: &T) -> Value {
+        (self.write)(value)
+    }
+}
+
+fn plain<T: DeserializeOwned + Serialize + 'static>(allowed: &'static str) -> Kind<T> {
+    Kind::new(move |value| value.deserialize().map_err(|_| value.invalid(allowed)), |value| json!(value))
+}
+
+pub(super) fn boolean() -> Kind<bool> {
+    plain("true or false")
+}
+
+pub(super) fn port() -> Kind<u16> {
+    plain("a whole number from 0 to 65535")
+}
+
+pub(super) fn ip() -> Kind<IpAddr> {
+    plain("an IPv4 or IPv6 address to listen on, such as \"0.0.0.0\" or \"::\"")
+}
+
+fn in_range<T: DeserializeOwned + PartialOrd + Display + 'static>(
+    what: &'static str,
+    range: RangeInclusive<T>,
+    write: impl Fn(&T) -> Value + 'static,
+) -> Kind<T> {
+    let read = move |value: &JsonValue<'_>| {
+        let number = value.deserialize().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| value.invalid(format!("{what} from {} to {}", range.start(), range.end())))
+    };
+    Kind::new(read, write)
+}
+
+pub(super) fn whole_number<T>(range: RangeInclusive<T>) -> Kind<T>
+where
+    T: DeserializeOwned + Serialize + PartialOrd + Display + 'static,
+{
+    in_range("a whole number", range, |number| json!(number))
+}
+
+pub(super) fn number(range: RangeInclusive<u32>) -> Kind<f64> {
+    in_range("a number", f64::from(*range.start())..=f64::from(*range.end()), |number| {
+        // Whole numbers without a fraction, as people write them.
+        match number.fract() == 0.0 && (0.0..1e9).contains(number) {
+            true => json!(*number as u64),
+            false => json!(number),
+        }
+    })
+}
+
+/// A number of seconds, fractions allowed.
+pub(super) fn seconds(range: RangeInclusive<u32>) -> Kind<Duration> {
+    number(range).map(Duration::from_secs_f64, Duration::as_secs_f64)
+}
+
+pub(super) fn millis(range: RangeInclusive<u64>) -> Kind<Duration> {
+    whole_number(range).map(Duration::from_millis, |duration| duration.as_millis() as u64)
+}
+
+pub(super) fn micros(range: RangeInclusive<u64>) -> Kind<Duration> {
+    whole_number(range).map(Duration::from_micros, |duration| duration.as_micros() as u64)
+}
+
+/// A path; an empty one is none.
+pub(super) fn path() -> Kind<Option<PathBuf>> {
+    Kind::string(
+        "a path, \"\" for none",
+        |text| Some((!text.is_empty()).then(|| PathBuf::from(text))),
+        |path| path.as_ref().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+    )
+}
+
+pub(super) fn networks() -> Kind<Vec<Network>> {
+    const ALLOWED: &str = "a network such as \"10.0.0.0/8\" or \"2001:db8::/32\", or an IP address";
+    Kind::string(ALLOWED, |text| text.parse().ok(), Network::to_string).list("a list of networks")
+}
+
+pub(super) fn macs() -> Kind<Vec<Mac>> {
+    const ALLOWED: &str = "a MAC address such as \"aa:bb:cc:dd:ee:ff\"";
+    Kind::string(ALLOWED, |text| text.parse().ok(), Mac::to_string).list(MACS_ALLOWED)
+}
+
+pub(super) const MACS_ALLOWED: &str = "a list of MAC addresses";
+
+/// The address of the management listener.
+pub(super) fn api_host() -> Kind<Option<IpAddr>> {
+    Kind::string(
+        "\"auto\", or an IPv4 or IPv6 address to listen on",
+        |text| if text == "auto" { Some(None) } else { text.parse().ok().map(Some) },
+        |host| host.as_ref().map_or_else(|| "auto".to_owned(), IpAddr::to_string),
+    )
+}
+
+pub(super) fn public_ip() -> Kind<PublicIp> {
+    let parse = |text: &str| match text.parse() {
+        _ if text.eq_ignore_ascii_case("auto") => Some(PublicIp::Auto),
+        Ok(ip) => Some(PublicIp::Ip(ip)),
+        Err(_) => is_host_name(text).then(|| PublicIp::Host(text.to_owned())),
+    };
+    Kind::string("\"auto\", an IP address or a host name, without a port", parse, PublicIp::to_string)
+}
+
+/// One of some words, in any case.
+fn one_of<T: Copy + PartialEq>(words: &'static [(&'static str, T)]) -> Kind<T> {
+    let allowed = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+    let parse = |text: &str| {
+        words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|(_, meaning)| *meaning)
+    };
+    let format = |value: &T| {
+        words.iter().find(|(_, meaning)| meaning == value).map_or("", |(word, _)| word).to_owned()
+    };
+    Kind::string(allowed, parse, format)
+}
+
+pub(super) fn peer_policy() -> Kind<PeerPolicy> {
+    one_of(&[("adaptive", PeerPolicy::Adaptive), ("strict", PeerPolicy::Strict)])
+}
+
+fn framing() -> Kind<Framing> {
+    one_of(&[("auto", Framing::Auto), ("header", Framing::Header), ("raw", Framing::Raw)])
+}
+
+pub(super) fn level() -> Kind<LevelFilter> {
+    Kind::string(LEVELS, parse_level, |level| level.as_str().to_lowercase())
+}
+
+/// What [`parse_level`] accepts, for error messages and the help text.
+pub const LEVELS: &str = "off, error, warn, info, debug, trace";
+
+/// The log level of this name, in any case; `warning` and `fatal` are understood too.
+pub fn parse_level(name: &str) -> Option<LevelFilter> {
+    match name.to_ascii_lowercase().as_str() {
+        "warning" => Some(LevelFilter::Warn),
+        "fatal" => Some(LevelFilter::Error),
+        name => name.parse().ok(),
+    }
+}
+
+/// A string that no message shows; an empty one is no secret.
+pub(super) fn secret() -> Kind<Option<Secret>> {
+    secret_where("a string, empty for none", |_| true)
+}
+
+/// A token that callers show: hard to guess, and something an HTTP header can hold.
+pub(super) fn token() -> Kind<Option<Secret>> {
+    secret_where("16 or more visible ASCII characters without spaces, empty for none", |text| {
+        text.is_empty() || text.len() >= 16 && text.bytes().all(|byte| byte.is_ascii_graphic())
+    })
+}
+
+fn secret_where(allowed: &'static str, is_good: fn(&str) -> bool) -> Kind<Option<Secret>> {
+    let read = move |value: &JsonValue<'_>| match value.deserialize::<String>() {
+        Ok(text) if is_good(&text) => Ok(Secret::new(&text)),
+        Ok(_) => Err(value.invalid_redacted("a text that is not shown", allowed)),
+        Err(_) => Err(value.invalid_redacted(value.json_type(), allowed)),
+    };
+    Kind::new(read, |secret| json!(secret.as_ref().map_or("", |secret| &secret.0)))
+}
+
+/// The text of an object, without its white space.
+pub(super) fn object() -> Kind<String> {
+    let read = |value: &JsonValue<'_>| {
+        let object: Result<serde_json::Map<String, Value>, _> = value.deserialize();
+        object.map(|object| Value::from(object).to_string()).map_err(|_| value.invalid("an object"))
+    };
+    Kind::new(read, |text| serde_json::from_str(text).unwrap_or_else(|_| json!({})))
+}
+
+/// A list of chat servers.
+pub(super) fn servers(server: Kind<Arc<ChatServerConfig>>) -> Kind<Vec<Arc<ChatServerConfig>>> {
+    server.list("a list of chat servers")
+}
+
+/// A server is given as its URL, or as an object with the URL and settings of its own.
+pub(super) fn server() -> Kind<Arc<ChatServerConfig>> {
+    Kind { read: Box::new(read_server), write: Box::new(|server| write_server(server)) }
+}
+
+/// A server that is given as its URL; `rewrite` may change that first.
+pub(super) fn server_url(rewrite: fn(&str) -> String) -> Kind<Arc<ChatServerConfig>> {
+    Kind::new(move |value| read_url(value, rewrite).map(Arc::new), |server| json!(server.url))
+}
+
+fn read_server(value: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Option<Arc<ChatServerConfig>> {
+    let mut found = Vec::new();
+    let server = read_server_fields(value, &mut found).map_err(|problem| found.insert(0, problem)).ok();
+    let server = server.filter(|_| found.is_empty());
+    problems.append(&mut found);
+    server.map(Arc::new)
+}
+
+fn read_server_fields(
+    value: &JsonValue<'_>,
+    problems: &mut Vec<Problem>,
+) -> Result<ChatServerConfig, Problem> {
+    if !value.is_object() {
+        return read_url(value, str::to_owned);
+    }
+    let fields = value.members()?;
+    let url = fields.iter().find(|(key, _)| key == "url");
+    let (_, url) = url.ok_or_else(|| value.invalid("an object with a \"url\""))?;
+    let mut server = read_url(url, str::to_owned)?;
+    for (key, field) in &fields {
+        match key.as_str() {
+            "url" => {}
+            "framing" => framing().read_into(field, &mut server.framing, problems),
+            "insecure" => {
+                boolean().map(Some, |on| on.unwrap_or_default()).read_into(
+                    field,
+                    &mut server.insecure,
+                    problems,
+                );
+            }
+            "ca_file" => path().read_into(field, &mut server.ca_file, problems),
+            _ => problems.push(field.unknown_key(value, vec!["url", "framing", "insecure", "ca_file"])),
+        }
+    }
+    Ok(server)
+}
+
+fn read_url(value: &JsonValue<'_>, rewrite: fn(&str) -> String) -> Result<ChatServerConfig, Problem> {
+    let text: String = value.deserialize().map_err(|_| value.invalid("a ws:// or wss:// URL"))?;
+    let text = rewrite(&text);
+    text.parse().map_err(|error: UrlError| {
+        // A password before the host, or a token in the query, belongs in no message.
+        if text.contains(['@', '?']) {
+            value.invalid_redacted("a URL with parts that are not shown", error.to_string())
+        } else {
+            value.invalid(error.to_string())
+        }
+    })
+}
+
+fn write_server(server: &ChatServerConfig) -> Value {
+    let mut object = json!({ "url": server.url });
+    if server.framing != Framing::Auto {
+        object["framing"] = framing().write(&server.framing);
+    }
+    if let Some(insecure) = server.insecure {
+        object["insecure"] = json!(insecure);
+    }
+    if server.ca_file.is_some() {
+        object["ca_file"] = path().write(&server.ca_file);
+    }
+    if object.as_object().is_some_and(|object| object.len() == 1) { json!(server.url) } else { object }
+}

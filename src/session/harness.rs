@@ -1,0 +1,141 @@
+//! What tests, simulations and fuzz targets share: the part of the shell that every core needs, and the packets of a device.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{
+    Action, Admission, CallCredentials, Context, Core, DropReason, Encrypted, RequestIds, ServerHealth,
+    UdpPeer, Uplink,
+};
+use crate::config::{ChatServerConfig, Config};
+use crate::proto::audio::{Cipher, HEADER_LEN, MAX_PAYLOAD, UdpHeader, ws_frame_header};
+use crate::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish};
+
+/// A datagram for a device, and where it goes.
+pub(crate) type SentDatagram = (Encrypted, Box<[u8]>);
+
+/// What the shell lends to its cores, and the virtual time.
+pub(crate) struct TestShell {
+    pub(crate) config: Config,
+    pub(crate) servers: ServerHealth,
+    pub(crate) ids: RequestIds,
+    pub(crate) start: Instant,
+    pub(crate) now: Instant,
+}
+
+impl TestShell {
+    pub(crate) fn new(config: Config) -> Self {
+        let now = Instant::now();
+        Self { config, servers: ServerHealth::default(), ids: RequestIds::new(), start: now, now }
+    }
+
+    pub(crate) fn elapsed_ms(&self) -> u64 {
+        (self.now - self.start).as_millis() as u64
+    }
+
+    /// Lets the core decide. Its actions are appended to `out`.
+    pub(crate) fn decide<T>(
+        &mut self,
+        core: &mut Core,
+        out: &mut Vec<Action>,
+        decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T,
+    ) -> T {
+        let (config, servers) = (&self.config, &mut self.servers);
+        decide(core, &mut Context { now: self.now, config, servers, ids: &self.ids, out })
+    }
+
+    /// Lets the core decide, accepts its device if it asks for that, and gives it credentials for a call if it asks for them.
+    pub(crate) fn drive<T>(
+        &mut self,
+        core: &mut Core,
+        credentials: impl FnOnce() -> CallCredentials,
+        decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T,
+    ) -> (T, Vec<Action>) {
+        let mut out = Vec::new();
+        let result = self.decide(core, &mut out, decide);
+        if out.last() == Some(&Action::Admit) {
+            self.decide(core, &mut out, |core, cx| core.on_admission(Admission::Accepted, cx));
+        }
+        if out.last() == Some(&Action::GenerateCredentials) {
+            self.decide(core, &mut out, |core, cx| core.on_credentials(credentials(), cx));
+        }
+        (result, out)
+    }
+
+    /// A new connection that has sent its CONNECT and waits for admission.
+    pub(crate) fn connect(&mut self, ip: IpAddr, connect: Packet<'_>) -> Core {
+        let (mut core, mut out) = (Core::new(ip, self.now), Vec::new());
+        self.decide(&mut core, &mut out, |core, cx| core.on_packet(connect, cx));
+        assert_eq!(out, [Action::Admit]);
+        core
+    }
+
+    /// A datagram for the core.
+    pub(crate) fn uplink<'b>(
+        &self,
+        core: &mut Core,
+        from: SocketAddr,
+        datagram: &'b mut [u8],
+    ) -> Result<Uplink<'b>, DropReason> {
+        core.uplink(UdpPeer { addr: from, local_ip: None }, datagram, &self.config, self.now)
+    }
+
+    /// A binary frame of the chat server: the datagram that leaves at once, or `None` when the frame has to wait.
+    pub(crate) fn downlink(
+        &mut self,
+        core: &mut Core,
+        frame: &[u8],
+    ) -> Result<Option<SentDatagram>, DropReason> {
+        let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
+        let encrypted = core.downlink(frame, &mut out, &self.config, &mut self.servers, self.now)?;
+        Ok(encrypted.map(|encrypted| (encrypted, out[..encrypted.datagram_len].into())))
+    }
+}
+
+pub(crate) fn servers(urls: &[&str]) -> Vec<Arc<ChatServerConfig>> {
+    urls.iter().map(|url| Arc::new(url.parse().unwrap())).collect()
+}
+
+pub(crate) fn connect_packet(client_id: &str, keep_alive: u16) -> Packet<'_> {
+    Packet::Connect(Connect {
+        level: ProtocolLevel::V311,
+        client_id,
+        clean_session: true,
+        keep_alive,
+        will: None,
+        user_name: None,
+        password: None,
+    })
+}
+
+pub(crate) fn publish_packet(payload: &[u8]) -> Packet<'_> {
+    Packet::Publish(Publish { topic: "device-server", payload, retain: false })
+}
+
+/// A datagram as a device sends it.
+pub(crate) fn encrypt_datagram(
+    key: &[u8; 16],
+    ssrc: u32,
+    sequence: u32,
+    timestamp: u32,
+    payload: &[u8],
+) -> Vec<u8> {
+    let header = UdpHeader { flags: 0, payload_len: payload.len() as u16, ssrc, timestamp, sequence };
+    let mut datagram = [&header.to_bytes()[..], payload].concat();
+    Cipher::new(key).apply(&header.to_bytes(), &mut datagram[HEADER_LEN..]);
+    datagram
+}
+
+/// Header and payload of a datagram as a device reads them.
+pub(crate) fn decrypt_datagram(key: &[u8; 16], datagram: &[u8]) -> (UdpHeader, Vec<u8>) {
+    let header = UdpHeader::parse(datagram).unwrap();
+    let mut payload = datagram[HEADER_LEN..].to_vec();
+    Cipher::new(key).apply(&header.to_bytes(), &mut payload);
+    (header, payload)
+}
+
+/// A binary frame of a chat server, with the 16-byte header.
+pub(crate) fn frame_with_header(timestamp: u32, payload: &[u8]) -> Vec<u8> {
+    [&ws_frame_header(timestamp, payload.len()), payload].concat()
+}

@@ -1,0 +1,3 @@
+//! What the tests of the sub-commands share.
+
+pub(super) mod fake_gateway;
