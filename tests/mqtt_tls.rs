@@ -455,7 +455,7 @@ fn input_that_is_not_tls_is_closed_at_once_and_logged_at_a_limited_rate() {
     }
     files.device(&gateway, 1).mqtt.assert_nothing_pending();
     assert!(log.wait_for_line("INFO").contains("the peer does not speak TLS: its first byte is 0x10"));
-    // Other tests of this file may bring a line of their own.
+    // Other tests of this file may log a line of their own.
     assert!(log.count("INFO") < 4);
     // TLS on the plain port.
     let start = Instant::now();

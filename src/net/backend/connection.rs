@@ -132,7 +132,7 @@ impl BackendConnection {
         matches!(self.stage, ConnectionStage::Queued(_))
     }
 
-    /// The name of the present stage in a [`BackendFailure`]; `live` after the dial has ended.
+    /// The present stage for a [`BackendFailure`]; `Live` after the dial has ended.
     pub(crate) fn stage(&self) -> BackendStage {
         match &self.stage {
             ConnectionStage::Resolving | ConnectionStage::Unresolved(_) => BackendStage::Resolve,
@@ -161,10 +161,10 @@ impl BackendConnection {
     }
 
     /// Bytes that are not written or not handled yet, partial messages included.
-    pub(crate) fn kept(&self) -> usize {
+    pub(crate) fn buffered_bytes(&self) -> usize {
         match &self.stage {
-            ConnectionStage::Upgrading(upgrade) => upgrade.kept(),
-            ConnectionStage::Open(open) => open.reader.kept(),
+            ConnectionStage::Upgrading(upgrade) => upgrade.buffered_bytes(),
+            ConnectionStage::Open(open) => open.reader.buffered_bytes(),
             _ => 0,
         }
     }
@@ -357,10 +357,10 @@ impl BackendConnection {
             }
             Err(error) => {
                 self.close_after_error(&error, contexts);
-                Incoming::Gone(BackendClosed::Failed(BackendFailure {
-                    stage: BackendStage::Live,
-                    message: describe(&error),
-                }))
+                Incoming::Gone(BackendClosed::Failed(BackendFailure::new(
+                    BackendStage::Live,
+                    describe(&error),
+                )))
             }
         }
     }

@@ -34,7 +34,7 @@ pub(crate) struct Connector {
     /// How many dials have a dial slot, of which there are `max_dials`.
     dialing: usize,
     tls_clients: TlsClients,
-    /// Lent to a WebSocket while a message is being read or written.
+    /// Lends a context to a WebSocket while it reads or writes a message.
     pub(crate) context_pool: ContextPool,
     /// Borrowed by the WebSocket that is being read.
     read_buffer: Vec<u8>,

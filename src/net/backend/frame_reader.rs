@@ -156,7 +156,7 @@ impl FrameReader {
 
     /// Bytes of memory that this WebSocket uses: for partial messages, and for what is not handled or not written yet. Not
     /// meaningful while the buffer is borrowed.
-    pub(crate) fn kept(&self) -> usize {
+    pub(crate) fn buffered_bytes(&self) -> usize {
         self.buffer.capacity() + self.cursor.allocated() + self.unwritten()
     }
 

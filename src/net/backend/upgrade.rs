@@ -72,7 +72,7 @@ impl Upgrade {
     }
 
     /// Bytes of allocated memory.
-    pub(crate) fn kept(&self) -> usize {
+    pub(crate) fn buffered_bytes(&self) -> usize {
         self.request.capacity() + self.head.capacity()
     }
 

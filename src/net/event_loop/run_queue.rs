@@ -1,4 +1,4 @@
-//! Tasks that wait for a later iteration: work queue over when a budget was used up, which no edge-triggered event will
+//! Tasks that wait for a later iteration: work left over when a budget was used up, which no edge-triggered event will
 //! announce again, and low-priority work, which must not delay audio.
 
 use std::collections::{HashSet, VecDeque};

@@ -53,7 +53,7 @@ impl Session {
 
     /// Bytes that are kept for the WebSocket.
     pub(crate) fn bytes_for_backend(&self) -> usize {
-        self.backend.as_ref().map_or(0, |backend| backend.kept())
+        self.backend.as_ref().map_or(0, |backend| backend.buffered_bytes())
     }
 
     /// Whether it is a connection that has not logged in yet.
