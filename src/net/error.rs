@@ -8,11 +8,11 @@ use crate::net::mqtt::certificate::CertificateError;
 /// Why a gateway cannot start: one line for the operator.
 #[derive(Debug)]
 pub enum BindError {
-    /// A port cannot be listened on: what for, where, and the system's word.
+    /// A port cannot be listened on: its purpose, its address, and the system's error.
     Port(&'static str, SocketAddr, io::Error),
-    /// There is no certificate to use for devices.
+    /// The certificate for devices cannot be used.
     Certificate(CertificateError),
-    /// Something else was refused by the system.
+    /// The system refused something else: what was tried, and its error.
     Setup(&'static str, io::Error),
 }
 
@@ -23,9 +23,9 @@ impl fmt::Display for BindError {
                 write!(f, "cannot listen on {what} port {} ({addr}): {error}", addr.port())?;
                 match error.kind() {
                     io::ErrorKind::AddrInUse => f.write_str("; another program uses it"),
-                    io::ErrorKind::PermissionDenied => {
-                        f.write_str("; ports below 1024 need a privilege: choose another or grant it")
-                    }
+                    io::ErrorKind::PermissionDenied => f.write_str(
+                        "; ports below 1024 need a privilege: choose another port or grant the privilege",
+                    ),
                     _ => Ok(()),
                 }
             }

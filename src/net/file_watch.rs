@@ -1,13 +1,13 @@
-//! Noticing that the configuration file changed: by its looks, twice a second, which also sees files that are replaced
-//! by rename, mounted, or shared over a network, on every system, and costs a microsecond.
+//! Notices that a file has changed, by polling its metadata. This works on every system, also for files that are replaced by
+//! rename, mounted, or on a network share, and each poll takes about a microsecond.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-/// How often the file is looked at.
+/// How often the file is polled.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(500);
 
-/// What a file looks like from outside.
+/// The metadata that changes when a file is written or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileStamp {
     modified: Option<SystemTime>,
@@ -15,7 +15,7 @@ struct FileStamp {
     inode: u64,
 }
 
-/// One file under watch.
+/// A file that is watched.
 #[derive(Debug)]
 pub(crate) struct FileWatch {
     path: PathBuf,
@@ -29,7 +29,7 @@ impl FileWatch {
         Self { path, known, changed: false }
     }
 
-    /// True once for every change, when the file has kept its new looks for one look: it may have been half written.
+    /// True once for every change, one poll after it was noticed, so that the file is not read while it is being written.
     pub(crate) fn has_changed(&mut self) -> bool {
         let now = stamp(&self.path);
         if now != self.known {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// Keys that are remembered. Beyond that, the half with the most lines left is forgotten.
+/// Keys that are kept. Beyond that, the half with the most unused lines is dropped.
 const KEYS_MAX: usize = 4096;
 
 /// A token bucket of log lines per key.
@@ -12,7 +12,7 @@ pub(crate) struct LogLimiter<K> {
     burst: u32,
     refill: Duration,
     buckets: HashMap<K, Bucket>,
-    /// With this many keys it is time to forget those whose bucket is full.
+    /// At this many keys, those with a full bucket are dropped.
     prune_at: usize,
 }
 
@@ -60,7 +60,7 @@ impl<K: Eq + Hash> LogLimiter<K> {
     }
 }
 
-/// What follows a line after which others were suppressed.
+/// The suffix of a line that tells how many lines before it were suppressed.
 pub(crate) fn suppressed_suffix(suppressed: u64) -> String {
     match suppressed {
         0 => String::new(),

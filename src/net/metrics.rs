@@ -1,4 +1,4 @@
-//! Counters of what happened, for the management API. Counting costs no hashing and no allocation.
+//! Counters of events, for the management API. Counting needs no hashing and no allocation.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use crate::admin::prometheus::Histogram;
 use crate::proto::mqtt::ConnectReturnCode;
 use crate::session::{BackendStage, CallStats, CallSummary, Counter, DropReason, EndReason};
 
-/// CONNECT's refusals.
+/// The refusals of CONNECT, and their labels.
 const REFUSALS: [(ConnectReturnCode, &str); 5] = [
     (ConnectReturnCode::UnsupportedLevel, "protocol_level"),
     (ConnectReturnCode::IdentifierRejected, "client_id"),
@@ -15,52 +15,52 @@ const REFUSALS: [(ConnectReturnCode, &str); 5] = [
     (ConnectReturnCode::NotAuthorised, "not_authorised"),
 ];
 
-/// Everything that is counted since the start.
+/// Everything that has been counted since the start.
 #[derive(Debug)]
 pub struct Metrics {
     /// TCP connections accepted on the MQTT port.
     pub connections: u64,
-    /// Of these, closed at once because there were too many.
+    /// Connections closed before login because there were too many.
     pub turned_away: u64,
-    /// TLS handshakes of devices that were finished.
+    /// Finished TLS handshakes of devices.
     pub tls_handshakes: u64,
-    /// TLS handshakes that failed, or were never finished.
+    /// TLS handshakes of devices that failed or were never finished.
     pub tls_failed: u64,
-    /// Devices let in.
+    /// Successful logins of devices.
     pub admitted: u64,
     /// Datagrams received.
     pub datagrams_in: u64,
-    /// Datagrams the system took.
+    /// Datagrams sent.
     pub datagrams_out: u64,
-    /// Datagrams the system refused.
+    /// Datagrams that the system refused to send.
     pub datagrams_failed: u64,
-    /// Payloads of devices that are no JSON object.
+    /// Payloads of devices that were not a JSON object.
     pub bad_device_texts: u64,
-    /// Texts of chat servers that are no JSON object.
+    /// Texts of chat servers that were not a JSON object.
     pub bad_server_texts: u64,
-    /// Hellos of chat servers in mid-call.
+    /// Hellos of chat servers during a call.
     pub repeated_hellos: u64,
-    /// Calls that went on with another WebSocket.
+    /// Calls that were continued over another WebSocket.
     pub redials: u64,
-    /// WebSockets asked for.
+    /// WebSockets dialled.
     pub dials: u64,
-    /// WebSockets that came to be open.
+    /// WebSockets that were opened.
     pub dials_opened: u64,
-    /// Devices that asked for another one.
+    /// Requests of one device to call another.
     pub device_calls: u64,
-    /// Of these, answered by it.
+    /// Device-to-device calls that were answered.
     pub device_calls_bridged: u64,
-    /// From a device's hello to its reply.
+    /// The time from a device's hello to the reply.
     pub hello_to_reply: Histogram<12>,
-    /// The working part of a turn of the loop.
-    pub turns: Histogram<12>,
-    /// Packets, bytes and losses of the calls that are over.
-    pub over: CallStats,
-    /// Answers of the management API by hundreds of their status.
+    /// The time an iteration of the loop takes, without waiting for events.
+    pub iterations: Histogram<12>,
+    /// Packets, bytes and losses of the calls that have ended.
+    pub ended_calls: CallStats,
+    /// Responses of the management API by the first digit of their status.
     pub api_answers: [u64; 6],
     /// Connections to the management API.
     pub api_connections: u64,
-    /// Of these, closed for a newcomer.
+    /// Connections to the management API that were closed to admit another one.
     pub api_displaced: u64,
     discards: [u64; DropReason::ALL.len()],
     ends: [u64; EndReason::ALL.len()],
@@ -70,24 +70,8 @@ pub struct Metrics {
 
 impl Default for Metrics {
     fn default() -> Self {
-        const fn ms(ms: [u64; 12]) -> Histogram<12> {
-            let mut limits = [Duration::ZERO; 12];
-            let mut i = 0;
-            while i < 12 {
-                limits[i] = Duration::from_millis(ms[i]);
-                i += 1;
-            }
-            Histogram::new(limits)
-        }
-        const fn us(us: [u64; 12]) -> Histogram<12> {
-            let mut limits = [Duration::ZERO; 12];
-            let mut i = 0;
-            while i < 12 {
-                limits[i] = Duration::from_micros(us[i]);
-                i += 1;
-            }
-            Histogram::new(limits)
-        }
+        let ms = |limits: [u64; 12]| Histogram::new(limits.map(Duration::from_millis));
+        let us = |limits: [u64; 12]| Histogram::new(limits.map(Duration::from_micros));
         Self {
             connections: 0,
             turned_away: 0,
@@ -106,8 +90,8 @@ impl Default for Metrics {
             device_calls: 0,
             device_calls_bridged: 0,
             hello_to_reply: ms([10, 25, 50, 100, 250, 500, 1000, 2000, 4000, 6000, 8000, 10_000]),
-            turns: us([25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 1_000_000]),
-            over: CallStats::default(),
+            iterations: us([25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 1_000_000]),
+            ended_calls: CallStats::default(),
             api_answers: [0; 6],
             api_connections: 0,
             api_displaced: 0,
@@ -157,28 +141,28 @@ impl Metrics {
     }
 
     pub(crate) fn refused(&mut self, code: ConnectReturnCode) {
-        if let Some(place) = REFUSALS.iter().position(|(known, _)| *known == code) {
-            self.refusals[place] += 1;
+        if let Some(i) = REFUSALS.iter().position(|(known, _)| *known == code) {
+            self.refusals[i] += 1;
         }
     }
 
     pub(crate) fn ended(&mut self, summary: &CallSummary) {
         self.ends[summary.reason as usize] += 1;
-        add(&mut self.over, &summary.stats);
+        add(&mut self.ended_calls, &summary.stats);
     }
 }
 
-/// Adds the facts of one call to those of others.
-pub(crate) fn add(sum: &mut CallStats, facts: &CallStats) {
-    sum.up_packets += facts.up_packets;
-    sum.up_bytes += facts.up_bytes;
-    sum.down_packets += facts.down_packets;
-    sum.down_bytes += facts.down_bytes;
-    sum.lost += facts.lost;
-    sum.reordered += facts.reordered;
-    sum.duplicates += facts.duplicates;
-    sum.dropped += facts.dropped;
-    sum.redials += facts.redials;
+/// Adds the statistics of one call to a sum.
+pub(crate) fn add(sum: &mut CallStats, stats: &CallStats) {
+    sum.up_packets += stats.up_packets;
+    sum.up_bytes += stats.up_bytes;
+    sum.down_packets += stats.down_packets;
+    sum.down_bytes += stats.down_bytes;
+    sum.lost += stats.lost;
+    sum.reordered += stats.reordered;
+    sum.duplicates += stats.duplicates;
+    sum.dropped += stats.dropped;
+    sum.redials += stats.redials;
 }
 
 #[cfg(test)]

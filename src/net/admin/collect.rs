@@ -1,4 +1,4 @@
-//! `GET /metrics`: what was counted, and what is now, looked at when asked.
+//! `GET /metrics`: the counters, and the present state, which is read when the metrics are requested.
 
 use std::time::SystemTime;
 
@@ -16,14 +16,14 @@ use crate::net::mqtt::tls_listener::TlsListener;
 use crate::net::sessions::table::Sessions;
 use crate::session::{CallState, CallStats};
 
-/// What a look at every session finds.
+/// Counts over all sessions.
 #[derive(Default)]
 struct SessionCounts {
     online: usize,
     away: usize,
     calls: [usize; CallState::ALL.len()],
     dials: [usize; DIAL_STAGES.len()],
-    /// Of the calls that go on.
+    /// Of the calls in progress.
     call_stats: CallStats,
 }
 
@@ -72,10 +72,9 @@ impl MetricSources<'_> {
                 true => "waiting",
                 false => backend.stage().label(),
             });
-            // The open ones are at none of these.
-            if let Some(place) = stage.and_then(|stage| DIAL_STAGES.iter().position(|known| *known == stage))
-            {
-                counts.dials[place] += 1;
+            // An open WebSocket is at none of these stages.
+            if let Some(i) = stage.and_then(|stage| DIAL_STAGES.iter().position(|known| *known == stage)) {
+                counts.dials[i] += 1;
             }
         }
         counts
@@ -83,11 +82,11 @@ impl MetricSources<'_> {
 
     fn write_device_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
-        families.scalar(Gauge, "gateway_devices_online", "Devices that are let in.", counts.online);
+        families.scalar(Gauge, "gateway_devices_online", "Devices that are logged in.", counts.online);
         families.scalar(
             Gauge,
             "gateway_devices_away",
-            "Devices whose call waits for their return.",
+            "Disconnected devices whose call is kept for a while.",
             counts.away,
         );
         families.scalar(
@@ -99,7 +98,7 @@ impl MetricSources<'_> {
         families.scalar(
             Counter,
             "gateway_mqtt_turned_away_total",
-            "Of these, closed at once because there were too many.",
+            "Connections closed before login because there were too many.",
             metrics.turned_away,
         );
         families.labelled(
@@ -117,7 +116,7 @@ impl MetricSources<'_> {
                 expires,
             );
         }
-        families.scalar(Counter, "gateway_logins_total", "Devices let in.", metrics.admitted);
+        families.scalar(Counter, "gateway_logins_total", "Successful logins of devices.", metrics.admitted);
         families.labelled(
             Counter,
             "gateway_logins_refused_total",
@@ -128,7 +127,7 @@ impl MetricSources<'_> {
         families.labelled(
             Counter,
             "gateway_bad_texts_total",
-            "Messages that are no JSON object.",
+            "Messages that were not a JSON object.",
             "from",
             [("device", metrics.bad_device_texts), ("server", metrics.bad_server_texts)],
         );
@@ -137,31 +136,31 @@ impl MetricSources<'_> {
     fn write_call_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
         let states = CallState::ALL.iter().zip(counts.calls).map(|(state, count)| (state.label(), count));
-        families.labelled(Gauge, "gateway_calls", "Calls going on.", "state", states);
+        families.labelled(Gauge, "gateway_calls", "Calls in progress.", "state", states);
         families.labelled(
             Counter,
             "gateway_calls_ended_total",
-            "Calls that are over, by what ended them.",
+            "Calls that have ended, by reason.",
             "reason",
             metrics.calls_ended(),
         );
         families.labelled(
             Counter,
             "gateway_device_calls_total",
-            "Calls between devices, asked for and answered.",
+            "Calls between devices, requested and answered.",
             "outcome",
             [("requested", metrics.device_calls), ("bridged", metrics.device_calls_bridged)],
         );
         families.histogram(
             "gateway_hello_to_reply_seconds",
-            "From a device's hello to its reply.",
+            "Time from a device's hello to the reply.",
             &metrics.hello_to_reply,
         );
     }
 
     fn write_server_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
-        families.scalar(Counter, "gateway_dials_total", "WebSockets asked for.", metrics.dials);
+        families.scalar(Counter, "gateway_dials_total", "WebSockets dialled.", metrics.dials);
         families.scalar(Counter, "gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened);
         families.labelled(
             Gauge,
@@ -180,40 +179,40 @@ impl MetricSources<'_> {
         families.scalar(
             Counter,
             "gateway_redials_total",
-            "Calls that went on with another WebSocket.",
+            "Calls that were continued over another WebSocket.",
             metrics.redials,
         );
         families.scalar(
             Counter,
             "gateway_repeated_hellos_total",
-            "Hellos of chat servers in mid-call.",
+            "Hellos of chat servers during a call.",
             metrics.repeated_hellos,
         );
     }
 
     fn write_audio_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
-        let mut all = metrics.over;
+        let mut all = metrics.ended_calls;
         metrics::add(&mut all, &counts.call_stats);
         families.labelled(
             Counter,
             "gateway_audio_packets_total",
-            "Audio packets passed on.",
+            "Audio packets forwarded.",
             "direction",
             [("up", all.up_packets), ("down", all.down_packets)],
         );
         families.labelled(
             Counter,
             "gateway_audio_bytes_total",
-            "Opus bytes in them.",
+            "Opus bytes forwarded.",
             "direction",
             [("up", all.up_bytes), ("down", all.down_bytes)],
         );
         families.scalar(
             Counter,
             "gateway_audio_lost_total",
-            "Uplink packets that never came, counted when their call is over.",
-            metrics.over.lost,
+            "Uplink packets that never arrived, counted when their call has ended.",
+            metrics.ended_calls.lost,
         );
         families.labelled(
             Counter,
@@ -241,7 +240,7 @@ impl MetricSources<'_> {
         families.labelled(
             Gauge,
             "gateway_queue_length",
-            "What waits, by queue.",
+            "Entries waiting, by queue.",
             "queue",
             [
                 ("datagrams", self.audio.socket.queued()),
@@ -250,11 +249,15 @@ impl MetricSources<'_> {
                 ("leftovers", self.io.run_queue.len()),
             ],
         );
-        families.histogram("gateway_turn_seconds", "The working part of a turn of the loop.", &metrics.turns);
+        families.histogram(
+            "gateway_turn_seconds",
+            "Time an iteration of the loop takes, without waiting for events.",
+            &metrics.iterations,
+        );
         families.scalar(
             Gauge,
             "gateway_sessions",
-            "Connections of devices, with what is left of them.",
+            "Sessions: connections of devices, calls that outlive them, and closing WebSockets.",
             self.sessions.len(),
         );
         families.scalar(
@@ -272,7 +275,7 @@ impl MetricSources<'_> {
         families.scalar(
             Counter,
             "gateway_api_displaced_total",
-            "Of these, closed for a newcomer.",
+            "Connections to this API that were closed to admit another one.",
             metrics.api_displaced,
         );
         let classes = ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -280,18 +283,18 @@ impl MetricSources<'_> {
         families.labelled(
             Counter,
             "gateway_api_answers_total",
-            "Answers of this API by status.",
+            "Responses of this API, by status.",
             "status",
             answers,
         );
     }
 
-    /// What there is once, however many workers there are.
+    /// The metrics of the whole process, which only one worker reports.
     fn write_process_metrics(&self, families: &mut MetricFamilies) {
         families.scalar(
             Gauge,
             "gateway_draining",
-            "Whether the gateway takes no new devices and ends with its last call: 1 or 0.",
+            "1 while the gateway drains: it accepts no new devices and ends after its last call.",
             u8::from(self.draining),
         );
         families.scalar(
@@ -316,10 +319,10 @@ impl MetricSources<'_> {
                 families.scalar(Gauge, name, help, value);
             }
         };
-        gauge("process_resident_memory_bytes", "Memory in use.", process.resident_bytes);
-        gauge("process_virtual_memory_bytes", "Address space in use.", process.virtual_bytes);
-        gauge("process_open_fds", "Descriptors in use.", process.open_fds);
-        gauge("process_max_fds", "Descriptors allowed.", process.max_fds);
+        gauge("process_resident_memory_bytes", "Resident memory.", process.resident_bytes);
+        gauge("process_virtual_memory_bytes", "Virtual memory.", process.virtual_bytes);
+        gauge("process_open_fds", "Open file descriptors.", process.open_fds);
+        gauge("process_max_fds", "Limit of open file descriptors.", process.max_fds);
         gauge("process_threads", "Threads.", process.threads);
         if let Some(seconds) = process.cpu_seconds {
             families.scalar(Counter, "process_cpu_seconds_total", "CPU time used.", seconds);

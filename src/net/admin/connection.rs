@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
+use slab::Slab;
 
 use crate::admin::answer::Answer;
 use crate::admin::body::Body;
@@ -12,82 +13,89 @@ use crate::admin::error::MAX_HEAD_BYTES;
 use crate::admin::http::RequestHead;
 use crate::admin::routes::Endpoint;
 use crate::net::event_loop::tcp::LINGER;
+use crate::net::event_loop::token::AdminId;
 use crate::net::event_loop::write_buffer::WriteBuffer;
 
-/// How long the first request, or one that has begun, may take to be there.
+/// How long the first request on a connection, or one that has begun, may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection that was used stays open for the next request.
+/// How long a connection stays open for another request.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long an answer may take to be read.
+/// How long the client may take to read a response.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
-/// A device's answer is there, or given up, after 5 s; this is for what should not happen.
+/// How long a request may wait for its answer. Commands to devices time out earlier, after 5 s; this is a safeguard.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(7);
 
 pub(super) struct Connection {
     pub(super) epoch: u32,
     pub(super) tcp: TcpStream,
     pub(super) peer: SocketAddr,
-    /// What came and is not served yet: at most a head or a body, and the beginning of the next request.
+    /// Bytes not served yet: at most a head or a body, and the beginning of the next request.
     pub(super) read_buffer: Vec<u8>,
-    /// So much of it has been looked at for a head.
-    looked_at: usize,
+    /// How much of it was searched for the end of a head.
+    searched: usize,
     pub(super) write_buffer: WriteBuffer,
     pub(super) state: ConnectionState,
-    /// When the stage began.
+    /// When the state was entered.
     pub(super) state_since: Instant,
-    /// When the first byte of the request came, on a connection that was used before.
+    /// When the first byte of the request arrived.
     request_started_at: Option<Instant>,
     is_reused: bool,
-    /// The tick of the one live entry in the wheel.
+    /// The tick of the one live entry in the timer wheel.
     pub(super) timer_tick: Option<u64>,
 }
 
 pub(super) enum ConnectionState {
-    /// Waits for a request, or for the rest of this one.
-    Reading(Option<Box<Begun>>),
+    /// Waits for a request, or for the rest of this one's body.
+    Reading(Option<Box<PartialRequest>>),
     /// Waits for the answer of a device or of other workers.
     Pending(Box<PendingRequest>),
     /// Waits until the client has read the answer.
     Writing { keep_alive: bool },
-    /// Nothing more is served; the client's last bytes are dropped, so that they cost it not the answer.
+    /// No more requests are served. Bytes of the client are read and dropped, since unread bytes would reset the connection
+    /// before the client has read the response.
     Lingering,
 }
 
-/// A request whose head is there, and whose caller may call.
-pub(super) struct Begun {
+/// An authorized request whose body is not complete.
+pub(super) struct PartialRequest {
     pub(super) head: RequestHead,
     pub(super) body: Body,
 }
 
-/// What a connection waits for.
+/// A request whose answer a connection waits for.
 pub(crate) struct PendingRequest {
     pub(crate) request_id: u64,
     pub(crate) keep_alive: bool,
     pub(crate) head_only: bool,
-    /// What each worker said; nobody is waited for when empty.
+    /// The answers of the workers so far; empty when there will be a single answer.
     pub(crate) answers: Vec<Option<Answer>>,
     pub(crate) endpoint: Endpoint,
 }
 
-/// What comes after a step.
+/// What to do after a step.
 pub(crate) enum Progress {
     Continue,
-    /// An event or a timer has to come first.
+    /// Wait for an event or a timer.
     Wait,
-    /// The connection is over.
+    /// Close the connection.
     Close,
-    /// A request is complete and has to be answered.
+    /// Answer this request, which is complete.
     Request(Box<ReceivedRequest>),
 }
 
-/// A request whose caller may call.
+/// A complete, authorized request.
 pub(crate) struct ReceivedRequest {
     pub(crate) head: RequestHead,
     pub(crate) body: Vec<u8>,
 }
 
+/// The connection with this id, if it is still open.
+pub(super) fn connection_mut(connections: &mut Slab<Connection>, id: AdminId) -> Option<&mut Connection> {
+    connections.get_mut(id.slot as usize).filter(|conn| conn.epoch == id.epoch)
+}
+
 impl ConnectionState {
-    /// Who goes last when all places are taken.
+    /// When there are too many connections, those with the lowest number are closed first.
     pub(super) fn eviction_priority(&self) -> u8 {
         match self {
             Self::Lingering => 0,
@@ -105,7 +113,7 @@ impl Connection {
             tcp,
             peer,
             read_buffer: Vec::new(),
-            looked_at: 0,
+            searched: 0,
             write_buffer: WriteBuffer::default(),
             state: ConnectionState::Reading(None),
             state_since: now,
@@ -115,16 +123,16 @@ impl Connection {
         }
     }
 
-    pub(super) fn set_state(&mut self, stage: ConnectionState, now: Instant) -> Progress {
+    pub(super) fn set_state(&mut self, state: ConnectionState, now: Instant) -> Progress {
         self.is_reused = true;
-        self.looked_at = 0;
+        self.searched = 0;
         self.state_since = now;
         self.request_started_at = (!self.read_buffer.is_empty()).then_some(now);
-        self.state = stage;
+        self.state = state;
         Progress::Continue
     }
 
-    /// Ends our side; the other is given a moment to read the answer.
+    /// Shuts our side down, and gives the client a moment to read the response.
     pub(super) fn start_linger(&mut self, now: Instant) -> Progress {
         if self.tcp.shutdown(Shutdown::Write).is_err() {
             return Progress::Close;
@@ -133,19 +141,19 @@ impl Connection {
         self.set_state(ConnectionState::Lingering, now)
     }
 
-    /// Whether what came since the last look may end a head: only then is all of it parsed again, and not for each byte of a
-    /// client that sends them one by one.
+    /// Whether the bytes since the last call may complete a head. Only then is the head parsed, so that a client which sends
+    /// single bytes does not cause quadratic work.
     pub(super) fn may_have_head(&mut self) -> bool {
-        let came = self.read_buffer.get(self.looked_at..).unwrap_or_default();
-        let may = self.looked_at == 0 || came.contains(&b'\n') || self.read_buffer.len() > MAX_HEAD_BYTES;
-        self.looked_at = self.read_buffer.len();
+        let new = self.read_buffer.get(self.searched..).unwrap_or_default();
+        let may = self.searched == 0 || new.contains(&b'\n') || self.read_buffer.len() > MAX_HEAD_BYTES;
+        self.searched = self.read_buffer.len();
         may
     }
 
     pub(super) fn deadline(&self) -> Instant {
         match self.state {
             ConnectionState::Reading(_) => match self.request_started_at {
-                Some(begun) if self.is_reused => begun + REQUEST_TIMEOUT,
+                Some(started) if self.is_reused => started + REQUEST_TIMEOUT,
                 None if self.is_reused => self.state_since + KEEP_ALIVE_TIMEOUT,
                 _ => self.state_since + REQUEST_TIMEOUT,
             },
@@ -155,14 +163,20 @@ impl Connection {
         }
     }
 
-    /// Reads no more than may be missing of the body of this request, or of a head.
-    pub(super) fn read(&mut self, begun: Option<Box<Begun>>, scratch: &mut [u8], now: Instant) -> Progress {
+    /// Reads at most what is missing of the body of `partial`, or of a head.
+    pub(super) fn read(
+        &mut self,
+        partial: Option<Box<PartialRequest>>,
+        scratch: &mut [u8],
+        now: Instant,
+    ) -> Progress {
         let held = self.read_buffer.len();
-        let wanted =
-            begun.as_ref().map_or((MAX_HEAD_BYTES + 1).saturating_sub(held), |begun| begun.body.wanted(held));
-        self.state = ConnectionState::Reading(begun);
-        let room = wanted.clamp(1, scratch.len());
-        match self.tcp.read(&mut scratch[..room]) {
+        let wanted = partial
+            .as_ref()
+            .map_or((MAX_HEAD_BYTES + 1).saturating_sub(held), |partial| partial.body.wanted(held));
+        self.state = ConnectionState::Reading(partial);
+        let len = wanted.clamp(1, scratch.len());
+        match self.tcp.read(&mut scratch[..len]) {
             Ok(0) => Progress::Close,
             Ok(n) => {
                 self.request_started_at.get_or_insert(now);
@@ -182,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_head_that_comes_byte_by_byte_is_parsed_once_a_line() {
+    fn a_head_that_arrives_byte_by_byte_is_parsed_once_a_line() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let tcp = TcpStream::from_std(std::net::TcpStream::connect(addr).unwrap());
@@ -200,7 +214,7 @@ mod tests {
             conn.set_state(ConnectionState::Reading(None), Instant::now());
         }
         conn.read_buffer = vec![b'x'; MAX_HEAD_BYTES + 1];
-        conn.looked_at = MAX_HEAD_BYTES;
-        assert!(conn.may_have_head(), "too long, which is to be told");
+        conn.searched = MAX_HEAD_BYTES;
+        assert!(conn.may_have_head(), "too long, which is an error");
     }
 }

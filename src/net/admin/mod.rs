@@ -1,4 +1,4 @@
-//! The management API: its HTTP server, and what the metrics are collected from.
+//! The management API: its HTTP server, pending requests, and the collection of metrics.
 
 pub(crate) mod collect;
 pub(crate) mod connection;

@@ -5,25 +5,25 @@ use crate::admin::dto;
 use crate::admin::http::{Method, RequestHead};
 use crate::admin::params::{BadParameter, query_number};
 use crate::admin::routes::Endpoint;
-use crate::net::admin::connection::{ConnectionState, PendingRequest, Progress};
+use crate::net::admin::connection::{ConnectionState, PendingRequest, Progress, connection_mut};
 use crate::net::admin::server::AdminServer;
 use crate::net::event_loop::io::Io;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::AdminId;
 use crate::proto::identity::{ClientId, Mac};
 
-/// Devices on a page, at most and if nothing else is asked for.
+/// Devices on a page: the maximum and the default.
 const MAX_PAGE_SIZE: usize = 1000;
-/// The largest cursor: what JSON's readers take without loss.
+/// The largest cursor: every JSON parser reads it without loss.
 const MAX_CURSOR: u64 = (1 << 53) - 1;
 
-/// A call, as any worker can carry it out.
+/// A request in a form that any worker can handle.
 #[derive(Clone)]
 pub(crate) struct AdminRequest {
-    /// Names the connection that waits.
+    /// Identifies the connection that waits for the answer.
     pub(crate) request_id: u64,
     pub(crate) endpoint: Endpoint,
-    /// The one in the path; else empty.
+    /// The client id in the path; empty without one.
     pub(crate) client_id: String,
     pub(crate) query: String,
     pub(crate) body: String,
@@ -37,7 +37,7 @@ pub(crate) struct AdminResponse {
 }
 
 impl AdminRequest {
-    /// Whose device it is about, as far as that can be told.
+    /// The MAC of the device that it concerns, if it is valid.
     pub(crate) fn device_mac(&self) -> Option<Mac> {
         match self.endpoint {
             Endpoint::CallRequest => dto::CallRequest::parse(&self.body).ok().map(|request| request.caller),
@@ -51,7 +51,7 @@ impl AdminRequest {
 }
 
 impl AdminServer {
-    /// Has the connection of a request wait for its answer, or for those of `workers` workers.
+    /// Makes the connection of a request wait for an answer, or for those of `workers` workers when there are several.
     pub(crate) fn wait_for_answer(
         &mut self,
         id: AdminId,
@@ -60,7 +60,7 @@ impl AdminServer {
         workers: usize,
         io: &Io,
     ) {
-        let Some(conn) = self.connection_mut(id) else { return };
+        let Some(conn) = connection_mut(&mut self.connections, id) else { return };
         let pending = PendingRequest {
             request_id: request.request_id,
             keep_alive: head.keep_alive,
@@ -71,19 +71,19 @@ impl AdminServer {
         conn.set_state(ConnectionState::Pending(Box::new(pending)), io.now);
     }
 
-    /// An answer has come. It is dropped when nobody waits for it any more.
-    pub(crate) fn on_response(&mut self, reply: AdminResponse, io: &mut Io) {
-        let slot = reply.request_id as u32;
+    /// An answer has arrived. It is dropped when no connection waits for it any more.
+    pub(crate) fn on_response(&mut self, response: AdminResponse, io: &mut Io) {
+        let slot = response.request_id as u32;
         let Some(conn) = self.connections.get_mut(slot as usize) else { return };
         let ConnectionState::Pending(pending) = &mut conn.state else { return };
-        if pending.request_id != reply.request_id {
+        if pending.request_id != response.request_id {
             return;
         }
         let answer = if pending.answers.is_empty() {
-            Some(reply.answer)
+            Some(response.answer)
         } else {
-            let Some(place) = pending.answers.get_mut(reply.worker) else { return };
-            *place = Some(reply.answer);
+            let Some(entry) = pending.answers.get_mut(response.worker) else { return };
+            *entry = Some(response.answer);
             if pending.answers.iter().any(Option::is_none) {
                 return;
             }
@@ -93,13 +93,13 @@ impl AdminServer {
         let (keep_alive, head_only) = (pending.keep_alive, pending.head_only);
         let id = AdminId { slot, epoch: conn.epoch };
         if let Progress::Continue = self.respond(id, &response, keep_alive, head_only, io) {
-            // Not now: a core may be in the middle of its actions.
+            // Written later: the actions of a core may be in progress.
             io.run_queue.push(Task::Admin(id));
         }
     }
 }
 
-/// The cursor and the length of the page that is asked for.
+/// The cursor and the length of the requested page.
 pub(crate) fn parse_page_query(query: &str) -> Result<(u64, usize), BadParameter> {
     let limit = query_number(query, "limit", MAX_PAGE_SIZE as u64, (1, MAX_PAGE_SIZE as u64))?;
     Ok((query_number(query, "after", 0, (0, MAX_CURSOR))?, limit as usize))

@@ -1,12 +1,12 @@
-//! What the system tells of this process; nothing where it tells nothing.
+//! What the system reports about this process.
 
-// Elsewhere only the tests read such files.
+// On other systems, only the tests parse such files.
 #![cfg_attr(not(any(target_os = "linux", target_os = "android")), allow(dead_code))]
 
 use std::fs;
 
-/// Numbers under the names that Prometheus knows for every process. Opening the files that hold them can fail in a busy
-/// hour: then they are left out.
+/// The standard process metrics of Prometheus. A number is left out when its file cannot be opened, for lack of descriptors for
+/// example.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct ProcStats {
     pub(super) resident_bytes: Option<u64>,
@@ -17,7 +17,7 @@ pub(super) struct ProcStats {
     pub(super) cpu_seconds: Option<f64>,
 }
 
-/// Reads it all: microseconds, on Linux 6.2 and later however many descriptors are open.
+/// Takes microseconds; before Linux 6.2, longer the more descriptors are open.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(super) fn read() -> ProcStats {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -39,7 +39,7 @@ pub(super) fn read() -> ProcStats {
     ProcStats::default()
 }
 
-/// The first number on the line that begins so.
+/// The first number on the line that begins with `name`.
 fn first_number(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_ascii_whitespace().next()?.parse().ok()
@@ -49,20 +49,20 @@ fn kilobytes_as_bytes(text: &str, name: &str) -> Option<u64> {
     Some(first_number(text, name)? * 1024)
 }
 
-/// proc_pid_stat(5): fields 14 and 15, in hundredths of a second on every system that is in use. The second field, a name
-/// in brackets, may hold spaces.
+/// Fields 14 and 15 of proc_pid_stat(5), in hundredths of a second. The second field, a name in parentheses, may contain
+/// spaces.
 fn cpu_seconds(stat: &str) -> Option<f64> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
     let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
     Some((user + system) as f64 / 100.0)
 }
 
-/// Linux 6.2 and later tell the number as the folder's size; before, they are counted.
+/// Linux 6.2 and later report the number as the size of the directory; before, its entries are counted.
 fn count_open_fds() -> Option<u64> {
-    let folder = "/proc/self/fd";
-    match fs::metadata(folder).ok()?.len() {
-        // The folder itself is open while it is read.
-        0 => Some(fs::read_dir(folder).ok()?.count().saturating_sub(1) as u64),
+    let directory = "/proc/self/fd";
+    match fs::metadata(directory).ok()?.len() {
+        // The directory itself is open while it is read.
+        0 => Some(fs::read_dir(directory).ok()?.count().saturating_sub(1) as u64),
         count => Some(count),
     }
 }

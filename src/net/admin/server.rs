@@ -1,8 +1,7 @@
-//! The server of the management API: accepts connections, reads requests, writes answers, and closes in time, all in the
-//! gateway's own loop.
+//! The server of the management API: accepts connections, reads requests and writes responses, all in the gateway's own loop.
 //!
-//! No client can occupy it: a request has to arrive in time, an answer has to be read in time, and when all places are taken,
-//! the connection that has waited longest for its request makes room for a new one.
+//! Clients cannot exhaust it: requests must arrive and responses must be read within a time limit, and at the limit of
+//! connections, the one that has waited longest for its request is closed for a new one.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr};
@@ -25,14 +24,16 @@ use crate::admin::recent_errors::{RecentErrorKind, RecentErrors};
 use crate::admin::response::{CONTINUE, Response};
 use crate::admin::routes::{self, Access};
 use crate::config::Config;
-use crate::net::admin::connection::{Begun, Connection, ConnectionState, Progress, ReceivedRequest};
+use crate::net::admin::connection::{
+    Connection, ConnectionState, PartialRequest, Progress, ReceivedRequest, connection_mut,
+};
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
 use crate::net::event_loop::token::{self, API, AdminId, Role};
 use crate::net::event_loop::write_buffer::Flush;
 
-/// Connections at once.
+/// Concurrent connections.
 const MAX_CONNECTIONS: usize = 128;
 /// Connections accepted per dispatch.
 const ACCEPT_BUDGET: usize = 64;
@@ -46,11 +47,11 @@ pub(crate) struct AdminServer {
     /// For reads from connections.
     scratch: Box<[u8]>,
     epoch: u32,
-    /// Of requests, so that each has a ticket of its own.
+    /// The number of the last request; part of its id.
     last_request_id: u32,
-    /// Local time; UTC where the system does not tell.
+    /// The local time zone; UTC if it is unknown.
     time_zone: TimeZone,
-    /// Recent errors of all workers.
+    /// The recent errors of all workers.
     recent_errors: Arc<Mutex<RecentErrors>>,
     pub(crate) content_security_policy: String,
     pub(super) started_at: SystemTime,
@@ -88,32 +89,28 @@ impl AdminServer {
         registry.register(listener, token::fixed(API), Interest::READABLE)
     }
 
-    pub(super) fn connection_mut(&mut self, id: AdminId) -> Option<&mut Connection> {
-        connection_mut(&mut self.connections, id)
-    }
-
     /// Adds to the list of recent errors, which operators read.
-    pub(crate) fn record_error(&mut self, kind: RecentErrorKind, device: Option<&str>, sentence: &str) {
+    pub(crate) fn record_error(&mut self, kind: RecentErrorKind, device: Option<&str>, message: &str) {
         let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.recent_errors().record(at.as_millis() as u64, kind, device, sentence);
+        self.recent_errors().record(at.as_millis() as u64, kind, device, message);
     }
 
-    /// The list is consistent after every change, so a lock that a worker held when it panicked is taken all the same.
+    /// The list is consistent after every change, so it can be used although a worker panicked while it held the lock.
     pub(crate) fn recent_errors(&self) -> MutexGuard<'_, RecentErrors> {
         self.recent_errors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The list, for other workers to add to.
+    /// The list, to be shared with other workers.
     pub(crate) fn shared_recent_errors(&self) -> Arc<Mutex<RecentErrors>> {
         self.recent_errors.clone()
     }
 
-    /// Uses the leader's list from now on.
+    /// Replaces the list by the leader's.
     pub(crate) fn set_recent_errors(&mut self, errors: Arc<Mutex<RecentErrors>>) {
         self.recent_errors = errors;
     }
 
-    /// An id for a request of this connection; the answer may come later.
+    /// A new id for a request of this connection, by which an answer finds the connection.
     pub(crate) fn next_request_id(&mut self, id: AdminId) -> u64 {
         self.last_request_id = self.last_request_id.wrapping_add(1);
         u64::from(self.last_request_id) << 32 | u64::from(id.slot)
@@ -130,7 +127,7 @@ impl AdminServer {
     }
 }
 
-/// What `TZ` names, else the system's zone, else UTC.
+/// The time zone of `TZ`, else that of the system, else UTC.
 fn local_time_zone() -> TimeZone {
     let named = std::env::var("TZ").ok().filter(|name| !name.is_empty());
     let zone = named.map_or_else(TimeZone::local, |name| TimeZone::from_posix_tz(&name));
@@ -145,7 +142,7 @@ impl AdminServer {
             match tcp::accept(listener) {
                 Ok(Some((tcp, peer))) => self.add_connection(tcp, peer, io),
                 Ok(None) => return,
-                // Out of descriptors: an idle connection may have one to give.
+                // Out of descriptors: closing another connection frees one.
                 Err(_) if self.evict(io) => {}
                 Err(error) => {
                     let ms = ACCEPT_RETRY.as_millis();
@@ -176,7 +173,7 @@ impl AdminServer {
         self.arm_timer(id, io);
     }
 
-    /// Closes the connection whose loss matters least. False when there is none.
+    /// Closes the connection with the lowest eviction priority. False when there is none.
     fn evict(&mut self, io: &mut Io) -> bool {
         let Some((slot, conn)) = self
             .connections
@@ -185,13 +182,13 @@ impl AdminServer {
         else {
             return false;
         };
-        debug!("management API: [{}] makes room for a newcomer", conn.peer);
+        debug!("management API: [{}] closed to admit another connection", conn.peer);
         self.connections.remove(slot);
         io.metrics.api_displaced += 1;
         true
     }
 
-    /// The connection in this slot, if there is something to do for it after an event.
+    /// The connection in this slot, if an event for it has to be served.
     pub(crate) fn ready_connection(&self, slot: usize, readable: bool) -> Option<AdminId> {
         let conn = self.connections.get(slot)?;
         let is_ready = readable || matches!(conn.state, ConnectionState::Writing { .. });
@@ -200,12 +197,12 @@ impl AdminServer {
 
     /// Closes this connection.
     pub(crate) fn close(&mut self, id: AdminId) {
-        if self.connection_mut(id).is_some() {
+        if connection_mut(&mut self.connections, id).is_some() {
             self.connections.try_remove(id.slot as usize);
         }
     }
 
-    /// Reads, or writes, as far as the socket allows. Harmless at any time.
+    /// Reads or writes once. May be called at any time.
     pub(crate) fn advance(&mut self, id: AdminId, io: &mut Io) -> Progress {
         let now = io.now;
         let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
@@ -230,12 +227,12 @@ impl AdminServer {
         }
     }
 
-    /// Serves the request if it is all there, else reads some more.
+    /// Returns the request if it is complete, else reads more of it.
     fn read_request(&mut self, id: AdminId, io: &mut Io) -> Progress {
         let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
-        let ConnectionState::Reading(begun) = &mut conn.state else { return Progress::Wait };
-        if let Some(begun) = begun.take() {
-            return self.read_body(id, begun, io);
+        let ConnectionState::Reading(partial) = &mut conn.state else { return Progress::Wait };
+        if let Some(partial) = partial.take() {
+            return self.read_body(id, partial, io);
         }
         if !conn.may_have_head() {
             return conn.read(None, &mut self.scratch, io.now);
@@ -253,34 +250,34 @@ impl AdminServer {
             Ok(framing) => {
                 let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
                 if framing != Framing::Length(0) && head.expects_continue && conn.read_buffer.is_empty() {
-                    // A client may go on without it.
+                    // A client may send its body without it.
                     let _ = io::Write::write(&mut conn.tcp, CONTINUE);
                 }
-                self.read_body(id, Box::new(Begun { head, body: Body::new(framing) }), io)
+                self.read_body(id, Box::new(PartialRequest { head, body: Body::new(framing) }), io)
             }
             Err((refusal, keep_alive)) => self.reject_request(id, &head, refusal, keep_alive, io),
         }
     }
 
-    fn read_body(&mut self, id: AdminId, mut begun: Box<Begun>, io: &mut Io) -> Progress {
+    fn read_body(&mut self, id: AdminId, mut partial: Box<PartialRequest>, io: &mut Io) -> Progress {
         let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
-        match begun.body.take(&mut conn.read_buffer) {
-            Ok(None) => conn.read(Some(begun), &mut self.scratch, io.now),
-            Ok(Some(body)) => Progress::Request(Box::new(ReceivedRequest { head: begun.head, body })),
-            Err(refusal) => self.reject_request(id, &begun.head, refusal.error(), false, io),
+        match partial.body.take(&mut conn.read_buffer) {
+            Ok(None) => conn.read(Some(partial), &mut self.scratch, io.now),
+            Ok(Some(body)) => Progress::Request(Box::new(ReceivedRequest { head: partial.head, body })),
+            Err(refusal) => self.reject_request(id, &partial.head, refusal.error(), false, io),
         }
     }
 
-    /// Checks that this is a valid HTTP request whose caller may call, and returns how its body ends. Else the error, and
-    /// whether the connection can stay open.
+    /// Checks that the request is valid and authorized, and returns the framing of its body; else the error, and whether the
+    /// connection can stay open.
     fn authorize_request(
         &self,
         head: &RequestHead,
         peer: IpAddr,
         config: &Config,
     ) -> Result<Framing, (ApiError, bool)> {
-        if let Some(why) = head.malformed {
-            return Err((RequestError::Malformed(why).error(), false));
+        if let Some(reason) = head.malformed {
+            return Err((RequestError::Malformed(reason).error(), false));
         }
         let needs_token = match routes::required_access(&head.path) {
             Access::Public => false,
@@ -288,7 +285,7 @@ impl AdminServer {
             Access::Token => true,
         };
         if needs_token {
-            // A body that came along is not read, so what follows it is not found.
+            // The body is not read, so the start of a request after it would be unknown.
             let keep_alive = head.keep_alive && head.body == Ok(Framing::Length(0));
             auth::authorize(head, peer, config, self.wall_clock())
                 .map_err(|refusal| (refusal, keep_alive))?;
@@ -308,7 +305,7 @@ impl AdminServer {
         self.respond(id, &response, keep_alive, head.method == http::Method::HEAD, io)
     }
 
-    /// Queues the answer to the request of this connection.
+    /// Queues the response to the request of this connection.
     pub(crate) fn respond(
         &mut self,
         id: AdminId,
@@ -320,16 +317,18 @@ impl AdminServer {
         let now = io.now;
         let class = usize::from(response.status / 100).min(io.metrics.api_answers.len() - 1);
         io.metrics.api_answers[class] += 1;
-        let Some(conn) = self.connection_mut(id) else { return Progress::Wait };
-        // Nothing else waits, so it is taken however long it is.
+        let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
+        // The buffer is empty, so it accepts a response of any length.
         let _ = conn.write_buffer.append(|out| response.write(out, keep_alive, head_only));
         conn.set_state(ConnectionState::Writing { keep_alive }, now)
     }
 
-    /// The timer of a connection has expired. True: there is something to write.
+    /// The timer of a connection has expired. True: a response was queued.
     pub(crate) fn on_timer(&mut self, id: AdminId, tick: u64, io: &mut Io) -> bool {
         let now = io.now;
-        let Some(conn) = self.connection_mut(id).filter(|conn| conn.timer_tick == Some(tick)) else {
+        let Some(conn) =
+            connection_mut(&mut self.connections, id).filter(|conn| conn.timer_tick == Some(tick))
+        else {
             return false;
         };
         conn.timer_tick = None;
@@ -338,9 +337,9 @@ impl AdminServer {
             return false;
         }
         match &conn.state {
-            ConnectionState::Reading(begun) if begun.is_some() || !conn.read_buffer.is_empty() => {
-                let style =
-                    begun.as_ref().map_or(ErrorStyle::Coded, |begun| routes::error_style(&begun.head.path));
+            ConnectionState::Reading(partial) if partial.is_some() || !conn.read_buffer.is_empty() => {
+                let path = partial.as_ref().map(|partial| &partial.head.path);
+                let style = path.map_or(ErrorStyle::Coded, |path| routes::error_style(path));
                 let late = ApiError::new(408, "request_timeout", "The request did not come in its time.");
                 self.respond(id, &late.response(style), false, false, io);
                 true
@@ -360,20 +359,76 @@ impl AdminServer {
 
     /// Makes sure that a timer expires at this connection's deadline.
     pub(crate) fn arm_timer(&mut self, id: AdminId, io: &mut Io) {
-        let Some(conn) = self.connection_mut(id) else { return };
+        let Some(conn) = connection_mut(&mut self.connections, id) else { return };
         let deadline = conn.deadline();
         let armed = conn.timer_tick;
         let tick = io.timers.tick(deadline);
         if armed.is_none_or(|armed| tick < armed) {
             let tick = io.timers.arm(deadline, TimerKind::Admin(id));
-            if let Some(conn) = self.connection_mut(id) {
+            if let Some(conn) = connection_mut(&mut self.connections, id) {
                 conn.timer_tick = Some(tick);
             }
         }
     }
 }
 
-/// Borrows only the connections, so that the scratch buffer stays free.
-fn connection_mut(connections: &mut Slab<Connection>, id: AdminId) -> Option<&mut Connection> {
-    connections.get_mut(id.slot as usize).filter(|conn| conn.epoch == id.epoch)
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpStream as Client;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Accepts a connection of a new client, and returns its id.
+    fn connect(server: &mut AdminServer, io: &mut Io) -> (Client, AdminId) {
+        let client = Client::connect(server.local_addr().unwrap().unwrap()).unwrap();
+        let before = server.epoch;
+        let end = Instant::now() + Duration::from_secs(5);
+        while server.epoch == before {
+            assert!(Instant::now() < end, "no connection to accept");
+            server.accept(io);
+        }
+        let (slot, conn) = server.connections.iter().max_by_key(|(_, conn)| conn.epoch).unwrap();
+        (client, AdminId { slot: slot as u32, epoch: conn.epoch })
+    }
+
+    fn request(server: &mut AdminServer, id: AdminId, io: &mut Io) -> Box<ReceivedRequest> {
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            match server.advance(id, io) {
+                Progress::Request(request) => return request,
+                Progress::Close => panic!("closed"),
+                Progress::Continue | Progress::Wait => assert!(Instant::now() < end, "no request"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_is_read_and_answered_on_the_same_connection() {
+        let mut server = AdminServer::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut io = Io::for_test();
+        let (mut client, id) = connect(&mut server, &mut io);
+        for _ in 0..2 {
+            client.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            let request = request(&mut server, id, &mut io);
+            assert_eq!((&*request.head.path, &request.body[..]), ("/healthz", &b""[..]));
+            server.respond(id, &Response::json(200, "{}"), true, false, &mut io);
+            assert!(matches!(server.advance(id, &mut io), Progress::Continue));
+            let mut response = [0; 512];
+            let len = client.read(&mut response).unwrap();
+            assert!(response[..len].starts_with(b"HTTP/1.1 200 ") && response[..len].ends_with(b"{}"));
+        }
+        assert_eq!(io.metrics.api_answers[2], 2);
+    }
+
+    #[test]
+    fn at_the_limit_the_oldest_idle_connection_is_closed() {
+        let mut server = AdminServer::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut io = Io::for_test();
+        let clients: Vec<_> = (0..=MAX_CONNECTIONS).map(|_| connect(&mut server, &mut io)).collect();
+        assert_eq!((server.connections.len(), io.metrics.api_displaced), (MAX_CONNECTIONS, 1));
+        assert!(connection_mut(&mut server.connections, clients[0].1).is_none());
+    }
 }

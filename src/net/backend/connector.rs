@@ -293,3 +293,49 @@ impl Connector {
         session.backend.as_mut().is_none_or(|backend| backend.flush(&mut self.context_pool))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::TcpListener;
+
+    use mio::{Poll, Token};
+
+    use super::*;
+    use crate::config::Config;
+
+    fn request(server: &TcpListener) -> Box<DialRequest> {
+        Box::new(DialRequest {
+            server: Arc::new(format!("ws://{}/", server.local_addr().unwrap()).parse().unwrap()),
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+            client_id: None,
+            forwarded_for: Ipv4Addr::LOCALHOST.into(),
+            protocol_version: 1,
+            skip_dns_cache: false,
+        })
+    }
+
+    #[test]
+    fn dials_beyond_the_limit_wait_until_an_earlier_one_ends() {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut config = Config::default();
+        config.websocket.max_dials = 1;
+        let mut io = Io { config: Arc::new(config), ..Io::for_test() };
+        let poll = Poll::new().unwrap();
+        let mut connector = Connector::new(Arc::new(Waker::new(poll.registry(), Token(0)).unwrap()));
+        let mut sessions = Sessions::default();
+        let [first, second] = [(); 2].map(|()| {
+            let id = sessions.insert(Core::new(Ipv4Addr::LOCALHOST.into(), io.now), None, None);
+            connector.dial(id, request(&server), &mut sessions, &mut io);
+            id
+        });
+        assert_eq!((connector.queued(), connector.pending_lookups(), io.metrics.dials), (2, 0, 2));
+        let started = connector.start_next(&mut sessions, &mut io);
+        assert!(matches!(started, Some((id, DialEvent::Pending)) if id == first));
+        assert!(connector.start_next(&mut sessions, &mut io).is_none());
+        connector.drop_connection(first, &mut sessions, &mut io);
+        let started = connector.start_next(&mut sessions, &mut io);
+        assert!(matches!(started, Some((id, DialEvent::Pending)) if id == second));
+        assert_eq!((connector.queued(), connector.dialing), (0, 1));
+    }
+}

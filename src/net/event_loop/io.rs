@@ -44,3 +44,20 @@ pub(crate) enum TimerKind {
     /// The grace period of the shutdown is over.
     Stop,
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+impl Io {
+    /// With the registry of a poll that nobody polls.
+    pub(crate) fn for_test() -> Self {
+        let now = Instant::now();
+        Self {
+            registry: mio::Poll::new().unwrap().registry().try_clone().unwrap(),
+            timers: TimerWheel::new(now),
+            run_queue: RunQueue::default(),
+            now,
+            metrics: Metrics::default(),
+            config: Arc::default(),
+        }
+    }
+}

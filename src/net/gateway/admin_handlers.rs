@@ -1,4 +1,4 @@
-//! What each request of the management API does.
+//! Handles the requests of the management API.
 
 use log::info;
 use serde_json::value::to_raw_value;
@@ -14,16 +14,16 @@ use crate::net::admin::collect::MetricSources;
 use crate::net::admin::pending::{AdminRequest, first_cursor, parse_page_query};
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::lifecycle::ReloadError;
+use crate::net::gateway::lifecycle::{Phase, ReloadError};
 use crate::proto::identity::ClientId;
 use crate::proto::message::{self, Reader};
 use crate::session::{CommandError, Delivery};
 
-/// What an operator may send to a device: other types are the gateway's and the chat server's own.
+/// The message types that an operator may send to a device. Others are reserved for the gateway and the chat server.
 const MESSAGE_TYPES: [&str; 4] = ["alert", "system", "custom", "notify"];
 
 impl Gateway {
-    /// Carries a call out. None: the answer comes later.
+    /// None: the answer follows later, by [`send_admin_response`](Self::send_admin_response).
     pub(super) fn handle_admin_request(&mut self, request: &AdminRequest) -> Option<Answer> {
         let AdminRequest { request_id, endpoint, client_id, query, body } = request;
         Some(Answer::Response(match endpoint {
@@ -51,17 +51,15 @@ impl Gateway {
     }
 
     fn handle_ready(&self) -> Response {
-        let (status, word) =
-            match (self.lifecycle.is_stopping(), self.lifecycle.is_draining(), self.mqtt.is_accepting()) {
-                (true, _, _) => (503, "stopping"),
-                (false, true, _) => (503, "draining"),
-                (false, false, false) => (503, "exhausted"),
-                (false, false, true) => (200, "ready"),
-            };
-        Response::json(status, format!(r#"{{"status":"{word}"}}"#))
+        let (code, status) = match self.lifecycle.phase() {
+            Phase::Serving if self.mqtt.is_accepting() => (200, "ready"),
+            Phase::Serving => (503, "exhausted"),
+            phase => (503, phase.label()),
+        };
+        Response::json(code, format!(r#"{{"status":"{status}"}}"#))
     }
 
-    /// The device that a caller means.
+    /// The present device with this client id or MAC.
     fn find_device(&self, name: &str) -> Option<SessionId> {
         let found = self.sessions.by_name(name)?;
         self.sessions.get(found).is_some_and(|session| session.core.is_present()).then_some(found)
@@ -85,15 +83,15 @@ impl Gateway {
         sources.collect()
     }
 
-    // ----- compatible ---------------------------------------------------------------------------------------------
+    // ----- requests that the Node.js gateway had ------------------------------------------------------------------
 
     fn handle_command(&mut self, request_id: u64, client_id: &str, body: &str) -> Option<Response> {
-        let failed = |status, why: &str| {
-            Some(Response::json(status, serde_json::json!({ "success": false, "error": why }).to_string()))
+        let failed = |status, error: &str| {
+            Some(Response::json(status, serde_json::json!({ "success": false, "error": error }).to_string()))
         };
         let command = match McpCommand::parse(body) {
             Ok(command) => command,
-            Err(why) => return failed(400, &why),
+            Err(error) => return failed(400, &error),
         };
         let Some(device) = self.find_device(client_id) else {
             let (status, body) = dto::command_response(&Err(CommandError::NotConnected));
@@ -104,7 +102,7 @@ impl Gateway {
         None
     }
 
-    /// A device answered a command, or will not.
+    /// A device has answered a command, or the command has failed.
     pub(crate) fn on_command_result(&mut self, request_id: u64, result: &Result<Box<str>, CommandError>) {
         let (status, body) = dto::command_response(result);
         self.send_admin_response(request_id, Answer::Response(Response::json(status, body)));
@@ -113,7 +111,7 @@ impl Gateway {
     fn handle_devices_status(&self, body: &str) -> Answer {
         let names = match dto::parse_status_ids(body) {
             Ok(names) => names,
-            Err(why) => return Answer::Response(Response::json(400, dto::error_body(&why))),
+            Err(error) => return Answer::Response(Response::json(400, dto::error_body(&error))),
         };
         let status = |name: &str| {
             let session = self.find_device(name).and_then(|id| self.sessions.get(id));
@@ -128,7 +126,7 @@ impl Gateway {
     fn handle_call_request(&mut self, body: &str) -> Response {
         let request = match dto::CallRequest::parse(body) {
             Ok(request) => request,
-            Err(why) => return Response::json(400, dto::error_body(&why)),
+            Err(error) => return Response::json(400, dto::error_body(&error)),
         };
         let outcome = self.request_device_call(request.caller, request.target, &request.nickname);
         Response::json(200, dto::call_request_body(outcome))
@@ -137,14 +135,14 @@ impl Gateway {
     fn handle_call_accept(&mut self, body: &str) -> Response {
         match dto::parse_call_mac(body) {
             Ok(mac) => Response::json(200, dto::call_accept_body(self.accept_device_call(mac))),
-            Err(why) => Response::json(400, dto::error_body(&why)),
+            Err(error) => Response::json(400, dto::error_body(&error)),
         }
     }
 
     fn handle_call_hang_up(&mut self, body: &str) -> Response {
         let mac = match dto::parse_call_mac(body) {
             Ok(mac) => mac,
-            Err(why) => return Response::error(400, "bad_mac", &format!("{why}.")),
+            Err(error) => return Response::error(400, "bad_mac", &format!("{error}.")),
         };
         match self.hang_up_device_call(mac) {
             true => Response::json(200, r#"{"status":"ended"}"#),
@@ -158,7 +156,7 @@ impl Gateway {
         let Ok(members) = Members::of_body(body) else {
             return Response::error(400, "bad_json", "The body is no JSON object.");
         };
-        if let Err(bad) = message_type(&members, body) {
+        if let Err(bad) = check_message_type(&members, body) {
             return Response::error(400, "bad_type", &format!("{bad}."));
         }
         if let Err(bad) = members.string("session_id", "a string") {
@@ -181,13 +179,12 @@ impl Gateway {
             Ok(page) => page,
             Err(bad) => return Answer::Response(bad_parameter(&bad)),
         };
-        let joined = limit;
-        let me = first_cursor(self.workers.index());
-        // A page that begins at another worker has all of ours, or none.
-        let (after, limit) = match after.checked_sub(me) {
-            None => (0, limit),
-            Some(slot) if slot < first_cursor(1) => (slot as usize, limit),
-            Some(_) => (usize::MAX, limit),
+        let own_cursor = first_cursor(self.workers.index());
+        // A cursor of an earlier worker selects all sessions of this one, a cursor of a later worker none.
+        let first_slot = match after.checked_sub(own_cursor) {
+            None => 0,
+            Some(slot) if slot < first_cursor(1) => slot as usize,
+            Some(_) => usize::MAX,
         };
         let mut page = dto::SessionPage {
             devices: self.sessions.index.devices(),
@@ -196,15 +193,15 @@ impl Gateway {
             next: None,
             sessions: Vec::new(),
         };
-        for (slot, session) in self.sessions.starting_at(after) {
+        for (slot, session) in self.sessions.starting_at(first_slot) {
             let Some(view) = dto::session_dto(&session.core, self.io.now) else { continue };
             if page.sessions.len() == limit {
-                page.next = Some(me + slot as u64);
+                page.next = Some(own_cursor + slot as u64);
                 break;
             }
             page.sessions.extend(to_raw_value(&view));
         }
-        Answer::Sessions { page, limit: joined }
+        Answer::Sessions { page, limit }
     }
 
     fn handle_show_session(&self, client_id: &str) -> Response {
@@ -229,8 +226,8 @@ impl Gateway {
             );
         }
         let client_id = self.client_id_of(device).to_owned();
-        let what = if disconnect { "disconnects the device" } else { "hangs up" };
-        info!("{} an operator {what}", self.sessions.log_prefix(device));
+        let what = if disconnect { "disconnected" } else { "hung up" };
+        info!("{} {what} by an operator", self.sessions.log_prefix(device));
         self.drive(device, |core, cx| match disconnect {
             true => core.operator_disconnect(cx),
             false => {
@@ -259,8 +256,9 @@ impl Gateway {
     }
 }
 
-/// Whether the message is of a type that an operator may send: its device takes the first such member, in any capitals.
-fn message_type(members: &Members<'_>, body: &str) -> Result<(), BadParameter> {
+/// Checks that an operator may send a message of this type. The device reads the first member named `type` in any case, so that
+/// one is checked too.
+fn check_message_type(members: &Members<'_>, body: &str) -> Result<(), BadParameter> {
     let allowed = || format!("{} or {}", MESSAGE_TYPES[..3].join(", "), MESSAGE_TYPES[3]);
     match members.string("type", allowed())? {
         Some(kind) if MESSAGE_TYPES.contains(&&*kind) => {

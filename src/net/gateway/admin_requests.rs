@@ -1,8 +1,8 @@
-//! Requests of the management API: which worker answers them, and who waits for the answer.
+//! Routes requests of the management API to the workers that answer them, and their answers to the connections that wait.
 
 use crate::admin::answer::Answer;
 use crate::admin::error::ApiError;
-use crate::admin::http::RequestHead;
+use crate::admin::http::{Method, RequestHead};
 use crate::admin::response::Response;
 use crate::admin::routes::{self, RouteMatch, Scope};
 use crate::net::admin::connection::{Progress, ReceivedRequest};
@@ -12,11 +12,11 @@ use crate::net::event_loop::token::AdminId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::Command;
 
-/// Reads, writes and requests per dispatch and connection: enough for one request, so that pipelined ones delay no call.
+/// Reads, writes and requests per dispatch and connection: enough for one request; pipelined ones wait for the next dispatch.
 const STEP_BUDGET: usize = 4;
 
 impl Gateway {
-    /// Reads, answers and writes as far as the socket allows, within the budget. Harmless at any time.
+    /// Reads, answers and writes as far as the socket allows, within the budget. May be called at any time.
     pub(super) fn drive_admin(&mut self, id: AdminId) {
         for _ in 0..STEP_BUDGET {
             match self.admin.advance(id, &mut self.io) {
@@ -39,10 +39,9 @@ impl Gateway {
         }
     }
 
-    /// Answers a request, or has its connection wait for the answer.
+    /// Answers a request, or passes it on and makes its connection wait for the answer.
     fn dispatch_request(&mut self, id: AdminId, head: &RequestHead, body: &[u8]) {
-        let found = routes::match_route(&head.method, &head.path);
-        let (endpoint, client_id) = match found {
+        let (endpoint, client_id) = match routes::match_route(&head.method, &head.path) {
             RouteMatch::Found(endpoint, client_id) => (endpoint, client_id.unwrap_or_default().into_owned()),
             refused => {
                 let Some(error) = refused.error_response() else { return };
@@ -82,11 +81,11 @@ impl Gateway {
     }
 
     fn respond(&mut self, id: AdminId, head: &RequestHead, response: &Response) {
-        let head_only = head.method == crate::admin::http::Method::HEAD;
+        let head_only = head.method == Method::HEAD;
         self.admin.respond(id, response, head.keep_alive, head_only, &mut self.io);
     }
 
-    /// Carries out a request for a connection of the leader's.
+    /// Handles a request that the leader has passed on.
     pub(super) fn run_admin_request(&mut self, request: &AdminRequest) {
         if let Some(answer) = self.handle_admin_request(request) {
             self.send_admin_response(request.request_id, answer);
@@ -94,10 +93,10 @@ impl Gateway {
     }
 
     pub(super) fn send_admin_response(&mut self, request_id: u64, answer: Answer) {
-        let reply = AdminResponse { request_id, worker: self.workers.index(), answer };
+        let response = AdminResponse { request_id, worker: self.workers.index(), answer };
         match self.workers.is_leader() {
-            true => self.admin.on_response(reply, &mut self.io),
-            false => self.workers.send(0, Command::AdminResponse(Box::new(reply))),
+            true => self.admin.on_response(response, &mut self.io),
+            false => self.workers.send(0, Command::AdminResponse(Box::new(response))),
         }
     }
 }

@@ -11,23 +11,23 @@ use crate::net::media::credentials;
 use crate::proto::mqtt::{ConnectReturnCode, encode};
 use crate::session::{Action, Context, Core, RequestIds};
 
-/// One source for all workers, and for all gateways of a process: a device may come back to another one.
+/// Shared by all workers and all gateways of a process, since a device may reconnect to another one.
 static REQUEST_IDS: RequestIds = RequestIds::new();
 
 impl Gateway {
-    /// Lets a core decide, and carries its actions out.
+    /// Calls the core of a session, and carries out the actions that it returns.
     pub(super) fn drive(&mut self, id: SessionId, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
         self.drive_device(id, decide);
     }
 
-    /// As [`drive`](Self::drive). Returns the session that has the device's connection afterwards: another one after a
-    /// take-over.
+    /// As [`drive`](Self::drive). Returns the session that has the device's connection afterwards, which is another one
+    /// after a take-over.
     pub(super) fn drive_device(
         &mut self,
         id: SessionId,
         decide: impl FnOnce(&mut Core, &mut Context<'_>),
     ) -> SessionId {
-        debug_assert!(self.actions.is_empty(), "no action is left for the next session");
+        debug_assert!(self.actions.is_empty(), "the actions of the last call were all carried out");
         let Some(session) = self.sessions.live(id) else { return id };
         let mut cx = Context {
             now: self.io.now,
@@ -37,32 +37,23 @@ impl Gateway {
             out: &mut self.actions,
         };
         decide(&mut session.core, &mut cx);
-        self.apply(id)
-    }
-
-    fn apply(&mut self, id: SessionId) -> SessionId {
         let mut device_at = id;
-        if !self.actions.is_empty() {
-            let mut actions = mem::take(&mut self.actions);
-            for action in actions.drain(..) {
-                match action {
-                    Action::Admit => device_at = self.admit(id),
-                    action => self.execute(id, action),
-                }
-            }
-            if self.actions.is_empty() {
-                self.actions = actions;
-            }
+        // An action may call a core again, so the list is taken out meanwhile.
+        let mut actions = mem::take(&mut self.actions);
+        for action in actions.drain(..) {
+            device_at = self.execute(id, action).unwrap_or(device_at);
         }
+        self.actions = actions;
         self.sessions.arm_timer(id, &mut self.io);
         self.sessions.reap_if_finished(id);
         device_at
     }
 
-    fn execute(&mut self, id: SessionId, action: Action) {
+    /// Returns the session that took the device's connection over, if the action caused a take-over.
+    fn execute(&mut self, id: SessionId, action: Action) -> Option<SessionId> {
         let (sessions, io) = (&mut self.sessions, &mut self.io);
         match action {
-            Action::Admit => drop(self.admit(id)),
+            Action::Admit => return self.admit(id),
             Action::AcceptConnect => {
                 sessions.write_mqtt(id, io, |out| encode::connack(out, ConnectReturnCode::Accepted));
             }
@@ -88,6 +79,7 @@ impl Gateway {
             Action::Log(event) => self.log_event(id, &event),
             Action::CloseDevice(reason) => self.close_device(id, &reason),
         }
+        None
     }
 
     fn publish(&mut self, id: SessionId, text: &str) {
@@ -98,31 +90,26 @@ impl Gateway {
 
     fn generate_credentials(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(id) else { return };
-        let local = session.mqtt.as_ref().and_then(|device| device.local_ip());
+        let local = session.mqtt.as_ref().and_then(|connection| connection.local_ip());
         let ip = session.core.ip();
-        let mut grant = match credentials::generate(&self.sessions.index) {
-            Ok(grant) => grant,
-            Err(error) => {
-                error!(
-                    "{} the system's random source failed, the call is refused: {error}",
-                    self.sessions.log_prefix(id)
-                );
-                credentials::without_keys()
-            }
-        };
-        grant.udp_host = credentials::udp_host(&self.io.config.udp.public_ip, local);
-        grant.udp_port = self.addresses.udp.port();
+        let mut call = credentials::generate(&self.sessions.index).unwrap_or_else(|error| {
+            let prefix = self.sessions.log_prefix(id);
+            error!("{prefix} the system's random source failed, the call is refused: {error}");
+            credentials::without_keys()
+        });
+        call.udp_host = credentials::udp_host(&self.io.config.udp.public_ip, local);
+        call.udp_port = self.addresses.udp.port();
         let limit = self.io.config.websocket.max_calls;
-        if grant.allowed && limit > 0 && self.all_calls() >= limit {
-            grant.allowed = false;
-            let sentence =
-                format!("a call was refused: websocket.max_calls is reached: session={}", grant.session_id);
-            self.record_session_error(id, RecentErrorKind::TooManyCalls, &sentence);
+        if call.allowed && limit > 0 && self.all_calls() >= limit {
+            call.allowed = false;
+            let message =
+                format!("a call was refused: websocket.max_calls is reached: session={}", call.session_id);
+            self.record_session_error(id, RecentErrorKind::TooManyCalls, &message);
         }
-        if grant.allowed {
-            self.sessions.index.add_call(grant.ssrc, id, ip);
+        if call.allowed {
+            self.sessions.index.add_call(call.ssrc, id, ip);
             self.audio.drops.watch(ip);
         }
-        self.drive(id, |core, cx| core.on_credentials(grant, cx));
+        self.drive(id, |core, cx| core.on_credentials(call, cx));
     }
 }

@@ -1,4 +1,4 @@
-//! Audio: from devices to their chat servers or to each other, and back.
+//! Audio from devices to their chat servers or to other devices, and from chat servers to devices.
 
 use std::io::ErrorKind;
 
@@ -13,7 +13,7 @@ use crate::session::{Core, DropReason, UdpPeer, Uplink};
 
 /// Datagrams received per dispatch.
 const DATAGRAM_BUDGET: usize = 256;
-/// An encrypted datagram: header and the longest payload.
+/// The longest encrypted datagram: header and payload.
 const DATAGRAM_MAX: usize = HEADER_LEN + MAX_PAYLOAD;
 
 impl Gateway {
@@ -26,8 +26,8 @@ impl Gateway {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) => return error!("UDP socket: {error}"),
             };
-            for place in 0..received {
-                self.uplink(place);
+            for i in 0..received {
+                self.uplink(i);
             }
             if received < BATCH {
                 return;
@@ -37,25 +37,25 @@ impl Gateway {
         self.io.run_queue.push(Task::Udp);
     }
 
-    /// Serves the datagram at this place of the batch.
-    fn uplink(&mut self, place: usize) {
+    /// Serves the `i`th datagram of the batch.
+    fn uplink(&mut self, i: usize) {
         self.io.metrics.datagrams_in += 1;
         self.coalescer.count_uplink();
-        if let Err(reason) = self.try_uplink(place) {
+        if let Err(reason) = self.try_uplink(i) {
             self.io.metrics.discarded(reason);
-            let (info, _) = self.audio.socket.datagram(place);
+            let (info, _) = self.audio.socket.datagram(i);
             self.audio.drops.discarded(info.from.ip(), reason.label());
         }
     }
 
-    fn try_uplink(&mut self, place: usize) -> Result<(), DropReason> {
-        let (info, datagram) = self.audio.socket.datagram(place);
+    fn try_uplink(&mut self, i: usize) -> Result<(), DropReason> {
+        let (info, datagram) = self.audio.socket.datagram(i);
         let id = socket::ssrc(datagram).and_then(|ssrc| self.sessions.index.call(ssrc));
         let session = id.and_then(|id| Some((id, self.sessions.live(id)?)));
         let Some((id, session)) = session else { return Err(DropReason::UnknownSsrc) };
         let from = UdpPeer { addr: info.from, local_ip: info.local };
         match session.core.uplink(from, datagram, &self.io.config, self.io.now)? {
-            Uplink::OtherDevice(payload_len) => self.relay(id, place, payload_len),
+            Uplink::OtherDevice(payload_len) => self.relay(id, i, payload_len),
             Uplink::Silence => self.answer_with_silence(id),
             Uplink::Server { frame, payload, peer_learned } => {
                 let contexts = &mut self.connector.context_pool;
@@ -75,7 +75,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// One audio frame of the chat server, for the device.
+    /// Sends one audio frame of the chat server to the device.
     pub(super) fn downlink(&mut self, id: SessionId, frame: &[u8]) {
         self.coalescer.count_downlink();
         let mut out = [0; DATAGRAM_MAX];
@@ -89,11 +89,11 @@ impl Gateway {
         }
     }
 
-    /// Passes the decrypted payload at this place of the batch on to the other device of a device-to-device call.
-    fn relay(&mut self, id: SessionId, place: usize, payload_len: usize) {
+    /// Sends the payload of the `i`th datagram, which is decrypted already, to the other device of a device-to-device call.
+    fn relay(&mut self, id: SessionId, i: usize, payload_len: usize) {
         let mut out = [0; DATAGRAM_MAX];
         let peer = self.sessions.get(id).and_then(|session| session.peer.as_deref().copied());
-        let (_, datagram) = self.audio.socket.datagram(place);
+        let (_, datagram) = self.audio.socket.datagram(i);
         let payload = &datagram[HEADER_LEN..HEADER_LEN + payload_len];
         let encrypted = match peer.and_then(|peer| Some((peer, self.sessions.live(peer)?))) {
             Some((peer, session)) => {
@@ -110,7 +110,7 @@ impl Gateway {
         }
     }
 
-    /// A device that waits for another one hears silence, one packet for each of its own.
+    /// Answers a packet of a device that waits for another device with one packet of silence.
     fn answer_with_silence(&mut self, id: SessionId) {
         let mut out = [0; DATAGRAM_MAX];
         self.io.metrics.discarded(DropReason::Ringing);

@@ -1,4 +1,4 @@
-//! What chat servers' connections report, turned into calls of the core.
+//! Turns events of the connections to chat servers into calls of the core.
 
 use crate::net::backend::connection::Incoming;
 use crate::net::backend::connector::DialEvent;
@@ -7,14 +7,14 @@ use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::session::{BackendClosed, BackendFailure, BackendStage, Core};
 
-/// Messages and bytes of text per dispatch: a chat server that sends without end must let others in.
+/// Messages and bytes of text per dispatch, so that a chat server that never stops sending does not delay others.
 const MESSAGE_BUDGET: usize = 32;
 const TEXT_BUDGET: usize = 256 * 1024;
-/// Dials started per dispatch: after an outage thousands may fail at once, without ever reaching the limit of places.
+/// Dials started per dispatch. After an outage thousands may fail immediately, and so never reach the limit of concurrent dials.
 const DIAL_BUDGET: usize = 32;
 
 impl Gateway {
-    /// Starts queued dials while there are places, within the budget.
+    /// Starts queued dials, up to the limit of concurrent dials and within the budget.
     pub(super) fn start_dials(&mut self) {
         for _ in 0..DIAL_BUDGET {
             match self.connector.start_next(&mut self.sessions, &mut self.io) {
@@ -40,8 +40,8 @@ impl Gateway {
         }
     }
 
-    /// Advances the dial, or reads what has come, within the budget. `near_end`: the system said that the end of the stream
-    /// is near.
+    /// Advances the dial, or reads what has arrived, within the budget. `near_end`: the system has reported that the end of
+    /// the stream is near.
     pub(super) fn on_backend_ready(&mut self, id: SessionId, near_end: bool) {
         self.advance_dial(id);
         self.connector.begin_read(id, near_end, &mut self.sessions);
@@ -81,7 +81,7 @@ impl Gateway {
     }
 
     fn on_backend_closed(&mut self, id: SessionId, closed: BackendClosed) {
-        // A Close frame of the server is answered; closing sends the answer and lingers for the connection's end.
+        // Closing answers the server's Close frame, and lingers until the server has closed the connection.
         let lingers = self.sessions.get(id).is_some_and(|session| session.core.is_finished());
         match &closed {
             BackendClosed::CloseFrame(_) if lingers => return self.io.run_queue.push(Task::Backend(id)),
@@ -93,15 +93,15 @@ impl Gateway {
         self.drive(id, |core, cx| core.on_backend_closed(closed, cx));
     }
 
-    /// A session keeps more than its share of the memory. What keeps most of it ends: the WebSocket, or the device's
-    /// connection; nothing when it keeps less by now.
+    /// Closes the WebSocket or the device's connection, whichever buffers more, if the session still exceeds its share of the
+    /// memory budget.
     pub(super) fn on_over_budget(&mut self, id: SessionId) {
         if !self.sessions.is_over_budget(id) {
             return;
         }
         let Some(session) = self.sessions.get(id) else { return };
         if session.bytes_for_backend() > session.bytes_for_device() {
-            let message = "it makes the gateway keep more than its share of the memory".to_owned();
+            let message = "its buffers take more than its share of the memory".to_owned();
             self.on_backend_closed(
                 id,
                 BackendClosed::Failed(BackendFailure::new(BackendStage::Live, message)),

@@ -2,13 +2,16 @@
 
 use log::info;
 
-use crate::net::event_loop::io::TimerKind;
+use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
+use crate::net::sessions::table::Sessions;
 use crate::proto::identity::Mac;
-use crate::session::{AcceptOutcome, DeviceCallEffect, DeviceCallTable, Presence, RequestOutcome};
+use crate::session::{
+    AcceptOutcome, Context, Core, DeviceCallEffect, DeviceCallTable, Presence, RequestOutcome,
+};
 
-/// The device-to-device calls, and the timer of those that ring.
+/// The device-to-device calls, and the timer for those that nobody has answered yet.
 #[derive(Default)]
 pub(crate) struct DeviceCalls {
     table: DeviceCallTable,
@@ -16,21 +19,54 @@ pub(crate) struct DeviceCalls {
     armed_tick: Option<u64>,
 }
 
+impl DeviceCalls {
+    /// Changes the table, and arms the timer for the earliest deadline in it. The effects are the caller's to carry out.
+    fn change<T>(
+        &mut self,
+        io: &mut Io,
+        change: impl FnOnce(&mut DeviceCallTable, &mut Vec<DeviceCallEffect>) -> T,
+    ) -> (T, Vec<DeviceCallEffect>) {
+        let mut effects = Vec::new();
+        let outcome = change(&mut self.table, &mut effects);
+        if let Some(deadline) = self.table.deadline() {
+            let tick = io.timers.tick(deadline);
+            if self.armed_tick.is_none_or(|armed| tick < armed) {
+                self.armed_tick = Some(io.timers.arm(deadline, TimerKind::DeviceCalls));
+            }
+        }
+        (outcome, effects)
+    }
+
+    /// The timer that was armed for this tick has expired.
+    fn expire(&mut self, tick: u64, io: &mut Io) -> Vec<DeviceCallEffect> {
+        if self.armed_tick != Some(tick) {
+            return Vec::new();
+        }
+        self.armed_tick = None;
+        let now = io.now;
+        self.change(io, |table, effects| table.on_timeout(now, effects)).1
+    }
+
+    fn are_connected(&self, one: Mac, other: Mac) -> bool {
+        self.table.peer(one) == Some(other)
+    }
+}
+
+/// The session of a MAC: of several, the one in a device-to-device call, else one in any call, else the latest.
+fn session_of(sessions: &Sessions, mac: Mac) -> Option<SessionId> {
+    sessions.by_mac(mac).max_by_key(|id| {
+        let core = sessions.get(*id).map(|session| &session.core);
+        core.map(|core| (core.is_in_device_call(), core.presence(), core.online_since()))
+    })
+}
+
+fn presence(sessions: &Sessions, mac: Mac) -> Presence {
+    let session = session_of(sessions, mac).and_then(|id| sessions.get(id));
+    session.map_or(Presence::Absent, |session| session.core.presence())
+}
+
 impl Gateway {
-    /// The session that is meant by a MAC: of several, the one in a call with a device, or in any call, or the latest.
-    fn session_of(&self, mac: Mac) -> Option<SessionId> {
-        self.sessions.by_mac(mac).max_by_key(|id| {
-            let core = self.sessions.get(*id).map(|session| &session.core);
-            core.map(|core| (core.is_in_device_call(), core.presence(), core.online_since()))
-        })
-    }
-
-    fn presence(&self, mac: Mac) -> Presence {
-        let session = self.session_of(mac).and_then(|id| self.sessions.get(id));
-        session.map_or(Presence::Absent, |session| session.core.presence())
-    }
-
-    // ----- what operators ask for ---------------------------------------------------------------------------------
+    // ----- requests of operators ----------------------------------------------------------------------------------
 
     pub(super) fn request_device_call(&mut self, caller: Mac, target: Mac, nickname: &str) -> RequestOutcome {
         if self.workers.other_worker_of(target).is_some() {
@@ -38,73 +74,61 @@ impl Gateway {
                 "两台设备由不同的工作线程服务，需设 workers 为 1 / The devices are served by different workers; set workers to 1",
             );
         }
-        let (calling, called) = (self.presence(caller), self.presence(target));
-        let mut effects = Vec::new();
-        let table = &mut self.device_calls.table;
-        let outcome = table.request((caller, calling), (target, called), nickname, self.io.now, &mut effects);
+        let now = self.io.now;
+        let caller = (caller, presence(&self.sessions, caller));
+        let target = (target, presence(&self.sessions, target));
+        let (outcome, effects) = self
+            .device_calls
+            .change(&mut self.io, |table, effects| table.request(caller, target, nickname, now, effects));
         self.io.metrics.device_calls += u64::from(!effects.is_empty());
         self.apply_effects(effects);
-        self.rearm_device_calls();
         outcome
     }
 
     pub(super) fn accept_device_call(&mut self, target: Mac) -> AcceptOutcome {
-        let mut table = std::mem::take(&mut self.device_calls.table);
-        let mut effects = Vec::new();
-        let called = self.presence(target);
-        let outcome = table.accept((target, called), |caller| self.presence(caller), &mut effects);
-        self.device_calls.table = table;
+        let sessions = &self.sessions;
+        let (outcome, effects) = self.device_calls.change(&mut self.io, |table, effects| {
+            let presence = |mac| presence(sessions, mac);
+            table.accept((target, presence(target)), presence, effects)
+        });
         self.apply_effects(effects);
         outcome
     }
 
-    /// False when the device takes part in no call with another one.
+    /// False when the device takes part in no device-to-device call.
     pub(super) fn hang_up_device_call(&mut self, mac: Mac) -> bool {
-        let mut effects = Vec::new();
-        let hung_up = self.device_calls.table.hang_up(mac, &mut effects);
+        let (hung_up, effects) =
+            self.device_calls.change(&mut self.io, |table, effects| table.hang_up(mac, effects));
         self.apply_effects(effects);
         hung_up
     }
 
-    // ----- what happens to devices --------------------------------------------------------------------------------
+    // ----- events of devices --------------------------------------------------------------------------------------
 
-    /// The call of a device that called, or talked to, another one is over.
+    /// The call of a device that called, or was connected to, another device has ended.
     pub(super) fn leave_device_call(&mut self, id: SessionId) {
         let Some(session) = self.sessions.live(id) else { return };
         session.peer = None;
         let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) else { return };
-        let mut effects = Vec::new();
-        self.device_calls.table.on_call_ended(mac, &mut effects);
+        let ((), effects) =
+            self.device_calls.change(&mut self.io, |table, effects| table.on_call_ended(mac, effects));
         self.apply_effects(effects);
     }
 
-    /// A connection of the device is gone; nobody need wait for it when it was the last.
+    /// A session of the device has ended. When it was the last one, calls to the device end.
     pub(super) fn on_device_absent(&mut self, mac: Mac) {
         if self.sessions.by_mac(mac).next().is_some() {
             return;
         }
-        let mut effects = Vec::new();
-        self.device_calls.table.on_device_disconnected(mac, &mut effects);
+        let ((), effects) = self
+            .device_calls
+            .change(&mut self.io, |table, effects| table.on_device_disconnected(mac, effects));
         self.apply_effects(effects);
     }
 
     pub(super) fn on_device_calls_timer(&mut self, tick: u64) {
-        if self.device_calls.armed_tick != Some(tick) {
-            return;
-        }
-        self.device_calls.armed_tick = None;
-        let mut effects = Vec::new();
-        self.device_calls.table.on_timeout(self.io.now, &mut effects);
+        let effects = self.device_calls.expire(tick, &mut self.io);
         self.apply_effects(effects);
-        self.rearm_device_calls();
-    }
-
-    fn rearm_device_calls(&mut self) {
-        let Some(deadline) = self.device_calls.table.deadline() else { return };
-        let tick = self.io.timers.tick(deadline);
-        if self.device_calls.armed_tick.is_none_or(|armed| tick < armed) {
-            self.device_calls.armed_tick = Some(self.io.timers.arm(deadline, TimerKind::DeviceCalls));
-        }
     }
 
     fn apply_effects(&mut self, effects: Vec<DeviceCallEffect>) {
@@ -112,7 +136,7 @@ impl Gateway {
             match effect {
                 DeviceCallEffect::Ring(caller) => self.drive_mac(caller, |core, cx| core.start_ringing(cx)),
                 DeviceCallEffect::Wake { target, nickname } => {
-                    if let Some(id) = self.session_of(target) {
+                    if let Some(id) = session_of(&self.sessions, target) {
                         info!("{} is called by another device", self.sessions.log_prefix(id));
                     }
                     self.drive_mac(target, |core, cx| core.wake_for_call(&nickname, cx));
@@ -129,10 +153,11 @@ impl Gateway {
     }
 
     fn bridge(&mut self, one: Mac, other: Mac) {
-        let (Some(a), Some(b)) = (self.session_of(one), self.session_of(other)) else { return };
+        let sessions = (session_of(&self.sessions, one), session_of(&self.sessions, other));
+        let (Some(a), Some(b)) = sessions else { return };
         for (id, peer) in [(a, b), (b, a)] {
-            // Leaving the chat server may have ended the first one's call.
-            if self.device_calls.table.peer(one) != Some(other) {
+            // Leaving its chat server may have ended the first device's call.
+            if !self.device_calls.are_connected(one, other) {
                 return;
             }
             if let Some(session) = self.sessions.live(id) {
@@ -144,13 +169,35 @@ impl Gateway {
         info!("{} talks to {}", self.sessions.log_prefix(a), self.sessions.log_prefix(b));
     }
 
-    fn drive_mac(
-        &mut self,
-        mac: Mac,
-        decide: impl FnOnce(&mut crate::session::Core, &mut crate::session::Context<'_>),
-    ) {
-        if let Some(id) = self.session_of(mac) {
+    fn drive_mac(&mut self, mac: Mac, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
+        if let Some(id) = session_of(&self.sessions, mac) {
             self.drive(id, decide);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn an_unanswered_call_ends_when_its_timer_expires() {
+        let (mut calls, mut io) = (DeviceCalls::default(), Io::for_test());
+        let [caller, target] = ["02:00:00:00:00:01", "02:00:00:00:00:02"].map(|mac| mac.parse().unwrap());
+        let now = io.now;
+        let (_, effects) = calls.change(&mut io, |table, effects| {
+            table.request((caller, Presence::InCall), (target, Presence::InCall), "n", now, effects)
+        });
+        assert!(!effects.is_empty());
+        let deadline = calls.table.deadline().unwrap();
+        let tick = io.timers.tick(deadline);
+        assert!(calls.expire(tick + 1, &mut io).is_empty(), "this timer was replaced");
+        io.now = deadline + Duration::from_secs(1);
+        let ended = calls.expire(tick, &mut io);
+        assert!(matches!(ended[..], [DeviceCallEffect::End(mac, _), ..] if mac == caller), "{ended:?}");
+        assert!(calls.expire(tick, &mut io).is_empty());
     }
 }

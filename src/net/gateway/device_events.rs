@@ -1,4 +1,4 @@
-//! What devices' connections report, turned into calls of the core.
+//! Turns events of devices' connections into calls of the core.
 
 use std::io::{ErrorKind, Read};
 
@@ -14,18 +14,18 @@ use crate::session::Core;
 
 /// Connections accepted per dispatch: after a power cut all devices reconnect at once.
 const ACCEPT_BUDGET: usize = 16;
-/// Reads per dispatch, and bytes of each: more than any message of an ordinary device, and not many of the shortest packets.
-/// Others wait meanwhile.
+/// Reads per dispatch, and bytes per read: enough for any message of an ordinary device, but not for so many of the shortest
+/// packets that other connections would be delayed.
 const READ_BUDGET: usize = 2;
 pub(super) const READ_SIZE: usize = 2 * 1024;
 /// The packet type of CONNECT.
 const CONNECT: u8 = 1;
 
-/// What came of reading from a device.
+/// The result of reading from a device.
 enum ReadOutcome {
-    /// There may be more. The id differs from the one before when the connection took over another session's call.
+    /// There may be more to read, in this session: another one than before if it has taken over the connection.
     More(SessionId),
-    /// Nothing more for now.
+    /// There is nothing more to read for now.
     Done,
 }
 
@@ -46,12 +46,12 @@ impl Gateway {
     }
 
     pub(super) fn resume_accepting(&mut self) {
-        if !self.lifecycle.is_draining() && !self.lifecycle.is_stopping() {
+        if self.lifecycle.is_serving() {
             self.mqtt.resume(&mut self.io);
         }
     }
 
-    /// Closes a connection that has to make room.
+    /// Closes a connection before login, because there are too many of them.
     fn evict(&mut self, id: SessionId) {
         self.drive(id, Core::on_connection_lost);
         self.sessions.drop_mqtt(id, &mut self.io);
@@ -59,7 +59,7 @@ impl Gateway {
 
     /// Registers a connection that another worker accepted.
     pub(super) fn accept_hand_off(&mut self, hand_off: HandOff) {
-        if self.lifecycle.is_stopping() || self.lifecycle.is_draining() {
+        if !self.lifecycle.is_serving() {
             return;
         }
         let HandOff { connection, ip, bytes } = hand_off;
@@ -70,7 +70,7 @@ impl Gateway {
         }
     }
 
-    /// Reads what has come, within the budget, and serves each packet.
+    /// Reads what has arrived, within the budget, and serves each packet.
     pub(super) fn on_device_readable(&mut self, mut id: SessionId) {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut reads = 0;
@@ -119,7 +119,7 @@ impl Gateway {
         }
     }
 
-    /// The device has closed its side, or the connection is broken; what it sent before has been served.
+    /// The device has closed its side, or the connection is broken. All that it sent before has been served.
     fn on_device_eof(&mut self, id: SessionId) {
         if let Some(connection) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut()) {
             connection.read_closed = true;
@@ -128,7 +128,8 @@ impl Gateway {
         self.sessions.mark_dirty(id);
     }
 
-    /// Serves the packets in `bytes`, or in `partial` when the start of a packet came before; keeps what is left over.
+    /// Serves the packets in `bytes`, and keeps an incomplete one at their end. If `partial` is not empty, it contains the
+    /// incomplete packet of the last read with `bytes` appended, and replaces them.
     fn on_device_bytes(&mut self, mut id: SessionId, bytes: &[u8], partial: Vec<u8>) -> ReadOutcome {
         let mut rest = if partial.is_empty() { bytes } else { &partial[..] };
         while !rest.is_empty() {
@@ -160,7 +161,7 @@ impl Gateway {
             }
         }
         if let Some(connection) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut()) {
-            // An incomplete packet stays where it is: copying it for each read would be quadratic.
+            // A packet that is still incomplete is not copied again: that would be quadratic in its length.
             let is_partial = rest.len() == partial.len();
             connection.keep_partial(if is_partial { partial } else { rest.to_vec() });
         }

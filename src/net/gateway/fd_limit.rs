@@ -1,14 +1,14 @@
-//! Room in the process's table of descriptors, made before it is needed.
+//! Enlarges the process's table of file descriptors in advance.
 
-/// Makes room for the descriptors of so many devices, half of them in calls, as far as the limit allows. Linux doubles the
-/// table whenever it is full, and lets a process with several threads wait for 10 to 25 ms meanwhile: calls would hear each
-/// doubling when devices come by the thousand. Best before the first thread starts, when nobody waits.
+/// Enlarges the table for this many devices, half of them in calls, as far as the limit allows. Linux doubles the table
+/// whenever it is full, which blocks a process with several threads for 10 to 25 ms and would interrupt the audio of calls.
+/// Best called before the first thread starts, when it does not block.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub fn reserve(devices: usize) {
     use nix::fcntl::{FcntlArg, fcntl};
     let mut count = devices.saturating_add(devices / 2);
     let Ok(file) = std::fs::File::open("/dev/null") else { return };
-    // The table grows by doubling, so half of a number that the limit refuses loses nothing.
+    // The table grows by doubling, so when the limit refuses a number, half of it is the next size to try.
     while count > 64 {
         let wanted = count.try_into().unwrap_or(i32::MAX);
         match fcntl(&file, FcntlArg::F_DUPFD_CLOEXEC(wanted)) {
@@ -21,7 +21,7 @@ pub fn reserve(devices: usize) {
     }
 }
 
-/// Other systems let nobody wait.
+/// Other systems do not block.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub fn reserve(_: usize) {}
 

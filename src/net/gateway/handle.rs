@@ -1,4 +1,4 @@
-//! Steering a running gateway from other threads.
+//! Controls a running gateway from other threads.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,30 +16,30 @@ use crate::net::error::BindError;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::workers::HandOff;
 
-/// What other threads may ask of the loop.
+/// What other threads send to the loop.
 pub(crate) enum Command {
     Stop(Duration),
     Drain,
     Reload(Box<Config>),
     ReloadFile,
-    /// From another worker: a connection whose home is here.
+    /// From another worker: a connection of a device that belongs to this one.
     HandOff(Box<HandOff>),
-    /// From the leader: a call of the management API.
+    /// From the leader: a request of the management API.
     AdminRequest(Box<AdminRequest>),
-    /// To the leader: the answer to that.
+    /// To the leader: the response to such a request.
     AdminResponse(Box<AdminResponse>),
     /// To the leader: another worker has ended.
     WorkerEnded {
         failed: bool,
     },
-    /// From the leader: whether the loop turns.
+    /// From the leader: to be answered with its number, which shows that the loop runs.
     Ping(usize),
-    /// This worker is to panic.
+    /// Makes this worker panic.
     #[cfg(test)]
     Panic(usize),
 }
 
-/// Asks things of a running gateway, from any thread.
+/// Controls a running gateway from any thread.
 #[derive(Clone, Debug)]
 pub struct Handle {
     commands: Sender<Command>,
@@ -52,20 +52,20 @@ impl Handle {
         (Self { commands, waker }, receiver)
     }
 
-    /// Stops the gateway: devices in a call are told goodbye, WebSockets are closed with 1001, and
-    /// [`Gateway::run`] returns when all is written or `grace` is over.
+    /// Stops the gateway: devices in a call get a goodbye, WebSockets are closed with code 1001, and [`Gateway::run`]
+    /// returns when all data is written or `grace` has passed.
     pub fn stop(&self, grace: Duration) {
         self.send(Command::Stop(grace));
     }
 
-    /// Drains the gateway: no new connection is taken, devices without a call are disconnected over some seconds, calls
-    /// go on to their ends, and [`Gateway::run`] returns when the last one is over. Asking again changes nothing;
-    /// [`Handle::stop`] ends it sooner.
+    /// Drains the gateway: it accepts no new connections, disconnects devices without a call over some seconds, and lets
+    /// calls finish. [`Gateway::run`] returns when the last call has ended. A second drain has no effect; [`Handle::stop`]
+    /// ends it sooner.
     pub fn drain(&self) {
         self.send(Command::Drain);
     }
 
-    /// Applies another configuration, all of it or, if it would empty a server list in use, nothing.
+    /// Applies another configuration: all of it, or nothing if it would empty a server list that is in use.
     pub fn reload(&self, config: Config) {
         self.send(Command::Reload(Box::new(config)));
     }
@@ -76,7 +76,7 @@ impl Handle {
     }
 
     pub(crate) fn send(&self, command: Command) {
-        // A gateway that is gone needs nothing.
+        // Nobody receives commands once the gateway has ended.
         if self.commands.send(command).is_ok() {
             let _ = self.waker.wake();
         }
@@ -96,7 +96,7 @@ pub struct Addresses {
     pub api: Option<SocketAddr>,
 }
 
-/// A gateway on a thread of its own; it is stopped when this is dropped.
+/// A gateway on its own thread. Dropping this stops it.
 #[derive(Debug)]
 pub struct Running {
     addresses: Addresses,
@@ -110,7 +110,7 @@ impl Running {
     /// # Errors
     /// Those of [`Gateway::bind`].
     pub fn start(config: Config, source: Option<Source>) -> Result<Self, BindError> {
-        let (bound, outcome) = mpsc::channel();
+        let (bound, bound_receiver) = mpsc::channel();
         let thread = thread::Builder::new().name("gateway".to_owned()).spawn(move || {
             let gateway = match Gateway::bind(config, source) {
                 Ok(gateway) => gateway,
@@ -120,12 +120,12 @@ impl Running {
                 }
             };
             let _ = bound.send(Ok((gateway.addresses(), gateway.handle())));
-            // Nobody may wait for its end.
+            // Logged here, since the caller may never ask for the result.
             gateway.run().inspect_err(|error| error!("the gateway failed: {error}"))
         });
         let thread = thread.map_err(|error| BindError::Setup("start a thread", error))?;
-        let gone = || BindError::Setup("start", io::Error::other("the thread ended"));
-        let (addresses, handle) = outcome.recv().map_err(|_| gone())??;
+        let ended = || BindError::Setup("start", io::Error::other("the thread ended"));
+        let (addresses, handle) = bound_receiver.recv().map_err(|_| ended())??;
         Ok(Self { addresses, handle, thread: Some(thread) })
     }
 
@@ -134,12 +134,12 @@ impl Running {
         self.addresses
     }
 
-    /// To steer it.
+    /// Controls it.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
 
-    /// Stops it and waits for its end.
+    /// Stops it and waits until it has ended.
     ///
     /// # Errors
     /// Those of [`Gateway::run`].
@@ -148,7 +148,7 @@ impl Running {
         self.wait()
     }
 
-    /// Waits for its end: it was stopped or drained, or it failed.
+    /// Waits until it has ended: it was stopped or drained, or it failed.
     ///
     /// # Errors
     /// Those of [`Gateway::run`].

@@ -14,23 +14,24 @@ use crate::net::gateway::handle::Command;
 use crate::net::sessions::session::NOT_ARMED;
 use crate::session::Core;
 
-/// A timer that is this late was not waited for: the process did not run. Also how long it may then read before it acts on
-/// deadlines.
+/// When a timer is this late, the process did not run for a while. Also for how long timers are then delayed at most.
 const STALL: Duration = Duration::from_secs(1);
-/// How long an iteration serves devices' connections; the rest waits for the next one, behind the audio that came.
-const MQTT_BUDGET: Duration = Duration::from_millis(1);
+/// How long an iteration serves connections of devices. The rest waits for the next iteration, so that audio is served in
+/// between.
+pub(super) const MQTT_BUDGET: Duration = Duration::from_millis(1);
 
 impl Gateway {
     pub(super) fn run_once(&mut self, events: &mut Events) -> io::Result<()> {
         let interrupted = !self.poll_events(events)?;
         self.io.now = Instant::now();
         self.mqtt_time_used = Duration::ZERO;
-        let leftovers = self.io.run_queue.high_priority_len();
+        // Tasks that are queued from here on belong to the next iteration.
+        let queued = self.io.run_queue.high_priority_len();
         let all_read = !interrupted && events.is_empty() && self.io.run_queue.is_empty();
         for event in events.iter() {
             self.dispatch(event);
         }
-        for _ in 0..leftovers {
+        for _ in 0..queued {
             let Some(task) = self.io.run_queue.pop_high_priority() else { break };
             self.run_task(task);
         }
@@ -41,11 +42,11 @@ impl Gateway {
         self.flush();
         self.reap();
         self.workers.publish(self.sessions.index.devices(), self.sessions.index.calls());
-        self.io.metrics.turns.observe(self.io.now.elapsed());
+        self.io.metrics.iterations.observe(self.io.now.elapsed());
         Ok(())
     }
 
-    /// What devices have to say, as long as calls can wait for it.
+    /// Runs queued tasks of devices' connections, within the budget.
     fn run_low_priority(&mut self) {
         for _ in 0..self.io.run_queue.low_priority_len() {
             if self.mqtt_time_used >= MQTT_BUDGET {
@@ -56,7 +57,7 @@ impl Gateway {
         }
     }
 
-    /// Serves a device in the order of what came, unless others wait already or the turn's time for devices is spent.
+    /// Runs a task of a device's connection now, or queues it when others wait already or the budget is used up.
     fn run_or_queue(&mut self, task: Task) {
         if self.io.run_queue.low_priority_len() == 0 && self.mqtt_time_used < MQTT_BUDGET {
             self.run_measured(task);
@@ -66,34 +67,34 @@ impl Gateway {
     }
 
     fn run_measured(&mut self, task: Task) {
-        let begin = Instant::now();
+        let started = Instant::now();
         self.run_task(task);
-        self.mqtt_time_used += begin.elapsed();
+        self.mqtt_time_used += started.elapsed();
     }
 
-    /// Sleeps until there is news. When packets come thick, what comes during a pause is taken at once after it. False when a
-    /// signal cut it short.
+    /// Waits for events. Under load it pauses first, so that packets which arrive meanwhile are served in one batch. False
+    /// when a signal interrupted the poll.
     fn poll_events(&mut self, events: &mut Events) -> io::Result<bool> {
-        let mut sleep = Some(Duration::ZERO);
+        let mut timeout = Some(Duration::ZERO);
         if self.io.run_queue.is_empty() {
             if let Some(pause) =
                 self.coalescer.pause(self.io.config.udp.coalesce_max, self.io.now, Instant::now())
             {
                 if pause.poll_first {
-                    let whole = self.poll_once(events, sleep)?;
+                    let completed = self.poll_once(events, timeout)?;
                     if !events.is_empty() {
-                        return Ok(whole);
+                        return Ok(completed);
                     }
                 }
                 std::thread::sleep(pause.time);
             }
-            sleep = self.wakeup.poll_timeout(self.io.timers.next(), self.io.now);
+            timeout = self.wakeup.poll_timeout(self.io.timers.next(), self.io.now);
         }
-        self.poll_once(events, sleep)
+        self.poll_once(events, timeout)
     }
 
-    fn poll_once(&mut self, events: &mut Events, sleep: Option<Duration>) -> io::Result<bool> {
-        match self.poll.poll(events, sleep) {
+    fn poll_once(&mut self, events: &mut Events, timeout: Option<Duration>) -> io::Result<bool> {
+        match self.poll.poll(events, timeout) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 events.clear();
@@ -105,13 +106,13 @@ impl Gateway {
 
     fn dispatch(&mut self, event: &Event) {
         let (role, slot) = token::from_token(event.token());
-        // On Windows every read that finds nothing asks for the writable event again: to read at that one would never end.
+        // Reads only on readable events: on Windows, each read that finds nothing causes another writable event.
         let readable = event.is_readable() || event.is_read_closed() || event.is_error();
         match role {
             Role::Fixed if slot == MQTT => self.run_or_queue(Task::Accept(ListenerKind::Plain)),
             Role::Fixed if slot == MQTTS => self.run_or_queue(Task::Accept(ListenerKind::Tls)),
             Role::Fixed if slot == UDP => {
-                // Its writable edge lets a full queue go at the end of the turn.
+                // On a writable event, the flush at the end of the iteration sends the queue.
                 if readable {
                     self.run_unless_queued(Task::Udp);
                 }
@@ -134,11 +135,11 @@ impl Gateway {
                     if event.is_writable() {
                         self.sessions.mark_dirty(id);
                     }
-                    let more = event.is_read_closed() || event.is_error();
+                    let near_end = event.is_read_closed() || event.is_error();
                     if (readable || self.sessions.backend(id).is_some_and(|backend| backend.waits_to_write()))
                         && !self.io.run_queue.contains(Task::Backend(id))
                     {
-                        self.on_backend_ready(id, more);
+                        self.on_backend_ready(id, near_end);
                     }
                 }
             }
@@ -150,7 +151,7 @@ impl Gateway {
         }
     }
 
-    /// Does what an edge announces; what waits from an earlier turn anyway is not done twice in this one.
+    /// Runs a task on an event, unless it is queued and runs in this iteration anyway.
     fn run_unless_queued(&mut self, task: Task) {
         if !self.io.run_queue.contains(task) {
             self.run_task(task);
@@ -172,14 +173,14 @@ impl Gateway {
         }
     }
 
-    /// What other threads have to say: names that were resolved, commands.
+    /// Takes what other threads have sent: resolved names and commands.
     fn drain_commands(&mut self) {
         self.connector.collect_resolved(&mut self.sessions, &mut self.io);
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Stop(grace) => self.stop(grace),
                 Command::Drain => self.drain(),
-                // What comes of it is in the log.
+                // The outcome is in the log.
                 Command::Reload(config) => {
                     let _ = self.reload(*config);
                 }
@@ -188,8 +189,8 @@ impl Gateway {
                 }
                 Command::HandOff(hand_off) => self.accept_hand_off(*hand_off),
                 Command::AdminRequest(request) => self.run_admin_request(&request),
-                Command::AdminResponse(reply) => self.admin.on_response(*reply, &mut self.io),
-                Command::Ping(asked) => self.workers.on_ping(asked),
+                Command::AdminResponse(response) => self.admin.on_response(*response, &mut self.io),
+                Command::Ping(number) => self.workers.on_ping(number),
                 Command::WorkerEnded { failed } => self.worker_ended(failed),
                 #[cfg(test)]
                 Command::Panic(worker) if worker != self.workers.index() => {
@@ -201,8 +202,8 @@ impl Gateway {
         }
     }
 
-    /// Whether deadlines may be acted on. When the gateway has not run for a while (the process was stopped, the machine
-    /// slept), what they waited for may have come long ago: all of it is read first, but not for ever.
+    /// Whether timers may be served. When the process did not run for a while (it was stopped, or the machine was suspended),
+    /// the input that timers wait for may have arrived in time: it is read first, for at most [`STALL`].
     fn timers_allowed(&mut self, all_read: bool) -> bool {
         if all_read || self.io.timers.next().is_none_or(|at| self.io.now < at + STALL) {
             self.stalled_since = None;
@@ -238,56 +239,47 @@ impl Gateway {
             return;
         }
         session.armed_tick = NOT_ARMED;
-        let lingered = session.linger_until.as_deref().is_some_and(|until| *until <= now);
-        let refusal =
-            session.mqtt.as_ref().and_then(|device| device.hold_until()).is_some_and(|at| at <= now);
-        let address = session.backend.as_ref().and_then(|backend| backend.next_address_at());
-        if lingered {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let held_output = is_due(session.mqtt.as_ref().and_then(|connection| connection.hold_until()));
+        let next_address = is_due(session.backend.as_ref().and_then(|backend| backend.next_address_at()));
+        if is_due(session.linger_until.as_deref().copied()) {
             session.linger_until = None;
-            if session.mqtt.as_ref().is_some_and(|device| device.closing) {
+            if session.mqtt.as_ref().is_some_and(|connection| connection.closing) {
                 self.sessions.drop_mqtt(id, &mut self.io);
             }
             if self.sessions.get(id).is_some_and(|session| session.core.is_finished()) {
                 self.connector.drop_connection(id, &mut self.sessions, &mut self.io);
             }
         }
-        if refusal {
+        if held_output {
             self.sessions.mark_dirty(id);
         }
-        if address.is_some_and(|at| at <= now) {
+        if next_address {
             self.advance_dial(id);
         }
         self.drive(id, Core::on_timeout);
         self.sessions.arm_timer(id, &mut self.io);
     }
 
-    /// Writes what this iteration has queued: all datagrams in one batch, then each dirty session once. A device's text waits
-    /// for its audio that came before it; nothing else waits for a full UDP socket.
+    /// Writes what this iteration has queued: all datagrams in one batch, then the text of each dirty session. While the UDP
+    /// socket is full, a device's text waits for its own queued audio, which must leave first.
     fn flush(&mut self) {
         let flushed = self.audio.flush(&mut self.io);
         self.audio.watch_writable(flushed.blocked, &self.io.registry);
-        let mut dirty = self.sessions.take_dirty();
-        let mut i = 0;
-        while i < dirty.len() {
-            let id = dirty[i];
-            i += 1;
-            let Some(session) = self.sessions.live(id) else { continue };
-            if !self.connector.flush(session) {
-                self.io.run_queue.push(Task::Backend(id));
+        let Self { sessions, connector, audio, io, .. } = self;
+        sessions.flush_dirty(|sessions, id| {
+            let Some(session) = sessions.live(id) else { return true };
+            if !connector.flush(session) {
+                io.run_queue.push(Task::Backend(id));
             }
-            if flushed.blocked && session.core.ssrc().is_some_and(|ssrc| self.audio.socket.holds(ssrc)) {
-                self.sessions.keep_dirty(id);
-                continue;
+            if flushed.blocked && session.core.ssrc().is_some_and(|ssrc| audio.socket.holds(ssrc)) {
+                return false;
             }
             session.dirty = false;
-            self.sessions.flush_mqtt(id, &mut self.io);
-            self.sessions.account(id, &mut self.io);
-            if i == dirty.len() && !flushed.blocked {
-                // Flushing may have marked others.
-                self.sessions.append_dirty(&mut dirty);
-            }
-        }
-        self.sessions.put_back_dirty(dirty);
+            sessions.flush_mqtt(id, io);
+            sessions.account(id, io);
+            true
+        });
     }
 
     /// Frees the slots of finished sessions.
@@ -299,7 +291,7 @@ impl Gateway {
         }
     }
 
-    /// Gives back the memory that only a peak needed.
+    /// Returns the memory that only a peak needed.
     fn trim_memory(&mut self) {
         self.sessions.shrink();
         self.io.timers.shrink();

@@ -1,5 +1,6 @@
 //! Reload, drain and stop.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use log::{error, info, warn};
 use crate::admin::recent_errors::RecentErrorKind;
 use crate::config::{self, Changes, Config, Source};
 use crate::logger;
-use crate::net::event_loop::io::TimerKind;
+use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::file_watch::{self, FileWatch};
 use crate::net::gateway::Gateway;
 use crate::net::gateway::device_calls::DeviceCalls;
@@ -16,27 +17,45 @@ use crate::net::gateway::handle::Command;
 use crate::net::mqtt::tls_listener::CertificateProblems;
 use crate::session::Core;
 
-/// Devices without a call leave a draining gateway one after another over this time: all at once would overload the gateways
-/// that they connect to.
+/// A draining gateway disconnects its devices without a call one by one over this time, since all at once would overload the
+/// gateways that they reconnect to.
 const DRAIN_SPREAD: Duration = Duration::from_secs(5);
 
 /// Why a reload changed nothing.
 #[derive(Debug)]
 pub(crate) enum ReloadError {
-    /// There is no configuration to read again.
+    /// The gateway was started without a configuration file.
     NoSource,
-    /// It is not allowed: why.
+    /// The new configuration cannot be used, for this reason.
     Refused(String),
+}
+
+/// What the gateway is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Serving,
+    Draining,
+    Stopping,
+}
+
+impl Phase {
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+            Self::Stopping => "stopping",
+        }
+    }
 }
 
 /// Where the configuration comes from, and whether the gateway drains or stops.
 pub(crate) struct Lifecycle {
     source: Option<Source>,
     config_watch: Option<FileWatch>,
-    /// The timer for checking files is armed.
+    /// The timer that checks files is armed.
     watch_armed: bool,
     draining: bool,
-    /// When a stop gives up on what is not yet written.
+    /// Until when a stop waits for unwritten data.
     stop_deadline: Option<Instant>,
 }
 
@@ -47,39 +66,76 @@ impl Lifecycle {
         Self { source, config_watch, watch_armed: false, draining: false, stop_deadline: None }
     }
 
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining
+    pub(crate) fn phase(&self) -> Phase {
+        match (self.stop_deadline, self.draining) {
+            (Some(_), _) => Phase::Stopping,
+            (None, true) => Phase::Draining,
+            (None, false) => Phase::Serving,
+        }
+    }
+
+    pub(crate) fn is_serving(&self) -> bool {
+        self.phase() == Phase::Serving
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stop_deadline.is_some()
+        self.phase() == Phase::Stopping
+    }
+
+    /// Whether a drain has begun, even if a stop followed it.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining
     }
 
     pub(crate) fn stop_deadline(&self) -> Option<Instant> {
         self.stop_deadline
     }
-}
 
-impl Gateway {
-    /// Arms the timer that checks for changed files, where there are any to watch.
-    pub(crate) fn watch_files(&mut self) {
-        let any = self.lifecycle.config_watch.is_some() || self.mqtt.tls.is_some();
-        if any && !std::mem::replace(&mut self.lifecycle.watch_armed, true) {
-            self.io.timers.arm(self.io.now + file_watch::INTERVAL, TimerKind::CheckFiles);
+    /// False when the gateway already drains or stops.
+    fn begin_drain(&mut self) -> bool {
+        self.is_serving() && !mem::replace(&mut self.draining, true)
+    }
+
+    /// The first stop waits `grace` for unwritten data; a second one ends the wait, and returns false.
+    fn begin_stop(&mut self, grace: Duration, io: &mut Io) -> bool {
+        if self.is_stopping() {
+            self.stop_deadline = Some(io.now);
+            return false;
+        }
+        self.stop_deadline = Some(io.now + grace);
+        io.timers.arm(io.now + grace, TimerKind::Stop);
+        true
+    }
+
+    /// Arms the timer that checks for changed files, once, if there are files to watch.
+    fn watch_files(&mut self, has_certificate: bool, io: &mut Io) {
+        if (self.config_watch.is_some() || has_certificate) && !mem::replace(&mut self.watch_armed, true) {
+            io.timers.arm(io.now + file_watch::INTERVAL, TimerKind::CheckFiles);
         }
     }
 
-    pub(crate) fn check_files(&mut self) {
-        if self.lifecycle.config_watch.as_mut().is_some_and(FileWatch::has_changed) {
-            // What comes of it is in the log.
+    /// Whether the configuration file has changed. Arms the timer for the next check.
+    fn check_config_file(&mut self, io: &mut Io) -> bool {
+        io.timers.arm(io.now + file_watch::INTERVAL, TimerKind::CheckFiles);
+        self.config_watch.as_mut().is_some_and(FileWatch::has_changed)
+    }
+}
+
+impl Gateway {
+    pub(super) fn watch_files(&mut self) {
+        self.lifecycle.watch_files(self.mqtt.tls.is_some(), &mut self.io);
+    }
+
+    pub(super) fn check_files(&mut self) {
+        if self.lifecycle.check_config_file(&mut self.io) {
+            // The outcome is in the log.
             let _ = self.reload_file();
         }
         let problems = self.mqtt.check_certificate_files(&self.io);
         self.record_certificate_problems(problems);
-        self.io.timers.arm(self.io.now + file_watch::INTERVAL, TimerKind::CheckFiles);
     }
 
-    pub(crate) fn reload_file(&mut self) -> Result<Changes, ReloadError> {
+    pub(super) fn reload_file(&mut self) -> Result<Changes, ReloadError> {
         let Some(source) = &self.lifecycle.source else {
             info!("reload: there is no configuration file to read");
             return Err(ReloadError::NoSource);
@@ -93,12 +149,12 @@ impl Gateway {
         outcome
     }
 
-    pub(crate) fn reload(&mut self, new: Config) -> Result<Changes, ReloadError> {
+    pub(super) fn reload(&mut self, new: Config) -> Result<Changes, ReloadError> {
         let changes = match config::check_reload(&self.io.config, &new) {
             Ok(changes) => changes,
             Err(error) => return Err(self.reload_refused(error.to_string())),
         };
-        if !self.lifecycle.draining && !self.lifecycle.is_stopping() {
+        if self.lifecycle.is_serving() {
             match self.mqtt.reload_tls(&new, !self.workers.is_single(), &self.io) {
                 Ok(problems) => self.record_certificate_problems(problems),
                 Err(error) => return Err(self.reload_refused(error.to_string())),
@@ -106,7 +162,7 @@ impl Gateway {
             self.watch_files();
         }
         self.workers.broadcast(|| Command::Reload(Box::new(new.clone())));
-        // Certificates may be new in files of the same name.
+        // The certificates in files of the same name may have changed.
         self.connector.forget_tls_clients();
         if changes.is_empty() {
             if self.workers.is_leader() {
@@ -123,7 +179,7 @@ impl Gateway {
         let limited = self.io.config.mqtt.max_connections_per_ip > 0;
         self.mqtt.recount(&mut self.sessions, limited);
         self.start_dials();
-        // Limits that are deadlines of running calls.
+        // Time limits may have changed, which are deadlines of running calls.
         for id in self.sessions.ids() {
             self.drive(id, Core::on_timeout);
         }
@@ -150,12 +206,11 @@ impl Gateway {
         ReloadError::Refused(why)
     }
 
-    pub(crate) fn drain(&mut self) {
-        if self.lifecycle.draining || self.lifecycle.is_stopping() {
+    pub(super) fn drain(&mut self) {
+        if !self.lifecycle.begin_drain() {
             return;
         }
-        self.lifecycle.draining = true;
-        // Without closing its ports, the system would go on to accept connections for us.
+        // While a port is open, the system accepts connections on it.
         self.mqtt.close();
         if self.workers.is_leader() {
             info!(
@@ -167,28 +222,24 @@ impl Gateway {
         self.workers.broadcast(|| Command::Drain);
         let ids = self.sessions.ids();
         let count = ids.len().max(1) as u32;
-        for (place, id) in ids.into_iter().enumerate() {
-            let leave_at = self.io.now + DRAIN_SPREAD * place as u32 / count;
+        for (n, id) in ids.into_iter().enumerate() {
+            let leave_at = self.io.now + DRAIN_SPREAD * n as u32 / count;
             self.drive(id, |core, cx| core.drain(leave_at, cx));
         }
         self.notify_status();
     }
 
-    pub(crate) fn stop(&mut self, grace: Duration) {
-        if self.lifecycle.is_stopping() {
-            self.workers.broadcast(|| Command::Stop(grace));
-            self.lifecycle.stop_deadline = Some(self.io.now);
+    pub(super) fn stop(&mut self, grace: Duration) {
+        self.workers.broadcast(|| Command::Stop(grace));
+        if !self.lifecycle.begin_stop(grace, &mut self.io) {
             return;
         }
         if self.workers.is_leader() {
             info!("stopping: {} calls, {} devices", self.all_calls(), self.all_devices());
         }
-        self.workers.broadcast(|| Command::Stop(grace));
         self.sd_notify.stopping();
-        self.lifecycle.stop_deadline = Some(self.io.now + grace);
-        self.io.timers.arm(self.io.now + grace, TimerKind::Stop);
         self.mqtt.pause(&self.io.registry);
-        // Each device is told by its own end.
+        // The shutdown ends these calls like all others: each device gets its own goodbye.
         self.device_calls = DeviceCalls::default();
         for id in self.sessions.ids() {
             self.drive(id, Core::shutdown);
@@ -198,4 +249,43 @@ impl Gateway {
 
 fn list(keys: &[&str]) -> String {
     if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(3);
+
+    #[test]
+    fn a_drain_begins_once_and_a_stop_follows_it() {
+        let (mut lifecycle, mut io) = (Lifecycle::new(None), Io::for_test());
+        assert_eq!(lifecycle.phase(), Phase::Serving);
+        assert!(lifecycle.begin_drain());
+        assert!(!lifecycle.begin_drain());
+        assert_eq!(lifecycle.phase(), Phase::Draining);
+        assert!(lifecycle.begin_stop(GRACE, &mut io));
+        assert_eq!((lifecycle.phase(), lifecycle.is_draining()), (Phase::Stopping, true));
+    }
+
+    #[test]
+    fn a_second_stop_ends_the_grace_of_the_first() {
+        let (mut lifecycle, mut io) = (Lifecycle::new(None), Io::for_test());
+        assert!(lifecycle.begin_stop(GRACE, &mut io));
+        assert_eq!(lifecycle.stop_deadline(), Some(io.now + GRACE));
+        assert!(!lifecycle.begin_drain());
+        io.now += Duration::from_secs(1);
+        assert!(!lifecycle.begin_stop(GRACE, &mut io));
+        assert_eq!(lifecycle.stop_deadline(), Some(io.now));
+    }
+
+    #[test]
+    fn without_files_to_watch_there_is_no_timer() {
+        let (mut lifecycle, mut io) = (Lifecycle::new(None), Io::for_test());
+        lifecycle.watch_files(false, &mut io);
+        assert_eq!(io.timers.next(), None);
+        lifecycle.watch_files(true, &mut io);
+        assert!(io.timers.next().is_some());
+        assert!(!lifecycle.check_config_file(&mut io));
+    }
 }

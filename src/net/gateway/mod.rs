@@ -1,5 +1,5 @@
-//! The gateway: its parts, and what connects them. Parts return what happened; only this module calls the core with it and
-//! carries the core's actions out.
+//! The gateway: the composition of its parts. The parts return what happened; only this module passes it to the core, and
+//! carries out the core's actions.
 
 pub(crate) mod admin_handlers;
 pub(crate) mod admin_requests;
@@ -58,23 +58,22 @@ use crate::session::{Action, ServerHealth};
 
 /// The longest read from a device's connection: a PROXY protocol header.
 const SCRATCH_LEN: usize = proxy_protocol::MAX_V2_LEN;
-/// Log lines that one device may cause by its calls at once, and after how long one more is allowed.
+/// How many log lines about the calls of one device may be written at once, and after how long one more.
 const CALL_LINES_BURST: u32 = 200;
 const CALL_LINES_REFILL: Duration = Duration::from_millis(100);
 
-/// The whole gateway. It is bound and run on the same thread; [`Running`](super::Running) does both on a thread of its
-/// own.
+/// A gateway. It must be bound and run on the same thread; [`Running`](super::Running) does both on a thread of its own.
 pub struct Gateway {
     // The loop.
     poll: Poll,
     io: Io,
     wakeup: Wakeup,
     coalescer: Coalescer,
-    /// Expired timers; kept for its memory.
+    /// Expired timers. Empty between iterations; only its memory is reused.
     expired: Vec<(u64, TimerKind)>,
-    /// Since when timers wait until everything is read that came while the process did not run.
+    /// Since when timers are delayed because the process did not run for a while: input that arrived meanwhile is read first.
     stalled_since: Option<Instant>,
-    /// How much of this iteration devices' connections had.
+    /// How much of [`iteration::MQTT_BUDGET`] this iteration has used.
     mqtt_time_used: Duration,
     /// For reads from devices' connections.
     scratch: Box<[u8]>,
@@ -89,7 +88,7 @@ pub struct Gateway {
     lifecycle: Lifecycle,
     memory_trim: MemoryTrim,
     sd_notify: SdNotify,
-    // The core's.
+    // State of the core that sessions share, and its output.
     servers: ServerHealth,
     actions: Vec<Action>,
     /// Lines about the calls of each device.
@@ -101,10 +100,10 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Opens all sockets, and starts the other workers. With a `source`, its file is watched and can be read again.
+    /// Opens all sockets and starts the other workers. The file of `source`, if there is one, is watched and can be reloaded.
     ///
     /// # Errors
-    /// A port that is in use or not permitted, a certificate that cannot be used, or a system without descriptors.
+    /// A port is in use or not permitted, a certificate cannot be used, or there are no file descriptors left.
     pub fn bind(config: Config, source: Option<Source>) -> Result<Self, BindError> {
         fd_limit::reserve(config.mqtt.max_connections);
         if config.workers > 1 {
@@ -182,12 +181,12 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Where it listens, with the ports the system chose where 0 was configured.
+    /// The addresses it listens on, with the ports that the system chose where 0 was configured.
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
 
-    /// To steer it from other threads.
+    /// Controls it from other threads.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
@@ -198,8 +197,8 @@ impl Gateway {
     }
 }
 
-/// Listens on the management port. A taken port that nobody chose, most often a second gateway on the same host, costs the
-/// API and not the start: calls matter more.
+/// Listens on the management port. If the default port cannot be used, the gateway runs without the API: most often another
+/// gateway on the same host has the port. If a port that was configured cannot be used, the gateway does not start.
 fn bind_admin(config: &Config) -> Result<AdminServer, BindError> {
     let Some(addr) = config.api.enabled.then(|| SocketAddr::new(config.api_host(), config.api.port)) else {
         return Ok(AdminServer::new(None));

@@ -1,4 +1,4 @@
-//! Runs a gateway until a stop, a drain, a failure of its own or of another worker ends it.
+//! Runs a gateway until it is stopped or drained, or until a worker fails.
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
@@ -17,14 +17,14 @@ impl Gateway {
     /// Runs until it is stopped or drained.
     ///
     /// # Errors
-    /// When the system's poll fails, or the loop panics, of any worker: all of them end then, and the devices of the others
-    /// are told goodbye. The error names the worker, from 0, when there are several.
+    /// When the poll of any worker fails, or its loop panics: then all workers end, and the devices of the others get a
+    /// goodbye. The error names the worker, counted from 0, when there are several.
     pub fn run(mut self) -> io::Result<()> {
-        // What is half done is dropped below, and nothing else is done with it.
+        // After a panic, the gateway is only dropped.
         let ended = panic::catch_unwind(AssertUnwindSafe(|| self.run_until_stopped()));
         let outcome = ended.unwrap_or_else(|panic| Err(panicked(&*panic)));
         let mut workers = mem::take(&mut self.workers);
-        // Its sockets first: its devices must not wait for other workers to end.
+        // Closes its sockets before it waits for the other workers, so that its devices can reconnect elsewhere.
         drop(self);
         workers.end(outcome)
     }
@@ -35,7 +35,7 @@ impl Gateway {
             self.run_once(&mut events)?;
         }
         if self.lifecycle.is_draining() && !self.lifecycle.is_stopping() && self.workers.is_leader() {
-            info!("drained: no call is left");
+            info!("drained: the last call has ended");
             self.sd_notify.stopping();
         }
         Ok(())
@@ -47,7 +47,7 @@ impl Gateway {
         self.lifecycle.stop_deadline().map_or(is_drained, |until| until <= self.io.now || is_empty)
     }
 
-    /// Another worker has ended. When it failed, all end: without it, its devices would be refused for ever.
+    /// Another worker has ended. If it failed, all workers end, since nobody else can serve its devices.
     pub(super) fn worker_ended(&mut self, failed: bool) {
         self.workers.worker_ended();
         if failed && !self.lifecycle.is_stopping() {
@@ -56,9 +56,9 @@ impl Gateway {
     }
 }
 
-/// A panic as an error; where it was is on stderr.
+/// A panic as an error. The panic hook has printed its location to stderr.
 fn panicked(panic: &(dyn Any + Send)) -> io::Error {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    io::Error::other(format!("the loop panicked: {}", text.unwrap_or("without a word")))
+    io::Error::other(format!("the loop panicked: {}", text.unwrap_or("no message")))
 }

@@ -1,7 +1,7 @@
 //! Tells the service manager that the gateway is ready, reloads, stops, and that its loop runs (sd_notify(3)).
 //!
-//! The loop itself tells it, so that a loop that hangs is silent and gets restarted. The socket is opened once, at start:
-//! a gateway that is out of descriptors is alive and can still say so. It never blocks.
+//! The loop itself sends the notifications, so a loop that hangs sends none and is restarted. The socket is opened once, at
+//! start, so that it works after the process has run out of descriptors. It never blocks.
 
 use std::io;
 #[cfg(unix)]
@@ -15,20 +15,20 @@ use log::warn;
 use crate::net::event_loop::io::TimerKind;
 use crate::net::gateway::Gateway;
 
-/// The way to the service manager; leads nowhere when there is none.
+/// The socket of the service manager, if there is one.
 #[derive(Default)]
 pub(crate) struct SdNotify {
     #[cfg(unix)]
     socket: Option<UnixDatagram>,
-    /// How often it wants to hear that the loop runs.
+    /// How often to report that the loop runs.
     interval: Option<Duration>,
 }
 
 impl SdNotify {
-    /// The manager that the environment names.
+    /// Connects to the socket that the environment names.
     ///
     /// # Errors
-    /// Its socket cannot be reached.
+    /// Those of connect(2).
     #[cfg(unix)]
     fn from_environment() -> io::Result<Self> {
         let Some(path) = env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()) else {
@@ -41,11 +41,11 @@ impl SdNotify {
     }
 
     #[cfg(not(unix))]
-    fn of_environment() -> io::Result<Self> {
+    fn from_environment() -> io::Result<Self> {
         Ok(Self::default())
     }
 
-    /// What is lost on the way is told again, or soon out of date.
+    /// A notification that cannot be sent is dropped: the watchdog and the status are sent again soon.
     #[cfg(unix)]
     fn notify(&self, text: &str) {
         if let Some(socket) = &self.socket {
@@ -54,9 +54,9 @@ impl SdNotify {
     }
 
     #[cfg(not(unix))]
-    fn tell(&self, _text: &str) {}
+    fn notify(&self, _text: &str) {}
 
-    /// A reload begins. The time lets systemd tell it from one before (`Type=notify-reload`).
+    /// A reload begins. systemd compares the time with that of its request (`Type=notify-reload`).
     pub(crate) fn reloading(&self) {
         self.notify(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()));
     }
@@ -83,7 +83,7 @@ fn address(path: &std::ffi::OsStr) -> io::Result<SocketAddr> {
     SocketAddr::from_pathname(path)
 }
 
-/// Half of what the manager waits, when it is this process that it watches.
+/// Half of the manager's watchdog timeout, if it watches this process.
 #[cfg(unix)]
 fn watchdog_interval() -> Option<Duration> {
     let number = |name| env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
@@ -98,16 +98,16 @@ fn monotonic_usec() -> u128 {
     now.map_or(0, |now| Duration::from(now).as_micros())
 }
 
-/// systemd is for Linux.
+/// Only systemd, which runs on Linux only, reads this.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn monotonic_usec() -> u128 {
     0
 }
 
 impl Gateway {
-    /// Tells the service manager that started this process, if there is one (systemd; `NOTIFY_SOCKET`), that the gateway
-    /// is ready, and from now on when it reloads, drains, stops, and as often as it asks that the loop runs. For a
-    /// program that is nothing but a gateway: call it before [`Gateway::run`], when all is prepared.
+    /// Reports to the service manager that started this process, if there is one (systemd; `NOTIFY_SOCKET`): that the
+    /// gateway is ready, and from now on when it reloads, drains or stops, and, as often as the manager asks for it, that
+    /// the loop runs. For a process that is only a gateway: call this right before [`Gateway::run`].
     pub fn notify_service_manager(&mut self) {
         match SdNotify::from_environment() {
             Ok(sd_notify) => self.sd_notify = sd_notify,
@@ -119,25 +119,21 @@ impl Gateway {
         }
     }
 
-    pub(crate) fn notify_watchdog(&mut self) {
+    pub(super) fn notify_watchdog(&mut self) {
         let Some(interval) = self.sd_notify.interval else { return };
-        // A worker that hangs is as bad as all of them.
-        if self.workers.is_alive() {
+        // One worker that hangs is reason enough for a restart.
+        if self.workers.ping() {
             self.sd_notify.notify(&format!("WATCHDOG=1\nSTATUS={}", self.status()));
         }
         self.io.timers.arm(self.io.now + interval, TimerKind::Watchdog);
     }
 
-    pub(crate) fn notify_status(&self) {
+    pub(super) fn notify_status(&self) {
         self.sd_notify.notify(&format!("STATUS={}", self.status()));
     }
 
     fn status(&self) -> String {
-        let word = match (self.lifecycle.is_stopping(), self.lifecycle.is_draining()) {
-            (true, _) => "stopping",
-            (false, true) => "draining",
-            (false, false) => "serving",
-        };
-        format!("{word}: {} devices, {} calls", self.all_devices(), self.all_calls())
+        let phase = self.lifecycle.phase().label();
+        format!("{phase}: {} devices, {} calls", self.all_devices(), self.all_calls())
     }
 }

@@ -1,10 +1,11 @@
-//! Several workers: loops of the same kind, each on a thread of its own with its own share of the MQTT listener and its own
-//! UDP port. They share the numbers of devices and calls of each (atomics, stored once an iteration), the count of connections of
-//! each address and the recent errors (each under a lock). Audio touches none of these.
+//! Several workers: loops of the same kind, each on a thread of its own, with its own MQTT listener on the shared port and its
+//! own UDP port. They share each worker's numbers of devices and calls (atomics, stored once an iteration), the connection
+//! counts by address, and the recent errors (each behind a lock). The audio path uses none of these.
 //!
-//! A device's MAC decides its worker, so that two connections of one device always meet. The system spreads connections over
-//! the listeners without knowing devices: one whose CONNECT reaches another worker is handed over with what it has sent.
-//! The first worker leads: it watches the configuration file, has the management API, and asks the others.
+//! A device's MAC determines its worker, so that all connections of a device are in one worker. The system spreads connections
+//! over the listeners without knowing devices: a connection whose CONNECT arrives at another worker is handed off together
+//! with the bytes received. The first worker is the leader: it watches the configuration file, serves the management API, and
+//! passes requests on to the others.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -31,42 +32,46 @@ use crate::proto::identity::{ClientId, Mac};
 #[derive(Default)]
 pub(crate) struct Workers {
     index: usize,
-    /// Every worker, this one too; none when there is only one.
+    /// Of every worker, including this one; empty when there is only one.
     handles: Vec<Handle>,
     counts: Arc<[Counts]>,
-    /// The leader's, of the others.
+    /// Of the other workers; only the leader has them.
     threads: Vec<JoinHandle<io::Result<()>>>,
-    /// Of these, how many have ended.
+    /// How many of the other workers have ended.
     ended: usize,
-    /// How often it asked whether their loops run.
-    asked: usize,
+    /// How many pings the leader has sent to the other workers.
+    pings_sent: usize,
 }
 
-/// What a worker lets the others know, for limits that hold for all together.
+/// What a worker publishes, for limits that apply to all workers together.
 #[derive(Default)]
 struct Counts {
     devices: AtomicUsize,
     calls: AtomicUsize,
-    /// The last of the leader's questions whether its loop runs.
-    heard: AtomicUsize,
+    /// The number of the leader's last ping that its loop has answered.
+    last_ping: AtomicUsize,
 }
 
-/// What a worker needs to know before it begins.
+/// What the leader shares with a worker before the worker runs.
 struct WorkerSetup {
     workers: Workers,
-    per_ip: ConnectionsByAddress,
-    troubles: Arc<Mutex<RecentErrors>>,
+    by_address: ConnectionsByAddress,
+    recent_errors: Arc<Mutex<RecentErrors>>,
 }
 
-/// A connection that is handed over to the worker of its device.
+/// A connection that is handed off to the worker of its device.
 pub(crate) struct HandOff {
     pub(crate) connection: MqttConnection,
     pub(crate) ip: IpAddr,
-    /// Its CONNECT, and whatever followed.
+    /// Its CONNECT, and the bytes after it.
     pub(crate) bytes: Vec<u8>,
 }
 
 impl Workers {
+    fn new(index: usize, handles: Vec<Handle>, counts: Arc<[Counts]>) -> Self {
+        Self { index, handles, counts, threads: Vec::new(), ended: 0, pings_sent: 0 }
+    }
+
     pub(crate) fn is_single(&self) -> bool {
         self.handles.is_empty()
     }
@@ -83,7 +88,7 @@ impl Workers {
         self.handles.len()
     }
 
-    /// The worker where the device belongs; none when it is this one.
+    /// The worker of the device; none when it is this one.
     pub(crate) fn other_worker_of(&self, mac: Mac) -> Option<usize> {
         if self.is_single() {
             return None;
@@ -98,14 +103,14 @@ impl Workers {
         }
     }
 
-    /// The leader tells everyone else.
+    /// Sends a command to all other workers. Only the leader does.
     pub(crate) fn broadcast(&self, command: impl Fn() -> Command) {
         if self.is_leader() {
             self.handles.iter().skip(1).for_each(|worker| worker.send(command()));
         }
     }
 
-    /// Publishes this worker's numbers.
+    /// Publishes this worker's numbers of devices and calls.
     pub(crate) fn publish(&self, devices: usize, calls: usize) {
         if let Some(counts) = self.counts.get(self.index) {
             counts.devices.store(devices, Relaxed);
@@ -113,26 +118,34 @@ impl Workers {
         }
     }
 
-    /// Whether all loops have run since this was last asked. Those that have ended count as if they had.
-    pub(crate) fn is_alive(&mut self) -> bool {
-        let alive = self.others().all(|counts| counts.heard.load(Relaxed) >= self.asked);
-        self.asked += 1;
-        let asked = self.asked;
-        self.broadcast(|| Command::Ping(asked));
+    /// Whether all other loops have answered the last ping or have ended. Sends the next ping.
+    pub(crate) fn ping(&mut self) -> bool {
+        let alive = self.others().all(|counts| counts.last_ping.load(Relaxed) >= self.pings_sent);
+        self.pings_sent += 1;
+        let number = self.pings_sent;
+        self.broadcast(|| Command::Ping(number));
         alive
     }
 
-    pub(crate) fn on_ping(&self, asked: usize) {
+    pub(crate) fn on_ping(&self, number: usize) {
         if let Some(counts) = self.counts.get(self.index) {
-            counts.heard.store(asked, Relaxed);
+            counts.last_ping.store(number, Relaxed);
         }
+    }
+
+    fn devices_elsewhere(&self) -> usize {
+        self.others().map(|counts| counts.devices.load(Relaxed)).sum()
+    }
+
+    fn calls_elsewhere(&self) -> usize {
+        self.others().map(|counts| counts.calls.load(Relaxed)).sum()
     }
 
     fn others(&self) -> impl Iterator<Item = &Counts> {
         self.counts.iter().enumerate().filter(|(worker, _)| *worker != self.index).map(|(_, counts)| counts)
     }
 
-    /// Makes sure that nobody else has the MQTT ports: a shared one could be bound although another program shares it.
+    /// Checks that no other program has the MQTT ports: a shared port can be bound although another program shares it.
     ///
     /// # Errors
     /// A port that is in use or not permitted.
@@ -146,22 +159,21 @@ impl Workers {
         Ok(())
     }
 
-    /// Starts the other workers and makes `leader` one of them.
+    /// Starts the other workers, and makes `leader` the first one.
     ///
     /// # Errors
     /// Those of [`Gateway::bind`], of any worker.
     pub(crate) fn spawn(leader: &mut Gateway) -> Result<(), BindError> {
         let count = leader.io.config.workers;
-        let mut workers = Self::default();
-        workers.counts = (0..count).map(|_| Counts::default()).collect();
-        workers.handles.push(leader.handle());
-        let mut waiting = Vec::new();
-        for me in 1..count {
-            let (told, hears) = mpsc::channel();
-            let (bound, outcome) = mpsc::channel();
-            let (boss, counts) = (leader.handle(), workers.counts.clone());
-            let config = worker_config(me, &leader.io.config, &leader.addresses());
-            let run = move || -> io::Result<()> {
+        let counts = (0..count).map(|_| Counts::default()).collect();
+        let mut workers = Self::new(0, vec![leader.handle()], counts);
+        let mut setups = Vec::new();
+        for index in 1..count {
+            let (setup, setup_receiver) = mpsc::channel();
+            let (bound, bound_receiver) = mpsc::channel();
+            let (leader_handle, counts) = (leader.handle(), workers.counts.clone());
+            let config = worker_config(index, &leader.io.config, &leader.addresses());
+            let run = move || {
                 let mut gateway = match Gateway::open(config, None) {
                     Ok(gateway) => gateway,
                     Err(error) => {
@@ -170,26 +182,26 @@ impl Workers {
                     }
                 };
                 let _ = bound.send(Ok(gateway.handle()));
-                // The leader gave up when nothing comes.
-                let Ok(joining) = hears.recv() else { return Ok(()) };
-                gateway.set_up_worker(joining);
+                // The leader drops the sender when another worker cannot be started.
+                let Ok(setup) = setup_receiver.recv() else { return Ok(()) };
+                gateway.set_up_worker(setup);
                 let outcome = gateway.run();
-                counts[me].heard.store(usize::MAX, Relaxed);
-                boss.send(Command::WorkerEnded { failed: outcome.is_err() });
+                counts[index].last_ping.store(usize::MAX, Relaxed);
+                leader_handle.send(Command::WorkerEnded { failed: outcome.is_err() });
                 outcome
             };
-            let thread = thread::Builder::new().name(format!("worker-{me}")).spawn(run);
+            let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(run);
             workers.threads.push(thread.map_err(|error| BindError::Setup("start a worker", error))?);
-            let gone = || BindError::Setup("start a worker", io::Error::other("its thread ended"));
-            workers.handles.push(outcome.recv().map_err(|_| gone())??);
-            waiting.push(told);
+            let ended = || BindError::Setup("start a worker", io::Error::other("its thread ended"));
+            workers.handles.push(bound_receiver.recv().map_err(|_| ended())??);
+            setups.push(setup);
         }
-        for (told, me) in waiting.iter().zip(1..) {
-            let handles = workers.handles.clone();
-            let counts = workers.counts.clone();
-            let workers = Self { index: me, handles, counts, threads: Vec::new(), ended: 0, asked: 0 };
-            let (per_ip, troubles) = (leader.mqtt.by_address.clone(), leader.admin.shared_recent_errors());
-            let _ = told.send(WorkerSetup { workers, per_ip, troubles });
+        for (setup, index) in setups.iter().zip(1..) {
+            let _ = setup.send(WorkerSetup {
+                workers: Self::new(index, workers.handles.clone(), workers.counts.clone()),
+                by_address: leader.mqtt.by_address.clone(),
+                recent_errors: leader.admin.shared_recent_errors(),
+            });
         }
         leader.workers = workers;
         Ok(())
@@ -203,11 +215,10 @@ impl Workers {
         self.ended == self.threads.len()
     }
 
-    /// This worker has ended. The leader waits for the others, for all of them even if one failed, and ends them if it
-    /// failed itself.
+    /// This worker has ended with `outcome`. The leader waits until all others have ended too; if it has failed, it stops them.
     ///
     /// # Errors
-    /// What ended this worker, or for the leader any of them, by its number.
+    /// That of this worker; for the leader, that of the first worker with an error, with the worker's number.
     pub(crate) fn end(&mut self, outcome: io::Result<()>) -> io::Result<()> {
         if !self.is_leader() || self.is_single() {
             return outcome;
@@ -234,7 +245,7 @@ impl Drop for Workers {
     }
 }
 
-/// The same for all workers, and spread evenly whatever the vendor's part of a MAC.
+/// The worker of a MAC: the FNV-1a hash spreads MACs evenly although many begin with the same vendor's octets.
 fn shard_of(mac: Mac, workers: usize) -> usize {
     let hash = mac.bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, octet| {
         (hash ^ u64::from(*octet)).wrapping_mul(0x0100_0000_01b3)
@@ -242,40 +253,38 @@ fn shard_of(mac: Mac, workers: usize) -> usize {
     (hash % workers as u64) as usize
 }
 
-/// What worker `me` listens on: the leader's MQTT ports, and a UDP port of its own.
-fn worker_config(me: usize, leader: &Config, addresses: &Addresses) -> Config {
+/// The configuration of worker `index`: it listens on the leader's MQTT ports and on a UDP port of its own.
+fn worker_config(index: usize, leader: &Config, addresses: &Addresses) -> Config {
     let mut config = leader.clone();
     config.mqtt.port = addresses.mqtt.port();
     config.mqtt.tls.port = addresses.mqtts.map_or(config.mqtt.tls.port, |mqtts| mqtts.port());
     config.udp.port = match leader.udp.port {
         0 => 0,
-        // `Config` has no ports beyond the last one.
-        first => first + me as u16,
+        // A checked configuration has no port beyond 65535.
+        first => first + index as u16,
     };
     config.api.enabled = false;
     config
 }
 
 impl Gateway {
-    /// Devices that are let in, at any worker.
+    /// Devices that are logged in, at all workers.
     pub(crate) fn all_devices(&self) -> usize {
-        self.sessions.index.devices()
-            + self.workers.others().map(|counts| counts.devices.load(Relaxed)).sum::<usize>()
+        self.sessions.index.devices() + self.workers.devices_elsewhere()
     }
 
-    /// Calls going on, at any worker.
+    /// Calls in progress, at all workers.
     pub(crate) fn all_calls(&self) -> usize {
-        self.sessions.index.calls()
-            + self.workers.others().map(|counts| counts.calls.load(Relaxed)).sum::<usize>()
+        self.sessions.index.calls() + self.workers.calls_elsewhere()
     }
 
-    fn set_up_worker(&mut self, joining: WorkerSetup) {
-        self.workers = joining.workers;
-        self.mqtt.by_address = joining.per_ip;
-        self.admin.set_recent_errors(joining.troubles);
+    fn set_up_worker(&mut self, setup: WorkerSetup) {
+        self.workers = setup.workers;
+        self.mqtt.by_address = setup.by_address;
+        self.admin.set_recent_errors(setup.recent_errors);
     }
 
-    /// Hands a connection to the worker where its device belongs. False when that is here.
+    /// Hands a connection off to the worker of its device. False when that is this worker.
     pub(crate) fn hand_off(&mut self, id: SessionId, client_id: &str, bytes: &[u8]) -> bool {
         if self.workers.is_single() {
             return false;
@@ -284,18 +293,16 @@ impl Gateway {
         let Some(owner) = self.workers.other_worker_of(client_id.mac()) else { return false };
         let Some(session) = self.sessions.live(id) else { return false };
         let ip = session.core.ip();
-        let Some(mut device) = session.mqtt.take() else { return false };
+        let Some(mut connection) = session.mqtt.take() else { return false };
         session.core.mark_closed();
         self.sessions.reap_if_finished(id);
-        let Some(tcp) = device.transport.tcp_mut() else { return true };
+        let Some(tcp) = connection.transport.tcp_mut() else { return true };
         if let Err(error) = self.io.registry.deregister(tcp) {
-            error!("[{ip}] cannot be handed to worker {owner}: {error}");
+            error!("[{ip}] cannot hand the connection off to worker {owner}: {error}");
             return true;
         }
-        self.workers.send(
-            owner,
-            Command::HandOff(Box::new(HandOff { connection: device, ip, bytes: bytes.to_vec() })),
-        );
+        let hand_off = HandOff { connection, ip, bytes: bytes.to_vec() };
+        self.workers.send(owner, Command::HandOff(Box::new(hand_off)));
         true
     }
 }
@@ -304,6 +311,27 @@ impl Gateway {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_count_the_devices_and_calls_of_the_other_workers() {
+        let counts: Arc<[Counts]> = (0..3).map(|_| Counts::default()).collect();
+        let workers = [0, 1, 2].map(|index| Workers::new(index, Vec::new(), counts.clone()));
+        for (worker, devices) in workers.iter().zip([1, 10, 100]) {
+            worker.publish(devices, 2 * devices);
+        }
+        assert_eq!(workers.each_ref().map(Workers::devices_elsewhere), [110, 101, 11]);
+        assert_eq!(workers.each_ref().map(Workers::calls_elsewhere), [220, 202, 22]);
+    }
+
+    #[test]
+    fn a_loop_that_answers_no_ping_is_noticed() {
+        let counts: Arc<[Counts]> = (0..2).map(|_| Counts::default()).collect();
+        let [mut leader, other] = [0, 1].map(|index| Workers::new(index, Vec::new(), counts.clone()));
+        assert!(leader.ping(), "the first ping has none before it");
+        assert!(!leader.ping());
+        other.on_ping(2);
+        assert!(leader.ping());
+    }
 
     #[test]
     fn shards_are_spread_evenly() {

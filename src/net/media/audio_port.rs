@@ -1,4 +1,4 @@
-//! The audio port: the UDP socket, the datagrams that wait for it, and what was dropped.
+//! The audio port: the UDP socket with its queue, and the counts of dropped datagrams.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,9 +15,9 @@ use crate::session::{DropReason, Encrypted};
 /// The audio socket of one loop.
 pub(crate) struct AudioPort {
     pub(crate) socket: AudioSocket,
-    /// What was dropped of addresses that have a call.
+    /// Dropped datagrams of addresses that have calls.
     pub(crate) drops: DropsByAddress,
-    /// The poll reports when the socket becomes writable.
+    /// The socket is registered for writable events.
     watches_writable: bool,
 }
 
@@ -35,8 +35,8 @@ impl AudioPort {
         registry.register(self.socket.source(), token::fixed(UDP), Interest::READABLE)
     }
 
-    /// Queues one datagram for the end of the iteration. Text queued before it leaves first, and before that the audio
-    /// queued before that text: a `tts stop` in between must overtake neither.
+    /// Queues one datagram for the end of the iteration. If text for the device is queued, the audio before that text is sent
+    /// first, then the text, so that all arrive in order: a `tts stop` must overtake no audio, nor be overtaken.
     pub(crate) fn queue(
         &mut self,
         id: SessionId,
@@ -57,7 +57,7 @@ impl AudioPort {
         }
     }
 
-    /// Sends what is queued, as far as the socket takes it.
+    /// Sends the queued datagrams, as far as the socket accepts them.
     pub(crate) fn flush(&mut self, io: &mut Io) -> Flushed {
         let flushed = self.socket.flush();
         io.metrics.datagrams_out += flushed.sent as u64;
@@ -65,21 +65,58 @@ impl AudioPort {
         flushed
     }
 
-    /// Asks for writable events only while datagrams wait: Linux reports one for each datagram that was sent.
+    /// Registers for writable events only while datagrams are queued, since Linux reports one for each datagram sent.
     pub(crate) fn watch_writable(&mut self, wanted: bool, registry: &Registry) {
         if wanted != self.watches_writable {
             let interest = if wanted { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-            // When it fails, the datagrams wait for the next iteration.
+            // If this fails, the datagrams are sent in the next iteration.
             if registry.reregister(self.socket.source(), token::fixed(UDP), interest).is_ok() {
                 self.watches_writable = wanted;
             }
         }
     }
 
-    /// Drops the queued datagrams of one call: its user has interrupted the reply.
+    /// Drops the queued datagrams of one call, because its user has interrupted the reply.
     pub(crate) fn drop_queued(&mut self, ssrc: u32, io: &mut Io) {
         for _ in 0..self.socket.drop_queued(ssrc) {
             io.metrics.discarded(DropReason::Aborted);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    #[test]
+    fn queued_datagrams_are_sent_by_the_flush_unless_their_call_was_interrupted() {
+        let (mut port, mut io) = (AudioPort::bind("127.0.0.1:0".parse().unwrap()).unwrap(), Io::for_test());
+        port.register(&io.registry).unwrap();
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for ssrc in [1, 2, 1] {
+            let buffer = port.socket.queue(peer.local_addr().unwrap(), None, ssrc).unwrap();
+            buffer.extend_from_slice(&[ssrc as u8]);
+        }
+        port.drop_queued(1, &mut io);
+        assert_eq!(port.flush(&mut io), Flushed { sent: 1, failed: 0, blocked: false });
+        let mut received = [0; 16];
+        assert_eq!((peer.recv(&mut received).unwrap(), received[0]), (1, 2));
+        let dropped: u64 = io.metrics.discards().map(|(_, count)| count).sum();
+        assert_eq!((io.metrics.datagrams_out, dropped), (1, 2));
+    }
+
+    #[test]
+    fn writable_events_are_asked_for_only_when_that_changes() {
+        let (mut port, io) = (AudioPort::bind("127.0.0.1:0".parse().unwrap()).unwrap(), Io::for_test());
+        port.watch_writable(true, &io.registry);
+        assert!(!port.watches_writable, "it is not registered yet");
+        port.register(&io.registry).unwrap();
+        for wanted in [true, true, false] {
+            port.watch_writable(wanted, &io.registry);
+            assert_eq!(port.watches_writable, wanted);
         }
     }
 }

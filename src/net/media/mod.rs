@@ -1,4 +1,4 @@
-//! Audio: the UDP socket and the credentials of a call.
+//! Audio: the UDP socket, and the credentials of calls.
 
 pub(crate) mod audio_port;
 pub(crate) mod credentials;

@@ -263,3 +263,75 @@ impl Listeners {
         self.unauthenticated.shrink_to_fit();
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpStream as Client};
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn listeners(change: impl FnOnce(&mut Config)) -> (Listeners, Sessions, Io) {
+        let mut config = Config::default();
+        (config.mqtt.host, config.mqtt.port) = (Ipv4Addr::LOCALHOST.into(), 0);
+        change(&mut config);
+        let listeners = Listeners::bind(&config, false).unwrap();
+        (listeners, Sessions::default(), Io { config: Arc::new(config), ..Io::for_test() })
+    }
+
+    /// Connects and accepts; returns the client and the evicted sessions.
+    fn accept(listeners: &mut Listeners, sessions: &mut Sessions, io: &mut Io) -> (Client, Vec<SessionId>) {
+        let client = Client::connect(listeners.local_addrs().unwrap().0.unwrap()).unwrap();
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            match listeners.accept(ListenerKind::Plain, sessions, io) {
+                Accepted::Connection { evicted } => return (client, evicted),
+                Accepted::Nothing => assert!(Instant::now() < end, "no connection to accept"),
+                Accepted::Failed(message) => panic!("{message}"),
+            }
+        }
+    }
+
+    #[test]
+    fn at_the_limit_the_oldest_connection_before_login_is_evicted() {
+        let (mut listeners, mut sessions, mut io) = listeners(|config| config.mqtt.max_connections = 1);
+        for _ in 0..=EXTRA_CONNECTIONS {
+            let core = Core::new(Ipv4Addr::LOCALHOST.into(), io.now);
+            sessions.insert(core, None, None);
+        }
+        let (_client, evicted) = accept(&mut listeners, &mut sessions, &mut io);
+        assert!(evicted.is_empty(), "none of the others is a connection, so the new one is closed");
+        assert_eq!((io.metrics.connections, io.metrics.turned_away), (1, 1));
+        io.config = Arc::new(Config {
+            mqtt: crate::config::Mqtt { max_connections: 2, ..io.config.mqtt.clone() },
+            ..Config::clone(&io.config)
+        });
+        let (_first, evicted) = accept(&mut listeners, &mut sessions, &mut io);
+        assert!(evicted.is_empty());
+        let (_second, evicted) = accept(&mut listeners, &mut sessions, &mut io);
+        assert!(evicted.len() == 1 && sessions.is_unauthenticated(evicted[0]));
+    }
+
+    #[test]
+    fn a_crowded_address_gets_no_more_connections() {
+        let (mut listeners, mut sessions, mut io) =
+            listeners(|config| config.mqtt.max_connections_per_ip = 1);
+        let clients: Vec<_> =
+            (0..EXTRA_PER_ADDRESS + 3).map(|_| accept(&mut listeners, &mut sessions, &mut io)).collect();
+        assert_eq!((sessions.len(), io.metrics.turned_away), (EXTRA_PER_ADDRESS + 1, 2));
+        assert_eq!(listeners.by_address.of(Ipv4Addr::LOCALHOST.into()), EXTRA_PER_ADDRESS + 1);
+        drop((clients, sessions));
+        assert_eq!(listeners.by_address.of(Ipv4Addr::LOCALHOST.into()), 0);
+    }
+
+    #[test]
+    fn a_closed_listener_accepts_nothing() {
+        let (mut listeners, mut sessions, mut io) = listeners(|_| {});
+        listeners.close();
+        assert!(!listeners.is_accepting());
+        let accepted = listeners.accept(ListenerKind::Plain, &mut sessions, &mut io);
+        assert!(matches!(accepted, Accepted::Nothing));
+    }
+}

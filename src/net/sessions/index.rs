@@ -8,13 +8,13 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use crate::net::event_loop::token::SessionId;
 use crate::proto::identity::Mac;
 
-/// Both indexes. They repeat no key: entries are names of sessions, which hold the keys. What a larger table needs to move an
-/// entry is in the entry: thousands of sessions looked up at once would be heard by those who speak.
+/// Both indexes. To save memory, an entry of a device holds no MAC but the session's id. Each entry holds what growing the table
+/// needs to move it, because looking up thousands of sessions at once would interrupt the audio of calls.
 #[derive(Default)]
 pub struct Index {
-    /// With the address whose datagrams are looked out for.
+    /// By ssrc.
     calls: HashTable<CallEntry>,
-    /// By MAC: a client id contains it, and several client ids may share it.
+    /// By MAC. A client id contains one, and several client ids may have the same.
     devices: HashTable<DeviceEntry>,
     hasher: DefaultHashBuilder,
 }
@@ -22,6 +22,7 @@ pub struct Index {
 struct CallEntry {
     ssrc: u32,
     id: SessionId,
+    /// The address of the device when the call began.
     ip: IpAddr,
 }
 
@@ -37,12 +38,12 @@ impl Index {
         self.calls.find(spread(ssrc), |call| call.ssrc == ssrc).map(|call| call.id)
     }
 
-    /// A call begins. Its ssrc is nobody else's; datagrams from `ip` are looked out for.
+    /// Adds a call. No other call has its ssrc.
     pub fn add_call(&mut self, ssrc: u32, id: SessionId, ip: IpAddr) {
         self.calls.insert_unique(spread(ssrc), CallEntry { ssrc, id, ip }, |call| spread(call.ssrc));
     }
 
-    /// Forgets the call if it is still this session's, and returns its address.
+    /// Removes the call if it is still this session's, and returns its address.
     pub(crate) fn remove_call(&mut self, ssrc: u32, id: SessionId) -> Option<IpAddr> {
         let entry = self.calls.find_entry(spread(ssrc), |call| call.ssrc == ssrc && call.id == id).ok()?;
         Some(entry.remove().0.ip)
@@ -52,11 +53,11 @@ impl Index {
         self.calls.len()
     }
 
-    /// Sessions that probably have this MAC; the caller compares.
+    /// Sessions that may have this MAC; the caller must compare.
     pub(crate) fn candidates(&self, mac: Mac) -> impl Iterator<Item = SessionId> {
         let hash = self.hash(mac);
-        let alike = self.devices.iter_hash(spread(hash)).filter(move |device| device.hash == hash);
-        alike.map(|device| device.id)
+        let same_hash = self.devices.iter_hash(spread(hash)).filter(move |device| device.hash == hash);
+        same_hash.map(|device| device.id)
     }
 
     pub(crate) fn add_device(&mut self, mac: Mac, id: SessionId) {
@@ -64,14 +65,14 @@ impl Index {
         self.devices.insert_unique(spread(hash), DeviceEntry { hash, id }, |device| spread(device.hash));
     }
 
-    /// Forgets the device if the entry is still this session's.
+    /// Removes the device's entry of this session.
     pub(crate) fn remove_device(&mut self, mac: Mac, id: SessionId) {
         if let Ok(entry) = self.devices.find_entry(spread(self.hash(mac)), |device| device.id == id) {
             entry.remove();
         }
     }
 
-    /// Gives back the memory of those who left.
+    /// Returns the memory that only a peak needed.
     pub(crate) fn shrink(&mut self) {
         self.devices.shrink_to_fit(|device| spread(device.hash));
         self.calls.shrink_to_fit(|call| spread(call.ssrc));
@@ -86,7 +87,7 @@ impl Index {
     }
 }
 
-/// Ssrcs are ours and random, hashes are keyed; this only moves their entropy to where the table looks.
-fn spread(ssrc: u32) -> u64 {
-    u64::from(ssrc).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+/// The hash for the table. Ssrcs and hashes are random already; the table also needs entropy in the upper bits.
+fn spread(value: u32) -> u64 {
+    u64::from(value).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

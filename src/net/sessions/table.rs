@@ -1,4 +1,4 @@
-//! The session table: all sessions by slot, their indexes, and what the loop has to do for them at the end of an iteration.
+//! The session table: all sessions by slot, their indexes, and the lists of those to be flushed or freed at the end of an iteration.
 
 use std::mem;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::net::sessions::session::{NOT_ARMED, Session};
 use crate::proto::identity::{ClientId, Mac};
 use crate::session::Core;
 
-/// All sessions. A [`SessionId`] that outlives a batch of events is checked by its epoch.
+/// All sessions. The epoch of a [`SessionId`] tells whether its session still exists.
 #[derive(Default)]
 pub(crate) struct Sessions {
     slab: Slab<Session>,
@@ -53,18 +53,19 @@ impl Sessions {
         SessionId { slot: self.slab.insert(session) as u32, epoch }
     }
 
-    /// The slot the next session will get, for its token.
+    /// The slot of the next session, for its token.
     pub(crate) fn next_slot(&self) -> usize {
         self.slab.vacant_key()
     }
 
-    /// The id of the session that is in this slot now.
+    /// The id of the session in this slot.
     pub(crate) fn at(&self, slot: usize) -> Option<SessionId> {
         self.slab.get(slot).map(|session| SessionId { slot: slot as u32, epoch: session.epoch })
     }
 
+    /// The session with this id, if it still exists.
     pub(crate) fn live(&mut self, id: SessionId) -> Option<&mut Session> {
-        self.slab.get_mut(id.slot as usize).filter(|session| session.epoch == id.epoch)
+        live(&mut self.slab, id)
     }
 
     pub(crate) fn get(&self, id: SessionId) -> Option<&Session> {
@@ -85,7 +86,7 @@ impl Sessions {
         self.slab.iter().map(id).collect()
     }
 
-    /// The sessions in this slot and those behind it, with their slots.
+    /// The sessions in this slot and the later ones, with their slots.
     pub(crate) fn starting_at(&self, slot: usize) -> impl Iterator<Item = (usize, &Session)> {
         let occupied = |slot| self.slab.get(slot).map(|session| (slot, session));
         (slot..self.slab.capacity()).filter_map(occupied)
@@ -103,21 +104,21 @@ impl Sessions {
         self.get(id).is_some_and(Session::is_unauthenticated)
     }
 
-    /// Gives back the memory that only a peak needed.
+    /// Returns the memory that only a peak needed.
     pub(crate) fn shrink(&mut self) {
         self.slab.shrink_to_fit();
         self.index.shrink();
     }
 
-    // ----- looking up ---------------------------------------------------------------------------------------------
+    // ----- lookup -------------------------------------------------------------------------------------------------
 
-    /// The session of exactly this client id.
+    /// The session with exactly this client id.
     pub(crate) fn by_client_id(&self, client_id: &ClientId) -> Option<SessionId> {
         self.by_mac(client_id.mac()).find(|id| self.client_id(*id).is_some_and(|found| found == client_id))
     }
 
-    /// The session that operators mean by a client id, or else by the MAC in it, or by a MAC alone: a client id changes with
-    /// the device's group, and of several connections the latest counts.
+    /// The session of a client id, else of the MAC in it, else of a plain MAC, of several the latest: a client id changes with the
+    /// device's group, so operators may use an old one.
     pub(crate) fn by_name(&self, name: &str) -> Option<SessionId> {
         let client_id = ClientId::parse(name);
         if let Some(exact) = client_id.as_ref().ok().and_then(|client_id| self.by_client_id(client_id)) {
@@ -127,17 +128,17 @@ impl Sessions {
         self.by_mac(mac).max_by_key(|id| self.get(*id).and_then(|session| session.core.online_since()))
     }
 
-    /// Every session of this MAC.
+    /// All sessions with this MAC.
     pub(crate) fn by_mac(&self, mac: Mac) -> impl Iterator<Item = SessionId> {
-        let same = move |id: &SessionId| self.client_id(*id).is_some_and(|found| found.mac() == mac);
-        self.index.candidates(mac).filter(same)
+        let has_mac = move |id: &SessionId| self.client_id(*id).is_some_and(|found| found.mac() == mac);
+        self.index.candidates(mac).filter(has_mac)
     }
 
     pub(crate) fn client_id(&self, id: SessionId) -> Option<&ClientId> {
         self.get(id)?.core.client_id()
     }
 
-    /// What every log line of a session begins with.
+    /// The prefix of all log lines about this session.
     pub(crate) fn log_prefix(&self, id: SessionId) -> String {
         let session = self.get(id);
         let peer = session
@@ -162,7 +163,7 @@ impl Sessions {
         }
     }
 
-    /// Has the session flushed at the end of the iteration.
+    /// Puts the session on the list to be flushed at the end of the iteration.
     pub(crate) fn mark_dirty(&mut self, id: SessionId) {
         if let Some(session) = self.live(id)
             && !mem::replace(&mut session.dirty, true)
@@ -171,29 +172,15 @@ impl Sessions {
         }
     }
 
-    /// Takes the sessions to flush; with [`put_back_dirty`](Self::put_back_dirty) the list's memory is used again.
-    pub(crate) fn take_dirty(&mut self) -> Vec<SessionId> {
-        mem::take(&mut self.dirty)
+    /// Calls `flush` for each dirty session. Those for which it returns false stay on the list for the next iteration.
+    pub(crate) fn flush_dirty(&mut self, mut flush: impl FnMut(&mut Self, SessionId) -> bool) {
+        let mut dirty = mem::take(&mut self.dirty);
+        dirty.retain(|id| !flush(self, *id));
+        dirty.append(&mut self.dirty);
+        self.dirty = dirty;
     }
 
-    /// Moves what was marked since into `flushed`.
-    pub(crate) fn append_dirty(&mut self, flushed: &mut Vec<SessionId>) {
-        flushed.append(&mut self.dirty);
-    }
-
-    /// Leaves the session marked: it could not be flushed.
-    pub(crate) fn keep_dirty(&mut self, id: SessionId) {
-        self.dirty.push(id);
-    }
-
-    pub(crate) fn put_back_dirty(&mut self, mut flushed: Vec<SessionId>) {
-        if self.dirty.is_empty() {
-            flushed.clear();
-            self.dirty = flushed;
-        }
-    }
-
-    /// Has the session freed at the end of the iteration, if nothing is left of it.
+    /// Puts the session on the list to be freed at the end of the iteration, if it is finished.
     pub(crate) fn reap_if_finished(&mut self, id: SessionId) {
         if let Some(session) = self.live(id)
             && session.is_finished()
@@ -218,46 +205,42 @@ impl Sessions {
 
     // ----- memory -------------------------------------------------------------------------------------------------
 
-    /// Accounts for the bytes kept for this session. One with more than its share is dealt with in the next iteration.
+    /// Accounts for the bytes that this session buffers. If they exceed its share, it is dealt with in the next iteration.
     pub(crate) fn account(&mut self, id: SessionId, io: &mut Io) {
-        let Some(session) = self.slab.get_mut(id.slot as usize).filter(|session| session.epoch == id.epoch)
-        else {
-            return;
-        };
+        let Some(session) = live(&mut self.slab, id) else { return };
         let before = session.accounted_bytes;
         if !self.memory.account(session) && session.accounted_bytes > before {
             io.run_queue.push(Task::OverBudget(id));
         }
     }
 
-    /// Accounts again, and says whether this session still keeps more than its share.
+    /// Accounts again, and returns whether this session still exceeds its share.
     pub(crate) fn is_over_budget(&mut self, id: SessionId) -> bool {
-        let session = self.slab.get_mut(id.slot as usize).filter(|session| session.epoch == id.epoch);
-        session.is_some_and(|session| !self.memory.account(session))
+        live(&mut self.slab, id).is_some_and(|session| !self.memory.account(session))
     }
 
     // ----- the device's connection --------------------------------------------------------------------------------
 
-    /// Appends to what the device is sent. A device that does not read loses its connection.
+    /// Queues output for the device. A device that does not read loses its connection.
     pub(crate) fn write_mqtt(&mut self, id: SessionId, io: &mut Io, write: impl FnOnce(&mut Vec<u8>)) {
         let Some(mqtt) = self.live(id).and_then(|session| session.mqtt.as_mut()) else { return };
         if mqtt.closing {
             return;
         }
         if !mqtt.write(write) {
-            // Not now: the core is in the middle of its actions.
+            // Later, since the actions of the core are in progress.
             io.run_queue.push(Task::DeviceBlocked(id));
         }
         self.mark_dirty(id);
     }
 
-    /// Writes what waits for the device.
+    /// Writes the output for the device.
     pub(crate) fn flush_mqtt(&mut self, id: SessionId, io: &mut Io) {
         let Some(mqtt) = self.live(id).and_then(|session| session.mqtt.as_mut()) else { return };
         match mqtt.flush(io.now) {
             FlushOutcome::Done | FlushOutcome::Blocked => {}
             FlushOutcome::Closed => self.drop_mqtt(id, io),
-            // A DISCONNECT may have come before the reset: only reading tells.
+            // A DISCONNECT may have arrived before the reset, so it is read first.
             FlushOutcome::Broken => io.run_queue.push(Task::Device(id)),
         }
     }
@@ -271,5 +254,75 @@ impl Sessions {
             io.metrics.tls_failed += u64::from(mqtt.transport.is_in_tls_handshake());
         }
         self.reap_if_finished(id);
+    }
+}
+
+/// Borrows only the slab, so that the other fields stay usable.
+fn live(slab: &mut Slab<Session>, id: SessionId) -> Option<&mut Session> {
+    slab.get_mut(id.slot as usize).filter(|session| session.epoch == id.epoch)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn insert(sessions: &mut Sessions, io: &Io) -> SessionId {
+        sessions.insert(Core::new(Ipv4Addr::LOCALHOST.into(), io.now), None, None)
+    }
+
+    #[test]
+    fn a_finished_session_is_freed_at_the_end_and_its_id_never_names_another() {
+        let (mut sessions, io) = (Sessions::default(), Io::for_test());
+        let id = insert(&mut sessions, &io);
+        sessions.reap_if_finished(id);
+        sessions.live(id).unwrap().core.mark_closed();
+        sessions.reap();
+        assert_eq!(sessions.len(), 1, "it was not finished");
+        sessions.reap_if_finished(id);
+        assert!(sessions.get(id).is_some(), "until the end of the iteration");
+        sessions.reap();
+        assert!(sessions.get(id).is_none());
+        let next = insert(&mut sessions, &io);
+        assert_eq!((next.slot, sessions.at(next.slot as usize)), (id.slot, Some(next)));
+        assert!(sessions.get(id).is_none() && sessions.live(id).is_none());
+    }
+
+    #[test]
+    fn a_dirty_session_is_listed_once_and_stays_until_it_is_flushed() {
+        let (mut sessions, io) = (Sessions::default(), Io::for_test());
+        let [a, b] = [(); 2].map(|()| insert(&mut sessions, &io));
+        for id in [a, b, a] {
+            sessions.mark_dirty(id);
+        }
+        let mut seen = Vec::new();
+        sessions.flush_dirty(|sessions, id| {
+            seen.push(id);
+            let flushed = id == a;
+            sessions.live(id).unwrap().dirty = !flushed;
+            flushed
+        });
+        assert_eq!(seen, [a, b]);
+        sessions.mark_dirty(b);
+        seen.clear();
+        sessions.flush_dirty(|_, id| {
+            seen.push(id);
+            true
+        });
+        assert_eq!(seen, [b]);
+    }
+
+    #[test]
+    fn a_timer_is_armed_for_the_earliest_deadline_only() {
+        let (mut sessions, mut io) = (Sessions::default(), Io::for_test());
+        let id = insert(&mut sessions, &io);
+        sessions.arm_timer(id, &mut io);
+        let armed = sessions.live(id).unwrap().armed_tick;
+        assert_ne!(armed, NOT_ARMED, "the time limit for CONNECT");
+        sessions.live(id).unwrap().linger_until = Some(Box::new(io.now));
+        sessions.arm_timer(id, &mut io);
+        assert!(sessions.live(id).unwrap().armed_tick < armed);
     }
 }

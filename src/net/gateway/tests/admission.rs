@@ -1,4 +1,4 @@
-//! However a connection leaves, its address gets its count back.
+//! The count of connections by address is decremented however a connection ends.
 
 use std::io::Write;
 use std::net::{IpAddr, TcpListener, TcpStream};
@@ -21,7 +21,7 @@ fn has_no_device(id: SessionId) -> impl Fn(&Gateway) -> bool {
 }
 
 #[test]
-fn a_take_over_gives_the_count_of_the_older_connection_back() {
+fn a_take_over_uncounts_the_older_connection() {
     let mut harness = Harness::new(|_| {});
     let (_older, id) = harness.in_call(&client_id(1));
     let (mut newer, other) = harness.connection();
@@ -33,7 +33,7 @@ fn a_take_over_gives_the_count_of_the_older_connection_back() {
 }
 
 #[test]
-fn a_take_over_that_fails_gives_the_count_of_the_newer_connection_back() {
+fn a_failed_take_over_uncounts_the_newer_connection() {
     let mut harness = Harness::new(|_| {});
     let (_older, id) = harness.in_call(&client_id(1));
     let (mut newer, other) = harness.connection();
@@ -46,9 +46,9 @@ fn a_take_over_that_fails_gives_the_count_of_the_newer_connection_back() {
 }
 
 #[test]
-fn a_device_that_is_closed_or_dropped_gives_its_count_back() {
+fn a_closed_or_dropped_connection_is_uncounted() {
     let mut harness = Harness::new(|_| {});
-    // It leaves, it is refused, another connection replaces it, its connection is lost in a call.
+    // One disconnects, one is refused, one is replaced by another connection, one is lost during a call.
     let (mut leaves, _) = harness.online(&client_id(1));
     let (mut refused, _) = harness.connection();
     let (_replaced, _) = harness.online(&client_id(2));
@@ -56,14 +56,14 @@ fn a_device_that_is_closed_or_dropped_gives_its_count_back() {
     harness.assert_counted(HERE, 4);
     leaves.write_all(&[0xe0, 0]).unwrap();
     refused.write_all(&connect("nonsense")).unwrap();
-    harness.until("two have left", |gateway| gateway.mqtt.by_address.of(HERE) == 2);
+    harness.until("two have ended", |gateway| gateway.mqtt.by_address.of(HERE) == 2);
     let (_newer, _) = harness.online(&client_id(2));
     harness.assert_counted(HERE, 2);
     drop(lost);
     harness
         .until("its call waits for it", |gateway| !gateway.sessions.get(in_call).unwrap().core.is_online());
     harness.assert_counted(HERE, 1);
-    // Dropped at once, as one that says nothing while others need the room.
+    // Dropped without closing, as on an eviction.
     let (_silent, id) = harness.connection();
     let Gateway { sessions, io, .. } = &mut harness.gateway;
     sessions.drop_mqtt(id, io);
@@ -80,14 +80,14 @@ fn a_connection_that_cannot_be_registered_is_not_counted() {
         panic!()
     };
     harness.assert_counted(HERE, 0);
-    // It is registered already, so it cannot be once more.
-    let device = MqttConnection::new(Transport::new(tcp, false, false), 1);
-    assert!(add(&mut harness.gateway, device).is_none());
+    // It is registered already, so it cannot be registered again.
+    let connection = MqttConnection::new(Transport::new(tcp, false, false), 1);
+    assert!(add(&mut harness.gateway, connection).is_none());
     harness.assert_counted(HERE, 0);
 }
 
 #[test]
-fn behind_a_balancer_the_client_is_counted_and_given_back() {
+fn behind_a_load_balancer_the_client_is_counted_and_uncounted() {
     let mut harness =
         Harness::new(|config| config.mqtt.proxy_protocol_from = vec!["127.0.0.1".parse().unwrap()]);
     let client_ip = IpAddr::from([192, 0, 2, 1]);
@@ -98,18 +98,18 @@ fn behind_a_balancer_the_client_is_counted_and_given_back() {
     harness.assert_counted(HERE, 0);
     harness.assert_counted(client_ip, 1);
     drop(client);
-    harness.until("it is gone", has_no_device(id));
+    harness.until("it has ended", has_no_device(id));
     harness.assert_counted(client_ip, 0);
 }
 
 #[test]
-fn a_connection_handed_to_another_worker_is_counted_once_and_given_back() {
+fn a_connection_that_is_handed_off_is_counted_once_and_uncounted() {
     let mut harness = Harness::new(|config| config.workers = 2);
     let elsewhere = (0..)
         .map(client_id)
         .find(|id| harness.gateway.workers.other_worker_of(ClientId::parse(id).unwrap().mac()).is_some())
         .unwrap();
-    // The system may give a connection to the other worker's listener, so this one is let in by hand.
+    // Added without the listener, since the system may give a connection to the other worker's listener.
     let arrive = |harness: &mut Harness| {
         let listener = TcpListener::bind((HERE, 0)).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -123,15 +123,15 @@ fn a_connection_handed_to_another_worker_is_counted_once_and_given_back() {
     let (mut client, id) = arrive(&mut harness);
     harness.assert_counted(HERE, 1);
     client.write_all(&connect(&elsewhere)).unwrap();
-    harness.until("it is handed over", has_no_device(id));
+    harness.until("it is handed off", has_no_device(id));
     client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut connack = [0; 4];
     std::io::Read::read_exact(&mut client, &mut connack).unwrap();
     assert_eq!(connack, [0x20, 2, 0, 0]);
     harness.assert_counted(HERE, 1);
     drop(client);
-    harness.until("it is gone", |gateway| gateway.mqtt.by_address.of(HERE) == 0);
-    // One that cannot be handed over is dropped.
+    harness.until("it has ended", |gateway| gateway.mqtt.by_address.of(HERE) == 0);
+    // A connection that cannot be handed off is dropped.
     let (mut client, id) = arrive(&mut harness);
     harness.lose_registration(id);
     client.write_all(&connect(&elsewhere)).unwrap();
@@ -140,7 +140,7 @@ fn a_connection_handed_to_another_worker_is_counted_once_and_given_back() {
 }
 
 #[test]
-fn a_reload_that_sets_or_unsets_the_limit_counts_what_is_open() {
+fn a_reload_that_sets_or_unsets_the_limit_recounts_open_connections() {
     let mut harness = Harness::new(|config| config.mqtt.max_connections_per_ip = 0);
     let (_one, _) = harness.online(&client_id(1));
     let (mut two, _) = harness.online(&client_id(2));
@@ -152,19 +152,19 @@ fn a_reload_that_sets_or_unsets_the_limit_counts_what_is_open() {
         harness.assert_counted(HERE, expected);
     }
     two.write_all(&[0xe0, 0]).unwrap();
-    harness.until("one has left", |gateway| gateway.mqtt.by_address.of(HERE) == 1);
+    harness.until("one has ended", |gateway| gateway.mqtt.by_address.of(HERE) == 1);
 }
 
 #[test]
-fn a_call_over_max_calls_is_told_to_operators() {
+fn a_call_over_max_calls_is_a_recent_error() {
     let mut harness = Harness::new(|config| config.websocket.max_calls = 1);
     let (_one, _) = harness.in_call(&client_id(1));
     let (mut two, _) = harness.online(&client_id(2));
     two.write_all(&hello()).unwrap();
-    let said = |gateway: &Gateway| {
+    let is_recorded = |gateway: &Gateway| {
         let errors = gateway.admin.shared_recent_errors().lock().unwrap().to_json();
         errors.contains("too_many_calls") && errors.contains("websocket.max_calls is reached")
     };
-    harness.until("it is told", said);
+    harness.until("it is recorded", is_recorded);
     assert_eq!(harness.gateway.sessions.index.calls(), 1);
 }

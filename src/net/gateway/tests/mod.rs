@@ -1,4 +1,4 @@
-//! Tests of the gateway with real sockets and a loop that runs only when a test says so.
+//! Tests of the gateway with real sockets and a loop whose iterations the tests run one by one.
 
 mod admission;
 mod memory;
@@ -24,7 +24,7 @@ use crate::session::CallState;
 
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// A gateway that runs only when told to, and a chat server that answers only when a test does it.
+/// A gateway whose iterations the test runs, and a chat server whose answers the test sends.
 struct Harness {
     gateway: Gateway,
     events: Events,
@@ -47,17 +47,17 @@ impl Harness {
         Self { gateway, events: Events::with_capacity(64), server }
     }
 
-    /// Runs until all is served that the device has said so far.
+    /// Runs until all that the device has sent so far is served.
     fn serve(&mut self, client: &mut TcpStream) {
         client.write_all(&[0xc0, 0]).unwrap();
         client.set_nonblocking(true).unwrap();
         let answers = Cell::new(Vec::new());
         self.until("a ping is answered", |_| {
-            let mut came = answers.take();
-            // It ends where no more is there yet.
-            let _ = client.read_to_end(&mut came);
-            let answered = came.ends_with(&[0xd0, 0]);
-            answers.set(came);
+            let mut received = answers.take();
+            // Ends with WouldBlock.
+            let _ = client.read_to_end(&mut received);
+            let answered = received.ends_with(&[0xd0, 0]);
+            answers.set(received);
             answered
         });
         client.set_nonblocking(false).unwrap();
@@ -68,13 +68,13 @@ impl Harness {
         let end = Instant::now() + Duration::from_secs(10);
         while !done(&self.gateway) {
             assert!(Instant::now() < end, "never: {what}");
-            // So that no poll sleeps past the end.
+            // So that no poll waits for longer.
             self.gateway.io.timers.arm(Instant::now() + Duration::from_millis(1), TimerKind::Stop);
             self.gateway.run_once(&mut self.events).unwrap();
         }
     }
 
-    /// A connection that has said nothing.
+    /// A connection that has sent nothing.
     fn connection(&mut self) -> (TcpStream, SessionId) {
         let before = self.gateway.sessions.ids();
         let client = TcpStream::connect(self.gateway.addresses().mqtt).unwrap();
@@ -86,7 +86,7 @@ impl Harness {
     fn online(&mut self, client_id: &str) -> (TcpStream, SessionId) {
         let (mut client, id) = self.connection();
         client.write_all(&connect(client_id)).unwrap();
-        self.until("the device is let in", |gateway| gateway.sessions.get(id).unwrap().core.is_online());
+        self.until("the device is logged in", |gateway| gateway.sessions.get(id).unwrap().core.is_online());
         (client, id)
     }
 
@@ -116,13 +116,13 @@ impl Harness {
         (client, id, answers.join().unwrap())
     }
 
-    /// Takes a connection's socket from the poll behind the gateway's back, so that what the gateway asks of the poll fails.
+    /// Deregisters a connection's socket, so that the gateway cannot reregister or deregister it.
     fn lose_registration(&mut self, id: SessionId) {
-        let device = self.gateway.sessions.live(id).unwrap().mqtt.as_mut().unwrap();
-        self.gateway.io.registry.deregister(device.transport.tcp_mut().unwrap()).unwrap();
+        let connection = self.gateway.sessions.live(id).unwrap().mqtt.as_mut().unwrap();
+        self.gateway.io.registry.deregister(connection.transport.tcp_mut().unwrap()).unwrap();
     }
 
-    /// Reads from a connection that no event announces.
+    /// Reads from a connection for which there are no events.
     fn read_until(&mut self, id: SessionId, done: impl Fn(&Gateway) -> bool) {
         let end = Instant::now() + Duration::from_secs(10);
         while !done(&self.gateway) {

@@ -9,7 +9,7 @@ use crate::net::gateway::handle::Command;
 use crate::tools::device::{Login, SimulatedDevice};
 use crate::tools::echo::EchoServer;
 
-/// What must happen, happens by then.
+/// The time limit for everything that must happen.
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn gateway(workers: usize, echo: &EchoServer) -> Running {
@@ -22,7 +22,7 @@ fn gateway(workers: usize, echo: &EchoServer) -> Running {
     Running::start(config, None).unwrap()
 }
 
-/// Devices in calls, at each of the workers.
+/// Devices in calls, so many that each worker has some.
 fn devices(gateway: &Running) -> Vec<SimulatedDevice> {
     let in_call = |n: u8| {
         let login = Login::new(format!("aa:bb:cc:00:00:{n:02x}").parse().unwrap(), None);
@@ -33,11 +33,11 @@ fn devices(gateway: &Running) -> Vec<SimulatedDevice> {
     (0..12).map(in_call).collect()
 }
 
-/// What it ends with, by itself.
+/// The error with which the gateway ends.
 fn error_of(gateway: Running) -> String {
     let (ended, outcome) = mpsc::channel();
     let wait = thread::spawn(move || ended.send(gateway.wait()).unwrap());
-    let outcome = outcome.recv_timeout(LIMIT).expect("it goes on");
+    let outcome = outcome.recv_timeout(LIMIT).expect("it has not ended");
     wait.join().unwrap();
     outcome.unwrap_err().to_string()
 }
@@ -51,15 +51,15 @@ fn a_panic_of_any_worker_ends_all_with_an_error_that_names_it() {
         let addr = gateway.addresses().mqtt;
         gateway.handle().send(Command::Panic(worker));
         assert_eq!(error_of(gateway), format!("worker {worker}: the loop panicked: injected"));
-        // The devices of the other worker hear goodbye, and nobody is left waiting.
-        let heard = devices.iter_mut().filter_map(|device| match device.wait_for("goodbye", LIMIT) {
+        // The devices of the other worker get a goodbye, and the connections of all are closed.
+        let goodbyes = devices.iter_mut().filter_map(|device| match device.wait_for("goodbye", LIMIT) {
             Ok(goodbye) => Some(goodbye),
             Err(failure) => {
                 assert!(failure.is_closed(), "{failure}");
                 None
             }
         });
-        assert!((1..12).contains(&heard.count()));
+        assert!((1..12).contains(&goodbyes.count()));
         assert!(TcpStream::connect(addr).is_err(), "it still listens");
     }
 }

@@ -18,7 +18,7 @@ use socket2::Socket;
 
 use super::{BATCH, BUFFER, DatagramInfo, Outgoing, ReceiveBatch, SOCKET_BUFFER};
 
-/// The headers of a batch, made once: system calls take them from here without allocating.
+/// The headers of a batch, allocated once for all system calls.
 pub(super) enum BatchIo {
     V4(Headers<SockaddrIn>),
     V6(Headers<SockaddrIn6>),
@@ -26,30 +26,30 @@ pub(super) enum BatchIo {
 
 impl BatchIo {
     pub(super) fn new(socket: &Socket, addr: SocketAddr) -> Self {
-        // Beyond the limit of /proc/sys/net/core, which root may pass. Anyone else keeps what that granted.
+        // Root may exceed the limit in /proc/sys/net/core. For others this fails, and the size already set remains.
         let _ = setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER);
         let _ = setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER);
-        // Where it fails, answers leave from the address that the routes choose.
+        // If this fails, datagrams leave from the address that the routing table chooses.
         if addr.is_ipv4() {
             let _ = setsockopt(socket, sockopt::Ipv4PacketInfo, &true);
             Self::V4(Headers::new())
         } else {
-            // IPv4 datagrams at this socket carry it too, with a mapped address.
+            // Also applies to IPv4 datagrams at this socket, with a mapped address.
             let _ = setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true);
             Self::V6(Headers::new())
         }
     }
 
-    /// Fills the empty inbox.
-    pub(super) fn receive(&mut self, socket: &UdpSocket, inbox: &mut ReceiveBatch) -> io::Result<()> {
+    /// Receives a batch. `batch` must be empty.
+    pub(super) fn receive(&mut self, socket: &UdpSocket, batch: &mut ReceiveBatch) -> io::Result<()> {
         match self {
-            Self::V4(headers) => headers.receive(socket.as_raw_fd(), inbox),
-            Self::V6(headers) => headers.receive(socket.as_raw_fd(), inbox),
+            Self::V4(headers) => headers.receive(socket.as_raw_fd(), batch),
+            Self::V6(headers) => headers.receive(socket.as_raw_fd(), batch),
         }
     }
 
-    /// Sends datagrams from the front of the queue and returns how many the system took, at least one. An error
-    /// concerns the first.
+    /// Sends datagrams from the front of the queue, and returns how many the system accepted, at least one. An error concerns
+    /// the first.
     pub(super) fn send(&mut self, socket: &UdpSocket, queue: &VecDeque<Outgoing>) -> io::Result<usize> {
         match self {
             Self::V4(headers) => headers.send(socket.as_raw_fd(), queue),
@@ -58,77 +58,78 @@ impl BatchIo {
     }
 }
 
-/// Headers for a socket whose addresses are all of kind `S`.
+/// Headers for a socket with addresses of type `S`.
 pub(super) struct Headers<S> {
     inbound: MultiHeaders<S>,
-    /// For datagrams without a control message, and with one: the system reads the whole room that headers have for it.
-    plain: MultiHeaders<S>,
-    sourced: MultiHeaders<S>,
+    /// For datagrams without a source address.
+    outbound: MultiHeaders<S>,
+    /// For datagrams with a source address. Apart, since the system reads all of a header's space for control messages.
+    outbound_from: MultiHeaders<S>,
 }
 
 impl<S: Address> Headers<S> {
     fn new() -> Self {
         Self {
             inbound: MultiHeaders::preallocate(BATCH, Some(S::control_space())),
-            plain: MultiHeaders::preallocate(BATCH, None),
-            sourced: MultiHeaders::preallocate(BATCH, Some(S::control_space())),
+            outbound: MultiHeaders::preallocate(BATCH, None),
+            outbound_from: MultiHeaders::preallocate(BATCH, Some(S::control_space())),
         }
     }
 
-    fn receive(&mut self, fd: RawFd, inbox: &mut ReceiveBatch) -> io::Result<()> {
-        let mut buffers = inbox.bytes.chunks_exact_mut(BUFFER);
+    fn receive(&mut self, fd: RawFd, batch: &mut ReceiveBatch) -> io::Result<()> {
+        let mut buffers = batch.bytes.chunks_exact_mut(BUFFER);
         let mut slices: [_; BATCH] =
             array::from_fn(|_| [IoSliceMut::new(buffers.next().unwrap_or_default())]);
-        let batch = recvmmsg(fd, &mut self.inbound, &mut slices, MsgFlags::MSG_DONTWAIT, None)?;
-        for message in batch {
-            // The socket's domain allows no other address, so there is one.
+        let messages = recvmmsg(fd, &mut self.inbound, &mut slices, MsgFlags::MSG_DONTWAIT, None)?;
+        for message in messages {
+            // Always present, since the socket's domain allows only addresses of this type.
             let Some(from) = message.address else { continue };
             let local = message.cmsgs().ok().and_then(|mut all| all.find_map(S::local));
-            inbox.filled.push((DatagramInfo::new(from.into(), local), message.bytes));
+            batch.filled.push((DatagramInfo::new(from.into(), local), message.bytes));
         }
         Ok(())
     }
 
-    /// One call sends one source address: a batch ends where the next datagram wants another.
+    /// One system call sends datagrams with one source address, so a batch ends where the source address changes.
     fn send(&mut self, fd: RawFd, queue: &VecDeque<Outgoing>) -> io::Result<usize> {
         let local = queue.front().and_then(|first| first.local);
         let info = local.and_then(S::info);
-        let mut run = queue.iter().take_while(|outgoing| outgoing.local == local);
+        let mut batch = queue.iter().take_while(|outgoing| outgoing.local == local);
         let mut addresses = [None; BATCH];
         let slices: [_; BATCH] = array::from_fn(|i| {
-            let next = run.next();
+            let next = batch.next();
             addresses[i] = next.and_then(|outgoing| S::reach(outgoing.to));
             [IoSlice::new(next.map_or(&[], |outgoing| &outgoing.data))]
         });
-        // A target of a kind the socket cannot reach ends the batch before it.
+        // The batch also ends before a destination that the socket's domain cannot reach.
         let count = addresses.iter().position(Option::is_none).unwrap_or(BATCH);
         if count == 0 {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         }
         let (addresses, flags) = (&addresses[..count], MsgFlags::MSG_DONTWAIT);
-        // The results of a send hold no addresses: there is nothing to do with them but count.
+        // The results of a send contain nothing but their number.
         let sent = match &info {
             Some(info) => {
-                sendmmsg(fd, &mut self.sourced, &slices, addresses, [S::message(info)], flags)?.count()
+                sendmmsg(fd, &mut self.outbound_from, &slices, addresses, [S::message(info)], flags)?.count()
             }
-            None => sendmmsg(fd, &mut self.plain, &slices, addresses, [], flags)?.count(),
+            None => sendmmsg(fd, &mut self.outbound, &slices, addresses, [], flags)?.count(),
         };
         Ok(sent)
     }
 }
 
-/// What differs between the two kinds of socket.
+/// The differences between IPv4 and IPv6 sockets.
 pub(super) trait Address: SockaddrLike + Copy + Into<SocketAddr> {
-    /// What tells the system the local address.
+    /// The control message with the local address.
     type Info;
 
-    /// A buffer of exactly the size that one control message with the local address takes.
+    /// A buffer of exactly the size of that control message.
     fn control_space() -> Vec<u8>;
-    /// The address of `to` as this socket reaches it.
+    /// The address of `to` in the socket's domain.
     fn reach(to: SocketAddr) -> Option<Self>;
-    /// The local address that a received control message holds.
+    /// The local address in a received control message.
     fn local(message: ControlMessageOwned) -> Option<IpAddr>;
-    /// What makes a datagram leave from `local`.
+    /// The control message that makes `local` the source address.
     fn info(local: IpAddr) -> Option<Self::Info>;
     fn message(info: &Self::Info) -> ControlMessage<'_>;
 }
@@ -149,7 +150,7 @@ impl Address for SockaddrIn {
 
     fn local(message: ControlMessageOwned) -> Option<IpAddr> {
         match message {
-            // Not ipi_addr: a datagram to a broadcast address is to be answered from our own.
+            // Not ipi_addr, which is the broadcast address for a datagram that was sent to one.
             ControlMessageOwned::Ipv4PacketInfo(info) => {
                 Some(Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes()).into())
             }

@@ -1,8 +1,8 @@
 //! The UDP socket, in batches.
 //!
-//! Received datagrams lie in buffers that are used again, so the audio path can decrypt them in place. Outgoing ones are
-//! collected during a turn of the loop and sent together. How a batch meets the system is the platform's file: many
-//! datagrams per call and the address each one arrived at on Linux, one by one elsewhere.
+//! Received datagrams are in buffers that are reused, so the audio path can decrypt them in place. Outgoing datagrams are queued
+//! during an iteration of the loop and sent together. The system calls are in a file per platform: on Linux, many datagrams
+//! per call, each with the local address it arrived at; elsewhere, one by one.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,22 +21,22 @@ mod portable;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 use portable::BatchIo;
 
-/// The most datagrams one [`AudioSocket::receive`] returns.
+/// The most datagrams that one [`AudioSocket::receive`] returns.
 pub const BATCH: usize = 32;
 
-/// The most datagrams that wait for a full socket.
+/// The most datagrams that are queued while the socket is full.
 pub const QUEUE: usize = 256;
 
-/// Bytes per receive buffer: more than any valid audio packet, so an oversized one is recognised.
+/// Bytes per receive buffer: more than any valid audio packet, so that an oversized one is recognised.
 const BUFFER: usize = 2048;
 
-/// Asked of the system for each direction: a stall of the loop must not cost audio.
+/// Requested size of the system's buffer for each direction, so that no audio is lost while the loop is busy.
 const SOCKET_BUFFER: usize = 4 << 20;
 
-/// Errors in a row after which the socket, and not one of its peers, is taken to be broken.
+/// After this many errors in a row, the socket itself is considered broken.
 const ERRORS: usize = 1024;
 
-/// The ssrc of a datagram, if it is long enough to have one: which call it is for.
+/// The ssrc of a datagram, which identifies its call; none when the datagram is too short.
 pub fn ssrc(datagram: &[u8]) -> Option<u32> {
     datagram.get(4..8)?.try_into().ok().map(u32::from_be_bytes)
 }
@@ -48,32 +48,33 @@ pub struct AudioSocket {
     received: ReceiveBatch,
     receive_errors: u64,
     send_queue: VecDeque<Outgoing>,
+    /// Empty buffers for reuse.
     spare: Vec<Vec<u8>>,
-    /// What was sent and lost since the last [`flush`](Self::flush) was answered, and whether the socket is full.
+    /// The counts since the last [`flush`](Self::flush), and whether the socket is full.
     flushed: Flushed,
 }
 
-/// Where a datagram came from and where it went.
+/// The source and the destination of a received datagram.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub struct DatagramInfo {
     /// The sender. An IPv4 sender at an IPv6 socket is given as IPv4.
     pub from: SocketAddr,
-    /// The address of ours that it arrived at, where the system tells.
+    /// The local address that it arrived at, if the system reports it.
     pub local: Option<IpAddr>,
 }
 
 /// The outcome of [`AudioSocket::flush`].
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
 pub struct Flushed {
-    /// Datagrams the system has taken.
+    /// Datagrams sent.
     pub sent: usize,
-    /// Datagrams the system refused (no route, too long, port 0 ..): they are gone.
+    /// Datagrams that the system refused (no route, too long, port 0 ..) and that were dropped.
     pub failed: usize,
-    /// The socket is full: the rest waits for its writable edge.
+    /// The socket is full: the rest is sent when it is writable again.
     pub blocked: bool,
 }
 
-/// Buffers for one batch, and what each was filled with.
+/// Buffers for one batch, and the source and length of the datagram in each.
 struct ReceiveBatch {
     bytes: Box<[u8]>,
     filled: Vec<(DatagramInfo, usize)>,
@@ -87,8 +88,7 @@ struct Outgoing {
 }
 
 impl AudioSocket {
-    /// Opens the socket: non-blocking, with large buffers as far as the system grants them, for IPv4 too when `addr` is
-    /// `[::]`.
+    /// Opens the socket: non-blocking, with large buffers if the system allows it, and for IPv4 too when `addr` is `[::]`.
     ///
     /// # Errors
     /// Those of socket(2) and bind(2).
@@ -98,15 +98,15 @@ impl AudioSocket {
         if addr.is_ipv6() {
             socket.set_only_v6(!addr.ip().is_unspecified())?;
         }
-        // Less than was asked for is no reason not to start.
+        // A smaller buffer is no reason not to start.
         let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
         let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
-        // Before bind, so that not even the first datagram lacks what the options add.
-        let wire = BatchIo::new(&socket, addr);
+        // Sets options that must apply to the first datagram already, so before bind.
+        let batch_io = BatchIo::new(&socket, addr);
         socket.bind(&addr.into())?;
         Ok(Self {
             socket: UdpSocket::from_std(socket.into()),
-            io: wire,
+            io: batch_io,
             received: ReceiveBatch::new(),
             receive_errors: 0,
             send_queue: VecDeque::new(),
@@ -115,7 +115,7 @@ impl AudioSocket {
         })
     }
 
-    /// The bound address, with the port the system chose when 0 was asked.
+    /// The bound address, with the port that the system chose if it was 0.
     ///
     /// # Errors
     /// Those of getsockname(2).
@@ -128,13 +128,13 @@ impl AudioSocket {
         &mut self.socket
     }
 
-    /// Receives a batch and returns the number of datagrams in it, 1 to [`BATCH`]. Fewer than [`BATCH`] means that the
-    /// socket was found empty, as WouldBlock does: what comes later comes with a new edge.
+    /// Receives a batch and returns the number of datagrams in it, 1 to [`BATCH`]. Fewer than [`BATCH`], like WouldBlock, means
+    /// that the socket is empty, and that later datagrams will cause a new event.
     ///
-    /// An error that belongs to an earlier send (ECONNREFUSED ..) is counted and passed over.
+    /// An error that belongs to an earlier send (ECONNREFUSED ..) is counted and skipped.
     ///
     /// # Errors
-    /// WouldBlock when nothing is queued; any other error means that the socket itself is broken.
+    /// WouldBlock when there is no datagram; any other error means that the socket itself is broken.
     pub fn receive(&mut self) -> io::Result<usize> {
         self.received.filled.clear();
         let mut errors = 0;
@@ -153,24 +153,24 @@ impl AudioSocket {
         }
     }
 
-    /// Errors that [`receive`](Self::receive) has passed over since the start.
+    /// Errors that [`receive`](Self::receive) has skipped since the start.
     pub fn receive_errors(&self) -> u64 {
         self.receive_errors
     }
 
-    /// The `i`th datagram of the last batch, to be changed in place. Empty datagrams are datagrams.
+    /// The `i`th datagram of the last batch, which may be changed in place. It may be empty.
     ///
     /// # Panics
     /// When the last batch had no such datagram.
     pub fn datagram(&mut self, i: usize) -> (DatagramInfo, &mut [u8]) {
-        let (meta, len) = self.received.filled[i];
-        (meta, &mut self.received.buffer(i)[..len])
+        let (info, len) = self.received.filled[i];
+        (info, &mut self.received.buffer(i)[..len])
     }
 
-    /// An empty buffer to write one datagram for `to` into. It leaves from address `local` when one is given and the
-    /// system can do that, and belongs to call `ssrc` (see [`drop_queued`](Self::drop_queued)).
+    /// Queues a datagram of the call `ssrc` for `to`, and returns its empty buffer for the caller to fill. Its source address
+    /// is `local`, if that is given and the system supports it.
     ///
-    /// None when [`QUEUE`] datagrams already wait for a full socket.
+    /// None when [`QUEUE`] datagrams are queued already and the socket is full.
     pub fn queue(&mut self, to: SocketAddr, local: Option<IpAddr>, ssrc: u32) -> Option<&mut Vec<u8>> {
         if self.send_queue.len() >= QUEUE && !self.flushed.blocked {
             self.send();
@@ -183,8 +183,8 @@ impl AudioSocket {
         self.send_queue.back_mut().map(|outgoing| &mut outgoing.data)
     }
 
-    /// Sends what is queued. A datagram the system refuses is passed over and does not hold up the others. The result
-    /// covers everything since the last call, since a long queue is also sent in between.
+    /// Sends the queued datagrams. One that the system refuses is dropped and does not delay the others. The counts include what
+    /// was sent since the last call, because a long queue is also sent in between.
     pub fn flush(&mut self) -> Flushed {
         self.flushed.blocked = false;
         self.send();
@@ -192,17 +192,17 @@ impl AudioSocket {
         std::mem::replace(&mut self.flushed, Flushed { blocked, ..Flushed::default() })
     }
 
-    /// Datagrams that wait.
+    /// The number of queued datagrams.
     pub fn queued(&self) -> usize {
         self.send_queue.len()
     }
 
-    /// Whether a datagram of call `ssrc` waits.
+    /// Whether a datagram of the call `ssrc` is queued.
     pub fn holds(&self, ssrc: u32) -> bool {
         self.send_queue.iter().any(|outgoing| outgoing.ssrc == ssrc)
     }
 
-    /// Forgets the datagrams queued for call `ssrc` and returns how many they were.
+    /// Drops the queued datagrams of the call `ssrc`, and returns their number.
     pub fn drop_queued(&mut self, ssrc: u32) -> usize {
         let before = self.send_queue.len();
         for _ in 0..before {
@@ -221,24 +221,24 @@ impl AudioSocket {
             match self.io.send(&self.socket, &self.send_queue) {
                 Ok(sent) => {
                     self.flushed.sent += sent;
-                    self.forget(sent);
+                    self.remove_first(sent);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.flushed.blocked = true;
                     return;
                 }
-                // Perhaps the address is ours no more. From another one is better than not at all.
+                // The local address may have changed: sends from another one rather than not at all.
                 Err(_) if had_local => self.send_queue[0].local = None,
                 Err(_) => {
                     self.flushed.failed += 1;
-                    self.forget(1);
+                    self.remove_first(1);
                 }
             }
         }
     }
 
-    fn forget(&mut self, count: usize) {
+    fn remove_first(&mut self, count: usize) {
         for _ in 0..count {
             if let Some(outgoing) = self.send_queue.pop_front() {
                 self.recycle(outgoing);
@@ -259,7 +259,7 @@ impl DatagramInfo {
     fn new(from: SocketAddr, local: Option<IpAddr>) -> Self {
         let from = match from.ip().to_canonical() {
             IpAddr::V4(ip) => SocketAddr::new(ip.into(), from.port()),
-            // With the scope that answers to a link-local address need.
+            // Includes the scope id, which replies to a link-local address need.
             IpAddr::V6(_) => from,
         };
         Self { from, local }

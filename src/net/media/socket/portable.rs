@@ -1,4 +1,4 @@
-//! Datagrams one by one, where the system has no batches that nix knows of. Their local addresses stay unknown.
+//! Sends and receives datagrams one by one, where nix has no calls for batches. Their local addresses are unknown.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,7 +9,7 @@ use socket2::Socket;
 
 use super::{BATCH, DatagramInfo, Outgoing, ReceiveBatch};
 
-/// Remembers which kind of address the socket takes.
+/// The domain of the socket.
 pub(super) struct BatchIo {
     ipv6: bool,
 }
@@ -19,13 +19,13 @@ impl BatchIo {
         Self { ipv6: addr.is_ipv6() }
     }
 
-    /// Fills the rest of the inbox.
-    pub(super) fn receive(&mut self, socket: &UdpSocket, inbox: &mut ReceiveBatch) -> io::Result<()> {
-        while inbox.filled.len() < BATCH {
-            match socket.recv_from(inbox.buffer(inbox.filled.len())) {
-                // What fills the buffer may have been longer; no valid packet fills it.
-                Ok((len, from)) => inbox.filled.push((DatagramInfo::new(from, None), len)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !inbox.filled.is_empty() => break,
+    /// Fills the rest of the batch.
+    pub(super) fn receive(&mut self, socket: &UdpSocket, batch: &mut ReceiveBatch) -> io::Result<()> {
+        while batch.filled.len() < BATCH {
+            match socket.recv_from(batch.buffer(batch.filled.len())) {
+                // A datagram that fills the buffer may have been longer. No valid packet does.
+                Ok((len, from)) => batch.filled.push((DatagramInfo::new(from, None), len)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !batch.filled.is_empty() => break,
                 Err(error) => return Err(error),
             }
         }
@@ -58,25 +58,25 @@ mod tests {
             let Ok(socket) = Peer::bind(bound) else { continue };
             socket.set_nonblocking(true).unwrap();
             let port = socket.local_addr().unwrap().port();
-            let mut wire = BatchIo::new(&socket2::SockRef::from(&socket), bound.parse().unwrap());
+            let mut batch_io = BatchIo::new(&socket2::SockRef::from(&socket), bound.parse().unwrap());
             let socket = UdpSocket::from_std(socket);
             let peer = Peer::bind("127.0.0.1:0").unwrap();
-            let mut inbox = ReceiveBatch::new();
-            let empty = wire.receive(&socket, &mut inbox).unwrap_err();
+            let mut batch = ReceiveBatch::new();
+            let empty = batch_io.receive(&socket, &mut batch).unwrap_err();
             assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
             for n in 0..BATCH + 1 {
                 peer.send_to(&vec![1; n], ("127.0.0.1", port)).unwrap();
             }
             for expected in [BATCH, 1] {
-                inbox.filled.clear();
-                wire.receive(&socket, &mut inbox).unwrap();
-                assert_eq!(inbox.filled.len(), expected);
-                assert_eq!(inbox.filled[0].0.from, peer.local_addr().unwrap());
+                batch.filled.clear();
+                batch_io.receive(&socket, &mut batch).unwrap();
+                assert_eq!(batch.filled.len(), expected);
+                assert_eq!(batch.filled[0].0.from, peer.local_addr().unwrap());
             }
-            assert_eq!(inbox.filled[0].1, BATCH);
+            assert_eq!(batch.filled[0].1, BATCH);
             let to = peer.local_addr().unwrap();
             let queue = VecDeque::from([Outgoing { to, local: None, ssrc: 0, data: b"down".to_vec() }]);
-            assert_eq!(wire.send(&socket, &queue).unwrap(), 1);
+            assert_eq!(batch_io.send(&socket, &queue).unwrap(), 1);
             assert_eq!(peer.recv_from(&mut [0; 16]).unwrap().0, 4);
         }
     }

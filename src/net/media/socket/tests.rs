@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 const SSRC: u32 = 7;
 
-/// A blocking socket on the other side, which gives up after a while.
+/// A blocking socket of a peer, with a read timeout.
 fn peer(addr: &str) -> Peer {
     let peer = Peer::bind(addr).unwrap();
     peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    // For a full queue and then some.
+    // Enough for more than a full queue.
     socket2::SockRef::from(&peer).set_recv_buffer_size(1 << 20).unwrap();
     peer
 }
@@ -19,7 +19,7 @@ fn bind(addr: &str) -> (AudioSocket, u16) {
     (datagrams, port)
 }
 
-/// The next batch, copied. Loopback delivers within the sender's call, save under load.
+/// A copy of the next batch.
 fn receive(datagrams: &mut AudioSocket) -> Vec<(DatagramInfo, Vec<u8>)> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
@@ -27,14 +27,14 @@ fn receive(datagrams: &mut AudioSocket) -> Vec<(DatagramInfo, Vec<u8>)> {
             Ok(count) => {
                 return (0..count)
                     .map(|i| {
-                        let (meta, data) = datagrams.datagram(i);
-                        (meta, data.to_vec())
+                        let (info, data) = datagrams.datagram(i);
+                        (info, data.to_vec())
                     })
                     .collect();
             }
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
         }
-        assert!(Instant::now() < deadline, "nothing came");
+        assert!(Instant::now() < deadline, "no datagram arrived");
         std::thread::yield_now();
     }
 }
@@ -59,10 +59,10 @@ fn a_burst_comes_in_full_batches_in_order() {
         all.extend(batch);
     }
     assert_eq!(batches[..2], [BATCH, BATCH]);
-    for (n, (meta, data)) in all.into_iter().enumerate() {
-        // The first is empty, which is not the end of anything.
+    for (n, (info, data)) in all.into_iter().enumerate() {
+        // The first is empty, which must not end the batch.
         assert_eq!(data, vec![n as u8; n]);
-        assert_eq!(meta.from, peer.local_addr().unwrap());
+        assert_eq!(info.from, peer.local_addr().unwrap());
     }
     assert_eq!(datagrams.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
     assert_eq!(datagrams.receive_errors(), 0);
@@ -117,7 +117,7 @@ fn one_bad_target_does_not_disturb_the_others() {
     let (mut datagrams, _) = bind("127.0.0.1:0");
     let peer = peer("127.0.0.1:0");
     let to = peer.local_addr().unwrap();
-    // A port where nobody listens: its ICMP answer must not fail what comes after it.
+    // A port where nobody listens: the ICMP error must not affect later datagrams.
     let closed = Peer::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let bad = ["127.0.0.1:0", "255.255.255.255:9", "[::1]:9"].map(|addr| addr.parse::<SocketAddr>().unwrap());
     for round in 0..10u8 {
@@ -136,7 +136,7 @@ fn one_bad_target_does_not_disturb_the_others() {
         }
     }
     assert_eq!(datagrams.receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
-    assert!(datagrams.spare.iter().all(|data| data.capacity() <= BUFFER), "a large buffer is kept");
+    assert!(datagrams.spare.iter().all(|data| data.capacity() <= BUFFER), "a large buffer was not freed");
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_long_queue_is_sent_in_between_and_only_a_full_socket_refuses() {
     for _ in 0..QUEUE + 1 {
         peer.recv_from(&mut buffer).unwrap();
     }
-    // Loopback sockets take everything, so a full one has to be pretended.
+    // A loopback socket is never full, so the test pretends it.
     datagrams.flushed.blocked = true;
     for n in 0..QUEUE {
         queue(&mut datagrams, to, None, &[n as u8]);
@@ -166,7 +166,7 @@ fn a_long_queue_is_sent_in_between_and_only_a_full_socket_refuses() {
 }
 
 #[test]
-fn one_calls_datagrams_can_be_forgotten() {
+fn the_queued_datagrams_of_one_call_can_be_dropped() {
     let (mut datagrams, _) = bind("127.0.0.1:0");
     let peer = peer("127.0.0.1:0");
     let to = peer.local_addr().unwrap();
@@ -195,10 +195,10 @@ fn an_ipv6_socket_serves_both_and_shows_ipv4_as_such() {
         let Ok(peer) = Peer::bind(address) else { continue };
         peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         peer.send_to(b"up", (target, port)).unwrap();
-        let (meta, data) = receive(&mut datagrams).remove(0);
-        assert_eq!((meta.from, data), (peer.local_addr().unwrap(), b"up".to_vec()));
-        for local in [meta.local, None] {
-            queue(&mut datagrams, meta.from, local, b"down");
+        let (info, data) = receive(&mut datagrams).remove(0);
+        assert_eq!((info.from, data), (peer.local_addr().unwrap(), b"up".to_vec()));
+        for local in [info.local, None] {
+            queue(&mut datagrams, info.from, local, b"down");
             assert_eq!(datagrams.flush(), Flushed { sent: 1, failed: 0, blocked: false });
             let (len, from) = peer.recv_from(&mut [0; 16]).unwrap();
             assert_eq!((len, from), (4, (target, port).into()));
@@ -208,29 +208,29 @@ fn an_ipv6_socket_serves_both_and_shows_ipv4_as_such() {
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 #[test]
-fn answers_leave_from_the_address_the_device_was_told() {
+fn replies_leave_from_the_address_that_the_device_sent_to() {
     for bound in ["0.0.0.0:0", "[::]:0"] {
         let Ok(mut datagrams) = AudioSocket::bind(bound.parse().unwrap()) else { continue };
         let port = datagrams.local_addr().unwrap().port();
         let peer = peer("127.0.0.1:0");
-        let told: Vec<IpAddr> = (2..6).map(|n| Ipv4Addr::new(127, 0, 0, n).into()).collect();
+        let local: Vec<IpAddr> = (2..6).map(|n| Ipv4Addr::new(127, 0, 0, n).into()).collect();
         // In one batch, some of them twice in a row.
-        for ip in &told {
+        for ip in &local {
             peer.send_to(b"up", (*ip, port)).unwrap();
             peer.send_to(b"up", (*ip, port)).unwrap();
         }
         let mut all = Vec::new();
-        while all.len() < 2 * told.len() {
+        while all.len() < 2 * local.len() {
             all.extend(receive(&mut datagrams));
         }
-        for (i, (meta, _)) in all.iter().enumerate() {
-            assert_eq!(meta.local, Some(told[i / 2]), "at {bound}");
-            queue(&mut datagrams, meta.from, meta.local, b"down");
+        for (i, (info, _)) in all.iter().enumerate() {
+            assert_eq!(info.local, Some(local[i / 2]), "at {bound}");
+            queue(&mut datagrams, info.from, info.local, b"down");
         }
-        assert_eq!(datagrams.flush(), Flushed { sent: 2 * told.len(), failed: 0, blocked: false });
-        for i in 0..2 * told.len() {
+        assert_eq!(datagrams.flush(), Flushed { sent: 2 * local.len(), failed: 0, blocked: false });
+        for i in 0..2 * local.len() {
             let (_, from) = peer.recv_from(&mut [0; 16]).unwrap();
-            assert_eq!(from, (told[i / 2], port).into(), "at {bound}");
+            assert_eq!(from, (local[i / 2], port).into(), "at {bound}");
         }
     }
 }
