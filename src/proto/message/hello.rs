@@ -95,7 +95,7 @@ pub fn is_for_devices(session_id: &str) -> bool {
 pub struct ServerHello {
     /// `session_id`, if it is a non-empty string.
     pub session_id: Option<Box<str>>,
-    /// The raw `audio_params`, if it is an object of at most 1024 bytes.
+    /// `audio_params` as written, when an object of at most 1024 bytes that devices can parse.
     pub audio_params: Option<Box<str>>,
 }
 
@@ -104,8 +104,13 @@ pub fn parse_server_hello(text: &str) -> ServerHello {
     let hello = JsonObject::parse(text).unwrap_or_default();
     ServerHello {
         session_id: hello.string("session_id").filter(|id| !id.is_empty()).map(|id| id.into()),
-        audio_params: raw_object(&hello, "audio_params").filter(|raw| raw.len() <= MAX_AUDIO_PARAMS),
+        audio_params: raw_object(&hello, "audio_params").filter(|raw| can_be_embedded(raw)),
     }
+}
+
+/// Whether a device can parse a text that contains this value. It refuses half of a surrogate pair, which raw values may have.
+fn can_be_embedded(raw: &str) -> bool {
+    raw.len() <= MAX_AUDIO_PARAMS && serde_json::from_str::<serde_json::Value>(raw).is_ok()
 }
 
 fn raw_object(object: &JsonObject<'_>, key: &str) -> Option<Box<str>> {
