@@ -47,7 +47,8 @@ impl MetricSources<'_> {
     pub(crate) fn collect(&self) -> MetricFamilies {
         let mut families = MetricFamilies::default();
         let counts = self.count_sessions();
-        self.write_device_metrics(&counts, &mut families);
+        self.write_scalars(&counts, &mut families);
+        self.write_device_metrics(&mut families);
         self.write_call_metrics(&counts, &mut families);
         self.write_server_metrics(&counts, &mut families);
         self.write_audio_metrics(&counts, &mut families);
@@ -80,27 +81,34 @@ impl MetricSources<'_> {
         counts
     }
 
-    fn write_device_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
+    fn write_scalars(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
-        families.scalar(Gauge, "gateway_devices_online", "Devices that are logged in.", counts.online);
-        families.scalar(
-            Gauge,
-            "gateway_devices_away",
-            "Disconnected devices whose call is kept for a while.",
-            counts.away,
-        );
-        families.scalar(
-            Counter,
-            "gateway_mqtt_connections_total",
-            "TCP connections accepted on the MQTT port.",
-            metrics.connections,
-        );
-        families.scalar(
-            Counter,
-            "gateway_mqtt_turned_away_total",
-            "Connections closed before login because there were too many.",
-            metrics.turned_away,
-        );
+        for (name, help, value) in [
+            ("gateway_devices_online", "Devices that are logged in.", counts.online),
+            ("gateway_devices_away", "Disconnected devices whose call is kept for a while.", counts.away),
+            ("gateway_sessions", "Devices, kept calls and closing connections.", self.sessions.len()),
+            ("gateway_api_connections", "API connections open now.", self.admin.connections.len()),
+        ] {
+            families.scalar(Gauge, name, help, value);
+        }
+        for (name, help, value) in [
+            ("gateway_mqtt_connections_total", "MQTT connections accepted.", metrics.connections),
+            ("gateway_mqtt_turned_away_total", "MQTT connections over a limit, closed.", metrics.turned_away),
+            ("gateway_logins_total", "Successful logins of devices.", metrics.admitted),
+            ("gateway_dials_total", "WebSockets dialled.", metrics.dials),
+            ("gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened),
+            ("gateway_redials_total", "Calls continued over another WebSocket.", metrics.redials),
+            ("gateway_repeated_hellos_total", "Server hellos during a call.", metrics.repeated_hellos),
+            ("gateway_audio_lost_total", "Uplink packets lost in ended calls.", metrics.ended_calls.lost),
+            ("gateway_api_connections_total", "API connections accepted.", metrics.api_connections),
+            ("gateway_api_displaced_total", "API connections closed for others.", metrics.api_displaced),
+        ] {
+            families.scalar(Counter, name, help, value);
+        }
+    }
+
+    fn write_device_metrics(&self, families: &mut MetricFamilies) {
+        let metrics = &self.io.metrics;
         families.labelled(
             Counter,
             "gateway_tls_handshakes_total",
@@ -116,7 +124,6 @@ impl MetricSources<'_> {
                 expires,
             );
         }
-        families.scalar(Counter, "gateway_logins_total", "Successful logins of devices.", metrics.admitted);
         families.labelled(
             Counter,
             "gateway_logins_refused_total",
@@ -160,8 +167,6 @@ impl MetricSources<'_> {
 
     fn write_server_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
-        families.scalar(Counter, "gateway_dials_total", "WebSockets dialled.", metrics.dials);
-        families.scalar(Counter, "gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened);
         families.labelled(
             Gauge,
             "gateway_dials",
@@ -175,18 +180,6 @@ impl MetricSources<'_> {
             "Chat servers that failed, by stage.",
             "stage",
             metrics.dial_failures(),
-        );
-        families.scalar(
-            Counter,
-            "gateway_redials_total",
-            "Calls that were continued over another WebSocket.",
-            metrics.redials,
-        );
-        families.scalar(
-            Counter,
-            "gateway_repeated_hellos_total",
-            "Hellos of chat servers during a call.",
-            metrics.repeated_hellos,
         );
     }
 
@@ -207,12 +200,6 @@ impl MetricSources<'_> {
             "Opus bytes forwarded.",
             "direction",
             [("up", all.up_bytes), ("down", all.down_bytes)],
-        );
-        families.scalar(
-            Counter,
-            "gateway_audio_lost_total",
-            "Uplink packets that never arrived, counted when their call has ended.",
-            metrics.ended_calls.lost,
         );
         families.labelled(
             Counter,
@@ -253,30 +240,6 @@ impl MetricSources<'_> {
             "gateway_turn_seconds",
             "Time an iteration of the loop takes, without waiting for events.",
             &metrics.iterations,
-        );
-        families.scalar(
-            Gauge,
-            "gateway_sessions",
-            "Sessions: connections of devices, calls that outlive them, and closing WebSockets.",
-            self.sessions.len(),
-        );
-        families.scalar(
-            Gauge,
-            "gateway_api_connections",
-            "Connections to this API.",
-            self.admin.connections.len(),
-        );
-        families.scalar(
-            Counter,
-            "gateway_api_connections_total",
-            "Connections to this API since the start.",
-            metrics.api_connections,
-        );
-        families.scalar(
-            Counter,
-            "gateway_api_displaced_total",
-            "Connections to this API that were closed to admit another one.",
-            metrics.api_displaced,
         );
         let classes = ["0xx", "1xx", "2xx", "3xx", "4xx", "5xx"];
         let answers = classes.into_iter().zip(metrics.api_answers).skip(2);

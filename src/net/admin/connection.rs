@@ -171,9 +171,10 @@ impl Connection {
         now: Instant,
     ) -> Progress {
         let held = self.read_buffer.len();
-        let wanted = partial
-            .as_ref()
-            .map_or((MAX_HEAD_BYTES + 1).saturating_sub(held), |partial| partial.body.wanted(held));
+        let wanted = match &partial {
+            Some(partial) => partial.body.wanted(held),
+            None => (MAX_HEAD_BYTES + 1).saturating_sub(held),
+        };
         self.state = ConnectionState::Reading(partial);
         let len = wanted.clamp(1, scratch.len());
         match self.tcp.read(&mut scratch[..len]) {

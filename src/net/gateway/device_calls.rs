@@ -86,21 +86,25 @@ impl Gateway {
     }
 
     pub(super) fn accept_device_call(&mut self, target: Mac) -> AcceptOutcome {
-        let sessions = &self.sessions;
-        let (outcome, effects) = self.device_calls.change(&mut self.io, |table, effects| {
+        self.change_device_calls(|table, sessions, effects| {
             let presence = |mac| presence(sessions, mac);
             table.accept((target, presence(target)), presence, effects)
-        });
-        self.apply_effects(effects);
-        outcome
+        })
     }
 
     /// False when the device takes part in no device-to-device call.
     pub(super) fn hang_up_device_call(&mut self, mac: Mac) -> bool {
-        let (hung_up, effects) =
-            self.device_calls.change(&mut self.io, |table, effects| table.hang_up(mac, effects));
+        self.change_device_calls(|table, _, effects| table.hang_up(mac, effects))
+    }
+
+    fn change_device_calls<T>(
+        &mut self,
+        change: impl FnOnce(&mut DeviceCallTable, &Sessions, &mut Vec<DeviceCallEffect>) -> T,
+    ) -> T {
+        let change = |table: &mut _, effects: &mut _| change(table, &self.sessions, effects);
+        let (outcome, effects) = self.device_calls.change(&mut self.io, change);
         self.apply_effects(effects);
-        hung_up
+        outcome
     }
 
     // ----- events of devices --------------------------------------------------------------------------------------
@@ -110,20 +114,14 @@ impl Gateway {
         let Some(session) = self.sessions.live(id) else { return };
         session.peer = None;
         let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) else { return };
-        let ((), effects) =
-            self.device_calls.change(&mut self.io, |table, effects| table.on_call_ended(mac, effects));
-        self.apply_effects(effects);
+        self.change_device_calls(|table, _, effects| table.on_call_ended(mac, effects));
     }
 
     /// A session of the device has ended. When it was the last one, calls to the device end.
     pub(super) fn on_device_absent(&mut self, mac: Mac) {
-        if self.sessions.by_mac(mac).next().is_some() {
-            return;
+        if self.sessions.by_mac(mac).next().is_none() {
+            self.change_device_calls(|table, _, effects| table.on_device_disconnected(mac, effects));
         }
-        let ((), effects) = self
-            .device_calls
-            .change(&mut self.io, |table, effects| table.on_device_disconnected(mac, effects));
-        self.apply_effects(effects);
     }
 
     pub(super) fn on_device_calls_timer(&mut self, tick: u64) {

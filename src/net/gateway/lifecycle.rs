@@ -14,7 +14,7 @@ use crate::net::file_watch::{self, FileWatch};
 use crate::net::gateway::Gateway;
 use crate::net::gateway::device_calls::DeviceCalls;
 use crate::net::gateway::handle::Command;
-use crate::net::mqtt::tls_listener::CertificateProblems;
+use crate::net::mqtt::certificate_renewal::CertificateProblems;
 use crate::session::Core;
 
 /// A draining gateway disconnects its devices without a call one by one over this time, since all at once would overload the

@@ -3,20 +3,22 @@
 
 pub(crate) mod admin_handlers;
 pub(crate) mod admin_requests;
-pub(crate) mod admission;
 pub(crate) mod apply;
 pub(crate) mod audio_events;
 pub(crate) mod backend_events;
 pub(crate) mod call_log;
 pub(crate) mod device_calls;
+pub(crate) mod device_close;
 pub(crate) mod device_events;
 pub mod fd_limit;
 pub(crate) mod handle;
 pub(crate) mod iteration;
 pub(crate) mod lifecycle;
+pub(crate) mod login;
 pub(crate) mod memory_trim;
 pub(crate) mod run;
 pub(crate) mod sd_notify;
+pub(crate) mod take_over;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

@@ -9,6 +9,7 @@ use mio::Events;
 
 use crate::net::event_loop::tcp::LINGER;
 use crate::net::gateway::Gateway;
+use crate::net::gateway::lifecycle::Phase;
 
 /// Events per poll.
 const EVENTS: usize = 1024;
@@ -34,7 +35,7 @@ impl Gateway {
         while !self.is_stopped() {
             self.run_once(&mut events)?;
         }
-        if self.lifecycle.is_draining() && !self.lifecycle.is_stopping() && self.workers.is_leader() {
+        if self.lifecycle.phase() == Phase::Draining && self.workers.is_leader() {
             info!("drained: the last call has ended");
             self.sd_notify.stopping();
         }
@@ -44,7 +45,7 @@ impl Gateway {
     fn is_stopped(&self) -> bool {
         let is_empty = self.sessions.len() == 0;
         let is_drained = self.lifecycle.is_draining() && is_empty && self.workers.others_ended();
-        self.lifecycle.stop_deadline().map_or(is_drained, |until| until <= self.io.now || is_empty)
+        self.lifecycle.stop_deadline().map_or(is_drained, |deadline| deadline <= self.io.now || is_empty)
     }
 
     /// Another worker has ended. If it failed, all workers end, since nobody else can serve its devices.

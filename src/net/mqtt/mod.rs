@@ -2,6 +2,7 @@
 
 pub mod auth_throttle;
 pub mod certificate;
+pub(crate) mod certificate_renewal;
 pub(crate) mod connection;
 pub(crate) mod connections_by_address;
 pub(crate) mod handshake;

@@ -1,0 +1,66 @@
+//! Devices that log in: their limits, and refusals.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::net::event_loop::token::SessionId;
+use crate::net::gateway::Gateway;
+use crate::proto::mqtt::{ConnectReturnCode, encode};
+use crate::session::{Admission, Core};
+
+impl Gateway {
+    /// Admits a device whose credentials are valid, if the limits allow it. An older connection of the same device is
+    /// closed; if it has a call, its session takes the new connection over and is returned.
+    pub(super) fn admit(&mut self, id: SessionId) -> Option<SessionId> {
+        let client_id = self.sessions.client_id(id)?;
+        let mac = client_id.mac();
+        let older = self.sessions.by_client_id(client_id);
+        if older.is_none()
+            && let Some(refused) = self.exceeded_limit(id)
+        {
+            self.drive(id, |core, cx| core.on_admission(refused, cx));
+            return None;
+        }
+        self.io.metrics.admitted += 1;
+        if let Some(older) = older
+            && !self.io.config.mqtt.resume_grace.is_zero()
+            && self.sessions.get(older).is_some_and(|session| session.core.has_call())
+        {
+            return self.take_over(id, older);
+        }
+        // Before the older connection closes, so that the device is connected all the time.
+        self.sessions.index.add_device(mac, id);
+        if let Some(older) = older {
+            self.drive(older, Core::on_replaced);
+        }
+        self.drive(id, |core, cx| core.on_admission(Admission::Accepted, cx));
+        None
+    }
+
+    /// The limit that one more device would exceed.
+    fn exceeded_limit(&self, id: SessionId) -> Option<Admission> {
+        let limits = &self.io.config.mqtt;
+        if self.all_devices() >= limits.max_connections {
+            return Some(Admission::ConnectionLimit);
+        }
+        let ip = self.sessions.get(id)?.core.ip();
+        let per_ip = limits.max_connections_per_ip;
+        (per_ip > 0 && self.mqtt.by_address.of(ip) > per_ip).then_some(Admission::PerIpLimit)
+    }
+
+    /// Sends the refusal. After a failed login it is delayed, the longer the more logins from this address have failed.
+    pub(super) fn refuse_connect(&mut self, id: SessionId, code: ConnectReturnCode) {
+        let now = self.io.now;
+        self.io.metrics.refused(code);
+        let ip = self.sessions.get(id).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |session| session.core.ip());
+        self.sessions.write_mqtt(id, &mut self.io, |out| encode::connack(out, code));
+        if !matches!(code, ConnectReturnCode::BadCredentials | ConnectReturnCode::NotAuthorised) {
+            return;
+        }
+        let delay = self.mqtt.auth_throttle.failed(ip, now);
+        if let Some(connection) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut())
+            && !delay.is_zero()
+        {
+            connection.hold(now + delay);
+        }
+    }
+}

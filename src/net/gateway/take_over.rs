@@ -1,0 +1,37 @@
+//! A device that reconnects during a call takes the call over.
+
+use std::mem;
+
+use log::error;
+use mio::Interest;
+
+use crate::net::event_loop::token::{self, Role, SessionId};
+use crate::net::gateway::Gateway;
+use crate::session::Core;
+
+impl Gateway {
+    /// Moves the new connection to the older session, which keeps its call. Returns the older session, or none if that
+    /// failed.
+    pub(super) fn take_over(&mut self, id: SessionId, older: SessionId) -> Option<SessionId> {
+        let now = self.io.now;
+        let session = self.sessions.live(id)?;
+        let mut connection = session.mqtt.take()?;
+        let mut retired = Core::new(session.core.ip(), now);
+        retired.mark_closed();
+        let newer = mem::replace(&mut session.core, retired);
+        self.sessions.reap_if_finished(id);
+        let token = token::token(Role::Device, older.slot as usize);
+        let tcp = connection.transport.tcp_mut()?;
+        if let Err(error) = self.io.registry.reregister(tcp, token, Interest::READABLE | Interest::WRITABLE) {
+            let prefix = self.sessions.log_prefix(older);
+            error!("{prefix} cannot take over the device's new connection: {error}");
+            return None;
+        }
+        if let Some(session) = self.sessions.live(older) {
+            session.mqtt = Some(connection);
+            session.linger_until = None;
+        }
+        self.drive(older, |core, cx| core.take_over(newer, cx));
+        Some(older)
+    }
+}
