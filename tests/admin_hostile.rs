@@ -81,7 +81,7 @@ fn a_thousand_idle_or_slow_connections_do_not_delay_a_call() {
         if n % 100 == 99 {
             let begun = Instant::now();
             assert_eq!(fixture.request("GET", "/healthz", None).0, 200);
-            assert!(begun.elapsed() < Duration::from_secs(2), "a newcomer is always served");
+            assert!(begun.elapsed() < Duration::from_secs(2), "a new client is always served");
         }
     }
     worst = worst.max(call.max_round_trip(200));

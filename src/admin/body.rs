@@ -164,7 +164,7 @@ mod tests {
 
     type Verdict = Result<Option<(Vec<u8>, Vec<u8>)>, RequestError>;
 
-    /// The verdict on these bytes when they come in pieces of so many, and what follows the body.
+    /// The result for these bytes when they arrive in pieces of this length, and what follows the body.
     fn decoded(bytes: &[u8], piece: usize) -> Verdict {
         let (mut body, mut inbox) = (Body::new(Framing::Chunked), Vec::new());
         let mut pieces = bytes.chunks(piece);

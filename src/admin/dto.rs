@@ -49,7 +49,7 @@ struct CallDto<'a> {
     redials: u32,
 }
 
-/// The view of a device that is let in; `None` for any other session.
+/// A connected device and its call; `None` for any other session.
 pub fn session_dto(core: &Core, now: Instant) -> Option<SessionDto<'_>> {
     let client_id = core.client_id().filter(|_| core.is_present())?;
     let since = |at: Instant| seconds(now.saturating_duration_since(at));
@@ -102,7 +102,7 @@ fn seconds(duration: Duration) -> f64 {
 /// What `GET /api/sessions` answers.
 #[derive(Debug, Serialize)]
 pub struct SessionPage {
-    /// Devices that are let in, on this page or another.
+    /// Connected devices, on this page or another.
     pub devices: usize,
     /// Calls going on.
     pub calls: usize,

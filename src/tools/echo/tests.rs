@@ -23,7 +23,7 @@ fn frames_come_back_byte_for_byte_and_in_order() {
     let server = EchoServer::start().unwrap();
     let mut client = connect(&server);
     hello(&mut client);
-    // More than the budget of one visit, in one burst.
+    // More than the budget of one iteration, in one burst.
     for i in 0..300_u16 {
         client.write(Message::binary(i.to_be_bytes().repeat(usize::from(i) + 1))).unwrap();
     }
