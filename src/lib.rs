@@ -62,7 +62,7 @@
 //!   atomic level. Logging never waits for an output.
 //! * Request ids for devices come from one atomic counter of the process (a static).
 //! * Workers share four things, none of which audio touches:
-//!   * connections per IP address, in a map under a mutex, used while `mqtt.max_connections_per_ip` is set when a connection
+//!   * connections per IP address (IPv6: per /64), in a map under a mutex, used while `mqtt.max_connections_per_ip` is set when a connection
 //!     is accepted, logs in or closes;
 //!   * the recent errors, in a list under a mutex, used when an error is recorded or the list is read;
 //!   * the numbers of devices and calls of each worker, as atomics: written at the end of an iteration, read for limits on all;

@@ -6,7 +6,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use mqtt_websocket_proxy::config::{Config, PeerPolicy, Secret};
@@ -41,6 +41,14 @@ fn v2_header(command: u8, client: [u8; 4], more: &[u8]) -> Vec<u8> {
     header.extend(client);
     header.extend([198, 51, 100, 1, 0x10, 0x92, 0x07, 0x5b]);
     header.extend(more);
+    header
+}
+
+fn v2_header_ipv6(client: &str) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24".to_vec();
+    header.extend(client.parse::<Ipv6Addr>().unwrap().octets());
+    header.extend("2001:db8:ffff::1".parse::<Ipv6Addr>().unwrap().octets());
+    header.extend([0x10, 0x92, 0x07, 0x5b]);
     header
 }
 
@@ -192,6 +200,47 @@ fn limits_count_clients_and_not_the_balancer() {
         fail("192.0.2.100");
     }
     assert!(fail("192.0.2.100") >= Duration::from_secs(1));
+}
+
+#[test]
+fn the_addresses_of_one_ipv6_network_do_not_evade_the_limits() {
+    let gateway = gateway(&NO_SERVERS, |config| {
+        config.mqtt.max_connections_per_ip = 2;
+        config.mqtt.signature_key = Secret::new("A-good-Key");
+    });
+    let open = |client: &str| Client::from(connect_with_header(&gateway, &v2_header_ipv6(client)));
+    let log_in = |client: &str, number: u8| {
+        let mut mqtt = open(client);
+        mqtt.send(&Connect::signed(&client_id(number), "A-good-Key").packet());
+        (mqtt.packet().body[1], mqtt)
+    };
+    let mut log = LogCapture::containing("2001:db8:0:1:");
+    let mut devices = vec![log_in("2001:db8:0:1::1", 1), log_in("2001:db8:0:1:ffff:ffff:ffff:ffff", 2)];
+    assert_eq!(log_in("2001:db8:0:1:8000::3", 3).0, 3, "the third device of one /64");
+    assert!(
+        log.wait_for_line("max_connections_per_ip").contains("2001:db8:0:1:8000::3"),
+        "not the exact address"
+    );
+    devices.extend([log_in("2001:db8:0:2::1", 4), log_in("2001:db8:0:2::2", 5), log_in("2001:db8::1", 6)]);
+    let codes: Vec<_> = devices.iter().map(|(code, _)| *code).collect();
+    assert_eq!(codes, [0; 5], "two devices of each /64");
+    devices.clear();
+    support::host::wait_until("room again", || log_in("2001:db8:0:1::9", 7).0 == 0);
+    // Failed logins delay the whole /64, and no other. Only the first is in the log.
+    let fail = |client: &str| {
+        let mut mqtt = open(client);
+        let start = std::time::Instant::now();
+        mqtt.send(&Connect::new(&client_id(50)).packet());
+        assert_eq!(mqtt.read_until_closed()[0].body, [0, 4]);
+        start.elapsed()
+    };
+    let log = LogCapture::containing("2001:db8:0:5:");
+    for n in 1..=5 {
+        fail(&format!("2001:db8:0:5::{n}"));
+    }
+    assert!(fail("2001:db8:0:5::6") >= Duration::from_secs(1));
+    assert!(fail("2001:db8:0:6::6") < Duration::from_secs(1));
+    assert_eq!(log.count("WARN"), 1);
 }
 
 #[test]

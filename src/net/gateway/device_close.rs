@@ -60,7 +60,7 @@ impl Gateway {
             }
             _ => return debug!("{prefix} closed: {reason}"),
         };
-        match self.mqtt.refusal_log.allows(ip, self.io.now) {
+        match self.mqtt.refusal_log.allows(ip.into(), self.io.now) {
             Some(suppressed) => {
                 warn!("{line}{}", suppressed_suffix(suppressed));
                 if let Some((kind, message)) = recent_error {

@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::net::mqtt::address_key::AddressKey;
+
 const DELAY_MIN: Duration = Duration::from_millis(100);
 const DELAY_MAX: Duration = Duration::from_secs(1);
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 const ADDRESSES: usize = 4096;
 
-/// The recent failed logins of up to 4096 addresses. The addresses whose last failure is oldest are removed first.
+/// The recent failed logins of up to 4096 addresses; an IPv6 /64 is one address. The addresses whose last failure is oldest are removed first.
 #[derive(Default)]
 pub struct AuthThrottle {
-    addresses: HashMap<IpAddr, Record>,
+    addresses: HashMap<AddressKey, Record>,
 }
 
 struct Record {
@@ -24,7 +26,7 @@ impl AuthThrottle {
     /// Counts a failed login from `ip` and returns the delay of its response: none for the first failure, then 100, 200, 400
     /// and 800 ms, then always 1 s. After 60 s without a failure the count starts again. Successful logins are not delayed.
     pub fn failed(&mut self, ip: IpAddr, now: Instant) -> Duration {
-        let record = self.record(ip, now);
+        let record = self.record(ip.into(), now);
         if now.saturating_duration_since(record.last) >= FORGET_AFTER {
             record.failures = 0;
         }
@@ -36,12 +38,11 @@ impl AuthThrottle {
         }
     }
 
-    fn record(&mut self, ip: IpAddr, now: Instant) -> &mut Record {
-        let ip = ip.to_canonical();
-        if self.addresses.len() >= ADDRESSES && !self.addresses.contains_key(&ip) {
+    fn record(&mut self, key: AddressKey, now: Instant) -> &mut Record {
+        if self.addresses.len() >= ADDRESSES && !self.addresses.contains_key(&key) {
             self.make_room();
         }
-        self.addresses.entry(ip).or_insert(Record { last: now, failures: 0 })
+        self.addresses.entry(key).or_insert(Record { last: now, failures: 0 })
     }
 
     /// Removes the older half at once, so that the amortized cost per address is low.
@@ -55,7 +56,7 @@ impl AuthThrottle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     fn ip(n: u32) -> IpAddr {
         Ipv4Addr::from(0x0a00_0000 + n).into()
@@ -87,6 +88,16 @@ mod tests {
         throttle.failed(ip(1), now);
         let mapped = Ipv4Addr::from(0x0a00_0001).to_ipv6_mapped().into();
         assert_eq!(throttle.failed(mapped, now), ms(100));
+    }
+
+    #[test]
+    fn the_addresses_of_an_ipv6_64_are_one() {
+        let (mut throttle, now) = (AuthThrottle::default(), Instant::now());
+        let mut failed = |network: u16, host: u16| {
+            throttle.failed(Ipv6Addr::new(0x2001, 0xdb8, 0, network, 0, 0, 0, host).into(), now)
+        };
+        assert_eq!([1, 2, 3].map(|host| failed(1, host)), [ms(0), ms(100), ms(200)]);
+        assert_eq!(failed(2, 1), ms(0), "another network is not delayed");
     }
 
     #[test]

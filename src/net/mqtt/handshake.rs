@@ -42,7 +42,7 @@ impl Listeners {
             }
             HandshakeStep::PeerClosed => HandshakeOutcome::Failed,
             HandshakeStep::BadProxyHeader(bad) => {
-                if let Some(suppressed) = self.refusal_log.allows(ip, io.now) {
+                if let Some(suppressed) = self.refusal_log.allows(ip.into(), io.now) {
                     let more = suppressed_suffix(suppressed);
                     warn!(
                         "[{ip}] refused a connection from an address in mqtt.proxy_protocol_from: {bad}{more}"

@@ -15,6 +15,7 @@ use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
 use crate::net::event_loop::token::{self, ListenerKind, MQTT, MQTTS, Role, SessionId};
 use crate::net::log_limiter::LogLimiter;
+use crate::net::mqtt::address_key::AddressKey;
 use crate::net::mqtt::auth_throttle::AuthThrottle;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::net::mqtt::connections_by_address::ConnectionsByAddress;
@@ -36,8 +37,8 @@ pub(crate) struct Listeners {
     pub(crate) tls: Option<TlsListener>,
     pub(crate) by_address: ConnectionsByAddress,
     pub(crate) auth_throttle: AuthThrottle,
-    /// Limits log lines about refused logins and connections, by address.
-    pub(crate) refusal_log: LogLimiter<IpAddr>,
+    /// Limits log lines about refused logins and connections, by address; an IPv6 /64 is one address.
+    pub(crate) refusal_log: LogLimiter<AddressKey>,
     /// Limits log lines about failed TLS handshakes.
     pub(crate) tls_failure_log: LogLimiter<()>,
     /// Connections, oldest first. Those that have logged in or closed are removed when they reach the front.
@@ -324,6 +325,17 @@ mod tests {
         assert_eq!(listeners.by_address.of(Ipv4Addr::LOCALHOST.into()), EXTRA_PER_ADDRESS + 1);
         drop((clients, sessions));
         assert_eq!(listeners.by_address.of(Ipv4Addr::LOCALHOST.into()), 0);
+    }
+
+    #[test]
+    fn refusals_of_one_ipv6_64_share_a_log_line() {
+        let (mut listeners, _, io) = listeners(|_| {});
+        let mut allows = |ip: &str| {
+            let ip: IpAddr = ip.parse().unwrap();
+            listeners.refusal_log.allows(ip.into(), io.now).is_some()
+        };
+        assert!(allows("2001:db8:0:1::1") && !allows("2001:db8:0:1::2") && allows("2001:db8:0:2::1"));
+        assert!(allows("192.0.2.1") && allows("192.0.2.2"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! MQTT connections of devices: listeners, handshakes, transports, and limits before login.
 
+mod address_key;
 pub mod auth_throttle;
 pub mod certificate;
 pub(crate) mod certificate_renewal;
