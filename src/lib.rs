@@ -100,6 +100,7 @@
 //! * [`admin`]: the management API without its sockets, which are in `net::admin`.
 //! * [`config`]: reads file, environment and command line into one [`Config`], and compares two of them for a reload.
 //! * [`logger`]: one line per message, written outside of the loop.
+//! * [`output_file`]: opens the log and the pid file.
 //! * [`tools`]: the sub-commands, and what they share with tests and examples.
 //!
 //! # One iteration of the loop
@@ -121,6 +122,7 @@ pub mod config;
 pub mod fuzzing;
 pub mod logger;
 pub mod net;
+pub mod output_file;
 pub mod proto;
 pub mod session;
 mod text;

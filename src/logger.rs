@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use log::{LevelFilter, Log, Metadata, Record};
 use simplelog::{ConfigBuilder, WriteLogger};
 
+use crate::output_file;
 use crate::text;
 
 /// Lines queued for one output.
@@ -32,7 +33,8 @@ const CRATE_TARGET: &str = "mqtt_websocket_proxy";
 static LOST_LINES: AtomicUsize = AtomicUsize::new(0);
 static QUEUES: OnceLock<Queues> = OnceLock::new();
 
-/// Starts logging to stderr and, when given, to the end of `file`, whose missing parent folders are made.
+/// Starts logging to stderr and, when given, to the end of `file`, whose missing parent folders are made;
+/// [`output_file::open`] says with which mode, and which links are refused.
 ///
 /// # Errors
 /// When the file cannot be opened, a thread cannot be started, or there is a logger already.
@@ -91,7 +93,7 @@ fn open_file(path: &Path) -> io::Result<File> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    OpenOptions::new().create(true).append(true).open(path)
+    output_file::open(OpenOptions::new().create(true).append(true), path)
 }
 
 fn spawn_writer(name: &str, mut sink: impl Write + Send + 'static) -> io::Result<SyncSender<Line>> {

@@ -1,7 +1,7 @@
 //! The gateway's command: arguments, configuration, log, signals, and the exit code.
 
 use std::fmt::Display;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
@@ -14,6 +14,7 @@ use mqtt_websocket_proxy::config::{Config, DEFAULT_FILE, PublicIp, Source, Udp, 
 use mqtt_websocket_proxy::logger;
 use mqtt_websocket_proxy::net::gateway::fd_limit;
 use mqtt_websocket_proxy::net::{Gateway, Handle};
+use mqtt_websocket_proxy::output_file;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use pico_args::Arguments;
 
@@ -154,9 +155,12 @@ struct PidFile(PathBuf);
 
 impl PidFile {
     fn write(path: PathBuf) -> Result<Self, ExitError> {
-        fs::write(&path, format!("{}\n", process::id())).map_err(|error| {
-            ExitError::runtime(format!("the pid file {} cannot be written: {error}", path.display()))
-        })?;
+        let mut options = OpenOptions::new();
+        output_file::open(options.create(true).write(true).truncate(true), &path)
+            .and_then(|mut file| file.write_all(format!("{}\n", process::id()).as_bytes()))
+            .map_err(|error| {
+                ExitError::runtime(format!("the pid file {} cannot be written: {error}", path.display()))
+            })?;
         Ok(Self(path))
     }
 }
