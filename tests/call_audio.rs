@@ -145,14 +145,14 @@ fn the_flags_of_the_downlink_can_be_turned_off() {
 }
 
 #[test]
-fn any_flags_of_the_uplink_are_taken() {
+fn only_the_flags_of_the_nonce_are_taken_in_the_uplink() {
     let mut up = fixture();
-    for flags in [0, 1, 0x80, 0xff] {
-        up.call.sequence += 1;
+    for (flags, ahead) in [(1, 1), (0x7f, 1), (0x80, 1), (0x81, 2), (0xff, 2), (0, 1), (0xff, 2), (0, 2)] {
         up.call.nonce[1] = flags;
-        let datagram = up.call.seal(5, up.call.sequence, b"\x58abc");
-        up.call.send_raw(&datagram);
-        assert_eq!(up.peer.binary(), audio_frame(5, b"\x58abc"), "{flags}");
+        up.call.send_raw(&up.call.seal(flags.into(), up.call.sequence + ahead, b"\x58abc"));
+    }
+    for _ in 0..2 {
+        assert_eq!(up.peer.binary(), audio_frame(0, b"\x58abc"));
     }
 }
 

@@ -135,12 +135,6 @@ fn changes_that_need_no_restart_apply_at_once() {
     assert_ne!(bearer, "Bearer test-token");
     assert!(!fixture.process.seen.iter().any(|line| line.contains("s3cret")));
 
-    fixture.set("mqtt.signature_key", json!("key"));
-    let mut client = Client::open(fixture.process.mqtt());
-    assert_eq!(client.connack_code(&Connect::signed(&client_id(8), "other")), 4);
-    Client::log_in(fixture.process.mqtt(), &Connect::signed(&client_id(8), "key"));
-    fixture.set("mqtt.signature_key", json!(""));
-
     fixture.set("websocket.max_calls", json!(1));
     let mut third = fixture.connect(9);
     third.send_text(HELLO);
@@ -173,6 +167,12 @@ fn changes_that_need_no_restart_apply_at_once() {
     );
     fixture.connect(12);
     assert!(fixture.process.wait_for_line("connected").contains("DEBUG"));
+
+    // Last, since it cannot be removed again.
+    fixture.set("mqtt.signature_key", json!("key"));
+    let mut client = Client::open(fixture.process.mqtt());
+    assert_eq!(client.connack_code(&Connect::signed(&client_id(8), "other")), 4);
+    Client::log_in(fixture.process.mqtt(), &Connect::signed(&client_id(8), "key"));
 }
 
 #[test]
@@ -248,6 +248,30 @@ fn the_development_list_is_not_emptied_either() {
     fixture.config["websocket"]["development_mac_addresses"] = json!([]);
     let line = fixture.set("websocket.development_servers", json!([]));
     assert!(line.contains("applied: websocket.development_servers"), "{line}");
+}
+
+#[test]
+fn the_signature_key_is_not_removed_either() {
+    let server = ChatServer::start();
+    let mut fixture = fixture(&[&server]);
+    fixture.set("mqtt.signature_key", json!("key"));
+    let code = |fixture: &Fixture, number, key| {
+        Client::open(fixture.process.mqtt()).connack_code(&Connect::signed(&client_id(number), key))
+    };
+    let mut without = fixture.config.clone();
+    without["mqtt"].as_object_mut().unwrap().remove("signature_key");
+    // A valid change in the same file must not be applied either.
+    without["websocket"]["production_servers"] = json!(["ws://127.0.0.1:1"]);
+    let mut empty = without.clone();
+    empty["mqtt"]["signature_key"] = json!("");
+    for text in [without.to_string(), empty.to_string()] {
+        let line = fixture.reload(&text);
+        assert!(line.contains("nothing changes") && line.contains("mqtt.signature_key"), "{line}");
+        assert_eq!((code(&fixture, 42, "other"), code(&fixture, 43, "key")), (4, 0));
+    }
+    // Another key is in force at once.
+    assert!(fixture.set("mqtt.signature_key", json!("other")).contains("applied: mqtt.signature_key"));
+    assert_eq!((code(&fixture, 44, "other"), code(&fixture, 45, "key")), (0, 4));
 }
 
 #[test]

@@ -14,12 +14,13 @@ use support::audio::Call;
 use support::chat_server::{ChatServer, Message, Peer, audio_frame};
 use support::device::{Device, HELLO, client_id};
 use support::gateway_with;
+use support::http::http_call;
 use support::log_capture::{LogCapture, log_field};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
 struct Fixture {
-    _gateway: Running,
+    gateway: Running,
     server: ChatServer,
     device: Device,
     call: Call,
@@ -33,7 +34,7 @@ fn fixture(number: u8, change: impl FnOnce(&mut Config)) -> Fixture {
     let log = LogCapture::containing(client_id(number));
     let mut device = Device::connect(gateway.addresses().mqtt, number);
     let (call, peer) = device.call(&server);
-    Fixture { _gateway: gateway, server, device, call, peer, log }
+    Fixture { gateway, server, device, call, peer, log }
 }
 
 impl Fixture {
@@ -172,6 +173,49 @@ fn invalid_datagrams_are_dropped_and_get_no_answer() {
     assert!(is_silent(&from));
     let end = fixture.hang_up();
     assert_eq!((log_field(&end, "up"), log_field(&end, "lost")), ("1p/2B", "0"), "{end}");
+}
+
+#[test]
+fn downlink_packets_that_are_sent_back_change_nothing_and_are_counted() {
+    for (number, ip) in [(20, "127.0.0.1"), (21, "127.0.0.2")] {
+        let mut fixture = fixture(number, |config| {
+            config.api.host = Some([127, 0, 0, 1].into());
+        });
+        let api = fixture.gateway.addresses().api.unwrap();
+        let attacker = socket(ip);
+        fixture.send(&[1]);
+        fixture.assert_arrived(&[1]);
+        let mut buffer = [0; 2048];
+        let downlink: Vec<_> = (1..=6)
+            .map(|n| {
+                fixture.peer.send_audio(n, b"\x58x");
+                let len = fixture.call.udp.recv(&mut buffer).unwrap();
+                buffer[..len].to_vec()
+            })
+            .collect();
+        // From then on another address may be adopted.
+        std::thread::sleep(MS(2_100));
+        for datagram in &downlink {
+            attacker.send_to(datagram, fixture.call.gateway).unwrap();
+        }
+        if ip == "127.0.0.1" {
+            // From the device's own port too.
+            downlink.iter().for_each(|datagram| fixture.call.send_raw(datagram));
+        }
+        fixture.assert_arrived(&[]);
+        let count = if ip == "127.0.0.1" { 12 } else { 6 };
+        let (_, metrics) = http_call(api, "GET", "/metrics", None, None);
+        let sample = format!("gateway_audio_discarded_total{{reason=\"flags\"}} {count}\n");
+        assert!(metrics.contains(&sample), "{metrics}");
+        fixture.peer.send_audio(7, b"\x58y");
+        assert_eq!(fixture.call.receive().payload, b"\x58y");
+        assert!(is_silent(&attacker));
+        fixture.send(&[2]);
+        fixture.assert_arrived(&[2]);
+        let end = fixture.hang_up();
+        let facts = ["up", "lost", "duplicates"].map(|key| log_field(&end, key));
+        assert_eq!(facts, ["2p/4B", "0", "0"], "{end}");
+    }
 }
 
 #[test]

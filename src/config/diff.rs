@@ -35,8 +35,8 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
 /// As [`diff`], for a reload that takes the gateway from `old` to `new`.
 ///
 /// # Errors
-/// When it would empty a server list that is in use, which is most likely a half-edited file, or close the only port for
-/// devices.
+/// When it would empty a server list that is in use or remove the signature key, which is most likely a half-edited file, or
+/// close the only port for devices.
 pub fn check_reload(old: &Config, new: &Config) -> Result<Changes, ConfigError> {
     let (then, now) = (&old.websocket, &new.websocket);
     let refused = |key: &str| {
@@ -49,6 +49,10 @@ pub fn check_reload(old: &Config, new: &Config) -> Result<Changes, ConfigError> 
     }
     if has_development_devices(then) && now.development.is_empty() && !now.development_macs.is_empty() {
         return refused("websocket.development_servers");
+    }
+    if old.mqtt.signature_key.is_some() && new.mqtt.signature_key.is_none() {
+        let allowed = "a key, since logins are verified with one; to accept every device, restart";
+        return Err(Problem::value("mqtt.signature_key", "none", allowed).at("reload"));
     }
     if !old.mqtt.plain && new.mqtt.tls.files().is_none() {
         let allowed = "a certificate, since mqtt.plain is off until the next start";
@@ -138,6 +142,29 @@ mod tests {
                 (Some(error), Some(key)) => assert!(error.contains(key), "{error}"),
                 _ => panic!("{error:?}, expected {refused:?}, from {old:?} to {new:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_reload_never_removes_the_signature_key() {
+        let with = |key: Option<&str>| {
+            let mut config = Config::default();
+            config.mqtt.signature_key = key.and_then(super::super::Secret::new);
+            config
+        };
+        for (old, new, refused) in [
+            (None, None, false),
+            (None, Some("key"), false),
+            (Some("key"), Some("key"), false),
+            (Some("key"), Some("another"), false),
+            (Some("key"), None, true),
+            // An empty key is none.
+            (Some("key"), Some(""), true),
+        ] {
+            let error = check_reload(&with(old), &with(new)).err().map(|error| error.to_string());
+            let expected = "reload: mqtt.signature_key: found none, allowed: a key, since logins are verified with one; \
+                            to accept every device, restart";
+            assert_eq!(error.as_deref(), refused.then_some(expected), "{old:?} to {new:?}");
         }
     }
 }

@@ -145,7 +145,8 @@ settings! {
         pub public_ip: PublicIp = PublicIp::Auto,
         /// Which source addresses a call's audio may come from.
         pub peer_policy: PeerPolicy = PeerPolicy::Adaptive,
-        /// Whether downlink packets carry `0x80 | (sequence & 0x7f)` as flags, so that no two packets of a call share keystream.
+        /// Whether downlink packets carry `0x80 | (sequence & 0x7f)` as flags, so that no two packets of a call share
+        /// keystream, and none that is sent back is taken for one of the device.
         pub downlink_flags: bool = true,
         /// How long after a device's first `listen` start a missing first datagram is logged; zero is never.
         pub first_packet_warn: Duration = Duration::from_secs(3),

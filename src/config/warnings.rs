@@ -49,6 +49,10 @@ impl Config {
              balancer reached; set it to the address at which devices reach this gateway",
         );
         warn_if(
+            !udp.downlink_flags,
+            "udp.downlink_flags is off: packets to a device that someone sends back cannot be told from the device's own",
+        );
+        warn_if(
             websocket.insecure,
             "websocket.insecure is on: certificates of chat servers are not verified",
         );
@@ -141,13 +145,20 @@ mod tests {
 
         config.mqtt.signature_key = None;
         config.udp.public_ip = PublicIp::Ip(Ipv4Addr::LOCALHOST.into());
+        config.udp.downlink_flags = false;
         config.websocket.insecure = true;
         config.websocket.development_macs = vec!["aa:bb:cc:dd:ee:ff".parse().unwrap()];
         config.unused_keys = vec!["gateway.device_id".to_owned()];
         let warnings = config.warnings();
-        assert_eq!(warnings.len(), 5, "{warnings:#?}");
-        for text in ["mqtt.signature_key", "loopback", "insecure", "development_servers", "gateway.device_id"]
-        {
+        assert_eq!(warnings.len(), 6, "{warnings:#?}");
+        for text in [
+            "mqtt.signature_key",
+            "loopback",
+            "udp.downlink_flags",
+            "insecure",
+            "development_servers",
+            "gateway.device_id",
+        ] {
             assert_eq!(warnings.iter().filter(|warning| warning.contains(text)).count(), 1, "{text}");
         }
     }

@@ -144,6 +144,9 @@ impl Oracle {
             Ok(header) => header,
             Err(bad) => return assert_eq!(outcome, Err(bad.into())),
         };
+        if header.flags != 0 {
+            return assert_eq!(outcome, Err(DropReason::DatagramFlags));
+        }
         let mut payload = datagram[HEADER_LEN..].to_vec();
         cipher().apply(&header.to_bytes(), &mut payload);
         let trusted = from.ip() == source_addr(0).ip() || self.known_source == Some(from);

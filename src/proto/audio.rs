@@ -21,13 +21,17 @@ pub const HEADER_LEN: usize = 16;
 /// The longest payload in either direction, in bytes. The modems of devices cannot receive longer packets.
 pub const MAX_PAYLOAD: usize = 1400;
 
+/// The flags of the nonce, and so of every packet of a device.
+pub const UPLINK_FLAGS: u8 = 0;
+
 /// The first byte of every UDP packet.
 const PACKET_TYPE: u8 = 1;
 
 /// The header of a UDP packet whose type is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UdpHeader {
-    /// Ignored by all known devices. Since it is part of the counter block, it separates the keystreams of the two directions.
+    /// A device sends [`UPLINK_FLAGS`], and no known one reads those of the gateway's packets. Since they are part of the counter
+    /// block, they separate the keystreams of the two directions.
     pub flags: u8,
     /// Payload length in bytes.
     pub payload_len: u16,
@@ -110,7 +114,7 @@ impl std::error::Error for BadDatagram {}
 
 /// The nonce in the hello reply: a header in which the device overwrites length, timestamp and sequence.
 pub fn nonce(ssrc: u32) -> [u8; HEADER_LEN] {
-    UdpHeader { flags: 0, payload_len: 0, ssrc, timestamp: 0, sequence: 0 }.to_bytes()
+    UdpHeader { flags: UPLINK_FLAGS, payload_len: 0, ssrc, timestamp: 0, sequence: 0 }.to_bytes()
 }
 
 /// A call's AES-128 key, expanded once.

@@ -336,6 +336,8 @@ labelled_enum! {
         OversizedDatagram => "oversized",
         /// A datagram without payload.
         EmptyDatagram => "empty",
+        /// A packet whose flags are not those of the nonce: the gateway's own packets, sent back to it, have others.
+        DatagramFlags => "flags",
         /// No call has this ssrc.
         UnknownSsrc => "unknown_ssrc",
         /// A packet with this sequence was received before.

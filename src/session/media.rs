@@ -108,8 +108,8 @@ impl Media {
         self.mqtt_ip = mqtt_ip;
     }
 
-    /// Checks one datagram (header, source, sequence) and decrypts it in place. A datagram that is refused changes no state but
-    /// counters and the path candidate.
+    /// Checks one datagram (header, flags, source, sequence) and decrypts it in place. A datagram that is refused changes no
+    /// state but counters and the path candidate.
     pub(super) fn decrypt(
         &mut self,
         from: UdpPeer,
@@ -118,6 +118,10 @@ impl Media {
         now: Instant,
     ) -> Result<Decrypted, DropReason> {
         let header = UdpHeader::parse(datagram)?;
+        // The gateway's own packets have the call's ssrc and key: only their flags tell that they are not the device's.
+        if header.flags != audio::UPLINK_FLAGS {
+            return Err(DropReason::DatagramFlags);
+        }
         let trusted = from.addr.ip() == self.mqtt_ip || self.peer.is_some_and(|peer| peer.addr == from.addr);
         if !trusted {
             return self.validate_path(from, &header, datagram, policy, now);

@@ -120,6 +120,7 @@ mod tests {
                 "length",
                 "oversized",
                 "empty",
+                "flags",
                 "unknown_ssrc",
                 "duplicate",
                 "late",

@@ -139,6 +139,14 @@ impl Simulation {
         let sequence = sequence + self.rng.below(3) as u32;
         self.log(format_args!("[{s}] spoofed datagram {sequence} from {from}"));
         assert_eq!(self.uplink(s, sequence, from), Err(DropReason::ForeignSource));
+        // A downlink packet that is sent back.
+        let ModelledSession { core, model } = &mut self.sessions[s];
+        let (ssrc, key) = model.ssrc_and_key();
+        let mut bytes = encrypt_datagram(&key, ssrc, sequence, 0, b"\x08");
+        bytes[1] = 0x80 | (sequence & 0x7f) as u8;
+        for from in [from, std::net::SocketAddr::new(core.ip(), 4_000)] {
+            assert_eq!(self.shell.uplink(core, from, &mut bytes), Err(DropReason::DatagramFlags));
+        }
         // Too short, too long, and of a wrong type.
         for bytes in [&mut [][..], &mut [1; 9], &mut [1; 2_000], &mut [9; 40]] {
             let ModelledSession { core, .. } = &mut self.sessions[s];

@@ -19,6 +19,11 @@ impl Scenario {
         assert!(self.uplink_from(from, sequence, OPUS).is_ok(), "{from} {sequence}");
     }
 
+    /// These bytes as a datagram.
+    fn raw_uplink(&mut self, from: &str, bytes: &[u8]) -> Result<(), DropReason> {
+        self.shell.uplink(&mut self.core, addr(from), &mut bytes.to_vec()).map(drop)
+    }
+
     /// The destination of downlink audio.
     fn downlink_destination(&mut self) -> SocketAddr {
         let actions = self.downlink(&frame_with_header(1, OPUS)).unwrap();
@@ -229,4 +234,71 @@ fn a_validated_address_becomes_the_known_one() {
     scenario.wait(2_000);
     (4..9).for_each(|n| scenario.assert_foreign(elsewhere, n, OTHER_CONFIG_OPUS));
     assert_eq!(scenario.downlink_destination(), addr(FROM_OTHER_IP), "and says how the device speaks");
+}
+
+/// The gateway's own packets have the call's ssrc and are encrypted with its key.
+#[test]
+fn downlink_packets_that_are_sent_back_change_nothing() {
+    for from in [FROM_MQTT_IP, "192.0.2.7:4001", FROM_OTHER_IP] {
+        let mut scenario = Scenario::in_call();
+        scenario.assert_accepted(FROM_MQTT_IP, 1);
+        let downlink: Vec<_> = (1..=200)
+            .map(|_| match &scenario.downlink(&frame_with_header(1, OPUS)).unwrap()[..] {
+                [Action::SendDatagram(_, bytes)] => bytes.to_vec(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        scenario.wait(3_000);
+        let (deadline, jitter) = (scenario.core.deadline(), scenario.core.call().unwrap().jitter);
+        for bytes in &downlink {
+            let outcome = scenario.raw_uplink(from, bytes);
+            assert_eq!(outcome, Err(DropReason::DatagramFlags), "{from}");
+        }
+        assert_eq!(scenario.core.deadline(), deadline, "no activity of the device");
+        assert_eq!(scenario.core.call().unwrap().jitter, jitter);
+        assert_eq!(scenario.downlink_destination(), addr(FROM_MQTT_IP));
+        scenario.assert_accepted(FROM_MQTT_IP, 2);
+        let stats = summary(&scenario.device_sends(r#"{"type":"goodbye"}"#)).stats;
+        assert_eq!((stats.up_packets, stats.lost, stats.duplicates, stats.reordered), (2, 0, 0, 0), "{from}");
+    }
+}
+
+#[test]
+fn a_downlink_packet_that_is_sent_back_before_the_first_of_the_device_is_no_source() {
+    for from in [FROM_MQTT_IP, FROM_OTHER_IP] {
+        let mut scenario = Scenario::in_call();
+        for sequence in 1..9 {
+            let bytes = with_flags(&datagram(1, sequence, 7, OPUS), 0x80 | sequence as u8);
+            assert_eq!(scenario.raw_uplink(from, &bytes), Err(DropReason::DatagramFlags), "{from}");
+        }
+        assert_eq!(scenario.downlink(&frame_with_header(1, OPUS)), Ok(vec![]), "it waits for the device");
+        scenario.assert_accepted(FROM_MQTT_IP, 1);
+    }
+}
+
+#[test]
+fn flags_other_than_those_of_the_nonce_are_refused_before_anything_else() {
+    assert_eq!(audio::nonce(1)[1], 0);
+    for flags in 1..=255 {
+        let mut scenario = Scenario::in_call();
+        scenario.assert_foreign(FROM_OTHER_IP, 1, OPUS);
+        scenario.assert_foreign(FROM_OTHER_IP, 2, OPUS);
+        for (from, sequence) in
+            [(FROM_MQTT_IP, 3), (FROM_OTHER_IP, 3), (FROM_OTHER_IP, 9), (FROM_MQTT_IP, 70_001)]
+        {
+            let bytes = with_flags(&datagram(1, sequence, 7, OPUS), flags);
+            assert_eq!(scenario.raw_uplink(from, &bytes), Err(DropReason::DatagramFlags), "{flags} {from}");
+        }
+        // Neither the sequence nor the validation of the other address was affected.
+        scenario.assert_accepted(FROM_OTHER_IP, 3);
+    }
+}
+
+/// This datagram with other flags, and its payload as their keystream requires it.
+fn with_flags(bytes: &[u8], flags: u8) -> Vec<u8> {
+    let (header, payload) = decrypt_datagram(&[1; 16], bytes);
+    let header = UdpHeader { flags, ..header };
+    let mut datagram = [&header.to_bytes()[..], &payload].concat();
+    audio::Cipher::new(&[1; 16]).apply(&header.to_bytes(), &mut datagram[audio::HEADER_LEN..]);
+    datagram
 }
