@@ -258,7 +258,6 @@ impl Gateway {
             self.advance_dial(id);
         }
         self.drive(id, Core::on_timeout);
-        self.sessions.arm_timer(id, &mut self.io);
     }
 
     /// Writes what this iteration has queued: all datagrams in one batch, then the text of each dirty session. While the UDP
