@@ -142,6 +142,7 @@ impl AdminServer {
             match tcp::accept(listener) {
                 Ok(Some((tcp, peer))) => self.add_connection(tcp, peer, io),
                 Ok(None) => return,
+                Err(error) if tcp::is_of_connection(&error) => {}
                 // Out of descriptors: closing another connection frees one.
                 Err(_) if self.evict(io) => {}
                 Err(error) => {

@@ -44,19 +44,22 @@ pub(crate) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> 
     Ok(TcpListener::from_std(socket.into()))
 }
 
-/// Accepts the next connection; `None` when no more are waiting. Skips connections that were reset while they waited.
+/// Accepts the next connection; `None` when no more are waiting.
 ///
 /// # Errors
-/// Those of accept(2) that concern this process, in most cases EMFILE: no file descriptor is free.
+/// Those of accept(2): of the connection, if [`is_of_connection`], else of this process, in most cases EMFILE: no file
+/// descriptor is free.
 pub(crate) fn accept(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
-    loop {
-        match listener.accept() {
-            Ok(accepted) => return Ok(Some(accepted)),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
-            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
-            Err(error) => return Err(error),
-        }
+    match listener.accept() {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        accepted => accepted.map(Some),
     }
+}
+
+/// Whether only one connection failed, which was reset while it waited, or a signal arrived: the next one can be accepted.
+/// Callers count it as an attempt, so that their budgets hold.
+pub(crate) fn is_of_connection(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted)
 }
 
 /// Sets the options that an accepted connection has not inherited.

@@ -115,6 +115,7 @@ impl Listeners {
                 self.on_accepted(tcp, peer, kind, sessions, io)
             }
             Ok(None) => Accepted::Nothing,
+            Err(error) if tcp::is_of_connection(&error) => Accepted::Connection { evicted: Vec::new() },
             Err(error) => {
                 // Connections that are already waiting cause no further event, so a timer retries.
                 self.accepting = false;
