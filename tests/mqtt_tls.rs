@@ -22,6 +22,7 @@ use openssl::symm::Cipher;
 use support::chat_server::{ChatServer, audio_frame};
 use support::device::{Device, client_id};
 use support::host::{device_over, wait_until};
+use support::http::http_call;
 use support::log_capture::LogCapture;
 use support::mqtt::{Client, Connect, PacketError};
 use support::process::Folder;
@@ -584,4 +585,21 @@ fn several_workers_share_the_tls_port() {
         assert_eq!(peer.text(), long);
         peers.push(peer);
     }
+}
+
+#[test]
+fn the_metric_of_the_certificates_expiry_is_not_added_up_over_workers() {
+    let files = CertificateFiles::new();
+    let expiry = |workers| {
+        let gateway = files.gateway(|config| {
+            config.workers = workers;
+            (config.api.enabled, config.api.port) = (true, 0);
+            config.api.host = Some(config.mqtt.host);
+        });
+        let (_, text) = http_call(gateway.addresses().api.unwrap(), "GET", "/metrics", None, None);
+        let name = "gateway_tls_certificate_expires_timestamp_seconds ";
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("{text}")).to_owned()
+    };
+    assert_eq!(expiry(2), expiry(1));
 }

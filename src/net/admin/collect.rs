@@ -116,14 +116,6 @@ impl MetricSources<'_> {
             "result",
             [("ok", metrics.tls_handshakes), ("failed", metrics.tls_failed)],
         );
-        if let Some(expires) = self.mqtt.tls.as_ref().and_then(TlsListener::expires) {
-            families.scalar(
-                Gauge,
-                "gateway_tls_certificate_expires_timestamp_seconds",
-                "When the certificate for devices expires.",
-                expires,
-            );
-        }
         families.labelled(
             Counter,
             "gateway_logins_refused_total",
@@ -252,8 +244,16 @@ impl MetricSources<'_> {
         );
     }
 
-    /// The metrics of the whole process, which only one worker reports.
+    /// What is not added up over the workers: only the leader reports it, behind what all report.
     fn write_process_metrics(&self, families: &mut MetricFamilies) {
+        if let Some(expires) = self.mqtt.tls.as_ref().and_then(TlsListener::expires) {
+            families.scalar(
+                Gauge,
+                "gateway_tls_certificate_expires_timestamp_seconds",
+                "When the certificate for devices expires.",
+                expires,
+            );
+        }
         families.scalar(
             Gauge,
             "gateway_draining",
