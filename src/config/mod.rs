@@ -148,6 +148,10 @@ settings! {
         /// Whether downlink packets carry `0x80 | (sequence & 0x7f)` as flags, so that no two packets of a call share
         /// keystream, and none that is sent back is taken for one of the device.
         pub downlink_flags: bool = true,
+        /// The least time between `tts start` and the audio behind it, which a device that is not speaking yet throws away.
+        pub speech_lead: Duration = Duration::from_millis(30),
+        /// Whether audio is sent to devices at the pace at which they play it, however fast the chat server sends it.
+        pub downlink_pace: bool = true,
         /// How long after a device's first `listen` start a missing first datagram is logged; zero is never.
         pub first_packet_warn: Duration = Duration::from_secs(3),
         /// Whether this is shown on the device too.

@@ -18,8 +18,8 @@ mod mcp;
 mod object;
 
 pub use hello::{
-    BadHello, DeviceHello, HelloReply, ServerHello, hello_reply, is_for_devices, parse_device_hello,
-    parse_server_hello,
+    BadHello, DeviceHello, HelloReply, ServerHello, frame_duration_ms, hello_reply, is_for_devices,
+    parse_device_hello, parse_server_hello,
 };
 pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, parse_response, parse_rpc, replace_rpc_id};
 pub use object::JsonObject;

@@ -460,6 +460,8 @@ pub enum LogEvent {
     NoServerHello(String),
     /// So many audio frames waited in vain for the device's first datagram.
     HeldAudioDropped(usize),
+    /// Audio was dropped because five minutes of it, or as much as the memory allows, waited already. Once per call.
+    HeldAudioFull,
     /// The device is listening, but sent no datagram.
     NoUdpAudio {
         /// Time since the device began to listen.

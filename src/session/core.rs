@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::action::{CloseReason, DropReason, Encrypted, EndReason, UdpPeer};
-use super::call::{Call, CallResult, DeviceIdentity, Uplink};
+use super::call::{Call, CallResult, DeviceIdentity, FrameSpace, Uplink};
 use super::context::Context;
 use super::deadlines::CoarseInstant;
 use super::mcp::ToolCache;
@@ -186,18 +186,17 @@ impl Core {
         }
     }
 
-    /// Encrypts one binary frame of the chat server into `out` (at least 16 + 1,400 bytes). `None`: the frame is held, and
-    /// [`Core::release_held`] must be called.
+    /// Encrypts one binary frame of the chat server. `None`: the frame is held, and [`Core::release_held`] must be called.
     pub fn downlink(
         &mut self,
         frame: &[u8],
-        out: &mut [u8],
+        space: FrameSpace<'_>,
         config: &Config,
         servers: &mut ServerHealth,
         now: Instant,
     ) -> Result<Option<Encrypted>, DropReason> {
         let call = self.call.as_mut().ok_or(DropReason::NoPeer)?;
-        call.downlink(frame, out, config, servers, now)
+        call.downlink(frame, space, config, servers, now)
     }
 
     /// Releases held audio and text that need not wait any longer. To be called after the first datagram of the device and after

@@ -37,6 +37,8 @@ pub(super) enum CallTimer {
     ResendHello,
     /// Stop holding audio and text for the device's first datagram.
     HoldMedia,
+    /// The next of what waits for its time may be sent to the device.
+    Playout,
     /// The device should have sent its first datagram by then.
     FirstDatagram,
     /// End the call if there was neither audio nor text until then.
@@ -59,6 +61,7 @@ const ALL_TIMERS: [CallTimer; TIMER_COUNT] = [
     CallTimer::ServerHello,
     CallTimer::ResendHello,
     CallTimer::HoldMedia,
+    CallTimer::Playout,
     CallTimer::FirstDatagram,
     CallTimer::Idle,
     CallTimer::Redial,
@@ -98,9 +101,9 @@ impl Deadlines {
 
     /// Clears every deadline that is about the chat server; those about the device stay.
     pub(super) fn clear_server_timers(&mut self) {
-        use CallTimer::{FirstDatagram, HoldMedia, Idle};
+        use CallTimer::{FirstDatagram, HoldMedia, Idle, Playout};
         for timer in ALL_TIMERS {
-            if !matches!(timer, FirstDatagram | HoldMedia | Idle) {
+            if !matches!(timer, FirstDatagram | HoldMedia | Idle | Playout) {
                 self.clear(timer);
             }
         }

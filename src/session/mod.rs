@@ -29,6 +29,7 @@ mod jitter;
 mod labels;
 mod mcp;
 mod media;
+mod playout;
 mod queue;
 mod request_ids;
 mod server_health;
@@ -38,7 +39,7 @@ pub use action::{
     CallSummary, CloseReason, CommandError, Counter, DialRequest, DropReason, Encrypted, EndReason, LogEvent,
     UdpPeer,
 };
-pub use call::{CallView, Uplink};
+pub use call::{CallView, FrameSpace, Uplink};
 pub use context::Context;
 pub use core::{Core, Delivery};
 pub use device_calls::{AcceptOutcome, DeviceCallEffect, DeviceCallTable, Presence, RequestOutcome};

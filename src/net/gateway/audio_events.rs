@@ -9,7 +9,7 @@ use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::media::socket::{self, BATCH};
 use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD};
-use crate::session::{Core, DropReason, UdpPeer, Uplink};
+use crate::session::{Core, DropReason, FrameSpace, UdpPeer, Uplink};
 
 /// Datagrams received per dispatch.
 const DATAGRAM_BUDGET: usize = 256;
@@ -79,8 +79,9 @@ impl Gateway {
     pub(super) fn downlink(&mut self, id: SessionId, frame: &[u8]) {
         self.coalescer.count_downlink();
         let mut out = [0; DATAGRAM_MAX];
-        let Some(session) = self.sessions.live(id) else { return };
-        match session.core.downlink(frame, &mut out, &self.io.config, &mut self.servers, self.io.now) {
+        let Some((session, room)) = self.sessions.with_room(id) else { return };
+        let space = FrameSpace { datagram: &mut out, room };
+        match session.core.downlink(frame, space, &self.io.config, &mut self.servers, self.io.now) {
             Ok(Some(encrypted)) => {
                 self.audio.queue(id, encrypted, &out, &mut self.sessions, &mut self.io);
             }

@@ -67,6 +67,9 @@ impl fmt::Display for LogEvent {
                 f,
                 "no UDP packet has arrived from the device, so {frames} audio frames for it were dropped: check that UDP reaches this gateway"
             ),
+            Self::HeldAudioFull => f.write_str(
+                "the chat server sent more audio than can wait for the device (five minutes, or the memory limit): the rest is dropped",
+            ),
             Self::NoUdpAudio { after, advertised } => write!(
                 f,
                 "no audio: no UDP packet arrived from the listening device within {} s; it was told to send to udp {advertised}",

@@ -9,8 +9,8 @@ use super::super::action::{
 };
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
-use super::super::media::FramingState;
-use super::super::queue::HeldQueue;
+use super::super::media::{ClassifiedFrame, FramingState};
+use super::super::queue::{HeldItem, HeldQueue, Speech};
 use super::super::server_health::ServerHealth;
 use super::{Call, CallResult, CallState, DeviceIdentity, Outage};
 use crate::config::{ChatServerConfig, Config, Reconnect};
@@ -165,9 +165,10 @@ impl Call {
         cx: &mut Context<'_>,
     ) -> CallResult {
         let stage = match self.state {
+            _ if self.ending.is_some() => return Ok(()),
             CallState::Redialing | CallState::Ringing | CallState::InDeviceCall => return Ok(()),
             CallState::Live if matches!(gone, BackendClosed::CloseFrame(None | Some(1000))) => {
-                return Err(EndReason::ServerClosed);
+                return self.end_after_playout(EndReason::ServerClosed, cx);
             }
             CallState::Live => BackendStage::Live,
             CallState::AwaitingHello | CallState::Dialing => BackendStage::Hello,
@@ -204,17 +205,39 @@ impl Call {
             cx.log(event);
         }
         cx.out.push(Action::CloseBackend(1001));
-        self.drop_held_audio(DropReason::NoServer, cx);
+        self.drop_held_of_server(cx)?;
         if self.session_id.is_none() {
-            self.held = HeldQueue::default();
             self.state = CallState::Redialing;
             cx.log(LogEvent::DialFailed { url, failure });
             return self.dial_next(device, cx);
         }
-        self.release_held_texts(cx)?;
         let pause = self.enter_backoff(cx);
         cx.log(LogEvent::Redialling { url, failure, pause });
-        self.send_tts_stop(cx)
+        self.end_speech(cx)
+    }
+
+    /// Drops what the server that is given up sent before its hello. What it said after that is played out, if audio is paced.
+    fn drop_held_of_server(&mut self, cx: &mut Context<'_>) -> CallResult {
+        let mut frames = self.early.drop_frames();
+        self.early = HeldQueue::default();
+        if !cx.config.udp.downlink_pace {
+            frames += self.held.drop_frames();
+            self.count_held_dropped(frames, DropReason::NoServer, cx);
+            return self.release_held_texts(cx);
+        }
+        let before = self.held.frames();
+        let (media, age) = (&self.media, self.age(cx.now));
+        self.held.change(|item| match &item {
+            HeldItem::Frame(frame) => match media.classify(frame, age) {
+                ClassifiedFrame::Audio(timestamp, opus) => {
+                    Some(HeldItem::Packet { timestamp, opus: opus.into() })
+                }
+                _ => None,
+            },
+            _ => Some(item),
+        });
+        self.count_held_dropped(frames + before - self.held.frames(), DropReason::NoServer, cx);
+        Ok(())
     }
 
     /// Starts the pause before the next redial and returns its length.
@@ -242,14 +265,14 @@ impl Call {
         pause
     }
 
-    /// Ends speech that was cut off. The device does not listen until it gets `tts stop`.
-    fn send_tts_stop(&mut self, cx: &mut Context<'_>) -> CallResult {
+    /// Ends speech that was cut off, after what was said of it. The device does not listen until it gets `tts stop`.
+    fn end_speech(&mut self, cx: &mut Context<'_>) -> CallResult {
         match &self.session_id {
-            Some(id) if std::mem::take(&mut self.tts_active) => {
+            Some(id) if self.held.speech_goes_on().unwrap_or(self.tts_active) => {
                 let text = message::tts_stop(id);
-                self.publish(text, cx)
+                self.deliver_in_order(&text, Some(Speech::Stop), cx)
             }
-            _ => Ok(()),
+            _ => self.release_ready(cx),
         }
     }
 

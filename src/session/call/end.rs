@@ -25,8 +25,10 @@ impl Call {
     /// Sends goodbye to both sides as the reason requires, and the summary. Returns the session id that the device was given.
     pub(in super::super) fn finish(mut self, reason: EndReason, cx: &mut Context<'_>) -> Option<Box<str>> {
         let (duration, state) = (cx.now.saturating_duration_since(self.started_at()), self.view().state);
-        let goodbye = (reason != EndReason::ServerClosed).then_some(reason.label());
-        self.close_server(goodbye, if reason == EndReason::Shutdown { 1001 } else { 1000 }, cx);
+        if self.ending.is_none() {
+            let goodbye = (reason != EndReason::ServerClosed).then_some(reason.label());
+            self.close_server(goodbye, if reason == EndReason::Shutdown { 1001 } else { 1000 }, cx);
+        }
         self.drop_held_audio(DropReason::NoPeer, cx);
         let answered = self.session_id.is_some();
         let told = self.pending_device_text.is_none() && reason.notifies_device();

@@ -9,6 +9,7 @@ use super::action::{Action, BackendFailure, BackendStage, CallCredentials, CallS
 use super::context::Context;
 use super::deadlines::{CallTimer, Deadlines};
 use super::media::Media;
+use super::playout::Playout;
 use super::queue::{HeldQueue, QueueOverflow, TextQueue};
 use crate::config::{ChatServerConfig, Config};
 use crate::proto::identity::ClientId;
@@ -21,7 +22,7 @@ mod end;
 mod text;
 mod view;
 
-pub use audio::Uplink;
+pub use audio::{FrameSpace, Uplink};
 pub use view::CallView;
 
 /// What a call needs to know about its device.
@@ -62,6 +63,16 @@ pub(super) struct Call {
     pending_server_text: TextQueue,
     /// Texts and audio for the device that have to wait.
     held: HeldQueue,
+    /// What the current server sent before its hello.
+    early: HeldQueue,
+    playout: Playout,
+    /// A frame did not fit into `held`, and whether that was logged.
+    held_audio_full: bool,
+    held_audio_full_logged: bool,
+    /// The device's abort was not answered with `tts stop` yet: audio of that speech is dropped.
+    aborted: bool,
+    /// The call ends for this reason when the device has played what is held.
+    ending: Option<EndReason>,
     /// Texts for the device while its connection is lost.
     pending_device_text: Option<TextQueue>,
     /// The device's last `listen`, which is repeated to a new server.
@@ -119,6 +130,12 @@ impl Call {
             ping_sent_at: now,
             pending_server_text: TextQueue::default(),
             held: HeldQueue::default(),
+            early: HeldQueue::default(),
+            playout: Playout::new(now),
+            held_audio_full: false,
+            held_audio_full_logged: false,
+            aborted: false,
+            ending: None,
             pending_device_text: None,
             last_listen: None,
             listen_queued: false,
@@ -179,6 +196,7 @@ impl Call {
         let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
         self.pending_server_text.bytes()
             + self.held.bytes()
+            + self.early.bytes()
             + self.pending_device_text.as_ref().map_or(0, TextQueue::bytes)
             + self.hello.forwarded.len()
             + text(&self.last_listen)
@@ -192,7 +210,7 @@ impl Call {
 
     /// Whether the server's WebSocket is open.
     pub(super) fn has_server(&self) -> bool {
-        matches!(self.state, CallState::AwaitingHello | CallState::Live)
+        self.ending.is_none() && matches!(self.state, CallState::AwaitingHello | CallState::Live)
     }
 
     // ----- timers -------------------------------------------------------------------------------------------------
@@ -218,10 +236,11 @@ impl Call {
                 Ok(())
             }
             CallTimer::HoldMedia => self.on_hold_timeout(cx),
+            CallTimer::Playout => self.release_ready(cx),
             CallTimer::FirstDatagram => self.on_first_datagram_timeout(cx),
             CallTimer::Idle => Err(EndReason::Idle),
             CallTimer::Redial => self.redial(device, cx),
-            CallTimer::GiveUp => Err(EndReason::ServerLost),
+            CallTimer::GiveUp => self.end_after_playout(EndReason::ServerLost, cx),
             CallTimer::Ping => {
                 self.send_ping(cx);
                 Ok(())
@@ -318,8 +337,8 @@ mod tests {
 
     #[test]
     #[cfg(target_pointer_width = "64")]
-    fn a_call_takes_at_most_768_bytes() {
+    fn a_call_takes_at_most_816_bytes() {
         // On x86-64 and ARMv8. The expanded AES key takes 176 bytes.
-        assert!(size_of::<Call>() <= 768, "{}", size_of::<Call>());
+        assert!(size_of::<Call>() <= 816, "{}", size_of::<Call>());
     }
 }

@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 
 use super::super::action::{
-    Action, BackendFailure, BackendStage, CallCredentials, Counter, DropReason, EndReason, LogEvent,
+    Action, BackendFailure, BackendStage, CallCredentials, Counter, EndReason, LogEvent,
 };
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
+use super::super::queue::Speech;
 use super::{Call, CallResult, CallState, DeviceIdentity};
 use crate::proto::audio;
 use crate::proto::message::{self, HelloReply, Peek, Reader, ServerHello};
@@ -20,6 +21,13 @@ impl Call {
         self.server_last_seen = cx.now;
         self.untried_servers = VecDeque::new();
         self.set_server_session_id(hello.session_id);
+        let frame_ms = hello.audio_params.as_deref().and_then(message::frame_duration_ms);
+        self.playout.set_frame_ms(frame_ms.or_else(|| self.hello.frame_duration_ms()));
+        self.aborted = false;
+        self.early.change(|item| {
+            self.held.push(item);
+            None
+        });
         self.deadlines.clear_server_timers();
         let websocket = &cx.config.websocket;
         if !websocket.ping_interval.is_zero() {
@@ -105,7 +113,12 @@ impl Call {
         cx: &mut Context<'_>,
     ) -> CallResult {
         self.on_server_message(cx.now);
-        let tts_start = &*peek.kind == "tts" && peek.state.as_deref() == Some("start");
+        let speech = match (&*peek.kind, peek.state.as_deref()) {
+            ("tts", Some("start")) => Some(Speech::Start),
+            ("tts", Some("stop")) => Some(Speech::Stop),
+            ("tts", _) => Some(Speech::Other),
+            _ => None,
+        };
         match (&*peek.kind, self.state) {
             (_, CallState::Dialing | CallState::Redialing | CallState::Ringing | CallState::InDeviceCall) => {
                 Ok(())
@@ -128,19 +141,17 @@ impl Call {
             }
             ("goodbye", CallState::Live) => {
                 self.server_goodbye = Some(message::with_session_id(text, self.session_id()).into_owned());
-                Err(EndReason::ServerClosed)
+                self.end_after_playout(EndReason::ServerClosed, cx)
             }
             (kind, CallState::AwaitingHello) => {
                 self.server_sent_early_media |= matches!(kind, "tts" | "stt");
-                self.held.push_text(text, tts_start)?;
+                self.early.push_text(text, speech)?;
                 self.accept_missing_hello(cx)
             }
-            (_, CallState::Live) if !self.held.is_empty() || (tts_start && self.must_hold()) => {
-                self.held.push_text(text, tts_start)?;
-                self.start_hold_timer(cx.now);
-                Ok(())
+            (_, CallState::Live) => {
+                self.aborted &= !matches!(speech, Some(Speech::Start | Speech::Stop));
+                self.deliver_in_order(text, speech, cx)
             }
-            (_, CallState::Live) => self.deliver_to_device(text, cx),
         }
     }
 
@@ -152,7 +163,10 @@ impl Call {
             && kind == "tts"
         {
             match &*state {
-                "start" => self.tts_active = true,
+                "start" => {
+                    self.tts_active = true;
+                    self.playout.on_speech_start(&cx.config.udp, cx.now);
+                }
                 "stop" => self.tts_active = false,
                 _ => {}
             }
@@ -183,14 +197,12 @@ impl Call {
             "abort" if self.is_in_device_call() => return Err(EndReason::DeviceAbort),
             // There is no chat server to read it.
             _ if self.is_in_device_call() => return Ok(()),
-            "abort" => {
-                self.drop_held_audio(DropReason::Aborted, cx);
-                cx.out.push(Action::FlushAudio(self.ssrc()));
-                // Texts behind the dropped audio need not wait any longer.
-                self.release_ready(cx)?;
-            }
+            "abort" => self.interrupt(cx)?,
             "listen" => self.on_listen(text, peek, cx),
             _ => {}
+        }
+        if self.ending.is_some() {
+            return Ok(());
         }
         if self.state == CallState::Live {
             self.send_to_server(text, cx);

@@ -80,6 +80,9 @@ impl Simulation {
         let id = self.sessions[s].model.session_id().filter(|_| !self.rng.percent(10));
         let id = id.map(|id| format!(r#","session_id":"{id}""#)).unwrap_or_default();
         self.log(format_args!("[{s}] {kind} {n}"));
+        if kind == "abort" {
+            self.sessions[s].model.on_abort();
+        }
         self.send_text(s, &format!(r#"{{"type":"{kind}","state":"start","n":{n}{id},"x":"{filler}"}}"#));
     }
 

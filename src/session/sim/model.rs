@@ -58,6 +58,8 @@ pub(super) struct Model {
     pub(super) call: Option<CallModel>,
     /// The WebSocket that was just closed had received the server's hello.
     had_server_hello: bool,
+    /// The server's texts about speech.
+    speech: HashSet<u64>,
 }
 
 /// A call, from its credentials to its end.
@@ -74,6 +76,8 @@ pub(super) struct CallModel {
     redials: u32,
     /// Texts of a server that has not sent its hello.
     before_hello: Vec<u64>,
+    /// Texts about speech that the device aborted before they were delivered.
+    aborted: HashSet<u64>,
     /// Texts of the server that the device has not got yet, when they arrived, and whether the device was disconnected since then.
     to_device: VecDeque<(u64, Instant, bool)>,
     pub(super) last_text: u64,
@@ -116,7 +120,7 @@ impl DecisionSummary {
             assert_eq!(goodbye["session_id"], **id, "with the id the device knows");
         }
         assert!(
-            self.to_server.is_within(1) && self.to_device.is_within(1) && self.datagrams <= 256,
+            self.to_server.is_within(1) && self.to_device.is_within(1) && self.datagrams <= 5_000,
             "no queue over its bound"
         );
     }
@@ -137,7 +141,7 @@ impl TextVolume {
 
     /// Whether these are the texts of so many full queues, and a few that were not queued.
     fn is_within(&self, queues: usize) -> bool {
-        self.texts <= 128 * queues + 6 && self.bytes <= (256 * queues + 16) * 1024
+        self.texts <= 640 * queues + 6 && self.bytes <= (256 * queues + 16) * 1024
     }
 }
 
@@ -151,6 +155,7 @@ impl Model {
             ws: WebSocketState::None,
             call: None,
             had_server_hello: false,
+            speech: HashSet::new(),
         }
     }
 
@@ -215,12 +220,24 @@ impl Model {
         }
     }
 
-    pub(super) fn on_server_text(&mut self, n: u64, now: Instant) {
+    pub(super) fn on_server_text(&mut self, n: u64, kind: &str, now: Instant) {
+        if kind == "tts" {
+            self.speech.insert(n);
+        }
         let away = !self.is_connected();
         match &mut self.call {
             Some(call) if self.ws.is_live() => call.to_device.push_back((n, now, away)),
             Some(call) => call.before_hello.push(n),
             None => {}
+        }
+    }
+
+    /// The device interrupts the speech: what waits of it is dropped, but for its end.
+    pub(super) fn on_abort(&mut self) {
+        if let Some(call) = self.call.as_mut().filter(|_| self.connack_sent) {
+            let speech = &self.speech;
+            call.aborted.extend(call.to_device.iter().map(|due| due.0).filter(|n| speech.contains(n)));
+            call.to_device.retain(|due| !speech.contains(&due.0));
         }
     }
 
@@ -320,6 +337,7 @@ impl Model {
             last_listen: None,
             redials: 0,
             before_hello: Vec::new(),
+            aborted: HashSet::new(),
             to_device: VecDeque::new(),
             last_text: 0,
             last_audio: 0,
@@ -353,8 +371,13 @@ impl Model {
         }
         if let Some(n) = value["n"].as_u64() {
             assert_eq!(value["session_id"].as_str(), call.session_id.as_deref(), "{text}");
-            let place = call.to_device.iter().position(|(due, ..)| *due == n).expect("delivered once");
-            let (_, _, away) = call.to_device.remove(place).unwrap();
+            let away = match call.to_device.iter().position(|(due, ..)| *due == n) {
+                Some(place) => call.to_device.remove(place).unwrap().2,
+                None => {
+                    assert!(call.aborted.remove(&n), "delivered once: {text}");
+                    false
+                }
+            };
             assert!(n > call.last_text && (away || n > call.last_audio), "text keeps its order: {text}");
             call.last_text = n;
         }

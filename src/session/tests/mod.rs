@@ -26,6 +26,7 @@ mod hello;
 mod liveness;
 mod mcp;
 mod ordering;
+mod pace;
 mod path_validation;
 mod resume;
 mod retained_bytes;
@@ -55,9 +56,11 @@ struct Scenario {
 }
 
 impl Scenario {
-    /// A new connection, three chat servers, and no tool discovery.
+    /// A new connection, three chat servers, and no tool discovery. Audio is passed on at once.
     fn new() -> Self {
         let mut config = Config::default();
+        config.udp.downlink_pace = false;
+        config.udp.speech_lead = Duration::ZERO;
         config.websocket.production = servers(&[A, B, C]);
         config.mcp.enabled = false;
         let shell = TestShell::new(config);
