@@ -274,6 +274,8 @@ settings! {
         pub token: Option<Secret> = None,
         /// Whether `/metrics` requires a token too.
         pub metrics_need_token: bool = true,
+        /// Proxies that may forward requests of this machine when there is neither a key nor a token.
+        pub trusted_proxies: Vec<Network> = Vec::new(),
     }
 }
 
