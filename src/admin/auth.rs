@@ -291,7 +291,6 @@ mod tests {
             ("GET /", "Sec-Fetch-Site:", "foreign_origin"),
             ("GET /", "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Site: none", "foreign_origin"),
             ("GET http://127.0.0.1:8007/", "Host: 127.0.0.1:8007", ""),
-            ("GET https://localhost/", "Host: localhost", ""),
             ("GET http://lured.example/", "Host: 127.0.0.1:8007", "foreign_origin"),
             ("GET http://127.0.0.1:8007/", "Host: lured.example", "foreign_origin"),
             ("GET http://192.0.2.1/", "Host: localhost", "foreign_origin"),

@@ -56,6 +56,10 @@ pub struct Metrics {
     pub iterations: Histogram<12>,
     /// Packets, bytes and losses of the calls that have ended.
     pub ended_calls: CallStats,
+    /// Finished TLS handshakes of the management API.
+    pub api_tls_handshakes: u64,
+    /// TLS handshakes of the management API that failed or were not finished in time.
+    pub api_tls_failed: u64,
     /// Responses of the management API by the first digit of their status.
     pub api_answers: [u64; 6],
     /// Connections to the management API.
@@ -92,6 +96,8 @@ impl Default for Metrics {
             hello_to_reply: ms([10, 25, 50, 100, 250, 500, 1000, 2000, 4000, 6000, 8000, 10_000]),
             iterations: us([25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 1_000_000]),
             ended_calls: CallStats::default(),
+            api_tls_handshakes: 0,
+            api_tls_failed: 0,
             api_answers: [0; 6],
             api_connections: 0,
             api_displaced: 0,
