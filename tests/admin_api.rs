@@ -559,6 +559,11 @@ fn without_a_token_what_does_not_come_from_this_machine_is_refused_in_words() {
         }
         assert_eq!(get(closed.api, "/api/sessions", "").status, 401);
     }
+    let metrics = RawClient::round_trip(open.api, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").body;
+    for reason in ["forwarded", "foreign_origin"] {
+        let line = format!("gateway_api_refused_total{{reason=\"{reason}\"}} 7\n");
+        assert!(metrics.contains(&line), "{reason} in {metrics}");
+    }
     // Bare and in full, by the names of this machine.
     for (target, host) in [
         ("/api/sessions", "127.0.0.1:8007"),

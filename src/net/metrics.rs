@@ -15,6 +15,9 @@ const REFUSALS: [(ConnectReturnCode, &str); 5] = [
     (ConnectReturnCode::NotAuthorised, "not_authorised"),
 ];
 
+/// The codes of errors that say why a caller of the management API was refused.
+const API_REFUSALS: [&str; 4] = ["unauthorized", "weak_key", "forwarded", "foreign_origin"];
+
 /// Everything that has been counted since the start.
 #[derive(Debug)]
 pub struct Metrics {
@@ -70,6 +73,7 @@ pub struct Metrics {
     ends: [u64; EndReason::ALL.len()],
     dial_failures: [u64; BackendStage::ALL.len()],
     refusals: [u64; REFUSALS.len()],
+    api_refusals: [u64; API_REFUSALS.len()],
 }
 
 impl Default for Metrics {
@@ -105,6 +109,7 @@ impl Default for Metrics {
             ends: [0; EndReason::ALL.len()],
             dial_failures: [0; BackendStage::ALL.len()],
             refusals: [0; REFUSALS.len()],
+            api_refusals: [0; API_REFUSALS.len()],
         }
     }
 }
@@ -128,6 +133,17 @@ impl Metrics {
     /// Devices that were refused, by reason.
     pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
         REFUSALS.iter().zip(self.refusals).map(|((_, label), count)| (*label, count))
+    }
+
+    /// Callers of the management API that were refused, by reason.
+    pub fn api_refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        API_REFUSALS.into_iter().zip(self.api_refusals)
+    }
+
+    /// Counts a refusal with this code, if it is about the caller.
+    pub(crate) fn api_refused(&mut self, code: &str) {
+        let counters = API_REFUSALS.iter().zip(&mut self.api_refusals);
+        counters.filter(|(reason, _)| **reason == code).for_each(|(_, count)| *count += 1);
     }
 
     pub(crate) fn discarded(&mut self, discard: DropReason) {

@@ -244,6 +244,13 @@ impl MetricSources<'_> {
         );
         families.labelled(
             Counter,
+            "gateway_api_refused_total",
+            "Callers of this API that were refused.",
+            "reason",
+            metrics.api_refusals(),
+        );
+        families.labelled(
+            Counter,
             "gateway_api_tls_handshakes_total",
             "TLS handshakes of this API.",
             "result",

@@ -326,6 +326,7 @@ impl AdminServer {
         keep_alive: bool,
         io: &mut Io,
     ) -> Progress {
+        io.metrics.api_refused(refusal.code);
         let response = refusal.response(routes::error_style(&head.path));
         self.respond(id, &response, keep_alive, head.method == http::Method::HEAD, io)
     }
