@@ -519,6 +519,91 @@ fn without_key_and_token_this_machine_may_call_but_no_web_page() {
     assert_eq!((reply.status, &reply.json()["code"]), (403, &json!("foreign_origin")));
 }
 
+/// Fields and targets of requests that do not come from this machine, and the code of the refusal.
+const FROM_ELSEWHERE: [(&str, &str, &str); 14] = [
+    ("", "Host: localhost\r\nForwarded: for=127.0.0.1", "forwarded"),
+    ("", "Host: localhost\r\nX-Forwarded-For: 127.0.0.1", "forwarded"),
+    ("", "Host: localhost\r\nX-FORWARDED-HOST: localhost", "forwarded"),
+    ("", "Host: localhost\r\nx-forwarded-proto: https", "forwarded"),
+    ("", "Host: localhost\r\nX-Forwarded-Anything: 1", "forwarded"),
+    ("", "Host: localhost\r\nX-Real-IP: 127.0.0.1", "forwarded"),
+    ("", "Host: localhost\r\nVia: 1.1 proxy", "forwarded"),
+    ("", "Host: localhost\r\nSec-Fetch-Site: cross-site", "foreign_origin"),
+    ("", "Host: localhost\r\nSec-Fetch-Site: same-site", "foreign_origin"),
+    ("", "Host: lured.example:8007", "foreign_origin"),
+    ("", "Host: 192.168.1.10:8007", "foreign_origin"),
+    ("", "Host: localhost\r\nOrigin: http://lured.example", "foreign_origin"),
+    ("http://lured.example", "Host: localhost", "foreign_origin"),
+    ("http://localhost", "Host: lured.example", "foreign_origin"),
+];
+
+#[test]
+fn without_a_token_what_does_not_come_from_this_machine_is_refused_in_words() {
+    let open = fixture(|config| (config.mqtt.signature_key, config.api.token) = (None, None));
+    let closed = fixture(|_| {});
+    for (authority, fields, code) in FROM_ELSEWHERE {
+        let get = |api, path: &str, more: &str| {
+            RawClient::round_trip(api, &format!("GET {authority}{path} HTTP/1.1\r\n{fields}\r\n{more}\r\n"))
+        };
+        let refused = get(open.api, "/api/sessions", "");
+        assert_eq!((refused.status, &refused.json()["code"]), (403, &json!(code)), "{authority} {fields}");
+        assert!(refused.json()["error"].as_str().unwrap().contains("Set api.token"), "{refused:?}");
+        // What needs no token stays open, and with a token these fields change nothing.
+        for (api, path, more) in [
+            (open.api, "/healthz", String::new()),
+            (open.api, "/readyz", String::new()),
+            (closed.api, "/readyz", String::new()),
+            (closed.api, "/api/sessions", format!("Authorization: Bearer {TOKEN}\r\n")),
+        ] {
+            assert_eq!(get(api, path, &more).status, 200, "{path} {authority} {fields}");
+        }
+        assert_eq!(get(closed.api, "/api/sessions", "").status, 401);
+    }
+    let metrics = RawClient::round_trip(open.api, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").body;
+    for reason in ["forwarded", "foreign_origin"] {
+        let line = format!("gateway_api_refused_total{{reason=\"{reason}\"}} 7\n");
+        assert!(metrics.contains(&line), "{reason} in {metrics}");
+    }
+    // Bare and in full, by the names of this machine.
+    for (target, host) in [
+        ("/api/sessions", "127.0.0.1:8007"),
+        ("/api/sessions", "[::1]"),
+        ("/api/sessions", "localhost\r\nSec-Fetch-Site: same-origin"),
+        ("http://localhost:8007/api/sessions", "localhost:8007"),
+    ] {
+        let text = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        assert_eq!(RawClient::round_trip(open.api, &text).status, 200, "{text}");
+    }
+}
+
+#[test]
+fn a_trusted_proxy_forwards_for_this_machine_and_for_no_other() {
+    let with = |proxy: &str| {
+        fixture(|config| {
+            (config.mqtt.signature_key, config.api.token) = (None, None);
+            config.api.trusted_proxies = vec![proxy.parse().unwrap()];
+        })
+    };
+    let (listed, other) = (with("127.0.0.0/8"), with("192.0.2.1"));
+    for (fields, expected) in [
+        ("X-Forwarded-For: 127.0.0.1", 200),
+        ("X-Real-IP: ::1\r\nVia: 1.1 proxy\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: localhost", 200),
+        ("Forwarded: for=\"[::1]:4711\";host=localhost;proto=http", 200),
+        // A client that forges the field in front of, or behind, what the proxy writes.
+        ("X-Forwarded-For: 127.0.0.1, 203.0.113.9", 403),
+        ("X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-For: 203.0.113.9", 403),
+        ("X-Forwarded-For: 203.0.113.9\r\nX-Real-IP: 127.0.0.1", 403),
+        ("X-Forwarded-For: 203.0.113.9", 403),
+        ("Forwarded: for=203.0.113.9", 403),
+        ("X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: lured.example", 403),
+        ("Via: 1.1 proxy", 403),
+    ] {
+        let text = format!("GET /api/sessions HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n\r\n");
+        assert_eq!(RawClient::round_trip(listed.api, &text).status, expected, "{fields}");
+        assert_eq!(RawClient::round_trip(other.api, &text).status, 403, "{fields}");
+    }
+}
+
 #[test]
 fn the_gateway_starts_without_the_api_if_the_default_port_is_in_use() {
     let fixture = fixture(|_| {});

@@ -61,7 +61,7 @@ macro_rules! keys {
 
 /// Every key, in the order of the documented file: its name, when a new value is in force, where the value is kept, and
 /// what it may be.
-pub(super) static CONFIG_KEYS: [ConfigKey; 52] = keys! {
+pub(super) static CONFIG_KEYS: [ConfigKey; 56] = keys! {
     "mqtt.host" restart mqtt.host: ip();
     "mqtt.port" restart mqtt.port: port();
     "mqtt.plain" restart mqtt.plain: boolean();
@@ -110,8 +110,12 @@ pub(super) static CONFIG_KEYS: [ConfigKey; 52] = keys! {
     "api.enabled" restart api.enabled: boolean();
     "api.host" restart api.host: api_host();
     "api.port" restart api.port: port();
+    "api.tls.enabled" live api.tls.enabled: boolean();
+    "api.tls.cert_file" live api.tls.cert_file: path();
+    "api.tls.key_file" live api.tls.key_file: path();
     "api.token" live api.token: token();
     "api.metrics_need_token" live api.metrics_need_token: boolean();
+    "api.trusted_proxies" live api.trusted_proxies: networks();
     "workers" restart workers: whole_number(1..=64);
     "debug" live debug: boolean();
 };

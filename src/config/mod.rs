@@ -270,10 +270,33 @@ settings! {
         pub host: Option<IpAddr> = None,
         /// The TCP port of the management listener; 0 is any free port.
         pub port: u16 = 8007,
+        /// TLS on that port.
+        pub tls: ApiTls = ApiTls::default(),
         /// A token without expiry, in addition to the daily one derived from `mqtt.signature_key`.
         pub token: Option<Secret> = None,
         /// Whether `/metrics` requires a token too.
         pub metrics_need_token: bool = true,
+        /// Proxies that may forward requests of this machine when there is neither a key nor a token.
+        pub trusted_proxies: Vec<Network> = Vec::new(),
+    }
+}
+
+settings! {
+    /// Section `api.tls`.
+    pub struct ApiTls {
+        /// Whether the port speaks TLS instead of clear HTTP.
+        pub enabled: bool = false,
+        /// PEM certificate chain of its own; without one, that of `mqtt.tls` is used.
+        pub cert_file: Option<PathBuf> = None,
+        /// The PEM private key of the first certificate.
+        pub key_file: Option<PathBuf> = None,
+    }
+}
+
+impl ApiTls {
+    /// The API's own certificate and key.
+    pub fn files(&self) -> Option<(&Path, &Path)> {
+        self.cert_file.as_deref().zip(self.key_file.as_deref())
     }
 }
 

@@ -15,6 +15,9 @@ const REFUSALS: [(ConnectReturnCode, &str); 5] = [
     (ConnectReturnCode::NotAuthorised, "not_authorised"),
 ];
 
+/// The codes of errors that say why a caller of the management API was refused.
+const API_REFUSALS: [&str; 4] = ["unauthorized", "weak_key", "forwarded", "foreign_origin"];
+
 /// Everything that has been counted since the start.
 #[derive(Debug)]
 pub struct Metrics {
@@ -56,6 +59,10 @@ pub struct Metrics {
     pub iterations: Histogram<12>,
     /// Packets, bytes and losses of the calls that have ended.
     pub ended_calls: CallStats,
+    /// Finished TLS handshakes of the management API.
+    pub api_tls_handshakes: u64,
+    /// TLS handshakes of the management API that failed or were not finished in time.
+    pub api_tls_failed: u64,
     /// Responses of the management API by the first digit of their status.
     pub api_answers: [u64; 6],
     /// Connections to the management API.
@@ -66,6 +73,7 @@ pub struct Metrics {
     ends: [u64; EndReason::ALL.len()],
     dial_failures: [u64; BackendStage::ALL.len()],
     refusals: [u64; REFUSALS.len()],
+    api_refusals: [u64; API_REFUSALS.len()],
 }
 
 impl Default for Metrics {
@@ -92,6 +100,8 @@ impl Default for Metrics {
             hello_to_reply: ms([10, 25, 50, 100, 250, 500, 1000, 2000, 4000, 6000, 8000, 10_000]),
             iterations: us([25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 1_000_000]),
             ended_calls: CallStats::default(),
+            api_tls_handshakes: 0,
+            api_tls_failed: 0,
             api_answers: [0; 6],
             api_connections: 0,
             api_displaced: 0,
@@ -99,6 +109,7 @@ impl Default for Metrics {
             ends: [0; EndReason::ALL.len()],
             dial_failures: [0; BackendStage::ALL.len()],
             refusals: [0; REFUSALS.len()],
+            api_refusals: [0; API_REFUSALS.len()],
         }
     }
 }
@@ -122,6 +133,17 @@ impl Metrics {
     /// Devices that were refused, by reason.
     pub fn refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
         REFUSALS.iter().zip(self.refusals).map(|((_, label), count)| (*label, count))
+    }
+
+    /// Callers of the management API that were refused, by reason.
+    pub fn api_refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        API_REFUSALS.into_iter().zip(self.api_refusals)
+    }
+
+    /// Counts a refusal with this code, if it is about the caller.
+    pub(crate) fn api_refused(&mut self, code: &str) {
+        let counters = API_REFUSALS.iter().zip(&mut self.api_refusals);
+        counters.filter(|(reason, _)| **reason == code).for_each(|(_, count)| *count += 1);
     }
 
     pub(crate) fn discarded(&mut self, discard: DropReason) {

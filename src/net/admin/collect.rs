@@ -12,7 +12,7 @@ use crate::net::event_loop::io::Io;
 use crate::net::media::audio_port::AudioPort;
 use crate::net::metrics;
 use crate::net::mqtt::listener::Listeners;
-use crate::net::mqtt::tls_listener::TlsListener;
+use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::sessions::table::Sessions;
 use crate::session::{CallState, CallStats};
 
@@ -242,15 +242,37 @@ impl MetricSources<'_> {
             "status",
             answers,
         );
+        families.labelled(
+            Counter,
+            "gateway_api_refused_total",
+            "Callers of this API that were refused.",
+            "reason",
+            metrics.api_refusals(),
+        );
+        families.labelled(
+            Counter,
+            "gateway_api_tls_handshakes_total",
+            "TLS handshakes of this API.",
+            "result",
+            [("ok", metrics.api_tls_handshakes), ("failed", metrics.api_tls_failed)],
+        );
     }
 
     /// What is not added up over the workers: only the leader reports it, behind what all report.
     fn write_process_metrics(&self, families: &mut MetricFamilies) {
-        if let Some(expires) = self.mqtt.tls.as_ref().and_then(TlsListener::expires) {
+        if let Some(expires) = self.mqtt.certificate.as_ref().and_then(WatchedCertificate::expires) {
             families.scalar(
                 Gauge,
                 "gateway_tls_certificate_expires_timestamp_seconds",
                 "When the certificate for devices expires.",
+                expires,
+            );
+        }
+        if let Some(expires) = self.admin.certificate.as_ref().and_then(WatchedCertificate::expires) {
+            families.scalar(
+                Gauge,
+                "gateway_api_tls_certificate_expires_timestamp_seconds",
+                "When this API's own certificate expires.",
                 expires,
             );
         }

@@ -1,10 +1,9 @@
 //! One connection to the management API.
 
 use std::io::{ErrorKind, Read};
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
 use slab::Slab;
 
 use crate::admin::answer::Answer;
@@ -15,6 +14,7 @@ use crate::admin::routes::Endpoint;
 use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::token::AdminId;
 use crate::net::event_loop::write_buffer::WriteBuffer;
+use crate::net::mqtt::transport::Transport;
 
 /// How long the first request on a connection, or one that has begun, may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,7 +27,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(7);
 
 pub(super) struct Connection {
     pub(super) epoch: u32,
-    pub(super) tcp: TcpStream,
+    pub(super) transport: Transport,
     pub(super) peer: SocketAddr,
     /// Bytes not served yet: at most a head or a body, and the beginning of the next request.
     pub(super) read_buffer: Vec<u8>,
@@ -107,10 +107,10 @@ impl ConnectionState {
 }
 
 impl Connection {
-    pub(super) fn new(tcp: TcpStream, peer: SocketAddr, epoch: u32, now: Instant) -> Self {
+    pub(super) fn new(transport: Transport, peer: SocketAddr, epoch: u32, now: Instant) -> Self {
         Self {
             epoch,
-            tcp,
+            transport,
             peer,
             read_buffer: Vec::new(),
             searched: 0,
@@ -134,7 +134,7 @@ impl Connection {
 
     /// Shuts our side down, and gives the client a moment to read the response.
     pub(super) fn start_linger(&mut self, now: Instant) -> Progress {
-        if self.tcp.shutdown(Shutdown::Write).is_err() {
+        if self.transport.shut_down().is_err() {
             return Progress::Close;
         }
         self.read_buffer = Vec::new();
@@ -177,7 +177,7 @@ impl Connection {
         };
         self.state = ConnectionState::Reading(partial);
         let len = wanted.clamp(1, scratch.len());
-        match self.tcp.read(&mut scratch[..len]) {
+        match self.transport.read(&mut scratch[..len]) {
             Ok(0) => Progress::Close,
             Ok(n) => {
                 self.request_started_at.get_or_insert(now);
@@ -200,8 +200,8 @@ mod tests {
     fn a_head_that_arrives_byte_by_byte_is_parsed_once_a_line() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let tcp = TcpStream::from_std(std::net::TcpStream::connect(addr).unwrap());
-        let mut conn = Connection::new(tcp, addr, 1, Instant::now());
+        let tcp = mio::net::TcpStream::from_std(std::net::TcpStream::connect(addr).unwrap());
+        let mut conn = Connection::new(Transport::new(tcp, false, false), addr, 1, Instant::now());
         let text = format!("GET / HTTP/1.1\r\nX-Filler: {}\r\n\r\n", "x".repeat(6000));
         for _ in 0..2 {
             let mut parsed = 0;

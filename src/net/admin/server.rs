@@ -32,6 +32,9 @@ use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
 use crate::net::event_loop::token::{self, API, AdminId, Role};
 use crate::net::event_loop::write_buffer::Flush;
+use crate::net::log_limiter::LogLimiter;
+use crate::net::mqtt::transport::Transport;
+use crate::net::mqtt::watched_certificate::WatchedCertificate;
 
 /// Concurrent connections.
 const MAX_CONNECTIONS: usize = 128;
@@ -44,8 +47,12 @@ const READ_SIZE: usize = 4096;
 pub(crate) struct AdminServer {
     listener: Option<TcpListener>,
     pub(super) connections: Slab<Connection>,
+    /// The API's own certificate; without one, TLS uses that of MQTT.
+    pub(crate) certificate: Option<WatchedCertificate>,
+    /// Limits log lines about failed TLS handshakes.
+    pub(super) tls_failure_log: LogLimiter<()>,
     /// For reads from connections.
-    scratch: Box<[u8]>,
+    pub(super) scratch: Box<[u8]>,
     epoch: u32,
     /// The number of the last request; part of its id.
     last_request_id: u32,
@@ -69,6 +76,8 @@ impl AdminServer {
     pub(crate) fn new(listener: Option<TcpListener>) -> Self {
         Self {
             listener,
+            certificate: None,
+            tls_failure_log: LogLimiter::every_ten_seconds(),
             scratch: vec![0; READ_SIZE].into_boxed_slice(),
             connections: Slab::new(),
             epoch: 0,
@@ -78,6 +87,10 @@ impl AdminServer {
             content_security_policy: dashboard::content_security_policy(),
             started_at: SystemTime::now(),
         }
+    }
+
+    pub(super) fn has_listener(&self) -> bool {
+        self.listener.is_some()
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
@@ -170,7 +183,8 @@ impl AdminServer {
         let _ = tcp.set_nodelay(true);
         self.epoch = self.epoch.wrapping_add(1);
         let id = AdminId { slot: entry.key() as u32, epoch: self.epoch };
-        entry.insert(Connection::new(tcp, peer, id.epoch, io.now));
+        let transport = Transport::new(tcp, false, io.config.api.tls.enabled);
+        entry.insert(Connection::new(transport, peer, id.epoch, io.now));
         self.arm_timer(id, io);
     }
 
@@ -192,7 +206,8 @@ impl AdminServer {
     /// The connection in this slot, if an event for it has to be served.
     pub(crate) fn ready_connection(&self, slot: usize, readable: bool) -> Option<AdminId> {
         let conn = self.connections.get(slot)?;
-        let is_ready = readable || matches!(conn.state, ConnectionState::Writing { .. });
+        let is_ready =
+            readable || matches!(conn.state, ConnectionState::Writing { .. }) || !conn.transport.is_open();
         is_ready.then_some(AdminId { slot: slot as u32, epoch: conn.epoch })
     }
 
@@ -204,21 +219,29 @@ impl AdminServer {
     }
 
     /// Reads or writes once. May be called at any time.
-    pub(crate) fn advance(&mut self, id: AdminId, io: &mut Io) -> Progress {
+    pub(crate) fn advance(
+        &mut self,
+        id: AdminId,
+        mqtt_certificate: Option<&WatchedCertificate>,
+        io: &mut Io,
+    ) -> Progress {
         let now = io.now;
+        if self.is_in_handshake(id) {
+            return self.advance_handshake(id, mqtt_certificate, io);
+        }
         let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
         match &conn.state {
             ConnectionState::Reading(_) => self.read_request(id, io),
             ConnectionState::Pending(_) => Progress::Wait,
             ConnectionState::Writing { keep_alive } => {
-                match (conn.write_buffer.flush(&mut conn.tcp), keep_alive) {
+                match (conn.write_buffer.flush(&mut conn.transport), keep_alive) {
                     (Ok(Flush::Done), true) => conn.set_state(ConnectionState::Reading(None), now),
                     (Ok(Flush::Done), false) => conn.start_linger(now),
                     (Ok(Flush::Blocked), _) => Progress::Wait,
                     (Err(_), _) => Progress::Close,
                 }
             }
-            ConnectionState::Lingering => match conn.tcp.read(&mut self.scratch) {
+            ConnectionState::Lingering => match conn.transport.read(&mut self.scratch) {
                 Ok(0) => Progress::Close,
                 Ok(_) => Progress::Continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => Progress::Wait,
@@ -252,7 +275,8 @@ impl AdminServer {
                 let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
                 if framing != Framing::Length(0) && head.expects_continue && conn.read_buffer.is_empty() {
                     // A client may send its body without it.
-                    let _ = io::Write::write(&mut conn.tcp, CONTINUE);
+                    let _ = conn.write_buffer.append(|out| out.extend_from_slice(CONTINUE));
+                    let _ = conn.write_buffer.flush(&mut conn.transport);
                 }
                 self.read_body(id, Box::new(PartialRequest { head, body: Body::new(framing) }), io)
             }
@@ -302,6 +326,7 @@ impl AdminServer {
         keep_alive: bool,
         io: &mut Io,
     ) -> Progress {
+        io.metrics.api_refused(refusal.code);
         let response = refusal.response(routes::error_style(&head.path));
         self.respond(id, &response, keep_alive, head.method == http::Method::HEAD, io)
     }
@@ -319,7 +344,7 @@ impl AdminServer {
         let class = usize::from(response.status / 100).min(io.metrics.api_answers.len() - 1);
         io.metrics.api_answers[class] += 1;
         let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
-        // The buffer is empty, so it accepts a response of any length.
+        // The buffer is empty, but for `100 Continue` at most, so it accepts a response of any length.
         let _ = conn.write_buffer.append(|out| response.write(out, keep_alive, head_only));
         conn.set_state(ConnectionState::Writing { keep_alive }, now)
     }
@@ -352,6 +377,7 @@ impl AdminServer {
                 true
             }
             ConnectionState::Reading(_) | ConnectionState::Writing { .. } | ConnectionState::Lingering => {
+                io.metrics.api_tls_failed += u64::from(conn.transport.is_in_tls_handshake());
                 self.close(id);
                 false
             }
@@ -398,7 +424,7 @@ mod tests {
     fn request(server: &mut AdminServer, id: AdminId, io: &mut Io) -> Box<ReceivedRequest> {
         let end = Instant::now() + Duration::from_secs(5);
         loop {
-            match server.advance(id, io) {
+            match server.advance(id, None, io) {
                 Progress::Request(request) => return request,
                 Progress::Close => panic!("closed"),
                 Progress::Continue | Progress::Wait => assert!(Instant::now() < end, "no request"),
@@ -416,7 +442,7 @@ mod tests {
             let request = request(&mut server, id, &mut io);
             assert_eq!((&*request.head.path, &request.body[..]), ("/healthz", &b""[..]));
             server.respond(id, &Response::json(200, "{}"), true, false, &mut io);
-            assert!(matches!(server.advance(id, &mut io), Progress::Continue));
+            assert!(matches!(server.advance(id, None, &mut io), Progress::Continue));
             let mut response = [0; 512];
             let len = client.read(&mut response).unwrap();
             assert!(response[..len].starts_with(b"HTTP/1.1 200 ") && response[..len].ends_with(b"{}"));

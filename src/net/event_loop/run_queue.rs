@@ -22,6 +22,7 @@ pub(crate) enum Task {
     StartDials,
     AcceptAdmin,
     Admin(AdminId),
+    AdminHandshake(AdminId),
 }
 
 /// Waiting tasks, in order of arrival. A task is queued only once, so a peer that sends without end gets one budget per
@@ -41,7 +42,7 @@ impl RunQueue {
     pub(crate) fn push(&mut self, task: Task) {
         if self.queued.insert(task) {
             let queue = match task {
-                Task::Accept(_) | Task::Device(_) => &mut self.low_priority,
+                Task::Accept(_) | Task::Device(_) | Task::AdminHandshake(_) => &mut self.low_priority,
                 _ => &mut self.high_priority,
             };
             queue.push_back(task);

@@ -16,7 +16,7 @@ use crate::session::Core;
 
 /// When a timer is this late, the process did not run for a while. Also for how long timers are then delayed at most.
 const STALL: Duration = Duration::from_secs(1);
-/// How long an iteration serves connections of devices. The rest waits for the next iteration, so that audio is served in
+/// How long an iteration serves connections of devices, and TLS handshakes of the management API. The rest waits for the next iteration, so that audio is served in
 /// between.
 pub(super) const MQTT_BUDGET: Duration = Duration::from_millis(1);
 
@@ -145,7 +145,10 @@ impl Gateway {
             }
             Role::Admin => {
                 if let Some(id) = self.admin.ready_connection(slot, readable) {
-                    self.run_unless_queued(Task::Admin(id));
+                    match self.admin.is_in_handshake(id) {
+                        true => self.run_or_queue(Task::AdminHandshake(id)),
+                        false => self.run_unless_queued(Task::Admin(id)),
+                    }
                 }
             }
         }
@@ -169,7 +172,7 @@ impl Gateway {
             Task::OverBudget(id) => self.on_over_budget(id),
             Task::StartDials => self.start_dials(),
             Task::AcceptAdmin => self.admin.accept(&mut self.io),
-            Task::Admin(id) => self.drive_admin(id),
+            Task::Admin(id) | Task::AdminHandshake(id) => self.drive_admin(id),
         }
     }
 

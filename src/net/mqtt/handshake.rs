@@ -33,7 +33,10 @@ impl Listeners {
         let Some(session) = sessions.live(id) else { return HandshakeOutcome::Blocked };
         let ip = session.core.ip();
         let Some(connection) = &mut session.mqtt else { return HandshakeOutcome::Blocked };
-        match connection.transport.advance(self.tls.as_ref().map(|tls| &tls.certificate), scratch) {
+        match connection
+            .transport
+            .advance(self.certificate.as_ref().map(|watched| &watched.certificate), scratch)
+        {
             HandshakeStep::Blocked => HandshakeOutcome::Blocked,
             HandshakeStep::ProxiedFor(source) => self.set_proxied_address(id, source, sessions, io),
             HandshakeStep::Done => {
@@ -50,15 +53,27 @@ impl Listeners {
                 }
                 HandshakeOutcome::Failed
             }
-            HandshakeStep::TlsFailed(why) => {
-                io.metrics.tls_failed += 1;
-                let suppressed = self.tls_failure_log.allows((), io.now);
-                let level = if suppressed.is_some() { Level::Info } else { Level::Debug };
-                let more = suppressed_suffix(suppressed.unwrap_or_default());
-                log!(level, "{} no TLS connection: {why}{more}", sessions.log_prefix(id));
-                HandshakeOutcome::Failed
+            HandshakeStep::NotTls(_, byte) => {
+                let why = format!("the peer does not speak TLS: its first byte is {byte:#04x}");
+                self.log_tls_failure(id, &why, sessions, io)
             }
+            HandshakeStep::TlsFailed(why) => self.log_tls_failure(id, &why, sessions, io),
         }
+    }
+
+    fn log_tls_failure(
+        &mut self,
+        id: SessionId,
+        why: &str,
+        sessions: &Sessions,
+        io: &mut Io,
+    ) -> HandshakeOutcome {
+        io.metrics.tls_failed += 1;
+        let suppressed = self.tls_failure_log.allows((), io.now);
+        let level = if suppressed.is_some() { Level::Info } else { Level::Debug };
+        let more = suppressed_suffix(suppressed.unwrap_or_default());
+        log!(level, "{} no TLS connection: {why}{more}", sessions.log_prefix(id));
+        HandshakeOutcome::Failed
     }
 
     /// Replaces the load balancer's address by the client's. Refuses the connection if the client has too many.

@@ -8,7 +8,7 @@ use log::{info, warn};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry};
 
-use crate::config::Config;
+use crate::config::{Config, Tls};
 use crate::net::error::BindError;
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
@@ -19,8 +19,8 @@ use crate::net::mqtt::address_key::AddressKey;
 use crate::net::mqtt::auth_throttle::AuthThrottle;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::net::mqtt::connections_by_address::ConnectionsByAddress;
-use crate::net::mqtt::tls_listener::TlsListener;
 use crate::net::mqtt::transport::Transport;
+use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::sessions::table::Sessions;
 use crate::session::Core;
 
@@ -34,7 +34,9 @@ pub(crate) const EXTRA_PER_ADDRESS: usize = 8;
 pub(crate) struct Listeners {
     /// None while draining, so that a load balancer finds the port closed, and with `mqtt.plain: false`.
     plain: Option<TcpListener>,
-    pub(crate) tls: Option<TlsListener>,
+    pub(super) tls: Option<TcpListener>,
+    /// Of the TLS listener. It stays while draining.
+    pub(crate) certificate: Option<WatchedCertificate>,
     pub(crate) by_address: ConnectionsByAddress,
     pub(crate) auth_throttle: AuthThrottle,
     /// Limits log lines about refused logins and connections, by address; an IPv6 /64 is one address.
@@ -60,6 +62,16 @@ pub(crate) enum Accepted {
     Failed(String),
 }
 
+/// Opens the TLS port, if TLS is configured.
+///
+/// # Errors
+/// A port that cannot be opened.
+pub(super) fn listen_tls(host: IpAddr, tls: &Tls, shared: bool) -> Result<Option<TcpListener>, BindError> {
+    let addr = SocketAddr::new(host, tls.port);
+    let listen = || tcp::listen(addr, shared).map_err(|error| BindError::Port("MQTT over TLS", addr, error));
+    tls.files().map(|_| listen()).transpose()
+}
+
 impl Listeners {
     /// Opens the configured ports. Every worker can open the same `shared` ports.
     ///
@@ -70,7 +82,8 @@ impl Listeners {
         let listen = |addr| tcp::listen(addr, shared).map_err(|error| BindError::Port("MQTT", addr, error));
         Ok(Self {
             plain: config.mqtt.plain.then(|| listen(addr)).transpose()?,
-            tls: TlsListener::open(config.mqtt.host, &config.mqtt.tls, shared)?,
+            certificate: WatchedCertificate::load("mqtt.tls", config.mqtt.tls.files())?,
+            tls: listen_tls(config.mqtt.host, &config.mqtt.tls, shared)?,
             by_address: ConnectionsByAddress::default(),
             auth_throttle: AuthThrottle::default(),
             refusal_log: LogLimiter::every_ten_seconds(),
@@ -84,8 +97,7 @@ impl Listeners {
 
     /// Registers both listeners with the poll.
     pub(crate) fn register(&mut self, registry: &Registry) -> io::Result<()> {
-        let tls = self.tls.as_mut().map(|tls| &mut tls.listener);
-        for (slot, listener) in [(MQTT, self.plain.as_mut()), (MQTTS, tls)] {
+        for (slot, listener) in [(MQTT, self.plain.as_mut()), (MQTTS, self.tls.as_mut())] {
             if let Some(listener) = listener {
                 registry.register(listener, token::fixed(slot), Interest::READABLE)?;
             }
@@ -96,14 +108,14 @@ impl Listeners {
     /// The local addresses of the plain and of the TLS listener.
     pub(crate) fn local_addrs(&self) -> io::Result<(Option<SocketAddr>, Option<SocketAddr>)> {
         let addr = |listener: Option<&TcpListener>| listener.map(TcpListener::local_addr).transpose();
-        Ok((addr(self.plain.as_ref())?, addr(self.tls.as_ref().map(|tls| &tls.listener))?))
+        Ok((addr(self.plain.as_ref())?, addr(self.tls.as_ref())?))
     }
 
     /// Accepts at most one connection.
     pub(crate) fn accept(&mut self, kind: ListenerKind, sessions: &mut Sessions, io: &mut Io) -> Accepted {
         let listener = match kind {
             ListenerKind::Plain => self.plain.as_ref(),
-            ListenerKind::Tls => self.tls.as_ref().map(|tls| &tls.listener),
+            ListenerKind::Tls => self.tls.as_ref(),
         };
         let Some(listener) = listener.filter(|_| self.accepting) else { return Accepted::Nothing };
         match tcp::accept(listener) {
@@ -239,8 +251,7 @@ impl Listeners {
     /// Stops accepting connections, without closing the ports.
     pub(crate) fn pause(&mut self, registry: &Registry) {
         self.accepting = false;
-        let tls = self.tls.as_mut().map(|tls| &mut tls.listener);
-        for listener in [self.plain.as_mut(), tls].into_iter().flatten() {
+        for listener in [self.plain.as_mut(), self.tls.as_mut()].into_iter().flatten() {
             let _ = registry.deregister(listener);
         }
     }

@@ -3,10 +3,10 @@
 mod address_key;
 pub mod auth_throttle;
 pub mod certificate;
-pub(crate) mod certificate_renewal;
 pub(crate) mod connection;
 pub(crate) mod connections_by_address;
 pub(crate) mod handshake;
 pub(crate) mod listener;
-pub(crate) mod tls_listener;
+mod tls_reload;
 pub(crate) mod transport;
+pub(crate) mod watched_certificate;

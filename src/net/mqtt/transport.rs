@@ -48,6 +48,8 @@ pub(crate) enum HandshakeStep {
     PeerClosed,
     /// The connection does not begin with a valid PROXY protocol header.
     BadProxyHeader(BadProxyHeader),
+    /// The peer does not speak TLS: its connection, and the first byte, which is still unread.
+    NotTls(TcpStream, u8),
     /// Why the TLS handshake failed.
     TlsFailed(String),
 }
@@ -148,10 +150,7 @@ impl Transport {
         let mut first = [0];
         match (tcp.peek(&mut first), certificate) {
             (Ok(0), _) => HandshakeStep::PeerClosed,
-            (Ok(_), _) if first[0] != TLS_HANDSHAKE_RECORD => HandshakeStep::TlsFailed(format!(
-                "the peer does not speak TLS: its first byte is {:#04x}",
-                first[0]
-            )),
+            (Ok(_), _) if first[0] != TLS_HANDSHAKE_RECORD => HandshakeStep::NotTls(tcp, first[0]),
             (Ok(_), Some(certificate)) => self.on_tls_progress(certificate.accept(tcp)),
             (Err(error), _) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 *self = Self::new(tcp, false, true);
