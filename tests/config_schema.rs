@@ -135,9 +135,12 @@ fn every_example_of_the_schema_changes_its_own_key_and_nothing_else() {
 
 /// The other keys that a key needs.
 fn base(path: &str) -> Value {
-    match path.starts_with("mqtt.tls.") || path == "mqtt.plain" {
-        true => json!({"mqtt": {"tls": {"cert_file": "cert.pem", "key_file": "key.pem"}}}),
-        false => json!({}),
+    match path {
+        "mqtt.previous_signature_keys" => json!({"mqtt": {"signature_key": "a key"}}),
+        _ if path.starts_with("mqtt.tls.") || path == "mqtt.plain" => {
+            json!({"mqtt": {"tls": {"cert_file": "cert.pem", "key_file": "key.pem"}}})
+        }
+        _ => json!({}),
     }
 }
 

@@ -9,24 +9,10 @@ impl Config {
     /// What an operator should know about this configuration, one sentence each. Resolves no name: see
     /// [`Udp::resolution_warning`].
     pub fn warnings(&self) -> Vec<String> {
-        let Self { mqtt, udp, websocket, api, .. } = self;
-        let mut warnings = Vec::new();
+        let Self { mqtt, udp, websocket, .. } = self;
+        let mut warnings = self.login_warnings();
         let mut warn_if =
             |doubtful: bool, warning: &str| warnings.extend(doubtful.then(|| warning.to_owned()));
-        warn_if(
-            mqtt.signature_key.is_none(),
-            "mqtt.signature_key is not set: every device is accepted, whatever its password",
-        );
-        if let Some(weakness) = mqtt.signature_key.as_ref().and_then(super::Secret::weakness) {
-            let rest = match api.token {
-                Some(_) => "only api.token opens it",
-                None => "it answers every call with 503",
-            };
-            let warning = format!(
-                "mqtt.signature_key is too weak for the management API: the key {weakness}; {rest} until the key is changed"
-            );
-            warn_if(api.enabled, &warning);
-        }
         if let PublicIp::Ip(ip) = &udp.public_ip
             && let Some(warning) = unreachable_warning(&ip.to_string(), *ip)
         {
@@ -77,11 +63,51 @@ impl Config {
         );
         warnings
     }
+
+    /// Who can connect as whom, and who can use the management API.
+    fn login_warnings(&self) -> Vec<String> {
+        let Self { mqtt, api, .. } = self;
+        let mut warnings = Vec::new();
+        let mut warn_if =
+            |doubtful: bool, warning: &str| warnings.extend(doubtful.then(|| warning.to_owned()));
+        warn_if(
+            mqtt.signature_key.is_none(),
+            "mqtt.signature_key is not set: every device is accepted, whatever its password",
+        );
+        warn_if(
+            mqtt.signature_key.is_some() && mqtt.allow_legacy_ids,
+            "mqtt.allow_legacy_ids is on: whoever knows a MAC can connect as its device without a password",
+        );
+        for (index, key) in mqtt.previous_signature_keys.iter().enumerate() {
+            if let Some(weakness) = key.weakness() {
+                let warning = format!(
+                    "mqtt.previous_signature_keys[{index}] is easy to guess: the key {weakness}; until it is removed, \
+                     whoever guesses it can connect as any device"
+                );
+                warn_if(true, &warning);
+            }
+        }
+        if let Some(weakness) = mqtt.signature_key.as_ref().and_then(super::Secret::weakness) {
+            let rest = match api.token {
+                Some(_) => "only api.token opens it",
+                None => "it answers every call with 503",
+            };
+            let warning = format!(
+                "mqtt.signature_key is too weak for the management API: the key {weakness}; {rest} until the key is changed"
+            );
+            warn_if(api.enabled, &warning);
+        }
+        warnings
+    }
 }
 
 impl Mqtt {
     /// Keys that do not go together.
-    pub(super) fn tls_problem(&self) -> Option<Problem> {
+    pub(super) fn conflict(&self) -> Option<Problem> {
+        if self.signature_key.is_none() && !self.previous_signature_keys.is_empty() {
+            let allowed = "a key, since without one mqtt.previous_signature_keys accepts every device";
+            return Some(Problem::value("mqtt.signature_key", "none", allowed));
+        }
         let missing = match (&self.tls.cert_file, &self.tls.key_file) {
             (Some(_), None) => Some(("mqtt.tls.key_file", "the PEM private key of mqtt.tls.cert_file")),
             (None, Some(_)) => Some(("mqtt.tls.cert_file", "the PEM certificate of mqtt.tls.key_file")),
@@ -143,7 +169,17 @@ mod tests {
             assert!(warnings.contains(part), "{warnings}");
         }
 
-        config.mqtt.signature_key = None;
+        config.mqtt.signature_key = Secret::new("A-good-Key");
+        config.mqtt.allow_legacy_ids = true;
+        config.mqtt.previous_signature_keys =
+            ["Another-Key", "weak"].into_iter().filter_map(Secret::new).collect();
+        let warnings = config.warnings();
+        assert_eq!(warnings.len(), 2, "{warnings:#?}");
+        assert!(warnings[0].starts_with("mqtt.allow_legacy_ids is on"), "{warnings:#?}");
+        assert!(warnings[1].starts_with("mqtt.previous_signature_keys[1] is easy to guess"), "{warnings:#?}");
+
+        config.mqtt = Mqtt::default();
+        config.mqtt.allow_legacy_ids = true;
         config.udp.public_ip = PublicIp::Ip(Ipv4Addr::LOCALHOST.into());
         config.udp.downlink_flags = false;
         config.websocket.insecure = true;
