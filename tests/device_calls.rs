@@ -255,7 +255,8 @@ fn an_id_that_proved_nothing_is_in_no_call_of_the_device_with_its_mac() {
     impostor.device.expect_goodbye(&session_id(3));
     assert_eq!(fixture.accept(2)["status"], "caller_gone");
     let mut a = fixture.start_call(a, 1);
-    let mut impostor = fixture.start_call(impostor.device, 3);
+    // Even later, it is not chosen.
+    let mut impostor = fixture.start_call(log_in(1, &Connect::new(&legacy)), 3);
     assert_eq!(fixture.request(2, 1)["status"], "pending");
     assert_eq!(a.device.json()["type"], "mcp");
     assert_eq!(fixture.accept(1)["status"], "bridged");
