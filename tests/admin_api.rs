@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::{Secret, Source};
 use mqtt_websocket_proxy::net::Running;
-use mqtt_websocket_proxy::tools::device::SimulatedDevice;
+use mqtt_websocket_proxy::tools::device::{Login, SimulatedDevice};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
 use support::TIMEOUT;
-use support::admin::{KEY, TOKEN, config, fixture, fixture_with_source, request};
+use support::admin::{Fixture, KEY, TOKEN, config, fixture, fixture_with_source, mac, request};
 use support::http::RawClient;
 
 const MAC: &str = "aa:bb:cc:dd:ee:01";
@@ -254,6 +254,98 @@ fn a_mac_selects_the_device_that_connected_last() {
         "sent"
     );
     assert_eq!(second.receive_text(Duration::from_millis(50)).unwrap(), None);
+}
+
+/// While two-part ids are allowed, whoever knows a MAC can connect with it.
+#[test]
+fn a_mac_selects_the_device_that_proved_who_it_is() {
+    let fixture = fixture(|config| config.mqtt.allow_legacy_ids = true);
+    let found =
+        |name: &str| fixture.request("GET", &format!("/api/sessions/{name}"), None).1["clientId"].clone();
+    let mut device = fixture.device(MAC);
+    // Later, and in a call.
+    let legacy = "GID_test@@@aa_bb_cc_dd_ee_01";
+    let mut impostor = fixture.device_with_client_id(legacy);
+    let _call = impostor.call().unwrap();
+    assert_eq!((found(MAC), found("other@@@aa_bb_cc_dd_ee_01@@@u")), (json!(CLIENT_ID), json!(CLIENT_ID)));
+    assert_eq!(found(legacy), legacy);
+    let keys =
+        |name: &str| fixture.request("GET", &format!("/api/sessions/{name}"), None).1["signatureKey"].clone();
+    assert_eq!((keys(MAC), keys(legacy)), (json!("current"), json!("none")));
+    let message = fixture.request("POST", &format!("/api/messages/{MAC}"), Some(r#"{"type":"system"}"#));
+    assert_eq!(message.1["clientId"], CLIENT_ID);
+    assert!(device.wait_for("system", TIMEOUT).is_ok());
+    let status =
+        fixture.request("POST", "/api/devices/status", Some(&json!({ "deviceIds": [MAC] }).to_string()));
+    assert_eq!(status.1[MAC]["isAlive"], Value::Null);
+    assert_eq!(impostor.receive_text(Duration::from_millis(50)).unwrap(), None);
+    device.disconnect().unwrap();
+    fixture.poll_until(&format!("/api/sessions/{MAC}"), |session| session["clientId"] == legacy);
+}
+
+fn disconnect(fixture: &Fixture, body: &Value) -> (u16, Value) {
+    fixture.request("POST", "/api/devices/disconnect", Some(&body.to_string()))
+}
+
+#[test]
+fn devices_are_disconnected_by_name_all_at_once_or_by_their_key() {
+    let fixture =
+        fixture(|config| config.mqtt.previous_signature_keys = vec![Secret::new("Old-Key-7").unwrap()]);
+    let closed = |device: &mut SimulatedDevice| {
+        device.wait_for("nothing", TIMEOUT).is_err_and(|failure| failure.is_closed())
+    };
+    let with_old_key = |mac: &str| {
+        let login = Login::new(mac.parse().unwrap(), Some(b"Old-Key-7"));
+        SimulatedDevice::connect(fixture.gateway.addresses().mqtt, &login, TIMEOUT).unwrap()
+    };
+    let key_of =
+        |mac: &str| fixture.request("GET", &format!("/api/sessions/{mac}"), None).1["signatureKey"].clone();
+    let count = |key: &str| {
+        let text = fixture.request_with_token("GET", "/metrics", None, Some(TOKEN)).1;
+        let sample = format!("gateway_devices_by_signature_key{{key=\"{key}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&sample)).unwrap().to_owned()
+    };
+    let [mut a, mut b, mut old, mut twice] =
+        [fixture.device(&mac(1)), fixture.device(&mac(2)), with_old_key(&mac(3)), fixture.device(&mac(4))];
+    let mut twice_too = fixture.device_with_client_id(&format!("other@@@{}@@@u", mac(4).replace(':', "_")));
+    assert_eq!((key_of(&mac(1)), key_of(&mac(3))), (json!("current"), json!("previous")));
+    assert_eq!((count("current"), count("previous"), count("none")), ("4".into(), "1".into(), "0".into()));
+
+    // A device in a call gets its goodbye first; one that is named twice counts once; a MAC is all its connections.
+    let call = a.call().unwrap();
+    let names = json!([mac(1), "nobody", mac(1).to_uppercase(), mac(9), mac(4)]);
+    let answer = disconnect(&fixture, &json!({ "clientIds": names }));
+    assert_eq!(answer, (200, json!({ "disconnected": 3, "notConnected": [mac(9), "nobody"] })));
+    assert!(a.wait_for("goodbye", TIMEOUT).unwrap().contains(&*call.parameters.session_id));
+    assert!(closed(&mut a) && closed(&mut twice) && closed(&mut twice_too));
+
+    assert_eq!(disconnect(&fixture, &json!({ "signatureKey": "previous" })).1["disconnected"], 1);
+    assert!(closed(&mut old));
+    b.ping().unwrap();
+    assert_eq!(disconnect(&fixture, &json!({ "signatureKey": "previous" })).1["disconnected"], 0);
+
+    assert_eq!(
+        disconnect(&fixture, &json!({ "all": true })),
+        (200, json!({ "disconnected": 1, "notConnected": [] }))
+    );
+    assert!(closed(&mut b));
+    for (body, code) in [("[]", "bad_json"), ("{}", "bad_parameter"), (r#"{"all":false}"#, "bad_parameter")] {
+        let (status, answer) = fixture.request("POST", "/api/devices/disconnect", Some(body));
+        assert_eq!((status, &answer["code"]), (400, &json!(code)), "{body}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_previous_key_makes_no_token_for_the_api() {
+    let fixture = fixture(|config| {
+        config.api.token = None;
+        config.mqtt.signature_key = Secret::new("Another-Key-9");
+        config.mqtt.previous_signature_keys = vec![Secret::new(KEY).unwrap()];
+    });
+    let _device = fixture.device(MAC);
+    let token = console_token("today");
+    assert_eq!(fixture.request_with_token("GET", "/api/sessions", None, Some(&token)).0, 401);
 }
 
 #[test]

@@ -137,6 +137,7 @@ fn every_example_of_the_schema_changes_its_own_key_and_nothing_else() {
 fn base(path: &str) -> Value {
     let files = || json!({"cert_file": "cert.pem", "key_file": "key.pem"});
     match path {
+        "mqtt.previous_signature_keys" => json!({"mqtt": {"signature_key": "a key"}}),
         "mqtt.plain" | "api.tls.enabled" => json!({"mqtt": {"tls": files()}}),
         _ if path.starts_with("mqtt.tls.") => json!({"mqtt": {"tls": files()}}),
         _ if path.starts_with("api.tls.") => {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::proto::identity::Mac;
+use crate::proto::identity::{Mac, MacPrefixes};
 
 mod chat_server;
 mod diff;
@@ -39,6 +39,7 @@ pub use error::ConfigError;
 pub use kind::{LEVELS, parse_level};
 pub use network::Network;
 pub use node_config::NodeConfig;
+pub use signature_key::KeyFingerprint;
 pub use source::{DEFAULT_FILE, Source};
 
 /// Declares the settings of a section, each with its default.
@@ -108,8 +109,49 @@ settings! {
         pub resume_grace: Duration = Duration::from_secs(20),
         /// Whether client ids of two parts, which carry no signature, are accepted even when there is a key.
         pub allow_legacy_ids: bool = false,
+        /// The only devices that may connect; all when it is empty.
+        pub allowed_macs: MacPrefixes = MacPrefixes::default(),
+        /// Devices that may not connect, whatever `allowed_macs` holds.
+        pub denied_macs: MacPrefixes = MacPrefixes::default(),
         /// The key of the devices' passwords; without one every device is accepted.
         pub signature_key: Option<Secret> = None,
+        /// Keys of devices' passwords that are accepted besides, while `signature_key` is rolled out. They open nothing else.
+        pub previous_signature_keys: Vec<Secret> = Vec::new(),
+    }
+}
+
+/// Why a device may not connect, whatever its password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MacDenial {
+    /// It is in `mqtt.denied_macs`.
+    Denied,
+    /// It is not in `mqtt.allowed_macs`.
+    NotAllowed,
+}
+
+impl MacDenial {
+    /// In words that follow "refused:" or "closed:".
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Denied => "its MAC is in mqtt.denied_macs",
+            Self::NotAllowed => "its MAC is not in mqtt.allowed_macs",
+        }
+    }
+}
+
+impl Mqtt {
+    /// Why the device with this MAC may not connect; `None` when it may.
+    pub fn mac_denial(&self, mac: Mac) -> Option<MacDenial> {
+        if self.denied_macs.contains(mac) {
+            return Some(MacDenial::Denied);
+        }
+        let is_allowed = self.allowed_macs.is_empty() || self.allowed_macs.contains(mac);
+        (!is_allowed).then_some(MacDenial::NotAllowed)
+    }
+
+    /// The current key's.
+    pub fn key_fingerprint(&self) -> Option<KeyFingerprint> {
+        self.signature_key.as_ref().map(Secret::fingerprint)
     }
 }
 

@@ -11,14 +11,10 @@ impl Config {
     /// [`Udp::resolution_warning`].
     pub fn warnings(&self) -> Vec<String> {
         let Self { mqtt, udp, websocket, .. } = self;
-        let mut warnings = Vec::new();
+        let mut warnings = self.login_warnings();
+        warnings.extend(self.api_warnings());
         let mut warn_if =
             |doubtful: bool, warning: &str| warnings.extend(doubtful.then(|| warning.to_owned()));
-        warn_if(
-            mqtt.signature_key.is_none(),
-            "mqtt.signature_key is not set: every device is accepted, whatever its password",
-        );
-        self.api_warnings().iter().for_each(|warning| warn_if(true, warning));
         if let PublicIp::Ip(ip) = &udp.public_ip
             && let Some(warning) = unreachable_warning(&ip.to_string(), *ip)
         {
@@ -69,6 +65,32 @@ impl Config {
         );
         warnings
     }
+
+    /// Who can connect as whom, and who can use the management API.
+    fn login_warnings(&self) -> Vec<String> {
+        let mqtt = &self.mqtt;
+        let mut warnings = Vec::new();
+        let mut warn_if =
+            |doubtful: bool, warning: &str| warnings.extend(doubtful.then(|| warning.to_owned()));
+        warn_if(
+            mqtt.signature_key.is_none(),
+            "mqtt.signature_key is not set: every device is accepted, whatever its password",
+        );
+        warn_if(
+            mqtt.signature_key.is_some() && mqtt.allow_legacy_ids,
+            "mqtt.allow_legacy_ids is on: whoever knows a MAC can connect as its device without a password",
+        );
+        for (index, key) in mqtt.previous_signature_keys.iter().enumerate() {
+            if let Some(weakness) = key.weakness() {
+                let warning = format!(
+                    "mqtt.previous_signature_keys[{index}] is easy to guess: the key {weakness}; until it is removed, \
+                     whoever guesses it can connect as any device"
+                );
+                warn_if(true, &warning);
+            }
+        }
+        warnings
+    }
 }
 
 impl Config {
@@ -98,8 +120,8 @@ impl Config {
         warnings
     }
 
-    /// Keys about TLS that do not go together.
-    pub(super) fn tls_problems(&self) -> Vec<Problem> {
+    /// Keys that do not go together.
+    pub(super) fn conflicts(&self) -> Vec<Problem> {
         let Self { mqtt, api, .. } = self;
         let missing = |section: &str, cert: &Option<PathBuf>, key: &Option<PathBuf>| {
             let (missing, what, of) = match (cert, key) {
@@ -125,7 +147,12 @@ impl Config {
             };
             Some(Problem::value("api.tls.enabled", api.tls.enabled.to_string(), allowed))
         });
-        mqtt_problem.into_iter().chain(api_problem).collect()
+        let unused = mqtt.signature_key.is_none() && !mqtt.previous_signature_keys.is_empty();
+        let key_problem = unused.then(|| {
+            let allowed = "a key, since without one mqtt.previous_signature_keys accepts every device";
+            Problem::value("mqtt.signature_key", "none", allowed)
+        });
+        [key_problem, mqtt_problem, api_problem].into_iter().flatten().collect()
     }
 }
 
@@ -175,7 +202,17 @@ mod tests {
             assert!(warnings.contains(part), "{warnings}");
         }
 
-        config.mqtt.signature_key = None;
+        config.mqtt.signature_key = Secret::new("A-good-Key");
+        config.mqtt.allow_legacy_ids = true;
+        config.mqtt.previous_signature_keys =
+            ["Another-Key", "weak"].into_iter().filter_map(Secret::new).collect();
+        let warnings = config.warnings();
+        assert_eq!(warnings.len(), 2, "{warnings:#?}");
+        assert!(warnings[0].starts_with("mqtt.allow_legacy_ids is on"), "{warnings:#?}");
+        assert!(warnings[1].starts_with("mqtt.previous_signature_keys[1] is easy to guess"), "{warnings:#?}");
+
+        config.mqtt = crate::config::Mqtt::default();
+        config.mqtt.allow_legacy_ids = true;
         config.udp.public_ip = PublicIp::Ip(Ipv4Addr::LOCALHOST.into());
         config.udp.downlink_flags = false;
         config.websocket.insecure = true;
@@ -239,7 +276,7 @@ mod tests {
             if mqtt {
                 (config.mqtt.tls.cert_file, config.mqtt.tls.key_file) = (file("c"), file("k"));
             }
-            let problems = config.tls_problems();
+            let problems = config.conflicts();
             let fields: Vec<_> = problems.iter().filter_map(Problem::field).collect();
             assert_eq!(fields.join(", "), expected, "{mqtt} {enabled} {cert} {key}");
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::admin::prometheus::Histogram;
+use crate::config::MacDenial;
 use crate::proto::mqtt::ConnectReturnCode;
 use crate::session::{BackendStage, CallStats, CallSummary, Counter, DropReason, EndReason};
 
@@ -74,6 +75,7 @@ pub struct Metrics {
     dial_failures: [u64; BackendStage::ALL.len()],
     refusals: [u64; REFUSALS.len()],
     api_refusals: [u64; API_REFUSALS.len()],
+    mac_denials: [u64; 2],
 }
 
 impl Default for Metrics {
@@ -110,6 +112,7 @@ impl Default for Metrics {
             dial_failures: [0; BackendStage::ALL.len()],
             refusals: [0; REFUSALS.len()],
             api_refusals: [0; API_REFUSALS.len()],
+            mac_denials: [0; 2],
         }
     }
 }
@@ -146,6 +149,11 @@ impl Metrics {
         counters.filter(|(reason, _)| **reason == code).for_each(|(_, count)| *count += 1);
     }
 
+    /// Devices that may not connect, by the list that says so.
+    pub fn mac_denials(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        ["denied_macs", "allowed_macs"].into_iter().zip(self.mac_denials)
+    }
+
     pub(crate) fn discarded(&mut self, discard: DropReason) {
         self.discards[discard as usize] += 1;
     }
@@ -158,6 +166,8 @@ impl Metrics {
             Counter::BadServerText => self.bad_server_texts += 1,
             Counter::RepeatedHello => self.repeated_hellos += 1,
             Counter::Redialled => self.redials += 1,
+            Counter::MacDenied(MacDenial::Denied) => self.mac_denials[0] += 1,
+            Counter::MacDenied(MacDenial::NotAllowed) => self.mac_denials[1] += 1,
             Counter::DialFailed(stage) => self.dial_failures[stage as usize] += 1,
         }
     }

@@ -14,13 +14,14 @@ use crate::net::metrics;
 use crate::net::mqtt::listener::Listeners;
 use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::sessions::table::Sessions;
-use crate::session::{CallState, CallStats};
+use crate::session::{CallState, CallStats, LoginKey};
 
 /// Counts over all sessions.
 #[derive(Default)]
 struct SessionCounts {
     online: usize,
     away: usize,
+    login_keys: [usize; LoginKey::ALL.len()],
     calls: [usize; CallState::ALL.len()],
     dials: [usize; DIAL_STAGES.len()],
     /// Of the calls in progress.
@@ -48,7 +49,7 @@ impl MetricSources<'_> {
         let mut families = MetricFamilies::default();
         let counts = self.count_sessions();
         self.write_scalars(&counts, &mut families);
-        self.write_device_metrics(&mut families);
+        self.write_device_metrics(&counts, &mut families);
         self.write_call_metrics(&counts, &mut families);
         self.write_server_metrics(&counts, &mut families);
         self.write_audio_metrics(&counts, &mut families);
@@ -61,10 +62,14 @@ impl MetricSources<'_> {
 
     fn count_sessions(&self) -> SessionCounts {
         let mut counts = SessionCounts::default();
+        let current_key = self.io.config.mqtt.key_fingerprint();
         for session in self.sessions.iter() {
             let core = &session.core;
             counts.online += usize::from(core.is_online());
             counts.away += usize::from(core.is_present() && !core.is_online());
+            if core.is_present() {
+                counts.login_keys[core.login_key(current_key) as usize] += 1;
+            }
             if let Some(call) = core.call() {
                 counts.calls[call.state as usize] += 1;
                 metrics::add(&mut counts.call_stats, call.stats);
@@ -107,8 +112,23 @@ impl MetricSources<'_> {
         }
     }
 
-    fn write_device_metrics(&self, families: &mut MetricFamilies) {
+    fn write_device_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
+        let login_keys = LoginKey::ALL.iter().zip(counts.login_keys).map(|(key, count)| (key.label(), count));
+        families.labelled(
+            Gauge,
+            "gateway_devices_by_signature_key",
+            "Devices online and away, by the signature key that they logged in with.",
+            "key",
+            login_keys,
+        );
+        families.labelled(
+            Counter,
+            "gateway_macs_denied_total",
+            "Devices refused or disconnected because of their MAC, by list.",
+            "list",
+            metrics.mac_denials(),
+        );
         families.labelled(
             Counter,
             "gateway_tls_handshakes_total",

@@ -120,9 +120,10 @@ fn append(
     Ok(None)
 }
 
-/// The `authorization` header. Without a secret it is what the Node.js gateway sends.
+/// The `authorization` header. Without a secret, and for a device that no token may be signed for, it is what the Node.js
+/// gateway sends without a secret.
 pub(crate) fn authorization(secret: Option<&Secret>, dial: &DialRequest, unix_seconds: u64) -> String {
-    let Some(secret) = secret else { return "Bearer test-token".to_owned() };
+    let Some(secret) = secret.filter(|_| dial.sign_token) else { return "Bearer test-token".to_owned() };
     let client_id = dial.client_id.as_deref().unwrap_or_default();
     format!("Bearer {}", identity::bearer_token(secret.as_bytes(), client_id, dial.mac, unix_seconds))
 }
@@ -223,6 +224,7 @@ mod tests {
                 server: Arc::new("ws://chat.example:8000/xiaozhi/v1/?from=mqtt_gateway".parse().unwrap()),
                 mac: text("mac").parse().unwrap(),
                 client_id: Some(text("uuid").to_owned()),
+                sign_token: true,
                 forwarded_for: text("ip").parse().unwrap(),
                 protocol_version: 2,
                 skip_dns_cache: false,
@@ -249,6 +251,23 @@ mod tests {
                 found.into_iter().filter(|(name, _)| !case["headers"][*name].is_string()).collect();
             assert_eq!(own, upgrade);
         }
+    }
+
+    #[test]
+    fn a_token_is_only_signed_if_it_may_be() {
+        let mut dial = DialRequest {
+            server: Arc::new("ws://a/".parse().unwrap()),
+            mac: [1, 2, 3, 4, 5, 6].into(),
+            client_id: None,
+            sign_token: true,
+            forwarded_for: [192, 0, 2, 7].into(),
+            protocol_version: 2,
+            skip_dns_cache: false,
+        };
+        let secret = Secret::new("secret");
+        assert!(authorization(secret.as_ref(), &dial, 7).ends_with(".7"));
+        dial.sign_token = false;
+        assert_eq!(authorization(secret.as_ref(), &dial, 7), "Bearer test-token");
     }
 
     #[test]

@@ -52,6 +52,7 @@ impl Gateway {
                 let error = (RecentErrorKind::HelloVersion, reason.to_string());
                 (format!("{prefix} closed: {reason}"), Some(error))
             }
+            CloseReason::MacDenied(_) => (format!("{prefix} closed: {reason}"), None),
             // Only devices are worth a warning: anybody can connect and send anything.
             CloseReason::Protocol(_) | CloseReason::UnexpectedPacket(_) | CloseReason::MemoryLimit
                 if is_device =>

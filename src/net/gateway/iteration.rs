@@ -166,6 +166,7 @@ impl Gateway {
             Task::Accept(kind) => self.accept(kind),
             Task::Udp => self.drain_udp(),
             Task::Device(id) => self.on_device_readable(id),
+            Task::Disconnect(id) => self.drive(id, Core::operator_disconnect),
             Task::Backend(id) => self.on_backend_ready(id, true),
             Task::DeviceBlocked(id) => self.drive(id, Core::on_slow_reader),
             Task::BackendBlocked(id) => self.drive(id, Core::on_backend_blocked),

@@ -187,9 +187,8 @@ impl Gateway {
         let limited = self.io.config.mqtt.max_connections_per_ip > 0;
         self.mqtt.recount(&mut self.sessions, limited);
         self.start_dials();
-        // Time limits may have changed, which are deadlines of running calls.
         for id in self.sessions.ids() {
-            self.drive(id, Core::on_timeout);
+            self.drive(id, Core::on_reload);
         }
         Ok(changes)
     }

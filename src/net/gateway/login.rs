@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
+use crate::net::sessions::session::Session;
 use crate::proto::mqtt::{ConnectReturnCode, encode};
 use crate::session::{Admission, Core};
 
@@ -21,9 +22,16 @@ impl Gateway {
             return None;
         }
         self.io.metrics.admitted += 1;
+        let is_proven = self.sessions.get(id)?.core.is_proven();
+        if is_proven {
+            self.end_unproven_device_calls(mac);
+        }
         if let Some(older) = older
             && !self.io.config.mqtt.resume_grace.is_zero()
-            && self.sessions.get(older).is_some_and(|session| session.core.has_call())
+            && let Some(Session { core, .. }) = self.sessions.get(older)
+            && core.has_call()
+            // A call from before there was a key may be a stranger's.
+            && (core.is_proven() || !is_proven)
         {
             return self.take_over(id, older);
         }

@@ -28,6 +28,7 @@ impl fmt::Display for CloseReason {
             Self::Shutdown => f.write_str("the gateway is stopping"),
             Self::Draining => f.write_str("the gateway is draining"),
             Self::Operator => f.write_str("disconnected by an operator"),
+            Self::MacDenied(denial) => f.write_str(denial.reason()),
         }
     }
 }
@@ -86,6 +87,7 @@ mod tests {
 
     use super::super::{BackendStage, DropReason, EndReason};
     use super::*;
+    use crate::config::MacDenial;
     use crate::proto::mqtt::{ConnectReturnCode, Malformed};
 
     #[test]
@@ -168,6 +170,8 @@ mod tests {
             (CloseReason::Shutdown, "the gateway is stopping"),
             (CloseReason::Draining, "the gateway is draining"),
             (CloseReason::Operator, "disconnected by an operator"),
+            (CloseReason::MacDenied(MacDenial::Denied), "its MAC is in mqtt.denied_macs"),
+            (CloseReason::MacDenied(MacDenial::NotAllowed), "its MAC is not in mqtt.allowed_macs"),
         ] {
             assert_eq!(reason.to_string(), words);
         }
