@@ -64,6 +64,12 @@ impl EvictionOrder {
         }
     }
 
+    /// Frees unused capacity.
+    pub(crate) fn shrink(&mut self) {
+        self.connections.shrink_to_fit();
+        self.by_address.shrink_to_fit();
+    }
+
     /// The connection to close for another one, and why it is this one.
     pub(crate) fn first(&self, now: Instant) -> Option<(SessionId, TurnedAway)> {
         if let Some((since, id)) = self.by_stage_start.first()

@@ -273,6 +273,8 @@ impl Listeners {
 
     /// Frees unused capacity.
     pub(crate) fn shrink(&mut self) {
+        self.unauthenticated.shrink();
+        self.handshakes.shrink();
         self.closing.shrink_to_fit();
     }
 }
