@@ -164,7 +164,8 @@ settings! {
         pub cert_file: Option<PathBuf> = None,
         /// The PEM private key of the first certificate.
         pub key_file: Option<PathBuf> = None,
-        /// Handshakes in progress at once, at least 1; beyond this, the oldest unfinished one is dropped.
+        /// Handshakes in progress at once, each from its first byte, at least 1; beyond this, one that has stalled is
+        /// dropped, else the oldest of the address with the most.
         pub max_handshakes: usize = 256,
     }
 }

@@ -98,7 +98,11 @@ impl MetricSources<'_> {
         }
         for (name, help, value) in [
             ("gateway_mqtt_connections_total", "MQTT connections accepted.", metrics.connections),
-            ("gateway_mqtt_turned_away_total", "MQTT connections over a limit, closed.", metrics.turned_away),
+            (
+                "gateway_mqtt_turned_away_total",
+                "MQTT connections over a limit, closed.",
+                metrics.turned_away_by_reason().map(|(_, count)| count).sum(),
+            ),
             ("gateway_logins_total", "Successful logins of devices.", metrics.admitted),
             ("gateway_dials_total", "WebSockets dialled.", metrics.dials),
             ("gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened),
@@ -106,7 +110,16 @@ impl MetricSources<'_> {
             ("gateway_repeated_hellos_total", "Server hellos during a call.", metrics.repeated_hellos),
             ("gateway_audio_lost_total", "Uplink packets lost in ended calls.", metrics.ended_calls.lost),
             ("gateway_api_connections_total", "API connections accepted.", metrics.api_connections),
-            ("gateway_api_displaced_total", "API connections closed for others.", metrics.api_displaced),
+            (
+                "gateway_api_displaced_total",
+                "API connections closed for others.",
+                metrics.api_displaced_by_reason().map(|(_, count)| count).sum(),
+            ),
+            (
+                "gateway_refusal_lines_left_out_total",
+                "Log lines about refusals over a limit.",
+                metrics.refusal_lines_left_out,
+            ),
         ] {
             families.scalar(Counter, name, help, value);
         }
@@ -128,6 +141,20 @@ impl MetricSources<'_> {
             "Devices refused or disconnected because of their MAC, by list.",
             "list",
             metrics.mac_denials(),
+        );
+        families.labelled(
+            Counter,
+            "gateway_connections_closed_for_others_total",
+            "MQTT connections turned away, and API connections displaced.",
+            "reason",
+            metrics.turned_away_by_reason().chain(metrics.api_displaced_by_reason()),
+        );
+        families.labelled(
+            Counter,
+            "gateway_logins_refused_late_total",
+            "Failed logins whose answer was delayed or omitted.",
+            "answer",
+            [("delayed", metrics.refusals_delayed), ("none", metrics.refusals_unanswered)],
         );
         families.labelled(
             Counter,

@@ -14,6 +14,8 @@ use crate::admin::routes::Endpoint;
 use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::token::AdminId;
 use crate::net::event_loop::write_buffer::WriteBuffer;
+use crate::net::metrics::ApiDisplaced;
+use crate::net::mqtt::eviction::STALLED_AFTER;
 use crate::net::mqtt::transport::Transport;
 
 /// How long the first request on a connection, or one that has begun, may take to arrive.
@@ -37,6 +39,8 @@ pub(super) struct Connection {
     pub(super) state: ConnectionState,
     /// When the state was entered.
     pub(super) state_since: Instant,
+    /// When the state was entered, or the client last sent or took a byte.
+    pub(super) progress_at: Instant,
     /// When the first byte of the request arrived.
     request_started_at: Option<Instant>,
     is_reused: bool,
@@ -94,18 +98,6 @@ pub(super) fn connection_mut(connections: &mut Slab<Connection>, id: AdminId) ->
     connections.get_mut(id.slot as usize).filter(|conn| conn.epoch == id.epoch)
 }
 
-impl ConnectionState {
-    /// When there are too many connections, those with the lowest number are closed first.
-    pub(super) fn eviction_priority(&self) -> u8 {
-        match self {
-            Self::Lingering => 0,
-            Self::Reading(_) => 1,
-            Self::Writing { .. } => 2,
-            Self::Pending(_) => 3,
-        }
-    }
-}
-
 impl Connection {
     pub(super) fn new(transport: Transport, peer: SocketAddr, epoch: u32, now: Instant) -> Self {
         Self {
@@ -117,6 +109,7 @@ impl Connection {
             write_buffer: WriteBuffer::default(),
             state: ConnectionState::Reading(None),
             state_since: now,
+            progress_at: now,
             request_started_at: None,
             is_reused: false,
             timer_tick: None,
@@ -126,7 +119,7 @@ impl Connection {
     pub(super) fn set_state(&mut self, state: ConnectionState, now: Instant) -> Progress {
         self.is_reused = true;
         self.searched = 0;
-        self.state_since = now;
+        (self.state_since, self.progress_at) = (now, now);
         self.request_started_at = (!self.read_buffer.is_empty()).then_some(now);
         self.state = state;
         Progress::Continue
@@ -139,6 +132,16 @@ impl Connection {
         }
         self.read_buffer = Vec::new();
         self.set_state(ConnectionState::Lingering, now)
+    }
+
+    /// What it would be closed as for another connection; the first of these go first.
+    pub(super) fn displaced_as(&self, now: Instant) -> ApiDisplaced {
+        match self.state {
+            ConnectionState::Lingering => ApiDisplaced::Closing,
+            ConnectionState::Pending(_) => ApiDisplaced::Pending,
+            _ if now.saturating_duration_since(self.progress_at) >= STALLED_AFTER => ApiDisplaced::Stalled,
+            _ => ApiDisplaced::Crowding,
+        }
     }
 
     /// Whether the bytes since the last call may complete a head. Only then is the head parsed, so that a client which sends
@@ -180,6 +183,7 @@ impl Connection {
         match self.transport.read(&mut scratch[..len]) {
             Ok(0) => Progress::Close,
             Ok(n) => {
+                self.progress_at = now;
                 self.request_started_at.get_or_insert(now);
                 self.read_buffer.extend_from_slice(&scratch[..n]);
                 Progress::Continue

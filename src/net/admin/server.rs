@@ -1,8 +1,12 @@
 //! The server of the management API: accepts connections, reads requests and writes responses, all in the gateway's own loop.
 //!
 //! Clients cannot exhaust it: requests must arrive and responses must be read within a time limit, and at the limit of
-//! connections, the one that has waited longest for its request is closed for a new one.
+//! connections, one is closed for a new one: first one that has served its last request, then one that has sent or taken
+//! nothing for seconds, then one of the address with the most connections; an IPv6 /64 is one address. One whose request is
+//! being answered is closed only if all others' are too.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,6 +37,8 @@ use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
 use crate::net::event_loop::token::{self, API, AdminId, Role};
 use crate::net::event_loop::write_buffer::Flush;
 use crate::net::log_limiter::LogLimiter;
+use crate::net::metrics::ApiDisplaced;
+use crate::net::mqtt::address_key::AddressKey;
 use crate::net::mqtt::transport::Transport;
 use crate::net::mqtt::watched_certificate::WatchedCertificate;
 
@@ -188,18 +194,22 @@ impl AdminServer {
         self.arm_timer(id, io);
     }
 
-    /// Closes the connection with the lowest eviction priority. False when there is none.
+    /// Closes a connection for another one. False when there is none.
     fn evict(&mut self, io: &mut Io) -> bool {
-        let Some((slot, conn)) = self
-            .connections
-            .iter()
-            .min_by_key(|(_, conn)| (conn.state.eviction_priority(), conn.state_since, conn.epoch))
-        else {
-            return false;
-        };
+        let mut of_address: HashMap<AddressKey, usize> = HashMap::new();
+        for (_, conn) in &self.connections {
+            *of_address.entry(conn.peer.ip().into()).or_default() += 1;
+        }
+        let first = self.connections.iter().min_by_key(|(_, conn)| {
+            let why = conn.displaced_as(io.now);
+            let crowd = of_address.get(&conn.peer.ip().into()).filter(|_| why == ApiDisplaced::Crowding);
+            let is_writing = matches!(conn.state, ConnectionState::Writing { .. });
+            (why, Reverse(crowd), is_writing, conn.progress_at, conn.epoch)
+        });
+        let Some((slot, conn)) = first else { return false };
         debug!("management API: [{}] closed to admit another connection", conn.peer);
+        io.metrics.api_displaced(conn.displaced_as(io.now));
         self.connections.remove(slot);
-        io.metrics.api_displaced += 1;
         true
     }
 
@@ -234,7 +244,12 @@ impl AdminServer {
             ConnectionState::Reading(_) => self.read_request(id, io),
             ConnectionState::Pending(_) => Progress::Wait,
             ConnectionState::Writing { keep_alive } => {
-                match (conn.write_buffer.flush(&mut conn.transport), keep_alive) {
+                let unwritten = conn.write_buffer.len();
+                let flushed = conn.write_buffer.flush(&mut conn.transport);
+                if conn.write_buffer.len() < unwritten {
+                    conn.progress_at = now;
+                }
+                match (flushed, keep_alive) {
                     (Ok(Flush::Done), true) => conn.set_state(ConnectionState::Reading(None), now),
                     (Ok(Flush::Done), false) => conn.start_linger(now),
                     (Ok(Flush::Blocked), _) => Progress::Wait,
@@ -407,6 +422,9 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::admin::routes::Endpoint;
+    use crate::net::admin::connection::PendingRequest;
+    use crate::net::mqtt::eviction::STALLED_AFTER;
 
     /// Accepts a connection of a new client, and returns its id.
     fn connect(server: &mut AdminServer, io: &mut Io) -> (Client, AdminId) {
@@ -419,6 +437,10 @@ mod tests {
         }
         let (slot, conn) = server.connections.iter().max_by_key(|(_, conn)| conn.epoch).unwrap();
         (client, AdminId { slot: slot as u32, epoch: conn.epoch })
+    }
+
+    fn displaced(io: &Io) -> Vec<u64> {
+        io.metrics.api_displaced_by_reason().map(|(_, count)| count).collect()
     }
 
     fn request(server: &mut AdminServer, id: AdminId, io: &mut Io) -> Box<ReceivedRequest> {
@@ -455,7 +477,56 @@ mod tests {
         let mut server = AdminServer::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let mut io = Io::for_test();
         let clients: Vec<_> = (0..=MAX_CONNECTIONS).map(|_| connect(&mut server, &mut io)).collect();
-        assert_eq!((server.connections.len(), io.metrics.api_displaced), (MAX_CONNECTIONS, 1));
+        assert_eq!((server.connections.len(), displaced(&io)), (MAX_CONNECTIONS, vec![0, 0, 1, 0]));
         assert!(connection_mut(&mut server.connections, clients[0].1).is_none());
+    }
+
+    #[test]
+    fn stalled_ones_go_first_then_the_crowd_and_never_one_that_waits_for_its_answer() {
+        let mut server = AdminServer::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut io = Io::for_test();
+        let peers =
+            ["192.0.2.1", "2001:db8::1", "2001:db8::2", "2001:db8::3", "192.0.2.2", "192.0.2.3", "192.0.2.4"];
+        let (_clients, ids): (Vec<_>, Vec<_>) =
+            peers.map(|_| connect(&mut server, &mut io)).into_iter().unzip();
+        let [slow, first, second, writing, _silent, closing, asking] = ids[..] else { panic!() };
+        for (id, peer) in ids.iter().zip(peers) {
+            connection_mut(&mut server.connections, *id).unwrap().peer.set_ip(peer.parse().unwrap());
+        }
+        let pending = PendingRequest {
+            request_id: 1,
+            keep_alive: true,
+            head_only: false,
+            answers: Vec::new(),
+            endpoint: Endpoint::Command,
+        };
+        for (id, state) in [
+            (writing, ConnectionState::Writing { keep_alive: true }),
+            (closing, ConnectionState::Lingering),
+            (asking, ConnectionState::Pending(Box::new(pending))),
+        ] {
+            connection_mut(&mut server.connections, id).unwrap().set_state(state, io.now);
+        }
+        io.now += STALLED_AFTER;
+        // All but the silent one go on, one after another.
+        for (id, ms) in [slow, first, second, writing].into_iter().zip(1..) {
+            let conn = connection_mut(&mut server.connections, id).unwrap();
+            conn.progress_at = io.now + Duration::from_millis(ms);
+        }
+        let left = |server: &AdminServer| -> Vec<_> {
+            let rest = server.connections.iter().map(|(_, conn)| conn.peer.ip().to_string());
+            peers.iter().filter(|peer| rest.clone().any(|rest| rest == **peer)).copied().collect()
+        };
+        let evicted: Vec<_> = (0..peers.len())
+            .map(|_| {
+                let before = left(&server);
+                assert!(server.evict(&mut io));
+                let after = left(&server);
+                before.into_iter().find(|peer| !after.contains(peer)).unwrap()
+            })
+            .collect();
+        assert_eq!(evicted, [5, 4, 1, 2, 0, 3, 6].map(|n: usize| peers[n]));
+        assert!(!server.evict(&mut io));
+        assert_eq!(displaced(&io), [1, 1, 4, 1]);
     }
 }

@@ -18,8 +18,6 @@ use crate::text;
 /// The longest response head that is accepted.
 const MAX_HEAD: usize = 8 * 1024;
 const MAX_HEADERS: usize = 64;
-/// How much of a reason phrase or a redirect's address an error shows.
-const MAX_SHOWN: usize = 200;
 
 /// An upgrade in progress.
 pub(crate) struct Upgrade {
@@ -163,12 +161,12 @@ pub(crate) fn parse_response(head: &[u8], accept: &str) -> Result<Option<usize>,
     let header = |name| values(name).next();
     let code = response.code.unwrap_or_default();
     if code != 101 {
-        let reason = text::printable(response.reason.unwrap_or_default(), MAX_SHOWN);
+        let reason = text::shown(response.reason.unwrap_or_default());
         let hint = match (code, header("location")) {
             (300..=399, Some(location)) => {
                 // The query may contain tokens, including the gateway's.
                 let location = location.split(['?', '#']).next().unwrap_or_default();
-                let location = text::printable(location, MAX_SHOWN);
+                let location = text::shown(location);
                 format!(", redirected to {location}: use that address in the configuration")
             }
             (401 | 403, _) => ": check SERVER_SECRET".to_owned(),
@@ -288,7 +286,7 @@ mod tests {
         let location = format!("Location: http://\u{202e}\u{85}{long}");
         let why = response(&format!("302 a\tb{long}"), &location).unwrap_err();
         assert!(why.starts_with("HTTP 302 a\\tb") && why.contains("http://\\u{202e}\\u{85}x"), "{why}");
-        assert!(why.len() < 3 * MAX_SHOWN, "{why}");
+        assert!(why.chars().count() < 3 * text::SHOWN_MAX, "{why}");
     }
 
     #[test]

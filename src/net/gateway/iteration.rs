@@ -229,6 +229,7 @@ impl Gateway {
                 TimerKind::AcceptAdmin => self.io.run_queue.push(Task::AcceptAdmin),
                 TimerKind::CheckFiles => self.check_files(),
                 TimerKind::Watchdog => self.notify_watchdog(),
+                TimerKind::RefusalSummary => self.mqtt.refusals().log.summarize(),
                 TimerKind::TrimMemory => self.trim_memory(),
                 TimerKind::Stop => {}
             }

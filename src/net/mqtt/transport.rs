@@ -75,14 +75,6 @@ impl Transport {
         matches!(self, Self::Handshake(stage) if matches!(**stage, HandshakeStage::Tls(_)))
     }
 
-    /// Whether this is going to be a TLS connection, and is not yet.
-    pub(crate) fn awaits_tls(&self) -> bool {
-        match self {
-            Self::Handshake(stage) => !matches!(**stage, HandshakeStage::ProxyHeader { tls: false, .. }),
-            Self::Open(_) => false,
-        }
-    }
-
     /// The socket; none after a handshake has failed.
     pub(crate) fn tcp(&self) -> Option<&TcpStream> {
         match self {

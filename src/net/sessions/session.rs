@@ -56,11 +56,6 @@ impl Session {
     pub(crate) fn bytes_for_backend(&self) -> usize {
         self.backend.as_ref().map_or(0, |backend| backend.buffered_bytes())
     }
-
-    /// Whether this is a connection that has not logged in yet.
-    pub(crate) fn is_unauthenticated(&self) -> bool {
-        self.mqtt.is_some() && self.core.awaits_connect()
-    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::net::sessions::memory_budget::MemoryBudget;
 use crate::net::sessions::session::{NOT_ARMED, Session};
 use crate::proto::identity::{ClientId, Mac};
 use crate::session::Core;
+use crate::text;
 
 /// All sessions. The epoch of a [`SessionId`] tells whether its session still exists.
 #[derive(Default)]
@@ -100,8 +101,13 @@ impl Sessions {
         self.slab.iter().map(|(_, session)| session)
     }
 
-    pub(crate) fn is_unauthenticated(&self, id: SessionId) -> bool {
-        self.get(id).is_some_and(Session::is_unauthenticated)
+    /// Whether nothing but a connection that is closing is left of this session.
+    pub(crate) fn is_closing(&self, id: SessionId) -> bool {
+        self.get(id).is_some_and(|session| {
+            session.mqtt.as_ref().is_some_and(|connection| connection.closing)
+                && session.backend.is_none()
+                && session.core.is_finished()
+        })
     }
 
     /// Returns the memory that only a peak needed.
@@ -151,7 +157,7 @@ impl Sessions {
         let session = self.get(id);
         let peer = session
             .and_then(|session| Some(SocketAddr::new(session.core.ip(), session.mqtt.as_ref()?.peer_port)));
-        match (self.client_id(id).map(ClientId::as_str), peer) {
+        match (self.client_id(id).map(|client_id| text::shown(client_id.as_str())), peer) {
             (Some(client_id), Some(peer)) => format!("[{client_id} {peer}]"),
             (Some(client_id), None) => format!("[{client_id}]"),
             (None, Some(peer)) => format!("[{peer}]"),

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{BackendFailure, CloseReason, LogEvent};
+use crate::text;
 
 impl fmt::Display for BackendFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -21,6 +22,7 @@ impl fmt::Display for CloseReason {
             Self::Protocol(malformed) => write!(f, "protocol error: {malformed}"),
             Self::UnexpectedPacket(what) => write!(f, "protocol error: {what}"),
             Self::HelloVersion(found) => {
+                let found = text::shown(found);
                 write!(f, "hello with version {found}, only 3 is supported: update the device's firmware")
             }
             Self::SlowReader => f.write_str("the device does not read what it is sent"),
