@@ -120,7 +120,7 @@ Environment, over the file and under the options:
 {variables}  MQTT_PROXY_...        any key of the file, in upper case with _ for dots, as in
                         MQTT_PROXY_WEBSOCKET_PRODUCTION_SERVERS=ws://one/,ws://two/
                         a list has commas or is JSON, an object is JSON
-  ..._FILE              for signature key, server secret and API token: the file that holds it
+  ..._FILE              for signature keys, server secret and API token: the file that holds it
 
 Signals: SIGINT and SIGTERM stop, SIGHUP reads the configuration file again, SIGUSR1 drains: no new devices,
 and the end when the last call is over.

@@ -75,7 +75,10 @@ fn run_gateway(run: RunOptions) -> Result<(), ExitError> {
             Some(mqtts) => format!("MQTT on {}, over TLS on {mqtts}", addresses.mqtt),
         },
         addresses.udp,
-        addresses.api.map_or("off".to_owned(), |api| format!("on {api}")),
+        addresses.api.map_or("off".to_owned(), |api| match config.api.tls.enabled {
+            true => format!("over TLS on {api}"),
+            false => format!("on {api}"),
+        }),
         config.udp.public_ip,
         config.websocket.production.len() + config.websocket.development.len(),
     );

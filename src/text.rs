@@ -31,6 +31,25 @@ pub(crate) fn printable(text: &str, max: usize) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// The most characters that a text of a peer takes in a line.
+pub(crate) const SHOWN_MAX: usize = 128;
+
+/// The text with unprintable characters escaped, in at most [`SHOWN_MAX`] characters; `…` stands for the rest.
+pub(crate) fn shown(text: &str) -> Cow<'_, str> {
+    let mut escaped = printable(text, 4 * SHOWN_MAX);
+    // Four bytes are the longest character.
+    if escaped.len() > SHOWN_MAX && escaped.chars().nth(SHOWN_MAX).is_some() || text.len() > 4 * SHOWN_MAX {
+        let mut rest = SHOWN_MAX - 1;
+        let fits = |c: &char| {
+            let width = if is_printable(*c) { 1 } else { c.escape_default().len() };
+            rest.checked_sub(width).inspect(|left| rest = *left).is_some()
+        };
+        let end: usize = text.chars().take_while(fits).map(char::len_utf8).sum();
+        escaped = Cow::Owned(format!("{}…", printable(text, end)));
+    }
+    escaped
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,6 +67,29 @@ mod tests {
             ("\n\n", 1, "\\n"),
         ] {
             assert_eq!(printable(text, max), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_shown_text_takes_a_limited_number_of_characters_whatever_its_script() {
+        for (text, count, expected) in [
+            ("", 1, String::new()),
+            ("a\n\"", 1, "a\\n\"".to_owned()),
+            ("x", 128, "x".repeat(128)),
+            ("x", 129, "x".repeat(127) + "…"),
+            ("x", 100_000, "x".repeat(127) + "…"),
+            ("语", 128, "语".repeat(128)),
+            ("语", 129, "语".repeat(127) + "…"),
+            ("\u{1f600}", 128, "\u{1f600}".repeat(128)),
+            ("\u{1f600}", 1000, "\u{1f600}".repeat(127) + "…"),
+            ("\u{202e}", 16, "\\u{202e}".repeat(16)),
+            // An escape is not cut.
+            ("\u{202e}", 17, "\\u{202e}".repeat(15) + "…"),
+            ("\n", 1000, "\\n".repeat(63) + "…"),
+        ] {
+            let text = text.repeat(count);
+            assert_eq!(shown(&text), expected, "{text:?}");
+            assert!(shown(&text).chars().count() <= SHOWN_MAX);
         }
     }
 }

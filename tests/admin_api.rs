@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::{Secret, Source};
 use mqtt_websocket_proxy::net::Running;
-use mqtt_websocket_proxy::tools::device::SimulatedDevice;
+use mqtt_websocket_proxy::tools::device::{Login, SimulatedDevice};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
 use support::TIMEOUT;
-use support::admin::{KEY, TOKEN, config, fixture, fixture_with_source, request};
+use support::admin::{Fixture, KEY, TOKEN, config, fixture, fixture_with_source, mac, request};
 use support::http::RawClient;
 
 const MAC: &str = "aa:bb:cc:dd:ee:01";
@@ -254,6 +254,98 @@ fn a_mac_selects_the_device_that_connected_last() {
         "sent"
     );
     assert_eq!(second.receive_text(Duration::from_millis(50)).unwrap(), None);
+}
+
+/// While two-part ids are allowed, whoever knows a MAC can connect with it.
+#[test]
+fn a_mac_selects_the_device_that_proved_who_it_is() {
+    let fixture = fixture(|config| config.mqtt.allow_legacy_ids = true);
+    let found =
+        |name: &str| fixture.request("GET", &format!("/api/sessions/{name}"), None).1["clientId"].clone();
+    let mut device = fixture.device(MAC);
+    // Later, and in a call.
+    let legacy = "GID_test@@@aa_bb_cc_dd_ee_01";
+    let mut impostor = fixture.device_with_client_id(legacy);
+    let _call = impostor.call().unwrap();
+    assert_eq!((found(MAC), found("other@@@aa_bb_cc_dd_ee_01@@@u")), (json!(CLIENT_ID), json!(CLIENT_ID)));
+    assert_eq!(found(legacy), legacy);
+    let keys =
+        |name: &str| fixture.request("GET", &format!("/api/sessions/{name}"), None).1["signatureKey"].clone();
+    assert_eq!((keys(MAC), keys(legacy)), (json!("current"), json!("none")));
+    let message = fixture.request("POST", &format!("/api/messages/{MAC}"), Some(r#"{"type":"system"}"#));
+    assert_eq!(message.1["clientId"], CLIENT_ID);
+    assert!(device.wait_for("system", TIMEOUT).is_ok());
+    let status =
+        fixture.request("POST", "/api/devices/status", Some(&json!({ "deviceIds": [MAC] }).to_string()));
+    assert_eq!(status.1[MAC]["isAlive"], Value::Null);
+    assert_eq!(impostor.receive_text(Duration::from_millis(50)).unwrap(), None);
+    device.disconnect().unwrap();
+    fixture.poll_until(&format!("/api/sessions/{MAC}"), |session| session["clientId"] == legacy);
+}
+
+fn disconnect(fixture: &Fixture, body: &Value) -> (u16, Value) {
+    fixture.request("POST", "/api/devices/disconnect", Some(&body.to_string()))
+}
+
+#[test]
+fn devices_are_disconnected_by_name_all_at_once_or_by_their_key() {
+    let fixture =
+        fixture(|config| config.mqtt.previous_signature_keys = vec![Secret::new("Old-Key-7").unwrap()]);
+    let closed = |device: &mut SimulatedDevice| {
+        device.wait_for("nothing", TIMEOUT).is_err_and(|failure| failure.is_closed())
+    };
+    let with_old_key = |mac: &str| {
+        let login = Login::new(mac.parse().unwrap(), Some(b"Old-Key-7"));
+        SimulatedDevice::connect(fixture.gateway.addresses().mqtt, &login, TIMEOUT).unwrap()
+    };
+    let key_of =
+        |mac: &str| fixture.request("GET", &format!("/api/sessions/{mac}"), None).1["signatureKey"].clone();
+    let count = |key: &str| {
+        let text = fixture.request_with_token("GET", "/metrics", None, Some(TOKEN)).1;
+        let sample = format!("gateway_devices_by_signature_key{{key=\"{key}\"}} ");
+        text.lines().find_map(|line| line.strip_prefix(&sample)).unwrap().to_owned()
+    };
+    let [mut a, mut b, mut old, mut twice] =
+        [fixture.device(&mac(1)), fixture.device(&mac(2)), with_old_key(&mac(3)), fixture.device(&mac(4))];
+    let mut twice_too = fixture.device_with_client_id(&format!("other@@@{}@@@u", mac(4).replace(':', "_")));
+    assert_eq!((key_of(&mac(1)), key_of(&mac(3))), (json!("current"), json!("previous")));
+    assert_eq!((count("current"), count("previous"), count("none")), ("4".into(), "1".into(), "0".into()));
+
+    // A device in a call gets its goodbye first; one that is named twice counts once; a MAC is all its connections.
+    let call = a.call().unwrap();
+    let names = json!([mac(1), "nobody", mac(1).to_uppercase(), mac(9), mac(4)]);
+    let answer = disconnect(&fixture, &json!({ "clientIds": names }));
+    assert_eq!(answer, (200, json!({ "disconnected": 3, "notConnected": [mac(9), "nobody"] })));
+    assert!(a.wait_for("goodbye", TIMEOUT).unwrap().contains(&*call.parameters.session_id));
+    assert!(closed(&mut a) && closed(&mut twice) && closed(&mut twice_too));
+
+    assert_eq!(disconnect(&fixture, &json!({ "signatureKey": "previous" })).1["disconnected"], 1);
+    assert!(closed(&mut old));
+    b.ping().unwrap();
+    assert_eq!(disconnect(&fixture, &json!({ "signatureKey": "previous" })).1["disconnected"], 0);
+
+    assert_eq!(
+        disconnect(&fixture, &json!({ "all": true })),
+        (200, json!({ "disconnected": 1, "notConnected": [] }))
+    );
+    assert!(closed(&mut b));
+    for (body, code) in [("[]", "bad_json"), ("{}", "bad_parameter"), (r#"{"all":false}"#, "bad_parameter")] {
+        let (status, answer) = fixture.request("POST", "/api/devices/disconnect", Some(body));
+        assert_eq!((status, &answer["code"]), (400, &json!(code)), "{body}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_previous_key_makes_no_token_for_the_api() {
+    let fixture = fixture(|config| {
+        config.api.token = None;
+        config.mqtt.signature_key = Secret::new("Another-Key-9");
+        config.mqtt.previous_signature_keys = vec![Secret::new(KEY).unwrap()];
+    });
+    let _device = fixture.device(MAC);
+    let token = console_token("today");
+    assert_eq!(fixture.request_with_token("GET", "/api/sessions", None, Some(&token)).0, 401);
 }
 
 #[test]
@@ -517,6 +609,91 @@ fn without_key_and_token_this_machine_may_call_but_no_web_page() {
         "POST /api/reload HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://evil.example\r\n\r\n",
     );
     assert_eq!((reply.status, &reply.json()["code"]), (403, &json!("foreign_origin")));
+}
+
+/// Fields and targets of requests that do not come from this machine, and the code of the refusal.
+const FROM_ELSEWHERE: [(&str, &str, &str); 14] = [
+    ("", "Host: localhost\r\nForwarded: for=127.0.0.1", "forwarded"),
+    ("", "Host: localhost\r\nX-Forwarded-For: 127.0.0.1", "forwarded"),
+    ("", "Host: localhost\r\nX-FORWARDED-HOST: localhost", "forwarded"),
+    ("", "Host: localhost\r\nx-forwarded-proto: https", "forwarded"),
+    ("", "Host: localhost\r\nX-Forwarded-Anything: 1", "forwarded"),
+    ("", "Host: localhost\r\nX-Real-IP: 127.0.0.1", "forwarded"),
+    ("", "Host: localhost\r\nVia: 1.1 proxy", "forwarded"),
+    ("", "Host: localhost\r\nSec-Fetch-Site: cross-site", "foreign_origin"),
+    ("", "Host: localhost\r\nSec-Fetch-Site: same-site", "foreign_origin"),
+    ("", "Host: lured.example:8007", "foreign_origin"),
+    ("", "Host: 192.168.1.10:8007", "foreign_origin"),
+    ("", "Host: localhost\r\nOrigin: http://lured.example", "foreign_origin"),
+    ("http://lured.example", "Host: localhost", "foreign_origin"),
+    ("http://localhost", "Host: lured.example", "foreign_origin"),
+];
+
+#[test]
+fn without_a_token_what_does_not_come_from_this_machine_is_refused_in_words() {
+    let open = fixture(|config| (config.mqtt.signature_key, config.api.token) = (None, None));
+    let closed = fixture(|_| {});
+    for (authority, fields, code) in FROM_ELSEWHERE {
+        let get = |api, path: &str, more: &str| {
+            RawClient::round_trip(api, &format!("GET {authority}{path} HTTP/1.1\r\n{fields}\r\n{more}\r\n"))
+        };
+        let refused = get(open.api, "/api/sessions", "");
+        assert_eq!((refused.status, &refused.json()["code"]), (403, &json!(code)), "{authority} {fields}");
+        assert!(refused.json()["error"].as_str().unwrap().contains("Set api.token"), "{refused:?}");
+        // What needs no token stays open, and with a token these fields change nothing.
+        for (api, path, more) in [
+            (open.api, "/healthz", String::new()),
+            (open.api, "/readyz", String::new()),
+            (closed.api, "/readyz", String::new()),
+            (closed.api, "/api/sessions", format!("Authorization: Bearer {TOKEN}\r\n")),
+        ] {
+            assert_eq!(get(api, path, &more).status, 200, "{path} {authority} {fields}");
+        }
+        assert_eq!(get(closed.api, "/api/sessions", "").status, 401);
+    }
+    let metrics = RawClient::round_trip(open.api, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").body;
+    for reason in ["forwarded", "foreign_origin"] {
+        let line = format!("gateway_api_refused_total{{reason=\"{reason}\"}} 7\n");
+        assert!(metrics.contains(&line), "{reason} in {metrics}");
+    }
+    // Bare and in full, by the names of this machine.
+    for (target, host) in [
+        ("/api/sessions", "127.0.0.1:8007"),
+        ("/api/sessions", "[::1]"),
+        ("/api/sessions", "localhost\r\nSec-Fetch-Site: same-origin"),
+        ("http://localhost:8007/api/sessions", "localhost:8007"),
+    ] {
+        let text = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        assert_eq!(RawClient::round_trip(open.api, &text).status, 200, "{text}");
+    }
+}
+
+#[test]
+fn a_trusted_proxy_forwards_for_this_machine_and_for_no_other() {
+    let with = |proxy: &str| {
+        fixture(|config| {
+            (config.mqtt.signature_key, config.api.token) = (None, None);
+            config.api.trusted_proxies = vec![proxy.parse().unwrap()];
+        })
+    };
+    let (listed, other) = (with("127.0.0.0/8"), with("192.0.2.1"));
+    for (fields, expected) in [
+        ("X-Forwarded-For: 127.0.0.1", 200),
+        ("X-Real-IP: ::1\r\nVia: 1.1 proxy\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: localhost", 200),
+        ("Forwarded: for=\"[::1]:4711\";host=localhost;proto=http", 200),
+        // A client that forges the field in front of, or behind, what the proxy writes.
+        ("X-Forwarded-For: 127.0.0.1, 203.0.113.9", 403),
+        ("X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-For: 203.0.113.9", 403),
+        ("X-Forwarded-For: 203.0.113.9\r\nX-Real-IP: 127.0.0.1", 403),
+        ("X-Forwarded-For: 203.0.113.9", 403),
+        ("Forwarded: for=203.0.113.9", 403),
+        ("X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: lured.example", 403),
+        ("Via: 1.1 proxy", 403),
+    ] {
+        let text = format!("GET /api/sessions HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n\r\n");
+        assert_eq!(RawClient::round_trip(listed.api, &text).status, expected, "{fields}");
+        assert_eq!(RawClient::round_trip(other.api, &text).status, 403, "{fields}");
+    }
 }
 
 #[test]

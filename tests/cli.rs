@@ -237,12 +237,16 @@ fn suspect_settings_get_one_warning_each_and_the_gateway_starts() {
         if more.get("websocket").is_none() {
             more["websocket"] = json!({"production_servers": [server.url()]});
         }
+        if more.get("api").is_none() {
+            more["api"] = json!({"host": "127.0.0.1"});
+        }
         file(more)
     };
     let key = json!({"signature_key": "Fine-And-Long"});
     let cases = [
         (to(json!({})), vec!["signature_key"]),
         (to(json!({"mqtt": key})), vec![]),
+        (to(json!({"mqtt": key, "api": {"host": "auto"}})), vec!["clear HTTP on 0.0.0.0"]),
         (to(json!({"mqtt": key, "udp": {"public_ip": "127.0.0.1"}})), vec!["loopback"]),
         (to(json!({"mqtt": key, "udp": {"public_ip": "::1"}})), vec!["loopback"]),
         (to(json!({"mqtt": key, "udp": {"public_ip": "0.0.0.0"}})), vec!["unspecified"]),

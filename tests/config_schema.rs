@@ -135,9 +135,15 @@ fn every_example_of_the_schema_changes_its_own_key_and_nothing_else() {
 
 /// The other keys that a key needs.
 fn base(path: &str) -> Value {
-    match path.starts_with("mqtt.tls.") || path == "mqtt.plain" {
-        true => json!({"mqtt": {"tls": {"cert_file": "cert.pem", "key_file": "key.pem"}}}),
-        false => json!({}),
+    let files = || json!({"cert_file": "cert.pem", "key_file": "key.pem"});
+    match path {
+        "mqtt.previous_signature_keys" => json!({"mqtt": {"signature_key": "a key"}}),
+        "mqtt.plain" | "api.tls.enabled" => json!({"mqtt": {"tls": files()}}),
+        _ if path.starts_with("mqtt.tls.") => json!({"mqtt": {"tls": files()}}),
+        _ if path.starts_with("api.tls.") => {
+            json!({"api": {"tls": {"enabled": true, "cert_file": "cert.pem", "key_file": "key.pem"}}})
+        }
+        _ => json!({}),
     }
 }
 

@@ -181,6 +181,10 @@ fn hostile_nesting_is_refused_and_nothing_else_happens() {
 fn a_message_never_holds_a_secret() {
     for text in [
         r#"{"mqtt":{"signature_key":732201}}"#,
+        r#"{"mqtt":{"previous_signature_keys":"732201"}}"#,
+        r#"{"mqtt":{"previous_signature_keys":["732201",732201]}}"#,
+        r#"{"mqtt":{"previous_signature_keys":["732201",""]}}"#,
+        r#"{"mqtt":{"previous_signature_keys":["732201"]}}"#,
         r#"{"websocket":{"server_secret":["732201"]}}"#,
         r#"{"websocket":{"production_servers":["ws://user:732201@a/"]}}"#,
         r#"{"websocket":{"production_servers":["ws://user:732201/@a/"]}}"#,
@@ -193,7 +197,7 @@ fn a_message_never_holds_a_secret() {
         assert!(!error.contains("732201"), "{error}");
     }
     let config = load(
-        r#"{"mqtt":{"signature_key":"732201"},"websocket":{"production_servers":["ws://a/?t=732201"]}}"#,
+        r#"{"mqtt":{"signature_key":"732201","previous_signature_keys":["732201"]},"websocket":{"production_servers":["ws://a/?t=732201"]}}"#,
     );
     assert!(!format!("{config:?}").contains("732201"));
 }
@@ -302,6 +306,13 @@ fn a_secret_may_be_read_from_a_file_of_its_own() {
         let config = load_with(b"{}", None, &[(name, key)]).unwrap();
         assert_eq!(config.mqtt.signature_key, Secret::new("päss word"));
     }
+    let previous = temporary("previous", "a key\r\nanother,third\n".as_bytes());
+    let variables = [
+        ("MQTT_SIGNATURE_KEY", "k"),
+        ("MQTT_PROXY_MQTT_PREVIOUS_SIGNATURE_KEYS_FILE", previous.to_str().unwrap()),
+    ];
+    let keys = ["a key", "another", "third"].map(|key| Secret::new(key).unwrap());
+    assert_eq!(load_with(b"{}", None, &variables).unwrap().mqtt.previous_signature_keys, keys);
     for (variables, expected) in [
         (
             vec![("MQTT_SIGNATURE_KEY_FILE", key), ("MQTT_SIGNATURE_KEY", "x")],

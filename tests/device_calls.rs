@@ -7,7 +7,7 @@ mod support;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use mqtt_websocket_proxy::config::Config;
+use mqtt_websocket_proxy::config::{Config, Secret};
 use mqtt_websocket_proxy::net::Running;
 use serde_json::{Value, json};
 use support::audio::Call;
@@ -16,11 +16,14 @@ use support::device::{Device, HELLO, client_id, mac};
 use support::host::wait_until;
 use support::http::http_call;
 use support::log_capture::{LogCapture, log_field};
-use support::mqtt::{DISCONNECT, PacketError};
+use support::mqtt::{Client, Connect, DISCONNECT, PacketError};
 use support::{TIMEOUT, gateway_with};
 
 /// 60 ms of silence, as libopus decodes it.
 const SILENCE: &[u8] = b"\xfb\x03\xff\xfe\xff\xfe\xff\xfe";
+
+/// Asked for by a gateway with a key only.
+const API_TOKEN: &str = "a-static-token-for-tests";
 
 struct Fixture {
     gateway: Running,
@@ -91,7 +94,7 @@ impl Fixture {
 
     fn http(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let body = (method == "POST").then_some(body);
-        http_call(self.gateway.addresses().api.unwrap(), method, path, body, None)
+        http_call(self.gateway.addresses().api.unwrap(), method, path, body, Some(API_TOKEN))
     }
 
     fn post(&self, path: &str, body: &Value) -> (u16, Value) {
@@ -223,6 +226,48 @@ fn a_call_from_request_to_hang_up() {
     let (a, b) = (fixture.start_call(a.device, 1), fixture.start_call(b.device, 2));
     assert_eq!(fixture.request(2, 1)["status"], "pending");
     drop((a, b));
+}
+
+/// While two-part ids are allowed, whoever knows a MAC can connect with it.
+#[test]
+fn an_id_that_proved_nothing_is_in_no_call_of_the_device_with_its_mac() {
+    let key = "Device-Calls-Key";
+    let fixture = Fixture::with_config(60, |config| {
+        config.mqtt.signature_key = Secret::new(key);
+        config.mqtt.allow_legacy_ids = true;
+        config.api.token = Secret::new(API_TOKEN);
+    });
+    let addr = fixture.gateway.addresses().mqtt;
+    let log_in = |number: u8, connect: &Connect| Device {
+        mqtt: Client::log_in(addr, connect),
+        mac: fixture.mac(number),
+        client_id: connect.client_id.clone(),
+    };
+    let proven = |number: u8| log_in(number, &Connect::signed(&client_id(fixture.base + number), key));
+    let legacy = format!("GID_test@@@{}", fixture.mac(1).replace(':', "_"));
+    let mut impostor = fixture.start_call(log_in(1, &Connect::new(&legacy)), 3);
+    let mut b = fixture.start_call(proven(2), 2);
+    // Alone, it can take part in a call.
+    assert_eq!(fixture.request(1, 2)["status"], "pending");
+    assert_eq!(b.device.json()["type"], "mcp");
+    // It leaves the call when the device logs in.
+    let a = proven(1);
+    impostor.device.expect_goodbye(&session_id(3));
+    assert_eq!(fixture.accept(2)["status"], "caller_gone");
+    let mut a = fixture.start_call(a, 1);
+    // Even later, it is not chosen.
+    let mut impostor = fixture.start_call(log_in(1, &Connect::new(&legacy)), 3);
+    assert_eq!(fixture.request(2, 1)["status"], "pending");
+    assert_eq!(a.device.json()["type"], "mcp");
+    assert_eq!(fixture.accept(1)["status"], "bridged");
+    assert_eq!(b.device.json()["type"], "call_accepted");
+    assert_audio_delivered(&mut a.call, &b.call, b"\x58a");
+    // Its end is not the end of the device's call.
+    impostor.device.send_text(r#"{"type":"goodbye"}"#);
+    impostor.peer.expect_close(1000);
+    impostor.device.mqtt.send(&DISCONNECT);
+    assert_eq!(impostor.device.mqtt.packet_within(TIMEOUT), Err(PacketError::Closed));
+    assert_audio_delivered(&mut b.call, &a.call, b"\x58b");
 }
 
 /// How a call between 1 and 2 ends.

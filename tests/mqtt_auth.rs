@@ -10,6 +10,8 @@ use std::thread;
 use mqtt_websocket_proxy::config::{Config, Secret};
 use support::chat_server::ChatServer;
 use support::device::{HELLO, client_id, mac};
+use support::host::wait_until;
+use support::log_capture::LogCapture;
 use support::mqtt::{Client, Connect, PINGREQ, PINGRESP, Packet, password, publish, user_name};
 use support::{gateway, gateway_with};
 
@@ -123,6 +125,95 @@ fn without_a_key_both_forms_are_accepted() {
         connect.password = None;
         assert_eq!(connack_code(gateway.addresses().mqtt, &connect), 0);
     }
+}
+
+#[test]
+fn a_device_may_log_in_with_a_previous_key_until_it_is_removed() {
+    let with_keys = |config: &mut Config, previous: &[&str]| {
+        config.mqtt.signature_key = Secret::new(KEY);
+        config.mqtt.previous_signature_keys = previous.iter().filter_map(|key| Secret::new(key)).collect();
+    };
+    let gateway = gateway_with(&NO_SERVERS, |config| with_keys(config, &["old", "older"]));
+    let addr = gateway.addresses().mqtt;
+    for (key, code) in [(KEY, 0), ("old", 0), ("older", 0), ("oldest", 4)] {
+        assert_eq!(connack_code(addr, &Connect::signed(&client_id(1), key)), code, "{key}");
+    }
+    let mut connected = Client::log_in(addr, &Connect::signed(&client_id(2), "old"));
+    let mut config = support::config(&NO_SERVERS);
+    with_keys(&mut config, &[]);
+    gateway.handle().reload(config);
+    // The reload is over when this login is answered.
+    wait_until("the old key is refused", || connack_code(addr, &Connect::signed(&client_id(1), "old")) == 4);
+    connected.assert_nothing_pending();
+    assert_eq!(connack_code(addr, &Connect::signed(&client_id(1), KEY)), 0);
+}
+
+#[test]
+fn only_devices_that_the_lists_of_macs_admit_are_accepted() {
+    let gateway = gateway_with(&NO_SERVERS, |config| {
+        with_key(config);
+        config.mqtt.allow_legacy_ids = true;
+        config.mqtt.allowed_macs = vec!["02:00:00:00:00".parse().unwrap()].into();
+        config.mqtt.denied_macs = vec![mac(0x77).parse().unwrap()].into();
+    });
+    let addr = gateway.addresses().mqtt;
+    let mut log = LogCapture::containing(client_id(0x77));
+    assert_eq!(connack_code(addr, &Connect::signed(&client_id(0x76), KEY)), 0);
+    assert_eq!(connack_code(addr, &Connect::signed(&client_id(0x77), KEY)), 5);
+    let line = log.wait_for_line("refused");
+    assert!(line.ends_with("refused with return code 5: its MAC is in mqtt.denied_macs"), "{line}");
+    // Whoever does not know the key does not learn the list.
+    assert_eq!(connack_code(addr, &Connect::signed(&client_id(0x77), "wrong")), 4);
+    assert_eq!(connack_code(addr, &Connect::new(&two_part_client_id(0x77))), 5);
+    assert_eq!(connack_code(addr, &Connect::new("GID_test@@@02_00_00_00_01_01")), 5);
+    assert_eq!(connack_code(addr, &Connect::new(&two_part_client_id(0x76))), 0);
+}
+
+/// The same MAC, once proven and once not: what the chat server gets of each.
+#[test]
+fn an_id_that_proved_nothing_gets_no_signed_token_and_replaces_nobody() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |config| {
+        with_key(config);
+        config.mqtt.allow_legacy_ids = true;
+        config.websocket.secret = Secret::new("server-secret");
+    });
+    let mut proven = Client::log_in(gateway.addresses().mqtt, &Connect::signed(&client_id(1), KEY));
+    proven.send_text(HELLO);
+    let mut peer = server.accept();
+    let request = peer.upgrade();
+    assert!(request.header("authorization").unwrap().contains('.'));
+    let mut impostor = Client::log_in(gateway.addresses().mqtt, &Connect::new(&two_part_client_id(1)));
+    impostor.send_text(HELLO);
+    let request = server.accept().upgrade();
+    assert_eq!(request.header("device-id"), Some(mac(1).as_str()));
+    assert_eq!(
+        (request.header("authorization"), request.header("client-id")),
+        (Some("Bearer test-token"), None)
+    );
+    proven.assert_nothing_pending();
+}
+
+/// Whoever began it proved nothing, so that it may be a stranger's.
+#[test]
+fn a_call_from_before_there_was_a_key_is_not_taken_over() {
+    let server = ChatServer::start();
+    let gateway = gateway(&[server.url()]);
+    let addr = gateway.addresses().mqtt;
+    let mut stranger = Client::log_in(addr, &Connect::new(&client_id(1)));
+    stranger.send_text(HELLO);
+    let mut peer = server.accept();
+    peer.upgrade();
+    peer.exchange_hello("session");
+    stranger.json();
+    let mut config = support::config(&[server.url()]);
+    with_key(&mut config);
+    gateway.handle().reload(config);
+    wait_until("there is a key", || connack_code(addr, &Connect::new(&client_id(2))) == 4);
+    let mut device = Client::log_in(addr, &Connect::signed(&client_id(1), KEY));
+    peer.expect_close(1000);
+    assert_eq!(stranger.read_until_closed(), []);
+    device.assert_nothing_pending();
 }
 
 #[test]

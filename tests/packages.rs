@@ -16,6 +16,7 @@ use support::chat_server::ChatServer;
 use support::closed_port;
 use support::device::Device;
 use support::process::Folder;
+use support::tls::CertificateFiles;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -112,12 +113,29 @@ fn the_openwrt_script_starts_and_reloads_the_gateway() {
 
 #[test]
 fn the_health_check_tells_a_running_gateway_from_a_draining_and_a_stopped_one() {
+    check_health(false);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn the_health_check_asks_over_tls_if_the_api_uses_it() {
+    check_health(true);
+}
+
+fn check_health(is_tls: bool) {
     let server = ChatServer::start();
     let api = closed_port();
-    let file = json!({
+    let mut file = json!({
         "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
         "websocket": {"production_servers": [server.url()]}, "api": {"host": api.ip()},
     });
+    // In a container the certificate names another host than the one that is asked.
+    let certificate = CertificateFiles::new();
+    certificate.write(&certificate.authority.issue("gateway.example"));
+    if is_tls {
+        file["api"]["tls"] =
+            json!({"enabled": true, "cert_file": certificate.cert(), "key_file": certificate.key()});
+    }
     let folder = Folder::new().with_file("gateway.json", file.to_string());
     let port = api.port().to_string();
     let variables = [("API_PORT", port.as_str()), ("CONFIG_FILE", "gateway.json")];

@@ -275,6 +275,51 @@ fn the_signature_key_is_not_removed_either() {
 }
 
 #[test]
+fn a_reload_locks_a_lost_device_out_at_once() {
+    let server = ChatServer::start();
+    let mut fixture = fixture(&[&server]);
+    let (mut lost, mut idle, mut other) = (fixture.connect(46), fixture.connect(47), fixture.connect(48));
+    let (lost_call, mut lost_peer) = lost.call(&server);
+    let (mut call, mut peer) = other.call(&server);
+    let line = fixture.set("mqtt.denied_macs", json!([mac(46), "02-00-00-00-00-2f"]));
+    assert!(line.contains("applied: mqtt.denied_macs;"), "{line}");
+    lost.expect_goodbye(&lost_call.session_id);
+    assert_eq!(lost.mqtt.read_until_closed(), []);
+    assert_eq!(idle.mqtt.read_until_closed(), []);
+    assert_eq!(lost_peer.expect_close(1000).unwrap()["reason"], "operator");
+    let code = |number| Client::open(fixture.process.mqtt()).connack_code(&Connect::new(&client_id(number)));
+    assert_eq!((code(46), code(47), code(49)), (5, 5, 0));
+    assert_undisturbed(&mut other, &mut call, &mut peer);
+    // The other list, and a mistake in it.
+    fixture.set("mqtt.allowed_macs", json!(["03"]));
+    other.expect_goodbye(&call.session_id);
+    let line = fixture.set("mqtt.allowed_macs", json!(["02:"]));
+    assert!(line.contains("mqtt.allowed_macs[0]: found \"02:\", allowed: a MAC address"), "{line}");
+    fixture.set("mqtt.allowed_macs", json!([]));
+    fixture.connect(48).call(&server);
+}
+
+#[test]
+fn a_new_key_is_rolled_out_beside_the_previous_one() {
+    let mut fixture = fixture(&[&ChatServer::start()]);
+    let code = |fixture: &Fixture, key| {
+        Client::open(fixture.process.mqtt()).connack_code(&Connect::signed(&client_id(50), key))
+    };
+    fixture.set("mqtt.signature_key", json!("first"));
+    fixture.config["mqtt"]["previous_signature_keys"] = json!(["first"]);
+    let line = fixture.set("mqtt.signature_key", json!("second"));
+    assert!(line.contains("applied: mqtt.signature_key, mqtt.previous_signature_keys"), "{line}");
+    assert_eq!((code(&fixture, "first"), code(&fixture, "second")), (0, 0));
+    // Without a current key, nothing is gained by the previous one.
+    let line = fixture.set("mqtt.signature_key", json!(""));
+    assert!(line.contains("nothing changes") && line.contains("mqtt.signature_key: found none"), "{line}");
+    fixture.config["mqtt"]["signature_key"] = json!("second");
+    fixture.set("mqtt.previous_signature_keys", json!([]));
+    assert_eq!((code(&fixture, "first"), code(&fixture, "second")), (4, 0));
+    assert!(!fixture.process.seen.iter().any(|line| line.contains("\"first\"")));
+}
+
+#[test]
 fn reloads_under_load_affect_no_call() {
     let server = ChatServer::start();
     let mut fixture = fixture(&[&server]);

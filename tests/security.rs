@@ -205,7 +205,8 @@ fn no_secret_is_in_the_log_or_the_api_in_any_encoding() {
     let server = ChatServer::start();
     let url = format!("ws://{}/chat?token=url-Secret-20", server.addr);
     let file = json!({
-        "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "debug": true,
+        "mqtt": {"host": "127.0.0.1", "previous_signature_keys": ["Previous-Key-16"]},
+        "udp": {"host": "127.0.0.1"}, "debug": true,
         "api": {"host": "127.0.0.1"},
         "websocket": {"production_servers": [url], "reconnect": {"initial_ms": 20, "max_ms": 20}},
         "logging": {"file_path": "gateway.log"},
@@ -214,7 +215,8 @@ fn no_secret_is_in_the_log_or_the_api_in_any_encoding() {
     let variables = [("MQTT_SIGNATURE_KEY", KEY), ("SERVER_SECRET", SECRET), ("API_TOKEN", TOKEN)];
     let process = folder.start("-c gateway.json -l trace", &variables);
     let api = process.api();
-    let mut secrets: Vec<Vec<u8>> = [KEY, SECRET, TOKEN, "url-Secret-20"].map(|text| text.into()).into();
+    let mut secrets: Vec<Vec<u8>> =
+        [KEY, "Previous-Key-16", SECRET, TOKEN, "url-Secret-20"].map(|text| text.into()).into();
 
     // Wrong and valid logins and tokens.
     let id = client_id(1);

@@ -258,6 +258,36 @@ fn a_reload_and_a_stop_reach_every_worker() {
     }
 }
 
+#[test]
+fn devices_of_every_worker_are_locked_out_or_disconnected() {
+    let fixture = fixture(|config| config.workers = 3);
+    let closed = |device: &mut SimulatedDevice| {
+        assert!(device.wait_for("nothing", TIMEOUT).is_err_and(|failure| failure.is_closed()));
+    };
+    let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| fixture.device(&mac(n))).collect();
+    let _call = start_call(&mut devices[0]);
+    let mut config = support::admin::config(&fixture.echo, |config| config.workers = 3);
+    config.mqtt.denied_macs = (0..8).map(|n| mac(n).parse().unwrap()).collect::<Vec<_>>().into();
+    fixture.gateway.handle().reload(config);
+    devices[0].wait_for("goodbye", TIMEOUT).unwrap();
+    devices[..8].iter_mut().for_each(closed);
+    assert!((0..8).all(|n| try_connect(&fixture, n).is_none()));
+    assert_eq!(scrape(&fixture)["gateway_macs_denied_total{list=\"denied_macs\"}"], 16.0);
+
+    let disconnect = |body: Value| {
+        let (status, answer) = fixture.request("POST", "/api/devices/disconnect", Some(&body.to_string()));
+        assert_eq!(status, 200, "{answer}");
+        answer
+    };
+    let names: Vec<String> = (0..16).map(mac).collect();
+    let answer = disconnect(json!({ "clientIds": names }));
+    assert_eq!(answer, json!({ "disconnected": 8, "notConnected": names[..8] }));
+    devices[8..16].iter_mut().for_each(closed);
+    assert_eq!(disconnect(json!({ "all": true }))["disconnected"], 8);
+    devices[16..].iter_mut().for_each(closed);
+    assert!(try_connect(&fixture, 20).is_some());
+}
+
 /// A shared port could be bound twice: a second gateway must still fail because it is in use.
 #[test]
 fn a_second_gateway_on_the_same_port_is_refused() {

@@ -1,8 +1,9 @@
 //! What a worker answers to a request, and one answer made of those of several workers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
+use serde_json::json;
 
 use super::dto::{DeviceStatus, SessionPage};
 use super::prometheus::{CONTENT_TYPE, MetricFamilies};
@@ -23,6 +24,13 @@ pub enum Answer {
     },
     /// `POST /api/devices/status`, by the names that were asked for.
     DevicesStatus(BTreeMap<String, DeviceStatus>),
+    /// `POST /api/devices/disconnect`.
+    Disconnected {
+        /// How many devices are disconnected.
+        count: usize,
+        /// The names for which there was none.
+        not_connected: BTreeSet<String>,
+    },
 }
 
 impl Answer {
@@ -33,6 +41,9 @@ impl Answer {
             Self::Metrics(families) => Response::text(CONTENT_TYPE, families.to_text()),
             Self::Sessions { page, .. } => json_response(&page),
             Self::DevicesStatus(all) => json_response(&all),
+            Self::Disconnected { count, not_connected } => {
+                json_response(&json!({ "disconnected": count, "notConnected": not_connected }))
+            }
         }
     }
 
@@ -56,6 +67,13 @@ impl Answer {
                         all.insert(name, status);
                     }
                 }
+                (
+                    Self::Disconnected { count, not_connected },
+                    Self::Disconnected { count: more, not_connected: elsewhere },
+                ) => {
+                    *count += more;
+                    not_connected.retain(|name| elsewhere.contains(name));
+                }
                 (_, other) => merged = other,
             }
         }
@@ -74,8 +92,8 @@ pub fn json_response(value: &impl Serialize) -> Response {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use serde_json::Value;
     use serde_json::value::to_raw_value;
-    use serde_json::{Value, json};
 
     use super::*;
     use crate::admin::prometheus::MetricType::{Counter, Gauge};
@@ -139,6 +157,16 @@ mod tests {
             assert_eq!(merged["a"], json!({"isAlive": true, "exists": true}));
             assert_eq!(merged["b"], json!({"isAlive": null, "exists": true}));
         }
+    }
+
+    #[test]
+    fn a_name_is_not_connected_if_no_worker_has_it() {
+        let answer = |count, names: [&str; 2]| Answer::Disconnected {
+            count,
+            not_connected: names.map(str::to_owned).into(),
+        };
+        let merged = merge(vec![answer(1, ["a", "b"]), answer(2, ["b", "c"])]);
+        assert_eq!(merged, json!({ "disconnected": 3, "notConnected": ["b"] }));
     }
 
     #[test]

@@ -7,8 +7,9 @@ use sha2::{Digest, Sha256};
 use tz::UtcDateTime;
 
 use super::error::ApiError;
+use super::forwarded::{Forwarded, is_this_machine};
 use super::http::RequestHead;
-use crate::config::Config;
+use crate::config::{Config, Network};
 
 /// Seconds of a day.
 const SECONDS_PER_DAY: i64 = 86_400;
@@ -39,7 +40,7 @@ pub fn authorize(
     let key = config.mqtt.signature_key.as_ref();
     let token = config.api.token.as_ref();
     if key.is_none() && token.is_none() {
-        return authorize_local(head, peer);
+        return authorize_local(head, peer, &config.api.trusted_proxies);
     }
     let weakness = key.and_then(|key| key.weakness());
     if let (Some(weakness), None) = (&weakness, token) {
@@ -85,38 +86,43 @@ fn bearer_token(field: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Without tokens the caller must be on this machine, and must not be a web page in its browser: such a page sends its
-/// origin, or reaches us by a host name that resolves to this machine (DNS rebinding).
-fn authorize_local(head: &RequestHead, peer: IpAddr) -> Result<(), ApiError> {
+/// Without tokens the caller must be on this machine: neither behind a proxy, unless that one is trusted and forwards for
+/// this machine, nor a web page in its browser, which sends its origin, or reaches us by a host name that resolves to this
+/// machine (DNS rebinding).
+fn authorize_local(head: &RequestHead, peer: IpAddr, trusted_proxies: &[Network]) -> Result<(), ApiError> {
     if !peer.to_canonical().is_loopback() {
         return Err(unauthorized(
             "Without mqtt.signature_key (MQTT_SIGNATURE_KEY) or api.token only callers on the gateway's own machine are \
              served: set one of them.",
         ));
     }
-    let foreign_name = head.host.as_deref().is_some_and(|host| !is_localhost_or_ip(host));
+    let is_trusted = || trusted_proxies.iter().any(|network| network.contains(peer));
+    match head.forwarded {
+        Forwarded::No => {}
+        Forwarded::ForThisMachine if is_trusted() => {}
+        _ => {
+            return Err(ApiError::new(
+                403,
+                "forwarded",
+                "Without mqtt.signature_key or api.token only callers on the gateway's own machine are served, and a proxy \
+                 forwarded this request (Forwarded, X-Forwarded-*, X-Real-IP, Via). Set api.token and send it.",
+            ));
+        }
+    }
+    let foreign_name = [&head.host, &head.authority].into_iter().flatten().any(|name| !is_this_machine(name));
     let foreign_page = head.origin.as_deref().is_some_and(|origin| {
-        origin.strip_prefix("http://").is_none_or(|origin| Some(origin) != head.host.as_deref())
+        let host = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        host.is_none() || host != head.host.as_deref()
     });
-    if foreign_name || foreign_page {
+    if foreign_name || foreign_page || head.is_cross_site {
         return Err(ApiError::new(
             403,
             "foreign_origin",
             "Without mqtt.signature_key or api.token, calls from web pages of other sites, or under another name than \
-             localhost or an IP address, are not served.",
+             localhost or a loopback address, are not served. Set api.token and send it.",
         ));
     }
     Ok(())
-}
-
-/// Whether a `Host` field is an IP address or localhost, which no other site's page can have.
-fn is_localhost_or_ip(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
 /// The dates whose tokens are good: local and UTC, each with the day before and after.
@@ -136,6 +142,7 @@ fn civil_date(day: i64) -> Option<String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::admin::error::ErrorStyle;
     use crate::admin::http;
     use crate::config::Secret;
 
@@ -212,10 +219,14 @@ mod tests {
             ("Host: localhost:8007\r\n".to_owned(), near, None, None, 200),
             ("Host: LOCALHOST\r\n".to_owned(), near, None, None, 200),
             ("Host: [::1]:8007\r\n".to_owned(), near, None, None, 200),
-            ("Host: 10.0.0.1\r\n".to_owned(), near, None, None, 200),
+            ("Host: 10.0.0.1\r\n".to_owned(), near, None, None, 403),
+            ("Host: 0.0.0.0:8007\r\n".to_owned(), near, None, None, 403),
+            ("Host: \r\n".to_owned(), near, None, None, 403),
             ("Host: lured.example:8007\r\n".to_owned(), near, None, None, 403),
             ("Host: a:8007\r\nOrigin: http://a:8007\r\n".to_owned(), near, None, None, 403),
             ("Host: 127.0.0.1:8007\r\nOrigin: http://127.0.0.1:8007\r\n".to_owned(), near, None, None, 200),
+            ("Host: localhost\r\nOrigin: https://localhost\r\n".to_owned(), near, None, None, 200),
+            ("Host: localhost\r\nOrigin: file://localhost\r\n".to_owned(), near, None, None, 403),
             ("Host: 127.0.0.1:8007\r\nOrigin: http://127.0.0.1:80\r\n".to_owned(), near, None, None, 403),
             ("Host: 127.0.0.1\r\nOrigin: https://evil.example\r\n".to_owned(), near, None, None, 403),
             ("Host: 127.0.0.1\r\nOrigin: null\r\n".to_owned(), near, None, None, 403),
@@ -225,6 +236,66 @@ mod tests {
                 expected,
                 "{fields} {peer} {key:?} {token:?}"
             );
+        }
+    }
+
+    /// The code of the refusal with neither key nor token, from a peer behind `trusted` or on its own; and the status with a
+    /// token.
+    fn local_refusal(line: &str, fields: &str, trusted: &[&str]) -> (String, u16) {
+        let text = format!("{line} HTTP/1.1\r\n{fields}\r\n\r\n");
+        let head = http::parse_head(text.as_bytes()).unwrap().unwrap();
+        let mut config = Config::default();
+        config.api.trusted_proxies = trusted.iter().map(|network| network.parse().unwrap()).collect();
+        let peer = "127.0.0.1".parse().unwrap();
+        let refusal = authorize(&head, peer, &config, NOW).err();
+        let code = refusal.map_or_else(String::new, |refusal| {
+            let body: serde_json::Value =
+                serde_json::from_slice(&refusal.response(ErrorStyle::Coded).body).unwrap();
+            assert!(body["error"].as_str().unwrap().contains("api.token"), "{body}");
+            body["code"].as_str().unwrap().to_owned()
+        });
+        config.api.token = Secret::new(TOKEN);
+        let head = RequestHead { authorization: Some(format!("Bearer {TOKEN}")), ..head };
+        (code, authorize(&head, peer, &config, NOW).map_or_else(|refusal| refusal.status, |()| 200))
+    }
+
+    #[test]
+    fn what_a_proxy_forwards_is_not_of_this_machine_unless_a_trusted_one_says_so() {
+        let (none, us, other) = (&[][..], &["127.0.0.0/8"][..], &["192.0.2.1"][..]);
+        for (fields, trusted, expected) in [
+            ("Host: localhost", none, ""),
+            ("Host: localhost", us, ""),
+            ("Forwarded: for=127.0.0.1", none, "forwarded"),
+            ("X-Forwarded-For: 127.0.0.1", none, "forwarded"),
+            ("x-forwarded-proto: https", none, "forwarded"),
+            ("X-Real-IP: 127.0.0.1", none, "forwarded"),
+            ("Via: 1.1 proxy", none, "forwarded"),
+            ("X-Forwarded-For: 127.0.0.1", other, "forwarded"),
+            ("X-Forwarded-For: 127.0.0.1", us, ""),
+            ("X-Forwarded-For: 127.0.0.1\r\nHost: gateway.example", us, "foreign_origin"),
+            ("X-Forwarded-For: 203.0.113.9", us, "forwarded"),
+            ("X-Forwarded-For: 127.0.0.1, 203.0.113.9", us, "forwarded"),
+            ("Via: 1.1 proxy", us, "forwarded"),
+        ] {
+            assert_eq!(local_refusal("GET /", fields, trusted), (expected.to_owned(), 200), "{fields}");
+        }
+    }
+
+    #[test]
+    fn another_site_or_authority_is_refused_without_a_token() {
+        for (line, fields, expected) in [
+            ("GET /", "Sec-Fetch-Site: none", ""),
+            ("GET /", "sec-fetch-site: same-origin", ""),
+            ("GET /", "Sec-Fetch-Site: same-site", "foreign_origin"),
+            ("GET /", "Sec-Fetch-Site: cross-site", "foreign_origin"),
+            ("GET /", "Sec-Fetch-Site:", "foreign_origin"),
+            ("GET /", "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Site: none", "foreign_origin"),
+            ("GET http://127.0.0.1:8007/", "Host: 127.0.0.1:8007", ""),
+            ("GET http://lured.example/", "Host: 127.0.0.1:8007", "foreign_origin"),
+            ("GET http://127.0.0.1:8007/", "Host: lured.example", "foreign_origin"),
+            ("GET http://192.0.2.1/", "Host: localhost", "foreign_origin"),
+        ] {
+            assert_eq!(local_refusal(line, fields, &[]), (expected.to_owned(), 200), "{line} {fields}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! The JSON that requests and responses carry.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -8,12 +9,14 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::params::{BadParameter, Members};
-use crate::config::{Changes, ChatServerConfig};
+use crate::config::{Changes, ChatServerConfig, KeyFingerprint};
 use crate::proto::identity::Mac;
 use crate::session::{AcceptOutcome, CallStats, CallView, CommandError, Core, RequestOutcome};
 
 /// Characters of a caller's name: a device's modem takes no long messages.
 const MAX_NICKNAME_CHARS: usize = 64;
+/// Devices that one call disconnects by name.
+const MAX_DISCONNECTED: usize = 1000;
 
 /// One device and its call, as `GET /api/sessions` shows it.
 #[derive(Serialize)]
@@ -25,6 +28,8 @@ pub struct SessionDto<'a> {
     /// False while its call waits for its return.
     connected: bool,
     online_seconds: f64,
+    /// The signature key that it logged in with.
+    signature_key: &'static str,
     call: Option<CallDto<'a>>,
 }
 
@@ -50,7 +55,7 @@ struct CallDto<'a> {
 }
 
 /// A connected device and its call; `None` for any other session.
-pub fn session_dto(core: &Core, now: Instant) -> Option<SessionDto<'_>> {
+pub fn session_dto(core: &Core, current_key: Option<KeyFingerprint>, now: Instant) -> Option<SessionDto<'_>> {
     let client_id = core.client_id().filter(|_| core.is_present())?;
     let since = |at: Instant| seconds(now.saturating_duration_since(at));
     Some(SessionDto {
@@ -59,6 +64,7 @@ pub fn session_dto(core: &Core, now: Instant) -> Option<SessionDto<'_>> {
         ip: core.ip(),
         connected: core.is_online(),
         online_seconds: core.online_since().map_or(0.0, since),
+        signature_key: core.login_key(current_key).label(),
         call: core.call().map(|call| call_dto(&call, since(call.started_at))),
     })
 }
@@ -192,6 +198,54 @@ fn array(members: &Members<'_>, key: &str) -> Result<Option<Vec<String>>, BadPar
         serde_json::from_str(raw.get()).map_err(bad)
     };
     items.iter().enumerate().map(item).collect::<Result<_, _>>().map(Some)
+}
+
+/// Whom `POST /api/devices/disconnect` disconnects.
+#[derive(Debug, PartialEq, Eq)]
+pub enum DisconnectRequest {
+    /// Every device.
+    All,
+    /// Those that logged in with an older signature key.
+    PreviousKey,
+    /// Those with these client ids or MACs.
+    Named(BTreeSet<String>),
+}
+
+impl DisconnectRequest {
+    /// Reads the members of a body, of which exactly one says who.
+    ///
+    /// # Errors
+    /// What is missing, too much, or not allowed.
+    pub fn parse(members: &Members<'_>) -> Result<Self, BadParameter> {
+        let all = members.raw("all")?;
+        let names = array(members, "clientIds")?;
+        let key = members.string("signatureKey", "\"previous\"")?;
+        match (all, names, key.as_deref()) {
+            (Some("true"), None, None) => Ok(Self::All),
+            (Some(raw), None, None) => Err(BadParameter::new("all", raw, "true")),
+            (None, None, Some("previous")) => Ok(Self::PreviousKey),
+            (None, None, Some(other)) => {
+                Err(BadParameter::new("signatureKey", &format!("{other:?}"), "\"previous\""))
+            }
+            (None, Some(names), None) if names.len() <= MAX_DISCONNECTED => {
+                Ok(Self::Named(names.into_iter().collect()))
+            }
+            (None, Some(names), None) => Err(BadParameter::new(
+                "clientIds",
+                &format!("{} of them", names.len()),
+                format!("{MAX_DISCONNECTED} at most"),
+            )),
+            (all, names, key) => {
+                let given =
+                    usize::from(all.is_some()) + usize::from(names.is_some()) + usize::from(key.is_some());
+                Err(BadParameter::new(
+                    "all, clientIds, signatureKey",
+                    &format!("{given} of them"),
+                    "exactly one",
+                ))
+            }
+        }
+    }
 }
 
 /// What `POST /api/call/request` asks for.
@@ -357,6 +411,37 @@ mod tests {
             ),
         ] {
             assert_eq!(parse_status_ids(body), expected.map_err(str::to_owned), "{body}");
+        }
+    }
+
+    #[test]
+    fn whom_to_disconnect_is_said_once() {
+        let parse = |body: &str| {
+            DisconnectRequest::parse(&Members::of_body(body).unwrap()).map_err(|bad| bad.to_string())
+        };
+        let named =
+            |names: &[&str]| DisconnectRequest::Named(names.iter().map(|name| (*name).to_owned()).collect());
+        let many = format!(r#"{{"clientIds":[{}"x"]}}"#, r#""x","#.repeat(MAX_DISCONNECTED));
+        for (body, expected) in [
+            (r#"{"all":true}"#, Ok(DisconnectRequest::All)),
+            (r#"{"all":null,"signatureKey":"previous"}"#, Ok(DisconnectRequest::PreviousKey)),
+            (r#"{"clientIds":["b","a","b"]}"#, Ok(named(&["a", "b"]))),
+            (r#"{"clientIds":[]}"#, Ok(named(&[]))),
+            ("{}", Err("all, clientIds, signatureKey: found 0 of them, allowed: exactly one")),
+            (
+                r#"{"all":true,"clientIds":["a"]}"#,
+                Err("all, clientIds, signatureKey: found 2 of them, allowed: exactly one"),
+            ),
+            (r#"{"all":false}"#, Err("all: found false, allowed: true")),
+            (r#"{"all":"true"}"#, Err("all: found \"true\", allowed: true")),
+            (r#"{"all":true,"all":true}"#, Err("all: found it more than once, allowed: one value")),
+            (r#"{"signatureKey":"current"}"#, Err("signatureKey: found \"current\", allowed: \"previous\"")),
+            (r#"{"signatureKey":1}"#, Err("signatureKey: found 1, allowed: \"previous\"")),
+            (r#"{"clientIds":"a"}"#, Err("clientIds: found \"a\", allowed: an array of strings")),
+            (r#"{"clientIds":[7]}"#, Err("clientIds[0]: found 7, allowed: a string")),
+            (&many, Err("clientIds: found 1001 of them, allowed: 1000 at most")),
+        ] {
+            assert_eq!(parse(body), expected.map_err(str::to_owned), "{body}");
         }
     }
 

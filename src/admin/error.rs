@@ -30,7 +30,7 @@ pub struct ApiError {
     /// The status code.
     pub status: u16,
     /// Stable, for programs.
-    code: &'static str,
+    pub code: &'static str,
     /// A sentence, for people.
     sentence: Cow<'static, str>,
     header: Option<(&'static str, String)>,

@@ -8,6 +8,7 @@ use httparse::Status;
 
 use super::body::Framing;
 use super::error::{MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, RequestError};
+use super::forwarded::Forwarded;
 
 /// A request without its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,12 @@ pub struct RequestHead {
     pub authorization: Option<String>,
     /// The `Host` field.
     pub host: Option<String>,
+    /// The authority of a target that is a whole URL.
+    pub authority: Option<String>,
+    /// What proxies on its way have added.
+    pub forwarded: Forwarded,
+    /// A browser says that a page of another site makes the call (`Sec-Fetch-Site`).
+    pub is_cross_site: bool,
     /// The `Origin` field: there when a web page makes the call.
     pub origin: Option<String>,
     /// The client waits for `100 Continue` before it sends the body.
@@ -55,7 +62,8 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<RequestHead>, RequestError> {
         Err(_) => return Err(RequestError::Malformed("the request line or a header field is broken")),
     };
     let method = request.method.unwrap_or_default();
-    let (Ok(method), Some(target)) = (method.parse(), origin_form(method, request.path.unwrap_or_default()))
+    let (Ok(method), Some((authority, target))) =
+        (method.parse(), split_target(method, request.path.unwrap_or_default()))
     else {
         return Err(RequestError::Malformed("its target is neither a path nor an http URL"));
     };
@@ -78,6 +86,12 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<RequestHead>, RequestError> {
         keep_alive: !connection("close") && (request.version == Some(1) || connection("keep-alive")),
         authorization: one("authorization"),
         host: one("host"),
+        authority: authority.map(str::to_owned),
+        forwarded: Forwarded::of(request.headers),
+        is_cross_site: request.headers.iter().any(|field| {
+            let value = field.value.trim_ascii();
+            field.name.eq_ignore_ascii_case("sec-fetch-site") && value != b"same-origin" && value != b"none"
+        }),
         origin: one("origin"),
         malformed: bad_host(request.headers, request.version == Some(1)),
         // RFC 9110 section 10.1.1: not from a client of HTTP/1.0.
@@ -87,16 +101,16 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<RequestHead>, RequestError> {
     }))
 }
 
-/// The path and query of a target, which may be a whole URL (RFC 9112 section 3.2); `None` when the target has no form
-/// that the method may have.
-fn origin_form<'a>(method: &str, target: &'a str) -> Option<&'a str> {
+/// The authority of a target that is a whole URL (RFC 9112 section 3.2), and its path and query; `None` when the target has
+/// no form that the method may have.
+fn split_target<'a>(method: &str, target: &'a str) -> Option<(Option<&'a str>, &'a str)> {
     if target.starts_with('/') || (method == "OPTIONS" && target == "*") {
-        return Some(target);
+        return Some((None, target));
     }
     let (scheme, rest) = target.split_once("://")?;
-    let at = rest.find(['/', '?']).unwrap_or(rest.len());
-    let known = scheme.eq_ignore_ascii_case("http") && at > 0 && is_authority(&rest[..at]);
-    known.then(|| if at == rest.len() { "/" } else { &rest[at..] })
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let known = scheme.eq_ignore_ascii_case("http") && !authority.is_empty() && is_authority(authority);
+    known.then_some((Some(authority), if path.is_empty() { "/" } else { path }))
 }
 
 /// What is wrong with the `Host` field (RFC 9112 section 3.2).
@@ -205,6 +219,9 @@ mod tests {
             keep_alive: true,
             authorization: Some("Bearer abc".to_owned()),
             host: Some("gate:8007".to_owned()),
+            authority: None,
+            forwarded: Forwarded::No,
+            is_cross_site: false,
             origin: Some("http://x".to_owned()),
             malformed: None,
             expects_continue: false,
@@ -245,6 +262,9 @@ mod tests {
         ] {
             let head = parsed(&format!("GET {target} HTTP/1.1\r\n\r\n"));
             assert_eq!((head.path.as_str(), head.query.as_str()), (path, query), "{target}");
+            let authority = target.split_once("://").filter(|_| !target.starts_with('/'));
+            let authority = authority.and_then(|(_, rest)| rest.split(['/', '?']).next());
+            assert_eq!(head.authority.as_deref(), authority, "{target}");
         }
     }
 

@@ -11,6 +11,7 @@ pub mod body;
 pub mod dashboard;
 pub mod dto;
 pub mod error;
+pub mod forwarded;
 pub mod http;
 pub mod params;
 pub mod prometheus;

@@ -22,6 +22,8 @@ pub enum Endpoint {
     Command,
     /// Which devices are connected, and which in a call.
     DevicesStatus,
+    /// Disconnects some devices, or all.
+    Disconnect,
     /// A device calls another one.
     CallRequest,
     /// A device answers the one that calls it.
@@ -65,7 +67,7 @@ impl Endpoint {
                 Scope::DeviceWorker
             }
             Self::Session | Self::EndSession => Scope::DeviceWorker,
-            Self::Metrics | Self::DevicesStatus | Self::Sessions => Scope::AllWorkers,
+            Self::Metrics | Self::DevicesStatus | Self::Disconnect | Self::Sessions => Scope::AllWorkers,
             Self::Health | Self::Ready | Self::OpenApi | Self::Dashboard => Scope::AnyWorker,
             Self::Reload | Self::Config | Self::Errors => Scope::AnyWorker,
         }
@@ -106,7 +108,7 @@ pub struct Route {
 }
 
 /// Every call.
-pub static ROUTES: [Route; 17] = {
+pub static ROUTES: [Route; 18] = {
     use Access::{Metrics, Public, Token};
     [
         route(Method::GET, "/", Public, Endpoint::Dashboard),
@@ -116,6 +118,7 @@ pub static ROUTES: [Route; 17] = {
         route(Method::GET, "/openapi.json", Public, Endpoint::OpenApi),
         route(Method::POST, "/api/commands/{clientId}", Token, Endpoint::Command),
         route(Method::POST, "/api/devices/status", Token, Endpoint::DevicesStatus),
+        route(Method::POST, "/api/devices/disconnect", Token, Endpoint::Disconnect),
         route(Method::POST, "/api/call/request", Token, Endpoint::CallRequest),
         route(Method::POST, "/api/call/accept", Token, Endpoint::CallAccept),
         route(Method::POST, "/api/call/hangup", Token, Endpoint::CallHangUp),

@@ -159,7 +159,7 @@ impl Variable {
                 Err(_) => Err(self.invalid("a text that begins like a JSON list and is none", LIST_ALLOWED)),
             },
             Value::Array(_) => {
-                let items = trimmed.split(',').map(str::trim).filter(|item| !item.is_empty());
+                let items = trimmed.split([',', '\n']).map(str::trim).filter(|item| !item.is_empty());
                 Ok(items.map(Value::from).collect::<Value>().to_string())
             }
             Value::Object(_) => match JsonValue::parse("", trimmed) {

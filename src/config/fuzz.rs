@@ -31,7 +31,7 @@ fn check_config(text: &str) {
     assert!(super::diff(&config, &again).is_empty());
     let _: serde_json::Value = serde_json::from_str(&config.to_masked_file_text()).unwrap();
     let secrets = [&config.mqtt.signature_key, &config.websocket.secret, &config.api.token];
-    for secret in secrets.into_iter().flatten() {
+    for secret in secrets.into_iter().flatten().chain(&config.mqtt.previous_signature_keys) {
         let secret = std::str::from_utf8(secret.as_bytes()).unwrap();
         if secret.len() >= 16 && text.matches(secret).count() == 1 {
             assert!(
@@ -78,6 +78,7 @@ fn check_url(text: &str) {
         server: Arc::new(server),
         mac: [1, 2, 3, 4, 5, 6].into(),
         client_id: None,
+        sign_token: true,
         forwarded_for: [192, 0, 2, 7].into(),
         protocol_version: 2,
         skip_dns_cache: false,

@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::Config;
 use super::error::Problem;
 use super::kind::{
-    api_host, boolean, ip, level, macs, micros, millis, networks, number, object, path, peer_policy, port,
-    public_ip, seconds, secret, server, servers, token, whole_number,
+    api_host, boolean, ip, level, mac_prefixes, macs, micros, millis, networks, number, object, path,
+    peer_policy, port, public_ip, seconds, secret, secrets, server, servers, token, whole_number,
 };
 use super::value::JsonValue;
 
@@ -42,7 +42,8 @@ impl ConfigKey {
     }
 }
 
-const SECRET_KEYS: [&str; 3] = ["mqtt.signature_key", "websocket.server_secret", "api.token"];
+const SECRET_KEYS: [&str; 4] =
+    ["mqtt.signature_key", "mqtt.previous_signature_keys", "websocket.server_secret", "api.token"];
 
 macro_rules! keys {
     ($($name:literal $when:ident $($field:ident).+: $kind:expr;)*) => {
@@ -61,7 +62,7 @@ macro_rules! keys {
 
 /// Every key, in the order of the documented file: its name, when a new value is in force, where the value is kept, and
 /// what it may be.
-pub(super) static CONFIG_KEYS: [ConfigKey; 54] = keys! {
+pub(super) static CONFIG_KEYS: [ConfigKey; 61] = keys! {
     "mqtt.host" restart mqtt.host: ip();
     "mqtt.port" restart mqtt.port: port();
     "mqtt.plain" restart mqtt.plain: boolean();
@@ -75,7 +76,10 @@ pub(super) static CONFIG_KEYS: [ConfigKey; 54] = keys! {
     "mqtt.max_payload_size" live mqtt.max_payload_size: whole_number(1..=MQTT_MAX_REMAINING_LENGTH);
     "mqtt.resume_grace_s" live mqtt.resume_grace: seconds(0..=DAY);
     "mqtt.allow_legacy_ids" live mqtt.allow_legacy_ids: boolean();
+    "mqtt.allowed_macs" live mqtt.allowed_macs: mac_prefixes();
+    "mqtt.denied_macs" live mqtt.denied_macs: mac_prefixes();
     "mqtt.signature_key" live mqtt.signature_key: secret();
+    "mqtt.previous_signature_keys" live mqtt.previous_signature_keys: secrets();
     "udp.host" restart udp.host: ip();
     "udp.port" restart udp.port: port();
     "udp.public_ip" restart udp.public_ip: public_ip();
@@ -112,8 +116,12 @@ pub(super) static CONFIG_KEYS: [ConfigKey; 54] = keys! {
     "api.enabled" restart api.enabled: boolean();
     "api.host" restart api.host: api_host();
     "api.port" restart api.port: port();
+    "api.tls.enabled" live api.tls.enabled: boolean();
+    "api.tls.cert_file" live api.tls.cert_file: path();
+    "api.tls.key_file" live api.tls.key_file: path();
     "api.token" live api.token: token();
     "api.metrics_need_token" live api.metrics_need_token: boolean();
+    "api.trusted_proxies" live api.trusted_proxies: networks();
     "workers" restart workers: whole_number(1..=64);
     "debug" live debug: boolean();
 };

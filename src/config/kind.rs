@@ -16,7 +16,7 @@ use super::chat_server::is_host_name;
 use super::error::Problem;
 use super::value::JsonValue;
 use super::{ChatServerConfig, Framing, Network, PeerPolicy, PublicIp, Secret, UrlError};
-use crate::proto::identity::Mac;
+use crate::proto::identity::{Mac, MacPrefix, MacPrefixes};
 
 /// How one kind of value is read and written.
 pub(super) struct Kind<T> {
@@ -159,6 +159,14 @@ pub(super) fn macs() -> Kind<Vec<Mac>> {
     Kind::string(ALLOWED, |text| text.parse().ok(), Mac::to_string).list(MACS_ALLOWED)
 }
 
+pub(super) fn mac_prefixes() -> Kind<MacPrefixes> {
+    const ALLOWED: &str =
+        "a MAC address such as \"aa:bb:cc:dd:ee:ff\", or its first pairs such as \"aa:bb:cc\"";
+    Kind::string(ALLOWED, |text| text.parse().ok(), MacPrefix::to_string)
+        .list(MACS_ALLOWED)
+        .map(MacPrefixes::from, |prefixes| prefixes.as_slice().to_vec())
+}
+
 pub(super) const MACS_ALLOWED: &str = "a list of MAC addresses";
 
 /// The address of the management listener.
@@ -218,6 +226,17 @@ pub fn parse_level(name: &str) -> Option<LevelFilter> {
 /// A string that no message shows; an empty one is no secret.
 pub(super) fn secret() -> Kind<Option<Secret>> {
     secret_where("a string, empty for none", |_| true)
+}
+
+/// A list of such strings, none of them empty.
+pub(super) fn secrets() -> Kind<Vec<Secret>> {
+    const ALLOWED: &str = "a list of strings that are not empty";
+    let read = |value: &JsonValue<'_>| {
+        let texts: Option<Vec<String>> = value.deserialize().ok();
+        let secrets = texts.and_then(|texts| texts.iter().map(|text| Secret::new(text)).collect());
+        secrets.ok_or_else(|| value.invalid_redacted(value.json_type(), ALLOWED))
+    };
+    Kind::new(read, |secrets: &Vec<Secret>| secrets.iter().map(|secret| json!(secret.0)).collect())
 }
 
 /// A token that callers show: hard to guess, and something an HTTP header can hold.

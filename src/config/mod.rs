@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::proto::identity::Mac;
+use crate::proto::identity::{Mac, MacPrefixes};
 
 mod chat_server;
 mod diff;
@@ -39,6 +39,7 @@ pub use error::ConfigError;
 pub use kind::{LEVELS, parse_level};
 pub use network::Network;
 pub use node_config::NodeConfig;
+pub use signature_key::KeyFingerprint;
 pub use source::{DEFAULT_FILE, Source};
 
 /// Declares the settings of a section, each with its default.
@@ -108,8 +109,49 @@ settings! {
         pub resume_grace: Duration = Duration::from_secs(20),
         /// Whether client ids of two parts, which carry no signature, are accepted even when there is a key.
         pub allow_legacy_ids: bool = false,
+        /// The only devices that may connect; all when it is empty.
+        pub allowed_macs: MacPrefixes = MacPrefixes::default(),
+        /// Devices that may not connect, whatever `allowed_macs` holds.
+        pub denied_macs: MacPrefixes = MacPrefixes::default(),
         /// The key of the devices' passwords; without one every device is accepted.
         pub signature_key: Option<Secret> = None,
+        /// Keys of devices' passwords that are accepted besides, while `signature_key` is rolled out. They open nothing else.
+        pub previous_signature_keys: Vec<Secret> = Vec::new(),
+    }
+}
+
+/// Why a device may not connect, whatever its password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MacDenial {
+    /// It is in `mqtt.denied_macs`.
+    Denied,
+    /// It is not in `mqtt.allowed_macs`.
+    NotAllowed,
+}
+
+impl MacDenial {
+    /// In words that follow "refused:" or "closed:".
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Denied => "its MAC is in mqtt.denied_macs",
+            Self::NotAllowed => "its MAC is not in mqtt.allowed_macs",
+        }
+    }
+}
+
+impl Mqtt {
+    /// Why the device with this MAC may not connect; `None` when it may.
+    pub fn mac_denial(&self, mac: Mac) -> Option<MacDenial> {
+        if self.denied_macs.contains(mac) {
+            return Some(MacDenial::Denied);
+        }
+        let is_allowed = self.allowed_macs.is_empty() || self.allowed_macs.contains(mac);
+        (!is_allowed).then_some(MacDenial::NotAllowed)
+    }
+
+    /// The current key's.
+    pub fn key_fingerprint(&self) -> Option<KeyFingerprint> {
+        self.signature_key.as_ref().map(Secret::fingerprint)
     }
 }
 
@@ -122,7 +164,8 @@ settings! {
         pub cert_file: Option<PathBuf> = None,
         /// The PEM private key of the first certificate.
         pub key_file: Option<PathBuf> = None,
-        /// Handshakes in progress at once, at least 1; beyond this, the oldest unfinished one is dropped.
+        /// Handshakes in progress at once, each from its first byte, at least 1; beyond this, one that has stalled is
+        /// dropped, else the oldest of the address with the most.
         pub max_handshakes: usize = 256,
     }
 }
@@ -274,10 +317,33 @@ settings! {
         pub host: Option<IpAddr> = None,
         /// The TCP port of the management listener; 0 is any free port.
         pub port: u16 = 8007,
+        /// TLS on that port.
+        pub tls: ApiTls = ApiTls::default(),
         /// A token without expiry, in addition to the daily one derived from `mqtt.signature_key`.
         pub token: Option<Secret> = None,
         /// Whether `/metrics` requires a token too.
         pub metrics_need_token: bool = true,
+        /// Proxies that may forward requests of this machine when there is neither a key nor a token.
+        pub trusted_proxies: Vec<Network> = Vec::new(),
+    }
+}
+
+settings! {
+    /// Section `api.tls`.
+    pub struct ApiTls {
+        /// Whether the port speaks TLS instead of clear HTTP.
+        pub enabled: bool = false,
+        /// PEM certificate chain of its own; without one, that of `mqtt.tls` is used.
+        pub cert_file: Option<PathBuf> = None,
+        /// The PEM private key of the first certificate.
+        pub key_file: Option<PathBuf> = None,
+    }
+}
+
+impl ApiTls {
+    /// The API's own certificate and key.
+    pub fn files(&self) -> Option<(&Path, &Path)> {
+        self.cert_file.as_deref().zip(self.key_file.as_deref())
     }
 }
 

@@ -29,6 +29,9 @@ impl Config {
         for secret in [&mut masked.mqtt.signature_key, &mut masked.websocket.secret, &mut masked.api.token] {
             *secret = secret.as_ref().and_then(|secret| Secret::new(&secret.to_string()));
         }
+        for key in &mut masked.mqtt.previous_signature_keys {
+            *key = Secret(key.to_string().into());
+        }
         for list in [&mut masked.websocket.production, &mut masked.websocket.development] {
             for server in list {
                 let query = if server.path.contains('?') { "?***" } else { "" };
@@ -89,7 +92,8 @@ mod tests {
             "{}",
             include_str!("../../config/gateway.json"),
             r#"{"mqtt":{"host":"::1","port":1,"max_connections":2,"max_connections_per_ip":3,"max_payload_size":4,
-                "resume_grace_s":0.25,"allow_legacy_ids":true,"signature_key":"a\"\\$ä"},
+                "resume_grace_s":0.25,"allow_legacy_ids":true,"signature_key":"a\"\\$ä",
+                "allowed_macs":["aa"],"denied_macs":["AA-BB-CC-DD-EE-FF","aa_00"],"previous_signature_keys":["ä,","b"]},
                 "udp":{"host":"127.0.0.1","port":5,"public_ip":"gw.example","peer_policy":"strict","downlink_flags":false,
                 "speech_lead_ms":60,"downlink_pace":false,"first_packet_warn_s":6,"first_packet_alert":false,"coalesce_max_us":7},
                 "websocket":{"production_servers":["ws://a/?from=mqtt_gateway",{"url":"wss://b","framing":"raw","insecure":false},
@@ -99,7 +103,7 @@ mod tests {
                 "send_goodbye":false,"call_idle_s":11,"max_calls":12,"max_dials":13},
                 "logging":{"enabled":false,"level":"warn","file_path":"a b.log"},
                 "mcp":{"enabled":false,"max_tools_count":14,"capabilities":{"x":[1,{"y":null}]},"client_info":{"name":"n"}},
-                "api":{"enabled":false,"host":"::1","port":15,"token":"a-token-long-enough","metrics_need_token":false},
+                "api":{"enabled":false,"host":"::1","port":15,"tls":{"enabled":true,"cert_file":"c","key_file":"k"},"token":"a-token-long-enough","metrics_need_token":false,"trusted_proxies":["127.0.0.0/8","::1/128"]},
                 "debug":true}"#,
             r#"{"production":{"chat_servers":["ws://a/"]},"development":{"chat_servers":["ws://b"],
                 "mac_addresss":["aa:bb:cc:dd:ee:ff"]},"max_mqtt_payload_size":8192,"debug":true,
@@ -127,7 +131,7 @@ mod tests {
             sample
         });
         let config = parsed(
-            r#"{"mqtt":{"signature_key":"hunter2"},"api":{"token":"hunter2-hunter2-hunter2"},
+            r#"{"mqtt":{"signature_key":"hunter2","previous_signature_keys":["hunter2","hunter2"]},"api":{"token":"hunter2-hunter2-hunter2"},
                 "websocket":{"server_secret":"hunter2","production_servers":["wss://a:99/b?token=hunter2","ws://c"],
                 "development_servers":[{"url":"ws://a/?hunter2","framing":"raw"}]}}"#,
         );
@@ -135,6 +139,7 @@ mod tests {
         assert!(!shown.contains("hunter2"), "{shown}");
         let shown: Value = serde_json::from_str(&shown).unwrap();
         assert_eq!(shown["mqtt"]["signature_key"], "***");
+        assert_eq!(shown["mqtt"]["previous_signature_keys"], json!(["***", "***"]));
         assert_eq!(shown["websocket"]["production_servers"], json!(["wss://a:99/b?***", "ws://c/"]));
         let server = json!({ "url": "ws://a/?***", "framing": "raw" });
         assert_eq!(shown["websocket"]["development_servers"][0], server);

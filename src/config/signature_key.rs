@@ -1,11 +1,25 @@
-//! Signature keys that are too weak for the management API.
+//! Signature keys: those that are too weak for the management API, and which one a device has used.
+
+use std::num::NonZeroU32;
+
+use sha2::{Digest, Sha256};
 
 use super::Secret;
+
+/// Tells signature keys apart, in four bytes for each device. Two keys share one with a probability of 1 in 2^32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyFingerprint(NonZeroU32);
 
 /// Texts that make a key guessable, in any case.
 const FORBIDDEN_WORDS: [&str; 6] = ["test", "1234", "admin", "password", "qwerty", "xiaozhi"];
 
 impl Secret {
+    /// Which key this is.
+    pub fn fingerprint(&self) -> KeyFingerprint {
+        let [a, b, c, d, ..] = <[u8; 32]>::from(Sha256::digest(self.as_bytes()));
+        KeyFingerprint(NonZeroU32::new(u32::from_be_bytes([a, b, c, d])).unwrap_or(NonZeroU32::MAX))
+    }
+
     /// Why this signature key must not guard the management API, in words that follow "the key"; `None` when it may.
     ///
     /// The rule is that of the Node.js gateway and of the consoles that hand the key out, so that a key is good for all
@@ -32,6 +46,13 @@ impl Secret {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_told_apart() {
+        let fingerprint = |key: &str| Secret::new(key).unwrap().fingerprint();
+        assert_eq!(fingerprint("a"), fingerprint("a"));
+        assert_ne!(fingerprint("a"), fingerprint("b"));
+    }
 
     #[test]
     fn weak_keys_are_those_of_the_node_js_gateway() {

@@ -120,7 +120,7 @@ impl Source {
             config.logging.level = level;
             config.debug = false;
         }
-        errors.extend(config.mqtt.tls_problem().map(|problem| problem.at(self.location())));
+        errors.extend(config.conflicts().into_iter().map(|problem| problem.at(self.location())));
         let websocket = &mut config.websocket;
         if let Some(echo) = &self.echo
             && websocket.production.is_empty()

@@ -1,32 +1,20 @@
 //! Warnings about settings that are allowed, but doubtful.
 
 use std::net::{IpAddr, ToSocketAddrs};
+use std::path::PathBuf;
 
 use super::error::Problem;
-use super::{Config, Mqtt, Network, PublicIp, Udp, node_config};
+use super::{Config, Network, PublicIp, Udp, node_config};
 
 impl Config {
     /// What an operator should know about this configuration, one sentence each. Resolves no name: see
     /// [`Udp::resolution_warning`].
     pub fn warnings(&self) -> Vec<String> {
-        let Self { mqtt, udp, websocket, api, .. } = self;
-        let mut warnings = Vec::new();
+        let Self { mqtt, udp, websocket, .. } = self;
+        let mut warnings = self.login_warnings();
+        warnings.extend(self.api_warnings());
         let mut warn_if =
             |doubtful: bool, warning: &str| warnings.extend(doubtful.then(|| warning.to_owned()));
-        warn_if(
-            mqtt.signature_key.is_none(),
-            "mqtt.signature_key is not set: every device is accepted, whatever its password",
-        );
-        if let Some(weakness) = mqtt.signature_key.as_ref().and_then(super::Secret::weakness) {
-            let rest = match api.token {
-                Some(_) => "only api.token opens it",
-                None => "it answers every call with 503",
-            };
-            let warning = format!(
-                "mqtt.signature_key is too weak for the management API: the key {weakness}; {rest} until the key is changed"
-            );
-            warn_if(api.enabled, &warning);
-        }
         if let PublicIp::Ip(ip) = &udp.public_ip
             && let Some(warning) = unreachable_warning(&ip.to_string(), *ip)
         {
@@ -77,24 +65,94 @@ impl Config {
         );
         warnings
     }
+
+    /// Who can connect as whom, and who can use the management API.
+    fn login_warnings(&self) -> Vec<String> {
+        let mqtt = &self.mqtt;
+        let mut warnings = Vec::new();
+        let mut warn_if =
+            |doubtful: bool, warning: &str| warnings.extend(doubtful.then(|| warning.to_owned()));
+        warn_if(
+            mqtt.signature_key.is_none(),
+            "mqtt.signature_key is not set: every device is accepted, whatever its password",
+        );
+        warn_if(
+            mqtt.signature_key.is_some() && mqtt.allow_legacy_ids,
+            "mqtt.allow_legacy_ids is on: whoever knows a MAC can connect as its device without a password",
+        );
+        for (index, key) in mqtt.previous_signature_keys.iter().enumerate() {
+            if let Some(weakness) = key.weakness() {
+                let warning = format!(
+                    "mqtt.previous_signature_keys[{index}] is easy to guess: the key {weakness}; until it is removed, \
+                     whoever guesses it can connect as any device"
+                );
+                warn_if(true, &warning);
+            }
+        }
+        warnings
+    }
 }
 
-impl Mqtt {
-    /// Keys that do not go together.
-    pub(super) fn tls_problem(&self) -> Option<Problem> {
-        let missing = match (&self.tls.cert_file, &self.tls.key_file) {
-            (Some(_), None) => Some(("mqtt.tls.key_file", "the PEM private key of mqtt.tls.cert_file")),
-            (None, Some(_)) => Some(("mqtt.tls.cert_file", "the PEM certificate of mqtt.tls.key_file")),
-            _ => None,
-        };
-        if let Some((key, allowed)) = missing {
-            return Some(Problem::value(key, "none", allowed));
+impl Config {
+    fn api_warnings(&self) -> Vec<String> {
+        let Self { mqtt, api, .. } = self;
+        let mut warnings = Vec::new();
+        if !api.enabled || mqtt.signature_key.is_none() && api.token.is_none() {
+            return warnings;
         }
-        let silent = !self.plain && self.tls.files().is_none();
-        silent.then(|| {
-            let allowed = "true, unless mqtt.tls.cert_file and mqtt.tls.key_file are set";
-            Problem::value("mqtt.plain", "false", allowed)
-        })
+        if let Some(weakness) = mqtt.signature_key.as_ref().and_then(super::Secret::weakness) {
+            let rest = match api.token {
+                Some(_) => "only api.token opens it",
+                None => "it answers every call with 503",
+            };
+            warnings.push(format!(
+                "mqtt.signature_key is too weak for the management API: the key {weakness}; {rest} until the key is changed"
+            ));
+        }
+        let host = self.api_host().to_canonical();
+        if !api.tls.enabled && !host.is_loopback() {
+            warnings.push(format!(
+                "the management API uses clear HTTP on {host}: who reads a token on the network can use it, a daily one for \
+                 up to three days, and can guess mqtt.signature_key from it offline; set api.tls.enabled, or api.host to \
+                 127.0.0.1 and reach it through a TLS proxy or an SSH tunnel"
+            ));
+        }
+        warnings
+    }
+
+    /// Keys that do not go together.
+    pub(super) fn conflicts(&self) -> Vec<Problem> {
+        let Self { mqtt, api, .. } = self;
+        let missing = |section: &str, cert: &Option<PathBuf>, key: &Option<PathBuf>| {
+            let (missing, what, of) = match (cert, key) {
+                (Some(_), None) => ("key_file", "the PEM private key", "cert_file"),
+                (None, Some(_)) => ("cert_file", "the PEM certificate", "key_file"),
+                _ => return None,
+            };
+            Some(Problem::value(format!("{section}.{missing}"), "none", format!("{what} of {section}.{of}")))
+        };
+        let both = "mqtt.tls.cert_file and mqtt.tls.key_file";
+        let (devices, own) = (mqtt.tls.files().is_some(), api.tls.files().is_some());
+        let mqtt_problem = missing("mqtt.tls", &mqtt.tls.cert_file, &mqtt.tls.key_file).or_else(|| {
+            let allowed = || format!("true, unless {both} are set");
+            (!mqtt.plain && !devices).then(|| Problem::value("mqtt.plain", "false", allowed()))
+        });
+        let api_problem = missing("api.tls", &api.tls.cert_file, &api.tls.key_file).or_else(|| {
+            let allowed = match (api.tls.enabled, own) {
+                (true, false) if !devices => {
+                    format!("false, unless both files of api.tls, or {both}, are set")
+                }
+                (false, true) => "true, unless api.tls.cert_file and api.tls.key_file are empty".to_owned(),
+                _ => return None,
+            };
+            Some(Problem::value("api.tls.enabled", api.tls.enabled.to_string(), allowed))
+        });
+        let unused = mqtt.signature_key.is_none() && !mqtt.previous_signature_keys.is_empty();
+        let key_problem = unused.then(|| {
+            let allowed = "a key, since without one mqtt.previous_signature_keys accepts every device";
+            Problem::value("mqtt.signature_key", "none", allowed)
+        });
+        [key_problem, mqtt_problem, api_problem].into_iter().flatten().collect()
     }
 }
 
@@ -131,6 +189,7 @@ mod tests {
     fn each_doubtful_setting_gets_one_warning() {
         let mut config = Config::default();
         config.mqtt.signature_key = Secret::new("A-good-Key");
+        config.api.host = Some(Ipv4Addr::LOCALHOST.into());
         assert_eq!(config.warnings(), Vec::<String>::new());
 
         config.mqtt.signature_key = Secret::new("key");
@@ -143,7 +202,17 @@ mod tests {
             assert!(warnings.contains(part), "{warnings}");
         }
 
-        config.mqtt.signature_key = None;
+        config.mqtt.signature_key = Secret::new("A-good-Key");
+        config.mqtt.allow_legacy_ids = true;
+        config.mqtt.previous_signature_keys =
+            ["Another-Key", "weak"].into_iter().filter_map(Secret::new).collect();
+        let warnings = config.warnings();
+        assert_eq!(warnings.len(), 2, "{warnings:#?}");
+        assert!(warnings[0].starts_with("mqtt.allow_legacy_ids is on"), "{warnings:#?}");
+        assert!(warnings[1].starts_with("mqtt.previous_signature_keys[1] is easy to guess"), "{warnings:#?}");
+
+        config.mqtt = crate::config::Mqtt::default();
+        config.mqtt.allow_legacy_ids = true;
         config.udp.public_ip = PublicIp::Ip(Ipv4Addr::LOCALHOST.into());
         config.udp.downlink_flags = false;
         config.websocket.insecure = true;
@@ -160,6 +229,56 @@ mod tests {
             "gateway.device_id",
         ] {
             assert_eq!(warnings.iter().filter(|warning| warning.contains(text)).count(), 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn clear_http_for_other_machines_is_warned_about() {
+        let key = Some("A-good-Key");
+        for (key, token, host, enabled, tls, expected) in [
+            (key, None, None, true, false, true),
+            (None, Some("a static token, long"), None, true, false, true),
+            (key, None, Some("::"), true, false, true),
+            (key, None, Some("192.0.2.1"), true, false, true),
+            (key, None, Some("127.0.0.5"), true, false, false),
+            (key, None, Some("::1"), true, false, false),
+            (key, None, Some("::ffff:127.0.0.1"), true, false, false),
+            (key, None, None, true, true, false),
+            (key, None, None, false, false, false),
+            // Whoever is served then is on this machine, and sends no token.
+            (None, None, Some("0.0.0.0"), true, false, false),
+        ] {
+            let mut config = Config::default();
+            config.mqtt.signature_key = key.and_then(Secret::new);
+            config.api.token = token.and_then(Secret::new);
+            config.api.host = host.map(|host| host.parse().unwrap());
+            (config.api.enabled, config.api.tls.enabled) = (enabled, tls);
+            let warnings = config.warnings().join("; ");
+            assert_eq!(warnings.contains("clear HTTP"), expected, "{host:?} {enabled} {tls}: {warnings}");
+        }
+    }
+
+    #[test]
+    fn tls_keys_that_do_not_go_together_are_refused() {
+        for (mqtt, enabled, (cert, key), expected) in [
+            (false, false, ("", ""), ""),
+            (false, true, ("c", "k"), ""),
+            (true, true, ("", ""), ""),
+            (false, true, ("", ""), "api.tls.enabled"),
+            (true, false, ("c", "k"), "api.tls.enabled"),
+            (true, true, ("c", ""), "api.tls.key_file"),
+            (true, true, ("", "k"), "api.tls.cert_file"),
+        ] {
+            let mut config = Config::default();
+            let file = |name: &str| (!name.is_empty()).then(|| PathBuf::from(name));
+            (config.api.tls.cert_file, config.api.tls.key_file) = (file(cert), file(key));
+            config.api.tls.enabled = enabled;
+            if mqtt {
+                (config.mqtt.tls.cert_file, config.mqtt.tls.key_file) = (file("c"), file("k"));
+            }
+            let problems = config.conflicts();
+            let fields: Vec<_> = problems.iter().filter_map(Problem::field).collect();
+            assert_eq!(fields.join(", "), expected, "{mqtt} {enabled} {cert} {key}");
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::admin::auth::{self, WallClock};
 use crate::admin::body::{Body, Framing};
 use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::error::{MAX_BODY_BYTES, MAX_HEAD_BYTES};
+use crate::admin::forwarded::Forwarded;
 use crate::admin::http::{Method, RequestHead, parse_head, percent_decode};
 use crate::admin::params::query_value;
 use crate::admin::routes::{self, Access, RouteMatch};
@@ -73,7 +74,7 @@ fn check_request(bytes: &[u8], found: &RequestHead) {
     assert!(bounded(found));
     let target = format!("{}{}", found.path, found.query);
     assert!(!found.path.contains('?') && !target.contains([' ', '\r', '\n', '\t', '\0']), "{target:?}");
-    for text in [&found.authorization, &found.host, &found.origin].into_iter().flatten() {
+    for text in [&found.authorization, &found.host, &found.authority, &found.origin].into_iter().flatten() {
         assert!(!text.contains(['\r', '\n', '\0']), "{text:?}");
     }
     assert_eq!(
@@ -85,14 +86,11 @@ fn check_request(bytes: &[u8], found: &RequestHead) {
 
 /// The parsed request, written again in its simplest form.
 fn serialize(found: &RequestHead) -> Vec<u8> {
-    // A target cannot be empty, but the path of a URL can.
-    let target = match (&*found.path, &*found.query) {
-        ("", query) => format!("http://host?{query}"),
-        (path, "") => path.to_owned(),
-        (path, query) => format!("{path}?{query}"),
-    };
-    let method = &found.method;
-    let mut text = format!("{method} {target} HTTP/1.1\r\n");
+    let origin = found.authority.as_ref().map(|authority| format!("http://{authority}")).unwrap_or_default();
+    // The path of a URL can be empty, which without a query would be read as `/`.
+    let has_query = !found.query.is_empty() || found.path.is_empty();
+    let query = if has_query { format!("?{}", found.query) } else { String::new() };
+    let mut text = format!("{} {origin}{}{query} HTTP/1.1\r\n", found.method, found.path);
     let fields = [("Authorization", &found.authorization), ("Host", &found.host), ("Origin", &found.origin)];
     for (name, value) in fields {
         text.extend(value.iter().map(|value| format!("{name}: {value}\r\n")));
@@ -109,7 +107,8 @@ fn serialize(found: &RequestHead) -> Vec<u8> {
 
 /// The request without what is not written again.
 fn normalize(found: RequestHead) -> RequestHead {
-    RequestHead { length: 0, malformed: None, body: found.body.or(Ok(Framing::Length(0))), ..found }
+    let body = found.body.or(Ok(Framing::Length(0)));
+    RequestHead { length: 0, malformed: None, forwarded: Forwarded::No, is_cross_site: false, body, ..found }
 }
 
 /// Without a valid token, no answer contains what needs one. Every answer is valid HTTP.

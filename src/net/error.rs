@@ -10,8 +10,8 @@ use crate::net::mqtt::certificate::CertificateError;
 pub enum BindError {
     /// A port cannot be listened on: its purpose, its address, and the system's error.
     Port(&'static str, SocketAddr, io::Error),
-    /// The certificate for devices cannot be used.
-    Certificate(CertificateError),
+    /// A certificate cannot be used: the section of the configuration that names it, and why.
+    Certificate(&'static str, CertificateError),
     /// The system refused something else: what was tried, and its error.
     Setup(&'static str, io::Error),
 }
@@ -29,16 +29,10 @@ impl fmt::Display for BindError {
                     _ => Ok(()),
                 }
             }
-            Self::Certificate(error) => error.fmt(f),
+            Self::Certificate(section, error) => write!(f, "{section}.{error}"),
             Self::Setup(what, error) => write!(f, "cannot {what}: {error}"),
         }
     }
 }
 
 impl std::error::Error for BindError {}
-
-impl From<CertificateError> for BindError {
-    fn from(error: CertificateError) -> Self {
-        Self::Certificate(error)
-    }
-}

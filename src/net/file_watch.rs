@@ -1,7 +1,7 @@
 //! Notices that a file has changed, by polling its metadata. This works on every system, also for files that are replaced by
 //! rename, mounted, or on a network share, and each poll takes about a microsecond.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// How often the file is polled.
@@ -27,6 +27,10 @@ impl FileWatch {
     pub(crate) fn new(path: PathBuf) -> Self {
         let known = stamp(&path);
         Self { path, known, changed: false }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// True once for every change, one poll after it was noticed, so that the file is not read while it is being written.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::admin::prometheus::Histogram;
+use crate::config::MacDenial;
 use crate::proto::mqtt::ConnectReturnCode;
 use crate::session::{BackendStage, CallStats, CallSummary, Counter, DropReason, EndReason};
 
@@ -15,13 +16,55 @@ const REFUSALS: [(ConnectReturnCode, &str); 5] = [
     (ConnectReturnCode::NotAuthorised, "not_authorised"),
 ];
 
+/// The codes of errors that say why a caller of the management API was refused.
+const API_REFUSALS: [&str; 4] = ["unauthorized", "weak_key", "forwarded", "foreign_origin"];
+/// Why a connection of a device was closed because there were too many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TurnedAway {
+    /// It is new, and its address has too many.
+    AddressLimit,
+    /// It is new, and no other one could be closed for it.
+    Full,
+    /// It was closing, and made room.
+    Closing,
+    /// It did not advance for seconds, and made room.
+    Stalled,
+    /// Its address had the most connections that had not logged in, or the most handshakes; it made room.
+    Crowding,
+}
+
+impl TurnedAway {
+    const LABELS: [&str; 5] = ["address_limit", "full", "closing", "stalled", "crowding"];
+}
+
+/// Why a connection to the management API was closed to admit another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ApiDisplaced {
+    /// It had served its last request.
+    Closing,
+    /// It sent or took nothing for seconds.
+    Stalled,
+    /// Its address had the most connections.
+    Crowding,
+    /// All others waited for an answer too.
+    Pending,
+}
+
+impl ApiDisplaced {
+    const LABELS: [&str; 4] = ["api_closing", "api_stalled", "api_crowding", "api_pending"];
+}
+
 /// Everything that has been counted since the start.
 #[derive(Debug)]
 pub struct Metrics {
     /// TCP connections accepted on the MQTT port.
     pub connections: u64,
-    /// Connections closed before login because there were too many.
-    pub turned_away: u64,
+    /// Failed logins whose answer was delayed.
+    pub refusals_delayed: u64,
+    /// Failed logins that got no answer.
+    pub refusals_unanswered: u64,
+    /// Log lines about refused logins and connections that were left out.
+    pub refusal_lines_left_out: u64,
     /// Finished TLS handshakes of devices.
     pub tls_handshakes: u64,
     /// TLS handshakes of devices that failed or were never finished.
@@ -56,16 +99,22 @@ pub struct Metrics {
     pub iterations: Histogram<12>,
     /// Packets, bytes and losses of the calls that have ended.
     pub ended_calls: CallStats,
+    /// Finished TLS handshakes of the management API.
+    pub api_tls_handshakes: u64,
+    /// TLS handshakes of the management API that failed or were not finished in time.
+    pub api_tls_failed: u64,
     /// Responses of the management API by the first digit of their status.
     pub api_answers: [u64; 6],
     /// Connections to the management API.
     pub api_connections: u64,
-    /// Connections to the management API that were closed to admit another one.
-    pub api_displaced: u64,
+    turned_away: [u64; TurnedAway::LABELS.len()],
+    api_displaced: [u64; ApiDisplaced::LABELS.len()],
     discards: [u64; DropReason::ALL.len()],
     ends: [u64; EndReason::ALL.len()],
     dial_failures: [u64; BackendStage::ALL.len()],
     refusals: [u64; REFUSALS.len()],
+    api_refusals: [u64; API_REFUSALS.len()],
+    mac_denials: [u64; 2],
 }
 
 impl Default for Metrics {
@@ -74,7 +123,9 @@ impl Default for Metrics {
         let us = |limits: [u64; 12]| Histogram::new(limits.map(Duration::from_micros));
         Self {
             connections: 0,
-            turned_away: 0,
+            refusals_delayed: 0,
+            refusals_unanswered: 0,
+            refusal_lines_left_out: 0,
             tls_handshakes: 0,
             tls_failed: 0,
             admitted: 0,
@@ -92,13 +143,18 @@ impl Default for Metrics {
             hello_to_reply: ms([10, 25, 50, 100, 250, 500, 1000, 2000, 4000, 6000, 8000, 10_000]),
             iterations: us([25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 1_000_000]),
             ended_calls: CallStats::default(),
+            api_tls_handshakes: 0,
+            api_tls_failed: 0,
             api_answers: [0; 6],
             api_connections: 0,
-            api_displaced: 0,
+            turned_away: [0; TurnedAway::LABELS.len()],
+            api_displaced: [0; ApiDisplaced::LABELS.len()],
             discards: [0; DropReason::ALL.len()],
             ends: [0; EndReason::ALL.len()],
             dial_failures: [0; BackendStage::ALL.len()],
             refusals: [0; REFUSALS.len()],
+            api_refusals: [0; API_REFUSALS.len()],
+            mac_denials: [0; 2],
         }
     }
 }
@@ -124,6 +180,22 @@ impl Metrics {
         REFUSALS.iter().zip(self.refusals).map(|((_, label), count)| (*label, count))
     }
 
+    /// Callers of the management API that were refused, by reason.
+    pub fn api_refusals(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        API_REFUSALS.into_iter().zip(self.api_refusals)
+    }
+
+    /// Counts a refusal with this code, if it is about the caller.
+    pub(crate) fn api_refused(&mut self, code: &str) {
+        let counters = API_REFUSALS.iter().zip(&mut self.api_refusals);
+        counters.filter(|(reason, _)| **reason == code).for_each(|(_, count)| *count += 1);
+    }
+
+    /// Devices that may not connect, by the list that says so.
+    pub fn mac_denials(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        ["denied_macs", "allowed_macs"].into_iter().zip(self.mac_denials)
+    }
+
     pub(crate) fn discarded(&mut self, discard: DropReason) {
         self.discards[discard as usize] += 1;
     }
@@ -136,8 +208,28 @@ impl Metrics {
             Counter::BadServerText => self.bad_server_texts += 1,
             Counter::RepeatedHello => self.repeated_hellos += 1,
             Counter::Redialled => self.redials += 1,
+            Counter::MacDenied(MacDenial::Denied) => self.mac_denials[0] += 1,
+            Counter::MacDenied(MacDenial::NotAllowed) => self.mac_denials[1] += 1,
             Counter::DialFailed(stage) => self.dial_failures[stage as usize] += 1,
         }
+    }
+
+    /// MQTT connections that were closed before login because there were too many, by reason.
+    pub fn turned_away_by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        TurnedAway::LABELS.into_iter().zip(self.turned_away)
+    }
+
+    /// Connections to the management API that were closed to admit another one, by reason.
+    pub fn api_displaced_by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        ApiDisplaced::LABELS.into_iter().zip(self.api_displaced)
+    }
+
+    pub(crate) fn turned_away(&mut self, why: TurnedAway) {
+        self.turned_away[why as usize] += 1;
+    }
+
+    pub(crate) fn api_displaced(&mut self, why: ApiDisplaced) {
+        self.api_displaced[why as usize] += 1;
     }
 
     pub(crate) fn refused(&mut self, code: ConnectReturnCode) {

@@ -6,7 +6,7 @@ use data_encoding::{BASE64, BASE64URL_NOPAD};
 use hmac::{Hmac, KeyInit, Mac as _};
 use sha2::Sha256;
 
-pub use super::mac::{BadMac, Mac};
+pub use super::mac::{BadMac, Mac, MacPrefix, MacPrefixes};
 use super::message::{self, Reader};
 
 /// Separates the parts of a client id.

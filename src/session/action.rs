@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::labels::labelled_enum;
-use crate::config::ChatServerConfig;
+use crate::config::{ChatServerConfig, MacDenial};
 use crate::proto::audio::BadDatagram;
 use crate::proto::identity::Mac;
 use crate::proto::mqtt::{ConnectReturnCode, Malformed};
@@ -119,6 +119,8 @@ pub struct DialRequest {
     /// The `client-id` header, also part of the token: the uuid of the client id. A two-part id has none, so the header is sent only
     /// if a token is signed.
     pub client_id: Option<String>,
+    /// Whether the token may be signed: not for a device that proved nothing while a signature key is set.
+    pub sign_token: bool,
     /// The `x-forwarded-for` header: the device's address.
     pub forwarded_for: IpAddr,
     /// The `protocol-version` header: 1 for raw Opus, 2 for Opus with the 16-byte header.
@@ -321,6 +323,8 @@ pub enum CloseReason {
     Draining,
     /// An operator disconnected it.
     Operator,
+    /// A reload no longer allows its MAC.
+    MacDenied(MacDenial),
 }
 
 labelled_enum! {
@@ -398,6 +402,8 @@ pub enum Counter {
     Answered(u32),
     /// A call continued on a new WebSocket.
     Redialled,
+    /// A device may not connect: it was refused at CONNECT, or disconnected by a reload.
+    MacDenied(MacDenial),
 }
 
 /// A line for the log; the shell adds the session's prefix.

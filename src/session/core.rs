@@ -10,7 +10,7 @@ use super::context::Context;
 use super::deadlines::CoarseInstant;
 use super::mcp::ToolCache;
 use super::server_health::ServerHealth;
-use crate::config::Config;
+use crate::config::{Config, KeyFingerprint};
 use crate::proto::identity::ClientId;
 use crate::proto::message::DeviceHello;
 
@@ -21,6 +21,7 @@ mod messages;
 
 pub use self::commands::Delivery;
 use self::commands::PendingCommand;
+pub use self::connection::LoginKey;
 
 /// A connection that sends no CONNECT for this long is closed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,6 +38,8 @@ pub struct Core {
     /// When the phase ends: no CONNECT, nothing received, or no reconnection until then.
     deadline: CoarseInstant,
     client_id: Option<ClientId>,
+    /// The signature key of its password; `None` for a device that proved nothing.
+    login_key: Option<KeyFingerprint>,
     /// When the connection was opened; from CONNECT on, when it was accepted.
     since: Instant,
     call: Option<Box<Call>>,
@@ -80,6 +83,7 @@ impl Core {
             keep_alive: 0,
             deadline: CoarseInstant::at(now + CONNECT_TIMEOUT, now),
             client_id: None,
+            login_key: None,
             since: now,
             call: None,
             mcp: ToolCache::Disabled,
@@ -262,7 +266,8 @@ impl Core {
         act: impl FnOnce(&mut Call, DeviceIdentity<'_>, &mut Context<'_>) -> CallResult,
     ) {
         if let (Some(call), Some(id)) = (&mut self.call, &self.client_id)
-            && let Err(reason) = act(call, DeviceIdentity { id, ip: self.ip }, cx)
+            && let Err(reason) =
+                act(call, DeviceIdentity { id, ip: self.ip, is_proven: self.login_key.is_some() }, cx)
         {
             self.end_call(reason, cx);
         }
@@ -300,7 +305,7 @@ mod tests {
     /// Tens of thousands of them are idle.
     #[test]
     #[cfg(target_pointer_width = "64")]
-    fn an_idle_device_takes_at_most_88_bytes() {
-        assert!(size_of::<Core>() <= 88, "{}", size_of::<Core>());
+    fn an_idle_device_takes_at_most_96_bytes() {
+        assert!(size_of::<Core>() <= 96, "{}", size_of::<Core>());
     }
 }

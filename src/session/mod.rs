@@ -41,7 +41,7 @@ pub use action::{
 };
 pub use call::{CallView, FrameSpace, Uplink};
 pub use context::Context;
-pub use core::{Core, Delivery};
+pub use core::{Core, Delivery, LoginKey};
 pub use device_calls::{AcceptOutcome, DeviceCallEffect, DeviceCallTable, Presence, RequestOutcome};
 pub use request_ids::RequestIds;
 pub use server_health::{ServerHealth, WireFraming};

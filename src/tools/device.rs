@@ -20,7 +20,7 @@
 mod call;
 mod error;
 pub mod test_audio;
-mod tls;
+pub(super) mod tls;
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};

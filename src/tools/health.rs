@@ -1,6 +1,6 @@
 //! `health`: asks a running gateway whether it is alive, for containers without an HTTP client.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,8 +8,11 @@ use std::time::Duration;
 use pico_args::Arguments;
 
 use super::command_line::{self, CommandLine, usage_error};
+use super::device::tls::start_tls;
 use super::terminal::Terminal;
 use crate::config::Source;
+use crate::net::backend::tls::TlsClient;
+use crate::net::event_loop::stream::Stream;
 
 const HELP: &str = "\
 Ask the gateway on this machine whether it runs: GET /healthz on the management port.
@@ -31,7 +34,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// Runs the sub-command with its own arguments.
 pub fn run(args: Arguments) -> ExitCode {
     command_line::run("health", HELP, args, parse, |(source, path)| match api_address(&source) {
-        Ok(address) => check(address, path),
+        Ok((address, is_tls)) => check(address, is_tls, path),
         Err(error) => usage_error("health", &error),
     })
 }
@@ -43,8 +46,8 @@ fn parse(mut args: CommandLine) -> Result<(Source, &'static str), String> {
     Ok((source, path))
 }
 
-fn check(address: SocketAddr, path: &str) -> ExitCode {
-    match http_get(address, path) {
+fn check(address: SocketAddr, is_tls: bool, path: &str) -> ExitCode {
+    match http_get(address, is_tls, path) {
         Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => {
             Terminal::stdout().print_line(answer.lines().last().unwrap_or_default());
             ExitCode::SUCCESS
@@ -59,8 +62,8 @@ fn unhealthy(address: SocketAddr, why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The address of the gateway's management listener.
-fn api_address(source: &Source) -> Result<SocketAddr, String> {
+/// The address of the gateway's management listener, and whether it speaks TLS.
+fn api_address(source: &Source) -> Result<(SocketAddr, bool), String> {
     let config = source.load().map_err(|error| error.to_string())?;
     if !config.api.enabled || config.api.port == 0 {
         return Err("the management API must be on (api.enabled) and have a fixed port (api.port)".to_owned());
@@ -70,14 +73,21 @@ fn api_address(source: &Source) -> Result<SocketAddr, String> {
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    Ok(SocketAddr::new(ip, config.api.port))
+    Ok((SocketAddr::new(ip, config.api.port), config.api.tls.enabled))
 }
 
 /// The whole response; it is short.
-fn http_get(address: SocketAddr, path: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+fn http_get(address: SocketAddr, is_tls: bool, path: &str) -> io::Result<String> {
+    let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
+    let mut stream = Stream::Plain(stream);
+    if is_tls {
+        // The certificate names the host by which others reach this machine, and nothing secret is sent.
+        let client = &mut TlsClient::new(None, true);
+        stream = start_tls(stream, "localhost", client)
+            .map_err(|error| io::Error::other(format!("TLS: {error}")))?;
+    }
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(4096).read_to_string(&mut answer)?;

@@ -1,6 +1,8 @@
 //! Certificates for chat servers and gateways, created by the test.
 
+use std::fs;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use openssl::asn1::Asn1Time;
 use openssl::bn::BigNum;
@@ -12,6 +14,8 @@ use openssl::ssl::{SslAcceptor, SslConnector, SslMethod};
 use openssl::x509::extension::{BasicConstraints, SubjectAlternativeName};
 use openssl::x509::store::X509StoreBuilder;
 use openssl::x509::{X509, X509Builder, X509Name};
+
+use super::process::Folder;
 
 /// A private certificate authority.
 pub struct CertificateAuthority {
@@ -100,6 +104,34 @@ impl CertifiedKey {
 
     pub fn key_pem(&self) -> Vec<u8> {
         self.key.private_key_to_pem_pkcs8().unwrap()
+    }
+}
+
+/// A certificate for 127.0.0.1 and its key in files, and the authority that signed it.
+pub struct CertificateFiles {
+    pub authority: CertificateAuthority,
+    folder: Folder,
+}
+
+impl CertificateFiles {
+    pub fn new() -> Self {
+        let authority = CertificateAuthority::new();
+        let files = Self { authority, folder: Folder::new() };
+        files.write(&files.authority.issue("127.0.0.1"));
+        files
+    }
+
+    pub fn cert(&self) -> PathBuf {
+        self.folder.0.join("cert.pem")
+    }
+
+    pub fn key(&self) -> PathBuf {
+        self.folder.0.join("key.pem")
+    }
+
+    pub fn write(&self, pair: &CertifiedKey) {
+        fs::write(self.cert(), pair.certificate_pem()).unwrap();
+        fs::write(self.key(), pair.key_pem()).unwrap();
     }
 }
 

@@ -12,15 +12,16 @@ use crate::net::event_loop::io::Io;
 use crate::net::media::audio_port::AudioPort;
 use crate::net::metrics;
 use crate::net::mqtt::listener::Listeners;
-use crate::net::mqtt::tls_listener::TlsListener;
+use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::sessions::table::Sessions;
-use crate::session::{CallState, CallStats};
+use crate::session::{CallState, CallStats, LoginKey};
 
 /// Counts over all sessions.
 #[derive(Default)]
 struct SessionCounts {
     online: usize,
     away: usize,
+    login_keys: [usize; LoginKey::ALL.len()],
     calls: [usize; CallState::ALL.len()],
     dials: [usize; DIAL_STAGES.len()],
     /// Of the calls in progress.
@@ -48,7 +49,7 @@ impl MetricSources<'_> {
         let mut families = MetricFamilies::default();
         let counts = self.count_sessions();
         self.write_scalars(&counts, &mut families);
-        self.write_device_metrics(&mut families);
+        self.write_device_metrics(&counts, &mut families);
         self.write_call_metrics(&counts, &mut families);
         self.write_server_metrics(&counts, &mut families);
         self.write_audio_metrics(&counts, &mut families);
@@ -61,10 +62,14 @@ impl MetricSources<'_> {
 
     fn count_sessions(&self) -> SessionCounts {
         let mut counts = SessionCounts::default();
+        let current_key = self.io.config.mqtt.key_fingerprint();
         for session in self.sessions.iter() {
             let core = &session.core;
             counts.online += usize::from(core.is_online());
             counts.away += usize::from(core.is_present() && !core.is_online());
+            if core.is_present() {
+                counts.login_keys[core.login_key(current_key) as usize] += 1;
+            }
             if let Some(call) = core.call() {
                 counts.calls[call.state as usize] += 1;
                 metrics::add(&mut counts.call_stats, call.stats);
@@ -93,7 +98,11 @@ impl MetricSources<'_> {
         }
         for (name, help, value) in [
             ("gateway_mqtt_connections_total", "MQTT connections accepted.", metrics.connections),
-            ("gateway_mqtt_turned_away_total", "MQTT connections over a limit, closed.", metrics.turned_away),
+            (
+                "gateway_mqtt_turned_away_total",
+                "MQTT connections over a limit, closed.",
+                metrics.turned_away_by_reason().map(|(_, count)| count).sum(),
+            ),
             ("gateway_logins_total", "Successful logins of devices.", metrics.admitted),
             ("gateway_dials_total", "WebSockets dialled.", metrics.dials),
             ("gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened),
@@ -101,14 +110,52 @@ impl MetricSources<'_> {
             ("gateway_repeated_hellos_total", "Server hellos during a call.", metrics.repeated_hellos),
             ("gateway_audio_lost_total", "Uplink packets lost in ended calls.", metrics.ended_calls.lost),
             ("gateway_api_connections_total", "API connections accepted.", metrics.api_connections),
-            ("gateway_api_displaced_total", "API connections closed for others.", metrics.api_displaced),
+            (
+                "gateway_api_displaced_total",
+                "API connections closed for others.",
+                metrics.api_displaced_by_reason().map(|(_, count)| count).sum(),
+            ),
+            (
+                "gateway_refusal_lines_left_out_total",
+                "Log lines about refusals over a limit.",
+                metrics.refusal_lines_left_out,
+            ),
         ] {
             families.scalar(Counter, name, help, value);
         }
     }
 
-    fn write_device_metrics(&self, families: &mut MetricFamilies) {
+    fn write_device_metrics(&self, counts: &SessionCounts, families: &mut MetricFamilies) {
         let metrics = &self.io.metrics;
+        let login_keys = LoginKey::ALL.iter().zip(counts.login_keys).map(|(key, count)| (key.label(), count));
+        families.labelled(
+            Gauge,
+            "gateway_devices_by_signature_key",
+            "Devices online and away, by the signature key that they logged in with.",
+            "key",
+            login_keys,
+        );
+        families.labelled(
+            Counter,
+            "gateway_macs_denied_total",
+            "Devices refused or disconnected because of their MAC, by list.",
+            "list",
+            metrics.mac_denials(),
+        );
+        families.labelled(
+            Counter,
+            "gateway_connections_closed_for_others_total",
+            "MQTT connections turned away, and API connections displaced.",
+            "reason",
+            metrics.turned_away_by_reason().chain(metrics.api_displaced_by_reason()),
+        );
+        families.labelled(
+            Counter,
+            "gateway_logins_refused_late_total",
+            "Failed logins whose answer was delayed or omitted.",
+            "answer",
+            [("delayed", metrics.refusals_delayed), ("none", metrics.refusals_unanswered)],
+        );
         families.labelled(
             Counter,
             "gateway_tls_handshakes_total",
@@ -242,15 +289,37 @@ impl MetricSources<'_> {
             "status",
             answers,
         );
+        families.labelled(
+            Counter,
+            "gateway_api_refused_total",
+            "Callers of this API that were refused.",
+            "reason",
+            metrics.api_refusals(),
+        );
+        families.labelled(
+            Counter,
+            "gateway_api_tls_handshakes_total",
+            "TLS handshakes of this API.",
+            "result",
+            [("ok", metrics.api_tls_handshakes), ("failed", metrics.api_tls_failed)],
+        );
     }
 
     /// What is not added up over the workers: only the leader reports it, behind what all report.
     fn write_process_metrics(&self, families: &mut MetricFamilies) {
-        if let Some(expires) = self.mqtt.tls.as_ref().and_then(TlsListener::expires) {
+        if let Some(expires) = self.mqtt.certificate.as_ref().and_then(WatchedCertificate::expires) {
             families.scalar(
                 Gauge,
                 "gateway_tls_certificate_expires_timestamp_seconds",
                 "When the certificate for devices expires.",
+                expires,
+            );
+        }
+        if let Some(expires) = self.admin.certificate.as_ref().and_then(WatchedCertificate::expires) {
+            families.scalar(
+                Gauge,
+                "gateway_api_tls_certificate_expires_timestamp_seconds",
+                "When this API's own certificate expires.",
                 expires,
             );
         }

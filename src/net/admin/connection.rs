@@ -1,10 +1,9 @@
 //! One connection to the management API.
 
 use std::io::{ErrorKind, Read};
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
 use slab::Slab;
 
 use crate::admin::answer::Answer;
@@ -15,6 +14,9 @@ use crate::admin::routes::Endpoint;
 use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::token::AdminId;
 use crate::net::event_loop::write_buffer::WriteBuffer;
+use crate::net::metrics::ApiDisplaced;
+use crate::net::mqtt::eviction::STALLED_AFTER;
+use crate::net::mqtt::transport::Transport;
 
 /// How long the first request on a connection, or one that has begun, may take to arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,7 +29,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(7);
 
 pub(super) struct Connection {
     pub(super) epoch: u32,
-    pub(super) tcp: TcpStream,
+    pub(super) transport: Transport,
     pub(super) peer: SocketAddr,
     /// Bytes not served yet: at most a head or a body, and the beginning of the next request.
     pub(super) read_buffer: Vec<u8>,
@@ -37,6 +39,8 @@ pub(super) struct Connection {
     pub(super) state: ConnectionState,
     /// When the state was entered.
     pub(super) state_since: Instant,
+    /// When the state was entered, or the client last sent or took a byte.
+    pub(super) progress_at: Instant,
     /// When the first byte of the request arrived.
     request_started_at: Option<Instant>,
     is_reused: bool,
@@ -94,29 +98,18 @@ pub(super) fn connection_mut(connections: &mut Slab<Connection>, id: AdminId) ->
     connections.get_mut(id.slot as usize).filter(|conn| conn.epoch == id.epoch)
 }
 
-impl ConnectionState {
-    /// When there are too many connections, those with the lowest number are closed first.
-    pub(super) fn eviction_priority(&self) -> u8 {
-        match self {
-            Self::Lingering => 0,
-            Self::Reading(_) => 1,
-            Self::Writing { .. } => 2,
-            Self::Pending(_) => 3,
-        }
-    }
-}
-
 impl Connection {
-    pub(super) fn new(tcp: TcpStream, peer: SocketAddr, epoch: u32, now: Instant) -> Self {
+    pub(super) fn new(transport: Transport, peer: SocketAddr, epoch: u32, now: Instant) -> Self {
         Self {
             epoch,
-            tcp,
+            transport,
             peer,
             read_buffer: Vec::new(),
             searched: 0,
             write_buffer: WriteBuffer::default(),
             state: ConnectionState::Reading(None),
             state_since: now,
+            progress_at: now,
             request_started_at: None,
             is_reused: false,
             timer_tick: None,
@@ -126,7 +119,7 @@ impl Connection {
     pub(super) fn set_state(&mut self, state: ConnectionState, now: Instant) -> Progress {
         self.is_reused = true;
         self.searched = 0;
-        self.state_since = now;
+        (self.state_since, self.progress_at) = (now, now);
         self.request_started_at = (!self.read_buffer.is_empty()).then_some(now);
         self.state = state;
         Progress::Continue
@@ -134,11 +127,21 @@ impl Connection {
 
     /// Shuts our side down, and gives the client a moment to read the response.
     pub(super) fn start_linger(&mut self, now: Instant) -> Progress {
-        if self.tcp.shutdown(Shutdown::Write).is_err() {
+        if self.transport.shut_down().is_err() {
             return Progress::Close;
         }
         self.read_buffer = Vec::new();
         self.set_state(ConnectionState::Lingering, now)
+    }
+
+    /// What it would be closed as for another connection; the first of these go first.
+    pub(super) fn displaced_as(&self, now: Instant) -> ApiDisplaced {
+        match self.state {
+            ConnectionState::Lingering => ApiDisplaced::Closing,
+            ConnectionState::Pending(_) => ApiDisplaced::Pending,
+            _ if now.saturating_duration_since(self.progress_at) >= STALLED_AFTER => ApiDisplaced::Stalled,
+            _ => ApiDisplaced::Crowding,
+        }
     }
 
     /// Whether the bytes since the last call may complete a head. Only then is the head parsed, so that a client which sends
@@ -177,9 +180,10 @@ impl Connection {
         };
         self.state = ConnectionState::Reading(partial);
         let len = wanted.clamp(1, scratch.len());
-        match self.tcp.read(&mut scratch[..len]) {
+        match self.transport.read(&mut scratch[..len]) {
             Ok(0) => Progress::Close,
             Ok(n) => {
+                self.progress_at = now;
                 self.request_started_at.get_or_insert(now);
                 self.read_buffer.extend_from_slice(&scratch[..n]);
                 Progress::Continue
@@ -200,8 +204,8 @@ mod tests {
     fn a_head_that_arrives_byte_by_byte_is_parsed_once_a_line() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let tcp = TcpStream::from_std(std::net::TcpStream::connect(addr).unwrap());
-        let mut conn = Connection::new(tcp, addr, 1, Instant::now());
+        let tcp = mio::net::TcpStream::from_std(std::net::TcpStream::connect(addr).unwrap());
+        let mut conn = Connection::new(Transport::new(tcp, false, false), addr, 1, Instant::now());
         let text = format!("GET / HTTP/1.1\r\nX-Filler: {}\r\n\r\n", "x".repeat(6000));
         for _ in 0..2 {
             let mut parsed = 0;

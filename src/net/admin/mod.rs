@@ -5,3 +5,4 @@ pub(crate) mod connection;
 pub(crate) mod pending;
 mod proc_stats;
 pub(crate) mod server;
+mod tls;

@@ -1,8 +1,12 @@
 //! The server of the management API: accepts connections, reads requests and writes responses, all in the gateway's own loop.
 //!
 //! Clients cannot exhaust it: requests must arrive and responses must be read within a time limit, and at the limit of
-//! connections, the one that has waited longest for its request is closed for a new one.
+//! connections, one is closed for a new one: first one that has served its last request, then one that has sent or taken
+//! nothing for seconds, then one of the address with the most connections; an IPv6 /64 is one address. One whose request is
+//! being answered is closed only if all others' are too.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,6 +36,11 @@ use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
 use crate::net::event_loop::token::{self, API, AdminId, Role};
 use crate::net::event_loop::write_buffer::Flush;
+use crate::net::log_limiter::LogLimiter;
+use crate::net::metrics::ApiDisplaced;
+use crate::net::mqtt::address_key::AddressKey;
+use crate::net::mqtt::transport::Transport;
+use crate::net::mqtt::watched_certificate::WatchedCertificate;
 
 /// Concurrent connections.
 const MAX_CONNECTIONS: usize = 128;
@@ -44,8 +53,12 @@ const READ_SIZE: usize = 4096;
 pub(crate) struct AdminServer {
     listener: Option<TcpListener>,
     pub(super) connections: Slab<Connection>,
+    /// The API's own certificate; without one, TLS uses that of MQTT.
+    pub(crate) certificate: Option<WatchedCertificate>,
+    /// Limits log lines about failed TLS handshakes.
+    pub(super) tls_failure_log: LogLimiter<()>,
     /// For reads from connections.
-    scratch: Box<[u8]>,
+    pub(super) scratch: Box<[u8]>,
     epoch: u32,
     /// The number of the last request; part of its id.
     last_request_id: u32,
@@ -69,6 +82,8 @@ impl AdminServer {
     pub(crate) fn new(listener: Option<TcpListener>) -> Self {
         Self {
             listener,
+            certificate: None,
+            tls_failure_log: LogLimiter::every_ten_seconds(),
             scratch: vec![0; READ_SIZE].into_boxed_slice(),
             connections: Slab::new(),
             epoch: 0,
@@ -78,6 +93,10 @@ impl AdminServer {
             content_security_policy: dashboard::content_security_policy(),
             started_at: SystemTime::now(),
         }
+    }
+
+    pub(super) fn has_listener(&self) -> bool {
+        self.listener.is_some()
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
@@ -170,29 +189,35 @@ impl AdminServer {
         let _ = tcp.set_nodelay(true);
         self.epoch = self.epoch.wrapping_add(1);
         let id = AdminId { slot: entry.key() as u32, epoch: self.epoch };
-        entry.insert(Connection::new(tcp, peer, id.epoch, io.now));
+        let transport = Transport::new(tcp, false, io.config.api.tls.enabled);
+        entry.insert(Connection::new(transport, peer, id.epoch, io.now));
         self.arm_timer(id, io);
     }
 
-    /// Closes the connection with the lowest eviction priority. False when there is none.
+    /// Closes a connection for another one. False when there is none.
     fn evict(&mut self, io: &mut Io) -> bool {
-        let Some((slot, conn)) = self
-            .connections
-            .iter()
-            .min_by_key(|(_, conn)| (conn.state.eviction_priority(), conn.state_since, conn.epoch))
-        else {
-            return false;
-        };
+        let mut of_address: HashMap<AddressKey, usize> = HashMap::new();
+        for (_, conn) in &self.connections {
+            *of_address.entry(conn.peer.ip().into()).or_default() += 1;
+        }
+        let first = self.connections.iter().min_by_key(|(_, conn)| {
+            let why = conn.displaced_as(io.now);
+            let crowd = of_address.get(&conn.peer.ip().into()).filter(|_| why == ApiDisplaced::Crowding);
+            let is_writing = matches!(conn.state, ConnectionState::Writing { .. });
+            (why, Reverse(crowd), is_writing, conn.progress_at, conn.epoch)
+        });
+        let Some((slot, conn)) = first else { return false };
         debug!("management API: [{}] closed to admit another connection", conn.peer);
+        io.metrics.api_displaced(conn.displaced_as(io.now));
         self.connections.remove(slot);
-        io.metrics.api_displaced += 1;
         true
     }
 
     /// The connection in this slot, if an event for it has to be served.
     pub(crate) fn ready_connection(&self, slot: usize, readable: bool) -> Option<AdminId> {
         let conn = self.connections.get(slot)?;
-        let is_ready = readable || matches!(conn.state, ConnectionState::Writing { .. });
+        let is_ready =
+            readable || matches!(conn.state, ConnectionState::Writing { .. }) || !conn.transport.is_open();
         is_ready.then_some(AdminId { slot: slot as u32, epoch: conn.epoch })
     }
 
@@ -204,21 +229,34 @@ impl AdminServer {
     }
 
     /// Reads or writes once. May be called at any time.
-    pub(crate) fn advance(&mut self, id: AdminId, io: &mut Io) -> Progress {
+    pub(crate) fn advance(
+        &mut self,
+        id: AdminId,
+        mqtt_certificate: Option<&WatchedCertificate>,
+        io: &mut Io,
+    ) -> Progress {
         let now = io.now;
+        if self.is_in_handshake(id) {
+            return self.advance_handshake(id, mqtt_certificate, io);
+        }
         let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
         match &conn.state {
             ConnectionState::Reading(_) => self.read_request(id, io),
             ConnectionState::Pending(_) => Progress::Wait,
             ConnectionState::Writing { keep_alive } => {
-                match (conn.write_buffer.flush(&mut conn.tcp), keep_alive) {
+                let unwritten = conn.write_buffer.len();
+                let flushed = conn.write_buffer.flush(&mut conn.transport);
+                if conn.write_buffer.len() < unwritten {
+                    conn.progress_at = now;
+                }
+                match (flushed, keep_alive) {
                     (Ok(Flush::Done), true) => conn.set_state(ConnectionState::Reading(None), now),
                     (Ok(Flush::Done), false) => conn.start_linger(now),
                     (Ok(Flush::Blocked), _) => Progress::Wait,
                     (Err(_), _) => Progress::Close,
                 }
             }
-            ConnectionState::Lingering => match conn.tcp.read(&mut self.scratch) {
+            ConnectionState::Lingering => match conn.transport.read(&mut self.scratch) {
                 Ok(0) => Progress::Close,
                 Ok(_) => Progress::Continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => Progress::Wait,
@@ -252,7 +290,8 @@ impl AdminServer {
                 let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
                 if framing != Framing::Length(0) && head.expects_continue && conn.read_buffer.is_empty() {
                     // A client may send its body without it.
-                    let _ = io::Write::write(&mut conn.tcp, CONTINUE);
+                    let _ = conn.write_buffer.append(|out| out.extend_from_slice(CONTINUE));
+                    let _ = conn.write_buffer.flush(&mut conn.transport);
                 }
                 self.read_body(id, Box::new(PartialRequest { head, body: Body::new(framing) }), io)
             }
@@ -302,6 +341,7 @@ impl AdminServer {
         keep_alive: bool,
         io: &mut Io,
     ) -> Progress {
+        io.metrics.api_refused(refusal.code);
         let response = refusal.response(routes::error_style(&head.path));
         self.respond(id, &response, keep_alive, head.method == http::Method::HEAD, io)
     }
@@ -319,7 +359,7 @@ impl AdminServer {
         let class = usize::from(response.status / 100).min(io.metrics.api_answers.len() - 1);
         io.metrics.api_answers[class] += 1;
         let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
-        // The buffer is empty, so it accepts a response of any length.
+        // The buffer is empty, but for `100 Continue` at most, so it accepts a response of any length.
         let _ = conn.write_buffer.append(|out| response.write(out, keep_alive, head_only));
         conn.set_state(ConnectionState::Writing { keep_alive }, now)
     }
@@ -352,6 +392,7 @@ impl AdminServer {
                 true
             }
             ConnectionState::Reading(_) | ConnectionState::Writing { .. } | ConnectionState::Lingering => {
+                io.metrics.api_tls_failed += u64::from(conn.transport.is_in_tls_handshake());
                 self.close(id);
                 false
             }
@@ -381,6 +422,9 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::admin::routes::Endpoint;
+    use crate::net::admin::connection::PendingRequest;
+    use crate::net::mqtt::eviction::STALLED_AFTER;
 
     /// Accepts a connection of a new client, and returns its id.
     fn connect(server: &mut AdminServer, io: &mut Io) -> (Client, AdminId) {
@@ -395,10 +439,14 @@ mod tests {
         (client, AdminId { slot: slot as u32, epoch: conn.epoch })
     }
 
+    fn displaced(io: &Io) -> Vec<u64> {
+        io.metrics.api_displaced_by_reason().map(|(_, count)| count).collect()
+    }
+
     fn request(server: &mut AdminServer, id: AdminId, io: &mut Io) -> Box<ReceivedRequest> {
         let end = Instant::now() + Duration::from_secs(5);
         loop {
-            match server.advance(id, io) {
+            match server.advance(id, None, io) {
                 Progress::Request(request) => return request,
                 Progress::Close => panic!("closed"),
                 Progress::Continue | Progress::Wait => assert!(Instant::now() < end, "no request"),
@@ -416,7 +464,7 @@ mod tests {
             let request = request(&mut server, id, &mut io);
             assert_eq!((&*request.head.path, &request.body[..]), ("/healthz", &b""[..]));
             server.respond(id, &Response::json(200, "{}"), true, false, &mut io);
-            assert!(matches!(server.advance(id, &mut io), Progress::Continue));
+            assert!(matches!(server.advance(id, None, &mut io), Progress::Continue));
             let mut response = [0; 512];
             let len = client.read(&mut response).unwrap();
             assert!(response[..len].starts_with(b"HTTP/1.1 200 ") && response[..len].ends_with(b"{}"));
@@ -429,7 +477,56 @@ mod tests {
         let mut server = AdminServer::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let mut io = Io::for_test();
         let clients: Vec<_> = (0..=MAX_CONNECTIONS).map(|_| connect(&mut server, &mut io)).collect();
-        assert_eq!((server.connections.len(), io.metrics.api_displaced), (MAX_CONNECTIONS, 1));
+        assert_eq!((server.connections.len(), displaced(&io)), (MAX_CONNECTIONS, vec![0, 0, 1, 0]));
         assert!(connection_mut(&mut server.connections, clients[0].1).is_none());
+    }
+
+    #[test]
+    fn stalled_ones_go_first_then_the_crowd_and_never_one_that_waits_for_its_answer() {
+        let mut server = AdminServer::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut io = Io::for_test();
+        let peers =
+            ["192.0.2.1", "2001:db8::1", "2001:db8::2", "2001:db8::3", "192.0.2.2", "192.0.2.3", "192.0.2.4"];
+        let (_clients, ids): (Vec<_>, Vec<_>) =
+            peers.map(|_| connect(&mut server, &mut io)).into_iter().unzip();
+        let [slow, first, second, writing, _silent, closing, asking] = ids[..] else { panic!() };
+        for (id, peer) in ids.iter().zip(peers) {
+            connection_mut(&mut server.connections, *id).unwrap().peer.set_ip(peer.parse().unwrap());
+        }
+        let pending = PendingRequest {
+            request_id: 1,
+            keep_alive: true,
+            head_only: false,
+            answers: Vec::new(),
+            endpoint: Endpoint::Command,
+        };
+        for (id, state) in [
+            (writing, ConnectionState::Writing { keep_alive: true }),
+            (closing, ConnectionState::Lingering),
+            (asking, ConnectionState::Pending(Box::new(pending))),
+        ] {
+            connection_mut(&mut server.connections, id).unwrap().set_state(state, io.now);
+        }
+        io.now += STALLED_AFTER;
+        // All but the silent one go on, one after another.
+        for (id, ms) in [slow, first, second, writing].into_iter().zip(1..) {
+            let conn = connection_mut(&mut server.connections, id).unwrap();
+            conn.progress_at = io.now + Duration::from_millis(ms);
+        }
+        let left = |server: &AdminServer| -> Vec<_> {
+            let rest = server.connections.iter().map(|(_, conn)| conn.peer.ip().to_string());
+            peers.iter().filter(|peer| rest.clone().any(|rest| rest == **peer)).copied().collect()
+        };
+        let evicted: Vec<_> = (0..peers.len())
+            .map(|_| {
+                let before = left(&server);
+                assert!(server.evict(&mut io));
+                let after = left(&server);
+                before.into_iter().find(|peer| !after.contains(peer)).unwrap()
+            })
+            .collect();
+        assert_eq!(evicted, [5, 4, 1, 2, 0, 3, 6].map(|n: usize| peers[n]));
+        assert!(!server.evict(&mut io));
+        assert_eq!(displaced(&io), [1, 1, 4, 1]);
     }
 }

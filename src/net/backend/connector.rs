@@ -309,6 +309,7 @@ mod tests {
             server: Arc::new(format!("ws://{}/", server.local_addr().unwrap()).parse().unwrap()),
             mac: "02:00:00:00:00:01".parse().unwrap(),
             client_id: None,
+            sign_token: true,
             forwarded_for: Ipv4Addr::LOCALHOST.into(),
             protocol_version: 1,
             skip_dns_cache: false,

@@ -18,8 +18,6 @@ use crate::text;
 /// The longest response head that is accepted.
 const MAX_HEAD: usize = 8 * 1024;
 const MAX_HEADERS: usize = 64;
-/// How much of a reason phrase or a redirect's address an error shows.
-const MAX_SHOWN: usize = 200;
 
 /// An upgrade in progress.
 pub(crate) struct Upgrade {
@@ -120,9 +118,10 @@ fn append(
     Ok(None)
 }
 
-/// The `authorization` header. Without a secret it is what the Node.js gateway sends.
+/// The `authorization` header. Without a secret, and for a device that no token may be signed for, it is what the Node.js
+/// gateway sends without a secret.
 pub(crate) fn authorization(secret: Option<&Secret>, dial: &DialRequest, unix_seconds: u64) -> String {
-    let Some(secret) = secret else { return "Bearer test-token".to_owned() };
+    let Some(secret) = secret.filter(|_| dial.sign_token) else { return "Bearer test-token".to_owned() };
     let client_id = dial.client_id.as_deref().unwrap_or_default();
     format!("Bearer {}", identity::bearer_token(secret.as_bytes(), client_id, dial.mac, unix_seconds))
 }
@@ -162,12 +161,12 @@ pub(crate) fn parse_response(head: &[u8], accept: &str) -> Result<Option<usize>,
     let header = |name| values(name).next();
     let code = response.code.unwrap_or_default();
     if code != 101 {
-        let reason = text::printable(response.reason.unwrap_or_default(), MAX_SHOWN);
+        let reason = text::shown(response.reason.unwrap_or_default());
         let hint = match (code, header("location")) {
             (300..=399, Some(location)) => {
                 // The query may contain tokens, including the gateway's.
                 let location = location.split(['?', '#']).next().unwrap_or_default();
-                let location = text::printable(location, MAX_SHOWN);
+                let location = text::shown(location);
                 format!(", redirected to {location}: use that address in the configuration")
             }
             (401 | 403, _) => ": check SERVER_SECRET".to_owned(),
@@ -223,6 +222,7 @@ mod tests {
                 server: Arc::new("ws://chat.example:8000/xiaozhi/v1/?from=mqtt_gateway".parse().unwrap()),
                 mac: text("mac").parse().unwrap(),
                 client_id: Some(text("uuid").to_owned()),
+                sign_token: true,
                 forwarded_for: text("ip").parse().unwrap(),
                 protocol_version: 2,
                 skip_dns_cache: false,
@@ -252,6 +252,23 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_only_signed_if_it_may_be() {
+        let mut dial = DialRequest {
+            server: Arc::new("ws://a/".parse().unwrap()),
+            mac: [1, 2, 3, 4, 5, 6].into(),
+            client_id: None,
+            sign_token: true,
+            forwarded_for: [192, 0, 2, 7].into(),
+            protocol_version: 2,
+            skip_dns_cache: false,
+        };
+        let secret = Secret::new("secret");
+        assert!(authorization(secret.as_ref(), &dial, 7).ends_with(".7"));
+        dial.sign_token = false;
+        assert_eq!(authorization(secret.as_ref(), &dial, 7), "Bearer test-token");
+    }
+
+    #[test]
     fn key_and_accept_agree_with_rfc_6455() {
         assert_eq!(derive_accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), ACCEPT);
     }
@@ -269,7 +286,7 @@ mod tests {
         let location = format!("Location: http://\u{202e}\u{85}{long}");
         let why = response(&format!("302 a\tb{long}"), &location).unwrap_err();
         assert!(why.starts_with("HTTP 302 a\\tb") && why.contains("http://\\u{202e}\\u{85}x"), "{why}");
-        assert!(why.len() < 3 * MAX_SHOWN, "{why}");
+        assert!(why.chars().count() < 3 * text::SHOWN_MAX, "{why}");
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub(crate) enum TimerKind {
     CheckFiles,
     /// Tell the service manager that the loop is running.
     Watchdog,
+    /// Sum up the log lines about refusals that were left out.
+    RefusalSummary,
     /// Give memory back after a peak.
     TrimMemory,
     /// The grace period of the shutdown is over.

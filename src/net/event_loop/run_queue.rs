@@ -11,6 +11,8 @@ pub(crate) enum Task {
     Accept(ListenerKind),
     Udp,
     Device(SessionId),
+    /// An operator disconnects a device, perhaps together with thousands of others.
+    Disconnect(SessionId),
     Backend(SessionId),
     /// A device does not read: its write buffer is full.
     DeviceBlocked(SessionId),
@@ -22,6 +24,7 @@ pub(crate) enum Task {
     StartDials,
     AcceptAdmin,
     Admin(AdminId),
+    AdminHandshake(AdminId),
 }
 
 /// Waiting tasks, in order of arrival. A task is queued only once, so a peer that sends without end gets one budget per
@@ -30,7 +33,7 @@ pub(crate) enum Task {
 pub(crate) struct RunQueue {
     /// All of these run in the next iteration.
     high_priority: VecDeque<Task>,
-    /// As many of these run as the time budget allows: accepts, handshakes, logins, hellos. After a power cut there are
+    /// As many of these run as the time budget allows: accepts, handshakes, logins, hellos, disconnections. After a power cut there are
     /// thousands, and each takes longer than an audio packet.
     low_priority: VecDeque<Task>,
     queued: HashSet<Task>,
@@ -41,7 +44,9 @@ impl RunQueue {
     pub(crate) fn push(&mut self, task: Task) {
         if self.queued.insert(task) {
             let queue = match task {
-                Task::Accept(_) | Task::Device(_) => &mut self.low_priority,
+                Task::Accept(_) | Task::Device(_) | Task::AdminHandshake(_) | Task::Disconnect(_) => {
+                    &mut self.low_priority
+                }
                 _ => &mut self.high_priority,
             };
             queue.push_back(task);

@@ -6,7 +6,7 @@
 use mio::Token;
 
 /// Identifies a session, which may have ended by the time it is looked up.
-#[derive(Copy, Clone, PartialEq, Eq, Debug, Hash)]
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct SessionId {
     /// The index in the slab of sessions.
     pub slot: u32,

@@ -39,6 +39,11 @@ impl WriteBuffer {
         self.bytes.capacity()
     }
 
+    /// Unwritten bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() - self.written
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes.len() == self.written
     }

@@ -1,23 +1,27 @@
 //! Handles the requests of the management API.
 
+use std::collections::{BTreeSet, HashSet};
+
 use log::info;
 use serde_json::value::to_raw_value;
 
 use crate::admin::answer::{Answer, json_response};
 use crate::admin::dashboard;
-use crate::admin::dto::{self, DeviceStatus, McpCommand};
+use crate::admin::dto::{self, DeviceStatus, DisconnectRequest, McpCommand};
 use crate::admin::params::{BadParameter, Members, query_flag};
 use crate::admin::prometheus::MetricFamilies;
 use crate::admin::response::Response;
 use crate::admin::routes::{Endpoint, OPENAPI};
 use crate::net::admin::collect::MetricSources;
 use crate::net::admin::pending::{AdminRequest, first_cursor, parse_page_query};
+use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::lifecycle::{Phase, ReloadError};
+use crate::net::sessions::session::Session;
 use crate::proto::identity::ClientId;
 use crate::proto::message::{self, Reader};
-use crate::session::{CommandError, Delivery};
+use crate::session::{CommandError, Delivery, LoginKey};
 
 /// The message types that an operator may send to a device. Others are reserved for the gateway and the chat server.
 const MESSAGE_TYPES: [&str; 4] = ["alert", "system", "custom", "notify"];
@@ -29,6 +33,7 @@ impl Gateway {
         Some(Answer::Response(match endpoint {
             Endpoint::Metrics => return Some(Answer::Metrics(self.collect_metrics())),
             Endpoint::DevicesStatus => return Some(self.handle_devices_status(body)),
+            Endpoint::Disconnect => return Some(self.handle_disconnect(body)),
             Endpoint::Sessions => return Some(self.handle_list_sessions(query)),
             Endpoint::Health => Response::json(200, r#"{"status":"ok"}"#),
             Endpoint::Ready => self.handle_ready(),
@@ -154,7 +159,7 @@ impl Gateway {
 
     fn handle_message(&mut self, client_id: &str, body: &str) -> Response {
         let Ok(members) = Members::of_body(body) else {
-            return Response::error(400, "bad_json", "The body is no JSON object.");
+            return bad_json();
         };
         if let Err(bad) = check_message_type(&members, body) {
             return Response::error(400, "bad_type", &format!("{bad}."));
@@ -193,8 +198,9 @@ impl Gateway {
             next: None,
             sessions: Vec::new(),
         };
+        let current_key = self.io.config.mqtt.key_fingerprint();
         for (slot, session) in self.sessions.starting_at(first_slot) {
-            let Some(view) = dto::session_dto(&session.core, self.io.now) else { continue };
+            let Some(view) = dto::session_dto(&session.core, current_key, self.io.now) else { continue };
             if page.sessions.len() == limit {
                 page.next = Some(own_cursor + slot as u64);
                 break;
@@ -207,7 +213,9 @@ impl Gateway {
     fn handle_show_session(&self, client_id: &str) -> Response {
         let session = self.find_device(client_id).and_then(|id| self.sessions.get(id));
         session
-            .and_then(|session| dto::session_dto(&session.core, self.io.now))
+            .and_then(|session| {
+                dto::session_dto(&session.core, self.io.config.mqtt.key_fingerprint(), self.io.now)
+            })
             .map_or_else(not_connected, |view| json_response(&view))
     }
 
@@ -237,6 +245,43 @@ impl Gateway {
         let done =
             serde_json::json!({ "clientId": client_id, "hungUp": hung_up, "disconnected": disconnect });
         Response::json(200, done.to_string())
+    }
+
+    /// The devices are only counted here: each gets its goodbye and is disconnected as soon as audio leaves time for it.
+    fn handle_disconnect(&mut self, body: &str) -> Answer {
+        let Ok(members) = Members::of_body(body) else {
+            return Answer::Response(bad_json());
+        };
+        let request = match DisconnectRequest::parse(&members) {
+            Ok(request) => request,
+            Err(bad) => return Answer::Response(bad_parameter(&bad)),
+        };
+        let only_previous_key = request == DisconnectRequest::PreviousKey;
+        let (mut chosen, mut not_connected) = (HashSet::new(), BTreeSet::new());
+        match request {
+            DisconnectRequest::All | DisconnectRequest::PreviousKey => chosen.extend(self.sessions.ids()),
+            DisconnectRequest::Named(names) => {
+                for name in names {
+                    let found = self.sessions.all_by_name(&name);
+                    if found.is_empty() {
+                        not_connected.insert(name);
+                    }
+                    chosen.extend(found);
+                }
+            }
+        }
+        let current_key = self.io.config.mqtt.key_fingerprint();
+        chosen.retain(|id| {
+            self.sessions.get(*id).is_some_and(|Session { core, .. }| {
+                core.is_present() && (!only_previous_key || core.login_key(current_key) == LoginKey::Previous)
+            })
+        });
+        if !chosen.is_empty() {
+            info!("{} devices are disconnected by an operator", chosen.len());
+        }
+        let count = chosen.len();
+        chosen.into_iter().for_each(|id| self.io.run_queue.push(Task::Disconnect(id)));
+        Answer::Disconnected { count, not_connected }
     }
 
     // ----- the gateway --------------------------------------------------------------------------------------------
@@ -270,6 +315,10 @@ fn check_message_type(members: &Members<'_>, body: &str) -> Result<(), BadParame
         Some(kind) => Err(BadParameter::new("type", &format!("{kind:?}"), allowed())),
         None => Err(BadParameter::new("type", "nothing", allowed())),
     }
+}
+
+fn bad_json() -> Response {
+    Response::error(400, "bad_json", "The body is no JSON object.")
 }
 
 fn bad_parameter(bad: &BadParameter) -> Response {

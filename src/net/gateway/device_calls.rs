@@ -8,7 +8,7 @@ use crate::net::gateway::Gateway;
 use crate::net::sessions::table::Sessions;
 use crate::proto::identity::Mac;
 use crate::session::{
-    AcceptOutcome, Context, Core, DeviceCallEffect, DeviceCallTable, Presence, RequestOutcome,
+    AcceptOutcome, Context, Core, DeviceCallEffect, DeviceCallTable, EndReason, Presence, RequestOutcome,
 };
 
 /// The device-to-device calls, and the timer for those that nobody has answered yet.
@@ -52,11 +52,12 @@ impl DeviceCalls {
     }
 }
 
-/// The session of a MAC: of several, the one in a device-to-device call, else one in any call, else the latest.
+/// The session of a MAC: of several, one that proved who it is, of those the one in a device-to-device call, else one in any
+/// call, else the latest.
 fn session_of(sessions: &Sessions, mac: Mac) -> Option<SessionId> {
     sessions.by_mac(mac).max_by_key(|id| {
         let core = sessions.get(*id).map(|session| &session.core);
-        core.map(|core| (core.is_in_device_call(), core.presence(), core.online_since()))
+        core.map(|core| (core.is_proven(), core.is_in_device_call(), core.presence(), core.online_since()))
     })
 }
 
@@ -115,6 +116,19 @@ impl Gateway {
         session.peer = None;
         let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) else { return };
         self.change_device_calls(|table, _, effects| table.on_call_ended(mac, effects));
+    }
+
+    /// The device logs in and has proved who it is: a session with its MAC that proved nothing leaves its device-to-device call,
+    /// which from now on is up to this one.
+    pub(super) fn end_unproven_device_calls(&mut self, mac: Mac) {
+        let is_impostor = |id: &SessionId| {
+            let core = self.sessions.get(*id).map(|session| &session.core);
+            core.is_some_and(|core| !core.is_proven() && core.is_in_device_call())
+        };
+        let impostors: Vec<_> = self.sessions.by_mac(mac).filter(is_impostor).collect();
+        for id in impostors {
+            self.drive(id, |core, cx| core.end_device_call(EndReason::PeerLeft, cx));
+        }
     }
 
     /// A session of the device has ended. When it was the last one, calls to the device end.

@@ -6,7 +6,6 @@ use crate::admin::recent_errors::RecentErrorKind;
 use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::net::log_limiter::suppressed_suffix;
 use crate::proto::mqtt::ConnectReturnCode;
 use crate::session::CloseReason;
 
@@ -15,6 +14,7 @@ impl Gateway {
     pub(super) fn close_device(&mut self, id: SessionId, reason: &CloseReason) {
         self.log_close(id, reason);
         let now = self.io.now;
+        self.mqtt.forget(id);
         let Some(session) = self.sessions.live(id) else { return };
         if session.core.is_closed()
             && let Some(mac) = session.core.client_id().map(|client_id| client_id.mac())
@@ -30,6 +30,7 @@ impl Gateway {
                 let from = connection.hold_until().unwrap_or(now);
                 session.linger_until = Some(Box::new(from + LINGER));
                 self.sessions.mark_dirty(id);
+                self.mqtt.add_closing(id, &self.sessions);
             }
             None => self.sessions.reap_if_finished(id),
         }
@@ -52,6 +53,7 @@ impl Gateway {
                 let error = (RecentErrorKind::HelloVersion, reason.to_string());
                 (format!("{prefix} closed: {reason}"), Some(error))
             }
+            CloseReason::MacDenied(_) => (format!("{prefix} closed: {reason}"), None),
             // Only devices are worth a warning: anybody can connect and send anything.
             CloseReason::Protocol(_) | CloseReason::UnexpectedPacket(_) | CloseReason::MemoryLimit
                 if is_device =>
@@ -60,9 +62,10 @@ impl Gateway {
             }
             _ => return debug!("{prefix} closed: {reason}"),
         };
-        match self.mqtt.refusal_log.allows(ip.into(), self.io.now) {
-            Some(suppressed) => {
-                warn!("{line}{}", suppressed_suffix(suppressed));
+        let suffix = self.mqtt.refusals().log.allows(ip, &mut self.io);
+        match suffix {
+            Some(suffix) => {
+                warn!("{line}{suffix}");
                 if let Some((kind, message)) = recent_error {
                     self.record_session_error(id, kind, &message);
                 }

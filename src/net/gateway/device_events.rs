@@ -111,6 +111,10 @@ impl Gateway {
     fn drive_handshake(&mut self, id: SessionId, scratch: &mut [u8]) -> ReadOutcome {
         match self.mqtt.drive_handshake(id, &mut self.sessions, &mut self.io, scratch) {
             HandshakeOutcome::Blocked => ReadOutcome::Done,
+            HandshakeOutcome::Begun { evicted } => {
+                evicted.into_iter().for_each(|id| self.evict(id));
+                ReadOutcome::Done
+            }
             HandshakeOutcome::Advanced => ReadOutcome::More(id),
             HandshakeOutcome::Failed => {
                 self.drive(id, Core::on_connection_lost);

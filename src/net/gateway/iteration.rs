@@ -16,7 +16,7 @@ use crate::session::Core;
 
 /// When a timer is this late, the process did not run for a while. Also for how long timers are then delayed at most.
 const STALL: Duration = Duration::from_secs(1);
-/// How long an iteration serves connections of devices. The rest waits for the next iteration, so that audio is served in
+/// How long an iteration serves connections of devices, and TLS handshakes of the management API. The rest waits for the next iteration, so that audio is served in
 /// between.
 pub(super) const MQTT_BUDGET: Duration = Duration::from_millis(1);
 
@@ -145,7 +145,10 @@ impl Gateway {
             }
             Role::Admin => {
                 if let Some(id) = self.admin.ready_connection(slot, readable) {
-                    self.run_unless_queued(Task::Admin(id));
+                    match self.admin.is_in_handshake(id) {
+                        true => self.run_or_queue(Task::AdminHandshake(id)),
+                        false => self.run_unless_queued(Task::Admin(id)),
+                    }
                 }
             }
         }
@@ -163,13 +166,14 @@ impl Gateway {
             Task::Accept(kind) => self.accept(kind),
             Task::Udp => self.drain_udp(),
             Task::Device(id) => self.on_device_readable(id),
+            Task::Disconnect(id) => self.drive(id, Core::operator_disconnect),
             Task::Backend(id) => self.on_backend_ready(id, true),
             Task::DeviceBlocked(id) => self.drive(id, Core::on_slow_reader),
             Task::BackendBlocked(id) => self.drive(id, Core::on_backend_blocked),
             Task::OverBudget(id) => self.on_over_budget(id),
             Task::StartDials => self.start_dials(),
             Task::AcceptAdmin => self.admin.accept(&mut self.io),
-            Task::Admin(id) => self.drive_admin(id),
+            Task::Admin(id) | Task::AdminHandshake(id) => self.drive_admin(id),
         }
     }
 
@@ -225,6 +229,7 @@ impl Gateway {
                 TimerKind::AcceptAdmin => self.io.run_queue.push(Task::AcceptAdmin),
                 TimerKind::CheckFiles => self.check_files(),
                 TimerKind::Watchdog => self.notify_watchdog(),
+                TimerKind::RefusalSummary => self.mqtt.refusals().log.summarize(),
                 TimerKind::TrimMemory => self.trim_memory(),
                 TimerKind::Stop => {}
             }

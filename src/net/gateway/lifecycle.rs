@@ -14,7 +14,7 @@ use crate::net::file_watch::{self, FileWatch};
 use crate::net::gateway::Gateway;
 use crate::net::gateway::device_calls::DeviceCalls;
 use crate::net::gateway::handle::Command;
-use crate::net::mqtt::certificate_renewal::CertificateProblems;
+use crate::net::mqtt::watched_certificate::{CertificateProblems, WatchedCertificate};
 use crate::session::Core;
 
 /// A draining gateway disconnects its devices without a call one by one over this time, since all at once would overload the
@@ -123,7 +123,8 @@ impl Lifecycle {
 
 impl Gateway {
     pub(super) fn watch_files(&mut self) {
-        self.lifecycle.watch_files(self.mqtt.tls.is_some(), &mut self.io);
+        let has_certificate = self.mqtt.certificate.is_some() || self.admin.certificate.is_some();
+        self.lifecycle.watch_files(has_certificate, &mut self.io);
     }
 
     pub(super) fn check_files(&mut self) {
@@ -131,7 +132,8 @@ impl Gateway {
             // The outcome is in the log.
             let _ = self.reload_file();
         }
-        let problems = self.mqtt.check_certificate_files(&self.io);
+        let certificates = [&mut self.mqtt.certificate, &mut self.admin.certificate].into_iter().flatten();
+        let problems = certificates.flat_map(WatchedCertificate::check_files).collect();
         self.record_certificate_problems(problems);
     }
 
@@ -154,13 +156,19 @@ impl Gateway {
             Ok(changes) => changes,
             Err(error) => return Err(self.reload_refused(error.to_string())),
         };
+        let api_certificate = match self.admin.load_certificate(Some(&self.io.config.api), &new.api) {
+            Ok(loaded) => loaded,
+            Err(error) => return Err(self.reload_refused(error.to_string())),
+        };
         if self.lifecycle.is_serving() {
             match self.mqtt.reload_tls(&new, !self.workers.is_single(), &self.io) {
                 Ok(problems) => self.record_certificate_problems(problems),
                 Err(error) => return Err(self.reload_refused(error.to_string())),
             }
-            self.watch_files();
         }
+        let problems = self.admin.set_certificate(&new.api, api_certificate);
+        self.record_certificate_problems(problems);
+        self.watch_files();
         self.workers.broadcast(|| Command::Reload(Box::new(new.clone())));
         // The certificates in files of the same name may have changed.
         self.connector.forget_tls_clients();
@@ -179,9 +187,8 @@ impl Gateway {
         let limited = self.io.config.mqtt.max_connections_per_ip > 0;
         self.mqtt.recount(&mut self.sessions, limited);
         self.start_dials();
-        // Time limits may have changed, which are deadlines of running calls.
         for id in self.sessions.ids() {
-            self.drive(id, Core::on_timeout);
+            self.drive(id, Core::on_reload);
         }
         Ok(changes)
     }

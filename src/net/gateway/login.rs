@@ -1,9 +1,12 @@
 //! Devices that log in: their limits, and refusals.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
+use crate::net::mqtt::auth_throttle;
+use crate::net::sessions::session::Session;
 use crate::proto::mqtt::{ConnectReturnCode, encode};
 use crate::session::{Admission, Core};
 
@@ -20,10 +23,18 @@ impl Gateway {
             self.drive(id, |core, cx| core.on_admission(refused, cx));
             return None;
         }
+        self.mqtt.forget(id);
         self.io.metrics.admitted += 1;
+        let is_proven = self.sessions.get(id)?.core.is_proven();
+        if is_proven {
+            self.end_unproven_device_calls(mac);
+        }
         if let Some(older) = older
             && !self.io.config.mqtt.resume_grace.is_zero()
-            && self.sessions.get(older).is_some_and(|session| session.core.has_call())
+            && let Some(Session { core, .. }) = self.sessions.get(older)
+            && core.has_call()
+            // A call from before there was a key may be a stranger's.
+            && (core.is_proven() || !is_proven)
         {
             return self.take_over(id, older);
         }
@@ -47,16 +58,24 @@ impl Gateway {
         (per_ip > 0 && self.mqtt.by_address.of(ip) > per_ip).then_some(Admission::PerIpLimit)
     }
 
-    /// Sends the refusal. After a failed login it is delayed, the longer the more logins from this address have failed.
+    /// Sends the refusal. After a failed login it is delayed, the longer the more logins from this address have failed, or not
+    /// sent at all.
     pub(super) fn refuse_connect(&mut self, id: SessionId, code: ConnectReturnCode) {
         let now = self.io.now;
         self.io.metrics.refused(code);
         let ip = self.sessions.get(id).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |session| session.core.ip());
-        self.sessions.write_mqtt(id, &mut self.io, |out| encode::connack(out, code));
-        if !matches!(code, ConnectReturnCode::BadCredentials | ConnectReturnCode::NotAuthorised) {
-            return;
+        let delay = match code {
+            ConnectReturnCode::BadCredentials | ConnectReturnCode::NotAuthorised => {
+                self.mqtt.refusals().throttle.failed(ip, now)
+            }
+            _ => Some(Duration::ZERO),
+        };
+        if delay.is_some() {
+            self.sessions.write_mqtt(id, &mut self.io, |out| encode::connack(out, code));
         }
-        let delay = self.mqtt.auth_throttle.failed(ip, now);
+        self.io.metrics.refusals_delayed += u64::from(delay.is_some_and(|delay| !delay.is_zero()));
+        self.io.metrics.refusals_unanswered += u64::from(delay.is_none());
+        let delay = delay.unwrap_or(auth_throttle::DELAY_MAX);
         if let Some(connection) = self.sessions.live(id).and_then(|session| session.mqtt.as_mut())
             && !delay.is_zero()
         {

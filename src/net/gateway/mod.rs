@@ -53,6 +53,7 @@ use crate::net::log_limiter::LogLimiter;
 use crate::net::media::audio_port::AudioPort;
 use crate::net::metrics::Metrics;
 use crate::net::mqtt::listener::Listeners;
+use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::sessions::table::Sessions;
 use crate::proto::identity::Mac;
 use crate::proto::proxy_protocol;
@@ -177,7 +178,8 @@ impl Gateway {
         for warning in gateway.io.config.warnings() {
             gateway.admin.record_error(RecentErrorKind::SuspectSetting, None, &warning);
         }
-        let problems = gateway.mqtt.describe_certificate();
+        let certificates = [&gateway.mqtt.certificate, &gateway.admin.certificate].into_iter().flatten();
+        let problems = certificates.flat_map(WatchedCertificate::describe).collect();
         gateway.record_certificate_problems(problems);
         gateway.watch_files();
         Ok(gateway)
@@ -212,6 +214,10 @@ fn bind_admin(config: &Config) -> Result<AdminServer, BindError> {
             );
             Ok(AdminServer::new(None))
         }
-        bound => bound,
+        Err(error) => Err(error),
+        Ok(mut admin) => {
+            admin.certificate = admin.load_certificate(None, &config.api)?;
+            Ok(admin)
+        }
     }
 }

@@ -26,6 +26,7 @@ use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
 use crate::net::mqtt::connection::MqttConnection;
 use crate::net::mqtt::connections_by_address::ConnectionsByAddress;
+use crate::net::mqtt::listener::Refusals;
 use crate::proto::identity::{ClientId, Mac};
 
 /// A worker's view of all of them.
@@ -56,6 +57,7 @@ struct Counts {
 struct WorkerSetup {
     workers: Workers,
     by_address: ConnectionsByAddress,
+    refusals: Arc<Mutex<Refusals>>,
     recent_errors: Arc<Mutex<RecentErrors>>,
 }
 
@@ -200,6 +202,7 @@ impl Workers {
             let _ = setup.send(WorkerSetup {
                 workers: Self::new(index, workers.handles.clone(), workers.counts.clone()),
                 by_address: leader.mqtt.by_address.clone(),
+                refusals: leader.mqtt.refusals.clone(),
                 recent_errors: leader.admin.shared_recent_errors(),
             });
         }
@@ -281,6 +284,7 @@ impl Gateway {
     fn set_up_worker(&mut self, setup: WorkerSetup) {
         self.workers = setup.workers;
         self.mqtt.by_address = setup.by_address;
+        self.mqtt.refusals = setup.refusals;
         self.admin.set_recent_errors(setup.recent_errors);
     }
 
@@ -295,6 +299,7 @@ impl Gateway {
         let ip = session.core.ip();
         let Some(mut connection) = session.mqtt.take() else { return false };
         session.core.mark_closed();
+        self.mqtt.forget(id);
         self.sessions.reap_if_finished(id);
         let Some(tcp) = connection.transport.tcp_mut() else { return true };
         if let Err(error) = self.io.registry.deregister(tcp) {

@@ -38,12 +38,12 @@ pub struct CertificateInfo {
     pub warnings: Vec<String>,
 }
 
-/// Why a certificate cannot be used. Displayed as one line.
+/// Why a certificate cannot be used. Displayed as one line that begins with a key of the section that names the files.
 #[derive(Debug)]
 pub enum CertificateError {
     /// The program was built without the `tls` feature.
     Absent,
-    /// A file cannot be read: its configuration key, its path, the system's error.
+    /// A file cannot be read: its key in the section, its path, the system's error.
     Unreadable(&'static str, PathBuf, io::Error),
     /// The certificate file contains no PEM certificate, or a malformed one.
     NoCertificate(PathBuf, String),
@@ -66,32 +66,32 @@ impl fmt::Display for CertificateError {
             write!(f, "; convert it with: openssl pkcs8 -topk8 -nocrypt -in {key} -out {key}.pk8")
         };
         match self {
-            Self::Absent => f.write_str("mqtt.tls: this program was built without TLS (cargo feature tls)"),
+            Self::Absent => f.write_str("cert_file: this program was built without TLS (cargo feature tls)"),
             Self::Unreadable(key, path, error) => {
                 write!(f, "{key}: {} cannot be read: {error}", path.display())
             }
             Self::NoCertificate(path, why) => {
-                write!(f, "mqtt.tls.cert_file: {} is not a list of PEM certificates: {why}", path.display())
+                write!(f, "cert_file: {} is not a list of PEM certificates: {why}", path.display())
             }
             Self::NoKey(path, why) => {
-                write!(f, "mqtt.tls.key_file: {} contains no PEM private key: {why}", path.display())
+                write!(f, "key_file: {} contains no PEM private key: {why}", path.display())
             }
             Self::Encrypted(path) => {
-                write!(f, "mqtt.tls.key_file: the key in {} is encrypted", path.display())?;
+                write!(f, "key_file: the key in {} is encrypted", path.display())?;
                 convert(f, path)
             }
             Self::OldForm(path) => {
-                write!(f, "mqtt.tls.key_file: the key in {} is not in PKCS#8 form", path.display())?;
+                write!(f, "key_file: the key in {} is not in PKCS#8 form", path.display())?;
                 convert(f, path)
             }
             Self::Mismatch(key, certificate) => write!(
                 f,
-                "mqtt.tls.key_file: the key in {} does not match the first certificate in {}",
+                "key_file: the key in {} does not match the first certificate in {}",
                 key.display(),
                 certificate.display()
             ),
             Self::Refused(path, why) => {
-                write!(f, "mqtt.tls.cert_file: the certificate in {} cannot be used: {why}", path.display())
+                write!(f, "cert_file: the certificate in {} cannot be used: {why}", path.display())
             }
         }
     }
@@ -108,8 +108,8 @@ impl Certificate {
         let read = |key, path: &Path| {
             fs::read(path).map_err(|error| CertificateError::Unreadable(key, path.to_owned(), error))
         };
-        let certificates = read("mqtt.tls.cert_file", cert_file)?;
-        let key = read("mqtt.tls.key_file", key_file)?;
+        let certificates = read("cert_file", cert_file)?;
+        let key = read("key_file", key_file)?;
         if contains(&key, "ENCRYPTED") {
             return Err(CertificateError::Encrypted(key_file.to_owned()));
         }

@@ -1,10 +1,13 @@
 //! Advances the handshakes of connections: the PROXY protocol header and TLS.
 
+use std::net::IpAddr;
+
 use log::{Level, log, warn};
 
 use crate::net::event_loop::io::Io;
 use crate::net::event_loop::token::SessionId;
 use crate::net::log_limiter::suppressed_suffix;
+use crate::net::metrics::TurnedAway;
 use crate::net::mqtt::listener::{EXTRA_PER_ADDRESS, Listeners};
 use crate::net::mqtt::transport::HandshakeStep;
 use crate::net::sessions::table::Sessions;
@@ -15,6 +18,8 @@ use crate::proto::proxy_protocol::ProxySource;
 pub(crate) enum HandshakeOutcome {
     /// Try again at the socket's next event.
     Blocked,
+    /// A TLS handshake has begun. To make room for it, this connection must be closed.
+    Begun { evicted: Option<SessionId> },
     /// A stage is complete. There may be more to read.
     Advanced,
     /// The connection has failed, or is refused.
@@ -33,32 +38,63 @@ impl Listeners {
         let Some(session) = sessions.live(id) else { return HandshakeOutcome::Blocked };
         let ip = session.core.ip();
         let Some(connection) = &mut session.mqtt else { return HandshakeOutcome::Blocked };
-        match connection.transport.advance(self.tls.as_ref().map(|tls| &tls.certificate), scratch) {
+        let had_begun = connection.transport.is_in_tls_handshake();
+        let certificate = self.certificate.as_ref().map(|watched| &watched.certificate);
+        match connection.transport.advance(certificate, scratch) {
+            HandshakeStep::Blocked if !had_begun && connection.transport.is_in_tls_handshake() => {
+                self.add_handshake(id, ip, io)
+            }
             HandshakeStep::Blocked => HandshakeOutcome::Blocked,
             HandshakeStep::ProxiedFor(source) => self.set_proxied_address(id, source, sessions, io),
             HandshakeStep::Done => {
                 io.metrics.tls_handshakes += 1;
+                self.handshakes.remove(id);
+                self.unauthenticated.insert(id, ip, io.now);
                 HandshakeOutcome::Advanced
             }
             HandshakeStep::PeerClosed => HandshakeOutcome::Failed,
             HandshakeStep::BadProxyHeader(bad) => {
-                if let Some(suppressed) = self.refusal_log.allows(ip.into(), io.now) {
-                    let more = suppressed_suffix(suppressed);
+                if let Some(more) = self.refusals().log.allows(ip, io) {
                     warn!(
                         "[{ip}] refused a connection from an address in mqtt.proxy_protocol_from: {bad}{more}"
                     );
                 }
                 HandshakeOutcome::Failed
             }
-            HandshakeStep::TlsFailed(why) => {
-                io.metrics.tls_failed += 1;
-                let suppressed = self.tls_failure_log.allows((), io.now);
-                let level = if suppressed.is_some() { Level::Info } else { Level::Debug };
-                let more = suppressed_suffix(suppressed.unwrap_or_default());
-                log!(level, "{} no TLS connection: {why}{more}", sessions.log_prefix(id));
-                HandshakeOutcome::Failed
+            HandshakeStep::NotTls(_, byte) => {
+                let why = format!("the peer does not speak TLS: its first byte is {byte:#04x}");
+                self.log_tls_failure(id, &why, sessions, io)
             }
+            HandshakeStep::TlsFailed(why) => self.log_tls_failure(id, &why, sessions, io),
         }
+    }
+
+    fn log_tls_failure(
+        &mut self,
+        id: SessionId,
+        why: &str,
+        sessions: &Sessions,
+        io: &mut Io,
+    ) -> HandshakeOutcome {
+        io.metrics.tls_failed += 1;
+        let suppressed = self.tls_failure_log.allows((), io.now);
+        let level = if suppressed.is_some() { Level::Info } else { Level::Debug };
+        let more = suppressed_suffix(suppressed.unwrap_or_default());
+        log!(level, "{} no TLS connection: {why}{more}", sessions.log_prefix(id));
+        HandshakeOutcome::Failed
+    }
+
+    /// A connection has sent the first byte of its TLS handshake, and takes a place from now on.
+    fn add_handshake(&mut self, id: SessionId, ip: IpAddr, io: &mut Io) -> HandshakeOutcome {
+        let full = self.handshakes.len() >= io.config.mqtt.tls.max_handshakes;
+        let evicted = self.handshakes.first(io.now).filter(|_| full).map(|(id, why)| {
+            io.metrics.turned_away(why);
+            self.forget(id);
+            id
+        });
+        self.unauthenticated.insert(id, ip, io.now);
+        self.handshakes.insert(id, ip, io.now);
+        HandshakeOutcome::Begun { evicted }
     }
 
     /// Replaces the load balancer's address by the client's. Refuses the connection if the client has too many.
@@ -76,6 +112,7 @@ impl Listeners {
         let Some(connection) = &mut session.mqtt else { return HandshakeOutcome::Failed };
         connection.peer_port = client.port();
         connection.counted = None;
+        self.unauthenticated.insert(id, ip, io.now);
         let limit = io.config.mqtt.max_connections_per_ip;
         if limit == 0 {
             return HandshakeOutcome::Advanced;
@@ -83,7 +120,7 @@ impl Listeners {
         let crowded = self.by_address.of(ip) >= limit + EXTRA_PER_ADDRESS;
         connection.counted = Some(self.by_address.count(ip));
         if crowded {
-            io.metrics.turned_away += 1;
+            io.metrics.turned_away(TurnedAway::AddressLimit);
             return HandshakeOutcome::Failed;
         }
         HandshakeOutcome::Advanced

@@ -3,24 +3,27 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::{info, warn};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry};
 
-use crate::config::Config;
+use crate::config::{Config, Tls};
 use crate::net::error::BindError;
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
 use crate::net::event_loop::token::{self, ListenerKind, MQTT, MQTTS, Role, SessionId};
 use crate::net::log_limiter::LogLimiter;
-use crate::net::mqtt::address_key::AddressKey;
+use crate::net::metrics::TurnedAway;
 use crate::net::mqtt::auth_throttle::AuthThrottle;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::net::mqtt::connections_by_address::ConnectionsByAddress;
-use crate::net::mqtt::tls_listener::TlsListener;
+use crate::net::mqtt::eviction::EvictionOrder;
+use crate::net::mqtt::refusal_log::RefusalLog;
 use crate::net::mqtt::transport::Transport;
+use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::sessions::table::Sessions;
 use crate::session::Core;
 
@@ -34,30 +37,51 @@ pub(crate) const EXTRA_PER_ADDRESS: usize = 8;
 pub(crate) struct Listeners {
     /// None while draining, so that a load balancer finds the port closed, and with `mqtt.plain: false`.
     plain: Option<TcpListener>,
-    pub(crate) tls: Option<TlsListener>,
+    pub(super) tls: Option<TcpListener>,
+    /// Of the TLS listener. It stays while draining.
+    pub(crate) certificate: Option<WatchedCertificate>,
     pub(crate) by_address: ConnectionsByAddress,
-    pub(crate) auth_throttle: AuthThrottle,
-    /// Limits log lines about refused logins and connections, by address; an IPv6 /64 is one address.
-    pub(crate) refusal_log: LogLimiter<AddressKey>,
+    /// Of all workers.
+    pub(crate) refusals: Arc<Mutex<Refusals>>,
     /// Limits log lines about failed TLS handshakes.
     pub(crate) tls_failure_log: LogLimiter<()>,
-    /// Connections, oldest first. Those that have logged in or closed are removed when they reach the front.
-    unauthenticated: VecDeque<SessionId>,
-    /// TLS connections, oldest first. Some may have finished their handshake or closed.
-    handshakes: VecDeque<SessionId>,
+    /// Connections that have not logged in.
+    pub(crate) unauthenticated: EvictionOrder,
+    /// Those of them that have begun a TLS handshake and not finished it.
+    pub(super) handshakes: EvictionOrder,
+    /// Connections that are closing: refused logins that wait for their answer, and what lingers until the peer closes its
+    /// side. The first to close are first. Some may be gone.
+    closing: VecDeque<SessionId>,
     accepting: bool,
     /// Accepting has failed, which was logged.
     accept_failing: bool,
 }
 
+/// What limits the answers to refused logins, and the lines about them.
+#[derive(Default)]
+pub(crate) struct Refusals {
+    pub(crate) throttle: AuthThrottle,
+    pub(crate) log: RefusalLog,
+}
+
 /// The result of one attempt to accept a connection.
 pub(crate) enum Accepted {
-    /// A connection was accepted, or refused. To make room for it, these must be closed.
-    Connection { evicted: Vec<SessionId> },
+    /// A connection was accepted, or refused. To make room for it, this one must be closed.
+    Connection { evicted: Option<SessionId> },
     /// No more connections are waiting, or accepting is paused.
     Nothing,
     /// Accepting has begun to fail, and why. A timer retries it.
     Failed(String),
+}
+
+/// Opens the TLS port, if TLS is configured.
+///
+/// # Errors
+/// A port that cannot be opened.
+pub(super) fn listen_tls(host: IpAddr, tls: &Tls, shared: bool) -> Result<Option<TcpListener>, BindError> {
+    let addr = SocketAddr::new(host, tls.port);
+    let listen = || tcp::listen(addr, shared).map_err(|error| BindError::Port("MQTT over TLS", addr, error));
+    tls.files().map(|_| listen()).transpose()
 }
 
 impl Listeners {
@@ -70,13 +94,14 @@ impl Listeners {
         let listen = |addr| tcp::listen(addr, shared).map_err(|error| BindError::Port("MQTT", addr, error));
         Ok(Self {
             plain: config.mqtt.plain.then(|| listen(addr)).transpose()?,
-            tls: TlsListener::open(config.mqtt.host, &config.mqtt.tls, shared)?,
+            certificate: WatchedCertificate::load("mqtt.tls", config.mqtt.tls.files())?,
+            tls: listen_tls(config.mqtt.host, &config.mqtt.tls, shared)?,
             by_address: ConnectionsByAddress::default(),
-            auth_throttle: AuthThrottle::default(),
-            refusal_log: LogLimiter::every_ten_seconds(),
+            refusals: Arc::default(),
             tls_failure_log: LogLimiter::every_ten_seconds(),
-            unauthenticated: VecDeque::new(),
-            handshakes: VecDeque::new(),
+            unauthenticated: EvictionOrder::default(),
+            handshakes: EvictionOrder::default(),
+            closing: VecDeque::new(),
             accepting: true,
             accept_failing: false,
         })
@@ -84,8 +109,7 @@ impl Listeners {
 
     /// Registers both listeners with the poll.
     pub(crate) fn register(&mut self, registry: &Registry) -> io::Result<()> {
-        let tls = self.tls.as_mut().map(|tls| &mut tls.listener);
-        for (slot, listener) in [(MQTT, self.plain.as_mut()), (MQTTS, tls)] {
+        for (slot, listener) in [(MQTT, self.plain.as_mut()), (MQTTS, self.tls.as_mut())] {
             if let Some(listener) = listener {
                 registry.register(listener, token::fixed(slot), Interest::READABLE)?;
             }
@@ -96,14 +120,14 @@ impl Listeners {
     /// The local addresses of the plain and of the TLS listener.
     pub(crate) fn local_addrs(&self) -> io::Result<(Option<SocketAddr>, Option<SocketAddr>)> {
         let addr = |listener: Option<&TcpListener>| listener.map(TcpListener::local_addr).transpose();
-        Ok((addr(self.plain.as_ref())?, addr(self.tls.as_ref().map(|tls| &tls.listener))?))
+        Ok((addr(self.plain.as_ref())?, addr(self.tls.as_ref())?))
     }
 
     /// Accepts at most one connection.
     pub(crate) fn accept(&mut self, kind: ListenerKind, sessions: &mut Sessions, io: &mut Io) -> Accepted {
         let listener = match kind {
             ListenerKind::Plain => self.plain.as_ref(),
-            ListenerKind::Tls => self.tls.as_ref().map(|tls| &tls.listener),
+            ListenerKind::Tls => self.tls.as_ref(),
         };
         let Some(listener) = listener.filter(|_| self.accepting) else { return Accepted::Nothing };
         match tcp::accept(listener) {
@@ -115,7 +139,7 @@ impl Listeners {
                 self.on_accepted(tcp, peer, kind, sessions, io)
             }
             Ok(None) => Accepted::Nothing,
-            Err(error) if tcp::is_of_connection(&error) => Accepted::Connection { evicted: Vec::new() },
+            Err(error) if tcp::is_of_connection(&error) => Accepted::Connection { evicted: None },
             Err(error) => {
                 // Connections that are already waiting cause no further event, so a timer retries.
                 self.accepting = false;
@@ -140,30 +164,55 @@ impl Listeners {
         io: &mut Io,
     ) -> Accepted {
         io.metrics.connections += 1;
-        let mut evicted = Vec::new();
         let mqtt = &io.config.mqtt;
         let limit = mqtt.max_connections_per_ip;
         let proxied = mqtt.proxy_protocol_from.iter().any(|network| network.contains(peer.ip()));
         // A load balancer may have many connections. Its clients are counted when the PROXY header has named them.
         let crowded = limit > 0 && !proxied && self.by_address.of(peer.ip()) >= limit + EXTRA_PER_ADDRESS;
         let full = sessions.len() >= mqtt.max_connections + EXTRA_CONNECTIONS;
-        if full && !crowded {
-            evicted.extend(self.pop_oldest_unauthenticated(sessions));
+        if crowded {
+            io.metrics.turned_away(TurnedAway::AddressLimit);
+            return Accepted::Connection { evicted: None };
         }
-        if crowded || (full && evicted.is_empty()) {
-            io.metrics.turned_away += 1;
+        let evicted = if full { self.make_room(sessions, io) } else { None };
+        if full && evicted.is_none() {
+            io.metrics.turned_away(TurnedAway::Full);
             return Accepted::Connection { evicted };
         }
         tcp::set_accepted_options(&tcp);
-        let tls = kind == ListenerKind::Tls;
-        if tls {
-            self.limit_handshakes(sessions, io.config.mqtt.tls.max_handshakes, &mut evicted);
-        }
-        io.metrics.turned_away += evicted.len() as u64;
-        let connection = MqttConnection::new(Transport::new(tcp, proxied, tls), peer.port());
-        let id = self.add_connection(connection, peer.ip(), sessions, io);
-        self.handshakes.extend(id.filter(|_| tls));
+        let transport = Transport::new(tcp, proxied, kind == ListenerKind::Tls);
+        self.add_connection(MqttConnection::new(transport, peer.port()), peer.ip(), sessions, io);
         Accepted::Connection { evicted }
+    }
+
+    /// The connection to close for a new one: first one that is closing already.
+    fn make_room(&mut self, sessions: &Sessions, io: &mut Io) -> Option<SessionId> {
+        let closing = std::iter::from_fn(|| self.closing.pop_front()).find(|id| sessions.is_closing(*id));
+        let (id, why) =
+            closing.map(|id| (id, TurnedAway::Closing)).or_else(|| self.unauthenticated.first(io.now))?;
+        self.forget(id);
+        io.metrics.turned_away(why);
+        Some(id)
+    }
+
+    /// A connection has logged in, or is closing.
+    pub(crate) fn forget(&mut self, id: SessionId) {
+        self.unauthenticated.remove(id);
+        self.handshakes.remove(id);
+    }
+
+    /// A connection is closing, and remains for a while.
+    pub(crate) fn add_closing(&mut self, id: SessionId, sessions: &Sessions) {
+        while self.closing.front().is_some_and(|id| !sessions.is_closing(*id)) {
+            self.closing.pop_front();
+        }
+        self.closing.push_back(id);
+    }
+
+    /// Locks what all workers share about refusals.
+    pub(crate) fn refusals(&self) -> MutexGuard<'_, Refusals> {
+        // It is consistent after every change, even when a worker panicked.
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Creates the session of a connection that has not sent CONNECT yet. None when registration with the poll fails.
@@ -186,35 +235,9 @@ impl Listeners {
             connection.counted = Some(self.by_address.count(ip));
         }
         let id = sessions.insert(Core::new(ip, io.now), Some(connection), None);
-        self.unauthenticated.push_back(id);
-        while self.unauthenticated.front().is_some_and(|id| !sessions.is_unauthenticated(*id)) {
-            self.unauthenticated.pop_front();
-        }
+        self.unauthenticated.insert(id, ip, io.now);
         sessions.arm_timer(id, io);
         Some(id)
-    }
-
-    /// Removes the oldest connection without CONNECT, which is to be closed so that idle connections do not block devices.
-    fn pop_oldest_unauthenticated(&mut self, sessions: &Sessions) -> Option<SessionId> {
-        std::iter::from_fn(|| self.unauthenticated.pop_front()).find(|id| sessions.is_unauthenticated(*id))
-    }
-
-    /// Makes room for one more handshake: of `max` or more unfinished ones, evicts the oldest.
-    fn limit_handshakes(&mut self, sessions: &Sessions, max: usize, evicted: &mut Vec<SessionId>) {
-        if self.handshakes.len() < max {
-            return;
-        }
-        self.handshakes.retain(|id| {
-            let connection = sessions.get(*id).and_then(|session| session.mqtt.as_ref());
-            connection.is_some_and(|connection| connection.transport.awaits_tls())
-        });
-        while self.handshakes.len() >= max
-            && let Some(id) = self.handshakes.pop_front()
-        {
-            if !evicted.contains(&id) {
-                evicted.push(id);
-            }
-        }
     }
 
     /// Whether connections are accepted.
@@ -239,8 +262,7 @@ impl Listeners {
     /// Stops accepting connections, without closing the ports.
     pub(crate) fn pause(&mut self, registry: &Registry) {
         self.accepting = false;
-        let tls = self.tls.as_mut().map(|tls| &mut tls.listener);
-        for listener in [self.plain.as_mut(), tls].into_iter().flatten() {
+        for listener in [self.plain.as_mut(), self.tls.as_mut()].into_iter().flatten() {
             let _ = registry.deregister(listener);
         }
     }
@@ -262,7 +284,9 @@ impl Listeners {
 
     /// Frees unused capacity.
     pub(crate) fn shrink(&mut self) {
-        self.unauthenticated.shrink_to_fit();
+        self.unauthenticated.shrink();
+        self.handshakes.shrink();
+        self.closing.shrink_to_fit();
     }
 }
 
@@ -284,7 +308,11 @@ mod tests {
     }
 
     /// Connects and accepts; returns the client and the evicted sessions.
-    fn accept(listeners: &mut Listeners, sessions: &mut Sessions, io: &mut Io) -> (Client, Vec<SessionId>) {
+    fn accept(
+        listeners: &mut Listeners,
+        sessions: &mut Sessions,
+        io: &mut Io,
+    ) -> (Client, Option<SessionId>) {
         let client = Client::connect(listeners.local_addrs().unwrap().0.unwrap()).unwrap();
         let end = Instant::now() + Duration::from_secs(5);
         loop {
@@ -296,6 +324,10 @@ mod tests {
         }
     }
 
+    fn turned_away(io: &Io, reason: &str) -> u64 {
+        io.metrics.turned_away_by_reason().find(|(label, _)| *label == reason).unwrap().1
+    }
+
     #[test]
     fn at_the_limit_the_oldest_connection_before_login_is_evicted() {
         let (mut listeners, mut sessions, mut io) = listeners(|config| config.mqtt.max_connections = 1);
@@ -304,16 +336,16 @@ mod tests {
             sessions.insert(core, None, None);
         }
         let (_client, evicted) = accept(&mut listeners, &mut sessions, &mut io);
-        assert!(evicted.is_empty(), "none of the others is a connection, so the new one is closed");
-        assert_eq!((io.metrics.connections, io.metrics.turned_away), (1, 1));
+        assert!(evicted.is_none(), "none of the others is a connection, so the new one is closed");
+        assert_eq!((io.metrics.connections, turned_away(&io, "full")), (1, 1));
         io.config = Arc::new(Config {
             mqtt: crate::config::Mqtt { max_connections: 2, ..io.config.mqtt.clone() },
             ..Config::clone(&io.config)
         });
         let (_first, evicted) = accept(&mut listeners, &mut sessions, &mut io);
-        assert!(evicted.is_empty());
+        assert!(evicted.is_none());
         let (_second, evicted) = accept(&mut listeners, &mut sessions, &mut io);
-        assert!(evicted.len() == 1 && sessions.is_unauthenticated(evicted[0]));
+        assert!(evicted.is_some_and(|id| sessions.get(id).unwrap().mqtt.is_some()));
     }
 
     #[test]
@@ -322,21 +354,10 @@ mod tests {
             listeners(|config| config.mqtt.max_connections_per_ip = 1);
         let clients: Vec<_> =
             (0..EXTRA_PER_ADDRESS + 3).map(|_| accept(&mut listeners, &mut sessions, &mut io)).collect();
-        assert_eq!((sessions.len(), io.metrics.turned_away), (EXTRA_PER_ADDRESS + 1, 2));
+        assert_eq!((sessions.len(), turned_away(&io, "address_limit")), (EXTRA_PER_ADDRESS + 1, 2));
         assert_eq!(listeners.by_address.of(Ipv4Addr::LOCALHOST.into()), EXTRA_PER_ADDRESS + 1);
         drop((clients, sessions));
         assert_eq!(listeners.by_address.of(Ipv4Addr::LOCALHOST.into()), 0);
-    }
-
-    #[test]
-    fn refusals_of_one_ipv6_64_share_a_log_line() {
-        let (mut listeners, _, io) = listeners(|_| {});
-        let mut allows = |ip: &str| {
-            let ip: IpAddr = ip.parse().unwrap();
-            listeners.refusal_log.allows(ip.into(), io.now).is_some()
-        };
-        assert!(allows("2001:db8:0:1::1") && !allows("2001:db8:0:1::2") && allows("2001:db8:0:2::1"));
-        assert!(allows("192.0.2.1") && allows("192.0.2.2"));
     }
 
     #[test]

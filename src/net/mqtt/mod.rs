@@ -1,12 +1,14 @@
 //! MQTT connections of devices: listeners, handshakes, transports, and limits before login.
 
-mod address_key;
+pub(crate) mod address_key;
 pub mod auth_throttle;
 pub mod certificate;
-pub(crate) mod certificate_renewal;
 pub(crate) mod connection;
 pub(crate) mod connections_by_address;
+pub(crate) mod eviction;
 pub(crate) mod handshake;
 pub(crate) mod listener;
-pub(crate) mod tls_listener;
+pub(crate) mod refusal_log;
+mod tls_reload;
 pub(crate) mod transport;
+pub(crate) mod watched_certificate;

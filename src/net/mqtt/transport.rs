@@ -48,6 +48,8 @@ pub(crate) enum HandshakeStep {
     PeerClosed,
     /// The connection does not begin with a valid PROXY protocol header.
     BadProxyHeader(BadProxyHeader),
+    /// The peer does not speak TLS: its connection, and the first byte, which is still unread.
+    NotTls(TcpStream, u8),
     /// Why the TLS handshake failed.
     TlsFailed(String),
 }
@@ -71,14 +73,6 @@ impl Transport {
     /// Whether a TLS handshake has begun and not finished.
     pub(crate) fn is_in_tls_handshake(&self) -> bool {
         matches!(self, Self::Handshake(stage) if matches!(**stage, HandshakeStage::Tls(_)))
-    }
-
-    /// Whether this is going to be a TLS connection, and is not yet.
-    pub(crate) fn awaits_tls(&self) -> bool {
-        match self {
-            Self::Handshake(stage) => !matches!(**stage, HandshakeStage::ProxyHeader { tls: false, .. }),
-            Self::Open(_) => false,
-        }
     }
 
     /// The socket; none after a handshake has failed.
@@ -148,10 +142,7 @@ impl Transport {
         let mut first = [0];
         match (tcp.peek(&mut first), certificate) {
             (Ok(0), _) => HandshakeStep::PeerClosed,
-            (Ok(_), _) if first[0] != TLS_HANDSHAKE_RECORD => HandshakeStep::TlsFailed(format!(
-                "the peer does not speak TLS: its first byte is {:#04x}",
-                first[0]
-            )),
+            (Ok(_), _) if first[0] != TLS_HANDSHAKE_RECORD => HandshakeStep::NotTls(tcp, first[0]),
             (Ok(_), Some(certificate)) => self.on_tls_progress(certificate.accept(tcp)),
             (Err(error), _) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 *self = Self::new(tcp, false, true);

@@ -15,6 +15,7 @@ use crate::net::sessions::memory_budget::MemoryBudget;
 use crate::net::sessions::session::{NOT_ARMED, Session};
 use crate::proto::identity::{ClientId, Mac};
 use crate::session::Core;
+use crate::text;
 
 /// All sessions. The epoch of a [`SessionId`] tells whether its session still exists.
 #[derive(Default)]
@@ -100,8 +101,13 @@ impl Sessions {
         self.slab.iter().map(|(_, session)| session)
     }
 
-    pub(crate) fn is_unauthenticated(&self, id: SessionId) -> bool {
-        self.get(id).is_some_and(Session::is_unauthenticated)
+    /// Whether nothing but a connection that is closing is left of this session.
+    pub(crate) fn is_closing(&self, id: SessionId) -> bool {
+        self.get(id).is_some_and(|session| {
+            session.mqtt.as_ref().is_some_and(|connection| connection.closing)
+                && session.backend.is_none()
+                && session.core.is_finished()
+        })
     }
 
     /// Returns the memory that only a peak needed.
@@ -117,15 +123,23 @@ impl Sessions {
         self.by_mac(client_id.mac()).find(|id| self.client_id(*id).is_some_and(|found| found == client_id))
     }
 
-    /// The session of a client id, else of the MAC in it, else of a plain MAC, of several the latest: a client id changes with the
-    /// device's group, so operators may use an old one.
-    pub(crate) fn by_name(&self, name: &str) -> Option<SessionId> {
+    /// The sessions of a client id, else of the MAC in it, else of a plain MAC: a client id changes with the device's group, so
+    /// operators may use an old one.
+    pub(crate) fn all_by_name(&self, name: &str) -> Vec<SessionId> {
         let client_id = ClientId::parse(name);
         if let Some(exact) = client_id.as_ref().ok().and_then(|client_id| self.by_client_id(client_id)) {
-            return Some(exact);
+            return vec![exact];
         }
-        let mac = client_id.map(|client_id| client_id.mac()).or_else(|_| name.parse()).ok()?;
-        self.by_mac(mac).max_by_key(|id| self.get(*id).and_then(|session| session.core.online_since()))
+        let mac = client_id.map(|client_id| client_id.mac()).or_else(|_| name.parse());
+        mac.map_or_else(|_| Vec::new(), |mac| self.by_mac(mac).collect())
+    }
+
+    /// Of [these sessions](Self::all_by_name) the one that proved who it is, of several the latest.
+    pub(crate) fn by_name(&self, name: &str) -> Option<SessionId> {
+        let rank = |id: &SessionId| {
+            self.get(*id).map(|session| (session.core.is_proven(), session.core.online_since()))
+        };
+        self.all_by_name(name).into_iter().max_by_key(rank)
     }
 
     /// All sessions with this MAC.
@@ -143,7 +157,7 @@ impl Sessions {
         let session = self.get(id);
         let peer = session
             .and_then(|session| Some(SocketAddr::new(session.core.ip(), session.mqtt.as_ref()?.peer_port)));
-        match (self.client_id(id).map(ClientId::as_str), peer) {
+        match (self.client_id(id).map(|client_id| text::shown(client_id.as_str())), peer) {
             (Some(client_id), Some(peer)) => format!("[{client_id} {peer}]"),
             (Some(client_id), None) => format!("[{client_id}]"),
             (None, Some(peer)) => format!("[{peer}]"),

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{BackendFailure, CloseReason, LogEvent};
+use crate::text;
 
 impl fmt::Display for BackendFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -21,6 +22,7 @@ impl fmt::Display for CloseReason {
             Self::Protocol(malformed) => write!(f, "protocol error: {malformed}"),
             Self::UnexpectedPacket(what) => write!(f, "protocol error: {what}"),
             Self::HelloVersion(found) => {
+                let found = text::shown(found);
                 write!(f, "hello with version {found}, only 3 is supported: update the device's firmware")
             }
             Self::SlowReader => f.write_str("the device does not read what it is sent"),
@@ -28,6 +30,7 @@ impl fmt::Display for CloseReason {
             Self::Shutdown => f.write_str("the gateway is stopping"),
             Self::Draining => f.write_str("the gateway is draining"),
             Self::Operator => f.write_str("disconnected by an operator"),
+            Self::MacDenied(denial) => f.write_str(denial.reason()),
         }
     }
 }
@@ -89,6 +92,7 @@ mod tests {
 
     use super::super::{BackendStage, DropReason, EndReason};
     use super::*;
+    use crate::config::MacDenial;
     use crate::proto::mqtt::{ConnectReturnCode, Malformed};
 
     #[test]
@@ -171,6 +175,8 @@ mod tests {
             (CloseReason::Shutdown, "the gateway is stopping"),
             (CloseReason::Draining, "the gateway is draining"),
             (CloseReason::Operator, "disconnected by an operator"),
+            (CloseReason::MacDenied(MacDenial::Denied), "its MAC is in mqtt.denied_macs"),
+            (CloseReason::MacDenied(MacDenial::NotAllowed), "its MAC is not in mqtt.allowed_macs"),
         ] {
             assert_eq!(reason.to_string(), words);
         }

@@ -69,14 +69,18 @@ impl Call {
             None => FramingState::Unknown(0),
         };
         self.protocol_version = cx.servers.protocol_version(&server);
+        let sign_token = device.is_proven || cx.config.mqtt.signature_key.is_none();
         let client_id = match device.id.uuid() {
             Some(uuid) => Some(uuid.to_owned()),
-            None => cx.config.websocket.secret.is_some().then(|| DEFAULT_CLIENT_ID.to_owned()),
+            None => {
+                (sign_token && cx.config.websocket.secret.is_some()).then(|| DEFAULT_CLIENT_ID.to_owned())
+            }
         };
         let request = DialRequest {
             server: server.clone(),
             mac: device.id.mac(),
             client_id,
+            sign_token,
             forwarded_for: device.ip,
             protocol_version: self.protocol_version,
             skip_dns_cache: fresh,

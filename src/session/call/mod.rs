@@ -30,6 +30,7 @@ pub use view::CallView;
 pub(super) struct DeviceIdentity<'a> {
     pub(super) id: &'a ClientId,
     pub(super) ip: IpAddr,
+    pub(super) is_proven: bool,
 }
 
 /// `Err`: the call cannot continue, and [`Core`](super::Core) ends it for this reason.

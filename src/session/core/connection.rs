@@ -1,18 +1,46 @@
 //! The device's connection: CONNECT, admission, loss, reconnection, protocol errors.
 
+use std::iter;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::super::action::{Action, Admission, CloseReason, EndReason, LogEvent};
+use super::super::action::{Action, Admission, CloseReason, Counter, EndReason, LogEvent};
 use super::super::context::Context;
 use super::super::deadlines::CoarseInstant;
+use super::super::labels::labelled_enum;
 use super::super::mcp::ToolCache;
 use super::{Core, SessionPhase};
-use crate::config::Config;
+use crate::config::{Config, KeyFingerprint, MacDenial};
 use crate::proto::identity::{self, BadClientId, ClientId};
 use crate::proto::mqtt::{Connect, ConnectReturnCode, Malformed, Packet};
 
+labelled_enum! {
+    /// The key that a device's password was made with.
+    pub enum LoginKey {
+        /// `mqtt.signature_key`.
+        Current => "current",
+        /// An older key: one of `mqtt.previous_signature_keys`, or one that was replaced after the device had logged in.
+        Previous => "previous",
+        /// None: there was no key when the device logged in, or its client id is one that carries no signature.
+        None => "none",
+    }
+}
+
 impl Core {
+    /// Whether the device proved at login who it is.
+    pub fn is_proven(&self) -> bool {
+        self.login_key.is_some()
+    }
+
+    /// The key that the device logged in with, seen from the current one.
+    pub fn login_key(&self, current: Option<KeyFingerprint>) -> LoginKey {
+        match self.login_key {
+            None => LoginKey::None,
+            key if key == current => LoginKey::Current,
+            Some(_) => LoginKey::Previous,
+        }
+    }
+
     // ----- the device's connection --------------------------------------------------------------------------------
 
     /// The device sent something. Only that restarts its keep alive timer.
@@ -150,12 +178,36 @@ impl Core {
         let checked = authenticate(&id, connect, cx.config);
         // The log names refused devices too.
         self.client_id = Some(id);
-        if let Err((code, why)) = checked {
-            return self.refuse_connect(code, why, cx);
+        self.login_key = match checked {
+            Ok(key) => key,
+            Err((code, why)) => return self.refuse_connect(code, why, cx),
+        };
+        if let Some(denial) = self.mac_denial(cx) {
+            return self.refuse_connect(ConnectReturnCode::NotAuthorised, denial.reason(), cx);
         }
         self.keep_alive = connect.keep_alive;
         self.phase = SessionPhase::Admitting;
         cx.out.push(Action::Admit);
+    }
+
+    /// Why the device may not connect, which is counted. Only asked about devices whose login is good otherwise: nobody else
+    /// learns the lists.
+    fn mac_denial(&self, cx: &mut Context<'_>) -> Option<MacDenial> {
+        let denial = cx.config.mqtt.mac_denial(self.client_id.as_ref()?.mac())?;
+        cx.count(Counter::MacDenied(denial));
+        Some(denial)
+    }
+
+    /// The configuration has changed. A device that may not connect any more is disconnected; time limits are deadlines of
+    /// running calls.
+    pub fn on_reload(&mut self, cx: &mut Context<'_>) {
+        if self.is_present()
+            && let Some(denial) = self.mac_denial(cx)
+        {
+            self.end_call(EndReason::Operator, cx);
+            self.close(CloseReason::MacDenied(denial), cx);
+        }
+        self.on_timeout(cx);
     }
 
     fn refuse_connect(&mut self, code: ConnectReturnCode, why: &'static str, cx: &mut Context<'_>) {
@@ -193,6 +245,7 @@ impl Core {
         }
         self.ip = newer.ip;
         self.client_id = newer.client_id;
+        self.login_key = newer.login_key;
         self.keep_alive = newer.keep_alive;
         self.accept_connect(true, cx);
         if let Some(call) = &mut self.call {
@@ -207,15 +260,16 @@ impl Core {
     }
 }
 
+/// The key that the password was made with; `None` when the device is accepted without proof.
 fn authenticate(
     id: &ClientId,
     connect: &Connect<'_>,
     config: &Config,
-) -> Result<(), (ConnectReturnCode, &'static str)> {
-    let Some(key) = &config.mqtt.signature_key else { return Ok(()) };
+) -> Result<Option<KeyFingerprint>, (ConnectReturnCode, &'static str)> {
+    let Some(key) = &config.mqtt.signature_key else { return Ok(None) };
     if id.uuid().is_none() {
         return match config.mqtt.allow_legacy_ids {
-            true => Ok(()),
+            true => Ok(None),
             false => Err((
                 ConnectReturnCode::NotAuthorised,
                 "two-part client ids are not allowed (mqtt.allow_legacy_ids)",
@@ -225,11 +279,12 @@ fn authenticate(
     let (Some(user_name), Some(password)) = (connect.user_name, connect.password) else {
         return Err((ConnectReturnCode::BadCredentials, "user name or password missing"));
     };
-    if !identity::verify_password(key.as_bytes(), id.as_str(), user_name, password) {
-        return Err((ConnectReturnCode::BadCredentials, "password does not match MQTT_SIGNATURE_KEY"));
-    }
+    let mut keys = iter::once(key).chain(&config.mqtt.previous_signature_keys);
+    let key = keys
+        .find(|key| identity::verify_password(key.as_bytes(), id.as_str(), user_name, password))
+        .ok_or((ConnectReturnCode::BadCredentials, "password does not match MQTT_SIGNATURE_KEY"))?;
     if !identity::is_valid_user_name(user_name) {
         return Err((ConnectReturnCode::BadCredentials, "user name is not base64 of a JSON object"));
     }
-    Ok(())
+    Ok(Some(key.fingerprint()))
 }

@@ -1,7 +1,7 @@
 //! The device's connection: CONNECT and its checks, answers, DISCONNECT and protocol errors.
 
 use super::*;
-use crate::config::Secret;
+use crate::config::{MacDenial, Secret};
 use crate::proto::identity;
 use crate::proto::mqtt::{self, Connect, ConnectReturnCode, Malformed};
 
@@ -84,6 +84,126 @@ fn with_a_key_two_part_ids_are_accepted_only_when_allowed() {
         scenario.packet(connect_packet("GID@@@aa_bb_cc_dd_ee_ff", 60))[..2],
         [Action::Admit, Action::AcceptConnect]
     );
+}
+
+fn signed<'a>(password: &'a str) -> Packet<'a> {
+    login(ID, Some(USER), Some(password))
+}
+
+#[test]
+fn a_previous_key_is_accepted_and_told_from_the_current_one() {
+    let secret = |key: &str| Secret::new(key).unwrap();
+    let password = |key: &str| identity::device_password(key.as_bytes(), ID, USER);
+    let mut scenario = Scenario::new();
+    scenario.shell.config.mqtt.signature_key = Secret::new(KEY);
+    scenario.shell.config.mqtt.previous_signature_keys = vec![secret("old"), secret("older")];
+    let current = Some(secret(KEY).fingerprint());
+    for (key, expected) in [
+        (KEY, Some(LoginKey::Current)),
+        ("old", Some(LoginKey::Previous)),
+        ("older", Some(LoginKey::Previous)),
+        ("x", None),
+    ] {
+        scenario.core = Core::new(device_ip(), scenario.shell.now);
+        scenario.packet(signed(&password(key)));
+        assert_eq!(
+            (scenario.core.is_online(), scenario.core.is_proven()),
+            (expected.is_some(), expected.is_some()),
+            "{key}"
+        );
+        assert_eq!(scenario.core.login_key(current), expected.unwrap_or(LoginKey::None), "{key}");
+    }
+    // The key is replaced while the device is connected, and replaced back.
+    scenario.core = Core::new(device_ip(), scenario.shell.now);
+    scenario.packet(signed(&password(KEY)));
+    assert_eq!(scenario.core.login_key(Some(secret("new").fingerprint())), LoginKey::Previous);
+    assert_eq!(scenario.core.login_key(current), LoginKey::Current);
+    // Devices that connected before there was a key have proved nothing.
+    let scenario = Scenario::online();
+    assert_eq!((scenario.core.login_key(current), scenario.core.is_proven()), (LoginKey::None, false));
+}
+
+#[test]
+fn the_lists_of_macs_are_asked_after_the_signature_and_denied_wins() {
+    let good = identity::device_password(KEY.as_bytes(), ID, USER);
+    let not_allowed = Some(MacDenial::NotAllowed);
+    for (allowed, denied, refusal) in [
+        (&[][..], &[][..], None),
+        (&["aa:bb"], &["aa:cc"], None),
+        (&["aa:cc"], &[], not_allowed),
+        (&[], &["AA-BB-CC-DD-EE-FF"], Some(MacDenial::Denied)),
+        (&["aa:bb:cc:dd:ee:ff"], &["aa"], Some(MacDenial::Denied)),
+    ] {
+        let list = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>().into();
+        let mut scenario = Scenario::new();
+        let mqtt = &mut scenario.shell.config.mqtt;
+        (mqtt.allowed_macs, mqtt.denied_macs) = (list(allowed), list(denied));
+        mqtt.signature_key = Secret::new(KEY);
+        let actions = scenario.packet(signed("wrong"));
+        assert_eq!(actions[0], Action::RefuseConnect(ConnectReturnCode::BadCredentials));
+        scenario.core = Core::new(device_ip(), scenario.shell.now);
+        let actions = scenario.packet(signed(&good));
+        match refusal {
+            None => assert!(scenario.core.is_online()),
+            Some(denial) => {
+                let [refuse, close] = refuse_actions(ConnectReturnCode::NotAuthorised, denial.reason());
+                assert_eq!(actions, [Action::Count(Counter::MacDenied(denial)), refuse, close]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reload_that_denies_a_device_ends_its_call_and_connection() {
+    for away in [false, true] {
+        let mut scenario = Scenario::in_call();
+        assert_eq!(scenario.drive(Core::on_reload), []);
+        if away {
+            scenario.lose_connection();
+        }
+        scenario.shell.config.mqtt.denied_macs = vec!["aa:bb:cc".parse().unwrap()].into();
+        let actions = scenario.drive(Core::on_reload);
+        assert_eq!(actions[0], Action::Count(Counter::MacDenied(MacDenial::Denied)));
+        let ended = |action: &Action| matches!(action, Action::CallEnded(summary) if summary.reason == EndReason::Operator);
+        assert!(actions.iter().any(ended), "{actions:?}");
+        let goodbye = actions
+            .iter()
+            .position(|action| matches!(action, Action::Publish(text) if text.contains("goodbye")));
+        let close = actions.iter().position(|action| matches!(action, Action::CloseDevice(_))).unwrap();
+        if !away {
+            assert!(goodbye.unwrap() < close, "{actions:?}");
+            assert_eq!(actions[close], Action::CloseDevice(CloseReason::MacDenied(MacDenial::Denied)));
+        }
+        assert!(scenario.core.is_finished());
+        assert_eq!(scenario.drive(Core::on_reload), [], "once");
+    }
+}
+
+#[test]
+fn a_device_that_proved_nothing_gets_no_signed_token_while_there_is_a_key() {
+    let good = identity::device_password(KEY.as_bytes(), ID, USER);
+    let legacy = connect_packet("GID@@@aa_bb_cc_dd_ee_ff", 60);
+    let uuid = Some("11111111-2222-4333-8444-555555555555");
+    for (key, connect, expected) in [
+        (None, legacy, (true, Some("default-client-id"))),
+        (None, connect_packet(ID, 60), (true, uuid)),
+        (Secret::new(KEY), legacy, (false, None)),
+        (Secret::new(KEY), signed(&good), (true, uuid)),
+    ] {
+        let mut scenario = Scenario::new();
+        scenario.shell.config.mqtt.signature_key = key;
+        scenario.shell.config.mqtt.allow_legacy_ids = true;
+        scenario.shell.config.websocket.secret = Secret::new("secret");
+        scenario.packet(connect);
+        let actions = scenario.device_sends(HELLO);
+        let Some(Action::Dial(request)) = actions.last() else { panic!("{actions:?}") };
+        assert_eq!((request.sign_token, request.client_id.as_deref()), expected, "{connect:?}");
+    }
+    // One that connected before there was a key has proved nothing either.
+    let mut scenario = Scenario::online();
+    scenario.shell.config.mqtt.signature_key = Secret::new(KEY);
+    let actions = scenario.device_sends(HELLO);
+    assert!(matches!(actions.last(), Some(Action::Dial(request)) if !request.sign_token), "{actions:?}");
 }
 
 #[test]

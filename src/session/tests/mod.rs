@@ -274,6 +274,7 @@ fn dial_action(url: &str, fresh: bool) -> Action {
         server: server(url),
         mac: mac(),
         client_id: Some("11111111-2222-4333-8444-555555555555".to_owned()),
+        sign_token: true,
         forwarded_for: device_ip(),
         protocol_version: 2,
         skip_dns_cache: fresh,

@@ -73,6 +73,7 @@ impl ServerCheck<'_> {
             server: Arc::clone(server),
             mac: self.options.mac,
             client_id: Some(self.options.uuid.clone()),
+            sign_token: true,
             forwarded_for: Ipv4Addr::LOCALHOST.into(),
             protocol_version: protocol_version(server),
             skip_dns_cache: false,

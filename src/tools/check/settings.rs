@@ -1,7 +1,9 @@
 //! Checks of the settings that need no network.
 
+use std::path::Path;
+
 use super::report::Finding;
-use crate::config::{Config, Tls};
+use crate::config::Config;
 use crate::net::mqtt::certificate::Certificate;
 use crate::tools::step_report::StepState;
 
@@ -14,7 +16,9 @@ pub(super) fn check_settings(config: &Config) -> Vec<Finding> {
     let plain = if config.mqtt.plain { format!("MQTT {}, ", config.mqtt.port) } else { String::new() };
     let ports = format!("{plain}UDP {}, management API {}", config.udp.port, config.api.port);
     findings.push(Finding::new("ports", StepState::Ok, ports));
-    findings.extend(certificate(&config.mqtt.tls));
+    let (mqtt, api) = (&config.mqtt.tls, &config.api.tls);
+    findings.extend(certificate("TLS for devices", "mqtt.tls", mqtt.files(), mqtt.port));
+    findings.extend(certificate("TLS of the management API", "api.tls", api.files(), config.api.port));
     // The key and the address have rows of their own.
     let told = ["mqtt.signature_key", "udp.public_ip", "PUBLIC_IP"];
     for warning in config.warnings() {
@@ -63,22 +67,24 @@ fn signature_key(config: &Config) -> Finding {
     }
 }
 
-fn certificate(tls: &Tls) -> Option<Finding> {
-    let name = "TLS for devices";
-    let (cert_file, key_file) = tls.files()?;
+fn certificate(
+    name: &'static str,
+    section: &str,
+    files: Option<(&Path, &Path)>,
+    port: u16,
+) -> Option<Finding> {
+    let (cert_file, key_file) = files?;
     let certificate = match Certificate::load(cert_file, key_file) {
         Ok(certificate) => certificate,
-        Err(error) => return Some(Finding::new(name, StepState::Fail, error.to_string())),
+        Err(error) => return Some(Finding::new(name, StepState::Fail, format!("{section}.{error}"))),
     };
     let Some(facts) = certificate.info else {
-        return Some(Finding::new(name, StepState::Ok, format!("port {}", tls.port)));
+        return Some(Finding::new(name, StepState::Ok, format!("port {port}")));
     };
     Some(match (facts.warnings.first(), facts.expired) {
         (None, _) => {
-            let detail = format!(
-                "port {}, certificate for {}, valid until {}",
-                tls.port, facts.names, facts.expires.0
-            );
+            let detail =
+                format!("port {port}, certificate for {}, valid until {}", facts.names, facts.expires.0);
             Finding::new(name, StepState::Ok, detail)
         }
         (Some(doubt), false) => Finding::new(name, StepState::Warn, doubt.clone()),

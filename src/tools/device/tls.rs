@@ -8,7 +8,7 @@ use crate::net::event_loop::stream::Stream;
 
 /// A TLS handshake on a plain connection. Each of its reads may take as long as the socket's read timeout.
 #[cfg(feature = "tls")]
-pub(super) fn start_tls(
+pub(in crate::tools) fn start_tls(
     stream: Stream<TcpStream>,
     host: &str,
     client: &mut TlsClient,
@@ -25,7 +25,7 @@ pub(super) fn start_tls(
 }
 
 #[cfg(not(feature = "tls"))]
-pub(super) fn start_tls(
+pub(in crate::tools) fn start_tls(
     stream: Stream<TcpStream>,
     _: &str,
     client: &mut TlsClient,

@@ -28,6 +28,7 @@ fn a_take_over_uncounts_the_older_connection() {
     harness.assert_counted(HERE, 2);
     newer.write_all(&connect(&client_id(1))).unwrap();
     harness.until("the call is taken over", has_no_device(other));
+    harness.assert_evictable();
     harness.assert_counted(HERE, 1);
     assert!(harness.gateway.sessions.get(id).unwrap().core.is_online());
 }
@@ -41,6 +42,7 @@ fn a_failed_take_over_uncounts_the_newer_connection() {
     harness.lose_registration(other);
     newer.write_all(&connect(&client_id(1))).unwrap();
     harness.read_until(other, has_no_device(other));
+    harness.assert_evictable();
     harness.assert_counted(HERE, 1);
     assert!(harness.gateway.sessions.get(id).unwrap().core.has_call(), "the older connection keeps its call");
 }
@@ -57,6 +59,7 @@ fn a_closed_or_dropped_connection_is_uncounted() {
     leaves.write_all(&[0xe0, 0]).unwrap();
     refused.write_all(&connect("nonsense")).unwrap();
     harness.until("two have ended", |gateway| gateway.mqtt.by_address.of(HERE) == 2);
+    harness.assert_evictable();
     let (_newer, _) = harness.online(&client_id(2));
     harness.assert_counted(HERE, 2);
     drop(lost);
@@ -95,6 +98,7 @@ fn behind_a_load_balancer_the_client_is_counted_and_uncounted() {
     harness.assert_counted(HERE, 1);
     client.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 4000 1883\r\n").unwrap();
     harness.until("the client is known", |gateway| gateway.sessions.get(id).unwrap().core.ip() == client_ip);
+    harness.assert_evictable();
     harness.assert_counted(HERE, 0);
     harness.assert_counted(client_ip, 1);
     drop(client);
@@ -124,6 +128,7 @@ fn a_connection_that_is_handed_off_is_counted_once_and_uncounted() {
     harness.assert_counted(HERE, 1);
     client.write_all(&connect(&elsewhere)).unwrap();
     harness.until("it is handed off", has_no_device(id));
+    harness.assert_evictable();
     client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut connack = [0; 4];
     std::io::Read::read_exact(&mut client, &mut connack).unwrap();
@@ -136,6 +141,7 @@ fn a_connection_that_is_handed_off_is_counted_once_and_uncounted() {
     harness.lose_registration(id);
     client.write_all(&connect(&elsewhere)).unwrap();
     harness.read_until(id, has_no_device(id));
+    harness.assert_evictable();
     harness.assert_counted(HERE, 0);
 }
 

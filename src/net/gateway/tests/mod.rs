@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
+use crate::net::sessions::session::Session;
 use crate::proto::mqtt::encode;
 use crate::session::CallState;
 
@@ -134,6 +135,14 @@ impl Harness {
     #[track_caller]
     fn assert_counted(&self, ip: IpAddr, expected: usize) {
         assert_eq!(self.gateway.mqtt.by_address.of(ip), expected);
+    }
+
+    /// Exactly the connections that have not logged in can be closed to make room.
+    #[track_caller]
+    fn assert_evictable(&self) {
+        let not_logged_in = |session: &&Session| session.mqtt.is_some() && session.core.awaits_connect();
+        let expected = self.gateway.sessions.iter().filter(not_logged_in).count();
+        assert_eq!(self.gateway.mqtt.unauthenticated.len(), expected);
     }
 }
 
