@@ -106,7 +106,7 @@ settings! {
         /// The longest packet a device may send, in bytes, counted on the remaining length.
         pub max_payload_size: usize = 65_536,
         /// How long a call is kept after its MQTT connection is lost; zero ends it at once.
-        pub resume_grace: Duration = Duration::from_secs(20),
+        pub resume_grace: Duration = Duration::from_secs(35),
         /// Whether client ids of two parts, which carry no signature, are accepted even when there is a key.
         pub allow_legacy_ids: bool = false,
         /// The only devices that may connect; all when it is empty.

@@ -185,6 +185,10 @@ labelled_enum! {
         DeviceDisconnected => "device_disconnected",
         /// The device's connection was lost, and the device did not reconnect in time.
         DeviceLost => "device_lost",
+        /// The device reconnected during the call, and did not show in time that it is still in it.
+        NotResumed => "not_resumed",
+        /// The device showed that it is in no call: its message had the session id "".
+        DeviceNotInCall => "device_not_in_call",
         /// The device violated the protocol.
         DeviceError => "device_error",
         /// The device sent another hello, or another connection with its client id replaced it.
@@ -416,6 +420,10 @@ pub enum LogEvent {
     },
     /// The connection was lost during a call, which is kept for this long.
     ConnectionLost(Duration),
+    /// The device was away for this long, and is in the call again.
+    Resumed(Duration),
+    /// The call ends: the device, whose connection was lost so long ago, did not resume it.
+    NotResumed(Duration),
     /// The device got its hello reply.
     CallStarted {
         /// The session id the device was given.

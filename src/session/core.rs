@@ -52,6 +52,8 @@ pub struct Core {
 struct ColdState {
     /// The hello for which the shell is generating credentials.
     pending_hello: Option<DeviceHello>,
+    /// The device was speaking when its connection was lost, and says hello now: it may still be speaking.
+    may_be_speaking: bool,
     /// The session id of the last call, for a goodbye to a message without a call.
     last_session_id: Option<Box<str>>,
     /// Commands of operators, oldest first.
@@ -203,8 +205,12 @@ impl Core {
         call.downlink(frame, space, config, servers, now)
     }
 
-    /// Releases held audio and text that need not wait any longer. To be called after the first datagram of the device and after
-    /// each held frame.
+    /// The device's first datagram, or the first after a reconnection: releases what waited for it.
+    pub fn on_device_heard(&mut self, cx: &mut Context<'_>) {
+        self.with_call(cx, |call, _, cx| call.on_device_heard(cx));
+    }
+
+    /// Releases held audio and text that need not wait any longer. To be called after each held frame.
     pub fn release_held(&mut self, cx: &mut Context<'_>) {
         self.with_call(cx, |call, _, cx| call.release_held(cx));
     }
@@ -218,7 +224,7 @@ impl Core {
             match self.phase {
                 SessionPhase::AwaitingConnect => self.close(CloseReason::ConnectTimeout, cx),
                 SessionPhase::Online => self.suspend_or_close(CloseReason::KeepAlive, cx),
-                SessionPhase::AwaitingReconnect => self.end_call(EndReason::DeviceLost, cx),
+                SessionPhase::AwaitingReconnect => self.on_grace_expired(cx),
                 SessionPhase::Admitting | SessionPhase::Closed => {}
             }
         }

@@ -39,6 +39,8 @@ pub(super) enum CallTimer {
     HoldMedia,
     /// The next of what waits for its time may be sent to the device.
     Playout,
+    /// A device that has reconnected should have shown by then that it is in the call.
+    Reattach,
     /// The device should have sent its first datagram by then.
     FirstDatagram,
     /// End the call if there was neither audio nor text until then.
@@ -62,6 +64,7 @@ const ALL_TIMERS: [CallTimer; TIMER_COUNT] = [
     CallTimer::ResendHello,
     CallTimer::HoldMedia,
     CallTimer::Playout,
+    CallTimer::Reattach,
     CallTimer::FirstDatagram,
     CallTimer::Idle,
     CallTimer::Redial,
@@ -101,9 +104,9 @@ impl Deadlines {
 
     /// Clears every deadline that is about the chat server; those about the device stay.
     pub(super) fn clear_server_timers(&mut self) {
-        use CallTimer::{FirstDatagram, HoldMedia, Idle, Playout};
+        use CallTimer::{FirstDatagram, HoldMedia, Idle, Playout, Reattach};
         for timer in ALL_TIMERS {
-            if !matches!(timer, FirstDatagram | HoldMedia | Idle | Playout) {
+            if !matches!(timer, FirstDatagram | HoldMedia | Idle | Playout | Reattach) {
                 self.clear(timer);
             }
         }

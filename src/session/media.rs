@@ -99,6 +99,11 @@ impl Media {
         self.jitter.value()
     }
 
+    /// When the device's last datagram was accepted; before the first, when the call began.
+    pub(super) fn last_accepted(&self) -> Instant {
+        self.peer_last_seen
+    }
+
     pub(super) fn peer(&self) -> Option<UdpPeer> {
         self.peer
     }

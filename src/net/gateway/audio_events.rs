@@ -57,7 +57,7 @@ impl Gateway {
         match session.core.uplink(from, datagram, &self.io.config, self.io.now)? {
             Uplink::OtherDevice(payload_len) => self.relay(id, i, payload_len),
             Uplink::Silence => self.answer_with_silence(id),
-            Uplink::Server { frame, payload, peer_learned } => {
+            Uplink::Server { frame, payload, device_heard } => {
                 let contexts = &mut self.connector.context_pool;
                 let sent = session.backend.as_mut().map(|backend| backend.send_audio(frame, contexts));
                 if !matches!(sent, Some(Ok(()))) {
@@ -67,8 +67,8 @@ impl Gateway {
                     self.io.metrics.discarded(reason);
                 }
                 self.sessions.mark_dirty(id);
-                if peer_learned {
-                    self.drive(id, Core::release_held);
+                if device_heard {
+                    self.drive(id, Core::on_device_heard);
                 }
             }
         }

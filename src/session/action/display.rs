@@ -43,6 +43,10 @@ impl fmt::Display for LogEvent {
             Self::ConnectionLost(grace) => {
                 write!(f, "connection lost in a call, kept for {} s", grace.as_secs())
             }
+            Self::Resumed(after) => write!(f, "the call is resumed after {:.1} s", after.as_secs_f64()),
+            Self::NotResumed(after) => {
+                write!(f, "the call is not resumed: its connection was lost {:.1} s ago", after.as_secs_f64())
+            }
             Self::CallStarted { session_id, url, after } => {
                 write!(
                     f,
@@ -104,6 +108,8 @@ mod tests {
                 "device_udp_timeout",
                 "device_disconnected",
                 "device_lost",
+                "not_resumed",
+                "device_not_in_call",
                 "device_error",
                 "replaced",
                 "server_closed",

@@ -8,7 +8,7 @@ use super::super::deadlines::CallTimer;
 use super::super::media::{ClassifiedFrame, Decrypted, FramingState};
 use super::super::queue::{HeldItem, Speech};
 use super::super::server_health::ServerHealth;
-use super::{Call, CallResult, CallState};
+use super::{Attachment, Call, CallResult, CallState};
 use crate::config::{Config, Framing as FramingSetting};
 use crate::proto::audio;
 
@@ -22,6 +22,8 @@ enum Due {
     At(Instant),
     /// When the device's address and the server's framing are known.
     Unknown,
+    /// When the device has reconnected, and has shown that it is in the call.
+    Reattached,
 }
 
 /// What to do with an uplink packet.
@@ -33,8 +35,9 @@ pub enum Uplink<'b> {
         frame: &'b [u8],
         /// The number of Opus bytes in it.
         payload: usize,
-        /// It is the device's first: call [`Core::release_held`](super::super::Core::release_held).
-        peer_learned: bool,
+        /// It is the device's first, or the first after a reconnection: call
+        /// [`Core::on_device_heard`](super::super::Core::on_device_heard).
+        device_heard: bool,
     },
     /// Send it to the other device by [`Core::relay`](super::super::Core::relay): this many decrypted Opus bytes follow the
     /// datagram's header.
@@ -62,15 +65,16 @@ impl Call {
     ) -> Result<Uplink<'b>, DropReason> {
         let decrypted: Decrypted = self.media.decrypt(from, datagram, config.udp.peer_policy, now)?;
         self.last_activity = now;
-        let (payload, first) = (decrypted.payload_len, decrypted.peer_learned);
-        if first && self.session_id.is_some() {
+        let payload = decrypted.payload_len;
+        let first = decrypted.peer_learned || self.awaits_proof();
+        if decrypted.peer_learned && self.session_id.is_some() {
             self.credentials = None;
         }
         match self.state {
             CallState::Live => Ok(Uplink::Server {
                 frame: self.media.server_frame(&decrypted, datagram),
                 payload,
-                peer_learned: first,
+                device_heard: first,
             }),
             CallState::InDeviceCall => {
                 self.media.count_uplink(payload);
@@ -168,9 +172,9 @@ impl Call {
         self.media.peer().is_none() && !self.hold_expired
     }
 
-    /// Whether what is held waits for the device's first datagram or the server's framing, so that texts wait behind it.
-    pub(super) fn is_blocked(&self) -> bool {
-        !self.held.is_empty() && (self.must_hold() || matches!(self.media.framing, FramingState::Unknown(_)))
+    /// Whether what is held waits for the device or for the server's framing, and not for its time: texts wait behind it.
+    fn is_blocked(&self, cx: &Context<'_>) -> bool {
+        self.held.front().is_some_and(|front| !matches!(self.due(front, cx), Due::At(_)))
     }
 
     pub(super) fn start_hold_timer(&mut self, now: Instant) {
@@ -187,6 +191,12 @@ impl Call {
         self.release_ready(cx)
     }
 
+    /// The device's first datagram was accepted, or the first after a reconnection.
+    pub(in super::super) fn on_device_heard(&mut self, cx: &mut Context<'_>) -> CallResult {
+        self.on_proof(cx)?;
+        self.release_held(cx)
+    }
+
     /// Releases, in order, what need not be held any longer. A call that is to end after that ends with the last of it.
     pub(super) fn release_ready(&mut self, cx: &mut Context<'_>) -> CallResult {
         if self.session_id.is_none() || self.is_in_device_call() {
@@ -200,6 +210,10 @@ impl Call {
             match self.due(front, cx) {
                 Due::Unknown => {
                     self.start_hold_timer(cx.now);
+                    return Ok(());
+                }
+                Due::Reattached => {
+                    self.deadlines.clear(CallTimer::HoldMedia);
                     return Ok(());
                 }
                 Due::At(at) if at > cx.now => {
@@ -242,6 +256,9 @@ impl Call {
     /// When a text may be sent if nothing is held before it: `tts stop` when the device has played the speech.
     fn text_due(&self, speech: Option<Speech>, cx: &Context<'_>) -> Due {
         match speech {
+            Some(Speech::Start) if self.attachment != Attachment::Attached && self.session_id.is_some() => {
+                Due::Reattached
+            }
             Some(Speech::Start) if self.must_hold() => Due::Unknown,
             Some(Speech::Stop) if cx.config.udp.downlink_pace => Due::At(self.playout.ends_at()),
             _ => Due::At(cx.now),
@@ -257,7 +274,7 @@ impl Call {
         cx: &mut Context<'_>,
     ) -> CallResult {
         let waits = match speech {
-            None => self.is_blocked(),
+            None => self.is_blocked(cx),
             Some(_) => {
                 !self.held.is_empty() || !matches!(self.text_due(speech, cx), Due::At(at) if at <= cx.now)
             }

@@ -1,8 +1,8 @@
 //! The end of a call: the messages to both sides, and the summary.
 
-use super::super::action::{Action, CallSummary, DropReason, EndReason};
+use super::super::action::{Action, CallSummary, DropReason, EndReason, LogEvent};
 use super::super::context::Context;
-use super::super::queue::TextQueue;
+use super::super::queue::{HeldQueue, TextQueue};
 use super::Call;
 use super::text::hello_reply;
 use crate::proto::message;
@@ -31,6 +31,16 @@ impl Call {
         }
         self.drop_held_audio(DropReason::NoPeer, cx);
         let answered = self.session_id.is_some();
+        if let (Some(at), EndReason::DeviceLost | EndReason::NotResumed | EndReason::Replaced) =
+            (self.attachment.lost_at(), reason)
+        {
+            cx.log(LogEvent::NotResumed(cx.now.saturating_duration_since(at)));
+        }
+        if self.awaits_proof() {
+            // If the device is in another call, or in none, these are not for it.
+            self.held = HeldQueue::default();
+            self.pending_device_text = None;
+        }
         let told = self.pending_device_text.is_none() && reason.notifies_device();
         if told {
             // An error cannot occur, since no text is queued for a connected device.

@@ -64,6 +64,9 @@ impl Call {
         let reply = hello_reply(credentials, &id, audio_params.as_deref());
         self.session_id = Some(id.clone());
         self.publish(reply, cx)?;
+        if std::mem::take(&mut self.device_may_be_speaking) {
+            self.publish(message::tts_stop(&id), cx)?;
+        }
         let after = cx.now.saturating_duration_since(self.started_at());
         let url = self.server_name();
         cx.count(Counter::Answered(after.as_millis() as u32));
@@ -191,7 +194,15 @@ impl Call {
         cx: &mut Context<'_>,
     ) -> CallResult {
         self.last_activity = cx.now;
+        let id = peek.session_id.as_deref();
+        if id.is_some() && id == self.session_id() && peek.kind != "mcp" {
+            self.on_proof(cx)?;
+        }
         match &*peek.kind {
+            // A device that is in no call has the id "" (firmware since 2.3).
+            "listen" | "abort" if id == Some("") && self.session_id.is_some() => {
+                return Err(EndReason::DeviceNotInCall);
+            }
             "udp_timeout" => return Err(EndReason::DeviceUdpTimeout),
             // It can only be meant for the other device's speech.
             "abort" if self.is_in_device_call() => return Err(EndReason::DeviceAbort),

@@ -68,7 +68,7 @@ impl Core {
             return;
         }
         let last_id = self.cold.as_ref().and_then(|cold| cold.last_session_id.as_deref());
-        let id = peek.session_id.as_deref().or(last_id);
+        let id = peek.session_id.as_deref().filter(|id| !id.is_empty()).or(last_id);
         cx.publish(message::goodbye(id));
     }
 
@@ -87,8 +87,10 @@ impl Core {
             cx.count(Counter::BadDeviceText);
             return;
         }
+        let may_be_speaking = self.call.as_ref().is_some_and(|call| call.may_be_speaking());
         self.end_call(EndReason::Replaced, cx);
-        self.cold.get_or_insert_default().pending_hello = Some(hello);
+        let cold = self.cold.get_or_insert_default();
+        (cold.pending_hello, cold.may_be_speaking) = (Some(hello), may_be_speaking);
         cx.out.push(Action::GenerateCredentials);
     }
 
@@ -106,9 +108,9 @@ impl Core {
 
     /// The shell's answer to [`Action::GenerateCredentials`]: the call starts.
     pub fn on_credentials(&mut self, credentials: CallCredentials, cx: &mut Context<'_>) {
-        let (hello, unanswered) = match &mut self.cold {
-            Some(cold) => (cold.pending_hello.take(), cold.unanswered_hellos.take()),
-            None => (None, None),
+        let (hello, may_be_speaking, unanswered) = match &mut self.cold {
+            Some(cold) => (cold.pending_hello.take(), cold.may_be_speaking, cold.unanswered_hellos.take()),
+            None => (None, false, None),
         };
         self.cold.take_if(|cold| {
             cold.last_session_id.is_none() && cold.commands.is_empty() && cold.drain_deadline.is_none()
@@ -116,6 +118,7 @@ impl Core {
         let Some(hello) = hello else { return };
         let allowed = credentials.allowed;
         let call = self.call.insert(Box::new(Call::new(hello, credentials, self.ip, cx.now)));
+        call.device_may_be_speaking = may_be_speaking;
         call.unanswered_hellos = unanswered.map_or(1, |(count, _)| count.saturating_add(1));
         match allowed {
             true => self.with_call(cx, Call::start),

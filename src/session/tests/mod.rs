@@ -188,9 +188,9 @@ impl Scenario {
     ) -> Result<(Vec<u8>, Vec<Action>), DropReason> {
         let mut datagram = datagram(self.credentials_issued, sequence, 7, payload);
         let uplink = self.shell.uplink(&mut self.core, from.parse().unwrap(), &mut datagram)?;
-        let Uplink::Server { frame, peer_learned: first, .. } = uplink else { panic!("{uplink:?}") };
+        let Uplink::Server { frame, device_heard: first, .. } = uplink else { panic!("{uplink:?}") };
         let frame = frame.to_vec();
-        let out = if first { self.drive(Core::release_held) } else { Vec::new() };
+        let out = if first { self.drive(Core::on_device_heard) } else { Vec::new() };
         Ok((frame, out))
     }
 

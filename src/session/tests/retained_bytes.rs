@@ -147,6 +147,8 @@ fn any_text_that_overflows_the_queue_of_a_disconnected_device_ends_its_call() {
         assert!(!scenario.core.has_call() && scenario.core.is_finished(), "{name}");
     }
     let mut scenario = Scenario::in_call();
+    scenario.downlink(&frame_with_header(1, b"\x08a")).unwrap();
+    scenario.server_sends(TTS_STOP);
     disconnect_with_full_queue(&mut scenario);
     let (_, actions) = scenario.uplink_from("192.0.2.7:4000", 1, b"\x08x").unwrap();
     assert_eq!(summary(&actions).reason, EndReason::Overflow, "a datagram lets go what was held");

@@ -142,7 +142,7 @@ impl SimulatedNetwork {
             {
                 match self.shell.downlink(&mut self.sessions[s].core, &frame(n)) {
                     Ok(Some((_, datagram))) => self.check_encrypted(s, &datagram),
-                    Ok(None) => self.drive(s, Core::release_held),
+                    Ok(None) => self.drive(s, Core::on_device_heard),
                     Err(_) => {}
                 }
             }
@@ -193,7 +193,7 @@ impl SimulatedNetwork {
             }
         }
         match outcome {
-            Ok(Uplink::Server { peer_learned: true, .. }) => self.drive(s, Core::release_held),
+            Ok(Uplink::Server { device_heard: true, .. }) => self.drive(s, Core::on_device_heard),
             Ok(Uplink::OtherDevice(payload)) => self.relay(s, &datagram[HEADER_LEN..HEADER_LEN + payload]),
             Ok(Uplink::Silence) => {
                 let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
