@@ -199,6 +199,8 @@ labelled_enum! {
         Overflow => "overflow",
         /// `max_calls` was reached, or the random source failed.
         Refused => "refused",
+        /// The device said hello more often than `mqtt.hello_limit` allows.
+        HelloLimit => "hello_limit",
         /// The gateway is stopping.
         Shutdown => "shutdown",
         /// An operator ended the call.

@@ -47,16 +47,22 @@ pub struct Core {
 /// State that only some devices have.
 #[derive(Default)]
 struct ColdState {
-    /// The hello for which the shell is generating credentials.
-    pending_hello: Option<DeviceHello>,
+    pending_hello: Option<PendingHello>,
     /// The session id of the last call, for a goodbye to a message without a call.
     last_session_id: Option<Box<str>>,
     /// Commands of operators, oldest first.
     commands: VecDeque<PendingCommand>,
     /// The gateway is draining: the device is disconnected then, or later at the end of its call.
     drain_deadline: Option<Instant>,
-    /// The number of consecutive hellos without a reply, and when the last one arrived.
-    unanswered_hellos: Option<(u8, Instant)>,
+}
+
+/// A hello for which the shell is generating credentials.
+struct PendingHello {
+    hello: DeviceHello,
+    /// The unanswered call that it replaces, whose dial goes on.
+    replaced: Option<Box<Call>>,
+    /// `mqtt.hello_limit` is exceeded: it is answered without a dial.
+    limited: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +96,11 @@ impl Core {
     /// The client id of the CONNECT, even if that was refused.
     pub fn client_id(&self) -> Option<&ClientId> {
         self.client_id.as_ref()
+    }
+
+    /// Whether the device has proved who it is, by a password that was checked.
+    pub fn is_proven(&self, config: &Config) -> bool {
+        config.mqtt.signature_key.is_some() && self.client_id.as_ref().is_some_and(|id| id.uuid().is_some())
     }
 
     /// The device's address.
@@ -281,10 +292,6 @@ impl Core {
             cold.pending_hello = None;
         }
         let Some(call) = self.call.take() else { return };
-        if call.session_id().is_none() {
-            self.cold.get_or_insert_default().unanswered_hellos =
-                Some((call.unanswered_hellos, call.started_at()));
-        }
         if let Some(id) = call.finish(reason, cx) {
             self.cold.get_or_insert_default().last_session_id = Some(id);
         }

@@ -15,13 +15,13 @@ use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
 use crate::net::event_loop::token::{self, ListenerKind, MQTT, MQTTS, Role, SessionId};
 use crate::net::log_limiter::LogLimiter;
-use crate::net::mqtt::address_key::AddressKey;
 use crate::net::mqtt::auth_throttle::AuthThrottle;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::net::mqtt::connections_by_address::ConnectionsByAddress;
 use crate::net::mqtt::tls_listener::TlsListener;
 use crate::net::mqtt::transport::Transport;
 use crate::net::sessions::table::Sessions;
+use crate::proto::address_key::AddressKey;
 use crate::session::Core;
 
 /// How many connections beyond `max_connections` may exist, to log in or to close.

@@ -105,6 +105,7 @@ mod tests {
                 "idle",
                 "overflow",
                 "refused",
+                "hello_limit",
                 "shutdown",
                 "operator",
                 "device_abort",

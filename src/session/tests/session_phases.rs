@@ -94,6 +94,7 @@ fn a_call_is_taken_over_with_the_newer_id_and_not_from_a_finished_session() {
             now: scenario.shell.now,
             config: &scenario.shell.config,
             servers: &mut scenario.shell.servers,
+            hellos: &mut scenario.shell.hellos,
             ids: &scenario.shell.ids,
             out: &mut asked,
         };
