@@ -313,7 +313,8 @@ fn endless_hellos_do_not_flood_the_log() {
     process.signal("TERM");
     let (_, lines) = process.end();
     let count = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
-    assert!((32..44).contains(&count("call ends")), "{lines:#?}");
+    // 200 at once, then ten a second, and the machine may be slow.
+    assert!((200..300).contains(&count("call ends")), "{lines:#?}");
     // One in ten seconds, and the machine may be slow.
     assert!((1..5).contains(&count("hello with version 2")), "{lines:#?}");
 }

@@ -95,6 +95,7 @@ impl MetricSources<'_> {
             ("gateway_mqtt_connections_total", "MQTT connections accepted.", metrics.connections),
             ("gateway_mqtt_turned_away_total", "MQTT connections over a limit, closed.", metrics.turned_away),
             ("gateway_logins_total", "Successful logins of devices.", metrics.admitted),
+            ("gateway_mac_limit_total", "Logins over 16 client ids per MAC.", metrics.over_mac_limit),
             ("gateway_dials_total", "WebSockets dialled.", metrics.dials),
             ("gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened),
             ("gateway_redials_total", "Calls continued over another WebSocket.", metrics.redials),

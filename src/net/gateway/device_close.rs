@@ -53,7 +53,10 @@ impl Gateway {
                 (format!("{prefix} closed: {reason}"), Some(error))
             }
             // Only devices are worth a warning: anybody can connect and send anything.
-            CloseReason::Protocol(_) | CloseReason::UnexpectedPacket(_) | CloseReason::MemoryLimit
+            CloseReason::Protocol(_)
+            | CloseReason::UnexpectedPacket(_)
+            | CloseReason::MemoryLimit
+            | CloseReason::Displaced
                 if is_device =>
             {
                 (format!("{prefix} closed: {reason}"), None)

@@ -407,7 +407,7 @@ fn servers_that_failed_lately_are_tried_last_for_a_while() {
     scenario.close_backend(failed(BackendStage::Connect));
     scenario.open_backend();
     scenario.server_sends(SERVER_HELLO);
-    let mut dials_next = |scenario: &mut Scenario, url| {
+    let dials_next = |scenario: &mut Scenario, url| {
         scenario.device_sends(r#"{"type":"goodbye"}"#);
         assert_eq!(scenario.device_sends(HELLO).last(), Some(&dial(url)));
     };
