@@ -5,7 +5,6 @@
 mod support;
 
 use std::thread;
-use std::time::Duration;
 
 use serde_json::json;
 use support::chat_server::{ChatServer, Message, audio_frame, frame, upgrade_response};

@@ -302,8 +302,10 @@ fn endless_hellos_do_not_flood_the_log() {
     let mut device = Device::connect(process.mqtt(), 1);
     for _ in 0..2_000 {
         device.send_text(HELLO);
+        // The answers are read up to that to a ping.
+        device.mqtt.send(&[0xc0, 0]);
+        while device.mqtt.packet().first != 0xd0 {}
     }
-    device.mqtt.assert_nothing_pending();
     // Another connection each time, with a hello of older firmware.
     for _ in 0..50 {
         let mut device = Device::connect(process.mqtt(), 2);
