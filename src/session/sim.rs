@@ -209,9 +209,8 @@ impl Simulation {
             credentials.insert(generated).clone()
         };
         let ((), out) = self.shell.drive(core, generate, decide);
-        let kept = |action: &Action| matches!(action, Action::CallEnded(summary) if summary.reason == EndReason::Replaced && !summary.answered);
-        let keeps_dial = out.iter().any(kept) && model.ws != WebSocketState::None;
-        self.coverage.extend(keeps_dial.then_some("dial kept"));
+        let dial_kept = matches!(out[..], [Action::CallEnded(_), Action::GenerateCredentials, ..]);
+        self.coverage.extend(dial_kept.then_some("dial kept"));
         for action in &out {
             self.trace.log(self.shell.elapsed_ms(), format_args!("[{s}]   {action:?}"));
             self.coverage.extend(coverage_point(action));

@@ -100,6 +100,10 @@ struct DecisionSummary {
     server_is_live: bool,
     /// A call ended before it was answered, because the device said hello again within `mqtt.hello_limit`.
     dial_kept: bool,
+    /// The device said hello.
+    hello: bool,
+    /// An unanswered call was replaced, and its dial abandoned.
+    dial_abandoned: bool,
     /// The device said hello too often.
     limited: bool,
     dials: u32,
@@ -120,7 +124,10 @@ impl DecisionSummary {
             "goodbye exactly once, and none otherwise"
         );
         assert!(!self.limited || !self.dial_kept && self.dials == 0, "no dial beyond the limit");
-        assert!(!self.dial_kept || self.dials == 0, "a hello before the reply causes no second dial");
+        assert!(
+            (!self.dial_kept || self.dials == 0) && (!self.dial_abandoned || !self.hello || self.limited),
+            "a hello before the reply causes no second dial"
+        );
         for (goodbye, id) in self.goodbyes.iter().zip(&self.ids_to_notify) {
             assert_eq!(goodbye["session_id"], **id, "with the id the device knows");
         }
@@ -278,6 +285,7 @@ impl Model {
             match action {
                 Action::AcceptConnect => self.connack_sent = true,
                 Action::GenerateCredentials => {
+                    decision.hello = true;
                     self.on_credentials(credentials.take().expect("one set of credentials per hello"), now)
                 }
                 Action::Publish(text) => self.on_publish(text, &mut decision),
@@ -408,6 +416,7 @@ impl Model {
             decision.dial_kept = true;
             self.carried_over = call.before_hello.clone();
         } else {
+            decision.dial_abandoned |= summary.reason == Replaced && !summary.answered;
             assert_eq!(self.ws, WebSocketState::None, "no WebSocket outlives its call");
         }
         let own_doing = matches!(
