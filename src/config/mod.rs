@@ -105,6 +105,8 @@ settings! {
         pub max_connections_per_ip: usize = 0,
         /// The longest packet a device may send, in bytes, counted on the remaining length.
         pub max_payload_size: usize = 65_536,
+        /// Hellos that a device may send at once, before it is limited to one in two seconds; 0 is no limit.
+        pub hello_limit: u32 = 8,
         /// How long a call is kept after its MQTT connection is lost; zero ends it at once.
         pub resume_grace: Duration = Duration::from_secs(20),
         /// Whether client ids of two parts, which carry no signature, are accepted even when there is a key.

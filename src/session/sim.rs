@@ -41,13 +41,15 @@ fn every_seed_keeps_the_invariants() {
 }
 
 /// Ends, and turns on the way, without which a run would be too tame.
-const REQUIRED_COVERAGE: [&str; 21] = [
+const REQUIRED_COVERAGE: [&str; 23] = [
     "device_goodbye",
     "device_udp_timeout",
     "device_disconnected",
     "device_lost",
     "device_error",
     "replaced",
+    "hello_limit",
+    "dial kept",
     "server_closed",
     "no_server",
     "server_lost",
@@ -147,7 +149,7 @@ impl Simulation {
 
     fn change_config(&mut self) {
         let websocket = &mut self.shell.config.websocket;
-        match self.rng.below(8) {
+        match self.rng.below(9) {
             0 => {
                 websocket.production = servers(self.rng.pick(&[&["ws://a/"][..], &["ws://c/", "ws://raw/"]]))
             }
@@ -157,6 +159,7 @@ impl Simulation {
             4 => websocket.reconnect.give_up_after = Duration::from_secs(self.rng.pick(&[0, 5, 110])),
             5 => websocket.ping_interval = Duration::from_secs(self.rng.pick(&[0, 5, 20])),
             6 => self.shell.config.mqtt.resume_grace = Duration::from_secs(self.rng.pick(&[0, 20, 20])),
+            7 => self.shell.config.mqtt.hello_limit = self.rng.pick(&[0, 1, 8]),
             _ => {
                 self.shell.config.udp.peer_policy = self.rng.pick(&[PeerPolicy::Adaptive, PeerPolicy::Strict])
             }
@@ -206,6 +209,8 @@ impl Simulation {
             credentials.insert(generated).clone()
         };
         let ((), out) = self.shell.drive(core, generate, decide);
+        let dial_kept = matches!(out[..], [Action::CallEnded(_), Action::GenerateCredentials, ..]);
+        self.coverage.extend(dial_kept.then_some("dial kept"));
         for action in &out {
             self.trace.log(self.shell.elapsed_ms(), format_args!("[{s}]   {action:?}"));
             self.coverage.extend(coverage_point(action));

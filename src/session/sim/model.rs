@@ -58,6 +58,8 @@ pub(super) struct Model {
     pub(super) call: Option<CallModel>,
     /// The WebSocket that was just closed had received the server's hello.
     had_server_hello: bool,
+    /// The texts before its hello of a server whose dial goes on for another hello.
+    carried_over: Vec<u64>,
 }
 
 /// A call, from its credentials to its end.
@@ -96,6 +98,15 @@ struct DecisionSummary {
     ended_ssrcs: Vec<u32>,
     /// The call became live.
     server_is_live: bool,
+    /// A call ended before it was answered, because the device said hello again within `mqtt.hello_limit`.
+    dial_kept: bool,
+    /// The device said hello.
+    hello: bool,
+    /// An unanswered call was replaced, and its dial abandoned.
+    dial_abandoned: bool,
+    /// The device said hello too often.
+    limited: bool,
+    dials: u32,
     /// The call is kept after the loss of the connection.
     call_kept: bool,
     listens_repeated: u32,
@@ -111,6 +122,11 @@ impl DecisionSummary {
             self.goodbyes.len(),
             self.ids_to_notify.len() + stray,
             "goodbye exactly once, and none otherwise"
+        );
+        assert!(!self.limited || !self.dial_kept && self.dials == 0, "no dial beyond the limit");
+        assert!(
+            (!self.dial_kept || self.dials == 0) && (!self.dial_abandoned || !self.hello || self.limited),
+            "a hello before the reply causes no second dial"
         );
         for (goodbye, id) in self.goodbyes.iter().zip(&self.ids_to_notify) {
             assert_eq!(goodbye["session_id"], **id, "with the id the device knows");
@@ -151,6 +167,7 @@ impl Model {
             ws: WebSocketState::None,
             call: None,
             had_server_hello: false,
+            carried_over: Vec::new(),
         }
     }
 
@@ -268,12 +285,14 @@ impl Model {
             match action {
                 Action::AcceptConnect => self.connack_sent = true,
                 Action::GenerateCredentials => {
+                    decision.hello = true;
                     self.on_credentials(credentials.take().expect("one set of credentials per hello"), now)
                 }
                 Action::Publish(text) => self.on_publish(text, &mut decision),
                 Action::Dial(request) => {
                     assert_eq!(self.ws, WebSocketState::None, "the previous WebSocket is closed first");
                     self.ws = WebSocketState::Dialing { url: request.server.url.clone(), since: now };
+                    decision.dials += 1;
                 }
                 Action::SendText(text) => self.on_text_to_server(text, &mut decision),
                 Action::SendPing => assert!(self.ws.is_live()),
@@ -319,7 +338,7 @@ impl Model {
             to_server: VecDeque::new(),
             last_listen: None,
             redials: 0,
-            before_hello: Vec::new(),
+            before_hello: std::mem::take(&mut self.carried_over),
             to_device: VecDeque::new(),
             last_text: 0,
             last_audio: 0,
@@ -391,8 +410,15 @@ impl Model {
     fn on_call_ended(&mut self, summary: &CallSummary, decision: &mut DecisionSummary) {
         let call = self.call.take().expect("only a running call ends");
         assert_eq!(summary.ssrc, Some(call.credentials.ssrc));
-        assert_eq!(self.ws, WebSocketState::None, "no WebSocket outlives its call");
         use EndReason::*;
+        decision.limited |= summary.reason == HelloLimit;
+        if summary.reason == Replaced && !summary.answered && self.ws != WebSocketState::None {
+            decision.dial_kept = true;
+            self.carried_over = call.before_hello.clone();
+        } else {
+            decision.dial_abandoned |= summary.reason == Replaced && !summary.answered;
+            assert_eq!(self.ws, WebSocketState::None, "no WebSocket outlives its call");
+        }
         let own_doing = matches!(
             summary.reason,
             DeviceGoodbye | DeviceDisconnected | DeviceLost | DeviceError | Replaced

@@ -20,7 +20,7 @@ const STEPS: usize = 400;
 const URLS: [&str; 3] = ["ws://a/", "ws://b/", "ws://c/"];
 
 /// What the runs of all seeds together must reach.
-const REQUIRED_COVERAGE: [&str; 24] = [
+const REQUIRED_COVERAGE: [&str; 25] = [
     "asked",
     "away in a drain",
     "bridged",
@@ -30,6 +30,7 @@ const REQUIRED_COVERAGE: [&str; 24] = [
     "device_goodbye",
     "device_lost",
     "drained",
+    "hello_limit",
     "lost",
     "no_server",
     "not run",
@@ -354,11 +355,12 @@ impl SimulatedNetwork {
 
     fn change_config(&mut self) {
         let websocket = &mut self.shell.config.websocket;
-        match self.rng.below(5) {
+        match self.rng.below(6) {
             0 => websocket.production = servers(&URLS[..1 + self.rng.below(3) as usize]),
             1 => websocket.production = servers(&URLS[1..]),
             2 => self.shell.config.mqtt.resume_grace = Duration::from_secs(self.rng.pick(&[0, 20, 20])),
-            3 => websocket.ping_interval = Duration::from_secs(self.rng.pick(&[5, 20])),
+            3 => self.shell.config.mqtt.hello_limit = self.rng.pick(&[0, 1, 8]),
+            4 => websocket.ping_interval = Duration::from_secs(self.rng.pick(&[5, 20])),
             _ => websocket.reconnect.give_up_after = Duration::from_secs(self.rng.pick(&[3, 110])),
         }
         self.coverage.insert("reloaded");

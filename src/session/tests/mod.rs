@@ -27,6 +27,7 @@ mod liveness;
 mod mcp;
 mod ordering;
 mod path_validation;
+mod repeated_hello;
 mod resume;
 mod retained_bytes;
 mod session_ids;

@@ -303,7 +303,13 @@ impl SimulatedNetwork {
             Action::CallEnded(summary) => {
                 let ssrc = summary.ssrc.expect("it has credentials") as usize;
                 assert!(!std::mem::replace(&mut self.calls[ssrc].ended, true), "a call ends once");
-                assert!(self.sessions[s].websocket.is_none(), "no WebSocket outlives its call");
+                match &mut self.sessions[s].websocket {
+                    // It goes on for the device's next hello, from which its time limit counts.
+                    Some(ws) if summary.reason == EndReason::Replaced && !summary.answered => {
+                        ws.dialled_at = self.shell.now;
+                    }
+                    ws => assert!(ws.is_none(), "no WebSocket outlives its call"),
+                }
                 if matches!(summary.state, CallState::Ringing | CallState::InDeviceCall) {
                     let mut effects = Vec::new();
                     self.device_calls.on_call_ended(mac(self.sessions[s].device), &mut effects);
