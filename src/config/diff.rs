@@ -1,8 +1,8 @@
 //! The differences between two configurations, and which of them a reload applies.
 
+use super::Config;
 use super::error::{ConfigError, Problem};
 use super::keys::CONFIG_KEYS;
-use super::{Config, WebSocket};
 
 /// The keys two configurations differ in, by what it takes to put them in force. Dotted, as in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,10 +44,11 @@ pub fn check_reload(old: &Config, new: &Config) -> Result<Changes, ConfigError> 
         Err(Problem::value(key, "an empty list", allowed).at("reload"))
     };
     // The built-in echo server is chosen at start only; it never takes the place of a configured one.
-    if has_production_servers(then) && !has_production_servers(now) || now.echo && !then.echo {
+    if !then.production.is_empty() && now.production.is_empty() || now.echo && !then.echo {
         return refused("websocket.production_servers");
     }
-    if has_development_devices(then) && now.development.is_empty() && !now.development_macs.is_empty() {
+    let has_devices = !then.development_macs.is_empty() && !now.development_macs.is_empty();
+    if has_devices && !then.development.is_empty() && now.development.is_empty() {
         return refused("websocket.development_servers");
     }
     if old.mqtt.signature_key.is_some() && new.mqtt.signature_key.is_none() {
@@ -59,14 +60,6 @@ pub fn check_reload(old: &Config, new: &Config) -> Result<Changes, ConfigError> 
         return Err(Problem::value("mqtt.tls.cert_file", "none", allowed).at("reload"));
     }
     Ok(diff(old, new))
-}
-
-fn has_production_servers(websocket: &WebSocket) -> bool {
-    !websocket.production.is_empty()
-}
-
-fn has_development_devices(websocket: &WebSocket) -> bool {
-    !websocket.development.is_empty() && !websocket.development_macs.is_empty()
 }
 
 impl Config {

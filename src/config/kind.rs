@@ -70,9 +70,13 @@ impl<T: 'static> Kind<T> {
         }
     }
 
+    fn read(&self, value: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Option<T> {
+        (self.read)(value, problems)
+    }
+
     /// Reads a value into `target`, which keeps its own when this one is refused.
     pub(super) fn read_into(&self, value: &JsonValue<'_>, target: &mut T, problems: &mut Vec<Problem>) {
-        if let Some(found) = (self.read)(value, problems) {
+        if let Some(found) = self.read(value, problems) {
             *target = found;
         }
     }
@@ -261,11 +265,9 @@ pub(super) fn server_url(rewrite: fn(&str) -> String) -> Kind<Arc<ChatServerConf
 }
 
 fn read_server(value: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Option<Arc<ChatServerConfig>> {
-    let mut found = Vec::new();
-    let server = read_server_fields(value, &mut found).map_err(|problem| found.insert(0, problem)).ok();
-    let server = server.filter(|_| found.is_empty());
-    problems.append(&mut found);
-    server.map(Arc::new)
+    let before = problems.len();
+    let server = read_server_fields(value, problems).map_err(|problem| problems.push(problem)).ok();
+    server.filter(|_| problems.len() == before).map(Arc::new)
 }
 
 fn read_server_fields(
@@ -283,13 +285,7 @@ fn read_server_fields(
         match key.as_str() {
             "url" => {}
             "framing" => framing().read_into(field, &mut server.framing, problems),
-            "insecure" => {
-                boolean().map(Some, |on| on.unwrap_or_default()).read_into(
-                    field,
-                    &mut server.insecure,
-                    problems,
-                );
-            }
+            "insecure" => server.insecure = boolean().read(field, problems),
             "ca_file" => path().read_into(field, &mut server.ca_file, problems),
             _ => problems.push(field.unknown_key(value, vec!["url", "framing", "insecure", "ca_file"])),
         }

@@ -25,7 +25,7 @@ struct ConfigOrigin {
     /// `gateway`, `node` or `defaults`.
     shape: &'static str,
     /// The variables taken from `.env`, when a file of the Node.js gateway has one.
-    env_file: Option<Vec<&'static str>>,
+    env_file: Option<Vec<String>>,
     /// The environment variables that set keys.
     environment: Vec<String>,
 }
