@@ -3,8 +3,7 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use super::device::{Call, DeviceError, DeviceErrorKind, SimulatedDevice, test_audio};
-use super::step_report::message_type;
+use super::device::{Call, DeviceError, DeviceErrorKind, SimulatedDevice, message_type, test_audio};
 
 /// The duration of a device's frame.
 const PACKET_INTERVAL: Duration = Duration::from_millis(60);

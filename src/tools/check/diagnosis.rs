@@ -8,7 +8,8 @@ use crate::config::{ChatServerConfig, Config, Framing};
 use crate::proto::audio;
 use crate::proto::message::JsonObject;
 use crate::session::{BackendClosed, BackendFailure, BackendStage};
-use crate::tools::step_report::{StepState, message_type};
+use crate::tools::device::message_type;
+use crate::tools::step_report::StepState;
 use crate::tools::tls_error::TlsErrorCause;
 
 /// What xiaozhi-esp32-server's URL must end with so that it takes and sends the 16-byte header.

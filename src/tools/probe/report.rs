@@ -89,23 +89,22 @@ impl ProbeReport {
 }
 
 /// Prints steps as they come, and keeps them.
-pub(super) struct ProbeReporter {
+pub(super) struct ProbeReporter<'a> {
+    pub(super) options: &'a ProbeOptions,
     terminal: Terminal,
     report: ProbeReport,
-    /// Whether TLS is a step at all.
-    tls: bool,
     next_redraw: Instant,
 }
 
-impl ProbeReporter {
-    pub(super) fn new(mut terminal: Terminal, options: &ProbeOptions) -> Self {
+impl<'a> ProbeReporter<'a> {
+    pub(super) fn new(mut terminal: Terminal, options: &'a ProbeOptions) -> Self {
         let (target, client_id) = (options.target(), options.login.client_id.clone());
         let over = if options.tls { " over TLS" } else { "" };
         terminal.print_line(&format!("Probing {target}{over} as device {client_id}"));
         terminal.print_line("");
         let report =
             ProbeReport { target, client_id, ok: false, steps: Vec::new(), audio: None, hints: Vec::new() };
-        Self { terminal, report, tls: options.tls, next_redraw: Instant::now() }
+        Self { options, terminal, report, next_redraw: Instant::now() }
     }
 
     pub(super) fn add_step(
@@ -156,13 +155,12 @@ impl ProbeReporter {
     }
 
     /// Audio so far; on a terminal only.
-    pub(super) fn show_audio_progress(&mut self, sent: u32, packets: u32, heard: u64) {
+    pub(super) fn show_audio_progress(&mut self, RoundTripTest { sent, received, .. }: &RoundTripTest) {
         let now = Instant::now();
         if now >= self.next_redraw {
             self.next_redraw = now + Duration::from_millis(100);
-            let text =
-                format!("  [ .. ] audio           {sent} of {packets} packets sent, {heard} came back");
-            self.terminal.redraw(&[text]);
+            let text = format!("{sent} of {} packets sent, {received} came back", self.options.packets);
+            self.terminal.redraw(&[format!("  [ .. ] audio           {text}")]);
         }
     }
 
@@ -174,7 +172,7 @@ impl ProbeReporter {
 
     /// Adds the steps that were not reached, and shows the result.
     pub(super) fn finish(mut self) -> ProbeReport {
-        let tls = self.tls;
+        let tls = self.options.tls;
         for step in PROBE_STEPS.into_iter().filter(|step| tls || *step != TLS) {
             if !self.report.steps.iter().any(|line| line.step == step.0) {
                 self.skipped(step, "not reached");

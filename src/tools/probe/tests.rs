@@ -22,7 +22,7 @@ fn probe_report(script: GatewayScript, args: &[&str]) -> ProbeReport {
     options.timeouts =
         ProbeTimeouts { linger: soon, alert: soon, reaction: soon, speech: soon, ..PROBE_TIMEOUTS };
     let mut reporter = ProbeReporter::new(Terminal::stderr(), &options);
-    let _ = probe(&options, &mut reporter);
+    let _ = probe(&mut reporter);
     reporter.finish()
 }
 
