@@ -147,11 +147,8 @@ impl<'a> ProbeReporter<'a> {
 
     /// The current activity: redrawn in place on a terminal, else a line of its own.
     pub(super) fn progress(&mut self, what: &str) {
-        if self.terminal.is_interactive() {
-            self.terminal.redraw(&[format!("  [ .. ] {what}")]);
-        } else {
-            self.terminal.print_line(&format!("         {what}"));
-        }
+        self.terminal.redraw(&[format!("  [ .. ] {what}")]);
+        self.terminal.print_plain(&format!("         {what}"));
     }
 
     /// Audio so far; on a terminal only.
