@@ -38,6 +38,15 @@ impl Terminal {
         self.write(&text);
     }
 
+    /// Prints lines below an empty line and a heading; nothing when there are none.
+    pub(super) fn print_list(&mut self, heading: &str, mark: &str, lines: &[String]) {
+        if !lines.is_empty() {
+            self.print_line("");
+            self.print_line(heading);
+        }
+        lines.iter().for_each(|line| self.print_line(&format!("{mark}{line}")));
+    }
+
     /// Prints a line where [`Self::redraw`] shows nothing.
     pub(super) fn print_plain(&mut self, line: &str) {
         if !self.is_interactive {

@@ -1,5 +1,6 @@
 //! What is wrong with a chat server: the likeliest cause, and what to do about it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::conversation::Conversation;
@@ -18,8 +19,9 @@ const URL_SUFFIX: &str = "?from=mqtt_gateway";
 const XIAOZHI_PATH: &str = "/xiaozhi/";
 
 /// Diagnoses one server.
+#[derive(Clone, Copy)]
 pub(super) struct ServerDiagnosis<'a> {
-    pub(super) server: &'a ChatServerConfig,
+    pub(super) server: &'a Arc<ChatServerConfig>,
     pub(super) config: &'a Config,
 }
 
@@ -44,7 +46,7 @@ impl ServerDiagnosis<'_> {
     }
 
     fn connect_failed(&self, why: &str) -> ServerProblem {
-        let ChatServerConfig { host, port, .. } = self.server;
+        let ChatServerConfig { host, port, .. } = &**self.server;
         let mut problem = if why.contains("refused") {
             let cause = "the chat server is not running, or listens elsewhere";
             let advice =
@@ -65,7 +67,7 @@ impl ServerDiagnosis<'_> {
     }
 
     fn tls_failed(&self, why: &str) -> ServerProblem {
-        let ChatServerConfig { host, port, .. } = self.server;
+        let ChatServerConfig { host, port, .. } = &**self.server;
         let (cause, advice) = match TlsErrorCause::from_message(why) {
             TlsErrorCause::NotBuiltIn => (
                 "this program cannot speak TLS".to_owned(),
@@ -315,7 +317,7 @@ mod tests {
 
     #[test]
     fn tls_errors_are_recognised_in_the_messages_of_each_library() {
-        let server: ChatServerConfig = "wss://chat.example/?from=mqtt_gateway".parse().unwrap();
+        let server = Arc::new("wss://chat.example/?from=mqtt_gateway".parse().unwrap());
         let words = ServerDiagnosis { server: &server, config: &Config::default() };
         for (why, cause) in [
             // OpenSSL.

@@ -184,13 +184,7 @@ impl<'a> ProbeReporter<'a> {
             (false, true) => "Something fails.",
             (false, false) => "Not everything could be determined from here.",
         });
-        if !self.report.hints.is_empty() {
-            self.terminal.print_line("");
-            self.terminal.print_line("What to look at:");
-            for hint in &self.report.hints {
-                self.terminal.print_line(&format!("  - {hint}"));
-            }
-        }
+        self.terminal.print_list("What to look at:", "  - ", &self.report.hints);
         self.report
     }
 }
