@@ -109,27 +109,12 @@ pub struct SimulatedDevice {
 pub enum Incoming {
     /// The return code of a CONNACK.
     ConnAck(u8),
-    /// A message, and the topic it came on.
-    Text {
-        /// `devices/p2p/<mac_>`, usually.
-        topic: String,
-        /// JSON, usually.
-        text: String,
-    },
-    /// Granted QoS, or 0x80, for each filter.
-    SubAck {
-        /// That of the SUBSCRIBE.
-        packet_id: u16,
-        /// One for each filter.
-        codes: Vec<u8>,
-    },
-    /// Answer to an UNSUBSCRIBE.
-    UnsubAck {
-        /// That of the UNSUBSCRIBE.
-        packet_id: u16,
-    },
+    /// A message: JSON, usually.
+    Text(String),
     /// Answer to [`SimulatedDevice::ping`].
     PingResp,
+    /// Answer to a packet that this device sends only raw.
+    Other,
 }
 
 impl SimulatedDevice {
@@ -248,15 +233,11 @@ impl SimulatedDevice {
         let Some((reply, used)) = decoded else { return Ok(None) };
         let incoming = match reply {
             ServerPacket::ConnAck { code, .. } => Incoming::ConnAck(code),
-            ServerPacket::Publish(publish) => Incoming::Text {
-                topic: publish.topic.to_owned(),
-                text: String::from_utf8_lossy(publish.payload).into_owned(),
-            },
-            ServerPacket::SubAck { packet_id, codes } => {
-                Incoming::SubAck { packet_id, codes: codes.to_vec() }
+            ServerPacket::Publish(publish) => {
+                Incoming::Text(String::from_utf8_lossy(publish.payload).into_owned())
             }
-            ServerPacket::UnsubAck { packet_id } => Incoming::UnsubAck { packet_id },
             ServerPacket::PingResp => Incoming::PingResp,
+            ServerPacket::SubAck { .. } | ServerPacket::UnsubAck { .. } => Incoming::Other,
         };
         self.read_buffer.drain(..used);
         Ok(Some(incoming))
@@ -304,8 +285,8 @@ impl SimulatedDevice {
         let deadline = Instant::now() + wait;
         loop {
             match self.receive(deadline.saturating_duration_since(Instant::now()))? {
-                Some(Incoming::Text { text, .. }) if is_wanted(&text) => return Ok(Some(text)),
-                Some(Incoming::Text { text, .. }) => {
+                Some(Incoming::Text(text)) if is_wanted(&text) => return Ok(Some(text)),
+                Some(Incoming::Text(text)) => {
                     self.queued_texts.push_back(text);
                     self.queued_texts.truncate(MAX_QUEUED_TEXTS);
                 }

@@ -80,35 +80,17 @@ impl ProbeOptions {
         let (host, port) = split_target(&target)?;
         let port = port.unwrap_or(if tls { 8883 } else { 1883 });
         let mac_ = mac.underscored();
-        let client_id = client_id.unwrap_or_else(|| {
-            format!(
-                "{}@@@{mac_}@@@{}",
-                group.as_deref().unwrap_or("GID_probe"),
-                uuid.as_deref().unwrap_or(&mac_)
-            )
-        });
+        let (group, uuid) = (group.as_deref().unwrap_or("GID_probe"), uuid.as_deref().unwrap_or(&mac_));
+        let client_id = client_id.unwrap_or_else(|| format!("{group}@@@{mac_}@@@{uuid}"));
         let mut login = Login::signed(client_id, user_name, key.as_deref().map(str::as_bytes));
         login.password = password.or(login.password);
-        Ok(Self {
-            host,
-            port,
-            tls,
-            ca_pem,
-            login,
-            has_key: key.is_some(),
-            packets,
-            timeout,
-            timeouts: PROBE_TIMEOUTS,
-            json,
-        })
+        let (has_key, timeouts) = (key.is_some(), PROBE_TIMEOUTS);
+        Ok(Self { host, port, tls, ca_pem, login, has_key, packets, timeout, timeouts, json })
     }
 
     pub(super) fn target(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        let Self { host, port, .. } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 }
 
