@@ -3,27 +3,28 @@
 
 mod conversation;
 mod diagnosis;
-mod options;
 mod public_ip;
 mod report;
 mod server;
 mod settings;
 
 use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use pico_args::Arguments;
 
 use self::diagnosis::ServerDiagnosis;
-use self::options::CheckOptions;
 use self::report::{CheckReporter, Finding};
 use self::server::ServerCheck;
-use super::command_line::{self, usage_error};
+use super::command_line::{self, CommandLine, usage_error};
 use super::step_report::{self, StepState};
 use super::terminal::Terminal;
 use crate::config::{ChatServerConfig, Config, Source, unknown_variables};
+use crate::proto::identity::{ClientId, Mac};
 
 const HELP: &str = "\
 Read the configuration, try every chat server as a call would, and say in words what
@@ -53,6 +54,37 @@ wrong usage.";
 
 /// Servers that are tried in parallel.
 const MAX_CONCURRENT_CHECKS: usize = 8;
+
+/// Locally administered, and "check" in ASCII.
+const DEFAULT_MAC: [u8; 6] = [0x02, 0x63, 0x68, 0x65, 0x63, 0x6b];
+/// Where the Node.js gateway keeps its configuration.
+const NODE_CONFIG_FILE: &str = "config/mqtt.json";
+
+/// What to check, as which device, and with which timeout.
+struct CheckOptions {
+    config: Option<PathBuf>,
+    migrate: bool,
+    mac: Mac,
+    uuid: String,
+    timeout: Duration,
+    json: bool,
+}
+
+impl CheckOptions {
+    fn parse(mut args: CommandLine) -> Result<Self, String> {
+        let config = args.config()?;
+        let mac = args.value("--mac")?.unwrap_or(Mac::from(DEFAULT_MAC));
+        let uuid = args.text("--uuid")?.unwrap_or_else(|| mac.underscored());
+        ClientId::parse(&format!("check@@@{mac}@@@{uuid}")).map_err(|error| format!("--uuid: {error}"))?;
+        let timeout = Duration::from_secs(args.whole_number("--timeout", 60)?.unwrap_or(5).into());
+        let (migrate, json) = (args.flag("--migrate"), args.flag("--json"));
+        args.finish()?;
+        let node =
+            || (migrate && Path::new(NODE_CONFIG_FILE).exists()).then(|| PathBuf::from(NODE_CONFIG_FILE));
+        let config = config.or_else(node);
+        Ok(Self { config, migrate, mac, uuid, timeout, json })
+    }
+}
 
 /// Runs the sub-command with its own arguments.
 pub fn run(args: Arguments) -> ExitCode {

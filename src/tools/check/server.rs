@@ -5,9 +5,9 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::CheckOptions;
 use super::conversation::Conversation;
 use super::diagnosis::ServerDiagnosis;
-use super::options::CheckOptions;
 use super::report::ServerReport;
 use crate::config::{ChatServerConfig, Framing};
 use crate::net::backend::blocking_client::{BlockingClient, DialReport};
