@@ -39,25 +39,23 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
 /// close the only port for devices.
 pub fn check_reload(old: &Config, new: &Config) -> Result<Changes, ConfigError> {
     let (then, now) = (&old.websocket, &new.websocket);
-    let refused = |key: &str| {
-        let allowed = "at least one server, since the list is in use; to run without one, restart";
-        Err(Problem::value(key, "an empty list", allowed).at("reload"))
-    };
+    let refused = |key, found, allowed| Err(Problem::value(key, found, allowed).at("reload"));
+    const SERVERS: &str = "at least one server, since the list is in use; to run without one, restart";
     // The built-in echo server is chosen at start only; it never takes the place of a configured one.
     if !then.production.is_empty() && now.production.is_empty() || now.echo && !then.echo {
-        return refused("websocket.production_servers");
+        return refused("websocket.production_servers", "an empty list", SERVERS);
     }
     let has_devices = !then.development_macs.is_empty() && !now.development_macs.is_empty();
     if has_devices && !then.development.is_empty() && now.development.is_empty() {
-        return refused("websocket.development_servers");
+        return refused("websocket.development_servers", "an empty list", SERVERS);
     }
     if old.mqtt.signature_key.is_some() && new.mqtt.signature_key.is_none() {
         let allowed = "a key, since logins are verified with one; to accept every device, restart";
-        return Err(Problem::value("mqtt.signature_key", "none", allowed).at("reload"));
+        return refused("mqtt.signature_key", "none", allowed);
     }
     if !old.mqtt.plain && new.mqtt.tls.files().is_none() {
         let allowed = "a certificate, since mqtt.plain is off until the next start";
-        return Err(Problem::value("mqtt.tls.cert_file", "none", allowed).at("reload"));
+        return refused("mqtt.tls.cert_file", "none", allowed);
     }
     Ok(diff(old, new))
 }

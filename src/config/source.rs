@@ -185,29 +185,22 @@ fn read(path: &Path, problems: &mut Vec<Problem>) -> Config {
 /// Certificate files that cannot be used, so that this is not first noticed in a call.
 fn certificate_problems(config: &Config) -> Vec<Problem> {
     let websocket = &config.websocket;
-    let own = |list: &'static str, servers: &[Arc<ChatServerConfig>]| {
-        let named = servers.iter().enumerate().filter_map(move |(index, server)| {
-            Some((format!("websocket.{list}[{index}].ca_file"), server.ca_file.clone()?))
-        });
-        named.collect::<Vec<_>>()
-    };
-    let mut files = own("production_servers", &websocket.production);
-    files.extend(own("development_servers", &websocket.development));
-    files.extend(websocket.ca_file.clone().map(|path| ("websocket.ca_file".to_owned(), path)));
-    let bad = files.into_iter().filter_map(|(field, path)| {
-        let found = match fs::read(&path) {
+    let lists = [("production", &websocket.production), ("development", &websocket.development)];
+    let own = lists.into_iter().flat_map(|(list, servers)| {
+        servers.iter().enumerate().filter_map(move |(index, server)| {
+            Some((format!("websocket.{list}_servers[{index}].ca_file"), server.ca_file.as_ref()?))
+        })
+    });
+    let shared = websocket.ca_file.iter().map(|path| ("websocket.ca_file".to_owned(), path));
+    let bad = own.chain(shared).filter_map(|(field, path)| {
+        const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+        let found = match fs::read(path) {
             Err(error) => error.to_string(),
-            Ok(bytes) if !contains_bytes(&bytes, b"-----BEGIN CERTIFICATE-----") => {
-                "no certificate in it".to_owned()
-            }
-            Ok(_) => return None,
+            Ok(bytes) if bytes.windows(BEGIN.len()).any(|part| part == BEGIN) => return None,
+            Ok(_) => "no certificate in it".to_owned(),
         };
         let found = format!("\"{}\" ({found})", path.display());
         Some(Problem::value(field, found, "a readable file with PEM certificates"))
     });
     bad.collect()
-}
-
-fn contains_bytes(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len()).any(|window| window == part)
 }

@@ -41,6 +41,8 @@ use crate::proto::mqtt::{self, Connect, ProtocolLevel, ServerPacket, encode};
 
 /// The hello of current firmware, without MCP.
 pub const HELLO: &str = r#"{"type":"hello","version":3,"transport":"udp","features":{},"audio_params":{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}}"#;
+/// The fields of a `listen` that makes a chat server speak.
+pub(super) const GREETING: &str = r#""state":"detect","text":"你好""#;
 /// How long the firmware waits for the answer to its hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// The topic devices publish on; the gateway ignores it.
@@ -322,8 +324,9 @@ impl SimulatedDevice {
     /// # Errors
     /// [`DeviceStep::MqttConnection`].
     pub fn start_listening(&mut self, call: &Call, mode: &str) -> Result<(), DeviceError> {
-        let (id, mode) = (message::json_quote(&call.parameters.session_id), message::json_quote(mode));
-        self.send_text(&format!(r#"{{"session_id":{id},"type":"listen","state":"start","mode":{mode}}}"#))
+        let mode = message::json_quote(mode);
+        let start = format!(r#""state":"start","mode":{mode}"#);
+        self.send_text(&listen_message(&call.parameters.session_id, &start))
     }
 
     /// `listen` stop.
@@ -331,8 +334,7 @@ impl SimulatedDevice {
     /// # Errors
     /// [`DeviceStep::MqttConnection`].
     pub fn stop_listening(&mut self, call: &Call) -> Result<(), DeviceError> {
-        let id = message::json_quote(&call.parameters.session_id);
-        self.send_text(&format!(r#"{{"session_id":{id},"type":"listen","state":"stop"}}"#))
+        self.send_text(&listen_message(&call.parameters.session_id, r#""state":"stop""#))
     }
 
     /// Hangs up.
@@ -353,6 +355,11 @@ impl SimulatedDevice {
         let _ = self.stream.shut_down_tls();
         Ok(())
     }
+}
+
+/// A `listen` with these fields.
+pub(super) fn listen_message(session_id: &str, fields: &str) -> String {
+    format!(r#"{{"session_id":{},"type":"listen",{fields}}}"#, message::json_quote(session_id))
 }
 
 /// The `type` of a message; empty when it is none.

@@ -14,7 +14,7 @@ use crate::net::backend::blocking_client::{BlockingClient, DialReport};
 use crate::proto::audio;
 use crate::proto::message;
 use crate::session::{BackendStage, DialRequest, ServerHealth};
-use crate::tools::device::HELLO;
+use crate::tools::device::{GREETING, HELLO, listen_message};
 use crate::tools::step_report::StepState;
 
 /// 20 ms of silence (RFC 6716 section 3.1: CELT only, full band, mono, one frame).
@@ -131,8 +131,8 @@ impl ServerCheck<'_> {
     fn request_audio(&self, conversation: &mut Conversation) {
         let hello =
             conversation.hello.as_ref().and_then(|(text, _)| message::parse_server_hello(text).session_id);
-        let id = message::json_quote(&hello.unwrap_or_default());
-        let listen = |rest: &str| format!(r#"{{"session_id":{id},"type":"listen",{rest}}}"#);
+        let id = hello.unwrap_or_default();
+        let listen = |fields| listen_message(&id, fields);
         conversation.client.send_text(listen(r#""state":"start","mode":"manual""#));
         for i in 0..SILENCE_PACKET_COUNT {
             let header = audio::ws_frame_header(i * 20, SILENCE_PACKET.len());
@@ -143,7 +143,7 @@ impl ServerCheck<'_> {
         conversation.client.send_text(listen(r#""state":"stop""#));
         conversation.receive_until(Instant::now() + REACTION_TIMEOUT, Conversation::framing_is_known);
         if conversation.frames.is_empty() && conversation.closed.is_none() {
-            conversation.client.send_text(listen(r#""state":"detect","text":"你好""#));
+            conversation.client.send_text(listen(GREETING));
             let until = Instant::now() + self.options.timeout;
             conversation.receive_until(until, Conversation::framing_is_known);
         }

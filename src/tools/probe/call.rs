@@ -7,8 +7,10 @@ use super::diagnosis::{AudioPath, CALL_END_HINT, Diagnosis, Evidence, diagnose, 
 use super::error_text;
 use super::options::ProbeOptions;
 use super::report::{LOSS, ProbeReporter, ROUND_TRIP, RoundTripStats, UDP_DOWN, UDP_UP};
-use crate::proto::message::{self, JsonObject, Peek, Reader, json_quote};
-use crate::tools::device::{Call, CallParameters, DeviceError, SimulatedDevice, message_type};
+use crate::proto::message::{self, JsonObject, Peek, Reader};
+use crate::tools::device::{
+    Call, CallParameters, DeviceError, GREETING, SimulatedDevice, listen_message, message_type,
+};
 use crate::tools::echo::NOTHING_HEARD;
 use crate::tools::round_trip::RoundTripTest;
 use crate::tools::step_report::StepState;
@@ -92,9 +94,7 @@ impl ProbeCall {
             return Ok(());
         }
         reporter.progress("asking the chat server to speak ...");
-        let id = json_quote(&call.parameters.session_id);
-        let ask = format!(r#"{{"session_id":{id},"type":"listen","state":"detect","text":"你好"}}"#);
-        device.send_text(&ask)?;
+        device.send_text(&listen_message(&call.parameters.session_id, GREETING))?;
         let until = Instant::now() + timeouts.speech;
         round_trip.receive_until(device, call, until, |_| {}, |round_trip| round_trip.received > 0)
     }

@@ -115,15 +115,9 @@ impl<'a> ProbeReporter<'a> {
         took: Option<Duration>,
     ) {
         let step = StepReport::new(name, state, detail, took);
-        let sign = match state {
-            StepState::Ok => " ok ",
-            StepState::Warn => "WARN",
-            StepState::Fail => "FAIL",
-            StepState::Unknown => " ?? ",
-            StepState::Skipped => " -- ",
-        };
+        let sign = state.mark(if state == StepState::Unknown { "??" } else { "--" });
         let took = step.ms.map(|ms| format!(" ({ms:.1} ms)")).unwrap_or_default();
-        self.terminal.print_line(&format!("  [{sign}] {label:<15} {}{took}", step.detail));
+        self.terminal.print_line(&format!("  [{sign:^4}] {label:<15} {}{took}", step.detail));
         self.report.steps.push(step);
     }
 
