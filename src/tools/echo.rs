@@ -8,8 +8,6 @@ mod conversation;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -34,8 +32,7 @@ use crate::net::event_loop::tcp;
 #[derive(Debug)]
 pub struct EchoServer {
     addr: SocketAddr,
-    stop: Arc<AtomicBool>,
-    waker: Arc<Waker>,
+    waker: Waker,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -57,19 +54,17 @@ impl EchoServer {
         let mut listener = TcpListener::bind(addr)?;
         let addr = listener.local_addr()?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
-        let stop = Arc::new(AtomicBool::new(false));
+        let waker = Waker::new(poll.registry(), WAKER)?;
         let server = EchoEventLoop {
             poll,
             listener,
-            stop: Arc::clone(&stop),
             peers: Slab::new(),
             timers: BTreeSet::new(),
             run_queue: Vec::new(),
         };
         let thread =
             thread::Builder::new().name("echo".into()).stack_size(STACK_SIZE).spawn(move || server.run())?;
-        Ok(Self { addr, stop, waker, thread: Some(thread) })
+        Ok(Self { addr, waker, thread: Some(thread) })
     }
 
     /// The address it listens on.
@@ -85,7 +80,6 @@ impl EchoServer {
 
 impl Drop for EchoServer {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
         // A waker that fails leaves the thread asleep: then joining it would hang the caller.
         if self.waker.wake().is_ok()
             && let Some(thread) = self.thread.take()
@@ -121,7 +115,6 @@ fn websocket_config() -> WebSocketConfig {
 struct EchoEventLoop {
     poll: Poll,
     listener: TcpListener,
-    stop: Arc<AtomicBool>,
     peers: Slab<Peer>,
     /// When to dispatch which peer, or the listener. A timer may expire early or for no reason; the peer knows its
     /// deadline.
@@ -146,15 +139,14 @@ enum PeerState {
 impl EchoEventLoop {
     fn run(mut self) {
         let mut events = Events::with_capacity(1024);
-        while !self.stop.load(Ordering::Acquire) {
-            if let Err(error) = self.run_once(&mut events) {
-                log::error!("built-in echo server: {error}; it stops");
-                return;
-            }
-        }
+        while self.run_once(&mut events).unwrap_or_else(|error| {
+            log::error!("built-in echo server: {error}; it stops");
+            false
+        }) {}
     }
 
-    fn run_once(&mut self, events: &mut Events) -> io::Result<()> {
+    /// False when it was told to stop.
+    fn run_once(&mut self, events: &mut Events) -> io::Result<bool> {
         let sleep = if self.run_queue.is_empty() {
             self.timers.first().map(|(at, _)| at.saturating_duration_since(Instant::now()))
         } else {
@@ -167,6 +159,9 @@ impl EchoEventLoop {
         let now = Instant::now();
         let requeued = std::mem::take(&mut self.run_queue);
         for event in events.iter() {
+            if event.token() == WAKER {
+                return Ok(false);
+            }
             // On Windows every read that finds nothing asks for the writable event again: to read at that one would never end.
             if event.is_readable() || event.is_read_closed() || event.is_error() {
                 self.dispatch(event.token(), now);
@@ -186,12 +181,11 @@ impl EchoEventLoop {
             }
             self.dispatch(source, now);
         }
-        Ok(())
+        Ok(true)
     }
 
     fn dispatch(&mut self, source: Token, now: Instant) {
         match source {
-            WAKER => {}
             LISTENER => self.accept(now),
             Token(slot) => self.drive_peer(slot, now),
         }

@@ -12,6 +12,7 @@ use std::time::Instant;
 use pico_args::Arguments;
 
 use self::call::ProbeCall;
+use self::diagnosis::Evidence;
 use self::options::ProbeOptions;
 use self::report::{AUTHENTICATION, HELLO, MQTT, ProbeReporter, TCP, TLS};
 use super::command_line;
@@ -80,7 +81,7 @@ fn probe(reporter: &mut ProbeReporter<'_>) -> Result<(), ProbeFailed> {
     let device = if reporter.options.tls { start_tls(device, reporter)? } else { device };
     let mut device = log_in(device, reporter)?;
     let (parameters, round_trip) = hello(&mut device, reporter)?;
-    ProbeCall { device, gateway, parameters, round_trip, recognised_text: None }.run(reporter);
+    ProbeCall { device, gateway, parameters, round_trip, evidence: Evidence::default() }.run(reporter);
     Ok(())
 }
 

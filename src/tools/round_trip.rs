@@ -18,7 +18,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const MAX_TEXTS: usize = 1000;
 
 /// What was sent and received so far.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct RoundTripTest {
     /// Packets sent; their numbers are 0 to `sent`.
     pub(super) sent: u32,

@@ -70,27 +70,27 @@ impl ServerDiagnosis<'_> {
         let ChatServerConfig { host, port, .. } = &**self.server;
         let (cause, advice) = match TlsErrorCause::from_message(why) {
             TlsErrorCause::NotBuiltIn => (
-                "this program cannot speak TLS".to_owned(),
+                "this program cannot speak TLS",
                 "use a build with the feature \"tls\", which is on by default",
             ),
             TlsErrorCause::Expired => (
-                "its certificate has expired".to_owned(),
+                "its certificate has expired",
                 "renew the certificate; if it is new, look at this machine's clock",
             ),
             TlsErrorCause::NotYetValid => {
-                ("its certificate is not valid yet".to_owned(), "look at this machine's clock")
+                ("its certificate is not valid yet", "look at this machine's clock")
             }
             TlsErrorCause::NameMismatch => (
-                format!("its certificate is for another name than {host}"),
+                &*format!("its certificate is for another name than {host}"),
                 "write the name that the certificate is for into the URL, or get one for this name",
             ),
             TlsErrorCause::UnknownAuthority => (
-                "its certificate is not from an authority known here".to_owned(),
+                "its certificate is not from an authority known here",
                 "give the certificate of its authority as websocket.ca_file (or \"ca_file\" of this server), or get \
                  one from a public authority; \"insecure\": true would accept any certificate",
             ),
             TlsErrorCause::NotTls => (
-                format!("port {port} does not speak TLS"),
+                &*format!("port {port} does not speak TLS"),
                 "write ws:// instead of wss://, or the port of the TLS endpoint",
             ),
             TlsErrorCause::Other => {
@@ -297,10 +297,8 @@ fn error_text(text: &str) -> Option<String> {
 /// Whether an error is about authentication.
 fn is_authentication_error(words: &str) -> bool {
     let words = words.to_lowercase();
-    let (chinese, english) = (
-        ["认证", "鉴权", "授权", "令牌", "密钥"],
-        ["auth", "token", "secret", "forbidden", "denied", "permission"],
-    );
+    let chinese = ["认证", "鉴权", "授权", "令牌", "密钥"];
+    let english = ["auth", "token", "secret", "forbidden", "denied", "permission"];
     chinese.iter().chain(&english).any(|word| words.contains(word))
 }
 

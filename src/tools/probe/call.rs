@@ -7,11 +7,10 @@ use super::diagnosis::{AudioPath, CALL_END_HINT, Diagnosis, Evidence, diagnose, 
 use super::error_text;
 use super::options::ProbeOptions;
 use super::report::{LOSS, ProbeReporter, ROUND_TRIP, RoundTripStats, UDP_DOWN, UDP_UP};
-use crate::proto::message::{self, JsonObject, Peek, Reader};
+use crate::proto::message::JsonObject;
 use crate::tools::device::{
     Call, CallParameters, DeviceError, GREETING, SimulatedDevice, listen_message, message_type,
 };
-use crate::tools::echo::NOTHING_HEARD;
 use crate::tools::round_trip::RoundTripTest;
 use crate::tools::step_report::StepState;
 
@@ -26,8 +25,7 @@ pub(super) struct ProbeCall {
     pub(super) gateway: SocketAddr,
     pub(super) parameters: CallParameters,
     pub(super) round_trip: RoundTripTest,
-    /// What the chat server said it recognised in the audio.
-    pub(super) recognised_text: Option<String>,
+    pub(super) evidence: Evidence,
 }
 
 impl ProbeCall {
@@ -39,25 +37,24 @@ impl ProbeCall {
             port: self.parameters.port,
             target: None,
         };
-        let mut evidence = Evidence::default();
         match Call::open(self.parameters.clone()) {
             Ok(mut call) => {
                 path.target = call.server_addr().ok().map(|address| address.ip());
                 let lost = self.exchange_audio(&mut call, reporter).err();
-                evidence.connection_lost = lost.map(|failure| failure.kind.to_string());
-                self.collect_evidence(&call, &mut evidence);
-                let silent =
-                    evidence.received == 0 && !evidence.call_ended && evidence.connection_lost.is_none();
+                self.evidence.connection_lost = lost.map(|failure| failure.kind.to_string());
+                (self.evidence.round_trip, self.evidence.counts) = (self.round_trip.clone(), call.counts);
+                let RoundTripTest { received, call_ended, .. } = self.round_trip;
+                let silent = received == 0 && !call_ended && self.evidence.connection_lost.is_none();
                 // The result for the advertised address is final; the host's own address may show the reason.
                 if silent && path.target != Some(self.gateway.ip()) {
-                    evidence.received_via_host = self.retry_at_host(&mut call, reporter).ok();
+                    self.evidence.received_via_host = self.retry_at_host(&mut call, reporter).ok();
                 }
                 // The gateway may have closed the connection already.
                 let _ = self.device.goodbye(&call);
             }
-            Err(failure) => evidence.udp_error = Some(failure.kind.to_string()),
+            Err(failure) => self.evidence.round_trip.udp_error = Some(failure.kind.to_string()),
         }
-        self.report_results(&path, &evidence, reporter);
+        self.report_results(&path, reporter);
         let _ = self.device.disconnect();
     }
 
@@ -67,7 +64,7 @@ impl ProbeCall {
         call: &mut Call,
         reporter: &mut ProbeReporter<'_>,
     ) -> Result<(), DeviceError> {
-        let Self { device, round_trip, .. } = self;
+        let Self { device, round_trip, evidence, .. } = self;
         let ProbeOptions { packets, timeouts, .. } = reporter.options;
         let begin = Instant::now();
         reporter.progress(&format!("sending {packets} packets of audio, one each 60 ms ..."));
@@ -87,9 +84,8 @@ impl ProbeCall {
                 || recognised_text(&round_trip.texts, enough).is_some()
         };
         round_trip.receive_until(device, call, until, |_| {}, told)?;
-        self.recognised_text = recognised_text(&round_trip.texts, enough);
-        let known =
-            self.recognised_text.as_deref() == Some(NOTHING_HEARD) || gateway_reports_no_audio(round_trip);
+        evidence.recognised_text = recognised_text(&round_trip.texts, enough);
+        let known = evidence.server_heard_nothing() || gateway_reports_no_audio(round_trip);
         if round_trip.received > 0 || round_trip.call_ended || known {
             return Ok(());
         }
@@ -113,24 +109,9 @@ impl ProbeCall {
         Ok(self.round_trip.received > 0)
     }
 
-    fn collect_evidence(&self, call: &Call, evidence: &mut Evidence) {
-        let round_trip = &self.round_trip;
-        evidence.received = round_trip.received;
-        evidence.malformed = call.counts.malformed;
-        evidence.lost_down = call.counts.lost;
-        evidence.port_unreachable = round_trip.port_unreachable;
-        evidence.udp_error = round_trip.udp_error.clone();
-        evidence.call_ended = round_trip.call_ended;
-        evidence.server_heard_nothing = self.recognised_text.as_deref() == Some(NOTHING_HEARD);
-        evidence.recognised_text = self.recognised_text.clone().filter(|_| !evidence.server_heard_nothing);
-        evidence.error_text = round_trip.texts.iter().find_map(|(_, text)| error_text(text));
-        let is_start = |peek: Peek<'_>| peek.kind == "tts" && peek.state.as_deref() == Some("start");
-        let mut texts = round_trip.texts.iter();
-        evidence.server_speaks =
-            texts.any(|(_, text)| message::peek(text, Reader::Device).is_ok_and(is_start));
-    }
-
-    fn report_results(&self, path: &AudioPath, evidence: &Evidence, reporter: &mut ProbeReporter<'_>) {
+    fn report_results(&self, path: &AudioPath, reporter: &mut ProbeReporter<'_>) {
+        let Self { round_trip, evidence, .. } = self;
+        let lost_down = evidence.counts.lost;
         let Diagnosis { uplink: up, downlink: down, hints } = diagnose(path, evidence);
         let works = down.0 == StepState::Ok && up.0 == StepState::Ok;
         reporter.add_step(UDP_UP, up.0, up.1, None);
@@ -138,23 +119,24 @@ impl ProbeCall {
         for hint in hints {
             reporter.add_hint(hint);
         }
-        let round_trip = &self.round_trip;
-        reporter.set_audio(round_trip, evidence.lost_down);
+        reporter.set_audio(round_trip, lost_down);
         let why = if works { "not measured: the chat server does not echo" } else { "not measured" };
         if round_trip.echoed == 0 {
             reporter.skipped(ROUND_TRIP, why);
         } else {
-            reporter.ok(ROUND_TRIP, RoundTripStats::of(round_trip).to_string(), None);
+            let RoundTripStats { median, worst, .. } = RoundTripStats::of(round_trip);
+            let detail = format!("{median:.1} ms median, {worst:.1} ms worst, chat server included");
+            reporter.ok(ROUND_TRIP, detail, None);
         }
-        if works && (evidence.call_ended || evidence.connection_lost.is_some()) {
-            let how = evidence.connection_lost.as_deref().or(evidence.error_text.as_deref());
-            let how = how.unwrap_or("the gateway said goodbye");
+        if works && (evidence.round_trip.call_ended || evidence.connection_lost.is_some()) {
+            let how = evidence.connection_lost.clone().or(evidence.error_text());
+            let how = how.unwrap_or_else(|| "the gateway said goodbye".to_owned());
             reporter.add_hint(CALL_END_HINT);
             reporter.fail(LOSS, format!("the call ended after {} packets: {how}", round_trip.sent));
         } else if round_trip.echoed == 0 {
             reporter.skipped(LOSS, why);
         } else if works {
-            self.report_loss(evidence.lost_down, reporter);
+            self.report_loss(lost_down, reporter);
         } else {
             let why = "not measured: most of the audio went to the advertised address";
             reporter.skipped(LOSS, why);

@@ -1,6 +1,5 @@
 //! The probe's report: one line for each step while it runs, and the same as JSON.
 
-use std::fmt::{self, Display};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -54,21 +53,15 @@ struct AudioReport {
 /// Milliseconds.
 #[derive(Copy, Clone, Debug, Serialize)]
 pub(super) struct RoundTripStats {
-    median: f64,
+    pub(super) median: f64,
     p99: f64,
-    worst: f64,
+    pub(super) worst: f64,
 }
 
 impl RoundTripStats {
     pub(super) fn of(round_trip: &RoundTripTest) -> Self {
         let ms = |share| round_trip.percentile(share).map_or(0.0, milliseconds);
         Self { median: ms(0.5), p99: ms(0.99), worst: ms(1.0) }
-    }
-}
-
-impl Display for RoundTripStats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1} ms median, {:.1} ms worst, chat server included", self.median, self.worst)
     }
 }
 
