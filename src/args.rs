@@ -1,12 +1,11 @@
 //! The command line.
 
-use std::convert::Infallible;
-use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use log::LevelFilter;
 use mqtt_websocket_proxy::config::{DEFAULT_FILE, LEVELS, VARIABLES, parse_level};
+use mqtt_websocket_proxy::tools::command_line::path_option;
 use mqtt_websocket_proxy::tools::{check, credentials, demo, health, probe};
 use pico_args::Arguments;
 
@@ -69,11 +68,6 @@ pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
         Some(unknown) => Err(format!("unknown or repeated argument {unknown:?}")),
         None => Ok(Command::Run(run)),
     }
-}
-
-fn path_option(args: &mut Arguments, keys: [&'static str; 2]) -> Result<Option<PathBuf>, String> {
-    let path = |text: &OsStr| Ok::<_, Infallible>(text.into());
-    args.opt_value_from_os_str(keys, path).map_err(|error| error.to_string())
 }
 
 fn log_level_option(args: &mut Arguments) -> Result<Option<LevelFilter>, String> {

@@ -266,10 +266,8 @@ impl Peer {
         self.upgrade(now)?;
         let PeerState::Open(socket) = &mut self.state else { return Ok(false) };
         let mut replies = Vec::new();
-        if self.conversation.deadline().is_some_and(|due| due <= now) {
-            self.conversation.on_timeout(now, &mut replies);
-            send(socket, &mut replies)?;
-        }
+        self.conversation.on_timeout(now, &mut replies);
+        send(socket, &mut replies)?;
         let more = read_messages(socket, &mut self.conversation, &mut replies, now)?;
         flush(socket).map(|()| more)
     }

@@ -131,20 +131,16 @@ impl Conversation {
 
     /// Does what is due at `now`; nothing when called too early.
     pub(super) fn on_timeout(&mut self, now: Instant, out: &mut Vec<Message>) {
-        match &mut self.state {
-            ConversationState::Idle | ConversationState::Realtime => {}
-            ConversationState::Recording(recording) if recording.ends_at().is_some_and(|end| end <= now) => {
-                self.end_recording(now, out);
-            }
-            ConversationState::Recording(_) => {}
-            ConversationState::Playing(playback) => {
-                while playback.next_due(self.frame_duration) <= now {
-                    let Some(frame) = playback.frames.get(playback.sent) else {
-                        return self.stop_playback(out);
-                    };
-                    out.push(Message::Binary(frame.clone()));
-                    playback.sent += 1;
-                }
+        while self.deadline().is_some_and(|due| due <= now) {
+            match &mut self.state {
+                ConversationState::Playing(playback) => match playback.frames.get(playback.sent) {
+                    Some(frame) => {
+                        out.push(Message::Binary(frame.clone()));
+                        playback.sent += 1;
+                    }
+                    None => self.stop_playback(out),
+                },
+                _ => self.end_recording(now, out),
             }
         }
     }
