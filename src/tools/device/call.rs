@@ -177,7 +177,7 @@ impl Call {
             let mut buffer = [0; 2048];
             let received = receive_within(
                 &mut self.socket,
-                |socket| (&*socket).into(),
+                |socket| socket.into(),
                 left,
                 |socket| socket.recv(&mut buffer),
             );
