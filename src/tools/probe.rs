@@ -7,7 +7,7 @@ mod report;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pico_args::Arguments;
 
@@ -57,6 +57,9 @@ Environment:
   MQTT_SIGNATURE_KEY the signature key, so that it is on no command line
 
 Exit code: 0 everything works, 1 something fails, 2 wrong usage.";
+
+/// A call that is refused in words is ended within this time of its hello reply.
+const REFUSAL_WAIT: Duration = Duration::from_millis(200);
 
 /// Runs the sub-command with its own arguments.
 pub fn run(args: Arguments) -> ExitCode {
@@ -206,7 +209,7 @@ fn hello(
     let answer = device.hello(FIRMWARE_HELLO);
     let took = begin.elapsed();
     let mut round_trip = RoundTripTest::default();
-    let until = Instant::now() + reporter.options.timeouts.refusal;
+    let until = Instant::now() + REFUSAL_WAIT;
     while let Ok(Some(text)) = device.receive_text(until.saturating_duration_since(Instant::now())) {
         round_trip.texts.push((0, text));
     }

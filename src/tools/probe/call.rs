@@ -1,7 +1,7 @@
 //! The probe's call: sends audio, collects all evidence of what arrived, and reports it.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::diagnosis::{AudioPath, CALL_END_HINT, Diagnosis, Evidence, diagnose, mentions_audio};
 use super::error_text;
@@ -16,6 +16,14 @@ use crate::tools::step_report::StepState;
 
 /// Packets sent to the host itself when the address it advertises gave no audio.
 const RETRY_PACKETS: u32 = 10;
+/// After the last packet: echoes of a slow line still count.
+const LINGER: Duration = Duration::from_millis(1000);
+/// From `listen` start: the gateway tells a device after 3 s, by default, that none of its audio arrived.
+const ALERT_WAIT: Duration = Duration::from_millis(4500);
+/// For the chat server to react to the audio once it is over.
+const REACTION_WAIT: Duration = Duration::from_millis(2000);
+/// For the chat server to speak when asked to.
+const SPEECH_WAIT: Duration = Duration::from_millis(5000);
 /// From this share of lost packets on, speech is unintelligible.
 const MAX_LOSS_RATIO: f64 = 0.1;
 
@@ -65,18 +73,18 @@ impl ProbeCall {
         reporter: &mut ProbeReporter<'_>,
     ) -> Result<(), DeviceError> {
         let Self { device, round_trip, evidence, .. } = self;
-        let ProbeOptions { packets, timeouts, .. } = reporter.options;
+        let ProbeOptions { packets, max_wait, .. } = reporter.options;
         let begin = Instant::now();
         reporter.progress(&format!("sending {packets} packets of audio, one each 60 ms ..."));
         device.start_listening(call, "auto")?;
         let tick = |round_trip: &_| reporter.show_audio_progress(round_trip);
-        round_trip.send_audio(device, call, *packets, timeouts.linger, tick)?;
+        round_trip.send_audio(device, call, *packets, LINGER.min(*max_wait), tick)?;
         if round_trip.received > 0 || round_trip.call_ended {
             return Ok(());
         }
         reporter.progress("no audio so far; waiting for what the gateway and the chat server say ...");
         device.stop_listening(call)?;
-        let until = (begin + timeouts.alert).max(Instant::now() + timeouts.reaction);
+        let until = (begin + ALERT_WAIT.min(*max_wait)).max(Instant::now() + REACTION_WAIT.min(*max_wait));
         let enough = (*packets).min(5);
         let told = |round_trip: &RoundTripTest| {
             round_trip.received > 0
@@ -91,7 +99,7 @@ impl ProbeCall {
         }
         reporter.progress("asking the chat server to speak ...");
         device.send_text(&listen_message(&call.parameters.session_id, GREETING))?;
-        let until = Instant::now() + timeouts.speech;
+        let until = Instant::now() + SPEECH_WAIT.min(*max_wait);
         round_trip.receive_until(device, call, until, |_| {}, |round_trip| round_trip.received > 0)
     }
 
@@ -101,7 +109,7 @@ impl ProbeCall {
         call: &mut Call,
         reporter: &mut ProbeReporter<'_>,
     ) -> Result<bool, DeviceError> {
-        let linger = reporter.options.timeouts.linger;
+        let linger = LINGER.min(reporter.options.max_wait);
         reporter.progress(&format!("sending some packets to {} itself ...", self.gateway.ip()));
         call.rebind((self.gateway.ip(), call.parameters.port).into())?;
         self.device.start_listening(call, "auto")?;
