@@ -15,6 +15,11 @@ use model::{Input, Model, WebSocketState};
 mod audio_model;
 mod choices;
 mod device;
+#[cfg(test)]
+#[allow(dead_code, unreachable_pub, reason = "tests/support uses more of it")]
+mod firmware;
+#[cfg(test)]
+mod firmware_tests;
 mod model;
 #[cfg(test)]
 mod network;
