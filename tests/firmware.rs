@@ -18,9 +18,10 @@ use serde_json::{Value, json};
 use support::chat_server::{ChatServer, Message, Peer, audio_frame, frame};
 use support::device::{Device, mac};
 use support::firmware::{FirmwareDevice, STUCK_LIMIT};
+use support::host::wait_until;
 use support::http::http_call;
 use support::model::{DeviceState, Event, Firmware, ListeningMode, Screen, Version};
-use support::{closed_port, config, gateway_with, process_loopback_ip};
+use support::{TIMEOUT, closed_port, config, gateway_with, process_loopback_ip, remaining};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const FRAME: Duration = Duration::from_millis(60);
@@ -86,8 +87,25 @@ impl Scene {
         peer
     }
 
+    /// The MQTT connection is lost, and the gateway has noticed.
+    fn lose_mqtt(&self) {
+        self.device.lose_mqtt();
+        wait_until("noticed", || self.device.shown_by(&self.gateway)["connected"] != true);
+    }
+
     fn assert_not_stuck(&self) {
         self.device.assert_not_stuck_for(&self.gateway, STUCK_LIMIT + MS(2000));
+    }
+
+    /// The device is told to stop, after the last frame.
+    fn assert_stop_is_last(&self, mark: usize) {
+        let stop =
+            |model: &Firmware| model.events[mark..].iter().position(|(_, event)| is_tts(event, "stop"));
+        self.device.wait_within(STUCK_LIMIT, "told to stop", |model| stop(model).is_some());
+        self.device.wait_for_state(DeviceState::Listening);
+        let events = self.device.events_since(mark);
+        let stop = self.device.read(stop).unwrap();
+        assert!(!events[stop..].iter().any(|(_, event)| is_speech(event)), "{}", self.device.describe());
     }
 
     /// The speech is heard from its first frame to the last, and nothing of it is lost.
@@ -140,30 +158,34 @@ fn speak(peer: &mut Peer, frames: &[Vec<u8>]) {
 
 /// The server's next text.
 fn next_json(peer: &mut Peer) -> Value {
-    loop {
+    let end = Instant::now() + TIMEOUT;
+    while Instant::now() < end {
         match peer.message() {
             Message::Text(text) => return serde_json::from_str(&text).unwrap(),
             Message::Binary(_) | Message::Ping(_) => {}
             other => panic!("{other:?} instead of a text"),
         }
     }
+    panic!("no text for the chat server");
 }
 
 /// What the device has sent before is not counted.
 fn wait_for_audio(peer: &mut Peer) {
-    while !matches!(peer.message(), Message::Binary(_)) {}
+    let end = Instant::now() + TIMEOUT;
+    while !matches!(peer.message(), Message::Binary(_)) {
+        assert!(Instant::now() < end, "no audio for the chat server");
+    }
 }
 
 /// The gateway ends the call with the server within this time.
 fn assert_closed_within(peer: &mut Peer, limit: Duration) {
     let end = Instant::now() + limit;
-    loop {
-        match peer.message_within(end.saturating_duration_since(Instant::now())) {
-            Some(Message::Close(_) | Message::End) => return,
-            Some(_) => {}
-            None => panic!("the call still lives after {limit:?}"),
+    while Instant::now() < end {
+        if let Some(Message::Close(_) | Message::End) = peer.message_within(remaining(end)) {
+            return;
         }
     }
+    panic!("the call still lives after {limit:?}");
 }
 
 /// When a message or datagram that fits first arrived.
@@ -258,11 +280,12 @@ fn a_restarted_device_calls_again() {
 
 // ----- rule 1: MQTT is lost in a call, and the device is back -----------------------------------------------------------
 
-/// A listening device has lost MQTT. Then the server answers what was said, with this much audio.
-fn lose_mqtt_before_a_reply(scene: &Scene, frames: &[Vec<u8>]) -> Peer {
+/// A listening device has lost MQTT, and its way for audio too when `is_silent`. Then the server answers what was said, with this much
+/// audio.
+fn lose_mqtt_before_a_reply(scene: &Scene, frames: &[Vec<u8>], is_silent: bool) -> Peer {
     let mut peer = scene.call();
-    scene.device.lose_mqtt();
-    wait_for_audio(&mut peer);
+    scene.device.drop_uplink(is_silent);
+    scene.lose_mqtt();
     peer.send_text(STT);
     peer.send_text(TTS_START);
     speak(&mut peer, frames);
@@ -278,8 +301,7 @@ fn speech_that_had_begun_goes_on_while_mqtt_is_lost() {
         scene.device.wait_for_state(DeviceState::Speaking);
         let frames = speech(20);
         speak(&mut peer, &frames[..5]);
-        scene.device.lose_mqtt();
-        thread::sleep(FRAME);
+        scene.lose_mqtt();
         speak(&mut peer, &frames[5..]);
         peer.send_text(TTS_STOP);
         scene.assert_heard(&frames);
@@ -295,17 +317,33 @@ fn a_reply_that_began_while_mqtt_was_lost_is_heard_from_its_start() {
     for_each(&WITH_RESUME, |version| {
         let scene = Scene::new(version);
         let frames = speech(20);
-        let mut peer = lose_mqtt_before_a_reply(&scene, &frames);
+        let mut peer = lose_mqtt_before_a_reply(&scene, &frames, false);
         peer.send_text(TTS_STOP);
         let mark = scene.device.mark();
         scene.device.restore_mqtt();
         scene.assert_heard(&frames);
-        scene.device.wait_for_state(DeviceState::Listening);
-        let events = scene.device.events_since(mark);
-        let stop = events.iter().position(|(_, event)| is_tts(event, "stop")).unwrap();
-        let last = events.iter().rposition(|(_, event)| is_speech(event)).unwrap();
-        assert!(stop > last, "{}", scene.device.describe());
+        scene.assert_stop_is_last(mark);
     });
+}
+
+/// A reply has begun while MQTT was lost. The device hangs up, unheard, connects and says hello. `is_silent`: no datagram has shown
+/// since the loss that it is still in its call. Returns what it got since it is back.
+fn say_hello_after_a_reply(scene: &Scene, is_silent: bool) -> Vec<(Instant, Event)> {
+    let mut first = lose_mqtt_before_a_reply(scene, &speech(5), is_silent);
+    // The newest is idle already.
+    if scene.device.state() == DeviceState::Listening {
+        scene.device.press_button();
+    }
+    scene.device.drop_uplink(false);
+    let mark = scene.device.mark();
+    scene.device.restore_mqtt();
+    scene.device.press_button();
+    let mut second = scene.answer("second");
+    assert_closed_within(&mut first, STUCK_LIMIT);
+    second.send_text(r#"{"type":"llm","emotion":"happy"}"#);
+    let is_last = |event: &Event| matches!(event, Event::Message(message) if message["type"] == "llm");
+    scene.device.wait_until("answered", |model| model.events.iter().any(|(_, event)| is_last(event)));
+    scene.device.events_since(mark)
 }
 
 #[test]
@@ -313,29 +351,26 @@ fn a_reply_that_began_while_mqtt_was_lost_is_heard_from_its_start() {
 fn a_device_that_says_hello_when_it_is_back_gets_nothing_of_the_old_call() {
     for_each(&Version::ALL, |version| {
         let scene = Scene::new(version);
-        let mut first = lose_mqtt_before_a_reply(&scene, &speech(5));
-        // The first press hangs up, unheard; the second one connects and says hello. The newest is idle already.
-        if scene.device.state() == DeviceState::Listening {
-            scene.device.press_button();
-        }
-        scene.device.restore_mqtt();
-        let mark = scene.device.mark();
-        scene.device.press_button();
-        let mut second = scene.answer("second");
-        assert_closed_within(&mut first, STUCK_LIMIT);
-        second.send_text(r#"{"type":"llm","emotion":"happy"}"#);
-        let is_last = |event: &Event| matches!(event, Event::Message(message) if message["type"] == "llm");
-        scene.device.wait_until("answered", |model| model.events.iter().any(|(_, event)| is_last(event)));
-        let events = scene.device.events_since(mark);
-        for (_, event) in &events {
-            let old = match event {
-                Event::Message(message) => message["type"] == "stt" || is_tts(event, "start"),
+        for (_, event) in say_hello_after_a_reply(&scene, true) {
+            let is_old = match &event {
+                Event::Message(message) => message["type"] == "stt" || is_tts(&event, "start"),
                 other => is_speech(other),
             };
-            assert!(!old, "{}", scene.device.describe());
+            assert!(!is_old, "{}", scene.device.describe());
         }
-        scene.device.wait_for_state(DeviceState::Listening);
         scene.assert_not_stuck();
+        assert_eq!(scene.device.state(), DeviceState::Listening);
+    });
+}
+
+#[test]
+#[ignore = "rule 1 of the firmware behaviour is not built yet"]
+fn a_device_that_sent_audio_until_it_said_hello_is_not_left_speaking() {
+    for_each(&Version::ALL, |version| {
+        let scene = Scene::new(version);
+        say_hello_after_a_reply(&scene, false);
+        scene.assert_not_stuck();
+        assert_eq!(scene.device.state(), DeviceState::Listening, "{}", scene.device.describe());
     });
 }
 
@@ -344,18 +379,39 @@ fn a_device_that_says_hello_when_it_is_back_gets_nothing_of_the_old_call() {
 fn a_restarted_device_that_does_nothing_gets_nothing_of_the_old_call() {
     for_each(&Version::ALL, |version| {
         let scene = Scene::with_config(version, |config| config.mqtt.resume_grace = MS(3000));
-        let mut peer = lose_mqtt_before_a_reply(&scene, &speech(5));
+        let mut peer = lose_mqtt_before_a_reply(&scene, &speech(5), true);
         scene.device.restore_mqtt();
         let mark = scene.device.mark();
         scene.device.restart();
-        assert_closed_within(&mut peer, MS(3000) + STUCK_LIMIT);
         scene.assert_not_stuck();
+        assert_closed_within(&mut peer, STUCK_LIMIT);
         assert_eq!(scene.device.state(), DeviceState::Idle);
-        let events = scene.device.events_since(mark);
-        let is_goodbye =
-            |event: &Event| matches!(event, Event::Message(message) if message["type"] == "goodbye");
-        let texts = events.iter().filter(|(_, event)| matches!(event, Event::Message(_)));
-        assert!(texts.into_iter().all(|(_, event)| is_goodbye(event)), "{}", scene.device.describe());
+        for (_, event) in scene.device.events_since(mark) {
+            let Event::Message(message) = &event else { continue };
+            let is_text =
+                matches!(message["type"].as_str(), Some("stt" | "alert")) || is_tts(&event, "start");
+            assert!(!is_text, "{}", scene.device.describe());
+        }
+    });
+}
+
+#[test]
+#[ignore = "rule 1 of the firmware behaviour is not built yet"]
+fn a_hello_of_a_device_that_may_have_been_speaking_is_followed_by_tts_stop() {
+    for_each(&Version::ALL, |version| {
+        let scene = Scene::new(version);
+        let mut first = scene.call_in_speech();
+        scene.lose_mqtt();
+        scene.device.restart();
+        let mark = scene.device.mark();
+        scene.device.restore_mqtt();
+        scene.device.press_button();
+        scene.answer("second");
+        assert_closed_within(&mut first, STUCK_LIMIT);
+        scene.device.wait_within(STUCK_LIMIT, "told to stop", |model| {
+            model.events[mark..].iter().any(|(_, event)| is_tts(event, "stop"))
+        });
+        assert_eq!(scene.device.state(), DeviceState::Listening);
     });
 }
 
@@ -378,7 +434,7 @@ fn the_call_of_a_device_whose_audio_goes_on_outlives_the_grace() {
     for_each(&WITH_RESUME, |version| {
         let scene = Scene::with_config(version, |config| config.mqtt.resume_grace = MS(1000));
         let mut peer = scene.call();
-        scene.device.lose_mqtt();
+        scene.lose_mqtt();
         thread::sleep(MS(3000));
         scene.device.restore_mqtt();
         scene.device.wait_until("connected", Firmware::is_connected);
@@ -395,11 +451,27 @@ fn the_default_grace_covers_two_attempts_of_the_firmware() {
 }
 
 #[test]
+fn a_hello_reply_reaches_a_device_that_has_lost_mqtt_meanwhile() {
+    for_each(&Version::ALL, |version| {
+        let scene = Scene::new(version);
+        scene.device.press_button();
+        let mut peer = scene.server.accept();
+        peer.upgrade();
+        scene.lose_mqtt();
+        scene.device.restore_mqtt();
+        scene.device.wait_until("connected", Firmware::is_connected);
+        peer.exchange_hello("server-session");
+        scene.device.wait_for_state(DeviceState::Listening);
+        wait_for_audio(&mut peer);
+    });
+}
+
+#[test]
 fn a_press_that_is_lost_with_mqtt_does_not_leave_the_device_speaking() {
     for_each(&WITH_RESUME, |version| {
         let scene = Scene::new(version);
         let mut peer = scene.call_in_speech();
-        scene.device.lose_mqtt();
+        scene.lose_mqtt();
         scene.device.press_button();
         peer.send_text(TTS_STOP);
         scene.device.restore_mqtt();
@@ -463,11 +535,8 @@ fn a_reply_in_one_write_is_heard_whole() {
         let mark = scene.device.mark();
         peer.send_raw(&reply(&frames));
         scene.assert_heard(&frames);
-        scene.device.wait_for_state(DeviceState::Listening);
+        scene.assert_stop_is_last(mark);
         assert!(scene.device.read(|model| model.max_queued) < 20);
-        let events = scene.device.events_since(mark);
-        let stop = events.iter().position(|(_, event)| is_tts(event, "stop")).unwrap();
-        assert!(!events[stop..].iter().any(|(_, event)| is_speech(event)), "{}", scene.device.describe());
     });
 }
 

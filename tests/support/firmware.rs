@@ -195,12 +195,16 @@ impl FirmwareDevice {
 
     // ----- laws -------------------------------------------------------------------------------------------------------
 
-    /// The session id of the call that the gateway has for the device.
-    pub fn call_of(&self, gateway: &Running) -> Option<String> {
+    /// What the gateway shows of the device.
+    pub fn shown_by(&self, gateway: &Running) -> Value {
         let path = format!("/api/sessions/{}", client_id(self.number));
         let (_, text) = http_call(gateway.addresses().api.unwrap(), "GET", &path, None, None);
-        let shown: Value = serde_json::from_str(&text).unwrap();
-        shown["call"]["sessionId"].as_str().map(str::to_owned)
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// The session id of the call that the gateway has for the device.
+    pub fn call_of(&self, gateway: &Running) -> Option<String> {
+        self.shown_by(gateway)["call"]["sessionId"].as_str().map(str::to_owned)
     }
 
     /// For so long, with network and chat server up, it is never in one of the states that only a person can end for more than 5 s, and
@@ -320,7 +324,9 @@ impl Parts {
 
     fn open_udp(&mut self) {
         let channel = self.model.channel().unwrap();
-        let udp = UdpSocket::bind((self.gateway.ip(), 0)).unwrap();
+        // A device has one address.
+        let ip = self.mqtt.as_ref().unwrap().stream.local_addr().unwrap().ip();
+        let udp = UdpSocket::bind((ip, 0)).unwrap();
         udp.connect((channel.server.as_str(), channel.port)).unwrap();
         udp.set_nonblocking(true).unwrap();
         (self.key, self.udp) = (channel.key, Some(udp));
