@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// A channel on which nothing came for so long counts as closed.
 const CHANNEL_TIMEOUT: Duration = Duration::from_secs(120);
-/// One uplink datagram a frame.
 const UPLINK_FRAME: Duration = Duration::from_millis(60);
 const DEFAULT_FRAME_MS: u64 = 60;
 const AUDIO_HEADER_LEN: usize = 16;
@@ -223,6 +222,8 @@ pub struct Firmware {
     pub message_delay_ms: RangeInclusive<u64>,
     /// How long esp-mqtt waits before it connects again, in milliseconds.
     pub reconnect_delay_ms: RangeInclusive<u64>,
+    /// The time from one uplink datagram to the next: one frame, or more to save time.
+    pub uplink_interval: Duration,
     random: u64,
     /// Time does not go back when the main loop has waited.
     clock: Instant,
@@ -264,6 +265,7 @@ impl Firmware {
             button_mode: ListeningMode::Auto,
             message_delay_ms: 0..=15,
             reconnect_delay_ms: 10_000..=15_000,
+            uplink_interval: UPLINK_FRAME,
             random: seed,
             clock: now,
             state: DeviceState::Off,
@@ -792,7 +794,7 @@ impl Firmware {
                 self.take_effect(&message, at);
             }
         } else if is_due(self.next_uplink) {
-            self.next_uplink = self.next_uplink.map(|due| due + UPLINK_FRAME);
+            self.next_uplink = self.next_uplink.map(|due| due + self.uplink_interval);
             self.send_audio();
         } else {
             self.connect_mqtt();
