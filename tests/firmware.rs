@@ -502,6 +502,38 @@ fn an_empty_session_id_in_listen_or_abort_ends_the_call() {
     }
 }
 
+#[test]
+#[ignore = "rule 2 of the firmware behaviour is not built yet"]
+fn an_empty_session_id_without_a_call_is_answered_with_an_empty_one() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], |_| {});
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (call, mut peer) = device.call(&server);
+    device.send_text(&json!({"type": "goodbye", "session_id": call.session_id}).to_string());
+    assert_closed_within(&mut peer, STUCK_LIMIT);
+    device.send_text(r#"{"type":"listen","state":"start","mode":"auto","session_id":""}"#);
+    device.expect_goodbye("");
+}
+
+/// `tts start` has arrived, but the main loop has not handled it, when the person hangs up.
+#[test]
+#[ignore = "rule 2 of the firmware behaviour is not built yet"]
+fn a_hang_up_that_crosses_tts_start_does_not_leave_the_device_speaking() {
+    for_each(&Version::ALL, |version| {
+        let scene = Scene::new(version);
+        let mut peer = scene.call();
+        scene.device.act(|model, _| model.message_delay_ms = 100..=100);
+        let mark = scene.device.mark();
+        peer.send_text(TTS_START);
+        scene.device.wait_until("told to speak", |model| {
+            model.events[mark..].iter().any(|(_, event)| is_tts(event, "start"))
+        });
+        scene.device.press_button();
+        assert_eq!(scene.device.state(), DeviceState::Idle);
+        scene.assert_not_stuck();
+    });
+}
+
 // ----- rules 3 and 4: when audio leaves ------------------------------------------------------------------------------
 
 #[test]
