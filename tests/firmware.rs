@@ -487,7 +487,7 @@ fn a_press_that_is_lost_with_mqtt_does_not_leave_the_device_speaking() {
 fn an_empty_session_id_in_listen_or_abort_ends_the_call() {
     for kind in [r#""type":"listen","state":"start","mode":"auto""#, r#""type":"abort""#] {
         let server = ChatServer::start();
-        let gateway = gateway_with(&[server.url()], |_| {});
+        let gateway = gateway_with(&[server.url()], |config| config.udp.first_packet_warn = MS(0));
         let mut device = Device::connect(gateway.addresses().mqtt, 1);
         let (_call, mut peer) = device.call(&server);
         // Absent, null, truncated or foreign ids are forwarded.

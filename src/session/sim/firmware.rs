@@ -599,11 +599,9 @@ impl Firmware {
     /// The main loop handles a message.
     fn take_effect(&mut self, message: &Value, now: Instant) {
         match (message["type"].as_str(), message["state"].as_str()) {
-            (Some("tts"), Some("start")) => {
-                if self.state != DeviceState::Speaking {
-                    self.clear_playback(Loss::ClearedByStart, now, true);
-                    self.set_state(DeviceState::Speaking, now);
-                }
+            (Some("tts"), Some("start")) if self.state != DeviceState::Speaking => {
+                self.clear_playback(Loss::ClearedByStart, now, true);
+                self.set_state(DeviceState::Speaking, now);
             }
             (Some("tts"), Some("stop")) if self.state == DeviceState::Speaking => self.stop_speaking(now),
             (Some("tts"), Some("sentence_start")) | (Some("stt"), _) => {
