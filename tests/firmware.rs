@@ -466,6 +466,30 @@ fn a_hello_reply_reaches_a_device_that_has_lost_mqtt_meanwhile() {
     });
 }
 
+/// The chat server answers the first hello while the device is away. The newest takes any hello reply for that to its second hello, and
+/// then ignores the right one.
+#[test]
+#[ignore = "rule 1 of the firmware behaviour is not built yet"]
+fn the_hello_reply_of_an_earlier_call_does_not_answer_a_new_hello() {
+    for_each(&Version::ALL, |version| {
+        let scene = Scene::new(version);
+        scene.device.press_button();
+        let mut first = scene.server.accept();
+        first.upgrade();
+        scene.lose_mqtt();
+        scene.device.restart();
+        first.exchange_hello("first");
+        wait_until("answered", || scene.device.call_of(&scene.gateway).is_some());
+        scene.device.restore_mqtt();
+        scene.device.press_button();
+        scene.answer("second");
+        assert_closed_within(&mut first, STUCK_LIMIT);
+        let own = scene.device.read(|model| model.session_id().to_owned());
+        assert_eq!(own, "second", "{}", scene.device.describe());
+        scene.assert_not_stuck();
+    });
+}
+
 #[test]
 fn a_press_that_is_lost_with_mqtt_does_not_leave_the_device_speaking() {
     for_each(&WITH_RESUME, |version| {
