@@ -392,7 +392,8 @@ impl Model {
         let call = self.call.as_mut().expect("a call");
         let Some(n) = value["n"].as_u64() else { return };
         assert!(*hellos > 0, "our hello comes first");
-        if let Some(id) = value["session_id"].as_str() {
+        // The modelled firmware, whose texts have no filler, may have no id, or that of an earlier call.
+        if let Some(id) = value["session_id"].as_str().filter(|_| value["x"].is_string()) {
             assert_eq!(
                 Some(id),
                 session.as_deref().or(call.session_id.as_deref()),
