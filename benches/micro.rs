@@ -22,7 +22,7 @@ use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER_LEN, MAX_PAYLOAD, 
 use mqtt_websocket_proxy::proto::message::{self, Reader};
 use mqtt_websocket_proxy::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish, decode, encode};
 use mqtt_websocket_proxy::session::{
-    Admission, CallCredentials, Context, Core, FrameSpace, RequestIds, ServerHealth, UdpPeer,
+    Admission, CallCredentials, Context, Core, FrameSpace, HelloLimiter, RequestIds, ServerHealth, UdpPeer,
 };
 use mqtt_websocket_proxy::tools::device::{HELLO, Login, test_audio};
 
@@ -162,8 +162,8 @@ impl CallFixture {
     fn with_core(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
         let mut out = Vec::new();
         let Self { core, config, servers, now } = self;
-        let ids = &RequestIds::new();
-        decide(core, &mut Context { now: *now, config, servers, ids, out: &mut out });
+        let (ids, hellos) = (&RequestIds::new(), &mut HelloLimiter::default());
+        decide(core, &mut Context { now: *now, config, servers, hellos, ids, out: &mut out });
     }
 
     fn uplink(&mut self, datagram: &mut [u8]) {

@@ -1,13 +1,11 @@
 //! The command line.
 
-use std::convert::Infallible;
-use std::ffi::OsStr;
-use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use log::LevelFilter;
 use mqtt_websocket_proxy::config::{DEFAULT_FILE, LEVELS, VARIABLES, parse_level};
+use mqtt_websocket_proxy::tools::command_line::path_option;
 use mqtt_websocket_proxy::tools::{check, credentials, demo, health, probe};
 use pico_args::Arguments;
 
@@ -18,10 +16,8 @@ pub(crate) enum Command {
     Run(RunOptions),
     /// Run a sub-command with the arguments behind its name.
     Subcommand(RunSubcommand, Arguments),
-    /// Print the help text.
-    Help,
-    /// Print the version.
-    Version,
+    /// Print this text.
+    Print(String),
 }
 
 /// The options of the gateway.
@@ -58,10 +54,10 @@ pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
         return Ok(Command::Subcommand(*run, args));
     }
     if args.contains(["-h", "--help"]) {
-        return Ok(Command::Help);
+        return Ok(Command::Print(help()));
     }
     if args.contains(["-v", "--version"]) {
-        return Ok(Command::Version);
+        return Ok(Command::Print(version().to_owned()));
     }
     let run = RunOptions {
         config: path_option(&mut args, ["-c", "--config"])?,
@@ -74,11 +70,6 @@ pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
     }
 }
 
-fn path_option(args: &mut Arguments, keys: [&'static str; 2]) -> Result<Option<PathBuf>, String> {
-    let path = |text: &OsStr| Ok::<_, Infallible>(PathBuf::from(text));
-    args.opt_value_from_os_str(keys, path).map_err(|error| error.to_string())
-}
-
 fn log_level_option(args: &mut Arguments) -> Result<Option<LevelFilter>, String> {
     let name: Option<String> =
         args.opt_value_from_str(["-l", "--log-level"]).map_err(|error| error.to_string())?;
@@ -88,12 +79,8 @@ fn log_level_option(args: &mut Arguments) -> Result<Option<LevelFilter>, String>
 }
 
 /// The help text.
-pub(crate) fn help() -> String {
-    let mut variables = String::new();
-    for (name, meaning) in VARIABLES {
-        // Writing to a String cannot fail.
-        let _ = writeln!(variables, "  {name:<22}{meaning}");
-    }
+fn help() -> String {
+    let variables = VARIABLES.map(|(name, meaning)| format!("  {name:<22}{meaning}\n")).concat();
     format!(
         "\
 {version}
@@ -153,8 +140,8 @@ mod tests {
         }
         let Ok(Command::Run(run)) = parsed("") else { panic!() };
         assert_eq!(run, RunOptions { config: None, log_level: None, pid_file: None });
-        assert!(matches!(parsed("-h"), Ok(Command::Help)));
-        assert!(matches!(parsed("-c x --version"), Ok(Command::Version)));
+        assert!(matches!(parsed("-h"), Ok(Command::Print(text)) if text == help()));
+        assert!(matches!(parsed("-c x --version"), Ok(Command::Print(text)) if text == version()));
     }
 
     #[test]

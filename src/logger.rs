@@ -6,10 +6,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,9 +44,7 @@ pub fn start(level: LevelFilter, file: Option<&Path>) -> io::Result<()> {
         queues.push(spawn_writer("log-file", file)?);
     }
     let queues = QUEUES.get_or_init(|| queues.into());
-    let logger =
-        Logger { inner: WriteLogger::new(LevelFilter::Trace, log_format(), LineWriter::new(queues)) };
-    log::set_boxed_logger(Box::new(logger)).map_err(io::Error::other)?;
+    log::set_boxed_logger(Box::new(Logger::new(queues))).map_err(io::Error::other)?;
     set_level(level);
     Ok(())
 }
@@ -128,6 +125,13 @@ struct Logger {
     inner: Box<WriteLogger<LineWriter>>,
 }
 
+impl Logger {
+    fn new(queues: &Queues) -> Self {
+        let writer = LineWriter { partial: Vec::new(), queues: Arc::clone(queues) };
+        Self { inner: WriteLogger::new(LevelFilter::Trace, log_format(), writer) }
+    }
+}
+
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.target().starts_with(CRATE_TARGET)
@@ -153,12 +157,6 @@ impl Log for Logger {
 struct LineWriter {
     partial: Vec<u8>,
     queues: Queues,
-}
-
-impl LineWriter {
-    fn new(queues: &Queues) -> Self {
-        Self { partial: Vec::new(), queues: Arc::clone(queues) }
-    }
 }
 
 impl Write for LineWriter {
@@ -233,7 +231,7 @@ mod tests {
 
     /// A logger of its own, beside the process's.
     fn logger(queues: Vec<SyncSender<Line>>) -> Logger {
-        Logger { inner: WriteLogger::new(LevelFilter::Trace, log_format(), LineWriter::new(&queues.into())) }
+        Logger::new(&queues.into())
     }
 
     fn log_info(logger: &Logger, target: &str, text: &str) {

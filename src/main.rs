@@ -32,14 +32,16 @@ fn main() -> ExitCode {
     let run = match args::parse(Arguments::from_env()) {
         Ok(Command::Run(run)) => run,
         Ok(Command::Subcommand(run, args)) => return run(args),
-        Ok(Command::Help) => return print(&args::help()),
-        Ok(Command::Version) => return print(args::version()),
+        Ok(Command::Print(text)) => {
+            // A closed pipe, as by `head`, is not a failure.
+            let _ = writeln!(io::stdout(), "{text}");
+            return ExitCode::SUCCESS;
+        }
         Err(error) => {
             return ExitError::usage(format!("{error}; see mqtt-websocket-proxy --help")).into_exit_code();
         }
     };
-    let result = run_gateway(run);
-    if let Err(failure) = result {
+    if let Err(failure) = run_gateway(run) {
         return failure.into_exit_code();
     }
     logger::flush(LOG_FLUSH_TIMEOUT);
@@ -124,17 +126,13 @@ fn log_startup(source: &Source, config: &Config, echo: Option<&EchoServer>) {
     if !variables.is_empty() {
         info!("set by the environment: {}", variables.join(", "));
     }
-    for warning in unknown_variables(std::env::vars_os().map(|(name, _)| name)) {
-        warn!("{warning}");
-    }
+    unknown_variables(std::env::vars_os().map(|(name, _)| name)).iter().for_each(|what| warn!("{what}"));
     if echo.is_some() {
         info!(
             "no chat server is configured: the built-in echo server answers calls with the device's own voice"
         );
     }
-    for warning in config.warnings() {
-        warn!("{warning}");
-    }
+    config.warnings().iter().for_each(|warning| warn!("{warning}"));
     if let PublicIp::Host(_) = config.udp.public_ip {
         resolve_public_ip(config.udp.clone());
     }
@@ -142,11 +140,7 @@ fn log_startup(source: &Source, config: &Config, echo: Option<&EchoServer>) {
 
 /// Resolving can take long, and nothing waits for it: devices resolve the name themselves.
 fn resolve_public_ip(udp: Udp) {
-    let resolve = move || {
-        if let Some(warning) = udp.resolution_warning() {
-            warn!("{warning}");
-        }
-    };
+    let resolve = move || udp.resolution_warning().into_iter().for_each(|warning| warn!("{warning}"));
     let spawned = thread::Builder::new().name("public-ip".to_owned()).stack_size(256 * 1024).spawn(resolve);
     if let Err(error) = spawned {
         warn!("udp.public_ip was not resolved: {error}");
@@ -256,10 +250,4 @@ impl ExitError {
         }
         ExitCode::from(code)
     }
-}
-
-fn print(text: &str) -> ExitCode {
-    // A closed pipe, as by `head`, is not a failure.
-    let _ = writeln!(io::stdout(), "{text}");
-    ExitCode::SUCCESS
 }

@@ -134,7 +134,7 @@ fn a_server_that_names_no_session_or_audio_gets_both_from_the_gateway() {
 #[test]
 fn key_and_ssrc_are_fresh_for_each_hello() {
     let server = ChatServer::start();
-    let gateway = gateway(&[server.url()]);
+    let gateway = gateway_with(&[server.url()], |config| config.mqtt.hello_limit = 0);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     // The servers' ends stay open: a call whose server is gone would redial.
     let calls: Vec<(Call, Peer)> = (0..20).map(|_| device.call(&server)).collect();

@@ -33,7 +33,7 @@ fn churn_leaks_nothing() {
     let number = AtomicUsize::new(0);
     server.serve(move |peer| run_server(peer, number.fetch_add(1, Ordering::Relaxed)));
     let config = json!({
-        "mqtt": {"host": "127.0.0.1", "resume_grace_s": 1},
+        "mqtt": {"host": "127.0.0.1", "resume_grace_s": 1, "hello_limit": 0},
         "udp": {"host": "127.0.0.1"},
         "websocket": {
             "production_servers": [url],

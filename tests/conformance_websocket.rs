@@ -9,18 +9,27 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use mqtt_websocket_proxy::config::Config;
+use mqtt_websocket_proxy::net::Running;
 use serde_json::Value;
 use support::audio::Call;
 use support::byte_table::parse_bytes;
 use support::chat_server::{ChatServer, Message, Peer, accept, audio_frame};
 use support::device::{Device, HELLO};
+use support::gateway_with;
 use support::log_capture::LogCapture;
-use support::{gateway, gateway_with};
 
 const LIVENESS_MESSAGE: &str = r#"{"type":"stt","session_id":"server-session"}"#;
 
 fn table() -> Value {
     serde_json::from_str(include_str!("data/rfc6455.json")).unwrap()
+}
+
+/// A gateway whose devices may say hello as often as they like.
+fn gateway(server: &ChatServer, change: impl FnOnce(&mut Config)) -> Running {
+    gateway_with(&[server.url()], |config| {
+        config.mqtt.hello_limit = 0;
+        change(config);
+    })
 }
 
 /// Redials at once.
@@ -53,7 +62,7 @@ fn start_call(device: &mut Device, server: &ChatServer) -> (Call, Peer) {
 #[test]
 fn frames_of_a_chat_server() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
+    let gateway = gateway(&server, short_reconnect_delay);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     for (section, rows) in table()["covered"].as_object().unwrap() {
         for row in rows.as_array().unwrap() {
@@ -103,7 +112,7 @@ fn run_case(row: &Value, device: &mut Device, server: &ChatServer) {
 fn answers_to_the_upgrade() {
     let server = ChatServer::start();
     let mut log = LogCapture::containing(server.url().split('?').next().unwrap());
-    let gateway = gateway(&[server.url()]);
+    let gateway = gateway(&server, |_| {});
     let mut device = Device::connect(gateway.addresses().mqtt, 2);
     for row in table()["4.1 the answer to the upgrade"].as_array().unwrap() {
         eprintln!("{}", row["name"]);
@@ -148,7 +157,7 @@ fn expand_response(line: &str) -> String {
 fn masking_keys_are_fresh_and_unpredictable() {
     const FRAMES: usize = 1000;
     let server = ChatServer::start();
-    let gateway = gateway(&[server.url()]);
+    let gateway = gateway(&server, |_| {});
     let mut device = Device::connect(gateway.addresses().mqtt, 3);
     let (_, mut peer) = device.call(&server);
     for _ in 0..FRAMES {
@@ -179,7 +188,7 @@ fn masking_keys_are_fresh_and_unpredictable() {
 #[test]
 fn the_key_of_the_upgrade_is_sixteen_bytes_and_new_each_time() {
     let server = ChatServer::start();
-    let gateway = gateway(&[server.url()]);
+    let gateway = gateway(&server, |_| {});
     let mut device = Device::connect(gateway.addresses().mqtt, 4);
     let mut keys = BTreeSet::new();
     for _ in 0..20 {
@@ -201,7 +210,7 @@ fn the_key_of_the_upgrade_is_sixteen_bytes_and_new_each_time() {
 #[test]
 fn after_its_close_the_gateway_sends_nothing_and_disconnects() {
     let server = ChatServer::start();
-    let gateway = gateway(&[server.url()]);
+    let gateway = gateway(&server, |_| {});
     let mut device = Device::connect(gateway.addresses().mqtt, 5);
     let (_, mut peer) = device.call(&server);
     device.send_text(r#"{"type":"goodbye"}"#);
@@ -217,7 +226,7 @@ fn after_its_close_the_gateway_sends_nothing_and_disconnects() {
 #[test]
 fn a_stopping_gateway_closes_its_websockets() {
     let server = ChatServer::start();
-    let gateway = gateway(&[server.url()]);
+    let gateway = gateway(&server, |_| {});
     let mut device = Device::connect(gateway.addresses().mqtt, 6);
     let (_, mut peer) = device.call(&server);
     let stopping = std::thread::spawn(move || gateway.stop(Duration::from_secs(10)));

@@ -183,7 +183,10 @@ fn how_a_websocket_ends_decides_whether_the_call_goes_on() {
         ("a Close without a code", |peer| close(peer, None), false),
     ];
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
+    let gateway = gateway_with(&[server.url()], |config| {
+        short_reconnect_delay(config);
+        config.mqtt.hello_limit = 0;
+    });
     let mut device = Device::connect(gateway.addresses().mqtt, 2);
     for (how, end, goes_on) in table {
         let (mut call, peer) = start_call(&mut device, &server);

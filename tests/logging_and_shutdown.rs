@@ -302,8 +302,10 @@ fn endless_hellos_do_not_flood_the_log() {
     let mut device = Device::connect(process.mqtt(), 1);
     for _ in 0..2_000 {
         device.send_text(HELLO);
+        // The answers are read up to that to a ping.
+        device.mqtt.send(&[0xc0, 0]);
+        while device.mqtt.packet().first != 0xd0 {}
     }
-    device.mqtt.assert_nothing_pending();
     // Another connection each time, with a hello of older firmware.
     for _ in 0..50 {
         let mut device = Device::connect(process.mqtt(), 2);
@@ -313,7 +315,8 @@ fn endless_hellos_do_not_flood_the_log() {
     process.signal("TERM");
     let (_, lines) = process.end();
     let count = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
-    assert!((32..44).contains(&count("call ends")), "{lines:#?}");
+    // 200 at once, then ten a second, and the machine may be slow.
+    assert!((200..300).contains(&count("call ends")), "{lines:#?}");
     // One in ten seconds, and the machine may be slow.
     assert!((1..5).contains(&count("hello with version 2")), "{lines:#?}");
 }

@@ -274,7 +274,7 @@ fn a_call_that_is_still_being_set_up_survives_too() {
 #[test]
 fn a_disconnect_before_a_reset_is_not_lost_to_a_failed_write() {
     let server = ChatServer::start();
-    let gateway = gateway(&[server.url()]);
+    let gateway = gateway_with(&[server.url()], |config| config.mqtt.hello_limit = 0);
     for round in 0..300 {
         let mut device = Device::connect(gateway.addresses().mqtt, 16);
         let (_call, mut peer) = device.call(&server);

@@ -202,7 +202,7 @@ impl<'a> Speaker<'a> {
 
     /// Only the device may end the call.
     fn check_message(&self, incoming: &Incoming) {
-        if let Incoming::Text { text, .. } = incoming
+        if let Incoming::Text(text) = incoming
             && (text.contains("\"goodbye\"") || text.contains("\"alert\""))
         {
             self.context.record_failure(format_args!("in a call came {text}"));

@@ -51,7 +51,7 @@ impl Config {
         transient.rotate_left((variation % 2) as usize);
         let config = serde_json::json!({
             "mqtt": {
-                "host": "127.0.0.1", "port": mqtt, "signature_key": KEY, "resume_grace_s": 5,
+                "host": "127.0.0.1", "port": mqtt, "signature_key": KEY, "resume_grace_s": 5, "hello_limit": 0,
                 "max_connections": 2000 + variation % 10,
             },
             "udp": {"host": "127.0.0.1", "port": udp},

@@ -93,12 +93,7 @@ impl fmt::Display for ChatServerConfig {
 
 impl fmt::Debug for ChatServerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ChatServerConfig")
-            .field("url", &format_args!("{self}"))
-            .field("framing", &self.framing)
-            .field("insecure", &self.insecure)
-            .field("ca_file", &self.ca_file)
-            .finish()
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -1,8 +1,8 @@
 //! The differences between two configurations, and which of them a reload applies.
 
+use super::Config;
 use super::error::{ConfigError, Problem};
 use super::keys::CONFIG_KEYS;
-use super::{Config, WebSocket};
 
 /// The keys two configurations differ in, by what it takes to put them in force. Dotted, as in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,34 +39,25 @@ pub fn diff(old: &Config, new: &Config) -> Changes {
 /// close the only port for devices.
 pub fn check_reload(old: &Config, new: &Config) -> Result<Changes, ConfigError> {
     let (then, now) = (&old.websocket, &new.websocket);
-    let refused = |key: &str| {
-        let allowed = "at least one server, since the list is in use; to run without one, restart";
-        Err(Problem::value(key, "an empty list", allowed).at("reload"))
-    };
+    let refused = |key, found, allowed| Err(Problem::value(key, found, allowed).at("reload"));
+    const SERVERS: &str = "at least one server, since the list is in use; to run without one, restart";
     // The built-in echo server is chosen at start only; it never takes the place of a configured one.
-    if has_production_servers(then) && !has_production_servers(now) || now.echo && !then.echo {
-        return refused("websocket.production_servers");
+    if !then.production.is_empty() && now.production.is_empty() || now.echo && !then.echo {
+        return refused("websocket.production_servers", "an empty list", SERVERS);
     }
-    if has_development_devices(then) && now.development.is_empty() && !now.development_macs.is_empty() {
-        return refused("websocket.development_servers");
+    let has_devices = !then.development_macs.is_empty() && !now.development_macs.is_empty();
+    if has_devices && !then.development.is_empty() && now.development.is_empty() {
+        return refused("websocket.development_servers", "an empty list", SERVERS);
     }
     if old.mqtt.signature_key.is_some() && new.mqtt.signature_key.is_none() {
         let allowed = "a key, since logins are verified with one; to accept every device, restart";
-        return Err(Problem::value("mqtt.signature_key", "none", allowed).at("reload"));
+        return refused("mqtt.signature_key", "none", allowed);
     }
     if !old.mqtt.plain && new.mqtt.tls.files().is_none() {
         let allowed = "a certificate, since mqtt.plain is off until the next start";
-        return Err(Problem::value("mqtt.tls.cert_file", "none", allowed).at("reload"));
+        return refused("mqtt.tls.cert_file", "none", allowed);
     }
     Ok(diff(old, new))
-}
-
-fn has_production_servers(websocket: &WebSocket) -> bool {
-    !websocket.production.is_empty()
-}
-
-fn has_development_devices(websocket: &WebSocket) -> bool {
-    !websocket.development.is_empty() && !websocket.development_macs.is_empty()
 }
 
 impl Config {

@@ -4,13 +4,14 @@
 //! and read like the file: the same values are allowed, with the same error texts.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Number, Value};
 
 use super::Config;
-use super::error::Problem;
+use super::error::{ConfigError, Problem};
 use super::keys::{CONFIG_KEYS, ConfigKey};
 use super::value::{JsonValue, edit_distance};
 
@@ -42,6 +43,8 @@ const LIST_ALLOWED: &str = "items with commas between them, or a JSON list";
 /// A variable that is set, and the key that it sets.
 #[derive(Clone)]
 pub(super) struct Variable {
+    /// `environment`, or the file that assigns it.
+    place: &'static str,
     pub(super) name: String,
     pub(super) key: &'static ConfigKey,
     /// The value is the path of a file that holds it.
@@ -49,11 +52,14 @@ pub(super) struct Variable {
     value: OsString,
 }
 
-/// The variables that are set, in the order in which they count: a later one of the same key wins.
-pub(super) fn read_variables(variable: impl Fn(&str) -> Option<OsString>) -> Vec<Variable> {
+/// The variables that are set in this place, in the order in which they count: a later one of the same key wins.
+pub(super) fn read_variables(
+    place: &'static str,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Vec<Variable> {
     let set = |(name, key, is_file): (String, &'static ConfigKey, bool)| {
         let value = variable(&name).filter(|value| !value.is_empty())?;
-        Some(Variable { name, key, is_file, value })
+        Some(Variable { place, name, key, is_file, value })
     };
     variable_names().filter_map(set).collect()
 }
@@ -98,15 +104,8 @@ pub(super) fn conflicts(variables: &[Variable]) -> impl Iterator<Item = Problem>
 }
 
 impl Variable {
-    /// One with a name of its own.
-    pub(super) fn from_name(name: &'static str, value: &str) -> Option<Self> {
-        let (_, key) = VARIABLES.iter().find(|(known, _)| *known == name)?;
-        let key = ConfigKey::find(key)?;
-        (!value.is_empty()).then(|| Self { name: name.to_owned(), key, is_file: false, value: value.into() })
-    }
-
     /// Sets its key. What is wrong carries the variable's name.
-    pub(super) fn apply(&self, config: &mut Config) -> Vec<Problem> {
+    pub(super) fn apply(&self, config: &mut Config) -> Vec<ConfigError> {
         let mut problems = Vec::new();
         if self.key.name == "logging.level" {
             // The file's `debug` would raise the level again. The variable for `debug` is read later, and may do so.
@@ -116,7 +115,7 @@ impl Variable {
             JsonValue::parse(self.key.name, &json).map(|value| (self.key.read)(&value, config, &mut problems))
         });
         problems.extend(read.err());
-        problems.into_iter().map(|problem| self.rename_field(problem)).collect()
+        problems.into_iter().map(|problem| self.error(problem)).collect()
     }
 
     /// Whether a dotted path is its key's, or lies in it.
@@ -124,18 +123,15 @@ impl Variable {
         field.strip_prefix(self.key.name).is_some_and(|rest| rest.is_empty() || rest.starts_with(['[', '.']))
     }
 
-    /// The problem with the variable's name for the key's.
-    pub(super) fn rename_field(&self, problem: Problem) -> Problem {
-        match problem {
-            Problem::Value { field, found, allowed } if self.sets(&field) => {
-                let field = format!("{}{}", self.name, &field[self.key.name.len()..]);
-                Problem::Value { field, found, allowed }
-            }
-            other => other,
+    /// The problem where the variable is set, with its name for the key's.
+    pub(super) fn error(&self, mut problem: Problem) -> ConfigError {
+        if self.sets(&problem.field) {
+            problem.field.replace_range(..self.key.name.len(), &self.name);
         }
+        problem.at(self.place)
     }
 
-    fn invalid(&self, found: impl Into<String>, allowed: &str) -> Problem {
+    fn invalid(&self, found: impl Display, allowed: &str) -> Problem {
         Problem::value(self.key.name, found, allowed)
     }
 
@@ -143,30 +139,26 @@ impl Variable {
     fn to_json(&self) -> Result<String, Problem> {
         let text = self.text()?;
         let trimmed = if self.key.is_secret() { text.as_str() } else { text.trim() };
-        let quoted = |text: &str| Value::from(text).to_string();
+        let as_json = |found: &str, allowed| match JsonValue::parse("", trimmed) {
+            Ok(_) => Ok(trimmed.to_owned()),
+            Err(_) => Err(self.invalid(found, allowed)),
+        };
         match (self.key.write)(&Config::default()) {
             Value::Bool(_) => match parse_boolean(trimmed) {
                 Some(on) => Ok(on.to_string()),
                 None => Err(self.invalid(format!("{text:?}"), BOOLEAN_ALLOWED)),
             },
-            // A text that is no number is quoted, and refused as a string.
-            Value::Number(_) => match serde_json::from_str::<Number>(trimmed) {
-                Ok(_) => Ok(trimmed.to_owned()),
-                Err(_) => Ok(quoted(trimmed)),
-            },
-            Value::Array(_) if trimmed.starts_with('[') => match JsonValue::parse("", trimmed) {
-                Ok(_) => Ok(trimmed.to_owned()),
-                Err(_) => Err(self.invalid("a text that begins like a JSON list and is none", LIST_ALLOWED)),
-            },
+            Value::Array(_) if trimmed.starts_with('[') => {
+                as_json("a text that begins like a JSON list and is none", LIST_ALLOWED)
+            }
             Value::Array(_) => {
                 let items = trimmed.split([',', '\n']).map(str::trim).filter(|item| !item.is_empty());
                 Ok(items.map(Value::from).collect::<Value>().to_string())
             }
-            Value::Object(_) => match JsonValue::parse("", trimmed) {
-                Ok(_) => Ok(trimmed.to_owned()),
-                Err(_) => Err(self.invalid("a text that is not JSON", "a JSON object")),
-            },
-            Value::String(_) | Value::Null => Ok(quoted(trimmed)),
+            Value::Object(_) => as_json("a text that is not JSON", "a JSON object"),
+            Value::Number(_) if serde_json::from_str::<Number>(trimmed).is_ok() => Ok(trimmed.to_owned()),
+            // A text that is no number is refused as a string.
+            _ => Ok(Value::from(trimmed).to_string()),
         }
     }
 

@@ -32,7 +32,7 @@ fn read_section(section: &JsonValue<'_>, config: &mut Config, problems: &mut Vec
         Err(problem) => return problems.push(problem),
     };
     for (_, value) in members {
-        let path = value.path();
+        let path = value.path.as_str();
         if let Some(key) = ConfigKey::find(path) {
             (key.read)(&value, config, problems);
         } else if UNUSED_KEYS.contains(&path) {
@@ -40,7 +40,7 @@ fn read_section(section: &JsonValue<'_>, config: &mut Config, problems: &mut Vec
         } else if !keys_in(path).is_empty() {
             read_section(&value, config, problems);
         } else {
-            problems.push(value.unknown_key(section, keys_in(section.path())));
+            problems.push(value.unknown_key(section, keys_in(&section.path)));
         }
     }
 }

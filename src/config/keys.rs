@@ -12,6 +12,7 @@ use super::value::JsonValue;
 
 const DAY: u32 = 86_400;
 const MAX_COUNT: usize = 10_000_000;
+const MAX_HELLOS: u32 = 1_000;
 
 /// The longest remaining length four bytes can tell (MQTT 3.1.1 section 2.2.3).
 const MQTT_MAX_REMAINING_LENGTH: usize = 268_435_455;
@@ -62,7 +63,7 @@ macro_rules! keys {
 
 /// Every key, in the order of the documented file: its name, when a new value is in force, where the value is kept, and
 /// what it may be.
-pub(super) static CONFIG_KEYS: [ConfigKey; 61] = keys! {
+pub(super) static CONFIG_KEYS: [ConfigKey; 62] = keys! {
     "mqtt.host" restart mqtt.host: ip();
     "mqtt.port" restart mqtt.port: port();
     "mqtt.plain" restart mqtt.plain: boolean();
@@ -74,6 +75,7 @@ pub(super) static CONFIG_KEYS: [ConfigKey; 61] = keys! {
     "mqtt.max_connections" live mqtt.max_connections: whole_number(1..=MAX_COUNT);
     "mqtt.max_connections_per_ip" live mqtt.max_connections_per_ip: whole_number(0..=MAX_COUNT);
     "mqtt.max_payload_size" live mqtt.max_payload_size: whole_number(1..=MQTT_MAX_REMAINING_LENGTH);
+    "mqtt.hello_limit" live mqtt.hello_limit: whole_number(0..=MAX_HELLOS);
     "mqtt.resume_grace_s" live mqtt.resume_grace: seconds(0..=DAY);
     "mqtt.allow_legacy_ids" live mqtt.allow_legacy_ids: boolean();
     "mqtt.allowed_macs" live mqtt.allowed_macs: mac_prefixes();

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::chat_server::is_host_name;
 use super::error::Problem;
 use super::value::JsonValue;
-use super::{ChatServerConfig, Framing, Network, PeerPolicy, PublicIp, Secret, UrlError};
+use super::{ChatServerConfig, Framing, Network, PeerPolicy, PublicIp, Secret};
 use crate::proto::identity::{Mac, MacPrefix, MacPrefixes};
 
 /// How one kind of value is read and written.
@@ -70,9 +70,13 @@ impl<T: 'static> Kind<T> {
         }
     }
 
+    fn read(&self, value: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Option<T> {
+        (self.read)(value, problems)
+    }
+
     /// Reads a value into `target`, which keeps its own when this one is refused.
     pub(super) fn read_into(&self, value: &JsonValue<'_>, target: &mut T, problems: &mut Vec<Problem>) {
-        if let Some(found) = (self.read)(value, problems) {
+        if let Some(found) = self.read(value, problems) {
             *target = found;
         }
     }
@@ -276,57 +280,43 @@ pub(super) fn server() -> Kind<Arc<ChatServerConfig>> {
 
 /// A server that is given as its URL; `rewrite` may change that first.
 pub(super) fn server_url(rewrite: fn(&str) -> String) -> Kind<Arc<ChatServerConfig>> {
-    Kind::new(move |value| read_url(value, rewrite).map(Arc::new), |server| json!(server.url))
+    let read = move |value: &JsonValue<'_>| {
+        let text: String = value.deserialize().map_err(|_| value.invalid("a ws:// or wss:// URL"))?;
+        let text = rewrite(&text);
+        text.parse::<ChatServerConfig>().map(Arc::new).map_err(|error| {
+            // A password before the host, or a token in the query, belongs in no message.
+            if text.contains(['@', '?']) {
+                value.invalid_redacted("a URL with parts that are not shown", error)
+            } else {
+                value.invalid(error)
+            }
+        })
+    };
+    Kind::new(read, |server| json!(server.url))
 }
 
 fn read_server(value: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Option<Arc<ChatServerConfig>> {
-    let mut found = Vec::new();
-    let server = read_server_fields(value, &mut found).map_err(|problem| found.insert(0, problem)).ok();
-    let server = server.filter(|_| found.is_empty());
-    problems.append(&mut found);
-    server.map(Arc::new)
-}
-
-fn read_server_fields(
-    value: &JsonValue<'_>,
-    problems: &mut Vec<Problem>,
-) -> Result<ChatServerConfig, Problem> {
+    let url_kind = server_url(str::to_owned);
     if !value.is_object() {
-        return read_url(value, str::to_owned);
+        return url_kind.read(value, problems);
     }
-    let fields = value.members()?;
-    let url = fields.iter().find(|(key, _)| key == "url");
-    let (_, url) = url.ok_or_else(|| value.invalid("an object with a \"url\""))?;
-    let mut server = read_url(url, str::to_owned)?;
+    let fields = value.members().map_err(|problem| problems.push(problem)).ok()?;
+    let Some((_, url)) = fields.iter().find(|(key, _)| key == "url") else {
+        problems.push(value.invalid("an object with a \"url\""));
+        return None;
+    };
+    let mut server = url_kind.read(url, problems)?;
+    let (settings, before) = (Arc::make_mut(&mut server), problems.len());
     for (key, field) in &fields {
         match key.as_str() {
             "url" => {}
-            "framing" => framing().read_into(field, &mut server.framing, problems),
-            "insecure" => {
-                boolean().map(Some, |on| on.unwrap_or_default()).read_into(
-                    field,
-                    &mut server.insecure,
-                    problems,
-                );
-            }
-            "ca_file" => path().read_into(field, &mut server.ca_file, problems),
+            "framing" => framing().read_into(field, &mut settings.framing, problems),
+            "insecure" => settings.insecure = boolean().read(field, problems),
+            "ca_file" => path().read_into(field, &mut settings.ca_file, problems),
             _ => problems.push(field.unknown_key(value, vec!["url", "framing", "insecure", "ca_file"])),
         }
     }
-    Ok(server)
-}
-
-fn read_url(value: &JsonValue<'_>, rewrite: fn(&str) -> String) -> Result<ChatServerConfig, Problem> {
-    let text: String = value.deserialize().map_err(|_| value.invalid("a ws:// or wss:// URL"))?;
-    let text = rewrite(&text);
-    text.parse().map_err(|error: UrlError| {
-        // A password before the host, or a token in the query, belongs in no message.
-        if text.contains(['@', '?']) {
-            value.invalid_redacted("a URL with parts that are not shown", error.to_string())
-        } else {
-            value.invalid(error.to_string())
-        }
-    })
+    (problems.len() == before).then_some(server)
 }
 
 fn write_server(server: &ChatServerConfig) -> Value {

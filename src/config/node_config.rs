@@ -22,7 +22,7 @@ pub(super) const VARIABLES: [&str; 6] =
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeConfig {
     /// The variables that came from `.env`; `None` when there is no such file in the working directory.
-    pub env_file: Option<Vec<&'static str>>,
+    pub env_file: Option<Vec<String>>,
 }
 
 impl fmt::Display for NodeConfig {
@@ -68,7 +68,7 @@ fn read_section(section: &JsonValue<'_>, config: &mut Config, problems: &mut Vec
     };
     let servers = servers(server_url(websocket_url));
     for (_, value) in members.iter().filter(|(_, value)| !value.is_falsy()) {
-        match value.path() {
+        match value.path.as_str() {
             "production" | "development" | "mcp_client" => read_section(value, config, problems),
             "production.chat_servers" => {
                 servers.read_into(value, &mut config.websocket.production, problems);
@@ -95,7 +95,7 @@ fn read_macs(value: &JsonValue<'_>, config: &mut Config, problems: &mut Vec<Prob
                 let text: Option<String> = item.deserialize().ok();
                 match text.and_then(|text| text.trim().parse().ok()) {
                     Some(mac) => config.websocket.development_macs.push(mac),
-                    None => config.unused_keys.push(item.path().to_owned()),
+                    None => config.unused_keys.push(item.path),
                 }
             }
         }

@@ -27,10 +27,10 @@ impl Config {
     pub fn to_masked_file_text(&self) -> String {
         let mut masked = self.clone();
         for secret in [&mut masked.mqtt.signature_key, &mut masked.websocket.secret, &mut masked.api.token] {
-            *secret = secret.as_ref().and_then(|secret| Secret::new(&secret.to_string()));
+            *secret = secret.as_ref().and_then(|_| Secret::new("***"));
         }
         for key in &mut masked.mqtt.previous_signature_keys {
-            *key = Secret(key.to_string().into());
+            *key = Secret("***".into());
         }
         for list in [&mut masked.websocket.production, &mut masked.websocket.development] {
             for server in list {

@@ -18,6 +18,7 @@ pub const DEFAULT_FILE: &str = "config/gateway.json";
 
 /// The Node.js gateway's own variables, in the working directory.
 const ENV_FILE: &str = ".env";
+const ENVIRONMENT: &str = "environment";
 
 /// Where a configuration comes from: a file or the defaults, the environment as it was at start, and the command line.
 ///
@@ -28,13 +29,10 @@ pub struct Source {
     path: Option<PathBuf>,
     variables: Vec<Variable>,
     /// What `.env` assigns, if there is one; or why it cannot be read.
-    env_file: Option<Result<EnvFile, String>>,
+    env_file: Option<Result<Vec<Variable>, String>>,
     level: Option<LevelFilter>,
     echo: Option<Arc<ChatServerConfig>>,
 }
-
-/// The variables of `.env`, by their names.
-type EnvFile = Vec<(&'static str, Variable)>;
 
 impl Source {
     /// The source that the command line and the environment name. `config` is the file, over `CONFIG_FILE`, over
@@ -54,7 +52,7 @@ impl Source {
         let path = config.or_else(named).or_else(default);
         Self {
             path,
-            variables: environment::read_variables(variable),
+            variables: environment::read_variables(ENVIRONMENT, variable),
             env_file: read_env_file(),
             level,
             echo: None,
@@ -87,33 +85,28 @@ impl Source {
 
     /// Reads as much of the configuration as is valid, and reports everything that is wrong with it. Blocks on the files it names.
     pub fn load_with_errors(&self) -> (Config, Vec<ConfigError>) {
-        let mut errors = Vec::new();
         let mut problems = Vec::new();
         let mut config = self.path.as_ref().map_or_else(Config::default, |path| read(path, &mut problems));
-        errors.extend(problems.into_iter().map(|problem| problem.at(self.location())));
+        let mut errors: Vec<_> = problems.into_iter().map(|problem| problem.at(self.location())).collect();
         let variables = self.variables_for(config.node_config.as_mut(), &mut errors);
-        errors.extend(environment::conflicts(&self.variables).map(|problem| problem.at("environment")));
-        for (place, variable) in &variables {
-            errors.extend(variable.apply(&mut config).into_iter().map(|problem| problem.at(*place)));
+        errors.extend(environment::conflicts(&self.variables).map(|problem| problem.at(ENVIRONMENT)));
+        for variable in &variables {
+            errors.extend(variable.apply(&mut config));
         }
         for problem in certificate_problems(&config) {
-            let set =
-                |(_, variable): &&(_, &Variable)| problem.field().is_some_and(|field| variable.sets(field));
-            errors.push(match variables.iter().rfind(set) {
-                Some((place, variable)) => variable.rename_field(problem).at(*place),
+            errors.push(match variables.iter().rfind(|variable| variable.sets(&problem.field)) {
+                Some(variable) => variable.error(problem),
                 None => problem.at(self.location()),
             });
         }
-        if config.node_config.is_some()
-            && !variables.iter().any(|(_, variable)| variable.key.name == "udp.port")
-        {
+        if config.node_config.is_some() && !variables.iter().any(|variable| variable.key.name == "udp.port") {
             config.udp.port = config.mqtt.port;
         }
         // Each worker has an audio port of its own.
         let max_workers = (1 << 16) - usize::from(config.udp.port);
         if config.workers > max_workers {
             let allowed = format!("at most {max_workers} with udp.port {}", config.udp.port);
-            errors.push(Problem::value("workers", config.workers.to_string(), allowed).at(self.location()));
+            errors.push(Problem::value("workers", config.workers, allowed).at(self.location()));
             config.workers = 1;
         }
         if let Some(level) = self.level {
@@ -134,44 +127,45 @@ impl Source {
 
     /// The location that errors about several keys name.
     fn location(&self) -> String {
-        self.path.as_ref().map_or_else(|| "environment".to_owned(), |path| path.display().to_string())
+        self.path.as_ref().map_or_else(|| ENVIRONMENT.to_owned(), |path| path.display().to_string())
     }
 
-    /// The variables that count, each with the place that sets it. A file of the Node.js gateway brings its `.env` along.
-    fn variables_for(
-        &self,
-        node: Option<&mut NodeConfig>,
-        errors: &mut Vec<ConfigError>,
-    ) -> Vec<(&'static str, &Variable)> {
+    /// The variables that count. A file of the Node.js gateway brings its `.env` along.
+    fn variables_for(&self, node: Option<&mut NodeConfig>, errors: &mut Vec<ConfigError>) -> Vec<&Variable> {
         let mut variables = Vec::new();
         match (node, &self.env_file) {
             (Some(node), Some(Ok(given))) => {
                 let is_set = |name: &str| self.variables.iter().any(|variable| variable.name == name);
-                let taken: Vec<_> = given.iter().filter(|(name, _)| !is_set(name)).collect();
-                node.env_file = Some(taken.iter().map(|(name, _)| *name).collect());
-                variables.extend(taken.into_iter().map(|(_, variable)| (ENV_FILE, variable)));
+                variables.extend(given.iter().filter(|variable| !is_set(&variable.name)));
+                node.env_file = Some(variables.iter().map(|variable| variable.name.clone()).collect());
             }
-            (Some(_), Some(Err(error))) => errors.push(Problem::Unreadable(error.clone()).at(ENV_FILE)),
+            (Some(_), Some(Err(error))) => errors.push(unreadable(error).at(ENV_FILE)),
             (Some(_), None) | (None, _) => {}
         }
-        variables.extend(self.variables.iter().map(|variable| ("environment", variable)));
+        variables.extend(&self.variables);
         variables
     }
 }
 
 /// What `.env` in the working directory assigns to the Node.js gateway's variables, if there is such a file.
-fn read_env_file() -> Option<Result<EnvFile, String>> {
+fn read_env_file() -> Option<Result<Vec<Variable>, String>> {
     let text = match fs::read_to_string(ENV_FILE) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return None,
         Err(error) => return Some(Err(error.to_string())),
     };
     let assigned = dotenv::parse(&text);
-    let last = |name: &'static str| {
-        let (_, value) = assigned.iter().rev().find(|(assigned, _)| assigned == name)?;
-        Some((name, Variable::from_name(name, value)?))
-    };
-    Some(Ok(node_config::VARIABLES.into_iter().filter_map(last).collect()))
+    let place = |name: &str| node_config::VARIABLES.iter().position(|known| *known == name);
+    let mut variables = environment::read_variables(ENV_FILE, |name| {
+        place(name)?;
+        assigned.iter().rev().find(|(assigned, _)| assigned == name).map(|(_, value)| value.into())
+    });
+    variables.sort_by_key(|variable| place(&variable.name));
+    Some(Ok(variables))
+}
+
+fn unreadable(error: &str) -> Problem {
+    Problem::file(format!("cannot be read: {error}"))
 }
 
 fn read(path: &Path, problems: &mut Vec<Problem>) -> Config {
@@ -182,7 +176,7 @@ fn read(path: &Path, problems: &mut Vec<Problem>) -> Config {
     match text {
         Ok(text) => file::parse(&text, problems),
         Err(error) => {
-            problems.push(Problem::Unreadable(error));
+            problems.push(unreadable(&error));
             Config::default()
         }
     }
@@ -191,29 +185,22 @@ fn read(path: &Path, problems: &mut Vec<Problem>) -> Config {
 /// Certificate files that cannot be used, so that this is not first noticed in a call.
 fn certificate_problems(config: &Config) -> Vec<Problem> {
     let websocket = &config.websocket;
-    let own = |list: &'static str, servers: &[Arc<ChatServerConfig>]| {
-        let named = servers.iter().enumerate().filter_map(move |(index, server)| {
-            Some((format!("websocket.{list}[{index}].ca_file"), server.ca_file.clone()?))
-        });
-        named.collect::<Vec<_>>()
-    };
-    let mut files = own("production_servers", &websocket.production);
-    files.extend(own("development_servers", &websocket.development));
-    files.extend(websocket.ca_file.clone().map(|path| ("websocket.ca_file".to_owned(), path)));
-    let bad = files.into_iter().filter_map(|(field, path)| {
-        let found = match fs::read(&path) {
+    let lists = [("production", &websocket.production), ("development", &websocket.development)];
+    let own = lists.into_iter().flat_map(|(list, servers)| {
+        servers.iter().enumerate().filter_map(move |(index, server)| {
+            Some((format!("websocket.{list}_servers[{index}].ca_file"), server.ca_file.as_ref()?))
+        })
+    });
+    let shared = websocket.ca_file.iter().map(|path| ("websocket.ca_file".to_owned(), path));
+    let bad = own.chain(shared).filter_map(|(field, path)| {
+        const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+        let found = match fs::read(path) {
             Err(error) => error.to_string(),
-            Ok(bytes) if !contains_bytes(&bytes, b"-----BEGIN CERTIFICATE-----") => {
-                "no certificate in it".to_owned()
-            }
-            Ok(_) => return None,
+            Ok(bytes) if bytes.windows(BEGIN.len()).any(|part| part == BEGIN) => return None,
+            Ok(_) => "no certificate in it".to_owned(),
         };
         let found = format!("\"{}\" ({found})", path.display());
         Some(Problem::value(field, found, "a readable file with PEM certificates"))
     });
     bad.collect()
-}
-
-fn contains_bytes(bytes: &[u8], part: &[u8]) -> bool {
-    bytes.windows(part.len()).any(|window| window == part)
 }

@@ -1,17 +1,17 @@
 //! The values of a configuration file's JSON, each with the place where it stands.
 
-use std::fmt;
+use std::fmt::Display;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::error::Problem;
+use crate::proto::message::JsonObject;
 
 /// One JSON value and where it stands.
 pub(super) struct JsonValue<'a> {
     /// The dotted path from the top; empty for the whole file.
-    path: String,
+    pub(super) path: String,
     raw: &'a str,
 }
 
@@ -23,14 +23,14 @@ impl<'a> JsonValue<'a> {
     pub(super) fn parse(path: &str, text: &'a str) -> Result<Self, Problem> {
         let raw = serde_json::from_str::<&RawValue>(text).map_err(|error| {
             let message = error.to_string();
-            let message = message.split(" at line ").next().unwrap_or_default().to_owned();
-            Problem::Json { line: error.line(), column: error.column(), message }
+            let message = message.split(" at line ").next().unwrap_or_default();
+            Problem::file(format!("line {}, column {}: not JSON: {message}", error.line(), error.column()))
         })?;
         Ok(Self { path: path.to_owned(), raw: raw.get() })
     }
 
     /// The problem that this value is not what is allowed here.
-    pub(super) fn invalid(&self, allowed: impl Into<String>) -> Problem {
+    pub(super) fn invalid(&self, allowed: impl Display) -> Problem {
         let found = match self.raw.as_bytes().first() {
             Some(b'{' | b'[') => self.json_type().to_owned(),
             _ if self.raw.chars().count() > 80 => {
@@ -42,7 +42,7 @@ impl<'a> JsonValue<'a> {
     }
 
     /// As [`JsonValue::invalid`], with `found` in the place of a value that may hold a secret.
-    pub(super) fn invalid_redacted(&self, found: &str, allowed: impl Into<String>) -> Problem {
+    pub(super) fn invalid_redacted(&self, found: &str, allowed: impl Display) -> Problem {
         let path = if self.path.is_empty() { "the whole file" } else { &self.path };
         Problem::value(path, found, allowed)
     }
@@ -62,11 +62,6 @@ impl<'a> JsonValue<'a> {
         serde_json::from_str(self.raw)
     }
 
-    /// The dotted path from the top.
-    pub(super) fn path(&self) -> &str {
-        &self.path
-    }
-
     /// Whether this is a JSON object.
     pub(super) fn is_object(&self) -> bool {
         self.raw.starts_with('{')
@@ -82,17 +77,16 @@ impl<'a> JsonValue<'a> {
     /// # Errors
     /// When this is no object, or has a key twice.
     pub(super) fn members(&self) -> Result<Vec<(String, JsonValue<'a>)>, Problem> {
-        let Members(members) = self.deserialize().map_err(|_| self.invalid("an object"))?;
-        for (index, (key, _)) in members.iter().enumerate() {
-            if members[..index].iter().any(|(other, _)| other == key) {
-                return Err(Problem::value(self.join_path(key), "the key twice", "each key once"));
+        let object = JsonObject::parse(self.raw).map_err(|_| self.invalid("an object"))?;
+        let mut members: Vec<(String, JsonValue<'a>)> = Vec::new();
+        for (key, raw) in object.entries() {
+            let path = self.join_path(key);
+            if members.iter().any(|(other, _)| other == key) {
+                return Err(Problem::value(path, "the key twice", "each key once"));
             }
+            members.push((key.to_owned(), JsonValue { path, raw }));
         }
-        let member = |(key, raw): (String, &'a RawValue)| {
-            let value = JsonValue { path: self.join_path(&key), raw: raw.get() };
-            (key, value)
-        };
-        Ok(members.into_iter().map(member).collect())
+        Ok(members)
     }
 
     /// The items of a list.
@@ -133,31 +127,4 @@ pub(super) fn edit_distance(one: &str, other: &str) -> usize {
         }
     }
     row[other.len()]
-}
-
-/// An object's members in their order, a repeated key as often as it stands there.
-struct Members<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Collect;
-
-        impl<'de> Visitor<'de> for Collect {
-            type Value = Vec<(String, &'de RawValue)>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(entries)
-            }
-        }
-
-        deserializer.deserialize_map(Collect).map(Members)
-    }
 }

@@ -277,7 +277,7 @@ mod tests {
                 (config.mqtt.tls.cert_file, config.mqtt.tls.key_file) = (file("c"), file("k"));
             }
             let problems = config.conflicts();
-            let fields: Vec<_> = problems.iter().filter_map(Problem::field).collect();
+            let fields: Vec<_> = problems.iter().map(|problem| problem.field.as_str()).collect();
             assert_eq!(fields.join(", "), expected, "{mqtt} {enabled} {cert} {key}");
         }
     }

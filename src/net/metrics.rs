@@ -71,6 +71,8 @@ pub struct Metrics {
     pub tls_failed: u64,
     /// Successful logins of devices.
     pub admitted: u64,
+    /// Logins when as many client ids with the same MAC were connected as are allowed: refused, or another one was closed.
+    pub over_mac_limit: u64,
     /// Datagrams received.
     pub datagrams_in: u64,
     /// Datagrams sent.
@@ -129,6 +131,7 @@ impl Default for Metrics {
             tls_handshakes: 0,
             tls_failed: 0,
             admitted: 0,
+            over_mac_limit: 0,
             datagrams_in: 0,
             datagrams_out: 0,
             datagrams_failed: 0,

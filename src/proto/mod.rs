@@ -1,5 +1,6 @@
 //! Parsers and serialisers of all wire formats. They use no socket, no clock, no random source and no log.
 
+pub mod address_key;
 pub mod audio;
 pub mod identity;
 pub mod mac;

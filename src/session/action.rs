@@ -107,6 +107,8 @@ pub enum Admission {
     ConnectionLimit,
     /// `max_connections_per_ip` is reached.
     PerIpLimit,
+    /// As many client ids with this MAC are connected as are allowed.
+    MacLimit,
 }
 
 /// The server to open a WebSocket to, and the request headers that depend on the device.
@@ -205,6 +207,8 @@ labelled_enum! {
         Overflow => "overflow",
         /// `max_calls` was reached, or the random source failed.
         Refused => "refused",
+        /// The device said hello more often than `mqtt.hello_limit` allows.
+        HelloLimit => "hello_limit",
         /// The gateway is stopping.
         Shutdown => "shutdown",
         /// An operator ended the call.
@@ -311,6 +315,8 @@ pub enum CloseReason {
     Disconnected,
     /// The same client id connected again.
     TakenOver,
+    /// It has not proved who it is, and gives its place among the client ids with its MAC to a device that has.
+    Displaced,
     /// It sent a malformed packet.
     Protocol(Malformed),
     /// It sent a packet that is not allowed here: which one.

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::action::{Action, Counter, LogEvent};
+use super::hello_limiter::HelloLimiter;
 use super::request_ids::RequestIds;
 use super::server_health::ServerHealth;
 use crate::config::Config;
@@ -15,6 +16,8 @@ pub struct Context<'a> {
     pub config: &'a Config,
     /// Health and framing of the chat servers, shared by all calls.
     pub servers: &'a mut ServerHealth,
+    /// Hellos of all devices, over their connections.
+    pub hellos: &'a mut HelloLimiter,
     /// Ids of requests to devices, shared by all sessions of the process.
     pub ids: &'a RequestIds,
     /// To be carried out in order, see [the invariant](super#the-invariant).

@@ -50,18 +50,24 @@ pub struct Core {
 /// State that only some devices have.
 #[derive(Default)]
 struct ColdState {
-    /// The hello for which the shell is generating credentials.
-    pending_hello: Option<DeviceHello>,
-    /// The device was speaking when its connection was lost, and says hello now: it may still be speaking.
-    may_be_speaking: bool,
+    pending_hello: Option<PendingHello>,
     /// The session id of the last call, for a goodbye to a message without a call.
     last_session_id: Option<Box<str>>,
     /// Commands of operators, oldest first.
     commands: VecDeque<PendingCommand>,
     /// The gateway is draining: the device is disconnected then, or later at the end of its call.
     drain_deadline: Option<Instant>,
-    /// The number of consecutive hellos without a reply, and when the last one arrived.
-    unanswered_hellos: Option<(u8, Instant)>,
+}
+
+/// A hello for which the shell is generating credentials.
+struct PendingHello {
+    hello: DeviceHello,
+    /// The unanswered call that it replaces, whose dial goes on.
+    replaced: Option<Box<Call>>,
+    /// `mqtt.hello_limit` is exceeded: it is answered without a dial.
+    limited: bool,
+    /// The device was speaking when its connection was lost: it may still be.
+    may_be_speaking: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,10 +297,6 @@ impl Core {
             cold.pending_hello = None;
         }
         let Some(call) = self.call.take() else { return };
-        if call.session_id().is_none() {
-            self.cold.get_or_insert_default().unanswered_hellos =
-                Some((call.unanswered_hellos, call.started_at()));
-        }
         if let Some(id) = call.finish(reason, cx) {
             self.cold.get_or_insert_default().last_session_id = Some(id);
         }

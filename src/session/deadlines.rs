@@ -116,6 +116,10 @@ impl Deadlines {
         self.offsets_ms[timer as usize].is_some()
     }
 
+    pub(super) fn get(&self, timer: CallTimer) -> Option<Instant> {
+        self.offsets_ms[timer as usize].map(|after| self.instant_of(after))
+    }
+
     fn instant_of(&self, after: NonZeroU32) -> Instant {
         self.start + Duration::from_millis(u64::from(after.get()) - 1)
     }

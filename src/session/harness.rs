@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{
-    Action, Admission, CallCredentials, Context, Core, DropReason, Encrypted, FrameSpace, RequestIds,
-    ServerHealth, UdpPeer, Uplink,
+    Action, Admission, CallCredentials, Context, Core, DropReason, Encrypted, FrameSpace, HelloLimiter,
+    RequestIds, ServerHealth, UdpPeer, Uplink,
 };
 use crate::config::{ChatServerConfig, Config};
 use crate::proto::audio::{Cipher, HEADER_LEN, MAX_PAYLOAD, UdpHeader, ws_frame_header};
@@ -19,6 +19,7 @@ pub(crate) type SentDatagram = (Encrypted, Box<[u8]>);
 pub(crate) struct TestShell {
     pub(crate) config: Config,
     pub(crate) servers: ServerHealth,
+    pub(crate) hellos: HelloLimiter,
     pub(crate) ids: RequestIds,
     pub(crate) start: Instant,
     pub(crate) now: Instant,
@@ -27,7 +28,14 @@ pub(crate) struct TestShell {
 impl TestShell {
     pub(crate) fn new(config: Config) -> Self {
         let now = Instant::now();
-        Self { config, servers: ServerHealth::default(), ids: RequestIds::new(), start: now, now }
+        Self {
+            config,
+            servers: ServerHealth::default(),
+            hellos: HelloLimiter::default(),
+            ids: RequestIds::new(),
+            start: now,
+            now,
+        }
     }
 
     pub(crate) fn elapsed_ms(&self) -> u64 {
@@ -41,8 +49,8 @@ impl TestShell {
         out: &mut Vec<Action>,
         decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T,
     ) -> T {
-        let (config, servers) = (&self.config, &mut self.servers);
-        decide(core, &mut Context { now: self.now, config, servers, ids: &self.ids, out })
+        let Self { config, servers, hellos, ids, now, .. } = self;
+        decide(core, &mut Context { now: *now, config, servers, hellos, ids, out })
     }
 
     /// Lets the core decide, accepts its device if it asks for that, and gives it credentials for a call if it asks for them.

@@ -25,12 +25,14 @@ mod context;
 mod core;
 mod deadlines;
 mod device_calls;
+mod hello_limiter;
 mod jitter;
 mod labels;
 mod mcp;
 mod media;
 mod playout;
 mod queue;
+mod rate_limiter;
 mod request_ids;
 mod server_health;
 
@@ -43,6 +45,8 @@ pub use call::{CallView, FrameSpace, Uplink};
 pub use context::Context;
 pub use core::{Core, Delivery, LoginKey};
 pub use device_calls::{AcceptOutcome, DeviceCallEffect, DeviceCallTable, Presence, RequestOutcome};
+pub use hello_limiter::HelloLimiter;
+pub use rate_limiter::RateLimiter;
 pub use request_ids::RequestIds;
 pub use server_health::{ServerHealth, WireFraming};
 

@@ -10,11 +10,17 @@ use super::harness::{TestShell, connect_packet, publish_packet, servers};
 use super::*;
 use crate::config::{Config, PeerPolicy};
 use choices::{Choices, Trace};
+use firmware_device::FirmwareDevice;
 use model::{Input, Model, WebSocketState};
 
 mod audio_model;
 mod choices;
 mod device;
+#[allow(dead_code, missing_docs, unreachable_pub, reason = "tests/support uses more of it")]
+mod firmware;
+mod firmware_device;
+#[cfg(test)]
+mod firmware_tests;
 mod model;
 #[cfg(test)]
 mod network;
@@ -41,13 +47,15 @@ fn every_seed_keeps_the_invariants() {
 }
 
 /// Ends, and turns on the way, without which a run would be too tame.
-const REQUIRED_COVERAGE: [&str; 21] = [
+const REQUIRED_COVERAGE: [&str; 24] = [
     "device_goodbye",
     "device_udp_timeout",
     "device_disconnected",
     "device_lost",
     "device_error",
     "replaced",
+    "hello_limit",
+    "dial kept",
     "server_closed",
     "no_server",
     "server_lost",
@@ -63,6 +71,7 @@ const REQUIRED_COVERAGE: [&str; 21] = [
     "adopted",
     "text of a closing call",
     "keep alive",
+    "heard",
 ];
 
 /// One connection of the device, or what is left of it, with what the shell holds for it.
@@ -78,6 +87,8 @@ struct Simulation {
     sessions: Vec<ModelledSession>,
     /// The session that has the device's client id.
     current: Option<usize>,
+    /// The device, unless it acts at random.
+    firmware: Option<FirmwareDevice>,
     /// Whether the call has ended, for every ssrc so far.
     ended_by_ssrc: Vec<bool>,
     /// Numbers every text and frame.
@@ -97,9 +108,12 @@ impl Simulation {
         let seed = if let Choices::Seed(seed) = rng { Some(seed) } else { None };
         config.mcp.enabled = seed.unwrap_or_else(|| rng.next()).is_multiple_of(4);
         let replay = seed.map(|seed| format!("SIM_SEED={seed} cargo test sim"));
+        let shell = TestShell::new(config);
+        let seed_of_firmware = seed.filter(|seed| seed.is_multiple_of(2));
         Self {
             rng,
-            shell: TestShell::new(config),
+            firmware: seed_of_firmware.map(|seed| FirmwareDevice::new(seed, shell.now)),
+            shell,
             sessions: Vec::new(),
             current: None,
             ended_by_ssrc: Vec::new(),
@@ -118,6 +132,7 @@ impl Simulation {
             self.check();
             self.remove_finished();
         }
+        self.settle();
         // The device disconnects, and all timers expire.
         if let Some(current) = self.current {
             self.drive(current, Input::Other, Core::on_connection_lost);
@@ -150,7 +165,7 @@ impl Simulation {
 
     fn change_config(&mut self) {
         let websocket = &mut self.shell.config.websocket;
-        match self.rng.below(8) {
+        match self.rng.below(9) {
             0 => {
                 websocket.production = servers(self.rng.pick(&[&["ws://a/"][..], &["ws://c/", "ws://raw/"]]))
             }
@@ -160,6 +175,7 @@ impl Simulation {
             4 => websocket.reconnect.give_up_after = Duration::from_secs(self.rng.pick(&[0, 5, 110])),
             5 => websocket.ping_interval = Duration::from_secs(self.rng.pick(&[0, 5, 20])),
             6 => self.shell.config.mqtt.resume_grace = Duration::from_secs(self.rng.pick(&[0, 20, 20])),
+            7 => self.shell.config.mqtt.hello_limit = self.rng.pick(&[0, 1, 8]),
             _ => {
                 self.shell.config.udp.peer_policy = self.rng.pick(&[PeerPolicy::Adaptive, PeerPolicy::Strict])
             }
@@ -181,6 +197,7 @@ impl Simulation {
     fn advance(&mut self, ms: u64) {
         let until = self.shell.now + Duration::from_millis(ms);
         loop {
+            self.run_firmware();
             let due = self.sessions.iter().filter_map(|session| session.core.deadline()).min();
             let Some(due) = due.filter(|due| *due <= until) else { break };
             let late = Duration::from_millis(self.rng.pick(&[0, 0, 1, MAX_TIMER_DELAY_MS]));
@@ -192,6 +209,7 @@ impl Simulation {
             }
         }
         self.shell.now = self.shell.now.max(until);
+        self.run_firmware();
     }
 
     /// Lets a core decide, and the model check its actions.
@@ -209,6 +227,8 @@ impl Simulation {
             credentials.insert(generated).clone()
         };
         let ((), out) = self.shell.drive(core, generate, decide);
+        let dial_kept = matches!(out[..], [Action::CallEnded(_), Action::GenerateCredentials, ..]);
+        self.coverage.extend(dial_kept.then_some("dial kept"));
         for action in &out {
             self.trace.log(self.shell.elapsed_ms(), format_args!("[{s}]   {action:?}"));
             self.coverage.extend(coverage_point(action));
@@ -217,6 +237,7 @@ impl Simulation {
             let ended = &mut self.ended_by_ssrc[ssrc as usize];
             assert!(!std::mem::replace(ended, true), "a call ends once");
         }
+        out.iter().for_each(|action| self.send_to_firmware(s, action));
         out
     }
 

@@ -3,25 +3,28 @@
 
 mod conversation;
 mod diagnosis;
-mod options;
 mod public_ip;
 mod report;
 mod server;
 mod settings;
 
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use pico_args::Arguments;
 
-use self::options::CheckOptions;
-use self::report::{CheckReport, CheckReporter, Finding};
+use self::diagnosis::ServerDiagnosis;
+use self::report::{CheckReporter, Finding};
 use self::server::ServerCheck;
-use super::command_line::{self, usage_error};
+use super::command_line::{self, CommandLine, usage_error};
 use super::step_report::{self, StepState};
 use super::terminal::Terminal;
 use crate::config::{ChatServerConfig, Config, Source, unknown_variables};
+use crate::proto::identity::{ClientId, Mac};
 
 const HELP: &str = "\
 Read the configuration, try every chat server as a call would, and say in words what
@@ -52,6 +55,37 @@ wrong usage.";
 /// Servers that are tried in parallel.
 const MAX_CONCURRENT_CHECKS: usize = 8;
 
+/// Locally administered, and "check" in ASCII.
+const DEFAULT_MAC: [u8; 6] = [0x02, 0x63, 0x68, 0x65, 0x63, 0x6b];
+/// Where the Node.js gateway keeps its configuration.
+const NODE_CONFIG_FILE: &str = "config/mqtt.json";
+
+/// What to check, as which device, and with which timeout.
+struct CheckOptions {
+    config: Option<PathBuf>,
+    migrate: bool,
+    mac: Mac,
+    uuid: String,
+    timeout: Duration,
+    json: bool,
+}
+
+impl CheckOptions {
+    fn parse(mut args: CommandLine) -> Result<Self, String> {
+        let config = args.config()?;
+        let mac = args.value("--mac")?.unwrap_or(Mac::from(DEFAULT_MAC));
+        let uuid = args.text("--uuid")?.unwrap_or_else(|| mac.underscored());
+        ClientId::parse(&format!("check@@@{mac}@@@{uuid}")).map_err(|error| format!("--uuid: {error}"))?;
+        let timeout = Duration::from_secs(args.whole_number("--timeout", 60)?.unwrap_or(5).into());
+        let (migrate, json) = (args.flag("--migrate"), args.flag("--json"));
+        args.finish()?;
+        let node =
+            || (migrate && Path::new(NODE_CONFIG_FILE).exists()).then(|| PathBuf::from(NODE_CONFIG_FILE));
+        let config = config.or_else(node);
+        Ok(Self { config, migrate, mac, uuid, timeout, json })
+    }
+}
+
 /// Runs the sub-command with its own arguments.
 pub fn run(args: Arguments) -> ExitCode {
     command_line::run("check", HELP, args, CheckOptions::parse, |options| {
@@ -65,25 +99,21 @@ fn check(options: &CheckOptions, source: &Source) -> ExitCode {
     let (config, errors) = source.load_with_errors();
     let mut reporter = CheckReporter::new(terminal, source, &config);
     let report = if errors.is_empty() {
-        reporter.add_settings(settings::check_settings(&config));
+        reporter.report.settings = settings::check_settings(&config);
         reporter.progress(&format!("trying {} chat servers ...", servers(&config).count()));
-        let mut findings = vec![public_ip::check_public_ip(&config.udp)];
+        let findings = &mut reporter.report.settings;
+        findings.push(public_ip::check_public_ip(&config.udp));
         let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
         findings.extend(unknown.into_iter().map(|what| Finding::new("configuration", StepState::Warn, what)));
         findings.extend(public_ip::check_container(&config.udp));
-        reporter.add_settings(findings);
         check_servers(&config, options, &mut reporter);
         reporter.finish()
     } else {
-        reporter.config_rejected(errors.iter().map(ToString::to_string).collect())
+        reporter.config_rejected(&errors)
     };
     if options.json {
         Terminal::stdout().print_line(&step_report::to_json(&report));
     }
-    exit_code(&report)
-}
-
-fn exit_code(report: &CheckReport) -> ExitCode {
     match (report.ok, report.problems.is_empty()) {
         (true, _) => ExitCode::SUCCESS,
         (false, true) => ExitCode::FAILURE,
@@ -98,19 +128,17 @@ fn servers(config: &Config) -> impl Iterator<Item = (&'static str, &Arc<ChatServ
 }
 
 fn check_servers(config: &Config, options: &CheckOptions, reporter: &mut CheckReporter) {
-    let all: Vec<_> = servers(config).collect();
-    let server_check = ServerCheck { config, options };
-    for some in all.chunks(MAX_CONCURRENT_CHECKS) {
-        thread::scope(|scope| {
-            let threads: Vec<_> =
-                some.iter().map(|(list, server)| scope.spawn(|| server_check.run(list, server))).collect();
-            for thread in threads {
-                match thread.join() {
-                    Ok(report) => reporter.add_server(report),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-        });
+    for some in servers(config).collect::<Vec<_>>().chunks(MAX_CONCURRENT_CHECKS) {
+        reporter.report.servers.extend(thread::scope(|scope| {
+            let start = |&(list, server)| {
+                let check = ServerCheck { options, diagnosis: ServerDiagnosis { server, config } };
+                scope.spawn(move || check.run(list))
+            };
+            let threads: Vec<_> = some.iter().map(start).collect();
+            let reports =
+                threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            reports.collect::<Vec<_>>()
+        }));
     }
 }
 

@@ -38,6 +38,15 @@ pub(super) fn usage_error(name: &str, error: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
+/// An option whose value is a path.
+///
+/// # Errors
+/// When the value is missing.
+pub fn path_option(args: &mut Arguments, keys: [&'static str; 2]) -> Result<Option<PathBuf>, String> {
+    let path = |text: &OsStr| Ok::<_, Infallible>(text.into());
+    args.opt_value_from_os_str(keys, path).map_err(|error| error.to_string())
+}
+
 impl CommandLine {
     pub(super) fn value<T: FromStr<Err: Display>>(
         &mut self,
@@ -61,8 +70,7 @@ impl CommandLine {
 
     /// The configuration file.
     pub(super) fn config(&mut self) -> Result<Option<PathBuf>, String> {
-        let path = |text: &OsStr| Ok::<_, Infallible>(PathBuf::from(text));
-        self.0.opt_value_from_os_str(["-c", "--config"], path).map_err(|error| error.to_string())
+        path_option(&mut self.0, ["-c", "--config"])
     }
 
     /// The gateway's signature key, which may be in the environment.

@@ -41,14 +41,12 @@ const DEMO_MAC: &str = "02:00:00:00:00:01";
 pub fn run(args: Arguments) -> ExitCode {
     command_line::run("demo", HELP, args, parse_seconds, |seconds| {
         let mut terminal = Terminal::stdout();
-        match Demo::start().and_then(|demo| demo.run(seconds, &mut terminal)) {
-            Ok(true) => ExitCode::SUCCESS,
-            Ok(false) => ExitCode::FAILURE,
-            Err(error) => {
-                terminal.print_line(&format!("The demo failed: {error}."));
-                ExitCode::FAILURE
-            }
+        match demo(seconds, &mut terminal) {
+            Ok(true) => return ExitCode::SUCCESS,
+            Ok(false) => {}
+            Err(error) => terminal.print_line(&format!("The demo failed: {error}.")),
         }
+        ExitCode::FAILURE
     })
 }
 
@@ -58,11 +56,39 @@ fn parse_seconds(mut args: CommandLine) -> Result<u32, String> {
     Ok(seconds)
 }
 
-/// The echo server and the gateway of the demo.
-struct Demo {
-    echo: EchoServer,
-    key: String,
-    gateway: Running,
+/// Runs the demo; true when audio came back.
+fn demo(seconds: u32, terminal: &mut Terminal) -> Result<bool, String> {
+    let echo =
+        EchoServer::start().map_err(|error| format!("the echo chat server does not start: {error}"))?;
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(|error| format!("the system gives no random bytes: {error}"))?;
+    let key = data_encoding::HEXLOWER.encode(&random);
+    let mut config = Config::default();
+    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    (config.mqtt.host, config.mqtt.port, config.mqtt.signature_key) = (loopback, 0, Secret::new(&key));
+    (config.udp.host, config.udp.port, config.udp.public_ip) = (loopback, 0, PublicIp::Auto);
+    config.api.port = 0;
+    let server = echo.url().parse().map_err(|error| format!("the echo chat server's address: {error}"))?;
+    config.websocket.production = vec![Arc::new(server)];
+    let gateway =
+        Running::start(config, None).map_err(|error| format!("the gateway does not start: {error}"))?;
+    let addresses = gateway.addresses();
+    let (mqtt, udp, chat) = (addresses.mqtt.to_string(), addresses.udp.to_string(), echo.addr());
+    for line in [
+        "A simulated device makes a real call, over sockets of this machine:",
+        "",
+        &format!("  device --MQTT-> {mqtt:<16} gateway --WebSocket-> chat server (echo)"),
+        &format!("         --UDP--> {udp:<16}                       {chat}"),
+        "",
+    ] {
+        terminal.print_line(line);
+    }
+    let call = make_call(addresses.mqtt, &key, seconds, terminal);
+    let stopped = gateway.stop(Duration::from_secs(1));
+    let (call, round_trip) = call.map_err(|failure| failure.to_string())?;
+    stopped.map_err(|error| format!("the gateway stopped with an error: {error}"))?;
+    summary(&call, &round_trip).iter().for_each(|line| terminal.print_line(line));
+    Ok(round_trip.echoed > 0)
 }
 
 /// The device's call.
@@ -74,48 +100,6 @@ struct DemoCall {
     packets: u32,
 }
 
-impl Demo {
-    fn start() -> Result<Self, String> {
-        let echo =
-            EchoServer::start().map_err(|error| format!("the echo chat server does not start: {error}"))?;
-        let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|error| format!("the system gives no random bytes: {error}"))?;
-        let key = data_encoding::HEXLOWER.encode(&random);
-        let mut config = Config::default();
-        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        (config.mqtt.host, config.mqtt.port, config.mqtt.signature_key) = (loopback, 0, Secret::new(&key));
-        (config.udp.host, config.udp.port, config.udp.public_ip) = (loopback, 0, PublicIp::Auto);
-        config.api.port = 0;
-        let server =
-            echo.url().parse().map_err(|error| format!("the echo chat server's address: {error}"))?;
-        config.websocket.production = vec![Arc::new(server)];
-        let gateway =
-            Running::start(config, None).map_err(|error| format!("the gateway does not start: {error}"))?;
-        Ok(Self { echo, key, gateway })
-    }
-
-    /// Runs the demo; true when audio came back.
-    fn run(self, seconds: u32, terminal: &mut Terminal) -> Result<bool, String> {
-        let Self { echo, key, gateway } = self;
-        let addresses = gateway.addresses();
-        terminal.print_line("A simulated device makes a real call, over sockets of this machine:");
-        terminal.print_line("");
-        let (mqtt, udp) = (addresses.mqtt.to_string(), addresses.udp.to_string());
-        terminal
-            .print_line(&format!("  device --MQTT-> {mqtt:<16} gateway --WebSocket-> chat server (echo)"));
-        terminal.print_line(&format!("         --UDP--> {udp:<16}                       {}", echo.addr()));
-        terminal.print_line("");
-        let call = make_call(addresses.mqtt, &key, seconds, terminal);
-        let stopped = gateway.stop(Duration::from_secs(1));
-        let (demo_call, round_trip) = call.map_err(|failure| failure.to_string())?;
-        stopped.map_err(|error| format!("the gateway stopped with an error: {error}"))?;
-        for line in summary(&demo_call, &round_trip) {
-            terminal.print_line(&line);
-        }
-        Ok(round_trip.echoed > 0)
-    }
-}
-
 fn make_call(
     mqtt: SocketAddr,
     key: &str,
@@ -125,95 +109,57 @@ fn make_call(
     let mac = DEMO_MAC.parse::<Mac>().unwrap_or_else(|_| unreachable!("a constant, read in a test"));
     let begin = Instant::now();
     let mut device = SimulatedDevice::connect(mqtt, &Login::new(mac, Some(key.as_bytes())), TIMEOUT)?;
-    let connected_in = begin.elapsed();
-    if !terminal.is_interactive() {
-        terminal.print_line(&format!("  MQTT connected in {}", format_ms(connected_in)));
-    }
+    let connect_time = begin.elapsed();
+    terminal.print_plain(&format!("  MQTT connected in {}", format_ms(connect_time)));
     let begin = Instant::now();
     let mut call = device.call()?;
-    let demo_call = DemoCall {
-        udp: call.server_addr()?,
-        connect_time: connected_in,
-        setup_time: begin.elapsed(),
-        session_id: call.parameters.session_id.clone(),
-        packets: packets_in(seconds),
-    };
-    if !terminal.is_interactive() {
-        terminal.print_line(&format!(
-            "  call up in {}, session {}",
-            format_ms(demo_call.setup_time),
-            demo_call.session_id
-        ));
-    }
+    let (udp, setup_time) = (call.server_addr()?, begin.elapsed());
+    let (session_id, packets) = (call.parameters.session_id.clone(), packets_in(seconds));
+    terminal.print_plain(&format!("  call up in {}, session {session_id}", format_ms(setup_time)));
+    let demo_call = DemoCall { udp, connect_time, setup_time, session_id, packets };
     device.start_listening(&call, "realtime")?;
-    let mut round_trip = RoundTripTest::default();
-    let mut view = ProgressView {
-        demo_call: &demo_call,
-        terminal,
-        next_update: Instant::now(),
-        started_at: Instant::now(),
+    let started_at = Instant::now();
+    let mut next_update = started_at;
+    let tick = |round_trip: &RoundTripTest| {
+        if Instant::now() < next_update {
+            return;
+        }
+        let interval = if terminal.is_interactive() { REDRAW_INTERVAL } else { LINE_INTERVAL };
+        next_update = Instant::now() + interval;
+        terminal.redraw(&demo_call.block(round_trip));
+        if round_trip.sent > 1 {
+            terminal.print_plain(&format!(
+                "  {:2.0} s: {} packets up, {} down, {} lost, round trip {}",
+                started_at.elapsed().as_secs_f64(),
+                round_trip.sent,
+                round_trip.echoed,
+                round_trip.lost_so_far(),
+                ms_or_dash(round_trip.round_trips.last().copied()),
+            ));
+        }
     };
-    round_trip
-        .send_audio(&mut device, &mut call, demo_call.packets, LINGER, |round_trip| view.show(round_trip))?;
-    view.finish(&round_trip);
+    let mut round_trip = RoundTripTest::default();
+    round_trip.send_audio(&mut device, &mut call, packets, LINGER, tick)?;
+    terminal.redraw(&demo_call.block(&round_trip));
+    terminal.keep_block();
     device.goodbye(&call)?;
     device.disconnect()?;
     Ok((demo_call, round_trip))
 }
 
-/// The live view.
-struct ProgressView<'a> {
-    demo_call: &'a DemoCall,
-    terminal: &'a mut Terminal,
-    started_at: Instant,
-    next_update: Instant,
-}
-
-impl ProgressView<'_> {
-    fn show(&mut self, round_trip: &RoundTripTest) {
-        let now = Instant::now();
-        if now < self.next_update {
-            return;
-        }
-        if self.terminal.is_interactive() {
-            self.next_update = now + REDRAW_INTERVAL;
-            self.terminal.redraw(&self.block(round_trip));
-        } else {
-            self.next_update = now + LINE_INTERVAL;
-            if round_trip.sent > 1 {
-                self.terminal.print_line(&format!(
-                    "  {:2.0} s: {} packets up, {} down, {} lost, round trip {}",
-                    self.started_at.elapsed().as_secs_f64(),
-                    round_trip.sent,
-                    round_trip.echoed,
-                    round_trip.lost_so_far(),
-                    ms_or_dash(round_trip.round_trips.last().copied()),
-                ));
-            }
-        }
-    }
-
-    /// Shows the last state, which stays on the screen.
-    fn finish(&mut self, round_trip: &RoundTripTest) {
-        let block = self.block(round_trip);
-        self.terminal.redraw(&block);
-        self.terminal.keep_block();
-    }
-
+impl DemoCall {
+    /// The live view.
     fn block(&self, round_trip: &RoundTripTest) -> Vec<String> {
         const WIDTH: u32 = 30;
-        let done = round_trip.sent * WIDTH / self.demo_call.packets.max(1);
+        let Self { session_id, packets, .. } = self;
+        let done = round_trip.sent * WIDTH / packets;
         let bar = "#".repeat(done as usize) + &"-".repeat((WIDTH - done) as usize);
         let now = ms_or_dash(round_trip.round_trips.last().copied());
         let median = ms_or_dash(round_trip.percentile(0.5));
         vec![
-            format!("  MQTT         connected in {}", format_ms(self.demo_call.connect_time)),
-            format!(
-                "  call         up in {}, session {}",
-                format_ms(self.demo_call.setup_time),
-                self.demo_call.session_id
-            ),
-            format!("  packets up   [{bar}] {} of {}", round_trip.sent, self.demo_call.packets),
+            format!("  MQTT         connected in {}", format_ms(self.connect_time)),
+            format!("  call         up in {}, session {session_id}", format_ms(self.setup_time)),
+            format!("  packets up   [{bar}] {} of {packets}", round_trip.sent),
             format!("  packets down {}", round_trip.echoed),
             format!("  lost         {}", round_trip.lost_so_far()),
             format!("  round trip   {now} now, {median} median"),
@@ -297,6 +243,6 @@ mod tests {
     #[test]
     fn audio_comes_back_and_the_summary_says_so() {
         let mut terminal = Terminal::stderr();
-        assert_eq!(Demo::start().unwrap().run(1, &mut terminal), Ok(true));
+        assert_eq!(demo(1, &mut terminal), Ok(true));
     }
 }

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use data_encoding::BASE64;
 
+use self::call::receive_within;
 pub use self::call::{AudioPacket, Call, CallParameters, PacketCounts};
 pub use self::error::{DeviceError, DeviceErrorKind, DeviceStep};
 
@@ -40,6 +41,8 @@ use crate::proto::mqtt::{self, Connect, ProtocolLevel, ServerPacket, encode};
 
 /// The hello of current firmware, without MCP.
 pub const HELLO: &str = r#"{"type":"hello","version":3,"transport":"udp","features":{},"audio_params":{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}}"#;
+/// The fields of a `listen` that makes a chat server speak.
+pub(super) const GREETING: &str = r#""state":"detect","text":"你好""#;
 /// How long the firmware waits for the answer to its hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// The topic devices publish on; the gateway ignores it.
@@ -49,7 +52,6 @@ pub const PUBLISH_TOPIC: &str = "device-server";
 const MAX_PACKET: usize = 1024 * 1024;
 /// Texts kept for [`SimulatedDevice::receive_text`] while the device waits for something else.
 const MAX_QUEUED_TEXTS: usize = 1024;
-const NO_WAIT: Duration = Duration::ZERO;
 
 /// What a device presents in CONNECT. It is a secret: there is no `Debug`.
 #[derive(Clone)]
@@ -109,27 +111,12 @@ pub struct SimulatedDevice {
 pub enum Incoming {
     /// The return code of a CONNACK.
     ConnAck(u8),
-    /// A message, and the topic it came on.
-    Text {
-        /// `devices/p2p/<mac_>`, usually.
-        topic: String,
-        /// JSON, usually.
-        text: String,
-    },
-    /// Granted QoS, or 0x80, for each filter.
-    SubAck {
-        /// That of the SUBSCRIBE.
-        packet_id: u16,
-        /// One for each filter.
-        codes: Vec<u8>,
-    },
-    /// Answer to an UNSUBSCRIBE.
-    UnsubAck {
-        /// That of the UNSUBSCRIBE.
-        packet_id: u16,
-    },
+    /// A message: JSON, usually.
+    Text(String),
     /// Answer to [`SimulatedDevice::ping`].
     PingResp,
+    /// Answer to a packet that this device sends only raw.
+    Other,
 }
 
 impl SimulatedDevice {
@@ -160,7 +147,7 @@ impl SimulatedDevice {
     /// against the system's authorities and those in `ca_pem`, a bundle of PEM certificates.
     ///
     /// # Errors
-    /// [`DeviceStep::Tls`], with [`DeviceErrorKind::TlsFailed`] in the words of the TLS library.
+    /// [`DeviceStep::Tls`], in the words of the TLS library.
     pub fn start_tls(self, host: &str, ca_pem: Option<Vec<u8>>) -> Result<Self, DeviceError> {
         let Self { stream, timeout, .. } = self;
         let waits = stream.socket().set_read_timeout(Some(timeout));
@@ -177,15 +164,12 @@ impl SimulatedDevice {
     pub fn log_in(mut self, login: &Login) -> Result<Self, DeviceError> {
         use DeviceStep::{Login, Mqtt};
         self.send_raw(&login.connect_packet()).map_err(|error| error.at(Mqtt))?;
-        let kind = match self.receive(self.timeout).map_err(|error| error.at(Mqtt))? {
+        Err(match self.receive(self.timeout).map_err(|error| error.at(Mqtt))? {
             Some(Incoming::ConnAck(0)) => return Ok(self),
-            Some(Incoming::ConnAck(code)) => {
-                return Err(DeviceError::new(Login, DeviceErrorKind::LoginRefused(code)));
-            }
-            Some(other) => DeviceErrorKind::NotMqtt(format!("{other:?} before CONNACK")),
-            None => DeviceErrorKind::Timeout(self.timeout),
-        };
-        Err(DeviceError::new(Mqtt, kind))
+            Some(Incoming::ConnAck(code)) => DeviceError::new(Login, DeviceErrorKind::LoginRefused(code)),
+            Some(other) => DeviceError::not_mqtt(Mqtt, format_args!("{other:?} before CONNACK")),
+            None => DeviceError::new(Mqtt, DeviceErrorKind::Timeout(self.timeout)),
+        })
     }
 
     /// The socket, for operations that this type does not have.
@@ -198,9 +182,7 @@ impl SimulatedDevice {
     /// # Errors
     /// [`DeviceStep::MqttConnection`].
     pub fn send_text(&mut self, text: &str) -> Result<(), DeviceError> {
-        let mut packet = Vec::new();
-        encode::publish(&mut packet, PUBLISH_TOPIC, text.as_bytes());
-        self.send_raw(&packet)
+        self.send_packet(|packet| encode::publish(packet, PUBLISH_TOPIC, text.as_bytes()))
     }
 
     /// Writes bytes as they are.
@@ -218,8 +200,12 @@ impl SimulatedDevice {
     /// # Errors
     /// [`DeviceStep::MqttConnection`].
     pub fn ping(&mut self) -> Result<(), DeviceError> {
+        self.send_packet(encode::pingreq)
+    }
+
+    fn send_packet(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), DeviceError> {
         let mut packet = Vec::new();
-        encode::pingreq(&mut packet);
+        encode(&mut packet);
         self.send_raw(&packet)
     }
 
@@ -237,55 +223,40 @@ impl SimulatedDevice {
             if left.is_zero() && !wait.is_zero() {
                 return Ok(None);
             }
-            match self.read(left) {
-                Ok(0) => {
-                    return Err(DeviceError::new(DeviceStep::MqttConnection, DeviceErrorKind::Closed));
-                }
-                Ok(_) => {}
-                Err(error) if error::is_timeout(&error) => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(DeviceError::io(DeviceStep::MqttConnection, error, wait)),
+            if !self.read(left).map_err(|error| DeviceError::io(DeviceStep::MqttConnection, error, wait))? {
+                return Ok(None);
             }
         }
     }
 
     fn decode(&mut self) -> Result<Option<Incoming>, DeviceError> {
-        let decoded = mqtt::decode_server_packet(&self.read_buffer, MAX_PACKET).map_err(|error| {
-            DeviceError::new(DeviceStep::MqttConnection, DeviceErrorKind::NotMqtt(error.to_string()))
-        })?;
+        let decoded = mqtt::decode_server_packet(&self.read_buffer, MAX_PACKET)
+            .map_err(|error| DeviceError::not_mqtt(DeviceStep::MqttConnection, error))?;
         let Some((reply, used)) = decoded else { return Ok(None) };
         let incoming = match reply {
             ServerPacket::ConnAck { code, .. } => Incoming::ConnAck(code),
-            ServerPacket::Publish(publish) => Incoming::Text {
-                topic: publish.topic.to_owned(),
-                text: String::from_utf8_lossy(publish.payload).into_owned(),
-            },
-            ServerPacket::SubAck { packet_id, codes } => {
-                Incoming::SubAck { packet_id, codes: codes.to_vec() }
+            ServerPacket::Publish(publish) => {
+                Incoming::Text(String::from_utf8_lossy(publish.payload).into_owned())
             }
-            ServerPacket::UnsubAck { packet_id } => Incoming::UnsubAck { packet_id },
             ServerPacket::PingResp => Incoming::PingResp,
+            ServerPacket::SubAck { .. } | ServerPacket::UnsubAck { .. } => Incoming::Other,
         };
         self.read_buffer.drain(..used);
         Ok(Some(incoming))
     }
 
-    fn read(&mut self, wait: Duration) -> io::Result<usize> {
+    /// Reads once; false when nothing came in time.
+    fn read(&mut self, wait: Duration) -> io::Result<bool> {
         let mut chunk = [0; 4096];
-        // A read timeout of zero is an error, so "no wait" is another mode of the socket.
-        let result = if wait.is_zero() {
-            self.stream.socket().set_nonblocking(true)?;
-            let result = self.stream.read(&mut chunk);
-            self.stream.socket().set_nonblocking(false)?;
-            result
-        } else {
-            self.stream.socket().set_read_timeout(Some(wait))?;
-            self.stream.read(&mut chunk)
-        };
-        if let Ok(n) = result {
-            self.read_buffer.extend_from_slice(&chunk[..n]);
-        }
-        result
+        let read = receive_within(
+            &mut self.stream,
+            |stream| stream.socket().into(),
+            wait,
+            |stream| stream.read(&mut chunk),
+        );
+        let Some(n) = read? else { return Ok(false) };
+        self.read_buffer.extend_from_slice(&chunk[..n]);
+        if n == 0 { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(true) }
     }
 
     /// The next text message, other packets passed over; `None` when none came in time.
@@ -293,18 +264,7 @@ impl SimulatedDevice {
     /// # Errors
     /// As [`Self::receive`].
     pub fn receive_text(&mut self, wait: Duration) -> Result<Option<String>, DeviceError> {
-        if let Some(text) = self.queued_texts.pop_front() {
-            return Ok(Some(text));
-        }
-        let deadline = Instant::now() + wait;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.receive(left)? {
-                Some(Incoming::Text { text, .. }) => return Ok(Some(text)),
-                Some(_) => {}
-                None => return Ok(None),
-            }
-        }
+        self.receive_text_where(wait, |_| true)
     }
 
     /// Waits for a text message of this `type`. Others that come first are kept for [`Self::receive_text`].
@@ -312,24 +272,28 @@ impl SimulatedDevice {
     /// # Errors
     /// As [`Self::receive`]; [`DeviceErrorKind::Timeout`] when none came in time.
     pub fn wait_for(&mut self, kind: &str, wait: Duration) -> Result<String, DeviceError> {
-        let deadline = Instant::now() + wait;
-        if let Some(i) = self.queued_texts.iter().position(|text| is_kind(text, kind))
-            && let Some(text) = self.queued_texts.remove(i)
-        {
-            return Ok(text);
+        let text = self.receive_text_where(wait, |text| message_type(text) == kind)?;
+        text.ok_or(DeviceError::new(DeviceStep::MqttConnection, DeviceErrorKind::Timeout(wait)))
+    }
+
+    fn receive_text_where(
+        &mut self,
+        wait: Duration,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<Option<String>, DeviceError> {
+        if let Some(i) = self.queued_texts.iter().position(|text| is_wanted(text)) {
+            return Ok(self.queued_texts.remove(i));
         }
+        let deadline = Instant::now() + wait;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.receive(left)? {
-                Some(Incoming::Text { text, .. }) if is_kind(&text, kind) => return Ok(text),
-                Some(Incoming::Text { text, .. }) => {
+            match self.receive(deadline.saturating_duration_since(Instant::now()))? {
+                Some(Incoming::Text(text)) if is_wanted(&text) => return Ok(Some(text)),
+                Some(Incoming::Text(text)) => {
                     self.queued_texts.push_back(text);
                     self.queued_texts.truncate(MAX_QUEUED_TEXTS);
                 }
                 Some(_) => {}
-                None => {
-                    return Err(DeviceError::new(DeviceStep::MqttConnection, DeviceErrorKind::Timeout(wait)));
-                }
+                None => return Ok(None),
             }
         }
     }
@@ -349,8 +313,10 @@ impl SimulatedDevice {
     pub fn hello(&mut self, hello: &str) -> Result<CallParameters, DeviceError> {
         self.send_text(hello).map_err(|error| error.at(DeviceStep::Hello))?;
         let reply = self.wait_for("hello", HELLO_TIMEOUT).map_err(|error| error.at(DeviceStep::Hello))?;
-        CallParameters::parse(&reply)
-            .map_err(|why| DeviceError::new(DeviceStep::Hello, DeviceErrorKind::BadHelloReply(why)))
+        CallParameters::parse(&reply).map_err(|why| {
+            let what = format!("a device could not use the hello reply: {why}");
+            DeviceError::new(DeviceStep::Hello, DeviceErrorKind::Other(what))
+        })
     }
 
     /// `listen` start in a mode of the firmware: auto, manual or realtime.
@@ -358,8 +324,9 @@ impl SimulatedDevice {
     /// # Errors
     /// [`DeviceStep::MqttConnection`].
     pub fn start_listening(&mut self, call: &Call, mode: &str) -> Result<(), DeviceError> {
-        let (id, mode) = (message::json_quote(&call.parameters.session_id), message::json_quote(mode));
-        self.send_text(&format!(r#"{{"session_id":{id},"type":"listen","state":"start","mode":{mode}}}"#))
+        let mode = message::json_quote(mode);
+        let start = format!(r#""state":"start","mode":{mode}"#);
+        self.send_text(&listen_message(&call.parameters.session_id, &start))
     }
 
     /// `listen` stop.
@@ -367,8 +334,7 @@ impl SimulatedDevice {
     /// # Errors
     /// [`DeviceStep::MqttConnection`].
     pub fn stop_listening(&mut self, call: &Call) -> Result<(), DeviceError> {
-        let id = message::json_quote(&call.parameters.session_id);
-        self.send_text(&format!(r#"{{"session_id":{id},"type":"listen","state":"stop"}}"#))
+        self.send_text(&listen_message(&call.parameters.session_id, r#""state":"stop""#))
     }
 
     /// Hangs up.
@@ -384,17 +350,21 @@ impl SimulatedDevice {
     /// # Errors
     /// [`DeviceStep::MqttConnection`].
     pub fn disconnect(mut self) -> Result<(), DeviceError> {
-        let mut packet = Vec::new();
-        encode::disconnect(&mut packet);
-        self.send_raw(&packet)?;
+        self.send_packet(encode::disconnect)?;
         // The gateway may be gone already.
         let _ = self.stream.shut_down_tls();
         Ok(())
     }
 }
 
-fn is_kind(text: &str, kind: &str) -> bool {
-    message::peek(text, Reader::Device).is_ok_and(|peek| peek.kind == kind)
+/// A `listen` with these fields.
+pub(super) fn listen_message(session_id: &str, fields: &str) -> String {
+    format!(r#"{{"session_id":{},"type":"listen",{fields}}}"#, message::json_quote(session_id))
+}
+
+/// The `type` of a message; empty when it is none.
+pub(super) fn message_type(text: &str) -> String {
+    message::peek(text, Reader::Device).map(|peek| peek.kind.into_owned()).unwrap_or_default()
 }
 
 #[cfg(test)]

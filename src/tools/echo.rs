@@ -8,8 +8,6 @@ mod conversation;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -23,6 +21,7 @@ use tungstenite::{Error, HandshakeError, Message, WebSocket};
 
 use self::conversation::Conversation;
 pub(super) use self::conversation::NOTHING_HEARD;
+use crate::net::event_loop::tcp;
 
 /// A running echo server. It stops when dropped.
 ///
@@ -33,8 +32,7 @@ pub(super) use self::conversation::NOTHING_HEARD;
 #[derive(Debug)]
 pub struct EchoServer {
     addr: SocketAddr,
-    stop: Arc<AtomicBool>,
-    waker: Arc<Waker>,
+    waker: Waker,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -56,19 +54,17 @@ impl EchoServer {
         let mut listener = TcpListener::bind(addr)?;
         let addr = listener.local_addr()?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
-        let stop = Arc::new(AtomicBool::new(false));
+        let waker = Waker::new(poll.registry(), WAKER)?;
         let server = EchoEventLoop {
             poll,
             listener,
-            stop: Arc::clone(&stop),
             peers: Slab::new(),
             timers: BTreeSet::new(),
             run_queue: Vec::new(),
         };
         let thread =
             thread::Builder::new().name("echo".into()).stack_size(STACK_SIZE).spawn(move || server.run())?;
-        Ok(Self { addr, stop, waker, thread: Some(thread) })
+        Ok(Self { addr, waker, thread: Some(thread) })
     }
 
     /// The address it listens on.
@@ -84,7 +80,6 @@ impl EchoServer {
 
 impl Drop for EchoServer {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
         // A waker that fails leaves the thread asleep: then joining it would hang the caller.
         if self.waker.wake().is_ok()
             && let Some(thread) = self.thread.take()
@@ -120,7 +115,6 @@ fn websocket_config() -> WebSocketConfig {
 struct EchoEventLoop {
     poll: Poll,
     listener: TcpListener,
-    stop: Arc<AtomicBool>,
     peers: Slab<Peer>,
     /// When to dispatch which peer, or the listener. A timer may expire early or for no reason; the peer knows its
     /// deadline.
@@ -132,7 +126,7 @@ struct EchoEventLoop {
 struct Peer {
     state: PeerState,
     conversation: Conversation,
-    /// Its one entry in `timers`.
+    /// Its entry in `timers` that counts: the earliest.
     timer_at: Option<Instant>,
 }
 
@@ -145,15 +139,14 @@ enum PeerState {
 impl EchoEventLoop {
     fn run(mut self) {
         let mut events = Events::with_capacity(1024);
-        while !self.stop.load(Ordering::Acquire) {
-            if let Err(error) = self.run_once(&mut events) {
-                log::error!("built-in echo server: {error}; it stops");
-                return;
-            }
-        }
+        while self.run_once(&mut events).unwrap_or_else(|error| {
+            log::error!("built-in echo server: {error}; it stops");
+            false
+        }) {}
     }
 
-    fn run_once(&mut self, events: &mut Events) -> io::Result<()> {
+    /// False when it was told to stop.
+    fn run_once(&mut self, events: &mut Events) -> io::Result<bool> {
         let sleep = if self.run_queue.is_empty() {
             self.timers.first().map(|(at, _)| at.saturating_duration_since(Instant::now()))
         } else {
@@ -166,6 +159,9 @@ impl EchoEventLoop {
         let now = Instant::now();
         let requeued = std::mem::take(&mut self.run_queue);
         for event in events.iter() {
+            if event.token() == WAKER {
+                return Ok(false);
+            }
             // On Windows every read that finds nothing asks for the writable event again: to read at that one would never end.
             if event.is_readable() || event.is_read_closed() || event.is_error() {
                 self.dispatch(event.token(), now);
@@ -185,12 +181,11 @@ impl EchoEventLoop {
             }
             self.dispatch(source, now);
         }
-        Ok(())
+        Ok(true)
     }
 
     fn dispatch(&mut self, source: Token, now: Instant) {
         match source {
-            WAKER => {}
             LISTENER => self.accept(now),
             Token(slot) => self.drive_peer(slot, now),
         }
@@ -198,15 +193,10 @@ impl EchoEventLoop {
 
     fn accept(&mut self, now: Instant) {
         for _ in 0..EVENT_BUDGET {
-            match self.listener.accept() {
-                Ok((stream, _)) => self.register_peer(stream, now),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // This peer's error: the next accept may succeed.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
-                    ) => {}
+            match tcp::accept(&self.listener) {
+                Ok(Some((stream, _))) => self.register_peer(stream, now),
+                Ok(None) => return,
+                Err(error) if tcp::is_of_connection(&error) => {}
                 Err(_) => {
                     self.timers.insert((now + ACCEPT_RETRY_DELAY, LISTENER));
                     return;
@@ -237,16 +227,14 @@ impl EchoEventLoop {
     fn drive_peer(&mut self, slot: usize, now: Instant) {
         let Some(peer) = self.peers.get_mut(slot) else { return };
         match peer.advance(now) {
-            Ok(Progress::Idle) => {}
-            Ok(Progress::More) => self.run_queue.push(Token(slot)),
-            Err(PeerClosed) => return self.drop_peer(slot),
+            Ok(true) => self.run_queue.push(Token(slot)),
+            Ok(false) => {}
+            Err(PeerClosed) => return drop(self.peers.remove(slot)),
         }
         if let Some(due) = peer.deadline()
             && peer.timer_at.is_none_or(|at| due < at)
         {
-            if let Some(at) = peer.timer_at.replace(due) {
-                self.timers.remove(&(at, Token(slot)));
-            }
+            peer.timer_at = Some(due);
             self.timers.insert((due, Token(slot)));
         }
     }
@@ -256,24 +244,13 @@ impl EchoEventLoop {
         if let Some(Peer { state: PeerState::Open(socket), .. }) = self.peers.get_mut(source.0)
             && flush(socket).is_err()
         {
-            self.drop_peer(source.0);
-        }
-    }
-
-    fn drop_peer(&mut self, slot: usize) {
-        if let Some(at) = self.peers.remove(slot).timer_at {
-            self.timers.remove(&(at, Token(slot)));
+            self.peers.remove(source.0);
         }
     }
 }
 
 /// The peer closed the connection, or it cannot be used any more.
 struct PeerClosed;
-
-enum Progress {
-    Idle,
-    More,
-}
 
 impl Peer {
     fn deadline(&self) -> Option<Instant> {
@@ -284,67 +261,62 @@ impl Peer {
         }
     }
 
-    fn advance(&mut self, now: Instant) -> Result<Progress, PeerClosed> {
-        if let PeerState::Upgrading { .. } = self.state {
-            self.upgrade(now)?;
-        }
-        let PeerState::Open(socket) = &mut self.state else { return Ok(Progress::Idle) };
+    /// True when it stopped before there was nothing left to do.
+    fn advance(&mut self, now: Instant) -> Result<bool, PeerClosed> {
+        self.upgrade(now)?;
+        let PeerState::Open(socket) = &mut self.state else { return Ok(false) };
         let mut replies = Vec::new();
-        if self.conversation.deadline().is_some_and(|due| due <= now) {
-            self.conversation.on_timeout(now, &mut replies);
-            send(socket, &mut replies)?;
-        }
-        let progress = read_messages(socket, &mut self.conversation, &mut replies, now)?;
-        flush(socket)?;
-        Ok(progress)
+        self.conversation.on_timeout(now, &mut replies);
+        send(socket, &mut replies)?;
+        let more = read_messages(socket, &mut self.conversation, &mut replies, now)?;
+        flush(socket).map(|()| more)
     }
 
+    /// Goes on with the upgrade, if it is not done.
     fn upgrade(&mut self, now: Instant) -> Result<(), PeerClosed> {
-        let PeerState::Upgrading { handshake, until } = std::mem::replace(&mut self.state, PeerState::Closed)
-        else {
-            return Ok(());
-        };
-        if now >= until {
-            return Err(PeerClosed);
-        }
-        self.state = match handshake.handshake() {
-            Ok(socket) => PeerState::Open(socket),
-            Err(HandshakeError::Interrupted(handshake)) => PeerState::Upgrading { handshake, until },
-            Err(HandshakeError::Failure(_)) => return Err(PeerClosed),
+        self.state = match std::mem::replace(&mut self.state, PeerState::Closed) {
+            PeerState::Upgrading { until, .. } if now >= until => return Err(PeerClosed),
+            PeerState::Upgrading { handshake, until } => match handshake.handshake() {
+                Ok(socket) => PeerState::Open(socket),
+                Err(HandshakeError::Interrupted(handshake)) => PeerState::Upgrading { handshake, until },
+                Err(HandshakeError::Failure(_)) => return Err(PeerClosed),
+            },
+            other => other,
         };
         Ok(())
     }
 }
 
-/// Reads the peer's messages, up to the budget, and answers.
+/// Reads the peer's messages and answers; true when the budget ended first.
 fn read_messages(
     socket: &mut WebSocket<TcpStream>,
     conversation: &mut Conversation,
     replies: &mut Vec<Message>,
     now: Instant,
-) -> Result<Progress, PeerClosed> {
+) -> Result<bool, PeerClosed> {
     for _ in 0..EVENT_BUDGET {
         match socket.read() {
             Ok(Message::Text(text)) => conversation.on_text(&text, now, replies),
             Ok(Message::Binary(frame)) => conversation.on_frame(frame, now, replies),
             // Pings are answered, and a close is confirmed, by the reads that follow.
             Ok(_) => {}
-            Err(error) if would_block(&error) => return Ok(Progress::Idle),
+            Err(error) if would_block(&error) => return Ok(false),
             Err(_) => return Err(PeerClosed),
         }
         send(socket, replies)?;
     }
-    Ok(Progress::More)
+    Ok(true)
 }
 
 /// Queues the replies. A peer that does not read loses audio first; when not even text fits, it is closed.
 fn send(socket: &mut WebSocket<TcpStream>, replies: &mut Vec<Message>) -> Result<(), PeerClosed> {
     for reply in replies.drain(..) {
+        let is_audio = reply.is_binary();
         match socket.write(reply) {
             Ok(()) => {}
             // WouldBlock: the message is in the WebSocket's own queue.
             Err(error) if would_block(&error) => {}
-            Err(Error::WriteBufferFull(refused)) if is_audio(&refused) => {}
+            Err(Error::WriteBufferFull(_)) if is_audio => {}
             Err(_) => return Err(PeerClosed),
         }
     }
@@ -355,15 +327,6 @@ fn flush(socket: &mut WebSocket<TcpStream>) -> Result<(), PeerClosed> {
     match socket.flush() {
         Err(error) if !would_block(&error) => Err(PeerClosed),
         _ => Ok(()),
-    }
-}
-
-fn is_audio(message: &Message) -> bool {
-    use tungstenite::protocol::frame::coding::{Data, OpCode};
-    match message {
-        Message::Binary(_) => true,
-        Message::Frame(frame) => frame.header().opcode == OpCode::Data(Data::Binary),
-        _ => false,
     }
 }
 

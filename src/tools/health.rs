@@ -47,18 +47,13 @@ fn parse(mut args: CommandLine) -> Result<(Source, &'static str), String> {
 }
 
 fn check(address: SocketAddr, is_tls: bool, path: &str) -> ExitCode {
-    match http_get(address, is_tls, path) {
-        Ok(answer) if answer.starts_with("HTTP/1.1 200 ") => {
-            Terminal::stdout().print_line(answer.lines().last().unwrap_or_default());
-            ExitCode::SUCCESS
-        }
-        Ok(answer) => unhealthy(address, answer.lines().last().unwrap_or_default()),
-        Err(error) => unhealthy(address, &error.to_string()),
+    let answer = http_get(address, is_tls, path).unwrap_or_else(|error| error.to_string());
+    let text = answer.lines().last().unwrap_or_default();
+    if answer.starts_with("HTTP/1.1 200 ") {
+        Terminal::stdout().print_line(text);
+        return ExitCode::SUCCESS;
     }
-}
-
-fn unhealthy(address: SocketAddr, why: &str) -> ExitCode {
-    Terminal::stderr().print_line(&format!("health: {address}: {why}"));
+    Terminal::stderr().print_line(&format!("health: {address}: {text}"));
     ExitCode::FAILURE
 }
 

@@ -2,7 +2,7 @@
 
 mod addresses;
 pub mod check;
-mod command_line;
+pub mod command_line;
 pub mod credentials;
 pub mod demo;
 pub mod device;

@@ -7,18 +7,21 @@ mod report;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pico_args::Arguments;
 
 use self::call::ProbeCall;
+use self::diagnosis::Evidence;
 use self::options::ProbeOptions;
 use self::report::{AUTHENTICATION, HELLO, MQTT, ProbeReporter, TCP, TLS};
 use super::command_line;
 use super::device::{
     CallParameters, DeviceError, DeviceErrorKind, DeviceStep, HELLO as FIRMWARE_HELLO, SimulatedDevice,
+    message_type,
 };
-use super::step_report::{self, message_type};
+use super::round_trip::RoundTripTest;
+use super::step_report;
 use super::terminal::Terminal;
 use super::tls_error::TlsErrorCause;
 use crate::proto::identity::ClientId;
@@ -55,13 +58,16 @@ Environment:
 
 Exit code: 0 everything works, 1 something fails, 2 wrong usage.";
 
+/// A call that is refused in words is ended within this time of its hello reply.
+const REFUSAL_WAIT: Duration = Duration::from_millis(200);
+
 /// Runs the sub-command with its own arguments.
 pub fn run(args: Arguments) -> ExitCode {
     command_line::run("probe", HELP, args, ProbeOptions::parse, |options| {
         let terminal = if options.json { Terminal::stderr() } else { Terminal::stdout() };
         let mut reporter = ProbeReporter::new(terminal, &options);
         // A failure is in the report already.
-        let _ = probe(&options, &mut reporter);
+        let _ = probe(&mut reporter);
         let report = reporter.finish();
         if options.json {
             Terminal::stdout().print_line(&step_report::to_json(&report));
@@ -73,34 +79,27 @@ pub fn run(args: Arguments) -> ExitCode {
 /// A step failed and is in the report; the probe cannot continue.
 struct ProbeFailed;
 
-fn probe(options: &ProbeOptions, reporter: &mut ProbeReporter) -> Result<(), ProbeFailed> {
-    let (device, gateway) = connect(options, reporter)?;
-    let device = if options.tls { start_tls(device, options, reporter)? } else { device };
-    let mut device = log_in(device, options, reporter)?;
-    let (parameters, early) = hello(&mut device, options, reporter)?;
-    ProbeCall::new(device, gateway, parameters, early).run(options, reporter);
+fn probe(reporter: &mut ProbeReporter<'_>) -> Result<(), ProbeFailed> {
+    let (device, gateway) = connect(reporter)?;
+    let device = if reporter.options.tls { start_tls(device, reporter)? } else { device };
+    let mut device = log_in(device, reporter)?;
+    let (parameters, round_trip) = hello(&mut device, reporter)?;
+    ProbeCall { device, gateway, parameters, round_trip, evidence: Evidence::default() }.run(reporter);
     Ok(())
 }
 
 /// Resolves the name and connects: every address of the name is tried.
-fn connect(
-    options: &ProbeOptions,
-    reporter: &mut ProbeReporter,
-) -> Result<(SimulatedDevice, SocketAddr), ProbeFailed> {
+fn connect(reporter: &mut ProbeReporter<'_>) -> Result<(SimulatedDevice, SocketAddr), ProbeFailed> {
+    let ProbeOptions { host, port, timeout, .. } = reporter.options;
     let begin = Instant::now();
-    let addresses: Vec<SocketAddr> = match (&*options.host, options.port).to_socket_addrs() {
-        Ok(addresses) => addresses.collect(),
-        Err(error) => {
-            reporter.add_hint(format!(
-                "Does the name {} exist? It may be spelt wrongly, or known to another network only.",
-                options.host
-            ));
-            return Err(reporter.fail(TCP, format!("the name {} does not resolve: {error}", options.host)));
-        }
-    };
+    let addresses = (host.as_str(), *port).to_socket_addrs().map_err(|error| {
+        let hint = "It may be spelt wrongly, or known to another network only.";
+        reporter.add_hint(format!("Does the name {host} exist? {hint}"));
+        reporter.fail(TCP, format!("the name {host} does not resolve: {error}"))
+    })?;
     let mut failures = Vec::new();
     for address in addresses {
-        match SimulatedDevice::open(address, options.timeout) {
+        match SimulatedDevice::open(address, *timeout) {
             Ok(device) => {
                 reporter.ok(TCP, format!("connected to {address}"), Some(begin.elapsed()));
                 return Ok((device, address));
@@ -108,7 +107,6 @@ fn connect(
             Err(failure) => failures.push(format!("{address}: {}", failure.kind)),
         }
     }
-    let port = options.port;
     reporter.add_hint(format!("Does the gateway run, and does it listen on port {port}, on an address that is reached from here (mqtt.host 0.0.0.0)?"));
     reporter.add_hint(format!("Does a firewall or a cloud's security group let TCP port {port} through?"));
     Err(reporter.fail(TCP, failures.join("; ")))
@@ -117,149 +115,113 @@ fn connect(
 /// TLS handshake; the certificate is verified, as most devices do.
 fn start_tls(
     device: SimulatedDevice,
-    options: &ProbeOptions,
-    reporter: &mut ProbeReporter,
+    reporter: &mut ProbeReporter<'_>,
 ) -> Result<SimulatedDevice, ProbeFailed> {
+    let ProbeOptions { host, port, ca_pem, .. } = reporter.options;
     let begin = Instant::now();
-    match device.start_tls(&options.host, options.ca_pem.clone()) {
+    let failure = match device.start_tls(host, ca_pem.clone()) {
         Ok(device) => {
-            let detail = format!("the certificate is good for {}", options.host);
-            reporter.ok(TLS, detail, Some(begin.elapsed()));
-            Ok(device)
+            reporter.ok(TLS, format!("the certificate is good for {host}"), Some(begin.elapsed()));
+            return Ok(device);
         }
-        Err(failure) => {
-            let why = failure.kind.to_string();
-            let (what, hints) = diagnose_tls(TlsErrorCause::from_message(&why), options);
-            for hint in hints {
-                reporter.add_hint(hint);
-            }
-            Err(reporter.fail(TLS, format!("{what} ({why})")))
-        }
-    }
-}
-
-/// What is wrong, and what to look at.
-fn diagnose_tls(cause: TlsErrorCause, options: &ProbeOptions) -> (String, Vec<String>) {
-    let ProbeOptions { host, port, .. } = options;
-    let (what, hints): (String, &[&str]) = match cause {
+        Err(failure) => failure.kind.to_string(),
+    };
+    let (what, hint) = match TlsErrorCause::from_message(&failure) {
         TlsErrorCause::Expired => (
-            "the certificate has expired".into(),
-            &[
-                "Renew the certificate: the gateway takes it from its files by itself. If it is new, look at this machine's clock.",
-            ],
+            "the certificate has expired",
+            "Renew the certificate: the gateway takes it from its files by itself. If it is new, look at this machine's clock.",
         ),
         TlsErrorCause::NotYetValid => {
-            ("the certificate is not valid yet".into(), &["Look at the clock of this machine."])
+            ("the certificate is not valid yet", "Look at the clock of this machine.")
         }
         TlsErrorCause::NameMismatch => (
-            format!("the certificate is for another name than {host}"),
-            &[
-                "Probe by the name in the certificate. The endpoint in the OTA answer must be that name too: devices verify it in the same way.",
-            ],
+            &*format!("the certificate is for another name than {host}"),
+            "Probe by the name in the certificate. The endpoint in the OTA answer must be that name too: devices verify it in the same way.",
         ),
-        TlsErrorCause::UnknownAuthority => (
-            "the certificate is from an authority that is not known here".into(),
-            &[
-                "Does mqtt.tls.cert_file hold the whole chain (fullchain.pem, not cert.pem)?",
-                "Your own authority: name its certificate with --ca-file. Devices know public authorities only.",
-            ],
-        ),
+        TlsErrorCause::UnknownAuthority => {
+            reporter.add_hint("Does mqtt.tls.cert_file hold the whole chain (fullchain.pem, not cert.pem)?");
+            let hint = "Your own authority: name its certificate with --ca-file. Devices know public authorities only.";
+            ("the certificate is from an authority that is not known here", hint)
+        }
         TlsErrorCause::NotTls => (
-            format!("port {port} does not speak TLS"),
-            &[
-                "Is mqtt.tls set in the gateway's configuration, and is this its mqtt.tls.port? Without --tls the plain port is probed.",
-            ],
+            &*format!("port {port} does not speak TLS"),
+            "Is mqtt.tls set in the gateway's configuration, and is this its mqtt.tls.port? Without --tls the plain port is probed.",
         ),
         TlsErrorCause::NotBuiltIn | TlsErrorCause::Other => (
-            "no TLS connection".into(),
-            &["Is this the gateway's mqtt.tls.port? Its log says why the TLS connection failed on its side."],
+            "no TLS connection",
+            "Is this the gateway's mqtt.tls.port? Its log says why the TLS connection failed on its side.",
         ),
     };
-    (what, hints.iter().map(|hint| (*hint).to_owned()).collect())
+    reporter.add_hint(hint);
+    Err(reporter.fail(TLS, format!("{what} ({failure})")))
 }
 
-fn log_in(
-    device: SimulatedDevice,
-    options: &ProbeOptions,
-    reporter: &mut ProbeReporter,
-) -> Result<SimulatedDevice, ProbeFailed> {
+fn log_in(device: SimulatedDevice, reporter: &mut ProbeReporter<'_>) -> Result<SimulatedDevice, ProbeFailed> {
+    let ProbeOptions { login, has_key, tls, port, .. } = reporter.options;
     let begin = Instant::now();
-    match device.log_in(&options.login) {
-        Ok(device) => {
-            reporter.ok(MQTT, "it speaks MQTT", Some(begin.elapsed()));
-            let how = if options.has_key { "signed credentials accepted" } else { "accepted without a key" };
-            reporter.ok(AUTHENTICATION, how, None);
-            Ok(device)
+    let result = device.log_in(login);
+    if let Err(DeviceError { step: DeviceStep::Mqtt, kind }) = result {
+        if !tls {
+            reporter.add_hint("Does this port speak TLS, as 8883 does? Then probe it with --tls.");
         }
-        Err(DeviceError { step: DeviceStep::Login, kind: seen }) => {
-            reporter.ok(MQTT, "it speaks MQTT", Some(begin.elapsed()));
-            if let DeviceErrorKind::LoginRefused(code) = seen {
-                for hint in login_hints(code, options) {
-                    reporter.add_hint(hint);
-                }
-            }
-            Err(reporter.fail(AUTHENTICATION, seen.to_string()))
-        }
-        Err(failure) => {
-            if !options.tls {
-                reporter.add_hint("Does this port speak TLS, as 8883 does? Then probe it with --tls.");
-            }
-            reporter.add_hint(format!(
-                "Is {} the MQTT port? A tunnel or proxy may accept connections without a gateway behind it.",
-                options.port
-            ));
-            Err(reporter.fail(MQTT, failure.kind.to_string()))
-        }
+        let hint = "A tunnel or proxy may accept connections without a gateway behind it.";
+        reporter.add_hint(format!("Is {port} the MQTT port? {hint}"));
+        return Err(reporter.fail(MQTT, kind.to_string()));
     }
+    reporter.ok(MQTT, "it speaks MQTT", Some(begin.elapsed()));
+    let device = result.map_err(|refused| {
+        if let DeviceErrorKind::LoginRefused(code) = refused.kind
+            && let Some(hint) = login_hint(code, reporter.options)
+        {
+            reporter.add_hint(hint);
+        }
+        reporter.fail(AUTHENTICATION, refused.kind.to_string())
+    })?;
+    let how = if *has_key { "signed credentials accepted" } else { "accepted without a key" };
+    reporter.ok(AUTHENTICATION, how, None);
+    Ok(device)
 }
 
-fn login_hints(code: u8, options: &ProbeOptions) -> Vec<String> {
+fn login_hint(code: u8, options: &ProbeOptions) -> Option<String> {
     let id = &options.login.client_id;
-    match code {
-        2 => vec![format!("The client id must be group@@@mac_with_underscores@@@uuid; it was {id}.")],
-        3 => vec!["The gateway is at its limit of connections (mqtt.max_connections).".into()],
+    let hint = match code {
+        2 => return Some(format!("The client id must be group@@@mac_with_underscores@@@uuid; it was {id}.")),
+        3 => "The gateway is at its limit of connections (mqtt.max_connections).",
         4 | 5 if ClientId::parse(id).is_ok_and(|id| id.uuid().is_none()) => {
-            vec![
-                "A client id of two parts carries no signature; a gateway with a key refuses it by default."
-                    .into(),
-            ]
+            "A client id of two parts carries no signature; a gateway with a key refuses it by default."
         }
         4 | 5 if options.has_key => {
-            vec!["The key must be the gateway's own (MQTT_SIGNATURE_KEY or mqtt.signature_key there).".into()]
+            "The key must be the gateway's own (MQTT_SIGNATURE_KEY or mqtt.signature_key there)."
         }
-        4 | 5 => vec![
-            "The gateway asks for signed credentials: give its key with --key or MQTT_SIGNATURE_KEY.".into(),
-        ],
-        _ => Vec::new(),
-    }
+        4 | 5 => "The gateway asks for signed credentials: give its key with --key or MQTT_SIGNATURE_KEY.",
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
-/// Texts, with the number of packets sent before each.
-type ReceivedTexts = Vec<(u32, String)>;
-
+/// The call that the gateway grants, and a test with the texts that arrived before the audio.
 fn hello(
     device: &mut SimulatedDevice,
-    options: &ProbeOptions,
-    reporter: &mut ProbeReporter,
-) -> Result<(CallParameters, ReceivedTexts), ProbeFailed> {
+    reporter: &mut ProbeReporter<'_>,
+) -> Result<(CallParameters, RoundTripTest), ProbeFailed> {
     let begin = Instant::now();
     reporter.progress("saying hello; the gateway now dials its chat server ...");
     let answer = device.hello(FIRMWARE_HELLO);
     let took = begin.elapsed();
-    let mut texts = Vec::new();
-    let until = Instant::now() + options.timeouts.refusal;
+    let mut round_trip = RoundTripTest::default();
+    let until = Instant::now() + REFUSAL_WAIT;
     while let Ok(Some(text)) = device.receive_text(until.saturating_duration_since(Instant::now())) {
-        texts.push(text);
+        round_trip.texts.push((0, text));
     }
-    let said = texts.iter().find_map(|text| error_text(text));
-    let said_so = said.as_ref().map(|said| format!("; it said: {said}")).unwrap_or_default();
-    let ended = texts.iter().any(|text| message_type(text) == "goodbye");
+    let texts = &round_trip.texts;
+    let said = texts.iter().find_map(|(_, text)| error_text(text));
+    let said_so = said.map(|said| format!("; it said: {said}")).unwrap_or_default();
     match answer {
-        Ok(parameters) if !ended => {
+        Ok(parameters) if !texts.iter().any(|(_, text)| message_type(text) == "goodbye") => {
             let CallParameters { session_id, server, port, .. } = &parameters;
             let detail = format!("session {session_id}, audio goes to {server} port {port}");
             reporter.ok(HELLO, detail, Some(took));
-            Ok((parameters, texts.into_iter().map(|text| (0, text)).collect()))
+            Ok((parameters, round_trip))
         }
         Ok(_) => {
             reporter.add_hint("The gateway reached no chat server, or its chat server refused the call: its log says which and why.");
@@ -270,7 +232,7 @@ fn hello(
                 DeviceErrorKind::Timeout(_) => reporter.add_hint("A device shows \"server timeout\" now. Does the gateway's chat server answer? The gateway's log says what it dials."),
                 DeviceErrorKind::Closed => {
                     reporter.add_hint("Some gateways accept any login and close the connection afterwards when the signature is bad: is the key right?");
-                    if !options.has_key {
+                    if !reporter.options.has_key {
                         reporter.add_hint("No key was given: see --key.");
                     }
                 }

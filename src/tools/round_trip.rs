@@ -3,8 +3,7 @@
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use super::device::{Call, DeviceError, DeviceErrorKind, SimulatedDevice, test_audio};
-use super::step_report::message_type;
+use super::device::{Call, DeviceError, DeviceErrorKind, SimulatedDevice, message_type, test_audio};
 
 /// The duration of a device's frame.
 const PACKET_INTERVAL: Duration = Duration::from_millis(60);
@@ -19,7 +18,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const MAX_TEXTS: usize = 1000;
 
 /// What was sent and received so far.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct RoundTripTest {
     /// Packets sent; their numbers are 0 to `sent`.
     pub(super) sent: u32,

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::proto::message::{self, Reader};
 use crate::text;
 
 /// Bytes of a detail.
@@ -67,9 +66,4 @@ pub(super) fn milliseconds(duration: Duration) -> f64 {
 /// A report as one line of JSON.
 pub(super) fn to_json(report: &impl Serialize) -> String {
     serde_json::to_string(report).unwrap_or_else(|error| format!("{{\"error\":{:?}}}", error.to_string()))
-}
-
-/// The `type` of a message; empty when it is none.
-pub(super) fn message_type(text: &str) -> String {
-    message::peek(text, Reader::Device).map(|peek| peek.kind.into_owned()).unwrap_or_default()
 }

@@ -20,7 +20,10 @@ impl Terminal {
     }
 
     fn new(out: impl Write + IsTerminal + 'static) -> Self {
-        let is_interactive = supports_cursor_control(out.is_terminal());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        // The old Windows console shows control sequences as text; Windows Terminal sets WT_SESSION.
+        let old_console = cfg!(windows) && std::env::var_os("WT_SESSION").is_none();
+        let is_interactive = out.is_terminal() && !dumb && !old_console;
         Self { is_interactive, out: Box::new(out), drawn_lines: 0 }
     }
 
@@ -33,6 +36,22 @@ impl Terminal {
     pub(super) fn print_line(&mut self, line: &str) {
         let text = format!("{}{line}\n", self.erase());
         self.write(&text);
+    }
+
+    /// Prints lines below an empty line and a heading; nothing when there are none.
+    pub(super) fn print_list(&mut self, heading: &str, mark: &str, lines: &[String]) {
+        if !lines.is_empty() {
+            self.print_line("");
+            self.print_line(heading);
+        }
+        lines.iter().for_each(|line| self.print_line(&format!("{mark}{line}")));
+    }
+
+    /// Prints a line where [`Self::redraw`] shows nothing.
+    pub(super) fn print_plain(&mut self, line: &str) {
+        if !self.is_interactive {
+            self.print_line(line);
+        }
     }
 
     /// Shows a block in the place of the one before. Lines must be shorter than the terminal is wide.
@@ -61,11 +80,4 @@ impl Terminal {
         let _ = self.out.write_all(text.as_bytes());
         let _ = self.out.flush();
     }
-}
-
-fn supports_cursor_control(terminal: bool) -> bool {
-    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    // The old Windows console shows control sequences as text; Windows Terminal sets WT_SESSION.
-    let old_console = cfg!(windows) && std::env::var_os("WT_SESSION").is_none();
-    terminal && !dumb && !old_console
 }

@@ -19,9 +19,12 @@ pub mod byte_table;
 pub mod chat_server;
 pub mod device;
 pub mod faulty_server;
+pub mod firmware;
 pub mod host;
 pub mod http;
 pub mod log_capture;
+#[path = "../../src/session/sim/firmware.rs"]
+pub mod model;
 pub mod mqtt;
 pub mod parallel;
 pub mod process;

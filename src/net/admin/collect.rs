@@ -104,6 +104,7 @@ impl MetricSources<'_> {
                 metrics.turned_away_by_reason().map(|(_, count)| count).sum(),
             ),
             ("gateway_logins_total", "Successful logins of devices.", metrics.admitted),
+            ("gateway_mac_limit_total", "Logins over 16 client ids per MAC.", metrics.over_mac_limit),
             ("gateway_dials_total", "WebSockets dialled.", metrics.dials),
             ("gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened),
             ("gateway_redials_total", "Calls continued over another WebSocket.", metrics.redials),

@@ -38,9 +38,9 @@ use crate::net::event_loop::token::{self, API, AdminId, Role};
 use crate::net::event_loop::write_buffer::Flush;
 use crate::net::log_limiter::LogLimiter;
 use crate::net::metrics::ApiDisplaced;
-use crate::net::mqtt::address_key::AddressKey;
 use crate::net::mqtt::transport::Transport;
 use crate::net::mqtt::watched_certificate::WatchedCertificate;
+use crate::proto::address_key::AddressKey;
 
 /// Concurrent connections.
 const MAX_CONNECTIONS: usize = 128;

@@ -33,6 +33,7 @@ impl Gateway {
             now: self.io.now,
             config: &self.io.config,
             servers: &mut self.servers,
+            hellos: &mut self.hellos,
             ids: &REQUEST_IDS,
             out: &mut self.actions,
         };

@@ -55,7 +55,10 @@ impl Gateway {
             }
             CloseReason::MacDenied(_) => (format!("{prefix} closed: {reason}"), None),
             // Only devices are worth a warning: anybody can connect and send anything.
-            CloseReason::Protocol(_) | CloseReason::UnexpectedPacket(_) | CloseReason::MemoryLimit
+            CloseReason::Protocol(_)
+            | CloseReason::UnexpectedPacket(_)
+            | CloseReason::MemoryLimit
+            | CloseReason::Displaced
                 if is_device =>
             {
                 (format!("{prefix} closed: {reason}"), None)

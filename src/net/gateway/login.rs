@@ -7,8 +7,13 @@ use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::mqtt::auth_throttle;
 use crate::net::sessions::session::Session;
+use crate::proto::identity::Mac;
 use crate::proto::mqtt::{ConnectReturnCode, encode};
 use crate::session::{Admission, Core};
+
+/// Client ids with one MAC that may be connected at once. A device changes its id when it is bound to an account, and has one
+/// after that; sessions are found by MAC, which must not take long.
+const CLIENT_IDS_PER_MAC: usize = 16;
 
 impl Gateway {
     /// Admits a device whose credentials are valid, if the limits allow it. An older connection of the same device is
@@ -17,11 +22,15 @@ impl Gateway {
         let client_id = self.sessions.client_id(id)?;
         let mac = client_id.mac();
         let older = self.sessions.by_client_id(client_id);
-        if older.is_none()
-            && let Some(refused) = self.exceeded_limit(id)
-        {
-            self.drive(id, |core, cx| core.on_admission(refused, cx));
-            return None;
+        if older.is_none() {
+            match self.check_limits(id, mac) {
+                Ok(Some(displaced)) => self.drive(displaced, Core::on_displaced),
+                Ok(None) => {}
+                Err(refused) => {
+                    self.drive(id, |core, cx| core.on_admission(refused, cx));
+                    return None;
+                }
+            }
         }
         self.mqtt.forget(id);
         self.io.metrics.admitted += 1;
@@ -47,15 +56,28 @@ impl Gateway {
         None
     }
 
-    /// The limit that one more device would exceed.
-    fn exceeded_limit(&self, id: SessionId) -> Option<Admission> {
+    /// Whether one more device may log in, and the session that must be closed first, if any.
+    ///
+    /// # Errors
+    /// The limit that the device would exceed.
+    fn check_limits(&mut self, id: SessionId, mac: Mac) -> Result<Option<SessionId>, Admission> {
         let limits = &self.io.config.mqtt;
         if self.all_devices() >= limits.max_connections {
-            return Some(Admission::ConnectionLimit);
+            return Err(Admission::ConnectionLimit);
         }
-        let ip = self.sessions.get(id)?.core.ip();
+        let core = |id: SessionId| self.sessions.get(id).map(|session| &session.core);
         let per_ip = limits.max_connections_per_ip;
-        (per_ip > 0 && self.mqtt.by_address.of(ip) > per_ip).then_some(Admission::PerIpLimit)
+        if per_ip > 0 && core(id).is_some_and(|core| self.mqtt.by_address.of(core.ip()) > per_ip) {
+            return Err(Admission::PerIpLimit);
+        }
+        if self.sessions.by_mac(mac).count() < CLIENT_IDS_PER_MAC {
+            return Ok(None);
+        }
+        let is_proven = |id| core(id).is_some_and(|core| core.is_proven());
+        let unproven = self.sessions.by_mac(mac).filter(|other| is_proven(id) && !is_proven(*other));
+        let oldest = unproven.min_by_key(|other| core(*other).and_then(Core::online_since));
+        self.io.metrics.over_mac_limit += 1;
+        oldest.map(Some).ok_or(Admission::MacLimit)
     }
 
     /// Sends the refusal. After a failed login it is delayed, the longer the more logins from this address have failed, or not

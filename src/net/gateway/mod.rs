@@ -57,7 +57,7 @@ use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::sessions::table::Sessions;
 use crate::proto::identity::Mac;
 use crate::proto::proxy_protocol;
-use crate::session::{Action, ServerHealth};
+use crate::session::{Action, HelloLimiter, ServerHealth};
 
 /// The longest read from a device's connection: a PROXY protocol header.
 const SCRATCH_LEN: usize = proxy_protocol::MAX_V2_LEN;
@@ -93,6 +93,7 @@ pub struct Gateway {
     sd_notify: SdNotify,
     // State of the core that sessions share, and its output.
     servers: ServerHealth,
+    hellos: HelloLimiter,
     actions: Vec<Action>,
     /// Lines about the calls of each device.
     call_log: LogLimiter<Mac>,
@@ -169,6 +170,7 @@ impl Gateway {
             memory_trim: MemoryTrim::default(),
             sd_notify: SdNotify::default(),
             servers: ServerHealth::default(),
+            hellos: HelloLimiter::default(),
             actions: Vec::new(),
             call_log: LogLimiter::new(CALL_LINES_BURST, CALL_LINES_REFILL),
             addresses,

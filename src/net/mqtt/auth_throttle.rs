@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::net::mqtt::address_key::AddressKey;
+use crate::proto::address_key::AddressKey;
 
 const DELAY_MIN: Duration = Duration::from_millis(100);
 /// The longest that the answer to a failed login is delayed.

@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::net::mqtt::address_key::AddressKey;
+use crate::proto::address_key::AddressKey;
 
 /// How many connections each address has, over all workers; an IPv6 /64 is one address. Counted only while `max_connections_per_ip` is set.
 #[derive(Clone, Default)]

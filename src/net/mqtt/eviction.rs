@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::net::event_loop::token::SessionId;
 use crate::net::metrics::TurnedAway;
-use crate::net::mqtt::address_key::AddressKey;
+use crate::proto::address_key::AddressKey;
 
 /// How long a connection may stay in one stage before it counts as stalled: several times what a slow device takes for a
 /// flight of its handshake, and enough for one lost packet to be sent again.

@@ -169,7 +169,7 @@ impl Listeners {
         let proxied = mqtt.proxy_protocol_from.iter().any(|network| network.contains(peer.ip()));
         // A load balancer may have many connections. Its clients are counted when the PROXY header has named them.
         let crowded = limit > 0 && !proxied && self.by_address.of(peer.ip()) >= limit + EXTRA_PER_ADDRESS;
-        let full = sessions.len() >= mqtt.max_connections + EXTRA_CONNECTIONS;
+        let full = sessions.without_lingering() >= mqtt.max_connections + EXTRA_CONNECTIONS;
         if crowded {
             io.metrics.turned_away(TurnedAway::AddressLimit);
             return Accepted::Connection { evicted: None };
@@ -298,6 +298,8 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::net::backend::connection::BackendConnection;
+    use crate::session::DialRequest;
 
     fn listeners(change: impl FnOnce(&mut Config)) -> (Listeners, Sessions, Io) {
         let mut config = Config::default();
@@ -346,6 +348,35 @@ mod tests {
         assert!(evicted.is_none());
         let (_second, evicted) = accept(&mut listeners, &mut sessions, &mut io);
         assert!(evicted.is_some_and(|id| sessions.get(id).unwrap().mqtt.is_some()));
+    }
+
+    #[test]
+    fn websockets_that_are_closing_take_no_place_of_a_device() {
+        let (mut listeners, mut sessions, mut io) = listeners(|config| config.mqtt.max_connections = 1);
+        for _ in 0..2 * EXTRA_CONNECTIONS {
+            let request = Box::new(DialRequest {
+                server: Arc::new("ws://a/".parse().unwrap()),
+                mac: "02:00:00:00:00:01".parse().unwrap(),
+                client_id: None,
+                forwarded_for: Ipv4Addr::LOCALHOST.into(),
+                sign_token: true,
+                protocol_version: 1,
+                skip_dns_cache: false,
+            });
+            let mut core = Core::new(Ipv4Addr::LOCALHOST.into(), io.now);
+            core.mark_closed();
+            sessions.insert(core, None, Some(Box::new(BackendConnection::new(request))));
+        }
+        let (_first, evicted) = accept(&mut listeners, &mut sessions, &mut io);
+        let (_second, evicted_then) = accept(&mut listeners, &mut sessions, &mut io);
+        assert_eq!((evicted, evicted_then, turned_away(&io, "full")), (None, None, 0));
+        assert_eq!((sessions.len(), sessions.without_lingering()), (2 * EXTRA_CONNECTIONS + 2, 2));
+        for id in sessions.ids() {
+            sessions.live(id).unwrap().backend = None;
+            sessions.reap_if_finished(id);
+        }
+        sessions.reap();
+        assert_eq!((sessions.len(), sessions.without_lingering()), (2, 2));
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! MQTT connections of devices: listeners, handshakes, transports, and limits before login.
 
-pub(crate) mod address_key;
 pub mod auth_throttle;
 pub mod certificate;
 pub(crate) mod connection;

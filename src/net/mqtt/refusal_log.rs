@@ -8,7 +8,7 @@ use log::warn;
 
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::log_limiter::{LogLimiter, suppressed_suffix};
-use crate::net::mqtt::address_key::AddressKey;
+use crate::proto::address_key::AddressKey;
 
 const LINES_PER_SECOND: u32 = 10;
 const SECOND: Duration = Duration::from_secs(1);

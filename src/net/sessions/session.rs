@@ -27,6 +27,8 @@ pub(crate) struct Session {
     pub(crate) dirty: bool,
     /// On the list of sessions to be freed at the end of the iteration.
     pub(crate) closing: bool,
+    /// It is only a WebSocket that waits for the chat server to close it.
+    pub(super) lingering: bool,
     /// Bytes buffered above the free allowance when last accounted.
     pub(crate) accounted_bytes: u32,
 }

@@ -22,6 +22,8 @@ use crate::text;
 pub(crate) struct Sessions {
     slab: Slab<Session>,
     epoch: u32,
+    /// The sessions that are only a chat server's WebSocket, which is closing.
+    lingering: usize,
     pub(crate) index: Index,
     pub(crate) memory: MemoryBudget,
     /// Sessions with something to write at the end of the iteration.
@@ -39,6 +41,8 @@ impl Sessions {
     ) -> SessionId {
         self.epoch = self.epoch.wrapping_add(1);
         let epoch = self.epoch;
+        let lingering = backend.is_some();
+        self.lingering += usize::from(lingering);
         let session = Session {
             epoch,
             core,
@@ -49,6 +53,7 @@ impl Sessions {
             linger_until: None,
             dirty: false,
             closing: false,
+            lingering,
             accounted_bytes: 0,
         };
         SessionId { slot: self.slab.insert(session) as u32, epoch }
@@ -80,6 +85,11 @@ impl Sessions {
 
     pub(crate) fn len(&self) -> usize {
         self.slab.len()
+    }
+
+    /// The sessions without the WebSockets that are closing: those do not count against the limits of devices.
+    pub(crate) fn without_lingering(&self) -> usize {
+        self.slab.len() - self.lingering
     }
 
     pub(crate) fn ids(&self) -> Vec<SessionId> {
@@ -207,10 +217,11 @@ impl Sessions {
     /// Frees the slots of finished sessions.
     pub(crate) fn reap(&mut self) {
         while let Some(id) = self.closing.pop() {
-            let Some(session) = self.live(id) else { continue };
+            let Some(session) = live(&mut self.slab, id) else { continue };
             session.closing = false;
             if session.is_finished() {
                 let bytes = session.accounted_bytes;
+                self.lingering -= usize::from(session.lingering);
                 self.slab.remove(id.slot as usize);
                 self.memory.release(bytes);
             }

@@ -19,6 +19,9 @@ impl fmt::Display for CloseReason {
             Self::KeepAlive => f.write_str("nothing received for 1.5 times the keep alive"),
             Self::Disconnected => f.write_str("the device disconnected"),
             Self::TakenOver => f.write_str("the same client id connected again"),
+            Self::Displaced => f.write_str(
+                "16 client ids with its MAC are connected, and another one has proved who it is, unlike this one",
+            ),
             Self::Protocol(malformed) => write!(f, "protocol error: {malformed}"),
             Self::UnexpectedPacket(what) => write!(f, "protocol error: {what}"),
             Self::HelloVersion(found) => {
@@ -118,6 +121,7 @@ mod tests {
                 "idle",
                 "overflow",
                 "refused",
+                "hello_limit",
                 "shutdown",
                 "operator",
                 "device_abort",
@@ -170,6 +174,10 @@ mod tests {
             (CloseReason::KeepAlive, "nothing received for 1.5 times the keep alive"),
             (CloseReason::Disconnected, "the device disconnected"),
             (CloseReason::TakenOver, "the same client id connected again"),
+            (
+                CloseReason::Displaced,
+                "16 client ids with its MAC are connected, and another one has proved who it is, unlike this one",
+            ),
             (CloseReason::Protocol(Malformed::Nul), "protocol error: a string holds U+0000"),
             (CloseReason::UnexpectedPacket("a second CONNECT"), "protocol error: a second CONNECT"),
             (

@@ -23,6 +23,8 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A server that has not sent its hello after this time is given up if there is another one to try. If it has sent audio or speech,
 /// the call starts without the hello.
 const SERVER_HELLO_TIMEOUT: Duration = Duration::from_secs(4);
+/// The timers of one dial.
+const SERVER_TIMERS: [CallTimer; 3] = [CallTimer::Connect, CallTimer::ResendHello, CallTimer::ServerHello];
 /// Some servers ignore a hello that arrives while they look up the device, so it is sent again after this time.
 const HELLO_RESEND_DELAY: Duration = Duration::from_secs(3);
 /// After a server was live for this long, the next redial starts with the shortest pause again.
@@ -37,6 +39,30 @@ impl Call {
         self.untried_servers = cx.servers.dial_order(cx.config.servers_for(device.id.mac()), cx.now);
         self.deadlines.set(CallTimer::HelloReply, self.started_at() + HELLO_REPLY_TIMEOUT);
         self.dial_next(device, cx)
+    }
+
+    /// The device said hello again before it was answered: the dial of `replaced` goes on for this call. What the device said
+    /// in between was for the call that it has left.
+    pub(in super::super) fn continue_dial(&mut self, replaced: Self, cx: &mut Context<'_>) {
+        let hello_changed = self.hello != replaced.hello;
+        self.state = replaced.state;
+        self.connecting = replaced.connecting;
+        self.server = replaced.server;
+        self.protocol_version = replaced.protocol_version;
+        self.untried_servers = replaced.untried_servers;
+        self.early = replaced.early;
+        self.server_sent_early_media = replaced.server_sent_early_media;
+        self.server_hello_overdue = replaced.server_hello_overdue;
+        self.media.framing = replaced.media.framing;
+        self.deadlines.set(CallTimer::HelloReply, self.started_at() + HELLO_REPLY_TIMEOUT);
+        for timer in SERVER_TIMERS {
+            if let Some(at) = replaced.deadlines.get(timer) {
+                self.deadlines.set(timer, at);
+            }
+        }
+        if hello_changed && self.state == CallState::AwaitingHello {
+            self.send_hello(cx);
+        }
     }
 
     fn dial_next(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
@@ -58,9 +84,7 @@ impl Call {
         self.server_sent_session_id = false;
         self.server_sent_early_media = false;
         self.server_hello_overdue = false;
-        for timer in [CallTimer::Connect, CallTimer::ResendHello, CallTimer::ServerHello] {
-            self.deadlines.clear(timer);
-        }
+        SERVER_TIMERS.into_iter().for_each(|timer| self.deadlines.clear(timer));
         if self.has_alternative(&server, device, cx.config) {
             self.deadlines.set(CallTimer::Connect, cx.now + CONNECT_TIMEOUT);
         }

@@ -1,5 +1,7 @@
 //! The end of a call: the messages to both sides, and the summary.
 
+use std::time::Instant;
+
 use super::super::action::{Action, CallSummary, DropReason, EndReason, LogEvent};
 use super::super::context::Context;
 use super::super::queue::{HeldQueue, TextQueue};
@@ -24,13 +26,13 @@ impl Call {
 
     /// Sends goodbye to both sides as the reason requires, and the summary. Returns the session id that the device was given.
     pub(in super::super) fn finish(mut self, reason: EndReason, cx: &mut Context<'_>) -> Option<Box<str>> {
-        let (duration, state) = (cx.now.saturating_duration_since(self.started_at()), self.view().state);
+        let mut summary = self.summary(reason, cx.now);
         if self.ending.is_none() {
             let goodbye = (reason != EndReason::ServerClosed).then_some(reason.label());
             self.close_server(goodbye, if reason == EndReason::Shutdown { 1001 } else { 1000 }, cx);
         }
         self.drop_held_audio(DropReason::NoPeer, cx);
-        let answered = self.session_id.is_some();
+        let answered = summary.answered;
         if let (Some(at), EndReason::DeviceLost | EndReason::NotResumed | EndReason::Replaced) =
             (self.attachment.lost_at(), reason)
         {
@@ -46,29 +48,35 @@ impl Call {
             // An error cannot occur, since no text is queued for a connected device.
             let _ = self.release_held_texts(cx);
         }
-        let id = self.session_id.take().unwrap_or_else(|| self.own_session_id().into());
+        let id = summary.session_id.clone();
         if told {
             self.notify_device(&id, answered, reason, cx);
         }
-        let summary = CallSummary {
-            session_id: id.clone(),
+        summary.stats = self.media.stats;
+        cx.out.push(Action::CallEnded(summary));
+        (answered || told).then_some(id)
+    }
+
+    /// The summary of the call, if it ends now.
+    pub(in super::super) fn summary(&self, reason: EndReason, now: Instant) -> Box<CallSummary> {
+        let id = self.session_id().unwrap_or_else(|| self.own_session_id());
+        Box::new(CallSummary {
+            session_id: id.into(),
             reason,
-            duration,
-            answered,
-            state,
-            server: self.server.take(),
+            duration: self.age(now),
+            answered: self.session_id.is_some(),
+            state: self.view().state,
+            server: self.server.clone(),
             ssrc: Some(self.media.ssrc()),
             stats: self.media.stats,
-        };
-        cx.out.push(Action::CallEnded(Box::new(summary)));
-        (answered || told).then_some(id)
+        })
     }
 
     /// Closes the chat server's WebSocket, after a goodbye with this reason, or abandons the dial.
     pub(super) fn close_server(&self, goodbye: Option<&str>, code: u16, cx: &mut Context<'_>) {
         if let Some(reason) = goodbye.filter(|_| self.has_server() && cx.config.websocket.send_goodbye) {
             let id = self.server_session_id().unwrap_or(self.own_session_id());
-            let duration = cx.now.saturating_duration_since(self.started_at()).as_millis() as u64;
+            let duration = self.age(cx.now).as_millis() as u64;
             cx.out.push(Action::SendText(message::server_goodbye(Some(id), reason, duration)));
         }
         cx.out.push(Action::CloseBackend(code));
@@ -76,10 +84,13 @@ impl Call {
 
     /// Sends one goodbye. A device that waits for its hello reply gets one before, since nothing else ends its wait.
     fn notify_device(&mut self, id: &str, answered: bool, reason: EndReason, cx: &mut Context<'_>) {
-        if !answered || matches!(reason, EndReason::ServerLost | EndReason::Overflow) {
+        let shown = !answered || matches!(reason, EndReason::ServerLost | EndReason::Overflow);
+        let alert = shown.then(|| {
             let (status, why) = reason.alert_text();
-            cx.publish(message::alert(Some(id), status, why, "sad"));
-        }
+            message::alert(Some(id), status, why, "sad")
+        });
+        let (before, after) = if reason == EndReason::HelloLimit { (None, alert) } else { (alert, None) };
+        before.into_iter().for_each(|alert| cx.publish(alert));
         if let (false, Some(credentials)) = (answered, &self.credentials) {
             let audio_params = self.hello.audio_params();
             let audio_params = audio_params.as_deref().unwrap_or(DEFAULT_AUDIO_PARAMS);
@@ -87,6 +98,7 @@ impl Call {
         }
         let goodbye = self.server_goodbye.take().unwrap_or_else(|| message::goodbye(Some(id)));
         cx.publish(goodbye);
+        after.into_iter().for_each(|alert| cx.publish(alert));
     }
 }
 
@@ -111,6 +123,10 @@ impl EndReason {
             Self::Refused => {
                 ("忙 / Busy", "网关通话数已满，请稍后再试 / The gateway has no free line, try again later")
             }
+            Self::HelloLimit => (
+                "呼叫太频繁 / Too many calls",
+                "设备发起通话太频繁，请稍后再试 / The device starts calls too often, try again later",
+            ),
             Self::Shutdown => {
                 ("网关重启 / Restart", "网关正在重启，请稍后再试 / The gateway restarts, try again later")
             }

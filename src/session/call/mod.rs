@@ -99,8 +99,6 @@ pub(super) struct Call {
     outage: Option<Box<Outage>>,
     live_since: Instant,
     rng_state: u64,
-    /// The number of consecutive hellos without a reply, up to that of this call.
-    pub(super) unanswered_hellos: u8,
     /// The device has left, and its texts are not sent yet: the call ends with this reason when they are.
     closing: Option<EndReason>,
     /// The server's goodbye, which is passed to the device instead of the gateway's own.
@@ -156,7 +154,6 @@ impl Call {
             outage: None,
             live_since: now,
             rng_state: credentials.jitter_seed | 1,
-            unanswered_hellos: 0,
             closing: None,
             server_goodbye: None,
             silence_packet: Box::default(),

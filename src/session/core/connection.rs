@@ -233,6 +233,7 @@ impl Core {
             Admission::Accepted => return self.accept_connect(false, cx),
             Admission::ConnectionLimit => "max_connections is reached",
             Admission::PerIpLimit => "max_connections_per_ip is reached",
+            Admission::MacLimit => "16 client ids with its MAC are connected",
         };
         self.refuse_connect(ConnectReturnCode::ServerUnavailable, full, cx);
     }
@@ -264,6 +265,12 @@ impl Core {
     pub fn on_replaced(&mut self, cx: &mut Context<'_>) {
         self.end_call_unless_closing(EndReason::Replaced, cx);
         self.close(CloseReason::TakenOver, cx);
+    }
+
+    /// Another client id with this MAC takes its place.
+    pub fn on_displaced(&mut self, cx: &mut Context<'_>) {
+        self.end_call_unless_closing(EndReason::Replaced, cx);
+        self.close(CloseReason::Displaced, cx);
     }
 }
 

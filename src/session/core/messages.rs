@@ -1,20 +1,15 @@
 //! Messages of the device and of the chat server.
 
 use std::borrow::Cow;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::super::action::{Action, BackendClosed, CallCredentials, CloseReason, Counter, EndReason};
 use super::super::call::Call;
 use super::super::context::Context;
 use super::super::mcp::ServerMessageOutcome;
 use super::super::request_ids::RequestIds;
-use super::Core;
+use super::{Core, PendingHello};
 use crate::proto::message::{self, BadHello, Peek, Reader};
-
-/// So many consecutive hellos without a reply are handled at once.
-const MAX_UNANSWERED_HELLOS: u8 = 32;
-/// After [`MAX_UNANSWERED_HELLOS`], one hello is handled per interval.
-const UNANSWERED_HELLO_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Core {
     // ----- the device ---------------------------------------------------------------------------------------------
@@ -83,46 +78,42 @@ impl Core {
                 return;
             }
         };
-        if self.exceeds_hello_limit(cx.now) {
-            cx.count(Counter::BadDeviceText);
-            return;
-        }
+        let limited = self.exceeds_hello_limit(cx);
         let may_be_speaking = self.call.as_ref().is_some_and(|call| call.may_be_speaking());
-        self.end_call(EndReason::Replaced, cx);
-        let cold = self.cold.get_or_insert_default();
-        (cold.pending_hello, cold.may_be_speaking) = (Some(hello), may_be_speaking);
+        let replaced = self.call.take_if(|call| !limited && call.session_id().is_none());
+        match &replaced {
+            // The dial goes on for this hello.
+            Some(call) => cx.out.push(Action::CallEnded(call.summary(EndReason::Replaced, cx.now))),
+            None => self.end_call(EndReason::Replaced, cx),
+        }
+        let pending = PendingHello { hello, replaced, limited, may_be_speaking };
+        self.cold.get_or_insert_default().pending_hello = Some(pending);
         cx.out.push(Action::GenerateCredentials);
     }
 
-    /// Whether the device repeats its hello too often without waiting for a reply. Each hello costs a dial.
-    fn exceeds_hello_limit(&self, now: Instant) -> bool {
-        let unanswered = match &self.call {
-            Some(call) if call.session_id().is_some() => None,
-            Some(call) => Some((call.unanswered_hellos, call.started_at())),
-            None => self.cold.as_ref().and_then(|cold| cold.unanswered_hellos),
-        };
-        unanswered.is_some_and(|(count, last)| {
-            count >= MAX_UNANSWERED_HELLOS && now.saturating_duration_since(last) < UNANSWERED_HELLO_INTERVAL
-        })
+    fn exceeds_hello_limit(&self, cx: &mut Context<'_>) -> bool {
+        let Some(id) = &self.client_id else { return false };
+        let unproven_from = (!self.is_proven()).then_some(self.ip);
+        !cx.hellos.allows(id.mac(), unproven_from, cx.config.mqtt.hello_limit, cx.now)
     }
 
     /// The shell's answer to [`Action::GenerateCredentials`]: the call starts.
     pub fn on_credentials(&mut self, credentials: CallCredentials, cx: &mut Context<'_>) {
-        let (hello, may_be_speaking, unanswered) = match &mut self.cold {
-            Some(cold) => (cold.pending_hello.take(), cold.may_be_speaking, cold.unanswered_hellos.take()),
-            None => (None, false, None),
-        };
+        let pending = self.cold.as_mut().and_then(|cold| cold.pending_hello.take());
         self.cold.take_if(|cold| {
             cold.last_session_id.is_none() && cold.commands.is_empty() && cold.drain_deadline.is_none()
         });
-        let Some(hello) = hello else { return };
-        let allowed = credentials.allowed;
+        let Some(PendingHello { hello, replaced, limited, may_be_speaking }) = pending else { return };
+        let refused = match (limited, credentials.allowed) {
+            (true, _) => Some(EndReason::HelloLimit),
+            (false, allowed) => (!allowed).then_some(EndReason::Refused),
+        };
         let call = self.call.insert(Box::new(Call::new(hello, credentials, self.ip, cx.now)));
         call.device_may_be_speaking = may_be_speaking;
-        call.unanswered_hellos = unanswered.map_or(1, |(count, _)| count.saturating_add(1));
-        match allowed {
-            true => self.with_call(cx, Call::start),
-            false => self.end_call(EndReason::Refused, cx),
+        match (refused, replaced) {
+            (Some(reason), _) => self.end_call(reason, cx),
+            (None, Some(replaced)) => call.continue_dial(*replaced, cx),
+            (None, None) => self.with_call(cx, Call::start),
         }
     }
 

@@ -7,6 +7,9 @@ use crate::session::harness::encrypt_datagram;
 
 impl Simulation {
     pub(super) fn device_step(&mut self) {
+        if self.firmware.is_some() {
+            return self.person_step();
+        }
         let Some(s) = self.current.filter(|s| self.sessions[*s].model.is_connected()) else {
             return if self.rng.percent(60) { self.connect() } else { self.send_audio() };
         };
@@ -44,7 +47,7 @@ impl Simulation {
     }
 
     /// A new connection of the same device, which continues the call of the older one or replaces that connection.
-    fn connect(&mut self) {
+    pub(super) fn connect(&mut self) {
         let ip = self.rng.pick(&["192.0.2.7", "192.0.2.7", "192.0.2.8"]).parse().unwrap();
         let newer = self.shell.connect(ip, connect_packet(ID, 60));
         let older = self.current.filter(|s| !self.sessions[*s].core.is_closed());
@@ -65,7 +68,7 @@ impl Simulation {
         self.drive(s, Input::Other, |core, cx| core.on_admission(Admission::Accepted, cx));
     }
 
-    fn send_text(&mut self, s: usize, text: &str) {
+    pub(super) fn send_text(&mut self, s: usize, text: &str) {
         let input = self.sessions[s].model.on_device_text(text);
         self.drive(s, input, |core, cx| core.on_packet(publish_packet(text.as_bytes()), cx));
     }
@@ -114,7 +117,7 @@ impl Simulation {
 
     // ----- audio --------------------------------------------------------------------------------------------------
 
-    fn send_audio(&mut self) {
+    pub(super) fn send_audio(&mut self) {
         let Some(s) = self.current else { return };
         let Some(mut datagram) = self.sessions[s].model.next_datagram() else { return };
         match self.rng.below(100) {

@@ -62,6 +62,8 @@ pub(super) struct Model {
     pub(super) unproven: bool,
     /// The server's texts about speech.
     speech: HashSet<u64>,
+    /// The texts before its hello of a server whose dial goes on for another hello.
+    carried_over: Vec<u64>,
 }
 
 /// A call, from its credentials to its end.
@@ -102,6 +104,15 @@ struct DecisionSummary {
     ended_ssrcs: Vec<u32>,
     /// The call became live.
     server_is_live: bool,
+    /// A call ended before it was answered, because the device said hello again within `mqtt.hello_limit`.
+    dial_kept: bool,
+    /// The device said hello.
+    hello: bool,
+    /// An unanswered call was replaced, and its dial abandoned.
+    dial_abandoned: bool,
+    /// The device said hello too often.
+    limited: bool,
+    dials: u32,
     /// The call is kept after the loss of the connection.
     call_kept: bool,
     listens_repeated: u32,
@@ -117,6 +128,11 @@ impl DecisionSummary {
             self.goodbyes.len(),
             self.ids_to_notify.len() + stray,
             "goodbye exactly once, and none otherwise"
+        );
+        assert!(!self.limited || !self.dial_kept && self.dials == 0, "no dial beyond the limit");
+        assert!(
+            (!self.dial_kept || self.dials == 0) && (!self.dial_abandoned || !self.hello || self.limited),
+            "a hello before the reply causes no second dial"
         );
         for (goodbye, id) in self.goodbyes.iter().zip(&self.ids_to_notify) {
             assert_eq!(goodbye["session_id"], **id, "with the id the device knows");
@@ -159,6 +175,7 @@ impl Model {
             had_server_hello: false,
             unproven: false,
             speech: HashSet::new(),
+            carried_over: Vec::new(),
         }
     }
 
@@ -288,12 +305,14 @@ impl Model {
             match action {
                 Action::AcceptConnect => self.connack_sent = true,
                 Action::GenerateCredentials => {
+                    decision.hello = true;
                     self.on_credentials(credentials.take().expect("one set of credentials per hello"), now)
                 }
                 Action::Publish(text) => self.on_publish(text, &mut decision),
                 Action::Dial(request) => {
                     assert_eq!(self.ws, WebSocketState::None, "the previous WebSocket is closed first");
                     self.ws = WebSocketState::Dialing { url: request.server.url.clone(), since: now };
+                    decision.dials += 1;
                 }
                 Action::SendText(text) => self.on_text_to_server(text, &mut decision),
                 Action::SendPing => assert!(self.ws.is_live()),
@@ -325,7 +344,7 @@ impl Model {
             }
         }
         decision.check_messages(input);
-        self.check_transition(now, input, connected, &decision);
+        self.check_transition(input, connected, &decision);
         decision.ended_ssrcs
     }
 
@@ -339,7 +358,7 @@ impl Model {
             to_server: VecDeque::new(),
             last_listen: None,
             redials: 0,
-            before_hello: Vec::new(),
+            before_hello: std::mem::take(&mut self.carried_over),
             aborted: HashSet::new(),
             to_device: VecDeque::new(),
             last_text: 0,
@@ -399,7 +418,8 @@ impl Model {
         let call = self.call.as_mut().expect("a call");
         let Some(n) = value["n"].as_u64() else { return };
         assert!(*hellos > 0, "our hello comes first");
-        if let Some(id) = value["session_id"].as_str() {
+        // The modelled firmware, whose texts have no filler, may have no id, or that of an earlier call.
+        if let Some(id) = value["session_id"].as_str().filter(|_| value["x"].is_string()) {
             assert_eq!(
                 Some(id),
                 session.as_deref().or(call.session_id.as_deref()),
@@ -417,8 +437,15 @@ impl Model {
     fn on_call_ended(&mut self, summary: &CallSummary, decision: &mut DecisionSummary) {
         let call = self.call.take().expect("only a running call ends");
         assert_eq!(summary.ssrc, Some(call.credentials.ssrc));
-        assert_eq!(self.ws, WebSocketState::None, "no WebSocket outlives its call");
         use EndReason::*;
+        decision.limited |= summary.reason == HelloLimit;
+        if summary.reason == Replaced && !summary.answered && self.ws != WebSocketState::None {
+            decision.dial_kept = true;
+            self.carried_over = call.before_hello.clone();
+        } else {
+            decision.dial_abandoned |= summary.reason == Replaced && !summary.answered;
+            assert_eq!(self.ws, WebSocketState::None, "no WebSocket outlives its call");
+        }
         let own_doing = matches!(
             summary.reason,
             DeviceGoodbye | DeviceDisconnected | DeviceLost | DeviceError | Replaced

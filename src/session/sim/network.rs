@@ -9,8 +9,10 @@ use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD, UdpHeader};
 use crate::proto::identity::Mac;
 use crate::proto::mqtt::Packet;
 use crate::session::harness::{encrypt_datagram, frame_with_header};
+use firmware_devices::{FirmwareDevices, ToDevice, firmware_devices};
 use harness::{NetworkCall, NetworkSession};
 
+mod firmware_devices;
 mod harness;
 mod invariants;
 mod operators;
@@ -20,7 +22,7 @@ const STEPS: usize = 400;
 const URLS: [&str; 3] = ["ws://a/", "ws://b/", "ws://c/"];
 
 /// What the runs of all seeds together must reach.
-const REQUIRED_COVERAGE: [&str; 24] = [
+const REQUIRED_COVERAGE: [&str; 26] = [
     "asked",
     "away in a drain",
     "bridged",
@@ -30,6 +32,8 @@ const REQUIRED_COVERAGE: [&str; 24] = [
     "device_goodbye",
     "device_lost",
     "drained",
+    "hello_limit",
+    "heard",
     "lost",
     "no_server",
     "not run",
@@ -66,6 +70,9 @@ enum InFlight {
     ServerText(usize, u64, String),
     ServerAudio(usize, u64, u64),
     ServerClosed(usize, u64, BackendClosed),
+    /// For a modelled device, on its connection with this number.
+    ToDevice(usize, u64, ToDevice),
+    DatagramToDevice(usize, Box<[u8]>),
 }
 
 struct SimulatedNetwork {
@@ -76,6 +83,9 @@ struct SimulatedNetwork {
     sessions: Vec<NetworkSession>,
     /// The session that has the client id of a device.
     session_by_device: [Option<usize>; DEVICES],
+    /// The number of connections of each device so far.
+    connections: [u64; DEVICES],
+    firmware: FirmwareDevices,
     calls: Vec<NetworkCall>,
     in_flight: BTreeMap<(Instant, u64), InFlight>,
     serial: u64,
@@ -98,9 +108,12 @@ impl SimulatedNetwork {
         config.websocket.production = servers(&URLS);
         config.udp.downlink_pace = seed.is_multiple_of(2);
         config.mcp.enabled = seed.is_multiple_of(4);
+        let shell = TestShell::new(config);
         Self {
             rng: Choices::Seed(seed ^ 0x746f_776e),
-            shell: TestShell::new(config),
+            connections: [0; DEVICES],
+            firmware: firmware_devices(seed, shell.now),
+            shell,
             device_calls: DeviceCallTable::default(),
             sessions: Vec::new(),
             session_by_device: [None; DEVICES],
@@ -125,7 +138,12 @@ impl SimulatedNetwork {
             }
             self.step();
             self.check();
+            self.check_firmware();
         }
+        if drains.is_none() {
+            self.settle();
+        }
+        self.switch_off();
         if self.rng.percent(20) {
             return self.shutdown();
         }
@@ -174,7 +192,7 @@ impl SimulatedNetwork {
         loop {
             let arrives = self.in_flight.first_key_value().map(|((at, _), _)| *at);
             let due = self.sessions.iter().filter_map(|session| session.core.deadline());
-            let due = due.chain(self.device_calls.deadline()).min();
+            let due = due.chain(self.device_calls.deadline()).chain(self.next_firmware_deadline()).min();
             let Some(next) = arrives.into_iter().chain(due).min().filter(|next| *next <= until) else {
                 break;
             };
@@ -183,9 +201,10 @@ impl SimulatedNetwork {
             while let Some(entry) =
                 self.in_flight.first_entry().filter(|entry| entry.key().0 <= self.shell.now)
             {
-                let message = entry.remove();
-                self.deliver(message);
+                let (at, message) = (entry.key().0, entry.remove());
+                self.deliver(at, message);
             }
+            self.tick_firmware();
             // A timer may end the call of another session, whose drain deadline has passed.
             for _ in 0..2 {
                 (0..self.sessions.len()).for_each(|s| self.drive(s, Core::on_timeout));
@@ -231,6 +250,9 @@ impl SimulatedNetwork {
     // ----- devices ------------------------------------------------------------------------------------------------
 
     fn device_step(&mut self, device: usize) {
+        if self.firmware.contains_key(&device) {
+            return self.person_step(device);
+        }
         let Some(s) = self.session_by_device[device].filter(|s| self.sessions[*s].connected) else {
             if self.drain_deadline.is_none() {
                 self.connect(device);
@@ -316,7 +338,9 @@ impl SimulatedNetwork {
             return;
         }
         let (s, number) = self.rng.pick(&open);
+        let is_modelled = self.firmware.contains_key(&self.sessions[s].device);
         let message = match self.rng.below(100) {
+            0..93 if is_modelled => return self.send_reply(s, number),
             0..15 => InFlight::ServerText(s, number, r#"{"type":"tts","state":"start"}"#.to_owned()),
             15..30 => InFlight::ServerText(s, number, r#"{"type":"tts","state":"stop"}"#.to_owned()),
             30..93 => {
@@ -355,11 +379,12 @@ impl SimulatedNetwork {
 
     fn change_config(&mut self) {
         let websocket = &mut self.shell.config.websocket;
-        match self.rng.below(5) {
+        match self.rng.below(6) {
             0 => websocket.production = servers(&URLS[..1 + self.rng.below(3) as usize]),
             1 => websocket.production = servers(&URLS[1..]),
             2 => self.shell.config.mqtt.resume_grace = Duration::from_secs(self.rng.pick(&[0, 20, 20])),
-            3 => websocket.ping_interval = Duration::from_secs(self.rng.pick(&[5, 20])),
+            3 => self.shell.config.mqtt.hello_limit = self.rng.pick(&[0, 1, 8]),
+            4 => websocket.ping_interval = Duration::from_secs(self.rng.pick(&[5, 20])),
             _ => websocket.reconnect.give_up_after = Duration::from_secs(self.rng.pick(&[3, 110])),
         }
         self.coverage.insert("reloaded");

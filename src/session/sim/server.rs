@@ -137,7 +137,10 @@ impl Simulation {
     fn downlink(&mut self, s: usize, frame: &[u8]) -> Result<(), DropReason> {
         let ModelledSession { core, model } = &mut self.sessions[s];
         match self.shell.downlink(core, frame)? {
-            Some((encrypted, datagram)) => model.on_encrypted(&encrypted, &datagram),
+            Some((encrypted, datagram)) => {
+                model.on_encrypted(&encrypted, &datagram);
+                self.send_to_firmware(s, &Action::SendDatagram(encrypted, datagram));
+            }
             None => drop(self.drive(s, Input::Other, Core::release_held)),
         }
         Ok(())

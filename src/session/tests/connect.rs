@@ -214,6 +214,7 @@ fn a_full_gateway_refuses_with_code_3() {
         now: scenario.shell.now,
         config: &scenario.shell.config,
         servers: &mut scenario.shell.servers,
+        hellos: &mut scenario.shell.hellos,
         ids: &scenario.shell.ids,
         out: &mut out,
     };

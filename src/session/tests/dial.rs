@@ -180,6 +180,7 @@ fn any_seed_spreads_the_redials() {
             now: scenario.shell.now,
             config: &scenario.shell.config,
             servers: &mut scenario.shell.servers,
+            hellos: &mut scenario.shell.hellos,
             ids: &scenario.shell.ids,
             out: &mut Vec::new(),
         };

@@ -28,6 +28,7 @@ mod mcp;
 mod ordering;
 mod pace;
 mod path_validation;
+mod repeated_hello;
 mod resume;
 mod retained_bytes;
 mod session_ids;

@@ -49,6 +49,7 @@ fn an_admission_counts_once_and_only_when_requested() {
     for (admission, why) in [
         (Admission::ConnectionLimit, "max_connections is reached"),
         (Admission::PerIpLimit, "max_connections_per_ip is reached"),
+        (Admission::MacLimit, "16 client ids with its MAC are connected"),
     ] {
         let mut scenario = Scenario::new();
         assert_eq!(scenario.admit(admission), [], "not asked yet");
@@ -94,6 +95,7 @@ fn a_call_is_taken_over_with_the_newer_id_and_not_from_a_finished_session() {
             now: scenario.shell.now,
             config: &scenario.shell.config,
             servers: &mut scenario.shell.servers,
+            hellos: &mut scenario.shell.hellos,
             ids: &scenario.shell.ids,
             out: &mut asked,
         };

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::net::backend::blocking_client::{BlockingClient, ServerMessage};
 use crate::proto::audio;
-use crate::proto::message::{self, Reader};
 use crate::session::BackendClosed;
+use crate::tools::device::message_type;
 
 /// Binary frames kept to determine the framing.
 const MAX_FRAMES: usize = 3;
@@ -40,9 +40,7 @@ impl Conversation {
                 }
                 Some(ServerMessage::Audio(_)) => {}
                 Some(ServerMessage::Text(text)) => {
-                    let is_hello =
-                        message::peek(&text, Reader::Device).is_ok_and(|peek| peek.kind == "hello");
-                    if is_hello && self.hello.is_none() {
+                    if self.hello.is_none() && message_type(&text) == "hello" {
                         self.hello = Some((text, self.start.elapsed()));
                     } else if self.texts.len() < MAX_TEXTS {
                         self.texts.push(text);

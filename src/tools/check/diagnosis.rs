@@ -1,5 +1,6 @@
 //! What is wrong with a chat server: the likeliest cause, and what to do about it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::conversation::Conversation;
@@ -8,7 +9,8 @@ use crate::config::{ChatServerConfig, Config, Framing};
 use crate::proto::audio;
 use crate::proto::message::JsonObject;
 use crate::session::{BackendClosed, BackendFailure, BackendStage};
-use crate::tools::step_report::{StepState, message_type};
+use crate::tools::device::message_type;
+use crate::tools::step_report::StepState;
 use crate::tools::tls_error::TlsErrorCause;
 
 /// What xiaozhi-esp32-server's URL must end with so that it takes and sends the 16-byte header.
@@ -17,8 +19,9 @@ const URL_SUFFIX: &str = "?from=mqtt_gateway";
 const XIAOZHI_PATH: &str = "/xiaozhi/";
 
 /// Diagnoses one server.
+#[derive(Clone, Copy)]
 pub(super) struct ServerDiagnosis<'a> {
-    pub(super) server: &'a ChatServerConfig,
+    pub(super) server: &'a Arc<ChatServerConfig>,
     pub(super) config: &'a Config,
 }
 
@@ -43,7 +46,7 @@ impl ServerDiagnosis<'_> {
     }
 
     fn connect_failed(&self, why: &str) -> ServerProblem {
-        let ChatServerConfig { host, port, .. } = self.server;
+        let ChatServerConfig { host, port, .. } = &**self.server;
         let mut problem = if why.contains("refused") {
             let cause = "the chat server is not running, or listens elsewhere";
             let advice =
@@ -64,30 +67,30 @@ impl ServerDiagnosis<'_> {
     }
 
     fn tls_failed(&self, why: &str) -> ServerProblem {
-        let ChatServerConfig { host, port, .. } = self.server;
+        let ChatServerConfig { host, port, .. } = &**self.server;
         let (cause, advice) = match TlsErrorCause::from_message(why) {
             TlsErrorCause::NotBuiltIn => (
-                "this program cannot speak TLS".to_owned(),
+                "this program cannot speak TLS",
                 "use a build with the feature \"tls\", which is on by default",
             ),
             TlsErrorCause::Expired => (
-                "its certificate has expired".to_owned(),
+                "its certificate has expired",
                 "renew the certificate; if it is new, look at this machine's clock",
             ),
             TlsErrorCause::NotYetValid => {
-                ("its certificate is not valid yet".to_owned(), "look at this machine's clock")
+                ("its certificate is not valid yet", "look at this machine's clock")
             }
             TlsErrorCause::NameMismatch => (
-                format!("its certificate is for another name than {host}"),
+                &*format!("its certificate is for another name than {host}"),
                 "write the name that the certificate is for into the URL, or get one for this name",
             ),
             TlsErrorCause::UnknownAuthority => (
-                "its certificate is not from an authority known here".to_owned(),
+                "its certificate is not from an authority known here",
                 "give the certificate of its authority as websocket.ca_file (or \"ca_file\" of this server), or get \
                  one from a public authority; \"insecure\": true would accept any certificate",
             ),
             TlsErrorCause::NotTls => (
-                format!("port {port} does not speak TLS"),
+                &*format!("port {port} does not speak TLS"),
                 "write ws:// instead of wss://, or the port of the TLS endpoint",
             ),
             TlsErrorCause::Other => {
@@ -294,10 +297,8 @@ fn error_text(text: &str) -> Option<String> {
 /// Whether an error is about authentication.
 fn is_authentication_error(words: &str) -> bool {
     let words = words.to_lowercase();
-    let (chinese, english) = (
-        ["认证", "鉴权", "授权", "令牌", "密钥"],
-        ["auth", "token", "secret", "forbidden", "denied", "permission"],
-    );
+    let chinese = ["认证", "鉴权", "授权", "令牌", "密钥"];
+    let english = ["auth", "token", "secret", "forbidden", "denied", "permission"];
     chinese.iter().chain(&english).any(|word| words.contains(word))
 }
 
@@ -314,7 +315,7 @@ mod tests {
 
     #[test]
     fn tls_errors_are_recognised_in_the_messages_of_each_library() {
-        let server: ChatServerConfig = "wss://chat.example/?from=mqtt_gateway".parse().unwrap();
+        let server = Arc::new("wss://chat.example/?from=mqtt_gateway".parse().unwrap());
         let words = ServerDiagnosis { server: &server, config: &Config::default() };
         for (why, cause) in [
             // OpenSSL.

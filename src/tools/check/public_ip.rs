@@ -68,7 +68,8 @@ fn check_ip(shown: &str, ip: IpAddr, udp: &Udp) -> Finding {
     }
     let port = udp.port;
     let own = format!("{shown} is this machine's own");
-    match (is_local_address(ip), datagram_arrives(ip, udp)) {
+    // No address but this machine's can be bound.
+    match (UdpSocket::bind((ip, 0)).is_ok(), datagram_arrives(ip, udp)) {
         (true, Some(false)) => {
             let firewall = "through every firewall and security group; TCP alone is not enough";
             finding(StepState::Warn, format!("{own}, but a datagram to its UDP port {port} does not arrive"))
@@ -113,11 +114,6 @@ fn unusable_address_kind(ip: Ipv4Addr) -> Option<&'static str> {
         ip if ip.is_link_local() => Some("a link-local address"),
         _ => None,
     }
-}
-
-/// Whether the address is this machine's: no other can be bound.
-fn is_local_address(ip: IpAddr) -> bool {
-    UdpSocket::bind((ip, 0)).is_ok()
 }
 
 /// Whether a datagram to the audio port of `ip` arrives at the audio socket of this machine; `None` when that cannot be

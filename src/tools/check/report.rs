@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::config::{Config, Source};
+use crate::config::{Config, ConfigError, Source};
 use crate::tools::step_report::{StepReport, StepState};
 use crate::tools::terminal::Terminal;
 
@@ -15,8 +15,8 @@ pub(super) struct CheckReport {
     config: ConfigOrigin,
     /// Why the configuration cannot be used; nothing else is looked at then.
     pub(super) problems: Vec<String>,
-    settings: Vec<Finding>,
-    servers: Vec<ServerReport>,
+    pub(super) settings: Vec<Finding>,
+    pub(super) servers: Vec<ServerReport>,
 }
 
 #[derive(Debug, Serialize)]
@@ -25,7 +25,7 @@ struct ConfigOrigin {
     /// `gateway`, `node` or `defaults`.
     shape: &'static str,
     /// The variables taken from `.env`, when a file of the Node.js gateway has one.
-    env_file: Option<Vec<&'static str>>,
+    env_file: Option<Vec<String>>,
     /// The environment variables that set keys.
     environment: Vec<String>,
 }
@@ -117,44 +117,26 @@ const MAX_LINE_WIDTH: usize = 100;
 /// Collects the findings, and shows them.
 pub(super) struct CheckReporter {
     terminal: Terminal,
-    report: CheckReport,
+    pub(super) report: CheckReport,
 }
 
 impl CheckReporter {
     pub(super) fn new(mut terminal: Terminal, source: &Source, config: &Config) -> Self {
         let file = source.path().map(|path| path.display().to_string());
-        let shape = match (&file, &config.node_config) {
-            (None, _) => "defaults",
-            (Some(_), None) => "gateway",
-            (Some(_), Some(_)) => "node",
+        let (shape, heading) = match (&file, &config.node_config) {
+            (None, _) => ("defaults", "Checking the defaults: there is no configuration file".to_owned()),
+            (Some(file), None) => ("gateway", format!("Checking {file}")),
+            (Some(file), Some(node)) => ("node", format!("Checking {file}: {node}")),
         };
-        terminal.print_line(&match (&file, &config.node_config) {
-            (None, _) => "Checking the defaults: there is no configuration file".to_owned(),
-            (Some(file), None) => format!("Checking {file}"),
-            (Some(file), Some(node)) => format!("Checking {file}: {node}"),
-        });
+        terminal.print_line(&heading);
         let environment: Vec<_> = source.variables().into_iter().map(str::to_owned).collect();
         if !environment.is_empty() {
             terminal.print_line(&format!("Set by the environment: {}", environment.join(", ")));
         }
         let env_file = config.node_config.as_ref().and_then(|node| node.env_file.clone());
         let config = ConfigOrigin { file, shape, env_file, environment };
-        let report = CheckReport {
-            ok: false,
-            config,
-            problems: Vec::new(),
-            settings: Vec::new(),
-            servers: Vec::new(),
-        };
-        Self { terminal, report }
-    }
-
-    pub(super) fn add_settings(&mut self, findings: Vec<Finding>) {
-        self.report.settings.extend(findings);
-    }
-
-    pub(super) fn add_server(&mut self, report: ServerReport) {
-        self.report.servers.push(report);
+        let (problems, settings, servers) = (Vec::new(), Vec::new(), Vec::new());
+        Self { terminal, report: CheckReport { ok: false, config, problems, settings, servers } }
     }
 
     /// The current activity, on a terminal.
@@ -163,13 +145,9 @@ impl CheckReporter {
     }
 
     /// The configuration cannot be used.
-    pub(super) fn config_rejected(mut self, problems: Vec<String>) -> CheckReport {
-        self.terminal.print_line("");
-        self.terminal.print_line("The configuration cannot be used:");
-        for problem in &problems {
-            self.terminal.print_line(&format!("  - {problem}"));
-        }
-        self.report.problems = problems;
+    pub(super) fn config_rejected(mut self, errors: &[ConfigError]) -> CheckReport {
+        self.report.problems = errors.iter().map(ToString::to_string).collect();
+        self.terminal.print_list("The configuration cannot be used:", "  - ", &self.report.problems);
         self.report
     }
 
@@ -209,12 +187,12 @@ impl CheckReporter {
             let cells: Vec<_> = cells.iter().map(|cell| format!("{cell:<9}")).collect();
             format!("  {name:<width$}  {}", cells.join(" ")).trim_end().to_owned()
         };
-        let mut lines =
-            vec![String::new(), row("CHAT SERVER", &SERVER_STEPS.map(|step| step.to_uppercase()))];
+        self.terminal.print_line("");
+        self.terminal.print_line(&row("CHAT SERVER", &SERVER_STEPS.map(str::to_uppercase)));
         for report in servers {
-            lines.push(row(&report.server, &SERVER_STEPS.map(|step| report.step_cell(step))));
+            let cells = SERVER_STEPS.map(|step| report.step_cell(step));
+            self.terminal.print_line(&row(&report.server, &cells));
         }
-        lines.iter().for_each(|line| self.terminal.print_line(line));
     }
 
     fn show_advice(&mut self) {
@@ -228,11 +206,7 @@ impl CheckReporter {
             wrap("  ", "  ", &format!("{name}: {cause}"), &mut lines);
             advice.iter().for_each(|advice| wrap("    -> ", "       ", advice, &mut lines));
         }
-        if !lines.is_empty() {
-            self.terminal.print_line("");
-            self.terminal.print_line("What to look at:");
-            lines.iter().for_each(|line| self.terminal.print_line(line));
-        }
+        self.terminal.print_list("What to look at:", "", &lines);
     }
 }
 

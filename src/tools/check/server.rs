@@ -5,16 +5,16 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::CheckOptions;
 use super::conversation::Conversation;
 use super::diagnosis::ServerDiagnosis;
-use super::options::CheckOptions;
 use super::report::ServerReport;
-use crate::config::{ChatServerConfig, Config, Framing};
+use crate::config::{ChatServerConfig, Framing};
 use crate::net::backend::blocking_client::{BlockingClient, DialReport};
 use crate::proto::audio;
 use crate::proto::message;
 use crate::session::{BackendStage, DialRequest, ServerHealth};
-use crate::tools::device::HELLO;
+use crate::tools::device::{GREETING, HELLO, listen_message};
 use crate::tools::step_report::StepState;
 
 /// 20 ms of silence (RFC 6716 section 3.1: CELT only, full band, mono, one frame).
@@ -28,35 +28,31 @@ const SLOW_HELLO_THRESHOLD: Duration = Duration::from_secs(4);
 /// Wait for the server's Close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Checks chat servers in the name of a device.
+/// Checks a chat server in the name of a device.
 pub(super) struct ServerCheck<'a> {
-    pub(super) config: &'a Config,
     pub(super) options: &'a CheckOptions,
+    pub(super) diagnosis: ServerDiagnosis<'a>,
 }
 
 impl ServerCheck<'_> {
     /// Resolves, connects, says hello, and listens for audio.
-    pub(super) fn run(&self, list: &'static str, server: &Arc<ChatServerConfig>) -> ServerReport {
+    pub(super) fn run(&self, list: &'static str) -> ServerReport {
         let mut report = ServerReport {
-            server: server.to_string(),
+            server: self.diagnosis.server.to_string(),
             list,
             state: StepState::Ok,
             steps: Vec::new(),
             troubles: Vec::new(),
         };
-        if let Some((client, diagnosis)) = self.connect(server, &mut report) {
-            self.check_conversation(server, Conversation::new(client), &mut report, &diagnosis);
+        if let Some(client) = self.connect(&mut report) {
+            self.check_conversation(Conversation::new(client), &mut report);
         }
         report
     }
 
     /// Connects up to the open WebSocket.
-    fn connect<'s>(
-        &'s self,
-        server: &'s Arc<ChatServerConfig>,
-        report: &mut ServerReport,
-    ) -> Option<(BlockingClient, ServerDiagnosis<'s>)> {
-        let diagnosis = ServerDiagnosis { server, config: self.config };
+    fn connect(&self, report: &mut ServerReport) -> Option<BlockingClient> {
+        let ServerDiagnosis { server, config } = self.diagnosis;
         let addresses = match resolve(server, self.options.timeout) {
             Ok((addresses, took)) => {
                 let shown: Vec<_> = addresses.iter().map(|address| address.ip().to_string()).collect();
@@ -65,7 +61,7 @@ impl ServerCheck<'_> {
             }
             Err(why) => {
                 report.add_step("name", StepState::Fail, &why, None);
-                report.troubles.push(diagnosis.resolve_failed(&why));
+                report.troubles.push(self.diagnosis.resolve_failed(&why));
                 return None;
             }
         };
@@ -79,29 +75,24 @@ impl ServerCheck<'_> {
             skip_dns_cache: false,
         };
         let DialReport { stages, outcome } =
-            BlockingClient::open(request, addresses, &self.config.websocket, self.options.timeout);
+            BlockingClient::open(request, addresses, &config.websocket, self.options.timeout);
         for (stage, took) in stages {
             report.add_step(step_name(stage), StepState::Ok, "ok", Some(took));
         }
         match outcome {
-            Ok(client) => Some((client, diagnosis)),
+            Ok(client) => Some(client),
             Err(failure) => {
                 report.add_step(step_name(failure.stage), StepState::Fail, &failure.message, None);
-                report.troubles.extend(diagnosis.dial_failed(&failure));
+                report.troubles.extend(self.diagnosis.dial_failed(&failure));
                 None
             }
         }
     }
 
-    fn check_conversation(
-        &self,
-        server: &ChatServerConfig,
-        mut conversation: Conversation,
-        report: &mut ServerReport,
-        diagnosis: &ServerDiagnosis<'_>,
-    ) {
+    fn check_conversation(&self, mut conversation: Conversation, report: &mut ServerReport) {
+        let diagnosis = &self.diagnosis;
         match message::parse_device_hello(HELLO) {
-            Ok(hello) => conversation.client.send_text(hello.for_server(protocol_version(server))),
+            Ok(hello) => conversation.client.send_text(hello.for_server(protocol_version(diagnosis.server))),
             Err(error) => return report.add_step("hello", StepState::Fail, error.to_string(), None),
         }
         // A server to which the device is not bound speaks a binding code, and never says hello.
@@ -110,18 +101,11 @@ impl ServerCheck<'_> {
         match &conversation.hello {
             Some((text, took)) => {
                 let id = message::parse_server_hello(text).session_id;
-                let slow = *took > SLOW_HELLO_THRESHOLD;
-                let detail =
-                    id.map_or_else(|| "without a session id".to_owned(), |id| format!("session {id}"));
-                report.add_step(
-                    "hello",
-                    if slow { StepState::Warn } else { StepState::Ok },
-                    detail,
-                    Some(*took),
-                );
-                if slow {
-                    report.troubles.push(diagnosis.slow_hello(*took));
-                }
+                let detail = id.map_or("without a session id".to_owned(), |id| format!("session {id}"));
+                let slow = (*took > SLOW_HELLO_THRESHOLD).then(|| diagnosis.slow_hello(*took));
+                let state = if slow.is_some() { StepState::Warn } else { StepState::Ok };
+                report.add_step("hello", state, detail, Some(*took));
+                report.troubles.extend(slow);
             }
             None => {
                 let (state, detail, problem) = diagnosis.no_hello(&conversation, self.options.timeout);
@@ -133,7 +117,7 @@ impl ServerCheck<'_> {
             }
         }
         if conversation.closed.is_none() {
-            self.request_audio(server, &mut conversation);
+            self.request_audio(&mut conversation);
         }
         let (state, detail, problem) = diagnosis.framing(&conversation);
         report.add_step("framing", state, detail, None);
@@ -145,22 +129,22 @@ impl ServerCheck<'_> {
 
     /// Makes the server send audio: with some silence, which an echo sends back, then with a greeting, which a speaker
     /// answers.
-    fn request_audio(&self, server: &ChatServerConfig, conversation: &mut Conversation) {
+    fn request_audio(&self, conversation: &mut Conversation) {
         let hello =
             conversation.hello.as_ref().and_then(|(text, _)| message::parse_server_hello(text).session_id);
-        let id = message::json_quote(&hello.unwrap_or_default());
-        let listen = |rest: &str| format!(r#"{{"session_id":{id},"type":"listen",{rest}}}"#);
+        let id = hello.unwrap_or_default();
+        let listen = |fields| listen_message(&id, fields);
         conversation.client.send_text(listen(r#""state":"start","mode":"manual""#));
         for i in 0..SILENCE_PACKET_COUNT {
             let header = audio::ws_frame_header(i * 20, SILENCE_PACKET.len());
             let framed = [&header[..], &SILENCE_PACKET].concat();
-            let is_raw = server.framing == Framing::Raw;
+            let is_raw = self.diagnosis.server.framing == Framing::Raw;
             conversation.client.send_audio(if is_raw { &SILENCE_PACKET } else { &framed });
         }
         conversation.client.send_text(listen(r#""state":"stop""#));
         conversation.receive_until(Instant::now() + REACTION_TIMEOUT, Conversation::framing_is_known);
         if conversation.frames.is_empty() && conversation.closed.is_none() {
-            conversation.client.send_text(listen(r#""state":"detect","text":"你好""#));
+            conversation.client.send_text(listen(GREETING));
             let until = Instant::now() + self.options.timeout;
             conversation.receive_until(until, Conversation::framing_is_known);
         }

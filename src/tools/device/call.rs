@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket}
 use std::time::{Duration, Instant};
 
 use data_encoding::HEXLOWER_PERMISSIVE;
+use socket2::SockRef;
 
-use super::NO_WAIT;
 use super::error::{self, DeviceError, DeviceStep};
 use crate::proto::audio::{self, Cipher, UdpHeader};
 use crate::proto::message::JsonObject;
@@ -102,10 +102,9 @@ impl Call {
     /// # Errors
     /// [`DeviceStep::Udp`]: the name does not resolve, or the system knows no way there.
     pub fn open(parameters: CallParameters) -> Result<Self, DeviceError> {
-        let at_udp = |error| DeviceError::io(DeviceStep::Udp, error, NO_WAIT);
-        let server = (&*parameters.server, parameters.port).to_socket_addrs().map_err(at_udp)?.next();
-        let server = server.ok_or_else(|| at_udp(io::ErrorKind::NotFound.into()))?;
-        let socket = connect_udp(server).map_err(at_udp)?;
+        let server = (&*parameters.server, parameters.port).to_socket_addrs().map_err(udp_error)?.next();
+        let server = server.ok_or_else(|| udp_error(io::ErrorKind::NotFound.into()))?;
+        let socket = connect_udp(server).map_err(udp_error)?;
         let cipher = Cipher::new(&parameters.key);
         Ok(Self {
             parameters,
@@ -122,8 +121,7 @@ impl Call {
     /// # Errors
     /// [`DeviceStep::Udp`].
     pub fn rebind(&mut self, server: SocketAddr) -> Result<(), DeviceError> {
-        self.socket =
-            connect_udp(server).map_err(|error| DeviceError::io(DeviceStep::Udp, error, NO_WAIT))?;
+        self.socket = connect_udp(server).map_err(udp_error)?;
         Ok(())
     }
 
@@ -132,7 +130,7 @@ impl Call {
     /// # Errors
     /// [`DeviceStep::Udp`].
     pub fn server_addr(&self) -> Result<SocketAddr, DeviceError> {
-        self.socket.peer_addr().map_err(|error| DeviceError::io(DeviceStep::Udp, error, NO_WAIT))
+        self.socket.peer_addr().map_err(udp_error)
     }
 
     /// Builds the next packet without sending it: for tests that lose, repeat or reorder.
@@ -165,7 +163,7 @@ impl Call {
     /// As [`Self::send`].
     pub fn send_packet(&mut self, packet: &[u8]) -> Result<(), DeviceError> {
         self.counts.sent += 1;
-        self.socket.send(packet).map(drop).map_err(|error| DeviceError::io(DeviceStep::Udp, error, NO_WAIT))
+        self.socket.send(packet).map(drop).map_err(udp_error)
     }
 
     /// The next audio packet that a device would accept; `None` when none came in time.
@@ -177,15 +175,15 @@ impl Call {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let mut buffer = [0; 2048];
-            match receive_udp(&self.socket, &mut buffer, left) {
-                Ok(n) => {
-                    if let Some(audio) = self.on_datagram(&buffer[..n]) {
-                        return Ok(Some(audio));
-                    }
-                }
-                Err(error) if error::is_timeout(&error) => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(DeviceError::io(DeviceStep::Udp, error, wait)),
+            let received = receive_within(
+                &mut self.socket,
+                |socket| socket.into(),
+                left,
+                |socket| socket.recv(&mut buffer),
+            );
+            let Some(n) = received.map_err(udp_error)? else { return Ok(None) };
+            if let Some(audio) = self.on_datagram(&buffer[..n]) {
+                return Ok(Some(audio));
             }
         }
     }
@@ -211,23 +209,35 @@ impl Call {
 }
 
 fn connect_udp(server: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = match server {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
+    let any =
+        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::from(Ipv6Addr::UNSPECIFIED) };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(server)?;
     Ok(socket)
 }
 
-fn receive_udp(socket: &UdpSocket, buffer: &mut [u8], wait: Duration) -> io::Result<usize> {
-    if wait.is_zero() {
-        socket.set_nonblocking(true)?;
-        let result = socket.recv(buffer);
-        socket.set_nonblocking(false)?;
-        result
-    } else {
-        socket.set_read_timeout(Some(wait))?;
-        socket.recv(buffer)
-    }
+fn udp_error(error: io::Error) -> DeviceError {
+    DeviceError::io(DeviceStep::Udp, error, Duration::ZERO)
+}
+
+/// What `receive` gives when it waits `wait` for the socket; `None` when that was not enough. No wait means: what is there
+/// already.
+pub(super) fn receive_within<S>(
+    stream: &mut S,
+    socket: impl for<'a> Fn(&'a S) -> SockRef<'a>,
+    wait: Duration,
+    mut receive: impl FnMut(&mut S) -> io::Result<usize>,
+) -> io::Result<Option<usize>> {
+    // A read timeout of zero is none, so "no wait" is another mode of the socket.
+    socket(stream).set_read_timeout(Some(wait))?;
+    socket(stream).set_nonblocking(wait.is_zero())?;
+    let result = loop {
+        match receive(stream) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error::is_timeout(&error) => break Ok(None),
+            result => break result.map(Some),
+        }
+    };
+    socket(stream).set_nonblocking(false)?;
+    result
 }

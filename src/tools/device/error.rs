@@ -34,12 +34,8 @@ pub enum DeviceErrorKind {
     Closed,
     /// A CONNACK with this return code.
     LoginRefused(u8),
-    /// The TLS handshake failed, with the library's message.
-    TlsFailed(String),
-    /// Bytes that are not an MQTT packet from a server, or not one expected here.
-    NotMqtt(String),
-    /// A hello reply that a device could not use.
-    BadHelloReply(String),
+    /// Something else, in words: of the TLS library, or why an answer is not MQTT or cannot be used by a device.
+    Other(String),
 }
 
 /// The step that failed and what was seen.
@@ -61,15 +57,19 @@ impl DeviceError {
         Self { step, ..self }
     }
 
+    pub(super) fn not_mqtt(step: DeviceStep, why: impl Display) -> Self {
+        let what = format!("the answer is not MQTT as a gateway speaks it: {why}");
+        Self { step, kind: DeviceErrorKind::Other(what) }
+    }
+
     pub(super) fn io(step: DeviceStep, error: io::Error, waited: Duration) -> Self {
-        let seen = match error.kind() {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
+        let kind = match error.kind() {
             _ if is_timeout(&error) => DeviceErrorKind::Timeout(waited),
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe if step != DeviceStep::Tcp => {
-                DeviceErrorKind::Closed
-            }
+            ConnectionReset | BrokenPipe if step != DeviceStep::Tcp => DeviceErrorKind::Closed,
             _ => DeviceErrorKind::Io(error),
         };
-        Self { step, kind: seen }
+        Self { step, kind }
     }
 
     /// True when the gateway ended the connection.
@@ -107,9 +107,7 @@ impl Display for DeviceErrorKind {
             Self::Timeout(waited) => write!(f, "no answer within {:.1} s", waited.as_secs_f64()),
             Self::Closed => f.write_str("the other side closed the connection"),
             Self::LoginRefused(code) => write!(f, "refused with CONNACK {code}: {}", connack_text(*code)),
-            Self::TlsFailed(what) => f.write_str(what),
-            Self::NotMqtt(what) => write!(f, "the answer is not MQTT as a gateway speaks it: {what}"),
-            Self::BadHelloReply(what) => write!(f, "a device could not use the hello reply: {what}"),
+            Self::Other(what) => f.write_str(what),
         }
     }
 }

@@ -16,11 +16,11 @@ pub(in crate::tools) fn start_tls(
     use native_tls::HandshakeError;
     let Stream::Plain(tcp) = stream else { return Ok(stream) };
     let timeout = tcp.read_timeout().ok().flatten().unwrap_or_default();
-    let connector = client.connector().map_err(|error| DeviceErrorKind::TlsFailed(error.to_string()))?;
+    let connector = client.connector().map_err(|error| DeviceErrorKind::Other(error.to_string()))?;
     match connector.connect(host, tcp) {
         Ok(tls) => Ok(Stream::Tls(Box::new(tls))),
         Err(HandshakeError::WouldBlock(_)) => Err(DeviceErrorKind::Timeout(timeout)),
-        Err(HandshakeError::Failure(error)) => Err(DeviceErrorKind::TlsFailed(error.to_string())),
+        Err(HandshakeError::Failure(error)) => Err(DeviceErrorKind::Other(error.to_string())),
     }
 }
 
@@ -30,5 +30,5 @@ pub(in crate::tools) fn start_tls(
     _: &str,
     client: &mut TlsClient,
 ) -> Result<Stream<TcpStream>, DeviceErrorKind> {
-    client.prepare().map(|()| stream).map_err(|error| DeviceErrorKind::TlsFailed(error.to_string()))
+    client.prepare().map(|()| stream).map_err(|error| DeviceErrorKind::Other(error.to_string()))
 }

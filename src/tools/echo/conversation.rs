@@ -63,11 +63,8 @@ impl Recording {
     fn ends_at(&self) -> Option<Instant> {
         let (first, last) = self.first_and_last_frame?;
         let longest = first + self.max_duration;
-        Some(if self.frames.len() < MIN_FRAMES_BEFORE_SILENCE {
-            longest
-        } else {
-            longest.min(last + SILENCE_TIMEOUT)
-        })
+        let is_silence = self.frames.len() >= MIN_FRAMES_BEFORE_SILENCE;
+        Some(if is_silence { longest.min(last + SILENCE_TIMEOUT) } else { longest })
     }
 }
 
@@ -134,21 +131,16 @@ impl Conversation {
 
     /// Does what is due at `now`; nothing when called too early.
     pub(super) fn on_timeout(&mut self, now: Instant, out: &mut Vec<Message>) {
-        match &mut self.state {
-            ConversationState::Idle | ConversationState::Realtime => {}
-            ConversationState::Recording(recording) => {
-                if recording.ends_at().is_some_and(|end| end <= now) {
-                    self.end_recording(now, out);
-                }
-            }
-            ConversationState::Playing(playback) => {
-                while playback.next_due(self.frame_duration) <= now {
-                    let Some(frame) = playback.frames.get(playback.sent) else {
-                        return self.stop_playback(out);
-                    };
-                    out.push(Message::Binary(frame.clone()));
-                    playback.sent += 1;
-                }
+        while self.deadline().is_some_and(|due| due <= now) {
+            match &mut self.state {
+                ConversationState::Playing(playback) => match playback.frames.get(playback.sent) {
+                    Some(frame) => {
+                        out.push(Message::Binary(frame.clone()));
+                        playback.sent += 1;
+                    }
+                    None => self.stop_playback(out),
+                },
+                _ => self.end_recording(now, out),
             }
         }
     }
@@ -180,12 +172,9 @@ impl Conversation {
         } else {
             self.stop_playback(out);
             let longest = if mode == Some("manual") { MAX_RECORDING_MANUAL } else { MAX_RECORDING_AUTO };
-            self.state = ConversationState::Recording(Recording {
-                max_duration: longest,
-                frames: Vec::new(),
-                bytes: 0,
-                first_and_last_frame: None,
-            });
+            let (frames, first_and_last_frame) = (Vec::new(), None);
+            let recording = Recording { max_duration: longest, frames, bytes: 0, first_and_last_frame };
+            self.state = ConversationState::Recording(recording);
         }
     }
 

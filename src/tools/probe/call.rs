@@ -1,73 +1,68 @@
 //! The probe's call: sends audio, collects all evidence of what arrived, and reports it.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::diagnosis::{AudioPath, CALL_END_HINT, Diagnosis, Evidence, diagnose, mentions_audio};
+use super::error_text;
 use super::options::ProbeOptions;
 use super::report::{LOSS, ProbeReporter, ROUND_TRIP, RoundTripStats, UDP_DOWN, UDP_UP};
-use super::{ReceivedTexts, error_text};
-use crate::proto::message::{JsonObject, json_quote};
-use crate::tools::device::{Call, CallParameters, DeviceError, SimulatedDevice};
-use crate::tools::echo::NOTHING_HEARD;
+use crate::proto::message::JsonObject;
+use crate::tools::device::{
+    Call, CallParameters, DeviceError, GREETING, SimulatedDevice, listen_message, message_type,
+};
 use crate::tools::round_trip::RoundTripTest;
 use crate::tools::step_report::StepState;
 
 /// Packets sent to the host itself when the address it advertises gave no audio.
 const RETRY_PACKETS: u32 = 10;
+/// After the last packet: echoes of a slow line still count.
+const LINGER: Duration = Duration::from_millis(1000);
+/// From `listen` start: the gateway tells a device after 3 s, by default, that none of its audio arrived.
+const ALERT_WAIT: Duration = Duration::from_millis(4500);
+/// For the chat server to react to the audio once it is over.
+const REACTION_WAIT: Duration = Duration::from_millis(2000);
+/// For the chat server to speak when asked to.
+const SPEECH_WAIT: Duration = Duration::from_millis(5000);
 /// From this share of lost packets on, speech is unintelligible.
 const MAX_LOSS_RATIO: f64 = 0.1;
 
 /// A call, and what was observed in it.
 pub(super) struct ProbeCall {
-    device: SimulatedDevice,
-    gateway: SocketAddr,
-    parameters: CallParameters,
-    round_trip: RoundTripTest,
-    /// What the chat server said it recognised in the audio.
-    recognised_text: Option<String>,
+    pub(super) device: SimulatedDevice,
+    pub(super) gateway: SocketAddr,
+    pub(super) parameters: CallParameters,
+    pub(super) round_trip: RoundTripTest,
+    pub(super) evidence: Evidence,
 }
 
 impl ProbeCall {
-    /// `early` are the texts that arrived before the audio.
-    pub(super) fn new(
-        device: SimulatedDevice,
-        gateway: SocketAddr,
-        parameters: CallParameters,
-        early: ReceivedTexts,
-    ) -> Self {
-        let mut round_trip = RoundTripTest::default();
-        round_trip.texts = early;
-        Self { device, gateway, parameters, round_trip, recognised_text: None }
-    }
-
     /// Runs the call and reports the results.
-    pub(super) fn run(mut self, options: &ProbeOptions, reporter: &mut ProbeReporter) {
+    pub(super) fn run(mut self, reporter: &mut ProbeReporter<'_>) {
         let mut path = AudioPath {
             host: self.gateway.ip(),
             advertised: self.parameters.server.clone(),
             port: self.parameters.port,
             target: None,
         };
-        let mut evidence = Evidence::default();
         match Call::open(self.parameters.clone()) {
             Ok(mut call) => {
                 path.target = call.server_addr().ok().map(|address| address.ip());
-                let lost = self.exchange_audio(&mut call, options, reporter).err();
-                evidence.connection_lost = lost.map(|failure| failure.kind.to_string());
-                self.collect_evidence(&call, &mut evidence);
-                let silent =
-                    evidence.received == 0 && !evidence.call_ended && evidence.connection_lost.is_none();
+                let lost = self.exchange_audio(&mut call, reporter).err();
+                self.evidence.connection_lost = lost.map(|failure| failure.kind.to_string());
+                (self.evidence.round_trip, self.evidence.counts) = (self.round_trip.clone(), call.counts);
+                let RoundTripTest { received, call_ended, .. } = self.round_trip;
+                let silent = received == 0 && !call_ended && self.evidence.connection_lost.is_none();
                 // The result for the advertised address is final; the host's own address may show the reason.
                 if silent && path.target != Some(self.gateway.ip()) {
-                    evidence.received_via_host = self.retry_at_host(&mut call, options, reporter).ok();
+                    self.evidence.received_via_host = self.retry_at_host(&mut call, reporter).ok();
                 }
                 // The gateway may have closed the connection already.
                 let _ = self.device.goodbye(&call);
             }
-            Err(failure) => evidence.udp_error = Some(failure.kind.to_string()),
+            Err(failure) => self.evidence.round_trip.udp_error = Some(failure.kind.to_string()),
         }
-        self.report_results(&path, &evidence, reporter);
+        self.report_results(&path, reporter);
         let _ = self.device.disconnect();
     }
 
@@ -75,41 +70,36 @@ impl ProbeCall {
     fn exchange_audio(
         &mut self,
         call: &mut Call,
-        options: &ProbeOptions,
-        reporter: &mut ProbeReporter,
+        reporter: &mut ProbeReporter<'_>,
     ) -> Result<(), DeviceError> {
-        let Self { device, round_trip, .. } = self;
+        let Self { device, round_trip, evidence, .. } = self;
+        let ProbeOptions { packets, max_wait, .. } = reporter.options;
         let begin = Instant::now();
-        reporter.progress(&format!("sending {} packets of audio, one each 60 ms ...", options.packets));
+        reporter.progress(&format!("sending {packets} packets of audio, one each 60 ms ..."));
         device.start_listening(call, "auto")?;
-        let tick = |round_trip: &RoundTripTest| {
-            reporter.show_audio_progress(round_trip.sent, options.packets, round_trip.received)
-        };
-        round_trip.send_audio(device, call, options.packets, options.timeouts.linger, tick)?;
+        let tick = |round_trip: &_| reporter.show_audio_progress(round_trip);
+        round_trip.send_audio(device, call, *packets, LINGER.min(*max_wait), tick)?;
         if round_trip.received > 0 || round_trip.call_ended {
             return Ok(());
         }
         reporter.progress("no audio so far; waiting for what the gateway and the chat server say ...");
         device.stop_listening(call)?;
-        let until = (begin + options.timeouts.alert).max(Instant::now() + options.timeouts.reaction);
-        let enough = options.packets.min(5);
+        let until = (begin + ALERT_WAIT.min(*max_wait)).max(Instant::now() + REACTION_WAIT.min(*max_wait));
+        let enough = (*packets).min(5);
         let told = |round_trip: &RoundTripTest| {
             round_trip.received > 0
                 || gateway_reports_no_audio(round_trip)
                 || recognised_text(&round_trip.texts, enough).is_some()
         };
         round_trip.receive_until(device, call, until, |_| {}, told)?;
-        self.recognised_text = recognised_text(&round_trip.texts, enough);
-        let known =
-            self.recognised_text.as_deref() == Some(NOTHING_HEARD) || gateway_reports_no_audio(round_trip);
+        evidence.recognised_text = recognised_text(&round_trip.texts, enough);
+        let known = evidence.server_heard_nothing() || gateway_reports_no_audio(round_trip);
         if round_trip.received > 0 || round_trip.call_ended || known {
             return Ok(());
         }
         reporter.progress("asking the chat server to speak ...");
-        let id = json_quote(&call.parameters.session_id);
-        let ask = format!(r#"{{"session_id":{id},"type":"listen","state":"detect","text":"你好"}}"#);
-        device.send_text(&ask)?;
-        let until = Instant::now() + options.timeouts.speech;
+        device.send_text(&listen_message(&call.parameters.session_id, GREETING))?;
+        let until = Instant::now() + SPEECH_WAIT.min(*max_wait);
         round_trip.receive_until(device, call, until, |_| {}, |round_trip| round_trip.received > 0)
     }
 
@@ -117,35 +107,19 @@ impl ProbeCall {
     fn retry_at_host(
         &mut self,
         call: &mut Call,
-        options: &ProbeOptions,
-        reporter: &mut ProbeReporter,
+        reporter: &mut ProbeReporter<'_>,
     ) -> Result<bool, DeviceError> {
+        let linger = LINGER.min(reporter.options.max_wait);
         reporter.progress(&format!("sending some packets to {} itself ...", self.gateway.ip()));
         call.rebind((self.gateway.ip(), call.parameters.port).into())?;
         self.device.start_listening(call, "auto")?;
-        self.round_trip.send_audio(&mut self.device, call, RETRY_PACKETS, options.timeouts.linger, |_| {})?;
+        self.round_trip.send_audio(&mut self.device, call, RETRY_PACKETS, linger, |_| {})?;
         Ok(self.round_trip.received > 0)
     }
 
-    fn collect_evidence(&self, call: &Call, evidence: &mut Evidence) {
-        let round_trip = &self.round_trip;
-        evidence.received = round_trip.received;
-        evidence.malformed = call.counts.malformed;
-        evidence.lost_down = call.counts.lost;
-        evidence.port_unreachable = round_trip.port_unreachable;
-        evidence.udp_error = round_trip.udp_error.clone();
-        evidence.call_ended = round_trip.call_ended;
-        evidence.server_heard_nothing = self.recognised_text.as_deref() == Some(NOTHING_HEARD);
-        evidence.recognised_text = self.recognised_text.clone().filter(|_| !evidence.server_heard_nothing);
-        evidence.error_text = round_trip.texts.iter().find_map(|(_, text)| error_text(text));
-        evidence.server_speaks = round_trip.texts.iter().any(|(_, text)| {
-            let Ok(object) = JsonObject::parse(text) else { return false };
-            object.string("type").as_deref() == Some("tts")
-                && object.string("state").as_deref() == Some("start")
-        });
-    }
-
-    fn report_results(&self, path: &AudioPath, evidence: &Evidence, reporter: &mut ProbeReporter) {
+    fn report_results(&self, path: &AudioPath, reporter: &mut ProbeReporter<'_>) {
+        let Self { round_trip, evidence, .. } = self;
+        let lost_down = evidence.counts.lost;
         let Diagnosis { uplink: up, downlink: down, hints } = diagnose(path, evidence);
         let works = down.0 == StepState::Ok && up.0 == StepState::Ok;
         reporter.add_step(UDP_UP, up.0, up.1, None);
@@ -153,48 +127,45 @@ impl ProbeCall {
         for hint in hints {
             reporter.add_hint(hint);
         }
-        let round_trip = &self.round_trip;
-        reporter.set_audio(round_trip, evidence.lost_down);
+        reporter.set_audio(round_trip, lost_down);
         let why = if works { "not measured: the chat server does not echo" } else { "not measured" };
         if round_trip.echoed == 0 {
             reporter.skipped(ROUND_TRIP, why);
         } else {
-            reporter.ok(ROUND_TRIP, RoundTripStats::of(round_trip).to_string(), None);
+            let RoundTripStats { median, worst, .. } = RoundTripStats::of(round_trip);
+            let detail = format!("{median:.1} ms median, {worst:.1} ms worst, chat server included");
+            reporter.ok(ROUND_TRIP, detail, None);
         }
-        if works && (evidence.call_ended || evidence.connection_lost.is_some()) {
-            let how = evidence.connection_lost.as_deref().or(evidence.error_text.as_deref());
-            let how = how.unwrap_or("the gateway said goodbye");
+        if works && (evidence.round_trip.call_ended || evidence.connection_lost.is_some()) {
+            let how = evidence.connection_lost.clone().or(evidence.error_text());
+            let how = how.unwrap_or_else(|| "the gateway said goodbye".to_owned());
             reporter.add_hint(CALL_END_HINT);
-            let cut = format!("the call ended after {} packets: {how}", round_trip.sent);
-            reporter.add_step(LOSS, StepState::Fail, cut, None);
+            reporter.fail(LOSS, format!("the call ended after {} packets: {how}", round_trip.sent));
         } else if round_trip.echoed == 0 {
             reporter.skipped(LOSS, why);
         } else if works {
-            self.report_loss(evidence.lost_down, reporter);
+            self.report_loss(lost_down, reporter);
         } else {
             let why = "not measured: most of the audio went to the advertised address";
             reporter.skipped(LOSS, why);
         }
     }
 
-    fn report_loss(&self, lost_down: u64, reporter: &mut ProbeReporter) {
+    fn report_loss(&self, lost_down: u64, reporter: &mut ProbeReporter<'_>) {
         let RoundTripTest { sent, echoed, .. } = self.round_trip;
         let lost = sent - echoed;
+        if lost == 0 {
+            return reporter.ok(LOSS, format!("none of {sent} packets"), None);
+        }
         let share = f64::from(lost) / f64::from(sent);
         let down = lost_down.min(lost.into());
-        let up = u64::from(lost) - down;
-        let percent = 100.0 * share;
-        let detail = match lost {
-            0 => format!("none of {sent} packets"),
-            _ => format!(
-                "{lost} of {sent} packets ({percent:.1} %), about {up} on the way up and {down} on the way down"
-            ),
-        };
-        let state = if share < MAX_LOSS_RATIO { StepState::Ok } else { StepState::Fail };
-        if state == StepState::Fail {
-            reporter.add_hint("With this much loss speech is unintelligible: look at the Wi-Fi or mobile connection here first, then at the gateway's own network.");
+        let ways = format!("about {} on the way up and {down} on the way down", u64::from(lost) - down);
+        let detail = format!("{lost} of {sent} packets ({:.1} %), {ways}", 100.0 * share);
+        if share < MAX_LOSS_RATIO {
+            return reporter.ok(LOSS, detail, None);
         }
-        reporter.add_step(LOSS, state, detail, None);
+        reporter.add_hint("With this much loss speech is unintelligible: look at the Wi-Fi or mobile connection here first, then at the gateway's own network.");
+        reporter.fail(LOSS, detail);
     }
 }
 
@@ -207,8 +178,7 @@ fn gateway_reports_no_audio(round_trip: &RoundTripTest) -> bool {
 /// proves nothing.
 fn recognised_text(texts: &[(u32, String)], enough: u32) -> Option<String> {
     texts.iter().filter(|(sent, _)| *sent >= enough).find_map(|(_, text)| {
-        let object = JsonObject::parse(text).ok()?;
-        let is_stt = object.string("type").as_deref() == Some("stt");
-        is_stt.then(|| object.string("text").unwrap_or_default().into_owned())
+        let object = JsonObject::parse(text).ok().filter(|_| message_type(text) == "stt")?;
+        Some(object.string("text").unwrap_or_default().into_owned())
     })
 }

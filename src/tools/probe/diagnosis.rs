@@ -6,7 +6,12 @@
 
 use std::net::IpAddr;
 
+use super::error_text;
+use crate::proto::message::{self, Peek, Reader};
 use crate::tools::addresses::is_private;
+use crate::tools::device::PacketCounts;
+use crate::tools::echo::NOTHING_HEARD;
+use crate::tools::round_trip::RoundTripTest;
 use crate::tools::step_report::StepState;
 
 /// Where audio was sent.
@@ -24,29 +29,34 @@ pub(super) struct AudioPath {
 /// What was seen.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
-    /// Audio packets that arrived from the advertised address.
-    pub(super) received: u64,
-    /// Datagrams that arrived and were not audio packets.
-    pub(super) malformed: u64,
-    /// Gaps in the sequence of what arrived.
-    pub(super) lost_down: u64,
-    /// The advertised host answered that nothing listens on the port.
-    pub(super) port_unreachable: bool,
-    pub(super) udp_error: Option<String>,
+    /// The test at the advertised address.
+    pub(super) round_trip: RoundTripTest,
+    pub(super) counts: PacketCounts,
     /// Whether audio arrived when it was sent to `host` instead; `None` when that was not tried.
     pub(super) received_via_host: Option<bool>,
-    /// What the chat server recognised in the audio.
+    /// What the chat server said it recognised in the audio.
     pub(super) recognised_text: Option<String>,
-    /// The echo chat server reported that it received no audio.
-    pub(super) server_heard_nothing: bool,
-    /// The chat server announced speech.
-    pub(super) server_speaks: bool,
-    /// The text of an alert or an error.
-    pub(super) error_text: Option<String>,
-    /// The gateway said goodbye before the end.
-    pub(super) call_ended: bool,
     /// How the MQTT connection was lost, when it was.
     pub(super) connection_lost: Option<String>,
+}
+
+impl Evidence {
+    /// The echo chat server reported that it received no audio.
+    pub(super) fn server_heard_nothing(&self) -> bool {
+        self.recognised_text.as_deref() == Some(NOTHING_HEARD)
+    }
+
+    /// The text of an alert or an error.
+    pub(super) fn error_text(&self) -> Option<String> {
+        self.round_trip.texts.iter().find_map(|(_, text)| error_text(text))
+    }
+
+    /// The chat server announced speech.
+    fn server_speaks(&self) -> bool {
+        let is_start = |peek: Peek<'_>| peek.kind == "tts" && peek.state.as_deref() == Some("start");
+        let mut texts = self.round_trip.texts.iter();
+        texts.any(|(_, text)| message::peek(text, Reader::Device).is_ok_and(is_start))
+    }
 }
 
 /// Both directions, each with a sentence, and what to look at.
@@ -72,9 +82,13 @@ pub(super) fn diagnose(path: &AudioPath, evidence: &Evidence) -> Diagnosis {
     use StepState::{Fail, Ok, Unknown};
     let AudioPath { host, advertised, port, .. } = path;
     let there = format!("{advertised} port {port}");
-    if evidence.received > 0 {
+    if evidence.round_trip.received > 0 {
         let up = format!("the gateway received audio at {there}");
-        return Diagnosis::new((Ok, up), (Ok, format!("{} packets arrived", evidence.received)), Vec::new());
+        return Diagnosis::new(
+            (Ok, up),
+            (Ok, format!("{} packets arrived", evidence.round_trip.received)),
+            Vec::new(),
+        );
     }
     if evidence.received_via_host == Some(true) {
         let up = format!("audio to {there} does not arrive; to {host} it does");
@@ -88,9 +102,9 @@ pub(super) fn diagnose(path: &AudioPath, evidence: &Evidence) -> Diagnosis {
         let down = "nothing arrived; without uplink audio the gateway does not know where to send";
         return Diagnosis::new((Fail, why), (Unknown, down), path.uplink_hints(evidence));
     }
-    if evidence.malformed > 0 {
+    if evidence.counts.malformed > 0 {
         let up = format!("something at {there} answers, but not with audio");
-        let down = format!("{} datagrams arrived that are not audio packets", evidence.malformed);
+        let down = format!("{} datagrams arrived that are not audio packets", evidence.counts.malformed);
         let hint = format!(
             "Does UDP port {port} really lead to the gateway? A proxy or another program may answer there."
         );
@@ -98,7 +112,7 @@ pub(super) fn diagnose(path: &AudioPath, evidence: &Evidence) -> Diagnosis {
     }
     if let Some(text) = &evidence.recognised_text {
         let up = (Ok, format!("the chat server reacted to the audio with \"{text}\""));
-        return if evidence.server_speaks {
+        return if evidence.server_speaks() {
             Diagnosis::new(up, (Fail, "the chat server speaks, but no audio arrives"), path.downlink_hints())
         } else {
             let down = "no audio arrived, but the chat server did not announce any";
@@ -111,19 +125,19 @@ pub(super) fn diagnose(path: &AudioPath, evidence: &Evidence) -> Diagnosis {
 /// A reason that is certain, or nearly so.
 fn uplink_failure(path: &AudioPath, evidence: &Evidence, there: &str) -> Option<String> {
     if path.target.is_none() {
-        let error = evidence.udp_error.as_deref().unwrap_or("no address");
+        let error = evidence.round_trip.udp_error.as_deref().unwrap_or("no address");
         return Some(format!("the advertised {} cannot be used: {error}", path.advertised));
     }
-    if evidence.port_unreachable {
+    if evidence.round_trip.port_unreachable {
         return Some(format!("no program listens at {there}: the host reports the port unreachable"));
     }
-    if let Some(error) = &evidence.udp_error {
+    if let Some(error) = &evidence.round_trip.udp_error {
         return Some(format!("audio cannot be sent to {there}: {error}"));
     }
-    if evidence.server_heard_nothing {
+    if evidence.server_heard_nothing() {
         return Some(format!("the chat server heard nothing of the audio sent to {there}"));
     }
-    if let Some(text) = evidence.error_text.as_deref().filter(|text| mentions_audio(text)) {
+    if let Some(text) = evidence.error_text().filter(|text| mentions_audio(text)) {
         return Some(format!("the gateway says: {text}"));
     }
     path.unreachable_reason().map(|why| format!("most likely: {why}"))
@@ -142,14 +156,14 @@ fn inconclusive(path: &AudioPath, evidence: &Evidence, there: &str) -> Diagnosis
         let hint = "The gateway's log says why it closed the connection, if it did.";
         return Diagnosis::new((Unknown, up), (Unknown, NO_AUDIO_BEFORE), vec![hint.into()]);
     }
-    if evidence.call_ended {
-        let said = evidence.error_text.as_ref().map(|text| format!(": {text}")).unwrap_or_default();
+    if evidence.round_trip.call_ended {
+        let said = evidence.error_text().map(|text| format!(": {text}")).unwrap_or_default();
         let up = format!("not known: the gateway ended the call meanwhile{said}");
         return Diagnosis::new((Unknown, up), (Unknown, NO_AUDIO_BEFORE), vec![CALL_END_HINT.into()]);
     }
     let up = format!("not known: audio was sent to {there}, and nothing said that it arrived");
     let mut hints = path.uplink_hints(evidence);
-    let down = if evidence.server_speaks {
+    let down = if evidence.server_speaks() {
         hints.extend(path.downlink_hints());
         "the chat server speaks, but no audio arrives: uplink or downlink fails, and it cannot be told from here which"
     } else {
@@ -189,7 +203,7 @@ impl AudioPath {
                 "public_ip: the gateway tells devices to send audio to {advertised}, while MQTT is reached at {host}. Set udp.public_ip (PUBLIC_IP) to an address that devices reach."
             ));
         }
-        if evidence.port_unreachable {
+        if evidence.round_trip.port_unreachable {
             hints.push(format!("Does {advertised} port {port} lead to the gateway? Its host answers, but no program listens on that UDP port there."));
         }
         hints.extend([
@@ -223,55 +237,79 @@ mod tests {
     #[test]
     fn each_symptom_leads_to_its_diagnosis() {
         use StepState::{Fail, Ok, Unknown};
-        let none = Evidence::default;
         let usual = Some([203, 0, 113, 7]);
         let words = |text: &str| Some(text.to_owned());
+        let seen = |change: &dyn Fn(&mut Evidence)| {
+            let mut evidence = Evidence::default();
+            change(&mut evidence);
+            evidence
+        };
+        let says = |text: &str| vec![(9, text.to_owned())];
+        let speech = r#"{"type":"tts","state":"start"}"#;
         let cases = [
-            (usual, Evidence { received: 3, ..none() }, Ok, Ok, "received audio"),
-            (usual, Evidence { received: 3, port_unreachable: true, ..none() }, Ok, Ok, "received audio"),
+            (usual, seen(&|e| e.round_trip.received = 3), Ok, Ok, "received audio"),
+            (
+                usual,
+                seen(&|e| {
+                    e.round_trip.received = 3;
+                    e.round_trip.port_unreachable = true
+                }),
+                Ok,
+                Ok,
+                "received audio",
+            ),
             (
                 Some([192, 168, 1, 2]),
-                Evidence { received_via_host: Some(true), ..none() },
+                seen(&|e| e.received_via_host = Some(true)),
                 Fail,
                 Ok,
                 "to 203.0.113.7 it does",
             ),
-            (
-                Some([192, 168, 1, 2]),
-                Evidence { received_via_host: Some(false), ..none() },
-                Fail,
-                Unknown,
-                "private",
-            ),
-            (None, none(), Fail, Unknown, "cannot be used"),
-            (usual, Evidence { port_unreachable: true, ..none() }, Fail, Unknown, "no program listens"),
-            (usual, Evidence { udp_error: words("no route"), ..none() }, Fail, Unknown, "no route"),
-            (usual, Evidence { server_heard_nothing: true, ..none() }, Fail, Unknown, "heard nothing"),
+            (Some([192, 168, 1, 2]), seen(&|e| e.received_via_host = Some(false)), Fail, Unknown, "private"),
+            (None, Evidence::default(), Fail, Unknown, "cannot be used"),
+            (usual, seen(&|e| e.round_trip.port_unreachable = true), Fail, Unknown, "no program listens"),
+            (usual, seen(&|e| e.round_trip.udp_error = words("no route")), Fail, Unknown, "no route"),
+            (usual, seen(&|e| e.recognised_text = words(NOTHING_HEARD)), Fail, Unknown, "heard nothing"),
             (
                 usual,
-                Evidence { error_text: words("No UDP audio arrives"), ..none() },
+                seen(&|e| e.round_trip.texts = says(r#"{"type":"alert","message":"No UDP audio arrives"}"#)),
                 Fail,
                 Unknown,
                 "the gateway says",
             ),
-            (usual, Evidence { error_text: words("Low battery"), ..none() }, Unknown, Unknown, "not known"),
-            (Some([127, 0, 0, 1]), none(), Fail, Unknown, "every device itself"),
-            (Some([10, 0, 0, 1]), none(), Fail, Unknown, "private"),
-            (Some([100, 64, 0, 1]), none(), Fail, Unknown, "private"),
-            (Some([0, 0, 0, 0]), none(), Fail, Unknown, "not an address"),
-            (Some([203, 0, 113, 8]), none(), Unknown, Unknown, "not known"),
-            (usual, Evidence { malformed: 2, ..none() }, Unknown, Fail, "not with audio"),
-            (usual, Evidence { recognised_text: words("hi"), server_speaks: true, ..none() }, Ok, Fail, "hi"),
-            (usual, Evidence { recognised_text: words("hi"), ..none() }, Ok, Unknown, "hi"),
-            (usual, Evidence { server_speaks: true, ..none() }, Unknown, Unknown, "not known"),
-            (usual, Evidence { call_ended: true, ..none() }, Unknown, Unknown, "ended the call"),
-            (usual, Evidence { connection_lost: words("reset"), ..none() }, Unknown, Unknown, "reset"),
-            (usual, none(), Unknown, Unknown, "not known"),
+            (
+                usual,
+                seen(&|e| e.round_trip.texts = says(r#"{"type":"alert","message":"Low battery"}"#)),
+                Unknown,
+                Unknown,
+                "not known",
+            ),
+            (Some([127, 0, 0, 1]), Evidence::default(), Fail, Unknown, "every device itself"),
+            (Some([10, 0, 0, 1]), Evidence::default(), Fail, Unknown, "private"),
+            (Some([100, 64, 0, 1]), Evidence::default(), Fail, Unknown, "private"),
+            (Some([0, 0, 0, 0]), Evidence::default(), Fail, Unknown, "not an address"),
+            (Some([203, 0, 113, 8]), Evidence::default(), Unknown, Unknown, "not known"),
+            (usual, seen(&|e| e.counts.malformed = 2), Unknown, Fail, "not with audio"),
+            (
+                usual,
+                seen(&|e| {
+                    e.recognised_text = words("hi");
+                    e.round_trip.texts = says(speech)
+                }),
+                Ok,
+                Fail,
+                "hi",
+            ),
+            (usual, seen(&|e| e.recognised_text = words("hi")), Ok, Unknown, "hi"),
+            (usual, seen(&|e| e.round_trip.texts = says(speech)), Unknown, Unknown, "not known"),
+            (usual, seen(&|e| e.round_trip.call_ended = true), Unknown, Unknown, "ended the call"),
+            (usual, seen(&|e| e.connection_lost = words("reset")), Unknown, Unknown, "reset"),
+            (usual, Evidence::default(), Unknown, Unknown, "not known"),
         ];
-        for (target, evidence, up, down, says) in cases {
+        for (target, evidence, up, down, expected) in cases {
             let diagnosis = diagnose(&path([203, 0, 113, 7], target), &evidence);
             assert_eq!((diagnosis.uplink.0, diagnosis.downlink.0), (up, down), "{evidence:?}: {diagnosis:?}");
-            assert!(diagnosis.uplink.1.contains(says), "{evidence:?}: {diagnosis:?}");
+            assert!(diagnosis.uplink.1.contains(expected), "{evidence:?}: {diagnosis:?}");
             let all_well = (up, down) == (Ok, Ok);
             assert_eq!(diagnosis.hints.is_empty(), all_well, "{evidence:?}: {diagnosis:?}");
         }

@@ -10,29 +10,8 @@ use crate::tools::round_trip::packets_in;
 
 /// Locally administered, and "probe" in ASCII.
 const DEFAULT_MAC: &str = "02:70:72:6f:62:65";
-/// How long to wait for replies that may not come.
-pub(super) struct ProbeTimeouts {
-    /// After the last packet: echoes of a slow line still count.
-    pub(super) linger: Duration,
-    /// From `listen` start: the gateway tells a device after 3 s, by default, that none of its audio arrived.
-    pub(super) alert: Duration,
-    /// For the chat server to react to the audio once it is over.
-    pub(super) reaction: Duration,
-    /// For the chat server to speak when asked to.
-    pub(super) speech: Duration,
-    /// A call that is refused in words is ended within this time of its hello reply.
-    pub(super) refusal: Duration,
-}
 
-pub(super) const PROBE_TIMEOUTS: ProbeTimeouts = ProbeTimeouts {
-    linger: Duration::from_millis(1000),
-    alert: Duration::from_millis(4500),
-    reaction: Duration::from_millis(2000),
-    speech: Duration::from_millis(5000),
-    refusal: Duration::from_millis(200),
-};
-
-/// What to probe, as which device, and with which timeouts.
+/// What to probe, as which device, and with which timeout.
 pub(super) struct ProbeOptions {
     pub(super) host: String,
     pub(super) port: u16,
@@ -44,7 +23,8 @@ pub(super) struct ProbeOptions {
     pub(super) has_key: bool,
     pub(super) packets: u32,
     pub(super) timeout: Duration,
-    pub(super) timeouts: ProbeTimeouts,
+    /// The longest wait for what may not come; shorter in tests.
+    pub(super) max_wait: Duration,
     pub(super) json: bool,
 }
 
@@ -80,35 +60,17 @@ impl ProbeOptions {
         let (host, port) = split_target(&target)?;
         let port = port.unwrap_or(if tls { 8883 } else { 1883 });
         let mac_ = mac.underscored();
-        let client_id = client_id.unwrap_or_else(|| {
-            format!(
-                "{}@@@{mac_}@@@{}",
-                group.as_deref().unwrap_or("GID_probe"),
-                uuid.as_deref().unwrap_or(&mac_)
-            )
-        });
+        let (group, uuid) = (group.as_deref().unwrap_or("GID_probe"), uuid.as_deref().unwrap_or(&mac_));
+        let client_id = client_id.unwrap_or_else(|| format!("{group}@@@{mac_}@@@{uuid}"));
         let mut login = Login::signed(client_id, user_name, key.as_deref().map(str::as_bytes));
         login.password = password.or(login.password);
-        Ok(Self {
-            host,
-            port,
-            tls,
-            ca_pem,
-            login,
-            has_key: key.is_some(),
-            packets,
-            timeout,
-            timeouts: PROBE_TIMEOUTS,
-            json,
-        })
+        let (has_key, max_wait) = (key.is_some(), Duration::MAX);
+        Ok(Self { host, port, tls, ca_pem, login, has_key, packets, timeout, max_wait, json })
     }
 
     pub(super) fn target(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        let Self { host, port, .. } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 }
 

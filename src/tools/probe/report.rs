@@ -1,6 +1,5 @@
 //! The probe's report: one line for each step while it runs, and the same as JSON.
 
-use std::fmt::{self, Display};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -54,21 +53,15 @@ struct AudioReport {
 /// Milliseconds.
 #[derive(Copy, Clone, Debug, Serialize)]
 pub(super) struct RoundTripStats {
-    median: f64,
+    pub(super) median: f64,
     p99: f64,
-    worst: f64,
+    pub(super) worst: f64,
 }
 
 impl RoundTripStats {
     pub(super) fn of(round_trip: &RoundTripTest) -> Self {
         let ms = |share| round_trip.percentile(share).map_or(0.0, milliseconds);
         Self { median: ms(0.5), p99: ms(0.99), worst: ms(1.0) }
-    }
-}
-
-impl Display for RoundTripStats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1} ms median, {:.1} ms worst, chat server included", self.median, self.worst)
     }
 }
 
@@ -89,23 +82,22 @@ impl ProbeReport {
 }
 
 /// Prints steps as they come, and keeps them.
-pub(super) struct ProbeReporter {
+pub(super) struct ProbeReporter<'a> {
+    pub(super) options: &'a ProbeOptions,
     terminal: Terminal,
     report: ProbeReport,
-    /// Whether TLS is a step at all.
-    tls: bool,
     next_redraw: Instant,
 }
 
-impl ProbeReporter {
-    pub(super) fn new(mut terminal: Terminal, options: &ProbeOptions) -> Self {
+impl<'a> ProbeReporter<'a> {
+    pub(super) fn new(mut terminal: Terminal, options: &'a ProbeOptions) -> Self {
         let (target, client_id) = (options.target(), options.login.client_id.clone());
         let over = if options.tls { " over TLS" } else { "" };
         terminal.print_line(&format!("Probing {target}{over} as device {client_id}"));
         terminal.print_line("");
         let report =
             ProbeReport { target, client_id, ok: false, steps: Vec::new(), audio: None, hints: Vec::new() };
-        Self { terminal, report, tls: options.tls, next_redraw: Instant::now() }
+        Self { options, terminal, report, next_redraw: Instant::now() }
     }
 
     pub(super) fn add_step(
@@ -116,15 +108,9 @@ impl ProbeReporter {
         took: Option<Duration>,
     ) {
         let step = StepReport::new(name, state, detail, took);
-        let sign = match state {
-            StepState::Ok => " ok ",
-            StepState::Warn => "WARN",
-            StepState::Fail => "FAIL",
-            StepState::Unknown => " ?? ",
-            StepState::Skipped => " -- ",
-        };
+        let sign = state.mark(if state == StepState::Unknown { "??" } else { "--" });
         let took = step.ms.map(|ms| format!(" ({ms:.1} ms)")).unwrap_or_default();
-        self.terminal.print_line(&format!("  [{sign}] {label:<15} {}{took}", step.detail));
+        self.terminal.print_line(&format!("  [{sign:^4}] {label:<15} {}{took}", step.detail));
         self.report.steps.push(step);
     }
 
@@ -148,21 +134,17 @@ impl ProbeReporter {
 
     /// The current activity: redrawn in place on a terminal, else a line of its own.
     pub(super) fn progress(&mut self, what: &str) {
-        if self.terminal.is_interactive() {
-            self.terminal.redraw(&[format!("  [ .. ] {what}")]);
-        } else {
-            self.terminal.print_line(&format!("         {what}"));
-        }
+        self.terminal.redraw(&[format!("  [ .. ] {what}")]);
+        self.terminal.print_plain(&format!("         {what}"));
     }
 
     /// Audio so far; on a terminal only.
-    pub(super) fn show_audio_progress(&mut self, sent: u32, packets: u32, heard: u64) {
+    pub(super) fn show_audio_progress(&mut self, RoundTripTest { sent, received, .. }: &RoundTripTest) {
         let now = Instant::now();
         if now >= self.next_redraw {
             self.next_redraw = now + Duration::from_millis(100);
-            let text =
-                format!("  [ .. ] audio           {sent} of {packets} packets sent, {heard} came back");
-            self.terminal.redraw(&[text]);
+            let text = format!("{sent} of {} packets sent, {received} came back", self.options.packets);
+            self.terminal.redraw(&[format!("  [ .. ] audio           {text}")]);
         }
     }
 
@@ -174,7 +156,7 @@ impl ProbeReporter {
 
     /// Adds the steps that were not reached, and shows the result.
     pub(super) fn finish(mut self) -> ProbeReport {
-        let tls = self.tls;
+        let tls = self.options.tls;
         for step in PROBE_STEPS.into_iter().filter(|step| tls || *step != TLS) {
             if !self.report.steps.iter().any(|line| line.step == step.0) {
                 self.skipped(step, "not reached");
@@ -189,13 +171,7 @@ impl ProbeReporter {
             (false, true) => "Something fails.",
             (false, false) => "Not everything could be determined from here.",
         });
-        if !self.report.hints.is_empty() {
-            self.terminal.print_line("");
-            self.terminal.print_line("What to look at:");
-            for hint in &self.report.hints {
-                self.terminal.print_line(&format!("  - {hint}"));
-            }
-        }
+        self.terminal.print_list("What to look at:", "  - ", &self.report.hints);
         self.report
     }
 }

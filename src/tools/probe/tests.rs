@@ -1,6 +1,4 @@
-use std::time::Duration;
-
-use super::options::{PROBE_TIMEOUTS, ProbeTimeouts, split_target};
+use super::options::split_target;
 use super::report::{LOSS, ProbeReport, ROUND_TRIP, UDP_DOWN, UDP_UP};
 use super::*;
 use crate::proto::mqtt::ConnectReturnCode;
@@ -18,11 +16,9 @@ fn probe_report(script: GatewayScript, args: &[&str]) -> ProbeReport {
     let mut all = vec![address.as_str(), "--packets", "6", "--key", "secret"];
     all.extend(args);
     let mut options = options(&all).unwrap();
-    let soon = Duration::from_millis(400);
-    options.timeouts =
-        ProbeTimeouts { linger: soon, alert: soon, reaction: soon, speech: soon, ..PROBE_TIMEOUTS };
+    options.max_wait = Duration::from_millis(400);
     let mut reporter = ProbeReporter::new(Terminal::stderr(), &options);
-    let _ = probe(&options, &mut reporter);
+    let _ = probe(&mut reporter);
     reporter.finish()
 }
 

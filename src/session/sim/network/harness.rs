@@ -11,6 +11,8 @@ pub(super) const MAX_RETAINED_BYTES: usize = 1024 * 1024;
 pub(super) struct NetworkSession {
     pub(super) core: Core,
     pub(super) device: usize,
+    /// The number of the device's connection.
+    pub(super) connection: u64,
     pub(super) connected: bool,
     pub(super) websocket: Option<NetworkWebSocket>,
     /// When the last message of the device arrives.
@@ -39,6 +41,7 @@ impl NetworkSession {
         Self {
             core,
             device,
+            connection: 0,
             connected: true,
             websocket: None,
             last_uplink_arrival: now,
@@ -71,6 +74,8 @@ impl SimulatedNetwork {
         let mac_ = mac(device).underscored();
         let id = format!("GID_test@@@{mac_}@@@{mac_}");
         let newer = self.shell.connect([192, 0, 2, device as u8].into(), connect_packet(&id, 0));
+        self.connections[device] += 1;
+        let connection = self.connections[device];
         let older = self.session_by_device[device];
         let keep = !self.shell.config.mqtt.resume_grace.is_zero();
         if let Some(older) = older.filter(|s| keep && self.sessions[*s].core.has_call()) {
@@ -78,12 +83,14 @@ impl SimulatedNetwork {
             self.coverage.insert("resumed");
             // Messages in flight on the older connection are lost.
             self.in_flight.retain(|_, message| !matches!(message, InFlight::Text(s, _) | InFlight::Disconnect(s) | InFlight::ConnectionLost(s) if *s == older));
-            (self.sessions[older].connected, self.sessions[older].last_uplink_arrival) =
-                (true, self.shell.now);
+            let session = &mut self.sessions[older];
+            (session.connected, session.connection) = (true, connection);
+            session.last_uplink_arrival = self.shell.now;
             return self.drive(older, |core, cx| core.take_over(newer, cx));
         }
         let s = self.sessions.len();
-        self.sessions.push(NetworkSession::new(newer, device, self.shell.now));
+        self.sessions
+            .push(NetworkSession { connection, ..NetworkSession::new(newer, device, self.shell.now) });
         self.session_by_device[device] = Some(s);
         self.log(format_args!("[{s}] device {device} connects"));
         if let Some(older) = older {
@@ -93,7 +100,7 @@ impl SimulatedNetwork {
         self.drive(s, |core, cx| core.on_admission(Admission::Accepted, cx));
     }
 
-    pub(super) fn deliver(&mut self, message: InFlight) {
+    pub(super) fn deliver(&mut self, at: Instant, message: InFlight) {
         self.log(format_args!("{message:?}"));
         match message {
             InFlight::Text(s, text) if self.sessions[s].connected => {
@@ -149,6 +156,10 @@ impl SimulatedNetwork {
             InFlight::ServerClosed(s, number, gone) if self.is_current_websocket(s, number) => {
                 self.close_websocket(s, gone)
             }
+            InFlight::ToDevice(device, connection, message) => {
+                self.arrive_at_device(at, device, connection, message);
+            }
+            InFlight::DatagramToDevice(device, bytes) => self.datagram_arrives_at_device(at, device, &bytes),
             // Its connection is closed.
             _ => {}
         }
@@ -227,6 +238,7 @@ impl SimulatedNetwork {
         assert_eq!(header.sequence, call.datagrams_received, "downlink sequences go up by one");
         let key = call.key;
         assert!(self.headers_used.insert((key, header.to_bytes())), "no (key, header) is used twice");
+        self.send_datagram_to_device(s, bytes);
     }
 
     // ----- actions ------------------------------------------------------------------------------------------------
@@ -272,7 +284,10 @@ impl SimulatedNetwork {
                 });
                 self.drive(s, |core, cx| core.on_credentials(credentials, cx));
             }
-            Action::Publish(text) => self.on_publish(s, &text),
+            Action::Publish(text) => {
+                self.on_publish(s, &text);
+                self.send_to_device(s, ToDevice::Text(text));
+            }
             Action::Dial(request) => self.dial(s, request.server.url.clone()),
             Action::SendText(text) => {
                 let number = self.sessions[s]
@@ -303,7 +318,13 @@ impl SimulatedNetwork {
             Action::CallEnded(summary) => {
                 let ssrc = summary.ssrc.expect("it has credentials") as usize;
                 assert!(!std::mem::replace(&mut self.calls[ssrc].ended, true), "a call ends once");
-                assert!(self.sessions[s].websocket.is_none(), "no WebSocket outlives its call");
+                match &mut self.sessions[s].websocket {
+                    // It goes on for the device's next hello, from which its time limit counts.
+                    Some(ws) if summary.reason == EndReason::Replaced && !summary.answered => {
+                        ws.dialled_at = self.shell.now;
+                    }
+                    ws => assert!(ws.is_none(), "no WebSocket outlives its call"),
+                }
                 if matches!(summary.state, CallState::Ringing | CallState::InDeviceCall) {
                     let mut effects = Vec::new();
                     self.device_calls.on_call_ended(mac(self.sessions[s].device), &mut effects);
@@ -312,6 +333,7 @@ impl SimulatedNetwork {
             }
             Action::CloseDevice(_) => {
                 self.sessions[s].connected = false;
+                self.send_to_device(s, ToDevice::Closed);
                 let device = self.sessions[s].device;
                 if self.sessions[s].core.is_closed() && self.session_by_device[device] == Some(s) {
                     self.session_by_device[device] = None;

@@ -8,7 +8,7 @@ const NETWORK: u128 = !0 << 64;
 /// The key under which an address is counted: an IPv4 address, also one that is written as IPv6, or the /64 network of an
 /// IPv6 address, since each of its hosts can use as many addresses of it as it wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct AddressKey(IpAddr);
+pub struct AddressKey(IpAddr);
 
 impl From<IpAddr> for AddressKey {
     fn from(ip: IpAddr) -> Self {
