@@ -528,10 +528,11 @@ fn an_empty_session_id_without_a_call_is_answered_with_an_empty_one() {
     device.expect_goodbye("");
 }
 
-/// `tts start` has arrived, but the main loop has not handled it, when the person hangs up.
+/// `tts start` has arrived, but the main loop has not handled it, when the person hangs up. Nothing but a second goodbye would reach
+/// the newest then.
 #[test]
 fn a_hang_up_that_crosses_tts_start_does_not_leave_the_device_speaking() {
-    for_each(&Version::ALL, |version| {
+    for_each(&WITH_RESUME, |version| {
         let scene = Scene::new(version);
         let mut peer = scene.call();
         scene.device.act(|model, _| model.message_delay_ms = 100..=100);

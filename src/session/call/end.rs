@@ -46,7 +46,7 @@ impl Call {
         {
             cx.log(LogEvent::NotResumed(cx.now.saturating_duration_since(at)));
         }
-        if self.awaits_reply() {
+        if self.awaits_reply() && reason.notifies_device() {
             self.send_pending_texts(cx);
         } else if self.awaits_proof() {
             // If the device is in another call, or in none, these are not for it.
