@@ -22,7 +22,7 @@ use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER_LEN, MAX_PAYLOAD, 
 use mqtt_websocket_proxy::proto::message::{self, Reader};
 use mqtt_websocket_proxy::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish, decode, encode};
 use mqtt_websocket_proxy::session::{
-    Admission, CallCredentials, Context, Core, HelloLimiter, RequestIds, ServerHealth, UdpPeer,
+    Admission, CallCredentials, Context, Core, FrameSpace, HelloLimiter, RequestIds, ServerHealth, UdpPeer,
 };
 use mqtt_websocket_proxy::tools::device::{HELLO, Login, test_audio};
 
@@ -172,7 +172,10 @@ impl CallFixture {
     }
 
     fn downlink(&mut self, frame: &[u8], out: &mut [u8]) {
-        let sealed = self.core.downlink(frame, out, &self.config, &mut self.servers, self.now);
+        // In real time, so that no frame waits.
+        self.now += Duration::from_millis(60);
+        let space = FrameSpace { datagram: out, room: usize::MAX };
+        let sealed = self.core.downlink(frame, space, &self.config, &mut self.servers, self.now);
         assert!(sealed.unwrap().is_some());
     }
 }

@@ -26,7 +26,8 @@ const FRAME: usize = 8 + 16 + OPUS.len();
 #[test]
 fn no_packet_allocates_in_either_direction() {
     let server = ChatServer::start();
-    let gateway = support::gateway(&[server.url()]);
+    // Many times faster than real time.
+    let gateway = support::gateway_with(&[server.url()], |config| config.udp.downlink_pace = false);
     let mut devices: Vec<_> =
         (0..CALLS).map(|number| Device::connect(gateway.addresses().mqtt, number)).collect();
     let mut calls: Vec<_> = devices.iter_mut().map(|device| device.call(&server)).collect();

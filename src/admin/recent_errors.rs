@@ -88,7 +88,7 @@ impl RecentErrorKind {
             LogEvent::ServerFailing { .. } => Some(Self::ServerFailing),
             LogEvent::NoServerHello(_) => Some(Self::NoServerHello),
             LogEvent::NoUdpAudio { .. } => Some(Self::NoAudio),
-            LogEvent::HeldAudioDropped(_) => Some(Self::AudioDropped),
+            LogEvent::HeldAudioDropped(_) | LogEvent::HeldAudioFull => Some(Self::AudioDropped),
             _ => None,
         }
     }

@@ -108,7 +108,7 @@ settings! {
         /// Hellos that a device may send at once, before it is limited to one in two seconds; 0 is no limit.
         pub hello_limit: u32 = 8,
         /// How long a call is kept after its MQTT connection is lost; zero ends it at once.
-        pub resume_grace: Duration = Duration::from_secs(20),
+        pub resume_grace: Duration = Duration::from_secs(35),
         /// Whether client ids of two parts, which carry no signature, are accepted even when there is a key.
         pub allow_legacy_ids: bool = false,
         /// The only devices that may connect; all when it is empty.
@@ -193,6 +193,10 @@ settings! {
         /// Whether downlink packets carry `0x80 | (sequence & 0x7f)` as flags, so that no two packets of a call share
         /// keystream, and none that is sent back is taken for one of the device.
         pub downlink_flags: bool = true,
+        /// The least time between `tts start` and the audio behind it, which a device that is not speaking yet throws away.
+        pub speech_lead: Duration = Duration::from_millis(30),
+        /// Whether audio is sent to devices at the pace at which they play it, however fast the chat server sends it.
+        pub downlink_pace: bool = true,
         /// How long after a device's first `listen` start a missing first datagram is logged; zero is never.
         pub first_packet_warn: Duration = Duration::from_secs(3),
         /// Whether this is shown on the device too.

@@ -215,7 +215,7 @@ impl SessionHarness {
         if self.shell.uplink(&mut self.core, from, &mut datagram).is_ok() {
             assert_eq!(self.ws, WebSocketState::Open, "a chat server is connected");
         }
-        self.drive(Core::release_held);
+        self.drive(Core::on_device_heard);
     }
 
     fn dial_step(&mut self, more: u8) {

@@ -98,7 +98,7 @@ fn send_datagram(call: &mut LiveCall, sequence: u32) -> Vec<Action> {
     let mut datagram = encrypt_datagram(&KEY, SSRC, sequence, 0, &[8]);
     // Refused while the chat server has not sent its hello.
     let _ = call.uplink((MQTT_IP, 4_000).into(), &mut datagram);
-    call.drive(Core::release_held)
+    call.drive(Core::on_device_heard)
 }
 
 /// The device's end of the downlink.

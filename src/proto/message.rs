@@ -18,8 +18,8 @@ mod mcp;
 mod object;
 
 pub use hello::{
-    BadHello, DeviceHello, HelloReply, ServerHello, hello_reply, is_for_devices, parse_device_hello,
-    parse_server_hello,
+    BadHello, DeviceHello, HelloReply, ServerHello, frame_duration_ms, hello_reply, is_for_devices,
+    parse_device_hello, parse_server_hello,
 };
 pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, parse_response, parse_rpc, replace_rpc_id};
 pub use object::JsonObject;
@@ -64,7 +64,7 @@ impl Reader {
 pub struct Peek<'a> {
     /// The value of `type`; empty if absent or not a string.
     pub kind: Cow<'a, str>,
-    /// The value of `session_id`, if it is a non-empty string.
+    /// The value of `session_id`, if it is a string.
     pub session_id: Option<Cow<'a, str>>,
     /// The value of `state`, if it is a string.
     pub state: Option<Cow<'a, str>>,
@@ -79,11 +79,7 @@ pub fn peek(text: &str, reader: Reader) -> Result<Peek<'_>, BadMessage> {
         reader.look(&key, raw, "state", &mut state);
     })?;
     let string = |raw: Option<_>| raw.and_then(|raw| reader.parse_string(raw));
-    Ok(Peek {
-        kind: string(kind).unwrap_or_default(),
-        session_id: string(session_id).filter(|id| !id.is_empty()),
-        state: string(state),
-    })
+    Ok(Peek { kind: string(kind).unwrap_or_default(), session_id: string(session_id), state: string(state) })
 }
 
 /// Why a text is not a message.

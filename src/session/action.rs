@@ -187,6 +187,10 @@ labelled_enum! {
         DeviceDisconnected => "device_disconnected",
         /// The device's connection was lost, and the device did not reconnect in time.
         DeviceLost => "device_lost",
+        /// The device reconnected during the call, and did not show in time that it is still in it.
+        NotResumed => "not_resumed",
+        /// The device showed that it is in no call: its message had the session id "".
+        DeviceNotInCall => "device_not_in_call",
         /// The device violated the protocol.
         DeviceError => "device_error",
         /// The device sent another hello, or another connection with its client id replaced it.
@@ -266,6 +270,34 @@ pub struct CallStats {
     pub dropped: u64,
     /// How often the call continued on a new WebSocket.
     pub redials: u32,
+}
+
+/// Datagrams with a call's ssrc that were refused: for the line that says why a call has no audio.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RefusedDatagrams {
+    /// From an address that is not the device's.
+    pub foreign: u32,
+    /// Of a length that the header does not state.
+    pub length: u32,
+    /// With flags that are not those of the hello reply.
+    pub flags: u32,
+    /// Where the last one came from.
+    pub last_from: Option<SocketAddr>,
+}
+
+impl RefusedDatagrams {
+    /// Counts a datagram that was refused for this reason, if it is one of these.
+    pub(super) fn count(refused: &mut Option<Box<Self>>, reason: DropReason, from: SocketAddr) {
+        let counter: fn(&mut Self) -> &mut u32 = match reason {
+            DropReason::ForeignSource => |refused| &mut refused.foreign,
+            DropReason::DatagramLength | DropReason::ShortDatagram => |refused| &mut refused.length,
+            DropReason::DatagramFlags => |refused| &mut refused.flags,
+            _ => return,
+        };
+        let refused = refused.get_or_insert_default();
+        *counter(refused) += 1;
+        refused.last_from = Some(from);
+    }
 }
 
 /// A datagram that is ready to be sent, in the caller's buffer.
@@ -422,6 +454,10 @@ pub enum LogEvent {
     },
     /// The connection was lost during a call, which is kept for this long.
     ConnectionLost(Duration),
+    /// The device was away for this long, and is in the call again.
+    Resumed(Duration),
+    /// The call ends: the device, whose connection was lost so long ago, did not resume it.
+    NotResumed(Duration),
     /// The device got its hello reply.
     CallStarted {
         /// The session id the device was given.
@@ -472,12 +508,16 @@ pub enum LogEvent {
     NoServerHello(String),
     /// So many audio frames waited in vain for the device's first datagram.
     HeldAudioDropped(usize),
-    /// The device is listening, but sent no datagram.
+    /// Audio was dropped because five minutes of it, or as much as the memory allows, waited already. Once per call.
+    HeldAudioFull,
+    /// The device is listening, but no datagram of it was accepted.
     NoUdpAudio {
         /// Time since the device began to listen.
         after: Duration,
-        /// The `host:port` that the device was told to send to.
-        advertised: String,
+        /// The `host:port` that the device was told to send to; none when it has reached it before.
+        advertised: Option<String>,
+        /// Datagrams of the call that were refused.
+        refused: RefusedDatagrams,
     },
     /// The number of the device's tools, or why they are not known.
     ToolDiscovery(Result<usize, &'static str>),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::action::{CloseReason, DropReason, Encrypted, EndReason, UdpPeer};
-use super::call::{Call, CallResult, DeviceIdentity, Uplink};
+use super::call::{Call, CallResult, DeviceIdentity, FrameSpace, Uplink};
 use super::context::Context;
 use super::deadlines::CoarseInstant;
 use super::mcp::ToolCache;
@@ -25,6 +25,8 @@ pub use self::connection::LoginKey;
 
 /// A connection that sends no CONNECT for this long is closed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long after a goodbye the reason is shown: the device clears its screen when it handles the goodbye.
+const ALERT_DELAY: Duration = Duration::from_millis(300);
 /// The longest CONNECT that is accepted.
 const MAX_CONNECT_BYTES: usize = 4096;
 
@@ -51,6 +53,8 @@ pub struct Core {
 #[derive(Default)]
 struct ColdState {
     pending_hello: Option<PendingHello>,
+    /// What the device shows when it has handled the goodbye of its last call, and when to send it.
+    pending_alert: Option<(Instant, Box<str>)>,
     /// The session id of the last call, for a goodbye to a message without a call.
     last_session_id: Option<Box<str>>,
     /// Commands of operators, oldest first.
@@ -66,6 +70,8 @@ struct PendingHello {
     replaced: Option<Box<Call>>,
     /// `mqtt.hello_limit` is exceeded: it is answered without a dial.
     limited: bool,
+    /// The device was speaking when its connection was lost: it may still be.
+    may_be_speaking: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,9 +173,10 @@ impl Core {
     pub fn deadline(&self) -> Option<Instant> {
         let call = self.call.as_ref().and_then(|call| call.deadline());
         let mcp = self.mcp.deadline(self.since);
+        let alert = self.cold.as_ref().and_then(|cold| cold.pending_alert.as_ref()).map(|(at, _)| *at);
         let commands =
             self.cold.as_ref().and_then(|cold| cold.commands.front().map(|pending| pending.deadline));
-        [self.deadline.instant(self.since), call, mcp, commands, self.drain_deadline()]
+        [self.deadline.instant(self.since), call, mcp, commands, alert, self.drain_deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -196,22 +203,25 @@ impl Core {
         }
     }
 
-    /// Encrypts one binary frame of the chat server into `out` (at least 16 + 1,400 bytes). `None`: the frame is held, and
-    /// [`Core::release_held`] must be called.
+    /// Encrypts one binary frame of the chat server. `None`: the frame is held, and [`Core::release_held`] must be called.
     pub fn downlink(
         &mut self,
         frame: &[u8],
-        out: &mut [u8],
+        space: FrameSpace<'_>,
         config: &Config,
         servers: &mut ServerHealth,
         now: Instant,
     ) -> Result<Option<Encrypted>, DropReason> {
         let call = self.call.as_mut().ok_or(DropReason::NoPeer)?;
-        call.downlink(frame, out, config, servers, now)
+        call.downlink(frame, space, config, servers, now)
     }
 
-    /// Releases held audio and text that need not wait any longer. To be called after the first datagram of the device and after
-    /// each held frame.
+    /// The device's first datagram, or the first after a reconnection: releases what waited for it.
+    pub fn on_device_heard(&mut self, cx: &mut Context<'_>) {
+        self.with_call(cx, |call, _, cx| call.on_device_heard(cx));
+    }
+
+    /// Releases held audio and text that need not wait any longer. To be called after each held frame.
     pub fn release_held(&mut self, cx: &mut Context<'_>) {
         self.with_call(cx, |call, _, cx| call.release_held(cx));
     }
@@ -225,13 +235,17 @@ impl Core {
             match self.phase {
                 SessionPhase::AwaitingConnect => self.close(CloseReason::ConnectTimeout, cx),
                 SessionPhase::Online => self.suspend_or_close(CloseReason::KeepAlive, cx),
-                SessionPhase::AwaitingReconnect => self.end_call(EndReason::DeviceLost, cx),
+                SessionPhase::AwaitingReconnect => self.on_grace_expired(cx),
                 SessionPhase::Admitting | SessionPhase::Closed => {}
             }
         }
         self.mcp.on_timeout(self.since, cx);
         self.expire_commands(cx);
         self.with_call(cx, Call::on_timeout);
+        let cold = self.cold.as_mut();
+        if let Some((_, alert)) = cold.and_then(|cold| cold.pending_alert.take_if(|(at, _)| *at <= cx.now)) {
+            cx.publish(alert.into());
+        }
         if self.drain_deadline().is_some_and(|at| at <= cx.now) {
             self.close(CloseReason::Draining, cx);
         }
@@ -292,8 +306,16 @@ impl Core {
             cold.pending_hello = None;
         }
         let Some(call) = self.call.take() else { return };
-        if let Some(id) = call.finish(reason, cx) {
+        let finished = call.finish(reason, cx);
+        if let Some(id) = finished.session_id {
             self.cold.get_or_insert_default().last_session_id = Some(id);
+        }
+        match finished.alert {
+            Some(alert) if reason == EndReason::Shutdown => cx.publish(alert),
+            Some(alert) if self.phase == SessionPhase::Online => {
+                self.cold.get_or_insert_default().pending_alert = Some((cx.now + ALERT_DELAY, alert.into()));
+            }
+            _ => {}
         }
         if self.phase == SessionPhase::AwaitingReconnect {
             self.close(CloseReason::Disconnected, cx);

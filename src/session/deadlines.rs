@@ -37,12 +37,18 @@ pub(super) enum CallTimer {
     ResendHello,
     /// Stop holding audio and text for the device's first datagram.
     HoldMedia,
-    /// The device should have sent its first datagram by then.
-    FirstDatagram,
+    /// The next of what waits for its time may be sent to the device.
+    Playout,
+    /// A device that has reconnected should have shown by then that it is in the call.
+    Reattach,
+    /// A device that listens should have sent audio by then.
+    MissingAudio,
     /// End the call if there was neither audio nor text until then.
     Idle,
     /// End of the pause before the next redial.
     Redial,
+    /// Tell the device that the call is being redialled.
+    RedialNotice,
     /// Give up redialling.
     GiveUp,
     /// Ping the chat server.
@@ -59,9 +65,12 @@ const ALL_TIMERS: [CallTimer; TIMER_COUNT] = [
     CallTimer::ServerHello,
     CallTimer::ResendHello,
     CallTimer::HoldMedia,
-    CallTimer::FirstDatagram,
+    CallTimer::Playout,
+    CallTimer::Reattach,
+    CallTimer::MissingAudio,
     CallTimer::Idle,
     CallTimer::Redial,
+    CallTimer::RedialNotice,
     CallTimer::GiveUp,
     CallTimer::Ping,
     CallTimer::Pong,
@@ -98,9 +107,9 @@ impl Deadlines {
 
     /// Clears every deadline that is about the chat server; those about the device stay.
     pub(super) fn clear_server_timers(&mut self) {
-        use CallTimer::{FirstDatagram, HoldMedia, Idle};
+        use CallTimer::{HoldMedia, Idle, MissingAudio, Playout, Reattach};
         for timer in ALL_TIMERS {
-            if !matches!(timer, FirstDatagram | HoldMedia | Idle) {
+            if !matches!(timer, MissingAudio | HoldMedia | Idle | Playout | Reattach) {
                 self.clear(timer);
             }
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{
-    Action, Admission, CallCredentials, Context, Core, DropReason, Encrypted, HelloLimiter, RequestIds,
-    ServerHealth, UdpPeer, Uplink,
+    Action, Admission, CallCredentials, Context, Core, DropReason, Encrypted, FrameSpace, HelloLimiter,
+    RequestIds, ServerHealth, UdpPeer, Uplink,
 };
 use crate::config::{ChatServerConfig, Config};
 use crate::proto::audio::{Cipher, HEADER_LEN, MAX_PAYLOAD, UdpHeader, ws_frame_header};
@@ -96,7 +96,13 @@ impl TestShell {
         frame: &[u8],
     ) -> Result<Option<SentDatagram>, DropReason> {
         let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
-        let encrypted = core.downlink(frame, &mut out, &self.config, &mut self.servers, self.now)?;
+        let encrypted = core.downlink(
+            frame,
+            FrameSpace { datagram: &mut out, room: usize::MAX },
+            &self.config,
+            &mut self.servers,
+            self.now,
+        )?;
         Ok(encrypted.map(|encrypted| (encrypted, out[..encrypted.datagram_len].into())))
     }
 }

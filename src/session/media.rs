@@ -99,6 +99,11 @@ impl Media {
         self.jitter.value()
     }
 
+    /// When the device's last datagram was accepted; before the first, when the call began.
+    pub(super) fn last_accepted(&self) -> Instant {
+        self.peer_last_seen
+    }
+
     pub(super) fn peer(&self) -> Option<UdpPeer> {
         self.peer
     }
@@ -239,31 +244,27 @@ impl Media {
         &datagram[..end]
     }
 
-    /// Learns from a binary frame how the server frames audio, and classifies it. `fixed`: the framing is configured. `age`: of
-    /// the call, for servers that send no timestamps.
-    pub(super) fn classify<'a>(
-        &mut self,
-        frame: &'a [u8],
-        fixed: bool,
-        age: Duration,
-    ) -> ClassifiedFrame<'a> {
+    /// Learns from a binary frame how the server frames audio. `fixed`: the framing is configured.
+    pub(super) fn learn_framing(&mut self, frame: &[u8], fixed: bool) {
         let has_header = audio::parse_ws_frame(frame).is_some();
-        match self.framing {
-            FramingState::Known(WireFraming::Header) => {}
-            FramingState::Known(WireFraming::Raw) if fixed || !has_header => {}
-            _ if has_header => self.framing = FramingState::Known(WireFraming::Header),
-            _ if frame.is_empty() || frame.len() > audio::MAX_PAYLOAD => return ClassifiedFrame::Bad,
-            FramingState::Unknown(seen) if seen + 1 < RAW_FRAMING_AFTER => {
-                self.framing = FramingState::Unknown(seen + 1);
+        self.framing = match self.framing {
+            FramingState::Known(WireFraming::Raw) if !fixed && has_header => {
+                FramingState::Known(WireFraming::Header)
             }
-            _ => self.framing = FramingState::Known(WireFraming::Raw),
-        }
-        self.classify_held(frame, age)
+            FramingState::Unknown(_) if has_header => FramingState::Known(WireFraming::Header),
+            FramingState::Unknown(_) if frame.is_empty() || frame.len() > audio::MAX_PAYLOAD => return,
+            FramingState::Unknown(seen) if seen + 1 < RAW_FRAMING_AFTER => FramingState::Unknown(seen + 1),
+            FramingState::Unknown(_) => FramingState::Known(WireFraming::Raw),
+            known => known,
+        };
     }
 
     /// Classifies a frame by what is known of the framing.
-    pub(super) fn classify_held<'a>(&self, frame: &'a [u8], age: Duration) -> ClassifiedFrame<'a> {
+    pub(super) fn classify<'a>(&self, frame: &'a [u8], age: Duration) -> ClassifiedFrame<'a> {
         let (timestamp, payload) = match (self.framing, audio::parse_ws_frame(frame)) {
+            (FramingState::Unknown(_), _) if frame.is_empty() || frame.len() > audio::MAX_PAYLOAD => {
+                return ClassifiedFrame::Bad;
+            }
             (FramingState::Unknown(_), _) => return ClassifiedFrame::Undecided,
             (FramingState::Known(WireFraming::Header), Some(headed)) => headed,
             (FramingState::Known(WireFraming::Header), None) => return ClassifiedFrame::Bad,

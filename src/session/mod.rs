@@ -30,6 +30,7 @@ mod jitter;
 mod labels;
 mod mcp;
 mod media;
+mod playout;
 mod queue;
 mod rate_limiter;
 mod request_ids;
@@ -38,9 +39,9 @@ mod server_health;
 pub use action::{
     Action, Admission, BackendClosed, BackendFailure, BackendStage, CallCredentials, CallState, CallStats,
     CallSummary, CloseReason, CommandError, Counter, DialRequest, DropReason, Encrypted, EndReason, LogEvent,
-    UdpPeer,
+    RefusedDatagrams, UdpPeer,
 };
-pub use call::{CallView, Uplink};
+pub use call::{CallView, FrameSpace, Uplink};
 pub use context::Context;
 pub use core::{Core, Delivery, LoginKey};
 pub use device_calls::{AcceptOutcome, DeviceCallEffect, DeviceCallTable, Presence, RequestOutcome};

@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 const MAX_TEXTS: usize = 128;
 /// Bytes of text that a queue holds.
 const MAX_TEXT_BYTES: usize = 256 * 1024;
-/// Audio frames that a queue holds: 15 s of 60 ms frames, longer than a device waits for its hello reply.
-const MAX_FRAMES: usize = 256;
+/// Texts that wait among audio: a reply of five minutes has one per sentence.
+const MAX_HELD_TEXTS: usize = 512;
 
 /// A text does not fit into its queue: the call ends.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,12 +49,23 @@ impl TextQueue {
     }
 }
 
+/// What a `tts` message means for the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speech {
+    Start,
+    Stop,
+    /// A text that is shown while the speech goes on.
+    Other,
+}
+
 /// A message of the chat server that has to wait.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum HeldItem {
-    /// A text as the server sent it, and whether it is `tts start`.
-    Text { text: Box<str>, tts_start: bool },
-    /// A binary frame as the server sent it.
+    /// A text as the server sent it; for `tts`, what it means.
+    Text { text: Box<str>, speech: Option<Speech> },
+    /// An Opus packet with its timestamp.
+    Packet { timestamp: u32, opus: Box<[u8]> },
+    /// A binary frame as the server sent it, while the server's framing is not known.
     Frame(Box<[u8]>),
 }
 
@@ -68,58 +79,83 @@ struct HeldItems {
     texts: usize,
     text_bytes: usize,
     frames: usize,
-    frame_bytes: usize,
+    bytes: usize,
+}
+
+impl HeldItem {
+    fn is_audio(&self) -> bool {
+        !matches!(self, Self::Text { .. })
+    }
+
+    /// The bytes that it takes in the queue.
+    fn bytes(&self) -> usize {
+        size_of::<Self>()
+            + match self {
+                Self::Text { text, .. } => text.len(),
+                Self::Packet { opus: bytes, .. } | Self::Frame(bytes) => bytes.len(),
+            }
+    }
 }
 
 impl HeldQueue {
     pub(super) fn is_empty(&self) -> bool {
-        self.0.as_ref().is_none_or(|held| held.items.is_empty())
+        self.0.is_none()
     }
 
-    /// The bytes of the held texts and frames.
+    /// The bytes of what is held.
     pub(super) fn bytes(&self) -> usize {
-        self.0.as_ref().map_or(0, |held| held.text_bytes + held.frame_bytes)
+        self.0.as_ref().map_or(0, |held| held.bytes)
+    }
+
+    /// The number of frames that are held.
+    pub(super) fn frames(&self) -> usize {
+        self.0.as_ref().map_or(0, |held| held.frames)
     }
 
     pub(super) fn front(&self) -> Option<&HeldItem> {
         self.0.as_ref()?.items.front()
     }
 
-    pub(super) fn push_text(&mut self, text: &str, tts_start: bool) -> Result<(), QueueOverflow> {
-        let held = self.0.get_or_insert_default();
-        if held.texts >= MAX_TEXTS || held.text_bytes + text.len() > MAX_TEXT_BYTES {
+    /// Whether speech goes on after what is held, if any of it says so.
+    pub(super) fn speech_goes_on(&self) -> Option<bool> {
+        let items = self.0.as_ref()?.items.iter().rev();
+        items.into_iter().find_map(|item| match item {
+            HeldItem::Text { speech: Some(Speech::Start), .. } => Some(true),
+            HeldItem::Text { speech: Some(Speech::Stop), .. } => Some(false),
+            _ => None,
+        })
+    }
+
+    pub(super) fn push_text(&mut self, text: &str, speech: Option<Speech>) -> Result<(), QueueOverflow> {
+        let (texts, bytes) = self.0.as_ref().map_or((0, 0), |held| (held.texts, held.text_bytes));
+        if texts >= MAX_HELD_TEXTS || bytes + text.len() > MAX_TEXT_BYTES {
             return Err(QueueOverflow);
         }
-        held.texts += 1;
-        held.text_bytes += text.len();
-        held.items.push_back(HeldItem::Text { text: text.into(), tts_start });
+        self.push(HeldItem::Text { text: text.into(), speech });
         Ok(())
     }
 
-    /// False if the queue is full: the new frame is dropped.
-    pub(super) fn push_frame(&mut self, frame: &[u8]) -> bool {
+    pub(super) fn push(&mut self, item: HeldItem) {
         let held = self.0.get_or_insert_default();
-        if held.frames >= MAX_FRAMES {
-            return false;
+        held.bytes += item.bytes();
+        match &item {
+            HeldItem::Text { text, .. } => {
+                (held.texts, held.text_bytes) = (held.texts + 1, held.text_bytes + text.len())
+            }
+            _ => held.frames += 1,
         }
-        held.frames += 1;
-        held.frame_bytes += frame.len();
-        held.items.push_back(HeldItem::Frame(frame.into()));
-        true
+        held.items.push_back(item);
     }
 
     pub(super) fn pop(&mut self) -> Option<HeldItem> {
         let held = self.0.as_mut()?;
         let item = held.items.pop_front()?;
+        held.bytes -= item.bytes();
         match &item {
             HeldItem::Text { text, .. } => {
-                held.texts -= 1;
-                held.text_bytes -= text.len();
+                (held.texts, held.text_bytes) = (held.texts - 1, held.text_bytes - text.len())
             }
-            HeldItem::Frame(frame) => {
-                held.frames -= 1;
-                held.frame_bytes -= frame.len();
-            }
+            _ => held.frames -= 1,
         }
         if held.items.is_empty() {
             self.0 = None;
@@ -127,12 +163,20 @@ impl HeldQueue {
         Some(item)
     }
 
+    /// Replaces each item by what `change` makes of it, in order.
+    pub(super) fn change(&mut self, change: impl FnMut(HeldItem) -> Option<HeldItem>) {
+        let held = std::mem::take(self);
+        let items = held.0.map(|held| held.items).unwrap_or_default();
+        items.into_iter().filter_map(change).for_each(|item| self.push(item));
+    }
+
     /// Drops every frame, keeps the texts, and returns the number of dropped frames.
     pub(super) fn drop_frames(&mut self) -> usize {
-        let Some(held) = &mut self.0 else { return 0 };
-        held.items.retain(|item| matches!(item, HeldItem::Text { .. }));
-        held.frame_bytes = 0;
-        std::mem::take(&mut held.frames)
+        let frames = self.frames();
+        if frames > 0 {
+            self.change(|item| (!item.is_audio()).then_some(item));
+        }
+        frames
     }
 }
 
@@ -154,38 +198,34 @@ mod tests {
         assert_eq!(texts.push("x"), Err(QueueOverflow));
     }
 
-    #[test]
-    fn held_frames_are_bounded_and_text_keeps_its_order() {
-        let mut held = HeldQueue::default();
-        held.push_text("a", true).unwrap();
-        for _ in 0..MAX_FRAMES {
-            assert!(held.push_frame(b"f"));
-        }
-        assert!(!held.push_frame(b"f"));
-        held.push_text("b", false).unwrap();
-        assert_eq!(held.drop_frames(), MAX_FRAMES);
-        assert_eq!(held.pop(), Some(HeldItem::Text { text: "a".into(), tts_start: true }));
-        assert_eq!(held.pop(), Some(HeldItem::Text { text: "b".into(), tts_start: false }));
-        assert!(held.is_empty() && held.push_frame(b"f"));
+    fn packet(len: usize) -> HeldItem {
+        HeldItem::Packet { timestamp: 1, opus: vec![8; len].into() }
     }
 
     #[test]
-    fn held_texts_are_bounded_in_number_and_bytes() {
+    fn held_texts_are_bounded_in_number_and_bytes_and_popped_ones_make_room() {
         let mut held = HeldQueue::default();
-        for _ in 0..MAX_TEXTS {
-            held.push_text("{}", false).unwrap();
+        for _ in 0..MAX_HELD_TEXTS {
+            held.push_text("{}", None).unwrap();
         }
-        assert_eq!(held.push_text("{}", false), Err(QueueOverflow));
+        assert_eq!(held.push_text("{}", None), Err(QueueOverflow));
+        held.pop();
+        held.push_text("{}", None).unwrap();
+        assert_eq!(held.push_text("{}", None), Err(QueueOverflow));
+
         let mut held = HeldQueue::default();
-        assert_eq!(held.push_text(&"x".repeat(MAX_TEXT_BYTES + 1), false), Err(QueueOverflow));
-        held.push_text("x", false).unwrap();
-        assert_eq!(held.push_text(&"x".repeat(MAX_TEXT_BYTES), false), Err(QueueOverflow));
-        held.push_text(&"x".repeat(MAX_TEXT_BYTES - 1), false).unwrap();
-        assert_eq!((held.bytes(), held.push_text("x", false)), (MAX_TEXT_BYTES, Err(QueueOverflow)));
+        assert_eq!(held.push_text(&"x".repeat(MAX_TEXT_BYTES + 1), None), Err(QueueOverflow));
+        held.push_text("x", None).unwrap();
+        assert_eq!(held.push_text(&"x".repeat(MAX_TEXT_BYTES), None), Err(QueueOverflow));
+        held.push_text(&"x".repeat(MAX_TEXT_BYTES - 1), None).unwrap();
+        assert_eq!(held.push_text("x", None), Err(QueueOverflow));
+        held.push(packet(9));
+        held.pop();
+        held.push_text("x", None).unwrap();
     }
 
     #[test]
-    fn queued_bytes_are_counted_and_memory_is_freed() {
+    fn bytes_and_frames_are_counted_in_order_and_memory_is_freed() {
         let mut texts = TextQueue::default();
         assert_eq!(texts.bytes(), 0);
         texts.push("four").unwrap();
@@ -194,40 +234,47 @@ mod tests {
         texts.take();
         assert_eq!(texts.bytes(), 0);
 
-        let mut held = HeldQueue::default();
-        assert_eq!(held.bytes(), 0);
-        held.push_text("four", false).unwrap();
-        held.push_frame(b"seven b");
-        held.push_frame(b"two");
-        assert_eq!(held.bytes(), 14);
+        let (mut held, item) = (HeldQueue::default(), size_of::<HeldItem>());
+        held.push_text("four", Some(Speech::Start)).unwrap();
+        held.push(packet(7));
+        held.push(HeldItem::Frame(Box::from(&b"two"[..])));
+        held.push_text("b", None).unwrap();
+        assert_eq!((held.bytes(), held.frames()), (15 + 4 * item, 2));
+        assert_eq!(held.pop(), Some(HeldItem::Text { text: "four".into(), speech: Some(Speech::Start) }));
+        assert_eq!((held.drop_frames(), held.bytes()), (2, 1 + item));
         held.pop();
-        held.pop();
-        assert_eq!(held.bytes(), 3);
-        held.push_text("text", false).unwrap();
-        assert_eq!((held.drop_frames(), held.bytes()), (1, 4));
-        held.pop();
-        assert!(held.0.is_none());
+        assert!(held.is_empty() && held.bytes() == 0 && held.pop().is_none());
     }
 
     #[test]
-    fn popped_items_make_room() {
+    fn the_last_speech_text_says_whether_speech_goes_on() {
         let mut held = HeldQueue::default();
-        held.push_text("x", false).unwrap();
-        held.push_text(&"x".repeat(MAX_TEXT_BYTES - 1), false).unwrap();
-        held.pop();
-        held.push_text("x", false).unwrap();
-        assert_eq!(held.push_text("x", false), Err(QueueOverflow));
+        assert_eq!(held.speech_goes_on(), None);
+        for (speech, goes_on) in [
+            (None, None),
+            (Some(Speech::Other), None),
+            (Some(Speech::Stop), Some(false)),
+            (Some(Speech::Start), Some(true)),
+            (Some(Speech::Other), Some(true)),
+        ] {
+            held.push_text("", speech).unwrap();
+            assert_eq!(held.speech_goes_on(), goes_on, "{speech:?}");
+        }
+    }
 
+    #[test]
+    fn changed_items_keep_their_order() {
         let mut held = HeldQueue::default();
-        (0..MAX_TEXTS).for_each(|_| held.push_text("", false).unwrap());
-        held.pop();
-        held.push_text("", false).unwrap();
-        assert_eq!(held.push_text("", false), Err(QueueOverflow));
-
-        let mut held = HeldQueue::default();
-        (0..MAX_FRAMES).for_each(|_| assert!(held.push_frame(b"f")));
-        held.pop();
-        assert_eq!(held.bytes(), MAX_FRAMES - 1);
-        assert!(held.push_frame(b"f") && !held.push_frame(b"f"));
+        held.push(HeldItem::Frame(Box::from(&b"a"[..])));
+        held.push_text("t", None).unwrap();
+        held.push(HeldItem::Frame(Box::from(&b""[..])));
+        held.change(|item| match item {
+            HeldItem::Frame(frame) => (!frame.is_empty()).then(|| packet(frame.len())),
+            text => Some(text),
+        });
+        assert_eq!(held.frames(), 1);
+        assert_eq!(held.pop(), Some(packet(1)));
+        assert_eq!(held.pop(), Some(HeldItem::Text { text: "t".into(), speech: None }));
+        assert!(held.is_empty());
     }
 }

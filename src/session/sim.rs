@@ -101,6 +101,9 @@ struct Simulation {
 impl Simulation {
     fn new(mut rng: Choices, trace: bool) -> Self {
         let mut config = Config::default();
+        // The model has no clock for what a device plays.
+        config.udp.downlink_pace = false;
+        config.udp.speech_lead = Duration::ZERO;
         config.websocket.production = servers(&["ws://a/", "ws://raw/", "ws://c/"]);
         let seed = if let Choices::Seed(seed) = rng { Some(seed) } else { None };
         config.mcp.enabled = seed.unwrap_or_else(|| rng.next()).is_multiple_of(4);

@@ -9,7 +9,7 @@ use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::media::socket::{self, BATCH};
 use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD};
-use crate::session::{Core, DropReason, UdpPeer, Uplink};
+use crate::session::{Core, DropReason, FrameSpace, UdpPeer, Uplink};
 
 /// Datagrams received per dispatch.
 const DATAGRAM_BUDGET: usize = 256;
@@ -57,7 +57,7 @@ impl Gateway {
         match session.core.uplink(from, datagram, &self.io.config, self.io.now)? {
             Uplink::OtherDevice(payload_len) => self.relay(id, i, payload_len),
             Uplink::Silence => self.answer_with_silence(id),
-            Uplink::Server { frame, payload, peer_learned } => {
+            Uplink::Server { frame, payload, device_heard } => {
                 let contexts = &mut self.connector.context_pool;
                 let sent = session.backend.as_mut().map(|backend| backend.send_audio(frame, contexts));
                 if !matches!(sent, Some(Ok(()))) {
@@ -67,8 +67,8 @@ impl Gateway {
                     self.io.metrics.discarded(reason);
                 }
                 self.sessions.mark_dirty(id);
-                if peer_learned {
-                    self.drive(id, Core::release_held);
+                if device_heard {
+                    self.drive(id, Core::on_device_heard);
                 }
             }
         }
@@ -79,8 +79,9 @@ impl Gateway {
     pub(super) fn downlink(&mut self, id: SessionId, frame: &[u8]) {
         self.coalescer.count_downlink();
         let mut out = [0; DATAGRAM_MAX];
-        let Some(session) = self.sessions.live(id) else { return };
-        match session.core.downlink(frame, &mut out, &self.io.config, &mut self.servers, self.io.now) {
+        let Some((session, room)) = self.sessions.with_room(id) else { return };
+        let space = FrameSpace { datagram: &mut out, room };
+        match session.core.downlink(frame, space, &self.io.config, &mut self.servers, self.io.now) {
             Ok(Some(encrypted)) => {
                 self.audio.queue(id, encrypted, &out, &mut self.sessions, &mut self.io);
             }

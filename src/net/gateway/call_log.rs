@@ -47,11 +47,14 @@ impl Gateway {
 
     pub(super) fn log_event(&mut self, id: SessionId, event: &LogEvent) {
         let level = match event {
-            LogEvent::CallStarted { .. } | LogEvent::ServerRecovered { .. } => Level::Info,
+            LogEvent::CallStarted { .. }
+            | LogEvent::ConnectionLost(_)
+            | LogEvent::Resumed(_)
+            | LogEvent::NotResumed(_)
+            | LogEvent::ServerRecovered { .. } => Level::Info,
             // A failing server causes one warning; its calls redialling could cause hundreds.
             LogEvent::Redialling { .. }
             | LogEvent::Redialled { .. }
-            | LogEvent::ConnectionLost(_)
             | LogEvent::Connected { .. }
             | LogEvent::DialFailed { .. }
             | LogEvent::ToolDiscovery(_) => Level::Debug,

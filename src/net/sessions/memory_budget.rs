@@ -38,6 +38,13 @@ impl MemoryBudget {
         self.change(before, after)
     }
 
+    /// How many bytes of audio may wait for a device, besides what its session buffers already: half of what it might, so that
+    /// waiting audio alone never costs a connection.
+    pub(crate) fn room(&self, session: &Session) -> usize {
+        let share = BUDGET.saturating_sub(self.0) / SHARE_DIVISOR;
+        ((FREE_PER_CONNECTION + share) / 2).saturating_sub(session.accounted_bytes as usize)
+    }
+
     /// A session that buffered this many bytes has ended.
     pub(crate) fn release(&mut self, bytes: u32) {
         self.change(bytes, 0);

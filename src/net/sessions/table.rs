@@ -230,6 +230,13 @@ impl Sessions {
 
     // ----- memory -------------------------------------------------------------------------------------------------
 
+    /// The session, and how many bytes of audio may still wait for its device.
+    pub(crate) fn with_room(&mut self, id: SessionId) -> Option<(&mut Session, usize)> {
+        let session = live(&mut self.slab, id)?;
+        let room = self.memory.room(session);
+        Some((session, room))
+    }
+
     /// Accounts for the bytes that this session buffers. If they exceed its share, it is dealt with in the next iteration.
     pub(crate) fn account(&mut self, id: SessionId, io: &mut Io) {
         let Some(session) = live(&mut self.slab, id) else { return };

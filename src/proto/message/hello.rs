@@ -72,10 +72,13 @@ impl DeviceHello {
 
     /// The duration of the device's audio packets in milliseconds, if it is stated.
     pub fn frame_duration_ms(&self) -> Option<u32> {
-        let hello = JsonObject::parse(&self.forwarded).ok()?;
-        let params = hello.object("audio_params")?;
-        params.number("frame_duration").map(|ms| ms as u32)
+        frame_duration_ms(&self.audio_params()?)
     }
+}
+
+/// The `frame_duration` of these `audio_params` in milliseconds, if it is stated.
+pub fn frame_duration_ms(audio_params: &str) -> Option<u32> {
+    JsonObject::parse(audio_params).ok()?.number("frame_duration").map(|ms| ms as u32)
 }
 
 /// The longest session id that is sent to a device, in bytes.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{BackendFailure, CloseReason, LogEvent};
+use super::{BackendFailure, CloseReason, LogEvent, RefusedDatagrams};
 use crate::text;
 
 impl fmt::Display for BackendFailure {
@@ -38,6 +38,24 @@ impl fmt::Display for CloseReason {
     }
 }
 
+impl fmt::Display for RefusedDatagrams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (count, what) in [
+            (self.foreign, "came from an address that is not the device's (udp.peer_policy)"),
+            (self.length, "had a wrong length"),
+            (self.flags, "had wrong flags"),
+        ] {
+            if count > 0 {
+                write!(f, "; {count} datagrams of this call {what}")?;
+            }
+        }
+        match self.last_from {
+            Some(from) => write!(f, ", the last from {from}"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl fmt::Display for LogEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -45,6 +63,10 @@ impl fmt::Display for LogEvent {
             Self::Connected { resumed: true } => f.write_str("connected again, its call goes on"),
             Self::ConnectionLost(grace) => {
                 write!(f, "connection lost in a call, kept for {} s", grace.as_secs())
+            }
+            Self::Resumed(after) => write!(f, "the call is resumed after {:.1} s", after.as_secs_f64()),
+            Self::NotResumed(after) => {
+                write!(f, "the call is not resumed: its connection was lost {:.1} s ago", after.as_secs_f64())
             }
             Self::CallStarted { session_id, url, after } => {
                 write!(
@@ -73,11 +95,17 @@ impl fmt::Display for LogEvent {
                 f,
                 "no UDP packet has arrived from the device, so {frames} audio frames for it were dropped: check that UDP reaches this gateway"
             ),
-            Self::NoUdpAudio { after, advertised } => write!(
-                f,
-                "no audio: no UDP packet arrived from the listening device within {} s; it was told to send to udp {advertised}",
-                after.as_secs()
+            Self::HeldAudioFull => f.write_str(
+                "the chat server sent more audio than can wait for the device (five minutes, or the memory limit): the rest is dropped",
             ),
+            Self::NoUdpAudio { after, advertised, refused } => {
+                let seconds = after.as_secs();
+                write!(f, "no audio: no UDP packet arrived from the listening device within {seconds} s")?;
+                if let Some(advertised) = advertised {
+                    write!(f, "; it was told to send to udp {advertised}")?;
+                }
+                refused.fmt(f)
+            }
             Self::ToolDiscovery(Ok(count)) => write!(f, "the device has {count} tools"),
             Self::ToolDiscovery(Err(why)) => {
                 write!(f, "tool discovery failed ({why}): requests are forwarded to the device")
@@ -104,6 +132,8 @@ mod tests {
                 "device_udp_timeout",
                 "device_disconnected",
                 "device_lost",
+                "not_resumed",
+                "device_not_in_call",
                 "device_error",
                 "replaced",
                 "server_closed",
@@ -223,7 +253,11 @@ mod tests {
                 "no UDP packet has arrived from the device, so 7 audio frames for it were dropped: check that UDP reaches this gateway",
             ),
             (
-                LogEvent::NoUdpAudio { after, advertised: "192.0.2.1:8884".to_owned() },
+                LogEvent::NoUdpAudio {
+                    after,
+                    advertised: Some("192.0.2.1:8884".to_owned()),
+                    refused: RefusedDatagrams::default(),
+                },
                 "no audio: no UDP packet arrived from the listening device within 12 s; it was told to send to udp 192.0.2.1:8884",
             ),
             (LogEvent::ToolDiscovery(Ok(3)), "the device has 3 tools"),

@@ -2,18 +2,31 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::action::{Action, Counter, DropReason, Encrypted, LogEvent, UdpPeer};
+use super::super::action::{
+    Action, Counter, DropReason, Encrypted, EndReason, LogEvent, RefusedDatagrams, UdpPeer,
+};
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
 use super::super::media::{ClassifiedFrame, Decrypted, FramingState};
-use super::super::queue::HeldItem;
+use super::super::queue::{HeldItem, Speech};
 use super::super::server_health::ServerHealth;
-use super::{Call, CallResult, CallState};
+use super::{Attachment, Call, CallResult, CallState};
 use crate::config::{Config, Framing as FramingSetting};
 use crate::proto::audio;
 
 /// How long audio and `tts start` are held for the device's first datagram.
 const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
+/// How much audio waits for a device at most.
+const HELD_AUDIO_MAX: Duration = Duration::from_secs(300);
+
+/// When the first of what is held may be sent.
+enum Due {
+    At(Instant),
+    /// When the device's address and the server's framing are known.
+    Unknown,
+    /// When the device has reconnected, and has shown that it is in the call.
+    Reattached,
+}
 
 /// What to do with an uplink packet.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,14 +37,23 @@ pub enum Uplink<'b> {
         frame: &'b [u8],
         /// The number of Opus bytes in it.
         payload: usize,
-        /// It is the device's first: call [`Core::release_held`](super::super::Core::release_held).
-        peer_learned: bool,
+        /// It is the device's first, or the first after a reconnection: call
+        /// [`Core::on_device_heard`](super::super::Core::on_device_heard).
+        device_heard: bool,
     },
     /// Send it to the other device by [`Core::relay`](super::super::Core::relay): this many decrypted Opus bytes follow the
     /// datagram's header.
     OtherDevice(usize),
     /// Answer it with [`Core::ringing_silence`](super::super::Core::ringing_silence): the device is calling another one.
     Silence,
+}
+
+/// Where a frame of the chat server may go.
+pub struct FrameSpace<'b> {
+    /// For its datagram, if it leaves at once: at least 16 + 1,400 bytes.
+    pub datagram: &'b mut [u8],
+    /// How many bytes more may be held.
+    pub room: usize,
 }
 
 impl Call {
@@ -43,17 +65,22 @@ impl Call {
         config: &Config,
         now: Instant,
     ) -> Result<Uplink<'b>, DropReason> {
-        let decrypted: Decrypted = self.media.decrypt(from, datagram, config.udp.peer_policy, now)?;
+        let decrypted: Decrypted = self
+            .media
+            .decrypt(from, datagram, config.udp.peer_policy, now)
+            .inspect_err(|reason| RefusedDatagrams::count(&mut self.refused, *reason, from.addr))?;
         self.last_activity = now;
-        let (payload, first) = (decrypted.payload_len, decrypted.peer_learned);
-        if first && self.session_id.is_some() {
+        self.heard_since_listen = true;
+        let payload = decrypted.payload_len;
+        let first = decrypted.peer_learned || self.awaits_proof();
+        if decrypted.peer_learned && self.session_id.is_some() {
             self.credentials = None;
         }
         match self.state {
             CallState::Live => Ok(Uplink::Server {
                 frame: self.media.server_frame(&decrypted, datagram),
                 payload,
-                peer_learned: first,
+                device_heard: first,
             }),
             CallState::InDeviceCall => {
                 self.media.count_uplink(payload);
@@ -77,11 +104,11 @@ impl Call {
         stats.dropped += 1;
     }
 
-    /// Encrypts one binary frame of the chat server into `out`. `None`: it is held.
+    /// Encrypts one binary frame of the chat server. `None`: it is held.
     pub(in super::super) fn downlink(
         &mut self,
         frame: &[u8],
-        out: &mut [u8],
+        space: FrameSpace<'_>,
         config: &Config,
         servers: &mut ServerHealth,
         now: Instant,
@@ -92,32 +119,30 @@ impl Call {
         self.on_server_message(now);
         let fixed = self.server.as_ref().is_some_and(|server| server.framing != FramingSetting::Auto);
         let before = self.media.framing;
-        let found = self.media.classify(frame, fixed, self.age(now));
+        self.media.learn_framing(frame, fixed);
         if let (FramingState::Known(framing), Some(server)) = (self.media.framing, &self.server)
             && self.media.framing != before
         {
             servers.learn_framing(server, framing);
         }
-        if matches!(found, ClassifiedFrame::Bad) {
-            return self.count_dropped(DropReason::BadFrame);
-        }
-        if self.state == CallState::AwaitingHello {
-            self.server_sent_early_media = true;
-            return self.hold_frame(frame);
-        }
-        let ClassifiedFrame::Audio(timestamp, payload) = found else {
-            if self.hold_expired {
-                return self.count_dropped(DropReason::NoPeer);
+        let found = self.media.classify(frame, self.age(now));
+        let (timestamp, opus) = match found {
+            ClassifiedFrame::Bad => return self.count_dropped(DropReason::BadFrame),
+            _ if self.state == CallState::AwaitingHello => {
+                self.server_sent_early_media = true;
+                return self.hold_frame(frame, space.room, now);
             }
-            self.start_hold_timer(now);
-            return self.hold_frame(frame);
+            ClassifiedFrame::Undecided if self.hold_expired => return self.count_dropped(DropReason::NoPeer),
+            ClassifiedFrame::Audio(..) if self.aborted => return self.count_dropped(DropReason::Aborted),
+            ClassifiedFrame::Undecided => return self.hold_frame(frame, space.room, now),
+            ClassifiedFrame::Audio(timestamp, opus) => (timestamp, opus),
         };
-        if !self.held.is_empty() || self.must_hold() {
-            self.start_hold_timer(now);
-            return self.hold_frame(frame);
+        if !self.held.is_empty() || self.must_hold() || self.playout.next_frame_at(false, &config.udp) > now {
+            return self.hold_frame(frame, space.room, now);
         }
         let Some(peer) = self.media.peer() else { return self.count_dropped(DropReason::NoPeer) };
-        Ok(Some(self.media.encrypt(peer, timestamp, payload, config.udp.downlink_flags, out)))
+        self.playout.on_frame(false, &config.udp, now);
+        Ok(Some(self.media.encrypt(peer, timestamp, opus, config.udp.downlink_flags, space.datagram)))
     }
 
     pub(super) fn count_dropped<T>(&mut self, discard: DropReason) -> Result<T, DropReason> {
@@ -125,16 +150,37 @@ impl Call {
         Err(discard)
     }
 
-    fn hold_frame(&mut self, frame: &[u8]) -> Result<Option<Encrypted>, DropReason> {
-        if self.held.push_frame(frame) {
-            return Ok(None);
+    /// Holds a frame, of which the sum is bounded: by five minutes of audio, and by `room` bytes.
+    fn hold_frame(
+        &mut self,
+        frame: &[u8],
+        room: usize,
+        now: Instant,
+    ) -> Result<Option<Encrypted>, DropReason> {
+        let frames = self.held.frames() + self.early.frames();
+        if frames >= self.playout.frames_in(HELD_AUDIO_MAX) || frame.len() > room {
+            self.held_audio_full = true;
+            return self.count_dropped(DropReason::HeldFull);
         }
-        self.count_dropped(DropReason::HeldFull)
+        let item = match self.media.classify(frame, self.age(now)) {
+            ClassifiedFrame::Audio(timestamp, opus) => HeldItem::Packet { timestamp, opus: opus.into() },
+            _ => HeldItem::Frame(frame.into()),
+        };
+        match self.state {
+            CallState::AwaitingHello => self.early.push(item),
+            _ => self.held.push(item),
+        }
+        Ok(None)
     }
 
     /// Whether audio has to wait for the device's first datagram.
     pub(super) fn must_hold(&self) -> bool {
         self.media.peer().is_none() && !self.hold_expired
+    }
+
+    /// Whether what is held waits for the device or for the server's framing, and not for its time: texts wait behind it.
+    fn is_blocked(&self, cx: &Context<'_>) -> bool {
+        self.held.front().is_some_and(|front| !matches!(self.due(front, cx), Due::At(_)))
     }
 
     pub(super) fn start_hold_timer(&mut self, now: Instant) {
@@ -151,66 +197,163 @@ impl Call {
         self.release_ready(cx)
     }
 
-    /// Releases, in order, what need not be held any longer.
+    /// The device's first datagram was accepted, or the first after a reconnection.
+    pub(in super::super) fn on_device_heard(&mut self, cx: &mut Context<'_>) -> CallResult {
+        self.on_proof(cx)?;
+        self.release_held(cx)
+    }
+
+    /// Releases, in order, what need not be held any longer. A call that is to end after that ends with the last of it.
     pub(super) fn release_ready(&mut self, cx: &mut Context<'_>) -> CallResult {
-        if self.state != CallState::Live {
+        if self.session_id.is_none() || self.is_in_device_call() {
             return Ok(());
         }
+        if self.held_audio_full && !std::mem::replace(&mut self.held_audio_full_logged, true) {
+            cx.log(LogEvent::HeldAudioFull);
+        }
+        self.deadlines.clear(CallTimer::Playout);
         while let Some(front) = self.held.front() {
-            let waits = match front {
-                HeldItem::Text { tts_start, .. } => *tts_start && self.must_hold(),
-                HeldItem::Frame(frame) => {
-                    self.must_hold()
-                        || matches!(
-                            self.media.classify_held(frame, self.age(cx.now)),
-                            ClassifiedFrame::Undecided
-                        )
+            match self.due(front, cx) {
+                Due::Unknown => {
+                    self.start_hold_timer(cx.now);
+                    return Ok(());
                 }
-            };
-            if waits {
-                self.start_hold_timer(cx.now);
-                return Ok(());
+                Due::Reattached => {
+                    self.deadlines.clear(CallTimer::HoldMedia);
+                    return Ok(());
+                }
+                Due::At(at) if at > cx.now => {
+                    self.deadlines.clear(CallTimer::HoldMedia);
+                    self.deadlines.set(CallTimer::Playout, at);
+                    return Ok(());
+                }
+                Due::At(_) => {}
             }
             match self.held.pop() {
                 Some(HeldItem::Text { text, .. }) => self.deliver_to_device(&text, cx)?,
-                Some(HeldItem::Frame(frame)) => self.release_frame(&frame, cx),
+                Some(HeldItem::Packet { timestamp, opus }) => self.release_packet(timestamp, &opus, cx),
+                Some(HeldItem::Frame(frame)) => match self.media.classify(&frame, self.age(cx.now)) {
+                    ClassifiedFrame::Audio(timestamp, opus) => self.release_packet(timestamp, opus, cx),
+                    _ => self.count_held_dropped(1, DropReason::BadFrame, cx),
+                },
                 None => {}
             }
         }
         self.deadlines.clear(CallTimer::HoldMedia);
-        Ok(())
+        match self.ending {
+            Some(reason) if self.playout.ends_at() <= cx.now => Err(reason),
+            Some(_) => {
+                self.deadlines.set(CallTimer::Playout, self.playout.ends_at());
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
-    fn release_frame(&mut self, frame: &[u8], cx: &mut Context<'_>) {
-        let found = self.media.classify_held(frame, self.age(cx.now));
-        let (ClassifiedFrame::Audio(timestamp, payload), Some(peer)) = (found, self.media.peer()) else {
-            self.media.stats.dropped += 1;
-            cx.count(Counter::Dropped(DropReason::BadFrame));
-            return;
+    fn due(&self, item: &HeldItem, cx: &Context<'_>) -> Due {
+        match item {
+            HeldItem::Text { speech, .. } => self.text_due(*speech, cx),
+            HeldItem::Frame(_) if matches!(self.media.framing, FramingState::Unknown(_)) => Due::Unknown,
+            _ if self.must_hold() => Due::Unknown,
+            _ => Due::At(self.playout.next_frame_at(true, &cx.config.udp)),
+        }
+    }
+
+    /// When a text may be sent if nothing is held before it: `tts stop` when the device has played the speech.
+    fn text_due(&self, speech: Option<Speech>, cx: &Context<'_>) -> Due {
+        match speech {
+            Some(Speech::Start) if self.attachment != Attachment::Attached && self.session_id.is_some() => {
+                Due::Reattached
+            }
+            Some(Speech::Start) if self.must_hold() => Due::Unknown,
+            Some(Speech::Stop) if cx.config.udp.downlink_pace => Due::At(self.playout.ends_at()),
+            _ => Due::At(cx.now),
+        }
+    }
+
+    /// Sends a text of the server to the device, in its place among the audio if it is about speech; others overtake audio that
+    /// waits for its time.
+    pub(super) fn deliver_in_order(
+        &mut self,
+        text: &str,
+        speech: Option<Speech>,
+        cx: &mut Context<'_>,
+    ) -> CallResult {
+        let waits = match speech {
+            None => self.is_blocked(cx),
+            Some(_) => {
+                !self.held.is_empty() || !matches!(self.text_due(speech, cx), Due::At(at) if at <= cx.now)
+            }
         };
-        let mut datagram = vec![0; audio::HEADER_LEN + payload.len()];
+        if !waits {
+            return self.deliver_to_device(text, cx);
+        }
+        self.held.push_text(text, speech)?;
+        self.release_ready(cx)
+    }
+
+    fn release_packet(&mut self, timestamp: u32, opus: &[u8], cx: &mut Context<'_>) {
+        let Some(peer) = self.media.peer() else {
+            self.media.stats.dropped += 1;
+            return cx.count(Counter::Dropped(DropReason::NoPeer));
+        };
+        self.playout.on_frame(true, &cx.config.udp, cx.now);
+        self.last_activity = cx.now;
+        let mut datagram = vec![0; audio::HEADER_LEN + opus.len()];
         let encrypted =
-            self.media.encrypt(peer, timestamp, payload, cx.config.udp.downlink_flags, &mut datagram);
+            self.media.encrypt(peer, timestamp, opus, cx.config.udp.downlink_flags, &mut datagram);
         cx.out.push(Action::SendDatagram(encrypted, datagram.into_boxed_slice()));
+    }
+
+    /// The user has interrupted the device: audio and sentences that wait are dropped, and what starts or stops speech is sent at
+    /// once. Audio that the server still sends of that speech is dropped too.
+    pub(super) fn interrupt(&mut self, cx: &mut Context<'_>) -> CallResult {
+        self.aborted = self.held.speech_goes_on().unwrap_or(self.tts_active);
+        self.drop_held_audio(DropReason::Aborted, cx);
+        self.playout.on_abort(cx.now);
+        cx.out.push(Action::FlushAudio(self.ssrc()));
+        let mut held = std::mem::take(&mut self.held);
+        while let Some(HeldItem::Text { text, speech }) = held.pop() {
+            if speech != Some(Speech::Other) {
+                self.deliver_to_device(&text, cx)?;
+            }
+        }
+        self.release_ready(cx)
+    }
+
+    /// Ends the call for this reason, after the device has played what the server said.
+    pub(super) fn end_after_playout(&mut self, reason: EndReason, cx: &mut Context<'_>) -> CallResult {
+        let waits = !self.held.is_empty() || self.playout.ends_at() > cx.now;
+        if !cx.config.udp.downlink_pace || self.session_id.is_none() || !waits {
+            return Err(reason);
+        }
+        self.close_server((reason != EndReason::ServerClosed).then_some(reason.label()), 1000, cx);
+        self.deadlines.clear_server_timers();
+        self.ending = Some(reason);
+        self.release_ready(cx)
     }
 
     /// Drops held audio and returns the number of frames.
     pub(super) fn drop_held_audio(&mut self, why: DropReason, cx: &mut Context<'_>) -> usize {
-        let frames = self.held.drop_frames();
-        self.media.stats.dropped += frames as u64;
-        cx.out.extend((0..frames).map(|_| Action::Count(Counter::Dropped(why))));
+        let frames = self.held.drop_frames() + self.early.drop_frames();
+        self.count_held_dropped(frames, why, cx);
         frames
     }
 
-    /// Sends the held texts of a server that is given up to the device, unless that server sent no hello.
+    pub(super) fn count_held_dropped(&mut self, frames: usize, why: DropReason, cx: &mut Context<'_>) {
+        self.media.stats.dropped += frames as u64;
+        cx.out.extend((0..frames).map(|_| Action::Count(Counter::Dropped(why))));
+    }
+
+    /// Sends the held texts to a device whose call ends.
     pub(super) fn release_held_texts(&mut self, cx: &mut Context<'_>) -> CallResult {
         self.deadlines.clear(CallTimer::HoldMedia);
+        self.deadlines.clear(CallTimer::Playout);
         let mut held = std::mem::take(&mut self.held);
-        if self.state != CallState::Live {
-            return Ok(());
-        }
-        while let Some(HeldItem::Text { text, .. }) = held.pop() {
-            self.deliver_to_device(&text, cx)?;
+        while let Some(item) = held.pop() {
+            if let HeldItem::Text { text, .. } = item {
+                self.deliver_to_device(&text, cx)?;
+            }
         }
         Ok(())
     }

@@ -9,8 +9,8 @@ use super::super::action::{
 };
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
-use super::super::media::FramingState;
-use super::super::queue::HeldQueue;
+use super::super::media::{ClassifiedFrame, FramingState};
+use super::super::queue::{HeldItem, HeldQueue, Speech};
 use super::super::server_health::ServerHealth;
 use super::{Call, CallResult, CallState, DeviceIdentity, Outage};
 use crate::config::{ChatServerConfig, Config, Reconnect};
@@ -27,6 +27,8 @@ const SERVER_HELLO_TIMEOUT: Duration = Duration::from_secs(4);
 const SERVER_TIMERS: [CallTimer; 3] = [CallTimer::Connect, CallTimer::ResendHello, CallTimer::ServerHello];
 /// Some servers ignore a hello that arrives while they look up the device, so it is sent again after this time.
 const HELLO_RESEND_DELAY: Duration = Duration::from_secs(3);
+/// How long a redial may take before the device is told.
+const REDIAL_NOTICE_DELAY: Duration = Duration::from_secs(3);
 /// After a server was live for this long, the next redial starts with the shortest pause again.
 const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
 /// A random share of the pause, at most this, is subtracted, so that calls that failed together do not redial together.
@@ -50,7 +52,7 @@ impl Call {
         self.server = replaced.server;
         self.protocol_version = replaced.protocol_version;
         self.untried_servers = replaced.untried_servers;
-        self.held = replaced.held;
+        self.early = replaced.early;
         self.server_sent_early_media = replaced.server_sent_early_media;
         self.server_hello_overdue = replaced.server_hello_overdue;
         self.media.framing = replaced.media.framing;
@@ -193,9 +195,10 @@ impl Call {
         cx: &mut Context<'_>,
     ) -> CallResult {
         let stage = match self.state {
+            _ if self.ending.is_some() => return Ok(()),
             CallState::Redialing | CallState::Ringing | CallState::InDeviceCall => return Ok(()),
             CallState::Live if matches!(gone, BackendClosed::CloseFrame(None | Some(1000))) => {
-                return Err(EndReason::ServerClosed);
+                return self.end_after_playout(EndReason::ServerClosed, cx);
             }
             CallState::Live => BackendStage::Live,
             CallState::AwaitingHello | CallState::Dialing => BackendStage::Hello,
@@ -232,17 +235,39 @@ impl Call {
             cx.log(event);
         }
         cx.out.push(Action::CloseBackend(1001));
-        self.drop_held_audio(DropReason::NoServer, cx);
+        self.drop_held_of_server(cx)?;
         if self.session_id.is_none() {
-            self.held = HeldQueue::default();
             self.state = CallState::Redialing;
             cx.log(LogEvent::DialFailed { url, failure });
             return self.dial_next(device, cx);
         }
-        self.release_held_texts(cx)?;
         let pause = self.enter_backoff(cx);
         cx.log(LogEvent::Redialling { url, failure, pause });
-        self.send_tts_stop(cx)
+        self.end_speech(cx)
+    }
+
+    /// Drops what the server that is given up sent before its hello. What it said after that is played out, if audio is paced.
+    fn drop_held_of_server(&mut self, cx: &mut Context<'_>) -> CallResult {
+        let mut frames = self.early.drop_frames();
+        self.early = HeldQueue::default();
+        if !cx.config.udp.downlink_pace {
+            frames += self.held.drop_frames();
+            self.count_held_dropped(frames, DropReason::NoServer, cx);
+            return self.release_held_texts(cx);
+        }
+        let before = self.held.frames();
+        let (media, age) = (&self.media, self.age(cx.now));
+        self.held.change(|item| match &item {
+            HeldItem::Frame(frame) => match media.classify(frame, age) {
+                ClassifiedFrame::Audio(timestamp, opus) => {
+                    Some(HeldItem::Packet { timestamp, opus: opus.into() })
+                }
+                _ => None,
+            },
+            _ => Some(item),
+        });
+        self.count_held_dropped(frames + before - self.held.frames(), DropReason::NoServer, cx);
+        Ok(())
     }
 
     /// Starts the pause before the next redial and returns its length.
@@ -252,7 +277,7 @@ impl Call {
         let settled = was_live && cx.now.saturating_duration_since(self.live_since) >= BACKOFF_RESET_AFTER;
         let mut outage = match self.outage.take() {
             Some(outage) if !settled => outage,
-            _ => Box::new(Outage { lost_at: cx.now, attempts: 0 }),
+            _ => Box::new(Outage { lost_at: cx.now, attempts: 0, shown: false }),
         };
         let reconnect = &cx.config.websocket.reconnect;
         if was_live {
@@ -260,6 +285,9 @@ impl Call {
             outage.lost_at = cx.now;
         } else if !reconnect.give_up_after.is_zero() {
             self.deadlines.set(CallTimer::GiveUp, outage.lost_at + reconnect.give_up_after);
+        }
+        if !outage.shown {
+            self.deadlines.set(CallTimer::RedialNotice, outage.lost_at + REDIAL_NOTICE_DELAY);
         }
         let pause = backoff_delay(reconnect, outage.attempts)
             .mul_f64(1.0 - BACKOFF_JITTER_MAX * self.random_fraction());
@@ -270,14 +298,28 @@ impl Call {
         pause
     }
 
-    /// Ends speech that was cut off. The device does not listen until it gets `tts stop`.
-    fn send_tts_stop(&mut self, cx: &mut Context<'_>) -> CallResult {
+    /// The call has no server for a while: the device is told.
+    pub(super) fn on_long_outage(&mut self, cx: &mut Context<'_>) -> CallResult {
+        if let Some(outage) = &mut self.outage {
+            outage.shown = true;
+        }
+        let text = message::alert(
+            self.session_id(),
+            "重新连接 / Reconnecting",
+            "与聊天服务器的连接中断，正在重新连接 / The connection to the chat server was lost, connecting again",
+            "neutral",
+        );
+        self.publish(text, cx)
+    }
+
+    /// Ends speech that was cut off, after what was said of it. The device does not listen until it gets `tts stop`.
+    fn end_speech(&mut self, cx: &mut Context<'_>) -> CallResult {
         match &self.session_id {
-            Some(id) if std::mem::take(&mut self.tts_active) => {
+            Some(id) if self.held.speech_goes_on().unwrap_or(self.tts_active) => {
                 let text = message::tts_stop(id);
-                self.publish(text, cx)
+                self.deliver_in_order(&text, Some(Speech::Stop), cx)
             }
-            _ => Ok(()),
+            _ => self.release_ready(cx),
         }
     }
 

@@ -5,23 +5,29 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::action::{Action, BackendFailure, BackendStage, CallCredentials, CallState, EndReason, LogEvent};
+use super::action::{
+    Action, BackendFailure, BackendStage, CallCredentials, CallState, EndReason, LogEvent, RefusedDatagrams,
+};
 use super::context::Context;
 use super::deadlines::{CallTimer, Deadlines};
 use super::media::Media;
+use super::playout::Playout;
 use super::queue::{HeldQueue, QueueOverflow, TextQueue};
 use crate::config::{ChatServerConfig, Config};
 use crate::proto::identity::ClientId;
-use crate::proto::message::{self, DeviceHello};
+use crate::proto::message::DeviceHello;
 
 mod audio;
 mod device_call;
 mod dial;
 mod end;
+mod reconnect;
 mod text;
 mod view;
 
-pub use audio::Uplink;
+use reconnect::Attachment;
+
+pub use audio::{FrameSpace, Uplink};
 pub use view::CallView;
 
 /// What a call needs to know about its device.
@@ -63,7 +69,24 @@ pub(super) struct Call {
     pending_server_text: TextQueue,
     /// Texts and audio for the device that have to wait.
     held: HeldQueue,
-    /// Texts for the device while its connection is lost.
+    /// What the current server sent before its hello.
+    early: HeldQueue,
+    playout: Playout,
+    /// A frame did not fit into `held`, and whether that was logged.
+    held_audio_full: bool,
+    held_audio_full_logged: bool,
+    /// The device's abort was not answered with `tts stop` yet: audio of that speech is dropped.
+    aborted: bool,
+    /// The device was speaking when its connection was lost in an earlier call.
+    pub(super) device_may_be_speaking: bool,
+    /// The device was told that its audio does not arrive.
+    no_audio_shown: bool,
+    /// Datagrams of this call that were refused.
+    refused: Option<Box<RefusedDatagrams>>,
+    /// The call ends for this reason when the device has played what is held.
+    ending: Option<EndReason>,
+    attachment: Attachment,
+    /// Texts for the device while its connection is lost, or while it is not known to be in the call.
     pending_device_text: Option<TextQueue>,
     /// The device's last `listen`, which is repeated to a new server.
     last_listen: Option<Box<str>>,
@@ -79,6 +102,8 @@ pub(super) struct Call {
     hold_expired: bool,
     /// The device has sent `listen` with the state `start`.
     listen_started: bool,
+    /// A datagram was accepted since then.
+    heard_since_listen: bool,
     outage: Option<Box<Outage>>,
     live_since: Instant,
     rng_state: u64,
@@ -97,6 +122,8 @@ struct Outage {
     lost_at: Instant,
     /// Redials so far, including those of earlier losses.
     attempts: u32,
+    /// The device was told.
+    shown: bool,
 }
 
 impl Call {
@@ -118,6 +145,16 @@ impl Call {
             ping_sent_at: now,
             pending_server_text: TextQueue::default(),
             held: HeldQueue::default(),
+            early: HeldQueue::default(),
+            playout: Playout::new(now),
+            held_audio_full: false,
+            held_audio_full_logged: false,
+            aborted: false,
+            device_may_be_speaking: false,
+            no_audio_shown: false,
+            refused: None,
+            ending: None,
+            attachment: Attachment::Attached,
             pending_device_text: None,
             last_listen: None,
             listen_queued: false,
@@ -126,6 +163,7 @@ impl Call {
             server_hello_overdue: false,
             hold_expired: false,
             listen_started: false,
+            heard_since_listen: false,
             outage: None,
             live_since: now,
             rng_state: credentials.jitter_seed | 1,
@@ -177,6 +215,7 @@ impl Call {
         let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
         self.pending_server_text.bytes()
             + self.held.bytes()
+            + self.early.bytes()
             + self.pending_device_text.as_ref().map_or(0, TextQueue::bytes)
             + self.hello.forwarded.len()
             + text(&self.last_listen)
@@ -190,7 +229,7 @@ impl Call {
 
     /// Whether the server's WebSocket is open.
     pub(super) fn has_server(&self) -> bool {
-        matches!(self.state, CallState::AwaitingHello | CallState::Live)
+        self.ending.is_none() && matches!(self.state, CallState::AwaitingHello | CallState::Live)
     }
 
     // ----- timers -------------------------------------------------------------------------------------------------
@@ -216,10 +255,13 @@ impl Call {
                 Ok(())
             }
             CallTimer::HoldMedia => self.on_hold_timeout(cx),
-            CallTimer::FirstDatagram => self.on_first_datagram_timeout(cx),
+            CallTimer::Playout => self.release_ready(cx),
+            CallTimer::Reattach => self.on_reattach_timeout(cx),
+            CallTimer::MissingAudio => self.on_missing_audio(cx),
+            CallTimer::RedialNotice => self.on_long_outage(cx),
             CallTimer::Idle => Err(EndReason::Idle),
             CallTimer::Redial => self.redial(device, cx),
-            CallTimer::GiveUp => Err(EndReason::ServerLost),
+            CallTimer::GiveUp => self.end_after_playout(EndReason::ServerLost, cx),
             CallTimer::Ping => {
                 self.send_ping(cx);
                 Ok(())
@@ -238,23 +280,25 @@ impl Call {
         }
     }
 
-    fn on_first_datagram_timeout(&mut self, cx: &mut Context<'_>) -> CallResult {
-        if self.media.peer().is_some() {
+    /// The device listens, and should have sent audio by now.
+    fn on_missing_audio(&mut self, cx: &mut Context<'_>) -> CallResult {
+        let after = cx.config.udp.first_packet_warn;
+        if self.heard_since_listen || self.attachment != Attachment::Attached {
             return Ok(());
         }
-        let Some(credentials) = &self.credentials else { return Ok(()) };
-        let advertised = format!("{}:{}", credentials.udp_host, credentials.udp_port);
-        cx.log(LogEvent::NoUdpAudio { after: cx.config.udp.first_packet_warn, advertised });
+        let credentials = self.credentials.as_ref();
+        cx.log(LogEvent::NoUdpAudio {
+            after,
+            advertised: credentials
+                .map(|credentials| format!("{}:{}", credentials.udp_host, credentials.udp_port)),
+            refused: self.refused.as_deref().cloned().unwrap_or_default(),
+        });
         if !cx.config.udp.first_packet_alert {
             return Ok(());
         }
-        let text = message::alert(
-            self.session_id.as_deref(),
-            "没有声音 / No audio",
-            "网关收不到设备的 UDP 音频，请检查防火墙和 UDP 端口 / The gateway receives no UDP audio: check firewall and UDP port",
-            "sad",
-        );
-        self.publish(text, cx)
+        self.no_audio_shown = true;
+        let alert = end::no_audio_alert(self.session_id());
+        self.publish(alert, cx)
     }
 
     fn send_ping(&mut self, cx: &mut Context<'_>) {
@@ -289,19 +333,6 @@ impl Call {
         self.server_last_seen = now;
         self.last_activity = now;
     }
-
-    // ----- loss of the device's connection ------------------------------------------------------------------------
-
-    pub(super) fn on_device_lost(&mut self) {
-        self.pending_device_text.get_or_insert_with(TextQueue::default);
-    }
-
-    pub(super) fn on_device_reconnected(&mut self, ip: IpAddr, cx: &mut Context<'_>) {
-        self.media.set_mqtt_ip(ip);
-        for text in self.pending_device_text.take().map(|mut away| away.take()).unwrap_or_default() {
-            cx.publish(text.into_string());
-        }
-    }
 }
 
 impl From<QueueOverflow> for EndReason {
@@ -316,8 +347,8 @@ mod tests {
 
     #[test]
     #[cfg(target_pointer_width = "64")]
-    fn a_call_takes_at_most_768_bytes() {
+    fn a_call_takes_at_most_880_bytes() {
         // On x86-64 and ARMv8. The expanded AES key takes 176 bytes.
-        assert!(size_of::<Call>() <= 768, "{}", size_of::<Call>());
+        assert!(size_of::<Call>() <= 880, "{}", size_of::<Call>());
     }
 }

@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 
 use super::super::action::{
-    Action, BackendFailure, BackendStage, CallCredentials, Counter, DropReason, EndReason, LogEvent,
+    Action, BackendFailure, BackendStage, CallCredentials, Counter, EndReason, LogEvent,
 };
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
+use super::super::queue::Speech;
 use super::{Call, CallResult, CallState, DeviceIdentity};
 use crate::proto::audio;
 use crate::proto::message::{self, HelloReply, Peek, Reader, ServerHello};
@@ -20,6 +21,13 @@ impl Call {
         self.server_last_seen = cx.now;
         self.untried_servers = VecDeque::new();
         self.set_server_session_id(hello.session_id);
+        let frame_ms = hello.audio_params.as_deref().and_then(message::frame_duration_ms);
+        self.playout.set_frame_ms(frame_ms.or_else(|| self.hello.frame_duration_ms()));
+        self.aborted = false;
+        self.early.change(|item| {
+            self.held.push(item);
+            None
+        });
         self.deadlines.clear_server_timers();
         let websocket = &cx.config.websocket;
         if !websocket.ping_interval.is_zero() {
@@ -35,7 +43,7 @@ impl Call {
         } else if self.session_id.is_none() {
             self.send_hello_reply(hello.audio_params, cx)?;
         } else {
-            self.resume_with_server(cx);
+            self.resume_with_server(cx)?;
         }
         for text in self.pending_server_text.take() {
             self.send_to_server(&text, cx);
@@ -56,6 +64,9 @@ impl Call {
         let reply = hello_reply(credentials, &id, audio_params.as_deref());
         self.session_id = Some(id.clone());
         self.publish(reply, cx)?;
+        if std::mem::take(&mut self.device_may_be_speaking) {
+            self.publish(message::tts_stop(&id), cx)?;
+        }
         let after = cx.now.saturating_duration_since(self.started_at());
         let url = self.server_name();
         cx.count(Counter::Answered(after.as_millis() as u32));
@@ -63,7 +74,7 @@ impl Call {
         self.last_activity = cx.now;
         self.update_idle_deadline(cx.config);
         if self.listen_started {
-            self.expect_first_datagram(cx);
+            self.expect_audio(cx);
         }
         Ok(())
     }
@@ -75,15 +86,25 @@ impl Call {
     }
 
     /// The call continues on a new WebSocket: the device's last `listen` is repeated.
-    fn resume_with_server(&mut self, cx: &mut Context<'_>) {
+    fn resume_with_server(&mut self, cx: &mut Context<'_>) -> CallResult {
         self.media.stats.redials += 1;
         let lost = self.outage.as_ref().map_or(cx.now, |outage| outage.lost_at);
         let url = self.server_name();
         cx.count(Counter::Redialled);
         cx.log(LogEvent::Redialled { url, after: cx.now.saturating_duration_since(lost) });
+        if self.outage.as_mut().is_some_and(|outage| std::mem::take(&mut outage.shown)) {
+            let text = message::alert(
+                self.session_id(),
+                "已恢复 / Connected",
+                "已重新连接聊天服务器 / The chat server is connected again",
+                "neutral",
+            );
+            self.publish(text, cx)?;
+        }
         if let Some(listen) = self.last_listen.as_deref().filter(|_| !self.listen_queued) {
             self.send_to_server(listen, cx);
         }
+        Ok(())
     }
 
     /// A server that sent audio or speech but no hello in time is treated as if it had sent one.
@@ -105,7 +126,12 @@ impl Call {
         cx: &mut Context<'_>,
     ) -> CallResult {
         self.on_server_message(cx.now);
-        let tts_start = &*peek.kind == "tts" && peek.state.as_deref() == Some("start");
+        let speech = match (&*peek.kind, peek.state.as_deref()) {
+            ("tts", Some("start")) => Some(Speech::Start),
+            ("tts", Some("stop")) => Some(Speech::Stop),
+            ("tts", _) => Some(Speech::Other),
+            _ => None,
+        };
         match (&*peek.kind, self.state) {
             (_, CallState::Dialing | CallState::Redialing | CallState::Ringing | CallState::InDeviceCall) => {
                 Ok(())
@@ -128,19 +154,17 @@ impl Call {
             }
             ("goodbye", CallState::Live) => {
                 self.server_goodbye = Some(message::with_session_id(text, self.session_id()).into_owned());
-                Err(EndReason::ServerClosed)
+                self.end_after_playout(EndReason::ServerClosed, cx)
             }
             (kind, CallState::AwaitingHello) => {
                 self.server_sent_early_media |= matches!(kind, "tts" | "stt");
-                self.held.push_text(text, tts_start)?;
+                self.early.push_text(text, speech)?;
                 self.accept_missing_hello(cx)
             }
-            (_, CallState::Live) if !self.held.is_empty() || (tts_start && self.must_hold()) => {
-                self.held.push_text(text, tts_start)?;
-                self.start_hold_timer(cx.now);
-                Ok(())
+            (_, CallState::Live) => {
+                self.aborted &= !matches!(speech, Some(Speech::Start | Speech::Stop));
+                self.deliver_in_order(text, speech, cx)
             }
-            (_, CallState::Live) => self.deliver_to_device(text, cx),
         }
     }
 
@@ -152,7 +176,11 @@ impl Call {
             && kind == "tts"
         {
             match &*state {
-                "start" => self.tts_active = true,
+                "start" => {
+                    self.tts_active = true;
+                    self.deadlines.clear(CallTimer::MissingAudio);
+                    self.playout.on_speech_start(&cx.config.udp, cx.now);
+                }
                 "stop" => self.tts_active = false,
                 _ => {}
             }
@@ -177,20 +205,29 @@ impl Call {
         cx: &mut Context<'_>,
     ) -> CallResult {
         self.last_activity = cx.now;
+        let id = peek.session_id.as_deref();
+        if id.is_some() && id == self.session_id() && peek.kind != "mcp" {
+            self.on_proof(cx)?;
+        }
         match &*peek.kind {
+            // A device that is in no call has the id "" (firmware since 2.3).
+            "listen" | "abort" if id == Some("") && self.session_id.is_some() => {
+                return Err(EndReason::DeviceNotInCall);
+            }
             "udp_timeout" => return Err(EndReason::DeviceUdpTimeout),
             // It can only be meant for the other device's speech.
             "abort" if self.is_in_device_call() => return Err(EndReason::DeviceAbort),
             // There is no chat server to read it.
             _ if self.is_in_device_call() => return Ok(()),
             "abort" => {
-                self.drop_held_audio(DropReason::Aborted, cx);
-                cx.out.push(Action::FlushAudio(self.ssrc()));
-                // Texts behind the dropped audio need not wait any longer.
-                self.release_ready(cx)?;
+                self.deadlines.clear(CallTimer::MissingAudio);
+                self.interrupt(cx)?;
             }
             "listen" => self.on_listen(text, peek, cx),
             _ => {}
+        }
+        if self.ending.is_some() {
+            return Ok(());
         }
         if self.state == CallState::Live {
             self.send_to_server(text, cx);
@@ -203,17 +240,24 @@ impl Call {
 
     fn on_listen(&mut self, text: &str, peek: &Peek<'_>, cx: &Context<'_>) {
         self.last_listen = Some(text.into());
-        let starts = peek.state.as_deref() == Some("start");
-        if starts && !std::mem::replace(&mut self.listen_started, true) && self.session_id.is_some() {
-            self.expect_first_datagram(cx);
+        match peek.state.as_deref() {
+            Some("start") => {
+                (self.listen_started, self.heard_since_listen) = (true, false);
+                self.expect_audio(cx);
+            }
+            Some("stop") => {
+                self.listen_started = false;
+                self.deadlines.clear(CallTimer::MissingAudio);
+            }
+            _ => {}
         }
     }
 
-    /// Starts the timer for the first datagram of a device that listens.
-    fn expect_first_datagram(&mut self, cx: &Context<'_>) {
+    /// Starts the timer for the audio of a device that listens.
+    fn expect_audio(&mut self, cx: &Context<'_>) {
         let warn = cx.config.udp.first_packet_warn;
-        if self.media.peer().is_none() && !warn.is_zero() {
-            self.deadlines.set(CallTimer::FirstDatagram, cx.now + warn);
+        if self.session_id.is_some() && !warn.is_zero() {
+            self.deadlines.set(CallTimer::MissingAudio, cx.now + warn);
         }
     }
 

@@ -131,7 +131,7 @@ impl Core {
             && !self.is_draining()
             && let Some(call) = &mut self.call
         {
-            call.on_device_lost();
+            call.on_device_lost(cx.now);
             self.phase = SessionPhase::AwaitingReconnect;
             self.deadline = CoarseInstant::at(cx.now + grace, self.since);
             cx.log(LogEvent::ConnectionLost(grace));
@@ -140,6 +140,15 @@ impl Core {
         }
         self.end_call_unless_closing(EndReason::DeviceLost, cx);
         self.close(reason, cx);
+    }
+
+    /// The device did not reconnect in time. The call is kept while its datagrams arrive.
+    pub(super) fn on_grace_expired(&mut self, cx: &mut Context<'_>) {
+        let kept_until = self.call.as_ref().and_then(|call| call.kept_until(cx.config.mqtt.resume_grace));
+        match kept_until.filter(|at| *at > cx.now) {
+            Some(at) => self.deadline = CoarseInstant::at(at, self.since),
+            None => self.end_call(EndReason::DeviceLost, cx),
+        }
     }
 
     fn reject_packet(&mut self, what: &'static str, cx: &mut Context<'_>) {
@@ -159,6 +168,9 @@ impl Core {
         self.deadline = CoarseInstant::NEVER;
         self.fail_commands(cx);
         self.mcp = ToolCache::Disabled;
+        if let Some(cold) = &mut self.cold {
+            cold.pending_alert = None;
+        }
         cx.out.push(Action::CloseDevice(reason));
     }
 
@@ -249,9 +261,7 @@ impl Core {
         self.login_key = newer.login_key;
         self.keep_alive = newer.keep_alive;
         self.accept_connect(true, cx);
-        if let Some(call) = &mut self.call {
-            call.on_device_reconnected(newer.ip, cx);
-        }
+        self.with_call(cx, |call, device, cx| call.on_device_reconnected(device.ip, cx));
     }
 
     /// Another connection with the same client id was accepted, and there is no call to continue.

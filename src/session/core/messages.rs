@@ -78,14 +78,18 @@ impl Core {
                 return;
             }
         };
+        if let Some(cold) = &mut self.cold {
+            cold.pending_alert = None;
+        }
         let limited = self.exceeds_hello_limit(cx);
+        let may_be_speaking = self.call.as_ref().is_some_and(|call| call.may_be_speaking());
         let replaced = self.call.take_if(|call| !limited && call.session_id().is_none());
         match &replaced {
             // The dial goes on for this hello.
             Some(call) => cx.out.push(Action::CallEnded(call.summary(EndReason::Replaced, cx.now))),
             None => self.end_call(EndReason::Replaced, cx),
         }
-        let pending = PendingHello { hello, replaced, limited };
+        let pending = PendingHello { hello, replaced, limited, may_be_speaking };
         self.cold.get_or_insert_default().pending_hello = Some(pending);
         cx.out.push(Action::GenerateCredentials);
     }
@@ -102,12 +106,13 @@ impl Core {
         self.cold.take_if(|cold| {
             cold.last_session_id.is_none() && cold.commands.is_empty() && cold.drain_deadline.is_none()
         });
-        let Some(PendingHello { hello, replaced, limited }) = pending else { return };
+        let Some(PendingHello { hello, replaced, limited, may_be_speaking }) = pending else { return };
         let refused = match (limited, credentials.allowed) {
             (true, _) => Some(EndReason::HelloLimit),
             (false, allowed) => (!allowed).then_some(EndReason::Refused),
         };
         let call = self.call.insert(Box::new(Call::new(hello, credentials, self.ip, cx.now)));
+        call.device_may_be_speaking = may_be_speaking;
         match (refused, replaced) {
             (Some(reason), _) => self.end_call(reason, cx),
             (None, Some(replaced)) => call.continue_dial(*replaced, cx),

@@ -62,6 +62,7 @@ impl Model {
                 matches!(outcome, Err(DropReason::Duplicate | DropReason::Late | DropReason::TooOld));
             return assert!(refused, "{outcome:?}");
         }
+        self.unproven = false;
         (call.last_sequence_sent, call.last_sequence_accepted) = (datagram.sequence, datagram.sequence);
         (call.peer, call.peer_last_seen) = (Some(datagram.from), Some(now));
         match greeted {

@@ -83,6 +83,9 @@ impl Simulation {
         let id = self.sessions[s].model.session_id().filter(|_| !self.rng.percent(10));
         let id = id.map(|id| format!(r#","session_id":"{id}""#)).unwrap_or_default();
         self.log(format_args!("[{s}] {kind} {n}"));
+        if kind == "abort" {
+            self.sessions[s].model.on_abort();
+        }
         self.send_text(s, &format!(r#"{{"type":"{kind}","state":"start","n":{n}{id},"x":"{filler}"}}"#));
     }
 
@@ -186,12 +189,12 @@ impl Simulation {
         payload.extend_from_slice(&sequence.to_be_bytes());
         let mut datagram = encrypt_datagram(&key, ssrc, sequence, sequence / 3, &payload);
         let uplink = self.shell.uplink(core, from, &mut datagram)?;
-        let Uplink::Server { frame, peer_learned: first, .. } = uplink else { panic!("{uplink:?}") };
+        let Uplink::Server { frame, device_heard: first, .. } = uplink else { panic!("{uplink:?}") };
         let frame = frame.to_vec();
         assert!(frame.ends_with(&payload), "decrypted");
         model.set_peer(from);
         if first {
-            self.drive(s, Input::Other, Core::release_held);
+            self.drive(s, Input::Other, Core::on_device_heard);
         }
         Ok(frame)
     }

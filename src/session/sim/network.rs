@@ -106,6 +106,7 @@ impl SimulatedNetwork {
     fn new(seed: u64, trace: bool) -> Self {
         let mut config = Config::default();
         config.websocket.production = servers(&URLS);
+        config.udp.downlink_pace = seed.is_multiple_of(2);
         config.mcp.enabled = seed.is_multiple_of(4);
         let shell = TestShell::new(config);
         Self {

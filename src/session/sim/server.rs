@@ -118,7 +118,7 @@ impl Simulation {
         let id = self.sessions[s].model.server_id().filter(|_| self.rng.percent(50));
         let id = id.map(|id| format!(r#","session_id":"{id}""#)).unwrap_or_default();
         self.log(format_args!("[{s}] the server's {kind} {state} {n}"));
-        self.sessions[s].model.on_server_text(n, self.shell.now);
+        self.sessions[s].model.on_server_text(n, kind, self.shell.now);
         let text = format!(r#"{{"type":"{kind}","state":"{state}","n":{n}{id},"x":"{filler}"}}"#);
         self.drive(s, Input::Other, |core, cx| core.on_backend_text(&text, cx));
     }

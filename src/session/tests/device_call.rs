@@ -249,7 +249,7 @@ fn a_lost_connection_is_waited_for_and_then_the_call_ends() {
     let back = without_logs_and_counters(scenario.reconnect("192.0.2.8"));
     assert_eq!(back[0], Action::AcceptConnect);
     assert_eq!(
-        texts_to_device(&back),
+        texts_to_device(&scenario.wait(500)),
         [r#"{"type":"call_accepted","session_id":"s1","from":"02:00:00:00:00:09"}"#]
     );
     assert!(scenario.core.is_in_device_call());
@@ -257,7 +257,7 @@ fn a_lost_connection_is_waited_for_and_then_the_call_ends() {
     assert_eq!(scenario.relay(b"\x58y").unwrap().0, addr("192.0.2.8:1"));
     scenario.lose_connection();
     let grace = scenario.shell.config.mqtt.resume_grace.as_millis() as u64;
-    let out = scenario.wait(grace);
+    let out = scenario.wait(grace + 100);
     assert_eq!((summary(&out).reason, summary(&out).state), (EndReason::DeviceLost, CallState::InDeviceCall));
     assert_eq!(scenario.core.presence(), Presence::Absent);
 }

@@ -21,7 +21,7 @@ proptest! {
             let mut datagram = datagram(scenario.credentials_issued, sequence, timestamp, &payload);
             let found = scenario.core.uplink(from, &mut datagram, &scenario.shell.config, scenario.shell.now);
             let expected = frame_with_header(timestamp, &payload);
-            prop_assert_eq!(found, Ok(Uplink::Server { frame: &expected, payload: payload.len(), peer_learned: sequence == step }));
+            prop_assert_eq!(found, Ok(Uplink::Server { frame: &expected, payload: payload.len(), device_heard: sequence == step }));
         }
     }
 

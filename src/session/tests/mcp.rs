@@ -263,6 +263,7 @@ fn a_taken_over_call_repeats_discovery_and_loses_no_response() {
     );
     assert_eq!(texts_to_device(&actions).len(), 1);
     assert_eq!(texts_to_server(&scenario.answer_request(FIRST_REQUEST_ID + 2, "{}")).len(), 1);
+    scenario.wait(500);
     assert_eq!(scenario.server_sends(&list), [publish(&list)], "forwarded until the list is complete again");
 }
 

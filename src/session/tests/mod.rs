@@ -26,6 +26,7 @@ mod hello;
 mod liveness;
 mod mcp;
 mod ordering;
+mod pace;
 mod path_validation;
 mod repeated_hello;
 mod resume;
@@ -56,9 +57,11 @@ struct Scenario {
 }
 
 impl Scenario {
-    /// A new connection, three chat servers, and no tool discovery.
+    /// A new connection, three chat servers, and no tool discovery. Audio is passed on at once.
     fn new() -> Self {
         let mut config = Config::default();
+        config.udp.downlink_pace = false;
+        config.udp.speech_lead = Duration::ZERO;
         config.websocket.production = servers(&[A, B, C]);
         config.mcp.enabled = false;
         let shell = TestShell::new(config);
@@ -186,9 +189,9 @@ impl Scenario {
     ) -> Result<(Vec<u8>, Vec<Action>), DropReason> {
         let mut datagram = datagram(self.credentials_issued, sequence, 7, payload);
         let uplink = self.shell.uplink(&mut self.core, from.parse().unwrap(), &mut datagram)?;
-        let Uplink::Server { frame, peer_learned: first, .. } = uplink else { panic!("{uplink:?}") };
+        let Uplink::Server { frame, device_heard: first, .. } = uplink else { panic!("{uplink:?}") };
         let frame = frame.to_vec();
-        let out = if first { self.drive(Core::release_held) } else { Vec::new() };
+        let out = if first { self.drive(Core::on_device_heard) } else { Vec::new() };
         Ok((frame, out))
     }
 

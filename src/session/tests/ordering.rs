@@ -82,13 +82,13 @@ fn after_2_s_text_is_released_and_audio_dropped_with_one_log_line() {
 #[test]
 fn held_audio_is_bounded_and_the_newest_is_dropped() {
     let mut scenario = Scenario::in_call();
-    for n in 0..256 {
+    for n in 0..5_000 {
         scenario.downlink(&frame_with_header(n, b"\x08a")).unwrap();
     }
-    assert_eq!(scenario.downlink(&frame_with_header(256, b"\x08a")), Err(DropReason::HeldFull));
+    assert_eq!(scenario.downlink(&frame_with_header(5_000, b"\x08a")), Err(DropReason::HeldFull));
     let (_, released) = scenario.uplink_from("192.0.2.7:4000", 1, b"\x08x").unwrap();
     let heard = scenario.decrypt_datagrams(&released);
-    assert_eq!(heard.len(), 256);
+    assert_eq!(heard.len(), 5_000);
     assert!(
         heard.iter().enumerate().all(|(i, (sequence, at, _))| (*sequence, *at) == (i as u32 + 1, i as u32))
     );
@@ -98,14 +98,14 @@ fn held_audio_is_bounded_and_the_newest_is_dropped() {
 fn too_much_held_text_ends_the_call() {
     let mut scenario = Scenario::in_call();
     scenario.server_sends(TTS_START);
-    for _ in 0..127 {
+    for _ in 0..511 {
         assert_eq!(scenario.server_sends(STT), []);
     }
     let actions = scenario.server_sends(STT);
     assert_eq!(summary(&actions).reason, EndReason::Overflow);
     let told = texts_to_device(&actions);
-    assert_eq!((told.len(), told[0]), (130, TTS_START), "128 that waited, alert, goodbye");
-    assert_eq!(told[129], message::goodbye(Some("s1")));
+    assert_eq!((told.len(), told[0]), (513, TTS_START), "512 that waited, goodbye");
+    assert_eq!(told[512], message::goodbye(Some("s1")));
 }
 
 #[test]

@@ -164,7 +164,7 @@ fn the_answer_leaves_from_the_address_the_datagram_reached() {
     let peer = UdpPeer { addr: addr(FROM_MQTT_IP), local_ip: local };
     let uplink =
         scenario.core.uplink(peer, &mut datagram, &scenario.shell.config, scenario.shell.now).unwrap();
-    assert!(matches!(uplink, Uplink::Server { peer_learned: true, .. }), "{uplink:?}");
+    assert!(matches!(uplink, Uplink::Server { device_heard: true, .. }), "{uplink:?}");
     let actions = scenario.downlink(&frame_with_header(1, OPUS)).unwrap();
     let [Action::SendDatagram(encrypted, _)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(encrypted.destination, peer);

@@ -149,7 +149,7 @@ impl SimulatedNetwork {
             {
                 match self.shell.downlink(&mut self.sessions[s].core, &frame(n)) {
                     Ok(Some((_, datagram))) => self.check_encrypted(s, &datagram),
-                    Ok(None) => self.drive(s, Core::release_held),
+                    Ok(None) => self.drive(s, Core::on_device_heard),
                     Err(_) => {}
                 }
             }
@@ -204,7 +204,7 @@ impl SimulatedNetwork {
             }
         }
         match outcome {
-            Ok(Uplink::Server { peer_learned: true, .. }) => self.drive(s, Core::release_held),
+            Ok(Uplink::Server { device_heard: true, .. }) => self.drive(s, Core::on_device_heard),
             Ok(Uplink::OtherDevice(payload)) => self.relay(s, &datagram[HEADER_LEN..HEADER_LEN + payload]),
             Ok(Uplink::Silence) => {
                 let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
@@ -232,8 +232,8 @@ impl SimulatedNetwork {
     /// Checks one datagram for the device of this session.
     fn check_encrypted(&mut self, s: usize, bytes: &[u8]) {
         let header = UdpHeader::parse(bytes).unwrap();
-        assert_eq!(self.sessions[s].core.ssrc(), Some(header.ssrc), "encrypted for its own device");
         let call = &mut self.calls[header.ssrc as usize];
+        assert_eq!(call.device, self.sessions[s].device, "encrypted for its own device");
         call.datagrams_received += 1;
         assert_eq!(header.sequence, call.datagrams_received, "downlink sequences go up by one");
         let key = call.key;
@@ -260,6 +260,10 @@ impl SimulatedNetwork {
         for (ssrc, reason) in ended {
             use EndReason::*;
             let call = &self.calls[ssrc];
+            // The goodbye to a device that is in no call has an empty id.
+            if reason == DeviceNotInCall {
+                continue;
+            }
             let own =
                 matches!(reason, DeviceGoodbye | DeviceDisconnected | DeviceLost | DeviceError | Replaced);
             let expected = u32::from(connected && !own && !call.hung_up);

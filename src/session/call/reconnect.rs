@@ -1,0 +1,153 @@
+//! The device's connection is lost in a call, and comes back.
+//!
+//! Firmware up to 2.4 keeps its call when MQTT is lost: a device that speaks goes on speaking, one that listens goes on sending.
+//! But after the reconnection it may as well have been rebooted, or its user may have pressed the button, so that the call is
+//! over. A device in no call speaks from `tts start` on, and nothing ends that. So a `tts start` that was not delivered waits,
+//! with its audio and what follows, until the device has shown that it is still in this call: by a datagram, or by a message
+//! with the call's session id.
+//!
+//! | when the connection was lost | after CONNECT |
+//! | --- | --- |
+//! | before the hello reply | the reply is sent, and what followed it, after half a second in which a device that is in no call says hello again |
+//! | in speech: `tts start` was sent, `tts stop` was not | texts are sent at once; audio went on meanwhile |
+//! | else | a device that has shown it gets everything. Texts alone wait for half a second at most, in which a device that is in no call says hello |
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::super::action::{EndReason, LogEvent};
+use super::super::context::Context;
+use super::super::deadlines::CallTimer;
+use super::super::queue::TextQueue;
+use super::{Call, CallResult};
+
+/// A datagram that is at most this old when the device reconnects shows that the device is in the call.
+const DATAGRAM_IS_PROOF: Duration = Duration::from_secs(2);
+/// How long texts wait for a device that has reconnected to show whether it is in the call.
+const TEXT_DELAY: Duration = Duration::from_millis(500);
+/// How long a call is kept while datagrams arrive but the device does not reconnect.
+const LOST_MAX: Duration = Duration::from_secs(300);
+
+/// What the device was doing when its connection was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AtLoss {
+    /// It waited for its hello reply.
+    AwaitingReply,
+    Speaking,
+    Listening,
+}
+
+/// Whether messages reach the device, and whether it is known to be in this call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attachment {
+    /// The device is connected, and in the call.
+    Attached,
+    /// The connection was lost.
+    Lost { at: Instant, device: AtLoss },
+    /// The device has reconnected, and has not shown yet that it is in the call.
+    Unproven { lost_at: Instant, back_at: Instant, device: AtLoss },
+}
+
+impl Attachment {
+    pub(super) fn lost_at(self) -> Option<Instant> {
+        match self {
+            Self::Attached => None,
+            Self::Lost { at, .. } | Self::Unproven { lost_at: at, .. } => Some(at),
+        }
+    }
+}
+
+impl Call {
+    pub(in super::super) fn on_device_lost(&mut self, now: Instant) {
+        let (at, device) = match self.attachment {
+            Attachment::Attached if self.session_id.is_none() => (now, AtLoss::AwaitingReply),
+            Attachment::Attached if self.tts_active => (now, AtLoss::Speaking),
+            Attachment::Attached => (now, AtLoss::Listening),
+            Attachment::Lost { at, device } | Attachment::Unproven { lost_at: at, device, .. } => {
+                (at, device)
+            }
+        };
+        self.attachment = Attachment::Lost { at, device };
+        self.deadlines.clear(CallTimer::Reattach);
+        self.pending_device_text.get_or_insert_with(TextQueue::default);
+    }
+
+    /// Until when the call is kept for the device to reconnect: longer while its datagrams arrive.
+    pub(in super::super) fn kept_until(&self, grace: Duration) -> Option<Instant> {
+        let Attachment::Lost { at, .. } = self.attachment else { return None };
+        Some((self.media.last_accepted().max(at) + grace).min(at + LOST_MAX.max(grace)))
+    }
+
+    pub(in super::super) fn on_device_reconnected(&mut self, ip: IpAddr, cx: &mut Context<'_>) -> CallResult {
+        self.on_device_lost(cx.now);
+        self.media.set_mqtt_ip(ip);
+        let Attachment::Lost { at, device } = self.attachment else { return Ok(()) };
+        let last = self.media.last_accepted();
+        if last > at && cx.now.saturating_duration_since(last) <= DATAGRAM_IS_PROOF {
+            return self.attach(at, cx);
+        }
+        self.attachment = Attachment::Unproven { lost_at: at, back_at: cx.now, device };
+        if device == AtLoss::Speaking {
+            self.send_pending_texts(cx);
+        }
+        self.deadlines.set(CallTimer::Reattach, cx.now + TEXT_DELAY.min(cx.config.mqtt.resume_grace));
+        Ok(())
+    }
+
+    /// Whether the device has reconnected, and has not shown yet that it is in the call.
+    pub(super) fn awaits_proof(&self) -> bool {
+        matches!(self.attachment, Attachment::Unproven { .. })
+    }
+
+    /// Whether the device has reconnected, and waits for its hello reply.
+    pub(super) fn awaits_reply(&self) -> bool {
+        matches!(self.attachment, Attachment::Unproven { device: AtLoss::AwaitingReply, .. })
+    }
+
+    /// Whether a device that says hello now may be speaking: it was told to, or was when its connection was lost.
+    pub(in super::super) fn may_be_speaking(&self) -> bool {
+        self.tts_active || matches!(self.attachment, Attachment::Unproven { device: AtLoss::Speaking, .. })
+    }
+
+    /// The device has shown that it is in this call.
+    pub(super) fn on_proof(&mut self, cx: &mut Context<'_>) -> CallResult {
+        match self.attachment {
+            Attachment::Unproven { lost_at, .. } => self.attach(lost_at, cx),
+            _ => Ok(()),
+        }
+    }
+
+    fn attach(&mut self, lost_at: Instant, cx: &mut Context<'_>) -> CallResult {
+        self.attachment = Attachment::Attached;
+        self.deadlines.clear(CallTimer::Reattach);
+        cx.log(LogEvent::Resumed(cx.now.saturating_duration_since(lost_at)));
+        self.send_pending_texts(cx);
+        self.release_ready(cx)
+    }
+
+    pub(super) fn send_pending_texts(&mut self, cx: &mut Context<'_>) {
+        for text in self.pending_device_text.take().map(|mut pending| pending.take()).unwrap_or_default() {
+            cx.publish(text.into_string());
+        }
+    }
+
+    /// The device has been back for a while, and has not shown that it is in the call.
+    pub(super) fn on_reattach_timeout(&mut self, cx: &mut Context<'_>) -> CallResult {
+        let Attachment::Unproven { lost_at, back_at, device } = self.attachment else { return Ok(()) };
+        if device == AtLoss::AwaitingReply {
+            return self.attach(lost_at, cx);
+        }
+        let grace = cx.config.mqtt.resume_grace;
+        let ends_at = back_at + grace;
+        // A device that speaks says nothing, so its proof may come after the speech.
+        let ends_at = if self.tts_active { ends_at.max(self.playout.ends_at() + grace) } else { ends_at };
+        if cx.now < ends_at {
+            if self.held.speech_goes_on().is_none() {
+                self.send_pending_texts(cx);
+            }
+            self.deadlines.set(CallTimer::Reattach, ends_at);
+            return Ok(());
+        }
+        Err(EndReason::NotResumed)
+    }
+}
