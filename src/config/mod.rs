@@ -197,7 +197,7 @@ settings! {
         pub speech_lead: Duration = Duration::from_millis(30),
         /// Whether audio is sent to devices at the pace at which they play it, however fast the chat server sends it.
         pub downlink_pace: bool = true,
-        /// How long after a device's first `listen` start a missing first datagram is logged; zero is never.
+        /// How long after each `listen` start of a device missing audio is logged; zero is never.
         pub first_packet_warn: Duration = Duration::from_secs(3),
         /// Whether this is shown on the device too.
         pub first_packet_alert: bool = true,

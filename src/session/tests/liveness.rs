@@ -133,7 +133,6 @@ fn a_listening_device_without_udp_audio_is_alerted_and_logged_once() {
 #[test]
 fn audio_that_stops_in_mid_call_is_logged_with_where_it_comes_from_instead() {
     let mut scenario = Scenario::with_udp_peer();
-    let speech = [TTS_START, TTS_STOP];
     let no_audio = |actions: &[Action]| {
         actions.iter().find_map(|action| match action {
             Action::Log(event @ LogEvent::NoUdpAudio { .. }) => Some(event.to_string()),
@@ -143,7 +142,8 @@ fn audio_that_stops_in_mid_call_is_logged_with_where_it_comes_from_instead() {
     scenario.device_sends(LISTEN);
     scenario.uplink(2, b"\x08x").unwrap();
     assert_eq!(no_audio(&scenario.wait(4_000)), None);
-    speech.map(|text| scenario.server_sends(text));
+    scenario.server_sends(TTS_START);
+    scenario.server_sends(TTS_STOP);
     scenario.device_sends(LISTEN);
     scenario.wait(1_000);
     scenario.shell.config.udp.peer_policy = crate::config::PeerPolicy::Strict;
