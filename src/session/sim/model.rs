@@ -83,7 +83,7 @@ pub(super) struct CallModel {
     /// Texts about speech that the device aborted before they were delivered.
     aborted: HashSet<u64>,
     /// Texts of the server that the device has not got yet, when they arrived, and whether the device was disconnected since then.
-    to_device: VecDeque<(u64, Instant, bool)>,
+    pub(super) to_device: VecDeque<(u64, Instant, bool)>,
     pub(super) last_text: u64,
     pub(super) last_audio: u64,
     tts_active: bool,
