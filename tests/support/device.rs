@@ -48,6 +48,15 @@ impl Device {
         Call::new(self.json())
     }
 
+    /// The next messages must be those to a device whose call fails: a hello reply, its goodbye, and an alert, which it returns.
+    pub fn expect_failure(&mut self) -> serde_json::Value {
+        let call = self.hello_reply();
+        self.expect_goodbye(&call.session_id);
+        let alert = self.json();
+        assert_eq!((&alert["type"], &alert["session_id"]), (&"alert".into(), &call.session_id.into()));
+        alert
+    }
+
     /// The next message must be a goodbye with this session id.
     pub fn expect_goodbye(&mut self, session_id: &str) {
         assert_eq!(self.json(), serde_json::json!({"type": "goodbye", "session_id": session_id}));
