@@ -419,7 +419,8 @@ fn text_that_waits_too_long_ends_the_call() {
     (0..100).for_each(|_| device.send_text(&text));
     assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "overflow");
     device.expect_goodbye("server-session");
-    assert_eq!(device.json()["type"], "alert");
+    // The rest of the texts came without a call.
+    while device.json()["type"] != "alert" {}
 }
 
 #[test]

@@ -311,6 +311,7 @@ fn with_a_full_udp_socket(test: impl FnOnce(&mut Device, &mut Peer, &Running, &C
             config.udp.host = [0, 0, 0, 0].into();
             config.udp.public_ip = PublicIp::Ip([10, 9, 0, 1].into());
             config.websocket.ping_interval = Duration::from_secs(3600);
+            config.udp.downlink_pace = false;
         });
         let mut device = Device::connect(gateway.addresses().mqtt, 1);
         let (mut voice, mut peer) = device.call(&server);

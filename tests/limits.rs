@@ -244,7 +244,8 @@ fn a_chat_server_that_stops_reading_loses_audio_and_then_the_call() {
     device.send_text(&text);
     device.send_text(&text);
     device.expect_goodbye("server-session");
-    assert_eq!(device.json()["type"], "alert");
+    // Texts that came without a call are answered too.
+    while device.json()["type"] != "alert" {}
     let end = log.wait_for_line("call ends");
     assert_eq!(log_field(&end, "reason"), "overflow");
     let dropped: u32 = log_field(&end, "dropped").parse().unwrap();
