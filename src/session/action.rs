@@ -346,16 +346,20 @@ labelled_enum! {
         Late => "late",
         /// Below the replay window.
         TooOld => "too_old",
-        /// Too far ahead of the highest sequence to be accepted without confirmation.
+        /// Too far ahead of the highest sequence.
         Jump => "jump",
-        /// From an address that is not, or not yet, known as the device's.
+        /// From an address that is not known as the device's.
         ForeignSource => "foreign_source",
+        /// Kept until its source is taken for the device's. Then it is forwarded, otherwise it is dropped.
+        PathHeld => "path_held",
         /// No chat server is connected.
         NoServer => "no_server",
         /// The chat server does not read what it is sent.
         ServerBlocked => "server_blocked",
         /// The device has sent no datagram yet, so its address is not known.
         NoPeer => "no_peer",
+        /// For an address other than the device's MQTT address, from which no packet has come for too long.
+        PeerSilent => "peer_silent",
         /// A binary frame that is not audio, or too long.
         BadFrame => "bad_frame",
         /// The queue of held audio is full.

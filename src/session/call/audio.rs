@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::super::action::{Action, Counter, DropReason, Encrypted, LogEvent, UdpPeer};
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
-use super::super::media::{ClassifiedFrame, Decrypted, FramingState};
+use super::super::media::{ClassifiedFrame, Decrypted, FramingState, Received};
 use super::super::queue::HeldItem;
 use super::super::server_health::ServerHealth;
 use super::{Call, CallResult, CallState};
@@ -32,6 +32,12 @@ pub enum Uplink<'b> {
     OtherDevice(usize),
     /// Answer it with [`Core::ringing_silence`](super::super::Core::ringing_silence): the device is calling another one.
     Silence,
+    /// Its source is taken for the device's from now on: its packets, this one included, follow from
+    /// [`Core::next_released`](super::super::Core::next_released).
+    Path {
+        /// It is the device's first source: call [`Core::release_held`](super::super::Core::release_held) after them.
+        peer_learned: bool,
+    },
 }
 
 impl Call {
@@ -43,17 +49,38 @@ impl Call {
         config: &Config,
         now: Instant,
     ) -> Result<Uplink<'b>, DropReason> {
-        let decrypted: Decrypted = self.media.decrypt(from, datagram, config.udp.peer_policy, now)?;
+        let received = self.media.receive(from, datagram, config.udp.peer_policy, now)?;
         self.last_activity = now;
-        let (payload, first) = (decrypted.payload_len, decrypted.peer_learned);
-        if first && self.session_id.is_some() {
+        let (Received::Path { peer_learned } | Received::Packet(Decrypted { peer_learned, .. })) = received;
+        if peer_learned && self.session_id.is_some() {
             self.credentials = None;
         }
+        match received {
+            Received::Packet(decrypted) => self.forward(&decrypted, datagram),
+            Received::Path { peer_learned } => Ok(Uplink::Path { peer_learned }),
+        }
+    }
+
+    /// The next packet that was kept until its source was taken. It is written to `datagram`.
+    pub(in super::super) fn next_released<'b>(
+        &mut self,
+        datagram: &'b mut Vec<u8>,
+    ) -> Option<Result<Uplink<'b>, DropReason>> {
+        let decrypted = self.media.next_released(datagram)?;
+        Some(self.forward(&decrypted, datagram))
+    }
+
+    fn forward<'b>(
+        &mut self,
+        decrypted: &Decrypted,
+        datagram: &'b mut [u8],
+    ) -> Result<Uplink<'b>, DropReason> {
+        let payload = decrypted.payload_len;
         match self.state {
             CallState::Live => Ok(Uplink::Server {
-                frame: self.media.server_frame(&decrypted, datagram),
+                frame: self.media.server_frame(decrypted, datagram),
                 payload,
-                peer_learned: first,
+                peer_learned: decrypted.peer_learned,
             }),
             CallState::InDeviceCall => {
                 self.media.count_uplink(payload);
@@ -116,7 +143,7 @@ impl Call {
             self.start_hold_timer(now);
             return self.hold_frame(frame);
         }
-        let Some(peer) = self.media.peer() else { return self.count_dropped(DropReason::NoPeer) };
+        let peer = self.media.destination(self.is_listening, now).or_else(|why| self.count_dropped(why))?;
         Ok(Some(self.media.encrypt(peer, timestamp, payload, config.udp.downlink_flags, out)))
     }
 
@@ -183,10 +210,18 @@ impl Call {
 
     fn release_frame(&mut self, frame: &[u8], cx: &mut Context<'_>) {
         let found = self.media.classify_held(frame, self.age(cx.now));
-        let (ClassifiedFrame::Audio(timestamp, payload), Some(peer)) = (found, self.media.peer()) else {
-            self.media.stats.dropped += 1;
-            cx.count(Counter::Dropped(DropReason::BadFrame));
-            return;
+        let ready = match found {
+            ClassifiedFrame::Audio(timestamp, payload) => {
+                self.media.destination(self.is_listening, cx.now).map(|peer| (peer, timestamp, payload))
+            }
+            _ => Err(DropReason::BadFrame),
+        };
+        let (peer, timestamp, payload) = match ready {
+            Ok(ready) => ready,
+            Err(why) => {
+                self.media.stats.dropped += 1;
+                return cx.count(Counter::Dropped(why));
+            }
         };
         let mut datagram = vec![0; audio::HEADER_LEN + payload.len()];
         let encrypted =

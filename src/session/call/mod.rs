@@ -78,6 +78,8 @@ pub(super) struct Call {
     hold_expired: bool,
     /// The device has sent `listen` with the state `start`.
     listen_started: bool,
+    /// After the device's last `listen` with the state `start` came neither one with `stop` nor `tts start`: it sends audio.
+    is_listening: bool,
     outage: Option<Box<Outage>>,
     live_since: Instant,
     rng_state: u64,
@@ -127,6 +129,7 @@ impl Call {
             server_hello_overdue: false,
             hold_expired: false,
             listen_started: false,
+            is_listening: false,
             outage: None,
             live_since: now,
             rng_state: credentials.jitter_seed | 1,
@@ -174,11 +177,12 @@ impl Call {
         self.server.as_ref().map(|server| server.to_string()).unwrap_or_default()
     }
 
-    /// The bytes of queued texts and frames, and of the texts that may be repeated.
+    /// The bytes of queued texts, frames and packets, and of the texts that may be repeated.
     pub(super) fn retained_bytes(&self) -> usize {
         let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
         self.pending_server_text.bytes()
             + self.held.bytes()
+            + self.media.retained_bytes()
             + self.pending_device_text.as_ref().map_or(0, TextQueue::bytes)
             + self.hello.forwarded.len()
             + text(&self.last_listen)

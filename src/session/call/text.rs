@@ -152,7 +152,7 @@ impl Call {
             && kind == "tts"
         {
             match &*state {
-                "start" => self.tts_active = true,
+                "start" => (self.tts_active, self.is_listening) = (true, false),
                 "stop" => self.tts_active = false,
                 _ => {}
             }
@@ -204,6 +204,7 @@ impl Call {
     fn on_listen(&mut self, text: &str, peek: &Peek<'_>, cx: &Context<'_>) {
         self.last_listen = Some(text.into());
         let starts = peek.state.as_deref() == Some("start");
+        self.is_listening = starts || (self.is_listening && peek.state.as_deref() != Some("stop"));
         if starts && !std::mem::replace(&mut self.listen_started, true) && self.session_id.is_some() {
             self.expect_first_datagram(cx);
         }
