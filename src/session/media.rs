@@ -9,7 +9,7 @@ use super::jitter::Jitter;
 use super::server_health::WireFraming;
 use crate::config::PeerPolicy;
 use crate::proto::audio::{self, Cipher, ReplayWindow, SequenceVerdict, UdpHeader};
-use paths::{Home, Paths};
+use paths::Paths;
 
 mod paths;
 
@@ -75,7 +75,6 @@ pub(super) struct Media {
     mqtt_ip: IpAddr,
     /// Other sources, which may become known.
     paths: Option<Box<Paths>>,
-    home: Option<Box<Home>>,
     pub(super) framing: FramingState,
     jitter: Jitter,
     pub(super) stats: CallStats,
@@ -93,7 +92,6 @@ impl Media {
             is_alive: false,
             mqtt_ip,
             paths: None,
-            home: None,
             framing: FramingState::Unknown(0),
             jitter: Jitter::default(),
             stats: CallStats::default(),
@@ -126,7 +124,8 @@ impl Media {
     /// The device has a new MQTT connection.
     pub(super) fn set_mqtt_ip(&mut self, mqtt_ip: IpAddr) {
         if mqtt_ip != self.mqtt_ip {
-            (self.mqtt_ip, self.home) = (mqtt_ip, None);
+            self.mqtt_ip = mqtt_ip;
+            self.forget_home();
         }
     }
 

@@ -11,8 +11,8 @@ const MAX_STEP: u32 = 64;
 /// Nothing proves that a packet is the device's, so no single one moves the window far. A packet is *provisional* if it is more
 /// than 64 ahead, or if its Opus configuration is not that of [`ReplayWindow::RUN`] packets before it in a row. It is forwarded,
 /// but the window stays where it is until there is a [`Run`] of them, so a packet that continues the old sequence still does. In
-/// the same way the window goes back to a run of late packets, if nothing above them has been accepted for a while.
-#[derive(Debug, Clone, Copy, Default)]
+/// the same way the window goes back to a run of late packets, if nothing was settled for a while.
+#[derive(Debug, Clone, Default)]
 pub struct ReplayWindow {
     settled: Track,
     /// The Opus configuration of the last settled packets, and their number up to [`Self::RUN`].
@@ -20,8 +20,8 @@ pub struct ReplayWindow {
     run: u8,
     /// The lowest sequence that the loss count covers. Those below it never existed.
     loss_floor: u32,
-    /// Provisional packets, or late ones.
-    provisional: Option<Run>,
+    /// Provisional packets, or late ones. There are none in most calls.
+    provisional: Option<Box<Run>>,
 }
 
 /// The sequences that were received up to the highest one.
@@ -90,7 +90,7 @@ impl ReplayWindow {
         if ahead <= MAX_STEP && (same || !self.is_confirmed()) {
             let first = self.settled.seen == 0;
             let between = u64::MAX.checked_shr(u64::BITS - ahead).unwrap_or(0) & !1;
-            let passed = self.provisional.map_or(0, |run| run.track.seen_from(seq)) & between;
+            let passed = self.provisional.as_ref().map_or(0, |run| run.track.seen_from(seq)) & between;
             self.settled.advance(ahead);
             self.settled.seen |= passed;
             self.provisional.take_if(|run| run.track.highest <= seq);
@@ -104,7 +104,7 @@ impl ReplayWindow {
             let lost = ahead.saturating_sub(1) - passed.count_ones();
             return SequenceVerdict::Fresh { lost, settled: same || first };
         }
-        if ahead > max_ahead && !self.provisional.is_some_and(|run| run.follows(seq)) {
+        if ahead > max_ahead && !self.provisional.as_ref().is_some_and(|run| run.follows(seq)) {
             return SequenceVerdict::Jump;
         }
         if let Some(run) = &mut self.provisional
@@ -127,9 +127,9 @@ impl ReplayWindow {
             Some(true) => return SequenceVerdict::Duplicate,
             Some(false) => {}
         }
-        if config.is_some() && (config == self.config || !self.is_confirmed()) {
+        if silent && config.is_some() && (config == self.config || !self.is_confirmed()) {
             let run = self.extend_provisional(seq, config);
-            if run.packets >= Self::RUN && silent {
+            if run.packets >= Self::RUN {
                 self.settle(&run);
                 return SequenceVerdict::Fresh { lost: 0, settled: true };
             }
@@ -138,11 +138,12 @@ impl ReplayWindow {
     }
 
     fn extend_provisional(&mut self, seq: u32, config: Option<u8>) -> Run {
-        match &mut self.provisional {
-            Some(run) if run.follows(seq) => run.extend(seq, config),
-            provisional => *provisional = Some(Run::new(seq, config, self.settled.highest)),
-        }
-        self.provisional.unwrap_or_else(|| Run::new(seq, config, self.settled.highest))
+        let run = match self.provisional.as_deref() {
+            Some(run) if run.follows(seq) => run.extended(seq, config),
+            _ => Run::new(seq, config, self.settled.highest),
+        };
+        **self.provisional.get_or_insert_with(|| Box::new(run)) = run;
+        run
     }
 
     /// Whether a packet of a source that is not known may be new: not received, above what is confirmed by at most `max_ahead`.
@@ -199,14 +200,16 @@ impl Run {
         self.is_below(seq) && seq - self.track.highest <= MAX_STEP
     }
 
-    /// Adds a packet with a higher sequence.
-    pub fn extend(&mut self, seq: u32, config: Option<u8>) {
+    /// The run with one more packet, whose sequence is higher.
+    #[must_use]
+    pub fn extended(mut self, seq: u32, config: Option<u8>) -> Self {
         let ahead = seq - self.track.highest;
         self.track.advance(ahead);
         self.lost += ahead - 1;
         let same = config.is_some() && config == self.config;
         self.packets = if same { self.packets.saturating_add(1) } else { config.is_some().into() };
         self.config = config;
+        self
     }
 }
 

@@ -18,10 +18,11 @@
 //!   (number and stereo bit), and each is above the one before. One that is not Opus, or of another configuration, ends the run.
 //! * The known source is *not silent* when it settles a packet. That drops all other runs.
 //! * Packets of a run are kept: 32 of a call, 8 KiB. They are forwarded when their path is taken, in order.
-//! * A call has 4 candidates at most. The first place is only for the MQTT peer's IP. A place can be had when its candidate sent
-//!   nothing for 200 ms, or when it has one packet, not of the device's Opus configuration, and the new one is of it. So an
-//!   attacker with many addresses does not keep the device from a place: random packets lose theirs with the next one, to the
-//!   device's first one, or in time; only the device's run goes on, and a run that goes on cannot be displaced.
+//! * A call has 4 candidates at most. The first place is only for the MQTT peer's IP. A candidate of one packet loses its place to
+//!   a new one after 100 ms, and at once if the new one has the known source's Opus configuration and it has not; one of more
+//!   packets, after a second without any. So an attacker with many addresses does not keep the device from a place for ever:
+//!   random packets from an address end its run with the second one, or hold a place for 100 ms, and one in 64 of them competes
+//!   with the device for the next 100 ms. The device's second packet comes in that time, and then it can no longer be displaced.
 //! * `docs/security.md` states the odds.
 
 use std::collections::VecDeque;
@@ -40,8 +41,8 @@ const IP_SILENCE: Duration = Duration::from_secs(2);
 /// How far ahead a packet may be, and the time in which that grows by one.
 const MAX_AHEAD: u32 = 512;
 const AHEAD_GROWTH: Duration = Duration::from_millis(10);
-/// The silence after which a candidate can be displaced.
-const CANDIDATE_IDLE: Duration = Duration::from_millis(200);
+/// The silence after which a candidate can be displaced, by whether it has more than one packet.
+const CANDIDATE_IDLE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 const CANDIDATES: usize = 4;
 const MAX_KEPT_PACKETS: usize = 32;
 const MAX_KEPT_BYTES: usize = 8 * 1024;
@@ -58,6 +59,7 @@ pub(super) struct Paths {
     candidates: [Option<Candidate>; CANDIDATES],
     kept: VecDeque<KeptPacket>,
     kept_bytes: usize,
+    pub(super) home: Option<Home>,
 }
 
 #[derive(Clone, Copy)]
@@ -95,10 +97,11 @@ impl Paths {
         let Some(place) = self.place_of(addr) else {
             let place = places.clone().find(|place| {
                 self.candidates[*place].is_none_or(|candidate| {
-                    let known = |config| config == window.config();
-                    let replaces_random =
-                        candidate.run.packets() == 1 && !known(candidate.run.config()) && known(Some(config));
-                    replaces_random || now.saturating_duration_since(candidate.last_seen) >= CANDIDATE_IDLE
+                    let idle = now.saturating_duration_since(candidate.last_seen);
+                    let known = window.config();
+                    let is_single = candidate.run.packets() == 1;
+                    idle >= CANDIDATE_IDLE[usize::from(!is_single)]
+                        || is_single && known == Some(config) && known != candidate.run.config()
                 })
             })?;
             self.remove(place);
@@ -114,7 +117,7 @@ impl Paths {
             self.remove(place);
             return None;
         }
-        candidate.run.extend(sequence, Some(config));
+        candidate.run = candidate.run.extended(sequence, Some(config));
         candidate.last_seen = now;
         Some((place, candidate.run))
     }
@@ -163,7 +166,7 @@ impl Media {
         policy: PeerPolicy,
         now: Instant,
     ) -> Result<Received, DropReason> {
-        if self.home.as_ref().is_some_and(|home| home.addr == from.addr) {
+        if self.home().is_some_and(|home| home.addr == from.addr) {
             return self.take_back(from, header, datagram, now);
         }
         let at_home = from.addr.ip() == self.mqtt_ip;
@@ -176,7 +179,7 @@ impl Media {
         {
             return Err(DropReason::ForeignSource);
         }
-        let config = self.decrypt_opus(header, datagram);
+        let (config, silent) = (self.decrypt_opus(header, datagram), self.is_silent(silence, now));
         let paths = self.paths.get_or_insert_default();
         let Some(config) = config else {
             let dropped = paths.place_of(from.addr).map_or(0, |place| paths.remove(place));
@@ -188,18 +191,20 @@ impl Media {
         self.stats.dropped += (before - paths.kept.len()) as u64;
         let Some((place, run)) = extended else { return Err(DropReason::ForeignSource) };
         self.stats.dropped += paths.keep(place, datagram) as u64;
-        if run.packets() < ReplayWindow::RUN || !self.is_silent(silence, now) {
+        if run.packets() < ReplayWindow::RUN || !silent {
             return Err(DropReason::PathHeld);
         }
-        if let Some(paths) = &mut self.paths {
-            self.stats.dropped += paths.retain_kept(|of| of == place) as u64;
-            paths.candidates = Default::default();
-        }
+        self.stats.dropped += paths.retain_kept(|of| of == place) as u64;
+        paths.candidates = Default::default();
         if let Some(known) = self.peer.filter(|known| !at_home && known.addr.ip() == self.mqtt_ip) {
-            let (window, settled_at) = (self.window, self.settled_at);
-            self.home = Some(Box::new(Home { addr: known.addr, window, settled_at, first: None }));
+            let (window, settled_at) = (self.window.clone(), self.settled_at);
+            paths.home = Some(Home { addr: known.addr, window, settled_at, first: None });
         }
         Ok(self.move_to(from, &run, now))
+    }
+
+    fn home(&self) -> Option<&Home> {
+        self.paths.as_ref()?.home.as_ref()
     }
 
     /// Handles a packet of the source from which the call moved to another IP.
@@ -211,7 +216,9 @@ impl Media {
         now: Instant,
     ) -> Result<Received, DropReason> {
         let config = self.decrypt_opus(header, datagram);
-        let Some(home) = &mut self.home else { return Err(DropReason::ForeignSource) };
+        let Some(home) = self.paths.as_mut().and_then(|paths| paths.home.as_mut()) else {
+            return Err(DropReason::ForeignSource);
+        };
         if !home.window.is_ahead(header.sequence, max_ahead(now.saturating_duration_since(home.settled_at))) {
             return Err(DropReason::ForeignSource);
         }
@@ -220,15 +227,15 @@ impl Media {
             self.stats.dropped += u64::from(home.first.take().is_some());
             return Err(DropReason::ForeignSource);
         };
-        let Some((mut run, first)) =
+        let Some((run, first)) =
             home.first.take_if(|(run, _)| run.is_below(header.sequence) && run.config() == Some(config))
         else {
             let run = home.window.start_run(header.sequence, config);
             self.stats.dropped += u64::from(home.first.replace((run, (&*datagram).into())).is_some());
             return Err(DropReason::PathHeld);
         };
-        run.extend(header.sequence, Some(config));
-        self.window = home.window;
+        let run = run.extended(header.sequence, Some(config));
+        self.window = home.window.clone();
         self.drop_candidates();
         let paths = self.paths.get_or_insert_default();
         paths.keep(0, &first);
@@ -240,16 +247,27 @@ impl Media {
     fn move_to(&mut self, from: UdpPeer, run: &Run, now: Instant) -> Received {
         self.stats.lost += u64::from(self.window.settle(run));
         if from.addr.ip() == self.mqtt_ip {
-            self.home = None;
+            self.forget_home();
         }
         (self.settled_at, self.is_alive) = (now, true);
         Received::Path { peer_learned: self.peer.replace(from).is_none() }
     }
 
+    pub(super) fn forget_home(&mut self) {
+        if let Some(paths) = &mut self.paths {
+            paths.home = None;
+        }
+    }
+
     /// The known source is alive: all runs of others end.
     pub(super) fn drop_candidates(&mut self) {
-        if let Some(paths) = self.paths.take() {
-            self.stats.dropped += paths.kept.len() as u64;
+        let Some(paths) = &mut self.paths else { return };
+        self.stats.dropped += paths.kept.len() as u64;
+        if paths.home.is_none() {
+            self.paths = None;
+        } else {
+            paths.candidates = Default::default();
+            paths.retain_kept(|_| false);
         }
     }
 
@@ -263,7 +281,7 @@ impl Media {
     /// The next packet that was kept until its source was taken, as if it had come now.
     pub(in crate::session) fn next_released(&mut self, datagram: &mut Vec<u8>) -> Option<Decrypted> {
         let Some(kept) = self.paths.as_mut()?.pop() else {
-            self.paths = None;
+            self.drop_candidates();
             return None;
         };
         *datagram = kept.into_vec();
@@ -277,7 +295,7 @@ impl Media {
 
     /// The bytes of packets that are kept.
     pub(in crate::session) fn retained_bytes(&self) -> usize {
-        let first = self.home.as_ref().and_then(|home| home.first.as_ref()).map_or(0, |(_, kept)| kept.len());
+        let first = self.home().and_then(|home| home.first.as_ref()).map_or(0, |(_, kept)| kept.len());
         first + self.paths.as_ref().map_or(0, |paths| paths.kept_bytes)
     }
 }
