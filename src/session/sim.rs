@@ -12,6 +12,8 @@ use crate::config::{Config, PeerPolicy};
 use choices::{Choices, Trace};
 use model::{Input, Model, WebSocketState};
 
+#[cfg(test)]
+mod attacker;
 mod audio_model;
 mod choices;
 mod device;
