@@ -96,7 +96,7 @@ impl ReplayWindow {
             self.provisional.take_if(|run| run.track.highest <= seq);
             if same && let Some(run) = &mut self.provisional {
                 // The old sequence stands. What has passed does not pass again.
-                (run.packets, run.config) = (0, None);
+                run.packets = 0;
             }
             self.loss_floor = self.loss_floor.min(seq);
             self.run = if same { (self.run + 1).min(Self::RUN) } else { config.is_some().into() };
@@ -107,10 +107,18 @@ impl ReplayWindow {
         if ahead > max_ahead && !self.provisional.as_ref().is_some_and(|run| run.follows(seq)) {
             return SequenceVerdict::Jump;
         }
-        if let Some(run) = &mut self.provisional
-            && let Some(received) = run.track.receive_behind(seq)
-        {
-            return if received { SequenceVerdict::Duplicate } else { SequenceVerdict::Late };
+        // Random packets neither displace a run of the settled configuration, nor hold it up.
+        match &mut self.provisional {
+            Some(run) if run.config != self.config && same => self.provisional = None,
+            Some(run) if run.config == self.config && !same => {
+                return SequenceVerdict::Fresh { lost: 0, settled: false };
+            }
+            Some(run) => match run.track.receive_behind(seq) {
+                Some(true) => return SequenceVerdict::Duplicate,
+                Some(false) => return SequenceVerdict::Late,
+                None => {}
+            },
+            None => {}
         }
         let run = self.extend_provisional(seq, config);
         let settled = run.packets >= Self::RUN;
@@ -119,15 +127,17 @@ impl ReplayWindow {
     }
 
     fn accept_behind(&mut self, seq: u32, config: Option<u8>, silent: bool) -> SequenceVerdict {
-        if seq < self.loss_floor {
-            return SequenceVerdict::TooOld;
-        }
-        match self.settled.receive_behind(seq) {
+        let mut track = self.settled;
+        match track.receive_behind(seq).filter(|_| seq >= self.loss_floor) {
             None => return SequenceVerdict::TooOld,
             Some(true) => return SequenceVerdict::Duplicate,
             Some(false) => {}
         }
-        if silent && config.is_some() && (config == self.config || !self.is_confirmed()) {
+        if self.is_confirmed() && config != self.config {
+            return SequenceVerdict::Late;
+        }
+        self.settled = track;
+        if silent && config.is_some() {
             let run = self.extend_provisional(seq, config);
             if run.packets >= Self::RUN {
                 self.settle(&run);
@@ -196,7 +206,8 @@ impl Run {
         seq > self.track.highest
     }
 
-    fn follows(&self, seq: u32) -> bool {
+    /// Whether this sequence is above those of the run, by one step.
+    pub fn follows(&self, seq: u32) -> bool {
         self.is_below(seq) && seq - self.track.highest <= MAX_STEP
     }
 

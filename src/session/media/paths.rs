@@ -15,7 +15,8 @@
 //!
 //! * The *limit* is 512, and one more for each 10 ms since the sequence was last settled: a device sends a packet in 20 ms or more.
 //! * *Plausible* packets have the exact length and the flags of the nonce, are well-formed Opus, have one Opus configuration
-//!   (number and stereo bit), and each is above the one before. One that is not Opus, or of another configuration, ends the run.
+//!   (number and stereo bit), and each is above the one before, by up to 64. One that is not Opus, of another configuration or
+//!   further ahead ends the run.
 //! * The known source is *not silent* when it settles a packet. That drops all other runs.
 //! * Packets of a run are kept: 32 of a call, 8 KiB. They are forwarded when their path is taken, in order.
 //! * A call has 4 candidates at most. The first place is only for the MQTT peer's IP. A candidate of one packet loses its place to
@@ -113,7 +114,7 @@ impl Paths {
         if !candidate.run.is_below(sequence) {
             return None;
         }
-        if candidate.run.config() != Some(config) {
+        if candidate.run.config() != Some(config) || !candidate.run.follows(sequence) {
             self.remove(place);
             return None;
         }
