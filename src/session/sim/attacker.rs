@@ -28,6 +28,7 @@ const FRAME_MS: u64 = 60;
 const KEY: [u8; 16] = *b"not the attacker";
 const SSRC: u32 = 7;
 const HOME_IP: [u8; 4] = [192, 0, 2, 7];
+const ATTACKER_IP: [u8; 4] = [203, 0, 113, 9];
 
 const REQUIRED_COVERAGE: [&str; 9] =
     ["rebound", "roamed", "outage", "paused", "lucky", "heard forged", "copy taken", "taken back", "strict"];
@@ -51,6 +52,8 @@ struct AttackedCall {
     /// The device neither sends nor is heard for so many ticks.
     paused: u32,
     lost: u32,
+    /// The attacker repeats each packet of the device from this address.
+    relay: Option<SocketAddr>,
     /// When the device's MQTT connection comes from its new address.
     reconnects_in: Option<u32>,
     /// The device must have its call from then on.
@@ -81,6 +84,7 @@ impl AttackedCall {
             heard: HashSet::new(),
             paused: rng.below(20) as u32,
             lost: 0,
+            relay: None,
             reconnects_in: None,
             due: shell.now,
             last_heard: shell.now,
@@ -114,7 +118,19 @@ impl AttackedCall {
 
     fn run(mut self) -> BTreeSet<&'static str> {
         for _ in 0..TICKS {
+            let sent = self.sent.len();
             self.device_tick();
+            if let Some(relay) = self.relay.filter(|_| self.sent.len() > sent) {
+                let frames = self.deliver(relay, sent);
+                for frame in frames {
+                    self.coverage.insert("copy taken");
+                    assert!(self.heard.insert(frame), "heard before");
+                }
+                self.relay.take_if(|_| self.rng.percent(1));
+            }
+            if self.rng.percent(3) {
+                self.repeat_run();
+            }
             for _ in 0..6 {
                 self.shell.now += Duration::from_millis(FRAME_MS / 6);
                 if self.rng.percent(40) {
@@ -122,6 +138,9 @@ impl AttackedCall {
                 }
             }
             self.send_downlink();
+            let foreign = self.known_source().is_some_and(|known| known.ip() == IpAddr::from(ATTACKER_IP));
+            let strict = self.shell.config.udp.peer_policy == PeerPolicy::Strict;
+            assert!(!(foreign && strict), "no other IP with strict");
         }
         std::mem::take(&mut self.coverage)
     }
@@ -141,7 +160,11 @@ impl AttackedCall {
         if self.paused == 0 && self.lost == 0 && self.reconnects_in.is_none() {
             match self.rng.below(250) {
                 0 => (self.paused, _) = (self.rng.below(80) as u32, self.coverage.insert("paused")),
-                1 => (self.lost, _) = (1 + self.rng.below(100) as u32, self.coverage.insert("outage")),
+                1 => {
+                    self.lost = 1 + self.rng.below(100) as u32;
+                    self.relay = self.rng.percent(50).then(|| (ATTACKER_IP, 9_000).into());
+                    self.coverage.insert("outage");
+                }
                 2 => {
                     self.coverage.insert("rebound");
                     self.leave(self.device.ip());
@@ -190,6 +213,7 @@ impl AttackedCall {
     }
 
     fn leave(&mut self, ip: IpAddr) {
+        self.relay = self.relay.filter(|_| self.known_source() == Some(self.device));
         self.left.push((self.device, self.sent.len()));
         self.device = SocketAddr::new(ip, 10_000 + self.left.len() as u16);
         self.restart_clock(0);
@@ -230,10 +254,7 @@ impl AttackedCall {
     // ----- the attacker -------------------------------------------------------------------------------------------
 
     fn attack(&mut self) {
-        let ours = SocketAddr::new(
-            [203, 0, 113, 1 + self.rng.below(4) as u8].into(),
-            1_000 + self.rng.below(3) as u16,
-        );
+        let ours = SocketAddr::new(ATTACKER_IP.into(), 1_000 + self.rng.below(12) as u16);
         let neighbour = SocketAddr::new(self.core.ip(), 20_000 + self.rng.below(40) as u16);
         let (from, repeats_until) = match self.rng.below(10) {
             0..5 => (ours, self.sent.len()),
@@ -242,7 +263,6 @@ impl AttackedCall {
             _ if self.left.is_empty() => return,
             _ => self.rng.pick(&self.left),
         };
-        // An outage is the way of the device, and not that of the attacker.
         let known = self.known_source();
         let (mut datagram, what) = match self.rng.below(8) {
             0 if !self.downlink.is_empty() => {
@@ -292,8 +312,22 @@ impl AttackedCall {
                 "not the device's"
             );
             self.coverage.insert("copy taken");
-            let own = from == self.device || self.left.iter().any(|(left, _)| *left == from);
-            assert!(self.heard.insert(frame) || own, "heard before");
+            let own = is_known || from == self.device || self.left.iter().any(|(left, _)| *left == from);
+            assert!(own || self.heard.insert(frame), "heard before");
+        }
+    }
+
+    /// Repeats packets of the device, in order, from one address.
+    fn repeat_run(&mut self) {
+        let first = self.rng.below(self.sent.len() as u64 + 1) as usize;
+        let neighbour = self.rng.percent(50).then(|| (self.core.ip(), 30_000).into());
+        let from = neighbour.unwrap_or((ATTACKER_IP, 8_000).into());
+        self.log(format_args!("the attacker repeats 12 from {} on, from {from}", first + 1));
+        for number in first..self.sent.len().min(first + 12) {
+            let first_heard = self.known_source().is_none();
+            for frame in self.deliver(from, number) {
+                assert!(self.heard.insert(frame) || first_heard, "heard before");
+            }
         }
     }
 
