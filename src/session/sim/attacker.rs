@@ -13,8 +13,8 @@
 //!    cost it as many packets as the sequence may step, 64.
 //!
 //! Two things are left out, since no rule on addresses and sequences can tell them from the device: fresh packets of the device that
-//! are repeated as if from an address that it has left, and a device whose audio does not come from the address of its MQTT
-//! connection while another source repeats its packets that are lost on its own way.
+//! are repeated as if from an address that it has left, or from the first source at the MQTT peer's IP, and those that are repeated
+//! from anywhere while its audio comes from another port than before, or does not come from the address of its MQTT connection.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -162,7 +162,8 @@ impl AttackedCall {
                 0 => (self.paused, _) = (self.rng.below(80) as u32, self.coverage.insert("paused")),
                 1 => {
                     self.lost = 1 + self.rng.below(100) as u32;
-                    self.relay = self.rng.percent(50).then(|| (ATTACKER_IP, 9_000).into());
+                    let relays = self.rng.percent(50) && self.known_source() == Some(self.device);
+                    self.relay = relays.then(|| (ATTACKER_IP, 9_000).into());
                     self.coverage.insert("outage");
                 }
                 2 => {
@@ -196,8 +197,8 @@ impl AttackedCall {
         if frames.iter().any(|frame| frame[HEADER_LEN..] == payload) {
             self.last_heard = self.shell.now;
         }
-        if known.is_some_and(|known| known.ip() != self.core.ip()) && self.known_source() == Some(self.device)
-        {
+        let moved = known.is_some_and(|known| known.ip() == IpAddr::from(ATTACKER_IP));
+        if moved && self.known_source() == Some(self.device) {
             self.coverage.insert("taken back");
             // What it says again is not what somebody repeats.
             self.heard.clear();
@@ -257,8 +258,8 @@ impl AttackedCall {
         let ours = SocketAddr::new(ATTACKER_IP.into(), 1_000 + self.rng.below(12) as u16);
         let neighbour = SocketAddr::new(self.core.ip(), 20_000 + self.rng.below(40) as u16);
         let (from, repeats_until) = match self.rng.below(10) {
-            0..5 => (ours, self.sent.len()),
-            5..8 => (neighbour, self.sent.len()),
+            0..5 => (ours, self.repeatable()),
+            5..8 => (neighbour, self.repeatable()),
             8 => (self.device, self.sent.len()),
             _ if self.left.is_empty() => return,
             _ => self.rng.pick(&self.left),
@@ -270,7 +271,7 @@ impl AttackedCall {
                 (self.downlink[at].clone(), "reflects")
             }
             // The last one, or any.
-            1..4 if repeats_until > 0 => {
+            1..4 if repeats_until > 0 && (known != Some(from) || from == self.device) => {
                 let any = 1 + self.rng.below(repeats_until as u64);
                 let back = self.rng.pick(&[1, 1, 1, any]);
                 (self.sent[repeats_until - back as usize].clone(), "repeats")
@@ -282,13 +283,21 @@ impl AttackedCall {
         self.log(format_args!("the attacker {what} {} from {from}", header.sequence));
         let plain = decrypt_datagram(&KEY, &datagram).1;
         let is_known = known == Some(from) || (known.is_none() && from.ip() == self.core.ip());
-        let ends_run = from == self.device && !is_known;
+        let ends_run = from == self.device && !is_known && what == "forges";
         if ends_run {
+            // Seldom, since the device must run without them for the clock to expire.
+            if self.rng.percent(97) {
+                return;
+            }
             self.restart_clock(0);
         }
         let looks_alike = opus_config(&plain) == Some(0x58 >> 2);
         let frames = self.uplink(from, &mut datagram);
-        if (is_known || ends_run) && what == "forges" {
+        if known.is_none() && self.known_source().is_some() {
+            // It was first.
+            self.restart_clock(0);
+        }
+        if ends_run || (is_known && what == "forges") {
             if looks_alike {
                 self.coverage.insert("lucky");
                 self.restart_clock(64);
@@ -317,16 +326,25 @@ impl AttackedCall {
         }
     }
 
+    /// The number of packets that may be repeated from other addresses: all, while MQTT and audio come from one address.
+    fn repeatable(&self) -> usize {
+        let until = self.left.last().filter(|_| self.reconnects_in.is_some());
+        until.map_or(self.sent.len(), |(_, sent)| *sent)
+    }
+
     /// Repeats packets of the device, in order, from one address.
     fn repeat_run(&mut self) {
-        let first = self.rng.below(self.sent.len() as u64 + 1) as usize;
+        let repeatable = self.repeatable();
+        let first = self.rng.below(repeatable as u64 + 1) as usize;
         let neighbour = self.rng.percent(50).then(|| (self.core.ip(), 30_000).into());
         let from = neighbour.unwrap_or((ATTACKER_IP, 8_000).into());
+        if self.known_source().is_none_or(|known| known == from) {
+            return;
+        }
         self.log(format_args!("the attacker repeats 12 from {} on, from {from}", first + 1));
-        for number in first..self.sent.len().min(first + 12) {
-            let first_heard = self.known_source().is_none();
+        for number in first..repeatable.min(first + 12) {
             for frame in self.deliver(from, number) {
-                assert!(self.heard.insert(frame) || first_heard, "heard before");
+                assert!(self.heard.insert(frame), "heard before");
             }
         }
     }
