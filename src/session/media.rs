@@ -143,8 +143,7 @@ impl Media {
             return Err(DropReason::DatagramFlags);
         }
         let peer_learned = self.peer.is_none();
-        let is_known = self.peer.is_some_and(|peer| peer.addr == from.addr);
-        if !is_known && !(peer_learned && from.addr.ip() == self.mqtt_ip) {
+        if !self.peer.map_or(from.addr.ip() == self.mqtt_ip, |known| known.addr == from.addr) {
             return self.validate_path(from, &header, datagram, policy, now);
         }
         let config = self.decrypt_opus(&header, datagram);

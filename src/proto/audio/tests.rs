@@ -147,7 +147,8 @@ fn websocket_header() {
 fn opus_packets_are_recognised_by_their_structure() {
     let long = |toc: u8, len: usize| [&[toc][..], &vec![0; len]].concat();
     let long2 = |toc: u8, head: u8, len: usize| [&[toc, head][..], &vec![0; len]].concat();
-    let cases: [(&str, Vec<u8>, Option<(u8, u8)>); 43] = [
+    type Case = (&'static str, Vec<u8>, Option<(u8, u8)>);
+    let cases: [Case; 43] = [
         ("nothing", vec![], None),
         ("one frame, lost (DTX)", vec![0xf8], Some((31, 0))),
         ("one frame", vec![0x58, 1, 2, 3], Some((11, 0))),
