@@ -316,9 +316,9 @@ fn with_a_full_udp_socket(test: impl FnOnce(&mut Device, &mut Peer, &Running, &C
         let mut device = Device::connect(gateway.addresses().mqtt, 1);
         let (mut voice, mut peer) = device.call(&server);
         voice.udp = UdpSocket::bind("10.9.0.9:0").unwrap();
-        // Its audio comes from another address than MQTT: three packets are needed.
-        (0..3).for_each(|_| voice.send(0, b"\x58abc"));
-        peer.binary();
+        // Its audio comes from another address than MQTT: eight packets are needed.
+        (0..8).for_each(|_| voice.send(0, b"\x58abc"));
+        (0..8).for_each(|_| drop(peer.binary()));
         peer.send_audio(0, b"\x58abc");
         voice.receive();
 

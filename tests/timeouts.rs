@@ -445,11 +445,12 @@ fn another_ip_is_adopted_when_the_device_is_silent() {
         }
     }
     thread::sleep(MS(2050).saturating_sub(heard.elapsed()));
-    // Packets of another Opus configuration do not count.
-    (20..26).for_each(|n| send(n, b"\x08x"));
-    // Three plausible ones in a row do; the third is forwarded.
-    (26..30).for_each(|n| send(n, b"\x58b"));
-    for n in [28, 29] {
+    // Packets of another Opus configuration end the run, and are none themselves.
+    (20..27).for_each(|n| send(n, if n % 2 == 0 { b"\x08x" } else { b"\x09xx" }));
+    send(27, b"\x50x");
+    // Eight in a row do.
+    (28..37).for_each(|n| send(n, b"\x58b"));
+    for n in 28..37 {
         assert_eq!(peer.binary(), audio_frame(n, b"\x58b"));
     }
     peer.send_audio(7, b"\x58y");

@@ -196,6 +196,11 @@ impl Core {
         call.uplink(from, datagram, config, now)
     }
 
+    /// The next packet of a source that was just taken for the device's ([`Uplink::Path`]). It is written to `datagram`.
+    pub fn next_released<'b>(&mut self, datagram: &'b mut Vec<u8>) -> Option<Result<Uplink<'b>, DropReason>> {
+        self.call.as_mut()?.next_released(datagram)
+    }
+
     /// The packet that [`Core::uplink`] returned, with this many Opus bytes, did not fit into the chat server's write buffer.
     pub fn on_uplink_dropped(&mut self, payload: usize) {
         if let Some(call) = &mut self.call {

@@ -13,6 +13,8 @@ use choices::{Choices, Trace};
 use firmware_device::FirmwareDevice;
 use model::{Input, Model, WebSocketState};
 
+#[cfg(test)]
+mod attacker;
 mod audio_model;
 mod choices;
 mod device;

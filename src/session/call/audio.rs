@@ -7,7 +7,7 @@ use super::super::action::{
 };
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
-use super::super::media::{ClassifiedFrame, Decrypted, FramingState};
+use super::super::media::{ClassifiedFrame, Decrypted, FramingState, Received};
 use super::super::queue::{HeldItem, Speech};
 use super::super::server_health::ServerHealth;
 use super::{Attachment, Call, CallResult, CallState};
@@ -46,6 +46,13 @@ pub enum Uplink<'b> {
     OtherDevice(usize),
     /// Answer it with [`Core::ringing_silence`](super::super::Core::ringing_silence): the device is calling another one.
     Silence,
+    /// Its source is taken for the device's from now on: its packets, this one included, follow from
+    /// [`Core::next_released`](super::super::Core::next_released).
+    Path {
+        /// It is the first, or the first after a reconnection: call
+        /// [`Core::on_device_heard`](super::super::Core::on_device_heard) after them.
+        device_heard: bool,
+    },
 }
 
 /// Where a frame of the chat server may go.
@@ -65,22 +72,44 @@ impl Call {
         config: &Config,
         now: Instant,
     ) -> Result<Uplink<'b>, DropReason> {
-        let decrypted: Decrypted = self
+        let received = self
             .media
-            .decrypt(from, datagram, config.udp.peer_policy, now)
+            .receive(from, datagram, config.udp.peer_policy, now)
             .inspect_err(|reason| RefusedDatagrams::count(&mut self.refused, *reason, from.addr))?;
         self.last_activity = now;
         self.heard_since_listen = true;
-        let payload = decrypted.payload_len;
-        let first = decrypted.peer_learned || self.awaits_proof();
-        if decrypted.peer_learned && self.session_id.is_some() {
+        let (Received::Path { peer_learned } | Received::Packet(Decrypted { peer_learned, .. })) = received;
+        let device_heard = peer_learned || self.awaits_proof();
+        if peer_learned && self.session_id.is_some() {
             self.credentials = None;
         }
+        match received {
+            Received::Packet(decrypted) => self.forward(&decrypted, device_heard, datagram),
+            Received::Path { .. } => Ok(Uplink::Path { device_heard }),
+        }
+    }
+
+    /// The next packet that was kept until its source was taken. It is written to `datagram`.
+    pub(in super::super) fn next_released<'b>(
+        &mut self,
+        datagram: &'b mut Vec<u8>,
+    ) -> Option<Result<Uplink<'b>, DropReason>> {
+        let decrypted = self.media.next_released(datagram)?;
+        Some(self.forward(&decrypted, false, datagram))
+    }
+
+    fn forward<'b>(
+        &mut self,
+        decrypted: &Decrypted,
+        device_heard: bool,
+        datagram: &'b mut [u8],
+    ) -> Result<Uplink<'b>, DropReason> {
+        let payload = decrypted.payload_len;
         match self.state {
             CallState::Live => Ok(Uplink::Server {
-                frame: self.media.server_frame(&decrypted, datagram),
+                frame: self.media.server_frame(decrypted, datagram),
                 payload,
-                device_heard: first,
+                device_heard,
             }),
             CallState::InDeviceCall => {
                 self.media.count_uplink(payload);
@@ -140,7 +169,7 @@ impl Call {
         if !self.held.is_empty() || self.must_hold() || self.playout.next_frame_at(false, &config.udp) > now {
             return self.hold_frame(frame, space.room, now);
         }
-        let Some(peer) = self.media.peer() else { return self.count_dropped(DropReason::NoPeer) };
+        let peer = self.media.destination(self.is_listening, now).or_else(|why| self.count_dropped(why))?;
         self.playout.on_frame(false, &config.udp, now);
         Ok(Some(self.media.encrypt(peer, timestamp, opus, config.udp.downlink_flags, space.datagram)))
     }
@@ -293,9 +322,9 @@ impl Call {
     }
 
     fn release_packet(&mut self, timestamp: u32, opus: &[u8], cx: &mut Context<'_>) {
-        let Some(peer) = self.media.peer() else {
-            self.media.stats.dropped += 1;
-            return cx.count(Counter::Dropped(DropReason::NoPeer));
+        let peer = match self.media.destination(self.is_listening, cx.now) {
+            Ok(peer) => peer,
+            Err(why) => return self.count_held_dropped(1, why, cx),
         };
         self.playout.on_frame(true, &cx.config.udp, cx.now);
         self.last_activity = cx.now;

@@ -73,9 +73,11 @@ impl Call {
     ) -> Result<Encrypted, DropReason> {
         // A device that only listens is not idle either.
         self.last_activity = now;
-        let Some(peer) = self.media.peer().filter(|_| self.state == CallState::InDeviceCall) else {
-            return self.count_dropped(DropReason::NoPeer);
+        let peer = match self.state {
+            CallState::InDeviceCall => self.media.destination(self.is_listening, now),
+            _ => Err(DropReason::NoPeer),
         };
+        let peer = peer.or_else(|why| self.count_dropped(why))?;
         Ok(self.media.encrypt(peer, 0, opus, config.udp.downlink_flags, out))
     }
 

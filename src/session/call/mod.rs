@@ -104,6 +104,8 @@ pub(super) struct Call {
     listen_started: bool,
     /// A datagram was accepted since then.
     heard_since_listen: bool,
+    /// After the device's last `listen` with the state `start` came neither one with `stop` nor `tts start`: it sends audio.
+    is_listening: bool,
     outage: Option<Box<Outage>>,
     live_since: Instant,
     rng_state: u64,
@@ -164,6 +166,7 @@ impl Call {
             hold_expired: false,
             listen_started: false,
             heard_since_listen: false,
+            is_listening: false,
             outage: None,
             live_since: now,
             rng_state: credentials.jitter_seed | 1,
@@ -210,12 +213,13 @@ impl Call {
         self.server.as_ref().map(|server| server.to_string()).unwrap_or_default()
     }
 
-    /// The bytes of queued texts and frames, and of the texts that may be repeated.
+    /// The bytes of queued texts, frames and packets, and of the texts that may be repeated.
     pub(super) fn retained_bytes(&self) -> usize {
         let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
         self.pending_server_text.bytes()
             + self.held.bytes()
             + self.early.bytes()
+            + self.media.retained_bytes()
             + self.pending_device_text.as_ref().map_or(0, TextQueue::bytes)
             + self.hello.forwarded.len()
             + text(&self.last_listen)

@@ -177,7 +177,7 @@ impl Call {
         {
             match &*state {
                 "start" => {
-                    self.tts_active = true;
+                    (self.tts_active, self.is_listening) = (true, false);
                     self.deadlines.clear(CallTimer::MissingAudio);
                     self.playout.on_speech_start(&cx.config.udp, cx.now);
                 }
@@ -242,11 +242,11 @@ impl Call {
         self.last_listen = Some(text.into());
         match peek.state.as_deref() {
             Some("start") => {
-                (self.listen_started, self.heard_since_listen) = (true, false);
+                (self.listen_started, self.is_listening, self.heard_since_listen) = (true, true, false);
                 self.expect_audio(cx);
             }
             Some("stop") => {
-                self.listen_started = false;
+                (self.listen_started, self.is_listening) = (false, false);
                 self.deadlines.clear(CallTimer::MissingAudio);
             }
             _ => {}

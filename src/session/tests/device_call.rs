@@ -144,12 +144,25 @@ fn relayed_audio_is_re_encrypted_with_its_own_sequence_and_follows_the_device() 
     assert_eq!(scenario.uplink_to_device(DEVICE_UDP, 1, b"\x08one"), Ok(Some(b"\x08one".to_vec())));
     assert_eq!(scenario.relay(b"\x58b"), Ok((addr(DEVICE_UDP), (1, 0, b"\x58b".to_vec()))));
     // Another port: a NAT has changed its mapping.
-    assert_eq!(scenario.uplink_to_device("192.0.2.7:4999", 2, b"\x08two"), Ok(Some(b"\x08two".to_vec())));
+    scenario.shell.now += Duration::from_secs(1);
+    for n in 2..9 {
+        let outcome = scenario.uplink_to_device("192.0.2.7:4999", n, b"\x08two");
+        assert_eq!(outcome, Err(DropReason::PathHeld));
+    }
+    let mut datagram = datagram(scenario.credentials_issued, 9, 7, b"\x08two");
+    let outcome = scenario.shell.uplink(&mut scenario.core, addr("192.0.2.7:4999"), &mut datagram);
+    assert_eq!(outcome, Ok(Uplink::Path { device_heard: false }));
+    let mut released = Vec::new();
+    for _ in 2..=9 {
+        assert_eq!(scenario.core.next_released(&mut released), Some(Ok(Uplink::OtherDevice(4))));
+        assert_eq!(released[audio::HEADER_LEN..], *b"\x08two");
+    }
+    assert_eq!(scenario.core.next_released(&mut released), None);
     assert_eq!(scenario.relay(b"\x58c"), Ok((addr("192.0.2.7:4999"), (2, 0, b"\x58c".to_vec()))));
-    assert_eq!(scenario.uplink_to_device(DEVICE_UDP, 2, b"\x08two"), Err(DropReason::Duplicate));
+    assert_eq!(scenario.uplink_to_device("192.0.2.7:4999", 9, b"\x08two"), Err(DropReason::Duplicate));
     assert_eq!(scenario.ringing_silence(), Err(DropReason::NoPeer), "nobody rings");
     let stats = summary(&scenario.device_sends(GOODBYE)).stats;
-    assert_eq!((stats.up_packets, stats.down_packets, stats.dropped, stats.duplicates), (2, 2, 1, 1));
+    assert_eq!((stats.up_packets, stats.down_packets, stats.dropped, stats.duplicates), (9, 2, 1, 1));
     assert_eq!(scenario.relay(b"\x58d"), Err(DropReason::NoPeer));
 }
 
@@ -253,8 +266,7 @@ fn a_lost_connection_is_waited_for_and_then_the_call_ends() {
         [r#"{"type":"call_accepted","session_id":"s1","from":"02:00:00:00:00:09"}"#]
     );
     assert!(scenario.core.is_in_device_call());
-    scenario.uplink_to_device("192.0.2.8:1", 2, b"\x08two").unwrap();
-    assert_eq!(scenario.relay(b"\x58y").unwrap().0, addr("192.0.2.8:1"));
+    assert_eq!(scenario.relay(b"\x58y").unwrap().0, addr(DEVICE_UDP));
     scenario.lose_connection();
     let grace = scenario.shell.config.mqtt.resume_grace.as_millis() as u64;
     let out = scenario.wait(grace + 100);
