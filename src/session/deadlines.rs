@@ -43,6 +43,8 @@ pub(super) enum CallTimer {
     Reattach,
     /// The device should have sent its first datagram by then.
     FirstDatagram,
+    /// Send a keep-alive if no datagram was sent to the device until then.
+    KeepAlive,
     /// End the call if there was neither audio nor text until then.
     Idle,
     /// End of the pause before the next redial.
@@ -66,6 +68,7 @@ const ALL_TIMERS: [CallTimer; TIMER_COUNT] = [
     CallTimer::Playout,
     CallTimer::Reattach,
     CallTimer::FirstDatagram,
+    CallTimer::KeepAlive,
     CallTimer::Idle,
     CallTimer::Redial,
     CallTimer::GiveUp,
@@ -93,7 +96,8 @@ impl Deadlines {
 
     /// A deadline more than 49 days after the call's start is shortened to that.
     pub(super) fn set(&mut self, timer: CallTimer, at: Instant) {
-        let millis = at.saturating_duration_since(self.start).as_nanos().div_ceil(1_000_000);
+        // Cheap, since each datagram for the device postpones the keep-alive.
+        let millis = (at.saturating_duration_since(self.start) + Duration::from_nanos(999_999)).as_millis();
         let after = u32::try_from(millis + 1).unwrap_or(u32::MAX);
         self.offsets_ms[timer as usize] = NonZeroU32::new(after);
     }
@@ -104,9 +108,9 @@ impl Deadlines {
 
     /// Clears every deadline that is about the chat server; those about the device stay.
     pub(super) fn clear_server_timers(&mut self) {
-        use CallTimer::{FirstDatagram, HoldMedia, Idle, Playout, Reattach};
+        use CallTimer::{FirstDatagram, HoldMedia, Idle, KeepAlive, Playout, Reattach};
         for timer in ALL_TIMERS {
-            if !matches!(timer, FirstDatagram | HoldMedia | Idle | Playout | Reattach) {
+            if !matches!(timer, FirstDatagram | HoldMedia | Idle | KeepAlive | Playout | Reattach) {
                 self.clear(timer);
             }
         }

@@ -17,6 +17,9 @@ const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much audio waits for a device at most.
 const HELD_AUDIO_MAX: Duration = Duration::from_secs(300);
 
+/// The silence in a keep-alive, in milliseconds: 24 bytes on the wire, as firmware before 2.4 drops shorter datagrams.
+const KEEP_ALIVE_MS: u32 = 60;
+
 /// When the first of what is held may be sent.
 enum Due {
     At(Instant),
@@ -136,7 +139,7 @@ impl Call {
         }
         let Some(peer) = self.media.peer() else { return self.count_dropped(DropReason::NoPeer) };
         self.playout.on_frame(false, &config.udp, now);
-        Ok(Some(self.media.encrypt(peer, timestamp, opus, config.udp.downlink_flags, space.datagram)))
+        Ok(Some(self.encrypt(peer, timestamp, opus, space.datagram, config, now)))
     }
 
     pub(super) fn count_dropped<T>(&mut self, discard: DropReason) -> Result<T, DropReason> {
@@ -294,8 +297,43 @@ impl Call {
         self.playout.on_frame(true, &cx.config.udp, cx.now);
         self.last_activity = cx.now;
         let mut datagram = vec![0; audio::HEADER_LEN + opus.len()];
-        let encrypted =
-            self.media.encrypt(peer, timestamp, opus, cx.config.udp.downlink_flags, &mut datagram);
+        let encrypted = self.encrypt(peer, timestamp, opus, &mut datagram, cx.config, cx.now);
+        cx.out.push(Action::SendDatagram(encrypted, datagram.into_boxed_slice()));
+    }
+
+    /// Encrypts one Opus packet for the device into `out`.
+    pub(super) fn encrypt(
+        &mut self,
+        peer: UdpPeer,
+        timestamp: u32,
+        opus: &[u8],
+        out: &mut [u8],
+        config: &Config,
+        now: Instant,
+    ) -> Encrypted {
+        self.postpone_keep_alive(config, now);
+        self.media.encrypt(peer, timestamp, opus, config.udp.downlink_flags, out)
+    }
+
+    /// A datagram is sent to the device. There is no keep-alive without the flags, since its counter block could then be that of an
+    /// uplink packet with the sequence 0.
+    pub(super) fn postpone_keep_alive(&mut self, config: &Config, now: Instant) {
+        let interval = config.udp.keep_alive;
+        if interval.is_zero() || !config.udp.downlink_flags {
+            self.deadlines.clear(CallTimer::KeepAlive);
+        } else {
+            self.deadlines.set(CallTimer::KeepAlive, now + interval);
+        }
+    }
+
+    /// Routers and relays between gateway and device forget the path when nothing was sent for a while.
+    pub(super) fn send_keep_alive(&mut self, cx: &mut Context<'_>) {
+        self.postpone_keep_alive(cx.config, cx.now);
+        let wanted = self.deadlines.is_set(CallTimer::KeepAlive) && !self.is_closing();
+        let Some(peer) = self.media.peer().filter(|_| wanted) else { return };
+        let silence = audio::silence_packet(KEEP_ALIVE_MS);
+        let mut datagram = vec![0; audio::HEADER_LEN + silence.len()];
+        let encrypted = self.media.encrypt_keep_alive(peer, &silence, &mut datagram);
         cx.out.push(Action::SendDatagram(encrypted, datagram.into_boxed_slice()));
     }
 

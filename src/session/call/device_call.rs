@@ -1,5 +1,7 @@
 //! A call with another device. The chat server is closed; the device is not told.
 
+use std::time::Instant;
+
 use super::super::action::{DropReason, Encrypted};
 use super::super::context::Context;
 use super::super::queue::TextQueue;
@@ -67,14 +69,14 @@ impl Call {
         opus: &[u8],
         out: &mut [u8],
         config: &Config,
-        now: std::time::Instant,
+        now: Instant,
     ) -> Result<Encrypted, DropReason> {
         // A device that only listens is not idle either.
         self.last_activity = now;
         let Some(peer) = self.media.peer().filter(|_| self.state == CallState::InDeviceCall) else {
             return self.count_dropped(DropReason::NoPeer);
         };
-        Ok(self.media.encrypt(peer, 0, opus, config.udp.downlink_flags, out))
+        Ok(self.encrypt(peer, 0, opus, out, config, now))
     }
 
     /// Encrypts silence for a device that is calling another one.
@@ -82,10 +84,12 @@ impl Call {
         &mut self,
         out: &mut [u8],
         config: &Config,
+        now: Instant,
     ) -> Result<Encrypted, DropReason> {
         let Some(peer) = self.media.peer().filter(|_| self.state == CallState::Ringing) else {
             return Err(DropReason::NoPeer);
         };
+        self.postpone_keep_alive(config, now);
         Ok(self.media.encrypt(peer, 0, &self.silence_packet, config.udp.downlink_flags, out))
     }
 }

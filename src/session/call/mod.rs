@@ -245,6 +245,10 @@ impl Call {
             CallTimer::Playout => self.release_ready(cx),
             CallTimer::Reattach => self.on_reattach_timeout(cx),
             CallTimer::FirstDatagram => self.on_first_datagram_timeout(cx),
+            CallTimer::KeepAlive => {
+                self.send_keep_alive(cx);
+                Ok(())
+            }
             CallTimer::Idle => Err(EndReason::Idle),
             CallTimer::Redial => self.redial(device, cx),
             CallTimer::GiveUp => self.end_after_playout(EndReason::ServerLost, cx),
