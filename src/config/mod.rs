@@ -202,7 +202,7 @@ settings! {
         pub keep_alive: Duration = Duration::from_secs(10),
         /// The DSCP (RFC 2474) of audio to devices, 0 to 63: 46 is EF (RFC 3246), which Wi-Fi treats as voice.
         pub dscp: u8 = 46,
-        /// How long after a device's first `listen` start a missing first datagram is logged; zero is never.
+        /// How long after each `listen` start of a device missing audio is logged; zero is never.
         pub first_packet_warn: Duration = Duration::from_secs(3),
         /// Whether this is shown on the device too.
         pub first_packet_alert: bool = true,

@@ -272,6 +272,34 @@ pub struct CallStats {
     pub redials: u32,
 }
 
+/// Datagrams with a call's ssrc that were refused: for the line that says why a call has no audio.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RefusedDatagrams {
+    /// From an address that is not the device's.
+    pub foreign: u32,
+    /// Of a length that the header does not state.
+    pub length: u32,
+    /// With flags that are not those of the hello reply.
+    pub flags: u32,
+    /// Where the last one came from.
+    pub last_from: Option<SocketAddr>,
+}
+
+impl RefusedDatagrams {
+    /// Counts a datagram that was refused for this reason, if it is one of these.
+    pub(super) fn count(refused: &mut Option<Box<Self>>, reason: DropReason, from: SocketAddr) {
+        let counter: fn(&mut Self) -> &mut u32 = match reason {
+            DropReason::ForeignSource => |refused| &mut refused.foreign,
+            DropReason::DatagramLength | DropReason::ShortDatagram => |refused| &mut refused.length,
+            DropReason::DatagramFlags => |refused| &mut refused.flags,
+            _ => return,
+        };
+        let refused = refused.get_or_insert_default();
+        *counter(refused) += 1;
+        refused.last_from = Some(from);
+    }
+}
+
 /// A datagram that is ready to be sent, in the caller's buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Encrypted {
@@ -482,12 +510,14 @@ pub enum LogEvent {
     HeldAudioDropped(usize),
     /// Audio was dropped because five minutes of it, or as much as the memory allows, waited already. Once per call.
     HeldAudioFull,
-    /// The device is listening, but sent no datagram.
+    /// The device is listening, but no datagram of it was accepted.
     NoUdpAudio {
         /// Time since the device began to listen.
         after: Duration,
-        /// The `host:port` that the device was told to send to.
-        advertised: String,
+        /// The `host:port` that the device was told to send to; none when it has reached it before.
+        advertised: Option<String>,
+        /// Datagrams of the call that were refused.
+        refused: RefusedDatagrams,
     },
     /// The number of the device's tools, or why they are not known.
     ToolDiscovery(Result<usize, &'static str>),

@@ -25,6 +25,8 @@ pub use self::connection::LoginKey;
 
 /// A connection that sends no CONNECT for this long is closed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long after a goodbye the reason is shown: the device clears its screen when it handles the goodbye.
+const ALERT_DELAY: Duration = Duration::from_millis(300);
 /// The longest CONNECT that is accepted.
 const MAX_CONNECT_BYTES: usize = 4096;
 
@@ -51,6 +53,8 @@ pub struct Core {
 #[derive(Default)]
 struct ColdState {
     pending_hello: Option<PendingHello>,
+    /// What the device shows when it has handled the goodbye of its last call, and when to send it.
+    pending_alert: Option<(Instant, Box<str>)>,
     /// The session id of the last call, for a goodbye to a message without a call.
     last_session_id: Option<Box<str>>,
     /// Commands of operators, oldest first.
@@ -169,9 +173,10 @@ impl Core {
     pub fn deadline(&self) -> Option<Instant> {
         let call = self.call.as_ref().and_then(|call| call.deadline());
         let mcp = self.mcp.deadline(self.since);
+        let alert = self.cold.as_ref().and_then(|cold| cold.pending_alert.as_ref()).map(|(at, _)| *at);
         let commands =
             self.cold.as_ref().and_then(|cold| cold.commands.front().map(|pending| pending.deadline));
-        [self.deadline.instant(self.since), call, mcp, commands, self.drain_deadline()]
+        [self.deadline.instant(self.since), call, mcp, commands, alert, self.drain_deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -237,6 +242,10 @@ impl Core {
         self.mcp.on_timeout(self.since, cx);
         self.expire_commands(cx);
         self.with_call(cx, Call::on_timeout);
+        let cold = self.cold.as_mut();
+        if let Some((_, alert)) = cold.and_then(|cold| cold.pending_alert.take_if(|(at, _)| *at <= cx.now)) {
+            cx.publish(alert.into());
+        }
         if self.drain_deadline().is_some_and(|at| at <= cx.now) {
             self.close(CloseReason::Draining, cx);
         }
@@ -297,8 +306,16 @@ impl Core {
             cold.pending_hello = None;
         }
         let Some(call) = self.call.take() else { return };
-        if let Some(id) = call.finish(reason, cx) {
+        let finished = call.finish(reason, cx);
+        if let Some(id) = finished.session_id {
             self.cold.get_or_insert_default().last_session_id = Some(id);
+        }
+        match finished.alert {
+            Some(alert) if reason == EndReason::Shutdown => cx.publish(alert),
+            Some(alert) if self.phase == SessionPhase::Online => {
+                self.cold.get_or_insert_default().pending_alert = Some((cx.now + ALERT_DELAY, alert.into()));
+            }
+            _ => {}
         }
         if self.phase == SessionPhase::AwaitingReconnect {
             self.close(CloseReason::Disconnected, cx);

@@ -41,14 +41,16 @@ pub(super) enum CallTimer {
     Playout,
     /// A device that has reconnected should have shown by then that it is in the call.
     Reattach,
-    /// The device should have sent its first datagram by then.
-    FirstDatagram,
     /// Send a keep-alive if no datagram was sent to the device until then.
     KeepAlive,
+    /// A device that listens should have sent audio by then.
+    MissingAudio,
     /// End the call if there was neither audio nor text until then.
     Idle,
     /// End of the pause before the next redial.
     Redial,
+    /// Tell the device that the call is being redialled.
+    RedialNotice,
     /// Give up redialling.
     GiveUp,
     /// Ping the chat server.
@@ -67,10 +69,11 @@ const ALL_TIMERS: [CallTimer; TIMER_COUNT] = [
     CallTimer::HoldMedia,
     CallTimer::Playout,
     CallTimer::Reattach,
-    CallTimer::FirstDatagram,
     CallTimer::KeepAlive,
+    CallTimer::MissingAudio,
     CallTimer::Idle,
     CallTimer::Redial,
+    CallTimer::RedialNotice,
     CallTimer::GiveUp,
     CallTimer::Ping,
     CallTimer::Pong,
@@ -108,9 +111,9 @@ impl Deadlines {
 
     /// Clears every deadline that is about the chat server; those about the device stay.
     pub(super) fn clear_server_timers(&mut self) {
-        use CallTimer::{FirstDatagram, HoldMedia, Idle, KeepAlive, Playout, Reattach};
+        use CallTimer::{HoldMedia, Idle, KeepAlive, MissingAudio, Playout, Reattach};
         for timer in ALL_TIMERS {
-            if !matches!(timer, FirstDatagram | HoldMedia | Idle | KeepAlive | Playout | Reattach) {
+            if !matches!(timer, MissingAudio | HoldMedia | Idle | KeepAlive | Playout | Reattach) {
                 self.clear(timer);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{BackendFailure, CloseReason, LogEvent};
+use super::{BackendFailure, CloseReason, LogEvent, RefusedDatagrams};
 use crate::text;
 
 impl fmt::Display for BackendFailure {
@@ -34,6 +34,24 @@ impl fmt::Display for CloseReason {
             Self::Draining => f.write_str("the gateway is draining"),
             Self::Operator => f.write_str("disconnected by an operator"),
             Self::MacDenied(denial) => f.write_str(denial.reason()),
+        }
+    }
+}
+
+impl fmt::Display for RefusedDatagrams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (count, what) in [
+            (self.foreign, "came from an address that is not the device's (udp.peer_policy)"),
+            (self.length, "had a wrong length"),
+            (self.flags, "had wrong flags"),
+        ] {
+            if count > 0 {
+                write!(f, "; {count} datagrams of this call {what}")?;
+            }
+        }
+        match self.last_from {
+            Some(from) => write!(f, ", the last from {from}"),
+            None => Ok(()),
         }
     }
 }
@@ -80,11 +98,14 @@ impl fmt::Display for LogEvent {
             Self::HeldAudioFull => f.write_str(
                 "the chat server sent more audio than can wait for the device (five minutes, or the memory limit): the rest is dropped",
             ),
-            Self::NoUdpAudio { after, advertised } => write!(
-                f,
-                "no audio: no UDP packet arrived from the listening device within {} s; it was told to send to udp {advertised}",
-                after.as_secs()
-            ),
+            Self::NoUdpAudio { after, advertised, refused } => {
+                let seconds = after.as_secs();
+                write!(f, "no audio: no UDP packet arrived from the listening device within {seconds} s")?;
+                if let Some(advertised) = advertised {
+                    write!(f, "; it was told to send to udp {advertised}")?;
+                }
+                refused.fmt(f)
+            }
             Self::ToolDiscovery(Ok(count)) => write!(f, "the device has {count} tools"),
             Self::ToolDiscovery(Err(why)) => {
                 write!(f, "tool discovery failed ({why}): requests are forwarded to the device")
@@ -232,7 +253,11 @@ mod tests {
                 "no UDP packet has arrived from the device, so 7 audio frames for it were dropped: check that UDP reaches this gateway",
             ),
             (
-                LogEvent::NoUdpAudio { after, advertised: "192.0.2.1:8884".to_owned() },
+                LogEvent::NoUdpAudio {
+                    after,
+                    advertised: Some("192.0.2.1:8884".to_owned()),
+                    refused: RefusedDatagrams::default(),
+                },
                 "no audio: no UDP packet arrived from the listening device within 12 s; it was told to send to udp 192.0.2.1:8884",
             ),
             (LogEvent::ToolDiscovery(Ok(3)), "the device has 3 tools"),

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::action::{Action, Counter, DropReason, Encrypted, EndReason, LogEvent, UdpPeer};
+use super::super::action::{
+    Action, Counter, DropReason, Encrypted, EndReason, LogEvent, RefusedDatagrams, UdpPeer,
+};
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
 use super::super::media::{ClassifiedFrame, Decrypted, FramingState};
@@ -66,8 +68,12 @@ impl Call {
         config: &Config,
         now: Instant,
     ) -> Result<Uplink<'b>, DropReason> {
-        let decrypted: Decrypted = self.media.decrypt(from, datagram, config.udp.peer_policy, now)?;
+        let decrypted: Decrypted = self
+            .media
+            .decrypt(from, datagram, config.udp.peer_policy, now)
+            .inspect_err(|reason| RefusedDatagrams::count(&mut self.refused, *reason, from.addr))?;
         self.last_activity = now;
+        self.heard_since_listen = true;
         let payload = decrypted.payload_len;
         let first = decrypted.peer_learned || self.awaits_proof();
         if decrypted.peer_learned && self.session_id.is_some() {

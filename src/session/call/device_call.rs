@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::super::action::{DropReason, Encrypted};
 use super::super::context::Context;
+use super::super::deadlines::CallTimer;
 use super::super::queue::TextQueue;
 use super::{Call, CallResult, CallState};
 use crate::config::Config;
@@ -49,6 +50,7 @@ impl Call {
         self.pending_server_text = TextQueue::default();
         self.listen_queued = false;
         self.deadlines.clear_server_timers();
+        self.deadlines.clear(CallTimer::MissingAudio);
         self.state = state;
         flow
     }

@@ -27,6 +27,8 @@ const SERVER_HELLO_TIMEOUT: Duration = Duration::from_secs(4);
 const SERVER_TIMERS: [CallTimer; 3] = [CallTimer::Connect, CallTimer::ResendHello, CallTimer::ServerHello];
 /// Some servers ignore a hello that arrives while they look up the device, so it is sent again after this time.
 const HELLO_RESEND_DELAY: Duration = Duration::from_secs(3);
+/// How long a redial may take before the device is told.
+const REDIAL_NOTICE_DELAY: Duration = Duration::from_secs(3);
 /// After a server was live for this long, the next redial starts with the shortest pause again.
 const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
 /// A random share of the pause, at most this, is subtracted, so that calls that failed together do not redial together.
@@ -275,7 +277,7 @@ impl Call {
         let settled = was_live && cx.now.saturating_duration_since(self.live_since) >= BACKOFF_RESET_AFTER;
         let mut outage = match self.outage.take() {
             Some(outage) if !settled => outage,
-            _ => Box::new(Outage { lost_at: cx.now, attempts: 0 }),
+            _ => Box::new(Outage { lost_at: cx.now, attempts: 0, shown: false }),
         };
         let reconnect = &cx.config.websocket.reconnect;
         if was_live {
@@ -284,6 +286,9 @@ impl Call {
         } else if !reconnect.give_up_after.is_zero() {
             self.deadlines.set(CallTimer::GiveUp, outage.lost_at + reconnect.give_up_after);
         }
+        if !outage.shown {
+            self.deadlines.set(CallTimer::RedialNotice, outage.lost_at + REDIAL_NOTICE_DELAY);
+        }
         let pause = backoff_delay(reconnect, outage.attempts)
             .mul_f64(1.0 - BACKOFF_JITTER_MAX * self.random_fraction());
         outage.attempts = outage.attempts.saturating_add(1);
@@ -291,6 +296,20 @@ impl Call {
         self.state = CallState::Redialing;
         self.deadlines.set(CallTimer::Redial, cx.now + pause);
         pause
+    }
+
+    /// The call has no server for a while: the device is told.
+    pub(super) fn on_long_outage(&mut self, cx: &mut Context<'_>) -> CallResult {
+        if let Some(outage) = &mut self.outage {
+            outage.shown = true;
+        }
+        let text = message::alert(
+            self.session_id(),
+            "重新连接 / Reconnecting",
+            "与聊天服务器的连接中断，正在重新连接 / The connection to the chat server was lost, connecting again",
+            "neutral",
+        );
+        self.publish(text, cx)
     }
 
     /// Ends speech that was cut off, after what was said of it. The device does not listen until it gets `tts stop`.

@@ -13,6 +13,14 @@ use crate::proto::message;
 const DEFAULT_AUDIO_PARAMS: &str =
     r#"{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}"#;
 
+/// What is left of a call that has ended.
+pub(in super::super) struct Finished {
+    /// The id that the device was given.
+    pub(in super::super) session_id: Option<Box<str>>,
+    /// To be shown when the device has handled its goodbye.
+    pub(in super::super) alert: Option<String>,
+}
+
 impl Call {
     /// The device hangs up. True: the call has to continue until the device's texts are sent.
     pub(in super::super) fn hang_up(&mut self, reason: EndReason) -> bool {
@@ -24,8 +32,8 @@ impl Call {
         true
     }
 
-    /// Sends goodbye to both sides as the reason requires, and the summary. Returns the session id that the device was given.
-    pub(in super::super) fn finish(mut self, reason: EndReason, cx: &mut Context<'_>) -> Option<Box<str>> {
+    /// Sends goodbye to both sides as the reason requires, and the summary.
+    pub(in super::super) fn finish(mut self, reason: EndReason, cx: &mut Context<'_>) -> Finished {
         let mut summary = self.summary(reason, cx.now);
         if self.ending.is_none() {
             let goodbye = (reason != EndReason::ServerClosed).then_some(reason.label());
@@ -38,23 +46,43 @@ impl Call {
         {
             cx.log(LogEvent::NotResumed(cx.now.saturating_duration_since(at)));
         }
-        if self.awaits_proof() {
+        if self.awaits_reply() && reason.notifies_device() {
+            self.send_pending_texts(cx);
+        } else if self.awaits_proof() {
             // If the device is in another call, or in none, these are not for it.
             self.held = HeldQueue::default();
             self.pending_device_text = None;
         }
-        let told = self.pending_device_text.is_none() && reason.notifies_device();
+        let connected = self.pending_device_text.is_none();
+        let told = connected && reason.notifies_device();
         if told {
             // An error cannot occur, since no text is queued for a connected device.
             let _ = self.release_held_texts(cx);
         }
         let id = summary.session_id.clone();
         if told {
-            self.notify_device(&id, answered, reason, cx);
+            let id = if reason == EndReason::DeviceNotInCall { "" } else { &*id };
+            self.notify_device(id, answered, cx);
+        } else if connected && reason == EndReason::DeviceGoodbye && self.tts_active {
+            // It may have crossed `tts start`, which makes a device speak although it is in no call. Others ignore this.
+            cx.publish(message::tts_stop(&id));
         }
+        let alert = if connected { self.last_alert(&id, answered, reason) } else { None };
         summary.stats = self.media.stats;
         cx.out.push(Action::CallEnded(summary));
-        (answered || told).then_some(id)
+        Finished { session_id: (answered || told).then_some(id), alert }
+    }
+
+    /// What the device shows after its goodbye, which clears the screen.
+    fn last_alert(&self, id: &str, answered: bool, reason: EndReason) -> Option<String> {
+        use EndReason::{DeviceGoodbye, Overflow, ServerLost};
+        let told = reason.notifies_device();
+        if told && (!answered || matches!(reason, ServerLost | Overflow)) {
+            let (status, why) = reason.alert_text();
+            return Some(message::alert(Some(id), status, why, "sad"));
+        }
+        let never_heard = self.no_audio_shown && self.media.peer().is_none();
+        (never_heard && (told || reason == DeviceGoodbye)).then(|| no_audio_alert(Some(id)))
     }
 
     /// The summary of the call, if it ends now.
@@ -83,14 +111,7 @@ impl Call {
     }
 
     /// Sends one goodbye. A device that waits for its hello reply gets one before, since nothing else ends its wait.
-    fn notify_device(&mut self, id: &str, answered: bool, reason: EndReason, cx: &mut Context<'_>) {
-        let shown = !answered || matches!(reason, EndReason::ServerLost | EndReason::Overflow);
-        let alert = shown.then(|| {
-            let (status, why) = reason.alert_text();
-            message::alert(Some(id), status, why, "sad")
-        });
-        let (before, after) = if reason == EndReason::HelloLimit { (None, alert) } else { (alert, None) };
-        before.into_iter().for_each(|alert| cx.publish(alert));
+    fn notify_device(&mut self, id: &str, answered: bool, cx: &mut Context<'_>) {
         if let (false, Some(credentials)) = (answered, &self.credentials) {
             let audio_params = self.hello.audio_params();
             let audio_params = audio_params.as_deref().unwrap_or(DEFAULT_AUDIO_PARAMS);
@@ -98,7 +119,6 @@ impl Call {
         }
         let goodbye = self.server_goodbye.take().unwrap_or_else(|| message::goodbye(Some(id)));
         cx.publish(goodbye);
-        after.into_iter().for_each(|alert| cx.publish(alert));
     }
 }
 
@@ -133,4 +153,14 @@ impl EndReason {
             _ => ("通话结束 / Call ended", "通话无法继续 / The call cannot go on"),
         }
     }
+}
+
+/// What a device shows whose audio does not arrive.
+pub(super) fn no_audio_alert(session_id: Option<&str>) -> String {
+    message::alert(
+        session_id,
+        "没有声音 / No audio",
+        "网关收不到设备的 UDP 音频，请检查防火墙和 UDP 端口 / The gateway receives no UDP audio: check firewall and UDP port",
+        "sad",
+    )
 }

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::action::{Action, BackendFailure, BackendStage, CallCredentials, CallState, EndReason, LogEvent};
+use super::action::{
+    Action, BackendFailure, BackendStage, CallCredentials, CallState, EndReason, LogEvent, RefusedDatagrams,
+};
 use super::context::Context;
 use super::deadlines::{CallTimer, Deadlines};
 use super::media::Media;
@@ -13,7 +15,7 @@ use super::playout::Playout;
 use super::queue::{HeldQueue, QueueOverflow, TextQueue};
 use crate::config::{ChatServerConfig, Config};
 use crate::proto::identity::ClientId;
-use crate::proto::message::{self, DeviceHello};
+use crate::proto::message::DeviceHello;
 
 mod audio;
 mod device_call;
@@ -77,6 +79,10 @@ pub(super) struct Call {
     aborted: bool,
     /// The device was speaking when its connection was lost in an earlier call.
     pub(super) device_may_be_speaking: bool,
+    /// The device was told that its audio does not arrive.
+    no_audio_shown: bool,
+    /// Datagrams of this call that were refused.
+    refused: Option<Box<RefusedDatagrams>>,
     /// The call ends for this reason when the device has played what is held.
     ending: Option<EndReason>,
     attachment: Attachment,
@@ -96,6 +102,8 @@ pub(super) struct Call {
     hold_expired: bool,
     /// The device has sent `listen` with the state `start`.
     listen_started: bool,
+    /// A datagram was accepted since then.
+    heard_since_listen: bool,
     outage: Option<Box<Outage>>,
     live_since: Instant,
     rng_state: u64,
@@ -114,6 +122,8 @@ struct Outage {
     lost_at: Instant,
     /// Redials so far, including those of earlier losses.
     attempts: u32,
+    /// The device was told.
+    shown: bool,
 }
 
 impl Call {
@@ -141,6 +151,8 @@ impl Call {
             held_audio_full_logged: false,
             aborted: false,
             device_may_be_speaking: false,
+            no_audio_shown: false,
+            refused: None,
             ending: None,
             attachment: Attachment::Attached,
             pending_device_text: None,
@@ -151,6 +163,7 @@ impl Call {
             server_hello_overdue: false,
             hold_expired: false,
             listen_started: false,
+            heard_since_listen: false,
             outage: None,
             live_since: now,
             rng_state: credentials.jitter_seed | 1,
@@ -244,11 +257,12 @@ impl Call {
             CallTimer::HoldMedia => self.on_hold_timeout(cx),
             CallTimer::Playout => self.release_ready(cx),
             CallTimer::Reattach => self.on_reattach_timeout(cx),
-            CallTimer::FirstDatagram => self.on_first_datagram_timeout(cx),
             CallTimer::KeepAlive => {
                 self.send_keep_alive(cx);
                 Ok(())
             }
+            CallTimer::MissingAudio => self.on_missing_audio(cx),
+            CallTimer::RedialNotice => self.on_long_outage(cx),
             CallTimer::Idle => Err(EndReason::Idle),
             CallTimer::Redial => self.redial(device, cx),
             CallTimer::GiveUp => self.end_after_playout(EndReason::ServerLost, cx),
@@ -270,23 +284,25 @@ impl Call {
         }
     }
 
-    fn on_first_datagram_timeout(&mut self, cx: &mut Context<'_>) -> CallResult {
-        if self.media.peer().is_some() {
+    /// The device listens, and should have sent audio by now.
+    fn on_missing_audio(&mut self, cx: &mut Context<'_>) -> CallResult {
+        let after = cx.config.udp.first_packet_warn;
+        if self.heard_since_listen || self.attachment != Attachment::Attached {
             return Ok(());
         }
-        let Some(credentials) = &self.credentials else { return Ok(()) };
-        let advertised = format!("{}:{}", credentials.udp_host, credentials.udp_port);
-        cx.log(LogEvent::NoUdpAudio { after: cx.config.udp.first_packet_warn, advertised });
+        let credentials = self.credentials.as_ref();
+        cx.log(LogEvent::NoUdpAudio {
+            after,
+            advertised: credentials
+                .map(|credentials| format!("{}:{}", credentials.udp_host, credentials.udp_port)),
+            refused: self.refused.as_deref().cloned().unwrap_or_default(),
+        });
         if !cx.config.udp.first_packet_alert {
             return Ok(());
         }
-        let text = message::alert(
-            self.session_id.as_deref(),
-            "没有声音 / No audio",
-            "网关收不到设备的 UDP 音频，请检查防火墙和 UDP 端口 / The gateway receives no UDP audio: check firewall and UDP port",
-            "sad",
-        );
-        self.publish(text, cx)
+        self.no_audio_shown = true;
+        let alert = end::no_audio_alert(self.session_id());
+        self.publish(alert, cx)
     }
 
     fn send_ping(&mut self, cx: &mut Context<'_>) {
@@ -335,8 +351,8 @@ mod tests {
 
     #[test]
     #[cfg(target_pointer_width = "64")]
-    fn a_call_takes_at_most_864_bytes() {
+    fn a_call_takes_at_most_880_bytes() {
         // On x86-64 and ARMv8. The expanded AES key takes 176 bytes.
-        assert!(size_of::<Call>() <= 864, "{}", size_of::<Call>());
+        assert!(size_of::<Call>() <= 880, "{}", size_of::<Call>());
     }
 }

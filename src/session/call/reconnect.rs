@@ -8,7 +8,7 @@
 //!
 //! | when the connection was lost | after CONNECT |
 //! | --- | --- |
-//! | before the hello reply | the reply is sent, and what followed it |
+//! | before the hello reply | the reply is sent, and what followed it, after half a second in which a device that is in no call says hello again |
 //! | in speech: `tts start` was sent, `tts stop` was not | texts are sent at once; audio went on meanwhile |
 //! | else | a device that has shown it gets everything. Texts alone wait for half a second at most, in which a device that is in no call says hello |
 
@@ -83,9 +83,7 @@ impl Call {
         self.media.set_mqtt_ip(ip);
         let Attachment::Lost { at, device } = self.attachment else { return Ok(()) };
         let last = self.media.last_accepted();
-        if device == AtLoss::AwaitingReply
-            || last > at && cx.now.saturating_duration_since(last) <= DATAGRAM_IS_PROOF
-        {
+        if last > at && cx.now.saturating_duration_since(last) <= DATAGRAM_IS_PROOF {
             return self.attach(at, cx);
         }
         self.attachment = Attachment::Unproven { lost_at: at, back_at: cx.now, device };
@@ -101,9 +99,14 @@ impl Call {
         matches!(self.attachment, Attachment::Unproven { .. })
     }
 
-    /// Whether the device may be speaking although it will say hello: it was when its connection was lost.
+    /// Whether the device has reconnected, and waits for its hello reply.
+    pub(super) fn awaits_reply(&self) -> bool {
+        matches!(self.attachment, Attachment::Unproven { device: AtLoss::AwaitingReply, .. })
+    }
+
+    /// Whether a device that says hello now may be speaking: it was told to, or was when its connection was lost.
     pub(in super::super) fn may_be_speaking(&self) -> bool {
-        matches!(self.attachment, Attachment::Unproven { device: AtLoss::Speaking, .. })
+        self.tts_active || matches!(self.attachment, Attachment::Unproven { device: AtLoss::Speaking, .. })
     }
 
     /// The device has shown that it is in this call.
@@ -122,7 +125,7 @@ impl Call {
         self.release_ready(cx)
     }
 
-    fn send_pending_texts(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn send_pending_texts(&mut self, cx: &mut Context<'_>) {
         for text in self.pending_device_text.take().map(|mut pending| pending.take()).unwrap_or_default() {
             cx.publish(text.into_string());
         }
@@ -130,14 +133,20 @@ impl Call {
 
     /// The device has been back for a while, and has not shown that it is in the call.
     pub(super) fn on_reattach_timeout(&mut self, cx: &mut Context<'_>) -> CallResult {
-        let Attachment::Unproven { back_at, .. } = self.attachment else { return Ok(()) };
-        let ends_at = back_at + cx.config.mqtt.resume_grace;
-        if cx.now < ends_at || self.tts_active {
+        let Attachment::Unproven { lost_at, back_at, device } = self.attachment else { return Ok(()) };
+        // A datagram that came while there was no chat server is a proof too.
+        if device == AtLoss::AwaitingReply || self.media.last_accepted() > back_at {
+            return self.attach(lost_at, cx);
+        }
+        let grace = cx.config.mqtt.resume_grace;
+        let ends_at = back_at + grace;
+        // A device that speaks says nothing, so its proof may come after the speech.
+        let ends_at = if self.tts_active { ends_at.max(self.playout.ends_at() + grace) } else { ends_at };
+        if cx.now < ends_at {
             if self.held.speech_goes_on().is_none() {
                 self.send_pending_texts(cx);
             }
-            // A device that speaks says nothing.
-            self.deadlines.set(CallTimer::Reattach, ends_at.max(cx.now + TEXT_DELAY));
+            self.deadlines.set(CallTimer::Reattach, ends_at);
             return Ok(());
         }
         Err(EndReason::NotResumed)

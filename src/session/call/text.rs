@@ -43,7 +43,7 @@ impl Call {
         } else if self.session_id.is_none() {
             self.send_hello_reply(hello.audio_params, cx)?;
         } else {
-            self.resume_with_server(cx);
+            self.resume_with_server(cx)?;
         }
         for text in self.pending_server_text.take() {
             self.send_to_server(&text, cx);
@@ -75,7 +75,7 @@ impl Call {
         self.update_idle_deadline(cx.config);
         self.postpone_keep_alive(cx.config, cx.now);
         if self.listen_started {
-            self.expect_first_datagram(cx);
+            self.expect_audio(cx);
         }
         Ok(())
     }
@@ -87,15 +87,25 @@ impl Call {
     }
 
     /// The call continues on a new WebSocket: the device's last `listen` is repeated.
-    fn resume_with_server(&mut self, cx: &mut Context<'_>) {
+    fn resume_with_server(&mut self, cx: &mut Context<'_>) -> CallResult {
         self.media.stats.redials += 1;
         let lost = self.outage.as_ref().map_or(cx.now, |outage| outage.lost_at);
         let url = self.server_name();
         cx.count(Counter::Redialled);
         cx.log(LogEvent::Redialled { url, after: cx.now.saturating_duration_since(lost) });
+        if self.outage.as_mut().is_some_and(|outage| std::mem::take(&mut outage.shown)) {
+            let text = message::alert(
+                self.session_id(),
+                "已恢复 / Connected",
+                "已重新连接聊天服务器 / The chat server is connected again",
+                "neutral",
+            );
+            self.publish(text, cx)?;
+        }
         if let Some(listen) = self.last_listen.as_deref().filter(|_| !self.listen_queued) {
             self.send_to_server(listen, cx);
         }
+        Ok(())
     }
 
     /// A server that sent audio or speech but no hello in time is treated as if it had sent one.
@@ -169,6 +179,7 @@ impl Call {
             match &*state {
                 "start" => {
                     self.tts_active = true;
+                    self.deadlines.clear(CallTimer::MissingAudio);
                     self.playout.on_speech_start(&cx.config.udp, cx.now);
                 }
                 "stop" => self.tts_active = false,
@@ -209,7 +220,10 @@ impl Call {
             "abort" if self.is_in_device_call() => return Err(EndReason::DeviceAbort),
             // There is no chat server to read it.
             _ if self.is_in_device_call() => return Ok(()),
-            "abort" => self.interrupt(cx)?,
+            "abort" => {
+                self.deadlines.clear(CallTimer::MissingAudio);
+                self.interrupt(cx)?;
+            }
             "listen" => self.on_listen(text, peek, cx),
             _ => {}
         }
@@ -227,17 +241,24 @@ impl Call {
 
     fn on_listen(&mut self, text: &str, peek: &Peek<'_>, cx: &Context<'_>) {
         self.last_listen = Some(text.into());
-        let starts = peek.state.as_deref() == Some("start");
-        if starts && !std::mem::replace(&mut self.listen_started, true) && self.session_id.is_some() {
-            self.expect_first_datagram(cx);
+        match peek.state.as_deref() {
+            Some("start") => {
+                (self.listen_started, self.heard_since_listen) = (true, false);
+                self.expect_audio(cx);
+            }
+            Some("stop") => {
+                self.listen_started = false;
+                self.deadlines.clear(CallTimer::MissingAudio);
+            }
+            _ => {}
         }
     }
 
-    /// Starts the timer for the first datagram of a device that listens.
-    fn expect_first_datagram(&mut self, cx: &Context<'_>) {
+    /// Starts the timer for the audio of a device that listens.
+    fn expect_audio(&mut self, cx: &Context<'_>) {
         let warn = cx.config.udp.first_packet_warn;
-        if self.media.peer().is_none() && !warn.is_zero() {
-            self.deadlines.set(CallTimer::FirstDatagram, cx.now + warn);
+        if self.session_id.is_some() && !warn.is_zero() {
+            self.deadlines.set(CallTimer::MissingAudio, cx.now + warn);
         }
     }
 

@@ -168,6 +168,9 @@ impl Core {
         self.deadline = CoarseInstant::NEVER;
         self.fail_commands(cx);
         self.mcp = ToolCache::Disabled;
+        if let Some(cold) = &mut self.cold {
+            cold.pending_alert = None;
+        }
         cx.out.push(Action::CloseDevice(reason));
     }
 

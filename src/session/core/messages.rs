@@ -63,7 +63,7 @@ impl Core {
             return;
         }
         let last_id = self.cold.as_ref().and_then(|cold| cold.last_session_id.as_deref());
-        let id = peek.session_id.as_deref().filter(|id| !id.is_empty()).or(last_id);
+        let id = peek.session_id.as_deref().or(last_id);
         cx.publish(message::goodbye(id));
     }
 
@@ -78,6 +78,9 @@ impl Core {
                 return;
             }
         };
+        if let Some(cold) = &mut self.cold {
+            cold.pending_alert = None;
+        }
         let limited = self.exceeds_hello_limit(cx);
         let may_be_speaking = self.call.as_ref().is_some_and(|call| call.may_be_speaking());
         let replaced = self.call.take_if(|call| !limited && call.session_id().is_none());

@@ -67,7 +67,9 @@ impl Model {
                 matches!(outcome, Err(DropReason::Duplicate | DropReason::Late | DropReason::TooOld));
             return assert!(refused, "{outcome:?}");
         }
-        self.unproven = false;
+        if std::mem::take(&mut self.unproven) {
+            call.to_device.iter_mut().for_each(|due| due.1 = now);
+        }
         (call.last_sequence_sent, call.last_sequence_accepted) = (datagram.sequence, datagram.sequence);
         (call.peer, call.peer_last_seen) = (Some(datagram.from), Some(now));
         match greeted {

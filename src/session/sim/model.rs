@@ -83,7 +83,7 @@ pub(super) struct CallModel {
     /// Texts about speech that the device aborted before they were delivered.
     aborted: HashSet<u64>,
     /// Texts of the server that the device has not got yet, when they arrived, and whether the device was disconnected since then.
-    to_device: VecDeque<(u64, Instant, bool)>,
+    pub(super) to_device: VecDeque<(u64, Instant, bool)>,
     pub(super) last_text: u64,
     pub(super) last_audio: u64,
     tts_active: bool,
@@ -379,11 +379,16 @@ impl Model {
         assert!(self.is_connected(), "sent to a closed connection: {text}");
         decision.to_device.add(text);
         let value: Value = serde_json::from_str(text).unwrap();
-        assert!(value.get("session_id").is_none_or(|id| id.as_str().is_some_and(|id| !id.is_empty())));
+        let id_of_none = value["type"] == "goodbye";
+        let is_id = |id: &Value| id.as_str().is_some_and(|id| id_of_none || !id.is_empty());
+        assert!(value.get("session_id").is_none_or(is_id), "{text}");
         if value["type"] == "goodbye" {
             return decision.goodbyes.push(value);
         }
-        let Some(call) = &mut self.call else { return assert_eq!(value["type"], "mcp", "no call") };
+        let Some(call) = &mut self.call else {
+            // The reason of the last call's end, after its goodbye.
+            return assert!(value["type"] == "mcp" || value["type"] == "alert", "no call: {text}");
+        };
         match value["type"].as_str() {
             Some("hello") => {
                 assert_eq!(value["udp"]["key"], data_encoding::HEXLOWER.encode(&call.credentials.key));
@@ -453,9 +458,9 @@ impl Model {
             DeviceGoodbye | DeviceDisconnected | DeviceLost | DeviceError | Replaced
         );
         if self.is_connected() && !call.closing && !own_doing {
-            decision
-                .ids_to_notify
-                .push(call.session_id.clone().expect("a hello reply comes before the goodbye"));
+            let id = call.session_id.clone().expect("a hello reply comes before the goodbye");
+            let id = if summary.reason == DeviceNotInCall { String::new() } else { id };
+            decision.ids_to_notify.push(id);
             if self.had_server_hello && summary.reason != Overflow && !self.unproven {
                 assert!(call.to_device.is_empty(), "text is delivered before the goodbye");
             }

@@ -75,10 +75,53 @@ fn the_gateway_ends_the_call() {
     let actions = in_call_with_goodbye().drive(Core::shutdown);
     assert_end(&actions, Shutdown, &server_goodbyes(Shutdown), 1001, &[GOODBYE]);
     assert_eq!(actions.last(), Some(&Action::CloseDevice(CloseReason::Shutdown)));
-    let actions = in_call_with_goodbye().drive(Core::on_backend_blocked);
+    let mut scenario = in_call_with_goodbye();
+    let actions = scenario.drive(Core::on_backend_blocked);
     let alert =
         message::alert(Some("s1"), "通话结束 / Call ended", "通话无法继续 / The call cannot go on", "sad");
-    assert_end(&actions, Overflow, &server_goodbyes(Overflow), 1000, &[&alert, GOODBYE]);
+    assert_end(&actions, Overflow, &server_goodbyes(Overflow), 1000, &[GOODBYE]);
+    assert_eq!(scenario.wait(299), []);
+    assert_eq!(scenario.wait(1), [publish(&alert)], "when the device has cleared its screen");
+    // A hello takes its place.
+    let mut scenario = in_call_with_goodbye();
+    scenario.drive(Core::on_backend_blocked);
+    scenario.device_sends(HELLO);
+    assert_eq!(texts_to_device(&scenario.wait(300)), [""; 0]);
+}
+
+#[test]
+fn a_device_that_is_in_no_call_ends_it_with_an_empty_session_id() {
+    for kind in [r#""type":"listen","state":"start""#, r#""type":"abort""#] {
+        let mut scenario = in_call_with_goodbye();
+        for id in ["", r#","session_id":null"#, r#","session_id":"s""#, r#","session_id":"another""#] {
+            let text = format!("{{{kind}{id}}}");
+            assert!(scenario.device_sends(&text).contains(&send_text(&text)), "{text}");
+        }
+        let actions = scenario.device_sends(&format!(r#"{{{kind},"session_id":""}}"#));
+        let goodbye = r#"{"type":"goodbye","session_id":""}"#;
+        let reason = EndReason::DeviceNotInCall;
+        assert_end(&actions, reason, &server_goodbyes(reason), 1000, &[goodbye]);
+        // And without a call.
+        assert_eq!(
+            texts_to_device(&scenario.device_sends(&format!(r#"{{{kind},"session_id":""}}"#))),
+            [goodbye]
+        );
+    }
+}
+
+#[test]
+fn a_goodbye_that_may_have_crossed_tts_start_is_followed_by_tts_stop() {
+    let mut scenario = in_call_with_goodbye();
+    scenario.server_sends(TTS_START);
+    let actions = scenario.device_sends(r#"{"type":"goodbye","session_id":"s1"}"#);
+    assert_eq!(texts_to_device(&actions), [r#"{"type":"tts","session_id":"s1","state":"stop"}"#]);
+    // So is a hello.
+    let mut scenario = in_call_with_goodbye();
+    scenario.server_sends(TTS_START);
+    scenario.device_sends(HELLO);
+    scenario.open_backend();
+    let told = scenario.server_sends(SERVER_HELLO);
+    assert_eq!(texts_to_device(&told)[1], r#"{"type":"tts","session_id":"s1","state":"stop"}"#);
 }
 
 #[test]
@@ -115,7 +158,7 @@ fn shutdown_closes_once_in_every_phase() {
     scenario.device_sends(HELLO);
     let actions = scenario.drive(Core::shutdown);
     assert_eq!(
-        (texts_to_device(&actions).len(), texts_to_device(&actions)[2]),
+        (texts_to_device(&actions).len(), texts_to_device(&actions)[1]),
         (3, r#"{"type":"goodbye","session_id":"own-1"}"#)
     );
 }
@@ -303,8 +346,12 @@ fn a_device_awaiting_its_hello_reply_is_told_why_the_call_failed() {
     ] {
         let mut scenario = Scenario::online();
         scenario.device_sends(HELLO);
-        let actions = scenario.drive(end);
-        assert_eq!(texts_to_device(&actions)[0], message::alert(Some("own-1"), status, why, "sad"));
+        let mut actions = scenario.drive(end);
+        actions.extend(scenario.wait(300));
+        assert_eq!(
+            *texts_to_device(&actions).last().unwrap(),
+            message::alert(Some("own-1"), status, why, "sad")
+        );
     }
 }
 

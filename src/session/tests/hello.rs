@@ -3,23 +3,9 @@
 use super::*;
 
 /// The messages to a device whose call was not answered by any server.
-fn call_failed_actions(n: u8, reason: EndReason) -> Vec<Action> {
+fn call_failed_actions(n: u8) -> [Action; 2] {
     let own = format!("own-{n}");
-    let (status, why) = match reason {
-        EndReason::Refused => {
-            ("忙 / Busy", "网关通话数已满，请稍后再试 / The gateway has no free line, try again later")
-        }
-        EndReason::Overflow => ("通话结束 / Call ended", "通话无法继续 / The call cannot go on"),
-        _ => (
-            "连接失败 / Call failed",
-            "聊天服务器无法连接，请稍后再试 / No chat server can be reached, try again later",
-        ),
-    };
-    vec![
-        publish(&message::alert(Some(&own), status, why, "sad")),
-        hello_reply(n, &own, r#"{"format":"opus","sample_rate":16000}"#),
-        goodbye(&own),
-    ]
+    [hello_reply(n, &own, r#"{"format":"opus","sample_rate":16000}"#), goodbye(&own)]
 }
 
 fn dial_failed(url: &str, stage: BackendStage, why: &str) -> [Action; 2] {
@@ -110,11 +96,11 @@ fn each_server_is_tried_once_and_the_device_told_at_once_when_none_is_left() {
     let actions = scenario.close_backend(failed(BackendStage::Resolve));
     assert_eq!(actions[..4], refused(C, BackendStage::Resolve));
     assert_eq!(actions[4], Action::CloseBackend(1000));
-    assert_eq!(actions[5..8], call_failed_actions(1, EndReason::NoServer));
+    assert_eq!(actions[5..7], call_failed_actions(1));
     let end = summary(&actions);
     assert_eq!((end.reason, end.answered, end.ssrc), (EndReason::NoServer, false, Some(0x1001)));
     assert_eq!((&*end.session_id, end.duration), ("own-1", Duration::from_millis(10)));
-    assert_eq!(actions.len(), 9);
+    assert_eq!(actions.len(), 8);
     assert_eq!(
         scenario.device_sends(r#"{"type":"abort"}"#),
         [goodbye("own-1")],
@@ -162,7 +148,7 @@ fn a_stalled_server_is_abandoned_after_3_s_while_another_is_left() {
     // The last one has what remains of 8.5 s.
     assert_eq!(scenario.wait(2_499), []);
     let actions = without_logs_and_counters(scenario.wait(1));
-    assert_eq!(actions[2..5], call_failed_actions(1, EndReason::NoServer));
+    assert_eq!(actions[2..4], call_failed_actions(1));
     assert_eq!(scenario.shell.elapsed_ms(), 8_500);
 }
 
@@ -180,10 +166,7 @@ fn a_silent_server_gets_the_hello_again_and_is_abandoned_after_4_s_while_another
     assert_eq!(without_logs_and_counters(scenario.wait(3_000)), [send_text(HELLO_TO_SERVER)]);
     // The last one has until the device must get its reply.
     assert_eq!(without_logs_and_counters(scenario.wait(1_399)), []);
-    assert_eq!(
-        without_logs_and_counters(scenario.wait(1))[2..5],
-        call_failed_actions(1, EndReason::NoServer)
-    );
+    assert_eq!(without_logs_and_counters(scenario.wait(1))[2..4], call_failed_actions(1));
     assert_eq!(scenario.shell.elapsed_ms(), 8_500);
 }
 
@@ -288,7 +271,7 @@ fn too_much_text_meanwhile_ends_the_call() {
         assert_eq!(scenario.device_sends(LISTEN), []);
     }
     let actions = scenario.device_sends(LISTEN);
-    assert_eq!(actions[1..4], call_failed_actions(1, EndReason::Overflow));
+    assert_eq!(actions[1..3], call_failed_actions(1));
     assert_eq!(summary(&actions).reason, EndReason::Overflow);
 }
 
@@ -391,8 +374,10 @@ fn a_full_gateway_refuses_the_call() {
     };
     scenario.core.on_packet(publish_packet(HELLO.as_bytes()), &mut cx);
     scenario.core.on_credentials(CallCredentials { allowed: false, ..credentials(1) }, &mut cx);
-    assert_eq!(out[2..5], call_failed_actions(1, EndReason::Refused));
+    assert_eq!(out[2..4], call_failed_actions(1));
     assert_eq!(summary(&out).reason, EndReason::Refused);
+    let shown = texts_to_device(&scenario.wait(300)).concat();
+    assert!(shown.contains("忙 / Busy"), "{shown}");
     assert_eq!(
         scenario.core.deadline(),
         Some(scenario.shell.start + Duration::from_secs(90)),
@@ -457,5 +442,12 @@ fn listed_devices_call_development_servers_and_two_part_ids_sign_a_default_clien
 fn without_any_server_the_device_is_told_at_once() {
     let mut scenario = Scenario::online();
     scenario.shell.config.websocket.production.clear();
-    assert_eq!(scenario.device_sends(HELLO)[2..5], call_failed_actions(1, EndReason::NoServer));
+    assert_eq!(scenario.device_sends(HELLO)[2..4], call_failed_actions(1));
+    let alert = message::alert(
+        Some("own-1"),
+        "连接失败 / Call failed",
+        "聊天服务器无法连接，请稍后再试 / No chat server can be reached, try again later",
+        "sad",
+    );
+    assert_eq!(scenario.wait_timed(1_000), [(300, publish(&alert))]);
 }

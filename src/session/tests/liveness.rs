@@ -64,6 +64,7 @@ fn pings_can_be_turned_off() {
 fn a_call_without_audio_and_text_ends() {
     let mut scenario = Scenario::online();
     scenario.shell.config.websocket.ping_interval = Duration::ZERO;
+    scenario.shell.config.udp.first_packet_warn = Duration::ZERO;
     scenario.start_call();
     scenario.uplink(1, b"\x08x").unwrap();
     let activities: [fn(&mut Scenario); 6] = [
@@ -110,8 +111,11 @@ fn a_listening_device_without_udp_audio_is_alerted_and_logged_once() {
     scenario.device_sends(LISTEN);
     assert_eq!(scenario.wait(2_999), []);
     let actions = scenario.wait(1);
-    let event =
-        LogEvent::NoUdpAudio { after: Duration::from_secs(3), advertised: "10.0.0.9:8884".to_owned() };
+    let event = LogEvent::NoUdpAudio {
+        after: Duration::from_secs(3),
+        advertised: Some("10.0.0.9:8884".to_owned()),
+        refused: RefusedDatagrams::default(),
+    };
     assert_eq!(actions[0], Action::Log(event));
     let alert = message::alert(
         Some("s1"),
@@ -120,8 +124,46 @@ fn a_listening_device_without_udp_audio_is_alerted_and_logged_once() {
         "sad",
     );
     assert_eq!(actions[1..], [publish(&alert)]);
+    assert_eq!(scenario.wait(10_000), [], "once");
+    // It is shown again after the goodbye, since no audio ever came.
+    scenario.device_sends(r#"{"type":"goodbye","session_id":"s1"}"#);
+    assert_eq!(scenario.wait_timed(1_000), [(14_300, publish(&alert))]);
+}
+
+#[test]
+fn audio_that_stops_in_mid_call_is_logged_with_where_it_comes_from_instead() {
+    let mut scenario = Scenario::with_udp_peer();
+    let no_audio = |actions: &[Action]| {
+        actions.iter().find_map(|action| match action {
+            Action::Log(event @ LogEvent::NoUdpAudio { .. }) => Some(event.to_string()),
+            _ => None,
+        })
+    };
     scenario.device_sends(LISTEN);
-    assert_eq!(scenario.wait(10_000), []);
+    scenario.uplink(2, b"\x08x").unwrap();
+    assert_eq!(no_audio(&scenario.wait(4_000)), None);
+    scenario.server_sends(TTS_START);
+    scenario.server_sends(TTS_STOP);
+    scenario.device_sends(LISTEN);
+    scenario.wait(1_000);
+    scenario.shell.config.udp.peer_policy = crate::config::PeerPolicy::Strict;
+    assert!(scenario.uplink_from("203.0.113.9:4000", 3, b"\x08x").is_err());
+    let line = no_audio(&scenario.wait(2_000)).unwrap();
+    let expected = "no audio: no UDP packet arrived from the listening device within 3 s; 1 datagrams of this call \
+        came from an address that is not the device's (udp.peer_policy), the last from 203.0.113.9:4000";
+    assert_eq!(line, expected);
+    // What ends the listening stops the clock.
+    let stop = r#"{"session_id":"s1","type":"listen","state":"stop"}"#;
+    let abort = r#"{"session_id":"s1","type":"abort"}"#;
+    for end in ["tts start", stop, abort] {
+        scenario.device_sends(LISTEN);
+        scenario.wait(2_000);
+        match end {
+            "tts start" => scenario.server_sends(TTS_START),
+            text => scenario.device_sends(text),
+        };
+        assert_eq!(no_audio(&scenario.wait(5_000)), None);
+    }
 }
 
 #[test]

@@ -104,8 +104,8 @@ fn too_much_held_text_ends_the_call() {
     let actions = scenario.server_sends(STT);
     assert_eq!(summary(&actions).reason, EndReason::Overflow);
     let told = texts_to_device(&actions);
-    assert_eq!((told.len(), told[0]), (514, TTS_START), "512 that waited, alert, goodbye");
-    assert_eq!(told[513], message::goodbye(Some("s1")));
+    assert_eq!((told.len(), told[0]), (513, TTS_START), "512 that waited, goodbye");
+    assert_eq!(told[512], message::goodbye(Some("s1")));
 }
 
 #[test]

@@ -133,8 +133,9 @@ fn a_hello_is_answered_after_the_reconnect() {
     scenario.lose_connection();
     scenario.open_backend();
     assert_eq!(texts_to_device(&scenario.server_sends(SERVER_HELLO)), [""; 0]);
+    assert_eq!(without_logs_and_counters(scenario.reconnect(DEVICE_IP))[1..], []);
     assert_eq!(
-        without_logs_and_counters(scenario.reconnect(DEVICE_IP))[1..],
+        without_logs_and_counters(scenario.wait(500)),
         [hello_reply(1, "s1", r#"{"sample_rate":24000}"#)]
     );
 }

@@ -62,7 +62,8 @@ impl Model {
             return;
         }
         let wait = now.duration_since(call.since);
-        assert!(call.session_id.is_some() || wait < Duration::from_secs(9), "answered before 9 s");
+        let answered = call.session_id.is_some() || self.unproven;
+        assert!(answered || wait < Duration::from_secs(9), "answered before 9 s");
         if self.ws.is_live() && !self.unproven {
             for (n, since, _) in &call.to_device {
                 assert!(now <= *since + Duration::from_secs(2) + late, "text {n} waits at most 2 s");

@@ -268,6 +268,10 @@ impl SimulatedNetwork {
         for (ssrc, reason) in ended {
             use EndReason::*;
             let call = &self.calls[ssrc];
+            // The goodbye to a device that is in no call has an empty id.
+            if reason == DeviceNotInCall {
+                continue;
+            }
             let own =
                 matches!(reason, DeviceGoodbye | DeviceDisconnected | DeviceLost | DeviceError | Replaced);
             let expected = u32::from(connected && !own && !call.hung_up);
