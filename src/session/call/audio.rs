@@ -145,7 +145,8 @@ impl Call {
         }
         let Some(peer) = self.media.peer() else { return self.count_dropped(DropReason::NoPeer) };
         self.playout.on_frame(false, &config.udp, now);
-        Ok(Some(self.encrypt(peer, timestamp, opus, space.datagram, config, now)))
+        self.postpone_keep_alive(config, now);
+        Ok(Some(self.media.encrypt(peer, timestamp, opus, config.udp.downlink_flags, space.datagram)))
     }
 
     pub(super) fn count_dropped<T>(&mut self, discard: DropReason) -> Result<T, DropReason> {
@@ -303,22 +304,10 @@ impl Call {
         self.playout.on_frame(true, &cx.config.udp, cx.now);
         self.last_activity = cx.now;
         let mut datagram = vec![0; audio::HEADER_LEN + opus.len()];
-        let encrypted = self.encrypt(peer, timestamp, opus, &mut datagram, cx.config, cx.now);
+        self.postpone_keep_alive(cx.config, cx.now);
+        let encrypted =
+            self.media.encrypt(peer, timestamp, opus, cx.config.udp.downlink_flags, &mut datagram);
         cx.out.push(Action::SendDatagram(encrypted, datagram.into_boxed_slice()));
-    }
-
-    /// Encrypts one Opus packet for the device into `out`.
-    pub(super) fn encrypt(
-        &mut self,
-        peer: UdpPeer,
-        timestamp: u32,
-        opus: &[u8],
-        out: &mut [u8],
-        config: &Config,
-        now: Instant,
-    ) -> Encrypted {
-        self.postpone_keep_alive(config, now);
-        self.media.encrypt(peer, timestamp, opus, config.udp.downlink_flags, out)
     }
 
     /// A datagram is sent to the device. There is no keep-alive without the flags, since its counter block could then be that of an

@@ -78,7 +78,8 @@ impl Call {
         let Some(peer) = self.media.peer().filter(|_| self.state == CallState::InDeviceCall) else {
             return self.count_dropped(DropReason::NoPeer);
         };
-        Ok(self.encrypt(peer, 0, opus, out, config, now))
+        self.postpone_keep_alive(config, now);
+        Ok(self.media.encrypt(peer, 0, opus, config.udp.downlink_flags, out))
     }
 
     /// Encrypts silence for a device that is calling another one.
