@@ -271,21 +271,33 @@ impl Media {
         out: &mut [u8],
     ) -> Encrypted {
         self.sequence = self.sequence.wrapping_add(1);
-        let flags = if flags { DOWNLINK_FLAG | (self.sequence & 0x7f) as u8 } else { 0 };
+        self.stats.down_packets += 1;
+        self.stats.down_bytes += payload.len() as u64;
         let header = UdpHeader {
-            flags,
+            flags: if flags { DOWNLINK_FLAG | (self.sequence & 0x7f) as u8 } else { 0 },
             payload_len: payload.len() as u16,
             ssrc: self.ssrc,
             timestamp,
             sequence: self.sequence,
         };
+        self.encrypt_under(&header, peer, payload, out)
+    }
+
+    /// Encrypts a datagram that only keeps the path to the device open. Sequence 0 is never used for audio: devices drop it, or play
+    /// it if they had no audio yet. With [`DOWNLINK_FLAG`] its counter block is that of no other packet, since in neither direction
+    /// has another one these flags with a sequence below 128; so `payload` must be the same throughout the call.
+    pub(super) fn encrypt_keep_alive(&self, peer: UdpPeer, payload: &[u8], out: &mut [u8]) -> Encrypted {
+        let (flags, payload_len, ssrc) = (DOWNLINK_FLAG, payload.len() as u16, self.ssrc);
+        let header = UdpHeader { flags, payload_len, ssrc, timestamp: 0, sequence: 0 };
+        self.encrypt_under(&header, peer, payload, out)
+    }
+
+    fn encrypt_under(&self, header: &UdpHeader, peer: UdpPeer, payload: &[u8], out: &mut [u8]) -> Encrypted {
         let bytes = header.to_bytes();
         let len = audio::HEADER_LEN + payload.len();
         out[..audio::HEADER_LEN].copy_from_slice(&bytes);
         out[audio::HEADER_LEN..len].copy_from_slice(payload);
         self.cipher.apply(&bytes, &mut out[audio::HEADER_LEN..len]);
-        self.stats.down_packets += 1;
-        self.stats.down_bytes += payload.len() as u64;
         Encrypted { destination: peer, datagram_len: len }
     }
 }

@@ -19,7 +19,7 @@ mod audio_model;
 mod choices;
 mod device;
 #[allow(dead_code, missing_docs, unreachable_pub, reason = "tests/support uses more of it")]
-mod firmware;
+pub(super) mod firmware;
 mod firmware_device;
 #[cfg(test)]
 mod firmware_tests;

@@ -147,7 +147,7 @@ impl Gateway {
         let mut out = [0; DATAGRAM_MAX];
         self.io.metrics.discarded(DropReason::Ringing);
         let Some(session) = self.sessions.live(id) else { return };
-        if let Ok(encrypted) = session.core.ringing_silence(&mut out, &self.io.config) {
+        if let Ok(encrypted) = session.core.ringing_silence(&mut out, &self.io.config, self.io.now) {
             self.audio.queue(id, encrypted, &out, &mut self.sessions, &mut self.io);
         }
     }

@@ -130,6 +130,9 @@ impl Gateway {
         let mut mqtt = Listeners::bind(&config, config.workers > 1)?;
         let udp = SocketAddr::new(config.udp.host, config.udp.port);
         let mut audio = AudioPort::bind(udp).map_err(|error| BindError::Port("UDP", udp, error))?;
+        if config.udp.dscp > 0 {
+            audio.socket.set_dscp(config.udp.dscp);
+        }
         let mut admin = bind_admin(&config)?;
         let (plain, mqtts) = mqtt.local_addrs().map_err(setup("read the MQTT address"))?;
         let addresses = Addresses {

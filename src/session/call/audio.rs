@@ -19,6 +19,9 @@ const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much audio waits for a device at most.
 const HELD_AUDIO_MAX: Duration = Duration::from_secs(300);
 
+/// The silence in a keep-alive, in milliseconds: 24 bytes on the wire, as firmware before 2.4 drops shorter datagrams.
+const KEEP_ALIVE_MS: u32 = 60;
+
 /// When the first of what is held may be sent.
 enum Due {
     At(Instant),
@@ -171,6 +174,7 @@ impl Call {
         }
         let peer = self.media.destination(self.is_listening, now).or_else(|why| self.count_dropped(why))?;
         self.playout.on_frame(false, &config.udp, now);
+        self.postpone_keep_alive(config, now);
         Ok(Some(self.media.encrypt(peer, timestamp, opus, config.udp.downlink_flags, space.datagram)))
     }
 
@@ -329,8 +333,32 @@ impl Call {
         self.playout.on_frame(true, &cx.config.udp, cx.now);
         self.last_activity = cx.now;
         let mut datagram = vec![0; audio::HEADER_LEN + opus.len()];
+        self.postpone_keep_alive(cx.config, cx.now);
         let encrypted =
             self.media.encrypt(peer, timestamp, opus, cx.config.udp.downlink_flags, &mut datagram);
+        cx.out.push(Action::SendDatagram(encrypted, datagram.into_boxed_slice()));
+    }
+
+    /// A datagram is sent to the device. There is no keep-alive without the flags, since its counter block could then be that of an
+    /// uplink packet with the sequence 0.
+    pub(super) fn postpone_keep_alive(&mut self, config: &Config, now: Instant) {
+        let interval = config.udp.keep_alive;
+        if interval.is_zero() || !config.udp.downlink_flags {
+            self.deadlines.clear(CallTimer::KeepAlive);
+        } else {
+            self.deadlines.set(CallTimer::KeepAlive, now + interval);
+        }
+    }
+
+    /// Routers and relays between gateway and device forget the path when nothing was sent for a while.
+    pub(super) fn send_keep_alive(&mut self, cx: &mut Context<'_>) {
+        self.postpone_keep_alive(cx.config, cx.now);
+        let wanted = self.deadlines.is_set(CallTimer::KeepAlive) && !self.is_closing();
+        let peer = self.media.destination(self.is_listening, cx.now);
+        let Some(peer) = peer.ok().filter(|_| wanted) else { return };
+        let silence = audio::silence_packet(KEEP_ALIVE_MS);
+        let mut datagram = vec![0; audio::HEADER_LEN + silence.len()];
+        let encrypted = self.media.encrypt_keep_alive(peer, &silence, &mut datagram);
         cx.out.push(Action::SendDatagram(encrypted, datagram.into_boxed_slice()));
     }
 

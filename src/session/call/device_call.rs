@@ -1,5 +1,7 @@
 //! A call with another device. The chat server is closed; the device is not told.
 
+use std::time::Instant;
+
 use super::super::action::{DropReason, Encrypted};
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
@@ -69,7 +71,7 @@ impl Call {
         opus: &[u8],
         out: &mut [u8],
         config: &Config,
-        now: std::time::Instant,
+        now: Instant,
     ) -> Result<Encrypted, DropReason> {
         // A device that only listens is not idle either.
         self.last_activity = now;
@@ -78,6 +80,7 @@ impl Call {
             _ => Err(DropReason::NoPeer),
         };
         let peer = peer.or_else(|why| self.count_dropped(why))?;
+        self.postpone_keep_alive(config, now);
         Ok(self.media.encrypt(peer, 0, opus, config.udp.downlink_flags, out))
     }
 
@@ -86,10 +89,12 @@ impl Call {
         &mut self,
         out: &mut [u8],
         config: &Config,
+        now: Instant,
     ) -> Result<Encrypted, DropReason> {
         let Some(peer) = self.media.peer().filter(|_| self.state == CallState::Ringing) else {
             return Err(DropReason::NoPeer);
         };
+        self.postpone_keep_alive(config, now);
         Ok(self.media.encrypt(peer, 0, &self.silence_packet, config.udp.downlink_flags, out))
     }
 }

@@ -261,6 +261,10 @@ impl Call {
             CallTimer::HoldMedia => self.on_hold_timeout(cx),
             CallTimer::Playout => self.release_ready(cx),
             CallTimer::Reattach => self.on_reattach_timeout(cx),
+            CallTimer::KeepAlive => {
+                self.send_keep_alive(cx);
+                Ok(())
+            }
             CallTimer::MissingAudio => self.on_missing_audio(cx),
             CallTimer::RedialNotice => self.on_long_outage(cx),
             CallTimer::Idle => Err(EndReason::Idle),

@@ -73,6 +73,7 @@ impl Call {
         cx.log(LogEvent::CallStarted { session_id: id, url, after });
         self.last_activity = cx.now;
         self.update_idle_deadline(cx.config);
+        self.postpone_keep_alive(cx.config, cx.now);
         if self.listen_started {
             self.expect_audio(cx);
         }

@@ -85,7 +85,12 @@ impl Core {
     ///
     /// # Errors
     /// The address of this device is not known yet, or it is calling no other device.
-    pub fn ringing_silence(&mut self, out: &mut [u8], config: &Config) -> Result<Encrypted, DropReason> {
-        self.call.as_mut().ok_or(DropReason::NoPeer)?.ringing_silence(out, config)
+    pub fn ringing_silence(
+        &mut self,
+        out: &mut [u8],
+        config: &Config,
+        now: Instant,
+    ) -> Result<Encrypted, DropReason> {
+        self.call.as_mut().ok_or(DropReason::NoPeer)?.ringing_silence(out, config, now)
     }
 }

@@ -47,7 +47,7 @@ impl Scenario {
 
     fn ringing_silence(&mut self) -> Result<DecryptedPacket, DropReason> {
         let mut out = [0; audio::HEADER_LEN + audio::MAX_PAYLOAD];
-        let encrypted = self.core.ringing_silence(&mut out, &self.shell.config)?;
+        let encrypted = self.core.ringing_silence(&mut out, &self.shell.config, self.shell.now)?;
         Ok(decrypt(self.credentials_issued, &out[..encrypted.datagram_len]))
     }
 }

@@ -23,6 +23,7 @@ mod encryption;
 mod failover;
 mod framing;
 mod hello;
+mod keep_alive;
 mod liveness;
 mod mcp;
 mod ordering;
@@ -57,11 +58,12 @@ struct Scenario {
 }
 
 impl Scenario {
-    /// A new connection, three chat servers, and no tool discovery. Audio is passed on at once.
+    /// A new connection, three chat servers, and no tool discovery. Audio is passed on at once, and there are no keep-alives.
     fn new() -> Self {
         let mut config = Config::default();
         config.udp.downlink_pace = false;
         config.udp.speech_lead = Duration::ZERO;
+        config.udp.keep_alive = Duration::ZERO;
         config.websocket.production = servers(&[A, B, C]);
         config.mcp.enabled = false;
         let shell = TestShell::new(config);
