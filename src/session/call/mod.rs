@@ -96,6 +96,8 @@ pub(super) struct Call {
     hold_expired: bool,
     /// The device has sent `listen` with the state `start`.
     listen_started: bool,
+    /// The last of these had the mode `realtime`: the device can play and listen at once.
+    pub(super) listens_in_realtime: bool,
     outage: Option<Box<Outage>>,
     live_since: Instant,
     rng_state: u64,
@@ -151,6 +153,7 @@ impl Call {
             server_hello_overdue: false,
             hold_expired: false,
             listen_started: false,
+            listens_in_realtime: false,
             outage: None,
             live_since: now,
             rng_state: credentials.jitter_seed | 1,

@@ -130,7 +130,11 @@ impl Call {
 
     /// The device has been back for a while, and has not shown that it is in the call.
     pub(super) fn on_reattach_timeout(&mut self, cx: &mut Context<'_>) -> CallResult {
-        let Attachment::Unproven { back_at, .. } = self.attachment else { return Ok(()) };
+        let Attachment::Unproven { lost_at, back_at, .. } = self.attachment else { return Ok(()) };
+        // In a call with another device, datagrams are not reported one by one.
+        if self.media.last_accepted() > back_at {
+            return self.attach(lost_at, cx);
+        }
         let ends_at = back_at + cx.config.mqtt.resume_grace;
         if cx.now < ends_at || self.tts_active {
             if self.held.speech_goes_on().is_none() {

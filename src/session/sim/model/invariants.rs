@@ -6,12 +6,7 @@ use super::{Core, DecisionSummary, Input, MAX_TIMER_DELAY_MS, Model, WebSocketSt
 
 impl Model {
     /// Checks the call before and after a decision.
-    pub(super) fn check_transition(
-        &mut self,
-        input: Input,
-        connected: bool,
-        decision: &DecisionSummary,
-    ) {
+    pub(super) fn check_transition(&mut self, input: Input, connected: bool, decision: &DecisionSummary) {
         let connected_now = self.is_connected();
         let greeted = self.ws.is_live();
         let failed = std::mem::take(&mut self.had_server_hello) && !greeted;
