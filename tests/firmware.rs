@@ -834,7 +834,6 @@ fn assert_recovers(scene: Scene) {
 }
 
 #[test]
-#[ignore = "rule 7 of the firmware behaviour is not built yet"]
 fn a_device_that_listens_when_the_gateway_restarts_does_not_listen_for_ever() {
     for_each(&Version::ALL, |version| {
         let scene = scene_to_restart(version);
@@ -844,7 +843,6 @@ fn a_device_that_listens_when_the_gateway_restarts_does_not_listen_for_ever() {
 }
 
 #[test]
-#[ignore = "rule 7 of the firmware behaviour is not built yet"]
 fn a_device_that_speaks_when_the_gateway_restarts_does_not_stay_silent() {
     for_each(&Version::ALL, |version| {
         let scene = scene_to_restart(version);
@@ -854,7 +852,6 @@ fn a_device_that_speaks_when_the_gateway_restarts_does_not_stay_silent() {
 }
 
 #[test]
-#[ignore = "rule 7 of the firmware behaviour is not built yet"]
 fn a_device_in_realtime_mode_that_speaks_when_the_gateway_restarts_does_not_stay_silent() {
     for_each(&Version::ALL, |version| {
         let scene = scene_to_restart(version);
@@ -907,7 +904,6 @@ fn connect_devices(version: Version, mode: ListeningMode) -> (Scene, FirmwareDev
 }
 
 #[test]
-#[ignore = "rule 8 of the firmware behaviour is not built yet"]
 fn two_stock_devices_in_realtime_mode_hear_each_other() {
     for_each(&Version::ALL[2..], |version| {
         let (scene, other, _) = connect_devices(version, ListeningMode::Realtime);
@@ -929,7 +925,6 @@ fn two_stock_devices_in_realtime_mode_hear_each_other() {
 }
 
 #[test]
-#[ignore = "rule 8 of the firmware behaviour is not built yet"]
 fn two_stock_devices_in_auto_mode_are_connected_with_a_note_that_says_why_they_hear_nothing() {
     let (_scene, _other, answer) = connect_devices(Version::V2_2_6, ListeningMode::Auto);
     assert!(answer["note"].as_str().is_some_and(|note| !note.is_empty()), "{answer}");
