@@ -861,6 +861,34 @@ fn a_device_in_realtime_mode_that_speaks_when_the_gateway_restarts_does_not_stay
     });
 }
 
+/// Its channel stays open, so that the next press still speaks of the old call.
+#[test]
+fn a_device_whose_button_is_held_when_the_gateway_restarts_is_idle_and_its_next_press_ends_the_old_call() {
+    for_each(&WITH_RESUME, |version| {
+        let scene = scene_to_restart(version);
+        scene.device.act(Firmware::hold_button);
+        let _peer = scene.answer("server-session");
+        let scene = restart_gateway(scene);
+        scene.device.wait_for_state(DeviceState::Idle);
+        scene.device.press_button();
+        scene.assert_not_stuck();
+        assert_eq!(scene.device.state(), DeviceState::Idle);
+        scene.call();
+    });
+}
+
+#[test]
+fn a_device_that_calls_at_once_after_the_restart_is_not_told_to_stop() {
+    for_each(&Version::ALL, |version| {
+        let scene = restart_gateway(scene_to_restart(version));
+        let mark = scene.device.mark();
+        let _peer = scene.call();
+        thread::sleep(MS(3000));
+        let events = scene.device.events_since(mark);
+        assert!(first_at(&events, |event| is_tts(event, "stop")).is_none(), "{}", scene.device.describe());
+    });
+}
+
 #[test]
 fn an_idle_device_stays_idle_when_the_gateway_restarts() {
     for_each(&Version::ALL, |version| {
