@@ -123,7 +123,8 @@ impl RestartRecovery {
         now: Instant,
         is_silent: impl Fn(IpAddr, Mac, Instant) -> bool,
     ) -> Option<(IpAddr, Mac)> {
-        while let Some((at, ip, mac)) = self.silent_at.pop_front_if(|(at, ..)| *at <= now) {
+        while let Some(&(at, ip, mac)) = self.silent_at.front().filter(|(at, ..)| *at <= now) {
+            self.silent_at.pop_front();
             let connected_at = at - SILENCE;
             let last = self.addresses.get(&ip).and_then(|address| address.last_datagram);
             if last.is_none_or(|last| last < connected_at)
