@@ -285,7 +285,9 @@ fn a_connection_without_connect_is_closed_after_ten_seconds() {
 fn connect_with_keep_alive(gateway: std::net::SocketAddr, number: u8, keep_alive: u16) -> Device {
     let client_id = client_id(number);
     let connect = Connect { keep_alive, ..Connect::new(&client_id) };
-    Device { mqtt: Client::log_in(gateway, &connect), mac: mac(number), client_id }
+    let mut device = Device { mqtt: Client::log_in(gateway, &connect), mac: mac(number), client_id };
+    device.say_something();
+    device
 }
 
 fn assert_closed_after(client: &mut Client, since: Instant, expected: Duration) {
@@ -361,6 +363,7 @@ fn tool_discovery_without_an_answer_times_out() {
     let gateway = gateway_with(&[server.url()], |config| config.mcp.enabled = true);
     let mut log = LogCapture::containing(client_id(6));
     let mut device = Device::connect(gateway.addresses().mqtt, 6);
+    device.say_something();
     let asked = Instant::now();
     let id = device.json()["payload"]["id"].clone();
     log.wait_for_line("no answer");

@@ -169,19 +169,29 @@ pub fn parse_ws_frame(frame: &[u8]) -> Option<(u32, &[u8])> {
     (usize::try_from(len) == Ok(payload.len())).then_some((u32::from_be_bytes([t0, t1, t2, t3]), payload))
 }
 
-/// An Opus packet of silence with this duration: a multiple of 20 ms up to 120 ms, otherwise 60 ms.
+/// An Opus packet of silence with this duration: a multiple of 5 ms up to 120 ms, otherwise 60 ms. It has at least 8 bytes, since
+/// firmware before 2.4 drops datagrams of fewer than 24.
 ///
-/// Its first byte means CELT, fullband, frames of 20 ms, mono, with the number of frames in the second byte (RFC 6716 section
-/// 3.2.5: code 3, constant length, no padding). Each frame is `ff fe`, which the range coder decodes as a set silence flag
-/// (section 4.3). libopus decodes it to zeros at every sample rate.
+/// Its first byte means CELT, fullband, frames of 20, 10 or 5 ms, mono, with the number of frames in the second byte (RFC 6716
+/// section 3.2.5: code 3, constant length, padding where it would be too short). Each frame is `ff fe`, which the range coder
+/// decodes as a set silence flag (section 4.3). libopus decodes it to zeros at every sample rate.
 pub fn silence_packet(duration_ms: u32) -> Box<[u8]> {
-    const TOC: u8 = 31 << 3 | 3;
-    const FRAME: [u8; 2] = [0xff, 0xfe];
+    const CONFIGS: [(u32, u8); 3] = [(20, 31), (10, 30), (5, 29)];
+    const PADDING: u8 = 0x40;
+    const LEN_MIN: usize = 8;
 
-    let known = duration_ms.is_multiple_of(20) && (20..=120).contains(&duration_ms);
-    let frames = if known { (duration_ms / 20) as u8 } else { 3 };
-    let mut packet = vec![TOC, frames];
-    packet.extend(FRAME.repeat(frames.into()));
+    let duration_ms = Some(duration_ms).filter(|ms| (5..=120).contains(ms)).unwrap_or(60);
+    let config = CONFIGS.into_iter().find(|(frame_ms, _)| duration_ms.is_multiple_of(*frame_ms));
+    let (frames, config) =
+        config.map_or((3, 31), |(frame_ms, config)| ((duration_ms / frame_ms) as u8, config));
+    let mut packet = vec![config << 3 | 3, frames];
+    let missing = LEN_MIN.saturating_sub(2 + 2 * usize::from(frames));
+    if missing > 0 {
+        // The length of the padding takes one byte of what is missing.
+        packet = vec![config << 3 | 3, PADDING | frames, missing as u8 - 1];
+    }
+    packet.extend([0xff, 0xfe].repeat(frames.into()));
+    packet.resize(packet.len().max(LEN_MIN), 0);
     packet.into_boxed_slice()
 }
 

@@ -44,6 +44,8 @@ pub struct Core {
     login_key: Option<KeyFingerprint>,
     /// When the connection was opened; from CONNECT on, when it was accepted.
     since: Instant,
+    /// The device has published something other than MCP since its CONNECT.
+    has_spoken: bool,
     call: Option<Box<Call>>,
     mcp: ToolCache,
     cold: Option<Box<ColdState>>,
@@ -97,6 +99,7 @@ impl Core {
             client_id: None,
             login_key: None,
             since: now,
+            has_spoken: false,
             call: None,
             mcp: ToolCache::Disabled,
             cold: None,

@@ -30,6 +30,12 @@ impl Device {
         self.mqtt.send_text(text);
     }
 
+    /// So that the gateway, which has just started, does not take it for one that is still in a call of an earlier process. It is not
+    /// answered.
+    pub fn say_something(&mut self) {
+        self.send_text(r#"{"type":"goodbye"}"#);
+    }
+
     pub fn json(&mut self) -> Value {
         self.mqtt.json()
     }

@@ -50,6 +50,9 @@ impl Gateway {
             self.io.metrics.discarded(reason);
             let (info, _) = self.audio.socket.datagram(i);
             self.audio.drops.discarded(info.from.ip(), reason.label());
+            if reason == DropReason::UnknownSsrc {
+                self.on_unknown_datagram(i);
+            }
         }
     }
 

@@ -203,24 +203,38 @@ fn opus_packets_are_recognised_by_their_structure() {
 }
 
 #[test]
-fn silence_has_the_duration_of_the_devices_packets() {
-    for (duration_ms, frames) in [
-        (20, 1),
-        (40, 2),
-        (60, 3),
-        (80, 4),
-        (100, 5),
-        (120, 6),
-        (0, 3),
-        (10, 3),
-        (50, 3),
-        (140, 3),
-        (u32::MAX, 3),
+fn silence_has_the_duration_of_the_devices_packets_and_never_fewer_than_eight_bytes() {
+    for (duration_ms, config, frames) in [
+        (5, 29, 1),
+        (15, 29, 3),
+        (10, 30, 1),
+        (50, 30, 5),
+        (20, 31, 1),
+        (40, 31, 2),
+        (60, 31, 3),
+        (80, 31, 4),
+        (100, 31, 5),
+        (115, 29, 23),
+        (120, 31, 6),
+        (0, 31, 3),
+        (7, 31, 3),
+        (140, 31, 3),
+        (u32::MAX, 31, 3),
     ] {
-        // Configuration 31 (CELT, fullband, 20 ms), mono, code 3; then the count.
-        let expected = [&[0b1111_1011, frames][..], &[0xff, 0xfe].repeat(frames.into())].concat();
+        // CELT, fullband, 20, 10 or 5 ms, mono, code 3; then the count, and the padding if there is any.
+        let padding: &[u8] = match frames {
+            1 => &[0; 3],
+            2 => &[0; 1],
+            _ => &[],
+        };
+        let head = match padding {
+            [] => vec![config << 3 | 3, frames],
+            _ => vec![config << 3 | 3, 0x40 | frames, padding.len() as u8],
+        };
+        let expected = [&head[..], &[0xff, 0xfe].repeat(frames.into()), padding].concat();
         assert_eq!(*silence_packet(duration_ms), expected, "{duration_ms} ms");
-        assert_eq!(opus_config(&expected), Some(31 << 1));
+        assert!(expected.len() >= 8, "{duration_ms} ms");
+        assert_eq!(opus_config(&expected), Some(config << 1));
     }
 }
 

@@ -409,7 +409,8 @@ fn built_messages() {
             json!({"type": "alert", "session_id": "s", "status": "错误", "message": "a\nb", "emotion": "sad"}),
         ),
         (alert(None, "", "", ""), json!({"type": "alert", "status": "", "message": "", "emotion": ""})),
-        (tts_stop("s"), json!({"type": "tts", "session_id": "s", "state": "stop"})),
+        (tts(Some("s"), "stop"), json!({"type": "tts", "session_id": "s", "state": "stop"})),
+        (tts(None, "start"), json!({"type": "tts", "state": "start"})),
         (
             server_goodbye(Some("s"), "device \"left\"", 12_005),
             json!({"type": "goodbye", "session_id": "s", "reason": "device \"left\"", "duration": 12.005}),

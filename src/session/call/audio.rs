@@ -238,7 +238,7 @@ impl Call {
 
     /// Releases, in order, what need not be held any longer. A call that is to end after that ends with the last of it.
     pub(super) fn release_ready(&mut self, cx: &mut Context<'_>) -> CallResult {
-        if self.session_id.is_none() || self.is_in_device_call() {
+        if self.session_id.is_none() {
             return Ok(());
         }
         if self.held_audio_full && !std::mem::replace(&mut self.held_audio_full_logged, true) {

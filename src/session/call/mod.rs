@@ -106,6 +106,8 @@ pub(super) struct Call {
     heard_since_listen: bool,
     /// After the device's last `listen` with the state `start` came neither one with `stop` nor `tts start`: it sends audio.
     is_listening: bool,
+    /// The last of these had the mode `realtime`: the device can play and listen at once.
+    pub(super) listens_in_realtime: bool,
     outage: Option<Box<Outage>>,
     live_since: Instant,
     rng_state: u64,
@@ -167,6 +169,7 @@ impl Call {
             listen_started: false,
             heard_since_listen: false,
             is_listening: false,
+            listens_in_realtime: false,
             outage: None,
             live_since: now,
             rng_state: credentials.jitter_seed | 1,

@@ -102,7 +102,7 @@ fn calls_between_devices_and_ringing_callers_get_it_too() {
     scenario.core.ringing_silence(&mut out, config, now).unwrap();
     assert_eq!(times(&mut scenario, 10_000), [0; 0], "silence was sent at 13 s");
     assert_eq!(times(&mut scenario, 3_000), [23_000]);
-    scenario.drive(Core::join_device_call);
+    scenario.drive(|core, cx| core.join_device_call(false, cx));
     assert_eq!(times(&mut scenario, 10_000), [33_000]);
     scenario.core.relay(b"\x58z", &mut out, &scenario.shell.config, scenario.shell.now).unwrap();
     assert_eq!(times(&mut scenario, 10_000), [43_000]);

@@ -444,10 +444,13 @@ impl SimulatedNetwork {
                     self.drive_device(caller, |core, cx| core.on_call_accepted(from, cx));
                 }
                 DeviceCallEffect::Connect(one, other) => {
+                    let core = |mac| self.session_of(mac).map(|s| &self.sessions[s].core);
+                    let both = [one, other].map(core).iter().flatten().all(|core| core.listens_in_realtime());
                     for (who, peer) in [(one, other), (other, one)] {
                         if self.device_calls.peer(who) == Some(peer) {
                             self.coverage.insert("bridged");
-                            self.drive_device(who, Core::join_device_call);
+                            self.coverage.extend(both.then_some("bridged in realtime"));
+                            self.drive_device(who, |core, cx| core.join_device_call(both, cx));
                         }
                     }
                 }
