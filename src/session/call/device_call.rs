@@ -62,6 +62,7 @@ impl Call {
         }
         self.pending_server_text = TextQueue::default();
         self.listen_queued = false;
+        self.ending = None;
         self.deadlines.clear_server_timers();
         self.state = state;
         Ok(())
