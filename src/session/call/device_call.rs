@@ -65,6 +65,7 @@ impl Call {
         }
         self.pending_server_text = TextQueue::default();
         self.listen_queued = false;
+        self.ending = None;
         self.deadlines.clear_server_timers();
         self.deadlines.clear(CallTimer::MissingAudio);
         self.state = state;

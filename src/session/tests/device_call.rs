@@ -382,3 +382,23 @@ fn a_device_that_is_away_speaks_in_a_device_call_when_it_has_shown_that_it_is_in
     }
     assert!(scenario.core.is_in_device_call());
 }
+
+#[test]
+fn a_call_that_was_about_to_end_with_its_servers_speech_goes_on_as_a_device_call() {
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.shell.config.udp.downlink_pace = true;
+    scenario.server_sends(TTS_START);
+    for n in 0..10 {
+        scenario.downlink(&frame_with_header(n, b"\x58x")).unwrap();
+    }
+    scenario.server_sends(GOODBYE);
+    assert!(scenario.core.has_call(), "its speech is played first");
+    scenario.join_in_realtime();
+    scenario.wait(2_000);
+    scenario.lose_connection();
+    scenario.reconnect("192.0.2.7");
+    scenario.wait(100);
+    scenario.uplink_to_device(DEVICE_UDP, 2, b"\x08two").unwrap();
+    scenario.wait(1_000);
+    assert!(scenario.core.is_in_device_call());
+}
