@@ -151,7 +151,7 @@ impl Media {
         if !self.peer.map_or(from.addr.ip() == self.mqtt_ip, |known| known.addr == from.addr) {
             return self.validate_path(from, &header, datagram, policy, now);
         }
-        let config = self.decrypt_opus(&header, datagram);
+        let config = self.decrypt_opus(datagram);
         let settled = self.accept_sequence(header.sequence, config, now)?;
         if settled || peer_learned {
             self.is_alive = true;
@@ -180,8 +180,11 @@ impl Media {
         config: Option<u8>,
         now: Instant,
     ) -> Result<bool, DropReason> {
-        let max_ahead = paths::max_ahead(self.since_settled(now));
-        let silent = self.is_silent(paths::PORT_SILENCE, now);
+        // Most packets continue the sequence, and need no clock.
+        let (max_ahead, silent) = match self.window.is_next(sequence) {
+            true => (1, false),
+            false => (paths::max_ahead(self.since_settled(now)), self.is_silent(paths::PORT_SILENCE, now)),
+        };
         match self.window.accept(sequence, config, max_ahead, silent) {
             SequenceVerdict::Fresh { lost, settled } => {
                 self.stats.lost += u64::from(lost);

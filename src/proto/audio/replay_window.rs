@@ -82,6 +82,11 @@ impl ReplayWindow {
         self.config
     }
 
+    /// Whether this sequence follows the highest settled one.
+    pub fn is_next(&self, seq: u32) -> bool {
+        seq.wrapping_sub(1) == self.settled.highest
+    }
+
     /// Checks and records a packet of the known source with this Opus configuration, if it is valid Opus. `max_ahead`: how far it
     /// may be ahead. `silent`: nothing has been settled for so long that the window may go back.
     pub fn accept(&mut self, seq: u32, config: Option<u8>, max_ahead: u32, silent: bool) -> SequenceVerdict {
@@ -89,19 +94,22 @@ impl ReplayWindow {
         let same = config.is_some() && config == self.config;
         if ahead <= MAX_STEP && (same || !self.is_confirmed()) {
             let first = self.settled.seen == 0;
-            let between = u64::MAX.checked_shr(u64::BITS - ahead).unwrap_or(0) & !1;
-            let passed = self.provisional.as_ref().map_or(0, |run| run.track.seen_from(seq)) & between;
             self.settled.advance(ahead);
-            self.settled.seen |= passed;
-            self.provisional.take_if(|run| run.track.highest <= seq);
-            if same && let Some(run) = &mut self.provisional {
-                // The old sequence stands. What has passed does not pass again.
-                run.packets = 0;
+            let mut lost = ahead.saturating_sub(1);
+            if let Some(run) = &mut self.provisional {
+                let between = u64::MAX.checked_shr(u64::BITS - ahead).unwrap_or(0) & !1;
+                let passed = run.track.seen_from(seq) & between;
+                self.settled.seen |= passed;
+                lost -= passed.count_ones();
+                if same {
+                    // The old sequence stands. What has passed does not pass again.
+                    run.packets = 0;
+                }
+                self.provisional.take_if(|run| run.track.highest <= seq);
             }
             self.loss_floor = self.loss_floor.min(seq);
             self.run = if same { (self.run + 1).min(Self::RUN) } else { config.is_some().into() };
             self.config = config;
-            let lost = ahead.saturating_sub(1) - passed.count_ones();
             return SequenceVerdict::Fresh { lost, settled: same || first };
         }
         if ahead > max_ahead && !self.provisional.as_ref().is_some_and(|run| run.follows(seq)) {

@@ -24,6 +24,8 @@
 //!   packets, after a second without any. So an attacker with many addresses does not keep the device from a place for ever:
 //!   random packets from an address end its run with the second one, or hold a place for 100 ms, and one in 64 of them competes
 //!   with the device for the next 100 ms. The device's second packet comes in that time, and then it can no longer be displaced.
+//! * Audio goes to the known source. If that is not at the MQTT peer's IP, it stops when the source was silent for 10 s while the
+//!   device listens, and for 120 s otherwise ([`Media::destination`]).
 //! * `docs/security.md` states the odds.
 
 use std::collections::VecDeque;
@@ -39,18 +41,17 @@ use crate::session::action::{DropReason, UdpPeer};
 pub(super) const PORT_SILENCE: Duration = Duration::from_secs(1);
 /// The silence of the known source after which another IP is taken.
 const IP_SILENCE: Duration = Duration::from_secs(2);
-/// How far ahead a packet may be, and the time in which that grows by one.
+/// How far ahead a packet may be when the sequence was settled just now.
 const MAX_AHEAD: u32 = 512;
-const AHEAD_GROWTH: Duration = Duration::from_millis(10);
 /// The silence after which a candidate can be displaced, by whether it has more than one packet.
 const CANDIDATE_IDLE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 const CANDIDATES: usize = 4;
 const MAX_KEPT_PACKETS: usize = 32;
 const MAX_KEPT_BYTES: usize = 8 * 1024;
 
-/// How far ahead of the sequence a packet may be.
+/// How far ahead of the sequence a packet may be: one more for each 10 ms.
 pub(super) fn max_ahead(since_settled: Duration) -> u32 {
-    let grown = since_settled.as_millis() / AHEAD_GROWTH.as_millis();
+    let grown = since_settled.as_secs() * 100 + u64::from(since_settled.subsec_millis() / 10);
     MAX_AHEAD.saturating_add(u32::try_from(grown).unwrap_or(u32::MAX))
 }
 
@@ -180,7 +181,7 @@ impl Media {
         {
             return Err(DropReason::ForeignSource);
         }
-        let (config, silent) = (self.decrypt_opus(header, datagram), self.is_silent(silence, now));
+        let (config, silent) = (self.decrypt_opus(datagram), self.is_silent(silence, now));
         let paths = self.paths.get_or_insert_default();
         let Some(config) = config else {
             let dropped = paths.place_of(from.addr).map_or(0, |place| paths.remove(place));
@@ -216,7 +217,7 @@ impl Media {
         datagram: &mut [u8],
         now: Instant,
     ) -> Result<Received, DropReason> {
-        let config = self.decrypt_opus(header, datagram);
+        let config = self.decrypt_opus(datagram);
         let Some(home) = self.paths.as_mut().and_then(|paths| paths.home.as_mut()) else {
             return Err(DropReason::ForeignSource);
         };
@@ -273,9 +274,10 @@ impl Media {
     }
 
     /// Decrypts the datagram in place, and returns its Opus configuration if it is well-formed.
-    pub(super) fn decrypt_opus(&self, header: &UdpHeader, datagram: &mut [u8]) -> Option<u8> {
-        let payload = &mut datagram[audio::HEADER_LEN..];
-        self.cipher.apply(&header.to_bytes(), payload);
+    #[inline]
+    pub(super) fn decrypt_opus(&self, datagram: &mut [u8]) -> Option<u8> {
+        let (header, payload) = datagram.split_first_chunk_mut::<{ audio::HEADER_LEN }>()?;
+        self.cipher.apply(header, payload);
         audio::opus_config(payload)
     }
 

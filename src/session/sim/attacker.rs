@@ -23,7 +23,7 @@ use super::*;
 use crate::proto::audio::{HEADER_LEN, UdpHeader, opus_config};
 use crate::session::harness::{decrypt_datagram, encrypt_datagram, frame_with_header};
 
-const TICKS: u32 = 600;
+const TICKS: u32 = 400;
 const FRAME_MS: u64 = 60;
 const KEY: [u8; 16] = *b"not the attacker";
 const SSRC: u32 = 7;

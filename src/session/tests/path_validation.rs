@@ -243,7 +243,7 @@ fn a_flood_from_many_addresses_does_not_keep_the_device_from_a_place() {
         [(FROM_OTHER_IP, "203.0.113.1", 2_000), (FROM_OTHER_PORT, "192.0.2.7", 1_000)]
     {
         let mut in_time = 0;
-        for seed in 0..8 {
+        for seed in 0..4 {
             let mut scenario = Scenario::with_sequence(20);
             let taken_ms = (1..5 * 5_400).find_map(|n| {
                 scenario.shell.now += Duration::from_micros(185);
@@ -260,7 +260,7 @@ fn a_flood_from_many_addresses_does_not_keep_the_device_from_a_place() {
             let taken_ms = taken_ms.unwrap_or_else(|| panic!("{device} {seed}: not in 5 s"));
             in_time += u32::from(taken_ms <= silence_ms + 1_000);
         }
-        assert!(in_time >= 6, "{device}: {in_time} of 8 in time");
+        assert!(in_time >= 3, "{device}: {in_time} of 4 in time");
     }
 }
 
