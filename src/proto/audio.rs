@@ -169,6 +169,12 @@ pub fn parse_ws_frame(frame: &[u8]) -> Option<(u32, &[u8])> {
     (usize::try_from(len) == Ok(payload.len())).then_some((u32::from_be_bytes([t0, t1, t2, t3]), payload))
 }
 
+/// Whether a payload is text rather than Opus: 8 or more bytes, all of them printable ASCII. The test client of the Python server
+/// sends `ping:` and its session id first.
+pub fn is_text(payload: &[u8]) -> bool {
+    payload.len() >= 8 && payload.iter().all(|byte| matches!(byte, b' '..=b'~'))
+}
+
 /// An Opus packet of silence with this duration: a multiple of 5 ms up to 120 ms, otherwise 60 ms. It has at least 8 bytes, since
 /// firmware before 2.4 drops datagrams of fewer than 24.
 ///

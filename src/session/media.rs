@@ -8,7 +8,7 @@ use super::action::{CallCredentials, CallStats, DropReason, Encrypted, UdpPeer};
 use super::jitter::Jitter;
 use super::server_health::WireFraming;
 use crate::config::PeerPolicy;
-use crate::proto::audio::{self, Cipher, ReplayWindow, SequenceVerdict, UdpHeader};
+use crate::proto::audio::{self, BadDatagram, Cipher, ReplayWindow, SequenceVerdict, UdpHeader};
 use paths::Paths;
 
 mod paths;
@@ -73,6 +73,8 @@ pub(super) struct Media {
     is_alive: bool,
     /// The IP address of the device's MQTT connection.
     mqtt_ip: IpAddr,
+    /// A packet of audio was accepted. Datagrams before it may be something else.
+    pub(super) has_audio: bool,
     /// Other sources, which may become known.
     paths: Option<Box<Paths>>,
     pub(super) framing: FramingState,
@@ -91,6 +93,7 @@ impl Media {
             settled_at: now,
             is_alive: false,
             mqtt_ip,
+            has_audio: false,
             paths: None,
             framing: FramingState::Unknown(0),
             jitter: Jitter::default(),
@@ -142,18 +145,31 @@ impl Media {
         policy: PeerPolicy,
         now: Instant,
     ) -> Result<Received, DropReason> {
-        let header = UdpHeader::parse(datagram)?;
+        let at_home = from.addr.ip() == self.mqtt_ip;
+        let header = match UdpHeader::parse(datagram) {
+            Err(BadDatagram::Empty)
+                if at_home && self.peer.is_none() && datagram[1] == audio::UPLINK_FLAGS =>
+            {
+                return Ok(self.learn(from));
+            }
+            parsed => parsed?,
+        };
         // The gateway's own packets have the call's ssrc and key: only their flags tell that they are not the device's.
         if header.flags != audio::UPLINK_FLAGS {
             return Err(DropReason::DatagramFlags);
         }
         let peer_learned = self.peer.is_none();
-        if !self.peer.map_or(from.addr.ip() == self.mqtt_ip, |known| known.addr == from.addr) {
+        let is_known = self.peer.is_some_and(|known| known.addr == from.addr);
+        if !is_known && !(at_home && (peer_learned || !self.has_audio)) {
             return self.validate_path(from, &header, datagram, policy, now);
         }
         let config = self.decrypt_opus(datagram);
+        if !self.has_audio && audio::is_text(&datagram[audio::HEADER_LEN..]) {
+            return Ok(self.learn(from));
+        }
         let settled = self.accept_sequence(header.sequence, config, now)?;
-        if settled || peer_learned {
+        let is_first = !std::mem::replace(&mut self.has_audio, true);
+        if settled || is_first {
             self.is_alive = true;
             self.drop_candidates();
         } else if !self.window.is_confirmed() {
@@ -171,6 +187,11 @@ impl Media {
             payload_len: header.payload_len.into(),
             peer_learned,
         }))
+    }
+
+    /// A datagram without audio, which some clients send first, tells where the device is.
+    fn learn(&mut self, from: UdpPeer) -> Received {
+        Received::Path { peer_learned: self.peer.replace(from).is_none() }
     }
 
     /// Whether the sequence of the known source is settled, or provisional.

@@ -80,7 +80,7 @@ impl Call {
             .receive(from, datagram, config.udp.peer_policy, now)
             .inspect_err(|reason| RefusedDatagrams::count(&mut self.refused, *reason, from.addr))?;
         self.last_activity = now;
-        self.heard_since_listen = true;
+        self.heard_since_listen |= self.media.has_audio;
         let (Received::Path { peer_learned } | Received::Packet(Decrypted { peer_learned, .. })) = received;
         let device_heard = peer_learned || self.awaits_proof();
         if peer_learned && self.session_id.is_some() {

@@ -26,6 +26,8 @@
 //!   with the device for the next 100 ms. The device's second packet comes in that time, and then it can no longer be displaced.
 //! * Audio goes to the known source. If that is not at the MQTT peer's IP, it stops when the source was silent for 10 s while the
 //!   device listens, and for 120 s otherwise ([`Media::destination`]).
+//! * Before the first audio, a datagram with an empty payload, or with 8 or more bytes of printable ASCII, is no audio: from the MQTT
+//!   peer's IP it makes its source known, from elsewhere it is not plausible.
 //! * `docs/security.md` states the odds.
 
 use std::collections::VecDeque;
@@ -182,6 +184,7 @@ impl Media {
             return Err(DropReason::ForeignSource);
         }
         let (config, silent) = (self.decrypt_opus(datagram), self.is_silent(silence, now));
+        let config = config.filter(|_| self.has_audio || !audio::is_text(&datagram[audio::HEADER_LEN..]));
         let paths = self.paths.get_or_insert_default();
         let Some(config) = config else {
             let dropped = paths.place_of(from.addr).map_or(0, |place| paths.remove(place));
@@ -247,6 +250,7 @@ impl Media {
 
     /// This source is known from now on.
     fn move_to(&mut self, from: UdpPeer, run: &Run, now: Instant) -> Received {
+        self.has_audio = true;
         self.stats.lost += u64::from(self.window.settle(run));
         if from.addr.ip() == self.mqtt_ip {
             self.forget_home();

@@ -138,6 +138,36 @@ fn a_known_source_that_is_alive_keeps_the_call_and_ends_the_runs_of_others() {
 }
 
 #[test]
+fn a_first_datagram_without_audio_tells_the_address_and_is_not_passed_on() {
+    let ping = b"ping:7e3a9c52-6c0f-4b7e";
+    let cases: [&[u8]; 4] = [b"", ping, b"12345678", b"        "];
+    for payload in cases {
+        let mut scenario = Scenario::in_call();
+        scenario.server_sends(TTS_START);
+        let (frames, out) = scenario.uplink_frames(FROM_MQTT_IP, 0, payload).unwrap();
+        assert_eq!((frames.len(), texts_to_device(&out)), (0, vec![TTS_START]), "{payload:?}");
+        let heard = scenario.downlink(&frame_with_header(1, OPUS)).unwrap();
+        let Action::SendDatagram(sent, _) = &heard[0] else { panic!("{heard:?}") };
+        assert_eq!(sent.destination.addr, addr(FROM_MQTT_IP));
+        // Audio may come from another port then.
+        assert_eq!(scenario.uplink_from(FROM_OTHER_PORT, 1, OPUS).unwrap().0, frame_with_header(7, OPUS));
+    }
+    // Opus may look like text: after the first audio it is passed on. Shorter text may be Opus.
+    let mut scenario = Scenario::in_call();
+    for (sequence, payload) in [(1, &b"1234567"[..]), (2, ping), (3, b"87654321")] {
+        assert_eq!(scenario.uplink(sequence, payload), Ok(frame_with_header(7, payload)));
+    }
+    assert_eq!(scenario.uplink(4, b""), Err(DropReason::EmptyDatagram));
+    // From elsewhere it tells nothing.
+    let mut scenario = Scenario::in_call();
+    for sequence in 0..20 {
+        assert!(scenario.uplink_frames(FROM_OTHER_IP, sequence, ping).is_err());
+        assert!(scenario.uplink_frames(FROM_OTHER_IP, sequence, b"").is_err());
+    }
+    assert!(scenario.uplink(1, OPUS).is_ok());
+}
+
+#[test]
 fn the_strict_policy_takes_no_other_ip() {
     let mut scenario = Scenario::with_policy(PeerPolicy::Strict);
     (1..99).for_each(|n| scenario.assert_foreign(FROM_OTHER_IP, n, OPUS));
