@@ -320,7 +320,7 @@ settings! {
     pub struct Api {
         /// Whether there is a management listener.
         pub enabled: bool = true,
-        /// The address to listen on; `None` leaves it to [`Config::api_host`].
+        /// The address to listen on; `None` leaves it to [`Config::api_host`], and adds `[::1]`.
         pub host: Option<IpAddr> = None,
         /// The TCP port of the management listener; 0 is any free port.
         pub port: u16 = 8007,

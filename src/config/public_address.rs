@@ -9,8 +9,13 @@ impl PublicIp {
     pub fn doubt(&self) -> Option<String> {
         match self {
             Self::Auto => None,
-            Self::Ip(ip) => unreachable_kind(*ip)
-                .map(|kind| format!("{ip} is {kind}: no device outside this machine can send audio to it")),
+            Self::Ip(ip) => match unreachable_kind(*ip) {
+                Some(kind) => {
+                    Some(format!("{ip} is {kind}: no device outside this machine can send audio to it"))
+                }
+                None => is_for_examples(*ip)
+                    .then(|| format!("{ip} is an address for examples (RFC 5737, RFC 3849): nobody has it")),
+            },
             Self::Host(name) => name_doubt(name).map(|doubt| format!("{name} {doubt}")),
         }
     }
@@ -18,17 +23,23 @@ impl PublicIp {
 
 /// The kind of an address that no other machine can send to.
 pub fn unreachable_kind(ip: IpAddr) -> Option<&'static str> {
-    let (is_link_local, is_broadcast, is_for_examples) = match ip {
-        IpAddr::V4(ip) => (ip.is_link_local(), ip.is_broadcast(), ip.is_documentation()),
-        IpAddr::V6(ip) => (ip.is_unicast_link_local(), false, ip.segments()[..2] == [0x2001, 0xdb8]),
+    let (is_link_local, is_broadcast) = match ip {
+        IpAddr::V4(ip) => (ip.is_link_local(), ip.is_broadcast()),
+        IpAddr::V6(ip) => (ip.is_unicast_link_local(), false),
     };
     match ip {
         ip if ip.is_loopback() => Some("a loopback address"),
         ip if ip.is_unspecified() => Some("the unspecified address"),
         ip if ip.is_multicast() || is_broadcast => Some("a broadcast or multicast address"),
         _ if is_link_local => Some("a link-local address"),
-        _ if is_for_examples => Some("an address for examples (RFC 5737, RFC 3849)"),
         _ => None,
+    }
+}
+
+fn is_for_examples(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.is_documentation(),
+        IpAddr::V6(ip) => ip.segments()[..2] == [0x2001, 0xdb8],
     }
 }
 

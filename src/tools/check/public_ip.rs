@@ -92,6 +92,9 @@ fn check_ip(shown: &str, ip: IpAddr, udp: &Udp) -> Finding {
 
 /// An address that is not this machine's, and from which no datagram came back.
 fn check_behind_nat(shown: &str, ip: Ipv4Addr, port: u16) -> Finding {
+    if let Some(doubt) = PublicIp::Ip(ip.into()).doubt() {
+        return finding(StepState::Fail, doubt);
+    }
     let here = local_address();
     let inner = here.map_or_else(|| "unknown".to_owned(), |ip| ip.to_string());
     let forward = format!(
