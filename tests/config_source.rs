@@ -574,11 +574,11 @@ fn thirty_files_as_people_write_them() {
         ),
         (
             "{\"mqtt\": ‘x’}",
-            Err("FILE: line 1, column 11: not JSON: expected value; the line holds the typographic quote ‘"),
+            Err("FILE: line 1, column 10: not JSON: expected value; the line holds the typographic quote ‘"),
         ),
         (
             "{\"debug\": ＂x＂}",
-            Err("FILE: line 1, column 12: not JSON: expected value; the line holds the typographic quote ＂"),
+            Err("FILE: line 1, column 11: not JSON: expected value; the line holds the typographic quote ＂"),
         ),
         ("{'mqtt': {}}", Err("FILE: line 1, column 2: not JSON: key must be a string")),
         ("{mqtt: {}}", Err("FILE: line 1, column 2: not JSON: key must be a string")),
@@ -588,17 +588,17 @@ fn thirty_files_as_people_write_them() {
             "{ /* 一\n二 */ // 三\n\"mqtt\": {\"port\": 1x}}",
             Err("FILE: line 3, column 19: not JSON: expected `,` or `}`"),
         ),
-        ("{\"mqtt\": {,}}", Err("FILE: line 1, column 12: not JSON: key must be a string")),
-        ("{\"mqtt\": {\"port\": 1,,}}", Err("FILE: line 1, column 22: not JSON: key must be a string")),
+        ("{\"mqtt\": {,}}", Err("FILE: line 1, column 11: not JSON: key must be a string")),
+        ("{\"mqtt\": {\"port\": 1,,}}", Err("FILE: line 1, column 21: not JSON: key must be a string")),
         (
             r#"{"websocket": {"production_servers": [,]}}"#,
             Err("FILE: line 1, column 39: not JSON: expected value"),
         ),
-        ("{\"mqtt\": {\"port\": 0x10}}", Err("FILE: line 1, column 21: not JSON: expected `,` or `}`")),
-        ("{\"mqtt\": {\"port\": +1}}", Err("FILE: line 1, column 20: not JSON: expected value")),
-        ("{\"mqtt\": {\"port\": 1 /* open }}", Err("FILE: line 1, column 22: not JSON: expected `,` or `}`")),
-        ("{\"mqtt\": {\"port\": 1}},", Err("FILE: line 1, column 23: not JSON: trailing characters")),
-        ("{\"mqtt\": {\"port\": 1}", Err("FILE: line 1, column 21: not JSON: EOF")),
+        ("{\"mqtt\": {\"port\": 0x10}}", Err("FILE: line 1, column 20: not JSON: expected `,` or `}`")),
+        ("{\"mqtt\": {\"port\": +1}}", Err("FILE: line 1, column 19: not JSON: expected value")),
+        ("{\"mqtt\": {\"port\": 1 /* open }}", Err("FILE: line 1, column 21: not JSON: expected `,` or `}`")),
+        ("{\"mqtt\": {\"port\": 1}},", Err("FILE: line 1, column 22: not JSON: trailing characters")),
+        ("{\"mqtt\": {\"port\": 1}", Err("FILE: line 1, column 20: not JSON: EOF")),
     ];
     for (text, expected) in cases {
         match (load(text), expected) {
