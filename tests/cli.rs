@@ -88,6 +88,7 @@ fn a_wrong_command_line_ends_with_2_and_one_line() {
         ("--cofnig=a.json", "the nearest is --config"),
         ("--log-levle info", "the nearest is --log-level"),
         ("--versoin", "the nearest is --version"),
+        ("-config a.json", "the nearest is --config"),
         ("chekc", "the nearest is check"),
         ("check --jsno", "the nearest is --json"),
         ("check --confgi=a.json", "the nearest is --config"),

@@ -607,8 +607,11 @@ fn thirty_files_as_people_write_them() {
             (found, _) => panic!("{found:?}, expected {expected:?} for {text}"),
         }
     }
-    let digits = r#"{"mcp":{"client_info":{"n":12345678901234567890.123456789012345678,/* all */},}}"#;
-    assert_eq!(load(digits).unwrap().mcp.client_info, r#"{"n":12345678901234567890.123456789012345678}"#);
+    let digits = r#"{"mcp":{"client_info":{"n":18446744073709551615,"m":0.12345678901234568,/* all */},}}"#;
+    assert_eq!(
+        load(digits).unwrap().mcp.client_info,
+        r#"{"m":0.12345678901234568,"n":18446744073709551615}"#
+    );
     let variable = [("MQTT_PROXY_MCP_CAPABILITIES", "{\"a\": {}, /* none */}")];
     assert_eq!(load_with(b"{}", None, &variable).unwrap().mcp.capabilities, r#"{"a":{}}"#);
 }

@@ -62,7 +62,8 @@ pub fn finish(args: Arguments, known: &[&str]) -> Result<(), String> {
 
 fn unknown_argument(unknown: &str, known: &[&str]) -> String {
     let name = unknown.split('=').next().unwrap_or_default();
-    let nearest = nearest(name, known).filter(|nearest| name.starts_with("--") && *nearest != name);
+    let nearest =
+        nearest(name, known).filter(|nearest| name.starts_with('-') && name.len() > 2 && *nearest != name);
     let nearest = nearest.map(|nearest| format!("; the nearest is {nearest}")).unwrap_or_default();
     format!("unknown or repeated argument {unknown:?}{nearest}")
 }
