@@ -816,13 +816,14 @@ fn probe_and_its_exit_code_report_what_works() {
     };
     thread::scope(|scope| {
         scope.spawn(|| {
-            let (code, stdout, stderr) = probe(format!("probe {} --packets 10 --json", good));
+            let (code, stdout, stderr) = probe(format!("probe {} --packets 10 --no-pause --json", good));
             assert_eq!(code, Some(0), "{stdout} {stderr}");
             let report: Value = serde_json::from_str(&stdout).unwrap();
             assert!(report.is_object(), "{report}");
         });
         scope.spawn(|| {
-            let (code, stdout, _) = probe(format!("probe {} --packets 10 --mac 02:00:00:00:00:11", good));
+            let (code, stdout, _) =
+                probe(format!("probe {} --packets 10 --no-pause --mac 02:00:00:00:00:11", good));
             assert_eq!(code, Some(0), "{stdout}");
             for step in ["TCP", "MQTT", "authentication", "hello", "UDP up", "UDP down", "round trip", "loss"]
             {
@@ -830,13 +831,13 @@ fn probe_and_its_exit_code_report_what_works() {
             }
         });
         scope.spawn(|| {
-            let (code, stdout, _) = probe(format!("probe {} --packets 10", lost));
+            let (code, stdout, _) = probe(format!("probe {} --packets 10 --no-pause", lost));
             assert_eq!(code, Some(1), "{stdout}");
             assert!(stdout.contains("public_ip") && stdout.contains("UDP up"), "{stdout}");
         });
         scope.spawn(|| {
             let (code, stdout, stderr) =
-                probe(format!("probe {} --packets 10 --key wrong --mac 02:00:00:00:00:12", good));
+                probe(format!("probe {} --packets 10 --no-pause --key wrong --mac 02:00:00:00:00:12", good));
             assert_eq!(code, Some(1), "{stdout}{stderr}");
             assert!(stdout.contains('4') && !stdout.contains(KEY), "{stdout}");
         });

@@ -188,21 +188,25 @@ fn a_call_from_request_to_hang_up() {
     assert_eq!(fixture.metric(r#"gateway_calls{state="ringing"}"#), 1);
 
     let (status, answer) = fixture.post("/api/call/accept", &json!({ "mac": "02:00:00:00:00:0C" }));
-    assert_eq!((status, answer), (200, json!({ "status": "bridged", "peerMac": fixture.mac(1) })));
+    let note = answer["note"].as_str().unwrap().to_owned();
+    assert!(note.contains("realtime") && note.contains(&format!("{}, {}", fixture.mac(1), fixture.mac(2))));
+    let expected = json!({ "status": "bridged", "peerMac": fixture.mac(1), "note": note });
+    assert_eq!((status, answer), (200, expected));
     assert_eq!(b.peer.expect_close(1000).unwrap()["reason"], "device_call");
     assert_eq!(
         a.device.json(),
         json!({ "type": "call_accepted", "session_id": session_id(1), "from": fixture.mac(2) })
     );
     log.wait_for_line("talks to");
+    assert!(log.wait_for_line("did not last listen").ends_with(&note));
 
     for n in 0..3 {
         assert_eq!(assert_audio_delivered(&mut a.call, &b.call, format!("\x58to b {n}").as_bytes()), 2 + n);
         assert_eq!(assert_audio_delivered(&mut b.call, &a.call, &[0x58; 1400][..1000 + n as usize]), 4 + n);
     }
-    // A new NAT mapping: the next packet of b shows its address.
-    b.call.udp = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
-    assert_audio_delivered(&mut b.call, &a.call, b"\x58moved");
+    // A new NAT mapping.
+    let udp = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    b.call.move_to(udp, |limit| a.call.receive_within(limit).map(|audio| audio.payload));
     assert_audio_delivered(&mut a.call, &b.call, b"\x58found");
     assert_eq!(fixture.metric(r#"gateway_calls{state="bridged"}"#), 2);
     assert_eq!(fixture.metric(r#"gateway_device_calls_total{outcome="requested"}"#), 1);

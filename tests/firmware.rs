@@ -811,7 +811,6 @@ fn assert_recovers(scene: Scene) {
 }
 
 #[test]
-#[ignore = "rule 7 of the firmware behaviour is not built yet"]
 fn a_device_that_listens_when_the_gateway_restarts_does_not_listen_for_ever() {
     for_each(&Version::ALL, |version| {
         let scene = scene_to_restart(version);
@@ -821,7 +820,6 @@ fn a_device_that_listens_when_the_gateway_restarts_does_not_listen_for_ever() {
 }
 
 #[test]
-#[ignore = "rule 7 of the firmware behaviour is not built yet"]
 fn a_device_that_speaks_when_the_gateway_restarts_does_not_stay_silent() {
     for_each(&Version::ALL, |version| {
         let scene = scene_to_restart(version);
@@ -831,13 +829,40 @@ fn a_device_that_speaks_when_the_gateway_restarts_does_not_stay_silent() {
 }
 
 #[test]
-#[ignore = "rule 7 of the firmware behaviour is not built yet"]
 fn a_device_in_realtime_mode_that_speaks_when_the_gateway_restarts_does_not_stay_silent() {
     for_each(&Version::ALL, |version| {
         let scene = scene_to_restart(version);
         scene.device.act(|model, _| model.button_mode = ListeningMode::Realtime);
         let _peer = scene.call_in_speech();
         assert_recovers(scene);
+    });
+}
+
+/// Its channel stays open, so that the next press still speaks of the old call.
+#[test]
+fn a_device_whose_button_is_held_when_the_gateway_restarts_is_idle_and_its_next_press_ends_the_old_call() {
+    for_each(&WITH_RESUME, |version| {
+        let scene = scene_to_restart(version);
+        scene.device.act(Firmware::hold_button);
+        let _peer = scene.answer("server-session");
+        let scene = restart_gateway(scene);
+        scene.device.wait_for_state(DeviceState::Idle);
+        scene.device.press_button();
+        scene.assert_not_stuck();
+        assert_eq!(scene.device.state(), DeviceState::Idle);
+        scene.call();
+    });
+}
+
+#[test]
+fn a_device_that_calls_at_once_after_the_restart_is_not_told_to_stop() {
+    for_each(&Version::ALL, |version| {
+        let scene = restart_gateway(scene_to_restart(version));
+        let mark = scene.device.mark();
+        let _peer = scene.call();
+        thread::sleep(MS(3000));
+        let events = scene.device.events_since(mark);
+        assert!(first_at(&events, |event| is_tts(event, "stop")).is_none(), "{}", scene.device.describe());
     });
 }
 
@@ -884,7 +909,6 @@ fn connect_devices(version: Version, mode: ListeningMode) -> (Scene, FirmwareDev
 }
 
 #[test]
-#[ignore = "rule 8 of the firmware behaviour is not built yet"]
 fn two_stock_devices_in_realtime_mode_hear_each_other() {
     for_each(&Version::ALL[2..], |version| {
         let (scene, other, _) = connect_devices(version, ListeningMode::Realtime);
@@ -906,7 +930,6 @@ fn two_stock_devices_in_realtime_mode_hear_each_other() {
 }
 
 #[test]
-#[ignore = "rule 8 of the firmware behaviour is not built yet"]
 fn two_stock_devices_in_auto_mode_are_connected_with_a_note_that_says_why_they_hear_nothing() {
     let (_scene, _other, answer) = connect_devices(Version::V2_2_6, ListeningMode::Auto);
     assert!(answer["note"].as_str().is_some_and(|note| !note.is_empty()), "{answer}");

@@ -294,7 +294,12 @@ fn served_certificate(files: &CertificateFiles, gateway: &Running) -> Option<Vec
 fn a_certificate_is_renewed_under_load_and_nobody_is_dropped() {
     let files = CertificateFiles::new();
     let gateway = files.gateway(|_| {});
-    let mut devices: Vec<_> = (0..30).map(|number| files.device(&gateway, number)).collect();
+    let device = |number| {
+        let mut device = files.device(&gateway, number);
+        device.say_something();
+        device
+    };
+    let mut devices: Vec<_> = (0..30).map(device).collect();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         // Connects all the time, and never fails.

@@ -42,8 +42,8 @@ fn a_call_over_tls_works() {
     let authority = CertificateAuthority::new();
     with_tls_gateway(&authority, &authority.issue("127.0.0.1"), |folder, mqtts| {
         for line in [
-            format!("probe {mqtts} --tls --ca-file ca.pem --packets 5"),
-            format!("probe mqtts://{mqtts} --ca-file ca.pem --packets 5"),
+            format!("probe {mqtts} --tls --ca-file ca.pem --packets 5 --no-pause"),
+            format!("probe mqtts://{mqtts} --ca-file ca.pem --packets 5 --no-pause"),
         ] {
             let output = folder.run(&line, &[]);
             let told = output_text(&output);

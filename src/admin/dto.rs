@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use serde_json::json;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use super::params::{BadParameter, Members};
 use crate::config::{Changes, ChatServerConfig, KeyFingerprint};
@@ -297,22 +297,29 @@ fn parse_mac(members: &Members<'_>, key: &str) -> Result<Option<Mac>, String> {
     text.trim_ascii().parse().map(Some).map_err(bad)
 }
 
-/// What became of a request, as the consoles expect it.
-pub fn call_request_body(outcome: RequestOutcome) -> String {
+/// What became of a request, as the consoles expect it, and what the operator should know about the call.
+pub fn call_request_body(outcome: RequestOutcome, note: Option<String>) -> String {
     let (status, message) = match outcome {
         RequestOutcome::Connected => ("bridged", "通话已接通"),
         RequestOutcome::Ringing => ("pending", "正在等待对方接听"),
         RequestOutcome::Offline => ("offline", "对方设备不在线，请稍后重试"),
         RequestOutcome::Refused(why) => ("error", why),
     };
-    json!({ "status": status, "message": message }).to_string()
+    with_note(json!({ "status": status, "message": message }), note)
 }
 
-/// What became of an answer, as the consoles expect it.
-pub fn call_accept_body(outcome: AcceptOutcome) -> String {
+fn with_note(mut body: Value, note: Option<String>) -> String {
+    if let Some(note) = note {
+        body["note"] = note.into();
+    }
+    body.to_string()
+}
+
+/// As [`call_request_body`], for an answer.
+pub fn call_accept_body(outcome: AcceptOutcome, note: Option<String>) -> String {
     let (status, message) = match outcome {
         AcceptOutcome::Connected(peer) => {
-            return json!({ "status": "bridged", "peerMac": peer.to_string() }).to_string();
+            return with_note(json!({ "status": "bridged", "peerMac": peer.to_string() }), note);
         }
         AcceptOutcome::NoIncomingCall => ("no_pending", "没有等待中的通话"),
         AcceptOutcome::CallerLeft => ("caller_gone", "主叫方已离开或通话已超时"),

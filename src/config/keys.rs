@@ -63,7 +63,7 @@ macro_rules! keys {
 
 /// Every key, in the order of the documented file: its name, when a new value is in force, where the value is kept, and
 /// what it may be.
-pub(super) static CONFIG_KEYS: [ConfigKey; 62] = keys! {
+pub(super) static CONFIG_KEYS: [ConfigKey; 64] = keys! {
     "mqtt.host" restart mqtt.host: ip();
     "mqtt.port" restart mqtt.port: port();
     "mqtt.plain" restart mqtt.plain: boolean();
@@ -89,6 +89,8 @@ pub(super) static CONFIG_KEYS: [ConfigKey; 62] = keys! {
     "udp.downlink_flags" live udp.downlink_flags: boolean();
     "udp.speech_lead_ms" live udp.speech_lead: millis(0..=1_000);
     "udp.downlink_pace" live udp.downlink_pace: boolean();
+    "udp.keep_alive_s" live udp.keep_alive: seconds(0..=DAY);
+    "udp.dscp" restart udp.dscp: whole_number(0..=63);
     "udp.first_packet_warn_s" live udp.first_packet_warn: seconds(0..=DAY);
     "udp.first_packet_alert" live udp.first_packet_alert: boolean();
     "udp.coalesce_max_us" live udp.coalesce_max: micros(0..=10_000);

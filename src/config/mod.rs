@@ -202,6 +202,11 @@ settings! {
         pub speech_lead: Duration = Duration::from_millis(30),
         /// Whether audio is sent to devices at the pace at which they play it, however fast the chat server sends it.
         pub downlink_pace: bool = true,
+        /// After how long without audio to a device in a call one datagram keeps its path open; zero is never. None is sent without
+        /// `downlink_flags`.
+        pub keep_alive: Duration = Duration::from_secs(10),
+        /// The DSCP (RFC 2474) of audio to devices, 0 to 63: 46 is EF (RFC 3246), which Wi-Fi treats as voice.
+        pub dscp: u8 = 46,
         /// How long after each `listen` start of a device missing audio is logged; zero is never.
         pub first_packet_warn: Duration = Duration::from_secs(3),
         /// Whether this is shown on the device too.

@@ -95,7 +95,7 @@ mod tests {
                 "resume_grace_s":0.25,"allow_legacy_ids":true,"signature_key":"a\"\\$ä",
                 "allowed_macs":["aa"],"denied_macs":["AA-BB-CC-DD-EE-FF","aa_00"],"previous_signature_keys":["ä,","b"]},
                 "udp":{"host":"127.0.0.1","port":5,"public_ip":"gw.example","peer_policy":"strict","downlink_flags":false,
-                "speech_lead_ms":60,"downlink_pace":false,"first_packet_warn_s":6,"first_packet_alert":false,"coalesce_max_us":7},
+                "speech_lead_ms":60,"downlink_pace":false,"keep_alive_s":2.5,"dscp":0,"first_packet_warn_s":6,"first_packet_alert":false,"coalesce_max_us":7},
                 "websocket":{"production_servers":["ws://a/?from=mqtt_gateway",{"url":"wss://b","framing":"raw","insecure":false},
                 {"url":"ws://c","framing":"header"}],"development_servers":["ws://d"],
                 "development_mac_addresses":["AA-BB-CC-DD-EE-FF"],"server_secret":"s","insecure":true,"ping_interval_s":7,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::proto::audio::Cipher;
 use crate::session::harness::{SentDatagram, TestShell, connect_packet, publish_packet, servers};
-use crate::session::{Action, CallCredentials, Context, Core, DropReason, Uplink};
+use crate::session::{Action, CallCredentials, Context, Core, DropReason};
 
 pub(super) const SSRC: u32 = 0x0102_0304;
 pub(super) const KEY: [u8; 16] = *b"sixteen byte key";
@@ -48,16 +48,13 @@ impl LiveCall {
         self.drive(Core::on_timeout)
     }
 
-    /// Passes a datagram to the core, and returns the frame for the chat server.
-    pub(super) fn uplink<'b>(
+    /// Passes a datagram to the core, and returns the frames for the chat server.
+    pub(super) fn uplink(
         &mut self,
         from: SocketAddr,
-        datagram: &'b mut [u8],
-    ) -> Result<&'b [u8], DropReason> {
-        match self.shell.uplink(&mut self.core, from, datagram)? {
-            Uplink::Server { frame, .. } => Ok(frame),
-            other => panic!("no device was called: {other:?}"),
-        }
+        datagram: &mut [u8],
+    ) -> Result<Vec<Vec<u8>>, DropReason> {
+        self.shell.uplink_frames(&mut self.core, from, datagram).map(|(frames, _)| frames)
     }
 
     pub(super) fn downlink(&mut self, frame: &[u8]) -> Result<Option<SentDatagram>, DropReason> {

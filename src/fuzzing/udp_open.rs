@@ -1,17 +1,13 @@
 //! The uplink of one call: header, sequence, source, decryption.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
 
 use aes::cipher::{KeyIvInit, StreamCipher};
 
 use super::FieldReader;
 use super::live_call::{KEY, LiveCall, MQTT_IP, SSRC, cipher};
 use crate::config::{Config, PeerPolicy};
-use crate::proto::audio::{
-    HEADER_LEN, MAX_PAYLOAD, ReplayWindow, SequenceVerdict, UdpHeader, opus_config, ws_frame_header,
-};
+use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD, UdpHeader, opus_config, ws_frame_header};
 use crate::session::DropReason;
 use crate::session::harness::encrypt_datagram;
 
@@ -65,7 +61,7 @@ pub fn udp_open(data: &[u8]) {
         };
         for _ in 0..=op >> 6 & 1 {
             let mut bytes = datagram.clone();
-            let outcome = call.uplink(from, &mut bytes).map(<[u8]>::to_vec);
+            let outcome = call.uplink(from, &mut bytes);
             oracle.on_datagram(from, &datagram, outcome, &call);
         }
     }
@@ -101,43 +97,26 @@ fn source_addr(which: u8) -> SocketAddr {
     }
 }
 
-/// Computes the expected result of each datagram.
+/// Checks the result of each datagram.
 struct Oracle {
     live: bool,
-    naive_window: NaiveWindow,
-    /// The window under test, outside a call.
-    window: ReplayWindow,
     known_source: Option<SocketAddr>,
-    known_source_last_seen: Option<Instant>,
-    /// The configuration of the device's Opus packets.
-    opus_config: Option<u8>,
-    /// The last consecutive packets of an unknown address: source, sequence, Opus configuration.
-    candidate_packets: Vec<(SocketAddr, u32, u8)>,
-    forwarded: BTreeSet<u32>,
+    /// Every well-formed packet so far: source, Opus configuration, frame.
+    received: Vec<(SocketAddr, Option<u8>, Vec<u8>)>,
     /// The number of forwarded packets, duplicates and late packets.
     counts: (u64, u64, u64),
 }
 
 impl Oracle {
     fn new(live: bool) -> Self {
-        Self {
-            live,
-            naive_window: NaiveWindow::new(),
-            window: ReplayWindow::new(),
-            known_source: None,
-            known_source_last_seen: None,
-            opus_config: None,
-            candidate_packets: Vec::new(),
-            forwarded: BTreeSet::new(),
-            counts: (0, 0, 0),
-        }
+        Self { live, known_source: None, received: Vec::new(), counts: (0, 0, 0) }
     }
 
     fn on_datagram(
         &mut self,
         from: SocketAddr,
         datagram: &[u8],
-        outcome: Result<Vec<u8>, DropReason>,
+        outcome: Result<Vec<Vec<u8>>, DropReason>,
         call: &LiveCall,
     ) {
         let header = match UdpHeader::parse(datagram) {
@@ -149,123 +128,41 @@ impl Oracle {
         }
         let mut payload = datagram[HEADER_LEN..].to_vec();
         cipher().apply(&header.to_bytes(), &mut payload);
-        let trusted = from.ip() == source_addr(0).ip() || self.known_source == Some(from);
-        if !trusted && !self.may_migrate(from, header.sequence, &payload, call) {
-            return assert_eq!(outcome, Err(DropReason::ForeignSource));
-        }
-        let verdict = self.naive_window.accept(header.sequence);
-        assert_eq!(self.window.check(header.sequence), verdict, "check agrees with accept");
-        assert_eq!(self.window.accept(header.sequence), verdict, "sequence {}", header.sequence);
-        let expected = match verdict {
-            SequenceVerdict::Fresh { .. } if self.live => {
-                self.counts.0 += 1;
-                assert!(
-                    self.forwarded.last().is_none_or(|last| *last < header.sequence),
-                    "in order, and once"
-                );
-                self.forwarded.insert(header.sequence);
-                Ok([&ws_frame_header(header.timestamp, payload.len())[..], &payload].concat())
+        let frame = [&ws_frame_header(header.timestamp, payload.len())[..], &payload].concat();
+        self.received.push((from, opus_config(&payload), frame.clone()));
+        self.counts.1 += u64::from(outcome == Err(DropReason::Duplicate));
+        self.counts.2 += u64::from(outcome == Err(DropReason::Late));
+        let at_mqtt_ip = from.ip() == source_addr(0).ip();
+        if self.known_source == Some(from) || (self.known_source.is_none() && at_mqtt_ip) {
+            use DropReason::{Duplicate, Jump, Late, NoServer, TooOld};
+            match outcome {
+                Ok(frames) => assert!(self.live && frames == [frame], "{frames:?}"),
+                Err(NoServer) => assert!(!self.live),
+                Err(why) => return assert!(matches!(why, Duplicate | Late | TooOld | Jump), "{why:?}"),
             }
-            SequenceVerdict::Fresh { .. } => Err(DropReason::NoServer),
-            SequenceVerdict::Duplicate => Err(DropReason::Duplicate),
-            SequenceVerdict::Late => Err(DropReason::Late),
-            SequenceVerdict::TooOld => Err(DropReason::TooOld),
-            SequenceVerdict::Jump => Err(DropReason::Jump),
+            self.counts.0 += u64::from(self.live);
+            self.known_source = Some(from);
+            return;
+        }
+        let frames = match outcome {
+            Ok(frames) => frames,
+            Err(why) => {
+                return assert!(matches!(why, DropReason::ForeignSource | DropReason::PathHeld), "{why:?}");
+            }
         };
-        self.counts.1 += u64::from(verdict == SequenceVerdict::Duplicate);
-        self.counts.2 += u64::from(verdict == SequenceVerdict::Late);
-        assert_eq!(outcome, expected);
-        if matches!(verdict, SequenceVerdict::Fresh { .. }) {
-            (self.known_source, self.known_source_last_seen) = (Some(from), Some(call.shell.now));
-            self.candidate_packets.clear();
-            self.opus_config = opus_config(&payload).or(self.opus_config);
+        assert!(at_mqtt_ip || call.shell.config.udp.peer_policy == PeerPolicy::Adaptive, "strict");
+        let packets: Vec<_> = self.received.iter().filter(|(source, ..)| *source == from).collect();
+        let (_, config, _) = packets.last().expect("it was pushed above");
+        let needed = if at_mqtt_ip { 2 } else { 8 };
+        let alike = packets.iter().filter(|(_, other, _)| other.is_some() && other == config);
+        assert!(alike.count() >= needed, "too few plausible packets");
+        if self.live {
+            assert_eq!(frames.last(), Some(&frame));
         }
-    }
-
-    /// An unknown address is accepted with the third consecutive plausible packet, while the known one is silent.
-    fn may_migrate(&mut self, from: SocketAddr, sequence: u32, payload: &[u8], call: &LiveCall) -> bool {
-        let strict = call.shell.config.udp.peer_policy == PeerPolicy::Strict;
-        if strict || !matches!(self.naive_window.check(sequence), SequenceVerdict::Fresh { .. }) {
-            return false;
+        for frame in &frames {
+            assert!(packets.iter().any(|(.., received)| received == frame), "sent by another source");
         }
-        let silent =
-            self.known_source_last_seen.is_none_or(|at| call.shell.now - at >= Duration::from_secs(2));
-        let config =
-            opus_config(payload).filter(|config| self.opus_config.is_none_or(|known| known == *config));
-        let Some(config) = config.filter(|_| silent) else {
-            self.candidate_packets.clear();
-            return false;
-        };
-        let before = (from, sequence.wrapping_sub(1), config);
-        if self.candidate_packets.last() != Some(&before) {
-            self.candidate_packets.clear();
-        }
-        self.candidate_packets.push((from, sequence, config));
-        self.candidate_packets.len() >= 3
-    }
-}
-
-/// A simple implementation of the window: a set of all accepted sequences.
-struct NaiveWindow {
-    seen: BTreeSet<u32>,
-    floor: u32,
-    /// Consecutive sequences that are too far ahead.
-    run: Vec<u32>,
-}
-
-impl NaiveWindow {
-    fn new() -> Self {
-        Self { seen: BTreeSet::new(), floor: 1, run: Vec::new() }
-    }
-
-    fn highest(&self) -> u32 {
-        self.seen.last().copied().unwrap_or_default()
-    }
-
-    fn check(&self, sequence: u32) -> SequenceVerdict {
-        let highest = self.highest();
-        if sequence > highest || self.seen.is_empty() {
-            let ahead = sequence - highest;
-            return match ahead {
-                0..=65_536 => SequenceVerdict::Fresh { lost: ahead.saturating_sub(1) },
-                _ if self.run_with(sequence).len() >= 3 => SequenceVerdict::Fresh { lost: 0 },
-                _ => SequenceVerdict::Jump,
-            };
-        }
-        if sequence < self.floor || highest - sequence >= 64 {
-            SequenceVerdict::TooOld
-        } else if self.seen.contains(&sequence) {
-            SequenceVerdict::Duplicate
-        } else {
-            SequenceVerdict::Late
-        }
-    }
-
-    fn accept(&mut self, sequence: u32) -> SequenceVerdict {
-        let verdict = self.check(sequence);
-        let run = self.run_with(sequence);
-        self.run.clear();
-        match verdict {
-            SequenceVerdict::Jump => self.run = run,
-            SequenceVerdict::Fresh { .. } if sequence - self.highest() > 65_536 => {
-                self.seen.extend(run);
-                self.floor = sequence - 2;
-            }
-            SequenceVerdict::Fresh { .. } => {
-                self.floor = self.floor.min(sequence);
-                self.seen.insert(sequence);
-            }
-            SequenceVerdict::Late => drop(self.seen.insert(sequence)),
-            SequenceVerdict::Duplicate | SequenceVerdict::TooOld => {}
-        }
-        verdict
-    }
-
-    fn run_with(&self, sequence: u32) -> Vec<u32> {
-        match self.run.last() {
-            Some(last) if *last == sequence => self.run.clone(),
-            Some(last) if last.checked_add(1) == Some(sequence) => [&self.run[..], &[sequence]].concat(),
-            _ => vec![sequence],
-        }
+        self.counts.0 += frames.len() as u64;
+        self.known_source = Some(from);
     }
 }

@@ -25,6 +25,7 @@ pub fn ws_audio(data: &[u8]) {
     let settings = fields.byte();
     let mut config = Config::default();
     config.udp.downlink_flags = settings & 1 == 0;
+    config.udp.keep_alive = std::time::Duration::ZERO;
     let flags = config.udp.downlink_flags;
     let mut call = LiveCall::new(config);
     let mut device = DownlinkReceiver { flags, ..DownlinkReceiver::default() };

@@ -13,7 +13,7 @@ use ctr::{CtrCore, flavors};
 
 mod replay_window;
 
-pub use replay_window::{ReplayWindow, SequenceVerdict};
+pub use replay_window::{ReplayWindow, Run, SequenceVerdict};
 
 /// The length of both headers, in bytes.
 pub const HEADER_LEN: usize = 16;
@@ -23,6 +23,9 @@ pub const MAX_PAYLOAD: usize = 1400;
 
 /// The flags of the nonce, and so of every packet of a device.
 pub const UPLINK_FLAGS: u8 = 0;
+
+/// The longest Opus frame, in bytes.
+const MAX_FRAME: usize = 1275;
 
 /// The first byte of every UDP packet.
 const PACKET_TYPE: u8 = 1;
@@ -166,43 +169,95 @@ pub fn parse_ws_frame(frame: &[u8]) -> Option<(u32, &[u8])> {
     (usize::try_from(len) == Ok(payload.len())).then_some((u32::from_be_bytes([t0, t1, t2, t3]), payload))
 }
 
-/// An Opus packet of silence with this duration: a multiple of 20 ms up to 120 ms, otherwise 60 ms.
+/// An Opus packet of silence with this duration: a multiple of 5 ms up to 120 ms, otherwise 60 ms. It has at least 8 bytes, since
+/// firmware before 2.4 drops datagrams of fewer than 24.
 ///
-/// Its first byte means CELT, fullband, frames of 20 ms, mono, with the number of frames in the second byte (RFC 6716 section
-/// 3.2.5: code 3, constant length, no padding). Each frame is `ff fe`, which the range coder decodes as a set silence flag
-/// (section 4.3). libopus decodes it to zeros at every sample rate.
+/// Its first byte means CELT, fullband, frames of 20, 10 or 5 ms, mono, with the number of frames in the second byte (RFC 6716
+/// section 3.2.5: code 3, constant length, padding where it would be too short). Each frame is `ff fe`, which the range coder
+/// decodes as a set silence flag (section 4.3). libopus decodes it to zeros at every sample rate.
 pub fn silence_packet(duration_ms: u32) -> Box<[u8]> {
-    const TOC: u8 = 31 << 3 | 3;
-    const FRAME: [u8; 2] = [0xff, 0xfe];
+    const CONFIGS: [(u32, u8); 3] = [(20, 31), (10, 30), (5, 29)];
+    const PADDING: u8 = 0x40;
+    const LEN_MIN: usize = 8;
 
-    let known = duration_ms.is_multiple_of(20) && (20..=120).contains(&duration_ms);
-    let frames = if known { (duration_ms / 20) as u8 } else { 3 };
-    let mut packet = vec![TOC, frames];
-    packet.extend(FRAME.repeat(frames.into()));
+    let duration_ms = Some(duration_ms).filter(|ms| (5..=120).contains(ms)).unwrap_or(60);
+    let config = CONFIGS.into_iter().find(|(frame_ms, _)| duration_ms.is_multiple_of(*frame_ms));
+    let (frames, config) =
+        config.map_or((3, 31), |(frame_ms, config)| ((duration_ms / frame_ms) as u8, config));
+    let mut packet = vec![config << 3 | 3, frames];
+    let missing = LEN_MIN.saturating_sub(2 + 2 * usize::from(frames));
+    if missing > 0 {
+        // The length of the padding takes one byte of what is missing.
+        packet = vec![config << 3 | 3, PADDING | frames, missing as u8 - 1];
+    }
+    packet.extend([0xff, 0xfe].repeat(frames.into()));
+    packet.resize(packet.len().max(LEN_MIN), 0);
     packet.into_boxed_slice()
 }
 
-/// The configuration number (0 to 31) of a valid Opus packet (RFC 6716 section 3): its frame-count code matches its length, and no
-/// frame has more than 1,275 bytes. Packets decrypted with a wrong key soon fail this check.
+/// The configuration number and the stereo bit (`number << 1 | stereo`) of a well-formed Opus packet: RFC 6716 section 3, with the
+/// requirements R1 to R7 of section 3.4.
+///
+/// Four of five packets of random bytes pass at best, but only one in 64 of these has a given configuration.
 pub fn opus_config(payload: &[u8]) -> Option<u8> {
-    const MAX_FRAME: usize = 1275;
-    const MAX_FRAMES: u8 = 48;
-
     let (&toc, rest) = payload.split_first()?;
-    let plausible = match toc & 0b11 {
+    let well_formed = match toc & 0b11 {
         0 => rest.len() <= MAX_FRAME,
         1 => rest.len().is_multiple_of(2) && rest.len() / 2 <= MAX_FRAME,
         2 => {
-            let (first, frames) = match *rest {
-                [short @ 0..252, ref frames @ ..] => (usize::from(short), frames),
-                [low, high, ref frames @ ..] => (usize::from(low) + 4 * usize::from(high), frames),
-                _ => return None,
-            };
+            let (first, frames) = opus_frame_len(rest)?;
             frames.len().checked_sub(first).is_some_and(|second| second <= MAX_FRAME)
         }
-        _ => (1..=MAX_FRAMES).contains(&(rest.first()? & 0x3f)),
+        _ => are_opus_frames(toc >> 3, rest)?,
     };
-    plausible.then_some(toc >> 3)
+    well_formed.then_some(toc >> 2)
+}
+
+/// The length of a frame, one or two bytes, and what follows it.
+fn opus_frame_len(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    match *bytes {
+        [short @ 0..252, ref rest @ ..] => Some((short.into(), rest)),
+        [low, high, ref rest @ ..] => Some((usize::from(low) + 4 * usize::from(high), rest)),
+        _ => None,
+    }
+}
+
+/// Whether this follows the first byte of a packet with code 3: `None` or false if not.
+fn are_opus_frames(config: u8, bytes: &[u8]) -> Option<bool> {
+    /// 120 ms, in units of 2.5 ms.
+    const MAX_DURATION: u8 = 48;
+    let duration = match config {
+        0..12 => [4, 8, 16, 24][usize::from(config & 3)],
+        12..16 => [4, 8][usize::from(config & 1)],
+        _ => [1, 2, 4, 8][usize::from(config & 3)],
+    };
+    let (&head, mut rest) = bytes.split_first()?;
+    let frames = head & 0x3f;
+    if frames == 0 || frames > MAX_DURATION / duration {
+        return None;
+    }
+    if head & 0x40 != 0 {
+        let mut padding = 0;
+        loop {
+            let (&len, after) = rest.split_first()?;
+            rest = after;
+            padding += usize::from(len.min(254));
+            if len < 255 {
+                break;
+            }
+        }
+        rest = rest.get(..rest.len().checked_sub(padding)?)?;
+    }
+    if head & 0x80 == 0 {
+        let frames = usize::from(frames);
+        return Some(rest.len().is_multiple_of(frames) && rest.len() / frames <= MAX_FRAME);
+    }
+    let mut before_last = 0;
+    for _ in 1..frames {
+        let (len, after) = opus_frame_len(rest)?;
+        (before_last, rest) = (before_last + len, after);
+    }
+    Some(rest.len().checked_sub(before_last)? <= MAX_FRAME)
 }
 
 #[cfg(test)]

@@ -165,9 +165,9 @@ pub fn alert(session_id: Option<&str>, status: &str, message: &str, emotion: &st
     envelope("alert", session_id, &fields)
 }
 
-/// `tts` with the state `stop`: the device stops speaking.
-pub fn tts_stop(session_id: &str) -> String {
-    envelope("tts", Some(session_id), r#","state":"stop""#)
+/// `tts` with the state `start` or `stop`: the device starts or stops speaking.
+pub fn tts(session_id: Option<&str>, state: &str) -> String {
+    envelope("tts", session_id, &format!(r#","state":"{state}""#))
 }
 
 /// `call_accepted` to a device: the called device has accepted.

@@ -289,7 +289,7 @@ impl RefusedDatagrams {
     /// Counts a datagram that was refused for this reason, if it is one of these.
     pub(super) fn count(refused: &mut Option<Box<Self>>, reason: DropReason, from: SocketAddr) {
         let counter: fn(&mut Self) -> &mut u32 = match reason {
-            DropReason::ForeignSource => |refused| &mut refused.foreign,
+            DropReason::ForeignSource | DropReason::PathHeld => |refused| &mut refused.foreign,
             DropReason::DatagramLength | DropReason::ShortDatagram => |refused| &mut refused.length,
             DropReason::DatagramFlags => |refused| &mut refused.flags,
             _ => return,
@@ -388,16 +388,20 @@ labelled_enum! {
         Late => "late",
         /// Below the replay window.
         TooOld => "too_old",
-        /// Too far ahead of the highest sequence to be accepted without confirmation.
+        /// Too far ahead of the highest sequence.
         Jump => "jump",
-        /// From an address that is not, or not yet, known as the device's.
+        /// From an address that is not known as the device's.
         ForeignSource => "foreign_source",
+        /// Kept until its source is taken for the device's. Then it is forwarded, otherwise it is dropped.
+        PathHeld => "path_held",
         /// No chat server is connected.
         NoServer => "no_server",
         /// The chat server does not read what it is sent.
         ServerBlocked => "server_blocked",
         /// The device has sent no datagram yet, so its address is not known.
         NoPeer => "no_peer",
+        /// For an address other than the device's MQTT address, from which no packet has come for too long.
+        PeerSilent => "peer_silent",
         /// A binary frame that is not audio, or too long.
         BadFrame => "bad_frame",
         /// The queue of held audio is full.

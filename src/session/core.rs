@@ -44,6 +44,8 @@ pub struct Core {
     login_key: Option<KeyFingerprint>,
     /// When the connection was opened; from CONNECT on, when it was accepted.
     since: Instant,
+    /// The device has published something other than MCP since its CONNECT.
+    has_spoken: bool,
     call: Option<Box<Call>>,
     mcp: ToolCache,
     cold: Option<Box<ColdState>>,
@@ -97,6 +99,7 @@ impl Core {
             client_id: None,
             login_key: None,
             since: now,
+            has_spoken: false,
             call: None,
             mcp: ToolCache::Disabled,
             cold: None,
@@ -194,6 +197,11 @@ impl Core {
     ) -> Result<Uplink<'b>, DropReason> {
         let call = self.call.as_mut().ok_or(DropReason::UnknownSsrc)?;
         call.uplink(from, datagram, config, now)
+    }
+
+    /// The next packet of a source that was just taken for the device's ([`Uplink::Path`]). It is written to `datagram`.
+    pub fn next_released<'b>(&mut self, datagram: &'b mut Vec<u8>) -> Option<Result<Uplink<'b>, DropReason>> {
+        self.call.as_mut()?.next_released(datagram)
     }
 
     /// The packet that [`Core::uplink`] returned, with this many Opus bytes, did not fit into the chat server's write buffer.

@@ -41,6 +41,8 @@ pub(super) enum CallTimer {
     Playout,
     /// A device that has reconnected should have shown by then that it is in the call.
     Reattach,
+    /// Send a keep-alive if no datagram was sent to the device until then.
+    KeepAlive,
     /// A device that listens should have sent audio by then.
     MissingAudio,
     /// End the call if there was neither audio nor text until then.
@@ -67,6 +69,7 @@ const ALL_TIMERS: [CallTimer; TIMER_COUNT] = [
     CallTimer::HoldMedia,
     CallTimer::Playout,
     CallTimer::Reattach,
+    CallTimer::KeepAlive,
     CallTimer::MissingAudio,
     CallTimer::Idle,
     CallTimer::Redial,
@@ -96,7 +99,8 @@ impl Deadlines {
 
     /// A deadline more than 49 days after the call's start is shortened to that.
     pub(super) fn set(&mut self, timer: CallTimer, at: Instant) {
-        let millis = at.saturating_duration_since(self.start).as_nanos().div_ceil(1_000_000);
+        // Cheap, since each datagram for the device postpones the keep-alive.
+        let millis = (at.saturating_duration_since(self.start) + Duration::from_nanos(999_999)).as_millis();
         let after = u32::try_from(millis + 1).unwrap_or(u32::MAX);
         self.offsets_ms[timer as usize] = NonZeroU32::new(after);
     }
@@ -107,9 +111,9 @@ impl Deadlines {
 
     /// Clears every deadline that is about the chat server; those about the device stay.
     pub(super) fn clear_server_timers(&mut self) {
-        use CallTimer::{HoldMedia, Idle, MissingAudio, Playout, Reattach};
+        use CallTimer::{HoldMedia, Idle, KeepAlive, MissingAudio, Playout, Reattach};
         for timer in ALL_TIMERS {
-            if !matches!(timer, MissingAudio | HoldMedia | Idle | Playout | Reattach) {
+            if !matches!(timer, MissingAudio | HoldMedia | Idle | KeepAlive | Playout | Reattach) {
                 self.clear(timer);
             }
         }

@@ -89,6 +89,28 @@ impl TestShell {
         core.uplink(UdpPeer { addr: from, local_ip: None }, datagram, &self.config, self.now)
     }
 
+    /// A datagram for a core whose call has a chat server: the frames for that, and whether it is the first of the device.
+    pub(crate) fn uplink_frames(
+        &self,
+        core: &mut Core,
+        from: SocketAddr,
+        datagram: &mut [u8],
+    ) -> Result<(Vec<Vec<u8>>, bool), DropReason> {
+        let device_heard = match self.uplink(core, from, datagram)? {
+            Uplink::Server { frame, device_heard, .. } => return Ok((vec![frame.to_vec()], device_heard)),
+            Uplink::Path { device_heard } => device_heard,
+            other => panic!("no device was called: {other:?}"),
+        };
+        let (mut frames, mut released) = (Vec::new(), Vec::new());
+        while let Some(uplink) = core.next_released(&mut released) {
+            match uplink {
+                Ok(Uplink::Server { frame, .. }) => frames.push(frame.to_vec()),
+                other => assert_eq!(other, Err(DropReason::NoServer)),
+            }
+        }
+        Ok((frames, device_heard))
+    }
+
     /// A binary frame of the chat server: the datagram that leaves at once, or `None` when the frame has to wait.
     pub(crate) fn downlink(
         &mut self,

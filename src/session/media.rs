@@ -1,7 +1,7 @@
-//! The audio path of one call: encryption, sequences, the device's UDP address, framing towards the chat server. It does not
-//! allocate and returns borrowed results, since it runs for each packet.
+//! The audio path of one call: encryption, sequences, the device's UDP address, framing towards the chat server. It returns
+//! borrowed results and does not allocate for packets of the known source, since it runs for each packet.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::action::{CallCredentials, CallStats, DropReason, Encrypted, UdpPeer};
@@ -9,13 +9,15 @@ use super::jitter::Jitter;
 use super::server_health::WireFraming;
 use crate::config::PeerPolicy;
 use crate::proto::audio::{self, Cipher, ReplayWindow, SequenceVerdict, UdpHeader};
+use paths::Paths;
+
+mod paths;
 
 /// The direction bit in the flags byte of downlink packets: no counter block is used in both directions.
 const DOWNLINK_FLAG: u8 = 0x80;
-/// How long the known source must be silent before another IP address is accepted.
-const PATH_SILENCE_MIN: Duration = Duration::from_secs(2);
-/// The consecutive plausible packets after which an unknown IP address is accepted.
-const PATH_VALIDATION_PACKETS: u8 = 3;
+/// Without a packet for so long, audio is no longer sent to an address other than the MQTT peer's: while the device listens, and
+/// otherwise.
+const DOWNLINK_SILENCE: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(120)];
 /// The binary frames without a header, in one call, after which a server is taken to send raw Opus.
 const RAW_FRAMING_AFTER: u8 = 3;
 
@@ -26,6 +28,18 @@ pub(super) struct Decrypted {
     pub(super) payload_len: usize,
     /// The device's address was not known before this packet.
     pub(super) peer_learned: bool,
+}
+
+/// A datagram that was accepted.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    /// It is the next packet.
+    Packet(Decrypted),
+    /// Its source is known from now on, and its packets, this one included, follow from [`Media::next_released`].
+    Path {
+        /// No source was known before.
+        peer_learned: bool,
+    },
 }
 
 /// What is known of how this call's server frames audio.
@@ -51,24 +65,19 @@ pub(super) struct Media {
     ssrc: u32,
     window: ReplayWindow,
     sequence: u32,
+    /// The known source.
     peer: Option<UdpPeer>,
-    peer_last_seen: Instant,
-    /// The IP address of the device's MQTT connection. Datagrams from any of its ports are accepted.
+    /// When the known source last settled a packet; the start of the call before.
+    settled_at: Instant,
+    /// The known source is the device, as far as that can be told: its last packet was like the one before it.
+    is_alive: bool,
+    /// The IP address of the device's MQTT connection.
     mqtt_ip: IpAddr,
-    /// The configuration number of the device's Opus packets.
-    opus_config: Option<u8>,
-    candidate: Option<Box<PathCandidate>>,
+    /// Other sources, which may become known.
+    paths: Option<Box<Paths>>,
     pub(super) framing: FramingState,
     jitter: Jitter,
     pub(super) stats: CallStats,
-}
-
-/// An unknown IP address that may be a new address of the device.
-struct PathCandidate {
-    addr: SocketAddr,
-    next_sequence: u32,
-    opus_config: u8,
-    packets: u8,
 }
 
 impl Media {
@@ -79,11 +88,10 @@ impl Media {
             window: ReplayWindow::new(),
             sequence: 0,
             peer: None,
-            peer_last_seen: now,
-
+            settled_at: now,
+            is_alive: false,
             mqtt_ip,
-            opus_config: None,
-            candidate: None,
+            paths: None,
             framing: FramingState::Unknown(0),
             jitter: Jitter::default(),
             stats: CallStats::default(),
@@ -101,48 +109,86 @@ impl Media {
 
     /// When the device's last datagram was accepted; before the first, when the call began.
     pub(super) fn last_accepted(&self) -> Instant {
-        self.peer_last_seen
+        self.settled_at
     }
 
     pub(super) fn peer(&self) -> Option<UdpPeer> {
         self.peer
     }
 
-    /// The device has a new MQTT connection.
-    pub(super) fn set_mqtt_ip(&mut self, mqtt_ip: IpAddr) {
-        self.mqtt_ip = mqtt_ip;
+    /// Where to send audio for the device. `listens`: it should be sending audio.
+    pub(super) fn destination(&self, listens: bool, now: Instant) -> Result<UdpPeer, DropReason> {
+        let peer = self.peer.ok_or(DropReason::NoPeer)?;
+        let limit = DOWNLINK_SILENCE[usize::from(!listens)];
+        if peer.addr.ip() != self.mqtt_ip && self.is_silent(limit, now) {
+            return Err(DropReason::PeerSilent);
+        }
+        Ok(peer)
     }
 
-    /// Checks one datagram (header, flags, source, sequence) and decrypts it in place. A datagram that is refused changes no
-    /// state but counters and the path candidate.
-    pub(super) fn decrypt(
+    /// The device has a new MQTT connection.
+    pub(super) fn set_mqtt_ip(&mut self, mqtt_ip: IpAddr) {
+        if mqtt_ip != self.mqtt_ip {
+            self.mqtt_ip = mqtt_ip;
+            self.forget_home();
+        }
+    }
+
+    /// Checks one datagram (header, flags, source, sequence) and decrypts it in place.
+    pub(super) fn receive(
         &mut self,
         from: UdpPeer,
         datagram: &mut [u8],
         policy: PeerPolicy,
         now: Instant,
-    ) -> Result<Decrypted, DropReason> {
+    ) -> Result<Received, DropReason> {
         let header = UdpHeader::parse(datagram)?;
         // The gateway's own packets have the call's ssrc and key: only their flags tell that they are not the device's.
         if header.flags != audio::UPLINK_FLAGS {
             return Err(DropReason::DatagramFlags);
         }
-        let trusted = from.addr.ip() == self.mqtt_ip || self.peer.is_some_and(|peer| peer.addr == from.addr);
-        if !trusted {
+        let peer_learned = self.peer.is_none();
+        if !self.peer.map_or(from.addr.ip() == self.mqtt_ip, |known| known.addr == from.addr) {
             return self.validate_path(from, &header, datagram, policy, now);
         }
-        self.accept_sequence(header.sequence)?;
-        let payload = &mut datagram[audio::HEADER_LEN..];
-        self.cipher.apply(&header.to_bytes(), payload);
-        let opus_config = audio::opus_config(payload);
-        Ok(self.accept_source(from, &header, opus_config, now))
+        let config = self.decrypt_opus(datagram);
+        let settled = self.accept_sequence(header.sequence, config, now)?;
+        if settled || peer_learned {
+            self.is_alive = true;
+            self.drop_candidates();
+        } else if !self.window.is_confirmed() {
+            self.is_alive = false;
+        }
+        if settled {
+            self.settled_at = now;
+        }
+        if settled || !self.window.is_confirmed() {
+            self.peer = Some(from);
+        }
+        self.jitter.on_packet(header.sequence, now);
+        Ok(Received::Packet(Decrypted {
+            timestamp: header.timestamp,
+            payload_len: header.payload_len.into(),
+            peer_learned,
+        }))
     }
 
-    fn accept_sequence(&mut self, sequence: u32) -> Result<(), DropReason> {
-        match self.window.accept(sequence) {
-            SequenceVerdict::Fresh { lost } => {
+    /// Whether the sequence of the known source is settled, or provisional.
+    fn accept_sequence(
+        &mut self,
+        sequence: u32,
+        config: Option<u8>,
+        now: Instant,
+    ) -> Result<bool, DropReason> {
+        // Most packets continue the sequence, and need no clock.
+        let (max_ahead, silent) = match self.window.is_next(sequence) {
+            true => (1, false),
+            false => (paths::max_ahead(self.since_settled(now)), self.is_silent(paths::PORT_SILENCE, now)),
+        };
+        match self.window.accept(sequence, config, max_ahead, silent) {
+            SequenceVerdict::Fresh { lost, settled } => {
                 self.stats.lost += u64::from(lost);
-                Ok(())
+                Ok(settled)
             }
             SequenceVerdict::Duplicate => {
                 self.stats.duplicates += 1;
@@ -158,72 +204,13 @@ impl Media {
         }
     }
 
-    /// The packet is accepted: its source is the device's address from now on.
-    fn accept_source(
-        &mut self,
-        from: UdpPeer,
-        header: &UdpHeader,
-        opus_config: Option<u8>,
-        now: Instant,
-    ) -> Decrypted {
-        self.opus_config = opus_config.or(self.opus_config);
-        self.peer_last_seen = now;
-        self.jitter.on_packet(header.sequence, now);
-        self.candidate = None;
-        Decrypted {
-            timestamp: header.timestamp,
-            payload_len: header.payload_len.into(),
-            peer_learned: self.peer.replace(from).is_none(),
-        }
+    fn since_settled(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.settled_at)
     }
 
-    /// Handles a packet from an unknown IP address. The address is accepted with the last of several plausible packets in a row,
-    /// and only while the known source is silent.
-    fn validate_path(
-        &mut self,
-        from: UdpPeer,
-        header: &UdpHeader,
-        datagram: &mut [u8],
-        policy: PeerPolicy,
-        now: Instant,
-    ) -> Result<Decrypted, DropReason> {
-        if policy == PeerPolicy::Strict
-            || !matches!(self.window.check(header.sequence), SequenceVerdict::Fresh { .. })
-        {
-            return Err(DropReason::ForeignSource);
-        }
-        let silent =
-            self.peer.is_none() || now.saturating_duration_since(self.peer_last_seen) >= PATH_SILENCE_MIN;
-        let payload = &mut datagram[audio::HEADER_LEN..];
-        self.cipher.apply(&header.to_bytes(), payload);
-        let config = audio::opus_config(payload)
-            .filter(|config| silent && self.opus_config.is_none_or(|known| known == *config));
-        let Some(config) = config else {
-            self.candidate = None;
-            return Err(DropReason::ForeignSource);
-        };
-        let seen = match &self.candidate {
-            Some(candidate)
-                if candidate.addr == from.addr
-                    && candidate.next_sequence == header.sequence
-                    && candidate.opus_config == config =>
-            {
-                candidate.packets + 1
-            }
-            _ => 1,
-        };
-        if seen < PATH_VALIDATION_PACKETS {
-            let next = header.sequence.wrapping_add(1);
-            let candidate =
-                PathCandidate { addr: from.addr, next_sequence: next, opus_config: config, packets: seen };
-            match &mut self.candidate {
-                Some(known) => **known = candidate,
-                None => self.candidate = Some(Box::new(candidate)),
-            }
-            return Err(DropReason::ForeignSource);
-        }
-        self.accept_sequence(header.sequence)?;
-        Ok(self.accept_source(from, header, Some(config), now))
+    /// Whether the known source, if there is one, was silent for so long.
+    fn is_silent(&self, limit: Duration, now: Instant) -> bool {
+        !self.is_alive || self.since_settled(now) >= limit
     }
 
     /// Counts one packet of this many Opus bytes that is passed on.
@@ -287,21 +274,33 @@ impl Media {
         out: &mut [u8],
     ) -> Encrypted {
         self.sequence = self.sequence.wrapping_add(1);
-        let flags = if flags { DOWNLINK_FLAG | (self.sequence & 0x7f) as u8 } else { 0 };
+        self.stats.down_packets += 1;
+        self.stats.down_bytes += payload.len() as u64;
         let header = UdpHeader {
-            flags,
+            flags: if flags { DOWNLINK_FLAG | (self.sequence & 0x7f) as u8 } else { 0 },
             payload_len: payload.len() as u16,
             ssrc: self.ssrc,
             timestamp,
             sequence: self.sequence,
         };
+        self.encrypt_under(&header, peer, payload, out)
+    }
+
+    /// Encrypts a datagram that only keeps the path to the device open. Sequence 0 is never used for audio: devices drop it, or play
+    /// it if they had no audio yet. With [`DOWNLINK_FLAG`] its counter block is that of no other packet, since in neither direction
+    /// has another one these flags with a sequence below 128; so `payload` must be the same throughout the call.
+    pub(super) fn encrypt_keep_alive(&self, peer: UdpPeer, payload: &[u8], out: &mut [u8]) -> Encrypted {
+        let (flags, payload_len, ssrc) = (DOWNLINK_FLAG, payload.len() as u16, self.ssrc);
+        let header = UdpHeader { flags, payload_len, ssrc, timestamp: 0, sequence: 0 };
+        self.encrypt_under(&header, peer, payload, out)
+    }
+
+    fn encrypt_under(&self, header: &UdpHeader, peer: UdpPeer, payload: &[u8], out: &mut [u8]) -> Encrypted {
         let bytes = header.to_bytes();
         let len = audio::HEADER_LEN + payload.len();
         out[..audio::HEADER_LEN].copy_from_slice(&bytes);
         out[audio::HEADER_LEN..len].copy_from_slice(payload);
         self.cipher.apply(&bytes, &mut out[audio::HEADER_LEN..len]);
-        self.stats.down_packets += 1;
-        self.stats.down_bytes += payload.len() as u64;
         Encrypted { destination: peer, datagram_len: len }
     }
 }

@@ -13,11 +13,13 @@ use choices::{Choices, Trace};
 use firmware_device::FirmwareDevice;
 use model::{Input, Model, WebSocketState};
 
+#[cfg(test)]
+mod attacker;
 mod audio_model;
 mod choices;
 mod device;
 #[allow(dead_code, missing_docs, unreachable_pub, reason = "tests/support uses more of it")]
-mod firmware;
+pub(super) mod firmware;
 mod firmware_device;
 #[cfg(test)]
 mod firmware_tests;

@@ -29,7 +29,7 @@ use crate::proto::message::JsonObject;
 
 const HELP: &str = "\
 Act as a device against a gateway and say, step by step, what works: TCP, TLS, MQTT,
-authentication, hello, UDP up, UDP down, round trip, loss.
+authentication, hello, UDP up, UDP down, round trip, loss, and audio after a pause.
 
 Usage: mqtt-websocket-proxy probe HOST[:PORT] [options]
 
@@ -49,6 +49,7 @@ Options:
   --ca-file FILE     PEM certificates of authorities known beside the system's
   --seconds N        how long to send audio, 1 to 3600 (default: 3)
   --packets N        the same as a number of packets of 60 ms, 1 to 60000
+  --no-pause         do not wait 20 s to see whether routers forget the audio's path
   --timeout N        seconds to wait for TCP and for the CONNACK (default: 5)
   --json             one JSON object on stdout, progress on stderr
   -h, --help         show this help

@@ -298,6 +298,14 @@ impl Peer {
         }
     }
 
+    /// A binary frame, if one comes within this time.
+    pub fn binary_within(&mut self, limit: Duration) -> Option<Vec<u8>> {
+        match self.message_within(limit)? {
+            Message::Binary(frame) => Some(frame),
+            other => panic!("{other:?} instead of a binary frame"),
+        }
+    }
+
     /// Waits for the gateway's Close with this code, with only a goodbye before it, and answers it; the goodbye.
     pub fn expect_close(&mut self, code: u16) -> Option<Value> {
         let mut goodbye = None;

@@ -30,6 +30,12 @@ impl Device {
         self.mqtt.send_text(text);
     }
 
+    /// So that the gateway, which has just started, does not take it for one that is still in a call of an earlier process. It is not
+    /// answered.
+    pub fn say_something(&mut self) {
+        self.send_text(r#"{"type":"goodbye"}"#);
+    }
+
     pub fn json(&mut self) -> Value {
         self.mqtt.json()
     }
@@ -46,6 +52,15 @@ impl Device {
     /// The hello reply.
     pub fn hello_reply(&mut self) -> Call {
         Call::new(self.json())
+    }
+
+    /// The next messages must be those to a device whose call fails: a hello reply, its goodbye, and an alert, which it returns.
+    pub fn expect_failure(&mut self) -> serde_json::Value {
+        let call = self.hello_reply();
+        self.expect_goodbye(&call.session_id);
+        let alert = self.json();
+        assert_eq!((&alert["type"], &alert["session_id"]), (&"alert".into(), &call.session_id.into()));
+        alert
     }
 
     /// The next message must be a goodbye with this session id.

@@ -244,7 +244,7 @@ impl MetricSources<'_> {
         families.labelled(
             Counter,
             "gateway_audio_discarded_total",
-            "Audio packets dropped.",
+            "Audio packets dropped, or held until their source is known (path_held).",
             "reason",
             metrics.discards(),
         );

@@ -41,6 +41,8 @@ pub(crate) enum TimerKind {
     Watchdog,
     /// Sum up the log lines about refusals that were left out.
     RefusalSummary,
+    /// A device may still be in a call of an earlier process of the gateway.
+    Restart,
     /// Give memory back after a peak.
     TrimMemory,
     /// The grace period of the shutdown is over.

@@ -69,6 +69,13 @@ pub(crate) fn set_accepted_options(tcp: &TcpStream) {
     }
 }
 
+/// Acknowledges what was read at once. A device that sends two short messages in a row sends the second one after that, which the
+/// system would delay by 40 ms. The option does not last, so it is set after each read.
+pub(crate) fn acknowledge(_tcp: &TcpStream) {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let _ = SockRef::from(_tcp).set_tcp_quickack(true);
+}
+
 /// Ignores errors: a connection works without these options.
 fn set_options(socket: &Socket) {
     let _ = socket.set_tcp_nodelay(true);

@@ -133,13 +133,16 @@ impl Gateway {
             Ok(request) => request,
             Err(error) => return Response::json(400, dto::error_body(&error)),
         };
-        let outcome = self.request_device_call(request.caller, request.target, &request.nickname);
-        Response::json(200, dto::call_request_body(outcome))
+        let (outcome, note) = self.request_device_call(request.caller, request.target, &request.nickname);
+        Response::json(200, dto::call_request_body(outcome, note))
     }
 
     fn handle_call_accept(&mut self, body: &str) -> Response {
         match dto::parse_call_mac(body) {
-            Ok(mac) => Response::json(200, dto::call_accept_body(self.accept_device_call(mac))),
+            Ok(mac) => {
+                let (outcome, note) = self.accept_device_call(mac);
+                Response::json(200, dto::call_accept_body(outcome, note))
+            }
             Err(error) => Response::json(400, dto::error_body(&error)),
         }
     }

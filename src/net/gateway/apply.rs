@@ -57,6 +57,7 @@ impl Gateway {
             Action::Admit => return self.admit(id),
             Action::AcceptConnect => {
                 sessions.write_mqtt(id, io, |out| encode::connack(out, ConnectReturnCode::Accepted));
+                self.judge_silence_later(id);
             }
             Action::RefuseConnect(code) => self.refuse_connect(id, code),
             Action::SubAck { packet_id, filters } => {
@@ -110,6 +111,9 @@ impl Gateway {
         if call.allowed {
             self.sessions.index.add_call(call.ssrc, id, ip);
             self.audio.drops.watch(ip);
+            if let Some(restart) = &mut self.restart {
+                restart.on_call(call.ssrc);
+            }
         }
         self.drive(id, |core, cx| core.on_credentials(call, cx));
     }

@@ -4,12 +4,17 @@ use std::io::ErrorKind;
 
 use log::error;
 
+use crate::net::backend::context_pool::ContextPool;
+use crate::net::event_loop::io::Io;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::media::socket::{self, BATCH};
+use crate::net::metrics::Metrics;
+use crate::net::sessions::session::Session;
+use crate::net::sessions::table::Sessions;
 use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD};
-use crate::session::{Core, DropReason, FrameSpace, UdpPeer, Uplink};
+use crate::session::{Core, DropReason, Encrypted, FrameSpace, UdpPeer, Uplink};
 
 /// Datagrams received per dispatch.
 const DATAGRAM_BUDGET: usize = 256;
@@ -45,6 +50,9 @@ impl Gateway {
             self.io.metrics.discarded(reason);
             let (info, _) = self.audio.socket.datagram(i);
             self.audio.drops.discarded(info.from.ip(), reason.label());
+            if reason == DropReason::UnknownSsrc {
+                self.on_unknown_datagram(i);
+            }
         }
     }
 
@@ -54,25 +62,63 @@ impl Gateway {
         let session = id.and_then(|id| Some((id, self.sessions.live(id)?)));
         let Some((id, session)) = session else { return Err(DropReason::UnknownSsrc) };
         let from = UdpPeer { addr: info.from, local_ip: info.local };
-        match session.core.uplink(from, datagram, &self.io.config, self.io.now)? {
-            Uplink::OtherDevice(payload_len) => self.relay(id, i, payload_len),
-            Uplink::Silence => self.answer_with_silence(id),
-            Uplink::Server { frame, payload, device_heard } => {
-                let contexts = &mut self.connector.context_pool;
-                let sent = session.backend.as_mut().map(|backend| backend.send_audio(frame, contexts));
-                if !matches!(sent, Some(Ok(()))) {
-                    session.core.on_uplink_dropped(payload);
-                    let no_room = sent.is_some();
-                    let reason = if no_room { DropReason::ServerBlocked } else { DropReason::NoServer };
-                    self.io.metrics.discarded(reason);
-                }
-                self.sessions.mark_dirty(id);
-                if device_heard {
-                    self.drive(id, Core::on_device_heard);
-                }
+        let device_heard = match session.core.uplink(from, datagram, &self.io.config, self.io.now) {
+            Ok(Uplink::Server { frame, payload, device_heard }) => {
+                let (connector, metrics) = (&mut self.connector, &mut self.io.metrics);
+                send_to_server(session, frame, payload, &mut connector.context_pool, metrics);
+                device_heard
             }
+            Ok(Uplink::OtherDevice(payload_len)) => {
+                let payload = &datagram[HEADER_LEN..HEADER_LEN + payload_len];
+                let mut out = [0; DATAGRAM_MAX];
+                let relayed = relay(id, payload, &mut out, &mut self.sessions, &self.io);
+                self.queue_relayed(relayed, &out);
+                return Ok(());
+            }
+            Ok(Uplink::Silence) => {
+                self.answer_with_silence(id);
+                return Ok(());
+            }
+            Ok(Uplink::Path { device_heard }) => {
+                self.forward_released(id);
+                device_heard
+            }
+            Err(reason) => {
+                if reason == DropReason::PathHeld {
+                    // The packet is kept, and accounted for at the end of the iteration.
+                    self.sessions.mark_dirty(id);
+                }
+                return Err(reason);
+            }
+        };
+        self.sessions.mark_dirty(id);
+        if device_heard {
+            self.drive(id, Core::on_device_heard);
         }
         Ok(())
+    }
+
+    /// Forwards the packets that were kept until their source was taken for the device's.
+    fn forward_released(&mut self, id: SessionId) {
+        let mut datagram = Vec::new();
+        while let Some(session) = self.sessions.live(id)
+            && let Some(uplink) = session.core.next_released(&mut datagram)
+        {
+            match uplink {
+                Ok(Uplink::Server { frame, payload, .. }) => {
+                    let (connector, metrics) = (&mut self.connector, &mut self.io.metrics);
+                    send_to_server(session, frame, payload, &mut connector.context_pool, metrics);
+                }
+                Ok(Uplink::OtherDevice(payload_len)) => {
+                    let payload = &datagram[HEADER_LEN..HEADER_LEN + payload_len];
+                    let mut out = [0; DATAGRAM_MAX];
+                    let relayed = relay(id, payload, &mut out, &mut self.sessions, &self.io);
+                    self.queue_relayed(relayed, &out);
+                }
+                Ok(Uplink::Silence | Uplink::Path { .. }) => self.io.metrics.discarded(DropReason::Ringing),
+                Err(reason) => self.io.metrics.discarded(reason),
+            }
+        }
     }
 
     /// Sends one audio frame of the chat server to the device.
@@ -90,22 +136,10 @@ impl Gateway {
         }
     }
 
-    /// Sends the payload of the `i`th datagram, which is decrypted already, to the other device of a device-to-device call.
-    fn relay(&mut self, id: SessionId, i: usize, payload_len: usize) {
-        let mut out = [0; DATAGRAM_MAX];
-        let peer = self.sessions.get(id).and_then(|session| session.peer.as_deref().copied());
-        let (_, datagram) = self.audio.socket.datagram(i);
-        let payload = &datagram[HEADER_LEN..HEADER_LEN + payload_len];
-        let encrypted = match peer.and_then(|peer| Some((peer, self.sessions.live(peer)?))) {
-            Some((peer, session)) => {
-                let encrypted = session.core.relay(payload, &mut out, &self.io.config, self.io.now);
-                encrypted.map(|encrypted| (peer, encrypted))
-            }
-            None => Err(DropReason::NoPeer),
-        };
-        match encrypted {
+    fn queue_relayed(&mut self, relayed: Result<(SessionId, Encrypted), DropReason>, out: &[u8]) {
+        match relayed {
             Ok((peer, encrypted)) => {
-                self.audio.queue(peer, encrypted, &out, &mut self.sessions, &mut self.io);
+                self.audio.queue(peer, encrypted, out, &mut self.sessions, &mut self.io);
             }
             Err(reason) => self.io.metrics.discarded(reason),
         }
@@ -116,8 +150,38 @@ impl Gateway {
         let mut out = [0; DATAGRAM_MAX];
         self.io.metrics.discarded(DropReason::Ringing);
         let Some(session) = self.sessions.live(id) else { return };
-        if let Ok(encrypted) = session.core.ringing_silence(&mut out, &self.io.config) {
+        if let Ok(encrypted) = session.core.ringing_silence(&mut out, &self.io.config, self.io.now) {
             self.audio.queue(id, encrypted, &out, &mut self.sessions, &mut self.io);
         }
     }
+}
+
+/// Sends an audio frame to the device's chat server.
+fn send_to_server(
+    session: &mut Session,
+    frame: &[u8],
+    payload: usize,
+    contexts: &mut ContextPool,
+    metrics: &mut Metrics,
+) {
+    let sent = session.backend.as_mut().map(|backend| backend.send_audio(frame, contexts));
+    if !matches!(sent, Some(Ok(()))) {
+        session.core.on_uplink_dropped(payload);
+        let no_room = sent.is_some();
+        metrics.discarded(if no_room { DropReason::ServerBlocked } else { DropReason::NoServer });
+    }
+}
+
+/// Encrypts an Opus packet of one device for the other one of a device-to-device call into `out`.
+fn relay(
+    id: SessionId,
+    payload: &[u8],
+    out: &mut [u8],
+    sessions: &mut Sessions,
+    io: &Io,
+) -> Result<(SessionId, Encrypted), DropReason> {
+    let peer = sessions.get(id).and_then(|session| session.peer.as_deref().copied());
+    let peer = peer.ok_or(DropReason::NoPeer)?;
+    let session = sessions.live(peer).ok_or(DropReason::NoPeer)?;
+    Ok((peer, session.core.relay(payload, out, &io.config, io.now)?))
 }

@@ -61,6 +61,15 @@ fn session_of(sessions: &Sessions, mac: Mac) -> Option<SessionId> {
     })
 }
 
+/// Why stock firmware will not play the sound of a call between devices, of which `macs` do not listen in realtime.
+fn silence_note(macs: &str) -> String {
+    format!(
+        "官方固件听不到对方的声音：{macs} 最近一次聆听不是 realtime 模式，而官方固件只有在该模式（回声消除 AEC）下才能边听边播 / Stock \
+         firmware will not play the sound of this call: {macs} did not last listen in realtime mode, the only one (echo cancellation, \
+         AEC) in which it plays and listens at once"
+    )
+}
+
 fn presence(sessions: &Sessions, mac: Mac) -> Presence {
     let session = session_of(sessions, mac).and_then(|id| sessions.get(id));
     session.map_or(Presence::Absent, |session| session.core.presence())
@@ -69,11 +78,18 @@ fn presence(sessions: &Sessions, mac: Mac) -> Presence {
 impl Gateway {
     // ----- requests of operators ----------------------------------------------------------------------------------
 
-    pub(super) fn request_device_call(&mut self, caller: Mac, target: Mac, nickname: &str) -> RequestOutcome {
+    /// Returns also what the operator should know about the call that was made.
+    pub(super) fn request_device_call(
+        &mut self,
+        caller: Mac,
+        target: Mac,
+        nickname: &str,
+    ) -> (RequestOutcome, Option<String>) {
         if self.workers.other_worker_of(target).is_some() {
-            return RequestOutcome::Refused(
+            let refused = RequestOutcome::Refused(
                 "两台设备由不同的工作线程服务，需设 workers 为 1 / The devices are served by different workers; set workers to 1",
             );
+            return (refused, None);
         }
         let now = self.io.now;
         let caller = (caller, presence(&self.sessions, caller));
@@ -82,11 +98,11 @@ impl Gateway {
             .device_calls
             .change(&mut self.io, |table, effects| table.request(caller, target, nickname, now, effects));
         self.io.metrics.device_calls += u64::from(!effects.is_empty());
-        self.apply_effects(effects);
-        outcome
+        (outcome, self.apply_effects(effects))
     }
 
-    pub(super) fn accept_device_call(&mut self, target: Mac) -> AcceptOutcome {
+    /// As [`request_device_call`](Self::request_device_call).
+    pub(super) fn accept_device_call(&mut self, target: Mac) -> (AcceptOutcome, Option<String>) {
         self.change_device_calls(|table, sessions, effects| {
             let presence = |mac| presence(sessions, mac);
             table.accept((target, presence(target)), presence, effects)
@@ -95,17 +111,16 @@ impl Gateway {
 
     /// False when the device takes part in no device-to-device call.
     pub(super) fn hang_up_device_call(&mut self, mac: Mac) -> bool {
-        self.change_device_calls(|table, _, effects| table.hang_up(mac, effects))
+        self.change_device_calls(|table, _, effects| table.hang_up(mac, effects)).0
     }
 
     fn change_device_calls<T>(
         &mut self,
         change: impl FnOnce(&mut DeviceCallTable, &Sessions, &mut Vec<DeviceCallEffect>) -> T,
-    ) -> T {
+    ) -> (T, Option<String>) {
         let change = |table: &mut _, effects: &mut _| change(table, &self.sessions, effects);
         let (outcome, effects) = self.device_calls.change(&mut self.io, change);
-        self.apply_effects(effects);
-        outcome
+        (outcome, self.apply_effects(effects))
     }
 
     // ----- events of devices --------------------------------------------------------------------------------------
@@ -143,7 +158,9 @@ impl Gateway {
         self.apply_effects(effects);
     }
 
-    fn apply_effects(&mut self, effects: Vec<DeviceCallEffect>) {
+    /// Returns what the operator should know about the call that was made, if one was.
+    fn apply_effects(&mut self, effects: Vec<DeviceCallEffect>) -> Option<String> {
+        let mut note = None;
         for effect in effects {
             match effect {
                 DeviceCallEffect::Ring(caller) => self.drive_mac(caller, |core, cx| core.start_ringing(cx)),
@@ -156,29 +173,39 @@ impl Gateway {
                 DeviceCallEffect::Accepted { caller, from } => {
                     self.drive_mac(caller, |core, cx| core.on_call_accepted(from, cx));
                 }
-                DeviceCallEffect::Connect(one, other) => self.bridge(one, other),
+                DeviceCallEffect::Connect(one, other) => note = self.bridge(one, other),
                 DeviceCallEffect::End(mac, reason) => {
                     self.drive_mac(mac, |core, cx| core.end_device_call(reason, cx));
                 }
             }
         }
+        note
     }
 
-    fn bridge(&mut self, one: Mac, other: Mac) {
-        let sessions = (session_of(&self.sessions, one), session_of(&self.sessions, other));
-        let (Some(a), Some(b)) = sessions else { return };
+    /// Returns why stock firmware will not play the sound of this call, unless it will.
+    fn bridge(&mut self, one: Mac, other: Mac) -> Option<String> {
+        let (a, b) = (session_of(&self.sessions, one)?, session_of(&self.sessions, other)?);
+        let realtime = |id| self.sessions.get(id).is_some_and(|session| session.core.listens_in_realtime());
+        let silent: Vec<_> = [(a, one), (b, other)]
+            .into_iter()
+            .filter(|(id, _)| !realtime(*id))
+            .map(|(_, mac)| mac.to_string())
+            .collect();
         for (id, peer) in [(a, b), (b, a)] {
             // Leaving its chat server may have ended the first device's call.
             if !self.device_calls.are_connected(one, other) {
-                return;
+                return None;
             }
             if let Some(session) = self.sessions.live(id) {
                 session.peer = Some(Box::new(peer));
             }
-            self.drive(id, |core, cx| core.join_device_call(cx));
+            self.drive(id, |core, cx| core.join_device_call(silent.is_empty(), cx));
         }
         self.io.metrics.device_calls_bridged += 1;
         info!("{} talks to {}", self.sessions.log_prefix(a), self.sessions.log_prefix(b));
+        let note = (!silent.is_empty()).then(|| silence_note(&silent.join(", ")))?;
+        info!("{} {note}", self.sessions.log_prefix(a));
+        Some(note)
     }
 
     fn drive_mac(&mut self, mac: Mac, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {

@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read};
 
 use crate::admin::recent_errors::RecentErrorKind;
 use crate::net::event_loop::run_queue::Task;
+use crate::net::event_loop::tcp;
 use crate::net::event_loop::token::{ListenerKind, SessionId};
 use crate::net::gateway::Gateway;
 use crate::net::gateway::workers::HandOff;
@@ -97,6 +98,9 @@ impl Gateway {
             Ok(0) => self.on_device_eof(id),
             Ok(_) if connection.closing => return ReadOutcome::More(id),
             Ok(n) => {
+                if let Some(tcp) = connection.transport.tcp().filter(|_| n < READ_SIZE) {
+                    tcp::acknowledge(tcp);
+                }
                 session.core.refresh_keep_alive(self.io.now);
                 let partial = connection.take_partial(&scratch[..n]);
                 return self.on_device_bytes(id, &scratch[..n], partial);

@@ -230,6 +230,7 @@ impl Gateway {
                 TimerKind::CheckFiles => self.check_files(),
                 TimerKind::Watchdog => self.notify_watchdog(),
                 TimerKind::RefusalSummary => self.mqtt.refusals().log.summarize(),
+                TimerKind::Restart => self.on_restart_timer(),
                 TimerKind::TrimMemory => self.trim_memory(),
                 TimerKind::Stop => {}
             }

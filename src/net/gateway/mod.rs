@@ -16,6 +16,7 @@ pub(crate) mod iteration;
 pub(crate) mod lifecycle;
 pub(crate) mod login;
 pub(crate) mod memory_trim;
+pub(crate) mod restart;
 pub(crate) mod run;
 pub(crate) mod sd_notify;
 pub(crate) mod take_over;
@@ -57,7 +58,7 @@ use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::sessions::table::Sessions;
 use crate::proto::identity::Mac;
 use crate::proto::proxy_protocol;
-use crate::session::{Action, HelloLimiter, ServerHealth};
+use crate::session::{Action, HelloLimiter, RestartRecovery, ServerHealth};
 
 /// The longest read from a device's connection: a PROXY protocol header.
 const SCRATCH_LEN: usize = proxy_protocol::MAX_V2_LEN;
@@ -91,6 +92,8 @@ pub struct Gateway {
     lifecycle: Lifecycle,
     memory_trim: MemoryTrim,
     sd_notify: SdNotify,
+    /// In the first minute.
+    restart: Option<RestartRecovery>,
     // State of the core that sessions share, and its output.
     servers: ServerHealth,
     hellos: HelloLimiter,
@@ -130,6 +133,9 @@ impl Gateway {
         let mut mqtt = Listeners::bind(&config, config.workers > 1)?;
         let udp = SocketAddr::new(config.udp.host, config.udp.port);
         let mut audio = AudioPort::bind(udp).map_err(|error| BindError::Port("UDP", udp, error))?;
+        if config.udp.dscp > 0 {
+            audio.socket.set_dscp(config.udp.dscp);
+        }
         let mut admin = bind_admin(&config)?;
         let (plain, mqtts) = mqtt.local_addrs().map_err(setup("read the MQTT address"))?;
         let addresses = Addresses {
@@ -169,6 +175,7 @@ impl Gateway {
             lifecycle: Lifecycle::new(source),
             memory_trim: MemoryTrim::default(),
             sd_notify: SdNotify::default(),
+            restart: Some(RestartRecovery::new(now)),
             servers: ServerHealth::default(),
             hellos: HelloLimiter::default(),
             actions: Vec::new(),
@@ -184,6 +191,7 @@ impl Gateway {
         let problems = certificates.flat_map(WatchedCertificate::describe).collect();
         gateway.record_certificate_problems(problems);
         gateway.watch_files();
+        gateway.io.timers.arm(now + RestartRecovery::WINDOW, TimerKind::Restart);
         Ok(gateway)
     }
 

@@ -25,10 +25,10 @@ fn peeking() {
         ("{}", ("", None, None)),
         (r#"{"type":null,"session_id":null,"state":null}"#, ("", None, None)),
         (r#"{"type":1,"session_id":2,"state":[]}"#, ("", None, None)),
-        (r#"{"type":"","session_id":"","state":""}"#, ("", None, Some(""))),
+        (r#"{"type":"","session_id":"","state":""}"#, ("", Some(""), Some(""))),
         (r#"{"type":"a","type":"b"}"#, ("b", None, None)),
         (r#"{"type":"a","type":1}"#, ("", None, None)),
-        (r#"{"session_id":"s","session_id":""}"#, ("", None, None)),
+        (r#"{"session_id":"s","session_id":""}"#, ("", Some(""), None)),
         (r#"{"t\u0079pe":"he\u006clo","session\u005fid":"\"\n"}"#, ("hello", Some("\"\n"), None)),
         (r#"{"payload":{"type":"x","session_id":"y"},"type":"mcp"}"#, ("mcp", None, None)),
         (r#"{"text":"\"type\":\"no\"","type":"stt"}"#, ("stt", None, None)),
@@ -57,10 +57,10 @@ fn peeking_as_a_device_reads() {
         (r#"{"Type":"a","type":"b"}"#, ("a", None, None)),
         (r#"{"type":1,"type":"b"}"#, ("", None, None)),
         (r#"{"type":null,"state":[],"state":"b"}"#, ("", None, None)),
-        (r#"{"session_id":"","session_id":"s"}"#, ("", None, None)),
+        (r#"{"session_id":"","session_id":"s"}"#, ("", Some(""), None)),
         (r#"{"SESSION_ID":"s","STATE":"x","state":"y"}"#, ("", Some("s"), Some("x"))),
         (r#"{"\u0054ype":"he\u006clo"}"#, ("hello", None, None)),
-        (r#"{"type\u0000x":"a\u0000b","type":"b","session_id":"\u0000s"}"#, ("a", None, None)),
+        (r#"{"type\u0000x":"a\u0000b","type":"b","session_id":"\u0000s"}"#, ("a", Some(""), None)),
         (r#"{"payload":{"type":"x"}," type":"y","typé":"z"}"#, ("", None, None)),
     ];
     for (text, (kind, session_id, state)) in cases {
@@ -409,7 +409,8 @@ fn built_messages() {
             json!({"type": "alert", "session_id": "s", "status": "错误", "message": "a\nb", "emotion": "sad"}),
         ),
         (alert(None, "", "", ""), json!({"type": "alert", "status": "", "message": "", "emotion": ""})),
-        (tts_stop("s"), json!({"type": "tts", "session_id": "s", "state": "stop"})),
+        (tts(Some("s"), "stop"), json!({"type": "tts", "session_id": "s", "state": "stop"})),
+        (tts(None, "start"), json!({"type": "tts", "state": "start"})),
         (
             server_goodbye(Some("s"), "device \"left\"", 12_005),
             json!({"type": "goodbye", "session_id": "s", "reason": "device \"left\"", "duration": 12.005}),
@@ -541,7 +542,7 @@ proptest! {
         let text_of = |key: &str| value[key].as_str();
         let peek = peek(&text).unwrap();
         prop_assert_eq!(&*peek.kind, text_of("type").unwrap_or(""));
-        prop_assert_eq!(peek.session_id.as_deref(), text_of("session_id").filter(|id| !id.is_empty()));
+        prop_assert_eq!(peek.session_id.as_deref(), text_of("session_id"));
         prop_assert_eq!(peek.state.as_deref(), text_of("state"));
         let object = JsonObject::parse(&text).unwrap().to_string();
         prop_assert_eq!(&serde_json::from_str::<Value>(&object).unwrap(), &value);

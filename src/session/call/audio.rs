@@ -7,7 +7,7 @@ use super::super::action::{
 };
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
-use super::super::media::{ClassifiedFrame, Decrypted, FramingState};
+use super::super::media::{ClassifiedFrame, Decrypted, FramingState, Received};
 use super::super::queue::{HeldItem, Speech};
 use super::super::server_health::ServerHealth;
 use super::{Attachment, Call, CallResult, CallState};
@@ -18,6 +18,9 @@ use crate::proto::audio;
 const HOLD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much audio waits for a device at most.
 const HELD_AUDIO_MAX: Duration = Duration::from_secs(300);
+
+/// The silence in a keep-alive, in milliseconds: 24 bytes on the wire, as firmware before 2.4 drops shorter datagrams.
+const KEEP_ALIVE_MS: u32 = 60;
 
 /// When the first of what is held may be sent.
 enum Due {
@@ -46,6 +49,13 @@ pub enum Uplink<'b> {
     OtherDevice(usize),
     /// Answer it with [`Core::ringing_silence`](super::super::Core::ringing_silence): the device is calling another one.
     Silence,
+    /// Its source is taken for the device's from now on: its packets, this one included, follow from
+    /// [`Core::next_released`](super::super::Core::next_released).
+    Path {
+        /// It is the first, or the first after a reconnection: call
+        /// [`Core::on_device_heard`](super::super::Core::on_device_heard) after them.
+        device_heard: bool,
+    },
 }
 
 /// Where a frame of the chat server may go.
@@ -65,22 +75,44 @@ impl Call {
         config: &Config,
         now: Instant,
     ) -> Result<Uplink<'b>, DropReason> {
-        let decrypted: Decrypted = self
+        let received = self
             .media
-            .decrypt(from, datagram, config.udp.peer_policy, now)
+            .receive(from, datagram, config.udp.peer_policy, now)
             .inspect_err(|reason| RefusedDatagrams::count(&mut self.refused, *reason, from.addr))?;
         self.last_activity = now;
         self.heard_since_listen = true;
-        let payload = decrypted.payload_len;
-        let first = decrypted.peer_learned || self.awaits_proof();
-        if decrypted.peer_learned && self.session_id.is_some() {
+        let (Received::Path { peer_learned } | Received::Packet(Decrypted { peer_learned, .. })) = received;
+        let device_heard = peer_learned || self.awaits_proof();
+        if peer_learned && self.session_id.is_some() {
             self.credentials = None;
         }
+        match received {
+            Received::Packet(decrypted) => self.forward(&decrypted, device_heard, datagram),
+            Received::Path { .. } => Ok(Uplink::Path { device_heard }),
+        }
+    }
+
+    /// The next packet that was kept until its source was taken. It is written to `datagram`.
+    pub(in super::super) fn next_released<'b>(
+        &mut self,
+        datagram: &'b mut Vec<u8>,
+    ) -> Option<Result<Uplink<'b>, DropReason>> {
+        let decrypted = self.media.next_released(datagram)?;
+        Some(self.forward(&decrypted, false, datagram))
+    }
+
+    fn forward<'b>(
+        &mut self,
+        decrypted: &Decrypted,
+        device_heard: bool,
+        datagram: &'b mut [u8],
+    ) -> Result<Uplink<'b>, DropReason> {
+        let payload = decrypted.payload_len;
         match self.state {
             CallState::Live => Ok(Uplink::Server {
-                frame: self.media.server_frame(&decrypted, datagram),
+                frame: self.media.server_frame(decrypted, datagram),
                 payload,
-                device_heard: first,
+                device_heard,
             }),
             CallState::InDeviceCall => {
                 self.media.count_uplink(payload);
@@ -140,8 +172,9 @@ impl Call {
         if !self.held.is_empty() || self.must_hold() || self.playout.next_frame_at(false, &config.udp) > now {
             return self.hold_frame(frame, space.room, now);
         }
-        let Some(peer) = self.media.peer() else { return self.count_dropped(DropReason::NoPeer) };
+        let peer = self.media.destination(self.is_listening, now).or_else(|why| self.count_dropped(why))?;
         self.playout.on_frame(false, &config.udp, now);
+        self.postpone_keep_alive(config, now);
         Ok(Some(self.media.encrypt(peer, timestamp, opus, config.udp.downlink_flags, space.datagram)))
     }
 
@@ -205,7 +238,7 @@ impl Call {
 
     /// Releases, in order, what need not be held any longer. A call that is to end after that ends with the last of it.
     pub(super) fn release_ready(&mut self, cx: &mut Context<'_>) -> CallResult {
-        if self.session_id.is_none() || self.is_in_device_call() {
+        if self.session_id.is_none() {
             return Ok(());
         }
         if self.held_audio_full && !std::mem::replace(&mut self.held_audio_full_logged, true) {
@@ -293,15 +326,39 @@ impl Call {
     }
 
     fn release_packet(&mut self, timestamp: u32, opus: &[u8], cx: &mut Context<'_>) {
-        let Some(peer) = self.media.peer() else {
-            self.media.stats.dropped += 1;
-            return cx.count(Counter::Dropped(DropReason::NoPeer));
+        let peer = match self.media.destination(self.is_listening, cx.now) {
+            Ok(peer) => peer,
+            Err(why) => return self.count_held_dropped(1, why, cx),
         };
         self.playout.on_frame(true, &cx.config.udp, cx.now);
         self.last_activity = cx.now;
         let mut datagram = vec![0; audio::HEADER_LEN + opus.len()];
+        self.postpone_keep_alive(cx.config, cx.now);
         let encrypted =
             self.media.encrypt(peer, timestamp, opus, cx.config.udp.downlink_flags, &mut datagram);
+        cx.out.push(Action::SendDatagram(encrypted, datagram.into_boxed_slice()));
+    }
+
+    /// A datagram is sent to the device. There is no keep-alive without the flags, since its counter block could then be that of an
+    /// uplink packet with the sequence 0.
+    pub(super) fn postpone_keep_alive(&mut self, config: &Config, now: Instant) {
+        let interval = config.udp.keep_alive;
+        if interval.is_zero() || !config.udp.downlink_flags {
+            self.deadlines.clear(CallTimer::KeepAlive);
+        } else {
+            self.deadlines.set(CallTimer::KeepAlive, now + interval);
+        }
+    }
+
+    /// Routers and relays between gateway and device forget the path when nothing was sent for a while.
+    pub(super) fn send_keep_alive(&mut self, cx: &mut Context<'_>) {
+        self.postpone_keep_alive(cx.config, cx.now);
+        let wanted = self.deadlines.is_set(CallTimer::KeepAlive) && !self.is_closing();
+        let peer = self.media.destination(self.is_listening, cx.now);
+        let Some(peer) = peer.ok().filter(|_| wanted) else { return };
+        let silence = audio::silence_packet(KEEP_ALIVE_MS);
+        let mut datagram = vec![0; audio::HEADER_LEN + silence.len()];
+        let encrypted = self.media.encrypt_keep_alive(peer, &silence, &mut datagram);
         cx.out.push(Action::SendDatagram(encrypted, datagram.into_boxed_slice()));
     }
 

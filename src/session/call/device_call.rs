@@ -1,9 +1,11 @@
 //! A call with another device. The chat server is closed; the device is not told.
 
+use std::time::Instant;
+
 use super::super::action::{DropReason, Encrypted};
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
-use super::super::queue::TextQueue;
+use super::super::queue::{Speech, TextQueue};
 use super::{Call, CallResult, CallState};
 use crate::config::Config;
 use crate::proto::{audio, message};
@@ -31,10 +33,22 @@ impl Call {
         self.switch_from_server(CallState::Ringing, cx)
     }
 
-    /// Another device is connected.
-    pub(in crate::session) fn join_device_call(&mut self, cx: &mut Context<'_>) -> CallResult {
+    /// Another device is connected. `both_realtime`: so that stock firmware plays what the other device sends, it must speak, and
+    /// only in realtime mode it sends audio meanwhile.
+    pub(in crate::session) fn join_device_call(
+        &mut self,
+        both_realtime: bool,
+        cx: &mut Context<'_>,
+    ) -> CallResult {
         self.silence_packet = Box::default();
-        self.switch_from_server(CallState::InDeviceCall, cx)
+        self.switch_from_server(CallState::InDeviceCall, cx)?;
+        match both_realtime {
+            true => {
+                let text = message::tts(self.session_id(), "start");
+                self.deliver_in_order(&text, Some(Speech::Start), cx)
+            }
+            false => Ok(()),
+        }
     }
 
     fn switch_from_server(&mut self, state: CallState, cx: &mut Context<'_>) -> CallResult {
@@ -44,13 +58,18 @@ impl Call {
         }
         self.close_server(Some(DEVICE_CALL_GOODBYE), 1000, cx);
         self.drop_held_audio(DropReason::NoServer, cx);
-        let flow = self.release_held_texts(cx);
+        self.release_held_texts(cx)?;
+        if self.tts_active {
+            // The server cannot end its speech any more, and a device that speaks sends nothing in auto mode.
+            self.deliver_to_device(&message::tts(self.session_id(), "stop"), cx)?;
+        }
         self.pending_server_text = TextQueue::default();
         self.listen_queued = false;
+        self.ending = None;
         self.deadlines.clear_server_timers();
         self.deadlines.clear(CallTimer::MissingAudio);
         self.state = state;
-        flow
+        Ok(())
     }
 
     /// The called device has accepted.
@@ -69,13 +88,16 @@ impl Call {
         opus: &[u8],
         out: &mut [u8],
         config: &Config,
-        now: std::time::Instant,
+        now: Instant,
     ) -> Result<Encrypted, DropReason> {
         // A device that only listens is not idle either.
         self.last_activity = now;
-        let Some(peer) = self.media.peer().filter(|_| self.state == CallState::InDeviceCall) else {
-            return self.count_dropped(DropReason::NoPeer);
+        let peer = match self.state {
+            CallState::InDeviceCall => self.media.destination(self.is_listening, now),
+            _ => Err(DropReason::NoPeer),
         };
+        let peer = peer.or_else(|why| self.count_dropped(why))?;
+        self.postpone_keep_alive(config, now);
         Ok(self.media.encrypt(peer, 0, opus, config.udp.downlink_flags, out))
     }
 
@@ -84,10 +106,12 @@ impl Call {
         &mut self,
         out: &mut [u8],
         config: &Config,
+        now: Instant,
     ) -> Result<Encrypted, DropReason> {
         let Some(peer) = self.media.peer().filter(|_| self.state == CallState::Ringing) else {
             return Err(DropReason::NoPeer);
         };
+        self.postpone_keep_alive(config, now);
         Ok(self.media.encrypt(peer, 0, &self.silence_packet, config.udp.downlink_flags, out))
     }
 }

@@ -316,7 +316,7 @@ impl Call {
     fn end_speech(&mut self, cx: &mut Context<'_>) -> CallResult {
         match &self.session_id {
             Some(id) if self.held.speech_goes_on().unwrap_or(self.tts_active) => {
-                let text = message::tts_stop(id);
+                let text = message::tts(Some(id), "stop");
                 self.deliver_in_order(&text, Some(Speech::Stop), cx)
             }
             _ => self.release_ready(cx),

@@ -65,7 +65,7 @@ impl Call {
             self.notify_device(id, answered, cx);
         } else if connected && reason == EndReason::DeviceGoodbye && self.tts_active {
             // It may have crossed `tts start`, which makes a device speak although it is in no call. Others ignore this.
-            cx.publish(message::tts_stop(&id));
+            cx.publish(message::tts(Some(&id), "stop"));
         }
         let alert = if connected { self.last_alert(&id, answered, reason) } else { None };
         summary.stats = self.media.stats;

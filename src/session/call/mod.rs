@@ -104,6 +104,10 @@ pub(super) struct Call {
     listen_started: bool,
     /// A datagram was accepted since then.
     heard_since_listen: bool,
+    /// After the device's last `listen` with the state `start` came neither one with `stop` nor `tts start`: it sends audio.
+    is_listening: bool,
+    /// The last of these had the mode `realtime`: the device can play and listen at once.
+    pub(super) listens_in_realtime: bool,
     outage: Option<Box<Outage>>,
     live_since: Instant,
     rng_state: u64,
@@ -164,6 +168,8 @@ impl Call {
             hold_expired: false,
             listen_started: false,
             heard_since_listen: false,
+            is_listening: false,
+            listens_in_realtime: false,
             outage: None,
             live_since: now,
             rng_state: credentials.jitter_seed | 1,
@@ -210,12 +216,13 @@ impl Call {
         self.server.as_ref().map(|server| server.to_string()).unwrap_or_default()
     }
 
-    /// The bytes of queued texts and frames, and of the texts that may be repeated.
+    /// The bytes of queued texts, frames and packets, and of the texts that may be repeated.
     pub(super) fn retained_bytes(&self) -> usize {
         let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
         self.pending_server_text.bytes()
             + self.held.bytes()
             + self.early.bytes()
+            + self.media.retained_bytes()
             + self.pending_device_text.as_ref().map_or(0, TextQueue::bytes)
             + self.hello.forwarded.len()
             + text(&self.last_listen)
@@ -257,6 +264,10 @@ impl Call {
             CallTimer::HoldMedia => self.on_hold_timeout(cx),
             CallTimer::Playout => self.release_ready(cx),
             CallTimer::Reattach => self.on_reattach_timeout(cx),
+            CallTimer::KeepAlive => {
+                self.send_keep_alive(cx);
+                Ok(())
+            }
             CallTimer::MissingAudio => self.on_missing_audio(cx),
             CallTimer::RedialNotice => self.on_long_outage(cx),
             CallTimer::Idle => Err(EndReason::Idle),

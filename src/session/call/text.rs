@@ -10,7 +10,7 @@ use super::super::deadlines::CallTimer;
 use super::super::queue::Speech;
 use super::{Call, CallResult, CallState, DeviceIdentity};
 use crate::proto::audio;
-use crate::proto::message::{self, HelloReply, Peek, Reader, ServerHello};
+use crate::proto::message::{self, HelloReply, JsonObject, Peek, Reader, ServerHello};
 
 impl Call {
     // ----- the server's hello -------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ impl Call {
         self.session_id = Some(id.clone());
         self.publish(reply, cx)?;
         if std::mem::take(&mut self.device_may_be_speaking) {
-            self.publish(message::tts_stop(&id), cx)?;
+            self.publish(message::tts(Some(&id), "stop"), cx)?;
         }
         let after = cx.now.saturating_duration_since(self.started_at());
         let url = self.server_name();
@@ -73,6 +73,7 @@ impl Call {
         cx.log(LogEvent::CallStarted { session_id: id, url, after });
         self.last_activity = cx.now;
         self.update_idle_deadline(cx.config);
+        self.postpone_keep_alive(cx.config, cx.now);
         if self.listen_started {
             self.expect_audio(cx);
         }
@@ -177,7 +178,7 @@ impl Call {
         {
             match &*state {
                 "start" => {
-                    self.tts_active = true;
+                    (self.tts_active, self.is_listening) = (true, false);
                     self.deadlines.clear(CallTimer::MissingAudio);
                     self.playout.on_speech_start(&cx.config.udp, cx.now);
                 }
@@ -208,6 +209,10 @@ impl Call {
         let id = peek.session_id.as_deref();
         if id.is_some() && id == self.session_id() && peek.kind != "mcp" {
             self.on_proof(cx)?;
+        }
+        if peek.kind == "listen" && peek.state.as_deref() == Some("start") {
+            let mode = JsonObject::parse(text).ok().and_then(|listen| listen.string("mode"));
+            self.listens_in_realtime = mode.as_deref() == Some("realtime");
         }
         match &*peek.kind {
             // A device that is in no call has the id "" (firmware since 2.3).
@@ -242,11 +247,11 @@ impl Call {
         self.last_listen = Some(text.into());
         match peek.state.as_deref() {
             Some("start") => {
-                (self.listen_started, self.heard_since_listen) = (true, false);
+                (self.listen_started, self.is_listening, self.heard_since_listen) = (true, true, false);
                 self.expect_audio(cx);
             }
             Some("stop") => {
-                self.listen_started = false;
+                (self.listen_started, self.is_listening) = (false, false);
                 self.deadlines.clear(CallTimer::MissingAudio);
             }
             _ => {}

@@ -244,6 +244,7 @@ impl Core {
     fn accept_connect(&mut self, resumed: bool, cx: &mut Context<'_>) {
         self.phase = SessionPhase::Online;
         self.since = cx.now;
+        self.has_spoken = false;
         self.refresh_keep_alive(cx.now);
         cx.out.push(Action::AcceptConnect);
         cx.log(LogEvent::Connected { resumed });

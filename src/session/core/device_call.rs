@@ -35,8 +35,14 @@ impl Core {
     }
 
     /// The device is connected to another one: its chat server is closed, and [`Core::relay`] takes the other device's audio.
-    pub fn join_device_call(&mut self, cx: &mut Context<'_>) {
-        self.with_call(cx, |call, _, cx| call.join_device_call(cx));
+    /// `both_realtime`: both [listen in realtime](Core::listens_in_realtime).
+    pub fn join_device_call(&mut self, both_realtime: bool, cx: &mut Context<'_>) {
+        self.with_call(cx, |call, _, cx| call.join_device_call(both_realtime, cx));
+    }
+
+    /// Whether the device last listened in the mode `realtime`, in which stock firmware can play and listen at once.
+    pub fn listens_in_realtime(&self) -> bool {
+        self.call.as_ref().is_some_and(|call| call.listens_in_realtime)
     }
 
     /// The called device has accepted.
@@ -81,11 +87,16 @@ impl Core {
         self.call.as_mut().ok_or(DropReason::NoPeer)?.relay(opus, out, config, now)
     }
 
-    /// Encrypts one packet of silence into `out` (at least 16 + 14 bytes), while this device is calling another one.
+    /// Encrypts one packet of silence into `out` (at least 16 + 50 bytes), while this device is calling another one.
     ///
     /// # Errors
     /// The address of this device is not known yet, or it is calling no other device.
-    pub fn ringing_silence(&mut self, out: &mut [u8], config: &Config) -> Result<Encrypted, DropReason> {
-        self.call.as_mut().ok_or(DropReason::NoPeer)?.ringing_silence(out, config)
+    pub fn ringing_silence(
+        &mut self,
+        out: &mut [u8],
+        config: &Config,
+        now: Instant,
+    ) -> Result<Encrypted, DropReason> {
+        self.call.as_mut().ok_or(DropReason::NoPeer)?.ringing_silence(out, config, now)
     }
 }

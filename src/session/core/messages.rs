@@ -22,6 +22,7 @@ impl Core {
             cx.count(Counter::BadDeviceText);
             return;
         };
+        self.has_spoken |= peek.kind != "mcp";
         match &*peek.kind {
             "hello" => self.on_device_hello(text, cx),
             "mcp" => self.on_device_mcp(text, &peek, cx),
@@ -65,6 +66,25 @@ impl Core {
         let last_id = self.cold.as_ref().and_then(|cold| cold.last_session_id.as_deref());
         let id = peek.session_id.as_deref().or(last_id);
         cx.publish(message::goodbye(id));
+    }
+
+    /// Whether the device is connected, without a call.
+    pub fn is_idle(&self) -> bool {
+        self.is_online() && self.call.is_none()
+    }
+
+    /// Whether the device was connected by then, and has published nothing but MCP.
+    pub fn has_said_nothing_since(&self, then: Instant) -> bool {
+        self.since <= then && !self.has_spoken
+    }
+
+    /// The device may be in a call that the gateway does not know: it is told to stop speaking, so that it says which. `listens`:
+    /// that has an effect only if it speaks, so it is told to speak first.
+    pub fn leave_unknown_call(&mut self, listens: bool, cx: &mut Context<'_>) {
+        if listens {
+            cx.publish(message::tts(None, "start"));
+        }
+        cx.publish(message::tts(None, "stop"));
     }
 
     fn on_device_hello(&mut self, text: &str, cx: &mut Context<'_>) {

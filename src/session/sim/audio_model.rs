@@ -19,6 +19,11 @@ impl Model {
         let call = self.call.as_mut().expect("a call");
         assert_eq!((Some(encrypted.destination.addr), encrypted.datagram_len), (call.peer, bytes.len()));
         let (header, payload) = decrypt_datagram(&call.credentials.key, bytes);
+        if header.sequence == 0 {
+            let first = call.keep_alive.get_or_insert_with(|| bytes.into());
+            assert_eq!(**first, *bytes, "a keep-alive always has the same bytes");
+            return;
+        }
         call.sequence += 1;
         assert_eq!((header.sequence, header.ssrc), (call.sequence, call.credentials.ssrc));
         assert!(call.headers_used.insert(header.to_bytes()), "no key and header are used twice");
@@ -49,12 +54,12 @@ impl Model {
     pub(super) fn on_uplink(
         &mut self,
         datagram: DeviceDatagram,
-        outcome: Result<Vec<u8>, DropReason>,
+        outcome: Result<Vec<Vec<u8>>, DropReason>,
         now: Instant,
     ) {
         let greeted = self.ws.is_live();
         let call = self.call.as_mut().expect("a call");
-        if datagram.sequence > call.last_sequence_accepted + 65_536 {
+        if datagram.sequence > call.last_sequence_accepted + 900_000 {
             return assert_eq!(outcome, Err(DropReason::Jump));
         }
         if datagram.sequence <= call.last_sequence_accepted {
@@ -62,37 +67,55 @@ impl Model {
                 matches!(outcome, Err(DropReason::Duplicate | DropReason::Late | DropReason::TooOld));
             return assert!(refused, "{outcome:?}");
         }
-        self.unproven = false;
-        (call.last_sequence_sent, call.last_sequence_accepted) = (datagram.sequence, datagram.sequence);
-        (call.peer, call.peer_last_seen) = (Some(datagram.from), Some(now));
+        if std::mem::take(&mut self.unproven) {
+            call.to_device.iter_mut().for_each(|due| due.1 = now);
+        }
+        self.on_accepted(datagram, now);
         match greeted {
             true => assert!(outcome.is_ok(), "{outcome:?}"),
             false => assert_eq!(outcome, Err(DropReason::NoServer)),
         }
     }
 
-    /// Whether the core accepts this address after three consecutive datagrams.
-    pub(super) fn would_migrate(&self, from: SocketAddr, now: Instant) -> bool {
+    /// Whether datagrams of this address are accepted at once.
+    pub(super) fn is_known(&self, from: SocketAddr) -> bool {
         let call = self.call.as_ref().expect("a call");
-        let silent = call.peer_last_seen.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(2));
-        silent && call.peer != Some(from)
+        call.peer.map_or(from.ip() == self.mqtt_ip, |peer| peer == from)
     }
 
-    pub(super) fn on_migration(
-        &mut self,
-        from: SocketAddr,
-        sequence: u32,
-        adopts: bool,
-        outcome: Result<Vec<u8>, DropReason>,
-        now: Instant,
-    ) {
+    /// Whether this is the known source, and a run of its datagrams was accepted.
+    pub(super) fn is_confirmed(&self, from: SocketAddr) -> bool {
+        let call = self.call.as_ref().expect("a call");
+        call.peer == Some(from) && call.accepted >= 8
+    }
+
+    /// Whether the core may take this address, which is not the known one.
+    pub(super) fn may_move_to(&self, from: SocketAddr, policy: PeerPolicy, now: Instant) -> bool {
+        let call = self.call.as_ref().expect("a call");
+        let at_mqtt_ip = from.ip() == self.mqtt_ip;
+        let silence = Duration::from_secs(if at_mqtt_ip { 1 } else { 2 });
+        let silent = call.peer_last_seen.is_none_or(|at| now.duration_since(at) >= silence);
+        (silent && (at_mqtt_ip || policy == PeerPolicy::Adaptive)) || call.home == Some(from)
+    }
+
+    /// The core has taken this address.
+    pub(super) fn on_move(&mut self, datagram: DeviceDatagram, now: Instant) {
+        let mqtt_ip = self.mqtt_ip;
         let call = self.call.as_mut().expect("a call");
-        let known = call.peer == Some(from) && outcome != Err(DropReason::ForeignSource);
-        if !adopts && !known {
-            return assert_eq!(outcome, Err(DropReason::ForeignSource));
+        if datagram.from.ip() == mqtt_ip {
+            call.home = None;
+        } else if let Some(peer) = call.peer_before_move.filter(|peer| peer.ip() == mqtt_ip) {
+            call.home = Some(peer);
         }
-        assert!(outcome.is_ok() || outcome == Err(DropReason::NoServer), "{outcome:?}");
-        (call.last_sequence_sent, call.last_sequence_accepted) = (sequence, sequence);
-        (call.peer, call.peer_last_seen) = (Some(from), Some(now));
+        call.accepted = 8;
+        self.on_accepted(datagram, now);
+    }
+
+    fn on_accepted(&mut self, datagram: DeviceDatagram, now: Instant) {
+        let call = self.call.as_mut().expect("a call");
+        (call.last_sequence_sent, call.last_sequence_accepted) = (datagram.sequence, datagram.sequence);
+        (call.peer, call.peer_last_seen) = (Some(datagram.from), Some(now));
+        call.peer_before_move = call.peer;
+        call.accepted += 1;
     }
 }

@@ -1,9 +1,10 @@
 //! The actions of the device: over MQTT, over UDP, and with its connection.
 
 use super::*;
-use crate::proto::audio::UdpHeader;
+use crate::proto::audio::{ReplayWindow, UdpHeader};
 use crate::proto::mqtt::Packet;
 use crate::session::harness::encrypt_datagram;
+use crate::session::sim::audio_model::DeviceDatagram;
 
 impl Simulation {
     pub(super) fn device_step(&mut self) {
@@ -127,15 +128,29 @@ impl Simulation {
             // A duplicate, or late.
             65..75 => datagram.sequence -= (self.rng.below(80) as u32).min(datagram.sequence - 1),
             // Corrupted.
-            75..77 => datagram.sequence += 1_000_000,
-            // Another port of the device.
-            77..82 => datagram.from.set_port(5_000 + self.rng.below(3) as u16),
-            82..92 => return self.send_spoofed_audio(s, datagram.sequence),
-            _ => return self.migrate_address(s, datagram.sequence),
+            75..76 => datagram.sequence += 1_000_000,
+            76..77 => return self.send_forged_audio(s, datagram),
+            77..87 => return self.send_spoofed_audio(s, datagram.sequence),
+            _ => return self.change_address(s, datagram.sequence),
+        }
+        if !self.sessions[s].model.is_known(datagram.from) {
+            return self.send_run(s, datagram.sequence, datagram.from);
         }
         self.log(format_args!("[{s}] datagram {} from {}", datagram.sequence, datagram.from));
         let outcome = self.uplink(s, datagram.sequence, datagram.from);
         self.sessions[s].model.on_uplink(datagram, outcome, self.shell.now);
+    }
+
+    /// A packet from the device's own address that jumps: it is forwarded, but the device's next one is taken.
+    fn send_forged_audio(&mut self, s: usize, mut datagram: DeviceDatagram) {
+        if !self.sessions[s].model.is_confirmed(datagram.from) {
+            return;
+        }
+        datagram.sequence += 65 + self.rng.below(440) as u32;
+        self.log(format_args!("[{s}] forged datagram {} from {}", datagram.sequence, datagram.from));
+        let outcome = self.uplink(s, datagram.sequence, datagram.from);
+        use DropReason::{Duplicate, Late, NoServer};
+        assert!(matches!(outcome, Ok(_) | Err(NoServer | Duplicate | Late)), "{outcome:?}");
     }
 
     /// Each from another port, so that no address is validated.
@@ -144,7 +159,8 @@ impl Simulation {
         let from = std::net::SocketAddr::new([203, 0, 113, 9].into(), 1_000 + (self.serial % 60_000) as u16);
         let sequence = sequence + self.rng.below(3) as u32;
         self.log(format_args!("[{s}] spoofed datagram {sequence} from {from}"));
-        assert_eq!(self.uplink(s, sequence, from), Err(DropReason::ForeignSource));
+        let outcome = self.uplink(s, sequence, from);
+        assert!(matches!(outcome, Err(DropReason::ForeignSource | DropReason::PathHeld)), "{outcome:?}");
         // A downlink packet that is sent back.
         let ModelledSession { core, model } = &mut self.sessions[s];
         let (ssrc, key) = model.ssrc_and_key();
@@ -162,40 +178,57 @@ impl Simulation {
         }
     }
 
-    /// The device's network changes: three datagrams from another address.
-    fn migrate_address(&mut self, s: usize, sequence: u32) {
-        let from = std::net::SocketAddr::new([198, 51, 100, 1].into(), 7_000 + self.rng.below(2) as u16);
-        let adopts = self.sessions[s].model.would_migrate(from, self.shell.now)
-            && self.shell.config.udp.peer_policy == PeerPolicy::Adaptive;
-        self.log(format_args!("[{s}] datagrams {sequence}.. from {from}, to be accepted: {adopts}"));
-        for n in 0..3 {
-            let outcome = self.uplink(s, sequence + n, from);
-            self.coverage.extend((adopts && n == 2).then_some("adopted"));
-            self.sessions[s].model.on_migration(
-                from,
-                sequence + n,
-                adopts && n == 2,
-                outcome,
-                self.shell.now,
-            );
+    /// The device's network changes: datagrams from another port or another address.
+    fn change_address(&mut self, s: usize, sequence: u32) {
+        let from = match self.rng.below(3) {
+            0 => std::net::SocketAddr::new(self.sessions[s].model.mqtt_ip, 5_000 + self.rng.below(3) as u16),
+            _ => std::net::SocketAddr::new([198, 51, 100, 1].into(), 7_000 + self.rng.below(2) as u16),
+        };
+        self.send_run(s, sequence, from);
+    }
+
+    /// As many datagrams as make a source known, if the known one is silent.
+    fn send_run(&mut self, s: usize, sequence: u32, from: std::net::SocketAddr) {
+        self.log(format_args!("[{s}] datagrams {sequence}.. from {from}"));
+        for sequence in (sequence..).take(ReplayWindow::RUN.into()) {
+            let model = &self.sessions[s].model;
+            let policy = self.shell.config.udp.peer_policy;
+            let (known, may_move) = (model.is_known(from), model.may_move_to(from, policy, self.shell.now));
+            let outcome = self.uplink(s, sequence, from);
+            let datagram = DeviceDatagram { sequence, from };
+            if !known && outcome.is_ok() {
+                assert!(may_move, "the known source is alive, or the policy is strict");
+                self.coverage.insert("adopted");
+                self.sessions[s].model.on_move(datagram, self.shell.now);
+            } else if !known {
+                assert!(
+                    matches!(outcome, Err(DropReason::ForeignSource | DropReason::PathHeld)),
+                    "{outcome:?}"
+                );
+            } else {
+                self.sessions[s].model.on_uplink(datagram, outcome, self.shell.now);
+            }
         }
     }
 
-    /// Passes one datagram to the core, and returns the frame for the chat server.
-    fn uplink(&mut self, s: usize, sequence: u32, from: std::net::SocketAddr) -> Result<Vec<u8>, DropReason> {
+    /// Passes one datagram to the core, and returns the frames for the chat server.
+    fn uplink(
+        &mut self,
+        s: usize,
+        sequence: u32,
+        from: std::net::SocketAddr,
+    ) -> Result<Vec<Vec<u8>>, DropReason> {
         let ModelledSession { core, model } = &mut self.sessions[s];
         let (ssrc, key) = model.ssrc_and_key();
         let mut payload = vec![0x08];
         payload.extend_from_slice(&sequence.to_be_bytes());
         let mut datagram = encrypt_datagram(&key, ssrc, sequence, sequence / 3, &payload);
-        let uplink = self.shell.uplink(core, from, &mut datagram)?;
-        let Uplink::Server { frame, device_heard: first, .. } = uplink else { panic!("{uplink:?}") };
-        let frame = frame.to_vec();
-        assert!(frame.ends_with(&payload), "decrypted");
+        let (frames, first) = self.shell.uplink_frames(core, from, &mut datagram)?;
+        assert!(frames.last().is_none_or(|frame| frame.ends_with(&payload)), "decrypted");
         model.set_peer(from);
         if first {
             self.drive(s, Input::Other, Core::on_device_heard);
         }
-        Ok(frame)
+        Ok(frames)
     }
 }

@@ -83,16 +83,23 @@ pub(super) struct CallModel {
     /// Texts about speech that the device aborted before they were delivered.
     aborted: HashSet<u64>,
     /// Texts of the server that the device has not got yet, when they arrived, and whether the device was disconnected since then.
-    to_device: VecDeque<(u64, Instant, bool)>,
+    pub(super) to_device: VecDeque<(u64, Instant, bool)>,
     pub(super) last_text: u64,
     pub(super) last_audio: u64,
     tts_active: bool,
     pub(super) sequence: u32,
     pub(super) headers_used: HashSet<[u8; HEADER_LEN]>,
+    pub(super) keep_alive: Option<Box<[u8]>>,
     pub(super) last_sequence_sent: u32,
     pub(super) last_sequence_accepted: u32,
     pub(super) peer: Option<SocketAddr>,
     pub(super) peer_last_seen: Option<Instant>,
+    /// The number of datagrams of the peer that were accepted.
+    pub(super) accepted: u32,
+    /// The peer, before a datagram that may change it.
+    pub(super) peer_before_move: Option<SocketAddr>,
+    /// The address of the MQTT peer's IP from which the call moved to another IP.
+    pub(super) home: Option<SocketAddr>,
 }
 
 /// A summary of the actions of one decision.
@@ -293,6 +300,9 @@ impl Model {
     ) -> Vec<u32> {
         let connected = self.is_connected();
         if let Input::Reconnected(home) = input {
+            if let Some(call) = self.call.as_mut().filter(|_| home != self.mqtt_ip) {
+                call.home = None;
+            }
             (self.mqtt_ip, self.closed, self.awaiting_reconnect) = (home, false, false);
         }
         let mut decision =
@@ -366,10 +376,14 @@ impl Model {
             tts_active: false,
             sequence: 0,
             headers_used: HashSet::new(),
+            keep_alive: None,
             last_sequence_sent: 0,
             last_sequence_accepted: 0,
             peer: None,
             peer_last_seen: None,
+            accepted: 0,
+            peer_before_move: None,
+            home: None,
         });
     }
 
@@ -402,7 +416,7 @@ impl Model {
                 Some(place) => call.to_device.remove(place).unwrap().2,
                 None => {
                     assert!(call.aborted.remove(&n), "delivered once: {text}");
-                    false
+                    true
                 }
             };
             assert!(n > call.last_text && (away || n > call.last_audio), "text keeps its order: {text}");

@@ -319,7 +319,7 @@ fn operators_see_the_call_state() {
     scenario.server_sends(SERVER_HELLO);
     scenario.drive(Core::start_ringing);
     see(&scenario);
-    scenario.drive(Core::join_device_call);
+    scenario.drive(device_call::join_device_call);
     see(&scenario);
     let expected =
         ["dialing", "greeting", "live", "redialing", "redialing", "redialing", "ringing", "bridged"];

@@ -5,6 +5,9 @@ use crate::proto::message;
 
 const GOODBYE: &str = r#"{"session_id":"s1","type":"goodbye"}"#;
 const DEVICE_UDP: &str = "192.0.2.7:4000";
+/// The gateway's own.
+const OWN_TTS_START: &str = r#"{"type":"tts","session_id":"s1","state":"start"}"#;
+const OWN_TTS_STOP: &str = r#"{"type":"tts","session_id":"s1","state":"stop"}"#;
 /// 60 ms of silence.
 const SILENCE_PACKET: &[u8] = b"\xfb\x03\xff\xfe\xff\xfe\xff\xfe";
 
@@ -17,7 +20,12 @@ impl Scenario {
     }
 
     fn join_device_call(&mut self) -> Vec<Action> {
-        self.drive(Core::join_device_call)
+        self.drive(join_device_call)
+    }
+
+    /// Both devices listen in realtime.
+    fn join_in_realtime(&mut self) -> Vec<Action> {
+        self.drive(|core, cx| core.join_device_call(true, cx))
     }
 
     /// The Opus packet for the other device, or `None` if the device is answered with silence.
@@ -47,9 +55,14 @@ impl Scenario {
 
     fn ringing_silence(&mut self) -> Result<DecryptedPacket, DropReason> {
         let mut out = [0; audio::HEADER_LEN + audio::MAX_PAYLOAD];
-        let encrypted = self.core.ringing_silence(&mut out, &self.shell.config)?;
+        let encrypted = self.core.ringing_silence(&mut out, &self.shell.config, self.shell.now)?;
         Ok(decrypt(self.credentials_issued, &out[..encrypted.datagram_len]))
     }
+}
+
+/// At least one device does not listen in realtime.
+pub(super) fn join_device_call(core: &mut Core, cx: &mut Context<'_>) {
+    core.join_device_call(false, cx);
 }
 
 fn other_mac() -> Mac {
@@ -60,7 +73,7 @@ fn other_mac() -> Mac {
 fn the_chat_server_is_closed_and_the_device_is_told_nothing() {
     for (send_goodbye, act) in [
         (true, Core::start_ringing as fn(&mut Core, &mut Context<'_>)),
-        (true, Core::join_device_call),
+        (true, join_device_call),
         (false, Core::start_ringing),
     ] {
         let mut scenario = Scenario::with_udp_peer();
@@ -93,7 +106,7 @@ fn held_text_is_delivered_first_and_audio_is_dropped() {
     scenario.server_sends(TTS_START);
     assert_eq!(scenario.downlink(&frame_with_header(1, b"\x08x")), Ok(vec![]));
     let out = scenario.start_ringing();
-    assert_eq!(texts_to_device(&out), [TTS_START]);
+    assert_eq!(texts_to_device(&out), [TTS_START, OWN_TTS_STOP], "nobody else ends this speech");
     assert!(out.contains(&Action::Count(Counter::Dropped(DropReason::NoServer))));
     assert_eq!(summary(&scenario.device_sends(GOODBYE)).stats.dropped, 1);
 }
@@ -110,11 +123,11 @@ fn a_redialling_call_can_ring_too() {
 
 #[test]
 fn a_ringing_caller_gets_silence_of_its_own_packet_duration() {
-    for (duration, frames) in [
-        ("", 3),
-        (r#","frame_duration":20"#, 1),
-        (r#","frame_duration":120"#, 6),
-        (r#","frame_duration":70"#, 3),
+    for (duration, ms) in [
+        ("", 60),
+        (r#","frame_duration":20"#, 20),
+        (r#","frame_duration":120"#, 120),
+        (r#","frame_duration":71"#, 60),
     ] {
         let mut scenario = Scenario::online();
         scenario.device_sends(
@@ -126,9 +139,7 @@ fn a_ringing_caller_gets_silence_of_its_own_packet_duration() {
         assert_eq!(scenario.ringing_silence(), Err(DropReason::NoPeer));
         for n in 1..4 {
             assert_eq!(scenario.uplink_to_device(DEVICE_UDP, n, b"\x08one"), Ok(None));
-            let mut silence = vec![0xfb, frames];
-            silence.extend([0xff, 0xfe].repeat(frames.into()));
-            assert_eq!(scenario.ringing_silence(), Ok((n, 0, silence)));
+            assert_eq!(scenario.ringing_silence(), Ok((n, 0, audio::silence_packet(ms).into_vec())));
         }
         let stats = summary(&scenario.device_sends(GOODBYE)).stats;
         assert_eq!((stats.up_packets, stats.dropped, stats.down_packets), (0, 3, 3));
@@ -144,12 +155,25 @@ fn relayed_audio_is_re_encrypted_with_its_own_sequence_and_follows_the_device() 
     assert_eq!(scenario.uplink_to_device(DEVICE_UDP, 1, b"\x08one"), Ok(Some(b"\x08one".to_vec())));
     assert_eq!(scenario.relay(b"\x58b"), Ok((addr(DEVICE_UDP), (1, 0, b"\x58b".to_vec()))));
     // Another port: a NAT has changed its mapping.
-    assert_eq!(scenario.uplink_to_device("192.0.2.7:4999", 2, b"\x08two"), Ok(Some(b"\x08two".to_vec())));
+    scenario.shell.now += Duration::from_secs(1);
+    for n in 2..9 {
+        let outcome = scenario.uplink_to_device("192.0.2.7:4999", n, b"\x08two");
+        assert_eq!(outcome, Err(DropReason::PathHeld));
+    }
+    let mut datagram = datagram(scenario.credentials_issued, 9, 7, b"\x08two");
+    let outcome = scenario.shell.uplink(&mut scenario.core, addr("192.0.2.7:4999"), &mut datagram);
+    assert_eq!(outcome, Ok(Uplink::Path { device_heard: false }));
+    let mut released = Vec::new();
+    for _ in 2..=9 {
+        assert_eq!(scenario.core.next_released(&mut released), Some(Ok(Uplink::OtherDevice(4))));
+        assert_eq!(released[audio::HEADER_LEN..], *b"\x08two");
+    }
+    assert_eq!(scenario.core.next_released(&mut released), None);
     assert_eq!(scenario.relay(b"\x58c"), Ok((addr("192.0.2.7:4999"), (2, 0, b"\x58c".to_vec()))));
-    assert_eq!(scenario.uplink_to_device(DEVICE_UDP, 2, b"\x08two"), Err(DropReason::Duplicate));
+    assert_eq!(scenario.uplink_to_device("192.0.2.7:4999", 9, b"\x08two"), Err(DropReason::Duplicate));
     assert_eq!(scenario.ringing_silence(), Err(DropReason::NoPeer), "nobody rings");
     let stats = summary(&scenario.device_sends(GOODBYE)).stats;
-    assert_eq!((stats.up_packets, stats.down_packets, stats.dropped, stats.duplicates), (2, 2, 1, 1));
+    assert_eq!((stats.up_packets, stats.down_packets, stats.dropped, stats.duplicates), (9, 2, 1, 1));
     assert_eq!(scenario.relay(b"\x58d"), Err(DropReason::NoPeer));
 }
 
@@ -172,7 +196,7 @@ fn downlink_sequences_continue_from_the_chat_servers() {
 
 #[test]
 fn only_goodbyes_of_the_device_are_handled() {
-    for state in [Core::start_ringing as fn(&mut Core, &mut Context<'_>), Core::join_device_call] {
+    for state in [Core::start_ringing as fn(&mut Core, &mut Context<'_>), join_device_call] {
         for (text, reason, goodbyes) in [
             (GOODBYE, EndReason::DeviceGoodbye, 0),
             (r#"{"type":"goodbye"}"#, EndReason::DeviceGoodbye, 0),
@@ -253,8 +277,7 @@ fn a_lost_connection_is_waited_for_and_then_the_call_ends() {
         [r#"{"type":"call_accepted","session_id":"s1","from":"02:00:00:00:00:09"}"#]
     );
     assert!(scenario.core.is_in_device_call());
-    scenario.uplink_to_device("192.0.2.8:1", 2, b"\x08two").unwrap();
-    assert_eq!(scenario.relay(b"\x58y").unwrap().0, addr("192.0.2.8:1"));
+    assert_eq!(scenario.relay(b"\x58y").unwrap().0, addr(DEVICE_UDP));
     scenario.lose_connection();
     let grace = scenario.shell.config.mqtt.resume_grace.as_millis() as u64;
     let out = scenario.wait(grace + 100);
@@ -313,4 +336,69 @@ fn a_listening_device_is_not_idle_while_the_other_one_speaks() {
         assert!(scenario.relay(b"\x58y").is_ok());
     }
     assert_eq!(summary(&scenario.wait(10_000)).reason, EndReason::Idle);
+}
+
+#[test]
+fn a_device_in_realtime_speaks_from_the_start_of_a_device_call_and_gets_goodbye_at_its_end() {
+    let mut scenario = Scenario::with_udp_peer();
+    assert!(!scenario.core.listens_in_realtime());
+    for (listen, realtime) in [
+        (r#"{"session_id":"s1","type":"listen","state":"start","mode":"realtime"}"#, true),
+        (r#"{"session_id":"s1","type":"listen","state":"detect","text":"hi"}"#, true),
+        (r#"{"session_id":"s1","type":"listen","state":"stop"}"#, true),
+        (LISTEN, false),
+        (r#"{"session_id":"s1","type":"listen","state":"start","mode":"realtime"}"#, true),
+        (r#"{"session_id":"s1","type":"listen","state":"start"}"#, false),
+    ] {
+        scenario.device_sends(listen);
+        assert_eq!(scenario.core.listens_in_realtime(), realtime, "{listen}");
+    }
+    // It listens anew when it is told that the chat server's speech is over.
+    scenario.server_sends(TTS_START);
+    assert_eq!(texts_to_device(&scenario.start_ringing()), [OWN_TTS_STOP]);
+    scenario.device_sends(r#"{"session_id":"s1","type":"listen","state":"start","mode":"realtime"}"#);
+    assert!(scenario.core.listens_in_realtime());
+    assert_eq!(texts_to_device(&scenario.join_in_realtime()), [OWN_TTS_START]);
+    let out = scenario.drive(|core, cx| core.end_device_call(EndReason::PeerLeft, cx));
+    assert_eq!(texts_to_device(&out), [message::goodbye(Some("s1"))]);
+}
+
+#[test]
+fn a_device_that_is_away_speaks_in_a_device_call_when_it_has_shown_that_it_is_in_it() {
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.lose_connection();
+    assert_eq!(texts_to_device(&scenario.join_in_realtime()), Vec::<&str>::new());
+    assert_eq!(texts_to_device(&scenario.reconnect("192.0.2.7")), Vec::<&str>::new());
+    scenario.wait(100);
+    scenario.uplink_to_device(DEVICE_UDP, 2, b"\x08two").unwrap();
+    assert_eq!(texts_to_device(&scenario.wait(400)), [OWN_TTS_START]);
+    // A device whose audio arrives is in the call, even if it says nothing.
+    scenario.lose_connection();
+    scenario.reconnect("192.0.2.7");
+    for sequence in 3..60 {
+        scenario.wait(1_000);
+        scenario.packet(Packet::PingReq);
+        scenario.uplink_to_device(DEVICE_UDP, sequence, b"\x08x").unwrap();
+    }
+    assert!(scenario.core.is_in_device_call());
+}
+
+#[test]
+fn a_call_that_was_about_to_end_with_its_servers_speech_goes_on_as_a_device_call() {
+    let mut scenario = Scenario::with_udp_peer();
+    scenario.shell.config.udp.downlink_pace = true;
+    scenario.server_sends(TTS_START);
+    for n in 0..10 {
+        scenario.downlink(&frame_with_header(n, b"\x58x")).unwrap();
+    }
+    scenario.server_sends(GOODBYE);
+    assert!(scenario.core.has_call(), "its speech is played first");
+    scenario.join_in_realtime();
+    scenario.wait(2_000);
+    scenario.lose_connection();
+    scenario.reconnect("192.0.2.7");
+    scenario.wait(100);
+    scenario.uplink_to_device(DEVICE_UDP, 2, b"\x08two").unwrap();
+    scenario.wait(1_000);
+    assert!(scenario.core.is_in_device_call());
 }

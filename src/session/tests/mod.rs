@@ -23,6 +23,7 @@ mod encryption;
 mod failover;
 mod framing;
 mod hello;
+mod keep_alive;
 mod liveness;
 mod mcp;
 mod ordering;
@@ -57,11 +58,12 @@ struct Scenario {
 }
 
 impl Scenario {
-    /// A new connection, three chat servers, and no tool discovery. Audio is passed on at once.
+    /// A new connection, three chat servers, and no tool discovery. Audio is passed on at once, and there are no keep-alives.
     fn new() -> Self {
         let mut config = Config::default();
         config.udp.downlink_pace = false;
         config.udp.speech_lead = Duration::ZERO;
+        config.udp.keep_alive = Duration::ZERO;
         config.websocket.production = servers(&[A, B, C]);
         config.mcp.enabled = false;
         let shell = TestShell::new(config);
@@ -187,12 +189,23 @@ impl Scenario {
         sequence: u32,
         payload: &[u8],
     ) -> Result<(Vec<u8>, Vec<Action>), DropReason> {
+        let (mut frames, out) = self.uplink_frames(from, sequence, payload)?;
+        assert_eq!(frames.len(), 1, "{frames:?}");
+        Ok((frames.remove(0), out))
+    }
+
+    /// As [`Scenario::uplink_from`], with the frames of packets that were kept.
+    fn uplink_frames(
+        &mut self,
+        from: &str,
+        sequence: u32,
+        payload: &[u8],
+    ) -> Result<(Vec<Vec<u8>>, Vec<Action>), DropReason> {
         let mut datagram = datagram(self.credentials_issued, sequence, 7, payload);
-        let uplink = self.shell.uplink(&mut self.core, from.parse().unwrap(), &mut datagram)?;
-        let Uplink::Server { frame, device_heard: first, .. } = uplink else { panic!("{uplink:?}") };
-        let frame = frame.to_vec();
+        let (frames, first) =
+            self.shell.uplink_frames(&mut self.core, from.parse().unwrap(), &mut datagram)?;
         let out = if first { self.drive(Core::on_device_heard) } else { Vec::new() };
-        Ok((frame, out))
+        Ok((frames, out))
     }
 
     /// A binary frame of the server: the datagram that is sent at once, or the actions that it caused.

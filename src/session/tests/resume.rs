@@ -108,8 +108,6 @@ fn a_taken_over_call_takes_the_new_address_as_its_own() {
     scenario.lose_connection();
     scenario.reconnect("192.0.2.200");
     assert_eq!(scenario.core.ip(), "192.0.2.200".parse::<IpAddr>().unwrap());
-    assert!(scenario.uplink_from("192.0.2.200:1", 2, b"\x08x").is_ok());
-    assert_eq!(scenario.uplink_from("192.0.2.7:4001", 3, b"\x08x"), Err(DropReason::ForeignSource));
     scenario.close_backend(failed(BackendStage::Live));
     let actions = scenario.wait(250);
     let [Action::Dial(request)] = &actions[..] else { panic!("{actions:?}") };

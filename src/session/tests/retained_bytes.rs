@@ -135,7 +135,7 @@ fn any_text_that_overflows_the_queue_of_a_disconnected_device_ends_its_call() {
     type Act = fn(&mut Core, &mut Context<'_>);
     let acts: [(&str, Act); 4] = [
         ("ring", Core::start_ringing),
-        ("bridge", Core::join_device_call),
+        ("bridge", device_call::join_device_call),
         ("wake", |core, cx| core.wake_for_call("Ann", cx)),
         ("message", |core, cx| assert_eq!(core.send_message(ALERT, cx), Delivery::NotConnected)),
     ];

@@ -37,7 +37,7 @@ mod tests {
     #[test]
     fn a_packet_is_plausible_opus_and_reads_back() {
         let packet = packet(7, 1_234_567);
-        assert_eq!(crate::proto::audio::opus_config(&packet), Some(11));
+        assert_eq!(crate::proto::audio::opus_config(&packet), Some(11 << 1));
         assert_eq!(parse(&packet), Some((7, 1_234_567)));
         assert_eq!(parse(&packet[1..]), None);
         assert_eq!(parse(&[0; PACKET_LEN]), None);

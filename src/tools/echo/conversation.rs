@@ -12,7 +12,7 @@ const MIN_FRAMES_BEFORE_SILENCE: usize = 5;
 /// Recording ends this long after its first frame in mode auto ...
 const MAX_RECORDING_AUTO: Duration = Duration::from_secs(5);
 /// ... and this long in mode manual.
-const MAX_RECORDING_MANUAL: Duration = Duration::from_secs(10);
+const MAX_RECORDING_MANUAL: Duration = Duration::from_secs(30);
 /// Frames that come faster than real time are recorded up to this duration.
 const MAX_RECORDED_AUDIO: Duration = Duration::from_secs(10);
 const MAX_RECORDED_BYTES: usize = 256 * 1024;
@@ -350,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_recording_ends_by_itself() {
-        for (listen, ends) in [(AUTO, 5_000), (MANUAL, 10_000)] {
+        for (listen, ends) in [(AUTO, 5_000), (MANUAL, 30_000)] {
             let mut script = ConversationTest::new(HELLO);
             script.text(listen);
             let mut first = None;

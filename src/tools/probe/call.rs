@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::diagnosis::{AudioPath, CALL_END_HINT, Diagnosis, Evidence, diagnose, mentions_audio};
+use super::diagnosis::{
+    AudioPath, CALL_END_HINT, Diagnosis, Evidence, announces_speech, diagnose, mentions_audio,
+};
 use super::error_text;
 use super::options::ProbeOptions;
-use super::report::{LOSS, ProbeReporter, ROUND_TRIP, RoundTripStats, UDP_DOWN, UDP_UP};
+use super::report::{LOSS, PAUSE, ProbeReporter, ROUND_TRIP, RoundTripStats, UDP_DOWN, UDP_UP};
 use crate::proto::message::JsonObject;
 use crate::tools::device::{
     Call, CallParameters, DeviceError, GREETING, SimulatedDevice, listen_message, message_type,
@@ -16,6 +18,10 @@ use crate::tools::step_report::StepState;
 
 /// Packets sent to the host itself when the address it advertises gave no audio.
 const RETRY_PACKETS: u32 = 10;
+/// Packets before the pause: something for the echo server to repeat after it, and not so much that it takes silence for the end.
+const PACKETS_BEFORE_PAUSE: u32 = 4;
+/// Longer than many relays and routers remember a path that is not used.
+const PAUSE_LENGTH: Duration = Duration::from_secs(20);
 /// After the last packet: echoes of a slow line still count.
 const LINGER: Duration = Duration::from_millis(1000);
 /// From `listen` start: the gateway tells a device after 3 s, by default, that none of its audio arrived.
@@ -57,12 +63,18 @@ impl ProbeCall {
                 if silent && path.target != Some(self.gateway.ip()) {
                     self.evidence.received_via_host = self.retry_at_host(&mut call, reporter).ok();
                 }
+                self.report_results(&path, reporter);
+                if received > 0 && !call_ended && self.evidence.connection_lost.is_none() {
+                    self.report_pause(&mut call, reporter);
+                }
                 // The gateway may have closed the connection already.
                 let _ = self.device.goodbye(&call);
             }
-            Err(failure) => self.evidence.round_trip.udp_error = Some(failure.kind.to_string()),
+            Err(failure) => {
+                self.evidence.round_trip.udp_error = Some(failure.kind.to_string());
+                self.report_results(&path, reporter);
+            }
         }
-        self.report_results(&path, reporter);
         let _ = self.device.disconnect();
     }
 
@@ -115,6 +127,60 @@ impl ProbeCall {
         self.device.start_listening(call, "auto")?;
         self.round_trip.send_audio(&mut self.device, call, RETRY_PACKETS, linger, |_| {})?;
         Ok(self.round_trip.received > 0)
+    }
+
+    /// Reports whether audio still arrives after neither side has sent any for a while.
+    fn report_pause(&mut self, call: &mut Call, reporter: &mut ProbeReporter<'_>) {
+        if !reporter.options.pause {
+            return reporter.skipped(PAUSE, "--no-pause");
+        }
+        match self.pause(call, reporter) {
+            Ok(Some(true)) => reporter.ok(PAUSE, "the path is still open after 20 s without audio", None),
+            Ok(Some(false)) => {
+                reporter.add_hint("Routers and relays forget the path of a silent call: set udp.keep_alive_s of the gateway below the time after which they do, or raise that time. Some NATs remember a path only for what is sent from inside: no gateway keeps those open.");
+                reporter.fail(
+                    PAUSE,
+                    "the path was forgotten within 20 s: the chat server speaks, and no audio arrives",
+                );
+            }
+            Ok(None) => reporter.skipped(PAUSE, "not measured: the chat server did not speak when it should"),
+            Err(failure) => {
+                reporter.fail(PAUSE, failure.kind.to_string());
+            }
+        }
+    }
+
+    /// Whether audio arrives after the pause; `None` when the chat server spoke in it, or not after it.
+    fn pause(
+        &mut self,
+        call: &mut Call,
+        reporter: &mut ProbeReporter<'_>,
+    ) -> Result<Option<bool>, DeviceError> {
+        let (device, max_wait) = (&mut self.device, reporter.options.max_wait);
+        reporter
+            .progress("sending no audio for 20 s, as when a chat server thinks; --no-pause skips this ...");
+        let mut round_trip = RoundTripTest::default();
+        // For a server that speaks when the button is released.
+        device.start_listening(call, "manual")?;
+        round_trip.send_audio(device, call, PACKETS_BEFORE_PAUSE, LINGER.min(max_wait), |_| {})?;
+        let before = round_trip.received;
+        let until = Instant::now() + PAUSE_LENGTH.min(max_wait);
+        round_trip.receive_until(device, call, until, |_| {}, |_| false)?;
+        if round_trip.received > before || round_trip.call_ended {
+            return Ok(None);
+        }
+        let first_text = round_trip.texts.len();
+        let heard = |round_trip: &RoundTripTest| round_trip.received > before;
+        device.stop_listening(call)?;
+        let until = Instant::now() + REACTION_WAIT.min(max_wait);
+        round_trip.receive_until(device, call, until, |_| {}, heard)?;
+        if !heard(&round_trip) && !announces_speech(&round_trip.texts[first_text..]) {
+            device.send_text(&listen_message(&call.parameters.session_id, GREETING))?;
+            let until = Instant::now() + SPEECH_WAIT.min(max_wait);
+            round_trip.receive_until(device, call, until, |_| {}, heard)?;
+        }
+        let speaks = heard(&round_trip) || announces_speech(&round_trip.texts[first_text..]);
+        Ok(speaks.then(|| heard(&round_trip)))
     }
 
     fn report_results(&self, path: &AudioPath, reporter: &mut ProbeReporter<'_>) {

@@ -50,13 +50,12 @@ impl Evidence {
     pub(super) fn error_text(&self) -> Option<String> {
         self.round_trip.texts.iter().find_map(|(_, text)| error_text(text))
     }
+}
 
-    /// The chat server announced speech.
-    fn server_speaks(&self) -> bool {
-        let is_start = |peek: Peek<'_>| peek.kind == "tts" && peek.state.as_deref() == Some("start");
-        let mut texts = self.round_trip.texts.iter();
-        texts.any(|(_, text)| message::peek(text, Reader::Device).is_ok_and(is_start))
-    }
+/// The chat server announced speech.
+pub(super) fn announces_speech(texts: &[(u32, String)]) -> bool {
+    let is_start = |peek: Peek<'_>| peek.kind == "tts" && peek.state.as_deref() == Some("start");
+    texts.iter().any(|(_, text)| message::peek(text, Reader::Device).is_ok_and(is_start))
 }
 
 /// Both directions, each with a sentence, and what to look at.
@@ -112,7 +111,7 @@ pub(super) fn diagnose(path: &AudioPath, evidence: &Evidence) -> Diagnosis {
     }
     if let Some(text) = &evidence.recognised_text {
         let up = (Ok, format!("the chat server reacted to the audio with \"{text}\""));
-        return if evidence.server_speaks() {
+        return if announces_speech(&evidence.round_trip.texts) {
             Diagnosis::new(up, (Fail, "the chat server speaks, but no audio arrives"), path.downlink_hints())
         } else {
             let down = "no audio arrived, but the chat server did not announce any";
@@ -163,7 +162,7 @@ fn inconclusive(path: &AudioPath, evidence: &Evidence, there: &str) -> Diagnosis
     }
     let up = format!("not known: audio was sent to {there}, and nothing said that it arrived");
     let mut hints = path.uplink_hints(evidence);
-    let down = if evidence.server_speaks() {
+    let down = if announces_speech(&evidence.round_trip.texts) {
         hints.extend(path.downlink_hints());
         "the chat server speaks, but no audio arrives: uplink or downlink fails, and it cannot be told from here which"
     } else {

@@ -26,6 +26,8 @@ pub(super) struct ProbeOptions {
     /// The longest wait for what may not come; shorter in tests.
     pub(super) max_wait: Duration,
     pub(super) json: bool,
+    /// Whether to see if the path is still open after a pause.
+    pub(super) pause: bool,
 }
 
 impl ProbeOptions {
@@ -46,7 +48,7 @@ impl ProbeOptions {
             (seconds, None) => packets_in(seconds.unwrap_or(3)),
         };
         let timeout = Duration::from_secs(args.whole_number("--timeout", 60)?.unwrap_or(5).into());
-        let (json, tls) = (args.flag("--json"), args.flag("--tls"));
+        let (json, tls, pause) = (args.flag("--json"), args.flag("--tls"), !args.flag("--no-pause"));
         let target = args.free()?.ok_or("which host?")?;
         args.finish()?;
         let tls = tls || target.starts_with("mqtts://");
@@ -65,7 +67,7 @@ impl ProbeOptions {
         let mut login = Login::signed(client_id, user_name, key.as_deref().map(str::as_bytes));
         login.password = password.or(login.password);
         let (has_key, max_wait) = (key.is_some(), Duration::MAX);
-        Ok(Self { host, port, tls, ca_pem, login, has_key, packets, timeout, max_wait, json })
+        Ok(Self { host, port, tls, ca_pem, login, has_key, packets, timeout, max_wait, json, pause })
     }
 
     pub(super) fn target(&self) -> String {

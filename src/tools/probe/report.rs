@@ -20,9 +20,10 @@ pub(super) const UDP_UP: ProbeStep = ("udp_up", "UDP up");
 pub(super) const UDP_DOWN: ProbeStep = ("udp_down", "UDP down");
 pub(super) const ROUND_TRIP: ProbeStep = ("round_trip", "round trip");
 pub(super) const LOSS: ProbeStep = ("loss", "loss");
+pub(super) const PAUSE: ProbeStep = ("pause", "after a pause");
 
-const PROBE_STEPS: [ProbeStep; 9] =
-    [TCP, TLS, MQTT, AUTHENTICATION, HELLO, UDP_UP, UDP_DOWN, ROUND_TRIP, LOSS];
+const PROBE_STEPS: [ProbeStep; 10] =
+    [TCP, TLS, MQTT, AUTHENTICATION, HELLO, UDP_UP, UDP_DOWN, ROUND_TRIP, LOSS, PAUSE];
 
 pub(super) type ProbeStep = (&'static str, &'static str);
 

@@ -1,5 +1,5 @@
 use super::options::split_target;
-use super::report::{LOSS, ProbeReport, ROUND_TRIP, UDP_DOWN, UDP_UP};
+use super::report::{LOSS, PAUSE, ProbeReport, ROUND_TRIP, UDP_DOWN, UDP_UP};
 use super::*;
 use crate::proto::mqtt::ConnectReturnCode;
 use crate::tools::command_line::CommandLine;
@@ -31,6 +31,31 @@ fn a_working_gateway_passes_every_step() {
         json.contains(r#""audio":{"sent":6,"received":6,"echoed":6,"lost_down":0,"round_trip_ms":{"#),
         "{json}"
     );
+}
+
+#[test]
+fn a_path_that_is_forgotten_in_a_pause_is_reported() {
+    use StepState::{Fail, Ok, Skipped};
+    const SPEAKS: &[&str] = &[r#"{"type":"tts","state":"start"}"#];
+    let cases = [
+        (false, SPEAKS, &[][..], Ok),
+        (true, SPEAKS, &[], Fail),
+        (true, &[], &[], Skipped),
+        (true, SPEAKS, &["--no-pause"], Skipped),
+    ];
+    let threads = cases.map(|(forgets_path, on_detect, args, expected)| {
+        std::thread::spawn(move || {
+            let speech_packets = on_detect.len();
+            let script =
+                GatewayScript { forgets_path, on_detect, speech_packets, ..GatewayScript::default() };
+            let report = probe_report(script, args);
+            assert_eq!(report.state(PAUSE), expected, "{}", report.to_json());
+            assert_eq!((report.ok, report.hints().is_empty()), (expected != Fail, expected != Fail));
+        })
+    });
+    for thread in threads {
+        thread.join().unwrap();
+    }
 }
 
 #[test]

@@ -38,6 +38,8 @@ pub(in crate::tools) struct GatewayScript {
     pub(in crate::tools) speech_packets: usize,
     /// Sent on `listen` detect.
     pub(in crate::tools) on_detect: &'static [&'static str],
+    /// On `listen` stop the device's address is forgotten.
+    pub(in crate::tools) forgets_path: bool,
 }
 
 impl Default for GatewayScript {
@@ -55,6 +57,7 @@ impl Default for GatewayScript {
             on_listen_stop: (&[], &[]),
             speech_packets: 0,
             on_detect: &[],
+            forgets_path: false,
         }
     }
 }
@@ -163,6 +166,7 @@ impl FakeConnection {
             }
             ("listen", Some("stop")) => {
                 let (heard, deaf) = self.script.on_listen_stop;
+                self.device = self.device.filter(|_| !self.script.forgets_path);
                 self.send_texts(if self.received > 0 { heard } else { deaf });
             }
             ("listen", Some("detect")) => {

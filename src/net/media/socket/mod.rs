@@ -8,8 +8,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use log::debug;
 use mio::net::UdpSocket;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;
@@ -113,6 +114,21 @@ impl AudioSocket {
             spare: Vec::new(),
             flushed: Flushed::default(),
         })
+    }
+
+    /// Sets the class of service (RFC 2474) of the datagrams sent. Audio also arrives without it, so errors are ignored.
+    pub fn set_dscp(&self, dscp: u8) {
+        // The lower two bits of the octet are those of congestion notification (RFC 3168).
+        let (socket, octet) = (SockRef::from(&self.socket), u32::from(dscp) << 2);
+        let mut set = socket.set_tos_v4(octet);
+        // An IPv6 socket needs both: the one above for mapped IPv4 addresses.
+        #[cfg(unix)]
+        if self.socket.local_addr().is_ok_and(|local| local.is_ipv6()) {
+            set = socket.set_tclass_v6(octet).and(set);
+        }
+        if let Err(error) = set {
+            debug!("audio is sent without the class of udp.dscp: {error}");
+        }
     }
 
     /// The bound address, with the port that the system chose if it was 0.

@@ -63,6 +63,7 @@ pub(super) struct NetworkCall {
     pub(super) ended: bool,
     /// The number of datagrams for the device.
     datagrams_received: u32,
+    keep_alive: Option<Box<[u8]>>,
     /// The device hung up, so it gets no goodbye.
     hung_up: bool,
     goodbyes: u32,
@@ -208,7 +209,9 @@ impl SimulatedNetwork {
             Ok(Uplink::OtherDevice(payload)) => self.relay(s, &datagram[HEADER_LEN..HEADER_LEN + payload]),
             Ok(Uplink::Silence) => {
                 let mut out = [0; HEADER_LEN + MAX_PAYLOAD];
-                if let Ok(encrypted) = self.sessions[s].core.ringing_silence(&mut out, &self.shell.config) {
+                if let Ok(encrypted) =
+                    self.sessions[s].core.ringing_silence(&mut out, &self.shell.config, self.shell.now)
+                {
                     self.check_encrypted(s, &out[..encrypted.datagram_len]);
                 }
             }
@@ -234,6 +237,11 @@ impl SimulatedNetwork {
         let header = UdpHeader::parse(bytes).unwrap();
         let call = &mut self.calls[header.ssrc as usize];
         assert_eq!(call.device, self.sessions[s].device, "encrypted for its own device");
+        if header.sequence == 0 {
+            let first = call.keep_alive.get_or_insert_with(|| bytes.into());
+            assert_eq!(**first, *bytes, "a keep-alive always has the same bytes");
+            return self.send_datagram_to_device(s, bytes);
+        }
         call.datagrams_received += 1;
         assert_eq!(header.sequence, call.datagrams_received, "downlink sequences go up by one");
         let key = call.key;
@@ -282,6 +290,7 @@ impl SimulatedNetwork {
                     datagrams_sent: 0,
                     last_sequence_accepted: 0,
                     datagrams_received: 0,
+                    keep_alive: None,
                     ended: false,
                     hung_up: false,
                     goodbyes: 0,
@@ -435,10 +444,13 @@ impl SimulatedNetwork {
                     self.drive_device(caller, |core, cx| core.on_call_accepted(from, cx));
                 }
                 DeviceCallEffect::Connect(one, other) => {
+                    let core = |mac| self.session_of(mac).map(|s| &self.sessions[s].core);
+                    let both = [one, other].map(core).iter().flatten().all(|core| core.listens_in_realtime());
                     for (who, peer) in [(one, other), (other, one)] {
                         if self.device_calls.peer(who) == Some(peer) {
                             self.coverage.insert("bridged");
-                            self.drive_device(who, Core::join_device_call);
+                            self.coverage.extend(both.then_some("bridged in realtime"));
+                            self.drive_device(who, |core, cx| core.join_device_call(both, cx));
                         }
                     }
                 }

@@ -1,0 +1,64 @@
+//! The first minute of the gateway: devices that are still in a call of an earlier process are made to end it.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use log::{debug, info};
+
+use crate::net::event_loop::io::TimerKind;
+use crate::net::event_loop::token::SessionId;
+use crate::net::gateway::Gateway;
+use crate::net::sessions::table::Sessions;
+use crate::proto::identity::Mac;
+use crate::session::Core;
+
+/// The device's session without a call, if it is connected from this address.
+fn idle_session(sessions: &Sessions, ip: IpAddr, mac: Mac) -> Option<(SessionId, &Core)> {
+    let core = |id| Some((id, &sessions.get(id)?.core));
+    sessions.by_mac(mac).filter_map(core).find(|(_, core)| core.ip() == ip && core.is_idle())
+}
+
+impl Gateway {
+    /// The device has logged in.
+    pub(super) fn judge_silence_later(&mut self, id: SessionId) {
+        let Some(restart) = &mut self.restart else { return };
+        let Some(core) = self.sessions.get(id).map(|session| &session.core) else { return };
+        let Some(mac) = core.client_id().map(|client_id| client_id.mac()) else { return };
+        if let Some(at) = restart.on_connected(core.ip(), mac, self.io.now) {
+            self.io.timers.arm(at, TimerKind::Restart);
+        }
+    }
+
+    /// The `i`th datagram of the batch has the ssrc of no call.
+    pub(super) fn on_unknown_datagram(&mut self, i: usize) {
+        let Some(restart) = &mut self.restart else { return };
+        let (info, datagram) = self.audio.socket.datagram(i);
+        let ip = info.from.ip();
+        let is_idle = |mac| idle_session(&self.sessions, ip, mac).is_some();
+        if let Some(mac) = restart.on_unknown_datagram(ip, datagram, self.io.now, is_idle)
+            && let Some((id, _)) = idle_session(&self.sessions, ip, mac)
+        {
+            info!(
+                "{} sends audio of a call from before the gateway started: it is told to end it",
+                self.sessions.log_prefix(id)
+            );
+            self.drive(id, |core, cx| core.leave_unknown_call(true, cx));
+        }
+    }
+
+    pub(super) fn on_restart_timer(&mut self) {
+        let now = self.io.now;
+        let is_silent = |sessions: &Sessions, ip, mac, since: Instant| {
+            idle_session(sessions, ip, mac).is_some_and(|(_, core)| core.has_said_nothing_since(since))
+        };
+        while let Some(restart) = &mut self.restart
+            && let Some((ip, mac)) =
+                restart.take_silent(now, |ip, mac, since| is_silent(&self.sessions, ip, mac, since))
+        {
+            let Some((id, _)) = idle_session(&self.sessions, ip, mac) else { continue };
+            debug!("{} may be in a call from before the gateway started", self.sessions.log_prefix(id));
+            self.drive(id, |core, cx| core.leave_unknown_call(false, cx));
+        }
+        self.restart.take_if(|restart| restart.is_over(now));
+    }
+}
