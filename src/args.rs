@@ -99,8 +99,8 @@ Usage:
 Each command has a --help of its own.
 
 Options:
-  -c, --config FILE       configuration file (default: {DEFAULT_FILE}, else {NODE_FILE}, else defaults);
-                          a config/mqtt.json of the Node.js gateway works as it is, with its .env
+  -c, --config FILE       configuration file (default: {DEFAULT_FILE}, else {NODE_FILE} of the
+                          Node.js gateway, which works as it is, with its .env; else defaults)
   -l, --log-level LEVEL   {LEVELS}
   -p, --pid FILE          write the process id to FILE, and remove it at the end
   -v, --version           print the version, as -V and version do
