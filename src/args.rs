@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use log::LevelFilter;
-use mqtt_websocket_proxy::config::{DEFAULT_FILE, LEVELS, VARIABLES, parse_level};
-use mqtt_websocket_proxy::tools::command_line::path_option;
+use mqtt_websocket_proxy::config::{DEFAULT_FILE, LEVELS, NODE_FILE, VARIABLES, parse_level};
+use mqtt_websocket_proxy::tools::command_line::{finish, nearest, path_option};
 use mqtt_websocket_proxy::tools::{check, credentials, demo, health, probe};
 use pico_args::Arguments;
 
@@ -48,15 +48,20 @@ const SUBCOMMANDS: [(&str, RunSubcommand); 5] = [
 /// # Errors
 /// When it is not understood: one line that says why.
 pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
-    if let Some(name) = args.subcommand().map_err(|error| error.to_string())? {
+    let name = args.subcommand().map_err(|error| error.to_string())?;
+    if let Some(name) = name.as_deref().filter(|name| !["help", "version"].contains(name)) {
+        let known = SUBCOMMANDS.map(|(known, _)| known);
         let found = SUBCOMMANDS.iter().find(|(known, _)| *known == name);
-        let (_, run) = found.ok_or_else(|| format!("unknown command {name:?}"))?;
-        return Ok(Command::Subcommand(*run, args));
+        let unknown = || {
+            format!("unknown command {name:?}; the nearest is {}", nearest(name, &known).unwrap_or_default())
+        };
+        return found.map(|(_, run)| Command::Subcommand(*run, args)).ok_or_else(unknown);
     }
-    if args.contains(["-h", "--help"]) {
+    let name = name.as_deref();
+    if name == Some("help") || args.contains(["-h", "--help"]) {
         return Ok(Command::Print(help()));
     }
-    if args.contains(["-v", "--version"]) {
+    if name == Some("version") || args.contains(["-v", "--version"]) || args.contains("-V") {
         return Ok(Command::Print(version().to_owned()));
     }
     let run = RunOptions {
@@ -64,10 +69,8 @@ pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
         log_level: log_level_option(&mut args)?,
         pid_file: path_option(&mut args, ["-p", "--pid"])?,
     };
-    match args.finish().first() {
-        Some(unknown) => Err(format!("unknown or repeated argument {unknown:?}")),
-        None => Ok(Command::Run(run)),
-    }
+    finish(args, &["--config", "--log-level", "--pid", "--version", "--help"])?;
+    Ok(Command::Run(run))
 }
 
 fn log_level_option(args: &mut Arguments) -> Result<Option<LevelFilter>, String> {
@@ -96,12 +99,12 @@ Usage:
 Each command has a --help of its own.
 
 Options:
-  -c, --config FILE       configuration file (default: {DEFAULT_FILE} if there is one, else defaults);
-                          a config/mqtt.json of the Node.js gateway works as it is, with its .env
+  -c, --config FILE       configuration file (default: {DEFAULT_FILE}, else {NODE_FILE} of the
+                          Node.js gateway, which works as it is, with its .env; else defaults)
   -l, --log-level LEVEL   {LEVELS}
   -p, --pid FILE          write the process id to FILE, and remove it at the end
-  -v, --version           print the version
-  -h, --help              print this text
+  -v, --version           print the version, as -V and version do
+  -h, --help              print this text, as help does
 
 Environment, over the file and under the options:
 {variables}  MQTT_PROXY_...        any key of the file, in upper case with _ for dots, as in

@@ -10,7 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use log::{error, info, log_enabled, warn};
-use mqtt_websocket_proxy::config::{Config, DEFAULT_FILE, PublicIp, Source, Udp, unknown_variables};
+use mqtt_websocket_proxy::config::{
+    Config, ConfigErrors, DEFAULT_FILE, PublicIp, Source, Udp, unknown_variables,
+};
 use mqtt_websocket_proxy::logger;
 use mqtt_websocket_proxy::net::gateway::fd_limit;
 use mqtt_websocket_proxy::net::{Gateway, Handle};
@@ -51,7 +53,7 @@ fn main() -> ExitCode {
 /// Runs the gateway until it is told to stop.
 fn run_gateway(run: RunOptions) -> Result<(), ExitError> {
     let mut source = Source::new(run.config, run.log_level, |name| std::env::var_os(name));
-    let mut config = source.load().map_err(ExitError::usage)?;
+    let mut config = source.load().map_err(ExitError::configuration)?;
     // This may block, and there is no other thread yet.
     fd_limit::reserve(config.mqtt.max_connections);
     let echo = start_echo(&mut source, &mut config)?;
@@ -99,7 +101,7 @@ fn start_echo(source: &mut Source, config: &mut Config) -> Result<Option<EchoSer
         |error: &dyn Display| ExitError::runtime(format!("the built-in echo server failed: {error}"));
     let echo = EchoServer::start().map_err(|error| failed(&error))?;
     source.set_echo(Arc::new(echo.url().parse().map_err(|error| failed(&error))?));
-    *config = source.load().map_err(ExitError::usage)?;
+    *config = source.load().map_err(ExitError::configuration)?;
     Ok(Some(echo))
 }
 
@@ -226,28 +228,33 @@ fn exit_immediately(pid_file: Option<&Path>) -> ! {
 /// Why the program ends, and with which code.
 struct ExitError {
     code: u8,
-    message: String,
+    messages: Vec<String>,
 }
 
 impl ExitError {
     fn usage(message: impl Display) -> Self {
-        Self { code: 2, message: message.to_string() }
+        Self { code: 2, messages: vec![message.to_string()] }
+    }
+
+    fn configuration(errors: ConfigErrors) -> Self {
+        Self { code: 2, messages: errors.0.iter().map(ToString::to_string).collect() }
     }
 
     fn runtime(message: impl Display) -> Self {
-        Self { code: 1, message: message.to_string() }
+        Self { code: 1, messages: vec![message.to_string()] }
     }
 
-    /// Reports it once: in the log, or on stderr when there is no log or it is off.
+    /// Reports it once, a line for each message: in the log, or on stderr when there is no log or it is off.
     fn into_exit_code(self) -> ExitCode {
-        let Self { code, message } = self;
-        if log_enabled!(log::Level::Error) {
-            error!("{message}");
-            logger::flush(LOG_FLUSH_TIMEOUT);
-        } else {
-            // Nothing can be done when this fails.
-            let _ = writeln!(io::stderr(), "error: {message}");
+        for message in &self.messages {
+            if log_enabled!(log::Level::Error) {
+                error!("{message}");
+            } else {
+                // Nothing can be done when this fails.
+                let _ = writeln!(io::stderr(), "error: {message}");
+            }
         }
-        ExitCode::from(code)
+        logger::flush(LOG_FLUSH_TIMEOUT);
+        ExitCode::from(self.code)
     }
 }

@@ -6,6 +6,7 @@
 mod support;
 
 use std::io::Read;
+use std::net::{TcpListener, UdpSocket};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -21,6 +22,7 @@ fn config(servers: Value) -> Value {
     json!({
         "mqtt": {"signature_key": "GoodKeyOfOurs", "host": "127.0.0.1", "port": 0},
         "udp": {"host": "127.0.0.1", "port": 0},
+        "api": {"port": 0},
         "websocket": {"production_servers": servers},
     })
 }
@@ -410,6 +412,98 @@ fn a_public_ip_that_no_device_can_reach_is_named() {
 }
 
 #[test]
+fn a_public_ip_of_a_sample_is_never_plausible() {
+    let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
+    for (public_ip, part) in [
+        ("mqtt.xiaozhi.me", "is the public XiaoZhi service"),
+        ("host.docker.internal", "devices cannot resolve it"),
+        ("gateway.local", "devices cannot resolve it"),
+        ("your-server.com", "is the placeholder of a sample"),
+        ("gateway", "is a name without a dot"),
+        ("198.51.100.7", "an address for examples"),
+    ] {
+        let folder = Folder::new().with_file("gateway.json", config(json!([echo.url()])).to_string());
+        let outcome = check(&folder, "-c gateway.json", &[("PUBLIC_IP", public_ip)]);
+        let words = outcome.text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(words.contains(part) && !words.contains("plausible"), "{}", outcome.text);
+        let settings = outcome.report["settings"].as_array().unwrap();
+        let states: Vec<_> =
+            settings.iter().filter(|row| row["name"] == "public_ip").map(|row| &row["state"]).collect();
+        assert!(!states.is_empty() && !states.contains(&&json!("ok")), "{states:?}");
+    }
+}
+
+#[test]
+fn doubtful_secrets_and_misspelt_variables_are_named() {
+    let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
+    let folder = Folder::new().with_file("gateway.json", config(json!([echo.url()])).to_string());
+    let variables = [("MQTT_SIGNATURE_KEY", "'hunter2-Key'"), ("MQTT_SIGNATURE_KY", "hunter2")];
+    let outcome = check(&folder, "-c gateway.json", &variables);
+    let parts = [
+        "environment: MQTT_SIGNATURE_KEY begins or ends with a quote",
+        "MQTT_SIGNATURE_KY is not a variable of this gateway; the nearest is MQTT_SIGNATURE_KEY",
+    ];
+    assert_reported(&outcome, 0, &parts);
+    assert!(!outcome.text.contains("hunter2"), "{}", outcome.text);
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_with_who_has_it() {
+    let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
+    let tcp = ["mqtt", "api"].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let [mqtt_port, api_port] = [0, 1].map(|i| tcp[i].local_addr().unwrap().port());
+    let udp_port = udp.local_addr().unwrap().port();
+    let mut config = config(json!([echo.url()]));
+    config["mqtt"]["port"] = json!(mqtt_port);
+    config["udp"]["port"] = json!(udp_port);
+    config["api"] = json!({"host": "127.0.0.1", "port": api_port});
+    let folder = Folder::new().with_file("gateway.json", config.to_string());
+    let ports = [
+        format!("TCP port {mqtt_port} (MQTT)"),
+        format!("TCP port {api_port} (management API)"),
+        format!("UDP port {udp_port} (audio)"),
+    ];
+    let parts = |end: &str| ports.clone().map(|port| format!("{port} {end}"));
+    fn as_str(parts: &[String; 3]) -> [&str; 3] {
+        parts.each_ref().map(String::as_str)
+    }
+
+    // The one that holds the management port ends what connects to it, as servers of other protocols do.
+    let api = tcp[1].try_clone().unwrap();
+    std::thread::spawn(move || api.incoming().for_each(drop));
+    let outcome = check(&folder, "-c gateway.json", &[]);
+    let by_another = parts("is in use by another program");
+    assert_reported(&outcome, 0, &[&as_str(&by_another)[..], &["set mqtt.port to another port"]].concat());
+    config["api"] = json!({"enabled": false});
+    let folder = folder.with_file("no-api.json", config.to_string());
+    assert_reported(
+        &check(&folder, "-c no-api.json", &[]),
+        0,
+        &["another program, or this gateway runs already"],
+    );
+}
+
+#[test]
+fn the_ports_of_the_running_gateway_are_its_own() {
+    let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
+    let mut config = config(json!([echo.url()]));
+    config["api"] = json!({"host": "127.0.0.1", "port": 0});
+    let folder = Folder::new().with_file("gateway.json", config.to_string());
+    assert_eq!(check(&folder, "-c gateway.json", &[]).text.matches("in use").count(), 0);
+    let process = folder.start("-c gateway.json", &[]);
+    let addresses = [process.mqtt(), process.udp(), process.api()].map(|addr| addr.port().to_string());
+    let variables = [("MQTT_PORT", &*addresses[0]), ("UDP_PORT", &addresses[1]), ("API_PORT", &addresses[2])];
+    let outcome = check(&folder, "-c gateway.json", &variables);
+    assert_eq!(
+        outcome.text.matches("is in use by this gateway, which runs already").count(),
+        3,
+        "{}",
+        outcome.text
+    );
+}
+
+#[test]
 fn settings_that_are_too_small_get_advice() {
     let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
     let mut config_with_small_values = config(json!([echo.url()]));
@@ -477,18 +571,14 @@ fn a_node_configuration_is_checked_and_migrated() {
     let env = "PUBLIC_IP=192.0.2.9\nMQTT_PORT=2883\nMQTT_SIGNATURE_KEY='Key$with#all'\nSERVER_SECRET=s\n";
     let folder = Folder::new().with_file("config/mqtt.json", NODE).with_file(".env", env);
     let outcome = check(&folder, "--config config/mqtt.json", &[]);
-    assert_reported(
-        &outcome,
-        1,
-        &["Node.js", ".env gives MQTT_PORT", "set max_mqtt_payload_size to 65536", "_comment"],
-    );
+    assert_reported(&outcome, 1, &["Node.js", ".env gives MQTT_PORT", "_comment"]);
     assert_eq!(outcome.report["config"]["shape"], "node");
 
     let output = folder.run("check --migrate", &[("API_PORT", "9007")]);
     assert_eq!(output.status.code(), Some(0));
     let migrated: Value = serde_json::from_slice(&output.stdout).unwrap();
     let expected = json!({
-        "mqtt": {"port": 2883, "max_payload_size": 8192, "signature_key": "Key$with#all"},
+        "mqtt": {"port": 2883, "signature_key": "Key$with#all"},
         "udp": {"port": 2883, "public_ip": "192.0.2.9"},
         "websocket": {
             "production_servers": ["ws://127.0.0.1:9/xiaozhi/v1/?from=mqtt_gateway"],

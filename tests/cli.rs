@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{TcpListener, UdpSocket};
 #[cfg(unix)]
 use std::os::unix::fs::PermissionsExt;
@@ -59,14 +60,14 @@ fn connack_code(process: &Process, connect: &Connect) -> u8 {
 fn help_and_version_are_printed() {
     let folder = Folder::new();
     let version = format!("mqtt-websocket-proxy {}\n", env!("CARGO_PKG_VERSION"));
-    for line in ["-v", "--version"] {
+    for line in ["-v", "-V", "--version", "version"] {
         let output = folder.run(line, &[]);
         assert_eq!(
             (output.status.code(), String::from_utf8(output.stdout).unwrap()),
             (Some(0), version.clone())
         );
     }
-    for line in ["-h", "--help"] {
+    for line in ["-h", "--help", "help"] {
         let output = folder.run(line, &[]);
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(0));
@@ -83,6 +84,18 @@ fn a_wrong_command_line_ends_with_2_and_one_line() {
         ("-c", "-c"),
         ("-l loud", "loud"),
         ("-x", "-x"),
+        ("--confg a.json", "the nearest is --config"),
+        ("--cofnig=a.json", "the nearest is --config"),
+        ("--log-levle info", "the nearest is --log-level"),
+        ("--versoin", "the nearest is --version"),
+        ("-config a.json", "the nearest is --config"),
+        ("chekc", "the nearest is check"),
+        ("check --jsno", "the nearest is --json"),
+        ("check --confgi=a.json", "the nearest is --config"),
+        ("probe 127.0.0.1 --tsl", "the nearest is --tls"),
+        ("probe --tsl 127.0.0.1", "the nearest is --tls"),
+        ("credentials --mac 02:00:00:00:00:01 --kye x", "the nearest is --key"),
+        ("health --raedy", "the nearest is --ready"),
     ] {
         let output = folder.run(line, &[]);
         let error = only_line(&output);
@@ -103,6 +116,8 @@ fn a_wrong_configuration_ends_with_2_and_names_file_field_found_and_allowed() {
             vec![],
             r#"error: bad.json: mqtt.port: found "abc", allowed: a whole number from 0 to 65535"#,
         ),
+        ("--config=bad.json", vec![], r#"error: bad.json: mqtt.port: found "abc", allowed: "#),
+        ("-c=bad.json", vec![], r#"error: bad.json: mqtt.port: found "abc", allowed: "#),
         ("", vec![("CONFIG_FILE", "bad.json")], r#"error: bad.json: mqtt.port: found "abc", allowed: "#),
         (
             "-c good.json",
@@ -116,6 +131,24 @@ fn a_wrong_configuration_ends_with_2_and_names_file_field_found_and_allowed() {
         assert_eq!(output.status.code(), Some(2), "{error}");
         assert!(error.starts_with(expected), "{error}");
     }
+}
+
+#[test]
+fn all_errors_of_a_configuration_are_listed_at_start() {
+    let text = r#"{"mqtt":{"port":"abc","prt":1,},"websocket":{"production_servers":["http://a"]}} // mine"#;
+    let folder = Folder::new().with_file("bad.json", text);
+    let output = folder.run("-c bad.json", &[("UDP_PORT", "-1"), ("DEBUG", "maybe")]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8(output.stderr).unwrap();
+    let starts = [
+        "error: bad.json: mqtt.port: found",
+        "error: bad.json: mqtt.prt: found",
+        "error: bad.json: websocket.production_servers[0]: found",
+        "error: environment: UDP_PORT: found",
+        "error: environment: DEBUG: found",
+    ];
+    assert_eq!(text.lines().count(), starts.len(), "{text}");
+    assert!(text.lines().zip(starts).all(|(line, start)| line.starts_with(start)), "{text}");
 }
 
 #[test]
@@ -251,7 +284,14 @@ fn suspect_settings_get_one_warning_each_and_the_gateway_starts() {
         (to(json!({"mqtt": key, "udp": {"public_ip": "::1"}})), vec!["loopback"]),
         (to(json!({"mqtt": key, "udp": {"public_ip": "0.0.0.0"}})), vec!["unspecified"]),
         (to(json!({"mqtt": key, "udp": {"public_ip": "auto"}})), vec![]),
-        (to(json!({"mqtt": key, "udp": {"public_ip": "192.0.2.1"}})), vec![]),
+        (to(json!({"mqtt": key, "udp": {"public_ip": "192.168.1.10"}})), vec![]),
+        (to(json!({"mqtt": key, "udp": {"public_ip": "192.0.2.1"}})), vec!["for examples"]),
+        (to(json!({"mqtt": key, "udp": {"public_ip": "host.docker.internal"}})), vec!["cannot resolve"]),
+        (
+            to(json!({"mqtt": key, "websocket": {
+                "production_servers": [server.url()], "server_secret": "'quoted'"}})),
+            vec!["gateway.json: websocket.server_secret begins or ends with a quote"],
+        ),
         (to(json!({"mqtt": key, "udp": {"public_ip": "does-not-exist.invalid"}})), vec!["does not resolve"]),
         (to(json!({"mqtt": key, "udp": {"public_ip": "localhost"}})), vec!["loopback"]),
         (
@@ -319,7 +359,7 @@ fn a_node_gateways_directory_works_unchanged_and_is_reported() {
     assert!(!line.contains("UDP_PORT"), "{line}");
     assert!(running.seen.last().unwrap().contains("public ip 192.0.2.7"), "{:#?}", running.seen);
 
-    fs::write(folder.0.join("new.json"), file.replace(":9/", ":10/").replace("8192", "null")).unwrap();
+    fs::write(folder.0.join("new.json"), file.replace(":9/", ":10/").replace("8192", "100000")).unwrap();
     fs::rename(folder.0.join("new.json"), folder.0.join("config/mqtt.json")).unwrap();
     running.signal("HUP");
     let line = running.wait_for_line("applied");
@@ -333,6 +373,85 @@ fn a_node_gateways_directory_works_unchanged_and_is_reported() {
     let (code, lines) = running.end();
     assert_eq!(code, Some(0), "{lines:#?}");
     assert!(!lines.join("\n").contains("hunter") && !lines.join("\n").contains("signature_key is not set"));
+}
+
+/// The remarks are GBK ("公网地址" and more, with bytes that are a backslash and a backtick in ASCII), as Windows saves them.
+const GBK_ENV: &[u8] = b"# \xb9\xab\xcd\xf8\xb5\xd8\xd6\xb7\r\n\
+    export PUBLIC_IP=192.168.7.7 # \xb9\xab\xcd\xf8\xb5\xd8\xd6\xb7 \x95\x5c \x8c\x60\r\n\
+    MQTT_SIGNATURE_KEY=\"hunter#2 Key\" # \x95\x5c\r\n\
+    MQTT_SIGNATUR_KEY=x\r\n\
+    API_HOST='127.0.0.1'\r\nHTTP_HOST=0.0.0.0\r\n";
+
+#[test]
+fn a_gateway_started_bare_in_a_node_gateways_folder_uses_its_files() {
+    let utf16 = |text: &[u8]| -> Vec<u8> {
+        let text = String::from_utf8_lossy(text).into_owned();
+        [0xff, 0xfe].into_iter().chain(text.encode_utf16().flat_map(u16::to_le_bytes)).collect()
+    };
+    let with_mark = [&b"\xef\xbb\xbf"[..], GBK_ENV].concat();
+    for env in [GBK_ENV.to_vec(), with_mark, utf16(GBK_ENV)] {
+        let folder = Folder::new().with_file("config/mqtt.json", "{}").with_file(".env", env);
+        let process = folder.start("", &[]);
+        let text = process.seen.join("\n");
+        for part in [
+            "configuration: config/mqtt.json: the Node.js gateway's own shape, used as it is; .env gives PUBLIC_IP, ",
+            "public ip 192.168.7.7",
+            "management API on 127.0.0.1:",
+            ".env: MQTT_SIGNATUR_KEY is not a variable of this gateway; the nearest is MQTT_SIGNATURE_KEY",
+            ".env: MQTT_SIGNATURE_KEY holds a blank and #",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+        assert!(!text.contains("hunter"), "{text}");
+        let connect = Connect::signed(&client_id(1), "hunter#2 Key");
+        assert_eq!(connack_code(&process, &connect), 0);
+    }
+    // Our own file goes first; a value that is not ASCII is refused, for a key of other bytes would open nothing.
+    let folder = Folder::new()
+        .with_file("config/mqtt.json", "{}")
+        .with_file(".env", b"MQTT_SIGNATURE_KEY=\xb9\xab\xcd\xf8\n");
+    let error = only_line(&folder.run("", &[]));
+    assert!(error.starts_with("error: .env: MQTT_SIGNATURE_KEY: found bytes that are not UTF-8"), "{error}");
+    let folder = folder.with_file("config/gateway.json", "{\"x\":1}");
+    assert!(only_line(&folder.run("", &[])).starts_with("error: config/gateway.json: x: "));
+}
+
+/// A sample's variables, each value as `docker --env-file` leaves it: with its quotes and remarks.
+#[test]
+fn a_secret_with_its_quotes_is_taken_as_it_is_and_warned_of() {
+    let folder = Folder::new().with_file("gateway.json", file(json!({})));
+    let key = "\"hunter2\" # \u{5bc6}\u{94a5}";
+    let process = folder.start("-c gateway.json", &[("MQTT_SIGNATURE_KEY", key), ("PUBLICIP", "1.2.3.4")]);
+    assert_eq!(connack_code(&process, &Connect::signed(&client_id(1), key)), 0);
+    let text = process.seen.join("\n");
+    let warning = "environment: MQTT_SIGNATURE_KEY begins or ends with a quote and holds a blank and #";
+    assert!(text.contains(warning) && !text.contains("hunter2"), "{text}");
+    assert!(text.contains("PUBLICIP is not a variable of this gateway; the nearest is PUBLIC_IP"), "{text}");
+}
+
+#[test]
+fn localhost_answers_on_both_loopback_addresses() {
+    let has_ipv6 = TcpListener::bind("[::1]:0").is_ok();
+    for (variables, on_ipv4) in [
+        (vec![], "127.0.0.1"),
+        (vec![("MQTT_SIGNATURE_KEY", "Fine-And-Long")], "0.0.0.0"),
+        (vec![("API_HOST", "127.0.0.1")], "127.0.0.1"),
+    ] {
+        let process =
+            Folder::new().with_file("gateway.json", file(json!({}))).start("-c gateway.json", &variables);
+        let api = process.api();
+        assert_eq!(api.ip().to_string(), on_ipv4);
+        let ask = |ip: &str| {
+            let mut stream = std::net::TcpStream::connect((ip, api.port()))?;
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            std::io::Result::Ok(answer.starts_with("HTTP/1.1 200"))
+        };
+        assert!(ask("127.0.0.1").unwrap());
+        let asked = variables.first().is_none_or(|(name, _)| *name != "API_HOST");
+        assert_eq!(ask("::1").unwrap_or(false), has_ipv6 && asked, "{variables:?}");
+    }
 }
 
 #[test]

@@ -155,11 +155,6 @@ fn a_bad_file_is_refused_in_one_line_with_file_field_found_and_allowed() {
             r#"FILE: websocket.ca_file: found "absent.pem" (No such file"#,
         ),
         (r#"{"mcp":{"capabilities":[]}}"#, "FILE: mcp.capabilities: found an array, allowed: an object"),
-        ("", "FILE: line 1, column 0: not JSON: EOF"),
-        (
-            "{\n \"mqtt\": {\n  \"port\": 1883,\n }\n}",
-            "FILE: line 4, column 2: not JSON: key must be a string",
-        ),
         ("{} {}", "FILE: line 1, column 4: not JSON: trailing characters"),
     ] {
         let error = load(text).expect_err(text);
@@ -357,13 +352,38 @@ fn a_bad_variable_of_any_key_is_refused_with_its_name() {
 
 #[test]
 fn a_misspelt_variable_is_reported_with_the_nearest_name() {
-    let names = ["MQTT_PROXY_UPD_PORT", "MQTT_PROXY_UDP_PORT", "API_TOKEN_FILE", "PATH"];
-    assert_eq!(
-        unknown_variables(names.map(OsString::from)),
-        [
-            "environment: MQTT_PROXY_UPD_PORT is not a variable of this gateway; the nearest is MQTT_PROXY_UDP_PORT"
-        ]
-    );
+    for (name, nearest) in [
+        ("MQTT_PROXY_UPD_PORT", "MQTT_PROXY_UDP_PORT"),
+        ("MQTT_PROXY_UDP_PROT_X", "MQTT_PROXY_UDP_PORT"),
+        ("MQTT_PROX_UDP_PORT", "MQTT_PROXY_UDP_PORT"),
+        ("PUBLICIP", "PUBLIC_IP"),
+        ("PUBLIC_IPS", "PUBLIC_IP"),
+        ("MQTT_SIGNATURE_KY", "MQTT_SIGNATURE_KEY"),
+        ("MQTT_SIGNATURE_KYE", "MQTT_SIGNATURE_KEY"),
+        ("SEVER_SECRET", "SERVER_SECRET"),
+        ("API_TOKEN_FLIE", "API_TOKEN_FILE"),
+        ("CONFIGFILE", "CONFIG_FILE"),
+    ] {
+        assert_eq!(
+            unknown_variables([OsString::from(name)]),
+            [format!("environment: {name} is not a variable of this gateway; the nearest is {nearest}")]
+        );
+    }
+    let others = [
+        "MQTT_PROXY_UDP_PORT",
+        "API_TOKEN_FILE",
+        "CONFIG_FILE",
+        "HTTP_PORT",
+        "PATH",
+        "APP_PORT",
+        "HTTPS_PORT",
+        "MQTT_SERVICE_PORT",
+        "MQTT_PORT_1883_TCP",
+        "LANG",
+        "HOME",
+        "TCP_PORT",
+    ];
+    assert_eq!(unknown_variables(others.map(OsString::from)), Vec::<String>::new());
 }
 
 #[test]
@@ -416,7 +436,12 @@ fn a_file_of_the_node_gateway_loads_unchanged() {
     assert_eq!(urls, ["ws://127.0.0.1:8000/xiaozhi/v1/?from=mqtt_gateway", "ws://b:8080", "wss://c/x"]);
     assert_eq!(config.websocket.development[0].url, "ws://d:8180");
     assert_eq!(config.websocket.development_macs, ["aa:bb:cc:dd:ee:ff".parse().unwrap()]);
-    assert_eq!((config.debug, config.mqtt.max_payload_size, config.mcp.max_tools_count), (true, 8192, 128));
+    // That file's limit would end the connection of a device with many tools; a variable of ours stays exact.
+    assert_eq!((config.debug, config.mqtt.max_payload_size, config.mcp.max_tools_count), (true, 65_536, 128));
+    let variable = [("MQTT_PROXY_MQTT_MAX_PAYLOAD_SIZE", "8192")];
+    assert_eq!(load_with(NODE.as_bytes(), None, &variable).unwrap().mqtt.max_payload_size, 8192);
+    let larger = load(&NODE.replace("8192", "100000")).unwrap();
+    assert_eq!(larger.mqtt.max_payload_size, 100_000);
     assert_eq!(config.mcp.capabilities, r#"{"roots":{}}"#);
     assert_eq!(config.mcp.client_info, r#"{"name":"xiaozhi-mqtt-client","version":"1.0.0"}"#);
     // Without settings in file and environment: the Node.js gateway's defaults.
@@ -457,6 +482,20 @@ fn falsy_values_count_as_absent_in_a_node_file() {
 
 #[test]
 fn the_file_format_is_detected_by_its_keys() {
+    for name in ["mqtt.json", "gateway.json"] {
+        for (text, is_node) in [
+            ("{}", true),
+            (r#"{"debug":true}"#, true),
+            (r#"{"mqtt":{}}"#, false),
+            (r#"{"logging":{}}"#, false),
+        ] {
+            let folder = temporary(&format!("{name}.folder"), b"").with_extension("d");
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(name), text).unwrap();
+            let config = Source::new(Some(folder.join(name)), None, |_| None).load().unwrap();
+            assert_eq!(config.node_config.is_some(), is_node && name == "mqtt.json", "{name}: {text}");
+        }
+    }
     for (text, is_node) in [
         ("{}", false),
         (r#"{"debug":true}"#, false),
@@ -488,10 +527,205 @@ fn a_bad_node_file_is_refused_with_its_field() {
             r#"{"max_mqtt_payload_size":"8192"}"#,
             r#"FILE: max_mqtt_payload_size: found "8192", allowed: a whole"#,
         ),
-        (r#"{"production":{"chat_servers":["ws://a",]}}"#, "FILE: line 1, column 41: not JSON: "),
+        (r#"{"production":{"chat_servers":["ws://a",,]}}"#, "FILE: line 1, column 41: not JSON: "),
     ] {
         let error = load(text).unwrap_err();
         assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+/// Files as people write them, each with the MQTT port it sets, or with the error it gets.
+#[test]
+fn thirty_files_as_people_write_them() {
+    let cases: [(&str, Result<u16, &str>); 32] = [
+        // What is read: comments and trailing commas anywhere, and whatever editors put around it.
+        ("{}", Ok(1883)),
+        ("\u{feff}{\r\n  \"mqtt\": { \"port\": 1 }\r\n}\r\n", Ok(1)),
+        ("// mine\n{\"mqtt\": {\"port\": 2}}", Ok(2)),
+        ("{\"mqtt\": {\"port\": 3}} // the end", Ok(3)),
+        ("{\"mqtt\": {\"port\": 4 // 端口\n}}", Ok(4)),
+        ("/* 多行\n 注释 */{\"mqtt\": {/**/\"port\"/* a */:/* b */5/***/}}", Ok(5)),
+        ("{\"mqtt\": {\"port\": 6,},}", Ok(6)),
+        ("{\"mqtt\": {\"port\": 7, // last\n /* really */ }\n,\n}", Ok(7)),
+        (
+            r#"{"mqtt": {"port": 8}, "websocket": {"production_servers": ["ws://a", ], "development_servers": []}}"#,
+            Ok(8),
+        ),
+        // What looks like a comment or a comma in a string is none.
+        (r#"{"mqtt": {"port": 9}, "websocket": {"production_servers": ["ws://a//b/*c*/,"]}}"#, Ok(9)),
+        (r#"{"mqtt": {"port": 10, "signature_key": "\"//,}"}}"#, Ok(10)),
+        ("{\"production\": {\"chat_servers\": [\"ws://a\",], /* x */},} // Node.js", Ok(1883)),
+        // What is refused, with what it is.
+        ("", Err("FILE: the file is empty; ")),
+        ("\u{feff}", Err("FILE: the file is empty; ")),
+        (" \r\n\t\n", Err("FILE: the file is empty; ")),
+        ("// nothing but a remark\n", Err("FILE: the file is empty; ")),
+        (
+            "{“mqtt”: {}}",
+            Err(
+                "FILE: line 1, column 2: not JSON: key must be a string; the line holds the typographic quote “",
+            ),
+        ),
+        (
+            "{\n\"mqtt”: {}}",
+            Err(
+                "FILE: line 2, column 13: not JSON: EOF while parsing a string; the line holds the typographic quote ”",
+            ),
+        ),
+        (
+            "{\"mqtt\": ‘x’}",
+            Err("FILE: line 1, column 10: not JSON: expected value; the line holds the typographic quote ‘"),
+        ),
+        (
+            "{\"debug\": ＂x＂}",
+            Err("FILE: line 1, column 11: not JSON: expected value; the line holds the typographic quote ＂"),
+        ),
+        ("{'mqtt': {}}", Err("FILE: line 1, column 2: not JSON: key must be a string")),
+        ("{mqtt: {}}", Err("FILE: line 1, column 2: not JSON: key must be a string")),
+        ("# remark\n{}", Err("FILE: line 1, column 1: not JSON: expected value")),
+        // Positions are those of the file, whatever comments stand before.
+        (
+            "{ /* 一\n二 */ // 三\n\"mqtt\": {\"port\": 1x}}",
+            Err("FILE: line 3, column 19: not JSON: expected `,` or `}`"),
+        ),
+        ("{\"mqtt\": {,}}", Err("FILE: line 1, column 11: not JSON: key must be a string")),
+        ("{\"mqtt\": {\"port\": 1,,}}", Err("FILE: line 1, column 21: not JSON: key must be a string")),
+        (
+            r#"{"websocket": {"production_servers": [,]}}"#,
+            Err("FILE: line 1, column 39: not JSON: expected value"),
+        ),
+        ("{\"mqtt\": {\"port\": 0x10}}", Err("FILE: line 1, column 20: not JSON: expected `,` or `}`")),
+        ("{\"mqtt\": {\"port\": +1}}", Err("FILE: line 1, column 19: not JSON: expected value")),
+        ("{\"mqtt\": {\"port\": 1 /* open }}", Err("FILE: line 1, column 21: not JSON: expected `,` or `}`")),
+        ("{\"mqtt\": {\"port\": 1}},", Err("FILE: line 1, column 22: not JSON: trailing characters")),
+        ("{\"mqtt\": {\"port\": 1}", Err("FILE: line 1, column 20: not JSON: EOF")),
+    ];
+    for (text, expected) in cases {
+        match (load(text), expected) {
+            (Ok(config), Ok(port)) => assert_eq!(config.mqtt.port, port, "{text}"),
+            (Err(error), Err(start)) => assert!(error.starts_with(start), "{error}\nfor {text}"),
+            (found, _) => panic!("{found:?}, expected {expected:?} for {text}"),
+        }
+    }
+    let digits = r#"{"mcp":{"client_info":{"n":18446744073709551615,"m":0.12345678901234568,/* all */},}}"#;
+    assert_eq!(
+        load(digits).unwrap().mcp.client_info,
+        r#"{"m":0.12345678901234568,"n":18446744073709551615}"#
+    );
+    let variable = [("MQTT_PROXY_MCP_CAPABILITIES", "{\"a\": {}, /* none */}")];
+    assert_eq!(load_with(b"{}", None, &variable).unwrap().mcp.capabilities, r#"{"a":{}}"#);
+}
+
+#[test]
+fn a_secret_with_quotes_blanks_or_a_remark_is_used_as_it_is_and_warned_of() {
+    let hash = "holds a blank and #";
+    let (quote, blank) = ("begins or ends with a quote", "begins or ends with a blank");
+    for (secret, parts) in [
+        ("a-Good-Key-of-732201", vec![]),
+        ("a Good Key of 732201", vec![]),
+        ("a-Good-Key#732201", vec![]),
+        ("it's-a-Good\"Key-732201", vec![]),
+        ("\"a-Good-Key-732201\"", vec![quote]),
+        ("'a-Good-Key-732201", vec![quote]),
+        ("a-Good-Key-732201`", vec![quote]),
+        ("“a-Good-Key-732201”", vec![quote]),
+        (" a-Good-Key-732201", vec![blank]),
+        ("a-Good-Key-732201\r", vec![blank]),
+        ("a-Good-Key-732201\t", vec![blank]),
+        ("a-Good-Key-732201 # 密钥", vec![hash]),
+        ("a-Good-Key-732201\t#remark", vec![hash]),
+        ("\"a-Good-Key-732201\" # remark ", vec![quote, blank, hash]),
+    ] {
+        let in_file = serde_json::json!({"websocket": {"server_secret": secret}}).to_string();
+        let secret_file = temporary("secret", secret.trim_end_matches('\r').as_bytes());
+        for (file, variables, name) in [
+            (in_file.as_str(), vec![], "gateway.json: websocket.server_secret"),
+            ("{}", vec![("SERVER_SECRET", secret)], "environment: SERVER_SECRET"),
+            (
+                in_file.as_str(),
+                vec![("MQTT_PROXY_WEBSOCKET_SERVER_SECRET", secret)],
+                "environment: MQTT_PROXY_WEBSOCKET_SERVER_SECRET",
+            ),
+            (
+                "{}",
+                vec![("SERVER_SECRET_FILE", secret_file.to_str().unwrap())],
+                "environment: SERVER_SECRET_FILE",
+            ),
+        ] {
+            if name.ends_with("_FILE") && secret.ends_with('\r') {
+                continue;
+            }
+            let config = load_with(file.as_bytes(), None, &variables).unwrap();
+            assert_eq!(config.websocket.secret, Secret::new(secret), "{name}");
+            let warnings = config.warnings();
+            let doubts: Vec<_> = warnings.iter().filter(|warning| warning.contains(name)).collect();
+            assert_eq!(doubts.len(), usize::from(!parts.is_empty()), "{secret:?} {warnings:#?}");
+            for warning in doubts {
+                assert_eq!(
+                    warning.matches(" and ").count(),
+                    parts.len() + usize::from(parts.contains(&hash)),
+                    "{warning}"
+                );
+                assert!(
+                    parts.iter().all(|part| warning.contains(part)) && !warning.contains("732201"),
+                    "{warning}"
+                );
+            }
+        }
+    }
+    let keys =
+        [("MQTT_PROXY_MQTT_PREVIOUS_SIGNATURE_KEYS", r#"["fine", "'quoted'"]"#), ("MQTT_SIGNATURE_KEY", "k")];
+    let warnings = load_with(b"{}", None, &keys).unwrap().warnings();
+    assert_eq!(
+        warnings.iter().filter(|warning| warning.contains("_KEYS begins or ends with a quote")).count(),
+        1
+    );
+}
+
+#[test]
+fn the_variables_of_forks_bind_what_they_name() {
+    let hosts = [
+        ("MQTT_HOST", "127.0.0.2"),
+        ("UDP_HOST", "127.0.0.3"),
+        ("HTTP_HOST", "127.0.0.4"),
+        ("HTTP_PORT", "8"),
+    ];
+    let config = load_with(b"{}", None, &hosts).unwrap();
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    assert_eq!((config.mqtt.host, config.udp.host), (ip("127.0.0.2"), ip("127.0.0.3")));
+    assert_eq!((config.api.host, config.api.port), (Some(ip("127.0.0.4")), 8));
+    // This gateway's own names win.
+    let both = [hosts[2], hosts[3], ("API_HOST", "::1"), ("API_PORT", "9")];
+    let config = load_with(b"{}", None, &both).unwrap();
+    assert_eq!((config.api.host, config.api.port), (Some(ip("::1")), 9));
+    let error = load_with(b"{}", None, &[("UDP_HOST", "gateway")]).unwrap_err();
+    assert!(
+        error.starts_with("environment: UDP_HOST: found \"gateway\", allowed: an IPv4 or IPv6"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_public_address_of_a_sample_is_warned_of_whoever_set_it() {
+    for (public_ip, part) in [
+        ("mqtt.xiaozhi.me", "public XiaoZhi service"),
+        ("host.docker.internal", "cannot resolve"),
+        ("your-server.com", "placeholder"),
+        ("gateway", "without a dot"),
+        ("192.0.2.1", "for examples"),
+    ] {
+        let file = format!(r#"{{"udp":{{"public_ip":"{public_ip}"}}}}"#);
+        let configs = [
+            load(&file),
+            load_with(b"{}", None, &[("PUBLIC_IP", public_ip)]),
+            load_with(NODE.as_bytes(), None, &[("PUBLIC_IP", public_ip)]),
+        ];
+        for config in configs {
+            let warnings = config.unwrap().warnings();
+            let found: Vec<_> =
+                warnings.iter().filter(|warning| warning.starts_with("udp.public_ip: ")).collect();
+            assert!(found.len() == 1 && found[0].contains(part), "{warnings:#?}");
+        }
     }
 }
 

@@ -81,7 +81,7 @@ fn a_bad_file_changes_nothing_and_says_why() {
         config.to_string()
     };
     for (text, why) in [
-        ("", "line 1"),
+        ("", "the file is empty"),
         ("{", "line 1"),
         ("[]", "object"),
         (r#"{"mqtt":{"max_connections":0}}"#, "gateway.json: mqtt.max_connections: found 0"),

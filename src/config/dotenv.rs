@@ -3,6 +3,19 @@
 //! Its dialect is its own: nothing is substituted, so a secret may hold `$` and `\`; `#` begins a comment anywhere in an
 //! unquoted value; a quoted value may span lines; what is no assignment is skipped.
 
+/// The text of a file in any encoding in which names and values are ASCII. What is not UTF-8, as remarks in GBK, becomes
+/// replacement characters; Windows writes UTF-16 too.
+pub(super) fn decode(bytes: &[u8]) -> String {
+    let units = |read: fn([u8; 2]) -> u16| -> Vec<u16> {
+        bytes[2..].chunks_exact(2).map(|pair| read([pair[0], pair[1]])).collect()
+    };
+    match bytes {
+        [0xff, 0xfe, ..] => String::from_utf16_lossy(&units(u16::from_le_bytes)),
+        [0xfe, 0xff, ..] => String::from_utf16_lossy(&units(u16::from_be_bytes)),
+        _ => String::from_utf8_lossy(bytes).into_owned(),
+    }
+}
+
 /// The assignments of a file in their order; the last one of a name counts.
 pub(super) fn parse(text: &str) -> Vec<(String, String)> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n").replace('\r', "\n");

@@ -13,17 +13,23 @@ use serde_json::{Number, Value};
 use super::Config;
 use super::error::{ConfigError, Problem};
 use super::keys::{CONFIG_KEYS, ConfigKey};
-use super::value::{JsonValue, edit_distance};
+use super::value::{JsonValue, edit_distance, without_comments};
 
+pub(super) const ENVIRONMENT: &str = "environment";
 pub(super) const CONFIG_FILE: &str = "CONFIG_FILE";
 
 /// The environment variables with names of their own, and what each sets; an empty one counts as not set. Every key of
 /// the file has one besides: `MQTT_PROXY_` and the key in upper case, with `_` for `.`.
-pub const VARIABLES: [(&str, &str); 10] = [
+pub const VARIABLES: [(&str, &str); 15] = [
     (CONFIG_FILE, "the configuration file"),
+    ("MQTT_HOST", "mqtt.host"),
     ("MQTT_PORT", "mqtt.port"),
+    ("UDP_HOST", "udp.host"),
     ("UDP_PORT", "udp.port"),
     ("PUBLIC_IP", "udp.public_ip"),
+    ("HTTP_HOST", "api.host"),
+    ("HTTP_PORT", "api.port"),
+    ("API_HOST", "api.host"),
     ("API_PORT", "api.port"),
     ("API_TOKEN", "api.token"),
     ("MQTT_SIGNATURE_KEY", "mqtt.signature_key"),
@@ -33,6 +39,9 @@ pub const VARIABLES: [(&str, &str); 10] = [
 ];
 
 const PREFIX: &str = "MQTT_PROXY_";
+
+/// Variables of other programs begin so, which are one edit from ours.
+const FOREIGN_PREFIXES: [&str; 2] = ["APP_", "HTTPS_"];
 
 /// With this behind its name, a variable of a secret names a file that holds the value.
 const FILE_SUFFIX: &str = "_FILE";
@@ -79,18 +88,24 @@ fn variable_names() -> impl Iterator<Item = (String, &'static ConfigKey, bool)> 
     })
 }
 
-/// One sentence for each variable that has our prefix and an unknown name.
+/// One sentence for each variable that has our prefix and an unknown name, or is one typing error from a known one.
 pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
-    let known: Vec<_> = self::variable_names().map(|(name, ..)| name).collect();
-    let unknown = names.into_iter().filter_map(|name| {
-        let name = name.to_str()?;
-        if !name.starts_with(PREFIX) || known.iter().any(|known| known == name) {
-            return None;
-        }
-        let nearest = known.iter().min_by_key(|known| edit_distance(name, known))?;
-        Some(format!("environment: {name} is not a variable of this gateway; the nearest is {nearest}"))
-    });
-    unknown.collect()
+    let own = self::variable_names().map(|(name, ..)| name);
+    let known: Vec<_> = own.chain([CONFIG_FILE.to_owned()]).collect();
+    names.into_iter().filter_map(|name| misspelt(ENVIRONMENT, name.to_str()?, &known)).collect()
+}
+
+/// What to say about a variable that is set in this place and is not known, but meant for this gateway.
+pub(super) fn misspelt(place: &str, name: &str, known: &[impl AsRef<str>]) -> Option<String> {
+    // On Windows, names of variables have no case.
+    let is_known = |known: &str| known == name || cfg!(windows) && known.eq_ignore_ascii_case(name);
+    let known = known.iter().map(AsRef::as_ref);
+    if known.clone().any(is_known) || FOREIGN_PREFIXES.iter().any(|foreign| name.starts_with(foreign)) {
+        return None;
+    }
+    let (distance, nearest) = known.map(|known| (edit_distance(name, known), known)).min()?;
+    (distance <= 1 || name.starts_with(PREFIX))
+        .then(|| format!("{place}: {name} is not a variable of this gateway; the nearest is {nearest}"))
 }
 
 /// Secrets that are given both as a value and by a file.
@@ -131,6 +146,11 @@ impl Variable {
         problem.at(self.place)
     }
 
+    /// Where it is set, and its name.
+    pub(super) fn label(&self) -> String {
+        format!("{}: {}", self.place, self.name)
+    }
+
     fn invalid(&self, found: impl Display, allowed: &str) -> Problem {
         Problem::value(self.key.name, found, allowed)
     }
@@ -139,9 +159,9 @@ impl Variable {
     fn to_json(&self) -> Result<String, Problem> {
         let text = self.text()?;
         let trimmed = if self.key.is_secret() { text.as_str() } else { text.trim() };
-        let as_json = |found: &str, allowed| match JsonValue::parse("", trimmed) {
-            Ok(_) => Ok(trimmed.to_owned()),
-            Err(_) => Err(self.invalid(found, allowed)),
+        let as_json = |found: &str, allowed| match without_comments(trimmed) {
+            json if JsonValue::parse("", &json).is_ok() => Ok(json),
+            _ => Err(self.invalid(found, allowed)),
         };
         match (self.key.write)(&Config::default()) {
             Value::Bool(_) => match parse_boolean(trimmed) {
@@ -166,7 +186,7 @@ impl Variable {
         if self.is_file {
             return self.read_secret_file(Path::new(&self.value));
         }
-        match self.value.to_str() {
+        match self.value.to_str().filter(|text| !text.contains(char::REPLACEMENT_CHARACTER)) {
             Some(text) => Ok(text.to_owned()),
             None => Err(self.invalid("bytes that are not UTF-8", "UTF-8 text")),
         }

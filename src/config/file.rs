@@ -4,7 +4,7 @@ use super::Config;
 use super::error::Problem;
 use super::keys::{CONFIG_KEYS, ConfigKey};
 use super::node_config;
-use super::value::JsonValue;
+use super::value::{JsonValue, without_comments};
 
 /// Keys that are accepted without effect.
 const UNUSED_KEYS: [&str; 3] = [SCHEMA_KEY, "gateway.device_id", "gateway.client_id"];
@@ -12,14 +12,24 @@ const UNUSED_KEYS: [&str; 3] = [SCHEMA_KEY, "gateway.device_id", "gateway.client
 /// The schema of the file, for editors.
 const SCHEMA_KEY: &str = "$schema";
 
-/// Reads the text of a configuration file, in this gateway's own shape or in that of the Node.js gateway. What it leaves
-/// out keeps its default, and so does what is refused: that goes to `problems`.
-pub(super) fn parse(text: &str, problems: &mut Vec<Problem>) -> Config {
+/// Reads the text of a configuration file, in this gateway's own shape or in that of the Node.js gateway; `named_node` when
+/// it has that one's name, which tells the shape of a file with keys of neither. What it leaves out keeps its default, and
+/// so does what is refused: that goes to `problems`.
+pub(super) fn parse(text: &str, named_node: bool, problems: &mut Vec<Problem>) -> Config {
     // Some editors begin a file with a byte order mark, which JSON does not allow.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let text = without_comments(text);
     let mut config = Config::default();
-    match JsonValue::parse("", text) {
-        Ok(root) if node_config::is_node_config(&root) => config = node_config::read(&root, problems),
+    if text.trim().is_empty() {
+        problems.push(Problem::file(
+            "the file is empty; with nothing but {} in it, everything has its default".to_owned(),
+        ));
+        return config;
+    }
+    match JsonValue::parse("", &text) {
+        Ok(root) if node_config::is_node_config(&root, named_node) => {
+            config = node_config::read(&root, problems)
+        }
         Ok(root) => read_section(&root, &mut config, problems),
         Err(problem) => problems.push(problem),
     }

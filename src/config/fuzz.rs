@@ -18,7 +18,7 @@ pub(crate) fn parse(data: &[u8]) {
 /// What is read is written, and read again as it was; what is refused is told in one line a time.
 fn check_config(text: &str) {
     let mut problems = Vec::new();
-    let mut config = file::parse(text, &mut problems);
+    let mut config = file::parse(text, false, &mut problems);
     assert!(problems.len() <= text.len() + 1);
     for problem in problems {
         check_problem(problem, text);
@@ -26,7 +26,7 @@ fn check_config(text: &str) {
     // Whatever was refused, the rest is a good configuration.
     (config.unused_keys, config.node_config) = (Vec::new(), None);
     let mut problems = Vec::new();
-    let again = file::parse(&config.to_file_text(), &mut problems);
+    let again = file::parse(&config.to_file_text(), false, &mut problems);
     assert_eq!((problems, &again), (Vec::new(), &config), "read of write is identity");
     assert!(super::diff(&config, &again).is_empty());
     let _: serde_json::Value = serde_json::from_str(&config.to_masked_file_text()).unwrap();

@@ -26,6 +26,7 @@ mod keys;
 mod kind;
 mod network;
 mod node_config;
+mod public_address;
 mod serialize;
 mod signature_key;
 mod source;
@@ -35,12 +36,14 @@ mod warnings;
 pub use chat_server::{ChatServerConfig, Framing, UrlError};
 pub use diff::{Changes, check_reload, diff};
 pub use environment::{VARIABLES, unknown_variables};
-pub use error::ConfigError;
+pub use error::{ConfigError, ConfigErrors};
 pub use kind::{LEVELS, parse_level};
 pub use network::Network;
 pub use node_config::NodeConfig;
+pub use public_address::unreachable_kind;
 pub use signature_key::KeyFingerprint;
-pub use source::{DEFAULT_FILE, Source};
+pub use source::{DEFAULT_FILE, NODE_FILE, Source};
+pub(crate) use value::edit_distance;
 
 /// Declares the settings of a section, each with its default.
 macro_rules! settings {
@@ -81,6 +84,8 @@ settings! {
         pub debug: bool = false,
         /// Dotted keys that the file holds for another program: accepted, without effect.
         pub unused_keys: Vec<String> = Vec::new(),
+        /// What is doubtful about the places the values came from, one sentence each.
+        pub source_warnings: Vec<String> = Vec::new(),
         /// Set when the file is one of the Node.js gateway, in that gateway's own shape.
         pub node_config: Option<NodeConfig> = None,
     }
@@ -320,7 +325,7 @@ settings! {
     pub struct Api {
         /// Whether there is a management listener.
         pub enabled: bool = true,
-        /// The address to listen on; `None` leaves it to [`Config::api_host`].
+        /// The address to listen on; `None` leaves it to [`Config::api_host`], and adds `[::1]`.
         pub host: Option<IpAddr> = None,
         /// The TCP port of the management listener; 0 is any free port.
         pub port: u16 = 8007,

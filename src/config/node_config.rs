@@ -9,14 +9,25 @@ use super::error::Problem;
 use super::keys::ConfigKey;
 use super::kind::{MACS_ALLOWED, server_url, servers};
 use super::value::JsonValue;
-use super::{Config, PublicIp};
+use super::{Config, Mqtt, PublicIp};
 
 /// What devices are told when `PUBLIC_IP` is not set.
-pub(super) const DEFAULT_PUBLIC_IP: &str = "mqtt.xiaozhi.me";
+const DEFAULT_PUBLIC_IP: &str = "mqtt.xiaozhi.me";
 
-/// The variables that the Node.js gateway reads.
-pub(super) const VARIABLES: [&str; 6] =
-    ["MQTT_PORT", "UDP_PORT", "PUBLIC_IP", "API_PORT", "MQTT_SIGNATURE_KEY", "SERVER_SECRET"];
+/// The variables that the Node.js gateway and its forks read; a later one of the same key wins.
+pub(super) const VARIABLES: [&str; 11] = [
+    "MQTT_HOST",
+    "MQTT_PORT",
+    "UDP_HOST",
+    "UDP_PORT",
+    "PUBLIC_IP",
+    "HTTP_HOST",
+    "HTTP_PORT",
+    "API_HOST",
+    "API_PORT",
+    "MQTT_SIGNATURE_KEY",
+    "SERVER_SECRET",
+];
 
 /// How a configuration of the Node.js gateway was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,11 +56,11 @@ const SHARED_KEYS: [(&str, &str); 5] = [
     ("debug", "debug"),
 ];
 
-/// Whether the file is in the Node.js gateway's shape: it has keys of its own, and none of ours.
-pub(super) fn is_node_config(root: &JsonValue<'_>) -> bool {
+/// Whether the file is in the Node.js gateway's shape: it has keys of that gateway, or its name, and no section of ours.
+pub(super) fn is_node_config(root: &JsonValue<'_>, named_node: bool) -> bool {
     let members = root.members().unwrap_or_default();
     let has = |keys: &[&str]| members.iter().any(|(name, _)| keys.contains(&name.as_str()));
-    has(&["production", "development", "max_mqtt_payload_size", "mcp_client"])
+    (named_node || has(&["production", "development", "max_mqtt_payload_size", "mcp_client"]))
         && !has(&["mqtt", "udp", "websocket", "logging", "mcp", "api", "gateway"])
 }
 
@@ -58,6 +69,8 @@ pub(super) fn read(root: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Config 
     let mut config = Config { node_config: Some(NodeConfig::default()), ..Config::default() };
     config.udp.public_ip = PublicIp::Host(DEFAULT_PUBLIC_IP.to_owned());
     read_section(root, &mut config, problems);
+    // That gateway's usual limit, 8192, is less than a device's own list of tools, and what is longer ends the connection.
+    config.mqtt.max_payload_size = config.mqtt.max_payload_size.max(Mqtt::default().max_payload_size);
     config
 }
 

@@ -81,7 +81,7 @@ mod tests {
 
     fn parsed(text: &str) -> Config {
         let mut problems = Vec::new();
-        let config = file::parse(text, &mut problems);
+        let config = file::parse(text, false, &mut problems);
         assert_eq!(problems, [], "{text}");
         config
     }

@@ -1,12 +1,46 @@
 //! The values of a configuration file's JSON, each with the place where it stands.
 
 use std::fmt::Display;
+use std::ops::Range;
 
+use jsonc_parser::tokens::Token;
+use jsonc_parser::{Scanner, ScannerOptions};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::error::Problem;
 use crate::proto::message::JsonObject;
+
+/// What word processors, chat programs and input methods write for `"` and `'`.
+pub(super) const TYPOGRAPHIC_QUOTES: &str = "“”„‟«»‘’‚‛＂＇「」";
+
+/// The text with spaces for its comments (`//`, `/* */`) and for the comma behind the last member or item, so that it is
+/// JSON, and everything stays where it was.
+pub(super) fn without_comments(text: &str) -> String {
+    let mut stripped = text.to_owned();
+    let mut blank = |range: Range<usize>| {
+        let spaces: String =
+            text[range.clone()].bytes().map(|b| if b == b'\n' { '\n' } else { ' ' }).collect();
+        stripped.replace_range(range, &spaces);
+    };
+    let mut scanner = Scanner::new(text, &ScannerOptions::default());
+    let (mut follows_value, mut comma) = (false, None);
+    // What the scanner refuses is left to the JSON parser, which refuses it too.
+    while let Ok(Some(token)) = scanner.scan() {
+        let range = scanner.token_start()..scanner.token_end();
+        match token {
+            Token::CommentLine(_) | Token::CommentBlock(_) => {
+                blank(range);
+                continue;
+            }
+            Token::Comma => comma = follows_value.then_some(range),
+            Token::CloseBrace | Token::CloseBracket => comma.take().into_iter().for_each(&mut blank),
+            _ => comma = None,
+        }
+        follows_value = !matches!(token, Token::Comma | Token::Colon | Token::OpenBrace | Token::OpenBracket);
+    }
+    stripped
+}
 
 /// One JSON value and where it stands.
 pub(super) struct JsonValue<'a> {
@@ -24,7 +58,13 @@ impl<'a> JsonValue<'a> {
         let raw = serde_json::from_str::<&RawValue>(text).map_err(|error| {
             let message = error.to_string();
             let message = message.split(" at line ").next().unwrap_or_default();
-            Problem::file(format!("line {}, column {}: not JSON: {message}", error.line(), error.column()))
+            let line = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
+            let quote = line.chars().find(|c| TYPOGRAPHIC_QUOTES.contains(*c));
+            let quote = quote.map(|quote| {
+                format!("; the line holds the typographic quote {quote}, write \" in its place")
+            });
+            let (line, column, quote) = (error.line(), error.column(), quote.unwrap_or_default());
+            Problem::file(format!("line {line}, column {column}: not JSON: {message}{quote}"))
         })?;
         Ok(Self { path: path.to_owned(), raw: raw.get() })
     }
@@ -114,16 +154,21 @@ impl<'a> JsonValue<'a> {
     }
 }
 
-/// The number of insertions, removals and replacements of bytes that make one text of the other.
-pub(super) fn edit_distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.bytes().enumerate() {
-        let mut corner = i;
-        row[0] = i + 1;
-        for (j, b) in other.bytes().enumerate() {
-            let replaced = corner + usize::from(!a.eq_ignore_ascii_case(&b));
-            corner = row[j + 1];
-            row[j + 1] = replaced.min(corner + 1).min(row[j] + 1);
+/// The number of insertions, removals, replacements and exchanges of neighbours, by bytes in any case, that make one text
+/// of the other.
+pub(crate) fn edit_distance(one: &str, other: &str) -> usize {
+    let [one, other] = [one, other].map(|text| text.to_ascii_lowercase().into_bytes());
+    let (mut row, mut above) = ((0..=other.len()).collect::<Vec<_>>(), Vec::new());
+    for i in 0..one.len() {
+        let before = above;
+        (above, row) = (row, vec![i + 1]);
+        for j in 0..other.len() {
+            let replaced = above[j] + usize::from(one[i] != other[j]);
+            let mut least = replaced.min(above[j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && one[i] == other[j - 1] && one[i - 1] == other[j] {
+                least = least.min(before[j - 1] + 1);
+            }
+            row.push(least);
         }
     }
     row[other.len()]

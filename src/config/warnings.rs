@@ -1,32 +1,24 @@
 //! Warnings about settings that are allowed, but doubtful.
 
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 
 use super::error::Problem;
-use super::{Config, Network, PublicIp, Udp, node_config};
+use super::{Config, Network, PublicIp, Udp};
 
 impl Config {
     /// What an operator should know about this configuration, one sentence each. Resolves no name: see
     /// [`Udp::resolution_warning`].
     pub fn warnings(&self) -> Vec<String> {
         let Self { mqtt, udp, websocket, .. } = self;
-        let mut warnings = self.login_warnings();
+        let mut warnings = self.source_warnings.clone();
+        warnings.extend(self.login_warnings());
         warnings.extend(self.api_warnings());
         let mut warn_if =
             |doubtful: bool, warning: &str| warnings.extend(doubtful.then(|| warning.to_owned()));
-        if let PublicIp::Ip(ip) = &udp.public_ip
-            && let Some(warning) = unreachable_warning(&ip.to_string(), *ip)
-        {
-            warn_if(true, &warning);
+        if let Some(doubt) = udp.public_ip.doubt() {
+            warn_if(true, &format!("udp.public_ip: {doubt}"));
         }
-        let default_name = node_config::DEFAULT_PUBLIC_IP;
-        warn_if(
-            self.node_config.is_some() && udp.public_ip == PublicIp::Host(default_name.to_owned()),
-            &format!(
-                "PUBLIC_IP is not set: devices are told to send audio to {default_name}, as the Node.js gateway does"
-            ),
-        );
         warn_if(
             mqtt.proxy_protocol_from.iter().any(Network::contains_all),
             "mqtt.proxy_protocol_from holds every address: whoever connects can claim any address",
@@ -159,22 +151,19 @@ impl Config {
 impl Udp {
     /// What is wrong with a `public_ip` that is a name. Asks the system's resolver, so it may block for many seconds.
     pub fn resolution_warning(&self) -> Option<String> {
+        // One warning about it is enough.
         let PublicIp::Host(name) = &self.public_ip else { return None };
+        if self.public_ip.doubt().is_some() {
+            return None;
+        }
         match (name.as_str(), self.port).to_socket_addrs() {
             Err(error) => Some(format!("udp.public_ip: {name} does not resolve here: {error}")),
-            Ok(mut addresses) => addresses
-                .find_map(|address| unreachable_warning(&format!("{name} ({})", address.ip()), address.ip())),
+            Ok(mut addresses) => addresses.find_map(|address| {
+                let doubt = PublicIp::Ip(address.ip()).doubt()?;
+                Some(format!("udp.public_ip: {name} resolves to {doubt}"))
+            }),
         }
     }
-}
-
-fn unreachable_warning(shown: &str, ip: IpAddr) -> Option<String> {
-    let kind = match ip {
-        ip if ip.is_loopback() => "a loopback address",
-        ip if ip.is_unspecified() => "the unspecified address",
-        _ => return None,
-    };
-    Some(format!("udp.public_ip: {shown} is {kind}: no device outside this machine can send audio to it"))
 }
 
 #[cfg(test)]

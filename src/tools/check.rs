@@ -3,6 +3,7 @@
 
 mod conversation;
 mod diagnosis;
+mod ports;
 mod public_ip;
 mod report;
 mod server;
@@ -23,7 +24,7 @@ use self::server::ServerCheck;
 use super::command_line::{self, CommandLine, usage_error};
 use super::step_report::{self, StepState};
 use super::terminal::Terminal;
-use crate::config::{ChatServerConfig, Config, Source, unknown_variables};
+use crate::config::{ChatServerConfig, Config, NODE_FILE, Source, unknown_variables};
 use crate::proto::identity::{ClientId, Mac};
 
 const HELP: &str = "\
@@ -57,8 +58,6 @@ const MAX_CONCURRENT_CHECKS: usize = 8;
 
 /// Locally administered, and "check" in ASCII.
 const DEFAULT_MAC: [u8; 6] = [0x02, 0x63, 0x68, 0x65, 0x63, 0x6b];
-/// Where the Node.js gateway keeps its configuration.
-const NODE_CONFIG_FILE: &str = "config/mqtt.json";
 
 /// What to check, as which device, and with which timeout.
 struct CheckOptions {
@@ -79,8 +78,7 @@ impl CheckOptions {
         let timeout = Duration::from_secs(args.whole_number("--timeout", 60)?.unwrap_or(5).into());
         let (migrate, json) = (args.flag("--migrate"), args.flag("--json"));
         args.finish()?;
-        let node =
-            || (migrate && Path::new(NODE_CONFIG_FILE).exists()).then(|| PathBuf::from(NODE_CONFIG_FILE));
+        let node = || (migrate && Path::new(NODE_FILE).exists()).then(|| PathBuf::from(NODE_FILE));
         let config = config.or_else(node);
         Ok(Self { config, migrate, mac, uuid, timeout, json })
     }
@@ -102,6 +100,7 @@ fn check(options: &CheckOptions, source: &Source) -> ExitCode {
         reporter.report.settings = settings::check_settings(&config);
         reporter.progress(&format!("trying {} chat servers ...", servers(&config).count()));
         let findings = &mut reporter.report.settings;
+        findings.extend(ports::check_ports(&config));
         findings.push(public_ip::check_public_ip(&config.udp));
         let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
         findings.extend(unknown.into_iter().map(|what| Finding::new("configuration", StepState::Warn, what)));

@@ -10,9 +10,10 @@ use std::str::FromStr;
 use pico_args::Arguments;
 
 use super::terminal::Terminal;
+use crate::config::edit_distance;
 
-/// The arguments that are not read yet.
-pub(super) struct CommandLine(Arguments);
+/// The arguments that are not read yet, and the options that were looked for.
+pub(super) struct CommandLine(Arguments, Vec<&'static str>);
 
 /// Runs a sub-command, or prints its help, or says what is wrong with its arguments.
 pub(super) fn run<T>(
@@ -26,7 +27,7 @@ pub(super) fn run<T>(
         Terminal::stdout().print_line(help);
         return ExitCode::SUCCESS;
     }
-    match parse(CommandLine(args)) {
+    match parse(CommandLine(args, vec!["--help"])) {
         Ok(options) => run(options),
         Err(error) => usage_error(name, &format!("{error}; see {name} --help")),
     }
@@ -44,7 +45,32 @@ pub(super) fn usage_error(name: &str, error: &str) -> ExitCode {
 /// When the value is missing.
 pub fn path_option(args: &mut Arguments, keys: [&'static str; 2]) -> Result<Option<PathBuf>, String> {
     let path = |text: &OsStr| Ok::<_, Infallible>(text.into());
-    args.opt_value_from_os_str(keys, path).map_err(|error| error.to_string())
+    let apart = args.opt_value_from_os_str(keys, path);
+    // This one reads UTF-8 only, but also `--key=value`.
+    let joined = |args: &mut Arguments| args.opt_value_from_str(keys);
+    let found = apart.and_then(|found| if found.is_some() { Ok(found) } else { joined(args) });
+    found.map_err(|error| error.to_string())
+}
+
+/// Refuses arguments that were not read. An option gets the nearest of the known ones beside it.
+///
+/// # Errors
+/// When there are any: the first, in words.
+pub fn finish(args: Arguments, known: &[&str]) -> Result<(), String> {
+    args.finish().first().map_or(Ok(()), |unknown| Err(unknown_argument(&unknown.to_string_lossy(), known)))
+}
+
+fn unknown_argument(unknown: &str, known: &[&str]) -> String {
+    let name = unknown.split('=').next().unwrap_or_default();
+    let nearest =
+        nearest(name, known).filter(|nearest| name.starts_with('-') && name.len() > 2 && *nearest != name);
+    let nearest = nearest.map(|nearest| format!("; the nearest is {nearest}")).unwrap_or_default();
+    format!("unknown or repeated argument {unknown:?}{nearest}")
+}
+
+/// The known name that is the fewest edits from this one.
+pub fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    known.iter().copied().min_by_key(|known| edit_distance(name, known))
 }
 
 impl CommandLine {
@@ -52,6 +78,7 @@ impl CommandLine {
         &mut self,
         name: &'static str,
     ) -> Result<Option<T>, String> {
+        self.1.push(name);
         self.0.opt_value_from_str(name).map_err(|error| error.to_string())
     }
 
@@ -70,6 +97,7 @@ impl CommandLine {
 
     /// The configuration file.
     pub(super) fn config(&mut self) -> Result<Option<PathBuf>, String> {
+        self.1.push("--config");
         path_option(&mut self.0, ["-c", "--config"])
     }
 
@@ -80,24 +108,25 @@ impl CommandLine {
     }
 
     pub(super) fn flag(&mut self, name: &'static str) -> bool {
+        self.1.push(name);
         self.0.contains(name)
     }
 
     /// An argument without a name. To be read after all others.
     pub(super) fn free(&mut self) -> Result<Option<String>, String> {
-        self.0.opt_free_from_str().map_err(|error| error.to_string())
+        match self.0.opt_free_from_str::<String>() {
+            Ok(Some(option)) if option.starts_with('-') => Err(unknown_argument(&option, &self.1)),
+            found => found.map_err(|error| error.to_string()),
+        }
     }
 
     /// Refuses what was not read.
     pub(super) fn finish(self) -> Result<(), String> {
-        match self.0.finish().first() {
-            Some(unknown) => Err(format!("unknown argument {}", unknown.to_string_lossy())),
-            None => Ok(()),
-        }
+        finish(self.0, &self.1)
     }
 
     #[cfg(test)]
     pub(super) fn new(args: &[&str]) -> Self {
-        Self(Arguments::from_vec(args.iter().map(Into::into).collect()))
+        Self(Arguments::from_vec(args.iter().map(Into::into).collect()), Vec::new())
     }
 }

@@ -10,7 +10,7 @@ use pico_args::Arguments;
 use super::command_line::{self, CommandLine, usage_error};
 use super::device::tls::start_tls;
 use super::terminal::Terminal;
-use crate::config::Source;
+use crate::config::{Config, Source};
 use crate::net::backend::tls::TlsClient;
 use crate::net::event_loop::stream::Stream;
 
@@ -63,16 +63,21 @@ fn api_address(source: &Source) -> Result<(SocketAddr, bool), String> {
     if !config.api.enabled || config.api.port == 0 {
         return Err("the management API must be on (api.enabled) and have a fixed port (api.port)".to_owned());
     }
+    Ok((local_api_address(&config), config.api.tls.enabled))
+}
+
+/// The address at which this machine reaches the management listener.
+pub(super) fn local_api_address(config: &Config) -> SocketAddr {
     let ip = match config.api_host() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    Ok((SocketAddr::new(ip, config.api.port), config.api.tls.enabled))
+    SocketAddr::new(ip, config.api.port)
 }
 
-/// The whole response; it is short.
-fn http_get(address: SocketAddr, is_tls: bool, path: &str) -> io::Result<String> {
+/// The response, or its first 4 KiB.
+pub(super) fn http_get(address: SocketAddr, is_tls: bool, path: &str) -> io::Result<String> {
     let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
@@ -84,7 +89,7 @@ fn http_get(address: SocketAddr, is_tls: bool, path: &str) -> io::Result<String>
             .map_err(|error| io::Error::other(format!("TLS: {error}")))?;
     }
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.take(4096).read_to_string(&mut answer)?;
-    Ok(answer)
+    let mut answer = Vec::new();
+    stream.take(4096).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

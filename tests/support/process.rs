@@ -155,8 +155,17 @@ impl Process {
 
     /// Where the management API listens.
     pub fn api(&self) -> SocketAddr {
-        let line = self.seen.iter().find(|line| line.contains("management API on ")).unwrap();
-        line.split("management API on ").nth(1).unwrap().split(',').next().unwrap().parse().unwrap()
+        self.address_behind("management API on ")
+    }
+
+    /// Where audio arrives.
+    pub fn udp(&self) -> SocketAddr {
+        self.address_behind("UDP on ")
+    }
+
+    fn address_behind(&self, words: &str) -> SocketAddr {
+        let rest = self.seen.iter().find_map(|line| line.split_once(words)).unwrap().1;
+        rest.split(',').next().unwrap().parse().unwrap()
     }
 
     pub fn id(&self) -> u32 {

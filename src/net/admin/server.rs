@@ -8,7 +8,7 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -49,9 +49,10 @@ const ACCEPT_BUDGET: usize = 64;
 /// Bytes per read.
 const READ_SIZE: usize = 4096;
 
-/// The listener and its connections.
+/// The listeners and their connections.
 pub(crate) struct AdminServer {
-    listener: Option<TcpListener>,
+    /// None when there is no management API.
+    listeners: Vec<TcpListener>,
     pub(super) connections: Slab<Connection>,
     /// The API's own certificate; without one, TLS uses that of MQTT.
     pub(crate) certificate: Option<WatchedCertificate>,
@@ -81,7 +82,7 @@ impl AdminServer {
 
     pub(crate) fn new(listener: Option<TcpListener>) -> Self {
         Self {
-            listener,
+            listeners: listener.into_iter().collect(),
             certificate: None,
             tls_failure_log: LogLimiter::every_ten_seconds(),
             scratch: vec![0; READ_SIZE].into_boxed_slice(),
@@ -95,17 +96,31 @@ impl AdminServer {
         }
     }
 
+    /// Listens on [::1] too, the address that many programs try first for `localhost`. Where there is no IPv6, there is
+    /// nothing to do.
+    pub(crate) fn listen_on_ipv6_loopback(&mut self) {
+        let Ok(Some(addr)) = self.local_addr() else { return };
+        let addr = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), addr.port());
+        match tcp::listen(addr, false) {
+            Ok(listener) => self.listeners.push(listener),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                warn!("management API: {addr} is in use by another program, which answers on it: {error}");
+            }
+            Err(_) => {}
+        }
+    }
+
     pub(super) fn has_listener(&self) -> bool {
-        self.listener.is_some()
+        !self.listeners.is_empty()
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
-        self.listener.as_ref().map(TcpListener::local_addr).transpose()
+        self.listeners.first().map(TcpListener::local_addr).transpose()
     }
 
     pub(crate) fn register(&mut self, registry: &Registry) -> io::Result<()> {
-        let Some(listener) = &mut self.listener else { return Ok(()) };
-        registry.register(listener, token::fixed(API), Interest::READABLE)
+        let mut listeners = self.listeners.iter_mut();
+        listeners.try_for_each(|listener| registry.register(listener, token::fixed(API), Interest::READABLE))
     }
 
     /// Adds to the list of recent errors, which operators read.
@@ -157,8 +172,8 @@ impl AdminServer {
     /// Accepts connections, within the budget.
     pub(crate) fn accept(&mut self, io: &mut Io) {
         for _ in 0..ACCEPT_BUDGET {
-            let Some(listener) = &self.listener else { return };
-            match tcp::accept(listener) {
+            let mut accepted = self.listeners.iter().map(tcp::accept);
+            match accepted.find(|accepted| !matches!(accepted, Ok(None))).unwrap_or(Ok(None)) {
                 Ok(Some((tcp, peer))) => self.add_connection(tcp, peer, io),
                 Ok(None) => return,
                 Err(error) if tcp::is_of_connection(&error) => {}

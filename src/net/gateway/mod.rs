@@ -226,6 +226,9 @@ fn bind_admin(config: &Config) -> Result<AdminServer, BindError> {
         }
         Err(error) => Err(error),
         Ok(mut admin) => {
+            if config.api.host.is_none() {
+                admin.listen_on_ipv6_loopback();
+            }
             admin.certificate = admin.load_certificate(None, &config.api)?;
             Ok(admin)
         }

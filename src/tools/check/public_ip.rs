@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::report::Finding;
-use crate::config::{PublicIp, Udp};
+use crate::config::{PublicIp, Udp, unreachable_kind};
 use crate::tools::addresses::{is_private, local_address};
 use crate::tools::step_report::StepState;
 
@@ -45,15 +45,22 @@ pub(super) fn check_container(udp: &Udp) -> Option<Finding> {
 }
 
 fn check_host_name(name: &str, udp: &Udp) -> Finding {
+    let doubt = udp.public_ip.doubt();
     let mut addresses = match (name, udp.port).to_socket_addrs() {
         Ok(addresses) => addresses.map(|address| address.ip()),
         Err(error) => {
-            return finding(StepState::Fail, format!("{name} does not resolve here: {error}"))
-                .with_advice("is the name spelt right, and does it exist?");
+            return finding(StepState::Fail, format!("{name} does not resolve here: {error}")).with_advice(
+                doubt.unwrap_or_else(|| "is the name spelt right, and does it exist?".to_owned()),
+            );
         }
     };
     match addresses.find(IpAddr::is_ipv4) {
-        Some(ip) => check_ip(&format!("{name} ({ip})"), ip, udp),
+        Some(ip) => match (check_ip(&format!("{name} ({ip})"), ip, udp), doubt) {
+            (found, Some(doubt)) if found.state != StepState::Fail => {
+                finding(StepState::Warn, doubt).with_advice(SETTING_ADVICE)
+            }
+            (found, _) => found,
+        },
         None => finding(StepState::Fail, format!("{name} has no IPv4 address, and devices use no other")),
     }
 }
@@ -62,7 +69,7 @@ fn check_ip(shown: &str, ip: IpAddr, udp: &Udp) -> Finding {
     let IpAddr::V4(v4) = ip else {
         return finding(StepState::Fail, format!("{shown} is an IPv6 address, and devices use IPv4 only"));
     };
-    if let Some(kind) = unusable_address_kind(v4) {
+    if let Some(kind) = unreachable_kind(ip) {
         let detail = format!("{shown} is {kind}: no device outside this machine can send audio to it");
         return finding(StepState::Fail, detail);
     }
@@ -85,9 +92,8 @@ fn check_ip(shown: &str, ip: IpAddr, udp: &Udp) -> Finding {
 
 /// An address that is not this machine's, and from which no datagram came back.
 fn check_behind_nat(shown: &str, ip: Ipv4Addr, port: u16) -> Finding {
-    if ip.is_documentation() {
-        let detail = format!("{shown} is an address for examples (RFC 5737): nobody has it");
-        return finding(StepState::Fail, detail);
+    if let Some(doubt) = PublicIp::Ip(ip.into()).doubt() {
+        return finding(StepState::Fail, doubt);
     }
     let here = local_address();
     let inner = here.map_or_else(|| "unknown".to_owned(), |ip| ip.to_string());
@@ -103,17 +109,6 @@ fn check_behind_nat(shown: &str, ip: Ipv4Addr, port: u16) -> Finding {
         .with_advice(SETTING_ADVICE)
         .with_advice(format!("if it is right, {forward}"))
         .with_advice(probe)
-}
-
-/// The kind of an address that no other machine can send to.
-fn unusable_address_kind(ip: Ipv4Addr) -> Option<&'static str> {
-    match ip {
-        ip if ip.is_loopback() => Some("a loopback address"),
-        ip if ip.is_unspecified() => Some("the unspecified address"),
-        ip if ip.is_broadcast() || ip.is_multicast() => Some("a broadcast or multicast address"),
-        ip if ip.is_link_local() => Some("a link-local address"),
-        _ => None,
-    }
 }
 
 /// Whether a datagram to the audio port of `ip` arrives at the audio socket of this machine; `None` when that cannot be

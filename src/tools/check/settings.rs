@@ -20,7 +20,7 @@ pub(super) fn check_settings(config: &Config) -> Vec<Finding> {
     findings.extend(certificate("TLS for devices", "mqtt.tls", mqtt.files(), mqtt.port));
     findings.extend(certificate("TLS of the management API", "api.tls", api.files(), config.api.port));
     // The key and the address have rows of their own.
-    let told = ["mqtt.signature_key", "udp.public_ip", "PUBLIC_IP"];
+    let told = ["mqtt.signature_key", "udp.public_ip"];
     for warning in config.warnings() {
         if !told.iter().any(|name| warning.starts_with(name)) {
             findings.push(Finding::new("configuration", StepState::Warn, warning));
@@ -29,15 +29,11 @@ pub(super) fn check_settings(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// A key as the file that is checked calls it.
-fn key_name(config: &Config, in_node_config: &'static str, own: &'static str) -> &'static str {
-    if config.node_config.is_some() { in_node_config } else { own }
-}
-
 fn servers(config: &Config) -> Finding {
     let (production, development) = (config.websocket.production.len(), config.websocket.development.len());
     if production + development == 0 {
-        let key = key_name(config, "production.chat_servers", "websocket.production_servers");
+        let is_node = config.node_config.is_some();
+        let key = if is_node { "production.chat_servers" } else { "websocket.production_servers" };
         let detail = "none is configured: the built-in echo server answers with the device's own voice";
         return Finding::new("chat servers", StepState::Warn, detail)
             .with_advice(format!("name yours in {key}"));
@@ -99,8 +95,7 @@ fn payload_limit(config: &Config) -> Finding {
     if size >= MIN_PAYLOAD_SIZE {
         return Finding::new("payload limit", StepState::Ok, format!("{size} bytes"));
     }
-    let key = key_name(config, "max_mqtt_payload_size", "mqtt.max_payload_size");
     Finding::new("payload limit", StepState::Warn, format!("{size} bytes is too small"))
         .with_advice("a device's list of tools takes up to 8,000 bytes and its envelope, and a longer packet costs the device its connection")
-        .with_advice(format!("set {key} to 65536, the default"))
+        .with_advice("set mqtt.max_payload_size to 65536, the default")
 }
