@@ -48,6 +48,9 @@ impl Gateway {
 
     pub(super) fn on_restart_timer(&mut self) {
         let now = self.io.now;
+        if self.lifecycle.is_draining() {
+            self.restart = None;
+        }
         let is_silent = |sessions: &Sessions, ip, mac, since: Instant| {
             idle_session(sessions, ip, mac).is_some_and(|(_, core)| core.has_said_nothing_since(since))
         };
