@@ -4,6 +4,7 @@ use std::mem;
 
 use log::error;
 
+use crate::admin::answer::Answer;
 use crate::admin::recent_errors::RecentErrorKind;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
@@ -74,7 +75,12 @@ impl Gateway {
             Action::CloseBackend(code) => self.connector.close(id, code, sessions, io),
             Action::SendDatagram(encrypted, bytes) => self.audio.queue(id, encrypted, &bytes, sessions, io),
             Action::FlushAudio(ssrc) => self.audio.drop_queued(ssrc, io),
-            Action::CommandResult { ticket, result } => self.on_command_result(ticket, &result),
+            Action::CommandResult { ticket, result } => {
+                self.on_command_result(ticket, &result, Answer::Response);
+            }
+            Action::LateCommandResult { ticket, result } => {
+                self.on_command_result(ticket, &result, Answer::LateCommandResult);
+            }
             Action::CallEnded(summary) => self.on_call_ended(id, &summary),
             Action::Count(counter) => io.metrics.count(counter),
             Action::Log(event) => self.log_event(id, &event),
