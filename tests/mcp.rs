@@ -186,11 +186,9 @@ fn of_a_long_list_the_pages_that_fit_are_remembered_and_the_device_has_the_rest(
     fixture.device.mqtt.assert_nothing_pending();
     let (_call, mut peer) = start_call(&mut fixture);
     send_request(&mut peer, json!(1), "tools/list", None);
-    let first = peer.json();
-    assert_eq!(
-        first["payload"]["result"],
-        json!({"tools": [{"name": "a"}, {"name": "b"}], "nextCursor": "c"})
-    );
+    let first = &peer.json()["payload"]["result"];
+    let names: Vec<_> = first["tools"].as_array().unwrap().iter().map(|tool| &tool["name"]).collect();
+    assert_eq!((names, &first["nextCursor"]), (vec![&json!("a"), &json!("b")], &json!("c")));
     send_request(&mut peer, json!(2), "tools/list", Some(json!({"cursor": "c"})));
     let (id, method, params) = next_request(&mut fixture.device);
     assert_eq!((&*method, params), ("tools/list", json!({"cursor": "c"})));

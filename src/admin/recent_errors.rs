@@ -94,6 +94,7 @@ impl RecentErrorKind {
             LogEvent::ServerFailing { .. } => Some(Self::ServerFailing),
             LogEvent::NoServerHello(_) => Some(Self::NoServerHello),
             LogEvent::NoUdpAudio { .. } => Some(Self::NoAudio),
+            LogEvent::NoIpv4Address => Some(Self::NoAudio),
             LogEvent::DeviceNotification(_) => Some(Self::DeviceNotification),
             LogEvent::HeldAudioDropped(_) | LogEvent::HeldAudioFull => Some(Self::AudioDropped),
             _ => None,

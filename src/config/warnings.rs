@@ -16,6 +16,12 @@ impl Config {
         let mut warn_if =
             |doubtful: bool, warning: &str| warnings.extend(doubtful.then(|| warning.to_owned()));
         if let PublicIp::Ip(ip) = &udp.public_ip
+            && ip.to_canonical().is_ipv6()
+        {
+            let told =
+                "no device sends audio to an IPv6 address, so devices are told this machine's IPv4 address";
+            warn_if(true, &format!("udp.public_ip: {ip}: {told}"));
+        } else if let PublicIp::Ip(ip) = &udp.public_ip
             && let Some(warning) = unreachable_warning(&ip.to_string(), *ip)
         {
             warn_if(true, &warning);

@@ -530,6 +530,8 @@ pub enum LogEvent {
     },
     /// The number of the device's tools, or why they are not known.
     ToolDiscovery(Result<ToolCount, &'static str>),
+    /// The device was reached over IPv6, and there is no IPv4 address that it could be told for its audio.
+    NoIpv4Address,
     /// A device without a call sent this JSON-RPC notification: the method and its parameters.
     DeviceNotification(Box<str>),
 }

@@ -10,7 +10,7 @@ use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::media::credentials;
 use crate::proto::mqtt::{ConnectReturnCode, encode};
-use crate::session::{Action, Context, Core, RequestIds};
+use crate::session::{Action, Context, Core, LogEvent, RequestIds};
 
 /// Shared by all workers and all gateways of a process, since a device may reconnect to another one.
 static REQUEST_IDS: RequestIds = RequestIds::new();
@@ -104,7 +104,13 @@ impl Gateway {
             error!("{prefix} the system's random source failed, the call is refused: {error}");
             credentials::without_keys()
         });
-        call.udp_host = credentials::udp_host(&self.io.config.udp.public_ip, local);
+        match credentials::udp_host(&self.io.config.udp, local) {
+            Some(host) => call.udp_host = host,
+            None => {
+                call.udp_host = "127.0.0.1".into();
+                self.log_event(id, &LogEvent::NoIpv4Address);
+            }
+        }
         call.udp_port = self.addresses.udp.port();
         let limit = self.io.config.websocket.max_calls;
         if call.allowed && limit > 0 && self.all_calls() >= limit {

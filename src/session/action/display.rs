@@ -113,6 +113,10 @@ impl fmt::Display for LogEvent {
                  from the device",
                 cached + forwarded
             ),
+            Self::NoIpv4Address => f.write_str(
+                "the device came over IPv6 and sends audio over IPv4 only, but this machine has no IPv4 address: set \
+                 udp.public_ip to one or to a name at which devices reach it",
+            ),
             Self::DeviceNotification(text) => write!(f, "the device reports {text}"),
             Self::ToolDiscovery(Err(why)) => {
                 write!(f, "tool discovery failed ({why}): requests are forwarded to the device")
