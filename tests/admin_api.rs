@@ -61,7 +61,11 @@ fn a_console_finds_its_devices_and_uses_their_tools() {
         (code, serde_json::from_str::<Value>(&text).unwrap()[id].clone())
     };
     for day in ["today", "yesterday", "tomorrow"] {
-        assert_eq!(status(day, CLIENT_ID), (200, json!({ "isAlive": false, "exists": false })), "{day}");
+        assert_eq!(
+            status(day, CLIENT_ID),
+            (200, json!({ "isAlive": false, "exists": false, "inCall": false })),
+            "{day}"
+        );
     }
     for day in ["2 days ago", "3 days"] {
         assert_eq!(status(day, CLIENT_ID).0, 401, "{day}");
@@ -69,11 +73,14 @@ fn a_console_finds_its_devices_and_uses_their_tools() {
 
     let mut device = fixture.device(MAC);
     // Connected and idle is null: false would be shown as offline.
-    assert_eq!(status("today", CLIENT_ID), (200, json!({ "isAlive": null, "exists": true })));
+    assert_eq!(
+        status("today", CLIENT_ID),
+        (200, json!({ "isAlive": null, "exists": true, "inCall": false }))
+    );
     // The console derives the group from the board, which changes when a device is bound.
     assert_eq!(status("today", "other@@@aa_bb_cc_dd_ee_01@@@aa_bb_cc_dd_ee_01").1["exists"], true);
     let call = device.call().unwrap();
-    assert_eq!(status("today", CLIENT_ID), (200, json!({ "isAlive": true, "exists": true })));
+    assert_eq!(status("today", CLIENT_ID), (200, json!({ "isAlive": true, "exists": true, "inCall": true })));
     device.goodbye(&call).unwrap();
     let end = Instant::now() + TIMEOUT;
     while status("today", CLIENT_ID).1["isAlive"] != Value::Null {
@@ -110,7 +117,7 @@ fn a_console_finds_its_devices_and_uses_their_tools() {
 
 #[test]
 fn every_command_failure_is_reported_in_the_console_format() {
-    let fixture = fixture(|_| {});
+    let fixture = fixture(|config| config.api.command_timeout = Duration::from_secs(2));
     let path = format!("/api/commands/{CLIENT_ID}");
     let tool = r#"{"type":"mcp","payload":{"method":"tools/call","params":{"name":"x"}}}"#;
     let failure = |error: &str| json!({ "success": false, "error": error });
@@ -123,22 +130,41 @@ fn every_command_failure_is_reported_in_the_console_format() {
     );
     assert_eq!(fixture.request("POST", &path, Some(tool)), (500, failure("Unknown tool: x")));
     for body in [r#"{"type":"iot","payload":{}}"#, r#"{"type":"mcp"}"#, "{}"] {
-        assert_eq!(fixture.request("POST", &path, Some(body)), (500, failure("指令类型无效")), "{body}");
+        let (status, answer) = fixture.request("POST", &path, Some(body));
+        let error = answer["error"].as_str().unwrap();
+        assert_eq!(status, 500, "{body}");
+        assert!(error.starts_with("指令类型无效: ") && error.contains("/api/messages"), "{body}: {error}");
     }
     for body in ["", "{", "[]", "\"x\""] {
         let (status, answer) = fixture.request("POST", &path, Some(body));
         assert_eq!((status, &answer["success"]), (400, &json!(false)), "{body}");
     }
 
-    // A device does not answer; others are served meanwhile.
-    let device = device.join().unwrap();
+    // A device does not answer in time; others are served meanwhile.
+    let mut device = device.join().unwrap();
     let begun = Instant::now();
     let mut silent = RawClient::open(fixture.api);
     silent.send(request("POST", &path, tool));
     assert_eq!(fixture.request("GET", "/healthz", None).0, 200);
     let reply = silent.reply().unwrap();
-    assert_eq!((reply.status, reply.json()), (500, failure("timeout")));
-    assert!(begun.elapsed() >= Duration::from_secs(5) && begun.elapsed() < Duration::from_secs(8));
+    let mut timeout = reply.json();
+    let id = timeout["id"].take();
+    assert_eq!((reply.status, timeout), (500, json!({ "success": false, "error": "timeout", "id": null })));
+    assert!(begun.elapsed() >= Duration::from_secs(2) && begun.elapsed() < Duration::from_secs(8));
+    // A later answer is kept.
+    let result = format!("/api/commands/results/{}", id.as_str().unwrap());
+    let (status, answer) = fixture.request("GET", &result, None);
+    assert_eq!((status, &answer["code"]), (404, &json!("no_result")));
+    let request_text = device.wait_for("mcp", TIMEOUT).unwrap();
+    let asked: Value = serde_json::from_str(&request_text).unwrap();
+    let payload = json!({ "id": asked["payload"]["id"], "method": "tools/call", "result": { "photo": 1 } });
+    device.send_text(&json!({ "type": "mcp", "payload": payload }).to_string()).unwrap();
+    support::host::wait_until("the late answer is kept", || fixture.request("GET", &result, None).0 == 200);
+    for _ in 0..2 {
+        let kept = json!({ "success": true, "data": { "photo": 1 } });
+        assert_eq!(fixture.request("GET", &result, None), (200, kept));
+    }
+    assert_eq!(fixture.request_with_token("GET", &result, None, None).0, 401);
     // The connection still works, and a device that disconnects is reported at once.
     silent.send(request("POST", &path, tool));
     fixture.request("GET", "/healthz", None);
@@ -147,6 +173,52 @@ fn every_command_failure_is_reported_in_the_console_format() {
     let reply = silent.reply().unwrap();
     assert_eq!((reply.status, reply.json()), (500, failure("设备未连接")));
     assert!(begun.elapsed() < Duration::from_secs(4));
+}
+
+#[test]
+fn a_message_in_the_form_of_a_command_is_delivered() {
+    let fixture = fixture(|_| {});
+    let path = format!("/api/commands/{CLIENT_ID}");
+    let alert = r#"{"type":"alert","status":"x","message":"你好","emotion":"happy"}"#;
+    let failure = json!({ "success": false, "error": "设备未连接" });
+    assert_eq!(fixture.request("POST", &path, Some(alert)), (500, failure));
+    let mut device = fixture.device(MAC);
+    for (kind, body) in [
+        ("alert", alert),
+        ("system", r#"{"type":"system","command":"reboot"}"#),
+        ("custom", r#"{"type":"custom","payload":{"a":[1]}}"#),
+        ("notify", r#"{"type":"notify","audio_url":"http://192.0.2.1/a.ogg"}"#),
+    ] {
+        let sent = json!({ "success": true, "data": { "delivery": "sent" } });
+        assert_eq!(fixture.request("POST", &path, Some(body)), (200, sent), "{body}");
+        assert_eq!(device.wait_for(kind, TIMEOUT).unwrap(), body);
+    }
+    let (status, answer) = fixture.request("POST", &path, Some(r#"{"type":"alert","session_id":7}"#));
+    assert_eq!((status, &answer["success"]), (400, &json!(false)), "{answer}");
+    // The device would read the first member that is called type in any case.
+    let (status, answer) = fixture.request("POST", &path, Some(r#"{"TYPE":"goodbye","type":"alert"}"#));
+    assert!(status == 500 && answer["error"].as_str().unwrap().contains("/api/messages"), "{answer}");
+}
+
+#[test]
+fn a_notification_of_an_idle_device_is_among_the_recent_errors() {
+    let fixture = fixture(|_| {});
+    let mut device = fixture.device(MAC);
+    let payload = json!({ "jsonrpc": "2.0", "method": "notifications/battery", "params": { "level": 7 } });
+    device.send_text(&json!({ "type": "mcp", "payload": payload }).to_string()).unwrap();
+    support::host::wait_until("the notification is listed", || {
+        let (_, answer) = fixture.request("GET", "/api/errors", None);
+        answer["errors"].as_array().unwrap().iter().any(|error| {
+            error["code"] == "device_notification"
+                && error["device"] == CLIENT_ID
+                && error["sentence"].as_str().unwrap().contains(r#"notifications/battery {"level":7}"#)
+        })
+    });
+    let metrics = fixture.request_with_token("GET", "/metrics", None, Some(TOKEN)).1;
+    assert!(metrics.contains("\ngateway_device_notifications_total 1\n"), "{metrics}");
+    device.ping().unwrap();
+    let next = device.receive(TIMEOUT).unwrap();
+    assert_eq!(next, Some(mqtt_websocket_proxy::tools::device::Incoming::PingResp), "no goodbye");
 }
 
 #[test]
@@ -219,8 +291,10 @@ fn status_is_asked_for_many_devices_at_once() {
     // An invalid id has no device; deviceIds is accepted too, and so is a MAC alone.
     let (status, answer) =
         fixture.request("POST", "/api/devices/status", Some(r#"{"deviceIds":["aa:bb:cc:dd:ee:01","x",""]}"#));
-    let (present, absent) =
-        (json!({ "isAlive": null, "exists": true }), json!({ "isAlive": false, "exists": false }));
+    let (present, absent) = (
+        json!({ "isAlive": null, "exists": true, "inCall": false }),
+        json!({ "isAlive": false, "exists": false, "inCall": false }),
+    );
     assert_eq!((status, answer), (200, json!({ "aa:bb:cc:dd:ee:01": present, "x": absent, "": absent })));
 
     let ids: Vec<_> = (0..1200)

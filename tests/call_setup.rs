@@ -209,6 +209,34 @@ fn an_ipv4_device_of_an_ipv6_socket_is_an_ipv4_device() {
 }
 
 #[test]
+fn a_device_that_comes_over_ipv6_is_told_an_ipv4_address_for_its_audio() {
+    if TcpListener::bind("[::1]:0").is_err() {
+        return eprintln!("skipped: no IPv6 here");
+    }
+    let server = ChatServer::start();
+    for public_ip in [PublicIp::Auto, PublicIp::Ip("2001:db8::1".parse().unwrap())] {
+        let gateway = gateway_with(&[server.url()], |config| {
+            config.mqtt.host = Ipv6Addr::UNSPECIFIED.into();
+            config.udp.host = Ipv6Addr::UNSPECIFIED.into();
+            config.udp.public_ip = public_ip;
+        });
+        let port = gateway.addresses().mqtt.port();
+        let mut device = Device::connect((Ipv6Addr::LOCALHOST, port).into(), 1);
+        device.send_text(HELLO);
+        let mut peer = server.accept();
+        assert_eq!(peer.upgrade().header("x-forwarded-for"), Some("::1"));
+        peer.exchange_hello("s");
+        let mut call = device.hello_reply();
+        assert_eq!(call.gateway.ip().to_string(), "127.0.0.1");
+        // Its audio comes from another address than its MQTT, which takes some packets to be believed.
+        (1..=20).for_each(|n| call.send(n, b"\x58up"));
+        assert_eq!(peer.binary()[16..], *b"\x58up");
+        peer.send_audio(2, b"\x58down");
+        assert_eq!(call.receive().payload, b"\x58down");
+    }
+}
+
+#[test]
 fn calls_are_spread_over_the_list_and_listed_devices_use_the_development_list() {
     let servers: Vec<_> = (0..3).map(|_| ChatServer::start()).collect();
     let development = ChatServer::start();

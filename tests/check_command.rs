@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use support::chat_server::{ChatServer, Message, Peer, audio_frame};
 use support::closed_port;
 use support::process::Folder;
-use support::tls::CertificateAuthority;
+use support::tls::{CertificateAuthority, CertifiedKey, new_key};
 
 const MAC: &str = "02:63:68:65:63:6b";
 
@@ -411,6 +411,59 @@ fn a_public_ip_that_no_device_can_reach_is_named() {
     }
 }
 
+/// The machine's public authorities are those in this file.
+#[test]
+fn a_certificate_for_devices_is_judged_as_an_esp32_does() {
+    let (public, old) = (CertificateAuthority::new(), CertificateAuthority::named("Old authority"));
+    let intermediate = public.intermediate();
+    let good = intermediate.issue("mqtt.example");
+    let chain = |last: &[u8]| [&good.certificate_pem()[..], &intermediate.pem(), last].concat();
+    let direct = public.issue("mqtt.example");
+    let private = CertificateAuthority::named("Private authority");
+    let issued_privately = private.issue("mqtt.example");
+    let itself = CertificateAuthority::self_signed("mqtt.example");
+    let soon = public.issue_for("mqtt.example", new_key(), -9, 13);
+    let (wildcard, other) = (public.issue("*.example"), public.issue("other.example"));
+    let alone = CertifiedKey::certificate_pem;
+    for (pair, pem, state, part) in [
+        (&good, chain(&[]), "ok", "certificate for mqtt.example, valid until"),
+        (&good, chain(&public.pem()), "ok", "valid until"),
+        (&direct, alone(&direct), "ok", "valid until"),
+        (&wildcard, alone(&wildcard), "ok", "certificate for *.example, valid until"),
+        (&good, alone(&good), "warn", "is not followed by that of its issuer, Test intermediate"),
+        (
+            &good,
+            chain(&old.cross_signed(&public)),
+            "warn",
+            "ends with Test authority as signed by Old authority",
+        ),
+        (&itself, alone(&itself), "warn", "is self-signed"),
+        (
+            &issued_privately,
+            [alone(&issued_privately), private.pem()].concat(),
+            "warn",
+            "comes from Private authority, which is none of the public authorities",
+        ),
+        (&soon, alone(&soon), "warn", " days: renew it"),
+        (&other, alone(&other), "warn", "is not for mqtt.example (udp.public_ip)"),
+    ] {
+        let mut config = config(json!([]));
+        config["udp"] = json!({ "public_ip": "mqtt.example" });
+        config["mqtt"]["tls"] = json!({ "cert_file": "cert.pem", "key_file": "key.pem" });
+        let folder = Folder::new()
+            .with_file("gateway.json", config.to_string())
+            .with_file("roots.pem", public.pem())
+            .with_file("cert.pem", pem)
+            .with_file("key.pem", pair.key_pem());
+        let outcome = check(&folder, "--config gateway.json", &[("SSL_CERT_FILE", "roots.pem")]);
+        let settings = outcome.report["settings"].as_array().unwrap();
+        let found: Vec<_> = settings.iter().filter(|finding| finding["name"] == "TLS for devices").collect();
+        assert_eq!(found.len(), 1, "{part}: {found:?}");
+        assert_eq!(found[0]["state"], state, "{part}: {found:?}");
+        assert!(found[0]["detail"].as_str().unwrap().contains(part), "{part}: {found:?}");
+    }
+}
+
 #[test]
 fn a_public_ip_of_a_sample_is_never_plausible() {
     let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
@@ -564,7 +617,7 @@ fn the_human_readable_table_goes_to_stdout() {
 
 const NODE: &str = r#"{"production":{"chat_servers":["ws://127.0.0.1:9/xiaozhi/v1/?from=mqtt_gateway"]},
     "development":{"chat_servers":["http://127.0.0.1:10"],"mac_addresss":["AA:BB:CC:DD:EE:FF"]},"debug":true,
-    "max_mqtt_payload_size":8192,"mcp_client":{"max_tools_count":128},"_comment":"x"}"#;
+    "max_mqtt_payload_size":8192,"mcp_client":{"max_tools_count":64},"_comment":"x"}"#;
 
 #[test]
 fn a_node_configuration_is_checked_and_migrated() {
@@ -586,7 +639,7 @@ fn a_node_configuration_is_checked_and_migrated() {
             "development_mac_addresses": ["aa:bb:cc:dd:ee:ff"],
             "server_secret": "s",
         },
-        "mcp": {"max_tools_count": 128},
+        "mcp": {"max_tools_count": 64},
         "api": {"port": 9007},
         "debug": true,
     });

@@ -281,7 +281,7 @@ fn suspect_settings_get_one_warning_each_and_the_gateway_starts() {
         (to(json!({"mqtt": key})), vec![]),
         (to(json!({"mqtt": key, "api": {"host": "auto"}})), vec!["clear HTTP on 0.0.0.0"]),
         (to(json!({"mqtt": key, "udp": {"public_ip": "127.0.0.1"}})), vec!["loopback"]),
-        (to(json!({"mqtt": key, "udp": {"public_ip": "::1"}})), vec!["loopback"]),
+        (to(json!({"mqtt": key, "udp": {"public_ip": "::1"}})), vec!["told this machine's IPv4 address"]),
         (to(json!({"mqtt": key, "udp": {"public_ip": "0.0.0.0"}})), vec!["unspecified"]),
         (to(json!({"mqtt": key, "udp": {"public_ip": "auto"}})), vec![]),
         (to(json!({"mqtt": key, "udp": {"public_ip": "192.168.1.10"}})), vec![]),

@@ -218,6 +218,39 @@ fn ids_that_proved_nothing_give_way_to_the_device() {
 }
 
 #[test]
+fn two_devices_with_one_client_id_cause_one_warning_with_both_addresses() {
+    let fixture = support::admin::fixture(|config| config.mqtt.signature_key = None);
+    let gateway = fixture.gateway.addresses().mqtt;
+    let mut log = LogCapture::containing(format!("client id {} changed its connection", client_id(0x77)));
+    let log_in = |from: u8| {
+        let mut client = Client::from(connect_from([127, 0, 0, from], gateway));
+        assert_eq!(client.connack_code(&Connect::new(&client_id(0x77))), 0);
+        client
+    };
+    let mut open = log_in(21);
+    for from in [22, 21] {
+        let next = log_in(from);
+        assert_eq!(open.read_until_closed(), []);
+        open = next;
+    }
+    // One that has closed its connection before is no second device.
+    open.send(&DISCONNECT);
+    assert_eq!(open.read_until_closed(), []);
+    open = log_in(21);
+    assert_eq!(log.count(""), 0);
+    for from in [22, 21, 22] {
+        let next = log_in(from);
+        assert_eq!(open.read_until_closed(), []);
+        open = next;
+    }
+    let line = log.wait_for_line("WARN");
+    assert!(line.contains("from 127.0.0.21:") && line.contains(" to 127.0.0.22:"), "{line}");
+    assert_eq!(log.count(""), 0, "one");
+    let (_, errors) = fixture.request("GET", "/api/errors", None);
+    assert_eq!(errors["errors"][0]["code"], "duplicate_client_id", "{errors}");
+}
+
+#[test]
 fn limited_hellos_and_refused_client_ids_are_counted() {
     let fixture = support::admin::fixture(|config| config.mqtt.hello_limit = 1);
     let mac = support::admin::mac(1);

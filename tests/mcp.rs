@@ -175,15 +175,25 @@ fn initialize_is_forwarded_with_capabilities_and_answered_without() {
 }
 
 #[test]
-fn a_list_is_cut_at_its_limit_and_complete_then() {
+fn of_a_long_list_the_pages_that_fit_are_remembered_and_the_device_has_the_rest() {
+    let mut log = support::log_capture::LogCapture::containing("INFO");
     let mut fixture = fixture(4, |config| config.mcp.max_tools_count = 3);
     answer_initialize(&mut fixture.device);
     answer_tools_page(&mut fixture.device, &["a", "b"], Some("c"));
     answer_tools_page(&mut fixture.device, &["c", "d", "e"], Some("f"));
+    answer_tools_page(&mut fixture.device, &["f"], None);
+    log.wait_for_line("the device has 6 tools: the first 2 are cached");
     fixture.device.mqtt.assert_nothing_pending();
     let (_call, mut peer) = start_call(&mut fixture);
     send_request(&mut peer, json!(1), "tools/list", None);
-    assert_eq!(tool_names_in_response(&mut peer, &json!(1)), ["a", "b", "c"]);
+    let first = &peer.json()["payload"]["result"];
+    let names: Vec<_> = first["tools"].as_array().unwrap().iter().map(|tool| &tool["name"]).collect();
+    assert_eq!((names, &first["nextCursor"]), (vec![&json!("a"), &json!("b")], &json!("c")));
+    send_request(&mut peer, json!(2), "tools/list", Some(json!({"cursor": "c"})));
+    let (id, method, params) = next_request(&mut fixture.device);
+    assert_eq!((&*method, params), ("tools/list", json!({"cursor": "c"})));
+    send_result(&mut fixture.device, &id, json!({"tools": [{"name": "c"}], "nextCursor": "f"}));
+    assert_eq!(peer.json()["payload"]["result"]["nextCursor"], "f");
 }
 
 #[test]

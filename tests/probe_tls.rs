@@ -20,9 +20,19 @@ fn with_tls_gateway(
     pair: &CertifiedKey,
     check: impl FnOnce(&Folder, SocketAddr),
 ) {
+    with_tls_gateway_and_chain(authority, pair, pair.certificate_pem(), check);
+}
+
+/// The same with more certificates in the file.
+fn with_tls_gateway_and_chain(
+    authority: &CertificateAuthority,
+    pair: &CertifiedKey,
+    chain: Vec<u8>,
+    check: impl FnOnce(&Folder, SocketAddr),
+) {
     let folder = Folder::new().with_file("ca.pem", authority.pem());
     let (cert, key) = (folder.0.join("cert.pem"), folder.0.join("key.pem"));
-    fs::write(&cert, pair.certificate_pem()).unwrap();
+    fs::write(&cert, chain).unwrap();
     fs::write(&key, pair.key_pem()).unwrap();
     let echo = EchoServer::start().unwrap();
     let gateway = gateway_with(&[echo.url()], |config| {
@@ -74,6 +84,42 @@ fn a_refused_certificate_is_explained() {
             assert_eq!(output.status.code(), Some(1), "{told}");
             assert!(told.contains(&format!("[FAIL] TLS             {what}")), "{told}");
             assert!(told.contains("[ -- ] MQTT") && told.contains(hint), "{told}");
+        });
+    }
+}
+
+#[test]
+fn a_chain_that_an_esp32_refuses_fails_though_others_may_accept_it() {
+    let (public, old) = (CertificateAuthority::new(), CertificateAuthority::named("Old authority"));
+    let intermediate = public.intermediate();
+    let pair = intermediate.issue("127.0.0.1");
+    let soon = public.issue_for("127.0.0.1", new_key(), -9, 5);
+    let itself = CertificateAuthority::self_signed("127.0.0.1");
+    let chain = |last: Vec<u8>| [pair.certificate_pem(), intermediate.pem(), last].concat();
+    for (pair, pem, code, parts) in [
+        (
+            &pair,
+            chain(Vec::new()),
+            0,
+            ["[ ok ] TLS             the certificate is good", "A device's call works"],
+        ),
+        (
+            &pair,
+            chain(old.cross_signed(&public)),
+            1,
+            [
+                "[FAIL] TLS             the certificate is good for 127.0.0.1, but an ESP32 refuses it",
+                "signed by Old authority",
+            ],
+        ),
+        (&soon, soon.certificate_pem(), 0, ["[ ok ] TLS", " days: renew it."]),
+        (&itself, itself.certificate_pem(), 1, ["[FAIL] TLS", "is self-signed"]),
+    ] {
+        with_tls_gateway_and_chain(&public, pair, pem, |folder, mqtts| {
+            let output = folder.run(&format!("probe {mqtts} --tls --ca-file ca.pem --packets 5"), &[]);
+            let told = output_text(&output);
+            assert_eq!(output.status.code(), Some(code), "{told}");
+            assert!(parts.iter().all(|part| told.contains(part)), "{parts:?} in {told}");
         });
     }
 }

@@ -13,6 +13,8 @@ use super::response::Response;
 pub enum Answer {
     /// A complete response.
     Response(Response),
+    /// The answer to a command that has timed out, for `GET /api/commands/results/{id}`.
+    LateCommandResult(Response),
     /// `GET /metrics`.
     Metrics(MetricFamilies),
     /// `GET /api/sessions`: a page of at most `limit` sessions.
@@ -37,7 +39,7 @@ impl Answer {
     /// The response to the client.
     pub fn into_response(self) -> Response {
         match self {
-            Self::Response(response) => response,
+            Self::Response(response) | Self::LateCommandResult(response) => response,
             Self::Metrics(families) => Response::text(CONTENT_TYPE, families.to_text()),
             Self::Sessions { page, .. } => json_response(&page),
             Self::DevicesStatus(all) => json_response(&all),
@@ -148,14 +150,14 @@ mod tests {
 
     #[test]
     fn a_device_exists_if_a_worker_has_it() {
-        let status = |is_alive, exists| DeviceStatus { is_alive, exists };
+        let status = |is_alive, exists| DeviceStatus { is_alive, exists, in_call: is_alive == Some(true) };
         let absent = status(Some(false), false);
         let here = BTreeMap::from([("a".to_owned(), status(Some(true), true)), ("b".to_owned(), absent)]);
         let there = BTreeMap::from([("a".to_owned(), absent), ("b".to_owned(), status(None, true))]);
         for answers in [[&here, &there], [&there, &here]] {
             let merged = merge(answers.into_iter().cloned().map(Answer::DevicesStatus).collect());
-            assert_eq!(merged["a"], json!({"isAlive": true, "exists": true}));
-            assert_eq!(merged["b"], json!({"isAlive": null, "exists": true}));
+            assert_eq!(merged["a"], json!({"isAlive": true, "exists": true, "inCall": true}));
+            assert_eq!(merged["b"], json!({"isAlive": null, "exists": true, "inCall": false}));
         }
     }
 

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::params::{BadParameter, Members};
+use super::response::Response;
 use crate::config::{Changes, ChatServerConfig, KeyFingerprint};
 use crate::proto::identity::Mac;
 use crate::session::{AcceptOutcome, CallStats, CallView, CommandError, Core, RequestOutcome};
@@ -146,6 +147,8 @@ pub struct DeviceStatus {
     pub is_alive: Option<bool>,
     /// Whether it is connected.
     pub exists: bool,
+    /// Whether it is in a call.
+    pub in_call: bool,
 }
 
 /// A command for a device, as the consoles send it. The `id` in it is theirs and goes no further.
@@ -333,16 +336,24 @@ pub fn error_body(why: &str) -> String {
     json!({ "error": why }).to_string()
 }
 
-/// What became of a command, as the consoles expect it.
-pub fn command_response(result: &Result<Box<str>, CommandError>) -> (u16, String) {
+/// What became of a command, as the consoles expect it. A timeout names the id of a later result.
+pub fn command_response(result: &Result<Box<str>, CommandError>, id: u64) -> Response {
     let why = match result {
-        Ok(result) => return (200, format!(r#"{{"success":true,"data":{result}}}"#)),
+        Ok(result) => return Response::json(200, format!(r#"{{"success":true,"data":{result}}}"#)),
         Err(CommandError::NotConnected) => "设备未连接",
-        Err(CommandError::Timeout) => "timeout",
+        Err(CommandError::Timeout) => {
+            let body = json!({ "success": false, "error": "timeout", "id": id.to_string() });
+            return Response::json(500, body.to_string());
+        }
         Err(CommandError::Busy) => "too many commands are under way for this device",
         Err(CommandError::Device(message)) => message,
     };
-    (500, json!({ "success": false, "error": why }).to_string())
+    command_error(500, why)
+}
+
+/// An error as the command call says it.
+pub fn command_error(status: u16, why: &str) -> Response {
+    Response::json(status, json!({ "success": false, "error": why }).to_string())
 }
 
 /// What a reload changed.
@@ -502,10 +513,14 @@ mod tests {
         for (result, expected) in [
             (Ok(r#"{"content":[]}"#.into()), (200, r#"{"success":true,"data":{"content":[]}}"#)),
             (Err(CommandError::NotConnected), (500, r#"{"error":"设备未连接","success":false}"#)),
-            (Err(CommandError::Timeout), (500, r#"{"error":"timeout","success":false}"#)),
+            (
+                Err(CommandError::Timeout),
+                (500, r#"{"error":"timeout","id":"18446744073709551615","success":false}"#),
+            ),
             (Err(CommandError::Device("a \"b\"".into())), (500, r#"{"error":"a \"b\"","success":false}"#)),
         ] {
-            assert_eq!(command_response(&result), (expected.0, expected.1.to_owned()));
+            let response = command_response(&result, u64::MAX);
+            assert_eq!((response.status, str::from_utf8(&response.body).unwrap()), expected);
         }
     }
 }

@@ -42,6 +42,10 @@ pub enum RecentErrorKind {
     TooManyDevices,
     /// A device's login was refused.
     LoginRefused,
+    /// Two devices use one client id.
+    DuplicateClientId,
+    /// A device without a call reported something of its own accord.
+    DeviceNotification,
     /// A device speaks another version.
     HelloVersion,
     /// The system takes no connection.
@@ -57,7 +61,7 @@ pub enum RecentErrorKind {
 impl RecentErrorKind {
     /// Every kind.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::ServerFailing,
         Self::NoServerHello,
         Self::NoAudio,
@@ -70,6 +74,8 @@ impl RecentErrorKind {
         Self::TooManyCalls,
         Self::TooManyDevices,
         Self::LoginRefused,
+        Self::DuplicateClientId,
+        Self::DeviceNotification,
         Self::HelloVersion,
         Self::AcceptFailed,
         Self::ReloadRefused,
@@ -88,6 +94,8 @@ impl RecentErrorKind {
             LogEvent::ServerFailing { .. } => Some(Self::ServerFailing),
             LogEvent::NoServerHello(_) => Some(Self::NoServerHello),
             LogEvent::NoUdpAudio { .. } => Some(Self::NoAudio),
+            LogEvent::NoIpv4Address => Some(Self::NoAudio),
+            LogEvent::DeviceNotification(_) => Some(Self::DeviceNotification),
             LogEvent::HeldAudioDropped(_) | LogEvent::HeldAudioFull => Some(Self::AudioDropped),
             _ => None,
         }
@@ -134,6 +142,10 @@ impl RecentErrorKind {
             Self::LoginRefused => {
                 "The key here (mqtt.signature_key) and where credentials are issued must be the same."
             }
+            Self::DuplicateClientId => {
+                "Give each device credentials of its own: a copied flash or configuration holds those of another device."
+            }
+            Self::DeviceNotification => "No error: devices report events of their own accord.",
             Self::HelloVersion => "Update the device's firmware.",
             Self::AcceptFailed => {
                 "Raise the limit of open files: ulimit -n, or LimitNOFILE in the systemd unit."

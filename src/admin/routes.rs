@@ -20,6 +20,8 @@ pub enum Endpoint {
     OpenApi,
     /// Asks a device's tools and waits for the answer.
     Command,
+    /// The answer to a command that came after its time.
+    CommandResult,
     /// Which devices are connected, and which in a call.
     DevicesStatus,
     /// Disconnects some devices, or all.
@@ -69,7 +71,7 @@ impl Endpoint {
             Self::Session | Self::EndSession => Scope::DeviceWorker,
             Self::Metrics | Self::DevicesStatus | Self::Disconnect | Self::Sessions => Scope::AllWorkers,
             Self::Health | Self::Ready | Self::OpenApi | Self::Dashboard => Scope::AnyWorker,
-            Self::Reload | Self::Config | Self::Errors => Scope::AnyWorker,
+            Self::Reload | Self::Config | Self::Errors | Self::CommandResult => Scope::AnyWorker,
         }
     }
 
@@ -99,7 +101,7 @@ pub enum Access {
 pub struct Route {
     /// GET answers HEAD too.
     pub method: Method,
-    /// The path; `{clientId}`, at its end, stands for one segment.
+    /// The path; a name in braces, at its end, stands for one segment.
     pub path: &'static str,
     /// Who may make it.
     pub access: Access,
@@ -108,7 +110,7 @@ pub struct Route {
 }
 
 /// Every call.
-pub static ROUTES: [Route; 18] = {
+pub static ROUTES: [Route; 19] = {
     use Access::{Metrics, Public, Token};
     [
         route(Method::GET, "/", Public, Endpoint::Dashboard),
@@ -117,6 +119,7 @@ pub static ROUTES: [Route; 18] = {
         route(Method::GET, "/metrics", Metrics, Endpoint::Metrics),
         route(Method::GET, "/openapi.json", Public, Endpoint::OpenApi),
         route(Method::POST, "/api/commands/{clientId}", Token, Endpoint::Command),
+        route(Method::GET, "/api/commands/results/{id}", Token, Endpoint::CommandResult),
         route(Method::POST, "/api/devices/status", Token, Endpoint::DevicesStatus),
         route(Method::POST, "/api/devices/disconnect", Token, Endpoint::Disconnect),
         route(Method::POST, "/api/call/request", Token, Endpoint::CallRequest),
@@ -142,7 +145,7 @@ pub const OPENAPI: &str = include_str!("openapi.json");
 /// What a method and path lead to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteMatch<'a> {
-    /// A call, and the client id in its path, decoded.
+    /// A call, and the client id or other id in its path, decoded.
     Found(Endpoint, Option<Cow<'a, str>>),
     /// The path has other methods: these.
     MethodNotAllowed(String),
@@ -200,7 +203,7 @@ pub fn match_route<'a>(method: &Method, path: &'a str) -> RouteMatch<'a> {
     if allowed.is_empty() { RouteMatch::NotFound } else { RouteMatch::MethodNotAllowed(allowed.join(", ")) }
 }
 
-/// Whether `path` is `pattern`, and the segment that stands for `{clientId}`.
+/// Whether `path` is `pattern`, and the segment that stands for the name in braces.
 fn match_path<'a>(pattern: &str, path: &'a str) -> Option<Option<&'a str>> {
     match pattern.split_once('{') {
         None => (pattern == path).then_some(None),
@@ -239,6 +242,7 @@ mod tests {
             (Method::POST, "/api/commands/%zz", RouteMatch::NotFound),
             (Method::POST, "/api/commands/", RouteMatch::NotFound),
             (Method::POST, "/api/commands/a/b", RouteMatch::NotFound),
+            (Method::GET, "/api/commands/results/7", RouteMatch::Found(Endpoint::CommandResult, id("7"))),
             (Method::POST, "/api/devices/status", RouteMatch::Found(Endpoint::DevicesStatus, None)),
             (Method::GET, "/api/devices/status", RouteMatch::MethodNotAllowed("POST".to_owned())),
             (Method::GET, "/api/sessions", RouteMatch::Found(Endpoint::Sessions, None)),

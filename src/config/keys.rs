@@ -63,7 +63,7 @@ macro_rules! keys {
 
 /// Every key, in the order of the documented file: its name, when a new value is in force, where the value is kept, and
 /// what it may be.
-pub(super) static CONFIG_KEYS: [ConfigKey; 64] = keys! {
+pub(super) static CONFIG_KEYS: [ConfigKey; 65] = keys! {
     "mqtt.host" restart mqtt.host: ip();
     "mqtt.port" restart mqtt.port: port();
     "mqtt.plain" restart mqtt.plain: boolean();
@@ -124,6 +124,7 @@ pub(super) static CONFIG_KEYS: [ConfigKey; 64] = keys! {
     "api.tls.cert_file" live api.tls.cert_file: path();
     "api.tls.key_file" live api.tls.key_file: path();
     "api.token" live api.token: token();
+    "api.command_timeout_s" live api.command_timeout: seconds(1..=300);
     "api.metrics_need_token" live api.metrics_need_token: boolean();
     "api.trusted_proxies" live api.trusted_proxies: networks();
     "workers" restart workers: whole_number(1..=64);

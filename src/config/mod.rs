@@ -312,7 +312,7 @@ settings! {
         /// Whether the gateway requests a device's tools when it connects, and answers `tools/list` from its cache.
         pub enabled: bool = true,
         /// Tools cached per device, at least 1.
-        pub max_tools_count: usize = 32,
+        pub max_tools_count: usize = 128,
         /// The capabilities the gateway declares to a device: the text of a JSON object.
         pub capabilities: String = "{}".to_owned(),
         /// The name and version the gateway gives to a device: the text of a JSON object.
@@ -333,6 +333,8 @@ settings! {
         pub tls: ApiTls = ApiTls::default(),
         /// A token without expiry, in addition to the daily one derived from `mqtt.signature_key`.
         pub token: Option<Secret> = None,
+        /// How long a device may take to answer a command. Consoles wait 10 s for the whole request.
+        pub command_timeout: Duration = Duration::from_secs(9),
         /// Whether `/metrics` requires a token too.
         pub metrics_need_token: bool = true,
         /// Proxies that may forward requests of this machine when there is neither a key nor a token.

@@ -103,7 +103,7 @@ mod tests {
                 "send_goodbye":false,"call_idle_s":11,"max_calls":12,"max_dials":13},
                 "logging":{"enabled":false,"level":"warn","file_path":"a b.log"},
                 "mcp":{"enabled":false,"max_tools_count":14,"capabilities":{"x":[1,{"y":null}]},"client_info":{"name":"n"}},
-                "api":{"enabled":false,"host":"::1","port":15,"tls":{"enabled":true,"cert_file":"c","key_file":"k"},"token":"a-token-long-enough","metrics_need_token":false,"trusted_proxies":["127.0.0.0/8","::1/128"]},
+                "api":{"enabled":false,"host":"::1","port":15,"tls":{"enabled":true,"cert_file":"c","key_file":"k"},"token":"a-token-long-enough","command_timeout_s":16,"metrics_need_token":false,"trusted_proxies":["127.0.0.0/8","::1/128"]},
                 "debug":true}"#,
             r#"{"production":{"chat_servers":["ws://a/"]},"development":{"chat_servers":["ws://b"],
                 "mac_addresss":["aa:bb:cc:dd:ee:ff"]},"max_mqtt_payload_size":8192,"debug":true,

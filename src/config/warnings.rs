@@ -16,7 +16,13 @@ impl Config {
         warnings.extend(self.api_warnings());
         let mut warn_if =
             |doubtful: bool, warning: &str| warnings.extend(doubtful.then(|| warning.to_owned()));
-        if let Some(doubt) = udp.public_ip.doubt() {
+        if let PublicIp::Ip(ip) = &udp.public_ip
+            && ip.to_canonical().is_ipv6()
+        {
+            let told =
+                "no device sends audio to an IPv6 address, so devices are told this machine's IPv4 address";
+            warn_if(true, &format!("udp.public_ip: {ip}: {told}"));
+        } else if let Some(doubt) = udp.public_ip.doubt() {
             warn_if(true, &format!("udp.public_ip: {doubt}"));
         }
         warn_if(

@@ -311,6 +311,9 @@ impl SessionHarness {
                 self.on_datagram(&bytes);
             }
             Action::CommandResult { ticket, .. } => assert!(self.tickets.remove(&ticket), "answered once"),
+            Action::LateCommandResult { ticket, .. } => {
+                assert!(!self.tickets.contains(&ticket), "it timed out")
+            }
             Action::CallEnded(summary) => {
                 assert_eq!(summary.ssrc, self.current_ssrc.take(), "only a running call ends");
                 let dial_kept = summary.reason == EndReason::Replaced && !summary.answered;

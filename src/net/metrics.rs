@@ -81,6 +81,8 @@ pub struct Metrics {
     pub datagrams_failed: u64,
     /// Payloads of devices that were not a JSON object.
     pub bad_device_texts: u64,
+    /// JSON-RPC notifications of devices without a call.
+    pub device_notifications: u64,
     /// Texts of chat servers that were not a JSON object.
     pub bad_server_texts: u64,
     /// Hellos of chat servers during a call.
@@ -136,6 +138,7 @@ impl Default for Metrics {
             datagrams_out: 0,
             datagrams_failed: 0,
             bad_device_texts: 0,
+            device_notifications: 0,
             bad_server_texts: 0,
             repeated_hellos: 0,
             redials: 0,
@@ -208,6 +211,7 @@ impl Metrics {
             Counter::Dropped(discard) => self.discarded(discard),
             Counter::Answered(ms) => self.hello_to_reply.observe(Duration::from_millis(ms.into())),
             Counter::BadDeviceText => self.bad_device_texts += 1,
+            Counter::DeviceNotification => self.device_notifications += 1,
             Counter::BadServerText => self.bad_server_texts += 1,
             Counter::RepeatedHello => self.repeated_hellos += 1,
             Counter::Redialled => self.redials += 1,

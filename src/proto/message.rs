@@ -21,7 +21,7 @@ pub use hello::{
     BadHello, DeviceHello, HelloReply, ServerHello, frame_duration_ms, hello_reply, is_for_devices,
     parse_device_hello, parse_server_hello,
 };
-pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, parse_response, parse_rpc, replace_rpc_id};
+pub use mcp::{Rpc, mcp_notification, mcp_request, mcp_result, parse_rpc, replace_rpc_id};
 pub use object::JsonObject;
 
 /// The final reader of a text. The gateway must interpret it in the same way.

@@ -56,6 +56,13 @@ pub enum Action {
         /// The device's result, raw JSON.
         result: Result<Box<str>, CommandError>,
     },
+    /// The device has answered a command after its [`CommandError::Timeout`].
+    LateCommandResult {
+        /// The ticket of the command.
+        ticket: u64,
+        /// The device's result, raw JSON.
+        result: Result<Box<str>, CommandError>,
+    },
     /// A call has ended: release its ssrc and log the summary.
     CallEnded(Box<CallSummary>),
     /// Increment a counter.
@@ -71,7 +78,7 @@ pub enum Action {
 pub enum CommandError {
     /// The device is not connected, or its connection was lost before it answered.
     NotConnected,
-    /// The device did not answer within 5 s.
+    /// The device did not answer within `api.command_timeout_s`.
     Timeout,
     /// Too many commands are pending for this device.
     Busy,
@@ -446,6 +453,8 @@ pub enum Counter {
     Redialled,
     /// A device may not connect: it was refused at CONNECT, or disconnected by a reload.
     MacDenied(MacDenial),
+    /// A device without a call sent a JSON-RPC notification.
+    DeviceNotification,
 }
 
 /// A line for the log; the shell adds the session's prefix.
@@ -524,5 +533,18 @@ pub enum LogEvent {
         refused: RefusedDatagrams,
     },
     /// The number of the device's tools, or why they are not known.
-    ToolDiscovery(Result<usize, &'static str>),
+    ToolDiscovery(Result<ToolCount, &'static str>),
+    /// The device was reached over IPv6, and there is no IPv4 address that it could be told for its audio.
+    NoIpv4Address,
+    /// A device without a call sent this JSON-RPC notification: the method and its parameters.
+    DeviceNotification(Box<str>),
+}
+
+/// The tools of a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ToolCount {
+    /// Those that are answered from the cache.
+    pub cached: usize,
+    /// Those on later pages, for which chat servers ask the device.
+    pub forwarded: usize,
 }

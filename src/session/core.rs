@@ -177,8 +177,8 @@ impl Core {
         let call = self.call.as_ref().and_then(|call| call.deadline());
         let mcp = self.mcp.deadline(self.since);
         let alert = self.cold.as_ref().and_then(|cold| cold.pending_alert.as_ref()).map(|(at, _)| *at);
-        let commands =
-            self.cold.as_ref().and_then(|cold| cold.commands.front().map(|pending| pending.deadline));
+        let commands = self.cold.as_ref();
+        let commands = commands.and_then(|cold| cold.commands.iter().map(|pending| pending.deadline).min());
         [self.deadline.instant(self.since), call, mcp, commands, alert, self.drain_deadline()]
             .into_iter()
             .flatten()

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::action::LogEvent;
+use super::action::{LogEvent, ToolCount};
 use super::context::Context;
 use super::request_ids::RequestIds;
 use crate::proto::message::{self, JsonObject, Reader, Rpc};
@@ -16,7 +16,7 @@ use crate::proto::message::{self, JsonObject, Reader, Rpc};
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pages of tools that are fetched at most; devices have fewer.
 const MAX_PAGES: usize = 64;
-/// The bytes of tools that are cached; a longer list is not.
+/// The bytes of tools that are cached; pages beyond it are not.
 const MAX_TOOLS_BYTES: usize = 256 * 1024;
 /// The chat server's pending requests whose ids are translated; beyond it the oldest one is dropped.
 const MAX_TRANSLATED: usize = 64;
@@ -61,7 +61,7 @@ pub(super) struct McpProxy {
 enum DiscoveryStep {
     Initializing,
     Listing(Box<PartialList>),
-    /// All tools as one raw JSON array.
+    /// The raw result of a `tools/list`: all tools, or the first pages and the cursor of the next.
     Complete(Box<str>),
     Failed,
 }
@@ -70,6 +70,8 @@ enum DiscoveryStep {
 struct PartialList {
     tools: Vec<Box<str>>,
     cursors: Vec<Box<str>>,
+    /// How many of the cursors had been seen when a page did not fit, and the tools from that page on.
+    cut: Option<(usize, usize)>,
 }
 
 struct DiscoveryRequest {
@@ -118,7 +120,7 @@ impl ToolCache {
         let all = |texts: &[Box<str>]| texts.iter().map(|text| text.len()).sum::<usize>();
         let step = match &mcp.step {
             DiscoveryStep::Listing(listing) => all(&listing.tools) + all(&listing.cursors),
-            DiscoveryStep::Complete(tools) => tools.len(),
+            DiscoveryStep::Complete(result) => result.len(),
             DiscoveryStep::Initializing | DiscoveryStep::Failed => 0,
         };
         step + mcp.initialize_result.as_ref().map_or(0, |text| text.len())
@@ -217,21 +219,20 @@ impl McpProxy {
                 self.send_request("tools/list", r#"{"cursor":""}"#, session_id, cx);
             }
             DiscoveryStep::Listing(listing) => {
-                let PartialList { tools, cursors } = &mut **listing;
+                let PartialList { tools, cursors, cut } = &mut **listing;
                 let Ok(page) = serde_json::from_str::<ToolsPage<'_>>(result) else {
                     return self.fail_discovery("invalid page of tools", cx);
                 };
-                let max = cx.config.mcp.max_tools_count;
-                let room = max.saturating_sub(tools.len());
-                tools.extend(page.tools.iter().take(room).map(|tool| Box::from(tool.get())));
-                if tools.iter().map(|tool| tool.len()).sum::<usize>() > MAX_TOOLS_BYTES {
-                    return self.fail_discovery("the list is longer than 256 KiB", cx);
+                let bytes = |tools: &[&RawValue]| tools.iter().map(|tool| tool.get().len()).sum::<usize>();
+                let fits = tools.len() + page.tools.len() <= cx.config.mcp.max_tools_count
+                    && tools.iter().map(|tool| tool.len()).sum::<usize>() + bytes(&page.tools)
+                        <= MAX_TOOLS_BYTES;
+                match cut {
+                    None if fits => tools.extend(page.tools.iter().map(|tool| Box::from(tool.get()))),
+                    _ => cut.get_or_insert((cursors.len(), 0)).1 += page.tools.len(),
                 }
-                let next = page.next_cursor.filter(|cursor| !cursor.is_empty());
-                let Some(next) = next.filter(|_| tools.len() < max) else {
-                    cx.log(LogEvent::ToolDiscovery(Ok(tools.len())));
-                    self.step = DiscoveryStep::Complete(format!("[{}]", tools.join(",")).into_boxed_str());
-                    return;
+                let Some(next) = page.next_cursor.filter(|cursor| !cursor.is_empty()) else {
+                    return self.finish_discovery(cx);
                 };
                 if cursors.len() >= MAX_PAGES || cursors.iter().any(|seen| **seen == *next) {
                     return self.fail_discovery("the pages do not end", cx);
@@ -242,6 +243,21 @@ impl McpProxy {
             }
             DiscoveryStep::Complete(_) | DiscoveryStep::Failed => {}
         }
+    }
+
+    /// All pages have been seen. Of more tools than may be cached, the first pages are, and the server gets the cursor of the next.
+    fn finish_discovery(&mut self, cx: &mut Context<'_>) {
+        let DiscoveryStep::Listing(listing) = &self.step else { return };
+        let PartialList { tools, cursors, cut } = &**listing;
+        let (pages, forwarded) = cut.unwrap_or_default();
+        cx.log(LogEvent::ToolDiscovery(Ok(ToolCount { cached: tools.len(), forwarded })));
+        let next = match (cut, cursors.get(pages.wrapping_sub(1))) {
+            (None, _) => String::new(),
+            (Some(_), Some(cursor)) => format!(r#","nextCursor":{}"#, message::json_quote(cursor)),
+            // Not even the first page fits: all requests are forwarded.
+            (Some(_), None) => return self.step = DiscoveryStep::Failed,
+        };
+        self.step = DiscoveryStep::Complete(format!(r#"{{"tools":[{}]{next}}}"#, tools.join(",")).into());
     }
 
     fn fail_discovery(&mut self, why: &'static str, cx: &mut Context<'_>) {
@@ -268,9 +284,10 @@ impl McpProxy {
         };
         let Some(method) = rpc.method.as_deref() else { return unchanged };
         match (method, rpc.id, &self.step, &self.initialize_result) {
-            ("tools/list", Some(id), DiscoveryStep::Complete(tools), _) if requests_full_list(rpc.params) => {
-                let result = format!(r#"{{"tools":{tools}}}"#);
-                ServerMessageOutcome::Answer(message::mcp_result(session_id, id, &result))
+            ("tools/list", Some(id), DiscoveryStep::Complete(result), _)
+                if requests_full_list(rpc.params) =>
+            {
+                ServerMessageOutcome::Answer(message::mcp_result(session_id, id, result))
             }
             ("initialize", Some(id), _, Some(result)) if !has_capabilities(rpc.params) => {
                 self.initialize_answered_from_cache = true;

@@ -40,7 +40,7 @@ mod server_health;
 pub use action::{
     Action, Admission, BackendClosed, BackendFailure, BackendStage, CallCredentials, CallState, CallStats,
     CallSummary, CloseReason, CommandError, Counter, DialRequest, DropReason, Encrypted, EndReason, LogEvent,
-    RefusedDatagrams, UdpPeer,
+    RefusedDatagrams, ToolCount, UdpPeer,
 };
 pub use call::{CallView, FrameSpace, Uplink};
 pub use context::Context;

@@ -1,17 +1,6 @@
 //! What the sub-commands know about IP addresses.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-
-/// The address this machine would send from; nothing is sent.
-pub(super) fn local_address() -> Option<Ipv4Addr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    // TEST-NET-1 (RFC 5737): connecting a datagram socket only asks the routing table.
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
-    match socket.local_addr().ok()?.ip() {
-        IpAddr::V4(ip) if !ip.is_unspecified() => Some(ip),
-        _ => None,
-    }
-}
+use std::net::IpAddr;
 
 /// Whether the internet has no route to this address (RFC 1918, RFC 6598, RFC 3927, RFC 4193, RFC 4291).
 pub(super) fn is_private(ip: IpAddr) -> bool {

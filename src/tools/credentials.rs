@@ -6,10 +6,10 @@ use std::process::ExitCode;
 use pico_args::Arguments;
 use serde::Serialize;
 
-use super::addresses::local_address;
 use super::command_line::{self, CommandLine};
 use super::device::Login;
 use super::terminal::Terminal;
+use crate::net::media::credentials::local_address;
 use crate::proto::identity::{ClientId, Mac};
 
 const HELP: &str = "\

@@ -1,6 +1,7 @@
 //! `probe`: acts as a device against any gateway, and reports step by step what works.
 
 mod call;
+mod certificate;
 mod diagnosis;
 mod options;
 mod report;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use pico_args::Arguments;
 
 use self::call::ProbeCall;
+use self::certificate::judge_served_chain;
 use self::diagnosis::Evidence;
 use self::options::ProbeOptions;
 use self::report::{AUTHENTICATION, HELLO, MQTT, ProbeReporter, TCP, TLS};
@@ -21,7 +23,7 @@ use super::device::{
     message_type,
 };
 use super::round_trip::RoundTripTest;
-use super::step_report;
+use super::step_report::{self, StepState};
 use super::terminal::Terminal;
 use super::tls_error::TlsErrorCause;
 use crate::proto::identity::ClientId;
@@ -82,7 +84,7 @@ struct ProbeFailed;
 
 fn probe(reporter: &mut ProbeReporter<'_>) -> Result<(), ProbeFailed> {
     let (device, gateway) = connect(reporter)?;
-    let device = if reporter.options.tls { start_tls(device, reporter)? } else { device };
+    let device = if reporter.options.tls { start_tls(device, gateway, reporter)? } else { device };
     let mut device = log_in(device, reporter)?;
     let (parameters, round_trip) = hello(&mut device, reporter)?;
     ProbeCall { device, gateway, parameters, round_trip, evidence: Evidence::default() }.run(reporter);
@@ -116,13 +118,28 @@ fn connect(reporter: &mut ProbeReporter<'_>) -> Result<(SimulatedDevice, SocketA
 /// TLS handshake; the certificate is verified, as most devices do.
 fn start_tls(
     device: SimulatedDevice,
+    gateway: SocketAddr,
     reporter: &mut ProbeReporter<'_>,
 ) -> Result<SimulatedDevice, ProbeFailed> {
     let ProbeOptions { host, port, ca_pem, .. } = reporter.options;
     let begin = Instant::now();
-    let failure = match device.start_tls(host, ca_pem.clone()) {
+    let result = device.start_tls(host, ca_pem.clone());
+    let took = begin.elapsed();
+    let info = judge_served_chain(gateway, reporter.options);
+    let is_refused = info.as_ref().is_some_and(|info| info.refused);
+    for warning in info.map(|info| info.warnings).unwrap_or_default() {
+        let first = warning.chars().take(1).flat_map(char::to_uppercase);
+        reporter.add_hint(format!("{}{}.", first.collect::<String>(), warning.get(1..).unwrap_or_default()));
+    }
+    let failure = match result {
+        Ok(device) if is_refused => {
+            // Other devices may be able to connect, so the probe goes on.
+            let detail = format!("the certificate is good for {host}, but an ESP32 refuses it");
+            reporter.add_step(TLS, StepState::Fail, detail, Some(took));
+            return Ok(device);
+        }
         Ok(device) => {
-            reporter.ok(TLS, format!("the certificate is good for {host}"), Some(begin.elapsed()));
+            reporter.ok(TLS, format!("the certificate is good for {host}"), Some(took));
             return Ok(device);
         }
         Err(failure) => failure.kind.to_string(),

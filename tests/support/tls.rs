@@ -25,10 +25,14 @@ pub struct CertificateAuthority {
 
 impl CertificateAuthority {
     pub fn new() -> Self {
+        Self::named("Test authority")
+    }
+
+    pub fn named(common: &str) -> Self {
         let key = new_key();
-        let mut builder = builder("Test authority", &key);
+        let mut builder = builder(common, &key);
         builder.append_extension(BasicConstraints::new().critical().ca().build().unwrap()).unwrap();
-        let subject = name("Test authority");
+        let subject = name(common);
         builder.set_issuer_name(&subject).unwrap();
         builder.sign(&key, MessageDigest::sha256()).unwrap();
         Self { certificate: builder.build(), key }
@@ -79,6 +83,22 @@ impl CertificateAuthority {
         builder.set_issuer_name(self.certificate.subject_name()).unwrap();
         builder.sign(&self.key, MessageDigest::sha256()).unwrap();
         Self { certificate: builder.build(), key }
+    }
+
+    /// The certificate of another authority as signed by this one, in PEM.
+    pub fn cross_signed(&self, other: &Self) -> Vec<u8> {
+        let mut builder = builder("replaced", &other.key);
+        builder.set_subject_name(other.certificate.subject_name()).unwrap();
+        builder.append_extension(BasicConstraints::new().critical().ca().build().unwrap()).unwrap();
+        builder.set_issuer_name(self.certificate.subject_name()).unwrap();
+        builder.sign(&self.key, MessageDigest::sha256()).unwrap();
+        builder.build().to_pem().unwrap()
+    }
+
+    /// A self-signed certificate for this host.
+    pub fn self_signed(host: &str) -> CertifiedKey {
+        let Self { certificate, key } = Self::named(host);
+        CertifiedKey { certificate, key }
     }
 
     /// A client that only trusts this authority.

@@ -108,6 +108,11 @@ impl MetricSources<'_> {
             ("gateway_dials_total", "WebSockets dialled.", metrics.dials),
             ("gateway_dials_opened_total", "WebSockets opened.", metrics.dials_opened),
             ("gateway_redials_total", "Calls continued over another WebSocket.", metrics.redials),
+            (
+                "gateway_device_notifications_total",
+                "JSON-RPC notifications of devices without a call.",
+                metrics.device_notifications,
+            ),
             ("gateway_repeated_hellos_total", "Server hellos during a call.", metrics.repeated_hellos),
             ("gateway_audio_lost_total", "Uplink packets lost in ended calls.", metrics.ended_calls.lost),
             ("gateway_api_connections_total", "API connections accepted.", metrics.api_connections),

@@ -24,8 +24,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the client may take to read a response.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a request may wait for its answer. Commands to devices time out earlier, after 5 s; this is a safeguard.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(7);
 
 pub(super) struct Connection {
     pub(super) epoch: u32,
@@ -74,6 +72,7 @@ pub(crate) struct PendingRequest {
     /// The answers of the workers so far; empty when there will be a single answer.
     pub(crate) answers: Vec<Option<Answer>>,
     pub(crate) endpoint: Endpoint,
+    pub(crate) deadline: Instant,
 }
 
 /// What to do after a step.
@@ -160,7 +159,7 @@ impl Connection {
                 None if self.is_reused => self.state_since + KEEP_ALIVE_TIMEOUT,
                 _ => self.state_since + REQUEST_TIMEOUT,
             },
-            ConnectionState::Pending(_) => self.state_since + RESPONSE_TIMEOUT,
+            ConnectionState::Pending(ref pending) => pending.deadline,
             ConnectionState::Writing { .. } => self.state_since + SEND_TIMEOUT,
             ConnectionState::Lingering => self.state_since + LINGER,
         }

@@ -1,5 +1,7 @@
 //! Requests that wait for the answer of a device or of other workers.
 
+use std::time::Duration;
+
 use crate::admin::answer::Answer;
 use crate::admin::dto;
 use crate::admin::http::{Method, RequestHead};
@@ -14,6 +16,8 @@ use crate::proto::identity::{ClientId, Mac};
 
 /// Devices on a page: the maximum and the default.
 const MAX_PAGE_SIZE: usize = 1000;
+/// How much longer than a command a request may wait for its answer.
+const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 /// The largest cursor: every JSON parser reads it without loss.
 const MAX_CURSOR: u64 = (1 << 53) - 1;
 
@@ -23,7 +27,7 @@ pub(crate) struct AdminRequest {
     /// Identifies the connection that waits for the answer.
     pub(crate) request_id: u64,
     pub(crate) endpoint: Endpoint,
-    /// The client id in the path; empty without one.
+    /// The client id, or another id, in the path; empty without one.
     pub(crate) client_id: String,
     pub(crate) query: String,
     pub(crate) body: String,
@@ -67,12 +71,17 @@ impl AdminServer {
             head_only: head.method == Method::HEAD,
             answers: (0..workers).map(|_| None).collect(),
             endpoint: request.endpoint,
+            // A safeguard: the gateway answers a command earlier.
+            deadline: io.now + ANSWER_MARGIN + io.config.api.command_timeout,
         };
         conn.set_state(ConnectionState::Pending(Box::new(pending)), io.now);
     }
 
     /// An answer has arrived. It is dropped when no connection waits for it any more.
     pub(crate) fn on_response(&mut self, response: AdminResponse, io: &mut Io) {
+        if let Answer::LateCommandResult(result) = response.answer {
+            return self.command_results.insert(response.request_id, result, io.now);
+        }
         let slot = response.request_id as u32;
         let Some(conn) = self.connections.get_mut(slot as usize) else { return };
         let ConnectionState::Pending(pending) = &mut conn.state else { return };

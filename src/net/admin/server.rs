@@ -20,6 +20,7 @@ use tz::TimeZone;
 
 use crate::admin::auth::{self, WallClock};
 use crate::admin::body::{Body, Framing};
+use crate::admin::command_results::CommandResults;
 use crate::admin::dashboard;
 use crate::admin::error::RequestError;
 use crate::admin::error::{ApiError, ErrorStyle};
@@ -67,6 +68,8 @@ pub(crate) struct AdminServer {
     time_zone: TimeZone,
     /// The recent errors of all workers.
     recent_errors: Arc<Mutex<RecentErrors>>,
+    /// Answers to commands that have timed out.
+    pub(crate) command_results: CommandResults,
     pub(crate) content_security_policy: String,
     pub(super) started_at: SystemTime,
 }
@@ -88,9 +91,14 @@ impl AdminServer {
             scratch: vec![0; READ_SIZE].into_boxed_slice(),
             connections: Slab::new(),
             epoch: 0,
-            last_request_id: 0,
+            // A result's id from before a restart is not used again soon.
+            last_request_id: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs() as u32,
             time_zone: local_time_zone(),
             recent_errors: Arc::default(),
+            command_results: CommandResults::default(),
             content_security_policy: dashboard::content_security_policy(),
             started_at: SystemTime::now(),
         }
@@ -514,6 +522,7 @@ mod tests {
             head_only: false,
             answers: Vec::new(),
             endpoint: Endpoint::Command,
+            deadline: io.now + Duration::from_secs(9),
         };
         for (id, state) in [
             (writing, ConnectionState::Writing { keep_alive: true }),

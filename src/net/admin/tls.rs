@@ -25,7 +25,7 @@ impl AdminServer {
         new: &Api,
     ) -> Result<Option<WatchedCertificate>, BindError> {
         let is_used = self.has_listener() && old.is_none_or(|old| old.tls.files() != new.tls.files());
-        WatchedCertificate::load("api.tls", new.tls.files().filter(|_| is_used))
+        WatchedCertificate::load("api.tls", new.tls.files().filter(|_| is_used), None)
     }
 
     /// Uses the `loaded` certificate from now on; without one, reads the files of the current one again, if `new` names it.

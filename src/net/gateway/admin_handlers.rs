@@ -41,6 +41,7 @@ impl Gateway {
             Endpoint::Command => {
                 return self.handle_command(*request_id, client_id, body).map(Answer::Response);
             }
+            Endpoint::CommandResult => self.admin.command_results.response(client_id, self.io.now),
             Endpoint::CallRequest => self.handle_call_request(body),
             Endpoint::CallAccept => self.handle_call_accept(body),
             Endpoint::CallHangUp => self.handle_call_hang_up(body),
@@ -91,26 +92,47 @@ impl Gateway {
     // ----- requests that the Node.js gateway had ------------------------------------------------------------------
 
     fn handle_command(&mut self, request_id: u64, client_id: &str, body: &str) -> Option<Response> {
-        let failed = |status, error: &str| {
-            Some(Response::json(status, serde_json::json!({ "success": false, "error": error }).to_string()))
-        };
         let command = match McpCommand::parse(body) {
             Ok(command) => command,
-            Err(error) => return failed(400, &error),
+            Err(error) => return Some(dto::command_error(400, &error)),
         };
         let Some(device) = self.find_device(client_id) else {
-            let (status, body) = dto::command_response(&Err(CommandError::NotConnected));
-            return Some(Response::json(status, body));
+            return Some(dto::command_response(&Err(CommandError::NotConnected), request_id));
         };
-        let Some(command) = command else { return failed(500, "指令类型无效") };
+        let Some(command) = command else {
+            return Some(self.handle_message_command(request_id, device, body));
+        };
         self.drive(device, |core, cx| core.send_command(request_id, &command.method, &command.params, cx));
         None
     }
 
     /// A device has answered a command, or the command has failed.
-    pub(crate) fn on_command_result(&mut self, request_id: u64, result: &Result<Box<str>, CommandError>) {
-        let (status, body) = dto::command_response(result);
-        self.send_admin_response(request_id, Answer::Response(Response::json(status, body)));
+    pub(crate) fn on_command_result(
+        &mut self,
+        request_id: u64,
+        result: &Result<Box<str>, CommandError>,
+        answer: fn(Response) -> Answer,
+    ) {
+        self.send_admin_response(request_id, answer(dto::command_response(result, request_id)));
+    }
+
+    /// A message in the form of a command, which some consoles send.
+    fn handle_message_command(&mut self, request_id: u64, device: SessionId, body: &str) -> Response {
+        let members = Members::of_body(body).ok();
+        let Some(members) = members.filter(|members| check_message_type(members, body).is_ok()) else {
+            let error = r#"指令类型无效: a command is {"type":"mcp","payload":{"method":..}}; alert, system, custom and notify are messages (POST /api/messages/{clientId}), and taken here too"#;
+            return dto::command_error(500, error);
+        };
+        if let Err(bad) = members.string("session_id", "a string") {
+            return dto::command_error(400, &bad.to_string());
+        }
+        match self.deliver_message(device, body) {
+            Some((_, delivery)) => {
+                let data = serde_json::json!({ "delivery": delivery });
+                Response::json(200, serde_json::json!({ "success": true, "data": data }).to_string())
+            }
+            None => dto::command_response(&Err(CommandError::NotConnected), request_id),
+        }
     }
 
     fn handle_devices_status(&self, body: &str) -> Answer {
@@ -121,8 +143,8 @@ impl Gateway {
         let status = |name: &str| {
             let session = self.find_device(name).and_then(|id| self.sessions.get(id));
             match session.map(|session| session.core.has_call()) {
-                Some(has_call) => DeviceStatus { is_alive: has_call.then_some(true), exists: true },
-                None => DeviceStatus { is_alive: Some(false), exists: false },
+                Some(in_call) => DeviceStatus { is_alive: in_call.then_some(true), exists: true, in_call },
+                None => DeviceStatus { is_alive: Some(false), exists: false, in_call: false },
             }
         };
         Answer::DevicesStatus(names.into_iter().map(|name| (name.clone(), status(&name))).collect())
@@ -171,15 +193,20 @@ impl Gateway {
             return bad_parameter(&bad);
         }
         let Some(device) = self.find_device(client_id) else { return not_connected() };
-        let mut delivery = Delivery::NotConnected;
-        self.drive(device, |core, cx| delivery = core.send_message(body.trim_ascii(), cx));
-        let (status, delivery) = match delivery {
-            Delivery::Sent => (200, "sent"),
-            Delivery::Queued => (202, "queued"),
-            Delivery::NotConnected => return not_connected(),
-        };
+        let Some((status, delivery)) = self.deliver_message(device, body) else { return not_connected() };
         let client_id = self.client_id_of(device);
         Response::json(status, serde_json::json!({ "clientId": client_id, "delivery": delivery }).to_string())
+    }
+
+    /// Sends a device a message: the status of the response, and what became of it.
+    fn deliver_message(&mut self, device: SessionId, body: &str) -> Option<(u16, &'static str)> {
+        let mut delivery = Delivery::NotConnected;
+        self.drive(device, |core, cx| delivery = core.send_message(body.trim_ascii(), cx));
+        match delivery {
+            Delivery::Sent => Some((200, "sent")),
+            Delivery::Queued => Some((202, "queued")),
+            Delivery::NotConnected => None,
+        }
     }
 
     fn handle_list_sessions(&self, query: &str) -> Answer {

@@ -4,12 +4,13 @@ use std::mem;
 
 use log::error;
 
+use crate::admin::answer::Answer;
 use crate::admin::recent_errors::RecentErrorKind;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::media::credentials;
 use crate::proto::mqtt::{ConnectReturnCode, encode};
-use crate::session::{Action, Context, Core, RequestIds};
+use crate::session::{Action, Context, Core, LogEvent, RequestIds};
 
 /// Shared by all workers and all gateways of a process, since a device may reconnect to another one.
 static REQUEST_IDS: RequestIds = RequestIds::new();
@@ -75,7 +76,12 @@ impl Gateway {
             Action::CloseBackend(code) => self.connector.close(id, code, sessions, io),
             Action::SendDatagram(encrypted, bytes) => self.audio.queue(id, encrypted, &bytes, sessions, io),
             Action::FlushAudio(ssrc) => self.audio.drop_queued(ssrc, io),
-            Action::CommandResult { ticket, result } => self.on_command_result(ticket, &result),
+            Action::CommandResult { ticket, result } => {
+                self.on_command_result(ticket, &result, Answer::Response);
+            }
+            Action::LateCommandResult { ticket, result } => {
+                self.on_command_result(ticket, &result, Answer::LateCommandResult);
+            }
             Action::CallEnded(summary) => self.on_call_ended(id, &summary),
             Action::Count(counter) => io.metrics.count(counter),
             Action::Log(event) => self.log_event(id, &event),
@@ -99,7 +105,13 @@ impl Gateway {
             error!("{prefix} the system's random source failed, the call is refused: {error}");
             credentials::without_keys()
         });
-        call.udp_host = credentials::udp_host(&self.io.config.udp.public_ip, local);
+        match credentials::udp_host(&self.io.config.udp, local) {
+            Some(host) => call.udp_host = host,
+            None => {
+                call.udp_host = "127.0.0.1".into();
+                self.log_event(id, &LogEvent::NoIpv4Address);
+            }
+        }
         call.udp_port = self.addresses.udp.port();
         let limit = self.io.config.websocket.max_calls;
         if call.allowed && limit > 0 && self.all_calls() >= limit {

@@ -7,7 +7,7 @@ use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::log_limiter::suppressed_suffix;
 use crate::proto::identity::ClientId;
-use crate::session::{CallState, CallSummary, LogEvent};
+use crate::session::{CallState, CallSummary, LogEvent, ToolCount};
 
 impl Gateway {
     pub(super) fn on_call_ended(&mut self, id: SessionId, summary: &CallSummary) {
@@ -57,7 +57,8 @@ impl Gateway {
             | LogEvent::Redialled { .. }
             | LogEvent::Connected { .. }
             | LogEvent::DialFailed { .. }
-            | LogEvent::ToolDiscovery(_) => Level::Debug,
+            | LogEvent::DeviceNotification(_)
+            | LogEvent::ToolDiscovery(Err(_) | Ok(ToolCount { forwarded: 0, .. })) => Level::Debug,
             _ => Level::Warn,
         };
         if let Some(kind) = RecentErrorKind::from_log_event(event) {
@@ -73,7 +74,7 @@ impl Gateway {
                 let drops = ip.map(|ip| self.audio.drops.of(ip)).unwrap_or_default();
                 log!(level, "{} {event}; {}", self.sessions.log_prefix(id), drops.describe());
             }
-            LogEvent::CallStarted { .. } => {
+            LogEvent::CallStarted { .. } | LogEvent::ToolDiscovery(Ok(ToolCount { forwarded: 1.., .. })) => {
                 let (level, suffix) = self.call_log_level(id);
                 log!(level, "{} {event}{suffix}", self.sessions.log_prefix(id));
             }

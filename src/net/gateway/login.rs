@@ -1,7 +1,11 @@
 //! Devices that log in: their limits, and refusals.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
+
+use log::warn;
+
+use crate::admin::recent_errors::RecentErrorKind;
 
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
@@ -10,6 +14,7 @@ use crate::net::sessions::session::Session;
 use crate::proto::identity::Mac;
 use crate::proto::mqtt::{ConnectReturnCode, encode};
 use crate::session::{Admission, Core};
+use crate::text;
 
 /// Client ids with one MAC that may be connected at once. A device changes its id when it is bound to an account, and has one
 /// after that; sessions are found by MAC, which must not take long.
@@ -38,6 +43,9 @@ impl Gateway {
         if is_proven {
             self.end_unproven_device_calls(mac);
         }
+        if let Some(older) = older {
+            self.watch_client_id_changes(mac, older, id);
+        }
         if let Some(older) = older
             && !self.io.config.mqtt.resume_grace.is_zero()
             && let Some(Session { core, .. }) = self.sessions.get(older)
@@ -54,6 +62,31 @@ impl Gateway {
         }
         self.drive(id, |core, cx| core.on_admission(Admission::Accepted, cx));
         None
+    }
+
+    /// Warns, once an hour, of a client id that moves from one open connection to another for the third time in a minute.
+    fn watch_client_id_changes(&mut self, mac: Mac, older: SessionId, newer: SessionId) {
+        let now = self.io.now;
+        let address = |id| {
+            let session = self.sessions.get(id)?;
+            let port = session.mqtt.as_ref().filter(|mqtt| !mqtt.read_closed)?.peer_port;
+            Some(SocketAddr::new(session.core.ip(), port))
+        };
+        let Some((older, other)) = address(older).zip(address(newer)) else { return };
+        if self.client_id_changes.allows(mac, now).is_some()
+            || self.client_id_warnings.allows(mac, now).is_none()
+        {
+            return;
+        }
+        let Some(client_id) = self.sessions.client_id(newer).map(|id| text::shown(id.as_str())) else {
+            return;
+        };
+        let message = format!(
+            "client id {client_id} changed its connection 3 times within a minute, last from {older} to {other}: two \
+             devices with the same credentials, or one that keeps losing its connection"
+        );
+        warn!("{message}");
+        self.record_session_error(newer, RecentErrorKind::DuplicateClientId, &message);
     }
 
     /// Whether one more device may log in, and the session that must be closed first, if any.

@@ -58,7 +58,7 @@ use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::sessions::table::Sessions;
 use crate::proto::identity::Mac;
 use crate::proto::proxy_protocol;
-use crate::session::{Action, HelloLimiter, RestartRecovery, ServerHealth};
+use crate::session::{Action, HelloLimiter, RateLimiter, RestartRecovery, ServerHealth};
 
 /// The longest read from a device's connection: a PROXY protocol header.
 const SCRATCH_LEN: usize = proxy_protocol::MAX_V2_LEN;
@@ -100,6 +100,9 @@ pub struct Gateway {
     actions: Vec<Action>,
     /// Lines about the calls of each device.
     call_log: LogLimiter<Mac>,
+    /// Client ids that moved to another connection while the earlier one was open; the warnings about them.
+    client_id_changes: RateLimiter<Mac>,
+    client_id_warnings: LogLimiter<Mac>,
     // Other threads.
     addresses: Addresses,
     handle: Handle,
@@ -180,6 +183,9 @@ impl Gateway {
             hellos: HelloLimiter::default(),
             actions: Vec::new(),
             call_log: LogLimiter::new(CALL_LINES_BURST, CALL_LINES_REFILL),
+            // The third within a minute is one too many.
+            client_id_changes: RateLimiter::new(2, Duration::from_secs(60)),
+            client_id_warnings: LogLimiter::new(1, Duration::from_secs(3600)),
             addresses,
             handle,
             commands,

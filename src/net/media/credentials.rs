@@ -1,8 +1,8 @@
 //! The credentials of a call: keys and ids from the system's random source, and the host for its audio.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
-use crate::config::PublicIp;
+use crate::config::{PublicIp, Udp};
 use crate::net::sessions::index::Index;
 use crate::session::CallCredentials;
 
@@ -49,11 +49,63 @@ fn take<const N: usize>(bytes: &mut &[u8]) -> [u8; N] {
     std::array::from_fn(|i| taken[i])
 }
 
-/// The host that a device must send its datagrams to. `local` is the local address of its MQTT connection.
-pub(crate) fn udp_host(public_ip: &PublicIp, local: Option<IpAddr>) -> Box<str> {
-    match public_ip {
-        PublicIp::Auto => local.unwrap_or(IpAddr::from([127, 0, 0, 1])).to_string().into_boxed_str(),
-        PublicIp::Ip(ip) => ip.to_string().into_boxed_str(),
-        PublicIp::Host(host) => host.as_str().into(),
+/// The host that a device must send its datagrams to. `local` is the local address of its MQTT connection. Never an IPv6
+/// address, since no firmware sends to one; `None` if this machine has no other.
+pub(crate) fn udp_host(udp: &Udp, local: Option<IpAddr>) -> Option<Box<str>> {
+    let configured = match &udp.public_ip {
+        PublicIp::Host(host) => return Some(host.as_str().into()),
+        PublicIp::Ip(ip) => Some(ip.to_canonical()),
+        PublicIp::Auto => None,
+    };
+    let ip = match (configured, local.unwrap_or(Ipv4Addr::LOCALHOST.into()), udp.host.to_canonical()) {
+        (Some(IpAddr::V4(ip)), ..) | (_, IpAddr::V4(ip), _) => ip,
+        (_, local, _) if local.is_loopback() => Ipv4Addr::LOCALHOST,
+        (_, _, IpAddr::V4(ip)) if !ip.is_unspecified() => ip,
+        _ => local_address()?,
+    };
+    Some(ip.to_string().into())
+}
+
+/// The address this machine would send from; nothing is sent.
+pub(crate) fn local_address() -> Option<Ipv4Addr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    // TEST-NET-1 (RFC 5737): connecting a datagram socket only asks the routing table.
+    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+    match socket.local_addr().ok()?.ip() {
+        IpAddr::V4(ip) if !ip.is_unspecified() => Some(ip),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_never_told_an_ipv6_address() {
+        let here = local_address().map(|ip| ip.to_string());
+        let here = here.as_deref();
+        for (public_ip, bound, local, expected) in [
+            ("auto", "0.0.0.0", "192.0.2.7", Some("192.0.2.7")),
+            ("auto", "::", "2001:db8::7", here),
+            ("auto", "::", "fe80::7", here),
+            ("auto", "::", "::1", Some("127.0.0.1")),
+            ("auto", "192.0.2.9", "2001:db8::7", Some("192.0.2.9")),
+            ("2001:db8::1", "::", "192.0.2.7", Some("192.0.2.7")),
+            ("2001:db8::1", "::", "2001:db8::7", here),
+            ("::ffff:192.0.2.1", "::", "2001:db8::7", Some("192.0.2.1")),
+            ("192.0.2.1", "::", "2001:db8::7", Some("192.0.2.1")),
+            ("gw.example", "::", "2001:db8::7", Some("gw.example")),
+        ] {
+            let public_ip = match (public_ip, public_ip.parse()) {
+                ("auto", _) => PublicIp::Auto,
+                (_, Ok(ip)) => PublicIp::Ip(ip),
+                (name, Err(_)) => PublicIp::Host(name.to_owned()),
+            };
+            let udp = Udp { public_ip, host: bound.parse().unwrap(), ..Udp::default() };
+            let told = udp_host(&udp, local.parse().ok());
+            assert_eq!(told.as_deref(), expected, "{:?} {bound} {local}", udp.public_ip);
+        }
     }
 }

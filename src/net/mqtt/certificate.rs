@@ -8,7 +8,9 @@ use std::{fmt, fs, io};
 
 use mio::net::TcpStream;
 
+use crate::config::PublicIp;
 use crate::net::event_loop::tls_handshake::HandshakeProgress;
+pub use crate::net::mqtt::certificate_info::CertificateInfo;
 
 /// Accepts TLS connections.
 #[cfg(feature = "tls")]
@@ -23,19 +25,6 @@ pub struct Certificate {
     pem: Vec<u8>,
     /// What the certificate contains; known only with OpenSSL.
     pub info: Option<CertificateInfo>,
-}
-
-/// What a certificate contains.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CertificateInfo {
-    /// The names it is valid for.
-    pub names: String,
-    /// When it expires, as text and in seconds since 1970.
-    pub expires: (String, i64),
-    /// Whether it has expired.
-    pub expired: bool,
-    /// Why devices reject it or may reject it, one sentence each. If it has expired, one says so.
-    pub warnings: Vec<String>,
 }
 
 /// Why a certificate cannot be used. Displayed as one line that begins with a key of the section that names the files.
@@ -100,11 +89,15 @@ impl fmt::Display for CertificateError {
 impl std::error::Error for CertificateError {}
 
 impl Certificate {
-    /// Reads and checks both files. Blocks.
+    /// Reads and checks both files. A certificate for `devices`, which are told this address, is judged as an ESP32 does. Blocks.
     ///
     /// # Errors
     /// Whatever rules out every TLS connection. An expired certificate is not an error, but a warning.
-    pub fn load(cert_file: &Path, key_file: &Path) -> Result<Self, CertificateError> {
+    pub fn load(
+        cert_file: &Path,
+        key_file: &Path,
+        devices: Option<&PublicIp>,
+    ) -> Result<Self, CertificateError> {
         let read = |key, path: &Path| {
             fs::read(path).map_err(|error| CertificateError::Unreadable(key, path.to_owned(), error))
         };
@@ -113,7 +106,7 @@ impl Certificate {
         if contains(&key, "ENCRYPTED") {
             return Err(CertificateError::Encrypted(key_file.to_owned()));
         }
-        build(&certificates, &key, cert_file, key_file)
+        build(&certificates, &key, cert_file, key_file, devices)
     }
 
     /// Whether both come from the same certificate file content.
@@ -145,13 +138,25 @@ fn contains(pem: &[u8], word: &str) -> bool {
 }
 
 #[cfg(not(feature = "tls"))]
-fn build(_: &[u8], _: &[u8], _: &Path, _: &Path) -> Result<Certificate, CertificateError> {
+fn build(
+    _: &[u8],
+    _: &[u8],
+    _: &Path,
+    _: &Path,
+    _: Option<&PublicIp>,
+) -> Result<Certificate, CertificateError> {
     Err(CertificateError::Absent)
 }
 
 /// Leaves the checks to the platform's TLS library.
 #[cfg(all(feature = "tls", any(windows, target_vendor = "apple")))]
-fn build(pem: &[u8], key: &[u8], cert_file: &Path, key_file: &Path) -> Result<Certificate, CertificateError> {
+fn build(
+    pem: &[u8],
+    key: &[u8],
+    cert_file: &Path,
+    key_file: &Path,
+    _: Option<&PublicIp>,
+) -> Result<Certificate, CertificateError> {
     if !contains(key, "-----BEGIN PRIVATE KEY-----") {
         return Err(match contains(key, "PRIVATE KEY-----") {
             true => CertificateError::OldForm(key_file.to_owned()),
@@ -176,16 +181,15 @@ use openssl_details::build;
 /// Checks by OpenSSL.
 #[cfg(all(feature = "tls", not(any(windows, target_vendor = "apple"))))]
 mod openssl_details {
-    use std::net::IpAddr;
     use std::path::Path;
 
-    use openssl::asn1::Asn1Time;
     use openssl::error::ErrorStack;
-    use openssl::nid::Nid;
     use openssl::pkey::PKey;
-    use openssl::x509::{X509, X509NameRef, X509Ref, X509VerifyResult};
+    use openssl::x509::X509;
 
-    use super::{Certificate, CertificateError, CertificateInfo, NONE_FOUND, acceptor, contains};
+    use super::{Certificate, CertificateError, NONE_FOUND, acceptor, contains};
+    use crate::config::PublicIp;
+    use crate::net::mqtt::certificate_chain::{judge, public_authorities};
 
     /// Also accepts keys in the older formats of RSA and EC.
     pub(super) fn build(
@@ -193,6 +197,7 @@ mod openssl_details {
         key: &[u8],
         cert_file: &Path,
         key_file: &Path,
+        devices: Option<&PublicIp>,
     ) -> Result<Certificate, CertificateError> {
         let no_certificate = |why: String| CertificateError::NoCertificate(cert_file.to_owned(), why);
         let no_key = |why: String| CertificateError::NoKey(key_file.to_owned(), why);
@@ -208,59 +213,18 @@ mod openssl_details {
         if !own.public_key().map_err(refused)?.public_eq(&key) {
             return Err(CertificateError::Mismatch(key_file.to_owned(), cert_file.to_owned()));
         }
-        let info = info(own, &chain).map_err(refused)?;
+        let authorities = devices.map(|_| public_authorities());
+        let mut info = judge(&chain, authorities.as_deref()).map_err(refused)?;
+        if let Some(PublicIp::Host(host)) = devices
+            && !info.is_for(host)
+        {
+            info.warnings.push(format!(
+                "the certificate for {} is not for {host} (udp.public_ip): a device whose endpoint has that name cannot connect",
+                info.names
+            ));
+        }
         let pkcs8 = key.private_key_to_pem_pkcs8().map_err(refused)?;
         let acceptor = acceptor(pem, &pkcs8, cert_file)?;
         Ok(Certificate { acceptor, pem: pem.to_owned(), info: Some(info) })
-    }
-
-    fn info(own: &X509Ref, chain: &[X509]) -> Result<CertificateInfo, ErrorStack> {
-        let names = names(own);
-        let now = Asn1Time::days_from_now(0)?;
-        let since_1970 = Asn1Time::from_unix(0)?.diff(own.not_after())?;
-        let expires = i64::from(since_1970.days) * 86_400 + i64::from(since_1970.secs);
-        let mut warnings = Vec::new();
-        let expired = *own.not_after() < *now;
-        if expired {
-            warnings.push(format!(
-                "the certificate for {names} expired on {}: devices that verify it cannot connect",
-                own.not_after()
-            ));
-        }
-        if *own.not_before() > *now {
-            warnings.push(format!(
-                "the certificate for {names} is not valid before {}: devices that verify it cannot connect (is this \
-                 machine's clock right?)",
-                own.not_before()
-            ));
-        }
-        let issued = |issuer: &X509Ref| issuer.issued(own) == X509VerifyResult::OK;
-        if !chain.iter().any(|certificate| issued(certificate)) {
-            warnings.push(format!(
-                "the certificate for {names} is not followed by that of its issuer, {}: devices that do not have the \
-                 issuer's certificate cannot verify it; append it to the file (certbot's fullchain.pem contains both)",
-                common_name(own.issuer_name())
-            ));
-        }
-        Ok(CertificateInfo { names, expires: (own.not_after().to_string(), expires), expired, warnings })
-    }
-
-    /// The names a certificate is valid for: the alternative names, or else the common name.
-    fn names(own: &X509Ref) -> String {
-        let alternatives = own.subject_alt_names();
-        let dns = alternatives.iter().flatten().filter_map(|name| name.dnsname().map(str::to_owned));
-        let ips = alternatives.iter().flatten().filter_map(|name| {
-            let bytes = name.ipaddress()?;
-            let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-            v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok().map(|ip| ip.to_string())
-        });
-        let all: Vec<_> = dns.chain(ips).collect();
-        if all.is_empty() { common_name(own.subject_name()) } else { all.join(", ") }
-    }
-
-    fn common_name(name: &X509NameRef) -> String {
-        let entry = name.entries_by_nid(Nid::COMMONNAME).next().or_else(|| name.entries().last());
-        let text = entry.and_then(|entry| entry.data().to_string().ok());
-        text.unwrap_or_else(|| "(no name)".to_owned())
     }
 }

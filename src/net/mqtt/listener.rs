@@ -94,7 +94,11 @@ impl Listeners {
         let listen = |addr| tcp::listen(addr, shared).map_err(|error| BindError::Port("MQTT", addr, error));
         Ok(Self {
             plain: config.mqtt.plain.then(|| listen(addr)).transpose()?,
-            certificate: WatchedCertificate::load("mqtt.tls", config.mqtt.tls.files())?,
+            certificate: WatchedCertificate::load(
+                "mqtt.tls",
+                config.mqtt.tls.files(),
+                Some(&config.udp.public_ip),
+            )?,
             tls: listen_tls(config.mqtt.host, &config.mqtt.tls, shared)?,
             by_address: ConnectionsByAddress::default(),
             refusals: Arc::default(),

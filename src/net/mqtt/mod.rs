@@ -2,6 +2,9 @@
 
 pub mod auth_throttle;
 pub mod certificate;
+#[cfg(all(feature = "tls", not(any(windows, target_vendor = "apple"))))]
+pub(crate) mod certificate_chain;
+pub(crate) mod certificate_info;
 pub(crate) mod connection;
 pub(crate) mod connections_by_address;
 pub(crate) mod eviction;

@@ -25,7 +25,7 @@ impl Listeners {
         if old.files() == new.files() && old.port == new.port {
             return Ok(self.certificate.as_mut().map(WatchedCertificate::renew).unwrap_or_default());
         }
-        let certificate = WatchedCertificate::load("mqtt.tls", new.files())?;
+        let certificate = WatchedCertificate::load("mqtt.tls", new.files(), Some(&io.config.udp.public_ip))?;
         if old.port != new.port || certificate.is_none() || self.tls.is_none() {
             let mut tls = listen_tls(io.config.mqtt.host, new, shared)?;
             if let Some(tls) = &mut tls {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use log::{Level, error, info, log};
 
+use crate::config::PublicIp;
 use crate::net::error::BindError;
 use crate::net::file_watch::FileWatch;
 use crate::net::mqtt::certificate::Certificate;
@@ -17,6 +18,8 @@ pub(crate) struct WatchedCertificate {
     pub(crate) certificate: Certificate,
     /// The section of the configuration that names its files.
     section: &'static str,
+    /// The address that devices are told, if it is theirs.
+    devices: Option<PublicIp>,
     /// Of the certificate and of the key.
     file_watches: [FileWatch; 2],
 }
@@ -29,13 +32,14 @@ impl WatchedCertificate {
     pub(crate) fn load(
         section: &'static str,
         files: Option<(&Path, &Path)>,
+        devices: Option<&PublicIp>,
     ) -> Result<Option<Self>, BindError> {
         let Some((cert_file, key_file)) = files else { return Ok(None) };
         // The watches start first, so that they miss no change.
         let file_watches = [cert_file, key_file].map(|path| FileWatch::new(path.to_owned()));
-        let certificate =
-            Certificate::load(cert_file, key_file).map_err(|error| BindError::Certificate(section, error))?;
-        Ok(Some(Self { certificate, section, file_watches }))
+        let certificate = Certificate::load(cert_file, key_file, devices)
+            .map_err(|error| BindError::Certificate(section, error))?;
+        Ok(Some(Self { certificate, section, devices: devices.cloned(), file_watches }))
     }
 
     /// When the certificate expires, in seconds since 1970, if that is known.
@@ -59,7 +63,7 @@ impl WatchedCertificate {
         let has_expired =
             |certificate: &Certificate| certificate.info.as_ref().is_some_and(|info| info.expired);
         let [cert_file, key_file] = self.file_watches.each_ref().map(FileWatch::path);
-        let problem = match Certificate::load(cert_file, key_file) {
+        let problem = match Certificate::load(cert_file, key_file, self.devices.as_ref()) {
             Ok(new) if new.is_same(&self.certificate) => return CertificateProblems::new(),
             Ok(new) if has_expired(&new) && !has_expired(&self.certificate) => {
                 keep(&format_args!("the one in {} has expired", cert_file.display()))

@@ -51,10 +51,12 @@ pub fn parse_rpc(text: &str, reader: Reader) -> Option<Rpc<'_>> {
     })
 }
 
-/// The response in a device's `mcp` message, with the id of the request; `None` if it is no response, or its id is no `u32`.
-pub fn parse_response(text: &str) -> Option<(u32, Rpc<'_>)> {
-    let rpc = parse_rpc(text, Reader::Server).filter(|rpc| rpc.method.is_none())?;
-    Some((rpc.id?.parse().ok()?, rpc))
+impl Rpc<'_> {
+    /// The id of the request, if this is its response and the id is a `u32`. Some devices repeat the method in a response.
+    pub fn response_id(&self) -> Option<u32> {
+        let is_response = self.method.is_none() || self.result.is_some() || self.error.is_some();
+        self.id.filter(|_| is_response)?.parse().ok()
+    }
 }
 
 /// The message with `id` (raw JSON) in place of its payload's id, all else byte for byte; `None` if its payload has no id.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{BackendFailure, CloseReason, LogEvent, RefusedDatagrams};
+use super::{BackendFailure, CloseReason, LogEvent, RefusedDatagrams, ToolCount};
 use crate::text;
 
 impl fmt::Display for BackendFailure {
@@ -106,7 +106,18 @@ impl fmt::Display for LogEvent {
                 }
                 refused.fmt(f)
             }
-            Self::ToolDiscovery(Ok(count)) => write!(f, "the device has {count} tools"),
+            Self::ToolDiscovery(Ok(ToolCount { cached, forwarded: 0 })) => write!(f, "the device has {cached} tools"),
+            Self::ToolDiscovery(Ok(ToolCount { cached, forwarded })) => write!(
+                f,
+                "the device has {} tools: the first {cached} are cached (mcp.max_tools_count), chat servers get the rest \
+                 from the device",
+                cached + forwarded
+            ),
+            Self::NoIpv4Address => f.write_str(
+                "the device came over IPv6 and sends audio over IPv4 only, but this machine has no IPv4 address: set \
+                 udp.public_ip to one or to a name at which devices reach it",
+            ),
+            Self::DeviceNotification(text) => write!(f, "the device reports {text}"),
             Self::ToolDiscovery(Err(why)) => {
                 write!(f, "tool discovery failed ({why}): requests are forwarded to the device")
             }
@@ -262,7 +273,13 @@ mod tests {
                 },
                 "no audio: no UDP packet arrived from the listening device within 12 s; it was told to send to udp 192.0.2.1:8884",
             ),
-            (LogEvent::ToolDiscovery(Ok(3)), "the device has 3 tools"),
+            (LogEvent::ToolDiscovery(Ok(ToolCount { cached: 3, forwarded: 0 })), "the device has 3 tools"),
+            (
+                LogEvent::ToolDiscovery(Ok(ToolCount { cached: 128, forwarded: 22 })),
+                "the device has 150 tools: the first 128 are cached (mcp.max_tools_count), chat servers get the rest from the \
+                 device",
+            ),
+            (LogEvent::DeviceNotification("x {}".into()), "the device reports x {}"),
             (
                 LogEvent::ToolDiscovery(Err("the pages do not end")),
                 "tool discovery failed (the pages do not end): requests are forwarded to the device",

@@ -8,9 +8,9 @@ use crate::session::action::{Action, CloseReason, CommandError, EndReason};
 use crate::session::call::CallView;
 use crate::session::context::Context;
 
-/// The time that a device has to answer. Consoles wait 10 s for the whole request.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pending commands per device.
+/// How long after its timeout a command may still be answered.
+const LATE_ANSWER_WAIT: Duration = Duration::from_secs(600);
+/// Pending commands per device; of those that have timed out, about as many again.
 const MAX_PENDING_COMMANDS: usize = 16;
 
 /// Whether an operator's message reaches the device.
@@ -29,6 +29,8 @@ pub(super) struct PendingCommand {
     id: u32,
     ticket: u64,
     pub(super) deadline: Instant,
+    /// The operator was told that it timed out; the answer is still wanted.
+    timed_out: bool,
 }
 
 impl Core {
@@ -47,18 +49,25 @@ impl Core {
         self.call.as_ref().filter(|call| !call.is_closing()).map(|call| call.view())
     }
 
-    /// Sends a JSON-RPC request to the device; `params` is raw JSON. [`Action::CommandResult`] follows within 5 s.
+    /// Sends a JSON-RPC request to the device; `params` is raw JSON. [`Action::CommandResult`] follows within
+    /// `api.command_timeout_s`, and [`Action::LateCommandResult`] if the device answers after that.
     pub fn send_command(&mut self, ticket: u64, method: &str, params: &str, cx: &mut Context<'_>) {
         let failed = |why| Action::CommandResult { ticket, result: Err(why) };
         if self.phase != SessionPhase::Online {
             return cx.out.push(failed(CommandError::NotConnected));
         }
         let commands = &mut self.cold.get_or_insert_default().commands;
-        if commands.len() >= MAX_PENDING_COMMANDS {
+        if commands.iter().filter(|pending| !pending.timed_out).count() >= MAX_PENDING_COMMANDS {
             return cx.out.push(failed(CommandError::Busy));
         }
+        if commands.len() >= 2 * MAX_PENDING_COMMANDS
+            && let Some(oldest) = commands.iter().position(|pending| pending.timed_out)
+        {
+            commands.remove(oldest);
+        }
         let id = cx.ids.issue();
-        commands.push_back(PendingCommand { id, ticket, deadline: cx.now + COMMAND_TIMEOUT });
+        let deadline = cx.now + cx.config.api.command_timeout;
+        commands.push_back(PendingCommand { id, ticket, deadline, timed_out: false });
         let session_id = self.session_id();
         cx.publish(message::mcp_request(session_id, id, method, params));
     }
@@ -67,9 +76,13 @@ impl Core {
     pub(super) fn on_command_response(&mut self, id: u32, rpc: &Rpc<'_>, cx: &mut Context<'_>) -> bool {
         if let Some(ColdState { commands, .. }) = self.cold.as_deref_mut()
             && let Some(index) = commands.iter().position(|pending| pending.id == id)
-            && let Some(PendingCommand { ticket, .. }) = commands.remove(index)
+            && let Some(PendingCommand { ticket, timed_out, .. }) = commands.remove(index)
         {
-            cx.out.push(Action::CommandResult { ticket, result: command_result(rpc) });
+            let result = command_result(rpc);
+            cx.out.push(match timed_out {
+                false => Action::CommandResult { ticket, result },
+                true => Action::LateCommandResult { ticket, result },
+            });
             return true;
         }
         false
@@ -77,18 +90,23 @@ impl Core {
 
     pub(super) fn expire_commands(&mut self, cx: &mut Context<'_>) {
         let Some(ColdState { commands, .. }) = self.cold.as_deref_mut() else { return };
-        while commands.front().is_some_and(|pending| pending.deadline <= cx.now)
-            && let Some(PendingCommand { ticket, .. }) = commands.pop_front()
-        {
+        commands.retain_mut(|pending| {
+            if pending.deadline > cx.now || pending.timed_out {
+                return pending.deadline > cx.now;
+            }
+            let PendingCommand { ticket, .. } = *pending;
             cx.out.push(Action::CommandResult { ticket, result: Err(CommandError::Timeout) });
-        }
+            (pending.timed_out, pending.deadline) = (true, cx.now + LATE_ANSWER_WAIT);
+            true
+        });
     }
 
     /// The device's connection is lost, so no pending command will be answered.
     pub(super) fn fail_commands(&mut self, cx: &mut Context<'_>) {
         let Some(cold) = &mut self.cold else { return };
-        cx.out.extend(std::mem::take(&mut cold.commands).into_iter().map(|pending| Action::CommandResult {
-            ticket: pending.ticket,
+        let failed = std::mem::take(&mut cold.commands).into_iter().filter(|pending| !pending.timed_out);
+        cx.out.extend(failed.map(|PendingCommand { ticket, .. }| Action::CommandResult {
+            ticket,
             result: Err(CommandError::NotConnected),
         }));
     }
@@ -230,7 +248,8 @@ mod tests {
     }
 
     #[test]
-    fn commands_end_in_five_seconds_or_with_the_connection() {
+    fn commands_end_after_their_timeout_or_with_the_connection() {
+        const COMMAND_TIMEOUT: Duration = Duration::from_secs(9);
         let mut harness = Harness::online();
         for ticket in 0..MAX_PENDING_COMMANDS as u64 {
             harness.run(|core, cx| core.send_command(ticket, "m", "{}", cx));
@@ -242,7 +261,10 @@ mod tests {
         harness.run(Core::on_timeout);
         assert_eq!(harness.command_results().len(), MAX_PENDING_COMMANDS);
         assert!(harness.command_results().iter().all(|answer| answer.1 == Err(CommandError::Timeout)));
-        assert_eq!(harness.core.deadline(), None);
+        assert_eq!(harness.core.deadline(), Some(harness.shell.now + LATE_ANSWER_WAIT));
+        harness.shell.now += LATE_ANSWER_WAIT;
+        harness.run(Core::on_timeout);
+        assert_eq!((&harness.out[..], harness.core.deadline()), (&[][..], None));
 
         harness.run(|core, cx| core.send_command(1, "m", "{}", cx));
         harness.run(Core::on_connection_lost);
@@ -252,14 +274,42 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_after_the_timeout_is_reported_once_and_few_are_awaited() {
+        let mut harness = Harness::online();
+        let mut ids = Vec::new();
+        for ticket in 0..40 {
+            harness.run(|core, cx| core.send_command(ticket, "m", "{}", cx));
+            ids.push(harness.published_request_id());
+            harness.shell.now += Duration::from_secs(9);
+            harness.run(Core::on_timeout);
+            assert_eq!(harness.command_results(), [(ticket, Err(CommandError::Timeout))]);
+        }
+        let answer = |id: u32| message::mcp_result(None, &id.to_string(), "7");
+        for (ticket, id) in ids.iter().enumerate() {
+            harness.device_sends(&answer(*id));
+            let late = Action::LateCommandResult { ticket: ticket as u64, result: Ok("7".into()) };
+            let expected = if ticket < 40 - 2 * MAX_PENDING_COMMANDS { vec![] } else { vec![late] };
+            assert_eq!(harness.out, expected);
+            harness.device_sends(&answer(*id));
+            assert_eq!(harness.out, []);
+        }
+        harness.run(|core, cx| core.send_command(50, "m", "{}", cx));
+        harness.shell.now += Duration::from_secs(9);
+        harness.run(Core::on_timeout);
+        harness.run(Core::on_connection_lost);
+        assert_eq!(harness.command_results(), [], "it had its result");
+    }
+
+    #[test]
     fn the_oldest_command_times_out_first() {
         let mut harness = Harness::online();
+        harness.shell.config.api.command_timeout = Duration::from_secs(30);
         let started = harness.shell.now;
         harness.run(|core, cx| core.send_command(1, "m", "{}", cx));
         harness.shell.now += Duration::from_secs(1);
         harness.run(|core, cx| core.send_command(2, "m", "{}", cx));
         for ticket in [1, 2] {
-            let due = started + COMMAND_TIMEOUT + Duration::from_secs(ticket - 1);
+            let due = started + Duration::from_secs(30 + ticket - 1);
             assert_eq!(harness.core.deadline(), Some(due));
             harness.shell.now = due;
             harness.run(Core::on_timeout);

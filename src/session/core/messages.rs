@@ -3,13 +3,19 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
-use super::super::action::{Action, BackendClosed, CallCredentials, CloseReason, Counter, EndReason};
+use super::super::action::{
+    Action, BackendClosed, CallCredentials, CloseReason, Counter, EndReason, LogEvent,
+};
 use super::super::call::Call;
 use super::super::context::Context;
 use super::super::mcp::ServerMessageOutcome;
 use super::super::request_ids::RequestIds;
 use super::{Core, PendingHello};
 use crate::proto::message::{self, BadHello, Peek, Reader};
+use crate::text;
+
+/// Bytes of a notification that are shown.
+const MAX_NOTIFICATION_BYTES: usize = 300;
 
 impl Core {
     // ----- the device ---------------------------------------------------------------------------------------------
@@ -33,8 +39,18 @@ impl Core {
 
     /// A response to a request of the gateway is handled here; all else is for the chat server.
     fn on_device_mcp(&mut self, text: &str, peek: &Peek<'_>, cx: &mut Context<'_>) {
-        let response = message::parse_response(text).filter(|(id, _)| RequestIds::contains(*id));
-        let Some((id, rpc)) = response else { return self.forward_to_server(text, peek, cx) };
+        let Some(rpc) = message::parse_rpc(text, Reader::Server) else {
+            return self.forward_to_server(text, peek, cx);
+        };
+        let Some(id) = rpc.response_id().filter(|id| RequestIds::contains(*id)) else {
+            if let (false, None, Some(method)) = (self.has_call(), rpc.id, &rpc.method) {
+                let text = format!("{method} {}", rpc.params.unwrap_or_default());
+                let text = text::printable(text.trim_end(), MAX_NOTIFICATION_BYTES);
+                cx.count(Counter::DeviceNotification);
+                cx.log(LogEvent::DeviceNotification(text.into()));
+            }
+            return self.forward_to_server(text, peek, cx);
+        };
         if self.on_command_response(id, &rpc, cx) {
             return;
         }

@@ -16,7 +16,7 @@ fn request(id: u32, method: &str, params: &str) -> Action {
 }
 
 fn discovery_log(tools: Result<usize, &'static str>) -> Action {
-    Action::Log(LogEvent::ToolDiscovery(tools))
+    Action::Log(LogEvent::ToolDiscovery(tools.map(|cached| ToolCount { cached, forwarded: 0 })))
 }
 
 impl Scenario {
@@ -75,15 +75,85 @@ fn all_pages_are_fetched_when_the_device_connects() {
 }
 
 #[test]
-fn a_list_is_cut_at_max_tools_count_and_counts_as_complete() {
+fn of_more_tools_than_are_cached_the_whole_pages_that_fit_are_answered_with_the_devices_cursor() {
+    let pages = [
+        r#"{"tools":[1],"nextCursor":"b\"1"}"#,
+        r#"{"tools":[2,3],"nextCursor":"c"}"#,
+        r#"{"tools":[4],"nextCursor":"d"}"#,
+        r#"{"tools":[5,6]}"#,
+    ];
+    for (max, cached, tools) in [
+        (6, 6, "[1,2,3,4,5,6]}"),
+        (5, 4, r#"[1,2,3,4],"nextCursor":"d"}"#),
+        (4, 4, r#"[1,2,3,4],"nextCursor":"d"}"#),
+        (3, 3, r#"[1,2,3],"nextCursor":"c"}"#),
+        // The third page would fit, but nothing may be left out.
+        (2, 1, r#"[1],"nextCursor":"b\"1"}"#),
+    ] {
+        let mut scenario = online_with_mcp();
+        scenario.shell.config.mcp.max_tools_count = max;
+        let count = ToolCount { cached, forwarded: 6 - cached };
+        assert_eq!(scenario.discover(&pages), [Action::Log(LogEvent::ToolDiscovery(Ok(count)))]);
+        scenario.start_call();
+        let answer = message::mcp_result(Some("s1"), "\"x\"", &format!(r#"{{"tools":{tools}"#));
+        assert_eq!(scenario.server_sends(&server_request("\"x\"", "tools/list", None)), [send_text(&answer)]);
+        let next = server_request("2", "tools/list", Some(r#"{"cursor":"c"}"#));
+        assert_eq!(scenario.server_sends(&next), [publish(&next)], "the device knows its cursors");
+    }
+    let long = format!(r#"{{"tools":["{}"]}}"#, "x".repeat(256 * 1024));
+    for (max, first) in [(1, r#"{"tools":[1,2]}"#), (9, &long)] {
+        let mut scenario = online_with_mcp();
+        scenario.shell.config.mcp.max_tools_count = max;
+        let count = ToolCount { cached: 0, forwarded: if max == 1 { 2 } else { 1 } };
+        assert_eq!(scenario.discover(&[first]), [Action::Log(LogEvent::ToolDiscovery(Ok(count)))]);
+        scenario.start_call();
+        let list = server_request("2", "tools/list", None);
+        assert_eq!(scenario.server_sends(&list), [publish(&list)], "never an empty list");
+    }
+}
+
+/// As the QuecPython client does.
+#[test]
+fn a_response_that_repeats_the_method_is_a_response() {
     let mut scenario = online_with_mcp();
-    scenario.shell.config.mcp.max_tools_count = 2;
-    let last = scenario
-        .discover(&[r#"{"tools":[{"name":"a"}],"nextCursor":"b"}"#, r#"{"tools":[2,3],"nextCursor":"d"}"#]);
-    assert_eq!(last, [discovery_log(Ok(2))]);
+    scenario.connect();
+    let answer = |id: u32, member: &str| {
+        format!(r#"{{"type":"mcp","payload":{{"jsonrpc":"2.0","id":{id},"method":"tools/list",{member}}}}}"#)
+    };
+    let asked = scenario.device_sends(&answer(FIRST_REQUEST_ID, r#""result":{}"#));
+    assert_eq!(texts_to_device(&asked).len(), 2);
+    let tools = answer(FIRST_REQUEST_ID + 1, r#""result":{"tools":[1]}"#);
+    assert_eq!(scenario.device_sends(&tools), [discovery_log(Ok(1))]);
     scenario.start_call();
-    let answer = message::mcp_result(Some("s1"), "\"x\"", r#"{"tools":[{"name":"a"},2]}"#);
-    assert_eq!(scenario.server_sends(&server_request("\"x\"", "tools/list", None)), [send_text(&answer)]);
+    scenario.server_sends(&server_request("\"a\"", "tools/call", None));
+    let error = answer(FIRST_REQUEST_ID + 2, r#""error":{"message":"no"}"#);
+    let forwarded = error.replace(&(FIRST_REQUEST_ID + 2).to_string(), "\"a\"");
+    assert_eq!(scenario.device_sends(&error), [send_text(&forwarded)]);
+    let request = answer(FIRST_REQUEST_ID, r#""params":{}"#);
+    assert_eq!(scenario.device_sends(&request), [send_text(&request)], "the device's own");
+}
+
+#[test]
+fn a_notification_of_an_idle_device_is_counted_and_shown_and_gets_no_goodbye() {
+    let mut scenario = online_with_mcp();
+    scenario.discover(&[r#"{"tools":[]}"#]);
+    let notification = r#"{"session_id":"","type":"mcp","payload":{"jsonrpc":"2.0","method":"notifications/battery","params":{"level": 7}}}"#;
+    let shown = r#"notifications/battery {"level": 7}"#;
+    let seen =
+        [Action::Count(Counter::DeviceNotification), Action::Log(LogEvent::DeviceNotification(shown.into()))];
+    assert_eq!(scenario.device_sends(notification), seen);
+    let long = format!(r#"{{"type":"mcp","payload":{{"method":"{}"}}}}"#, "é".repeat(4000));
+    let Action::Log(LogEvent::DeviceNotification(text)) = &scenario.device_sends(&long)[1] else { panic!() };
+    assert_eq!(text.len(), 300);
+    for quiet in [r#"{"type":"mcp","payload":{"id":1,"method":"x"}}"#, r#"{"type":"mcp"}"#] {
+        assert_eq!(scenario.device_sends(quiet), [], "{quiet}");
+    }
+    scenario.start_call();
+    assert_eq!(
+        texts_to_server(&scenario.device_sends(notification)).len(),
+        1,
+        "in a call it is the server's"
+    );
 }
 
 #[test]
@@ -134,8 +204,6 @@ fn after_a_failed_discovery_requests_are_forwarded() {
     ends(&[&page("b"), &page("c"), &page("b")], "the pages do not end");
     ends(&["{}"], "invalid page of tools");
     ends(&["[]"], "invalid page of tools");
-    let long = format!(r#"{{"tools":["{}"]}}"#, "x".repeat(256 * 1024));
-    ends(&[&long], "the list is longer than 256 KiB");
     let mut scenario = online_with_mcp();
     scenario.shell.config.mcp.max_tools_count = 1_000;
     let pages: Vec<_> = (0..66).map(|n| page(&n.to_string())).collect();

@@ -86,7 +86,7 @@ fn discovered_tools_are_retained_until_the_device_disconnects() {
     answer(&mut scenario, FIRST + 1, r#"{"tools":["one","three"],"nextCursor":"next"}"#);
     assert_eq!(scenario.core.retained_bytes(), kept + r#""one""three""#.len() + "next".len());
     answer(&mut scenario, FIRST + 2, r#"{"tools":[4]}"#);
-    kept += r#"["one","three",4]"#.len();
+    kept += r#"{"tools":["one","three",4]}"#.len();
     assert_eq!(scenario.core.retained_bytes(), kept);
     scenario.device_sends(HELLO);
     assert_eq!(scenario.core.retained_bytes(), kept + HELLO_TO_SERVER.len(), "and a call's");

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::report::Finding;
 use crate::config::{PublicIp, Udp, unreachable_kind};
-use crate::tools::addresses::{is_private, local_address};
+use crate::net::media::credentials::local_address;
+use crate::tools::addresses::is_private;
 use crate::tools::step_report::StepState;
 
 const SETTING_ADVICE: &str =

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::report::Finding;
-use crate::config::Config;
+use crate::config::{Config, PublicIp};
 use crate::net::mqtt::certificate::Certificate;
 use crate::tools::step_report::StepState;
 
@@ -17,8 +17,9 @@ pub(super) fn check_settings(config: &Config) -> Vec<Finding> {
     let ports = format!("{plain}UDP {}, management API {}", config.udp.port, config.api.port);
     findings.push(Finding::new("ports", StepState::Ok, ports));
     let (mqtt, api) = (&config.mqtt.tls, &config.api.tls);
-    findings.extend(certificate("TLS for devices", "mqtt.tls", mqtt.files(), mqtt.port));
-    findings.extend(certificate("TLS of the management API", "api.tls", api.files(), config.api.port));
+    let devices = Some(&config.udp.public_ip);
+    findings.extend(certificate("TLS for devices", "mqtt.tls", mqtt.files(), mqtt.port, devices));
+    findings.extend(certificate("TLS of the management API", "api.tls", api.files(), config.api.port, None));
     // The key and the address have rows of their own.
     let told = ["mqtt.signature_key", "udp.public_ip"];
     for warning in config.warnings() {
@@ -69,25 +70,26 @@ fn certificate(
     section: &str,
     files: Option<(&Path, &Path)>,
     port: u16,
-) -> Option<Finding> {
-    let (cert_file, key_file) = files?;
-    let certificate = match Certificate::load(cert_file, key_file) {
+    devices: Option<&PublicIp>,
+) -> Vec<Finding> {
+    let Some((cert_file, key_file)) = files else { return Vec::new() };
+    let certificate = match Certificate::load(cert_file, key_file, devices) {
         Ok(certificate) => certificate,
-        Err(error) => return Some(Finding::new(name, StepState::Fail, format!("{section}.{error}"))),
+        Err(error) => return vec![Finding::new(name, StepState::Fail, format!("{section}.{error}"))],
     };
-    let Some(facts) = certificate.info else {
-        return Some(Finding::new(name, StepState::Ok, format!("port {port}")));
+    let Some(info) = certificate.info else {
+        return vec![Finding::new(name, StepState::Ok, format!("port {port}"))];
     };
-    Some(match (facts.warnings.first(), facts.expired) {
-        (None, _) => {
-            let detail =
-                format!("port {port}, certificate for {}, valid until {}", facts.names, facts.expires.0);
-            Finding::new(name, StepState::Ok, detail)
-        }
-        (Some(doubt), false) => Finding::new(name, StepState::Warn, doubt.clone()),
-        (Some(doubt), true) => Finding::new(name, StepState::Fail, doubt.clone())
+    if info.warnings.is_empty() {
+        let detail = format!("port {port}, certificate for {}, valid until {}", info.names, info.expires.0);
+        return vec![Finding::new(name, StepState::Ok, detail)];
+    }
+    let finding = |(index, warning)| match info.expired && index == 0 {
+        false => Finding::new(name, StepState::Warn, warning),
+        true => Finding::new(name, StepState::Fail, warning)
             .with_advice("renew it; the gateway takes the new one from the same files by itself"),
-    })
+    };
+    info.warnings.into_iter().enumerate().map(finding).collect()
 }
 
 fn payload_limit(config: &Config) -> Finding {

@@ -327,6 +327,9 @@ impl SimulatedNetwork {
                 self.pending_commands.remove(&ticket).expect("an operator is answered once");
                 self.coverage.insert(if result == Err(CommandError::Busy) { "busy" } else { "asked" });
             }
+            Action::LateCommandResult { ticket, .. } => {
+                assert!(!self.pending_commands.contains_key(&ticket), "it had timed out");
+            }
             Action::SendDatagram(_, bytes) => self.check_encrypted(s, &bytes),
             Action::CallEnded(summary) => {
                 let ssrc = summary.ssrc.expect("it has credentials") as usize;
