@@ -73,7 +73,7 @@ fn metrics_match_what_happened() {
     let mut device = fixture.device("aa:bb:cc:dd:ee:01");
     let mut call = device.call().unwrap();
     for _ in 0..10 {
-        call.send(0, b"an Opus packet").unwrap();
+        call.send(0, b"\x08n Opus packet").unwrap();
         assert!(call.receive(TIMEOUT).unwrap().is_some());
     }
     device.send_text("no JSON").unwrap();

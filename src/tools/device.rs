@@ -8,7 +8,7 @@
 //! let login = Login::new("aa:bb:cc:dd:ee:ff".parse().unwrap(), Some(b"key"));
 //! let mut device = SimulatedDevice::connect("127.0.0.1:1883".parse().unwrap(), &login, Duration::from_secs(5))?;
 //! let mut call = device.call()?;
-//! call.send(0, b"an Opus packet")?;
+//! call.send(0, b"\x58\0\0")?;
 //! if let Some(audio) = call.receive(Duration::from_secs(1))? {
 //!     println!("{} bytes", audio.payload.len());
 //! }

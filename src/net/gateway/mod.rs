@@ -190,15 +190,20 @@ impl Gateway {
             handle,
             commands,
         };
-        for warning in gateway.io.config.warnings() {
-            gateway.admin.record_error(RecentErrorKind::SuspectSetting, None, &warning);
-        }
-        let certificates = [&gateway.mqtt.certificate, &gateway.admin.certificate].into_iter().flatten();
-        let problems = certificates.flat_map(WatchedCertificate::describe).collect();
-        gateway.record_certificate_problems(problems);
+        gateway.record_doubts();
         gateway.watch_files();
         gateway.io.timers.arm(now + RestartRecovery::WINDOW, TimerKind::Restart);
         Ok(gateway)
+    }
+
+    /// Records what is doubtful about the configuration and the certificates.
+    fn record_doubts(&mut self) {
+        for warning in self.io.config.warnings() {
+            self.admin.record_error(RecentErrorKind::SuspectSetting, None, &warning);
+        }
+        let certificates = [&self.mqtt.certificate, &self.admin.certificate].into_iter().flatten();
+        let problems = certificates.flat_map(WatchedCertificate::describe).collect();
+        self.record_certificate_problems(problems);
     }
 
     /// The addresses it listens on, with the ports that the system chose where 0 was configured.
