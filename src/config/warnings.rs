@@ -3,8 +3,9 @@
 use std::net::{IpAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
+use super::chat_server::URL_SUFFIX;
 use super::error::Problem;
-use super::{Config, Network, PublicIp, Udp, node_config};
+use super::{ChatServerConfig, Config, Network, PublicIp, Udp, node_config};
 
 impl Config {
     /// What an operator should know about this configuration, one sentence each. Resolves no name: see
@@ -44,7 +45,8 @@ impl Config {
             websocket.insecure,
             "websocket.insecure is on: certificates of chat servers are not verified",
         );
-        for server in websocket.production.iter().chain(&websocket.development) {
+        for (_, server) in self.servers() {
+            warn_if(server.lacks_suffix(), &suffix_warning(server));
             warn_if(
                 server.insecure == Some(true) && !websocket.insecure,
                 &format!("the certificate of {server} is not verified: it is marked insecure"),
@@ -166,6 +168,14 @@ impl Udp {
                 .find_map(|address| unreachable_warning(&format!("{name} ({})", address.ip()), address.ip())),
         }
     }
+}
+
+/// The server's URL lacks the suffix that the Python server wants.
+fn suffix_warning(server: &ChatServerConfig) -> String {
+    format!(
+        "{server} does not end with {URL_SUFFIX}: xiaozhi-esp32-server then takes the gateway's audio header for sound, and \
+         only noise is heard; for another server set its \"framing\" to \"header\" or \"raw\""
+    )
 }
 
 fn unreachable_warning(shown: &str, ip: IpAddr) -> Option<String> {

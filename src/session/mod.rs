@@ -34,6 +34,7 @@ mod playout;
 mod queue;
 mod rate_limiter;
 mod request_ids;
+mod server_cause;
 mod server_health;
 
 pub use action::{
@@ -48,6 +49,7 @@ pub use device_calls::{AcceptOutcome, DeviceCallEffect, DeviceCallTable, Presenc
 pub use hello_limiter::HelloLimiter;
 pub use rate_limiter::RateLimiter;
 pub use request_ids::RequestIds;
+pub use server_cause::{HttpAnswer, ServerCause};
 pub use server_health::{ServerHealth, WireFraming};
 
 #[cfg(any(test, fuzzing))]

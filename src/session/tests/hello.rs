@@ -111,9 +111,9 @@ fn each_server_is_tried_once_and_the_device_told_at_once_when_none_is_left() {
 #[test]
 fn every_close_before_the_servers_hello_is_its_failure() {
     for gone in [
-        BackendClosed::CloseFrame(None),
-        BackendClosed::CloseFrame(Some(1000)),
-        BackendClosed::CloseFrame(Some(1011)),
+        BackendClosed::CloseFrame(None, "".into()),
+        BackendClosed::CloseFrame(Some(1000), "".into()),
+        BackendClosed::CloseFrame(Some(1011), "".into()),
         failed(BackendStage::Live),
     ] {
         let mut scenario = Scenario::online();
