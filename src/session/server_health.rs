@@ -77,8 +77,9 @@ impl ServerHealth {
         healthy.into_iter().chain(failing).collect()
     }
 
-    /// The server after `last` in `list`: a different one if possible, or the first one if `last` is not listed any longer.
+    /// The server after `last` in `list`: a different one that is well if possible, or the first one if `last` is not listed any longer.
     pub fn next_after(
+        &self,
         list: &[Arc<ChatServerConfig>],
         last: &ChatServerConfig,
     ) -> Option<Arc<ChatServerConfig>> {
@@ -86,7 +87,9 @@ impl ServerHealth {
             return list.first().cloned();
         };
         let following = list[place..].iter().chain(&list[..place]);
-        following.clone().find(|server| server.url != last.url).or(following.clone().next()).cloned()
+        let mut others = following.clone().filter(|server| server.url != last.url);
+        let well = others.clone().find(|server| !self.unwell.contains(&server.url));
+        well.or_else(|| others.next()).or_else(|| following.clone().next()).cloned()
     }
 
     /// Records a failure. Returns a log event if the server worked before.

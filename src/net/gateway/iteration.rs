@@ -194,6 +194,10 @@ impl Gateway {
                 Command::HandOff(hand_off) => self.accept_hand_off(*hand_off),
                 Command::AdminRequest(request) => self.run_admin_request(&request),
                 Command::AdminResponse(response) => self.admin.on_response(*response, &mut self.io),
+                Command::ServersUnwell(unwell) => {
+                    self.workers.broadcast(|| Command::ServersUnwell(unwell.clone()));
+                    self.servers.set_unwell(unwell);
+                }
                 Command::Ping(number) => self.workers.on_ping(number),
                 Command::WorkerEnded { failed } => self.worker_ended(failed),
                 #[cfg(test)]

@@ -36,6 +36,7 @@ use crate::admin::recent_errors::RecentErrorKind;
 use crate::config::{Api, Config, Source};
 use crate::net::admin::server::AdminServer;
 use crate::net::backend::connector::Connector;
+use crate::net::backend::health_poll::HealthPoller;
 use crate::net::error::BindError;
 use crate::net::event_loop::coalesce::Coalescer;
 use crate::net::event_loop::io::{Io, TimerKind};
@@ -84,6 +85,7 @@ pub struct Gateway {
     sessions: Sessions,
     mqtt: Listeners,
     connector: Connector,
+    health: HealthPoller,
     audio: AudioPort,
     admin: AdminServer,
     device_calls: DeviceCalls,
@@ -117,6 +119,7 @@ impl Gateway {
         if gateway.io.config.workers > 1 {
             Workers::spawn(&mut gateway)?;
         }
+        gateway.poll_health();
         Ok(gateway)
     }
 
@@ -162,6 +165,7 @@ impl Gateway {
             sessions: Sessions::default(),
             mqtt,
             connector: Connector::new(waker),
+            health: HealthPoller::default(),
             audio,
             admin,
             device_calls: DeviceCalls::default(),
@@ -185,6 +189,14 @@ impl Gateway {
         gateway.record_certificate_problems(problems);
         gateway.watch_files();
         Ok(gateway)
+    }
+
+    /// Asks the chat servers that have a `health_url`; only the leader does.
+    fn poll_health(&self) {
+        if self.workers.is_leader() {
+            let handle = self.handle();
+            self.health.poll(&self.io.config, move |unwell| handle.send(Command::ServersUnwell(unwell)));
+        }
     }
 
     /// The addresses it listens on, with the ports that the system chose where 0 was configured.

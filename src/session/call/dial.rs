@@ -12,7 +12,6 @@ use super::super::deadlines::CallTimer;
 use super::super::media::{ClassifiedFrame, FramingState};
 use super::super::queue::{HeldItem, HeldQueue, Speech};
 use super::super::server_cause::ServerCause;
-use super::super::server_health::ServerHealth;
 use super::{Call, CallResult, CallState, DeviceIdentity, Outage};
 use crate::config::{ChatServerConfig, Config, OnDisconnect, Reconnect};
 use crate::proto::message;
@@ -433,7 +432,7 @@ impl Call {
     pub(super) fn redial(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
         let list = cx.config.servers_for(device.id);
         let next = match &self.server {
-            Some(last) => ServerHealth::next_after(list, last),
+            Some(last) => cx.servers.next_after(list, last),
             None => list.first().cloned(),
         };
         let server = next.ok_or(EndReason::ServerLost)?;

@@ -209,6 +209,15 @@ impl ServerDiagnosis<'_> {
         (StepState::Fail, detail, problem)
     }
 
+    /// It said hello, and then no word.
+    pub(super) fn silent(&self, waited: Duration) -> ServerProblem {
+        ServerProblem::new(format!("it greets, and does not speak within {} s", waited.as_secs()))
+            .with_advice(
+                "look at its model and its speech synthesis: its log says which of them does not answer",
+            )
+            .with_advice("a server may speak to known devices only: try --mac with one of yours")
+    }
+
     /// State, detail and problem of its audio framing.
     pub(super) fn framing(
         &self,

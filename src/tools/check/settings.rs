@@ -22,7 +22,9 @@ pub(super) fn check_settings(config: &Config) -> Vec<Finding> {
     // The key and the address have rows of their own.
     let told = ["mqtt.signature_key", "udp.public_ip", "PUBLIC_IP"];
     for warning in config.warnings() {
-        if !told.iter().any(|name| warning.starts_with(name)) {
+        // So does each chat server.
+        let about_server = warning.starts_with("ws://") || warning.starts_with("wss://");
+        if !about_server && !told.iter().any(|name| warning.starts_with(name)) {
             findings.push(Finding::new("configuration", StepState::Warn, warning));
         }
     }
@@ -35,18 +37,18 @@ fn key_name(config: &Config, in_node_config: &'static str, own: &'static str) ->
 }
 
 fn servers(config: &Config) -> Finding {
-    let (production, development) = (config.websocket.production.len(), config.websocket.development.len());
-    if production + development == 0 {
+    let websocket = &config.websocket;
+    let (production, development) = (websocket.production.len(), websocket.development.len());
+    if config.servers().next().is_none() {
         let key = key_name(config, "production.chat_servers", "websocket.production_servers");
         let detail = "none is configured: the built-in echo server answers with the device's own voice";
         return Finding::new("chat servers", StepState::Warn, detail)
             .with_advice(format!("name yours in {key}"));
     }
-    Finding::new(
-        "chat servers",
-        StepState::Ok,
-        format!("{production} for production, {development} for development"),
-    )
+    let routed: usize = websocket.routes.iter().map(|route| route.servers.len()).sum();
+    let routes = if routed > 0 { format!(", {routed} on routes") } else { String::new() };
+    let detail = format!("{production} for production, {development} for development{routes}");
+    Finding::new("chat servers", StepState::Ok, detail)
 }
 
 fn signature_key(config: &Config) -> Finding {
