@@ -156,8 +156,12 @@ impl ChatServerConfig {
     }
 }
 
-/// The longest value in a query that is shown: a longer one may be a token, whatever its name.
-const SHOWN_VALUE_MAX: usize = 16;
+/// Whether a value in a query is too plain to be a secret, whatever its name: a short word without digits, or a small number.
+fn is_plain_value(value: &str) -> bool {
+    let is_word = value.bytes().all(|byte| byte.is_ascii_alphabetic() || b"_-.".contains(&byte));
+    is_word && value.len() <= 16 || value.len() <= 2 && value.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// Parts of the names in a query whose values are secrets.
 const SECRET_NAMES: [&str; 12] =
     ["token", "key", "secret", "pass", "pwd", "auth", "sig", "cred", "session", "jwt", "code", "%"];
@@ -169,8 +173,8 @@ fn masked(part: &str) -> Cow<'_, str> {
         Some((name, value)) => {
             let lower = name.to_ascii_lowercase();
             let is_secret = SECRET_NAMES.iter().any(|secret| lower.contains(secret));
-            let hides = is_secret || value.len() > SHOWN_VALUE_MAX;
-            if hides && !value.is_empty() { format!("{name}=***").into() } else { part.into() }
+            let is_shown = value.is_empty() || !is_secret && is_plain_value(value);
+            if is_shown { part.into() } else { format!("{name}=***").into() }
         }
         None => "***".into(),
     }
@@ -334,7 +338,8 @@ mod tests {
             ("?Access_Token=hunter2&from=mqtt_gateway", "?Access_Token=***&from=mqtt_gateway"),
             ("?lang=zh&apiKey=hunter2&sig=hunter2", "?lang=zh&apiKey=***&sig=***"),
             ("?hunter2", "?***"),
-            ("?id=hunter2hunter2hunter2", "?id=***"),
+            ("?v=1&id=hunter2", "?v=1&id=***"),
+            ("?id=correcthorsebatterystaple", "?id=***"),
             ("?t%6Fken=hunter2", "?t%6Fken=***"),
             ("?", "?"),
             ("?a=&token=", "?a=&token="),
