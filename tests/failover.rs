@@ -574,6 +574,24 @@ fn tts_stop_is_sent_for_interrupted_speech() {
 
 #[cfg(feature = "tls")]
 #[test]
+fn a_server_that_ends_tls_without_a_word_after_its_farewell_ends_the_call() {
+    let authority = support::tls::CertificateAuthority::new();
+    let folder = support::process::Folder::new().with_file("ca.pem", authority.pem());
+    let server = ChatServer::start_tls(authority.server("127.0.0.1"));
+    let gateway = gateway_with(&[server.url()], |config| {
+        config.websocket.ca_file = Some(folder.0.join("ca.pem"));
+    });
+    let mut device = Device::connect(gateway.addresses().mqtt, 35);
+    let (_call, mut peer) = start_call(&mut device, &server);
+    say_farewell(&mut device, &mut peer);
+    // TCP only, without close_notify.
+    peer.shutdown_write();
+    server.accept().upgrade();
+    device.expect_goodbye("server-session");
+}
+
+#[cfg(feature = "tls")]
+#[test]
 fn a_call_over_tls_is_redialled_too() {
     let authority = support::tls::CertificateAuthority::new();
     let folder = support::process::Folder::new().with_file("ca.pem", authority.pem());

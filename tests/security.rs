@@ -28,6 +28,7 @@ const HEADERS: [&str; 10] = [
     "sec-websocket-key",
     "sec-websocket-version",
     "upgrade",
+    "user-agent",
     "x-forwarded-for",
 ];
 

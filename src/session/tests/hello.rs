@@ -208,6 +208,28 @@ fn the_last_server_may_answer_late() {
 }
 
 #[test]
+fn a_server_without_a_hello_shows_the_device_no_session_id_but_the_one_it_was_told() {
+    let mut scenario = Scenario::online();
+    scenario.device_sends(HELLO);
+    scenario.open_backend();
+    let text = |kind: &str| format!(r#"{{"type":"{kind}","state":"start","session_id":"of the server"}}"#);
+    let mut actions = scenario.server_sends(&text("tts"));
+    actions.extend(scenario.server_sends(&text("llm")));
+    actions.extend(scenario.wait(4_000));
+    scenario.uplink(1, b"\x08one").unwrap();
+    for kind in ["tts", "stt", "mcp", "alert", "system", "custom", "unknown"] {
+        actions.extend(scenario.server_sends(&text(kind)));
+    }
+    actions.extend(scenario.wait(2_000));
+    actions.extend(scenario.server_sends(SERVER_HELLO));
+    actions.extend(scenario.server_sends(&text("llm")));
+    actions.extend(scenario.server_sends(r#"{"type":"goodbye","session_id":"of the server"}"#));
+    let texts = texts_to_device(&actions);
+    assert!(texts.len() >= 11, "{texts:#?}");
+    assert!(texts.iter().all(|text| text.contains(r#""session_id":"own-1""#)), "{texts:#?}");
+}
+
+#[test]
 fn a_server_that_speaks_without_a_hello_is_taken_as_live_after_4_s() {
     let mut scenario = Scenario::online();
     scenario.device_sends(HELLO);
