@@ -110,8 +110,12 @@ impl ServerCause {
                 "a proxy in between does not pass the upgrade on, or the port is that of a web page"
             }
             Self::BasicAuth => "a proxy asks for a user name and a password (Basic)",
-            Self::Token => "it refuses the token",
-            Self::TokenOrPath => "it refuses the token or the path",
+            Self::Token => {
+                "it refuses the token: SERVER_SECRET, or \"token\" of this server, is not the one it expects"
+            }
+            Self::TokenOrPath => {
+                "it refuses the token (SERVER_SECRET, or \"token\" of this server) or the path"
+            }
             Self::Cdn => "a CDN in front of it refuses the request",
             Self::Path => "there is no WebSocket at the path of this URL",
             Self::RateLimit => "it, or a proxy before it, limits the number of requests",

@@ -81,13 +81,10 @@ fn ask_all(config: &Config, before: &HashSet<String>) -> HashSet<String> {
         for ((server, _), answer) in some.iter().zip(answers) {
             let url = &server.url;
             match answer {
-                Some(Err(why)) => {
-                    if unwell.insert(url.clone()) && !before.contains(url) {
-                        warn!(
-                            "chat server {server} is not well, new calls try it last: its health_url: {why}"
-                        );
-                    }
+                Some(Err(why)) if unwell.insert(url.clone()) && !before.contains(url) => {
+                    warn!("chat server {server} is not well, new calls try it last: its health_url: {why}");
                 }
+                Some(Err(_)) => {}
                 // Nothing is known when it could not be asked.
                 None if before.contains(url) => drop(unwell.insert(url.clone())),
                 None => {}

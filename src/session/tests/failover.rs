@@ -137,15 +137,17 @@ fn one_server_per_attempt_and_the_next_one_first() {
 #[test]
 fn a_server_listed_twice_is_not_its_own_next() {
     let list = servers(&[A, A, B]);
-    let next = |from: &str| ServerHealth::next_after(&list, &server(from)).map(|server| server.url.clone());
+    let next = |from: &str| {
+        ServerHealth::default().next_after(&list, &server(from)).map(|server| server.url.clone())
+    };
     assert_eq!(next(A).as_deref(), Some(B));
     assert_eq!(next(B).as_deref(), Some(A));
     assert_eq!(next(C).as_deref(), Some(A), "no longer listed");
     assert_eq!(
-        ServerHealth::next_after(&list[..2], &list[0]).map(|server| server.url.clone()).as_deref(),
+        ServerHealth::default().next_after(&list[..2], &list[0]).map(|server| server.url.clone()).as_deref(),
         Some(A)
     );
-    assert_eq!(ServerHealth::next_after(&[], &server(A)), None);
+    assert_eq!(ServerHealth::default().next_after(&[], &server(A)), None);
 }
 
 #[test]

@@ -116,10 +116,11 @@ fn a_server_that_takes_a_new_connection_meant_the_end() {
 
 #[test]
 fn a_server_that_takes_no_new_connection_in_a_second_failed() {
-    let refused = |scenario: &mut Scenario| scenario.close_backend(failed(BackendStage::Connect));
-    let late = |scenario: &mut Scenario| scenario.wait(1_000);
-    let ends: [(&dyn Fn(&mut Scenario) -> Vec<Action>, &str); 2] =
-        [(&refused, "broken"), (&late, "no answer in 1 s")];
+    type End = fn(&mut Scenario) -> Vec<Action>;
+    let ends: [(End, &str); 2] = [
+        (|scenario| scenario.close_backend(failed(BackendStage::Connect)), "broken"),
+        (|scenario| scenario.wait(1_000), "no answer in 1 s"),
+    ];
     for (end, why) in ends {
         let mut scenario = probing();
         let actions = end(&mut scenario);
