@@ -117,6 +117,7 @@
 //! 7. *Free* finished sessions, and publish the numbers of devices and calls for the other workers.
 
 pub mod admin;
+pub mod clock;
 pub mod config;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

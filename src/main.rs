@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use log::{error, info, log_enabled, warn};
+use mqtt_websocket_proxy::clock::clock_warning;
 use mqtt_websocket_proxy::config::{
     Config, ConfigErrors, DEFAULT_FILE, PublicIp, Source, Udp, unknown_variables,
 };
@@ -71,7 +72,7 @@ fn run_gateway(run: RunOptions) -> Result<(), ExitError> {
         n => format!(" and the {n} ports after it"),
     };
     info!(
-        "{}: {}, UDP on {}{more}, management API {}, public ip {}, chat servers: {}",
+        "{}: {}, UDP on {}{more}, management API {}, public ip {}, chat servers: {}{}",
         args::version(),
         match addresses.mqtts {
             None => format!("MQTT on {}", addresses.mqtt),
@@ -84,7 +85,8 @@ fn run_gateway(run: RunOptions) -> Result<(), ExitError> {
             false => format!("on {api}"),
         }),
         config.udp.public_ip,
-        config.websocket.production.len() + config.websocket.development.len(),
+        config.servers().count(),
+        config.servers().map(|(_, server)| format!(", {server}")).collect::<String>(),
     );
     gateway.notify_service_manager();
     gateway.run().map_err(|error| ExitError::runtime(format!("the gateway failed: {error}")))?;
@@ -94,7 +96,7 @@ fn run_gateway(run: RunOptions) -> Result<(), ExitError> {
 
 /// Starts the built-in echo server when no chat server is configured.
 fn start_echo(source: &mut Source, config: &mut Config) -> Result<Option<EchoServer>, ExitError> {
-    if !config.websocket.production.is_empty() || !config.websocket.development.is_empty() {
+    if config.servers().next().is_some() {
         return Ok(None);
     }
     let failed =
@@ -134,7 +136,7 @@ fn log_startup(source: &Source, config: &Config, echo: Option<&EchoServer>) {
             "no chat server is configured: the built-in echo server answers calls with the device's own voice"
         );
     }
-    config.warnings().iter().for_each(|warning| warn!("{warning}"));
+    config.warnings().iter().chain(&clock_warning()).for_each(|warning| warn!("{warning}"));
     if let PublicIp::Host(_) = config.udp.public_ip {
         resolve_public_ip(config.udp.clone());
     }

@@ -20,34 +20,47 @@ pub(crate) fn cut(text: &str, max: usize) -> &str {
 
 /// The text, [`cut`] to `max` bytes, with unprintable characters escaped.
 pub(crate) fn printable(text: &str, max: usize) -> Cow<'_, str> {
-    let text = cut(text, max);
-    if text.chars().all(is_printable) {
+    escaped(cut(text, max), is_printable)
+}
+
+fn escaped(text: &str, is_plain: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if text.chars().all(&is_plain) {
         return Cow::Borrowed(text);
     }
     let mut escaped = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if is_printable(c) { escaped.push(c) } else { escaped.extend(c.escape_default()) }
+        if is_plain(c) { escaped.push(c) } else { escaped.extend(c.escape_default()) }
     }
     Cow::Owned(escaped)
 }
 
 /// The most characters that a text of a peer takes in a line.
 pub(crate) const SHOWN_MAX: usize = 128;
+/// The bytes of a text that are shown at most: four are the longest character.
+pub(crate) const SHOWN_MAX_BYTES: usize = 4 * SHOWN_MAX;
 
 /// The text with unprintable characters escaped, in at most [`SHOWN_MAX`] characters; `…` stands for the rest.
 pub(crate) fn shown(text: &str) -> Cow<'_, str> {
-    let mut escaped = printable(text, 4 * SHOWN_MAX);
-    // Four bytes are the longest character.
-    if escaped.len() > SHOWN_MAX && escaped.chars().nth(SHOWN_MAX).is_some() || text.len() > 4 * SHOWN_MAX {
+    bounded(text, is_printable)
+}
+
+/// As [`shown`], in quotes; those in the text are escaped.
+pub(crate) fn quoted(text: &str) -> String {
+    format!("\"{}\"", bounded(text.trim(), |c| is_printable(c) && c != '"'))
+}
+
+fn bounded(text: &str, is_plain: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let mut shown = escaped(cut(text, SHOWN_MAX_BYTES), &is_plain);
+    if shown.len() > SHOWN_MAX && shown.chars().nth(SHOWN_MAX).is_some() || text.len() > SHOWN_MAX_BYTES {
         let mut rest = SHOWN_MAX - 1;
         let fits = |c: &char| {
-            let width = if is_printable(*c) { 1 } else { c.escape_default().len() };
+            let width = if is_plain(*c) { 1 } else { c.escape_default().len() };
             rest.checked_sub(width).inspect(|left| rest = *left).is_some()
         };
         let end: usize = text.chars().take_while(fits).map(char::len_utf8).sum();
-        escaped = Cow::Owned(format!("{}…", printable(text, end)));
+        shown = Cow::Owned(format!("{}…", escaped(&text[..end], is_plain)));
     }
-    escaped
+    shown
 }
 
 #[cfg(test)]
@@ -91,5 +104,18 @@ mod tests {
             assert_eq!(shown(&text), expected, "{text:?}");
             assert!(shown(&text).chars().count() <= SHOWN_MAX);
         }
+    }
+
+    #[test]
+    fn a_quoted_text_escapes_quotes_and_control_characters_only() {
+        for (text, expected) in [
+            (" 认证失败\n", "\"认证失败\""),
+            ("нет \"токена\"\u{1b}[0m", "\"нет \\\"токена\\\"\\u{1b}[0m\""),
+            ("a\r\nb", "\"a\\r\\nb\""),
+        ] {
+            assert_eq!(quoted(text), expected);
+        }
+        assert_eq!(quoted(&"\"".repeat(1000)).chars().count(), 2 + 127, "an escape is not cut");
+        assert_eq!(quoted(&"语".repeat(1000)).chars().count(), 2 + SHOWN_MAX);
     }
 }

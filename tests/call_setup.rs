@@ -5,17 +5,19 @@
 mod support;
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::net::{Ipv6Addr, TcpListener};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use mqtt_websocket_proxy::config::{PublicIp, Secret};
+use mqtt_websocket_proxy::config::{ChatServerConfig, PublicIp, Route, Secret, ServerOrder};
 use serde_json::{Value, json};
 use support::audio::Call;
 use support::chat_server::{ChatServer, Peer, audio_frame};
 use support::device::{Device, HELLO, client_id, mac, uuid};
 use support::faulty_server::{IMMEDIATE_FAULTS, ServerFault, assert_failure_alert, start_faulty_server};
+use support::log_capture::LogCapture;
 use support::mqtt::{Client, Connect, hmac};
 use support::{TIMEOUT, gateway, gateway_with};
 
@@ -234,6 +236,58 @@ fn a_device_that_comes_over_ipv6_is_told_an_ipv4_address_for_its_audio() {
         peer.send_audio(2, b"\x58down");
         assert_eq!(call.receive().payload, b"\x58down");
     }
+}
+
+#[test]
+fn a_server_that_is_not_well_is_tried_last() {
+    let servers = [ChatServer::start(), ChatServer::start()];
+    let [unwell, well] = &servers;
+    let health = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut own: ChatServerConfig = unwell.url().parse().unwrap();
+    own.health_url = Some(format!("http://{}/", health.local_addr().unwrap()).parse().unwrap());
+    let answer = thread::spawn(move || {
+        let (mut peer, _) = health.accept().unwrap();
+        peer.write_all(b"HTTP/1.1 503 No\r\n\r\n").unwrap();
+        // Whoever asks again gets no answer in time.
+        (health, peer)
+    });
+    let mut log = LogCapture::containing(unwell.addr.to_string());
+    let gateway = gateway_with(&[well.url()], |config| {
+        config.websocket.order = ServerOrder::First;
+        config.websocket.production.insert(0, Arc::new(own));
+    });
+    log.wait_for_line("is not well");
+    let _kept = answer.join().unwrap();
+    // The loop is told after the line is written. A call that is dropped would be a failure of its server.
+    let mut kept = Vec::new();
+    for number in 0..50 {
+        let mut device = Device::connect(gateway.addresses().mqtt, number);
+        device.send_text(HELLO);
+        let (at, peer) = accept_any(&servers);
+        kept.push((device, peer));
+        if at == 1 {
+            return;
+        }
+    }
+    panic!("the server that is not well is tried first");
+}
+
+#[test]
+fn a_route_decides_by_group_and_mac() {
+    let (production, routed) = (ChatServer::start(), ChatServer::start());
+    let gateway = gateway_with(&[production.url()], |config| {
+        config.websocket.routes = vec![Route {
+            name: "one".to_owned(),
+            groups: vec!["GID_*".to_owned()],
+            macs: vec![mac(7)],
+            servers: vec![Arc::new(routed.url().parse().unwrap())],
+        }];
+    });
+    for (number, server) in [(7, &routed), (8, &production)] {
+        let mut device = Device::connect(gateway.addresses().mqtt, number);
+        device.call(server);
+    }
+    assert!(production.is_idle() && routed.is_idle());
 }
 
 #[test]

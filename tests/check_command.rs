@@ -319,11 +319,42 @@ fn a_framing_that_contradicts_the_configuration_is_named() {
 #[test]
 fn a_server_that_is_something_else_is_named() {
     type Behave = fn(Peer);
-    let table: [(Behave, &[&str]); 9] = [
+    let table: [(Behave, &[&str]); 15] = [
         (|peer| drop(peer.refuse("404 Not Found")), &["there is no WebSocket at the path", "/xiaozhi/v1/"]),
-        (|peer| drop(peer.refuse("200 OK")), &["answers as a web server", "proxy_http_version 1.1"]),
+        (
+            |peer| drop(peer.refuse("200 OK")),
+            &["a proxy in between does not pass the upgrade on", "proxy_http_version 1.1", "it said \"no\""],
+        ),
         (|peer| drop(peer.refuse("502 Bad Gateway")), &["the chat server behind it does not"]),
         (|peer| drop(peer.refuse("301 Moved")), &["it redirects"]),
+        (|peer| drop(peer.refuse("426 Upgrade Required")), &["does not pass the upgrade on"]),
+        (|peer| drop(peer.refuse("429 Too Many Requests")), &["limits the number of requests"]),
+        (|peer| drop(peer.refuse("500 Internal Server Error")), &["the chat server itself fails"]),
+        (
+            |mut peer| {
+                peer.request();
+                peer.send_raw(
+                    b"HTTP/1.1 301 Moved\r\nLocation: https://chat.example/ws\r\nContent-Length: 0\r\n\r\n",
+                );
+            },
+            &["redirected to wss://chat.example/ws?from=mqtt_gateway: use that address"],
+        ),
+        (
+            |mut peer| {
+                peer.request();
+                // The body comes in a packet of its own.
+                peer.send_raw(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 48\r\n\r\n");
+                peer.send_raw(b"Client sent an HTTP request to an HTTPS server.\n");
+            },
+            &["the port wants TLS", "write wss:// instead of ws://", "it said \"Client sent"],
+        ),
+        (
+            |mut peer| {
+                peer.request();
+                peer.send_raw(&[0, 0, 18, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100]);
+            },
+            &["it speaks HTTP/2 only"],
+        ),
         (
             |mut peer| {
                 peer.request();
@@ -378,6 +409,59 @@ fn a_server_that_requires_device_binding_is_no_failure() {
     let outcome = check_config(&config(json!([url])));
     assert_reported(&outcome, 0, &["it does not know this device", "--mac", "WARN"]);
     assert_eq!((step(&outcome, "hello"), step(&outcome, "framing")), ("warn", "ok"));
+}
+
+#[test]
+fn a_server_that_greets_and_does_not_speak_is_a_warning_in_words() {
+    let server = ChatServer::start();
+    let url = server.url();
+    server.serve(|mut peer| {
+        assert!(peer.upgrade().header("user-agent").unwrap().starts_with("mqtt-websocket-proxy/"));
+        assert_eq!(peer.exchange_hello("the-session")["features"], json!({"mcp": true}));
+        peer.send_text(r#"{"type":"mcp","payload":{"jsonrpc":"2.0","id":7,"method":"tools/list"}}"#);
+        loop {
+            match peer.message() {
+                Message::Text(text) if text.contains("mcp") => {
+                    let answer: Value = serde_json::from_str(&text).unwrap();
+                    assert_eq!(
+                        (&answer["payload"]["id"], &answer["payload"]["result"]["tools"]),
+                        (&json!(7), &json!([]))
+                    );
+                }
+                Message::Close(_) | Message::End => return,
+                _ => {}
+            }
+        }
+    });
+    let outcome = check_config(&config(json!([url])));
+    assert_reported(
+        &outcome,
+        0,
+        &["it greets, and does not speak within 2 s", "its model and its speech synthesis"],
+    );
+    assert_eq!((step(&outcome, "hello"), step(&outcome, "framing")), ("ok", "warn"));
+    assert!(outcome.text.contains("WARN"), "{}", outcome.text);
+}
+
+#[test]
+fn the_words_of_a_server_are_quoted_and_its_own_token_is_named() {
+    for (token, cause) in [(None, "SERVER_SECRET is not set"), (Some("fixed"), "\"token\" of this server")] {
+        let server = ChatServer::start();
+        let url = format!("{}&key=hunter2", server.url());
+        server.serve(|mut peer| {
+            let request = peer.upgrade();
+            peer.json();
+            let token = request.header("authorization").unwrap().to_owned();
+            peer.frame(8, &[&1008_u16.to_be_bytes()[..], format!("令牌 \"{token}\"").as_bytes()].concat());
+        });
+        let mut own = json!({"url": url});
+        token.into_iter().for_each(|token| own["token"] = json!(token));
+        let outcome = check_config(&config(json!([own])));
+        let said =
+            format!("it closes with code 1008: \"令牌 \\\"Bearer {}\\\"\"", token.unwrap_or("test-token"));
+        assert_reported(&outcome, 1, &[cause, &said, "&key=***"]);
+        assert!(!outcome.text.contains("hunter2"));
+    }
 }
 
 #[test]

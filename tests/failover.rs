@@ -166,12 +166,10 @@ fn how_a_websocket_ends_decides_whether_the_call_goes_on() {
         ("1001", |peer| close(peer, Some(1001)), true),
         ("1002", |peer| close(peer, Some(1002)), true),
         ("1003", |peer| close(peer, Some(1003)), true),
-        ("1008", |peer| close(peer, Some(1008)), true),
         ("1011", |peer| close(peer, Some(1011)), true),
         ("1012", |peer| close(peer, Some(1012)), true),
         ("1013", |peer| close(peer, Some(1013)), true),
         ("1014", |peer| close(peer, Some(1014)), true),
-        ("4000", |peer| close(peer, Some(4000)), true),
         ("a code that must not be sent", |peer| close(peer, Some(1006)), true),
         ("a Close of one byte", |peer| raw(peer, &[0x88, 1, 3]), true),
         ("an unknown opcode", |peer| raw(peer, &[0x83, 0]), true),
@@ -180,6 +178,8 @@ fn how_a_websocket_ends_decides_whether_the_call_goes_on() {
         ("a masked frame", |peer| raw(peer, &[0x81, 0x82, 0, 0, 0, 0, b'{', b'}']), true),
         ("a frame of 2 MiB", |peer| raw(peer, &[0x82, 127, 0, 0, 0, 0, 0, 0x20, 0, 0]), true),
         ("1000", |peer| close(peer, Some(1000)), false),
+        ("1008", |peer| close(peer, Some(1008)), false),
+        ("4000", |peer| close(peer, Some(4000)), false),
         ("a Close without a code", |peer| close(peer, None), false),
     ];
     let server = ChatServer::start();
@@ -200,6 +200,9 @@ fn how_a_websocket_ends_decides_whether_the_call_goes_on() {
             peer.expect_close(1000);
         } else {
             device.expect_goodbye("server-session");
+            if ["1008", "4000"].contains(&how) {
+                assert!(device.json()["message"].as_str().unwrap().contains(how));
+            }
             device.mqtt.assert_nothing_pending();
             assert!(server.is_idle(), "{how}");
         }
@@ -209,6 +212,94 @@ fn how_a_websocket_ends_decides_whether_the_call_goes_on() {
             while !matches!(old.message(), Message::End) {}
         }
     }
+}
+
+/// The server says farewell, the last word of it being `tts stop`.
+fn say_farewell(device: &mut Device, peer: &mut Peer) {
+    for state in ["start", "stop"] {
+        peer.send_text(&json!({"type": "tts", "state": state}).to_string());
+        assert_eq!(device.json()["state"], state);
+    }
+}
+
+#[test]
+fn a_server_that_ends_tcp_after_its_farewell_and_takes_a_new_connection_ends_the_call() {
+    let ends: [fn(Peer) -> Option<Peer>; 2] = [
+        |mut peer| {
+            peer.shutdown_write();
+            Some(peer)
+        },
+        |peer| {
+            peer.reset();
+            None
+        },
+    ];
+    for (number, end) in ends.into_iter().enumerate() {
+        let (server, other) = (ChatServer::start(), ChatServer::start());
+        let gateway = gateway_with(&[server.url(), other.url()], short_reconnect_delay);
+        let mut device = Device::connect(gateway.addresses().mqtt, 30 + number as u8);
+        let (_call, mut peer) = start_call(&mut device, &server);
+        say_farewell(&mut device, &mut peer);
+        let _old = end(peer);
+        let mut probe = server.accept();
+        probe.upgrade();
+        assert_eq!(probe.message(), Message::Close(Some(1000)), "no hello is said");
+        device.expect_goodbye("server-session");
+        device.mqtt.assert_nothing_pending();
+        assert!(server.is_idle() && other.is_idle());
+    }
+}
+
+#[test]
+fn a_server_that_ends_tcp_after_its_speech_and_is_gone_failed() {
+    let (server, other) = (ChatServer::start(), ChatServer::start());
+    let gateway = gateway_with(&[server.url(), other.url()], short_reconnect_delay);
+    let mut log = LogCapture::containing(client_id(32));
+    let mut device = Device::connect(gateway.addresses().mqtt, 32);
+    let (mut call, mut peer) = start_call(&mut device, &server);
+    say_farewell(&mut device, &mut peer);
+    kill_server(server, [peer]);
+    // The other server's success proves nothing.
+    let (mut peer, _) = accept_redial(&other, "again");
+    assert!(log.wait_for_line("redialling").contains("the server takes no new connection"));
+    assert_audio_both_ways(&mut call, &mut peer, b"\x58on");
+    assert_eq!(device.json()["session_id"], "server-session");
+    device.mqtt.assert_nothing_pending();
+}
+
+#[test]
+fn the_fourth_failure_in_a_row_without_a_word_of_the_user_ends_the_call() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], short_reconnect_delay);
+    let mut log = LogCapture::containing(client_id(33));
+    let mut device = Device::connect(gateway.addresses().mqtt, 33);
+    let (_call, mut peer) = start_call(&mut device, &server);
+    for _ in 0..3 {
+        peer.send_close(Some(1011));
+        (peer, _) = accept_redial(&server, "again");
+        peer.send_text(r#"{"type":"llm","emotion":"happy"}"#);
+        assert_eq!(device.json()["type"], "llm");
+    }
+    peer.send_close(Some(1011));
+    device.expect_goodbye("server-session");
+    assert!(log.wait_for_line("the call ends").contains("three redials"));
+    assert!(server.is_idle());
+}
+
+#[test]
+fn what_a_server_says_in_words_is_in_the_failure_line() {
+    let (server, other) = (ChatServer::start(), ChatServer::start());
+    let mut log = LogCapture::containing(server.addr.to_string());
+    let gateway = gateway_with(&[server.url(), other.url()], short_reconnect_delay);
+    let mut device = Device::connect(gateway.addresses().mqtt, 34);
+    device.send_text(HELLO);
+    let mut peer = server.accept();
+    peer.upgrade();
+    peer.send_text("认证失败");
+    peer.shutdown_write();
+    other.accept().upgrade();
+    let line = log.wait_for_line("is failing");
+    assert!(line.contains("it refuses the token") && line.contains("it said \"认证失败\""), "{line}");
 }
 
 #[test]
@@ -478,6 +569,24 @@ fn tts_stop_is_sent_for_interrupted_speech() {
     assert_eq!(device.json(), json!({"type": "tts", "state": "stop", "session_id": "server-session"}));
     accept_redial(&server, "x");
     device.mqtt.assert_nothing_pending();
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_server_that_ends_tls_without_a_word_after_its_farewell_ends_the_call() {
+    let authority = support::tls::CertificateAuthority::new();
+    let folder = support::process::Folder::new().with_file("ca.pem", authority.pem());
+    let server = ChatServer::start_tls(authority.server("127.0.0.1"));
+    let gateway = gateway_with(&[server.url()], |config| {
+        config.websocket.ca_file = Some(folder.0.join("ca.pem"));
+    });
+    let mut device = Device::connect(gateway.addresses().mqtt, 35);
+    let (_call, mut peer) = start_call(&mut device, &server);
+    say_farewell(&mut device, &mut peer);
+    // TCP only, without close_notify.
+    peer.shutdown_write();
+    server.accept().upgrade();
+    device.expect_goodbye("server-session");
 }
 
 #[cfg(feature = "tls")]

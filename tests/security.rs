@@ -18,7 +18,7 @@ use support::mqtt::{Client, Connect, password, user_name};
 use support::process::{Folder, Process};
 
 /// The headers of an upgrade request: these, each once, and no other.
-const HEADERS: [&str; 10] = [
+const HEADERS: [&str; 11] = [
     "authorization",
     "client-id",
     "connection",
@@ -28,6 +28,7 @@ const HEADERS: [&str; 10] = [
     "sec-websocket-key",
     "sec-websocket-version",
     "upgrade",
+    "user-agent",
     "x-forwarded-for",
 ];
 

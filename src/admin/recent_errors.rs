@@ -11,7 +11,7 @@ use crate::text;
 /// Kept of each kind, so that a frequent one does not push out a rare one.
 const MAX_PER_KIND: usize = 8;
 /// Bytes of a sentence, before escapes.
-const MAX_MESSAGE_BYTES: usize = 400;
+const MAX_MESSAGE_BYTES: usize = 800;
 
 /// What kind of error it is. Serializes as its stable code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -19,6 +19,9 @@ const MAX_MESSAGE_BYTES: usize = 400;
 pub enum RecentErrorKind {
     /// A chat server cannot be used.
     ServerFailing,
+    /// A chat server ended a call, and said why.
+    #[serde(rename = "server_ended_call")]
+    ServerEndedCall,
     /// A chat server says no hello.
     NoServerHello,
     /// No datagram of a listening device comes.
@@ -61,8 +64,9 @@ pub enum RecentErrorKind {
 impl RecentErrorKind {
     /// Every kind.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 18] = [
+    pub(super) const ALL: [Self; 19] = [
         Self::ServerFailing,
+        Self::ServerEndedCall,
         Self::NoServerHello,
         Self::NoAudio,
         Self::AudioDropped,
@@ -92,6 +96,8 @@ impl RecentErrorKind {
     pub fn from_log_event(note: &LogEvent) -> Option<Self> {
         match note {
             LogEvent::ServerFailing { .. } => Some(Self::ServerFailing),
+            // 1000 and none are ordinary ends.
+            LogEvent::ServerEndedCall { code: Some(1001..), .. } => Some(Self::ServerEndedCall),
             LogEvent::NoServerHello(_) => Some(Self::NoServerHello),
             LogEvent::NoUdpAudio { .. } => Some(Self::NoAudio),
             LogEvent::NoIpv4Address => Some(Self::NoAudio),
@@ -126,6 +132,7 @@ impl RecentErrorKind {
             Self::ServerFailing | Self::NoServer | Self::ServerLost => {
                 "Is the chat server up, and is its URL right? The sub-command check dials every one and says what is wrong."
             }
+            Self::ServerEndedCall => "The chat server said why: its own log says more.",
             Self::NoServerHello => {
                 "The call goes on. The chat server should answer a hello with its own: look at the path in its URL."
             }

@@ -1,14 +1,17 @@
 //! Chat servers: their URLs and settings.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::Secret;
+
 /// A chat server: a `ws://` or `wss://` URL taken apart, and the settings that are its own.
 ///
-/// Every text in it is visible ASCII without spaces, so it can stand in an HTTP head as it is. Displays without its
-/// query, and so does Debug: some servers take a token there, which belongs in no log.
+/// Every text in it is visible ASCII without spaces, so it can stand in an HTTP head as it is. Displays with `***` for what
+/// may be a secret in its query, and so does Debug: some servers take a token there, which belongs in no log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ChatServerConfig {
     /// The URL as it was written.
@@ -30,6 +33,57 @@ pub struct ChatServerConfig {
     pub insecure: Option<bool>,
     /// PEM certificates trusted for this server; `None` leaves it to `websocket.ca_file`.
     pub ca_file: Option<PathBuf>,
+    /// What follows when it ends the connection in a call.
+    pub on_disconnect: OnDisconnect,
+    /// The bearer token that it gets instead of a signed one.
+    pub token: Option<Secret>,
+    /// Whether it gets a `goodbye` before the close; `None` leaves it to `websocket.send_goodbye`.
+    pub send_goodbye: Option<bool>,
+    /// Whether it is pinged, every `websocket.ping_interval_s`.
+    pub ping: bool,
+    /// Where to ask whether it is well, in the background.
+    pub health_url: Option<HealthUrl>,
+}
+
+/// What follows when a chat server ends the connection in a call, without a `goodbye`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDisconnect {
+    /// An end that it meant ends the call; after a failure the call goes on with the next server.
+    Auto,
+    /// The call goes on with the next server.
+    Redial,
+    /// The call ends.
+    End,
+}
+
+/// An `http://` or `https://` URL that answers 2xx while a chat server is well.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HealthUrl {
+    /// The URL as it was written.
+    pub url: String,
+    /// The same host, port and path as a chat server.
+    pub target: Box<ChatServerConfig>,
+}
+
+impl fmt::Debug for HealthUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.target.fmt(f)
+    }
+}
+
+impl FromStr for HealthUrl {
+    type Err = UrlError;
+
+    fn from_str(url: &str) -> Result<Self, UrlError> {
+        let (scheme, rest) = url.split_once("://").ok_or(UrlError::HEALTH)?;
+        let scheme = match scheme.to_ascii_lowercase().as_str() {
+            "http" => "ws",
+            "https" => "wss",
+            _ => return Err(UrlError::HEALTH),
+        };
+        let target = format!("{scheme}://{rest}").parse().map(Box::new).map_err(|_| UrlError::HEALTH)?;
+        Ok(Self { url: url.to_owned(), target })
+    }
 }
 
 /// How audio is framed towards a chat server.
@@ -79,15 +133,64 @@ impl FromStr for ChatServerConfig {
             framing: Framing::Auto,
             insecure: None,
             ca_file: None,
+            on_disconnect: OnDisconnect::Auto,
+            token: None,
+            send_goodbye: None,
+            ping: true,
+            health_url: None,
         })
+    }
+}
+
+/// What xiaozhi-esp32-server's URL must end with so that it takes and sends the 16-byte header.
+pub const URL_SUFFIX: &str = "?from=mqtt_gateway";
+/// What that server's path begins with, unless an operator changed it.
+pub const XIAOZHI_PATH: &str = "/xiaozhi/";
+
+impl ChatServerConfig {
+    /// Whether the path is that of xiaozhi-esp32-server, and the URL lacks the suffix, while nothing says that it need not be there.
+    pub fn lacks_suffix(&self) -> bool {
+        self.framing == Framing::Auto
+            && self.path.starts_with(XIAOZHI_PATH)
+            && !self.path.ends_with(URL_SUFFIX)
+    }
+}
+
+/// Whether a value in a query is too plain to be a secret, whatever its name: a short word without digits, or a small number.
+fn is_plain_value(value: &str) -> bool {
+    let is_word = value.bytes().all(|byte| byte.is_ascii_alphabetic() || b"_-.".contains(&byte));
+    is_word && value.len() <= 16 || value.len() <= 2 && value.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Parts of the names in a query whose values are secrets.
+const SECRET_NAMES: [&str; 12] =
+    ["token", "key", "secret", "pass", "pwd", "auth", "sig", "cred", "session", "jwt", "code", "%"];
+
+/// A part of a query, `***` for what may be a secret in it.
+fn masked(part: &str) -> Cow<'_, str> {
+    match part.split_once('=') {
+        _ if part.is_empty() => part.into(),
+        Some((name, value)) => {
+            let lower = name.to_ascii_lowercase();
+            let is_secret = SECRET_NAMES.iter().any(|secret| lower.contains(secret));
+            let is_shown = value.is_empty() || !is_secret && is_plain_value(value);
+            if is_shown { part.into() } else { format!("{name}=***").into() }
+        }
+        None => "***".into(),
     }
 }
 
 impl fmt::Display for ChatServerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "wss" } else { "ws" };
-        let path = self.path.split('?').next().unwrap_or_default();
-        write!(f, "{scheme}://{}{path}", self.authority)
+        let (path, query) = match self.path.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (self.path.as_str(), None),
+        };
+        write!(f, "{scheme}://{}{path}", self.authority)?;
+        let Some(query) = query else { return Ok(()) };
+        let parts: Vec<_> = query.split('&').map(masked).collect();
+        write!(f, "?{}", parts.join("&"))
     }
 }
 
@@ -102,21 +205,25 @@ impl fmt::Debug for ChatServerConfig {
 pub struct UrlError(&'static str);
 
 impl UrlError {
-    const SCHEME: Self = Self("");
-    const HTTP: Self = Self("; did you mean ws://");
-    const HTTPS: Self = Self("; did you mean wss://");
-    const USER_INFO: Self = Self(" without user name and password");
+    const SCHEME: Self = Self("a ws:// or wss:// URL");
+    const HTTP: Self = Self("a ws:// or wss:// URL; did you mean ws://");
+    const HTTPS: Self = Self("a ws:// or wss:// URL; did you mean wss://");
+    const HEALTH: Self =
+        Self("an http:// or https:// URL, its path percent-encoded, without user name and fragment");
+    const USER_INFO: Self = Self("a ws:// or wss:// URL without user name and password");
     /// No server ever sees the part behind `#` (RFC 6455 section 3).
-    const FRAGMENT: Self = Self(" without a fragment (#...)");
-    const HOST: Self = Self(" whose host is a name, an IPv4 address or an IPv6 address in brackets");
-    const PORT: Self = Self(" whose port is a whole number from 1 to 65535");
+    const FRAGMENT: Self = Self("a ws:// or wss:// URL without a fragment (#...)");
+    const HOST: Self =
+        Self("a ws:// or wss:// URL whose host is a name, an IPv4 address or an IPv6 address in brackets");
+    const PORT: Self = Self("a ws:// or wss:// URL whose port is a whole number from 1 to 65535");
     /// RFC 3986 section 3.3.
-    const TARGET: Self = Self(" with spaces, quotes and all that is not ASCII percent-encoded");
+    const TARGET: Self =
+        Self("a ws:// or wss:// URL with spaces, quotes and all that is not ASCII percent-encoded");
 }
 
 impl fmt::Display for UrlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a ws:// or wss:// URL{}", self.0)
+        f.write_str(self.0)
     }
 }
 
@@ -224,9 +331,43 @@ mod tests {
     }
 
     #[test]
-    fn a_query_is_never_shown() {
-        let server: ChatServerConfig = "wss://a/ws?token=hunter2".parse().unwrap();
-        assert_eq!(server.to_string(), "wss://a/ws");
-        assert!(!format!("{server:?}").contains("hunter2"));
+    fn a_query_is_shown_without_its_secrets() {
+        for (query, shown) in [
+            ("?from=mqtt_gateway", "?from=mqtt_gateway"),
+            ("?token=hunter2", "?token=***"),
+            ("?Access_Token=hunter2&from=mqtt_gateway", "?Access_Token=***&from=mqtt_gateway"),
+            ("?lang=zh&apiKey=hunter2&sig=hunter2", "?lang=zh&apiKey=***&sig=***"),
+            ("?hunter2", "?***"),
+            ("?v=1&id=hunter2", "?v=1&id=***"),
+            ("?id=correcthorsebatterystaple", "?id=***"),
+            ("?t%6Fken=hunter2", "?t%6Fken=***"),
+            ("?", "?"),
+            ("?a=&token=", "?a=&token="),
+        ] {
+            let server: ChatServerConfig = format!("wss://a/ws{query}").parse().unwrap();
+            assert_eq!(server.to_string(), format!("wss://a/ws{shown}"));
+            assert_eq!(format!("{server:?}"), server.to_string());
+        }
+    }
+
+    #[test]
+    fn a_health_url_is_an_http_url() {
+        let health: HealthUrl = "https://a:8/health?x".parse().unwrap();
+        assert_eq!((health.target.tls, health.target.port, &*health.target.path), (true, 8, "/health?x"));
+        for url in ["ws://a/", "a/health", "http://a/ü", "http://"] {
+            assert_eq!(url.parse::<HealthUrl>().unwrap_err(), UrlError::HEALTH, "{url}");
+        }
+    }
+
+    #[test]
+    fn the_path_of_the_python_server_needs_the_suffix() {
+        for (url, lacks) in [
+            ("ws://a/xiaozhi/v1/", true),
+            ("ws://a/xiaozhi/v1/?from=mqtt_gateway&a=b", true),
+            ("ws://a/xiaozhi/v1/?from=mqtt_gateway", false),
+            ("ws://a/other", false),
+        ] {
+            assert_eq!(url.parse::<ChatServerConfig>().unwrap().lacks_suffix(), lacks, "{url}");
+        }
     }
 }

@@ -88,5 +88,5 @@ fn check_url(text: &str) {
     let mut parsed = httparse::Request::new(&mut fields);
     let length = parsed.parse(request.as_bytes()).unwrap().unwrap();
     assert_eq!((length, parsed.path), (request.len(), Some(dial.server.path.as_str())));
-    assert_eq!(parsed.headers.len(), 9, "no header but our own");
+    assert_eq!(parsed.headers.len(), 10, "no header but our own");
 }

@@ -6,7 +6,8 @@ use super::Config;
 use super::error::Problem;
 use super::kind::{
     api_host, boolean, ip, level, mac_prefixes, macs, micros, millis, networks, number, object, path,
-    peer_policy, port, public_ip, seconds, secret, secrets, server, servers, token, whole_number,
+    peer_policy, port, public_ip, routes, seconds, secret, secrets, server, server_order, servers, token,
+    whole_number,
 };
 use super::value::JsonValue;
 
@@ -63,7 +64,7 @@ macro_rules! keys {
 
 /// Every key, in the order of the documented file: its name, when a new value is in force, where the value is kept, and
 /// what it may be.
-pub(super) static CONFIG_KEYS: [ConfigKey; 65] = keys! {
+pub(super) static CONFIG_KEYS: [ConfigKey; 67] = keys! {
     "mqtt.host" restart mqtt.host: ip();
     "mqtt.port" restart mqtt.port: port();
     "mqtt.plain" restart mqtt.plain: boolean();
@@ -97,6 +98,8 @@ pub(super) static CONFIG_KEYS: [ConfigKey; 65] = keys! {
     "websocket.production_servers" live websocket.production: servers(server());
     "websocket.development_servers" live websocket.development: servers(server());
     "websocket.development_mac_addresses" live websocket.development_macs: macs();
+    "websocket.routes" live websocket.routes: routes();
+    "websocket.order" live websocket.order: server_order();
     "websocket.server_secret" live websocket.secret: secret();
     "websocket.ca_file" live websocket.ca_file: path();
     "websocket.insecure" live websocket.insecure: boolean();

@@ -14,8 +14,12 @@ use serde_json::{Value, json};
 
 use super::chat_server::is_host_name;
 use super::error::Problem;
+use super::route;
 use super::value::JsonValue;
-use super::{ChatServerConfig, Framing, Network, PeerPolicy, PublicIp, Secret};
+use super::{
+    ChatServerConfig, Framing, HealthUrl, Network, OnDisconnect, PeerPolicy, PublicIp, Route, Secret,
+    ServerOrder, UrlError,
+};
 use crate::proto::identity::{Mac, MacPrefix, MacPrefixes};
 
 /// How one kind of value is read and written.
@@ -207,6 +211,32 @@ pub(super) fn peer_policy() -> Kind<PeerPolicy> {
     one_of(&[("adaptive", PeerPolicy::Adaptive), ("strict", PeerPolicy::Strict)])
 }
 
+pub(super) fn server_order() -> Kind<ServerOrder> {
+    one_of(&[("spread", ServerOrder::Spread), ("first", ServerOrder::First)])
+}
+
+fn on_disconnect() -> Kind<OnDisconnect> {
+    one_of(&[("auto", OnDisconnect::Auto), ("redial", OnDisconnect::Redial), ("end", OnDisconnect::End)])
+}
+
+/// A bearer token that a server expects: something an HTTP header can hold.
+fn server_token() -> Kind<Option<Secret>> {
+    secret_where("visible ASCII characters without spaces, empty for none", |text| {
+        text.bytes().all(|byte| byte.is_ascii_graphic())
+    })
+}
+
+/// A URL that no message shows: its query may hold a token.
+fn health_url() -> Kind<Option<HealthUrl>> {
+    let read = |value: &JsonValue<'_>| {
+        let text: String = value.deserialize().map_err(|_| value.invalid("a URL"))?;
+        text.parse()
+            .map(Some)
+            .map_err(|error: UrlError| value.invalid_redacted("a text that is not shown", error))
+    };
+    Kind::new(read, |health| json!(health.as_ref().map_or("", |health: &HealthUrl| &health.url)))
+}
+
 fn framing() -> Kind<Framing> {
     one_of(&[("auto", Framing::Auto), ("header", Framing::Header), ("raw", Framing::Raw)])
 }
@@ -295,6 +325,60 @@ pub(super) fn server_url(rewrite: fn(&str) -> String) -> Kind<Arc<ChatServerConf
     Kind::new(read, |server| json!(server.url))
 }
 
+/// Devices with chat servers of their own.
+pub(super) fn routes() -> Kind<Vec<Route>> {
+    Kind { read: Box::new(read_route), write: Box::new(write_route) }.list("a list of routes")
+}
+
+fn groups() -> Kind<Vec<String>> {
+    const ALLOWED: &str = "a group such as \"GID_kids\", or its beginning and a *";
+    Kind::string(ALLOWED, route::group_pattern, String::clone).list("a list of groups")
+}
+
+fn route_macs() -> Kind<Vec<String>> {
+    const ALLOWED: &str =
+        "a MAC address such as \"aa:bb:cc:dd:ee:ff\", its first pairs such as \"aa:bb:cc\", or \"*\"";
+    Kind::string(ALLOWED, route::mac_pattern, String::clone).list(MACS_ALLOWED)
+}
+
+fn read_route(value: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Option<Route> {
+    let fields = value.members().map_err(|problem| problems.push(problem)).ok()?;
+    let (mut route, before) = (Route::default(), problems.len());
+    for (key, field) in &fields {
+        match key.as_str() {
+            "name" => plain("a text").read_into(field, &mut route.name, problems),
+            "groups" => groups().read_into(field, &mut route.groups, problems),
+            "macs" => route_macs().read_into(field, &mut route.macs, problems),
+            "servers" => servers(server()).read_into(field, &mut route.servers, problems),
+            _ => problems.push(field.unknown_key(value, vec!["name", "groups", "macs", "servers"])),
+        }
+    }
+    if problems.len() == before
+        && (route.servers.is_empty() || route.groups.is_empty() && route.macs.is_empty())
+    {
+        problems.push(
+            value.invalid("\"servers\", at least one, and \"groups\" or \"macs\", \"*\" for all devices"),
+        );
+    }
+    if route.name.is_empty() {
+        route.name.clone_from(&value.path);
+    }
+    (problems.len() == before).then_some(route)
+}
+
+fn write_route(route: &Route) -> Value {
+    let mut object = json!({
+        "name": route.name,
+        "servers": route.servers.iter().map(|server| write_server(server)).collect::<Vec<_>>(),
+    });
+    for (key, patterns) in [("groups", &route.groups), ("macs", &route.macs)] {
+        if !patterns.is_empty() {
+            object[key] = json!(patterns);
+        }
+    }
+    object
+}
+
 fn read_server(value: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Option<Arc<ChatServerConfig>> {
     let url_kind = server_url(str::to_owned);
     if !value.is_object() {
@@ -313,11 +397,19 @@ fn read_server(value: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Option<Arc
             "framing" => framing().read_into(field, &mut settings.framing, problems),
             "insecure" => settings.insecure = boolean().read(field, problems),
             "ca_file" => path().read_into(field, &mut settings.ca_file, problems),
-            _ => problems.push(field.unknown_key(value, vec!["url", "framing", "insecure", "ca_file"])),
+            "on_disconnect" => on_disconnect().read_into(field, &mut settings.on_disconnect, problems),
+            "token" => server_token().read_into(field, &mut settings.token, problems),
+            "send_goodbye" => settings.send_goodbye = boolean().read(field, problems),
+            "ping" => boolean().read_into(field, &mut settings.ping, problems),
+            "health_url" => health_url().read_into(field, &mut settings.health_url, problems),
+            _ => problems.push(field.unknown_key(value, SERVER_KEYS.to_vec())),
         }
     }
     (problems.len() == before).then_some(server)
 }
+
+const SERVER_KEYS: [&str; 9] =
+    ["url", "framing", "insecure", "ca_file", "on_disconnect", "token", "send_goodbye", "ping", "health_url"];
 
 fn write_server(server: &ChatServerConfig) -> Value {
     let mut object = json!({ "url": server.url });
@@ -329,6 +421,21 @@ fn write_server(server: &ChatServerConfig) -> Value {
     }
     if server.ca_file.is_some() {
         object["ca_file"] = path().write(&server.ca_file);
+    }
+    if server.on_disconnect != OnDisconnect::Auto {
+        object["on_disconnect"] = on_disconnect().write(&server.on_disconnect);
+    }
+    if server.token.is_some() {
+        object["token"] = server_token().write(&server.token);
+    }
+    if let Some(send_goodbye) = server.send_goodbye {
+        object["send_goodbye"] = json!(send_goodbye);
+    }
+    if !server.ping {
+        object["ping"] = json!(false);
+    }
+    if server.health_url.is_some() {
+        object["health_url"] = health_url().write(&server.health_url);
     }
     if object.as_object().is_some_and(|object| object.len() == 1) { json!(server.url) } else { object }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 
-use crate::proto::identity::{Mac, MacPrefixes};
+use crate::proto::identity::{ClientId, Mac, MacPrefixes};
 
 mod chat_server;
 mod diff;
@@ -27,13 +27,16 @@ mod kind;
 mod network;
 mod node_config;
 mod public_address;
+mod route;
 mod serialize;
 mod signature_key;
 mod source;
 mod value;
 mod warnings;
 
-pub use chat_server::{ChatServerConfig, Framing, UrlError};
+pub use chat_server::{
+    ChatServerConfig, Framing, HealthUrl, OnDisconnect, URL_SUFFIX, UrlError, XIAOZHI_PATH,
+};
 pub use diff::{Changes, check_reload, diff};
 pub use environment::{VARIABLES, unknown_variables};
 pub use error::{ConfigError, ConfigErrors};
@@ -41,6 +44,7 @@ pub use kind::{LEVELS, parse_level};
 pub use network::Network;
 pub use node_config::NodeConfig;
 pub use public_address::unreachable_kind;
+pub use route::Route;
 pub use signature_key::KeyFingerprint;
 pub use source::{DEFAULT_FILE, NODE_FILE, Source};
 pub(crate) use value::edit_distance;
@@ -255,6 +259,10 @@ settings! {
         pub development: Vec<Arc<ChatServerConfig>> = Vec::new(),
         /// The listed devices (`development_mac_addresses`).
         pub development_macs: Vec<Mac> = Vec::new(),
+        /// Further devices with chat servers of their own; the first that fits counts.
+        pub routes: Vec<Route> = Vec::new(),
+        /// In which order a new call tries the servers of its list.
+        pub order: ServerOrder = ServerOrder::Spread,
         /// Whether `production` is the built-in echo server, which stands in when no server was configured at start.
         pub echo: bool = false,
         /// The key of the bearer token sent to chat servers (`server_secret`); without one the fixed text `test-token` is sent.
@@ -278,6 +286,15 @@ settings! {
         /// Connection attempts to chat servers in progress at once, at least 1.
         pub max_dials: usize = 256,
     }
+}
+
+/// In which order a new call tries the chat servers of its list. Those that fail come last in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerOrder {
+    /// Each call begins with the next one, so that calls are spread over all.
+    Spread,
+    /// As they stand in the list: the others stand by.
+    First,
 }
 
 settings! {
@@ -384,15 +401,23 @@ impl fmt::Debug for Secret {
 }
 
 impl Config {
-    /// The chat servers of the device with this MAC: the development list when it is listed and that list has servers,
-    /// else the production list.
-    pub fn servers_for(&self, mac: Mac) -> &[Arc<ChatServerConfig>] {
+    /// The chat servers of the device with this client id: the development list when its MAC is listed and that list has
+    /// servers, else those of the first route that fits, else the production list.
+    pub fn servers_for(&self, id: &ClientId) -> &[Arc<ChatServerConfig>] {
         let websocket = &self.websocket;
-        if !websocket.development.is_empty() && websocket.development_macs.contains(&mac) {
-            &websocket.development
-        } else {
-            &websocket.production
+        if !websocket.development.is_empty() && websocket.development_macs.contains(&id.mac()) {
+            return &websocket.development;
         }
+        let route = websocket.routes.iter().find(|route| route.matches(id));
+        route.map_or(&websocket.production, |route| &route.servers)
+    }
+
+    /// Every chat server, with the name of its list or route.
+    pub fn servers(&self) -> impl Iterator<Item = (&str, &Arc<ChatServerConfig>)> {
+        let websocket = &self.websocket;
+        let lists = [("production", &websocket.production), ("development", &websocket.development)];
+        let routes = websocket.routes.iter().map(|route| (route.name.as_str(), &route.servers));
+        lists.into_iter().chain(routes).flat_map(|(name, list)| list.iter().map(move |server| (name, server)))
     }
 
     /// The address of the management listener: as configured, else every address when callers need a token, else loopback.
@@ -423,17 +448,29 @@ mod tests {
 
     #[test]
     fn listed_devices_use_the_development_servers_if_configured() {
-        let listed: Mac = "aa:bb:cc:dd:ee:ff".parse().unwrap();
-        let other: Mac = "11:22:33:44:55:66".parse().unwrap();
+        let listed = ClientId::parse("GID_a@@@aa_bb_cc_dd_ee_ff@@@u").unwrap();
+        let other = ClientId::parse("GID_b@@@11_22_33_44_55_66@@@u").unwrap();
         let mut config = Config::default();
         config.websocket.production = servers(&["ws://production"]);
         config.websocket.development = servers(&["ws://development"]);
-        config.websocket.development_macs = vec![listed];
-        assert_eq!(config.servers_for(listed), config.websocket.development);
-        assert_eq!(config.servers_for(other), config.websocket.production);
+        config.websocket.development_macs = vec![listed.mac()];
+        assert_eq!(config.servers_for(&listed), config.websocket.development);
+        assert_eq!(config.servers_for(&other), config.websocket.production);
+
+        let route = |group: &str, url| Route {
+            groups: vec![group.to_owned()],
+            servers: servers(&[url]),
+            ..Route::default()
+        };
+        config.websocket.routes = vec![route("GID_*", "ws://first"), route("GID_b", "ws://second")];
+        assert_eq!(config.servers_for(&listed), config.websocket.development);
+        assert_eq!(config.servers_for(&other), config.websocket.routes[0].servers);
+        config.websocket.routes.remove(0);
+        assert_eq!(config.servers_for(&other), config.websocket.routes[0].servers);
+        assert_eq!(config.servers().count(), 3);
 
         config.websocket.development.clear();
-        assert_eq!(config.servers_for(listed), config.websocket.production);
+        assert_eq!(config.servers_for(&listed), config.websocket.production);
     }
 
     #[test]

@@ -23,7 +23,7 @@ impl Config {
     }
 
     /// This configuration in the same shape, with every key, for whoever may not see its secrets: those that are set, and
-    /// the queries of servers' URLs, are `***`.
+    /// those in the queries of servers' URLs, are `***`.
     pub fn to_masked_file_text(&self) -> String {
         let mut masked = self.clone();
         for secret in [&mut masked.mqtt.signature_key, &mut masked.websocket.secret, &mut masked.api.token] {
@@ -32,11 +32,15 @@ impl Config {
         for key in &mut masked.mqtt.previous_signature_keys {
             *key = Secret("***".into());
         }
-        for list in [&mut masked.websocket.production, &mut masked.websocket.development] {
-            for server in list {
-                let query = if server.path.contains('?') { "?***" } else { "" };
-                let url = format!("{server}{query}");
-                Arc::make_mut(server).url = url;
+        let websocket = &mut masked.websocket;
+        let routes = websocket.routes.iter_mut().flat_map(|route| &mut route.servers);
+        for server in websocket.production.iter_mut().chain(&mut websocket.development).chain(routes) {
+            let url = server.to_string();
+            let server = Arc::make_mut(server);
+            server.url = url;
+            server.token = server.token.as_ref().map(|_| Secret("***".into()));
+            if let Some(health) = &mut server.health_url {
+                health.url = health.target.to_string().replacen("ws", "http", 1);
             }
         }
         file_text(CONFIG_KEYS.iter().map(|key| (key.name, (key.write)(&masked))).collect())
@@ -97,7 +101,10 @@ mod tests {
                 "udp":{"host":"127.0.0.1","port":5,"public_ip":"gw.example","peer_policy":"strict","downlink_flags":false,
                 "speech_lead_ms":60,"downlink_pace":false,"keep_alive_s":2.5,"dscp":0,"first_packet_warn_s":6,"first_packet_alert":false,"coalesce_max_us":7},
                 "websocket":{"production_servers":["ws://a/?from=mqtt_gateway",{"url":"wss://b","framing":"raw","insecure":false},
-                {"url":"ws://c","framing":"header"}],"development_servers":["ws://d"],
+                {"url":"ws://c","framing":"header","on_disconnect":"end","token":"t","send_goodbye":false,"ping":false,
+                "health_url":"http://c/h"}],"development_servers":["ws://d"],
+                "routes":[{"name":"r","groups":["a*","b"],"macs":["AA-BB","*"],"servers":["ws://e",{"url":"ws://f","framing":"raw"}]}],
+                "order":"first",
                 "development_mac_addresses":["AA-BB-CC-DD-EE-FF"],"server_secret":"s","insecure":true,"ping_interval_s":7,
                 "ping_timeout_s":8,"reconnect":{"initial_ms":9,"max_ms":10,"multiplier":1.5,"give_up_after_s":0},
                 "send_goodbye":false,"call_idle_s":11,"max_calls":12,"max_dials":13},
@@ -133,15 +140,18 @@ mod tests {
         let config = parsed(
             r#"{"mqtt":{"signature_key":"hunter2","previous_signature_keys":["hunter2","hunter2"]},"api":{"token":"hunter2-hunter2-hunter2"},
                 "websocket":{"server_secret":"hunter2","production_servers":["wss://a:99/b?token=hunter2","ws://c"],
-                "development_servers":[{"url":"ws://a/?hunter2","framing":"raw"}]}}"#,
+                "development_servers":[{"url":"ws://a/?hunter2","framing":"raw","token":"hunter2","health_url":"https://h/?key=hunter2"}],
+                "routes":[{"macs":["*"],"servers":["ws://r/?key=hunter2"]}]}}"#,
         );
         let shown = config.to_masked_file_text();
         assert!(!shown.contains("hunter2"), "{shown}");
         let shown: Value = serde_json::from_str(&shown).unwrap();
         assert_eq!(shown["mqtt"]["signature_key"], "***");
         assert_eq!(shown["mqtt"]["previous_signature_keys"], json!(["***", "***"]));
-        assert_eq!(shown["websocket"]["production_servers"], json!(["wss://a:99/b?***", "ws://c/"]));
-        let server = json!({ "url": "ws://a/?***", "framing": "raw" });
+        assert_eq!(shown["websocket"]["production_servers"], json!(["wss://a:99/b?token=***", "ws://c/"]));
+        let health_url = "https://h/?key=***";
+        let server =
+            json!({ "url": "ws://a/?***", "framing": "raw", "token": "***", "health_url": health_url });
         assert_eq!(shown["websocket"]["development_servers"][0], server);
     }
 

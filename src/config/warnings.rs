@@ -3,8 +3,9 @@
 use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 
+use super::chat_server::URL_SUFFIX;
 use super::error::Problem;
-use super::{Config, Network, PublicIp, Udp};
+use super::{ChatServerConfig, Config, Network, PublicIp, Udp};
 
 impl Config {
     /// What an operator should know about this configuration, one sentence each. Resolves no name: see
@@ -42,7 +43,8 @@ impl Config {
             websocket.insecure,
             "websocket.insecure is on: certificates of chat servers are not verified",
         );
-        for server in websocket.production.iter().chain(&websocket.development) {
+        for (_, server) in self.servers() {
+            warn_if(server.lacks_suffix(), &suffix_warning(server));
             warn_if(
                 server.insecure == Some(true) && !websocket.insecure,
                 &format!("the certificate of {server} is not verified: it is marked insecure"),
@@ -170,6 +172,14 @@ impl Udp {
             }),
         }
     }
+}
+
+/// The server's URL lacks the suffix that the Python server wants.
+fn suffix_warning(server: &ChatServerConfig) -> String {
+    format!(
+        "{server} does not end with {URL_SUFFIX}: xiaozhi-esp32-server then takes the gateway's audio header for sound, and \
+         only noise is heard; for another server set its \"framing\" to \"header\" or \"raw\""
+    )
 }
 
 #[cfg(test)]

@@ -112,12 +112,13 @@ impl SessionHarness {
             6 => self.dial_step(more),
             7 if self.ws != WebSocketState::None => {
                 let gone = [
-                    BackendClosed::CloseFrame(None),
-                    BackendClosed::CloseFrame(Some(1000)),
-                    BackendClosed::CloseFrame(Some(1011)),
+                    BackendClosed::CloseFrame(None, "".into()),
+                    BackendClosed::CloseFrame(Some(1000), "".into()),
+                    BackendClosed::CloseFrame(Some(1011), "why".into()),
+                    BackendClosed::NoCloseFrame("reset".to_owned()),
                     failed_with(BackendStage::Live),
                 ];
-                self.close_websocket(gone[usize::from(more & 3)].clone());
+                self.close_websocket(gone[usize::from(more % 5)].clone());
             }
             8 => {
                 self.commands_sent += 1;

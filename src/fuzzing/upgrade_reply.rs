@@ -1,7 +1,7 @@
 //! A chat server's response to the upgrade request.
 
 use super::split_points;
-use crate::net::backend::upgrade::parse_response;
+use crate::net::backend::upgrade::{BadResponse, parse_response, refusal};
 
 /// The `Sec-WebSocket-Accept` that every response must have: the example of RFC 6455 section 1.3.
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
@@ -23,7 +23,12 @@ pub fn upgrade_reply(data: &[u8]) {
     match whole {
         Ok(Some(length)) => check_accepted(&data[..length]),
         Ok(None) => {}
-        Err(why) => assert!(!why.is_empty() && why.len() <= data.len() + 200, "{why}"),
+        Err(BadResponse::Refused(length)) => {
+            let server = "ws://a/?token=x".parse().expect("a good URL");
+            let why = refusal(data, length, &server).to_string();
+            assert!(why.chars().count() <= 5 * crate::text::SHOWN_MAX, "{why}");
+        }
+        Err(BadResponse::Invalid(why)) => assert!(!why.is_empty() && why.len() <= data.len() + 200, "{why}"),
     }
 }
 

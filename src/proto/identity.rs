@@ -49,7 +49,6 @@ impl ClientId {
     }
 
     /// The first part, which changes when a device is bound to an account.
-    #[cfg(test)]
     pub fn group(&self) -> &str {
         self.0.split(SEPARATOR).next().unwrap_or_default()
     }

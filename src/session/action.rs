@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::labels::labelled_enum;
+use super::server_cause::ServerCause;
 use crate::config::{ChatServerConfig, MacDenial};
 use crate::proto::audio::BadDatagram;
 use crate::proto::identity::Mac;
@@ -141,8 +142,10 @@ pub struct DialRequest {
 /// How a chat server's WebSocket, or the attempt to open it, ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendClosed {
-    /// The server sent a Close frame, with this code if it had one.
-    CloseFrame(Option<u16>),
+    /// The server sent a Close frame, with this code if it had one, and this reason, which may be empty.
+    CloseFrame(Option<u16>, Box<str>),
+    /// The connection ended or was reset without a Close frame: how, in words.
+    NoCloseFrame(String),
     /// Anything else.
     Failed(BackendFailure),
 }
@@ -172,14 +175,22 @@ labelled_enum! {
 pub struct BackendFailure {
     /// How far it was.
     pub stage: BackendStage,
-    /// The cause, for a person to read.
+    /// What was seen, for a person to read.
     pub message: String,
+    /// The likeliest cause, if the message tells one.
+    pub cause: Option<ServerCause>,
 }
 
 impl BackendFailure {
     /// A failure at this stage.
     pub fn new(stage: BackendStage, message: impl Into<String>) -> Self {
-        Self { stage, message: message.into() }
+        Self { stage, message: message.into(), cause: None }
+    }
+
+    /// The same failure with its likeliest cause.
+    #[must_use]
+    pub fn with_cause(self, cause: Option<ServerCause>) -> Self {
+        Self { cause: cause.or(self.cause), ..self }
     }
 }
 
@@ -495,6 +506,24 @@ pub enum LogEvent {
         failure: BackendFailure,
         /// The pause before the next attempt.
         pause: Duration,
+    },
+    /// The chat server failed during a call, which ends.
+    ServerGivenUp {
+        /// The URL of the server that failed.
+        url: String,
+        /// The stage and the cause.
+        failure: BackendFailure,
+        /// Why it is not redialled.
+        why: &'static str,
+    },
+    /// The chat server ended a call, and said this of it.
+    ServerEndedCall {
+        /// Its URL.
+        url: String,
+        /// The code of its Close frame.
+        code: Option<u16>,
+        /// Its words.
+        said: Box<str>,
     },
     /// The call continues on a new WebSocket.
     Redialled {

@@ -35,6 +35,7 @@ mod queue;
 mod rate_limiter;
 mod request_ids;
 mod restart;
+mod server_cause;
 mod server_health;
 
 pub use action::{
@@ -50,6 +51,7 @@ pub use hello_limiter::HelloLimiter;
 pub use rate_limiter::RateLimiter;
 pub use request_ids::RequestIds;
 pub use restart::RestartRecovery;
+pub use server_cause::{HttpAnswer, ServerCause};
 pub use server_health::{ServerHealth, WireFraming};
 
 #[cfg(any(test, fuzzing))]

@@ -1,11 +1,11 @@
 //! What is known about the chat servers: recent failures, and how each server frames its audio.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::LogEvent;
-use crate::config::{ChatServerConfig, Framing};
+use crate::config::{ChatServerConfig, Framing, ServerOrder};
 
 /// For how long after a failure new calls try other servers first.
 const COOLDOWN: Duration = Duration::from_secs(30);
@@ -18,6 +18,8 @@ const LOG_BURST_WINDOW: Duration = Duration::from_secs(10);
 pub struct ServerHealth {
     records: HashMap<String, ServerRecord>,
     next_start: usize,
+    /// The URLs of the servers whose `health_url` does not answer 2xx.
+    unwell: HashSet<String>,
 }
 
 #[derive(Debug, Default)]
@@ -53,25 +55,31 @@ impl ServerRecord {
 }
 
 impl ServerHealth {
-    /// The order in which a new call tries the servers of `list`: round robin, with recently failed servers last.
+    /// The order in which a new call tries the servers of `list`: round robin or as listed, with recently failed servers, and
+    /// those that are not well, last.
     pub fn dial_order(
         &mut self,
         list: &[Arc<ChatServerConfig>],
+        order: ServerOrder,
         now: Instant,
     ) -> VecDeque<Arc<ChatServerConfig>> {
         if list.is_empty() {
             return VecDeque::new();
         }
-        let start = self.next_start % list.len();
+        let start = match order {
+            ServerOrder::First => 0,
+            ServerOrder::Spread => self.next_start % list.len(),
+        };
         self.next_start = self.next_start.wrapping_add(1);
         let rotated = list[start..].iter().chain(&list[..start]).cloned();
-        let (healthy, failing): (Vec<_>, Vec<_>) =
-            rotated.partition(|server| !self.is_in_cooldown(server, now));
+        let (healthy, failing): (Vec<_>, Vec<_>) = rotated
+            .partition(|server| !self.is_in_cooldown(server, now) && !self.unwell.contains(&server.url));
         healthy.into_iter().chain(failing).collect()
     }
 
-    /// The server after `last` in `list`: a different one if possible, or the first one if `last` is not listed any longer.
+    /// The server after `last` in `list`: a different one that is well if possible, or the first one if `last` is not listed any longer.
     pub fn next_after(
+        &self,
         list: &[Arc<ChatServerConfig>],
         last: &ChatServerConfig,
     ) -> Option<Arc<ChatServerConfig>> {
@@ -79,7 +87,9 @@ impl ServerHealth {
             return list.first().cloned();
         };
         let following = list[place..].iter().chain(&list[..place]);
-        following.clone().find(|server| server.url != last.url).or(following.clone().next()).cloned()
+        let mut others = following.clone().filter(|server| server.url != last.url);
+        let well = others.clone().find(|server| !self.unwell.contains(&server.url));
+        well.or_else(|| others.next()).or_else(|| following.clone().next()).cloned()
     }
 
     /// Records a failure. Returns a log event if the server worked before.
@@ -131,6 +141,11 @@ impl ServerHealth {
         }
     }
 
+    /// The URLs of the servers whose `health_url` does not answer 2xx.
+    pub fn set_unwell(&mut self, unwell: HashSet<String>) {
+        self.unwell = unwell;
+    }
+
     fn is_in_cooldown(&self, server: &ChatServerConfig, now: Instant) -> bool {
         let last = self.records.get(&server.url).and_then(|record| record.last_failure);
         last.is_some_and(|at| now.saturating_duration_since(at) < COOLDOWN)
@@ -150,12 +165,29 @@ mod tests {
         let mut first = |act: &dyn Fn(&mut ServerHealth)| {
             act(&mut servers);
             servers.next_start = 0;
-            servers.dial_order(&list, now)[0].url.clone()
+            servers.dial_order(&list, ServerOrder::Spread, now)[0].url.clone()
         };
         let failed = |servers: &mut ServerHealth| drop(servers.on_failure(&list[0], "reset", now));
         assert_eq!(first(&|_| {}), list[0].url);
         assert_eq!(first(&failed), list[1].url);
         assert_eq!(first(&|servers| drop(servers.on_success(&list[0], now))), list[0].url);
+        assert_eq!(first(&|servers| servers.set_unwell([list[0].url.clone()].into())), list[1].url);
+        assert_eq!(first(&|servers| servers.set_unwell(HashSet::new())), list[0].url);
+    }
+
+    #[test]
+    fn calls_are_spread_over_the_list_or_begin_with_its_first() {
+        let now = Instant::now();
+        let list: Vec<Arc<ChatServerConfig>> =
+            ["ws://a/", "ws://b/"].map(|url| Arc::new(url.parse().unwrap())).into();
+        for (order, expected) in [(ServerOrder::Spread, [0, 1, 0]), (ServerOrder::First, [0, 0, 0])] {
+            let mut servers = ServerHealth::default();
+            for first in expected {
+                assert_eq!(servers.dial_order(&list, order, now)[0].url, list[first].url, "{order:?}");
+            }
+            servers.on_failure(&list[0], "reset", now);
+            assert_eq!(servers.dial_order(&list, ServerOrder::First, now)[0].url, list[1].url);
+        }
     }
 
     #[test]

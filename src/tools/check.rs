@@ -12,7 +12,6 @@ mod settings;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -24,7 +23,8 @@ use self::server::ServerCheck;
 use super::command_line::{self, CommandLine, usage_error};
 use super::step_report::{self, StepState};
 use super::terminal::Terminal;
-use crate::config::{ChatServerConfig, Config, NODE_FILE, Source, unknown_variables};
+use crate::clock::clock_warning;
+use crate::config::{Config, NODE_FILE, Source, unknown_variables};
 use crate::proto::identity::{ClientId, Mac};
 
 const HELP: &str = "\
@@ -98,12 +98,14 @@ fn check(options: &CheckOptions, source: &Source) -> ExitCode {
     let mut reporter = CheckReporter::new(terminal, source, &config);
     let report = if errors.is_empty() {
         reporter.report.settings = settings::check_settings(&config);
-        reporter.progress(&format!("trying {} chat servers ...", servers(&config).count()));
+        reporter.progress(&format!("trying {} chat servers ...", config.servers().count()));
         let findings = &mut reporter.report.settings;
         findings.extend(ports::check_ports(&config));
         findings.push(public_ip::check_public_ip(&config.udp));
         let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
         findings.extend(unknown.into_iter().map(|what| Finding::new("configuration", StepState::Warn, what)));
+        let clock = clock_warning().map(|warning| Finding::new("clock", StepState::Warn, warning));
+        findings.extend(clock);
         findings.extend(public_ip::check_container(&config.udp));
         check_servers(&config, options, &mut reporter);
         reporter.finish()
@@ -120,14 +122,8 @@ fn check(options: &CheckOptions, source: &Source) -> ExitCode {
     }
 }
 
-/// The servers with the names of their lists.
-fn servers(config: &Config) -> impl Iterator<Item = (&'static str, &Arc<ChatServerConfig>)> {
-    let production = config.websocket.production.iter().map(|server| ("production", server));
-    production.chain(config.websocket.development.iter().map(|server| ("development", server)))
-}
-
 fn check_servers(config: &Config, options: &CheckOptions, reporter: &mut CheckReporter) {
-    for some in servers(config).collect::<Vec<_>>().chunks(MAX_CONCURRENT_CHECKS) {
+    for some in config.servers().collect::<Vec<_>>().chunks(MAX_CONCURRENT_CHECKS) {
         reporter.report.servers.extend(thread::scope(|scope| {
             let start = |&(list, server)| {
                 let check = ServerCheck { options, diagnosis: ServerDiagnosis { server, config } };

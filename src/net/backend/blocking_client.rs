@@ -144,8 +144,7 @@ fn dial(
         if left.is_zero() {
             return Err(failure(stage, &format!("no answer within {} s", limit.as_secs())));
         }
-        let timeout =
-            backend.next_address_at().map_or(left, |at| at.saturating_duration_since(now).min(left));
+        let timeout = backend.next_step_at().map_or(left, |at| at.saturating_duration_since(now).min(left));
         wait(&mut poll, timeout).map_err(|error| failure(stage, &error))?;
     }
 }

@@ -179,10 +179,12 @@ impl BackendConnection {
         self.stage = ConnectionStage::Unresolved(why);
     }
 
-    /// When to try the next address.
-    pub(crate) fn next_address_at(&self) -> Option<Instant> {
+    /// When to advance the dial although its socket has no event: to try the next address, or not to wait any longer for the
+    /// words of a server that refuses the upgrade.
+    pub(crate) fn next_step_at(&self) -> Option<Instant> {
         match &self.stage {
             ConnectionStage::Connecting { rest, until, .. } if !rest.is_empty() => Some(*until),
+            ConnectionStage::Upgrading(upgrade) => upgrade.waits_until(),
             _ => None,
         }
     }
@@ -250,7 +252,7 @@ impl BackendConnection {
                         return step;
                     }
                 }
-                ConnectionStage::Upgrading(mut upgrade) => match upgrade.advance() {
+                ConnectionStage::Upgrading(mut upgrade) => match upgrade.advance(dialer.now) {
                     Ok(None) => {
                         self.stage = ConnectionStage::Upgrading(upgrade);
                         return DialStep::Wait;
@@ -260,7 +262,7 @@ impl BackendConnection {
                         self.stage = ConnectionStage::Open(OpenWebSocket { reader, context: None });
                         return DialStep::Opened;
                     }
-                    Err(why) => return failed(BackendStage::Upgrade, why),
+                    Err(failure) => return DialStep::Failed(failure),
                 },
                 stage => {
                     self.stage = stage;
@@ -349,7 +351,8 @@ impl BackendConnection {
                 Incoming::Audio(bytes)
             }
             Ok(Message::Close(frame)) => {
-                Incoming::Gone(BackendClosed::CloseFrame(frame.map(|frame| frame.code.into())))
+                let reason = frame.as_ref().map_or("", |frame| frame.reason.as_str()).into();
+                Incoming::Gone(BackendClosed::CloseFrame(frame.map(|frame| frame.code.into()), reason))
             }
             Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Incoming::Alive,
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
@@ -357,10 +360,10 @@ impl BackendConnection {
             }
             Err(error) => {
                 self.close_after_error(&error, contexts);
-                Incoming::Gone(BackendClosed::Failed(BackendFailure::new(
-                    BackendStage::Live,
-                    describe(&error),
-                )))
+                Incoming::Gone(match is_end(&error) {
+                    true => BackendClosed::NoCloseFrame(describe(&error)),
+                    false => BackendClosed::Failed(BackendFailure::new(BackendStage::Live, describe(&error))),
+                })
             }
         }
     }
@@ -456,6 +459,20 @@ fn failed(stage: BackendStage, message: impl ToString) -> DialStep {
 /// Whether this process or system has no free file descriptor (EMFILE, ENFILE), which is not the server's fault.
 fn is_out_of_descriptors(error: &io::Error) -> bool {
     cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24))
+}
+
+/// Whether the connection has ended or was reset, and no Close frame came before.
+fn is_end(error: &Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    match error {
+        Error::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => true,
+        // OpenSSL's error for an end without close_notify has no kind.
+        Error::Io(error) => {
+            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+                || error.to_string().contains("unexpected eof")
+        }
+        _ => false,
+    }
 }
 
 fn describe(error: &Error) -> String {

@@ -1,11 +1,13 @@
 //! TLS connections to chat servers, by the platform's TLS library through native-tls.
 
-use std::fmt;
+use std::{fmt, io};
 
 use mio::net::TcpStream;
 #[cfg(feature = "tls")]
 use native_tls::{Certificate, TlsConnector};
 
+use crate::clock::with_clock_warning;
+use crate::net::event_loop::stream::Stream;
 use crate::net::event_loop::tls_handshake::HandshakeProgress;
 
 /// Why there is no TLS connection.
@@ -28,7 +30,7 @@ impl fmt::Display for TlsError {
             Self::Absent => write!(f, "built without TLS: only ws:// servers can be reached"),
             Self::Bundle(why) => write!(f, "the CA file is not a list of PEM certificates: {why}"),
             Self::Setup(why) => write!(f, "cannot set up TLS: {why}"),
-            Self::Handshake(why) => write!(f, "TLS handshake failed: {why}"),
+            Self::Handshake(why) => write!(f, "TLS handshake failed: {}", with_clock_warning(why.clone())),
         }
     }
 }
@@ -67,6 +69,24 @@ impl TlsClient {
     pub(crate) fn start(&mut self, host: &str, tcp: TcpStream) -> Result<HandshakeProgress, TlsError> {
         let host = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
         HandshakeProgress::from_result(self.connector()?.connect(host, tcp)).map_err(TlsError::Handshake)
+    }
+
+    /// A handshake on a blocking socket, each of whose reads may take as long as the socket's timeout.
+    ///
+    /// # Errors
+    /// Why there is no TLS connection; that of the socket when it took too long.
+    pub(crate) fn connect_blocking(
+        &mut self,
+        host: &str,
+        tcp: std::net::TcpStream,
+    ) -> io::Result<Stream<std::net::TcpStream>> {
+        match self.connector().map_err(io::Error::other)?.connect(host, tcp) {
+            Ok(tls) => Ok(Stream::Tls(Box::new(tls))),
+            Err(native_tls::HandshakeError::WouldBlock(_)) => Err(io::ErrorKind::TimedOut.into()),
+            Err(native_tls::HandshakeError::Failure(error)) => {
+                Err(io::Error::other(with_clock_warning(error.to_string())))
+            }
+        }
     }
 
     /// The TLS library's connector, for blocking sockets.
@@ -118,6 +138,16 @@ impl TlsClient {
 
     /// # Errors
     /// Always [`TlsError::Absent`].
+    pub(crate) fn connect_blocking(
+        &mut self,
+        _: &str,
+        _: std::net::TcpStream,
+    ) -> io::Result<Stream<std::net::TcpStream>> {
+        Err(io::Error::other(TlsError::Absent))
+    }
+
+    /// # Errors
+    /// Always [`TlsError::Absent`].
     pub(crate) fn start(&mut self, _: &str, _: TcpStream) -> Result<HandshakeProgress, TlsError> {
         Err(TlsError::Absent)
     }
@@ -126,10 +156,9 @@ impl TlsClient {
 #[cfg(all(test, feature = "tls"))]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::io::{self, Read, Write};
+    use std::io::{Read, Write};
 
     use super::*;
-    use crate::net::event_loop::stream::Stream;
     use mio::{Events, Interest, Poll, Token};
     use native_tls::{Identity, TlsAcceptor};
     use std::net::{TcpListener, TcpStream as Accepted};

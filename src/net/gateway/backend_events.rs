@@ -84,9 +84,9 @@ impl Gateway {
         // Closing answers the server's Close frame, and lingers until the server has closed the connection.
         let lingers = self.sessions.get(id).is_some_and(|session| session.core.is_finished());
         match &closed {
-            BackendClosed::CloseFrame(_) if lingers => return self.io.run_queue.push(Task::Backend(id)),
-            BackendClosed::CloseFrame(_) => self.connector.close(id, 1000, &mut self.sessions, &mut self.io),
-            BackendClosed::Failed(_) => {
+            BackendClosed::CloseFrame(..) if lingers => return self.io.run_queue.push(Task::Backend(id)),
+            BackendClosed::CloseFrame(..) => self.connector.close(id, 1000, &mut self.sessions, &mut self.io),
+            BackendClosed::NoCloseFrame(_) | BackendClosed::Failed(_) => {
                 self.connector.drop_connection(id, &mut self.sessions, &mut self.io);
             }
         }

@@ -51,6 +51,7 @@ impl Gateway {
             | LogEvent::ConnectionLost(_)
             | LogEvent::Resumed(_)
             | LogEvent::NotResumed(_)
+            | LogEvent::ServerEndedCall { code: None | Some(1000), .. }
             | LogEvent::ServerRecovered { .. } => Level::Info,
             // A failing server causes one warning; its calls redialling could cause hundreds.
             LogEvent::Redialling { .. }

@@ -1,5 +1,6 @@
 //! Controls a running gateway from other threads.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     WorkerEnded {
         failed: bool,
     },
+    /// To all workers: the URLs of the chat servers that are not well.
+    ServersUnwell(HashSet<String>),
     /// From the leader: to be answered with its number, which shows that the loop runs.
     Ping(usize),
     /// Makes this worker panic.

@@ -194,6 +194,10 @@ impl Gateway {
                 Command::HandOff(hand_off) => self.accept_hand_off(*hand_off),
                 Command::AdminRequest(request) => self.run_admin_request(&request),
                 Command::AdminResponse(response) => self.admin.on_response(*response, &mut self.io),
+                Command::ServersUnwell(unwell) => {
+                    self.workers.broadcast(|| Command::ServersUnwell(unwell.clone()));
+                    self.servers.set_unwell(unwell);
+                }
                 Command::Ping(number) => self.workers.on_ping(number),
                 Command::WorkerEnded { failed } => self.worker_ended(failed),
                 #[cfg(test)]
@@ -247,7 +251,7 @@ impl Gateway {
         session.armed_tick = NOT_ARMED;
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         let held_output = is_due(session.mqtt.as_ref().and_then(|connection| connection.hold_until()));
-        let next_address = is_due(session.backend.as_ref().and_then(|backend| backend.next_address_at()));
+        let next_address = is_due(session.backend.as_ref().and_then(|backend| backend.next_step_at()));
         if is_due(session.linger_until.as_deref().copied()) {
             session.linger_until = None;
             if session.mqtt.as_ref().is_some_and(|connection| connection.closing) {

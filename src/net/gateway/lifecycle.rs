@@ -184,6 +184,7 @@ impl Gateway {
         }
         logger::set_level(new.log_level());
         self.io.config = Arc::new(new);
+        self.poll_health();
         let limited = self.io.config.mqtt.max_connections_per_ip > 0;
         self.mqtt.recount(&mut self.sessions, limited);
         self.start_dials();

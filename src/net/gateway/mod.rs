@@ -37,6 +37,7 @@ use crate::admin::recent_errors::RecentErrorKind;
 use crate::config::{Api, Config, Source};
 use crate::net::admin::server::AdminServer;
 use crate::net::backend::connector::Connector;
+use crate::net::backend::health_poll::HealthPoller;
 use crate::net::error::BindError;
 use crate::net::event_loop::coalesce::Coalescer;
 use crate::net::event_loop::io::{Io, TimerKind};
@@ -85,6 +86,7 @@ pub struct Gateway {
     sessions: Sessions,
     mqtt: Listeners,
     connector: Connector,
+    health: HealthPoller,
     audio: AudioPort,
     admin: AdminServer,
     device_calls: DeviceCalls,
@@ -123,6 +125,7 @@ impl Gateway {
         if gateway.io.config.workers > 1 {
             Workers::spawn(&mut gateway)?;
         }
+        gateway.poll_health();
         Ok(gateway)
     }
 
@@ -171,6 +174,7 @@ impl Gateway {
             sessions: Sessions::default(),
             mqtt,
             connector: Connector::new(waker),
+            health: HealthPoller::default(),
             audio,
             admin,
             device_calls: DeviceCalls::default(),
@@ -204,6 +208,14 @@ impl Gateway {
         let certificates = [&self.mqtt.certificate, &self.admin.certificate].into_iter().flatten();
         let problems = certificates.flat_map(WatchedCertificate::describe).collect();
         self.record_certificate_problems(problems);
+    }
+
+    /// Asks the chat servers that have a `health_url`; only the leader does.
+    fn poll_health(&self) {
+        if self.workers.is_leader() {
+            let handle = self.handle();
+            self.health.poll(&self.io.config, move |unwell| handle.send(Command::ServersUnwell(unwell)));
+        }
     }
 
     /// The addresses it listens on, with the ports that the system chose where 0 was configured.

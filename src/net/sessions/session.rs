@@ -37,7 +37,7 @@ impl Session {
     /// The next deadline of the core or of a connection.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let held_output = self.mqtt.as_ref().and_then(|connection| connection.hold_until());
-        let next_address = self.backend.as_ref().and_then(|backend| backend.next_address_at());
+        let next_address = self.backend.as_ref().and_then(|backend| backend.next_step_at());
         [self.core.deadline(), self.linger_until.as_deref().copied(), held_output, next_address]
             .into_iter()
             .flatten()

@@ -7,7 +7,11 @@ use crate::text;
 
 impl fmt::Display for BackendFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} failed: {}", self.stage.label(), self.message)
+        let stage = self.stage.label();
+        match self.cause {
+            Some(cause) => write!(f, "{stage} failed: {} ({})", cause.words(), self.message),
+            None => write!(f, "{stage} failed: {}", self.message),
+        }
     }
 }
 
@@ -78,6 +82,13 @@ impl fmt::Display for LogEvent {
             Self::DialFailed { url, failure } => write!(f, "chat server {url}: {failure}"),
             Self::Redialling { url, failure, pause } => {
                 write!(f, "chat server {url}: {failure}; redialling in {} ms", pause.as_millis())
+            }
+            Self::ServerGivenUp { url, failure, why } => {
+                write!(f, "chat server {url}: {failure}; the call ends: {why}")
+            }
+            Self::ServerEndedCall { url, code, said } => {
+                let code = code.map(|code| format!(" with code {code}")).unwrap_or_default();
+                write!(f, "chat server {url} ended the call{code}: it said {}", text::quoted(said))
             }
             Self::Redialled { url, after } => {
                 write!(f, "call goes on: server={url} gap={}ms", after.as_millis())
@@ -250,6 +261,14 @@ mod tests {
             (
                 LogEvent::Redialling { url: url(), failure: failure(), pause },
                 "chat server ws://a/: tls failed: expired; redialling in 250 ms",
+            ),
+            (
+                LogEvent::ServerGivenUp { url: url(), failure: failure(), why: "enough" },
+                "chat server ws://a/: tls failed: expired; the call ends: enough",
+            ),
+            (
+                LogEvent::ServerEndedCall { url: url(), code: Some(4001), said: "再见\n\"a\"".into() },
+                "chat server ws://a/ ended the call with code 4001: it said \"再见\\n\\\"a\\\"\"",
             ),
             (LogEvent::Redialled { url: url(), after }, "call goes on: server=ws://a/ gap=12345ms"),
             (

@@ -11,10 +11,11 @@ use super::super::context::Context;
 use super::super::deadlines::CallTimer;
 use super::super::media::{ClassifiedFrame, FramingState};
 use super::super::queue::{HeldItem, HeldQueue, Speech};
-use super::super::server_health::ServerHealth;
+use super::super::server_cause::ServerCause;
 use super::{Call, CallResult, CallState, DeviceIdentity, Outage};
-use crate::config::{ChatServerConfig, Config, Reconnect};
+use crate::config::{ChatServerConfig, Config, OnDisconnect, Reconnect};
 use crate::proto::message;
+use crate::text;
 
 /// The device gives up 10 s after its hello, so it is always answered before 9 s.
 const HELLO_REPLY_TIMEOUT: Duration = Duration::from_millis(8500);
@@ -33,12 +34,17 @@ const REDIAL_NOTICE_DELAY: Duration = Duration::from_secs(3);
 const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
 /// A random share of the pause, at most this, is subtracted, so that calls that failed together do not redial together.
 const BACKOFF_JITTER_MAX: f64 = 0.2;
+/// How soon a server that ended its connection after its speech has to take a new one, if it meant the end of the call.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// After so many redials that a server greeted without a word of the user in between, its next failure ends the call.
+const GREETED_REDIALS_MAX: u8 = 3;
 /// The client id that is signed and sent when the device has none; other gateways send the same.
 const DEFAULT_CLIENT_ID: &str = "default-client-id";
 
 impl Call {
     pub(in super::super) fn start(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
-        self.untried_servers = cx.servers.dial_order(cx.config.servers_for(device.id.mac()), cx.now);
+        self.untried_servers =
+            cx.servers.dial_order(cx.config.servers_for(device.id), cx.config.websocket.order, cx.now);
         self.deadlines.set(CallTimer::HelloReply, self.started_at() + HELLO_REPLY_TIMEOUT);
         self.dial_next(device, cx)
     }
@@ -95,6 +101,19 @@ impl Call {
             None => FramingState::Unknown(0),
         };
         self.protocol_version = cx.servers.protocol_version(&server);
+        self.last_words = None;
+        let request = self.dial_request(server.clone(), fresh, device, cx);
+        self.server = Some(server);
+        cx.out.push(Action::Dial(request));
+    }
+
+    fn dial_request(
+        &self,
+        server: Arc<ChatServerConfig>,
+        fresh: bool,
+        device: DeviceIdentity<'_>,
+        cx: &Context<'_>,
+    ) -> Box<DialRequest> {
         let sign_token = device.is_proven || cx.config.mqtt.signature_key.is_none();
         let client_id = match device.id.uuid() {
             Some(uuid) => Some(uuid.to_owned()),
@@ -102,17 +121,15 @@ impl Call {
                 (sign_token && cx.config.websocket.secret.is_some()).then(|| DEFAULT_CLIENT_ID.to_owned())
             }
         };
-        let request = DialRequest {
-            server: server.clone(),
+        Box::new(DialRequest {
+            server,
             mac: device.id.mac(),
             client_id,
             sign_token,
             forwarded_for: device.ip,
             protocol_version: self.protocol_version,
             skip_dns_cache: fresh,
-        };
-        self.server = Some(server);
-        cx.out.push(Action::Dial(Box::new(request)));
+        })
     }
 
     /// Whether another server could be tried instead of this one.
@@ -125,7 +142,7 @@ impl Call {
         if self.session_id.is_none() {
             return !self.untried_servers.is_empty();
         }
-        config.servers_for(device.id.mac()).iter().any(|other| other.url != server.url)
+        config.servers_for(device.id).iter().any(|other| other.url != server.url)
     }
 
     /// The TCP connection is being opened: from now on a failure is the server's fault.
@@ -133,15 +150,21 @@ impl Call {
         self.connecting |= self.state == CallState::Dialing;
     }
 
-    pub(in super::super) fn on_backend_open(&mut self, cx: &mut Context<'_>) {
-        if !matches!(self.state, CallState::Dialing) {
-            return;
+    pub(in super::super) fn on_backend_open(&mut self, cx: &mut Context<'_>) -> CallResult {
+        if self.state != CallState::Dialing {
+            return Ok(());
+        }
+        if self.probe.take().is_some() {
+            self.state = CallState::Live;
+            self.deadlines.clear(CallTimer::Connect);
+            return self.end_after_playout(EndReason::ServerClosed, cx);
         }
         self.state = CallState::AwaitingHello;
         self.deadlines.clear(CallTimer::Connect);
         self.deadlines.set(CallTimer::ResendHello, cx.now + HELLO_RESEND_DELAY);
         self.deadlines.set(CallTimer::ServerHello, cx.now + SERVER_HELLO_TIMEOUT);
         self.send_hello(cx);
+        Ok(())
     }
 
     pub(super) fn send_hello(&self, cx: &mut Context<'_>) {
@@ -197,33 +220,110 @@ impl Call {
         let stage = match self.state {
             _ if self.ending.is_some() => return Ok(()),
             CallState::Redialing | CallState::Ringing | CallState::InDeviceCall => return Ok(()),
-            CallState::Live if matches!(gone, BackendClosed::CloseFrame(None | Some(1000))) => {
-                return self.end_after_playout(EndReason::ServerClosed, cx);
-            }
             CallState::Live => BackendStage::Live,
             CallState::AwaitingHello | CallState::Dialing => BackendStage::Hello,
         };
+        let next = match (stage, &self.server) {
+            (BackendStage::Live, Some(server)) => {
+                AfterClose::of(&gone, server.on_disconnect, self.speech_ended)
+            }
+            _ => AfterClose::Redial,
+        };
+        if let BackendClosed::CloseFrame(code, reason) = &gone {
+            if !reason.is_empty() {
+                self.on_server_words(reason);
+            }
+            if next == AfterClose::End {
+                self.note_end(*code, cx);
+            }
+        }
         let failure = match gone {
+            BackendClosed::Failed(failure) if self.probe.is_some() => {
+                return self.on_probe_failed(&failure.message, device, cx);
+            }
             BackendClosed::Failed(failure) if self.state == CallState::AwaitingHello => {
                 BackendFailure { stage, ..failure }
             }
             BackendClosed::Failed(failure) => failure,
-            BackendClosed::CloseFrame(Some(code)) => {
-                BackendFailure::new(stage, format!("the server closed the WebSocket with code {code}"))
+            BackendClosed::NoCloseFrame(how) => BackendFailure::new(stage, how),
+            BackendClosed::CloseFrame(code, _) => {
+                let with = code.map(|code| format!(" with code {code}")).unwrap_or_default();
+                BackendFailure::new(stage, format!("the server closed the WebSocket{with}"))
+                    .with_cause(ServerCause::of_close(code, self.server_said().unwrap_or_default()))
             }
-            BackendClosed::CloseFrame(None) => BackendFailure::new(stage, "the server closed the WebSocket"),
         };
-        self.on_server_failed(failure, device, cx)
+        match next {
+            AfterClose::End => self.end_after_playout(EndReason::ServerClosed, cx),
+            AfterClose::Probe => self.start_probe(failure, device, cx),
+            AfterClose::Redial => self.on_server_failed(failure, device, cx),
+        }
     }
 
-    /// Gives up the current server and dials the next one, after a pause if the device was answered already.
-    pub(super) fn on_server_failed(
+    /// Logs why the server ended the call, if it said so, and keeps it for the device's screen.
+    fn note_end(&mut self, code: Option<u16>, cx: &mut Context<'_>) {
+        if let (None, Some(code @ (1008 | 4000..=4999))) = (self.server_said(), code) {
+            self.on_server_words(&format!("code {code}"));
+        }
+        if let Some(said) = self.server_said() {
+            cx.log(LogEvent::ServerEndedCall { url: self.server_name(), code, said: said.into() });
+        }
+    }
+
+    /// The server ended the connection after its speech. If it takes a new one at once, it meant the end of the call.
+    fn start_probe(
         &mut self,
         failure: BackendFailure,
         device: DeviceIdentity<'_>,
         cx: &mut Context<'_>,
     ) -> CallResult {
+        let Some(server) = self.server.clone() else { return Ok(()) };
+        self.drop_held_of_server(cx)?;
+        (self.state, self.connecting) = (CallState::Dialing, false);
+        self.deadlines.clear_server_timers();
+        self.deadlines.set(CallTimer::Connect, cx.now + PROBE_TIMEOUT);
+        self.probe = Some(Box::new(failure));
+        cx.out.push(Action::Dial(self.dial_request(server, false, device, cx)));
+        self.release_ready(cx)
+    }
+
+    /// The server takes no new connection, so that it failed.
+    pub(super) fn on_probe_failed(
+        &mut self,
+        why: &str,
+        device: DeviceIdentity<'_>,
+        cx: &mut Context<'_>,
+    ) -> CallResult {
+        let Some(mut failure) = self.probe.take() else { return Ok(()) };
+        failure.message.push_str(&format!(", and the server takes no new connection ({why})"));
+        self.state = CallState::Live;
+        self.on_server_failed(*failure, device, cx)
+    }
+
+    /// Why the call ends when its server fails now, instead of being redialled.
+    fn gives_up(&self) -> Option<&'static str> {
+        if self.state != CallState::Live {
+            return None;
+        }
+        let ends = self.server.as_ref().is_some_and(|server| server.on_disconnect == OnDisconnect::End);
+        let used_up = self.greeted_redials >= GREETED_REDIALS_MAX;
+        ends.then_some("on_disconnect is end")
+            .or(used_up.then_some("three redials were answered, and the user said nothing in between"))
+    }
+
+    /// Gives up the current server and dials the next one, after a pause if the device was answered already.
+    pub(super) fn on_server_failed(
+        &mut self,
+        mut failure: BackendFailure,
+        device: DeviceIdentity<'_>,
+        cx: &mut Context<'_>,
+    ) -> CallResult {
         let url = self.server_name();
+        if let Some(said) = self.server_said() {
+            let words = format!("; it said {}", text::quoted(said));
+            failure = failure.with_cause(ServerCause::of_close(None, said));
+            failure.message.push_str(&words);
+            self.last_words = None;
+        }
         cx.count(Counter::DialFailed(failure.stage));
         // A timeout in the queue of dials or in the resolver is not the server's fault, nor is a local shortage.
         let waited =
@@ -233,6 +333,12 @@ impl Call {
             && let Some(event) = cx.servers.on_failure(server, &failure.to_string(), cx.now)
         {
             cx.log(event);
+        }
+        if let Some(why) = self.gives_up() {
+            cx.log(LogEvent::ServerGivenUp { url, failure, why });
+            self.drop_held_of_server(cx)?;
+            self.state = CallState::Redialing;
+            return self.end_after_playout(EndReason::ServerLost, cx);
         }
         cx.out.push(Action::CloseBackend(1001));
         self.drop_held_of_server(cx)?;
@@ -324,9 +430,9 @@ impl Call {
     }
 
     pub(super) fn redial(&mut self, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
-        let list = cx.config.servers_for(device.id.mac());
+        let list = cx.config.servers_for(device.id);
         let next = match &self.server {
-            Some(last) => ServerHealth::next_after(list, last),
+            Some(last) => cx.servers.next_after(list, last),
             None => list.first().cloned(),
         };
         let server = next.ok_or(EndReason::ServerLost)?;
@@ -341,6 +447,30 @@ impl Call {
         self.rng_state ^= self.rng_state >> 7;
         self.rng_state ^= self.rng_state << 17;
         (self.rng_state >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// What follows when a server ends its connection in a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum AfterClose {
+    /// It meant the end of the call.
+    End,
+    /// It meant that if it takes a new connection at once.
+    Probe,
+    /// It failed.
+    Redial,
+}
+
+impl AfterClose {
+    /// `speech_ended`: its last message was `tts stop`.
+    pub(in super::super) fn of(gone: &BackendClosed, policy: OnDisconnect, speech_ended: bool) -> Self {
+        match (policy, gone) {
+            (_, BackendClosed::Failed(_)) | (OnDisconnect::Redial, _) => Self::Redial,
+            (OnDisconnect::End, _) => Self::End,
+            (_, BackendClosed::CloseFrame(None | Some(1000 | 1008 | 4000..=4999), _)) => Self::End,
+            (_, BackendClosed::NoCloseFrame(_)) if speech_ended => Self::Probe,
+            _ => Self::Redial,
+        }
     }
 }
 

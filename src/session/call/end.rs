@@ -5,8 +5,8 @@ use std::time::Instant;
 use super::super::action::{Action, CallSummary, DropReason, EndReason, LogEvent};
 use super::super::context::Context;
 use super::super::queue::{HeldQueue, TextQueue};
-use super::Call;
 use super::text::hello_reply;
+use super::{Call, LastWords};
 use crate::proto::message;
 
 /// The `audio_params` in a hello reply that only announces a failure, if the device sent none.
@@ -81,6 +81,10 @@ impl Call {
             let (status, why) = reason.alert_text();
             return Some(message::alert(Some(id), status, why, "sad"));
         }
+        if let (EndReason::ServerClosed, Some(said)) = (reason, self.server_said()) {
+            let (status, _) = reason.alert_text();
+            return Some(message::alert(Some(id), status, &crate::text::shown(said), "neutral"));
+        }
         let never_heard = self.no_audio_shown && self.media.peer().is_none();
         (never_heard && (told || reason == DeviceGoodbye)).then(|| no_audio_alert(Some(id)))
     }
@@ -102,7 +106,9 @@ impl Call {
 
     /// Closes the chat server's WebSocket, after a goodbye with this reason, or abandons the dial.
     pub(super) fn close_server(&self, goodbye: Option<&str>, code: u16, cx: &mut Context<'_>) {
-        if let Some(reason) = goodbye.filter(|_| self.has_server() && cx.config.websocket.send_goodbye) {
+        let own = self.server.as_ref().and_then(|server| server.send_goodbye);
+        let wanted = own.unwrap_or(cx.config.websocket.send_goodbye);
+        if let Some(reason) = goodbye.filter(|_| self.has_server() && wanted) {
             let id = self.server_session_id().unwrap_or(self.own_session_id());
             let duration = self.age(cx.now).as_millis() as u64;
             cx.out.push(Action::SendText(message::server_goodbye(Some(id), reason, duration)));
@@ -117,8 +123,10 @@ impl Call {
             let audio_params = audio_params.as_deref().unwrap_or(DEFAULT_AUDIO_PARAMS);
             cx.publish(hello_reply(credentials, id, Some(audio_params)));
         }
-        let goodbye = self.server_goodbye.take().unwrap_or_else(|| message::goodbye(Some(id)));
-        cx.publish(goodbye);
+        cx.publish(match self.last_words.take_if(|words| matches!(words, LastWords::Goodbye(_))) {
+            Some(LastWords::Goodbye(goodbye)) => goodbye,
+            _ => message::goodbye(Some(id)),
+        });
     }
 }
 

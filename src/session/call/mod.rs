@@ -113,10 +113,24 @@ pub(super) struct Call {
     rng_state: u64,
     /// The device has left, and its texts are not sent yet: the call ends with this reason when they are.
     closing: Option<EndReason>,
-    /// The server's goodbye, which is passed to the device instead of the gateway's own.
-    server_goodbye: Option<String>,
+    /// The server's last message was `tts stop`.
+    speech_ended: bool,
+    /// What the server said last, if it ended the call by it or may explain its end by it.
+    last_words: Option<LastWords>,
+    /// The server ended the connection after its speech, in this way: a dial without hello shows whether it meant that.
+    probe: Option<Box<BackendFailure>>,
+    /// Redials that a server greeted since the last word of the user.
+    greeted_redials: u8,
     /// The Opus packet that the device gets while it is calling another one; empty otherwise.
     silence_packet: Box<[u8]>,
+}
+
+/// The last words of a server.
+enum LastWords {
+    /// Its goodbye, which is passed to the device instead of the gateway's own.
+    Goodbye(String),
+    /// A text that is no message of the protocol, or the reason in its Close frame: its beginning.
+    Said(Box<str>),
 }
 
 /// Loss of the chat server. It is kept until a server was live for a while, so that the pauses grow.
@@ -174,7 +188,10 @@ impl Call {
             live_since: now,
             rng_state: credentials.jitter_seed | 1,
             closing: None,
-            server_goodbye: None,
+            speech_ended: false,
+            last_words: None,
+            probe: None,
+            greeted_redials: 0,
             silence_packet: Box::default(),
             credentials: Some(Box::new(credentials)),
         }
@@ -211,7 +228,7 @@ impl Call {
         self.server_session_id.as_deref().or(self.session_id.as_deref())
     }
 
-    /// The server's URL for the log: without its query, which may contain tokens.
+    /// The server's URL for the log, without the secrets in its query.
     fn server_name(&self) -> String {
         self.server.as_ref().map(|server| server.to_string()).unwrap_or_default()
     }
@@ -252,6 +269,9 @@ impl Call {
     fn on_timer(&mut self, timer: CallTimer, device: DeviceIdentity<'_>, cx: &mut Context<'_>) -> CallResult {
         match timer {
             CallTimer::HelloReply => self.on_hello_reply_timeout(device, cx),
+            CallTimer::Connect if self.probe.is_some() => {
+                self.on_probe_failed("no answer in 1 s", device, cx)
+            }
             CallTimer::Connect => {
                 let failure = dial::timeout_failure(BackendStage::Connect, dial::CONNECT_TIMEOUT);
                 self.on_server_failed(failure, device, cx)
@@ -314,7 +334,7 @@ impl Call {
 
     fn send_ping(&mut self, cx: &mut Context<'_>) {
         let websocket = &cx.config.websocket;
-        if websocket.ping_interval.is_zero() {
+        if websocket.ping_interval.is_zero() || self.server.as_ref().is_some_and(|server| !server.ping) {
             return;
         }
         cx.out.push(Action::SendPing);
@@ -343,6 +363,21 @@ impl Call {
     pub(super) fn on_server_message(&mut self, now: Instant) {
         self.server_last_seen = now;
         self.last_activity = now;
+        self.speech_ended = false;
+        self.last_words = None;
+    }
+
+    /// The server sent a text that is no message of the protocol.
+    pub(super) fn on_server_words(&mut self, words: &str) {
+        let words = crate::text::cut(words.trim(), crate::text::SHOWN_MAX_BYTES);
+        self.last_words = (!words.is_empty()).then(|| LastWords::Said(words.into()));
+    }
+
+    fn server_said(&self) -> Option<&str> {
+        match &self.last_words {
+            Some(LastWords::Said(words)) => Some(words),
+            _ => None,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::super::action::{
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
 use super::super::queue::Speech;
-use super::{Call, CallResult, CallState, DeviceIdentity};
+use super::{Call, CallResult, CallState, DeviceIdentity, LastWords};
 use crate::proto::audio;
 use crate::proto::message::{self, HelloReply, JsonObject, Peek, Reader, ServerHello};
 
@@ -30,7 +30,7 @@ impl Call {
         });
         self.deadlines.clear_server_timers();
         let websocket = &cx.config.websocket;
-        if !websocket.ping_interval.is_zero() {
+        if !websocket.ping_interval.is_zero() && self.server.as_ref().is_none_or(|server| server.ping) {
             self.deadlines.set(CallTimer::Ping, cx.now + websocket.ping_interval);
         }
         if let Some(server) = &self.server
@@ -89,6 +89,7 @@ impl Call {
     /// The call continues on a new WebSocket: the device's last `listen` is repeated.
     fn resume_with_server(&mut self, cx: &mut Context<'_>) -> CallResult {
         self.media.stats.redials += 1;
+        self.greeted_redials = self.greeted_redials.saturating_add(1);
         let lost = self.outage.as_ref().map_or(cx.now, |outage| outage.lost_at);
         let url = self.server_name();
         cx.count(Counter::Redialled);
@@ -133,6 +134,10 @@ impl Call {
             ("tts", _) => Some(Speech::Other),
             _ => None,
         };
+        self.speech_ended = speech == Some(Speech::Stop);
+        if peek.kind == "stt" {
+            self.greeted_redials = 0;
+        }
         match (&*peek.kind, self.state) {
             (_, CallState::Dialing | CallState::Redialing | CallState::Ringing | CallState::InDeviceCall) => {
                 Ok(())
@@ -154,7 +159,8 @@ impl Call {
                 self.on_server_failed(failure, device, cx)
             }
             ("goodbye", CallState::Live) => {
-                self.server_goodbye = Some(message::with_session_id(text, self.session_id()).into_owned());
+                let goodbye = message::with_session_id(text, self.session_id()).into_owned();
+                self.last_words = Some(LastWords::Goodbye(goodbye));
                 self.end_after_playout(EndReason::ServerClosed, cx)
             }
             (kind, CallState::AwaitingHello) => {
@@ -225,6 +231,7 @@ impl Call {
             // There is no chat server to read it.
             _ if self.is_in_device_call() => return Ok(()),
             "abort" => {
+                self.greeted_redials = 0;
                 self.deadlines.clear(CallTimer::MissingAudio);
                 self.interrupt(cx)?;
             }
@@ -250,6 +257,7 @@ impl Call {
                 (self.listen_started, self.is_listening, self.heard_since_listen) = (true, true, false);
                 self.expect_audio(cx);
             }
+            Some("detect") => self.greeted_redials = 0,
             Some("stop") => {
                 (self.listen_started, self.is_listening) = (false, false);
                 self.deadlines.clear(CallTimer::MissingAudio);

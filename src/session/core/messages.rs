@@ -174,9 +174,7 @@ impl Core {
 
     /// The WebSocket is open.
     pub fn on_backend_open(&mut self, cx: &mut Context<'_>) {
-        if let Some(call) = &mut self.call {
-            call.on_backend_open(cx);
-        }
+        self.with_call(cx, |call, _, cx| call.on_backend_open(cx));
         self.mcp.on_new_server();
     }
 
@@ -185,6 +183,7 @@ impl Core {
         let Some(call) = self.call.as_mut().filter(|call| call.has_server()) else { return };
         call.on_server_message(cx.now);
         let Ok(peek) = message::peek(text, Reader::Device) else {
+            call.on_server_words(text);
             cx.count(Counter::BadServerText);
             return;
         };

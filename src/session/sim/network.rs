@@ -349,8 +349,8 @@ impl SimulatedNetwork {
                 InFlight::ServerAudio(s, number, self.serial)
             }
             93..95 => InFlight::ServerText(s, number, r#"{"type":"goodbye"}"#.to_owned()),
-            95..97 => InFlight::ServerClosed(s, number, BackendClosed::CloseFrame(Some(1000))),
-            _ => InFlight::ServerClosed(s, number, BackendClosed::CloseFrame(Some(1011))),
+            95..97 => InFlight::ServerClosed(s, number, BackendClosed::CloseFrame(Some(1000), "".into())),
+            _ => InFlight::ServerClosed(s, number, BackendClosed::CloseFrame(Some(1011), "".into())),
         };
         self.send_from_server(s, message);
     }
@@ -368,7 +368,7 @@ impl SimulatedNetwork {
             else {
                 continue;
             };
-            let gone = BackendClosed::Failed(BackendFailure::new(BackendStage::Live, "reset"));
+            let gone = BackendClosed::NoCloseFrame("reset".to_owned());
             // The reset arrives, or only pings can detect the failure.
             if self.rng.percent(80) {
                 self.send_from_server(s, InFlight::ServerClosed(s, number, gone));

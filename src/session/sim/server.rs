@@ -87,21 +87,21 @@ impl Simulation {
                 self.drive(s, Input::Other, Core::on_backend_blocked);
             }
             93..95 => {
-                let code = self.rng.pick(&[None, Some(1000)]);
+                let code = self.rng.pick(&[None, Some(1000), Some(1008), Some(4000)]);
                 self.log(format_args!("[{s}] the server closes with {code:?}"));
-                self.close_websocket(s, BackendClosed::CloseFrame(code));
+                self.close_websocket(s, BackendClosed::CloseFrame(code, "".into()));
             }
             95..96 => {
                 let text = r#"{"type":"mcp","payload":{"id":"x","method":"tools/list"}}"#;
                 self.drive(s, Input::Other, |core, cx| core.on_backend_text(text, cx));
             }
             _ => {
-                let failure = BackendFailure::new(BackendStage::Live, "reset");
+                let reset = || BackendClosed::NoCloseFrame("reset".to_owned());
                 let gone = self.rng.pick(&[Some(1001), Some(1011), None]);
                 self.log(format_args!("[{s}] the server fails: {gone:?}"));
                 self.close_websocket(
                     s,
-                    gone.map_or(BackendClosed::Failed(failure), |code| BackendClosed::CloseFrame(Some(code))),
+                    gone.map_or_else(reset, |code| BackendClosed::CloseFrame(Some(code), "".into())),
                 );
             }
         }

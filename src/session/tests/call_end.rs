@@ -44,7 +44,7 @@ fn the_device_ends_the_call() {
 fn the_server_ends_the_call() {
     use EndReason::ServerClosed;
     assert_end(
-        &in_call_with_goodbye().close_backend(BackendClosed::CloseFrame(None)),
+        &in_call_with_goodbye().close_backend(BackendClosed::CloseFrame(None, "".into())),
         ServerClosed,
         &[],
         1000,
@@ -169,7 +169,7 @@ fn queued_text_is_delivered_before_the_goodbye() {
     scenario.server_sends(TTS_START);
     scenario.downlink(&frame_with_header(1, b"\x08a")).unwrap();
     scenario.server_sends(TTS_STOP);
-    let actions = scenario.close_backend(BackendClosed::CloseFrame(Some(1000)));
+    let actions = scenario.close_backend(BackendClosed::CloseFrame(Some(1000), "".into()));
     assert_eq!(texts_to_device(&actions), [TTS_START, TTS_STOP, GOODBYE]);
     assert_eq!(summary(&actions).stats.dropped, 1);
 }

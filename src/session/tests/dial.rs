@@ -9,15 +9,15 @@ fn a_server_without_a_hello_is_logged_with_its_failure() {
     type End = fn(&mut Scenario) -> Vec<Action>;
     let ends: [(End, &str); 6] = [
         (
-            |scenario| scenario.close_backend(BackendClosed::CloseFrame(None)),
+            |scenario| scenario.close_backend(BackendClosed::CloseFrame(None, "".into())),
             "the server closed the WebSocket",
         ),
         (
-            |scenario| scenario.close_backend(BackendClosed::CloseFrame(Some(1000))),
+            |scenario| scenario.close_backend(BackendClosed::CloseFrame(Some(1000), "".into())),
             "the server closed the WebSocket with code 1000",
         ),
         (
-            |scenario| scenario.close_backend(BackendClosed::CloseFrame(Some(1011))),
+            |scenario| scenario.close_backend(BackendClosed::CloseFrame(Some(1011), "".into())),
             "the server closed the WebSocket with code 1011",
         ),
         (|scenario| scenario.close_backend(failed(BackendStage::Live)), "broken"),

@@ -55,7 +55,7 @@ fn the_call_goes_on_with_the_next_server() {
     scenario.device_sends(LISTEN);
     scenario.server_sends(TTS_START);
     let failure = BackendFailure::new(BackendStage::Live, "the server closed the WebSocket with code 1011");
-    let actions = scenario.close_backend(BackendClosed::CloseFrame(Some(1011)));
+    let actions = scenario.close_backend(BackendClosed::CloseFrame(Some(1011), "".into()));
     let [count, failing, hang_up, Action::Log(LogEvent::Redialling { url, failure: why, pause }), stop] =
         &actions[..]
     else {
@@ -106,11 +106,10 @@ fn the_call_goes_on_with_the_next_server() {
 #[test]
 fn a_normal_close_ends_the_call_and_any_other_redials() {
     for (gone, redials) in [
-        (BackendClosed::CloseFrame(None), false),
-        (BackendClosed::CloseFrame(Some(1000)), false),
-        (BackendClosed::CloseFrame(Some(1001)), true),
-        (BackendClosed::CloseFrame(Some(1011)), true),
-        (BackendClosed::CloseFrame(Some(4000)), true),
+        (BackendClosed::CloseFrame(None, "".into()), false),
+        (BackendClosed::CloseFrame(Some(1000), "".into()), false),
+        (BackendClosed::CloseFrame(Some(1001), "".into()), true),
+        (BackendClosed::CloseFrame(Some(1011), "".into()), true),
         (failed(BackendStage::Live), true),
     ] {
         let mut scenario = Scenario::in_call();
@@ -138,15 +137,17 @@ fn one_server_per_attempt_and_the_next_one_first() {
 #[test]
 fn a_server_listed_twice_is_not_its_own_next() {
     let list = servers(&[A, A, B]);
-    let next = |from: &str| ServerHealth::next_after(&list, &server(from)).map(|server| server.url.clone());
+    let next = |from: &str| {
+        ServerHealth::default().next_after(&list, &server(from)).map(|server| server.url.clone())
+    };
     assert_eq!(next(A).as_deref(), Some(B));
     assert_eq!(next(B).as_deref(), Some(A));
     assert_eq!(next(C).as_deref(), Some(A), "no longer listed");
     assert_eq!(
-        ServerHealth::next_after(&list[..2], &list[0]).map(|server| server.url.clone()).as_deref(),
+        ServerHealth::default().next_after(&list[..2], &list[0]).map(|server| server.url.clone()).as_deref(),
         Some(A)
     );
-    assert_eq!(ServerHealth::next_after(&[], &server(A)), None);
+    assert_eq!(ServerHealth::default().next_after(&[], &server(A)), None);
 }
 
 #[test]
@@ -354,7 +355,7 @@ fn text_of_a_server_that_sent_no_hello_is_discarded() {
     scenario.server_sends(r#"{"type":"llm"}"#);
     scenario.downlink(&frame_with_header(1, b"\x08a")).unwrap();
     assert_eq!(
-        texts_to_device(&scenario.close_backend(BackendClosed::CloseFrame(Some(1000)))),
+        texts_to_device(&scenario.close_backend(BackendClosed::CloseFrame(Some(1000), "".into()))),
         [""; 0],
         "1000 before its hello is a failure"
     );
@@ -451,7 +452,8 @@ fn each_failure_of_a_server_that_works_is_followed_by_a_redial() {
         let mut pauses = Vec::new();
         for n in 0..40 {
             let lost = scenario.shell.elapsed_ms();
-            scenario.close_backend(BackendClosed::CloseFrame(Some(1011)));
+            scenario.device_sends(r#"{"type":"abort"}"#);
+            scenario.close_backend(BackendClosed::CloseFrame(Some(1011), "".into()));
             let dialled = next_dial(&mut scenario);
             let dialled =
                 dialled.unwrap_or_else(|| panic!("{give_up_ms}, {live_ms}: failure {n} has no dial"));
@@ -476,15 +478,16 @@ fn redialling_is_given_up_so_long_after_the_last_loss_and_not_before_one_redial_
     for (give_up_ms, live_ms) in [(3_000, 3_500), (20_000, 6_500), (5_000, 0), (110_000, 9_999)] {
         let mut scenario = giving_up_after(give_up_ms);
         for _ in 0..3 {
-            scenario.close_backend(BackendClosed::CloseFrame(Some(1011)));
+            scenario.close_backend(BackendClosed::CloseFrame(Some(1011), "".into()));
             next_dial(&mut scenario).unwrap();
             scenario.open_backend();
             scenario.server_sends(SERVER_HELLO);
             scenario.wait(live_ms);
             scenario.core.refresh_keep_alive(scenario.shell.now);
         }
+        scenario.device_sends(r#"{"type":"abort"}"#);
         let lost = scenario.shell.elapsed_ms();
-        scenario.close_backend(BackendClosed::CloseFrame(Some(1011)));
+        scenario.close_backend(BackendClosed::CloseFrame(Some(1011), "".into()));
         while next_dial(&mut scenario).is_some() {
             scenario.close_backend(failed(BackendStage::Connect));
         }

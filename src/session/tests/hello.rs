@@ -111,9 +111,9 @@ fn each_server_is_tried_once_and_the_device_told_at_once_when_none_is_left() {
 #[test]
 fn every_close_before_the_servers_hello_is_its_failure() {
     for gone in [
-        BackendClosed::CloseFrame(None),
-        BackendClosed::CloseFrame(Some(1000)),
-        BackendClosed::CloseFrame(Some(1011)),
+        BackendClosed::CloseFrame(None, "".into()),
+        BackendClosed::CloseFrame(Some(1000), "".into()),
+        BackendClosed::CloseFrame(Some(1011), "".into()),
         failed(BackendStage::Live),
     ] {
         let mut scenario = Scenario::online();
@@ -205,6 +205,28 @@ fn the_last_server_may_answer_late() {
     scenario.open_backend();
     scenario.wait(3_499);
     assert_eq!(texts_to_device(&scenario.server_sends(SERVER_HELLO)).len(), 1);
+}
+
+#[test]
+fn a_server_without_a_hello_shows_the_device_no_session_id_but_the_one_it_was_told() {
+    let mut scenario = Scenario::online();
+    scenario.device_sends(HELLO);
+    scenario.open_backend();
+    let text = |kind: &str| format!(r#"{{"type":"{kind}","state":"start","session_id":"of the server"}}"#);
+    let mut actions = scenario.server_sends(&text("tts"));
+    actions.extend(scenario.server_sends(&text("llm")));
+    actions.extend(scenario.wait(4_000));
+    scenario.uplink(1, b"\x08one").unwrap();
+    for kind in ["tts", "stt", "mcp", "alert", "system", "custom", "unknown"] {
+        actions.extend(scenario.server_sends(&text(kind)));
+    }
+    actions.extend(scenario.wait(2_000));
+    actions.extend(scenario.server_sends(SERVER_HELLO));
+    actions.extend(scenario.server_sends(&text("llm")));
+    actions.extend(scenario.server_sends(r#"{"type":"goodbye","session_id":"of the server"}"#));
+    let texts = texts_to_device(&actions);
+    assert_eq!(texts.len(), 10, "{texts:#?}");
+    assert!(texts.iter().all(|text| text.contains(r#""session_id":"own-1""#)), "{texts:#?}");
 }
 
 #[test]

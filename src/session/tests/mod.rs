@@ -32,6 +32,7 @@ mod path_validation;
 mod repeated_hello;
 mod resume;
 mod retained_bytes;
+mod server_end;
 mod session_ids;
 mod session_phases;
 

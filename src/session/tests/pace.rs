@@ -181,7 +181,8 @@ fn a_hello_or_goodbye_of_the_device_drops_what_waits() {
 #[test]
 fn what_was_said_is_played_before_the_servers_end_ends_the_call() {
     let goodbye = |scenario: &mut Scenario| scenario.server_sends(GOODBYE);
-    let close = |scenario: &mut Scenario| scenario.close_backend(BackendClosed::CloseFrame(Some(1000)));
+    let close =
+        |scenario: &mut Scenario| scenario.close_backend(BackendClosed::CloseFrame(Some(1000), "".into()));
     for end in [&goodbye as &dyn Fn(&mut Scenario) -> Vec<Action>, &close] {
         let mut scenario = in_paced_call();
         scenario.server_sends(TTS_START);

@@ -152,7 +152,7 @@ fn a_server_may_fail_or_close_while_the_device_is_disconnected() {
 
     let mut scenario = Scenario::with_udp_peer();
     scenario.lose_connection();
-    let actions = scenario.close_backend(BackendClosed::CloseFrame(None));
+    let actions = scenario.close_backend(BackendClosed::CloseFrame(None, "".into()));
     assert_eq!((summary(&actions).reason, texts_to_device(&actions).len()), (EndReason::ServerClosed, 0));
     assert_eq!(actions.last(), Some(&Action::CloseDevice(CloseReason::Disconnected)));
     assert!(scenario.core.is_finished());

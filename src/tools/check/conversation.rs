@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 use crate::net::backend::blocking_client::{BlockingClient, ServerMessage};
 use crate::proto::audio;
 use crate::session::BackendClosed;
@@ -40,6 +42,7 @@ impl Conversation {
                 }
                 Some(ServerMessage::Audio(_)) => {}
                 Some(ServerMessage::Text(text)) => {
+                    self.answer_mcp(&text);
                     if self.hello.is_none() && message_type(&text) == "hello" {
                         self.hello = Some((text, self.start.elapsed()));
                     } else if self.texts.len() < MAX_TEXTS {
@@ -52,6 +55,21 @@ impl Conversation {
                 return;
             }
         }
+    }
+
+    /// Answers a request like a device without tools.
+    fn answer_mcp(&mut self, text: &str) {
+        let Ok(message) = serde_json::from_str::<Value>(text) else { return };
+        if message["type"] != "mcp" || message["payload"]["id"].is_null() {
+            return;
+        }
+        let result = json!({
+            "protocolVersion": "2024-11-05", "capabilities": {"tools": {}}, "tools": [],
+            "serverInfo": {"name": "check", "version": env!("CARGO_PKG_VERSION")},
+        });
+        let payload = json!({"jsonrpc": "2.0", "id": message["payload"]["id"], "result": result});
+        let session = &message["session_id"];
+        self.client.send_text(json!({"type": "mcp", "session_id": session, "payload": payload}).to_string());
     }
 
     pub(super) fn framing_is_known(&self) -> bool {

@@ -57,10 +57,10 @@ pub(super) const SERVER_STEPS: [&str; 6] = ["name", "tcp", "tls", "upgrade", "he
 /// The result for one chat server.
 #[derive(Debug, Serialize)]
 pub(super) struct ServerReport {
-    /// Its URL, without the query.
+    /// Its URL, without the secrets in its query.
     pub(super) server: String,
-    /// `production` or `development`.
-    pub(super) list: &'static str,
+    /// `production`, `development`, or the name of its route.
+    pub(super) list: String,
     /// The worst of the steps.
     pub(super) state: StepState,
     pub(super) steps: Vec<StepReport>,

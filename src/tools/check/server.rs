@@ -14,11 +14,13 @@ use crate::net::backend::blocking_client::{BlockingClient, DialReport};
 use crate::proto::audio;
 use crate::proto::message;
 use crate::session::{BackendStage, DialRequest, ServerHealth};
-use crate::tools::device::{GREETING, HELLO, listen_message};
+use crate::tools::device::{GREETING, listen_message};
 use crate::tools::step_report::StepState;
 
 /// 20 ms of silence (RFC 6716 section 3.1: CELT only, full band, mono, one frame).
 const SILENCE_PACKET: [u8; 3] = [0xf8, 0xff, 0xfe];
+/// The hello of current firmware.
+const HELLO_WITH_MCP: &str = r#"{"type":"hello","version":3,"transport":"udp","features":{"mcp":true},"audio_params":{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}}"#;
 /// Packets of it: too few for a recogniser to take them for speech.
 const SILENCE_PACKET_COUNT: u32 = 5;
 /// Wait for a server that echoes, or that speaks unasked.
@@ -36,10 +38,10 @@ pub(super) struct ServerCheck<'a> {
 
 impl ServerCheck<'_> {
     /// Resolves, connects, says hello, and listens for audio.
-    pub(super) fn run(&self, list: &'static str) -> ServerReport {
+    pub(super) fn run(&self, list: &str) -> ServerReport {
         let mut report = ServerReport {
             server: self.diagnosis.server.to_string(),
-            list,
+            list: list.to_owned(),
             state: StepState::Ok,
             steps: Vec::new(),
             troubles: Vec::new(),
@@ -91,7 +93,7 @@ impl ServerCheck<'_> {
 
     fn check_conversation(&self, mut conversation: Conversation, report: &mut ServerReport) {
         let diagnosis = &self.diagnosis;
-        match message::parse_device_hello(HELLO) {
+        match message::parse_device_hello(HELLO_WITH_MCP) {
             Ok(hello) => conversation.client.send_text(hello.for_server(protocol_version(diagnosis.server))),
             Err(error) => return report.add_step("hello", StepState::Fail, error.to_string(), None),
         }
@@ -119,7 +121,11 @@ impl ServerCheck<'_> {
         if conversation.closed.is_none() {
             self.request_audio(&mut conversation);
         }
-        let (state, detail, problem) = diagnosis.framing(&conversation);
+        let (mut state, detail, problem) = diagnosis.framing(&conversation);
+        if conversation.hello.is_some() && conversation.frames.is_empty() {
+            state = if state == StepState::Fail { state } else { StepState::Warn };
+            report.troubles.push(diagnosis.silent(self.options.timeout));
+        }
         report.add_step("framing", state, detail, None);
         report.troubles.extend(problem);
         if conversation.closed.is_none() {

@@ -23,7 +23,9 @@ pub(super) fn check_settings(config: &Config) -> Vec<Finding> {
     // The key and the address have rows of their own.
     let told = ["mqtt.signature_key", "udp.public_ip"];
     for warning in config.warnings() {
-        if !told.iter().any(|name| warning.starts_with(name)) {
+        // So does each chat server.
+        let about_server = warning.starts_with("ws://") || warning.starts_with("wss://");
+        if !about_server && !told.iter().any(|name| warning.starts_with(name)) {
             findings.push(Finding::new("configuration", StepState::Warn, warning));
         }
     }
@@ -31,19 +33,19 @@ pub(super) fn check_settings(config: &Config) -> Vec<Finding> {
 }
 
 fn servers(config: &Config) -> Finding {
-    let (production, development) = (config.websocket.production.len(), config.websocket.development.len());
-    if production + development == 0 {
+    let websocket = &config.websocket;
+    let (production, development) = (websocket.production.len(), websocket.development.len());
+    if config.servers().next().is_none() {
         let is_node = config.node_config.is_some();
         let key = if is_node { "production.chat_servers" } else { "websocket.production_servers" };
         let detail = "none is configured: the built-in echo server answers with the device's own voice";
         return Finding::new("chat servers", StepState::Warn, detail)
             .with_advice(format!("name yours in {key}"));
     }
-    Finding::new(
-        "chat servers",
-        StepState::Ok,
-        format!("{production} for production, {development} for development"),
-    )
+    let routed: usize = websocket.routes.iter().map(|route| route.servers.len()).sum();
+    let routes = if routed > 0 { format!(", {routed} on routes") } else { String::new() };
+    let detail = format!("{production} for production, {development} for development{routes}");
+    Finding::new("chat servers", StepState::Ok, detail)
 }
 
 fn signature_key(config: &Config) -> Finding {

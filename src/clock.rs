@@ -1,0 +1,45 @@
+//! Whether this machine's clock can be right. A board without a battery starts in 1970, and every certificate is then refused.
+
+use std::time::{Duration, SystemTime};
+
+/// What is wrong with the clock: it stands before the day on which this program was built.
+pub fn clock_warning() -> Option<String> {
+    warning(SystemTime::now(), env!("BUILT_AT").parse().unwrap_or_default())
+}
+
+/// A TLS library's error, with what is wrong with the clock if it is about a certificate.
+pub(crate) fn with_clock_warning(error: String) -> String {
+    let is_certificate = error.contains("certificate");
+    match clock_warning().filter(|_| is_certificate) {
+        Some(warning) => format!("{error}; {warning}"),
+        None => error,
+    }
+}
+
+fn warning(now: SystemTime, built_at: u64) -> Option<String> {
+    // A day, since the builder's clock may be ahead of this one.
+    let built = SystemTime::UNIX_EPOCH + Duration::from_secs(built_at);
+    let behind = built.duration_since(now).ok().filter(|behind| behind.as_secs() > 86_400)?;
+    let days = behind.as_secs() / 86_400;
+    Some(format!(
+        "this machine's clock stands {days} days before the day this program was built, so every certificate may be \
+         refused: set the clock"
+    ))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_before_the_build_date_is_named() {
+        const DAY: u64 = 86_400;
+        let at = |day: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(day * DAY);
+        assert!(warning(at(1), 20_000 * DAY).unwrap().contains("19999 days before"));
+        assert_eq!(warning(at(19_999), 20_000 * DAY), None);
+        assert_eq!(warning(at(20_001), 20_000 * DAY), None);
+        assert_eq!(clock_warning(), None, "the clock of whoever tests");
+        assert_eq!(with_clock_warning("certificate verify failed".to_owned()), "certificate verify failed");
+    }
+}
