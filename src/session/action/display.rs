@@ -1,6 +1,7 @@
 //! The log texts of events and reasons.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::{BackendFailure, CloseReason, LogEvent, RefusedDatagrams, ToolCount};
 use crate::text;
@@ -60,6 +61,20 @@ impl fmt::Display for RefusedDatagrams {
     }
 }
 
+fn fmt_no_audio(
+    after: Duration,
+    advertised: Option<&str>,
+    refused: &RefusedDatagrams,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    let seconds = after.as_secs();
+    write!(f, "no audio: no UDP packet arrived from the listening device within {seconds} s")?;
+    if let Some(advertised) = advertised {
+        write!(f, "; it was told to send to udp {advertised}")?;
+    }
+    refused.fmt(f)
+}
+
 impl fmt::Display for LogEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -110,12 +125,7 @@ impl fmt::Display for LogEvent {
                 "the chat server sent more audio than can wait for the device (five minutes, or the memory limit): the rest is dropped",
             ),
             Self::NoUdpAudio { after, advertised, refused } => {
-                let seconds = after.as_secs();
-                write!(f, "no audio: no UDP packet arrived from the listening device within {seconds} s")?;
-                if let Some(advertised) = advertised {
-                    write!(f, "; it was told to send to udp {advertised}")?;
-                }
-                refused.fmt(f)
+                fmt_no_audio(*after, advertised.as_deref(), refused, f)
             }
             Self::ToolDiscovery(Ok(ToolCount { cached, forwarded: 0 })) => write!(f, "the device has {cached} tools"),
             Self::ToolDiscovery(Ok(ToolCount { cached, forwarded })) => write!(
