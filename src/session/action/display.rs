@@ -72,7 +72,7 @@ fn fmt_no_audio(
     if let Some(advertised) = advertised {
         write!(f, "; it was told to send to udp {advertised}")?;
     }
-    refused.fmt(f)
+    write!(f, "{refused}")
 }
 
 impl fmt::Display for LogEvent {
