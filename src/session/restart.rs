@@ -116,7 +116,7 @@ impl RestartRecovery {
         self.told.insert(only).then_some(only)
     }
 
-    /// The next device, with its address, that has been connected for [`SILENCE`] and is to get `tts stop`. `is_silent`: it is
+    /// The next device, with its address, that has been connected for 2 s and is to get `tts stop`. `is_silent`: it is
     /// connected from this address, has no call, and has sent nothing but MCP since it connected, at that time or before.
     pub fn take_silent(
         &mut self,

@@ -104,7 +104,7 @@ impl AdminServer {
         }
     }
 
-    /// Listens on [::1] too, the address that many programs try first for `localhost`. Where there is no IPv6, there is
+    /// Listens on `::1` too, the address that many programs try first for `localhost`. Where there is no IPv6, there is
     /// nothing to do.
     pub(crate) fn listen_on_ipv6_loopback(&mut self) {
         let Ok(Some(addr)) = self.local_addr() else { return };

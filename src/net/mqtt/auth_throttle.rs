@@ -1,8 +1,8 @@
 //! Delays the answers to failed logins, so that an address learns little by guessing passwords.
 //!
-//! The delay grows with the number of recent failures from the same address. After [`IN_PARALLEL`] of them, each answer also
+//! The delay grows with the number of recent failures from the same address. After 16 of them, each answer also
 //! waits for the one before, so that parallel guesses are slowed in total: the address gets one answer a second, however many
-//! connections it uses. No answer waits longer than [`DELAY_MAX`]: a failed login whose turn comes later gets none, and its
+//! connections it uses. No answer waits longer than a second: a failed login whose turn comes later gets none, and its
 //! connection closes after that time.
 //!
 //! A good login is answered at once, also while others from its address fail: many devices can share an address. So the
