@@ -10,34 +10,40 @@ const NEW_FILE_MODE: u32 = 0o640;
 const WRITABLE_BY_GROUP_OR_OTHERS: u32 = 0o022;
 
 /// Opens `path` with these options. On Unix a new file has mode 0640 or, with a stricter umask, less; one that exists
-/// keeps its mode. In a folder that its group or others can write to, as `/tmp`, a symbolic link is refused: anyone
-/// could have placed it there to have another file written.
+/// keeps its mode. A symbolic link in a folder that its group or others can write to, as `/tmp`, is refused, the folders on the
+/// way included: anyone could have placed it there to have another file written.
 ///
 /// # Errors
-/// When the file cannot be opened, or is such a link.
+/// When the file cannot be opened, or its path goes through such a link.
 #[cfg(unix)]
 pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    use std::fs;
-    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+    use std::os::unix::fs::OpenOptionsExt;
 
     options.mode(NEW_FILE_MODE);
-    let folder = match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
-        None => return options.open(path),
-    };
-    if fs::metadata(folder)?.mode() & WRITABLE_BY_GROUP_OR_OTHERS == 0 {
-        return options.open(path);
-    }
-    options.custom_flags(libc::O_NOFOLLOW).open(path).map_err(|error| {
-        // Systems have different error codes for it.
-        match fs::symlink_metadata(path) {
-            Ok(found) if found.is_symlink() => {
-                io::Error::other("it is a symbolic link in a folder that others can write to")
-            }
-            _ => error,
+    for part in path.ancestors() {
+        if std::fs::symlink_metadata(part).is_ok_and(|found| found.is_symlink()) && is_in_shared_folder(part)
+        {
+            let what = if part == path { "it".to_owned() } else { part.display().to_string() };
+            let why = "is a symbolic link in a folder that others can write to";
+            return Err(io::Error::other(format!("{what} {why}")));
         }
-    })
+    }
+    if is_in_shared_folder(path) {
+        // It may have been placed meanwhile.
+        options.custom_flags(libc::O_NOFOLLOW);
+    }
+    options.open(path)
+}
+
+/// Whether the folder of this file can be written to by its group or others.
+#[cfg(unix)]
+fn is_in_shared_folder(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    let folder =
+        path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+    let folder = folder.and_then(|folder| std::fs::metadata(folder).ok());
+    folder.is_some_and(|folder| folder.mode() & WRITABLE_BY_GROUP_OR_OTHERS != 0)
 }
 
 /// Opens `path` with these options.

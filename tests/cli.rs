@@ -639,6 +639,12 @@ fn a_link_in_a_folder_that_others_can_write_to_is_refused_as_log_and_pid_file() 
                 assert_eq!(fs::read_to_string(&target).unwrap(), "before\n");
             }
         }
+        // Nor is a folder entered through a link that others could have placed.
+        std::os::unix::fs::symlink(&elsewhere.0, folder.0.join("inner")).unwrap();
+        let output = folder.run("", &[ports[0], ports[1], ports[2], QUIET, (LOG_FILE, "inner/log")]);
+        let error = only_line(&output);
+        assert!(error.contains("inner is a symbolic link in a folder that others"), "{error}");
+        assert!(!elsewhere.0.join("log").exists());
         // Nor is the file made that a link leads to.
         fs::remove_file(&target).unwrap();
         let output = folder.run("", &[QUIET, (LOG_FILE, "link")]);

@@ -148,7 +148,7 @@ impl Media {
         let at_home = from.addr.ip() == self.mqtt_ip;
         let header = match UdpHeader::parse(datagram) {
             Err(BadDatagram::Empty)
-                if at_home && self.peer.is_none() && datagram[1] == audio::UPLINK_FLAGS =>
+                if at_home && self.peer.is_none() && datagram.get(1) == Some(&audio::UPLINK_FLAGS) =>
             {
                 return Ok(self.learn(from));
             }
