@@ -19,7 +19,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const CALLS: u8 = 8;
 const WARM_UP: u32 = 50;
 const PACKETS: u32 = 500;
-const OPUS: [u8; 120] = [0x58; 120];
+const OPUS: [u8; 120] = [0x88; 120];
 /// A masked binary frame with two bytes of length, and the header of the audio.
 const FRAME: usize = 8 + 16 + OPUS.len();
 

@@ -26,7 +26,7 @@ fn the_call_ends_line_has_the_call_statistics() {
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
     let (call, mut peer) = device.call(&server);
     for sequence in [1, 2, 3, 3, 7, 6, 8] {
-        call.send_raw(&call.seal(0, sequence, &[0x58; 10]));
+        call.send_raw(&call.seal(0, sequence, &[0x88; 10]));
     }
     (0..5).for_each(|_| drop(peer.binary()));
     (0..4).for_each(|n| peer.send_audio(n, &[0x58; 100]));

@@ -52,7 +52,7 @@ impl SimulatedDevices {
         let speaker = thread::spawn(move || {
             for round in 0.. {
                 for (i, (_, call)) in speaking.iter_mut().enumerate() {
-                    let packet = call.encrypt(round * 60, &[0x58; 120]);
+                    let packet = call.encrypt(round * 60, &[0x88; 120]);
                     // Every third call loses packets.
                     if i % 3 != 1 || round % 20 != 7 {
                         let _ = call.send_packet(&packet);

@@ -202,7 +202,7 @@ fn a_call_from_request_to_hang_up() {
 
     for n in 0..3 {
         assert_eq!(assert_audio_delivered(&mut a.call, &b.call, format!("\x58to b {n}").as_bytes()), 2 + n);
-        assert_eq!(assert_audio_delivered(&mut b.call, &a.call, &[0x58; 1400][..1000 + n as usize]), 4 + n);
+        assert_eq!(assert_audio_delivered(&mut b.call, &a.call, &[0x88; 1400][..1000 + n as usize]), 4 + n);
     }
     // A new NAT mapping.
     let udp = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
@@ -545,8 +545,8 @@ fn audio_for_a_device_that_has_sent_none_is_dropped_and_counted() {
     wait_until("the packet is dropped", || {
         fixture.metric(r#"gateway_audio_discarded_total{reason="no_peer"}"#) == 1
     });
-    assert_audio_delivered(&mut b_call, &a.call, b"\x58here I am");
-    assert_audio_delivered(&mut a.call, &b_call, b"\x58there you are");
+    assert_audio_delivered(&mut b_call, &a.call, b"\x88here I am");
+    assert_audio_delivered(&mut a.call, &b_call, b"\x88there you are");
 }
 
 #[test]

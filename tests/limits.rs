@@ -231,7 +231,7 @@ fn a_chat_server_that_stops_reading_loses_audio_and_then_the_call() {
     fill_send_buffers(&mut device, &mut peer);
     // Audio that does not fit is dropped, and the call goes on.
     for n in 0..300 {
-        call.send(n, &[0x58; 1400]);
+        call.send(n, &[0x88; 1400]);
         if n % 32 == 0 {
             device.mqtt.assert_nothing_pending();
         }

@@ -129,7 +129,7 @@ fn memory_is_bounded_while_peers_do_not_read() {
         let mut device = device_over(connect_with_small_buffer(process.mqtt()), 1);
         let (mut call, peer) = device.call(&server);
         // A chat server that does not read: audio, then text until the call is over.
-        (0..200).for_each(|n| call.send(n, &[0x58; 1400]));
+        (0..200).for_each(|n| call.send(n, &[0x88; 1400]));
         let text = json!({"type": "custom", "filler": "x".repeat(60_000)}).to_string();
         (0..150).for_each(|_| device.send_text(&text));
         let line = process.wait_for_line("call ends");

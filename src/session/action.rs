@@ -314,7 +314,10 @@ impl RefusedDatagrams {
         };
         let refused = refused.get_or_insert_default();
         *counter(refused) += 1;
-        refused.last_from = Some(from);
+        // A wrong source says most.
+        if refused.foreign == 0 || matches!(reason, DropReason::ForeignSource | DropReason::PathHeld) {
+            refused.last_from = Some(from);
+        }
     }
 }
 

@@ -13,7 +13,9 @@ use crate::config::Udp;
 const AHEAD_MAX: Duration = Duration::from_millis(300);
 /// How many frames audio may be ahead of real time: the smallest queue of a board.
 const AHEAD_FRAMES: u32 = 5;
-/// The distance between two frames that waited.
+/// How late the loop's timers may be.
+const LATE_TIMER: Duration = Duration::from_millis(10);
+/// The distance between two frames that waited, or their duration if that is shorter.
 const HELD_DISTANCE: Duration = Duration::from_millis(20);
 /// The duration of a frame that neither side states.
 const DEFAULT_FRAME_MS: u32 = 60;
@@ -47,9 +49,11 @@ impl Playout {
         self.ends_at
     }
 
-    /// `tts start` was sent: the device empties its queue when it handles it.
-    pub(super) fn on_speech_start(&mut self, config: &Udp, now: Instant) {
-        self.ends_at = now;
+    /// `tts start` was sent. A device that is not speaking yet empties its queue when it handles it.
+    pub(super) fn on_speech_start(&mut self, was_speaking: bool, config: &Udp, now: Instant) {
+        if !was_speaking {
+            self.ends_at = now;
+        }
         self.not_before = now + config.speech_lead;
     }
 
@@ -58,23 +62,30 @@ impl Playout {
         (self.ends_at, self.not_before) = (now, now);
     }
 
-    /// When the next frame may leave. `waits`: it waits already. One that does not may be ahead by the speech lead too, so that
-    /// a server that sends in real time is not delayed by it for ever.
+    /// When the next frame may leave. `waits`: it waits already. One that does not may be ahead by the speech lead too, but by less
+    /// than a frame, so that a server that sends in real time is not delayed by it for ever.
     pub(super) fn next_frame_at(&self, waits: bool, config: &Udp) -> Instant {
         if !config.downlink_pace {
             return self.not_before;
         }
         let frame = Duration::from_millis(self.frame_ms.into());
-        let lead = if waits { Duration::ZERO } else { config.speech_lead };
+        let lead = if waits {
+            Duration::ZERO
+        } else {
+            (config.speech_lead + LATE_TIMER).min(frame - Duration::from_millis(1))
+        };
         let ahead = AHEAD_MAX.min(frame * AHEAD_FRAMES) + lead;
         self.not_before.max((self.ends_at + frame).checked_sub(ahead).unwrap_or(self.not_before))
     }
 
     /// A frame was sent. `waited`: the next one that waits keeps a distance.
     pub(super) fn on_frame(&mut self, waited: bool, config: &Udp, now: Instant) {
-        self.ends_at = self.ends_at.max(now) + Duration::from_millis(self.frame_ms.into());
+        let frame = Duration::from_millis(self.frame_ms.into());
+        self.ends_at = self.ends_at.max(now) + frame;
         if waited && config.downlink_pace {
-            self.not_before = now + HELD_DISTANCE;
+            // Short frames keep the pace of real time, also behind timers that are late.
+            let short = self.not_before.max(now.checked_sub(frame).unwrap_or(now)) + frame;
+            self.not_before = if frame > HELD_DISTANCE { now + HELD_DISTANCE } else { short };
         }
     }
 }
@@ -91,7 +102,7 @@ mod tests {
         let start = Instant::now();
         let mut playout = Playout::new(start);
         playout.set_frame_ms(Some(frame_ms));
-        playout.on_speech_start(config, start);
+        playout.on_speech_start(false, config, start);
         let (mut out, mut last): (Vec<u64>, u64) = (Vec::new(), 0);
         for &at in arrivals {
             let arrived = start + MS(at);
@@ -122,6 +133,25 @@ mod tests {
         let arrivals: Vec<u64> = (0..5).map(|_| 0).chain((1..40).map(|n| n * 60)).collect();
         let times = departures(60, &arrivals, &udp);
         assert!(times.iter().zip(&arrivals).skip(7).all(|(left, arrived)| left == arrived), "{times:?}");
+    }
+
+    #[test]
+    fn short_frames_keep_the_pace_of_real_time_behind_late_timers() {
+        let udp = Config::default().udp;
+        let start = Instant::now();
+        let mut playout = Playout::new(start);
+        playout.set_frame_ms(Some(20));
+        playout.on_speech_start(false, &udp, start);
+        let (mut now, mut sent) = (start, 0);
+        // Every timer is 8 ms late.
+        while sent < 100 {
+            now = playout.next_frame_at(true, &udp).max(now) + MS(8);
+            while sent < 100 && playout.next_frame_at(true, &udp) <= now {
+                playout.on_frame(true, &udp, now);
+                sent += 1;
+            }
+        }
+        assert!(now - start < MS(2_100), "{:?}", now - start);
     }
 
     #[test]

@@ -70,7 +70,8 @@ impl Gateway {
         }
         match event {
             LogEvent::ServerFailing { .. } | LogEvent::ServerRecovered { .. } => log!(level, "{event}"),
-            LogEvent::NoUdpAudio { .. } => {
+            // Of a device that was heard before, nothing can be said about firewalls.
+            LogEvent::NoUdpAudio { advertised: Some(_), .. } => {
                 let ip = self.sessions.get(id).map(|session| session.core.ip());
                 let drops = ip.map(|ip| self.audio.drops.of(ip)).unwrap_or_default();
                 log!(level, "{} {event}; {}", self.sessions.log_prefix(id), drops.describe());

@@ -22,7 +22,8 @@ impl Gateway {
     /// The device has logged in.
     pub(super) fn judge_silence_later(&mut self, id: SessionId) {
         let Some(restart) = &mut self.restart else { return };
-        let Some(core) = self.sessions.get(id).map(|session| &session.core) else { return };
+        let core = self.sessions.get(id).map(|session| &session.core);
+        let Some(core) = core.filter(|core| !core.has_call()) else { return };
         let Some(mac) = core.client_id().map(|client_id| client_id.mac()) else { return };
         if let Some(at) = restart.on_connected(core.ip(), mac, self.io.now) {
             self.io.timers.arm(at, TimerKind::Restart);

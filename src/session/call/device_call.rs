@@ -93,6 +93,10 @@ impl Call {
         // A device that only listens is not idle either.
         self.last_activity = now;
         let peer = match self.state {
+            CallState::InDeviceCall if self.playout.next_frame_at(false, &config.udp) > now => {
+                // The device has not handled its `tts start` yet.
+                Err(DropReason::Ringing)
+            }
             CallState::InDeviceCall => self.media.destination(self.is_listening, now),
             _ => Err(DropReason::NoPeer),
         };

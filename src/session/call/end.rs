@@ -85,7 +85,8 @@ impl Call {
             let (status, _) = reason.alert_text();
             return Some(message::alert(Some(id), status, &crate::text::shown(said), "neutral"));
         }
-        let never_heard = self.no_audio_shown && self.media.peer().is_none();
+        let in_call = !matches!(reason, EndReason::NotResumed | EndReason::DeviceNotInCall);
+        let never_heard = in_call && self.no_audio_shown && self.media.peer().is_none();
         (never_heard && (told || reason == DeviceGoodbye)).then(|| no_audio_alert(Some(id)))
     }
 

@@ -146,7 +146,8 @@ impl Call {
             if self.held.speech_goes_on().is_none() {
                 self.send_pending_texts(cx);
             }
-            self.deadlines.set(CallTimer::Reattach, ends_at);
+            // Datagrams that are not for a chat server are not reported one by one.
+            self.deadlines.set(CallTimer::Reattach, ends_at.min(cx.now + TEXT_DELAY));
             return Ok(());
         }
         Err(EndReason::NotResumed)

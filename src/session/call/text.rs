@@ -184,9 +184,10 @@ impl Call {
         {
             match &*state {
                 "start" => {
-                    (self.tts_active, self.is_listening) = (true, false);
+                    let was_speaking = std::mem::replace(&mut self.tts_active, true);
+                    self.is_listening = false;
                     self.deadlines.clear(CallTimer::MissingAudio);
-                    self.playout.on_speech_start(&cx.config.udp, cx.now);
+                    self.playout.on_speech_start(was_speaking, &cx.config.udp, cx.now);
                 }
                 "stop" => self.tts_active = false,
                 _ => {}
