@@ -91,6 +91,10 @@ fn run_case(row: &Value, device: &mut Device, server: &ChatServer) {
         peer.shutdown_write();
         assert_eq!(peer.message(), Message::End);
         device.expect_goodbye("server-session");
+        // Any code but 1000 and none is a reason to be shown.
+        if ![0, 1000].contains(&code) {
+            assert_eq!(device.json()["type"], "alert");
+        }
     } else {
         if row["pong"].is_string() {
             assert_eq!(peer.message(), Message::Pong(frame_bytes(&row["pong"])));

@@ -160,12 +160,15 @@ fn killed_or_frozen_chat_servers_affect_no_other_call() {
     let process = folder.start("-c gateway.json", &[]);
     let mut device = Device::connect(process.mqtt(), 1);
     let mut fickle = start_call(&mut device);
+    // Without a word of the user, a call is not redialled for ever.
+    let mut user_speaks = || device.send_text(r#"{"type":"listen","state":"detect","text":"hi"}"#);
     let mut other = Device::connect(process.mqtt(), 2);
     assert_call_undisturbed(&mut start_call(&mut other), || {
         for round in 0..4 {
             let server = &mut servers[round % 2];
             server.kill();
             wait_for_echo(&mut fickle);
+            user_speaks();
             server.restart();
         }
         for server in &servers {
@@ -173,10 +176,10 @@ fn killed_or_frozen_chat_servers_affect_no_other_call() {
             // A ping is due within a second, and its answer within another; a dial may try a frozen server first.
             let took = wait_for_echo(&mut fickle);
             assert!(took < MS(8_000), "{took:?}");
+            user_speaks();
             server.signal("CONT");
         }
     });
-    device.mqtt.assert_nothing_pending();
     other.mqtt.assert_nothing_pending();
 }
 
