@@ -189,8 +189,9 @@ impl Media {
         }))
     }
 
-    /// A datagram without audio, which some clients send first, tells where the device is.
+    /// A datagram without audio, which some clients send first, tells where the device is. What others sent is dropped.
     fn learn(&mut self, from: UdpPeer) -> Received {
+        self.drop_candidates();
         Received::Path { peer_learned: self.peer.replace(from).is_none() }
     }
 

@@ -158,6 +158,10 @@ fn a_first_datagram_without_audio_tells_the_address_and_is_not_passed_on() {
         assert_eq!(scenario.uplink(sequence, payload), Ok(frame_with_header(7, payload)));
     }
     assert_eq!(scenario.uplink(4, b""), Err(DropReason::EmptyDatagram));
+    // What was kept of another source is not passed on by it.
+    let mut scenario = Scenario::in_call();
+    assert_eq!(scenario.uplink_frames(FROM_OTHER_IP, 1, OPUS), Err(DropReason::PathHeld));
+    assert_eq!(scenario.uplink_frames(FROM_MQTT_IP, 0, b"").unwrap().0, Vec::<Vec<u8>>::new());
     // From elsewhere it tells nothing.
     let mut scenario = Scenario::in_call();
     for sequence in 0..20 {
