@@ -116,7 +116,8 @@ fn a_chain_that_an_esp32_refuses_fails_though_others_may_accept_it() {
         (&itself, itself.certificate_pem(), 1, ["[FAIL] TLS", "is self-signed"]),
     ] {
         with_tls_gateway_and_chain(&public, pair, pem, |folder, mqtts| {
-            let output = folder.run(&format!("probe {mqtts} --tls --ca-file ca.pem --packets 5"), &[]);
+            let output =
+                folder.run(&format!("probe {mqtts} --tls --ca-file ca.pem --packets 5 --no-pause"), &[]);
             let told = output_text(&output);
             assert_eq!(output.status.code(), Some(code), "{told}");
             assert!(parts.iter().all(|part| told.contains(part)), "{parts:?} in {told}");

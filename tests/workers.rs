@@ -117,9 +117,9 @@ fn every_worker_has_calls_and_the_api_sees_all_of_them() {
     let (_, status) =
         fixture.request("POST", "/api/devices/status", Some(&json!({ "clientIds": ids }).to_string()));
     for id in &ids[..24] {
-        assert_eq!(status[id], json!({ "isAlive": true, "exists": true }));
+        assert_eq!(status[id], json!({ "isAlive": true, "inCall": true, "exists": true }));
     }
-    assert_eq!(status[&ids[24]], json!({ "isAlive": false, "exists": false }));
+    assert_eq!(status[&ids[24]], json!({ "isAlive": false, "inCall": false, "exists": false }));
     for (n, device) in (0..DEVICES).zip(&mut devices) {
         assert_eq!(fixture.request("DELETE", &format!("/api/sessions/{}", mac(n)), None).0, 200);
         device.wait_for("goodbye", TIMEOUT).unwrap();
