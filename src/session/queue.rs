@@ -88,7 +88,7 @@ impl HeldItem {
     }
 
     /// The bytes that it takes in the queue.
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         size_of::<Self>()
             + match self {
                 Self::Text { text, .. } => text.len(),
@@ -161,6 +161,13 @@ impl HeldQueue {
             self.0 = None;
         }
         Some(item)
+    }
+
+    /// Moves all of `other` behind what is held.
+    pub(super) fn append(&mut self, other: &mut Self) {
+        while let Some(item) = other.pop() {
+            self.push(item);
+        }
     }
 
     /// Replaces each item by what `change` makes of it, in order.

@@ -157,25 +157,41 @@ impl Call {
         {
             servers.learn_framing(server, framing);
         }
-        let found = self.media.classify(frame, self.age(now));
-        let (timestamp, opus) = match found {
+        let is_early = self.state == CallState::AwaitingHello;
+        let (timestamp, opus) = match self.media.classify(frame, self.age(now)) {
             ClassifiedFrame::Bad => return self.count_dropped(DropReason::BadFrame),
-            _ if self.state == CallState::AwaitingHello => {
-                self.server_sent_early_media = true;
-                return self.hold_frame(frame, space.room, now);
+            ClassifiedFrame::Undecided if self.hold_expired && !is_early => {
+                return self.count_dropped(DropReason::NoPeer);
             }
-            ClassifiedFrame::Undecided if self.hold_expired => return self.count_dropped(DropReason::NoPeer),
-            ClassifiedFrame::Audio(..) if self.aborted => return self.count_dropped(DropReason::Aborted),
-            ClassifiedFrame::Undecided => return self.hold_frame(frame, space.room, now),
+            ClassifiedFrame::Undecided => return self.hold(HeldItem::Frame(frame.into()), space.room),
+            ClassifiedFrame::Audio(..) if self.aborted && !is_early => {
+                return self.count_dropped(DropReason::Aborted);
+            }
             ClassifiedFrame::Audio(timestamp, opus) => (timestamp, opus),
         };
-        if !self.held.is_empty() || self.must_hold() || self.playout.next_frame_at(false, &config.udp) > now {
-            return self.hold_frame(frame, space.room, now);
+        if is_early
+            || !self.held.is_empty()
+            || self.must_hold()
+            || self.playout.next_frame_at(false, &config.udp) > now
+        {
+            return self.hold(HeldItem::Packet { timestamp, opus: opus.into() }, space.room);
         }
         let peer = self.media.destination(self.is_listening, now).or_else(|why| self.count_dropped(why))?;
         self.playout.on_frame(false, &config.udp, now);
+        Ok(Some(self.encrypt(peer, (timestamp, opus), space.datagram, config, now)))
+    }
+
+    /// Encrypts one Opus packet, with its timestamp, for the device, into `out`.
+    pub(super) fn encrypt(
+        &mut self,
+        peer: UdpPeer,
+        (timestamp, opus): (u32, &[u8]),
+        out: &mut [u8],
+        config: &Config,
+        now: Instant,
+    ) -> Encrypted {
         self.postpone_keep_alive(config, now);
-        Ok(Some(self.media.encrypt(peer, timestamp, opus, config.udp.downlink_flags, space.datagram)))
+        self.media.encrypt(peer, timestamp, opus, config.udp.downlink_flags, out)
     }
 
     pub(super) fn count_dropped<T>(&mut self, discard: DropReason) -> Result<T, DropReason> {
@@ -183,26 +199,17 @@ impl Call {
         Err(discard)
     }
 
-    /// Holds a frame, of which the sum is bounded: by five minutes of audio, and by `room` bytes.
-    fn hold_frame(
-        &mut self,
-        frame: &[u8],
-        room: usize,
-        now: Instant,
-    ) -> Result<Option<Encrypted>, DropReason> {
+    /// Holds audio, of which the sum is bounded: by five minutes, and by `room` bytes.
+    fn hold(&mut self, audio: HeldItem, room: usize) -> Result<Option<Encrypted>, DropReason> {
+        let is_early = self.state == CallState::AwaitingHello;
+        self.server_sent_early_media |= is_early;
         let frames = self.held.frames() + self.early.frames();
-        if frames >= self.playout.frames_in(HELD_AUDIO_MAX) || frame.len() > room {
+        if frames >= self.playout.frames_in(HELD_AUDIO_MAX) || audio.bytes() > room {
             self.held_audio_full = true;
             return self.count_dropped(DropReason::HeldFull);
         }
-        let item = match self.media.classify(frame, self.age(now)) {
-            ClassifiedFrame::Audio(timestamp, opus) => HeldItem::Packet { timestamp, opus: opus.into() },
-            _ => HeldItem::Frame(frame.into()),
-        };
-        match self.state {
-            CallState::AwaitingHello => self.early.push(item),
-            _ => self.held.push(item),
-        }
+        let queue = if is_early { &mut self.early } else { &mut self.held };
+        queue.push(audio);
         Ok(None)
     }
 
@@ -333,9 +340,7 @@ impl Call {
         self.playout.on_frame(true, &cx.config.udp, cx.now);
         self.last_activity = cx.now;
         let mut datagram = vec![0; audio::HEADER_LEN + opus.len()];
-        self.postpone_keep_alive(cx.config, cx.now);
-        let encrypted =
-            self.media.encrypt(peer, timestamp, opus, cx.config.udp.downlink_flags, &mut datagram);
+        let encrypted = self.encrypt(peer, (timestamp, opus), &mut datagram, cx.config, cx.now);
         cx.out.push(Action::SendDatagram(encrypted, datagram.into_boxed_slice()));
     }
 

@@ -101,8 +101,7 @@ impl Call {
             _ => Err(DropReason::NoPeer),
         };
         let peer = peer.or_else(|why| self.count_dropped(why))?;
-        self.postpone_keep_alive(config, now);
-        Ok(self.media.encrypt(peer, 0, opus, config.udp.downlink_flags, out))
+        Ok(self.encrypt(peer, (0, opus), out, config, now))
     }
 
     /// Encrypts silence for a device that is calling another one.

@@ -100,13 +100,11 @@ pub(super) struct Call {
     server_hello_overdue: bool,
     /// The hold for the device's first datagram has ended. There is only one per call.
     hold_expired: bool,
-    /// The device has sent `listen` with the state `start`.
-    listen_started: bool,
-    /// A datagram was accepted since then.
+    /// A datagram was accepted since the device's last `listen` with the state `start`.
     heard_since_listen: bool,
     /// After the device's last `listen` with the state `start` came neither one with `stop` nor `tts start`: it sends audio.
     is_listening: bool,
-    /// The last of these had the mode `realtime`: the device can play and listen at once.
+    /// That `listen` had the mode `realtime`: the device can play and listen at once.
     pub(super) listens_in_realtime: bool,
     outage: Option<Box<Outage>>,
     live_since: Instant,
@@ -180,7 +178,6 @@ impl Call {
             server_sent_early_media: false,
             server_hello_overdue: false,
             hold_expired: false,
-            listen_started: false,
             heard_since_listen: false,
             is_listening: false,
             listens_in_realtime: false,

@@ -30,7 +30,7 @@ const LOST_MAX: Duration = Duration::from_secs(300);
 
 /// What the device was doing when its connection was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AtLoss {
+pub(in super::super) enum AtLoss {
     /// It waited for its hello reply.
     AwaitingReply,
     Speaking,
@@ -58,7 +58,9 @@ impl Attachment {
 }
 
 impl Call {
-    pub(in super::super) fn on_device_lost(&mut self, now: Instant) {
+    /// The device's connection was lost: when, and what the device was doing. It may have been lost before, and not have resumed the
+    /// call.
+    pub(in super::super) fn on_device_lost(&mut self, now: Instant) -> (Instant, AtLoss) {
         let (at, device) = match self.attachment {
             Attachment::Attached if self.session_id.is_none() => (now, AtLoss::AwaitingReply),
             Attachment::Attached if self.tts_active => (now, AtLoss::Speaking),
@@ -70,6 +72,7 @@ impl Call {
         self.attachment = Attachment::Lost { at, device };
         self.deadlines.clear(CallTimer::Reattach);
         self.pending_device_text.get_or_insert_with(TextQueue::default);
+        (at, device)
     }
 
     /// Until when the call is kept for the device to reconnect: longer while its datagrams arrive.
@@ -79,9 +82,8 @@ impl Call {
     }
 
     pub(in super::super) fn on_device_reconnected(&mut self, ip: IpAddr, cx: &mut Context<'_>) -> CallResult {
-        self.on_device_lost(cx.now);
+        let (at, device) = self.on_device_lost(cx.now);
         self.media.set_mqtt_ip(ip);
-        let Attachment::Lost { at, device } = self.attachment else { return Ok(()) };
         let last = self.media.last_accepted();
         if last > at && cx.now.saturating_duration_since(last) <= DATAGRAM_IS_PROOF {
             return self.attach(at, cx);

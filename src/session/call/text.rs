@@ -24,10 +24,7 @@ impl Call {
         let frame_ms = hello.audio_params.as_deref().and_then(message::frame_duration_ms);
         self.playout.set_frame_ms(frame_ms.or_else(|| self.hello.frame_duration_ms()));
         self.aborted = false;
-        self.early.change(|item| {
-            self.held.push(item);
-            None
-        });
+        self.held.append(&mut self.early);
         self.deadlines.clear_server_timers();
         let websocket = &cx.config.websocket;
         if !websocket.ping_interval.is_zero() && self.server.as_ref().is_none_or(|server| server.ping) {
@@ -74,7 +71,7 @@ impl Call {
         self.last_activity = cx.now;
         self.update_idle_deadline(cx.config);
         self.postpone_keep_alive(cx.config, cx.now);
-        if self.listen_started {
+        if self.is_listening {
             self.expect_audio(cx);
         }
         Ok(())
@@ -255,12 +252,12 @@ impl Call {
         self.last_listen = Some(text.into());
         match peek.state.as_deref() {
             Some("start") => {
-                (self.listen_started, self.is_listening, self.heard_since_listen) = (true, true, false);
+                (self.is_listening, self.heard_since_listen) = (true, false);
                 self.expect_audio(cx);
             }
             Some("detect") => self.greeted_redials = 0,
             Some("stop") => {
-                (self.listen_started, self.is_listening) = (false, false);
+                self.is_listening = false;
                 self.deadlines.clear(CallTimer::MissingAudio);
             }
             _ => {}
