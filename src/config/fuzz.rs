@@ -1,11 +1,9 @@
 //! The fuzz target of the configuration: files and `.env`.
 
-use std::sync::Arc;
-
 use super::error::Problem;
 use super::{ChatServerConfig, Config, dotenv, file};
 use crate::net::backend::upgrade;
-use crate::session::DialRequest;
+use crate::session::harness::dial_request;
 
 /// The text of a file: a configuration, and all the same a `.env` and the URL of a server.
 pub(crate) fn parse(data: &[u8]) {
@@ -74,15 +72,7 @@ fn check_url(text: &str) {
     let scheme = if server.tls { "wss" } else { "ws" };
     let again: ChatServerConfig = format!("{scheme}://{}{}", server.authority, server.path).parse().unwrap();
     assert_eq!((&again.host, again.port, &again.path), (&server.host, server.port, &server.path));
-    let dial = DialRequest {
-        server: Arc::new(server),
-        mac: [1, 2, 3, 4, 5, 6].into(),
-        client_id: None,
-        sign_token: true,
-        forwarded_for: [192, 0, 2, 7].into(),
-        protocol_version: 2,
-        skip_dns_cache: false,
-    };
+    let dial = dial_request(server);
     let request = upgrade::request(&dial, "Bearer x", "key");
     let mut fields = [httparse::EMPTY_HEADER; 16];
     let mut parsed = httparse::Request::new(&mut fields);

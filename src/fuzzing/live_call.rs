@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::proto::audio::Cipher;
-use crate::session::harness::{SentDatagram, TestShell, connect_packet, publish_packet, servers};
+use crate::session::harness::{
+    SentDatagram, TestShell, call_credentials, connect_packet, publish_packet, servers,
+};
 use crate::session::{Action, CallCredentials, Context, Core, DropReason};
 
 pub(super) const SSRC: u32 = 0x0102_0304;
@@ -68,15 +70,7 @@ pub(super) fn cipher() -> Cipher {
 
 /// All calls have the same key; their headers differ by the ssrc.
 pub(super) fn credentials(ssrc: u32) -> CallCredentials {
-    CallCredentials {
-        ssrc,
-        key: KEY,
-        session_id: "own".into(),
-        jitter_seed: 1,
-        udp_host: "192.0.2.1".into(),
-        udp_port: 8884,
-        allowed: true,
-    }
+    call_credentials(ssrc, KEY)
 }
 
 const HELLO: &[u8] = br#"{"type":"hello","version":3,"transport":"udp"}"#;

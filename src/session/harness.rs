@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{
-    Action, Admission, CallCredentials, Context, Core, DropReason, Encrypted, FrameSpace, HelloLimiter,
-    RequestIds, ServerHealth, UdpPeer, Uplink,
+    Action, Admission, CallCredentials, Context, Core, DialRequest, DropReason, Encrypted, FrameSpace,
+    HelloLimiter, RequestIds, ServerHealth, UdpPeer, Uplink,
 };
 use crate::config::{ChatServerConfig, Config};
 use crate::proto::audio::{Cipher, HEADER_LEN, MAX_PAYLOAD, UdpHeader, ws_frame_header};
@@ -126,6 +126,32 @@ impl TestShell {
             self.now,
         )?;
         Ok(encrypted.map(|encrypted| (encrypted, out[..encrypted.datagram_len].into())))
+    }
+}
+
+/// Credentials of a call with this ssrc and key.
+pub(crate) fn call_credentials(ssrc: u32, key: [u8; 16]) -> CallCredentials {
+    CallCredentials {
+        ssrc,
+        key,
+        session_id: "own".into(),
+        jitter_seed: 1,
+        udp_host: "192.0.2.1".into(),
+        udp_port: 8884,
+        allowed: true,
+    }
+}
+
+/// A request for the upgrade to this chat server.
+pub(crate) fn dial_request(server: ChatServerConfig) -> DialRequest {
+    DialRequest {
+        server: Arc::new(server),
+        mac: [1, 2, 3, 4, 5, 6].into(),
+        client_id: None,
+        sign_token: true,
+        forwarded_for: [192, 0, 2, 7].into(),
+        protocol_version: 2,
+        skip_dns_cache: false,
     }
 }
 

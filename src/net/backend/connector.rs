@@ -303,17 +303,10 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
+    use crate::session::harness::dial_request;
 
     fn request(server: &TcpListener) -> Box<DialRequest> {
-        Box::new(DialRequest {
-            server: Arc::new(format!("ws://{}/", server.local_addr().unwrap()).parse().unwrap()),
-            mac: "02:00:00:00:00:01".parse().unwrap(),
-            client_id: None,
-            sign_token: true,
-            forwarded_for: Ipv4Addr::LOCALHOST.into(),
-            protocol_version: 1,
-            skip_dns_cache: false,
-        })
+        Box::new(dial_request(format!("ws://{}/", server.local_addr().unwrap()).parse().unwrap()))
     }
 
     #[test]

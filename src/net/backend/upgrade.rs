@@ -327,6 +327,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::session::harness::dial_request;
 
     const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
@@ -387,15 +388,7 @@ mod tests {
 
     #[test]
     fn a_token_is_only_signed_if_it_may_be() {
-        let mut dial = DialRequest {
-            server: Arc::new("ws://a/".parse().unwrap()),
-            mac: [1, 2, 3, 4, 5, 6].into(),
-            client_id: None,
-            sign_token: true,
-            forwarded_for: [192, 0, 2, 7].into(),
-            protocol_version: 2,
-            skip_dns_cache: false,
-        };
+        let mut dial = dial_request("ws://a/".parse().unwrap());
         let secret = Secret::new("secret");
         assert!(authorization(secret.as_ref(), &dial, 7).ends_with(".7"));
         dial.sign_token = false;

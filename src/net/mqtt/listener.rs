@@ -303,7 +303,7 @@ mod tests {
 
     use super::*;
     use crate::net::backend::connection::BackendConnection;
-    use crate::session::DialRequest;
+    use crate::session::harness::dial_request;
 
     fn listeners(change: impl FnOnce(&mut Config)) -> (Listeners, Sessions, Io) {
         let mut config = Config::default();
@@ -358,15 +358,7 @@ mod tests {
     fn websockets_that_are_closing_take_no_place_of_a_device() {
         let (mut listeners, mut sessions, mut io) = listeners(|config| config.mqtt.max_connections = 1);
         for _ in 0..2 * EXTRA_CONNECTIONS {
-            let request = Box::new(DialRequest {
-                server: Arc::new("ws://a/".parse().unwrap()),
-                mac: "02:00:00:00:00:01".parse().unwrap(),
-                client_id: None,
-                forwarded_for: Ipv4Addr::LOCALHOST.into(),
-                sign_token: true,
-                protocol_version: 1,
-                skip_dns_cache: false,
-            });
+            let request = Box::new(dial_request("ws://a/".parse().unwrap()));
             let mut core = Core::new(Ipv4Addr::LOCALHOST.into(), io.now);
             core.mark_closed();
             sessions.insert(core, None, Some(Box::new(BackendConnection::new(request))));

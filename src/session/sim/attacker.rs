@@ -21,7 +21,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::*;
 use crate::proto::audio::{HEADER_LEN, UdpHeader, opus_config};
-use crate::session::harness::{decrypt_datagram, encrypt_datagram, frame_with_header};
+use crate::session::harness::{call_credentials, decrypt_datagram, encrypt_datagram, frame_with_header};
 
 const TICKS: u32 = 400;
 const FRAME_MS: u64 = 60;
@@ -109,16 +109,7 @@ impl AttackedCall {
     }
 
     fn drive(&mut self, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
-        let credentials = || CallCredentials {
-            ssrc: SSRC,
-            key: KEY,
-            session_id: "own".into(),
-            jitter_seed: 1,
-            udp_host: "192.0.2.1".into(),
-            udp_port: 8884,
-            allowed: true,
-        };
-        self.shell.drive(&mut self.core, credentials, decide);
+        self.shell.drive(&mut self.core, || call_credentials(SSRC, KEY), decide);
     }
 
     fn run(mut self) -> BTreeSet<&'static str> {

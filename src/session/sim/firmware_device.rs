@@ -6,8 +6,8 @@ use super::firmware::{DeviceState, Firmware, Output, Version};
 use super::*;
 use crate::session::harness::decrypt_datagram;
 
-/// Whether it is checked that the device is not left in a state that only a person can end. Off until rules 1 and 2 of the firmware
-/// behaviour are built.
+/// Whether it is checked that the device is not left in a state that only a person can end. Off: a device that was without MQTT for
+/// longer than the grace listens to a call that has ended.
 const IS_NEVER_STUCK: bool = false;
 
 /// What the core has sent, and the device has not handled yet.
@@ -31,28 +31,36 @@ impl FirmwareDevice {
     }
 }
 
+/// The person does something, or the network does. True: the connection of MQTT is lost.
+pub(super) fn act(model: &mut Firmware, choice: u64, now: Instant) -> bool {
+    match (choice, model.state()) {
+        (_, DeviceState::Off) => model.power_on(now),
+        (0..30, _) => model.press_button(now),
+        (30..40, _) => model.say_wake_word(now),
+        (40..50, _) => model.hold_button(now),
+        (50..70, _) => model.release_button(now),
+        (70..73, _) => {
+            model.power_cut(now);
+            model.power_on(now);
+        }
+        (73..80, _) if model.is_connected() => {
+            model.on_mqtt_lost(now);
+            return true;
+        }
+        _ => {}
+    }
+    false
+}
+
 impl Simulation {
     /// The person does something, or the network does.
     pub(super) fn person_step(&mut self) {
         let (choice, now) = (self.rng.below(100), self.shell.now);
         let Some(FirmwareDevice { model, .. }) = &mut self.firmware else { return };
-        match (choice, model.state()) {
-            (_, DeviceState::Off) => model.power_on(now),
-            (0..30, _) => model.press_button(now),
-            (30..40, _) => model.say_wake_word(now),
-            (40..50, _) => model.hold_button(now),
-            (50..70, _) => model.release_button(now),
-            (70..73, _) => {
-                model.power_cut(now);
-                model.power_on(now);
-            }
-            (73..80, _) if model.is_connected() => {
-                model.on_mqtt_lost(now);
-                if let Some(s) = self.current.filter(|s| self.sessions[*s].model.is_connected()) {
-                    self.drive(s, Input::ConnectionLost, Core::on_connection_lost);
-                }
-            }
-            _ => {}
+        if act(model, choice, now)
+            && let Some(s) = self.current.filter(|s| self.sessions[*s].model.is_connected())
+        {
+            self.drive(s, Input::ConnectionLost, Core::on_connection_lost);
         }
         self.log(format_args!("the person's choice {choice}"));
         self.run_firmware();

@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::session::harness::decrypt_datagram;
-use crate::session::sim::firmware::{DeviceState, Firmware, ListeningMode, Output, Version};
+use crate::session::sim::firmware::{Firmware, ListeningMode, Output, Version};
+use crate::session::sim::firmware_device::act;
 
-/// Whether it is checked that no modelled device is left in a state that only a person can end. Off until rules 1 and 2 of the
-/// firmware behaviour are built.
+/// Whether it is checked that no modelled device is left in a state that only a person can end. Off: a device that was without MQTT
+/// for longer than the grace listens to a call that has ended.
 const NOBODY_IS_STUCK: bool = false;
-/// Whether it is checked that no frame of a reply is lost at a modelled device. Off until rules 1, 3 and 4 of the firmware behaviour are
-/// built.
+/// Whether it is checked that no frame of a reply is lost at a modelled device. Off: it takes keep-alives for frames of a reply.
 const SPEECH_IS_HEARD: bool = false;
 /// On the way to a modelled device and from it, texts and audio take the same time, and nothing is lost.
 const DELAY: Duration = Duration::from_millis(20);
@@ -44,23 +44,10 @@ impl SimulatedNetwork {
         let now = self.shell.now;
         let choice = self.rng.below(100);
         let Some(model) = self.firmware.get_mut(&device) else { return };
-        match (choice, model.state()) {
-            (_, DeviceState::Off) => model.power_on(now),
-            (0..30, _) => model.press_button(now),
-            (30..40, _) => model.say_wake_word(now),
-            (40..50, _) => model.hold_button(now),
-            (50..70, _) => model.release_button(now),
-            (70..73, _) => {
-                model.power_cut(now);
-                model.power_on(now);
-            }
-            (73..80, _) if model.is_connected() => {
-                model.on_mqtt_lost(now);
-                if let Some(s) = self.session_by_device[device].filter(|s| self.sessions[*s].connected) {
-                    self.send_from_device(s, InFlight::ConnectionLost(s));
-                }
-            }
-            _ => {}
+        if act(model, choice, now)
+            && let Some(s) = self.session_by_device[device].filter(|s| self.sessions[*s].connected)
+        {
+            self.send_from_device(s, InFlight::ConnectionLost(s));
         }
         let state = self.firmware[&device].state();
         self.log(format_args!("device {device}: choice {choice}, {state:?}"));
