@@ -10,40 +10,45 @@ const NEW_FILE_MODE: u32 = 0o640;
 const WRITABLE_BY_GROUP_OR_OTHERS: u32 = 0o022;
 
 /// Opens `path` with these options. On Unix a new file has mode 0640 or, with a stricter umask, less; one that exists
-/// keeps its mode. A symbolic link in a folder that its group or others can write to, as `/tmp`, is refused, the folders on the
-/// way included: anyone could have placed it there to have another file written.
+/// keeps its mode. A link in a folder that others can write to, as `/tmp`, is refused: anyone could have placed it there to have
+/// another file written. That holds for symbolic links, those of the folders on the way included, and for hard links.
 ///
 /// # Errors
 /// When the file cannot be opened, or its path goes through such a link.
 #[cfg(unix)]
 pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
+    const WHERE: &str = "in a folder that others can write to";
     options.mode(NEW_FILE_MODE);
     for part in path.ancestors() {
         if std::fs::symlink_metadata(part).is_ok_and(|found| found.is_symlink()) && is_in_shared_folder(part)
         {
             let what = if part == path { "it".to_owned() } else { part.display().to_string() };
-            let why = "is a symbolic link in a folder that others can write to";
-            return Err(io::Error::other(format!("{what} {why}")));
+            return Err(io::Error::other(format!("{what} is a symbolic link {WHERE}")));
         }
     }
     if is_in_shared_folder(path) {
+        if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.nlink() > 1) {
+            return Err(io::Error::other(format!("it has several names (hard links), and is {WHERE}")));
+        }
         // It may have been placed meanwhile.
         options.custom_flags(libc::O_NOFOLLOW);
     }
     options.open(path)
 }
 
-/// Whether the folder of this file can be written to by its group or others.
+/// Whether others can write to the folder of this file: its group, everyone, or an owner who is neither this user nor root.
 #[cfg(unix)]
 fn is_in_shared_folder(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
 
     let folder =
         path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
-    let folder = folder.and_then(|folder| std::fs::metadata(folder).ok());
-    folder.is_some_and(|folder| folder.mode() & WRITABLE_BY_GROUP_OR_OTHERS != 0)
+    folder.and_then(|folder| std::fs::metadata(folder).ok()).is_some_and(|folder| {
+        let is_own = folder.uid() == 0 || folder.uid() == nix::unistd::geteuid().as_raw();
+        !is_own || folder.mode() & WRITABLE_BY_GROUP_OR_OTHERS != 0
+    })
 }
 
 /// Opens `path` with these options.

@@ -645,6 +645,15 @@ fn a_link_in_a_folder_that_others_can_write_to_is_refused_as_log_and_pid_file() 
         let error = only_line(&output);
         assert!(error.contains("inner is a symbolic link in a folder that others"), "{error}");
         assert!(!elsewhere.0.join("log").exists());
+        // Nor is a second name of another file written.
+        fs::hard_link(&target, folder.0.join("second")).unwrap();
+        let output = folder.run("", &[ports[0], ports[1], ports[2], QUIET, (LOG_FILE, "second")]);
+        let error = only_line(&output);
+        assert!(
+            error.ends_with("it has several names (hard links), and is in a folder that others can write to"),
+            "{error}"
+        );
+        assert_eq!(fs::read_to_string(&target).unwrap(), "before\n");
         // Nor is the file made that a link leads to.
         fs::remove_file(&target).unwrap();
         let output = folder.run("", &[QUIET, (LOG_FILE, "link")]);
@@ -653,6 +662,13 @@ fn a_link_in_a_folder_that_others_can_write_to_is_refused_as_log_and_pid_file() 
         let running = folder.start("-p gateway.pid", &[(LOG_FILE, "gateway.log")]);
         assert!(folder.0.join("gateway.pid").exists() && folder.0.join("gateway.log").exists());
         drop(running);
+    }
+    // A folder that belongs to somebody else is one of these, whatever its mode. Only root can try it.
+    let (folder, elsewhere) = folder_with_link(0o755);
+    if std::os::unix::fs::chown(&folder.0, Some(65534), None).is_ok() {
+        let output = folder.run("", &[ports[0], ports[1], ports[2], QUIET, (LOG_FILE, "link")]);
+        assert!(only_line(&output).contains("symbolic link"));
+        assert_eq!(fs::read_to_string(elsewhere.0.join("target")).unwrap(), "before\n");
     }
 }
 
