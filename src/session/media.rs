@@ -18,6 +18,8 @@ const DOWNLINK_FLAG: u8 = 0x80;
 /// Without a packet for so long, audio is no longer sent to an address other than the MQTT peer's: while the device listens, and
 /// otherwise.
 const DOWNLINK_SILENCE: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(120)];
+/// What a packet of a device lasts: usually 60 ms. Some send shorter ones.
+const FRAME: Duration = Duration::from_millis(60);
 /// The binary frames without a header, in one call, after which a server is taken to send raw Opus.
 const RAW_FRAMING_AFTER: u8 = 3;
 
@@ -171,7 +173,9 @@ impl Media {
         let is_first = !std::mem::replace(&mut self.has_audio, true);
         if settled || is_first {
             self.is_alive = true;
-            self.drop_candidates();
+            if is_first || self.window.is_confirmed() {
+                self.drop_candidates();
+            }
         } else if !self.window.is_confirmed() {
             self.is_alive = false;
         }
@@ -203,13 +207,18 @@ impl Media {
         now: Instant,
     ) -> Result<bool, DropReason> {
         // Most packets continue the sequence, and need no clock.
-        let (max_ahead, silent) = match self.window.is_next(sequence) {
-            true => (1, false),
-            false => (paths::max_ahead(self.since_settled(now)), self.is_silent(paths::PORT_SILENCE, now)),
+        let (max_ahead, expected, silent) = match self.window.is_next(sequence) {
+            true => (1, 1, false),
+            false => {
+                let elapsed = self.since_settled(now);
+                let expected = 1 + elapsed.as_millis() / FRAME.as_millis();
+                let expected = expected.try_into().unwrap_or(u32::MAX);
+                (paths::max_ahead(elapsed), expected, self.is_silent(paths::PORT_SILENCE, now))
+            }
         };
-        match self.window.accept(sequence, config, max_ahead, silent) {
+        match self.window.accept(sequence, config, max_ahead, expected, silent) {
             SequenceVerdict::Fresh { lost, settled } => {
-                self.stats.lost += u64::from(lost);
+                self.stats.lost = self.stats.lost.saturating_add_signed(lost.into());
                 Ok(settled)
             }
             SequenceVerdict::Duplicate => {

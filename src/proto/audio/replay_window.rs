@@ -2,6 +2,12 @@
 
 /// The longest step that a sequence takes at once. A longer one is provisional.
 const MAX_STEP: u32 = 64;
+/// The same for some time after the window was taken back, since somebody forges packets then; more only after a gap in time.
+const CAUTIOUS_STEP: u32 = 2;
+/// The packets that are settled until longer steps are trusted again.
+const CAUTIOUS_PACKETS: u16 = 512;
+/// The packets that continue a sequence behind which the window has gone, by which it is taken back.
+const TAKE_BACK: u8 = 4;
 
 /// The uplink sequences of one call.
 ///
@@ -12,6 +18,10 @@ const MAX_STEP: u32 = 64;
 /// than 64 ahead, or if its Opus configuration is not that of [`ReplayWindow::RUN`] packets before it in a row. It is forwarded,
 /// but the window stays where it is until there is a [`Run`] of them, so a packet that continues the old sequence still does. In
 /// the same way the window goes back to a run of late packets, if nothing was settled for a while.
+///
+/// One forged packet in 80 has the right configuration, and moves the window. So what the window has left behind is remembered until
+/// eight packets in order show that it went the right way. Four packets that continue the old sequence take it back, and for the next
+/// 512 packets only those in order (one may be missing) move it at once.
 #[derive(Debug, Clone, Default)]
 pub struct ReplayWindow {
     settled: Track,
@@ -20,6 +30,10 @@ pub struct ReplayWindow {
     run: u8,
     /// The lowest sequence that the loss count covers. Those below it never existed.
     loss_floor: u32,
+    /// Where the window was before a step over missing packets.
+    left: Option<Left>,
+    /// The packets to be settled until longer steps are trusted.
+    cautious: u16,
     /// Provisional packets, or late ones. There are none in most calls.
     provisional: Option<Box<Run>>,
 }
@@ -30,6 +44,22 @@ struct Track {
     highest: u32,
     /// Bit i: `highest - i` was received. 0 before the first packet.
     seen: u64,
+}
+
+/// A sequence that the window has left, and what has continued it since.
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    /// The highest sequence when it was left, and the highest that has continued it.
+    base: u32,
+    highest: u32,
+    /// The Opus configuration of the packets that continue it.
+    config: u8,
+    /// How many do, less those that continue the window instead.
+    packets: u8,
+    /// The packets in order since it was left.
+    in_order: u8,
+    /// The sequences above `base` that were counted as lost.
+    lost: i32,
 }
 
 /// Packets with ascending sequences.
@@ -48,8 +78,8 @@ pub struct Run {
 pub enum SequenceVerdict {
     /// The next packet to forward.
     Fresh {
-        /// The number of skipped sequences, to be counted as lost.
-        lost: u32,
+        /// The number of skipped sequences, to be counted as lost. Negative: so many of those that were counted are to come yet.
+        lost: i32,
         /// It continues what was settled, or settles a run. If not, it does not show that the device is alive.
         settled: bool,
     },
@@ -88,29 +118,24 @@ impl ReplayWindow {
     }
 
     /// Checks and records a packet of the known source with this Opus configuration, if it is valid Opus. `max_ahead`: how far it
-    /// may be ahead. `silent`: nothing has been settled for so long that the window may go back.
-    pub fn accept(&mut self, seq: u32, config: Option<u8>, max_ahead: u32, silent: bool) -> SequenceVerdict {
+    /// may be ahead. `expected`: how many packets are to be expected since one was settled. `silent`: nothing has been settled for so
+    /// long that the window may go back.
+    pub fn accept(
+        &mut self,
+        seq: u32,
+        config: Option<u8>,
+        max_ahead: u32,
+        expected: u32,
+        silent: bool,
+    ) -> SequenceVerdict {
         let Some(ahead) = self.settled.ahead(seq) else { return self.accept_behind(seq, config, silent) };
         let same = config.is_some() && config == self.config;
-        if ahead <= MAX_STEP && (same || !self.is_confirmed()) {
-            let first = self.settled.seen == 0;
-            self.settled.advance(ahead);
-            let mut lost = ahead.saturating_sub(1);
-            if let Some(run) = &mut self.provisional {
-                let between = u64::MAX.checked_shr(u64::BITS - ahead).unwrap_or(0) & !1;
-                let passed = run.track.seen_from(seq) & between;
-                self.settled.seen |= passed;
-                lost -= passed.count_ones();
-                if same {
-                    // The old sequence stands. What has passed does not pass again.
-                    run.packets = 0;
-                }
-                self.provisional.take_if(|run| run.track.highest <= seq);
-            }
-            self.loss_floor = self.loss_floor.min(seq);
-            self.run = if same { (self.run + 1).min(Self::RUN) } else { config.is_some().into() };
-            self.config = config;
-            return SequenceVerdict::Fresh { lost, settled: same || first };
+        let (max_step, any) = match self.cautious {
+            0 => (MAX_STEP, !self.is_confirmed()),
+            _ => (expected.clamp(CAUTIOUS_STEP, MAX_STEP), false),
+        };
+        if ahead <= max_step && (same || any) {
+            return self.accept_next(seq, ahead, config, same);
         }
         if ahead > max_ahead && !self.provisional.as_ref().is_some_and(|run| run.follows(seq)) {
             return SequenceVerdict::Jump;
@@ -130,21 +155,62 @@ impl ReplayWindow {
         }
         let run = self.extend_provisional(seq, config);
         let settled = run.packets >= Self::RUN;
-        let lost = if settled { self.settle(&run) } else { 0 };
+        let lost = if settled { self.settle(&run) as i32 } else { 0 };
         SequenceVerdict::Fresh { lost, settled }
+    }
+
+    /// The packet moves the window.
+    fn accept_next(&mut self, seq: u32, ahead: u32, config: Option<u8>, same: bool) -> SequenceVerdict {
+        let (first, before) = (self.settled.seen == 0, self.settled.highest);
+        self.settled.advance(ahead);
+        let mut lost = ahead.saturating_sub(1);
+        if let Some(run) = &mut self.provisional {
+            let between = u64::MAX.checked_shr(u64::BITS - ahead).unwrap_or(0) & !1;
+            let passed = run.track.seen_from(seq) & between;
+            self.settled.seen |= passed;
+            lost -= passed.count_ones();
+            if same {
+                // The old sequence stands. What has passed does not pass again.
+                run.packets = 0;
+            }
+            self.provisional.take_if(|run| run.track.highest <= seq);
+        }
+        match &mut self.left {
+            Some(left) => {
+                left.step(ahead == 1 && same, lost);
+                self.left.take_if(|left| left.in_order >= Self::RUN);
+            }
+            None if ahead > 1 => self.left.insert(Left::new(before)).step(false, lost),
+            None => {}
+        }
+        self.cautious = self.cautious.saturating_sub(1);
+        self.loss_floor = self.loss_floor.min(seq);
+        self.run = if same { (self.run + 1).min(Self::RUN) } else { config.is_some().into() };
+        self.config = config;
+        SequenceVerdict::Fresh { lost: lost as i32, settled: same || first }
     }
 
     fn accept_behind(&mut self, seq: u32, config: Option<u8>, silent: bool) -> SequenceVerdict {
         let mut track = self.settled;
-        match track.receive_behind(seq).filter(|_| seq >= self.loss_floor) {
-            None => return SequenceVerdict::TooOld,
-            Some(true) => return SequenceVerdict::Duplicate,
-            Some(false) => {}
+        let received = track.receive_behind(seq).filter(|_| seq >= self.loss_floor);
+        let was_left = self.left.is_some_and(|left| seq > left.base);
+        if received == Some(true) {
+            return SequenceVerdict::Duplicate;
         }
-        if self.is_confirmed() && config != self.config {
-            return SequenceVerdict::Late;
+        let verdict = match received {
+            None => SequenceVerdict::TooOld,
+            Some(_) => SequenceVerdict::Late,
+        };
+        if received.is_none() && !was_left || self.is_confirmed() && config != self.config {
+            return verdict;
         }
         self.settled = track;
+        if let (Some(config), Some(left)) = (config, self.left.as_mut().filter(|_| was_left)) {
+            left.count(seq, config);
+            if left.packets >= TAKE_BACK {
+                return self.take_back();
+            }
+        }
         if silent && config.is_some() {
             let run = self.extend_provisional(seq, config);
             if run.packets >= Self::RUN {
@@ -152,7 +218,21 @@ impl ReplayWindow {
                 return SequenceVerdict::Fresh { lost: 0, settled: true };
             }
         }
-        SequenceVerdict::Late
+        verdict
+    }
+
+    /// The window stands again where it was left, behind the packets that continued from there.
+    fn take_back(&mut self) -> SequenceVerdict {
+        let Some(left) = self.left.take() else { return SequenceVerdict::Late };
+        let track = Track { highest: left.highest, seen: self.settled.seen_from(left.highest) | 1 };
+        let passed = std::mem::replace(&mut self.settled, track);
+        let config = Some(left.config);
+        self.provisional = Some(Box::new(Run { track: passed, config, packets: 0, lost: 0 }));
+        (self.config, self.run, self.cautious) = (config, Self::RUN, CAUTIOUS_PACKETS);
+        // Late packets are no longer lost, so what counts as lost of those behind `highest` is right.
+        let skipped = left.highest - left.base - 1;
+        let lost = i32::try_from(skipped).unwrap_or(i32::MAX).saturating_sub(left.lost);
+        SequenceVerdict::Fresh { lost, settled: true }
     }
 
     fn extend_provisional(&mut self, seq: u32, config: Option<u8>) -> Run {
@@ -164,12 +244,24 @@ impl ReplayWindow {
         run
     }
 
-    /// Whether a packet of a source that is not known may be new: not received, above what is confirmed by at most `max_ahead`.
+    /// Whether this packet is new, and ahead by at most `max_ahead` of what is confirmed.
     pub fn is_ahead(&self, seq: u32, max_ahead: u32) -> bool {
-        let base = if self.is_confirmed() { self.settled.highest } else { 0 };
-        (seq > base || self.settled.seen == 0)
-            && seq - base <= max_ahead
-            && self.settled.seen_from(seq) & 1 == 0
+        let base = match self.left {
+            _ if !self.is_confirmed() => 0,
+            Some(left) => left.base,
+            None => self.settled.highest,
+        };
+        let mut settled = self.settled;
+        let is_new = settled.ahead(seq).is_some() || settled.receive_behind(seq) == Some(false);
+        is_new && seq > base && seq - base <= max_ahead
+    }
+
+    /// The same for a source that is not known. What is not confirmed may be anybody's, and does not count against it.
+    pub fn is_ahead_elsewhere(&self, seq: u32, max_ahead: u32) -> bool {
+        match self.is_confirmed() {
+            true => self.is_ahead(seq, max_ahead),
+            false => (1..=max_ahead).contains(&seq),
+        }
     }
 
     /// A run for packets of a source that is not known.
@@ -179,6 +271,14 @@ impl ReplayWindow {
 
     /// The window stands at the end of this run, and nowhere else. Returns the number of lost packets.
     pub fn settle(&mut self, run: &Run) -> u32 {
+        let before = self.settled.highest;
+        if run.track.highest < before {
+            (self.left, self.cautious) = (None, CAUTIOUS_PACKETS);
+        } else if run.is_in_order() {
+            self.left = None;
+        } else {
+            self.left.get_or_insert_with(|| Left::new(before)).step(false, run.lost);
+        }
         self.settled.seen = run.track.seen | self.settled.seen_from(run.track.highest);
         self.settled.highest = run.track.highest;
         (self.config, self.run, self.provisional) = (run.config, Self::RUN, None);
@@ -189,6 +289,33 @@ impl ReplayWindow {
     #[cfg(test)]
     pub fn highest(&self) -> u32 {
         self.settled.highest
+    }
+}
+
+impl Left {
+    fn new(base: u32) -> Self {
+        Self { base, highest: base, config: 0, packets: 0, in_order: 0, lost: 0 }
+    }
+
+    /// The window has moved on, by a packet in order or not.
+    fn step(&mut self, in_order: bool, lost: u32) {
+        self.lost = self.lost.saturating_add_unsigned(lost);
+        self.in_order = if in_order { self.in_order + 1 } else { 0 };
+        self.packets -= u8::from(in_order && self.packets > 0);
+    }
+
+    /// A packet above `base` and behind the window.
+    fn count(&mut self, seq: u32, config: u8) {
+        let ahead = seq.wrapping_sub(self.highest);
+        if (1..=CAUTIOUS_STEP).contains(&ahead) && (self.packets == 0 || config == self.config) {
+            self.packets += 1;
+        } else if self.packets > 1 {
+            self.packets -= 1;
+            return;
+        } else {
+            self.packets = 1;
+        }
+        (self.highest, self.config) = (seq, config);
     }
 }
 
@@ -207,6 +334,12 @@ impl Run {
     /// The Opus configuration of the last packet.
     pub fn config(&self) -> Option<u8> {
         self.config
+    }
+
+    /// Whether its last packets, as many as make a run, came without a gap.
+    fn is_in_order(&self) -> bool {
+        let all = (1 << ReplayWindow::RUN) - 1;
+        self.track.seen & all == all
     }
 
     /// Whether this sequence is above those of the run.

@@ -179,7 +179,7 @@ impl Media {
             false => (1..CANDIDATES, IP_SILENCE),
         };
         if !at_home && policy == PeerPolicy::Strict
-            || !self.window.is_ahead(header.sequence, max_ahead(self.since_settled(now)))
+            || !self.window.is_ahead_elsewhere(header.sequence, max_ahead(self.since_settled(now)))
         {
             return Err(DropReason::ForeignSource);
         }

@@ -9,8 +9,8 @@
 //!    when no source is known.
 //! 2. What an attacker repeats from elsewhere is heard at most once, when eight packets of the device have come in a row.
 //! 3. The device has its call within 2 s of sending: it gets the downlink, and it is heard. The exception: about one in 80 of the
-//!    packets that are forged as if from the known source has the device's Opus configuration, and may end the device's run and
-//!    cost it as many packets as the sequence may step, 64. Until eight packets of the device came in a row, each of them may.
+//!    packets that are forged as if from the known source has the device's Opus configuration, and may end the device's run on
+//!    another path, or cost it a few packets. Until eight packets of the device came in a row, each of them may.
 //!
 //! Two things are left out, since no rule on addresses and sequences can tell them from the device: fresh packets of the device that
 //! are repeated as if from an address that it has left, or from the first source at the MQTT peer's IP, and those that are repeated
@@ -299,11 +299,11 @@ impl AttackedCall {
         if ends_run || (is_known && what == "forges") {
             if self.heard_in_a_row < 8 {
                 self.heard_in_a_row = 0;
-                self.restart_clock(64);
+                self.restart_clock(8);
             }
             if looks_alike {
                 self.coverage.insert("lucky");
-                self.restart_clock(64);
+                self.restart_clock(16);
             }
             if !frames.is_empty() {
                 self.coverage.insert("heard forged");
