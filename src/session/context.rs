@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::action::{Action, Counter, LogEvent};
+use super::ended_calls::EndedCalls;
 use super::hello_limiter::HelloLimiter;
 use super::request_ids::RequestIds;
 use super::server_health::ServerHealth;
@@ -18,6 +19,8 @@ pub struct Context<'a> {
     pub servers: &'a mut ServerHealth,
     /// Hellos of all devices, over their connections.
     pub hellos: &'a mut HelloLimiter,
+    /// Calls whose end their devices may not have heard of.
+    pub ended_calls: &'a mut EndedCalls,
     /// Ids of requests to devices, shared by all sessions of the process.
     pub ids: &'a RequestIds,
     /// To be carried out in order, see [the invariant](super#the-invariant).

@@ -12,7 +12,7 @@ use super::mcp::ToolCache;
 use super::server_health::ServerHealth;
 use crate::config::{Config, KeyFingerprint};
 use crate::proto::identity::ClientId;
-use crate::proto::message::DeviceHello;
+use crate::proto::message::{self, DeviceHello};
 
 mod commands;
 mod connection;
@@ -55,14 +55,22 @@ pub struct Core {
 #[derive(Default)]
 struct ColdState {
     pending_hello: Option<PendingHello>,
-    /// What the device shows when it has handled the goodbye of its last call, and when to send it.
-    pending_alert: Option<(Instant, Box<str>)>,
-    /// The session id of the last call, for a goodbye to a message without a call.
-    last_session_id: Option<Box<str>>,
+    /// What to send unless the device says hello, and when.
+    pending_notice: Option<(Instant, Notice)>,
+    /// The session id of the last call, for a goodbye to a message without a call, and when that call ended.
+    last_call: Option<(Instant, Box<str>)>,
     /// Commands of operators, oldest first.
     commands: VecDeque<PendingCommand>,
     /// The gateway is draining: the device is disconnected then, or later at the end of its call.
     drain_deadline: Option<Instant>,
+}
+
+/// What a device is told outside a call.
+enum Notice {
+    /// What it shows when it has handled the goodbye of its last call.
+    Alert(Box<str>),
+    /// The session id of a call that ended when the device may not have heard of it.
+    CallEnded(Box<str>),
 }
 
 /// A hello for which the shell is generating credentials.
@@ -176,10 +184,10 @@ impl Core {
     pub fn deadline(&self) -> Option<Instant> {
         let call = self.call.as_ref().and_then(|call| call.deadline());
         let mcp = self.mcp.deadline(self.since);
-        let alert = self.cold.as_ref().and_then(|cold| cold.pending_alert.as_ref()).map(|(at, _)| *at);
+        let notice = self.cold.as_ref().and_then(|cold| cold.pending_notice.as_ref()).map(|(at, _)| *at);
         let commands = self.cold.as_ref();
         let commands = commands.and_then(|cold| cold.commands.iter().map(|pending| pending.deadline).min());
-        [self.deadline.instant(self.since), call, mcp, commands, alert, self.drain_deadline()]
+        [self.deadline.instant(self.since), call, mcp, commands, notice, self.drain_deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -251,8 +259,14 @@ impl Core {
         self.expire_commands(cx);
         self.with_call(cx, Call::on_timeout);
         let cold = self.cold.as_mut();
-        if let Some((_, alert)) = cold.and_then(|cold| cold.pending_alert.take_if(|(at, _)| *at <= cx.now)) {
-            cx.publish(alert.into());
+        match cold.and_then(|cold| cold.pending_notice.take_if(|(at, _)| *at <= cx.now)) {
+            Some((_, Notice::Alert(text))) => cx.publish(text.into()),
+            Some((_, Notice::CallEnded(id))) => {
+                // A device that speaks in no call listens then, and its message is answered with goodbye. An idle one ignores both.
+                cx.publish(message::tts(Some(&id), "stop"));
+                cx.publish(message::goodbye(Some(&id)));
+            }
+            None => {}
         }
         if self.drain_deadline().is_some_and(|at| at <= cx.now) {
             self.close(CloseReason::Draining, cx);
@@ -316,12 +330,13 @@ impl Core {
         let Some(call) = self.call.take() else { return };
         let finished = call.finish(reason, cx);
         if let Some(id) = finished.session_id {
-            self.cold.get_or_insert_default().last_session_id = Some(id);
+            self.cold.get_or_insert_default().last_call = Some((cx.now, id));
         }
         match finished.alert {
             Some(alert) if reason == EndReason::Shutdown => cx.publish(alert),
             Some(alert) if self.phase == SessionPhase::Online => {
-                self.cold.get_or_insert_default().pending_alert = Some((cx.now + ALERT_DELAY, alert.into()));
+                let notice = (cx.now + ALERT_DELAY, Notice::Alert(alert.into()));
+                self.cold.get_or_insert_default().pending_notice = Some(notice);
             }
             _ => {}
         }

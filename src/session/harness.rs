@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{
-    Action, Admission, CallCredentials, Context, Core, DialRequest, DropReason, Encrypted, FrameSpace,
-    HelloLimiter, RequestIds, ServerHealth, UdpPeer, Uplink,
+    Action, Admission, CallCredentials, Context, Core, DialRequest, DropReason, Encrypted, EndedCalls,
+    FrameSpace, HelloLimiter, RequestIds, ServerHealth, UdpPeer, Uplink,
 };
 use crate::config::{ChatServerConfig, Config};
 use crate::proto::audio::{Cipher, HEADER_LEN, MAX_PAYLOAD, UdpHeader, ws_frame_header};
@@ -20,6 +20,7 @@ pub(crate) struct TestShell {
     pub(crate) config: Config,
     pub(crate) servers: ServerHealth,
     pub(crate) hellos: HelloLimiter,
+    pub(crate) ended_calls: EndedCalls,
     pub(crate) ids: RequestIds,
     pub(crate) start: Instant,
     pub(crate) now: Instant,
@@ -32,6 +33,7 @@ impl TestShell {
             config,
             servers: ServerHealth::default(),
             hellos: HelloLimiter::default(),
+            ended_calls: EndedCalls::default(),
             ids: RequestIds::new(),
             start: now,
             now,
@@ -49,8 +51,8 @@ impl TestShell {
         out: &mut Vec<Action>,
         decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T,
     ) -> T {
-        let Self { config, servers, hellos, ids, now, .. } = self;
-        decide(core, &mut Context { now: *now, config, servers, hellos, ids, out })
+        let Self { config, servers, hellos, ended_calls, ids, now, .. } = self;
+        decide(core, &mut Context { now: *now, config, servers, hellos, ended_calls, ids, out })
     }
 
     /// Lets the core decide, accepts its device if it asks for that, and gives it credentials for a call if it asks for them.

@@ -35,6 +35,7 @@ impl Gateway {
             config: &self.io.config,
             servers: &mut self.servers,
             hellos: &mut self.hellos,
+            ended_calls: &mut self.ended_calls,
             ids: &REQUEST_IDS,
             out: &mut self.actions,
         };

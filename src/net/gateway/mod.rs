@@ -59,7 +59,7 @@ use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::sessions::table::Sessions;
 use crate::proto::identity::Mac;
 use crate::proto::proxy_protocol;
-use crate::session::{Action, HelloLimiter, RateLimiter, RestartRecovery, ServerHealth};
+use crate::session::{Action, EndedCalls, HelloLimiter, RateLimiter, RestartRecovery, ServerHealth};
 
 /// The longest read from a device's connection: a PROXY protocol header.
 const SCRATCH_LEN: usize = proxy_protocol::MAX_V2_LEN;
@@ -99,6 +99,7 @@ pub struct Gateway {
     // State of the core that sessions share, and its output.
     servers: ServerHealth,
     hellos: HelloLimiter,
+    ended_calls: EndedCalls,
     actions: Vec<Action>,
     /// Lines about the calls of each device.
     call_log: LogLimiter<Mac>,
@@ -185,6 +186,7 @@ impl Gateway {
             restart: Some(RestartRecovery::new(now)),
             servers: ServerHealth::default(),
             hellos: HelloLimiter::default(),
+            ended_calls: EndedCalls::default(),
             actions: Vec::new(),
             call_log: LogLimiter::new(CALL_LINES_BURST, CALL_LINES_REFILL),
             // The third within a minute is one too many.

@@ -7,7 +7,7 @@ const CAUTIOUS_STEP: u32 = 2;
 /// The packets that are settled until longer steps are trusted again.
 const CAUTIOUS_PACKETS: u16 = 512;
 /// The packets that continue a sequence behind which the window has gone, by which it is taken back.
-const TAKE_BACK: u8 = 4;
+const TAKE_BACK: u8 = 6;
 
 /// The uplink sequences of one call.
 ///
@@ -20,7 +20,7 @@ const TAKE_BACK: u8 = 4;
 /// the same way the window goes back to a run of late packets, if nothing was settled for a while.
 ///
 /// One forged packet in 80 has the right configuration, and moves the window. So what the window has left behind is remembered until
-/// eight packets in order show that it went the right way. Four packets that continue the old sequence take it back, and for the next
+/// eight packets in order show that it went the right way. Six packets that continue the old sequence take it back, and for the next
 /// 512 packets only those in order (one may be missing) move it at once.
 #[derive(Debug, Clone, Default)]
 pub struct ReplayWindow {

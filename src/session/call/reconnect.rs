@@ -8,7 +8,7 @@
 //!
 //! | when the connection was lost | after CONNECT |
 //! | --- | --- |
-//! | before the hello reply | the reply is sent, and what followed it, after half a second in which a device that is in no call says hello again |
+//! | before the hello reply | less than 10 s after its hello: the reply is sent, and what followed it, after half a second in which a device that is in no call says hello again. Later: the call ends, since the device has given up |
 //! | in speech: `tts start` was sent, `tts stop` was not | texts are sent at once; audio went on meanwhile |
 //! | else | a device that has shown it gets everything. Texts alone wait for half a second at most, in which a device that is in no call says hello |
 
@@ -23,6 +23,8 @@ use super::{Call, CallResult};
 
 /// A datagram that is at most this old when the device reconnects shows that the device is in the call.
 const DATAGRAM_IS_PROOF: Duration = Duration::from_secs(2);
+/// How long a device waits for its hello reply.
+const DEVICE_WAITS: Duration = Duration::from_secs(10);
 /// How long texts wait for a device that has reconnected to show whether it is in the call.
 const TEXT_DELAY: Duration = Duration::from_millis(500);
 /// How long a call is kept while datagrams arrive but the device does not reconnect.
@@ -83,6 +85,9 @@ impl Call {
 
     pub(in super::super) fn on_device_reconnected(&mut self, ip: IpAddr, cx: &mut Context<'_>) -> CallResult {
         let (at, device) = self.on_device_lost(cx.now);
+        if device == AtLoss::AwaitingReply && self.device_has_given_up(cx.now) {
+            return Err(EndReason::DeviceLost);
+        }
         self.media.set_mqtt_ip(ip);
         let last = self.media.last_accepted();
         if last > at && cx.now.saturating_duration_since(last) <= DATAGRAM_IS_PROOF {
@@ -94,6 +99,11 @@ impl Call {
         }
         self.deadlines.set(CallTimer::Reattach, cx.now + TEXT_DELAY.min(cx.config.mqtt.resume_grace));
         Ok(())
+    }
+
+    /// Whether the device waits for its hello reply no more: it is in no call, and `tts start` would make it speak for ever.
+    pub(super) fn device_has_given_up(&self, now: Instant) -> bool {
+        self.age(now) >= DEVICE_WAITS
     }
 
     /// Whether the device has reconnected, and has not shown yet that it is in the call.

@@ -16,6 +16,9 @@ impl Call {
     // ----- the server's hello -------------------------------------------------------------------------------------
 
     fn on_server_hello(&mut self, hello: ServerHello, cx: &mut Context<'_>) -> CallResult {
+        if self.session_id.is_none() && self.device_has_given_up(cx.now) {
+            return Err(EndReason::NoServer);
+        }
         self.state = CallState::Live;
         self.live_since = cx.now;
         self.server_last_seen = cx.now;

@@ -9,10 +9,16 @@ use super::super::context::Context;
 use super::super::deadlines::CoarseInstant;
 use super::super::labels::labelled_enum;
 use super::super::mcp::ToolCache;
-use super::{Core, SessionPhase};
+use super::{Core, Notice, SessionPhase};
 use crate::config::{Config, KeyFingerprint, MacDenial};
 use crate::proto::identity::{self, BadClientId, ClientId};
 use crate::proto::mqtt::{Connect, ConnectReturnCode, Malformed, Packet};
+
+/// A device whose connection is lost so soon after the end of its call may not have heard of it.
+const END_IS_HEARD: Duration = Duration::from_secs(10);
+/// How long a device that may not have heard of the end of its call may say hello before it is told. Firmware up to 2.4 listens or
+/// speaks as before after a reconnection, and obeys a goodbye with the id of its call; in no call it ignores it.
+const NOTICE_DELAY: Duration = Duration::from_millis(500);
 
 labelled_enum! {
     /// The key that a device's password was made with.
@@ -169,7 +175,13 @@ impl Core {
         self.fail_commands(cx);
         self.mcp = ToolCache::Disabled;
         if let Some(cold) = &mut self.cold {
-            cold.pending_alert = None;
+            let untold = match cold.pending_notice.take() {
+                Some((_, Notice::CallEnded(id))) => Some(id),
+                _ => cold.last_call.take_if(|(ended, _)| cx.now - *ended < END_IS_HEARD).map(|(_, id)| id),
+            };
+            if let (Some(client_id), Some(session_id)) = (&self.client_id, untold) {
+                cx.ended_calls.remember(client_id.as_str(), session_id, cx.now);
+            }
         }
         cx.out.push(Action::CloseDevice(reason));
     }
@@ -248,6 +260,12 @@ impl Core {
         self.refresh_keep_alive(cx.now);
         cx.out.push(Action::AcceptConnect);
         cx.log(LogEvent::Connected { resumed });
+        if let Some(client_id) = &self.client_id
+            && let Some(ended) = cx.ended_calls.take(client_id.as_str(), cx.now)
+        {
+            let notice = (cx.now + NOTICE_DELAY, Notice::CallEnded(ended));
+            self.cold.get_or_insert_default().pending_notice = Some(notice);
+        }
         let earlier = std::mem::replace(&mut self.mcp, ToolCache::Disabled);
         self.mcp = ToolCache::start(earlier, self.session_id(), cx);
     }

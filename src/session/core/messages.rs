@@ -79,7 +79,7 @@ impl Core {
         if peek.kind == "goodbye" || peek.kind == "mcp" {
             return;
         }
-        let last_id = self.cold.as_ref().and_then(|cold| cold.last_session_id.as_deref());
+        let last_id = self.cold.as_ref().and_then(|cold| Some(&*cold.last_call.as_ref()?.1));
         let id = peek.session_id.as_deref().or(last_id);
         cx.publish(message::goodbye(id));
     }
@@ -115,7 +115,7 @@ impl Core {
             }
         };
         if let Some(cold) = &mut self.cold {
-            cold.pending_alert = None;
+            cold.pending_notice = None;
         }
         let limited = self.exceeds_hello_limit(cx);
         let may_be_speaking = self.call.as_ref().is_some_and(|call| call.may_be_speaking());
@@ -140,7 +140,7 @@ impl Core {
     pub fn on_credentials(&mut self, credentials: CallCredentials, cx: &mut Context<'_>) {
         let pending = self.cold.as_mut().and_then(|cold| cold.pending_hello.take());
         self.cold.take_if(|cold| {
-            cold.last_session_id.is_none() && cold.commands.is_empty() && cold.drain_deadline.is_none()
+            cold.last_call.is_none() && cold.commands.is_empty() && cold.drain_deadline.is_none()
         });
         let Some(PendingHello { hello, replaced, limited, may_be_speaking }) = pending else { return };
         let refused = match (limited, credentials.allowed) {

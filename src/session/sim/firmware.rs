@@ -253,6 +253,9 @@ pub struct Firmware {
     pub lost: Vec<LostFrame>,
     /// The most frames that waited at once.
     pub max_queued: usize,
+    /// In this call a message was lost with its connection, or the gateway did not run: nobody can tell the gateway what the device
+    /// takes itself to be in.
+    pub is_beyond_knowledge: bool,
     /// What a version of the firmware would have crashed on.
     pub crashes: Vec<String>,
     pub events: Vec<(Instant, Event)>,
@@ -288,6 +291,7 @@ impl Firmware {
             heard: Vec::new(),
             lost: Vec::new(),
             max_queued: 0,
+            is_beyond_knowledge: false,
             crashes: Vec::new(),
             events: Vec::new(),
         }
@@ -361,6 +365,8 @@ impl Firmware {
         self.main_loop.clear();
         (self.mqtt, self.connecting, self.screen) = (Mqtt::Off, None, Screen::Empty);
         (self.plays_out, self.next_uplink, self.stuck) = (false, None, None);
+        // A device that comes back so soon may as well still wait for its hello reply.
+        self.is_beyond_knowledge |= self.state == DeviceState::Connecting;
         self.set_state(DeviceState::Off, now);
     }
 
@@ -408,6 +414,7 @@ impl Firmware {
 
     fn start_call(&mut self, mode: ListeningMode, wake_word: bool, now: Instant) {
         (self.mode, self.wake_word, self.screen) = (mode, wake_word, Screen::Empty);
+        self.is_beyond_knowledge = false;
         let is_open = now.saturating_duration_since(self.last_received) <= CHANNEL_TIMEOUT;
         if self.channel.is_some() && is_open {
             return self.begin_listening(now);
@@ -497,8 +504,9 @@ impl Firmware {
 
     fn publish(&mut self, message: &Value) {
         // What it publishes without a connection is lost.
-        if self.mqtt == Mqtt::Connected {
-            self.outputs.push(Output::Publish(message.to_string()));
+        match self.mqtt {
+            Mqtt::Connected => self.outputs.push(Output::Publish(message.to_string())),
+            _ => self.is_beyond_knowledge = true,
         }
     }
 
@@ -508,6 +516,7 @@ impl Firmware {
     pub fn on_message(&mut self, now: Instant, text: &str) {
         self.tick(now);
         if self.mqtt != Mqtt::Connected {
+            self.is_beyond_knowledge = true;
             return;
         }
         let Ok(message) = serde_json::from_str::<Value>(text) else {

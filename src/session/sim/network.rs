@@ -176,6 +176,7 @@ impl SimulatedNetwork {
                 let ms = self.rng.pick(&[2_000, 10_000, 40_000]);
                 self.log(format_args!("does not run for {ms} ms"));
                 self.coverage.insert("not run");
+                self.firmware.values_mut().for_each(|model| model.is_beyond_knowledge = true);
                 self.shell.now += Duration::from_millis(ms);
                 self.advance(0);
             }

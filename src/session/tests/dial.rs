@@ -181,6 +181,7 @@ fn any_seed_spreads_the_redials() {
             config: &scenario.shell.config,
             servers: &mut scenario.shell.servers,
             hellos: &mut scenario.shell.hellos,
+            ended_calls: &mut scenario.shell.ended_calls,
             ids: &scenario.shell.ids,
             out: &mut Vec::new(),
         };

@@ -391,6 +391,7 @@ fn a_full_gateway_refuses_the_call() {
         config: &scenario.shell.config,
         servers: &mut scenario.shell.servers,
         hellos: &mut scenario.shell.hellos,
+        ended_calls: &mut scenario.shell.ended_calls,
         ids: &scenario.shell.ids,
         out: &mut out,
     };

@@ -482,7 +482,7 @@ fn a_device_may_change_its_opus_configuration() {
 
 /// One of 80 forged packets looks like the device's.
 #[test]
-fn forged_packets_that_look_like_the_devices_cost_it_three_packets() {
+fn forged_packets_that_look_like_the_devices_cost_it_five_packets() {
     for forged in [&[84][..], &[84, 148], &[84, 148, 212, 276, 340, 404, 468, 532, 596, 660], &[22, 86, 90]] {
         let mut scenario = Scenario::with_sequence(20);
         forged.iter().for_each(|n| scenario.assert_accepted(FROM_MQTT_IP, *n));
@@ -495,8 +495,8 @@ fn forged_packets_that_look_like_the_devices_cost_it_three_packets() {
                 scenario.uplink_from(FROM_MQTT_IP, *n, OPUS).is_ok()
             })
             .collect();
-        assert!(heard.len() >= 175, "{forged:?}: {heard:?}");
-        assert!(heard[0] <= 27, "{forged:?}: {heard:?}");
+        assert!(heard.len() >= 171, "{forged:?}: {heard:?}");
+        assert!(heard[0] <= 31, "{forged:?}: {heard:?}");
     }
 }
 
@@ -512,7 +512,7 @@ fn a_device_that_was_silent_is_heard_whatever_was_forged_meanwhile() {
         scenario.pass(60);
         scenario.uplink_from(FROM_MQTT_IP, n, OPUS).is_ok()
     });
-    assert_eq!(heard, Some(3));
+    assert_eq!(heard, Some(5));
 }
 
 #[test]

@@ -64,6 +64,77 @@ fn no_reconnect_in_time_ends_the_call_with_a_normal_close() {
     assert!(scenario.core.is_finished());
 }
 
+/// Firmware up to 2.4 listens or speaks as before after its reconnection.
+#[test]
+fn a_device_that_comes_back_too_late_is_told_that_its_call_has_ended() {
+    type End = fn(&mut Scenario);
+    let ends: [(&str, End); 5] = [
+        ("the grace is over", |scenario| {
+            scenario.lose_connection();
+            scenario.wait(40_000);
+        }),
+        ("the server has ended it meanwhile", |scenario| {
+            scenario.lose_connection();
+            scenario.server_sends(r#"{"type":"goodbye"}"#);
+        }),
+        ("there is no grace", |scenario| {
+            scenario.shell.config.mqtt.resume_grace = Duration::ZERO;
+            scenario.lose_connection();
+        }),
+        ("another connection took its place", |scenario| {
+            scenario.drive(Core::on_replaced);
+        }),
+        ("it was not understood", |scenario| {
+            scenario.connect();
+        }),
+    ];
+    for (what, end) in ends {
+        let after_end = || {
+            let mut scenario = Scenario::with_udp_peer();
+            end(&mut scenario);
+            assert!(scenario.core.is_finished() || scenario.core.is_closed(), "{what}");
+            scenario
+        };
+        let mut scenario = after_end();
+        assert_eq!(texts_to_device(&scenario.connect_anew()).len(), 0, "{what}: it may say hello");
+        assert_eq!(scenario.wait(499), [], "{what}");
+        assert_eq!(
+            scenario.wait(1),
+            [publish(r#"{"type":"tts","session_id":"s1","state":"stop"}"#), goodbye("s1")],
+            "{what}"
+        );
+        assert_eq!(texts_to_device(&scenario.connect_anew()).len(), 0, "{what}");
+        assert_eq!(scenario.wait(20_000), [], "{what}: it is told once");
+        // Unless it has lost its connection before that.
+        let mut scenario = after_end();
+        for _ in 0..3 {
+            scenario.connect_anew();
+            scenario.wait(499);
+            scenario.lose_connection();
+        }
+        scenario.connect_anew();
+        assert_eq!(texts_to_device(&scenario.wait(500)).len(), 2, "{what}");
+        // A device that says hello knows.
+        let mut scenario = after_end();
+        scenario.connect_anew();
+        scenario.device_sends(HELLO);
+        assert_eq!(texts_to_device(&scenario.wait(1_000)).len(), 0, "{what}");
+    }
+    // A device that has hung up, or was told, is told again only if it was lost soon after.
+    for end in [r#"{"type":"goodbye"}"#, LISTEN] {
+        let mut scenario = Scenario::with_udp_peer();
+        if end == LISTEN {
+            scenario.server_sends(r#"{"type":"goodbye"}"#);
+        } else {
+            scenario.device_sends(end);
+        }
+        scenario.wait(10_000);
+        scenario.lose_connection();
+        scenario.connect_anew();
+        assert_eq!(scenario.wait(5_000), []);
+    }
+}
+
 #[test]
 fn without_a_grace_a_lost_or_replaced_connection_ends_its_call_at_once() {
     let mut scenario = Scenario::with_udp_peer();

@@ -96,6 +96,7 @@ fn a_call_is_taken_over_with_the_newer_id_and_not_from_a_finished_session() {
             config: &scenario.shell.config,
             servers: &mut scenario.shell.servers,
             hellos: &mut scenario.shell.hellos,
+            ended_calls: &mut scenario.shell.ended_calls,
             ids: &scenario.shell.ids,
             out: &mut asked,
         };

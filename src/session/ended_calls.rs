@@ -1,0 +1,61 @@
+//! Calls whose end their device may not have heard of, since it had lost its connection.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// How long a device that was away is told of the end of its call.
+const KEPT_FOR: Duration = Duration::from_secs(3600);
+/// Beyond it the oldest is forgotten.
+const MAX_CALLS: usize = 4_096;
+
+/// The session ids of these calls, by client id.
+#[derive(Debug, Default)]
+pub struct EndedCalls(HashMap<Box<str>, (Instant, Box<str>)>);
+
+impl EndedCalls {
+    pub(super) fn remember(&mut self, client_id: &str, session_id: Box<str>, now: Instant) {
+        if self.0.len() >= MAX_CALLS {
+            self.0.retain(|_, (ended, _)| now.saturating_duration_since(*ended) < KEPT_FOR);
+            let oldest = self.0.iter().min_by_key(|(_, (ended, _))| *ended).map(|(id, _)| id.clone());
+            if let Some(oldest) = oldest.filter(|_| self.0.len() >= MAX_CALLS) {
+                self.0.remove(&oldest);
+            }
+        }
+        self.0.insert(client_id.into(), (now, session_id));
+    }
+
+    /// The session id of the call of a device that has connected, at most once.
+    pub(super) fn take(&mut self, client_id: &str, now: Instant) -> Option<Box<str>> {
+        let (ended, session_id) = self.0.remove(client_id)?;
+        (now.saturating_duration_since(ended) < KEPT_FOR).then_some(session_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_remembered_for_an_hour_and_told_once() {
+        let (mut calls, start) = (EndedCalls::default(), Instant::now());
+        let mut told = |client_id, after_s| {
+            calls.remember("a", "s".into(), start);
+            let at = start + Duration::from_secs(after_s);
+            [calls.take(client_id, at), calls.take(client_id, at)]
+        };
+        assert_eq!(told("a", 3_599), [Some("s".into()), None]);
+        assert_eq!(told("a", 3_600), [None, None]);
+        assert_eq!(told("b", 0), [None, None]);
+    }
+
+    #[test]
+    fn the_oldest_of_too_many_is_forgotten() {
+        let (mut calls, start) = (EndedCalls::default(), Instant::now());
+        for n in 0..=MAX_CALLS {
+            calls.remember(&n.to_string(), "s".into(), start + Duration::from_millis(n as u64));
+        }
+        assert_eq!(calls.0.len(), MAX_CALLS);
+        let now = start + Duration::from_secs(60);
+        assert_eq!([calls.take("0", now), calls.take("1", now)], [None, Some("s".into())]);
+    }
+}
