@@ -5,7 +5,8 @@ use crate::session::harness::decrypt_datagram;
 use crate::session::sim::firmware::{Firmware, ListeningMode, Output, Version};
 use crate::session::sim::firmware_device::act;
 
-/// Whether it is checked that no frame of a reply is lost at a modelled device. Off: it takes keep-alives for frames of a reply.
+/// Whether it is checked that no frame of a reply is lost at a modelled device. Off: it takes the
+/// silence for a waiting caller for frames of a reply, and half of the seeds have no pace.
 const SPEECH_IS_HEARD: bool = false;
 /// On the way to a modelled device and from it, texts and audio take the same time, and nothing is lost.
 const DELAY: Duration = Duration::from_millis(20);
