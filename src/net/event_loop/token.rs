@@ -5,13 +5,14 @@
 
 use mio::Token;
 
-/// Identifies a session, which may have ended by the time it is looked up.
+/// Identifies a session, which may have ended by the time it is looked up. Ordered by age, the oldest first, until the epoch
+/// wraps around.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct SessionId {
+    /// The number of sessions there were until this one: distinguishes the successive sessions of a slot.
+    pub epoch: u32,
     /// The index in the slab of sessions.
     pub slot: u32,
-    /// Distinguishes the successive sessions of a slot.
-    pub epoch: u32,
 }
 
 /// The listener that accepted a device's connection.

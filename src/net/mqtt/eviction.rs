@@ -86,6 +86,8 @@ impl EvictionOrder {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     /// Connections that are numbered in their order, and a clock.
@@ -118,6 +120,20 @@ mod tests {
 
         fn evict(&mut self) -> Option<(SessionId, TurnedAway)> {
             self.order.first(self.now).inspect(|(id, _)| self.order.remove(*id))
+        }
+    }
+
+    #[test]
+    fn of_connections_accepted_at_the_same_time_the_first_goes_first() {
+        let mut order = EvictionOrder::default();
+        let now = Instant::now();
+        // Slots are reused in any order.
+        let ids: Vec<_> =
+            [7, 3, 9].into_iter().zip(1..).map(|(slot, epoch)| SessionId { slot, epoch }).collect();
+        ids.iter().for_each(|id| order.insert(*id, Ipv4Addr::LOCALHOST.into(), now));
+        for id in ids {
+            assert_eq!(order.first(now).unwrap().0, id);
+            order.remove(id);
         }
     }
 
