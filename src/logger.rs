@@ -242,7 +242,7 @@ mod tests {
     fn flush_queue(queue: &SyncSender<Line>) {
         let (done, all_done) = mpsc::channel();
         queue.send(Line::Flush(done)).unwrap();
-        assert!(all_done.recv_timeout(Duration::from_secs(5)).is_err());
+        assert!(all_done.recv_timeout(Duration::from_secs(60)).is_err());
     }
 
     #[test]

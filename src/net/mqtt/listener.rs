@@ -320,7 +320,7 @@ mod tests {
         io: &mut Io,
     ) -> (Client, Option<SessionId>) {
         let client = Client::connect(listeners.local_addrs().unwrap().0.unwrap()).unwrap();
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(60);
         loop {
             match listeners.accept(ListenerKind::Plain, sessions, io) {
                 Accepted::Connection { evicted } => return (client, evicted),

@@ -6,7 +6,7 @@ type Client = WebSocket<std::net::TcpStream>;
 
 fn connect(server: &EchoServer) -> Client {
     let stream = std::net::TcpStream::connect(server.addr()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     tungstenite::client(server.url(), stream).unwrap().0
 }
 
@@ -63,7 +63,7 @@ fn bad_clients_do_not_disturb_the_others() {
     hello(&mut good);
 
     let mut not_http = std::net::TcpStream::connect(server.addr()).unwrap();
-    not_http.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    not_http.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     not_http.write_all(b"\x10\x0c\0\x04MQTT\x04\x02\0\0\0\0\r\n\r\n").unwrap();
     let mut rest = Vec::new();
     // A reset is as good an end as any.

@@ -16,7 +16,7 @@ fn probe_report(script: GatewayScript, args: &[&str]) -> ProbeReport {
     let mut all = vec![address.as_str(), "--packets", "6", "--key", "secret"];
     all.extend(args);
     let mut options = options(&all).unwrap();
-    options.max_wait = Duration::from_millis(400);
+    options.max_wait = Duration::from_secs(1);
     let mut reporter = ProbeReporter::new(Terminal::stderr(), &options);
     let _ = probe(&mut reporter);
     reporter.finish()

@@ -129,7 +129,7 @@ fn a_connection_that_is_handed_off_is_counted_once_and_uncounted() {
     client.write_all(&connect(&elsewhere)).unwrap();
     harness.until("it is handed off", has_no_device(id));
     harness.assert_evictable();
-    client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let mut connack = [0; 4];
     std::io::Read::read_exact(&mut client, &mut connack).unwrap();
     assert_eq!(connack, [0x20, 2, 0, 0]);

@@ -66,7 +66,7 @@ impl Harness {
 
     /// Runs until `done`.
     fn until(&mut self, what: &str, mut done: impl FnMut(&Gateway) -> bool) {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(60);
         while !done(&self.gateway) {
             assert!(Instant::now() < end, "never: {what}");
             // So that no poll waits for longer.
@@ -103,7 +103,7 @@ impl Harness {
         let server = self.server.try_clone().unwrap();
         let answers = thread::spawn(move || {
             let (tcp, _) = server.accept().unwrap();
-            tcp.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            tcp.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
             let mut socket = tungstenite::accept(tcp).unwrap();
             assert!(socket.read().unwrap().to_text().unwrap().contains("hello"));
             let hello = r#"{"type":"hello","version":1,"transport":"websocket","session_id":"s"}"#;
@@ -125,7 +125,7 @@ impl Harness {
 
     /// Reads from a connection for which there are no events.
     fn read_until(&mut self, id: SessionId, done: impl Fn(&Gateway) -> bool) {
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(60);
         while !done(&self.gateway) {
             assert!(Instant::now() < end);
             self.gateway.on_device_readable(id);
