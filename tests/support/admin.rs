@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::TIMEOUT;
 use super::http::{http_call, raw_request};
+use super::mqtt::LEAVE_UNKNOWN_CALL;
 
 /// A signature key that is strong enough for the API.
 pub const KEY: &str = "A-good-Key-9";
@@ -89,6 +90,13 @@ impl Fixture {
             assert!(Instant::now() < end, "{answer}");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+}
+
+/// No text has arrived, except for the one that a slow test may get.
+pub fn assert_no_text(device: &mut SimulatedDevice) {
+    while let Some(text) = device.receive_text(Duration::from_millis(50)).unwrap() {
+        assert_eq!(text, LEAVE_UNKNOWN_CALL);
     }
 }
 

@@ -95,12 +95,8 @@ impl Call {
     }
 
     /// Goes on from this socket, with a packet in 60 ms as a device, until `heard` gets one within that time: the last 32 must
-    /// arrive. Returns how long that takes.
-    pub fn move_to(
-        &mut self,
-        udp: UdpSocket,
-        mut heard: impl FnMut(Duration) -> Option<Vec<u8>>,
-    ) -> Duration {
+    /// arrive.
+    pub fn move_to(&mut self, udp: UdpSocket, mut heard: impl FnMut(Duration) -> Option<Vec<u8>>) {
         self.udp = udp;
         let (start, first) = (Instant::now(), self.sequence + 1);
         let payload = |sequence: u32| [&[0x58][..], &sequence.to_be_bytes()].concat();
@@ -111,12 +107,10 @@ impl Call {
             }
             assert!(start.elapsed() < TIMEOUT, "the new source is not taken");
         };
-        let taken = start.elapsed();
         for sequence in first.max(self.sequence.saturating_sub(31))..=self.sequence {
             let opus = next.take().or_else(|| heard(TIMEOUT)).expect("lost");
             assert!(opus.ends_with(&payload(sequence)), "{opus:?} instead of {sequence}");
         }
-        taken
     }
 
     pub fn send_raw(&self, datagram: &[u8]) {

@@ -280,8 +280,18 @@ impl Peer {
         }
     }
 
+    /// The next message that is not a ping, which a slow test may get. Answers pings.
+    fn answer_pings_until_message(&mut self, limit: Duration) -> Option<Message> {
+        loop {
+            match self.message_within(limit)? {
+                Message::Ping(payload) => self.try_frame(10, &payload),
+                message => return Some(message),
+            }
+        }
+    }
+
     pub fn text(&mut self) -> String {
-        match self.message() {
+        match self.answer_pings_until_message(TIMEOUT).expect("no text from the gateway") {
             Message::Text(text) => text,
             other => panic!("{other:?} instead of a text"),
         }
@@ -292,7 +302,7 @@ impl Peer {
     }
 
     pub fn binary(&mut self) -> Vec<u8> {
-        match self.message() {
+        match self.answer_pings_until_message(TIMEOUT).expect("no audio from the gateway") {
             Message::Binary(frame) => frame,
             other => panic!("{other:?} instead of a binary frame"),
         }
@@ -300,7 +310,7 @@ impl Peer {
 
     /// A binary frame, if one comes within this time.
     pub fn binary_within(&mut self, limit: Duration) -> Option<Vec<u8>> {
-        match self.message_within(limit)? {
+        match self.answer_pings_until_message(limit)? {
             Message::Binary(frame) => Some(frame),
             other => panic!("{other:?} instead of a binary frame"),
         }
@@ -310,7 +320,7 @@ impl Peer {
     pub fn expect_close(&mut self, code: u16) -> Option<Value> {
         let mut goodbye = None;
         loop {
-            match self.message() {
+            match self.answer_pings_until_message(TIMEOUT).expect("no close from the gateway") {
                 Message::Text(text) if goodbye.is_none() => {
                     let value: Value = serde_json::from_str(&text).unwrap();
                     assert_eq!(value["type"], "goodbye", "{value}");

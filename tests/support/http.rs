@@ -36,6 +36,19 @@ pub fn http_call(
     (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
 }
 
+/// The sum of the samples of `/metrics` that begin with this.
+pub fn metric_sum(api: SocketAddr, beginning: &str, token: Option<&str>) -> f64 {
+    sum_of_samples(&http_call(api, "GET", "/metrics", None, token).1, beginning)
+}
+
+/// The sum of the samples in this text that begin with this.
+pub fn sum_of_samples(metrics: &str, beginning: &str) -> f64 {
+    let samples = metrics.lines().filter(|line| line.starts_with(beginning));
+    let values: Vec<f64> = samples.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+    assert!(!values.is_empty(), "no {beginning} in {metrics}");
+    values.iter().sum()
+}
+
 /// The bytes of a request.
 pub fn raw_request(method: &str, path: &str, token: &str, body: &str) -> String {
     format!(

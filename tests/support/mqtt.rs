@@ -20,6 +20,9 @@ pub const PINGREQ: [u8; 2] = [0xc0, 0];
 pub const PINGRESP: [u8; 2] = [0xd0, 0];
 pub const DISCONNECT: [u8; 2] = [0xe0, 0];
 
+/// What a device that has said nothing for two seconds is sent in the first minute of the gateway (`src/session/restart.rs`).
+pub const LEAVE_UNKNOWN_CALL: &str = r#"{"type":"tts","state":"stop"}"#;
+
 /// A packet: its first byte, and the bytes after the remaining length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
@@ -47,6 +50,8 @@ impl Packet {
 pub struct Client {
     pub stream: ClientStream,
     inbox: Vec<u8>,
+    /// Whether [`LEAVE_UNKNOWN_CALL`] is returned too. A test on a slow machine may be silent for two seconds.
+    pub hears_leave_unknown_call: bool,
 }
 
 /// The transport of a connection.
@@ -141,6 +146,10 @@ impl Client {
         loop {
             if let Some((packet, len)) = parse_packet(&self.inbox) {
                 self.inbox.drain(..len);
+                let leave = packet.first == PUBLISH && packet.message().1 == LEAVE_UNKNOWN_CALL;
+                if leave && !self.hears_leave_unknown_call {
+                    continue;
+                }
                 return Ok(packet);
             }
             let mut buffer = [0; 4096];
@@ -205,7 +214,7 @@ impl From<TcpStream> for Client {
     fn from(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_write_timeout(Some(TIMEOUT)).unwrap();
-        Self { stream: ClientStream::Plain(stream), inbox: Vec::new() }
+        Self { stream: ClientStream::Plain(stream), inbox: Vec::new(), hears_leave_unknown_call: false }
     }
 }
 
@@ -213,7 +222,7 @@ impl From<SslStream<TcpStream>> for Client {
     fn from(stream: SslStream<TcpStream>) -> Self {
         stream.get_ref().set_nodelay(true).unwrap();
         stream.get_ref().set_write_timeout(Some(TIMEOUT)).unwrap();
-        Self { stream: ClientStream::Tls(stream), inbox: Vec::new() }
+        Self { stream: ClientStream::Tls(stream), inbox: Vec::new(), hears_leave_unknown_call: false }
     }
 }
 
