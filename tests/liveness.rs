@@ -21,19 +21,24 @@ fn short_ping_interval(config: &mut Config) {
     config.websocket.reconnect.initial = MS(20);
 }
 
+/// An interval that passes several times before the gateway gives up a server that does not answer.
+fn long_ping_timeout(config: &mut Config) {
+    short_ping_interval(config);
+    config.websocket.ping_timeout = MS(3000);
+}
+
 #[test]
 fn a_chat_server_is_pinged_and_its_pings_are_answered() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], short_ping_interval);
+    let gateway = gateway_with(&[server.url()], long_ping_timeout);
     let mut device = Device::connect(gateway.addresses().mqtt, 1);
-    let (_call, mut peer) = device.call(&server);
     let began = Instant::now();
+    let (_call, mut peer) = device.call(&server);
     for _ in 0..3 {
         let Message::Ping(payload) = peer.message() else { panic!() };
         peer.frame(10, &payload);
     }
-    let took = began.elapsed();
-    assert!((MS(550)..MS(800)).contains(&took), "three pings in {took:?}");
+    assert!(began.elapsed() >= MS(590), "three pings in {:?}", began.elapsed());
     for payload in [&b""[..], b"abc", &[7; 125]] {
         peer.ping(payload);
         while peer.message() != Message::Pong(payload.to_vec()) {}
@@ -57,11 +62,10 @@ fn a_chat_server_that_answers_no_ping_is_replaced() {
     let gateway = gateway_with(&[silent.url(), other.url()], short_ping_interval);
     let mut log = LogCapture::containing(client_id(3));
     let mut device = Device::connect(gateway.addresses().mqtt, 3);
-    let (_call, _peer) = device.call(&silent);
     let began = Instant::now();
+    let (_call, _peer) = device.call(&silent);
     let mut peer = other.accept();
-    let took = began.elapsed();
-    assert!((MS(480)..MS(800)).contains(&took), "{took:?}");
+    assert!(began.elapsed() >= MS(490), "{:?}", began.elapsed());
     assert!(log.wait_for_line("redialling").contains("no pong"));
     peer.upgrade();
     peer.exchange_hello("x");
@@ -71,10 +75,10 @@ fn a_chat_server_that_answers_no_ping_is_replaced() {
 #[test]
 fn any_frame_of_the_chat_server_counts_as_alive() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], short_ping_interval);
+    let gateway = gateway_with(&[server.url()], long_ping_timeout);
     let mut device = Device::connect(gateway.addresses().mqtt, 4);
     let (_call, mut peer) = device.call(&server);
-    let end = Instant::now() + MS(1500);
+    let end = Instant::now() + MS(4500);
     while Instant::now() < end {
         if let Some(Message::Ping(_)) = peer.message_within(MS(100)) {
             peer.send_text(r#"{"type":"stt","text":"busy"}"#);
@@ -89,7 +93,7 @@ fn any_frame_of_the_chat_server_counts_as_alive() {
 fn an_idle_call_ends() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], |config| {
-        config.websocket.call_idle = MS(400);
+        config.websocket.call_idle = MS(4000);
         config.websocket.ping_interval = MS(100);
     });
     let mut log = LogCapture::containing(client_id(6));
@@ -98,7 +102,7 @@ fn an_idle_call_ends() {
     // Each of these counts as activity of the call; pings and pongs do not.
     let mut last = Instant::now();
     for step in 0..4 {
-        let end = Instant::now() + MS(250);
+        let end = Instant::now() + MS(1200);
         while Instant::now() < end {
             if let Some(Message::Ping(payload)) = peer.message_within(MS(10)) {
                 peer.frame(10, &payload);
@@ -116,8 +120,7 @@ fn an_idle_call_ends() {
     device.mqtt.send(&PINGREQ);
     device.mqtt.packet();
     device.expect_goodbye("server-session");
-    let quiet = last.elapsed();
-    assert!((MS(390)..MS(700)).contains(&quiet), "{quiet:?}");
+    assert!(last.elapsed() >= MS(3990), "{:?}", last.elapsed());
     assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "idle");
     while !matches!(peer.message(), Message::Close(Some(1000))) {}
 }
@@ -135,7 +138,7 @@ fn an_idle_call_continues_when_the_limit_is_zero() {
 #[test]
 fn an_unanswered_ping_does_not_end_a_call_that_is_over() {
     let server = ChatServer::start();
-    let gateway = gateway_with(&[server.url()], short_ping_interval);
+    let gateway = gateway_with(&[server.url()], long_ping_timeout);
     let mut device = Device::connect(gateway.addresses().mqtt, 8);
     let (_call, mut peer) = device.call(&server);
     while !matches!(peer.message(), Message::Ping(_)) {}
@@ -146,7 +149,15 @@ fn an_unanswered_ping_does_not_end_a_call_that_is_over() {
     next.exchange_hello("second");
     assert_eq!(device.hello_reply().session_id, "second");
     while !matches!(peer.message(), Message::Close(Some(1000))) {}
+    // Until its time is over.
+    let end = Instant::now() + MS(3500);
+    while Instant::now() < end {
+        if let Some(Message::Ping(payload)) = next.message_within(MS(100)) {
+            next.frame(10, &payload);
+        }
+    }
     device.mqtt.assert_nothing_pending();
+    assert!(server.is_idle());
 }
 
 /// The kernel's timer on the gateway's end of a connection: 2 is keep alive (proc(5), tcp_diag).

@@ -71,7 +71,7 @@ fn a_new_connection_takes_over_the_call_however_the_old_one_ended() {
         }),
     ];
     for (how, lose) in lose {
-        let Fixture { gateway, server, device, mut call, mut peer, log, .. } = fixture(1, 5000);
+        let Fixture { gateway, server, device, mut call, mut peer, log, .. } = fixture(1, 60_000);
         let old = lose(device.mqtt);
         let mut device = Device::connect(gateway.addresses().mqtt, 1);
         assert_goes_on(&mut device, &mut call, &mut peer);
@@ -87,7 +87,7 @@ fn a_new_connection_takes_over_the_call_however_the_old_one_ended() {
 
 #[test]
 fn text_for_an_absent_device_waits_in_order() {
-    let Fixture { gateway, device, mut call, mut peer, mut log, .. } = fixture(2, 5000);
+    let Fixture { gateway, device, mut call, mut peer, mut log, .. } = fixture(2, 60_000);
     device.mqtt.reset();
     log.wait_for_line("connection lost in a call");
     for n in 0..3 {
@@ -107,7 +107,7 @@ fn text_for_an_absent_device_waits_in_order() {
 
 #[test]
 fn a_device_may_come_back_from_another_address() {
-    let Fixture { gateway, device, mut call, mut peer, .. } = fixture(3, 5000);
+    let Fixture { gateway, device, mut call, mut peer, .. } = fixture(3, 60_000);
     device.mqtt.reset();
     let mut device = device_from([127, 0, 0, 3], gateway.addresses().mqtt, 3);
     // Its audio comes from there too. No packet of it is lost.
@@ -118,7 +118,7 @@ fn a_device_may_come_back_from_another_address() {
 
 #[test]
 fn a_new_hello_after_a_lost_connection_starts_a_new_call() {
-    let Fixture { gateway, server, device, call, mut peer, .. } = fixture(4, 5000);
+    let Fixture { gateway, server, device, call, mut peer, .. } = fixture(4, 60_000);
     device.mqtt.reset();
     let mut device = Device::connect(gateway.addresses().mqtt, 4);
     device.send_text(support::device::HELLO);
@@ -140,8 +140,7 @@ fn an_expired_grace_period_ends_the_call_with_a_normal_close() {
     let lost = Instant::now();
     device.mqtt.reset();
     let goodbye = peer.expect_close(1000).unwrap();
-    let waited = lost.elapsed();
-    assert!((MS(390)..MS(700)).contains(&waited), "{waited:?}");
+    assert!(lost.elapsed() >= MS(390), "{:?}", lost.elapsed());
     assert_eq!(
         (&goodbye["session_id"], &goodbye["reason"]),
         (&"server-session".into(), &"device_lost".into())
@@ -151,11 +150,11 @@ fn an_expired_grace_period_ends_the_call_with_a_normal_close() {
 
 #[test]
 fn without_grace_a_lost_connection_ends_its_call_at_once() {
-    let Fixture { gateway: _gateway, device, mut peer, .. } = fixture(6, 0);
-    let lost = Instant::now();
+    let Fixture { gateway: _gateway, device, mut peer, mut log, .. } = fixture(6, 0);
     device.mqtt.reset();
     peer.expect_close(1000);
-    assert!(lost.elapsed() < MS(500));
+    assert_eq!(log.count("connection lost in a call, kept"), 0);
+    assert_eq!(log_field(&log.wait_for_line("call ends"), "reason"), "device_lost");
 }
 
 #[test]
@@ -172,7 +171,7 @@ fn without_grace_a_replaced_connection_ends_its_call_at_once() {
 
 #[test]
 fn disconnect_ends_the_call_at_once() {
-    let Fixture { gateway, mut device, mut peer, .. } = fixture(8, 5000);
+    let Fixture { gateway, mut device, mut peer, .. } = fixture(8, 60_000);
     let listen = publish("device-server", br#"{"type":"listen","state":"stop"}"#);
     device.mqtt.send(&[&listen[..], &DISCONNECT].concat());
     assert_eq!(peer.json()["type"], "listen", "what was sent before is forwarded");
@@ -185,7 +184,7 @@ fn disconnect_ends_the_call_at_once() {
 
 #[test]
 fn a_protocol_error_ends_the_call_at_once() {
-    let Fixture { gateway: _gateway, mut device, mut peer, mut log, .. } = fixture(9, 5000);
+    let Fixture { gateway: _gateway, mut device, mut peer, mut log, .. } = fixture(9, 60_000);
     device.mqtt.send(&[0x3f, 0]);
     peer.expect_close(1000);
     assert_eq!(device.mqtt.read_until_closed(), []);
@@ -194,7 +193,7 @@ fn a_protocol_error_ends_the_call_at_once() {
 
 #[test]
 fn a_chat_server_may_end_the_call_while_the_device_is_away() {
-    let Fixture { gateway, device, mut peer, mut log, .. } = fixture(10, 5000);
+    let Fixture { gateway, device, mut peer, mut log, .. } = fixture(10, 60_000);
     device.mqtt.reset();
     log.wait_for_line("connection lost in a call");
     peer.send_close(Some(1000));
@@ -207,7 +206,7 @@ fn a_chat_server_may_end_the_call_while_the_device_is_away() {
 
 #[test]
 fn a_chat_server_may_fail_while_the_device_is_away() {
-    let Fixture { gateway, server, device, mut call, peer, mut log, .. } = fixture(11, 5000);
+    let Fixture { gateway, server, device, mut call, peer, mut log, .. } = fixture(11, 60_000);
     device.mqtt.reset();
     log.wait_for_line("connection lost in a call");
     peer.reset();
@@ -220,7 +219,7 @@ fn a_chat_server_may_fail_while_the_device_is_away() {
 
 #[test]
 fn too_much_text_for_an_absent_device_ends_the_call() {
-    let Fixture { gateway: _gateway, device, mut peer, mut log, .. } = fixture(12, 5000);
+    let Fixture { gateway: _gateway, device, mut peer, mut log, .. } = fixture(12, 60_000);
     device.mqtt.reset();
     log.wait_for_line("connection lost in a call");
     let text = json!({"type": "custom", "filler": "x".repeat(10_000)}).to_string();
@@ -233,7 +232,7 @@ fn too_much_text_for_an_absent_device_ends_the_call() {
 
 #[test]
 fn a_connection_that_takes_over_may_itself_be_taken_over() {
-    let Fixture { gateway, mut device, mut call, mut peer, .. } = fixture(13, 5000);
+    let Fixture { gateway, mut device, mut call, mut peer, .. } = fixture(13, 60_000);
     for _ in 0..5 {
         let mut next = Device::connect(gateway.addresses().mqtt, 13);
         assert_eq!(device.mqtt.packet_within(support::TIMEOUT), Err(PacketError::Closed));
@@ -244,7 +243,7 @@ fn a_connection_that_takes_over_may_itself_be_taken_over() {
 
 #[test]
 fn packets_right_behind_connect_belong_to_the_call() {
-    let Fixture { gateway, device, mut peer, .. } = fixture(14, 5000);
+    let Fixture { gateway, device, mut peer, .. } = fixture(14, 60_000);
     drop(device);
     let mut mqtt = Client::open(gateway.addresses().mqtt);
     let listen = publish("device-server", br#"{"type":"listen","state":"stop"}"#);
@@ -283,7 +282,8 @@ fn a_disconnect_before_a_reset_is_not_lost_to_a_failed_write() {
         device.mqtt.send(&DISCONNECT);
         device.mqtt.reset();
         loop {
-            match peer.message_within(MS(5000)) {
+            // Shorter than the default of `resume_grace_s`.
+            match peer.message_within(MS(30_000)) {
                 Some(Message::Close(Some(1000))) => break,
                 Some(Message::Text(_)) => {}
                 other => panic!("{other:?} in round {round}: the call is kept"),
