@@ -272,7 +272,7 @@ fn an_operator_views_and_controls_devices() {
     browser.screenshot("token");
     browser.fill("token", "wrong");
     browser.click("#login button");
-    browser.until("$('refused').textContent.includes('not valid')");
+    browser.until("$('refused').textContent.includes('Wrong or expired')");
     assert_eq!(browser.value("$('cols').hidden && $('desk').hidden"), true);
     browser.log_in();
     browser.open(&fixture);

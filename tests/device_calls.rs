@@ -573,10 +573,10 @@ fn nobody_answers_for_a_minute() {
     let begun = Instant::now();
     fixture.request(1, 2);
     assert_eq!(idle.json()["type"], "mcp");
-    let told = a.device.mqtt.packet_within(Duration::from_secs(70)).unwrap();
+    let told = a.device.mqtt.packet_within(2 * TIMEOUT).unwrap();
     let told: Value = serde_json::from_str(told.message().1).unwrap();
     assert_eq!(told, json!({ "type": "goodbye", "session_id": session_id(1) }));
-    assert!((59..65).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert!(begun.elapsed().as_secs() >= 59, "{:?}", begun.elapsed());
     for device in [&mut a.device, &mut idle] {
         device.mqtt.assert_nothing_pending();
     }

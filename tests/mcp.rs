@@ -237,9 +237,9 @@ fn a_failed_discovery_means_forwarding() {
                 if n > 0 && device.mqtt.stream.peek(&mut [0]).is_err() {
                     break;
                 }
-                device.mqtt.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+                device.mqtt.stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
                 answer_tools_page(device, &[], Some(&format!("c{n}")));
-                device.mqtt.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+                device.mqtt.stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
             }
         }),
     ];

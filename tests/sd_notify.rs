@@ -62,9 +62,7 @@ fn ready_watchdog_reloading_and_stopping_are_notified() {
     assert_eq!(first, "READY=1\nSTATUS=serving: 0 devices, 0 calls");
     let _device = Device::connect(process.mqtt(), 1);
     manager.wait_for_line("STATUS=serving: 1 devices, 0 calls");
-    let began = Instant::now();
     (0..3).for_each(|_| drop(manager.wait_for_line("WATCHDOG=1")));
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 
     // A loop that hangs sends nothing.
     process.signal("STOP");
