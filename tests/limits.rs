@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use mqtt_websocket_proxy::config::{ChatServerConfig, Config, Secret};
-use mqtt_websocket_proxy::net::{Addresses, Gateway, Handle};
+use mqtt_websocket_proxy::net::{Addresses, Gateway, Handle, Running};
 use serde_json::json;
 use support::chat_server::ChatServer;
 use support::device::{Device, HELLO, client_id, mac};
@@ -18,8 +18,8 @@ use support::host::fill_send_buffers;
 use support::host::{connect_from, connect_with_small_buffer, device_from, device_over, wait_until};
 use support::http::metric_sum;
 use support::log_capture::{LogCapture, log_field};
-use support::mqtt::{Client, Connect, DISCONNECT, Packet};
-use support::{gateway, gateway_with};
+use support::mqtt::{Client, Connect, DISCONNECT, Packet, PacketError};
+use support::{TIMEOUT, gateway, gateway_with};
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const UNREACHABLE_SERVER: [&str; 1] = ["ws://127.0.0.1:9/"];
@@ -29,8 +29,14 @@ fn connack_code(mut client: Client, connect: &Connect) -> (u8, Client) {
     (client.connack_code(connect), client)
 }
 
-fn connect(gateway: &mqtt_websocket_proxy::net::Running, number: u8) -> (u8, Client) {
+fn connect(gateway: &Running, number: u8) -> (u8, Client) {
     connack_code(Client::open(gateway.addresses().mqtt), &Connect::new(&client_id(number)))
+}
+
+/// How many connections were closed for this reason, or for all of these reasons.
+fn closed_for_others(gateway: &Running, reason: &str) -> f64 {
+    let samples = format!("gateway_connections_closed_for_others_total{{{reason}");
+    metric_sum(gateway.addresses().api.unwrap(), &samples, None)
 }
 
 #[test]
@@ -57,10 +63,18 @@ fn a_device_over_max_connections_is_refused_but_not_its_own_replacement() {
 fn connections_that_never_connect_are_closed_when_there_are_too_many() {
     let gateway = gateway_with(&UNREACHABLE_SERVER, |config| config.mqtt.max_connections = 1);
     let (_, mut device) = connect(&gateway, 4);
+    let begun = Instant::now();
     // The number of connections without CONNECT is limited.
     let mut idle: Vec<Client> = (0..600).map(|_| Client::open(gateway.addresses().mqtt)).collect();
+    device.assert_nothing_pending();
+    // If it took longer, the own ten seconds of many were over before.
+    let (for_others, took) = (closed_for_others(&gateway, ""), begun.elapsed());
+    assert!(
+        for_others >= 80.0 || took > Duration::from_secs(9),
+        "{for_others} closed for others in {took:?}"
+    );
     for client in &mut idle[..80] {
-        assert_eq!(client.packet_within(MS(1000)), Err(support::mqtt::PacketError::Closed));
+        assert_eq!(client.packet_within(TIMEOUT), Err(PacketError::Closed));
     }
     device.assert_nothing_pending();
 }
@@ -94,7 +108,8 @@ fn max_connections_per_ip_counts_one_address_only() {
     let gateway = gateway_with(&UNREACHABLE_SERVER, |config| config.mqtt.max_connections_per_ip = 2);
     let mut idle: Vec<Client> = (0..20).map(|_| Client::open(gateway.addresses().mqtt)).collect();
     let mut last = idle.pop().unwrap();
-    assert_eq!(last.packet_within(MS(1000)), Err(support::mqtt::PacketError::Closed));
+    assert_eq!(last.packet_within(TIMEOUT), Err(PacketError::Closed));
+    assert!(closed_for_others(&gateway, "reason=\"address_limit\"") >= 1.0);
     let address = gateway.addresses().mqtt;
     assert_connack_code(Client::from(connect_from([127, 0, 0, 3], address)), 0);
 }

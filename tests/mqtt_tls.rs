@@ -389,24 +389,18 @@ fn a_new_connection_evicts_the_oldest_unfinished_handshake() {
         })
         .collect();
     let mut device = files.device(&gateway, 1);
-    for old in stalled.drain(..11) {
-        assert_closed(old);
-    }
-    // The others are still open, and so are those that have sent nothing, and the device.
-    let others_are_open = || {
-        stalled.iter().chain(&silent).all(|tcp| {
-            tcp.set_nonblocking(true).unwrap();
-            tcp.peek(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
-        })
-    };
-    // They were closed for others, and not because their own ten seconds were over.
     let closed_for_others = metric_sum(api, "gateway_connections_closed_for_others_total{", None);
-    let is_as_wanted = closed_for_others == 11.0 && others_are_open();
-    let took = start.elapsed();
-    assert!(is_as_wanted || took > Duration::from_secs(9), "{closed_for_others} closed for others");
-    if !is_as_wanted {
-        eprintln!("SKIPPED: this machine needs {took:?} for this, and a handshake ends after 10 s");
+    // The others are still open, and so are those that have sent nothing.
+    let is_open = |tcp: &TcpStream| {
+        tcp.set_nonblocking(true).unwrap();
+        tcp.peek(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    let others_are_open = stalled[11..].iter().chain(&silent).all(is_open);
+    if start.elapsed() > Duration::from_secs(9) {
+        return eprintln!("SKIPPED: this machine is too slow: {:?}, and each has 10 s", start.elapsed());
     }
+    assert!(closed_for_others == 11.0 && others_are_open, "{closed_for_others}");
+    stalled.drain(..11).for_each(assert_closed);
     device.mqtt.assert_nothing_pending();
 }
 
