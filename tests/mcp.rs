@@ -231,6 +231,8 @@ fn a_failed_discovery_means_forwarding() {
             answer_tools_page(device, &["c"], Some("b"));
         }),
         ("its pages are empty and never end", |device| {
+            // The wait for what does not come takes long enough that a silent device would be told something else.
+            device.say_something();
             answer_initialize(device);
             // 64 pages at most.
             for n in 0..80 {
