@@ -366,8 +366,8 @@ fn tool_discovery_without_an_answer_times_out() {
     let server = ChatServer::start();
     let gateway = gateway_with(&[server.url()], |config| config.mcp.enabled = true);
     let mut log = LogCapture::containing(client_id(6));
-    let mut device = Device::connect(gateway.addresses().mqtt, 6);
     let asked = Instant::now();
+    let mut device = Device::connect(gateway.addresses().mqtt, 6);
     device.say_something();
     let id = device.json()["payload"]["id"].clone();
     log.wait_for_line("no answer");
