@@ -145,6 +145,8 @@ impl Call {
                         return None;
                     }
                 }
+                // By a signal, as when the test was stopped for a while.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("{error}"),
             }
         }

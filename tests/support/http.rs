@@ -127,6 +127,8 @@ impl RawClient {
         let mut chunk = [0; 4096];
         let n = match self.stream.read(&mut chunk) {
             Ok(n) => n,
+            // By a signal, as when the test was stopped for a while.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return self.read_more(),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => 0,
             Err(error) => panic!("{error}"),
         };

@@ -46,8 +46,9 @@ pub fn config<U: AsRef<str>>(urls: &[U]) -> Config {
     config.api.port = 0;
     config.udp.public_ip = PublicIp::Auto;
     config.mcp.enabled = false;
-    // A slow test would meet one, or not answer it in time.
+    // A slow test would meet them, or not answer a ping in time.
     config.websocket.ping_interval = Duration::ZERO;
+    config.udp.keep_alive = Duration::ZERO;
     // Applying a configuration sets the level of the whole process, and other tests read its log.
     config.logging.level = log::LevelFilter::Debug;
     let server = |url: &U| Arc::new(url.as_ref().parse::<ChatServerConfig>().unwrap());

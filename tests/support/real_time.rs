@@ -1,5 +1,6 @@
 //! Measurements that only hold on a machine that keeps up with real time.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -40,8 +41,9 @@ fn with_latest_wake_up<T>(run: impl FnOnce() -> T) -> (T, Duration) {
             }
             latest
         });
-        let outcome = run();
+        let outcome = catch_unwind(AssertUnwindSafe(run));
         over.store(true, Ordering::Relaxed);
-        (outcome, observer.join().unwrap())
+        let latest = observer.join().unwrap();
+        (outcome.unwrap_or_else(|panic| resume_unwind(panic)), latest)
     })
 }
