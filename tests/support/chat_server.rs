@@ -32,9 +32,18 @@ impl ChatServer {
         Self::listen(Some(acceptor))
     }
 
-    /// On a port that was used before.
+    /// On a port that was used before. Waits while another test has it.
     pub fn start_at(addr: SocketAddr) -> Self {
-        Self::from_listener(TcpListener::bind(addr).unwrap(), None)
+        let end = Instant::now() + TIMEOUT;
+        loop {
+            match TcpListener::bind(addr) {
+                Ok(listener) => return Self::from_listener(listener, None),
+                Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < end => {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => panic!("{addr}: {error}"),
+            }
+        }
     }
 
     /// With small receive buffers.
