@@ -1,6 +1,16 @@
-//! Whether this machine's clock can be right. A board without a battery starts in 1970, and every certificate is then refused.
+//! The time zone, and whether this machine's clock can be right: a board without a battery starts in 1970, and every certificate is
+//! then refused.
 
 use std::time::{Duration, SystemTime};
+
+use tz::TimeZone;
+
+/// The time zone of `TZ`, else that of the system, else UTC.
+pub(crate) fn local_time_zone() -> TimeZone {
+    let named = std::env::var("TZ").ok().filter(|name| !name.is_empty());
+    let zone = named.map_or_else(TimeZone::local, |name| TimeZone::from_posix_tz(&name));
+    zone.unwrap_or_else(|_| TimeZone::utc())
+}
 
 /// What is wrong with the clock: it stands before the day on which this program was built.
 pub fn clock_warning() -> Option<String> {

@@ -52,8 +52,8 @@ const FORBIDDEN_IMPORTS: [(&str, &[&str]); 6] = [
 ];
 
 /// The parts of the shell, which the tools of the event loop must not import.
-const PARTS_OF_NET: [&str; 6] =
-    ["net::mqtt", "net::backend", "net::media", "net::sessions", "net::admin", "net::gateway"];
+const PARTS_OF_NET: [&str; 7] =
+    ["net::mqtt", "net::backend", "net::media", "net::sessions", "net::admin", "net::ota", "net::gateway"];
 
 /// Lines of production code: neither empty, nor comments, nor tests.
 const FILE_LINES_MAX: usize = 500;

@@ -101,6 +101,18 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<RequestHead>, RequestError> {
     }))
 }
 
+/// All fields of a head that [`parse_head`] has read, in order.
+pub fn header_fields(head: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut fields);
+    match request.parse(head) {
+        Ok(Status::Complete(_)) => {
+            request.headers.iter().map(|field| (field.name.to_owned(), field.value.to_vec())).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// The authority of a target that is a whole URL (RFC 9112 section 3.2), and its path and query; `None` when the target has
 /// no form that the method may have.
 fn split_target<'a>(method: &str, target: &'a str) -> Option<(Option<&'a str>, &'a str)> {

@@ -63,7 +63,7 @@ impl Response {
 }
 
 /// The phrase for a status (RFC 9110 section 15).
-fn reason_phrase(status: u16) -> &'static str {
+pub fn reason_phrase(status: u16) -> &'static str {
     match status {
         200 => "OK",
         202 => "Accepted",
@@ -77,9 +77,11 @@ fn reason_phrase(status: u16) -> &'static str {
         413 => "Content Too Large",
         417 => "Expectation Failed",
         422 => "Unprocessable Content",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         501 => "Not Implemented",
+        502 => "Bad Gateway",
         503 => "Service Unavailable",
         _ => "Unknown",
     }

@@ -42,7 +42,7 @@ pub struct ChatServerConfig {
     /// Whether it is pinged, every `websocket.ping_interval_s`.
     pub ping: bool,
     /// Where to ask whether it is well, in the background.
-    pub health_url: Option<HealthUrl>,
+    pub health_url: Option<HttpUrl>,
 }
 
 /// What follows when a chat server ends the connection in a call, without a `goodbye`.
@@ -56,32 +56,39 @@ pub enum OnDisconnect {
     End,
 }
 
-/// An `http://` or `https://` URL that answers 2xx while a chat server is well.
+/// An `http://` or `https://` URL. Displays with `***` for what may be a secret in its query, and so does Debug.
 #[derive(Clone, PartialEq, Eq)]
-pub struct HealthUrl {
+pub struct HttpUrl {
     /// The URL as it was written.
     pub url: String,
-    /// The same host, port and path as a chat server.
+    /// The same host, port and path as those of a chat server.
     pub target: Box<ChatServerConfig>,
 }
 
-impl fmt::Debug for HealthUrl {
+impl fmt::Display for HttpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.target.fmt(f)
+        let target = self.target.to_string();
+        write!(f, "http{}", target.strip_prefix("ws").unwrap_or(&target))
     }
 }
 
-impl FromStr for HealthUrl {
+impl fmt::Debug for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for HttpUrl {
     type Err = UrlError;
 
     fn from_str(url: &str) -> Result<Self, UrlError> {
-        let (scheme, rest) = url.split_once("://").ok_or(UrlError::HEALTH)?;
+        let (scheme, rest) = url.split_once("://").ok_or(UrlError::HTTP_URL)?;
         let scheme = match scheme.to_ascii_lowercase().as_str() {
             "http" => "ws",
             "https" => "wss",
-            _ => return Err(UrlError::HEALTH),
+            _ => return Err(UrlError::HTTP_URL),
         };
-        let target = format!("{scheme}://{rest}").parse().map(Box::new).map_err(|_| UrlError::HEALTH)?;
+        let target = format!("{scheme}://{rest}").parse().map(Box::new).map_err(|_| UrlError::HTTP_URL)?;
         Ok(Self { url: url.to_owned(), target })
     }
 }
@@ -208,7 +215,7 @@ impl UrlError {
     const SCHEME: Self = Self("a ws:// or wss:// URL");
     const HTTP: Self = Self("a ws:// or wss:// URL; did you mean ws://");
     const HTTPS: Self = Self("a ws:// or wss:// URL; did you mean wss://");
-    const HEALTH: Self =
+    const HTTP_URL: Self =
         Self("an http:// or https:// URL, its path percent-encoded, without user name and fragment");
     const USER_INFO: Self = Self("a ws:// or wss:// URL without user name and password");
     /// No server ever sees the part behind `#` (RFC 6455 section 3).
@@ -352,10 +359,10 @@ mod tests {
 
     #[test]
     fn a_health_url_is_an_http_url() {
-        let health: HealthUrl = "https://a:8/health?x".parse().unwrap();
+        let health: HttpUrl = "https://a:8/health?x".parse().unwrap();
         assert_eq!((health.target.tls, health.target.port, &*health.target.path), (true, 8, "/health?x"));
         for url in ["ws://a/", "a/health", "http://a/ü", "http://"] {
-            assert_eq!(url.parse::<HealthUrl>().unwrap_err(), UrlError::HEALTH, "{url}");
+            assert_eq!(url.parse::<HttpUrl>().unwrap_err(), UrlError::HTTP_URL, "{url}");
         }
     }
 

@@ -5,9 +5,9 @@ use serde_json::Value;
 use super::Config;
 use super::error::Problem;
 use super::kind::{
-    api_host, boolean, ip, level, mac_prefixes, macs, micros, millis, networks, number, object, path,
-    peer_policy, port, public_ip, routes, seconds, secret, secrets, server, server_order, servers, token,
-    whole_number,
+    api_host, boolean, endpoint, group, http_url, ip, level, mac_prefixes, macs, micros, millis, networks,
+    number, object, path, peer_policy, port, public_ip, routes, seconds, secret, secrets, server,
+    server_order, servers, token, whole_number,
 };
 use super::value::JsonValue;
 
@@ -64,7 +64,7 @@ macro_rules! keys {
 
 /// Every key, in the order of the documented file: its name, when a new value is in force, where the value is kept, and
 /// what it may be.
-pub(super) static CONFIG_KEYS: [ConfigKey; 67] = keys! {
+pub(super) static CONFIG_KEYS: [ConfigKey; 76] = keys! {
     "mqtt.host" restart mqtt.host: ip();
     "mqtt.port" restart mqtt.port: port();
     "mqtt.plain" restart mqtt.plain: boolean();
@@ -130,6 +130,15 @@ pub(super) static CONFIG_KEYS: [ConfigKey; 67] = keys! {
     "api.command_timeout_s" live api.command_timeout: seconds(1..=300);
     "api.metrics_need_token" live api.metrics_need_token: boolean();
     "api.trusted_proxies" live api.trusted_proxies: networks();
+    "ota.enabled" restart ota.enabled: boolean();
+    "ota.host" restart ota.host: ip();
+    "ota.port" restart ota.port: port();
+    "ota.allow" live ota.allow: networks();
+    "ota.macs" live ota.macs: mac_prefixes();
+    "ota.endpoint" live ota.endpoint: endpoint();
+    "ota.keepalive" live ota.keepalive: whole_number(10..=3_600);
+    "ota.group" live ota.group: group();
+    "ota.upstream" live ota.upstream: http_url();
     "workers" restart workers: whole_number(1..=64);
     "debug" live debug: boolean();
 };

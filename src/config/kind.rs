@@ -17,10 +17,11 @@ use super::error::Problem;
 use super::route;
 use super::value::JsonValue;
 use super::{
-    ChatServerConfig, Framing, HealthUrl, Network, OnDisconnect, PeerPolicy, PublicIp, Route, Secret,
+    ChatServerConfig, Framing, HttpUrl, Network, OnDisconnect, PeerPolicy, PublicIp, Route, Secret,
     ServerOrder, UrlError,
 };
 use crate::proto::identity::{Mac, MacPrefix, MacPrefixes};
+use crate::proto::ota::{ENDPOINT_ALLOWED, Endpoint, is_group};
 
 /// How one kind of value is read and written.
 pub(super) struct Kind<T> {
@@ -195,6 +196,22 @@ pub(super) fn public_ip() -> Kind<PublicIp> {
     Kind::string("\"auto\", an IP address or a host name, without a port", parse, PublicIp::to_string)
 }
 
+/// Where devices reach the gateway; an empty one is none.
+pub(super) fn endpoint() -> Kind<Option<Endpoint>> {
+    let parse = |text: &str| match text {
+        "" => Some(None),
+        text => text.parse().ok().map(Some),
+    };
+    let format = |endpoint: &Option<Endpoint>| endpoint.as_ref().map(Endpoint::to_string).unwrap_or_default();
+    Kind::string(format!("{ENDPOINT_ALLOWED}; \"\" for none"), parse, format)
+}
+
+/// The first part of a client id.
+pub(super) fn group() -> Kind<String> {
+    const ALLOWED: &str = "1 to 64 letters, digits, \"_\", \"-\" and \".\", such as \"GID_default\"";
+    Kind::string(ALLOWED, |text| is_group(text).then(|| text.to_owned()), String::clone)
+}
+
 /// One of some words, in any case.
 fn one_of<T: Copy + PartialEq>(words: &'static [(&'static str, T)]) -> Kind<T> {
     let allowed = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
@@ -227,14 +244,14 @@ fn server_token() -> Kind<Option<Secret>> {
 }
 
 /// A URL that no message shows: its query may hold a token.
-fn health_url() -> Kind<Option<HealthUrl>> {
+pub(super) fn http_url() -> Kind<Option<HttpUrl>> {
     let read = |value: &JsonValue<'_>| {
         let text: String = value.deserialize().map_err(|_| value.invalid("a URL"))?;
         text.parse()
             .map(Some)
             .map_err(|error: UrlError| value.invalid_redacted("a text that is not shown", error))
     };
-    Kind::new(read, |health| json!(health.as_ref().map_or("", |health: &HealthUrl| &health.url)))
+    Kind::new(read, |health| json!(health.as_ref().map_or("", |health: &HttpUrl| &health.url)))
 }
 
 fn framing() -> Kind<Framing> {
@@ -401,7 +418,7 @@ fn read_server(value: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Option<Arc
             "token" => server_token().read_into(field, &mut settings.token, problems),
             "send_goodbye" => settings.send_goodbye = boolean().read(field, problems),
             "ping" => boolean().read_into(field, &mut settings.ping, problems),
-            "health_url" => health_url().read_into(field, &mut settings.health_url, problems),
+            "health_url" => http_url().read_into(field, &mut settings.health_url, problems),
             _ => problems.push(field.unknown_key(value, SERVER_KEYS.to_vec())),
         }
     }
@@ -435,7 +452,7 @@ fn write_server(server: &ChatServerConfig) -> Value {
         object["ping"] = json!(false);
     }
     if server.health_url.is_some() {
-        object["health_url"] = health_url().write(&server.health_url);
+        object["health_url"] = http_url().write(&server.health_url);
     }
     if object.as_object().is_some_and(|object| object.len() == 1) { json!(server.url) } else { object }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use log::LevelFilter;
 
 use crate::proto::identity::{ClientId, Mac, MacPrefixes};
+use crate::proto::ota::{DEFAULT_GROUP, Endpoint};
 
 mod chat_server;
 mod diff;
@@ -26,6 +27,7 @@ mod keys;
 mod kind;
 mod network;
 mod node_config;
+mod ota;
 mod public_address;
 mod route;
 mod serialize;
@@ -34,15 +36,14 @@ mod source;
 mod value;
 mod warnings;
 
-pub use chat_server::{
-    ChatServerConfig, Framing, HealthUrl, OnDisconnect, URL_SUFFIX, UrlError, XIAOZHI_PATH,
-};
+pub use chat_server::{ChatServerConfig, Framing, HttpUrl, OnDisconnect, URL_SUFFIX, UrlError, XIAOZHI_PATH};
 pub use diff::{Changes, check_reload, diff};
 pub use environment::{VARIABLES, unknown_variables};
 pub use error::{ConfigError, ConfigErrors};
 pub use kind::{LEVELS, parse_level};
 pub use network::Network;
 pub use node_config::NodeConfig;
+pub use ota::OtaDenial;
 pub use public_address::unreachable_kind;
 pub use route::Route;
 pub use signature_key::KeyFingerprint;
@@ -82,6 +83,8 @@ settings! {
         pub mcp: Mcp = Mcp::default(),
         /// The management listener.
         pub api: Api = Api::default(),
+        /// What devices ask when they start.
+        pub ota: Ota = Ota::default(),
         /// Event loops that serve devices, each on its own thread; 1 to 64.
         pub workers: usize = 1,
         /// Log at debug level at least; see [`Config::log_level`].
@@ -375,6 +378,30 @@ impl ApiTls {
     /// The API's own certificate and key.
     pub fn files(&self) -> Option<(&Path, &Path)> {
         self.cert_file.as_deref().zip(self.key_file.as_deref())
+    }
+}
+
+settings! {
+    /// Section `ota`.
+    pub struct Ota {
+        /// Whether there is a listener for devices' OTA requests. [`Source`] switches it on where there is neither a file nor a key.
+        pub enabled: bool = false,
+        /// The address to listen on.
+        pub host: IpAddr = Ipv4Addr::UNSPECIFIED.into(),
+        /// The TCP port to listen on; 0 is any free port.
+        pub port: u16 = 8006,
+        /// The networks whose devices are answered; private, link-local and loopback networks when it is empty.
+        pub allow: Vec<Network> = Vec::new(),
+        /// The only devices that are answered; all when it is empty.
+        pub macs: MacPrefixes = MacPrefixes::default(),
+        /// Where devices are told to reach this gateway; `None` leaves it to each request.
+        pub endpoint: Option<Endpoint> = None,
+        /// The MQTT keep alive that devices are told, in seconds.
+        pub keepalive: u16 = 60,
+        /// The first part of the client ids that devices are told.
+        pub group: String = DEFAULT_GROUP.to_owned(),
+        /// Another OTA server, whose answer is passed on with this gateway's `mqtt` section.
+        pub upstream: Option<HttpUrl> = None,
     }
 }
 

@@ -108,6 +108,11 @@ impl Source {
         if config.node_config.is_some() && !variables.iter().any(|variable| variable.key.name == "udp.port") {
             config.udp.port = config.mqtt.port;
         }
+        // Where there is nothing to protect, devices get their credentials from here.
+        let is_chosen = variables.iter().any(|variable| variable.key.name == "ota.enabled");
+        if self.path.is_none() && config.mqtt.signature_key.is_none() && !is_chosen {
+            config.ota.enabled = true;
+        }
         // Each worker has an audio port of its own.
         let max_workers = (1 << 16) - usize::from(config.udp.port);
         if config.workers > max_workers {

@@ -54,6 +54,23 @@ impl ApiDisplaced {
     const LABELS: [&str; 4] = ["api_closing", "api_stalled", "api_crowding", "api_pending"];
 }
 
+/// What became of a device's OTA request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OtaOutcome {
+    /// It got this gateway's own answer.
+    Answered,
+    /// Its address or MAC is not to be answered.
+    Refused,
+    /// Its address has asked too often.
+    Limited,
+    /// It is no request of a device.
+    Invalid,
+}
+
+impl OtaOutcome {
+    const LABELS: [&str; 4] = ["answered", "refused", "limited", "invalid"];
+}
+
 /// Everything that has been counted since the start.
 #[derive(Debug)]
 pub struct Metrics {
@@ -113,6 +130,7 @@ pub struct Metrics {
     pub api_connections: u64,
     turned_away: [u64; TurnedAway::LABELS.len()],
     api_displaced: [u64; ApiDisplaced::LABELS.len()],
+    ota_outcomes: [u64; OtaOutcome::LABELS.len()],
     discards: [u64; DropReason::ALL.len()],
     ends: [u64; EndReason::ALL.len()],
     dial_failures: [u64; BackendStage::ALL.len()],
@@ -155,6 +173,7 @@ impl Default for Metrics {
             api_connections: 0,
             turned_away: [0; TurnedAway::LABELS.len()],
             api_displaced: [0; ApiDisplaced::LABELS.len()],
+            ota_outcomes: [0; OtaOutcome::LABELS.len()],
             discards: [0; DropReason::ALL.len()],
             ends: [0; EndReason::ALL.len()],
             dial_failures: [0; BackendStage::ALL.len()],
@@ -229,6 +248,15 @@ impl Metrics {
     /// Connections to the management API that were closed to admit another one, by reason.
     pub fn api_displaced_by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> {
         ApiDisplaced::LABELS.into_iter().zip(self.api_displaced)
+    }
+
+    /// OTA requests, by what became of them.
+    pub fn ota_outcomes(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        OtaOutcome::LABELS.into_iter().zip(self.ota_outcomes)
+    }
+
+    pub(crate) fn ota_outcome(&mut self, outcome: OtaOutcome) {
+        self.ota_outcomes[outcome as usize] += 1;
     }
 
     pub(crate) fn turned_away(&mut self, why: TurnedAway) {

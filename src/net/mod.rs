@@ -4,6 +4,7 @@
 //!  gateway      composes the parts below; calls the core with what they return, and carries its actions out
 //!     |
 //!     +--> admin                                    management API: HTTP connections, collecting metrics
+//!     +--> ota                                      devices' OTA requests: HTTP connections
 //!     +--> mqtt, backend, media                     devices, chat servers, audio: listener, connector, UDP socket
 //!     |      |
 //!     +--> sessions                                 all sessions; each owns its device's and its server's connection
@@ -26,6 +27,7 @@ mod log_limiter;
 pub mod media;
 mod metrics;
 pub mod mqtt;
+mod ota;
 pub mod sessions;
 
 pub use error::BindError;

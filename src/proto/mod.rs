@@ -6,4 +6,5 @@ pub mod identity;
 pub mod mac;
 pub mod message;
 pub mod mqtt;
+pub mod ota;
 pub mod proxy_protocol;

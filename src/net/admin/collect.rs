@@ -304,6 +304,13 @@ impl MetricSources<'_> {
         );
         families.labelled(
             Counter,
+            "gateway_ota_requests_total",
+            "OTA requests of devices.",
+            "result",
+            metrics.ota_outcomes(),
+        );
+        families.labelled(
+            Counter,
             "gateway_api_tls_handshakes_total",
             "TLS handshakes of this API.",
             "result",

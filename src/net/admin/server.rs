@@ -28,6 +28,7 @@ use crate::admin::http::{self, RequestHead};
 use crate::admin::recent_errors::{RecentErrorKind, RecentErrors};
 use crate::admin::response::{CONTINUE, Response};
 use crate::admin::routes::{self, Access};
+use crate::clock::local_time_zone;
 use crate::config::Config;
 use crate::net::admin::connection::{
     Connection, ConnectionState, PartialRequest, Progress, ReceivedRequest, connection_mut,
@@ -167,13 +168,6 @@ impl AdminServer {
             utc_offset_seconds: local.map_or(0, |local| local.ut_offset().into()),
         }
     }
-}
-
-/// The time zone of `TZ`, else that of the system, else UTC.
-fn local_time_zone() -> TimeZone {
-    let named = std::env::var("TZ").ok().filter(|name| !name.is_empty());
-    let zone = named.map_or_else(TimeZone::local, |name| TimeZone::from_posix_tz(&name));
-    zone.unwrap_or_else(|_| TimeZone::utc())
 }
 
 impl AdminServer {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 
-use crate::config::{ChatServerConfig, Config, HealthUrl};
+use crate::config::{ChatServerConfig, Config, HttpUrl};
 use crate::net::backend::tls_clients::TlsClients;
 use crate::net::backend::upgrade::USER_AGENT;
 use crate::net::event_loop::stream::Stream;
@@ -70,7 +70,7 @@ fn ask_all(config: &Config, before: &HashSet<String>) -> HashSet<String> {
     let mut unwell = HashSet::new();
     for some in servers.chunks(MAX_CONCURRENT) {
         let answers: Vec<_> = thread::scope(|scope| {
-            let ask = |&(server, health): &(&Arc<ChatServerConfig>, &HealthUrl)| {
+            let ask = |&(server, health): &(&Arc<ChatServerConfig>, &HttpUrl)| {
                 let (server, target) = (server.clone(), health.target.clone());
                 let asked = move || ask(&server, &target, config);
                 thread::Builder::new().stack_size(STACK_SIZE).spawn_scoped(scope, asked)

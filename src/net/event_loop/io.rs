@@ -7,7 +7,7 @@ use mio::Registry;
 
 use super::run_queue::RunQueue;
 use super::timer_wheel::TimerWheel;
-use super::token::{AdminId, SessionId};
+use super::token::{AdminId, OtaId, SessionId};
 use crate::config::Config;
 use crate::net::metrics::Metrics;
 
@@ -35,6 +35,10 @@ pub(crate) enum TimerKind {
     DeviceCalls,
     /// Accept management connections again after accepting failed.
     AcceptAdmin,
+    /// A deadline of a connection to the OTA port.
+    Ota(OtaId),
+    /// Accept connections to the OTA port again after accepting failed.
+    AcceptOta,
     /// Check whether the configuration file or the certificate has changed.
     CheckFiles,
     /// Tell the service manager that the loop is running.

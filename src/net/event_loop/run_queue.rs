@@ -3,7 +3,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use crate::net::event_loop::token::{AdminId, ListenerKind, SessionId};
+use crate::net::event_loop::token::{AdminId, ListenerKind, OtaId, SessionId};
 
 /// A unit of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +25,8 @@ pub(crate) enum Task {
     AcceptAdmin,
     Admin(AdminId),
     AdminHandshake(AdminId),
+    AcceptOta,
+    Ota(OtaId),
 }
 
 /// Waiting tasks, in order of arrival. A task is queued only once, so a peer that sends without end gets one budget per
@@ -33,7 +35,7 @@ pub(crate) enum Task {
 pub(crate) struct RunQueue {
     /// All of these run in the next iteration.
     high_priority: VecDeque<Task>,
-    /// As many of these run as the time budget allows: accepts, handshakes, logins, hellos, disconnections. After a power cut there are
+    /// As many of these run as the time budget allows: accepts, handshakes, OTA requests, logins, hellos, disconnections. After a power cut there are
     /// thousands, and each takes longer than an audio packet.
     low_priority: VecDeque<Task>,
     queued: HashSet<Task>,
@@ -44,9 +46,12 @@ impl RunQueue {
     pub(crate) fn push(&mut self, task: Task) {
         if self.queued.insert(task) {
             let queue = match task {
-                Task::Accept(_) | Task::Device(_) | Task::AdminHandshake(_) | Task::Disconnect(_) => {
-                    &mut self.low_priority
-                }
+                Task::Accept(_)
+                | Task::Device(_)
+                | Task::AdminHandshake(_)
+                | Task::Disconnect(_)
+                | Task::AcceptOta
+                | Task::Ota(_) => &mut self.low_priority,
                 _ => &mut self.high_priority,
             };
             queue.push_back(task);

@@ -31,6 +31,13 @@ pub(crate) struct AdminId {
     pub(crate) epoch: u32,
 }
 
+/// Identifies a connection to the OTA port, which may have ended by the time it is looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct OtaId {
+    pub(crate) slot: u32,
+    pub(crate) epoch: u32,
+}
+
 /// Which kind of socket an event is for.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum Role {
@@ -42,22 +49,28 @@ pub enum Role {
     Backend,
     /// A connection to the management port.
     Admin,
+    /// A connection to the OTA port.
+    Ota,
+    /// The request to another OTA server that a connection to the OTA port waits for.
+    OtaUpstream,
 }
 
-/// The token of socket `role` at `slot`: `slot << 2 | role`, which also fits the `usize` of 32-bit routers.
+/// The token of socket `role` at `slot`: `slot << 3 | role`, which also fits the `usize` of 32-bit routers.
 pub fn token(role: Role, slot: usize) -> Token {
     let role = match role {
         Role::Fixed => 0,
         Role::Device => 1,
         Role::Backend => 2,
         Role::Admin => 3,
+        Role::Ota => 4,
+        Role::OtaUpstream => 5,
     };
-    Token(slot << 2 | role)
+    Token(slot << 3 | role)
 }
 
 /// The token of the `n`th fixed source.
 pub const fn fixed(n: usize) -> Token {
-    Token(n << 2)
+    Token(n << 3)
 }
 
 /// The plain MQTT listener.
@@ -72,16 +85,20 @@ pub(crate) const API: usize = 3;
 pub(crate) const MQTTS: usize = 4;
 /// The timerfd.
 pub(crate) const WAKEUP: usize = 5;
+/// The OTA listener.
+pub(crate) const OTA: usize = 6;
 
 /// The reverse of [`token`].
 pub fn from_token(token: Token) -> (Role, usize) {
-    let role = match token.0 & 3 {
+    let role = match token.0 & 7 {
         0 => Role::Fixed,
         1 => Role::Device,
         2 => Role::Backend,
-        _ => Role::Admin,
+        3 => Role::Admin,
+        4 => Role::Ota,
+        _ => Role::OtaUpstream,
     };
-    (role, token.0 >> 2)
+    (role, token.0 >> 3)
 }
 
 #[cfg(test)]
@@ -90,8 +107,8 @@ mod tests {
 
     #[test]
     fn a_token_encodes_role_and_slot() {
-        for role in [Role::Fixed, Role::Device, Role::Backend, Role::Admin] {
-            for slot in [0, 1, 9_999, (1 << 30) - 1] {
+        for role in [Role::Fixed, Role::Device, Role::Backend, Role::Admin, Role::Ota, Role::OtaUpstream] {
+            for slot in [0, 1, 9_999, (1 << 29) - 1] {
                 assert_eq!(from_token(token(role, slot)), (role, slot));
             }
         }

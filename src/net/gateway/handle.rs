@@ -97,6 +97,8 @@ pub struct Addresses {
     pub udp: SocketAddr,
     /// The management API; none when it is switched off.
     pub api: Option<SocketAddr>,
+    /// Devices' OTA requests; none when that is switched off.
+    pub ota: Option<SocketAddr>,
 }
 
 /// A gateway on its own thread. Dropping this stops it.

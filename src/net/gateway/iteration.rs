@@ -8,7 +8,9 @@ use mio::event::Event;
 
 use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::run_queue::Task;
-use crate::net::event_loop::token::{self, API, ListenerKind, MQTT, MQTTS, Role, SessionId, UDP, WAKEUP};
+use crate::net::event_loop::token::{
+    self, API, ListenerKind, MQTT, MQTTS, OTA, Role, SessionId, UDP, WAKEUP,
+};
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::Command;
 use crate::net::sessions::session::NOT_ARMED;
@@ -118,6 +120,7 @@ impl Gateway {
                 }
             }
             Role::Fixed if slot == API => self.run_unless_queued(Task::AcceptAdmin),
+            Role::Fixed if slot == OTA => self.run_or_queue(Task::AcceptOta),
             Role::Fixed if slot == WAKEUP => self.wakeup.expired(),
             Role::Fixed => self.drain_commands(),
             Role::Device => {
@@ -143,6 +146,7 @@ impl Gateway {
                     }
                 }
             }
+            Role::Ota | Role::OtaUpstream => self.on_ota_event(role, slot, readable),
             Role::Admin => {
                 if let Some(id) = self.admin.ready_connection(slot, readable) {
                     match self.admin.is_in_handshake(id) {
@@ -151,6 +155,13 @@ impl Gateway {
                     }
                 }
             }
+        }
+    }
+
+    fn on_ota_event(&mut self, role: Role, slot: usize, readable: bool) {
+        let _ = role;
+        if let Some(id) = self.ota.ready_connection(slot, readable) {
+            self.run_or_queue(Task::Ota(id));
         }
     }
 
@@ -174,6 +185,8 @@ impl Gateway {
             Task::StartDials => self.start_dials(),
             Task::AcceptAdmin => self.admin.accept(&mut self.io),
             Task::Admin(id) | Task::AdminHandshake(id) => self.drive_admin(id),
+            Task::AcceptOta => self.ota.accept(&mut self.io),
+            Task::Ota(id) => self.drive_ota(id),
         }
     }
 
@@ -231,6 +244,8 @@ impl Gateway {
                 TimerKind::Admin(id) => self.on_admin_timer(id, tick),
                 TimerKind::DeviceCalls => self.on_device_calls_timer(tick),
                 TimerKind::AcceptAdmin => self.io.run_queue.push(Task::AcceptAdmin),
+                TimerKind::Ota(id) => self.ota.on_timer(id, tick, &mut self.io),
+                TimerKind::AcceptOta => self.io.run_queue.push(Task::AcceptOta),
                 TimerKind::CheckFiles => self.check_files(),
                 TimerKind::Watchdog => self.notify_watchdog(),
                 TimerKind::RefusalSummary => self.mqtt.refusals().log.summarize(),

@@ -220,6 +220,7 @@ impl Gateway {
         }
         // While a port is open, the system accepts connections on it.
         self.mqtt.close();
+        self.ota.close();
         if self.workers.is_leader() {
             info!(
                 "draining: {} calls to finish; devices without one are disconnected within {} s",

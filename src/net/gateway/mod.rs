@@ -16,6 +16,7 @@ pub(crate) mod iteration;
 pub(crate) mod lifecycle;
 pub(crate) mod login;
 pub(crate) mod memory_trim;
+pub(crate) mod ota_requests;
 pub(crate) mod restart;
 pub(crate) mod run;
 pub(crate) mod sd_notify;
@@ -56,6 +57,7 @@ use crate::net::media::audio_port::AudioPort;
 use crate::net::metrics::Metrics;
 use crate::net::mqtt::listener::Listeners;
 use crate::net::mqtt::watched_certificate::WatchedCertificate;
+use crate::net::ota::server::OtaServer;
 use crate::net::sessions::table::Sessions;
 use crate::proto::identity::Mac;
 use crate::proto::proxy_protocol;
@@ -89,6 +91,7 @@ pub struct Gateway {
     health: HealthPoller,
     audio: AudioPort,
     admin: AdminServer,
+    ota: OtaServer,
     device_calls: DeviceCalls,
     workers: Workers,
     lifecycle: Lifecycle,
@@ -138,21 +141,20 @@ impl Gateway {
         let waker = Waker::new(&registry, token::fixed(WAKER)).map_err(setup("create a waker"))?;
         let waker = Arc::new(waker);
         let mut mqtt = Listeners::bind(&config, config.workers > 1)?;
-        let udp = SocketAddr::new(config.udp.host, config.udp.port);
-        let mut audio = AudioPort::bind(udp).map_err(|error| BindError::Port("UDP", udp, error))?;
-        if config.udp.dscp > 0 {
-            audio.socket.set_dscp(config.udp.dscp);
-        }
+        let mut audio = bind_audio(&config)?;
         let mut admin = bind_admin(&config)?;
+        let mut ota = ota_requests::bind_ota(&config)?;
         let (plain, mqtts) = mqtt.local_addrs().map_err(setup("read the MQTT address"))?;
         let addresses = Addresses {
             api: admin.local_addr().map_err(setup("read the management address"))?,
+            ota: ota.local_addr().map_err(setup("read the OTA address"))?,
             mqtt: plain.or(mqtts).unwrap_or(SocketAddr::new(config.mqtt.host, config.mqtt.port)),
             mqtts,
             udp: audio.socket.local_addr().map_err(setup("read the UDP address"))?,
         };
         mqtt.register(&registry).map_err(setup("register"))?;
         admin.register(&registry).map_err(setup("register"))?;
+        ota.register(&registry).map_err(setup("register"))?;
         audio.register(&registry).map_err(setup("register"))?;
         let (handle, commands) = Handle::new(waker.clone());
         let now = Instant::now();
@@ -178,6 +180,7 @@ impl Gateway {
             health: HealthPoller::default(),
             audio,
             admin,
+            ota,
             device_calls: DeviceCalls::default(),
             workers: Workers::default(),
             lifecycle: Lifecycle::new(source),
@@ -234,6 +237,15 @@ impl Gateway {
     pub fn metrics(&self) -> &Metrics {
         &self.io.metrics
     }
+}
+
+fn bind_audio(config: &Config) -> Result<AudioPort, BindError> {
+    let udp = SocketAddr::new(config.udp.host, config.udp.port);
+    let audio = AudioPort::bind(udp).map_err(|error| BindError::Port("UDP", udp, error))?;
+    if config.udp.dscp > 0 {
+        audio.socket.set_dscp(config.udp.dscp);
+    }
+    Ok(audio)
 }
 
 /// Listens on the management port. If the default port cannot be used, the gateway runs without the API: most often another

@@ -267,6 +267,7 @@ fn worker_config(index: usize, leader: &Config, addresses: &Addresses) -> Config
         first => first + index as u16,
     };
     config.api.enabled = false;
+    config.ota.enabled = false;
     config
 }
 

@@ -116,18 +116,6 @@ fn issued(issuer: &X509Ref, certificate: &X509Ref) -> bool {
         && issuer.public_key().and_then(|key| certificate.verify(&key)).unwrap_or(false)
 }
 
-impl CertificateInfo {
-    /// Whether it is valid for this name (RFC 6125: a `*` stands for one label).
-    pub(crate) fn is_for(&self, host: &str) -> bool {
-        let host = host.trim_end_matches('.').to_ascii_lowercase();
-        let parent = host.split_once('.').map(|(_, parent)| parent);
-        self.names
-            .to_ascii_lowercase()
-            .split(", ")
-            .any(|name| name == host || name.strip_prefix("*.").is_some_and(|rest| Some(rest) == parent))
-    }
-}
-
 /// The names a certificate is valid for: the alternative names, or else the common name.
 fn names(own: &X509Ref) -> String {
     let alternatives = own.subject_alt_names();

@@ -14,3 +14,15 @@ pub struct CertificateInfo {
     /// Why devices reject it or may reject it, one sentence each. If it has expired, one says so.
     pub warnings: Vec<String>,
 }
+
+impl CertificateInfo {
+    /// Whether it is valid for this name (RFC 6125: a `*` stands for one label).
+    pub(crate) fn is_for(&self, host: &str) -> bool {
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let parent = host.split_once('.').map(|(_, parent)| parent);
+        self.names
+            .to_ascii_lowercase()
+            .split(", ")
+            .any(|name| name == host || name.strip_prefix("*.").is_some_and(|rest| Some(rest) == parent))
+    }
+}

@@ -47,6 +47,11 @@ impl WatchedCertificate {
         self.certificate.info.as_ref().map(|info| info.expires.1)
     }
 
+    /// Whether devices that verify certificates can connect to this host, as far as is known.
+    pub(crate) fn is_for_devices(&self, host: &str) -> bool {
+        self.certificate.info.as_ref().is_some_and(|info| !info.refused && info.is_for(host))
+    }
+
     /// Loads the certificate again if its files have changed and are stable again.
     pub(crate) fn check_files(&mut self) -> CertificateProblems {
         let watches = self.file_watches.iter_mut();

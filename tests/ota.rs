@@ -1,0 +1,228 @@
+//! The OTA port: a device that asks for its settings, and everybody else.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+
+use mqtt_websocket_proxy::Config;
+use mqtt_websocket_proxy::config::Secret;
+use serde_json::Value;
+use support::chat_server::ChatServer;
+use support::device::{HELLO, mac};
+use support::gateway_with;
+use support::host::connect_from;
+use support::http::{RawClient, Reply};
+use support::log_capture::LogCapture;
+use support::mqtt::{Client, Connect};
+
+/// With the OTA port open on a free port, and a key.
+fn with_key(config: &mut Config) {
+    config.ota.enabled = true;
+    config.ota.port = 0;
+    // The tests may run in a container.
+    config.ota.allow = ["127.0.0.0/8", "10.0.0.0/8"].map(|network| network.parse().unwrap()).to_vec();
+    config.mqtt.signature_key = Secret::new("a key for tests 1");
+}
+
+/// What firmware sends when it starts (`main/ota.cc`); the body of a device with a display is not always JSON.
+fn request(method: &str, path: &str, mac: &str, body: &str) -> String {
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: gw.test:8006\r\nActivation-Version: 1\r\nDevice-Id: {mac}\r\n\
+         Client-Id: 01234567-89ab-cdef-0123-456789abcdef\r\nUser-Agent: bread-compact-wifi/2.0.5\r\nAccept-Language: zh-CN\r\n\
+         Content-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn ask(ota: SocketAddr, number: u8) -> Reply {
+    RawClient::round_trip(ota, &request("POST", "/xiaozhi/ota/", &mac(number), r#"{"version":2,"mac"#))
+}
+
+/// How firmware logs in with an answer.
+fn connect(answer: &Value) -> Connect {
+    let field = |name: &str| answer["mqtt"][name].as_str().unwrap();
+    let mut connect = Connect::new(field("client_id"));
+    connect.user_name = Some(field("username").to_owned());
+    connect.password = Some(field("password").as_bytes().to_vec());
+    connect
+}
+
+#[test]
+fn a_device_gets_its_credentials_and_is_heard_with_them() {
+    let server = ChatServer::start();
+    let gateway = gateway_with(&[server.url()], with_key);
+    let (ota, mqtt) = (gateway.addresses().ota.unwrap(), gateway.addresses().mqtt);
+    let reply = ask(ota, 1);
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert_eq!(reply.field("content-type"), Some("application/json; charset=utf-8"));
+    assert!(reply.field("transfer-encoding").is_none());
+    let answer = reply.json();
+    let endpoint = answer["mqtt"]["endpoint"].as_str().unwrap();
+    assert_eq!(endpoint.split_once(':'), Some(("gw.test", mqtt.port().to_string().as_str())));
+    assert!(answer["server_time"]["timestamp"].as_u64().unwrap() > 1_700_000_000_000);
+    assert!(answer["server_time"]["timezone_offset"].as_i64().unwrap().abs() <= 14 * 60);
+    assert_eq!(answer["mqtt"], ask(ota, 1).json()["mqtt"], "flash is not written again");
+    let mut device = Client::log_in(mqtt, &connect(&answer));
+    device.send_text(HELLO);
+    let mut peer = server.accept();
+    peer.upgrade();
+    peer.exchange_hello("server-session");
+    assert_eq!(device.json()["type"], "hello");
+    // Another device's credentials are others, and these open nothing for it.
+    let other = ask(ota, 2).json();
+    assert_ne!(other["mqtt"]["password"], answer["mqtt"]["password"]);
+    let mut thief = connect(&answer);
+    thief.client_id = other["mqtt"]["client_id"].as_str().unwrap().to_owned();
+    let mut refused = Client::open(mqtt);
+    assert_eq!(refused.connack_code(&thief), 4);
+}
+
+#[test]
+fn any_path_and_both_methods_are_answered_whatever_the_body() {
+    let gateway = gateway_with(&["ws://127.0.0.1:9/"], with_key);
+    let ota = gateway.addresses().ota.unwrap();
+    for path in ["/", "/xiaozhi/ota", "/xiaozhi/ota/", "/x?y=z", "//", "/notify", "/xiaozhi/ota/activate"] {
+        for (method, body) in
+            [("GET", ""), ("POST", ""), ("POST", "{"), ("POST", "\u{0}\u{1}"), ("POST", &"x".repeat(16_384))]
+        {
+            let reply = RawClient::round_trip(ota, &request(method, path, "AA:BB:CC:DD:EE:FF", body));
+            assert_eq!(reply.status, 200, "{method} {path}: {reply:?}");
+            let answer = reply.json();
+            assert_eq!(answer["mqtt"]["subscribe_topic"], "devices/p2p/aa_bb_cc_dd_ee_ff");
+            assert!(["firmware", "activation", "websocket"].iter().all(|name| answer.get(name).is_none()));
+        }
+    }
+    let chunked =
+        request("POST", "/", &mac(1), "").replace("Content-Length: 0", "Transfer-Encoding: chunked");
+    assert_eq!(RawClient::round_trip(ota, &format!("{chunked}3\r\n{{\"a\r\n0\r\n\r\n")).status, 200);
+    let head = RawClient::open(ota);
+    let mut head = head;
+    head.send(request("HEAD", "/", &mac(1), ""));
+    let mut text = String::new();
+    head.stream.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\n"), "{text}");
+}
+
+#[test]
+fn what_is_no_request_of_a_device_gets_no_credentials() {
+    let gateway = gateway_with(&["ws://127.0.0.1:9/"], with_key);
+    let ota = gateway.addresses().ota.unwrap();
+    let good = request("POST", "/", &mac(1), "{}");
+    for (bad, status) in [
+        (good.replace(&mac(1), "nonsense"), 400),
+        (good.replace("Device-Id", "X-Other"), 400),
+        (good.replace("POST", "DELETE"), 405),
+        (good.replace("Client-Id:", "Origin: http://gw.test:8006\r\nClient-Id:"), 403),
+        (good.replace("Client-Id:", "Sec-Fetch-Site: cross-site\r\nClient-Id:"), 403),
+        (good.replace("Host: gw.test:8006\r\n", ""), 400),
+        (good.replace("Content-Length: 2", "Content-Length: 16385"), 413),
+        (good.replace("Content-Length: 2", "Content-Length: 99999999999999999999"), 413),
+        (good.replace("Content-Length: 2", "Transfer-Encoding: gzip"), 501),
+        (format!("GET / HTTP/1.1\r\nA: {}\r\n\r\n", "x".repeat(9_000)), 431),
+        ("\u{16}\u{3}\u{1}\r\n\r\n".to_owned(), 400),
+    ] {
+        let reply = RawClient::round_trip(ota, &bad);
+        assert_eq!(reply.status, status, "{bad}: {reply:?}");
+        assert!(!reply.body.contains("password") && reply.json()["error"].is_string(), "{reply:?}");
+    }
+    assert_eq!(RawClient::round_trip(ota, &good).status, 200);
+}
+
+#[test]
+fn only_the_named_networks_and_macs_are_answered() {
+    let mut log = LogCapture::containing("02:00:00:00:00:0b");
+    let gateway = gateway_with(&["ws://127.0.0.1:9/"], |config| {
+        with_key(config);
+        config.ota.allow = vec!["127.0.0.2".parse().unwrap()];
+        config.ota.macs = vec!["02:00:00:00:00:0a".parse().unwrap()].into();
+    });
+    let ota = gateway.addresses().ota.unwrap();
+    let status = |ip: [u8; 4], number: u8| {
+        let mut stream = connect_from(ip, ota);
+        stream.write_all(request("POST", "/", &mac(number), "{}").as_bytes()).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert_eq!(text.contains("password"), text.starts_with("HTTP/1.1 200 "), "{text}");
+        text[9..12].to_owned()
+    };
+    assert_eq!(status([127, 0, 0, 2], 10), "200");
+    assert_eq!(status([127, 0, 0, 1], 10), "403");
+    assert_eq!(status([127, 0, 0, 2], 11), "403");
+    assert_eq!(status([127, 0, 0, 2], 11), "403");
+    log.wait_for_line("WARN OTA: [127.0.0.2] 02:00:00:00:00:0b refused: its MAC is not in ota.macs");
+    assert_eq!(log.count("refused"), 0, "one line");
+}
+
+#[test]
+fn an_address_that_asks_too_often_must_wait_and_others_need_not() {
+    let gateway = gateway_with(&["ws://127.0.0.1:9/"], with_key);
+    let ota = gateway.addresses().ota.unwrap();
+    let limited = (0..10_000).find(|_| ask(ota, 1).status == 429);
+    assert!(limited.is_some_and(|n| n >= 100), "{limited:?}");
+    let mut stream = connect_from([127, 0, 0, 3], ota);
+    stream.write_all(request("POST", "/", &mac(1), "{}").as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+}
+
+#[test]
+fn behind_a_load_balancer_the_device_counts() {
+    let gateway = gateway_with(&["ws://127.0.0.1:9/"], |config| {
+        with_key(config);
+        config.mqtt.proxy_protocol_from = vec!["127.0.0.9".parse().unwrap()];
+    });
+    let ota = gateway.addresses().ota.unwrap();
+    let through = |header: &str| {
+        let mut stream = connect_from([127, 0, 0, 9], ota);
+        stream.write_all(format!("{header}{}", request("POST", "/", &mac(1), "{}")).as_bytes()).unwrap();
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        text.get(9..12).unwrap_or_default().to_owned()
+    };
+    assert_eq!(through("PROXY TCP4 10.1.2.3 127.0.0.1 4711 8006\r\n"), "200");
+    assert_eq!(through("PROXY TCP4 203.0.113.9 127.0.0.1 4711 8006\r\n"), "403");
+    assert_eq!(through(""), "");
+    assert_eq!(ask(ota, 1).status, 200);
+    // Nobody else can claim an address.
+    let claimed = format!("PROXY TCP4 10.1.2.3 127.0.0.1 1 2\r\n{}", request("POST", "/", &mac(1), "{}"));
+    assert_eq!(RawClient::round_trip(ota, &claimed).status, 400);
+}
+
+#[test]
+fn settings_are_reloaded_and_a_drain_closes_the_port() {
+    let mut log = LogCapture::containing("ota.keepalive");
+    let gateway = gateway_with(&["ws://127.0.0.1:9/"], with_key);
+    let ota = gateway.addresses().ota.unwrap();
+    let mut config = support::config(&["ws://127.0.0.1:9/"]);
+    with_key(&mut config);
+    config.ota.endpoint = Some("mqtt.test:2883".parse().unwrap());
+    config.ota.keepalive = 99;
+    config.ota.group = "GID_kids".to_owned();
+    config.ota.enabled = false;
+    gateway.handle().reload(config);
+    log.wait_for_line("applied: ota.endpoint, ota.keepalive, ota.group; needs restart: ota.enabled");
+    let answer = ask(ota, 1).json();
+    assert_eq!(
+        (&answer["mqtt"]["endpoint"], &answer["mqtt"]["keepalive"]),
+        (&"mqtt.test:2883".into(), &99.into())
+    );
+    assert!(answer["mqtt"]["client_id"].as_str().unwrap().starts_with("GID_kids@@@"));
+    gateway.handle().drain();
+    gateway.wait().unwrap();
+    assert!(std::net::TcpStream::connect(ota).is_err());
+}
+
+#[test]
+fn a_chosen_port_that_is_taken_is_an_error() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = support::config(&["ws://127.0.0.1:9/"]);
+    with_key(&mut config);
+    config.ota.host = [127, 0, 0, 1].into();
+    config.ota.port = taken.local_addr().unwrap().port();
+    let error = mqtt_websocket_proxy::Running::start(config, None).unwrap_err().to_string();
+    assert!(error.starts_with("cannot listen on OTA port ") && error.contains("another program"), "{error}");
+}
