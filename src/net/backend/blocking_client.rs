@@ -11,6 +11,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use crate::config::WebSocket;
 use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming};
 use crate::net::backend::context_pool::ContextPool;
+use crate::net::backend::dial::DialContext;
 use crate::net::backend::tls_clients::TlsClients;
 use crate::session::{BackendClosed, BackendFailure, BackendStage, DialRequest};
 
@@ -121,7 +122,8 @@ fn dial(
     loop {
         let now = Instant::now();
         let secret = websocket.secret.as_ref();
-        let mut dialer = Dialer { registry: poll.registry(), token: SERVER, now, tls, secret };
+        let connect = DialContext { registry: poll.registry(), token: SERVER, now, tls };
+        let mut dialer = Dialer { connect, secret };
         let step = backend.advance(&mut dialer);
         let stage = match &step {
             DialStep::Wait => backend.stage(),

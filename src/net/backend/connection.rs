@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
@@ -14,17 +14,14 @@ use tungstenite::{Bytes, Error, Message, Utf8Bytes};
 
 use crate::config::{ChatServerConfig, Secret};
 use crate::net::backend::context_pool::{ContextPool, MAX_WRITE_BUFFER};
+use crate::net::backend::dial::{Dial, DialContext, DialProgress};
 use crate::net::backend::frame_reader::FrameReader;
-use crate::net::backend::tls::{TlsClient, TlsError};
 use crate::net::backend::upgrade::{self, Upgrade};
 use crate::net::event_loop::stream::Stream;
-use crate::net::event_loop::tls_handshake::{HandshakeProgress, TlsHandshake};
 use crate::session::{BackendClosed, BackendFailure, BackendStage, DialRequest};
 
 /// After a message longer than this, the buffers that it grew are freed.
 const LONG_MESSAGE: usize = 8 * 1024;
-/// How long to wait for an address before the next address of the same host is tried.
-const CONNECT_TIMEOUT_PER_ADDRESS: Duration = Duration::from_secs(1);
 
 /// A WebSocket to a chat server, or a dial that is to open one.
 pub(crate) struct BackendConnection {
@@ -47,13 +44,7 @@ enum ConnectionStage {
     Unresolved(String),
     /// Has addresses, and waits for a dial slot.
     Queued(VecDeque<SocketAddr>),
-    /// Connects to an address. After `until`, the next address of `rest` is tried.
-    Connecting {
-        tcp: TcpStream,
-        rest: VecDeque<SocketAddr>,
-        until: Instant,
-    },
-    TlsHandshake(Box<TlsHandshake>),
+    Dialing(Dial),
     Upgrading(Box<Upgrade>),
     Open(OpenWebSocket),
     Failed,
@@ -96,10 +87,7 @@ pub(crate) struct WriteBufferFull;
 
 /// What advancing a dial requires.
 pub(crate) struct Dialer<'a> {
-    pub(crate) registry: &'a Registry,
-    pub(crate) token: Token,
-    pub(crate) now: Instant,
-    pub(crate) tls: &'a mut TlsClient,
+    pub(crate) connect: DialContext<'a>,
     /// Signs the token of the `authorization` header.
     pub(crate) secret: Option<&'a Secret>,
 }
@@ -136,8 +124,8 @@ impl BackendConnection {
     pub(crate) fn stage(&self) -> BackendStage {
         match &self.stage {
             ConnectionStage::Resolving | ConnectionStage::Unresolved(_) => BackendStage::Resolve,
-            ConnectionStage::Queued(_) | ConnectionStage::Connecting { .. } => BackendStage::Connect,
-            ConnectionStage::TlsHandshake(_) => BackendStage::Tls,
+            ConnectionStage::Queued(_) => BackendStage::Connect,
+            ConnectionStage::Dialing(dial) => dial.stage(),
             ConnectionStage::Upgrading(_) => BackendStage::Upgrade,
             ConnectionStage::Open(_) | ConnectionStage::Failed => BackendStage::Live,
         }
@@ -145,16 +133,14 @@ impl BackendConnection {
 
     /// Whether a dial can be advanced: it has begun to connect, or its name was not resolved.
     pub(crate) fn is_dialing(&self) -> bool {
-        use ConnectionStage::{Connecting, TlsHandshake, Unresolved, Upgrading};
-        matches!(self.stage, Unresolved(_) | Connecting { .. } | TlsHandshake(_) | Upgrading(_))
+        use ConnectionStage::{Dialing, Unresolved, Upgrading};
+        matches!(self.stage, Unresolved(_) | Dialing(_) | Upgrading(_))
     }
 
-    /// Whether to advance the dial when its socket is writable but not readable. A TLS handshake may be waiting to write, but
-    /// on Windows it is not advanced, because there each attempt to read causes another writable event.
+    /// Whether to advance the dial when its socket is writable but not readable.
     pub(crate) fn waits_to_write(&self) -> bool {
         match &self.stage {
-            ConnectionStage::Connecting { .. } => true,
-            ConnectionStage::TlsHandshake(_) => !cfg!(windows),
+            ConnectionStage::Dialing(dial) => dial.waits_to_write(),
             ConnectionStage::Upgrading(upgrade) => !upgrade.is_sent(),
             _ => false,
         }
@@ -183,7 +169,7 @@ impl BackendConnection {
     /// words of a server that refuses the upgrade.
     pub(crate) fn next_step_at(&self) -> Option<Instant> {
         match &self.stage {
-            ConnectionStage::Connecting { rest, until, .. } if !rest.is_empty() => Some(*until),
+            ConnectionStage::Dialing(dial) => dial.next_step_at(),
             ConnectionStage::Upgrading(upgrade) => upgrade.waits_until(),
             _ => None,
         }
@@ -191,68 +177,28 @@ impl BackendConnection {
 
     // ----- dialing ------------------------------------------------------------------------------------------------
 
-    /// Starts to connect to the first of these addresses for which the system allows it. `last_error` is that of the address
-    /// before, if any.
-    fn connect(
-        &mut self,
-        mut addresses: VecDeque<SocketAddr>,
-        mut last_error: Option<io::Error>,
-        dialer: &mut Dialer<'_>,
-    ) -> DialStep {
-        while let Some(address) = addresses.pop_front() {
-            let interest = Interest::READABLE | Interest::WRITABLE;
-            let connected = TcpStream::connect(address).and_then(|mut tcp| {
-                dialer.registry.register(&mut tcp, dialer.token, interest)?;
-                Ok(tcp)
-            });
-            match connected {
-                Ok(tcp) => {
-                    let until = dialer.now + CONNECT_TIMEOUT_PER_ADDRESS;
-                    self.stage = ConnectionStage::Connecting { tcp, rest: addresses, until };
-                    return DialStep::Wait;
-                }
-                Err(error) => last_error = Some(error),
-            }
-        }
-        match last_error {
-            Some(error) if is_out_of_descriptors(&error) => failed(BackendStage::LocalShortage, error),
-            Some(error) => failed(BackendStage::Connect, error),
-            None => failed(BackendStage::Connect, "the name has no address"),
-        }
-    }
-
     /// Continues as far as the socket allows. A queued dial connects, for which it needs a dial slot; one that waits for
     /// addresses, and an open WebSocket, are left alone.
     pub(crate) fn advance(&mut self, dialer: &mut Dialer<'_>) -> DialStep {
         loop {
             match std::mem::replace(&mut self.stage, ConnectionStage::Failed) {
                 ConnectionStage::Unresolved(why) => return failed(BackendStage::Resolve, why),
-                ConnectionStage::Queued(addresses) => return self.connect(addresses, None, dialer),
-                ConnectionStage::Connecting { tcp, rest, until } => {
-                    let error = match (tcp.take_error(), tcp.peer_addr()) {
-                        (Ok(Some(error)), _) | (Err(error), _) => Some(error),
-                        (Ok(None), Ok(_)) => None,
-                        (Ok(None), Err(_)) if dialer.now < until || rest.is_empty() => {
-                            self.stage = ConnectionStage::Connecting { tcp, rest, until };
-                            return DialStep::Wait;
-                        }
-                        (Ok(None), Err(_)) => Some(ErrorKind::TimedOut.into()),
-                    };
-                    if let Some(error) = error {
-                        drop(tcp);
-                        return self.connect(rest, Some(error), dialer);
+                ConnectionStage::Queued(addresses) => match Dial::start(addresses, &dialer.connect) {
+                    Ok(dial) => {
+                        self.stage = ConnectionStage::Dialing(dial);
+                        return DialStep::Wait;
                     }
-                    if let Some(step) = self.on_connected(tcp, dialer) {
-                        return step;
+                    Err(failure) => return DialStep::Failed(failure),
+                },
+                ConnectionStage::Dialing(dial) => match dial.advance(&self.server, &mut dialer.connect) {
+                    Ok(DialProgress::Connected(stream)) => self.start_upgrade(stream, dialer),
+                    Ok(DialProgress::Blocked(dial)) => {
+                        self.stage = ConnectionStage::Dialing(dial);
+                        return DialStep::Wait;
                     }
-                }
-                ConnectionStage::TlsHandshake(handshake) => {
-                    let progress = handshake.advance().map_err(TlsError::Handshake);
-                    if let Some(step) = self.on_tls_progress(progress, dialer) {
-                        return step;
-                    }
-                }
-                ConnectionStage::Upgrading(mut upgrade) => match upgrade.advance(dialer.now) {
+                    Err(failure) => return DialStep::Failed(failure),
+                },
+                ConnectionStage::Upgrading(mut upgrade) => match upgrade.advance(dialer.connect.now) {
                     Ok(None) => {
                         self.stage = ConnectionStage::Upgrading(upgrade);
                         return DialStep::Wait;
@@ -269,36 +215,6 @@ impl BackendConnection {
                     return DialStep::Wait;
                 }
             }
-        }
-    }
-
-    /// Begins the next stage. None: it can be advanced at once.
-    fn on_connected(&mut self, tcp: TcpStream, dialer: &mut Dialer<'_>) -> Option<DialStep> {
-        // Frames are flushed once per iteration, so Nagle's algorithm would only delay them. An error is harmless.
-        let _ = tcp.set_nodelay(true);
-        if !self.server.tls {
-            self.start_upgrade(Stream::Plain(tcp), dialer);
-            return None;
-        }
-        let progress = dialer.tls.start(&self.server.host, tcp);
-        self.on_tls_progress(progress, dialer)
-    }
-
-    fn on_tls_progress(
-        &mut self,
-        progress: Result<HandshakeProgress, TlsError>,
-        dialer: &Dialer<'_>,
-    ) -> Option<DialStep> {
-        match progress {
-            Ok(HandshakeProgress::Done(stream)) => {
-                self.start_upgrade(stream, dialer);
-                None
-            }
-            Ok(HandshakeProgress::Blocked(handshake)) => {
-                self.stage = ConnectionStage::TlsHandshake(Box::new(handshake));
-                Some(DialStep::Wait)
-            }
-            Err(error) => Some(failed(BackendStage::Tls, error)),
         }
     }
 
@@ -454,11 +370,6 @@ impl BackendConnection {
 
 fn failed(stage: BackendStage, message: impl ToString) -> DialStep {
     DialStep::Failed(BackendFailure::new(stage, message.to_string()))
-}
-
-/// Whether this process or system has no free file descriptor (EMFILE, ENFILE), which is not the server's fault.
-fn is_out_of_descriptors(error: &io::Error) -> bool {
-    cfg!(unix) && matches!(error.raw_os_error(), Some(23 | 24))
 }
 
 /// Whether the connection has ended or was reset, and no Close frame came before.

@@ -11,6 +11,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming};
 use crate::net::backend::context_pool::ContextPool;
+use crate::net::backend::dial::DialContext;
 use crate::net::backend::resolver::{Answer, Resolver};
 use crate::net::backend::tls_clients::TlsClients;
 use crate::net::event_loop::io::Io;
@@ -182,7 +183,8 @@ impl Connector {
         };
         let token = token::token(Role::Backend, id.slot as usize);
         let secret = websocket.secret.as_ref();
-        let mut dialer = Dialer { registry: &io.registry, token, now: io.now, tls, secret };
+        let connect = DialContext { registry: &io.registry, token, now: io.now, tls };
+        let mut dialer = Dialer { connect, secret };
         match backend.advance(&mut dialer) {
             DialStep::Wait => {
                 sessions.arm_timer(id, io);
