@@ -5,50 +5,16 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 
-use mqtt_websocket_proxy::Config;
-use mqtt_websocket_proxy::config::Secret;
-use serde_json::Value;
 use support::chat_server::ChatServer;
 use support::device::{HELLO, mac};
 use support::gateway_with;
 use support::host::connect_from;
-use support::http::{RawClient, Reply};
+use support::http::RawClient;
 use support::log_capture::LogCapture;
-use support::mqtt::{Client, Connect};
-
-/// With the OTA port open on a free port, and a key.
-fn with_key(config: &mut Config) {
-    config.ota.enabled = true;
-    config.ota.port = 0;
-    // The tests may run in a container.
-    config.ota.allow = ["127.0.0.0/8", "10.0.0.0/8"].map(|network| network.parse().unwrap()).to_vec();
-    config.mqtt.signature_key = Secret::new("a key for tests 1");
-}
-
-/// What firmware sends when it starts (`main/ota.cc`); the body of a device with a display is not always JSON.
-fn request(method: &str, path: &str, mac: &str, body: &str) -> String {
-    format!(
-        "{method} {path} HTTP/1.1\r\nHost: gw.test:8006\r\nActivation-Version: 1\r\nDevice-Id: {mac}\r\n\
-         Client-Id: 01234567-89ab-cdef-0123-456789abcdef\r\nUser-Agent: bread-compact-wifi/2.0.5\r\nAccept-Language: zh-CN\r\n\
-         Content-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-}
-
-fn ask(ota: SocketAddr, number: u8) -> Reply {
-    RawClient::round_trip(ota, &request("POST", "/xiaozhi/ota/", &mac(number), r#"{"version":2,"mac"#))
-}
-
-/// How firmware logs in with an answer.
-fn connect(answer: &Value) -> Connect {
-    let field = |name: &str| answer["mqtt"][name].as_str().unwrap();
-    let mut connect = Connect::new(field("client_id"));
-    connect.user_name = Some(field("username").to_owned());
-    connect.password = Some(field("password").as_bytes().to_vec());
-    connect
-}
+use support::mqtt::Client;
+use support::ota::{ask, connect, endpoint, request, with_key};
 
 #[test]
 fn a_device_gets_its_credentials_and_is_heard_with_them() {
@@ -60,8 +26,7 @@ fn a_device_gets_its_credentials_and_is_heard_with_them() {
     assert_eq!(reply.field("content-type"), Some("application/json; charset=utf-8"));
     assert!(reply.field("transfer-encoding").is_none());
     let answer = reply.json();
-    let endpoint = answer["mqtt"]["endpoint"].as_str().unwrap();
-    assert_eq!(endpoint.split_once(':'), Some(("gw.test", mqtt.port().to_string().as_str())));
+    assert_eq!(endpoint(&answer), ("gw.test".to_owned(), mqtt.port()));
     assert!(answer["server_time"]["timestamp"].as_u64().unwrap() > 1_700_000_000_000);
     assert!(answer["server_time"]["timezone_offset"].as_i64().unwrap().abs() <= 14 * 60);
     assert_eq!(answer["mqtt"], ask(ota, 1).json()["mqtt"], "flash is not written again");

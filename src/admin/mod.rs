@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod auth;
 pub mod body;
+pub mod client_response;
 pub mod command_results;
 pub mod dashboard;
 pub mod dto;

@@ -243,15 +243,14 @@ fn server_token() -> Kind<Option<Secret>> {
     })
 }
 
-/// A URL that no message shows: its query may hold a token.
+/// A URL that no message shows, since its query may hold a token; an empty one is none.
 pub(super) fn http_url() -> Kind<Option<HttpUrl>> {
     let read = |value: &JsonValue<'_>| {
         let text: String = value.deserialize().map_err(|_| value.invalid("a URL"))?;
-        text.parse()
-            .map(Some)
-            .map_err(|error: UrlError| value.invalid_redacted("a text that is not shown", error))
+        let url = (!text.is_empty()).then(|| text.parse()).transpose();
+        url.map_err(|error: UrlError| value.invalid_redacted("a text that is not shown", error))
     };
-    Kind::new(read, |health| json!(health.as_ref().map_or("", |health: &HttpUrl| &health.url)))
+    Kind::new(read, |url| json!(url.as_ref().map_or("", |url: &HttpUrl| &url.url)))
 }
 
 fn framing() -> Kind<Framing> {

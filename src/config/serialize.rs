@@ -40,8 +40,11 @@ impl Config {
             server.url = url;
             server.token = server.token.as_ref().map(|_| Secret("***".into()));
             if let Some(health) = &mut server.health_url {
-                health.url = health.target.to_string().replacen("ws", "http", 1);
+                health.url = health.to_string();
             }
+        }
+        if let Some(upstream) = &mut masked.ota.upstream {
+            upstream.url = upstream.to_string();
         }
         file_text(CONFIG_KEYS.iter().map(|key| (key.name, (key.write)(&masked))).collect())
     }
@@ -111,6 +114,8 @@ mod tests {
                 "logging":{"enabled":false,"level":"warn","file_path":"a b.log"},
                 "mcp":{"enabled":false,"max_tools_count":14,"capabilities":{"x":[1,{"y":null}]},"client_info":{"name":"n"}},
                 "api":{"enabled":false,"host":"::1","port":15,"tls":{"enabled":true,"cert_file":"c","key_file":"k"},"token":"a-token-long-enough","command_timeout_s":16,"metrics_need_token":false,"trusted_proxies":["127.0.0.0/8","::1/128"]},
+                "ota":{"enabled":true,"host":"::1","port":17,"allow":["10.0.0.0/8"],"macs":["aa"],"endpoint":"gw:1883","keepalive":18,
+                "group":"GID_x","upstream":"https://console/ota/?k=v"},
                 "debug":true}"#,
             r#"{"production":{"chat_servers":["ws://a/"]},"development":{"chat_servers":["ws://b"],
                 "mac_addresss":["aa:bb:cc:dd:ee:ff"]},"max_mqtt_payload_size":8192,"debug":true,
@@ -141,7 +146,8 @@ mod tests {
             r#"{"mqtt":{"signature_key":"hunter2","previous_signature_keys":["hunter2","hunter2"]},"api":{"token":"hunter2-hunter2-hunter2"},
                 "websocket":{"server_secret":"hunter2","production_servers":["wss://a:99/b?token=hunter2","ws://c"],
                 "development_servers":[{"url":"ws://a/?hunter2","framing":"raw","token":"hunter2","health_url":"https://h/?key=hunter2"}],
-                "routes":[{"macs":["*"],"servers":["ws://r/?key=hunter2"]}]}}"#,
+                "routes":[{"macs":["*"],"servers":["ws://r/?key=hunter2"]}]},
+                "ota":{"upstream":"http://console/ota/?key=hunter2"}}"#,
         );
         let shown = config.to_masked_file_text();
         assert!(!shown.contains("hunter2"), "{shown}");
@@ -149,6 +155,7 @@ mod tests {
         assert_eq!(shown["mqtt"]["signature_key"], "***");
         assert_eq!(shown["mqtt"]["previous_signature_keys"], json!(["***", "***"]));
         assert_eq!(shown["websocket"]["production_servers"], json!(["wss://a:99/b?token=***", "ws://c/"]));
+        assert_eq!(shown["ota"]["upstream"], "http://console/ota/?key=***");
         let health_url = "https://h/?key=***";
         let server =
             json!({ "url": "ws://a/?***", "framing": "raw", "token": "***", "health_url": health_url });

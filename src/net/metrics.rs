@@ -59,6 +59,10 @@ impl ApiDisplaced {
 pub(crate) enum OtaOutcome {
     /// It got this gateway's own answer.
     Answered,
+    /// It got another server's answer, with the settings of this gateway.
+    PassedOn,
+    /// It got this gateway's own answer, since the other server gave none that can be used.
+    UpstreamFailed,
     /// Its address or MAC is not to be answered.
     Refused,
     /// Its address has asked too often.
@@ -68,7 +72,7 @@ pub(crate) enum OtaOutcome {
 }
 
 impl OtaOutcome {
-    const LABELS: [&str; 4] = ["answered", "refused", "limited", "invalid"];
+    const LABELS: [&str; 6] = ["answered", "passed_on", "upstream_failed", "refused", "limited", "invalid"];
 }
 
 /// Everything that has been counted since the start.

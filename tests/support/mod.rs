@@ -27,6 +27,7 @@ pub mod log_capture;
 #[path = "../../src/session/sim/firmware.rs"]
 pub mod model;
 pub mod mqtt;
+pub mod ota;
 pub mod parallel;
 pub mod process;
 pub mod real_time;

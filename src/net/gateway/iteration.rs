@@ -159,8 +159,11 @@ impl Gateway {
     }
 
     fn on_ota_event(&mut self, role: Role, slot: usize, readable: bool) {
-        let _ = role;
-        if let Some(id) = self.ota.ready_connection(slot, readable) {
+        let id = match role {
+            Role::OtaUpstream => self.ota.ready_upstream(slot, readable),
+            _ => self.ota.ready_connection(slot, readable),
+        };
+        if let Some(id) = id {
             self.run_or_queue(Task::Ota(id));
         }
     }
@@ -193,6 +196,7 @@ impl Gateway {
     /// Takes what other threads have sent: resolved names and commands.
     fn drain_commands(&mut self) {
         self.connector.collect_resolved(&mut self.sessions, &mut self.io);
+        self.ota.collect_resolved(&mut self.io);
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Stop(grace) => self.stop(grace),
@@ -244,7 +248,7 @@ impl Gateway {
                 TimerKind::Admin(id) => self.on_admin_timer(id, tick),
                 TimerKind::DeviceCalls => self.on_device_calls_timer(tick),
                 TimerKind::AcceptAdmin => self.io.run_queue.push(Task::AcceptAdmin),
-                TimerKind::Ota(id) => self.ota.on_timer(id, tick, &mut self.io),
+                TimerKind::Ota(id) => self.on_ota_timer(id, tick),
                 TimerKind::AcceptOta => self.io.run_queue.push(Task::AcceptOta),
                 TimerKind::CheckFiles => self.check_files(),
                 TimerKind::Watchdog => self.notify_watchdog(),

@@ -172,6 +172,7 @@ impl Gateway {
         self.workers.broadcast(|| Command::Reload(Box::new(new.clone())));
         // The certificates in files of the same name may have changed.
         self.connector.forget_tls_clients();
+        self.ota.forget_tls_clients();
         if changes.is_empty() {
             if self.workers.is_leader() {
                 info!("reload: nothing has changed");

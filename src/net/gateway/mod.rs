@@ -143,7 +143,7 @@ impl Gateway {
         let mut mqtt = Listeners::bind(&config, config.workers > 1)?;
         let mut audio = bind_audio(&config)?;
         let mut admin = bind_admin(&config)?;
-        let mut ota = ota_requests::bind_ota(&config)?;
+        let mut ota = ota_requests::bind_ota(&config, waker.clone())?;
         let (plain, mqtts) = mqtt.local_addrs().map_err(setup("read the MQTT address"))?;
         let addresses = Addresses {
             api: admin.local_addr().map_err(setup("read the management address"))?,

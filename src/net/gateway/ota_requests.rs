@@ -1,8 +1,10 @@
 //! Answers devices' OTA requests.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use log::{error, info, warn};
+use mio::Waker;
 
 use crate::admin::http::Method;
 use crate::config::{Config, Ota, OtaDenial, Secret};
@@ -13,8 +15,10 @@ use crate::net::gateway::Gateway;
 use crate::net::log_limiter::suppressed_suffix;
 use crate::net::media::credentials::local_address;
 use crate::net::metrics::OtaOutcome;
-use crate::net::ota::connection::{OtaRequest, OtaResponse, Progress};
+use crate::net::ota::connection::Progress;
+use crate::net::ota::message::{OtaRequest, OtaResponse};
 use crate::net::ota::server::OtaServer;
+use crate::net::ota::upstream::{Asked, Finished, is_passed_on};
 use crate::proto::identity::Mac;
 use crate::proto::ota::{self, Endpoint, MqttSection, TLS_PORT};
 
@@ -23,16 +27,16 @@ const STEP_BUDGET: usize = 8;
 
 /// Listens on the OTA port. If the default port cannot be used, the gateway runs without: most often another gateway on the same
 /// host has the port. If a port that was configured cannot be used, the gateway does not start.
-pub(super) fn bind_ota(config: &Config) -> Result<OtaServer, BindError> {
+pub(super) fn bind_ota(config: &Config, waker: Arc<Waker>) -> Result<OtaServer, BindError> {
     let Some(addr) = config.ota.enabled.then(|| SocketAddr::new(config.ota.host, config.ota.port)) else {
-        return Ok(OtaServer::new(None));
+        return Ok(OtaServer::new(None, waker));
     };
-    match OtaServer::bind(addr).map_err(|error| BindError::Port("OTA", addr, error)) {
+    match OtaServer::bind(addr, waker.clone()).map_err(|error| BindError::Port("OTA", addr, error)) {
         Err(error) if config.ota.port == Ota::default().port => {
             warn!(
                 "{error}; devices get no OTA answer: free that port or set another ota.port, then start again"
             );
-            Ok(OtaServer::new(None))
+            Ok(OtaServer::new(None, waker))
         }
         Err(error) => Err(error),
         Ok(server) => {
@@ -57,29 +61,108 @@ impl Gateway {
                 Progress::Wait => return self.ota.arm_timer(id, &mut self.io),
                 Progress::Close => return self.ota.close_connection(id),
                 Progress::Request(request) => self.dispatch_ota_request(id, &request),
+                Progress::Finished(finished) => self.finish_ota_request(id, *finished),
             }
         }
         self.io.run_queue.push(Task::Ota(id));
         self.ota.arm_timer(id, &mut self.io);
     }
 
-    /// Answers a request, by its path.
-    fn dispatch_ota_request(&mut self, id: OtaId, request: &OtaRequest) {
-        let (outcome, response) = self.answer_device(id, request);
-        self.io.metrics.ota_outcome(outcome);
-        self.ota.respond(id, &response, request.head.method == Method::HEAD, &self.io);
+    pub(super) fn on_ota_timer(&mut self, id: OtaId, tick: u64) {
+        if self.ota.on_timer(id, tick, &mut self.io) {
+            self.drive_ota(id);
+        }
     }
 
-    fn answer_device(&mut self, id: OtaId, request: &OtaRequest) -> (OtaOutcome, OtaResponse) {
-        let Some((ip, local)) = self.ota.addresses(id) else {
-            return (OtaOutcome::Invalid, OtaResponse::error(400, "The connection is closed."));
+    /// Answers a request, or passes it on to another server and lets it wait.
+    fn dispatch_ota_request(&mut self, id: OtaId, request: &OtaRequest) {
+        let head_only = request.head.method == Method::HEAD;
+        let (outcome, response) = match self.check_device(id, request) {
+            Ok(section) => {
+                let Some(section) = self.pass_on(id, section, request) else { return };
+                (OtaOutcome::Answered, self.own_answer(&section))
+            }
+            Err(refused) => refused,
         };
-        let invalid = |status, sentence| (OtaOutcome::Invalid, OtaResponse::error(status, sentence));
+        self.io.metrics.ota_outcome(outcome);
+        self.ota.respond(id, &response, head_only, &self.io);
+    }
+
+    /// Passes a request on, if there is another server for it; else gives the section back for this gateway's own answer.
+    fn pass_on(&mut self, id: OtaId, section: MqttSection, request: &OtaRequest) -> Option<MqttSection> {
+        let config = self.io.config.clone();
+        let server = config.ota.upstream.as_ref();
+        let Some(server) = server.filter(|_| request.head.method != Method::HEAD && !is_passed_on(request))
+        else {
+            return Some(section);
+        };
+        let asked = match request.head.path.ends_with("/activate") {
+            true => Asked::Activation,
+            false => Asked::Settings(section),
+        };
+        if self.ota.may_pass_on() {
+            self.ota.pass_on(id, server, asked, request, &self.io);
+        } else {
+            let answer = Err("too many requests wait for it".to_owned());
+            self.finish_ota_request(id, Finished { asked, answer });
+        }
+        None
+    }
+
+    /// Responds with what the other server has said, or else with this gateway's own answer.
+    fn finish_ota_request(&mut self, id: OtaId, finished: Finished) {
+        let Finished { asked, answer } = finished;
+        let (why, response) = match (asked, answer) {
+            (Asked::Settings(section), answer) => {
+                let merged = answer.and_then(|(status, body)| match status {
+                    200 => ota::merge(&body, &section, &self.ota.server_time())
+                        .ok_or_else(|| "its answer is no JSON object".to_owned()),
+                    status => Err(format!("HTTP {status}")),
+                });
+                match merged {
+                    Ok(merged) => (None, OtaResponse::json(200, merged)),
+                    Err(why) => (Some(why), self.own_answer(&section)),
+                }
+            }
+            (Asked::Activation, Ok((status, body))) => (None, OtaResponse::json_bytes(status, body)),
+            (Asked::Activation, Err(why)) => {
+                (Some(why), OtaResponse::error(502, "The server that activates devices does not answer."))
+            }
+        };
+        let outcome = if why.is_some() { OtaOutcome::UpstreamFailed } else { OtaOutcome::PassedOn };
+        if let Some(why) = why
+            && let Some(left_out) = self.ota.upstream_log.allows((), self.io.now)
+            && let Some(server) = &self.io.config.ota.upstream
+        {
+            let more = suppressed_suffix(left_out);
+            warn!("OTA: {server} (ota.upstream): {why}; devices get this gateway's own answer{more}");
+        }
+        self.io.metrics.ota_outcome(outcome);
+        self.ota.respond(id, &response, false, &self.io);
+    }
+
+    fn own_answer(&self, section: &MqttSection) -> OtaResponse {
+        OtaResponse::json(200, ota::answer(section, &self.ota.server_time()))
+    }
+
+    /// What the device that has sent this is told.
+    ///
+    /// # Errors
+    /// Why it is told nothing.
+    fn check_device(
+        &mut self,
+        id: OtaId,
+        request: &OtaRequest,
+    ) -> Result<MqttSection, (OtaOutcome, OtaResponse)> {
+        let Some((ip, local)) = self.ota.addresses(id) else {
+            return Err((OtaOutcome::Invalid, OtaResponse::error(400, "The connection is closed.")));
+        };
+        let invalid = |status, sentence| Err((OtaOutcome::Invalid, OtaResponse::error(status, sentence)));
         if let Some(denial) = self.ota.denial(ip, &self.io.config) {
-            return self.refuse_device(ip, None, denial);
+            return Err(self.refuse_device(ip, None, denial));
         }
         if !self.ota.may_ask(ip, self.io.now) {
-            return (OtaOutcome::Limited, OtaResponse::error(429, "This address has asked too often."));
+            return Err((OtaOutcome::Limited, OtaResponse::error(429, "This address has asked too often.")));
         }
         if ![Method::GET, Method::POST, Method::HEAD].contains(&request.head.method) {
             return invalid(405, "A device asks with GET or POST.");
@@ -96,7 +179,7 @@ impl Gateway {
             );
         };
         if let Some(denial) = self.io.config.ota.mac_denial(mac) {
-            return self.refuse_device(ip, Some(mac), denial);
+            return Err(self.refuse_device(ip, Some(mac), denial));
         }
         let Some(section) = self.mqtt_section(mac, request.head.host.as_deref(), local) else {
             warn!("OTA: [{ip}] {mac}: there is no IPv4 address to tell the device: set ota.endpoint");
@@ -106,8 +189,7 @@ impl Gateway {
             let more = suppressed_suffix(left_out);
             info!("OTA: [{ip}] {mac} is told to connect to {}{more}", section.endpoint);
         }
-        let answer = ota::answer(&section, &self.ota.server_time());
-        (OtaOutcome::Answered, OtaResponse::json(200, answer))
+        Ok(section)
     }
 
     fn refuse_device(

@@ -9,12 +9,14 @@ use slab::Slab;
 
 use crate::admin::body::{Body, Framing};
 use crate::admin::error::{MAX_HEAD_BYTES, RequestError};
-use crate::admin::http::{self, RequestHead};
-use crate::admin::response::{CONTINUE, reason_phrase};
+use crate::admin::http;
+use crate::admin::response::CONTINUE;
 use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::token::OtaId;
 use crate::net::event_loop::write_buffer::Flush;
 use crate::net::mqtt::transport::Transport;
+use crate::net::ota::message::{OtaRequest, OtaResponse};
+use crate::net::ota::upstream::{Finished, Upstream};
 
 /// How long a request may take to arrive, with the PROXY header before it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,59 +48,14 @@ enum State {
     Head,
     /// Waits for the rest of the body.
     Body(Box<(OtaRequest, Body)>),
-    /// The request was returned, and waits for its response until this time.
-    Waiting(Instant),
+    /// The request was returned, and is responded to at once.
+    Returned,
+    /// Waits for the answer of another server.
+    Waiting(Box<Upstream>),
     /// Waits until the client has read the response.
     Writing(Output),
     /// Bytes of the client are read and dropped, since unread bytes would reset the connection before it has read the response.
     Lingering,
-}
-
-/// A complete request.
-pub(crate) struct OtaRequest {
-    pub(crate) head: RequestHead,
-    /// All header fields, in order.
-    pub(crate) fields: Vec<(String, Vec<u8>)>,
-    pub(crate) body: Vec<u8>,
-}
-
-impl OtaRequest {
-    /// The value of a header field, if it is there and text.
-    pub(crate) fn field(&self, name: &str) -> Option<&str> {
-        let (_, value) = self.fields.iter().find(|(field, _)| field.eq_ignore_ascii_case(name))?;
-        str::from_utf8(value).ok().map(str::trim)
-    }
-}
-
-/// A response. Its body may be shared by many connections.
-pub(crate) struct OtaResponse {
-    pub(crate) status: u16,
-    pub(crate) content_type: &'static str,
-    pub(crate) body: Arc<[u8]>,
-}
-
-impl OtaResponse {
-    /// A JSON text.
-    pub(crate) fn json(status: u16, body: String) -> Self {
-        Self { status, content_type: "application/json; charset=utf-8", body: body.into_bytes().into() }
-    }
-
-    /// An error: a sentence for people.
-    pub(crate) fn error(status: u16, sentence: &str) -> Self {
-        Self::json(status, serde_json::json!({ "error": sentence }).to_string())
-    }
-
-    /// With Content-Length: the firmware of some modems truncates a chunked body.
-    fn head(&self) -> Vec<u8> {
-        let Self { status, content_type, body } = self;
-        format!(
-            "HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\nConnection: close\r\n\
-             Cache-Control: no-store\r\n\r\n",
-            reason_phrase(*status),
-            body.len(),
-        )
-        .into_bytes()
-    }
 }
 
 /// A response that is being written.
@@ -136,6 +93,8 @@ pub(crate) enum Progress {
     Close,
     /// This request is complete. Respond to it, or let it wait.
     Request(Box<OtaRequest>),
+    /// The other server has answered, or not. Respond to the request.
+    Finished(Box<Finished>),
 }
 
 /// What a connection would lose if it were closed; what loses least goes first.
@@ -179,7 +138,7 @@ impl Connection {
         match self.state {
             State::Lingering => Worth::Served,
             State::Waiting(_) => Worth::Waiting,
-            State::Head | State::Body(_) | State::Writing(_) => Worth::Open,
+            State::Head | State::Body(_) | State::Returned | State::Writing(_) => Worth::Open,
         }
     }
 
@@ -190,8 +149,8 @@ impl Connection {
 
     pub(super) fn deadline(&self) -> Instant {
         match self.state {
-            State::Head | State::Body(_) => self.accepted_at + REQUEST_TIMEOUT,
-            State::Waiting(until) => until,
+            State::Head | State::Body(_) | State::Returned => self.accepted_at + REQUEST_TIMEOUT,
+            State::Waiting(ref upstream) => upstream.next_step_at(),
             State::Writing(_) => self.progress_at + STALL_TIMEOUT,
             State::Lingering => self.progress_at + LINGER,
         }
@@ -208,7 +167,7 @@ impl Connection {
                     self.respond(&OtaResponse::error(status, &sentence), false, now)
                 }
             },
-            State::Waiting(_) => Progress::Wait,
+            State::Returned | State::Waiting(_) => Progress::Wait,
             State::Writing(output) => {
                 let before = output.written;
                 let flushed = output.flush(&mut self.transport);
@@ -268,11 +227,35 @@ impl Connection {
             return Err(RequestError::BodyTooLong);
         }
         request.body = body;
-        // Whoever gets the request responds to it at once, or names another time.
-        let waiting = State::Waiting(self.accepted_at);
-        match std::mem::replace(&mut self.state, waiting) {
+        match std::mem::replace(&mut self.state, State::Returned) {
             State::Body(partial) => Ok(Some(Box::new(partial.0))),
             _ => Ok(None),
+        }
+    }
+
+    /// Lets the request wait for the answer of another server.
+    pub(super) fn wait_for(&mut self, upstream: Upstream) {
+        self.state = State::Waiting(Box::new(upstream));
+    }
+
+    /// The request to another server that this one waits for.
+    pub(super) fn upstream(&mut self) -> Option<&mut Upstream> {
+        match &mut self.state {
+            State::Waiting(upstream) => Some(upstream),
+            _ => None,
+        }
+    }
+
+    /// What became of the request to another server. A response must follow.
+    pub(super) fn finish(&mut self, answer: Result<(u16, Vec<u8>), String>) -> Progress {
+        match std::mem::replace(&mut self.state, State::Returned) {
+            State::Waiting(upstream) => {
+                Progress::Finished(Box::new(Finished { asked: upstream.asked, answer }))
+            }
+            state => {
+                self.state = state;
+                Progress::Wait
+            }
         }
     }
 

@@ -2,4 +2,7 @@
 
 pub(crate) mod connection;
 mod container;
+pub(crate) mod message;
+mod pass_on;
 pub(crate) mod server;
+pub(crate) mod upstream;

@@ -8,11 +8,12 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use log::warn;
 use mio::net::{TcpListener, TcpStream};
-use mio::{Interest, Registry};
+use mio::{Interest, Registry, Waker};
 use slab::Slab;
 use tz::TimeZone;
 
@@ -24,8 +25,10 @@ use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
 use crate::net::event_loop::token::{self, OTA, OtaId, Role};
 use crate::net::log_limiter::LogLimiter;
 use crate::net::mqtt::transport::{HandshakeStep, Transport};
-use crate::net::ota::connection::{Connection, OtaResponse, Progress, connection_mut};
+use crate::net::ota::connection::{Connection, Progress, connection_mut};
 use crate::net::ota::container;
+use crate::net::ota::message::OtaResponse;
+use crate::net::ota::upstream::UpstreamClient;
 use crate::proto::address_key::AddressKey;
 use crate::proto::ota::ServerTime;
 use crate::proto::proxy_protocol::{MAX_V2_LEN, ProxySource};
@@ -47,10 +50,11 @@ const REQUESTS_REFILL: Duration = Duration::from_millis(200);
 pub(crate) struct OtaServer {
     /// None when there is no OTA port, and while draining.
     listener: Option<TcpListener>,
-    connections: Slab<Connection>,
+    pub(super) connections: Slab<Connection>,
     epoch: u32,
     /// For reads from connections.
-    scratch: Box<[u8]>,
+    pub(super) scratch: Box<[u8]>,
+    pub(super) upstream_client: UpstreamClient,
     /// All devices may seem to have one address.
     in_container: bool,
     time_zone: TimeZone,
@@ -59,28 +63,32 @@ pub(crate) struct OtaServer {
     proxy_log: LogLimiter<()>,
     /// Lines about devices that were answered.
     pub(crate) answer_log: LogLimiter<()>,
+    /// Lines about the other server.
+    pub(crate) upstream_log: LogLimiter<()>,
 }
 
 impl OtaServer {
-    /// Listens on this address.
+    /// Listens on this address. The waker wakes the loop when a name has been resolved.
     ///
     /// # Errors
     /// A port that cannot be listened on.
-    pub(crate) fn bind(addr: SocketAddr) -> io::Result<Self> {
-        Ok(Self::new(Some(tcp::listen(addr, false)?)))
+    pub(crate) fn bind(addr: SocketAddr, waker: Arc<Waker>) -> io::Result<Self> {
+        Ok(Self::new(Some(tcp::listen(addr, false)?), waker))
     }
 
-    pub(crate) fn new(listener: Option<TcpListener>) -> Self {
+    pub(crate) fn new(listener: Option<TcpListener>, waker: Arc<Waker>) -> Self {
         Self {
             in_container: listener.is_some() && container::is_container(),
             listener,
             connections: Slab::new(),
             epoch: 0,
             scratch: vec![0; READ_SIZE].into_boxed_slice(),
+            upstream_client: UpstreamClient::new(waker),
             time_zone: local_time_zone(),
             requests: RateLimiter::new(REQUESTS_BURST, REQUESTS_REFILL),
             proxy_log: LogLimiter::every_ten_seconds(),
             answer_log: LogLimiter::new(20, Duration::from_secs(1)),
+            upstream_log: LogLimiter::every_ten_seconds(),
         }
     }
 
@@ -194,6 +202,9 @@ impl OtaServer {
 
     /// Reads or writes once. May be called at any time.
     pub(crate) fn advance(&mut self, id: OtaId, io: &Io) -> Progress {
+        if let Some(progress) = self.advance_upstream(id, io) {
+            return progress;
+        }
         let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
         if conn.transport.is_open() {
             return conn.advance(&mut self.scratch, io.now);
@@ -229,18 +240,23 @@ impl OtaServer {
         }
     }
 
-    /// The timer of a connection has expired.
-    pub(crate) fn on_timer(&mut self, id: OtaId, tick: u64, io: &mut Io) {
+    /// The timer of a connection has expired. True: it is to be advanced.
+    pub(crate) fn on_timer(&mut self, id: OtaId, tick: u64, io: &mut Io) -> bool {
         let Some(conn) =
             connection_mut(&mut self.connections, id).filter(|conn| conn.timer_tick == Some(tick))
         else {
-            return;
+            return false;
         };
         conn.timer_tick = None;
         if conn.deadline() > io.now {
-            return self.arm_timer(id, io);
+            self.arm_timer(id, io);
+            return false;
+        }
+        if conn.upstream().is_some() {
+            return true;
         }
         self.close_connection(id);
+        false
     }
 
     /// Makes sure that a timer expires at this connection's deadline.
