@@ -641,6 +641,41 @@ fn the_ports_of_the_running_gateway_are_its_own() {
 }
 
 #[test]
+fn the_ota_port_is_asked_as_a_device_asks_it() {
+    let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
+    let mut config = config(json!([echo.url()]));
+    // A console that would be asked about a real device.
+    config["ota"] =
+        json!({"enabled": true, "port": 0, "allow": ["127.0.0.0/8"], "upstream": "http://127.0.0.1:9/"});
+    let folder = Folder::new().with_file("gateway.json", config.to_string());
+    assert_reported(
+        &check(&folder, "-c gateway.json", &[]),
+        0,
+        &["not asked, since this gateway does not run"],
+    );
+    let process = folder.start("-c gateway.json", &[]);
+    let port = process.ota().port().to_string();
+    let told = format!("a device is told to connect to 127.0.0.1 port {}", process.mqtt().port());
+    let outcome = check(&folder, "-c gateway.json", &[("MQTT_PROXY_OTA_PORT", &port)]);
+    assert_reported(&outcome, 0, &[&told]);
+    drop(process);
+    config["ota"]["allow"] = json!(["192.0.2.0/24"]);
+    let folder = folder.with_file("gateway.json", config.to_string());
+    let process = folder.start("-c gateway.json", &[]);
+    let port = process.ota().port().to_string();
+    assert_reported(
+        &check(&folder, "-c gateway.json", &[("MQTT_PROXY_OTA_PORT", &port)]),
+        0,
+        &["HTTP 403", "ota.allow"],
+    );
+    // Another program on that port.
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other.local_addr().unwrap().port().to_string();
+    std::thread::spawn(move || other.incoming().for_each(drop));
+    assert_reported(&check(&folder, "-c gateway.json", &[("MQTT_PROXY_OTA_PORT", &port)]), 1, &["OTA"]);
+}
+
+#[test]
 fn settings_that_are_too_small_get_advice() {
     let echo = mqtt_websocket_proxy::tools::echo::EchoServer::start().unwrap();
     let mut config_with_small_values = config(json!([echo.url()]));

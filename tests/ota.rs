@@ -5,16 +5,18 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 
+use support::audio::Call;
 use support::chat_server::ChatServer;
 use support::device::{HELLO, mac};
-use support::gateway_with;
 use support::host::connect_from;
 use support::http::RawClient;
 use support::log_capture::LogCapture;
 use support::mqtt::Client;
-use support::ota::{ask, connect, endpoint, request, with_key};
+use support::ota::{BODY, ask, connect, endpoint, request, with_key};
+use support::process::Folder;
+use support::{gateway_with, process_loopback_ip};
 
 #[test]
 fn a_device_gets_its_credentials_and_is_heard_with_them() {
@@ -190,4 +192,145 @@ fn a_chosen_port_that_is_taken_is_an_error() {
     config.ota.port = taken.local_addr().unwrap().port();
     let error = mqtt_websocket_proxy::Running::start(config, None).unwrap_err().to_string();
     assert!(error.starts_with("cannot listen on OTA port ") && error.contains("another program"), "{error}");
+}
+
+/// A device from the box, and the binary in an empty folder.
+#[test]
+fn without_a_file_and_a_key_a_device_comes_from_power_on_to_speech() {
+    let folder = Folder::new();
+    let process = folder.start("", &[("MQTT_PROXY_OTA_PORT", "0")]);
+    let reply = RawClient::round_trip(
+        process.ota(),
+        &request("POST", "/xiaozhi/ota/", &mac(1), BODY).replace("gw.test", "127.0.0.1"),
+    );
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let answer = reply.json();
+    let (host, port) = endpoint(&answer);
+    let mut device = Client::log_in(SocketAddr::new(host.parse().unwrap(), port), &connect(&answer));
+    device.send_text(HELLO);
+    let mut text = device.json();
+    // The gateway asks for the device's tools; this device does not answer.
+    while text["type"] == "mcp" {
+        text = device.json();
+    }
+    let mut call = Call::new(text);
+    device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
+    let said: Vec<Vec<u8>> = (0..20).map(|n| [&[0x58, n][..], &[n; 40]].concat()).collect();
+    for (n, packet) in said.iter().enumerate() {
+        call.send(n as u32 * 60, packet);
+    }
+    device.send_text(r#"{"type":"listen","state":"stop"}"#);
+    let heard: Vec<Vec<u8>> = said.iter().map(|_| call.receive().payload).collect();
+    assert_eq!(heard, said);
+}
+
+#[test]
+fn where_there_is_something_to_protect_it_is_off_by_default() {
+    for (folder, variables) in [
+        (Folder::new(), &[("MQTT_SIGNATURE_KEY", "A-good-Key-1")][..]),
+        (Folder::new().with_file("config/gateway.json", "{}"), &[]),
+        (Folder::new(), &[("MQTT_PROXY_OTA_ENABLED", "false")]),
+    ] {
+        let process = folder.start("", &[&[("MQTT_PROXY_OTA_PORT", "0")], variables].concat());
+        assert!(!process.seen.iter().any(|line| line.contains("http://HOST:")), "{:#?}", process.seen);
+    }
+}
+
+#[test]
+fn a_default_port_that_is_taken_costs_the_answers_and_not_the_start() {
+    let ip = process_loopback_ip().to_string();
+    let _taken = TcpListener::bind((ip.as_str(), 8006)).unwrap();
+    let process = Folder::new().start("", &[("MQTT_PROXY_OTA_HOST", &ip)]);
+    let lines = process.seen.iter().filter(|line| line.contains("OTA port 8006"));
+    let lines: Vec<_> = lines.collect();
+    assert!(
+        lines.len() == 1 && lines[0].contains("WARN") && lines[0].contains("set another ota.port"),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn with_a_key_where_all_devices_may_have_one_address_somebody_must_be_named() {
+    let key = ("MQTT_SIGNATURE_KEY", "A-good-Key-1");
+    let ota = [
+        key,
+        ("MQTT_PROXY_OTA_ENABLED", "1"),
+        ("MQTT_PROXY_OTA_PORT", "0"),
+        ("KUBERNETES_SERVICE_HOST", "10.0.0.1"),
+    ];
+    let mut process = Folder::new().start("", &ota);
+    let refused = "name ota.allow or ota.macs";
+    let line = process.seen.iter().find(|line| line.contains(refused)).unwrap();
+    assert!(line.contains("[ERROR] ota: no device is answered on port"), "{line}");
+    let port = line.split("on port ").nth(1).unwrap().split(':').next().unwrap();
+    let addr = SocketAddr::from(([127, 0, 0, 1], port.parse().unwrap()));
+    assert_eq!(ask(addr, 1).status, 403);
+    process.wait_for_line("OTA: [127.0.0.1] refused: mqtt.signature_key is set");
+    let named = [&ota[..], &[("MQTT_PROXY_OTA_MACS", "02:00:00")]].concat();
+    let process = Folder::new().start("", &named);
+    assert_eq!(ask(process.ota(), 1).status, 200);
+    assert!(!process.seen.iter().any(|line| line.contains("A-good-Key-1")));
+
+    // An HTTP proxy says that it hides the address.
+    let gateway = gateway_with(&["ws://127.0.0.1:9/"], |config| {
+        with_key(config);
+        config.ota.allow.clear();
+    });
+    let forwarded = request("POST", "/", &mac(1), "{}")
+        .replace("Client-Id:", "X-Forwarded-For: 192.168.1.2\r\nClient-Id:");
+    assert_eq!(RawClient::round_trip(gateway.addresses().ota.unwrap(), &forwarded).status, 403);
+}
+
+#[test]
+fn a_crowd_of_silent_connections_locks_nobody_out() {
+    let gateway = gateway_with(&["ws://127.0.0.1:9/"], with_key);
+    let ota = gateway.addresses().ota.unwrap();
+    let crowd: Vec<_> = (0..300).map(|_| connect_from([127, 0, 0, 4], ota)).collect();
+    let mut slow = connect_from([127, 0, 0, 5], ota);
+    let text = request("POST", "/", &mac(1), "{}");
+    let (first, rest) = text.split_at(20);
+    slow.write_all(first.as_bytes()).unwrap();
+    let more: Vec<_> = (0..300).map(|_| connect_from([127, 0, 0, 4], ota)).collect();
+    assert_eq!(ask(ota, 2).status, 200);
+    slow.write_all(rest.as_bytes()).unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    drop((crowd, more));
+}
+
+#[cfg(all(feature = "tls", target_os = "linux"))]
+#[test]
+fn without_a_port_only_with_a_certificate_for_that_name() {
+    use support::tls::CertificateAuthority;
+
+    // For the port on which devices speak TLS.
+    support::host::in_network_namespace(|| {
+        let authority = CertificateAuthority::new();
+        let certificate = authority.issue("gw.test");
+        let config = serde_json::json!({
+            "mqtt": {"tls": {"cert_file": "cert.pem", "key_file": "key.pem"}},
+            "ota": {"enabled": true, "port": 0, "allow": ["127.0.0.0/8"]},
+            "websocket": {"production_servers": ["ws://127.0.0.1:9/"]},
+        });
+        let folder = Folder::new()
+            .with_file("cert.pem", certificate.certificate_pem())
+            .with_file("key.pem", certificate.key_pem())
+            .with_file("ca.pem", authority.pem())
+            .with_file("gateway.json", config.to_string());
+        // The authorities that devices know, and others.
+        for (known, told) in [("ca.pem", "gw.test"), ("cert.pem", "gw.test:PORT")] {
+            let process = folder.start("-c gateway.json", &[("SSL_CERT_FILE", known)]);
+            let port = process.mqtt().port().to_string();
+            let told_for = |host: &str| {
+                let text = request("POST", "/", &mac(1), "{}").replace("gw.test", host);
+                RawClient::round_trip(process.ota(), &text).json()["mqtt"]["endpoint"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned()
+            };
+            assert_eq!(told_for("gw.test"), told.replace("PORT", &port), "{known}");
+            assert_eq!(told_for("other.test"), format!("other.test:{port}"));
+        }
+    });
 }

@@ -24,8 +24,8 @@ impl fmt::Display for OtaDenial {
             Self::Address => "its address is not in ota.allow, which is private networks if it is empty",
             Self::Mac => "its MAC is not in ota.macs",
             Self::Unprotected => {
-                "mqtt.signature_key is set, and in a container every device may seem to come from a private network: \
-                 name ota.allow or ota.macs"
+                "mqtt.signature_key is set, and in a container or behind an HTTP proxy every device may seem to come from a \
+                 private network: name ota.allow or ota.macs"
             }
         })
     }

@@ -80,6 +80,15 @@ impl Config {
             mqtt.signature_key.is_some() && mqtt.allow_legacy_ids,
             "mqtt.allow_legacy_ids is on: whoever knows a MAC can connect as its device without a password",
         );
+        let ota = &self.ota;
+        warn_if(
+            ota.enabled
+                && mqtt.signature_key.is_some()
+                && ota.macs.is_empty()
+                && ota.allow.iter().any(Network::contains_all),
+            "ota.allow holds every address: whoever reaches ota.port gets the password of any device; name ota.macs, or the \
+             networks of the devices",
+        );
         for (index, key) in mqtt.previous_signature_keys.iter().enumerate() {
             if let Some(weakness) = key.weakness() {
                 let warning = format!(
@@ -208,6 +217,11 @@ mod tests {
         }
 
         config.mqtt.signature_key = Secret::new("A-good-Key");
+        (config.ota.enabled, config.ota.allow) = (true, vec!["0.0.0.0/0".parse().unwrap()]);
+        assert!(config.warnings().join("; ").starts_with("ota.allow holds every address"));
+        config.ota.macs = vec!["aa:bb:cc".parse().unwrap()].into();
+        assert_eq!(config.warnings(), [""; 0]);
+        config.ota = crate::config::Ota::default();
         config.mqtt.allow_legacy_ids = true;
         config.mqtt.previous_signature_keys =
             ["Another-Key", "weak"].into_iter().filter_map(Secret::new).collect();

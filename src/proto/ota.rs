@@ -20,6 +20,9 @@ pub const DEFAULT_GROUP: &str = "GID_default";
 pub const PUBLISH_TOPIC: &str = "device-server";
 /// The port on which devices speak TLS, which is also what a missing port means to them.
 pub const TLS_PORT: u16 = 8883;
+/// What marks a request that a gateway has passed on (RFC 9110 section 7.6.3): it is not passed on again, so that a gateway whose
+/// upstream is itself asks itself only once.
+pub const VIA: &str = "1.1 mqtt-websocket-proxy";
 /// The longest group.
 const MAX_GROUP: usize = 64;
 

@@ -3,6 +3,7 @@
 
 mod conversation;
 mod diagnosis;
+mod ota;
 mod ports;
 mod public_ip;
 mod report;
@@ -101,6 +102,7 @@ fn check(options: &CheckOptions, source: &Source) -> ExitCode {
         reporter.progress(&format!("trying {} chat servers ...", config.servers().count()));
         let findings = &mut reporter.report.settings;
         findings.extend(ports::check_ports(&config));
+        findings.extend(ota::check_ota(&config, options.mac, options.timeout));
         findings.push(public_ip::check_public_ip(&config.udp));
         let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name));
         findings.extend(unknown.into_iter().map(|what| Finding::new("configuration", StepState::Warn, what)));

@@ -4,13 +4,15 @@ use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
 use pico_args::Arguments;
-use serde::Serialize;
 
 use super::command_line::{self, CommandLine};
-use super::device::Login;
 use super::terminal::Terminal;
 use crate::net::media::credentials::local_address;
 use crate::proto::identity::{ClientId, Mac};
+use crate::proto::ota::{DEFAULT_GROUP, ENDPOINT_ALLOWED, Endpoint, MqttSection};
+
+/// Seconds.
+const KEEP_ALIVE: u16 = 90;
 
 const HELP: &str = "\
 Print the \"mqtt\" object that the OTA answer for a device must carry.
@@ -42,18 +44,6 @@ pub fn run(args: Arguments) -> ExitCode {
     })
 }
 
-#[derive(Serialize)]
-struct MqttCredentials<'a> {
-    endpoint: &'a str,
-    client_id: &'a str,
-    username: &'a str,
-    password: &'a str,
-    publish_topic: &'a str,
-    subscribe_topic: &'a str,
-    /// Seconds. The firmware's default is 240, and a dead device is noticed after 1.5 times that.
-    keepalive: u16,
-}
-
 /// The object as JSON, and what its reader should know.
 fn mqtt_credentials(mut args: CommandLine) -> Result<(String, Vec<String>), String> {
     let mac: Mac = args.value("--mac")?.ok_or("--mac is missing")?;
@@ -61,10 +51,7 @@ fn mqtt_credentials(mut args: CommandLine) -> Result<(String, Vec<String>), Stri
     let (key, endpoint) = (args.signature_key()?, args.text("--endpoint")?);
     args.finish()?;
     let mut notes = Vec::new();
-    let mac_ = mac.underscored();
-    let group = group.unwrap_or_else(|| "GID_default".into());
-    let client_id = format!("{group}@@@{mac_}@@@{}", uuid.as_deref().unwrap_or(&mac_));
-    ClientId::parse(&client_id).map_err(|error| format!("client id {client_id:?}: {error}"))?;
+    let group = group.unwrap_or_else(|| DEFAULT_GROUP.into());
     if key.is_none() {
         notes.push("no --key and no MQTT_SIGNATURE_KEY: the password is empty, and only a gateway without a signature key accepts it".into());
     }
@@ -78,37 +65,21 @@ fn mqtt_credentials(mut args: CommandLine) -> Result<(String, Vec<String>), Stri
             format!("{host}:1883")
         }
     };
-    let user_name = data_encoding::BASE64.encode(br#"{"ip":"0.0.0.0"}"#);
-    let login = Login::signed(client_id, user_name, key.as_deref().map(str::as_bytes));
-    let mqtt = MqttCredentials {
-        endpoint: &endpoint,
-        client_id: &login.client_id,
-        username: login.user_name.as_deref().unwrap_or_default(),
-        password: login.password.as_deref().unwrap_or_default(),
-        publish_topic: super::device::PUBLISH_TOPIC,
-        subscribe_topic: &format!("devices/p2p/{mac_}"),
-        keepalive: login.keep_alive,
-    };
+    let key = key.as_deref().map(str::as_bytes);
+    let mqtt = MqttSection::new(endpoint, mac, &group, uuid.as_deref(), key, KEEP_ALIVE);
+    ClientId::parse(&mqtt.client_id).map_err(|error| format!("client id {:?}: {error}", mqtt.client_id))?;
     let json = serde_json::to_string_pretty(&mqtt).map_err(|error| error.to_string())?;
     Ok((json, notes))
 }
 
-/// The firmware splits at the first colon and takes a missing port as 8883, which it speaks TLS on.
-fn checked_endpoint(endpoint: String, notes: &mut Vec<String>) -> Result<String, String> {
-    let bad = || {
-        format!("--endpoint: found {endpoint:?}, allowed: HOST or HOST:PORT, no scheme and no IPv6 literal")
-    };
-    let (host, port) = match endpoint.split_once(':') {
-        None => (endpoint.as_str(), 8883),
-        Some((host, port)) => (host, port.parse::<u16>().map_err(|_| bad())?),
-    };
-    if host.is_empty() || port == 0 || host.contains(['/', '[', ' ', '@']) {
-        return Err(bad());
-    }
-    if port == 8883 {
+/// The endpoint as it was given. A missing port is one on which devices speak TLS.
+fn checked_endpoint(text: String, notes: &mut Vec<String>) -> Result<String, String> {
+    let endpoint: Endpoint =
+        text.parse().map_err(|_| format!("--endpoint: found {text:?}, allowed: {ENDPOINT_ALLOWED}"))?;
+    if endpoint.is_tls() {
         notes.push("devices speak TLS on port 8883, and this is what a missing port means to them".into());
     }
-    Ok(endpoint)
+    Ok(text)
 }
 
 #[cfg(test)]

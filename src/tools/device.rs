@@ -38,6 +38,7 @@ use crate::net::event_loop::stream::Stream;
 use crate::proto::identity::{self, Mac};
 use crate::proto::message::{self, Reader};
 use crate::proto::mqtt::{self, Connect, ProtocolLevel, ServerPacket, encode};
+pub use crate::proto::ota::PUBLISH_TOPIC;
 
 /// The hello of current firmware, without MCP.
 pub const HELLO: &str = r#"{"type":"hello","version":3,"transport":"udp","features":{},"audio_params":{"format":"opus","sample_rate":16000,"channels":1,"frame_duration":60}}"#;
@@ -45,8 +46,6 @@ pub const HELLO: &str = r#"{"type":"hello","version":3,"transport":"udp","featur
 pub(super) const GREETING: &str = r#""state":"detect","text":"你好""#;
 /// How long the firmware waits for the answer to its hello.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// The topic devices publish on; the gateway ignores it.
-pub const PUBLISH_TOPIC: &str = "device-server";
 
 /// Bound of one packet from the gateway, bytes of its remaining length.
 const MAX_PACKET: usize = 1024 * 1024;

@@ -163,6 +163,12 @@ impl Process {
         self.address_behind("UDP on ")
     }
 
+    /// Where devices ask for their settings.
+    pub fn ota(&self) -> SocketAddr {
+        let rest = self.seen.iter().find_map(|line| line.split_once("http://HOST:")).unwrap().1;
+        SocketAddr::from(([127, 0, 0, 1], rest.split('/').next().unwrap().parse().unwrap()))
+    }
+
     fn address_behind(&self, words: &str) -> SocketAddr {
         let rest = self.seen.iter().find_map(|line| line.split_once(words)).unwrap().1;
         rest.split(',').next().unwrap().parse().unwrap()

@@ -41,7 +41,7 @@ pub(super) fn bind_ota(config: &Config, waker: Arc<Waker>) -> Result<OtaServer, 
         Err(error) => Err(error),
         Ok(server) => {
             let port = server.local_addr().ok().flatten().unwrap_or(addr).port();
-            match server.denial(IpAddr::from([127, 0, 0, 1]), config) {
+            match server.denial(IpAddr::from([127, 0, 0, 1]), false, config) {
                 Some(denial @ OtaDenial::Unprotected) => {
                     error!("ota: no device is answered on port {port}: {denial}");
                 }
@@ -158,7 +158,7 @@ impl Gateway {
             return Err((OtaOutcome::Invalid, OtaResponse::error(400, "The connection is closed.")));
         };
         let invalid = |status, sentence| Err((OtaOutcome::Invalid, OtaResponse::error(status, sentence)));
-        if let Some(denial) = self.ota.denial(ip, &self.io.config) {
+        if let Some(denial) = self.ota.denial(ip, request.is_forwarded(), &self.io.config) {
             return Err(self.refuse_device(ip, None, denial));
         }
         if !self.ota.may_ask(ip, self.io.now) {

@@ -14,6 +14,16 @@ pub(crate) struct OtaRequest {
 }
 
 impl OtaRequest {
+    /// Whether an HTTP proxy says that it has passed this on for somebody else. A device sends none of these fields.
+    pub(crate) fn is_forwarded(&self) -> bool {
+        const CLIENT_FIELDS: [&str; 5] =
+            ["forwarded", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"];
+        self.fields.iter().any(|(name, _)| {
+            let name = name.to_ascii_lowercase();
+            name.starts_with("x-forwarded") || CLIENT_FIELDS.contains(&name.as_str())
+        })
+    }
+
     /// The value of a header field, if it is there and text.
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
         let (_, value) = self.fields.iter().find(|(field, _)| field.eq_ignore_ascii_case(name))?;

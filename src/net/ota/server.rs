@@ -106,9 +106,10 @@ impl OtaServer {
         self.listener = None;
     }
 
-    /// Why a device at this address gets no answer.
-    pub(crate) fn denial(&self, ip: IpAddr, config: &Config) -> Option<OtaDenial> {
-        config.ota.address_denial(ip, config.mqtt.signature_key.is_some(), self.in_container)
+    /// Why a device at this address gets no answer. `forwarded`: an HTTP proxy has passed its request on.
+    pub(crate) fn denial(&self, ip: IpAddr, forwarded: bool, config: &Config) -> Option<OtaDenial> {
+        let is_shared = self.in_container || forwarded;
+        config.ota.address_denial(ip, config.mqtt.signature_key.is_some(), is_shared)
     }
 
     /// Whether this address may send another request now.

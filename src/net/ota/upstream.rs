@@ -19,13 +19,10 @@ use crate::net::backend::upgrade::USER_AGENT;
 use crate::net::event_loop::stream::Stream;
 use crate::net::event_loop::token::OtaId;
 use crate::net::ota::message::OtaRequest;
-use crate::proto::ota::MqttSection;
+use crate::proto::ota::{MqttSection, VIA};
 
 /// How long the other server may take, from the device's request to the end of its answer.
 pub(crate) const UPSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
-/// What marks a request that a gateway has passed on (RFC 9110 section 7.6.3): it is not passed on again, so that a gateway whose
-/// upstream is itself asks itself only once.
-const VIA: &str = "1.1 mqtt-websocket-proxy";
 /// Fields of one connection (RFC 9110 section 7.6.1), and those that this gateway sets itself.
 const NOT_PASSED_ON: [&str; 13] = [
     "host",

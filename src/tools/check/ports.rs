@@ -14,11 +14,12 @@ const PAGE_TITLE: &str = "<title>mqtt-websocket-proxy</title>";
 
 /// One finding for each port that cannot be opened.
 pub(super) fn check_ports(config: &Config) -> Vec<Finding> {
-    let Config { mqtt, udp, api, .. } = config;
+    let Config { mqtt, udp, api, ota, .. } = config;
     let tcp_ports = [
         mqtt.plain.then_some(("MQTT", "mqtt.port", mqtt.host, mqtt.port)),
         mqtt.tls.files().map(|_| ("MQTT over TLS", "mqtt.tls.port", mqtt.host, mqtt.tls.port)),
         api.enabled.then(|| ("management API", "api.port", config.api_host(), api.port)),
+        ota.enabled.then_some(("OTA", "ota.port", ota.host, ota.port)),
     ];
     let tcp_ports = tcp_ports.into_iter().flatten().map(|(what, key, host, port)| {
         let opened = tcp::listen(SocketAddr::new(host, port), false).map(drop);
