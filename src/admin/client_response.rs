@@ -113,6 +113,8 @@ fn framing(fields: &[httparse::Header<'_>], status: u16) -> Result<Option<Framin
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     type Outcome = Result<(u16, String), String>;
@@ -147,6 +149,23 @@ mod tests {
             for piece in 1..=text.len() {
                 assert_eq!(read(text.as_bytes(), piece), Ok((status, body.to_owned())), "{piece}: {text}");
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_server_sends_never_panics_and_its_pieces_do_not_matter(
+            parts in prop::collection::vec(prop_oneof![
+                Just("HTTP/1.1 200 OK\r\n"), Just("HTTP/1.1 100 Continue\r\n\r\n"), Just("\r\n"), Just("{}"),
+                Just("Content-Length: 2\r\n"), Just("Transfer-Encoding: chunked\r\n"), Just("2\r\n"), Just("0\r\n\r\n"),
+                Just("A"), Just("\n"), Just("\u{0}"),
+            ], 0..12),
+            piece in 1_usize..9,
+        ) {
+            let text = parts.concat();
+            let whole = read(text.as_bytes(), text.len().max(1));
+            // Why it cannot be used may be noticed at different places.
+            prop_assert_eq!(read(text.as_bytes(), piece).ok(), whole.ok());
         }
     }
 

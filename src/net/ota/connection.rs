@@ -13,7 +13,6 @@ use crate::admin::http;
 use crate::admin::response::CONTINUE;
 use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::token::OtaId;
-use crate::net::event_loop::write_buffer::Flush;
 use crate::net::mqtt::transport::Transport;
 use crate::net::ota::message::{OtaRequest, OtaResponse};
 use crate::net::ota::upstream::{Finished, Upstream};
@@ -24,6 +23,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest body of a request: a device's description of itself has 1 to 4 KB.
 const MAX_BODY_BYTES: usize = 16 * 1024;
+
+/// Bytes per write, so that a client which reads a long body fast does not hold the loop up.
+const MAX_WRITE: usize = 64 * 1024;
 
 pub(super) struct Connection {
     pub(super) epoch: u32,
@@ -66,19 +68,20 @@ struct Output {
 }
 
 impl Output {
-    fn flush(&mut self, to: &mut impl Write) -> io::Result<Flush> {
-        loop {
-            let rest = match self.written.checked_sub(self.head.len()) {
-                None => &self.head[self.written..],
-                Some(of_body) if of_body < self.body.len() => &self.body[of_body..],
-                Some(_) => return Ok(Flush::Done),
-            };
-            match to.write(rest) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(n) => self.written += n,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Flush::Blocked),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+    /// Writes once. Gives whether there is more.
+    fn write_some(&mut self, to: &mut impl Write) -> io::Result<bool> {
+        let rest = match self.written.checked_sub(self.head.len()) {
+            None => &self.head[self.written..],
+            Some(of_body) => &self.body[of_body..],
+        };
+        if rest.is_empty() {
+            return Ok(false);
+        }
+        match to.write(&rest[..rest.len().min(MAX_WRITE)])? {
+            0 => Err(ErrorKind::WriteZero.into()),
+            n => {
+                self.written += n;
+                Ok(true)
             }
         }
     }
@@ -168,18 +171,16 @@ impl Connection {
                 }
             },
             State::Returned | State::Waiting(_) => Progress::Wait,
-            State::Writing(output) => {
-                let before = output.written;
-                let flushed = output.flush(&mut self.transport);
-                if output.written > before {
+            State::Writing(output) => match output.write_some(&mut self.transport) {
+                Ok(true) => {
                     self.progress_at = now;
+                    Progress::Continue
                 }
-                match flushed {
-                    Ok(Flush::Done) => self.linger(now),
-                    Ok(Flush::Blocked) => Progress::Wait,
-                    Err(_) => Progress::Close,
-                }
-            }
+                Ok(false) => self.linger(now),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Progress::Wait,
+                Err(error) if error.kind() == ErrorKind::Interrupted => Progress::Continue,
+                Err(_) => Progress::Close,
+            },
             State::Lingering => {
                 self.inbox.clear();
                 self.read(scratch)
