@@ -271,9 +271,13 @@ fn with_a_key_where_all_devices_may_have_one_address_somebody_must_be_named() {
     assert_eq!(ask(addr, 1).status, 403);
     process.wait_for_line("OTA: [127.0.0.1] refused: mqtt.signature_key is set");
     let named = [&ota[..], &[("MQTT_PROXY_OTA_MACS", "02:00:00")]].concat();
-    let process = Folder::new().start("", &named);
-    assert_eq!(ask(process.ota(), 1).status, 200);
-    assert!(!process.seen.iter().any(|line| line.contains("A-good-Key-1")));
+    let mut process = Folder::new().start("", &[&named[..], &[("LOG_LEVEL", "debug")]].concat());
+    let reply = ask(process.ota(), 1);
+    assert_eq!(reply.status, 200);
+    process.wait_for_line("is told to connect to");
+    let secrets = ["A-good-Key-1", reply.json()["mqtt"]["password"].as_str().unwrap()].map(str::to_owned);
+    assert!(!process.seen.iter().any(|line| secrets.iter().any(|secret| line.contains(secret))));
+    assert!(!reply.body.contains("A-good-Key-1"));
 
     // An HTTP proxy says that it hides the address.
     let gateway = gateway_with(&["ws://127.0.0.1:9/"], |config| {
@@ -337,4 +341,17 @@ fn without_a_port_only_with_a_certificate_for_that_name() {
             assert_eq!(told_for("other.test"), format!("other.test:{port}"));
         }
     });
+}
+
+#[test]
+fn with_several_workers_the_first_one_answers_for_all() {
+    let gateway = gateway_with(&["ws://127.0.0.1:9/"], |config| {
+        with_key(config);
+        config.workers = 3;
+    });
+    for number in 1..=4 {
+        let answer = ask(gateway.addresses().ota.unwrap(), number).json();
+        assert_eq!(endpoint(&answer).1, gateway.addresses().mqtt.port());
+        Client::log_in(gateway.addresses().mqtt, &connect(&answer));
+    }
 }
