@@ -219,6 +219,26 @@ pub fn opus_config(payload: &[u8]) -> Option<u8> {
     well_formed.then_some(toc >> 2)
 }
 
+/// How long a well-formed Opus packet plays, in microseconds: a multiple of 2,500 up to 120,000.
+pub fn opus_duration_us(payload: &[u8]) -> Option<u32> {
+    let config = opus_config(payload)? >> 1;
+    let frames = match payload[0] & 0b11 {
+        0 => 1,
+        1 | 2 => 2,
+        _ => payload.get(1)? & 0x3f,
+    };
+    Some(2500 * u32::from(opus_frame_units(config)) * u32::from(frames))
+}
+
+/// How long one frame of this configuration plays, in units of 2.5 ms (RFC 6716 section 3.1).
+fn opus_frame_units(config: u8) -> u8 {
+    match config {
+        0..12 => [4, 8, 16, 24][usize::from(config & 3)],
+        12..16 => [4, 8][usize::from(config & 1)],
+        _ => [1, 2, 4, 8][usize::from(config & 3)],
+    }
+}
+
 /// The length of a frame, one or two bytes, and what follows it.
 fn opus_frame_len(bytes: &[u8]) -> Option<(usize, &[u8])> {
     match *bytes {
@@ -232,14 +252,9 @@ fn opus_frame_len(bytes: &[u8]) -> Option<(usize, &[u8])> {
 fn are_opus_frames(config: u8, bytes: &[u8]) -> Option<bool> {
     /// 120 ms, in units of 2.5 ms.
     const MAX_DURATION: u8 = 48;
-    let duration = match config {
-        0..12 => [4, 8, 16, 24][usize::from(config & 3)],
-        12..16 => [4, 8][usize::from(config & 1)],
-        _ => [1, 2, 4, 8][usize::from(config & 3)],
-    };
     let (&head, mut rest) = bytes.split_first()?;
     let frames = head & 0x3f;
-    if frames == 0 || frames > MAX_DURATION / duration {
+    if frames == 0 || frames > MAX_DURATION / opus_frame_units(config) {
         return None;
     }
     if head & 0x40 != 0 {

@@ -6,5 +6,6 @@ pub mod identity;
 pub mod mac;
 pub mod message;
 pub mod mqtt;
+pub mod ogg_opus;
 pub mod ota;
 pub mod proxy_protocol;
