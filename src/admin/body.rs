@@ -17,13 +17,21 @@ pub enum Framing {
 #[derive(Debug)]
 pub struct Body {
     framing: Framing,
+    /// The most bytes that it may have.
+    limit: usize,
     chunked: Chunked,
 }
 
 impl Body {
-    /// A body of which nothing was received yet.
+    /// A body of which nothing was received yet, of [`MAX_BODY_BYTES`] at most.
     pub fn new(framing: Framing) -> Self {
-        Self { framing, chunked: Chunked { state: State::Size, decoded: Vec::new(), spare: MAX_HEAD_BYTES } }
+        Self::with_limit(framing, MAX_BODY_BYTES)
+    }
+
+    /// A body of which nothing was received yet, of this many bytes at most.
+    pub fn with_limit(framing: Framing, limit: usize) -> Self {
+        let chunked = Chunked { state: State::Size, decoded: Vec::new(), limit, spare: MAX_HEAD_BYTES };
+        Self { framing, limit, chunked }
     }
 
     /// Takes the body's bytes out of `inbox`, and returns the body when it is complete. What follows it stays.
@@ -32,6 +40,7 @@ impl Body {
     /// When it is malformed or too long.
     pub fn take(&mut self, inbox: &mut Vec<u8>) -> Result<Option<Vec<u8>>, RequestError> {
         match self.framing {
+            Framing::Length(length) if length > self.limit => Err(RequestError::BodyTooLong),
             Framing::Length(length) if inbox.len() < length => Ok(None),
             Framing::Length(length) => {
                 let rest = inbox.split_off(length);
@@ -65,6 +74,7 @@ const TOO_MUCH: RequestError = RequestError::Malformed("its chunk extensions and
 struct Chunked {
     state: State,
     decoded: Vec<u8>,
+    limit: usize,
     /// Bytes that extensions and trailers may still have; both are ignored.
     spare: usize,
 }
@@ -142,7 +152,7 @@ impl Chunked {
             return Err(BROKEN);
         }
         self.spend(length.saturating_sub(SIZE_LINE))?;
-        let room = MAX_BODY_BYTES - self.decoded.len();
+        let room = self.limit - self.decoded.len();
         let size =
             usize::try_from(size).ok().filter(|size| *size <= room).ok_or(RequestError::BodyTooLong)?;
         self.state = if size == 0 { State::Trailer { empty: true, cr: false } } else { State::Data(size) };

@@ -10,6 +10,8 @@ use super::response::Response;
 pub const MAX_HEAD_BYTES: usize = 8 * 1024;
 /// The longest body, in bytes: a status call for more than a thousand devices. The Node.js gateway takes 100 KB.
 pub const MAX_BODY_BYTES: usize = 128 * 1024;
+/// The longest body that is a sound for a device, in bytes: four minutes at 32 kbit/s.
+pub const MAX_SOUND_BYTES: usize = 1024 * 1024;
 /// Header fields of a request.
 pub(crate) const MAX_HEADERS: usize = 64;
 
@@ -74,7 +76,7 @@ pub enum RequestError {
     Malformed(&'static str),
     /// A head over [`MAX_HEAD_BYTES`] or with too many fields.
     HeadTooLong,
-    /// A body over [`MAX_BODY_BYTES`].
+    /// A body over [`MAX_BODY_BYTES`], or a sound over [`MAX_SOUND_BYTES`].
     BodyTooLong,
     /// A transfer coding other than chunked.
     UnsupportedTransferCoding,
@@ -92,7 +94,8 @@ impl RequestError {
                 (431, "head_too_long", format!("The request line and headers may have {limits}."))
             }
             Self::BodyTooLong => {
-                (413, "body_too_long", format!("A request body may have {MAX_BODY_BYTES} bytes."))
+                let limits = format!("{MAX_BODY_BYTES} bytes, a sound for a device {MAX_SOUND_BYTES}");
+                (413, "body_too_long", format!("A request body may have {limits}."))
             }
             Self::UnsupportedTransferCoding => {
                 (501, "coding_unknown", "The only supported transfer coding is chunked.".to_owned())

@@ -7,7 +7,7 @@ pub use http::Method;
 use httparse::Status;
 
 use super::body::Framing;
-use super::error::{MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_HEADERS, RequestError};
+use super::error::{MAX_HEAD_BYTES, MAX_HEADERS, MAX_SOUND_BYTES, RequestError};
 use super::forwarded::Forwarded;
 
 /// A request without its body.
@@ -37,7 +37,8 @@ pub struct RequestHead {
     pub expects_continue: bool,
     /// The request is none of HTTP/1.1, whoever sends it: why.
     pub malformed: Option<&'static str>,
-    /// How the body ends; or why that is not served. To be asked only of a caller who may call at all.
+    /// How the body ends; or why that is not served. Its length is that of the longest body of any call at most. To be asked only of
+    /// a caller who may call at all.
     pub body: Result<Framing, RequestError>,
     /// How long the head is, in bytes.
     pub length: usize,
@@ -189,7 +190,7 @@ fn body_length(fields: &[httparse::Header<'_>], is_http_1_1: bool) -> Result<Fra
         return Err(RequestError::Malformed("its Content-Length is not one whole number"));
     }
     let length = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
-    length.filter(|length| *length <= MAX_BODY_BYTES).map(Framing::Length).ok_or(RequestError::BodyTooLong)
+    length.filter(|length| *length <= MAX_SOUND_BYTES).map(Framing::Length).ok_or(RequestError::BodyTooLong)
 }
 
 /// A path segment or query value without its percent-encoding (RFC 3986 section 2.1); `None` when that is broken or no
@@ -348,8 +349,8 @@ mod tests {
         for (fields, expected) in [
             ("", Ok(Framing::Length(0))),
             ("Content-Length: 0\r\n", Ok(Framing::Length(0))),
-            ("content-length: 131072\r\n", Ok(Framing::Length(MAX_BODY_BYTES))),
-            ("Content-Length: 131073\r\n", Err(RequestError::BodyTooLong)),
+            ("content-length: 1048576\r\n", Ok(Framing::Length(MAX_SOUND_BYTES))),
+            ("Content-Length: 1048577\r\n", Err(RequestError::BodyTooLong)),
             ("Content-Length: 99999999999999999999999999\r\n", Err(RequestError::BodyTooLong)),
             ("Content-Length: 5\r\nExpect: 100-Continue\r\n", Ok(Framing::Length(5))),
             ("Content-Length: 5\r\nExpect: miracles\r\n", Err(RequestError::ExpectationFailed)),
@@ -442,7 +443,7 @@ mod tests {
         }
 
         #[test]
-        fn a_written_request_parses_to_the_same_values(path in "/[a-z0-9/%.~-]{0,30}", query in "[a-z0-9=&%]{0,20}", length in 0..MAX_BODY_BYTES, host in "[a-z.]{1,20}(:[0-9]{1,5})?", close in any::<bool>()) {
+        fn a_written_request_parses_to_the_same_values(path in "/[a-z0-9/%.~-]{0,30}", query in "[a-z0-9=&%]{0,20}", length in 0..MAX_SOUND_BYTES, host in "[a-z.]{1,20}(:[0-9]{1,5})?", close in any::<bool>()) {
             let connection = if close { "close" } else { "keep-alive" };
             let text = format!("DELETE {path}?{query} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n");
             let read = parsed(&text);

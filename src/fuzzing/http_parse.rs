@@ -6,7 +6,7 @@ use super::split_points;
 use crate::admin::auth::{self, WallClock};
 use crate::admin::body::{Body, Framing};
 use crate::admin::error::{ApiError, ErrorStyle};
-use crate::admin::error::{MAX_BODY_BYTES, MAX_HEAD_BYTES};
+use crate::admin::error::{MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_SOUND_BYTES};
 use crate::admin::forwarded::Forwarded;
 use crate::admin::http::{Method, RequestHead, parse_head, percent_decode};
 use crate::admin::params::query_value;
@@ -46,7 +46,7 @@ pub fn http_parse(data: &[u8]) {
 
 fn bounded(found: &RequestHead) -> bool {
     found.length <= MAX_HEAD_BYTES
-        && !matches!(found.body, Ok(Framing::Length(length)) if length > MAX_BODY_BYTES)
+        && !matches!(found.body, Ok(Framing::Length(length)) if length > MAX_SOUND_BYTES)
 }
 
 /// A chunked body, whole and split in two: the result is the same, and the bytes after it are not consumed.
