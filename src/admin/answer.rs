@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::dto::{DeviceStatus, SessionPage};
+use super::messages::MessageCounts;
 use super::prometheus::{CONTENT_TYPE, MetricFamilies};
 use super::response::Response;
 
@@ -33,6 +34,8 @@ pub enum Answer {
         /// The names for which there was none.
         not_connected: BTreeSet<String>,
     },
+    /// `POST /api/messages`.
+    Messages(MessageCounts),
 }
 
 impl Answer {
@@ -43,6 +46,7 @@ impl Answer {
             Self::Metrics(families) => Response::text(CONTENT_TYPE, families.to_text()),
             Self::Sessions { page, .. } => json_response(&page),
             Self::DevicesStatus(all) => json_response(&all),
+            Self::Messages(counts) => json_response(&counts.to_json()),
             Self::Disconnected { count, not_connected } => {
                 json_response(&json!({ "disconnected": count, "notConnected": not_connected }))
             }
@@ -76,6 +80,7 @@ impl Answer {
                     *count += more;
                     not_connected.retain(|name| elsewhere.contains(name));
                 }
+                (Self::Messages(all), Self::Messages(more)) => all.add(&more),
                 (_, other) => merged = other,
             }
         }

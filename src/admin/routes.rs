@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use http::Method;
 
-use super::error::{ApiError, ErrorStyle};
+use super::error::{ApiError, ErrorStyle, MAX_BODY_BYTES, MAX_SOUND_BYTES};
 use super::http::percent_decode;
 
 /// What a call is for.
@@ -34,6 +34,12 @@ pub enum Endpoint {
     CallHangUp,
     /// Sends a device a message.
     Message,
+    /// Sends many devices a message.
+    Messages,
+    /// Sends an idle device sound and words.
+    Notify,
+    /// Whether the device has fetched its sound.
+    NotifyState,
     /// Lists devices and calls.
     Sessions,
     /// Shows one device and its call.
@@ -68,9 +74,13 @@ impl Endpoint {
             Self::Command | Self::CallRequest | Self::CallAccept | Self::CallHangUp | Self::Message => {
                 Scope::DeviceWorker
             }
-            Self::Session | Self::EndSession => Scope::DeviceWorker,
-            Self::Metrics | Self::DevicesStatus | Self::Disconnect | Self::Sessions => Scope::AllWorkers,
-            Self::Health | Self::Ready | Self::OpenApi | Self::Dashboard => Scope::AnyWorker,
+            Self::Notify | Self::Session | Self::EndSession => Scope::DeviceWorker,
+            Self::Metrics | Self::DevicesStatus | Self::Disconnect | Self::Messages | Self::Sessions => {
+                Scope::AllWorkers
+            }
+            Self::Health | Self::Ready | Self::OpenApi | Self::Dashboard | Self::NotifyState => {
+                Scope::AnyWorker
+            }
             Self::Reload | Self::Config | Self::Errors | Self::CommandResult => Scope::AnyWorker,
         }
     }
@@ -110,7 +120,7 @@ pub struct Route {
 }
 
 /// Every call.
-pub static ROUTES: [Route; 19] = {
+pub static ROUTES: [Route; 22] = {
     use Access::{Metrics, Public, Token};
     [
         route(Method::GET, "/", Public, Endpoint::Dashboard),
@@ -125,7 +135,10 @@ pub static ROUTES: [Route; 19] = {
         route(Method::POST, "/api/call/request", Token, Endpoint::CallRequest),
         route(Method::POST, "/api/call/accept", Token, Endpoint::CallAccept),
         route(Method::POST, "/api/call/hangup", Token, Endpoint::CallHangUp),
+        route(Method::POST, "/api/messages", Token, Endpoint::Messages),
         route(Method::POST, "/api/messages/{clientId}", Token, Endpoint::Message),
+        route(Method::POST, "/api/notify/{clientId}", Token, Endpoint::Notify),
+        route(Method::GET, "/api/notify/{clientId}", Token, Endpoint::NotifyState),
         route(Method::GET, "/api/sessions", Token, Endpoint::Sessions),
         route(Method::GET, "/api/sessions/{clientId}", Token, Endpoint::Session),
         route(Method::DELETE, "/api/sessions/{clientId}", Token, Endpoint::EndSession),
@@ -177,6 +190,14 @@ pub fn required_access(path: &str) -> Access {
 /// The form of errors that callers of this path expect, whatever their method.
 pub fn error_style(path: &str) -> ErrorStyle {
     first(path).map_or(ErrorStyle::Coded, |route| route.endpoint.error_style())
+}
+
+/// The longest body that a call of this path takes, in bytes.
+pub fn max_body_bytes(path: &str) -> usize {
+    match first(path) {
+        Some(Route { endpoint: Endpoint::Notify, .. }) => MAX_SOUND_BYTES,
+        _ => MAX_BODY_BYTES,
+    }
 }
 
 /// Methods of one path have the same access and the same errors.

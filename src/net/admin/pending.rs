@@ -18,6 +18,8 @@ use crate::proto::identity::{ClientId, Mac};
 const MAX_PAGE_SIZE: usize = 1000;
 /// How much longer than a command a request may wait for its answer.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
+/// How long a message to many may take: that to 10,000 devices takes 4 s.
+const BROADCAST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The largest cursor: every JSON parser reads it without loss.
 const MAX_CURSOR: u64 = (1 << 53) - 1;
 
@@ -30,7 +32,21 @@ pub(crate) struct AdminRequest {
     /// The client id, or another id, in the path; empty without one.
     pub(crate) client_id: String,
     pub(crate) query: String,
+    /// Empty when the body is a sound.
     pub(crate) body: String,
+    pub(crate) sound: Option<KeptSound>,
+}
+
+/// A sound that the worker with the management API keeps for a device.
+#[derive(Clone)]
+pub(crate) struct KeptSound {
+    /// Its name in the path.
+    pub(crate) id: String,
+    /// The port from which the device fetches it.
+    pub(crate) port: u16,
+    /// In bytes.
+    pub(crate) length: usize,
+    pub(crate) duration_ms: u64,
 }
 
 /// A worker's answer.
@@ -71,8 +87,12 @@ impl AdminServer {
             head_only: head.method == Method::HEAD,
             answers: (0..workers).map(|_| None).collect(),
             endpoint: request.endpoint,
-            // A safeguard: the gateway answers a command earlier.
-            deadline: io.now + ANSWER_MARGIN + io.config.api.command_timeout,
+            // A safeguard: the gateway answers earlier.
+            deadline: io.now
+                + match request.endpoint {
+                    Endpoint::Messages => BROADCAST_TIMEOUT,
+                    _ => ANSWER_MARGIN + io.config.api.command_timeout,
+                },
         };
         conn.set_state(ConnectionState::Pending(Box::new(pending)), io.now);
     }
@@ -99,6 +119,9 @@ impl AdminServer {
             Answer::merge(pending.answers.drain(..).flatten(), first_cursor)
         };
         let Some(response) = answer.map(Answer::into_response) else { return };
+        if pending.endpoint == Endpoint::Notify && response.status >= 400 {
+            self.notify_files.forget(pending.request_id);
+        }
         let (keep_alive, head_only) = (pending.keep_alive, pending.head_only);
         let id = AdminId { slot, epoch: conn.epoch };
         if let Progress::Continue = self.respond(id, &response, keep_alive, head_only, io) {

@@ -25,6 +25,7 @@ use crate::admin::dashboard;
 use crate::admin::error::RequestError;
 use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::http::{self, RequestHead};
+use crate::admin::notify_files::NotifyFiles;
 use crate::admin::recent_errors::{RecentErrorKind, RecentErrors};
 use crate::admin::response::{CONTINUE, Response};
 use crate::admin::routes::{self, Access};
@@ -71,6 +72,8 @@ pub(crate) struct AdminServer {
     recent_errors: Arc<Mutex<RecentErrors>>,
     /// Answers to commands that have timed out.
     pub(crate) command_results: CommandResults,
+    /// Sounds for devices.
+    pub(crate) notify_files: NotifyFiles,
     pub(crate) content_security_policy: String,
     pub(super) started_at: SystemTime,
 }
@@ -100,6 +103,7 @@ impl AdminServer {
             time_zone: local_time_zone(),
             recent_errors: Arc::default(),
             command_results: CommandResults::default(),
+            notify_files: NotifyFiles::default(),
             content_security_policy: dashboard::content_security_policy(),
             started_at: SystemTime::now(),
         }
@@ -310,7 +314,8 @@ impl AdminServer {
                     let _ = conn.write_buffer.append(|out| out.extend_from_slice(CONTINUE));
                     let _ = conn.write_buffer.flush(&mut conn.transport);
                 }
-                self.read_body(id, Box::new(PartialRequest { head, body: Body::new(framing) }), io)
+                let body = Body::with_limit(framing, routes::max_body_bytes(&head.path));
+                self.read_body(id, Box::new(PartialRequest { head, body }), io)
             }
             Err((refusal, keep_alive)) => self.reject_request(id, &head, refusal, keep_alive, io),
         }
@@ -347,7 +352,13 @@ impl AdminServer {
             auth::authorize(head, peer, config, self.wall_clock())
                 .map_err(|refusal| (refusal, keep_alive))?;
         }
-        head.body.map_err(|refusal| (refusal.error(), false))
+        match head.body {
+            // Before the client is told to continue.
+            Ok(Framing::Length(length)) if length > routes::max_body_bytes(&head.path) => {
+                Err((RequestError::BodyTooLong.error(), false))
+            }
+            framing => framing.map_err(|refusal| (refusal.error(), false)),
+        }
     }
 
     fn reject_request(

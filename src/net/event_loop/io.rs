@@ -33,6 +33,10 @@ pub(crate) enum TimerKind {
     Admin(AdminId),
     /// A device that was called by another one has not answered.
     DeviceCalls,
+    /// Send the next devices a message to many.
+    Broadcast,
+    /// Devices that have not fetched their sound get the text instead.
+    NotifyFallback,
     /// Accept management connections again after accepting failed.
     AcceptAdmin,
     /// A deadline of a connection to the OTA port.

@@ -29,7 +29,7 @@ const MESSAGE_TYPES: [&str; 4] = ["alert", "system", "custom", "notify"];
 impl Gateway {
     /// None: the answer follows later, by [`send_admin_response`](Self::send_admin_response).
     pub(super) fn handle_admin_request(&mut self, request: &AdminRequest) -> Option<Answer> {
-        let AdminRequest { request_id, endpoint, client_id, query, body } = request;
+        let AdminRequest { request_id, endpoint, client_id, query, body, .. } = request;
         Some(Answer::Response(match endpoint {
             Endpoint::Metrics => return Some(Answer::Metrics(self.collect_metrics())),
             Endpoint::DevicesStatus => return Some(self.handle_devices_status(body)),
@@ -46,6 +46,12 @@ impl Gateway {
             Endpoint::CallAccept => self.handle_call_accept(body),
             Endpoint::CallHangUp => self.handle_call_hang_up(body),
             Endpoint::Message => self.handle_message(client_id, body),
+            Endpoint::Messages => return self.handle_broadcast(*request_id, body),
+            Endpoint::Notify => {
+                self.handle_notify(request);
+                return None;
+            }
+            Endpoint::NotifyState => self.admin.notify_files.response(client_id, self.io.now),
             Endpoint::Session => self.handle_show_session(client_id),
             Endpoint::EndSession => self.handle_end_session(client_id, query),
             Endpoint::Reload => self.handle_reload(),
@@ -66,12 +72,12 @@ impl Gateway {
     }
 
     /// The present device with this client id or MAC.
-    fn find_device(&self, name: &str) -> Option<SessionId> {
+    pub(super) fn find_device(&self, name: &str) -> Option<SessionId> {
         let found = self.sessions.by_name(name)?;
         self.sessions.get(found).is_some_and(|session| session.core.is_present()).then_some(found)
     }
 
-    fn client_id_of(&self, id: SessionId) -> &str {
+    pub(super) fn client_id_of(&self, id: SessionId) -> &str {
         self.sessions.client_id(id).map_or("", ClientId::as_str)
     }
 
@@ -126,7 +132,7 @@ impl Gateway {
         if let Err(bad) = members.string("session_id", "a string") {
             return dto::command_error(400, &bad.to_string());
         }
-        match self.deliver_message(device, body) {
+        match delivered(self.deliver_message(device, body)) {
             Some((_, delivery)) => {
                 let data = serde_json::json!({ "delivery": delivery });
                 Response::json(200, serde_json::json!({ "success": true, "data": data }).to_string())
@@ -187,26 +193,24 @@ impl Gateway {
             return bad_json();
         };
         if let Err(bad) = check_message_type(&members, body) {
-            return Response::error(400, "bad_type", &format!("{bad}."));
+            return bad_type(&bad);
         }
         if let Err(bad) = members.string("session_id", "a string") {
             return bad_parameter(&bad);
         }
         let Some(device) = self.find_device(client_id) else { return not_connected() };
-        let Some((status, delivery)) = self.deliver_message(device, body) else { return not_connected() };
+        let Some((status, delivery)) = delivered(self.deliver_message(device, body)) else {
+            return not_connected();
+        };
         let client_id = self.client_id_of(device);
         Response::json(status, serde_json::json!({ "clientId": client_id, "delivery": delivery }).to_string())
     }
 
-    /// Sends a device a message: the status of the response, and what became of it.
-    fn deliver_message(&mut self, device: SessionId, body: &str) -> Option<(u16, &'static str)> {
+    /// Sends a device a message.
+    pub(super) fn deliver_message(&mut self, device: SessionId, message: &str) -> Delivery {
         let mut delivery = Delivery::NotConnected;
-        self.drive(device, |core, cx| delivery = core.send_message(body.trim_ascii(), cx));
-        match delivery {
-            Delivery::Sent => Some((200, "sent")),
-            Delivery::Queued => Some((202, "queued")),
-            Delivery::NotConnected => None,
-        }
+        self.drive(device, |core, cx| delivery = core.send_message(message.trim_ascii(), cx));
+        delivery
     }
 
     fn handle_list_sessions(&self, query: &str) -> Answer {
@@ -333,7 +337,7 @@ impl Gateway {
 
 /// Checks that an operator may send a message of this type. The device reads the first member named `type` in any case, so that
 /// one is checked too.
-fn check_message_type(members: &Members<'_>, body: &str) -> Result<(), BadParameter> {
+pub(super) fn check_message_type(members: &Members<'_>, body: &str) -> Result<(), BadParameter> {
     let allowed = || format!("{} or {}", MESSAGE_TYPES[..3].join(", "), MESSAGE_TYPES[3]);
     match members.string("type", allowed())? {
         Some(kind) if MESSAGE_TYPES.contains(&&*kind) => {
@@ -347,14 +351,27 @@ fn check_message_type(members: &Members<'_>, body: &str) -> Result<(), BadParame
     }
 }
 
-fn bad_json() -> Response {
+/// The status of the response, and what became of the message; `None` if the device is not connected.
+pub(super) fn delivered(delivery: Delivery) -> Option<(u16, &'static str)> {
+    match delivery {
+        Delivery::Sent => Some((200, "sent")),
+        Delivery::Queued => Some((202, "queued")),
+        Delivery::NotConnected => None,
+    }
+}
+
+pub(super) fn bad_type(bad: &BadParameter) -> Response {
+    Response::error(400, "bad_type", &format!("{bad}."))
+}
+
+pub(super) fn bad_json() -> Response {
     Response::error(400, "bad_json", "The body is no JSON object.")
 }
 
-fn bad_parameter(bad: &BadParameter) -> Response {
+pub(super) fn bad_parameter(bad: &BadParameter) -> Response {
     Response::error(400, "bad_parameter", &format!("{bad}."))
 }
 
-fn not_connected() -> Response {
+pub(super) fn not_connected() -> Response {
     Response::error(404, "not_connected", "No device with this client id or MAC is connected.")
 }

@@ -4,13 +4,14 @@ use crate::admin::answer::Answer;
 use crate::admin::error::ApiError;
 use crate::admin::http::{Method, RequestHead};
 use crate::admin::response::Response;
-use crate::admin::routes::{self, RouteMatch, Scope};
+use crate::admin::routes::{self, Endpoint, RouteMatch, Scope};
 use crate::net::admin::connection::{Progress, ReceivedRequest};
 use crate::net::admin::pending::{AdminRequest, AdminResponse};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::AdminId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::Command;
+use crate::proto::ogg_opus::CAPTURE_PATTERN;
 
 /// Reads, writes and requests per dispatch and connection: enough for one request; pipelined ones wait for the next dispatch.
 const STEP_BUDGET: usize = 4;
@@ -25,7 +26,7 @@ impl Gateway {
                 Progress::Close => return self.admin.close(id),
                 Progress::Request(request) => {
                     let ReceivedRequest { head, body } = *request;
-                    self.dispatch_request(id, &head, &body);
+                    self.dispatch_request(id, &head, body);
                 }
             }
         }
@@ -40,7 +41,7 @@ impl Gateway {
     }
 
     /// Answers a request, or passes it on and makes its connection wait for the answer.
-    fn dispatch_request(&mut self, id: AdminId, head: &RequestHead, body: &[u8]) {
+    fn dispatch_request(&mut self, id: AdminId, head: &RequestHead, body: Vec<u8>) {
         let (endpoint, client_id) = match routes::match_route(&head.method, &head.path) {
             RouteMatch::Found(endpoint, client_id) => (endpoint, client_id.unwrap_or_default().into_owned()),
             refused => {
@@ -48,17 +49,17 @@ impl Gateway {
                 return self.respond(id, head, &error.response(routes::error_style(&head.path)));
             }
         };
-        let Ok(body) = str::from_utf8(body) else {
-            let error = ApiError::new(400, "bad_json", "The body is not UTF-8.");
-            return self.respond(id, head, &error.response(endpoint.error_style()));
-        };
-        let request = AdminRequest {
+        let mut request = AdminRequest {
             request_id: self.admin.next_request_id(id),
             endpoint,
             client_id,
             query: head.query.clone(),
-            body: body.to_owned(),
+            body: String::new(),
+            sound: None,
         };
+        if let Err(error) = self.take_body(&mut request, body) {
+            return self.respond(id, head, &error.response(endpoint.error_style()));
+        }
         let (workers, owner) = match endpoint.scope() {
             Scope::AllWorkers => (self.workers.len(), None),
             Scope::AnyWorker => (0, None),
@@ -78,6 +79,16 @@ impl Gateway {
             Some(answer) => self.send_admin_response(request.request_id, answer),
             None => {}
         }
+    }
+
+    /// Adds the body to the request: text, or a sound for a device, which begins as no text in JSON does.
+    fn take_body(&mut self, request: &mut AdminRequest, body: Vec<u8>) -> Result<(), ApiError> {
+        if request.endpoint == Endpoint::Notify && body.starts_with(CAPTURE_PATTERN) {
+            return self.keep_sound(request, body);
+        }
+        request.body =
+            String::from_utf8(body).map_err(|_| ApiError::new(400, "bad_json", "The body is not UTF-8."))?;
+        Ok(())
     }
 
     fn respond(&mut self, id: AdminId, head: &RequestHead, response: &Response) {

@@ -247,6 +247,8 @@ impl Gateway {
                 TimerKind::Accept => self.resume_accepting(),
                 TimerKind::Admin(id) => self.on_admin_timer(id, tick),
                 TimerKind::DeviceCalls => self.on_device_calls_timer(tick),
+                TimerKind::Broadcast => self.on_broadcast_timer(),
+                TimerKind::NotifyFallback => self.on_notify_timer(),
                 TimerKind::AcceptAdmin => self.io.run_queue.push(Task::AcceptAdmin),
                 TimerKind::Ota(id) => self.on_ota_timer(id, tick),
                 TimerKind::AcceptOta => self.io.run_queue.push(Task::AcceptOta),

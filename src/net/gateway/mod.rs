@@ -6,6 +6,7 @@ pub(crate) mod admin_requests;
 pub(crate) mod apply;
 pub(crate) mod audio_events;
 pub(crate) mod backend_events;
+pub(crate) mod broadcast;
 pub(crate) mod call_log;
 pub(crate) mod device_calls;
 pub(crate) mod device_close;
@@ -16,6 +17,7 @@ pub(crate) mod iteration;
 pub(crate) mod lifecycle;
 pub(crate) mod login;
 pub(crate) mod memory_trim;
+pub(crate) mod notify_requests;
 pub(crate) mod ota_requests;
 pub(crate) mod restart;
 pub(crate) mod run;
@@ -46,6 +48,7 @@ use crate::net::event_loop::run_queue::RunQueue;
 use crate::net::event_loop::timer_wheel::TimerWheel;
 use crate::net::event_loop::token::{self, WAKER, WAKEUP};
 use crate::net::event_loop::wakeup::Wakeup;
+use crate::net::gateway::broadcast::Broadcasts;
 use crate::net::gateway::device_calls::DeviceCalls;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
 use crate::net::gateway::lifecycle::Lifecycle;
@@ -93,6 +96,7 @@ pub struct Gateway {
     admin: AdminServer,
     ota: OtaServer,
     device_calls: DeviceCalls,
+    broadcasts: Broadcasts,
     workers: Workers,
     lifecycle: Lifecycle,
     memory_trim: MemoryTrim,
@@ -182,6 +186,7 @@ impl Gateway {
             admin,
             ota,
             device_calls: DeviceCalls::default(),
+            broadcasts: Broadcasts::default(),
             workers: Workers::default(),
             lifecycle: Lifecycle::new(source),
             memory_trim: MemoryTrim::default(),
