@@ -69,10 +69,13 @@ pub(crate) enum OtaOutcome {
     Limited,
     /// It is no request of a device.
     Invalid,
+    /// It got a sound.
+    Sound,
 }
 
 impl OtaOutcome {
-    const LABELS: [&str; 6] = ["answered", "passed_on", "upstream_failed", "refused", "limited", "invalid"];
+    const LABELS: [&str; 7] =
+        ["answered", "passed_on", "upstream_failed", "refused", "limited", "invalid", "sound"];
 }
 
 /// Everything that has been counted since the start.

@@ -3,11 +3,14 @@
 //! The worker with the management API checks and keeps the sound, and serves it on the OTA port; the worker of the device writes
 //! the message.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
 use crate::admin::answer::Answer;
 use crate::admin::error::ApiError;
+use crate::admin::http::{Method, RequestHead};
 use crate::admin::notify::NotifyRequest;
 use crate::admin::notify_files::{FETCH_WAIT, NewFile};
 use crate::admin::params::Members;
@@ -15,10 +18,13 @@ use crate::admin::response::Response;
 use crate::admin::routes::Endpoint;
 use crate::net::admin::pending::{AdminRequest, KeptSound};
 use crate::net::event_loop::io::TimerKind;
+use crate::net::event_loop::token::OtaId;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::admin_handlers::{bad_json, bad_parameter, delivered, not_connected};
+use crate::net::gateway::admin_handlers::{bad_parameter, delivered, not_connected};
 use crate::net::gateway::handle::Command;
-use crate::net::media::credentials;
+use crate::net::media::credentials::local_address;
+use crate::net::metrics::OtaOutcome;
+use crate::net::ota::message::OtaResponse;
 use crate::proto::ogg_opus;
 
 /// Where the OTA port serves sounds; a name and [`EXTENSION`] follow.
@@ -38,7 +44,7 @@ impl Gateway {
         let found = ogg_opus::check(&bytes).map_err(|bad| {
             ApiError::new(422, "bad_sound", format!("Devices do not play this file: {bad}."))
         })?;
-        let Some(port) = self.ota_port() else {
+        let Some(port) = self.addresses.ota.map(|ota| ota.port()) else {
             let why = "Devices fetch a sound from the OTA port, and there is none: set ota.enabled to true and restart.";
             return Err(ApiError::new(409, "ota_off", why));
         };
@@ -72,7 +78,7 @@ impl Gateway {
     fn notify(&mut self, request: &AdminRequest) -> Result<Response, Response> {
         let wanted = match &request.sound {
             Some(_) => NotifyRequest::parse_query(&request.query),
-            None => NotifyRequest::parse(&Members::of_body(&request.body).map_err(|_| bad_json())?),
+            None => NotifyRequest::parse(&Members::of_body(&request.body).map_err(|_| neither())?),
         };
         let wanted = wanted.map_err(|bad| bad_parameter(&bad))?;
         let device = self.find_device(&request.client_id).ok_or_else(not_connected)?;
@@ -82,7 +88,7 @@ impl Gateway {
         let mut answer = json!({ "clientId": self.client_id_of(device), "inCall": in_call });
         let url = match &request.sound {
             Some(sound) => {
-                let host = credentials::udp_host(&self.io.config.udp, local).ok_or_else(no_address)?;
+                let host = self.sound_host(local).ok_or_else(no_address)?;
                 let KeptSound { id, port, length, duration_ms } = sound;
                 answer["id"] = Value::from(id.as_str());
                 answer["bytes"] = Value::from(*length);
@@ -101,6 +107,13 @@ impl Gateway {
         answer["message"] = Value::from(if url.is_some() { "notify" } else { "alert" });
         answer["audioUrl"] = Value::from(url);
         Ok(Response::json(status, answer.to_string()))
+    }
+
+    /// The host at which a device reaches the OTA port, when its MQTT connection has reached this local address.
+    fn sound_host(&self, local: Option<IpAddr>) -> Option<String> {
+        let local = local.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let host = self.io.config.ota_endpoint(None, local).map(|(host, _)| host);
+        host.or_else(|| Some(local_address()?.to_string()))
     }
 
     /// Sends the text to the devices that have not fetched their sound in time.
@@ -122,12 +135,37 @@ impl Gateway {
         }
     }
 
-    /// The port from which devices fetch sounds.
-    fn ota_port(&self) -> Option<u16> {
-        None
+    /// Answers a request for a sound; `None` when it is for something else. Whoever knows the name may fetch it: the device, which was
+    /// told it, may be in any network.
+    pub(super) fn answer_sound(
+        &mut self,
+        id: OtaId,
+        head: &RequestHead,
+    ) -> Option<(OtaOutcome, OtaResponse)> {
+        let name = head.path.strip_prefix(PATH)?;
+        if head.method != Method::GET {
+            return Some((OtaOutcome::Invalid, OtaResponse::error(405, "A sound is fetched with GET.")));
+        }
+        let name = name.strip_suffix(EXTENSION).unwrap_or_default();
+        if let Some(body) = self.admin.notify_files.fetch(name, self.io.now) {
+            return Some((OtaOutcome::Sound, OtaResponse { status: 200, content_type: "audio/ogg", body }));
+        }
+        let (ip, _) = self.ota.addresses(id)?;
+        Some(match self.ota.may_ask(ip, self.io.now) {
+            true => (OtaOutcome::Invalid, OtaResponse::error(404, "There is no such sound any more.")),
+            false => (OtaOutcome::Limited, OtaResponse::error(429, "This address has asked too often.")),
+        })
     }
 }
 
+fn neither() -> Response {
+    Response::error(
+        400,
+        "bad_json",
+        "The body is neither a JSON object nor an Ogg file, which begins with OggS.",
+    )
+}
+
 fn no_address() -> Response {
-    Response::error(500, "no_address", "There is no IPv4 address to tell the device: set udp.public_ip.")
+    Response::error(500, "no_address", "There is no IPv4 address to tell the device: set ota.endpoint.")
 }

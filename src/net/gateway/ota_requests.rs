@@ -74,15 +74,16 @@ impl Gateway {
         }
     }
 
-    /// Answers a request, or passes it on to another server and lets it wait.
+    /// Answers a request by its path, or passes it on to another server and lets it wait.
     fn dispatch_ota_request(&mut self, id: OtaId, request: &OtaRequest) {
         let head_only = request.head.method == Method::HEAD;
-        let (outcome, response) = match self.check_device(id, request) {
+        let sound = self.answer_sound(id, &request.head);
+        let (outcome, response) = match sound.map_or_else(|| self.check_device(id, request), Err) {
             Ok(section) => {
                 let Some(section) = self.pass_on(id, section, request) else { return };
                 (OtaOutcome::Answered, self.own_answer(&section))
             }
-            Err(refused) => refused,
+            Err(answered) => answered,
         };
         self.io.metrics.ota_outcome(outcome);
         self.ota.respond(id, &response, head_only, &self.io);
