@@ -19,20 +19,20 @@ use crate::proto::identity::ClientId;
 use crate::session::Delivery;
 
 /// Devices that get the message at a time, and the pause before the next: 2,500 in a second, for each worker.
-const BATCH: usize = 20;
+pub(super) const BATCH: usize = 20;
 const PAUSE: Duration = Duration::from_millis(8);
 /// Messages to many that one worker sends or keeps at a time. The devices of a further one are refused.
-const MAX_BROADCASTS: usize = 8;
+pub(super) const MAX_BROADCASTS: usize = 8;
 
 /// The messages that are being sent, one after the other.
 #[derive(Default)]
-pub(crate) struct Broadcasts(VecDeque<Broadcast>);
+pub(crate) struct Broadcasts(pub(super) VecDeque<Broadcast>);
 
-struct Broadcast {
+pub(super) struct Broadcast {
     request_id: u64,
     message: String,
-    left: VecDeque<SessionId>,
-    counts: MessageCounts,
+    pub(super) left: VecDeque<SessionId>,
+    pub(super) counts: MessageCounts,
 }
 
 impl Gateway {

@@ -1,6 +1,7 @@
 //! Tests of the gateway with real sockets and a loop whose iterations the tests run one by one.
 
 mod admission;
+mod broadcast;
 mod memory;
 mod partial_packets;
 mod run;
