@@ -246,7 +246,7 @@ proptest! {
     #[test]
     fn the_checksum_is_that_of_single_bits(bytes in proptest::collection::vec(any::<u8>(), 0..40), start in any::<u32>()) {
         let bit_by_bit = bytes.iter().fold(start, |crc, byte| {
-            (0..8).fold(crc ^ u32::from(*byte) << 24, |crc, _| crc << 1 ^ (crc >> 31) * 0x04c1_1db7)
+            (0..8).fold(crc ^ u32::from(*byte) << 24, |crc, _| (crc << 1) ^ ((crc >> 31) * 0x04c1_1db7))
         });
         prop_assert_eq!(checksum(start, &bytes), bit_by_bit);
     }
