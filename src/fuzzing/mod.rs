@@ -9,6 +9,7 @@ mod http_parse;
 mod json_peek;
 mod live_call;
 mod mqtt_decode;
+mod ogg_opus;
 mod proxy_header;
 mod session_bytes;
 mod udp_open;
@@ -18,6 +19,7 @@ mod ws_audio;
 pub use http_parse::http_parse;
 pub use json_peek::json_peek;
 pub use mqtt_decode::mqtt_decode;
+pub use ogg_opus::{firmware_plays, ogg_opus};
 pub use proxy_header::proxy_header;
 pub use session_bytes::session_bytes;
 pub use udp_open::udp_open;
@@ -72,11 +74,12 @@ mod tests {
 
     type FuzzTarget = (&'static str, fn(&[u8]));
 
-    const TARGETS: [FuzzTarget; 10] = [
+    const TARGETS: [FuzzTarget; 11] = [
         ("config_parse", config_parse),
         ("http_parse", http_parse),
         ("json_peek", json_peek),
         ("mqtt_decode", mqtt_decode),
+        ("ogg_opus", ogg_opus),
         ("proxy_header", proxy_header),
         ("session_bytes", session_bytes),
         ("session_core", session_core),

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::fuzzing::firmware_plays;
 
 const FFMPEG: &[u8] = include_bytes!("../../../tests/data/notify/ffmpeg.ogg");
 const OPUSENC: &[u8] = include_bytes!("../../../tests/data/notify/opusenc.ogg");
@@ -183,37 +184,6 @@ fn a_packet_may_go_on_over_pages_and_have_2048_bytes() {
     assert_eq!(check(&unfinished), Err(BadOggOpus::NoEnd));
 }
 
-/// The firmware's own loop, as far as it decides what is played: which packets it takes, or `None` for an error.
-fn firmware(file: &[u8]) -> Option<usize> {
-    let (mut at, mut packet, mut packets, mut headers) = (0, Vec::new(), 0, 0);
-    while at < file.len() {
-        let page = &file[at..];
-        if !page.starts_with(b"OggS") || page.len() < 27 || page[4] != 0 {
-            return None;
-        }
-        let table = page.get(27..27 + usize::from(page[26]))?;
-        at += 27 + table.len();
-        for length in table {
-            packet.extend(file.get(at..at + usize::from(*length))?);
-            at += usize::from(*length);
-            if packet.len() > 2048 {
-                return None;
-            }
-            if *length == 255 {
-                continue;
-            }
-            match headers {
-                0 if packet.starts_with(b"OpusHead") && packet.len() >= 19 && packet[9] == 1 => headers = 1,
-                1 if packet.starts_with(b"OpusTags") => headers = 2,
-                2 => packets += 1,
-                _ => return None,
-            }
-            packet.clear();
-        }
-    }
-    (headers == 2 && packets > 0 && packet.is_empty()).then_some(packets)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -238,7 +208,7 @@ proptest! {
         file.truncate(file.len() - cut);
         let found = check(&file);
         if let Ok(found) = found {
-            prop_assert_eq!(firmware(&file), Some(found.packets));
+            prop_assert_eq!(firmware_plays(&file), Some(found.packets));
         }
         prop_assert_eq!(found.is_ok(), file == FFMPEG);
     }
@@ -258,6 +228,6 @@ proptest! {
         let file = file(&head(1, 1, 0), b"OpusTags\0\0", &split);
         let count = pages.iter().sum::<usize>();
         prop_assert_eq!(check(&file), Ok(OggOpus { packets: count, duration_ms: 20 * count as u64 }));
-        prop_assert_eq!(firmware(&file), Some(count));
+        prop_assert_eq!(firmware_plays(&file), Some(count));
     }
 }
