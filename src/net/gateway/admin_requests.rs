@@ -1,7 +1,7 @@
 //! Routes requests of the management API to the workers that answer them, and their answers to the connections that wait.
 
 use crate::admin::answer::Answer;
-use crate::admin::error::ApiError;
+use crate::admin::error::{ApiError, MAX_BODY_BYTES, RequestError};
 use crate::admin::http::{Method, RequestHead};
 use crate::admin::response::Response;
 use crate::admin::routes::{self, Endpoint, RouteMatch, Scope};
@@ -85,6 +85,9 @@ impl Gateway {
     fn take_body(&mut self, request: &mut AdminRequest, body: Vec<u8>) -> Result<(), ApiError> {
         if request.endpoint == Endpoint::Notify && body.starts_with(CAPTURE_PATTERN) {
             return self.keep_sound(request, body);
+        }
+        if body.len() > MAX_BODY_BYTES {
+            return Err(RequestError::BodyTooLong.error());
         }
         request.body =
             String::from_utf8(body).map_err(|_| ApiError::new(400, "bad_json", "The body is not UTF-8."))?;
