@@ -326,12 +326,92 @@ fn closing_a_logged_in_device_is_logged_at_a_limited_rate() {
     }
     let line = process.wait_for_line("closed: protocol error");
     assert!(line.contains("WARN") && line.contains(&client_id(1)) && line.contains("QoS 1"), "{line}");
-    // Garbage before CONNECT is not logged.
+    // Garbage before CONNECT is no warning: anybody can send it.
     let mut unauthenticated = Client::open(process.mqtt());
     unauthenticated.try_send(b"garbage");
     unauthenticated.read_until_closed();
+    let line = process.wait_for_line("the first byte is not that of a CONNECT");
+    assert!(line.contains("[INFO ] [127.0.0.1:"), "{line}");
     process.signal("TERM");
     let (_, lines) = process.end();
     let warnings = lines.iter().filter(|line| line.contains("protocol error")).count();
     assert!((1..5).contains(&warnings), "{lines:#?}");
+}
+
+#[test]
+fn garbage_from_anybody_is_some_lines_whoever_sends_it() {
+    let server = ChatServer::start();
+    let (_folder, process) = start(&server);
+    for _ in 0..100 {
+        let mut unauthenticated = Client::open(process.mqtt());
+        unauthenticated.try_send(b"\x16\x03\x01\x02\x00\x01");
+        unauthenticated.read_until_closed();
+    }
+    process.signal("TERM");
+    let (_, lines) = process.end();
+    let lines = lines.iter().filter(|line| line.contains("a TLS handshake on the port without TLS")).count();
+    // Ten at once, then one in ten seconds, and the machine may be slow.
+    assert!((10..20).contains(&lines), "{lines}");
+}
+
+#[test]
+fn a_device_that_connects_and_leaves_is_a_line_each_with_who_where_and_why() {
+    let server = ChatServer::start();
+    let (_folder, mut process) = start(&server);
+    let who = format!("[INFO ] [{} 127.0.0.1:", client_id(1));
+    let mut device = Device::connect(process.mqtt(), 1);
+    let line = process.wait_for_line("connected");
+    assert!(line.contains(&who) && line.ends_with("] connected, new since the start"), "{line}");
+    // DISCONNECT.
+    device.mqtt.send(&[0xe0, 0]);
+    device.mqtt.read_until_closed();
+    let line = process.wait_for_line("closed");
+    assert!(line.contains(&who) && line.contains("] closed: the device disconnected, "), "{line}");
+    assert!(line.ends_with(" s after it connected") && !line.contains("duration"), "{line}");
+
+    let mut device = Device::connect(process.mqtt(), 1);
+    let line = process.wait_for_line("connected");
+    assert!(line.contains(&who) && line.ends_with("] connected, back"), "{line}");
+    // It loses its connection in a call, and is there again.
+    let (_call, _peer) = device.call(&server);
+    device.mqtt.reset();
+    let line = process.wait_for_line("connection lost");
+    assert!(line.contains(&who) && line.ends_with("kept for 35 s: the device disconnected"), "{line}");
+    let _device = Device::connect(process.mqtt(), 1);
+    let line = process.wait_for_line("connected");
+    assert!(line.contains(&who) && line.ends_with("] connected again, its call goes on"), "{line}");
+    process.signal("TERM");
+    let line = process.wait_for_line("the gateway is stopping");
+    assert!(line.contains(&who), "{line}");
+}
+
+#[test]
+fn hundreds_of_devices_at_once_are_some_lines_and_their_number() {
+    const DEVICES: usize = 250;
+    let server = ChatServer::start();
+    let (_folder, process) = start(&server);
+    let begin = Instant::now();
+    let devices: Vec<_> = (0..DEVICES).map(|n| Device::connect(process.mqtt(), n as u8)).collect();
+    process.signal("TERM");
+    drop(devices);
+    let (_, lines) = process.end();
+    let seconds = begin.elapsed().as_secs() as usize;
+    let written = |part: &str| lines.iter().filter(|line| line.contains(part)).count();
+    // "N more devices connected (N new since the start, N back) and N left in the last second, not logged one by one"
+    let numbers = |line: &String| {
+        let words = line.split([' ', '(']).filter_map(|word| word.parse().ok());
+        words.collect::<Vec<usize>>()
+    };
+    let summaries: Vec<_> =
+        lines.iter().filter(|line| line.contains("not logged one by one")).map(numbers).collect();
+    let counted = |n: usize| summaries.iter().map(|numbers| numbers[n]).sum::<usize>();
+    let (connected, left) = (written("] connected, new"), written("] closed: "));
+    assert_eq!(connected + counted(0), DEVICES, "{lines:#?}");
+    assert_eq!((counted(1), counted(2)), (counted(0), 0), "{lines:#?}");
+    assert_eq!(left + counted(3), DEVICES, "{lines:#?}");
+    // Ten a second, and a summary of each.
+    assert!(
+        connected + left <= 10 * (seconds + 2) && summaries.len() <= seconds + 2,
+        "{seconds} s: {lines:#?}"
+    );
 }

@@ -1,7 +1,7 @@
-//! Bounds how many log lines each device or address can cause.
+//! Bounds how many log lines each device or address can cause, and all of them together.
 
 use std::hash::Hash;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::session::RateLimiter;
 
@@ -20,5 +20,38 @@ pub(crate) fn suppressed_suffix(suppressed: u64) -> String {
     match suppressed {
         0 => String::new(),
         n => format!(" ({n} more were not logged)"),
+    }
+}
+
+/// Lines of one kind that may be written in a second.
+const LINES_PER_SECOND: u32 = 10;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Lines of one kind in the current second. What it leaves out is for a summary at the end of that second.
+#[derive(Default)]
+pub(crate) struct LinesPerSecond {
+    /// When the current second began; none before the first line.
+    start: Option<Instant>,
+    /// Lines written in it.
+    written: u32,
+}
+
+impl LinesPerSecond {
+    /// Whether there is room for a line now.
+    ///
+    /// # Errors
+    /// When there is none: the end of this second.
+    pub(crate) fn has_room(&mut self, now: Instant) -> Result<(), Instant> {
+        let mut start = *self.start.get_or_insert(now);
+        if now.saturating_duration_since(start) >= SECOND {
+            (start, self.written) = (now, 0);
+            self.start = Some(start);
+        }
+        if self.written < LINES_PER_SECOND { Ok(()) } else { Err(start + SECOND) }
+    }
+
+    /// A line was written.
+    pub(crate) fn count(&mut self) {
+        self.written += 1;
     }
 }

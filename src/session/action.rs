@@ -479,8 +479,13 @@ pub enum LogEvent {
         /// It continues the call of its lost connection.
         resumed: bool,
     },
-    /// The connection was lost during a call, which is kept for this long.
-    ConnectionLost(Duration),
+    /// The connection was lost during a call.
+    ConnectionLost {
+        /// For how long the call is kept.
+        kept: Duration,
+        /// Why the connection is closed.
+        why: CloseReason,
+    },
     /// The device was away for this long, and is in the call again.
     Resumed(Duration),
     /// The call ends: the device, whose connection was lost so long ago, did not resume it.

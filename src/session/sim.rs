@@ -290,7 +290,7 @@ fn coverage_point(action: &Action) -> Option<&'static str> {
         Action::CloseDevice(CloseReason::KeepAlive) => Some("keep alive"),
         Action::Log(LogEvent::Redialled { .. }) => Some("redialled"),
         Action::Log(LogEvent::Connected { resumed: true }) => Some("resumed"),
-        Action::Log(LogEvent::ConnectionLost(_)) => Some("away"),
+        Action::Log(LogEvent::ConnectionLost { .. }) => Some("away"),
         Action::Log(LogEvent::NoServerHello(_)) => Some("no server hello"),
         Action::Log(LogEvent::HeldAudioDropped(_)) => Some("held dropped"),
         _ => None,

@@ -49,6 +49,8 @@ pub(crate) enum TimerKind {
     Watchdog,
     /// Sum up the log lines about refusals that were left out.
     RefusalSummary,
+    /// Sum up the log lines about devices that connected or left that were left out.
+    ConnectionSummary,
     /// A device may still be in a call of an earlier process of the gateway.
     Restart,
     /// Give memory back after a peak.

@@ -6,6 +6,7 @@ use crate::admin::recent_errors::RecentErrorKind;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::log_limiter::suppressed_suffix;
+use crate::net::mqtt::connection_log::Change;
 use crate::proto::identity::ClientId;
 use crate::session::{CallState, CallSummary, LogEvent, ToolCount};
 
@@ -47,8 +48,9 @@ impl Gateway {
 
     pub(super) fn log_event(&mut self, id: SessionId, event: &LogEvent) {
         let level = match event {
+            LogEvent::Connected { resumed } => return self.log_connected(id, event, *resumed),
+            LogEvent::ConnectionLost { .. } => self.change_level(Change::Left),
             LogEvent::CallStarted { .. }
-            | LogEvent::ConnectionLost(_)
             | LogEvent::Resumed(_)
             | LogEvent::NotResumed(_)
             | LogEvent::ServerEndedCall { code: None | Some(1000), .. }
@@ -56,7 +58,6 @@ impl Gateway {
             // A failing server causes one warning; its calls redialling could cause hundreds.
             LogEvent::Redialling { .. }
             | LogEvent::Redialled { .. }
-            | LogEvent::Connected { .. }
             | LogEvent::DialFailed { .. }
             | LogEvent::DeviceNotification(_)
             | LogEvent::ToolDiscovery(Err(_) | Ok(ToolCount { forwarded: 0, .. })) => Level::Debug,

@@ -146,7 +146,7 @@ impl Gateway {
                 return ReadOutcome::More(id);
             }
             let awaits_connect = session.core.awaits_connect();
-            if awaits_connect && rest[0] >> 4 != CONNECT {
+            if awaits_connect && rest[0] != CONNECT << 4 {
                 let first = rest[0];
                 self.drive(id, |core, cx| core.on_invalid_first_byte(first, cx));
                 return ReadOutcome::More(id);

@@ -255,6 +255,7 @@ impl Gateway {
                 TimerKind::CheckFiles => self.check_files(),
                 TimerKind::Watchdog => self.notify_watchdog(),
                 TimerKind::RefusalSummary => self.mqtt.refusals().log.summarize(),
+                TimerKind::ConnectionSummary => self.connection_log.write_summary(),
                 TimerKind::Restart => self.on_restart_timer(),
                 TimerKind::TrimMemory => self.trim_memory(),
                 TimerKind::Stop => {}

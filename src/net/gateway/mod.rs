@@ -11,6 +11,7 @@ pub(crate) mod call_log;
 pub(crate) mod device_calls;
 pub(crate) mod device_close;
 pub(crate) mod device_events;
+pub(crate) mod device_log;
 pub mod fd_limit;
 pub(crate) mod handle;
 pub(crate) mod iteration;
@@ -58,6 +59,7 @@ use crate::net::gateway::workers::Workers;
 use crate::net::log_limiter::LogLimiter;
 use crate::net::media::audio_port::AudioPort;
 use crate::net::metrics::Metrics;
+use crate::net::mqtt::connection_log::ConnectionLog;
 use crate::net::mqtt::listener::Listeners;
 use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::ota::server::OtaServer;
@@ -108,6 +110,10 @@ pub struct Gateway {
     hellos: HelloLimiter,
     ended_calls: EndedCalls,
     actions: Vec<Action>,
+    /// Lines about devices that connect and leave.
+    connection_log: ConnectionLog,
+    /// Lines about connections that ended before their login.
+    unidentified_log: LogLimiter<()>,
     /// Lines about the calls of each device.
     call_log: LogLimiter<Mac>,
     /// Client ids that moved to another connection while the earlier one was open; the warnings about them.
@@ -196,6 +202,8 @@ impl Gateway {
             hellos: HelloLimiter::default(),
             ended_calls: EndedCalls::default(),
             actions: Vec::new(),
+            connection_log: ConnectionLog::default(),
+            unidentified_log: LogLimiter::new(10, Duration::from_secs(10)),
             call_log: LogLimiter::new(CALL_LINES_BURST, CALL_LINES_REFILL),
             // The third within a minute is one too many.
             client_id_changes: RateLimiter::new(2, Duration::from_secs(60)),

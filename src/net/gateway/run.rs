@@ -35,6 +35,7 @@ impl Gateway {
         while !self.is_stopped() {
             self.run_once(&mut events)?;
         }
+        self.connection_log.write_summary();
         if self.lifecycle.phase() == Phase::Draining && self.workers.is_leader() {
             info!("drained: the last call has ended");
             self.sd_notify.stopping();

@@ -6,6 +6,7 @@ pub mod certificate;
 pub(crate) mod certificate_chain;
 pub(crate) mod certificate_info;
 pub(crate) mod connection;
+pub(crate) mod connection_log;
 pub(crate) mod connections_by_address;
 pub(crate) mod eviction;
 pub(crate) mod handshake;

@@ -2,31 +2,24 @@
 //! since a flood can have many addresses. What that leaves out is summed up in one line at the end of the second.
 
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
 
 use log::warn;
 
 use crate::net::event_loop::io::{Io, TimerKind};
-use crate::net::log_limiter::{LogLimiter, suppressed_suffix};
+use crate::net::log_limiter::{LinesPerSecond, LogLimiter, suppressed_suffix};
 use crate::proto::address_key::AddressKey;
-
-const LINES_PER_SECOND: u32 = 10;
-const SECOND: Duration = Duration::from_secs(1);
 
 pub(crate) struct RefusalLog {
     /// An IPv6 /64 is one address.
     by_address: LogLimiter<AddressKey>,
-    /// When the current second began; none before the first line.
-    second: Option<Instant>,
-    /// Lines written in the current second.
-    lines: u32,
+    lines: LinesPerSecond,
     /// Lines that were left out since the last summary.
     left_out: u64,
 }
 
 impl Default for RefusalLog {
     fn default() -> Self {
-        Self { by_address: LogLimiter::every_ten_seconds(), second: None, lines: 0, left_out: 0 }
+        Self { by_address: LogLimiter::every_ten_seconds(), lines: LinesPerSecond::default(), left_out: 0 }
     }
 }
 
@@ -34,21 +27,19 @@ impl RefusalLog {
     /// Whether a line about this address may be written, and with which suffix. If not, [`TimerKind::RefusalSummary`] may
     /// be armed.
     pub(crate) fn allows(&mut self, ip: IpAddr, io: &mut Io) -> Option<String> {
-        let mut start = *self.second.get_or_insert(io.now);
-        if io.now.saturating_duration_since(start) >= SECOND {
-            (start, self.lines) = (io.now, 0);
-            self.second = Some(start);
-        }
-        let suffix = if self.lines < LINES_PER_SECOND {
-            self.by_address.allows(ip.into(), io.now).map(suppressed_suffix)
-        } else {
-            if self.left_out == 0 {
-                io.timers.arm(start + SECOND, TimerKind::RefusalSummary);
+        let suffix = match self.lines.has_room(io.now) {
+            Ok(()) => self.by_address.allows(ip.into(), io.now).map(suppressed_suffix),
+            Err(end) => {
+                if self.left_out == 0 {
+                    io.timers.arm(end, TimerKind::RefusalSummary);
+                }
+                self.left_out += 1;
+                None
             }
-            self.left_out += 1;
-            None
         };
-        self.lines += u32::from(suffix.is_some());
+        if suffix.is_some() {
+            self.lines.count();
+        }
         io.metrics.refusal_lines_left_out += u64::from(suffix.is_none());
         suffix
     }
@@ -65,7 +56,11 @@ impl RefusalLog {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
 
     fn ip(n: u32) -> IpAddr {
         std::net::Ipv4Addr::from(0xc000_0200 + n).into()

@@ -80,8 +80,8 @@ impl fmt::Display for LogEvent {
         match self {
             Self::Connected { resumed: false } => f.write_str("connected"),
             Self::Connected { resumed: true } => f.write_str("connected again, its call goes on"),
-            Self::ConnectionLost(grace) => {
-                write!(f, "connection lost in a call, kept for {} s", grace.as_secs())
+            Self::ConnectionLost { kept, why } => {
+                write!(f, "connection lost in a call, kept for {} s: {why}", kept.as_secs())
             }
             Self::Resumed(after) => write!(f, "the call is resumed after {:.1} s", after.as_secs_f64()),
             Self::NotResumed(after) => {
@@ -259,7 +259,10 @@ mod tests {
         for (event, words) in [
             (LogEvent::Connected { resumed: false }, "connected"),
             (LogEvent::Connected { resumed: true }, "connected again, its call goes on"),
-            (LogEvent::ConnectionLost(after), "connection lost in a call, kept for 12 s"),
+            (
+                LogEvent::ConnectionLost { kept: after, why: CloseReason::Disconnected },
+                "connection lost in a call, kept for 12 s: the device disconnected",
+            ),
             (
                 LogEvent::CallStarted { session_id: "s".into(), url: url(), after },
                 "call begins: session=s server=ws://a/ answered_after=12345ms",

@@ -39,6 +39,11 @@ impl Core {
         matches!(self.phase, SessionPhase::Online | SessionPhase::AwaitingReconnect)
     }
 
+    /// When this connection was opened or, once it was accepted, when that was.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
     /// When this connection, or the one that was lost during the call, was accepted.
     pub fn online_since(&self) -> Option<Instant> {
         self.is_present().then_some(self.since)

@@ -140,7 +140,7 @@ impl Core {
             call.on_device_lost(cx.now);
             self.phase = SessionPhase::AwaitingReconnect;
             self.deadline = CoarseInstant::at(cx.now + grace, self.since);
-            cx.log(LogEvent::ConnectionLost(grace));
+            cx.log(LogEvent::ConnectionLost { kept: grace, why: reason.clone() });
             cx.out.push(Action::CloseDevice(reason));
             return;
         }

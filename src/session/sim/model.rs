@@ -339,7 +339,7 @@ impl Model {
                     self.awaiting_reconnect = !self.closed && decision.call_kept;
                     self.closed = true;
                 }
-                Action::Log(LogEvent::ConnectionLost(_)) => decision.call_kept = true,
+                Action::Log(LogEvent::ConnectionLost { .. }) => decision.call_kept = true,
                 Action::Log(LogEvent::NoServerHello(_)) => {
                     let WebSocketState::Open { hello_received: greeted, .. } = &mut self.ws else {
                         panic!("not open")

@@ -308,7 +308,7 @@ fn keep_alive_is_one_and_a_half_times_and_counts_inbound_bytes_only() {
         scenario.server_sends(r#"{"type":"llm"}"#);
     }
     let away = [
-        Action::Log(LogEvent::ConnectionLost(Duration::from_secs(35))),
+        Action::Log(LogEvent::ConnectionLost { kept: Duration::from_secs(35), why: CloseReason::KeepAlive }),
         Action::CloseDevice(CloseReason::KeepAlive),
     ];
     assert_eq!(scenario.wait(1_000), away, "what the device is sent does not keep it alive");

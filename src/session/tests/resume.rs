@@ -7,7 +7,9 @@ const GRACE: Duration = Duration::from_secs(35);
 #[test]
 fn a_call_is_kept_and_taken_over() {
     let mut scenario = Scenario::with_udp_peer();
-    let away = [Action::Log(LogEvent::ConnectionLost(GRACE)), Action::CloseDevice(CloseReason::Disconnected)];
+    let why = CloseReason::Disconnected;
+    let away =
+        [Action::Log(LogEvent::ConnectionLost { kept: GRACE, why: why.clone() }), Action::CloseDevice(why)];
     assert_eq!(scenario.lose_connection(), away);
     assert!(scenario.core.has_call() && !scenario.core.is_online() && !scenario.core.is_closed());
     // Texts for the device are queued, and audio continues in both directions.
@@ -167,7 +169,9 @@ fn disconnect_and_protocol_errors_keep_nothing() {
 #[test]
 fn a_slow_reader_loses_its_connection_and_keeps_its_call() {
     let mut scenario = Scenario::with_udp_peer();
-    let away = [Action::Log(LogEvent::ConnectionLost(GRACE)), Action::CloseDevice(CloseReason::SlowReader)];
+    let why = CloseReason::SlowReader;
+    let away =
+        [Action::Log(LogEvent::ConnectionLost { kept: GRACE, why: why.clone() }), Action::CloseDevice(why)];
     assert_eq!(scenario.drive(Core::on_slow_reader), away);
     assert_eq!(scenario.drive(Core::on_slow_reader), []);
     assert_eq!(scenario.lose_connection(), []);

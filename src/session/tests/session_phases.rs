@@ -113,7 +113,8 @@ fn a_call_is_taken_over_with_the_newer_id_and_not_from_a_finished_session() {
 fn commands_fail_when_the_device_disconnects_whether_its_call_is_kept_or_not() {
     let mut scenario = Scenario::with_udp_peer();
     scenario.send_command(7);
-    let away = Action::Log(LogEvent::ConnectionLost(scenario.shell.config.mqtt.resume_grace));
+    let kept = scenario.shell.config.mqtt.resume_grace;
+    let away = Action::Log(LogEvent::ConnectionLost { kept, why: CloseReason::Disconnected });
     assert_eq!(
         scenario.lose_connection(),
         [not_connected(7), away, Action::CloseDevice(CloseReason::Disconnected)]

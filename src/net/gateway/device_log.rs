@@ -1,0 +1,87 @@
+//! The log lines about devices that connect and leave.
+
+use log::{Level, debug, log, warn};
+
+use crate::admin::recent_errors::RecentErrorKind;
+use crate::net::event_loop::token::SessionId;
+use crate::net::gateway::Gateway;
+use crate::net::log_limiter::suppressed_suffix;
+use crate::net::mqtt::connection_log::Change;
+use crate::proto::mqtt::ConnectReturnCode;
+use crate::session::{CloseReason, LogEvent};
+
+impl Gateway {
+    /// A device was accepted; with `resumed` it continues the call of its lost connection.
+    pub(super) fn log_connected(&mut self, id: SessionId, event: &LogEvent, resumed: bool) {
+        let Some(mac) = self.sessions.client_id(id).map(|client_id| client_id.mac()) else { return };
+        let change = self.connection_log.connected(mac);
+        let seen = match (resumed, change) {
+            (true, _) => "",
+            (false, Change::New) => ", new since the start",
+            (false, _) => ", back",
+        };
+        log!(self.change_level(change), "{} {event}{seen}", self.sessions.log_prefix(id));
+    }
+
+    /// The level of a line about a device that connected or left.
+    pub(super) fn change_level(&mut self, change: Change) -> Level {
+        if self.connection_log.allows(change, &mut self.io) { Level::Info } else { Level::Debug }
+    }
+
+    /// A connection ended before anything was known about who it is. Anybody can cause this, so it is no warning.
+    fn log_unidentified(&mut self, line: &str) {
+        let suppressed = self.unidentified_log.allows((), self.io.now);
+        let level = if suppressed.is_some() { Level::Info } else { Level::Debug };
+        log!(level, "{line}{}", suppressed_suffix(suppressed.unwrap_or_default()));
+    }
+
+    pub(super) fn log_close(&mut self, id: SessionId, reason: &CloseReason) {
+        let prefix = self.sessions.log_prefix(id);
+        let Some(session) = self.sessions.get(id) else { return };
+        let ip = session.core.ip();
+        let is_device = session.core.client_id().is_some();
+        let (line, recent_error) = match reason {
+            CloseReason::Refused(code, _) => {
+                let kind = match code {
+                    ConnectReturnCode::ServerUnavailable => RecentErrorKind::TooManyDevices,
+                    _ => RecentErrorKind::LoginRefused,
+                };
+                (format!("{prefix} {reason}"), Some((kind, format!("{ip} {reason}"))))
+            }
+            CloseReason::HelloVersion(_) => {
+                let error = (RecentErrorKind::HelloVersion, reason.to_string());
+                (format!("{prefix} closed: {reason}"), Some(error))
+            }
+            CloseReason::MacDenied(_) => (format!("{prefix} closed: {reason}"), None),
+            // Only devices are worth a warning: anybody can connect and send anything.
+            CloseReason::Protocol(_)
+            | CloseReason::UnexpectedPacket(_)
+            | CloseReason::MemoryLimit
+            | CloseReason::Displaced
+                if is_device =>
+            {
+                (format!("{prefix} closed: {reason}"), None)
+            }
+            CloseReason::Protocol(_) | CloseReason::UnexpectedPacket(_) | CloseReason::ConnectTimeout => {
+                return self.log_unidentified(&format!("{prefix} closed: {reason}"));
+            }
+            // The core has logged a lost connection whose call is kept.
+            _ if !is_device || !session.core.is_closed() => return debug!("{prefix} closed: {reason}"),
+            _ => {
+                let seconds = self.io.now.saturating_duration_since(session.core.since()).as_secs();
+                let level = self.change_level(Change::Left);
+                return log!(level, "{prefix} closed: {reason}, {seconds} s after it connected");
+            }
+        };
+        let suffix = self.mqtt.refusals().log.allows(ip, &mut self.io);
+        match suffix {
+            Some(suffix) => {
+                warn!("{line}{suffix}");
+                if let Some((kind, message)) = recent_error {
+                    self.record_session_error(id, kind, &message);
+                }
+            }
+            None => debug!("{line}"),
+        }
+    }
+}
