@@ -272,7 +272,7 @@ fn an_operator_views_and_controls_devices() {
     browser.screenshot("token");
     browser.fill("token", "wrong");
     browser.click("#login button");
-    browser.until("$('refused').textContent.includes('Wrong or expired')");
+    browser.until("$('refused').textContent.includes('Wrong or expired token')");
     assert_eq!(browser.value("$('cols').hidden && $('desk').hidden"), true);
     browser.log_in();
     browser.open(&fixture);
@@ -356,6 +356,23 @@ fn an_operator_views_and_controls_devices() {
     assert_eq!(browser.text("document.title"), "MQTT WebSocket Proxy");
     browser.click("#forget");
     browser.until("!$('ask').hidden && devices.size === 0 && sessionStorage.length === 0");
+    assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
+}
+
+#[test]
+fn a_link_with_the_token_opens_the_page_and_hides_it() {
+    let Some(mut browser) = Browser::start() else { return };
+    let fixture = fixture(|_| {});
+    let link = format!("http://{}/#token={TOKEN}", fixture.api);
+    browser.call("Page.navigate", json!({ "url": link }));
+    browser.until("typeof poll === 'function' && state === 'live'");
+    assert_eq!(browser.value("$('ask').hidden"), true);
+    assert_eq!(browser.text("location.href"), format!("http://{}/", fixture.api));
+    // In a page that is open and has no token any more, a link is a change of what is behind #.
+    browser.click("#forget");
+    browser.until("!$('ask').hidden && sessionStorage.length === 0");
+    browser.call("Page.navigate", json!({ "url": link }));
+    browser.until("state === 'live' && location.hash === ''");
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 }
 
