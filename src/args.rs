@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use log::LevelFilter;
 use mqtt_websocket_proxy::config::{DEFAULT_FILE, LEVELS, NODE_FILE, VARIABLES, parse_level};
 use mqtt_websocket_proxy::tools::command_line::{finish, nearest, path_option};
-use mqtt_websocket_proxy::tools::{check, credentials, demo, health, probe};
+use mqtt_websocket_proxy::tools::{check, credentials, demo, health, init, probe, token};
 use pico_args::Arguments;
 
 /// What the command line asks for.
@@ -35,11 +35,13 @@ pub(crate) struct RunOptions {
 pub(crate) type RunSubcommand = fn(Arguments) -> ExitCode;
 
 /// The sub-commands by their names.
-const SUBCOMMANDS: [(&str, RunSubcommand); 5] = [
+const SUBCOMMANDS: [(&str, RunSubcommand); 7] = [
     ("demo", demo::run),
+    ("init", init::run),
     ("probe", probe::run),
     ("check", check::run),
     ("credentials", credentials::run),
+    ("token", token::run),
     ("health", health::run),
 ];
 
@@ -92,9 +94,11 @@ Gateway between XiaoZhi voice devices (MQTT, encrypted UDP audio) and WebSocket 
 Usage:
   mqtt-websocket-proxy [options]
   mqtt-websocket-proxy demo [options]               show a call: gateway, echo server and device in one
+  mqtt-websocket-proxy init [options]               write a configuration, say what to do next
   mqtt-websocket-proxy probe HOST[:PORT] [options]  be a device: say what works at a gateway, step by step
   mqtt-websocket-proxy check [options]              say what is wrong with configuration and chat servers
   mqtt-websocket-proxy credentials [options]        print what a device must be given to log in
+  mqtt-websocket-proxy token [options]              print today's token of the management page, and its URL
   mqtt-websocket-proxy health [options]             ask the gateway on this machine whether it runs
 Each command has a --help of its own.
 
@@ -183,7 +187,9 @@ mod tests {
             "--help",
             "demo",
             "probe HOST[:PORT]",
+            "init",
             "check",
+            "token",
             "health",
         ];
         for name in options.into_iter().chain(VARIABLES.map(|(name, _)| name)) {

@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use tz::TimeZone;
 
+use crate::admin::auth::WallClock;
+
 /// The time zone of `TZ`, else that of the system, else UTC.
 pub(crate) fn local_time_zone() -> TimeZone {
     let named = std::env::var("TZ").ok().filter(|name| !name.is_empty());
@@ -24,6 +26,13 @@ pub(crate) fn with_clock_warning(error: String) -> String {
         Some(warning) => format!("{error}; {warning}"),
         None => error,
     }
+}
+
+/// The time now.
+pub(crate) fn wall_clock(time_zone: &TimeZone) -> WallClock {
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+    let local = time_zone.find_local_time_type(unix);
+    WallClock { unix_seconds: unix, utc_offset_seconds: local.map_or(0, |local| local.ut_offset().into()) }
 }
 
 fn warning(now: SystemTime, built_at: u64) -> Option<String> {

@@ -19,6 +19,7 @@ use mqtt_websocket_proxy::net::gateway::fd_limit;
 use mqtt_websocket_proxy::net::{Gateway, Handle};
 use mqtt_websocket_proxy::output_file;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
+use mqtt_websocket_proxy::tools::page::page_url;
 use pico_args::Arguments;
 
 use crate::args::{Command, RunOptions};
@@ -88,6 +89,16 @@ fn run_gateway(run: RunOptions) -> Result<(), ExitError> {
         config.servers().count(),
         config.servers().map(|(_, server)| format!(", {server}")).collect::<String>(),
     );
+    if let Some(api) = addresses.api {
+        let opened = match (&config.mqtt.signature_key, &config.api.token) {
+            (None, None) => "only this machine is served, as there is neither a signature key nor api.token",
+            (_, Some(_)) => {
+                "it asks for api.token, or for the token that `mqtt-websocket-proxy token` prints"
+            }
+            (Some(_), None) => "it asks for the token that `mqtt-websocket-proxy token` prints",
+        };
+        info!("management page: {} ({opened})", page_url(api, config.api.tls.enabled));
+    }
     gateway.notify_service_manager();
     gateway.run().map_err(|error| ExitError::runtime(format!("the gateway failed: {error}")))?;
     info!("stopped");

@@ -17,6 +17,7 @@ use std::thread;
 use serde_json::{Value, json};
 use support::chat_server::ChatServer;
 use support::device::{Device, HELLO, client_id};
+use support::http::http_call;
 use support::mqtt::{Client, Connect, hmac};
 use support::process::{Folder, Process};
 use support::{closed_port, process_loopback_ip};
@@ -96,6 +97,16 @@ fn a_wrong_command_line_ends_with_2_and_one_line() {
         ("probe --tsl 127.0.0.1", "the nearest is --tls"),
         ("credentials --mac 02:00:00:00:00:01 --kye x", "the nearest is --key"),
         ("health --raedy", "the nearest is --ready"),
+        ("init --sever ws://a/", "the nearest is --server"),
+        (
+            "init --server http://a/",
+            "--server: found a text that is not shown, allowed: a ws:// or wss:// URL",
+        ),
+        (
+            "init --address 2001:db8::1",
+            "--address: found \"2001:db8::1\", allowed: an IPv4 address or a host name",
+        ),
+        ("token --jsno", "the nearest is --json"),
     ] {
         let output = folder.run(line, &[]);
         let error = only_line(&output);
@@ -792,6 +803,8 @@ fn the_demo_shows_a_call_that_works() {
     let output = Folder::new().run("demo --seconds 1", &[]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}");
+    let link = text.lines().find(|line| line.contains("http://127.0.0.1:")).unwrap();
+    assert!(link.contains("/#token=") && text.contains("management page"), "{text}");
     for part in ["MQTT connected", "call up", "packets up", "packets down", "lost           0", "round trip"]
     {
         assert!(text.contains(part), "{part:?} is not in {text}");
@@ -873,4 +886,149 @@ fn probe_and_its_exit_code_report_what_works() {
             assert_eq!(code, Some(2));
         });
     });
+}
+
+/// Runs `init` and returns its report. The file must be new.
+fn init(folder: &Folder, options: &str) -> Value {
+    let output = folder.run(&format!("init --json {options}"), &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stderr, b"");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn init_in_an_empty_folder_then_a_start_and_a_login() {
+    let folder = Folder::new();
+    let server = ChatServer::start();
+    let report = init(&folder, &format!("--server {}", server.url()));
+    assert_eq!(report["file"], "config/gateway.json");
+    assert_eq!(report["chat_servers"], json!([server.url()]));
+    let path = folder.0.join("config/gateway.json");
+    #[cfg(unix)]
+    assert_eq!(mode(&path), 0o600);
+    let written: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let key = written["mqtt"]["signature_key"].as_str().unwrap();
+    assert!(!report.to_string().contains(key), "{report}");
+    let ports: Vec<_> =
+        report["ports"].as_array().unwrap().iter().map(|port| (&port["protocol"], &port["port"])).collect();
+    for port in [("TCP", 1883), ("UDP", 8884), ("TCP", 8007)] {
+        assert!(ports.contains(&(&json!(port.0), &json!(port.1))), "{report}");
+    }
+
+    // What it wrote starts without a name, and takes the credentials for its key.
+    let mut process = folder.start("", &[]);
+    assert!(process.seen.iter().any(|line| line.ends_with("configuration: config/gateway.json")));
+    let line = process.wait_for_line("management page: http://");
+    let token = report["page"]["token"].as_str().unwrap();
+    assert!(!line.contains(token) && line.contains("mqtt-websocket-proxy token"), "{line}");
+    let output = folder
+        .run("credentials --mac 02:00:00:00:00:0A --endpoint 192.0.2.1:1883", &[("MQTT_SIGNATURE_KEY", key)]);
+    let mqtt: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = |key: &str| mqtt[key].as_str().unwrap().to_owned();
+    let mut connect = Connect::new(&text("client_id"));
+    connect.user_name = Some(text("username"));
+    assert_eq!(connack_code(&process, &connect), 4, "without the password");
+    connect.password = Some(text("password").into_bytes());
+    assert_eq!(connack_code(&process, &connect), 0);
+
+    // Its token opens the management API.
+    let api = std::net::SocketAddr::from(([127, 0, 0, 1], process.api().port()));
+    assert_eq!(http_call(api, "GET", "/api/sessions", None, None).0, 401);
+    assert_eq!(http_call(api, "GET", "/api/sessions", None, Some(token)).0, 200);
+}
+
+#[test]
+fn init_writes_a_configuration_that_check_accepts_and_overwrites_nothing() {
+    let server = ChatServer::start();
+    let folder = Folder::new();
+    let report = init(&folder, &format!("-c a/b.json --address gw.example --server {}", server.url()));
+    assert_eq!(report["file"], "a/b.json");
+    assert!(report["start"].as_str().unwrap().ends_with(" --config a/b.json"), "{report}");
+    let before = fs::read(folder.0.join("a/b.json")).unwrap();
+    let written: Value = serde_json::from_slice(&before).unwrap();
+    assert_eq!(written["udp"]["public_ip"], "gw.example");
+    // Neither another run nor a link that leads nowhere is written over.
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("nowhere.json", folder.0.join("link.json")).unwrap();
+    for name in if cfg!(unix) { vec!["a/b.json", "link.json"] } else { vec!["a/b.json"] } {
+        let output = folder.run(&format!("init --yes -c {name}"), &[]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(only_line(&output).contains(&format!("{name} exists and is left as it is")));
+    }
+    assert_eq!(fs::read(folder.0.join("a/b.json")).unwrap(), before);
+    assert!(!folder.0.join("nowhere.json").exists());
+    // The gateway's own checks of the file find nothing wrong.
+    let output = folder.run("check --json -c a/b.json --timeout 1", &[]);
+    let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(checked["problems"], json!([]), "{checked}");
+    // Each file has a key of its own.
+    init(&folder, "-c other.json");
+    let other: Value = serde_json::from_slice(&fs::read(folder.0.join("other.json")).unwrap()).unwrap();
+    assert_ne!(other["mqtt"]["signature_key"], written["mqtt"]["signature_key"]);
+}
+
+#[test]
+fn init_says_what_to_do_next_and_asks_nothing_without_a_terminal() {
+    let folder = Folder::new();
+    // There is no `--yes`, and nobody who could answer.
+    let output = folder.run("init", &[("API_PORT", "18007"), ("MQTT_PROXY_WORKERS", "3")]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for part in [
+        "Written: config/gateway.json",
+        "the built-in echo server",
+        "set by the environment, over the file: API_PORT, MQTT_PROXY_WORKERS",
+        "TCP 1883 ",
+        "UDP 8884-8886 ",
+        "TCP 18007 ",
+        ":18007/#token=",
+        "mqtt-websocket-proxy token",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    assert!(!text.contains('\x1b') && !text.contains('?'), "{text}");
+    // The environment may make a configuration that cannot be used.
+    let output = folder.run("init -c other.json", &[("API_PORT", "x")]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(only_line(&output).contains("environment: API_PORT: found \"x\""), "{output:?}");
+}
+
+#[test]
+fn token_prints_what_opens_the_page() {
+    const KEY: &str = "A-strong-Key-17";
+    let folder = Folder::new()
+        .with_file("keyed.json", file(json!({"mqtt": {"signature_key": KEY}})))
+        .with_file("open.json", file(json!({})))
+        .with_file("weak.json", file(json!({"mqtt": {"signature_key": "weak"}})))
+        .with_file("off.json", file(json!({"api": {"enabled": false}})));
+    let process = folder.start("-c keyed.json", &[]);
+    let api = std::net::SocketAddr::from(([127, 0, 0, 1], process.api().port()));
+    let run = |line: &str| {
+        let output = folder.run(line, &[("API_PORT", &api.port().to_string())]);
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (code, text, _) = run("token -c keyed.json");
+    let token = text.lines().find_map(|line| line.strip_prefix("token: ")).unwrap();
+    assert_eq!(code, Some(0));
+    assert_eq!(http_call(api, "GET", "/api/sessions", None, Some(token)).0, 200);
+    let (code, json, _) = run("token --json -c keyed.json");
+    let report: Value = serde_json::from_str(&json).unwrap();
+    let url = report["url"].as_str().unwrap();
+    assert_eq!((code, &report["daily"]), (Some(0), &json!(true)));
+    assert!(url.starts_with("http://") && url.ends_with(&format!(":{}/", api.port())), "{json}");
+    assert_eq!(report["link"], format!("{url}#token={}", report["token"].as_str().unwrap()));
+    let (code, text, _) = run("token -c open.json");
+    assert_eq!(code, Some(0));
+    assert!(text.contains("token: none") && text.contains("page:  http://127.0.0.1:"), "{text}");
+    for (file, part) in
+        [("weak.json", "is shorter than 8 characters"), ("off.json", "api.enabled must be true")]
+    {
+        let (code, stdout, stderr) = run(&format!("token -c {file}"));
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{stderr}");
+        assert!(stderr.contains(part) && stderr.lines().count() == 1, "{stderr}");
+    }
 }

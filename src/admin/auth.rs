@@ -76,6 +76,12 @@ pub fn daily_token(date: &str, key: &[u8]) -> String {
     HEXLOWER.encode(&Sha256::new().chain_update(date).chain_update(key).finalize())
 }
 
+/// The daily token of the local date.
+pub fn todays_token(clock: WallClock, key: &[u8]) -> Option<String> {
+    let day = (clock.unix_seconds + clock.utc_offset_seconds).div_euclid(SECONDS_PER_DAY);
+    Some(daily_token(&civil_date(day)?, key))
+}
+
 fn constant_time_eq(one: &[u8], other: &[u8]) -> bool {
     one.iter().zip(other).fold(one.len() ^ other.len(), |differs, (a, b)| differs | usize::from(a ^ b)) == 0
 }
@@ -165,6 +171,10 @@ mod tests {
         // printf '2026-08-09A-good-Key-9' | sha256sum
         let token = daily_token("2026-08-09", KEY.as_bytes());
         assert_eq!(token, "1cd9d82d82bdb36b552d414e4e96657d7cab6b2319ae35a18d430ef8468adaa8");
+        let in_china = daily_token("2026-08-10", KEY.as_bytes());
+        assert_eq!(todays_token(NOW, KEY.as_bytes()), Some(in_china), "the local date is a day ahead");
+        let utc = WallClock { utc_offset_seconds: 0, ..NOW };
+        assert_eq!(todays_token(utc, KEY.as_bytes()), Some(token));
     }
 
     #[test]

@@ -12,7 +12,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::chat_server::is_host_name;
 use super::error::Problem;
 use super::route;
 use super::value::JsonValue;
@@ -188,12 +187,7 @@ pub(super) fn api_host() -> Kind<Option<IpAddr>> {
 }
 
 pub(super) fn public_ip() -> Kind<PublicIp> {
-    let parse = |text: &str| match text.parse() {
-        _ if text.eq_ignore_ascii_case("auto") => Some(PublicIp::Auto),
-        Ok(ip) => Some(PublicIp::Ip(ip)),
-        Err(_) => is_host_name(text).then(|| PublicIp::Host(text.to_owned())),
-    };
-    Kind::string("\"auto\", an IP address or a host name, without a port", parse, PublicIp::to_string)
+    Kind::string(PublicIp::ALLOWED, |text| text.parse().ok(), PublicIp::to_string)
 }
 
 /// Where devices reach the gateway; an empty one is none.

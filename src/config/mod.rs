@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ mod source;
 mod value;
 mod warnings;
 
+use chat_server::is_host_name;
 pub use chat_server::{ChatServerConfig, Framing, HttpUrl, OnDisconnect, URL_SUFFIX, UrlError, XIAOZHI_PATH};
 pub use diff::{Changes, check_reload, diff};
 pub use environment::{VARIABLES, unknown_variables};
@@ -232,6 +234,26 @@ pub enum PublicIp {
     Ip(IpAddr),
     /// This name, which the device resolves.
     Host(String),
+}
+
+impl PublicIp {
+    /// What [`PublicIp::from_str`] reads.
+    pub(crate) const ALLOWED: &str = "\"auto\", an IP address or a host name, without a port";
+}
+
+impl FromStr for PublicIp {
+    /// What is allowed.
+    type Err = &'static str;
+
+    /// Reads it as it is written in the file.
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text.parse() {
+            _ if text.eq_ignore_ascii_case("auto") => Ok(Self::Auto),
+            Ok(ip) => Ok(Self::Ip(ip)),
+            Err(_) if is_host_name(text) => Ok(Self::Host(text.to_owned())),
+            Err(_) => Err(Self::ALLOWED),
+        }
+    }
 }
 
 impl fmt::Display for PublicIp {

@@ -10,9 +10,11 @@ use pico_args::Arguments;
 use super::command_line::{self, CommandLine};
 use super::device::{DeviceError, Login, SimulatedDevice};
 use super::echo::EchoServer;
+use super::init::new_key;
+use super::page::Page;
 use super::round_trip::{RoundTripTest, packets_in};
 use super::terminal::Terminal;
-use crate::config::{Config, PublicIp, Secret};
+use crate::config::{Config, PublicIp};
 use crate::net::Running;
 use crate::proto::identity::Mac;
 
@@ -60,18 +62,16 @@ fn parse_seconds(mut args: CommandLine) -> Result<u32, String> {
 fn demo(seconds: u32, terminal: &mut Terminal) -> Result<bool, String> {
     let echo =
         EchoServer::start().map_err(|error| format!("the echo chat server does not start: {error}"))?;
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|error| format!("the system gives no random bytes: {error}"))?;
-    let key = data_encoding::HEXLOWER.encode(&random);
+    let key = new_key()?;
     let mut config = Config::default();
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    (config.mqtt.host, config.mqtt.port, config.mqtt.signature_key) = (loopback, 0, Secret::new(&key));
+    (config.mqtt.host, config.mqtt.port, config.mqtt.signature_key) = (loopback, 0, Some(key.clone()));
     (config.udp.host, config.udp.port, config.udp.public_ip) = (loopback, 0, PublicIp::Auto);
-    config.api.port = 0;
+    (config.api.host, config.api.port) = (Some(loopback), 0);
     let server = echo.url().parse().map_err(|error| format!("the echo chat server's address: {error}"))?;
     config.websocket.production = vec![Arc::new(server)];
-    let gateway =
-        Running::start(config, None).map_err(|error| format!("the gateway does not start: {error}"))?;
+    let gateway = Running::start(config.clone(), None)
+        .map_err(|error| format!("the gateway does not start: {error}"))?;
     let addresses = gateway.addresses();
     let (mqtt, udp, chat) = (addresses.mqtt.to_string(), addresses.udp.to_string(), echo.addr());
     for line in [
@@ -83,7 +83,14 @@ fn demo(seconds: u32, terminal: &mut Terminal) -> Result<bool, String> {
     ] {
         terminal.print_line(line);
     }
-    let call = make_call(addresses.mqtt, &key, seconds, terminal);
+    if let Some(api) = addresses.api {
+        let page = Page::new(&config, api)?;
+        terminal
+            .print_line("Until the demo is over, the management page shows it (--seconds makes it longer):");
+        terminal.print_line(&format!("  {}", page.link));
+        terminal.print_line("");
+    }
+    let call = make_call(addresses.mqtt, key.as_bytes(), seconds, terminal);
     let stopped = gateway.stop(Duration::from_secs(1));
     let (call, round_trip) = call.map_err(|failure| failure.to_string())?;
     stopped.map_err(|error| format!("the gateway stopped with an error: {error}"))?;
@@ -102,13 +109,13 @@ struct DemoCall {
 
 fn make_call(
     mqtt: SocketAddr,
-    key: &str,
+    key: &[u8],
     seconds: u32,
     terminal: &mut Terminal,
 ) -> Result<(DemoCall, RoundTripTest), DeviceError> {
     let mac = DEMO_MAC.parse::<Mac>().unwrap_or_else(|_| unreachable!("a constant, read in a test"));
     let begin = Instant::now();
-    let mut device = SimulatedDevice::connect(mqtt, &Login::new(mac, Some(key.as_bytes())), TIMEOUT)?;
+    let mut device = SimulatedDevice::connect(mqtt, &Login::new(mac, Some(key)), TIMEOUT)?;
     let connect_time = begin.elapsed();
     terminal.print_plain(&format!("  MQTT connected in {}", format_ms(connect_time)));
     let begin = Instant::now();

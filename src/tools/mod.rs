@@ -8,7 +8,10 @@ pub mod demo;
 pub mod device;
 pub mod echo;
 pub mod health;
+pub mod init;
+pub mod page;
 pub mod probe;
+mod qr;
 mod round_trip;
 mod step_report;
 mod terminal;
@@ -16,3 +19,4 @@ mod terminal;
 #[allow(clippy::unwrap_used)]
 mod tests;
 mod tls_error;
+pub mod token;

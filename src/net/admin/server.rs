@@ -18,7 +18,7 @@ use mio::{Interest, Registry};
 use slab::Slab;
 use tz::TimeZone;
 
-use crate::admin::auth::{self, WallClock};
+use crate::admin::auth;
 use crate::admin::body::{Body, Framing};
 use crate::admin::command_results::CommandResults;
 use crate::admin::dashboard;
@@ -29,7 +29,7 @@ use crate::admin::notify_files::NotifyFiles;
 use crate::admin::recent_errors::{RecentErrorKind, RecentErrors};
 use crate::admin::response::{CONTINUE, Response};
 use crate::admin::routes::{self, Access};
-use crate::clock::local_time_zone;
+use crate::clock::{local_time_zone, wall_clock};
 use crate::config::Config;
 use crate::net::admin::connection::{
     Connection, ConnectionState, PartialRequest, Progress, ReceivedRequest, connection_mut,
@@ -161,16 +161,6 @@ impl AdminServer {
     pub(crate) fn next_request_id(&mut self, id: AdminId) -> u64 {
         self.last_request_id = self.last_request_id.wrapping_add(1);
         u64::from(self.last_request_id) << 32 | u64::from(id.slot)
-    }
-
-    fn wall_clock(&self) -> WallClock {
-        let unix =
-            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
-        let local = self.time_zone.find_local_time_type(unix);
-        WallClock {
-            unix_seconds: unix,
-            utc_offset_seconds: local.map_or(0, |local| local.ut_offset().into()),
-        }
     }
 }
 
@@ -349,7 +339,7 @@ impl AdminServer {
         if needs_token {
             // The body is not read, so the start of a request after it would be unknown.
             let keep_alive = head.keep_alive && head.body == Ok(Framing::Length(0));
-            auth::authorize(head, peer, config, self.wall_clock())
+            auth::authorize(head, peer, config, wall_clock(&self.time_zone))
                 .map_err(|refusal| (refusal, keep_alive))?;
         }
         match head.body {

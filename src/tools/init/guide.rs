@@ -1,0 +1,207 @@
+//! What to do after `init`, for people and as JSON.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::OTA_PATH;
+use crate::config::{Config, DEFAULT_FILE, PublicIp, Source, unknown_variables};
+use crate::net::media::credentials::local_address;
+use crate::tools::addresses::in_container;
+use crate::tools::page::Page;
+use crate::tools::qr::qr_lines;
+use crate::tools::terminal::Terminal;
+
+/// What was written, and what follows.
+#[derive(Serialize)]
+pub(super) struct Guide {
+    file: String,
+    /// The command that starts the gateway.
+    start: String,
+    ports: Vec<Port>,
+    ota: Option<Ota>,
+    page: Option<Page>,
+    chat_servers: Vec<String>,
+    /// What the operator should know or may have to change.
+    notes: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Port {
+    protocol: &'static str,
+    port: u16,
+    /// The last one, with several workers.
+    to: u16,
+    purpose: &'static str,
+    /// Who must reach it.
+    open_to: &'static str,
+}
+
+/// How a device is given the gateway.
+#[derive(Serialize)]
+struct Ota {
+    url: String,
+    /// The command that enters the URL in the page of the device's hotspot.
+    enter: String,
+    /// The command that asks for the answer as a device does.
+    ask: String,
+}
+
+impl Guide {
+    pub(super) fn new(file: &Path, source: &Source, config: &Config) -> Self {
+        let program = std::env::args().next().unwrap_or_else(|| "mqtt-websocket-proxy".into());
+        let is_default = file == Path::new(DEFAULT_FILE);
+        let start = if is_default { program } else { format!("{program} --config {}", file.display()) };
+        let mut notes = Vec::new();
+        let variables = source.variables();
+        if !variables.is_empty() {
+            notes.push(format!("set by the environment, over the file: {}", variables.join(", ")));
+        }
+        notes.extend(unknown_variables(std::env::vars_os().map(|(name, _)| name)));
+        notes.extend(config.warnings());
+        if in_container() && config.udp.public_ip == PublicIp::Auto {
+            notes.push(
+                "this is a container: unless it uses the host's network, the addresses below are inside of it; set \
+                 udp.public_ip (PUBLIC_IP) to the host's address"
+                    .into(),
+            );
+        }
+        let page = Page::of(config).map_err(|error| notes.push(error)).ok();
+        Self {
+            file: file.display().to_string(),
+            start,
+            ports: ports(config),
+            ota: ota_port(config).map(|port| Ota::new(&host(config), port)),
+            page,
+            chat_servers: config.servers().map(|(_, server)| server.to_string()).collect(),
+            notes,
+        }
+    }
+
+    pub(super) fn print(&self, terminal: &mut Terminal) {
+        self.lines(terminal.is_interactive()).iter().for_each(|line| terminal.print_line(line));
+    }
+
+    /// The text. Colours make the QR code right on a light terminal too.
+    fn lines(&self, colours: bool) -> Vec<String> {
+        let servers = match self.chat_servers.is_empty() {
+            true => "the built-in echo server, which answers with the device's own voice".to_owned(),
+            false => self.chat_servers.join(", "),
+        };
+        let mut lines = vec![
+            format!("Written: {}. It holds the signature key; only its owner can read it.", self.file),
+            format!("Chat server: {servers}"),
+        ];
+        lines.extend(self.notes.iter().map(|note| format!("Note: {note}")));
+        for (number, (title, step)) in (1..).zip(self.steps(colours)) {
+            lines.extend([String::new(), format!("{number}. {title}")]);
+            lines.extend(step.iter().map(|line| format!("   {line}")));
+        }
+        lines
+    }
+
+    /// What to do, each step with its title.
+    fn steps(&self, colours: bool) -> Vec<(&'static str, Vec<String>)> {
+        let mut steps = vec![
+            ("Start the gateway:", vec![format!("  {}", self.start)]),
+            ("Open these ports to it, in every firewall:", self.ports.iter().map(Port::line).collect()),
+        ];
+        match &self.ota {
+            Some(ota) => steps.extend([
+                ("Give the device this OTA URL:", ota.url_lines(colours)),
+                ("See what the device gets, asked as it does:", vec![format!("  {}", ota.ask)]),
+            ]),
+            None => steps.push((
+                "Put what this prints into the answer of the device's OTA server:",
+                vec![format!(
+                    "  mqtt-websocket-proxy credentials --mac MAC --key (mqtt.signature_key in {})",
+                    self.file
+                )],
+            )),
+        }
+        if let Some(page) = &self.page {
+            let mut lines = vec![format!("  {}", page.link)];
+            if page.daily {
+                lines.push(
+                    "The token behind # is that of today; `mqtt-websocket-proxy token` prints it.".into(),
+                );
+            }
+            steps.push(("Watch it in a browser:", lines));
+        }
+        steps
+    }
+}
+
+impl Port {
+    fn line(&self) -> String {
+        let Self { protocol, port, to, purpose, open_to } = self;
+        let range = if to > port { format!("{port}-{to}") } else { port.to_string() };
+        format!("  {protocol} {range:<11} {purpose:<16} {open_to}")
+    }
+}
+
+/// The ports that the gateway will listen on.
+fn ports(config: &Config) -> Vec<Port> {
+    let Config { mqtt, udp, api, .. } = config;
+    let tcp = |is_on: bool, port, purpose, open_to| {
+        is_on.then_some(Port { protocol: "TCP", port, to: port, purpose, open_to })
+    };
+    let last = udp.port.saturating_add((config.workers - 1) as u16);
+    let ports = [
+        tcp(mqtt.plain, mqtt.port, "MQTT", "devices"),
+        tcp(mqtt.tls.files().is_some(), mqtt.tls.port, "MQTT over TLS", "devices"),
+        Some(Port { protocol: "UDP", port: udp.port, to: last, purpose: "audio", open_to: "devices" }),
+        ota_port(config).and_then(|port| tcp(true, port, "OTA", "devices of your network")),
+        tcp(api.enabled, api.port, "management page", "you and the console only"),
+    ];
+    ports.into_iter().flatten().collect()
+}
+
+/// The host by which devices reach this machine.
+fn host(config: &Config) -> String {
+    match &config.udp.public_ip {
+        PublicIp::Auto => local_address().unwrap_or(Ipv4Addr::LOCALHOST).to_string(),
+        public_ip => public_ip.to_string(),
+    }
+}
+
+/// The port on which the gateway answers OTA requests.
+fn ota_port(_: &Config) -> Option<u16> {
+    None
+}
+
+impl Ota {
+    fn new(host: &str, port: u16) -> Self {
+        let url = format!("http://{host}:{port}{OTA_PATH}");
+        let json = "-H 'Content-Type: application/json'";
+        Self {
+            enter: format!("curl {json} -d '{{\"ota_url\":\"{url}\"}}' http://192.168.4.1/advanced/submit"),
+            ask: format!(
+                "curl {json} -H 'Device-Id: aa:bb:cc:dd:ee:ff' -H 'Client-Id: 00000000-0000-4000-8000-000000000001' -d '{{}}' {url}"
+            ),
+            url,
+        }
+    }
+
+    /// The URL, and how it is entered. The words on the page are those of esp-wifi-connect.
+    fn url_lines(&self, colours: bool) -> Vec<String> {
+        let mut lines = vec![format!("  {}", self.url)];
+        let (on, off) = if colours { ("\x1b[97;40m", "\x1b[0m") } else { ("", "") };
+        let code = qr_lines(&self.url).unwrap_or_default();
+        lines.extend(code.into_iter().map(|line| format!("  {on}{line}{off}")));
+        lines.extend(
+            [
+                "A device without Wi-Fi opens a hotspot of its own; another one does so when its button is pressed",
+                "while it starts. With firmware 1.6.2 or later:",
+                "  a. With a phone or a computer, join the Wi-Fi Xiaozhi-XXXX and open http://192.168.4.1",
+                "  b. Choose Advanced, enter the URL above as custom OTA URL, and save.",
+                "  c. Go back, choose your own Wi-Fi with its password, and connect; the device restarts.",
+                "Instead of b, from a computer that has joined Xiaozhi-XXXX:",
+            ]
+            .map(str::to_owned),
+        );
+        lines.push(format!("  {}", self.enter));
+        lines
+    }
+}
