@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 #[cfg(unix)]
 use std::os::unix::fs::PermissionsExt;
 #[cfg(unix)]
@@ -17,7 +17,7 @@ use std::thread;
 use serde_json::{Value, json};
 use support::chat_server::ChatServer;
 use support::device::{Device, HELLO, client_id};
-use support::http::http_call;
+use support::http::{RawClient, http_call};
 use support::mqtt::{Client, Connect, hmac};
 use support::process::{Folder, Process};
 use support::{closed_port, process_loopback_ip};
@@ -825,13 +825,10 @@ fn printed_credentials_let_a_device_log_in() {
     let json: Value =
         serde_json::from_str(&text[text.find('{').unwrap()..=text.rfind('}').unwrap()]).unwrap();
     let mqtt = json.get("mqtt").unwrap_or(&json);
-    let text = |key: &str| mqtt[key].as_str().unwrap_or_else(|| panic!("{key} in {json}")).to_owned();
-    let mut connect = Connect::new(&text("client_id"));
-    connect.user_name = Some(text("username"));
-    connect.password = Some(text("password").into_bytes());
+    let connect = login(mqtt);
     assert_eq!(connack_code(&process, &connect), 0, "{json}");
     assert!(connect.client_id.contains("@@@02_00_00_00_00_0a@@@"), "{json}");
-    assert_eq!(text("endpoint"), "192.0.2.1:1883");
+    assert_eq!(mqtt["endpoint"], "192.0.2.1:1883");
 }
 
 #[test]
@@ -897,44 +894,71 @@ fn init(folder: &Folder, options: &str) -> Value {
 }
 
 #[test]
-fn init_in_an_empty_folder_then_a_start_and_a_login() {
+fn init_in_an_empty_folder_then_a_start_an_ota_request_and_a_login() {
     let folder = Folder::new();
     let server = ChatServer::start();
-    let report = init(&folder, &format!("--server {}", server.url()));
+    // The tests may run in a container, where the devices must be named.
+    let report = init(&folder, &format!("--server {} --macs 02:00:00,aa:bb:cc:dd:ee:ff", server.url()));
     assert_eq!(report["file"], "config/gateway.json");
     assert_eq!(report["chat_servers"], json!([server.url()]));
     let path = folder.0.join("config/gateway.json");
     #[cfg(unix)]
     assert_eq!(mode(&path), 0o600);
     let written: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!(written["ota"], json!({"enabled": true, "macs": ["02:00:00", "aa:bb:cc:dd:ee:ff"]}));
     let key = written["mqtt"]["signature_key"].as_str().unwrap();
     assert!(!report.to_string().contains(key), "{report}");
     let ports: Vec<_> =
         report["ports"].as_array().unwrap().iter().map(|port| (&port["protocol"], &port["port"])).collect();
-    for port in [("TCP", 1883), ("UDP", 8884), ("TCP", 8007)] {
-        assert!(ports.contains(&(&json!(port.0), &json!(port.1))), "{report}");
-    }
+    let expected =
+        [("TCP", 1883), ("UDP", 8884), ("TCP", 8006), ("TCP", 8007)].map(|(a, b)| (json!(a), json!(b)));
+    assert_eq!(ports, expected.iter().map(|(a, b)| (a, b)).collect::<Vec<_>>());
 
-    // What it wrote starts without a name, and takes the credentials for its key.
-    let mut process = folder.start("", &[]);
+    // What it wrote starts without a name. A device asks, and logs in with what it is told.
+    let mut process = folder.start("", &[("MQTT_PROXY_OTA_PORT", "0")]);
     assert!(process.seen.iter().any(|line| line.ends_with("configuration: config/gateway.json")));
+    let ota = process.seen.iter().find_map(|line| line.split_once("http://HOST:")).unwrap().1;
+    let (port, path) = ota.split_once('/').unwrap();
+    let url = report["ota"]["url"].as_str().unwrap();
+    assert!(url.starts_with("http://") && url.ends_with(&format!(":8006/{path}")), "{report}");
+    for command in ["enter", "ask"] {
+        assert!(report["ota"][command].as_str().unwrap().contains(url), "{report}");
+    }
+    let ota = SocketAddr::from(([127, 0, 0, 1], port.parse().unwrap()));
+    let ask = |mac: &str| {
+        let head = format!(
+            "POST /{path} HTTP/1.1\r\nHost: {ota}\r\nDevice-Id: {mac}\r\nContent-Length: 2\r\n\r\n{{}}"
+        );
+        RawClient::round_trip(ota, &head)
+    };
+    assert_eq!(ask("02:00:01:00:00:0a").status, 403, "not named");
+    let told = ask("02:00:00:00:00:0a").json();
+    assert_eq!(connack_code(&process, &login(&told["mqtt"])), 0);
+
+    // So are the credentials that are printed for the key, and no others.
+    let line = "credentials --mac 02:00:00:00:00:0B --endpoint 192.0.2.1:1883";
+    let printed = folder.run(line, &[("MQTT_SIGNATURE_KEY", key)]);
+    let mut connect = login(&serde_json::from_slice(&printed.stdout).unwrap());
+    assert_eq!(connack_code(&process, &connect), 0);
+    connect.password = None;
+    assert_eq!(connack_code(&process, &connect), 4);
+
+    // Its token opens the management API, and stands in no line.
     let line = process.wait_for_line("management page: http://");
     let token = report["page"]["token"].as_str().unwrap();
     assert!(!line.contains(token) && line.contains("mqtt-websocket-proxy token"), "{line}");
-    let output = folder
-        .run("credentials --mac 02:00:00:00:00:0A --endpoint 192.0.2.1:1883", &[("MQTT_SIGNATURE_KEY", key)]);
-    let mqtt: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let text = |key: &str| mqtt[key].as_str().unwrap().to_owned();
-    let mut connect = Connect::new(&text("client_id"));
-    connect.user_name = Some(text("username"));
-    assert_eq!(connack_code(&process, &connect), 4, "without the password");
-    connect.password = Some(text("password").into_bytes());
-    assert_eq!(connack_code(&process, &connect), 0);
-
-    // Its token opens the management API.
-    let api = std::net::SocketAddr::from(([127, 0, 0, 1], process.api().port()));
+    let api = SocketAddr::from(([127, 0, 0, 1], process.api().port()));
     assert_eq!(http_call(api, "GET", "/api/sessions", None, None).0, 401);
     assert_eq!(http_call(api, "GET", "/api/sessions", None, Some(token)).0, 200);
+}
+
+/// How a device logs in with the `mqtt` object of an OTA answer.
+fn login(mqtt: &Value) -> Connect {
+    let text = |key: &str| mqtt[key].as_str().unwrap_or_else(|| panic!("{key} in {mqtt}")).to_owned();
+    let mut connect = Connect::new(&text("client_id"));
+    connect.user_name = Some(text("username"));
+    connect.password = Some(text("password").into_bytes());
+    connect
 }
 
 #[test]
@@ -947,6 +971,7 @@ fn init_writes_a_configuration_that_check_accepts_and_overwrites_nothing() {
     let before = fs::read(folder.0.join("a/b.json")).unwrap();
     let written: Value = serde_json::from_slice(&before).unwrap();
     assert_eq!(written["udp"]["public_ip"], "gw.example");
+    assert!(report["ota"]["url"].as_str().unwrap().starts_with("http://gw.example:8006/"), "{report}");
     // Neither another run nor a link that leads nowhere is written over.
     #[cfg(unix)]
     std::os::unix::fs::symlink("nowhere.json", folder.0.join("link.json")).unwrap();
@@ -961,8 +986,12 @@ fn init_writes_a_configuration_that_check_accepts_and_overwrites_nothing() {
     let output = folder.run("check --json -c a/b.json --timeout 1", &[]);
     let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(checked["problems"], json!([]), "{checked}");
-    // Each file has a key of its own.
-    init(&folder, "-c other.json");
+    // Each file has a key of its own. Behind a public address the OTA port answers nobody yet.
+    let report = init(&folder, "-c other.json --address 1.2.3.4");
+    assert!(
+        report["notes"].to_string().contains("name the networks of your devices in ota.allow"),
+        "{report}"
+    );
     let other: Value = serde_json::from_slice(&fs::read(folder.0.join("other.json")).unwrap()).unwrap();
     assert_ne!(other["mqtt"]["signature_key"], written["mqtt"]["signature_key"]);
 }
@@ -980,6 +1009,15 @@ fn init_says_what_to_do_next_and_asks_nothing_without_a_terminal() {
         "set by the environment, over the file: API_PORT, MQTT_PROXY_WORKERS",
         "TCP 1883 ",
         "UDP 8884-8886 ",
+        "TCP 8006 ",
+        ":8006/xiaozhi/ota/\n",
+        " ▄▄▄▄▄ █",
+        "Xiaozhi-XXXX",
+        "http://192.168.4.1",
+        "Advanced",
+        "curl -H",
+        "Device-Id: ",
+        "/advanced/submit",
         "TCP 18007 ",
         ":18007/#token=",
         "mqtt-websocket-proxy token",
@@ -1002,7 +1040,7 @@ fn token_prints_what_opens_the_page() {
         .with_file("weak.json", file(json!({"mqtt": {"signature_key": "weak"}})))
         .with_file("off.json", file(json!({"api": {"enabled": false}})));
     let process = folder.start("-c keyed.json", &[]);
-    let api = std::net::SocketAddr::from(([127, 0, 0, 1], process.api().port()));
+    let api = SocketAddr::from(([127, 0, 0, 1], process.api().port()));
     let run = |line: &str| {
         let output = folder.run(line, &[("API_PORT", &api.port().to_string())]);
         (

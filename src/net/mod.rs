@@ -27,7 +27,7 @@ mod log_limiter;
 pub mod media;
 mod metrics;
 pub mod mqtt;
-mod ota;
+pub(crate) mod ota;
 pub mod sessions;
 
 pub use error::BindError;

@@ -1,12 +1,6 @@
 //! What the sub-commands know about IP addresses.
 
 use std::net::IpAddr;
-use std::path::Path;
-
-/// Whether this process runs in a container, whose own addresses no device reaches unless it uses the host's network.
-pub(super) fn in_container() -> bool {
-    ["/.dockerenv", "/run/.containerenv"].iter().any(|path| Path::new(path).exists())
-}
 
 /// Whether the internet has no route to this address (RFC 1918, RFC 6598, RFC 3927, RFC 4193, RFC 4291).
 pub(super) fn is_private(ip: IpAddr) -> bool {

@@ -16,6 +16,7 @@ use super::command_line::{self, CommandLine};
 use super::step_report;
 use super::terminal::Terminal;
 use crate::config::{ChatServerConfig, Config, DEFAULT_FILE, PublicIp, Secret, Source};
+use crate::proto::identity::{MacPrefix, MacPrefixes};
 
 const HELP: &str = "\
 Write a configuration for a first start, and say what to do next: the OTA URL that a
@@ -33,6 +34,9 @@ Options:
   --address HOST     IPv4 address or name at which devices reach this machine, where
                      it is not its own: behind NAT, or in a container
                      (default: PUBLIC_IP, else the address that each device reached)
+  --macs LIST        the only devices that get an OTA answer: MAC addresses or their
+                     first pairs, with commas between; to be named in a container
+                     (default: all devices of private networks)
   --yes              ask nothing
   --json             ask nothing, and print one line of JSON: what was written, and
                      what to do next
@@ -46,10 +50,17 @@ const OTA_PATH: &str = "/xiaozhi/ota/";
 
 struct InitOptions {
     file: PathBuf,
-    server: Option<Arc<ChatServerConfig>>,
-    address: Option<PublicIp>,
+    choices: Choices,
     yes: bool,
     json: bool,
+}
+
+/// What stands in the file besides the key. `None` is not chosen yet.
+#[derive(Clone)]
+struct Choices {
+    server: Option<Arc<ChatServerConfig>>,
+    address: Option<PublicIp>,
+    macs: Option<MacPrefixes>,
 }
 
 /// Runs the sub-command with its own arguments.
@@ -67,13 +78,23 @@ impl InitOptions {
     fn parse(mut args: CommandLine) -> Result<Self, String> {
         let named = || std::env::var_os("CONFIG_FILE").filter(|path| !path.is_empty()).map(PathBuf::from);
         let file = args.config()?.or_else(named).unwrap_or_else(|| DEFAULT_FILE.into());
-        let (server, address) = (args.text("--server")?, args.text("--address")?);
+        let choices = Choices {
+            server: parse_option(args.text("--server")?, "--server", parse_server)?,
+            address: parse_option(args.text("--address")?, "--address", parse_address)?,
+            macs: parse_option(args.text("--macs")?, "--macs", parse_macs)?,
+        };
         let (yes, json) = (args.flag("--yes"), args.flag("--json"));
         args.finish()?;
-        let server = server.map(|text| parse_server(&text).map_err(|error| format!("--server: {error}")));
-        let address = address.map(|text| parse_address(&text).map_err(|error| format!("--address: {error}")));
-        Ok(Self { file, server: server.transpose()?, address: address.transpose()?, yes, json })
+        Ok(Self { file, choices, yes, json })
     }
+}
+
+fn parse_option<T>(
+    text: Option<String>,
+    name: &str,
+    parse: fn(&str) -> Result<T, String>,
+) -> Result<Option<T>, String> {
+    text.map(|text| parse(&text).map_err(|error| format!("{name}: {error}"))).transpose()
 }
 
 fn parse_server(text: &str) -> Result<Arc<ChatServerConfig>, String> {
@@ -85,6 +106,12 @@ fn parse_server(text: &str) -> Result<Arc<ChatServerConfig>, String> {
 fn parse_address(text: &str) -> Result<PublicIp, String> {
     let address = text.parse().ok().filter(|address| !matches!(address, PublicIp::Ip(ip) if ip.is_ipv6()));
     address.ok_or_else(|| format!("found {text:?}, allowed: an IPv4 address or a host name, without a port"))
+}
+
+fn parse_macs(text: &str) -> Result<MacPrefixes, String> {
+    let prefixes: Option<Vec<MacPrefix>> = text.split(',').map(|text| text.trim().parse().ok()).collect();
+    let allowed = "MAC addresses (aa:bb:cc:dd:ee:ff) or their first pairs (aa:bb:cc), with commas between";
+    prefixes.map(MacPrefixes::from).ok_or_else(|| format!("found {text:?}, allowed: {allowed}"))
 }
 
 /// Writes the file and prints what follows.
@@ -99,14 +126,16 @@ fn init(options: &InitOptions) -> Result<(), (u8, String)> {
         return Err(exists());
     }
     let mut terminal = Terminal::stdout();
-    let (mut server, mut address) = (options.server.clone(), options.address.clone());
+    let mut choices = options.choices.clone();
     if !options.yes && !options.json {
-        questions::ask_missing(&mut terminal, &mut server, &mut address);
+        questions::ask_missing(&mut terminal, &mut choices);
     }
     let mut config = Config::default();
     config.mqtt.signature_key = Some(new_key().map_err(|error| (1, error))?);
-    config.udp.public_ip = address.unwrap_or(PublicIp::Auto);
-    config.websocket.production.extend(server);
+    config.udp.public_ip = choices.address.unwrap_or(PublicIp::Auto);
+    config.websocket.production.extend(choices.server);
+    config.ota.enabled = true;
+    config.ota.macs = choices.macs.unwrap_or_default();
     write_new(&options.file, &config.to_file_text()).map_err(|error| match error.kind() {
         ErrorKind::AlreadyExists => exists(),
         _ => (1, format!("{} cannot be written: {error}", options.file.display())),
@@ -176,7 +205,9 @@ mod tests {
             Ok(())
         );
         assert_eq!(parse(&["--address", "192.0.2.1"]), Ok(()));
+        assert_eq!(parse(&["--macs", "aa:bb:cc, 02:00:00:00:00:01"]), Ok(()));
         for (args, named) in [
+            (["--macs", "aa:bb,x"], "--macs: found \"aa:bb,x\", allowed: MAC addresses"),
             (
                 ["--server", "http://chat?token=secret"],
                 "--server: found a text that is not shown, allowed: a ws:// or",

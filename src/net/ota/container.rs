@@ -7,7 +7,7 @@ use std::path::Path;
 const CONTROL_GROUPS: [&str; 5] = ["docker", "kubepods", "containerd", "libpod", "crio-"];
 
 /// By the files and variables that Docker, Podman and Kubernetes leave.
-pub(super) fn is_container() -> bool {
+pub(crate) fn is_container() -> bool {
     std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() || has_marks(Path::new("/"))
 }
 

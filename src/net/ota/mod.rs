@@ -1,7 +1,7 @@
 //! The OTA port, which devices ask when they start: its HTTP server. What is answered is in [`crate::proto::ota`].
 
 pub(crate) mod connection;
-mod container;
+pub(crate) mod container;
 pub(crate) mod message;
 mod pass_on;
 pub(crate) mod server;

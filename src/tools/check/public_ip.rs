@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use super::report::Finding;
 use crate::config::{PublicIp, Udp, unreachable_kind};
 use crate::net::media::credentials::local_address;
-use crate::tools::addresses::{in_container, is_private};
+use crate::net::ota::container::is_container;
+use crate::tools::addresses::is_private;
 use crate::tools::step_report::StepState;
 
 const SETTING_ADVICE: &str =
@@ -35,7 +36,7 @@ pub(super) fn check_public_ip(udp: &Udp) -> Finding {
 
 /// In a container's own network "auto" advertises an address that devices cannot reach.
 pub(super) fn check_container(udp: &Udp) -> Option<Finding> {
-    (in_container() && udp.public_ip == PublicIp::Auto).then(|| {
+    (is_container() && udp.public_ip == PublicIp::Auto).then(|| {
         let detail =
             "this is a container: unless it uses the host's network, \"auto\" is an address inside of it";
         finding(StepState::Warn, detail)

@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::OTA_PATH;
 use crate::config::{Config, DEFAULT_FILE, PublicIp, Source, unknown_variables};
 use crate::net::media::credentials::local_address;
-use crate::tools::addresses::in_container;
+use crate::net::ota::container::is_container;
+use crate::tools::addresses::is_private;
 use crate::tools::page::Page;
 use crate::tools::qr::qr_lines;
 use crate::tools::terminal::Terminal;
@@ -60,19 +61,13 @@ impl Guide {
         }
         notes.extend(unknown_variables(std::env::vars_os().map(|(name, _)| name)));
         notes.extend(config.warnings());
-        if in_container() && config.udp.public_ip == PublicIp::Auto {
-            notes.push(
-                "this is a container: unless it uses the host's network, the addresses below are inside of it; set \
-                 udp.public_ip (PUBLIC_IP) to the host's address"
-                    .into(),
-            );
-        }
+        notes.extend(doubts(config).into_iter().map(str::to_owned));
         let page = Page::of(config).map_err(|error| notes.push(error)).ok();
         Self {
             file: file.display().to_string(),
             start,
             ports: ports(config),
-            ota: ota_port(config).map(|port| Ota::new(&host(config), port)),
+            ota: config.ota.enabled.then(|| Ota::new(&host(config), config.ota.port)),
             page,
             chat_servers: config.servers().map(|(_, server)| server.to_string()).collect(),
             notes,
@@ -143,7 +138,7 @@ impl Port {
 
 /// The ports that the gateway will listen on.
 fn ports(config: &Config) -> Vec<Port> {
-    let Config { mqtt, udp, api, .. } = config;
+    let Config { mqtt, udp, api, ota, .. } = config;
     let tcp = |is_on: bool, port, purpose, open_to| {
         is_on.then_some(Port { protocol: "TCP", port, to: port, purpose, open_to })
     };
@@ -152,10 +147,38 @@ fn ports(config: &Config) -> Vec<Port> {
         tcp(mqtt.plain, mqtt.port, "MQTT", "devices"),
         tcp(mqtt.tls.files().is_some(), mqtt.tls.port, "MQTT over TLS", "devices"),
         Some(Port { protocol: "UDP", port: udp.port, to: last, purpose: "audio", open_to: "devices" }),
-        ota_port(config).and_then(|port| tcp(true, port, "OTA", "devices of your network")),
+        tcp(ota.enabled, ota.port, "OTA", "devices of your network"),
         tcp(api.enabled, api.port, "management page", "you and the console only"),
     ];
     ports.into_iter().flatten().collect()
+}
+
+/// What keeps devices from this machine, as far as it can be known here.
+fn doubts(config: &Config) -> Vec<&'static str> {
+    let inside = is_container();
+    let ota = &config.ota;
+    let is_public = host(config).parse().is_ok_and(|ip| !is_private(ip) && !ip.is_loopback());
+    let doubts = [
+        (
+            inside && config.udp.public_ip == PublicIp::Auto,
+            "this is a container: unless it uses the host's network, the addresses below are inside of it; give --address, or set \
+             udp.public_ip (PUBLIC_IP) to the host's address",
+        ),
+        (
+            ota.enabled
+                && inside
+                && config.mqtt.signature_key.is_some()
+                && ota.macs.is_empty()
+                && ota.allow.is_empty(),
+            "this is a container, where any device may seem to come from a private network: the OTA port answers nobody before \
+             you name your devices with --macs, ota.macs or ota.allow",
+        ),
+        (
+            ota.enabled && is_public && ota.allow.is_empty(),
+            "the address is public, and the OTA port answers private networks only: name the networks of your devices in ota.allow",
+        ),
+    ];
+    doubts.into_iter().filter_map(|(applies, doubt)| applies.then_some(doubt)).collect()
 }
 
 /// The host by which devices reach this machine.
@@ -164,11 +187,6 @@ fn host(config: &Config) -> String {
         PublicIp::Auto => local_address().unwrap_or(Ipv4Addr::LOCALHOST).to_string(),
         public_ip => public_ip.to_string(),
     }
-}
-
-/// The port on which the gateway answers OTA requests.
-fn ota_port(_: &Config) -> Option<u16> {
-    None
 }
 
 impl Ota {
