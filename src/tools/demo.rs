@@ -207,10 +207,10 @@ fn summary(demo_call: &DemoCall, round_trip: &RoundTripTest) -> Vec<String> {
         "simulated, and the chat server was the built-in one that answers with an echo.".into(),
         String::new(),
         "Next steps".into(),
+        format!("  {program} init"),
+        "      writes a configuration, and says how a real device is given it".into(),
         format!("  {program}"),
         "      starts the gateway for real devices; without a chat server it echoes".into(),
-        format!("  {program} credentials --mac aa:bb:cc:dd:ee:ff"),
-        "      prints what a device's OTA answer must carry to connect here".into(),
         format!("  {program} probe HOST"),
         "      tells, from another machine, whether audio gets through to the gateway".into(),
     ]);
