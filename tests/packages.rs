@@ -93,6 +93,16 @@ fn every_packaged_file_exists() {
 }
 
 #[test]
+fn the_newest_entry_of_the_debian_changelog_is_this_version() {
+    let changelog = text("config/debian/changelog");
+    let newest = concat!("mqtt-websocket-proxy (", env!("CARGO_PKG_VERSION"), "-1) ");
+    assert!(changelog.starts_with(newest), "{:?} does not begin with {newest:?}", changelog.lines().next());
+    let signed = changelog.lines().find(|line| line.starts_with(" -- ")).unwrap();
+    let (who, when) = signed[4..].split_once("  ").unwrap();
+    assert!(who.ends_with('>') && when.ends_with(" +0000"), "{signed}");
+}
+
+#[test]
 fn the_openwrt_script_starts_and_reloads_the_gateway() {
     // The arguments of procd's functions.
     let stub = "for name in open_instance set_param close_instance send_signal; do \

@@ -1,0 +1,44 @@
+# Completions of mqtt-websocket-proxy for bash. Made from --help by tests/manual.rs.
+
+_mqtt_websocket_proxy() {
+    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]} words
+    COMPREPLY=()
+    case $command:$before in
+        *:-c | *:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+        *:-l | *:--log-level) mapfile -t COMPREPLY < <(compgen -W 'off error warn info debug trace' -- "$word"); return ;;
+        *:-p | *:--pid) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+        demo:--seconds) return ;;
+        probe:--key) return ;;
+        probe:--mac) return ;;
+        probe:--uuid) return ;;
+        probe:--group) return ;;
+        probe:--client-id) return ;;
+        probe:--user-name) return ;;
+        probe:--password) return ;;
+        probe:--ca-file) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+        probe:--seconds) return ;;
+        probe:--packets) return ;;
+        probe:--timeout) return ;;
+        check:-c | check:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+        check:--mac) return ;;
+        check:--uuid) return ;;
+        check:--timeout) return ;;
+        credentials:--mac) return ;;
+        credentials:--uuid) return ;;
+        credentials:--group) return ;;
+        credentials:--key) return ;;
+        credentials:--endpoint) return ;;
+        health:-c | health:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+    esac
+    case $command in
+        demo) words='--seconds -h --help' ;;
+        probe) words='--key --mac --uuid --group --client-id --user-name --password --tls --ca-file --seconds --packets --no-pause --timeout --json -h --help' ;;
+        check) words='-c --config --migrate --mac --uuid --timeout --json -h --help' ;;
+        credentials) words='--mac --uuid --group --key --endpoint -h --help' ;;
+        health) words='-c --config --ready -h --help' ;;
+        *) words='demo probe check credentials health -c --config -l --log-level -p --pid -v --version -h --help' ;;
+    esac
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
+}
+
+complete -F _mqtt_websocket_proxy mqtt-websocket-proxy
