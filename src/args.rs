@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use log::LevelFilter;
 use mqtt_websocket_proxy::config::{DEFAULT_FILE, LEVELS, NODE_FILE, VARIABLES, parse_level};
 use mqtt_websocket_proxy::tools::command_line::{finish, nearest, path_option};
-use mqtt_websocket_proxy::tools::{check, credentials, demo, health, init, probe, token};
+use mqtt_websocket_proxy::tools::{check, credentials, demo, health, init, language, probe, token};
 use pico_args::Arguments;
 
 /// What the command line asks for.
@@ -50,6 +50,7 @@ const SUBCOMMANDS: [(&str, RunSubcommand); 7] = [
 /// # Errors
 /// When it is not understood: one line that says why.
 pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
+    language::choose(&mut args, |name| std::env::var_os(name))?;
     let name = args.subcommand().map_err(|error| error.to_string())?;
     if let Some(name) = name.as_deref().filter(|name| !["help", "version"].contains(name)) {
         let known = SUBCOMMANDS.map(|(known, _)| known);
@@ -71,7 +72,7 @@ pub(crate) fn parse(mut args: Arguments) -> Result<Command, String> {
         log_level: log_level_option(&mut args)?,
         pid_file: path_option(&mut args, ["-p", "--pid"])?,
     };
-    finish(args, &["--config", "--log-level", "--pid", "--version", "--help"])?;
+    finish(args, &["--config", "--log-level", "--pid", "--lang", "--version", "--help"])?;
     Ok(Command::Run(run))
 }
 
@@ -107,6 +108,8 @@ Options:
                           Node.js gateway, which works as it is, with its .env; else defaults)
   -l, --log-level LEVEL   {LEVELS}
   -p, --pid FILE          write the process id to FILE, and remove it at the end
+  --lang LANG             en or zh: the language of messages (default: the first of LC_ALL,
+                          LC_MESSAGES and LANG); the log is English
   -v, --version           print the version, as -V and version do
   -h, --help              print this text, as help does
 
@@ -183,6 +186,7 @@ mod tests {
             "--config",
             "--log-level",
             "--pid",
+            "--lang",
             "--version",
             "--help",
             "demo",

@@ -19,6 +19,7 @@ use mqtt_websocket_proxy::net::gateway::fd_limit;
 use mqtt_websocket_proxy::net::{Gateway, Handle};
 use mqtt_websocket_proxy::output_file;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
+use mqtt_websocket_proxy::tools::language;
 use mqtt_websocket_proxy::tools::page::page_url;
 use pico_args::Arguments;
 
@@ -257,14 +258,17 @@ impl ExitError {
         Self { code: 1, messages: vec![message.to_string()] }
     }
 
-    /// Reports it once, a line for each message: in the log, or on stderr when there is no log or it is off.
+    /// Reports it, a line for each message: in the log, which is English, and on stderr, unless that would repeat the log.
     fn into_exit_code(self) -> ExitCode {
         for message in &self.messages {
-            if log_enabled!(log::Level::Error) {
+            let is_logged = log_enabled!(log::Level::Error);
+            if is_logged {
                 error!("{message}");
-            } else {
+            }
+            if !is_logged || !language::is_english() {
+                let message = format!("error: {message}");
                 // Nothing can be done when this fails.
-                let _ = writeln!(io::stderr(), "error: {message}");
+                let _ = writeln!(io::stderr(), "{}", language::translated(&message));
             }
         }
         logger::flush(LOG_FLUSH_TIMEOUT);

@@ -117,6 +117,51 @@ fn a_wrong_command_line_ends_with_2_and_one_line() {
 
 // ----- files and variables -------------------------------------------------------------------------------------------
 
+/// What people read is in their language; the log and JSON are English.
+#[test]
+fn people_are_told_in_their_language() {
+    let said =
+        |output: &Output| String::from_utf8([&output.stdout[..], &output.stderr[..]].concat()).unwrap();
+    let folder = Folder::new();
+    let chinese = [("LC_ALL", ""), ("LANG", "zh_CN.UTF-8")];
+    let wrong = [("MQTT_PORT", "99999")];
+    for (line, language, code, part) in [
+        ("", &chinese[..], 2, "错误：environment：MQTT_PORT：发现 99999，允许：0 到 65535 的整数"),
+        ("--lang zh check", &[], 2, "配置无法使用："),
+        ("check --lang=zh", &[], 2, "配置无法使用："),
+        ("check --lang en", &chinese, 2, "The configuration cannot be used:"),
+        ("check --nonsense", &chinese, 2, "check: 未知或重复的参数 \"--nonsense\""),
+        ("check", &[("LANG", "zh_CN.UTF-8"), ("LC_ALL", "C")], 2, "The configuration cannot be used:"),
+        ("--lang fr", &[], 2, "error: --lang: found \"fr\", allowed: en, zh"),
+    ] {
+        let output = folder.run(line, &[&wrong[..], language].concat());
+        let said = said(&output);
+        assert!(output.status.code() == Some(code) && said.contains(part), "{line} {language:?}: {said}");
+    }
+    let output = folder.run("check --json", &[&wrong[..], &chinese].concat());
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        report["problems"][0],
+        "environment: MQTT_PORT: found 99999, allowed: a whole number from 0 to 65535"
+    );
+    assert!(String::from_utf8(output.stderr).unwrap().contains("配置无法使用："));
+
+    // A start that fails once there is a log says so in both.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let folder = folder.with_file("gateway.json", file(json!({})));
+    let variables =
+        [("MQTT_PORT", port.as_str()), ("UDP_PORT", "0"), ("API_PORT", "0"), ("CONFIG_FILE", "gateway.json")];
+    let output = folder.run("--lang zh", &variables);
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("cannot listen on MQTT port {port}")), "{said}");
+    assert!(
+        said.contains(&format!("错误：无法监听 MQTT 端口 {port}")) && said.contains("它已被另一个程序占用"),
+        "{said}"
+    );
+}
+
 #[test]
 fn a_wrong_configuration_ends_with_2_and_names_file_field_found_and_allowed() {
     let folder =

@@ -7,7 +7,9 @@ _mqtt_websocket_proxy() {
         *:-c | *:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
         *:-l | *:--log-level) mapfile -t COMPREPLY < <(compgen -W 'off error warn info debug trace' -- "$word"); return ;;
         *:-p | *:--pid) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+        *:--lang) return ;;
         demo:--seconds) return ;;
+        demo:--lang) return ;;
         probe:--key) return ;;
         probe:--mac) return ;;
         probe:--uuid) return ;;
@@ -19,10 +21,12 @@ _mqtt_websocket_proxy() {
         probe:--seconds) return ;;
         probe:--packets) return ;;
         probe:--timeout) return ;;
+        probe:--lang) return ;;
         check:-c | check:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
         check:--mac) return ;;
         check:--uuid) return ;;
         check:--timeout) return ;;
+        check:--lang) return ;;
         credentials:--mac) return ;;
         credentials:--uuid) return ;;
         credentials:--group) return ;;
@@ -31,12 +35,12 @@ _mqtt_websocket_proxy() {
         health:-c | health:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     esac
     case $command in
-        demo) words='--seconds -h --help' ;;
-        probe) words='--key --mac --uuid --group --client-id --user-name --password --tls --ca-file --seconds --packets --no-pause --timeout --json -h --help' ;;
-        check) words='-c --config --migrate --mac --uuid --timeout --json -h --help' ;;
+        demo) words='--seconds --lang -h --help' ;;
+        probe) words='--key --mac --uuid --group --client-id --user-name --password --tls --ca-file --seconds --packets --no-pause --timeout --json --lang -h --help' ;;
+        check) words='-c --config --migrate --mac --uuid --timeout --json --lang -h --help' ;;
         credentials) words='--mac --uuid --group --key --endpoint -h --help' ;;
         health) words='-c --config --ready -h --help' ;;
-        *) words='demo probe check credentials health -c --config -l --log-level -p --pid -v --version -h --help' ;;
+        *) words='demo probe check credentials health -c --config -l --log-level -p --pid --lang -v --version -h --help' ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
 }

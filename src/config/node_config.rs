@@ -38,12 +38,12 @@ pub struct NodeConfig {
 
 impl fmt::Display for NodeConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the Node.js gateway's own shape, used as it is; ")?;
-        match &self.env_file {
-            None => f.write_str("no .env in the working directory"),
-            Some(names) if names.is_empty() => f.write_str(".env adds nothing"),
-            Some(names) => write!(f, ".env gives {}", names.join(", ")),
-        }
+        let env_file = match &self.env_file {
+            None => "no .env in the working directory".to_owned(),
+            Some(names) if names.is_empty() => ".env adds nothing".to_owned(),
+            Some(names) => format!(".env gives {}", names.join(", ")),
+        };
+        write!(f, "the Node.js gateway's own shape, used as it is; {env_file}")
     }
 }
 

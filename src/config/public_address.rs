@@ -16,7 +16,7 @@ impl PublicIp {
                 None => is_for_examples(*ip)
                     .then(|| format!("{ip} is an address for examples (RFC 5737, RFC 3849): nobody has it")),
             },
-            Self::Host(name) => name_doubt(name).map(|doubt| format!("{name} {doubt}")),
+            Self::Host(name) => name_doubt(name),
         }
     }
 }
@@ -43,9 +43,9 @@ fn is_for_examples(ip: IpAddr) -> bool {
     }
 }
 
-fn name_doubt(name: &str) -> Option<&'static str> {
-    let name = name.trim_end_matches('.').to_ascii_lowercase();
-    let labels: Vec<_> = name.split('.').collect();
+fn name_doubt(name: &str) -> Option<String> {
+    let lower = name.trim_end_matches('.').to_ascii_lowercase();
+    let labels: Vec<_> = lower.split('.').collect();
     let ends_with = |end: &[&str]| labels.ends_with(end);
     let is_blank = |label: &str| label.bytes().all(|byte| byte == b'x');
     let is_placeholder = |label: &&str| {
@@ -55,23 +55,25 @@ fn name_doubt(name: &str) -> Option<&'static str> {
             || *label == "your"
     };
     if ends_with(&["xiaozhi", "me"]) {
-        Some(
-            "is the public XiaoZhi service, which samples name and the Node.js gateway takes when PUBLIC_IP is not set: \
-             devices are told to send their audio there",
-        )
+        Some(format!(
+            "{name} is the public XiaoZhi service, which samples name and the Node.js gateway takes when PUBLIC_IP is not \
+             set: devices are told to send their audio there"
+        ))
     } else if labels.iter().any(is_placeholder)
         || labels.last().is_some_and(|label| is_blank(label))
             && labels[0].bytes().all(|byte| byte == b'x' || byte.is_ascii_digit())
         || ends_with(&["example"])
         || ["com", "net", "org"].iter().any(|last| ends_with(&["example", last]))
     {
-        Some("is the placeholder of a sample: devices cannot send audio to it")
+        Some(format!("{name} is the placeholder of a sample: devices cannot send audio to it"))
     } else if ["internal", "local", "localdomain"].iter().any(|last| ends_with(&[last])) {
-        Some(
-            "is a name that only this machine, its containers or its network know: devices cannot resolve it",
-        )
-    } else if labels.len() == 1 && name != "localhost" {
-        Some("is a name without a dot: devices cannot resolve what only this machine or its containers know")
+        Some(format!(
+            "{name} is a name that only this machine, its containers or its network know: devices cannot resolve it"
+        ))
+    } else if labels.len() == 1 && lower != "localhost" {
+        Some(format!(
+            "{name} is a name without a dot: devices cannot resolve what only this machine or its containers know"
+        ))
     } else {
         None
     }

@@ -22,6 +22,7 @@ use self::diagnosis::ServerDiagnosis;
 use self::report::{CheckReporter, Finding};
 use self::server::ServerCheck;
 use super::command_line::{self, CommandLine, usage_error};
+use super::language::translated;
 use super::step_report::{self, StepState};
 use super::terminal::Terminal;
 use crate::clock::clock_warning;
@@ -47,6 +48,8 @@ Options:
   --uuid UUID        client id to show to them (default: the MAC)
   --timeout N        seconds to wait at each step, 1 to 60 (default: 5)
   --json             print the report as one line of JSON; all else goes to stderr
+  --lang LANG        en or zh: the language of messages (default: the environment's);
+                     JSON is English
   -h, --help         show this help
 
 Environment: as for the gateway; see mqtt-websocket-proxy --help.
@@ -154,18 +157,17 @@ fn migrate(source: &Source) -> ExitCode {
     };
     let mut notes = Terminal::stderr();
     if !config.unused_keys.is_empty() {
-        notes.print_line(&format!(
-            "note: left out, as this gateway does not use it: {}",
-            config.unused_keys.join(", ")
-        ));
+        let unused = config.unused_keys.join(", ");
+        let note = format!("note: left out, as this gateway does not use it: {unused}");
+        notes.print_line(&translated(&note));
     }
     if node.env_file.is_none() {
-        notes.print_line(
-            "note: there is no .env in the working directory; run this where the Node.js gateway is started",
-        );
+        let note =
+            "note: there is no .env in the working directory; run this where the Node.js gateway is started";
+        notes.print_line(&translated(note));
     }
     if config.mqtt.signature_key.is_some() || config.websocket.secret.is_some() {
-        notes.print_line("note: it holds your keys: let nobody but the gateway read it");
+        notes.print_line(&translated("note: it holds your keys: let nobody but the gateway read it"));
     }
     Terminal::stdout().print_line(config.to_file_text().trim_end());
     ExitCode::SUCCESS

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use pico_args::Arguments;
 
+use super::language::translated;
 use super::terminal::Terminal;
 use crate::config::edit_distance;
 
@@ -35,7 +36,7 @@ pub(super) fn run<T>(
 
 /// Says why a sub-command cannot do what it is asked to.
 pub(super) fn usage_error(name: &str, error: &str) -> ExitCode {
-    Terminal::stderr().print_line(&format!("{name}: {error}"));
+    Terminal::stderr().print_line(&format!("{name}: {}", translated(error)));
     ExitCode::from(2)
 }
 

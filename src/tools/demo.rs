@@ -11,6 +11,7 @@ use super::command_line::{self, CommandLine};
 use super::device::{DeviceError, Login, SimulatedDevice};
 use super::echo::EchoServer;
 use super::init::new_key;
+use super::language::{padded, translated};
 use super::page::Page;
 use super::round_trip::{RoundTripTest, packets_in};
 use super::terminal::Terminal;
@@ -26,6 +27,7 @@ Usage: mqtt-websocket-proxy demo [options]
 
 Options:
   --seconds N   how long the device speaks, 1 to 3600 (default: 8)
+  --lang LANG   en or zh: the language of messages (default: the environment's)
   -h, --help    show this help
 
 Exit code: 0 audio came back, 1 it did not, 2 wrong usage.";
@@ -46,7 +48,7 @@ pub fn run(args: Arguments) -> ExitCode {
         match demo(seconds, &mut terminal) {
             Ok(true) => return ExitCode::SUCCESS,
             Ok(false) => {}
-            Err(error) => terminal.print_line(&format!("The demo failed: {error}.")),
+            Err(error) => terminal.print_line(&translated(&format!("The demo failed: {error}."))),
         }
         ExitCode::FAILURE
     })
@@ -81,12 +83,13 @@ fn demo(seconds: u32, terminal: &mut Terminal) -> Result<bool, String> {
         &format!("         --UDP--> {udp:<16}                       {chat}"),
         "",
     ] {
-        terminal.print_line(line);
+        terminal.print_line(&translated(line));
     }
     if let Some(api) = addresses.api {
         let page = Page::new(&config, api)?;
-        terminal
-            .print_line("Until the demo is over, the management page shows it (--seconds makes it longer):");
+        terminal.print_line(&translated(
+            "Until the demo is over, the management page shows it (--seconds makes it longer):",
+        ));
         terminal.print_line(&format!("  {}", page.link));
         terminal.print_line("");
     }
@@ -94,7 +97,7 @@ fn demo(seconds: u32, terminal: &mut Terminal) -> Result<bool, String> {
     let stopped = gateway.stop(Duration::from_secs(1));
     let (call, round_trip) = call.map_err(|failure| failure.to_string())?;
     stopped.map_err(|error| format!("the gateway stopped with an error: {error}"))?;
-    summary(&call, &round_trip).iter().for_each(|line| terminal.print_line(line));
+    summary(&call, &round_trip).iter().for_each(|line| terminal.print_line(&translated(line)));
     Ok(round_trip.echoed > 0)
 }
 
@@ -117,12 +120,13 @@ fn make_call(
     let begin = Instant::now();
     let mut device = SimulatedDevice::connect(mqtt, &Login::new(mac, Some(key)), TIMEOUT)?;
     let connect_time = begin.elapsed();
-    terminal.print_plain(&format!("  MQTT connected in {}", format_ms(connect_time)));
+    terminal.print_plain(&translated(&format!("  MQTT connected in {}", format_ms(connect_time))));
     let begin = Instant::now();
     let mut call = device.call()?;
     let (udp, setup_time) = (call.server_addr()?, begin.elapsed());
     let (session_id, packets) = (call.parameters.session_id.clone(), packets_in(seconds));
-    terminal.print_plain(&format!("  call up in {}, session {session_id}", format_ms(setup_time)));
+    let up = format!("  call up in {}, session {session_id}", format_ms(setup_time));
+    terminal.print_plain(&translated(&up));
     let demo_call = DemoCall { udp, connect_time, setup_time, session_id, packets };
     device.start_listening(&call, "realtime")?;
     let started_at = Instant::now();
@@ -135,14 +139,15 @@ fn make_call(
         next_update = Instant::now() + interval;
         terminal.redraw(&demo_call.block(round_trip));
         if round_trip.sent > 1 {
-            terminal.print_plain(&format!(
+            let line = format!(
                 "  {:2.0} s: {} packets up, {} down, {} lost, round trip {}",
                 started_at.elapsed().as_secs_f64(),
                 round_trip.sent,
                 round_trip.echoed,
                 round_trip.lost_so_far(),
                 ms_or_dash(round_trip.round_trips.last().copied()),
-            ));
+            );
+            terminal.print_plain(&translated(&line));
         }
     };
     let mut round_trip = RoundTripTest::default();
@@ -163,14 +168,15 @@ impl DemoCall {
         let bar = "#".repeat(done as usize) + &"-".repeat((WIDTH - done) as usize);
         let now = ms_or_dash(round_trip.round_trips.last().copied());
         let median = ms_or_dash(round_trip.percentile(0.5));
-        vec![
+        let lines = [
             format!("  MQTT         connected in {}", format_ms(self.connect_time)),
             format!("  call         up in {}, session {session_id}", format_ms(self.setup_time)),
             format!("  packets up   [{bar}] {} of {packets}", round_trip.sent),
             format!("  packets down {}", round_trip.echoed),
             format!("  lost         {}", round_trip.lost_so_far()),
             format!("  round trip   {now} now, {median} median"),
-        ]
+        ];
+        lines.map(|line| translated(&line).into_owned()).into()
     }
 }
 
@@ -181,7 +187,9 @@ fn summary(demo_call: &DemoCall, round_trip: &RoundTripTest) -> Vec<String> {
         _ if lost > 0 => "The call worked, but some packets were lost.",
         _ => "The call worked: every packet that the device sent came back.",
     };
-    let row = |name: &str, value: &str, about: &str| format!("  {name:<14} {value:<10} {about}");
+    let row = |name: &str, value: &str, about: &str| {
+        format!("  {} {value:<10} {}", padded(&translated(name), 14), translated(about))
+    };
     let percent = 100.0 * f64::from(lost) / f64::from(round_trip.sent.max(1));
     let (up, down) = (round_trip.sent.to_string(), round_trip.echoed.to_string());
     let (connect, setup) = (format_ms(demo_call.connect_time), format_ms(demo_call.setup_time));

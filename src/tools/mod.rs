@@ -9,6 +9,7 @@ pub mod device;
 pub mod echo;
 pub mod health;
 pub mod init;
+pub mod language;
 pub mod page;
 pub mod probe;
 mod qr;

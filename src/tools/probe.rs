@@ -54,6 +54,8 @@ Options:
   --no-pause         do not wait 20 s to see whether routers forget the audio's path
   --timeout N        seconds to wait for TCP and for the CONNACK (default: 5)
   --json             one JSON object on stdout, progress on stderr
+  --lang LANG        en or zh: the language of messages (default: the environment's);
+                     JSON is English
   -h, --help         show this help
 
 Environment:

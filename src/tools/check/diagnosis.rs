@@ -45,10 +45,11 @@ impl ServerDiagnosis<'_> {
         let ChatServerConfig { host, port, .. } = &**self.server;
         let mut problem = if why.contains("refused") {
             let cause = "the chat server is not running, or listens elsewhere";
-            let advice =
-                "start the chat server, and look at which address and port it listens on; this URL says port";
+            let advice = format!(
+                "start the chat server, and look at which address and port it listens on; this URL says port {port}"
+            );
             ServerProblem::new(format!("nothing listens on {host} port {port}: {cause} ({why})"))
-                .with_advice(format!("{advice} {port}"))
+                .with_advice(advice)
         } else {
             ServerProblem::new(format!("{host} port {port} cannot be reached: {why}")).with_advice(
                 "is the address right, is the machine up, and does a firewall let TCP through to that port?",

@@ -34,9 +34,9 @@ pub(super) fn check_ports(config: &Config) -> Vec<Finding> {
 }
 
 fn finding(port: &str, key: &str, error: ErrorKind, config: &Config) -> Finding {
-    let warn = |what: &str| Finding::new("ports", StepState::Warn, format!("{port} {what}"));
+    let warn = |what: String| Finding::new("ports", StepState::Warn, what);
     if error != ErrorKind::AddrInUse {
-        return warn(&format!("cannot be opened here: {error}"));
+        return warn(format!("{port} cannot be opened here: {error}"));
     }
     if gateway_runs(config) {
         return Finding::new(
@@ -47,7 +47,7 @@ fn finding(port: &str, key: &str, error: ErrorKind, config: &Config) -> Finding 
     }
     let by =
         if config.api.enabled { "another program" } else { "another program, or this gateway runs already" };
-    warn(&format!("is in use by {by}")).with_advice(format!(
+    warn(format!("{port} is in use by {by}")).with_advice(format!(
         "stop that program before this gateway is started, or set {key} to another port"
     ))
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::config::{Config, ConfigError, Source};
+use crate::tools::language::{is_wide, padded, translated, width};
 use crate::tools::step_report::{StepReport, StepState};
 use crate::tools::terminal::Terminal;
 
@@ -128,10 +129,11 @@ impl CheckReporter {
             (Some(file), None) => ("gateway", format!("Checking {file}")),
             (Some(file), Some(node)) => ("node", format!("Checking {file}: {node}")),
         };
-        terminal.print_line(&heading);
+        terminal.print_line(&translated(&heading));
         let environment: Vec<_> = source.variables().into_iter().map(str::to_owned).collect();
         if !environment.is_empty() {
-            terminal.print_line(&format!("Set by the environment: {}", environment.join(", ")));
+            let set = format!("Set by the environment: {}", environment.join(", "));
+            terminal.print_line(&translated(&set));
         }
         let env_file = config.node_config.as_ref().and_then(|node| node.env_file.clone());
         let config = ConfigOrigin { file, shape, env_file, environment };
@@ -141,13 +143,15 @@ impl CheckReporter {
 
     /// The current activity, on a terminal.
     pub(super) fn progress(&mut self, what: &str) {
-        self.terminal.redraw(&[what.to_owned()]);
+        self.terminal.redraw(&[translated(what).into_owned()]);
     }
 
     /// The configuration cannot be used.
     pub(super) fn config_rejected(mut self, errors: &[ConfigError]) -> CheckReport {
         self.report.problems = errors.iter().map(ToString::to_string).collect();
-        self.terminal.print_list("The configuration cannot be used:", "  - ", &self.report.problems);
+        let problems: Vec<_> =
+            self.report.problems.iter().map(|problem| translated(problem).into()).collect();
+        self.terminal.print_list(&translated("The configuration cannot be used:"), "  - ", &problems);
         self.report
     }
 
@@ -160,20 +164,23 @@ impl CheckReporter {
         self.show_servers();
         self.show_advice();
         self.terminal.print_line("");
-        self.terminal.print_line(match (self.report.ok, states.contains(&StepState::Warn)) {
+        self.terminal.print_line(&translated(match (self.report.ok, states.contains(&StepState::Warn)) {
             (false, _) => "Something fails.",
             (true, true) => "Nothing fails, but there are warnings.",
             (true, false) => "Everything works.",
-        });
+        }));
         self.report
     }
 
     fn show_settings(&mut self) {
         self.terminal.print_line("");
-        self.terminal.print_line(&format!("  {:<16}  {:<6}  FOUND", "SETTING", "RESULT"));
-        for finding in &self.report.settings {
-            let sign = finding.state.mark("-");
-            self.terminal.print_line(&format!("  {:<16}  {sign:<6}  {}", finding.name, finding.detail));
+        let row = |name: &str, result: &str, found: &str| {
+            let (name, result) = (padded(&translated(name), 16), padded(&translated(result), 6));
+            format!("  {name}  {result}  {}", translated(found))
+        };
+        self.terminal.print_line(&row("SETTING", "RESULT", "FOUND"));
+        for Finding { name, state, detail, .. } in &self.report.settings {
+            self.terminal.print_line(&row(name, state.mark("-"), detail));
         }
     }
 
@@ -182,13 +189,13 @@ impl CheckReporter {
         if servers.is_empty() {
             return;
         }
-        let width = servers.iter().map(|report| report.server.len()).max().unwrap_or_default().max(11);
+        let widest = servers.iter().map(|report| report.server.len()).max().unwrap_or_default().max(11);
         let row = |name: &str, cells: &[String]| {
-            let cells: Vec<_> = cells.iter().map(|cell| format!("{cell:<9}")).collect();
-            format!("  {name:<width$}  {}", cells.join(" ")).trim_end().to_owned()
+            let cells: Vec<_> = cells.iter().map(|cell| padded(&translated(cell), 9)).collect();
+            format!("  {}  {}", padded(&translated(name), widest), cells.join(" ")).trim_end().to_owned()
         };
         self.terminal.print_line("");
-        self.terminal.print_line(&row("CHAT SERVER", &SERVER_STEPS.map(str::to_uppercase)));
+        self.terminal.print_line(&row("CHAT SERVER", &SERVER_STEPS.map(heading)));
         for report in servers {
             let cells = SERVER_STEPS.map(|step| report.step_cell(step));
             self.terminal.print_line(&row(&report.server, &cells));
@@ -203,23 +210,31 @@ impl CheckReporter {
         });
         let mut lines = Vec::new();
         for (name, cause, advice) in settings.chain(troubles) {
-            wrap("  ", "  ", &format!("{name}: {cause}"), &mut lines);
-            advice.iter().for_each(|advice| wrap("    -> ", "       ", advice, &mut lines));
+            let cause = format!("{}: {}", translated(name), translated(cause));
+            wrap("  ", "  ", &cause, &mut lines);
+            advice.iter().for_each(|advice| wrap("    -> ", "       ", &translated(advice), &mut lines));
         }
-        self.terminal.print_list("What to look at:", "", &lines);
+        self.terminal.print_list(&translated("What to look at:"), "", &lines);
     }
 }
 
-/// Breaks a text into lines of about 100 characters, the first and the others begun as told.
+/// The heading of a step's column.
+fn heading(step: &str) -> String {
+    let translated = translated(step);
+    if translated == step { step.to_uppercase() } else { translated.into_owned() }
+}
+
+/// Breaks a text into lines of about 100 columns, the first and the others begun as told: behind spaces and wide characters.
 fn wrap(first: &str, other: &str, text: &str, lines: &mut Vec<String>) {
     let mut line = first.to_owned();
-    for word in text.split(' ') {
-        if line.len() > other.len() && line.len() + word.len() > MAX_LINE_WIDTH {
+    for word in text.split_inclusive(|c| c == ' ' || is_wide(c)) {
+        // Punctuation stays on the line of what it ends.
+        let can_begin = !word.starts_with(['，', '。', '；', '：', '、', '）', '？', '”']);
+        if can_begin && width(&line) > other.len() && width(&line) + width(word.trim_end()) > MAX_LINE_WIDTH {
             lines.push(line.trim_end().to_owned());
             line = other.to_owned();
         }
         line.push_str(word);
-        line.push(' ');
     }
     lines.push(line.trim_end().to_owned());
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::ProbeFailed;
 use super::options::ProbeOptions;
+use crate::tools::language::{padded, translated, width};
 use crate::tools::round_trip::RoundTripTest;
 use crate::tools::step_report::{StepReport, StepState, milliseconds};
 use crate::tools::terminal::Terminal;
@@ -94,7 +95,7 @@ impl<'a> ProbeReporter<'a> {
     pub(super) fn new(mut terminal: Terminal, options: &'a ProbeOptions) -> Self {
         let (target, client_id) = (options.target(), options.login.client_id.clone());
         let over = if options.tls { " over TLS" } else { "" };
-        terminal.print_line(&format!("Probing {target}{over} as device {client_id}"));
+        terminal.print_line(&translated(&format!("Probing {target}{over} as device {client_id}")));
         terminal.print_line("");
         let report =
             ProbeReport { target, client_id, ok: false, steps: Vec::new(), audio: None, hints: Vec::new() };
@@ -111,7 +112,10 @@ impl<'a> ProbeReporter<'a> {
         let step = StepReport::new(name, state, detail, took);
         let sign = state.mark(if state == StepState::Unknown { "??" } else { "--" });
         let took = step.ms.map(|ms| format!(" ({ms:.1} ms)")).unwrap_or_default();
-        self.terminal.print_line(&format!("  [{sign:^4}] {label:<15} {}{took}", step.detail));
+        let sign = translated(sign);
+        let columns = 4 - (width(&sign) - sign.chars().count());
+        let (label, detail) = (padded(&translated(label), 15), translated(&step.detail));
+        self.terminal.print_line(&format!("  [{sign:^columns$}] {label} {detail}{took}"));
         self.report.steps.push(step);
     }
 
@@ -135,6 +139,7 @@ impl<'a> ProbeReporter<'a> {
 
     /// The current activity: redrawn in place on a terminal, else a line of its own.
     pub(super) fn progress(&mut self, what: &str) {
+        let what = translated(what);
         self.terminal.redraw(&[format!("  [ .. ] {what}")]);
         self.terminal.print_plain(&format!("         {what}"));
     }
@@ -145,7 +150,8 @@ impl<'a> ProbeReporter<'a> {
         if now >= self.next_redraw {
             self.next_redraw = now + Duration::from_millis(100);
             let text = format!("{sent} of {} packets sent, {received} came back", self.options.packets);
-            self.terminal.redraw(&[format!("  [ .. ] audio           {text}")]);
+            let (label, text) = (padded(&translated("audio"), 15), translated(&text));
+            self.terminal.redraw(&[format!("  [ .. ] {label} {text}")]);
         }
     }
 
@@ -167,12 +173,13 @@ impl<'a> ProbeReporter<'a> {
         self.report.ok = all(&[StepState::Ok, StepState::Skipped]);
         let failed = !all(&[StepState::Ok, StepState::Skipped, StepState::Unknown]);
         self.terminal.print_line("");
-        self.terminal.print_line(match (self.report.ok, failed) {
+        self.terminal.print_line(&translated(match (self.report.ok, failed) {
             (true, _) => "A device's call works from here.",
             (false, true) => "Something fails.",
             (false, false) => "Not everything could be determined from here.",
-        });
-        self.terminal.print_list("What to look at:", "  - ", &self.report.hints);
+        }));
+        let hints: Vec<_> = self.report.hints.iter().map(|hint| translated(hint).into_owned()).collect();
+        self.terminal.print_list(&translated("What to look at:"), "  - ", &hints);
         self.report
     }
 }
