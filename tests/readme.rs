@@ -176,12 +176,44 @@ fn both_languages_are_in_step() {
     assert_eq!(others(&english), others(&chinese));
 }
 
+/// The pages that exist in Chinese, besides the README.
+const TRANSLATED: [&str; 4] = ["install", "migrate-from-nodejs", "scale-out", "troubleshooting"];
+
 #[test]
-fn install_pages_have_the_same_commands_in_both_languages() {
-    let [english, chinese] = ["docs/install.md", "docs/install.zh-CN.md"].map(text);
-    assert_eq!(code_blocks(&english), code_blocks(&chinese));
-    let heads = |page: &str| page.lines().filter(|line| line.starts_with("## ")).count();
-    assert_eq!((heads(&english), heads(&chinese)), (6, 6));
+fn translated_pages_are_in_step() {
+    let chinese: Vec<_> = pages().into_iter().filter(|page| page.ends_with(".zh-CN.md")).collect();
+    assert_eq!(chinese.len(), 1 + TRANSLATED.len(), "{chinese:?}");
+    for page in TRANSLATED {
+        let [english, chinese] = ["", ".zh-CN"].map(|language| text(&format!("docs/{page}{language}.md")));
+        assert_eq!(code_blocks(&english), code_blocks(&chinese), "{page}");
+        assert_eq!(english.matches("```").count(), 2 * code_blocks(&english).len(), "{page}");
+        let shape = |page: &str| {
+            let prose: String = page.split("```").step_by(2).collect();
+            let heads = prose.lines().filter(|line| line.starts_with('#'));
+            heads.map(|line| line.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(shape(&english), shape(&chinese), "{page}");
+        let rows = |page: &str| tables(page).iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(rows(&english), rows(&chinese), "{page}");
+        // Without the anchors, which are translated headings.
+        let targets = |page: &str| {
+            let targets =
+                links(page).into_iter().map(|link| link.split('#').next().unwrap().replace(".zh-CN", ""));
+            targets.collect::<Vec<_>>()
+        };
+        assert_eq!(targets(&english), targets(&chinese), "{page}");
+        for (page, other) in
+            [(&english, format!("[简体中文]({page}.zh-CN.md)")), (&chinese, format!("[English]({page}.md)"))]
+        {
+            assert_eq!(page.lines().nth(2).map(|line| line.contains(&other)), Some(true), "{other}");
+        }
+        // A page that exists in Chinese is linked in Chinese.
+        for link in links(&chinese).iter().skip(1) {
+            let file = link.split('#').next().unwrap();
+            let english = TRANSLATED.iter().any(|name| file == format!("{name}.md"));
+            assert!(!english && !file.ends_with("README.md"), "docs/{page}.zh-CN.md links to {link}");
+        }
+    }
 }
 
 /// Every page there is.
@@ -270,9 +302,11 @@ fn messages_quoted_in_troubleshooting_exist() {
             .collect()
     }
     let source = all(&Path::new(ROOT).join("src")).replace("{} ", " ");
-    let page = text("docs/troubleshooting.md");
-    for first in ["`refused with return code 4", "`the certificate is for"] {
-        for row in table(&page, first) {
+    let pages = ["docs/troubleshooting.md", "docs/troubleshooting.zh-CN.md"].map(text);
+    for (page, first) in pages.iter().flat_map(|page| {
+        ["`refused with return code 4", "`the certificate is for"].map(|first| (page, first))
+    }) {
+        for row in table(page, first) {
             for quoted in code_spans(&row[0]) {
                 let said = quoted.trim_start_matches("closed: ");
                 let said = said.strip_prefix("refused with return code ").map_or(said, |rest| &rest[1..]);
