@@ -19,7 +19,7 @@ pub fn content_security_policy() -> String {
     };
     format!(
         "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; base-uri 'none'; \
-         form-action 'none'; frame-ancestors 'none'",
+         form-action 'none'; frame-ancestors 'self'",
         hash("script"),
         hash("style"),
     )
