@@ -61,7 +61,7 @@ fn every_packaged_file_exists() {
     let sources: Vec<_> = assets.iter().map(|asset| asset[0].as_str().unwrap()).collect();
     assert!(sources.len() >= 5 && sources[0] == "target/release/mqtt-websocket-proxy", "{sources:?}");
     for source in &sources[1..] {
-        let folder = source.strip_suffix("/*.md").unwrap_or(source);
+        let folder = source.rsplit_once("/*").map_or(*source, |(folder, _)| folder);
         assert!(Path::new(ROOT).join(folder).exists(), "{source}");
     }
     let unit =
@@ -90,6 +90,87 @@ fn every_packaged_file_exists() {
             "the Dockerfile does not copy {folder}"
         );
     }
+}
+
+/// The values of a key that stands in many places of a YAML file.
+fn yaml_values<'a>(page: &'a str, key: &str) -> Vec<&'a str> {
+    let start = format!("{key}: ");
+    let found = page.split(&start).skip(1);
+    found.map(|rest| rest.split([',', ' ', '\n']).next().unwrap()).collect()
+}
+
+#[test]
+fn a_release_has_the_targets_that_the_readme_names() {
+    let workflow = text(".github/workflows/release.yml");
+    let matrix = workflow.split("include:").nth(1).unwrap().split("runs-on:").next().unwrap();
+    let built = yaml_values(matrix, "target");
+    assert!(built.len() >= 5, "{built:?}");
+    for page in ["README.md", "README.zh-CN.md"] {
+        let page_text = text(page);
+        let rows = page_text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+        let named: Vec<_> =
+            rows.filter(|(target, _)| target.matches('-').count() >= 2 && !target.contains(' ')).collect();
+        assert_eq!(named.iter().map(|(target, _)| *target).collect::<Vec<_>>(), built, "{page}");
+        for (target, about) in named {
+            let line = matrix.lines().find(|line| line.contains(target)).unwrap();
+            assert_eq!(line.contains("deb: true"), about.contains(".deb"), "{page}: {target}");
+            assert_eq!(line.contains("windows"), about.contains(".zip"), "{page}: {target}");
+            assert!(!line.contains("vendored") || target.contains("musl"), "{line}");
+        }
+        let platforms = workflow.lines().find_map(|line| line.trim().strip_prefix("platforms: ")).unwrap();
+        for platform in ["amd64", "arm64", "arm/v7"] {
+            assert!(
+                platforms.contains(&format!("linux/{platform}")) && page_text.contains(platform),
+                "{page}: {platform}"
+            );
+        }
+    }
+    for made in ["sha256sum", "cyclonedx", "attest-build-provenance", "sbom: true", "lintian"] {
+        assert!(workflow.contains(made), "{made}");
+    }
+}
+
+/// The options of the add-on are a configuration of the gateway once the ones to be filled in are there, and its schema has all of them.
+#[test]
+fn the_home_assistant_add_on_starts_the_gateway_with_its_options() {
+    let addon = text("config/home-assistant/config.yaml");
+    assert!(addon.contains(concat!("\nversion: \"", env!("CARGO_PKG_VERSION"), "\"\n")));
+    let (options, schema) = addon.split_once("\noptions:\n").unwrap().1.split_once("schema:\n").unwrap();
+    let sections = |part: &str| {
+        let lines = part.lines().map(|line| line.trim().split_once(": ").unwrap());
+        lines.map(|(name, keys)| (name.to_owned(), keys.to_owned())).collect::<Vec<_>>()
+    };
+    let mut config = serde_json::Map::new();
+    for (name, keys) in sections(options) {
+        let keys = keys.replace("\"signature_key\": null", "\"signature_key\": \"A-good-Key\"");
+        let keys: Value =
+            serde_json::from_str(&keys.replace("\"token\": null", "\"token\": \"0123456789abcdef\""))
+                .unwrap();
+        let types = sections(schema).into_iter().find(|(section, _)| *section == name).unwrap().1;
+        for key in keys.as_object().unwrap().keys() {
+            assert!(types.contains(&format!("{key}: ")), "{name}.{key} in {types}");
+        }
+        for language in ["en", "zh-Hans"] {
+            let translation = text(&format!("config/home-assistant/translations/{language}.yaml"));
+            assert!(translation.contains(&format!("\n  {name}:\n    name: ")), "{language}: {name}");
+        }
+        config.insert(name, keys);
+    }
+    assert_eq!(config.len(), sections(schema).len());
+    let folder = Folder::new().with_file("options.json", Value::Object(config).to_string());
+    let output = folder.run("health -c options.json", &[("API_PORT", "1")]);
+    assert_eq!(output.status.code(), Some(1), "the configuration is read: {output:?}");
+    let sample: Value = serde_json::from_str(&text("config/gateway.json")).unwrap();
+    let port = yaml_values(&addon, "ingress_port")[0];
+    assert_eq!(port, sample["api"]["port"].to_string());
+    assert!(addon.contains(&format!("[PORT:{port}]/healthz")));
+}
+
+/// The page is embedded by Home Assistant, under another path.
+#[test]
+fn the_dashboard_calls_the_gateway_by_relative_addresses() {
+    let page = text("src/admin/dashboard.html");
+    assert_eq!((page.matches("fetch(").count(), page.matches("fetch(\".\" + path").count()), (1, 1));
 }
 
 #[test]
