@@ -111,6 +111,8 @@ fn a_release_has_the_targets_that_the_readme_names() {
         let named: Vec<_> =
             rows.filter(|(target, _)| target.matches('-').count() >= 2 && !target.contains(' ')).collect();
         assert_eq!(named.iter().map(|(target, _)| *target).collect::<Vec<_>>(), built, "{page}");
+        let download = concat!("file=mqtt-websocket-proxy-v", env!("CARGO_PKG_VERSION"), "-");
+        assert!(page_text.contains(download), "{page}: {download}");
         for (target, about) in named {
             let line = matrix.lines().find(|line| line.contains(target)).unwrap();
             assert_eq!(line.contains("deb: true"), about.contains(".deb"), "{page}: {target}");

@@ -133,12 +133,12 @@ impl Config {
     pub(super) fn conflicts(&self) -> Vec<Problem> {
         let Self { mqtt, api, .. } = self;
         let missing = |section: &str, cert: &Option<PathBuf>, key: &Option<PathBuf>| {
-            let (missing, what, of) = match (cert, key) {
-                (Some(_), None) => ("key_file", "the PEM private key", "cert_file"),
-                (None, Some(_)) => ("cert_file", "the PEM certificate", "key_file"),
+            let (missing, allowed) = match (cert, key) {
+                (Some(_), None) => ("key_file", format!("the PEM private key of {section}.cert_file")),
+                (None, Some(_)) => ("cert_file", format!("the PEM certificate of {section}.key_file")),
                 _ => return None,
             };
-            Some(Problem::value(format!("{section}.{missing}"), "none", format!("{what} of {section}.{of}")))
+            Some(Problem::value(format!("{section}.{missing}"), "none", allowed))
         };
         let both = "mqtt.tls.cert_file and mqtt.tls.key_file";
         let (devices, own) = (mqtt.tls.files().is_some(), api.tls.files().is_some());

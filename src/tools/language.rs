@@ -15,6 +15,8 @@ const CHINESE: &str = include_str!("messages.zh.po");
 const PLACEHOLDER: &str = "{}";
 /// The variables that name the language (POSIX.1-2017 section 8.2); the first that is set and not empty counts.
 const VARIABLES: [&str; 3] = ["LC_ALL", "LC_MESSAGES", "LANG"];
+/// An entry that begins with a value and has less text than this says little about what it is: its value has no space.
+const SHORT_ENTRY_BYTES: usize = 8;
 /// Values inside of values, as in `found an object, allowed: a string, empty for none`.
 const MAX_DEPTH: usize = 8;
 
@@ -99,11 +101,15 @@ fn translate(message: &str, catalogue: &[(String, String)], depth: usize) -> Opt
     let depth = depth.checked_sub(1)?;
     let matches = |(id, translation)| Some((id, translation, values(message, id)?));
     let entries = catalogue.iter().map(|(id, translation)| (id.as_str(), translation.as_str()));
-    let literal_bytes = |id: &str| id.len() - PLACEHOLDER.len() * id.matches(PLACEHOLDER).count();
     let best = entries.filter_map(matches).max_by_key(|(id, ..)| literal_bytes(id));
     let inner = |value: &str| translate(value, catalogue, depth).unwrap_or_else(|| value.to_owned());
     if let Some((_, translation, values)) = best {
         return Some(filled(translation, &values.into_iter().map(inner).collect::<Vec<_>>()));
+    }
+    let unindented = message.trim_start_matches(' ');
+    if unindented.len() < message.len() {
+        let indent = &message[..message.len() - unindented.len()];
+        return translate(unindented, catalogue, depth).map(|found| format!("{indent}{found}"));
     }
     // A message, and a remark behind it.
     if let Some(at) = message.rfind("; ").filter(|at| *at > 0)
@@ -129,6 +135,11 @@ fn translate(message: &str, catalogue: &[(String, String)], depth: usize) -> Opt
     translate(&message, catalogue, depth).map(|sentence| sentence + "。")
 }
 
+/// The length of an entry without its values.
+fn literal_bytes(id: &str) -> usize {
+    id.len() - PLACEHOLDER.len() * id.matches(PLACEHOLDER).count()
+}
+
 /// The values of a message, if it is an instance of this text: each ends where the text goes on for the first time. One at the
 /// beginning is a name, an address or the like, and not a part of another message.
 fn values<'a>(message: &'a str, id: &str) -> Option<Vec<&'a str>> {
@@ -143,9 +154,11 @@ fn values<'a>(message: &'a str, id: &str) -> Option<Vec<&'a str>> {
             rest.find(part)?
         };
         let value = &rest[..end];
-        if values.is_empty() && id.starts_with(PLACEHOLDER) && (value.contains(": ") || value.contains("; "))
-        {
-            return None;
+        if values.is_empty() && id.starts_with(PLACEHOLDER) {
+            let is_short = literal_bytes(id) < SHORT_ENTRY_BYTES;
+            if value.contains(": ") || value.contains("; ") || is_short && value.contains(' ') {
+                return None;
+            }
         }
         values.push(value);
         rest = &rest[end + part.len()..];

@@ -60,6 +60,7 @@ fn a_message_is_translated_with_the_messages_in_it() {
             "The certificate for a.b expires on 1 May, in 3 days: renew it.",
             "a.b 的证书将于 1 May 过期，还剩 3 天：请更新。",
         ),
+        ("    port 1883", "    端口 1883"),
         ("what nobody has translated", "what nobody has translated"),
         (
             "the file is empty; with nothing but {} in it, everything has its default",
