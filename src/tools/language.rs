@@ -17,7 +17,7 @@ const PLACEHOLDER: &str = "{}";
 const VARIABLES: [&str; 3] = ["LC_ALL", "LC_MESSAGES", "LANG"];
 /// An entry that begins with a value and has less text than this says little about what it is: its value has no space.
 const SHORT_ENTRY_BYTES: usize = 8;
-/// Values inside of values, as in `found an object, allowed: a string, empty for none`.
+/// Values inside of values, as in `found an object, allowed: a string, empty for none`, and spaces before a message.
 const MAX_DEPTH: usize = 8;
 
 /// A language that messages are shown in.
@@ -106,10 +106,9 @@ fn translate(message: &str, catalogue: &[(String, String)], depth: usize) -> Opt
     if let Some((_, translation, values)) = best {
         return Some(filled(translation, &values.into_iter().map(inner).collect::<Vec<_>>()));
     }
-    let unindented = message.trim_start_matches(' ');
-    if unindented.len() < message.len() {
-        let indent = &message[..message.len() - unindented.len()];
-        return translate(unindented, catalogue, depth).map(|found| format!("{indent}{found}"));
+    // An entry may be indented less than the message is here.
+    if let Some(unindented) = message.strip_prefix(' ') {
+        return translate(unindented, catalogue, depth).map(|found| format!(" {found}"));
     }
     // A message, and a remark behind it.
     if let Some(at) = message.rfind("; ").filter(|at| *at > 0)

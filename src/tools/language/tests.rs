@@ -61,6 +61,7 @@ fn a_message_is_translated_with_the_messages_in_it() {
             "a.b 的证书将于 1 May 过期，还剩 3 天：请更新。",
         ),
         ("    port 1883", "    端口 1883"),
+        ("     MQTT connected in 2 ms", "     MQTT 已连接，用时 2 ms"),
         ("what nobody has translated", "what nobody has translated"),
         (
             "the file is empty; with nothing but {} in it, everything has its default",
@@ -77,6 +78,7 @@ fn a_message_of_a_peer_costs_little_and_never_panics() {
         ": ".repeat(2000),
         "; ".repeat(2000),
         "{}".repeat(2000),
+        " ".repeat(2000),
         " from ".repeat(500) + " to ",
         "。: 语".repeat(300),
     ] {
