@@ -22,7 +22,8 @@ use mqtt_websocket_proxy::proto::audio::{self, Cipher, HEADER_LEN, MAX_PAYLOAD, 
 use mqtt_websocket_proxy::proto::message::{self, Reader};
 use mqtt_websocket_proxy::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish, decode, encode};
 use mqtt_websocket_proxy::session::{
-    Admission, CallCredentials, Context, Core, FrameSpace, HelloLimiter, RequestIds, ServerHealth, UdpPeer,
+    Admission, CallCredentials, Context, Core, EndedCalls, FrameSpace, HelloLimiter, RequestIds,
+    ServerHealth, UdpPeer,
 };
 use mqtt_websocket_proxy::tools::device::{HELLO, Login, test_audio};
 
@@ -163,7 +164,8 @@ impl CallFixture {
         let mut out = Vec::new();
         let Self { core, config, servers, now } = self;
         let (ids, hellos) = (&RequestIds::new(), &mut HelloLimiter::default());
-        decide(core, &mut Context { now: *now, config, servers, hellos, ids, out: &mut out });
+        let ended_calls = &mut EndedCalls::default();
+        decide(core, &mut Context { now: *now, config, servers, hellos, ended_calls, ids, out: &mut out });
     }
 
     fn uplink(&mut self, datagram: &mut [u8]) {

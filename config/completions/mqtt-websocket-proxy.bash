@@ -10,6 +10,11 @@ _mqtt_websocket_proxy() {
         *:--lang) return ;;
         demo:--seconds) return ;;
         demo:--lang) return ;;
+        init:-c | init:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+        init:--server) return ;;
+        init:--address) return ;;
+        init:--macs) return ;;
+        init:--lang) return ;;
         probe:--key) return ;;
         probe:--mac) return ;;
         probe:--uuid) return ;;
@@ -32,15 +37,19 @@ _mqtt_websocket_proxy() {
         credentials:--group) return ;;
         credentials:--key) return ;;
         credentials:--endpoint) return ;;
+        token:-c | token:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+        token:--lang) return ;;
         health:-c | health:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     esac
     case $command in
         demo) words='--seconds --lang -h --help' ;;
+        init) words='-c --config --server --address --macs --yes --json --lang -h --help' ;;
         probe) words='--key --mac --uuid --group --client-id --user-name --password --tls --ca-file --seconds --packets --no-pause --timeout --json --lang -h --help' ;;
         check) words='-c --config --migrate --mac --uuid --timeout --json --lang -h --help' ;;
         credentials) words='--mac --uuid --group --key --endpoint -h --help' ;;
+        token) words='-c --config --json --lang -h --help' ;;
         health) words='-c --config --ready -h --help' ;;
-        *) words='demo probe check credentials health -c --config -l --log-level -p --pid --lang -v --version -h --help' ;;
+        *) words='demo init probe check credentials token health -c --config -l --log-level -p --pid --lang -v --version -h --help' ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
 }

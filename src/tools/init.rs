@@ -13,6 +13,7 @@ use pico_args::Arguments;
 
 use self::guide::Guide;
 use super::command_line::{self, CommandLine};
+use super::language::translated;
 use super::step_report;
 use super::terminal::Terminal;
 use crate::config::{ChatServerConfig, Config, DEFAULT_FILE, PublicIp, Secret, Source};
@@ -40,6 +41,8 @@ Options:
   --yes              ask nothing
   --json             ask nothing, and print one line of JSON: what was written, and
                      what to do next
+  --lang LANG        en or zh: the language of messages (default: the environment's);
+                     JSON is English
   -h, --help         show this help
 
 Exit code: 0 written, 1 not written, 2 wrong usage, or the environment makes a
@@ -68,7 +71,7 @@ pub fn run(args: Arguments) -> ExitCode {
     command_line::run("init", HELP, args, InitOptions::parse, |options| match init(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, error)) => {
-            Terminal::stderr().print_line(&format!("init: {error}"));
+            Terminal::stderr().print_line(&format!("init: {}", translated(&error)));
             ExitCode::from(code)
         }
     })

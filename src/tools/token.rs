@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use pico_args::Arguments;
 
 use super::command_line::{self, CommandLine, usage_error};
+use super::language::translated;
 use super::page::Page;
 use super::step_report;
 use super::terminal::Terminal;
@@ -21,6 +22,7 @@ yesterday is good for one more day. Otherwise it is api.token.
 Options:
   -c, --config FILE  configuration file, as for the gateway
   --json             print one line of JSON: url, token, daily, link
+  --lang LANG        en or zh: the language of messages (default: the environment's)
   -h, --help         show this help
 
 Environment: as for the gateway; see mqtt-websocket-proxy --help.
@@ -34,7 +36,7 @@ pub fn run(args: Arguments) -> ExitCode {
             let mut terminal = Terminal::stdout();
             match json {
                 true => terminal.print_line(&step_report::to_json(&page)),
-                false => lines(&page).iter().for_each(|line| terminal.print_line(line)),
+                false => lines(&page).iter().for_each(|line| terminal.print_line(&translated(line))),
             }
             ExitCode::SUCCESS
         }

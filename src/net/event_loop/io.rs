@@ -59,19 +59,23 @@ pub(crate) enum TimerKind {
     Stop,
 }
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
 impl Io {
-    /// With the registry of a poll that nobody polls.
-    pub(crate) fn for_test() -> Self {
-        let now = Instant::now();
+    pub(crate) fn new(registry: mio::Registry, config: Config, now: Instant) -> Self {
         Self {
-            registry: mio::Poll::new().unwrap().registry().try_clone().unwrap(),
+            registry,
             timers: TimerWheel::new(now),
             run_queue: RunQueue::default(),
             now,
             metrics: Metrics::default(),
-            config: Arc::default(),
+            config: Arc::new(config),
         }
+    }
+
+    /// With the registry of a poll that nobody polls.
+    #[cfg(test)]
+    #[allow(clippy::unwrap_used)]
+    pub(crate) fn for_test() -> Self {
+        let registry = mio::Poll::new().unwrap().registry().try_clone().unwrap();
+        Self::new(registry, Config::default(), Instant::now())
     }
 }

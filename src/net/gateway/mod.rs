@@ -45,8 +45,6 @@ use crate::net::backend::health_poll::HealthPoller;
 use crate::net::error::BindError;
 use crate::net::event_loop::coalesce::Coalescer;
 use crate::net::event_loop::io::{Io, TimerKind};
-use crate::net::event_loop::run_queue::RunQueue;
-use crate::net::event_loop::timer_wheel::TimerWheel;
 use crate::net::event_loop::token::{self, WAKER, WAKEUP};
 use crate::net::event_loop::wakeup::Wakeup;
 use crate::net::gateway::broadcast::Broadcasts;
@@ -171,14 +169,7 @@ impl Gateway {
         let mut gateway = Self {
             wakeup: Wakeup::new(&registry, token::fixed(WAKEUP)),
             poll,
-            io: Io {
-                registry,
-                timers: TimerWheel::new(now),
-                run_queue: RunQueue::default(),
-                now,
-                metrics: Metrics::default(),
-                config: Arc::new(config),
-            },
+            io: Io::new(registry, config, now),
             coalescer: Coalescer::new(now),
             expired: Vec::new(),
             stalled_since: None,

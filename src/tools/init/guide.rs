@@ -10,6 +10,7 @@ use crate::config::{Config, DEFAULT_FILE, PublicIp, Source, unknown_variables};
 use crate::net::media::credentials::local_address;
 use crate::net::ota::container::is_container;
 use crate::tools::addresses::is_private;
+use crate::tools::language::{padded, translated};
 use crate::tools::page::Page;
 use crate::tools::qr::qr_lines;
 use crate::tools::terminal::Terminal;
@@ -75,7 +76,7 @@ impl Guide {
     }
 
     pub(super) fn print(&self, terminal: &mut Terminal) {
-        self.lines(terminal.is_interactive()).iter().for_each(|line| terminal.print_line(line));
+        self.lines(terminal.is_interactive()).iter().for_each(|line| terminal.print_line(&translated(line)));
     }
 
     /// The text. Colours make the QR code right on a light terminal too.
@@ -90,7 +91,7 @@ impl Guide {
         ];
         lines.extend(self.notes.iter().map(|note| format!("Note: {note}")));
         for (number, (title, step)) in (1..).zip(self.steps(colours)) {
-            lines.extend([String::new(), format!("{number}. {title}")]);
+            lines.extend([String::new(), format!("{number}. {}", translated(title))]);
             lines.extend(step.iter().map(|line| format!("   {line}")));
         }
         lines
@@ -132,7 +133,8 @@ impl Port {
     fn line(&self) -> String {
         let Self { protocol, port, to, purpose, open_to } = self;
         let range = if to > port { format!("{port}-{to}") } else { port.to_string() };
-        format!("  {protocol} {range:<11} {purpose:<16} {open_to}")
+        let (purpose, open_to) = (padded(&translated(purpose), 16), translated(open_to));
+        format!("  {protocol} {range:<11} {purpose} {open_to}")
     }
 }
 

@@ -95,7 +95,7 @@ fn text_is_padded_to_columns() {
 }
 
 /// The files whose texts are shown to people, as messages.
-const FILES: [&str; 38] = [
+const FILES: [&str; 43] = [
     "args.rs",
     "clock.rs",
     "config/chat_server.rs",
@@ -128,16 +128,31 @@ const FILES: [&str; 38] = [
     "tools/device/call.rs",
     "tools/device/error.rs",
     "tools/device/tls.rs",
+    "tools/init.rs",
+    "tools/init/guide.rs",
+    "tools/init/questions.rs",
+    "tools/page.rs",
     "tools/probe.rs",
     "tools/probe/call.rs",
     "tools/probe/diagnosis.rs",
     "tools/probe/options.rs",
     "tools/probe/report.rs",
     "tools/step_report.rs",
+    "tools/token.rs",
 ];
 
 /// Texts in these files that are no messages, or are the same in every language.
-const SAME_IN_EVERY_LANGUAGE: [&str; 12] = [
+const SAME_IN_EVERY_LANGUAGE: [&str; 22] = [
+    "  {} init",
+    "init: {}",
+    "it asks for api.token, or for the token that `mqtt-websocket-proxy token` prints",
+    "it asks for the token that `mqtt-websocket-proxy token` prints",
+    "only this machine is served, as there is neither a signature key nor api.token",
+    "{} --config {}",
+    "-H 'Content-Type: application/json'",
+    "curl {} -d '{\"ota_url\":\"{}\"}' http://192.168.4.1/advanced/submit",
+    "curl {} -H 'Device-Id: aa:bb:cc:dd:ee:ff' -H 'Client-Id: 00000000-0000-4000-8000-000000000001' -d '{}' {}",
+    "  mqtt-websocket-proxy credentials --mac MAC --key (mqtt.signature_key in {})",
     " ({} ms)",
     "  {} credentials --mac aa:bb:cc:dd:ee:ff",
     "  {} probe HOST",
