@@ -169,8 +169,11 @@ struct PidFile(PathBuf);
 impl PidFile {
     fn write(path: PathBuf) -> Result<Self, ExitError> {
         let mut options = OpenOptions::new();
-        output_file::open(options.create(true).write(true).truncate(true), &path)
-            .and_then(|mut file| file.write_all(format!("{}\n", process::id()).as_bytes()))
+        output_file::open(options.create(true).write(true), &path)
+            .and_then(|mut file| {
+                file.set_len(0)?;
+                file.write_all(format!("{}\n", process::id()).as_bytes())
+            })
             .map_err(|error| {
                 ExitError::runtime(format!("the pid file {} cannot be written: {error}", path.display()))
             })?;

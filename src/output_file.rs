@@ -9,7 +9,7 @@ const NEW_FILE_MODE: u32 = 0o640;
 #[cfg(unix)]
 const WRITABLE_BY_GROUP_OR_OTHERS: u32 = 0o022;
 
-/// Opens `path` with these options. On Unix a new file has mode 0640 or, with a stricter umask, less; one that exists
+/// Opens `path` with these options, which must not truncate it. On Unix a new file has mode 0640 or, with a stricter umask, less; one that exists
 /// keeps its mode. A link in a folder that others can write to, as `/tmp`, is refused: anyone could have placed it there to have
 /// another file written. That holds for symbolic links, those of the folders on the way included, and for hard links.
 ///
@@ -29,11 +29,13 @@ pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
         }
     }
     if is_in_shared_folder(path) {
-        if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.nlink() > 1) {
-            return Err(io::Error::other(format!("it has several names (hard links), and is {WHERE}")));
-        }
         // It may have been placed meanwhile.
-        options.custom_flags(libc::O_NOFOLLOW);
+        let file = options.custom_flags(libc::O_NOFOLLOW).open(path)?;
+        let found = file.metadata()?;
+        return match found.is_file() && found.nlink() > 1 {
+            true => Err(io::Error::other(format!("it has several names (hard links), and is {WHERE}"))),
+            false => Ok(file),
+        };
     }
     options.open(path)
 }

@@ -388,8 +388,11 @@ fn a_new_connection_evicts_the_oldest_unfinished_handshake() {
             tcp
         })
         .collect();
+    let closed_for_others = || metric_sum(api, "gateway_connections_closed_for_others_total{", None);
+    // Until all have begun.
+    wait_until("ten are closed", || closed_for_others() >= 10.0 || start.elapsed() > Duration::from_secs(9));
     let mut device = files.device(&gateway, 1);
-    let closed_for_others = metric_sum(api, "gateway_connections_closed_for_others_total{", None);
+    let closed_for_others = closed_for_others();
     // The others are still open, and so are those that have sent nothing.
     let is_open = |tcp: &TcpStream| {
         tcp.set_nonblocking(true).unwrap();

@@ -261,6 +261,7 @@ impl Core {
         let cold = self.cold.as_mut();
         match cold.and_then(|cold| cold.pending_notice.take_if(|(at, _)| *at <= cx.now)) {
             Some((_, Notice::Alert(text))) => cx.publish(text.into()),
+            Some((_, Notice::CallEnded(_))) if self.call.is_some() => {}
             Some((_, Notice::CallEnded(id))) => {
                 // A device that speaks in no call listens then, and its message is answered with goodbye. An idle one ignores both.
                 cx.publish(message::tts(Some(&id), "stop"));

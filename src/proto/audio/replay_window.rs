@@ -148,8 +148,9 @@ impl ReplayWindow {
             }
             Some(run) => match run.track.receive_behind(seq) {
                 Some(true) => return SequenceVerdict::Duplicate,
-                Some(false) => return SequenceVerdict::Late,
-                None => {}
+                // What is far ahead may be forged, and holds up none that is nearer.
+                Some(false) if self.cautious == 0 => return SequenceVerdict::Late,
+                _ => {}
             },
             None => {}
         }
@@ -177,10 +178,10 @@ impl ReplayWindow {
         }
         match &mut self.left {
             Some(left) => {
-                left.step(ahead == 1 && same, lost);
+                left.step(if same { ahead } else { u32::MAX }, lost);
                 self.left.take_if(|left| left.in_order >= Self::RUN);
             }
-            None if ahead > 1 => self.left.insert(Left::new(before)).step(false, lost),
+            None if ahead > 1 => self.left.insert(Left::new(before)).step(ahead, lost),
             None => {}
         }
         self.cautious = self.cautious.saturating_sub(1);
@@ -210,6 +211,7 @@ impl ReplayWindow {
             if left.packets >= TAKE_BACK {
                 return self.take_back();
             }
+            left.lost -= i32::from(received.is_some());
         }
         if silent && config.is_some() {
             let run = self.extend_provisional(seq, config);
@@ -229,9 +231,10 @@ impl ReplayWindow {
         let config = Some(left.config);
         self.provisional = Some(Box::new(Run { track: passed, config, packets: 0, lost: 0 }));
         (self.config, self.run, self.cautious) = (config, Self::RUN, CAUTIOUS_PACKETS);
-        // Late packets are no longer lost, so what counts as lost of those behind `highest` is right.
-        let skipped = left.highest - left.base - 1;
-        let lost = i32::try_from(skipped).unwrap_or(i32::MAX).saturating_sub(left.lost);
+        let beyond = left.highest - left.base;
+        let received = (track.seen & !u64::MAX.checked_shl(beyond).unwrap_or(0)).count_ones();
+        let missing = i32::try_from(beyond.saturating_sub(received)).unwrap_or(i32::MAX);
+        let lost = missing.saturating_sub(left.lost);
         SequenceVerdict::Fresh { lost, settled: true }
     }
 
@@ -244,24 +247,25 @@ impl ReplayWindow {
         run
     }
 
-    /// Whether this packet is new, and ahead by at most `max_ahead` of what is confirmed.
+    /// Whether this packet is not known to have been received, and is ahead by at most `max_ahead` of what is confirmed.
     pub fn is_ahead(&self, seq: u32, max_ahead: u32) -> bool {
-        let base = match self.left {
-            _ if !self.is_confirmed() => 0,
-            Some(left) => left.base,
-            None => self.settled.highest,
+        let (base, highest) = match self.left {
+            _ if !self.is_confirmed() => (0, 0),
+            Some(left) => (left.base, self.settled.highest),
+            None => (self.settled.highest, self.settled.highest),
         };
-        let mut settled = self.settled;
-        let is_new = settled.ahead(seq).is_some() || settled.receive_behind(seq) == Some(false);
-        is_new && seq > base && seq - base <= max_ahead
+        let is_known = { self.settled }.receive_behind(seq) == Some(true);
+        !is_known && seq > base && seq.saturating_sub(highest) <= max_ahead
     }
 
-    /// The same for a source that is not known. What is not confirmed may be anybody's, and does not count against it.
+    /// The same for a source that is not known, whose packets may be repetitions. What is not confirmed may be anybody's, and does not
+    /// count against it.
     pub fn is_ahead_elsewhere(&self, seq: u32, max_ahead: u32) -> bool {
-        match self.is_confirmed() {
-            true => self.is_ahead(seq, max_ahead),
-            false => (1..=max_ahead).contains(&seq),
+        if !self.is_confirmed() {
+            return (1..=max_ahead).contains(&seq);
         }
+        let is_new = seq > self.settled.highest || { self.settled }.receive_behind(seq).is_some();
+        is_new && self.is_ahead(seq, max_ahead)
     }
 
     /// A run for packets of a source that is not known.
@@ -277,7 +281,7 @@ impl ReplayWindow {
         } else if run.is_in_order() {
             self.left = None;
         } else {
-            self.left.get_or_insert_with(|| Left::new(before)).step(false, run.lost);
+            self.left.get_or_insert_with(|| Left::new(before)).step(u32::MAX, run.lost);
         }
         self.settled.seen = run.track.seen | self.settled.seen_from(run.track.highest);
         self.settled.highest = run.track.highest;
@@ -297,18 +301,22 @@ impl Left {
         Self { base, highest: base, config: 0, packets: 0, in_order: 0, lost: 0 }
     }
 
-    /// The window has moved on, by a packet in order or not.
-    fn step(&mut self, in_order: bool, lost: u32) {
+    /// The window has moved on, by so much.
+    fn step(&mut self, ahead: u32, lost: u32) {
         self.lost = self.lost.saturating_add_unsigned(lost);
-        self.in_order = if in_order { self.in_order + 1 } else { 0 };
-        self.packets -= u8::from(in_order && self.packets > 0);
+        self.in_order = if ahead == 1 { self.in_order + 1 } else { 0 };
+        self.packets -= u8::from(ahead <= CAUTIOUS_STEP && self.packets > 0);
     }
 
     /// A packet above `base` and behind the window.
     fn count(&mut self, seq: u32, config: u8) {
         let ahead = seq.wrapping_sub(self.highest);
-        if (1..=CAUTIOUS_STEP).contains(&ahead) && (self.packets == 0 || config == self.config) {
+        if ahead == 0 {
+            return;
+        }
+        if ahead <= CAUTIOUS_STEP && (self.packets == 0 || config == self.config) {
             self.packets += 1;
+            self.in_order = 0;
         } else if self.packets > 1 {
             self.packets -= 1;
             return;

@@ -402,9 +402,45 @@ fn six_packets_that_continue_what_was_left_take_the_window_back() {
     }
     (26..36).for_each(|seq| assert_eq!(window.accept(seq, OTHER, LIMIT, 1, false), Late));
     assert_eq!(window.highest(), 43);
-    (44..50).for_each(|seq| assert_eq!(window.accept(seq, OPUS, LIMIT, 1, false), FRESH));
+    (44..52).for_each(|seq| assert_eq!(window.accept(seq, OPUS, LIMIT, 1, false), FRESH));
     (26..36).for_each(|seq| assert_eq!(window.accept(seq, OPUS, LIMIT, 1, false), Late));
-    assert_eq!(window.highest(), 49);
+    assert_eq!(window.highest(), 51);
+}
+
+/// Somebody forges packets, and some of the device's are lost.
+#[test]
+fn what_is_forged_far_ahead_holds_up_no_packet_after_a_loss() {
+    let mut window = window_at(20);
+    window.accept(84, OPUS, LIMIT, 1, false);
+    for seq in 21..27 {
+        window.accept(seq, OPUS, LIMIT, 1, false);
+    }
+    assert_eq!(window.highest(), 26);
+    for seq in 30..40 {
+        let verdict = window.accept(seq, OPUS, LIMIT, 2, false);
+        assert!(matches!(verdict, SequenceVerdict::Fresh { .. }), "{seq} {verdict:?}");
+    }
+}
+
+/// Every other packet takes a slower way, as over two links.
+#[test]
+fn packets_that_are_late_one_by_one_do_not_take_the_window_back() {
+    for slower_by in [3, 5, 7, 21] {
+        let mut window = ReplayWindow::new();
+        let mut lost = 0;
+        for odd in (1..2_000).step_by(2) {
+            let verdict = window.accept(odd, OPUS, LIMIT, 1, false);
+            let SequenceVerdict::Fresh { lost: skipped, settled: true } = verdict else {
+                panic!("{verdict:?}")
+            };
+            lost += skipped;
+            if odd > slower_by {
+                assert_eq!(window.accept(odd - slower_by, OPUS, LIMIT, 1, false), SequenceVerdict::Late);
+                lost -= 1;
+            }
+        }
+        assert_eq!(lost, slower_by as i32 / 2, "those on their way");
+    }
 }
 
 /// Random packets came first, and were taken since nothing was known.

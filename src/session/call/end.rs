@@ -68,6 +68,8 @@ impl Call {
             cx.publish(message::tts(Some(&id), "stop"));
         }
         let alert = if connected { self.last_alert(&id, answered, reason) } else { None };
+        // Of sources that were never taken.
+        self.media.drop_candidates();
         summary.stats = self.media.stats;
         cx.out.push(Action::CallEnded(summary));
         Finished { session_id: (answered || told).then_some(id), alert }

@@ -146,6 +146,9 @@ impl Call {
     /// The device has been back for a while, and has not shown that it is in the call.
     pub(super) fn on_reattach_timeout(&mut self, cx: &mut Context<'_>) -> CallResult {
         let Attachment::Unproven { lost_at, back_at, device } = self.attachment else { return Ok(()) };
+        if device == AtLoss::AwaitingReply && self.device_has_given_up(cx.now) {
+            return Err(EndReason::DeviceLost);
+        }
         // Datagrams that come while there is no chat server, or in a call with another device, are a proof too.
         if device == AtLoss::AwaitingReply || self.media.last_accepted() > back_at {
             return self.attach(lost_at, cx);

@@ -14,7 +14,7 @@ use crate::config::{Config, KeyFingerprint, MacDenial};
 use crate::proto::identity::{self, BadClientId, ClientId};
 use crate::proto::mqtt::{Connect, ConnectReturnCode, Malformed, Packet};
 
-/// A device whose connection is lost so soon after the end of its call may not have heard of it.
+/// A device that was not heard of any more, or for so long only, after the end of its call may not have heard of that.
 const END_IS_HEARD: Duration = Duration::from_secs(10);
 /// How long a device that may not have heard of the end of its call may say hello before it is told. Firmware up to 2.4 listens or
 /// speaks as before after a reconnection, and obeys a goodbye with the id of its call; in no call it ignores it.
@@ -62,6 +62,12 @@ impl Core {
         }
     }
 
+    /// When the device was last heard of. Now, if it has no keep alive.
+    fn last_received(&self, now: Instant) -> Instant {
+        let timeout = Duration::from_millis(u64::from(self.keep_alive) * 1500);
+        self.deadline.instant(self.since).unwrap_or(now).checked_sub(timeout).unwrap_or(now).min(now)
+    }
+
     /// Handles one packet of the device.
     pub fn on_packet(&mut self, packet: Packet<'_>, cx: &mut Context<'_>) {
         match (self.phase, packet) {
@@ -79,6 +85,10 @@ impl Core {
             (SessionPhase::Online, Packet::PingReq) => cx.out.push(Action::PingResp),
             (SessionPhase::Online, Packet::Disconnect) => {
                 self.hang_up(EndReason::DeviceDisconnected, cx);
+                // It leaves on purpose, and is in no call.
+                if let Some(cold) = &mut self.cold {
+                    (cold.pending_notice, cold.last_call) = (None, None);
+                }
                 self.close(CloseReason::Disconnected, cx);
             }
             (SessionPhase::Admitting | SessionPhase::AwaitingReconnect | SessionPhase::Closed, _) => {}
@@ -170,6 +180,7 @@ impl Core {
         if self.phase == SessionPhase::Closed {
             return;
         }
+        let heard_at = self.last_received(cx.now);
         self.phase = SessionPhase::Closed;
         self.deadline = CoarseInstant::NEVER;
         self.fail_commands(cx);
@@ -177,7 +188,10 @@ impl Core {
         if let Some(cold) = &mut self.cold {
             let untold = match cold.pending_notice.take() {
                 Some((_, Notice::CallEnded(id))) => Some(id),
-                _ => cold.last_call.take_if(|(ended, _)| cx.now - *ended < END_IS_HEARD).map(|(_, id)| id),
+                _ => cold
+                    .last_call
+                    .take_if(|(ended, _)| *ended == cx.now || *ended + END_IS_HEARD > heard_at)
+                    .map(|(_, id)| id),
             };
             if let (Some(client_id), Some(session_id)) = (&self.client_id, untold) {
                 cx.ended_calls.remember(client_id.as_str(), session_id, cx.now);

@@ -266,7 +266,7 @@ impl Media {
     }
 
     /// The known source is alive: all runs of others end.
-    pub(super) fn drop_candidates(&mut self) {
+    pub(in crate::session) fn drop_candidates(&mut self) {
         let Some(paths) = &mut self.paths else { return };
         self.stats.dropped += paths.kept.len() as u64;
         if paths.home.is_none() {

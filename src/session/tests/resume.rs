@@ -70,7 +70,7 @@ fn no_reconnect_in_time_ends_the_call_with_a_normal_close() {
 #[test]
 fn a_device_that_comes_back_too_late_is_told_that_its_call_has_ended() {
     type End = fn(&mut Scenario);
-    let ends: [(&str, End); 5] = [
+    let ends: [(&str, End); 6] = [
         ("the grace is over", |scenario| {
             scenario.lose_connection();
             scenario.wait(40_000);
@@ -84,6 +84,12 @@ fn a_device_that_comes_back_too_late_is_told_that_its_call_has_ended() {
             scenario.lose_connection();
         }),
         ("another connection took its place", |scenario| {
+            scenario.drive(Core::on_replaced);
+        }),
+        ("its connection was dead long before that was seen", |scenario| {
+            scenario.wait(5_000);
+            scenario.server_sends(r#"{"type":"goodbye"}"#);
+            scenario.wait(60_000);
             scenario.drive(Core::on_replaced);
         }),
         ("it was not understood", |scenario| {
@@ -122,7 +128,7 @@ fn a_device_that_comes_back_too_late_is_told_that_its_call_has_ended() {
         scenario.device_sends(HELLO);
         assert_eq!(texts_to_device(&scenario.wait(1_000)).len(), 0, "{what}");
     }
-    // A device that has hung up, or was told, is told again only if it was lost soon after.
+    // A device that was heard of so long after it has hung up, or was told, knows.
     for end in [r#"{"type":"goodbye"}"#, LISTEN] {
         let mut scenario = Scenario::with_udp_peer();
         if end == LISTEN {
@@ -131,7 +137,14 @@ fn a_device_that_comes_back_too_late_is_told_that_its_call_has_ended() {
             scenario.device_sends(end);
         }
         scenario.wait(10_000);
+        scenario.core.refresh_keep_alive(scenario.shell.now);
         scenario.lose_connection();
+        scenario.connect_anew();
+        assert_eq!(scenario.wait(5_000), []);
+        // Nor is one told that leaves with DISCONNECT.
+        let mut scenario = Scenario::with_udp_peer();
+        scenario.device_sends(r#"{"type":"goodbye"}"#);
+        scenario.packet(Packet::Disconnect);
         scenario.connect_anew();
         assert_eq!(scenario.wait(5_000), []);
     }
