@@ -260,8 +260,10 @@ fn a_sound_that_devices_do_not_play_is_refused_with_the_reason() {
     let chained = [sound, sound].concat();
     let long = [sound, &vec![0; 1024 * 1024][..]].concat();
     let longest = &long[..1024 * 1024];
+    let mp3 = b"\xff\xfb\x90\x64".repeat(64 * 1024);
     for (query, body, expected) in [
         ("", b"RIFF\x24\0\0\0WAVEfmt ".as_slice(), (400, "bad_json", "neither")),
+        ("", &mp3, (400, "bad_json", "neither a JSON object nor an Ogg file")),
         ("", &sound[..sound.len() - 1], (422, "bad_sound", "it is cut off within page 2")),
         ("", &chained, (422, "bad_sound", "a second stream begins on page 3, allowed: one")),
         ("", longest, (422, "bad_sound", "what follows its first 3 pages is no Ogg page")),

@@ -11,6 +11,7 @@ use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::AdminId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::Command;
+use crate::net::gateway::notify_requests::no_sound;
 use crate::proto::ogg_opus::CAPTURE_PATTERN;
 
 /// Reads, writes and requests per dispatch and connection: enough for one request; pipelined ones wait for the next dispatch.
@@ -86,11 +87,14 @@ impl Gateway {
         if request.endpoint == Endpoint::Notify && body.starts_with(CAPTURE_PATTERN) {
             return self.keep_sound(request, body);
         }
-        if body.len() > MAX_BODY_BYTES {
-            return Err(RequestError::BodyTooLong.error());
-        }
-        request.body =
-            String::from_utf8(body).map_err(|_| ApiError::new(400, "bad_json", "The body is not UTF-8."))?;
+        let is_short = body.len() <= MAX_BODY_BYTES;
+        request.body = match String::from_utf8(body) {
+            // Also of a long one: most likely it is a sound in another format.
+            Err(_) if request.endpoint == Endpoint::Notify => return Err(no_sound()),
+            _ if !is_short => return Err(RequestError::BodyTooLong.error()),
+            Err(_) => return Err(ApiError::new(400, "bad_json", "The body is not UTF-8.")),
+            Ok(text) => text,
+        };
         Ok(())
     }
 

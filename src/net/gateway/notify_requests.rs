@@ -9,7 +9,7 @@ use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 
 use crate::admin::answer::Answer;
-use crate::admin::error::ApiError;
+use crate::admin::error::{ApiError, ErrorStyle};
 use crate::admin::http::{Method, RequestHead};
 use crate::admin::notify::NotifyRequest;
 use crate::admin::notify_files::{FETCH_WAIT, NewFile};
@@ -78,7 +78,10 @@ impl Gateway {
     fn notify(&mut self, request: &AdminRequest) -> Result<Response, Response> {
         let wanted = match &request.sound {
             Some(_) => NotifyRequest::parse_query(&request.query),
-            None => NotifyRequest::parse(&Members::of_body(&request.body).map_err(|_| neither())?),
+            None => {
+                let members = Members::of_body(&request.body);
+                NotifyRequest::parse(&members.map_err(|_| no_sound().response(ErrorStyle::Coded))?)
+            }
         };
         let wanted = wanted.map_err(|bad| bad_parameter(&bad))?;
         let device = self.find_device(&request.client_id).ok_or_else(not_connected)?;
@@ -158,12 +161,10 @@ impl Gateway {
     }
 }
 
-fn neither() -> Response {
-    Response::error(
-        400,
-        "bad_json",
-        "The body is neither a JSON object nor an Ogg file, which begins with OggS.",
-    )
+/// The body of a request is no sound that devices know, and no JSON.
+pub(super) fn no_sound() -> ApiError {
+    let why = "The body is neither a JSON object nor an Ogg file, which begins with OggS; devices play Ogg Opus only.";
+    ApiError::new(400, "bad_json", why)
 }
 
 fn no_address() -> Response {
