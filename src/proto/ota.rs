@@ -93,10 +93,16 @@ pub fn answer(mqtt: &MqttSection, server_time: &ServerTime) -> String {
 }
 
 /// Another server's answer with this `mqtt` section in place of its own, without `websocket`, and with `server_time` if it has none.
-/// The firmware finds sections in any case of letters, so these are replaced in any case. `None` when `theirs` is no JSON object.
+/// The firmware finds sections in any case of letters, takes U+0000 for the end of a name, and skips a byte order mark; so does this.
+/// `None` when `theirs` is no JSON object.
 pub fn merge(theirs: &[u8], mqtt: &MqttSection, server_time: &ServerTime) -> Option<String> {
+    let theirs = theirs.strip_prefix("\u{feff}".as_bytes()).unwrap_or(theirs);
     let mut sections: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(theirs).ok()?;
-    sections.retain(|name, _| !["mqtt", "websocket"].iter().any(|own| name.eq_ignore_ascii_case(own)));
+    let is_own = |name: &str| {
+        let name = name.split('\0').next().unwrap_or_default();
+        ["mqtt", "websocket"].iter().any(|own| name.eq_ignore_ascii_case(own))
+    };
+    sections.retain(|name, _| !is_own(name));
     sections.insert("mqtt".to_owned(), to_raw_value(mqtt).ok()?);
     if !sections.keys().any(|name| name.eq_ignore_ascii_case("server_time")) {
         sections.insert("server_time".to_owned(), to_raw_value(server_time).ok()?);
@@ -226,7 +232,7 @@ mod tests {
     #[test]
     fn another_servers_answer_keeps_all_but_where_to_connect() {
         let theirs = r#"{"firmware":{"version":"1.0.0","size":1e400},"Activation":{"code":"123456","message":"喂"},
-            "mqtt":{"a_name_that_is_too_long":"x"},"MQTT":1,"websocket":{"url":"ws://a"},"WebSocket":{},"x":18446744073709551616}"#;
+            "mqtt":{"a_name_that_is_too_long":"x"},"MQTT":1,"MQTT\u0000":{"endpoint":"a"},"websocket":{"url":"ws://a"},"WebSocket":{},"x":18446744073709551616}"#;
         let mine = section(None);
         let merged = merge(theirs.as_bytes(), &mine, &TIME).unwrap();
         assert!(merged.contains(r#""firmware":{"version":"1.0.0","size":1e400}"#), "{merged}");
@@ -236,7 +242,7 @@ mod tests {
         assert_eq!(names, ["Activation", "firmware", "mqtt", "server_time", "x"]);
         assert_eq!(sections["mqtt"].get(), serde_json::to_string(&mine).unwrap());
 
-        let theirs = br#"{"server_time":{"timestamp":5}}"#;
+        let theirs = "\u{feff}{\"server_time\":{\"timestamp\":5}}".as_bytes();
         let merged: Value = serde_json::from_str(&merge(theirs, &mine, &TIME).unwrap()).unwrap();
         assert_eq!(merged["server_time"], json!({"timestamp": 5}));
     }
