@@ -969,6 +969,8 @@ fn init_in_an_empty_folder_then_a_start_an_ota_request_and_a_login() {
     for command in ["enter", "ask"] {
         assert!(report["ota"][command].as_str().unwrap().contains(url), "{report}");
     }
+    let asked = report["ota"]["ask"].to_string();
+    assert!(asked.contains("'Device-Id: 02:00:00:dd:ee:ff'"), "a device that is answered: {asked}");
     let ota = SocketAddr::from(([127, 0, 0, 1], port.parse().unwrap()));
     let ask = |mac: &str| {
         let head = format!(
@@ -1013,6 +1015,7 @@ fn init_writes_a_configuration_that_check_accepts_and_overwrites_nothing() {
     let report = init(&folder, &format!("-c a/b.json --address gw.example --server {}", server.url()));
     assert_eq!(report["file"], "a/b.json");
     assert!(report["start"].as_str().unwrap().ends_with(" --config a/b.json"), "{report}");
+    assert!(report["token_command"].as_str().unwrap().ends_with(" token --config a/b.json"), "{report}");
     let before = fs::read(folder.0.join("a/b.json")).unwrap();
     let written: Value = serde_json::from_slice(&before).unwrap();
     assert_eq!(written["udp"]["public_ip"], "gw.example");

@@ -6,9 +6,10 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::OTA_PATH;
-use crate::config::{Config, DEFAULT_FILE, PublicIp, Source, unknown_variables};
+use crate::config::{self, Config, DEFAULT_FILE, PublicIp, Source, unknown_variables};
 use crate::net::media::credentials::local_address;
 use crate::net::ota::container::is_container;
+use crate::proto::identity::{MacPrefix, MacPrefixes};
 use crate::tools::addresses::is_private;
 use crate::tools::language::{padded, translated};
 use crate::tools::page::Page;
@@ -21,6 +22,8 @@ pub(super) struct Guide {
     file: String,
     /// The command that starts the gateway.
     start: String,
+    /// The command that prints the token of the day.
+    token_command: String,
     ports: Vec<Port>,
     ota: Option<Ota>,
     page: Option<Page>,
@@ -54,7 +57,9 @@ impl Guide {
     pub(super) fn new(file: &Path, source: &Source, config: &Config) -> Self {
         let program = std::env::args().next().unwrap_or_else(|| "mqtt-websocket-proxy".into());
         let is_default = file == Path::new(DEFAULT_FILE);
-        let start = if is_default { program } else { format!("{program} --config {}", file.display()) };
+        let command = |words: &[&str]| words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let name = file.display().to_string();
+        let named: &[&str] = if is_default { &[] } else { &["--config", &name] };
         let mut notes = Vec::new();
         let variables = source.variables();
         if !variables.is_empty() {
@@ -65,10 +70,11 @@ impl Guide {
         notes.extend(doubts(config).into_iter().map(str::to_owned));
         let page = Page::of(config).map_err(|error| notes.push(error)).ok();
         Self {
-            file: file.display().to_string(),
-            start,
+            start: command(&[&[program.as_str()], named].concat()),
+            token_command: command(&[&[program.as_str(), "token"], named].concat()),
+            file: name,
             ports: ports(config),
-            ota: config.ota.enabled.then(|| Ota::new(&host(config), config.ota.port)),
+            ota: config.ota.enabled.then(|| Ota::new(&host(config), &config.ota)),
             page,
             chat_servers: config.servers().map(|(_, server)| server.to_string()).collect(),
             notes,
@@ -119,9 +125,8 @@ impl Guide {
         if let Some(page) = &self.page {
             let mut lines = vec![format!("  {}", page.link)];
             if page.daily {
-                lines.push(
-                    "The token behind # is that of today; `mqtt-websocket-proxy token` prints it.".into(),
-                );
+                let command = &self.token_command;
+                lines.push(format!("The token behind # is that of today; `{command}` prints it."));
             }
             steps.push(("Watch it in a browser:", lines));
         }
@@ -183,6 +188,18 @@ fn doubts(config: &Config) -> Vec<&'static str> {
     doubts.into_iter().filter_map(|(applies, doubt)| applies.then_some(doubt)).collect()
 }
 
+/// A device that is answered: the first that is named.
+fn example_mac(macs: &MacPrefixes) -> String {
+    const ANY: &str = "aa:bb:cc:dd:ee:ff";
+    let named = macs.as_slice().first().map(MacPrefix::to_string).unwrap_or_default();
+    format!("{named}{}", &ANY[named.len()..])
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    if word.contains(' ') { format!("\"{word}\"") } else { word.to_owned() }
+}
+
 /// The host by which devices reach this machine.
 fn host(config: &Config) -> String {
     match &config.udp.public_ip {
@@ -192,13 +209,14 @@ fn host(config: &Config) -> String {
 }
 
 impl Ota {
-    fn new(host: &str, port: u16) -> Self {
-        let url = format!("http://{host}:{port}{OTA_PATH}");
+    fn new(host: &str, ota: &config::Ota) -> Self {
+        let url = format!("http://{host}:{}{OTA_PATH}", ota.port);
+        let mac = example_mac(&ota.macs);
         let json = "-H 'Content-Type: application/json'";
         Self {
             enter: format!("curl {json} -d '{{\"ota_url\":\"{url}\"}}' http://192.168.4.1/advanced/submit"),
             ask: format!(
-                "curl {json} -H 'Device-Id: aa:bb:cc:dd:ee:ff' -H 'Client-Id: 00000000-0000-4000-8000-000000000001' -d '{{}}' {url}"
+                "curl {json} -H 'Device-Id: {mac}' -H 'Client-Id: 00000000-0000-4000-8000-000000000001' -d '{{}}' {url}"
             ),
             url,
         }

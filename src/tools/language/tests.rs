@@ -142,16 +142,15 @@ const FILES: [&str; 43] = [
 ];
 
 /// Texts in these files that are no messages, or are the same in every language.
-const SAME_IN_EVERY_LANGUAGE: [&str; 22] = [
+const SAME_IN_EVERY_LANGUAGE: [&str; 21] = [
     "  {} init",
     "init: {}",
     "it asks for api.token, or for the token that `mqtt-websocket-proxy token` prints",
     "it asks for the token that `mqtt-websocket-proxy token` prints",
     "only this machine is served, as there is neither a signature key nor api.token",
-    "{} --config {}",
     "-H 'Content-Type: application/json'",
     "curl {} -d '{\"ota_url\":\"{}\"}' http://192.168.4.1/advanced/submit",
-    "curl {} -H 'Device-Id: aa:bb:cc:dd:ee:ff' -H 'Client-Id: 00000000-0000-4000-8000-000000000001' -d '{}' {}",
+    "curl {} -H 'Device-Id: {}' -H 'Client-Id: 00000000-0000-4000-8000-000000000001' -d '{}' {}",
     "  mqtt-websocket-proxy credentials --mac MAC --key (mqtt.signature_key in {})",
     " ({} ms)",
     "  {} credentials --mac aa:bb:cc:dd:ee:ff",
