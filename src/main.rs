@@ -43,7 +43,8 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            return ExitError::usage(format!("{error}; see mqtt-websocket-proxy --help")).into_exit_code();
+            let help = format!("; see {} --help", env!("CARGO_PKG_NAME"));
+            return ExitError::usage(error + &help).into_exit_code();
         }
     };
     if let Err(failure) = run_gateway(run) {

@@ -30,7 +30,7 @@ pub(super) fn run<T>(
     }
     match parse(CommandLine(args, vec!["--help"])) {
         Ok(options) => run(options),
-        Err(error) => usage_error(name, &format!("{error}; see {name} --help")),
+        Err(error) => usage_error(name, &(error + &format!("; see {name} --help"))),
     }
 }
 

@@ -103,18 +103,20 @@ fn translate(message: &str, catalogue: &[(String, String)], depth: usize) -> Opt
     let entries = catalogue.iter().map(|(id, translation)| (id.as_str(), translation.as_str()));
     let best = entries.filter_map(matches).max_by_key(|(id, ..)| literal_bytes(id));
     let inner = |value: &str| translate(value, catalogue, depth).unwrap_or_else(|| value.to_owned());
+    // A message, and a remark behind it, which is no part of the message's last value.
+    let has_remark =
+        best.as_ref().is_none_or(|(.., values)| values.last().is_some_and(|last| last.contains("; ")));
+    if let Some(at) = message.rfind("; ").filter(|at| has_remark && *at > 0)
+        && let Some(remark) = translate(&message[at..], catalogue, depth)
+    {
+        return Some(inner(&message[..at]) + &remark);
+    }
     if let Some((_, translation, values)) = best {
         return Some(filled(translation, &values.into_iter().map(inner).collect::<Vec<_>>()));
     }
     // An entry may be indented less than the message is here.
     if let Some(unindented) = message.strip_prefix(' ') {
         return translate(unindented, catalogue, depth).map(|found| format!(" {found}"));
-    }
-    // A message, and a remark behind it.
-    if let Some(at) = message.rfind("; ").filter(|at| *at > 0)
-        && let Some(remark) = translate(&message[at..], catalogue, depth)
-    {
-        return Some(inner(&message[..at]) + &remark);
     }
     // The name of a file, a field or an option, and what is wrong with it. A certificate's field may have its section before it.
     if let Some((place, rest)) = message.split_once(": ") {
@@ -139,8 +141,8 @@ fn literal_bytes(id: &str) -> usize {
     id.len() - PLACEHOLDER.len() * id.matches(PLACEHOLDER).count()
 }
 
-/// The values of a message, if it is an instance of this text: each ends where the text goes on for the first time. One at the
-/// beginning is a name, an address or the like, and not a part of another message.
+/// The values of a message, if it is an instance of this text: each ends where the text goes on for the first time, and is not cut
+/// off behind the name of what it is about. One at the beginning is a name, an address or the like, and not a part of another message.
 fn values<'a>(message: &'a str, id: &str) -> Option<Vec<&'a str>> {
     let mut parts = id.split(PLACEHOLDER);
     let mut rest = message.strip_prefix(parts.next()?)?;
@@ -158,6 +160,9 @@ fn values<'a>(message: &'a str, id: &str) -> Option<Vec<&'a str>> {
             if value.contains(": ") || value.contains("; ") || is_short && value.contains(' ') {
                 return None;
             }
+        }
+        if value.ends_with(':') && !value.ends_with("::") {
+            return None;
         }
         values.push(value);
         rest = &rest[end + part.len()..];

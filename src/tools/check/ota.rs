@@ -10,7 +10,7 @@ use super::report::Finding;
 use crate::admin::client_response::ResponseReader;
 use crate::config::Config;
 use crate::proto::identity::{ClientId, Mac};
-use crate::proto::ota::{Endpoint, TLS_PORT, VIA};
+use crate::proto::ota::{ENDPOINT_ALLOWED, Endpoint, TLS_PORT, VIA};
 use crate::tools::step_report::StepState;
 
 const NAME: &str = "OTA";
@@ -93,25 +93,29 @@ fn judge(body: &[u8], mac: Mac) -> Result<Endpoint, String> {
     if client_id.mac() != mac {
         return Err("mqtt.client_id is that of another device".to_owned());
     }
-    text("endpoint").parse().map_err(|error| format!("mqtt.endpoint: {error}"))
+    let endpoint = text("endpoint");
+    let allowed = ENDPOINT_ALLOWED;
+    endpoint.parse().map_err(|_| format!("mqtt.endpoint: found {endpoint:?}, allowed: {allowed}"))
 }
 
 /// Whether the endpoint can be reached from here.
 fn reach(endpoint: &Endpoint, timeout: Duration) -> Finding {
     let (host, port) = (endpoint.host.as_str(), endpoint.port.unwrap_or(TLS_PORT));
-    let tls = if endpoint.is_tls() { " with TLS" } else { "" };
-    let told = format!("a device is told to connect to {host} port {port}{tls}");
     let connected = (host, port).to_socket_addrs().and_then(|mut addresses| {
         let address = addresses.next().ok_or_else(|| io::Error::other("it has no address"))?;
         TcpStream::connect_timeout(&address, timeout)
     });
-    match connected {
-        Ok(_) => Finding::new(NAME, StepState::Ok, told),
-        Err(error) => {
-            Finding::new(NAME, StepState::Warn, format!("{told}, and this machine cannot: {error}"))
-                .with_advice("if devices cannot either, set ota.endpoint to where they reach this gateway")
-        }
+    if let Err(error) = connected {
+        let told =
+            format!("a device is told to connect to {host} port {port}, and this machine cannot: {error}");
+        return Finding::new(NAME, StepState::Warn, told)
+            .with_advice("if devices cannot either, set ota.endpoint to where they reach this gateway");
     }
+    let told = match endpoint.is_tls() {
+        true => format!("a device is told to connect to {host} port {port} with TLS"),
+        false => format!("a device is told to connect to {host} port {port}"),
+    };
+    Finding::new(NAME, StepState::Ok, told)
 }
 
 #[cfg(test)]
@@ -127,7 +131,7 @@ mod tests {
             (format!(r#"{{"mqtt":{{"endpoint":"gw:1883","client_id":"{id}"}}}}"#), ""),
             (
                 format!(r#"{{"mqtt":{{"endpoint":"mqtt://gw","client_id":"{id}"}}}}"#),
-                "mqtt.endpoint: not HOST",
+                "mqtt.endpoint: found \"mqtt://gw\", allowed: HOST",
             ),
             (format!(r#"{{"mqtt":{{"a_name_of_16_byte":1,"client_id":"{id}"}}}}"#), "more than 15 bytes"),
             (

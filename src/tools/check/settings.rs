@@ -14,8 +14,11 @@ const MIN_PAYLOAD_SIZE: usize = 16 * 1024;
 pub(super) fn check_settings(config: &Config) -> Vec<Finding> {
     let mut findings = vec![servers(config), signature_key(config), payload_limit(config)];
     let plain = if config.mqtt.plain { format!("MQTT {}, ", config.mqtt.port) } else { String::new() };
-    let ota = if config.ota.enabled { format!(", OTA {}", config.ota.port) } else { String::new() };
-    let ports = format!("{plain}UDP {}, management API {}{ota}", config.udp.port, config.api.port);
+    let (udp, api) = (config.udp.port, config.api.port);
+    let ports = match config.ota.enabled {
+        true => format!("{plain}UDP {udp}, management API {api}, OTA {}", config.ota.port),
+        false => format!("{plain}UDP {udp}, management API {api}"),
+    };
     findings.push(Finding::new("ports", StepState::Ok, ports));
     let (mqtt, api) = (&config.mqtt.tls, &config.api.tls);
     let devices = Some(&config.udp.public_ip);

@@ -61,6 +61,19 @@ fn a_message_is_translated_with_the_messages_in_it() {
             "a.b 的证书将于 1 May 过期，还剩 3 天：请更新。",
         ),
         ("    port 1883", "    端口 1883"),
+        (
+            "--timeout: found \"999\", allowed: a whole number from 1 to 60; see check --help",
+            "--timeout：发现 \"999\"，允许：1 到 60 的整数；见 check --help",
+        ),
+        ("error: a.json: cannot be read: gone", "错误：a.json：无法读取：gone"),
+        (
+            "MQTT 1883, UDP 8884, management API 8007, OTA 8006",
+            "MQTT 1883，UDP 8884，管理 API 8007，OTA 8006",
+        ),
+        (
+            "a device is told to connect to gw.lan port 1883, and this machine cannot: no route",
+            "设备得到的连接地址是 gw.lan，端口 1883，但这台机器连接不上：no route",
+        ),
         ("     MQTT connected in 2 ms", "     MQTT 已连接，用时 2 ms"),
         ("what nobody has translated", "what nobody has translated"),
         (
@@ -95,7 +108,8 @@ fn text_is_padded_to_columns() {
 }
 
 /// The files whose texts are shown to people, as messages.
-const FILES: [&str; 43] = [
+const FILES: [&str; 47] = [
+    "admin/client_response.rs",
     "args.rs",
     "clock.rs",
     "config/chat_server.rs",
@@ -114,9 +128,12 @@ const FILES: [&str; 43] = [
     "net/error.rs",
     "net/mqtt/certificate.rs",
     "net/mqtt/certificate_chain.rs",
+    "proto/identity.rs",
+    "proto/ota.rs",
     "session/server_cause.rs",
     "tools/check.rs",
     "tools/check/diagnosis.rs",
+    "tools/check/ota.rs",
     "tools/check/ports.rs",
     "tools/check/public_ip.rs",
     "tools/check/report.rs",
@@ -142,7 +159,9 @@ const FILES: [&str; 43] = [
 ];
 
 /// Texts in these files that are no messages, or are the same in every language.
-const SAME_IN_EVERY_LANGUAGE: [&str; 21] = [
+const SAME_IN_EVERY_LANGUAGE: [&str; 23] = [
+    "1.1 mqtt-websocket-proxy",
+    "not {}",
     "  {} init",
     "init: {}",
     "it asks for api.token, or for the token that `mqtt-websocket-proxy token` prints",
