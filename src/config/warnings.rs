@@ -89,6 +89,10 @@ impl Config {
             "ota.allow holds every address: whoever reaches ota.port gets the password of any device; name ota.macs, or the \
              networks of the devices",
         );
+        warn_if(
+            ota.enabled && !mqtt.plain && mqtt.tls.port != 8883,
+            "mqtt.plain is off and mqtt.tls.port is not 8883, the only port on which devices that the OTA answer sends here speak TLS",
+        );
         for (index, key) in mqtt.previous_signature_keys.iter().enumerate() {
             if let Some(weakness) = key.weakness() {
                 let warning = format!(
@@ -221,6 +225,9 @@ mod tests {
         assert!(config.warnings().join("; ").starts_with("ota.allow holds every address"));
         config.ota.macs = vec!["aa:bb:cc".parse().unwrap()].into();
         assert_eq!(config.warnings(), [""; 0]);
+        (config.mqtt.plain, config.mqtt.tls.port) = (false, 8884);
+        assert!(config.warnings().join("; ").contains("speak TLS"), "{:?}", config.warnings());
+        (config.mqtt.plain, config.mqtt.tls.port) = (true, 8883);
         config.ota = crate::config::Ota::default();
         config.mqtt.allow_legacy_ids = true;
         config.mqtt.previous_signature_keys =
