@@ -362,6 +362,44 @@ fn a_flood_of_random_packets_wins_no_call() {
     }
 }
 
+/// One in 80 of the packets of somebody who has not the key looks like the device's.
+#[test]
+fn what_is_forged_as_if_from_the_device_is_taken_back_by_six_packets() {
+    for forged in [&[84][..], &[84, 148, 212, 276, 340, 404, 468, 532, 596, 660]] {
+        let mut fixture = fixture(26, |_| {});
+        let sequences: Vec<_> = (1..=20).collect();
+        fixture.send(&sequences);
+        fixture.assert_arrived(&sequences);
+        fixture.send(forged);
+        fixture.assert_arrived(forged);
+        fixture.send(&(21..=60).collect::<Vec<_>>());
+        fixture.assert_arrived(&(26..=60).collect::<Vec<_>>());
+        let end = fixture.hang_up();
+        assert_eq!(
+            log_field(&end, "up"),
+            format!("{0}p/{1}B", 55 + forged.len(), 2 * (55 + forged.len())),
+            "{end}"
+        );
+    }
+}
+
+/// Such as another machine behind the same router, or on Docker's bridge.
+#[test]
+fn whoever_was_the_first_at_the_devices_ip_does_not_keep_its_call() {
+    let mut fixture = fixture(27, |_| {});
+    let attacker = socket("127.0.0.1");
+    fixture.send_from(&attacker, &[1]);
+    fixture.assert_arrived(&[1]);
+    for sequence in 1..=40_u32 {
+        let random = [(sequence * 23 % 64) as u8 * 4, 1];
+        attacker.send_to(&fixture.call.seal(0, sequence + 1, &random), fixture.call.gateway).unwrap();
+        fixture.send(&[sequence]);
+    }
+    fixture.peer.send_audio(1, b"\x58x");
+    assert_eq!(fixture.call.receive().payload, b"\x58x");
+    assert!(is_silent(&attacker));
+}
+
 #[test]
 fn a_strict_policy_takes_no_other_ip() {
     let mut fixture = fixture(11, |config| config.udp.peer_policy = PeerPolicy::Strict);

@@ -103,8 +103,11 @@ pub(super) fn misspelt(place: &str, name: &str, known: &[impl AsRef<str>]) -> Op
     if known.clone().any(is_known) || FOREIGN_PREFIXES.iter().any(|foreign| name.starts_with(foreign)) {
         return None;
     }
-    let (distance, nearest) = known.map(|known| (edit_distance(name, known), known)).min()?;
-    (distance <= 1 || name.starts_with(PREFIX))
+    // The distance is at least the difference in length. Comparing every variable of a shell with every key takes milliseconds.
+    let is_own = name.starts_with(PREFIX);
+    let near = known.filter(|known| is_own || known.len().abs_diff(name.len()) <= 1);
+    let (distance, nearest) = near.map(|known| (edit_distance(name, known), known)).min()?;
+    (distance <= 1 || is_own)
         .then(|| format!("{place}: {name} is not a variable of this gateway; the nearest is {nearest}"))
 }
 
