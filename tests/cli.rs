@@ -821,14 +821,7 @@ fn without_a_chat_server_a_device_gets_its_echo() {
         text = device.json();
     }
     let mut call = support::audio::Call::new(text);
-    device.send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
-    let said: Vec<Vec<u8>> = (0..20).map(|n| [&[0x58, n][..], &[n; 40]].concat()).collect();
-    for (n, packet) in said.iter().enumerate() {
-        call.send(n as u32 * 60, packet);
-    }
-    device.send_text(r#"{"type":"listen","state":"stop"}"#);
-    let heard: Vec<Vec<u8>> = said.iter().map(|_| call.receive().payload).collect();
-    assert_eq!(heard, said);
+    call.assert_echo(|text| device.send_text(text));
     device.send_text(r#"{"type":"goodbye"}"#);
 }
 

@@ -51,8 +51,13 @@ impl TestShell {
         out: &mut Vec<Action>,
         decide: impl FnOnce(&mut Core, &mut Context<'_>) -> T,
     ) -> T {
+        decide(core, &mut self.context(out))
+    }
+
+    /// What a core borrows. Its actions are appended to `out`.
+    pub(crate) fn context<'a>(&'a mut self, out: &'a mut Vec<Action>) -> Context<'a> {
         let Self { config, servers, hellos, ended_calls, ids, now, .. } = self;
-        decide(core, &mut Context { now: *now, config, servers, hellos, ended_calls, ids, out })
+        Context { now: *now, config, servers, hellos, ended_calls, ids, out }
     }
 
     /// Lets the core decide, accepts its device if it asks for that, and gives it credentials for a call if it asks for them.

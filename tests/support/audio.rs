@@ -113,6 +113,18 @@ impl Call {
         }
     }
 
+    /// The device says twenty packets, and hears them again: the gateway's echo server is in the call.
+    pub fn assert_echo(&mut self, mut send_text: impl FnMut(&str)) {
+        send_text(r#"{"type":"listen","state":"start","mode":"auto"}"#);
+        let said: Vec<Vec<u8>> = (0..20).map(|n| [&[0x58, n][..], &[n; 40]].concat()).collect();
+        for (n, packet) in said.iter().enumerate() {
+            self.send(n as u32 * 60, packet);
+        }
+        send_text(r#"{"type":"listen","state":"stop"}"#);
+        let heard: Vec<Vec<u8>> = said.iter().map(|_| self.receive().payload).collect();
+        assert_eq!(heard, said);
+    }
+
     pub fn send_raw(&self, datagram: &[u8]) {
         self.udp.send_to(datagram, self.gateway).unwrap();
     }

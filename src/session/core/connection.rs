@@ -52,8 +52,7 @@ impl Core {
     /// The device sent something. Only that restarts its keep alive timer.
     pub fn refresh_keep_alive(&mut self, now: Instant) {
         if self.phase == SessionPhase::Online {
-            // MQTT 3.1.1 section 3.1.2.10: 1.5 times the keep alive.
-            let timeout = Duration::from_millis(u64::from(self.keep_alive) * 1500);
+            let timeout = self.keep_alive_timeout();
             self.deadline = if timeout.is_zero() {
                 CoarseInstant::NEVER
             } else {
@@ -64,8 +63,13 @@ impl Core {
 
     /// When the device was last heard of. Now, if it has no keep alive.
     fn last_received(&self, now: Instant) -> Instant {
-        let timeout = Duration::from_millis(u64::from(self.keep_alive) * 1500);
+        let timeout = self.keep_alive_timeout();
         self.deadline.instant(self.since).unwrap_or(now).checked_sub(timeout).unwrap_or(now).min(now)
+    }
+
+    /// MQTT 3.1.1 section 3.1.2.10: 1.5 times the keep alive. Zero: the device has none.
+    fn keep_alive_timeout(&self) -> Duration {
+        Duration::from_millis(u64::from(self.keep_alive) * 1500)
     }
 
     /// Handles one packet of the device.

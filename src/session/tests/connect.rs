@@ -210,15 +210,7 @@ fn a_device_that_proved_nothing_gets_no_signed_token_while_there_is_a_key() {
 fn a_full_gateway_refuses_with_code_3() {
     let mut scenario = Scenario::new();
     let mut out = Vec::new();
-    let mut cx = Context {
-        now: scenario.shell.now,
-        config: &scenario.shell.config,
-        servers: &mut scenario.shell.servers,
-        hellos: &mut scenario.shell.hellos,
-        ended_calls: &mut scenario.shell.ended_calls,
-        ids: &scenario.shell.ids,
-        out: &mut out,
-    };
+    let mut cx = scenario.shell.context(&mut out);
     scenario.core.on_packet(connect_packet(ID, 60), &mut cx);
     assert!(!scenario.core.accepts_packets(), "nothing is served before the shell has found a place");
     scenario.core.on_packet(Packet::PingReq, &mut cx);

@@ -176,15 +176,8 @@ fn any_seed_spreads_the_redials() {
         let reconnect = &mut scenario.shell.config.websocket.reconnect;
         (reconnect.initial, reconnect.max) = (Duration::from_secs(5), Duration::from_secs(5));
         reconnect.give_up_after = Duration::ZERO;
-        let mut cx = Context {
-            now: scenario.shell.now,
-            config: &scenario.shell.config,
-            servers: &mut scenario.shell.servers,
-            hellos: &mut scenario.shell.hellos,
-            ended_calls: &mut scenario.shell.ended_calls,
-            ids: &scenario.shell.ids,
-            out: &mut Vec::new(),
-        };
+        let mut out = Vec::new();
+        let mut cx = scenario.shell.context(&mut out);
         scenario.core.on_packet(publish_packet(HELLO.as_bytes()), &mut cx);
         scenario.core.on_credentials(CallCredentials { jitter_seed: seed, ..credentials(1) }, &mut cx);
         scenario.open_backend();

@@ -386,15 +386,7 @@ fn several_hellos_at_once_leave_one_call() {
 fn a_full_gateway_refuses_the_call() {
     let mut scenario = Scenario::online();
     let mut out = Vec::new();
-    let mut cx = Context {
-        now: scenario.shell.now,
-        config: &scenario.shell.config,
-        servers: &mut scenario.shell.servers,
-        hellos: &mut scenario.shell.hellos,
-        ended_calls: &mut scenario.shell.ended_calls,
-        ids: &scenario.shell.ids,
-        out: &mut out,
-    };
+    let mut cx = scenario.shell.context(&mut out);
     scenario.core.on_packet(publish_packet(HELLO.as_bytes()), &mut cx);
     scenario.core.on_credentials(CallCredentials { allowed: false, ..credentials(1) }, &mut cx);
     assert_eq!(out[2..4], call_failed_actions(1));

@@ -91,15 +91,7 @@ fn a_call_is_taken_over_with_the_newer_id_and_not_from_a_finished_session() {
         }
         let mut newer = Core::new("198.51.100.1".parse().unwrap(), scenario.shell.now);
         let mut asked = Vec::new();
-        let mut cx = Context {
-            now: scenario.shell.now,
-            config: &scenario.shell.config,
-            servers: &mut scenario.shell.servers,
-            hellos: &mut scenario.shell.hellos,
-            ended_calls: &mut scenario.shell.ended_calls,
-            ids: &scenario.shell.ids,
-            out: &mut asked,
-        };
+        let mut cx = scenario.shell.context(&mut asked);
         newer.on_packet(connect_packet(&newer_id, 30), &mut cx);
         let actions = scenario.drive(|core, cx| core.take_over(newer, cx));
         let welcome = [Action::AcceptConnect, Action::Log(LogEvent::Connected { resumed: true })];
