@@ -70,12 +70,8 @@ fn run_gateway(run: RunOptions) -> Result<(), ExitError> {
     // Only now, so that a second gateway that finds the port in use leaves the first one's file alone.
     let _pid = run.pid_file.map(PidFile::write).transpose()?;
     let addresses = gateway.addresses();
-    let more = match config.workers - 1 {
-        0 => String::new(),
-        n => format!(" and the {n} ports after it"),
-    };
     info!(
-        "{}: {}, UDP on {}{more}, management API {}, public ip {}, chat servers: {}{}",
+        "{}: {}, UDP on {}, management API {}, public ip {}, chat servers: {}{}",
         args::version(),
         match addresses.mqtts {
             None => format!("MQTT on {}", addresses.mqtt),

@@ -1049,7 +1049,7 @@ fn init_says_what_to_do_next_and_asks_nothing_without_a_terminal() {
         "the built-in echo server",
         "set by the environment, over the file: API_PORT, MQTT_PROXY_WORKERS",
         "TCP 1883 ",
-        "UDP 8884-8886 ",
+        "UDP 8884 ",
         "TCP 8006 ",
         ":8006/xiaozhi/ota/\n",
         " ▄▄▄▄▄ █",

@@ -113,13 +113,6 @@ impl Source {
         if self.path.is_none() && config.mqtt.signature_key.is_none() && !is_chosen {
             config.ota.enabled = true;
         }
-        // Each worker has an audio port of its own.
-        let max_workers = (1 << 16) - usize::from(config.udp.port);
-        if config.workers > max_workers {
-            let allowed = format!("at most {max_workers} with udp.port {}", config.udp.port);
-            errors.push(Problem::value("workers", config.workers, allowed).at(self.location()));
-            config.workers = 1;
-        }
         if let Some(level) = self.level {
             config.logging.level = level;
             config.debug = false;

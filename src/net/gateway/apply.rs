@@ -101,11 +101,12 @@ impl Gateway {
         let Some(session) = self.sessions.get(id) else { return };
         let local = session.mqtt.as_ref().and_then(|connection| connection.local_ip());
         let ip = session.core.ip();
-        let mut call = credentials::generate(&self.sessions.index).unwrap_or_else(|error| {
-            let prefix = self.sessions.log_prefix(id);
-            error!("{prefix} the system's random source failed, the call is refused: {error}");
-            credentials::without_keys()
-        });
+        let mut call =
+            credentials::generate(&self.sessions.index, self.audio.share).unwrap_or_else(|error| {
+                let prefix = self.sessions.log_prefix(id);
+                error!("{prefix} the system's random source failed, the call is refused: {error}");
+                credentials::without_keys()
+            });
         match credentials::udp_host(&self.io.config.udp, local) {
             Some(host) => call.udp_host = host,
             None => {

@@ -23,6 +23,7 @@ pub(crate) mod ota_requests;
 pub(crate) mod restart;
 pub(crate) mod run;
 pub(crate) mod sd_notify;
+pub(crate) mod sockets;
 pub(crate) mod take_over;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -53,6 +54,7 @@ use crate::net::gateway::handle::{Addresses, Command, Handle};
 use crate::net::gateway::lifecycle::Lifecycle;
 use crate::net::gateway::memory_trim::MemoryTrim;
 use crate::net::gateway::sd_notify::SdNotify;
+use crate::net::gateway::sockets::WorkerSockets;
 use crate::net::gateway::workers::Workers;
 use crate::net::log_limiter::LogLimiter;
 use crate::net::media::audio_port::AudioPort;
@@ -133,23 +135,28 @@ impl Gateway {
         if config.workers > 1 {
             Workers::claim_ports(&config.mqtt)?;
         }
-        let mut gateway = Self::open(config, source)?;
-        if gateway.io.config.workers > 1 {
-            Workers::spawn(&mut gateway)?;
+        let (leaders, others) = sockets::open(&config)?;
+        let mut gateway = Self::open(config, source, leaders)?;
+        if !others.is_empty() {
+            Workers::spawn(&mut gateway, others)?;
         }
         gateway.poll_health();
         Ok(gateway)
     }
 
-    /// Opens the sockets of one worker.
-    fn open(config: Config, source: Option<Source>) -> Result<Self, BindError> {
+    /// Opens the other sockets of one worker.
+    fn open(config: Config, source: Option<Source>, sockets: WorkerSockets) -> Result<Self, BindError> {
         let setup = |what| move |error| BindError::Setup(what, error);
         let poll = Poll::new().map_err(setup("poll"))?;
         let registry = poll.registry().try_clone().map_err(setup("poll"))?;
         let waker = Waker::new(&registry, token::fixed(WAKER)).map_err(setup("create a waker"))?;
         let waker = Arc::new(waker);
         let mut mqtt = Listeners::bind(&config, config.workers > 1)?;
-        let mut audio = bind_audio(&config)?;
+        let mut audio =
+            AudioPort::new(sockets.audio, sockets.share).map_err(setup("read the UDP address"))?;
+        if config.udp.dscp > 0 {
+            audio.socket.set_dscp(config.udp.dscp);
+        }
         let mut admin = bind_admin(&config)?;
         let mut ota = ota_requests::bind_ota(&config, waker.clone())?;
         let (plain, mqtts) = mqtt.local_addrs().map_err(setup("read the MQTT address"))?;
@@ -241,15 +248,6 @@ impl Gateway {
     pub fn metrics(&self) -> &Metrics {
         &self.io.metrics
     }
-}
-
-fn bind_audio(config: &Config) -> Result<AudioPort, BindError> {
-    let udp = SocketAddr::new(config.udp.host, config.udp.port);
-    let audio = AudioPort::bind(udp).map_err(|error| BindError::Port("UDP", udp, error))?;
-    if config.udp.dscp > 0 {
-        audio.socket.set_dscp(config.udp.dscp);
-    }
-    Ok(audio)
 }
 
 /// Listens on the management port. If the default port cannot be used, the gateway runs without the API: most often another

@@ -1,5 +1,5 @@
-//! Several workers: loops of the same kind, each on a thread of its own, with its own MQTT listener on the shared port and its
-//! own UDP port. They share each worker's numbers of devices and calls (atomics, stored once an iteration), the connection
+//! Several workers: loops of the same kind, each on a thread of its own, with its own MQTT listener and its own UDP socket on the
+//! shared ports. They share each worker's numbers of devices and calls (atomics, stored once an iteration), the connection
 //! counts by address, and the recent errors (each behind a lock). The audio path uses none of these.
 //!
 //! A device's MAC determines its worker, so that all connections of a device are in one worker. The system spreads connections
@@ -24,6 +24,7 @@ use crate::net::event_loop::tcp::{self, LINGER};
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
+use crate::net::gateway::sockets::WorkerSockets;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::net::mqtt::connections_by_address::ConnectionsByAddress;
 use crate::net::mqtt::listener::Refusals;
@@ -161,22 +162,22 @@ impl Workers {
         Ok(())
     }
 
-    /// Starts the other workers, and makes `leader` the first one.
+    /// Starts the other workers with these sockets, and makes `leader` the first one.
     ///
     /// # Errors
     /// Those of [`Gateway::bind`], of any worker.
-    pub(crate) fn spawn(leader: &mut Gateway) -> Result<(), BindError> {
+    pub(crate) fn spawn(leader: &mut Gateway, sockets: Vec<WorkerSockets>) -> Result<(), BindError> {
         let count = leader.io.config.workers;
         let counts = (0..count).map(|_| Counts::default()).collect();
         let mut workers = Self::new(0, vec![leader.handle()], counts);
         let mut setups = Vec::new();
-        for index in 1..count {
+        for (sockets, index) in sockets.into_iter().zip(1..) {
             let (setup, setup_receiver) = mpsc::channel();
             let (bound, bound_receiver) = mpsc::channel();
             let (leader_handle, counts) = (leader.handle(), workers.counts.clone());
-            let config = worker_config(index, &leader.io.config, &leader.addresses());
+            let config = worker_config(&leader.io.config, &leader.addresses());
             let run = move || {
-                let mut gateway = match Gateway::open(config, None) {
+                let mut gateway = match Gateway::open(config, None, sockets) {
                     Ok(gateway) => gateway,
                     Err(error) => {
                         let _ = bound.send(Err(error));
@@ -256,16 +257,11 @@ fn shard_of(mac: Mac, workers: usize) -> usize {
     (hash % workers as u64) as usize
 }
 
-/// The configuration of worker `index`: it listens on the leader's MQTT ports and on a UDP port of its own.
-fn worker_config(index: usize, leader: &Config, addresses: &Addresses) -> Config {
+/// The configuration of another worker: it listens on the leader's MQTT ports.
+fn worker_config(leader: &Config, addresses: &Addresses) -> Config {
     let mut config = leader.clone();
     config.mqtt.port = addresses.mqtt.port();
     config.mqtt.tls.port = addresses.mqtts.map_or(config.mqtt.tls.port, |mqtts| mqtts.port());
-    config.udp.port = match leader.udp.port {
-        0 => 0,
-        // A checked configuration has no port beyond 65535.
-        first => first + index as u16,
-    };
     config.api.enabled = false;
     config.ota.enabled = false;
     config

@@ -1,13 +1,14 @@
 //! The audio port: the UDP socket with its queue, and the counts of dropped datagrams.
 
 use std::io;
-use std::net::SocketAddr;
 
 use mio::{Interest, Registry};
+use socket2::Socket;
 
 use crate::net::event_loop::io::Io;
 use crate::net::event_loop::token::{self, SessionId, UDP};
 use crate::net::media::socket::{AudioSocket, Flushed};
+use crate::net::media::steering::SsrcShare;
 use crate::net::media::udp_drops::DropsByAddress;
 use crate::net::sessions::table::Sessions;
 use crate::session::{DropReason, Encrypted};
@@ -15,6 +16,8 @@ use crate::session::{DropReason, Encrypted};
 /// The audio socket of one loop.
 pub(crate) struct AudioPort {
     pub(crate) socket: AudioSocket,
+    /// The ssrcs whose datagrams this socket receives.
+    pub(crate) share: SsrcShare,
     /// Dropped datagrams of addresses that have calls.
     pub(crate) drops: DropsByAddress,
     /// The socket is registered for writable events.
@@ -22,13 +25,14 @@ pub(crate) struct AudioPort {
 }
 
 impl AudioPort {
-    /// Opens the UDP port.
+    /// From a bound socket.
     ///
     /// # Errors
-    /// Those of socket(2) and bind(2).
-    pub(crate) fn bind(addr: SocketAddr) -> io::Result<Self> {
-        let socket = AudioSocket::bind(addr)?;
-        Ok(Self { socket, drops: DropsByAddress::default(), watches_writable: false })
+    /// Those of getsockname(2).
+    pub(crate) fn new(socket: Socket, share: SsrcShare) -> io::Result<Self> {
+        let is_ipv6 = socket.local_addr()?.is_ipv6();
+        let socket = AudioSocket::new(socket, is_ipv6);
+        Ok(Self { socket, share, drops: DropsByAddress::default(), watches_writable: false })
     }
 
     pub(crate) fn register(&mut self, registry: &Registry) -> io::Result<()> {
@@ -90,10 +94,16 @@ mod tests {
     use std::net::UdpSocket;
 
     use super::*;
+    use crate::net::media::steering::open_first;
+
+    fn audio_port() -> AudioPort {
+        let (mut sockets, _) = open_first("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        AudioPort::new(sockets.remove(0), SsrcShare::ALL).unwrap()
+    }
 
     #[test]
     fn queued_datagrams_are_sent_by_the_flush_unless_their_call_was_interrupted() {
-        let (mut port, mut io) = (AudioPort::bind("127.0.0.1:0".parse().unwrap()).unwrap(), Io::for_test());
+        let (mut port, mut io) = (audio_port(), Io::for_test());
         port.register(&io.registry).unwrap();
         let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
         for ssrc in [1, 2, 1] {
@@ -110,7 +120,7 @@ mod tests {
 
     #[test]
     fn writable_events_are_asked_for_only_when_that_changes() {
-        let (mut port, io) = (AudioPort::bind("127.0.0.1:0".parse().unwrap()).unwrap(), Io::for_test());
+        let (mut port, io) = (audio_port(), Io::for_test());
         port.watch_writable(true, &io.registry);
         assert!(!port.watches_writable, "it is not registered yet");
         port.register(&io.registry).unwrap();

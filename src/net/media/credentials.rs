@@ -3,22 +3,27 @@
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
 use crate::config::{PublicIp, Udp};
+use crate::net::media::steering::SsrcShare;
 use crate::net::sessions::index::Index;
 use crate::session::CallCredentials;
 
 /// The random bytes of one call: key, UUID, seed and ssrc.
 const RANDOM_LEN: usize = 16 + 16 + 8 + 4;
 
-/// Fresh credentials, with an ssrc that no other call has.
-pub(crate) fn generate(index: &Index) -> Result<CallCredentials, getrandom::Error> {
+/// Fresh credentials, with an ssrc of this share that no other call has.
+pub(crate) fn generate(index: &Index, share: SsrcShare) -> Result<CallCredentials, getrandom::Error> {
     // One system call, unless the ssrc is in use.
     let mut random = [0; RANDOM_LEN];
     getrandom::fill(&mut random)?;
     let mut call = from_bytes(&random);
-    while call.ssrc == 0 || index.call(call.ssrc).is_some() {
-        call.ssrc = getrandom::u32()?;
+    loop {
+        match share.ssrc(call.ssrc) {
+            Some(ssrc) if ssrc != 0 && index.call(ssrc).is_none() => {
+                return Ok(CallCredentials { ssrc, ..call });
+            }
+            _ => call.ssrc = getrandom::u32()?,
+        }
     }
-    Ok(call)
 }
 
 /// For a call that is refused because there are no random bytes. Nothing in it is secret, and no call has the ssrc 0.

@@ -1,6 +1,7 @@
-//! Audio: the UDP socket, and the credentials of calls.
+//! Audio: the UDP port with its sockets, and the credentials of calls.
 
 pub(crate) mod audio_port;
 pub(crate) mod credentials;
 pub mod socket;
+pub(crate) mod steering;
 pub(crate) mod udp_drops;

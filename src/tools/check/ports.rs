@@ -25,11 +25,8 @@ pub(super) fn check_ports(config: &Config) -> Vec<Finding> {
         let opened = tcp::listen(SocketAddr::new(host, port), false).map(drop);
         (format!("TCP port {port} ({what})"), key, opened)
     });
-    let udp_ports = (0..config.workers as u16).map(|worker| {
-        let port = if udp.port == 0 { 0 } else { udp.port + worker };
-        (format!("UDP port {port} (audio)"), "udp.port", UdpSocket::bind((udp.host, port)).map(drop))
-    });
-    let ports = tcp_ports.chain(udp_ports);
+    let audio = UdpSocket::bind((udp.host, udp.port)).map(drop);
+    let ports = tcp_ports.chain([(format!("UDP port {} (audio)", udp.port), "udp.port", audio)]);
     ports.filter_map(|(port, key, opened)| Some(finding(&port, key, opened.err()?.kind(), config))).collect()
 }
 

@@ -36,8 +36,6 @@ pub(super) struct Guide {
 struct Port {
     protocol: &'static str,
     port: u16,
-    /// The last one, with several workers.
-    to: u16,
     purpose: &'static str,
     /// Who must reach it.
     open_to: &'static str,
@@ -136,10 +134,9 @@ impl Guide {
 
 impl Port {
     fn line(&self) -> String {
-        let Self { protocol, port, to, purpose, open_to } = self;
-        let range = if to > port { format!("{port}-{to}") } else { port.to_string() };
+        let Self { protocol, port, purpose, open_to } = self;
         let (purpose, open_to) = (padded(&translated(purpose), 16), translated(open_to));
-        format!("  {protocol} {range:<11} {purpose} {open_to}")
+        format!("  {protocol} {port:<6} {purpose} {open_to}")
     }
 }
 
@@ -147,13 +144,12 @@ impl Port {
 fn ports(config: &Config) -> Vec<Port> {
     let Config { mqtt, udp, api, ota, .. } = config;
     let tcp = |is_on: bool, port, purpose, open_to| {
-        is_on.then_some(Port { protocol: "TCP", port, to: port, purpose, open_to })
+        is_on.then_some(Port { protocol: "TCP", port, purpose, open_to })
     };
-    let last = udp.port.saturating_add((config.workers - 1) as u16);
     let ports = [
         tcp(mqtt.plain, mqtt.port, "MQTT", "devices"),
         tcp(mqtt.tls.files().is_some(), mqtt.tls.port, "MQTT over TLS", "devices"),
-        Some(Port { protocol: "UDP", port: udp.port, to: last, purpose: "audio", open_to: "devices" }),
+        Some(Port { protocol: "UDP", port: udp.port, purpose: "audio", open_to: "devices" }),
         tcp(ota.enabled, ota.port, "OTA", "devices of your network"),
         tcp(api.enabled, api.port, "management page", "you and the console only"),
     ];

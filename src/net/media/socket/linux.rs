@@ -25,19 +25,21 @@ pub(super) enum BatchIo {
 }
 
 impl BatchIo {
-    pub(super) fn new(socket: &Socket, addr: SocketAddr) -> Self {
+    pub(super) fn set_options(socket: &Socket, addr: SocketAddr) {
         // Root may exceed the limit in /proc/sys/net/core. For others this fails, and the size already set remains.
         let _ = setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER);
         let _ = setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER);
         // If this fails, datagrams leave from the address that the routing table chooses.
         if addr.is_ipv4() {
             let _ = setsockopt(socket, sockopt::Ipv4PacketInfo, &true);
-            Self::V4(Headers::new())
         } else {
             // Also applies to IPv4 datagrams at this socket, with a mapped address.
             let _ = setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true);
-            Self::V6(Headers::new())
         }
+    }
+
+    pub(super) fn new(is_ipv6: bool) -> Self {
+        if is_ipv6 { Self::V6(Headers::new()) } else { Self::V4(Headers::new()) }
     }
 
     /// Receives a batch. `batch` must be empty.

@@ -37,9 +37,14 @@ const SOCKET_BUFFER: usize = 4 << 20;
 /// After this many errors in a row, the socket itself is considered broken.
 const ERRORS: usize = 1024;
 
+/// Where the ssrc begins in a datagram.
+pub(super) const SSRC_START: usize = 4;
+/// Where it ends.
+pub(super) const SSRC_END: usize = 8;
+
 /// The ssrc of a datagram, which identifies its call; none when the datagram is too short.
 pub fn ssrc(datagram: &[u8]) -> Option<u32> {
-    datagram.get(4..8)?.try_into().ok().map(u32::from_be_bytes)
+    datagram.get(SSRC_START..SSRC_END)?.try_into().ok().map(u32::from_be_bytes)
 }
 
 /// The UDP socket with its incoming batch and its outgoing queue.
@@ -88,32 +93,47 @@ struct Outgoing {
     data: Vec<u8>,
 }
 
+/// Opens a UDP socket: non-blocking, with large buffers if the system allows it, and for IPv4 too when `addr` is `[::]`. `prepare`
+/// sets what must be set before bind(2).
+///
+/// # Errors
+/// Those of socket(2), bind(2) and `prepare`.
+pub(super) fn open(addr: SocketAddr, prepare: impl FnOnce(&Socket) -> io::Result<()>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(!addr.ip().is_unspecified())?;
+    }
+    // A smaller buffer is no reason not to start.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+    // Must apply to the first datagram already.
+    BatchIo::set_options(&socket, addr);
+    prepare(&socket)?;
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}
+
 impl AudioSocket {
-    /// Opens the socket: non-blocking, with large buffers if the system allows it, and for IPv4 too when `addr` is `[::]`.
+    /// Opens a socket that has its port alone.
     ///
     /// # Errors
     /// Those of socket(2) and bind(2).
     pub fn bind(addr: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-        socket.set_nonblocking(true)?;
-        if addr.is_ipv6() {
-            socket.set_only_v6(!addr.ip().is_unspecified())?;
-        }
-        // A smaller buffer is no reason not to start.
-        let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
-        let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
-        // Sets options that must apply to the first datagram already, so before bind.
-        let batch_io = BatchIo::new(&socket, addr);
-        socket.bind(&addr.into())?;
-        Ok(Self {
+        Ok(Self::new(open(addr, |_| Ok(()))?, addr.is_ipv6()))
+    }
+
+    /// From a bound socket.
+    pub(crate) fn new(socket: Socket, is_ipv6: bool) -> Self {
+        Self {
             socket: UdpSocket::from_std(socket.into()),
-            io: batch_io,
+            io: BatchIo::new(is_ipv6),
             received: ReceiveBatch::new(),
             receive_errors: 0,
             send_queue: VecDeque::new(),
             spare: Vec::new(),
             flushed: Flushed::default(),
-        })
+        }
     }
 
     /// Sets the class of service (RFC 2474) of the datagrams sent. Audio also arrives without it, so errors are ignored.

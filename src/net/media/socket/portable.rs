@@ -15,8 +15,11 @@ pub(super) struct BatchIo {
 }
 
 impl BatchIo {
-    pub(super) fn new(_: &Socket, addr: SocketAddr) -> Self {
-        Self { ipv6: addr.is_ipv6() }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    pub(super) fn set_options(_: &Socket, _: SocketAddr) {}
+
+    pub(super) fn new(ipv6: bool) -> Self {
+        Self { ipv6 }
     }
 
     /// Fills the rest of the batch.
@@ -58,7 +61,7 @@ mod tests {
             let Ok(socket) = Peer::bind(bound) else { continue };
             socket.set_nonblocking(true).unwrap();
             let port = socket.local_addr().unwrap().port();
-            let mut batch_io = BatchIo::new(&socket2::SockRef::from(&socket), bound.parse().unwrap());
+            let mut batch_io = BatchIo::new(bound.starts_with('['));
             let socket = UdpSocket::from_std(socket);
             let peer = Peer::bind("127.0.0.1:0").unwrap();
             let mut batch = ReceiveBatch::new();
