@@ -16,7 +16,7 @@ use mqtt_websocket_proxy::config::{
 };
 use mqtt_websocket_proxy::logger;
 use mqtt_websocket_proxy::net::gateway::fd_limit;
-use mqtt_websocket_proxy::net::{Gateway, Handle};
+use mqtt_websocket_proxy::net::{Gateway, Handle, Predecessor, Program};
 use mqtt_websocket_proxy::output_file;
 use mqtt_websocket_proxy::tools::echo::EchoServer;
 use mqtt_websocket_proxy::tools::language;
@@ -47,7 +47,17 @@ fn main() -> ExitCode {
             return ExitError::usage(error + &help).into_exit_code();
         }
     };
-    if let Err(failure) = run_gateway(run) {
+    let mut predecessor = match Predecessor::from_environment() {
+        Ok(predecessor) => predecessor,
+        Err(error) => {
+            return ExitError::runtime(format!("the running gateway cannot be replaced: {error}"))
+                .into_exit_code();
+        }
+    };
+    if let Err(failure) = run_gateway(run, predecessor.as_mut()) {
+        if let Some(predecessor) = &predecessor {
+            predecessor.report_failure(&failure.messages.join("; "));
+        }
         return failure.into_exit_code();
     }
     logger::flush(LOG_FLUSH_TIMEOUT);
@@ -55,7 +65,8 @@ fn main() -> ExitCode {
 }
 
 /// Runs the gateway until it is told to stop.
-fn run_gateway(run: RunOptions) -> Result<(), ExitError> {
+fn run_gateway(run: RunOptions, mut predecessor: Option<&mut Predecessor>) -> Result<(), ExitError> {
+    let program = program();
     let mut source = Source::new(run.config, run.log_level, |name| std::env::var_os(name));
     let mut config = source.load().map_err(ExitError::configuration)?;
     // This may block, and there is no other thread yet.
@@ -64,9 +75,17 @@ fn run_gateway(run: RunOptions) -> Result<(), ExitError> {
     start_log(&config)?;
     log_startup(&source, &config, echo.as_ref());
 
-    let mut gateway = Gateway::bind(config.clone(), Some(source)).map_err(ExitError::runtime)?;
-    handle_signals(gateway.handle(), run.pid_file.clone())
+    let mut gateway = match &mut predecessor {
+        None => Gateway::bind(config.clone(), Some(source)),
+        Some(predecessor) => Gateway::bind_in_place_of(predecessor, config.clone(), Some(source)),
+    }
+    .map_err(ExitError::runtime)?;
+    handle_signals(gateway.handle(), program, run.pid_file.clone())
         .map_err(|error| ExitError::runtime(format!("signals cannot be watched: {error}")))?;
+    if let Some(predecessor) = &predecessor {
+        let failed = |error| ExitError::runtime(format!("the running gateway cannot be replaced: {error}"));
+        gateway.replace(predecessor).map_err(failed)?;
+    }
     // Only now, so that a second gateway that finds the port in use leaves the first one's file alone.
     let _pid = run.pid_file.map(PidFile::write).transpose()?;
     let addresses = gateway.addresses();
@@ -98,6 +117,9 @@ fn run_gateway(run: RunOptions) -> Result<(), ExitError> {
         info!("management page: {} ({opened})", page_url(api, config.api.tls.enabled));
     }
     gateway.notify_service_manager();
+    if let Some(predecessor) = predecessor {
+        predecessor.report_serving();
+    }
     gateway.run().map_err(|error| ExitError::runtime(format!("the gateway failed: {error}")))?;
     info!("stopped");
     Ok(())
@@ -184,24 +206,50 @@ impl Drop for PidFile {
     }
 }
 
+/// Unless a process that has replaced this one has written its own id.
 fn remove_pid_file(path: &Path) {
+    if fs::read_to_string(path).is_ok_and(|text| text.trim() != process::id().to_string()) {
+        return;
+    }
     if let Err(error) = fs::remove_file(path) {
         warn!("the pid file {} cannot be removed: {error}", path.display());
     }
 }
 
-/// SIGINT and SIGTERM stop, a SIGINT after them ends the process at once, SIGHUP reloads, SIGUSR1 drains.
-#[cfg(unix)]
-fn handle_signals(handle: Handle, pid_file: Option<PathBuf>) -> io::Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+/// The program that an upgrade starts: the file that this one was started from, even if another one has taken its place since.
+fn program() -> io::Result<Program> {
+    let mut args = std::env::args_os();
+    let name = PathBuf::from(args.next().unwrap_or_default());
+    let current = std::env::current_exe()?;
+    // The name may be a link to a version, which current_exe(3) follows.
+    let is_this = |path: &PathBuf| path.canonicalize().is_ok_and(|path| path == current);
+    let found = match name.components().count() {
+        1 => std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+            .map(|folder| folder.join(&name))
+            .find(is_this),
+        _ => std::path::absolute(&name).ok().filter(is_this),
+    };
+    Ok(Program { path: found.unwrap_or(current), args: args.collect() })
+}
 
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
+/// SIGINT and SIGTERM stop, a SIGINT after them ends the process at once, SIGHUP reloads, SIGUSR1 drains, SIGUSR2 upgrades.
+#[cfg(unix)]
+fn handle_signals(handle: Handle, program: io::Result<Program>, pid_file: Option<PathBuf>) -> io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2])?;
     let watch = move || {
         let mut stopping = false;
         for signal in signals.forever() {
             match signal {
                 SIGHUP => handle.reload_file(),
                 SIGUSR1 => handle.drain(),
+                SIGUSR2 => match &program {
+                    Ok(program) => handle.upgrade(program.clone()),
+                    Err(error) => {
+                        error!("the upgrade is refused: the program's own file is unknown: {error}")
+                    }
+                },
                 SIGINT if stopping => exit_immediately(pid_file.as_deref()),
                 _ => stop(&handle, &mut stopping),
             }
@@ -213,7 +261,7 @@ fn handle_signals(handle: Handle, pid_file: Option<PathBuf>) -> io::Result<()> {
 
 /// Ctrl-C stops, another one ends the process at once.
 #[cfg(windows)]
-fn handle_signals(handle: Handle, pid_file: Option<PathBuf>) -> io::Result<()> {
+fn handle_signals(handle: Handle, _: io::Result<Program>, pid_file: Option<PathBuf>) -> io::Result<()> {
     let mut stopping = false;
     let watch = move || match stopping {
         true => exit_immediately(pid_file.as_deref()),

@@ -48,7 +48,7 @@ fn is_in_shared_folder(path: &Path) -> bool {
     let folder =
         path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
     folder.and_then(|folder| std::fs::metadata(folder).ok()).is_some_and(|folder| {
-        let is_own = folder.uid() == 0 || folder.uid() == nix::unistd::geteuid().as_raw();
+        let is_own = folder.uid() == 0 || folder.uid() == rustix::process::geteuid().as_raw();
         !is_own || folder.mode() & WRITABLE_BY_GROUP_OR_OTHERS != 0
     })
 }

@@ -29,8 +29,11 @@ mod metrics;
 pub mod mqtt;
 pub(crate) mod ota;
 pub mod sessions;
+#[cfg_attr(not(target_os = "linux"), path = "upgrade_unsupported.rs")]
+pub(crate) mod upgrade;
 
 pub use error::BindError;
 pub use gateway::Gateway;
-pub use gateway::handle::{Addresses, Handle, Running};
+pub use gateway::handle::{Addresses, Handle, Program, Running};
 pub use metrics::Metrics;
+pub use upgrade::Predecessor;

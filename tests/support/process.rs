@@ -82,7 +82,7 @@ impl Folder {
 const PORTS: [(&str, &str); 3] = [("MQTT_PORT", "0"), ("UDP_PORT", "0"), ("API_PORT", "0")];
 
 impl Process {
-    fn spawn(mut command: Command) -> Self {
+    pub fn spawn(mut command: Command) -> Self {
         let mut child = ChildGuard(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
         let (sender, lines) = mpsc::channel();
         let mut stderr = BufReader::new(child.0.stderr.take().unwrap());

@@ -115,6 +115,12 @@ impl Connection {
         }
     }
 
+    /// Whether no request has begun.
+    #[cfg(target_os = "linux")]
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.state, ConnectionState::Reading(None)) && self.read_buffer.is_empty() && self.is_reused
+    }
+
     pub(super) fn set_state(&mut self, state: ConnectionState, now: Instant) -> Progress {
         self.is_reused = true;
         self.searched = 0;

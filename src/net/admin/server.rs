@@ -34,6 +34,9 @@ use crate::config::Config;
 use crate::net::admin::connection::{
     Connection, ConnectionState, PartialRequest, Progress, ReceivedRequest, connection_mut,
 };
+#[cfg(target_os = "linux")]
+use crate::net::event_loop::inherited::InheritedListener;
+use crate::net::event_loop::inherited::{Inherited, Purpose};
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
@@ -76,6 +79,8 @@ pub(crate) struct AdminServer {
     pub(crate) notify_files: NotifyFiles,
     pub(crate) content_security_policy: String,
     pub(super) started_at: SystemTime,
+    /// No connection is kept for another request.
+    is_closing: bool,
 }
 
 impl AdminServer {
@@ -83,8 +88,8 @@ impl AdminServer {
     ///
     /// # Errors
     /// A port that cannot be listened on.
-    pub(crate) fn bind(addr: SocketAddr) -> io::Result<Self> {
-        Ok(Self::new(Some(tcp::listen(addr, false)?)))
+    pub(crate) fn bind(addr: SocketAddr, inherited: &mut Inherited) -> io::Result<Self> {
+        Ok(Self::new(Some(inherited.listen(Purpose::Api, addr, false)?)))
     }
 
     pub(crate) fn new(listener: Option<TcpListener>) -> Self {
@@ -106,15 +111,16 @@ impl AdminServer {
             notify_files: NotifyFiles::default(),
             content_security_policy: dashboard::content_security_policy(),
             started_at: SystemTime::now(),
+            is_closing: false,
         }
     }
 
     /// Listens on `::1` too, the address that many programs try first for `localhost`. Where there is no IPv6, there is
     /// nothing to do.
-    pub(crate) fn listen_on_ipv6_loopback(&mut self) {
+    pub(crate) fn listen_on_ipv6_loopback(&mut self, inherited: &mut Inherited) {
         let Ok(Some(addr)) = self.local_addr() else { return };
         let addr = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), addr.port());
-        match tcp::listen(addr, false) {
+        match inherited.listen(Purpose::Api, addr, false) {
             Ok(listener) => self.listeners.push(listener),
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
                 warn!("management API: {addr} is in use by another program, which answers on it: {error}");
@@ -134,6 +140,35 @@ impl AdminServer {
     pub(crate) fn register(&mut self, registry: &Registry) -> io::Result<()> {
         let mut listeners = self.listeners.iter_mut();
         listeners.try_for_each(|listener| registry.register(listener, token::fixed(API), Interest::READABLE))
+    }
+
+    /// Its listeners, to be handed on.
+    ///
+    /// # Errors
+    /// There is no free descriptor.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn share(&self, config: &Config) -> io::Result<Vec<InheritedListener>> {
+        let configured = SocketAddr::new(config.api_host(), config.api.port);
+        let share = |(n, listener): (usize, &TcpListener)| {
+            // Only the first can have another port in the configuration.
+            let addr = if n == 0 { configured } else { listener.local_addr()? };
+            InheritedListener::new(Purpose::Api, addr, listener)
+        };
+        self.listeners.iter().enumerate().map(share).collect()
+    }
+
+    /// Stops accepting connections, without closing the ports.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn pause(&mut self, registry: &Registry) {
+        self.listeners.iter_mut().for_each(|listener| drop(registry.deregister(listener)));
+    }
+
+    /// Closes the ports, and each connection at the end of its request.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn retire(&mut self) {
+        self.listeners.clear();
+        self.is_closing = true;
+        self.connections.retain(|_, conn| !conn.is_idle());
     }
 
     /// Adds to the list of recent errors, which operators read.
@@ -378,6 +413,7 @@ impl AdminServer {
         io.metrics.api_answers[class] += 1;
         let Some(conn) = connection_mut(&mut self.connections, id) else { return Progress::Wait };
         // The buffer is empty, but for `100 Continue` at most, so it accepts a response of any length.
+        let keep_alive = keep_alive && !self.is_closing;
         let _ = conn.write_buffer.append(|out| response.write(out, keep_alive, head_only));
         conn.set_state(ConnectionState::Writing { keep_alive }, now)
     }
@@ -474,7 +510,8 @@ mod tests {
 
     #[test]
     fn a_request_is_read_and_answered_on_the_same_connection() {
-        let mut server = AdminServer::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut server =
+            AdminServer::bind("127.0.0.1:0".parse().unwrap(), &mut Inherited::default()).unwrap();
         let mut io = Io::for_test();
         let (mut client, id) = connect(&mut server, &mut io);
         for _ in 0..2 {
@@ -492,7 +529,8 @@ mod tests {
 
     #[test]
     fn at_the_limit_the_oldest_idle_connection_is_closed() {
-        let mut server = AdminServer::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut server =
+            AdminServer::bind("127.0.0.1:0".parse().unwrap(), &mut Inherited::default()).unwrap();
         let mut io = Io::for_test();
         let clients: Vec<_> = (0..=MAX_CONNECTIONS).map(|_| connect(&mut server, &mut io)).collect();
         assert_eq!((server.connections.len(), displaced(&io)), (MAX_CONNECTIONS, vec![0, 0, 1, 0]));
@@ -501,7 +539,8 @@ mod tests {
 
     #[test]
     fn stalled_ones_go_first_then_the_crowd_and_never_one_that_waits_for_its_answer() {
-        let mut server = AdminServer::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut server =
+            AdminServer::bind("127.0.0.1:0".parse().unwrap(), &mut Inherited::default()).unwrap();
         let mut io = Io::for_test();
         let peers =
             ["192.0.2.1", "2001:db8::1", "2001:db8::2", "2001:db8::3", "192.0.2.2", "192.0.2.3", "192.0.2.4"];

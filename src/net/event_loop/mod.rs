@@ -1,6 +1,7 @@
 //! Building blocks of the event loop: timers, the wake-up, the run queue, coalescing, tokens, streams.
 
 pub(crate) mod coalesce;
+pub(crate) mod inherited;
 pub(crate) mod io;
 pub(crate) mod run_queue;
 pub(crate) mod stream;

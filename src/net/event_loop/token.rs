@@ -88,6 +88,9 @@ pub(crate) const WAKEUP: usize = 5;
 /// The OTA listener.
 pub(crate) const OTA: usize = 6;
 
+/// The channel to the earlier process of generation 0; the next three are those of the other generations.
+pub(crate) const PREDECESSOR: usize = 7;
+
 /// The reverse of [`token`].
 pub fn from_token(token: Token) -> (Role, usize) {
     let role = match token.0 & 7 {

@@ -1,7 +1,9 @@
 //! Controls a running gateway from other threads.
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
@@ -15,12 +17,14 @@ use crate::config::{Config, Source};
 use crate::net::admin::pending::{AdminRequest, AdminResponse};
 use crate::net::error::BindError;
 use crate::net::gateway::Gateway;
+use crate::net::gateway::upgrades::UpgradeStep;
 use crate::net::gateway::workers::HandOff;
 
 /// What other threads send to the loop.
 pub(crate) enum Command {
     Stop(Duration),
     Drain,
+    Upgrade(UpgradeStep),
     Reload(Box<Config>),
     ReloadFile,
     /// From another worker: a connection of a device that belongs to this one.
@@ -68,6 +72,13 @@ impl Handle {
         self.send(Command::Drain);
     }
 
+    /// Upgrade in place: starts `program`, which must be this one or another version of it, with the sockets of this gateway. When it
+    /// serves, this gateway lets its devices without a call go, and [`Gateway::run`] returns when its last call has ended. When it does
+    /// not start, this gateway goes on. The log says how it went. Linux only.
+    pub fn upgrade(&self, program: Program) {
+        self.send(Command::Upgrade(UpgradeStep::Start(Box::new(program))));
+    }
+
     /// Applies another configuration: all of it, or nothing if it would empty a server list that is in use.
     pub fn reload(&self, config: Config) {
         self.send(Command::Reload(Box::new(config)));
@@ -84,6 +95,15 @@ impl Handle {
             let _ = self.waker.wake();
         }
     }
+}
+
+/// A program to start.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Its file.
+    pub path: PathBuf,
+    /// Its arguments, without its name.
+    pub args: Vec<OsString>,
 }
 
 /// The addresses a gateway listens on, with the ports the system chose where 0 was configured.

@@ -9,7 +9,7 @@ use mio::event::Event;
 use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{
-    self, API, ListenerKind, MQTT, MQTTS, OTA, Role, SessionId, UDP, WAKEUP,
+    self, API, ListenerKind, MQTT, MQTTS, OTA, PREDECESSOR, Role, SessionId, UDP, WAKEUP,
 };
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::Command;
@@ -122,6 +122,7 @@ impl Gateway {
             Role::Fixed if slot == API => self.run_unless_queued(Task::AcceptAdmin),
             Role::Fixed if slot == OTA => self.run_or_queue(Task::AcceptOta),
             Role::Fixed if slot == WAKEUP => self.wakeup.expired(),
+            Role::Fixed if slot >= PREDECESSOR => self.on_predecessor_ended((slot - PREDECESSOR) as u32),
             Role::Fixed => self.drain_commands(),
             Role::Device => {
                 if let Some(id) = self.sessions.at(slot) {
@@ -201,6 +202,7 @@ impl Gateway {
             match command {
                 Command::Stop(grace) => self.stop(grace),
                 Command::Drain => self.drain(),
+                Command::Upgrade(step) => self.on_upgrade_step(step),
                 // The outcome is in the log.
                 Command::Reload(config) => {
                     let _ = self.reload(*config);

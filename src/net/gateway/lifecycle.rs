@@ -19,7 +19,7 @@ use crate::session::Core;
 
 /// A draining gateway disconnects its devices without a call one by one over this time, since all at once would overload the
 /// gateways that they reconnect to.
-const DRAIN_SPREAD: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_SPREAD: Duration = Duration::from_secs(5);
 
 /// Why a reload changed nothing.
 #[derive(Debug)]
@@ -230,13 +230,32 @@ impl Gateway {
             );
         }
         self.workers.broadcast(|| Command::Drain);
-        let ids = self.sessions.ids();
+        self.drain_sessions(|_| true);
+        self.notify_status();
+    }
+
+    /// Lets devices without a call go over some seconds.
+    fn drain_sessions(&mut self, is_included: impl Fn(&Core) -> bool) {
+        let mut ids = self.sessions.ids();
+        ids.retain(|id| self.sessions.get(*id).is_some_and(|session| is_included(&session.core)));
         let count = ids.len().max(1) as u32;
         for (n, id) in ids.into_iter().enumerate() {
             let leave_at = self.io.now + DRAIN_SPREAD * n as u32 / count;
             self.drive(id, |core, cx| core.drain(leave_at, cx));
         }
-        self.notify_status();
+    }
+
+    /// Another process has the ports of this one: devices reconnect to it when they have no call.
+    #[cfg(target_os = "linux")]
+    pub(super) fn let_devices_go(&mut self) {
+        if !self.lifecycle.begin_drain() {
+            return;
+        }
+        self.mqtt.close();
+        self.ota.close();
+        self.lifecycle.config_watch = None;
+        // Those that are logging in may do that first.
+        self.drain_sessions(|core| core.client_id().is_some());
     }
 
     pub(super) fn stop(&mut self, grace: Duration) {

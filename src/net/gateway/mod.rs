@@ -28,6 +28,8 @@ pub(crate) mod take_over;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
+#[cfg_attr(not(target_os = "linux"), path = "upgrades_unsupported.rs")]
+pub(crate) mod upgrades;
 pub(crate) mod workers;
 
 use std::net::SocketAddr;
@@ -45,6 +47,7 @@ use crate::net::backend::connector::Connector;
 use crate::net::backend::health_poll::HealthPoller;
 use crate::net::error::BindError;
 use crate::net::event_loop::coalesce::Coalescer;
+use crate::net::event_loop::inherited::Inherited;
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::token::{self, WAKER, WAKEUP};
 use crate::net::event_loop::wakeup::Wakeup;
@@ -54,7 +57,8 @@ use crate::net::gateway::handle::{Addresses, Command, Handle};
 use crate::net::gateway::lifecycle::Lifecycle;
 use crate::net::gateway::memory_trim::MemoryTrim;
 use crate::net::gateway::sd_notify::SdNotify;
-use crate::net::gateway::sockets::WorkerSockets;
+use crate::net::gateway::sockets::{OpenSockets, WorkerSockets};
+use crate::net::gateway::upgrades::Upgrades;
 use crate::net::gateway::workers::Workers;
 use crate::net::log_limiter::LogLimiter;
 use crate::net::media::audio_port::AudioPort;
@@ -64,6 +68,8 @@ use crate::net::mqtt::listener::Listeners;
 use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::ota::server::OtaServer;
 use crate::net::sessions::table::Sessions;
+#[cfg(target_os = "linux")]
+use crate::net::upgrade::Predecessor;
 use crate::proto::identity::Mac;
 use crate::proto::proxy_protocol;
 use crate::session::{Action, EndedCalls, HelloLimiter, RateLimiter, RestartRecovery, ServerHealth};
@@ -101,6 +107,7 @@ pub struct Gateway {
     broadcasts: Broadcasts,
     workers: Workers,
     lifecycle: Lifecycle,
+    upgrades: Upgrades,
     memory_trim: MemoryTrim,
     sd_notify: SdNotify,
     /// In the first minute.
@@ -132,13 +139,34 @@ impl Gateway {
     /// A port is in use or not permitted, a certificate cannot be used, or there are no file descriptors left.
     pub fn bind(config: Config, source: Option<Source>) -> Result<Self, BindError> {
         fd_limit::reserve(config.mqtt.max_connections);
+        let sockets = sockets::open(&config)?;
+        Self::bind_with(config, source, sockets)
+    }
+
+    /// Like [`Gateway::bind`], with those sockets of the process that this one replaces that fit the configuration. Call
+    /// [`Gateway::replace`] next.
+    ///
+    /// # Errors
+    /// Those of [`Gateway::bind`], and another number of `workers` than the other process has.
+    #[cfg(target_os = "linux")]
+    pub fn bind_in_place_of(
+        predecessor: &mut Predecessor,
+        config: Config,
+        source: Option<Source>,
+    ) -> Result<Self, BindError> {
+        fd_limit::reserve(config.mqtt.max_connections);
+        let sockets = sockets::inherit(&config, predecessor)?;
+        Self::bind_with(config, source, sockets)
+    }
+
+    fn bind_with(config: Config, source: Option<Source>, sockets: OpenSockets) -> Result<Self, BindError> {
         if config.workers > 1 {
-            Workers::claim_ports(&config.mqtt)?;
+            Workers::claim_ports(&config.mqtt, &sockets.leaders.listeners)?;
         }
-        let (leaders, others) = sockets::open(&config)?;
-        let mut gateway = Self::open(config, source, leaders)?;
-        if !others.is_empty() {
-            Workers::spawn(&mut gateway, others)?;
+        let mut gateway = Self::open(config, source, sockets.leaders)?;
+        gateway.upgrades = sockets.upgrades;
+        if !sockets.others.is_empty() {
+            Workers::spawn(&mut gateway, sockets.others)?;
         }
         gateway.poll_health();
         Ok(gateway)
@@ -151,14 +179,12 @@ impl Gateway {
         let registry = poll.registry().try_clone().map_err(setup("poll"))?;
         let waker = Waker::new(&registry, token::fixed(WAKER)).map_err(setup("create a waker"))?;
         let waker = Arc::new(waker);
-        let mut mqtt = Listeners::bind(&config, config.workers > 1)?;
+        let WorkerSockets { audio, share, mut listeners } = sockets;
+        let mut mqtt = Listeners::bind(&config, config.workers > 1, &mut listeners)?;
+        let mut admin = bind_admin(&config, &mut listeners)?;
+        let mut ota = ota_requests::bind_ota(&config, waker.clone(), &mut listeners)?;
         let mut audio =
-            AudioPort::new(sockets.audio, sockets.share).map_err(setup("read the UDP address"))?;
-        if config.udp.dscp > 0 {
-            audio.socket.set_dscp(config.udp.dscp);
-        }
-        let mut admin = bind_admin(&config)?;
-        let mut ota = ota_requests::bind_ota(&config, waker.clone())?;
+            AudioPort::new(audio, share, config.udp.dscp).map_err(setup("read the UDP address"))?;
         let (plain, mqtts) = mqtt.local_addrs().map_err(setup("read the MQTT address"))?;
         let addresses = Addresses {
             api: admin.local_addr().map_err(setup("read the management address"))?,
@@ -193,6 +219,7 @@ impl Gateway {
             broadcasts: Broadcasts::default(),
             workers: Workers::default(),
             lifecycle: Lifecycle::new(source),
+            upgrades: Upgrades::default(),
             memory_trim: MemoryTrim::default(),
             sd_notify: SdNotify::default(),
             restart: Some(RestartRecovery::new(now)),
@@ -252,11 +279,12 @@ impl Gateway {
 
 /// Listens on the management port. If the default port cannot be used, the gateway runs without the API: most often another
 /// gateway on the same host has the port. If a port that was configured cannot be used, the gateway does not start.
-fn bind_admin(config: &Config) -> Result<AdminServer, BindError> {
+fn bind_admin(config: &Config, inherited: &mut Inherited) -> Result<AdminServer, BindError> {
     let Some(addr) = config.api.enabled.then(|| SocketAddr::new(config.api_host(), config.api.port)) else {
         return Ok(AdminServer::new(None));
     };
-    match AdminServer::bind(addr).map_err(|error| BindError::Port("management API", addr, error)) {
+    let failed = |error| BindError::Port("management API", addr, error);
+    match AdminServer::bind(addr, inherited).map_err(failed) {
         Err(error) if config.api.port == Api::default().port => {
             error!(
                 "{error}; there is no management API: free that port or set another api.port, then start again"
@@ -266,7 +294,7 @@ fn bind_admin(config: &Config) -> Result<AdminServer, BindError> {
         Err(error) => Err(error),
         Ok(mut admin) => {
             if config.api.host.is_none() {
-                admin.listen_on_ipv6_loopback();
+                admin.listen_on_ipv6_loopback(inherited);
             }
             admin.certificate = admin.load_certificate(None, &config.api)?;
             Ok(admin)

@@ -9,6 +9,7 @@ use mio::Waker;
 use crate::admin::http::Method;
 use crate::config::{Config, Ota, OtaDenial, Secret};
 use crate::net::error::BindError;
+use crate::net::event_loop::inherited::Inherited;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::OtaId;
 use crate::net::gateway::Gateway;
@@ -27,11 +28,16 @@ const STEP_BUDGET: usize = 8;
 
 /// Listens on the OTA port. If the default port cannot be used, the gateway runs without: most often another gateway on the same
 /// host has the port. If a port that was configured cannot be used, the gateway does not start.
-pub(super) fn bind_ota(config: &Config, waker: Arc<Waker>) -> Result<OtaServer, BindError> {
+pub(super) fn bind_ota(
+    config: &Config,
+    waker: Arc<Waker>,
+    inherited: &mut Inherited,
+) -> Result<OtaServer, BindError> {
     let Some(addr) = config.ota.enabled.then(|| SocketAddr::new(config.ota.host, config.ota.port)) else {
         return Ok(OtaServer::new(None, waker));
     };
-    match OtaServer::bind(addr, waker.clone()).map_err(|error| BindError::Port("OTA", addr, error)) {
+    let failed = |error| BindError::Port("OTA", addr, error);
+    match OtaServer::bind(addr, waker.clone(), inherited).map_err(failed) {
         Err(error) if config.ota.port == Ota::default().port => {
             warn!(
                 "{error}; devices get no OTA answer: free that port or set another ota.port, then start again"

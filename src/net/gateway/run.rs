@@ -31,6 +31,7 @@ impl Gateway {
     }
 
     fn run_until_stopped(&mut self) -> io::Result<()> {
+        self.workers.run_others();
         let mut events = Events::with_capacity(EVENTS);
         while !self.is_stopped() {
             self.run_once(&mut events)?;

@@ -65,6 +65,12 @@ impl SdNotify {
         self.notify("READY=1");
     }
 
+    /// Another process is the one to watch from now on. systemd believes this only from the one that it watches now.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn set_main_process(&self, pid: u32) {
+        self.notify(&format!("MAINPID={pid}"));
+    }
+
     pub(crate) fn stopping(&self) {
         self.notify("STOPPING=1\nSTATUS=stopping");
     }

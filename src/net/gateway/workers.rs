@@ -20,6 +20,7 @@ use log::error;
 use crate::admin::recent_errors::RecentErrors;
 use crate::config::{Config, Mqtt};
 use crate::net::error::BindError;
+use crate::net::event_loop::inherited::{Inherited, Purpose};
 use crate::net::event_loop::tcp::{self, LINGER};
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
@@ -37,6 +38,8 @@ pub(crate) struct Workers {
     /// Of every worker, including this one; empty when there is only one.
     handles: Vec<Handle>,
     counts: Arc<[Counts]>,
+    /// What the other workers wait for, until the leader runs; only the leader has them.
+    setups: Vec<(mpsc::Sender<WorkerSetup>, WorkerSetup)>,
     /// Of the other workers; only the leader has them.
     threads: Vec<JoinHandle<io::Result<()>>>,
     /// How many of the other workers have ended.
@@ -72,7 +75,7 @@ pub(crate) struct HandOff {
 
 impl Workers {
     fn new(index: usize, handles: Vec<Handle>, counts: Arc<[Counts]>) -> Self {
-        Self { index, handles, counts, threads: Vec::new(), ended: 0, pings_sent: 0 }
+        Self { index, handles, counts, setups: Vec::new(), threads: Vec::new(), ended: 0, pings_sent: 0 }
     }
 
     pub(crate) fn is_single(&self) -> bool {
@@ -152,10 +155,13 @@ impl Workers {
     ///
     /// # Errors
     /// A port that is in use or not permitted.
-    pub(crate) fn claim_ports(mqtt: &Mqtt) -> Result<(), BindError> {
-        let plain = mqtt.plain.then_some(("MQTT", mqtt.port));
-        let tls = mqtt.tls.files().map(|_| ("MQTT over TLS", mqtt.tls.port));
-        for (what, port) in [plain, tls].into_iter().flatten().filter(|(_, port)| *port != 0) {
+    pub(crate) fn claim_ports(mqtt: &Mqtt, inherited: &Inherited) -> Result<(), BindError> {
+        let plain = mqtt.plain.then_some(("MQTT", Purpose::Mqtt, mqtt.port));
+        let tls = mqtt.tls.files().map(|_| ("MQTT over TLS", Purpose::Mqtts, mqtt.tls.port));
+        let is_new = |purpose, port| port != 0 && !inherited.has(purpose, SocketAddr::new(mqtt.host, port));
+        for (what, _, port) in
+            [plain, tls].into_iter().flatten().filter(|(_, purpose, port)| is_new(*purpose, *port))
+        {
             let addr = SocketAddr::new(mqtt.host, port);
             tcp::listen(addr, false).map_err(|error| BindError::Port(what, addr, error))?;
         }
@@ -199,16 +205,30 @@ impl Workers {
             workers.handles.push(bound_receiver.recv().map_err(|_| ended())??);
             setups.push(setup);
         }
-        for (setup, index) in setups.iter().zip(1..) {
-            let _ = setup.send(WorkerSetup {
+        for (sender, index) in setups.into_iter().zip(1..) {
+            let setup = WorkerSetup {
                 workers: Self::new(index, workers.handles.clone(), workers.counts.clone()),
                 by_address: leader.mqtt.by_address.clone(),
                 refusals: leader.mqtt.refusals.clone(),
                 recent_errors: leader.admin.shared_recent_errors(),
-            });
+            };
+            workers.setups.push((sender, setup));
         }
         leader.workers = workers;
         Ok(())
+    }
+
+    /// Lets the other workers run.
+    pub(crate) fn run_others(&mut self) {
+        for (sender, setup) in self.setups.drain(..) {
+            let _ = sender.send(setup);
+        }
+    }
+
+    /// Of every worker, including this one; empty when there is only one.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn handles(&self) -> &[Handle] {
+        &self.handles
     }
 
     pub(crate) fn worker_ended(&mut self) {
@@ -242,6 +262,8 @@ impl Workers {
 
 impl Drop for Workers {
     fn drop(&mut self) {
+        // Those that do not run yet end without their setup.
+        self.setups.clear();
         if !self.threads.is_empty() {
             self.broadcast(|| Command::Stop(Duration::ZERO));
             let _ = self.end(Ok(()));

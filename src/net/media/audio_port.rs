@@ -25,13 +25,16 @@ pub(crate) struct AudioPort {
 }
 
 impl AudioPort {
-    /// From a bound socket.
+    /// From a bound socket. `dscp`: the class of service of what is sent; 0 is the default class.
     ///
     /// # Errors
     /// Those of getsockname(2).
-    pub(crate) fn new(socket: Socket, share: SsrcShare) -> io::Result<Self> {
+    pub(crate) fn new(socket: Socket, share: SsrcShare, dscp: u8) -> io::Result<Self> {
         let is_ipv6 = socket.local_addr()?.is_ipv6();
         let socket = AudioSocket::new(socket, is_ipv6);
+        if dscp > 0 {
+            socket.set_dscp(dscp);
+        }
         Ok(Self { socket, share, drops: DropsByAddress::default(), watches_writable: false })
     }
 
@@ -98,7 +101,7 @@ mod tests {
 
     fn audio_port() -> AudioPort {
         let (mut sockets, _) = open_first("127.0.0.1:0".parse().unwrap(), 1).unwrap();
-        AudioPort::new(sockets.remove(0), SsrcShare::ALL).unwrap()
+        AudioPort::new(sockets.remove(0), SsrcShare::ALL, 0).unwrap()
     }
 
     #[test]

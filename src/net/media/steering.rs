@@ -5,9 +5,11 @@
 //! There are places for [`GENERATIONS`] generations of processes: after an upgrade in place, calls of the process that was replaced
 //! still have its ssrcs, and their datagrams still reach its sockets.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 
+use serde::{Deserialize, Serialize};
 use socket2::Socket;
 
 use super::socket::open;
@@ -23,7 +25,7 @@ pub(crate) struct SsrcShare {
 }
 
 /// The sockets of one port, and who has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Steering {
     /// How many loops each generation has.
     pub(crate) workers: u32,
@@ -31,6 +33,16 @@ pub(crate) struct Steering {
     pub(crate) newest: u32,
     /// Which generations have calls, including the newest.
     pub(crate) alive: [bool; GENERATIONS as usize],
+}
+
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+/// The UDP port of all processes, as the leader of one of them has it.
+pub(crate) struct SharedPort {
+    /// The address in the configuration; its port may be 0.
+    pub(crate) configured: SocketAddr,
+    pub(crate) steering: Steering,
+    /// By place: the sockets that no worker of this process has.
+    pub(crate) others: BTreeMap<u32, Socket>,
 }
 
 impl SsrcShare {

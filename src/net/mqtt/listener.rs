@@ -11,6 +11,9 @@ use mio::{Interest, Registry};
 
 use crate::config::{Config, Tls};
 use crate::net::error::BindError;
+#[cfg(target_os = "linux")]
+use crate::net::event_loop::inherited::InheritedListener;
+use crate::net::event_loop::inherited::{Inherited, Purpose};
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
@@ -78,28 +81,35 @@ pub(crate) enum Accepted {
 ///
 /// # Errors
 /// A port that cannot be opened.
-pub(super) fn listen_tls(host: IpAddr, tls: &Tls, shared: bool) -> Result<Option<TcpListener>, BindError> {
+pub(super) fn listen_tls(
+    host: IpAddr,
+    tls: &Tls,
+    shared: bool,
+    inherited: &mut Inherited,
+) -> Result<Option<TcpListener>, BindError> {
     let addr = SocketAddr::new(host, tls.port);
-    let listen = || tcp::listen(addr, shared).map_err(|error| BindError::Port("MQTT over TLS", addr, error));
+    let failed = |error| BindError::Port("MQTT over TLS", addr, error);
+    let mut listen = || inherited.listen(Purpose::Mqtts, addr, shared).map_err(failed);
     tls.files().map(|_| listen()).transpose()
 }
 
 impl Listeners {
-    /// Opens the configured ports. Every worker can open the same `shared` ports.
+    /// Opens the configured ports that are not inherited. Every worker can open the same `shared` ports.
     ///
     /// # Errors
     /// A port that cannot be opened, or a certificate that cannot be used.
-    pub(crate) fn bind(config: &Config, shared: bool) -> Result<Self, BindError> {
+    pub(crate) fn bind(config: &Config, shared: bool, inherited: &mut Inherited) -> Result<Self, BindError> {
         let addr = SocketAddr::new(config.mqtt.host, config.mqtt.port);
-        let listen = |addr| tcp::listen(addr, shared).map_err(|error| BindError::Port("MQTT", addr, error));
+        let failed = |error| BindError::Port("MQTT", addr, error);
+        let mut listen = || inherited.listen(Purpose::Mqtt, addr, shared).map_err(failed);
         Ok(Self {
-            plain: config.mqtt.plain.then(|| listen(addr)).transpose()?,
+            plain: config.mqtt.plain.then(&mut listen).transpose()?,
             certificate: WatchedCertificate::load(
                 "mqtt.tls",
                 config.mqtt.tls.files(),
                 Some(&config.udp.public_ip),
             )?,
-            tls: listen_tls(config.mqtt.host, &config.mqtt.tls, shared)?,
+            tls: listen_tls(config.mqtt.host, &config.mqtt.tls, shared, inherited)?,
             by_address: ConnectionsByAddress::default(),
             refusals: Arc::default(),
             tls_failure_log: LogLimiter::every_ten_seconds(),
@@ -125,6 +135,21 @@ impl Listeners {
     pub(crate) fn local_addrs(&self) -> io::Result<(Option<SocketAddr>, Option<SocketAddr>)> {
         let addr = |listener: Option<&TcpListener>| listener.map(TcpListener::local_addr).transpose();
         Ok((addr(self.plain.as_ref())?, addr(self.tls.as_ref())?))
+    }
+
+    /// Its listeners, to be handed on.
+    ///
+    /// # Errors
+    /// There is no free descriptor.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn share(&self, config: &Config) -> io::Result<Vec<InheritedListener>> {
+        let mqtt = &config.mqtt;
+        let all = [(Purpose::Mqtt, mqtt.port, &self.plain), (Purpose::Mqtts, mqtt.tls.port, &self.tls)];
+        let open = all.into_iter().filter_map(|(purpose, port, listener)| {
+            let listener = listener.as_ref()?;
+            Some(InheritedListener::new(purpose, SocketAddr::new(mqtt.host, port), listener))
+        });
+        open.collect()
     }
 
     /// Accepts at most one connection.
@@ -309,7 +334,7 @@ mod tests {
         let mut config = Config::default();
         (config.mqtt.host, config.mqtt.port) = (Ipv4Addr::LOCALHOST.into(), 0);
         change(&mut config);
-        let listeners = Listeners::bind(&config, false).unwrap();
+        let listeners = Listeners::bind(&config, false, &mut Inherited::default()).unwrap();
         (listeners, Sessions::default(), Io { config: Arc::new(config), ..Io::for_test() })
     }
 

@@ -4,6 +4,7 @@ use mio::Interest;
 
 use crate::config::Config;
 use crate::net::error::BindError;
+use crate::net::event_loop::inherited::Inherited;
 use crate::net::event_loop::io::Io;
 use crate::net::event_loop::token::{self, MQTTS};
 use crate::net::mqtt::listener::{Listeners, listen_tls};
@@ -27,7 +28,7 @@ impl Listeners {
         }
         let certificate = WatchedCertificate::load("mqtt.tls", new.files(), Some(&io.config.udp.public_ip))?;
         if old.port != new.port || certificate.is_none() || self.tls.is_none() {
-            let mut tls = listen_tls(io.config.mqtt.host, new, shared)?;
+            let mut tls = listen_tls(io.config.mqtt.host, new, shared, &mut Inherited::default())?;
             if let Some(tls) = &mut tls {
                 io.registry
                     .register(tls, token::fixed(MQTTS), Interest::READABLE)

@@ -19,6 +19,9 @@ use tz::TimeZone;
 
 use crate::clock::local_time_zone;
 use crate::config::{Config, OtaDenial};
+#[cfg(target_os = "linux")]
+use crate::net::event_loop::inherited::InheritedListener;
+use crate::net::event_loop::inherited::{Inherited, Purpose};
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
@@ -72,8 +75,8 @@ impl OtaServer {
     ///
     /// # Errors
     /// A port that cannot be listened on.
-    pub(crate) fn bind(addr: SocketAddr, waker: Arc<Waker>) -> io::Result<Self> {
-        Ok(Self::new(Some(tcp::listen(addr, false)?), waker))
+    pub(crate) fn bind(addr: SocketAddr, waker: Arc<Waker>, inherited: &mut Inherited) -> io::Result<Self> {
+        Ok(Self::new(Some(inherited.listen(Purpose::Ota, addr, false)?), waker))
     }
 
     pub(crate) fn new(listener: Option<TcpListener>, waker: Arc<Waker>) -> Self {
@@ -99,6 +102,27 @@ impl OtaServer {
     pub(crate) fn register(&mut self, registry: &Registry) -> io::Result<()> {
         let Some(listener) = &mut self.listener else { return Ok(()) };
         registry.register(listener, token::fixed(OTA), Interest::READABLE)
+    }
+
+    /// Its listener, to be handed on.
+    ///
+    /// # Errors
+    /// There is no free descriptor.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn share(&self, config: &Config) -> io::Result<Option<InheritedListener>> {
+        let addr = SocketAddr::new(config.ota.host, config.ota.port);
+        self.listener
+            .as_ref()
+            .map(|listener| InheritedListener::new(Purpose::Ota, addr, listener))
+            .transpose()
+    }
+
+    /// Stops accepting connections, without closing the port.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn pause(&mut self, registry: &Registry) {
+        if let Some(listener) = &mut self.listener {
+            let _ = registry.deregister(listener);
+        }
     }
 
     /// Closes the port: devices that start now are to find another gateway.

@@ -140,6 +140,7 @@ impl AudioSocket {
     pub fn set_dscp(&self, dscp: u8) {
         // The lower two bits of the octet are those of congestion notification (RFC 3168).
         let (socket, octet) = (SockRef::from(&self.socket), u32::from(dscp) << 2);
+        #[cfg_attr(not(unix), allow(unused_mut))]
         let mut set = socket.set_tos_v4(octet);
         // An IPv6 socket needs both: the one above for mapped IPv4 addresses.
         #[cfg(unix)]

@@ -5,7 +5,6 @@ use std::io;
 use std::net::{SocketAddr, SocketAddrV6};
 
 use mio::net::UdpSocket;
-use socket2::Socket;
 
 use super::{BATCH, DatagramInfo, Outgoing, ReceiveBatch};
 
@@ -16,7 +15,7 @@ pub(super) struct BatchIo {
 
 impl BatchIo {
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    pub(super) fn set_options(_: &Socket, _: SocketAddr) {}
+    pub(super) fn set_options(_: &socket2::Socket, _: SocketAddr) {}
 
     pub(super) fn new(ipv6: bool) -> Self {
         Self { ipv6 }

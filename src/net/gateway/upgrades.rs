@@ -1,0 +1,349 @@
+//! Upgrade in place: starts the program that replaces this one, hands over to it, and lets this one finish its calls.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+use std::time::Duration;
+
+use log::{error, info};
+use mio::Interest;
+use mio::unix::SourceFd;
+use socket2::{SockRef, Socket};
+
+use crate::net::event_loop::inherited::InheritedListener;
+use crate::net::event_loop::token;
+use crate::net::gateway::Gateway;
+use crate::net::gateway::handle::{Command, Handle, Program};
+use crate::net::media::steering::{self, GENERATIONS, SharedPort, Steering};
+use crate::net::upgrade::Predecessor;
+use crate::net::upgrade::channel::{Channel, Offer, OfferedListener};
+use crate::net::upgrade::successor::Successor;
+
+/// How long a worker may take for one step.
+const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The steps of an upgrade, as the thread that leads it and the operator order them.
+pub(crate) enum UpgradeStep {
+    /// To the leader: start this program in the place of this one.
+    Start(Box<Program>),
+    /// To each worker: return the sockets.
+    Share(Sender<io::Result<WorkerShare>>),
+    /// To each worker: accept no more connections. The leader tells the service manager who its main process is then.
+    Pause { successor: u32, done: Sender<()> },
+    /// To the leader: the other process serves now.
+    Done { successor: u32 },
+    /// From the leader to the other workers: let the devices without a call go.
+    Retire,
+    /// To the leader: why it failed.
+    Failed(String),
+    /// From the leader to the other workers: accept connections again.
+    Resume,
+}
+
+/// The sockets of one worker.
+pub(crate) struct WorkerShare {
+    worker: usize,
+    audio: Socket,
+    listeners: Vec<InheritedListener>,
+}
+
+/// What the leader knows about the processes before and after this one.
+#[derive(Default)]
+pub(crate) struct Upgrades {
+    /// None where sockets cannot be selected by ssrc.
+    port: Option<SharedPort>,
+    /// The earlier processes that have calls: their generation, and a channel that ends with them.
+    predecessors: Vec<(u32, OwnedFd)>,
+    /// The channel that ends with this process: this end, and the one that its successors get.
+    own: Option<(OwnedFd, OwnedFd)>,
+    in_progress: bool,
+    /// No connections are accepted, since the successor may begin to.
+    paused: bool,
+}
+
+/// What the thread of an upgrade works with.
+struct Plan {
+    program: Program,
+    old: Steering,
+    new: Steering,
+    configured: SocketAddr,
+    others: BTreeMap<u32, Socket>,
+    predecessors: Vec<(u32, OwnedFd)>,
+    leader: Handle,
+    workers: Vec<Handle>,
+}
+
+impl Upgrades {
+    pub(crate) fn new(port: Option<SharedPort>) -> Self {
+        Self { port, ..Self::default() }
+    }
+
+    pub(crate) fn with_predecessors(self, predecessors: Vec<(u32, OwnedFd)>) -> Self {
+        Self { predecessors, ..self }
+    }
+
+    /// Opens the sockets that the port does not have yet, for later generations.
+    fn complete_port(&mut self, bound: SocketAddr) -> Result<(), String> {
+        let port = self.port.as_mut().ok_or("this system cannot select UDP sockets by ssrc")?;
+        let Steering { workers, newest, .. } = port.steering;
+        for place in 0..port.steering.places() {
+            if !port.others.contains_key(&place) && place / workers != newest {
+                let socket = steering::open_next(bound).map_err(|error| format!("UDP port: {error}"))?;
+                port.others.insert(place, socket);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the thread of the upgrade needs.
+    fn plan(
+        &mut self,
+        program: Program,
+        bound: SocketAddr,
+        leader: Handle,
+        workers: Vec<Handle>,
+    ) -> Result<Plan, String> {
+        self.complete_port(bound)?;
+        let port = self.port.as_ref().ok_or("there is no UDP port")?;
+        let free = (0..GENERATIONS).find(|generation| !port.steering.alive[*generation as usize]);
+        let newest = free.ok_or_else(|| {
+            format!(
+                "{GENERATIONS} processes have calls already, this one and {} that were replaced; try again when one of them has ended",
+                GENERATIONS - 1
+            )
+        })?;
+        let mut new = Steering { newest, ..port.steering };
+        new.alive[newest as usize] = true;
+        let descriptors = |error: io::Error| format!("descriptors: {error}");
+        if self.own.is_none() {
+            self.own = Some(Channel::pair().map_err(descriptors)?);
+        }
+        let own = self.own.as_ref().map(|(_, others)| (port.steering.newest, others));
+        let all = self.predecessors.iter().map(|(generation, end)| (*generation, end)).chain(own);
+        let predecessors = all.map(|(generation, end)| Ok((generation, end.try_clone()?)));
+        let others = port.others.iter().map(|(place, socket)| Ok((*place, socket.try_clone()?)));
+        Ok(Plan {
+            program,
+            old: port.steering,
+            new,
+            configured: port.configured,
+            others: others.collect::<io::Result<_>>().map_err(descriptors)?,
+            predecessors: predecessors.collect::<io::Result<_>>().map_err(descriptors)?,
+            leader,
+            workers,
+        })
+    }
+}
+
+impl Plan {
+    /// Leads the upgrade, on a thread of its own, which then waits for the end of the other process.
+    fn run(mut self) {
+        match self.hand_over() {
+            Err(why) => self.leader.send(Command::Upgrade(UpgradeStep::Failed(why))),
+            Ok(mut successor) => {
+                self.leader.send(Command::Upgrade(UpgradeStep::Done { successor: successor.pid() }));
+                // Its descriptors are the successor's alone now.
+                drop(self);
+                if let Ok(status) = successor.wait()
+                    && !status.success()
+                {
+                    error!("the process that replaced this one, {}, has failed: {status}", successor.pid());
+                }
+            }
+        }
+    }
+
+    fn hand_over(&mut self) -> Result<Successor, String> {
+        let shares = self.ask_workers(UpgradeStep::Share)?;
+        let shares = shares.into_iter().collect::<io::Result<Vec<_>>>();
+        let shares = shares.map_err(|error| format!("descriptors: {error}"))?;
+        let mut successor = self.start(&shares)?;
+        drop(shares);
+        successor.wait_until_ready()?;
+        let pid = successor.pid();
+        self.ask_workers(|done| UpgradeStep::Pause { successor: pid, done })?;
+        successor.let_serve()?;
+        Ok(successor)
+    }
+
+    fn start(&self, shares: &[WorkerShare]) -> Result<Successor, String> {
+        let place = |worker| self.old.share(worker).place;
+        let own = shares.iter().map(|share| (place(share.worker), &share.audio));
+        let audio: BTreeMap<u32, &Socket> =
+            own.chain(self.others.iter().map(|(n, socket)| (*n, socket))).collect();
+        let mut sockets: Vec<BorrowedFd<'_>> = audio.values().map(|socket| socket.as_fd()).collect();
+        let mut listeners = Vec::new();
+        for share in shares {
+            for listener in &share.listeners {
+                let (purpose, addr) = (listener.purpose, listener.addr);
+                listeners.push(OfferedListener { worker: share.worker, purpose, addr });
+                sockets.push(listener.socket.as_fd());
+            }
+        }
+        sockets.extend(self.predecessors.iter().map(|(_, end)| end.as_fd()));
+        let predecessors = self.predecessors.iter().map(|(generation, _)| *generation).collect();
+        let offer = Offer { udp: self.configured, steering: self.new, listeners, predecessors };
+        Successor::start(&self.program.path, &self.program.args, offer, &sockets)
+    }
+
+    /// Has every worker take a step, and waits for all.
+    fn ask_workers<T>(&self, step: impl Fn(Sender<T>) -> UpgradeStep) -> Result<Vec<T>, String> {
+        let ask = |worker: &Handle| {
+            let (sender, receiver) = mpsc::channel();
+            worker.send(Command::Upgrade(step(sender)));
+            receiver
+        };
+        let asked: Vec<Receiver<T>> = self.workers.iter().map(ask).collect();
+        asked
+            .into_iter()
+            .map(|receiver| {
+                receiver.recv_timeout(STEP_TIMEOUT).map_err(|_| "a worker does not respond".to_owned())
+            })
+            .collect()
+    }
+}
+
+impl Gateway {
+    pub(super) fn on_upgrade_step(&mut self, step: UpgradeStep) {
+        match step {
+            UpgradeStep::Start(program) => {
+                if let Err(why) = self.start_upgrade(*program) {
+                    error!("the upgrade is refused: {why}");
+                }
+            }
+            UpgradeStep::Share(reply) => drop(reply.send(self.share_sockets())),
+            UpgradeStep::Pause { successor, done } => {
+                self.pause_accepting();
+                self.sd_notify.set_main_process(successor);
+                let _ = done.send(());
+            }
+            UpgradeStep::Done { successor } => self.on_replaced(successor),
+            UpgradeStep::Retire => self.let_devices_go(),
+            UpgradeStep::Failed(why) => self.on_upgrade_failed(&why),
+            UpgradeStep::Resume => self.resume_after_upgrade(),
+        }
+    }
+
+    fn start_upgrade(&mut self, program: Program) -> Result<(), String> {
+        if !self.lifecycle.is_serving() {
+            return Err(format!("the gateway is {}", self.lifecycle.phase().label()));
+        }
+        if self.upgrades.in_progress {
+            return Err("one is in progress".to_owned());
+        }
+        let workers = match self.workers.handles() {
+            [] => vec![self.handle()],
+            all => all.to_vec(),
+        };
+        let plan = self.upgrades.plan(program, self.addresses.udp, self.handle(), workers)?;
+        info!("upgrade: starting {}", plan.program.path.display());
+        let spawned = thread::Builder::new().name("upgrade".to_owned()).spawn(|| plan.run());
+        spawned.map_err(|error| format!("its thread cannot be started: {error}"))?;
+        self.upgrades.in_progress = true;
+        Ok(())
+    }
+
+    fn share_sockets(&mut self) -> io::Result<WorkerShare> {
+        let config = &self.io.config;
+        let mut listeners = self.mqtt.share(config)?;
+        listeners.extend(self.admin.share(config)?);
+        listeners.extend(self.ota.share(config)?);
+        let audio = SockRef::from(&*self.audio.socket.source()).try_clone()?;
+        Ok(WorkerShare { worker: self.workers.index(), audio, listeners })
+    }
+
+    fn pause_accepting(&mut self) {
+        self.upgrades.paused = true;
+        self.mqtt.pause(&self.io.registry);
+        self.admin.pause(&self.io.registry);
+        self.ota.pause(&self.io.registry);
+    }
+
+    fn on_upgrade_failed(&mut self, why: &str) {
+        error!("the upgrade failed, this process goes on: {why}");
+        self.upgrades.in_progress = false;
+        if self.upgrades.paused {
+            self.sd_notify.set_main_process(std::process::id());
+        }
+        self.resume_after_upgrade();
+        self.workers.broadcast(|| Command::Upgrade(UpgradeStep::Resume));
+    }
+
+    fn resume_after_upgrade(&mut self) {
+        if !std::mem::take(&mut self.upgrades.paused) || !self.lifecycle.is_serving() {
+            return;
+        }
+        let Self { mqtt, admin, ota, io, .. } = self;
+        let registry = &io.registry;
+        if let Err(error) = mqtt
+            .register(registry)
+            .and_then(|()| admin.register(registry))
+            .and_then(|()| ota.register(registry))
+        {
+            error!("connections are not accepted any more: {error}");
+        }
+        mqtt.resume(io);
+        // The successor may have changed that.
+        if let Err(error) = self.steer() {
+            error!("audio is not received any more: {error}");
+        }
+    }
+
+    /// The other process serves now.
+    fn on_replaced(&mut self, successor: u32) {
+        self.upgrades.in_progress = false;
+        info!("upgraded: process {successor} serves now; {} calls to finish here", self.all_calls());
+        // The service manager watches the other process.
+        self.sd_notify = super::sd_notify::SdNotify::default();
+        if let Some(port) = &mut self.upgrades.port {
+            port.others.clear();
+        }
+        self.upgrades.predecessors.clear();
+        self.admin.retire();
+        self.workers.broadcast(|| Command::Upgrade(UpgradeStep::Retire));
+        self.let_devices_go();
+    }
+
+    /// Registers the channels to the earlier processes.
+    pub(super) fn watch_predecessors(&self) -> io::Result<()> {
+        self.upgrades.predecessors.iter().try_for_each(|(generation, end)| {
+            let token = token::fixed(token::PREDECESSOR + *generation as usize);
+            self.io.registry.register(&mut SourceFd(&end.as_raw_fd()), token, Interest::READABLE)
+        })
+    }
+
+    /// A predecessor has ended: what has the ssrcs of its calls comes here now.
+    pub(super) fn on_predecessor_ended(&mut self, generation: u32) {
+        let Some(at) = self.upgrades.predecessors.iter().position(|(of, _)| *of == generation) else {
+            return;
+        };
+        let (_, end) = self.upgrades.predecessors.swap_remove(at);
+        let _ = self.io.registry.deregister(&mut SourceFd(&end.as_raw_fd()));
+        if let Some(port) = &mut self.upgrades.port {
+            port.steering.alive[generation as usize] = false;
+        }
+        if let Err(error) = self.steer() {
+            error!("datagrams of calls that have ended are not received: {error}");
+        }
+        info!("upgrade: a process that was replaced has finished its calls");
+    }
+
+    /// Has datagrams without a call come to this process.
+    fn steer(&mut self) -> io::Result<()> {
+        let Some(port) = &self.upgrades.port else { return Ok(()) };
+        port.steering.attach(self.audio.socket.source())
+    }
+
+    /// Waits until the process that this one replaces accepts no connections any more; call [`Gateway::run`] then.
+    ///
+    /// # Errors
+    /// The other process does not answer, or the system refuses to change which socket gets a datagram.
+    pub fn replace(&mut self, predecessor: &Predecessor) -> io::Result<()> {
+        predecessor.wait_to_serve()?;
+        self.steer()?;
+        self.watch_predecessors()
+    }
+}

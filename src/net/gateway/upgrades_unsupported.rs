@@ -1,0 +1,59 @@
+//! Upgrade in place, on systems where it is not possible: it is refused.
+
+use std::io;
+
+use log::error;
+
+use crate::config::{Config, Source};
+use crate::net::error::BindError;
+use crate::net::gateway::Gateway;
+use crate::net::gateway::handle::Program;
+use crate::net::media::steering::SharedPort;
+use crate::net::upgrade::Predecessor;
+
+/// Nothing.
+#[derive(Default)]
+pub(crate) struct Upgrades(());
+
+impl Upgrades {
+    pub(crate) fn new(_: Option<SharedPort>) -> Self {
+        Self(())
+    }
+}
+
+/// The steps of an upgrade.
+pub(crate) enum UpgradeStep {
+    /// Start this program in the place of this one.
+    Start(Box<Program>),
+}
+
+impl Gateway {
+    pub(super) fn on_upgrade_step(&mut self, UpgradeStep::Start(program): UpgradeStep) {
+        let path = program.path.display();
+        error!(
+            "the upgrade to {path} is refused: it needs Linux; restart the gateway instead, which ends its calls"
+        );
+    }
+
+    pub(super) fn on_predecessor_ended(&mut self, _: u32) {}
+
+    /// Not possible.
+    ///
+    /// # Errors
+    /// None.
+    pub fn bind_in_place_of(
+        predecessor: &mut Predecessor,
+        _: Config,
+        _: Option<Source>,
+    ) -> Result<Self, BindError> {
+        match predecessor.0 {}
+    }
+
+    /// Not possible.
+    ///
+    /// # Errors
+    /// None.
+    pub fn replace(&mut self, predecessor: &Predecessor) -> io::Result<()> {
+        match predecessor.0 {}
+    }
+}
