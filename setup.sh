@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what a build needs in addition to the Rust toolchain: a C linker, pkg-config and OpenSSL's headers.
-# With the argument "test" also the programs that tests use: mosquitto's clients, faketime, iproute2 and HAProxy.
+# With the argument "test" also the programs that tests use: mosquitto's clients, faketime, iproute2, HAProxy, logrotate
+# and Prometheus, for promtool.
 # Installs nothing if everything is there. Needs root or sudo.
 set -eu
 
@@ -16,6 +17,8 @@ missing() {
         if [ "$(uname -s)" = Linux ]; then
             if ! command -v faketime >/dev/null || ! command -v ip >/dev/null; then return 0; fi
             if ! command -v haproxy >/dev/null && [ ! -x /usr/sbin/haproxy ]; then return 0; fi
+            if ! command -v logrotate >/dev/null && [ ! -x /usr/sbin/logrotate ]; then return 0; fi
+            if ! command -v promtool >/dev/null; then return 0; fi
         fi
     fi
     return 1
@@ -33,7 +36,7 @@ HINT
     exit 1
 fi
 packages="gcc libc6-dev pkg-config libssl-dev"
-if [ "${1:-}" = test ]; then packages="$packages mosquitto-clients faketime iproute2 haproxy"; fi
+if [ "${1:-}" = test ]; then packages="$packages mosquitto-clients faketime iproute2 haproxy logrotate prometheus"; fi
 as_root=
 if [ "$(id -u)" -ne 0 ]; then as_root=sudo; fi
 $as_root apt-get update -qq

@@ -1,28 +1,32 @@
 //! The log: lines to stderr and to a file, written by separate threads, so that logging never blocks on a disk or a
 //! terminal.
 //!
-//! Each output has a bounded queue. A line that does not fit, or that cannot be written, is dropped and counted. The level is `log`'s own maximum and can change at any time.
+//! Each output has a bounded queue. A line that does not fit, or that cannot be written, is dropped and counted. The level is `log`'s own maximum and can change at any time, as the format can.
+//!
+//! A record's fields (`log::kv`) are fields of a JSON line; `device`, `address` and `session` stand in brackets in a text line.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::fmt::Arguments;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use log::{LevelFilter, Log, Metadata, Record};
-use simplelog::{ConfigBuilder, WriteLogger};
+use log::kv::Source;
+use log::{Level, Log, Metadata, Record};
+use tz::TimeZone;
 
-use crate::output_file;
-use crate::text;
+use crate::clock::local_time_zone;
+use crate::config::{Config, LogFormat, LogTime};
+use line::{TextLines, json_line, timestamp};
+use output::{LogFile, Output, Stderr};
+
+mod line;
+mod output;
 
 /// Lines queued for one output.
 const QUEUE_CAPACITY: usize = 1024;
-
-/// Bytes of a message, at most; the rest is cut off.
-const LONGEST: usize = 8 * 1024;
 
 /// The modules whose lines are written. Those of libraries are not: a WebSocket library's show request headers, and
 /// so the token in them.
@@ -31,28 +35,62 @@ const CRATE_TARGET: &str = "mqtt_websocket_proxy";
 /// Not 64 bits: MIPS and older ARM have no such atomic.
 static LOST_LINES: AtomicUsize = AtomicUsize::new(0);
 static QUEUES: OnceLock<Queues> = OnceLock::new();
+static SETTINGS: Settings = Settings::new();
 
-/// Starts logging to stderr and, when given, to the end of `file`, whose missing parent folders are made;
-/// [`output_file::open`] says with which mode, and which links are refused.
+/// Starts logging to stderr and, when given, to the end of `logging.file_path`, whose missing parent folders are made;
+/// [`output_file::open`](crate::output_file::open) says with which mode, and which links are refused.
 ///
 /// # Errors
 /// When the file cannot be opened, a thread cannot be started, or there is a logger already.
-pub fn start(level: LevelFilter, file: Option<&Path>) -> io::Result<()> {
-    let file = file.map(open_file).transpose()?;
-    let mut queues = vec![spawn_writer("log-stderr", io::stderr())?];
+pub fn start(config: &Config) -> io::Result<()> {
+    configure(config);
+    let file = config.logging.file.as_deref().map(|path| LogFile::open(path, &SETTINGS)).transpose()?;
+    let mut queues = vec![spawn_writer("log-stderr", Stderr::detect())?];
     if let Some(file) = file {
         queues.push(spawn_writer("log-file", file)?);
     }
     let queues = QUEUES.get_or_init(|| queues.into());
-    log::set_boxed_logger(Box::new(Logger::new(queues))).map_err(io::Error::other)?;
-    set_level(level);
-    Ok(())
+    let logger = Logger::new(queues, &SETTINGS, local_time_zone());
+    log::set_boxed_logger(Box::new(logger)).map_err(io::Error::other)
 }
 
-/// Changes which lines are written, from now on.
-pub fn set_level(level: LevelFilter) {
-    log::set_max_level(level);
+/// Puts the level and everything but the path of section `logging` in force, from the next line on.
+pub fn configure(config: &Config) {
+    let logging = &config.logging;
+    SETTINGS.json.store(logging.format == LogFormat::Json, Ordering::Relaxed);
+    SETTINGS.utc.store(logging.time == LogTime::Utc, Ordering::Relaxed);
+    SETTINGS.max_mb.store(logging.max_mb, Ordering::Relaxed);
+    SETTINGS.keep.store(logging.keep, Ordering::Relaxed);
+    log::set_max_level(config.log_level());
 }
+
+/// Opens the log file again, as after it was renamed. Its thread does that; when it fails, it says so and goes on with the file
+/// that is open.
+pub fn reopen() {
+    SETTINGS.reopens.fetch_add(1, Ordering::Relaxed);
+    for queue in QUEUES.get().into_iter().flat_map(|queues| queues.iter()) {
+        // A queue that is full wakes its thread anyhow.
+        let _ = queue.try_send(Line::Wake);
+    }
+}
+
+/// Logs a message about `who`, whose fields are those of the line. [`log_about`] checks the level first.
+pub(crate) fn log_fields(level: Level, who: &dyn Source, message: Arguments<'_>) {
+    let record = Record::builder().level(level).target(CRATE_TARGET).key_values(&who).args(message).build();
+    log::logger().log(&record);
+}
+
+/// Logs a message with fields: `log_about!(level, fields, "text {}", value)`, where `fields` is a [`log::kv::Source`] that is only
+/// evaluated when the level is logged.
+macro_rules! log_about {
+    ($level:expr, $fields:expr, $($message:tt)+) => {{
+        let level = $level;
+        if level <= log::STATIC_MAX_LEVEL && level <= log::max_level() {
+            $crate::logger::log_fields(level, &$fields, format_args!($($message)+));
+        }
+    }};
+}
+pub(crate) use log_about;
 
 /// The number of lines that were dropped since the start, counted for each output.
 pub fn lost_lines() -> u64 {
@@ -81,26 +119,48 @@ pub fn flush(limit: Duration) {
 type Queues = Arc<[SyncSender<Line>]>;
 
 enum Line {
-    Text(Arc<[u8]>),
+    Text(Level, Arc<[u8]>),
+    /// Something else than a line is to be done.
+    Wake,
     /// Dropped when everything before it is written.
     Flush(#[allow(dead_code)] mpsc::Sender<()>),
 }
 
-fn open_file(path: &Path) -> io::Result<File> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    output_file::open(OpenOptions::new().create(true).append(true), path)
+/// What may change while the program runs; every thread reads it.
+struct Settings {
+    json: AtomicBool,
+    utc: AtomicBool,
+    max_mb: AtomicUsize,
+    keep: AtomicUsize,
+    /// How often the file was to be opened again.
+    reopens: AtomicUsize,
 }
 
-fn spawn_writer(name: &str, mut sink: impl Write + Send + 'static) -> io::Result<SyncSender<Line>> {
+impl Settings {
+    const fn new() -> Self {
+        Self {
+            json: AtomicBool::new(false),
+            utc: AtomicBool::new(false),
+            max_mb: AtomicUsize::new(0),
+            keep: AtomicUsize::new(0),
+            reopens: AtomicUsize::new(0),
+        }
+    }
+
+    /// The size of a file above which it is rotated; 0 is never.
+    fn max_bytes(&self) -> u64 {
+        self.max_mb.load(Ordering::Relaxed) as u64 * 1_000_000
+    }
+}
+
+fn spawn_writer(name: &str, mut output: impl Output) -> io::Result<SyncSender<Line>> {
     let (sender, lines): (_, Receiver<Line>) = mpsc::sync_channel(QUEUE_CAPACITY);
     let write = move || {
         for line in lines {
-            if let Line::Text(text) = line
-                && sink.write_all(&text).is_err()
-            {
-                LOST_LINES.fetch_add(1, Ordering::Relaxed);
+            match line {
+                Line::Text(level, text) if output.write(level, &text).is_err() => count_lost_line(),
+                Line::Text(..) | Line::Flush(_) => {}
+                Line::Wake => output.wake(),
             }
         }
     };
@@ -108,27 +168,22 @@ fn spawn_writer(name: &str, mut sink: impl Write + Send + 'static) -> io::Result
     Ok(sender)
 }
 
-/// `2026-01-31T23:59:59.999Z [INFO ] text`
-fn log_format() -> simplelog::Config {
-    ConfigBuilder::new()
-        .set_time_format_rfc3339()
-        .set_time_level(LevelFilter::Error)
-        .set_level_padding(simplelog::LevelPadding::Right)
-        .set_thread_level(LevelFilter::Off)
-        .set_target_level(LevelFilter::Off)
-        .set_location_level(LevelFilter::Off)
-        .build()
+fn count_lost_line() {
+    LOST_LINES.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Keeps messages to one line each, and to our own modules.
 struct Logger {
-    inner: Box<WriteLogger<LineWriter>>,
+    /// Locked until a line is queued, so that lines stand in the order of their times.
+    text: Mutex<TextLines>,
+    queues: Queues,
+    settings: &'static Settings,
+    zone: TimeZone,
 }
 
 impl Logger {
-    fn new(queues: &Queues) -> Self {
-        let writer = LineWriter { partial: Vec::new(), queues: Arc::clone(queues) };
-        Self { inner: WriteLogger::new(LevelFilter::Trace, log_format(), writer) }
+    fn new(queues: &Queues, settings: &'static Settings, zone: TimeZone) -> Self {
+        Self { text: Mutex::new(TextLines::new()), queues: Arc::clone(queues), settings, zone }
     }
 }
 
@@ -141,11 +196,18 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) {
             return;
         }
-        let message = record.args().to_string();
-        // A peer's text must not look like a log line.
-        let text = text::printable(&message, LONGEST);
-        let metadata = record.metadata().clone();
-        self.inner.log(&Record::builder().metadata(metadata).args(format_args!("{text}")).build());
+        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        let zone = (!self.settings.utc.load(Ordering::Relaxed)).then_some(&self.zone);
+        let time = timestamp(SystemTime::now(), zone);
+        let line: Arc<[u8]> = match self.settings.json.load(Ordering::Relaxed) {
+            true => json_line(&time, record).into(),
+            false => text.line(&time, record).into(),
+        };
+        for queue in self.queues.iter() {
+            if queue.try_send(Line::Text(record.level(), Arc::clone(&line))).is_err() {
+                count_lost_line();
+            }
+        }
     }
 
     fn flush(&self) {
@@ -153,50 +215,11 @@ impl Log for Logger {
     }
 }
 
-/// Collects a line that is written in pieces, and queues it whole.
-struct LineWriter {
-    partial: Vec<u8>,
-    queues: Queues,
-}
-
-impl Write for LineWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.partial.extend_from_slice(bytes);
-        // A message holds no line feed, so this one is the formatter's own, at the end.
-        if self.partial.ends_with(b"\n") {
-            fix_milliseconds(&mut self.partial);
-            let text: Arc<[u8]> = self.partial.as_slice().into();
-            self.partial.clear();
-            for queue in self.queues.iter() {
-                if queue.try_send(Line::Text(Arc::clone(&text))).is_err() {
-                    LOST_LINES.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Gives the time at the start of `line` three decimals: the formatter writes as many as are not zero.
-fn fix_milliseconds(line: &mut Vec<u8>) {
-    const SECONDS: usize = "2026-01-31T23:59:59".len();
-    let Some(end) = line.iter().position(|byte| *byte == b'Z').filter(|end| *end >= SECONDS) else { return };
-    let mut millis = *b".000";
-    for (digit, found) in millis.iter_mut().zip(&line[SECONDS..end]) {
-        *digit = *found;
-    }
-    line.splice(SECONDS..end, millis);
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use super::line::LONGEST;
     use super::*;
-    use std::sync::Mutex;
 
     /// What was written, and a lock that a writer waits for.
     #[derive(Clone, Default)]
@@ -205,33 +228,25 @@ mod tests {
         write_lock: Arc<Mutex<()>>,
     }
 
-    impl Write for TestSink {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    impl Output for TestSink {
+        fn write(&mut self, _: Level, line: &[u8]) -> io::Result<()> {
             let _open = self.write_lock.lock().unwrap();
-            self.written.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
+            self.written.lock().unwrap().extend_from_slice(line);
             Ok(())
         }
     }
 
     struct FailingWriter;
 
-    impl Write for FailingWriter {
-        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+    impl Output for FailingWriter {
+        fn write(&mut self, _: Level, _: &[u8]) -> io::Result<()> {
             Err(io::ErrorKind::StorageFull.into())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
         }
     }
 
     /// A logger of its own, beside the process's.
     fn logger(queues: Vec<SyncSender<Line>>) -> Logger {
-        Logger::new(&queues.into())
+        Logger::new(&queues.into(), Box::leak(Box::new(Settings::new())), TimeZone::utc())
     }
 
     fn log_info(logger: &Logger, target: &str, text: &str) {
@@ -277,18 +292,19 @@ mod tests {
     }
 
     #[test]
-    fn a_time_has_milliseconds() {
-        for (found, expected) in [
-            ("2026-01-31T23:59:59Z x", "2026-01-31T23:59:59.000Z x"),
-            ("2026-01-31T23:59:59.5Z x", "2026-01-31T23:59:59.500Z x"),
-            ("2026-01-31T23:59:59.123456789Z Z", "2026-01-31T23:59:59.123Z Z"),
-            ("Z", "Z"),
-            ("", ""),
-        ] {
-            let mut line = found.as_bytes().to_vec();
-            fix_milliseconds(&mut line);
-            assert_eq!(line, expected.as_bytes(), "{found}");
-        }
+    fn the_format_changes_with_the_next_line() {
+        let sink = TestSink::default();
+        let queue = spawn_writer("test", sink.clone()).unwrap();
+        let logger = logger(vec![queue.clone()]);
+        log_info(&logger, CRATE_TARGET, "one");
+        logger.settings.json.store(true, Ordering::Relaxed);
+        log_info(&logger, CRATE_TARGET, "two \"");
+        flush_queue(&queue);
+        let written = String::from_utf8(sink.written.lock().unwrap().clone()).unwrap();
+        let (one, two) = written.split_once('\n').unwrap();
+        assert!(one.ends_with("[INFO ] one"), "{one}");
+        let two: serde_json::Value = serde_json::from_str(two).unwrap();
+        assert_eq!((two["level"].as_str(), two["message"].as_str()), (Some("info"), Some("two \"")));
     }
 
     // One test for both, since they count in the same place.

@@ -140,7 +140,7 @@ fn start_echo(source: &mut Source, config: &mut Config) -> Result<Option<EchoSer
 
 fn start_log(config: &Config) -> Result<(), ExitError> {
     let file = config.logging.file.as_deref();
-    logger::start(config.log_level(), file).map_err(|error| {
+    logger::start(config).map_err(|error| {
         ExitError::runtime(match file {
             Some(path) => format!("the log file {} cannot be opened: {error}", path.display()),
             None => format!("the log cannot be started: {error}"),
@@ -242,7 +242,11 @@ fn handle_signals(handle: Handle, program: io::Result<Program>, pid_file: Option
         let mut stopping = false;
         for signal in signals.forever() {
             match signal {
-                SIGHUP => handle.reload_file(),
+                SIGHUP => {
+                    // The file may have been renamed, as logrotate does.
+                    logger::reopen();
+                    handle.reload_file();
+                }
                 SIGUSR1 => handle.drain(),
                 SIGUSR2 => match &program {
                     Ok(program) => handle.upgrade(program.clone()),

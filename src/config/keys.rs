@@ -5,9 +5,9 @@ use serde_json::Value;
 use super::Config;
 use super::error::Problem;
 use super::kind::{
-    api_host, boolean, endpoint, group, http_url, ip, level, mac_prefixes, macs, micros, millis, networks,
-    number, object, path, peer_policy, port, public_ip, routes, seconds, secret, secrets, server,
-    server_order, servers, token, whole_number,
+    api_host, boolean, endpoint, group, http_url, ip, level, log_format, log_time, mac_prefixes, macs,
+    micros, millis, networks, number, object, path, peer_policy, port, public_ip, routes, seconds, secret,
+    secrets, server, server_order, servers, token, whole_number,
 };
 use super::value::JsonValue;
 
@@ -64,7 +64,7 @@ macro_rules! keys {
 
 /// Every key, in the order of the documented file: its name, when a new value is in force, where the value is kept, and
 /// what it may be.
-pub(super) static CONFIG_KEYS: [ConfigKey; 76] = keys! {
+pub(super) static CONFIG_KEYS: [ConfigKey; 80] = keys! {
     "mqtt.host" restart mqtt.host: ip();
     "mqtt.port" restart mqtt.port: port();
     "mqtt.plain" restart mqtt.plain: boolean();
@@ -115,7 +115,11 @@ pub(super) static CONFIG_KEYS: [ConfigKey; 76] = keys! {
     "websocket.max_dials" live websocket.max_dials: whole_number(1..=MAX_COUNT);
     "logging.enabled" live logging.enabled: boolean();
     "logging.level" live logging.level: level();
+    "logging.format" live logging.format: log_format();
+    "logging.time" live logging.time: log_time();
     "logging.file_path" restart logging.file: path();
+    "logging.max_mb" live logging.max_mb: whole_number(0..=1_000_000);
+    "logging.keep" live logging.keep: whole_number(1..=1_000);
     "mcp.enabled" live mcp.enabled: boolean();
     "mcp.max_tools_count" live mcp.max_tools_count: whole_number(1..=10_000);
     "mcp.capabilities" live mcp.capabilities: object();

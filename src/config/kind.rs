@@ -16,8 +16,8 @@ use super::error::Problem;
 use super::route;
 use super::value::JsonValue;
 use super::{
-    ChatServerConfig, Framing, HttpUrl, Network, OnDisconnect, PeerPolicy, PublicIp, Route, Secret,
-    ServerOrder, UrlError,
+    ChatServerConfig, Framing, HttpUrl, LogFormat, LogTime, Network, OnDisconnect, PeerPolicy, PublicIp,
+    Route, Secret, ServerOrder, UrlError,
 };
 use crate::proto::identity::{Mac, MacPrefix, MacPrefixes};
 use crate::proto::ota::{ENDPOINT_ALLOWED, Endpoint, is_group};
@@ -224,6 +224,14 @@ pub(super) fn peer_policy() -> Kind<PeerPolicy> {
 
 pub(super) fn server_order() -> Kind<ServerOrder> {
     one_of(&[("spread", ServerOrder::Spread), ("first", ServerOrder::First)])
+}
+
+pub(super) fn log_format() -> Kind<LogFormat> {
+    one_of(&[("text", LogFormat::Text), ("json", LogFormat::Json)])
+}
+
+pub(super) fn log_time() -> Kind<LogTime> {
+    one_of(&[("local", LogTime::Local), ("utc", LogTime::Utc)])
 }
 
 fn on_disconnect() -> Kind<OnDisconnect> {

@@ -343,9 +343,35 @@ settings! {
         pub enabled: bool = true,
         /// The log level; see [`Config::log_level`] for what is in force.
         pub level: LevelFilter = LevelFilter::Info,
+        /// How a line is written.
+        pub format: LogFormat = LogFormat::Text,
+        /// Which time a line has.
+        pub time: LogTime = LogTime::Local,
         /// A file that gets every line in addition to stderr.
         pub file: Option<PathBuf> = None,
+        /// The size of this file, in millions of bytes, above which it is renamed and another one is begun; 0 is never.
+        pub max_mb: usize = 64,
+        /// How many renamed files are kept, at least 1.
+        pub keep: usize = 4,
     }
+}
+
+/// How the lines of the log are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Time, level, who it is about, and a text.
+    Text,
+    /// A JSON object.
+    Json,
+}
+
+/// The time zone of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogTime {
+    /// The machine's, or that of `TZ`.
+    Local,
+    /// UTC.
+    Utc,
 }
 
 settings! {
@@ -530,7 +556,7 @@ mod tests {
             (true, true, LevelFilter::Trace, LevelFilter::Trace),
             (false, true, LevelFilter::Trace, LevelFilter::Off),
         ] {
-            let logging = Logging { enabled, level, file: None };
+            let logging = Logging { enabled, level, ..Logging::default() };
             let config = Config { logging, debug, ..Config::default() };
             assert_eq!(config.log_level(), expected, "{enabled} {debug} {level}");
         }

@@ -24,6 +24,7 @@ pub mod event_loop;
 mod file_watch;
 pub mod gateway;
 mod log_limiter;
+mod log_subject;
 pub mod media;
 mod metrics;
 pub mod mqtt;

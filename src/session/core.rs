@@ -180,6 +180,11 @@ impl Core {
         self.call.as_ref().and_then(|call| call.session_id())
     }
 
+    /// The session id that stands in log lines of the call: the one the device was given, or the gateway's own before that.
+    pub fn logged_session_id(&self) -> Option<&str> {
+        self.call.as_ref().map(|call| call.session_id().unwrap_or_else(|| call.own_session_id()))
+    }
+
     /// When to call [`Core::on_timeout`] next.
     pub fn deadline(&self) -> Option<Instant> {
         let call = self.call.as_ref().and_then(|call| call.deadline());

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use log::info;
+use log::{Level, info};
 use serde_json::value::to_raw_value;
 
 use crate::admin::answer::{Answer, json_response};
@@ -12,6 +12,7 @@ use crate::admin::params::{BadParameter, Members, query_flag};
 use crate::admin::prometheus::MetricFamilies;
 use crate::admin::response::Response;
 use crate::admin::routes::{Endpoint, OPENAPI};
+use crate::logger::log_about;
 use crate::net::admin::collect::MetricSources;
 use crate::net::admin::pending::{AdminRequest, first_cursor, parse_page_query};
 use crate::net::event_loop::run_queue::Task;
@@ -269,7 +270,7 @@ impl Gateway {
         }
         let client_id = self.client_id_of(device).to_owned();
         let what = if disconnect { "disconnected" } else { "hung up" };
-        info!("{} {what} by an operator", self.sessions.log_prefix(device));
+        log_about!(Level::Info, self.sessions.log_subject(device), "{what} by an operator");
         self.drive(device, |core, cx| match disconnect {
             true => core.operator_disconnect(cx),
             false => {

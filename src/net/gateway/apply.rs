@@ -2,10 +2,11 @@
 
 use std::mem;
 
-use log::error;
+use log::Level;
 
 use crate::admin::answer::Answer;
 use crate::admin::recent_errors::RecentErrorKind;
+use crate::logger::log_about;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::media::credentials;
@@ -103,8 +104,12 @@ impl Gateway {
         let ip = session.core.ip();
         let mut call =
             credentials::generate(&self.sessions.index, self.audio.share).unwrap_or_else(|error| {
-                let prefix = self.sessions.log_prefix(id);
-                error!("{prefix} the system's random source failed, the call is refused: {error}");
+                let subject = self.sessions.log_subject(id);
+                log_about!(
+                    Level::Error,
+                    subject,
+                    "the system's random source failed, the call is refused: {error}"
+                );
                 credentials::without_keys()
             });
         match credentials::udp_host(&self.io.config.udp, local) {

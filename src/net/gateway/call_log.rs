@@ -3,12 +3,15 @@
 use log::{Level, log};
 
 use crate::admin::recent_errors::RecentErrorKind;
+use crate::logger::log_about;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::log_limiter::suppressed_suffix;
+use crate::net::log_subject::LogSubject;
 use crate::net::mqtt::connection_log::Change;
 use crate::proto::identity::ClientId;
 use crate::session::{CallState, CallSummary, LogEvent, ToolCount};
+use crate::text::shown;
 
 impl Gateway {
     pub(super) fn on_call_ended(&mut self, id: SessionId, summary: &CallSummary) {
@@ -23,11 +26,12 @@ impl Gateway {
         let stats = &summary.stats;
         let server = summary.server.as_ref().map_or("none".to_owned(), |server| server.to_string());
         let (level, suffix) = self.call_log_level(id);
-        log!(
+        let session = Some(shown(&summary.session_id).into_owned());
+        log_about!(
             level,
-            "{} call ends: session={} reason={} duration={:.3}s server={server} up={}p/{}B down={}p/{}B lost={} \
+            LogSubject { session, ..self.sessions.log_subject(id) },
+            "call ends: session={} reason={} duration={:.3}s server={server} up={}p/{}B down={}p/{}B lost={} \
              reordered={} duplicates={} dropped={} redials={}{suffix}",
-            self.sessions.log_prefix(id),
             summary.session_id,
             summary.reason.label(),
             summary.duration.as_secs_f64(),
@@ -75,13 +79,13 @@ impl Gateway {
             LogEvent::NoUdpAudio { advertised: Some(_), .. } => {
                 let ip = self.sessions.get(id).map(|session| session.core.ip());
                 let drops = ip.map(|ip| self.audio.drops.of(ip)).unwrap_or_default();
-                log!(level, "{} {event}; {}", self.sessions.log_prefix(id), drops.describe());
+                log_about!(level, self.sessions.log_subject(id), "{event}; {}", drops.describe());
             }
             LogEvent::CallStarted { .. } | LogEvent::ToolDiscovery(Ok(ToolCount { forwarded: 1.., .. })) => {
                 let (level, suffix) = self.call_log_level(id);
-                log!(level, "{} {event}{suffix}", self.sessions.log_prefix(id));
+                log_about!(level, self.sessions.log_subject(id), "{event}{suffix}");
             }
-            _ => log!(level, "{} {event}", self.sessions.log_prefix(id)),
+            _ => log_about!(level, self.sessions.log_subject(id), "{event}"),
         }
     }
 

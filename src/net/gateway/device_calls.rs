@@ -1,7 +1,8 @@
 //! Calls between devices: carries out what [`DeviceCallTable`] decides.
 
-use log::info;
+use log::Level;
 
+use crate::logger::log_about;
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
@@ -166,7 +167,7 @@ impl Gateway {
                 DeviceCallEffect::Ring(caller) => self.drive_mac(caller, |core, cx| core.start_ringing(cx)),
                 DeviceCallEffect::Wake { target, nickname } => {
                     if let Some(id) = session_of(&self.sessions, target) {
-                        info!("{} is called by another device", self.sessions.log_prefix(id));
+                        log_about!(Level::Info, self.sessions.log_subject(id), "is called by another device");
                     }
                     self.drive_mac(target, |core, cx| core.wake_for_call(&nickname, cx));
                 }
@@ -202,9 +203,10 @@ impl Gateway {
             self.drive(id, |core, cx| core.join_device_call(silent.is_empty(), cx));
         }
         self.io.metrics.device_calls_bridged += 1;
-        info!("{} talks to {}", self.sessions.log_prefix(a), self.sessions.log_prefix(b));
+        let subject = self.sessions.log_subject(a);
+        log_about!(Level::Info, subject, "talks to {}", self.sessions.log_subject(b));
         let note = (!silent.is_empty()).then(|| silence_note(&silent.join(", ")))?;
-        info!("{} {note}", self.sessions.log_prefix(a));
+        log_about!(Level::Info, subject, "{note}");
         Some(note)
     }
 

@@ -1,11 +1,13 @@
 //! The log lines about devices that connect and leave.
 
-use log::{Level, debug, log, warn};
+use log::Level;
 
 use crate::admin::recent_errors::RecentErrorKind;
+use crate::logger::log_about;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::log_limiter::suppressed_suffix;
+use crate::net::log_subject::LogSubject;
 use crate::net::mqtt::connection_log::Change;
 use crate::proto::mqtt::ConnectReturnCode;
 use crate::session::{CloseReason, LogEvent};
@@ -20,7 +22,8 @@ impl Gateway {
             (false, Change::New) => ", new since the start",
             (false, _) => ", back",
         };
-        log!(self.change_level(change), "{} {event}{seen}", self.sessions.log_prefix(id));
+        let level = self.change_level(change);
+        log_about!(level, self.sessions.log_subject(id), "{event}{seen}");
     }
 
     /// The level of a line about a device that connected or left.
@@ -29,14 +32,14 @@ impl Gateway {
     }
 
     /// A connection ended before anything was known about who it is. Anybody can cause this, so it is no warning.
-    fn log_unidentified(&mut self, line: &str) {
+    fn log_unidentified(&mut self, subject: &LogSubject, line: &str) {
         let suppressed = self.unidentified_log.allows((), self.io.now);
         let level = if suppressed.is_some() { Level::Info } else { Level::Debug };
-        log!(level, "{line}{}", suppressed_suffix(suppressed.unwrap_or_default()));
+        log_about!(level, subject, "{line}{}", suppressed_suffix(suppressed.unwrap_or_default()));
     }
 
     pub(super) fn log_close(&mut self, id: SessionId, reason: &CloseReason) {
-        let prefix = self.sessions.log_prefix(id);
+        let subject = self.sessions.log_subject(id);
         let Some(session) = self.sessions.get(id) else { return };
         let ip = session.core.ip();
         let is_device = session.core.client_id().is_some();
@@ -46,13 +49,13 @@ impl Gateway {
                     ConnectReturnCode::ServerUnavailable => RecentErrorKind::TooManyDevices,
                     _ => RecentErrorKind::LoginRefused,
                 };
-                (format!("{prefix} {reason}"), Some((kind, format!("{ip} {reason}"))))
+                (reason.to_string(), Some((kind, format!("{ip} {reason}"))))
             }
             CloseReason::HelloVersion(_) => {
                 let error = (RecentErrorKind::HelloVersion, reason.to_string());
-                (format!("{prefix} closed: {reason}"), Some(error))
+                (format!("closed: {reason}"), Some(error))
             }
-            CloseReason::MacDenied(_) => (format!("{prefix} closed: {reason}"), None),
+            CloseReason::MacDenied(_) => (format!("closed: {reason}"), None),
             // Only devices are worth a warning: anybody can connect and send anything.
             CloseReason::Protocol(_)
             | CloseReason::UnexpectedPacket(_)
@@ -60,28 +63,30 @@ impl Gateway {
             | CloseReason::Displaced
                 if is_device =>
             {
-                (format!("{prefix} closed: {reason}"), None)
+                (format!("closed: {reason}"), None)
             }
             CloseReason::Protocol(_) | CloseReason::UnexpectedPacket(_) | CloseReason::ConnectTimeout => {
-                return self.log_unidentified(&format!("{prefix} closed: {reason}"));
+                return self.log_unidentified(&subject, &format!("closed: {reason}"));
             }
             // The core has logged a lost connection whose call is kept.
-            _ if !is_device || !session.core.is_closed() => return debug!("{prefix} closed: {reason}"),
+            _ if !is_device || !session.core.is_closed() => {
+                return log_about!(Level::Debug, subject, "closed: {reason}");
+            }
             _ => {
                 let seconds = self.io.now.saturating_duration_since(session.core.since()).as_secs();
                 let level = self.change_level(Change::Left);
-                return log!(level, "{prefix} closed: {reason}, {seconds} s after it connected");
+                return log_about!(level, subject, "closed: {reason}, {seconds} s after it connected");
             }
         };
         let suffix = self.mqtt.refusals().log.allows(ip, &mut self.io);
         match suffix {
             Some(suffix) => {
-                warn!("{line}{suffix}");
+                log_about!(Level::Warn, subject, "{line}{suffix}");
                 if let Some((kind, message)) = recent_error {
                     self.record_session_error(id, kind, &message);
                 }
             }
-            None => debug!("{line}"),
+            None => log_about!(Level::Debug, subject, "{line}"),
         }
     }
 }

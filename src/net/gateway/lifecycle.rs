@@ -183,7 +183,7 @@ impl Gateway {
         if self.workers.is_leader() {
             self.log_reload(&new, &changes);
         }
-        logger::set_level(new.log_level());
+        logger::configure(&new);
         self.io.config = Arc::new(new);
         self.poll_health();
         let limited = self.io.config.mqtt.max_connections_per_ip > 0;

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use log::{debug, info};
+use log::Level;
 
+use crate::logger::log_about;
 use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
@@ -39,9 +40,10 @@ impl Gateway {
         if let Some(mac) = restart.on_unknown_datagram(ip, datagram, self.io.now, is_idle)
             && let Some((id, _)) = idle_session(&self.sessions, ip, mac)
         {
-            info!(
-                "{} sends audio of a call from before the gateway started: it is told to end it",
-                self.sessions.log_prefix(id)
+            log_about!(
+                Level::Info,
+                self.sessions.log_subject(id),
+                "sends audio of a call from before the gateway started: it is told to end it"
             );
             self.drive(id, |core, cx| core.leave_unknown_call(true, cx));
         }
@@ -60,7 +62,11 @@ impl Gateway {
                 restart.take_silent(now, |ip, mac, since| is_silent(&self.sessions, ip, mac, since))
         {
             let Some((id, _)) = idle_session(&self.sessions, ip, mac) else { continue };
-            debug!("{} may be in a call from before the gateway started", self.sessions.log_prefix(id));
+            log_about!(
+                Level::Debug,
+                self.sessions.log_subject(id),
+                "may be in a call from before the gateway started"
+            );
             self.drive(id, |core, cx| core.leave_unknown_call(false, cx));
         }
         self.restart.take_if(|restart| restart.is_over(now));

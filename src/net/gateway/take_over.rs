@@ -2,9 +2,10 @@
 
 use std::mem;
 
-use log::error;
+use log::Level;
 use mio::Interest;
 
+use crate::logger::log_about;
 use crate::net::event_loop::token::{self, Role, SessionId};
 use crate::net::gateway::Gateway;
 use crate::session::Core;
@@ -23,8 +24,8 @@ impl Gateway {
         let token = token::token(Role::Device, older.slot as usize);
         let tcp = connection.transport.tcp_mut()?;
         if let Err(error) = self.io.registry.reregister(tcp, token, Interest::READABLE | Interest::WRITABLE) {
-            let prefix = self.sessions.log_prefix(older);
-            error!("{prefix} cannot take over the device's new connection: {error}");
+            let subject = self.sessions.log_subject(older);
+            log_about!(Level::Error, subject, "cannot take over the device's new connection: {error}");
             return None;
         }
         if let Some(session) = self.sessions.live(older) {

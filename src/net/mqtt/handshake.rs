@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
-use log::{Level, log, warn};
+use log::{Level, warn};
 
+use crate::logger::log_about;
 use crate::net::event_loop::io::Io;
 use crate::net::event_loop::token::SessionId;
 use crate::net::log_limiter::suppressed_suffix;
@@ -80,7 +81,7 @@ impl Listeners {
         let suppressed = self.tls_failure_log.allows((), io.now);
         let level = if suppressed.is_some() { Level::Info } else { Level::Debug };
         let more = suppressed_suffix(suppressed.unwrap_or_default());
-        log!(level, "{} no TLS connection: {why}{more}", sessions.log_prefix(id));
+        log_about!(level, sessions.log_subject(id), "no TLS connection: {why}{more}");
         HandshakeOutcome::Failed
     }
 

@@ -9,6 +9,7 @@ use crate::net::backend::connection::BackendConnection;
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
+use crate::net::log_subject::LogSubject;
 use crate::net::mqtt::connection::{FlushOutcome, MqttConnection};
 use crate::net::sessions::index::Index;
 use crate::net::sessions::memory_budget::MemoryBudget;
@@ -162,16 +163,14 @@ impl Sessions {
         self.get(id)?.core.client_id()
     }
 
-    /// The prefix of all log lines about this session.
-    pub(crate) fn log_prefix(&self, id: SessionId) -> String {
-        let session = self.get(id);
-        let peer = session
-            .and_then(|session| Some(SocketAddr::new(session.core.ip(), session.mqtt.as_ref()?.peer_port)));
-        match (self.client_id(id).map(|client_id| text::shown(client_id.as_str())), peer) {
-            (Some(client_id), Some(peer)) => format!("[{client_id} {peer}]"),
-            (Some(client_id), None) => format!("[{client_id}]"),
-            (None, Some(peer)) => format!("[{peer}]"),
-            (None, None) => "[gone]".to_owned(),
+    /// Who all log lines about this session are about.
+    pub(crate) fn log_subject(&self, id: SessionId) -> LogSubject {
+        let Some(session) = self.get(id) else { return LogSubject::default() };
+        let address = session.mqtt.as_ref().map(|mqtt| SocketAddr::new(session.core.ip(), mqtt.peer_port));
+        LogSubject {
+            device: session.core.client_id().map(|client_id| text::shown(client_id.as_str()).into_owned()),
+            address,
+            session: session.core.logged_session_id().map(|session_id| text::shown(session_id).into_owned()),
         }
     }
 

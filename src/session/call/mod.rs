@@ -216,7 +216,7 @@ impl Call {
     }
 
     /// The gateway's own session id, until the device was given one.
-    fn own_session_id(&self) -> &str {
+    pub(super) fn own_session_id(&self) -> &str {
         self.credentials.as_ref().map_or("", |credentials| &credentials.session_id)
     }
 

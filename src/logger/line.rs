@@ -1,0 +1,309 @@
+//! One line of the log, as text or as JSON.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use log::kv::{Error, Key, Value, VisitSource, VisitValue};
+use log::{Level, LevelFilter, Log, Record};
+use serde_json::json;
+use simplelog::{ConfigBuilder, WriteLogger};
+use tz::{TimeZone, UtcDateTime};
+
+use crate::text;
+
+/// Bytes of a message, and of a field's text, at most; the rest is cut off.
+pub(super) const LONGEST: usize = 8 * 1024;
+
+/// The fields that stand in brackets in front of a text line's message.
+const PREFIX_FIELDS: [&str; 3] = ["device", "address", "session"];
+
+/// Writes the level and the message of a text line: `[INFO ] text`.
+pub(super) struct TextLines {
+    inner: Box<WriteLogger<Buffer>>,
+    buffer: Buffer,
+}
+
+impl TextLines {
+    pub(super) fn new() -> Self {
+        let buffer = Buffer::default();
+        let config = ConfigBuilder::new()
+            .set_time_level(LevelFilter::Off)
+            .set_level_padding(simplelog::LevelPadding::Right)
+            .set_thread_level(LevelFilter::Off)
+            .set_target_level(LevelFilter::Off)
+            .set_location_level(LevelFilter::Off)
+            .build();
+        Self { inner: WriteLogger::new(LevelFilter::Trace, config, buffer.clone()), buffer }
+    }
+
+    /// `2026-01-31T23:59:59.999+08:00 [INFO ] [device address session=id] text`, and a line feed.
+    pub(super) fn line(&self, time: &str, record: &Record<'_>) -> Vec<u8> {
+        let (fields, message) = (Fields::of(record), message(record));
+        let prefix = fields.prefix(&message);
+        let mut line = self.buffer.lock();
+        line.clear();
+        line.extend_from_slice(time.as_bytes());
+        line.push(b' ');
+        drop(line);
+        self.inner.log(&record.to_builder().args(format_args!("{prefix}{message}")).build());
+        self.buffer.lock().clone()
+    }
+}
+
+/// Where the formatter writes to.
+#[derive(Clone, Default)]
+struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Buffer {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// `{"time":…,"level":"info","message":…}` with the record's fields before the message, and a line feed.
+pub(super) fn json_line(time: &str, record: &Record<'_>) -> Vec<u8> {
+    let level = record.level().as_str().to_ascii_lowercase();
+    let mut line = format!("{{\"time\":{},\"level\":{}", json!(time), json!(level));
+    for (name, value) in Fields::of(record).0 {
+        // Writing to a string cannot fail.
+        let _ = write!(line, ",{}:{value}", json!(name));
+    }
+    let _ = writeln!(line, ",\"message\":{}}}", json!(message(record)));
+    line.into_bytes()
+}
+
+/// The message on one line: a peer's text must not look like a line of the log.
+fn message(record: &Record<'_>) -> String {
+    text::printable(&record.args().to_string(), LONGEST).into_owned()
+}
+
+/// What a record says besides its message.
+struct Fields(Vec<(String, serde_json::Value)>);
+
+impl Fields {
+    fn of(record: &Record<'_>) -> Self {
+        let mut fields = Self(Vec::new());
+        // This visitor returns no error.
+        let _ = record.key_values().visit(&mut fields);
+        fields
+    }
+
+    /// `[device address session=id] `, with what there is, or nothing. A session that `message` names itself is left out.
+    fn prefix(&self, message: &str) -> String {
+        let mut parts = Vec::new();
+        for name in PREFIX_FIELDS {
+            let Some(value) = self.0.iter().find(|(key, _)| key == name) else { continue };
+            let value = value.1.as_str().unwrap_or_default();
+            match name {
+                "session" if message.contains(&format!("session={value}")) => {}
+                "session" => parts.push(format!("session={value}")),
+                _ => parts.push(value.to_owned()),
+            }
+        }
+        if parts.is_empty() { String::new() } else { format!("[{}] ", parts.join(" ")) }
+    }
+}
+
+impl<'a> VisitSource<'a> for Fields {
+    fn visit_pair(&mut self, name: Key<'a>, value: Value<'a>) -> Result<(), Error> {
+        let mut json = JsonValue(serde_json::Value::Null);
+        value.visit(&mut json)?;
+        self.0.push((name.as_str().to_owned(), json.0));
+        Ok(())
+    }
+}
+
+/// A field's value as JSON.
+struct JsonValue(serde_json::Value);
+
+impl<'a> VisitValue<'a> for JsonValue {
+    fn visit_any(&mut self, value: Value<'_>) -> Result<(), Error> {
+        self.visit_str(&value.to_string())
+    }
+
+    fn visit_u64(&mut self, value: u64) -> Result<(), Error> {
+        self.0 = json!(value);
+        Ok(())
+    }
+
+    fn visit_i64(&mut self, value: i64) -> Result<(), Error> {
+        self.0 = json!(value);
+        Ok(())
+    }
+
+    fn visit_f64(&mut self, value: f64) -> Result<(), Error> {
+        self.0 = json!(value);
+        Ok(())
+    }
+
+    fn visit_bool(&mut self, value: bool) -> Result<(), Error> {
+        self.0 = json!(value);
+        Ok(())
+    }
+
+    fn visit_str(&mut self, value: &str) -> Result<(), Error> {
+        self.0 = json!(text::printable(value, LONGEST));
+        Ok(())
+    }
+}
+
+/// The place of the level's word in a text line, for its colour.
+pub(super) fn level_word(line: &[u8]) -> Option<std::ops::Range<usize>> {
+    let start = line.windows(2).position(|pair| pair == b" [")? + 2;
+    let end = start + line[start..].iter().position(|byte| !byte.is_ascii_alphabetic())?;
+    Some(start..end)
+}
+
+/// The number of a level in syslog (RFC 5424 section 6.2.1), which the journal reads in front of a line.
+pub(super) fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+/// The time with milliseconds and offset (RFC 3339); an offset of zero is `Z`.
+pub(super) fn timestamp(time: SystemTime, zone: Option<&TimeZone>) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let unix = since.as_secs() as i64;
+    let offset =
+        zone.and_then(|zone| zone.find_local_time_type(unix).ok()).map_or(0, |local| local.ut_offset());
+    let Ok(at) = UtcDateTime::from_timespec(unix + i64::from(offset), 0) else { return "-".to_owned() };
+    let mut text = format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}",
+        at.year(),
+        at.month(),
+        at.month_day(),
+        at.hour(),
+        at.minute(),
+        at.second(),
+        since.subsec_millis()
+    );
+    let (sign, minutes) = (if offset < 0 { '-' } else { '+' }, offset.unsigned_abs() / 60);
+    match minutes {
+        0 => text.push('Z'),
+        // Writing to a string cannot fail.
+        _ => drop(write!(text, "{sign}{:02}:{:02}", minutes / 60, minutes % 60)),
+    }
+    text
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_milliseconds_and_the_offset_of_its_date() {
+        let at = |unix: u64, millis| SystemTime::UNIX_EPOCH + Duration::from_millis(unix * 1000 + millis);
+        for (zone, time, expected) in [
+            (None, at(1_769_903_999, 999), "2026-01-31T23:59:59.999Z"),
+            (None, at(0, 0), "1970-01-01T00:00:00.000Z"),
+            (Some("UTC0"), at(1_769_903_999, 5), "2026-01-31T23:59:59.005Z"),
+            (Some("CST-8"), at(1_769_903_999, 999), "2026-02-01T07:59:59.999+08:00"),
+            (Some("NST3:30"), at(1_769_903_999, 0), "2026-01-31T20:29:59.000-03:30"),
+            // Summer time.
+            (Some("CET-1CEST,M3.5.0,M10.5.0/3"), at(1_769_903_999, 0), "2026-02-01T00:59:59.000+01:00"),
+            (Some("CET-1CEST,M3.5.0,M10.5.0/3"), at(1_782_864_000, 0), "2026-07-01T02:00:00.000+02:00"),
+        ] {
+            let zone = zone.map(|zone| TimeZone::from_posix_tz(zone).unwrap());
+            assert_eq!(timestamp(time, zone.as_ref()), expected);
+        }
+        assert_eq!(
+            timestamp(SystemTime::UNIX_EPOCH - Duration::from_secs(9), None),
+            "1970-01-01T00:00:00.000Z"
+        );
+    }
+
+    fn lines(level: Level, fields: &[(&str, Value<'_>)], message: &str) -> (String, serde_json::Value) {
+        let args = format_args!("{message}").to_string();
+        let builder = || {
+            let mut builder = Record::builder();
+            builder.level(level).key_values(&fields);
+            builder
+        };
+        let text = TextLines::new().line("T", &builder().args(format_args!("{args}")).build());
+        let json = json_line("T", &builder().args(format_args!("{args}")).build());
+        assert_eq!(json.iter().filter(|byte| **byte == b'\n').count(), 1);
+        (String::from_utf8(text).unwrap(), serde_json::from_slice(&json).unwrap())
+    }
+
+    #[test]
+    fn who_a_line_is_about_stands_in_front_of_the_text_and_in_fields_of_its_own() {
+        let who = [("device", "d@@@1"), ("address", "1.2.3.4:5"), ("session", "abc")]
+            .map(|(name, value)| (name, Value::from(value)));
+        for (fields, message, expected) in [
+            (&who[..], "text", "T [WARN ] [d@@@1 1.2.3.4:5 session=abc] text\n"),
+            (&who[..2], "text", "T [WARN ] [d@@@1 1.2.3.4:5] text\n"),
+            (&who[1..2], "text", "T [WARN ] [1.2.3.4:5] text\n"),
+            (&[], "text", "T [WARN ] text\n"),
+            // It is not said twice.
+            (
+                &who[..],
+                "call begins: session=abc x",
+                "T [WARN ] [d@@@1 1.2.3.4:5] call begins: session=abc x\n",
+            ),
+        ] {
+            let (text, json) = lines(Level::Warn, fields, message);
+            assert_eq!(text, expected);
+            assert_eq!((json["time"].as_str(), json["level"].as_str()), (Some("T"), Some("warn")));
+            assert_eq!(json["message"], message);
+            for (name, value) in fields {
+                assert_eq!(json[*name], value.to_string());
+            }
+        }
+    }
+
+    #[test]
+    fn fields_keep_their_types() {
+        let fields = [("up", Value::from(3u64)), ("loss", Value::from(0.5)), ("answered", Value::from(true))];
+        let (text, json) = lines(Level::Info, &fields, "x");
+        assert_eq!(text, "T [INFO ] x\n");
+        assert_eq!((&json["up"], &json["loss"], &json["answered"]), (&json!(3), &json!(0.5), &json!(true)));
+    }
+
+    #[test]
+    fn hostile_text_is_one_line_of_valid_json() {
+        let hostile = "\"}\r\n{\"level\":\"error\\\" \u{0} \u{1b}[31m \u{2028} \u{202e} \u{9b}";
+        let fields = [("device", Value::from(hostile)), ("\"\n", Value::from("x"))];
+        let (text, json) = lines(Level::Info, &fields, hostile);
+        assert!(text.lines().count() == 1 && !text.contains(['\u{1b}', '\u{202e}', '\u{0}']), "{text}");
+        assert_eq!(
+            json["message"],
+            hostile
+                .replace('\r', "\\r")
+                .replace('\n', "\\n")
+                .replace('\u{0}', "\\u{0}")
+                .replace('\u{1b}', "\\u{1b}")
+                .replace('\u{2028}', "\\u{2028}")
+                .replace('\u{202e}', "\\u{202e}")
+                .replace('\u{9b}', "\\u{9b}")
+        );
+        assert_eq!(json["device"], json["message"]);
+        assert_eq!(json["\"\n"], "x");
+    }
+
+    #[test]
+    fn the_word_of_the_level_is_found() {
+        assert_eq!(level_word(b"T [WARN ] [x] y\n"), Some(3..7));
+        assert_eq!(level_word(b"T [ERROR] y\n"), Some(3..8));
+        for other in ["", "\n", "{\"time\":\"T\"}\n", "T ["] {
+            assert_eq!(level_word(other.as_bytes()), None);
+        }
+    }
+}
