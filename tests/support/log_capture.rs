@@ -4,6 +4,7 @@
 use std::sync::{Condvar, Mutex, Once};
 use std::time::Instant;
 
+use log::kv::{Error, Key, Value, VisitSource};
 use log::{LevelFilter, Log, Metadata, Record};
 
 use super::{TIMEOUT, remaining};
@@ -71,10 +72,26 @@ impl Log for CaptureLogger {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            LINES.lock().unwrap().push(format!("{} {}", record.level(), record.args()));
+            let mut who = Who::default();
+            record.key_values().visit(&mut who).unwrap();
+            let who = if who.0.is_empty() { String::new() } else { format!("[{}] ", who.0.join(" ")) };
+            LINES.lock().unwrap().push(format!("{} {who}{}", record.level(), record.args()));
             LINE_ADDED.notify_all();
         }
     }
 
     fn flush(&self) {}
+}
+
+/// The device and the address that a line is about.
+#[derive(Default)]
+struct Who(Vec<String>);
+
+impl<'a> VisitSource<'a> for Who {
+    fn visit_pair(&mut self, key: Key<'a>, value: Value<'a>) -> Result<(), Error> {
+        if ["device", "address"].contains(&key.as_str()) {
+            self.0.push(value.to_string());
+        }
+        Ok(())
+    }
 }
