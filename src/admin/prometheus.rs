@@ -101,17 +101,19 @@ impl MetricFamilies {
         help: &'static str,
         histogram: &Histogram<N>,
     ) {
-        let mut samples = Vec::with_capacity(N + 3);
-        let mut below = 0;
-        for (limit, count) in histogram.upper_bounds.iter().zip(histogram.bucket_counts) {
-            below += count;
-            samples.push(Sample::new("_bucket", &[("le", &limit.as_secs_f64().to_string())], below));
-        }
-        let all = below + histogram.overflow_count;
-        samples.push(Sample::new("_bucket", &[("le", "+Inf")], all));
-        samples.push(Sample::new("_sum", &[], histogram.sum.as_secs_f64()));
-        samples.push(Sample::new("_count", &[], all));
-        self.0.push(Family { name, help, kind: "histogram", samples });
+        self.0.push(Family { name, help, kind: "histogram", samples: histogram.samples(&[]) });
+    }
+
+    /// One histogram of seconds for each value of one label.
+    pub fn histograms<'a, const N: usize>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        label: &str,
+        histograms: impl IntoIterator<Item = (&'a str, &'a Histogram<N>)>,
+    ) {
+        let samples = histograms.into_iter().flat_map(|(of, histogram)| histogram.samples(&[(label, of)]));
+        self.0.push(Family { name, help, kind: "histogram", samples: samples.collect() });
     }
 
     /// Adds the numbers of another worker, which has the same families or the first of them.
@@ -174,6 +176,24 @@ impl<const N: usize> Histogram<N> {
         *bucket.map_or(&mut self.overflow_count, |bucket| &mut self.bucket_counts[bucket]) += 1;
         self.sum += took;
     }
+
+    fn samples(&self, labels: &[(&str, &str)]) -> Vec<Sample> {
+        let mut samples = Vec::with_capacity(N + 3);
+        let mut bucket = |limit: &str, below: u64| {
+            let labels: Vec<_> = labels.iter().copied().chain([("le", limit)]).collect();
+            samples.push(Sample::new("_bucket", &labels, below));
+        };
+        let mut below = 0;
+        for (limit, count) in self.upper_bounds.iter().zip(self.bucket_counts) {
+            below += count;
+            bucket(&limit.as_secs_f64().to_string(), below);
+        }
+        let all = below + self.overflow_count;
+        bucket("+Inf", all);
+        samples.push(Sample::new("_sum", labels, self.sum.as_secs_f64()));
+        samples.push(Sample::new("_count", labels, all));
+        samples
+    }
 }
 
 #[cfg(test)]
@@ -191,6 +211,7 @@ mod tests {
             histogram.observe(Duration::from_millis(ms));
         }
         text.histogram("d_seconds", "Ds.", &histogram);
+        text.histograms("e_seconds", "Es.", "of", [("x", &histogram)]);
         let expected = r#"# HELP a An a.
 # TYPE a gauge
 a 1.5
@@ -208,6 +229,13 @@ d_seconds_bucket{le="1"} 3
 d_seconds_bucket{le="+Inf"} 4
 d_seconds_sum 6.021
 d_seconds_count 4
+# HELP e_seconds Es.
+# TYPE e_seconds histogram
+e_seconds_bucket{of="x",le="0.01"} 1
+e_seconds_bucket{of="x",le="1"} 3
+e_seconds_bucket{of="x",le="+Inf"} 4
+e_seconds_sum{of="x"} 6.021
+e_seconds_count{of="x"} 4
 "#;
         assert_eq!(text.to_text(), expected);
     }

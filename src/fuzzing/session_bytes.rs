@@ -12,6 +12,7 @@ use crate::proto::mqtt::decode;
 use crate::session::harness::{TestShell, connect_packet, encrypt_datagram, publish_packet, servers};
 use crate::session::{
     Action, Admission, BackendClosed, BackendFailure, BackendStage, Context, Core, Delivery, EndReason,
+    SetupStage,
 };
 
 /// First a byte of settings, then steps. The lower half of a step's byte is the kind of step, as in [`SessionHarness::step`]; the
@@ -221,7 +222,7 @@ impl SessionHarness {
 
     fn dial_step(&mut self, more: u8) {
         match (self.ws, more) {
-            (WebSocketState::Dialing, 0) => self.core.on_backend_connecting(),
+            (WebSocketState::Dialing, 0) => self.core.on_dial_stage(SetupStage::Connect, self.shell.now),
             (WebSocketState::Dialing, 1..=3) => self.close_websocket(failed_with(
                 [BackendStage::Resolve, BackendStage::Connect, BackendStage::Upgrade][usize::from(more - 1)],
             )),

@@ -5,7 +5,9 @@ use std::time::Duration;
 use crate::admin::prometheus::Histogram;
 use crate::config::MacDenial;
 use crate::proto::mqtt::ConnectReturnCode;
-use crate::session::{BackendStage, CallStats, CallSummary, Counter, DropReason, EndReason};
+use crate::session::{
+    BackendStage, CallStats, CallSummary, Counter, DropReason, EndReason, SetupStage, Verdict,
+};
 
 /// The refusals of CONNECT, and their labels.
 const REFUSALS: [(ConnectReturnCode, &str); 5] = [
@@ -123,10 +125,14 @@ pub struct Metrics {
     pub device_calls_bridged: u64,
     /// The time from a device's hello to the reply.
     pub hello_to_reply: Histogram<12>,
+    /// The part of it that each stage took.
+    pub setup_stages: [Histogram<12>; SetupStage::ALL.len()],
     /// The time an iteration of the loop takes, without waiting for events.
     pub iterations: Histogram<12>,
     /// Packets, bytes and losses of the calls that have ended.
     pub ended_calls: CallStats,
+    /// Uplink packets that the ended calls have lost, as they were counted while the calls went on.
+    pub audio_lost: u64,
     /// Finished TLS handshakes of the management API.
     pub api_tls_handshakes: u64,
     /// TLS handshakes of the management API that failed or were not finished in time.
@@ -140,6 +146,7 @@ pub struct Metrics {
     ota_outcomes: [u64; OtaOutcome::LABELS.len()],
     discards: [u64; DropReason::ALL.len()],
     ends: [u64; EndReason::ALL.len()],
+    verdicts: [u64; Verdict::ALL.len()],
     dial_failures: [u64; BackendStage::ALL.len()],
     refusals: [u64; REFUSALS.len()],
     api_refusals: [u64; API_REFUSALS.len()],
@@ -172,8 +179,11 @@ impl Default for Metrics {
             device_calls: 0,
             device_calls_bridged: 0,
             hello_to_reply: ms([10, 25, 50, 100, 250, 500, 1000, 2000, 4000, 6000, 8000, 10_000]),
+            setup_stages: SetupStage::ALL
+                .map(|_| ms([1, 5, 10, 25, 50, 100, 250, 500, 1000, 2000, 4000, 8000])),
             iterations: us([25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 1_000_000]),
             ended_calls: CallStats::default(),
+            audio_lost: 0,
             api_tls_handshakes: 0,
             api_tls_failed: 0,
             api_answers: [0; 6],
@@ -183,6 +193,7 @@ impl Default for Metrics {
             ota_outcomes: [0; OtaOutcome::LABELS.len()],
             discards: [0; DropReason::ALL.len()],
             ends: [0; EndReason::ALL.len()],
+            verdicts: [0; Verdict::ALL.len()],
             dial_failures: [0; BackendStage::ALL.len()],
             refusals: [0; REFUSALS.len()],
             api_refusals: [0; API_REFUSALS.len()],
@@ -200,6 +211,11 @@ impl Metrics {
     /// Calls that ended, by reason.
     pub fn calls_ended(&self) -> impl Iterator<Item = (&'static str, u64)> {
         EndReason::ALL.map(EndReason::label).into_iter().zip(self.ends)
+    }
+
+    /// Calls that ended, by what was wrong with them.
+    pub fn verdicts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Verdict::ALL.map(Verdict::label).into_iter().zip(self.verdicts)
     }
 
     /// Chat servers that failed, by stage.
@@ -235,7 +251,13 @@ impl Metrics {
     pub(crate) fn count(&mut self, counter: Counter) {
         match counter {
             Counter::Dropped(discard) => self.discarded(discard),
-            Counter::Answered(ms) => self.hello_to_reply.observe(Duration::from_millis(ms.into())),
+            Counter::Answered(setup) => {
+                let ms = |ms: u32| Duration::from_millis(ms.into());
+                self.hello_to_reply.observe(ms(setup.total_ms.unwrap_or_default()));
+                for (stage, histogram) in SetupStage::ALL.iter().zip(&mut self.setup_stages) {
+                    histogram.observe(ms(setup.of(*stage)));
+                }
+            }
             Counter::BadDeviceText => self.bad_device_texts += 1,
             Counter::DeviceNotification => self.device_notifications += 1,
             Counter::BadServerText => self.bad_server_texts += 1,
@@ -282,7 +304,9 @@ impl Metrics {
 
     pub(crate) fn ended(&mut self, summary: &CallSummary) {
         self.ends[summary.reason as usize] += 1;
+        self.verdicts[summary.report.verdict as usize] += 1;
         add(&mut self.ended_calls, &summary.stats);
+        self.audio_lost += summary.stats.lost.max(summary.settled_lost);
     }
 }
 

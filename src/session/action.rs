@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::call_report::{CallReport, CallSeries, SetupTimes};
+pub use super::causes::{BackendStage, EndReason};
 use super::labels::labelled_enum;
 use super::server_cause::ServerCause;
 use crate::config::{ChatServerConfig, MacDenial};
@@ -150,26 +152,6 @@ pub enum BackendClosed {
     Failed(BackendFailure),
 }
 
-labelled_enum! {
-    /// How far a chat server's WebSocket was when it failed.
-    pub enum BackendStage {
-        /// Looking up its name.
-        Resolve => "resolve",
-        /// Connecting by TCP.
-        Connect => "connect",
-        /// The TLS handshake.
-        Tls => "tls",
-        /// The WebSocket upgrade.
-        Upgrade => "upgrade",
-        /// Waiting for its hello.
-        Hello => "hello",
-        /// In the call.
-        Live => "live",
-        /// Not the chat server's fault: this system has no file descriptor left.
-        LocalShortage => "shortage",
-    }
-}
-
 /// Where a chat server failed, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendFailure {
@@ -191,52 +173,6 @@ impl BackendFailure {
     #[must_use]
     pub fn with_cause(self, cause: Option<ServerCause>) -> Self {
         Self { cause: cause.or(self.cause), ..self }
-    }
-}
-
-labelled_enum! {
-    /// Why a call ended: the log line and the metric label.
-    pub enum EndReason {
-        /// The device sent goodbye.
-        DeviceGoodbye => "device_goodbye",
-        /// The device reported that it receives no UDP audio.
-        DeviceUdpTimeout => "device_udp_timeout",
-        /// The device sent DISCONNECT.
-        DeviceDisconnected => "device_disconnected",
-        /// The device's connection was lost, and the device did not reconnect in time.
-        DeviceLost => "device_lost",
-        /// The device reconnected during the call, and did not show in time that it is still in it.
-        NotResumed => "not_resumed",
-        /// The device showed that it is in no call: its message had the session id "".
-        DeviceNotInCall => "device_not_in_call",
-        /// The device violated the protocol.
-        DeviceError => "device_error",
-        /// The device sent another hello, or another connection with its client id replaced it.
-        Replaced => "replaced",
-        /// The chat server closed its WebSocket normally, or sent goodbye.
-        ServerClosed => "server_closed",
-        /// No chat server answered the hello.
-        NoServer => "no_server",
-        /// The chat server was lost, and redialling was given up.
-        ServerLost => "server_lost",
-        /// Neither audio nor text for `call_idle_s`.
-        Idle => "idle",
-        /// A queue of text was full.
-        Overflow => "overflow",
-        /// `max_calls` was reached, or the random source failed.
-        Refused => "refused",
-        /// The device said hello more often than `mqtt.hello_limit` allows.
-        HelloLimit => "hello_limit",
-        /// The gateway is stopping.
-        Shutdown => "shutdown",
-        /// An operator ended the call.
-        Operator => "operator",
-        /// The device sent abort in a call with another device.
-        DeviceAbort => "device_abort",
-        /// The other device hung up or disconnected.
-        PeerLeft => "peer_left",
-        /// The called device did not answer.
-        Unanswered => "unanswered",
     }
 }
 
@@ -349,6 +285,12 @@ pub struct CallSummary {
     pub ssrc: Option<u32>,
     /// Packets, bytes and what went missing.
     pub stats: CallStats,
+    /// The most that was lost at the end of any ten seconds, for a counter that never falls.
+    pub settled_lost: u64,
+    /// Its quality, and what was wrong with it.
+    pub report: CallReport,
+    /// The course of it.
+    pub series: CallSeries,
 }
 
 /// Why a device's connection is closed.
@@ -461,8 +403,8 @@ pub enum Counter {
     Dropped(DropReason),
     /// A chat server failed at this stage.
     DialFailed(BackendStage),
-    /// The device got its hello reply, this many milliseconds after its hello.
-    Answered(u32),
+    /// The device got its hello reply, after this time.
+    Answered(SetupTimes),
     /// A call continued on a new WebSocket.
     Redialled,
     /// A device may not connect: it was refused at CONNECT, or disconnected by a reload.

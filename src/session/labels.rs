@@ -8,8 +8,8 @@ macro_rules! labelled_enum {
         pub enum $name:ident { $($(#[$doc:meta])* $variant:ident => $label:literal,)+ }
     ) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$doc])* $variant,)+ }
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+        pub enum $name { $($(#[$doc])* #[serde(rename = $label)] $variant,)+ }
 
         impl $name {
             /// Every variant, in order.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use super::action::{CallCredentials, CallStats, DropReason, Encrypted, UdpPeer};
-use super::jitter::Jitter;
+use super::call_quality::CallQuality;
 use super::server_health::WireFraming;
 use crate::config::PeerPolicy;
 use crate::proto::audio::{self, BadDatagram, Cipher, ReplayWindow, SequenceVerdict, UdpHeader};
@@ -80,7 +80,7 @@ pub(super) struct Media {
     /// Other sources, which may become known.
     paths: Option<Box<Paths>>,
     pub(super) framing: FramingState,
-    jitter: Jitter,
+    pub(super) quality: Box<CallQuality>,
     pub(super) stats: CallStats,
 }
 
@@ -98,18 +98,13 @@ impl Media {
             has_audio: false,
             paths: None,
             framing: FramingState::Unknown(0),
-            jitter: Jitter::default(),
+            quality: Box::new(CallQuality::new(now)),
             stats: CallStats::default(),
         }
     }
 
     pub(super) fn ssrc(&self) -> u32 {
         self.ssrc
-    }
-
-    /// The jitter of the device's audio.
-    pub(super) fn jitter(&self) -> Duration {
-        self.jitter.value()
     }
 
     /// When the device's last datagram was accepted; before the first, when the call began.
@@ -185,7 +180,7 @@ impl Media {
         if settled || !self.window.is_confirmed() {
             self.peer = Some(from);
         }
-        self.jitter.on_packet(header.sequence, now);
+        self.quality.on_uplink(header.sequence, self.stats.lost, now);
         Ok(Received::Packet(Decrypted {
             timestamp: header.timestamp,
             payload_len: header.payload_len.into(),

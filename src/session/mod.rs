@@ -21,6 +21,9 @@
 
 mod action;
 mod call;
+mod call_quality;
+mod call_report;
+mod causes;
 mod context;
 mod core;
 mod deadlines;
@@ -38,6 +41,7 @@ mod request_ids;
 mod restart;
 mod server_cause;
 mod server_health;
+mod verdict;
 
 pub use action::{
     Action, Admission, BackendClosed, BackendFailure, BackendStage, CallCredentials, CallState, CallStats,
@@ -45,6 +49,8 @@ pub use action::{
     RefusedDatagrams, ToolCount, UdpPeer,
 };
 pub use call::{CallView, FrameSpace, Uplink};
+pub use call_report::{CallFailure, CallReport, CallSeries, CallSlice, SetupStage, SetupTimes};
+pub use causes::EndedBy;
 pub use context::Context;
 pub use core::{Core, Delivery, LoginKey};
 pub use device_calls::{AcceptOutcome, DeviceCallEffect, DeviceCallTable, Presence, RequestOutcome};
@@ -55,6 +61,7 @@ pub use request_ids::RequestIds;
 pub use restart::RestartRecovery;
 pub use server_cause::{HttpAnswer, ServerCause};
 pub use server_health::{ServerHealth, WireFraming};
+pub use verdict::Verdict;
 
 #[cfg(any(test, fuzzing))]
 #[allow(clippy::unwrap_used)]

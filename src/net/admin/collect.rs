@@ -14,7 +14,7 @@ use crate::net::metrics;
 use crate::net::mqtt::listener::Listeners;
 use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::sessions::table::Sessions;
-use crate::session::{CallState, CallStats, LoginKey};
+use crate::session::{CallState, CallStats, LoginKey, SetupStage};
 
 /// Counts over all sessions.
 #[derive(Default)]
@@ -26,6 +26,7 @@ struct SessionCounts {
     dials: [usize; DIAL_STAGES.len()],
     /// Of the calls in progress.
     call_stats: CallStats,
+    lost: u64,
 }
 
 /// Stages of a WebSocket that is being opened.
@@ -73,6 +74,7 @@ impl MetricSources<'_> {
             if let Some(call) = core.call() {
                 counts.calls[call.state as usize] += 1;
                 metrics::add(&mut counts.call_stats, call.stats);
+                counts.lost += call.settled_lost;
             }
             let stage = session.backend.as_ref().map(|backend| match backend.is_queued() {
                 true => "waiting",
@@ -114,7 +116,11 @@ impl MetricSources<'_> {
                 metrics.device_notifications,
             ),
             ("gateway_repeated_hellos_total", "Server hellos during a call.", metrics.repeated_hellos),
-            ("gateway_audio_lost_total", "Uplink packets lost in ended calls.", metrics.ended_calls.lost),
+            (
+                "gateway_audio_lost_total",
+                "Uplink packets lost, of calls in progress up to their last full ten seconds.",
+                metrics.audio_lost + counts.lost,
+            ),
             ("gateway_api_connections_total", "API connections accepted.", metrics.api_connections),
             (
                 "gateway_api_displaced_total",
@@ -198,6 +204,13 @@ impl MetricSources<'_> {
         );
         families.labelled(
             Counter,
+            "gateway_calls_by_verdict_total",
+            "Calls that have ended, by what was wrong with them.",
+            "verdict",
+            metrics.verdicts(),
+        );
+        families.labelled(
+            Counter,
             "gateway_device_calls_total",
             "Calls between devices, requested and answered.",
             "outcome",
@@ -207,6 +220,12 @@ impl MetricSources<'_> {
             "gateway_hello_to_reply_seconds",
             "Time from a device's hello to the reply.",
             &metrics.hello_to_reply,
+        );
+        families.histograms(
+            "gateway_call_setup_seconds",
+            "Time from a device's hello to the reply, by stage.",
+            "stage",
+            SetupStage::ALL.iter().map(|stage| stage.label()).zip(&metrics.setup_stages),
         );
     }
 

@@ -18,7 +18,7 @@ use crate::net::backend::dial::{Dial, DialContext, DialProgress};
 use crate::net::backend::frame_reader::FrameReader;
 use crate::net::backend::upgrade::{self, Upgrade};
 use crate::net::event_loop::stream::Stream;
-use crate::session::{BackendClosed, BackendFailure, BackendStage, DialRequest};
+use crate::session::{BackendClosed, BackendFailure, BackendStage, DialRequest, SetupStage};
 
 /// After a message longer than this, the buffers that it grew are freed.
 const LONG_MESSAGE: usize = 8 * 1024;
@@ -128,6 +128,17 @@ impl BackendConnection {
             ConnectionStage::Dialing(dial) => dial.stage(),
             ConnectionStage::Upgrading(_) => BackendStage::Upgrade,
             ConnectionStage::Open(_) | ConnectionStage::Failed => BackendStage::Live,
+        }
+    }
+
+    /// The present stage of a dial whose call is not answered yet; none without a dial.
+    pub(crate) fn setup_stage(&self) -> Option<SetupStage> {
+        match self.stage() {
+            BackendStage::Resolve => Some(SetupStage::Resolve),
+            BackendStage::Connect => Some(SetupStage::Connect),
+            BackendStage::Tls => Some(SetupStage::Tls),
+            BackendStage::Upgrade => Some(SetupStage::Upgrade),
+            BackendStage::Hello | BackendStage::Live | BackendStage::LocalShortage => None,
         }
     }
 

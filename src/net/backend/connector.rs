@@ -20,7 +20,7 @@ use crate::net::event_loop::tcp::LINGER;
 use crate::net::event_loop::token::{self, Role, SessionId};
 use crate::net::sessions::session::Session;
 use crate::net::sessions::table::Sessions;
-use crate::session::{BackendFailure, BackendStage, Core, DialRequest};
+use crate::session::{BackendFailure, BackendStage, Core, DialRequest, SetupStage};
 
 /// What the connections to chat servers share.
 pub(crate) struct Connector {
@@ -157,7 +157,7 @@ impl Connector {
             };
             backend.holds_dial_slot = true;
             self.dialing += 1;
-            session.core.on_backend_connecting();
+            session.core.on_dial_stage(SetupStage::Connect, io.now);
             return Some((id, self.step(id, sessions, io)));
         }
         None
@@ -187,6 +187,10 @@ impl Connector {
         let mut dialer = Dialer { connect, secret };
         match backend.advance(&mut dialer) {
             DialStep::Wait => {
+                let stage = backend.setup_stage();
+                if let (Some(stage), Some(session)) = (stage, sessions.live(id)) {
+                    session.core.on_dial_stage(stage, io.now);
+                }
                 sessions.arm_timer(id, io);
                 DialEvent::Pending
             }

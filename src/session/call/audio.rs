@@ -169,6 +169,7 @@ impl Call {
             }
             ClassifiedFrame::Audio(timestamp, opus) => (timestamp, opus),
         };
+        self.media.quality.on_answer(now);
         if is_early
             || !self.held.is_empty()
             || self.must_hold()
@@ -177,8 +178,16 @@ impl Call {
             return self.hold(HeldItem::Packet { timestamp, opus: opus.into() }, space.room);
         }
         let peer = self.media.destination(self.is_listening, now).or_else(|why| self.count_dropped(why))?;
+        self.note_frame(now);
         self.playout.on_frame(false, &config.udp, now);
         Ok(Some(self.encrypt(peer, (timestamp, opus), space.datagram, config, now)))
+    }
+
+    /// A frame of the server leaves now.
+    fn note_frame(&mut self, now: Instant) {
+        if self.tts_active {
+            self.media.quality.on_speech_frame(self.playout.ends_at(), now);
+        }
     }
 
     /// Encrypts one Opus packet, with its timestamp, for the device, into `out`.
@@ -191,6 +200,7 @@ impl Call {
         now: Instant,
     ) -> Encrypted {
         self.postpone_keep_alive(config, now);
+        self.media.quality.on_downlink(self.media.stats.lost, now);
         self.media.encrypt(peer, timestamp, opus, config.udp.downlink_flags, out)
     }
 
@@ -337,6 +347,7 @@ impl Call {
             Ok(peer) => peer,
             Err(why) => return self.count_held_dropped(1, why, cx),
         };
+        self.note_frame(cx.now);
         self.playout.on_frame(true, &cx.config.udp, cx.now);
         self.last_activity = cx.now;
         let mut datagram = vec![0; audio::HEADER_LEN + opus.len()];
@@ -371,6 +382,7 @@ impl Call {
     /// once. Audio that the server still sends of that speech is dropped too.
     pub(super) fn interrupt(&mut self, cx: &mut Context<'_>) -> CallResult {
         self.aborted = self.held.speech_goes_on().unwrap_or(self.tts_active);
+        self.media.quality.on_abort();
         self.drop_held_audio(DropReason::Aborted, cx);
         self.playout.on_abort(cx.now);
         cx.out.push(Action::FlushAudio(self.ssrc()));

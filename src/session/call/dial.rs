@@ -1,12 +1,13 @@
 //! Dials and redials: the choice of a chat server, its timeouts and failures, and the pauses between redials.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::action::{
     Action, BackendClosed, BackendFailure, BackendStage, Counter, DialRequest, DropReason, EndReason,
     LogEvent,
 };
+use super::super::call_report::SetupStage;
 use super::super::context::Context;
 use super::super::deadlines::CallTimer;
 use super::super::media::{ClassifiedFrame, FramingState};
@@ -62,6 +63,7 @@ impl Call {
         self.server_sent_early_media = replaced.server_sent_early_media;
         self.server_hello_overdue = replaced.server_hello_overdue;
         self.media.framing = replaced.media.framing;
+        self.media.quality.continue_dial(&replaced.media.quality, self.started_at());
         self.deadlines.set(CallTimer::HelloReply, self.started_at() + HELLO_REPLY_TIMEOUT);
         for timer in SERVER_TIMERS {
             if let Some(at) = replaced.deadlines.get(timer) {
@@ -88,6 +90,7 @@ impl Call {
     ) {
         self.state = CallState::Dialing;
         self.connecting = false;
+        self.media.quality.enter(SetupStage::Resolve, cx.now);
         self.server_session_id = None;
         self.server_sent_session_id = false;
         self.server_sent_early_media = false;
@@ -145,9 +148,12 @@ impl Call {
         config.servers_for(device.id).iter().any(|other| other.url != server.url)
     }
 
-    /// The TCP connection is being opened: from now on a failure is the server's fault.
-    pub(in super::super) fn on_backend_connecting(&mut self) {
-        self.connecting |= self.state == CallState::Dialing;
+    /// The dial has come to this stage: from the TCP connection on, a failure is the server's fault.
+    pub(in super::super) fn on_dial_stage(&mut self, stage: SetupStage, now: Instant) {
+        if self.state == CallState::Dialing {
+            self.connecting |= stage != SetupStage::Resolve;
+            self.media.quality.enter(stage, now);
+        }
     }
 
     pub(in super::super) fn on_backend_open(&mut self, cx: &mut Context<'_>) -> CallResult {
@@ -160,6 +166,7 @@ impl Call {
             return self.end_after_playout(EndReason::ServerClosed, cx);
         }
         self.state = CallState::AwaitingHello;
+        self.media.quality.enter(SetupStage::Hello, cx.now);
         self.deadlines.clear(CallTimer::Connect);
         self.deadlines.set(CallTimer::ResendHello, cx.now + HELLO_RESEND_DELAY);
         self.deadlines.set(CallTimer::ServerHello, cx.now + SERVER_HELLO_TIMEOUT);
@@ -325,6 +332,7 @@ impl Call {
             self.last_words = None;
         }
         cx.count(Counter::DialFailed(failure.stage));
+        self.media.quality.on_server_failed(&url, &failure, cx.now);
         // A timeout in the queue of dials or in the resolver is not the server's fault, nor is a local shortage.
         let waited =
             self.state == CallState::Dialing && !self.connecting && failure.stage != BackendStage::Resolve;

@@ -104,6 +104,9 @@ impl Call {
             server: self.server.clone(),
             ssrc: Some(self.media.ssrc()),
             stats: self.media.stats,
+            settled_lost: self.media.quality.settled_lost(),
+            report: self.report(Some(reason), now),
+            series: self.media.quality.series(self.media.stats.lost),
         })
     }
 

@@ -63,6 +63,7 @@ impl Call {
     /// The device's connection was lost: when, and what the device was doing. It may have been lost before, and not have resumed the
     /// call.
     pub(in super::super) fn on_device_lost(&mut self, now: Instant) -> (Instant, AtLoss) {
+        self.media.quality.on_listen_end(self.is_listening && !self.heard_since_listen, now);
         let (at, device) = match self.attachment {
             Attachment::Attached if self.session_id.is_none() => (now, AtLoss::AwaitingReply),
             Attachment::Attached if self.tts_active => (now, AtLoss::Speaking),
@@ -132,7 +133,9 @@ impl Call {
     fn attach(&mut self, lost_at: Instant, cx: &mut Context<'_>) -> CallResult {
         self.attachment = Attachment::Attached;
         self.deadlines.clear(CallTimer::Reattach);
-        cx.log(LogEvent::Resumed(cx.now.saturating_duration_since(lost_at)));
+        let away = cx.now.saturating_duration_since(lost_at);
+        self.media.quality.on_resumed(away);
+        cx.log(LogEvent::Resumed(away));
         self.send_pending_texts(cx);
         self.release_ready(cx)
     }

@@ -1,6 +1,7 @@
 //! Text in both directions: hellos, queued texts, and the translation of session ids.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use super::super::action::{
     Action, BackendFailure, BackendStage, CallCredentials, Counter, EndReason, LogEvent,
@@ -69,7 +70,7 @@ impl Call {
         }
         let after = cx.now.saturating_duration_since(self.started_at());
         let url = self.server_name();
-        cx.count(Counter::Answered(after.as_millis() as u32));
+        cx.count(Counter::Answered(self.media.quality.on_answered(cx.now)));
         cx.log(LogEvent::CallStarted { session_id: id, url, after });
         self.last_activity = cx.now;
         self.update_idle_deadline(cx.config);
@@ -137,6 +138,10 @@ impl Call {
         self.speech_ended = speech == Some(Speech::Stop);
         if peek.kind == "stt" {
             self.greeted_redials = 0;
+            self.media.quality.on_recognized(cx.now);
+        }
+        if speech == Some(Speech::Stop) {
+            self.media.quality.on_answer(cx.now);
         }
         match (&*peek.kind, self.state) {
             (_, CallState::Dialing | CallState::Redialing | CallState::Ringing | CallState::InDeviceCall) => {
@@ -185,11 +190,17 @@ impl Call {
             match &*state {
                 "start" => {
                     let was_speaking = std::mem::replace(&mut self.tts_active, true);
-                    self.is_listening = false;
+                    if !was_speaking {
+                        self.media.quality.on_speech_change();
+                    }
+                    self.stop_listening(cx.now);
                     self.deadlines.clear(CallTimer::MissingAudio);
                     self.playout.on_speech_start(was_speaking, &cx.config.udp, cx.now);
                 }
-                "stop" => self.tts_active = false,
+                "stop" => {
+                    self.tts_active = false;
+                    self.media.quality.on_speech_change();
+                }
                 _ => {}
             }
         }
@@ -255,16 +266,24 @@ impl Call {
         self.last_listen = Some(text.into());
         match peek.state.as_deref() {
             Some("start") => {
+                let was_unheard = self.is_listening && !self.heard_since_listen;
+                self.media.quality.on_listen_start(was_unheard, cx.now);
                 (self.is_listening, self.heard_since_listen) = (true, false);
                 self.expect_audio(cx);
             }
             Some("detect") => self.greeted_redials = 0,
             Some("stop") => {
-                self.is_listening = false;
+                self.stop_listening(cx.now);
+                self.media.quality.on_listen_stop(cx.now);
                 self.deadlines.clear(CallTimer::MissingAudio);
             }
             _ => {}
         }
+    }
+
+    fn stop_listening(&mut self, now: Instant) {
+        let was_listening = std::mem::take(&mut self.is_listening);
+        self.media.quality.on_listen_end(was_listening && !self.heard_since_listen, now);
     }
 
     /// Starts the timer for the audio of a device that listens.

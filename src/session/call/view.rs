@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Call, CallResult, ChatServerConfig, Context};
+use super::{Attachment, Call, CallResult, ChatServerConfig, Context};
 use crate::proto::message;
-use crate::session::action::{CallState, CallStats};
+use crate::session::action::{CallState, CallStats, EndReason};
+use crate::session::call_quality::CallSituation;
+use crate::session::call_report::{CallReport, CallSlice};
 
 /// A call as operators see it.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +24,8 @@ pub struct CallView<'a> {
     pub peer: Option<SocketAddr>,
     /// The average deviation of the intervals between the device's packets.
     pub jitter: Duration,
+    /// What the device's packets have lost, for a counter: it never falls.
+    pub settled_lost: u64,
     /// Packets, bytes and what went missing.
     pub stats: &'a CallStats,
 }
@@ -38,9 +42,22 @@ impl Call {
             started_at: self.started_at(),
             server: self.server.as_deref().filter(|_| !self.is_in_device_call()),
             peer: self.media.peer().map(|peer| peer.addr),
-            jitter: self.media.jitter(),
+            jitter: self.media.quality.jitter(),
+            settled_lost: self.media.quality.settled_lost(),
             stats: &self.media.stats,
         }
+    }
+
+    /// The quality of the call, and what was wrong with it: so far, while there is no reason for its end.
+    pub(in crate::session) fn report(&self, reason: Option<EndReason>, now: Instant) -> CallReport {
+        let is_unheard = self.is_listening && !self.heard_since_listen;
+        let is_away = self.attachment != Attachment::Attached;
+        self.media.quality.report(&self.media.stats, &CallSituation { reason, is_away, is_unheard, now })
+    }
+
+    /// The last ten seconds.
+    pub(in crate::session) fn last_slice(&self, now: Instant) -> CallSlice {
+        self.media.quality.last_slice(self.media.stats.lost, now)
     }
 
     /// Sends an operator's text to the device, with the call's session id.

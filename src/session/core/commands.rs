@@ -6,6 +6,7 @@ use super::{ColdState, Core, SessionPhase};
 use crate::proto::message::{self, JsonObject, Rpc};
 use crate::session::action::{Action, CloseReason, CommandError, EndReason};
 use crate::session::call::CallView;
+use crate::session::call_report::{CallReport, CallSlice};
 use crate::session::context::Context;
 
 /// How long after its timeout a command may still be answered.
@@ -52,6 +53,12 @@ impl Core {
     /// The call that the device is in.
     pub fn call(&self) -> Option<CallView<'_>> {
         self.call.as_ref().filter(|call| !call.is_closing()).map(|call| call.view())
+    }
+
+    /// The quality of that call so far, and its last ten seconds.
+    pub fn call_report(&self, now: Instant) -> Option<(CallReport, CallSlice)> {
+        let call = self.call.as_ref().filter(|call| !call.is_closing())?;
+        Some((call.report(None, now), call.last_slice(now)))
     }
 
     /// Sends a JSON-RPC request to the device; `params` is raw JSON. [`Action::CommandResult`] follows within

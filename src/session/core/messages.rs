@@ -7,6 +7,7 @@ use super::super::action::{
     Action, BackendClosed, CallCredentials, CloseReason, Counter, EndReason, LogEvent,
 };
 use super::super::call::Call;
+use super::super::call_report::SetupStage;
 use super::super::context::Context;
 use super::super::mcp::ServerMessageOutcome;
 use super::super::request_ids::RequestIds;
@@ -165,10 +166,10 @@ impl Core {
 
     // ----- the chat server ----------------------------------------------------------------------------------------
 
-    /// The server's name is resolved, and the TCP connection is being opened.
-    pub fn on_backend_connecting(&mut self) {
+    /// The dial has come to this stage. May be repeated.
+    pub fn on_dial_stage(&mut self, stage: SetupStage, now: Instant) {
         if let Some(call) = &mut self.call {
-            call.on_backend_connecting();
+            call.on_dial_stage(stage, now);
         }
     }
 

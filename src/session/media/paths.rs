@@ -293,6 +293,7 @@ impl Media {
         };
         *datagram = kept.into_vec();
         let header = UdpHeader::parse(datagram).ok()?;
+        self.quality.on_released();
         Some(Decrypted {
             timestamp: header.timestamp,
             payload_len: header.payload_len.into(),

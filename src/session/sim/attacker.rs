@@ -101,7 +101,7 @@ impl AttackedCall {
         call.drive(|core, cx| core.on_packet(connect_packet(ID, 0), cx));
         let hello = publish_packet(br#"{"type":"hello","version":3,"transport":"udp"}"#);
         call.drive(|core, cx| core.on_packet(hello, cx));
-        call.core.on_backend_connecting();
+        call.core.on_dial_stage(SetupStage::Connect, call.shell.now);
         call.drive(Core::on_backend_open);
         call.drive(|core, cx| core.on_backend_text(r#"{"type":"hello"}"#, cx));
         call.restart_clock(0);

@@ -24,7 +24,7 @@ impl Simulation {
 
     fn dial_step(&mut self, s: usize) {
         match self.rng.below(10) {
-            0..2 => self.sessions[s].core.on_backend_connecting(),
+            0..2 => self.sessions[s].core.on_dial_stage(SetupStage::Connect, self.shell.now),
             2..4 => {
                 self.log(format_args!("[{s}] the dial fails"));
                 let stage = self.rng.pick(&[
@@ -37,7 +37,7 @@ impl Simulation {
             }
             _ => {
                 self.log(format_args!("[{s}] the WebSocket is open"));
-                self.sessions[s].core.on_backend_connecting();
+                self.sessions[s].core.on_dial_stage(SetupStage::Connect, self.shell.now);
                 self.sessions[s].model.on_websocket_open(self.shell.now);
                 self.drive(s, Input::Other, Core::on_backend_open);
             }

@@ -27,11 +27,12 @@ fn a_call_is_set_up() {
         url: A.to_owned(),
         after: Duration::from_millis(500),
     };
+    let setup = SetupTimes { total_ms: Some(500), resolve_ms: 200, hello_ms: 300, ..SetupTimes::default() };
     assert_eq!(
         scenario.server_sends(SERVER_HELLO),
         [
             hello_reply(1, "s1", r#"{"sample_rate":24000}"#),
-            Action::Count(Counter::Answered(500)),
+            Action::Count(Counter::Answered(setup)),
             Action::Log(began)
         ]
     );
@@ -141,7 +142,7 @@ fn a_stalled_server_is_abandoned_after_3_s_while_another_is_left() {
         scenario.wait(1),
         [Action::Count(Counter::DialFailed(BackendStage::Connect)), hang_up, event, dial(B)]
     );
-    scenario.core.on_backend_connecting();
+    scenario.core.on_dial_stage(SetupStage::Connect, scenario.shell.now);
     let actions = scenario.wait(3_000);
     assert!(matches!(actions[1], Action::Log(LogEvent::ServerFailing { .. })));
     assert_eq!(actions.last(), Some(&dial(C)));

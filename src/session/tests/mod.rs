@@ -16,6 +16,7 @@ use harness::{
 
 mod as_read;
 mod call_end;
+mod call_quality;
 mod connect;
 mod device_call;
 mod dial;
@@ -121,7 +122,7 @@ impl Scenario {
     }
 
     fn open_backend(&mut self) -> Vec<Action> {
-        self.core.on_backend_connecting();
+        self.core.on_dial_stage(SetupStage::Connect, self.shell.now);
         self.drive(Core::on_backend_open)
     }
 
@@ -130,7 +131,7 @@ impl Scenario {
     }
 
     fn close_backend(&mut self, gone: BackendClosed) -> Vec<Action> {
-        self.core.on_backend_connecting();
+        self.core.on_dial_stage(SetupStage::Connect, self.shell.now);
         self.drive(|core, cx| core.on_backend_closed(gone, cx))
     }
 

@@ -56,7 +56,8 @@ fn a_hello_before_the_reply_takes_over_the_dial() {
     let reply = hello_reply(3, "s1", r#"{"sample_rate":24000}"#);
     let actions = scenario.server_sends(SERVER_HELLO);
     assert_eq!(actions[0], reply);
-    assert!(actions.contains(&Action::Count(Counter::Answered(2_000))), "{actions:?}");
+    let setup = SetupTimes { total_ms: Some(2_000), hello_ms: 2_000, ..SetupTimes::default() };
+    assert!(actions.contains(&Action::Count(Counter::Answered(setup))), "{actions:?}");
     // The call is now like any other.
     assert_eq!(scenario.device_sends(LISTEN), [send_text(LISTEN)]);
     assert!(scenario.uplink(1, b"\x08x").is_ok());

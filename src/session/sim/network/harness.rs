@@ -133,7 +133,7 @@ impl SimulatedNetwork {
                     let now = self.shell.now;
                     let ws = self.websocket(s);
                     (ws.open, ws.opened_at) = (true, now);
-                    self.sessions[s].core.on_backend_connecting();
+                    self.sessions[s].core.on_dial_stage(SetupStage::Connect, now);
                     self.drive(s, Core::on_backend_open);
                 }
                 Err(stage) => {

@@ -1,0 +1,377 @@
+//! Records the quality of a call while it goes on. Nothing here allocates for a packet, nor reads a clock: ten seconds end with the
+//! first packet behind them.
+
+use std::time::{Duration, Instant};
+
+use super::action::{BackendFailure, CallStats, EndReason};
+use super::call_report::{CallFailure, CallReport, CallSeries, CallSlice, SLICE_S, SetupStage, SetupTimes};
+use super::jitter::Jitter;
+use super::verdict::{CallFacts, Verdict};
+use crate::text;
+
+/// A shorter silence in the middle of speech is not counted: the device's own queue may cover it.
+const GAP_MIN: Duration = Duration::from_millis(100);
+/// Packets that ten seconds must have for their loss to count as the worst.
+const WORST_LOSS_MIN_PACKETS: u32 = 50;
+/// Failures of chat servers that are kept with their causes.
+const MAX_FAILURES: usize = 8;
+/// Bytes of a cause.
+const MAX_CAUSE_BYTES: usize = 200;
+
+/// The recorder of one call.
+pub(super) struct CallQuality {
+    started_at: Instant,
+    answered_at: Option<Instant>,
+    stage: Option<(SetupStage, Instant)>,
+    setup: SetupTimes,
+    jitter: Jitter,
+    /// Audio packets of the device that were accepted.
+    received: u64,
+    first_packet_at: Option<Instant>,
+    /// The ten seconds that have not ended.
+    slice: CallSlice,
+    /// The worst jitter in them.
+    slice_jitter: Duration,
+    slice_index: u32,
+    slice_ends_at: Instant,
+    /// What was lost before them.
+    lost_before: u64,
+    /// The ten seconds before.
+    last_slice: CallSlice,
+    series: CallSeries,
+    worst_loss_percent: f32,
+    /// The most that was lost at the end of any ten seconds: unlike the present number, it never falls.
+    settled_lost: u64,
+    /// The device was sent audio since speech started.
+    is_playing: bool,
+    gaps: u32,
+    all_gaps: Duration,
+    longest_gap: Duration,
+    listen_stopped_at: Option<Instant>,
+    /// The user has spoken, and the server has not answered.
+    answer_due_since: Option<Instant>,
+    slowest_answer: Option<Duration>,
+    listens_since: Option<Instant>,
+    unheard: Duration,
+    resumed: u32,
+    away: Duration,
+    failure_count: u32,
+    failures: Vec<CallFailure>,
+    server_losses: u32,
+}
+
+/// What a report needs besides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CallSituation {
+    /// Why the call ended; none while it goes on.
+    pub(super) reason: Option<EndReason>,
+    /// The device's connection is lost, or it has not shown since that it is in the call.
+    pub(super) is_away: bool,
+    /// The device listens, and no audio of it came since it began to.
+    pub(super) is_unheard: bool,
+    pub(super) now: Instant,
+}
+
+impl CallQuality {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            started_at: now,
+            answered_at: None,
+            stage: None,
+            setup: SetupTimes::default(),
+            jitter: Jitter::default(),
+            received: 0,
+            first_packet_at: None,
+            slice: CallSlice::default(),
+            slice_jitter: Duration::ZERO,
+            slice_index: 0,
+            slice_ends_at: now + Duration::from_secs(SLICE_S.into()),
+            lost_before: 0,
+            last_slice: CallSlice::default(),
+            series: CallSeries::default(),
+            worst_loss_percent: 0.0,
+            settled_lost: 0,
+            is_playing: false,
+            gaps: 0,
+            all_gaps: Duration::ZERO,
+            longest_gap: Duration::ZERO,
+            listen_stopped_at: None,
+            answer_due_since: None,
+            slowest_answer: None,
+            listens_since: None,
+            unheard: Duration::ZERO,
+            resumed: 0,
+            away: Duration::ZERO,
+            failure_count: 0,
+            failures: Vec::new(),
+            server_losses: 0,
+        }
+    }
+
+    // ----- set-up -------------------------------------------------------------------------------------------------
+
+    /// The call waits for this from now on. Without effect once the device is answered.
+    pub(super) fn enter(&mut self, stage: SetupStage, now: Instant) {
+        if self.answered_at.is_none() && self.stage.is_none_or(|(current, _)| current != stage) {
+            self.leave_stage(now);
+            self.stage = Some((stage, now));
+        }
+    }
+
+    fn leave_stage(&mut self, now: Instant) {
+        if let Some((stage, since)) = self.stage.take() {
+            let spent = self.setup.of_mut(stage);
+            *spent = spent.saturating_add(millis(now.saturating_duration_since(since)));
+        }
+    }
+
+    /// The dial of the call that this one replaces, which nobody has answered, goes on.
+    pub(super) fn continue_dial(&mut self, replaced: &Self, now: Instant) {
+        if let Some((stage, _)) = replaced.stage {
+            self.enter(stage, now);
+        }
+    }
+
+    /// The device gets its hello reply.
+    pub(super) fn on_answered(&mut self, now: Instant) -> SetupTimes {
+        self.leave_stage(now);
+        self.answered_at = Some(now);
+        self.setup.total_ms = Some(millis(now.saturating_duration_since(self.started_at)));
+        self.setup
+    }
+
+    pub(super) fn on_server_failed(&mut self, server: &str, failure: &BackendFailure, now: Instant) {
+        self.failure_count = self.failure_count.saturating_add(1);
+        self.server_losses += u32::from(self.answered_at.is_some());
+        self.answer_due_since = None;
+        if self.failures.len() < MAX_FAILURES {
+            self.failures.push(CallFailure {
+                after_ms: millis(now.saturating_duration_since(self.started_at)),
+                server: server.into(),
+                stage: failure.stage,
+                cause: text::printable(&failure.message, MAX_CAUSE_BYTES).into(),
+            });
+        }
+    }
+
+    // ----- from the device ----------------------------------------------------------------------------------------
+
+    /// A packet of audio was accepted. `lost`: what has been lost so far.
+    pub(super) fn on_uplink(&mut self, sequence: u32, lost: u64, now: Instant) {
+        self.roll(lost, now);
+        self.first_packet_at.get_or_insert(now);
+        self.jitter.on_packet(sequence, now);
+        self.slice_jitter = self.slice_jitter.max(self.jitter.value());
+        self.received += 1;
+        self.slice.packets_up += 1;
+    }
+
+    /// A packet that was kept until its source was known is released.
+    pub(super) fn on_released(&mut self) {
+        self.received += 1;
+        self.slice.packets_up += 1;
+    }
+
+    /// The device listens. `was_unheard`: it did before, and no audio of it came.
+    pub(super) fn on_listen_start(&mut self, was_unheard: bool, now: Instant) {
+        self.on_listen_end(was_unheard, now);
+        self.listens_since = Some(now);
+        (self.listen_stopped_at, self.answer_due_since) = (None, None);
+    }
+
+    /// The device listens no more, or cannot be heard.
+    pub(super) fn on_listen_end(&mut self, was_unheard: bool, now: Instant) {
+        if let Some(unheard) = self.listens_since.take().filter(|_| was_unheard) {
+            self.unheard = self.unheard.max(self.since_answered(unheard, now));
+        }
+    }
+
+    /// The device said that the user has finished.
+    pub(super) fn on_listen_stop(&mut self, now: Instant) {
+        self.listen_stopped_at = Some(now);
+    }
+
+    /// The time from then to now, as far as the device could have sent audio.
+    fn since_answered(&self, then: Instant, now: Instant) -> Duration {
+        let answered_at = self.answered_at.unwrap_or(now);
+        now.saturating_duration_since(then.max(answered_at))
+    }
+
+    pub(super) fn on_resumed(&mut self, away: Duration) {
+        self.resumed = self.resumed.saturating_add(1);
+        self.away += away;
+    }
+
+    // ----- from the server ----------------------------------------------------------------------------------------
+
+    /// The server has recognized what the user said.
+    pub(super) fn on_recognized(&mut self, now: Instant) {
+        let since = self.listen_stopped_at.take().unwrap_or(now);
+        self.answer_due_since.get_or_insert(since);
+    }
+
+    /// The server sent audio, or ended its speech: that is an answer.
+    pub(super) fn on_answer(&mut self, now: Instant) {
+        if let Some(since) = self.answer_due_since.take() {
+            self.slowest_answer = self.slowest_answer.max(Some(now.saturating_duration_since(since)));
+        }
+    }
+
+    /// Speech begins or ends, or is interrupted.
+    pub(super) fn on_speech_change(&mut self) {
+        self.is_playing = false;
+    }
+
+    /// The user has interrupted the server.
+    pub(super) fn on_abort(&mut self) {
+        self.is_playing = false;
+        (self.listen_stopped_at, self.answer_due_since) = (None, None);
+    }
+
+    /// Speech goes on with a frame that leaves now, when the device has played all before it at `played_at`.
+    pub(super) fn on_speech_frame(&mut self, played_at: Instant, now: Instant) {
+        let gap = now.saturating_duration_since(played_at);
+        if std::mem::replace(&mut self.is_playing, true) && gap >= GAP_MIN {
+            self.gaps = self.gaps.saturating_add(1);
+            self.all_gaps += gap;
+            self.longest_gap = self.longest_gap.max(gap);
+            self.slice.gap_ms = self.slice.gap_ms.saturating_add(millis(gap));
+        }
+    }
+
+    /// A packet of audio leaves for the device. `lost`: what has been lost of the device's packets so far.
+    pub(super) fn on_downlink(&mut self, lost: u64, now: Instant) {
+        self.roll(lost, now);
+        self.slice.packets_down += 1;
+    }
+
+    // ----- ten seconds --------------------------------------------------------------------------------------------
+
+    /// Ends the ten seconds if they are over.
+    fn roll(&mut self, lost: u64, now: Instant) {
+        if now < self.slice_ends_at {
+            return;
+        }
+        let ended = self.ended_slice(lost);
+        self.series.add(self.slice_index, &ended);
+        self.worst_loss_percent = self.worst_loss_with(&ended);
+        self.settled_lost = self.settled_lost.max(lost);
+        let index = now.saturating_duration_since(self.started_at).as_secs() / u64::from(SLICE_S);
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        self.last_slice = if index == self.slice_index + 1 { ended } else { CallSlice::default() };
+        (self.slice, self.slice_jitter) = (CallSlice::default(), Duration::ZERO);
+        (self.slice_index, self.lost_before) = (index, lost);
+        self.slice_ends_at =
+            self.started_at + Duration::from_secs(u64::from(SLICE_S) * (u64::from(index) + 1));
+    }
+
+    /// The ten seconds that have not ended, as if they ended now.
+    fn ended_slice(&self, lost: u64) -> CallSlice {
+        CallSlice {
+            lost: u32::try_from(lost.saturating_sub(self.lost_before)).unwrap_or(u32::MAX),
+            jitter_ms: round(self.slice_jitter.as_micros() as f32 / 1000.0),
+            ..self.slice
+        }
+    }
+
+    fn worst_loss_with(&self, slice: &CallSlice) -> f32 {
+        match slice.packets_up.saturating_add(slice.lost) {
+            expected if expected < WORST_LOSS_MIN_PACKETS => self.worst_loss_percent,
+            expected => self.worst_loss_percent.max(percent(slice.lost.into(), expected.into())),
+        }
+    }
+
+    // ----- reports ------------------------------------------------------------------------------------------------
+
+    /// The jitter of the device's audio.
+    pub(super) fn jitter(&self) -> Duration {
+        self.jitter.value()
+    }
+
+    /// What was lost, for a counter: a packet that comes late after all does not make it fall.
+    pub(super) fn settled_lost(&self) -> u64 {
+        self.settled_lost
+    }
+
+    /// The last ten seconds that are over; before there are any, the time so far.
+    pub(super) fn last_slice(&self, lost: u64, now: Instant) -> CallSlice {
+        match now.saturating_duration_since(self.slice_ends_at).as_secs() {
+            _ if now < self.slice_ends_at && self.slice_index > 0 => self.last_slice,
+            0..10 => self.ended_slice(lost),
+            _ => CallSlice::default(),
+        }
+    }
+
+    /// The whole call in slices.
+    pub(super) fn series(&self, lost: u64) -> CallSeries {
+        let mut series = self.series.clone();
+        series.add(self.slice_index, &self.ended_slice(lost));
+        series
+    }
+
+    pub(super) fn report(&self, stats: &CallStats, call: &CallSituation) -> CallReport {
+        let facts = self.facts(stats, call);
+        let series = self.series(stats.lost);
+        let median_jitter_ms = series.median_jitter_ms();
+        let first_packet = self.answered_at.zip(self.first_packet_at);
+        let mut setup = self.setup;
+        if let Some((stage, since)) = self.stage {
+            let spent = setup.of_mut(stage);
+            *spent = spent.saturating_add(millis(call.now.saturating_duration_since(since)));
+        }
+        CallReport {
+            verdict: Verdict::of(&facts),
+            setup,
+            first_packet_ms: first_packet
+                .map(|(answered_at, first)| millis(first.saturating_duration_since(answered_at))),
+            loss_percent: facts.loss_percent,
+            worst_loss_percent: facts.worst_loss_percent,
+            median_jitter_ms,
+            worst_jitter_ms: series.slices.iter().fold(0.0, |worst, slice| slice.jitter_ms.max(worst)),
+            gaps: self.gaps,
+            gap_ms: millis(self.all_gaps),
+            longest_gap_ms: millis(self.longest_gap),
+            slowest_answer_ms: self.slowest_answer.map(millis),
+            unheard_ms: millis(facts.unheard),
+            resumed: self.resumed,
+            away_ms: millis(self.away),
+            failure_count: self.failure_count,
+            failures: self.failures.clone(),
+        }
+    }
+
+    fn facts(&self, stats: &CallStats, call: &CallSituation) -> CallFacts {
+        let expected = self.received + stats.lost + stats.reordered;
+        let unheard = match self.listens_since.filter(|_| call.is_unheard && !call.is_away) {
+            Some(since) => self.unheard.max(self.since_answered(since, call.now)),
+            None => self.unheard,
+        };
+        let waits = self.answer_due_since.map(|since| call.now.saturating_duration_since(since));
+        CallFacts {
+            reason: call.reason,
+            is_away: call.is_away,
+            setup: self.answered_at.unwrap_or(call.now).saturating_duration_since(self.started_at),
+            expected,
+            loss_percent: percent(stats.lost, expected),
+            worst_loss_percent: self.worst_loss_with(&self.ended_slice(stats.lost)),
+            unheard,
+            server_losses: self.server_losses,
+            longest_gap: self.longest_gap,
+            all_gaps: self.all_gaps,
+            slowest_answer: self.slowest_answer.max(waits).unwrap_or_default(),
+        }
+    }
+}
+
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// How many percent of `all` these are, to one decimal.
+fn percent(part: u64, all: u64) -> f32 {
+    if all == 0 { 0.0 } else { round(part as f32 * 100.0 / all as f32) }
+}
+
+fn round(number: f32) -> f32 {
+    (number * 10.0).round() / 10.0
+}
