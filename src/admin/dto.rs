@@ -12,7 +12,9 @@ use super::params::{BadParameter, Members};
 use super::response::Response;
 use crate::config::{Changes, ChatServerConfig, KeyFingerprint};
 use crate::proto::identity::Mac;
-use crate::session::{AcceptOutcome, CallStats, CallView, CommandError, Core, RequestOutcome};
+use crate::session::{
+    AcceptOutcome, CallReport, CallSlice, CallStats, CallView, CommandError, Core, RequestOutcome,
+};
 
 /// Characters of a caller's name: a device's modem takes no long messages.
 const MAX_NICKNAME_CHARS: usize = 64;
@@ -43,16 +45,13 @@ struct CallDto<'a> {
     /// Without its query, where tokens live.
     server: Option<String>,
     audio_from: Option<SocketAddr>,
-    packets_up: u64,
-    bytes_up: u64,
-    packets_down: u64,
-    bytes_down: u64,
-    lost: u64,
     jitter_ms: f64,
-    reordered: u64,
-    duplicates: u64,
-    dropped: u64,
-    redials: u32,
+    #[serde(flatten)]
+    stats: CallStats,
+    /// So far.
+    #[serde(flatten)]
+    report: CallReport,
+    last_10s: CallSlice,
 }
 
 /// A connected device and its call; `None` for any other session.
@@ -66,38 +65,25 @@ pub fn session_dto(core: &Core, current_key: Option<KeyFingerprint>, now: Instan
         connected: core.is_online(),
         online_seconds: core.online_since().map_or(0.0, since),
         signature_key: core.login_key(current_key).label(),
-        call: core.call().map(|call| call_dto(&call, since(call.started_at))),
+        call: core.call().zip(core.call_report(now)).map(|(call, report)| call_dto(&call, report, now)),
     })
 }
 
-fn call_dto<'a>(call: &CallView<'a>, seconds: f64) -> CallDto<'a> {
-    let CallStats {
-        up_packets,
-        up_bytes,
-        down_packets,
-        down_bytes,
-        lost,
-        reordered,
-        duplicates,
-        dropped,
-        redials,
-    } = *call.stats;
+fn call_dto<'a>(
+    call: &CallView<'a>,
+    (report, last_10s): (CallReport, CallSlice),
+    now: Instant,
+) -> CallDto<'a> {
     CallDto {
         state: call.state.label(),
         session_id: call.session_id,
-        seconds,
+        seconds: seconds(now.saturating_duration_since(call.started_at)),
         server: call.server.map(ChatServerConfig::to_string),
         audio_from: call.peer,
-        packets_up: up_packets,
-        bytes_up: up_bytes,
-        packets_down: down_packets,
-        bytes_down: down_bytes,
-        lost,
         jitter_ms: call.jitter.as_micros() as f64 / 1000.0,
-        reordered,
-        duplicates,
-        dropped,
-        redials,
+        stats: *call.stats,
+        report,
+        last_10s,
     }
 }
 

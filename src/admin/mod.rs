@@ -8,6 +8,8 @@
 pub mod answer;
 pub mod auth;
 pub mod body;
+pub mod call_history;
+pub mod call_record;
 pub mod client_response;
 pub mod command_results;
 pub mod dashboard;

@@ -42,6 +42,10 @@ pub enum Endpoint {
     NotifyState,
     /// Lists devices and calls.
     Sessions,
+    /// Lists calls that have ended.
+    Calls,
+    /// Shows one of them, and its course.
+    Call,
     /// Shows one device and its call.
     Session,
     /// Ends a device's call, or its connection too.
@@ -81,7 +85,9 @@ impl Endpoint {
             Self::Health | Self::Ready | Self::OpenApi | Self::Dashboard | Self::NotifyState => {
                 Scope::AnyWorker
             }
-            Self::Reload | Self::Config | Self::Errors | Self::CommandResult => Scope::AnyWorker,
+            Self::Calls | Self::Call | Self::Reload | Self::Config | Self::Errors | Self::CommandResult => {
+                Scope::AnyWorker
+            }
         }
     }
 
@@ -120,7 +126,7 @@ pub struct Route {
 }
 
 /// Every call.
-pub static ROUTES: [Route; 22] = {
+pub static ROUTES: [Route; 24] = {
     use Access::{Metrics, Public, Token};
     [
         route(Method::GET, "/", Public, Endpoint::Dashboard),
@@ -142,6 +148,8 @@ pub static ROUTES: [Route; 22] = {
         route(Method::GET, "/api/sessions", Token, Endpoint::Sessions),
         route(Method::GET, "/api/sessions/{clientId}", Token, Endpoint::Session),
         route(Method::DELETE, "/api/sessions/{clientId}", Token, Endpoint::EndSession),
+        route(Method::GET, "/api/calls", Token, Endpoint::Calls),
+        route(Method::GET, "/api/calls/{id}", Token, Endpoint::Call),
         route(Method::POST, "/api/reload", Token, Endpoint::Reload),
         route(Method::GET, "/api/config", Token, Endpoint::Config),
         route(Method::GET, "/api/errors", Token, Endpoint::Errors),

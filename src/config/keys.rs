@@ -64,7 +64,7 @@ macro_rules! keys {
 
 /// Every key, in the order of the documented file: its name, when a new value is in force, where the value is kept, and
 /// what it may be.
-pub(super) static CONFIG_KEYS: [ConfigKey; 80] = keys! {
+pub(super) static CONFIG_KEYS: [ConfigKey; 85] = keys! {
     "mqtt.host" restart mqtt.host: ip();
     "mqtt.port" restart mqtt.port: port();
     "mqtt.plain" restart mqtt.plain: boolean();
@@ -120,6 +120,11 @@ pub(super) static CONFIG_KEYS: [ConfigKey; 80] = keys! {
     "logging.file_path" restart logging.file: path();
     "logging.max_mb" live logging.max_mb: whole_number(0..=1_000_000);
     "logging.keep" live logging.keep: whole_number(1..=1_000);
+    "history.calls" restart history.calls: whole_number(0..=1_000_000);
+    "history.file" restart history.file: path();
+    "history.max_mb" restart history.max_mb: whole_number(1..=1_000_000);
+    "history.days" restart history.days: whole_number(1..=3_650);
+    "history.mask_addresses" live history.mask_addresses: boolean();
     "mcp.enabled" live mcp.enabled: boolean();
     "mcp.max_tools_count" live mcp.max_tools_count: whole_number(1..=10_000);
     "mcp.capabilities" live mcp.capabilities: object();

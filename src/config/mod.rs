@@ -81,6 +81,8 @@ settings! {
         pub websocket: WebSocket = WebSocket::default(),
         /// What is logged, and where.
         pub logging: Logging = Logging::default(),
+        /// The calls that have ended.
+        pub history: History = History::default(),
         /// The device's tools.
         pub mcp: Mcp = Mcp::default(),
         /// The management listener.
@@ -375,6 +377,22 @@ pub enum LogTime {
 }
 
 settings! {
+    /// Section `history`: the calls that have ended.
+    pub struct History {
+        /// How many are kept in memory; 0 is none, not in the file either.
+        pub calls: usize = 10_000,
+        /// A file that gets each of them too, and from which the last are read at start.
+        pub file: Option<PathBuf> = None,
+        /// What that file and the one before it take at most, in millions of bytes; at least 1.
+        pub max_mb: u64 = 64,
+        /// How long they are kept there; at least 1.
+        pub days: u32 = 30,
+        /// Whether only the networks of the devices' addresses are recorded: /24 of IPv4, /48 of IPv6.
+        pub mask_addresses: bool = false,
+    }
+}
+
+settings! {
     /// Section `mcp`.
     pub struct Mcp {
         /// Whether the gateway requests a device's tools when it connects, and answers `tools/list` from its cache.
@@ -479,12 +497,21 @@ impl Config {
     /// The chat servers of the device with this client id: the development list when its MAC is listed and that list has
     /// servers, else those of the first route that fits, else the production list.
     pub fn servers_for(&self, id: &ClientId) -> &[Arc<ChatServerConfig>] {
+        self.list_for(id).1
+    }
+
+    /// The name of the list or route that [`servers_for`](Self::servers_for) takes.
+    pub fn route_name(&self, id: &ClientId) -> &str {
+        self.list_for(id).0
+    }
+
+    fn list_for(&self, id: &ClientId) -> (&str, &[Arc<ChatServerConfig>]) {
         let websocket = &self.websocket;
         if !websocket.development.is_empty() && websocket.development_macs.contains(&id.mac()) {
-            return &websocket.development;
+            return ("development", &websocket.development);
         }
         let route = websocket.routes.iter().find(|route| route.matches(id));
-        route.map_or(&websocket.production, |route| &route.servers)
+        route.map_or(("production", &websocket.production), |route| (&route.name, &route.servers))
     }
 
     /// Every chat server, with the name of its list or route.

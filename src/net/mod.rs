@@ -23,6 +23,8 @@ mod error;
 pub mod event_loop;
 mod file_watch;
 pub mod gateway;
+mod history;
+mod history_file;
 mod log_limiter;
 mod log_subject;
 pub mod media;

@@ -204,15 +204,20 @@ pub struct UdpPeer {
 }
 
 /// Packet, byte and loss counts of a call.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct CallStats {
     /// Audio packets of the device that were passed to the chat server or to another device.
+    #[serde(rename = "packetsUp")]
     pub up_packets: u64,
     /// Opus bytes in them.
+    #[serde(rename = "bytesUp")]
     pub up_bytes: u64,
     /// Audio packets sent to the device.
+    #[serde(rename = "packetsDown")]
     pub down_packets: u64,
     /// Opus bytes in them.
+    #[serde(rename = "bytesDown")]
     pub down_bytes: u64,
     /// Uplink packets that never arrived.
     pub lost: u64,

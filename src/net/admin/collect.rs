@@ -9,6 +9,7 @@ use crate::net::admin::proc_stats;
 use crate::net::admin::server::AdminServer;
 use crate::net::backend::connector::Connector;
 use crate::net::event_loop::io::Io;
+use crate::net::history::History;
 use crate::net::media::audio_port::AudioPort;
 use crate::net::metrics;
 use crate::net::mqtt::listener::Listeners;
@@ -40,6 +41,7 @@ pub(crate) struct MetricSources<'a> {
     pub(crate) connector: &'a Connector,
     pub(crate) audio: &'a AudioPort,
     pub(crate) admin: &'a AdminServer,
+    pub(crate) history: &'a History,
     pub(crate) draining: bool,
     pub(crate) is_leader: bool,
 }
@@ -366,6 +368,18 @@ impl MetricSources<'_> {
             "gateway_log_lines_lost_total",
             "Log lines that could not be written.",
             logger::lost_lines(),
+        );
+        families.scalar(
+            Gauge,
+            "gateway_history_calls",
+            "Calls that have ended and are kept in memory.",
+            self.history.calls().len(),
+        );
+        families.scalar(
+            Counter,
+            "gateway_history_records_lost_total",
+            "Calls that could not be written to history.file.",
+            self.history.lost_records(),
         );
         let tls = if cfg!(feature = "tls") { "true" } else { "false" };
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("tls", tls)];

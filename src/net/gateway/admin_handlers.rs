@@ -6,6 +6,7 @@ use log::{Level, info};
 use serde_json::value::to_raw_value;
 
 use crate::admin::answer::{Answer, json_response};
+use crate::admin::call_history::CallQuery;
 use crate::admin::dashboard;
 use crate::admin::dto::{self, DeviceStatus, DisconnectRequest, McpCommand};
 use crate::admin::params::{BadParameter, Members, query_flag};
@@ -53,6 +54,8 @@ impl Gateway {
                 return None;
             }
             Endpoint::NotifyState => self.admin.notify_files.response(client_id, self.io.now),
+            Endpoint::Calls => self.handle_list_calls(query),
+            Endpoint::Call => self.handle_show_call(client_id),
             Endpoint::Session => self.handle_show_session(client_id),
             Endpoint::EndSession => self.handle_end_session(client_id, query),
             Endpoint::Reload => self.handle_reload(),
@@ -91,6 +94,7 @@ impl Gateway {
             audio: &self.audio,
             admin: &self.admin,
             draining: self.lifecycle.is_draining(),
+            history: &self.history,
             is_leader: self.workers.is_leader(),
         };
         sources.collect()
@@ -254,6 +258,33 @@ impl Gateway {
             .map_or_else(not_connected, |view| json_response(&view))
     }
 
+    fn handle_list_calls(&self, query: &str) -> Response {
+        let query = match CallQuery::parse(query, self.history.wall_clock()) {
+            Ok(query) => query,
+            Err(bad) => return bad_parameter(&bad),
+        };
+        let calls = self.history.calls();
+        if calls.is_off() {
+            return history_off();
+        }
+        let page = calls.page(&query);
+        drop(calls);
+        json_response(&page.to_json())
+    }
+
+    fn handle_show_call(&self, id: &str) -> Response {
+        let calls = self.history.calls();
+        if calls.is_off() {
+            return history_off();
+        }
+        let call = id.parse().ok().and_then(|id| calls.get(id));
+        drop(calls);
+        call.map_or_else(
+            || Response::error(404, "no_such_call", "No call that has ended with this id is kept."),
+            |call| json_response(&*call),
+        )
+    }
+
     fn handle_end_session(&mut self, client_id: &str, query: &str) -> Response {
         let disconnect = match query_flag(query, "disconnect") {
             Ok(disconnect) => disconnect,
@@ -371,6 +402,10 @@ pub(super) fn bad_json() -> Response {
 
 pub(super) fn bad_parameter(bad: &BadParameter) -> Response {
     Response::error(400, "bad_parameter", &format!("{bad}."))
+}
+
+fn history_off() -> Response {
+    Response::error(409, "history_off", "Calls that have ended are not kept: history.calls is 0.")
 }
 
 pub(super) fn not_connected() -> Response {

@@ -2,6 +2,7 @@
 
 use log::{Level, log};
 
+use crate::admin::call_record::{CallPlace, FinishedCall};
 use crate::admin::recent_errors::RecentErrorKind;
 use crate::logger::log_about;
 use crate::net::event_loop::token::SessionId;
@@ -19,6 +20,7 @@ impl Gateway {
             self.audio.drops.forget(ip);
         }
         self.io.metrics.ended(summary);
+        self.record_call(id, summary);
         if let Some((kind, message)) = RecentErrorKind::from_end_reason(summary.reason) {
             let message = format!("{message}: session={}", summary.session_id);
             self.record_session_error(id, kind, &message);
@@ -30,10 +32,11 @@ impl Gateway {
         log_about!(
             level,
             LogSubject { session, ..self.sessions.log_subject(id) },
-            "call ends: session={} reason={} duration={:.3}s server={server} up={}p/{}B down={}p/{}B lost={} \
+            "call ends: session={} reason={} verdict={} duration={:.3}s server={server} up={}p/{}B down={}p/{}B lost={} \
              reordered={} duplicates={} dropped={} redials={}{suffix}",
             summary.session_id,
             summary.reason.label(),
+            summary.report.verdict.label(),
             summary.duration.as_secs_f64(),
             stats.up_packets,
             stats.up_bytes,
@@ -48,6 +51,29 @@ impl Gateway {
         if matches!(summary.state, CallState::Ringing | CallState::InDeviceCall) {
             self.leave_device_call(id);
         }
+    }
+
+    /// The one place where the record of a call is made.
+    fn record_call(&self, id: SessionId, summary: &CallSummary) {
+        let session = self.sessions.get(id);
+        let Some((session, client_id)) =
+            session.and_then(|session| Some((session, session.core.client_id()?)))
+        else {
+            return;
+        };
+        let peer = session.peer.as_deref().and_then(|peer| self.sessions.client_id(*peer));
+        let call = FinishedCall::new(
+            summary,
+            &CallPlace {
+                ended_at: self.history.local_time(),
+                client_id,
+                ip: session.core.ip(),
+                mask_address: self.io.config.history.mask_addresses,
+                route: self.io.config.route_name(client_id),
+                peer: peer.map(ClientId::mac),
+            },
+        );
+        self.history.record(call);
     }
 
     pub(super) fn log_event(&mut self, id: SessionId, event: &LogEvent) {

@@ -60,6 +60,7 @@ use crate::net::gateway::sd_notify::SdNotify;
 use crate::net::gateway::sockets::{OpenSockets, WorkerSockets};
 use crate::net::gateway::upgrades::Upgrades;
 use crate::net::gateway::workers::Workers;
+use crate::net::history::History;
 use crate::net::log_limiter::LogLimiter;
 use crate::net::media::audio_port::AudioPort;
 use crate::net::metrics::Metrics;
@@ -112,6 +113,7 @@ pub struct Gateway {
     sd_notify: SdNotify,
     /// In the first minute.
     restart: Option<RestartRecovery>,
+    history: History,
     // State of the core that sessions share, and its output.
     servers: ServerHealth,
     hellos: HelloLimiter,
@@ -193,6 +195,7 @@ impl Gateway {
             mqtts,
             udp: audio.socket.local_addr().map_err(setup("read the UDP address"))?,
         };
+        let history = History::open(&config.history).map_err(setup("use history.file"))?;
         mqtt.register(&registry).map_err(setup("register"))?;
         admin.register(&registry).map_err(setup("register"))?;
         ota.register(&registry).map_err(setup("register"))?;
@@ -223,6 +226,7 @@ impl Gateway {
             memory_trim: MemoryTrim::default(),
             sd_notify: SdNotify::default(),
             restart: Some(RestartRecovery::new(now)),
+            history,
             servers: ServerHealth::default(),
             hellos: HelloLimiter::default(),
             ended_calls: EndedCalls::default(),

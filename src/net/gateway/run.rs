@@ -26,8 +26,13 @@ impl Gateway {
         let outcome = ended.unwrap_or_else(|panic| Err(panicked(&*panic)));
         let mut workers = mem::take(&mut self.workers);
         // Closes its sockets before it waits for the other workers, so that its devices can reconnect elsewhere.
+        let history = self.history.clone();
         drop(self);
-        workers.end(outcome)
+        let outcome = workers.end(outcome);
+        if workers.is_leader() {
+            history.flush(LINGER);
+        }
+        outcome
     }
 
     fn run_until_stopped(&mut self) -> io::Result<()> {

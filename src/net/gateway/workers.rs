@@ -1,6 +1,6 @@
 //! Several workers: loops of the same kind, each on a thread of its own, with its own MQTT listener and its own UDP socket on the
 //! shared ports. They share each worker's numbers of devices and calls (atomics, stored once an iteration), the connection
-//! counts by address, and the recent errors (each behind a lock). The audio path uses none of these.
+//! counts by address, the recent errors, and the calls that have ended (each behind a lock). The audio path uses none of these.
 //!
 //! A device's MAC determines its worker, so that all connections of a device are in one worker. The system spreads connections
 //! over the listeners without knowing devices: a connection whose CONNECT arrives at another worker is handed off together
@@ -26,6 +26,7 @@ use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
 use crate::net::gateway::sockets::WorkerSockets;
+use crate::net::history::History;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::net::mqtt::connections_by_address::ConnectionsByAddress;
 use crate::net::mqtt::listener::Refusals;
@@ -63,6 +64,7 @@ struct WorkerSetup {
     by_address: ConnectionsByAddress,
     refusals: Arc<Mutex<Refusals>>,
     recent_errors: Arc<Mutex<RecentErrors>>,
+    history: History,
 }
 
 /// A connection that is handed off to the worker of its device.
@@ -211,6 +213,7 @@ impl Workers {
                 by_address: leader.mqtt.by_address.clone(),
                 refusals: leader.mqtt.refusals.clone(),
                 recent_errors: leader.admin.shared_recent_errors(),
+                history: leader.history.clone(),
             };
             workers.setups.push((sender, setup));
         }
@@ -286,6 +289,8 @@ fn worker_config(leader: &Config, addresses: &Addresses) -> Config {
     config.mqtt.tls.port = addresses.mqtts.map_or(config.mqtt.tls.port, |mqtts| mqtts.port());
     config.api.enabled = false;
     config.ota.enabled = false;
+    // The leader shares its own.
+    config.history.file = None;
     config
 }
 
@@ -305,6 +310,7 @@ impl Gateway {
         self.mqtt.by_address = setup.by_address;
         self.mqtt.refusals = setup.refusals;
         self.admin.set_recent_errors(setup.recent_errors);
+        self.history = setup.history;
     }
 
     /// Hands a connection off to the worker of its device. False when that is this worker.

@@ -1,0 +1,280 @@
+//! The file of calls that have ended: one JSON object a line. A thread writes it, so that the loop never waits for a disk.
+//!
+//! When the file has half of `history.max_mb`, or its first call is half of `history.days` old, it gets the name of the file with `.1`
+//! behind it, in place of the one that had that name; that one is deleted when it was last written `history.days` ago.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use log::{info, warn};
+
+use crate::admin::call_record::FinishedCall;
+use crate::config;
+use crate::output_file;
+
+/// Calls that wait to be written; more are lost.
+const QUEUE_CAPACITY: usize = 1024;
+/// The longest line that is read: the longest that is written has 30 KB.
+const MAX_LINE: u64 = 64 * 1024;
+/// How often the age of the files is checked.
+const AGE_CHECK: Duration = Duration::from_secs(3600);
+const DAY_MS: u64 = 86_400_000;
+
+/// Writes calls to the file.
+#[derive(Clone)]
+pub(crate) struct HistoryFile {
+    queue: SyncSender<Entry>,
+    /// Not 64 bits: MIPS and older ARM have no such atomic.
+    lost: Arc<AtomicUsize>,
+}
+
+enum Entry {
+    Call(Arc<FinishedCall>),
+    /// Dropped when everything before it is written.
+    Flush(#[allow(dead_code)] mpsc::Sender<()>),
+}
+
+impl HistoryFile {
+    /// Reads the calls of earlier processes, the oldest first, and starts the thread.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or the thread cannot be started.
+    pub(crate) fn open(
+        path: &Path,
+        config: &config::History,
+        mut restore: impl FnMut(FinishedCall),
+    ) -> io::Result<Self> {
+        let lost = Arc::new(AtomicUsize::new(0));
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let mut writer = Writer {
+            file: open_for_append(path)?,
+            path: path.to_owned(),
+            old_path: old_path(path),
+            is_regular: false,
+            bytes: 0,
+            bytes_max: config.max_mb.saturating_mul(1_000_000) / 2,
+            days: config.days,
+            first_ms: None,
+            is_torn: false,
+            is_failing: false,
+            lost: lost.clone(),
+        };
+        writer.delete_old();
+        let oldest = unix_ms().saturating_sub(writer.keep_ms());
+        let (mut read, mut unreadable) = (0_usize, 0_usize);
+        let mut take = |call: Option<FinishedCall>| match call {
+            Some(call) if call.record.ended_at.unix_ms >= oldest => {
+                read += 1;
+                restore(call);
+            }
+            Some(_) => {}
+            None => unreadable += 1,
+        };
+        if let Ok(old) = output_file::open(OpenOptions::new().read(true), &writer.old_path) {
+            read_calls(old, &mut take);
+        }
+        writer.take_over(&mut take)?;
+        info!("history: {read} calls are read from {}", path.display());
+        if unreadable > 0 {
+            warn!("history: {unreadable} lines of {} are no calls, and are ignored", path.display());
+        }
+        let (queue, entries) = mpsc::sync_channel(QUEUE_CAPACITY);
+        let thread = thread::Builder::new().name("call-history".to_owned()).stack_size(256 * 1024);
+        thread.spawn(move || writer.run(&entries))?;
+        Ok(Self { queue, lost })
+    }
+
+    /// Queues a call. It is lost if the queue is full.
+    pub(crate) fn write(&self, call: Arc<FinishedCall>) {
+        if self.queue.try_send(Entry::Call(call)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until everything that was queued is written, but no longer than `limit`.
+    pub(crate) fn flush(&self, limit: Duration) {
+        let end = Instant::now() + limit;
+        let (done, all_done) = mpsc::channel();
+        let mut marker = Entry::Flush(done);
+        while let Err(TrySendError::Full(back)) = self.queue.try_send(marker) {
+            if Instant::now() >= end {
+                return;
+            }
+            marker = back;
+            thread::sleep(Duration::from_millis(1));
+        }
+        let _ = all_done.recv_timeout(end.saturating_duration_since(Instant::now()));
+    }
+
+    /// Calls that could not be written.
+    pub(crate) fn lost_records(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed) as u64
+    }
+}
+
+/// The state of the thread.
+struct Writer {
+    file: File,
+    path: PathBuf,
+    old_path: PathBuf,
+    /// It is no device or pipe, so that it can be renamed.
+    is_regular: bool,
+    bytes: u64,
+    bytes_max: u64,
+    days: u32,
+    /// When the first call in the file ended.
+    first_ms: Option<u64>,
+    /// The last line of the file may have no end.
+    is_torn: bool,
+    /// The last call could not be written.
+    is_failing: bool,
+    lost: Arc<AtomicUsize>,
+}
+
+impl Writer {
+    /// Reads the calls that are in the file already.
+    fn take_over(&mut self, take: &mut impl FnMut(Option<FinishedCall>)) -> io::Result<()> {
+        let found = self.file.metadata()?;
+        self.is_regular = found.is_file();
+        if !self.is_regular {
+            return Ok(());
+        }
+        self.bytes = found.len();
+        let reader = output_file::open(OpenOptions::new().read(true), &self.path)?;
+        self.is_torn = ends_in_a_line(&reader, self.bytes)?;
+        let mut first_ms = None;
+        read_calls(reader, &mut |call| {
+            let ended_ms = call.as_ref().map(|call| call.record.ended_at.unix_ms);
+            first_ms = first_ms.or(ended_ms);
+            take(call);
+        });
+        self.first_ms = first_ms;
+        Ok(())
+    }
+
+    fn run(mut self, entries: &Receiver<Entry>) {
+        loop {
+            match entries.recv_timeout(AGE_CHECK) {
+                Ok(Entry::Call(call)) => self.write(&call),
+                Ok(Entry::Flush(_)) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    self.delete_old();
+                    self.rotate_if_due(0);
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn write(&mut self, call: &FinishedCall) {
+        let mut line = if self.is_torn { vec![b'\n'] } else { Vec::new() };
+        if serde_json::to_writer(&mut line, call).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        line.push(b'\n');
+        self.rotate_if_due(line.len() as u64);
+        match self.file.write_all(&line) {
+            Ok(()) => {
+                if std::mem::take(&mut self.is_failing) {
+                    info!("history: {} can be written again", self.path.display());
+                }
+                self.is_torn = false;
+                self.bytes += line.len() as u64;
+                self.first_ms.get_or_insert(call.record.ended_at.unix_ms);
+            }
+            Err(error) => {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+                self.is_torn = true;
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    let path = self.path.display();
+                    warn!("history: {path} cannot be written: {error}; calls that end are in memory only");
+                }
+            }
+        }
+    }
+
+    fn keep_ms(&self) -> u64 {
+        u64::from(self.days) * DAY_MS
+    }
+
+    /// Deletes the older file when its time is over.
+    fn delete_old(&self) {
+        let written = fs::metadata(&self.old_path).and_then(|found| found.modified());
+        let age = written.ok().and_then(|written| SystemTime::now().duration_since(written).ok());
+        if age.is_some_and(|age| age.as_millis() >= self.keep_ms().into()) {
+            let _ = fs::remove_file(&self.old_path);
+        }
+    }
+
+    /// Begins a new file if the present one is full with `more` bytes, or old.
+    fn rotate_if_due(&mut self, more: u64) {
+        let age = self.first_ms.map_or(0, |first| unix_ms().saturating_sub(first));
+        let is_full = self.bytes > 0 && self.bytes + more > self.bytes_max;
+        if !self.is_regular || !is_full && age < self.keep_ms() / 2 {
+            return;
+        }
+        let rotated = fs::rename(&self.path, &self.old_path).and_then(|()| open_for_append(&self.path));
+        match rotated {
+            Ok(file) => {
+                (self.file, self.bytes, self.first_ms, self.is_torn) = (file, 0, None, false);
+            }
+            Err(error) => {
+                // Tried again when it has grown as much again, so that this is not said for every call.
+                (self.bytes, self.first_ms) = (0, None);
+                warn!("history: {} cannot be renamed: {error}; it goes on growing", self.path.display());
+            }
+        }
+    }
+}
+
+fn open_for_append(path: &Path) -> io::Result<File> {
+    output_file::open(OpenOptions::new().create(true).append(true), path)
+}
+
+fn old_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".1");
+    name.into()
+}
+
+fn unix_ms() -> u64 {
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    unix.as_millis() as u64
+}
+
+/// Whether the last byte of a file is in a line that has no end. The next read begins at the start.
+fn ends_in_a_line(mut file: &File, bytes: u64) -> io::Result<bool> {
+    if bytes == 0 {
+        return Ok(false);
+    }
+    let mut last = [0];
+    file.seek(SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(last != *b"\n")
+}
+
+/// The calls of a file, in order; `None` for a line that is none, as the last one of a process that was killed.
+fn read_calls(file: File, take: &mut impl FnMut(Option<FinishedCall>)) {
+    if !file.metadata().is_ok_and(|found| found.is_file()) {
+        return;
+    }
+    let (mut reader, mut line) = (BufReader::new(file), Vec::new());
+    loop {
+        line.clear();
+        match reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) if line.trim_ascii().is_empty() => {}
+            Ok(_) => take(serde_json::from_slice(&line).ok()),
+        }
+    }
+}
