@@ -23,7 +23,7 @@ use mqtt_websocket_proxy::proto::message::{self, Reader};
 use mqtt_websocket_proxy::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish, decode, encode};
 use mqtt_websocket_proxy::session::{
     Admission, CallCredentials, Context, Core, EndedCalls, FrameSpace, HelloLimiter, RequestIds,
-    ServerHealth, UdpPeer,
+    ServerHealth, SetupStage, UdpPeer,
 };
 use mqtt_websocket_proxy::tools::device::{HELLO, Login, test_audio};
 
@@ -154,7 +154,7 @@ impl CallFixture {
             allowed: true,
         };
         talk.with_core(|core, cx| core.on_credentials(grant, cx));
-        talk.core.on_backend_connecting();
+        talk.core.on_dial_stage(SetupStage::Connect, talk.now);
         talk.with_core(Core::on_backend_open);
         talk.with_core(|core, cx| core.on_backend_text(SERVER_HELLO, cx));
         talk
