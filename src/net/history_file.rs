@@ -278,3 +278,115 @@ fn read_calls(file: File, take: &mut impl FnMut(Option<FinishedCall>)) {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const RECORD: &str = r#"{"id":0,"startedAt":"2026-01-31T23:59:50.000+08:00","endedAt":"2026-01-31T23:59:59.999+08:00",
+        "seconds":9.999,"clientId":"a","mac":"b","ip":"c","route":"production","server":null,"sessionId":"s","deviceCall":false,
+        "peer":null,"answered":true,"reason":"idle","endedBy":"gateway","packetsUp":0,"bytesUp":0,"packetsDown":0,"bytesDown":0,
+        "lost":0,"reordered":0,"duplicates":0,"dropped":0,"redials":0,"verdict":"good","setup":{"totalMs":1,"resolveMs":0,
+        "connectMs":0,"tlsMs":0,"upgradeMs":0,"helloMs":0},"firstPacketMs":null,"lossPercent":0.0,"worstLossPercent":0.0,
+        "medianJitterMs":0.0,"worstJitterMs":0.0,"gaps":0,"gapMs":0,"longestGapMs":0,"slowestAnswerMs":null,"unheardMs":0,
+        "resumed":0,"awayMs":0,"failureCount":0,"failures":[],"series":{"sliceSeconds":10,"slices":[]}}"#;
+
+    /// A call that ended so many days ago.
+    fn call(id: u64, days_ago: u64) -> Arc<FinishedCall> {
+        let mut call: FinishedCall = serde_json::from_str(RECORD).unwrap();
+        call.record.id = id;
+        call.record.ended_at.unix_ms = unix_ms() - days_ago * DAY_MS;
+        Arc::new(call)
+    }
+
+    /// A path in a folder of its own.
+    fn path(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("gateway-history-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        folder.join("calls.jsonl")
+    }
+
+    fn config(max_mb: u64) -> config::History {
+        config::History { max_mb, days: 30, ..config::History::default() }
+    }
+
+    fn open(path: &Path, config: &config::History) -> (HistoryFile, Vec<u64>) {
+        let mut ids = Vec::new();
+        let file = HistoryFile::open(path, config, |call| ids.push(call.record.id)).unwrap();
+        (file, ids)
+    }
+
+    /// Writes calls, each with its id and its age in days.
+    fn write(path: &Path, config: &config::History, calls: &[(u64, u64)]) {
+        let (file, _) = open(path, config);
+        calls.iter().for_each(|(id, days_ago)| file.write(call(*id, *days_ago)));
+        file.flush(Duration::from_secs(60));
+        assert_eq!(file.lost_records(), 0);
+    }
+
+    fn ids(path: &Path) -> Vec<u64> {
+        let mut ids = Vec::new();
+        let Ok(file) = File::open(path) else { return ids };
+        read_calls(file, &mut |call| ids.extend(call.map(|call| call.record.id)));
+        ids
+    }
+
+    #[test]
+    fn a_full_file_becomes_the_older_one() {
+        let path = path("full");
+        // Each call alone is more than the half of nothing.
+        write(&path, &config(0), &[(1, 0), (2, 0), (3, 0)]);
+        assert_eq!((ids(&old_path(&path)), ids(&path)), (vec![2], vec![3]));
+        assert_eq!(open(&path, &config(1)).1, [2, 3], "the oldest first");
+        write(&path, &config(1), &[(4, 0)]);
+        assert_eq!(ids(&path), [3, 4], "there is room");
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn what_is_too_old_is_neither_read_nor_kept() {
+        let path = path("old");
+        write(&path, &config(64), &[(1, 14), (2, 1)]);
+        assert_eq!(ids(&path), [1, 2], "the first is younger than half of the time");
+        write(&path, &config(64), &[(3, 0)]);
+        fs::remove_file(&path).unwrap();
+        write(&path, &config(64), &[(4, 31), (5, 16), (6, 1)]);
+        assert_eq!((ids(&old_path(&path)), ids(&path)), (vec![5], vec![6]), "16 days are more than half");
+        let month_ago = SystemTime::now() - Duration::from_secs(30 * 86_400);
+        File::options().append(true).open(old_path(&path)).unwrap().set_modified(month_ago).unwrap();
+        assert_eq!(open(&path, &config(64)).1, [6]);
+        assert!(!old_path(&path).exists());
+        fs::write(&path, format!("{}\n", serde_json::to_string(&*call(7, 31)).unwrap())).unwrap();
+        assert!(open(&path, &config(64)).1.is_empty());
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn lines_that_are_no_calls_are_skipped() {
+        let path = path("torn");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let line = |id| serde_json::to_string(&*call(id, 0)).unwrap();
+        let long = "x".repeat(3 * MAX_LINE as usize + 5);
+        let text = format!("{}\n\n{{}}\n\u{0}\u{0}\n{long}\n{}\n{}", line(1), line(2), &line(3)[..100]);
+        fs::write(&path, text).unwrap();
+        assert_eq!(open(&path, &config(64)).1, [1, 2]);
+        write(&path, &config(64), &[(4, 0)]);
+        assert_eq!(open(&path, &config(64)).1, [1, 2, 4], "the torn line got an end");
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_link_that_others_could_have_made_is_refused() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let path = path("link");
+        let folder = path.parent().unwrap();
+        fs::create_dir_all(folder).unwrap();
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+        symlink(folder.join("elsewhere"), &path).unwrap();
+        let error = HistoryFile::open(&path, &config(64), |_| {}).err().unwrap().to_string();
+        assert!(error.contains("symbolic link"), "{error}");
+        fs::remove_dir_all(folder).unwrap();
+    }
+}
