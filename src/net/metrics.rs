@@ -123,6 +123,10 @@ pub struct Metrics {
     pub device_calls: u64,
     /// Device-to-device calls that were answered.
     pub device_calls_bridged: u64,
+    /// Audio packets passed to other workers.
+    pub relay_packets: u64,
+    /// Batches of messages and audio passed to other workers.
+    pub relay_batches: u64,
     /// The time from a device's hello to the reply.
     pub hello_to_reply: Histogram<12>,
     /// The part of it that each stage took.
@@ -178,6 +182,8 @@ impl Default for Metrics {
             dials_opened: 0,
             device_calls: 0,
             device_calls_bridged: 0,
+            relay_packets: 0,
+            relay_batches: 0,
             hello_to_reply: ms([10, 25, 50, 100, 250, 500, 1000, 2000, 4000, 6000, 8000, 10_000]),
             setup_stages: SetupStage::ALL
                 .map(|_| ms([1, 5, 10, 25, 50, 100, 250, 500, 1000, 2000, 4000, 8000])),

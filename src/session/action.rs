@@ -376,6 +376,8 @@ labelled_enum! {
         HeldFull => "held_full",
         /// The socket's queue is full.
         SocketFull => "socket_full",
+        /// The worker that serves the other device of a call takes too little.
+        RelayFull => "relay_full",
         /// The device sent abort.
         Aborted => "aborted",
         /// From a device that is calling another one; it gets silence in return.

@@ -45,6 +45,8 @@ labelled_enum! {
         PeerLeft => "peer_left",
         /// The called device did not answer.
         Unanswered => "unanswered",
+        /// The worker that serves the other device ended or does not respond.
+        PeerLost => "peer_lost",
     }
 }
 
@@ -83,7 +85,8 @@ impl EndReason {
             | Self::Refused
             | Self::HelloLimit
             | Self::Shutdown
-            | Self::Unanswered => EndedBy::Gateway,
+            | Self::Unanswered
+            | Self::PeerLost => EndedBy::Gateway,
             Self::Operator => EndedBy::Operator,
             Self::PeerLeft => EndedBy::OtherDevice,
         }

@@ -37,6 +37,7 @@ mod media;
 mod playout;
 mod queue;
 mod rate_limiter;
+mod relay;
 mod request_ids;
 mod restart;
 mod server_cause;
@@ -53,10 +54,14 @@ pub use call_report::{CallFailure, CallReport, CallSeries, CallSlice, SetupStage
 pub use causes::EndedBy;
 pub use context::Context;
 pub use core::{Core, Delivery, LoginKey};
-pub use device_calls::{AcceptOutcome, DeviceCallEffect, DeviceCallTable, Presence, RequestOutcome};
+pub use device_calls::{
+    AcceptOutcome, CallAnswer, CallRequest, DeviceCallContext, DeviceCallEffect, DeviceCallTable,
+    JoinedDevice, LocalDevices, Presence,
+};
 pub use ended_calls::EndedCalls;
 pub use hello_limiter::HelloLimiter;
 pub use rate_limiter::RateLimiter;
+pub use relay::{FarEnd, Place, RelayBatch, RelayId, RelayMessage, Relayed, RequestOutcome};
 pub use request_ids::RequestIds;
 pub use restart::RestartRecovery;
 pub use server_cause::{HttpAnswer, ServerCause};

@@ -79,8 +79,8 @@ type Rule = (Verdict, fn(&CallFacts) -> bool);
 const RULES: [Rule; 8] = [
     (Verdict::Limited, |call| call.ended_for(&[EndReason::Refused, EndReason::HelloLimit])),
     (Verdict::DeviceLost, |call| {
-        use EndReason::{DeviceError, DeviceLost, DeviceNotInCall, NotResumed};
-        call.is_away || call.ended_for(&[DeviceLost, NotResumed, DeviceNotInCall, DeviceError])
+        use EndReason::{DeviceError, DeviceLost, DeviceNotInCall, NotResumed, PeerLost};
+        call.is_away || call.ended_for(&[DeviceLost, NotResumed, DeviceNotInCall, DeviceError, PeerLost])
     }),
     (Verdict::ServerFailed, |call| {
         call.ended_for(&[EndReason::NoServer, EndReason::ServerLost, EndReason::Overflow])
@@ -171,6 +171,7 @@ mod tests {
             E::Overflow => (Gateway, Verdict::ServerFailed),
             E::Refused | E::HelloLimit => (Gateway, Verdict::Limited),
             E::Idle | E::Shutdown | E::Unanswered => (Gateway, Verdict::Good),
+            E::PeerLost => (Gateway, Verdict::DeviceLost),
             E::Operator => (Operator, Verdict::Good),
             E::PeerLeft => (OtherDevice, Verdict::Good),
         };

@@ -218,6 +218,14 @@ impl MetricSources<'_> {
             "outcome",
             [("requested", metrics.device_calls), ("bridged", metrics.device_calls_bridged)],
         );
+        let (packets, batches) = (metrics.relay_packets, metrics.relay_batches);
+        families.labelled(
+            Counter,
+            "gateway_worker_relay_total",
+            "What was passed to other workers for calls between devices: audio packets, and the batches that carried them.",
+            "of",
+            [("packets", packets), ("batches", batches)],
+        );
         families.histogram(
             "gateway_hello_to_reply_seconds",
             "Time from a device's hello to the reply.",

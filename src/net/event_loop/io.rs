@@ -33,6 +33,8 @@ pub(crate) enum TimerKind {
     Admin(AdminId),
     /// A device that was called by another one has not answered.
     DeviceCalls,
+    /// Check that the workers with whose devices devices of this one talk respond.
+    Relay,
     /// Send the next devices a message to many.
     Broadcast,
     /// Devices that have not fetched their sound get the text instead.

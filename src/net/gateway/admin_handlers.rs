@@ -44,8 +44,12 @@ impl Gateway {
                 return self.handle_command(*request_id, client_id, body).map(Answer::Response);
             }
             Endpoint::CommandResult => self.admin.command_results.response(client_id, self.io.now),
-            Endpoint::CallRequest => self.handle_call_request(body),
-            Endpoint::CallAccept => self.handle_call_accept(body),
+            Endpoint::CallRequest => {
+                return self.handle_call_request(*request_id, body).map(Answer::Response);
+            }
+            Endpoint::CallAccept => {
+                return self.handle_call_accept(*request_id, body).map(Answer::Response);
+            }
             Endpoint::CallHangUp => self.handle_call_hang_up(body),
             Endpoint::Message => self.handle_message(client_id, body),
             Endpoint::Messages => return self.handle_broadcast(*request_id, body),
@@ -161,23 +165,20 @@ impl Gateway {
         Answer::DevicesStatus(names.into_iter().map(|name| (name.clone(), status(&name))).collect())
     }
 
-    fn handle_call_request(&mut self, body: &str) -> Response {
-        let request = match dto::CallRequest::parse(body) {
-            Ok(request) => request,
-            Err(error) => return Response::json(400, dto::error_body(&error)),
-        };
-        let (outcome, note) = self.request_device_call(request.caller, request.target, &request.nickname);
-        Response::json(200, dto::call_request_body(outcome, note))
+    fn handle_call_request(&mut self, request_id: u64, body: &str) -> Option<Response> {
+        match dto::CallRequest::parse(body) {
+            Ok(request) => self.request_device_call(request_id, &request),
+            Err(error) => return Some(Response::json(400, dto::error_body(&error))),
+        }
+        None
     }
 
-    fn handle_call_accept(&mut self, body: &str) -> Response {
+    fn handle_call_accept(&mut self, request_id: u64, body: &str) -> Option<Response> {
         match dto::parse_call_mac(body) {
-            Ok(mac) => {
-                let (outcome, note) = self.accept_device_call(mac);
-                Response::json(200, dto::call_accept_body(outcome, note))
-            }
-            Err(error) => Response::json(400, dto::error_body(&error)),
+            Ok(mac) => self.accept_device_call(request_id, mac),
+            Err(error) => return Some(Response::json(400, dto::error_body(&error))),
         }
+        None
     }
 
     fn handle_call_hang_up(&mut self, body: &str) -> Response {

@@ -9,12 +9,13 @@ use crate::net::event_loop::io::Io;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
+use crate::net::gateway::relay::Relay;
 use crate::net::media::socket::{self, BATCH};
 use crate::net::metrics::Metrics;
-use crate::net::sessions::session::Session;
+use crate::net::sessions::session::{AudioPeer, Session};
 use crate::net::sessions::table::Sessions;
 use crate::proto::audio::{HEADER_LEN, MAX_PAYLOAD};
-use crate::session::{Core, DropReason, Encrypted, FrameSpace, UdpPeer, Uplink};
+use crate::session::{Core, DropReason, Encrypted, FrameSpace, RelayId, UdpPeer, Uplink};
 
 /// Datagrams received per dispatch.
 const DATAGRAM_BUDGET: usize = 256;
@@ -71,7 +72,7 @@ impl Gateway {
             Ok(Uplink::OtherDevice(payload_len)) => {
                 let payload = &datagram[HEADER_LEN..HEADER_LEN + payload_len];
                 let mut out = [0; DATAGRAM_MAX];
-                let relayed = relay(id, payload, &mut out, &mut self.sessions, &self.io);
+                let relayed = relay(id, payload, &mut out, &mut self.sessions, &mut self.relay, &self.io);
                 self.queue_relayed(relayed, &out);
                 return Ok(());
             }
@@ -112,7 +113,7 @@ impl Gateway {
                 Ok(Uplink::OtherDevice(payload_len)) => {
                     let payload = &datagram[HEADER_LEN..HEADER_LEN + payload_len];
                     let mut out = [0; DATAGRAM_MAX];
-                    let relayed = relay(id, payload, &mut out, &mut self.sessions, &self.io);
+                    let relayed = relay(id, payload, &mut out, &mut self.sessions, &mut self.relay, &self.io);
                     self.queue_relayed(relayed, &out);
                 }
                 Ok(Uplink::Silence | Uplink::Path { .. }) => self.io.metrics.discarded(DropReason::Ringing),
@@ -136,11 +137,24 @@ impl Gateway {
         }
     }
 
-    fn queue_relayed(&mut self, relayed: Result<(SessionId, Encrypted), DropReason>, out: &[u8]) {
+    /// Sends an audio packet of the other device of this call, which that worker serves.
+    pub(super) fn on_relayed_audio(&mut self, from: usize, call: RelayId, opus: &[u8]) {
+        self.coalescer.count_downlink();
+        let Some(id) = self.session_in_call_with(from, call) else {
+            return self.io.metrics.discarded(DropReason::NoPeer);
+        };
+        let Some(session) = self.sessions.live(id) else { return };
+        let mut out = [0; DATAGRAM_MAX];
+        let encrypted = session.core.relay(opus, &mut out, &self.io.config, self.io.now);
+        self.queue_relayed(encrypted.map(|encrypted| Some((id, encrypted))), &out);
+    }
+
+    fn queue_relayed(&mut self, relayed: Result<Option<(SessionId, Encrypted)>, DropReason>, out: &[u8]) {
         match relayed {
-            Ok((peer, encrypted)) => {
+            Ok(Some((peer, encrypted))) => {
                 self.audio.queue(peer, encrypted, out, &mut self.sessions, &mut self.io);
             }
+            Ok(None) => {}
             Err(reason) => self.io.metrics.discarded(reason),
         }
     }
@@ -172,16 +186,28 @@ fn send_to_server(
     }
 }
 
-/// Encrypts an Opus packet of one device for the other one of a device-to-device call into `out`.
+/// Encrypts an Opus packet of one device for the other one of a device-to-device call into `out`. None if another worker serves
+/// that one, and gets the packet.
 fn relay(
     id: SessionId,
     payload: &[u8],
     out: &mut [u8],
     sessions: &mut Sessions,
+    workers: &mut Relay,
     io: &Io,
-) -> Result<(SessionId, Encrypted), DropReason> {
+) -> Result<Option<(SessionId, Encrypted)>, DropReason> {
     let peer = sessions.get(id).and_then(|session| session.peer.as_deref().copied());
-    let peer = peer.ok_or(DropReason::NoPeer)?;
-    let session = sessions.live(peer).ok_or(DropReason::NoPeer)?;
-    Ok((peer, session.core.relay(payload, out, &io.config, io.now)?))
+    match peer.ok_or(DropReason::NoPeer)? {
+        AudioPeer::Session(peer) => {
+            let session = sessions.live(peer).ok_or(DropReason::NoPeer)?;
+            Ok(Some((peer, session.core.relay(payload, out, &io.config, io.now)?)))
+        }
+        AudioPeer::Worker(worker, call, _) => {
+            let sent = workers.send_audio(worker, call, payload);
+            if let (Err(_), Some(session)) = (sent, sessions.live(id)) {
+                session.core.on_uplink_dropped(payload.len());
+            }
+            sent.map(|()| None)
+        }
+    }
 }

@@ -10,6 +10,7 @@ use crate::net::gateway::Gateway;
 use crate::net::log_limiter::suppressed_suffix;
 use crate::net::log_subject::LogSubject;
 use crate::net::mqtt::connection_log::Change;
+use crate::net::sessions::session::AudioPeer;
 use crate::proto::identity::ClientId;
 use crate::session::{CallState, CallSummary, LogEvent, ToolCount};
 use crate::text::shown;
@@ -61,7 +62,10 @@ impl Gateway {
         else {
             return;
         };
-        let peer = session.peer.as_deref().and_then(|peer| self.sessions.client_id(*peer));
+        let peer = session.peer.as_deref().and_then(|peer| match *peer {
+            AudioPeer::Session(peer) => self.sessions.client_id(peer).map(ClientId::mac),
+            AudioPeer::Worker(_, _, mac) => Some(mac),
+        });
         let call = FinishedCall::new(
             summary,
             &CallPlace {
@@ -70,7 +74,7 @@ impl Gateway {
                 ip: session.core.ip(),
                 mask_address: self.io.config.history.mask_addresses,
                 route: self.io.config.route_name(client_id),
-                peer: peer.map(ClientId::mac),
+                peer,
             },
         );
         self.history.record(call);

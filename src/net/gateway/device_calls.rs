@@ -1,21 +1,30 @@
 //! Calls between devices: carries out what [`DeviceCallTable`] decides.
 
+use std::collections::HashMap;
+
 use log::Level;
 
+use crate::admin::answer::Answer;
+use crate::admin::dto;
+use crate::admin::response::Response;
 use crate::logger::log_about;
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
+use crate::net::sessions::session::AudioPeer;
 use crate::net::sessions::table::Sessions;
 use crate::proto::identity::Mac;
 use crate::session::{
-    AcceptOutcome, Context, Core, DeviceCallEffect, DeviceCallTable, EndReason, Presence, RequestOutcome,
+    CallAnswer, CallRequest, Context, Core, DeviceCallContext, DeviceCallEffect, DeviceCallTable, EndReason,
+    JoinedDevice, LocalDevices, Place, Presence, RelayId, RelayMessage, RequestOutcome,
 };
 
 /// The device-to-device calls, and the timer for those that nobody has answered yet.
 #[derive(Default)]
 pub(crate) struct DeviceCalls {
     table: DeviceCallTable,
+    /// The sessions that talk to devices of other workers.
+    sessions: HashMap<RelayId, SessionId>,
     /// The tick of the one live entry in the timer wheel.
     armed_tick: Option<u64>,
 }
@@ -24,11 +33,13 @@ impl DeviceCalls {
     /// Changes the table, and arms the timer for the earliest deadline in it. The effects are the caller's to carry out.
     fn change<T>(
         &mut self,
+        devices: &dyn LocalDevices,
         io: &mut Io,
-        change: impl FnOnce(&mut DeviceCallTable, &mut Vec<DeviceCallEffect>) -> T,
+        change: impl FnOnce(&mut DeviceCallTable, &mut DeviceCallContext<'_>) -> T,
     ) -> (T, Vec<DeviceCallEffect>) {
         let mut effects = Vec::new();
-        let outcome = change(&mut self.table, &mut effects);
+        let mut cx = DeviceCallContext { now: io.now, devices, out: &mut effects };
+        let outcome = change(&mut self.table, &mut cx);
         if let Some(deadline) = self.table.deadline() {
             let tick = io.timers.tick(deadline);
             if self.armed_tick.is_none_or(|armed| tick < armed) {
@@ -39,17 +50,24 @@ impl DeviceCalls {
     }
 
     /// The timer that was armed for this tick has expired.
-    fn expire(&mut self, tick: u64, io: &mut Io) -> Vec<DeviceCallEffect> {
+    fn expire(&mut self, tick: u64, devices: &dyn LocalDevices, io: &mut Io) -> Vec<DeviceCallEffect> {
         if self.armed_tick != Some(tick) {
             return Vec::new();
         }
         self.armed_tick = None;
-        let now = io.now;
-        self.change(io, |table, effects| table.on_timeout(now, effects)).1
+        self.change(devices, io, DeviceCallTable::on_timeout).1
+    }
+}
+
+impl LocalDevices for Sessions {
+    fn presence(&self, mac: Mac) -> Presence {
+        let session = session_of(self, mac).and_then(|id| self.get(id));
+        session.map_or(Presence::Absent, |session| session.core.presence())
     }
 
-    fn are_connected(&self, one: Mac, other: Mac) -> bool {
-        self.table.peer(one) == Some(other)
+    fn listens_in_realtime(&self, mac: Mac) -> bool {
+        let session = session_of(self, mac).and_then(|id| self.get(id));
+        session.is_some_and(|session| session.core.listens_in_realtime())
     }
 }
 
@@ -71,57 +89,60 @@ fn silence_note(macs: &str) -> String {
     )
 }
 
-fn presence(sessions: &Sessions, mac: Mac) -> Presence {
-    let session = session_of(sessions, mac).and_then(|id| sessions.get(id));
-    session.map_or(Presence::Absent, |session| session.core.presence())
-}
-
 impl Gateway {
     // ----- requests of operators ----------------------------------------------------------------------------------
 
-    /// Returns also what the operator should know about the call that was made.
-    pub(super) fn request_device_call(
-        &mut self,
-        caller: Mac,
-        target: Mac,
-        nickname: &str,
-    ) -> (RequestOutcome, Option<String>) {
-        if self.workers.other_worker_of(target).is_some() {
-            let refused = RequestOutcome::Refused(
-                "两台设备由不同的工作线程服务，需设 workers 为 1 / The devices are served by different workers; set workers to 1",
-            );
-            return (refused, None);
+    /// The answer follows, at once if this worker serves both devices.
+    pub(super) fn request_device_call(&mut self, request_id: u64, request: &dto::CallRequest) {
+        let place = self.workers.other_worker_of(request.target).map_or(Place::Here, Place::Worker);
+        if let Place::Worker(worker) = place
+            && self.relay.is_lost(worker)
+        {
+            return self.apply_effects(vec![DeviceCallTable::refuse_lost_place(request_id)]);
         }
-        let now = self.io.now;
-        let caller = (caller, presence(&self.sessions, caller));
-        let target = (target, presence(&self.sessions, target));
-        let (outcome, effects) = self
-            .device_calls
-            .change(&mut self.io, |table, effects| table.request(caller, target, nickname, now, effects));
-        self.io.metrics.device_calls += u64::from(!effects.is_empty());
-        (outcome, self.apply_effects(effects))
+        let dto::CallRequest { caller, target, nickname } = request;
+        let request = CallRequest { caller: *caller, target: *target, place, nickname };
+        self.change_device_calls(|table, cx| table.request(request, request_id, cx));
     }
 
     /// As [`request_device_call`](Self::request_device_call).
-    pub(super) fn accept_device_call(&mut self, target: Mac) -> (AcceptOutcome, Option<String>) {
-        self.change_device_calls(|table, sessions, effects| {
-            let presence = |mac| presence(sessions, mac);
-            table.accept((target, presence(target)), presence, effects)
-        })
+    pub(super) fn accept_device_call(&mut self, request_id: u64, target: Mac) {
+        self.change_device_calls(|table, cx| table.accept(target, request_id, cx));
     }
 
     /// False when the device takes part in no device-to-device call.
     pub(super) fn hang_up_device_call(&mut self, mac: Mac) -> bool {
-        self.change_device_calls(|table, _, effects| table.hang_up(mac, effects)).0
+        self.change_device_calls(|table, cx| table.hang_up(mac, cx))
     }
 
     fn change_device_calls<T>(
         &mut self,
-        change: impl FnOnce(&mut DeviceCallTable, &Sessions, &mut Vec<DeviceCallEffect>) -> T,
-    ) -> (T, Option<String>) {
-        let change = |table: &mut _, effects: &mut _| change(table, &self.sessions, effects);
-        let (outcome, effects) = self.device_calls.change(&mut self.io, change);
-        (outcome, self.apply_effects(effects))
+        change: impl FnOnce(&mut DeviceCallTable, &mut DeviceCallContext<'_>) -> T,
+    ) -> T {
+        let (outcome, effects) = self.device_calls.change(&self.sessions, &mut self.io, change);
+        self.apply_effects(effects);
+        outcome
+    }
+
+    // ----- other workers ------------------------------------------------------------------------------------------
+
+    pub(super) fn on_relay_message(&mut self, from: Place, message: RelayMessage) {
+        self.change_device_calls(|table, cx| table.on_message(from, message, cx));
+    }
+
+    /// The session that is in this call with a device of that worker.
+    pub(super) fn session_in_call_with(&self, worker: usize, call: RelayId) -> Option<SessionId> {
+        let id = *self.device_calls.sessions.get(&call)?;
+        let peer = self.sessions.get(id)?.peer.as_deref()?;
+        matches!(*peer, AudioPeer::Worker(at, of, _) if (at, of) == (worker, call)).then_some(id)
+    }
+
+    pub(super) fn has_calls_with(&self, worker: usize) -> bool {
+        self.device_calls.table.has_calls_with(Place::Worker(worker))
+    }
+
+    pub(super) fn end_calls_with(&mut self, worker: usize) {
+        self.change_device_calls(|table, cx| table.on_place_lost(Place::Worker(worker), cx));
     }
 
     // ----- events of devices --------------------------------------------------------------------------------------
@@ -129,9 +150,11 @@ impl Gateway {
     /// The call of a device that called, or was connected to, another device has ended.
     pub(super) fn leave_device_call(&mut self, id: SessionId) {
         let Some(session) = self.sessions.live(id) else { return };
-        session.peer = None;
+        if let Some(AudioPeer::Worker(_, call, _)) = session.peer.take().as_deref() {
+            self.device_calls.sessions.remove(call);
+        }
         let Some(mac) = session.core.client_id().map(|client_id| client_id.mac()) else { return };
-        self.change_device_calls(|table, _, effects| table.on_call_ended(mac, effects));
+        self.change_device_calls(|table, cx| table.on_call_ended(mac, cx));
     }
 
     /// The device logs in and has proved who it is: a session with its MAC that proved nothing leaves its device-to-device call,
@@ -150,21 +173,23 @@ impl Gateway {
     /// A session of the device has ended. When it was the last one, calls to the device end.
     pub(super) fn on_device_absent(&mut self, mac: Mac) {
         if self.sessions.by_mac(mac).next().is_none() {
-            self.change_device_calls(|table, _, effects| table.on_device_disconnected(mac, effects));
+            self.change_device_calls(|table, cx| table.on_device_disconnected(mac, cx));
         }
     }
 
     pub(super) fn on_device_calls_timer(&mut self, tick: u64) {
-        let effects = self.device_calls.expire(tick, &mut self.io);
+        let effects = self.device_calls.expire(tick, &self.sessions, &mut self.io);
         self.apply_effects(effects);
     }
 
-    /// Returns what the operator should know about the call that was made, if one was.
-    fn apply_effects(&mut self, effects: Vec<DeviceCallEffect>) -> Option<String> {
+    fn apply_effects(&mut self, effects: Vec<DeviceCallEffect>) {
         let mut note = None;
         for effect in effects {
             match effect {
-                DeviceCallEffect::Ring(caller) => self.drive_mac(caller, |core, cx| core.start_ringing(cx)),
+                DeviceCallEffect::Ring(caller) => {
+                    self.io.metrics.device_calls += 1;
+                    self.drive_mac(caller, |core, cx| core.start_ringing(cx));
+                }
                 DeviceCallEffect::Wake { target, nickname } => {
                     if let Some(id) = session_of(&self.sessions, target) {
                         log_about!(Level::Info, self.sessions.log_subject(id), "is called by another device");
@@ -174,40 +199,78 @@ impl Gateway {
                 DeviceCallEffect::Accepted { caller, from } => {
                     self.drive_mac(caller, |core, cx| core.on_call_accepted(from, cx));
                 }
-                DeviceCallEffect::Connect(one, other) => note = self.bridge(one, other),
+                DeviceCallEffect::Join(joined) => note = self.join(joined),
                 DeviceCallEffect::End(mac, reason) => {
                     self.drive_mac(mac, |core, cx| core.end_device_call(reason, cx));
                 }
+                DeviceCallEffect::Send(Place::Worker(worker), message) => {
+                    self.relay.send(worker, message, &mut self.io);
+                }
+                DeviceCallEffect::Send(Place::Here, message) => self.on_relay_message(Place::Here, message),
+                DeviceCallEffect::Answer(request_id, answer) => {
+                    self.answer_operator(request_id, answer, note.take());
+                }
             }
         }
-        note
+    }
+
+    fn answer_operator(&mut self, request_id: u64, answer: CallAnswer, note: Option<String>) {
+        let body = match answer {
+            CallAnswer::Request(outcome) => {
+                self.io.metrics.device_calls += u64::from(outcome == RequestOutcome::Connected);
+                dto::call_request_body(outcome, note)
+            }
+            CallAnswer::Accept(outcome) => dto::call_accept_body(outcome, note),
+        };
+        self.send_admin_response(request_id, Answer::Response(Response::json(200, body)));
     }
 
     /// Returns why stock firmware will not play the sound of this call, unless it will.
-    fn bridge(&mut self, one: Mac, other: Mac) -> Option<String> {
-        let (a, b) = (session_of(&self.sessions, one)?, session_of(&self.sessions, other)?);
-        let realtime = |id| self.sessions.get(id).is_some_and(|session| session.core.listens_in_realtime());
-        let silent: Vec<_> = [(a, one), (b, other)]
-            .into_iter()
-            .filter(|(id, _)| !realtime(*id))
-            .map(|(_, mac)| mac.to_string())
-            .collect();
-        for (id, peer) in [(a, b), (b, a)] {
-            // Leaving its chat server may have ended the first device's call.
-            if !self.device_calls.are_connected(one, other) {
-                return None;
+    fn join(&mut self, joined: JoinedDevice) -> Option<String> {
+        let JoinedDevice { mac, far, realtime, peer_realtime } = joined;
+        // The first device's call may have ended when it left its chat server.
+        let id =
+            session_of(&self.sessions, mac).filter(|_| self.device_calls.table.talks_in(mac, far.call))?;
+        let peer = match far.place {
+            Place::Here => AudioPeer::Session(session_of(&self.sessions, far.mac)?),
+            Place::Worker(worker) => {
+                self.device_calls.sessions.insert(far.call, id);
+                AudioPeer::Worker(worker, far.call, far.mac)
             }
-            if let Some(session) = self.sessions.live(id) {
-                session.peer = Some(Box::new(peer));
-            }
-            self.drive(id, |core, cx| core.join_device_call(silent.is_empty(), cx));
+        };
+        if let Some(session) = self.sessions.live(id) {
+            session.peer = Some(Box::new(peer));
         }
-        self.io.metrics.device_calls_bridged += 1;
-        let subject = self.sessions.log_subject(a);
-        log_about!(Level::Info, subject, "talks to {}", self.sessions.log_subject(b));
-        let note = (!silent.is_empty()).then(|| silence_note(&silent.join(", ")))?;
-        log_about!(Level::Info, subject, "{note}");
-        Some(note)
+        let both_realtime = realtime && peer_realtime;
+        self.drive(id, |core, cx| core.join_device_call(both_realtime, cx));
+        let is_caller = mac == far.call.caller;
+        // At one worker, both devices have joined when the target has.
+        let counts = is_caller != (far.place == Place::Here);
+        self.io.metrics.device_calls_bridged += u64::from(counts);
+        let silent: Vec<_> =
+            [(far.call.caller, is_caller), (if is_caller { far.mac } else { mac }, !is_caller)]
+                .into_iter()
+                .filter(|(_, own)| if *own { !realtime } else { !peer_realtime })
+                .map(|(mac, _)| mac.to_string())
+                .collect();
+        let note = (!silent.is_empty()).then(|| silence_note(&silent.join(", ")));
+        let subject = match peer {
+            AudioPeer::Session(_) if is_caller => return note,
+            AudioPeer::Session(caller) => {
+                let subject = self.sessions.log_subject(caller);
+                log_about!(Level::Info, subject, "talks to {}", self.sessions.log_subject(id));
+                subject
+            }
+            AudioPeer::Worker(worker, ..) => {
+                let subject = self.sessions.log_subject(id);
+                log_about!(Level::Info, subject, "talks to {}, which worker {worker} serves", far.mac);
+                subject
+            }
+        };
+        if let Some(note) = &note {
+            log_about!(Level::Info, subject, "{note}");
+        }
+        note
     }
 
     fn drive_mac(&mut self, mac: Mac, decide: impl FnOnce(&mut Core, &mut Context<'_>)) {
@@ -224,21 +287,32 @@ mod tests {
 
     use super::*;
 
+    struct AllInCall;
+
+    impl LocalDevices for AllInCall {
+        fn presence(&self, _: Mac) -> Presence {
+            Presence::InCall
+        }
+
+        fn listens_in_realtime(&self, _: Mac) -> bool {
+            false
+        }
+    }
+
     #[test]
     fn an_unanswered_call_ends_when_its_timer_expires() {
         let (mut calls, mut io) = (DeviceCalls::default(), Io::for_test());
         let [caller, target] = ["02:00:00:00:00:01", "02:00:00:00:00:02"].map(|mac| mac.parse().unwrap());
-        let now = io.now;
-        let (_, effects) = calls.change(&mut io, |table, effects| {
-            table.request((caller, Presence::InCall), (target, Presence::InCall), "n", now, effects)
-        });
+        let devices = AllInCall;
+        let request = CallRequest { caller, target, place: Place::Here, nickname: "n" };
+        let (_, effects) = calls.change(&devices, &mut io, |table, cx| table.request(request, 1, cx));
         assert!(!effects.is_empty());
         let deadline = calls.table.deadline().unwrap();
         let tick = io.timers.tick(deadline);
-        assert!(calls.expire(tick + 1, &mut io).is_empty(), "this timer was replaced");
+        assert!(calls.expire(tick + 1, &devices, &mut io).is_empty(), "this timer was replaced");
         io.now = deadline + Duration::from_secs(1);
-        let ended = calls.expire(tick, &mut io);
+        let ended = calls.expire(tick, &devices, &mut io);
         assert!(matches!(ended[..], [DeviceCallEffect::End(mac, _), ..] if mac == caller), "{ended:?}");
-        assert!(calls.expire(tick, &mut io).is_empty());
+        assert!(calls.expire(tick, &devices, &mut io).is_empty());
     }
 }

@@ -19,6 +19,7 @@ use crate::net::error::BindError;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::upgrades::UpgradeStep;
 use crate::net::gateway::workers::HandOff;
+use crate::session::RelayBatch;
 
 /// What other threads send to the loop.
 pub(crate) enum Command {
@@ -29,6 +30,11 @@ pub(crate) enum Command {
     ReloadFile,
     /// From another worker: a connection of a device that belongs to this one.
     HandOff(Box<HandOff>),
+    /// From another worker, by its number: what it has for calls between devices.
+    Relay {
+        from: usize,
+        batch: Box<RelayBatch>,
+    },
     /// From the leader: a request of the management API.
     AdminRequest(Box<AdminRequest>),
     /// To the leader: the response to such a request.
@@ -44,6 +50,9 @@ pub(crate) enum Command {
     /// Makes this worker panic.
     #[cfg(test)]
     Panic(usize),
+    /// Makes this worker stand still until the sender is dropped.
+    #[cfg(test)]
+    Stall(usize, Receiver<()>),
 }
 
 /// Controls a running gateway from any thread.
@@ -89,11 +98,18 @@ impl Handle {
         self.send(Command::ReloadFile);
     }
 
+    /// Without effect once the gateway has ended: nobody receives commands.
     pub(crate) fn send(&self, command: Command) {
-        // Nobody receives commands once the gateway has ended.
-        if self.commands.send(command).is_ok() {
+        self.try_send(command);
+    }
+
+    /// False once the gateway has ended.
+    pub(crate) fn try_send(&self, command: Command) -> bool {
+        let sent = self.commands.send(command).is_ok();
+        if sent {
             let _ = self.waker.wake();
         }
+        sent
     }
 }
 

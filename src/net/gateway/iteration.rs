@@ -211,6 +211,7 @@ impl Gateway {
                     let _ = self.reload_file();
                 }
                 Command::HandOff(hand_off) => self.accept_hand_off(*hand_off),
+                Command::Relay { from, batch } => self.on_relay(from, *batch),
                 Command::AdminRequest(request) => self.run_admin_request(&request),
                 Command::AdminResponse(response) => self.admin.on_response(*response, &mut self.io),
                 Command::ServersUnwell(unwell) => {
@@ -225,6 +226,12 @@ impl Gateway {
                 }
                 #[cfg(test)]
                 Command::Panic(_) => panic!("injected"),
+                #[cfg(test)]
+                Command::Stall(worker, _) if worker != self.workers.index() => {
+                    self.workers.send(worker, command)
+                }
+                #[cfg(test)]
+                Command::Stall(_, until) => _ = until.recv(),
             }
         }
     }
@@ -249,6 +256,7 @@ impl Gateway {
                 TimerKind::Accept => self.resume_accepting(),
                 TimerKind::Admin(id) => self.on_admin_timer(id, tick),
                 TimerKind::DeviceCalls => self.on_device_calls_timer(tick),
+                TimerKind::Relay => self.on_relay_timer(),
                 TimerKind::Broadcast => self.on_broadcast_timer(),
                 TimerKind::NotifyFallback => self.on_notify_timer(),
                 TimerKind::AcceptAdmin => self.io.run_queue.push(Task::AcceptAdmin),
@@ -297,6 +305,7 @@ impl Gateway {
     /// Writes what this iteration has queued: all datagrams in one batch, then the text of each dirty session. While the UDP
     /// socket is full, a device's text waits for its own queued audio, which must leave first.
     fn flush(&mut self) {
+        self.flush_relay();
         let flushed = self.audio.flush(&mut self.io);
         self.audio.watch_writable(flushed.blocked, &self.io.registry);
         let Self { sessions, connector, audio, io, .. } = self;

@@ -20,6 +20,7 @@ pub(crate) mod login;
 pub(crate) mod memory_trim;
 pub(crate) mod notify_requests;
 pub(crate) mod ota_requests;
+pub(crate) mod relay;
 pub(crate) mod restart;
 pub(crate) mod run;
 pub(crate) mod sd_notify;
@@ -56,6 +57,7 @@ use crate::net::gateway::device_calls::DeviceCalls;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
 use crate::net::gateway::lifecycle::Lifecycle;
 use crate::net::gateway::memory_trim::MemoryTrim;
+use crate::net::gateway::relay::Relay;
 use crate::net::gateway::sd_notify::SdNotify;
 use crate::net::gateway::sockets::{OpenSockets, WorkerSockets};
 use crate::net::gateway::upgrades::Upgrades;
@@ -105,6 +107,7 @@ pub struct Gateway {
     admin: AdminServer,
     ota: OtaServer,
     device_calls: DeviceCalls,
+    relay: Relay,
     broadcasts: Broadcasts,
     workers: Workers,
     lifecycle: Lifecycle,
@@ -219,6 +222,7 @@ impl Gateway {
             admin,
             ota,
             device_calls: DeviceCalls::default(),
+            relay: Relay::default(),
             broadcasts: Broadcasts::default(),
             workers: Workers::default(),
             lifecycle: Lifecycle::new(source),

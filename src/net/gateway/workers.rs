@@ -25,6 +25,7 @@ use crate::net::event_loop::tcp::{self, LINGER};
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
+use crate::net::gateway::relay::Relay;
 use crate::net::gateway::sockets::WorkerSockets;
 use crate::net::history::History;
 use crate::net::mqtt::connection::MqttConnection;
@@ -61,6 +62,7 @@ struct Counts {
 /// What the leader shares with a worker before the worker runs.
 struct WorkerSetup {
     workers: Workers,
+    relay: Relay,
     by_address: ConnectionsByAddress,
     refusals: Arc<Mutex<Refusals>>,
     recent_errors: Arc<Mutex<RecentErrors>>,
@@ -106,9 +108,12 @@ impl Workers {
     }
 
     pub(crate) fn send(&self, worker: usize, command: Command) {
-        if let Some(worker) = self.handles.get(worker) {
-            worker.send(command);
-        }
+        self.try_send(worker, command);
+    }
+
+    /// False when the worker has ended.
+    pub(crate) fn try_send(&self, worker: usize, command: Command) -> bool {
+        self.handles.get(worker).is_some_and(|worker| worker.try_send(command))
     }
 
     /// Sends a command to all other workers. Only the leader does.
@@ -207,9 +212,11 @@ impl Workers {
             workers.handles.push(bound_receiver.recv().map_err(|_| ended())??);
             setups.push(setup);
         }
+        let relay = Relay::counters(count);
         for (sender, index) in setups.into_iter().zip(1..) {
             let setup = WorkerSetup {
                 workers: Self::new(index, workers.handles.clone(), workers.counts.clone()),
+                relay: Relay::new(index, relay.clone()),
                 by_address: leader.mqtt.by_address.clone(),
                 refusals: leader.mqtt.refusals.clone(),
                 recent_errors: leader.admin.shared_recent_errors(),
@@ -218,6 +225,7 @@ impl Workers {
             workers.setups.push((sender, setup));
         }
         leader.workers = workers;
+        leader.relay = Relay::new(0, relay);
         Ok(())
     }
 
@@ -307,6 +315,7 @@ impl Gateway {
 
     fn set_up_worker(&mut self, setup: WorkerSetup) {
         self.workers = setup.workers;
+        self.relay = setup.relay;
         self.mqtt.by_address = setup.by_address;
         self.mqtt.refusals = setup.refusals;
         self.admin.set_recent_errors(setup.recent_errors);

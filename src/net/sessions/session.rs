@@ -5,7 +5,8 @@ use std::time::Instant;
 use crate::net::backend::connection::BackendConnection;
 use crate::net::event_loop::token::SessionId;
 use crate::net::mqtt::connection::MqttConnection;
-use crate::session::Core;
+use crate::proto::identity::Mac;
+use crate::session::{Core, RelayId};
 
 /// No tick of the timer wheel; later than all ticks.
 pub(crate) const NOT_ARMED: u64 = u64::MAX;
@@ -18,7 +19,7 @@ pub(crate) struct Session {
     pub(crate) mqtt: Option<MqttConnection>,
     pub(crate) backend: Option<Box<BackendConnection>>,
     /// The other device of a device-to-device call. Boxed, since few sessions have one.
-    pub(crate) peer: Option<Box<SessionId>>,
+    pub(crate) peer: Option<Box<AudioPeer>>,
     /// The tick of the one live entry in the timer wheel, or [`NOT_ARMED`].
     pub(crate) armed_tick: u64,
     /// When connections that only wait for their peer to close are dropped. Boxed, since few sessions have one.
@@ -31,6 +32,14 @@ pub(crate) struct Session {
     pub(super) lingering: bool,
     /// Bytes buffered above the free allowance when last accounted.
     pub(crate) accounted_bytes: u32,
+}
+
+/// Where the audio of a device goes that talks to another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AudioPeer {
+    Session(SessionId),
+    /// This worker serves the other device, which has this MAC, and knows the call by this id.
+    Worker(usize, RelayId, Mac),
 }
 
 impl Session {

@@ -180,6 +180,7 @@ mod tests {
                 "device_abort",
                 "peer_left",
                 "unanswered",
+                "peer_lost",
             ]
         );
         assert_eq!(
@@ -205,6 +206,7 @@ mod tests {
                 "bad_frame",
                 "held_full",
                 "socket_full",
+                "relay_full",
                 "aborted",
                 "ringing",
             ]

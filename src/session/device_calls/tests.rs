@@ -1,6 +1,6 @@
 //! Scenarios of calls between devices, and a random test with several devices.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use super::*;
 
@@ -8,32 +8,101 @@ fn mac(n: u8) -> Mac {
     Mac::from([2, 0, 0, 0, 0, n])
 }
 
+/// Everyone is in a call, except who is listed.
+#[derive(Default)]
+struct Others(HashMap<Mac, Presence>);
+
+impl LocalDevices for Others {
+    fn presence(&self, mac: Mac) -> Presence {
+        self.0.get(&mac).copied().unwrap_or(Presence::InCall)
+    }
+
+    fn listens_in_realtime(&self, _: Mac) -> bool {
+        false
+    }
+}
+
 struct Scenario {
     calls: DeviceCallTable,
+    devices: Others,
     now: Instant,
+    /// The effects of the last change, without its answer.
     out: Vec<DeviceCallEffect>,
 }
 
 impl Scenario {
     fn new() -> Self {
-        Self { calls: DeviceCallTable::default(), now: Instant::now(), out: Vec::new() }
+        Self {
+            calls: DeviceCallTable::default(),
+            devices: Others::default(),
+            now: Instant::now(),
+            out: Vec::new(),
+        }
+    }
+
+    fn change<T>(
+        &mut self,
+        change: impl FnOnce(&mut DeviceCallTable, &mut DeviceCallContext<'_>) -> T,
+    ) -> (T, Option<CallAnswer>) {
+        self.out.clear();
+        let mut cx = DeviceCallContext { now: self.now, devices: &self.devices, out: &mut self.out };
+        let outcome = change(&mut self.calls, &mut cx);
+        let mut answers = self.out.extract_if(.., |effect| matches!(effect, DeviceCallEffect::Answer(..)));
+        let answer = answers.next();
+        assert_eq!(answers.next(), None, "one answer");
+        drop(answers);
+        match answer {
+            Some(DeviceCallEffect::Answer(7, answer)) => (outcome, Some(answer)),
+            None => (outcome, None),
+            other => panic!("{other:?}"),
+        }
     }
 
     fn request(&mut self, caller: u8, target: u8) -> RequestOutcome {
-        self.out.clear();
-        let (caller, target) = ((mac(caller), Presence::InCall), (mac(target), Presence::InCall));
-        self.calls.request(caller, target, "Ann", self.now, &mut self.out)
+        let (caller, target) = (mac(caller), mac(target));
+        let request = CallRequest { caller, target, place: Place::Here, nickname: "Ann" };
+        match self.change(|table, cx| table.request(request, 7, cx)) {
+            ((), Some(CallAnswer::Request(outcome))) => outcome,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn accept(&mut self, target: u8) -> AcceptOutcome {
-        self.out.clear();
-        self.calls.accept((mac(target), Presence::InCall), |_| Presence::InCall, &mut self.out)
+        match self.change(|table, cx| table.accept(mac(target), 7, cx)) {
+            ((), Some(CallAnswer::Accept(outcome))) => outcome,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn left(&mut self, who: u8) -> Vec<DeviceCallEffect> {
-        self.out.clear();
-        self.calls.on_call_ended(mac(who), &mut self.out);
+        self.change(|table, cx| table.on_call_ended(mac(who), cx));
         self.out.clone()
+    }
+
+    fn disconnected(&mut self, who: u8) -> Vec<DeviceCallEffect> {
+        self.change(|table, cx| table.on_device_disconnected(mac(who), cx));
+        self.out.clone()
+    }
+
+    fn hang_up(&mut self, who: u8) -> bool {
+        self.change(|table, cx| table.hang_up(mac(who), cx)).0
+    }
+
+    fn time_passes(&mut self, until: Instant) -> Vec<DeviceCallEffect> {
+        self.now = until;
+        self.change(DeviceCallTable::on_timeout);
+        self.out.clone()
+    }
+
+    /// The effects that connect two devices of this place, in the `number`th call.
+    fn connected(caller: u8, target: u8, number: u64) -> [DeviceCallEffect; 3] {
+        let (caller, target) = (mac(caller), mac(target));
+        let join = |mac, peer| {
+            let far = FarEnd { mac: peer, place: Place::Here, call: RelayId { caller, number } };
+            DeviceCallEffect::Join(JoinedDevice { mac, far, realtime: false, peer_realtime: false })
+        };
+        let accepted = DeviceCallEffect::Accepted { caller, from: target };
+        [join(caller, target), join(target, caller), accepted]
     }
 }
 
@@ -45,8 +114,7 @@ fn request_then_accept_connects_and_either_side_ends_both() {
         let wake = DeviceCallEffect::Wake { target: mac(2), nickname: "Ann".into() };
         assert_eq!(scenario.out, [DeviceCallEffect::Ring(mac(1)), wake]);
         assert_eq!(scenario.accept(2), AcceptOutcome::Connected(mac(1)));
-        let accepted = DeviceCallEffect::Accepted { caller: mac(1), from: mac(2) };
-        assert_eq!(scenario.out, [DeviceCallEffect::Connect(mac(1), mac(2)), accepted]);
+        assert_eq!(scenario.out, Scenario::connected(1, 2, 1));
         assert_eq!(scenario.left(leaver), [DeviceCallEffect::End(mac(3 - leaver), EndReason::PeerLeft)]);
         assert_eq!(scenario.left(3 - leaver), []);
         assert_eq!(scenario.accept(2), AcceptOutcome::NoIncomingCall);
@@ -66,14 +134,9 @@ fn mutual_requests_connect_at_once() {
 fn self_offline_and_busy_give_different_outcomes() {
     let mut scenario = Scenario::new();
     assert!(matches!(scenario.request(1, 1), RequestOutcome::Refused(_)));
-    let offline = scenario.calls.request(
-        (mac(1), Presence::InCall),
-        (mac(2), Presence::Absent),
-        "Ann",
-        scenario.now,
-        &mut scenario.out,
-    );
-    assert_eq!(offline, RequestOutcome::Offline);
+    scenario.devices.0.insert(mac(2), Presence::Absent);
+    assert_eq!(scenario.request(1, 2), RequestOutcome::Offline);
+    scenario.devices.0.clear();
     assert_eq!(scenario.request(1, 2), RequestOutcome::Ringing);
     assert_eq!(scenario.request(1, 2), RequestOutcome::Ringing, "asking again changes nothing");
     assert_eq!(scenario.out, []);
@@ -94,8 +157,8 @@ fn impossible_requests_are_refused_with_a_message() {
         for &(caller, target) in before {
             scenario.request(caller, target);
         }
-        let (caller, target) = ((mac(caller), calling), (mac(target), InCall));
-        scenario.calls.request(caller, target, "Ann", scenario.now, &mut Vec::new())
+        scenario.devices.0.insert(mac(caller), calling);
+        scenario.request(caller, target)
     };
     let ringing = [(1, 2)];
     let talking = [(1, 2), (2, 1)];
@@ -113,8 +176,10 @@ fn impossible_requests_are_refused_with_a_message() {
     }
     let mut scenario = Scenario::new();
     scenario.request(1, 2);
-    let accepted = scenario.calls.accept((mac(2), Idle), |_| InCall, &mut scenario.out);
-    assert_eq!(accepted, AcceptOutcome::Refused("设备不在会话中 / The device is in no call"));
+    scenario.devices.0.insert(mac(2), Idle);
+    let refused = AcceptOutcome::Refused("设备不在会话中 / The device is in no call");
+    assert_eq!(scenario.accept(2), refused);
+    scenario.devices.0.clear();
     assert_eq!(scenario.accept(2), AcceptOutcome::Connected(mac(1)), "it still rings");
 }
 
@@ -138,11 +203,9 @@ fn an_unanswered_call_times_out() {
     assert_eq!(scenario.calls.deadline(), None);
     scenario.request(1, 2);
     assert_eq!(scenario.calls.deadline(), Some(scenario.now + RING_TIMEOUT));
-    scenario.out.clear();
-    scenario.calls.on_timeout(scenario.now + RING_TIMEOUT - Duration::from_millis(1), &mut scenario.out);
-    assert_eq!(scenario.out, []);
-    scenario.calls.on_timeout(scenario.now + RING_TIMEOUT, &mut scenario.out);
-    assert_eq!(scenario.out, [DeviceCallEffect::End(mac(1), EndReason::Unanswered)]);
+    let due = scenario.now + RING_TIMEOUT;
+    assert_eq!(scenario.time_passes(due - Duration::from_millis(1)), []);
+    assert_eq!(scenario.time_passes(due), [DeviceCallEffect::End(mac(1), EndReason::Unanswered)]);
     assert_eq!(scenario.accept(2), AcceptOutcome::NoIncomingCall);
 }
 
@@ -150,8 +213,9 @@ fn an_unanswered_call_times_out() {
 fn accepting_a_call_whose_caller_left_reports_it() {
     let mut scenario = Scenario::new();
     scenario.request(1, 2);
-    let gone = scenario.calls.accept((mac(2), Presence::InCall), |_| Presence::Absent, &mut scenario.out);
-    assert_eq!(gone, AcceptOutcome::CallerLeft);
+    scenario.devices.0.insert(mac(1), Presence::Absent);
+    assert_eq!(scenario.accept(2), AcceptOutcome::CallerLeft);
+    scenario.devices.0.clear();
     assert_eq!((scenario.accept(2), scenario.calls.deadline()), (AcceptOutcome::NoIncomingCall, None));
     scenario.request(1, 2);
     assert_eq!(scenario.left(1), []);
@@ -159,8 +223,7 @@ fn accepting_a_call_whose_caller_left_reports_it() {
     assert_eq!(scenario.accept(2), AcceptOutcome::NoIncomingCall, "told once");
     scenario.request(1, 2);
     scenario.left(1);
-    scenario.out.clear();
-    scenario.calls.on_timeout(scenario.now + RING_TIMEOUT, &mut scenario.out);
+    scenario.time_passes(scenario.now + RING_TIMEOUT);
     assert_eq!((scenario.accept(2), scenario.calls.deadline()), (AcceptOutcome::NoIncomingCall, None));
 }
 
@@ -173,22 +236,19 @@ fn a_target_that_disconnects_ends_the_ringing_but_its_new_hello_does_not() {
         [],
         "its call with its chat server ended: it may still accept from the next"
     );
-    scenario.calls.on_device_disconnected(mac(2), &mut scenario.out);
-    assert_eq!(scenario.out, [DeviceCallEffect::End(mac(1), EndReason::PeerLeft)]);
+    assert_eq!(scenario.disconnected(2), [DeviceCallEffect::End(mac(1), EndReason::PeerLeft)]);
 }
 
 #[test]
 fn an_operator_can_hang_up_either_side() {
     let mut scenario = Scenario::new();
-    assert!(!scenario.calls.hang_up(mac(1), &mut scenario.out));
+    assert!(!scenario.hang_up(1));
     scenario.request(1, 2);
-    scenario.out.clear();
-    assert!(scenario.calls.hang_up(mac(2), &mut scenario.out));
+    assert!(scenario.hang_up(2));
     assert_eq!(scenario.out, [DeviceCallEffect::End(mac(1), EndReason::Operator)]);
     scenario.request(1, 2);
     scenario.accept(2);
-    scenario.out.clear();
-    assert!(scenario.calls.hang_up(mac(1), &mut scenario.out));
+    assert!(scenario.hang_up(1));
     assert_eq!(
         scenario.out,
         [
@@ -210,7 +270,6 @@ enum UserState {
 struct RandomDevices {
     scenario: Scenario,
     users: [UserState; 5],
-    presence: [Presence; 5],
     rng_state: u64,
     reached: BTreeSet<&'static str>,
 }
@@ -221,6 +280,14 @@ impl RandomDevices {
         self.rng_state ^= self.rng_state >> 7;
         self.rng_state ^= self.rng_state << 17;
         (self.rng_state >> 11) % limit
+    }
+
+    fn presence(&self, who: u8) -> Presence {
+        self.scenario.devices.presence(mac(who))
+    }
+
+    fn set_presence(&mut self, who: u8, presence: Presence) {
+        self.scenario.devices.0.insert(mac(who), presence);
     }
 
     fn caller_of(&self, target: u8) -> Option<u8> {
@@ -241,7 +308,7 @@ impl RandomDevices {
 
     fn step(&mut self) {
         let (a, b) = (self.random_below(5) as u8, self.random_below(5) as u8);
-        let (i, j) = (usize::from(a), usize::from(b));
+        let i = usize::from(a);
         self.scenario.out.clear();
         let mut told: Vec<u8> = Vec::new();
         match self.random_below(12) {
@@ -249,26 +316,26 @@ impl RandomDevices {
             4..=5 => self.accept_call(a),
             // A hello or a goodbye ends the device's call.
             6 => {
-                self.scenario.calls.on_call_ended(mac(a), &mut self.scenario.out);
+                self.scenario.left(a);
                 told = self.end_call_of(a);
-                if self.presence[i] != Presence::Absent {
+                if self.presence(a) != Presence::Absent {
                     let hello = self.random_below(2) == 0;
-                    self.presence[i] = if hello { Presence::InCall } else { Presence::Idle };
+                    self.set_presence(a, if hello { Presence::InCall } else { Presence::Idle });
                 }
             }
             7 => {
-                self.scenario.calls.on_device_disconnected(mac(a), &mut self.scenario.out);
+                self.scenario.disconnected(a);
                 told = self.end_call_of(a);
                 if let Some(caller) = self.caller_of(a) {
                     self.users[usize::from(caller)] = UserState::Idle;
                     told.push(caller);
                     self.reached.insert("target gone");
                 }
-                self.presence[i] = Presence::Absent;
+                self.set_presence(a, Presence::Absent);
             }
             8 => {
                 let took_part = self.users[i] != UserState::Idle || self.caller_of(a).is_some();
-                assert_eq!(self.scenario.calls.hang_up(mac(a), &mut self.scenario.out), took_part);
+                assert_eq!(self.scenario.hang_up(a), took_part);
                 let itself = self.users[i] != UserState::Idle;
                 told = self.end_call_of(a);
                 told.extend(itself.then_some(a));
@@ -279,16 +346,13 @@ impl RandomDevices {
                 }
             }
             9..=10 => {
-                self.presence[j] = match self.presence[j] {
-                    Presence::Absent => Presence::Idle,
-                    _ => Presence::InCall,
-                };
+                let connected = self.presence(b) != Presence::Absent;
+                self.set_presence(b, if connected { Presence::InCall } else { Presence::Idle });
             }
             _ => {
                 let passes = Duration::from_secs(1 + self.random_below(25));
-                self.scenario.now += passes;
-                let now = self.scenario.now;
-                self.scenario.calls.on_timeout(now, &mut self.scenario.out);
+                let now = self.scenario.now + passes;
+                self.scenario.time_passes(now);
                 for who in 0..5 {
                     if matches!(self.users[usize::from(who)], UserState::Calling { until, .. } if until <= now)
                     {
@@ -313,14 +377,7 @@ impl RandomDevices {
 
     fn request_call(&mut self, a: u8, b: u8) {
         let (i, j) = (usize::from(a), usize::from(b));
-        let parties = ((mac(a), self.presence[i]), (mac(b), self.presence[j]));
-        let outcome = self.scenario.calls.request(
-            parties.0,
-            parties.1,
-            "Ann",
-            self.scenario.now,
-            &mut self.scenario.out,
-        );
+        let outcome = self.scenario.request(a, b);
         let free = self.users[i] == UserState::Idle;
         match outcome {
             RequestOutcome::Connected => {
@@ -339,10 +396,10 @@ impl RandomDevices {
             RequestOutcome::Ringing => {
                 assert!(matches!(self.users[i], UserState::Calling { whom, .. } if whom == b))
             }
-            RequestOutcome::Offline => assert_eq!(self.presence[j], Presence::Absent),
+            RequestOutcome::Offline => assert_eq!(self.presence(b), Presence::Absent),
             RequestOutcome::Refused(_) => {
                 let third = self.users[j] != UserState::Idle || self.caller_of(b).is_some();
-                let own = !free || self.caller_of(a).is_some() || self.presence[i] != Presence::InCall;
+                let own = !free || self.caller_of(a).is_some() || self.presence(a) != Presence::InCall;
                 assert!(a == b || own || third, "refused for nothing");
                 self.reached.insert("refused");
             }
@@ -352,11 +409,8 @@ impl RandomDevices {
     }
 
     fn accept_call(&mut self, a: u8) {
-        let presence = self.presence;
-        let of = |who: Mac| presence[usize::from(who.bytes()[5])];
-        let called = (mac(a), presence[usize::from(a)]);
         let caller = self.caller_of(a);
-        match self.scenario.calls.accept(called, of, &mut self.scenario.out) {
+        match self.scenario.accept(a) {
             AcceptOutcome::Connected(by) => {
                 assert_eq!(Some(by), caller.map(mac));
                 self.connect_users(by.bytes()[5], a);
@@ -368,14 +422,14 @@ impl RandomDevices {
                 self.reached.insert("caller gone");
             }
             AcceptOutcome::Refused(_) => {
-                assert!(caller.is_some() && presence[usize::from(a)] != Presence::InCall);
+                assert!(caller.is_some() && self.presence(a) != Presence::InCall);
             }
         }
     }
 
     fn connect_users(&mut self, caller: u8, from: u8) {
-        let accepted = DeviceCallEffect::Accepted { caller: mac(caller), from: mac(from) };
-        assert_eq!(self.scenario.out, [DeviceCallEffect::Connect(mac(caller), mac(from)), accepted]);
+        let number = self.scenario.calls.legs[&mac(caller)].far.call.number;
+        assert_eq!(self.scenario.out, Scenario::connected(caller, from, number));
         self.users[usize::from(caller)] = UserState::Talking { to: from };
         self.users[usize::from(from)] = UserState::Talking { to: caller };
     }
@@ -390,8 +444,10 @@ impl RandomDevices {
                 assert_eq!(self.caller_of(who), None, "who talks is not called");
             }
             let takes_part = state != UserState::Idle;
-            assert_eq!(self.scenario.calls.is_calling_or_connected(mac(who)), takes_part);
-            assert!(!takes_part || self.presence[usize::from(who)] == Presence::InCall);
+            let leg = self.scenario.calls.legs.get(&mac(who)).map(|leg| leg.state);
+            let calls_or_talks = matches!(leg, Some(LegState::Calling { .. } | LegState::Talking));
+            assert_eq!(calls_or_talks, takes_part);
+            assert!(!takes_part || self.presence(who) == Presence::InCall);
         }
     }
 }
@@ -401,11 +457,9 @@ fn random_devices_never_leave_a_one_sided_call() {
     let mut reached = BTreeSet::new();
     for seed in 1..=300 {
         let random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
-        let (state, presence) = ([UserState::Idle; 5], [Presence::InCall; 5]);
         let mut devices = RandomDevices {
             scenario: Scenario::new(),
-            users: state,
-            presence,
+            users: [UserState::Idle; 5],
             rng_state: random,
             reached: BTreeSet::new(),
         };
@@ -413,7 +467,7 @@ fn random_devices_never_leave_a_one_sided_call() {
             devices.step();
         }
         for who in 0..5 {
-            devices.scenario.calls.on_device_disconnected(mac(who), &mut devices.scenario.out);
+            devices.scenario.disconnected(who);
         }
         assert_eq!(devices.scenario.calls.deadline(), None, "nothing is left of seed {seed}");
         reached.extend(devices.reached);

@@ -80,6 +80,8 @@ struct SimulatedNetwork {
     rng: Choices,
     shell: TestShell,
     device_calls: DeviceCallTable,
+    /// Requests of operators to call or accept that have no outcome yet.
+    device_call_tickets: HashSet<u64>,
     /// All sessions so far.
     sessions: Vec<NetworkSession>,
     /// The session that has the client id of a device.
@@ -116,6 +118,7 @@ impl SimulatedNetwork {
             firmware: firmware_devices(seed, shell.now),
             shell,
             device_calls: DeviceCallTable::default(),
+            device_call_tickets: HashSet::new(),
             sessions: Vec::new(),
             session_by_device: [None; DEVICES],
             calls: Vec::new(),
@@ -210,9 +213,7 @@ impl SimulatedNetwork {
             // A timer may end the call of another session, whose drain deadline has passed.
             for _ in 0..2 {
                 (0..self.sessions.len()).for_each(|s| self.drive(s, Core::on_timeout));
-                let mut effects = Vec::new();
-                self.device_calls.on_timeout(self.shell.now, &mut effects);
-                self.apply_effects(effects);
+                self.change_device_calls(DeviceCallTable::on_timeout);
             }
             let due = self
                 .sessions
@@ -312,22 +313,23 @@ impl SimulatedNetwork {
 
     fn device_call_step(&mut self, caller: usize) {
         let other = self.rng.below(DEVICES as u64) as usize;
-        let mut effects = Vec::new();
+        self.serial += 1;
+        let ticket = self.serial;
+        self.log(format_args!("{caller} and {other}"));
         match self.rng.below(10) {
             0..5 => {
-                let parties = [caller, other].map(|device| (mac(device), self.presence(mac(device))));
-                self.device_calls.request(parties[0], parties[1], "Ann", self.shell.now, &mut effects);
+                let (caller, target) = (mac(caller), mac(other));
+                let request = CallRequest { caller, target, place: Place::Here, nickname: "Ann" };
+                self.device_call_tickets.insert(ticket);
+                self.change_device_calls(|table, cx| table.request(request, ticket, cx));
             }
             5..8 => {
-                let mut device_calls = std::mem::take(&mut self.device_calls);
-                let called = (mac(other), self.presence(mac(other)));
-                device_calls.accept(called, |caller| self.presence(caller), &mut effects);
-                self.device_calls = device_calls;
+                self.device_call_tickets.insert(ticket);
+                self.change_device_calls(|table, cx| table.accept(mac(other), ticket, cx));
             }
-            _ => drop(self.device_calls.hang_up(mac(caller), &mut effects)),
+            _ => self.change_device_calls(|table, cx| _ = table.hang_up(mac(caller), cx)),
         }
-        self.log(format_args!("{caller} and {other}: {effects:?}"));
-        self.apply_effects(effects);
+        assert!(self.device_call_tickets.is_empty(), "the outcome is known at once");
     }
 
     // ----- chat servers -------------------------------------------------------------------------------------------

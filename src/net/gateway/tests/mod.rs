@@ -4,6 +4,7 @@ mod admission;
 mod broadcast;
 mod memory;
 mod partial_packets;
+mod relay;
 mod run;
 
 use std::cell::Cell;

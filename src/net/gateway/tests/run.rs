@@ -10,14 +10,15 @@ use crate::tools::device::{Login, SimulatedDevice};
 use crate::tools::echo::EchoServer;
 
 /// The time limit for everything that must happen.
-const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
 
-fn gateway(workers: usize, echo: &EchoServer) -> Running {
+pub(super) fn gateway(workers: usize, echo: &EchoServer, api: bool) -> Running {
     let mut config = Config::default();
     let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
     (config.mqtt.host, config.mqtt.port) = (loopback, 0);
     (config.udp.host, config.udp.port) = (loopback, 0);
-    (config.api.enabled, config.mcp.enabled, config.workers) = (false, false, workers);
+    (config.api.enabled, config.mcp.enabled, config.workers) = (api, false, workers);
+    (config.api.host, config.api.port) = (Some(loopback), 0);
     config.websocket.production = vec![Arc::new(echo.url().parse().unwrap())];
     Running::start(config, None).unwrap()
 }
@@ -46,7 +47,7 @@ fn error_of(gateway: Running) -> String {
 fn a_panic_of_any_worker_ends_all_with_an_error_that_names_it() {
     let echo = EchoServer::start().unwrap();
     for worker in [0, 1] {
-        let gateway = gateway(2, &echo);
+        let gateway = gateway(2, &echo, false);
         let mut devices = devices(&gateway);
         let addr = gateway.addresses().mqtt;
         gateway.handle().send(Command::Panic(worker));
@@ -73,7 +74,7 @@ fn a_drain_or_a_stop_ends_although_a_worker_has_panicked() {
         |gateway| gateway.handle().stop(LIMIT),
     ];
     for order in [[panic, drain], [drain, panic], [panic, stop]] {
-        let gateway = gateway(2, &echo);
+        let gateway = gateway(2, &echo, false);
         let _devices = devices(&gateway);
         order.iter().for_each(|step| step(&gateway));
         assert_eq!(error_of(gateway), "worker 1: the loop panicked: injected");
@@ -82,7 +83,7 @@ fn a_drain_or_a_stop_ends_although_a_worker_has_panicked() {
 
 #[test]
 fn a_panic_of_the_only_worker_is_an_error() {
-    let gateway = gateway(1, &EchoServer::start().unwrap());
+    let gateway = gateway(1, &EchoServer::start().unwrap(), false);
     gateway.handle().send(Command::Panic(0));
     assert_eq!(error_of(gateway), "the loop panicked: injected");
 }

@@ -349,9 +349,8 @@ impl SimulatedNetwork {
                     ws => assert!(ws.is_none(), "no WebSocket outlives its call"),
                 }
                 if matches!(summary.state, CallState::Ringing | CallState::InDeviceCall) {
-                    let mut effects = Vec::new();
-                    self.device_calls.on_call_ended(mac(self.sessions[s].device), &mut effects);
-                    self.apply_effects(effects);
+                    let device = mac(self.sessions[s].device);
+                    self.change_device_calls(|table, cx| table.on_call_ended(device, cx));
                 }
             }
             Action::CloseDevice(_) => {
@@ -360,9 +359,7 @@ impl SimulatedNetwork {
                 let device = self.sessions[s].device;
                 if self.sessions[s].core.is_closed() && self.session_by_device[device] == Some(s) {
                     self.session_by_device[device] = None;
-                    let mut effects = Vec::new();
-                    self.device_calls.on_device_disconnected(mac(device), &mut effects);
-                    self.apply_effects(effects);
+                    self.change_device_calls(|table, cx| table.on_device_disconnected(mac(device), cx));
                 }
             }
             _ => {}
@@ -442,11 +439,21 @@ impl SimulatedNetwork {
         self.session_by_device[usize::from(mac.bytes()[5])]
     }
 
-    pub(super) fn presence(&self, mac: Mac) -> Presence {
-        self.session_of(mac).map_or(Presence::Absent, |s| self.sessions[s].core.presence())
+    /// Changes the table, and carries the effects out.
+    pub(super) fn change_device_calls(
+        &mut self,
+        change: impl FnOnce(&mut DeviceCallTable, &mut DeviceCallContext<'_>),
+    ) {
+        let (mut table, mut out) = (std::mem::take(&mut self.device_calls), Vec::new());
+        change(&mut table, &mut DeviceCallContext { now: self.shell.now, devices: self, out: &mut out });
+        self.device_calls = table;
+        if !out.is_empty() {
+            self.log(format_args!("{out:?}"));
+        }
+        self.apply_effects(out);
     }
 
-    pub(super) fn apply_effects(&mut self, effects: Vec<DeviceCallEffect>) {
+    fn apply_effects(&mut self, effects: Vec<DeviceCallEffect>) {
         for effect in effects {
             match effect {
                 DeviceCallEffect::Ring(caller) => self.drive_device(caller, Core::start_ringing),
@@ -456,20 +463,21 @@ impl SimulatedNetwork {
                 DeviceCallEffect::Accepted { caller, from } => {
                     self.drive_device(caller, |core, cx| core.on_call_accepted(from, cx));
                 }
-                DeviceCallEffect::Connect(one, other) => {
-                    let core = |mac| self.session_of(mac).map(|s| &self.sessions[s].core);
-                    let both = [one, other].map(core).iter().flatten().all(|core| core.listens_in_realtime());
-                    for (who, peer) in [(one, other), (other, one)] {
-                        if self.device_calls.peer(who) == Some(peer) {
-                            self.coverage.insert("bridged");
-                            self.coverage.extend(both.then_some("bridged in realtime"));
-                            self.drive_device(who, |core, cx| core.join_device_call(both, cx));
-                        }
+                DeviceCallEffect::Join(joined) => {
+                    if self.device_calls.talks_in(joined.mac, joined.far.call) {
+                        let both = joined.realtime && joined.peer_realtime;
+                        self.coverage.insert("bridged");
+                        self.coverage.extend(both.then_some("bridged in realtime"));
+                        self.drive_device(joined.mac, |core, cx| core.join_device_call(both, cx));
                     }
                 }
                 DeviceCallEffect::End(mac, reason) => {
                     self.drive_device(mac, |core, cx| core.end_device_call(reason, cx));
                 }
+                DeviceCallEffect::Answer(ticket, _) => {
+                    assert!(self.device_call_tickets.remove(&ticket), "one answer");
+                }
+                DeviceCallEffect::Send(..) => panic!("there is one place"),
             }
         }
     }
@@ -478,5 +486,15 @@ impl SimulatedNetwork {
         if let Some(s) = self.session_of(mac) {
             self.drive(s, decide);
         }
+    }
+}
+
+impl LocalDevices for SimulatedNetwork {
+    fn presence(&self, mac: Mac) -> Presence {
+        self.session_of(mac).map_or(Presence::Absent, |s| self.sessions[s].core.presence())
+    }
+
+    fn listens_in_realtime(&self, mac: Mac) -> bool {
+        self.session_of(mac).is_some_and(|s| self.sessions[s].core.listens_in_realtime())
     }
 }

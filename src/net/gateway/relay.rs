@@ -1,0 +1,206 @@
+//! Passes messages and audio of calls between devices to the other workers: one batch per worker and iteration.
+//!
+//! Messages are never dropped, and there are few: a worker that takes nothing gets no new calls. Audio on its way to a worker is
+//! limited by [`RelayBatch::push_audio`], so that a worker that takes nothing costs little memory.
+
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use log::{info, warn};
+
+use crate::net::event_loop::io::{Io, TimerKind};
+use crate::net::gateway::Gateway;
+use crate::net::gateway::handle::Command;
+use crate::net::gateway::workers::Workers;
+use crate::session::{DropReason, Place, RelayBatch, RelayId, RelayMessage, Relayed};
+
+/// How often it is checked that the workers take what they are sent, while devices talk to devices of theirs.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// After so many checks in a row that found nothing taken, the calls with a worker's devices end. Checks are counted, not seconds,
+/// since all workers stand still when the process does.
+const STALLED_CHECKS: u32 = 5;
+
+/// What two workers share about what one sends to the other.
+#[derive(Debug, Default)]
+pub(crate) struct LinkCounters {
+    /// The audio on its way, as [`RelayBatch::audio_bytes`] counts it.
+    audio_bytes: AtomicUsize,
+    /// How many batches were taken.
+    taken: AtomicUsize,
+}
+
+/// The way to every worker.
+#[derive(Default)]
+pub(crate) struct Relay {
+    index: usize,
+    /// By worker; empty when there is only one.
+    links: Vec<Link>,
+    /// From each worker, in turn, to each one.
+    counters: Arc<[LinkCounters]>,
+    /// The timer for the next check is armed.
+    armed: bool,
+}
+
+/// The way to one worker.
+#[derive(Default)]
+struct Link {
+    batch: RelayBatch,
+    /// Batches sent.
+    sent: usize,
+    /// Batches taken when last checked.
+    taken: usize,
+    /// How many checks in a row have found that nothing was taken.
+    stalled_checks: u32,
+    /// The worker does not respond, or has ended.
+    lost: bool,
+}
+
+impl Relay {
+    pub(crate) fn new(index: usize, counters: Arc<[LinkCounters]>) -> Self {
+        let workers = counters.len().isqrt();
+        Self { index, links: (0..workers).map(|_| Link::default()).collect(), counters, armed: false }
+    }
+
+    /// Counters for so many workers.
+    pub(crate) fn counters(workers: usize) -> Arc<[LinkCounters]> {
+        (0..workers * workers).map(|_| LinkCounters::default()).collect()
+    }
+
+    fn link_counters(&self, from: usize, to: usize) -> Option<&LinkCounters> {
+        self.counters.get(from * self.links.len() + to)
+    }
+
+    /// Sends a message to a worker at the end of the iteration.
+    pub(crate) fn send(&mut self, worker: usize, message: RelayMessage, io: &mut Io) {
+        if let Some(link) = self.links.get_mut(worker) {
+            link.batch.push_message(message);
+        }
+        if !mem::replace(&mut self.armed, true) {
+            io.timers.arm(io.now + CHECK_INTERVAL, TimerKind::Relay);
+        }
+    }
+
+    /// Sends an Opus packet to a worker at the end of the iteration.
+    ///
+    /// # Errors
+    /// [`DropReason::RelayFull`] when the worker has not taken enough of what it was sent.
+    pub(crate) fn send_audio(&mut self, worker: usize, call: RelayId, opus: &[u8]) -> Result<(), DropReason> {
+        let on_their_way = self.link_counters(self.index, worker).map(|link| link.audio_bytes.load(Relaxed));
+        let link = self.links.get_mut(worker).ok_or(DropReason::NoPeer)?;
+        match link.batch.push_audio(call, opus, on_their_way.unwrap_or_default()) {
+            true => Ok(()),
+            false => Err(DropReason::RelayFull),
+        }
+    }
+
+    /// Sends what is ready. Returns the workers that have ended, and cannot be sent anything.
+    fn flush(&mut self, workers: &Workers, io: &mut Io) -> Vec<usize> {
+        let mut ended = Vec::new();
+        for worker in 0..self.links.len() {
+            if !self.links[worker].batch.is_empty() && !self.send_batch(worker, workers, io) {
+                ended.push(worker);
+            }
+        }
+        ended
+    }
+
+    /// False when the worker has ended.
+    fn send_batch(&mut self, worker: usize, workers: &Workers, io: &mut Io) -> bool {
+        let link = &mut self.links[worker];
+        let batch = mem::take(&mut link.batch);
+        link.sent += 1;
+        if let Some(counters) = self.counters.get(self.index * self.links.len() + worker) {
+            counters.audio_bytes.fetch_add(batch.audio_bytes(), Relaxed);
+        }
+        io.metrics.relay_batches += 1;
+        io.metrics.relay_packets += batch.audio_packets() as u64;
+        let sent = workers.try_send(worker, Command::Relay { from: self.index, batch: Box::new(batch) });
+        self.links[worker].lost |= !sent;
+        sent
+    }
+
+    /// This worker has taken a batch.
+    fn on_taken(&self, from: usize, batch: &RelayBatch) {
+        if let Some(link) = self.link_counters(from, self.index) {
+            link.audio_bytes.fetch_sub(batch.audio_bytes(), Relaxed);
+            link.taken.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Whether the worker has taken all that it was sent.
+    fn is_up_to_date(&self, worker: usize) -> bool {
+        let taken = self.link_counters(self.index, worker).map_or(0, |link| link.taken.load(Relaxed));
+        self.links.get(worker).is_none_or(|link| link.sent == taken)
+    }
+
+    /// Whether the worker does not respond, or has ended.
+    pub(crate) fn is_lost(&mut self, worker: usize) -> bool {
+        if self.is_up_to_date(worker)
+            && let Some(link) = self.links.get_mut(worker).filter(|link| link.lost)
+        {
+            info!("worker {worker} takes calls between devices again");
+            (link.lost, link.stalled_checks) = (false, 0);
+        }
+        self.links.get(worker).is_some_and(|link| link.lost)
+    }
+
+    /// Whether the worker has taken nothing for too long, or has ended. One that has taken all is sent an empty batch, which it must
+    /// have taken by the next check.
+    fn check(&mut self, worker: usize, workers: &Workers, io: &mut Io) -> bool {
+        if self.is_up_to_date(worker) {
+            self.links[worker].stalled_checks = 0;
+            return !self.send_batch(worker, workers, io);
+        }
+        let taken = self.link_counters(self.index, worker).map_or(0, |link| link.taken.load(Relaxed));
+        let link = &mut self.links[worker];
+        let advances = taken != mem::replace(&mut link.taken, taken);
+        link.stalled_checks = if advances { 0 } else { link.stalled_checks + 1 };
+        link.lost |= link.stalled_checks >= STALLED_CHECKS;
+        link.lost
+    }
+}
+
+impl Gateway {
+    /// Sends what this iteration has for other workers.
+    pub(super) fn flush_relay(&mut self) {
+        for worker in self.relay.flush(&self.workers, &mut self.io) {
+            self.on_worker_lost(worker);
+        }
+    }
+
+    /// Takes what another worker has sent.
+    pub(super) fn on_relay(&mut self, from: usize, batch: RelayBatch) {
+        self.relay.on_taken(from, &batch);
+        batch.take_all(|item| match item {
+            Relayed::Message(message) => self.on_relay_message(Place::Worker(from), message),
+            Relayed::Audio(call, opus) => self.on_relayed_audio(from, call, opus),
+        });
+    }
+
+    /// Looks after the workers with whose devices devices of this one talk.
+    pub(super) fn on_relay_timer(&mut self) {
+        let mut goes_on = false;
+        for worker in 0..self.relay.links.len() {
+            if !self.relay.is_lost(worker) && !self.has_calls_with(worker) {
+                continue;
+            }
+            goes_on = true;
+            if self.relay.check(worker, &self.workers, &mut self.io) {
+                self.on_worker_lost(worker);
+            }
+        }
+        self.relay.armed = goes_on;
+        if goes_on {
+            self.io.timers.arm(self.io.now + CHECK_INTERVAL, TimerKind::Relay);
+        }
+    }
+
+    fn on_worker_lost(&mut self, worker: usize) {
+        if self.has_calls_with(worker) {
+            warn!("worker {worker} does not respond: the calls with its devices end");
+            self.end_calls_with(worker);
+        }
+    }
+}

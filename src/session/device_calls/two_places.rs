@@ -1,0 +1,410 @@
+//! Calls between devices of several places, whose messages take their time: every order of few events, and random ones of many.
+
+use std::collections::{BTreeSet, HashSet, VecDeque};
+
+use super::*;
+
+/// What the core of a device does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum InCore {
+    /// Nothing with another device.
+    Alone,
+    Ringing,
+    Talking(RelayId),
+}
+
+/// Places, their devices, and the messages on their way.
+#[derive(Clone, Debug)]
+struct World {
+    now: Instant,
+    tables: Vec<DeviceCallTable>,
+    /// By device; device n belongs to place n modulo the number of places.
+    devices: Vec<(Presence, InCore)>,
+    /// From each place, in turn, to each one.
+    queues: Vec<VecDeque<RelayMessage>>,
+    tickets: BTreeSet<u64>,
+    issued: u64,
+    reached: BTreeSet<&'static str>,
+}
+
+/// What can happen.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Request(usize, usize),
+    Accept(usize),
+    HangUp(usize),
+    /// The device's call ends for a reason of its own.
+    CallEnds(usize),
+    Hello(usize),
+    Disconnects(usize),
+    /// The oldest message from one place arrives at the other.
+    Arrives(usize, usize),
+    /// A place finds that another one does not respond. What is on its way arrives later all the same.
+    Stalls(usize, usize),
+    HalfTheTimePasses,
+}
+
+struct Devices<'a>(&'a [(Presence, InCore)], usize, usize);
+
+impl LocalDevices for Devices<'_> {
+    fn presence(&self, mac: Mac) -> Presence {
+        let Self(devices, place, places) = *self;
+        assert_eq!(number(mac) % places, place, "a place asks for its own devices only");
+        devices[number(mac)].0
+    }
+
+    fn listens_in_realtime(&self, mac: Mac) -> bool {
+        number(mac).is_multiple_of(2)
+    }
+}
+
+fn mac(n: usize) -> Mac {
+    Mac::from([2, 0, 0, 0, 0, n as u8])
+}
+
+fn number(mac: Mac) -> usize {
+    mac.bytes()[5].into()
+}
+
+impl World {
+    fn new(places: usize, devices: usize, presence: Presence) -> Self {
+        Self {
+            now: Instant::now(),
+            tables: vec![DeviceCallTable::default(); places],
+            devices: vec![(presence, InCore::Alone); devices],
+            queues: vec![VecDeque::new(); places * places],
+            tickets: BTreeSet::new(),
+            issued: 0,
+            reached: BTreeSet::new(),
+        }
+    }
+
+    fn place_of(&self, device: usize) -> usize {
+        device % self.tables.len()
+    }
+
+    fn place_as_seen_by(&self, place: usize, device: usize) -> Place {
+        let of_device = self.place_of(device);
+        if of_device == place { Place::Here } else { Place::Worker(of_device) }
+    }
+
+    fn change<T>(
+        &mut self,
+        place: usize,
+        change: impl FnOnce(&mut DeviceCallTable, &mut DeviceCallContext<'_>) -> T,
+    ) -> T {
+        let mut out = Vec::new();
+        let devices = &Devices(&self.devices, place, self.tables.len());
+        let outcome =
+            change(&mut self.tables[place], &mut DeviceCallContext { now: self.now, devices, out: &mut out });
+        out.into_iter().for_each(|effect| self.apply(place, effect));
+        outcome
+    }
+
+    fn apply(&mut self, place: usize, effect: DeviceCallEffect) {
+        let places = self.tables.len();
+        match effect {
+            DeviceCallEffect::Ring(caller) => {
+                let device = &mut self.devices[number(caller)];
+                assert_eq!(*device, (Presence::InCall, InCore::Alone), "who rings is in a call");
+                device.1 = InCore::Ringing;
+            }
+            DeviceCallEffect::Wake { target, .. } => assert_eq!(number(target) % places, place),
+            DeviceCallEffect::Accepted { caller, .. } => assert_eq!(number(caller) % places, place),
+            DeviceCallEffect::Join(joined) => {
+                assert_eq!(joined.realtime, number(joined.mac).is_multiple_of(2));
+                assert_eq!(joined.peer_realtime, number(joined.far.mac).is_multiple_of(2));
+                let own = &mut self.devices[number(joined.mac)];
+                assert!(own.0 == Presence::InCall && !matches!(own.1, InCore::Talking(_)), "{own:?}");
+                own.1 = InCore::Talking(joined.far.call);
+                self.reached.insert("talking");
+            }
+            DeviceCallEffect::End(mac, _) => self.end_call(number(mac)),
+            DeviceCallEffect::Send(Place::Worker(to), message) => {
+                assert_ne!(to, place, "a place sends itself nothing");
+                self.queues[place * places + to].push_back(message);
+            }
+            DeviceCallEffect::Send(Place::Here, _) => panic!("a place sends itself nothing"),
+            DeviceCallEffect::Answer(ticket, answer) => {
+                assert!(self.tickets.remove(&ticket), "one answer each");
+                self.reached.insert(match answer {
+                    CallAnswer::Request(RequestOutcome::Connected) => "request: connected",
+                    CallAnswer::Request(RequestOutcome::Ringing) => "request: ringing",
+                    CallAnswer::Request(RequestOutcome::Offline) => "request: offline",
+                    CallAnswer::Request(BUSY) => "request: busy",
+                    CallAnswer::Request(LEFT) => "request: left",
+                    CallAnswer::Request(CALLER_IDLE) => "request: idle",
+                    CallAnswer::Request(PLACE_LOST) => "request: place lost",
+                    CallAnswer::Request(RequestOutcome::Refused(_)) => "request: refused",
+                    CallAnswer::Accept(AcceptOutcome::Connected(_)) => "accept: connected",
+                    CallAnswer::Accept(AcceptOutcome::NoIncomingCall) => "accept: no call",
+                    CallAnswer::Accept(AcceptOutcome::CallerLeft) => "accept: caller left",
+                    CallAnswer::Accept(TARGET_IDLE) => "accept: idle",
+                    CallAnswer::Accept(AcceptOutcome::Refused(_)) => "accept: refused",
+                });
+            }
+        }
+    }
+
+    /// As the core and the shell: only a call with another device ends.
+    fn end_call(&mut self, device: usize) {
+        if std::mem::replace(&mut self.devices[device].1, InCore::Alone) != InCore::Alone {
+            self.devices[device].0 = Presence::Idle;
+            self.change(self.place_of(device), |table, cx| table.on_call_ended(mac(device), cx));
+        }
+    }
+
+    fn ticket(&mut self) -> u64 {
+        self.issued += 1;
+        self.tickets.insert(self.issued);
+        self.issued
+    }
+
+    /// False when the event cannot happen now.
+    fn happens(&mut self, event: Event) -> bool {
+        match event {
+            Event::Request(caller, target) => {
+                let (place, ticket) = (self.place_of(caller), self.ticket());
+                let of_target = self.place_as_seen_by(place, target);
+                let (caller, target) = (mac(caller), mac(target));
+                let request = CallRequest { caller, target, place: of_target, nickname: "n" };
+                self.change(place, |table, cx| table.request(request, ticket, cx));
+            }
+            Event::Accept(target) => {
+                let ticket = self.ticket();
+                self.change(self.place_of(target), |table, cx| table.accept(mac(target), ticket, cx));
+            }
+            Event::HangUp(device) => {
+                return self.change(self.place_of(device), |table, cx| table.hang_up(mac(device), cx));
+            }
+            Event::CallEnds(device) => {
+                if self.devices[device].0 != Presence::InCall {
+                    return false;
+                }
+                self.end_call(device);
+                self.devices[device].0 = Presence::Idle;
+            }
+            Event::Hello(device) => {
+                if self.devices[device].0 == Presence::InCall {
+                    return false;
+                }
+                self.devices[device].0 = Presence::InCall;
+            }
+            Event::Disconnects(device) => {
+                if self.devices[device].0 == Presence::Absent {
+                    return false;
+                }
+                self.end_call(device);
+                self.devices[device].0 = Presence::Absent;
+                let place = self.place_of(device);
+                self.change(place, |table, cx| table.on_device_disconnected(mac(device), cx));
+            }
+            Event::Arrives(from, to) => {
+                let message = self.queues[from * self.tables.len() + to].pop_front();
+                let Some(message) = message else { return false };
+                self.change(to, |table, cx| table.on_message(Place::Worker(from), message, cx));
+            }
+            Event::Stalls(place, other) => {
+                if !self.tables[place].has_calls_with(Place::Worker(other)) {
+                    return false;
+                }
+                self.change(place, |table, cx| table.on_place_lost(Place::Worker(other), cx));
+                assert!(!self.tables[place].has_calls_with(Place::Worker(other)));
+            }
+            Event::HalfTheTimePasses => {
+                self.now += RING_TIMEOUT / 2 + Duration::from_secs(1);
+                (0..self.tables.len()).for_each(|place| self.change(place, DeviceCallTable::on_timeout));
+                let due = |table: &DeviceCallTable| table.deadline().is_some_and(|at| at <= self.now);
+                assert!(!self.tables.iter().any(due), "what was due is done");
+            }
+        }
+        self.check();
+        true
+    }
+
+    /// What always holds: the table and the cores of its devices agree.
+    fn check(&self) {
+        for (n, (presence, in_core)) in self.devices.iter().enumerate() {
+            let leg = self.tables[self.place_of(n)].legs.get(&mac(n));
+            let expected = match leg.map(|leg| leg.state) {
+                Some(LegState::Calling { .. }) => InCore::Ringing,
+                Some(LegState::Talking) => InCore::Talking(leg.map(|leg| leg.far.call).unwrap()),
+                _ => InCore::Alone,
+            };
+            assert_eq!(*in_core, expected, "device {n}");
+            assert!(*in_core == InCore::Alone || *presence == Presence::InCall);
+            assert!(leg.is_none() || *presence != Presence::Absent, "device {n} is away");
+        }
+    }
+
+    /// All that is on its way arrives. Then both sides of each call agree, and nobody waits.
+    fn settle(&mut self) {
+        let places = self.tables.len();
+        let mut arrived = 0;
+        while let Some(link) = (0..places * places).find(|link| !self.queues[*link].is_empty()) {
+            self.happens(Event::Arrives(link / places, link % places));
+            arrived += 1;
+            assert!(arrived < 1000, "messages without end");
+        }
+        assert_eq!(self.tickets, BTreeSet::new(), "no request without its outcome");
+        for n in 0..self.devices.len() {
+            let table = &self.tables[self.place_of(n)];
+            let Some(leg) = table.legs.get(&mac(n)) else { continue };
+            let far = &self.tables[self.place_of(number(leg.far.mac))];
+            let other = far.legs.get(&leg.far.mac).expect("the other one takes part");
+            assert_eq!((other.far.call, other.far.mac), (leg.far.call, mac(n)));
+            match (leg.state, other.state) {
+                (LegState::Calling { .. }, LegState::Called { .. })
+                | (LegState::Called { .. }, LegState::Calling { .. })
+                | (LegState::Talking, LegState::Talking) => {}
+                states => panic!("{states:?}"),
+            }
+        }
+    }
+}
+
+const OUTCOMES: [&str; 14] = [
+    "accept: caller left",
+    "accept: connected",
+    "accept: idle",
+    "accept: no call",
+    "accept: refused",
+    "request: busy",
+    "request: connected",
+    "request: idle",
+    "request: left",
+    "request: offline",
+    "request: place lost",
+    "request: refused",
+    "request: ringing",
+    "talking",
+];
+
+/// Whatever has happened between two devices, both sides agree as soon as all messages have arrived, in whatever order they do.
+#[test]
+fn every_order_of_events_at_two_places_settles() {
+    use Event::*;
+    let all = [
+        Request(0, 1),
+        Request(1, 0),
+        Accept(0),
+        Accept(1),
+        HangUp(0),
+        HangUp(1),
+        CallEnds(0),
+        CallEnds(1),
+        Hello(0),
+        Hello(1),
+        Disconnects(0),
+        Disconnects(1),
+        Arrives(0, 1),
+        Arrives(1, 0),
+        Stalls(0, 1),
+        Stalls(1, 0),
+        HalfTheTimePasses,
+    ];
+    let mut worlds = vec![World::new(2, 2, Presence::InCall)];
+    let (mut seen, mut reached) = (HashSet::new(), BTreeSet::new());
+    for _ in 0..8 {
+        let mut next = Vec::new();
+        for world in &worlds {
+            for event in all {
+                let mut after = world.clone();
+                if !after.happens(event) {
+                    continue;
+                }
+                reached.extend(&after.reached);
+                let state = format!("{:?} {:?} {:?}", after.tables, after.devices, after.queues);
+                if seen.insert(state) {
+                    let mut settled = after.clone();
+                    settled.settle();
+                    reached.extend(settled.reached);
+                    next.push(after);
+                }
+            }
+        }
+        worlds = next;
+    }
+    assert!(seen.len() > 10_000, "{}", seen.len());
+    assert_eq!(reached.into_iter().collect::<Vec<_>>(), OUTCOMES);
+}
+
+/// Neither place knows of the other's request when it makes its own.
+#[test]
+fn devices_that_call_each_other_at_once_are_connected() {
+    use Event::*;
+    for order in [[Arrives(0, 1), Arrives(1, 0)], [Arrives(1, 0), Arrives(0, 1)]] {
+        let mut world = World::new(2, 2, Presence::InCall);
+        for event in [Request(1, 0), Request(0, 1)].into_iter().chain(order) {
+            assert!(world.happens(event));
+        }
+        world.settle();
+        let call = RelayId { caller: mac(0), number: 1 };
+        assert_eq!(world.devices, [(Presence::InCall, InCore::Talking(call)); 2]);
+        assert_eq!(world.reached, BTreeSet::from(["request: connected", "talking"]));
+    }
+}
+
+/// A place that ends takes all its messages with it. The other one is left with nothing that waits for it.
+#[test]
+fn a_place_that_ends_leaves_no_call_behind() {
+    use Event::*;
+    let steps = [Request(0, 1), Arrives(0, 1), Arrives(1, 0), Accept(1), Arrives(1, 0), Arrives(0, 1)];
+    for length in 1..=steps.len() {
+        for ended in [0, 1] {
+            let mut world = World::new(2, 2, Presence::InCall);
+            for step in &steps[..length] {
+                assert!(world.happens(*step), "{step:?}");
+            }
+            let left = 1 - ended;
+            let was_calling = world.devices[left].1 != InCore::Alone;
+            world.happens(Stalls(left, ended));
+            assert!(world.tables[left].legs.is_empty(), "{length} {ended}");
+            assert_eq!(world.devices[left].1, InCore::Alone);
+            assert_eq!(world.devices[left].0 == Presence::Idle, was_calling, "it is told");
+        }
+    }
+}
+
+#[test]
+fn random_devices_of_three_places_settle() {
+    let mut reached = BTreeSet::new();
+    for seed in 1..=200_u64 {
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed);
+        let mut below = |limit: usize| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            ((random >> 11) % limit as u64) as usize
+        };
+        let mut world = World::new(3, 6, Presence::Idle);
+        for step in 0..600 {
+            let (a, b) = (below(6), below(6));
+            let event = match below(40) {
+                0..6 => Event::Request(a, b),
+                6..10 => Event::Accept(a),
+                10 => Event::HangUp(a),
+                11 => Event::CallEnds(a),
+                12..16 => Event::Hello(a),
+                16 => Event::Disconnects(a),
+                17 if below(4) == 0 => Event::HalfTheTimePasses,
+                18 if below(4) == 0 && a % 3 != b % 3 => Event::Stalls(a % 3, b % 3),
+                _ => Event::Arrives(a % 3, b % 3),
+            };
+            world.happens(event);
+            if step % 50 == 49 {
+                world.settle();
+            }
+        }
+        (0..6).for_each(|n| _ = world.happens(Event::Disconnects(n)));
+        world.settle();
+        assert!(world.tables.iter().all(|table| table.legs.is_empty()));
+        (0..3).for_each(|_| _ = world.happens(Event::HalfTheTimePasses));
+        assert!(
+            world.tables.iter().all(|table| table.deadline().is_none()),
+            "nothing is left of seed {seed}"
+        );
+        reached.extend(world.reached);
+    }
+    assert_eq!(reached.into_iter().collect::<Vec<_>>(), OUTCOMES);
+}
