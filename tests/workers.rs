@@ -241,6 +241,52 @@ fn limits_hold_for_all_workers_together() {
 }
 
 #[test]
+fn dials_are_limited_for_all_workers_together() {
+    // Nothing is read from it, so each dial waits for the answer to its upgrade.
+    let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("ws://{}/", silent.local_addr().unwrap());
+    for workers in [2, 3] {
+        let fixture = fixture(|config| {
+            (config.workers, config.websocket.max_dials) = (workers, 4);
+            config.websocket.production = vec![std::sync::Arc::new(url.parse().unwrap())];
+        });
+        let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| fixture.device(&mac(n))).collect();
+        for device in &mut devices {
+            device.send_text(r#"{"type":"hello","version":3,"transport":"udp","audio_params":{}}"#).unwrap();
+        }
+        // The listener is blocking, so this waits for the four that come, and not for a fifth.
+        let opened: Vec<_> = (0..4).map(|_| silent.accept().unwrap()).collect();
+        let end = Instant::now() + TIMEOUT;
+        while scrape(&fixture)["gateway_queue_length{queue=\"dials\"}"] != f64::from(DEVICES) - 4.0 {
+            assert!(Instant::now() < end, "{:?}", scrape(&fixture));
+        }
+        silent.set_nonblocking(true).unwrap();
+        assert!(silent.accept().is_err(), "a fifth dial");
+        silent.set_nonblocking(false).unwrap();
+        drop(opened);
+        // Each that ends makes room for the next one, at whichever worker that waits.
+        (4..DEVICES).for_each(|_| drop(silent.accept().unwrap()));
+    }
+}
+
+/// A device has its bucket of hellos at its own worker, whichever one accepts its connections.
+#[test]
+fn hellos_are_limited_over_all_connections_of_a_device() {
+    let fixture = fixture(|config| (config.workers, config.mqtt.hello_limit) = (3, 1));
+    for n in 0..3 {
+        for _ in 0..8 {
+            // Each takes the call of the one before over; a hello starts the next call.
+            let mut device = fixture.device(&mac(n));
+            device.send_text(r#"{"type":"hello","version":3,"transport":"udp","audio_params":{}}"#).unwrap();
+            device.wait_for("hello", TIMEOUT).unwrap();
+        }
+    }
+    let limited = scrape(&fixture)["gateway_calls_ended_total{reason=\"hello_limit\"}"];
+    // Fewer if the connections take so long that the bucket gets one back.
+    assert!((1.0..=21.0).contains(&limited), "{limited}");
+}
+
+#[test]
 fn a_reload_and_a_stop_reach_every_worker() {
     let fixture = fixture(|config| config.workers = 3);
     let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| fixture.device(&mac(n))).collect();

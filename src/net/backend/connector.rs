@@ -12,6 +12,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use crate::net::backend::connection::{BackendConnection, DialStep, Dialer, Incoming};
 use crate::net::backend::context_pool::ContextPool;
 use crate::net::backend::dial::DialContext;
+use crate::net::backend::dial_slots::DialSlots;
 use crate::net::backend::resolver::{Answer, Resolver};
 use crate::net::backend::tls_clients::TlsClients;
 use crate::net::event_loop::io::Io;
@@ -32,8 +33,8 @@ pub(crate) struct Connector {
     resolved: Vec<(u64, Answer)>,
     /// Dials with addresses that wait for a dial slot, in order.
     queue: VecDeque<SessionId>,
-    /// How many dials have a dial slot, of which there are `max_dials`.
-    dialing: usize,
+    /// Each dial has one, of which there are `max_dials`.
+    pub(crate) slots: DialSlots,
     tls_clients: TlsClients,
     /// Lends a context to a WebSocket while it reads or writes a message.
     pub(crate) context_pool: ContextPool,
@@ -59,7 +60,7 @@ impl Connector {
             last_lookup_id: 0,
             resolved: Vec::new(),
             queue: VecDeque::new(),
-            dialing: 0,
+            slots: DialSlots::default(),
             tls_clients: TlsClients::default(),
             context_pool: ContextPool::default(),
             read_buffer: Vec::new(),
@@ -149,18 +150,28 @@ impl Connector {
         sessions: &mut Sessions,
         io: &mut Io,
     ) -> Option<(SessionId, DialEvent)> {
-        while self.dialing < io.config.websocket.max_dials {
-            let id = self.queue.pop_front()?;
-            let Some(session) = sessions.live(id) else { continue };
-            let Some(backend) = session.backend.as_mut().filter(|backend| backend.is_queued()) else {
-                continue;
-            };
-            backend.holds_dial_slot = true;
-            self.dialing += 1;
-            session.core.on_dial_stage(SetupStage::Connect, io.now);
-            return Some((id, self.step(id, sessions, io)));
+        let is_queued = |id: &SessionId| {
+            sessions
+                .get(*id)
+                .is_some_and(|session| session.backend.as_ref().is_some_and(|one| one.is_queued()))
+        };
+        while self.queue.front().is_some_and(|id| !is_queued(id)) {
+            self.queue.pop_front();
         }
-        None
+        if self.queue.is_empty() {
+            self.slots.wait_no_more();
+            return None;
+        }
+        if !self.slots.take(io.config.websocket.max_dials) {
+            return None;
+        }
+        let id = self.queue.pop_front()?;
+        let session = sessions.live(id)?;
+        if let Some(backend) = &mut session.backend {
+            backend.holds_dial_slot = true;
+        }
+        session.core.on_dial_stage(SetupStage::Connect, io.now);
+        Some((id, self.step(id, sessions, io)))
     }
 
     /// Advances a dial after an event, or when an address took too long. `Pending` also when there is no dial to advance.
@@ -211,7 +222,7 @@ impl Connector {
     /// Frees the dial's slot, if it has one, for the next dial.
     fn release_dial_slot(&mut self, id: SessionId, sessions: &mut Sessions, io: &mut Io) {
         if sessions.backend(id).is_some_and(|backend| mem::take(&mut backend.holds_dial_slot)) {
-            self.dialing -= 1;
+            self.slots.free();
             io.run_queue.push(Task::StartDials);
         }
     }
@@ -336,6 +347,6 @@ mod tests {
         connector.drop_connection(first, &mut sessions, &mut io);
         let started = connector.start_next(&mut sessions, &mut io);
         assert!(matches!(started, Some((id, DialEvent::Pending)) if id == second));
-        assert_eq!((connector.queued(), connector.dialing), (0, 1));
+        assert_eq!((connector.queued(), connector.slots.own()), (0, 1));
     }
 }

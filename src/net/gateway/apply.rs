@@ -121,7 +121,8 @@ impl Gateway {
         }
         call.udp_port = self.addresses.udp.port();
         let limit = self.io.config.websocket.max_calls;
-        if call.allowed && limit > 0 && self.all_calls() >= limit {
+        let now = (self.sessions.index.devices(), self.sessions.index.calls());
+        if call.allowed && limit > 0 && !self.workers.allow(now, (0, 1), |_, calls| calls <= limit) {
             call.allowed = false;
             let message =
                 format!("a call was refused: websocket.max_calls is reached: session={}", call.session_id);

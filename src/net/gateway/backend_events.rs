@@ -5,6 +5,7 @@ use crate::net::backend::connector::DialEvent;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
+use crate::net::gateway::handle::Command;
 use crate::session::{BackendClosed, BackendFailure, BackendStage, Core};
 
 /// Messages and bytes of text per dispatch, so that a chat server that never stops sending does not delay others.
@@ -19,7 +20,10 @@ impl Gateway {
         for _ in 0..DIAL_BUDGET {
             match self.connector.start_next(&mut self.sessions, &mut self.io) {
                 Some((id, event)) => self.on_dial_event(id, event),
-                None => return,
+                None => {
+                    let waiting = self.connector.slots.to_wake(self.io.config.websocket.max_dials);
+                    return waiting.for_each(|worker| self.workers.send(worker, Command::StartDials));
+                }
             }
         }
         self.io.run_queue.push(Task::StartDials);

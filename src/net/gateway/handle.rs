@@ -35,6 +35,8 @@ pub(crate) enum Command {
         from: usize,
         batch: Box<RelayBatch>,
     },
+    /// From another worker: there may be a slot for a dial that waits.
+    StartDials,
     /// From the leader: a request of the management API.
     AdminRequest(Box<AdminRequest>),
     /// To the leader: the response to such a request.

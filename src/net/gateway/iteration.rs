@@ -211,6 +211,7 @@ impl Gateway {
                     let _ = self.reload_file();
                 }
                 Command::HandOff(hand_off) => self.accept_hand_off(*hand_off),
+                Command::StartDials => self.io.run_queue.push(Task::StartDials),
                 Command::Relay { from, batch } => self.on_relay(from, *batch),
                 Command::AdminRequest(request) => self.run_admin_request(&request),
                 Command::AdminResponse(response) => self.admin.on_response(*response, &mut self.io),

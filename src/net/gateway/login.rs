@@ -100,7 +100,8 @@ impl Gateway {
     /// The limit that the device would exceed.
     fn check_limits(&mut self, id: SessionId, mac: Mac) -> Result<Option<SessionId>, Admission> {
         let limits = &self.io.config.mqtt;
-        if self.all_devices() >= limits.max_connections {
+        let now = (self.sessions.index.devices(), self.sessions.index.calls());
+        if !self.workers.allow(now, (1, 0), |devices, _| devices <= limits.max_connections) {
             return Err(Admission::ConnectionLimit);
         }
         let core = |id: SessionId| self.sessions.get(id).map(|session| &session.core);

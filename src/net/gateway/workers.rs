@@ -8,7 +8,7 @@
 //! passes requests on to the others.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -19,6 +19,7 @@ use log::error;
 
 use crate::admin::recent_errors::RecentErrors;
 use crate::config::{Config, Mqtt};
+use crate::net::backend::dial_slots::DialSlots;
 use crate::net::error::BindError;
 use crate::net::event_loop::inherited::{Inherited, Purpose};
 use crate::net::event_loop::tcp::{self, LINGER};
@@ -31,6 +32,7 @@ use crate::net::history::History;
 use crate::net::mqtt::connection::MqttConnection;
 use crate::net::mqtt::connections_by_address::ConnectionsByAddress;
 use crate::net::mqtt::listener::Refusals;
+use crate::net::sessions::memory_budget::MemoryBudget;
 use crate::proto::identity::{ClientId, Mac};
 
 /// A worker's view of all of them.
@@ -63,6 +65,8 @@ struct Counts {
 struct WorkerSetup {
     workers: Workers,
     relay: Relay,
+    slots: DialSlots,
+    memory: MemoryBudget,
     by_address: ConnectionsByAddress,
     refusals: Arc<Mutex<Refusals>>,
     recent_errors: Arc<Mutex<RecentErrors>>,
@@ -121,6 +125,24 @@ impl Workers {
         if self.is_leader() {
             self.handles.iter().skip(1).for_each(|worker| worker.send(command()));
         }
+    }
+
+    /// Whether the numbers of devices and calls of all workers are within a limit when this worker has `more` than it has `now`.
+    /// They are published first: of two workers that add one at once, at least one sees that of the other.
+    pub(crate) fn allow(
+        &self,
+        now: (usize, usize),
+        more: (usize, usize),
+        is_within: impl Fn(usize, usize) -> bool,
+    ) -> bool {
+        let (devices, calls) = (now.0 + more.0, now.1 + more.1);
+        self.publish(devices, calls);
+        fence(SeqCst);
+        let allowed = is_within(devices + self.devices_elsewhere(), calls + self.calls_elsewhere());
+        if !allowed {
+            self.publish(now.0, now.1);
+        }
+        allowed
     }
 
     /// Publishes this worker's numbers of devices and calls.
@@ -213,10 +235,13 @@ impl Workers {
             setups.push(setup);
         }
         let relay = Relay::counters(count);
+        leader.connector.slots = DialSlots::for_workers(count);
         for (sender, index) in setups.into_iter().zip(1..) {
             let setup = WorkerSetup {
                 workers: Self::new(index, workers.handles.clone(), workers.counts.clone()),
                 relay: Relay::new(index, relay.clone()),
+                slots: leader.connector.slots.of_worker(index),
+                memory: leader.sessions.memory.shared(),
                 by_address: leader.mqtt.by_address.clone(),
                 refusals: leader.mqtt.refusals.clone(),
                 recent_errors: leader.admin.shared_recent_errors(),
@@ -316,6 +341,8 @@ impl Gateway {
     fn set_up_worker(&mut self, setup: WorkerSetup) {
         self.workers = setup.workers;
         self.relay = setup.relay;
+        self.connector.slots = setup.slots;
+        self.sessions.memory = setup.memory;
         self.mqtt.by_address = setup.by_address;
         self.mqtt.refusals = setup.refusals;
         self.admin.set_recent_errors(setup.recent_errors);
