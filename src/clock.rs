@@ -1,9 +1,10 @@
-//! The time zone, and whether this machine's clock can be right: a board without a battery starts in 1970, and every certificate is
+//! The time zone, times as text, and whether this machine's clock can be right: a board without a battery starts in 1970, and every certificate is
 //! then refused.
 
+use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
-use tz::TimeZone;
+use tz::{TimeZone, UtcDateTime};
 
 use crate::admin::auth::WallClock;
 
@@ -35,6 +36,32 @@ pub(crate) fn wall_clock(time_zone: &TimeZone) -> WallClock {
     WallClock { unix_seconds: unix, utc_offset_seconds: local.map_or(0, |local| local.ut_offset().into()) }
 }
 
+/// The time with milliseconds and offset (RFC 3339); an offset of zero is `Z`.
+pub(crate) fn timestamp(time: SystemTime, zone: Option<&TimeZone>) -> String {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let unix = since.as_secs() as i64;
+    let offset =
+        zone.and_then(|zone| zone.find_local_time_type(unix).ok()).map_or(0, |local| local.ut_offset());
+    let Ok(at) = UtcDateTime::from_timespec(unix + i64::from(offset), 0) else { return "-".to_owned() };
+    let mut text = format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}",
+        at.year(),
+        at.month(),
+        at.month_day(),
+        at.hour(),
+        at.minute(),
+        at.second(),
+        since.subsec_millis()
+    );
+    let (sign, minutes) = (if offset < 0 { '-' } else { '+' }, offset.unsigned_abs() / 60);
+    match minutes {
+        0 => text.push('Z'),
+        // Writing to a string cannot fail.
+        _ => drop(write!(text, "{sign}{:02}:{:02}", minutes / 60, minutes % 60)),
+    }
+    text
+}
+
 fn warning(now: SystemTime, built_at: u64) -> Option<String> {
     // A day, since the builder's clock may be ahead of this one.
     let built = SystemTime::UNIX_EPOCH + Duration::from_secs(built_at);
@@ -50,6 +77,28 @@ fn warning(now: SystemTime, built_at: u64) -> Option<String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_has_milliseconds_and_the_offset_of_its_date() {
+        let at = |unix: u64, millis| SystemTime::UNIX_EPOCH + Duration::from_millis(unix * 1000 + millis);
+        for (zone, time, expected) in [
+            (None, at(1_769_903_999, 999), "2026-01-31T23:59:59.999Z"),
+            (None, at(0, 0), "1970-01-01T00:00:00.000Z"),
+            (Some("UTC0"), at(1_769_903_999, 5), "2026-01-31T23:59:59.005Z"),
+            (Some("CST-8"), at(1_769_903_999, 999), "2026-02-01T07:59:59.999+08:00"),
+            (Some("NST3:30"), at(1_769_903_999, 0), "2026-01-31T20:29:59.000-03:30"),
+            // Summer time.
+            (Some("CET-1CEST,M3.5.0,M10.5.0/3"), at(1_769_903_999, 0), "2026-02-01T00:59:59.000+01:00"),
+            (Some("CET-1CEST,M3.5.0,M10.5.0/3"), at(1_782_864_000, 0), "2026-07-01T02:00:00.000+02:00"),
+        ] {
+            let zone = zone.map(|zone| TimeZone::from_posix_tz(zone).unwrap());
+            assert_eq!(timestamp(time, zone.as_ref()), expected);
+        }
+        assert_eq!(
+            timestamp(SystemTime::UNIX_EPOCH - Duration::from_secs(9), None),
+            "1970-01-01T00:00:00.000Z"
+        );
+    }
 
     #[test]
     fn a_clock_before_the_build_date_is_named() {

@@ -17,9 +17,9 @@ use log::kv::Source;
 use log::{Level, Log, Metadata, Record};
 use tz::TimeZone;
 
-use crate::clock::local_time_zone;
+use crate::clock::{local_time_zone, timestamp};
 use crate::config::{Config, LogFormat, LogTime};
-use line::{TextLines, json_line, timestamp};
+use line::{TextLines, json_line};
 use output::{LogFile, Output, Stderr};
 
 mod line;

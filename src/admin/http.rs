@@ -33,6 +33,8 @@ pub struct RequestHead {
     pub is_cross_site: bool,
     /// The `Origin` field: there when a web page makes the call.
     pub origin: Option<String>,
+    /// The `Last-Event-ID` field, if it is a number: where a client resumes the stream of events.
+    pub last_event_id: Option<u64>,
     /// The client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
     /// The request is none of HTTP/1.1, whoever sends it: why.
@@ -94,6 +96,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<RequestHead>, RequestError> {
             field.name.eq_ignore_ascii_case("sec-fetch-site") && value != b"same-origin" && value != b"none"
         }),
         origin: one("origin"),
+        last_event_id: one("last-event-id").and_then(|id| id.parse().ok()),
         malformed: bad_host(request.headers, request.version == Some(1)),
         // RFC 9110 section 10.1.1: not from a client of HTTP/1.0.
         expects_continue: expect.is_some() && request.version == Some(1),
@@ -236,6 +239,7 @@ mod tests {
             forwarded: Forwarded::No,
             is_cross_site: false,
             origin: Some("http://x".to_owned()),
+            last_event_id: None,
             malformed: None,
             expects_continue: false,
             body: Ok(Framing::Length(12)),

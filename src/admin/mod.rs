@@ -15,6 +15,7 @@ pub mod command_results;
 pub mod dashboard;
 pub mod dto;
 pub mod error;
+pub mod event;
 pub mod forwarded;
 pub mod http;
 pub mod messages;

@@ -56,6 +56,8 @@ pub enum Endpoint {
     Config,
     /// What went wrong lately.
     Errors,
+    /// What happens, as it happens.
+    Events,
     /// The page for operators.
     Dashboard,
 }
@@ -85,9 +87,13 @@ impl Endpoint {
             Self::Health | Self::Ready | Self::OpenApi | Self::Dashboard | Self::NotifyState => {
                 Scope::AnyWorker
             }
-            Self::Calls | Self::Call | Self::Reload | Self::Config | Self::Errors | Self::CommandResult => {
-                Scope::AnyWorker
-            }
+            Self::Calls
+            | Self::Call
+            | Self::Reload
+            | Self::Config
+            | Self::Errors
+            | Self::Events
+            | Self::CommandResult => Scope::AnyWorker,
         }
     }
 
@@ -126,7 +132,7 @@ pub struct Route {
 }
 
 /// Every call.
-pub static ROUTES: [Route; 24] = {
+pub static ROUTES: [Route; 25] = {
     use Access::{Metrics, Public, Token};
     [
         route(Method::GET, "/", Public, Endpoint::Dashboard),
@@ -153,6 +159,7 @@ pub static ROUTES: [Route; 24] = {
         route(Method::POST, "/api/reload", Token, Endpoint::Reload),
         route(Method::GET, "/api/config", Token, Endpoint::Config),
         route(Method::GET, "/api/errors", Token, Endpoint::Errors),
+        route(Method::GET, "/api/events", Token, Endpoint::Events),
     ]
 };
 

@@ -7,7 +7,7 @@ use super::error::Problem;
 use super::kind::{
     api_host, boolean, endpoint, group, http_url, ip, level, log_format, log_time, mac_prefixes, macs,
     micros, millis, networks, number, object, path, peer_policy, port, public_ip, routes, seconds, secret,
-    secrets, server, server_order, servers, token, whole_number,
+    secrets, server, server_order, servers, token, webhooks, whole_number,
 };
 use super::value::JsonValue;
 
@@ -64,7 +64,7 @@ macro_rules! keys {
 
 /// Every key, in the order of the documented file: its name, when a new value is in force, where the value is kept, and
 /// what it may be.
-pub(super) static CONFIG_KEYS: [ConfigKey; 85] = keys! {
+pub(super) static CONFIG_KEYS: [ConfigKey; 86] = keys! {
     "mqtt.host" restart mqtt.host: ip();
     "mqtt.port" restart mqtt.port: port();
     "mqtt.plain" restart mqtt.plain: boolean();
@@ -148,6 +148,7 @@ pub(super) static CONFIG_KEYS: [ConfigKey; 85] = keys! {
     "ota.keepalive" live ota.keepalive: whole_number(10..=3_600);
     "ota.group" live ota.group: group();
     "ota.upstream" live ota.upstream: http_url();
+    "webhooks" live webhooks: webhooks();
     "workers" restart workers: whole_number(1..=64);
     "debug" live debug: boolean();
 };

@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 use super::error::Problem;
 use super::route;
 use super::value::JsonValue;
+use super::webhook;
 use super::{
-    ChatServerConfig, Framing, HttpUrl, LogFormat, LogTime, Network, OnDisconnect, PeerPolicy, PublicIp,
-    Route, Secret, ServerOrder, UrlError,
+    ChatServerConfig, EventKind, Framing, HttpUrl, LogFormat, LogTime, Network, OnDisconnect, PeerPolicy,
+    PublicIp, Route, Secret, ServerOrder, UrlError, Webhook,
 };
 use crate::proto::identity::{Mac, MacPrefix, MacPrefixes};
 use crate::proto::ota::{ENDPOINT_ALLOWED, Endpoint, is_group};
@@ -393,6 +394,60 @@ fn write_route(route: &Route) -> Value {
         if !patterns.is_empty() {
             object[key] = json!(patterns);
         }
+    }
+    object
+}
+
+/// Servers that are told of events.
+pub(super) fn webhooks() -> Kind<Vec<Webhook>> {
+    const ALLOWED: &str = "a list of up to 8 webhooks";
+    let Kind { read, write } =
+        Kind { read: Box::new(read_webhook), write: Box::new(write_webhook) }.list(ALLOWED);
+    let read_few = move |value: &JsonValue<'_>, problems: &mut Vec<Problem>| {
+        let webhooks = read(value, problems)?;
+        let few = webhooks.len() <= MAX_WEBHOOKS;
+        if !few {
+            problems.push(value.invalid_redacted(&format!("{} webhooks", webhooks.len()), ALLOWED));
+        }
+        few.then_some(webhooks)
+    };
+    Kind { read: Box::new(read_few), write }
+}
+
+/// Each has a thread of its own.
+const MAX_WEBHOOKS: usize = 8;
+
+fn event_patterns() -> Kind<Vec<String>> {
+    let names = EventKind::ALL.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ");
+    let allowed = format!("one of {names}, or its beginning and a *");
+    Kind::string(allowed, webhook::event_pattern, String::clone).list("a list of events")
+}
+
+fn read_webhook(value: &JsonValue<'_>, problems: &mut Vec<Problem>) -> Option<Webhook> {
+    let fields = value.members().map_err(|problem| problems.push(problem)).ok()?;
+    let (mut url, mut secret_key, mut events, before) = (None, None, Vec::new(), problems.len());
+    for (key, field) in &fields {
+        match key.as_str() {
+            "url" => http_url().read_into(field, &mut url, problems),
+            "secret" => secret().read_into(field, &mut secret_key, problems),
+            "events" => event_patterns().read_into(field, &mut events, problems),
+            _ => problems.push(field.unknown_key(value, vec!["url", "secret", "events"])),
+        }
+    }
+    if url.is_none() && problems.len() == before {
+        problems.push(value.invalid_redacted("an object without one", "an object with a \"url\""));
+    }
+    let url = url.filter(|_| problems.len() == before)?;
+    Some(Webhook { url, secret: secret_key, events })
+}
+
+fn write_webhook(webhook: &Webhook) -> Value {
+    let mut object = json!({ "url": webhook.url.url });
+    if webhook.secret.is_some() {
+        object["secret"] = secret().write(&webhook.secret);
+    }
+    if !webhook.events.is_empty() {
+        object["events"] = json!(webhook.events);
     }
     object
 }

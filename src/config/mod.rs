@@ -36,6 +36,7 @@ mod signature_key;
 mod source;
 mod value;
 mod warnings;
+mod webhook;
 
 use chat_server::is_host_name;
 pub use chat_server::{ChatServerConfig, Framing, HttpUrl, OnDisconnect, URL_SUFFIX, UrlError, XIAOZHI_PATH};
@@ -51,6 +52,7 @@ pub use route::Route;
 pub use signature_key::KeyFingerprint;
 pub use source::{DEFAULT_FILE, NODE_FILE, Source};
 pub(crate) use value::edit_distance;
+pub use webhook::{EventKind, Webhook};
 
 /// Declares the settings of a section, each with its default.
 macro_rules! settings {
@@ -89,6 +91,8 @@ settings! {
         pub api: Api = Api::default(),
         /// What devices ask when they start.
         pub ota: Ota = Ota::default(),
+        /// Servers that are told of events, at most eight.
+        pub webhooks: Vec<Webhook> = Vec::new(),
         /// Event loops that serve devices, each on its own thread; 1 to 64.
         pub workers: usize = 1,
         /// Log at debug level at least; see [`Config::log_level`].

@@ -43,6 +43,10 @@ impl Config {
                 health.url = health.to_string();
             }
         }
+        for webhook in &mut masked.webhooks {
+            webhook.url.url = webhook.url.to_string();
+            webhook.secret = webhook.secret.as_ref().and_then(|_| Secret::new("***"));
+        }
         if let Some(upstream) = &mut masked.ota.upstream {
             upstream.url = upstream.to_string();
         }
@@ -116,6 +120,7 @@ mod tests {
                 "api":{"enabled":false,"host":"::1","port":15,"tls":{"enabled":true,"cert_file":"c","key_file":"k"},"token":"a-token-long-enough","command_timeout_s":16,"metrics_need_token":false,"trusted_proxies":["127.0.0.0/8","::1/128"]},
                 "ota":{"enabled":true,"host":"::1","port":17,"allow":["10.0.0.0/8"],"macs":["aa"],"endpoint":"gw:1883","keepalive":18,
                 "group":"GID_x","upstream":"https://console/ota/?k=v"},
+                "webhooks":[{"url":"https://a/hook?k=v","secret":"s","events":["call.*","server.failed"]},{"url":"http://b/"}],
                 "debug":true}"#,
             r#"{"production":{"chat_servers":["ws://a/"]},"development":{"chat_servers":["ws://b"],
                 "mac_addresss":["aa:bb:cc:dd:ee:ff"]},"max_mqtt_payload_size":8192,"debug":true,
@@ -147,7 +152,8 @@ mod tests {
                 "websocket":{"server_secret":"hunter2","production_servers":["wss://a:99/b?token=hunter2","ws://c"],
                 "development_servers":[{"url":"ws://a/?hunter2","framing":"raw","token":"hunter2","health_url":"https://h/?key=hunter2"}],
                 "routes":[{"macs":["*"],"servers":["ws://r/?key=hunter2"]}]},
-                "ota":{"upstream":"http://console/ota/?key=hunter2"}}"#,
+                "ota":{"upstream":"http://console/ota/?key=hunter2"},
+                "webhooks":[{"url":"https://a/?key=hunter2","secret":"hunter2"}]}"#,
         );
         let shown = config.to_masked_file_text();
         assert!(!shown.contains("hunter2"), "{shown}");
@@ -155,6 +161,7 @@ mod tests {
         assert_eq!(shown["mqtt"]["signature_key"], "***");
         assert_eq!(shown["mqtt"]["previous_signature_keys"], json!(["***", "***"]));
         assert_eq!(shown["websocket"]["production_servers"], json!(["wss://a:99/b?token=***", "ws://c/"]));
+        assert_eq!(shown["webhooks"], json!([{ "url": "https://a/?key=***", "secret": "***" }]));
         assert_eq!(shown["ota"]["upstream"], "http://console/ota/?key=***");
         let health_url = "https://h/?key=***";
         let server =

@@ -21,6 +21,7 @@ mod admin;
 pub mod backend;
 mod error;
 pub mod event_loop;
+mod event_stream;
 mod file_watch;
 pub mod gateway;
 mod history;
@@ -34,6 +35,7 @@ pub(crate) mod ota;
 pub mod sessions;
 #[cfg_attr(not(target_os = "linux"), path = "upgrade_unsupported.rs")]
 pub(crate) mod upgrade;
+mod webhooks;
 
 pub use error::BindError;
 pub use gateway::Gateway;

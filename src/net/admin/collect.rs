@@ -15,6 +15,7 @@ use crate::net::metrics;
 use crate::net::mqtt::listener::Listeners;
 use crate::net::mqtt::watched_certificate::WatchedCertificate;
 use crate::net::sessions::table::Sessions;
+use crate::net::webhooks::Webhooks;
 use crate::session::{CallState, CallStats, LoginKey, SetupStage};
 
 /// Counts over all sessions.
@@ -42,6 +43,7 @@ pub(crate) struct MetricSources<'a> {
     pub(crate) audio: &'a AudioPort,
     pub(crate) admin: &'a AdminServer,
     pub(crate) history: &'a History,
+    pub(crate) webhooks: &'a Webhooks,
     pub(crate) draining: bool,
     pub(crate) is_leader: bool,
 }
@@ -388,6 +390,19 @@ impl MetricSources<'_> {
             "gateway_history_records_lost_total",
             "Calls that could not be written to history.file.",
             self.history.lost_records(),
+        );
+        families.scalar(
+            Gauge,
+            "gateway_event_streams",
+            "Clients of this API that read events.",
+            self.admin.event_streams(),
+        );
+        families.labelled(
+            Counter,
+            "gateway_webhook_events_total",
+            "Events for webhooks: delivered, refused by the server for good, failed attempts, and those of all kinds that were lost.",
+            "result",
+            self.webhooks.counts(),
         );
         let tls = if cfg!(feature = "tls") { "true" } else { "false" };
         let labels = [("version", env!("CARGO_PKG_VERSION")), ("tls", tls)];

@@ -24,6 +24,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the client may take to read a response.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// After how long without events a client that reads them is sent something.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 
 pub(super) struct Connection {
     pub(super) epoch: u32,
@@ -53,6 +55,8 @@ pub(super) enum ConnectionState {
     Pending(Box<PendingRequest>),
     /// Waits until the client has read the answer.
     Writing { keep_alive: bool },
+    /// Gets events, those behind `cursor` next.
+    Streaming { cursor: u64 },
     /// No more requests are served. Bytes of the client are read and dropped, since unread bytes would reset the connection
     /// before the client has read the response.
     Lingering,
@@ -144,6 +148,8 @@ impl Connection {
         match self.state {
             ConnectionState::Lingering => ApiDisplaced::Closing,
             ConnectionState::Pending(_) => ApiDisplaced::Pending,
+            // Not one that has no events to read.
+            ConnectionState::Streaming { .. } if self.write_buffer.is_empty() => ApiDisplaced::Pending,
             _ if now.saturating_duration_since(self.progress_at) >= STALLED_AFTER => ApiDisplaced::Stalled,
             _ => ApiDisplaced::Crowding,
         }
@@ -167,6 +173,10 @@ impl Connection {
             },
             ConnectionState::Pending(ref pending) => pending.deadline,
             ConnectionState::Writing { .. } => self.state_since + SEND_TIMEOUT,
+            ConnectionState::Streaming { .. } if self.write_buffer.is_empty() => {
+                self.progress_at + HEARTBEAT_INTERVAL
+            }
+            ConnectionState::Streaming { .. } => self.progress_at + SEND_TIMEOUT,
             ConnectionState::Lingering => self.state_since + LINGER,
         }
     }

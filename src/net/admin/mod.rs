@@ -2,6 +2,7 @@
 
 pub(crate) mod collect;
 pub(crate) mod connection;
+mod event_streams;
 pub(crate) mod pending;
 mod proc_stats;
 pub(crate) mod server;

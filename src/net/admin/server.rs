@@ -42,6 +42,7 @@ use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp::{self, ACCEPT_RETRY};
 use crate::net::event_loop::token::{self, API, AdminId, Role};
 use crate::net::event_loop::write_buffer::Flush;
+use crate::net::event_stream::EventStream;
 use crate::net::log_limiter::LogLimiter;
 use crate::net::metrics::ApiDisplaced;
 use crate::net::mqtt::transport::Transport;
@@ -192,6 +193,11 @@ impl AdminServer {
         self.recent_errors = errors;
     }
 
+    /// The local time zone.
+    pub(crate) fn time_zone(&self) -> &TimeZone {
+        &self.time_zone
+    }
+
     /// A new id for a request of this connection, by which an answer finds the connection.
     pub(crate) fn next_request_id(&mut self, id: AdminId) -> u64 {
         self.last_request_id = self.last_request_id.wrapping_add(1);
@@ -262,8 +268,9 @@ impl AdminServer {
     /// The connection in this slot, if an event for it has to be served.
     pub(crate) fn ready_connection(&self, slot: usize, readable: bool) -> Option<AdminId> {
         let conn = self.connections.get(slot)?;
-        let is_ready =
-            readable || matches!(conn.state, ConnectionState::Writing { .. }) || !conn.transport.is_open();
+        let is_ready = readable
+            || matches!(conn.state, ConnectionState::Writing { .. } | ConnectionState::Streaming { .. })
+            || !conn.transport.is_open();
         is_ready.then_some(AdminId { slot: slot as u32, epoch: conn.epoch })
     }
 
@@ -279,6 +286,7 @@ impl AdminServer {
         &mut self,
         id: AdminId,
         mqtt_certificate: Option<&WatchedCertificate>,
+        events: &EventStream,
         io: &mut Io,
     ) -> Progress {
         let now = io.now;
@@ -289,6 +297,9 @@ impl AdminServer {
         match &conn.state {
             ConnectionState::Reading(_) => self.read_request(id, io),
             ConnectionState::Pending(_) => Progress::Wait,
+            &ConnectionState::Streaming { cursor } => {
+                conn.advance_stream(cursor, events, &mut self.scratch, now)
+            }
             ConnectionState::Writing { keep_alive } => {
                 let unwritten = conn.write_buffer.len();
                 let flushed = conn.write_buffer.flush(&mut conn.transport);
@@ -445,7 +456,14 @@ impl AdminServer {
                 self.respond(id, &late, keep_alive, head_only, io);
                 true
             }
-            ConnectionState::Reading(_) | ConnectionState::Writing { .. } | ConnectionState::Lingering => {
+            ConnectionState::Streaming { .. } if conn.write_buffer.is_empty() => {
+                conn.write_heartbeat(now);
+                true
+            }
+            ConnectionState::Streaming { .. }
+            | ConnectionState::Reading(_)
+            | ConnectionState::Writing { .. }
+            | ConnectionState::Lingering => {
                 io.metrics.api_tls_failed += u64::from(conn.transport.is_in_tls_handshake());
                 self.close(id);
                 false
@@ -500,7 +518,7 @@ mod tests {
     fn request(server: &mut AdminServer, id: AdminId, io: &mut Io) -> Box<ReceivedRequest> {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
-            match server.advance(id, None, io) {
+            match server.advance(id, None, &EventStream::default(), io) {
                 Progress::Request(request) => return request,
                 Progress::Close => panic!("closed"),
                 Progress::Continue | Progress::Wait => assert!(Instant::now() < end, "no request"),
@@ -519,7 +537,7 @@ mod tests {
             let request = request(&mut server, id, &mut io);
             assert_eq!((&*request.head.path, &request.body[..]), ("/healthz", &b""[..]));
             server.respond(id, &Response::json(200, "{}"), true, false, &mut io);
-            assert!(matches!(server.advance(id, None, &mut io), Progress::Continue));
+            assert!(matches!(server.advance(id, None, &EventStream::default(), &mut io), Progress::Continue));
             let mut response = [0; 512];
             let len = client.read(&mut response).unwrap();
             assert!(response[..len].starts_with(b"HTTP/1.1 200 ") && response[..len].ends_with(b"{}"));

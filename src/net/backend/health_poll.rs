@@ -1,8 +1,7 @@
 //! Asks the `health_url`s of chat servers in the background, on threads of its own: no call waits for an answer.
 
 use std::collections::HashSet;
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,9 +9,8 @@ use std::time::{Duration, Instant};
 use log::{error, info, warn};
 
 use crate::config::{ChatServerConfig, Config, HttpUrl};
-use crate::net::backend::tls_clients::TlsClients;
+use crate::net::backend::http_client;
 use crate::net::backend::upgrade::USER_AGENT;
-use crate::net::event_loop::stream::Stream;
 
 /// The time from one round of questions to the next.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -117,47 +115,20 @@ fn status(
     config: &Config,
     until: Instant,
 ) -> io::Result<u16> {
-    let left = || match until.saturating_duration_since(Instant::now()) {
-        left if left.is_zero() => Err(io::Error::from(io::ErrorKind::TimedOut)),
-        left => Ok(left),
-    };
-    let address = (target.host.as_str(), target.port).to_socket_addrs()?.next();
-    let address = address.ok_or_else(|| io::Error::other("the name has no address"))?;
-    let tcp = TcpStream::connect_timeout(&address, left()?)?;
-    tcp.set_read_timeout(Some(left()?))?;
-    tcp.set_write_timeout(Some(left()?))?;
-    let mut stream = if target.tls {
-        // What is trusted for the server is trusted for its health.
-        let trusted =
-            ChatServerConfig { insecure: server.insecure, ca_file: server.ca_file.clone(), ..target.clone() };
-        let mut clients = TlsClients::default();
-        let client = clients.client(&trusted, &config.websocket).map_err(io::Error::other)?;
-        client.connect_blocking(&target.host, tcp)?
-    } else {
-        Stream::Plain(tcp)
-    };
+    // What is trusted for the server is trusted for its health.
+    let target =
+        ChatServerConfig { insecure: server.insecure, ca_file: server.ca_file.clone(), ..target.clone() };
     let (path, host) = (&target.path, &target.authority);
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {USER_AGENT}\r\nConnection: close\r\n\r\n"
     );
-    stream.write_all(request.as_bytes())?;
-    let mut head = [0; 12];
-    let mut length = 0;
-    while length < head.len() {
-        stream.socket().set_read_timeout(Some(left()?))?;
-        match stream.read(&mut head[length..])? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            n => length += n,
-        }
-    }
-    let status = std::str::from_utf8(&head).ok().and_then(|head| head.strip_prefix("HTTP/1."));
-    let status = status.and_then(|rest| rest.get(2..)).and_then(|status| status.parse().ok());
-    status.ok_or_else(|| io::Error::other("no HTTP response"))
+    http_client::status(&target, &config.websocket, request.as_bytes(), until)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::sync::mpsc;
 

@@ -8,6 +8,7 @@ pub(crate) mod dial;
 pub(crate) mod dial_slots;
 pub(crate) mod frame_reader;
 pub(crate) mod health_poll;
+pub(crate) mod http_client;
 pub(crate) mod resolver;
 pub(crate) mod tls;
 pub(crate) mod tls_clients;

@@ -63,6 +63,8 @@ impl Gateway {
             Endpoint::Session => self.handle_show_session(client_id),
             Endpoint::EndSession => self.handle_end_session(client_id, query),
             Endpoint::Reload => self.handle_reload(),
+            // Is no request with one answer: see `start_event_stream`.
+            Endpoint::Events => return None,
             Endpoint::Errors => Response::json(200, self.admin.recent_errors().to_json()),
             Endpoint::Dashboard => Response::text(dashboard::CONTENT_TYPE, dashboard::HTML)
                 .with_header("Content-Security-Policy", self.admin.content_security_policy.as_str()),
@@ -97,6 +99,7 @@ impl Gateway {
             connector: &self.connector,
             audio: &self.audio,
             admin: &self.admin,
+            webhooks: &self.webhooks,
             draining: self.lifecycle.is_draining(),
             history: &self.history,
             is_leader: self.workers.is_leader(),

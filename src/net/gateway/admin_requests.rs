@@ -21,7 +21,7 @@ impl Gateway {
     /// Reads, answers and writes as far as the socket allows, within the budget. May be called at any time.
     pub(super) fn drive_admin(&mut self, id: AdminId) {
         for _ in 0..STEP_BUDGET {
-            match self.admin.advance(id, self.mqtt.certificate.as_ref(), &mut self.io) {
+            match self.admin.advance(id, self.mqtt.certificate.as_ref(), &self.events, &mut self.io) {
                 Progress::Continue => {}
                 Progress::Wait => return self.admin.arm_timer(id, &mut self.io),
                 Progress::Close => return self.admin.close(id),
@@ -50,6 +50,9 @@ impl Gateway {
                 return self.respond(id, head, &error.response(routes::error_style(&head.path)));
             }
         };
+        if endpoint == Endpoint::Events {
+            return self.start_event_stream(id, head);
+        }
         let mut request = AdminRequest {
             request_id: self.admin.next_request_id(id),
             endpoint,

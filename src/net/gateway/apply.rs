@@ -127,6 +127,8 @@ impl Gateway {
             let message =
                 format!("a call was refused: websocket.max_calls is reached: session={}", call.session_id);
             self.record_session_error(id, RecentErrorKind::TooManyCalls, &message);
+            // The end of the call is a line of its own.
+            self.publish_limit(Level::Debug, id, "websocket.max_calls", &message);
         }
         if call.allowed {
             self.sessions.index.add_call(call.ssrc, id, ip);

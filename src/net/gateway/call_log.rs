@@ -1,9 +1,11 @@
 //! The log lines about sessions and calls, and the recent errors that they cause.
 
-use log::{Level, log};
+use log::Level;
 
 use crate::admin::call_record::{CallPlace, FinishedCall};
+use crate::admin::event::Event;
 use crate::admin::recent_errors::RecentErrorKind;
+use crate::config::EventKind;
 use crate::logger::log_about;
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
@@ -26,29 +28,10 @@ impl Gateway {
             let message = format!("{message}: session={}", summary.session_id);
             self.record_session_error(id, kind, &message);
         }
-        let stats = &summary.stats;
-        let server = summary.server.as_ref().map_or("none".to_owned(), |server| server.to_string());
         let (level, suffix) = self.call_log_level(id);
         let session = Some(shown(&summary.session_id).into_owned());
-        log_about!(
-            level,
-            LogSubject { session, ..self.sessions.log_subject(id) },
-            "call ends: session={} reason={} verdict={} duration={:.3}s server={server} up={}p/{}B down={}p/{}B lost={} \
-             reordered={} duplicates={} dropped={} redials={}{suffix}",
-            summary.session_id,
-            summary.reason.label(),
-            summary.report.verdict.label(),
-            summary.duration.as_secs_f64(),
-            stats.up_packets,
-            stats.up_bytes,
-            stats.down_packets,
-            stats.down_bytes,
-            stats.lost,
-            stats.reordered,
-            stats.duplicates,
-            stats.dropped,
-            stats.redials,
-        );
+        let subject = LogSubject { session, ..self.sessions.log_subject(id) };
+        self.publish_about(level, &subject, &Event::call_ended(summary), &suffix);
         if matches!(summary.state, CallState::Ringing | CallState::InDeviceCall) {
             self.leave_device_call(id);
         }
@@ -82,7 +65,7 @@ impl Gateway {
 
     pub(super) fn log_event(&mut self, id: SessionId, event: &LogEvent) {
         let level = match event {
-            LogEvent::Connected { resumed } => return self.log_connected(id, event, *resumed),
+            LogEvent::Connected { resumed } => return self.log_connected(id, *resumed),
             LogEvent::ConnectionLost { .. } => self.change_level(Change::Left),
             LogEvent::CallStarted { .. }
             | LogEvent::Resumed(_)
@@ -103,20 +86,34 @@ impl Gateway {
                 _ => self.record_session_error(id, kind, &event.to_string()),
             }
         }
+        if let Some(published) = Event::from_log_event(event) {
+            return self.publish_session_event(id, level, &published);
+        }
         match event {
-            LogEvent::ServerFailing { .. } | LogEvent::ServerRecovered { .. } => log!(level, "{event}"),
             // Of a device that was heard before, nothing can be said about firewalls.
             LogEvent::NoUdpAudio { advertised: Some(_), .. } => {
                 let ip = self.sessions.get(id).map(|session| session.core.ip());
                 let drops = ip.map(|ip| self.audio.drops.of(ip)).unwrap_or_default();
                 log_about!(level, self.sessions.log_subject(id), "{event}; {}", drops.describe());
             }
-            LogEvent::CallStarted { .. } | LogEvent::ToolDiscovery(Ok(ToolCount { forwarded: 1.., .. })) => {
+            LogEvent::ToolDiscovery(Ok(ToolCount { forwarded: 1.., .. })) => {
                 let (level, suffix) = self.call_log_level(id);
                 log_about!(level, self.sessions.log_subject(id), "{event}{suffix}");
             }
             _ => log_about!(level, self.sessions.log_subject(id), "{event}"),
         }
+    }
+
+    fn publish_session_event(&mut self, id: SessionId, level: Level, event: &Event) {
+        let (mut level, mut suffix) = (level, String::new());
+        if event.kind == EventKind::CallStarted {
+            (level, suffix) = self.call_log_level(id);
+        }
+        let subject = match event.kind {
+            EventKind::ServerFailed | EventKind::ServerRecovered => LogSubject::default(),
+            _ => self.sessions.log_subject(id),
+        };
+        self.publish_about(level, &subject, event, &suffix);
     }
 
     /// The level and the suffix of a log line about a call of this device.

@@ -2,6 +2,9 @@
 
 use std::io::{ErrorKind, Read};
 
+use log::Level;
+
+use crate::admin::event::Event;
 use crate::admin::recent_errors::RecentErrorKind;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::tcp;
@@ -39,7 +42,8 @@ impl Gateway {
                 }
                 Accepted::Nothing => return,
                 Accepted::Failed(message) => {
-                    return self.admin.record_error(RecentErrorKind::AcceptFailed, None, &message);
+                    self.admin.record_error(RecentErrorKind::AcceptFailed, None, &message);
+                    return self.publish_event(Level::Warn, &Event::limit_reached("descriptors", message));
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use log::Level;
 
+use crate::admin::event::Event;
 use crate::admin::recent_errors::RecentErrorKind;
 use crate::logger::log_about;
 use crate::net::event_loop::token::SessionId;
@@ -10,20 +11,15 @@ use crate::net::log_limiter::suppressed_suffix;
 use crate::net::log_subject::LogSubject;
 use crate::net::mqtt::connection_log::Change;
 use crate::proto::mqtt::ConnectReturnCode;
-use crate::session::{CloseReason, LogEvent};
+use crate::session::CloseReason;
 
 impl Gateway {
     /// A device was accepted; with `resumed` it continues the call of its lost connection.
-    pub(super) fn log_connected(&mut self, id: SessionId, event: &LogEvent, resumed: bool) {
+    pub(super) fn log_connected(&mut self, id: SessionId, resumed: bool) {
         let Some(mac) = self.sessions.client_id(id).map(|client_id| client_id.mac()) else { return };
         let change = self.connection_log.connected(mac);
-        let seen = match (resumed, change) {
-            (true, _) => "",
-            (false, Change::New) => ", new since the start",
-            (false, _) => ", back",
-        };
-        let level = self.change_level(change);
-        log_about!(level, self.sessions.log_subject(id), "{event}{seen}");
+        let (level, subject) = (self.change_level(change), self.sessions.log_subject(id));
+        self.publish_about(level, &subject, &Event::device_online(resumed, change == Change::New), "");
     }
 
     /// The level of a line about a device that connected or left.
@@ -43,19 +39,16 @@ impl Gateway {
         let Some(session) = self.sessions.get(id) else { return };
         let ip = session.core.ip();
         let is_device = session.core.client_id().is_some();
-        let (line, recent_error) = match reason {
+        let recent_error = match reason {
             CloseReason::Refused(code, _) => {
                 let kind = match code {
                     ConnectReturnCode::ServerUnavailable => RecentErrorKind::TooManyDevices,
                     _ => RecentErrorKind::LoginRefused,
                 };
-                (reason.to_string(), Some((kind, format!("{ip} {reason}"))))
+                Some((kind, format!("{ip} {reason}")))
             }
-            CloseReason::HelloVersion(_) => {
-                let error = (RecentErrorKind::HelloVersion, reason.to_string());
-                (format!("closed: {reason}"), Some(error))
-            }
-            CloseReason::MacDenied(_) => (format!("closed: {reason}"), None),
+            CloseReason::HelloVersion(_) => Some((RecentErrorKind::HelloVersion, reason.to_string())),
+            CloseReason::MacDenied(_) => None,
             // Only devices are worth a warning: anybody can connect and send anything.
             CloseReason::Protocol(_)
             | CloseReason::UnexpectedPacket(_)
@@ -63,7 +56,7 @@ impl Gateway {
             | CloseReason::Displaced
                 if is_device =>
             {
-                (format!("closed: {reason}"), None)
+                None
             }
             CloseReason::Protocol(_) | CloseReason::UnexpectedPacket(_) | CloseReason::ConnectTimeout => {
                 return self.log_unidentified(&subject, &format!("closed: {reason}"));
@@ -75,18 +68,32 @@ impl Gateway {
             _ => {
                 let seconds = self.io.now.saturating_duration_since(session.core.since()).as_secs();
                 let level = self.change_level(Change::Left);
-                return log_about!(level, subject, "closed: {reason}, {seconds} s after it connected");
+                let event = Event::device_offline(reason, Some(seconds));
+                return self.publish_about(level, &subject, &event, "");
             }
         };
         let suffix = self.mqtt.refusals().log.allows(ip, &mut self.io);
-        match suffix {
-            Some(suffix) => {
-                log_about!(Level::Warn, subject, "{line}{suffix}");
-                if let Some((kind, message)) = recent_error {
-                    self.record_session_error(id, kind, &message);
-                }
+        let level = if suffix.is_some() { Level::Warn } else { Level::Debug };
+        let more = suffix.as_deref().unwrap_or_default();
+        match reason {
+            CloseReason::Refused(ConnectReturnCode::ServerUnavailable, why) if suffix.is_some() => {
+                let event = Event::limit_reached(limit_of(why), reason.to_string());
+                self.publish_about(level, &subject, &event, more);
             }
-            None => log_about!(Level::Debug, subject, "{line}"),
+            CloseReason::Refused(..) => log_about!(level, subject, "{reason}{more}"),
+            _ => self.publish_about(level, &subject, &Event::device_offline(reason, None), more),
         }
+        if let (Some(_), Some((kind, message))) = (&suffix, recent_error) {
+            self.record_session_error(id, kind, &message);
+        }
+    }
+}
+
+/// The limit that a login was refused for, by the words of the refusal.
+fn limit_of(why: &str) -> &'static str {
+    match why.split(' ').next() {
+        Some("max_connections") => "mqtt.max_connections",
+        Some("max_connections_per_ip") => "mqtt.max_connections_per_ip",
+        _ => "client_ids_of_mac",
     }
 }

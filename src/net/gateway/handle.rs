@@ -41,6 +41,8 @@ pub(crate) enum Command {
     AdminRequest(Box<AdminRequest>),
     /// To the leader: the response to such a request.
     AdminResponse(Box<AdminResponse>),
+    /// To the leader: there are new events.
+    Events,
     /// To the leader: another worker has ended.
     WorkerEnded {
         failed: bool,

@@ -41,6 +41,7 @@ impl Gateway {
         if self.timers_allowed(all_read) {
             self.fire_timers();
         }
+        self.serve_event_streams();
         self.flush();
         self.reap();
         self.workers.publish(self.sessions.index.devices(), self.sessions.index.calls());
@@ -219,6 +220,8 @@ impl Gateway {
                     self.workers.broadcast(|| Command::ServersUnwell(unwell.clone()));
                     self.servers.set_unwell(unwell);
                 }
+                // At the end of the iteration.
+                Command::Events => {}
                 Command::Ping(number) => self.workers.on_ping(number),
                 Command::WorkerEnded { failed } => self.worker_ended(failed),
                 #[cfg(test)]

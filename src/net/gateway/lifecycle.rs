@@ -4,8 +4,9 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use log::{error, info, warn};
+use log::{Level, info, warn};
 
+use crate::admin::event::Event;
 use crate::admin::recent_errors::RecentErrorKind;
 use crate::config::{self, Changes, Config, Source};
 use crate::logger;
@@ -132,6 +133,7 @@ impl Gateway {
             // The outcome is in the log.
             let _ = self.reload_file();
         }
+        self.check_certificates();
         let certificates = [&mut self.mqtt.certificate, &mut self.admin.certificate].into_iter().flatten();
         let problems = certificates.flat_map(WatchedCertificate::check_files).collect();
         self.record_certificate_problems(problems);
@@ -186,6 +188,7 @@ impl Gateway {
         logger::configure(&new);
         self.io.config = Arc::new(new);
         self.poll_health();
+        self.configure_webhooks();
         let limited = self.io.config.mqtt.max_connections_per_ip > 0;
         self.mqtt.recount(&mut self.sessions, limited);
         self.start_dials();
@@ -200,7 +203,7 @@ impl Gateway {
             warn!("{warning}");
             self.admin.record_error(RecentErrorKind::SuspectSetting, None, &warning);
         }
-        info!("reload: applied: {}; needs restart: {}", list(&changes.applied), list(&changes.needs_restart));
+        self.publish_event(Level::Info, &Event::config_reloaded(changes));
     }
 
     pub(super) fn record_certificate_problems(&mut self, problems: CertificateProblems) {
@@ -210,7 +213,7 @@ impl Gateway {
     }
 
     fn reload_refused(&mut self, why: String) -> ReloadError {
-        error!("reload: nothing changes: {why}");
+        self.publish_event(Level::Error, &Event::config_refused(&why));
         self.admin.record_error(RecentErrorKind::ReloadRefused, None, &why);
         ReloadError::Refused(why)
     }
@@ -274,10 +277,6 @@ impl Gateway {
             self.drive(id, Core::shutdown);
         }
     }
-}
-
-fn list(keys: &[&str]) -> String {
-    if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") }
 }
 
 #[cfg(test)]

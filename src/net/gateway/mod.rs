@@ -11,7 +11,8 @@ pub(crate) mod call_log;
 pub(crate) mod device_calls;
 pub(crate) mod device_close;
 pub(crate) mod device_events;
-pub(crate) mod device_log;
+mod device_log;
+mod events;
 pub mod fd_limit;
 pub(crate) mod handle;
 pub(crate) mod iteration;
@@ -52,8 +53,10 @@ use crate::net::event_loop::inherited::Inherited;
 use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::event_loop::token::{self, WAKER, WAKEUP};
 use crate::net::event_loop::wakeup::Wakeup;
+use crate::net::event_stream::EventStream;
 use crate::net::gateway::broadcast::Broadcasts;
 use crate::net::gateway::device_calls::DeviceCalls;
+use crate::net::gateway::events::CertificatesTold;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
 use crate::net::gateway::lifecycle::Lifecycle;
 use crate::net::gateway::memory_trim::MemoryTrim;
@@ -73,6 +76,7 @@ use crate::net::ota::server::OtaServer;
 use crate::net::sessions::table::Sessions;
 #[cfg(target_os = "linux")]
 use crate::net::upgrade::Predecessor;
+use crate::net::webhooks::Webhooks;
 use crate::proto::identity::Mac;
 use crate::proto::proxy_protocol;
 use crate::session::{Action, EndedCalls, HelloLimiter, RateLimiter, RestartRecovery, ServerHealth};
@@ -105,6 +109,9 @@ pub struct Gateway {
     health: HealthPoller,
     audio: AudioPort,
     admin: AdminServer,
+    events: EventStream,
+    webhooks: Webhooks,
+    certificates_told: CertificatesTold,
     ota: OtaServer,
     device_calls: DeviceCalls,
     relay: Relay,
@@ -174,6 +181,7 @@ impl Gateway {
             Workers::spawn(&mut gateway, sockets.others)?;
         }
         gateway.poll_health();
+        gateway.configure_webhooks();
         Ok(gateway)
     }
 
@@ -220,6 +228,9 @@ impl Gateway {
             health: HealthPoller::default(),
             audio,
             admin,
+            events: EventStream::default(),
+            webhooks: Webhooks::default(),
+            certificates_told: CertificatesTold::new(),
             ota,
             device_calls: DeviceCalls::default(),
             relay: Relay::default(),

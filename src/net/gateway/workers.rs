@@ -24,6 +24,7 @@ use crate::net::error::BindError;
 use crate::net::event_loop::inherited::{Inherited, Purpose};
 use crate::net::event_loop::tcp::{self, LINGER};
 use crate::net::event_loop::token::SessionId;
+use crate::net::event_stream::EventStream;
 use crate::net::gateway::Gateway;
 use crate::net::gateway::handle::{Addresses, Command, Handle};
 use crate::net::gateway::relay::Relay;
@@ -71,6 +72,7 @@ struct WorkerSetup {
     refusals: Arc<Mutex<Refusals>>,
     recent_errors: Arc<Mutex<RecentErrors>>,
     history: History,
+    events: EventStream,
 }
 
 /// A connection that is handed off to the worker of its device.
@@ -246,6 +248,7 @@ impl Workers {
                 refusals: leader.mqtt.refusals.clone(),
                 recent_errors: leader.admin.shared_recent_errors(),
                 history: leader.history.clone(),
+                events: leader.events.clone(),
             };
             workers.setups.push((sender, setup));
         }
@@ -347,6 +350,7 @@ impl Gateway {
         self.mqtt.refusals = setup.refusals;
         self.admin.set_recent_errors(setup.recent_errors);
         self.history = setup.history;
+        self.events = setup.events;
     }
 
     /// Hands a connection off to the worker of its device. False when that is this worker.

@@ -178,7 +178,6 @@ impl Listeners {
                 }
                 let every_ms = ACCEPT_RETRY.as_millis();
                 let message = format!("cannot accept connections: {error}; retrying every {every_ms} ms");
-                warn!("{message}");
                 Accepted::Failed(message)
             }
         }

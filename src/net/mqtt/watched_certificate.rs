@@ -9,6 +9,7 @@ use crate::config::PublicIp;
 use crate::net::error::BindError;
 use crate::net::file_watch::FileWatch;
 use crate::net::mqtt::certificate::Certificate;
+use crate::net::mqtt::certificate_info::CertificateInfo;
 
 /// Problems with the certificate, for the list of recent errors.
 pub(crate) type CertificateProblems = Vec<String>;
@@ -45,6 +46,11 @@ impl WatchedCertificate {
     /// When the certificate expires, in seconds since 1970, if that is known.
     pub(crate) fn expires(&self) -> Option<i64> {
         self.certificate.info.as_ref().map(|info| info.expires.1)
+    }
+
+    /// Its section of the configuration, and what is known about it.
+    pub(crate) fn info(&self) -> Option<(&'static str, &CertificateInfo)> {
+        Some((self.section, self.certificate.info.as_ref()?))
     }
 
     /// Whether devices that verify certificates can connect to this host, as far as is known.
