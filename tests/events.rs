@@ -372,7 +372,6 @@ fn a_webhook_that_never_answers_delays_neither_another_one_nor_a_call() {
         let ended = hooks.next().1;
         assert_eq!((&ended["event"], &ended["lost"]), (&json!("call.ended"), &json!(0)));
     }
-    assert!(silent.requests.try_recv().is_err(), "it was asked for 10 s");
     drop(device);
     // The gateway ends all the same.
     drop(fixture);
