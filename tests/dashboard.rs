@@ -428,9 +428,17 @@ fn errors_are_shown_in_words_with_advice() {
     browser.until("$('errors').textContent.includes('No chat server for a call')");
     browser.until("$('errors').textContent.includes('check dials every one')");
     assert!(browser.text("$('errors').textContent").contains(&format!("{closed}")));
+    browser.until("$('ended').textContent.includes('Chat server failed')");
+    assert!(browser.text("$('ended').textContent").contains("no_server"));
+    browser.value("$('verdict').value = 'good'; $('verdict').dispatchEvent(new Event('change'))");
+    browser.until("$('ended').textContent === '' && !$('noCalls').hidden");
+    browser.value("$('verdict').value = 'server_failed'; $('verdict').dispatchEvent(new Event('change'))");
+    browser.until("$('ended').textContent.includes('Chat server failed')");
     browser.screenshot("errors");
     browser.click("#language");
     browser.until("$('errors').textContent.includes('子命令 check')");
+    browser.until("$('ended').textContent.includes('聊天服务器故障')");
+    assert_eq!(browser.text("$('verdict').value"), "server_failed", "the choice stays");
     browser.screenshot("errors-chinese");
     browser.set_viewport(390, 844);
     browser.screenshot("errors-phone");
@@ -458,7 +466,8 @@ fn ten_thousand_rows_stay_responsive() {
     let answers = r#"
         const real = window.fetch;
         const call = (i) => ({ state: "live", sessionId: "s" + i, seconds: i, server: "ws://chat/" + i % 7, audioFrom: null, packetsUp: i * 9,
-            bytesUp: 1, packetsDown: 1, bytesDown: 1, lost: i % 50, jitterMs: i % 9, reordered: 0, duplicates: 0, dropped: 0, redials: 0 });
+            bytesUp: 1, packetsDown: 1, bytesDown: 1, lost: i % 50, jitterMs: i % 9, reordered: 0, duplicates: 0, dropped: 0, redials: 0,
+            verdict: "good", lossPercent: 0, last10s: { packetsUp: 166, lost: i % 50 } });
         window.fetch = async (path, options) => {
             const found = /^\.?\/api\/sessions\?limit=1000&after=(\d+)$/.exec(path);
             if (!found) return real(path, options);
