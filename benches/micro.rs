@@ -23,7 +23,7 @@ use mqtt_websocket_proxy::proto::message::{self, Reader};
 use mqtt_websocket_proxy::proto::mqtt::{Connect, Packet, ProtocolLevel, Publish, decode, encode};
 use mqtt_websocket_proxy::session::{
     Admission, CallCredentials, Context, Core, EndedCalls, FrameSpace, HelloLimiter, RequestIds,
-    ServerHealth, SetupStage, UdpPeer,
+    ServerHealth, SetupStage, ToolLists, UdpPeer,
 };
 use mqtt_websocket_proxy::tools::device::{HELLO, Login, test_audio};
 
@@ -164,8 +164,9 @@ impl CallFixture {
         let mut out = Vec::new();
         let Self { core, config, servers, now } = self;
         let (ids, hellos) = (&RequestIds::new(), &mut HelloLimiter::default());
-        let ended_calls = &mut EndedCalls::default();
-        decide(core, &mut Context { now: *now, config, servers, hellos, ended_calls, ids, out: &mut out });
+        let (ended_calls, tool_lists) = (&mut EndedCalls::default(), &ToolLists::default());
+        let (now, out) = (*now, &mut out);
+        decide(core, &mut Context { now, config, servers, hellos, ended_calls, ids, tool_lists, out });
     }
 
     fn uplink(&mut self, datagram: &mut [u8]) {

@@ -18,6 +18,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tungstenite::handshake::derive_accept_key;
 
+use super::board_tools::Tools;
 use super::websocket_frame;
 
 const UDP: Token = Token(0);
@@ -366,6 +367,13 @@ impl Load {
                     if let Ok(grant) = CallParameters::parse(std::str::from_utf8(publish.payload)?) {
                         self.stats.call_setups_ns.push(since.as_nanos() as u64);
                         self.on_hello_reply(i, &grant);
+                    }
+                }
+                (ServerPacket::Publish(publish), _) => {
+                    if let Some(answer) = Tools::Same.answer(std::str::from_utf8(publish.payload)?, i) {
+                        let mut packet = Vec::new();
+                        encode::publish(&mut packet, PUBLISH_TOPIC, answer.as_bytes());
+                        self.devices[i].stream.write_all(&packet)?;
                     }
                 }
                 _ => {}

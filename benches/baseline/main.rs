@@ -8,6 +8,9 @@
 #![allow(clippy::print_stdout)] // A report is what it is for.
 
 #[cfg(target_os = "linux")]
+#[path = "../../examples/shared/board_tools.rs"]
+mod board_tools;
+#[cfg(target_os = "linux")]
 mod load;
 #[cfg(target_os = "linux")]
 mod measured_process;

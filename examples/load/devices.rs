@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use crate::board_tools::Tools;
 use mio::event::Event;
 use mio::net::{TcpStream, UdpSocket};
 use mio::{Events, Interest, Poll, Registry, Token};
@@ -27,6 +28,7 @@ pub(crate) struct LoadConfig {
     pub(crate) key: Option<String>,
     /// Time between two packets of one call.
     pub(crate) interval: Duration,
+    pub(crate) tools: Tools,
 }
 
 /// Counts so far.
@@ -282,6 +284,12 @@ impl Device {
                     let grant = CallParameters::parse(text).map_err(io::Error::other)?;
                     self.state = DeviceState::InCall(Box::new(Call::open(&grant, i, shared)?));
                     shared.timers.push(Reverse((Instant::now(), i)));
+                }
+            }
+            (ServerPacket::Publish(publish), _) => {
+                let text = std::str::from_utf8(publish.payload).unwrap_or_default();
+                if let Some(answer) = shared.config.tools.answer(text, i) {
+                    self.publish(&answer)?;
                 }
             }
             // Everything else is ignored.

@@ -112,9 +112,9 @@ impl Gateway {
         !matches!(self.kind, GatewayKind::InProcess(_))
     }
 
-    /// Its resident set in KiB.
-    pub(crate) fn resident_kib(&self) -> Option<u64> {
-        process::resident_kib(self.pid()?)
+    /// Its private memory in KiB: without the parts of its program file that happen to be loaded.
+    pub(crate) fn private_kib(&self) -> Option<u64> {
+        process::anonymous_kib(self.pid()?)
     }
 
     /// The processor time of its threads so far; only of the gateway's thread if it runs in this process.

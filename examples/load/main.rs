@@ -9,6 +9,8 @@
 //! The gateway's chat server must echo, like the one that this program starts.
 #![allow(clippy::print_stdout)] // A report is what it is for.
 
+#[path = "../shared/board_tools.rs"]
+mod board_tools;
 mod devices;
 mod gateway;
 #[path = "../shared/process.rs"]
@@ -19,6 +21,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use self::board_tools::Tools;
 use self::devices::{Devices, LoadConfig};
 use self::gateway::Gateway;
 
@@ -32,6 +35,8 @@ Usage: load [options]
   --seconds N           how long all calls speak (default: 2)
   --call-rate N         calls begun per second (default: 200)
   --interval N          milliseconds between two packets of a call (default: 60)
+  --tools KIND          the tools of the devices: same (25, as a real board has; default), different
+                        (each device lacks others of them), none (they answer no MCP)
   --spawn PATH          start this gateway binary as a process of its own
   --gateway HOST:PORT   use a gateway that runs already; its chat server must echo
   --pid PID             the process of that gateway, to measure it
@@ -67,6 +72,7 @@ struct Options {
     seconds: u64,
     call_rate: u32,
     interval: Duration,
+    tools: Tools,
     spawn: Option<PathBuf>,
     gateway: Option<SocketAddr>,
     pid: Option<u32>,
@@ -86,6 +92,7 @@ impl Options {
             seconds: seconds as u64,
             call_rate: call_rate as u32,
             interval: Duration::from_millis(interval as u64),
+            tools: args.opt_value_from_str("--tools")?.unwrap_or(Tools::Same),
             spawn: args.opt_value_from_str("--spawn")?,
             gateway: args.opt_value_from_str("--gateway")?,
             pid: args.opt_value_from_str("--pid")?,
@@ -117,14 +124,24 @@ fn run(options: &Options, gateway: &mut Gateway) -> Result<bool, Box<dyn Error>>
     if let Some(start_up) = gateway.start_up {
         println!("start-up     {:.1} ms from its start to the first accepted connection", ms(start_up));
     }
-    let plan = LoadConfig { gateway: gateway.mqtt, key: options.key.clone(), interval: options.interval };
+    let plan = LoadConfig {
+        gateway: gateway.mqtt,
+        key: options.key.clone(),
+        interval: options.interval,
+        tools: options.tools,
+    };
     let mut fleet = Devices::new(plan)?;
-    let at_start = gateway.resident_kib();
+    let at_start = gateway.private_kib();
 
-    let connecting = fleet.connect(devices)?;
+    // The first ones include one-time costs.
+    let first = devices / 10;
+    let mut connecting = fleet.connect(first)?;
+    fleet.run_for(Duration::from_millis(500))?;
+    let with_first = gateway.private_kib();
+    connecting += fleet.connect(devices)?;
     println!("connected    {devices} devices in {:.2} s", connecting.as_secs_f64());
     fleet.run_for(Duration::from_millis(500))?;
-    let idle = gateway.resident_kib();
+    let idle = gateway.private_kib();
 
     fleet.start_calls(calls, options.call_rate)?;
     let stats = fleet.stats();
@@ -140,7 +157,7 @@ fn run(options: &Options, gateway: &mut Gateway) -> Result<bool, Box<dyn Error>>
     let measured = fleet.run_for(Duration::from_secs(seconds))?;
     let (up, down) = (fleet.stats().sent - up, fleet.stats().echoed - down);
     let cpu = cpu.zip(gateway.cpu_time()).map(|(before, after)| after.saturating_sub(before));
-    let busy = gateway.resident_kib();
+    let busy = gateway.private_kib();
     fleet.stop_audio(Duration::from_millis(500))?;
 
     let stats = fleet.stats();
@@ -168,13 +185,13 @@ fn run(options: &Options, gateway: &mut Gateway) -> Result<bool, Box<dyn Error>>
         ),
         None => println!("gateway CPU  not measured: no process given, or no /proc"),
     }
-    match (at_start, idle, busy) {
-        (Some(start), Some(idle), Some(busy)) if gateway.is_separate_process() => println!(
-            "gateway RSS  {start} KiB at start, {idle} KiB with all devices, {busy} KiB with all calls: {:.0} bytes per idle device, {:.0} bytes per call",
-            per(start, idle, devices),
+    match (at_start, with_first, idle, busy) {
+        (Some(start), Some(with_first), Some(idle), Some(busy)) if gateway.is_separate_process() => println!(
+            "memory       {start} KiB at start, {idle} KiB with all devices, {busy} KiB with all calls: {:.0} bytes per idle device, {:.0} bytes per call",
+            per(with_first, idle, devices - first),
             per(idle, busy, calls),
         ),
-        _ => println!("gateway RSS  not measured: it needs a gateway process of its own, and /proc"),
+        _ => println!("memory       not measured: it needs a gateway process of its own, and /proc"),
     }
     let gone = fleet.stats().disconnected;
     if gone > 0 {
@@ -185,7 +202,7 @@ fn run(options: &Options, gateway: &mut Gateway) -> Result<bool, Box<dyn Error>>
     Ok(works)
 }
 
-/// The memory of each of `many`, in bytes, from the resident sets before and after in KiB.
+/// The memory of each of `many`, in bytes, from the memory before and after in KiB.
 fn per(before: u64, after: u64, many: usize) -> f64 {
     (after as f64 - before as f64) * 1024.0 / many as f64
 }

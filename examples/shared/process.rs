@@ -22,6 +22,13 @@ pub(crate) fn resident_kib(pid: u32) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// The private memory of a process, in KiB.
+pub(crate) fn anonymous_kib(pid: u32) -> Option<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 /// The processor time of a process's threads so far, or only of those with this name.
 pub(crate) fn cpu_time(pid: u32, thread: Option<&str>) -> Option<Duration> {
     let mut nanoseconds = 0;

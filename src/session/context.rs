@@ -7,6 +7,7 @@ use super::ended_calls::EndedCalls;
 use super::hello_limiter::HelloLimiter;
 use super::request_ids::RequestIds;
 use super::server_health::ServerHealth;
+use super::tool_lists::ToolLists;
 use crate::config::Config;
 
 /// What a core borrows for one method call: the time, the current configuration, and where actions go.
@@ -23,6 +24,8 @@ pub struct Context<'a> {
     pub ended_calls: &'a mut EndedCalls,
     /// Ids of requests to devices, shared by all sessions of the process.
     pub ids: &'a RequestIds,
+    /// The tools of all devices.
+    pub tool_lists: &'a ToolLists,
     /// To be carried out in order, see [the invariant](super#the-invariant).
     pub out: &'a mut Vec<Action>,
 }

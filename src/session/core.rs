@@ -144,7 +144,8 @@ impl Core {
         if self.awaits_connect() { MAX_CONNECT_BYTES } else { config.mqtt.max_payload_size }
     }
 
-    /// The bytes that are stored for the device and its chat server: queued texts and frames, texts to be repeated, tools.
+    /// The bytes that are stored for the device and its chat server: queued texts and frames, texts to be repeated, and the
+    /// tools that it has listed so far. Complete lists have a [limit](super::ToolLists) of their own.
     pub fn retained_bytes(&self) -> usize {
         self.call.as_ref().map_or(0, |call| call.retained_bytes()) + self.mcp.retained_bytes()
     }
@@ -334,6 +335,7 @@ impl Core {
             cold.pending_hello = None;
         }
         let Some(call) = self.call.take() else { return };
+        self.mcp.on_call_ended();
         let finished = call.finish(reason, cx);
         if let Some(id) = finished.session_id {
             self.cold.get_or_insert_default().last_call = Some((cx.now, id));

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{
     Action, Admission, CallCredentials, Context, Core, DialRequest, DropReason, Encrypted, EndedCalls,
-    FrameSpace, HelloLimiter, RequestIds, ServerHealth, UdpPeer, Uplink,
+    FrameSpace, HelloLimiter, RequestIds, ServerHealth, ToolLists, UdpPeer, Uplink,
 };
 use crate::config::{ChatServerConfig, Config};
 use crate::proto::audio::{Cipher, HEADER_LEN, MAX_PAYLOAD, UdpHeader, ws_frame_header};
@@ -22,6 +22,7 @@ pub(crate) struct TestShell {
     pub(crate) hellos: HelloLimiter,
     pub(crate) ended_calls: EndedCalls,
     pub(crate) ids: RequestIds,
+    pub(crate) tool_lists: ToolLists,
     pub(crate) start: Instant,
     pub(crate) now: Instant,
 }
@@ -35,6 +36,7 @@ impl TestShell {
             hellos: HelloLimiter::default(),
             ended_calls: EndedCalls::default(),
             ids: RequestIds::new(),
+            tool_lists: ToolLists::default(),
             start: now,
             now,
         }
@@ -56,8 +58,8 @@ impl TestShell {
 
     /// What a core borrows. Its actions are appended to `out`.
     pub(crate) fn context<'a>(&'a mut self, out: &'a mut Vec<Action>) -> Context<'a> {
-        let Self { config, servers, hellos, ended_calls, ids, now, .. } = self;
-        Context { now: *now, config, servers, hellos, ended_calls, ids, out }
+        let Self { config, servers, hellos, ended_calls, ids, tool_lists, now, .. } = self;
+        Context { now: *now, config, servers, hellos, ended_calls, ids, tool_lists, out }
     }
 
     /// Lets the core decide, accepts its device if it asks for that, and gives it credentials for a call if it asks for them.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::mem;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -10,6 +11,7 @@ use serde_json::value::RawValue;
 use super::action::{LogEvent, ToolCount};
 use super::context::Context;
 use super::request_ids::RequestIds;
+use super::tool_lists::ToolList;
 use crate::proto::message::{self, JsonObject, Reader, Rpc};
 
 /// How long discovery waits for each response.
@@ -41,6 +43,8 @@ pub(super) enum ToolCache {
     AwaitingInitialize(u32),
     /// The device did not answer.
     Unanswered,
+    /// The discovery is complete, and nothing else is to be remembered.
+    Discovered(ToolList),
     /// Any other state.
     Active(Box<McpProxy>),
 }
@@ -48,7 +52,7 @@ pub(super) enum ToolCache {
 /// Discovery, cached answers and translated requests of one device.
 pub(super) struct McpProxy {
     step: DiscoveryStep,
-    /// The device's result of `initialize`, raw.
+    /// The device's result of `initialize`, raw, until it is in the list.
     initialize_result: Option<Box<str>>,
     /// The server's `initialize` was answered from the cache, so its `notifications/initialized` is not for the device.
     initialize_answered_from_cache: bool,
@@ -61,8 +65,8 @@ pub(super) struct McpProxy {
 enum DiscoveryStep {
     Initializing,
     Listing(Box<PartialList>),
-    /// The raw result of a `tools/list`: all tools, or the first pages and the cursor of the next.
-    Complete(Box<str>),
+    /// All tools, or the first pages and the cursor of the next.
+    Complete(ToolList),
     Failed,
 }
 
@@ -114,14 +118,13 @@ impl ToolCache {
         Self::AwaitingInitialize(id)
     }
 
-    /// The bytes of the cached answers.
+    /// The bytes that are kept for this device alone; lists that devices share have a limit of their own.
     pub(super) fn retained_bytes(&self) -> usize {
         let Self::Active(mcp) = self else { return 0 };
         let all = |texts: &[Box<str>]| texts.iter().map(|text| text.len()).sum::<usize>();
         let step = match &mcp.step {
             DiscoveryStep::Listing(listing) => all(&listing.tools) + all(&listing.cursors),
-            DiscoveryStep::Complete(result) => result.len(),
-            DiscoveryStep::Initializing | DiscoveryStep::Failed => 0,
+            DiscoveryStep::Initializing | DiscoveryStep::Complete(_) | DiscoveryStep::Failed => 0,
         };
         step + mcp.initialize_result.as_ref().map_or(0, |text| text.len())
     }
@@ -129,7 +132,7 @@ impl ToolCache {
     /// `since`: when the device was accepted.
     pub(super) fn deadline(&self, since: Instant) -> Option<Instant> {
         match self {
-            Self::Disabled | Self::Unanswered => None,
+            Self::Disabled | Self::Unanswered | Self::Discovered(_) => None,
             Self::AwaitingInitialize(_) => Some(since + RESPONSE_TIMEOUT),
             Self::Active(mcp) => mcp.pending.as_ref().map(|pending| pending.deadline),
         }
@@ -147,7 +150,7 @@ impl ToolCache {
                     mcp.fail_discovery(WHY, cx);
                 }
             }
-            Self::Disabled | Self::AwaitingInitialize(_) | Self::Unanswered => {}
+            Self::Disabled | Self::AwaitingInitialize(_) | Self::Unanswered | Self::Discovered(_) => {}
         }
     }
 
@@ -158,18 +161,44 @@ impl ToolCache {
         }
     }
 
+    /// The call has ended, and with it the chat server's requests.
+    pub(super) fn on_call_ended(&mut self) {
+        if let Self::Active(mcp) = self {
+            mcp.translated_ids = VecDeque::new();
+            mcp.initialize_answered_from_cache = false;
+        }
+        self.compact();
+    }
+
+    /// Frees the proxy if only the list is left of it. To be called after each message for [`activate`](Self::activate)'s proxy.
+    pub(super) fn compact(&mut self) {
+        let is_idle = |mcp: &McpProxy| {
+            matches!(mcp.step, DiscoveryStep::Complete(_))
+                && mcp.pending.is_none()
+                && mcp.translated_ids.is_empty()
+                && !mcp.initialize_answered_from_cache
+        };
+        if matches!(self, Self::Active(mcp) if is_idle(mcp))
+            && let Self::Active(mcp) = mem::replace(self, Self::Unanswered)
+            && let DiscoveryStep::Complete(list) = mcp.step
+        {
+            *self = Self::Discovered(list);
+        }
+    }
+
     /// The proxy that handles a message; `None` if it is turned off.
     pub(super) fn activate(&mut self, since: Instant) -> Option<&mut McpProxy> {
-        let mcp = match self {
+        let mcp = match mem::replace(self, Self::Disabled) {
             Self::Disabled => return None,
             Self::AwaitingInitialize(id) => {
-                let pending = Some(DiscoveryRequest { id: *id, deadline: since + RESPONSE_TIMEOUT });
-                McpProxy { pending, ..McpProxy::new(DiscoveryStep::Initializing) }
+                let pending = Some(DiscoveryRequest { id, deadline: since + RESPONSE_TIMEOUT });
+                Box::new(McpProxy { pending, ..McpProxy::new(DiscoveryStep::Initializing) })
             }
-            Self::Unanswered => McpProxy::new(DiscoveryStep::Failed),
-            Self::Active(mcp) => return Some(mcp),
+            Self::Unanswered => Box::new(McpProxy::new(DiscoveryStep::Failed)),
+            Self::Discovered(list) => Box::new(McpProxy::new(DiscoveryStep::Complete(list))),
+            Self::Active(mcp) => mcp,
         };
-        *self = Self::Active(Box::new(mcp));
+        *self = Self::Active(mcp);
         match self {
             Self::Active(mcp) => Some(mcp),
             _ => None,
@@ -250,14 +279,31 @@ impl McpProxy {
         let DiscoveryStep::Listing(listing) = &self.step else { return };
         let PartialList { tools, cursors, cut } = &**listing;
         let (pages, forwarded) = cut.unwrap_or_default();
-        cx.log(LogEvent::ToolDiscovery(Ok(ToolCount { cached: tools.len(), forwarded })));
+        let count = Ok(ToolCount { cached: tools.len(), forwarded });
         let next = match (cut, cursors.get(pages.wrapping_sub(1))) {
-            (None, _) => String::new(),
-            (Some(_), Some(cursor)) => format!(r#","nextCursor":{}"#, message::json_quote(cursor)),
+            (None, _) => None,
+            (Some(_), Some(cursor)) => Some(&**cursor),
             // Not even the first page fits: all requests are forwarded.
-            (Some(_), None) => return self.step = DiscoveryStep::Failed,
+            (Some(_), None) => {
+                cx.log(LogEvent::ToolDiscovery(count));
+                return self.step = DiscoveryStep::Failed;
+            }
         };
-        self.step = DiscoveryStep::Complete(format!(r#"{{"tools":[{}]{next}}}"#, tools.join(",")).into());
+        let initialize_result = self.initialize_result.as_deref().unwrap_or_default();
+        let Some(list) = cx.tool_lists.share(initialize_result, tools, next) else {
+            return self.fail_discovery("the different lists of all devices leave no memory for it", cx);
+        };
+        cx.log(LogEvent::ToolDiscovery(count));
+        self.initialize_result = None;
+        self.step = DiscoveryStep::Complete(list);
+    }
+
+    /// The device's result of `initialize`, raw.
+    fn initialize_result(&self) -> Option<&str> {
+        match &self.step {
+            DiscoveryStep::Complete(list) => Some(list.initialize_result()),
+            _ => self.initialize_result.as_deref(),
+        }
     }
 
     fn fail_discovery(&mut self, why: &'static str, cx: &mut Context<'_>) {
@@ -283,15 +329,14 @@ impl McpProxy {
             return unchanged;
         };
         let Some(method) = rpc.method.as_deref() else { return unchanged };
-        match (method, rpc.id, &self.step, &self.initialize_result) {
-            ("tools/list", Some(id), DiscoveryStep::Complete(result), _)
-                if requests_full_list(rpc.params) =>
-            {
-                ServerMessageOutcome::Answer(message::mcp_result(session_id, id, result))
+        match (method, rpc.id, &self.step, self.initialize_result()) {
+            ("tools/list", Some(id), DiscoveryStep::Complete(list), _) if requests_full_list(rpc.params) => {
+                ServerMessageOutcome::Answer(message::mcp_result(session_id, id, &list.to_result()))
             }
             ("initialize", Some(id), _, Some(result)) if !has_capabilities(rpc.params) => {
+                let answer = message::mcp_result(session_id, id, result);
                 self.initialize_answered_from_cache = true;
-                ServerMessageOutcome::Answer(message::mcp_result(session_id, id, result))
+                ServerMessageOutcome::Answer(answer)
             }
             ("notifications/initialized", None, ..) if self.initialize_answered_from_cache => {
                 ServerMessageOutcome::Consumed

@@ -42,6 +42,7 @@ mod request_ids;
 mod restart;
 mod server_cause;
 mod server_health;
+mod tool_lists;
 mod verdict;
 
 pub use action::{
@@ -66,6 +67,7 @@ pub use request_ids::RequestIds;
 pub use restart::RestartRecovery;
 pub use server_cause::{HttpAnswer, ServerCause};
 pub use server_health::{ServerHealth, WireFraming};
+pub use tool_lists::ToolLists;
 pub use verdict::Verdict;
 
 #[cfg(any(test, fuzzing))]

@@ -38,6 +38,7 @@ impl Gateway {
             hellos: &mut self.hellos,
             ended_calls: &mut self.ended_calls,
             ids: &REQUEST_IDS,
+            tool_lists: &self.tool_lists,
             out: &mut self.actions,
         };
         decide(&mut session.core, &mut cx);

@@ -79,7 +79,9 @@ use crate::net::upgrade::Predecessor;
 use crate::net::webhooks::Webhooks;
 use crate::proto::identity::Mac;
 use crate::proto::proxy_protocol;
-use crate::session::{Action, EndedCalls, HelloLimiter, RateLimiter, RestartRecovery, ServerHealth};
+use crate::session::{
+    Action, EndedCalls, HelloLimiter, RateLimiter, RestartRecovery, ServerHealth, ToolLists,
+};
 
 /// The longest read from a device's connection: a PROXY protocol header.
 const SCRATCH_LEN: usize = proxy_protocol::MAX_V2_LEN;
@@ -128,6 +130,7 @@ pub struct Gateway {
     servers: ServerHealth,
     hellos: HelloLimiter,
     ended_calls: EndedCalls,
+    tool_lists: ToolLists,
     actions: Vec<Action>,
     /// Lines about devices that connect and leave.
     connection_log: ConnectionLog,
@@ -245,6 +248,7 @@ impl Gateway {
             servers: ServerHealth::default(),
             hellos: HelloLimiter::default(),
             ended_calls: EndedCalls::default(),
+            tool_lists: ToolLists::default(),
             actions: Vec::new(),
             connection_log: ConnectionLog::default(),
             unidentified_log: LogLimiter::new(10, Duration::from_secs(10)),

@@ -5,7 +5,7 @@
 //! share. A session that exceeds its share loses the WebSocket or the device's
 //! connection, whichever buffers more.
 //!
-//! Counted are: of a device, its partial packet and unread output, and the texts, frames and tools that its core holds; of a
+//! Counted are: of a device, its partial packet and unread output, and the texts and frames that its core holds, with tools that are being listed; of a
 //! WebSocket, its upgrade, the incomplete message and the unread output. The capacity of a buffer counts, which may be twice
 //! its content. Memory of the TLS library and of the system is not counted.
 
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::net::sessions::session::Session;
 
-/// Bytes that each session may buffer for free: enough for any ordinary message and a device's list of tools.
+/// Bytes that each session may buffer for free: enough for any ordinary message and for listing a device's tools.
 pub(crate) const FREE_PER_CONNECTION: usize = 16 * 1024;
 /// Bytes that all sessions together may buffer above that.
 pub(crate) const BUDGET: usize = 32 * 1024 * 1024;

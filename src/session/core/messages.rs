@@ -58,7 +58,9 @@ impl Core {
         let session_id = self.call.as_ref().and_then(|call| call.session_id());
         match self.mcp.activate(self.since) {
             Some(mcp) => {
-                if let Some(reply) = mcp.on_response(text, id, &rpc, session_id, cx) {
+                let reply = mcp.on_response(text, id, &rpc, session_id, cx);
+                self.mcp.compact();
+                if let Some(reply) = reply {
                     self.forward_to_server(&reply, peek, cx);
                 }
             }
