@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, UdpSocket};
@@ -13,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mqtt_websocket_proxy::config::{Config, PublicIp};
+use mqtt_websocket_proxy::config::{Config, PublicIp, ServerOrder};
 use mqtt_websocket_proxy::net::Running;
 use serde_json::{Value, json};
 use support::chat_server::ChatServer;
@@ -145,6 +146,48 @@ fn a_good_call_has_a_record_with_everything() {
     assert_eq!(stages.to_bits(), 5_f64.to_bits(), "each stage of one call");
 }
 
+/// A value has exactly the members that the description of the API requires of this schema, those of objects in it included.
+fn assert_described(schemas: &Value, schema: &Value, value: &Value) {
+    let name = schema["$ref"].as_str().and_then(|path| path.rsplit('/').next());
+    let schema = name.map_or(schema, |name| &schemas[name]);
+    if let (Some(items), Some(values)) = (schema.get("items"), value.as_array()) {
+        return values.iter().for_each(|value| assert_described(schemas, items, value));
+    }
+    let (Some(members), Some(described)) = (value.as_object(), schema["properties"].as_object()) else {
+        return;
+    };
+    let required: BTreeSet<_> =
+        schema["required"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert_eq!(members.keys().map(String::as_str).collect::<BTreeSet<_>>(), required);
+    for (name, value) in members {
+        assert_described(schemas, &described[name], value);
+    }
+}
+
+#[test]
+fn calls_are_as_the_description_of_the_api_says() {
+    let server = ChatServer::start();
+    let down = format!("ws://{}/", closed_port());
+    let gateway = gateway_with(&[down, server.url()], |config| config.websocket.order = ServerOrder::First);
+    let api = Api::of(&gateway);
+    let mut device = Device::connect(gateway.addresses().mqtt, 1);
+    let (mut call, mut peer) = device.call(&server);
+    call.send(0, &OPUS);
+    peer.binary();
+    let schemas = api.get("/openapi.json").1["components"]["schemas"].take();
+    let so_far = api.get(&format!("/api/sessions/{}", mac(1))).1;
+    assert_described(&schemas, &schemas["Call"], &so_far["call"]);
+    device.send_text(GOODBYE);
+    let record = api.call();
+    assert_eq!(record["failures"].as_array().unwrap().len(), 1, "{record}");
+    assert_described(&schemas, &schemas["CallRecord"], &record);
+    assert_described(&schemas, &schemas["Calls"], &api.get("/api/calls").1);
+    let mut shown = api.get(&format!("/api/calls/{}", record["id"])).1;
+    let series = shown.as_object_mut().unwrap().remove("series").unwrap();
+    assert_described(&schemas, &schemas["CallRecord"], &shown);
+    assert_described(&schemas, &schemas["FinishedCall"]["allOf"][1], &json!({ "series": series }));
+}
+
 /// Passes datagrams on to the gateway, except each eleventh.
 fn lossy_relay(gateway: SocketAddr, stopped: Arc<AtomicBool>) -> SocketAddr {
     let relay = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
@@ -212,9 +255,7 @@ fn a_firewall_that_drops_udp() {
 #[test]
 fn chat_servers_that_are_down() {
     let urls = [closed_port(), closed_port()].map(|addr| format!("ws://{addr}/chat"));
-    let gateway = gateway_with(&urls, |config| {
-        config.websocket.order = mqtt_websocket_proxy::config::ServerOrder::First
-    });
+    let gateway = gateway_with(&urls, |config| config.websocket.order = ServerOrder::First);
     let api = Api::of(&gateway);
     let mut device = Device::connect(gateway.addresses().mqtt, 4);
     device.send_text(HELLO);
