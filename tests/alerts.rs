@@ -21,7 +21,7 @@ fn promtool_accepts_the_alerts_and_each_fires_for_its_fault_only() {
     {
         let output = match Command::new("promtool").args(arguments).current_dir(ROOT).output() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                return println!("skipped: promtool is not installed");
+                return eprintln!("skipped: promtool is not installed");
             }
             output => output.unwrap(),
         };

@@ -128,6 +128,18 @@ impl Event {
         Self::new(EventKind::CallEnded, message, fields)
     }
 
+    /// A chat server is not well: its `health_url` says so, or does not answer.
+    pub fn server_unwell(url: &str, why: &str) -> Self {
+        let message = format!("chat server {url} is not well, new calls try it last: its health_url: {why}");
+        Self::new(EventKind::ServerFailed, message, vec![("server", json!(url)), ("reason", json!(why))])
+    }
+
+    /// Its `health_url` says that it is well again.
+    pub fn server_well(url: &str) -> Self {
+        let message = format!("chat server {url} is well again");
+        Self::new(EventKind::ServerRecovered, message, vec![("server", json!(url))])
+    }
+
     /// The certificate of this section, valid for these names until then, expires in so many days; a negative number is the past.
     pub fn certificate_expiring(section: &str, names: &str, expires: &str, days_left: i64) -> Self {
         let message = match days_left {
@@ -353,6 +365,18 @@ mod tests {
                 "server.recovered",
                 "chat server ws://a/ works again after 2 s",
                 json!({"after_s": 2}),
+            ),
+            (
+                Event::server_unwell("ws://a/", "HTTP 503"),
+                "server.failed",
+                "chat server ws://a/ is not well, new calls try it last: its health_url: HTTP 503",
+                json!({"server": "ws://a/", "reason": "HTTP 503"}),
+            ),
+            (
+                Event::server_well("ws://a/"),
+                "server.recovered",
+                "chat server ws://a/ is well again",
+                json!({"server": "ws://a/"}),
             ),
             (
                 Event::certificate_expiring("mqtt.tls", "gw", "May 1", 3),

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::{error, info, warn};
+use log::error;
 
+use crate::admin::event::Event;
 use crate::config::{ChatServerConfig, Config, HttpUrl};
 use crate::net::backend::http_client;
 use crate::net::backend::upgrade::USER_AGENT;
@@ -25,8 +26,13 @@ const STACK_SIZE: usize = 256 << 10;
 pub(crate) struct HealthPoller(Arc<Mutex<Option<Arc<Config>>>>);
 
 impl HealthPoller {
-    /// Asks for the servers of `config` from now on. `tell` gets the URLs of those that are not well, whenever they change.
-    pub(crate) fn poll(&self, config: &Arc<Config>, tell: impl Fn(HashSet<String>) + Send + 'static) {
+    /// Asks for the servers of `config` from now on. `tell` gets the URLs of those that are not well, whenever they change, and
+    /// what has changed.
+    pub(crate) fn poll(
+        &self,
+        config: &Arc<Config>,
+        tell: impl Fn(HashSet<String>, Vec<Event>) + Send + 'static,
+    ) {
         let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let runs = current.is_some();
         if !runs && !config.servers().any(|(_, server)| server.health_url.is_some()) {
@@ -46,26 +52,26 @@ impl HealthPoller {
     }
 }
 
-fn run(shared: &Weak<Mutex<Option<Arc<Config>>>>, tell: &dyn Fn(HashSet<String>)) {
+fn run(shared: &Weak<Mutex<Option<Arc<Config>>>>, tell: &dyn Fn(HashSet<String>, Vec<Event>)) {
     let mut unwell = HashSet::new();
     loop {
         let Some(config) = shared.upgrade() else { return };
         let Some(config) = config.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return };
-        let now_unwell = ask_all(&config, &unwell);
+        let (now_unwell, changes) = ask_all(&config, &unwell);
         if now_unwell != unwell {
             unwell.clone_from(&now_unwell);
-            tell(now_unwell);
+            tell(now_unwell, changes);
         }
         drop(config);
         thread::sleep(INTERVAL);
     }
 }
 
-/// The URLs of the servers that are not well. Logs what has changed since `before`.
-fn ask_all(config: &Config, before: &HashSet<String>) -> HashSet<String> {
+/// The URLs of the servers that are not well, and what has changed since `before`.
+fn ask_all(config: &Config, before: &HashSet<String>) -> (HashSet<String>, Vec<Event>) {
     let servers: Vec<_> =
         config.servers().filter_map(|(_, server)| Some((server, server.health_url.as_ref()?))).collect();
-    let mut unwell = HashSet::new();
+    let (mut unwell, mut changes) = (HashSet::new(), Vec::new());
     for some in servers.chunks(MAX_CONCURRENT) {
         let answers: Vec<_> = thread::scope(|scope| {
             let ask = |&(server, health): &(&Arc<ChatServerConfig>, &HttpUrl)| {
@@ -80,18 +86,18 @@ fn ask_all(config: &Config, before: &HashSet<String>) -> HashSet<String> {
             let url = &server.url;
             match answer {
                 Some(Err(why)) if unwell.insert(url.clone()) && !before.contains(url) => {
-                    warn!("chat server {server} is not well, new calls try it last: its health_url: {why}");
+                    changes.push(Event::server_unwell(&server.to_string(), &why));
                 }
                 Some(Err(_)) => {}
                 // Nothing is known when it could not be asked.
                 None if before.contains(url) => drop(unwell.insert(url.clone())),
                 None => {}
-                Some(Ok(())) if before.contains(url) => info!("chat server {server} is well again"),
+                Some(Ok(())) if before.contains(url) => changes.push(Event::server_well(&server.to_string())),
                 Some(Ok(())) => {}
             }
         }
     }
-    unwell
+    (unwell, changes)
 }
 
 /// Asks one server: anything other than 2xx in time is an error, in words.
@@ -192,13 +198,15 @@ mod tests {
         config.websocket.production = servers.to_vec();
         let (told, changes) = mpsc::channel();
         let poller = HealthPoller::default();
-        poller.poll(&Arc::new(Config::default()), |_| panic!("there is nothing to ask"));
+        poller.poll(&Arc::new(Config::default()), |_, _| panic!("there is nothing to ask"));
         let config = Arc::new(config);
         let tell = told.clone();
-        poller.poll(&config, move |unwell| tell.send(unwell).unwrap());
-        poller.poll(&config, move |_| drop(told.clone()));
-        assert_eq!(changes.recv().unwrap(), HashSet::from([servers[0].url.clone()]));
-        assert_eq!(changes.recv().unwrap(), HashSet::new());
+        poller.poll(&config, move |unwell, changes| tell.send((unwell, changes)).unwrap());
+        poller.poll(&config, move |_, _| drop(told.clone()));
+        let shown = servers[0].to_string();
+        let failed = Event::server_unwell(&shown, "HTTP 500");
+        assert_eq!(changes.recv().unwrap(), (HashSet::from([servers[0].url.clone()]), vec![failed]));
+        assert_eq!(changes.recv().unwrap(), (HashSet::new(), vec![Event::server_well(&shown)]));
         drop(poller);
         assert!(changes.recv().is_err(), "its sender is dropped");
     }

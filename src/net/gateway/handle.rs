@@ -13,6 +13,7 @@ use std::{io, thread};
 use log::error;
 use mio::Waker;
 
+use crate::admin::event::Event;
 use crate::config::{Config, Source};
 use crate::net::admin::pending::{AdminRequest, AdminResponse};
 use crate::net::error::BindError;
@@ -47,8 +48,8 @@ pub(crate) enum Command {
     WorkerEnded {
         failed: bool,
     },
-    /// To all workers: the URLs of the chat servers that are not well.
-    ServersUnwell(HashSet<String>),
+    /// To all workers: the URLs of the chat servers that are not well; to the leader also what has changed.
+    ServersUnwell(HashSet<String>, Vec<Event>),
     /// From the leader: to be answered with its number, which shows that the loop runs.
     Ping(usize),
     /// Makes this worker panic.

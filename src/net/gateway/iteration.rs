@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
+use log::Level;
 use mio::Events;
 use mio::event::Event;
 
+use crate::config::EventKind;
 use crate::net::event_loop::io::TimerKind;
 use crate::net::event_loop::run_queue::Task;
 use crate::net::event_loop::token::{
@@ -216,8 +218,13 @@ impl Gateway {
                 Command::Relay { from, batch } => self.on_relay(from, *batch),
                 Command::AdminRequest(request) => self.run_admin_request(&request),
                 Command::AdminResponse(response) => self.admin.on_response(*response, &mut self.io),
-                Command::ServersUnwell(unwell) => {
-                    self.workers.broadcast(|| Command::ServersUnwell(unwell.clone()));
+                Command::ServersUnwell(unwell, changes) => {
+                    for change in changes {
+                        let failed = change.kind == EventKind::ServerFailed;
+                        let level = if failed { Level::Warn } else { Level::Info };
+                        self.publish_event(level, &change);
+                    }
+                    self.workers.broadcast(|| Command::ServersUnwell(unwell.clone(), Vec::new()));
                     self.servers.set_unwell(unwell);
                 }
                 // At the end of the iteration.

@@ -280,7 +280,9 @@ impl Gateway {
     fn poll_health(&self) {
         if self.workers.is_leader() {
             let handle = self.handle();
-            self.health.poll(&self.io.config, move |unwell| handle.send(Command::ServersUnwell(unwell)));
+            self.health.poll(&self.io.config, move |unwell, changes| {
+                handle.send(Command::ServersUnwell(unwell, changes));
+            });
         }
     }
 
