@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use log::LevelFilter;
 use mqtt_websocket_proxy::config::{DEFAULT_FILE, LEVELS, NODE_FILE, VARIABLES, parse_level};
 use mqtt_websocket_proxy::tools::command_line::{finish, nearest, path_option};
-use mqtt_websocket_proxy::tools::{check, credentials, demo, health, init, language, probe, token};
+use mqtt_websocket_proxy::tools::{check, credentials, demo, drain, health, init, language, probe, token};
 use pico_args::Arguments;
 
 /// What the command line asks for.
@@ -35,7 +35,7 @@ pub(crate) struct RunOptions {
 pub(crate) type RunSubcommand = fn(Arguments) -> ExitCode;
 
 /// The sub-commands by their names.
-const SUBCOMMANDS: [(&str, RunSubcommand); 7] = [
+const SUBCOMMANDS: [(&str, RunSubcommand); 8] = [
     ("demo", demo::run),
     ("init", init::run),
     ("probe", probe::run),
@@ -43,6 +43,7 @@ const SUBCOMMANDS: [(&str, RunSubcommand); 7] = [
     ("credentials", credentials::run),
     ("token", token::run),
     ("health", health::run),
+    ("drain", drain::run),
 ];
 
 /// Reads the command line, without the program's name.
@@ -101,6 +102,7 @@ Usage:
   mqtt-websocket-proxy credentials [options]        print what a device must be given to log in
   mqtt-websocket-proxy token [options]              print today's token of the management page, and its URL
   mqtt-websocket-proxy health [options]             ask the gateway on this machine whether it runs
+  mqtt-websocket-proxy drain [options]              let its calls end, and it with the last; what it waits for
 Each command has a --help of its own.
 
 Options:
@@ -197,6 +199,7 @@ mod tests {
             "check",
             "token",
             "health",
+            "drain",
         ];
         for name in options.into_iter().chain(VARIABLES.map(|(name, _)| name)) {
             assert!(help.contains(name), "{name}");

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "tls")]
 use mqtt_websocket_proxy::net::Running;
-use serde_json::json;
+use serde_json::{Value, json};
 use support::chat_server::{ChatServer, Message, audio_frame};
 use support::device::Device;
 use support::host::wait_until;
 use support::http::{RawClient, Reply, raw_request};
 use support::mqtt::Client;
 use support::process::{Folder, Process};
-use support::{TIMEOUT, gateway};
+use support::{TIMEOUT, closed_port, gateway};
 #[cfg(feature = "tls")]
 use support::{config, host::device_over, process_loopback_ip, tls::CertificateAuthority};
 
@@ -62,7 +62,12 @@ fn a_call_continues_while_idle_devices_leave_and_its_end_exits_with_0() {
     wait_until("the port is closed", || TcpStream::connect(process.mqtt()).is_err());
     assert_eq!(unauthenticated.read_until_closed(), []);
     let ready = http_get(api, "/readyz");
-    assert_eq!((ready.status, &*ready.body), (503, r#"{"status":"draining"}"#));
+    let waits_for: Value = serde_json::from_str(&ready.body).unwrap();
+    assert_eq!(
+        (ready.status, &waits_for["status"], &waits_for["calls"]),
+        (503, &json!("draining"), &json!(1))
+    );
+    assert!((1..=6).contains(&waits_for["devices"].as_u64().unwrap()), "{waits_for}");
     assert_eq!(http_get(api, "/healthz").status, 200);
     assert!(http_get(api, "/metrics").body.contains("gateway_draining 1"));
     assert!(http_get(api, "/api/sessions").body.contains(r#""draining":true"#));
@@ -151,6 +156,53 @@ fn a_call_of_a_device_that_lost_its_connection_is_not_waited_for() {
     }
     peer.expect_close(1000);
     assert_eq!(process.exit_code(), Some(0));
+}
+
+#[test]
+fn a_command_begins_a_drain_says_what_it_waits_for_and_limits_it() {
+    let server = ChatServer::start();
+    let api = closed_port();
+    let file = json!({
+        "mqtt": {"host": "127.0.0.1"}, "udp": {"host": "127.0.0.1"}, "mcp": {"enabled": false},
+        "websocket": {"production_servers": [server.url()]},
+        "api": {"host": api.ip(), "token": TOKEN},
+    });
+    let folder = Folder::new().with_file("gateway.json", file.to_string());
+    let port = api.port().to_string();
+    let variables = [("API_PORT", port.as_str())];
+    let ask = |options: &str| {
+        let output = folder.run(&format!("drain -c gateway.json {options}"), &variables);
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap(), String::from_utf8(said).unwrap())
+    };
+    let (code, said) = ask("");
+    assert!(code == 1 && said.contains("no gateway answers"), "{code} {said}");
+    let mut process = folder.start("-c gateway.json", &variables);
+    let mut device = Device::connect(process.mqtt(), 1);
+    let (call, mut peer) = device.call(&server);
+    let (code, said) = ask("--status");
+    assert!(code == 1 && said.contains(r#"it does not drain: {"status":"ready"}"#), "{code} {said}");
+    assert_eq!(ask(""), (0, "draining: waits for 1 calls, 1 devices\n".to_owned()));
+    process.wait_for_line("draining: 1 calls to finish");
+    assert_eq!(ask("--status"), (0, "draining: waits for 1 calls, 1 devices\n".to_owned()));
+    let limited = "draining: waits for 1 calls, 1 devices; calls that go on in 7200 s are ended then\n";
+    assert_eq!(ask("--within 2h"), (0, limited.to_owned()));
+    // A drain that has a limit keeps it.
+    assert!(ask("").1.contains("are ended then"));
+    device.mqtt.assert_nothing_pending();
+
+    assert_eq!(ask("--within 1s").0, 0);
+    device.expect_goodbye(&call.session_id);
+    peer.expect_close(1001);
+    device.mqtt.read_until_closed();
+    let (code, lines) = process.end();
+    assert_eq!(code, Some(0));
+    assert!(lines.iter().any(|line| line.contains("the time is over, 1 calls are ended")), "{lines:#?}");
+    assert_eq!(ask("--status").0, 1);
+    assert!(ask("--help").1.contains("Exit code"));
+    for options in ["--within 1d", "--status --within 1m", "--nonsense"] {
+        assert_eq!(ask(options).0, 2, "{options}");
+    }
 }
 
 #[cfg(feature = "tls")]

@@ -439,6 +439,29 @@ fn a_drain_ends_with_the_last_call_of_any_worker() {
 }
 
 #[test]
+fn a_drain_says_what_all_workers_wait_for_and_ends_their_calls_in_time() {
+    let fixture = fixture(|config| config.workers = 3);
+    let mut devices: Vec<SimulatedDevice> = (0..DEVICES).map(|n| fixture.device(&mac(n))).collect();
+    let _calls: Vec<Call> = devices[..8].iter_mut().map(start_call).collect();
+    for query in ["?within=0", "?within=604801", "?within=1m"] {
+        assert_eq!(fixture.request("POST", &format!("/api/drain{query}"), None).0, 400, "{query}");
+    }
+    assert_eq!(fixture.request_with_token("POST", "/api/drain", None, None).0, 401);
+    let (status, answer) = fixture.request("POST", "/api/drain?within=3600", None);
+    let expected = json!({ "status": "draining", "calls": 8, "devices": 24, "secondsLeft": 3600 });
+    assert_eq!((status, answer), (200, expected));
+    let ready = fixture.poll_until("/readyz", |ready| ready["devices"] == 8);
+    assert_eq!((&ready["status"], &ready["calls"]), (&json!("draining"), &json!(8)));
+    assert!(ready["secondsLeft"].as_u64() > Some(3000), "{ready}");
+
+    assert_eq!(fixture.request("POST", "/api/drain?within=1", None).0, 200);
+    for device in &mut devices[..8] {
+        device.wait_for("goodbye", TIMEOUT).unwrap();
+    }
+    fixture.gateway.wait().unwrap();
+}
+
+#[test]
 fn ids_of_requests_repeat_at_no_worker_and_after_no_reconnection() {
     let fixture = fixture(|config| (config.workers, config.mcp.enabled) = (3, true));
     let mut ids = BTreeSet::new();

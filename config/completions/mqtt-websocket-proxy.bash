@@ -40,6 +40,8 @@ _mqtt_websocket_proxy() {
         token:-c | token:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
         token:--lang) return ;;
         health:-c | health:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
+        drain:--within) return ;;
+        drain:-c | drain:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$word"); return ;;
     esac
     case $command in
         demo) words='--seconds --lang -h --help' ;;
@@ -49,7 +51,8 @@ _mqtt_websocket_proxy() {
         credentials) words='--mac --uuid --group --key --endpoint -h --help' ;;
         token) words='-c --config --json --lang -h --help' ;;
         health) words='-c --config --ready -h --help' ;;
-        *) words='demo init probe check credentials token health -c --config -l --log-level -p --pid --lang -v --version -h --help' ;;
+        drain) words='--within --status -c --config -h --help' ;;
+        *) words='demo init probe check credentials token health drain -c --config -l --log-level -p --pid --lang -v --version -h --help' ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
 }

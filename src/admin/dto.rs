@@ -286,6 +286,21 @@ fn parse_mac(members: &Members<'_>, key: &str) -> Result<Option<Mac>, String> {
     text.trim_ascii().parse().map(Some).map_err(bad)
 }
 
+/// What a drain waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainStatus {
+    /// What the gateway is doing.
+    pub status: &'static str,
+    /// Calls in progress.
+    pub calls: usize,
+    /// Devices that are connected.
+    pub devices: usize,
+    /// The time after which the calls are ended, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
+}
+
 /// What became of a request, as the consoles expect it, and what the operator should know about the call.
 pub fn call_request_body(outcome: RequestOutcome, note: Option<String>) -> String {
     let (status, message) = match outcome {

@@ -52,6 +52,8 @@ pub enum Endpoint {
     EndSession,
     /// Reads the configuration file again.
     Reload,
+    /// Begins a drain.
+    Drain,
     /// Shows the configuration in force.
     Config,
     /// What went wrong lately.
@@ -90,6 +92,7 @@ impl Endpoint {
             Self::Calls
             | Self::Call
             | Self::Reload
+            | Self::Drain
             | Self::Config
             | Self::Errors
             | Self::Events
@@ -131,8 +134,11 @@ pub struct Route {
     pub endpoint: Endpoint,
 }
 
+/// The longest time that a drain may be given: a week.
+pub const MAX_DRAIN_SECONDS: u64 = 7 * 24 * 3600;
+
 /// Every call.
-pub static ROUTES: [Route; 25] = {
+pub static ROUTES: [Route; 26] = {
     use Access::{Metrics, Public, Token};
     [
         route(Method::GET, "/", Public, Endpoint::Dashboard),
@@ -157,6 +163,7 @@ pub static ROUTES: [Route; 25] = {
         route(Method::GET, "/api/calls", Token, Endpoint::Calls),
         route(Method::GET, "/api/calls/{id}", Token, Endpoint::Call),
         route(Method::POST, "/api/reload", Token, Endpoint::Reload),
+        route(Method::POST, "/api/drain", Token, Endpoint::Drain),
         route(Method::GET, "/api/config", Token, Endpoint::Config),
         route(Method::GET, "/api/errors", Token, Endpoint::Errors),
         route(Method::GET, "/api/events", Token, Endpoint::Events),
@@ -346,7 +353,7 @@ mod tests {
                 assert_eq!(path.contains("{clientId}"), item["parameters"][0]["$ref"].is_string(), "{place}");
                 assert_eq!(
                     operation.get("requestBody").is_some(),
-                    method == "post" && path != "/api/reload",
+                    method == "post" && !["/api/reload", "/api/drain"].contains(&path.as_str()),
                     "{place}"
                 );
             }

@@ -47,7 +47,7 @@ fn parse(mut args: CommandLine) -> Result<(Source, &'static str), String> {
 }
 
 fn check(address: SocketAddr, is_tls: bool, path: &str) -> ExitCode {
-    let answer = http_get(address, is_tls, path).unwrap_or_else(|error| error.to_string());
+    let answer = http_request(address, is_tls, "GET", path, None).unwrap_or_else(|error| error.to_string());
     let text = answer.lines().last().unwrap_or_default();
     if answer.starts_with("HTTP/1.1 200 ") {
         Terminal::stdout().print_line(text);
@@ -77,18 +77,29 @@ pub(super) fn local_api_address(config: &Config) -> SocketAddr {
 }
 
 /// The response, or its first 4 KiB.
-pub(super) fn http_get(address: SocketAddr, is_tls: bool, path: &str) -> io::Result<String> {
+pub(super) fn http_request(
+    address: SocketAddr,
+    is_tls: bool,
+    method: &str,
+    path: &str,
+    token: Option<&str>,
+) -> io::Result<String> {
     let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     let mut stream = Stream::Plain(stream);
     if is_tls {
-        // The certificate names the host by which others reach this machine, and nothing secret is sent.
+        // The certificate names the host by which others reach this machine, and nothing leaves this machine.
         let client = &mut TlsClient::new(None, true);
         stream = start_tls(stream, "localhost", client)
             .map_err(|error| io::Error::other(format!("TLS: {error}")))?;
     }
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let length = if method == "POST" { "Content-Length: 0\r\n" } else { "" };
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\n{token}{length}Connection: close\r\n\r\n"
+    )?;
     let mut answer = Vec::new();
     stream.take(4096).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

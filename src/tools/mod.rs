@@ -6,6 +6,7 @@ pub mod command_line;
 pub mod credentials;
 pub mod demo;
 pub mod device;
+pub mod drain;
 pub mod echo;
 pub mod health;
 pub mod init;

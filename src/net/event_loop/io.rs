@@ -57,6 +57,8 @@ pub(crate) enum TimerKind {
     Restart,
     /// Give memory back after a peak.
     TrimMemory,
+    /// Say what a drain waits for, or end it.
+    Drain,
     /// The grace period of the shutdown is over.
     Stop,
 }

@@ -1,6 +1,7 @@
 //! Handles the requests of the management API.
 
 use std::collections::{BTreeSet, HashSet};
+use std::time::Duration;
 
 use log::{Level, info};
 use serde_json::value::to_raw_value;
@@ -9,10 +10,10 @@ use crate::admin::answer::{Answer, json_response};
 use crate::admin::call_history::CallQuery;
 use crate::admin::dashboard;
 use crate::admin::dto::{self, DeviceStatus, DisconnectRequest, McpCommand};
-use crate::admin::params::{BadParameter, Members, query_flag};
+use crate::admin::params::{BadParameter, Members, query_flag, query_number};
 use crate::admin::prometheus::MetricFamilies;
 use crate::admin::response::Response;
-use crate::admin::routes::{Endpoint, OPENAPI};
+use crate::admin::routes::{Endpoint, MAX_DRAIN_SECONDS, OPENAPI};
 use crate::logger::log_about;
 use crate::net::admin::collect::MetricSources;
 use crate::net::admin::pending::{AdminRequest, first_cursor, parse_page_query};
@@ -65,6 +66,7 @@ impl Gateway {
             Endpoint::Reload => self.handle_reload(),
             // Is no request with one answer: see `start_event_stream`.
             Endpoint::Events => return None,
+            Endpoint::Drain => self.handle_drain(query),
             Endpoint::Errors => Response::json(200, self.admin.recent_errors().to_json()),
             Endpoint::Dashboard => Response::text(dashboard::CONTENT_TYPE, dashboard::HTML)
                 .with_header("Content-Security-Policy", self.admin.content_security_policy.as_str()),
@@ -76,7 +78,8 @@ impl Gateway {
         let (code, status) = match self.lifecycle.phase() {
             Phase::Serving if self.mqtt.is_accepting() => (200, "ready"),
             Phase::Serving => (503, "exhausted"),
-            phase => (503, phase.label()),
+            Phase::Draining => return Response { status: 503, ..json_response(&self.drain_status()) },
+            Phase::Stopping => (503, Phase::Stopping.label()),
         };
         Response::json(code, format!(r#"{{"status":"{status}"}}"#))
     }
@@ -355,6 +358,16 @@ impl Gateway {
     }
 
     // ----- the gateway --------------------------------------------------------------------------------------------
+
+    fn handle_drain(&mut self, query: &str) -> Response {
+        // Nothing is given for 0, which is not allowed.
+        match query_number(query, "within", 0, (1, MAX_DRAIN_SECONDS)) {
+            Ok(0) => self.drain(None),
+            Ok(seconds) => self.drain(Some(Duration::from_secs(seconds))),
+            Err(bad) => return bad_parameter(&bad),
+        }
+        json_response(&self.drain_status())
+    }
 
     fn handle_reload(&mut self) -> Response {
         match self.reload_file() {

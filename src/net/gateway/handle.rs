@@ -25,8 +25,9 @@ use crate::session::RelayBatch;
 /// What other threads send to the loop.
 pub(crate) enum Command {
     Stop(Duration),
-    Drain,
     Upgrade(UpgradeStep),
+    /// With the time after which it ends although calls go on.
+    Drain(Option<Duration>),
     Reload(Box<Config>),
     ReloadFile,
     /// From another worker: a connection of a device that belongs to this one.
@@ -83,7 +84,13 @@ impl Handle {
     /// calls finish. [`Gateway::run`] returns when the last call has ended. A second drain has no effect; [`Handle::stop`]
     /// ends it sooner.
     pub fn drain(&self) {
-        self.send(Command::Drain);
+        self.send(Command::Drain(None));
+    }
+
+    /// As [`Handle::drain`], and the calls that go on after this time are ended as by [`Handle::stop`]. Given again, it counts from
+    /// then on.
+    pub fn drain_within(&self, within: Duration) {
+        self.send(Command::Drain(Some(within)));
     }
 
     /// Upgrade in place: starts `program`, which must be this one or another version of it, with the sockets of this gateway. When it

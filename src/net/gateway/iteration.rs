@@ -204,8 +204,8 @@ impl Gateway {
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Stop(grace) => self.stop(grace),
-                Command::Drain => self.drain(),
                 Command::Upgrade(step) => self.on_upgrade_step(step),
+                Command::Drain(within) => self.drain(within),
                 // The outcome is in the log.
                 Command::Reload(config) => {
                     let _ = self.reload(*config);
@@ -279,6 +279,7 @@ impl Gateway {
                 TimerKind::ConnectionSummary => self.connection_log.write_summary(),
                 TimerKind::Restart => self.on_restart_timer(),
                 TimerKind::TrimMemory => self.trim_memory(),
+                TimerKind::Drain => self.on_drain_timer(),
                 TimerKind::Stop => {}
             }
         }

@@ -1,4 +1,4 @@
-//! Reload, drain and stop.
+//! Reload and stop, and which of them is in progress.
 
 use std::mem;
 use std::sync::Arc;
@@ -14,13 +14,10 @@ use crate::net::event_loop::io::{Io, TimerKind};
 use crate::net::file_watch::{self, FileWatch};
 use crate::net::gateway::Gateway;
 use crate::net::gateway::device_calls::DeviceCalls;
+use crate::net::gateway::drain::Drain;
 use crate::net::gateway::handle::Command;
 use crate::net::mqtt::watched_certificate::{CertificateProblems, WatchedCertificate};
 use crate::session::Core;
-
-/// A draining gateway disconnects its devices without a call one by one over this time, since all at once would overload the
-/// gateways that they reconnect to.
-pub(super) const DRAIN_SPREAD: Duration = Duration::from_secs(5);
 
 /// Why a reload changed nothing.
 #[derive(Debug)]
@@ -55,7 +52,7 @@ pub(crate) struct Lifecycle {
     config_watch: Option<FileWatch>,
     /// The timer that checks files is armed.
     watch_armed: bool,
-    draining: bool,
+    drain: Option<Drain>,
     /// Until when a stop waits for unwritten data.
     stop_deadline: Option<Instant>,
 }
@@ -64,11 +61,11 @@ impl Lifecycle {
     pub(crate) fn new(source: Option<Source>) -> Self {
         let path = source.as_ref().and_then(|source| source.path());
         let config_watch = path.map(|path| FileWatch::new(path.to_owned()));
-        Self { source, config_watch, watch_armed: false, draining: false, stop_deadline: None }
+        Self { source, config_watch, watch_armed: false, drain: None, stop_deadline: None }
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        match (self.stop_deadline, self.draining) {
+        match (self.stop_deadline, self.drain.is_some()) {
             (Some(_), _) => Phase::Stopping,
             (None, true) => Phase::Draining,
             (None, false) => Phase::Serving,
@@ -85,7 +82,15 @@ impl Lifecycle {
 
     /// Whether a drain has begun, even if a stop followed it.
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining
+        self.drain.is_some()
+    }
+
+    pub(crate) fn drain(&self) -> Option<&Drain> {
+        self.drain.as_ref()
+    }
+
+    pub(crate) fn drain_mut(&mut self) -> Option<&mut Drain> {
+        self.drain.as_mut()
     }
 
     pub(crate) fn stop_deadline(&self) -> Option<Instant> {
@@ -93,8 +98,12 @@ impl Lifecycle {
     }
 
     /// False when the gateway already drains or stops.
-    fn begin_drain(&mut self) -> bool {
-        self.is_serving() && !mem::replace(&mut self.draining, true)
+    pub(crate) fn begin_drain(&mut self, now: Instant) -> bool {
+        let begins = self.is_serving();
+        if begins {
+            self.drain = Some(Drain::new(now));
+        }
+        begins
     }
 
     /// The first stop waits `grace` for unwritten data; a second one ends the wait, and returns false.
@@ -106,6 +115,12 @@ impl Lifecycle {
         self.stop_deadline = Some(io.now + grace);
         io.timers.arm(io.now + grace, TimerKind::Stop);
         true
+    }
+
+    /// Another process has the configuration file now.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn forget_config_file(&mut self) {
+        self.config_watch = None;
     }
 
     /// Arms the timer that checks for changed files, once, if there are files to watch.
@@ -218,49 +233,6 @@ impl Gateway {
         ReloadError::Refused(why)
     }
 
-    pub(super) fn drain(&mut self) {
-        if !self.lifecycle.begin_drain() {
-            return;
-        }
-        // While a port is open, the system accepts connections on it.
-        self.mqtt.close();
-        self.ota.close();
-        if self.workers.is_leader() {
-            info!(
-                "draining: {} calls to finish; devices without one are disconnected within {} s",
-                self.all_calls(),
-                DRAIN_SPREAD.as_secs()
-            );
-        }
-        self.workers.broadcast(|| Command::Drain);
-        self.drain_sessions(|_| true);
-        self.notify_status();
-    }
-
-    /// Lets devices without a call go over some seconds.
-    fn drain_sessions(&mut self, is_included: impl Fn(&Core) -> bool) {
-        let mut ids = self.sessions.ids();
-        ids.retain(|id| self.sessions.get(*id).is_some_and(|session| is_included(&session.core)));
-        let count = ids.len().max(1) as u32;
-        for (n, id) in ids.into_iter().enumerate() {
-            let leave_at = self.io.now + DRAIN_SPREAD * n as u32 / count;
-            self.drive(id, |core, cx| core.drain(leave_at, cx));
-        }
-    }
-
-    /// Another process has the ports of this one: devices reconnect to it when they have no call.
-    #[cfg(target_os = "linux")]
-    pub(super) fn let_devices_go(&mut self) {
-        if !self.lifecycle.begin_drain() {
-            return;
-        }
-        self.mqtt.close();
-        self.ota.close();
-        self.lifecycle.config_watch = None;
-        // Those that are logging in may do that first.
-        self.drain_sessions(|core| core.client_id().is_some());
-    }
-
     pub(super) fn stop(&mut self, grace: Duration) {
         self.workers.broadcast(|| Command::Stop(grace));
         if !self.lifecycle.begin_stop(grace, &mut self.io) {
@@ -289,8 +261,8 @@ mod tests {
     fn a_drain_begins_once_and_a_stop_follows_it() {
         let (mut lifecycle, mut io) = (Lifecycle::new(None), Io::for_test());
         assert_eq!(lifecycle.phase(), Phase::Serving);
-        assert!(lifecycle.begin_drain());
-        assert!(!lifecycle.begin_drain());
+        assert!(lifecycle.begin_drain(io.now));
+        assert!(!lifecycle.begin_drain(io.now));
         assert_eq!(lifecycle.phase(), Phase::Draining);
         assert!(lifecycle.begin_stop(GRACE, &mut io));
         assert_eq!((lifecycle.phase(), lifecycle.is_draining()), (Phase::Stopping, true));
@@ -301,7 +273,7 @@ mod tests {
         let (mut lifecycle, mut io) = (Lifecycle::new(None), Io::for_test());
         assert!(lifecycle.begin_stop(GRACE, &mut io));
         assert_eq!(lifecycle.stop_deadline(), Some(io.now + GRACE));
-        assert!(!lifecycle.begin_drain());
+        assert!(!lifecycle.begin_drain(io.now));
         io.now += Duration::from_secs(1);
         assert!(!lifecycle.begin_stop(GRACE, &mut io));
         assert_eq!(lifecycle.stop_deadline(), Some(io.now));

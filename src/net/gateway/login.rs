@@ -9,7 +9,7 @@ use crate::admin::recent_errors::RecentErrorKind;
 
 use crate::net::event_loop::token::SessionId;
 use crate::net::gateway::Gateway;
-use crate::net::gateway::lifecycle::DRAIN_SPREAD;
+use crate::net::gateway::drain::DRAIN_SPREAD;
 use crate::net::mqtt::auth_throttle;
 use crate::net::sessions::session::Session;
 use crate::proto::identity::Mac;

@@ -12,6 +12,7 @@ pub(crate) mod device_calls;
 pub(crate) mod device_close;
 pub(crate) mod device_events;
 mod device_log;
+mod drain;
 mod events;
 pub mod fd_limit;
 pub(crate) mod handle;
