@@ -50,6 +50,12 @@ fn macs(page: &Value) -> Vec<String> {
     sessions.iter().map(|session| session["mac"].as_str().unwrap().to_owned()).collect()
 }
 
+/// How many of these sessions this worker serves.
+fn of_worker(page: &Value, worker: usize) -> f64 {
+    let sessions = page["sessions"].as_array().unwrap();
+    sessions.iter().filter(|session| session["worker"] == worker).count() as f64
+}
+
 fn start_call(device: &mut SimulatedDevice) -> Call {
     let call = device.call().unwrap();
     device.start_listening(&call, "auto").unwrap();
@@ -107,6 +113,17 @@ fn every_worker_has_calls_and_the_api_sees_all_of_them() {
     assert_eq!(numbers["gateway_mqtt_connections_total"], 24.0);
     assert_eq!(numbers["gateway_calls{state=\"live\"}"], 24.0);
     assert!(numbers["gateway_audio_packets_total{direction=\"up\"}"] >= 24.0);
+    let of_workers = |name: &str| -> Vec<f64> {
+        (0..3).map(|worker| numbers[&format!("{name}{{worker=\"{worker}\"}}")]).collect()
+    };
+    for name in ["gateway_worker_devices", "gateway_worker_calls"] {
+        let shares = of_workers(name);
+        assert!(shares.iter().sum::<f64>() == 24.0 && shares.iter().all(|share| *share > 0.0), "{shares:?}");
+        assert_eq!(shares, (0..3).map(|worker| of_worker(&page, worker)).collect::<Vec<_>>());
+    }
+    let datagrams = of_workers("gateway_worker_datagrams_total");
+    assert!(datagrams.iter().all(|of| *of > 0.0), "{datagrams:?}");
+    assert!(of_workers("gateway_worker_busy_seconds_total").iter().all(|busy| *busy > 0.0));
     assert!(numbers["process_threads"] >= 3.0 && numbers["gateway_log_lines_lost_total"] == 0.0);
 
     // Requests for one device reach its worker.

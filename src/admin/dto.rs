@@ -33,6 +33,8 @@ pub struct SessionDto<'a> {
     online_seconds: f64,
     /// The signature key that it logged in with.
     signature_key: &'static str,
+    /// The worker that serves it, counted from 0.
+    worker: usize,
     call: Option<CallDto<'a>>,
 }
 
@@ -54,8 +56,13 @@ struct CallDto<'a> {
     last_10s: CallSlice,
 }
 
-/// A connected device and its call; `None` for any other session.
-pub fn session_dto(core: &Core, current_key: Option<KeyFingerprint>, now: Instant) -> Option<SessionDto<'_>> {
+/// A connected device and its call, which this worker serves; `None` for any other session.
+pub fn session_dto(
+    core: &Core,
+    worker: usize,
+    current_key: Option<KeyFingerprint>,
+    now: Instant,
+) -> Option<SessionDto<'_>> {
     let client_id = core.client_id().filter(|_| core.is_present())?;
     let since = |at: Instant| seconds(now.saturating_duration_since(at));
     Some(SessionDto {
@@ -65,6 +72,7 @@ pub fn session_dto(core: &Core, current_key: Option<KeyFingerprint>, now: Instan
         connected: core.is_online(),
         online_seconds: core.online_since().map_or(0.0, since),
         signature_key: core.login_key(current_key).label(),
+        worker,
         call: core.call().zip(core.call_report(now)).map(|(call, report)| call_dto(&call, report, now)),
     })
 }

@@ -194,6 +194,11 @@ impl<const N: usize> Histogram<N> {
         samples.push(Sample::new("_count", labels, all));
         samples
     }
+
+    /// All of them together.
+    pub fn sum(&self) -> Duration {
+        self.sum
+    }
 }
 
 #[cfg(test)]

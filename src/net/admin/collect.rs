@@ -45,7 +45,9 @@ pub(crate) struct MetricSources<'a> {
     pub(crate) history: &'a History,
     pub(crate) webhooks: &'a Webhooks,
     pub(crate) draining: bool,
-    pub(crate) is_leader: bool,
+    /// The number of this worker, and how many there are.
+    pub(crate) worker: usize,
+    pub(crate) workers: usize,
 }
 
 impl MetricSources<'_> {
@@ -59,7 +61,8 @@ impl MetricSources<'_> {
         self.write_server_metrics(&counts, &mut families);
         self.write_audio_metrics(&counts, &mut families);
         self.write_loop_metrics(&mut families);
-        if self.is_leader {
+        self.write_worker_metrics(&mut families);
+        if self.worker == 0 {
             self.write_process_metrics(&mut families);
         }
         families
@@ -347,6 +350,28 @@ impl MetricSources<'_> {
             "result",
             [("ok", metrics.api_tls_handshakes), ("failed", metrics.api_tls_failed)],
         );
+    }
+
+    /// How the load is spread over the workers. Each reports 0 for the others, so that the sum has the number of each.
+    fn write_worker_metrics(&self, families: &mut MetricFamilies) {
+        let names: Vec<String> = (0..self.workers).map(|worker| worker.to_string()).collect();
+        let busy = self.io.metrics.iterations.sum().as_secs_f64();
+        let datagrams = self.io.metrics.datagrams_in as f64;
+        for (kind, name, help, own) in [
+            (
+                Gauge,
+                "gateway_worker_devices",
+                "Devices of each worker.",
+                self.sessions.index.devices() as f64,
+            ),
+            (Gauge, "gateway_worker_calls", "Calls of each worker.", self.sessions.index.calls() as f64),
+            (Counter, "gateway_worker_datagrams_total", "Datagrams that each worker received.", datagrams),
+            (Counter, "gateway_worker_busy_seconds_total", "Time that each worker did not wait.", busy),
+        ] {
+            let value = |worker| if worker == self.worker { own } else { 0.0 };
+            let samples = names.iter().enumerate().map(|(worker, name)| (name.as_str(), value(worker)));
+            families.labelled(kind, name, help, "worker", samples);
+        }
     }
 
     /// What is not added up over the workers: only the leader reports it, behind what all report.

@@ -105,7 +105,8 @@ impl Gateway {
             webhooks: &self.webhooks,
             draining: self.lifecycle.is_draining(),
             history: &self.history,
-            is_leader: self.workers.is_leader(),
+            worker: self.workers.index(),
+            workers: self.workers.len().max(1),
         };
         sources.collect()
     }
@@ -244,9 +245,11 @@ impl Gateway {
             next: None,
             sessions: Vec::new(),
         };
-        let current_key = self.io.config.mqtt.key_fingerprint();
+        let (worker, current_key) = (self.workers.index(), self.io.config.mqtt.key_fingerprint());
         for (slot, session) in self.sessions.starting_at(first_slot) {
-            let Some(view) = dto::session_dto(&session.core, current_key, self.io.now) else { continue };
+            let Some(view) = dto::session_dto(&session.core, worker, current_key, self.io.now) else {
+                continue;
+            };
             if page.sessions.len() == limit {
                 page.next = Some(own_cursor + slot as u64);
                 break;
@@ -260,7 +263,8 @@ impl Gateway {
         let session = self.find_device(client_id).and_then(|id| self.sessions.get(id));
         session
             .and_then(|session| {
-                dto::session_dto(&session.core, self.io.config.mqtt.key_fingerprint(), self.io.now)
+                let current_key = self.io.config.mqtt.key_fingerprint();
+                dto::session_dto(&session.core, self.workers.index(), current_key, self.io.now)
             })
             .map_or_else(not_connected, |view| json_response(&view))
     }
