@@ -7,12 +7,10 @@
 
 use std::fmt;
 
-use aes::Aes128Enc;
-use aes::cipher::{Array, InnerIvInit, KeyInit, StreamCipherCore};
-use ctr::{CtrCore, flavors};
-
+mod cipher;
 mod replay_window;
 
+pub use cipher::Cipher;
 pub use replay_window::{ReplayWindow, Run, SequenceVerdict};
 
 /// The length of both headers, in bytes.
@@ -118,38 +116,6 @@ impl std::error::Error for BadDatagram {}
 /// The nonce in the hello reply: a header in which the device overwrites length, timestamp and sequence.
 pub fn nonce(ssrc: u32) -> [u8; HEADER_LEN] {
     UdpHeader { flags: UPLINK_FLAGS, payload_len: 0, ssrc, timestamp: 0, sequence: 0 }.to_bytes()
-}
-
-/// A call's AES-128 key, expanded once.
-pub struct Cipher(Aes128Enc);
-
-impl Cipher {
-    /// Expands `key`.
-    pub fn new(key: &[u8; 16]) -> Self {
-        Self(Aes128Enc::new(key.into()))
-    }
-
-    /// Encrypts or decrypts `data` in place in counter mode, with a 128-bit big-endian counter that starts at `iv`.
-    pub fn apply(&self, iv: &[u8; 16], data: &mut [u8]) {
-        /// AES in software processes four blocks at once, and one block takes as long as four.
-        const BATCH: usize = 64;
-
-        let mut keystream = CtrCore::<&Aes128Enc, flavors::Ctr128BE>::inner_iv_init(&self.0, iv.into());
-        let (body, tail) = data.split_at_mut(data.len() / BATCH * BATCH);
-        keystream.apply_keystream_blocks(Array::slice_as_chunks_mut(body).0);
-        if !tail.is_empty() {
-            let mut padded = [0; BATCH];
-            padded[..tail.len()].copy_from_slice(tail);
-            keystream.apply_keystream_blocks(Array::slice_as_chunks_mut(&mut padded).0);
-            tail.copy_from_slice(&padded[..tail.len()]);
-        }
-    }
-}
-
-impl fmt::Debug for Cipher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Cipher(..)")
-    }
 }
 
 /// The header of a WebSocket audio frame with a payload of `len` bytes.
